@@ -1,0 +1,1 @@
+"""Ray drivers, one file a stage: ``python -m jobs.NAME recipe.toml key=value``."""

@@ -1,0 +1,218 @@
+"""The triplet and reject tables: schemas, ids, validation, and Parquet files written whole or not at all.
+
+Imports nothing else of ``wm`` but its exception. Every stage exchanges these two tables
+(rows in = triplets out + rejects out).
+"""
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+
+from wm.errors import InputError
+
+Origin = Literal["human", "idm", "fdm"]
+Outcome = Literal["filtered", "failed"]
+
+_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+_TRIPLET_FIELDS: list[tuple[str, pa.DataType]] = [
+    ("triplet_id", pa.string()),
+    ("dataset", pa.string()),
+    ("split", pa.string()),
+    ("class_label", pa.string()),
+    ("video_uri", pa.string()),
+    ("source_frame", pa.int32()),
+    ("target_frame", pa.int32()),
+    ("source_time_s", pa.float64()),
+    ("target_time_s", pa.float64()),
+    ("motion", pa.float32()),
+    ("source_image", _IMAGE),
+    ("target_image", _IMAGE),
+    ("codec", pa.string()),
+    ("source_codes", pa.list_(pa.uint16())),
+    ("target_codes", pa.list_(pa.uint16())),
+    ("change", pa.list_(pa.float32())),
+    ("action", pa.string()),
+    ("action_logprob", pa.float64()),
+    ("action_tokens", pa.int32()),
+    ("origin", pa.string()),
+    ("annotator", pa.string()),
+    ("status", pa.string()),
+    ("license", pa.string()),
+]
+
+_HF_FEATURES = {
+    "source_image": {"_type": "Image"},
+    "target_image": {"_type": "Image"},
+}
+
+
+def _hf_metadata(fields: Sequence[tuple[str, pa.DataType]]) -> dict[bytes, bytes]:
+    """Hugging Face ``datasets`` features, so ``load_dataset("parquet")`` shows the two images as pictures."""
+
+    def feature(name: str, kind: pa.DataType) -> dict[str, Any]:
+        if name in _HF_FEATURES:
+            return _HF_FEATURES[name]
+        if pa.types.is_list(kind):
+            return {"_type": "List", "feature": {"_type": "Value", "dtype": _hf_dtype(kind.value_type)}}
+        return {"_type": "Value", "dtype": _hf_dtype(kind)}
+
+    info = {"info": {"features": {name: feature(name, kind) for name, kind in fields}}}
+    return {b"huggingface": json.dumps(info).encode()}
+
+
+def _hf_dtype(kind: pa.DataType) -> str:
+    return {"double": "float64", "float": "float32"}.get(str(kind), str(kind))
+
+
+TRIPLET_SCHEMA = pa.schema(_TRIPLET_FIELDS, metadata=_hf_metadata(_TRIPLET_FIELDS))
+"""One row = (source image, action, target image).
+
+``*_codes``: codebook ids of the image, row-major (not vocabulary ids of a language model).
+``change``: squared L2 distance per image token between the pre-quantised features of source and target
+(paper section 3.2, recognition model), raw; normalising it is training's choice.
+``action_logprob``: sum of log-probabilities of the action's tokens in nats, ``action_tokens`` their count;
+both null for people's actions. ``motion``: mean optical-flow magnitude at the target key-frame, px/frame.
+``origin``: ``human``, ``idm`` or ``fdm``. Unknown times, frames and motion are null.
+"""
+
+REJECT_SCHEMA = pa.schema(
+    [
+        ("reject_id", pa.string()),
+        ("dataset", pa.string()),
+        ("split", pa.string()),
+        ("class_label", pa.string()),
+        ("uri", pa.string()),
+        ("stage", pa.string()),
+        ("outcome", pa.string()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
+"""What was left out. ``outcome`` is ``filtered`` (fine, but not wanted: did not move enough) or ``failed``
+(could not be used: not decodable, file missing). ``reason`` is a short stable slug to count by
+(``missing_file``, ``no_video_stream``, ``time_out``); ``detail`` names the thing in words."""
+
+
+def stable_id(*parts: object) -> str:
+    """24 hexadecimal digits that depend on the parts alone: the same row has the same id in every run."""
+    text = "\x1f".join("" if part is None else str(part) for part in parts)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def reject_row(
+    *,
+    uri: str,
+    stage: str,
+    outcome: Outcome,
+    reason: str,
+    detail: str,
+    dataset: str = "",
+    split: str = "",
+    class_label: str = "",
+) -> dict[str, Any]:
+    """A row of :data:`REJECT_SCHEMA`; its id depends on uri, stage and reason."""
+    return {
+        "reject_id": stable_id(dataset, uri, stage, reason),
+        "dataset": dataset,
+        "split": split,
+        "class_label": class_label,
+        "uri": uri,
+        "stage": stage,
+        "outcome": outcome,
+        "reason": reason,
+        "detail": detail,
+    }
+
+
+def triplet_row(**values: Any) -> dict[str, Any]:
+    """A row of :data:`TRIPLET_SCHEMA` with nulls for what is not given; validated (see :func:`check_triplet`)."""
+    unknown = sorted(set(values) - set(TRIPLET_SCHEMA.names))
+    if unknown:
+        raise InputError(f"unknown triplet column {unknown[0]!r}; the columns are {', '.join(TRIPLET_SCHEMA.names)}")
+    row = {name: values.get(name) for name in TRIPLET_SCHEMA.names}
+    row["status"] = row["status"] or "ok"
+    if row["triplet_id"] is None:
+        row["triplet_id"] = stable_id(row["dataset"], row["video_uri"], row["source_frame"], row["target_frame"])
+    check_triplet(row)
+    return row
+
+
+def check_triplet(row: Mapping[str, Any]) -> None:
+    """Raise :class:`InputError` naming the column unless the row keeps the table's promises."""
+
+    def fail(column: str, expected: str) -> None:
+        raise InputError(f"triplet {row['triplet_id']}: {column} = {row[column]!r:.80}, expected {expected}")
+
+    for column in ("triplet_id", "dataset", "split", "origin"):
+        if not row[column]:
+            fail(column, "a non-empty string")
+    if row["origin"] not in ("human", "idm", "fdm"):
+        fail("origin", "human, idm or fdm")
+    if not isinstance(row["action"], str) or not row["action"].strip():
+        fail("action", "a non-empty string")
+    for column in ("source_image", "target_image"):
+        if not row[column] or not row[column].get("bytes"):
+            fail(column, "an image with bytes")
+    codes = [row["source_codes"], row["target_codes"], row["change"]]
+    given = [value for value in codes if value is not None]
+    if given and (len(given) < 3 or len({len(value) for value in given}) != 1):
+        fail("change", "source_codes, target_codes and change of one length, or none of them")
+    if given and not row["codec"]:
+        fail("codec", "the id of the codec that made the codes")
+    if row["origin"] == "idm" and (row["action_logprob"] is None or not row["action_tokens"]):
+        fail("action_logprob", "a likelihood and a token count, because origin is idm")
+
+
+def write_table(rows: Iterable[Mapping[str, Any]], path: Path, schema: pa.Schema) -> int:
+    """Write rows as one Parquet file, aside and then renamed; returns how many. Overwrites ``path``."""
+    table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        pq.write_table(table, aside, compression="zstd", row_group_size=1024)
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    return table.num_rows
+
+
+def table_files(folder: str | Path) -> list[Path]:
+    """The finished Parquet files below ``folder`` (or the one file given), sorted; hidden names are left out."""
+    root = Path(folder)
+    if root.is_file():
+        return [root]
+    if not root.is_dir():
+        raise InputError(f"no such folder of Parquet files: {root}")
+    return sorted(
+        file
+        for file in root.rglob("*.parquet")
+        if not any(part.startswith(".") for part in file.relative_to(root).parts)
+    )
+
+
+def read_table(
+    folder: str | Path, schema: pa.Schema = TRIPLET_SCHEMA, columns: Sequence[str] | None = None
+) -> pa.Table:
+    """Read a data set of this schema (column-pruned). Raises :class:`InputError` on a file of another schema."""
+    files = table_files(folder)
+    if not files:
+        raise InputError(f"no Parquet file below {folder}")
+    for file in files:
+        try:
+            found = pq.read_schema(file)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InputError(f"{file} is not a readable Parquet file: {error}") from error
+        missing = [name for name in schema.names if name not in found.names]
+        if missing:
+            raise InputError(f"{file} lacks the column {missing[0]!r}; columns found: {', '.join(found.names)}")
+    return pads.dataset([str(file) for file in files], schema=schema).to_table(columns=columns)

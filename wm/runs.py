@@ -1,0 +1,149 @@
+"""An output folder and its ``run.json``: whose it is, whether it is whole, what was counted and timed."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from wm import __version__
+from wm.config import Recipe
+from wm.errors import InputError
+
+_WHOLE = "run.json"
+_UNFINISHED = "run.unfinished.json"
+
+
+class Run:
+    """One stage's output folder.
+
+    ``run.unfinished.json`` stands there while the stage works; it is renamed to ``run.json`` when the output is
+    whole. A folder that holds another stage's or another recipe's run is refused, so nothing is overwritten.
+    """
+
+    def __init__(self, out: str | Path, stage: str, recipe: Recipe, inputs: Mapping[str, str] | None = None) -> None:
+        """``inputs``: name → digest of what the stage reads (see :func:`digest_of`)."""
+        self.out = Path(out)
+        self.timings_s: dict[str, float] = {}
+        self._started = time.time()
+        self._record: dict[str, Any] = {
+            "stage": stage,
+            "recipe": recipe.model_dump(mode="json"),
+            "recipe_digest": recipe.digest(),
+            "inputs": dict(inputs or {}),
+            "wm_version": __version__,
+        }
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        return tuple(json.dumps(self._record[name], sort_keys=True) for name in ("stage", "recipe", "inputs"))
+
+    def is_whole(self) -> bool:
+        """True if ``run.json`` of this very run stands in the folder; :class:`InputError` if another run does."""
+        if self.out.exists() and not self.out.is_dir():
+            raise InputError(f"out = {str(self.out)!r} is a file; expected a folder")
+        for name in (_WHOLE, _UNFINISHED):
+            found = read_run(self.out, name)
+            if found is None:
+                continue
+            other = tuple(json.dumps(found.get(part), sort_keys=True) for part in ("stage", "recipe", "inputs"))
+            if other != self.key:
+                raise InputError(f"{self.out} holds another run ({_difference(found, self._record)}); choose another out")
+            if name == _WHOLE:
+                return True
+        return False
+
+    def start(self) -> None:
+        """Create the folder and mark it unfinished. Call after :meth:`is_whole` returned False."""
+        strangers = [] if (self.out / _UNFINISHED).exists() else _visible(self.out)
+        if strangers:
+            raise InputError(f"{self.out} is not empty ({strangers[0]}) and is no run of wm; choose another out")
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_json(self.out / _UNFINISHED, self._record)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Add the seconds spent inside to ``timings_s[name]``."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.timings_s[name] = round(self.timings_s.get(name, 0.0) + time.perf_counter() - begin, 3)
+
+    def finish(self, counts: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+        """Write ``run.json`` (the output is whole from here on) and return it."""
+        record = self._record | {
+            "counts": dict(counts),
+            "timings_s": self.timings_s,
+            "wall_s": round(time.time() - self._started, 3),
+            "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            **more,
+        }
+        write_json(self.out / _WHOLE, record)
+        (self.out / _UNFINISHED).unlink(missing_ok=True)
+        return record
+
+
+def read_run(folder: str | Path, name: str = _WHOLE) -> dict[str, Any] | None:
+    """The parsed ``run.json`` of a folder, or None."""
+    path = Path(folder) / name
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is damaged: {error}") from error
+    if not isinstance(record, dict):
+        raise InputError(f"{path} is damaged: expected a JSON object")
+    return record
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON aside, then rename."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        aside.write_text(json.dumps(value, indent=1, sort_keys=False) + "\n")
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def digest_of(path: str | Path) -> str:
+    """A digest of an input: of its ``run.json`` if it is a stage's output, else of names, sizes and times below it.
+
+    Raises :class:`InputError` if nothing is there.
+    """
+    root = Path(path)
+    if not root.exists():
+        raise InputError(f"no such file or folder: {root}")
+    digest = hashlib.sha256()
+    for folder in (root, root.parent):
+        record = read_run(folder) if folder.is_dir() else None
+        if record is not None:
+            identity = {name: record.get(name) for name in ("stage", "recipe", "inputs", "finished_at")}
+            digest.update(json.dumps([identity, root.name], sort_keys=True).encode())
+            return digest.hexdigest()[:16]
+    for file in sorted(root.rglob("*")) if root.is_dir() else [root]:
+        if file.is_file():
+            facts = file.stat()
+            digest.update(f"{file.relative_to(root)}\x1f{facts.st_size}\x1f{facts.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _visible(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
+
+
+def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    if found.get("stage") != wanted["stage"]:
+        return f"of stage {found.get('stage')!r}, not {wanted['stage']!r}"
+    for part in ("recipe", "inputs"):
+        old, new = found.get(part) or {}, wanted[part]
+        for name in sorted(set(old) | set(new)):
+            if old.get(name) != new.get(name):
+                return f"{part} {name} = {old.get(name)!r:.60} there, {new.get(name)!r:.60} here"
+    return "it differs"
