@@ -1,0 +1,80 @@
+"""One Ray session for a job: start a private one, or join the cluster that ``RAY_ADDRESS`` names."""
+
+import logging
+import os
+import secrets
+from pathlib import Path
+
+MIN_LOGICAL_CPUS = 8
+"""Logical CPUs of a private session at least: with fewer, training workers, a data set's operators and actor pools
+wait for each other, while the operating system can well share the real cores among them."""
+
+OBJECT_STORE_BYTES = 256 * 2**20
+
+
+def connect(num_cpus: int | None = None, *, object_store_bytes: int = OBJECT_STORE_BYTES) -> None:
+    """Be in a Ray session; a second call in the same process does nothing.
+
+    With ``RAY_ADDRESS`` set (as under ``ray job submit``) that cluster is joined. Otherwise a session of this
+    process alone is started, without dashboard, with ``num_cpus`` logical CPUs (default: the cores, at least
+    :data:`MIN_LOGICAL_CPUS`). Token authentication stays on: a session without it runs the code of anyone who
+    reaches its port.
+    """
+    _set_environment()
+    import ray
+
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        _follow_token()
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+        return
+    _private_token()
+    ray.init(
+        "local",
+        num_cpus=max(MIN_LOGICAL_CPUS, os.cpu_count() or 1) if num_cpus is None else num_cpus,
+        include_dashboard=False,
+        object_store_memory=object_store_bytes,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+
+
+def shutdown() -> None:
+    """Leave the session (and end it, if this process started it)."""
+    import ray
+
+    if ray.is_initialized():
+        ray.shutdown()
+
+
+def _set_environment() -> None:
+    """Defaults that Ray reads when it is imported; what the user has set stays."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Without it a CPU-only worker hides accelerators from itself and warns about it.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # The controller looks at its workers this often: the end of a short training is seen that much sooner.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+
+
+def _private_token() -> None:
+    """A token for this process and its children, so that Ray writes none into the home folder."""
+    if "RAY_AUTH_MODE" not in os.environ and not _has_token():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _follow_token() -> None:
+    """Where a token exists ``ray start`` turns authentication on and ``ray.init(address)`` does not: turn it on."""
+    if "RAY_AUTH_MODE" not in os.environ and _has_token():
+        from ray._private.authentication.authentication_token_setup import (
+            maybe_enable_token_auth_if_token_available,
+        )
+
+        maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+
+
+def _has_token() -> bool:
+    named = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
+    return named or (Path.home() / ".ray" / "auth_token").exists()
