@@ -6,8 +6,8 @@ import secrets
 from pathlib import Path
 
 MIN_LOGICAL_CPUS = 8
-"""Logical CPUs of a private session at least: with fewer, training workers, a data set's operators and actor pools
-wait for each other, while the operating system can well share the real cores among them."""
+"""Logical CPUs of a private session at least: with fewer, training workers and a data set's operators wait for
+each other, while the operating system can well share the real cores among them."""
 
 OBJECT_STORE_BYTES = 256 * 2**20
 
@@ -66,7 +66,7 @@ def _private_token() -> None:
 
 
 def _follow_token() -> None:
-    """Where a token exists ``ray start`` turns authentication on and ``ray.init(address)`` does not: turn it on."""
+    """Turn authentication on where a token exists: ``ray start`` does so, ``ray.init(address)`` does not."""
     if "RAY_AUTH_MODE" not in os.environ and _has_token():
         from ray._private.authentication.authentication_token_setup import (
             maybe_enable_token_auth_if_token_available,
