@@ -1,0 +1,179 @@
+"""States of the tabletop and their pictures.
+
+A table of 3 x 3 cells of 16 px (48 x 48 px), 2 to 4 objects, each of another colour and shape, on one of three
+table tops. The sizes are those of the prototype that reproduced the paper's claims at laptop scale.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from wm.images import Pixels
+
+CELL_PX = 16
+GRID = 3
+NUM_CELLS = GRID * GRID
+SIDE_PX = CELL_PX * GRID
+MARGIN_PX = 8
+"""Table shown left and right of the cells in a clip: the clip is 64 x 48, its centre square is the scene."""
+
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (200, 30, 40),
+    "green": (30, 130, 50),
+    "blue": (40, 60, 190),
+    "yellow": (245, 220, 60),
+}
+SHAPES = ("circle", "square", "triangle")
+POSITIONS = ("top-left", "top", "top-right", "left", "center", "right", "bottom-left", "bottom", "bottom-right")
+BACKGROUNDS = ("linen", "slate", "checker")
+NUM_OBJECTS = len(COLOURS) * len(SHAPES)
+
+FloatImage = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class State:
+    """``background``: index into BACKGROUNDS. ``cells``: 9 entries, row-major; 0 is empty, 1 to 12 an object."""
+
+    background: int
+    cells: tuple[int, ...]
+
+    def place_of(self, thing: int) -> int | None:
+        """The cell an object stands in, or None."""
+        return self.cells.index(thing) if thing in self.cells else None
+
+    def things(self) -> list[int]:
+        """The objects on the table, by cell."""
+        return [thing for thing in self.cells if thing]
+
+    def free(self) -> list[int]:
+        """The empty cells."""
+        return [cell for cell, thing in enumerate(self.cells) if not thing]
+
+    def put(self, cell: int, thing: int) -> "State":
+        """The state with ``cell`` holding ``thing`` (0 = nothing)."""
+        return State(self.background, (*self.cells[:cell], thing, *self.cells[cell + 1 :]))
+
+
+def object_id(colour: str, shape: str) -> int:
+    """1 to 12 for a colour and a shape."""
+    return 1 + list(COLOURS).index(colour) * len(SHAPES) + SHAPES.index(shape)
+
+
+def object_name(thing: int) -> tuple[str, str]:
+    """(colour, shape) of an object id from 1 to 12."""
+    return list(COLOURS)[(thing - 1) // len(SHAPES)], SHAPES[(thing - 1) % len(SHAPES)]
+
+
+def random_state(rng: np.random.Generator) -> State:
+    """2 to 4 different objects in different cells."""
+    count = int(rng.integers(2, 5))
+    cells = [0] * NUM_CELLS
+    things = rng.choice(NUM_OBJECTS, count, replace=False) + 1
+    for cell, thing in zip(rng.choice(NUM_CELLS, count, replace=False), things, strict=True):
+        cells[int(cell)] = int(thing)
+    return State(int(rng.integers(len(BACKGROUNDS))), tuple(cells))
+
+
+@dataclass(frozen=True)
+class Camera:
+    """What differs between two pictures of one state: a shift in px (right, down; -2 to 2), sensor noise (standard
+    deviation in grey levels) and crumbs (x, y in px on the wide table, darkness in grey levels)."""
+
+    shift_px: tuple[float, float] = (0.0, 0.0)
+    noise: float = 2.0
+    crumbs: tuple[tuple[int, int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Sprite:
+    """An object in mid-action: its place (left, top in px of the 16 px box), colour and opacity (0 to 1)."""
+
+    shape: int
+    rgb: tuple[float, float, float]
+    left_px: int
+    top_px: int
+    opacity: float = 1.0
+
+
+def sprites_of(state: State) -> list[Sprite]:
+    """The objects of a state at rest."""
+    return [resting(thing, cell) for cell, thing in enumerate(state.cells) if thing]
+
+
+def resting(thing: int, cell: int, opacity: float = 1.0) -> Sprite:
+    """One object at rest in a cell."""
+    colour, shape = object_name(thing)
+    row, column = divmod(cell, GRID)
+    return Sprite(SHAPES.index(shape), COLOURS[colour], column * CELL_PX, row * CELL_PX, opacity)
+
+
+def render(state: State, camera: Camera, rng: np.random.Generator) -> Pixels:
+    """A picture (48, 48, 3) of a state at rest."""
+    wide = render_sprites(state.background, sprites_of(state), camera, rng)
+    return wide[:, MARGIN_PX : MARGIN_PX + SIDE_PX]
+
+
+def render_sprites(background: int, sprites: list[Sprite], camera: Camera, rng: np.random.Generator) -> Pixels:
+    """A frame (48, 64, 3) of the wide table."""
+    canvas = _table(background).copy()
+    for x_px, y_px, darkness in camera.crumbs:
+        canvas[y_px + 2 : y_px + 4, x_px + 2 : x_px + 4] -= darkness
+    for sprite in sprites:
+        top, left = sprite.top_px + 2, sprite.left_px + 2 + MARGIN_PX
+        box = canvas[top : top + CELL_PX, left : left + CELL_PX]
+        alpha = _mask(sprite.shape)[..., None] * sprite.opacity
+        box += alpha * (np.asarray(sprite.rgb, np.float32) - box)
+    right, down = camera.shift_px
+    move = np.asarray([[1, 0, right - 2], [0, 1, down - 2]], np.float32)
+    view = np.asarray(cv2.warpAffine(canvas, move, (SIDE_PX + 2 * MARGIN_PX, SIDE_PX), flags=cv2.INTER_LINEAR))
+    if camera.noise:
+        view = view + rng.standard_normal(view.shape, np.float32) * camera.noise
+    return np.clip(np.rint(view), 0, 255).astype(np.uint8)
+
+
+def random_camera(rng: np.random.Generator, shifted_share: float = 0.3, crumbed_share: float = 0.2) -> Camera:
+    """A camera for one picture: shifted by up to 1 px in 30 % of them, crumbs on the table in 20 %."""
+    shift = tuple(float(value) for value in rng.uniform(-1, 1, 2)) if rng.random() < shifted_share else (0.0, 0.0)
+    crumbs = random_crumbs(rng) if rng.random() < crumbed_share else ()
+    return Camera((shift[0], shift[1]), crumbs=crumbs)
+
+
+def random_crumbs(rng: np.random.Generator) -> tuple[tuple[int, int, int], ...]:
+    """1 to 4 crumbs of 2 x 2 px, where four cells meet (an object never hides them)."""
+    corners = rng.integers(0, (4, 4), (int(rng.integers(1, 5)), 2))
+    return tuple(
+        (int(x) * CELL_PX + MARGIN_PX - 1, int(y) * CELL_PX - (1 if y else 0), int(rng.integers(20, 50)))
+        for x, y in corners
+    )
+
+
+@cache
+def _mask(shape: int) -> FloatImage:
+    """Coverage (16, 16) from 0 to 1 of a shape 12 px wide, four samples a side and px."""
+    grid = (np.arange(CELL_PX * 4) + 0.5) / 4 - CELL_PX / 2
+    x, y = np.meshgrid(grid, grid)
+    radius = 6.0
+    inside = {
+        "circle": x**2 + y**2 <= radius**2,
+        "square": np.maximum(abs(x), abs(y)) <= radius - 0.5,
+        "triangle": (y <= radius - 0.5) & (abs(x) <= (y + radius) / 2),
+    }[SHAPES[shape]]
+    return inside.reshape(CELL_PX, 4, CELL_PX, 4).mean((1, 3)).astype(np.float32)
+
+
+@cache
+def _table(background: int) -> FloatImage:
+    """The bare table (52, 68, 3): the wide view and 2 px around it for the camera's shift."""
+    height, width = SIDE_PX + 4, SIDE_PX + 2 * MARGIN_PX + 4
+    y, x = np.mgrid[0:height, 0:width] - 2
+    tops = {"linen": (222, 205, 180), "slate": (96, 102, 110), "checker": (168, 178, 172)}
+    table = np.empty((height, width, 3), np.float32)
+    table[:] = tops[BACKGROUNDS[background]]
+    if BACKGROUNDS[background] == "checker":
+        # Period 8 px divides the cell, so every empty cell of this table looks the same.
+        table += np.where((x // 4 + y // 4) % 2 == 0, 10.0, -10.0)[..., None].astype(np.float32)
+    return table
