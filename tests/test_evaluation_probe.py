@@ -1,0 +1,133 @@
+import numpy as np
+import pytest
+import torch
+
+from wm.errors import InputError
+from wm.evaluation.probe import NEGATIVES, Likelihoods, pick_others, probe
+from wm.evaluation.stats import bootstrap_interval, figure, pearson, sample_std
+
+ROWS, TOKENS = 12, 4
+
+
+def _world(seed=0):
+    rng = np.random.default_rng(seed)
+    source = torch.from_numpy(rng.integers(0, 9, (ROWS, TOKENS)))
+    target = torch.from_numpy(rng.integers(0, 9, (ROWS, TOKENS)))
+    actions = [f"move {i % 5}" + " now" * (i % 3) for i in range(ROWS)]
+    subsets = ["a" if i < 7 else "b" for i in range(ROWS)]
+    return source, target, actions, subsets
+
+
+def _pair_score(source, target, action):
+    return -float((2 * source + 3 * target).abs().sum()) - 0.7 * len(action) * (1 + int(source[0]) % 2)
+
+
+class Recorder:
+    """A scorer that remembers what it was asked."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, source_BN, target_BN, actions):
+        triples = list(zip(source_BN, target_BN, actions, strict=True))
+        self.calls.append(triples)
+        sums = np.array([_pair_score(*triple) for triple in triples])
+        return Likelihoods(sums, np.array([float(len(action.split())) for action in actions]))
+
+
+def test_against_brute_force():
+    source, target, actions, subsets = _world()
+    recorder = Recorder()
+    result = probe(recorder, source, target, actions, subsets, seed=3)
+    assert list(result) == list(NEGATIVES)
+    for kind, triples in zip(NEGATIVES, recorder.calls[1:], strict=True):
+        wins, wins_mean, first, second = 0.0, 0.0, [], []
+        for row, (s, t, a) in enumerate(triples):
+            reference, negative = _pair_score(source[row], target[row], actions[row]), _pair_score(s, t, a)
+            wins += (reference > negative) + 0.5 * (reference == negative)
+            r_mean, n_mean = reference / len(actions[row].split()), negative / len(a.split())
+            wins_mean += (r_mean > n_mean) + 0.5 * (r_mean == n_mean)
+            first.append(reference)
+            second.append(negative)
+            if kind == "random_action":
+                assert (s.tolist(), t.tolist()) == (source[row].tolist(), target[row].tolist())
+                assert a != actions[row] and a in {
+                    actions[i] for i in range(ROWS) if subsets[i] == subsets[row]
+                }
+            elif kind == "random_observation":
+                assert (s.tolist(), a) == (source[row].tolist(), actions[row])
+                assert t.tolist() != target[row].tolist()
+                assert t.tolist() in [target[i].tolist() for i in range(ROWS) if subsets[i] == subsets[row]]
+            elif kind == "copy":
+                assert s.tolist() == t.tolist() == source[row].tolist() and a == actions[row]
+            else:
+                assert (s.tolist(), t.tolist(), a) == (
+                    target[row].tolist(),
+                    source[row].tolist(),
+                    actions[row],
+                )
+        assert result[kind].share == pytest.approx(wins / ROWS)
+        assert result[kind].share_per_token == pytest.approx(wins_mean / ROWS)
+        assert result[kind].pearson_r == pytest.approx(np.corrcoef(first, second)[0, 1])
+        assert result[kind].pairs == ROWS
+
+
+def test_ties_count_half():
+    source, _, actions, subsets = _world()
+    result = probe(Recorder(), source, source.clone(), actions, subsets)
+    assert (result["copy"].share, result["copy"].ties) == (0.5, ROWS)
+    assert (result["inverse"].share, result["inverse"].ties) == (0.5, ROWS)
+
+
+def test_same_seed_same_negatives_other_seed_others():
+    values, subsets = list(range(40)), ["x"] * 40
+    first, again, other = (pick_others(values, subsets, seed=s) for s in (1, 1, 2))
+    assert first.tolist() == again.tolist() != other.tolist()
+
+
+def test_row_without_another_action_is_left_out_and_counted():
+    source, target, actions, subsets = _world()
+    actions, subsets = list(actions), list(subsets)
+    actions[0] = actions[1] = "same"
+    subsets[0] = subsets[1] = "alone"
+    result = probe(Recorder(), source, target, actions, subsets)
+    assert result["random_action"].pairs == ROWS - 2
+    assert result["copy"].pairs == ROWS
+
+
+def test_a_kind_with_no_pair_is_absent():
+    source, target, _, subsets = _world()
+    assert "random_action" not in probe(Recorder(), source, target, ["same"] * ROWS, subsets)
+
+
+def test_lengths_must_agree():
+    source, target, actions, subsets = _world()
+    with pytest.raises(InputError, match="got 12, 12, 11 and 12"):
+        probe(Recorder(), source, target, actions[:-1], subsets)
+
+
+def test_spread():
+    assert sample_std([1.0, 2.0, 4.0]) == pytest.approx(
+        np.sqrt(((4 / 3) ** 2 + (1 / 3) ** 2 + (5 / 3) ** 2) / 2)
+    )
+    assert sample_std([1.0]) is None
+    several = figure({0: [1.0, 3.0], 1: [4.0, 4.0], 2: [0.0, 2.0]})
+    assert (several.mean, several.n, several.over) == (pytest.approx(7 / 3), 3, "training seeds")
+    assert several.std == pytest.approx(np.std([2.0, 4.0, 1.0], ddof=1))
+    assert several.runs == {"0": 2.0, "1": 4.0, "2": 1.0}
+    one = figure({5: [1.0, 3.0]})
+    assert (one.mean, one.n, one.over, one.std) == (2.0, 2, "sampling seeds", pytest.approx(np.sqrt(2)))
+
+
+def test_bootstrap_interval_covers_the_normal_one():
+    values = np.random.default_rng(0).normal(5, 2, 400)
+    low, high = bootstrap_interval(values, seed=1)
+    half = 1.96 * values.std() / 20
+    assert low == pytest.approx(values.mean() - half, abs=0.05)
+    assert high == pytest.approx(values.mean() + half, abs=0.05)
+    assert bootstrap_interval(np.array([1.0])) == (None, None)
+
+
+def test_pearson_undefined_for_a_constant():
+    assert pearson(np.ones(4), np.arange(4.0)) is None
+    assert pearson(np.arange(4.0), -np.arange(4.0)) == pytest.approx(-1.0)

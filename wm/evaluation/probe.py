@@ -1,0 +1,125 @@
+"""The preference probe: is the true trajectory likelier than a manipulated one? (paper section 2, figure 2)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from wm.errors import InputError
+from wm.evaluation.stats import Floats, pearson
+
+NEGATIVES = ("random_action", "random_observation", "copy", "inverse")
+TIE_NATS = 1e-4
+"""Log-likelihoods closer than this are equal: batches of other shapes differ by about 1e-5 on equal input."""
+
+Indices = npt.NDArray[np.int64]
+
+
+class Likelihoods(NamedTuple):
+    """Sum of log-probabilities in nats and number of completion tokens, each of shape (B,)."""
+
+    sums: Floats
+    tokens: Floats
+
+
+Scorer: TypeAlias = Callable[[torch.Tensor, torch.Tensor, Sequence[str]], Likelihoods]
+"""``scorer(source_BN, target_BN, actions)``: log p(action | source, target) of an IDM, or
+log p(target | source, action) of an FDM."""
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Reference against one kind of negative.
+
+    ``share``: of the pairs, how many have the likelier reference, ties counting half; ``share_per_token``
+    compares means over tokens instead of sums (they differ only where a random action has another length);
+    ``pearson_r`` of the two log-likelihoods, None if undefined; ``pairs``: how many; ``ties``: of those.
+    """
+
+    share: float
+    share_per_token: float
+    pearson_r: float | None
+    pairs: int
+    ties: int
+
+
+def probe(
+    scorer: Scorer,
+    source_BN: torch.Tensor,
+    target_BN: torch.Tensor,
+    actions: Sequence[str],
+    subsets: Sequence[str],
+    *,
+    seed: int = 0,
+) -> dict[str, Preference]:
+    """Compare each trajectory with its four negatives, all from the same subset (rows with equal
+    ``subsets``).
+
+    Random action: another action of the subset that reads differently. Random observation: the target of
+    another row, different from the true one. Copy: target := source. Inverse: source and target swapped.
+    The same triples serve IDM and FDM; what is scored is the scorer's choice. A row whose subset offers no
+    such action or target is left out of that kind, which its ``pairs`` tell. Raises :class:`InputError` on
+    lengths that differ.
+    """
+    rows = len(actions)
+    if not rows or len(source_BN) != rows or len(target_BN) != rows or len(subsets) != rows:
+        raise InputError(
+            f"the probe needs as many sources, targets, actions and subsets and at least one; "
+            f"got {len(source_BN)}, {len(target_BN)}, {rows} and {len(subsets)}"
+        )
+    reference = scorer(source_BN, target_BN, actions)
+    other_action = pick_others([" ".join(text.lower().split()) for text in actions], subsets, seed=seed)
+    other_target = pick_others([tuple(row.tolist()) for row in target_BN], subsets, seed=seed + 1)
+    results = {}
+    for kind in NEGATIVES:
+        chosen = {"random_action": other_action, "random_observation": other_target}.get(kind)
+        kept = np.arange(rows) if chosen is None else np.flatnonzero(chosen >= 0)
+        if not len(kept):
+            continue
+        source, target, texts = source_BN[kept], target_BN[kept], [actions[int(row)] for row in kept]
+        if kind == "random_action":
+            texts = [actions[int(other_action[row])] for row in kept]
+        elif kind == "random_observation":
+            target = target_BN[other_target[kept]]
+        elif kind == "copy":
+            target = source
+        else:
+            source, target = target, source
+        negative = scorer(source, target, texts)
+        results[kind] = _compare(Likelihoods(reference.sums[kept], reference.tokens[kept]), negative)
+    return results
+
+
+def pick_others(values: Sequence[object], subsets: Sequence[str], *, seed: int) -> Indices:
+    """For each row a row of the same subset with another value, uniform and fixed by ``seed``; −1 where
+    none is."""
+    rng = np.random.default_rng(seed)
+    members: dict[str, list[int]] = {}
+    for row, subset in enumerate(subsets):
+        members.setdefault(subset, []).append(row)
+    chosen = np.full(len(values), -1, dtype=np.int64)
+    for row, subset in enumerate(subsets):
+        others = [other for other in members[subset] if values[other] != values[row]]
+        if others:
+            chosen[row] = others[int(rng.integers(len(others)))]
+    return chosen
+
+
+def _compare(reference: Likelihoods, negative: Likelihoods) -> Preference:
+    gap = reference.sums - negative.sums
+    gap_per_token = reference.sums / reference.tokens - negative.sums / negative.tokens
+    return Preference(
+        share=_share(gap),
+        share_per_token=_share(gap_per_token),
+        pearson_r=pearson(reference.sums, negative.sums),
+        pairs=len(gap),
+        ties=int((np.abs(gap) <= TIE_NATS).sum()),
+    )
+
+
+def _share(gap_B: Floats) -> float:
+    tie = np.abs(gap_B) <= TIE_NATS
+    return float(np.where(tie, 0.5, gap_B > 0).mean())

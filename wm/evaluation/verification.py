@@ -1,0 +1,58 @@
+"""Verification at several K from one bank of candidates (paper section 3.3, figure 4).
+
+Max K candidates an item are sampled once. For each K the bank is cut into consecutive groups of K; in each
+group the verifier's best is chosen, and the figure of an item is the mean over its groups. So K = 1
+averages all candidates, K = max chooses once among all, groups of 2K are unions of groups of K, and every K
+uses the same samples. The oracle best-of-N chooses in the same groups by the true score: no choice can do
+better.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from wm.errors import InputError
+from wm.evaluation.stats import Floats
+
+
+def best_in_groups(score_BK: Floats, k: int) -> npt.NDArray[np.int64]:
+    """Index into the bank of the best candidate of each group of ``k``: shape (B, K // k).
+
+    Equal scores: the lower index. Candidates beyond the last whole group are not used.
+    Raises :class:`InputError` unless 1 ≤ k ≤ K.
+    """
+    items, total = score_BK.shape
+    if not 1 <= k <= total:
+        raise InputError(f"k = {k}, expected 1 to {total}, the number of candidates sampled")
+    groups = total // k
+    inside = score_BK[:, : groups * k].reshape(items, groups, k).argmax(axis=2)
+    index_BG: npt.NDArray[np.int64] = inside + np.arange(groups, dtype=np.int64)[None, :] * k
+    return index_BG
+
+
+def chosen_values(metric_BK: Floats, score_BK: Floats, k: int) -> Floats:
+    """The metric of the candidate chosen by ``score_BK`` at this k, averaged over groups: shape (B,)."""
+    chosen = best_in_groups(score_BK, k)
+    values: Floats = np.take_along_axis(metric_BK, chosen, axis=1).mean(axis=1)
+    return values
+
+
+def verification_curve(
+    metrics: Mapping[str, Floats], verifier_BK: Floats | None, best_by: str, ks: Sequence[int]
+) -> dict[tuple[str, int], dict[str, Floats]]:
+    """(choice, k) → metric → value of each item (B,), for each choice and each k.
+
+    ``metrics``: name → (B, K). Choices: ``idm`` by ``verifier_BK`` (left out if None, except k = 1, where
+    there is nothing to choose) and ``oracle`` by the metric ``best_by``, higher being better, for each k
+    above 1.
+    """
+    anything = metrics[best_by]
+    curve = {}
+    for k in ks:
+        if k == 1 or verifier_BK is not None:
+            score_BK = anything if verifier_BK is None else verifier_BK
+            curve["idm", k] = {name: chosen_values(value, score_BK, k) for name, value in metrics.items()}
+        if k > 1:
+            curve["oracle", k] = {name: chosen_values(value, anything, k) for name, value in metrics.items()}
+    return curve

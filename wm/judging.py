@@ -1,0 +1,36 @@
+"""What a judge of predicted images gives: the neutral place that worlds, metrics and jobs share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from wm.errors import InputError
+from wm.images import Pixels
+
+
+@dataclass(frozen=True)
+class JudgeScore:
+    """Two criteria from 0 to 10, as the paper's judge gives (section 4.1), and two facts.
+
+    ``editing_success``: did what the action asks happen; ``minimal_editing``: did everything else stay;
+    ``right``: the predicted state is the target state; ``copied``: the prediction is the source again.
+    """
+
+    editing_success: float
+    minimal_editing: float
+    right: bool
+    copied: bool
+
+    def __post_init__(self) -> None:
+        for name in ("editing_success", "minimal_editing"):
+            if not 0.0 <= getattr(self, name) <= 10.0:
+                raise InputError(f"{name} = {getattr(self, name)!r}, expected 0 to 10")
+
+    @property
+    def final(self) -> float:
+        """The minimum of both criteria (paper appendix F)."""
+        return min(self.editing_success, self.minimal_editing)
+
+
+Judge: TypeAlias = Callable[[Pixels, Pixels, Pixels, str], JudgeScore]
+"""``judge(source_HWC, target_HWC, predicted_HWC, action)``."""
