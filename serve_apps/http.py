@@ -1,0 +1,131 @@
+"""HTTP around ``wm.api``: the body read under a limit, forms taken apart, every error in OpenAI's shape."""
+
+import logging
+from collections.abc import AsyncGenerator
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from wm.api import ApiError, Edit, EditFields, Limits, edit_from_form, edit_from_json
+
+logger = logging.getLogger("ray.serve")
+
+MAX_FIELDS = 64
+MAX_FIELD_BYTES = 1_000_000
+
+
+def create_app(title: str) -> FastAPI:
+    """A FastAPI app that answers every error with ``{"error": {message, type, param, code}}``."""
+    app = FastAPI(title=title)
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(Exception, _server_error)
+    return app
+
+
+async def read_edit(request: Request, limits: Limits) -> Edit:
+    """The checked request; :class:`ApiError` (400, 413 or 415) names what is wrong with it."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "application/json":
+        return edit_from_json(b"".join([chunk async for chunk in limited_body(request, limits)]), limits)
+    if kind != "multipart/form-data":
+        raise ApiError(
+            f"content-type {kind!r:.80} is not supported; send multipart/form-data or application/json",
+            status=415,
+            code="unsupported_media_type",
+        )
+    parser = MultiPartParser(
+        request.headers,
+        limited_body(request, limits),
+        max_files=MAX_FIELDS,
+        max_fields=MAX_FIELDS,
+        max_part_size=min(MAX_FIELD_BYTES, limits.max_body_bytes),
+    )
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise ApiError(f"the form cannot be read: {error.message}", code="invalid_form") from error
+    try:
+        items = [
+            (name, await value.read() if isinstance(value, UploadFile) else value)
+            for name, value in form.multi_items()
+        ]
+    finally:
+        await form.close()
+    return edit_from_form(items, limits)
+
+
+async def limited_body(request: Request, limits: Limits) -> AsyncGenerator[bytes, None]:
+    """The body as it arrives. Too large by its header or by what has come: 413, and no more is read."""
+    too_large = ApiError(
+        f"the request is larger than {limits.max_body_bytes:,} bytes", status=413, code="request_too_large"
+    )
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > limits.max_body_bytes:
+        raise too_large
+    received = 0
+    async for chunk in request.stream():
+        received += len(chunk)
+        if received > limits.max_body_bytes:
+            raise too_large
+        yield chunk
+
+
+def edit_openapi() -> dict[str, object]:
+    """The request body of an edit for the OpenAPI page (the handler reads the body by itself)."""
+    fields = EditFields.model_json_schema()
+    source = {
+        "type": "string",
+        "format": "binary",
+        "description": "The source image: PNG, JPEG, WebP or BMP.",
+    }
+    reference = {
+        "type": "object",
+        "required": ["image_url"],
+        "additionalProperties": False,
+        "properties": {"image_url": {"type": "string", "description": "data:image/png;base64,…"}},
+    }
+    references = {"type": "array", "minItems": 1, "maxItems": 1, "items": reference}
+    required = fields["required"]
+    form = fields | {"properties": {"image": source} | fields["properties"], "required": ["image", *required]}
+    json = fields | {
+        "properties": {"images": references} | fields["properties"],
+        "required": ["images", *required],
+    }
+    content = {"multipart/form-data": {"schema": form}, "application/json": {"schema": json}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+async def _api_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ApiError)
+    return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
+
+
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    message = {
+        404: f"no such path: {request.method} {request.url.path}",
+        405: f"method {request.method} is not allowed for {request.url.path}",
+    }.get(error.status_code, str(error.detail))
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
+    answer = ApiError(message, status=error.status_code, code=code, headers=error.headers)
+    return await _api_error(request, answer)
+
+
+async def _validation_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    item = error.errors()[0]
+    name = ".".join(str(part) for part in item["loc"])
+    return await _api_error(request, ApiError(f"{name}: {item['msg']}", param=name, code="invalid_value"))
+
+
+async def _server_error(request: Request, error: Exception) -> JSONResponse:
+    """What went wrong goes to the log, not to the stranger who asked."""
+    logger.error("%s %s failed: %r", request.method, request.url.path, error)
+    answer = ApiError("the server failed to answer", status=500, kind="server_error", code="internal_error")
+    return await _api_error(request, answer)

@@ -1,0 +1,308 @@
+"""The world model as a Ray Serve application: ingress → FDM sampler → IDM verifier.
+
+``serve run serve_apps/world_model.yaml``, ``serve run serve_apps.world_model:build fdm=DIR idm=DIR`` or
+``python -m serve_apps fdm=DIR idm=DIR``. The three deployments move data; the method is in ``wm.dynamics``.
+"""
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fastapi import Request
+from fastapi.responses import JSONResponse
+from pydantic import ConfigDict, Field
+from ray import serve
+from ray.exceptions import RayTaskError
+from ray.serve.exceptions import BackPressureError
+from ray.serve.handle import DeploymentHandle
+
+from serve_apps.http import create_app, edit_openapi, read_edit
+from wm.api import ApiError, Edit, Limits
+from wm.config import Recipe
+from wm.errors import InputError
+from wm.images import Pixels, decode_image, fit_square
+from wm.replies import edit_reply, encode_picture, unchanged_share
+
+FDM, IDM = "fdm", "idm"
+
+
+class ServeRecipe(Recipe):
+    """What is served and how much of it. Values may be text (``serve run … best_of=8`` passes only text)."""
+
+    model_config = ConfigDict(strict=False)
+
+    fdm: str
+    """Folder of the forward dynamics model: full, or an adapter."""
+    idm: str
+    """Folder of the inverse dynamics model that verifies: full, or an adapter."""
+    base: str | None = None
+    """Folder of the base the adapters belong to; the one their manifests name if left out."""
+    device: str = "cpu"
+    """cpu or cuda."""
+    sampler_replicas: int = Field(1, ge=1)
+    """Copies of the FDM."""
+    verifier_replicas: int = Field(1, ge=1)
+    """Copies of the IDM."""
+    cpus_per_replica: float = Field(1, gt=0)
+    """CPU cores of each copy; its threads too."""
+    gpus_per_replica: float = Field(0, ge=0)
+    """GPUs of each copy; two copies can share one with 0.5."""
+    max_ongoing_requests: int = Field(2, ge=1)
+    """Requests a copy works on at a time; the others wait."""
+    max_queued_requests: int = Field(64, ge=1)
+    """Requests that may wait for a model; more are answered 503."""
+    max_body_bytes: int = Field(20_000_000, ge=1)
+    """Size of a request."""
+    max_pixels: int = Field(40_000_000, ge=1)
+    """Width x height of the source image, checked before it is decoded."""
+    max_prompt_chars: int = Field(1000, ge=1)
+    """Length of the action."""
+    best_of: int = Field(8, ge=1)
+    """Candidates drawn for a request that does not say."""
+    max_best_of: int = Field(64, ge=1)
+    """Candidates a request may ask for."""
+    temperature: float = Field(1.0, ge=0)
+    """Of the image tokens, for requests that do not say; 0 = greedy."""
+    top_k: int = Field(0, ge=0)
+    """Draw among the k most likely codes; 0 for all."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Draw among the most likely codes that hold this share of the probability."""
+
+    def limits(self) -> Limits:
+        return Limits(
+            max_body_bytes=self.max_body_bytes,
+            max_pixels=self.max_pixels,
+            max_prompt_chars=self.max_prompt_chars,
+            max_best_of=self.max_best_of,
+            default_best_of=min(self.best_of, self.max_best_of),
+        )
+
+
+def _describe(model: Any, task: str) -> dict[str, Any]:
+    return {
+        "task": task,
+        "family": model.family,
+        "base": model.base_id,
+        "codec": model.codec_id,
+        "tokens_per_image": model.tokens_per_image,
+    }
+
+
+class Sampler:
+    """Source image and action to candidate codes, and codes back to pixels: the FDM and the image codec."""
+
+    def __init__(self, recipe: ServeRecipe) -> None:
+        import torch
+
+        from wm.models import load_codec, load_model
+
+        torch.set_num_threads(max(1, int(recipe.cpus_per_replica)))
+        self._model = load_model(recipe.fdm, base=recipe.base, device=recipe.device)
+        self._codec = load_codec(recipe.base or recipe.fdm, device=recipe.device)
+
+    def describe(self) -> dict[str, Any]:
+        """What ``GET /v1/models`` tells, and ``side_px`` of the square images read and written."""
+        return _describe(self._model, FDM) | {"side_px": self._codec.side_px}
+
+    def sample(
+        self, source_HWC: Pixels, action: str, num_samples: int, seed: int, settings: dict[str, Any]
+    ) -> Any:
+        """Codes of the source (N,) and of the candidates (K, N), and the number of the action's tokens."""
+        from wm.dynamics import sample_observations
+        from wm.sampling import Sampling
+
+        source_BN = self._codec.encode(source_HWC[None])
+        codes_BKN = sample_observations(
+            self._model,
+            source_BN,
+            [action],
+            num_samples=num_samples,
+            sampling=Sampling(**settings),
+            seed=seed,
+        )
+        return (
+            source_BN[0].cpu().numpy(),
+            codes_BKN[0].cpu().numpy(),
+            len(self._model.tokenize_action(action)),
+        )
+
+    def decode(self, codes_KN: np.ndarray) -> Pixels:
+        """Pixels (K, height, width, 3) of codes."""
+        import torch
+
+        return self._codec.decode(torch.from_numpy(np.array(codes_KN)))
+
+
+class Verifier:
+    """Ranks candidates by how likely the IDM finds the action between the source and each of them."""
+
+    def __init__(self, recipe: ServeRecipe) -> None:
+        import torch
+
+        from wm.models import load_model
+
+        torch.set_num_threads(max(1, int(recipe.cpus_per_replica)))
+        self._model = load_model(recipe.idm, base=recipe.base, device=recipe.device)
+
+    def describe(self) -> dict[str, Any]:
+        return _describe(self._model, IDM)
+
+    def rank(
+        self, source_N: np.ndarray, action: str, codes_KN: np.ndarray, seed: int
+    ) -> list[dict[str, Any]]:
+        """Best first: what the reply says of each candidate; ``index`` is its row in ``codes_KN``."""
+        import torch
+
+        from wm.dynamics import verify
+
+        source, candidates = torch.from_numpy(np.array(source_N)), torch.from_numpy(np.array(codes_KN))
+        return [
+            {
+                "logprob": candidate.score.logprob,
+                "mean_logprob": candidate.score.mean_logprob,
+                "tokens": candidate.score.num_tokens,
+                "rank": candidate.rank,
+                "seed": candidate.seed,
+                "index": candidate.index,
+            }
+            for candidate in verify(self._model, source, action, candidates, seed=seed)
+        ]
+
+
+app = create_app("wm: verified predictions of a world model")
+
+
+@serve.ingress(app)
+class Ingress:
+    """OpenAI's HTTP interface in front of the sampler and the verifier."""
+
+    def __init__(self, recipe: ServeRecipe, sampler: DeploymentHandle, verifier: DeploymentHandle) -> None:
+        self._recipe, self._sampler, self._verifier = recipe, sampler, verifier
+        self._limits = recipe.limits()
+        self._models: dict[str, dict[str, Any]] = {}
+        # A large picture takes 0.1 GB while it is scaled down: few at a time.
+        self._decoding = asyncio.Semaphore(2)
+
+    @app.post("/v1/images/edits", openapi_extra=edit_openapi())
+    async def edit_image(self, request: Request) -> JSONResponse:
+        """Predict what the source looks like after the action in ``prompt``; best candidates first."""
+        edit = await read_edit(request, self._limits)
+        model = await self._model(edit.model or FDM)
+        if model["task"] != FDM:
+            raise ApiError(f"model {model['id']!r} predicts no images; use {FDM!r}", param="model")
+        source_HWC = await self._prepare(edit.image, model["side_px"])
+        source_N, codes_KN, action_tokens = await _call(
+            self._sampler.sample, source_HWC, edit.prompt, edit.best_of, edit.seed, self._settings(edit)
+        )
+        ranking = (await self._ranking(edit, source_N, codes_KN))[: edit.n]
+        chosen_KN = codes_KN[[entry["index"] for entry in ranking]]
+        pixels_KHWC = await _call(self._sampler.decode, chosen_KN)
+        side_px = edit.side_px or model["side_px"]
+        pictures = [
+            (
+                encode_picture(pixels, edit.output_format, edit.output_compression, edit.side_px),
+                entry | {"unchanged_share": unchanged_share(source_N, codes_N)},
+            )
+            for pixels, codes_N, entry in zip(pixels_KHWC, chosen_KN, ranking, strict=True)
+        ]
+        facts = {
+            "model": model["id"],
+            "side_px": side_px,
+            "tokens_per_image": model["tokens_per_image"],
+            "action_tokens": action_tokens,
+            "distinct": len(np.unique(codes_KN, axis=0)),
+        }
+        return JSONResponse(edit_reply(edit, pictures=pictures, facts=facts, created_s=int(time.time())))
+
+    @app.get("/v1/models")
+    async def list_models(self) -> JSONResponse:
+        """The models served, with the base and the codec each belongs to."""
+        return JSONResponse({"object": "list", "data": [await self._model(name) for name in (FDM, IDM)]})
+
+    @app.get("/v1/models/{model_id}")
+    async def get_model(self, model_id: str) -> JSONResponse:
+        return JSONResponse(await self._model(model_id))
+
+    @app.get("/health")
+    async def health(self) -> JSONResponse:
+        """200 once both models answer."""
+        await asyncio.gather(_call(self._sampler.describe), _call(self._verifier.describe))
+        return JSONResponse({"status": "ok"})
+
+    async def _model(self, name: str) -> dict[str, Any]:
+        handles = {FDM: (self._sampler, self._recipe.fdm), IDM: (self._verifier, self._recipe.idm)}
+        if name not in handles:
+            raise ApiError(
+                f"no such model: {name!r:.80}; the models are {', '.join(handles)}",
+                status=404,
+                param="model",
+                code="model_not_found",
+            )
+        if name not in self._models:
+            handle, folder = handles[name]
+            created_s = int(Path(folder).stat().st_mtime) if Path(folder).exists() else 0
+            entry = {"id": name, "object": "model", "created": created_s, "owned_by": "wm"}
+            self._models[name] = entry | await _call(handle.describe)
+        return self._models[name]
+
+    async def _prepare(self, image: bytes, side_px: int) -> Pixels:
+        def prepare() -> Pixels:
+            return fit_square(decode_image(image, "image", self._limits.max_pixels), side_px)
+
+        async with self._decoding:
+            try:
+                return await asyncio.to_thread(prepare)
+            except InputError as error:
+                raise ApiError(str(error), param="image", code="invalid_image") from error
+
+    def _settings(self, edit: Edit) -> dict[str, Any]:
+        """The request's sampling settings, the recipe's where it gives none."""
+        temperature = self._recipe.temperature if edit.temperature is None else edit.temperature
+        return {
+            "temperature": temperature or 1.0,
+            "greedy": temperature == 0,
+            "top_k": self._recipe.top_k if edit.top_k is None else edit.top_k,
+            "top_p": self._recipe.top_p if edit.top_p is None else edit.top_p,
+        }
+
+    async def _ranking(self, edit: Edit, source_N: np.ndarray, codes_KN: np.ndarray) -> list[dict[str, Any]]:
+        if edit.verify:
+            return await _call(self._verifier.rank, source_N, edit.prompt, codes_KN, edit.seed)
+        unknown = {"logprob": None, "mean_logprob": None, "tokens": None, "rank": None, "seed": edit.seed}
+        return [unknown | {"index": index} for index in range(len(codes_KN))]
+
+
+async def _call(method: Any, *arguments: Any) -> Any:
+    """Await a deployment's method; its refusals become answers that say so."""
+    try:
+        return await method.remote(*arguments)
+    except BackPressureError as error:
+        raise ApiError(
+            "the server is busy; try again soon",
+            status=503,
+            kind="server_error",
+            code="overloaded",
+            headers={"Retry-After": "1"},
+        ) from error
+    except RayTaskError as error:
+        if isinstance(error.cause, InputError):
+            raise ApiError(str(error.cause), code="invalid_value") from error
+        raise
+
+
+def build(args: ServeRecipe) -> serve.Application:
+    """The application of a recipe: what ``serve run`` and the YAML file name."""
+    replica = {
+        "max_ongoing_requests": args.max_ongoing_requests,
+        "max_queued_requests": args.max_queued_requests,
+        "ray_actor_options": {"num_cpus": args.cpus_per_replica, "num_gpus": args.gpus_per_replica},
+    }
+    sampler = serve.deployment(Sampler, name="FDMSampler", num_replicas=args.sampler_replicas, **replica)
+    verifier = serve.deployment(Verifier, name="IDMVerifier", num_replicas=args.verifier_replicas, **replica)
+    # The ingress waits more than it computes: no core is set aside, so that two cores serve both models.
+    ingress = serve.deployment(
+        Ingress, name="Ingress", max_ongoing_requests=256, ray_actor_options={"num_cpus": 0}
+    )
+    return ingress.bind(args, sampler.bind(args), verifier.bind(args))

@@ -1,0 +1,284 @@
+"""OpenAI's image-edit requests as plain data: what is accepted, and the shape of every error.
+
+Nothing here speaks HTTP or knows a model. The form is that of ``POST /v1/images/edits`` of OpenAI's API
+(multipart, or JSON with ``images[].image_url`` as data URLs), with a few fields of our own: ``best_of``,
+``seed``, ``temperature``, ``top_k``, ``top_p``, ``verify``.
+"""
+
+import base64
+import binascii
+import json
+import re
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+MAX_SEED = 2**31 - 1
+"""Seeds are 31-bit: every JSON reader and every generator takes them whole."""
+MAX_SIDE_PX = 2048
+IMAGE_FIELDS = ("image", "image[]", "images")
+OutputFormat = Literal["png", "jpeg", "webp"]
+
+
+class ApiError(Exception):
+    """An answer that is an error: an HTTP status and the four parts of OpenAI's error object."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message, self.status, self.kind, self.param, self.code = message, status, kind, param, code
+        self.headers = dict(headers or {})
+
+    def body(self) -> dict[str, Any]:
+        """``{"error": {message, type, param, code}}``."""
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask for."""
+
+    max_body_bytes: int = 20_000_000
+    max_pixels: int = 40_000_000
+    max_prompt_chars: int = 1000
+    max_best_of: int = 64
+    default_best_of: int = 8
+
+
+class EditFields(BaseModel):
+    """The fields of an edit beside its image."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    prompt: str
+    """The action to take in the image, in words."""
+    model: str | None = None
+    """A forward dynamics model of GET /v1/models; the served one if left out."""
+    n: int = Field(1, ge=1, le=10)
+    """How many predictions to return, best first."""
+    best_of: int | None = Field(None, ge=1)
+    """How many candidates to draw and verify; at least n."""
+    seed: int | None = Field(None, ge=0, le=MAX_SEED)
+    """Same seed, same answer. A random one is drawn, and reported, if left out."""
+    temperature: float | None = Field(None, ge=0, le=10, allow_inf_nan=False)
+    """Of the image tokens; 0 decodes greedily, so that all candidates are equal."""
+    top_k: int | None = Field(None, ge=0)
+    """Draw among the k most likely codes only; 0 for all."""
+    top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
+    """Draw among the most likely codes that hold this share of the probability."""
+    verify: bool = True
+    """Whether the inverse dynamics model ranks the candidates; false returns n draws as they come."""
+    size: str = Field("auto", pattern=r"^(auto|[1-9]\d{0,4}x[1-9]\d{0,4})$")
+    """auto (the model's own size) or WIDTHxHEIGHT, square: the prediction is scaled to it."""
+    response_format: Literal["b64_json"] = "b64_json"
+    """Pictures come inside the reply; this server keeps no files to link to."""
+    output_format: OutputFormat = "png"
+    """png is lossless."""
+    output_compression: int | None = Field(None, ge=0, le=100)
+    """Quality of jpeg and webp, 100 if left out."""
+    user: str | None = Field(None, max_length=256)
+    """Your name for the end user; returned as safety_identifier."""
+    safety_identifier: str | None = Field(None, max_length=256)
+    """As user, and preferred over it."""
+    background: Literal["auto", "opaque"] = "auto"
+    """Predictions are always opaque."""
+    quality: Literal["auto", "standard"] = "auto"
+    """There is one quality."""
+    moderation: Literal["auto", "low"] = "auto"
+    """Nothing is moderated."""
+    stream: bool = False
+    """Must be false."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not self.prompt.strip():
+            raise ApiError(
+                "prompt is empty; expected the action to take in the image, in words", param="prompt"
+            )
+        if "\0" in self.prompt:
+            raise ApiError("prompt contains a NUL character", param="prompt", code="invalid_value")
+        if any("\ud800" <= char <= "\udfff" for char in self.prompt):
+            raise ApiError("prompt is not valid Unicode: it holds half a surrogate pair", param="prompt")
+        if self.stream:
+            raise ApiError(
+                "stream = true is not supported; leave it out", param="stream", code="unsupported_value"
+            )
+        if self.output_compression is not None and self.output_format == "png":
+            raise ApiError(
+                "output_compression is for output_format jpeg and webp; png is lossless",
+                param="output_compression",
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A checked request. ``image``: the encoded bytes as sent. ``side_px``: None for the model's own size."""
+
+    image: bytes
+    prompt: str
+    model: str | None
+    n: int
+    best_of: int
+    seed: int
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    verify: bool
+    side_px: int | None
+    output_format: OutputFormat
+    output_compression: int
+    safety_identifier: str | None
+
+
+def edit_from_form(items: Iterable[tuple[str, str | bytes]], limits: Limits) -> Edit:
+    """Check the parts of a multipart form (file parts as bytes, fields as text)."""
+    values: dict[str, Any] = {}
+    images: list[bytes] = []
+    for name, value in items:
+        if name in IMAGE_FIELDS:
+            images.append(value if isinstance(value, bytes) else _bytes_of(value, name))
+        elif isinstance(value, bytes):
+            expected = "this server takes no mask" if name == "mask" else "the file goes into the field image"
+            raise ApiError(f"field {name!r} is a file; {expected}", param=name, code="unknown_parameter")
+        elif name in values:
+            raise ApiError(f"field {name!r} is given more than once", param=name)
+        else:
+            values[name] = value
+    return _check(values, images, limits, strict=False)
+
+
+def edit_from_json(body: bytes, limits: Limits) -> Edit:
+    """Check a JSON body: ``images: [{"image_url": "data:…"}]`` as OpenAI has it, or ``image: "base64"``."""
+    try:
+        values = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise ApiError(f"the body is not valid JSON: {error}", code="invalid_json") from error
+    if not isinstance(values, dict):
+        raise ApiError("the body is not a JSON object", code="invalid_json")
+    references: list[Any] = []
+    for name in ("image", "images"):
+        given = values.pop(name, [])
+        references += given if isinstance(given, list) else [given]
+    images = [_bytes_of(reference, "image") for reference in references]
+    return _check(values, images, limits, strict=True)
+
+
+def _check(values: Mapping[str, Any], images: Sequence[bytes], limits: Limits, *, strict: bool) -> Edit:
+    try:
+        fields = EditFields.model_validate(values, strict=strict)
+    except ValidationError as error:
+        raise _explain(error) from error
+    if len(images) != 1:
+        raise ApiError(
+            f"{len(images)} images are given; expected exactly one, the source, in the field image",
+            param="image",
+            code="missing_required_parameter" if not images else "invalid_value",
+        )
+    if len(fields.prompt) > limits.max_prompt_chars:
+        raise ApiError(
+            f"prompt has {len(fields.prompt):,} characters; at most {limits.max_prompt_chars:,} are accepted",
+            param="prompt",
+            code="string_above_max_length",
+        )
+    return Edit(
+        image=images[0],
+        prompt=fields.prompt.strip(),
+        model=fields.model,
+        n=fields.n,
+        best_of=_best_of(fields, limits),
+        seed=secrets.randbelow(MAX_SEED + 1) if fields.seed is None else fields.seed,
+        temperature=fields.temperature,
+        top_k=fields.top_k,
+        top_p=fields.top_p,
+        verify=fields.verify,
+        side_px=_side(fields.size),
+        output_format=fields.output_format,
+        output_compression=100 if fields.output_compression is None else fields.output_compression,
+        safety_identifier=fields.safety_identifier or fields.user or None,
+    )
+
+
+def _best_of(fields: EditFields, limits: Limits) -> int:
+    if fields.best_of is None:
+        return max(fields.n, limits.default_best_of) if fields.verify else fields.n
+    if fields.best_of < fields.n:
+        raise ApiError(
+            f"n = {fields.n} is more than best_of = {fields.best_of}", param="n", code="invalid_value"
+        )
+    if fields.best_of > limits.max_best_of:
+        raise ApiError(
+            f"best_of = {fields.best_of}: at most {limits.max_best_of} are accepted",
+            param="best_of",
+            code="integer_above_max_value",
+        )
+    if not fields.verify and fields.best_of != fields.n:
+        raise ApiError(
+            f"best_of = {fields.best_of} with verify = false: it must equal n = {fields.n} then",
+            param="best_of",
+            code="invalid_value",
+        )
+    return fields.best_of
+
+
+def _side(size: str) -> int | None:
+    if size == "auto":
+        return None
+    width, height = (int(part) for part in size.split("x"))
+    if width != height or width > MAX_SIDE_PX:
+        raise ApiError(
+            f"size = {size!r}: expected auto or a square of at most {MAX_SIDE_PX}x{MAX_SIDE_PX}",
+            param="size",
+            code="invalid_value",
+        )
+    return width
+
+
+def _bytes_of(reference: Any, name: str) -> bytes:
+    """Bytes of an image given as text: a data URL or base64. Addresses are refused: nothing is fetched."""
+    if isinstance(reference, dict):
+        if set(reference) != {"image_url"}:
+            raise ApiError(f"{name}: expected {{'image_url': 'data:image/png;base64,…'}}", param=name)
+        reference = reference["image_url"]
+    if not isinstance(reference, str):
+        raise ApiError(
+            f"{name}: expected a data URL or base64 text, got {type(reference).__name__}", param=name
+        )
+    if re.match(r"(?i)[a-z][a-z0-9+.-]*://", reference):
+        raise ApiError(
+            f"{name} is an address; this server fetches nothing: send the bytes or a data URL", param=name
+        )
+    head, comma, text = reference.partition(",")
+    if comma and not re.fullmatch(r"(?i)data:[^,]*;base64", head):
+        raise ApiError(f"{name}: expected a data URL that starts with data:image/…;base64,", param=name)
+    try:
+        return base64.b64decode(text if comma else reference, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ApiError(f"{name} is not valid base64: {error}", param=name) from error
+
+
+def _explain(error: ValidationError) -> ApiError:
+    """The first mistake pydantic found, in OpenAI's words."""
+    item = error.errors()[0]
+    name = str(item["loc"][0]) if item["loc"] else None
+    if item["type"] == "extra_forbidden":
+        fields = ", ".join(["image", *EditFields.model_fields])
+        return ApiError(
+            f"unknown field {name!r:.80}; the fields are {fields}", param=name, code="unknown_parameter"
+        )
+    if item["type"] == "missing":
+        return ApiError(f"{name} is missing", param=name, code="missing_required_parameter")
+    return ApiError(
+        f"{name} = {item['input']!r:.80}: {item['msg'].lower()}", param=name, code="invalid_value"
+    )
