@@ -1,0 +1,207 @@
+"""A supervised set in AURORA's layout becomes triplets, with image codes and change weights if a codec is given."""
+
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from tqdm import tqdm
+
+from jobs._ray import connect
+from wm.cli import main as cli_main
+from wm.config import Recipe
+from wm.datasets.aurora import Item, Problem, list_items, load_pair
+from wm.errors import InputError
+from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA, read_table, reject_row, stable_id, triplet_row, write_table
+from wm.runs import Run, digest_of
+
+
+ENCODE_BATCH = 32
+"""Pairs of images encoded at once: bounds the memory at 512 px."""
+
+
+class IngestRecipe(Recipe):
+    """Where the rows and their images are, and which codec turns images into codes."""
+
+    root: str
+    """Folder that the paths in the JSON file are relative to."""
+    file: str
+    """The JSON list, relative to root."""
+    out: str
+    """Folder for out/triplets, out/rejects and out/run.json."""
+    codec: str | None = None
+    """Model folder whose codec makes source_codes, target_codes and change; without it these columns are null."""
+    dataset: str = "aurora"
+    """Name for the dataset column."""
+    split: str = "train"
+    """Name for the split column."""
+    license: str = ""
+    """Licence of the images and texts, kept in every row."""
+    limit: int | None = Field(default=None, ge=1)
+    """Take the first rows only."""
+    shard_rows: int = Field(default=256, ge=1)
+    """Rows of the JSON file that go into one Parquet file; a killed run goes on at the next file."""
+    num_workers: int = Field(default=2, ge=1)
+    """Processes that decode and encode."""
+
+
+class Ingestor:
+    """Turns one shard's rows into Parquet files; holds the codec. Runs as a Ray Data actor."""
+
+    def __init__(self, recipe: IngestRecipe) -> None:
+        """Load the codec once."""
+        self.recipe = recipe
+        self.codec = None
+        if recipe.codec:
+            import torch
+
+            from wm.models import load_codec
+
+            torch.set_num_threads(1)
+            self.codec = load_codec(recipe.codec)
+
+    def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
+        """``shard``: number, start and stop (half open) of rows. Returns counts; the rejects are written first, so a
+        shard whose triplets file stands is whole."""
+        entries = list_items(self.recipe.root, self.recipe.file)[shard["start"] : shard["stop"]]
+        rows, problems = [], []
+        for entry in entries:
+            pair = entry if isinstance(entry, Problem) else load_pair(self.recipe.root, entry)
+            if isinstance(entry, Problem) or isinstance(pair, Problem):
+                problems.append(pair)
+            else:
+                rows.append((entry, *pair))
+        out, name = Path(self.recipe.out), f"part-{shard['number']:05d}.parquet"
+        if problems:
+            write_table([self._reject(problem) for problem in problems], out / "rejects" / name, REJECT_SCHEMA)
+        write_table(self._triplets(rows), out / "triplets" / name, TRIPLET_SCHEMA)
+        return {"rows": len(entries)}
+
+    def _codes(self, sources: list[Any], targets: list[Any]) -> list[dict[str, Any]]:
+        """The columns that the codec fills, for pairs of images of any size."""
+        if self.codec is None:
+            return [{} for _ in sources]
+        import numpy as np
+
+        from wm.images import fit_square
+        from wm.models import change_map
+
+        side = self.codec.side_px
+        source_BN, source_features = self.codec.encode_with_features(np.stack([fit_square(x, side) for x in sources]))
+        target_BN, target_features = self.codec.encode_with_features(np.stack([fit_square(x, side) for x in targets]))
+        columns = (source_BN, target_BN, change_map(source_features, target_features))
+        return [
+            {"codec": self.codec.codec_id, "source_codes": a.tolist(), "target_codes": b.tolist(), "change": c.tolist()}
+            for a, b, c in zip(*columns, strict=True)
+        ]
+
+    def _triplets(self, rows: list[tuple[Item, Any, Any]]) -> list[dict[str, Any]]:
+        from wm.images import encode_png
+
+        codes: list[dict[str, Any]] = []
+        for start in range(0, len(rows), ENCODE_BATCH):
+            batch = rows[start : start + ENCODE_BATCH]
+            codes += self._codes([row[1] for row in batch], [row[2] for row in batch])
+        return [
+            triplet_row(
+                triplet_id=stable_id(self.recipe.dataset, self.recipe.split, item.uri),
+                dataset=self.recipe.dataset,
+                split=self.recipe.split,
+                class_label=item.task,
+                source_image={"bytes": encode_png(source), "path": item.source},
+                target_image={"bytes": encode_png(target), "path": item.target},
+                action=item.action,
+                origin="human",
+                license=self.recipe.license,
+                **code,
+            )
+            for (item, source, target), code in zip(rows, codes, strict=True)
+        ]
+
+    def _reject(self, problem: Problem) -> dict[str, Any]:
+        return reject_row(
+            uri=problem.uri,
+            stage="ingest",
+            outcome="failed",
+            reason=problem.reason,
+            detail=problem.detail,
+            dataset=self.recipe.dataset,
+            split=self.recipe.split,
+            class_label=problem.task,
+        )
+
+
+def run(recipe: IngestRecipe, *, dry_run: bool = False) -> dict[str, Any]:
+    """Ingest into ``recipe.out``; returns the run's record."""
+    entries = list_items(recipe.root, recipe.file)[: recipe.limit]
+    inputs = {"file": digest_of(Path(recipe.root) / recipe.file)}
+    if recipe.codec:
+        inputs["codec"] = digest_of(recipe.codec)
+    stage = Run(recipe.out, "ingest", recipe, inputs)
+    whole = stage.is_whole()
+    if dry_run or whole:
+        print(f"ingest: {'already whole in' if whole else 'would write'} {recipe.out}: {len(entries):,} rows of "
+              f"{recipe.file}, {'codes by ' + recipe.codec if recipe.codec else 'no codes (no codec given)'}")
+        return {}
+    stage.start()
+    with stage.timed("ingest_s"):
+        _ingest(recipe, len(entries))
+    counts = _counts(Path(recipe.out), len(entries))
+    record = stage.finish(counts)
+    print(f"ingest: {counts['rows']:,} rows → {counts['triplets']:,} triplets in {recipe.out}/triplets, "
+          f"{counts['rejects']:,} rejects in {recipe.out}/rejects")
+    for reason, count in counts["rejects_by_reason"].items():
+        print(f"  {reason}: {count}")
+    return record
+
+
+def _ingest(recipe: IngestRecipe, num_rows: int) -> None:
+    shards = [
+        {"number": number, "start": start, "stop": min(start + recipe.shard_rows, num_rows)}
+        for number, start in enumerate(range(0, num_rows, recipe.shard_rows))
+        if not (Path(recipe.out) / "triplets" / f"part-{number:05d}.parquet").exists()
+    ]
+    if not shards:
+        return
+    connect()
+    import ray
+
+    workers = min(recipe.num_workers, len(shards))
+    done = ray.data.from_items(shards, override_num_blocks=len(shards)).map(
+        Ingestor,
+        fn_constructor_args=(recipe,),
+        compute=ray.data.ActorPoolStrategy(size=workers),
+        num_cpus=1,
+    )
+    with tqdm(total=num_rows, initial=num_rows - sum(s["stop"] - s["start"] for s in shards), unit="row",
+              desc="ingest", mininterval=1.0) as bar:
+        for row in done.iter_rows():
+            bar.update(row["rows"])
+
+
+def _counts(out: Path, num_rows: int) -> dict[str, Any]:
+    triplets = read_table(out / "triplets", columns=["class_label"])
+    reasons: Counter[str] = Counter()
+    if (out / "rejects").is_dir():
+        reasons.update(read_table(out / "rejects", REJECT_SCHEMA, ["reason"]).column("reason").to_pylist())
+    if triplets.num_rows + sum(reasons.values()) != num_rows:
+        raise InputError(f"{out}: {triplets.num_rows} triplets and {sum(reasons.values())} rejects do not add up to "
+                         f"{num_rows} rows; the input changed while it was read")
+    by_class = Counter(triplets.column("class_label").to_pylist())
+    return {
+        "rows": num_rows,
+        "triplets": triplets.num_rows,
+        "rejects": sum(reasons.values()),
+        "rejects_by_reason": dict(sorted(reasons.items())),
+        "triplets_by_class": dict(sorted(by_class.items())),
+    }
+
+
+def main() -> int:
+    """Command line."""
+    return cli_main(IngestRecipe, run, name="ingest", description=__doc__ or "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

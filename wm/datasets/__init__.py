@@ -1,0 +1,1 @@
+"""Readers of data sets people have, and stratified top-K selection."""
