@@ -1,0 +1,138 @@
+"""The import arrows of the design, read from the source with ``ast``: who may import whom."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+BASE = {"wm", "api", "cli", "config", "errors", "images", "judging", "records", "replies", "runs"}
+"""Modules directly in ``wm``: every room may import them, they import no room (only each other)."""
+
+ROOMS: dict[str, set[str]] = {
+    "video": set(),
+    "models": set(),
+    "sampling": {"models"},
+    "dynamics": {"models", "sampling"},
+    "training": {"models"},
+    "datasets": set(),
+    "evaluation": {"models", "dynamics", "datasets"},
+    "tabletop": {"video"},
+}
+"""Rooms of ``wm`` and the other rooms each may import."""
+
+LONE = {"records": {"errors"}, "config": {"errors"}, "errors": set(), "images": {"errors"}}
+"""Base modules that may import fewer than all of the base."""
+
+CHAINS = {"bootstrap"}
+"""Jobs that may import other jobs: they chain the stages."""
+
+
+def imports(path: Path, root: Path) -> set[str]:
+    """Absolute names of the modules a file imports anywhere, functions and TYPE_CHECKING included."""
+    names: set[str] = set()
+    package = ".".join(path.relative_to(root).parts[:-1])
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")
+            prefix = parents[: len(parents) - node.level + 1] if node.level else []
+            module = ".".join([*prefix, *filter(None, [node.module])])
+            names |= {module} | {
+                f"{module}.{alias.name}" for alias in node.names if _exists(root, module, alias.name)
+            }
+    return names
+
+
+def may_import(source: list[str], target: list[str]) -> bool:
+    """Whether a file (dotted parts, such as wm, video, motion) may import a module, both below the root."""
+    top, other = source[0], target[0]
+    if other == "wm" and top != "wm":
+        return True
+    if top == "wm":
+        return other == "wm" and _within_wm(source[1], target[1] if len(target) > 1 else "wm")
+    if top == "jobs" and other == "jobs":
+        mine, theirs = source[1], target[1] if len(target) > 1 else "__init__"
+        return mine == theirs or theirs.startswith("_") or mine in CHAINS
+    return top == other
+
+
+def _within_wm(mine: str, theirs: str) -> bool:
+    if theirs in {mine, "wm"}:
+        return True
+    if mine in ROOMS:
+        return theirs in BASE or theirs in ROOMS[mine]
+    return theirs in LONE.get(mine, BASE)
+
+
+def broken_arrows(root: Path) -> list[str]:
+    """``file imports module`` for every import the design does not allow, below ``root``."""
+    tops = ("wm", "jobs", "serve_apps", "cluster")
+    broken = []
+    for file in sorted(file for top in tops for file in (root / top).rglob("*.py")):
+        parts = list(file.relative_to(root).with_suffix("").parts)
+        homes = BASE | {"__init__"} if len(parts) == 2 else set(ROOMS)
+        if parts[0] == "wm" and parts[1] not in homes:
+            broken.append(f"{file.relative_to(root)} is in no room")
+        for name in sorted(imports(file, root)):
+            target = name.split(".")
+            forbidden = target[0] in tops and not may_import(parts, target)
+            if forbidden or (target[0] == "ray" and parts[0] == "wm"):
+                broken.append(f"{file.relative_to(root)} imports {name}")
+    return broken
+
+
+def _exists(root: Path, module: str, name: str) -> bool:
+    """Whether ``name``, imported from ``module``, is a module itself rather than something in it."""
+    path = root.joinpath(*module.split("."), name)
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+def test_imports_follow_the_design():
+    assert broken_arrows(ROOT) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "broken"),
+    [
+        ("wm/video/motion.py", "import ray", True),
+        ("wm/video/motion.py", "from jobs import train", True),
+        ("wm/dynamics/idm.py", "def f():\n    from serve_apps import http", True),
+        ("wm/video/motion.py", "from wm.models import codec", True),
+        ("wm/video/motion.py", "from ..models import codec", True),
+        ("wm/tabletop/scenes.py", "from wm.training.loss import weigh", True),
+        ("wm/records.py", "from wm.config import Recipe", True),
+        ("wm/stray.py", "import json", True),
+        ("wm/newroom/a.py", "import json", True),
+        ("jobs/train.py", "from jobs.ingest import run", True),
+        ("jobs/train.py", "from . import ingest", True),
+        ("jobs/train.py", "from serve_apps import http", True),
+        ("serve_apps/http.py", "from jobs._ray import connect", True),
+        ("wm/tabletop/scenes.py", "from wm.video import write_video", False),
+        ("wm/tabletop/scenes.py", "from .actions import Action", False),
+        ("wm/records.py", "from wm.errors import InputError", False),
+        ("wm/runs.py", "from wm import __version__", False),
+        ("wm/evaluation/probe.py", "from wm.dynamics import verify", False),
+        ("jobs/train.py", "from jobs._ray import connect", False),
+        ("jobs/bootstrap.py", "from jobs import train, ingest", False),
+        ("serve_apps/http.py", "import ray\nfrom wm.api import ApiError", False),
+    ],
+)
+def test_the_test_sees_broken_arrows(tmp_path, file, line, broken):
+    for module in (
+        "wm/__init__",
+        "jobs/ingest",
+        "jobs/train",
+        "jobs/_ray",
+        "serve_apps/http",
+        "wm/models/codec",
+    ):
+        (tmp_path / module).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{module}.py").write_text("")
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text(line + "\n")
+    found = broken_arrows(tmp_path)
+    assert bool(found) == broken, found
+    assert all(file in complaint for complaint in found)
