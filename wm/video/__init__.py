@@ -1,0 +1,26 @@
+"""From a video file to key-frame pairs: decoding, optical flow, the paper's key-frame rule, isolation."""
+
+from wm.video.clips import Clip, ClipReader, ClipSettings
+from wm.video.errors import REASONS, VideoError
+from wm.video.fetch import READERS, Reader
+from wm.video.keyframes import KEYFRAME_RULES, KeyframeRule, choose_keyframes, frame_pairs
+from wm.video.motion import MOTION_KINDS, MotionKind
+from wm.video.scan import Scan, scan_video
+
+__all__ = [
+    "KEYFRAME_RULES",
+    "MOTION_KINDS",
+    "READERS",
+    "REASONS",
+    "Clip",
+    "ClipReader",
+    "ClipSettings",
+    "KeyframeRule",
+    "MotionKind",
+    "Reader",
+    "Scan",
+    "VideoError",
+    "choose_keyframes",
+    "frame_pairs",
+    "scan_video",
+]

@@ -1,0 +1,47 @@
+"""The inside of :class:`wm.video.isolation.IsolatedProcess`: receive a call, answer it, until the pipe closes."""
+
+import os
+import resource
+import threading
+import time
+from multiprocessing.connection import Connection
+from typing import Any
+
+from wm.video.errors import VideoError
+
+_WATCH_S = 1.0
+
+
+def main(fd: int, memory_limit_mb: int, parent: int) -> None:
+    """Serve calls over the socket ``fd``. ``parent``: process id of the owner; this process ends when it does."""
+    if memory_limit_mb:
+        limit = memory_limit_mb * 2**20
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    pipe = Connection(fd)
+    pipe.send("ready")
+    while True:
+        try:
+            function, args, kwargs = pipe.recv()
+        except (EOFError, OSError):
+            return
+        pipe.send(answer(function, args, kwargs))
+
+
+def answer(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, Any]:
+    """("result", value) or ("error", VideoError). Every exception becomes an answer: one file must not stop the rest."""
+    try:
+        return "result", function(*args, **kwargs)
+    except VideoError as error:
+        return "error", error
+    except MemoryError as error:
+        return "error", VideoError("out_of_memory", f"{error or 'memory limit reached'}")
+    except Exception as error:
+        return "error", VideoError("unexpected_error", f"{type(error).__name__}: {error}"[:500])
+
+
+def _end_with(parent: int) -> None:
+    """A decoder that spins hears no signal and reads no pipe; a thread still sees that the owner is gone."""
+    while os.getppid() == parent:
+        time.sleep(_WATCH_S)
+    os._exit(1)

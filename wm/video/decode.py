@@ -1,0 +1,179 @@
+"""Every frame of a video, once, in order: its brightness at a small size and its time (PyAV).
+
+An error in one packet costs the frames of that packet. Rotation metadata is applied, studio range is widened to
+0..255, deep colour is reduced to 8 bits. Why PyAV and not decord here: decord converts every frame to RGB, which the
+motion pass does not need, and gives up on files of which most frames are good.
+"""
+
+import os
+import re
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+
+from wm.images import Pixels
+from wm.video.errors import VideoError
+from wm.video.motion import Luma
+
+_PLANAR_YUV = re.compile(r"(yuvj?a?4\d\dp(\d+le)?|nv12|nv21|nv16|nv24)")
+_FULL_RANGE = 2
+_WIDEN = np.clip((np.arange(256) - 16.0) * (255.0 / 219.0) + 0.5, 0, 255).astype(np.uint8)
+
+
+@dataclass
+class Tally:
+    """Filled while frames are read. ``errors``: packets or reads that failed; ``last_error``: the newest, in words."""
+
+    errors: int = 0
+    last_error: str = ""
+
+    def add(self, error: BaseException) -> None:
+        self.errors += 1
+        self.last_error = str(error)
+
+
+@dataclass(frozen=True)
+class RawFrame:
+    """One decoded frame. ``index`` counts decoded frames from 0; ``time_s`` is its presentation time in the file's own
+    clock (a clip need not start at 0)."""
+
+    index: int
+    time_s: float
+    frame: Any = field(repr=False)
+
+    @property
+    def quarter_turns(self) -> int:
+        """Anti-clockwise quarter turns that set the frame upright."""
+        return round(float(self.frame.rotation) / 90) % 4
+
+    def size_px(self) -> tuple[int, int]:
+        """(height, width) of the upright frame."""
+        height, width = self.frame.height, self.frame.width
+        return (width, height) if self.quarter_turns % 2 else (height, width)
+
+    def rgb(self) -> Pixels:
+        """Upright full-size colour."""
+        return np.ascontiguousarray(np.rot90(self.frame.to_ndarray(format="rgb24"), self.quarter_turns))
+
+    def luma(self, side_px: int) -> Luma:
+        """Upright brightness, long side at most ``side_px`` (a smaller frame keeps its size)."""
+        small, widen = _small_luma(self.frame, small_size(self.frame.height, self.frame.width, side_px))
+        if widen:
+            small = cv2.LUT(small, _WIDEN)
+        return np.ascontiguousarray(np.rot90(small, self.quarter_turns)) if self.quarter_turns else small
+
+
+def frames(path: str | Path, tally: Tally | None = None) -> Generator[RawFrame]:
+    """Decode the first video stream from its beginning, in one thread. The file is closed when the iterator is.
+
+    Raises :class:`VideoError`: ``missing_file``, ``not_a_file``, ``unreadable``, ``empty_file``, ``not_a_video``,
+    ``no_video_stream``. Errors after that are counted in ``tally`` and the next packet is tried.
+    """
+    tally = tally if tally is not None else Tally()
+    with _open(path) as container:
+        stream = _video_stream(container, path)
+        stream.thread_type = "NONE"  # threads hold frames back and cost more than they bring on one core
+        step_s = float(1 / stream.average_rate) if stream.average_rate else 0.0
+        index, time_s = 0, -step_s
+        for packet in _packets(container, stream, tally):
+            try:
+                decoded = packet.decode()
+            except av.error.FFmpegError as error:
+                if isinstance(error, MemoryError):
+                    raise
+                tally.add(error)
+                continue
+            for frame in decoded:
+                time_s = float(frame.pts * frame.time_base) if frame.pts is not None else time_s + step_s
+                yield RawFrame(index, time_s, frame)
+                index += 1
+
+
+def small_size(height_px: int, width_px: int, side_px: int) -> tuple[int, int]:
+    """(height, width) with the long side at ``side_px``; never larger than given, never below one pixel."""
+    scale = min(1.0, side_px / max(height_px, width_px))
+    return max(1, round(height_px * scale)), max(1, round(width_px * scale))
+
+
+def shrink(luma_HW: Any, size_px: tuple[int, int]) -> Any:
+    """Area-exact when a frame shrinks more than twice (linear would skip pixels), linear otherwise."""
+    height, width = luma_HW.shape[:2]
+    if (height, width) == size_px:
+        return luma_HW
+    how = cv2.INTER_AREA if max(height / size_px[0], width / size_px[1]) > 2 else cv2.INTER_LINEAR
+    return cv2.resize(luma_HW, (size_px[1], size_px[0]), interpolation=how)
+
+
+def grey_luma(rgb_HWC: Pixels, side_px: int) -> Luma:
+    """What :meth:`RawFrame.luma` gives, from the upright colour frame (another reader's, to compare)."""
+    height, width = rgb_HWC.shape[:2]
+    grey: Luma = shrink(cv2.cvtColor(rgb_HWC, cv2.COLOR_RGB2GRAY), small_size(height, width, side_px))
+    return grey
+
+
+def _small_luma(frame: Any, size_px: tuple[int, int]) -> tuple[Luma, bool]:
+    """Brightness at the size asked for, and whether its range is still the studio's."""
+    if not _PLANAR_YUV.fullmatch(frame.format.name):
+        grey = frame.reformat(format="gray").to_ndarray()  # swscale widens the range by itself
+        return np.ascontiguousarray(shrink(grey, size_px)), False
+    bits = frame.format.components[0].bits
+    plane = frame.planes[0]
+    kind = np.uint8 if bits == 8 else np.uint16
+    rows = np.frombuffer(plane, kind).reshape(-1, plane.line_size // np.dtype(kind).itemsize)
+    small = shrink(rows[: frame.height, : frame.width], size_px)
+    if bits > 8:
+        small = (small >> (bits - 8)).astype(np.uint8)
+    widen = frame.color_range != _FULL_RANGE and not frame.format.name.startswith("yuvj")
+    # A copy where nothing was resized: the plane belongs to the frame, which goes back to the decoder's pool.
+    return (small if small.base is None else small.copy()), widen
+
+
+@contextmanager
+def _open(path: str | Path) -> Iterator[Any]:
+    name = str(path)
+    check_file(name)
+    try:
+        container = av.open(name)
+    except av.error.FFmpegError as error:
+        raise VideoError("not_a_video", f"{name}: {error.strerror}") from error
+    except (ValueError, UnicodeError) as error:
+        raise VideoError("not_a_video", f"{name}: {error}") from error
+    try:
+        yield container
+    finally:
+        container.close()  # an open container keeps its file descriptor for ever
+
+
+def check_file(name: str) -> None:
+    """Raise :class:`VideoError` unless ``name`` is a readable file with something in it."""
+    if not Path(name).exists():
+        raise VideoError("missing_file", f"{name}: no such file")
+    if not Path(name).is_file():
+        raise VideoError("not_a_file", f"{name}: expected a file")
+    if not os.access(name, os.R_OK):
+        raise VideoError("unreadable", f"{name}: permission denied")
+    if Path(name).stat().st_size == 0:
+        raise VideoError("empty_file", f"{name}: 0 bytes")
+
+
+def _video_stream(container: Any, path: str | Path) -> Any:
+    cover = av.stream.Disposition.attached_pic  # a sound file's cover is a video stream of one picture
+    streams = [stream for stream in container.streams.video if not stream.disposition & cover]
+    if not streams:
+        raise VideoError("no_video_stream", f"{path}: no video stream ({len(container.streams)} others)")
+    if streams[0].codec_context is None:
+        raise VideoError("decode_error", f"{path}: its codec is not known")
+    return streams[0]
+
+
+def _packets(container: Any, stream: Any, tally: Tally) -> Iterator[Any]:
+    try:
+        yield from container.demux(stream)
+    except av.error.FFmpegError as error:
+        tally.add(error)

@@ -1,0 +1,35 @@
+"""Why a video gave no key-frames, as a slug to count by and a sentence to read."""
+
+from typing import Final
+
+REASONS: Final = {
+    "missing_file": "nothing is there, or the link leads nowhere",
+    "not_a_file": "a folder or a device, not a file",
+    "unreadable": "the operating system refuses to read it",
+    "empty_file": "zero bytes",
+    "not_a_video": "no container format that is known",
+    "no_video_stream": "only sound, or nothing at all",
+    "no_frames": "a video stream without a frame",
+    "one_frame": "a single frame: no pair can be made of it",
+    "decode_error": "a video stream of which no frame could be decoded",
+    "frame_mismatch": "a chosen frame could not be read again as it was first seen",
+    "time_out": "took longer than its time limit",
+    "crashed": "ended the process that read it",
+    "out_of_memory": "needed more memory than its process may have",
+    "unexpected_error": "an error that no reader announces",
+}
+"""Every ``reason`` of a failed video."""
+
+
+class VideoError(Exception):
+    """A video could not be used. ``reason`` is a key of :data:`REASONS`, ``detail`` names the thing in words."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        if reason not in REASONS:
+            raise ValueError(f"unknown reason {reason!r}; expected one of {', '.join(REASONS)}")
+        super().__init__(reason, detail)  # both arguments, so that it travels between processes whole
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"

@@ -1,0 +1,124 @@
+"""A child process that can be killed: native decoders crash, hang for ever and eat memory.
+
+One child lives as long as its owner and takes one call at a time, so a call costs a pipe's round trip and not a
+process. It is plain ``python`` on :mod:`wm.video.child` rather than ``multiprocessing``'s spawn, which would import
+the owner's main module (in a Ray worker: all of Ray).
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any, ParamSpec, TypeVar
+
+from wm.video.errors import VideoError
+
+Args = ParamSpec("Args")
+Result = TypeVar("Result")
+
+_START_LIMIT_S = 120.0
+_BOOT = "import sys; sys.path[:] = {path!r}; from wm.video.child import main; main({fd}, {memory_limit_mb}, {parent})"
+
+
+class IsolatedProcess:
+    """Calls functions in a child process under a time limit; a hang, crash or memory overrun ends only the child."""
+
+    def __init__(self, memory_limit_mb: int = 0) -> None:
+        """``memory_limit_mb``: address space of the child in MiB (RLIMIT_AS); 0 = no limit."""
+        self.memory_limit_mb = memory_limit_mb
+        self.starts = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pipe: Connection | None = None
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the object
+
+    def call(
+        self, limit_s: float, function: Callable[Args, Result], *args: Args.args, **kwargs: Args.kwargs
+    ) -> Result:
+        """``function(*args, **kwargs)`` in the child; function, arguments and result must pickle.
+
+        Raises :class:`VideoError` as the function raised it, or with ``time_out``, ``crashed``, ``out_of_memory`` or
+        ``unexpected_error`` (any other exception of the function). After a time-out or crash the next call starts a
+        fresh child.
+        """
+        pipe = self._started()
+        try:
+            pipe.send((function, args, kwargs))
+            if not pipe.poll(limit_s):
+                self.close()
+                raise VideoError("time_out", f"no answer within {limit_s:g} s")
+            kind, value = pipe.recv()
+        except (EOFError, OSError) as error:
+            raise VideoError("crashed", self._obituary()) from error
+        except BaseException:
+            self.close()  # interrupted in the middle: an answer left in the pipe must not meet the next question
+            raise
+        if kind == "error":
+            raise value
+        result: Result = value
+        return result
+
+    def close(self) -> None:
+        """Kill the child, if one runs."""
+        if self._pipe is not None:
+            self._pipe.close()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        self._pipe = self._process = None
+
+    def __enter__(self) -> "IsolatedProcess":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _started(self) -> Connection:
+        if self._pipe is not None and self._process is not None and self._process.poll() is None:
+            return self._pipe
+        self.close()
+        self._stderr.seek(0)
+        self._stderr.truncate()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", self._boot_line(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._stderr,
+            )
+        self._pipe = Connection(ours.detach())
+        self.starts += 1
+        try:
+            if self._pipe.poll(_START_LIMIT_S):
+                self._pipe.recv()
+                return self._pipe
+        except (EOFError, OSError):
+            pass  # it died while starting; told just below with what it printed
+        raise RuntimeError(f"the video process did not start: {self._obituary()}")
+
+    def _boot_line(self, fd: int) -> str:
+        path = [entry or os.getcwd() for entry in sys.path]
+        return _BOOT.format(path=path, fd=fd, memory_limit_mb=self.memory_limit_mb, parent=os.getpid())
+
+    def _obituary(self) -> str:
+        """How the child ended, and the last line it printed; cleans up after it."""
+        process = self._process
+        status = None
+        if process is not None:
+            deadline = time.monotonic() + 2
+            while process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.01)
+            status = process.poll()
+        self._stderr.seek(0)
+        printed = self._stderr.read()[-2000:].decode(errors="replace").strip().splitlines()
+        self.close()
+        ended = f"the process ended with status {status}" if status is not None else "the pipe broke"
+        return f"{ended}; last words: {printed[-1][:200]}" if printed else ended
