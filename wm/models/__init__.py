@@ -1,0 +1,25 @@
+"""Image codec, model families, the one prompt layout, and folders of real checkpoints in and out."""
+
+from wm.models.checkpoints import FAMILIES, base_id_of, load_chameleon, load_codec, load_model, save_model
+from wm.models.codec import ImageCodec, change_map
+from wm.models.manifest import Manifest, read_manifest
+from wm.models.prompts import flatten, pack
+from wm.models.protocol import Segment, Task, UnifiedVLM
+
+__all__ = [
+    "FAMILIES",
+    "ImageCodec",
+    "Manifest",
+    "Segment",
+    "Task",
+    "UnifiedVLM",
+    "base_id_of",
+    "change_map",
+    "flatten",
+    "load_chameleon",
+    "load_codec",
+    "load_model",
+    "pack",
+    "read_manifest",
+    "save_model",
+]

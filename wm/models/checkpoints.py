@@ -1,0 +1,262 @@
+"""Model folders in and out: full Hugging Face folders and PEFT adapter folders, each with its manifest.
+
+A folder is written aside and renamed, so that a half-written one is never mistaken for a model.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from wm.errors import InputError
+from wm.models.chameleon import ChameleonVLM, read_chameleon_module, read_tokenizer
+from wm.models.codec import ImageCodec, read_codec
+from wm.models.manifest import MANIFEST, Manifest, need_same_codec, read_manifest
+from wm.models.protocol import Task, UnifiedVLM
+from wm.models.weights import CODEC_PREFIX, fingerprint, read_json
+from wm.runs import write_json
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+def base_id_of(folder: str | Path) -> str:
+    """Fingerprint of a full model folder: configuration and language-model weights.
+
+    The image codec is left out: it has its own identity. See :func:`wm.models.weights.fingerprint`.
+    """
+    path = Path(folder)
+    family = read_json(path / "config.json").get("model_type", "unknown")
+    return f"{family}-" + fingerprint(path, keep=lambda name: not name.startswith(CODEC_PREFIX))
+
+
+def load_codec(path: str | Path, device: str | torch.device = "cpu") -> ImageCodec:
+    """The image codec of a full model folder, or of the base that an adapter folder names. Reads no other weights."""
+    folder = Path(path)
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return read_codec(folder, device)
+    manifest = _need_manifest(folder)
+    codec = read_codec(_base_folder(folder, manifest, None), device)
+    need_same_codec(codec.codec_id, manifest.codec_id, folder)
+    return codec
+
+
+def load_chameleon(folder: Path, device: str | torch.device, dtype: torch.dtype) -> ChameleonVLM:
+    """A full Chameleon folder. A manifest, where there is one, must name the codec that is in the folder."""
+    codec = read_codec(folder)
+    manifest = read_manifest(folder)
+    if manifest is not None:
+        need_same_codec(codec.codec_id, manifest.codec_id, folder)
+    base_id = base_id_of(folder)
+    if manifest is not None and manifest.kind == "base" and manifest.base_id != base_id:
+        raise InputError(f"{folder}: {MANIFEST} names base {manifest.base_id}, but the weights are {base_id}")
+    return ChameleonVLM(
+        read_chameleon_module(folder, device, dtype),
+        read_tokenizer(folder),
+        base_id=base_id,
+        codec_id=codec.codec_id,
+        tokens_per_image=codec.tokens_per_image,
+        num_codes=codec.num_codes,
+        action_slot_tokens=manifest.action_slot_tokens if manifest is not None else 0,
+        folder=folder,
+    )
+
+
+FAMILIES: dict[str, Callable[[Path, str | torch.device, torch.dtype], ChameleonVLM]] = {
+    "chameleon": load_chameleon
+}
+"""Loader of a full folder by the ``model_type`` of its ``config.json``."""
+
+
+def load_model(
+    path: str | Path,
+    *,
+    base: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> UnifiedVLM:
+    """Load a full model folder, or an adapter folder onto its base (``base``, else the one its manifest names).
+
+    The model is in evaluation mode. Raises :class:`InputError` for a folder that is no model, for missing or
+    misshapen tensors, and for an adapter made for another base or codec, naming both.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise InputError(f"no such model folder: {folder}")
+    if not (folder / ADAPTER_CONFIG).is_file():
+        if base is not None:
+            raise InputError(f"{folder} is no adapter (no {ADAPTER_CONFIG}), so base={base} cannot be used")
+        return _load_full(folder, device, dtype)
+    manifest = _need_manifest(folder)
+    base_folder = _base_folder(folder, manifest, base)
+    found = base_id_of(base_folder)
+    if found != manifest.base_id:
+        raise InputError(
+            f"adapter {folder} was trained on base {manifest.base_id}, but {base_folder} is {found}"
+        )
+    vlm = _load_full(base_folder, device, dtype)
+    need_same_codec(vlm.codec_id, manifest.codec_id, folder)
+    vlm.module = _attach(vlm, folder)
+    vlm.action_slot_tokens = manifest.action_slot_tokens
+    return vlm
+
+
+def save_model(
+    vlm: UnifiedVLM,
+    path: str | Path,
+    *,
+    kind: Literal["base", "full", "adapter"] | None = None,
+    task: Task | None = None,
+    codec: ImageCodec | None = None,
+    recipe_digest: str = "",
+    state_dict: Mapping[str, Tensor] | None = None,
+) -> Manifest:
+    """Write a model folder that :func:`load_model` and the Hugging Face classes load; an existing one is replaced.
+
+    ``kind`` defaults to ``adapter`` for a model that carries one and to ``full`` otherwise. A full folder needs the
+    codec's tensors: ``codec``, or the folder the model was read from. ``state_dict`` replaces the module's own (for
+    weights gathered from several processes; for an adapter, that of the PEFT model).
+    """
+    chameleon = _need_chameleon(vlm)
+    has_adapter = chameleon.module is not chameleon.inner
+    kind = kind or ("adapter" if has_adapter else "full")
+    if (kind == "adapter") != has_adapter:
+        raise InputError(f"kind={kind!r}, but the model has {'an' if has_adapter else 'no'} adapter")
+    out = Path(path)
+    if kind != "adapter" and codec is None:
+        if chameleon.folder is None:
+            raise InputError(
+                f"cannot write {out}: give the codec, the model was not read from a folder that has one"
+            )
+        codec = read_codec(chameleon.folder)
+    if codec is not None:
+        need_same_codec(codec.codec_id, chameleon.codec_id, out)
+    with _written_aside(out) as aside:
+        base_path = ""
+        if kind == "adapter":
+            chameleon.module.save_pretrained(  # type: ignore[operator]
+                aside, state_dict=state_dict, save_embedding_layers=False
+            )
+            if chameleon.folder is not None:
+                base_path = os.path.relpath(chameleon.folder.resolve(), out.resolve())
+        else:
+            assert codec is not None
+            _write_full(chameleon, codec, state_dict, aside)
+        manifest = Manifest(
+            family=chameleon.family,
+            kind=kind,
+            base_id=base_id_of(aside) if kind == "base" else chameleon.base_id,
+            codec_id=chameleon.codec_id,
+            task=task,
+            recipe_digest=recipe_digest,
+            action_slot_tokens=chameleon.action_slot_tokens,
+            base_path=base_path,
+        )
+        manifest.write(aside)
+    return manifest
+
+
+def _load_full(folder: Path, device: str | torch.device, dtype: torch.dtype) -> ChameleonVLM:
+    family = read_json(folder / "config.json").get("model_type")
+    if family not in FAMILIES:
+        raise InputError(f"{folder}: model_type is {family!r}; supported: {', '.join(FAMILIES)}")
+    return FAMILIES[family](folder, device, dtype)
+
+
+def _attach(vlm: ChameleonVLM, folder: Path) -> Any:
+    from peft import PeftModel
+
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise InputError(f"no adapter_model.safetensors in {folder} (pickled weights are never read)")
+    try:
+        return PeftModel.from_pretrained(vlm.module, str(folder), local_files_only=True).eval()
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"adapter {folder} does not fit its base: {' '.join(str(error).split())[:400]}"
+        ) from error
+
+
+def _need_manifest(folder: Path) -> Manifest:
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise InputError(
+            f"adapter {folder} has no {MANIFEST}, which names the base and codec it was made for"
+        )
+    return manifest
+
+
+def _base_folder(folder: Path, manifest: Manifest, base: str | Path | None) -> Path:
+    if base is None and not manifest.base_path:
+        raise InputError(f"adapter {folder} does not say where its base is; give base=")
+    chosen = Path(base) if base is not None else Path(os.path.normpath(folder.resolve() / manifest.base_path))
+    if not chosen.is_dir():
+        raise InputError(f"adapter {folder}: its base {manifest.base_id} is not at {chosen}; give base=")
+    return chosen
+
+
+def _need_chameleon(vlm: UnifiedVLM) -> ChameleonVLM:
+    if not isinstance(vlm, ChameleonVLM):
+        raise InputError(f"cannot save a model of family {vlm.family!r}; supported: {', '.join(FAMILIES)}")
+    return vlm
+
+
+def _write_full(
+    vlm: ChameleonVLM, codec: ImageCodec, state_dict: Mapping[str, Tensor] | None, folder: Path
+) -> None:
+    """The Hugging Face folder; the decoder stands beside the tensors that the class knows, as in Anole."""
+    config = vlm.inner.config
+    tensors = dict(state_dict if state_dict is not None else vlm.inner.state_dict())
+    if config.tie_word_embeddings:
+        tensors.pop("lm_head.weight", None)
+    tensors |= {CODEC_PREFIX + name: tensor for name, tensor in codec.vqgan.state_dict().items()}
+    ready = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    save_file(ready, folder / "model.safetensors", metadata={"format": "pt"})
+    config.architectures = ["ChameleonForConditionalGeneration"]
+    config.save_pretrained(folder)
+    vlm.tokenizer.save_pretrained(folder)
+    write_json(folder / "preprocessor_config.json", _preprocessor_config(codec))
+
+
+def _preprocessor_config(codec: ImageCodec) -> dict[str, Any]:
+    scale = codec.scale
+    return {
+        "image_processor_type": "ChameleonImageProcessor",
+        "processor_class": "ChameleonProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": codec.side_px},
+        "resample": 1,
+        "do_center_crop": True,
+        "crop_size": {"height": codec.side_px, "width": codec.side_px},
+        "do_rescale": True,
+        "rescale_factor": scale.rescale,
+        "do_normalize": True,
+        "image_mean": [scale.mean] * 3,
+        "image_std": [scale.std] * 3,
+    }
+
+
+@contextmanager
+def _written_aside(out: Path) -> Iterator[Path]:
+    """A new folder beside ``out`` that takes its name at the end, and vanishes if anything goes wrong."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        yield aside
+        aside.chmod(0o755)
+        if out.exists():
+            retired = aside.with_name(aside.name + ".old")
+            out.rename(retired)
+            aside.rename(out)
+            shutil.rmtree(retired)
+        else:
+            aside.rename(out)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise

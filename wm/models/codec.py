@@ -1,0 +1,211 @@
+"""Images to codebook ids and back. Tokenising needs the VQGAN's tensors alone, never the language model's.
+
+Shape suffixes: B images, H and W pixels, C = 3 channels, N image tokens in row-major order, D code width.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from transformers import ChameleonVQVAEConfig
+
+from wm.errors import InputError
+from wm.models.vqgan import VQGAN
+from wm.models.weights import CODEC_PREFIX, check_tensors, load_tensors, read_json, tensor_digest
+
+PixelBatch: TypeAlias = npt.NDArray[np.uint8] | Tensor
+_IDENTITY_KEYS = (
+    "embed_dim",
+    "num_embeddings",
+    "latent_channels",
+    "resolution",
+    "base_channels",
+    "channel_multiplier",
+    "num_res_blocks",
+    "attn_resolutions",
+    "attn_type",
+)
+
+
+@dataclass(frozen=True)
+class PixelScale:
+    """uint8 to network input: ``(x * rescale - mean) / std``, as Chameleon's image processor.
+
+    The defaults are those of the released ``preprocessor_config.json`` (0.0078, not 2/255: 255 becomes 0.989).
+    """
+
+    rescale: float = 0.0078
+    mean: float = 1.0
+    std: float = 1.0
+
+    def apply(self, pixels_BHWC: Tensor) -> Tensor:
+        """uint8 (B, H, W, 3) to float32 (B, 3, H, W)."""
+        scaled = pixels_BHWC.permute(0, 3, 1, 2).to(torch.float32) * self.rescale
+        return (scaled - self.mean) / self.std
+
+    @classmethod
+    def read(cls, folder: Path) -> "PixelScale":
+        """From the folder's ``preprocessor_config.json``; the released values where it is absent."""
+        path = folder / "preprocessor_config.json"
+        if not path.is_file():
+            return cls()
+        values = read_json(path)
+        means, stds = values.get("image_mean", [cls.mean]), values.get("image_std", [cls.std])
+        if len(set(means)) != 1 or len(set(stds)) != 1:
+            raise InputError(
+                f"{path}: expected one mean and deviation for all channels, got {means} and {stds}"
+            )
+        return cls(float(values.get("rescale_factor", cls.rescale)), float(means[0]), float(stds[0]))
+
+
+class ImageCodec(nn.Module):
+    """A VQGAN with its pixel scale and identity. Evaluation only; no gradients.
+
+    ``codec_id`` hashes what decides which codes an image gets and what they stand for (encoder, quantiser, their
+    configuration and the pixel scale); the decoder is left out, so that adding one to a checkpoint that came
+    without keeps all code made before valid.
+    """
+
+    def __init__(
+        self, vqgan: VQGAN, scale: PixelScale, *, has_decoder: bool = True, where: str = "this codec"
+    ) -> None:
+        super().__init__()
+        self.vqgan = vqgan.eval().requires_grad_(False)
+        self.scale = scale
+        self.has_decoder = has_decoder
+        self.where = where
+        self.side_px: int = vqgan.config.resolution
+        self.tokens_per_image: int = vqgan.side_tokens**2
+        self.num_codes: int = vqgan.config.num_embeddings
+        self.codec_id = codec_id_of(vqgan.state_dict(), vqgan.config, scale)
+        # Convolution kernels may differ with the batch size: a fixed one keeps codes independent of the company.
+        self.chunk = max(1, min(16, 512**2 // self.side_px**2))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.vqgan.quant_conv.weight.device
+
+    def encode(self, pixels_BHWC: PixelBatch) -> Tensor:
+        """uint8 RGB (B, side, side, 3) to codebook ids, int64 (B, N)."""
+        return self.encode_with_features(pixels_BHWC)[0]
+
+    @torch.no_grad()
+    def encode_with_features(self, pixels_BHWC: PixelBatch) -> tuple[Tensor, Tensor]:
+        """Codes int64 (B, N) and pre-quantised features ``quant_conv(encoder(x))`` float32 (B, N, D).
+
+        Images are run in batches of one fixed size (the last one filled up), so that an image's codes do not depend
+        on the images beside it. Raises :class:`InputError` on another shape or type.
+        """
+        pixels = self._check_pixels(pixels_BHWC)
+        codes, features = [], []
+        for chunk in pixels.split(self.chunk):
+            filled = torch.cat([chunk, chunk.new_zeros(self.chunk - len(chunk), *chunk.shape[1:])])
+            features_BND = self.vqgan.features(self.scale.apply(filled.to(self.device)))
+            codes.append(self.vqgan.nearest(features_BND)[: len(chunk)])
+            features.append(features_BND[: len(chunk)])
+        if not codes:
+            width = self.vqgan.config.embed_dim
+            empty = torch.zeros((0, self.tokens_per_image), dtype=torch.int64, device=self.device)
+            return empty, torch.zeros((0, self.tokens_per_image, width), device=self.device)
+        return torch.cat(codes), torch.cat(features)
+
+    @torch.no_grad()
+    def decode(self, codes_BN: Tensor | npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+        """Codebook ids (B, N) to uint8 RGB (B, side, side, 3).
+
+        Raises :class:`InputError` on a wrong length, an id outside [0, num_codes), or a checkpoint without decoder.
+        """
+        if not self.has_decoder:
+            raise InputError(
+                f"{self.where} holds no decoder weights ({CODEC_PREFIX}decoder.*); it can encode images but not draw them"
+            )
+        codes = self._check_codes(codes_BN)
+        images = []
+        for chunk in codes.split(self.chunk):
+            filled = torch.cat([chunk, chunk.new_zeros(self.chunk - len(chunk), chunk.shape[1])])
+            pixels_BCHW = self.vqgan.decode_features(self.vqgan.quantize.embedding(filled))[: len(chunk)]
+            # The decoder was trained on [-1, 1], whatever constant the image processor rounds 2/255 to.
+            images.append(
+                ((pixels_BCHW.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
+            )
+        if not images:
+            return np.zeros((0, self.side_px, self.side_px, 3), dtype=np.uint8)
+        return np.asarray(torch.cat(images).numpy())
+
+    def _check_pixels(self, pixels_BHWC: PixelBatch) -> Tensor:
+        pixels = torch.as_tensor(pixels_BHWC)
+        if (
+            pixels.dtype != torch.uint8
+            or pixels.ndim != 4
+            or pixels.shape[1:] != (self.side_px, self.side_px, 3)
+        ):
+            raise InputError(
+                f"expected uint8 pixels (B, {self.side_px}, {self.side_px}, 3), got {pixels.dtype} {tuple(pixels.shape)}"
+            )
+        return pixels
+
+    def _check_codes(self, codes_BN: Tensor | npt.NDArray[Any]) -> Tensor:
+        array = (
+            codes_BN
+            if isinstance(codes_BN, Tensor)
+            else torch.from_numpy(np.asarray(codes_BN).astype(np.int64))
+        )
+        if array.is_floating_point() or array.ndim != 2 or array.shape[1] != self.tokens_per_image:
+            raise InputError(
+                f"expected codes (B, {self.tokens_per_image}) of integers, got {array.dtype} {tuple(array.shape)}"
+            )
+        codes = array.to(self.device, torch.int64)
+        bad = codes[(codes < 0) | (codes >= self.num_codes)]
+        if bad.numel():
+            raise InputError(f"code {int(bad[0])} is outside the codebook [0, {self.num_codes})")
+        return codes
+
+
+def change_map(source_features_BND: Tensor, target_features_BND: Tensor) -> Tensor:
+    """Squared L2 distance per image token (B, N) between pre-quantised features.
+
+    The recognition model of paper section 3.2: where the target differs from the source, not normalised.
+    """
+    if source_features_BND.shape != target_features_BND.shape:
+        shapes = f"{tuple(source_features_BND.shape)} and {tuple(target_features_BND.shape)}"
+        raise InputError(f"source and target features differ in shape: {shapes}")
+    return (target_features_BND.float() - source_features_BND.float()).square().sum(-1)
+
+
+def codec_id_of(tensors: Mapping[str, Tensor], config: ChameleonVQVAEConfig, scale: PixelScale) -> str:
+    """``vq-`` and 16 hexadecimal digits; see :class:`ImageCodec`."""
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("decoder.")}
+    identity = {key: _plain(getattr(config, key)) for key in _IDENTITY_KEYS}
+    return "vq-" + tensor_digest(kept, identity, asdict(scale))
+
+
+def read_codec(folder: Path, device: str | torch.device = "cpu") -> ImageCodec:
+    """The codec of a Hugging Face Chameleon folder, from its ``model.vqmodel.*`` tensors alone."""
+    config = ChameleonVQVAEConfig(**read_json(folder / "config.json").get("vq_config", {}))
+    with torch.device("meta"):
+        vqgan = VQGAN(config)
+    tensors = {name: tensor.float() for name, tensor in load_tensors(folder, CODEC_PREFIX).items()}
+    has_decoder = any(name.startswith("decoder.") for name in tensors)
+    expected = {
+        name: tensor.shape
+        for name, tensor in vqgan.state_dict().items()
+        if has_decoder or not name.startswith("decoder.")
+    }
+    check_tensors(
+        expected, {name: tensor.shape for name, tensor in tensors.items()}, f"{folder} ({CODEC_PREFIX}*)"
+    )
+    if not has_decoder:
+        vqgan.decoder = nn.Identity()
+    vqgan.load_state_dict({name: tensors[name] for name in expected}, assign=True)
+    codec = ImageCodec(vqgan, PixelScale.read(folder), has_decoder=has_decoder, where=str(folder))
+    return codec.to(device)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,48 @@
+"""``wm_model.json``, beside the weights: what a folder holds and what it was made for."""
+
+from pathlib import Path
+from typing import Literal
+
+from wm.config import Recipe
+from wm.errors import InputError
+from wm.models.weights import read_json
+from wm.runs import write_json
+
+MANIFEST = "wm_model.json"
+
+
+class Manifest(Recipe):
+    """Facts about a model folder that Hugging Face's files do not hold."""
+
+    family: str
+    """Key of ``wm.models.FAMILIES``."""
+    kind: Literal["base", "full", "adapter"]
+    """``base``: pre-trained; ``full``: all weights fine-tuned; ``adapter``: a PEFT adapter without its base."""
+    base_id: str
+    """Fingerprint of the base model: this folder's own if ``base``, else that of the model training started from."""
+    codec_id: str
+    """Identity of the image codec whose codes the model speaks."""
+    task: Literal["idm", "fdm"] | None = None
+    """What it was fine-tuned for; none for a base."""
+    recipe_digest: str = ""
+    """Digest of the recipe that made it."""
+    action_slot_tokens: int = 0
+    """Length to which forward prompts pad the action; 0: not at all. Part of the prompt layout."""
+    base_path: str = ""
+    """An adapter's base folder, relative to the adapter's; a hint that ``base=`` overrides."""
+
+    def write(self, folder: Path) -> None:
+        """Write it into ``folder``."""
+        write_json(folder / MANIFEST, self.model_dump(mode="json"))
+
+
+def read_manifest(folder: str | Path) -> Manifest | None:
+    """The manifest of a model folder, or None if it has none (a released checkpoint)."""
+    path = Path(folder) / MANIFEST
+    return Manifest.parse(read_json(path), str(path)) if path.is_file() else None
+
+
+def need_same_codec(found: str, wanted: str, where: str | Path) -> None:
+    """Raise :class:`InputError` naming both if a model was made with another codec than it would get."""
+    if found != wanted:
+        raise InputError(f"{where} was made with image codec {wanted}, but the codec here is {found}")

@@ -1,0 +1,76 @@
+"""What the rest of ``wm`` needs of a model family, and no more.
+
+Shape suffixes: B rows, T tokens, N image tokens, K candidates, D codec features, H hidden width.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+Task: TypeAlias = Literal["idm", "fdm"]
+"""``idm``: (source, target) to action. ``fdm``: (source, action) to target."""
+
+
+class Segment(NamedTuple):
+    """A run of vocabulary ids of one kind. ``is_completion``: the part that is learned, scored or sampled."""
+
+    ids: tuple[int, ...]
+    is_completion: bool
+    is_image: bool
+
+
+class UnifiedVLM(Protocol):
+    """A causal language model whose vocabulary holds both text and image codes."""
+
+    family: str
+    codec_id: str
+    base_id: str
+    tokens_per_image: int
+    image_rows: Tensor
+    """int64 (num_codes,): codebook id to vocabulary id."""
+    text_rows: Tensor
+    """int64: vocabulary ids that a generated text may use, end-of-sequence among them."""
+    bos_id: int
+    eos_id: int
+    pad_id: int
+    boi_id: int
+    eoi_id: int
+    action_slot_tokens: int
+    """Length to which a forward prompt pads its action with ``pad_id``; 0: not at all."""
+    module: nn.Module
+    """The Hugging Face model, wrapped by PEFT when it carries an adapter."""
+    tokenizer: Any
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        ...
+
+    def layout(
+        self,
+        task: Task,
+        *,
+        source: Sequence[int],
+        action: str | None = None,
+        target: Sequence[int] | None = None,
+    ) -> list[Segment]:
+        """The one prompt layout; ``source`` and ``target`` are codebook ids. Without completion: the prefix."""
+        ...
+
+    def body(self, ids_BT: Tensor, cache: Any = None, positions_BT: Tensor | None = None) -> Tensor:
+        """Hidden states (B, T, H) after the last norm. ``cache`` (transformers' ``Cache``) is read and extended."""
+        ...
+
+    def head(self, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Logits (…, len(rows)) of the given vocabulary rows, or (…, vocabulary) of all."""
+        ...
+
+    def tokenize_action(self, text: str) -> list[int]:
+        """Vocabulary ids of an action, without special tokens."""
+        ...
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """The text of vocabulary ids, special tokens left out."""
+        ...
