@@ -1,0 +1,54 @@
+"""Forward dynamics p(target | source, action): sample observations, or score given ones (paper section 3.1)."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from wm.dynamics.idm import Codes
+from wm.dynamics.scoring import code_lists, completion_logprobs, need_equal
+from wm.models.prompts import flatten
+from wm.models.protocol import UnifiedVLM
+from wm.sampling.engine import Sampling, sample_images
+
+
+def sample_observations(
+    fdm: UnifiedVLM,
+    source_BN: Codes,
+    actions: Sequence[str],
+    *,
+    num_samples: int,
+    sampling: Sampling | None = None,
+    seed: int | Sequence[int] = 0,
+    batch_size: int = 64,
+) -> Tensor:
+    """Codebook ids int64 (B, K, N) on the CPU: ``num_samples`` candidates of each (source, action).
+
+    Candidate k of a row depends on (source, action, seed, k) alone; see :mod:`wm.sampling.engine`. ``seed`` may be
+    one a row. Greedy sampling gives K equal candidates.
+    """
+    sources = code_lists("source", source_BN)
+    need_equal(sources=len(sources), actions=len(actions))
+    prefixes = [
+        flatten(fdm.layout("fdm", source=source, action=action))
+        for source, action in zip(sources, actions, strict=True)
+    ]
+    return sample_images(
+        fdm, prefixes, num_samples=num_samples, sampling=sampling, seed=seed, batch_size=batch_size
+    )
+
+
+def score_observations(
+    fdm: UnifiedVLM, source_BN: Codes, actions: Sequence[str], target_BN: Codes, *, batch_size: int = 32
+) -> list[float]:
+    """log p(target b | source b, actions[b]) in nats, summed over the image's tokens.
+
+    Normalised over the image codes: the distribution that :func:`sample_observations` draws from at temperature 1.
+    """
+    sources, targets = code_lists("source", source_BN), code_lists("target", target_BN)
+    need_equal(sources=len(sources), actions=len(actions), targets=len(targets))
+    segments = [
+        fdm.layout("fdm", source=source, action=action, target=target)
+        for source, action, target in zip(sources, actions, targets, strict=True)
+    ]
+    scores = completion_logprobs(fdm, segments, rows=fdm.image_rows, batch_size=batch_size)
+    return [logprob for logprob, _ in scores]
