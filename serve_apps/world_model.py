@@ -12,72 +12,19 @@ from typing import Any
 import numpy as np
 from fastapi import Request
 from fastapi.responses import JSONResponse
-from pydantic import ConfigDict, Field
 from ray import serve
 from ray.exceptions import RayTaskError
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
 from serve_apps.http import create_app, edit_openapi, read_edit
-from wm.api import ApiError, Edit, Limits
-from wm.config import Recipe
+from serve_apps.recipe import OTHER_CODEC, ServeRecipe, check_models
+from wm.api import ApiError, Edit
 from wm.errors import InputError
 from wm.images import Pixels, decode_image, fit_square
 from wm.replies import edit_reply, encode_picture, unchanged_share
 
 FDM, IDM = "fdm", "idm"
-
-
-class ServeRecipe(Recipe):
-    """What is served and how much of it. Values may be text (``serve run … best_of=8`` passes only text)."""
-
-    model_config = ConfigDict(strict=False)
-
-    fdm: str
-    """Folder of the forward dynamics model: full, or an adapter."""
-    idm: str
-    """Folder of the inverse dynamics model that verifies: full, or an adapter."""
-    base: str | None = None
-    """Folder of the base the adapters belong to; the one their manifests name if left out."""
-    device: str = "cpu"
-    """cpu or cuda."""
-    sampler_replicas: int = Field(1, ge=1)
-    """Copies of the FDM."""
-    verifier_replicas: int = Field(1, ge=1)
-    """Copies of the IDM."""
-    cpus_per_replica: float = Field(1, gt=0)
-    """CPU cores of each copy; its threads too."""
-    gpus_per_replica: float = Field(0, ge=0)
-    """GPUs of each copy; two copies can share one with 0.5."""
-    max_ongoing_requests: int = Field(2, ge=1)
-    """Requests a copy works on at a time; the others wait."""
-    max_queued_requests: int = Field(64, ge=1)
-    """Requests that may wait for a model; more are answered 503."""
-    max_body_bytes: int = Field(20_000_000, ge=1)
-    """Size of a request."""
-    max_pixels: int = Field(40_000_000, ge=1)
-    """Width x height of the source image, checked before it is decoded."""
-    max_prompt_chars: int = Field(1000, ge=1)
-    """Length of the action."""
-    best_of: int = Field(8, ge=1)
-    """Candidates drawn for a request that does not say."""
-    max_best_of: int = Field(64, ge=1)
-    """Candidates a request may ask for."""
-    temperature: float = Field(1.0, ge=0)
-    """Of the image tokens, for requests that do not say; 0 = greedy."""
-    top_k: int = Field(0, ge=0)
-    """Draw among the k most likely codes; 0 for all."""
-    top_p: float = Field(1.0, gt=0, le=1)
-    """Draw among the most likely codes that hold this share of the probability."""
-
-    def limits(self) -> Limits:
-        return Limits(
-            max_body_bytes=self.max_body_bytes,
-            max_pixels=self.max_pixels,
-            max_prompt_chars=self.max_prompt_chars,
-            max_best_of=self.max_best_of,
-            default_best_of=min(self.best_of, self.max_best_of),
-        )
 
 
 def _describe(model: Any, task: str) -> dict[str, Any]:
@@ -240,11 +187,17 @@ class Ingress:
                 param="model",
                 code="model_not_found",
             )
-        if name not in self._models:
-            handle, folder = handles[name]
-            created_s = int(Path(folder).stat().st_mtime) if Path(folder).exists() else 0
-            entry = {"id": name, "object": "model", "created": created_s, "owned_by": "wm"}
-            self._models[name] = entry | await _call(handle.describe)
+        if not self._models:
+            entries = {}
+            for known, (handle, folder) in handles.items():
+                created_s = int(Path(folder).stat().st_mtime) if Path(folder).exists() else 0
+                entry = {"id": known, "object": "model", "created": created_s, "owned_by": "wm"}
+                entries[known] = entry | await _call(handle.describe)
+            codecs = [entry["codec"] for entry in entries.values()]
+            if len(set(codecs)) > 1:
+                message = OTHER_CODEC.format(*codecs)
+                raise ApiError(message, status=503, kind="server_error", code="models_do_not_match")
+            self._models = entries
         return self._models[name]
 
     async def _prepare(self, image: bytes, side_px: int) -> Pixels:
@@ -293,8 +246,18 @@ async def _call(method: Any, *arguments: Any) -> Any:
 
 
 def build(args: ServeRecipe) -> serve.Application:
-    """The application of a recipe: what ``serve run`` and the YAML file name."""
+    """The application of a recipe: what ``serve run`` and the YAML file name.
+
+    Raises :class:`InputError` for models that are not there or do not go together (see :func:`check_models`).
+    """
+    check_models(args)
+    # Workers may run in another folder.
+    folders = {
+        key: str(Path(value).resolve()) for key in ("fdm", "idm", "base") if (value := getattr(args, key))
+    }
+    args = args.model_copy(update=folders)
     replica = {
+        "max_constructor_retry_count": 2,
         "max_ongoing_requests": args.max_ongoing_requests,
         "max_queued_requests": args.max_queued_requests,
         "ray_actor_options": {"num_cpus": args.cpus_per_replica, "num_gpus": args.gpus_per_replica},

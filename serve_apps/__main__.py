@@ -1,0 +1,139 @@
+"""Serve two models until Ctrl-C: ``python -m serve_apps fdm=DIR idm=DIR port=8000``."""
+
+import argparse
+import os
+import secrets
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from serve_apps.recipe import ServeRecipe, check_models
+from serve_apps.world_model import build
+from wm.cli import describe_fields
+from wm.errors import InputError
+
+OBJECT_STORE_BYTES = 256 * 2**20
+
+
+class StartRecipe(ServeRecipe):
+    """What to serve, and where to listen."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 lets other machines in, and nobody is asked for a key."""
+    port: int = Field(8000, ge=1, le=65535)
+    """TCP port."""
+    timeout_s: float = Field(120.0, gt=0)
+    """Seconds after which a request is given up (408)."""
+
+
+def start(recipe: StartRecipe) -> None:
+    """Start Ray if no session is there, then the application; returns once it answers.
+
+    A private session keeps to loopback. With ``RAY_ADDRESS`` set that cluster is joined instead.
+    """
+    check_models(recipe)
+    _check_port(recipe.host, recipe.port)
+    _connect()
+    from ray import serve
+
+    serve.start(
+        proxy_location="HeadOnly",
+        http_options={"host": recipe.host, "port": recipe.port, "request_timeout_s": recipe.timeout_s},
+    )
+    settings = recipe.model_dump(exclude={"host", "port", "timeout_s"})
+    serve.run(build(ServeRecipe(**settings)), name="world_model", route_prefix="/")
+
+
+def stop() -> None:
+    """End the application, and the session if it is this process's own."""
+    import ray
+    from ray import serve
+
+    serve.shutdown()
+    ray.shutdown()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m serve_apps",
+        description=__doc__,
+        epilog="keys:\n" + describe_fields(StartRecipe),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("settings", nargs="*", metavar="recipe.toml | key=value")
+    parser.add_argument("--dry-run", action="store_true", help="check the models and the port, start nothing")
+    arguments = parser.parse_args(argv)
+    files = [text for text in arguments.settings if "=" not in text]
+    try:
+        if len(files) > 1:
+            raise InputError(f"one recipe file at most, got {', '.join(files)}")
+        overrides = [text for text in arguments.settings if "=" in text]
+        recipe = StartRecipe.load(files[0] if files else None, overrides)
+        url = f"http://{recipe.host}:{recipe.port}"
+        if arguments.dry_run:
+            check_models(recipe)
+            _check_port(recipe.host, recipe.port)
+            print(f"would serve fdm {recipe.fdm} and idm {recipe.idm} at {url}")
+            return 0
+        _serve_until_interrupted(recipe, url)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _serve_until_interrupted(recipe: StartRecipe, url: str) -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    print(f"starting: fdm {recipe.fdm}, idm {recipe.idm}", flush=True)
+    try:
+        start(recipe)
+        print(
+            f"serving at {url}/v1 (try: curl {url}/v1/models; pages: {url}/docs). Ctrl-C stops it.",
+            flush=True,
+        )
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        print("stopping", flush=True)
+    finally:
+        stop()
+
+
+def _connect() -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    if ray.is_initialized():
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init()
+        return
+    if not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
+        # A token of this session's own, so that Ray writes none into the home folder.
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    ray.init(
+        "local",
+        num_cpus=max(8, os.cpu_count() or 1),
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE_BYTES,
+        _node_ip_address="127.0.0.1",
+    )
+
+
+def _check_port(host: str, port: int) -> None:
+    """Ray would wait long and say little; ask the system first."""
+    try:
+        with socket.create_server((host, port)):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"cannot listen on {host} port {port}: {error.strerror}; give another port="
+        ) from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""What a served world model is made of: the typed arguments of ``serve_apps.world_model:build``."""
+
+from pathlib import Path
+
+from pydantic import ConfigDict, Field
+
+from wm.api import Limits
+from wm.config import Recipe
+from wm.errors import InputError
+
+OTHER_CODEC = "the FDM's image codec is {}, the IDM's {}: they cannot read each other's images"
+
+
+class ServeRecipe(Recipe):
+    """What is served and how much of it. Values may be text (``serve run … best_of=8`` passes only text)."""
+
+    model_config = ConfigDict(strict=False)
+
+    fdm: str
+    """Folder of the forward dynamics model: full, or an adapter."""
+    idm: str
+    """Folder of the inverse dynamics model that verifies: full, or an adapter."""
+    base: str | None = None
+    """Folder of the base the adapters belong to; the one their manifests name if left out."""
+    device: str = "cpu"
+    """cpu or cuda."""
+    sampler_replicas: int = Field(1, ge=1)
+    """Copies of the FDM."""
+    verifier_replicas: int = Field(1, ge=1)
+    """Copies of the IDM."""
+    cpus_per_replica: float = Field(1, gt=0)
+    """CPU cores of each copy; its threads too."""
+    gpus_per_replica: float = Field(0, ge=0)
+    """GPUs of each copy; two copies can share one with 0.5."""
+    max_ongoing_requests: int = Field(2, ge=1)
+    """Requests a copy works on at a time; the others wait."""
+    max_queued_requests: int = Field(64, ge=1)
+    """Requests that may wait for a model; more are answered 503."""
+    max_body_bytes: int = Field(20_000_000, ge=1)
+    """Size of a request."""
+    max_pixels: int = Field(40_000_000, ge=1)
+    """Width x height of the source image, checked before it is decoded."""
+    max_prompt_chars: int = Field(1000, ge=1)
+    """Length of the action."""
+    best_of: int = Field(8, ge=1)
+    """Candidates drawn for a request that does not say."""
+    max_best_of: int = Field(64, ge=1)
+    """Candidates a request may ask for."""
+    temperature: float = Field(1.0, ge=0)
+    """Of the image tokens, for requests that do not say; 0 = greedy."""
+    top_k: int = Field(0, ge=0)
+    """Draw among the k most likely codes; 0 for all."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Draw among the most likely codes that hold this share of the probability."""
+
+    def limits(self) -> Limits:
+        return Limits(
+            max_body_bytes=self.max_body_bytes,
+            max_pixels=self.max_pixels,
+            max_prompt_chars=self.max_prompt_chars,
+            max_best_of=self.max_best_of,
+            default_best_of=min(self.best_of, self.max_best_of),
+        )
+
+
+def check_models(recipe: ServeRecipe) -> None:
+    """Raise :class:`InputError` if a folder is missing or the two models speak of different codecs."""
+    from wm.models import read_manifest
+
+    for key in ("fdm", "idm", "base"):
+        folder = getattr(recipe, key)
+        if folder is not None and not Path(folder).is_dir():
+            raise InputError(f"{key} = {folder!r}: no such model folder")
+    fdm, idm = read_manifest(recipe.fdm), read_manifest(recipe.idm)
+    if fdm is not None and idm is not None and fdm.codec_id != idm.codec_id:
+        raise InputError(OTHER_CODEC.format(fdm.codec_id, idm.codec_id))
