@@ -46,7 +46,7 @@ def test_ties_go_to_the_lower_index():
 
 def test_oracle_rises_with_k_and_bounds_every_choice():
     metrics, verifier = _bank(seed=4, items=50)
-    curve = verification_curve(metrics, verifier, "final", KS)
+    curve = verification_curve(metrics, verifier, metrics["final"], KS)
     best = [curve["oracle", k]["final"].mean() for k in KS[1:]]
     assert best == sorted(best)
     for k in KS[1:]:
@@ -55,7 +55,7 @@ def test_oracle_rises_with_k_and_bounds_every_choice():
 
 def test_without_verifier_only_k_one_and_the_oracle():
     metrics, _ = _bank()
-    curve = verification_curve(metrics, None, "final", KS)
+    curve = verification_curve(metrics, None, metrics["final"], KS)
     assert set(curve) == {("idm", 1), ("oracle", 2), ("oracle", 4), ("oracle", 8)}
 
 

@@ -1,4 +1,4 @@
-"""The preference probe: is the true trajectory likelier than a manipulated one? (paper section 2, figure 2)."""
+"""The preference probe: is the true trajectory likelier than a manipulated one? (paper section 2)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -39,20 +39,18 @@ def chosen_values(metric_BK: Floats, score_BK: Floats, k: int) -> Floats:
 
 
 def verification_curve(
-    metrics: Mapping[str, Floats], verifier_BK: Floats | None, best_by: str, ks: Sequence[int]
+    metrics: Mapping[str, Floats], verifier_BK: Floats | None, best_BK: Floats, ks: Sequence[int]
 ) -> dict[tuple[str, int], dict[str, Floats]]:
     """(choice, k) → metric → value of each item (B,), for each choice and each k.
 
     ``metrics``: name → (B, K). Choices: ``idm`` by ``verifier_BK`` (left out if None, except k = 1, where
-    there is nothing to choose) and ``oracle`` by the metric ``best_by``, higher being better, for each k
-    above 1.
+    there is nothing to choose) and, for each k above 1, ``oracle`` by ``best_BK``; higher is better in both.
     """
-    anything = metrics[best_by]
     curve = {}
     for k in ks:
         if k == 1 or verifier_BK is not None:
-            score_BK = anything if verifier_BK is None else verifier_BK
+            score_BK = best_BK if verifier_BK is None else verifier_BK
             curve["idm", k] = {name: chosen_values(value, score_BK, k) for name, value in metrics.items()}
         if k > 1:
-            curve["oracle", k] = {name: chosen_values(value, anything, k) for name, value in metrics.items()}
+            curve["oracle", k] = {name: chosen_values(value, best_BK, k) for name, value in metrics.items()}
     return curve

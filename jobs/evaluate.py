@@ -1,0 +1,274 @@
+"""Evaluate models on held-out triplets: text metrics, preference probe, verification at several K,
+examples."""
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+from tqdm import tqdm
+
+from wm import cli
+from wm.config import Recipe
+from wm.errors import InputError
+from wm.evaluation.gallery import write_gallery
+from wm.evaluation.heldout import HeldOut, SubsetColumn, read_held_out
+from wm.evaluation.scoring import ActionCheck, Codes, JudgeMany
+from wm.evaluation.summary import print_tables
+from wm.evaluation.tables import build_tables
+from wm.evaluation.units import Bench, Entry, Unit, collect, run_unit, units_of
+from wm.images import Pixels
+from wm.judging import JudgeScore
+from wm.models import load_codec, read_manifest
+from wm.runs import Run, digest_of, read_run, write_json
+from wm.sampling.engine import Sampling
+
+
+class ModelEntry(Recipe):
+    """A model to evaluate."""
+
+    path: str
+    """Model folder: full weights or a PEFT adapter."""
+    role: Literal["idm", "fdm"]
+    """Inverse (idm) or forward (fdm) dynamics."""
+    label: str
+    """Name in the tables. Entries with the same label are runs of other training seeds and share a row."""
+    seed: int = 0
+    """Training seed of this run."""
+    idm: str = ""
+    """Of an FDM: name of the entry that verifies it; empty: the recipe's idm."""
+    base: str = ""
+    """Of an adapter: its base folder; empty: the recipe's base, else what its manifest says."""
+
+
+class EvaluateRecipe(Recipe):
+    triplets: str
+    """Folder of held-out triplets."""
+    out: str
+    """Output folder."""
+    codec: str = ""
+    """Model folder whose image codec decodes predictions; empty: the base, else the first model."""
+    base: str = ""
+    """Pre-trained model: base of the adapters, and with zero_shot evaluated as it is, as FDM and as IDM."""
+    zero_shot: bool = True
+    """Evaluate the base, if there is one."""
+    zero_shot_label: str = "C-ZS"
+    """Its name in the tables."""
+    models: dict[str, ModelEntry] = Field(default_factory=dict)
+    """The models, one table each: [models.NAME]."""
+    idm: str = ""
+    """Name of the entry that verifies every FDM that names none; empty: no verification of those."""
+    judge: Literal["oracle", "none"] = "none"
+    """oracle: read predictions of the tabletop world back into states; none: image distances only."""
+    seeds: list[int] = Field([0], min_length=1)
+    """Sampling seeds."""
+    k: list[int] = Field([1, 2, 4, 8], min_length=1)
+    """Numbers of candidates to choose among."""
+    sampling: Sampling = Sampling()
+    """How candidates are drawn."""
+    greedy: bool = True
+    """Evaluate the greedy prediction too."""
+    probe: bool = True
+    """Run the preference probe."""
+    subset: SubsetColumn = "dataset"
+    """Column that tells subsets apart: figures by subset, and negatives of the probe, go by it."""
+    limit: int = Field(0, ge=0)
+    """Use so many triplets, spread evenly over the set; 0: all."""
+    examples: int = Field(12, ge=0)
+    """How many examples to keep with pictures."""
+    max_new_tokens: int = Field(32, ge=1)
+    """Longest action an IDM may propose, tokens."""
+    batch_size: int = Field(64, ge=1)
+    """Rows a forward pass."""
+    num_workers: int = Field(0, ge=0)
+    """Ray tasks at a time; 0: in this process, without Ray."""
+    device: str = "cpu"
+    """Where the models run."""
+
+    @field_validator("seeds", "k")
+    @classmethod
+    def _counts(cls, values: list[int], info: ValidationInfo) -> list[int]:
+        least = 1 if info.field_name == "k" else 0
+        if len(set(values)) != len(values) or min(values) < least:
+            raise ValueError(f"expected different whole numbers from {least} up")
+        return sorted(values)
+
+
+def run(recipe: EvaluateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
+    """Evaluate; returns the record that ``run.json`` holds. Writes ``tables.json``, ``examples.json``,
+    ``examples/``.
+
+    A stopped evaluation goes on with the units left.
+    """
+    entries = entries_of(recipe)
+    units = units_of(entries, recipe.seeds, greedy=recipe.greedy, with_probe=recipe.probe)
+    inputs = {"triplets": digest_of(recipe.triplets)}
+    inputs |= {f"model {name}": digest_of(entry.path) for name, entry in entries.items()}
+    job = Run(recipe.out, "evaluate", recipe, inputs)
+    done = job.is_whole()
+    if dry_run:
+        print(f"would evaluate {len(entries)} models in {len(units)} units into {recipe.out}")
+        return {}
+    if done:
+        print(f"{recipe.out} is whole: nothing to do")
+        return read_run(recipe.out) or {}
+    job.start()
+    parts = job.out / "parts"
+    with job.timed("read"):
+        bench = _bench(recipe)
+    with job.timed("models"), tqdm(total=len(units), desc="evaluate", unit="unit") as bar:
+        for unit in _work(recipe, bench, units, parts):
+            bar.set_postfix_str(f"{unit.entry} {unit.ask}")
+            bar.update()
+    with job.timed("tables"):
+        collected = collect(bench, units, parts, recipe.k)
+        tables = build_tables(collected) | {
+            "judge": recipe.judge,
+            "seeds": recipe.seeds,
+            "sampling": recipe.sampling.model_dump(mode="json"),
+        }
+        write_json(job.out / "tables.json", tables)
+        examples = write_gallery(bench, units, parts, job.out, recipe.examples)
+        write_json(job.out / "examples.json", examples)
+    counts = {
+        "triplets": len(bench.held_out),
+        "models": len(entries),
+        "units": len(units),
+        "examples": len(examples),
+    }
+    record = job.finish(counts)
+    print_tables(tables)
+    print(f"evaluated {len(entries)} models on {len(bench.held_out)} triplets: {job.out / 'tables.json'}")
+    return record
+
+
+def entries_of(recipe: EvaluateRecipe) -> dict[str, Entry]:
+    """The models to evaluate, each checked: its folder is there, its task fits its role, its verifier is an
+    IDM."""
+    found = {
+        name: Entry(name, one.path, one.role, one.label, one.seed, one.idm, one.base)
+        for name, one in recipe.models.items()
+    }
+    if recipe.base and recipe.zero_shot:
+        for role in ("idm", "fdm"):
+            name = f"zero-shot-{role}"
+            if name in found:
+                raise InputError(f"models.{name}: this name is kept for the base; choose another")
+            found[name] = Entry(name, recipe.base, role, recipe.zero_shot_label, 0, "", "")
+    if not found:
+        raise InputError("nothing to evaluate: give base, or models as tables [models.NAME]")
+    return {name: _checked(entry, found, recipe) for name, entry in found.items()}
+
+
+def _checked(entry: Entry, entries: dict[str, Entry], recipe: EvaluateRecipe) -> Entry:
+    where = f"models.{entry.name}"
+    if not re.fullmatch(r"[\w-]+", entry.name):
+        raise InputError(f"{where}: a name holds letters, digits, - and _ only")
+    if not Path(entry.path).is_dir():
+        raise InputError(f"{where}.path: no such model folder: {entry.path}")
+    manifest = read_manifest(entry.path)
+    if manifest is not None and manifest.task not in (None, entry.role):
+        raise InputError(f"{where}.role = {entry.role!r}, but {entry.path} was trained as {manifest.task}")
+    verifier = (entry.verifier or recipe.idm) if entry.role == "fdm" else ""
+    if entry.verifier and entry.role == "idm":
+        raise InputError(f"{where}.idm = {entry.verifier!r}: an IDM is not verified; leave it out")
+    if verifier and (verifier not in entries or entries[verifier].role != "idm"):
+        idms = ", ".join(name for name, one in entries.items() if one.role == "idm") or "none"
+        raise InputError(f"{where}: verifier {verifier!r} is no IDM of this recipe; those are {idms}")
+    for other in entries.values():
+        twin = (other.label, other.role, other.run) == (entry.label, entry.role, entry.run)
+        if twin and other.name != entry.name:
+            raise InputError(
+                f"{where} and models.{other.name} share label {entry.label!r} and seed {entry.run}"
+            )
+    is_adapter = manifest is not None and manifest.kind == "adapter"
+    return replace(entry, verifier=verifier, base=entry.base or (recipe.base if is_adapter else ""))
+
+
+def _bench(recipe: EvaluateRecipe) -> Bench:
+    entries = entries_of(recipe)
+    codec_path = recipe.codec or recipe.base or next(iter(entries.values())).path
+    codec = load_codec(codec_path, recipe.device)
+    held_out = read_held_out(recipe.triplets, codec, limit=recipe.limit or None, subset=recipe.subset)
+    judge_many, action_is_right = _oracle(held_out) if recipe.judge == "oracle" else (None, None)
+    return Bench(
+        held_out=held_out,
+        codec=codec,
+        judge_many=judge_many,
+        action_is_right=action_is_right,
+        entries=entries,
+        num_candidates=max(recipe.k),
+        sampling=recipe.sampling,
+        batch_size=recipe.batch_size,
+        max_new_tokens=recipe.max_new_tokens,
+        device=recipe.device,
+    )
+
+
+def _oracle(held_out: HeldOut) -> tuple[JudgeMany, ActionCheck]:
+    """The tabletop's judge, which reads the true pairs back into states once."""
+    from wm.tabletop.oracle import action_is_right, judge_states, read_states
+
+    sources, targets = read_states(held_out.source_pixels), read_states(held_out.target_pixels)
+
+    def judge_many(items_M: Codes, predicted_MHWC: Pixels) -> list[JudgeScore]:
+        scores = []
+        for begin in range(0, len(items_M), 256):
+            predicted = read_states(predicted_MHWC[begin : begin + 256])
+            for item, state in zip(items_M[begin : begin + 256].tolist(), predicted, strict=True):
+                scores.append(judge_states(sources[item], targets[item], state))
+        return scores
+
+    return judge_many, action_is_right
+
+
+def _work(recipe: EvaluateRecipe, bench: Bench, units: Sequence[Unit], parts: Path) -> Iterator[Unit]:
+    """Do every unit, here or in Ray tasks; yields each when its file is there."""
+    if recipe.num_workers == 0:
+        for unit in units:
+            run_unit(bench, unit, parts)
+            yield unit
+        return
+    import ray
+
+    from jobs._ray import connect
+
+    connect()
+    task = ray.remote(num_cpus=1, max_retries=2)(_remote_unit)
+    waiting, running = list(units), {}
+    while waiting or running:
+        while waiting and len(running) < recipe.num_workers:
+            unit = waiting.pop(0)
+            running[task.remote(recipe.model_dump(mode="json"), tuple(unit), str(parts.resolve()))] = unit
+        ready, _ = ray.wait(list(running), num_returns=1)
+        for reference in ready:
+            try:
+                ray.get(reference)
+            except ray.exceptions.RayTaskError as error:
+                raise error.as_instanceof_cause() from error
+            yield running.pop(reference)
+
+
+def _remote_unit(values: dict[str, Any], unit: tuple[str, Any, int], parts: str) -> None:
+    import torch
+
+    torch.set_num_threads(1)  # as many tasks as cores run at a time
+    run_unit(_worker_bench(json.dumps(values)), Unit(*unit), Path(parts))
+
+
+@lru_cache(maxsize=1)
+def _worker_bench(recipe_json: str) -> Bench:
+    return _bench(EvaluateRecipe.model_validate_json(recipe_json))
+
+
+def main() -> int:
+    return cli.main(EvaluateRecipe, run, name="evaluate", description=__doc__ or "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

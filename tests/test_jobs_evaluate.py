@@ -1,0 +1,246 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from jobs import evaluate
+from jobs.evaluate import EvaluateRecipe
+from wm.dynamics import verify
+from wm.errors import InputError
+from wm.evaluation import units as units_module
+from wm.evaluation.heldout import read_held_out, spread_rows
+from wm.evaluation.units import Unit, bank_of, load_part
+from wm.images import encode_png
+from wm.models import load_codec, load_model
+from wm.records import TRIPLET_SCHEMA, triplet_row, write_table
+
+ITEMS = 6
+
+
+def write_triplets(folder, pixels_of, actions, *, codec=None):
+    rows = []
+    for index, action in enumerate(actions):
+        source, target = pixels_of(index)
+        codes = {}
+        if codec is not None:
+            pair = codec.encode(np.stack([source, target])).tolist()
+            codes = {
+                "codec": codec.codec_id,
+                "source_codes": pair[0],
+                "target_codes": pair[1],
+                "change": [float(index)] * codec.tokens_per_image,
+            }
+        rows.append(
+            triplet_row(
+                triplet_id=f"t{index}",
+                dataset="even" if index % 2 == 0 else "odd",
+                split="test",
+                action=action,
+                origin="human",
+                source_image={"bytes": encode_png(source)},
+                target_image={"bytes": encode_png(target)},
+                **codes,
+            )
+        )
+    write_table(rows, folder / "part-0.parquet", TRIPLET_SCHEMA)
+    return folder
+
+
+def noise_pair(index):
+    rng = np.random.default_rng(index)
+    return tuple(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8) for _ in range(2))
+
+
+ACTIONS = [
+    "move the red cup",
+    "put the blue block",
+    "take the cup",
+    "move the green cup",
+    "put the red block",
+    "take",
+]
+
+
+@pytest.fixture(scope="module")
+def triplets(tmp_path_factory):
+    return write_triplets(tmp_path_factory.mktemp("held_out"), noise_pair, ACTIONS)
+
+
+def recipe_of(tiny_base, triplets, out, **more):
+    fdm = {"path": str(tiny_base), "role": "fdm", "label": "C-FT"}
+    values = {
+        "triplets": str(triplets),
+        "out": str(out),
+        "base": str(tiny_base),
+        "models": {
+            "idm-0": {"path": str(tiny_base), "role": "idm", "label": "IDM"},
+            "ft-0": fdm,
+            "ft-1": fdm | {"seed": 1, "idm": "zero-shot-idm"},
+        },
+        "idm": "idm-0",
+        "seeds": [0, 1],
+        "k": [1, 2, 4],
+        "examples": 3,
+    }
+    return EvaluateRecipe.parse(values | more, "test")
+
+
+def test_end_to_end(tiny_base, triplets, tmp_path, capsys):
+    recipe = recipe_of(tiny_base, triplets, tmp_path / "out")
+    record = evaluate.run(recipe)
+    assert record["counts"] == {"triplets": ITEMS, "models": 5, "units": 16, "examples": 3}
+    tables = json.loads((tmp_path / "out/tables.json").read_text())
+    rows = {(row["label"], row["choice"], row["k"]): row for row in tables["fdm"]}
+    assert rows["Copy", "none", 1]["metrics"]["unchanged_tokens"]["mean"] == 1.0
+    gaps = [np.abs(a.astype(float) - b).mean() / 255 for a, b in map(noise_pair, range(ITEMS))]
+    assert rows["Copy", "none", 1]["metrics"]["l1"]["mean"] == pytest.approx(np.mean(gaps))
+    assert rows["Copy", "none", 1]["by_subset"]["even"]["l1"] == pytest.approx(np.mean(gaps[::2]))
+    for k in (1, 2, 4):
+        figure = rows["C-FT", "idm", k]["metrics"]["l1"]
+        assert (figure["n"], figure["over"], set(figure["runs"])) == (2, "training seeds", {"0", "1"})
+    # both runs are the same weights and the same noise: no spread between them
+    assert rows["C-FT", "idm", 1]["metrics"]["l1"]["std"] == 0.0
+    assert rows["C-ZS", "idm", 1]["metrics"]["l1"]["over"] == "sampling seeds"
+    assert (
+        rows["C-FT", "oracle", 4]["metrics"]["l1"]["mean"]
+        <= rows["C-FT", "oracle", 2]["metrics"]["l1"]["mean"]
+    )
+    assert {row["label"] for row in tables["idm"]} == {"C-ZS", "IDM"}
+    assert {(row["role"], row["label"]) for row in tables["probe"]} == {
+        ("fdm", "C-FT"),
+        ("fdm", "C-ZS"),
+        ("idm", "C-ZS"),
+        ("idm", "IDM"),
+    }
+    examples = json.loads((tmp_path / "out/examples.json").read_text())
+    assert len(examples) == 3
+    for example in examples:
+        assert len(example["change"]) == 4
+        for shown in example["models"]:
+            assert sum(one["times"] for one in shown["candidates"]) == 4
+            scores = [one["logprob"] for one in shown["candidates"]]
+            assert scores == sorted(scores, reverse=True) and shown["chosen"] == 0
+            assert (tmp_path / "out" / shown["candidates"][0]["image"]).is_file()
+    out = capsys.readouterr().out
+    assert "C-FT, K = 4 (oracle best-of-N)" in out and "preference for the truth" in out
+    assert evaluate.run(recipe) == record
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_choice_agrees_with_verify(tiny_base, triplets, tmp_path):
+    evaluate.run(recipe_of(tiny_base, triplets, tmp_path / "out", greedy=False, probe=False))
+    _, arrays = load_part(Unit("ft-0", "sample", 1).file(tmp_path / "out/parts"))
+    bank = bank_of(arrays)
+    model, held_out = load_model(tiny_base), read_held_out(triplets, load_codec(tiny_base))
+    for item in range(ITEMS):
+        ranked = verify(
+            model, held_out.source_codes[item], held_out.actions[item], torch.from_numpy(bank.codes[item])
+        )
+        assert int(bank.verifier[item].argmax()) == ranked[0].index
+
+
+def test_goes_on_where_it_stopped(tiny_base, triplets, tmp_path, monkeypatch):
+    recipe = recipe_of(tiny_base, triplets, tmp_path / "out", probe=False)
+    done = []
+
+    def stop_after_three(bench, unit, parts):
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(unit)
+        return units_module.run_unit(bench, unit, parts)
+
+    monkeypatch.setattr(evaluate, "run_unit", stop_after_three)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.run(recipe)
+    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out/parts").iterdir()}
+    assert len(kept) == 3 and not (tmp_path / "out/run.json").exists()
+    monkeypatch.undo()
+    evaluate.run(recipe)
+    for name, time in kept.items():
+        assert (tmp_path / "out/parts" / name).stat().st_mtime_ns == time
+
+
+def test_oracle_judges_the_tabletop(tmp_path):
+    from wm.models.nano import NanoPreset, write_random_base
+    from wm.tabletop.actions import vocabulary
+    from wm.tabletop.triplets import sample_triplet
+
+    base = tmp_path / "base"
+    preset = NanoPreset(hidden_size=32, num_layers=1, num_heads=2, mlp_size=32)
+    write_random_base(base, seed=0, words=vocabulary(), preset=preset)
+    rng = np.random.default_rng(5)
+    drawn = [sample_triplet(rng) for _ in range(4)]
+    folder = write_triplets(tmp_path / "set", lambda i: (drawn[i][0], drawn[i][2]), [one[1] for one in drawn])
+    recipe = {
+        "triplets": str(folder),
+        "out": str(tmp_path / "out"),
+        "base": str(base),
+        "judge": "oracle",
+        "k": [1, 2],
+    }
+    evaluate.run(EvaluateRecipe.parse(recipe, "test"))
+    tables = json.loads((tmp_path / "out/tables.json").read_text())
+    copy = next(row for row in tables["fdm"] if row["label"] == "Copy")["metrics"]
+    assert (copy["final"]["mean"], copy["copied"]["mean"], copy["right"]["mean"]) == (0.0, 1.0, 0.0)
+    assert copy["minimal_editing"]["mean"] == 10.0
+    assert tables["idm"][0]["metrics"]["state_equivalent"]["mean"] == 0.0
+
+
+def test_stored_codes_are_taken_only_from_this_codec(tiny_base, tmp_path):
+    codec = load_codec(tiny_base)
+    stored = read_held_out(write_triplets(tmp_path / "a", noise_pair, ACTIONS, codec=codec), codec)
+    made = read_held_out(write_triplets(tmp_path / "b", noise_pair, ACTIONS), codec)
+    assert torch.equal(stored.source_codes, made.source_codes)
+    assert stored.change[3].tolist() == [3.0] * 4
+    assert made.change[3].tolist() != [3.0] * 4
+
+
+def test_limit_spreads_over_the_set():
+    assert spread_rows(10, 4) == [0, 2, 5, 7]
+    assert spread_rows(3, 8) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"idm": "ft-0"}, "verifier 'ft-0' is no IDM of this recipe; those are idm-0, zero-shot-idm"),
+        ({"k": [0, 2]}, "k = .*expected different whole numbers from 1 up"),
+        (
+            {"models": {"x": {"path": "/nowhere", "role": "fdm", "label": "X"}}, "idm": ""},
+            "no such model folder: /nowhere",
+        ),
+        ({"models": {}, "base": ""}, "nothing to evaluate"),
+        ({"judge": "gpt"}, "judge = 'gpt'"),
+    ],
+)
+def test_bad_recipes(tiny_base, triplets, tmp_path, more, message):
+    with pytest.raises(InputError, match=message):
+        evaluate.run(recipe_of(tiny_base, triplets, tmp_path / "out", **more))
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_entries_of_one_label_need_two_seeds(tiny_base, triplets, tmp_path):
+    one = {"path": str(tiny_base), "role": "fdm", "label": "C-FT"}
+    recipe = recipe_of(tiny_base, triplets, tmp_path / "out", models={"a": one, "b": one}, idm="")
+    with pytest.raises(InputError, match=r"models.a and models.b share label 'C-FT' and seed 0"):
+        evaluate.run(recipe)
+
+
+def test_dry_run_writes_nothing(tiny_base, triplets, tmp_path, capsys):
+    evaluate.run(recipe_of(tiny_base, triplets, tmp_path / "out"), dry_run=True)
+    assert not (tmp_path / "out").exists()
+    assert "would evaluate 5 models in 16 units" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_tables(tiny_base, triplets, tmp_path):
+    for workers in (0, 2):
+        recipe = recipe_of(
+            tiny_base, triplets, tmp_path / str(workers), num_workers=workers, probe=False, examples=0
+        )
+        evaluate.run(recipe)
+    here, there = (json.loads((tmp_path / name / "tables.json").read_text()) for name in ("0", "2"))
+    assert here["idm"] == there["idm"]
+    for one, other in zip(here["fdm"], there["fdm"], strict=True):
+        assert one["metrics"]["l1"]["mean"] == pytest.approx(other["metrics"]["l1"]["mean"], abs=1e-6)

@@ -1,0 +1,100 @@
+"""The held-out triplets an evaluation reads: pixels at the codec's size, codes, actions, change weights."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+import torch
+
+from wm.errors import InputError
+from wm.evaluation.stats import Floats
+from wm.images import Pixels, decode_image, fit_square
+from wm.models import ImageCodec, change_map
+from wm.records import read_table
+
+SubsetColumn: TypeAlias = Literal["dataset", "class_label", "split"]
+_COLUMNS = ("triplet_id", "source_image", "target_image", "codec", "source_codes", "target_codes", "change")
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """B triplets. Pixels uint8 (B, side, side, 3); codes int64 (B, N); ``change``: raw squared L2 distances
+    between the features of source and target at each token, (B, N)."""
+
+    ids: list[str]
+    actions: list[str]
+    subsets: list[str]
+    source_pixels: Pixels
+    target_pixels: Pixels
+    source_codes: torch.Tensor
+    target_codes: torch.Tensor
+    change: Floats
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def read_held_out(
+    folder: str | Path, codec: ImageCodec, *, limit: int | None = None, subset: SubsetColumn = "dataset"
+) -> HeldOut:
+    """Read triplets below ``folder``; with ``limit``, that many rows spread evenly over the set.
+
+    Codes and change weights stored by this very codec are taken as they are; others are made anew.
+    Raises :class:`InputError` on an empty set, a bad image or stored codes of the wrong length.
+    """
+    table = read_table(folder, columns=[*_COLUMNS, "action", subset])
+    if not table.num_rows:
+        raise InputError(f"no triplet in {folder}")
+    rows = table.take(spread_rows(table.num_rows, limit)).to_pylist()
+    sides = []
+    for name in ("source_image", "target_image"):
+        images = [
+            decode_image(row[name]["bytes"], f"{name} of triplet {row['triplet_id']} in {folder}")
+            for row in rows
+        ]
+        sides.append(np.stack([fit_square(pixels, codec.side_px) for pixels in images]))
+    ready = all(row["codec"] == codec.codec_id and row["change"] is not None for row in rows)
+    source_BN, target_BN, change_BN = _stored(rows, codec, folder) if ready else _encoded(codec, *sides)
+    return HeldOut(
+        ids=[row["triplet_id"] for row in rows],
+        actions=[row["action"] for row in rows],
+        subsets=[row[subset] or "" for row in rows],
+        source_pixels=sides[0],
+        target_pixels=sides[1],
+        source_codes=source_BN,
+        target_codes=target_BN,
+        change=change_BN,
+    )
+
+
+def spread_rows(total: int, limit: int | None) -> list[int]:
+    """Row numbers, all of them or ``limit`` evenly spaced ones: sets are often sorted by subset."""
+    if limit is None or limit >= total:
+        return list(range(total))
+    return [int(row * total / limit) for row in range(limit)]
+
+
+def _stored(
+    rows: Sequence[dict[str, object]], codec: ImageCodec, folder: str | Path
+) -> tuple[torch.Tensor, torch.Tensor, Floats]:
+    arrays = []
+    for name in ("source_codes", "target_codes", "change"):
+        values = [row[name] for row in rows]
+        if any(not isinstance(value, list) or len(value) != codec.tokens_per_image for value in values):
+            raise InputError(
+                f"{folder}: {name} does not hold {codec.tokens_per_image} values in every triplet"
+            )
+        arrays.append(np.array(values))
+    source_BN, target_BN = (torch.from_numpy(array.astype(np.int64)) for array in arrays[:2])
+    return source_BN, target_BN, arrays[2].astype(np.float64)
+
+
+def _encoded(
+    codec: ImageCodec, source_BHWC: Pixels, target_BHWC: Pixels
+) -> tuple[torch.Tensor, torch.Tensor, Floats]:
+    source_BN, source_BND = codec.encode_with_features(source_BHWC)
+    target_BN, target_BND = codec.encode_with_features(target_BHWC)
+    change_BN: Floats = change_map(source_BND, target_BND).double().cpu().numpy()
+    return source_BN.cpu(), target_BN.cpu(), change_BN

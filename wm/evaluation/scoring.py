@@ -1,0 +1,227 @@
+"""What one model gives on the held-out triplets: candidates with their scores, actions, likelihoods."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from wm.dynamics import (
+    propose_actions,
+    sample_observations,
+    score_actions,
+    score_observations,
+    verify_batch,
+)
+from wm.evaluation.heldout import HeldOut
+from wm.evaluation.probe import Likelihoods, Scorer
+from wm.evaluation.stats import Floats
+from wm.images import Pixels
+from wm.judging import Judge, JudgeScore
+from wm.models import ImageCodec, UnifiedVLM
+from wm.sampling.engine import Sampling
+
+JUDGE_METRICS = ("final", "editing_success", "minimal_editing", "right", "copied")
+IMAGE_METRICS = ("l1", "unchanged_tokens")
+Codes = npt.NDArray[np.int64]
+
+JudgeMany: TypeAlias = Callable[[Codes, Pixels], list[JudgeScore]]
+"""``judge_many(items_M, predicted_MHWC)``: one score for each prediction; ``items_M``: rows of the held-out
+set."""
+ActionCheck: TypeAlias = Callable[[Pixels, Pixels, str], bool]
+"""``action_is_right(source_HWC, target_HWC, text)``: does the action, done in the source, give the target?"""
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Candidates of one FDM: codebook ids (B, K, N), metric → (B, K), and the verifier's log-likelihood of
+    the action under each (B, K), or None."""
+
+    codes: Codes
+    metrics: dict[str, Floats]
+    verifier: Floats | None
+
+    @property
+    def best(self) -> Floats:
+        """What the oracle best-of-N maximises: the judge's final score, or closeness in L1 without a
+        judge."""
+        return self.metrics["final"] if "final" in self.metrics else -self.metrics["l1"]
+
+
+def judge_each(judge: Judge, held_out: HeldOut) -> JudgeMany:
+    """A judge of single pictures as a judge of many."""
+
+    def judge_many(items_M: Codes, predicted_MHWC: Pixels) -> list[JudgeScore]:
+        return [
+            judge(
+                held_out.source_pixels[item], held_out.target_pixels[item], predicted, held_out.actions[item]
+            )
+            for item, predicted in zip(items_M.tolist(), predicted_MHWC, strict=True)
+        ]
+
+    return judge_many
+
+
+def sample_bank(
+    fdm: UnifiedVLM,
+    verifier: UnifiedVLM | None,
+    held_out: HeldOut,
+    codec: ImageCodec,
+    judge_many: JudgeMany | None,
+    *,
+    num_candidates: int,
+    sampling: Sampling,
+    seed: int,
+    batch_size: int = 32,
+) -> Bank:
+    """Sample ``num_candidates`` observations for each triplet, verify and score them; equal ones are scored
+    once."""
+    with torch.inference_mode():
+        drawn = sample_observations(
+            fdm,
+            held_out.source_codes,
+            held_out.actions,
+            num_samples=num_candidates,
+            sampling=sampling,
+            seed=seed,
+            batch_size=batch_size,
+        )
+    codes_BKN = drawn.cpu().numpy().astype(np.int64)
+    items_M, codes_MN, place_BK = distinct_candidates(codes_BKN)
+    metrics = image_metrics(held_out, codec, judge_many, items_M, codes_MN)
+    verifier_BK = None
+    if verifier is not None:
+        verifier_BK = verifier_scores(verifier, held_out, codes_BKN, batch_size=batch_size)
+    return Bank(codes_BKN, {name: value_M[place_BK] for name, value_M in metrics.items()}, verifier_BK)
+
+
+def verifier_scores(
+    verifier: UnifiedVLM, held_out: HeldOut, codes_BKN: Codes, *, batch_size: int = 32
+) -> Floats:
+    """log p(action | source, candidate) of the inverse model: (B, K)."""
+    with torch.inference_mode():
+        ranked = verify_batch(
+            verifier,
+            held_out.source_codes,
+            held_out.actions,
+            torch.from_numpy(codes_BKN),
+            batch_size=batch_size,
+        )
+    score_BK = np.zeros(codes_BKN.shape[:2])
+    for item, candidates in enumerate(ranked):
+        for candidate in candidates:
+            score_BK[item, candidate.index] = candidate.score.logprob
+    return score_BK
+
+
+def distinct_candidates(codes_BKN: Codes) -> tuple[Codes, Codes, Codes]:
+    """(item of each distinct candidate (M,), its codes (M, N), where each of (B, K) is found among them)."""
+    items, candidates, _ = codes_BKN.shape
+    numbered = np.concatenate(
+        [
+            np.repeat(np.arange(items), candidates)[:, None],
+            codes_BKN.reshape(items * candidates, -1),
+        ],
+        axis=1,
+    )
+    distinct, place = np.unique(numbered, axis=0, return_inverse=True)
+    return distinct[:, 0], distinct[:, 1:], place.reshape(items, candidates)
+
+
+def image_metrics(
+    held_out: HeldOut, codec: ImageCodec, judge_many: JudgeMany | None, items_M: Codes, codes_MN: Codes
+) -> dict[str, Floats]:
+    """Metric → (M,) for predicted codes: the image metrics, and with a judge its figures."""
+    source_MN = held_out.source_codes.numpy()[items_M]
+    unchanged_M: Floats = (codes_MN == source_MN).mean(axis=1)
+    return picture_metrics(held_out, judge_many, items_M, codec.decode(codes_MN)) | {
+        "unchanged_tokens": unchanged_M
+    }
+
+
+def picture_metrics(
+    held_out: HeldOut, judge_many: JudgeMany | None, items_M: Codes, predicted_MHWC: Pixels
+) -> dict[str, Floats]:
+    """``l1``: mean absolute difference to the target over pixels, 0 to 1; and the judge's figures, if there
+    is one."""
+    gaps = [
+        np.abs(held_out.target_pixels[item].astype(np.int16) - predicted).mean() / 255.0
+        for item, predicted in zip(items_M.tolist(), predicted_MHWC, strict=True)
+    ]
+    metrics = {"l1": np.array(gaps, dtype=np.float64)}
+    if judge_many is not None:
+        scores = judge_many(items_M, predicted_MHWC)
+        for name in JUDGE_METRICS:
+            metrics[name] = np.array([float(getattr(score, name)) for score in scores])
+    return metrics
+
+
+def copy_metrics(held_out: HeldOut, judge_many: JudgeMany | None) -> dict[str, Floats]:
+    """The source given as the prediction: metric → (B,)."""
+    items = np.arange(len(held_out))
+    return picture_metrics(held_out, judge_many, items, held_out.source_pixels) | {
+        "unchanged_tokens": np.ones(len(held_out))
+    }
+
+
+def ceiling_metrics(held_out: HeldOut, codec: ImageCodec, judge_many: JudgeMany | None) -> dict[str, Floats]:
+    """The true target through the codec, which no prediction of codes can beat by more than luck: metric →
+    (B,)."""
+    return image_metrics(held_out, codec, judge_many, np.arange(len(held_out)), held_out.target_codes.numpy())
+
+
+def propose(
+    idm: UnifiedVLM,
+    held_out: HeldOut,
+    action_is_right: ActionCheck | None,
+    *,
+    max_new_tokens: int = 32,
+    batch_size: int = 32,
+) -> tuple[list[str], list[float], Floats | None]:
+    """Greedy actions of an IDM: (texts, mean log-probability a token, right or not (B,) if there is a
+    check)."""
+    with torch.inference_mode():
+        proposed = propose_actions(
+            idm,
+            held_out.source_codes,
+            held_out.target_codes,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+        )
+    texts = [one.text for one in proposed]
+    right_B = None
+    if action_is_right is not None:
+        checked = [
+            action_is_right(source, target, text)
+            for source, target, text in zip(
+                held_out.source_pixels, held_out.target_pixels, texts, strict=True
+            )
+        ]
+        right_B = np.array(checked, dtype=np.float64)
+    return texts, [one.mean_logprob for one in proposed], right_B
+
+
+def idm_scorer(idm: UnifiedVLM, *, batch_size: int = 32) -> Scorer:
+    """log p(action | source, target) and the action's tokens, for the probe."""
+
+    def scorer(source_BN: torch.Tensor, target_BN: torch.Tensor, actions: Sequence[str]) -> Likelihoods:
+        with torch.inference_mode():
+            scored = score_actions(idm, source_BN, target_BN, actions, batch_size=batch_size)
+        return Likelihoods(
+            np.array([one.logprob for one in scored]), np.array([float(one.num_tokens) for one in scored])
+        )
+
+    return scorer
+
+
+def fdm_scorer(fdm: UnifiedVLM, *, batch_size: int = 32) -> Scorer:
+    """log p(target | source, action) and the image's tokens, for the probe."""
+
+    def scorer(source_BN: torch.Tensor, target_BN: torch.Tensor, actions: Sequence[str]) -> Likelihoods:
+        with torch.inference_mode():
+            sums = score_observations(fdm, source_BN, actions, target_BN, batch_size=batch_size)
+        return Likelihoods(np.array(sums), np.full(len(actions), float(target_BN.shape[1])))
+
+    return scorer

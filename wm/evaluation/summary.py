@@ -1,0 +1,78 @@
+"""The tables as plain text, for the terminal."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+CHOICE_WORDS = {"none": "", "greedy": "greedy", "idm": "", "oracle": "oracle"}
+
+
+def spread_text(figure: Mapping[str, Any] | None, *, digits: int = 3) -> str:
+    """``0.370 ± 0.042``; without ± where there is one value; an en dash for a missing figure."""
+    if figure is None:
+        return "–"
+    text = f"{figure['mean']:.{digits}f}"
+    return text if figure["std"] is None else f"{text} ± {figure['std']:.{digits}f}"
+
+
+def row_name(row: Mapping[str, Any]) -> str:
+    """``C-FT, K = 4`` and the like."""
+    if row["choice"] == "none":
+        return str(row["label"])
+    if row["choice"] == "greedy":
+        return f"{row['label']}, greedy"
+    if row["k"] == 1:
+        return f"{row['label']}, K = 1"
+    return f"{row['label']}, K = {row['k']}" + (" (oracle best-of-N)" if row["choice"] == "oracle" else "")
+
+
+def main_metrics(tables: Mapping[str, Any]) -> list[str]:
+    """The columns of the forward table, as the judge allows."""
+    judged = ["final", "editing_success", "minimal_editing", "right", "copied"]
+    return [*(judged if tables["judge"] != "none" else []), "l1", "unchanged_tokens"]
+
+
+def format_tables(tables: Mapping[str, Any]) -> str:
+    """All tables of ``tables.json`` as aligned text."""
+    columns = main_metrics(tables)
+    blocks = [
+        _grid(
+            ["forward dynamics", *columns],
+            [
+                [row_name(row), *(spread_text(row["metrics"].get(name)) for name in columns)]
+                for row in tables["fdm"]
+            ],
+        )
+    ]
+    if tables["idm"]:
+        names = list(tables["idm"][0]["metrics"])
+        rows = [
+            [row["label"], *(spread_text(row["metrics"].get(name)) for name in names)]
+            for row in tables["idm"]
+        ]
+        blocks.append(_grid(["inverse dynamics", *names], rows))
+    if tables["probe"]:
+        kinds = list(dict.fromkeys(row["negative"] for row in tables["probe"]))
+        shares: dict[tuple[str, str], dict[str, str]] = {}
+        for row in tables["probe"]:
+            of_model = shares.setdefault((row["role"], row["label"]), {})
+            of_model[row["negative"]] = spread_text(row["metrics"].get("share"))
+        rows = [
+            [f"{label} ({role})", *(found.get(kind, "–") for kind in kinds)]
+            for (role, label), found in shares.items()
+        ]
+        blocks.append(_grid(["preference for the truth", *kinds], rows))
+    return "\n\n".join(blocks)
+
+
+def print_tables(tables: Mapping[str, Any]) -> None:
+    """Print :func:`format_tables`."""
+    print(format_tables(tables))
+
+
+def _grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    lines = []
+    for first, *others in [header, *rows]:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]))
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

@@ -1,0 +1,165 @@
+"""Parts of single models and seeds, gathered into the figures of the tables."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from wm.evaluation.probe import NEGATIVES, Preference
+from wm.evaluation.scoring import Bank
+from wm.evaluation.stats import Figure, Floats, figure
+from wm.evaluation.verification import verification_curve
+
+Key = tuple[str, int, int]
+"""(label, training seed, sampling seed)."""
+NO_RUN = 0
+
+
+@dataclass
+class Collected:
+    """What all units of an evaluation gave."""
+
+    subsets: list[str]
+    ks: Sequence[int]
+    references: dict[str, dict[str, Floats]] = field(default_factory=dict)
+    """label (Copy, …) → metric → (B,)."""
+    banks: dict[Key, Bank] = field(default_factory=dict)
+    greedy: dict[Key, Bank] = field(default_factory=dict)
+    idm: dict[tuple[str, int], tuple[dict[str, float], dict[str, Floats]]] = field(default_factory=dict)
+    """(label, training seed) → (figures of the set, figures of each item)."""
+    probes: dict[tuple[str, str, int], dict[str, Preference]] = field(default_factory=dict)
+    """(role, label, training seed) → kind of negative → preference."""
+
+
+def build_tables(collected: Collected) -> dict[str, Any]:
+    """``{"fdm": rows, "idm": rows, "probe": rows, "items", "k", "subsets"}``, ready for JSON."""
+    return {
+        "items": len(collected.subsets),
+        "k": list(collected.ks),
+        "subsets": sorted(set(collected.subsets)),
+        "fdm": fdm_rows(collected),
+        "idm": idm_rows(collected),
+        "probe": probe_rows(collected),
+    }
+
+
+def fdm_rows(collected: Collected) -> list[dict[str, Any]]:
+    """One row a label, choice and k. ``choice``: ``none`` (references), ``greedy``, ``idm`` or ``oracle``.
+
+    At k = 1 nothing is chosen: the row averages all candidates.
+    """
+    rows = []
+    for label, metrics in collected.references.items():
+        samples = {name: {NO_RUN: [values]} for name, values in metrics.items()}
+        rows.append(_row(label, "none", 1, samples, collected.subsets, over="items"))
+    gathered: dict[tuple[str, str, int], dict[str, dict[int, list[Floats]]]] = {}
+    for (label, run, _), bank in collected.banks.items():
+        distinct = np.array([len({tuple(codes) for codes in item.tolist()}) for item in bank.codes])
+        for (choice, k), metrics in verification_curve(
+            bank.metrics, bank.verifier, bank.best, collected.ks
+        ).items():
+            extra = {"distinct_candidates": distinct.astype(np.float64)} if k == 1 else {}
+            _gather(gathered, (label, choice, k), run, {**metrics, **extra})
+    for (label, run, _), bank in collected.greedy.items():
+        _gather(
+            gathered, (label, "greedy", 1), run, {name: value[:, 0] for name, value in bank.metrics.items()}
+        )
+    for (label, choice, k), samples in gathered.items():
+        rows.append(_row(label, choice, k, samples, collected.subsets, over="sampling seeds"))
+    return rows
+
+
+def idm_rows(collected: Collected) -> list[dict[str, Any]]:
+    """One row a label: text metrics, and ``state_equivalent`` where a world can check actions."""
+    by_label: dict[str, dict[int, tuple[dict[str, float], dict[str, Floats]]]] = defaultdict(dict)
+    for (label, run), found in collected.idm.items():
+        by_label[label][run] = found
+    rows = []
+    for label, runs in by_label.items():
+        names = next(iter(runs.values()))[0]
+        figures = {}
+        for name in names:
+            items = [by_item[name] for _, by_item in runs.values() if name in by_item]
+            figures[name] = figure(
+                {run: [of_set[name]] for run, (of_set, _) in runs.items()},
+                np.mean(items, axis=0) if items else None,
+                over="one greedy answer",
+            )
+        rows.append({"label": label, "metrics": _as_dicts(figures)})
+    return rows
+
+
+def probe_rows(collected: Collected) -> list[dict[str, Any]]:
+    """One row a role, label and kind of negative."""
+    gathered: dict[tuple[str, str, str], dict[int, Preference]] = defaultdict(dict)
+    for (role, label, run), kinds in collected.probes.items():
+        for kind, preference in kinds.items():
+            gathered[role, label, kind][run] = preference
+    order = {kind: index for index, kind in enumerate(NEGATIVES)}
+    rows = []
+    for (role, label, kind), runs in sorted(gathered.items(), key=lambda item: order[item[0][2]]):
+        figures = {
+            name: figure(
+                {run: [float(getattr(preference, name))] for run, preference in runs.items()}, over="one run"
+            )
+            for name in ("share", "share_per_token", "pearson_r")
+            if all(getattr(preference, name) is not None for preference in runs.values())
+        }
+        one = next(iter(runs.values()))
+        rows.append(
+            {
+                "role": role,
+                "label": label,
+                "negative": kind,
+                "pairs": one.pairs,
+                "ties": {str(run): preference.ties for run, preference in runs.items()},
+                "metrics": _as_dicts(figures),
+            }
+        )
+    return rows
+
+
+def _gather(
+    gathered: dict[tuple[str, str, int], dict[str, dict[int, list[Floats]]]],
+    key: tuple[str, str, int],
+    run: int,
+    metrics: Mapping[str, Floats],
+) -> None:
+    of_key = gathered.setdefault(key, {})
+    for name, values in metrics.items():
+        of_key.setdefault(name, {}).setdefault(run, []).append(values)
+
+
+def _row(
+    label: str,
+    choice: str,
+    k: int,
+    samples: Mapping[str, Mapping[int, list[Floats]]],
+    subsets: Sequence[str],
+    *,
+    over: str,
+) -> dict[str, Any]:
+    """``samples``: metric → training seed → one (B,) a sampling seed."""
+    figures: dict[str, Figure] = {}
+    by_subset: dict[str, dict[str, float]] = defaultdict(dict)
+    members = {name: np.array([subset == name for subset in subsets]) for name in sorted(set(subsets))}
+    for metric, runs in samples.items():
+        items = np.mean([np.mean(seeds, axis=0) for seeds in runs.values()], axis=0)
+        figures[metric] = figure(
+            {run: [float(values.mean()) for values in seeds] for run, seeds in runs.items()}, items, over=over
+        )
+        for name, inside in members.items():
+            by_subset[name][metric] = float(items[inside].mean())
+    return {
+        "label": label,
+        "choice": choice,
+        "k": k,
+        "metrics": _as_dicts(figures),
+        "by_subset": dict(by_subset) if len(members) > 1 else {},
+    }
+
+
+def _as_dicts(figures: Mapping[str, Figure]) -> dict[str, Any]:
+    return {name: one.to_dict() for name, one in figures.items()}

@@ -1,0 +1,232 @@
+"""One evaluation cut into units (a model, what is asked of it, a seed), each kept in a file of its own.
+
+A unit's file appears when it is whole, so an evaluation that was stopped goes on with the units left.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from wm.errors import InputError
+from wm.evaluation.heldout import HeldOut
+from wm.evaluation.probe import Preference, probe
+from wm.evaluation.scoring import (
+    ActionCheck,
+    Bank,
+    JudgeMany,
+    ceiling_metrics,
+    copy_metrics,
+    fdm_scorer,
+    idm_scorer,
+    propose,
+    sample_bank,
+)
+from wm.evaluation.tables import Collected
+from wm.evaluation.text import text_metrics
+from wm.models import ImageCodec, UnifiedVLM, load_model
+from wm.sampling.engine import Sampling
+
+Ask: TypeAlias = Literal["sample", "greedy", "probe", "propose"]
+COPY, CEILING = "Copy", "True target through the codec"
+_MODELS_KEPT = 3
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model to evaluate. Entries of one ``label`` are runs of other training seeds (``run``).
+
+    ``verifier``: name of the entry whose IDM verifies this FDM, or "" for none; ``base``: of an adapter.
+    """
+
+    name: str
+    path: str
+    role: Literal["idm", "fdm"]
+    label: str
+    run: int
+    verifier: str
+    base: str
+
+
+class Unit(NamedTuple):
+    """What is asked of which entry with which sampling seed."""
+
+    entry: str
+    ask: Ask
+    seed: int
+
+    def file(self, folder: Path) -> Path:
+        return folder / f"{self.entry}.{self.ask}.{self.seed}.npz"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """All that units share: the held-out set, the codec, the judge, the entries and the settings."""
+
+    held_out: HeldOut
+    codec: ImageCodec
+    judge_many: JudgeMany | None
+    action_is_right: ActionCheck | None
+    entries: dict[str, Entry]
+    num_candidates: int
+    sampling: Sampling
+    batch_size: int
+    max_new_tokens: int
+    device: str
+
+    def model(self, name: str) -> UnifiedVLM:
+        """The model of an entry, checked against the codec of the bench; the last few stay loaded."""
+        entry = self.entries[name]
+        model = _load(entry.path, entry.base, self.device)
+        if model.codec_id != self.codec.codec_id:
+            raise InputError(
+                f"{entry.path} speaks codec {model.codec_id}, the evaluation's codec is {self.codec.codec_id}"
+            )
+        return model
+
+
+@lru_cache(maxsize=_MODELS_KEPT)
+def _load(path: str, base: str, device: str) -> UnifiedVLM:
+    return load_model(path, base=base or None, device=device)
+
+
+def units_of(
+    entries: dict[str, Entry], seeds: Sequence[int], *, greedy: bool, with_probe: bool
+) -> list[Unit]:
+    """Every unit, those of one entry together."""
+    units = []
+    for name, entry in entries.items():
+        if entry.role == "fdm":
+            units += [Unit(name, "sample", seed) for seed in seeds]
+            units += [Unit(name, "greedy", seeds[0])] if greedy else []
+        else:
+            units.append(Unit(name, "propose", seeds[0]))
+        units += [Unit(name, "probe", seeds[0])] if with_probe else []
+    return units
+
+
+def run_unit(bench: Bench, unit: Unit, folder: Path) -> Path:
+    """Do one unit and write its file below ``folder``; returns the file. Does nothing if it is there
+    already."""
+    path = unit.file(folder)
+    if path.exists():
+        return path
+    facts: dict[str, Any] = {}
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    if unit.ask == "probe":
+        facts = _probe(bench, unit)
+    elif unit.ask == "propose":
+        facts, arrays = _propose(bench, unit)
+    else:
+        arrays = _sample(bench, unit)
+    _save(path, facts, arrays)
+    return path
+
+
+def _sample(bench: Bench, unit: Unit) -> dict[str, npt.NDArray[Any]]:
+    greedy = unit.ask == "greedy"
+    verifier = bench.entries[unit.entry].verifier
+    bank = sample_bank(
+        bench.model(unit.entry),
+        bench.model(verifier) if verifier and not greedy else None,
+        bench.held_out,
+        bench.codec,
+        bench.judge_many,
+        num_candidates=1 if greedy else bench.num_candidates,
+        sampling=bench.sampling.model_copy(update={"greedy": True}) if greedy else bench.sampling,
+        seed=unit.seed,
+        batch_size=bench.batch_size,
+    )
+    arrays: dict[str, npt.NDArray[Any]] = {f"metric.{name}": value for name, value in bank.metrics.items()}
+    arrays["codes"] = bank.codes.astype(np.int32)
+    if bank.verifier is not None:
+        arrays["verifier"] = bank.verifier
+    return arrays
+
+
+def _probe(bench: Bench, unit: Unit) -> dict[str, Any]:
+    scorer_of = idm_scorer if bench.entries[unit.entry].role == "idm" else fdm_scorer
+    held_out = bench.held_out
+    found = probe(
+        scorer_of(bench.model(unit.entry), batch_size=bench.batch_size),
+        held_out.source_codes,
+        held_out.target_codes,
+        held_out.actions,
+        held_out.subsets,
+        seed=unit.seed,
+    )
+    return {kind: asdict(preference) for kind, preference in found.items()}
+
+
+def _propose(bench: Bench, unit: Unit) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+    texts, mean_logprobs, right_B = propose(
+        bench.model(unit.entry),
+        bench.held_out,
+        bench.action_is_right,
+        max_new_tokens=bench.max_new_tokens,
+        batch_size=bench.batch_size,
+    )
+    arrays: dict[str, npt.NDArray[Any]] = {"mean_logprob": np.array(mean_logprobs)}
+    if right_B is not None:
+        arrays["right"] = right_B
+    return {"texts": texts}, arrays
+
+
+def collect(bench: Bench, units: Sequence[Unit], folder: Path, ks: Sequence[int]) -> Collected:
+    """Read every unit's file; Copy and the codec's ceiling are measured here."""
+    held_out = bench.held_out
+    collected = Collected(subsets=held_out.subsets, ks=ks)
+    collected.references[COPY] = copy_metrics(held_out, bench.judge_many)
+    collected.references[CEILING] = ceiling_metrics(held_out, bench.codec, bench.judge_many)
+    for unit in units:
+        entry = bench.entries[unit.entry]
+        facts, arrays = load_part(unit.file(folder))
+        if unit.ask == "probe":
+            found = {kind: Preference(**values) for kind, values in facts.items()}
+            collected.probes[entry.role, entry.label, entry.run] = found
+        elif unit.ask == "propose":
+            figures = text_metrics(facts["texts"], held_out.actions)
+            figures["mean_logprob"] = float(arrays["mean_logprob"].mean())
+            by_item = {}
+            if "right" in arrays:
+                by_item["state_equivalent"] = arrays["right"]
+                figures["state_equivalent"] = float(arrays["right"].mean())
+            collected.idm[entry.label, entry.run] = (figures, by_item)
+        else:
+            banks = collected.banks if unit.ask == "sample" else collected.greedy
+            banks[entry.label, entry.run, unit.seed] = bank_of(arrays)
+    return collected
+
+
+def bank_of(arrays: dict[str, npt.NDArray[Any]]) -> Bank:
+    """The bank that a ``sample`` or ``greedy`` unit's file holds."""
+    return Bank(
+        codes=arrays["codes"].astype(np.int64),
+        metrics={name[7:]: value for name, value in arrays.items() if name.startswith("metric.")},
+        verifier=arrays.get("verifier"),
+    )
+
+
+def _save(path: Path, facts: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with aside.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, facts=np.array(json.dumps(facts)), **arrays)
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def load_part(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+    """(facts, arrays) of a unit's file."""
+    with np.load(path, allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    return json.loads(str(arrays.pop("facts"))), arrays
