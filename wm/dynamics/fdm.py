@@ -1,4 +1,4 @@
-"""Forward dynamics p(target | source, action): sample observations, or score given ones (paper section 3.1)."""
+"""Forward dynamics p(target | source, action): sample observations, or score given ones (paper, 3.2)."""
 
 from collections.abc import Sequence
 
@@ -23,8 +23,8 @@ def sample_observations(
 ) -> Tensor:
     """Codebook ids int64 (B, K, N) on the CPU: ``num_samples`` candidates of each (source, action).
 
-    Candidate k of a row depends on (source, action, seed, k) alone; see :mod:`wm.sampling.engine`. ``seed`` may be
-    one a row. Greedy sampling gives K equal candidates.
+    Candidate k of a row depends on (source, action, seed, k) alone; see :mod:`wm.sampling.engine`. ``seed``
+    may be one a row. Greedy sampling gives K equal candidates.
     """
     sources = code_lists("source", source_BN)
     need_equal(sources=len(sources), actions=len(actions))
@@ -42,7 +42,8 @@ def score_observations(
 ) -> list[float]:
     """log p(target b | source b, actions[b]) in nats, summed over the image's tokens.
 
-    Normalised over the image codes: the distribution that :func:`sample_observations` draws from at temperature 1.
+    Normalised over the image codes: the distribution that :func:`sample_observations` draws from at
+    temperature 1.
     """
     sources, targets = code_lists("source", source_BN), code_lists("target", target_BN)
     need_equal(sources=len(sources), actions=len(actions), targets=len(targets))

@@ -1,6 +1,7 @@
 """Log-probabilities of given completions, shared by both directions of the dynamics."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy.typing as npt
 import torch
@@ -14,7 +15,7 @@ POSITIONS_AT_ONCE = 1024
 """Bound on the positions whose logits exist at the same time: 1024 x 65,536 float32 are 268 MB."""
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def completion_logprobs(
     vlm: UnifiedVLM,
     segments_list: Sequence[Sequence[Segment]],
@@ -24,7 +25,8 @@ def completion_logprobs(
 ) -> list[tuple[float, int]]:
     """(sum of the completion's log-probabilities in nats, number of its tokens) of each sequence.
 
-    Normalised over ``rows`` of the vocabulary, which must then hold every completion token, or over all of it.
+    Normalised over ``rows`` of the vocabulary, which must then hold every completion token, or over all of
+    it.
     """
     results: list[tuple[float, int]] = [(0.0, 0)] * len(segments_list)
     # Long ones together: less padding. Neither order nor company changes a result, attention being causal.
@@ -54,14 +56,14 @@ def token_logprobs(
         targets_P = place_V[targets_P]
     parts = []
     for hidden, targets in zip(
-        hidden_PH.split(POSITIONS_AT_ONCE), targets_P.split(POSITIONS_AT_ONCE), strict=True
+        torch.split(hidden_PH, POSITIONS_AT_ONCE), torch.split(targets_P, POSITIONS_AT_ONCE), strict=True
     ):
         logprobs = torch.log_softmax(vlm.head(hidden, rows).float(), dim=-1)
         parts.append(logprobs.gather(1, targets[:, None])[:, 0].double())
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64, device=hidden_PH.device)
 
 
-def code_lists(name: str, codes: Tensor | npt.NDArray[object] | Sequence[Sequence[int]]) -> list[list[int]]:
+def code_lists(name: str, codes: Tensor | npt.NDArray[Any] | Sequence[Sequence[int]]) -> list[list[int]]:
     """Codes (B, N) as lists; :class:`InputError` for another number of dimensions."""
     tensor = torch.as_tensor(codes)
     if tensor.ndim != 2:

@@ -1,6 +1,6 @@
 """Best-of-N: the inverse model ranks the forward model's candidates by how well they explain the action.
 
-Paper section 4.3 (verification at inference time): the candidate with the largest p(action | source, candidate).
+Paper section 3.3 (test-time verification): the candidate with the largest p(action | source, candidate).
 """
 
 from collections.abc import Sequence
@@ -25,8 +25,8 @@ CandidateCodes: TypeAlias = Tensor | npt.NDArray[np.integer[npt.NBitBase]] | Seq
 class Candidate:
     """A predicted observation with the inverse model's belief that the action led to it.
 
-    ``codes``: N codebook ids. ``seed``: that of the draw. ``rank``: 0 is best. ``index``: place among the draws.
-    ``duplicate_of``: index of an equal candidate drawn before it, or None.
+    ``codes``: N codebook ids. ``seed``: that of the draw. ``rank``: 0 is best. ``index``: place among the
+    draws. ``duplicate_of``: index of an equal candidate drawn before it, or None.
     """
 
     codes: tuple[int, ...]
@@ -56,7 +56,8 @@ def verify_batch(
 ) -> list[list[Candidate]]:
     """For each row its K candidates, by falling log-probability of the action, then by rising index.
 
-    Equal candidates are scored once and share the score. ``seeds`` (0 without) are recorded in the candidates.
+    Equal candidates are scored once and share the score. ``seeds`` (0 without) are recorded in the
+    candidates.
     """
     sources = code_lists("source", source_BN)
     candidates = torch.as_tensor(candidates_BKN)

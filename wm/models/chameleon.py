@@ -1,11 +1,12 @@
-"""Chameleon and Anole (same architecture): the Hugging Face model as a :class:`~wm.models.protocol.UnifiedVLM`.
+"""Chameleon and Anole (same architecture): the Hugging Face model as a
+:class:`~wm.models.protocol.UnifiedVLM`.
 
-transformers' own ``forward`` sets every image logit to the smallest number, so it can neither learn nor draw images;
-here the inner model and the head are called directly and nothing is masked.
+transformers' own ``forward`` sets every image logit to the smallest number, so it can neither learn nor draw
+images; here the inner model and the head are called directly and nothing is masked.
 """
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,6 @@ from wm.models import prompts
 from wm.models.protocol import Segment, Task
 from wm.models.weights import CODEC_PREFIX, check_tensors, list_tensors, read_json
 
-log = logging.getLogger(__name__)
-
 BOI_TOKEN = "<racm3:break>"
 EOI_TOKEN = "<eoss>"
 _LETTERS = {chr(ord("A") + digit): str(digit) for digit in range(10)}
@@ -33,7 +32,7 @@ def image_token_name(code: int) -> str:
 
 
 def image_rows_of(vocabulary: Mapping[str, int], num_codes: int) -> Tensor:
-    """int64 (num_codes,): codebook id to vocabulary id, read from the names of the vocabulary's image tokens."""
+    """int64 (num_codes,): codebook id to vocabulary id, read from the names of the image tokens."""
     rows = torch.full((num_codes,), -1, dtype=torch.int64)
     for name, row in vocabulary.items():
         if name.startswith("IMGIMG"):
@@ -50,7 +49,7 @@ def image_rows_of(vocabulary: Mapping[str, int], num_codes: int) -> Tensor:
 
 
 class ChameleonVLM:
-    """See :class:`~wm.models.protocol.UnifiedVLM`. ``folder`` is where base and codec were read from, if anywhere."""
+    """See :class:`~wm.models.protocol.UnifiedVLM`. ``folder``: where base and codec came from, if anywhere."""
 
     family = "chameleon"
 
@@ -104,7 +103,8 @@ class ChameleonVLM:
     ) -> list[Segment]:
         """Segments of a prompt (and completion, if given); ``source`` and ``target`` are codebook ids.
 
-        Raises :class:`InputError` on a wrong number of codes, a code outside the codebook, or an empty action.
+        Raises :class:`InputError` on a wrong number of codes, a code outside the codebook, or an empty
+        action.
         """
         return prompts.layout(
             task,
@@ -143,8 +143,9 @@ class ChameleonVLM:
         return ids
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        """The text of vocabulary ids, special tokens left out, outer white space stripped."""
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        """The text of vocabulary ids, without special and image tokens and outer white space."""
+        spoken = [int(token) for token in ids if int(token) not in self._forbidden]
+        text: str = self.tokenizer.decode(spoken, skip_special_tokens=True)
         return text.strip()
 
     def _action_ids(self, action: str) -> list[int]:
@@ -181,7 +182,7 @@ class ChameleonVLM:
 
 
 def _special_ids(tokenizer: PreTrainedTokenizerFast, vocabulary: Mapping[str, int]) -> prompts.SpecialIds:
-    """From the tokenizer: the released ``config.json`` numbers bos and pad differently, and is wrong about it."""
+    """By name: the numbers in a ``config.json`` need not agree with the tokenizer's."""
     names = {
         "bos": tokenizer.bos_token or "<s>",
         "eos": tokenizer.eos_token or "</s>",
@@ -198,10 +199,11 @@ def _special_ids(tokenizer: PreTrainedTokenizerFast, vocabulary: Mapping[str, in
 def read_chameleon_module(
     folder: Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
 ) -> ChameleonForConditionalGeneration:
-    """The Hugging Face model of a folder without its image tokenizer (:class:`~wm.models.codec.ImageCodec` is that).
+    """The Hugging Face model of a folder without its image tokenizer (:class:`~wm.models.codec.ImageCodec` is
+    that).
 
-    Names and shapes are checked against the configuration before a weight is read; :class:`InputError` lists what
-    is missing or misshapen.
+    Names and shapes are checked against the configuration before a weight is read; :class:`InputError` lists
+    what is missing or misshapen.
     """
     values = read_json(folder / "config.json")
     if values.get("model_type") != "chameleon":
@@ -215,16 +217,26 @@ def read_chameleon_module(
     expected = {name: shape for name, shape in expected.items() if not name.startswith(CODEC_PREFIX)}
     found = {name: place.shape for name, place in list_tensors(folder).items()}
     check_tensors(expected, found, str(folder))
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # the decoder's tensors are "unexpected" to this class, and welcome
-    try:
+    with _quiet_transformers():
         module = ChameleonForConditionalGeneration.from_pretrained(
             folder, dtype=dtype, local_files_only=True, use_safetensors=True
         )
-    finally:
-        transformers_logging.set_verbosity(level)
     del module.model.vqmodel
     return module.to(device).eval()
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No progress bar, and no report of "unexpected" tensors: the decoder's are that, and welcome."""
+    level, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bar:
+            transformers_logging.enable_progress_bar()
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:

@@ -37,7 +37,7 @@ def base_id_of(folder: str | Path) -> str:
 
 
 def load_codec(path: str | Path, device: str | torch.device = "cpu") -> ImageCodec:
-    """The image codec of a full model folder, or of the base that an adapter folder names. Reads no other weights."""
+    """The image codec of a full model folder, or of an adapter folder's base. Reads no other weights."""
     folder = Path(path)
     if not (folder / ADAPTER_CONFIG).is_file():
         return read_codec(folder, device)
@@ -81,7 +81,8 @@ def load_model(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> UnifiedVLM:
-    """Load a full model folder, or an adapter folder onto its base (``base``, else the one its manifest names).
+    """Load a full model folder, or an adapter folder onto its base (``base``, else the one its manifest
+    names).
 
     The model is in evaluation mode. Raises :class:`InputError` for a folder that is no model, for missing or
     misshapen tensors, and for an adapter made for another base or codec, naming both.
@@ -117,11 +118,12 @@ def save_model(
     recipe_digest: str = "",
     state_dict: Mapping[str, Tensor] | None = None,
 ) -> Manifest:
-    """Write a model folder that :func:`load_model` and the Hugging Face classes load; an existing one is replaced.
+    """Write a model folder that :func:`load_model` and the Hugging Face classes load; an existing one is
+    replaced.
 
-    ``kind`` defaults to ``adapter`` for a model that carries one and to ``full`` otherwise. A full folder needs the
-    codec's tensors: ``codec``, or the folder the model was read from. ``state_dict`` replaces the module's own (for
-    weights gathered from several processes; for an adapter, that of the PEFT model).
+    ``kind`` defaults to ``adapter`` for a model that carries one and to ``full`` otherwise. A full folder
+    needs the codec's tensors: ``codec``, or the folder the model was read from. ``state_dict`` replaces the
+    module's own (for weights gathered from several processes; for an adapter, that of the PEFT model).
     """
     chameleon = _need_chameleon(vlm)
     has_adapter = chameleon.module is not chameleon.inner

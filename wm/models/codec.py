@@ -29,6 +29,7 @@ _IDENTITY_KEYS = (
     "num_res_blocks",
     "attn_resolutions",
     "attn_type",
+    "norm_over",
 )
 
 
@@ -36,7 +37,8 @@ _IDENTITY_KEYS = (
 class PixelScale:
     """uint8 to network input: ``(x * rescale - mean) / std``, as Chameleon's image processor.
 
-    The defaults are those of the released ``preprocessor_config.json`` (0.0078, not 2/255: 255 becomes 0.989).
+    The defaults are those of the released ``preprocessor_config.json`` (0.0078, not 2/255: 255 becomes
+    0.989).
     """
 
     rescale: float = 0.0078
@@ -66,9 +68,9 @@ class PixelScale:
 class ImageCodec(nn.Module):
     """A VQGAN with its pixel scale and identity. Evaluation only; no gradients.
 
-    ``codec_id`` hashes what decides which codes an image gets and what they stand for (encoder, quantiser, their
-    configuration and the pixel scale); the decoder is left out, so that adding one to a checkpoint that came
-    without keeps all code made before valid.
+    ``codec_id`` hashes what decides which codes an image gets and what they stand for (encoder, quantiser,
+    their configuration and the pixel scale); the decoder is left out, so that adding one to a checkpoint that
+    came without keeps all code made before valid.
     """
 
     def __init__(
@@ -83,7 +85,8 @@ class ImageCodec(nn.Module):
         self.tokens_per_image: int = vqgan.side_tokens**2
         self.num_codes: int = vqgan.config.num_embeddings
         self.codec_id = codec_id_of(vqgan.state_dict(), vqgan.config, scale)
-        # Convolution kernels may differ with the batch size: a fixed one keeps codes independent of the company.
+        # Convolution kernels may differ with the batch size: a fixed one keeps codes independent of
+        # the company.
         self.chunk = max(1, min(16, 512**2 // self.side_px**2))
 
     @property
@@ -99,12 +102,12 @@ class ImageCodec(nn.Module):
     def encode_with_features(self, pixels_BHWC: PixelBatch) -> tuple[Tensor, Tensor]:
         """Codes int64 (B, N) and pre-quantised features ``quant_conv(encoder(x))`` float32 (B, N, D).
 
-        Images are run in batches of one fixed size (the last one filled up), so that an image's codes do not depend
-        on the images beside it. Raises :class:`InputError` on another shape or type.
+        Images are run in batches of one fixed size (the last one filled up), so that an image's codes do not
+        depend on the images beside it. Raises :class:`InputError` on another shape or type.
         """
         pixels = self._check_pixels(pixels_BHWC)
         codes, features = [], []
-        for chunk in pixels.split(self.chunk):
+        for chunk in torch.split(pixels, self.chunk):
             filled = torch.cat([chunk, chunk.new_zeros(self.chunk - len(chunk), *chunk.shape[1:])])
             features_BND = self.vqgan.features(self.scale.apply(filled.to(self.device)))
             codes.append(self.vqgan.nearest(features_BND)[: len(chunk)])
@@ -119,15 +122,16 @@ class ImageCodec(nn.Module):
     def decode(self, codes_BN: Tensor | npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
         """Codebook ids (B, N) to uint8 RGB (B, side, side, 3).
 
-        Raises :class:`InputError` on a wrong length, an id outside [0, num_codes), or a checkpoint without decoder.
+        Raises :class:`InputError` on a wrong length, an id outside [0, num_codes), or a checkpoint without
+        decoder.
         """
         if not self.has_decoder:
             raise InputError(
-                f"{self.where} holds no decoder weights ({CODEC_PREFIX}decoder.*); it can encode images but not draw them"
+                f"{self.where} holds no {CODEC_PREFIX}decoder.* weights; it can encode images but not draw them"
             )
         codes = self._check_codes(codes_BN)
         images = []
-        for chunk in codes.split(self.chunk):
+        for chunk in torch.split(codes, self.chunk):
             filled = torch.cat([chunk, chunk.new_zeros(self.chunk - len(chunk), chunk.shape[1])])
             pixels_BCHW = self.vqgan.decode_features(self.vqgan.quantize.embedding(filled))[: len(chunk)]
             # The decoder was trained on [-1, 1], whatever constant the image processor rounds 2/255 to.
@@ -146,7 +150,8 @@ class ImageCodec(nn.Module):
             or pixels.shape[1:] != (self.side_px, self.side_px, 3)
         ):
             raise InputError(
-                f"expected uint8 pixels (B, {self.side_px}, {self.side_px}, 3), got {pixels.dtype} {tuple(pixels.shape)}"
+                f"expected uint8 pixels (B, {self.side_px}, {self.side_px}, 3), "
+                f"got {pixels.dtype} {tuple(pixels.shape)}"
             )
         return pixels
 
@@ -158,7 +163,7 @@ class ImageCodec(nn.Module):
         )
         if array.is_floating_point() or array.ndim != 2 or array.shape[1] != self.tokens_per_image:
             raise InputError(
-                f"expected codes (B, {self.tokens_per_image}) of integers, got {array.dtype} {tuple(array.shape)}"
+                f"expected integer codes (B, {self.tokens_per_image}), got {array.dtype} {tuple(array.shape)}"
             )
         codes = array.to(self.device, torch.int64)
         bad = codes[(codes < 0) | (codes >= self.num_codes)]
@@ -181,7 +186,7 @@ def change_map(source_features_BND: Tensor, target_features_BND: Tensor) -> Tens
 def codec_id_of(tensors: Mapping[str, Tensor], config: ChameleonVQVAEConfig, scale: PixelScale) -> str:
     """``vq-`` and 16 hexadecimal digits; see :class:`ImageCodec`."""
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("decoder.")}
-    identity = {key: _plain(getattr(config, key)) for key in _IDENTITY_KEYS}
+    identity = {key: _plain(getattr(config, key, None)) for key in _IDENTITY_KEYS}
     return "vq-" + tensor_digest(kept, identity, asdict(scale))
 
 
@@ -201,7 +206,7 @@ def read_codec(folder: Path, device: str | torch.device = "cpu") -> ImageCodec:
         expected, {name: tensor.shape for name, tensor in tensors.items()}, f"{folder} ({CODEC_PREFIX}*)"
     )
     if not has_decoder:
-        vqgan.decoder = nn.Identity()
+        vqgan.decoder = None  # type: ignore[assignment]
     vqgan.load_state_dict({name: tensors[name] for name in expected}, assign=True)
     codec = ImageCodec(vqgan, PixelScale.read(folder), has_decoder=has_decoder, where=str(folder))
     return codec.to(device)

@@ -17,9 +17,9 @@ class Manifest(Recipe):
     family: str
     """Key of ``wm.models.FAMILIES``."""
     kind: Literal["base", "full", "adapter"]
-    """``base``: pre-trained; ``full``: all weights fine-tuned; ``adapter``: a PEFT adapter without its base."""
+    """``base``: pre-trained; ``full``: all weights fine-tuned; ``adapter``: a PEFT adapter alone."""
     base_id: str
-    """Fingerprint of the base model: this folder's own if ``base``, else that of the model training started from."""
+    """Fingerprint of the base: this folder's own if ``base``, else of the model training started from."""
     codec_id: str
     """Identity of the image codec whose codes the model speaks."""
     task: Literal["idm", "fdm"] | None = None

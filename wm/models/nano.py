@@ -44,6 +44,8 @@ class NanoPreset:
     latent_channels: int = 32
     codec_attention: bool = False
     """One attention block in the middle of encoder and decoder, as the released codec has."""
+    local_codes: bool = True
+    """Codes depend on nearby pixels only (see :class:`~wm.models.vqgan.ChannelNorm`)."""
     action_slot_tokens: int = 0
 
 
@@ -85,7 +87,7 @@ TINY_WORDS = tuple(
 
 
 def build_tokenizer(words: Sequence[str], num_codes: int) -> PreTrainedTokenizerFast:
-    """A word-level, lower-casing tokenizer with the released vocabulary's special and image tokens before the words."""
+    """A word-level, lower-casing tokenizer; special and image tokens as in the release, then the words."""
     images = [image_token_name(code) for code in range(num_codes)]
     structure = [EOI_TOKEN, BOI_TOKEN, SEPARATOR, "<image>"]
     spoken = sorted({word.lower() for word in words})
@@ -116,6 +118,7 @@ def build_codec(preset: NanoPreset) -> ImageCodec:
         channel_multiplier=list(preset.channel_multiplier),
         num_res_blocks=preset.num_res_blocks,
         attn_type="vanilla" if preset.codec_attention else "none",
+        norm_over="channels" if preset.local_codes else "groups",
     )
     return ImageCodec(VQGAN(config), PixelScale(rescale=2 / 255))
 
@@ -123,7 +126,8 @@ def build_codec(preset: NanoPreset) -> ImageCodec:
 def build_nano(
     words: Sequence[str], preset: NanoPreset | None = None, *, codec: ImageCodec | None = None
 ) -> tuple[ChameleonVLM, ImageCodec]:
-    """A Chameleon with random weights (from torch's global generator) that speaks ``words`` and a codec's images.
+    """A Chameleon with random weights (from torch's global generator) that speaks ``words`` and a codec's
+    images.
 
     Without ``codec`` a random one is made. Its ``base_id`` is empty until it has been saved and loaded.
     """
@@ -163,7 +167,7 @@ def build_nano(
 def write_random_base(
     path: str | Path, seed: int = 0, *, words: Sequence[str] = TINY_WORDS, preset: NanoPreset = TINY
 ) -> UnifiedVLM:
-    """Write a base with random weights in the real format and load it. The same seed gives the same weights."""
+    """Write a base with random weights in the real format and load it; same seed, same weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         vlm, codec = build_nano(words, preset)

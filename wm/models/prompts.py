@@ -3,7 +3,7 @@
 Inverse dynamics:  ``bos boi SOURCE eoi boi TARGET eoi | ACTION eos``
 Forward dynamics:  ``bos boi SOURCE eoi ACTION boi | TARGET``
 
-What stands after ``|`` is the completion (paper section 3.1: the same triplet, two conditional models).
+What stands after ``|`` is the completion (paper section 3: one triplet, two conditional models).
 The begin-of-image token before TARGET belongs to the prompt: sampling starts right after it, and the image
 ends by its fixed length, so no end-of-image token is learned.
 """
@@ -41,8 +41,8 @@ def layout(
     """Segments of a prompt, or of prompt and completion, from vocabulary ids.
 
     ``action`` may be None for ``idm`` and ``target`` for ``fdm``: then only the prefix is built. With
-    ``action_slot_tokens`` > 0 a forward prompt pads a shorter action with ``special.pad`` to that length (source and
-    target then keep a constant distance); a longer action stays as it is.
+    ``action_slot_tokens`` > 0 a forward prompt pads a shorter action with ``special.pad`` to that length
+    (source and target then keep a constant distance); a longer action stays as it is.
     """
     opening = [_text(special.bos, special.boi), Segment(tuple(source), False, True), _text(special.eoi)]
     if task == "idm":
@@ -65,7 +65,8 @@ def flatten(segments: Sequence[Segment]) -> list[int]:
 
 
 def pack(segments_list: Sequence[Sequence[Segment]], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
-    """One right-padded batch: ``ids_BT`` int64, ``is_completion_BT`` and ``is_image_BT`` bool (false on padding).
+    """One right-padded batch: ``ids_BT`` int64, ``is_completion_BT`` and ``is_image_BT`` bool (false on
+    padding).
 
     Attention is causal, so padding on the right changes nothing before it and no attention mask is needed.
     """

@@ -56,11 +56,11 @@ class UnifiedVLM(Protocol):
         action: str | None = None,
         target: Sequence[int] | None = None,
     ) -> list[Segment]:
-        """The one prompt layout; ``source`` and ``target`` are codebook ids. Without completion: the prefix."""
+        """The one prompt layout, of codebook ids and an action. Without completion: the prefix."""
         ...
 
     def body(self, ids_BT: Tensor, cache: Any = None, positions_BT: Tensor | None = None) -> Tensor:
-        """Hidden states (B, T, H) after the last norm. ``cache`` (transformers' ``Cache``) is read and extended."""
+        """Hidden states (B, T, H) after the last norm; ``cache`` (transformers' ``Cache``) is extended."""
         ...
 
     def head(self, hidden: Tensor, rows: Tensor | None = None) -> Tensor:

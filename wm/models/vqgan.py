@@ -1,8 +1,9 @@
-"""The VQGAN of Chameleon with both halves: transformers' encoder and quantiser, and the decoder it leaves out.
+"""The VQGAN of Chameleon with both halves: transformers' encoder and quantiser, and the decoder it leaves
+out.
 
-The decoder is that of Esser et al., "Taming Transformers for High-Resolution Image Synthesis" (arXiv 2012.09841), with
-the parameter names of the released weights, so that they load unchanged.
-Shape suffixes: B images, C channels, H and W pixels or latent cells, N = H x W cells, D code width.
+The decoder is that of Esser et al., "Taming Transformers for High-Resolution Image Synthesis" (arXiv
+2012.09841), with the parameter names of the released weights, so that they load unchanged. Shape suffixes: B
+images, C channels, H and W pixels or latent cells, N = H x W cells, D code width.
 """
 
 import torch
@@ -31,7 +32,7 @@ class Upsample(nn.Module):
 
 
 class UpLevel(nn.Module):
-    """One resolution of the decoder: residual blocks, their attention if any, and the way up but on the last."""
+    """One resolution of the decoder: residual blocks, attention if any, and the way up unless it is the last."""
 
     def __init__(
         self, config: ChameleonVQVAEConfig, block_in: int, block_out: int, attend: bool, grow: bool
@@ -73,7 +74,7 @@ class Middle(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent (B, latent_channels, h, w) to pixels (B, in_channels, h·f, w·f) in [-1, 1], f = 2^(levels - 1)."""
+    """Latent (B, latent_channels, h, w) to pixels (B, 3, h·f, w·f) in [-1, 1], f = 2^(levels - 1)."""
 
     def __init__(self, config: ChameleonVQVAEConfig) -> None:
         super().__init__()
@@ -100,8 +101,40 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(hidden_BCHW)))  # type: ignore[no-any-return]
 
 
+class ChannelNorm(nn.Module):
+    """Normalisation over the channels of each place alone, with the parameters (and names) of a group norm.
+
+    Group norm takes its statistics over the whole picture, so in a small picture a change in one corner
+    changes the codes of all others. With this in its place a code depends on the pixels near it only.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, hidden_BCHW: Tensor) -> Tensor:
+        """Keeps the shape."""
+        hidden_BHWC = hidden_BCHW.permute(0, 2, 3, 1)
+        shape = (hidden_BHWC.shape[-1],)
+        return F.layer_norm(hidden_BHWC, shape, self.weight, self.bias, self.eps).permute(0, 3, 1, 2)
+
+
+def _norm_over_channels(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.GroupNorm):
+            setattr(module, name, ChannelNorm(child.num_channels, child.eps))
+        else:
+            _norm_over_channels(child)
+
+
 class VQGAN(nn.Module):
-    """Encoder, quantiser and decoder; no opinion on pixels' scale (see :mod:`wm.models.codec`)."""
+    """Encoder, quantiser and decoder; no opinion on pixels' scale (see :mod:`wm.models.codec`).
+
+    ``config.norm_over = "channels"`` (an addition to transformers' configuration, for small pictures)
+    replaces group norm by :class:`ChannelNorm`; without it the released architecture is built.
+    """
 
     def __init__(self, config: ChameleonVQVAEConfig) -> None:
         super().__init__()
@@ -111,6 +144,8 @@ class VQGAN(nn.Module):
         self.quant_conv = nn.Conv2d(config.latent_channels, config.embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.latent_channels, 1)
         self.decoder = Decoder(config)
+        if getattr(config, "norm_over", "groups") == "channels":
+            _norm_over_channels(self)
 
     @property
     def side_tokens(self) -> int:
@@ -133,13 +168,14 @@ class VQGAN(nn.Module):
     def decode_features(self, quantised_BND: Tensor) -> Tensor:
         """Pixels (B, C, H, W) from code vectors (B, N, D)."""
         side = self.side_tokens
-        latent = quantised_BND.transpose(1, 2).unflatten(2, (side, -1))
+        latent = quantised_BND.transpose(1, 2).reshape(len(quantised_BND), -1, side, side)
         return self.decoder(self.post_quant_conv(latent))  # type: ignore[no-any-return]
 
     def reconstruct(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Training entry: (reconstruction (B, C, H, W), features (B, N, D), codes (B, N)).
 
-        Gradients pass the quantiser straight through to the encoder; codebook and commitment terms are the caller's.
+        Gradients pass the quantiser straight through to the encoder; codebook and commitment terms are the
+        caller's.
         """
         features_BND = self.features(pixels_BCHW)
         codes_BN = self.nearest(features_BND.detach())

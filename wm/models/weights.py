@@ -135,8 +135,8 @@ def check_tensors(
 def fingerprint(folder: Path, keep: Callable[[str], bool]) -> str:
     """16 hexadecimal digits of configuration and weights, the same however the weights are sharded.
 
-    Of each kept tensor: name, type, shape, and its bytes; of one above 1 MiB, 16 evenly spaced pieces of 4 KiB.
-    A changed tensor of a large model that agrees in all those pieces is therefore not noticed.
+    Of each kept tensor: name, type, shape, and its bytes; of one above 1 MiB, 16 evenly spaced pieces of 4
+    KiB. A changed tensor of a large model that agrees in all those pieces is therefore not noticed.
     """
     config = {
         name: value

@@ -1,9 +1,10 @@
 """The decoding engine: prefill once a source, candidates share the prefix, image logits alone are computed.
 
-Noise is a function of (seed, candidate, position) and nothing else, so candidate k is the same whether it is drawn
-alone, among more candidates, or beside other sources (up to the rounding of the hidden states, which may differ with
-the size of a batch and matters only where a draw falls on the very boundary between two codes).
-Shape suffixes: B sources, K candidates, R = B x K rows, N image tokens, V rows of the head, T prefix tokens.
+Noise is a function of (seed, candidate, position) and nothing else, so candidate k is the same whether it is
+drawn alone, among more candidates, or beside other sources (up to the rounding of the hidden states, which
+may differ with the size of a batch and matters only where a draw falls on the very boundary between two
+codes). Shape suffixes: B sources, K candidates, R = B x K rows, N image tokens, V rows of the head, T prefix
+tokens.
 """
 
 from collections.abc import Iterator, Sequence
@@ -54,7 +55,8 @@ def uniform_noise(seed: int, candidate: int, length: int) -> np.ndarray[tuple[in
 
 
 def probabilities(logits_RV: Tensor, sampling: Sampling) -> Tensor:
-    """float64 probabilities (R, V) after temperature, then top-k, then top-p; of equal logits the lower index stays.
+    """float64 probabilities (R, V) after temperature, then top-k, then top-p; of equal logits the lower index
+    stays.
 
     With ``greedy`` all mass is on the largest logit.
     """
@@ -76,7 +78,7 @@ def probabilities(logits_RV: Tensor, sampling: Sampling) -> Tensor:
 
 
 def draw(probs_RV: Tensor, noise_R: Tensor) -> Tensor:
-    """int64 (R,): the first index whose cumulative probability exceeds the noise (inverse distribution function)."""
+    """int64 (R,): the first index whose cumulative probability exceeds the noise in [0, 1)."""
     cumulative_RV = probs_RV.cumsum(-1)
     # Rounding may leave the last sum below the noise, or the noise at 0 before codes of no mass.
     threshold_R1 = noise_R.to(probs_RV)[:, None] * cumulative_RV[:, -1:]
@@ -85,7 +87,7 @@ def draw(probs_RV: Tensor, noise_R: Tensor) -> Tensor:
     return torch.minimum(index_R, last_R)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def sample_images(
     vlm: UnifiedVLM,
     prefixes: Sequence[Sequence[int]],
@@ -97,8 +99,8 @@ def sample_images(
 ) -> Tensor:
     """Codebook ids int64 (B, K, N) on the CPU: ``num_samples`` images after each prefix (vocabulary ids).
 
-    ``seed``: one for all rows, or one a row. Rows with equal seeds share their noise. ``batch_size`` bounds the
-    candidate rows that are decoded together. Prefixes may differ in length.
+    ``seed``: one for all rows, or one a row. Rows with equal seeds share their noise. ``batch_size`` bounds
+    the candidate rows that are decoded together. Prefixes may differ in length.
     """
     sampling = sampling or Sampling()
     if num_samples < 1:
@@ -141,14 +143,14 @@ def _decode_images(
     return torch.stack(codes, dim=1)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def generate_texts(
     vlm: UnifiedVLM, prefixes: Sequence[Sequence[int]], *, max_new_tokens: int = 32, batch_size: int = 64
 ) -> list[Completion]:
     """The greedy text after each prefix, among ``vlm.text_rows``, up to end-of-sequence.
 
-    The log-probability is normalised over the whole vocabulary and includes the end token; a text that reaches
-    ``max_new_tokens`` is ended there, so that scoring the same text gives the same number.
+    The log-probability is normalised over the whole vocabulary and includes the end token; a text that
+    reaches ``max_new_tokens`` is ended there, so that scoring the same text gives the same number.
     """
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
