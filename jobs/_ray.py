@@ -6,7 +6,7 @@ import secrets
 from pathlib import Path
 
 MIN_LOGICAL_CPUS = 8
-"""Logical CPUs of a private session at least: with fewer, training workers and a data set's operators wait for
+"""Logical CPUs of a private session at least: with fewer, training workers and a data set wait for
 each other, while the operating system can well share the real cores among them."""
 
 OBJECT_STORE_BYTES = 256 * 2**20

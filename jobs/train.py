@@ -1,0 +1,232 @@
+"""Fine-tune an inverse or forward dynamics model on triplets: ``python -m jobs.train recipe.toml task=idm
+key=value``.
+
+The trained model (PEFT adapter or full folder) is ``out/model``, the loss curve ``out/metrics.jsonl``.
+Started again after a kill, the same command goes on from the last checkpoint.
+"""
+
+import json
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jobs import _ray
+from wm.cli import main as command_line
+from wm.errors import InputError
+from wm.runs import Run, digest_of
+from wm.training import METRICS, MODEL, DivergedError, TrainRecipe, World, fit
+from wm.training.plan import Plan, check_data, order_of, plan
+
+_CHECKPOINTS = "checkpoints"
+_POLL_S = 0.5
+
+Fit = Callable[[TrainRecipe, str], dict[str, Any]]
+
+
+def run(recipe: TrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
+    """Train, or with ``dry_run`` check everything and say what would be done; returns the run's record."""
+    if dry_run:
+        found = plan(recipe)
+        _print_plan(recipe, found)
+        return found.as_dict()
+    stage = Run(recipe.out, "train", recipe, _inputs(recipe))
+    if stage.is_whole():
+        print(f"{recipe.out} is whole: nothing to do (model in {Path(recipe.out) / MODEL})")
+        return dict(json.loads((Path(recipe.out) / "run.json").read_text()))
+    with stage.timed("check"):
+        rows = check_data(recipe)
+        num_steps = recipe.num_steps(order_of(recipe, rows))
+    stage.start()
+    print(f"train {recipe.task}: {sum(part.table.num_rows for part in rows):,} triplets, {num_steps:,} steps")
+    train = _fit_here if recipe.num_workers == 0 else _fit_on_ray
+    with stage.timed("train"), _progress(Path(recipe.out) / METRICS, recipe.task, num_steps):
+        summary = train(recipe.with_absolute_paths(), recipe.digest())
+    counts = {
+        "triplets": sum(part.table.num_rows for part in rows),
+        "skipped": sum(part.num_skipped for part in rows),
+        "steps": num_steps,
+    }
+    record = stage.finish(counts, summary=summary)
+    shutil.rmtree(Path(recipe.out) / _CHECKPOINTS, ignore_errors=True)
+    _print_summary(recipe, summary, record["wall_s"])
+    return record
+
+
+def _fit_here(recipe: TrainRecipe, digest: str) -> dict[str, Any]:
+    """In this process, without Ray; a checkpoint is a folder that takes its name when it is whole."""
+    import torch
+
+    root = Path(recipe.out) / _CHECKPOINTS
+    root.mkdir(exist_ok=True)
+
+    def save(step: int, write: Callable[[Path], None]) -> None:
+        aside = Path(tempfile.mkdtemp(prefix=".", dir=root))
+        write(aside)
+        older = list(root.glob("step-*"))
+        aside.rename(root / f"step-{step:08d}")
+        for folder in older:
+            shutil.rmtree(folder)
+
+    device = torch.device("cuda" if recipe.use_gpu else "cpu")
+    last = max(root.glob("step-*"), default=None)
+    return fit(recipe, World(0, 1, device), digest=digest, save=save, resume_from=last).as_dict()
+
+
+def _fit_on_ray(recipe: TrainRecipe, digest: str) -> dict[str, Any]:
+    """On Ray Train: the same name and storage path make a second ``fit`` go on from the last checkpoint."""
+    _ray.connect()
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    trainer = TorchTrainer(
+        _fit_worker,
+        train_loop_config={"recipe": recipe.model_dump(), "digest": digest},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=recipe.num_workers,
+            use_gpu=recipe.use_gpu,
+            resources_per_worker={"CPU": 1} | ({"GPU": 1} if recipe.use_gpu else {}),
+        ),
+        run_config=ray.train.RunConfig(
+            name=_CHECKPOINTS,
+            storage_path=recipe.out,
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            failure_config=ray.train.FailureConfig(max_failures=recipe.max_failures),
+            worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(recipe.threads_per_worker)}},
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    try:
+        result = trainer.fit()
+    except ray.train.WorkerGroupError as error:
+        for failure in error.worker_failures.values():
+            if isinstance(failure, InputError):
+                raise InputError(str(failure)) from error
+        raise
+    summary: dict[str, Any] = result.return_value
+    if "diverged" in summary:
+        raise DivergedError(summary["diverged"])
+    return summary
+
+
+def _fit_worker(config: dict[str, Any]) -> dict[str, Any]:
+    """What each Ray Train worker does. Divergence is returned: trying again would give the same."""
+    import ray.train
+    import ray.train.torch
+
+    recipe = TrainRecipe.parse(config["recipe"], "the driver's recipe")
+    context = ray.train.get_context()
+    world = World(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+
+    def save(step: int, write: Callable[[Path], None]) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            write(Path(folder))
+            ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+    checkpoint = ray.train.get_checkpoint()
+    try:
+        if checkpoint is None:
+            return fit(recipe, world, digest=config["digest"], save=save).as_dict()
+        with checkpoint.as_directory() as folder:
+            last = Path(folder)
+            return fit(recipe, world, digest=config["digest"], save=save, resume_from=last).as_dict()
+    except DivergedError as error:
+        return {"diverged": str(error)}
+
+
+def _inputs(recipe: TrainRecipe) -> dict[str, str]:
+    inputs = {"base": digest_of(recipe.base)}
+    for number, source in enumerate(recipe.triplets):
+        inputs[f"triplets{number}"] = digest_of(source.path)
+        if source.selection:
+            inputs[f"selection{number}"] = digest_of(source.selection)
+    return inputs
+
+
+@contextmanager
+def _progress(metrics: Path, task: str, num_steps: int) -> Iterator[None]:
+    """A progress bar that follows the lines rank 0 writes."""
+    from tqdm import tqdm
+
+    done = threading.Event()
+    bar = tqdm(total=num_steps, desc=f"train {task}", unit="step", mininterval=1.0)
+
+    def show() -> None:
+        line = _last_line(metrics)
+        if line is not None:
+            bar.n = line["step"]
+            bar.set_postfix(loss=f"{line['loss']:.3f}", refresh=False)
+            bar.refresh()
+
+    def follow() -> None:
+        while not done.wait(_POLL_S):
+            show()
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+        show()
+    finally:
+        done.set()
+        thread.join()
+        bar.close()
+
+
+def _last_line(metrics: Path) -> dict[str, Any] | None:
+    """The last whole line of the metrics file, or None."""
+    try:
+        with metrics.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 1024))
+            lines = file.read().splitlines(keepends=True)
+    except FileNotFoundError:
+        return None
+    whole = [line for line in lines if line.startswith(b"{") and line.endswith(b"}\n")]
+    return json.loads(whole[-1]) if whole else None
+
+
+def _print_plan(recipe: TrainRecipe, found: Plan) -> None:
+    print(f"train {recipe.task} on {recipe.base} into {recipe.out}")
+    for part in found.sources:
+        print(
+            f"  {part['rows']:>9,} rows, weight {part['weight']:g}, {part['skipped']} skipped: {part['path']}"
+        )
+    print(f"  {found.rows_per_epoch:>9,} rows an epoch")
+    print(f"  {found.num_steps:>9,} steps of {recipe.global_batch} = {found.epochs:.2f} epochs")
+    print(f"  {found.trained_parameters:>9,} of {found.total_parameters:,} parameters trained")
+    print(
+        f"  {found.tokens_per_batch:>9,} tokens a batch (mean), {found.completion_tokens_per_batch:,} "
+        f"of them learned; rows of up to {found.longest_row} tokens"
+    )
+    print(
+        f"  {recipe.num_workers:>9} workers x {recipe.micro_batch_size} rows x {recipe.accumulation_steps} "
+        f"passes, {recipe.precision}, ZeRO-{recipe.zero_stage}"
+    )
+
+
+def _print_summary(recipe: TrainRecipe, summary: dict[str, Any], wall_s: float) -> None:
+    resumed = f", gone on from step {summary['resumed_at_step']}" if summary["resumed_at_step"] else ""
+    counts = summary["parameters"]
+    print(
+        f"train {recipe.task}: {summary['num_steps']:,} steps in {summary['steps_s']:.1f} s "
+        f"({summary['samples_per_s']:.0f} triplets/s; {wall_s:.1f} s with start-up){resumed}\n"
+        f"  loss {summary['first_loss']:.4f} -> {summary['last_loss']:.4f}; "
+        f"{counts['trained']:,} of {counts['total']:,} parameters trained\n"
+        f"  model: {Path(recipe.out) / MODEL}   curve: {Path(recipe.out) / METRICS}"
+    )
+
+
+def main() -> int:
+    """The command line."""
+    return command_line(TrainRecipe, run, name="train", description=__doc__ or "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

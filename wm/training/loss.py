@@ -1,0 +1,64 @@
+"""The completion-only loss and its recognition weights (paper section 3.2, equation 2).
+
+Not known here: where rows come from, optimisers, workers.
+"""
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from wm.config import Recipe
+from wm.models.protocol import UnifiedVLM
+
+
+class Weights(Recipe):
+    """Recognition weights of the target's image tokens; an inverse model completes no image and has none."""
+
+    enabled: bool = True
+    """Weight each target token by how much the image changed there (the paper's C-FDM); off: the plain loss
+    (C-FT)."""
+    floor: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Weight of a token that did not change at all: floor + (1 - floor) * w, w having mean 1 over the
+    image."""
+    clip: float = Field(default=0.0, ge=0.0)
+    """Largest weight after the floor; 0: no limit. Clipping lowers the mean below 1."""
+
+
+def recognition_weights(change_RN: Tensor, settings: Weights) -> Tensor:
+    """Weights (R, N) float32 from the raw squared L2 feature distances ``change_RN`` (R, N), each 0 or more.
+
+    w = change / mean(change) over the image, so an image weighs as much as without weights and a video's
+    overall contrast does not matter; then ``floor + (1 - floor) * w``; then the clip. Two equal images
+    (change all 0) get ones: there is nothing to emphasise.
+    """
+    change_RN = change_RN.float()
+    mean_R1 = change_RN.mean(dim=1, keepdim=True)
+    relative_RN = torch.where(
+        mean_R1 > 0, change_RN / mean_R1.clamp_min(torch.finfo(torch.float32).tiny), 1.0
+    )
+    weights_RN = settings.floor + (1 - settings.floor) * relative_RN
+    return weights_RN.clamp_max(settings.clip) if settings.clip > 0 else weights_RN
+
+
+def completion_loss(
+    vlm: UnifiedVLM, ids_BT: Tensor, is_completion_BT: Tensor, weight_BT: Tensor, num_tokens: float
+) -> Tensor:
+    """Weighted negative log-likelihood of the completion tokens in nats, summed and divided by
+    ``num_tokens``.
+
+    ``ids_BT`` int64, ``is_completion_BT`` bool (false at position 0), ``weight_BT`` float32. ``num_tokens``
+    is a count of completion tokens, not a sum of weights: with the global batch's count every token of it
+    pulls equally, however rows are spread over workers and micro-batches, as in one pass over the whole
+    batch. Equation 2 divides by the tokens of an image, which is the same number for every row.
+
+    Logits are made only at positions that predict a completion token.
+    """
+    predicted_BT = is_completion_BT[:, 1:]
+    hidden_MH = vlm.body(ids_BT[:, :-1])[predicted_BT]
+    logits_MV = vlm.head(hidden_MH)
+    losses_M = torch.nn.functional.cross_entropy(
+        logits_MV.float() if logits_MV.dtype != torch.float64 else logits_MV,
+        ids_BT[:, 1:][predicted_BT],
+        reduction="none",
+    )
+    return (losses_M * weight_BT[:, 1:][predicted_BT]).sum() / num_tokens

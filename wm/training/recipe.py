@@ -1,0 +1,124 @@
+"""The training recipe: what ``jobs.train`` reads and every worker receives."""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from wm.config import Recipe
+from wm.models.protocol import Task
+from wm.training.adapters import Lora
+from wm.training.batches import Source
+from wm.training.loss import Weights
+from wm.training.order import SampleOrder
+
+
+class TrainRecipe(Recipe):
+    """One training run. The defaults of ``lora`` and ``weights`` are the paper's (appendix A.8)."""
+
+    task: Task
+    """idm: (source, target) to action. fdm: (source, action) to target."""
+    base: str
+    """Folder of the base model (Hugging Face format)."""
+    triplets: list[Source]
+    """Tables of triplets: ``[[triplets]]`` tables in the file, or triplets=FOLDER for one."""
+    out: str
+    """Output folder; the trained model is written to ``out/model``."""
+    steps: int = Field(default=0, ge=0)
+    """Optimiser steps; 0: given by ``epochs``."""
+    epochs: float = Field(default=0.0, ge=0)
+    """Passes over the triplets; 0: given by ``steps``."""
+    global_batch: int = Field(default=32, ge=1)
+    """Triplets a step, over all workers; the result does not depend on how they are spread."""
+    micro_batch: int = Field(default=0, ge=0)
+    """Triplets a worker takes at a time, gradients being accumulated; 0: its whole share."""
+    lr: float = Field(default=2e-4, gt=0)
+    """Peak learning rate of AdamW."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps of linear warm-up; cosine decay follows."""
+    lr_floor: float = Field(default=0.0, ge=0, le=1)
+    """Learning rate at the end as a fraction of the peak."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's decay, on matrices only."""
+    grad_clip: float = Field(default=1.0, ge=0)
+    """Largest norm of the gradient; 0: no clipping."""
+    seed: int = Field(default=0, ge=0)
+    """Of the order of rows, limits, adapter initialisation and dropout."""
+    num_workers: int = Field(default=2, ge=0)
+    """Ray Train workers; 0: in this process, without Ray."""
+    threads_per_worker: int = Field(default=1, ge=1)
+    """CPU threads of each worker."""
+    use_gpu: bool = False
+    """One GPU a worker."""
+    precision: Literal["fp32", "bf16", "autocast"] = "fp32"
+    """fp32; bf16: weights in bfloat16, the optimiser's copy in fp32; autocast: fp32 weights, bfloat16
+    products."""
+    zero_stage: Literal[1, 2] = 1
+    """DeepSpeed: 1 shards the optimiser's state over workers, 2 gradients too."""
+    lora: Lora = Lora()
+    """Adapters or full fine-tuning."""
+    weights: Weights = Weights()
+    """Recognition weights (task fdm)."""
+    checkpoint_every: int = Field(default=200, ge=1)
+    """Steps between checkpoints; a killed run goes on from the last one."""
+    log_every: int = Field(default=10, ge=1)
+    """Steps between writes to ``out/metrics.jsonl``, which has a line for every step."""
+    max_failures: int = Field(default=1, ge=0)
+    """How often a run goes on by itself after a worker died."""
+
+    @field_validator("triplets", mode="before")
+    @classmethod
+    def _one_folder(cls, value: Any) -> Any:
+        return [{"path": value}] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.triplets:
+            raise ValueError("triplets is empty; give at least one table with a path")
+        if (self.steps > 0) == (self.epochs > 0):
+            raise ValueError(
+                f"give steps or epochs, one of them (steps = {self.steps}, epochs = {self.epochs})"
+            )
+        share, rest = divmod(self.global_batch, self.num_ranks)
+        if rest:
+            raise ValueError(
+                f"global_batch = {self.global_batch} is no multiple of num_workers = {self.num_ranks}"
+            )
+        if share % (self.micro_batch or share):
+            raise ValueError(
+                f"micro_batch = {self.micro_batch} does not divide a worker's share of {share} triplets"
+            )
+        return self
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes that train: one even without Ray."""
+        return max(1, self.num_workers)
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Triplets of one forward pass on one worker."""
+        return self.micro_batch or self.global_batch // self.num_ranks
+
+    @property
+    def accumulation_steps(self) -> int:
+        """Forward passes of one worker a step."""
+        return self.global_batch // self.num_ranks // self.micro_batch_size
+
+    def num_steps(self, order: SampleOrder) -> int:
+        """Optimiser steps over rows in this order."""
+        return self.steps or order.steps_of(self.epochs, self.global_batch)
+
+    def with_absolute_paths(self) -> Self:
+        """The same recipe for a process in another working directory."""
+        sources = [
+            source.model_copy(
+                update={
+                    "path": str(Path(source.path).absolute()),
+                    "selection": source.selection and str(Path(source.selection).absolute()),
+                }
+            )
+            for source in self.triplets
+        ]
+        paths = {"base": str(Path(self.base).absolute()), "out": str(Path(self.out).absolute())}
+        return self.model_copy(update={"triplets": sources, **paths})
