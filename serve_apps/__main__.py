@@ -1,7 +1,9 @@
 """Serve two models until Ctrl-C: ``python -m serve_apps fdm=DIR idm=DIR port=8000``."""
 
 import argparse
+import logging
 import os
+import re
 import secrets
 import signal
 import socket
@@ -16,6 +18,7 @@ from serve_apps.world_model import build
 from wm.cli import describe_fields
 from wm.errors import InputError
 
+APPLICATION = "world_model"
 OBJECT_STORE_BYTES = 256 * 2**20
 
 
@@ -33,7 +36,7 @@ class StartRecipe(ServeRecipe):
 def start(recipe: StartRecipe) -> None:
     """Start Ray if no session is there, then the application; returns once it answers.
 
-    A private session keeps to loopback. With ``RAY_ADDRESS`` set that cluster is joined instead.
+    The session is a private one, guarded by a token, or with ``RAY_ADDRESS`` set the cluster of that name.
     """
     check_models(recipe)
     _check_port(recipe.host, recipe.port)
@@ -45,7 +48,20 @@ def start(recipe: StartRecipe) -> None:
         http_options={"host": recipe.host, "port": recipe.port, "request_timeout_s": recipe.timeout_s},
     )
     settings = recipe.model_dump(exclude={"host", "port", "timeout_s"})
-    serve.run(build(ServeRecipe(**settings)), name="world_model", route_prefix="/")
+    application = build(ServeRecipe(**settings))
+    try:
+        serve.run(application, name=APPLICATION, route_prefix="/")
+    except RuntimeError as error:
+        raise InputError(_why_not_running() or str(error)) from error
+
+
+def _why_not_running() -> str | None:
+    """The message of the :class:`InputError` that a replica met while it loaded its model, if it was one."""
+    from ray import serve
+
+    deployments = serve.status().applications[APPLICATION].deployments.values()
+    found = re.findall(r"InputError: (.+)", "\n".join(deployment.message for deployment in deployments))
+    return found[-1] if found else None
 
 
 def stop() -> None:
@@ -105,6 +121,8 @@ def _serve_until_interrupted(recipe: StartRecipe, url: str) -> None:
 
 def _connect() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for name in ("ray.serve", "ray._private.authentication.authentication_token_setup"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     import ray
 
     if ray.is_initialized():
@@ -120,7 +138,8 @@ def _connect() -> None:
         num_cpus=max(8, os.cpu_count() or 1),
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
-        _node_ip_address="127.0.0.1",
+        log_to_driver=False,
+        logging_level=logging.ERROR,
     )
 
 

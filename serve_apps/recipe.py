@@ -64,13 +64,20 @@ class ServeRecipe(Recipe):
 
 
 def check_models(recipe: ServeRecipe) -> None:
-    """Raise :class:`InputError` if a folder is missing or the two models speak of different codecs."""
-    from wm.models import read_manifest
+    """Raise :class:`InputError` if a folder is no model or the two models speak of different image codecs.
+
+    Reads the codecs, not the language models: those are read by the replicas.
+    """
+    from wm.models import load_codec, read_manifest
 
     for key in ("fdm", "idm", "base"):
         folder = getattr(recipe, key)
         if folder is not None and not Path(folder).is_dir():
             raise InputError(f"{key} = {folder!r}: no such model folder")
-    fdm, idm = read_manifest(recipe.fdm), read_manifest(recipe.idm)
-    if fdm is not None and idm is not None and fdm.codec_id != idm.codec_id:
-        raise InputError(OTHER_CODEC.format(fdm.codec_id, idm.codec_id))
+    manifests = {folder: read_manifest(folder) for folder in (recipe.fdm, recipe.idm)}
+    codecs = [
+        manifest.codec_id if manifest is not None else load_codec(recipe.base or folder).codec_id
+        for folder, manifest in manifests.items()
+    ]
+    if len(set(codecs)) > 1:
+        raise InputError(OTHER_CODEC.format(*codecs))

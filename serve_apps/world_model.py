@@ -19,103 +19,30 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_apps.http import create_app, edit_openapi, read_edit
 from serve_apps.recipe import OTHER_CODEC, ServeRecipe, check_models
+from serve_apps.replicas import FDM, IDM, Sampler, Verifier
 from wm.api import ApiError, Edit
 from wm.errors import InputError
 from wm.images import Pixels, decode_image, fit_square
-from wm.replies import edit_reply, encode_picture, unchanged_share
-
-FDM, IDM = "fdm", "idm"
+from wm.replies import choose, edit_reply, encode_picture, unchanged_share, unranked_entries
 
 
-def _describe(model: Any, task: str) -> dict[str, Any]:
-    return {
-        "task": task,
-        "family": model.family,
-        "base": model.base_id,
-        "codec": model.codec_id,
-        "tokens_per_image": model.tokens_per_image,
-    }
-
-
-class Sampler:
-    """Source image and action to candidate codes, and codes back to pixels: the FDM and the image codec."""
-
-    def __init__(self, recipe: ServeRecipe) -> None:
-        import torch
-
-        from wm.models import load_codec, load_model
-
-        torch.set_num_threads(max(1, int(recipe.cpus_per_replica)))
-        self._model = load_model(recipe.fdm, base=recipe.base, device=recipe.device)
-        self._codec = load_codec(recipe.base or recipe.fdm, device=recipe.device)
-
-    def describe(self) -> dict[str, Any]:
-        """What ``GET /v1/models`` tells, and ``side_px`` of the square images read and written."""
-        return _describe(self._model, FDM) | {"side_px": self._codec.side_px}
-
-    def sample(
-        self, source_HWC: Pixels, action: str, num_samples: int, seed: int, settings: dict[str, Any]
-    ) -> Any:
-        """Codes of the source (N,) and of the candidates (K, N), and the number of the action's tokens."""
-        from wm.dynamics import sample_observations
-        from wm.sampling import Sampling
-
-        source_BN = self._codec.encode(source_HWC[None])
-        codes_BKN = sample_observations(
-            self._model,
-            source_BN,
-            [action],
-            num_samples=num_samples,
-            sampling=Sampling(**settings),
-            seed=seed,
-        )
-        return (
-            source_BN[0].cpu().numpy(),
-            codes_BKN[0].cpu().numpy(),
-            len(self._model.tokenize_action(action)),
-        )
-
-    def decode(self, codes_KN: np.ndarray) -> Pixels:
-        """Pixels (K, height, width, 3) of codes."""
-        import torch
-
-        return self._codec.decode(torch.from_numpy(np.array(codes_KN)))
-
-
-class Verifier:
-    """Ranks candidates by how likely the IDM finds the action between the source and each of them."""
-
-    def __init__(self, recipe: ServeRecipe) -> None:
-        import torch
-
-        from wm.models import load_model
-
-        torch.set_num_threads(max(1, int(recipe.cpus_per_replica)))
-        self._model = load_model(recipe.idm, base=recipe.base, device=recipe.device)
-
-    def describe(self) -> dict[str, Any]:
-        return _describe(self._model, IDM)
-
-    def rank(
-        self, source_N: np.ndarray, action: str, codes_KN: np.ndarray, seed: int
-    ) -> list[dict[str, Any]]:
-        """Best first: what the reply says of each candidate; ``index`` is its row in ``codes_KN``."""
-        import torch
-
-        from wm.dynamics import verify
-
-        source, candidates = torch.from_numpy(np.array(source_N)), torch.from_numpy(np.array(codes_KN))
-        return [
-            {
-                "logprob": candidate.score.logprob,
-                "mean_logprob": candidate.score.mean_logprob,
-                "tokens": candidate.score.num_tokens,
-                "rank": candidate.rank,
-                "seed": candidate.seed,
-                "index": candidate.index,
-            }
-            for candidate in verify(self._model, source, action, candidates, seed=seed)
-        ]
+# Ray copies the app and the globals its routes use while the class below is made: helpers come first.
+async def _call(method: Any, *arguments: Any) -> Any:
+    """Await a deployment's method; its refusals become answers that say so."""
+    try:
+        return await method.remote(*arguments)
+    except BackPressureError as error:
+        raise ApiError(
+            "the server is busy; try again soon",
+            status=503,
+            kind="server_error",
+            code="overloaded",
+            headers={"Retry-After": "1"},
+        ) from error
+    except RayTaskError as error:
+        if isinstance(error.cause, InputError):
+            raise ApiError(str(error.cause), code="invalid_value") from error
+        raise
 
 
 app = create_app("wm: verified predictions of a world model")
@@ -143,7 +70,7 @@ class Ingress:
         source_N, codes_KN, action_tokens = await _call(
             self._sampler.sample, source_HWC, edit.prompt, edit.best_of, edit.seed, self._settings(edit)
         )
-        ranking = (await self._ranking(edit, source_N, codes_KN))[: edit.n]
+        ranking = choose(await self._ranking(edit, source_N, codes_KN), edit.n)
         chosen_KN = codes_KN[[entry["index"] for entry in ranking]]
         pixels_KHWC = await _call(self._sampler.decode, chosen_KN)
         side_px = edit.side_px or model["side_px"]
@@ -223,26 +150,7 @@ class Ingress:
     async def _ranking(self, edit: Edit, source_N: np.ndarray, codes_KN: np.ndarray) -> list[dict[str, Any]]:
         if edit.verify:
             return await _call(self._verifier.rank, source_N, edit.prompt, codes_KN, edit.seed)
-        unknown = {"logprob": None, "mean_logprob": None, "tokens": None, "rank": None, "seed": edit.seed}
-        return [unknown | {"index": index} for index in range(len(codes_KN))]
-
-
-async def _call(method: Any, *arguments: Any) -> Any:
-    """Await a deployment's method; its refusals become answers that say so."""
-    try:
-        return await method.remote(*arguments)
-    except BackPressureError as error:
-        raise ApiError(
-            "the server is busy; try again soon",
-            status=503,
-            kind="server_error",
-            code="overloaded",
-            headers={"Retry-After": "1"},
-        ) from error
-    except RayTaskError as error:
-        if isinstance(error.cause, InputError):
-            raise ApiError(str(error.cause), code="invalid_value") from error
-        raise
+        return unranked_entries(len(codes_KN), edit.seed)
 
 
 def build(args: ServeRecipe) -> serve.Application:

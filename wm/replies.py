@@ -70,3 +70,14 @@ def unchanged_share(source_N: Sequence[int], candidate_N: Sequence[int]) -> floa
     """Share of image tokens that a candidate has in common with its source, 0 to 1 (1: a copy)."""
     same = sum(int(a) == int(b) for a, b in zip(source_N, candidate_N, strict=True))
     return same / len(source_N)
+
+
+def unranked_entries(num_samples: int, seed: int) -> list[dict[str, Any]]:
+    """The ``verification`` of candidates that nobody verified, in the order of their draws."""
+    unknown = dict.fromkeys(("logprob", "mean_logprob", "tokens", "rank"))
+    return [unknown | {"seed": seed, "index": index, "duplicate_of": None} for index in range(num_samples)]
+
+
+def choose(entries: Sequence[dict[str, Any]], n: int) -> list[dict[str, Any]]:
+    """The first ``n`` entries that differ; equal pictures fill up only where fewer differ."""
+    return sorted(entries, key=lambda entry: entry["duplicate_of"] is not None)[:n]
