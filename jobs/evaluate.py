@@ -28,13 +28,16 @@ from wm.models import load_codec, read_manifest
 from wm.runs import Run, digest_of, read_run, write_json
 from wm.sampling.engine import Sampling
 
+Role = Literal["idm", "fdm"]
+ROLES: tuple[Role, ...] = ("idm", "fdm")
+
 
 class ModelEntry(Recipe):
     """A model to evaluate."""
 
     path: str
     """Model folder: full weights or a PEFT adapter."""
-    role: Literal["idm", "fdm"]
+    role: Role
     """Inverse (idm) or forward (fdm) dynamics."""
     label: str
     """Name in the tables. Entries with the same label are runs of other training seeds and share a row."""
@@ -150,16 +153,16 @@ def run(recipe: EvaluateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
 def entries_of(recipe: EvaluateRecipe) -> dict[str, Entry]:
     """The models to evaluate, each checked: its folder is there, its task fits its role, its verifier is an
     IDM."""
-    found = {
-        name: Entry(name, one.path, one.role, one.label, one.seed, one.idm, one.base)
-        for name, one in recipe.models.items()
-    }
+    found: dict[str, Entry] = {}
     if recipe.base and recipe.zero_shot:
-        for role in ("idm", "fdm"):
-            name = f"zero-shot-{role}"
-            if name in found:
-                raise InputError(f"models.{name}: this name is kept for the base; choose another")
-            found[name] = Entry(name, recipe.base, role, recipe.zero_shot_label, 0, "", "")
+        for role in ROLES:
+            found[f"zero-shot-{role}"] = Entry(
+                f"zero-shot-{role}", recipe.base, role, recipe.zero_shot_label, 0, "", ""
+            )
+    for name, one in recipe.models.items():
+        if name in found:
+            raise InputError(f"models.{name}: this name is kept for the base; choose another")
+        found[name] = Entry(name, one.path, one.role, one.label, one.seed, one.idm, one.base)
     if not found:
         raise InputError("nothing to evaluate: give base, or models as tables [models.NAME]")
     return {name: _checked(entry, found, recipe) for name, entry in found.items()}

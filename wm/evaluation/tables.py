@@ -66,9 +66,17 @@ def fdm_rows(collected: Collected) -> list[dict[str, Any]]:
         _gather(
             gathered, (label, "greedy", 1), run, {name: value[:, 0] for name, value in bank.metrics.items()}
         )
-    for (label, choice, k), samples in gathered.items():
+    for label, choice, k in sorted(gathered, key=lambda key: _place(key, list(gathered))):
+        samples = gathered[label, choice, k]
         rows.append(_row(label, choice, k, samples, collected.subsets, over="sampling seeds"))
     return rows
+
+
+def _place(key: tuple[str, str, int], keys: Sequence[tuple[str, str, int]]) -> tuple[int, int, int]:
+    """Rows of a label stay together: greedy, then verified by k, then the oracle by k."""
+    label, choice, k = key
+    labels = [one for one, _, _ in keys]
+    return labels.index(label), ("greedy", "idm", "oracle").index(choice), k
 
 
 def idm_rows(collected: Collected) -> list[dict[str, Any]]:
