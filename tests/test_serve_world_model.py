@@ -1,0 +1,320 @@
+"""The served graph over HTTP with the unmodified ``openai`` client, on random weights and a free port."""
+
+import asyncio
+import base64
+import io
+import json
+import socket
+from importlib import import_module
+from pathlib import Path
+
+import httpx2
+import numpy as np
+import openai
+import psutil
+import pytest
+import yaml
+from PIL import Image
+from ray.serve.exceptions import BackPressureError
+from ray.serve.schema import ServeDeploySchema
+
+from serve_apps.__main__ import StartRecipe, start, stop
+from serve_apps.__main__ import main as serve_main
+from serve_apps.recipe import ServeRecipe
+from serve_apps.world_model import _call
+from wm.api import ApiError
+from wm.dynamics import Sampling, sample_observations, verify
+from wm.errors import InputError
+from wm.images import decode_image, encode_png, fit_square
+from wm.models import load_codec, load_model
+from wm.models.nano import write_random_base
+
+ROOT = Path(__file__).resolve().parents[1]
+ACTION = "move the red cup left"
+SOURCE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+PNG = encode_png(SOURCE)
+
+
+@pytest.fixture(scope="module")
+def port(tiny_base):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        number = free.getsockname()[1]
+    recipe = StartRecipe(
+        fdm=str(tiny_base), idm=str(tiny_base), port=number, cpus_per_replica=0.5, max_best_of=16, best_of=4
+    )
+    try:
+        start(recipe)
+        yield number
+    finally:
+        stop()
+
+
+@pytest.fixture(scope="module")
+def client(port):
+    return openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def http(port):
+    with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as session:
+        yield session
+
+
+@pytest.fixture(scope="module")
+def library(tiny_base):
+    """The library's own answer: ranked candidates and their pixels."""
+    model, codec = load_model(tiny_base), load_codec(tiny_base)
+
+    def answer(num_samples, seed, **sampling):
+        source_BN = codec.encode(np.array(fit_square(SOURCE, codec.side_px))[None])
+        drawn_BKN = sample_observations(
+            model, source_BN, [ACTION], num_samples=num_samples, sampling=Sampling(**sampling), seed=seed
+        )
+        ranked = verify(model, source_BN[0], ACTION, drawn_BKN[0], seed=seed)
+        return ranked, codec.decode(np.array([candidate.codes for candidate in ranked])), drawn_BKN[0]
+
+    return answer
+
+
+def edit(client, **extra):
+    arguments = {"model": "fdm", "image": ("source.png", PNG), "prompt": ACTION, **extra}
+    return client.images.edit(**arguments)
+
+
+def pixels_of(picture):
+    return decode_image(base64.b64decode(picture.b64_json), "reply")
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.7, "top_k": 8, "top_p": 0.9}])
+def test_the_answer_equals_the_librarys_bit_for_bit(client, library, sampling):
+    reply = edit(client, n=2, extra_body={"best_of": 4, "seed": 7, **sampling})
+    ranked, pixels_KHWC, _ = library(4, 7, **sampling)
+    distinct = [place for place, candidate in enumerate(ranked) if candidate.duplicate_of is None]
+    assert len(reply.data) == 2 <= len(distinct)
+    for picture, place in zip(reply.data, distinct, strict=False):
+        assert np.array_equal(pixels_of(picture), pixels_KHWC[place])
+        told = picture.model_extra["verification"]
+        assert told["logprob"] == ranked[place].score.logprob
+        assert told["mean_logprob"] == ranked[place].score.mean_logprob
+        assert (told["index"], told["rank"], told["seed"]) == (ranked[place].index, place, 7)
+        assert (told["tokens"], told["duplicate_of"]) == (ranked[place].score.num_tokens, None)
+        assert 0 <= told["unchanged_share"] <= 1
+    assert reply.model_extra["distinct"] == len(distinct)
+    assert (reply.output_format, reply.size, reply.model_extra["best_of"]) == ("png", "16x16", 4)
+    assert reply.usage.output_tokens == 4 * 4
+    assert reply.usage.input_tokens_details.image_tokens == 4
+
+
+def test_a_drawn_seed_is_told_and_gives_the_answer_again(client):
+    first, second = edit(client), edit(client)
+    assert first.model_extra["seed"] != second.model_extra["seed"]
+    again = edit(client, extra_body={"seed": first.model_extra["seed"]})
+    assert again.data == first.data
+
+
+def test_json_form_list_of_images_and_async_client_agree(client, http, port):
+    settings = {"seed": 3, "best_of": 4}
+    form = edit(client, image=[io.BytesIO(PNG)], extra_body=settings)
+    url = "data:image/png;base64," + base64.b64encode(PNG).decode()
+    reply = http.post("/v1/images/edits", json={"prompt": ACTION, "images": [{"image_url": url}], **settings})
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["data"][0]["b64_json"] == form.data[0].b64_json
+
+    async def ask():
+        async with openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none") as session:
+            return await asyncio.gather(
+                *(session.images.edit(image=PNG, prompt=ACTION, extra_body=settings) for _ in range(4))
+            )
+
+    assert all(reply.data == form.data for reply in asyncio.run(ask()))
+
+
+def test_without_verification_the_draws_come_as_they_are(client, library, tiny_base):
+    reply = edit(client, n=3, extra_body={"seed": 5, "verify": False})
+    _, _, drawn_KN = library(3, 5)
+    for index, pixels in enumerate(load_codec(tiny_base).decode(drawn_KN)):
+        assert np.array_equal(pixels_of(reply.data[index]), pixels)
+        told = reply.data[index].model_extra["verification"]
+        assert (told["index"], told["logprob"], told["rank"]) == (index, None, None)
+
+
+def test_temperature_zero_is_greedy(client):
+    one, other = (edit(client, n=2, extra_body={"temperature": 0, "seed": seed}) for seed in (1, 2))
+    assert one.model_extra["distinct"] == 1
+    assert one.data[0].b64_json == other.data[0].b64_json == one.data[1].b64_json
+    assert one.data[1].model_extra["verification"]["duplicate_of"] == 0
+
+
+@pytest.mark.parametrize(("name", "size"), [("png", "32x32"), ("jpeg", "auto"), ("webp", "64x64")])
+def test_formats_and_sizes(client, name, size):
+    reply = edit(client, output_format=name, size=size, extra_body={"seed": 1})
+    side = 16 if size == "auto" else int(size.split("x")[0])
+    with Image.open(io.BytesIO(base64.b64decode(reply.data[0].b64_json))) as image:
+        assert (image.format, image.size) == (name.upper(), (side, side))
+    assert (reply.output_format, reply.size) == (name, f"{side}x{side}")
+
+
+def test_models(client, tiny_base):
+    base = load_model(tiny_base)
+    entries = list(client.models.list())
+    assert [entry.id for entry in entries] == ["fdm", "idm"]
+    for entry in entries:
+        assert (entry.object, entry.owned_by) == ("model", "wm")
+        assert (entry.model_extra["base"], entry.model_extra["codec"]) == (base.base_id, base.codec_id)
+        assert client.models.retrieve(entry.id) == entry
+    with pytest.raises(openai.NotFoundError, match="no such model: 'gpt-image-1'; the models are fdm, idm"):
+        client.models.retrieve("gpt-image-1")
+    with pytest.raises(openai.NotFoundError, match="no such model: 'gpt-image-1'") as caught:
+        edit(client, model="gpt-image-1")
+    assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
+
+
+def bomb():
+    """A small file of 100 megapixels."""
+    buffer = io.BytesIO()
+    Image.new("1", (10_000, 10_000)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "param", "says"),
+    [
+        ({"image": ("a.png", b"not an image")}, "image", "image is no readable image"),
+        ({"image": ("a.png", b"")}, "image", "image is empty"),
+        ({"image": ("a.png", PNG[:200])}, "image", "image is no readable image"),
+        (
+            {"image": ("a.png", bomb)},
+            "image",
+            "10000 x 10000 pixels; at most 40,000,000",
+        ),
+        ({"image": [PNG, PNG]}, "image", "2 images are given"),
+        ({"mask": PNG}, "mask", "takes no mask"),
+        ({"prompt": ""}, "prompt", "prompt is empty"),
+        ({"prompt": "  "}, "prompt", "prompt is empty"),
+        ({"prompt": "move\0it"}, "prompt", "NUL"),
+        ({"prompt": "x" * 100_000}, "prompt", "prompt has 100,000 characters; at most 1,000"),
+        ({"prompt": "put <pad> on"}, None, "reserved token"),
+        ({"n": 11}, "n", "n = '11'"),
+        ({"n": 5, "extra_body": {"best_of": 4}}, "n", "n = 5 is more than best_of = 4"),
+        ({"extra_body": {"best_of": 17}}, "best_of", "best_of = 17: at most 16"),
+        ({"extra_body": {"colour": "red"}}, "colour", "unknown field 'colour'"),
+        ({"response_format": "url"}, "response_format", "b64_json"),
+        ({"model": "idm"}, "model", "predicts no images"),
+        ({"stream": True}, "stream", "stream = true is not supported"),
+    ],
+)
+def test_bad_input_reaches_the_client_as_one_clear_message(client, arguments, param, says):
+    if callable(arguments.get("image", ("", ""))[1]):
+        arguments = {**arguments, "image": ("a.png", arguments["image"][1]())}
+    with pytest.raises(openai.BadRequestError) as caught:
+        edit(client, **arguments)
+    assert says in caught.value.message
+    assert "\n" not in caught.value.message
+    assert (caught.value.param, caught.value.type) == (param, "invalid_request_error")
+
+
+@pytest.mark.parametrize(
+    ("line", "arguments", "status", "says"),
+    [
+        ("GET /v1/nothing", {}, 404, "no such path: GET /v1/nothing"),
+        ("GET /v1/images/edits", {}, 405, "method GET is not allowed"),
+        ("POST /v1/images/edits", {"content": b"hello"}, 415, "content-type '' is not supported"),
+        ("POST /v1/images/edits", {"content": iter([b"a" * 1_000_000] * 25)}, 415, "content-type"),
+        ("POST /v1/images/edits", {"json": [1]}, 400, "not a JSON object"),
+        (
+            "POST /v1/images/edits",
+            {"files": {"image": b"a" * 21_000_000}},
+            413,
+            "larger than 20,000,000 bytes",
+        ),
+    ],
+)
+def test_raw_requests(http, line, arguments, status, says):
+    reply = http.request(*line.split(), **arguments)
+    assert reply.status_code == status
+    assert says in reply.json()["error"]["message"]
+
+
+def test_a_body_without_length_is_cut_off(http):
+    chunks = iter([b'{"prompt": "'] + [b"a" * 1_000_000] * 60)
+    try:
+        reply = http.post("/v1/images/edits", content=chunks, headers={"content-type": "application/json"})
+    except httpx2.TransportError:
+        pytest.skip("the connection was closed while the client was still sending")
+    assert (reply.status_code, reply.json()["error"]["code"]) == (413, "request_too_large")
+
+
+def test_health_and_openapi(http):
+    assert http.get("/health").json() == {"status": "ok"}
+    paths = http.get("/openapi.json").json()["paths"]
+    assert {"/v1/images/edits", "/v1/models", "/v1/models/{model_id}", "/health"} <= set(paths)
+
+
+def test_it_listens_on_loopback_alone(port):
+    listening = {
+        connection.laddr.ip
+        for connection in psutil.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+    }
+    assert listening == {"127.0.0.1"}
+
+
+class Busy:
+    """A deployment's method whose queue is full."""
+
+    async def remote(self):
+        raise BackPressureError(65, 64)
+
+
+def test_a_full_queue_is_told_in_the_same_shape():
+    with pytest.raises(ApiError) as caught:
+        asyncio.run(_call(Busy()))
+    assert (caught.value.status, caught.value.code) == (503, "overloaded")
+    assert caught.value.headers == {"Retry-After": "1"}
+
+
+def test_the_shipped_config_is_valid_and_keeps_to_loopback():
+    for file in sorted((ROOT / "serve_apps").glob("*.yaml")):
+        config = ServeDeploySchema.model_validate(yaml.safe_load(file.read_text()))
+        assert config.http_options.host == "127.0.0.1"
+        for application in config.applications:
+            module, _, name = application.import_path.partition(":")
+            assert callable(getattr(import_module(module), name))
+            ServeRecipe.model_validate(application.args)
+
+
+def test_text_arguments_of_serve_run():
+    recipe = ServeRecipe.model_validate({"fdm": "a", "idm": "b", "best_of": "16", "temperature": "0.5"})
+    assert (recipe.best_of, recipe.temperature) == (16, 0.5)
+    assert recipe.limits().default_best_of == 16
+
+
+def test_a_start_that_cannot_work_is_refused_at_once(tiny_base, tmp_path, capsys):
+    write_random_base(tmp_path / "other", seed=1)
+    (tmp_path / "empty").mkdir()
+    good = f"fdm={tiny_base}"
+    cases = [
+        ([good], "idm is missing"),
+        ([good, "idm=nowhere"], "idm = 'nowhere': no such model folder"),
+        ([good, f"idm={tmp_path / 'empty'}"], "no config.json"),
+        ([good, f"idm={tmp_path / 'other'}"], "they cannot read each other's images"),
+        ([good, f"idm={tiny_base}", "port=99999"], "port = 99999"),
+        ([good, f"idm={tiny_base}", "bestof=3"], "unknown key 'bestof'"),
+    ]
+    for arguments, says in cases:
+        assert serve_main([*arguments, "--dry-run"]) == 2
+        error = capsys.readouterr().err
+        assert says in error and error.count("\n") == 1
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        number = taken.getsockname()[1]
+        assert serve_main([good, f"idm={tiny_base}", f"port={number}", "--dry-run"]) == 2
+        assert f"cannot listen on 127.0.0.1 port {number}" in capsys.readouterr().err
+    assert serve_main([good, f"idm={tiny_base}", f"port={number}", "--dry-run"]) == 0
+
+
+def test_build_refuses_missing_models():
+    from serve_apps.world_model import build
+
+    with pytest.raises(InputError, match="no such model folder"):
+        build(ServeRecipe(fdm="nowhere", idm="nowhere"))
+    assert json.dumps(ServeRecipe(fdm="a", idm="b").model_dump())
