@@ -49,7 +49,7 @@ def image_rows_of(vocabulary: Mapping[str, int], num_codes: int) -> Tensor:
 
 
 class ChameleonVLM:
-    """See :class:`~wm.models.protocol.UnifiedVLM`. ``folder``: where base and codec came from, if anywhere."""
+    """See :class:`~wm.models.protocol.UnifiedVLM`; ``folder``: where base and codec were read."""
 
     family = "chameleon"
 

@@ -127,7 +127,7 @@ class ImageCodec(nn.Module):
         """
         if not self.has_decoder:
             raise InputError(
-                f"{self.where} holds no {CODEC_PREFIX}decoder.* weights; it can encode images but not draw them"
+                f"{self.where} holds no {CODEC_PREFIX}decoder.* weights: it encodes images but draws none"
             )
         codes = self._check_codes(codes_BN)
         images = []

@@ -62,26 +62,9 @@ TINY = NanoPreset(
 )
 """For tests: 16 px, 4 tokens an image, 16 codes."""
 
-TINY_WORDS = tuple(
-    [
-        "put",
-        "move",
-        "take",
-        "the",
-        "red",
-        "blue",
-        "green",
-        "cup",
-        "block",
-        "bowl",
-        "left",
-        "right",
-        "up",
-        "down",
-        "to",
-        "of",
-        "on",
-    ]
+TINY_WORDS = (
+    *("put", "move", "take", "to", "of", "on", "the", "red", "blue", "green"),
+    *("cup", "block", "bowl", "left", "right", "up", "down"),
 )
 """A vocabulary for tests."""
 
