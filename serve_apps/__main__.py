@@ -103,10 +103,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _serve_until_interrupted(recipe: StartRecipe, url: str) -> None:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     print(f"starting: fdm {recipe.fdm}, idm {recipe.idm}", flush=True)
     try:
         start(recipe)
+        # After Ray has set its own handler, which aborts.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         print(
             f"serving at {url}/v1 (try: curl {url}/v1/models; pages: {url}/docs). Ctrl-C stops it.",
             flush=True,
