@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def lively(vlm, seed: int = 5):
-    """Random weights large enough that probabilities are far from equal; changes ``vlm`` in place and returns it."""
+    """``vlm``, changed in place to random weights so large that probabilities are far from equal."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in vlm.inner.named_parameters():
@@ -15,8 +15,10 @@ def lively(vlm, seed: int = 5):
 
 
 def reference_logits(vlm, ids: list[int]) -> Tensor:
-    """float64 logits (T, V) of one sequence: Chameleon written out (Chameleon paper, section 2.2; RMSNorm, rotary
-    positions, query and key layer norm per head, SwiGLU), one position and one head at a time."""
+    """float64 logits (T, V) of one sequence: Chameleon written out, one position and one head at a time.
+
+    """float64 logits (T, V) of one sequence: Chameleon written out, position by position, head by head.
+    """
     config = vlm.inner.config
     weights = {name: tensor.detach().double() for name, tensor in vlm.inner.state_dict().items()}
     embedding = weights["model.embed_tokens.weight"]
@@ -71,7 +73,7 @@ def reference_logits(vlm, ids: list[int]) -> Tensor:
 
 
 def reference_logprob(vlm, prefix: list[int], completion: list[int], rows: list[int] | None = None) -> float:
-    """Sum over ``completion`` of log-probabilities after ``prefix``, over ``rows`` of the vocabulary or all of it."""
+    """Sum of the completion's log-probabilities after ``prefix``, over ``rows`` of the vocabulary or all."""
     logits_TV = reference_logits(vlm, [*prefix, *completion])
     total = 0.0
     for step, token in enumerate(completion):

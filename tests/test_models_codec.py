@@ -1,4 +1,4 @@
-"""The codec: its encoder against transformers', its decoder against one written out from the released names."""
+"""The codec: its encoder against transformers', its decoder against one written out by tensor names."""
 
 import numpy as np
 import pytest
@@ -13,16 +13,16 @@ from wm.models.codec import ImageCodec, PixelScale
 from wm.models.nano import TINY, build_codec
 from wm.models.vqgan import VQGAN, ChannelNorm
 
-CONFIG = dict(
-    embed_dim=8,
-    num_embeddings=16,
-    latent_channels=12,
-    resolution=16,
-    base_channels=32,
-    channel_multiplier=[1, 2, 2],
-    num_res_blocks=1,
-    attn_resolutions=[8],
-)
+CONFIG = {
+    "embed_dim": 8,
+    "num_embeddings": 16,
+    "latent_channels": 12,
+    "resolution": 16,
+    "base_channels": 32,
+    "channel_multiplier": [1, 2, 2],
+    "num_res_blocks": 1,
+    "attn_resolutions": [8],
+}
 """Small, but with everything the released architecture has, and attention at one resolution besides."""
 
 
@@ -44,7 +44,7 @@ def codec():
 
 
 @pytest.fixture(scope="module")
-def pixels_BHWC():
+def pixels():
     return np.random.default_rng(0).integers(0, 256, (21, 16, 16, 3), dtype=np.uint8)
 
 
@@ -84,32 +84,32 @@ def reference_decode(weights, latent):
     return conv("decoder.conv_out", swish(norm("decoder.norm_out", h)))
 
 
-def test_pixel_scale_is_transformers_own(pixels_BHWC):
+def test_pixel_scale_is_transformers_own(pixels):
     processor = ChameleonImageProcessorPil(do_resize=False, do_center_crop=False)
-    theirs = processor(list(pixels_BHWC), return_tensors="pt")["pixel_values"]
-    ours = PixelScale().apply(torch.as_tensor(pixels_BHWC))
+    theirs = processor(list(pixels), return_tensors="pt")["pixel_values"]
+    ours = PixelScale().apply(torch.as_tensor(pixels))
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
     assert float(PixelScale().apply(torch.full((1, 1, 1, 3), 255, dtype=torch.uint8)).max()) == pytest.approx(
         0.989
     )
 
 
-def test_encoder_is_transformers_own(codec, pixels_BHWC):
+def test_encoder_is_transformers_own(codec, pixels):
     released = ChameleonVQVAE(ChameleonVQVAEConfig(**CONFIG))
     report = released.load_state_dict(codec.vqgan.state_dict(), strict=False)
     assert report.missing_keys == []
     assert all(name.startswith("decoder.") for name in report.unexpected_keys)
     with torch.no_grad():
-        output = released.encode(PixelScale().apply(torch.as_tensor(pixels_BHWC)), return_dict=True)
+        output = released.encode(PixelScale().apply(torch.as_tensor(pixels)), return_dict=True)
         theirs_BDHW = released.quant_conv(output.last_hidden_state)
-    codes_BN, features_BND = codec.encode_with_features(pixels_BHWC)
+    codes_BN, features_BND = codec.encode_with_features(pixels)
     assert len(codes_BN.unique()) > 4
     assert torch.equal(codes_BN.flatten(), output.image_tokens.flatten())
     torch.testing.assert_close(features_BND, theirs_BDHW.flatten(2).transpose(1, 2), atol=1e-5, rtol=1e-5)
 
 
-def test_codes_are_the_nearest_of_the_codebook(codec, pixels_BHWC):
-    codes_BN, features_BND = codec.encode_with_features(pixels_BHWC)
+def test_codes_are_the_nearest_of_the_codebook(codec, pixels):
+    codes_BN, features_BND = codec.encode_with_features(pixels)
     book_VD = codec.vqgan.quantize.embedding.weight.double()
     distance_BNV = (features_BND.double()[:, :, None] - book_VD).square().sum(-1)
     assert torch.equal(codes_BN, distance_BNV.argmin(-1))
@@ -143,10 +143,10 @@ def test_released_sizes_give_the_released_tensor_names():
     assert vqgan.side_tokens**2 == 1024
 
 
-def test_codes_and_features_do_not_depend_on_the_company(codec, pixels_BHWC):
-    codes_BN, features_BND = codec.encode_with_features(pixels_BHWC)
+def test_codes_and_features_do_not_depend_on_the_company(codec, pixels):
+    codes_BN, features_BND = codec.encode_with_features(pixels)
     for rows in ([4], [20, 4, 0], list(range(20, -1, -1))):
-        codes, features = codec.encode_with_features(pixels_BHWC[rows])
+        codes, features = codec.encode_with_features(pixels[rows])
         assert torch.equal(codes, codes_BN[rows])
         assert torch.equal(features, features_BND[rows])
 
@@ -214,7 +214,7 @@ def test_identity_follows_encoder_and_scale_but_not_decoder(codec):
     [
         (np.full((1, 16), 16), r"code 16 is outside the codebook \[0, 16\)"),
         (np.full((1, 16), -1), "code -1 is outside"),
-        (np.zeros((1, 15), np.uint16), r"expected integer codes \(B, 16\), got torch.int64 \(1, 15\)"),
+        (np.zeros((1, 15), np.uint16), r"expected integer codes \(B, 16\), got torch.uint16 \(1, 15\)"),
         (torch.zeros(1, 16), "expected integer codes"),
         (np.zeros(16, np.int64), r"got torch.int64 \(16,\)"),
         (np.zeros((1, 16)), "expected integer codes"),
@@ -233,7 +233,7 @@ def test_encode_refuses_other_pixels(codec, pixels):
 
 
 def test_codec_loads_from_a_folder_what_was_saved(tiny_base):
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     pixels = np.random.default_rng(1).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
     first, second = load_codec(tiny_base), load_codec(tiny_base)
     assert first.codec_id == second.codec_id != build_codec(TINY).codec_id

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
@@ -65,11 +66,16 @@ def token_logprobs(
 
 def code_lists(name: str, codes: Tensor | npt.NDArray[Any] | Sequence[Sequence[int]]) -> list[list[int]]:
     """Codes (B, N) as lists; :class:`InputError` for another number of dimensions."""
-    tensor = torch.as_tensor(codes)
+    tensor = as_codes(codes)
     if tensor.ndim != 2:
         raise InputError(f"{name}: expected codes (B, N), got shape {tuple(tensor.shape)}")
     rows: list[list[int]] = tensor.to(torch.int64).tolist()
     return rows
+
+
+def as_codes(codes: Any) -> Tensor:
+    """A tensor of codes from a tensor, an array, or nested lists (of either)."""
+    return codes if isinstance(codes, Tensor) else torch.as_tensor(np.asarray(codes))
 
 
 def need_equal(**lengths: int) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from wm.dynamics.idm import Codes, ScoredAction, score_actions
-from wm.dynamics.scoring import code_lists, need_equal
+from wm.dynamics.scoring import as_codes, code_lists, need_equal
 from wm.errors import InputError
 from wm.models.protocol import UnifiedVLM
 
@@ -41,8 +41,8 @@ def verify(
     idm: UnifiedVLM, source_N: Sequence[int] | Tensor, action: str, candidates_KN: Codes, *, seed: int = 0
 ) -> list[Candidate]:
     """All K candidates of one (source, action), best first; see :func:`verify_batch`."""
-    source = torch.as_tensor(source_N)[None]
-    return verify_batch(idm, source, [action], torch.as_tensor(candidates_KN)[None], seeds=[seed])[0]
+    source = as_codes(source_N)[None]
+    return verify_batch(idm, source, [action], as_codes(candidates_KN)[None], seeds=[seed])[0]
 
 
 def verify_batch(
@@ -60,7 +60,7 @@ def verify_batch(
     candidates.
     """
     sources = code_lists("source", source_BN)
-    candidates = torch.as_tensor(candidates_BKN)
+    candidates = as_codes(candidates_BKN)
     if candidates.ndim != 3 or candidates.shape[1] == 0:
         raise InputError(
             f"expected candidates (B, K, N) with K at least 1, got shape {tuple(candidates.shape)}"

@@ -156,12 +156,9 @@ class ImageCodec(nn.Module):
         return pixels
 
     def _check_codes(self, codes_BN: Tensor | npt.NDArray[Any]) -> Tensor:
-        array = (
-            codes_BN
-            if isinstance(codes_BN, Tensor)
-            else torch.from_numpy(np.asarray(codes_BN).astype(np.int64))
-        )
-        if array.is_floating_point() or array.ndim != 2 or array.shape[1] != self.tokens_per_image:
+        array = torch.as_tensor(codes_BN)
+        fractional = array.is_floating_point() or array.is_complex() or array.dtype == torch.bool
+        if fractional or array.ndim != 2 or array.shape[1] != self.tokens_per_image:
             raise InputError(
                 f"expected integer codes (B, {self.tokens_per_image}), got {array.dtype} {tuple(array.shape)}"
             )
