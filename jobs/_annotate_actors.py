@@ -1,6 +1,5 @@
 """The two actors of ``annotate``: a decoder of videos and an annotator of their key-frames."""
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from jobs._annotate_shards import write_shard
+from wm.errors import InputError
 from wm.images import Pixels, decode_image, fit_square
 from wm.records import Outcome, reject_row, stable_id, triplet_row
 from wm.video import ClipReader, ClipSettings, VideoError, frame_pairs
@@ -32,7 +32,8 @@ CLIP_SCHEMA = pa.schema(
         ("images", pa.list_(pa.binary())),
     ]
 )
-"""Between the two actors: one row a video, with its key-frames as PNG bytes, or with why it has none (``outcome``)."""
+"""Between the two actors: one row a video, with its key-frames as PNG bytes, or with why it has none
+(``outcome``)."""
 
 
 class Decoder:
@@ -108,36 +109,55 @@ class Pair:
 
 
 class Annotator:
-    """Key-frames to triplets. Loads codec and IDM once; writes one shard a batch and returns only its counts."""
+    """Key-frames to triplets. Loads codec and IDM once; writes one shard a batch and returns only its
+    counts."""
 
     def __init__(self, settings: AnnotatorSettings) -> None:
-        """Load the models. Raises :class:`wm.errors.InputError` if the folder is no model."""
+        """Load the models. A folder that is no model is told by the first call: Ray shows the error of a
+        failed constructor as a dead actor's."""
         import torch
 
         from wm.models import load_codec, load_model
 
         torch.set_num_threads(settings.threads)
         self.settings = settings
-        self.idm = load_model(settings.idm, base=settings.base, device=settings.device)
-        self.codec = load_codec(settings.base or settings.idm, device=settings.device)
-        self.name = annotator_name(settings.idm, self.idm.base_id)
+        self.problem = ""
+        try:
+            self.idm = load_model(settings.idm, base=settings.base, device=settings.device)
+            self.codec = load_codec(settings.base or settings.idm, device=settings.device)
+            self.name = annotator_name(settings.idm, self.idm.base_id)
+        except InputError as error:
+            self.problem = str(error)
 
     def __call__(self, batch: pa.Table) -> dict[str, Any]:
-        """A batch of :data:`CLIP_SCHEMA` becomes a shard on disk and one row of counts."""
-        videos = batch.to_pylist()
-        triplets, rejects = self.annotate(videos)
-        return {"counts": [write_shard(Path(self.settings.out), videos, triplets, rejects)]}
+        """A batch of :data:`CLIP_SCHEMA` becomes a shard on disk and one row: its counts, or a ``problem``
+        that ends the run (no such model, disk full)."""
+        counts = {"videos": 0, "triplets": 0, "rejects": 0}
+        if not self.problem:
+            videos = batch.to_pylist()
+            triplets, rejects = self.annotate(videos)
+            try:
+                counts = write_shard(Path(self.settings.out), videos, triplets, rejects)
+            except OSError as error:
+                self.problem = f"cannot write into {self.settings.out}: {error}; what is finished is kept"
+        return {"problem": [self.problem], **{name: [count] for name, count in counts.items()}}
 
     def annotate(self, videos: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """(triplet rows, reject rows); every video is in one of them at least."""
-        rejects = [self._reject(video, video["outcome"], video["reason"], video["detail"]) for video in videos if video["outcome"]]
+        rejects = [
+            self._reject(video, video["outcome"], video["reason"], video["detail"])
+            for video in videos
+            if video["outcome"]
+        ]
         pairs = []
         for video in videos:
             for source, target in frame_pairs(range(len(video["frames"] or []))):
                 pair = Pair(video, source, target)
                 motion = video["motion"][target]
                 if motion < self.settings.min_motion:
-                    detail = f"moves {motion:.3f} px/frame, less than min_motion = {self.settings.min_motion:g}"
+                    detail = (
+                        f"moves {motion:.3f} px/frame, less than min_motion = {self.settings.min_motion:g}"
+                    )
                     rejects.append(self._reject_pair(pair, "too_little_motion", detail))
                 else:
                     pairs.append(pair)
@@ -150,14 +170,21 @@ class Annotator:
         return triplets, rejects
 
     def _propose(self, pairs: list[Pair]) -> list[tuple[tuple[Seen, Seen], Any]]:
-        """Codes of both frames and the action of each pair; each frame is encoded once though it stands in two."""
+        """Codes of both frames and the action of each pair; each frame is encoded once though it stands in
+        two."""
         if not pairs:
             return []
         from wm.dynamics import propose_actions
 
-        wanted = {(pair.video["key"], row): pair.video["images"][row] for pair in pairs for row in (pair.source, pair.target)}
+        wanted = {
+            (pair.video["key"], row): pair.video["images"][row]
+            for pair in pairs
+            for row in (pair.source, pair.target)
+        }
         seen = dict(zip(wanted, self._encode(list(wanted.values())), strict=True))
-        both = [(seen[pair.video["key"], pair.source], seen[pair.video["key"], pair.target]) for pair in pairs]
+        both = [
+            (seen[pair.video["key"], pair.source], seen[pair.video["key"], pair.target]) for pair in pairs
+        ]
         actions = propose_actions(
             self.idm,
             [source["codes"] for source, _ in both],
@@ -234,9 +261,6 @@ def annotator_name(folder: str, base_id: str) -> str:
     from wm.models import read_manifest
 
     manifest = read_manifest(folder)
-    return f"{base_id}/{manifest.recipe_digest}" if manifest is not None and manifest.recipe_digest else base_id
-
-
-def count_reasons(rejects: list[dict[str, Any]]) -> dict[str, int]:
-    """``outcome/reason`` → how often."""
-    return dict(sorted(Counter(f"{row['outcome']}/{row['reason']}" for row in rejects).items()))
+    return (
+        f"{base_id}/{manifest.recipe_digest}" if manifest is not None and manifest.recipe_digest else base_id
+    )

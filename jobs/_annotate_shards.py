@@ -1,8 +1,9 @@
 """Shards of an annotation on disk, and what makes them safe to interrupt.
 
-A shard is three files of one name: ``rejects/NAME.parquet``, ``triplets/NAME.parquet`` and then ``shards/NAME.json``,
-which lists its videos and commits it. The name is a digest of the videos, so a task that is run again writes the
-same files over. Parquet files without their mark are leftovers of a killed run and are removed before a run goes on.
+A shard is three files of one name: ``rejects/NAME.parquet``, ``triplets/NAME.parquet`` and then
+``shards/NAME.json``, which lists its videos and commits it. The name is a digest of the videos, so a task
+that is run again writes the same files over. Parquet files without their mark are leftovers of a killed run
+and are removed before a run goes on.
 """
 
 import json
@@ -57,8 +58,8 @@ def read_marks(out: Path) -> dict[str, list[dict[str, Any]]]:
 def tidy(out: Path) -> set[str]:
     """Remove what a killed run left half done; returns the keys of the videos that are finished.
 
-    Files without a mark go. A video in two shards (a worker of a killed run may have outlived it) stays in the
-    first by name only.
+    Files without a mark go. A video in two shards (a worker of a killed run may have outlived it) stays in
+    the first by name only.
     """
     marks = read_marks(out)
     for table in TABLES:
@@ -82,14 +83,19 @@ def _drop(out: Path, name: str, videos: list[dict[str, Any]], keys: set[str]) ->
     for table, column in (("triplets", "video_uri"), ("rejects", "uri")):
         path = out / table / f"{name}.parquet"
         if path.exists():
-            rows = [row for row in pq.read_table(path, schema=TABLES[table]).to_pylist() if row[column] not in uris]
+            rows = [
+                row
+                for row in pq.read_table(path, schema=TABLES[table]).to_pylist()
+                if row[column] not in uris
+            ]
             write_table(rows, path, TABLES[table])
     kept = [video for video in videos if video["key"] not in keys]
     write_json(out / "shards" / f"{name}.json", {"videos": kept})
 
 
 def summarise(out: Path) -> dict[str, Any]:
-    """Counts of everything committed: videos, frames, key-frames, pairs, rejects by outcome and reason, readers."""
+    """Counts of everything committed: videos, frames, key-frames, pairs, rejects by outcome and reason,
+    readers."""
     videos = [video for marked in read_marks(out).values() for video in marked]
     triplets = _column(out / "triplets", "video_uri")
     rejects = list(zip(_column(out / "rejects", "outcome"), _column(out / "rejects", "reason"), strict=True))

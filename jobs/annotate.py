@@ -1,5 +1,7 @@
-"""Annotate videos without labels: key-frame pairs, their image codes, and the action an IDM reads from them."""
+"""Annotate videos without labels: key-frame pairs, their image codes, and the action an IDM reads from
+them."""
 
+import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -119,6 +121,7 @@ def run(recipe: AnnotateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     inputs = {"videos": listing_digest(videos), "idm": digest_of(recipe.idm)}
     if recipe.base:
         _require_model("base", recipe.base)
+        _require_fit(recipe.idm, recipe.base)
         inputs["base"] = digest_of(recipe.base)
     stage = Run(recipe.out, "annotate", recipe, inputs)
     whole = stage.is_whole()
@@ -134,7 +137,9 @@ def run(recipe: AnnotateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     tidy(Path(recipe.out))
     counts = {"listed": len(videos)} | summarise(Path(recipe.out))
     if counts["videos"] != len(videos):
-        raise InputError(f"{recipe.out} accounts for {counts['videos']} of {len(videos)} videos; run the command again")
+        raise InputError(
+            f"{recipe.out} accounts for {counts['videos']} of {len(videos)} videos; run the command again"
+        )
     record = stage.finish(counts, annotated_now=len(pending))
     _tell_result(recipe, record)
     return record
@@ -148,8 +153,8 @@ def _annotate(recipe: AnnotateRecipe, pending: Sequence[Video], total: int) -> N
     import ray
     from ray.data import ActorPoolStrategy, DataContext
 
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
+    DataContext.get_current().enable_progress_bars = False  # ours counts videos, not blocks
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     workers = min(recipe.num_workers, len(pending))
     annotators = min(recipe.num_annotators, -(-len(pending) // recipe.videos_per_shard))
     counts = (
@@ -173,9 +178,12 @@ def _annotate(recipe: AnnotateRecipe, pending: Sequence[Video], total: int) -> N
         )
     )
     started, pairs, rejects = time.perf_counter(), 0, 0
-    with tqdm(total=total, initial=total - len(pending), unit="video", desc="annotate", mininterval=0.5) as bar:
-        for row in counts.iter_rows():
-            shard = row["counts"]
+    with tqdm(
+        total=total, initial=total - len(pending), unit="video", desc="annotate", mininterval=0.5
+    ) as bar:
+        for shard in counts.iter_rows():
+            if shard["problem"]:
+                raise InputError(shard["problem"])
             pairs, rejects = pairs + shard["triplets"], rejects + shard["rejects"]
             rate = pairs / (time.perf_counter() - started)
             bar.set_postfix_str(f"{rate:.1f} pairs/s, {rejects} rejects", refresh=False)
@@ -186,10 +194,13 @@ def _blocks(videos: Sequence[Video], workers: int) -> list[pa.Table]:
     """Small blocks, so that every worker gets many: a slow video then holds up few others."""
     size = max(1, min(32, len(videos) // (workers * 4)))
     rows = [
-        {"uri": video.uri, "key": video.key, "class_label": video.class_label, "path": video.path} for video in videos
+        {"uri": video.uri, "key": video.key, "class_label": video.class_label, "path": video.path}
+        for video in videos
     ]
     schema = pa.schema([(name, pa.string()) for name in ("uri", "key", "class_label", "path")])
-    return [pa.Table.from_pylist(rows[start : start + size], schema=schema) for start in range(0, len(rows), size)]
+    return [
+        pa.Table.from_pylist(rows[start : start + size], schema=schema) for start in range(0, len(rows), size)
+    ]
 
 
 def _require_model(key: str, folder: str) -> None:
@@ -197,13 +208,28 @@ def _require_model(key: str, folder: str) -> None:
     if not path.is_dir():
         raise InputError(f"{key} = {folder!r}: no such model folder")
     if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
-        raise InputError(f"{key} = {folder!r} is no model folder: it has neither config.json nor adapter_config.json")
+        raise InputError(
+            f"{key} = {folder!r} is no model folder: it has neither config.json nor adapter_config.json"
+        )
+
+
+def _require_fit(idm: str, base: str) -> None:
+    """Refuse a base that the adapter's manifest does not name, before anything is decoded."""
+    from wm.models import read_manifest
+
+    adapter, found = read_manifest(idm), read_manifest(base)
+    if adapter is not None and found is not None and adapter.base_id != found.base_id:
+        raise InputError(
+            f"adapter {idm} was trained on base {adapter.base_id}, but {base} is {found.base_id}"
+        )
 
 
 def _tell_plan(recipe: AnnotateRecipe, videos: Sequence[Video], whole: bool) -> dict[str, Any]:
     classes = len({video.class_label for video in videos})
-    print(f"annotate: {'already whole in' if whole else 'would write'} {recipe.out}: {len(videos):,} videos of "
-          f"{classes:,} classes from {recipe.videos}, IDM {recipe.idm}")
+    print(
+        f"annotate: {'already whole in' if whole else 'would write'} {recipe.out}: {len(videos):,} videos of "
+        f"{classes:,} classes from {recipe.videos}, IDM {recipe.idm}"
+    )
     if not whole:
         settings = recipe.model_dump(exclude={"videos", "idm", "out"}, exclude_none=True)
         print("  " + ", ".join(f"{key} = {value}" for key, value in settings.items()))
@@ -212,15 +238,19 @@ def _tell_plan(recipe: AnnotateRecipe, videos: Sequence[Video], whole: bool) -> 
 
 def _tell_result(recipe: AnnotateRecipe, record: dict[str, Any]) -> None:
     counts, seconds = record["counts"], max(record["wall_s"], 1e-9)
-    print(f"annotate: {counts['videos']:,} videos ({counts['video_s']:,.0f} s, {counts['frames']:,} frames) → "
-          f"{counts['triplets']:,} triplets of {counts['videos_with_triplets']:,} videos in {recipe.out}/triplets, "
-          f"{counts['filtered']:,} filtered and {counts['failed']:,} failed in {recipe.out}/rejects; "
-          f"{record['annotated_now'] / seconds:.1f} videos/s")
+    print(
+        f"annotate: {counts['videos']:,} videos ({counts['video_s']:,.0f} s, {counts['frames']:,} frames) → "
+        f"{counts['triplets']:,} triplets of {counts['videos_with_triplets']:,} videos in {recipe.out}/triplets, "
+        f"{counts['filtered']:,} filtered and {counts['failed']:,} failed in {recipe.out}/rejects; "
+        f"{record['annotated_now'] / seconds:.1f} videos/s"
+    )
     for reason, count in counts["rejects_by_reason"].items():
         print(f"  {reason}: {count}")
     readers = ", ".join(f"{reader} {count}" for reader, count in counts["readers"].items())
-    print(f"  frames read by: {readers or 'none'}; decord gave up on {counts['decord_fallbacks']}; "
-          f"{counts['keyframes_per_used_video']} key-frames a used video")
+    print(
+        f"  frames read by: {readers or 'none'}; decord gave up on {counts['decord_fallbacks']}; "
+        f"{counts['keyframes_per_used_video']} key-frames a used video"
+    )
 
 
 def main() -> int:

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from wm.errors import InputError
 
-VIDEO_SUFFIXES = frozenset(
-    ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob .webm .wmv".split()
-)
+_SUFFIXES = "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg mts ogv ts vob webm wmv"
+VIDEO_SUFFIXES = frozenset(f".{name}" for name in _SUFFIXES.split())
 _MAGIC = "*?["
 
 
@@ -19,9 +18,10 @@ _MAGIC = "*?["
 class Video:
     """One listed video; it need not be readable.
 
-    ``uri``: how to open it from where the specification was given. ``key``: its name within the listing (relative to
-    the folder or glob's fixed part, or as written in the list), the same wherever the data lie: ids are made of it.
-    ``class_label``: the parent folder's name where the layout is ``root/class/file``, else empty.
+    ``uri``: how to open it from where the specification was given. ``key``: its name within the listing
+    (relative to the folder or glob's fixed part, or as written in the list), the same wherever the data
+    lie: ids are made of it. ``class_label``: the parent folder's name where the layout is
+    ``root/class/file``, else empty.
     """
 
     uri: str
@@ -37,10 +37,10 @@ class Video:
 def list_videos(spec: str) -> list[Video]:
     """The videos that ``spec`` names, sorted by key, each once.
 
-    A folder: every file below it with a video's suffix (:data:`VIDEO_SUFFIXES`, any case), broken ones too; names that
-    start with a dot are left out. A glob (``*``, ``?``, ``[``, ``**``): the matching files with a video's suffix. A
-    ``.txt`` file: one path a line, relative to the file's folder, ``#`` starts a comment; every line counts, whether
-    something is there or not. Any other file: itself.
+    A folder: every file below it with a video's suffix (:data:`VIDEO_SUFFIXES`, any case), broken ones too;
+    names that start with a dot are left out. A glob (``*``, ``?``, ``[``, ``**``): the matching files with
+    a video's suffix. A ``.txt`` file: one path a line, relative to the file's folder, ``#`` starts a
+    comment; every line counts, whether something is there or not. Any other file: itself.
 
     Raises :class:`InputError` naming the specification if nothing is there or no video is among what is.
     """
@@ -97,7 +97,9 @@ def _matching(spec: str) -> list[Video]:
         raise InputError(f"videos = {spec!r} matches no file")
     videos = [_relative(path, root) for path in files if _is_video_name(path.name)]
     if not videos:
-        raise InputError(f"videos = {spec!r} matches no video: none of {len(files)} files ends in {_suffixes()}")
+        raise InputError(
+            f"videos = {spec!r} matches no video: none of {len(files)} files ends in {_suffixes()}"
+        )
     return videos
 
 

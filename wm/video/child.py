@@ -1,4 +1,5 @@
-"""The inside of :class:`wm.video.isolation.IsolatedProcess`: receive a call, answer it, until the pipe closes."""
+"""The inside of :class:`wm.video.isolation.IsolatedProcess`: receive a call, answer it, until the pipe
+closes."""
 
 import os
 import resource
@@ -13,7 +14,8 @@ _WATCH_S = 1.0
 
 
 def main(fd: int, memory_limit_mb: int, parent: int) -> None:
-    """Serve calls over the socket ``fd``. ``parent``: process id of the owner; this process ends when it does."""
+    """Serve calls over the socket ``fd``. ``parent``: process id of the owner; this process ends when it
+    does."""
     if memory_limit_mb:
         limit = memory_limit_mb * 2**20
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -29,7 +31,8 @@ def main(fd: int, memory_limit_mb: int, parent: int) -> None:
 
 
 def answer(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, Any]:
-    """("result", value) or ("error", VideoError). Every exception becomes an answer: one file must not stop the rest."""
+    """("result", value) or ("error", VideoError). Every exception becomes an answer: one file must not stop
+    the rest."""
     try:
         return "result", function(*args, **kwargs)
     except VideoError as error:

@@ -1,4 +1,4 @@
-"""A video's key-frames as pictures: scan, choose, fetch, with every native decoder kept in a child process."""
+"""A video's key-frames as pictures: scan, choose, fetch, with every native decoder in a child process."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +23,9 @@ DECORD_LIMIT_S = 20.0
 class ClipSettings:
     """How clips are read. Names as in :func:`wm.video.scan.scan_video`.
 
-    ``image_side_px``: short side of the stored pictures at most (Lanczos), 0 = full size. ``time_limit_s``: for the
-    motion pass, and again for fetching by PyAV. ``memory_limit_mb``: of the child that decodes, 0 = none.
+    ``image_side_px``: short side of the stored pictures at most (Lanczos), 0 = full size. ``time_limit_s``:
+    for the motion pass, and again for fetching by PyAV. ``memory_limit_mb``: of the child that decodes, 0 =
+    none.
     """
 
     motion: MotionKind = "dis"
@@ -40,10 +41,11 @@ class ClipSettings:
 
 @dataclass(frozen=True)
 class Clip:
-    """A scanned video and the PNG bytes of its key-frames (none if there are fewer than two, as no pair can be made).
+    """A scanned video and the PNG bytes of its key-frames (none if there are fewer than two, as no pair can
+    be made).
 
-    ``reader``: who served the pictures, ``decord`` or ``pyav``; empty if there are none. ``fallback``: why decord did
-    not, when it was asked first.
+    ``reader``: who served the pictures, ``decord`` or ``pyav``; empty if there are none. ``fallback``: why
+    decord did not, when it was asked first.
     """
 
     scan: Scan
@@ -109,7 +111,8 @@ def fetch_png(
 def limit_short_side(pixels_HWC: Pixels, side_px: int) -> Pixels:
     """Shrink so that the short side is ``side_px`` (0: leave it); smaller pictures are left as they are.
 
-    Same filter and rounding as :func:`wm.images.fit_square`, so a codec of this side finds nothing left to scale.
+    Same filter and rounding as :func:`wm.images.fit_square`, so a codec of this side finds nothing left to
+    scale.
     """
     height, width = pixels_HWC.shape[:2]
     if side_px == 0 or min(height, width) <= side_px:

@@ -1,8 +1,8 @@
 """Every frame of a video, once, in order: its brightness at a small size and its time (PyAV).
 
-An error in one packet costs the frames of that packet. Rotation metadata is applied, studio range is widened to
-0..255, deep colour is reduced to 8 bits. Why PyAV and not decord here: decord converts every frame to RGB, which the
-motion pass does not need, and gives up on files of which most frames are good.
+An error in one packet costs the frames of that packet. Rotation metadata is applied, studio range is
+widened to 0..255, deep colour is reduced to 8 bits. Why PyAV and not decord here: decord converts every
+frame to RGB, which the motion pass does not need, and gives up on files of which most frames are good.
 """
 
 import os
@@ -28,7 +28,8 @@ _WIDEN = np.clip((np.arange(256) - 16.0) * (255.0 / 219.0) + 0.5, 0, 255).astype
 
 @dataclass
 class Tally:
-    """Filled while frames are read. ``errors``: packets or reads that failed; ``last_error``: the newest, in words."""
+    """Filled while frames are read. ``errors``: packets or reads that failed; ``last_error``: the newest,
+    in words."""
 
     errors: int = 0
     last_error: str = ""
@@ -40,8 +41,8 @@ class Tally:
 
 @dataclass(frozen=True)
 class RawFrame:
-    """One decoded frame. ``index`` counts decoded frames from 0; ``time_s`` is its presentation time in the file's own
-    clock (a clip need not start at 0)."""
+    """One decoded frame. ``index`` counts decoded frames from 0; ``time_s`` is its presentation time in the
+    file's own clock (a clip need not start at 0)."""
 
     index: int
     time_s: float
@@ -70,10 +71,12 @@ class RawFrame:
 
 
 def frames(path: str | Path, tally: Tally | None = None) -> Generator[RawFrame]:
-    """Decode the first video stream from its beginning, in one thread. The file is closed when the iterator is.
+    """Decode the first video stream from its beginning, in one thread. The file is closed when the iterator
+    is.
 
-    Raises :class:`VideoError`: ``missing_file``, ``not_a_file``, ``unreadable``, ``empty_file``, ``not_a_video``,
-    ``no_video_stream``. Errors after that are counted in ``tally`` and the next packet is tried.
+    Raises :class:`VideoError`: ``missing_file``, ``not_a_file``, ``unreadable``, ``empty_file``,
+    ``not_a_video``, ``no_video_stream``. Errors after that are counted in ``tally`` and the next packet is
+    tried.
     """
     tally = tally if tally is not None else Tally()
     with _open(path) as container:

@@ -22,7 +22,8 @@ REASONS: Final = {
 
 
 class VideoError(Exception):
-    """A video could not be used. ``reason`` is a key of :data:`REASONS`, ``detail`` names the thing in words."""
+    """A video could not be used. ``reason`` is a key of :data:`REASONS`, ``detail`` names the thing in
+    words."""
 
     def __init__(self, reason: str, detail: str) -> None:
         if reason not in REASONS:

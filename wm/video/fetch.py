@@ -1,7 +1,7 @@
 """The few chosen frames in full colour, each proven to be the frame that the motion pass saw.
 
-decord seeks, so it is quick on long clips, but on some files it returns other frames without an error and on others
-it never returns. PyAV walks from the start and is right; it serves where decord is not.
+decord seeks, so it is quick on long clips, but on some files it returns other frames without an error and
+on others it never returns. PyAV walks from the start and is right; it serves where decord is not.
 """
 
 from collections.abc import Sequence
@@ -31,8 +31,9 @@ def fetch_decord(
 ) -> list[Pixels]:
     """Frames ``wanted`` (sorted indices) by decord's random access, upright RGB at full size.
 
-    ``num_frames``: how many the motion pass decoded; decord must count as many. May hang or crash in native code: call
-    it in a process that can be killed. Raises :class:`VideoError`: ``decode_error``, ``frame_mismatch``.
+    ``num_frames``: how many the motion pass decoded; decord must count as many. May hang or crash in native
+    code: call it in a process that can be killed. Raises :class:`VideoError`: ``decode_error``,
+    ``frame_mismatch``.
     """
     import decord
 
@@ -82,10 +83,12 @@ def fetch_pyav(
 
 
 def same_frame(thumb_HW: Luma, check_XHW: Luma) -> bool:
-    """Close to the expected thumbnail (row 0 of ``check_XHW``), and to none of its neighbours in time closer.
+    """Close to the expected thumbnail (row 0 of ``check_XHW``), and to none of its neighbours in time
+    closer.
 
-    Two readers' colour conversions differ by a constant of about one grey level, which is taken off first; frames
-    within ``SAME_PICTURE`` of one another are one picture shown twice and cannot be told apart, nor need they be.
+    Two readers' colour conversions differ by a constant of about one grey level, which is taken off first;
+    frames within ``SAME_PICTURE`` of one another are one picture shown twice and cannot be told apart, nor
+    need they be.
     """
     if thumb_HW.shape != check_XHW.shape[1:]:
         return False

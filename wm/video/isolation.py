@@ -1,8 +1,8 @@
 """A child process that can be killed: native decoders crash, hang for ever and eat memory.
 
-One child lives as long as its owner and takes one call at a time, so a call costs a pipe's round trip and not a
-process. It is plain ``python`` on :mod:`wm.video.child` rather than ``multiprocessing``'s spawn, which would import
-the owner's main module (in a Ray worker: all of Ray).
+One child lives as long as its owner and takes one call at a time, so a call costs a pipe's round trip and
+not a process. It is plain ``python`` on :mod:`wm.video.child` rather than ``multiprocessing``'s spawn,
+which would import the owner's main module (in a Ray worker: all of Ray).
 """
 
 import os
@@ -13,7 +13,8 @@ import tempfile
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any, ParamSpec, TypeVar
+from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from wm.video.errors import VideoError
 
@@ -21,11 +22,14 @@ Args = ParamSpec("Args")
 Result = TypeVar("Result")
 
 _START_LIMIT_S = 120.0
-_BOOT = "import sys; sys.path[:] = {path!r}; from wm.video.child import main; main({fd}, {memory_limit_mb}, {parent})"
+_BOOT = (
+    "import sys; sys.path[:] = {path!r}; from wm.video.child import main; main({fd}, {mib}, {parent})"
+)
 
 
 class IsolatedProcess:
-    """Calls functions in a child process under a time limit; a hang, crash or memory overrun ends only the child."""
+    """Calls functions in a child process under a time limit; a hang, crash or memory overrun ends only the
+    child."""
 
     def __init__(self, memory_limit_mb: int = 0) -> None:
         """``memory_limit_mb``: address space of the child in MiB (RLIMIT_AS); 0 = no limit."""
@@ -40,9 +44,9 @@ class IsolatedProcess:
     ) -> Result:
         """``function(*args, **kwargs)`` in the child; function, arguments and result must pickle.
 
-        Raises :class:`VideoError` as the function raised it, or with ``time_out``, ``crashed``, ``out_of_memory`` or
-        ``unexpected_error`` (any other exception of the function). After a time-out or crash the next call starts a
-        fresh child.
+        Raises :class:`VideoError` as the function raised it, or with ``time_out``, ``crashed``,
+        ``out_of_memory`` or ``unexpected_error`` (any other exception of the function). After a time-out or
+        crash the next call starts a fresh child.
         """
         pipe = self._started()
         try:
@@ -54,7 +58,7 @@ class IsolatedProcess:
         except (EOFError, OSError) as error:
             raise VideoError("crashed", self._obituary()) from error
         except BaseException:
-            self.close()  # interrupted in the middle: an answer left in the pipe must not meet the next question
+            self.close()  # interrupted: an answer left in the pipe must not meet the next question
             raise
         if kind == "error":
             raise value
@@ -105,8 +109,8 @@ class IsolatedProcess:
         raise RuntimeError(f"the video process did not start: {self._obituary()}")
 
     def _boot_line(self, fd: int) -> str:
-        path = [entry or os.getcwd() for entry in sys.path]
-        return _BOOT.format(path=path, fd=fd, memory_limit_mb=self.memory_limit_mb, parent=os.getpid())
+        path = [entry or str(Path.cwd()) for entry in sys.path]
+        return _BOOT.format(path=path, fd=fd, mib=self.memory_limit_mb, parent=os.getpid())
 
     def _obituary(self) -> str:
         """How the child ended, and the last line it printed; cleans up after it."""

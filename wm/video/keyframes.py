@@ -1,6 +1,8 @@
-"""The paper's key-frame rule (section 3.2, ``K_f`` = 6 frames of most motion, ``I_f`` = 20 between two). Pure numpy."""
+"""The paper's key-frame rule (section 3.2, ``K_f`` = 6 frames of most motion, ``I_f`` = 20 between two).
+Pure numpy."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
@@ -21,13 +23,13 @@ def choose_keyframes(
 ) -> list[int]:
     """Indices of the key-frames in time order.
 
-    ``motion_T``: motion of each frame (any unit, finite). Frames are looked at in order of motion, the most moving
-    first, equal ones by the lower index. Two readings of the paper:
+    ``motion_T``: motion of each frame (any unit, finite). Frames are looked at in order of motion, the most
+    moving first, equal ones by the lower index. Two readings of the paper:
 
-    - ``top_then_spacing``: take the ``max_keyframes`` first, then drop each that is closer than ``min_interval``
-      frames to one already kept. Table 7's observations a video fit this one.
-    - ``greedy_spacing``: go on down the whole order, keeping what is at least ``min_interval`` from all kept
-      frames, until there are ``max_keyframes``.
+    - ``top_then_spacing``: take the ``max_keyframes`` first, then drop each that is closer than
+      ``min_interval`` frames to one already kept. Table 7's observations a video fit this one.
+    - ``greedy_spacing``: go on down the whole order, keeping what is at least ``min_interval`` from all
+      kept frames, until there are ``max_keyframes``.
 
     Raises :class:`InputError` on a motion that is not finite or a setting below 1.
     """
@@ -64,4 +66,4 @@ def _spaced(order: npt.NDArray[np.intp], num_frames: int, max_kept: int, min_int
 def frame_pairs(keyframes: Sequence[int]) -> list[tuple[int, int]]:
     """(source, target) = consecutive key-frames in time order: one pair fewer than key-frames (Table 7)."""
     ordered = sorted(keyframes)
-    return list(zip(ordered, ordered[1:], strict=False))
+    return list(pairwise(ordered))

@@ -1,8 +1,9 @@
 """How much a frame moves: the mean length of the optical-flow vectors that lead to it.
 
-Two flows. ``dis``: OpenCV's DIS at its ultra-fast preset (Kroeger et al. 2016), the quick one. ``farneback``: dense
-polynomial expansion (Farnebäck 2003) at the settings people copy from OpenCV's tutorial (0.5, 3, 15, 3, 5, 1.2).
-Both run at the size of the frames given; :mod:`wm.video.scan` gives them a reduced luma.
+Two flows. ``dis``: OpenCV's DIS at its ultra-fast preset (Kroeger et al. 2016), the quick one.
+``farneback``: dense polynomial expansion (Farnebäck 2003) at the settings people copy from OpenCV's
+tutorial (0.5, 3, 15, 3, 5, 1.2). Both run at the size of the frames given; :mod:`wm.video.scan` gives them
+a reduced luma.
 """
 
 from typing import Literal, TypeAlias, get_args
@@ -60,8 +61,8 @@ class MotionMeter:
 def dis_finest_scale(height_px: int, width_px: int) -> int:
     """The finest pyramid level DIS looks at: 2 as in its preset, 1 for small frames.
 
-    Chosen here because OpenCV's own choice ends the process on flat frames: 160 x 24 at level 2 leaves fewer rows
-    than a patch has.
+    Chosen here because OpenCV's own choice ends the process on flat frames: 160 x 24 at level 2 leaves
+    fewer rows than a patch has.
     """
     scale = 2 if max(height_px, width_px) >= 128 else 1
     while scale > 0 and min(height_px, width_px) >> scale < _DIS_PATCH_PX:

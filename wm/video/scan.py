@@ -1,4 +1,5 @@
-"""The motion pass: one walk over all frames gives times, motion, key-frames and what a chosen frame must look like."""
+"""The motion pass: one walk over all frames gives times, motion, key-frames and what a chosen frame must
+look like."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +18,16 @@ CHECK_SIDE_PX = 48
 CHECK_NEIGHBOURS = 4
 
 Checks: TypeAlias = dict[int, npt.NDArray[np.uint8]]
-"""Chosen frame → uint8 thumbnails of itself (row 0) and of its neighbours in time, shape (1 + neighbours, h, w)."""
+"""Chosen frame → uint8 thumbnails of itself (row 0) and of its neighbours in time, shape (1 + neighbours,
+h, w)."""
 
 
 @dataclass(frozen=True)
 class Scan:
     """What the motion pass found. T = ``num_frames``.
 
-    ``times_s``: float64 presentation times in the file's own clock. ``motion``: float32 mean flow magnitude in
-    px/frame of the full-size frame, 0 for the first. ``keyframes``: chosen indices in time order.
+    ``times_s``: float64 presentation times in the file's own clock. ``motion``: float32 mean flow magnitude
+    in px/frame of the full-size frame, 0 for the first. ``keyframes``: chosen indices in time order.
     ``size_px``: (height, width) upright. ``errors``: packets that could not be decoded and were skipped.
     """
 
@@ -86,7 +88,8 @@ def scan_video(
 
 
 def motion_luma(raw: RawFrame, motion_side_px: int, size_px: tuple[int, int]) -> Luma:
-    """A frame's brightness as the motion pass sees it. A picture that changes its size goes on at ``size_px``."""
+    """A frame's brightness as the motion pass sees it. A picture that changes its size goes on at
+    ``size_px``."""
     luma = raw.luma(motion_side_px)
     if luma.shape != size_px:
         return np.asarray(cv2.resize(luma, size_px[::-1], interpolation=cv2.INTER_AREA), dtype=np.uint8)

@@ -1,0 +1,66 @@
+"""Both readings of the key-frame rule against a plain reading of their words."""
+
+import numpy as np
+import pytest
+
+from wm.errors import InputError
+from wm.video.keyframes import choose_keyframes, frame_pairs
+
+
+def plain(motion, max_keyframes, min_interval, rule):
+    """The rule as a person would do it with a list."""
+    order = sorted(range(len(motion)), key=lambda frame: (-motion[frame], frame))
+    if rule == "top_then_spacing":
+        order = order[:max_keyframes]
+    kept = []
+    for frame in order:
+        if len(kept) < max_keyframes and all(abs(frame - other) >= min_interval for other in kept):
+            kept.append(frame)
+    return sorted(kept)
+
+
+@pytest.mark.parametrize("rule", ["top_then_spacing", "greedy_spacing"])
+def test_both_rules_equal_brute_force_on_random_curves_with_ties(rule):
+    rng = np.random.default_rng(0)
+    for _ in range(400):
+        motion = rng.integers(0, 6, size=rng.integers(0, 90)).astype(float).tolist()
+        most, gap = int(rng.integers(1, 9)), int(rng.integers(1, 25))
+        chosen = choose_keyframes(motion, max_keyframes=most, min_interval=gap, rule=rule)
+        assert chosen == plain(motion, most, gap, rule)
+
+
+def test_readings_differ_as_the_paper_s_table_says():
+    motion = np.zeros(100)
+    motion[[10, 11, 12, 13, 14, 15]] = [1, 2, 9, 8, 7, 6]  # one burst holds all six of most motion
+    motion[[40, 70]] = [0.5, 0.4]
+    assert choose_keyframes(motion) == [12]
+    assert choose_keyframes(motion, rule="greedy_spacing") == [12, 40, 70, 90]
+
+
+def test_spacing_is_at_least_the_interval_and_exactly_the_interval_is_allowed():
+    motion = [5.0, 0, 0, 4.0, 0, 0, 3.0]
+    assert choose_keyframes(motion, min_interval=3) == [0, 3, 6]
+    assert choose_keyframes(motion, min_interval=4, max_keyframes=3) == [0, 6]
+
+
+def test_equal_motion_takes_the_lower_frame():
+    assert choose_keyframes([1.0] * 50, max_keyframes=2, min_interval=1) == [0, 1]
+
+
+def test_pairs_are_consecutive_in_time():
+    assert frame_pairs([30, 3, 90]) == [(3, 30), (30, 90)]
+    assert frame_pairs([7]) == []
+
+
+@pytest.mark.parametrize(
+    ("motion", "settings", "named"),
+    [
+        ([0.0, float("nan")], {}, "frame 1"),
+        ([[0.0]], {}, "shape"),
+        ([0.0], {"min_interval": 0}, "min_interval = 0"),
+        ([0.0], {"rule": "best"}, "'best'"),
+    ],
+)
+def test_bad_input_is_named(motion, settings, named):
+    with pytest.raises(InputError, match=named):
+        choose_keyframes(motion, **settings)

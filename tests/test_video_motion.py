@@ -1,0 +1,50 @@
+"""Flow of a texture that was moved by a known distance."""
+
+import cv2
+import numpy as np
+import pytest
+
+from wm.video.motion import MotionMeter, dis_finest_scale
+
+
+def texture(height, width, seed=0):
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width)).astype(np.uint8)
+    return cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 2.0), None, 0, 255, cv2.NORM_MINMAX)
+
+
+@pytest.mark.parametrize("kind", ["dis", "farneback"])
+@pytest.mark.parametrize("shape", [(48, 64), (120, 160), (90, 160)])
+def test_mean_flow_is_the_shift_in_pixels(kind, shape):
+    height, width = shape
+    wide = texture(height, width + 20)
+    meter = MotionMeter(kind)
+    found = [meter.next(np.ascontiguousarray(wide[:, left : left + width])) for left in (0, 0, 1, 4, 2)]
+    assert found[0] == 0
+    assert found[1] == pytest.approx(0, abs=0.02)
+    assert found[2:] == pytest.approx([1, 3, 2], rel=0.15)
+
+
+FLAT = [(1, 1), (2, 300), (16, 300), (20, 160), (24, 160), (31, 129), (300, 9), (12, 12)]
+
+
+@pytest.mark.parametrize("shape", FLAT)
+@pytest.mark.parametrize("kind", ["dis", "farneback"])
+def test_flat_and_tiny_frames_have_a_finite_motion(kind, shape):
+    meter = MotionMeter(kind)
+    values = [meter.next(texture(*shape, seed=seed)) for seed in range(3)]
+    assert values[0] == 0
+    assert np.isfinite(values).all()
+
+
+def test_finest_level_leaves_a_patch_of_rows():
+    assert dis_finest_scale(120, 160) == 2
+    assert dis_finest_scale(48, 64) == 1
+    for height in range(16, 200):
+        assert height >> dis_finest_scale(height, 160) >= 8
+
+
+def test_a_change_of_size_is_no_motion():
+    meter = MotionMeter("dis")
+    meter.next(texture(48, 64))
+    assert meter.next(texture(64, 64)) == 0
+    assert meter.next(texture(64, 64, seed=1)) > 0
