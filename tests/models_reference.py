@@ -17,7 +17,7 @@ def lively(vlm, seed: int = 5):
 def reference_logits(vlm, ids: list[int]) -> Tensor:
     """float64 logits (T, V) of one sequence: Chameleon written out, one position and one head at a time.
 
-    """float64 logits (T, V) of one sequence: Chameleon written out, position by position, head by head.
+    RMSNorm, rotary positions, layer norm of queries and keys per head, SwiGLU (Chameleon, 2405.09818, 2.2).
     """
     config = vlm.inner.config
     weights = {name: tensor.detach().double() for name, tensor in vlm.inner.state_dict().items()}

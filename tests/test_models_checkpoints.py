@@ -1,0 +1,318 @@
+"""Model folders: what is saved is loaded, by us and by Hugging Face; what does not fit is refused by name."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from models_reference import lively
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoTokenizer, ChameleonForConditionalGeneration
+
+from wm.errors import InputError
+from wm.models import (
+    base_id_of,
+    load_codec,
+    load_model,
+    pack,
+    read_manifest,
+    save_model,
+)
+from wm.models.nano import write_random_base
+from wm.models.weights import fingerprint, list_tensors
+
+IDS = torch.tensor([[0, 21, 4, 5, 6, 7, 20, 24, 25]])
+
+
+def logits(vlm):
+    with torch.no_grad():
+        return vlm.head(vlm.body(IDS))
+
+
+def copy_of(base, tmp_path, name="copy"):
+    return Path(shutil.copytree(base, tmp_path / name))
+
+
+def rewrite(folder, change):
+    """Change the tensors of a folder's weight file."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def with_adapter(vlm, seed=0):
+    torch.manual_seed(seed)
+    targets = r".*\.layers\.\d+\..*(q|k|v|o|gate|up|down)_proj"
+    vlm.module = get_peft_model(vlm.module, LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
+    vlm.module.eval()
+    return vlm
+
+
+@pytest.fixture
+def adapter(tiny_base, tmp_path):
+    vlm = with_adapter(load_model(tiny_base))
+    save_model(vlm, tmp_path / "adapter", task="idm", recipe_digest="abc")
+    return tmp_path / "adapter"
+
+
+def test_full_model_round_trip_is_exact(tiny_base, tmp_path):
+    vlm = lively(load_model(tiny_base))
+    manifest = save_model(vlm, tmp_path / "full", task="fdm", recipe_digest="abc")
+    again = load_model(tmp_path / "full")
+    assert torch.equal(logits(again), logits(vlm))
+    assert manifest == read_manifest(tmp_path / "full")
+    assert (manifest.kind, manifest.task, manifest.recipe_digest) == ("full", "fdm", "abc")
+    assert manifest.base_id == vlm.base_id != again.base_id
+    assert manifest.codec_id == again.codec_id == vlm.codec_id
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    first, second = load_codec(tiny_base), load_codec(tmp_path / "full")
+    codes = first.encode(pixels)
+    assert torch.equal(codes, second.encode(pixels))
+    assert np.array_equal(first.decode(codes), second.decode(codes))
+
+
+def test_hugging_face_classes_load_our_folder(tiny_base):
+    vlm = load_model(tiny_base)
+    theirs = ChameleonForConditionalGeneration.from_pretrained(tiny_base).eval()
+    with torch.no_grad():
+        hidden = theirs.model(input_ids=IDS).last_hidden_state
+    assert torch.equal(hidden, vlm.body(IDS).detach())
+    assert torch.equal(
+        theirs.model.vqmodel.quantize.embedding.weight, load_codec(tiny_base).vqgan.quantize.embedding.weight
+    )
+    assert AutoConfig.from_pretrained(tiny_base).vocabulary_map == vlm.tokenizer.get_vocab()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    assert tokenizer("Move the cup", add_special_tokens=False)["input_ids"] == vlm.tokenize_action(
+        "move the cup"
+    )
+
+
+def test_a_release_without_manifest_is_a_base(tiny_base, tmp_path):
+    folder = copy_of(tiny_base, tmp_path)
+    (folder / "wm_model.json").unlink()
+    vlm = load_model(folder)
+    assert (vlm.base_id, vlm.action_slot_tokens) == (base_id_of(tiny_base), 0)
+
+
+def test_the_slot_is_part_of_the_folder(tiny_base, tmp_path):
+    vlm = load_model(tiny_base)
+    vlm.action_slot_tokens = 5
+    save_model(vlm, tmp_path / "slotted", kind="full")
+    prompt = {"source": [0, 1, 2, 3], "action": "put"}
+    again = load_model(tmp_path / "slotted")
+    ids_BT, _, _ = pack([again.layout("fdm", **prompt)], again.pad_id)
+    assert ids_BT[0, 7:].tolist() == [*again.tokenize_action("put"), *[again.pad_id] * 4, again.boi_id]
+
+
+def test_without_decoder_it_encodes_and_says_why_it_cannot_draw(tiny_base, tmp_path):
+    folder = copy_of(tiny_base, tmp_path)
+
+    def drop(tensors):
+        for name in [name for name in tensors if ".decoder." in name]:
+            del tensors[name]
+
+    rewrite(folder, drop)
+    codec = load_codec(folder)
+    whole = load_codec(tiny_base)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    assert codec.codec_id == whole.codec_id
+    assert torch.equal(codec.encode(pixels), whole.encode(pixels))
+    with pytest.raises(InputError, match=rf"{folder} holds no model.vqmodel.decoder"):
+        codec.decode(whole.encode(pixels))
+    vlm = load_model(folder)
+    save_model(vlm, tmp_path / "again", kind="full")
+    assert not load_codec(tmp_path / "again").has_decoder
+
+
+def test_missing_and_misshapen_tensors_are_listed(tiny_base, tmp_path):
+    folder = copy_of(tiny_base, tmp_path)
+
+    def spoil(tensors):
+        del tensors["model.layers.1.mlp.up_proj.weight"]
+        tensors["model.norm.weight"] = torch.zeros(7)
+
+    rewrite(folder, spoil)
+    (folder / "wm_model.json").unlink()
+    message = (
+        r"1 missing: model.layers.1.mlp.up_proj.weight; 1 misshapen: model.norm.weight \(7,\) not \(32,\)"
+    )
+    with pytest.raises(InputError, match=message):
+        load_model(folder)
+    rewrite(folder, lambda tensors: tensors.pop("model.vqmodel.quant_conv.bias"))
+    with pytest.raises(InputError, match=r"1 missing: quant_conv.bias"):
+        load_codec(folder)
+
+
+def test_damaged_and_absent_files_are_named(tiny_base, tmp_path):
+    with pytest.raises(InputError, match=r"no such model folder: .*nowhere"):
+        load_model(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"no config.json in .*empty"):
+        load_model(tmp_path / "empty")
+    folder = copy_of(tiny_base, tmp_path)
+    whole = (folder / "model.safetensors").read_bytes()
+    for data, message in (
+        (whole[: len(whole) // 2], "truncated"),
+        (b"", "no whole safetensors"),
+        (b"x" * 99, "no whole"),
+    ):
+        (folder / "model.safetensors").write_bytes(data)
+        with pytest.raises(InputError, match=message):
+            load_codec(folder)
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"a pickle")
+    with pytest.raises(InputError, match="pickled weights are never read"):
+        load_model(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(InputError, match=r"config.json is no readable JSON"):
+        load_model(folder)
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(InputError, match=r"model_type is 'llama'; supported: chameleon"):
+        load_model(folder)
+
+
+def test_shards_are_the_same_model(tiny_base, tmp_path):
+    folder = copy_of(tiny_base, tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    weight_map = {}
+    for part in range(2):
+        file = f"model-0000{part + 1}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in names[part::2]}, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(names[part::2], file)
+    index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert base_id_of(folder) == base_id_of(tiny_base)
+    assert load_codec(folder).codec_id == load_codec(tiny_base).codec_id
+    assert torch.equal(logits(load_model(folder)), logits(load_model(tiny_base)))
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(InputError, match=r"files that are not there: model-00002-of-00002"):
+        load_model(folder)
+
+
+def test_fingerprint_sees_a_changed_weight_and_not_a_changed_version(tiny_base, tmp_path):
+    folder = copy_of(tiny_base, tmp_path)
+    before = base_id_of(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"transformers_version": "9.9"}))
+    assert base_id_of(folder) == before
+    rewrite(folder, lambda tensors: tensors["model.norm.weight"].add_(1e-3))
+    assert base_id_of(folder) != before
+    with pytest.raises(InputError, match=rf"names base {before}, but the weights are {base_id_of(folder)}"):
+        load_model(folder)
+
+
+def test_large_tensors_are_sampled_to_their_last_byte(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    tensor = torch.zeros(600_000)
+    ids = set()
+    for place in (None, 0, 599_999):
+        changed = tensor.clone()
+        if place is not None:
+            changed[place] = 1
+        save_file({"w": changed}, tmp_path / "model.safetensors")
+        ids.add(fingerprint(tmp_path, keep=lambda name: True))
+    assert len(ids) == 3
+    assert list_tensors(tmp_path)["w"].shape == (600_000,)
+
+
+def test_adapter_round_trip_is_exact_here_and_in_peft(tiny_base, adapter):
+    expected = logits(with_adapter(load_model(tiny_base)))
+    vlm = load_model(adapter)  # the base is found by the manifest's relative path
+    assert torch.equal(logits(vlm), expected)
+    assert not torch.equal(expected, logits(load_model(tiny_base)))
+    assert torch.equal(logits(load_model(adapter, base=tiny_base)), expected)
+    plain = PeftModel.from_pretrained(ChameleonForConditionalGeneration.from_pretrained(tiny_base), adapter)
+    with torch.no_grad():
+        hidden = plain.get_base_model().model(input_ids=IDS).last_hidden_state
+        assert torch.equal(plain.get_base_model().lm_head(hidden), expected)
+    manifest = read_manifest(adapter)
+    assert (manifest.kind, manifest.task, manifest.base_id) == ("adapter", "idm", base_id_of(tiny_base))
+    assert load_codec(adapter).codec_id == manifest.codec_id
+    assert sorted(file.name for file in adapter.iterdir()) == [
+        *("README.md", "adapter_config.json", "adapter_model.safetensors", "wm_model.json")
+    ]
+
+
+def test_adapter_for_another_base_is_refused_with_both_names(adapter, tiny_base, tmp_path):
+    other = write_random_base(tmp_path / "other", seed=1)
+    with pytest.raises(InputError, match=rf"on base {base_id_of(tiny_base)}, but .*other is {other.base_id}"):
+        load_model(adapter, base=tmp_path / "other")
+
+
+def test_adapter_for_another_codec_is_refused_with_both_names(adapter, tiny_base, tmp_path):
+    folder = copy_of(tiny_base, tmp_path)
+    (folder / "wm_model.json").unlink()
+    rewrite(folder, lambda tensors: tensors["model.vqmodel.quant_conv.bias"].add_(1))
+    assert base_id_of(folder) == base_id_of(tiny_base)
+    old, new = load_codec(tiny_base).codec_id, load_codec(folder).codec_id
+    with pytest.raises(
+        InputError, match=rf"{adapter} was made with image codec {old}, but the codec here is {new}"
+    ):
+        load_model(adapter, base=folder)
+
+
+def test_a_base_under_a_retrained_codec_is_refused(tiny_base, tmp_path):
+    folder = copy_of(tiny_base, tmp_path)
+    rewrite(folder, lambda tensors: tensors["model.vqmodel.quantize.embedding.weight"].add_(1))
+    with pytest.raises(InputError, match=r"was made with image codec vq-.*, but the codec here is vq-"):
+        load_model(folder)
+
+
+def test_incomplete_adapters_are_refused(adapter, tiny_base, tmp_path):
+    moved = copy_of(adapter, tmp_path / "far" / "away", "adapter")
+    with pytest.raises(InputError, match=r"its base chameleon-\w+ is not at .*; give base="):
+        load_model(moved)
+    load_model(moved, base=tiny_base)
+    (moved / "adapter_model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"no adapter_model.safetensors in .*away/adapter"):
+        load_model(moved, base=tiny_base)
+    (moved / "wm_model.json").unlink()
+    with pytest.raises(InputError, match=r"has no wm_model.json, which names the base"):
+        load_model(moved, base=tiny_base)
+    with pytest.raises(InputError, match="is no adapter"):
+        load_model(tiny_base, base=tiny_base)
+
+
+def test_manifest_is_strict(tiny_base, tmp_path):
+    folder = copy_of(tiny_base, tmp_path)
+    manifest = json.loads((folder / "wm_model.json").read_text())
+    (folder / "wm_model.json").write_text(json.dumps(manifest | {"colour": "red"}))
+    with pytest.raises(InputError, match=r"wm_model.json: unknown key 'colour'"):
+        load_model(folder)
+
+
+def test_a_failed_save_leaves_what_was_there(tiny_base, tmp_path, monkeypatch):
+    vlm = load_model(tiny_base)
+    save_model(vlm, tmp_path / "model", task="idm")
+
+    def full_disk(*arguments, **settings):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(vlm.tokenizer, "save_pretrained", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        save_model(vlm, tmp_path / "model", task="fdm")
+    assert read_manifest(tmp_path / "model").task == "idm"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    monkeypatch.undo()
+    save_model(vlm, tmp_path / "model", task="fdm")
+    assert read_manifest(tmp_path / "model").task == "fdm"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_what_cannot_be_saved(tiny_base, tmp_path):
+    vlm = load_model(tiny_base)
+    with pytest.raises(InputError, match="kind='adapter', but the model has no adapter"):
+        save_model(vlm, tmp_path / "x", kind="adapter")
+    write_random_base(tmp_path / "other", seed=1)
+    with pytest.raises(InputError, match=r"was made with image codec"):
+        save_model(vlm, tmp_path / "x", codec=load_codec(tmp_path / "other"))
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_same_seed_gives_the_same_base(tiny_base, tmp_path):
+    assert write_random_base(tmp_path / "same", seed=0).base_id == base_id_of(tiny_base)
