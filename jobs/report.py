@@ -1,0 +1,62 @@
+"""Write the report of a run: one HTML file with tables, curves, examples, timings and verdicts on the
+claims."""
+
+import os
+import sys
+from typing import Any
+
+from pydantic import Field
+
+from wm import cli
+from wm.config import Recipe
+from wm.evaluation.claims import Labels
+from wm.evaluation.findings import read_findings
+from wm.evaluation.report import render_report
+from wm.runs import Run, digest_of
+
+FILE = "report.html"
+
+
+class ReportRecipe(Recipe):
+    run: str
+    """Folder of the run, with its stages' folders below it."""
+    out: str
+    """Output folder; the report is out/report.html."""
+    title: str = ""
+    """Headline; empty: the name of the run's folder."""
+    labels: Labels = Labels()
+    """Which label of the tables plays which part in the claims."""
+    notes: dict[str, str] = Field(default_factory=dict)
+    """Text shown with a claim, by the claim's key (asymmetry, probe-idm, probe-fdm, bootstrapping, weights,
+    verification-LABEL)."""
+
+
+def run(recipe: ReportRecipe, *, dry_run: bool = False) -> dict[str, Any]:
+    """Render and write ``out/report.html``; returns the record that ``run.json`` holds."""
+    findings = read_findings(recipe.run)
+    inputs = {f"stage {stage.name}": digest_of(stage.folder) for stage in findings.stages}
+    job = Run(recipe.out, "report", recipe, inputs)
+    path = job.out / FILE
+    if dry_run:
+        print(f"would report {len(findings.stages)} stages of {recipe.run} in {path}")
+        return {}
+    if job.is_whole():
+        print(f"{path} is up to date")
+        return {}
+    job.start()
+    with job.timed("render"):
+        html = render_report(recipe.run, recipe.labels, recipe.notes, title=recipe.title)
+        aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        aside.write_text(html, encoding="utf-8")
+        aside.replace(path)
+    record = job.finish({"stages": len(findings.stages), "bytes": len(html.encode())})
+    print(f"report of {len(findings.stages)} stages: {path} ({len(html) / 1e6:.1f} MB)")
+    return record
+
+
+def main() -> int:
+    return cli.main(ReportRecipe, run, name="report", description=__doc__ or "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

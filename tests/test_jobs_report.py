@@ -1,0 +1,229 @@
+import json
+import re
+
+import numpy as np
+import pytest
+
+from jobs import report
+from jobs.report import ReportRecipe
+from wm.errors import InputError
+from wm.evaluation.charts import Line, line_chart, nice_ticks, thin_out
+from wm.evaluation.claims import Labels, difference, judge_claims
+from wm.evaluation.page import heat_uri
+from wm.evaluation.stats import figure
+from wm.images import encode_png
+
+NASTY = "move <script>alert('x')</script> & \"cup\""
+
+
+def fig(values, low=None, high=None):
+    """Values of training seeds 0, 1, …"""
+    one = figure({seed: [value] for seed, value in enumerate(values)}).to_dict()
+    return one | {"ci_low": low, "ci_high": high}
+
+
+def fdm_row(label, choice, k, **figures):
+    return {"label": label, "choice": choice, "k": k, "metrics": figures, "by_subset": {}}
+
+
+def judged(final, right):
+    names = {"editing_success": final, "minimal_editing": final, "copied": right, "l1": right, "final": final}
+    return {name: fig(values) for name, values in names.items()} | {"right": fig(right)}
+
+
+def tables_of(**more):
+    rows = [
+        fdm_row("Copy", "none", 1, **judged([0.0], [0.0])),
+        fdm_row("C-FT", "greedy", 1, **judged([4.0, 4.2], [0.40, 0.42])),
+        fdm_row("C-FT", "idm", 1, **judged([4.0, 4.2], [0.38, 0.40])),
+        fdm_row("C-FT", "idm", 8, **judged([5.0, 5.4], [0.48, 0.52])),
+        fdm_row("C-FT", "oracle", 8, **judged([7.0, 7.0], [0.70, 0.70])),
+        fdm_row("C-FDM", "idm", 1, **judged([6.0, 4.0], [0.60, 0.30])),
+        fdm_row("C-FDM", "idm", 8, **judged([5.0, 3.0], [0.50, 0.20])),
+        fdm_row("C-FDM", "oracle", 8, **judged([8.0, 8.0], [0.80, 0.80])),
+    ]
+    idm = [{"label": "IDM", "metrics": {"rouge1": fig([0.9, 0.8]), "state_equivalent": fig([0.9, 0.86])}}]
+    probe = []
+    for role, label, shares in (
+        ("idm", "C-ZS", [0.5, 0.4, 0.55, 0.6]),
+        ("idm", "IDM", [1.0, 0.98, 0.99, 0.97]),
+        ("fdm", "C-ZS", [0.5, 0.8, 0.05, 0.6]),
+        ("fdm", "C-FT", [0.9, 0.9, 0.1, 0.8]),
+    ):
+        for negative, share in zip(
+            ("random_action", "random_observation", "copy", "inverse"), shares, strict=True
+        ):
+            metrics = {"share": fig([share]), "pearson_r": fig([0.5])}
+            probe.append(
+                {
+                    "role": role,
+                    "label": label,
+                    "negative": negative,
+                    "pairs": 9,
+                    "ties": {},
+                    "metrics": metrics,
+                }
+            )
+    tables = {"items": 9, "k": [1, 8], "seeds": [0], "subsets": ["x"], "judge": "oracle"}
+    return tables | {"fdm": rows, "idm": idm, "probe": probe} | more
+
+
+def write_stage(folder, stage, recipe=None, counts=None, **more):
+    folder.mkdir(parents=True)
+    record = {
+        "stage": stage,
+        "recipe": recipe or {},
+        "inputs": {},
+        "wm_version": "0.1.0",
+        "counts": counts or {},
+    }
+    record |= {"timings_s": {"work": 1.0}, "wall_s": 61.0, "finished_at": "2026-11-20T10:00:00Z"}
+    (folder / "run.json").write_text(json.dumps(record | more))
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """A run with every stage the report knows, two training runs and one example."""
+    root = tmp_path / "demo"
+    same = {"steps": 600, "triplets": [{"path": "t"}], "global_batch": 32}
+    for name, task in (("idm", "idm"), ("ft", "fdm")):
+        write_stage(root / name, "train", same | {"task": task})
+        lines = [json.dumps({"step": step, "loss": 3 / step, "lr": 1e-3}) for step in range(1, 300)]
+        (root / name / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    write_stage(root / "triplets", "annotate", counts={"videos": 12, "rejects_by_reason": {"too_<short>": 3}})
+    by_class = {"<b>run</b>": {"triplets": 9, "chosen": 5, "lowest": -3.0, "highest": -0.5}}
+    write_stage(root / "selected", "select", counts={"triplets": 9, "chosen": 5, "by_class": by_class})
+    models = {
+        "idm-0": {"path": str(root / "idm/model"), "label": "IDM"},
+        "ft-0": {"path": str(root / "ft/model"), "label": "C-FT"},
+    }
+    evaluation = root / "evaluate"
+    write_stage(evaluation, "evaluate", {"models": models})
+    (evaluation / "tables.json").write_text(json.dumps(tables_of()))
+    (evaluation / "examples").mkdir()
+    rng = np.random.default_rng(0)
+    for name, side in (("source", 48), ("target", 48), ("large", 400)):
+        pixels = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
+        (evaluation / "examples" / f"{name}.png").write_bytes(encode_png(pixels))
+    metrics = {"final": 10.0, "right": 1.0, "l1": 0.1}
+    candidates = [
+        {"image": "examples/large.png", "times": 3, "logprob": -1.5, "metrics": metrics},
+        {"image": "examples/source.png", "times": 1, "logprob": -9.25, "metrics": metrics | {"right": 0.0}},
+    ]
+    example = {"triplet_id": "t", "subset": "x", "action": NASTY, "change": [0.0, 1.0, 2.0, 4.0]}
+    example |= {"source": "examples/source.png", "target": "examples/target.png"}
+    example["proposed"] = [{"label": "IDM", "text": "<img src=x>", "right": False}]
+    example["models"] = [{"label": "C-FT", "seed": 0, "candidates": candidates, "chosen": 0}]
+    (evaluation / "examples.json").write_text(json.dumps([example]))
+    return root
+
+
+def render(root, out, **more):
+    report.run(ReportRecipe.parse({"run": str(root), "out": str(out)} | more, "test"))
+    return (out / "report.html").read_text()
+
+
+def test_stands_alone_and_escapes(run_folder, tmp_path):
+    html = render(run_folder, tmp_path / "out", notes={"asymmetry": "because <i>so</i>"})
+    assert not re.search(r"https?:|src=\"(?!data:)|href=\"(?!#)|url\(|@import|<script|<link", html)
+    assert "move &lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt; &amp; &quot;cup&quot;" in html
+    for text in (
+        "&lt;img src=x&gt;",
+        "too &lt;short&gt;",
+        "&lt;b&gt;run&lt;/b&gt;",
+        "because &lt;i&gt;so&lt;/i&gt;",
+    ):
+        assert text in html
+    assert html.count('class="shot chosen"') == 1
+    assert "×3" in html and "-9.25" in html and "data:image/jpeg" in html
+    assert "1 min 01 s" not in html and "5 min 05 s of work" in html
+    assert "trained on the same triplets for the same steps" in html
+    assert "Left out" not in html.split("</nav>")[1].split("<section")[0]
+
+
+def test_a_missing_stage_is_named(run_folder, tmp_path):
+    (run_folder / "evaluate/run.json").unlink()
+    html = render(run_folder, tmp_path / "out")
+    assert (
+        "holds nothing for it: Claims, Forward dynamics, Inverse dynamics, Preference probe, Examples."
+        in html
+    )
+    assert "Inverse model: loss" in html
+
+
+def test_second_run_does_nothing_and_changed_input_is_refused(run_folder, tmp_path, capsys):
+    render(run_folder, tmp_path / "out")
+    render(run_folder, tmp_path / "out")
+    assert "up to date" in capsys.readouterr().out
+    write_stage(run_folder / "later", "train")
+    with pytest.raises(InputError, match="holds another run"):
+        render(run_folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("nowhere", "no such run folder"), ("", "holds no finished stage")]
+)
+def test_nothing_to_report(tmp_path, name, message):
+    with pytest.raises(InputError, match=message):
+        render(tmp_path / name, tmp_path / "out")
+
+
+def test_damaged_metrics_are_named(run_folder, tmp_path):
+    with (run_folder / "idm/metrics.jsonl").open("a") as file:
+        file.write('{"step": 3')
+    with pytest.raises(InputError, match=r"metrics.jsonl, line 300 is not JSON"):
+        render(run_folder, tmp_path / "out")
+
+
+def test_verdicts_follow_the_figures():
+    verdicts = {claim.key: claim.verdict for claim in judge_claims(tables_of(), Labels())}
+    assert verdicts == {
+        "probe-idm": "shows",  # 0.51 before, 0.985 after
+        "probe-fdm": "does not show",  # 0.675 after is not far above chance
+        "asymmetry": "shows",  # gains 0.50 and 0.44, far beyond their spread
+        "bootstrapping": "within the spread",  # gains 2.0 and -0.2
+        "weights": "not measured",
+        "verification-C-FT": "shows",  # gains 0.10 and 0.12
+        "verification-C-FDM": "does not show",  # losses 0.10 and 0.10
+    }
+
+
+def test_without_a_judge_distances_decide():
+    tables = tables_of(judge="none", idm=[], probe=[])
+    tables["fdm"] = [
+        fdm_row("C-FT", "idm", 1, l1=fig([0.3, 0.3])),
+        fdm_row("C-FT", "idm", 8, l1=fig([0.2, 0.21])),
+        fdm_row("C-FDM", "idm", 1, l1=fig([0.4, 0.41])),
+    ]
+    verdicts = {claim.key: claim.verdict for claim in judge_claims(tables, Labels())}
+    assert verdicts["verification-C-FT"] == "shows"
+    assert verdicts["bootstrapping"] == "does not show"
+    assert verdicts["asymmetry"] == verdicts["probe-idm"] == "not measured"
+
+
+def test_difference_is_paired_by_training_seed():
+    paired = difference(fig([0.5, 0.7, 0.9]), fig([0.4, 0.6, 0.7]))
+    assert paired.mean == pytest.approx(0.4 / 3)
+    assert paired.spread == pytest.approx(np.std([0.1, 0.1, 0.2], ddof=1))
+    single = difference(fig([0.5], low=0.4, high=0.6), fig([0.2], low=0.16, high=0.24))
+    assert (single.mean, single.spread) == (pytest.approx(0.3), pytest.approx(np.hypot(0.1, 0.04)))
+
+
+def test_charts():
+    assert nice_ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    assert nice_ticks(3.1, 97) == [0, 20, 40, 60, 80, 100]
+    assert nice_ticks(5, 5)[0] < 5 < nice_ticks(5, 5)[-1]
+    assert thin_out([1.0, 2.0, 3.0]) == [(0.0, 1.0), (1.0, 2.0), (2.0, 3.0)]
+    assert thin_out([1.0, 3.0, 5.0, 7.0], points=2) == [(0.5, 2.0), (2.5, 6.0)]
+    chart = line_chart(
+        "A < B", [Line("x & y", [1, 2, 4, 8], [0, 1, 2, 3], 0)], x_label="K", y_label="y", even_x=True
+    )
+    assert "A &lt; B" in chart and "x &amp; y" in chart
+    xs = [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', chart)]
+    assert np.diff(xs) == pytest.approx([np.diff(xs)[0]] * 3, abs=0.11)
+    assert line_chart("empty", [], x_label="", y_label="") == ""
+
+
+def test_heat_of_a_square_and_of_nothing():
+    assert heat_uri(np.array([0.0, 1.0, 2.0, 4.0])).startswith("data:image/png;base64,")
+    assert heat_uri(np.zeros(4)) == heat_uri(np.zeros(9))

@@ -1,0 +1,130 @@
+"""What a run folder holds for the report: stages by their ``run.json``, losses, tables, examples."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wm.errors import InputError
+from wm.runs import read_run
+
+_DEPTH = 4
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A finished stage. ``name``: its folder relative to the run's."""
+
+    name: str
+    folder: Path
+    record: dict[str, Any]
+
+    @property
+    def kind(self) -> str:
+        return str(self.record.get("stage", ""))
+
+
+@dataclass(frozen=True)
+class LossCurve:
+    """Losses of one training run, one a logged step."""
+
+    name: str
+    kind: str
+    steps: list[float]
+    losses: list[float]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All of it. ``tables`` and ``examples`` are None without an ``evaluate`` stage."""
+
+    folder: Path
+    stages: list[Stage]
+    curves: list[LossCurve]
+    evaluation: Stage | None
+    tables: dict[str, Any] | None
+    examples: list[dict[str, Any]] | None
+
+    def of(self, kind: str) -> list[Stage]:
+        """Stages of one kind, in order of time."""
+        return [stage for stage in self.stages if stage.kind == kind]
+
+    def label_of(self, stage: Stage) -> str:
+        """What the evaluation calls the model of a training stage; else the stage's own name."""
+        if self.evaluation is not None:
+            own = stage.folder.resolve()
+            for entry in self.evaluation.record["recipe"].get("models", {}).values():
+                path = Path(entry["path"]).resolve()
+                if own in (path, *path.parents):
+                    return str(entry["label"])
+        return stage.name
+
+
+def read_findings(folder: str | Path) -> Findings:
+    """Look for finished stages up to four folders deep. Raises :class:`InputError` if there is none.
+
+    Of several ``evaluate`` stages the last finished one is reported.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise InputError(f"no such run folder: {root}")
+    stages = []
+    for path in sorted(root.rglob("run.json")):
+        parts = path.relative_to(root).parts
+        if len(parts) > _DEPTH + 1 or any(part.startswith(".") for part in parts):
+            continue
+        record = read_run(path.parent) or {}
+        if record.get("stage") and record["stage"] != "report":
+            name = str(path.parent.relative_to(root))
+            stages.append(Stage(name if name != "." else root.name, path.parent, record))
+    if not stages:
+        raise InputError(f"{root} holds no finished stage (no run.json up to {_DEPTH} folders deep)")
+    stages.sort(key=lambda stage: str(stage.record.get("finished_at", "")))
+    evaluated = [stage for stage in stages if stage.kind == "evaluate"]
+    last = evaluated[-1] if evaluated else None
+    return Findings(
+        folder=root,
+        stages=stages,
+        curves=[curve for stage in stages if (curve := read_losses(stage)) is not None],
+        evaluation=last,
+        tables=None if last is None else _read_json(last.folder / "tables.json"),
+        examples=None if last is None else _read_json(last.folder / "examples.json"),
+    )
+
+
+def read_losses(stage: Stage) -> LossCurve | None:
+    """``metrics.jsonl`` of a stage (an object a line, with ``step`` and ``loss``), or None if it has none."""
+    path = stage.folder / "metrics.jsonl"
+    if not path.is_file():
+        return None
+    steps, losses = [], []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}, line {number} is not JSON: {error}") from error
+        if isinstance(row, dict) and "loss" in row and "step" in row:
+            steps.append(float(row["step"]))
+            losses.append(float(row["loss"]))
+    kind = str(stage.record.get("recipe", {}).get("task") or stage.kind)
+    return LossCurve(stage.name, kind, steps, losses) if steps else None
+
+
+def same_training(first: Stage, second: Stage) -> list[str]:
+    """In which of steps, epochs, batch and triplets two training recipes differ; empty: equal data and
+    steps."""
+    keys: Sequence[str] = ("steps", "epochs", "global_batch", "triplets")
+    one, other = first.record.get("recipe", {}), second.record.get("recipe", {})
+    return [
+        f"{key}: {one.get(key)!r} and {other.get(key)!r}" for key in keys if one.get(key) != other.get(key)
+    ]
+
+
+def _read_json(path: Path) -> Any:
+    if not path.is_file():
+        raise InputError(f"{path} is missing, though its stage says it is whole")
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is damaged: {error}") from error
