@@ -240,7 +240,7 @@ def _tell_result(recipe: AnnotateRecipe, record: dict[str, Any]) -> None:
     counts, seconds = record["counts"], max(record["wall_s"], 1e-9)
     print(
         f"annotate: {counts['videos']:,} videos ({counts['video_s']:,.0f} s, {counts['frames']:,} frames) → "
-        f"{counts['triplets']:,} triplets of {counts['videos_with_triplets']:,} videos in {recipe.out}/triplets, "
+        f"{counts['triplets']:,} triplets of {counts['videos_with_triplets']:,} in {recipe.out}/triplets, "
         f"{counts['filtered']:,} filtered and {counts['failed']:,} failed in {recipe.out}/rejects; "
         f"{record['annotated_now'] / seconds:.1f} videos/s"
     )
