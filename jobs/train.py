@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import _ray
+from jobs._train_worker import fit_worker
 from wm.cli import main as command_line
 from wm.errors import InputError
 from wm.runs import Run, digest_of
@@ -86,7 +87,7 @@ def _fit_on_ray(recipe: TrainRecipe, digest: str) -> dict[str, Any]:
     from ray.train.torch import TorchTrainer
 
     trainer = TorchTrainer(
-        _fit_worker,
+        fit_worker,
         train_loop_config={"recipe": recipe.model_dump(), "digest": digest},
         scaling_config=ray.train.ScalingConfig(
             num_workers=recipe.num_workers,
@@ -98,7 +99,6 @@ def _fit_on_ray(recipe: TrainRecipe, digest: str) -> dict[str, Any]:
             storage_path=recipe.out,
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             failure_config=ray.train.FailureConfig(max_failures=recipe.max_failures),
-            worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(recipe.threads_per_worker)}},
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )
@@ -116,31 +116,6 @@ def _fit_on_ray(recipe: TrainRecipe, digest: str) -> dict[str, Any]:
     return summary
 
 
-def _fit_worker(config: dict[str, Any]) -> dict[str, Any]:
-    """What each Ray Train worker does. Divergence is returned: trying again would give the same."""
-    import ray.train
-    import ray.train.torch
-
-    recipe = TrainRecipe.parse(config["recipe"], "the driver's recipe")
-    context = ray.train.get_context()
-    world = World(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
-
-    def save(step: int, write: Callable[[Path], None]) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            write(Path(folder))
-            ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
-
-    checkpoint = ray.train.get_checkpoint()
-    try:
-        if checkpoint is None:
-            return fit(recipe, world, digest=config["digest"], save=save).as_dict()
-        with checkpoint.as_directory() as folder:
-            last = Path(folder)
-            return fit(recipe, world, digest=config["digest"], save=save, resume_from=last).as_dict()
-    except DivergedError as error:
-        return {"diverged": str(error)}
-
-
 def _inputs(recipe: TrainRecipe) -> dict[str, str]:
     inputs = {"base": digest_of(recipe.base)}
     for number, source in enumerate(recipe.triplets):
@@ -156,14 +131,13 @@ def _progress(metrics: Path, task: str, num_steps: int) -> Iterator[None]:
     from tqdm import tqdm
 
     done = threading.Event()
-    bar = tqdm(total=num_steps, desc=f"train {task}", unit="step", mininterval=1.0)
+    bar = tqdm(total=num_steps, desc=f"train {task}", unit="step")
 
     def show() -> None:
         line = _last_line(metrics)
-        if line is not None:
-            bar.n = line["step"]
+        if line is not None and line["step"] != bar.n:
             bar.set_postfix(loss=f"{line['loss']:.3f}", refresh=False)
-            bar.refresh()
+            bar.update(line["step"] - bar.n)
 
     def follow() -> None:
         while not done.wait(_POLL_S):

@@ -1,0 +1,88 @@
+"""The loss against the plain formula of equation 2, and the recognition weights against a loop."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from wm.models import load_model, pack
+from wm.training.loss import Weights, completion_loss, recognition_weights
+
+
+@pytest.mark.parametrize(
+    "settings", [Weights(), Weights(floor=0.8), Weights(floor=0.5, clip=1.5), Weights(clip=2.0)]
+)
+def test_recognition_weights_equal_a_plain_loop(settings: Weights) -> None:
+    change_RN = torch.rand(5, 9, generator=torch.Generator().manual_seed(0)) ** 4 * 100
+    change_RN[3] = 0
+    weights_RN = recognition_weights(change_RN, settings)
+    for row in range(5):
+        mean = sum(change_RN[row].tolist()) / 9
+        for place in range(9):
+            weight = change_RN[row, place].item() / mean if mean > 0 else 1.0
+            weight = settings.floor + (1 - settings.floor) * weight
+            weight = min(weight, settings.clip) if settings.clip else weight
+            assert weights_RN[row, place].item() == pytest.approx(weight, rel=1e-5)
+    if not settings.clip:
+        torch.testing.assert_close(weights_RN.mean(1), torch.ones(5))
+
+
+def test_equal_images_weigh_as_without_weights() -> None:
+    assert recognition_weights(torch.zeros(2, 4), Weights()).tolist() == [[1.0] * 4] * 2
+
+
+def test_a_change_near_the_smallest_number_stays_finite() -> None:
+    weights_RN = recognition_weights(torch.full((1, 4), 1e-42), Weights())
+    assert torch.isfinite(weights_RN).all()
+
+
+def plain_loss(vlm: Any, segments_list: list[Any], weights: list[list[float]]) -> torch.Tensor:
+    """Row by row, token by token, all logits, in the model's own precision; weights of the completion
+    tokens."""
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for segments, row_weights in zip(segments_list, weights, strict=True):
+        ids = [token for segment in segments for token in segment.ids]
+        learned = [segment.is_completion for segment in segments for _ in segment.ids]
+        logits_TV = vlm.head(vlm.body(torch.tensor([ids])))[0]
+        remaining = iter(row_weights)
+        for place in range(1, len(ids)):
+            if learned[place]:
+                log_probs_V = torch.log_softmax(logits_TV[place - 1], dim=0)
+                total = total - next(remaining) * log_probs_V[ids[place]]
+                count += 1
+    return total / count
+
+
+@pytest.mark.parametrize("task", ["fdm", "idm"])
+def test_the_loss_equals_equation_2_in_double_precision(tiny_base: Path, task: Any) -> None:
+    vlm = load_model(tiny_base, dtype=torch.float64)
+    vlm.module.double()  # rotary and norm buffers too
+    rows = [([1, 2, 3, 4], "put the cup", [1, 2, 3, 5]), ([9, 8, 7, 6], "take the red block", [0, 8, 7, 6])]
+    segments = [
+        vlm.layout(task, source=source, action=action, target=target) for source, action, target in rows
+    ]
+    ids_BT, is_completion_BT, _ = pack(segments, vlm.pad_id)
+    generator = torch.Generator().manual_seed(1)
+    weight_BT = torch.rand(ids_BT.shape, generator=generator, dtype=torch.float64)
+    weights = [weight_BT[row][is_completion_BT[row]].tolist() for row in range(2)]
+    expected = plain_loss(vlm, segments, weights)
+    loss = completion_loss(vlm, ids_BT, is_completion_BT, weight_BT, int(is_completion_BT.sum()))
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
+    name, parameter = next(iter(vlm.module.named_parameters()))
+    (gradient,) = torch.autograd.grad(loss, [parameter])
+    (wanted,) = torch.autograd.grad(expected, [parameter])
+    torch.testing.assert_close(gradient, wanted, rtol=1e-9, atol=1e-14, msg=name)
+
+
+def test_logits_are_made_only_where_the_completion_stands(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vlm = load_model(tiny_base)
+    segments = [vlm.layout("fdm", source=[1, 2, 3, 4], action="put the cup", target=[1, 2, 3, 5])] * 3
+    ids_BT, is_completion_BT, _ = pack(segments, vlm.pad_id)
+    seen: list[torch.Size] = []
+    head = vlm.head
+    monkeypatch.setattr(vlm, "head", lambda hidden: (seen.append(hidden.shape), head(hidden))[1])
+    completion_loss(vlm, ids_BT, is_completion_BT, torch.ones(ids_BT.shape), 12)
+    assert [shape[0] for shape in seen] == [3 * 4]
