@@ -10,7 +10,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 import pytest
 import torch
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # the tests run many small operations; threads that wait for each other cost more
 
 
 @pytest.fixture(scope="session")

@@ -61,7 +61,8 @@ def test_image_token_loss_is_finite_and_right_where_transformers_has_infinity(ti
 def test_head_on_rows_is_the_slice_of_the_whole_head(vlm):
     hidden = torch.randn(2, 3, TINY.hidden_size)
     with torch.no_grad():
-        torch.testing.assert_close(vlm.head(hidden, vlm.image_rows), vlm.head(hidden)[..., vlm.image_rows])
+        for rows in (vlm.image_rows, vlm.image_rows.flip(0), vlm.text_rows):
+            torch.testing.assert_close(vlm.head(hidden, rows), vlm.head(hidden)[..., rows])
 
 
 def test_gradients_reach_every_trainable_weight(tiny_base):

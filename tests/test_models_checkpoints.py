@@ -226,6 +226,9 @@ def test_adapter_round_trip_is_exact_here_and_in_peft(tiny_base, adapter):
     assert torch.equal(logits(vlm), expected)
     assert not torch.equal(expected, logits(load_model(tiny_base)))
     assert torch.equal(logits(load_model(adapter, base=tiny_base)), expected)
+    merged = load_model(adapter, merge=True)
+    assert type(merged.module) is ChameleonForConditionalGeneration
+    torch.testing.assert_close(logits(merged), expected, atol=1e-5, rtol=1e-5)
     plain = PeftModel.from_pretrained(ChameleonForConditionalGeneration.from_pretrained(tiny_base), adapter)
     with torch.no_grad():
         hidden = plain.get_base_model().model(input_ids=IDS).last_hidden_state

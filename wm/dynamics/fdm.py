@@ -19,7 +19,7 @@ def sample_observations(
     num_samples: int,
     sampling: Sampling | None = None,
     seed: int | Sequence[int] = 0,
-    batch_size: int = 64,
+    batch_size: int | None = None,
 ) -> Tensor:
     """Codebook ids int64 (B, K, N) on the CPU: ``num_samples`` candidates of each (source, action).
 
@@ -38,7 +38,12 @@ def sample_observations(
 
 
 def score_observations(
-    fdm: UnifiedVLM, source_BN: Codes, actions: Sequence[str], target_BN: Codes, *, batch_size: int = 32
+    fdm: UnifiedVLM,
+    source_BN: Codes,
+    actions: Sequence[str],
+    target_BN: Codes,
+    *,
+    batch_size: int | None = None,
 ) -> list[float]:
     """log p(target b | source b, actions[b]) in nats, summed over the image's tokens.
 

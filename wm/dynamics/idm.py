@@ -36,7 +36,12 @@ class ScoredAction:
 
 
 def propose_actions(
-    idm: UnifiedVLM, source_BN: Codes, target_BN: Codes, *, max_new_tokens: int = 32, batch_size: int = 64
+    idm: UnifiedVLM,
+    source_BN: Codes,
+    target_BN: Codes,
+    *,
+    max_new_tokens: int = 32,
+    batch_size: int | None = None,
 ) -> list[ScoredAction]:
     """The greedy action of each (source, target) pair, ended after at most ``max_new_tokens`` tokens.
 
@@ -53,7 +58,12 @@ def propose_actions(
 
 
 def score_actions(
-    idm: UnifiedVLM, source_BN: Codes, target_BN: Codes, actions: Sequence[str], *, batch_size: int = 32
+    idm: UnifiedVLM,
+    source_BN: Codes,
+    target_BN: Codes,
+    actions: Sequence[str],
+    *,
+    batch_size: int | None = None,
 ) -> list[ScoredAction]:
     """log p(actions[b] | source b, target b) of each row. An empty action is an :class:`InputError`."""
     sources, targets = code_lists("source", source_BN), code_lists("target", target_BN)

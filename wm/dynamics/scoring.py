@@ -11,8 +11,9 @@ from torch import Tensor
 from wm.errors import InputError
 from wm.models.prompts import pack
 from wm.models.protocol import Segment, UnifiedVLM
+from wm.sampling.engine import rows_at_once
 
-POSITIONS_AT_ONCE = 1024
+LOGITS_AT_ONCE = 1024
 """Bound on the positions whose logits exist at the same time: 1024 x 65,536 float32 are 268 MB."""
 
 
@@ -22,7 +23,7 @@ def completion_logprobs(
     segments_list: Sequence[Sequence[Segment]],
     *,
     rows: Tensor | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
 ) -> list[tuple[float, int]]:
     """(sum of the completion's log-probabilities in nats, number of its tokens) of each sequence.
 
@@ -34,8 +35,10 @@ def completion_logprobs(
     order = sorted(
         range(len(segments_list)), key=lambda row: sum(len(part.ids) for part in segments_list[row])
     )
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
+    longest = max((sum(len(part.ids) for part in segments) for segments in segments_list), default=0)
+    at_once = rows_at_once(longest, batch_size)
+    for start in range(0, len(order), at_once):
+        batch = order[start : start + at_once]
         ids_BT, is_completion_BT, _ = pack([segments_list[row] for row in batch], vlm.pad_id)
         row_P, position_P = is_completion_BT[:, 1:].nonzero(as_tuple=True)
         hidden_PH = vlm.body(ids_BT.to(vlm.device))[row_P.to(vlm.device), position_P.to(vlm.device)]
@@ -57,7 +60,7 @@ def token_logprobs(
         targets_P = place_V[targets_P]
     parts = []
     for hidden, targets in zip(
-        torch.split(hidden_PH, POSITIONS_AT_ONCE), torch.split(targets_P, POSITIONS_AT_ONCE), strict=True
+        torch.split(hidden_PH, LOGITS_AT_ONCE), torch.split(targets_P, LOGITS_AT_ONCE), strict=True
     ):
         logprobs = torch.log_softmax(vlm.head(hidden, rows).float(), dim=-1)
         parts.append(logprobs.gather(1, targets[:, None])[:, 0].double())

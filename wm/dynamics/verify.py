@@ -52,7 +52,7 @@ def verify_batch(
     candidates_BKN: CandidateCodes,
     *,
     seeds: Sequence[int] | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
 ) -> list[list[Candidate]]:
     """For each row its K candidates, by falling log-probability of the action, then by rising index.
 

@@ -78,8 +78,10 @@ class ChameleonVLM:
         self.bos_id, self.eos_id, self.pad_id = self.special.bos, self.special.eos, self.special.pad
         self.boi_id, self.eoi_id = self.special.boi, self.special.eoi
         self.image_rows = image_rows_of(vocabulary, num_codes).to(self.device)
+        self._row_of_code: list[int] = self.image_rows.tolist()
+        self._image_span = _span_of(self.image_rows)
         self.text_rows = self._text_rows(vocabulary).to(self.device)
-        self._forbidden = {*self.image_rows.tolist(), *vars(self.special).values()}
+        self._forbidden = {*self._row_of_code, *vars(self.special).values()}
 
     @property
     def inner(self) -> ChameleonForConditionalGeneration:
@@ -133,7 +135,9 @@ class ChameleonVLM:
         if rows is None:
             return lm_head(hidden)  # type: ignore[no-any-return]
         if type(lm_head) is nn.Linear:
-            return F.linear(hidden, lm_head.weight[rows])
+            # A slice is a view: indexing would copy the rows (64 MB in bfloat16 at 7B) for every token.
+            span = self._image_span if rows is self.image_rows else None
+            return F.linear(hidden, lm_head.weight[rows if span is None else span])
         # An adapter has wrapped the head: only its own forward knows what it adds.
         return lm_head(hidden)[..., rows]  # type: ignore[no-any-return]
 
@@ -159,18 +163,15 @@ class ChameleonVLM:
         return ids
 
     def _to_rows(self, name: str, codes: Sequence[int]) -> list[int]:
-        values = torch.as_tensor(codes, dtype=torch.int64)
+        values = torch.as_tensor(codes).to("cpu", torch.int64)
         if values.shape != (self.tokens_per_image,):
             raise InputError(
                 f"{name} image: expected {self.tokens_per_image} codes, got shape {tuple(values.shape)}"
             )
-        bad = values[(values < 0) | (values >= self.num_codes)]
-        if bad.numel():
-            raise InputError(
-                f"{name} image: code {int(bad[0])} is outside the codebook [0, {self.num_codes})"
-            )
-        rows: list[int] = self.image_rows[values.to(self.image_rows.device)].tolist()
-        return rows
+        bad = [code for code in values.tolist() if not 0 <= code < self.num_codes]
+        if bad:
+            raise InputError(f"{name} image: code {bad[0]} is outside the codebook [0, {self.num_codes})")
+        return [self._row_of_code[code] for code in values.tolist()]
 
     def _text_rows(self, vocabulary: Mapping[str, int]) -> Tensor:
         reserved = ("IMGIMG", "<reserved", "<racm3", "<eoss", "<image>")
@@ -179,6 +180,13 @@ class ChameleonVLM:
         size = self.inner.config.vocab_size
         named = set(vocabulary.values()) - barred | {self.eos_id}
         return torch.tensor(sorted(row for row in named if row < size), dtype=torch.int64)
+
+
+def _span_of(rows: Tensor) -> slice | None:
+    """The slice that ``rows`` are, if they are consecutive, as in the released vocabulary."""
+    first, count = int(rows[0]), len(rows)
+    consecutive = torch.equal(rows, torch.arange(first, first + count, device=rows.device))
+    return slice(first, first + count) if consecutive else None
 
 
 def _special_ids(tokenizer: PreTrainedTokenizerFast, vocabulary: Mapping[str, int]) -> prompts.SpecialIds:

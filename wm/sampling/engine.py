@@ -20,6 +20,9 @@ from wm.config import Recipe
 from wm.errors import InputError
 from wm.models.protocol import UnifiedVLM
 
+POSITIONS_AT_ONCE = 16_384
+"""Default bound on rows x length in one forward pass or cache: 8.6 GB of bfloat16 cache for a 7B model."""
+
 
 class Sampling(Recipe):
     """How an image token is drawn. The defaults draw from the model's distribution as it is."""
@@ -95,7 +98,7 @@ def sample_images(
     num_samples: int,
     sampling: Sampling | None = None,
     seed: int | Sequence[int] = 0,
-    batch_size: int = 64,
+    batch_size: int | None = None,
 ) -> Tensor:
     """Codebook ids int64 (B, K, N) on the CPU: ``num_samples`` images after each prefix (vocabulary ids).
 
@@ -110,10 +113,12 @@ def sample_images(
         raise InputError(f"expected one seed or {len(prefixes)}, got {len(seeds)}")
     distinct = 1 if sampling.greedy else num_samples
     codes_BKN = torch.zeros((len(prefixes), distinct, vlm.tokens_per_image), dtype=torch.int64)
-    for rows in _same_length(prefixes, max(1, batch_size // distinct)):
+    length = max(map(len, prefixes), default=0) + vlm.tokens_per_image
+    at_once = rows_at_once(length, batch_size)
+    for rows in _same_length(prefixes, max(1, at_once // distinct)):
         ids_BT = torch.tensor([list(prefixes[row]) for row in rows], device=vlm.device)
-        for start in range(0, distinct, batch_size):
-            candidates = range(start, min(distinct, start + batch_size))
+        for start in range(0, distinct, at_once):
+            candidates = range(start, min(distinct, start + at_once))
             noise_RN = np.stack(
                 [uniform_noise(seeds[row], k, vlm.tokens_per_image) for row in rows for k in candidates]
             )
@@ -145,7 +150,11 @@ def _decode_images(
 
 @torch.no_grad()
 def generate_texts(
-    vlm: UnifiedVLM, prefixes: Sequence[Sequence[int]], *, max_new_tokens: int = 32, batch_size: int = 64
+    vlm: UnifiedVLM,
+    prefixes: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int = 32,
+    batch_size: int | None = None,
 ) -> list[Completion]:
     """The greedy text after each prefix, among ``vlm.text_rows``, up to end-of-sequence.
 
@@ -155,7 +164,8 @@ def generate_texts(
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     completions: dict[int, Completion] = {}
-    for rows in _same_length(prefixes, batch_size):
+    length = max(map(len, prefixes), default=0) + max_new_tokens
+    for rows in _same_length(prefixes, rows_at_once(length, batch_size)):
         ids_BT = torch.tensor([list(prefixes[row]) for row in rows], device=vlm.device)
         completions.update(zip(rows, _decode_texts(vlm, ids_BT, max_new_tokens), strict=True))
     return [completions[row] for row in range(len(prefixes))]
@@ -185,6 +195,13 @@ def _decode_texts(vlm: UnifiedVLM, ids_BT: Tensor, max_new_tokens: int) -> list[
         Completion(tuple(ids), logprob, len(ids) + 1)
         for ids, logprob in zip(texts, logprob_B.tolist(), strict=True)
     ]
+
+
+def rows_at_once(length: int, batch_size: int | None) -> int:
+    """``batch_size``, or as many rows of ``length`` tokens as :data:`POSITIONS_AT_ONCE` holds; at least 1."""
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, got {batch_size}")
+    return batch_size if batch_size is not None else max(1, POSITIONS_AT_ONCE // max(1, length))
 
 
 def _same_length(prefixes: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
