@@ -1,0 +1,113 @@
+"""A run of one process: metrics, resume to the last bit, what is written, divergence."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training_data import random_rows, write_triplets
+
+from wm.models import load_model, read_manifest
+from wm.training import METRICS, MODEL, DivergedError, TrainRecipe, World, fit
+
+HERE = World(0, 1, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def triplets(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_triplets(random_rows(tiny_base, 40), tmp_path_factory.mktemp("triplets"))
+
+
+def recipe_of(base: Path, triplets: Path, out: Path, **values: Any) -> TrainRecipe:
+    out.mkdir(exist_ok=True)
+    common = {"task": "fdm", "base": str(base), "triplets": str(triplets), "out": str(out), "steps": 8}
+    settings = {"num_workers": 0, "lr": 1e-2, "global_batch": 8, "checkpoint_every": 3, "log_every": 2}
+    return TrainRecipe.parse(common | settings | values, "test")
+
+
+def saver(root: Path) -> Callable[[int, Callable[[Path], None]], None]:
+    return lambda step, write: write(root / str(step))
+
+
+def curve(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / METRICS).read_text().splitlines()]
+
+
+def exact(lines: list[dict[str, float]]) -> list[tuple[float, ...]]:
+    return [(line["step"], line["loss"], line["lr"], line["grad_norm"]) for line in lines]
+
+
+@pytest.mark.parametrize("lora", [{"enabled": False}, {"r": 4, "dropout": 0.3}])
+def test_a_resumed_run_equals_the_uninterrupted_one_to_the_last_bit(
+    tiny_base: Path, triplets: Path, tmp_path: Path, lora: dict[str, Any]
+) -> None:
+    whole = recipe_of(tiny_base, triplets, tmp_path / "whole", lora=lora)
+    fit(whole, HERE, digest="d", save=saver(tmp_path / "states"))
+    assert sorted(path.name for path in (tmp_path / "states").iterdir()) == ["3", "6"]
+
+    resumed = recipe_of(tiny_base, triplets, tmp_path / "resumed", lora=lora)
+    lines = (tmp_path / "whole" / METRICS).read_text().splitlines(keepends=True)
+    (tmp_path / "resumed" / METRICS).write_text("".join(lines[:5]) + lines[5][:20])  # killed in mid-line
+    summary = fit(
+        resumed, HERE, digest="d", save=saver(tmp_path / "later"), resume_from=tmp_path / "states" / "3"
+    )
+    assert (summary.resumed_at_step, summary.num_steps) == (3, 8)
+    assert exact(curve(tmp_path / "resumed")) == exact(curve(tmp_path / "whole"))
+    models = [load_model(tmp_path / name / MODEL) for name in ("whole", "resumed")]
+    for (name, one), other in zip(
+        models[0].module.named_parameters(), models[1].module.parameters(), strict=True
+    ):
+        assert torch.equal(one, other), name
+
+
+def test_the_adapter_is_a_plain_peft_folder(tiny_base: Path, triplets: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import ChameleonForConditionalGeneration
+
+    recipe = recipe_of(tiny_base, triplets, tmp_path / "out", task="idm", lora={"r": 4})
+    summary = fit(recipe, HERE, digest="abc", save=saver(tmp_path / "states"))
+    assert summary.last_loss < summary.first_loss
+    manifest = read_manifest(tmp_path / "out" / MODEL)
+    assert manifest is not None
+    assert (manifest.kind, manifest.task, manifest.recipe_digest) == ("adapter", "idm", "abc")
+    ours = load_model(tmp_path / "out" / MODEL)
+    assert (manifest.base_id, manifest.codec_id) == (ours.base_id, ours.codec_id)
+    base = ChameleonForConditionalGeneration.from_pretrained(tiny_base)
+    theirs = PeftModel.from_pretrained(base, tmp_path / "out" / MODEL).eval()
+    ids_BT = torch.arange(10)[None]
+    hidden_BTH = theirs.get_base_model().model(input_ids=ids_BT).last_hidden_state
+    torch.testing.assert_close(ours.body(ids_BT), hidden_BTH)
+    assert not torch.allclose(hidden_BTH, load_model(tiny_base).body(ids_BT), atol=1e-3)
+
+
+def test_metrics_have_a_line_for_every_step(tiny_base: Path, triplets: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(tiny_base, triplets, tmp_path, steps=0, epochs=1.5, warmup_steps=2)
+    summary = fit(recipe, HERE, digest="", save=saver(tmp_path / "states"))
+    lines = curve(tmp_path)
+    assert [line["step"] for line in lines] == list(range(1, 9)) and summary.num_steps == 8
+    assert lines[4]["epoch"] == 1.0
+    assert [line["lr"] for line in lines[:3]] == pytest.approx([5e-3, 1e-2, 1e-2])
+    assert all(line["samples_per_s"] > 0 and line["grad_norm"] > 0 for line in lines)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "autocast"])
+def test_half_precision_follows_the_full_one(
+    tiny_base: Path, triplets: Path, tmp_path: Path, precision: str
+) -> None:
+    for name in ("fp32", precision):
+        recipe = recipe_of(tiny_base, triplets, tmp_path / name, precision=name, lora={"enabled": False})
+        fit(recipe, HERE, digest="", save=saver(tmp_path / "states" / name))
+    full, half = ([line["loss"] for line in curve(tmp_path / name)] for name in ("fp32", precision))
+    assert half == pytest.approx(full, rel=0.05) and half != full
+    assert half[-1] < 0.9 * half[0]
+
+
+def test_a_run_that_diverges_names_the_step_and_its_rows(
+    tiny_base: Path, triplets: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_of(tiny_base, triplets, tmp_path, lr=1e30, grad_clip=0, lora={"enabled": False})
+    with pytest.raises(DivergedError, match=r"loss is nan at step \d+ \(lr 1e\+30\).*triplets: [0-9a-f]{24}"):
+        fit(recipe, HERE, digest="", save=saver(tmp_path / "states"))
+    assert not (tmp_path / MODEL).exists()

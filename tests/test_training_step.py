@@ -1,0 +1,89 @@
+"""The schedule, and DeepSpeed's step against plain AdamW."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training_data import random_rows, write_triplets
+
+from wm.models import load_model
+from wm.training import Lora, Source, TrainRecipe, Weights, completion_loss, prepare, read_sources, tensorise
+from wm.training.order import SampleOrder
+from wm.training.step import Stepper, deepspeed_config, learning_rate, need_process_group
+
+
+def test_the_rate_warms_up_and_falls_along_half_a_cosine() -> None:
+    def rate(step: int) -> float:
+        return learning_rate(step, peak=2.0, num_steps=20, warmup_steps=4, floor=0.1)
+
+    assert [rate(step) for step in range(4)] == [0.5, 1.0, 1.5, 2.0]
+    assert rate(4) == 2.0
+    assert rate(12) == pytest.approx(2 * (0.1 + 0.9 * 0.5))
+    assert rate(16) == pytest.approx(2 * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 0.75))))
+    assert rate(20) == pytest.approx(0.2) and rate(99) == pytest.approx(0.2)
+
+
+def test_the_rate_without_warm_up_starts_at_its_peak() -> None:
+    assert learning_rate(0, peak=1.0, num_steps=10, warmup_steps=0, floor=0.0) == 1.0
+
+
+def recipe_of(base: Path, folder: Path, **values: Any) -> TrainRecipe:
+    common = {"task": "fdm", "base": str(base), "triplets": str(folder), "out": "unused", "steps": 6}
+    return TrainRecipe.parse(common | {"num_workers": 0, "lr": 1e-2, "global_batch": 8} | values, "test")
+
+
+def test_buffers_are_no_larger_than_what_is_trained(tiny_base: Path) -> None:
+    config = deepspeed_config(recipe_of(tiny_base, tiny_base, micro_batch=2, grad_clip=0.5), num_trained=1000)
+    assert config["zero_optimization"]["reduce_bucket_size"] == 1000
+    assert config["zero_optimization"]["stage"] == 1
+    assert (config["train_micro_batch_size_per_gpu"], config["gradient_accumulation_steps"]) == (2, 4)
+    assert config["gradient_clipping"] == 0.5
+
+
+@pytest.mark.parametrize("micro_batch", [0, 2])
+def test_steps_equal_plain_adamw(tiny_base: Path, tmp_path: Path, micro_batch: int) -> None:
+    recipe = recipe_of(
+        tiny_base,
+        write_triplets(random_rows(tiny_base, 20), tmp_path),
+        micro_batch=micro_batch,
+        warmup_steps=2,
+        weight_decay=0.1,
+        grad_clip=0.5,
+        lora={"enabled": False},
+        weights={"floor": 0.5},
+    )
+    ours, plain = load_model(tiny_base), load_model(tiny_base)
+    rows = read_sources(
+        [Source(path=str(tmp_path))], codec_id=ours.codec_id, tokens_per_image=ours.tokens_per_image, seed=0
+    )
+    tokens = tensorise(rows, ours, "fdm", Weights(floor=0.5))
+    order = SampleOrder([20], [1.0], 0)
+    for vlm in (ours, plain):
+        prepare(vlm, Lora(enabled=False), 0)
+    need_process_group(torch.device("cpu"))
+    stepper = Stepper(ours, recipe, num_steps=6)
+    matrices = [p for p in plain.module.parameters() if p.ndim >= 2]
+    vectors = [p for p in plain.module.parameters() if p.ndim < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}], lr=1e-2
+    )
+    for step in range(6):
+        indices = order.batch(step, 8)
+        size = micro_batch or 8
+        micro = [tokens.batch(indices[start : start + size]) for start in range(0, 8, size)]
+        loss = stepper.step(step, micro, tokens.num_completion_tokens(indices))
+
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, peak=1e-2, num_steps=6, warmup_steps=2, floor=0.0)
+        whole = tokens.batch(indices)
+        expected = completion_loss(plain, *whole, int(whole[1].sum()))
+        optimizer.zero_grad()
+        expected.backward()
+        norm = torch.nn.utils.clip_grad_norm_(plain.module.parameters(), 0.5)
+        optimizer.step()
+        assert loss == pytest.approx(expected.item(), rel=2e-5)
+        assert stepper.grad_norm == pytest.approx(norm.item(), rel=2e-4)
+    for (name, found), wanted in zip(ours.module.named_parameters(), plain.module.parameters(), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4, msg=name)
