@@ -27,8 +27,8 @@ class ReportRecipe(Recipe):
     labels: Labels = Labels()
     """Which label of the tables plays which part in the claims."""
     notes: dict[str, str] = Field(default_factory=dict)
-    """Text shown with a claim, by the claim's key (asymmetry, probe-idm, probe-fdm, bootstrapping, weights,
-    verification-LABEL)."""
+    """Text shown with a claim, by the claim's key: asymmetry, probe-idm-before, probe-idm-after,
+    probe-fdm-before, probe-fdm-after, bootstrapping, weights, verification-LABEL."""
 
 
 def run(recipe: ReportRecipe, *, dry_run: bool = False) -> dict[str, Any]:

@@ -59,12 +59,16 @@ def line_chart(
     if not shown:
         return ""
     stops = sorted({x for line in shown for x in line.xs})
-    lows = [y - b for line in shown for y, b in _with_band(line)]
+    floor = 0.0 if all(y >= 0 for line in shown for y in line.ys) else -math.inf
+    lows = [max(y - b, floor) for line in shown for y, b in _with_band(line)]
     highs = [y + b for line in shown for y, b in _with_band(line)]
     y_ticks = nice_ticks(min([*lows, 0.0] if from_zero else lows), max(highs))
+    x_ticks: Sequence[float] = stops
+    if not even_x:
+        # A tick far beyond the last value would only waste room.
+        x_ticks = [tick for tick in nice_ticks(stops[0], stops[-1]) if tick <= 1.04 * stops[-1]]
+        stops = sorted({*stops, *x_ticks})
     frame = _Frame(stops, even_x, y_ticks[0], y_ticks[-1])
-    # Beyond the last value there is nothing to mark.
-    x_ticks = stops if even_x else [tick for tick in nice_ticks(stops[0], stops[-1]) if tick <= stops[-1]]
     parts = _axes(frame, x_ticks, y_ticks, x_label, y_label)
     for line in shown:
         parts += _band(line, frame) + _stroke(line, frame)
@@ -94,9 +98,11 @@ def _axes(
 
 
 def legend(lines: Sequence[Line]) -> str:
-    """One entry a name."""
+    """One entry a name; lines without a name share the entry of their colour."""
     seen: dict[str, str] = {}
     for line in lines:
+        if not line.name:
+            continue
         dash = ' class="dash"' if line.dashed else ""
         stroke = f'<i{dash} style="border-color:var(--c{line.colour % COLOURS})"></i>'
         seen.setdefault(line.name, f"<span>{stroke}{escape(line.name)}</span>")
@@ -130,7 +136,7 @@ def _band(line: Line, frame: _Frame) -> list[str]:
     if not any(line.band):
         return []
     both = list(zip(line.xs, line.ys, line.band, strict=True))
-    edge = [(x, y + b) for x, y, b in both] + [(x, y - b) for x, y, b in reversed(both)]
+    edge = [(x, y + b) for x, y, b in both] + [(x, max(y - b, frame.low)) for x, y, b in reversed(both)]
     points = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in edge)
     return [f'<polygon points="{points}" fill="var(--c{line.colour % COLOURS})" opacity=".14"/>']
 

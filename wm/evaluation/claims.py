@@ -10,9 +10,18 @@ from wm.evaluation.summary import spread_text
 
 Verdict: TypeAlias = Literal["shows", "within the spread", "does not show", "not measured"]
 CHANCE_MARGIN = 0.15
-"""The probe is near chance if its mean share is this close to one half."""
+"""The probe is near chance if its share is this close to one half for each kind of negative."""
 FAR_ABOVE = 0.75
 """The probe is far above chance from this mean share on."""
+METRIC_WORDS = {
+    "final": "score (0 to 10)",
+    "editing_success": "editing success (0 to 10)",
+    "minimal_editing": "minimal editing (0 to 10)",
+    "right": "share right",
+    "copied": "share of copies",
+    "l1": "L1 distance to the target",
+}
+_ROLE_WORDS = {"idm": "inverse", "fdm": "forward"}
 FigureDict: TypeAlias = Mapping[str, Any]
 
 
@@ -56,7 +65,7 @@ class Difference:
         return "shows" if gain > 0 else "does not show"
 
     def text(self) -> str:
-        return f"difference {self.mean:+.3f}, spread {self.spread:.3f} ({self.basis})"
+        return f"difference {self.mean:+.3f}, spread {self.spread:.3f}"
 
 
 def difference(first: FigureDict, second: FigureDict) -> Difference:
@@ -72,9 +81,13 @@ def difference(first: FigureDict, second: FigureDict) -> Difference:
         gaps = [first["runs"][seed] - second["runs"][seed] for seed in seeds]
         mean = sum(gaps) / len(gaps)
         std = math.sqrt(sum((gap - mean) ** 2 for gap in gaps) / (len(gaps) - 1))
-        return Difference(mean, std, f"standard deviation of {len(gaps)} paired training seeds")
+        return Difference(
+            mean, std, f"the standard deviation of the difference over {len(gaps)} paired training seeds"
+        )
     spread = math.hypot(_own_spread(first), _own_spread(second))
-    return Difference(first["mean"] - second["mean"], spread, "spreads of both figures, added in squares")
+    return Difference(
+        first["mean"] - second["mean"], spread, "the two figures' own spreads, added in squares"
+    )
 
 
 def _own_spread(figure: FigureDict) -> float:
@@ -114,8 +127,10 @@ def judge_claims(tables: Mapping[str, Any], labels: Labels) -> list[Claim]:
     """The claims in the paper's order."""
     figures = Figures(tables)
     return [
-        _probe_claim(figures, "idm", labels.zero_shot, [labels.idm]),
-        _probe_claim(figures, "fdm", labels.zero_shot, [labels.finetuned, labels.bootstrapped]),
+        _probe_before(figures, "idm", labels.zero_shot),
+        _probe_before(figures, "fdm", labels.zero_shot),
+        _probe_after(figures, "idm", [labels.idm]),
+        _probe_after(figures, "fdm", [labels.finetuned, labels.bootstrapped]),
         _asymmetry(figures, labels),
         _bootstrapping(figures, labels),
         _weights(figures, labels),
@@ -135,31 +150,44 @@ def _asymmetry(figures: Figures, labels: Labels) -> Claim:
     measured = [
         f"{labels.idm}: share of actions that imply the target state {spread_text(idm)}",
         f"{labels.finetuned} ({how}): share of predictions that show the target state {spread_text(fdm)}",
-        gap.text(),
+        f"{gap.text()} ({gap.basis})",
     ]
     return Claim("asymmetry", title, gap.verdict(), measured)
 
 
-def _probe_claim(figures: Figures, role: str, before_label: str, after_labels: Sequence[str]) -> Claim:
-    word = {"idm": "inverse", "fdm": "forward"}[role]
-    title = f"Preference for true trajectories ({word}): near chance before fine-tuning, far above after"
-    before = figures.probe(role, before_label)
-    after = {label: figures.probe(role, label) for label in after_labels if figures.probe(role, label)}
-    if not before or not after:
-        return Claim(f"probe-{role}", title, "not measured", [])
-    start = _mean_share(before)
-    measured = [f"before, {before_label}: mean {start:.2f} ({_shares(before)})"]
-    ends = []
-    for label, shares in after.items():
-        ends.append(_mean_share(shares))
-        measured.append(f"after, {label}: mean {ends[-1]:.2f} ({_shares(shares)})")
-    near, far = abs(start - 0.5) <= CHANCE_MARGIN, all(end >= FAR_ABOVE for end in ends)
+def _probe_before(figures: Figures, role: str, label: str) -> Claim:
+    """A mean near one half would let a strong preference for copies hide behind another: each kind must be
+    near."""
+    title = f"Before fine-tuning, preference for true trajectories is near chance ({_ROLE_WORDS[role]})"
+    shares = figures.probe(role, label)
+    if not shares:
+        return Claim(f"probe-{role}-before", title, "not measured", [])
+    off = [kind for kind, figure in shares.items() if abs(figure["mean"] - 0.5) > CHANCE_MARGIN]
     low, high = 0.5 - CHANCE_MARGIN, 0.5 + CHANCE_MARGIN
-    measured += [
-        f"near chance, a mean of {low:.2f} to {high:.2f}: {'yes' if near else 'no'}",
-        f"far above, {FAR_ABOVE:.2f} or more{' for each' if len(ends) > 1 else ''}: {'yes' if far else 'no'}",
+    measured = [
+        f"{label}: mean {_mean_share(shares):.2f} ({_shares(shares)})",
+        f"near chance is {low:.2f} to {high:.2f} for each; outside: {_kinds(off)}",
     ]
-    return Claim(f"probe-{role}", title, "shows" if near and far else "does not show", measured)
+    return Claim(f"probe-{role}-before", title, "does not show" if off else "shows", measured)
+
+
+def _probe_after(figures: Figures, role: str, labels: Sequence[str]) -> Claim:
+    title = f"After fine-tuning, preference for true trajectories is far above chance ({_ROLE_WORDS[role]})"
+    found = {label: figures.probe(role, label) for label in labels if figures.probe(role, label)}
+    if not found:
+        return Claim(f"probe-{role}-after", title, "not measured", [])
+    measured = []
+    for label, shares in found.items():
+        low = [kind for kind, figure in shares.items() if figure["mean"] < FAR_ABOVE]
+        exceptions = f"below {FAR_ABOVE:.2f}: {_kinds(low)}"
+        measured.append(f"{label}: mean {_mean_share(shares):.2f} ({_shares(shares)}); {exceptions}")
+    measured.append(f"far above is a mean of {FAR_ABOVE:.2f} or more{' for each' if len(found) > 1 else ''}")
+    far = all(_mean_share(shares) >= FAR_ABOVE for shares in found.values())
+    return Claim(f"probe-{role}-after", title, "shows" if far else "does not show", measured)
+
+
+def _kinds(names: Sequence[str]) -> str:
+    return ", ".join(name.replace("_", " ") for name in names) or "none"
 
 
 def _mean_share(shares: Mapping[str, FigureDict]) -> float:
@@ -170,11 +198,11 @@ def _shares(shares: Mapping[str, FigureDict]) -> str:
     return ", ".join(f"{kind.replace('_', ' ')} {figure['mean']:.2f}" for kind, figure in shares.items())
 
 
-def _headline(figures: Figures) -> tuple[str, str, bool]:
-    """(metric, words, higher is better)."""
+def _headline(figures: Figures) -> tuple[str, bool]:
+    """(metric, higher is better)."""
     if figures.judged:
-        return "final", "judge's score, 0 to 10", True
-    return "l1", "L1 distance to the target", False
+        return "final", True
+    return "l1", False
 
 
 def _bootstrapping(figures: Figures, labels: Labels) -> Claim:
@@ -191,7 +219,7 @@ def _weights(figures: Figures, labels: Labels) -> Claim:
 
 def _versus(figures: Figures, key: str, title: str, pair: tuple[str, str], metrics: Sequence[str]) -> Claim:
     """The first metric decides; without a judge, the headline metric alone."""
-    metric, _, higher = _headline(figures)
+    metric, higher = _headline(figures)
     names = metrics if figures.judged else (metric,)
     rows = []
     for name in names:
@@ -200,19 +228,20 @@ def _versus(figures: Figures, key: str, title: str, pair: tuple[str, str], metri
             rows.append((name, first, second))
     if not rows:
         return Claim(key, title, "not measured", [])
+    gaps = [(name, first, second, difference(first, second)) for name, first, second in rows]
     measured = [
-        f"{name.replace('_', ' ')}: {pair[0]} {spread_text(first)}, {pair[1]} {spread_text(second)}; "
-        + difference(first, second).text()
-        for name, first, second in rows
+        f"{METRIC_WORDS.get(name, name)}: {pair[0]} {spread_text(first)}, {pair[1]} {spread_text(second)}; "
+        + gap.text()
+        for name, first, second, gap in gaps
     ]
-    decisive = difference(rows[0][1], rows[0][2])
-    return Claim(key, title, decisive.verdict(higher_is_better=higher), measured)
+    measured.append(f"spread: {gaps[0][3].basis}")
+    return Claim(key, title, gaps[0][3].verdict(higher_is_better=higher), measured)
 
 
 def _verification(figures: Figures, label: str) -> Claim:
     key, top = f"verification-{label}", figures.top_k
     title = f"Verification by the inverse model improves {label} from K = 1 to K = {top}"
-    metric, words, higher = _headline(figures)
+    metric, higher = _headline(figures)
     names = ["right", metric] if figures.judged else [metric]
     measured, decisive = [], None
     for name in names:
@@ -222,11 +251,11 @@ def _verification(figures: Figures, label: str) -> Claim:
             continue
         gap = difference(many, one)
         decisive = decisive or gap
-        text = "share right" if name == "right" else words
         measured.append(
-            f"{text}: K = 1 {spread_text(one)}, K = {top} {spread_text(many)}, "
+            f"{METRIC_WORDS[name]}: K = 1 {spread_text(one)}, K = {top} {spread_text(many)}, "
             f"oracle best of {top} {spread_text(best)}; {gap.text()}"
         )
     if decisive is None:
         return Claim(key, title, "not measured", [])
+    measured.append(f"spread: {decisive.basis}")
     return Claim(key, title, decisive.verdict(higher_is_better=higher), measured)

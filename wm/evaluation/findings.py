@@ -111,11 +111,15 @@ def read_losses(stage: Stage) -> LossCurve | None:
     return LossCurve(stage.name, kind, steps, losses) if steps else None
 
 
-def same_training(first: Stage, second: Stage) -> list[str]:
-    """In which of steps, epochs, batch and triplets two training recipes differ; empty: equal data and
-    steps."""
+def same_training(first: Stage, second: Stage) -> list[str] | None:
+    """In which of steps, epochs, batch and triplets two training runs differ; empty: equal data and steps.
+
+    None if a recipe does not say what it was trained on.
+    """
     keys: Sequence[str] = ("steps", "epochs", "global_batch", "triplets")
     one, other = first.record.get("recipe", {}), second.record.get("recipe", {})
+    if "triplets" not in one or "triplets" not in other:
+        return None
     return [
         f"{key}: {one.get(key)!r} and {other.get(key)!r}" for key in keys if one.get(key) != other.get(key)
     ]

@@ -29,7 +29,10 @@ def training_section(findings: Findings) -> str:
         title = _KIND_WORDS.get(kind, f"{kind}: loss")
         chart = line_chart(title, lines, x_label="optimiser steps", y_label="nats/token")
         charts.append(f'<div class="card">{chart}</div>')
-    how = "Each line is one run; each point is the mean of a stretch of steps."
+    how = (
+        "Each line is one run; each point is the mean of a stretch of steps. The loss is the one trained on: "
+        "with recognition weights, it is the weighted one, which compares with no other."
+    )
     return section("training", "Training", prose(how), f'<div class="charts">{"".join(charts)}</div>')
 
 
@@ -48,7 +51,7 @@ def data_section(findings: Findings) -> str:
         [escape(stage.name), escape(stage.kind), escape(_counted(stage.record.get("counts", {})))]
         for stage in found
     ]
-    parts = [_wrapping(table(["folder", "stage", "counted"], rows))]
+    parts = [table(["folder", "stage", "counted"], rows, wrap_last=True)]
     reasons = [
         [escape(stage.name), escape(reason.replace("_", " ")), f"{count:,}"]
         for stage in found
@@ -65,16 +68,12 @@ def data_section(findings: Findings) -> str:
 
 def _counted(counts: Mapping[str, Any]) -> str:
     plain = {name: value for name, value in counts.items() if isinstance(value, int | float | str)}
-    return ", ".join(
+    return " · ".join(
         f"{name.replace('_', ' ')} {value:,}"
         if isinstance(value, int | float)
         else f"{name.replace('_', ' ')} {value}"
         for name, value in plain.items()
     )
-
-
-def _wrapping(html: str) -> str:
-    return html.replace('<div class="scroll">', '<div class="scroll wrap">', 1)
 
 
 def _class_table(classes: Mapping[str, Mapping[str, Any]]) -> str:
@@ -104,7 +103,9 @@ def timing_section(findings: Findings) -> str:
         )
     total = sum(float(stage.record.get("wall_s", 0.0)) for stage in findings.stages)
     rows.append(["all", "", f"{total:,.1f}", "<td></td>", ""])
-    return section("time", "Time", table(["folder", "stage", "seconds", "", "of which"], rows))
+    return section(
+        "time", "Time", table(["folder", "stage", "seconds", "", "of which"], rows, wrap_last=True)
+    )
 
 
 def _stage_word(stage: Stage) -> str:
@@ -114,6 +115,6 @@ def _stage_word(stage: Stage) -> str:
 
 def _parts(stage: Stage) -> str:
     timings = stage.record.get("timings_s", {})
-    return ", ".join(
+    return " · ".join(
         f"{name.removesuffix('_s').replace('_', ' ')} {value:,.1f}" for name, value in timings.items()
     )

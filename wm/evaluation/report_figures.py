@@ -64,6 +64,8 @@ def equal_training(findings: Findings, labels: Labels) -> str:
     if idm is None or fdm is None:
         return ""
     unequal = same_training(idm, fdm)
+    if unequal is None:
+        return ""
     return (
         f"training differs in {'; '.join(unequal)}"
         if unequal
@@ -77,33 +79,40 @@ def forward_section(findings: Findings) -> str:
     if tables is None or not tables["fdm"]:
         return ""
     judged = tables["judge"] != "none"
-    columns = ["final", "editing_success", "minimal_editing", "right", "copied", "l1"] if judged else []
+    columns = ["final", "editing_success", "minimal_editing", "right", "copied"] if judged else []
     columns = columns or ["l1", "unchanged_tokens"]
-    rows = tables["fdm"]
-    best = _best(rows, columns)
-    cells, kinds = [], []
-    for index, row in enumerate(rows):
-        figures = [_cell(row["metrics"].get(name), name, index == best.get(name)) for name in columns]
-        first = index == 0 or rows[index - 1]["label"] != row["label"]
-        cells.append([escape(row["label"]) if first else "", escape(_choice(row)), *figures])
-        kinds.append(("first" if first else "") + (" dim" if row["choice"] in ("oracle", "none") else ""))
-    parts = [
-        prose(_how(tables, judged)),
-        table(["model", "prediction", *(_WORDS[name] for name in columns)], cells, kinds),
-        curves(tables, ["right", "final"] if judged else ["l1"]),
-    ]
+    chosen = [row for row in tables["fdm"] if row["choice"] != "oracle"]
+    oracle = [row for row in tables["fdm"] if row["choice"] == "oracle"]
+    parts = [prose(_how(tables, judged)), _forward_table(chosen, columns)]
+    if oracle:
+        bound = _forward_table(oracle, columns)
+        parts.append(
+            f"<details><summary>Oracle best-of-N, the bound of any choice</summary>{bound}</details>"
+        )
+    parts.append(curves(tables, ["right", "final"] if judged else ["l1"]))
     by_subset = _subset_table(tables, "final" if judged else "l1")
     if by_subset:
         parts += ["<h3>By subset</h3>", by_subset]
     return section("forward", "Forward dynamics", *parts)
 
 
+def _forward_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    best = _best(rows, columns)
+    cells, kinds = [], []
+    for index, row in enumerate(rows):
+        figures = [_cell(row["metrics"].get(name), name, index == best.get(name)) for name in columns]
+        first = index == 0 or rows[index - 1]["label"] != row["label"]
+        cells.append([escape(row["label"]) if first else "", escape(_choice(row)), *figures])
+        kinds.append(("first" if first else "") + (" dim" if row["choice"] == "none" else ""))
+    return table(["model", "prediction", *(_WORDS[name] for name in columns)], cells, kinds)
+
+
 def _how(tables: Mapping[str, Any], judged: bool) -> str:
     text = (
-        "K = 1 averages all candidates sampled; at larger K the inverse model chooses; the oracle rows "
-        "choose by the true score and bound any choice from above. Copy gives the source back; the codec "
-        "row is the true target encoded and decoded. ± is the standard deviation over training seeds, or "
-        "over sampling seeds where a label has one run. Bold: best of the predictions that a model made "
+        "K = 1 averages all candidates sampled; at larger K the inverse model chooses; the oracle "
+        "(dashed) chooses by the true score and bounds any choice from above. Copy gives the source back; "
+        "the codec row is the true target encoded and decoded. ± is the standard deviation over training "
+        "seeds, or over sampling seeds where a label has one run. Bold: best of the predictions that a model made "
         "or chose itself."
     )
     scale = (
@@ -159,6 +168,7 @@ def curves(tables: Mapping[str, Any], metrics: Sequence[str]) -> str:
         for colour, label in enumerate(labels):
             own = [row for row in tables["fdm"] if row["label"] == label and metric in row["metrics"]]
             start = [row for row in own if row["choice"] == "idm" and row["k"] == 1]
+            verified = any(row["choice"] == "idm" and row["k"] > 1 for row in own)
             for choice, extra in (("idm", []), ("oracle", start)):
                 rows = [*extra, *(row for row in own if row["choice"] == choice)]
                 if choice == "idm" and len(rows) < 2:
@@ -166,7 +176,7 @@ def curves(tables: Mapping[str, Any], metrics: Sequence[str]) -> str:
                 figures = [row["metrics"][metric] for row in rows]
                 lines.append(
                     Line(
-                        label if choice == "idm" else f"{label}, oracle",
+                        label if choice == "idm" or not verified else "",
                         [row["k"] for row in rows],
                         [figure["mean"] * scale for figure in figures],
                         colour,
@@ -176,7 +186,13 @@ def curves(tables: Mapping[str, Any], metrics: Sequence[str]) -> str:
                 )
         word = _WORDS[metric]
         charts.append(
-            line_chart(f"Verification: {word} by K", lines, x_label="K candidates", y_label=word, even_x=True)
+            line_chart(
+                f"Verification: {word} by K (dashed: oracle)",
+                lines,
+                x_label="K candidates",
+                y_label=word,
+                even_x=True,
+            )
         )
     inside = "".join(f'<div class="card">{chart}</div>' for chart in charts if chart)
     return f'<div class="charts">{inside}</div>' if inside else ""
