@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from wm import cli
 from wm.config import Recipe
+from wm.dynamics import Sampling
 from wm.errors import InputError
 from wm.evaluation.gallery import write_gallery
 from wm.evaluation.heldout import HeldOut, SubsetColumn, read_held_out
@@ -24,9 +25,8 @@ from wm.evaluation.tables import build_tables
 from wm.evaluation.units import Bench, Entry, Unit, collect, run_unit, units_of
 from wm.images import Pixels
 from wm.judging import JudgeScore
-from wm.models import load_codec, read_manifest
+from wm.models import ImageCodec, load_codec, read_manifest
 from wm.runs import Run, digest_of, read_run, write_json
-from wm.sampling.engine import Sampling
 
 Role = Literal["idm", "fdm"]
 ROLES: tuple[Role, ...] = ("idm", "fdm")
@@ -197,6 +197,8 @@ def _bench(recipe: EvaluateRecipe) -> Bench:
     entries = entries_of(recipe)
     codec_path = recipe.codec or recipe.base or next(iter(entries.values())).path
     codec = load_codec(codec_path, recipe.device)
+    for entry in entries.values():
+        _need_fit(entry, codec)
     held_out = read_held_out(recipe.triplets, codec, limit=recipe.limit or None, subset=recipe.subset)
     judge_many, action_is_right = _oracle(held_out) if recipe.judge == "oracle" else (None, None)
     return Bench(
@@ -211,6 +213,24 @@ def _bench(recipe: EvaluateRecipe) -> Bench:
         max_new_tokens=recipe.max_new_tokens,
         device=recipe.device,
     )
+
+
+def _need_fit(entry: Entry, codec: ImageCodec) -> None:
+    """Refuse a model of another codec or base by its manifest, before any model is loaded."""
+    manifest = read_manifest(entry.path)
+    if manifest is None:
+        return
+    if manifest.codec_id != codec.codec_id:
+        raise InputError(
+            f"models.{entry.name}: {entry.path} speaks codec {manifest.codec_id}, "
+            f"the evaluation's codec is {codec.codec_id}"
+        )
+    base = read_manifest(entry.base) if entry.base else None
+    if base is not None and base.base_id != manifest.base_id:
+        raise InputError(
+            f"models.{entry.name}: {entry.path} was trained on base {manifest.base_id}, "
+            f"but {entry.base} is {base.base_id}"
+        )
 
 
 def _oracle(held_out: HeldOut) -> tuple[JudgeMany, ActionCheck]:
@@ -250,18 +270,22 @@ def _work(recipe: EvaluateRecipe, bench: Bench, units: Sequence[Unit], parts: Pa
             running[task.remote(recipe.model_dump(mode="json"), tuple(unit), str(parts.resolve()))] = unit
         ready, _ = ray.wait(list(running), num_returns=1)
         for reference in ready:
-            try:
-                ray.get(reference)
-            except ray.exceptions.RayTaskError as error:
-                raise error.as_instanceof_cause() from error
+            problem = ray.get(reference)
+            if problem:
+                raise InputError(problem)
             yield running.pop(reference)
 
 
-def _remote_unit(values: dict[str, Any], unit: tuple[str, Any, int], parts: str) -> None:
+def _remote_unit(values: dict[str, Any], unit: tuple[str, Any, int], parts: str) -> str:
+    """Do a unit in a worker process; returns what is wrong with the input, or an empty text."""
     import torch
 
     torch.set_num_threads(1)  # as many tasks as cores run at a time
-    run_unit(_worker_bench(json.dumps(values)), Unit(*unit), Path(parts))
+    try:
+        run_unit(_worker_bench(json.dumps(values)), Unit(*unit), Path(parts))
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 @lru_cache(maxsize=1)

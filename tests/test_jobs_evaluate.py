@@ -233,6 +233,17 @@ def test_dry_run_writes_nothing(tiny_base, triplets, tmp_path, capsys):
     assert "would evaluate 5 models in 16 units" in capsys.readouterr().out
 
 
+def test_another_codec_is_refused_before_models_are_loaded(tiny_base, triplets, tmp_path):
+    from wm.models.nano import write_random_base
+
+    write_random_base(tmp_path / "other", seed=9)
+    models = {"x": {"path": str(tmp_path / "other"), "role": "fdm", "label": "X"}}
+    recipe = recipe_of(tiny_base, triplets, tmp_path / "out", models=models, idm="")
+    with pytest.raises(InputError, match=r"models.x: .* speaks codec .*, the evaluation's codec is "):
+        evaluate.run(recipe)
+    assert not list((tmp_path / "out").glob("parts/*"))
+
+
 @pytest.mark.slow
 def test_ray_gives_the_same_tables(tiny_base, triplets, tmp_path):
     for workers in (0, 2):
@@ -240,6 +251,17 @@ def test_ray_gives_the_same_tables(tiny_base, triplets, tmp_path):
             tiny_base, triplets, tmp_path / str(workers), num_workers=workers, probe=False, examples=0
         )
         evaluate.run(recipe)
+    (tmp_path / "cut").mkdir()
+    for file in tiny_base.iterdir():
+        data = file.read_bytes()
+        (tmp_path / "cut" / file.name).write_bytes(data[:500] if file.suffix == ".safetensors" else data)
+    models = {"x": {"path": str(tmp_path / "cut"), "role": "fdm", "label": "X"}}
+    bad = recipe_of(
+        tiny_base, triplets, tmp_path / "bad", num_workers=2, models=models, idm="", zero_shot=False
+    )
+    with pytest.raises(InputError) as caught:
+        evaluate.run(bad)
+    assert "\n" not in str(caught.value) and "cut" in str(caught.value)
     here, there = (json.loads((tmp_path / name / "tables.json").read_text()) for name in ("0", "2"))
     for one, other in zip(here["idm"], there["idm"], strict=True):
         for name, figure in one["metrics"].items():

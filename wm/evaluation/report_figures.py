@@ -112,8 +112,8 @@ def _how(tables: Mapping[str, Any], judged: bool) -> str:
         "K = 1 averages all candidates sampled; at larger K the inverse model chooses; the oracle "
         "(dashed) chooses by the true score and bounds any choice from above. Copy gives the source back; "
         "the codec row is the true target encoded and decoded. ± is the standard deviation over training "
-        "seeds, or over sampling seeds where a label has one run. Bold: best of the predictions that a model made "
-        "or chose itself."
+        "seeds, or over sampling seeds where a label has one run. Bold: best of the predictions that a "
+        "model made or chose itself."
     )
     scale = (
         " Score, editing success and minimal editing run from 0 to 10; the score is the smaller of the two."
@@ -273,8 +273,12 @@ def _probe_cell(row: Mapping[str, Any] | None) -> str:
     strength = abs(share["mean"] - 0.5) * 0.7
     spread = "" if share["std"] is None else f" ± {share['std'] * 100:.0f}"
     r = row["metrics"].get("pearson_r")
+    per_token = row["metrics"].get("share_per_token")
+    hint = f"{row['pairs']} pairs" + (
+        f", {per_token['mean'] * 100:.0f} % by mean per token" if per_token else ""
+    )
     correlation = "" if r is None else f", r {r['mean']:.2f}"
     return (
-        f'<td style="background:rgb(var({tint}) / {strength:.2f})" title="{row["pairs"]} pairs">'
+        f'<td style="background:rgb(var({tint}) / {strength:.2f})" title="{hint}">'
         f'{share["mean"] * 100:.0f} %<span class="pm">{spread}{correlation}</span></td>'
     )

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from wm.dynamics import (
+    Sampling,
     propose_actions,
     sample_observations,
     score_actions,
@@ -21,7 +22,6 @@ from wm.evaluation.stats import Floats
 from wm.images import Pixels
 from wm.judging import Judge, JudgeScore
 from wm.models import ImageCodec, UnifiedVLM
-from wm.sampling.engine import Sampling
 
 JUDGE_METRICS = ("final", "editing_success", "minimal_editing", "right", "copied")
 IMAGE_METRICS = ("l1", "unchanged_tokens")

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from wm.dynamics import Sampling
 from wm.errors import InputError
 from wm.evaluation.heldout import HeldOut
 from wm.evaluation.probe import Preference, probe
@@ -31,7 +32,6 @@ from wm.evaluation.scoring import (
 from wm.evaluation.tables import Collected
 from wm.evaluation.text import text_metrics
 from wm.models import ImageCodec, UnifiedVLM, load_model
-from wm.sampling.engine import Sampling
 
 Ask: TypeAlias = Literal["sample", "greedy", "probe", "propose"]
 COPY, CEILING = "Copy", "True target through the codec"
