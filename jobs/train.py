@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -197,9 +197,9 @@ def _print_summary(recipe: TrainRecipe, summary: dict[str, Any], wall_s: float) 
     )
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
-    return command_line(TrainRecipe, run, name="train", description=__doc__ or "")
+    return command_line(TrainRecipe, run, name="train", description=__doc__ or "", argv=argv)
 
 
 if __name__ == "__main__":

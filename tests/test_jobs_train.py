@@ -1,0 +1,204 @@
+"""The job: what it refuses and prints, in process and on Ray; kills in the middle change nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from training_data import random_rows, write_triplets
+
+from jobs import _ray
+from jobs.train import main, run
+from wm.errors import InputError
+from wm.models import load_model
+from wm.training import TrainRecipe
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS, EVERY = 240, 40
+
+
+@pytest.fixture(scope="module")
+def triplets(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_triplets(random_rows(tiny_base, 100), tmp_path_factory.mktemp("triplets") / "triplets")
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[None]:
+    _ray.connect(num_cpus=8)
+    yield
+    _ray.shutdown()
+
+
+def settings(base: Path, triplets: Path, out: Path, **values: Any) -> dict[str, Any]:
+    common = {"task": "fdm", "base": str(base), "triplets": str(triplets.parent), "out": str(out)}
+    return common | {"steps": STEPS, "global_batch": 8, "checkpoint_every": EVERY, "lr": 1e-3} | values
+
+
+def recipe_of(*args: Any, **values: Any) -> TrainRecipe:
+    return TrainRecipe.parse(settings(*args, **values), "test")
+
+
+def curve(out: Path) -> list[tuple[int, float]]:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"]) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_base: Path, triplets: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    out = tmp_path_factory.mktemp("uninterrupted") / "out"
+    run(recipe_of(tiny_base, triplets, out, num_workers=0, lora={"dropout": 0.0}))
+    return curve(out)
+
+
+def same(found: list[tuple[int, float]], wanted: list[tuple[int, float]]) -> None:
+    assert [step for step, _ in found] == [step for step, _ in wanted] == list(range(1, STEPS + 1))
+    assert [loss for _, loss in found] == pytest.approx([loss for _, loss in wanted], rel=2e-4)
+
+
+def test_a_run_leaves_model_curve_and_record_and_is_not_repeated(
+    tiny_base: Path, triplets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = recipe_of(tiny_base, triplets, tmp_path / "out", num_workers=0, steps=5, checkpoint_every=2)
+    record = run(recipe)
+    assert record["counts"] == {"triplets": 100, "skipped": 0, "steps": 5}
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "metrics.jsonl",
+        "model",
+        "run.json",
+    ]
+    assert load_model(tmp_path / "out" / "model").codec_id == load_model(tiny_base).codec_id
+    assert str(tmp_path / "out" / "model") in capsys.readouterr().out
+    before = (tmp_path / "out" / "metrics.jsonl").stat().st_mtime_ns
+    assert run(recipe) == record
+    assert (tmp_path / "out" / "metrics.jsonl").stat().st_mtime_ns == before
+    with pytest.raises(InputError, match="holds another run"):
+        run(recipe.model_copy(update={"lr": 0.5}))
+
+
+def test_a_dry_run_counts_and_writes_nothing(
+    tiny_base: Path, triplets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources = [{"path": str(triplets)}, {"path": str(triplets), "weight": 0.5, "limit": 10}]
+    values = settings(tiny_base, triplets, tmp_path / "out", steps=0, epochs=2) | {"triplets": sources}
+    plan = run(TrainRecipe.parse(values, "test"), dry_run=True)
+    assert [(source["rows"], source["weight"]) for source in plan["sources"]] == [(100, 1.0), (10, 0.5)]
+    assert (plan["rows_per_epoch"], plan["num_steps"]) == (105, 27)
+    assert plan["trained_parameters"] < plan["total_parameters"]
+    assert plan["completion_tokens_per_batch"] == 4 * 8
+    assert plan["tokens_per_batch"] > plan["completion_tokens_per_batch"]
+    assert "105 rows an epoch" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("learning_rate=1", "unknown key 'learning_rate'"),
+        ("lora.rank=1", "unknown key 'lora.rank'"),
+        ("task=both", "task = 'both'"),
+        ("steps=-1", "steps = -1"),
+        ("epochs=1.0", "give steps or epochs"),
+        ("num_workers=3", "no multiple of num_workers = 3"),
+        ("micro_batch=3", "micro_batch = 3 does not divide"),
+        ("base=nowhere", "nowhere"),
+        ("triplets=nowhere", "nowhere"),
+    ],
+)
+def test_bad_recipes_fail_before_any_work(
+    *,
+    tiny_base: Path,
+    triplets: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    setting: str,
+    message: str,
+) -> None:
+    out = tmp_path / "out"
+    good = [f"{key}={value}" for key, value in settings(tiny_base, triplets, out).items()]
+    assert main([*good, setting]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ") and errors.count("\n") == 1 and message in errors
+    assert not out.exists()
+
+
+def test_codes_of_another_codec_fail_before_any_work(tiny_base: Path, tmp_path: Path) -> None:
+    folder = write_triplets(random_rows(tiny_base, 3, codec="codec-other"), tmp_path / "triplets")
+    with pytest.raises(InputError, match=r"codec-other.*jobs\.ingest"):
+        run(recipe_of(tiny_base, folder, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "jobs" / "recipes" / "paper").glob("c-*.toml")), ids=lambda p: p.stem
+)
+def test_paper_recipes_parse_and_say_what_is_missing(path: Path) -> None:
+    recipe = TrainRecipe.load(path)
+    assert (recipe.lora.r, recipe.lora.alpha, recipe.lora.dropout) == (16, 32, 0.05)
+    assert recipe.weights.enabled == (path.stem == "c-fdm")
+    with pytest.raises(InputError, match="models/anole-7b"):
+        run(recipe, dry_run=True)
+
+
+def when_checkpointed(out: Path, act: Callable[[], None]) -> threading.Thread:
+    """Do something as soon as Ray has noted a checkpoint of the run in ``out``."""
+    snapshot = out / "checkpoints" / "checkpoint_manager_snapshot.json"
+
+    def watch() -> None:
+        deadline = time.monotonic() + 200
+        while time.monotonic() < deadline:
+            if snapshot.is_file() and "checkpoint_dir_name" in snapshot.read_text():
+                act()
+                return
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+def kill_a_training_worker() -> None:
+    for process in psutil.Process().children(recursive=True):
+        if "RayTrainWorker" in " ".join(process.cmdline()):
+            process.kill()
+            return
+
+
+@pytest.mark.slow
+def test_two_workers_one_of_which_is_killed_equal_one_process(
+    tiny_base: Path, triplets: Path, tmp_path: Path, uninterrupted: list[Any], ray_session: None
+) -> None:
+    out = tmp_path / "out"
+    killer = when_checkpointed(out, kill_a_training_worker)
+    recipe = recipe_of(tiny_base, triplets, out, num_workers=2, lora={"dropout": 0.0})
+    record = run(recipe)
+    killer.join()
+    assert record["summary"]["resumed_at_step"] in range(EVERY, STEPS, EVERY)
+    same(curve(out), uninterrupted)
+    assert not (out / "checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_a_driver_that_is_killed_goes_on_from_its_checkpoint(
+    tiny_base: Path, triplets: Path, tmp_path: Path, uninterrupted: list[Any], ray_session: None
+) -> None:
+    out = tmp_path / "out"
+    values = settings(tiny_base, triplets, out, num_workers=2)
+    overrides = [f"{key}={value}" for key, value in values.items()] + ["lora.dropout=0.0"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "jobs.train", *overrides], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL
+    )
+    when_checkpointed(out, lambda: os.kill(driver.pid, signal.SIGKILL)).join()
+    assert driver.wait() == -signal.SIGKILL
+    assert not (out / "run.json").exists() and not (out / "model").exists()
+    record = run(recipe_of(tiny_base, triplets, out, num_workers=2, lora={"dropout": 0.0}))
+    assert record["summary"]["resumed_at_step"] in range(EVERY, STEPS, EVERY)
+    same(curve(out), uninterrupted)
