@@ -136,7 +136,7 @@ def test_stands_alone_and_escapes(run_folder, tmp_path):
         assert text in html
     assert html.count('class="shot chosen"') == 1
     assert "×3" in html and "-9.25" in html and "data:image/jpeg" in html
-    assert "1 min 01 s" not in html and "5 min 05 s of work" in html
+    assert "5 finished stages took 5 min 05 s in all" in html
     assert "trained on the same triplets for the same steps" in html
     assert "Left out" not in html.split("</nav>")[1].split("<section")[0]
 

@@ -112,7 +112,7 @@ def legend(lines: Sequence[Line]) -> str:
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     """About ``count`` round numbers that cover [low, high]."""
     if not high > low:
-        low, high = low - 0.5, high + 0.5
+        low, high = (0.0, 1.0) if low == 0 else (low - 0.5, high + 0.5)
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)

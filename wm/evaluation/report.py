@@ -51,7 +51,7 @@ def _about(findings: Findings) -> str:
             f"seed{'s' * (count != 1)}; predictions scored by {judge}."
         )
     total_s = sum(float(stage.record.get("wall_s", 0.0)) for stage in findings.stages)
-    parts.append(f"{len(findings.stages)} stages, {duration(total_s)} of work in all.")
+    parts.append(f"{len(findings.stages)} finished stages took {duration(total_s)} in all.")
     versions = sorted({str(stage.record.get("wm_version", "?")) for stage in findings.stages})
     parts.append(f"wm {', '.join(versions)}; report of {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC.")
     return " ".join(parts)

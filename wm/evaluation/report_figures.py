@@ -8,6 +8,7 @@ from wm.evaluation.charts import Line, line_chart
 from wm.evaluation.claims import Claim, Labels, judge_claims
 from wm.evaluation.findings import Findings, same_training
 from wm.evaluation.page import prose, section, table
+from wm.evaluation.summary import row_name
 
 _BADGES = {"shows": "yes", "does not show": "no", "within the spread": "open", "not measured": "none"}
 _SHARES = {"right", "copied", "unchanged_tokens", "state_equivalent", "exact_match"}
@@ -139,7 +140,7 @@ def _best(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> dict[str
             for index, row in enumerate(rows)
             if row["choice"] in ("idm", "greedy") and name in row["metrics"]
         ]
-        if honest:
+        if honest and max(honest)[0] != 0:
             best[name] = -max(honest)[1]
     return best
 
@@ -211,7 +212,7 @@ def _subset_table(tables: Mapping[str, Any], metric: str) -> str:
     names = tables["subsets"]
     body = [
         [
-            f"{escape(row['label'])}, {escape(_choice(row))}",
+            escape(row_name(row)),
             *(f"{row['by_subset'][name][metric]:.{3 if metric == 'l1' else 2}f}" for name in names),
         ]
         for row in rows
