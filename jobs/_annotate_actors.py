@@ -92,6 +92,7 @@ class AnnotatorSettings:
     idm_batch: int
     threads: int
     device: str
+    dtype: str
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,8 @@ class Annotator:
         self.settings = settings
         self.problem = ""
         try:
-            self.idm = load_model(settings.idm, base=settings.base, device=settings.device)
+            dtype = getattr(torch, settings.dtype)
+            self.idm = load_model(settings.idm, base=settings.base, device=settings.device, dtype=dtype)
             self.codec = load_codec(settings.base or settings.idm, device=settings.device)
             self.name = annotator_name(settings.idm, self.idm.base_id)
         except InputError as error:

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 from pydantic import Field
@@ -71,6 +71,8 @@ class AnnotateRecipe(Recipe):
     """Actors that hold codec and IDM."""
     gpus_per_annotator: float = Field(default=0.0, ge=0)
     """GPUs of an annotator, 0 = it runs on the CPU."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the IDM's weights; the codec stays in float32."""
     annotator_threads: int = Field(default=1, ge=1)
     """Threads of an annotator on the CPU."""
     videos_per_shard: int = Field(default=32, ge=1)
@@ -111,6 +113,7 @@ class AnnotateRecipe(Recipe):
             idm_batch=self.idm_batch,
             threads=self.annotator_threads,
             device="cuda" if self.gpus_per_annotator > 0 else "cpu",
+            dtype=self.dtype,
         )
 
 

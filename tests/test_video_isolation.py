@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+from video_files import decord_frame
 
 from wm.video import isolation
 from wm.video.errors import VideoError
@@ -112,3 +113,15 @@ def test_a_spinning_child_ends_when_its_owner_is_killed(tmp_path):
     while is_running(child) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not is_running(child)
+
+
+@pytest.mark.slow
+def test_decord_s_own_endless_loop_is_ended(process, shared_data):
+    """decord counts 276 frames in this cut, and 67 exist: asked for the 110th it often spins for ever."""
+    path = str(shared_data / "videos" / "odd" / "decord_hang_110.mp4")
+    for _ in range(3):
+        try:
+            assert process.call(2, decord_frame, path, 110) == (1, 240, 426, 3)
+        except VideoError as error:
+            assert error.reason == "time_out"
+        assert process.call(20, decord_frame, path, 25) == (1, 240, 426, 3)

@@ -36,6 +36,21 @@ def test_flat_and_tiny_frames_have_a_finite_motion(kind, shape):
     assert np.isfinite(values).all()
 
 
+@pytest.mark.parametrize("kind", ["dis", "farneback"])
+def test_the_same_frames_give_the_same_bits_wherever_they_lie_in_memory(kind):
+    shots = [texture(48, 64, seed) for seed in range(6)]
+    curves = []
+    for shift in range(0, 64, 7):
+        rooms = [np.zeros(48 * 64 + 64, np.uint8) for _ in shots]
+        meter, curve = MotionMeter(kind), []
+        for room, shot in zip(rooms, shots, strict=True):
+            moved = room[shift : shift + shot.size].reshape(shot.shape)
+            moved[:] = shot
+            curve.append(meter.next(moved))
+        curves.append(curve)
+    assert all(curve == curves[0] for curve in curves)
+
+
 def test_finest_level_leaves_a_patch_of_rows():
     assert dis_finest_scale(120, 160) == 2
     assert dis_finest_scale(48, 64) == 1

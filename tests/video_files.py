@@ -28,6 +28,14 @@ def read_mark(pixels: np.ndarray) -> int:
     return sum(1 << bit for bit in range(BARS) if row[int((bit + 0.5) * width / BARS)] > 110)
 
 
+def decord_frame(path: str, index: int) -> tuple[int, ...]:
+    """Shape of one frame by decord, which never returns for some; for a process that can be killed."""
+    import decord
+
+    shape: tuple[int, ...] = decord.VideoReader(path, num_threads=1).get_batch([index]).shape
+    return shape
+
+
 def write_video(
     path: Path,
     frames: list[np.ndarray],

@@ -55,6 +55,8 @@ def list_videos(spec: str) -> list[Video]:
         videos = _matching(spec)
     else:
         raise InputError(f"videos = {spec!r}: no such file or folder")
+    for video in videos:
+        _require_text(video.uri)
     return sorted({video.key: video for video in videos}.values(), key=lambda video: video.key)
 
 
@@ -118,6 +120,14 @@ def _relative(path: Path, root: Path) -> Video:
     relative = path.relative_to(root)
     label = relative.parts[0] if len(relative.parts) == 2 else ""
     return Video(str(path), relative.as_posix(), label)
+
+
+def _require_text(name: str) -> None:
+    """Names become text columns: bytes that are no UTF-8 are refused at once, not in the middle of a run."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"file name {os.fsencode(name)!r} is not UTF-8; rename the file") from None
 
 
 def _is_video_name(name: str) -> bool:

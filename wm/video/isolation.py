@@ -22,9 +22,7 @@ Args = ParamSpec("Args")
 Result = TypeVar("Result")
 
 _START_LIMIT_S = 120.0
-_BOOT = (
-    "import sys; sys.path[:] = {path!r}; from wm.video.child import main; main({fd}, {mib}, {parent})"
-)
+_BOOT = "import sys; sys.path[:] = {path!r}; from wm.video.child import main; main({fd}, {mib}, {parent})"
 
 
 class IsolatedProcess:
