@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from pydantic import Field
 
@@ -131,7 +132,8 @@ def _connect() -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init()
         return
-    if not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
+    named = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ)
+    if not named and not (Path.home() / ".ray" / "auth_token").exists():
         # A token of this session's own, so that Ray writes none into the home folder.
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     ray.init(

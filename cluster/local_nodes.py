@@ -1,0 +1,84 @@
+"""Several Ray nodes on this machine: ``python -m cluster.local_nodes --nodes 3 --cpus 2 -- COMMAND``.
+
+Each node is a raylet with its own object store and logical CPUs, so that data really moves between nodes and
+a node can be taken away in the middle.
+"""
+
+import argparse
+import logging
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
+
+OBJECT_STORE_BYTES = 128 * 2**20
+
+
+@contextmanager
+def local_nodes(
+    num_nodes: int = 2, *, cpus_per_node: int = 2, object_store_bytes: int = OBJECT_STORE_BYTES
+) -> Iterator["Cluster"]:
+    """A cluster of ``num_nodes`` nodes, the head among them, that ends with the block.
+
+    While it stands, ``RAY_ADDRESS`` names it, for this process and its children; nothing is connected yet.
+    Strangers are kept out by a token. ``cluster.add_node(num_cpus=2)``, ``cluster.remove_node(node)`` change it.
+    """
+    if num_nodes < 1 or cpus_per_node < 1:
+        raise ValueError(f"expected at least one node and one CPU, got {num_nodes} and {cpus_per_node}")
+    before = os.environ.pop("RAY_ADDRESS", None)
+    _authenticate()
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": cpus_per_node, "object_store_memory": object_store_bytes}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    try:
+        for _ in range(num_nodes - 1):
+            cluster.add_node(**node)
+        cluster.wait_for_nodes()
+        os.environ["RAY_ADDRESS"] = cluster.address
+        yield cluster
+    finally:
+        cluster.shutdown()
+        os.environ.pop("RAY_ADDRESS", None)
+        if before is not None:
+            os.environ["RAY_ADDRESS"] = before
+
+
+def _authenticate() -> None:
+    """Token authentication for this process and its children, with a token of their own if there is none."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    named = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ)
+    if not named and not (Path.home() / ".ray" / "auth_token").exists():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    from ray._private.authentication.authentication_token_setup import enable_token_auth_by_default
+
+    enable_token_auth_by_default()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Start the nodes, run the command there, stop the nodes; returns the command's exit status."""
+    parser = argparse.ArgumentParser(prog="python -m cluster.local_nodes", description=__doc__)
+    parser.add_argument("--nodes", type=int, default=2, help="the head among them")
+    parser.add_argument("--cpus", type=int, default=2, help="logical CPUs of each node")
+    parser.add_argument("command", nargs="+", help="after --; it finds the cluster by RAY_ADDRESS")
+    arguments = parser.parse_args(argv)
+    if arguments.nodes < 1 or arguments.cpus < 1:
+        parser.error("--nodes and --cpus must be at least 1")
+    with local_nodes(arguments.nodes, cpus_per_node=arguments.cpus):
+        print(
+            f"{arguments.nodes} nodes with {arguments.cpus} CPUs each at {os.environ['RAY_ADDRESS']}",
+            flush=True,
+        )
+        return subprocess.run(arguments.command, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
