@@ -28,7 +28,7 @@ def local_nodes(
     """A cluster of ``num_nodes`` nodes, the head among them, that ends with the block.
 
     While it stands, ``RAY_ADDRESS`` names it, for this process and its children; nothing is connected yet.
-    Strangers are kept out by a token. ``cluster.add_node(num_cpus=2)``, ``cluster.remove_node(node)`` change it.
+    Strangers are kept out by a token. ``cluster.add_node`` and ``remove_node`` change it.
     """
     if num_nodes < 1 or cpus_per_node < 1:
         raise ValueError(f"expected at least one node and one CPU, got {num_nodes} and {cpus_per_node}")
