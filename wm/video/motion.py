@@ -45,8 +45,9 @@ class MotionMeter:
             self._dis = None
             return 0.0
         flow_HW2 = self._flow(previous, frame)[: luma_HW.shape[0], : luma_HW.shape[1]]
-        # not cv2.mean: its order of summing, so its last digits, depend on where the array lies in memory
-        return float(np.mean(cv2.magnitude(flow_HW2[..., 0], flow_HW2[..., 1]), dtype=np.float64))
+        # numpy, not cv2.magnitude and cv2.mean: their last digits depend on where an array lies in memory
+        squares_HW2 = flow_HW2 * flow_HW2
+        return float(np.sqrt(squares_HW2[..., 0] + squares_HW2[..., 1]).mean(dtype=np.float64))
 
     def _flow(self, previous: Luma, frame: Luma) -> npt.NDArray[np.float32]:
         if self.kind == "farneback":
