@@ -33,12 +33,13 @@ Fit = Callable[[TrainRecipe, str], dict[str, Any]]
 
 def run(recipe: TrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     """Train, or with ``dry_run`` check everything and say what would be done; returns the run's record."""
+    stage = Run(recipe.out, "train", recipe, _inputs(recipe))
+    is_whole = stage.is_whole()
     if dry_run:
         found = plan(recipe)
         _print_plan(recipe, found)
         return found.as_dict()
-    stage = Run(recipe.out, "train", recipe, _inputs(recipe))
-    if stage.is_whole():
+    if is_whole:
         print(f"{recipe.out} is whole: nothing to do (model in {Path(recipe.out) / MODEL})")
         return dict(json.loads((Path(recipe.out) / "run.json").read_text()))
     with stage.timed("check"):

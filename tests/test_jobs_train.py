@@ -172,6 +172,45 @@ def kill_a_training_worker() -> None:
 
 
 @pytest.mark.slow
+def test_another_process_joins_the_session_that_is_named(ray_session: None) -> None:
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    script = (
+        "from jobs import _ray; _ray.connect(); _ray.connect(); "
+        "import ray; print(ray.get_runtime_context().gcs_address)"
+    )
+    joined = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env=os.environ | {"RAY_ADDRESS": address},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert joined.stdout.split() == [address]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"lora": {"targets": ".*no_such_layer"}, "max_failures": 0},
+            "^lora.targets = '.*no_such_layer' fits",
+        ),
+        ({"lora": {"enabled": False}, "lr": 1e30, "grad_clip": 0}, "^loss is nan at step"),
+    ],
+)
+def test_errors_of_workers_are_told_in_one_line(
+    *, tiny_base: Path, triplets: Path, tmp_path: Path, ray_session: None, values: Any, message: str
+) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        run(recipe_of(tiny_base, triplets, tmp_path / "out", num_workers=1, **values))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
 def test_two_workers_one_of_which_is_killed_equal_one_process(
     tiny_base: Path, triplets: Path, tmp_path: Path, uninterrupted: list[Any], ray_session: None
 ) -> None:

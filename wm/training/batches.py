@@ -55,13 +55,13 @@ class Rows:
 class TokenSet:
     """Every training row as tensors, R rows padded on the right to T tokens."""
 
-    ids_RT: Tensor
+    ids_RT: Tensor  # noqa: N815
     """int32 vocabulary ids."""
-    is_completion_RT: Tensor
+    is_completion_RT: Tensor  # noqa: N815
     """bool: the tokens that are learned."""
-    weight_RT: Tensor
+    weight_RT: Tensor  # noqa: N815
     """float32: loss weights; 1 outside images."""
-    length_R: Tensor
+    length_R: Tensor  # noqa: N815
     """int64: tokens of each row before padding."""
     names: tuple[str, ...]
     """``triplet_id`` of each row."""

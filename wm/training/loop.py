@@ -90,7 +90,7 @@ def fit(
         global_rows = order.batch(step, recipe.global_batch)
         # Dropout that depends on the step alone: a resumed run draws what the uninterrupted one would have
         # drawn.
-        torch.manual_seed(((recipe.seed << 32) + step) * world.size + world.rank)
+        torch.manual_seed((((recipe.seed << 32) + step) * world.size + world.rank) % (1 << 63))
         loss = stepper.step(
             step,
             _micro_batches(tokens, rank_slice(global_rows, world.rank, world.size), recipe, world.device),
