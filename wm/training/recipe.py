@@ -29,7 +29,7 @@ class TrainRecipe(Recipe):
     epochs: float = Field(default=0.0, ge=0)
     """Passes over the triplets; 0: given by ``steps``."""
     global_batch: int = Field(default=32, ge=1)
-    """Triplets a step, over all workers; the result does not depend on how they are spread."""
+    """Triplets a step, over all workers; how they are spread changes nothing but the draw of dropout."""
     micro_batch: int = Field(default=0, ge=0)
     """Triplets a worker takes at a time, gradients being accumulated; 0: its whole share."""
     lr: float = Field(default=2e-4, gt=0)
