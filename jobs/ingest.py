@@ -13,7 +13,15 @@ from wm.cli import main as cli_main
 from wm.config import Recipe
 from wm.datasets.aurora import Item, Problem, list_items, load_pair
 from wm.errors import InputError
-from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA, read_table, reject_row, stable_id, triplet_row, write_table
+from wm.records import (
+    REJECT_SCHEMA,
+    TRIPLET_SCHEMA,
+    read_table,
+    reject_row,
+    stable_id,
+    triplet_row,
+    write_table,
+)
 from wm.runs import Run, digest_of
 
 
@@ -74,7 +82,9 @@ class Ingestor:
                 rows.append((entry, *pair))
         out, name = Path(self.recipe.out), f"part-{shard['number']:05d}.parquet"
         if problems:
-            write_table([self._reject(problem) for problem in problems], out / "rejects" / name, REJECT_SCHEMA)
+            write_table(
+                [self._reject(problem) for problem in problems], out / "rejects" / name, REJECT_SCHEMA
+            )
         write_table(self._triplets(rows), out / "triplets" / name, TRIPLET_SCHEMA)
         return {"rows": len(entries)}
 
@@ -88,11 +98,20 @@ class Ingestor:
         from wm.models import change_map
 
         side = self.codec.side_px
-        source_BN, source_features = self.codec.encode_with_features(np.stack([fit_square(x, side) for x in sources]))
-        target_BN, target_features = self.codec.encode_with_features(np.stack([fit_square(x, side) for x in targets]))
+        source_BN, source_features = self.codec.encode_with_features(
+            np.stack([fit_square(x, side) for x in sources])
+        )
+        target_BN, target_features = self.codec.encode_with_features(
+            np.stack([fit_square(x, side) for x in targets])
+        )
         columns = (source_BN, target_BN, change_map(source_features, target_features))
         return [
-            {"codec": self.codec.codec_id, "source_codes": a.tolist(), "target_codes": b.tolist(), "change": c.tolist()}
+            {
+                "codec": self.codec.codec_id,
+                "source_codes": a.tolist(),
+                "target_codes": b.tolist(),
+                "change": c.tolist(),
+            }
             for a, b, c in zip(*columns, strict=True)
         ]
 
@@ -141,16 +160,20 @@ def run(recipe: IngestRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     stage = Run(recipe.out, "ingest", recipe, inputs)
     whole = stage.is_whole()
     if dry_run or whole:
-        print(f"ingest: {'already whole in' if whole else 'would write'} {recipe.out}: {len(entries):,} rows of "
-              f"{recipe.file}, {'codes by ' + recipe.codec if recipe.codec else 'no codes (no codec given)'}")
+        print(
+            f"ingest: {'already whole in' if whole else 'would write'} {recipe.out}: {len(entries):,} rows of "
+            f"{recipe.file}, {'codes by ' + recipe.codec if recipe.codec else 'no codes (no codec given)'}"
+        )
         return {}
     stage.start()
     with stage.timed("ingest_s"):
         _ingest(recipe, len(entries))
     counts = _counts(Path(recipe.out), len(entries))
     record = stage.finish(counts)
-    print(f"ingest: {counts['rows']:,} rows → {counts['triplets']:,} triplets in {recipe.out}/triplets, "
-          f"{counts['rejects']:,} rejects in {recipe.out}/rejects")
+    print(
+        f"ingest: {counts['rows']:,} rows → {counts['triplets']:,} triplets in {recipe.out}/triplets, "
+        f"{counts['rejects']:,} rejects in {recipe.out}/rejects"
+    )
     for reason, count in counts["rejects_by_reason"].items():
         print(f"  {reason}: {count}")
     return record
@@ -174,8 +197,13 @@ def _ingest(recipe: IngestRecipe, num_rows: int) -> None:
         compute=ray.data.ActorPoolStrategy(size=workers),
         num_cpus=1,
     )
-    with tqdm(total=num_rows, initial=num_rows - sum(s["stop"] - s["start"] for s in shards), unit="row",
-              desc="ingest", mininterval=1.0) as bar:
+    with tqdm(
+        total=num_rows,
+        initial=num_rows - sum(s["stop"] - s["start"] for s in shards),
+        unit="row",
+        desc="ingest",
+        mininterval=1.0,
+    ) as bar:
         for row in done.iter_rows():
             bar.update(row["rows"])
 
@@ -186,8 +214,10 @@ def _counts(out: Path, num_rows: int) -> dict[str, Any]:
     if (out / "rejects").is_dir():
         reasons.update(read_table(out / "rejects", REJECT_SCHEMA, ["reason"]).column("reason").to_pylist())
     if triplets.num_rows + sum(reasons.values()) != num_rows:
-        raise InputError(f"{out}: {triplets.num_rows} triplets and {sum(reasons.values())} rejects do not add up to "
-                         f"{num_rows} rows; the input changed while it was read")
+        raise InputError(
+            f"{out}: {triplets.num_rows} triplets and {sum(reasons.values())} rejects do not add up to "
+            f"{num_rows} rows; the input changed while it was read"
+        )
     by_class = Counter(triplets.column("class_label").to_pylist())
     return {
         "rows": num_rows,

@@ -35,18 +35,26 @@ def run(recipe: SelectRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     whole = stage.is_whole()
     table = read_table(recipe.triplets, columns=COLUMNS)
     if dry_run or whole:
-        print(f"select: {'already whole in' if whole else 'would choose'} {recipe.out}: "
-              f"{min(recipe.k, table.num_rows):,} of {table.num_rows:,} triplets")
+        print(
+            f"select: {'already whole in' if whole else 'would choose'} {recipe.out}: "
+            f"{min(recipe.k, table.num_rows):,} of {table.num_rows:,} triplets"
+        )
         return {}
     stage.start()
     with stage.timed("select_s"):
         chosen = select_top_k(table, recipe.k, recipe.score, recipe.min_score)
-        write_table(chosen.to_pylist(), Path(recipe.out) / "selection" / "part-00000.parquet", SELECTION_SCHEMA)
-    record = stage.finish({"triplets": table.num_rows, "chosen": chosen.num_rows, "by_class": _by_class(table, chosen)})
+        write_table(
+            chosen.to_pylist(), Path(recipe.out) / "selection" / "part-00000.parquet", SELECTION_SCHEMA
+        )
+    record = stage.finish(
+        {"triplets": table.num_rows, "chosen": chosen.num_rows, "by_class": _by_class(table, chosen)}
+    )
     print(f"select: {chosen.num_rows:,} of {table.num_rows:,} triplets → {recipe.out}/selection")
     for label, counts in record["counts"]["by_class"].items():
-        print(f"  {label or '(no class)':<24} {counts['chosen']:>7,} of {counts['triplets']:>7,}"
-              f"   score {counts['lowest']:.3f} to {counts['highest']:.3f}")
+        print(
+            f"  {label or '(no class)':<24} {counts['chosen']:>7,} of {counts['triplets']:>7,}"
+            f"   score {counts['lowest']:.3f} to {counts['highest']:.3f}"
+        )
     return record
 
 
@@ -56,7 +64,12 @@ def _by_class(table: pa.Table, chosen: pa.Table) -> dict[str, dict[str, Any]]:
     for row in chosen.select(["class_label", "score"]).to_pylist():
         scores.setdefault(row["class_label"], []).append(row["score"])
     return {
-        label: {"triplets": available[label], "chosen": len(values), "lowest": min(values), "highest": max(values)}
+        label: {
+            "triplets": available[label],
+            "chosen": len(values),
+            "lowest": min(values),
+            "highest": max(values),
+        }
         for label, values in sorted(scores.items())
     }
 

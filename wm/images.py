@@ -40,7 +40,7 @@ def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Pixels
                         f"{name} has {image.width} x {image.height} pixels; at most {max_pixels:,} are accepted"
                     )
                 upright = ImageOps.exif_transpose(image)
-                return np.asarray((upright or image).convert("RGB"))
+                return np.array((upright or image).convert("RGB"))
     except InputError:
         raise
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
@@ -59,4 +59,4 @@ def fit_square(pixels_HWC: Pixels, side_px: int) -> Pixels:
     size = (max(side_px, round(width * scale)), max(side_px, round(height * scale)))
     image = Image.fromarray(pixels_HWC).resize(size, Image.Resampling.LANCZOS)
     left, top = (size[0] - side_px) // 2, (size[1] - side_px) // 2
-    return np.asarray(image.crop((left, top, left + side_px, top + side_px)))
+    return np.array(image.crop((left, top, left + side_px, top + side_px)))

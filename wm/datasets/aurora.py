@@ -49,8 +49,10 @@ def list_items(root: str | Path, file: str) -> list[Item | Problem]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(rows, list) or not rows:
-        raise InputError(f"{path} holds {type(rows).__name__} of length {len(rows) if isinstance(rows, list) else 1}; "
-                         "expected a non-empty list of rows")
+        raise InputError(
+            f"{path} holds {type(rows).__name__} of length {len(rows) if isinstance(rows, list) else 1}; "
+            "expected a non-empty list of rows"
+        )
     default_task = path.parent.name
     found = [_read_row(row, f"{file}#{index}", default_task) for index, row in enumerate(rows)]
     problems = [entry for entry in found if isinstance(entry, Problem)]
@@ -87,7 +89,9 @@ def _read_row(row: Any, uri: str, default_task: str) -> Item | Problem:
     values = {"instruction": instruction, "input": row.get("input"), "output": row.get("output")}
     for name, value in values.items():
         if value is None:
-            return Problem(uri, task, "missing_field", f"{uri}: no {name!r}; found {', '.join(map(str, row))}")
+            return Problem(
+                uri, task, "missing_field", f"{uri}: no {name!r}; found {', '.join(map(str, row))}"
+            )
         if not isinstance(value, str) or not value.strip():
             return Problem(uri, task, "bad_field", f"{uri}: {name} = {value!r:.60}; expected non-empty text")
     return Item(uri, task, str(row["input"]), str(row["output"]), str(instruction).strip())

@@ -24,7 +24,9 @@ SELECTION_SCHEMA = pa.schema(
 COLUMNS = ["triplet_id", "class_label", "action_logprob", "action_tokens"]
 
 
-def select_top_k(triplets: pa.Table, k: int, score: Score = "mean", min_score: float | None = None) -> pa.Table:
+def select_top_k(
+    triplets: pa.Table, k: int, score: Score = "mean", min_score: float | None = None
+) -> pa.Table:
     """Choose ``k`` rows: classes take turns, each giving its best remaining row, until k are taken or none is left.
 
     ``triplets`` has :data:`COLUMNS`. ``score``: "mean" log-likelihood per action token, or its "sum", in nats.
@@ -43,7 +45,9 @@ def select_top_k(triplets: pa.Table, k: int, score: Score = "mean", min_score: f
     ids = columns["triplet_id"].to_numpy(dtype=str)
     labels = columns["class_label"].fillna("").to_numpy(dtype=str)
     if np.isnan(scores).any():
-        raise InputError(f"triplet {ids[np.isnan(scores)][0]} has no action_logprob; select works on annotated triplets")
+        raise InputError(
+            f"triplet {ids[np.isnan(scores)][0]} has no action_logprob; select works on annotated triplets"
+        )
     if len(np.unique(ids)) != len(ids):
         raise InputError("a triplet_id stands twice; select needs a clean data set")
     wanted = np.ones(len(ids), bool) if min_score is None else scores >= min_score
@@ -55,5 +59,6 @@ def select_top_k(triplets: pa.Table, k: int, score: Score = "mean", min_score: f
     rank[by_class] = np.arange(len(ids)) - starts[class_number[by_class]]
     chosen = np.lexsort((class_number, rank))[:k]
     return pa.table(
-        [ids[chosen], labels[chosen], scores[chosen], rank[chosen], np.arange(len(chosen))], schema=SELECTION_SCHEMA
+        [ids[chosen], labels[chosen], scores[chosen], rank[chosen], np.arange(len(chosen))],
+        schema=SELECTION_SCHEMA,
     )

@@ -33,7 +33,7 @@ class NanoPreset:
     num_heads: int = 4
     mlp_size: int = 320
     max_positions: int = 128
-    num_codes: int = 128
+    num_codes: int = 192
     code_width: int = 16
     side_px: int = 48
     base_channels: int = 32
@@ -41,7 +41,7 @@ class NanoPreset:
     channel_multiplier: tuple[int, ...] = (1, 1, 1, 1, 1)
     """One entry a resolution; the side shrinks by 2 between two."""
     num_res_blocks: int = 0
-    latent_channels: int = 32
+    latent_channels: int = 64
     codec_attention: bool = False
     """One attention block in the middle of encoder and decoder, as the released codec has."""
     local_codes: bool = True
@@ -77,7 +77,7 @@ def build_tokenizer(words: Sequence[str], num_codes: int) -> PreTrainedTokenizer
     vocabulary = {name: row for row, name in enumerate([*_SPECIAL, *images, *structure, *spoken])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens([*_SPECIAL, *structure])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -21,13 +21,23 @@ MARGIN_PX = 8
 """Table shown left and right of the cells in a clip: the clip is 64 x 48, its centre square is the scene."""
 
 COLOURS: dict[str, tuple[int, int, int]] = {
-    "red": (200, 30, 40),
-    "green": (30, 130, 50),
-    "blue": (40, 60, 190),
-    "yellow": (245, 220, 60),
+    "red": (220, 40, 40),
+    "green": (40, 170, 70),
+    "blue": (50, 80, 225),
+    "yellow": (250, 215, 40),
 }
 SHAPES = ("circle", "square", "triangle")
-POSITIONS = ("top-left", "top", "top-right", "left", "center", "right", "bottom-left", "bottom", "bottom-right")
+POSITIONS = (
+    "top-left",
+    "top",
+    "top-right",
+    "left",
+    "center",
+    "right",
+    "bottom-left",
+    "bottom",
+    "bottom-right",
+)
 BACKGROUNDS = ("linen", "slate", "checker")
 NUM_OBJECTS = len(COLOURS) * len(SHAPES)
 
@@ -117,7 +127,9 @@ def render(state: State, camera: Camera, rng: np.random.Generator) -> Pixels:
     return wide[:, MARGIN_PX : MARGIN_PX + SIDE_PX]
 
 
-def render_sprites(background: int, sprites: list[Sprite], camera: Camera, rng: np.random.Generator) -> Pixels:
+def render_sprites(
+    background: int, sprites: list[Sprite], camera: Camera, rng: np.random.Generator
+) -> Pixels:
     """A frame (48, 64, 3) of the wide table."""
     canvas = _table(background).copy()
     for x_px, y_px, darkness in camera.crumbs:
@@ -129,7 +141,9 @@ def render_sprites(background: int, sprites: list[Sprite], camera: Camera, rng: 
         box += alpha * (np.asarray(sprite.rgb, np.float32) - box)
     right, down = camera.shift_px
     move = np.asarray([[1, 0, right - 2], [0, 1, down - 2]], np.float32)
-    view = np.asarray(cv2.warpAffine(canvas, move, (SIDE_PX + 2 * MARGIN_PX, SIDE_PX), flags=cv2.INTER_LINEAR))
+    view = np.asarray(
+        cv2.warpAffine(canvas, move, (SIDE_PX + 2 * MARGIN_PX, SIDE_PX), flags=cv2.INTER_LINEAR)
+    )
     if camera.noise:
         view = view + rng.standard_normal(view.shape, np.float32) * camera.noise
     return np.clip(np.rint(view), 0, 255).astype(np.uint8)
@@ -137,7 +151,9 @@ def render_sprites(background: int, sprites: list[Sprite], camera: Camera, rng: 
 
 def random_camera(rng: np.random.Generator, shifted_share: float = 0.3, crumbed_share: float = 0.2) -> Camera:
     """A camera for one picture: shifted by up to 1 px in 30 % of them, crumbs on the table in 20 %."""
-    shift = tuple(float(value) for value in rng.uniform(-1, 1, 2)) if rng.random() < shifted_share else (0.0, 0.0)
+    shift = (
+        tuple(float(value) for value in rng.uniform(-1, 1, 2)) if rng.random() < shifted_share else (0.0, 0.0)
+    )
     crumbs = random_crumbs(rng) if rng.random() < crumbed_share else ()
     return Camera((shift[0], shift[1]), crumbs=crumbs)
 
@@ -153,14 +169,14 @@ def random_crumbs(rng: np.random.Generator) -> tuple[tuple[int, int, int], ...]:
 
 @cache
 def _mask(shape: int) -> FloatImage:
-    """Coverage (16, 16) from 0 to 1 of a shape 12 px wide, four samples a side and px."""
+    """Coverage (16, 16) from 0 to 1 of a shape at most 12 px wide, four samples a side and px."""
     grid = (np.arange(CELL_PX * 4) + 0.5) / 4 - CELL_PX / 2
     x, y = np.meshgrid(grid, grid)
-    radius = 6.0
+    half = 6.0
     inside = {
-        "circle": x**2 + y**2 <= radius**2,
-        "square": np.maximum(abs(x), abs(y)) <= radius - 0.5,
-        "triangle": (y <= radius - 0.5) & (abs(x) <= (y + radius) / 2),
+        "circle": x**2 + y**2 <= (half - 0.8) ** 2,
+        "square": np.maximum(abs(x), abs(y)) <= half,
+        "triangle": (y <= half) & (abs(x) <= (y + half) / 2),
     }[SHAPES[shape]]
     return inside.reshape(CELL_PX, 4, CELL_PX, 4).mean((1, 3)).astype(np.float32)
 
@@ -170,7 +186,7 @@ def _table(background: int) -> FloatImage:
     """The bare table (52, 68, 3): the wide view and 2 px around it for the camera's shift."""
     height, width = SIDE_PX + 4, SIDE_PX + 2 * MARGIN_PX + 4
     y, x = np.mgrid[0:height, 0:width] - 2
-    tops = {"linen": (222, 205, 180), "slate": (96, 102, 110), "checker": (168, 178, 172)}
+    tops = {"linen": (238, 228, 212), "slate": (62, 64, 72), "checker": (150, 150, 156)}
     table = np.empty((height, width, 3), np.float32)
     table[:] = tops[BACKGROUNDS[background]]
     if BACKGROUNDS[background] == "checker":

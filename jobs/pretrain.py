@@ -1,0 +1,172 @@
+"""Make the nano base from nothing: a VQGAN, then a Chameleon on captioned pairs of pictures, no action among them.
+
+It stands in for the pre-trained checkpoint (Anole-7B and the like) that a laptop cannot hold.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from tqdm import tqdm
+
+from wm.cli import main as cli_main
+from wm.config import Recipe
+from wm.runs import Run, write_json
+
+
+class PretrainRecipe(Recipe):
+    """Sizes of the data and lengths of the trainings."""
+
+    out: str
+    """Folder; the base (codec, language model, tokenizer) is out/model."""
+    seed: int = Field(default=0, ge=0)
+    """Of the documents and of both trainings."""
+    threads: int = Field(default=2, ge=1)
+    """CPU threads."""
+    images: int = Field(default=4000, ge=64)
+    """Pictures that the codec is trained on."""
+    encoder_steps: int = Field(default=300, ge=1)
+    """Training steps of the codec's encoder and codebook."""
+    decoder_steps: int = Field(default=500, ge=1)
+    """Training steps of the codec's decoder."""
+    documents: int = Field(default=8000, ge=64)
+    """Captioned pairs of pictures that the language model is trained on."""
+    steps: int = Field(default=1400, ge=1)
+    """Training steps of the language model."""
+    batch: int = Field(default=48, ge=1)
+    """Documents a step."""
+    action_slot_tokens: int = Field(default=9, ge=0)
+    """Text between two images is padded to so many tokens, so that their distance is constant; 0 = not padded."""
+
+
+def run(recipe: PretrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
+    """Train codec and language model, write ``out/model``; returns the run's record."""
+    stage = Run(recipe.out, "pretrain", recipe)
+    whole = stage.is_whole()
+    if dry_run or whole:
+        print(
+            f"pretrain: {'already whole in' if whole else 'would train into'} {recipe.out}/model: codec "
+            f"{recipe.encoder_steps} + {recipe.decoder_steps} steps, language model {recipe.steps} steps"
+        )
+        return {}
+    stage.start()
+    import torch
+
+    from wm.models import save_model
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(recipe.threads)
+    try:
+        with stage.timed("codec_s"):
+            codec, codec_figures = _codec(recipe)
+        with stage.timed("documents_s"):
+            vlm, ids_MT = _documents(recipe, codec)
+        with stage.timed("language_model_s"):
+            figures = _language_model(recipe, vlm, ids_MT)
+    finally:
+        torch.set_num_threads(threads)
+    save_model(vlm, Path(recipe.out) / "model", kind="base", codec=codec, recipe_digest=recipe.digest())
+    size = sum(parameter.numel() for parameter in vlm.module.parameters())
+    record = stage.finish(
+        {"parameters": size, "documents": recipe.documents, "codes_used": int(codec_figures["codes_used"])},
+        figures={"codec": codec_figures, "language_model": figures},
+    )
+    print(
+        f"pretrain: base of {size / 1e6:.2f} M parameters in {recipe.out}/model "
+        f"(codes in use {codec_figures['codes_used']:.0f}, loss {figures['loss']:.3f} nats a token)"
+    )
+    return record
+
+
+def _preset(recipe: PretrainRecipe) -> Any:
+    from wm.models.nano import NanoPreset
+
+    return NanoPreset(action_slot_tokens=recipe.action_slot_tokens)
+
+
+def _codec(recipe: PretrainRecipe) -> tuple[Any, dict[str, float]]:
+    """The trained codec; what a killed run had finished of it is taken up again."""
+    import json
+
+    import numpy as np
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from wm.models import ImageCodec
+    from wm.models.nano import build_codec
+    from wm.tabletop.scenes import random_camera, random_state, render
+    from wm.training.codec_training import CodecSettings, train_codec
+
+    blank = build_codec(_preset(recipe))
+    kept, facts = Path(recipe.out) / "codec.safetensors", Path(recipe.out) / "codec.json"
+    if facts.exists():
+        blank.vqgan.load_state_dict(load_file(kept))
+        return ImageCodec(blank.vqgan, blank.scale), json.loads(facts.read_text())
+    rng = np.random.default_rng([recipe.seed, 21])
+    pixels = np.stack([render(random_state(rng), random_camera(rng), rng) for _ in range(recipe.images)])
+    settings = CodecSettings(
+        encoder_steps=recipe.encoder_steps, decoder_steps=recipe.decoder_steps, seed=recipe.seed
+    )
+    vqgan = blank.vqgan.requires_grad_(True)
+    with tqdm(total=recipe.encoder_steps + recipe.decoder_steps, unit="step", mininterval=1.0) as bar:
+
+        def report(phase: str, _step: int, _steps: int, loss: float) -> None:
+            bar.set_description(phase, refresh=False)
+            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+            bar.update()
+
+        figures = train_codec(
+            vqgan, torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), settings, report
+        )
+    save_file(vqgan.state_dict(), kept)
+    write_json(facts, figures)
+    return ImageCodec(vqgan, blank.scale), figures
+
+
+def _documents(recipe: PretrainRecipe, codec: Any) -> tuple[Any, Any]:
+    """A fresh language model and its documents as ids (M, T): half [image][caption][image], half [image][image][caption]."""
+    import numpy as np
+    import torch
+
+    from wm.models import pack
+    from wm.models.nano import build_nano
+    from wm.tabletop.actions import vocabulary
+    from wm.tabletop.documents import sample_document
+
+    rng = np.random.default_rng([recipe.seed, 22])
+    documents = [
+        sample_document(rng)
+        for _ in tqdm(range(recipe.documents), unit="doc", desc="documents", mininterval=1.0)
+    ]
+    first_MN = codec.encode(np.stack([document[0] for document in documents])).tolist()
+    second_MN = codec.encode(np.stack([document[2] for document in documents])).tolist()
+    torch.manual_seed(recipe.seed)
+    vlm, _ = build_nano(vocabulary(), _preset(recipe), codec=codec)
+    segments = [
+        vlm.layout("fdm" if index % 2 else "idm", source=first, action=document[1], target=second)
+        for index, (document, first, second) in enumerate(zip(documents, first_MN, second_MN, strict=True))
+    ]
+    return vlm, pack(segments, vlm.pad_id)[0]
+
+
+def _language_model(recipe: PretrainRecipe, vlm: Any, ids_MT: Any) -> dict[str, float]:
+    from wm.training.pretraining import PretrainSettings, pretrain
+
+    settings = PretrainSettings(steps=recipe.steps, batch=recipe.batch, seed=recipe.seed)
+    with tqdm(total=recipe.steps, unit="step", desc="language model", mininterval=1.0) as bar:
+
+        def report(_step: int, loss: float) -> None:
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            bar.update()
+
+        return pretrain(vlm, ids_MT, settings, report)
+
+
+def main() -> int:
+    """Command line."""
+    return cli_main(PretrainRecipe, run, name="pretrain", description=__doc__ or "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
