@@ -7,3 +7,7 @@ class InputError(ValueError):
     The message is one line and names the value, where it came from and what was expected.
     Commands print it without a traceback and exit with status 2.
     """
+
+
+class OtherRunError(InputError):
+    """The output folder holds another run: another stage's, another recipe's, or one on inputs that have changed."""

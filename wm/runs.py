@@ -11,7 +11,7 @@ from typing import Any
 
 from wm import __version__
 from wm.config import Recipe
-from wm.errors import InputError
+from wm.errors import InputError, OtherRunError
 
 _WHOLE = "run.json"
 _UNFINISHED = "run.unfinished.json"
@@ -55,7 +55,7 @@ class Run:
                 json.dumps(found.get(part), sort_keys=True) for part in ("stage", "recipe", "inputs")
             )
             if other != self.key:
-                raise InputError(
+                raise OtherRunError(
                     f"{self.out} holds another run ({_difference(found, self._record)}); choose another out"
                 )
             if name == _WHOLE:

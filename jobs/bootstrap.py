@@ -1,0 +1,180 @@
+"""The whole method, stage after stage: base → inverse model → annotate videos → select → forward models → evaluate →
+report. Stages exchange files: one whose output is whole and whose inputs are unchanged is not run again.
+"""
+
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from jobs import annotate, evaluate, ingest, pretrain, report, select, tabletop, train
+from wm.cli import main as cli_main
+from wm.config import Recipe
+from wm.errors import OtherRunError
+from wm.runs import read_run
+
+Settings = dict[str, Any]
+
+
+class BootstrapRecipe(Recipe):
+    """One table a stage, with that stage's own keys (``python -m jobs.STAGE --help``); paths between stages are set
+    here. Without ``base_model``, ``supervised_root`` and ``videos`` the nano world supplies them."""
+
+    out: str
+    """Folder of the run; each stage has a folder of its name in it."""
+    seeds: list[int] = Field(default=[0], min_length=1)
+    """Training seeds. Every seed trains its own inverse and forward models; evaluation gives mean and spread."""
+    base_model: str | None = None
+    """Model folder to start from; without it jobs.pretrain makes the nano base."""
+    supervised_root: str | None = None
+    """Folder of a supervised set in AURORA's layout; without it the tabletop's."""
+    train_file: str = "data/tabletop/train.json"
+    """Its rows for training, relative to the root."""
+    test_file: str = "data/tabletop/test.json"
+    """Its rows for evaluation."""
+    videos: str | None = None
+    """Folder, glob or list of unlabelled videos; without it the tabletop's."""
+    unweighted: bool = True
+    """Train the bootstrapped forward model without recognition weights too, for comparison."""
+    tabletop: Settings = {}
+    """Keys of jobs.tabletop."""
+    pretrain: Settings = {}
+    """Keys of jobs.pretrain."""
+    ingest: Settings = {}
+    """Keys of jobs.ingest."""
+    idm: Settings = {}
+    """Keys of jobs.train for the inverse model."""
+    annotate: Settings = {}
+    """Keys of jobs.annotate."""
+    select: Settings = {}
+    """Keys of jobs.select."""
+    fdm: Settings = {}
+    """Keys of jobs.train for every forward model."""
+    evaluate: Settings = {}
+    """Keys of jobs.evaluate."""
+    report: Settings = {}
+    """Keys of jobs.report."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """``name``: folder below out. ``run``: the job's function, called with ``recipe``."""
+
+    name: str
+    run: Callable[..., Any]
+    recipe: Recipe
+
+
+def plan(recipe: BootstrapRecipe) -> list[Stage]:
+    """Every stage in order with its resolved recipe; a wrong key in any table is an error here, before any work."""
+    out = Path(recipe.out)
+    stages: list[Stage] = []
+
+    def add(name: str, job: Any, kind: type[Recipe], table: str, **fixed: Any) -> str:
+        settings = {**getattr(recipe, table), **fixed, "out": str(out / name)}
+        stages.append(Stage(name, job.run, kind.parse(settings, f"table [{table}] for stage {name}")))
+        return str(out / name)
+
+    base = recipe.base_model or f"{add('base', pretrain, pretrain.PretrainRecipe, 'pretrain')}/model"
+    world = str(out / "world")
+    if recipe.supervised_root is None or recipe.videos is None:
+        world = add("world", tabletop, tabletop.TabletopRecipe, "tabletop")
+    root = recipe.supervised_root or f"{world}/supervised"
+    videos = recipe.videos or f"{world}/videos"
+    kind = ingest.IngestRecipe
+    shared = {"root": root, "codec": base}
+    supervised = add("triplets", ingest, kind, "ingest", **shared, file=recipe.train_file, split="train")
+    test = add("test", ingest, kind, "ingest", **shared, file=recipe.test_file, split="test")
+
+    models: dict[str, Settings] = {}
+    for seed in recipe.seeds:
+        tail = "" if seed == recipe.seeds[0] else f"-seed{seed}"
+        training = {"base": base, "seed": seed}
+        people = [{"path": supervised}]
+        idm = add(f"idm{tail}", train, train.TrainRecipe, "idm", **training, task="idm", triplets=people)
+        models[f"idm{tail}"] = {"path": f"{idm}/model", "role": "idm", "label": "IDM", "seed": seed}
+        annotated = add(
+            f"annotated{tail}",
+            annotate,
+            annotate.AnnotateRecipe,
+            "annotate",
+            videos=videos,
+            idm=f"{idm}/model",
+        )
+        chosen = add(
+            f"selected{tail}", select, select.SelectRecipe, "select", triplets=f"{annotated}/triplets"
+        )
+        both = [*people, {"path": annotated, "selection": chosen}]
+        plain = {**recipe.fdm.get("weights", {}), "enabled": False}
+        variants: dict[str, tuple[str, Settings]] = {
+            "fdm-ft": ("C-FT", {"triplets": people, "weights": plain}),
+            "fdm": ("C-FDM", {"triplets": both}),
+        }
+        if recipe.unweighted:
+            variants["fdm-unweighted"] = ("C-FDM, no weights", {"triplets": both, "weights": plain})
+        for name, (label, settings) in variants.items():
+            fdm = add(f"{name}{tail}", train, train.TrainRecipe, "fdm", **training, task="fdm", **settings)
+            entry = {"path": f"{fdm}/model", "role": "fdm", "label": label, "seed": seed, "idm": f"idm{tail}"}
+            models[f"{name}{tail}"] = entry
+    add(
+        "evaluate", evaluate, evaluate.EvaluateRecipe, "evaluate",
+        triplets=f"{test}/triplets", base=base, models=models, idm="idm",
+    )  # fmt: skip
+    add("report", report, report.ReportRecipe, "report", run=str(out))
+    return stages
+
+
+def run(recipe: BootstrapRecipe, *, dry_run: bool = False) -> dict[str, Any]:
+    """Run what is not whole; returns ``{stage: run record}``."""
+    stages = plan(recipe)
+    if dry_run:
+        print(f"bootstrap: {len(stages)} stages into {recipe.out}")
+        for number, stage in enumerate(stages, 1):
+            state = "whole" if read_run(Path(recipe.out) / stage.name) else "to do"
+            print(f"  {number:>2} {stage.name:<24} {stage.run.__module__:<16} {state}")
+        return {}
+    begin = time.monotonic()
+    records = {}
+    for number, stage in enumerate(stages, 1):
+        minutes, seconds = divmod(int(time.monotonic() - begin), 60)
+        print(f"\n[{number}/{len(stages)}] {stage.name} ({minutes}:{seconds:02d} so far)", flush=True)
+        _run_stage(stage, Path(recipe.out))
+        records[stage.name] = read_run(Path(recipe.out) / stage.name)
+    minutes, seconds = divmod(int(time.monotonic() - begin), 60)
+    print(
+        f"\nbootstrap: whole in {minutes}:{seconds:02d}. Report: {Path(recipe.out) / 'report' / 'report.html'}"
+    )
+    return records
+
+
+def _run_stage(stage: Stage, out: Path) -> None:
+    """Run a stage; an output made by another recipe or from other inputs is put aside first, never overwritten."""
+    try:
+        stage.run(stage.recipe)
+    except OtherRunError as error:
+        aside = _free_name(out / "superseded", stage.name)
+        aside.parent.mkdir(exist_ok=True)
+        shutil.move(out / stage.name, aside)
+        print(f"{stage.name}: {error}; the old one is now {aside}")
+        stage.run(stage.recipe)
+
+
+def _free_name(folder: Path, name: str) -> Path:
+    number = 1
+    while (folder / f"{name}-{number}").exists():
+        number += 1
+    return folder / f"{name}-{number}"
+
+
+def main() -> int:
+    """Command line."""
+    return cli_main(BootstrapRecipe, run, name="bootstrap", description=__doc__ or "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
