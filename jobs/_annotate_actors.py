@@ -157,9 +157,7 @@ class Annotator:
                 pair = Pair(video, source, target)
                 motion = video["motion"][target]
                 if motion < self.settings.min_motion:
-                    detail = (
-                        f"moves {motion:.3f} px/frame, less than min_motion = {self.settings.min_motion:g}"
-                    )
+                    detail = f"moves {motion:.3f} px/frame, less than min_motion = {self.settings.min_motion:g}"
                     rejects.append(self._reject_pair(pair, "too_little_motion", detail))
                 else:
                     pairs.append(pair)
@@ -179,14 +177,10 @@ class Annotator:
         from wm.dynamics import propose_actions
 
         wanted = {
-            (pair.video["key"], row): pair.video["images"][row]
-            for pair in pairs
-            for row in (pair.source, pair.target)
+            (pair.video["key"], row): pair.video["images"][row] for pair in pairs for row in (pair.source, pair.target)
         }
         seen = dict(zip(wanted, self._encode(list(wanted.values())), strict=True))
-        both = [
-            (seen[pair.video["key"], pair.source], seen[pair.video["key"], pair.target]) for pair in pairs
-        ]
+        both = [(seen[pair.video["key"], pair.source], seen[pair.video["key"], pair.target]) for pair in pairs]
         actions = propose_actions(
             self.idm,
             [source["codes"] for source, _ in both],
@@ -263,6 +257,4 @@ def annotator_name(folder: str, base_id: str) -> str:
     from wm.models import read_manifest
 
     manifest = read_manifest(folder)
-    return (
-        f"{base_id}/{manifest.recipe_digest}" if manifest is not None and manifest.recipe_digest else base_id
-    )
+    return f"{base_id}/{manifest.recipe_digest}" if manifest is not None and manifest.recipe_digest else base_id

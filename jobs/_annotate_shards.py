@@ -83,11 +83,7 @@ def _drop(out: Path, name: str, videos: list[dict[str, Any]], keys: set[str]) ->
     for table, column in (("triplets", "video_uri"), ("rejects", "uri")):
         path = out / table / f"{name}.parquet"
         if path.exists():
-            rows = [
-                row
-                for row in pq.read_table(path, schema=TABLES[table]).to_pylist()
-                if row[column] not in uris
-            ]
+            rows = [row for row in pq.read_table(path, schema=TABLES[table]).to_pylist() if row[column] not in uris]
             write_table(rows, path, TABLES[table])
     kept = [video for video in videos if video["key"] not in keys]
     write_json(out / "shards" / f"{name}.json", {"videos": kept})

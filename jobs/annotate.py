@@ -140,9 +140,7 @@ def run(recipe: AnnotateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     tidy(Path(recipe.out))
     counts = {"listed": len(videos)} | summarise(Path(recipe.out))
     if counts["videos"] != len(videos):
-        raise InputError(
-            f"{recipe.out} accounts for {counts['videos']} of {len(videos)} videos; run the command again"
-        )
+        raise InputError(f"{recipe.out} accounts for {counts['videos']} of {len(videos)} videos; run the command again")
     record = stage.finish(counts, annotated_now=len(pending))
     _tell_result(recipe, record)
     return record
@@ -181,9 +179,7 @@ def _annotate(recipe: AnnotateRecipe, pending: Sequence[Video], total: int) -> N
         )
     )
     started, pairs, rejects = time.perf_counter(), 0, 0
-    with tqdm(
-        total=total, initial=total - len(pending), unit="video", desc="annotate", mininterval=0.5
-    ) as bar:
+    with tqdm(total=total, initial=total - len(pending), unit="video", desc="annotate", mininterval=0.5) as bar:
         for shard in counts.iter_rows():
             if shard["problem"]:
                 raise InputError(shard["problem"])
@@ -197,13 +193,10 @@ def _blocks(videos: Sequence[Video], workers: int) -> list[pa.Table]:
     """Small blocks, so that every worker gets many: a slow video then holds up few others."""
     size = max(1, min(32, len(videos) // (workers * 4)))
     rows = [
-        {"uri": video.uri, "key": video.key, "class_label": video.class_label, "path": video.path}
-        for video in videos
+        {"uri": video.uri, "key": video.key, "class_label": video.class_label, "path": video.path} for video in videos
     ]
     schema = pa.schema([(name, pa.string()) for name in ("uri", "key", "class_label", "path")])
-    return [
-        pa.Table.from_pylist(rows[start : start + size], schema=schema) for start in range(0, len(rows), size)
-    ]
+    return [pa.Table.from_pylist(rows[start : start + size], schema=schema) for start in range(0, len(rows), size)]
 
 
 def _require_model(key: str, folder: str) -> None:
@@ -211,9 +204,7 @@ def _require_model(key: str, folder: str) -> None:
     if not path.is_dir():
         raise InputError(f"{key} = {folder!r}: no such model folder")
     if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
-        raise InputError(
-            f"{key} = {folder!r} is no model folder: it has neither config.json nor adapter_config.json"
-        )
+        raise InputError(f"{key} = {folder!r} is no model folder: it has neither config.json nor adapter_config.json")
 
 
 def _require_fit(idm: str, base: str) -> None:
@@ -222,9 +213,7 @@ def _require_fit(idm: str, base: str) -> None:
 
     adapter, found = read_manifest(idm), read_manifest(base)
     if adapter is not None and found is not None and adapter.base_id != found.base_id:
-        raise InputError(
-            f"adapter {idm} was trained on base {adapter.base_id}, but {base} is {found.base_id}"
-        )
+        raise InputError(f"adapter {idm} was trained on base {adapter.base_id}, but {base} is {found.base_id}")
 
 
 def _tell_plan(recipe: AnnotateRecipe, videos: Sequence[Video], whole: bool) -> dict[str, Any]:

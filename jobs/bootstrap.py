@@ -106,9 +106,7 @@ def plan(recipe: BootstrapRecipe) -> list[Stage]:
             videos=videos,
             idm=f"{idm}/model",
         )
-        chosen = add(
-            f"selected{tail}", select, select.SelectRecipe, "select", triplets=f"{annotated}/triplets"
-        )
+        chosen = add(f"selected{tail}", select, select.SelectRecipe, "select", triplets=f"{annotated}/triplets")
         both = [*people, {"path": annotated, "selection": chosen}]
         plain = {**recipe.fdm.get("weights", {}), "enabled": False}
         variants: dict[str, tuple[str, Settings]] = {
@@ -146,9 +144,7 @@ def run(recipe: BootstrapRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         _run_stage(stage, Path(recipe.out))
         records[stage.name] = read_run(Path(recipe.out) / stage.name)
     minutes, seconds = divmod(int(time.monotonic() - begin), 60)
-    print(
-        f"\nbootstrap: whole in {minutes}:{seconds:02d}. Report: {Path(recipe.out) / 'report' / 'report.html'}"
-    )
+    print(f"\nbootstrap: whole in {minutes}:{seconds:02d}. Report: {Path(recipe.out) / 'report' / 'report.html'}")
     return records
 
 

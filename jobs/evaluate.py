@@ -186,9 +186,7 @@ def _checked(entry: Entry, entries: dict[str, Entry], recipe: EvaluateRecipe) ->
     for other in entries.values():
         twin = (other.label, other.role, other.run) == (entry.label, entry.role, entry.run)
         if twin and other.name != entry.name:
-            raise InputError(
-                f"{where} and models.{other.name} share label {entry.label!r} and seed {entry.run}"
-            )
+            raise InputError(f"{where} and models.{other.name} share label {entry.label!r} and seed {entry.run}")
     is_adapter = manifest is not None and manifest.kind == "adapter"
     return replace(entry, verifier=verifier, base=entry.base or (recipe.base if is_adapter else ""))
 

@@ -24,7 +24,6 @@ from wm.records import (
 )
 from wm.runs import Run, digest_of
 
-
 ENCODE_BATCH = 32
 """Pairs of images encoded at once: bounds the memory at 512 px."""
 
@@ -82,9 +81,7 @@ class Ingestor:
                 rows.append((entry, *pair))
         out, name = Path(self.recipe.out), f"part-{shard['number']:05d}.parquet"
         if problems:
-            write_table(
-                [self._reject(problem) for problem in problems], out / "rejects" / name, REJECT_SCHEMA
-            )
+            write_table([self._reject(problem) for problem in problems], out / "rejects" / name, REJECT_SCHEMA)
         write_table(self._triplets(rows), out / "triplets" / name, TRIPLET_SCHEMA)
         return {"rows": len(entries)}
 
@@ -98,12 +95,8 @@ class Ingestor:
         from wm.models import change_map
 
         side = self.codec.side_px
-        source_BN, source_features = self.codec.encode_with_features(
-            np.stack([fit_square(x, side) for x in sources])
-        )
-        target_BN, target_features = self.codec.encode_with_features(
-            np.stack([fit_square(x, side) for x in targets])
-        )
+        source_BN, source_features = self.codec.encode_with_features(np.stack([fit_square(x, side) for x in sources]))
+        target_BN, target_features = self.codec.encode_with_features(np.stack([fit_square(x, side) for x in targets]))
         columns = (source_BN, target_BN, change_map(source_features, target_features))
         return [
             {

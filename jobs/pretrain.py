@@ -105,9 +105,7 @@ def _codec(recipe: PretrainRecipe) -> tuple[Any, dict[str, float]]:
         return ImageCodec(blank.vqgan, blank.scale), json.loads(facts.read_text())
     rng = np.random.default_rng([recipe.seed, 21])
     pixels = np.stack([render(random_state(rng), random_camera(rng), rng) for _ in range(recipe.images)])
-    settings = CodecSettings(
-        encoder_steps=recipe.encoder_steps, decoder_steps=recipe.decoder_steps, seed=recipe.seed
-    )
+    settings = CodecSettings(encoder_steps=recipe.encoder_steps, decoder_steps=recipe.decoder_steps, seed=recipe.seed)
     vqgan = blank.vqgan.requires_grad_(True)
     with tqdm(total=recipe.encoder_steps + recipe.decoder_steps, unit="step", mininterval=1.0) as bar:
 
@@ -116,9 +114,7 @@ def _codec(recipe: PretrainRecipe) -> tuple[Any, dict[str, float]]:
             bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             bar.update()
 
-        figures = train_codec(
-            vqgan, torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), settings, report
-        )
+        figures = train_codec(vqgan, torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), settings, report)
     save_file(vqgan.state_dict(), kept)
     write_json(facts, figures)
     return ImageCodec(vqgan, blank.scale), figures
@@ -136,8 +132,7 @@ def _documents(recipe: PretrainRecipe, codec: Any) -> tuple[Any, Any]:
 
     rng = np.random.default_rng([recipe.seed, 22])
     documents = [
-        sample_document(rng)
-        for _ in tqdm(range(recipe.documents), unit="doc", desc="documents", mininterval=1.0)
+        sample_document(rng) for _ in tqdm(range(recipe.documents), unit="doc", desc="documents", mininterval=1.0)
     ]
     first_MN = codec.encode(np.stack([document[0] for document in documents])).tolist()
     second_MN = codec.encode(np.stack([document[2] for document in documents])).tolist()

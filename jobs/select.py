@@ -43,12 +43,8 @@ def run(recipe: SelectRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     stage.start()
     with stage.timed("select_s"):
         chosen = select_top_k(table, recipe.k, recipe.score, recipe.min_score)
-        write_table(
-            chosen.to_pylist(), Path(recipe.out) / "selection" / "part-00000.parquet", SELECTION_SCHEMA
-        )
-    record = stage.finish(
-        {"triplets": table.num_rows, "chosen": chosen.num_rows, "by_class": _by_class(table, chosen)}
-    )
+        write_table(chosen.to_pylist(), Path(recipe.out) / "selection" / "part-00000.parquet", SELECTION_SCHEMA)
+    record = stage.finish({"triplets": table.num_rows, "chosen": chosen.num_rows, "by_class": _by_class(table, chosen)})
     print(f"select: {chosen.num_rows:,} of {table.num_rows:,} triplets → {recipe.out}/selection")
     for label, counts in record["counts"]["by_class"].items():
         print(

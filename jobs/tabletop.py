@@ -65,9 +65,7 @@ def run(recipe: TabletopRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     with stage.timed("pairs_s"):
         _write_pairs(recipe, out / "supervised", splits)
     record = stage.finish({**splits, "videos": recipe.videos})
-    print(
-        f"tabletop: {sum(splits.values()):,} pairs in {out}/supervised, {recipe.videos:,} clips in {out}/videos"
-    )
+    print(f"tabletop: {sum(splits.values()):,} pairs in {out}/supervised, {recipe.videos:,} clips in {out}/videos")
     return record
 
 
@@ -81,9 +79,7 @@ def _write_videos(recipe: TabletopRecipe, folder: Path) -> None:
     seeds = list(range(first, first + recipe.videos))
     step = recipe.clips_per_task
     task = ray.remote(write_clips).options(num_cpus=1, max_retries=2)
-    waiting = [
-        task.remote(str(folder.absolute()), seeds[at : at + step]) for at in range(0, len(seeds), step)
-    ]
+    waiting = [task.remote(str(folder.absolute()), seeds[at : at + step]) for at in range(0, len(seeds), step)]
     with tqdm(total=len(seeds), unit="clip", desc="tabletop videos", mininterval=1.0) as bar:
         while waiting:
             done, waiting = ray.wait(waiting)

@@ -170,9 +170,7 @@ def _last_line(metrics: Path) -> dict[str, Any] | None:
 def _print_plan(recipe: TrainRecipe, found: Plan) -> None:
     print(f"train {recipe.task} on {recipe.base} into {recipe.out}")
     for part in found.sources:
-        print(
-            f"  {part['rows']:>9,} rows, weight {part['weight']:g}, {part['skipped']} skipped: {part['path']}"
-        )
+        print(f"  {part['rows']:>9,} rows, weight {part['weight']:g}, {part['skipped']} skipped: {part['path']}")
     print(f"  {found.rows_per_epoch:>9,} rows an epoch")
     print(f"  {found.num_steps:>9,} steps of {recipe.global_batch} = {found.epochs:.2f} epochs")
     print(f"  {found.trained_parameters:>9,} of {found.total_parameters:,} parameters trained")

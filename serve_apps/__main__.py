@@ -152,9 +152,7 @@ def _check_port(host: str, port: int) -> None:
         with socket.create_server((host, port)):
             pass
     except OSError as error:
-        raise InputError(
-            f"cannot listen on {host} port {port}: {error.strerror}; give another port="
-        ) from error
+        raise InputError(f"cannot listen on {host} port {port}: {error.strerror}; give another port=") from error
 
 
 if __name__ == "__main__":

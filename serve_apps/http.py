@@ -52,8 +52,7 @@ async def read_edit(request: Request, limits: Limits) -> Edit:
         raise ApiError(f"the form cannot be read: {error.message}", code="invalid_form") from error
     try:
         items = [
-            (name, await value.read() if isinstance(value, UploadFile) else value)
-            for name, value in form.multi_items()
+            (name, await value.read() if isinstance(value, UploadFile) else value) for name, value in form.multi_items()
         ]
     finally:
         await form.close()

@@ -36,9 +36,7 @@ class Sampler:
         """What ``GET /v1/models`` tells, and ``side_px`` of the square images read and written."""
         return _describe(self._model, FDM) | {"side_px": self._codec.side_px}
 
-    def sample(
-        self, source_HWC: Pixels, action: str, num_samples: int, seed: int, settings: dict[str, Any]
-    ) -> Any:
+    def sample(self, source_HWC: Pixels, action: str, num_samples: int, seed: int, settings: dict[str, Any]) -> Any:
         """Codes of the source (N,) and of the candidates (K, N), and the number of the action's tokens."""
         from wm.dynamics import Sampling, sample_observations
 
@@ -79,9 +77,7 @@ class Verifier:
     def describe(self) -> dict[str, Any]:
         return _describe(self._model, IDM)
 
-    def rank(
-        self, source_N: np.ndarray, action: str, codes_KN: np.ndarray, seed: int
-    ) -> list[dict[str, Any]]:
+    def rank(self, source_N: np.ndarray, action: str, codes_KN: np.ndarray, seed: int) -> list[dict[str, Any]]:
         """Best first: what the reply says of each candidate; ``index`` is its row in ``codes_KN``."""
         import torch
 

@@ -160,9 +160,7 @@ def build(args: ServeRecipe) -> serve.Application:
     """
     check_models(args)
     # Workers may run in another folder.
-    folders = {
-        key: str(Path(value).resolve()) for key in ("fdm", "idm", "base") if (value := getattr(args, key))
-    }
+    folders = {key: str(Path(value).resolve()) for key in ("fdm", "idm", "base") if (value := getattr(args, key))}
     args = args.model_copy(update=folders)
     replica = {
         "max_constructor_retry_count": 2,
@@ -173,7 +171,5 @@ def build(args: ServeRecipe) -> serve.Application:
     sampler = serve.deployment(Sampler, name="FDMSampler", num_replicas=args.sampler_replicas, **replica)
     verifier = serve.deployment(Verifier, name="IDMVerifier", num_replicas=args.verifier_replicas, **replica)
     # The ingress waits more than it computes: no core is set aside, so that two cores serve both models.
-    ingress = serve.deployment(
-        Ingress, name="Ingress", max_ongoing_requests=256, ray_actor_options={"num_cpus": 0}
-    )
+    ingress = serve.deployment(Ingress, name="Ingress", max_ongoing_requests=256, ray_actor_options={"num_cpus": 0})
     return ingress.bind(args, sampler.bind(args), verifier.bind(args))

@@ -37,16 +37,12 @@ def reference_logits(vlm, ids: list[int]) -> Tensor:
         half = width // 2
         angles = position * theta ** (-torch.arange(half, dtype=torch.float64) * 2 / width)
         first, second = x[:half], x[half:]
-        return torch.cat(
-            [first * angles.cos() - second * angles.sin(), second * angles.cos() + first * angles.sin()]
-        )
+        return torch.cat([first * angles.cos() - second * angles.sin(), second * angles.cos() + first * angles.sin()])
 
     hidden_TH = embedding[ids]
     for layer in range(config.num_hidden_layers):
         w = {
-            name.split(f"layers.{layer}.")[1]: tensor
-            for name, tensor in weights.items()
-            if f"layers.{layer}." in name
+            name.split(f"layers.{layer}.")[1]: tensor for name, tensor in weights.items() if f"layers.{layer}." in name
         }
         normed_TH = rms(hidden_TH, w["input_layernorm.weight"])
         mixed_TH = torch.zeros_like(hidden_TH)

@@ -45,9 +45,7 @@ def test_ray_version_and_authentication():
 
 
 def test_served_arguments_are_known():
-    config = ServeDeploySchema.model_validate(
-        yaml.safe_load(load("kuberay/rayservice.yaml")["spec"]["serveConfigV2"])
-    )
+    config = ServeDeploySchema.model_validate(yaml.safe_load(load("kuberay/rayservice.yaml")["spec"]["serveConfigV2"]))
     (application,) = config.applications
     ServeRecipe.model_validate(application.args)
     module, _, name = application.import_path.partition(":")

@@ -85,9 +85,7 @@ def test_order_and_batch_size_change_no_score(vlm, images):
     source_BN, target_BN = images
     scores = [score.logprob for score in score_actions(vlm, source_BN, target_BN, ACTIONS)]
     order = [2, 0, 3, 1]
-    shuffled = score_actions(
-        vlm, source_BN[order], target_BN[order], [ACTIONS[k] for k in order], batch_size=2
-    )
+    shuffled = score_actions(vlm, source_BN[order], target_BN[order], [ACTIONS[k] for k in order], batch_size=2)
     assert [score.logprob for score in shuffled] == pytest.approx([scores[k] for k in order], abs=1e-5)
 
 
@@ -139,9 +137,7 @@ def test_equal_candidates_are_scored_once(vlm, images, monkeypatch):
     candidates_BKN = np.array([[[1, 2, 3, 4]] * 3, [[1, 2, 3, 4], [4, 3, 2, 1], [1, 2, 3, 4]]])
     rankings = verify_batch(vlm, images[0][:2], ["put", "take"], candidates_BKN, seeds=[3, 4])
     assert len(rows) == len(set(rows)) == 3
-    assert [[item.index for item in ranking] for ranking in rankings] == [[0, 1, 2], [0, 1, 2]], (
-        "ties: lower index"
-    )
+    assert [[item.index for item in ranking] for ranking in rankings] == [[0, 1, 2], [0, 1, 2]], "ties: lower index"
     assert [{item.seed for item in ranking} for ranking in rankings] == [{3}, {4}]
 
 

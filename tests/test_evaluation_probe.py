@@ -51,9 +51,7 @@ def test_against_brute_force():
             second.append(negative)
             if kind == "random_action":
                 assert (s.tolist(), t.tolist()) == (source[row].tolist(), target[row].tolist())
-                assert a != actions[row] and a in {
-                    actions[i] for i in range(ROWS) if subsets[i] == subsets[row]
-                }
+                assert a != actions[row] and a in {actions[i] for i in range(ROWS) if subsets[i] == subsets[row]}
             elif kind == "random_observation":
                 assert (s.tolist(), a) == (source[row].tolist(), actions[row])
                 assert t.tolist() != target[row].tolist()
@@ -107,9 +105,7 @@ def test_lengths_must_agree():
 
 
 def test_spread():
-    assert sample_std([1.0, 2.0, 4.0]) == pytest.approx(
-        np.sqrt(((4 / 3) ** 2 + (1 / 3) ** 2 + (5 / 3) ** 2) / 2)
-    )
+    assert sample_std([1.0, 2.0, 4.0]) == pytest.approx(np.sqrt(((4 / 3) ** 2 + (1 / 3) ** 2 + (5 / 3) ** 2) / 2))
     assert sample_std([1.0]) is None
     several = figure({0: [1.0, 3.0], 1: [4.0, 4.0], 2: [0.0, 2.0]})
     assert (several.mean, several.n, several.over) == (pytest.approx(7 / 3), 3, "training seeds")

@@ -106,11 +106,7 @@ def test_every_video_is_in_a_triplet_or_a_reject_with_its_reason(videos, tiny_ba
     one = recipe(videos, tiny_base, tmp_path / "out")
     clips = decode(one).to_pylist()
     _, rejects = Annotator(one.annotator_settings()).annotate(clips)
-    found = {
-        row["uri"].rsplit("/", 1)[1]: (row["outcome"], row["reason"])
-        for row in rejects
-        if "odd" in row["uri"]
-    }
+    found = {row["uri"].rsplit("/", 1)[1]: (row["outcome"], row["reason"]) for row in rejects if "odd" in row["uri"]}
     assert found == {
         "corrupt.mp4": ("failed", "not_a_video"),
         "empty.mp4": ("failed", "empty_file"),

@@ -47,9 +47,7 @@ def ids(out):
     for name, schema in (("triplets", TRIPLET_SCHEMA), ("rejects", REJECT_SCHEMA)):
         column = f"{name[:-1]}_id"
         has_files = any((out / name).glob("[!.]*.parquet"))
-        found[name] = (
-            sorted(read_table(out / name, schema, [column])[column].to_pylist()) if has_files else []
-        )
+        found[name] = sorted(read_table(out / name, schema, [column])[column].to_pylist()) if has_files else []
     return found
 
 

@@ -102,10 +102,7 @@ def test_end_to_end(tiny_base, triplets, tmp_path, capsys):
     # both runs are the same weights and the same noise: no spread between them
     assert rows["C-FT", "idm", 1]["metrics"]["l1"]["std"] == 0.0
     assert rows["C-ZS", "idm", 1]["metrics"]["l1"]["over"] == "sampling seeds"
-    assert (
-        rows["C-FT", "oracle", 4]["metrics"]["l1"]["mean"]
-        <= rows["C-FT", "oracle", 2]["metrics"]["l1"]["mean"]
-    )
+    assert rows["C-FT", "oracle", 4]["metrics"]["l1"]["mean"] <= rows["C-FT", "oracle", 2]["metrics"]["l1"]["mean"]
     assert {row["label"] for row in tables["idm"]} == {"C-ZS", "IDM"}
     assert {(row["role"], row["label"]) for row in tables["probe"]} == {
         ("fdm", "C-FT"),
@@ -134,9 +131,7 @@ def test_choice_agrees_with_verify(tiny_base, triplets, tmp_path):
     bank = bank_of(arrays)
     model, held_out = load_model(tiny_base), read_held_out(triplets, load_codec(tiny_base))
     for item in range(ITEMS):
-        ranked = verify(
-            model, held_out.source_codes[item], held_out.actions[item], torch.from_numpy(bank.codes[item])
-        )
+        ranked = verify(model, held_out.source_codes[item], held_out.actions[item], torch.from_numpy(bank.codes[item]))
         assert int(bank.verifier[item].argmax()) == ranked[0].index
 
 
@@ -247,18 +242,14 @@ def test_another_codec_is_refused_before_models_are_loaded(tiny_base, triplets, 
 @pytest.mark.slow
 def test_ray_gives_the_same_tables(tiny_base, triplets, tmp_path):
     for workers in (0, 2):
-        recipe = recipe_of(
-            tiny_base, triplets, tmp_path / str(workers), num_workers=workers, probe=False, examples=0
-        )
+        recipe = recipe_of(tiny_base, triplets, tmp_path / str(workers), num_workers=workers, probe=False, examples=0)
         evaluate.run(recipe)
     (tmp_path / "cut").mkdir()
     for file in tiny_base.iterdir():
         data = file.read_bytes()
         (tmp_path / "cut" / file.name).write_bytes(data[:500] if file.suffix == ".safetensors" else data)
     models = {"x": {"path": str(tmp_path / "cut"), "role": "fdm", "label": "X"}}
-    bad = recipe_of(
-        tiny_base, triplets, tmp_path / "bad", num_workers=2, models=models, idm="", zero_shot=False
-    )
+    bad = recipe_of(tiny_base, triplets, tmp_path / "bad", num_workers=2, models=models, idm="", zero_shot=False)
     with pytest.raises(InputError) as caught:
         evaluate.run(bad)
     assert "\n" not in str(caught.value) and "cut" in str(caught.value)

@@ -50,9 +50,7 @@ def tables_of(**more):
         ("fdm", "C-ZS", [0.5, 0.8, 0.05, 0.6]),
         ("fdm", "C-FT", [0.9, 0.9, 0.1, 0.8]),
     ):
-        for negative, share in zip(
-            ("random_action", "random_observation", "copy", "inverse"), shares, strict=True
-        ):
+        for negative, share in zip(("random_action", "random_observation", "copy", "inverse"), shares, strict=True):
             metrics = {"share": fig([share]), "pearson_r": fig([0.5])}
             probe.append(
                 {
@@ -144,10 +142,7 @@ def test_stands_alone_and_escapes(run_folder, tmp_path):
 def test_a_missing_stage_is_named(run_folder, tmp_path):
     (run_folder / "evaluate/run.json").unlink()
     html = render(run_folder, tmp_path / "out")
-    assert (
-        "holds nothing for it: Claims, Forward dynamics, Inverse dynamics, Preference probe, Examples."
-        in html
-    )
+    assert "holds nothing for it: Claims, Forward dynamics, Inverse dynamics, Preference probe, Examples." in html
     assert "Inverse model: loss" in html
 
 
@@ -160,9 +155,7 @@ def test_second_run_does_nothing_and_changed_input_is_refused(run_folder, tmp_pa
         render(run_folder, tmp_path / "out")
 
 
-@pytest.mark.parametrize(
-    ("name", "message"), [("nowhere", "no such run folder"), ("", "holds no finished stage")]
-)
+@pytest.mark.parametrize(("name", "message"), [("nowhere", "no such run folder"), ("", "holds no finished stage")])
 def test_nothing_to_report(tmp_path, name, message):
     with pytest.raises(InputError, match=message):
         render(tmp_path / name, tmp_path / "out")
@@ -217,9 +210,7 @@ def test_charts():
     assert nice_ticks(5, 5)[0] < 5 < nice_ticks(5, 5)[-1]
     assert thin_out([1.0, 2.0, 3.0]) == [(0.0, 1.0), (1.0, 2.0), (2.0, 3.0)]
     assert thin_out([1.0, 3.0, 5.0, 7.0], points=2) == [(0.5, 2.0), (2.5, 6.0)]
-    chart = line_chart(
-        "A < B", [Line("x & y", [1, 2, 4, 8], [0, 1, 2, 3], 0)], x_label="K", y_label="y", even_x=True
-    )
+    chart = line_chart("A < B", [Line("x & y", [1, 2, 4, 8], [0, 1, 2, 3], 0)], x_label="K", y_label="y", even_x=True)
     assert "A &lt; B" in chart and "x &amp; y" in chart
     xs = [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', chart)]
     assert np.diff(xs) == pytest.approx([np.diff(xs)[0]] * 3, abs=0.11)

@@ -136,9 +136,7 @@ def test_codes_of_another_codec_fail_before_any_work(tiny_base: Path, tmp_path: 
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "jobs" / "recipes" / "paper").glob("c-*.toml")), ids=lambda p: p.stem
-)
+@pytest.mark.parametrize("path", sorted((ROOT / "jobs" / "recipes" / "paper").glob("c-*.toml")), ids=lambda p: p.stem)
 def test_paper_recipes_parse_and_say_what_is_missing(path: Path) -> None:
     recipe = TrainRecipe.load(path)
     assert (recipe.lora.r, recipe.lora.alpha, recipe.lora.dropout) == (16, 32, 0.05)

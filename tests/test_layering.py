@@ -40,9 +40,7 @@ def imports(path: Path, root: Path) -> set[str]:
             parents = package.split(".")
             prefix = parents[: len(parents) - node.level + 1] if node.level else []
             module = ".".join([*prefix, *filter(None, [node.module])])
-            names |= {module} | {
-                f"{module}.{alias.name}" for alias in node.names if _exists(root, module, alias.name)
-            }
+            names |= {module} | {f"{module}.{alias.name}" for alias in node.names if _exists(root, module, alias.name)}
     return names
 
 

@@ -22,9 +22,7 @@ def vlm(tiny_base):
 
 
 def test_logits_are_those_of_the_plain_transformer(vlm):
-    ids_BT, _, _ = pack(
-        [vlm.layout("fdm", source=SOURCE, action="move the red cup", target=TARGET)], vlm.pad_id
-    )
+    ids_BT, _, _ = pack([vlm.layout("fdm", source=SOURCE, action="move the red cup", target=TARGET)], vlm.pad_id)
     with torch.no_grad():
         logits_TV = vlm.head(vlm.body(ids_BT))[0]
     expected_TV = reference_logits(vlm, ids_BT[0].tolist())

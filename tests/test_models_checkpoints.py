@@ -85,9 +85,7 @@ def test_hugging_face_classes_load_our_folder(tiny_base):
     )
     assert AutoConfig.from_pretrained(tiny_base).vocabulary_map == vlm.tokenizer.get_vocab()
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
-    assert tokenizer("Move the cup", add_special_tokens=False)["input_ids"] == vlm.tokenize_action(
-        "move the cup"
-    )
+    assert tokenizer("Move the cup", add_special_tokens=False)["input_ids"] == vlm.tokenize_action("move the cup")
 
 
 def test_a_release_without_manifest_is_a_base(tiny_base, tmp_path):
@@ -136,9 +134,7 @@ def test_missing_and_misshapen_tensors_are_listed(tiny_base, tmp_path):
 
     rewrite(folder, spoil)
     (folder / "wm_model.json").unlink()
-    message = (
-        r"1 missing: model.layers.1.mlp.up_proj.weight; 1 misshapen: model.norm.weight \(7,\) not \(32,\)"
-    )
+    message = r"1 missing: model.layers.1.mlp.up_proj.weight; 1 misshapen: model.norm.weight \(7,\) not \(32,\)"
     with pytest.raises(InputError, match=message):
         load_model(folder)
     rewrite(folder, lambda tensors: tensors.pop("model.vqmodel.quant_conv.bias"))
@@ -253,9 +249,7 @@ def test_adapter_for_another_codec_is_refused_with_both_names(adapter, tiny_base
     rewrite(folder, lambda tensors: tensors["model.vqmodel.quant_conv.bias"].add_(1))
     assert base_id_of(folder) == base_id_of(tiny_base)
     old, new = load_codec(tiny_base).codec_id, load_codec(folder).codec_id
-    with pytest.raises(
-        InputError, match=rf"{adapter} was made with image codec {old}, but the codec here is {new}"
-    ):
+    with pytest.raises(InputError, match=rf"{adapter} was made with image codec {old}, but the codec here is {new}"):
         load_model(adapter, base=folder)
 
 

@@ -89,9 +89,7 @@ def test_pixel_scale_is_transformers_own(pixels):
     theirs = processor(list(pixels), return_tensors="pt")["pixel_values"]
     ours = PixelScale().apply(torch.as_tensor(pixels))
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
-    assert float(PixelScale().apply(torch.full((1, 1, 1, 3), 255, dtype=torch.uint8)).max()) == pytest.approx(
-        0.989
-    )
+    assert float(PixelScale().apply(torch.full((1, 1, 1, 3), 255, dtype=torch.uint8)).max()) == pytest.approx(0.989)
 
 
 def test_encoder_is_transformers_own(codec, pixels):

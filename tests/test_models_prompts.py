@@ -29,9 +29,7 @@ def test_forward_layout_with_and_without_slot():
     assert flatten(layout("fdm", action=[30, 31, 32, 33], target=None, **slot)) == [
         *(0, 8, 20, 21, 9, 30, 31, 32, 33, 8)
     ]
-    assert flatten(layout("idm", action=[30], target=[22, 23], **slot))[-2:] == [30, 2], (
-        "only forward prompts"
-    )
+    assert flatten(layout("idm", action=[30], target=[22, 23], **slot))[-2:] == [30, 2], "only forward prompts"
 
 
 def test_what_a_prompt_needs():
@@ -60,8 +58,7 @@ def test_padding_and_batch_order_change_nothing(tiny_base):
     vlm = lively(load_model(tiny_base))
     actions = ["put", "move the red cup to the left of the blue bowl", "take the block up"]
     prompts = [
-        vlm.layout("idm", source=[k, 1, 2, 3], target=[3, 2, 1, k], action=action)
-        for k, action in enumerate(actions)
+        vlm.layout("idm", source=[k, 1, 2, 3], target=[3, 2, 1, k], action=action) for k, action in enumerate(actions)
     ]
     with torch.no_grad():
         alone = [vlm.body(pack([prompt], vlm.pad_id)[0])[0] for prompt in prompts]

@@ -78,9 +78,7 @@ def ask(app, method, path, chunks=(), headers=None):
         try:
             await app(scope, receive, send)
         except RuntimeError as error:
-            assert "secret" in str(error), (
-                "Starlette raises on what a handler did not expect, after answering"
-            )
+            assert "secret" in str(error), "Starlette raises on what a handler did not expect, after answering"
 
     asyncio.run(run())
     body = b"".join(message.get("body", b"") for message in sent)
@@ -105,9 +103,7 @@ def test_announced_too_large_is_not_read(app):
 
 @pytest.mark.parametrize("kind", [FORM, "application/json"])
 def test_grown_too_large_stops_reading(app, kind):
-    chunks = [b'--xyz\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'] + [
-        b"\0" * 1000
-    ] * 100
+    chunks = [b'--xyz\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'] + [b"\0" * 1000] * 100
     status, body, _, read = ask(app, "POST", "/echo", chunks, {"content-type": kind})
     assert (status, body["error"]["code"]) == (413, "request_too_large")
     assert read <= 7

@@ -32,9 +32,7 @@ def test_every_row_is_its_layout_with_its_weights(tiny_base: Path, tmp_path: Pat
     by_name = {row["triplet_id"]: row for row in rows}
     for number, name in enumerate(tokens.names):
         row = by_name[name]
-        segments = vlm.layout(
-            task, source=row["source_codes"], action=row["action"], target=row["target_codes"]
-        )
+        segments = vlm.layout(task, source=row["source_codes"], action=row["action"], target=row["target_codes"])
         ids, length = flatten(segments), int(tokens.length_R[number])
         assert tokens.ids_RT[number].tolist() == ids + [vlm.pad_id] * (tokens.ids_RT.shape[1] - len(ids))
         assert length == len(ids)

@@ -50,15 +50,11 @@ def test_a_resumed_run_equals_the_uninterrupted_one_to_the_last_bit(
     resumed = recipe_of(tiny_base, triplets, tmp_path / "resumed", lora=lora)
     lines = (tmp_path / "whole" / METRICS).read_text().splitlines(keepends=True)
     (tmp_path / "resumed" / METRICS).write_text("".join(lines[:5]) + lines[5][:20])  # killed in mid-line
-    summary = fit(
-        resumed, HERE, digest="d", save=saver(tmp_path / "later"), resume_from=tmp_path / "states" / "3"
-    )
+    summary = fit(resumed, HERE, digest="d", save=saver(tmp_path / "later"), resume_from=tmp_path / "states" / "3")
     assert (summary.resumed_at_step, summary.num_steps) == (3, 8)
     assert exact(curve(tmp_path / "resumed")) == exact(curve(tmp_path / "whole"))
     models = [load_model(tmp_path / name / MODEL) for name in ("whole", "resumed")]
-    for (name, one), other in zip(
-        models[0].module.named_parameters(), models[1].module.parameters(), strict=True
-    ):
+    for (name, one), other in zip(models[0].module.named_parameters(), models[1].module.parameters(), strict=True):
         assert torch.equal(one, other), name
 
 
@@ -93,9 +89,7 @@ def test_metrics_have_a_line_for_every_step(tiny_base: Path, triplets: Path, tmp
 
 
 @pytest.mark.parametrize("precision", ["bf16", "autocast"])
-def test_half_precision_follows_the_full_one(
-    tiny_base: Path, triplets: Path, tmp_path: Path, precision: str
-) -> None:
+def test_half_precision_follows_the_full_one(tiny_base: Path, triplets: Path, tmp_path: Path, precision: str) -> None:
     for name in ("fp32", precision):
         recipe = recipe_of(tiny_base, triplets, tmp_path / name, precision=name, lora={"enabled": False})
         fit(recipe, HERE, digest="", save=saver(tmp_path / "states" / name))
@@ -104,9 +98,7 @@ def test_half_precision_follows_the_full_one(
     assert half[-1] < 0.9 * half[0]
 
 
-def test_a_run_that_diverges_names_the_step_and_its_rows(
-    tiny_base: Path, triplets: Path, tmp_path: Path
-) -> None:
+def test_a_run_that_diverges_names_the_step_and_its_rows(tiny_base: Path, triplets: Path, tmp_path: Path) -> None:
     recipe = recipe_of(tiny_base, triplets, tmp_path, lr=1e30, grad_clip=0, lora={"enabled": False})
     with pytest.raises(DivergedError, match=r"loss is nan at step \d+ \(lr 1e\+30\).*triplets: [0-9a-f]{24}"):
         fit(recipe, HERE, digest="", save=saver(tmp_path / "states"))

@@ -10,9 +10,7 @@ from wm.models import load_model, pack
 from wm.training.loss import Weights, completion_loss, recognition_weights
 
 
-@pytest.mark.parametrize(
-    "settings", [Weights(), Weights(floor=0.8), Weights(floor=0.5, clip=1.5), Weights(clip=2.0)]
-)
+@pytest.mark.parametrize("settings", [Weights(), Weights(floor=0.8), Weights(floor=0.5, clip=1.5), Weights(clip=2.0)])
 def test_recognition_weights_equal_a_plain_loop(settings: Weights) -> None:
     change_RN = torch.rand(5, 9, generator=torch.Generator().manual_seed(0)) ** 4 * 100
     change_RN[3] = 0
@@ -59,9 +57,7 @@ def test_the_loss_equals_equation_2_in_double_precision(tiny_base: Path, task: A
     vlm = load_model(tiny_base, dtype=torch.float64)
     vlm.module.double()  # rotary and norm buffers too
     rows = [([1, 2, 3, 4], "put the cup", [1, 2, 3, 5]), ([9, 8, 7, 6], "take the red block", [0, 8, 7, 6])]
-    segments = [
-        vlm.layout(task, source=source, action=action, target=target) for source, action, target in rows
-    ]
+    segments = [vlm.layout(task, source=source, action=action, target=target) for source, action, target in rows]
     ids_BT, is_completion_BT, _ = pack(segments, vlm.pad_id)
     generator = torch.Generator().manual_seed(1)
     weight_BT = torch.rand(ids_BT.shape, generator=generator, dtype=torch.float64)
@@ -75,9 +71,7 @@ def test_the_loss_equals_equation_2_in_double_precision(tiny_base: Path, task: A
     torch.testing.assert_close(gradient, wanted, rtol=1e-9, atol=1e-14, msg=name)
 
 
-def test_logits_are_made_only_where_the_completion_stands(
-    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_logits_are_made_only_where_the_completion_stands(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vlm = load_model(tiny_base)
     segments = [vlm.layout("fdm", source=[1, 2, 3, 4], action="put the cup", target=[1, 2, 3, 5])] * 3
     ids_BT, is_completion_BT, _ = pack(segments, vlm.pad_id)

@@ -103,17 +103,13 @@ class EditFields(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if not self.prompt.strip():
-            raise ApiError(
-                "prompt is empty; expected the action to take in the image, in words", param="prompt"
-            )
+            raise ApiError("prompt is empty; expected the action to take in the image, in words", param="prompt")
         if "\0" in self.prompt:
             raise ApiError("prompt contains a NUL character", param="prompt", code="invalid_value")
         if any("\ud800" <= char <= "\udfff" for char in self.prompt):
             raise ApiError("prompt is not valid Unicode: it holds half a surrogate pair", param="prompt")
         if self.stream:
-            raise ApiError(
-                "stream = true is not supported; leave it out", param="stream", code="unsupported_value"
-            )
+            raise ApiError("stream = true is not supported; leave it out", param="stream", code="unsupported_value")
         if self.output_compression is not None and self.output_format == "png":
             raise ApiError(
                 "output_compression is for output_format jpeg and webp; png is lossless",
@@ -214,9 +210,7 @@ def _best_of(fields: EditFields, limits: Limits) -> int:
     if fields.best_of is None:
         return max(fields.n, limits.default_best_of) if fields.verify else fields.n
     if fields.best_of < fields.n:
-        raise ApiError(
-            f"n = {fields.n} is more than best_of = {fields.best_of}", param="n", code="invalid_value"
-        )
+        raise ApiError(f"n = {fields.n} is more than best_of = {fields.best_of}", param="n", code="invalid_value")
     if fields.best_of > limits.max_best_of:
         raise ApiError(
             f"best_of = {fields.best_of}: at most {limits.max_best_of} are accepted",
@@ -252,13 +246,9 @@ def _bytes_of(reference: Any, name: str) -> bytes:
             raise ApiError(f"{name}: expected {{'image_url': 'data:image/png;base64,…'}}", param=name)
         reference = reference["image_url"]
     if not isinstance(reference, str):
-        raise ApiError(
-            f"{name}: expected a data URL or base64 text, got {type(reference).__name__}", param=name
-        )
+        raise ApiError(f"{name}: expected a data URL or base64 text, got {type(reference).__name__}", param=name)
     if re.match(r"(?i)[a-z][a-z0-9+.-]*://", reference):
-        raise ApiError(
-            f"{name} is an address; this server fetches nothing: send the bytes or a data URL", param=name
-        )
+        raise ApiError(f"{name} is an address; this server fetches nothing: send the bytes or a data URL", param=name)
     head, comma, text = reference.partition(",")
     if comma and not re.fullmatch(r"(?i)data:[^,]*;base64", head):
         raise ApiError(f"{name}: expected a data URL that starts with data:image/…;base64,", param=name)
@@ -274,11 +264,7 @@ def _explain(error: ValidationError) -> ApiError:
     name = str(item["loc"][0]) if item["loc"] else None
     if item["type"] == "extra_forbidden":
         fields = ", ".join(["image", *EditFields.model_fields])
-        return ApiError(
-            f"unknown field {name!r:.80}; the fields are {fields}", param=name, code="unknown_parameter"
-        )
+        return ApiError(f"unknown field {name!r:.80}; the fields are {fields}", param=name, code="unknown_parameter")
     if item["type"] == "missing":
         return ApiError(f"{name} is missing", param=name, code="missing_required_parameter")
-    return ApiError(
-        f"{name} = {item['input']!r:.80}: {item['msg'].lower()}", param=name, code="invalid_value"
-    )
+    return ApiError(f"{name} = {item['input']!r:.80}: {item['msg'].lower()}", param=name, code="invalid_value")

@@ -39,9 +39,7 @@ def main(
         metavar="recipe.toml | key=value",
         help="one recipe file at most, then overrides",
     )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="check everything, say what would be done, do nothing"
-    )
+    parser.add_argument("--dry-run", action="store_true", help="check everything, say what would be done, do nothing")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:

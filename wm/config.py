@@ -36,9 +36,7 @@ class Recipe(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise InputError(
-                f"{where}: " + "; ".join(_describe(cls, item) for item in error.errors())
-            ) from error
+            raise InputError(f"{where}: " + "; ".join(_describe(cls, item) for item in error.errors())) from error
 
     def digest(self) -> str:
         """16 hexadecimal digits of the resolved recipe: what ``run.json`` compares."""

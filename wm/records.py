@@ -137,15 +137,11 @@ def triplet_row(**values: Any) -> dict[str, Any]:
     """A row of :data:`TRIPLET_SCHEMA` with nulls for what is not given; validated (see :func:`check_triplet`)."""
     unknown = sorted(set(values) - set(TRIPLET_SCHEMA.names))
     if unknown:
-        raise InputError(
-            f"unknown triplet column {unknown[0]!r}; the columns are {', '.join(TRIPLET_SCHEMA.names)}"
-        )
+        raise InputError(f"unknown triplet column {unknown[0]!r}; the columns are {', '.join(TRIPLET_SCHEMA.names)}")
     row = {name: values.get(name) for name in TRIPLET_SCHEMA.names}
     row["status"] = row["status"] or "ok"
     if row["triplet_id"] is None:
-        row["triplet_id"] = stable_id(
-            row["dataset"], row["video_uri"], row["source_frame"], row["target_frame"]
-        )
+        row["triplet_id"] = stable_id(row["dataset"], row["video_uri"], row["source_frame"], row["target_frame"])
     check_triplet(row)
     return row
 
@@ -218,7 +214,5 @@ def read_table(
             raise InputError(f"{file} is not a readable Parquet file: {error}") from error
         missing = [name for name in schema.names if name not in found.names]
         if missing:
-            raise InputError(
-                f"{file} lacks the column {missing[0]!r}; columns found: {', '.join(found.names)}"
-            )
+            raise InputError(f"{file} lacks the column {missing[0]!r}; columns found: {', '.join(found.names)}")
     return pads.dataset([str(file) for file in files], schema=schema).to_table(columns=columns)

@@ -12,9 +12,7 @@ from wm.api import Edit, OutputFormat
 from wm.images import Pixels, encode_png
 
 
-def encode_picture(
-    pixels_HWC: Pixels, output_format: OutputFormat, compression: int, side_px: int | None
-) -> bytes:
+def encode_picture(pixels_HWC: Pixels, output_format: OutputFormat, compression: int, side_px: int | None) -> bytes:
     """Scale to ``side_px`` (Lanczos; None: as it is) and encode; ``compression``: quality of jpeg, webp."""
     if side_px is not None and pixels_HWC.shape[:2] != (side_px, side_px):
         image = Image.fromarray(pixels_HWC).resize((side_px, side_px), Image.Resampling.LANCZOS)

@@ -24,9 +24,7 @@ class Run:
     whole. A folder that holds another stage's or another recipe's run is refused, so nothing is overwritten.
     """
 
-    def __init__(
-        self, out: str | Path, stage: str, recipe: Recipe, inputs: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, out: str | Path, stage: str, recipe: Recipe, inputs: Mapping[str, str] | None = None) -> None:
         """``inputs``: name → digest of what the stage reads (see :func:`digest_of`)."""
         self.out = Path(out)
         self.timings_s: dict[str, float] = {}
@@ -51,9 +49,7 @@ class Run:
             found = read_run(self.out, name)
             if found is None:
                 continue
-            other = tuple(
-                json.dumps(found.get(part), sort_keys=True) for part in ("stage", "recipe", "inputs")
-            )
+            other = tuple(json.dumps(found.get(part), sort_keys=True) for part in ("stage", "recipe", "inputs"))
             if other != self.key:
                 raise OtherRunError(
                     f"{self.out} holds another run ({_difference(found, self._record)}); choose another out"
@@ -66,9 +62,7 @@ class Run:
         """Create the folder and mark it unfinished. Call after :meth:`is_whole` returned False."""
         strangers = [] if (self.out / _UNFINISHED).exists() else _visible(self.out)
         if strangers:
-            raise InputError(
-                f"{self.out} is not empty ({strangers[0]}) and is no run of wm; choose another out"
-            )
+            raise InputError(f"{self.out} is not empty ({strangers[0]}) and is no run of wm; choose another out")
         self.out.mkdir(parents=True, exist_ok=True)
         write_json(self.out / _UNFINISHED, self._record)
 
@@ -143,11 +137,7 @@ def digest_of(path: str | Path) -> str:
 
 
 def _visible(folder: Path) -> list[str]:
-    return (
-        sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-        if folder.is_dir()
-        else []
-    )
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
 
 
 def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

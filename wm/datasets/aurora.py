@@ -89,9 +89,7 @@ def _read_row(row: Any, uri: str, default_task: str) -> Item | Problem:
     values = {"instruction": instruction, "input": row.get("input"), "output": row.get("output")}
     for name, value in values.items():
         if value is None:
-            return Problem(
-                uri, task, "missing_field", f"{uri}: no {name!r}; found {', '.join(map(str, row))}"
-            )
+            return Problem(uri, task, "missing_field", f"{uri}: no {name!r}; found {', '.join(map(str, row))}")
         if not isinstance(value, str) or not value.strip():
             return Problem(uri, task, "bad_field", f"{uri}: {name} = {value!r:.60}; expected non-empty text")
     return Item(uri, task, str(row["input"]), str(row["output"]), str(instruction).strip())

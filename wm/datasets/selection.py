@@ -24,9 +24,7 @@ SELECTION_SCHEMA = pa.schema(
 COLUMNS = ["triplet_id", "class_label", "action_logprob", "action_tokens"]
 
 
-def select_top_k(
-    triplets: pa.Table, k: int, score: Score = "mean", min_score: float | None = None
-) -> pa.Table:
+def select_top_k(triplets: pa.Table, k: int, score: Score = "mean", min_score: float | None = None) -> pa.Table:
     """Choose ``k`` rows: classes take turns, each giving its best remaining row, until k are taken or none is left.
 
     ``triplets`` has :data:`COLUMNS`. ``score``: "mean" log-likelihood per action token, or its "sum", in nats.

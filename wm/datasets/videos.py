@@ -99,9 +99,7 @@ def _matching(spec: str) -> list[Video]:
         raise InputError(f"videos = {spec!r} matches no file")
     videos = [_relative(path, root) for path in files if _is_video_name(path.name)]
     if not videos:
-        raise InputError(
-            f"videos = {spec!r} matches no video: none of {len(files)} files ends in {_suffixes()}"
-        )
+        raise InputError(f"videos = {spec!r} matches no video: none of {len(files)} files ends in {_suffixes()}")
     return videos
 
 

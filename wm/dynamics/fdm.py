@@ -32,9 +32,7 @@ def sample_observations(
         flatten(fdm.layout("fdm", source=source, action=action))
         for source, action in zip(sources, actions, strict=True)
     ]
-    return sample_images(
-        fdm, prefixes, num_samples=num_samples, sampling=sampling, seed=seed, batch_size=batch_size
-    )
+    return sample_images(fdm, prefixes, num_samples=num_samples, sampling=sampling, seed=seed, batch_size=batch_size)
 
 
 def score_observations(

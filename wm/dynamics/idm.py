@@ -73,6 +73,4 @@ def score_actions(
         for source, target, action in zip(sources, targets, actions, strict=True)
     ]
     scores = completion_logprobs(idm, segments, batch_size=batch_size)
-    return [
-        ScoredAction(action, logprob, count) for action, (logprob, count) in zip(actions, scores, strict=True)
-    ]
+    return [ScoredAction(action, logprob, count) for action, (logprob, count) in zip(actions, scores, strict=True)]

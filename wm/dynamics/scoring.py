@@ -32,9 +32,7 @@ def completion_logprobs(
     """
     results: list[tuple[float, int]] = [(0.0, 0)] * len(segments_list)
     # Long ones together: less padding. Neither order nor company changes a result, attention being causal.
-    order = sorted(
-        range(len(segments_list)), key=lambda row: sum(len(part.ids) for part in segments_list[row])
-    )
+    order = sorted(range(len(segments_list)), key=lambda row: sum(len(part.ids) for part in segments_list[row]))
     longest = max((sum(len(part.ids) for part in segments) for segments in segments_list), default=0)
     at_once = rows_at_once(longest, batch_size)
     for start in range(0, len(order), at_once):
@@ -50,9 +48,7 @@ def completion_logprobs(
     return results
 
 
-def token_logprobs(
-    vlm: UnifiedVLM, hidden_PH: Tensor, targets_P: Tensor, rows: Tensor | None = None
-) -> Tensor:
+def token_logprobs(vlm: UnifiedVLM, hidden_PH: Tensor, targets_P: Tensor, rows: Tensor | None = None) -> Tensor:
     """float64 (P,): log-probability of each target vocabulary id, the log-softmax taken in float32."""
     if rows is not None:
         place_V = torch.full((int(rows.max()) + 1,), -1, dtype=torch.int64, device=rows.device)
@@ -84,6 +80,4 @@ def as_codes(codes: Any) -> Tensor:
 def need_equal(**lengths: int) -> None:
     """Raise :class:`InputError` unless all lengths are the same."""
     if len(set(lengths.values())) > 1:
-        raise InputError(
-            "expected as many of each, got " + ", ".join(f"{n} {name}" for name, n in lengths.items())
-        )
+        raise InputError("expected as many of each, got " + ", ".join(f"{n} {name}" for name, n in lengths.items()))

@@ -62,9 +62,7 @@ def verify_batch(
     sources = code_lists("source", source_BN)
     candidates = as_codes(candidates_BKN)
     if candidates.ndim != 3 or candidates.shape[1] == 0:
-        raise InputError(
-            f"expected candidates (B, K, N) with K at least 1, got shape {tuple(candidates.shape)}"
-        )
+        raise InputError(f"expected candidates (B, K, N) with K at least 1, got shape {tuple(candidates.shape)}")
     seeds = seeds if seeds is not None else [0] * len(sources)
     need_equal(sources=len(sources), actions=len(actions), candidates=len(candidates), seeds=len(seeds))
     drawn = [[tuple(codes) for codes in row] for row in candidates.to(torch.int64).tolist()]
@@ -78,8 +76,7 @@ def verify_batch(
     )
     table = dict(zip(distinct, scores, strict=True))
     return [
-        _rank(drawn_row, [table[row, codes] for codes in drawn_row], seeds[row])
-        for row, drawn_row in enumerate(drawn)
+        _rank(drawn_row, [table[row, codes] for codes in drawn_row], seeds[row]) for row, drawn_row in enumerate(drawn)
     ]
 
 

@@ -78,9 +78,7 @@ def line_chart(
     return f"<figure><figcaption>{name}</figcaption>{legend(shown)}{svg}</figure>"
 
 
-def _axes(
-    frame: _Frame, x_ticks: Sequence[float], y_ticks: Sequence[float], x_label: str, y_label: str
-) -> list[str]:
+def _axes(frame: _Frame, x_ticks: Sequence[float], y_ticks: Sequence[float], x_label: str, y_label: str) -> list[str]:
     right, half = _WIDTH - _RIGHT, (_TOP + _BASE) / 2
     parts = []
     for tick in y_ticks:

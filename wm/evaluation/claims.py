@@ -81,13 +81,9 @@ def difference(first: FigureDict, second: FigureDict) -> Difference:
         gaps = [first["runs"][seed] - second["runs"][seed] for seed in seeds]
         mean = sum(gaps) / len(gaps)
         std = math.sqrt(sum((gap - mean) ** 2 for gap in gaps) / (len(gaps) - 1))
-        return Difference(
-            mean, std, f"the standard deviation of the difference over {len(gaps)} paired training seeds"
-        )
+        return Difference(mean, std, f"the standard deviation of the difference over {len(gaps)} paired training seeds")
     spread = math.hypot(_own_spread(first), _own_spread(second))
-    return Difference(
-        first["mean"] - second["mean"], spread, "the two figures' own spreads, added in squares"
-    )
+    return Difference(first["mean"] - second["mean"], spread, "the two figures' own spreads, added in squares")
 
 
 def _own_spread(figure: FigureDict) -> float:

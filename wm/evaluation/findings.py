@@ -120,9 +120,7 @@ def same_training(first: Stage, second: Stage) -> list[str] | None:
     one, other = first.record.get("recipe", {}), second.record.get("recipe", {})
     if "triplets" not in one or "triplets" not in other:
         return None
-    return [
-        f"{key}: {one.get(key)!r} and {other.get(key)!r}" for key in keys if one.get(key) != other.get(key)
-    ]
+    return [f"{key}: {one.get(key)!r} and {other.get(key)!r}" for key in keys if one.get(key) != other.get(key)]
 
 
 def _read_json(path: Path) -> Any:

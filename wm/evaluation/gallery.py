@@ -21,9 +21,7 @@ def pick_items(subsets: Sequence[str], count: int) -> list[int]:
     return sorted(turns[:count])
 
 
-def write_gallery(
-    bench: Bench, units: Sequence[Unit], parts: Path, out: Path, count: int
-) -> list[dict[str, Any]]:
+def write_gallery(bench: Bench, units: Sequence[Unit], parts: Path, out: Path, count: int) -> list[dict[str, Any]]:
     """Write PNG files below ``out/examples`` and return what ``examples.json`` holds.
 
     Of each label the entry of the lowest training seed is shown with its first sampling seed. Equal
@@ -54,9 +52,7 @@ def write_gallery(
         for item, example in zip(items, examples, strict=True):
             if unit.ask == "propose":
                 right = bool(arrays["right"][item]) if "right" in arrays else None
-                example["proposed"].append(
-                    {"label": entry.label, "text": facts["texts"][item], "right": right}
-                )
+                example["proposed"].append({"label": entry.label, "text": facts["texts"][item], "right": right})
             else:
                 shown = _candidates(bench, bank_of(arrays), item, folder, f"{item:05d}-{unit.entry}")
                 example["models"].append({"label": entry.label, "seed": entry.run, **shown})

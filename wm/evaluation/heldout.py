@@ -51,8 +51,7 @@ def read_held_out(
     sides = []
     for name in ("source_image", "target_image"):
         images = [
-            decode_image(row[name]["bytes"], f"{name} of triplet {row['triplet_id']} in {folder}")
-            for row in rows
+            decode_image(row[name]["bytes"], f"{name} of triplet {row['triplet_id']} in {folder}") for row in rows
         ]
         sides.append(np.stack([fit_square(pixels, codec.side_px) for pixels in images]))
     ready = all(row["codec"] == codec.codec_id and row["change"] is not None for row in rows)
@@ -83,17 +82,13 @@ def _stored(
     for name in ("source_codes", "target_codes", "change"):
         values = [row[name] for row in rows]
         if any(not isinstance(value, list) or len(value) != codec.tokens_per_image for value in values):
-            raise InputError(
-                f"{folder}: {name} does not hold {codec.tokens_per_image} values in every triplet"
-            )
+            raise InputError(f"{folder}: {name} does not hold {codec.tokens_per_image} values in every triplet")
         arrays.append(np.array(values))
     source_BN, target_BN = (torch.from_numpy(array.astype(np.int64)) for array in arrays[:2])
     return source_BN, target_BN, arrays[2].astype(np.float64)
 
 
-def _encoded(
-    codec: ImageCodec, source_BHWC: Pixels, target_BHWC: Pixels
-) -> tuple[torch.Tensor, torch.Tensor, Floats]:
+def _encoded(codec: ImageCodec, source_BHWC: Pixels, target_BHWC: Pixels) -> tuple[torch.Tensor, torch.Tensor, Floats]:
     source_BN, source_BND = codec.encode_with_features(source_BHWC)
     target_BN, target_BND = codec.encode_with_features(target_BHWC)
     change_BN: Floats = change_map(source_BND, target_BND).double().cpu().numpy()

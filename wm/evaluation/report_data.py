@@ -48,8 +48,7 @@ def data_section(findings: Findings) -> str:
     if not found:
         return ""
     rows = [
-        [escape(stage.name), escape(stage.kind), escape(_counted(stage.record.get("counts", {})))]
-        for stage in found
+        [escape(stage.name), escape(stage.kind), escape(_counted(stage.record.get("counts", {})))] for stage in found
     ]
     parts = [table(["folder", "stage", "counted"], rows, wrap_last=True)]
     reasons = [
@@ -69,9 +68,7 @@ def data_section(findings: Findings) -> str:
 def _counted(counts: Mapping[str, Any]) -> str:
     plain = {name: value for name, value in counts.items() if isinstance(value, int | float | str)}
     return " · ".join(
-        f"{name.replace('_', ' ')} {value:,}"
-        if isinstance(value, int | float)
-        else f"{name.replace('_', ' ')} {value}"
+        f"{name.replace('_', ' ')} {value:,}" if isinstance(value, int | float) else f"{name.replace('_', ' ')} {value}"
         for name, value in plain.items()
     )
 
@@ -98,14 +95,10 @@ def timing_section(findings: Findings) -> str:
     for stage in findings.stages:
         wall_s = float(stage.record.get("wall_s", 0.0))
         bar = f'<td class="barcell"><div class="bar" style="width:{100 * wall_s / longest:.1f}%"></div></td>'
-        rows.append(
-            [escape(stage.name), escape(_stage_word(stage)), f"{wall_s:,.1f}", bar, escape(_parts(stage))]
-        )
+        rows.append([escape(stage.name), escape(_stage_word(stage)), f"{wall_s:,.1f}", bar, escape(_parts(stage))])
     total = sum(float(stage.record.get("wall_s", 0.0)) for stage in findings.stages)
     rows.append(["all", "", f"{total:,.1f}", "<td></td>", ""])
-    return section(
-        "time", "Time", table(["folder", "stage", "seconds", "", "of which"], rows, wrap_last=True)
-    )
+    return section("time", "Time", table(["folder", "stage", "seconds", "", "of which"], rows, wrap_last=True))
 
 
 def _stage_word(stage: Stage) -> str:
@@ -115,6 +108,4 @@ def _stage_word(stage: Stage) -> str:
 
 def _parts(stage: Stage) -> str:
     timings = stage.record.get("timings_s", {})
-    return " · ".join(
-        f"{name.removesuffix('_s').replace('_', ' ')} {value:,.1f}" for name, value in timings.items()
-    )
+    return " · ".join(f"{name.removesuffix('_s').replace('_', ' ')} {value:,.1f}" for name, value in timings.items())

@@ -50,9 +50,7 @@ def claims_section(findings: Findings, labels: Labels, notes: Mapping[str, str])
 def _card(claim: Claim, extra: Sequence[str], note: str) -> str:
     lines = "".join(f"<li>{escape(line)}</li>" for line in [*claim.measured, *extra])
     badge = f'<span class="badge {_BADGES[claim.verdict]}">{escape(claim.verdict)}</span>'
-    body = (
-        f"<ul>{lines}</ul>" if lines else prose("The figures this needs are not in the tables.", "soft small")
-    )
+    body = f"<ul>{lines}</ul>" if lines else prose("The figures this needs are not in the tables.", "soft small")
     remark = f"<p class='small'>{escape(note)}</p>" if note else ""
     return f'<div class="card">{badge}<h3>{escape(claim.title)}</h3>{body}{remark}</div>'
 
@@ -67,11 +65,7 @@ def equal_training(findings: Findings, labels: Labels) -> str:
     unequal = same_training(idm, fdm)
     if unequal is None:
         return ""
-    return (
-        f"training differs in {'; '.join(unequal)}"
-        if unequal
-        else "trained on the same triplets for the same steps"
-    )
+    return f"training differs in {'; '.join(unequal)}" if unequal else "trained on the same triplets for the same steps"
 
 
 def forward_section(findings: Findings) -> str:
@@ -87,9 +81,7 @@ def forward_section(findings: Findings) -> str:
     parts = [prose(_how(tables, judged)), _forward_table(chosen, columns)]
     if oracle:
         bound = _forward_table(oracle, columns)
-        parts.append(
-            f"<details><summary>Oracle best-of-N, the bound of any choice</summary>{bound}</details>"
-        )
+        parts.append(f"<details><summary>Oracle best-of-N, the bound of any choice</summary>{bound}</details>")
     parts.append(curves(tables, ["right", "final"] if judged else ["l1"]))
     by_subset = _subset_table(tables, "final" if judged else "l1")
     if by_subset:
@@ -116,9 +108,7 @@ def _how(tables: Mapping[str, Any], judged: bool) -> str:
         "seeds, or over sampling seeds where a label has one run. Bold: best of the predictions that a "
         "model made or chose itself."
     )
-    scale = (
-        " Score, editing success and minimal editing run from 0 to 10; the score is the smaller of the two."
-    )
+    scale = " Score, editing success and minimal editing run from 0 to 10; the score is the smaller of the two."
     return text + (scale if judged else " L1 is the mean absolute difference to the target, 0 to 1.")
 
 
@@ -202,11 +192,7 @@ def curves(tables: Mapping[str, Any], metrics: Sequence[str]) -> str:
 def _subset_table(tables: Mapping[str, Any], metric: str) -> str:
     """The headline metric by subset, for K = 1 and for the largest K chosen by the inverse model."""
     top = max(tables["k"])
-    rows = [
-        row
-        for row in tables["fdm"]
-        if row["by_subset"] and (row["choice"] != "oracle") and row["k"] in (1, top)
-    ]
+    rows = [row for row in tables["fdm"] if row["by_subset"] and (row["choice"] != "oracle") and row["k"] in (1, top)]
     if not rows:
         return ""
     names = tables["subsets"]
@@ -226,16 +212,11 @@ def inverse_section(findings: Findings) -> str:
     if tables is None or not tables["idm"]:
         return ""
     names = [name for name in _WORDS if any(name in row["metrics"] for row in tables["idm"])]
-    rows = [
-        [escape(row["label"]), *(_cell(row["metrics"].get(name), name) for name in names)]
-        for row in tables["idm"]
-    ]
+    rows = [[escape(row["label"]), *(_cell(row["metrics"].get(name), name) for name in names)] for row in tables["idm"]]
     how = "Greedy actions against the reference actions: ROUGE F1, corpus BLEU divided by 100, exact match."
     if "state_equivalent" in names:
         how += " Right: the action, done in the source, gives the target state, however it is worded."
-    return section(
-        "inverse", "Inverse dynamics", prose(how), table(["model", *(_WORDS[n] for n in names)], rows)
-    )
+    return section("inverse", "Inverse dynamics", prose(how), table(["model", *(_WORDS[n] for n in names)], rows))
 
 
 def probe_section(findings: Findings) -> str:
@@ -275,9 +256,7 @@ def _probe_cell(row: Mapping[str, Any] | None) -> str:
     spread = "" if share["std"] is None else f" ± {share['std'] * 100:.0f}"
     r = row["metrics"].get("pearson_r")
     per_token = row["metrics"].get("share_per_token")
-    hint = f"{row['pairs']} pairs" + (
-        f", {per_token['mean'] * 100:.0f} % by mean per token" if per_token else ""
-    )
+    hint = f"{row['pairs']} pairs" + (f", {per_token['mean'] * 100:.0f} % by mean per token" if per_token else "")
     correlation = "" if r is None else f", r {r['mean']:.2f}"
     return (
         f'<td style="background:rgb(var({tint}) / {strength:.2f})" title="{hint}">'

@@ -50,8 +50,7 @@ def _proposal(proposed: Mapping[str, Any]) -> str:
 
 def _model(model: Mapping[str, Any], folder: Path) -> str:
     shots = "".join(
-        _candidate(one, folder, chosen=index == model["chosen"])
-        for index, one in enumerate(model["candidates"])
+        _candidate(one, folder, chosen=index == model["chosen"]) for index, one in enumerate(model["candidates"])
     )
     return f'<div class="model"><b>{escape(model["label"])}</b><div class="strip">{shots}</div></div>'
 

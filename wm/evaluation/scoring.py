@@ -55,9 +55,7 @@ def judge_each(judge: Judge, held_out: HeldOut) -> JudgeMany:
 
     def judge_many(items_M: Codes, predicted_MHWC: Pixels) -> list[JudgeScore]:
         return [
-            judge(
-                held_out.source_pixels[item], held_out.target_pixels[item], predicted, held_out.actions[item]
-            )
+            judge(held_out.source_pixels[item], held_out.target_pixels[item], predicted, held_out.actions[item])
             for item, predicted in zip(items_M.tolist(), predicted_MHWC, strict=True)
         ]
 
@@ -97,9 +95,7 @@ def sample_bank(
     return Bank(codes_BKN, {name: value_M[place_BK] for name, value_M in metrics.items()}, verifier_BK)
 
 
-def verifier_scores(
-    verifier: UnifiedVLM, held_out: HeldOut, codes_BKN: Codes, *, batch_size: int = 32
-) -> Floats:
+def verifier_scores(verifier: UnifiedVLM, held_out: HeldOut, codes_BKN: Codes, *, batch_size: int = 32) -> Floats:
     """log p(action | source, candidate) of the inverse model: (B, K)."""
     with torch.inference_mode():
         ranked = verify_batch(
@@ -136,9 +132,7 @@ def image_metrics(
     """Metric → (M,) for predicted codes: the image metrics, and with a judge its figures."""
     source_MN = held_out.source_codes.numpy()[items_M]
     unchanged_M: Floats = (codes_MN == source_MN).mean(axis=1)
-    return picture_metrics(held_out, judge_many, items_M, codec.decode(codes_MN)) | {
-        "unchanged_tokens": unchanged_M
-    }
+    return picture_metrics(held_out, judge_many, items_M, codec.decode(codes_MN)) | {"unchanged_tokens": unchanged_M}
 
 
 def picture_metrics(
@@ -195,9 +189,7 @@ def propose(
     if action_is_right is not None:
         checked = [
             action_is_right(source, target, text)
-            for source, target, text in zip(
-                held_out.source_pixels, held_out.target_pixels, texts, strict=True
-            )
+            for source, target, text in zip(held_out.source_pixels, held_out.target_pixels, texts, strict=True)
         ]
         right_B = np.array(checked, dtype=np.float64)
     return texts, [one.mean_logprob for one in proposed], right_B

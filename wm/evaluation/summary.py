@@ -37,18 +37,12 @@ def format_tables(tables: Mapping[str, Any]) -> str:
     blocks = [
         _grid(
             ["forward dynamics", *columns],
-            [
-                [row_name(row), *(spread_text(row["metrics"].get(name)) for name in columns)]
-                for row in tables["fdm"]
-            ],
+            [[row_name(row), *(spread_text(row["metrics"].get(name)) for name in columns)] for row in tables["fdm"]],
         )
     ]
     if tables["idm"]:
         names = list(tables["idm"][0]["metrics"])
-        rows = [
-            [row["label"], *(spread_text(row["metrics"].get(name)) for name in names)]
-            for row in tables["idm"]
-        ]
+        rows = [[row["label"], *(spread_text(row["metrics"].get(name)) for name in names)] for row in tables["idm"]]
         blocks.append(_grid(["inverse dynamics", *names], rows))
     if tables["probe"]:
         kinds = list(dict.fromkeys(row["negative"] for row in tables["probe"]))
@@ -57,8 +51,7 @@ def format_tables(tables: Mapping[str, Any]) -> str:
             of_model = shares.setdefault((row["role"], row["label"]), {})
             of_model[row["negative"]] = spread_text(row["metrics"].get("share"))
         rows = [
-            [f"{label} ({role})", *(found.get(kind, "–") for kind in kinds)]
-            for (role, label), found in shares.items()
+            [f"{label} ({role})", *(found.get(kind, "–") for kind in kinds)] for (role, label), found in shares.items()
         ]
         blocks.append(_grid(["preference for the truth", *kinds], rows))
     return "\n\n".join(blocks)

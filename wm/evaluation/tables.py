@@ -57,15 +57,11 @@ def fdm_rows(collected: Collected) -> list[dict[str, Any]]:
     gathered: dict[tuple[str, str, int], dict[str, dict[int, list[Floats]]]] = {}
     for (label, run, _), bank in collected.banks.items():
         distinct = np.array([len({tuple(codes) for codes in item.tolist()}) for item in bank.codes])
-        for (choice, k), metrics in verification_curve(
-            bank.metrics, bank.verifier, bank.best, collected.ks
-        ).items():
+        for (choice, k), metrics in verification_curve(bank.metrics, bank.verifier, bank.best, collected.ks).items():
             extra = {"distinct_candidates": distinct.astype(np.float64)} if k == 1 else {}
             _gather(gathered, (label, choice, k), run, {**metrics, **extra})
     for (label, run, _), bank in collected.greedy.items():
-        _gather(
-            gathered, (label, "greedy", 1), run, {name: value[:, 0] for name, value in bank.metrics.items()}
-        )
+        _gather(gathered, (label, "greedy", 1), run, {name: value[:, 0] for name, value in bank.metrics.items()})
     for label, choice, k in sorted(gathered, key=lambda key: _place(key, list(gathered))):
         samples = gathered[label, choice, k]
         rows.append(_row(label, choice, k, samples, collected.subsets, over="sampling seeds"))
@@ -109,9 +105,7 @@ def probe_rows(collected: Collected) -> list[dict[str, Any]]:
     rows = []
     for (role, label, kind), runs in sorted(gathered.items(), key=lambda item: order[item[0][2]]):
         figures = {
-            name: figure(
-                {run: [float(getattr(preference, name))] for run, preference in runs.items()}, over="one run"
-            )
+            name: figure({run: [float(getattr(preference, name))] for run, preference in runs.items()}, over="one run")
             for name in ("share", "share_per_token", "pearson_r")
             if all(getattr(preference, name) is not None for preference in runs.values())
         }

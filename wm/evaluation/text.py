@@ -27,8 +27,7 @@ def text_metrics(predictions: Sequence[str], references: Sequence[str]) -> dict[
     rouge = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=False)
     scored = [rouge.score(target, text) for target, text in zip(references, predictions, strict=True)]
     figures = {
-        name: sum(item[name].fmeasure for item in scored) / len(scored)
-        for name in ("rouge1", "rouge2", "rougeL")
+        name: sum(item[name].fmeasure for item in scored) / len(scored) for name in ("rouge1", "rouge2", "rougeL")
     }
     bleu = BLEU(tokenize=BLEU_TOKENIZE).corpus_score(list(predictions), [list(references)]).score
     same = sum(_plain(a) == _plain(b) for a, b in zip(predictions, references, strict=True))

@@ -96,9 +96,7 @@ def _load(path: str, base: str, device: str) -> UnifiedVLM:
     return load_model(path, base=base or None, device=device)
 
 
-def units_of(
-    entries: dict[str, Entry], seeds: Sequence[int], *, greedy: bool, with_probe: bool
-) -> list[Unit]:
+def units_of(entries: dict[str, Entry], seeds: Sequence[int], *, greedy: bool, with_probe: bool) -> list[Unit]:
     """Every unit, those of one entry together."""
     units = []
     for name, entry in entries.items():

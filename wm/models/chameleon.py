@@ -42,9 +42,7 @@ def image_rows_of(vocabulary: Mapping[str, int], num_codes: int) -> Tensor:
             rows[int(digits)] = row
     missing = (rows < 0).nonzero().flatten().tolist()
     if missing:
-        raise InputError(
-            f"the vocabulary has no token for {len(missing)} image codes, {missing[0]} among them"
-        )
+        raise InputError(f"the vocabulary has no token for {len(missing)} image codes, {missing[0]} among them")
     return rows
 
 
@@ -165,9 +163,7 @@ class ChameleonVLM:
     def _to_rows(self, name: str, codes: Sequence[int]) -> list[int]:
         values = torch.as_tensor(codes).to("cpu", torch.int64)
         if values.shape != (self.tokens_per_image,):
-            raise InputError(
-                f"{name} image: expected {self.tokens_per_image} codes, got shape {tuple(values.shape)}"
-            )
+            raise InputError(f"{name} image: expected {self.tokens_per_image} codes, got shape {tuple(values.shape)}")
         bad = [code for code in values.tolist() if not 0 <= code < self.num_codes]
         if bad:
             raise InputError(f"{name} image: code {bad[0]} is outside the codebook [0, {self.num_codes})")

@@ -68,9 +68,7 @@ def load_chameleon(folder: Path, device: str | torch.device, dtype: torch.dtype)
     )
 
 
-FAMILIES: dict[str, Callable[[Path, str | torch.device, torch.dtype], ChameleonVLM]] = {
-    "chameleon": load_chameleon
-}
+FAMILIES: dict[str, Callable[[Path, str | torch.device, torch.dtype], ChameleonVLM]] = {"chameleon": load_chameleon}
 """Loader of a full folder by the ``model_type`` of its ``config.json``."""
 
 
@@ -100,9 +98,7 @@ def load_model(
     base_folder = _base_folder(folder, manifest, base)
     found = base_id_of(base_folder)
     if found != manifest.base_id:
-        raise InputError(
-            f"adapter {folder} was trained on base {manifest.base_id}, but {base_folder} is {found}"
-        )
+        raise InputError(f"adapter {folder} was trained on base {manifest.base_id}, but {base_folder} is {found}")
     vlm = _load_full(base_folder, device, dtype)
     need_same_codec(vlm.codec_id, manifest.codec_id, folder)
     adapted = _attach(vlm, folder)
@@ -136,9 +132,7 @@ def save_model(
     out = Path(path)
     if kind != "adapter" and codec is None:
         if chameleon.folder is None:
-            raise InputError(
-                f"cannot write {out}: give the codec, the model was not read from a folder that has one"
-            )
+            raise InputError(f"cannot write {out}: give the codec, the model was not read from a folder that has one")
         codec = read_codec(chameleon.folder)
     if codec is not None:
         need_same_codec(codec.codec_id, chameleon.codec_id, out)
@@ -182,17 +176,13 @@ def _attach(vlm: ChameleonVLM, folder: Path) -> Any:
     try:
         return PeftModel.from_pretrained(vlm.module, str(folder), local_files_only=True).eval()
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"adapter {folder} does not fit its base: {' '.join(str(error).split())[:400]}"
-        ) from error
+        raise InputError(f"adapter {folder} does not fit its base: {' '.join(str(error).split())[:400]}") from error
 
 
 def _need_manifest(folder: Path) -> Manifest:
     manifest = read_manifest(folder)
     if manifest is None:
-        raise InputError(
-            f"adapter {folder} has no {MANIFEST}, which names the base and codec it was made for"
-        )
+        raise InputError(f"adapter {folder} has no {MANIFEST}, which names the base and codec it was made for")
     return manifest
 
 
@@ -211,9 +201,7 @@ def _need_chameleon(vlm: UnifiedVLM) -> ChameleonVLM:
     return vlm
 
 
-def _write_full(
-    vlm: ChameleonVLM, codec: ImageCodec, state_dict: Mapping[str, Tensor] | None, folder: Path
-) -> None:
+def _write_full(vlm: ChameleonVLM, codec: ImageCodec, state_dict: Mapping[str, Tensor] | None, folder: Path) -> None:
     """The Hugging Face folder; the decoder stands beside the tensors that the class knows, as in Anole."""
     config = vlm.inner.config
     tensors = dict(state_dict if state_dict is not None else vlm.inner.state_dict())

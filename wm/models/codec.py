@@ -59,9 +59,7 @@ class PixelScale:
         values = read_json(path)
         means, stds = values.get("image_mean", [cls.mean]), values.get("image_std", [cls.std])
         if len(set(means)) != 1 or len(set(stds)) != 1:
-            raise InputError(
-                f"{path}: expected one mean and deviation for all channels, got {means} and {stds}"
-            )
+            raise InputError(f"{path}: expected one mean and deviation for all channels, got {means} and {stds}")
         return cls(float(values.get("rescale_factor", cls.rescale)), float(means[0]), float(stds[0]))
 
 
@@ -73,9 +71,7 @@ class ImageCodec(nn.Module):
     came without keeps all code made before valid.
     """
 
-    def __init__(
-        self, vqgan: VQGAN, scale: PixelScale, *, has_decoder: bool = True, where: str = "this codec"
-    ) -> None:
+    def __init__(self, vqgan: VQGAN, scale: PixelScale, *, has_decoder: bool = True, where: str = "this codec") -> None:
         super().__init__()
         self.vqgan = vqgan.eval().requires_grad_(False)
         self.scale = scale
@@ -126,29 +122,21 @@ class ImageCodec(nn.Module):
         decoder.
         """
         if not self.has_decoder:
-            raise InputError(
-                f"{self.where} holds no {CODEC_PREFIX}decoder.* weights: it encodes images but draws none"
-            )
+            raise InputError(f"{self.where} holds no {CODEC_PREFIX}decoder.* weights: it encodes images but draws none")
         codes = self._check_codes(codes_BN)
         images = []
         for chunk in torch.split(codes, self.chunk):
             filled = torch.cat([chunk, chunk.new_zeros(self.chunk - len(chunk), chunk.shape[1])])
             pixels_BCHW = self.vqgan.decode_features(self.vqgan.quantize.embedding(filled))[: len(chunk)]
             # The decoder was trained on [-1, 1], whatever constant the image processor rounds 2/255 to.
-            images.append(
-                ((pixels_BCHW.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
-            )
+            images.append(((pixels_BCHW.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu())
         if not images:
             return np.zeros((0, self.side_px, self.side_px, 3), dtype=np.uint8)
         return np.asarray(torch.cat(images).numpy())
 
     def _check_pixels(self, pixels_BHWC: PixelBatch) -> Tensor:
         pixels = torch.as_tensor(pixels_BHWC)
-        if (
-            pixels.dtype != torch.uint8
-            or pixels.ndim != 4
-            or pixels.shape[1:] != (self.side_px, self.side_px, 3)
-        ):
+        if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (self.side_px, self.side_px, 3):
             raise InputError(
                 f"expected uint8 pixels (B, {self.side_px}, {self.side_px}, 3), "
                 f"got {pixels.dtype} {tuple(pixels.shape)}"
@@ -199,9 +187,7 @@ def read_codec(folder: Path, device: str | torch.device = "cpu") -> ImageCodec:
         for name, tensor in vqgan.state_dict().items()
         if has_decoder or not name.startswith("decoder.")
     }
-    check_tensors(
-        expected, {name: tensor.shape for name, tensor in tensors.items()}, f"{folder} ({CODEC_PREFIX}*)"
-    )
+    check_tensors(expected, {name: tensor.shape for name, tensor in tensors.items()}, f"{folder} ({CODEC_PREFIX}*)")
     if not has_decoder:
         vqgan.decoder = None  # type: ignore[assignment]
     vqgan.load_state_dict({name: tensors[name] for name in expected}, assign=True)

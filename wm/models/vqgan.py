@@ -34,9 +34,7 @@ class Upsample(nn.Module):
 class UpLevel(nn.Module):
     """One resolution of the decoder: residual blocks, attention if any, the way up unless last."""
 
-    def __init__(
-        self, config: ChameleonVQVAEConfig, block_in: int, block_out: int, attend: bool, grow: bool
-    ) -> None:
+    def __init__(self, config: ChameleonVQVAEConfig, block_in: int, block_out: int, attend: bool, grow: bool) -> None:
         super().__init__()
         self.block = nn.ModuleList()
         self.attn = nn.ModuleList()

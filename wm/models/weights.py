@@ -114,14 +114,10 @@ def load_tensors(folder: Path, prefix: str) -> dict[str, Tensor]:
     return tensors
 
 
-def check_tensors(
-    expected: Mapping[str, Iterable[int]], found: Mapping[str, Iterable[int]], where: str
-) -> None:
+def check_tensors(expected: Mapping[str, Iterable[int]], found: Mapping[str, Iterable[int]], where: str) -> None:
     """Raise :class:`InputError` that lists missing and misshapen tensors (the first six of each)."""
     missing = sorted(set(expected) - set(found))
-    shapes = {
-        name: (tuple(expected[name]), tuple(found[name])) for name in sorted(set(expected) & set(found))
-    }
+    shapes = {name: (tuple(expected[name]), tuple(found[name])) for name in sorted(set(expected) & set(found))}
     misshapen = [f"{name} {got} not {want}" for name, (want, got) in shapes.items() if want != got]
     parts = [
         f"{len(names)} {label}: {', '.join(names[:6])}{', …' if len(names) > 6 else ''}"
@@ -139,9 +135,7 @@ def fingerprint(folder: Path, keep: Callable[[str], bool]) -> str:
     KiB. A changed tensor of a large model that agrees in all those pieces is therefore not noticed.
     """
     config = {
-        name: value
-        for name, value in read_json(folder / "config.json").items()
-        if name not in _VOLATILE_CONFIG_KEYS
+        name: value for name, value in read_json(folder / "config.json").items() if name not in _VOLATILE_CONFIG_KEYS
     }
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     places = {name: place for name, place in list_tensors(folder).items() if keep(name)}

@@ -192,8 +192,7 @@ def _decode_texts(vlm: UnifiedVLM, ids_BT: Tensor, max_new_tokens: int) -> list[
         hidden_BH = vlm.body(token_B[:, None], cache)[:, -1]
     texts = [row[: row.index(vlm.eos_id)] for row in torch.stack(tokens_BS, dim=1).tolist()]
     return [
-        Completion(tuple(ids), logprob, len(ids) + 1)
-        for ids, logprob in zip(texts, logprob_B.tolist(), strict=True)
+        Completion(tuple(ids), logprob, len(ids) + 1) for ids, logprob in zip(texts, logprob_B.tolist(), strict=True)
     ]
 
 

@@ -45,20 +45,14 @@ def read_states(images_BHWC: Pixels) -> list[State]:
     """
     images = np.asarray(images_BHWC)
     if images.ndim != 4 or images.shape[1:] != (SIDE_PX, SIDE_PX, 3):
-        raise InputError(
-            f"tabletop pictures have shape {images.shape}; expected (B, {SIDE_PX}, {SIDE_PX}, 3)"
-        )
+        raise InputError(f"tabletop pictures have shape {images.shape}; expected (B, {SIDE_PX}, {SIDE_PX}, 3)")
     if not len(images):
         return []
     templates, norms = _templates()
     views, things = len(norms), NUM_OBJECTS + 1
     cells = _cells(images.astype(np.float32))
     flat = cells.reshape(-1, cells.shape[-1])
-    errors = (
-        (flat**2).sum(1)[:, None]
-        + norms.reshape(-1)[None]
-        - 2 * flat @ templates.reshape(views * things, -1).T
-    )
+    errors = (flat**2).sum(1)[:, None] + norms.reshape(-1)[None] - 2 * flat @ templates.reshape(views * things, -1).T
     errors = errors.reshape(len(images), NUM_CELLS, views, things) / flat.shape[1]
     best_view = errors.min(3).sum(1).argmin(1)
     chosen = errors[np.arange(len(images)), :, best_view]
@@ -66,8 +60,7 @@ def read_states(images_BHWC: Pixels) -> list[State]:
     thing = np.where(residual > MAX_RESIDUAL, UNREADABLE, thing)
     shifts = (2 * MAX_SHIFT_PX + 1) ** 2
     return [
-        State(int(view) // shifts, tuple(int(cell) for cell in row))
-        for view, row in zip(best_view, thing, strict=True)
+        State(int(view) // shifts, tuple(int(cell) for cell in row)) for view, row in zip(best_view, thing, strict=True)
     ]
 
 

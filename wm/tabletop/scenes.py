@@ -127,9 +127,7 @@ def render(state: State, camera: Camera, rng: np.random.Generator) -> Pixels:
     return wide[:, MARGIN_PX : MARGIN_PX + SIDE_PX]
 
 
-def render_sprites(
-    background: int, sprites: list[Sprite], camera: Camera, rng: np.random.Generator
-) -> Pixels:
+def render_sprites(background: int, sprites: list[Sprite], camera: Camera, rng: np.random.Generator) -> Pixels:
     """A frame (48, 64, 3) of the wide table."""
     canvas = _table(background).copy()
     for x_px, y_px, darkness in camera.crumbs:
@@ -141,9 +139,7 @@ def render_sprites(
         box += alpha * (np.asarray(sprite.rgb, np.float32) - box)
     right, down = camera.shift_px
     move = np.asarray([[1, 0, right - 2], [0, 1, down - 2]], np.float32)
-    view = np.asarray(
-        cv2.warpAffine(canvas, move, (SIDE_PX + 2 * MARGIN_PX, SIDE_PX), flags=cv2.INTER_LINEAR)
-    )
+    view = np.asarray(cv2.warpAffine(canvas, move, (SIDE_PX + 2 * MARGIN_PX, SIDE_PX), flags=cv2.INTER_LINEAR))
     if camera.noise:
         view = view + rng.standard_normal(view.shape, np.float32) * camera.noise
     return np.clip(np.rint(view), 0, 255).astype(np.uint8)
@@ -151,9 +147,7 @@ def render_sprites(
 
 def random_camera(rng: np.random.Generator, shifted_share: float = 0.3, crumbed_share: float = 0.2) -> Camera:
     """A camera for one picture: shifted by up to 1 px in 30 % of them, crumbs on the table in 20 %."""
-    shift = (
-        tuple(float(value) for value in rng.uniform(-1, 1, 2)) if rng.random() < shifted_share else (0.0, 0.0)
-    )
+    shift = tuple(float(value) for value in rng.uniform(-1, 1, 2)) if rng.random() < shifted_share else (0.0, 0.0)
     crumbs = random_crumbs(rng) if rng.random() < crumbed_share else ()
     return Camera((shift[0], shift[1]), crumbs=crumbs)
 

@@ -67,9 +67,7 @@ class Clip:
             yield render_sprites(self.moments[0].state.background, self._sprites(index), camera, rng)
 
     def _sprites(self, index: int) -> list[Sprite]:
-        last = max(
-            number for number, moment in enumerate(self.moments) if moment.frame <= index or number == 0
-        )
+        last = max(number for number, moment in enumerate(self.moments) if moment.frame <= index or number == 0)
         state = self.moments[last].state
         if last + 1 == len(self.moments):
             return sprites_of(state)
@@ -108,9 +106,7 @@ def write_clip(clip: Clip, path: Path) -> None:
     """Encode a clip: ``.mp4`` as H.264, ``.avi`` as MPEG-4 part 2, 25 frames/s; written aside, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{os.getpid()}.{path.name}")
-    codec, options = (
-        ("libx264", {"crf": "16", "preset": "ultrafast"}) if path.suffix == ".mp4" else ("mpeg4", {})
-    )
+    codec, options = ("libx264", {"crf": "16", "preset": "ultrafast"}) if path.suffix == ".mp4" else ("mpeg4", {})
     with av.open(str(aside), "w", format=path.suffix[1:]) as container:
         stream = container.add_stream(codec, rate=Fraction(FPS), options=options)
         stream.width, stream.height, stream.pix_fmt = SIDE_PX + 2 * MARGIN_PX, SIDE_PX, "yuv420p"

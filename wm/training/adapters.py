@@ -56,15 +56,11 @@ def prepare(vlm: UnifiedVLM, lora: Lora, seed: int) -> ParameterCounts:
 def _with_adapter(vlm: UnifiedVLM, lora: Lora, seed: int) -> torch.nn.Module:
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(
-        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets
-    )
+    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
             module: torch.nn.Module = get_peft_model(vlm.module, config)
         except ValueError as error:
-            raise InputError(
-                f"lora.targets = {lora.targets!r} fits no layer of {vlm.base_id}: {error}"
-            ) from error
+            raise InputError(f"lora.targets = {lora.targets!r} fits no layer of {vlm.base_id}: {error}") from error
     return module

@@ -128,9 +128,7 @@ def tensorise(rows: Sequence[Rows], vlm: UnifiedVLM, task: Task, weights: Weight
     )
 
 
-def _read_source(
-    source: Source, codec_id: str, tokens_per_image: int, generator: np.random.Generator
-) -> Rows:
+def _read_source(source: Source, codec_id: str, tokens_per_image: int, generator: np.random.Generator) -> Rows:
     folder = Path(source.path)
     folder = folder / "triplets" if (folder / "triplets").is_dir() else folder
     table = read_table(folder, columns=list(COLUMNS)).sort_by("triplet_id")
@@ -139,9 +137,7 @@ def _read_source(
     usable = table.filter(pc.equal(table.column("status"), "ok"))
     num_skipped = table.num_rows - usable.num_rows
     if usable.num_rows == 0:
-        raise InputError(
-            f"{folder} has no row to train on ({table.num_rows} rows, {num_skipped} not of status 'ok')"
-        )
+        raise InputError(f"{folder} has no row to train on ({table.num_rows} rows, {num_skipped} not of status 'ok')")
     _check_codes(usable, folder, codec_id, tokens_per_image)
     if 0 < source.limit < usable.num_rows:
         chosen = np.sort(generator.choice(usable.num_rows, source.limit, replace=False))
@@ -155,9 +151,7 @@ def _select(table: pa.Table, source: Source) -> pa.Table:
         raise InputError(f"no Parquet file below selection {source.selection}")
     names = pads.dataset(files).schema.names
     if "triplet_id" not in names:
-        raise InputError(
-            f"{source.selection} lacks the column 'triplet_id'; columns found: {', '.join(names)}"
-        )
+        raise InputError(f"{source.selection} lacks the column 'triplet_id'; columns found: {', '.join(names)}")
     wanted = pc.unique(pads.dataset(files).to_table(columns=["triplet_id"]).column("triplet_id"))
     unknown = wanted.filter(pc.invert(pc.is_in(wanted, table.column("triplet_id").combine_chunks())))
     if len(unknown):
@@ -185,8 +179,7 @@ def _check_codes(table: pa.Table, folder: Path, codec_id: str, tokens_per_image:
         for length in pc.unique(pc.list_value_length(table.column(name))).to_pylist():
             if length != tokens_per_image:
                 raise InputError(
-                    f"{folder}: {name} of length {length}, expected {tokens_per_image}, "
-                    "the codec's tokens per image"
+                    f"{folder}: {name} of length {length}, expected {tokens_per_image}, the codec's tokens per image"
                 )
 
 
@@ -203,6 +196,4 @@ def _codes(table: pa.Table, name: str) -> np.ndarray[tuple[int, ...], np.dtype[n
 def _stack(parts_BT: Sequence[Tensor], fill: int) -> Tensor:
     """Concatenate along rows, padding on the right to the longest."""
     length = max(part.shape[1] for part in parts_BT)
-    return torch.cat(
-        [torch.nn.functional.pad(part, (0, length - part.shape[1]), value=fill) for part in parts_BT]
-    )
+    return torch.cat([torch.nn.functional.pad(part, (0, length - part.shape[1]), value=fill) for part in parts_BT])

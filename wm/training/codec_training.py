@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
 from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAEEncoderResnetBlock
 
 from wm.models.vqgan import VQGAN
@@ -48,9 +47,7 @@ class CodecSettings:
     seed: int = 0
 
 
-def train_codec(
-    vqgan: VQGAN, pixels_BCHW: Tensor, settings: CodecSettings, report: Report
-) -> dict[str, float]:
+def train_codec(vqgan: VQGAN, pixels_BCHW: Tensor, settings: CodecSettings, report: Report) -> dict[str, float]:
     """Train in place on ``pixels_BCHW`` (uint8, all images); returns figures: losses, codes in use.
 
     Pixels are scaled as Chameleon's image processor does (x / 127.5 - 1).
@@ -133,18 +130,14 @@ def _train_decoder(
     return smooth
 
 
-def _context_loss(
-    vqgan: VQGAN, pixels_BCHW: Tensor, features_BND: Tensor, generator: torch.Generator
-) -> Tensor:
+def _context_loss(vqgan: VQGAN, pixels_BCHW: Tensor, features_BND: Tensor, generator: torch.Generator) -> Tensor:
     """A patch means the same among other neighbours and after a small shake of the camera: its feature in a collage
     of patches from other images of the batch, all shifted by up to 1 px, must equal its feature at home. Else one
     changed patch would change the codes around it."""
     batch, tokens = features_BND.shape[:2]
     grid = vqgan.side_tokens
     owner_BN = torch.argsort(torch.rand(tokens, batch, generator=generator), dim=1).T
-    patches = (
-        pixels_BCHW.unflatten(3, (grid, -1)).unflatten(2, (grid, -1)).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
-    )
+    patches = pixels_BCHW.unflatten(3, (grid, -1)).unflatten(2, (grid, -1)).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
     place = torch.arange(tokens)
     collage = patches[owner_BN, place].unflatten(1, (grid, grid)).permute(0, 3, 1, 4, 2, 5)
     with torch.autocast("cpu", torch.bfloat16):
@@ -224,9 +217,7 @@ def _merge(vqgan: VQGAN, probe: nn.Module, features_MD: Tensor, merge_rms: float
     for _ in range(10):  # Lloyd's rounds, so that those that stay share out what the merged ones covered
         owner_M = torch.cdist(features_MD, vectors_KD[kept]).argmin(1)
         counts = torch.bincount(owner_M, minlength=len(kept)).clamp(min=1).float()
-        vectors_KD[kept] = (
-            torch.zeros_like(vectors_KD[kept]).index_add_(0, owner_M, features_MD) / counts[:, None]
-        )
+        vectors_KD[kept] = torch.zeros_like(vectors_KD[kept]).index_add_(0, owner_M, features_MD) / counts[:, None]
     gone_K = torch.ones(len(vectors_KD), dtype=torch.bool)
     gone_K[kept] = False
     vectors_KD[gone_K] = vectors_KD[kept].abs().max() * 100

@@ -75,9 +75,7 @@ def fit(
     torch.set_num_threads(recipe.threads_per_worker)
     need_process_group(world.device)
     vlm = load_model(recipe.base, device=world.device, dtype=_dtype(recipe))
-    rows = read_sources(
-        recipe.triplets, codec_id=vlm.codec_id, tokens_per_image=vlm.tokens_per_image, seed=recipe.seed
-    )
+    rows = read_sources(recipe.triplets, codec_id=vlm.codec_id, tokens_per_image=vlm.tokens_per_image, seed=recipe.seed)
     order = order_of(recipe, rows)
     tokens = tensorise(rows, vlm, recipe.task, recipe.weights)
     num_steps = recipe.num_steps(order)
@@ -136,9 +134,7 @@ class Metrics:
 
     def add(self, step: int, epoch: float, loss: float, rate: float, grad_norm: float) -> None:
         """Note a finished step with this rank's contribution to the loss."""
-        self._pending.append(
-            {"step": step, "epoch": round(epoch, 4), "loss": loss, "lr": rate, "grad_norm": grad_norm}
-        )
+        self._pending.append({"step": step, "epoch": round(epoch, 4), "loss": loss, "lr": rate, "grad_norm": grad_norm})
 
     def flush(self) -> list[float]:
         """Average the pending losses over ranks (a collective), append their lines; returns the losses."""

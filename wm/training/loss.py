@@ -33,9 +33,7 @@ def recognition_weights(change_RN: Tensor, settings: Weights) -> Tensor:
     """
     change_RN = change_RN.float()
     mean_R1 = change_RN.mean(dim=1, keepdim=True)
-    relative_RN = torch.where(
-        mean_R1 > 0, change_RN / mean_R1.clamp_min(torch.finfo(torch.float32).tiny), 1.0
-    )
+    relative_RN = torch.where(mean_R1 > 0, change_RN / mean_R1.clamp_min(torch.finfo(torch.float32).tiny), 1.0)
     weights_RN = settings.floor + (1 - settings.floor) * relative_RN
     return weights_RN.clamp_max(settings.clip) if settings.clip > 0 else weights_RN
 

@@ -27,9 +27,7 @@ class SampleOrder:
         self._weights = tuple(weights)
         self._seed = seed
         self._starts = [0, *np.cumsum(self._counts).tolist()[:-1]]
-        self.rows_per_epoch = sum(
-            round(weight * count) for weight, count in zip(weights, counts, strict=True)
-        )
+        self.rows_per_epoch = sum(round(weight * count) for weight, count in zip(weights, counts, strict=True))
         self._epoch = lru_cache(maxsize=2)(self._shuffle)
 
     def steps_of(self, epochs: float, global_batch: int) -> int:
@@ -54,9 +52,7 @@ class SampleOrder:
 
     def _shuffle(self, number: int) -> Indices:
         parts = []
-        for source, (start, count, weight) in enumerate(
-            zip(self._starts, self._counts, self._weights, strict=True)
-        ):
+        for source, (start, count, weight) in enumerate(zip(self._starts, self._counts, self._weights, strict=True)):
             generator = np.random.default_rng([self._seed, number, source])
             copies, rest = divmod(round(weight * count), count)
             parts.extend([np.arange(start, start + count)] * copies)

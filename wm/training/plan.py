@@ -45,9 +45,7 @@ def check_data(recipe: TrainRecipe) -> list[Rows]:
 
 def order_of(recipe: TrainRecipe, rows: Sequence[Rows]) -> SampleOrder:
     """The order in which the recipe shows these rows."""
-    return SampleOrder(
-        [part.table.num_rows for part in rows], [part.source.weight for part in rows], recipe.seed
-    )
+    return SampleOrder([part.table.num_rows for part in rows], [part.source.weight for part in rows], recipe.seed)
 
 
 def plan(recipe: TrainRecipe) -> Plan:
@@ -75,8 +73,6 @@ def plan(recipe: TrainRecipe) -> Plan:
         trained_parameters=counts.trained,
         total_parameters=counts.total,
         tokens_per_batch=round(float(np.mean(tokens.length_R.numpy()[epoch])) * recipe.global_batch),
-        completion_tokens_per_batch=round(
-            tokens.num_completion_tokens(epoch) / len(epoch) * recipe.global_batch
-        ),
+        completion_tokens_per_batch=round(tokens.num_completion_tokens(epoch) / len(epoch) * recipe.global_batch),
         longest_row=int(tokens.length_R.max()),
     )

@@ -76,18 +76,12 @@ class TrainRecipe(Recipe):
         if not self.triplets:
             raise ValueError("triplets is empty; give at least one table with a path")
         if (self.steps > 0) == (self.epochs > 0):
-            raise ValueError(
-                f"give steps or epochs, one of them (steps = {self.steps}, epochs = {self.epochs})"
-            )
+            raise ValueError(f"give steps or epochs, one of them (steps = {self.steps}, epochs = {self.epochs})")
         share, rest = divmod(self.global_batch, self.num_ranks)
         if rest:
-            raise ValueError(
-                f"global_batch = {self.global_batch} is no multiple of num_workers = {self.num_ranks}"
-            )
+            raise ValueError(f"global_batch = {self.global_batch} is no multiple of num_workers = {self.num_ranks}")
         if share % (self.micro_batch or share):
-            raise ValueError(
-                f"micro_batch = {self.micro_batch} does not divide a worker's share of {share} triplets"
-            )
+            raise ValueError(f"micro_batch = {self.micro_batch} does not divide a worker's share of {share} triplets")
         return self
 
     @property

@@ -33,9 +33,7 @@ class LossModule(nn.Module):
         self._vlm = vlm
         self._autocast = autocast
 
-    def forward(
-        self, ids_BT: Tensor, is_completion_BT: Tensor, weight_BT: Tensor, num_tokens: float
-    ) -> Tensor:
+    def forward(self, ids_BT: Tensor, is_completion_BT: Tensor, weight_BT: Tensor, num_tokens: float) -> Tensor:
         """See :func:`wm.training.loss.completion_loss`."""
         with torch.autocast(ids_BT.device.type, dtype=torch.bfloat16, enabled=self._autocast):
             return completion_loss(self._vlm, ids_BT, is_completion_BT, weight_BT, num_tokens)
@@ -132,9 +130,7 @@ class Stepper:
         Called by all ranks; each may give a folder of its own, and :meth:`load` wants their union.
         """
         (folder / _TAG).mkdir(parents=True, exist_ok=True)
-        self._engine.save_checkpoint(
-            str(folder), tag=_TAG, client_state=dict(facts), exclude_frozen_parameters=True
-        )
+        self._engine.save_checkpoint(str(folder), tag=_TAG, client_state=dict(facts), exclude_frozen_parameters=True)
 
     def load(self, folder: Path) -> dict[str, Any]:
         """Read back what :meth:`save` wrote; returns ``facts``. Only for folders this project wrote

@@ -90,15 +90,11 @@ class ClipReader:
     def close(self) -> None:
         self.process.close()
 
-    def _fetch(
-        self, reader: Literal["decord", "pyav"], limit_s: float, path: str | Path, scan: Scan
-    ) -> list[bytes]:
+    def _fetch(self, reader: Literal["decord", "pyav"], limit_s: float, path: str | Path, scan: Scan) -> list[bytes]:
         return self.process.call(limit_s, fetch_png, reader, str(path), scan, self.settings)
 
 
-def fetch_png(
-    reader: Literal["decord", "pyav"], path: str, scan: Scan, settings: ClipSettings
-) -> list[bytes]:
+def fetch_png(reader: Literal["decord", "pyav"], path: str, scan: Scan, settings: ClipSettings) -> list[bytes]:
     """PNG bytes of the scan's key-frames, in time order; runs in the child."""
     side_px = settings.motion_side_px
     if reader == "decord":

@@ -42,9 +42,7 @@ def fetch_decord(
     try:
         reader = decord.VideoReader(str(path), num_threads=1)
         if len(reader) != num_frames:
-            raise VideoError(
-                "frame_mismatch", f"{path}: decord counts {len(reader)} frames, {num_frames} decode"
-            )
+            raise VideoError("frame_mismatch", f"{path}: decord counts {len(reader)} frames, {num_frames} decode")
         images = list(reader.get_batch(list(wanted)).asnumpy())
     except (decord.DECORDError, RuntimeError, AssertionError, IndexError) as error:
         raise VideoError("decode_error", f"{path}: decord: {str(error).strip().splitlines()[0]}") from error

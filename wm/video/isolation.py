@@ -37,9 +37,7 @@ class IsolatedProcess:
         self._pipe: Connection | None = None
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the object
 
-    def call(
-        self, limit_s: float, function: Callable[Args, Result], *args: Args.args, **kwargs: Args.kwargs
-    ) -> Result:
+    def call(self, limit_s: float, function: Callable[Args, Result], *args: Args.args, **kwargs: Args.kwargs) -> Result:
         """``function(*args, **kwargs)`` in the child; function, arguments and result must pickle.
 
         Raises :class:`VideoError` as the function raised it, or with ``time_out``, ``crashed``,

@@ -39,9 +39,7 @@ def choose_keyframes(
     if not np.isfinite(motion).all():
         raise InputError(f"motion of frame {int(np.argmin(np.isfinite(motion)))} is not finite")
     if max_keyframes < 1 or min_interval < 1:
-        raise InputError(
-            f"max_keyframes = {max_keyframes}, min_interval = {min_interval}; both must be 1 or more"
-        )
+        raise InputError(f"max_keyframes = {max_keyframes}, min_interval = {min_interval}; both must be 1 or more")
     if rule not in KEYFRAME_RULES:
         raise InputError(f"key-frame rule {rule!r}; expected {' or '.join(KEYFRAME_RULES)}")
     order = np.argsort(-motion, kind="stable")  # stable: equal motion keeps the lower index first

@@ -117,7 +117,5 @@ def _require_frames(path: str | Path, num_frames: int, tally: Tally) -> None:
     if num_frames == 1:
         raise VideoError("one_frame", f"{path}: one frame; a pair needs two")
     if tally.errors:
-        raise VideoError(
-            "decode_error", f"{path}: no frame decoded, {tally.errors} errors: {tally.last_error}"
-        )
+        raise VideoError("decode_error", f"{path}: no frame decoded, {tally.errors} errors: {tally.last_error}")
     raise VideoError("no_frames", f"{path}: a video stream without frames")
