@@ -121,7 +121,7 @@ def _codec(recipe: PretrainRecipe) -> tuple[Any, dict[str, float]]:
 
 
 def _documents(recipe: PretrainRecipe, codec: Any) -> tuple[Any, Any]:
-    """A fresh language model and its documents as ids (M, T): half [image][caption][image], half [image][image][caption]."""
+    """A fresh language model and its documents as ids (M, T): image, caption, image or image, image, caption."""
     import numpy as np
     import torch
 

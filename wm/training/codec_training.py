@@ -189,7 +189,7 @@ class _Codebook:
 
 
 def _spread_seeds(features_MD: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """k-means++ (Arthur and Vassilvitskii 2007): each next seed is drawn by its squared distance to the seeds so far."""
+    """k-means++ (Arthur and Vassilvitskii 2007): a seed is drawn by its squared distance to the seeds so far."""
     seeds = [features_MD[torch.randint(len(features_MD), (1,), generator=generator)]]
     nearest_M = (features_MD - seeds[0]).square().sum(1)
     for _ in range(count - 1):
