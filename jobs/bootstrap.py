@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from jobs import annotate, evaluate, ingest, pretrain, report, select, tabletop, train
 from wm.cli import main as cli_main
 from wm.config import Recipe
-from wm.errors import OtherRunError
+from wm.errors import InputError, OtherRunError
+from wm.evaluation.findings import SUPERSEDED
 from wm.runs import read_run
 
 Settings = dict[str, Any]
@@ -60,6 +61,13 @@ class BootstrapRecipe(Recipe):
     report: Settings = {}
     """Keys of jobs.report."""
 
+    @field_validator("seeds")
+    @classmethod
+    def _different(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) != len(seeds):
+            raise ValueError("expected different seeds")
+        return seeds
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -76,7 +84,11 @@ def plan(recipe: BootstrapRecipe) -> list[Stage]:
     stages: list[Stage] = []
 
     def add(name: str, job: Any, kind: type[Recipe], table: str, **fixed: Any) -> str:
-        settings = {**getattr(recipe, table), **fixed, "out": str(out / name)}
+        fixed["out"] = str(out / name)
+        given = getattr(recipe, table)
+        for key in sorted(set(given) & set(fixed) - {"weights"}):
+            raise InputError(f"{table}.{key} = {given[key]!r:.80}: bootstrap sets this key itself; leave it out")
+        settings = {**given, **fixed}
         stages.append(Stage(name, job.run, kind.parse(settings, f"table [{table}] for stage {name}")))
         return str(out / name)
 
@@ -108,7 +120,9 @@ def plan(recipe: BootstrapRecipe) -> list[Stage]:
         )
         chosen = add(f"selected{tail}", select, select.SelectRecipe, "select", triplets=f"{annotated}/triplets")
         both = [*people, {"path": annotated, "selection": chosen}]
-        plain = {**recipe.fdm.get("weights", {}), "enabled": False}
+        weights = recipe.fdm.get("weights", {})
+        # A value that is no table stays, so that the recipe's own check names it.
+        plain = {**weights, "enabled": False} if isinstance(weights, dict) else weights
         variants: dict[str, tuple[str, Settings]] = {
             "fdm-ft": ("C-FT", {"triplets": people, "weights": plain}),
             "fdm": ("C-FDM", {"triplets": both}),
@@ -133,7 +147,7 @@ def run(recipe: BootstrapRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     if dry_run:
         print(f"bootstrap: {len(stages)} stages into {recipe.out}")
         for number, stage in enumerate(stages, 1):
-            state = "whole" if read_run(Path(recipe.out) / stage.name) else "to do"
+            state = _state(stage, Path(recipe.out) / stage.name)
             print(f"  {number:>2} {stage.name:<24} {stage.run.__module__:<16} {state}")
         return {}
     begin = time.monotonic()
@@ -148,12 +162,20 @@ def run(recipe: BootstrapRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     return records
 
 
+def _state(stage: Stage, folder: Path) -> str:
+    """What stands in a stage's folder. Whether inputs have changed shows only when the stages before have run."""
+    record = read_run(folder)
+    if record is None:
+        return "to do"
+    return "whole" if record.get("recipe") == stage.recipe.model_dump(mode="json") else "whole, of another recipe"
+
+
 def _run_stage(stage: Stage, out: Path) -> None:
     """Run a stage; an output made by another recipe or from other inputs is put aside first, never overwritten."""
     try:
         stage.run(stage.recipe)
     except OtherRunError as error:
-        aside = _free_name(out / "superseded", stage.name)
+        aside = _free_name(out / SUPERSEDED, stage.name)
         aside.parent.mkdir(exist_ok=True)
         shutil.move(out / stage.name, aside)
         print(f"{stage.name}: {error}; the old one is now {aside}")

@@ -3,7 +3,7 @@
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pydantic import Field
 from tqdm import tqdm
@@ -22,7 +22,7 @@ from wm.records import (
     triplet_row,
     write_table,
 )
-from wm.runs import Run, digest_of
+from wm.runs import Run, digest_of, read_run
 
 ENCODE_BATCH = 32
 """Pairs of images encoded at once: bounds the memory at 512 px."""
@@ -52,13 +52,21 @@ class IngestRecipe(Recipe):
     num_workers: int = Field(default=2, ge=1)
     """Processes that decode and encode."""
 
+    def with_absolute_paths(self) -> Self:
+        """The same recipe for a process in another working directory."""
+        paths = {
+            name: str(Path(getattr(self, name)).absolute()) for name in ("root", "out", "codec") if getattr(self, name)
+        }
+        return self.model_copy(update=paths)
+
 
 class Ingestor:
     """Turns one shard's rows into Parquet files; holds the codec. Runs as a Ray Data actor."""
 
     def __init__(self, recipe: IngestRecipe) -> None:
-        """Load the codec once."""
+        """Load the codec and read the list once."""
         self.recipe = recipe
+        self.entries = list_items(recipe.root, recipe.file)
         self.codec = None
         if recipe.codec:
             import torch
@@ -71,7 +79,7 @@ class Ingestor:
     def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
         """``shard``: number, start and stop (half open) of rows. Returns counts; the rejects are written first, so a
         shard whose triplets file stands is whole."""
-        entries = list_items(self.recipe.root, self.recipe.file)[shard["start"] : shard["stop"]]
+        entries = self.entries[shard["start"] : shard["stop"]]
         rows, problems = [], []
         for entry in entries:
             pair = entry if isinstance(entry, Problem) else load_pair(self.recipe.root, entry)
@@ -152,12 +160,14 @@ def run(recipe: IngestRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         inputs["codec"] = digest_of(recipe.codec)
     stage = Run(recipe.out, "ingest", recipe, inputs)
     whole = stage.is_whole()
+    if recipe.codec and not whole:
+        _require_codec(recipe.codec)
     if dry_run or whole:
         print(
             f"ingest: {'already whole in' if whole else 'would write'} {recipe.out}: {len(entries):,} rows of "
             f"{recipe.file}, {'codes by ' + recipe.codec if recipe.codec else 'no codes (no codec given)'}"
         )
-        return {}
+        return (read_run(recipe.out) or {}) if whole else {}
     stage.start()
     with stage.timed("ingest_s"):
         _ingest(recipe, len(entries))
@@ -170,6 +180,13 @@ def run(recipe: IngestRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     for reason, count in counts["rejects_by_reason"].items():
         print(f"  {reason}: {count}")
     return record
+
+
+def _require_codec(folder: str) -> None:
+    """Refuse a folder without a codec here: in an actor the same error would come late and without its words."""
+    from wm.models import load_codec
+
+    load_codec(folder)
 
 
 def _ingest(recipe: IngestRecipe, num_rows: int) -> None:
@@ -186,7 +203,7 @@ def _ingest(recipe: IngestRecipe, num_rows: int) -> None:
     workers = min(recipe.num_workers, len(shards))
     done = ray.data.from_items(shards, override_num_blocks=len(shards)).map(
         Ingestor,
-        fn_constructor_args=(recipe,),
+        fn_constructor_args=(recipe.with_absolute_paths(),),
         compute=ray.data.ActorPoolStrategy(size=workers),
         num_cpus=1,
     )

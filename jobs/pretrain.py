@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from wm.cli import main as cli_main
 from wm.config import Recipe
-from wm.runs import Run, write_json
+from wm.runs import Run, read_run, write_json
 
 
 class PretrainRecipe(Recipe):
@@ -49,7 +49,7 @@ def run(recipe: PretrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
             f"pretrain: {'already whole in' if whole else 'would train into'} {recipe.out}/model: codec "
             f"{recipe.encoder_steps} + {recipe.decoder_steps} steps, language model {recipe.steps} steps"
         )
-        return {}
+        return (read_run(recipe.out) or {}) if whole else {}
     stage.start()
     import torch
 

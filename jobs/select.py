@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from pydantic import Field
 
 from wm.cli import main as cli_main
 from wm.config import Recipe
 from wm.datasets.selection import COLUMNS, SELECTION_SCHEMA, Score, select_top_k
 from wm.records import read_table, write_table
-from wm.runs import Run, digest_of
+from wm.runs import Run, digest_of, read_run
 
 
 class SelectRecipe(Recipe):
@@ -21,7 +22,7 @@ class SelectRecipe(Recipe):
     """Folder of annotated triplets (jobs.annotate writes it)."""
     out: str
     """Folder for the selection: out/selection holds triplet_id, score, rank and order."""
-    k: int
+    k: int = Field(ge=1)
     """How many to choose (the paper: 7,000 of each video set). Fewer stand in the result if there are fewer."""
     score: Score = "mean"
     """Rank by the mean log-likelihood per action token, or by its sum."""
@@ -39,10 +40,10 @@ def run(recipe: SelectRecipe, *, dry_run: bool = False) -> dict[str, Any]:
             f"select: {'already whole in' if whole else 'would choose'} {recipe.out}: "
             f"{min(recipe.k, table.num_rows):,} of {table.num_rows:,} triplets"
         )
-        return {}
-    stage.start()
+        return (read_run(recipe.out) or {}) if whole else {}
     with stage.timed("select_s"):
         chosen = select_top_k(table, recipe.k, recipe.score, recipe.min_score)
+        stage.start()
         write_table(chosen.to_pylist(), Path(recipe.out) / "selection" / "part-00000.parquet", SELECTION_SCHEMA)
     record = stage.finish({"triplets": table.num_rows, "chosen": chosen.num_rows, "by_class": _by_class(table, chosen)})
     print(f"select: {chosen.num_rows:,} of {table.num_rows:,} triplets → {recipe.out}/selection")

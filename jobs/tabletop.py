@@ -10,7 +10,7 @@ from tqdm import tqdm
 from jobs._ray import connect
 from wm.cli import main as cli_main
 from wm.config import Recipe
-from wm.runs import Run
+from wm.runs import Run, read_run
 
 
 class TabletopRecipe(Recipe):
@@ -57,7 +57,7 @@ def run(recipe: TabletopRecipe, *, dry_run: bool = False) -> dict[str, Any]:
             f"tabletop: {'already whole in' if whole else 'would write'} {recipe.out}: "
             f"{', '.join(f'{count:,} {split} pairs' for split, count in splits.items())}, {recipe.videos:,} clips"
         )
-        return {}
+        return (read_run(recipe.out) or {}) if whole else {}
     stage.start()
     out = Path(recipe.out)
     with stage.timed("videos_s"):

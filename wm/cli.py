@@ -1,10 +1,11 @@
 """What every job's command line shares: recipe file, ``key=value``, ``--dry-run``, ``--help``, errors in one line."""
 
 import argparse
+import errno
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
@@ -13,6 +14,8 @@ from wm.config import Recipe
 from wm.errors import InputError
 
 RecipeT = TypeVar("RecipeT", bound=Recipe)
+
+_PLACE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def main(
@@ -25,7 +28,8 @@ def main(
 ) -> int:
     """Parse the command line, load the recipe, call ``run(recipe, dry_run=…)``; returns the exit status.
 
-    0: done (or nothing left to do). 2: bad input, told in one line. 130: interrupted.
+    0: done (or nothing left to do). 1: the disk is full or may not be written. 2: bad input. 130: interrupted.
+    Each of the last three is told in one line.
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m jobs.{name}",
@@ -48,13 +52,38 @@ def main(
             raise InputError(f"one recipe file at most, got {', '.join(files)}")
         overrides = [text for text in arguments.settings if "=" in text]
         run(recipe_class.load(files[0] if files else None, overrides), dry_run=arguments.dry_run)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("interrupted; what is finished is kept, the same command goes on", file=sys.stderr)
         return 130
+    except Exception as error:
+        found = _cause_to_tell(error)
+        if found is None:
+            raise
+        print(f"error: {found}", file=sys.stderr)
+        if isinstance(found, InputError):
+            return 2
+        print("what is finished is kept, the same command goes on", file=sys.stderr)
+        return 1
     return 0
+
+
+def _cause_to_tell(error: BaseException) -> InputError | OSError | None:
+    """The bad input or the trouble with the disk that an exception is, or comes from.
+
+    Ray wraps what was raised in a worker: its exceptions carry it as ``cause``, and pretend to be of its class.
+    """
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        inside = getattr(current, "cause", None)
+        if isinstance(inside, BaseException):
+            current = inside
+        elif isinstance(current, InputError) or (isinstance(current, OSError) and current.errno in _PLACE_ERRORS):
+            return current
+        else:
+            current = current.__cause__
+    return None
 
 
 def describe_fields(recipe_class: type[BaseModel], prefix: str = "") -> str:
@@ -65,9 +94,19 @@ def describe_fields(recipe_class: type[BaseModel], prefix: str = "") -> str:
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             lines.append(describe_fields(kind, f"{prefix}{name}."))
             continue
+        inside = _table_inside(kind)
         default = "required" if field.default is PydanticUndefined and field.default_factory is None else ""
         default = default or f"default {field.get_default(call_default_factory=True)!r}"
         kind_name = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
         help_text = " ".join((field.description or "").split())
         lines.append(f"  {prefix}{name}: {kind_name}, {default}. {help_text}")
+        if inside is not None:
+            place = f"{name}.NAME." if get_origin(kind) is dict else f"{name}[]."
+            lines.append(describe_fields(inside, f"{prefix}{place}"))
     return "\n".join(lines)
+
+
+def _table_inside(kind: Any) -> type[BaseModel] | None:
+    """The recipe class that a list or dict of tables holds."""
+    held = get_args(kind)[-1] if get_origin(kind) in (list, dict) else None
+    return held if isinstance(held, type) and issubclass(held, BaseModel) else None

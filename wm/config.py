@@ -3,9 +3,10 @@
 import hashlib
 import json
 import tomllib
-from collections.abc import Sequence
+import types
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, Self, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -14,9 +15,11 @@ from wm.errors import InputError
 
 class Recipe(BaseModel):
     """Base of every recipe. Types are strict (``"3"`` is not 3), unknown keys are refused, and the string
-    under a field is its help text."""
+    under a field is its help text. Numbers are finite."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
     @classmethod
     def load(cls, path: str | Path | None, overrides: Sequence[str] = ()) -> Self:
@@ -49,16 +52,16 @@ def read_toml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"no such recipe file: {path}")
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not valid TOML: {error}") from error
 
 
 def _apply_override(values: dict[str, Any], override: str, cls: type[BaseModel]) -> None:
     key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise InputError(f"override {override!r}: expected key=value")
     *tables, leaf = key.strip().split(".")
+    if not separator or not leaf or not all(tables):
+        raise InputError(f"override {override!r}: expected key=value")
     owner: Any = cls
     for table in tables:
         values = values.setdefault(table, {})
@@ -69,15 +72,24 @@ def _apply_override(values: dict[str, Any], override: str, cls: type[BaseModel])
 
 
 def _field_class(owner: Any, name: str) -> Any:
-    field = getattr(owner, "model_fields", {}).get(name)
-    return field.annotation if field is not None else None
+    """What a field of a table is annotated with; ``owner`` may be a recipe, an optional one, a dict or list of them."""
+    for kind in _alternatives(owner):
+        if isinstance(kind, type) and issubclass(kind, BaseModel) and name in kind.model_fields:
+            return kind.model_fields[name].annotation
+        if get_origin(kind) in (dict, list):
+            return get_args(kind)[-1]
+    return None
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    """The members of a union; of any other annotation, itself."""
+    return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
 
 
 def _is_text_field(owner: Any, name: str) -> bool:
     """A field that takes text and no number keeps ``key=5`` as the text "5" (a folder may be called 5)."""
-    annotation = _field_class(owner, name)
-    kinds = get_args(annotation) or (annotation,)
-    return str in kinds and not {int, float, bool} & set(kinds)
+    kinds = _alternatives(_field_class(owner, name))
+    return str in kinds and not any(kind in (int, float, bool) for kind in kinds)
 
 
 def _toml_value(text: str) -> Any:
@@ -90,7 +102,13 @@ def _toml_value(text: str) -> Any:
 def _describe(cls: type[BaseModel], item: Any) -> str:
     key = ".".join(str(part) for part in item["loc"]) or "recipe"
     if item["type"] == "extra_forbidden":
-        return f"unknown key {key!r}; the keys are {', '.join(cls.model_fields)}"
+        owner: Any = cls
+        for part in item["loc"][:-1]:
+            owner = _field_class(owner, str(part))
+        known: Iterable[str] = next(
+            (kind.model_fields for kind in _alternatives(owner) if hasattr(kind, "model_fields")), {}
+        )
+        return f"unknown key {key!r}; the keys{' there' if len(item['loc']) > 1 else ''} are {', '.join(known)}"
     if item["type"] == "missing":
         return f"{key} is missing; give it in the file or as {key}=VALUE"
     return f"{key} = {item['input']!r:.80}: {item['msg'].lower()}"

@@ -43,7 +43,9 @@ def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Pixels
                 return np.array((upright or image).convert("RGB"))
     except InputError:
         raise
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{name} has too many pixels; at most {max_pixels:,} are accepted") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise InputError(f"{name} is no readable image ({', '.join(FORMATS)}): {error}") from error
 
 

@@ -183,7 +183,7 @@ def write_table(rows: Iterable[Mapping[str, Any]], path: Path, schema: pa.Schema
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-    return table.num_rows
+    return int(table.num_rows)
 
 
 def table_files(folder: str | Path) -> list[Path]:
@@ -215,4 +215,21 @@ def read_table(
         missing = [name for name in schema.names if name not in found.names]
         if missing:
             raise InputError(f"{file} lacks the column {missing[0]!r}; columns found: {', '.join(found.names)}")
-    return pads.dataset([str(file) for file in files], schema=schema).to_table(columns=columns)
+    try:
+        return pads.dataset([str(file) for file in files], schema=schema).to_table(columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{_unreadable(files, schema)}: {' '.join(str(error).split())}") from error
+
+
+def _unreadable(files: Sequence[Path], schema: pa.Schema) -> str:
+    """Which file could not be read, and why as far as its schema tells."""
+    for file in files:
+        found = pq.read_schema(file)
+        for name in schema.names:
+            if found.field(name).type != schema.field(name).type:
+                return f"{file} has {name} as {found.field(name).type}, expected {schema.field(name).type}"
+        try:
+            pads.dataset(str(file), schema=schema).to_table()
+        except (pa.ArrowException, OSError):
+            return f"{file} is damaged"
+    return f"cannot read {files[0].parent}"

@@ -45,8 +45,8 @@ def list_items(root: str | Path, file: str) -> list[Item | Problem]:
     if not path.is_file():
         raise InputError(f"no such file: {path} (AURORA layout: a JSON list of instruction, input, output)")
     try:
-        rows = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(rows, list) or not rows:
         raise InputError(
@@ -65,15 +65,18 @@ def load_pair(root: str | Path, item: Item) -> tuple[Pixels, Pixels] | Problem:
     """Both images of an item; a :class:`Problem` that names the file if one is missing, outside root or no image."""
     images = []
     for relative in (item.source, item.target):
-        path = (Path(root) / relative).resolve()
-        if not path.is_relative_to(Path(root).resolve()):
-            return Problem(item.uri, item.task, "path_outside_root", f"{relative} leads out of {root}")
-        if not path.is_file():
-            return Problem(item.uri, item.task, "missing_file", f"no such image file: {relative}")
         try:
+            path = (Path(root) / relative).resolve()
+            if not path.is_relative_to(Path(root).resolve()):
+                return Problem(item.uri, item.task, "path_outside_root", f"{relative} leads out of {root}")
+            if not path.is_file():
+                return Problem(item.uri, item.task, "missing_file", f"no such image file: {relative}")
             images.append(decode_image(path.read_bytes(), relative))
         except InputError as error:
             return Problem(item.uri, item.task, "not_an_image", str(error))
+        except (OSError, ValueError, RuntimeError) as error:
+            # A name with a zero byte, a name too long, a loop of links, a file that may not be read.
+            return Problem(item.uri, item.task, "unreadable_file", f"cannot read {relative[:200]!r}: {error}")
     return images[0], images[1]
 
 

@@ -39,12 +39,14 @@ def select_top_k(triplets: pa.Table, k: int, score: Score = "mean", min_score: f
     columns = {name: triplets.column(name).to_pandas() for name in COLUMNS}
     scores = columns["action_logprob"].to_numpy(dtype=np.float64)
     if score == "mean":
-        scores = scores / columns["action_tokens"].to_numpy(dtype=np.float64)
+        tokens = columns["action_tokens"].to_numpy(dtype=np.float64)
+        scores = scores / np.where(tokens > 0, tokens, np.nan)
     ids = columns["triplet_id"].to_numpy(dtype=str)
     labels = columns["class_label"].fillna("").to_numpy(dtype=str)
     if np.isnan(scores).any():
         raise InputError(
-            f"triplet {ids[np.isnan(scores)][0]} has no action_logprob; select works on annotated triplets"
+            f"triplet {ids[np.isnan(scores)][0]} has no action_logprob or no action_tokens; "
+            "select works on annotated triplets"
         )
     if len(np.unique(ids)) != len(ids):
         raise InputError("a triplet_id stands twice; select needs a clean data set")

@@ -10,6 +10,8 @@ from wm.errors import InputError
 from wm.runs import read_run
 
 _DEPTH = 4
+SUPERSEDED = "superseded"
+"""Folder below the run's that keeps outputs which a later run has replaced; the report passes it over."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def read_findings(folder: str | Path) -> Findings:
     stages = []
     for path in sorted(root.rglob("run.json")):
         parts = path.relative_to(root).parts
-        if len(parts) > _DEPTH + 1 or any(part.startswith(".") for part in parts):
+        if len(parts) > _DEPTH + 1 or any(part.startswith(".") or part == SUPERSEDED for part in parts):
             continue
         record = read_run(path.parent) or {}
         if record.get("stage") and record["stage"] != "report":

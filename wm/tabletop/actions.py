@@ -42,18 +42,17 @@ class Action:
     def apply(self, state: State) -> State | None:
         """The state afterwards; None if the action cannot happen there."""
         place = state.place_of(self.thing)
-        if self.kind == "add":
-            possible = place is None and self.cell is not None and not state.cells[self.cell]
-            return state.put(self.cell or 0, self.thing) if possible else None
-        if place is None:
+        if (place is None) != (self.kind == "add"):
             return None
+        cleared = state if place is None else state.put(place, 0)
         if self.kind == "remove":
-            return state.put(place, 0)
+            return cleared
         if self.kind == "recolour":
-            return state.put(place, self.becomes) if self.becomes not in (None, *state.cells) else None
+            possible = self.becomes is not None and self.becomes not in state.cells
+            return cleared.put(place or 0, self.becomes or 0) if possible else None
         if self.cell is None or state.cells[self.cell]:
             return None
-        return state.put(place, 0).put(self.cell, self.thing)
+        return cleared.put(self.cell, self.thing)
 
     def text(self, paraphrase: int = 0) -> str:
         """The action in words; ``paraphrase`` is 0 or 1."""

@@ -142,7 +142,8 @@ def render_sprites(background: int, sprites: list[Sprite], camera: Camera, rng: 
     view = np.asarray(cv2.warpAffine(canvas, move, (SIDE_PX + 2 * MARGIN_PX, SIDE_PX), flags=cv2.INTER_LINEAR))
     if camera.noise:
         view = view + rng.standard_normal(view.shape, np.float32) * camera.noise
-    return np.clip(np.rint(view), 0, 255).astype(np.uint8)
+    pixels_HWC: Pixels = np.clip(np.rint(view), 0, 255).astype(np.uint8)
+    return pixels_HWC
 
 
 def random_camera(rng: np.random.Generator, shifted_share: float = 0.3, crumbed_share: float = 0.2) -> Camera:
@@ -172,7 +173,8 @@ def _mask(shape: int) -> FloatImage:
         "square": np.maximum(abs(x), abs(y)) <= half,
         "triangle": (y <= half) & (abs(x) <= (y + half) / 2),
     }[SHAPES[shape]]
-    return inside.reshape(CELL_PX, 4, CELL_PX, 4).mean((1, 3)).astype(np.float32)
+    coverage: FloatImage = inside.reshape(CELL_PX, 4, CELL_PX, 4).mean((1, 3)).astype(np.float32)
+    return coverage
 
 
 @cache

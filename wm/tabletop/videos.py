@@ -78,9 +78,9 @@ class Clip:
         return _in_action(state, coming.action, progress)
 
     def _duration(self, number: int) -> int:
-        """Frames that an action takes: 1 (between two frames) for 70 % of them, else 2 to 4."""
+        """Frames that an action takes: 1 (between two frames) for 85 % of them, else 2 to 4."""
         rng = np.random.default_rng([self.seed, 2, number])
-        return 1 if rng.random() < 0.7 else int(rng.integers(2, 5))
+        return 1 if rng.random() < 0.85 else int(rng.integers(2, 5))
 
 
 def plan_clip(seed: int, actions: tuple[int, int] = (4, 7), rest_frames: tuple[int, int] = (10, 18)) -> Clip:
@@ -106,8 +106,17 @@ def write_clip(clip: Clip, path: Path) -> None:
     """Encode a clip: ``.mp4`` as H.264, ``.avi`` as MPEG-4 part 2, 25 frames/s; written aside, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        _encode(clip, aside)
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def _encode(clip: Clip, path: Path) -> None:
     codec, options = ("libx264", {"crf": "16", "preset": "ultrafast"}) if path.suffix == ".mp4" else ("mpeg4", {})
-    with av.open(str(aside), "w", format=path.suffix[1:]) as container:
+    with av.open(str(path), "w", format=path.suffix[1:]) as container:
         stream = container.add_stream(codec, rate=Fraction(FPS), options=options)
         stream.width, stream.height, stream.pix_fmt = SIDE_PX + 2 * MARGIN_PX, SIDE_PX, "yuv420p"
         stream.thread_count = 1
@@ -116,7 +125,6 @@ def write_clip(clip: Clip, path: Path) -> None:
         for pixels_HWC in clip.frames():
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels_HWC, format="rgb24")))
         container.mux(stream.encode(None))
-    os.replace(aside, path)
 
 
 def clip_path(folder: Path, clip: Clip) -> Path:

@@ -70,7 +70,9 @@ def _train_encoder(
 ) -> tuple[float, int]:
     side = pixels_BCHW.shape[-1] // vqgan.side_tokens
     width = vqgan.config.embed_dim
-    probe = nn.Sequential(nn.Linear(width, 256), nn.GELU(), nn.Linear(256, 3 * side * side))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        probe = nn.Sequential(nn.Linear(width, 256), nn.GELU(), nn.Linear(256, _PIXEL_CHANNELS * side * side))
     modules = nn.ModuleList([vqgan.encoder, vqgan.quant_conv, probe]).train()
     optimizers = _optimizers(modules, settings)
     codebook = _Codebook(vqgan.quantize.embedding.weight.data, generator)
@@ -137,9 +139,10 @@ def _context_loss(vqgan: VQGAN, pixels_BCHW: Tensor, features_BND: Tensor, gener
     batch, tokens = features_BND.shape[:2]
     grid = vqgan.side_tokens
     owner_BN = torch.argsort(torch.rand(tokens, batch, generator=generator), dim=1).T
-    patches = pixels_BCHW.unflatten(3, (grid, -1)).unflatten(2, (grid, -1)).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+    side = pixels_BCHW.shape[-1] // grid
+    patches = pixels_BCHW.reshape(batch, -1, grid, side, grid, side).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
     place = torch.arange(tokens)
-    collage = patches[owner_BN, place].unflatten(1, (grid, grid)).permute(0, 3, 1, 4, 2, 5)
+    collage = patches[owner_BN, place].reshape(batch, grid, grid, -1, side, side).permute(0, 3, 1, 4, 2, 5)
     with torch.autocast("cpu", torch.bfloat16):
         moved_BND = vqgan.features(collage.flatten(4, 5).flatten(2, 3))
     home_BND = features_BND[owner_BN, place]
@@ -216,8 +219,9 @@ def _merge(vqgan: VQGAN, probe: nn.Module, features_MD: Tensor, merge_rms: float
         kept.append(code)
     for _ in range(10):  # Lloyd's rounds, so that those that stay share out what the merged ones covered
         owner_M = torch.cdist(features_MD, vectors_KD[kept]).argmin(1)
-        counts = torch.bincount(owner_M, minlength=len(kept)).clamp(min=1).float()
-        vectors_KD[kept] = torch.zeros_like(vectors_KD[kept]).index_add_(0, owner_M, features_MD) / counts[:, None]
+        counts = torch.bincount(owner_M, minlength=len(kept)).float()[:, None]
+        sums = torch.zeros_like(vectors_KD[kept]).index_add_(0, owner_M, features_MD)
+        vectors_KD[kept] = torch.where(counts > 0, sums / counts.clamp(min=1), vectors_KD[kept])
     gone_K = torch.ones(len(vectors_KD), dtype=torch.bool)
     gone_K[kept] = False
     vectors_KD[gone_K] = vectors_KD[kept].abs().max() * 100
@@ -232,7 +236,7 @@ def _many_features(
     clean_BCHW = _batch(pixels_BCHW, images, generator)
     noisy_BCHW = clean_BCHW + settings.noise * torch.randn(clean_BCHW.shape, generator=generator)
     with torch.autocast("cpu", torch.bfloat16):
-        parts = [vqgan.features(part).float() for part in noisy_BCHW.split(settings.batch)]
+        parts = [vqgan.features(part).float() for part in torch.split(noisy_BCHW, settings.batch)]
     return torch.cat(parts).flatten(0, 1)
 
 

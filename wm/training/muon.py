@@ -38,7 +38,7 @@ class Muon(torch.optim.Optimizer):
 def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
     """A matrix with the same singular vectors and singular values near 1 (0.7 to 1.2)."""
     a, b, c = _QUINTIC
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    wide: Tensor = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     wide = wide / (wide.norm() + 1e-7)
     for _ in range(steps):
         gram = wide @ wide.T
