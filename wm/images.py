@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from wm.errors import InputError
 
@@ -45,7 +45,8 @@ def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Pixels
         raise
     except Image.DecompressionBombError as error:
         raise InputError(f"{name} has too many pixels; at most {max_pixels:,} are accepted") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except Exception as error:
+        # Pillow has many ways to fail on hostile bytes (struct.error and TypeError in damaged EXIF among them).
         raise InputError(f"{name} is no readable image ({', '.join(FORMATS)}): {error}") from error
 
 

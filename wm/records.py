@@ -211,7 +211,7 @@ def read_table(
         try:
             found = pq.read_schema(file)
         except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{file} is not a readable Parquet file: {error}") from error
+            raise InputError(f"{file} is not a readable Parquet file: {' '.join(str(error).split())}") from error
         missing = [name for name in schema.names if name not in found.names]
         if missing:
             raise InputError(f"{file} lacks the column {missing[0]!r}; columns found: {', '.join(found.names)}")

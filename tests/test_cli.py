@@ -1,0 +1,157 @@
+"""The command line that all jobs share: help, exit codes, one line an error."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, Field
+
+from wm.cli import describe_fields, main
+from wm.config import Recipe
+from wm.errors import InputError
+
+
+class Part(Recipe):
+    path: str
+    """Where it is."""
+
+
+class Table(Recipe):
+    rank: int = 16
+    """Rank of the
+    update."""
+
+
+class Job(Recipe):
+    out: str
+    """Output folder (100 % of it)."""
+    steps: int = 5
+    """How many."""
+    lora: Table = Table()
+    parts: list[Part] = Field(default_factory=list)
+    """What to read."""
+    models: dict[str, Part] = Field(default_factory=dict)
+    """What to load."""
+
+
+class Calls:
+    """A job's run function that notes its calls, or raises."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.error = error
+        self.calls: list[tuple[Job, bool]] = []
+
+    def __call__(self, recipe: Job, *, dry_run: bool = False) -> dict[str, Any]:
+        self.calls.append((recipe, dry_run))
+        if self.error is not None:
+            raise self.error
+        return {}
+
+    def main(self, *argv: str) -> int:
+        return main(Job, self, name="job", description="Does a thing.", argv=argv)
+
+
+def test_help_lists_every_key_with_its_text(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        Calls().main("--help")
+    text = capsys.readouterr().out
+    assert caught.value.code == 0 and "python -m jobs.job" in text and "Does a thing." in text
+    for line in (
+        "  out: str, required. Output folder (100 % of it).",
+        "  steps: int, default 5. How many.",
+        "  lora.rank: int, default 16. Rank of the update.",
+        "  parts[].path: str, required. Where it is.",
+        "  models.NAME.path: str, required. Where it is.",
+    ):
+        assert line in text.splitlines()
+
+
+def _keys(kind: type[BaseModel]) -> list[str]:
+    names = []
+    for name, field in kind.model_fields.items():
+        inner = field.annotation
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            names.append(name)
+            assert field.description, f"{kind.__name__}.{name} has no help text"
+    return names
+
+
+@pytest.mark.parametrize(
+    "job", ["annotate", "bootstrap", "evaluate", "ingest", "pretrain", "report", "select", "tabletop", "train"]
+)
+def test_every_job_has_help_for_every_key(job: str) -> None:
+    module = importlib.import_module(f"jobs.{job}")
+    recipes = [kind for name, kind in vars(module).items() if name.lower() == f"{job}recipe"]
+    assert len(recipes) == 1
+    lines = describe_fields(recipes[0]).splitlines()
+    for key in _keys(recipes[0]):
+        assert any(line.startswith(f"  {key}: ") and len(line.split(". ", 1)[-1]) > 3 for line in lines)
+
+
+def test_recipe_file_overrides_and_dry_run_reach_the_job(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text('out = "a"\nsteps = 7\n')
+    job = Calls()
+    assert job.main(str(path), "lora.rank=2") == 0
+    assert job.main("out=b", "--dry-run") == 0
+    assert job.main("--dry-run", str(path), "out=c") == 0
+    assert [(recipe.out, recipe.steps, recipe.lora.rank, dry) for recipe, dry in job.calls] == [
+        ("a", 7, 2, False),
+        ("b", 5, 16, True),
+        ("c", 7, 16, True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["out=x", "stepz=1"], "unknown key 'stepz'"),
+        (["out=x", "steps=a"], "steps = 'a'"),
+        ([], "out is missing"),
+        (["nowhere.toml"], "no such recipe file: nowhere.toml"),
+        (["a.toml", "b.toml"], "one recipe file at most, got a.toml, b.toml"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    job = Calls()
+    assert job.main(*argv) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith("error: ") and said in shown.err and shown.err.count("\n") == 1
+    assert shown.out == "" and job.calls == []
+
+
+def wrapped(cause: Exception) -> Exception:
+    """As Ray raises what happened in a worker: of another class, the cause beside it, a traceback as its text."""
+    error = type("RayTaskError(X)", (RuntimeError,), {"cause": cause})("remote traceback\nline 2\n")
+    outer = RuntimeError("dataset failed")
+    outer.__cause__ = error
+    return outer
+
+
+@pytest.mark.parametrize("wrap", [lambda error: error, wrapped])
+def test_errors_of_the_job(wrap: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert Calls(wrap(InputError("a.mp4 is bad"))).main("out=x") == 2
+    assert capsys.readouterr().err == "error: a.mp4 is bad\n"
+    assert Calls(wrap(OSError(28, "No space left on device", "/disk/x"))).main("out=x") == 1
+    shown = capsys.readouterr().err.splitlines()
+    assert shown == [
+        "error: [Errno 28] No space left on device: '/disk/x'",
+        "what is finished is kept, the same command goes on",
+    ]
+    with pytest.raises((KeyError, RuntimeError)):
+        Calls(wrap(KeyError("a bug"))).main("out=x")
+    with pytest.raises((FileNotFoundError, RuntimeError)):
+        Calls(wrap(FileNotFoundError(2, "a bug"))).main("out=x")
+
+
+def test_input_errors_that_explain_a_disk_error_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    error = InputError("recipe.toml may not be read")
+    error.__cause__ = PermissionError(13, "Permission denied")
+    assert Calls(error).main("out=x") == 2
+    assert capsys.readouterr().err == "error: recipe.toml may not be read\n"
+
+
+def test_an_interruption_is_status_130(capsys: pytest.CaptureFixture[str]) -> None:
+    assert Calls(KeyboardInterrupt()).main("out=x") == 130
+    assert capsys.readouterr().err == "interrupted; what is finished is kept, the same command goes on\n"
