@@ -134,13 +134,13 @@ def _documents(recipe: PretrainRecipe, codec: Any) -> tuple[Any, Any]:
     documents = [
         sample_document(rng) for _ in tqdm(range(recipe.documents), unit="doc", desc="documents", mininterval=1.0)
     ]
-    first_MN = codec.encode(np.stack([document[0] for document in documents])).tolist()
-    second_MN = codec.encode(np.stack([document[2] for document in documents])).tolist()
+    first_MN = codec.encode(np.stack([document[1] for document in documents])).tolist()
+    second_MN = codec.encode(np.stack([document[3] for document in documents])).tolist()
     torch.manual_seed(recipe.seed)
     vlm, _ = build_nano(vocabulary(), _preset(recipe), codec=codec)
     segments = [
-        vlm.layout("fdm" if index % 2 else "idm", source=first, action=document[1], target=second)
-        for index, (document, first, second) in enumerate(zip(documents, first_MN, second_MN, strict=True))
+        vlm.layout("idm" if document[0] == "understand" else "fdm", source=first, action=document[2], target=second)
+        for document, first, second in zip(documents, first_MN, second_MN, strict=True)
     ]
     return vlm, pack(segments, vlm.pad_id)[0]
 

@@ -1,5 +1,6 @@
 """What can happen on the table, in words and back."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -121,9 +122,15 @@ def vocabulary() -> list[str]:
     return sorted(words)
 
 
-def caption(state: State, rng: np.random.Generator, max_objects: int = 3) -> str:
-    """What stands where: "red circle top-left blue square center", objects in random order, at most so many."""
-    places = [cell for cell, thing in enumerate(state.cells) if thing]
-    chosen = rng.permutation(places)[:max_objects]
-    parts = [" ".join((*object_name(state.cells[int(cell)]), POSITIONS[int(cell)])) for cell in chosen]
-    return " ".join(parts) if parts else "empty"
+def caption(state: State, rng: np.random.Generator, cells: Sequence[int] = (), max_cells: int = 3) -> str:
+    """What stands where: "red circle top-left empty center", in random order, at most three cells.
+
+    Of the ``cells`` given; without any, of those with an object.
+    """
+    chosen = rng.permutation(list(cells) or [cell for cell, thing in enumerate(state.cells) if thing])[:max_cells]
+    parts = [(*_named(state.cells[int(cell)]), POSITIONS[int(cell)]) for cell in chosen]
+    return " ".join(word for part in parts for word in part) or "empty"
+
+
+def _named(thing: int) -> tuple[str, ...]:
+    return object_name(thing) if thing else ("empty",)

@@ -34,7 +34,9 @@ from wm.tabletop.scenes import (
 
 FPS = 25
 CLASSES: dict[Kind, str] = {"move": "moving", "add": "adding", "remove": "removing", "recolour": "painting"}
-"""Class folders, as UCF-101 has; 60 % of a clip's actions are of its class."""
+"""Class folders, as UCF-101 has. 60 % of a clip's actions are drawn of its class; on a full table an addition, and on
+an all but bare one a removal, becomes a move, so that 35 % of the actions of such clips and 70 to 80 % of the others'
+are of their class."""
 
 
 @dataclass(frozen=True)
