@@ -1,5 +1,6 @@
 """A supervised set in AURORA's layout becomes triplets, with image codes and change weights if a codec is given."""
 
+import logging
 import sys
 from collections import Counter
 from pathlib import Path
@@ -77,8 +78,10 @@ class Ingestor:
             self.codec = load_codec(recipe.codec)
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
-        """``shard``: number, start and stop (half open) of rows. Returns counts; the rejects are written first, so a
-        shard whose triplets file stands is whole."""
+        """``shard``: number, start and stop (half open) of rows. Returns how many, and what is wrong with the disk.
+
+        The rejects are written first, so a shard whose triplets file stands is whole.
+        """
         entries = self.entries[shard["start"] : shard["stop"]]
         rows, problems = [], []
         for entry in entries:
@@ -88,10 +91,15 @@ class Ingestor:
             else:
                 rows.append((entry, *pair))
         out, name = Path(self.recipe.out), f"part-{shard['number']:05d}.parquet"
-        if problems:
-            write_table([self._reject(problem) for problem in problems], out / "rejects" / name, REJECT_SCHEMA)
-        write_table(self._triplets(rows), out / "triplets" / name, TRIPLET_SCHEMA)
-        return {"rows": len(entries)}
+        triplets = self._triplets(rows)
+        try:
+            if problems:
+                write_table([self._reject(problem) for problem in problems], out / "rejects" / name, REJECT_SCHEMA)
+            write_table(triplets, out / "triplets" / name, TRIPLET_SCHEMA)
+        except OSError as error:
+            # Raised in a worker it would reach the driver as a long trace of Ray.
+            return {"rows": 0, "problem": f"cannot write {name} below {out}: {error}"}
+        return {"rows": len(entries), "problem": ""}
 
     def _codes(self, sources: list[Any], targets: list[Any]) -> list[dict[str, Any]]:
         """The columns that the codec fills, for pairs of images of any size."""
@@ -200,6 +208,8 @@ def _ingest(recipe: IngestRecipe, num_rows: int) -> None:
     connect()
     import ray
 
+    ray.data.DataContext.get_current().enable_progress_bars = False  # ours counts rows, not blocks
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     workers = min(recipe.num_workers, len(shards))
     done = ray.data.from_items(shards, override_num_blocks=len(shards)).map(
         Ingestor,
@@ -215,6 +225,8 @@ def _ingest(recipe: IngestRecipe, num_rows: int) -> None:
         mininterval=1.0,
     ) as bar:
         for row in done.iter_rows():
+            if row["problem"]:
+                raise InputError(f"{row['problem']}; what is written is kept, the same command goes on")
             bar.update(row["rows"])
 
 

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from jobs._ray import connect
 from wm.cli import main as cli_main
 from wm.config import Recipe
+from wm.errors import InputError
 from wm.runs import Run, read_run
 
 
@@ -32,8 +33,8 @@ class TabletopRecipe(Recipe):
     """Clips that one Ray task draws and encodes."""
 
 
-def write_clips(folder: str, seeds: list[int]) -> int:
-    """Draw and encode the clips of these seeds that do not stand yet; returns how many seeds there were."""
+def write_clips(folder: str, seeds: list[int]) -> str:
+    """Draw and encode the clips of these seeds that do not stand yet; returns what is wrong with the disk, or ""."""
     import cv2
 
     from wm.tabletop.videos import clip_path, plan_clip, write_clip
@@ -43,8 +44,11 @@ def write_clips(folder: str, seeds: list[int]) -> int:
         clip = plan_clip(seed)
         path = clip_path(Path(folder), clip)
         if not path.exists():
-            write_clip(clip, path)
-    return len(seeds)
+            try:
+                write_clip(clip, path)
+            except OSError as error:
+                return f"cannot write {path}: {error}"
+    return ""
 
 
 def run(recipe: TabletopRecipe, *, dry_run: bool = False) -> dict[str, Any]:
@@ -79,11 +83,15 @@ def _write_videos(recipe: TabletopRecipe, folder: Path) -> None:
     seeds = list(range(first, first + recipe.videos))
     step = recipe.clips_per_task
     task = ray.remote(write_clips).options(num_cpus=1, max_retries=2)
-    waiting = [task.remote(str(folder.absolute()), seeds[at : at + step]) for at in range(0, len(seeds), step)]
+    parts = [seeds[at : at + step] for at in range(0, len(seeds), step)]
+    waiting = {task.remote(str(folder.absolute()), part): len(part) for part in parts}
     with tqdm(total=len(seeds), unit="clip", desc="tabletop videos", mininterval=1.0) as bar:
         while waiting:
-            done, waiting = ray.wait(waiting)
-            bar.update(sum(ray.get(done)))
+            (done,), _ = ray.wait(list(waiting))
+            problem = ray.get(done)
+            if problem:
+                raise InputError(f"{problem}; what is written is kept, the same command goes on")
+            bar.update(waiting.pop(done))
 
 
 def _write_pairs(recipe: TabletopRecipe, root: Path, splits: dict[str, int]) -> None:

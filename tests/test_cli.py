@@ -139,6 +139,9 @@ def test_errors_of_the_job(wrap: Any, capsys: pytest.CaptureFixture[str]) -> Non
         "error: [Errno 28] No space left on device: '/disk/x'",
         "what is finished is kept, the same command goes on",
     ]
+    full = type("SafetensorError", (Exception,), {})("I/O error: No space left on device (os error 28)")
+    assert Calls(wrap(full)).main("out=x") == 1
+    assert capsys.readouterr().err.startswith("error: I/O error: No space left on device")
     with pytest.raises((KeyError, RuntimeError)):
         Calls(wrap(KeyError("a bug"))).main("out=x")
     with pytest.raises((FileNotFoundError, RuntimeError)):

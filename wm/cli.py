@@ -67,7 +67,7 @@ def main(
     return 0
 
 
-def _cause_to_tell(error: BaseException) -> InputError | OSError | None:
+def _cause_to_tell(error: BaseException) -> BaseException | None:
     """The bad input or the trouble with the disk that an exception is, or comes from.
 
     Ray wraps what was raised in a worker: its exceptions carry it as ``cause``, and pretend to be of its class.
@@ -79,11 +79,16 @@ def _cause_to_tell(error: BaseException) -> InputError | OSError | None:
         inside = getattr(current, "cause", None)
         if isinstance(inside, BaseException):
             current = inside
-        elif isinstance(current, InputError) or (isinstance(current, OSError) and current.errno in _PLACE_ERRORS):
+        elif isinstance(current, InputError) or _is_about_the_disk(current):
             return current
         else:
             current = current.__cause__
     return None
+
+
+def _is_about_the_disk(error: BaseException) -> bool:
+    # safetensors raises an exception of its own with the number in its words only.
+    return (isinstance(error, OSError) and error.errno in _PLACE_ERRORS) or f"os error {errno.ENOSPC})" in str(error)
 
 
 def describe_fields(recipe_class: type[BaseModel], prefix: str = "") -> str:
