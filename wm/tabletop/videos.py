@@ -35,8 +35,8 @@ from wm.tabletop.scenes import (
 FPS = 25
 CLASSES: dict[Kind, str] = {"move": "moving", "add": "adding", "remove": "removing", "recolour": "painting"}
 """Class folders, as UCF-101 has. 60 % of a clip's actions are drawn of its class; on a full table an addition, and on
-an all but bare one a removal, becomes a move, so that 35 % of the actions of such clips and two thirds or more of the others'
-are of their class."""
+an all but bare one a removal, becomes a move: 35 % of the actions of such clips are of their class, of the others'
+two thirds or more."""
 
 
 @dataclass(frozen=True)
