@@ -3,6 +3,10 @@
 import logging
 import os
 import secrets
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 MIN_LOGICAL_CPUS = 8
@@ -10,6 +14,8 @@ MIN_LOGICAL_CPUS = 8
 each other, while the operating system can well share the real cores among them."""
 
 OBJECT_STORE_BYTES = 256 * 2**20
+
+_CORE_LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
 
 
 def connect(num_cpus: int | None = None, *, object_store_bytes: int = OBJECT_STORE_BYTES) -> None:
@@ -28,17 +34,27 @@ def connect(num_cpus: int | None = None, *, object_store_bytes: int = OBJECT_STO
     address = os.environ.get("RAY_ADDRESS")
     if address:
         _follow_token()
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+        with _quiet_core():
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
         return
     _private_token()
-    ray.init(
-        "local",
-        num_cpus=max(MIN_LOGICAL_CPUS, os.cpu_count() or 1) if num_cpus is None else num_cpus,
-        include_dashboard=False,
-        object_store_memory=object_store_bytes,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    with _quiet_core():
+        ray.init(
+            "local",
+            num_cpus=max(MIN_LOGICAL_CPUS, os.cpu_count() or 1) if num_cpus is None else num_cpus,
+            include_dashboard=False,
+            object_store_memory=object_store_bytes,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+
+
+def quiet_data() -> None:
+    """Keep Ray Data from reporting its own progress: a job's bar counts what the user knows, not blocks."""
+    from ray.data import DataContext
+
+    DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 def shutdown() -> None:
@@ -57,6 +73,35 @@ def _set_environment() -> None:
     # The controller looks at its workers this often: the end of a short training is seen that much sooner.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+
+
+@contextmanager
+def _quiet_core() -> Iterator[None]:
+    """Start Ray with its native log at ``fatal``, unless the user has set a level.
+
+    Ray Data's restartable actors make the native core report, as an error, what is none; no other setting hides
+    it. That a level was set is itself announced on stderr, past any level: of what is written there meanwhile,
+    that line alone is dropped.
+    """
+    if _CORE_LOG_LEVEL in os.environ:
+        yield
+        return
+    os.environ[_CORE_LOG_LEVEL] = "fatal"
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            del os.environ[_CORE_LOG_LEVEL]
+            sys.stderr.flush()
+            os.dup2(terminal, 2)
+            os.close(terminal)
+            held.seek(0)
+            for line in held:
+                if f"Set ray log level from environment variable {_CORE_LOG_LEVEL}".encode() not in line:
+                    os.write(2, line)
 
 
 def _private_token() -> None:

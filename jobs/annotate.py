@@ -1,7 +1,6 @@
 """Annotate videos without labels: key-frame pairs, their image codes, and the action an IDM reads from
 them."""
 
-import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from tqdm import tqdm
 
 from jobs._annotate_actors import Annotator, AnnotatorSettings, Decoder
 from jobs._annotate_shards import summarise, tidy
-from jobs._ray import connect
+from jobs._ray import connect, quiet_data
 from wm.cli import main as cli_main
 from wm.config import Recipe
 from wm.datasets.videos import Video, list_videos, listing_digest
@@ -152,10 +151,9 @@ def _annotate(recipe: AnnotateRecipe, pending: Sequence[Video], total: int) -> N
         return
     connect()
     import ray
-    from ray.data import ActorPoolStrategy, DataContext
+    from ray.data import ActorPoolStrategy
 
-    DataContext.get_current().enable_progress_bars = False  # ours counts videos, not blocks
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    quiet_data()
     workers = min(recipe.num_workers, len(pending))
     annotators = min(recipe.num_annotators, -(-len(pending) // recipe.videos_per_shard))
     counts = (

@@ -1,6 +1,5 @@
 """A supervised set in AURORA's layout becomes triplets, with image codes and change weights if a codec is given."""
 
-import logging
 import sys
 from collections import Counter
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any, Self
 from pydantic import Field
 from tqdm import tqdm
 
-from jobs._ray import connect
+from jobs._ray import connect, quiet_data
 from wm.cli import main as cli_main
 from wm.config import Recipe
 from wm.datasets.aurora import Item, Problem, list_items, load_pair
@@ -208,8 +207,7 @@ def _ingest(recipe: IngestRecipe, num_rows: int) -> None:
     connect()
     import ray
 
-    ray.data.DataContext.get_current().enable_progress_bars = False  # ours counts rows, not blocks
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    quiet_data()
     workers = min(recipe.num_workers, len(shards))
     done = ray.data.from_items(shards, override_num_blocks=len(shards)).map(
         Ingestor,
