@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from jobs import annotate, evaluate, ingest, pretrain, report, select, tabletop, train
+from jobs import annotate, evaluate, ingest, pretrain, relabel, report, select, tabletop, train
 from wm.cli import main as cli_main
 from wm.config import Recipe
 from wm.errors import InputError, OtherRunError
@@ -42,6 +42,8 @@ class BootstrapRecipe(Recipe):
     """Folder, glob or list of unlabelled videos; without it the tabletop's."""
     unweighted: bool = True
     """Train the bootstrapped forward model without recognition weights too, for comparison."""
+    controls: bool = False
+    """Train forward models on the true and on shuffled labels of the same clips too (tabletop only)."""
     tabletop: Settings = {}
     """Keys of jobs.tabletop."""
     pretrain: Settings = {}
@@ -54,6 +56,8 @@ class BootstrapRecipe(Recipe):
     """Keys of jobs.annotate."""
     select: Settings = {}
     """Keys of jobs.select."""
+    relabel: Settings = {}
+    """Keys of jobs.relabel."""
     fdm: Settings = {}
     """Keys of jobs.train for every forward model."""
     evaluate: Settings = {}
@@ -129,6 +133,11 @@ def plan(recipe: BootstrapRecipe) -> list[Stage]:
         }
         if recipe.unweighted:
             variants["fdm-unweighted"] = ("C-FDM, no weights", {"triplets": both, "weights": plain})
+        for labels in ("truth", "shuffled") if recipe.controls else ():
+            source = {"triplets": f"{annotated}/triplets", "selection": f"{chosen}/selection", "labels": labels}
+            control = add(f"control-{labels}{tail}", relabel, relabel.RelabelRecipe, "relabel", **source, seed=seed)
+            triplets = {"triplets": [*people, {"path": control}]}
+            variants[f"fdm-{labels}"] = (f"C-FDM, {'true' if labels == 'truth' else labels} labels", triplets)
         for name, (label, settings) in variants.items():
             fdm = add(f"{name}{tail}", train, train.TrainRecipe, "fdm", **training, task="fdm", **settings)
             entry = {"path": f"{fdm}/model", "role": "fdm", "label": label, "seed": seed, "idm": f"idm{tail}"}

@@ -84,6 +84,18 @@ def actions_of(state: State, kind: Kind) -> list[Action]:
     ]
 
 
+def action_between(source: State, target: State) -> Action | None:
+    """The one action that leads from a state to another; None if there is none, or a cell could not be read."""
+    readable = min(*source.cells, *target.cells) >= 0
+    found = [
+        action
+        for kind in KINDS
+        for action in (actions_of(source, kind) if readable else [])
+        if action.apply(source) == target
+    ]
+    return found[0] if len(found) == 1 else None
+
+
 def random_action(state: State, rng: np.random.Generator, kind: Kind | None = None) -> Action:
     """An action that can happen; its kind drawn by :data:`SHARES` unless given. The table keeps 1 to 5 objects."""
     crowd = len(state.things())

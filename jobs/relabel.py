@@ -1,0 +1,101 @@
+"""Controls for the nano world: the chosen annotated triplets with other labels, the true ones or shuffled ones.
+
+What true labels give bounds what any inverse model could; what shuffled ones give is owed to seeing more pictures.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from wm.cli import main as cli_main
+from wm.config import Recipe
+from wm.errors import InputError
+from wm.images import decode_image, fit_square
+from wm.records import TRIPLET_SCHEMA, read_table, write_table
+from wm.runs import Run, digest_of
+from wm.tabletop.actions import action_between
+from wm.tabletop.oracle import read_states
+from wm.tabletop.scenes import SIDE_PX
+
+
+class RelabelRecipe(Recipe):
+    """Which triplets, and which labels they get."""
+
+    triplets: str
+    """Folder of annotated triplets of the tabletop."""
+    selection: str
+    """Folder of jobs.select: the rows to take."""
+    out: str
+    """Folder for out/triplets."""
+    labels: Literal["truth", "shuffled"]
+    """truth: the one action that leads from source to target, read from the pictures; rows between which there is
+    none or more than one are left out. shuffled: the inverse model's labels, dealt out anew among the rows."""
+    seed: int = Field(default=0, ge=0)
+    """Of the shuffling."""
+
+
+def run(recipe: RelabelRecipe, *, dry_run: bool = False) -> dict[str, Any]:
+    """Write the relabelled triplets; returns the run's record."""
+    inputs = {"triplets": digest_of(recipe.triplets), "selection": digest_of(recipe.selection)}
+    stage = Run(recipe.out, "relabel", recipe, inputs)
+    whole = stage.is_whole()
+    if dry_run or whole:
+        print(f"relabel: {'already whole in' if whole else 'would write'} {recipe.out}, labels {recipe.labels}")
+        return {}
+    stage.start()
+    rows = _chosen_rows(recipe)
+    with stage.timed("relabel_s"):
+        actions = _shuffled(rows, recipe.seed) if recipe.labels == "shuffled" else _true_actions(rows)
+        kept = [_relabelled(row, action) for row, action in zip(rows, actions, strict=True) if action is not None]
+        write_table(kept, Path(recipe.out) / "triplets" / "part-00000.parquet", TRIPLET_SCHEMA)
+    agree = sum(row["action"] == action for row, action in zip(rows, actions, strict=True))
+    record = stage.finish({"rows": len(rows), "triplets": len(kept), "same_words": agree})
+    print(f"relabel: {len(kept):,} of {len(rows):,} triplets with {recipe.labels} labels → {recipe.out}/triplets")
+    return record
+
+
+def _chosen_rows(recipe: RelabelRecipe) -> list[dict[str, Any]]:
+    import pyarrow.compute as pc
+
+    from wm.datasets.selection import SELECTION_SCHEMA
+
+    chosen = read_table(recipe.selection, SELECTION_SCHEMA, ["triplet_id"]).column("triplet_id").combine_chunks()
+    table = read_table(recipe.triplets)
+    rows: list[dict[str, Any]] = table.filter(pc.is_in(table.column("triplet_id"), chosen)).to_pylist()
+    if len(rows) != len(chosen):
+        raise InputError(
+            f"{recipe.selection} names {len(chosen)} triplets, {recipe.triplets} holds {len(rows)} of them"
+        )
+    return sorted(rows, key=lambda row: row["triplet_id"])
+
+
+def _shuffled(rows: list[dict[str, Any]], seed: int) -> list[str | None]:
+    order = np.random.default_rng([seed, 41]).permutation(len(rows))
+    return [rows[int(index)]["action"] for index in order]
+
+
+def _true_actions(rows: list[dict[str, Any]]) -> list[str | None]:
+    def states(column: str) -> list[Any]:
+        pictures = [fit_square(decode_image(row[column]["bytes"], row["triplet_id"]), SIDE_PX) for row in rows]
+        return read_states(np.stack(pictures))
+
+    pairs = zip(states("source_image"), states("target_image"), strict=True)
+    found = [action_between(source, target) for source, target in pairs]
+    return [None if action is None else action.text(index % 2) for index, action in enumerate(found)]
+
+
+def _relabelled(row: dict[str, Any], action: str | None) -> dict[str, Any]:
+    """People's words in place of the model's: no likelihood belongs to them."""
+    return {**row, "action": action, "action_logprob": None, "action_tokens": None, "origin": "human"}
+
+
+def main() -> int:
+    """Command line."""
+    return cli_main(RelabelRecipe, run, name="relabel", description=__doc__ or "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
