@@ -21,4 +21,4 @@ def test_a_run_on_ray_prints_its_own_bar_and_nothing_else(tmp_path: Path) -> Non
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=True)
     assert done.stdout.startswith("ingest: 4 rows → 4 triplets") and done.stdout.count("\n") == 1
     lines = [line for line in done.stderr.replace("\r", "\n").splitlines() if line.strip()]
-    assert lines and all(line.startswith("ingest: ") and "row/s" in line for line in lines), done.stderr
+    assert lines and all(line.startswith("ingest: ") and "/4 [" in line for line in lines), done.stderr
