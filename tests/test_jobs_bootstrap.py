@@ -1,0 +1,130 @@
+"""The whole loop, very small: it runs from nothing, goes on where something changed, and does nothing twice."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import _ray
+from jobs.bootstrap import BootstrapRecipe, plan, run
+from wm.errors import OtherRunError
+from wm.records import REJECT_SCHEMA, read_table
+from wm.runs import Run, read_run
+
+STAGES = {"base", "world", "triplets", "test", "idm", "annotated", "selected"}
+LATER = {"fdm-ft", "fdm", "fdm-unweighted", "evaluate", "report"}
+TRAINING = {"steps": 2, "global_batch": 8, "num_workers": 0, "lora": {"enabled": False}}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_session() -> Iterator[None]:
+    _ray.connect(num_cpus=8)
+    yield
+    _ray.shutdown()
+
+
+def recipe(out: Path, **changes: Any) -> BootstrapRecipe:
+    small = {
+        "tabletop": {"train": 24, "test": 8, "tune": 0, "videos": 6},
+        "pretrain": {
+            **{"images": 64, "encoder_steps": 3, "decoder_steps": 3, "threads": 1},
+            **{"documents": 64, "steps": 3, "batch": 8},
+        },
+        "ingest": {"num_workers": 1},
+        "idm": TRAINING,
+        "annotate": {
+            **{"motion": "farneback", "min_interval": 8, "num_workers": 1, "max_new_tokens": 6},
+        },
+        "select": {"k": 10},
+        "fdm": TRAINING,
+        "evaluate": {"judge": "oracle", "seeds": [0], "k": [1, 2], "limit": 4, "max_new_tokens": 6, "examples": 2},
+    }
+    return BootstrapRecipe.parse({"out": str(out), **small, **changes}, "test")
+
+
+def marks(out: Path) -> dict[str, int]:
+    return {path.parent.name: path.stat().st_mtime_ns for path in out.glob("*/run.json")}
+
+
+@pytest.mark.slow
+def test_the_loop_runs_goes_on_and_stands_still(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    records = run(recipe(out))
+    assert set(records) == STAGES | LATER == {path.name for path in out.iterdir()}
+    assert all(record == read_run(out / name) for name, record in records.items())
+    assert records["triplets"]["counts"]["triplets"] == 24 and records["test"]["counts"]["triplets"] == 8
+    assert records["annotated"]["counts"]["videos"] == 6
+    annotated = read_table(out / "annotated" / "triplets", columns=["video_uri", "origin"])
+    assert records["selected"]["counts"]["chosen"] == min(10, annotated.num_rows)
+    codecs = [read_table(out / name / "triplets", columns=["codec"]) for name in ("triplets", "test", "annotated")]
+    assert len({codec for table in codecs for codec in table.column("codec").to_pylist()}) == 1
+    assert not (out / "annotated" / "rejects").exists() or read_table(out / "annotated" / "rejects", REJECT_SCHEMA)
+    tables = json.loads((out / "evaluate" / "tables.json").read_text())
+    assert tables["judge"] == "oracle"
+    html = (out / "report" / "report.html").read_text()
+    assert "C-FDM" in html and "superseded" not in html
+    first = marks(out)
+
+    assert run(recipe(out)) == records
+    assert marks(out) == first and not (out / "superseded").exists()
+    capsys.readouterr()
+    assert run(recipe(out, fdm=TRAINING | {"lr": 1e-3}), dry_run=True) == {}
+    states = {line.split()[1]: line.split("  ")[-1].strip() for line in capsys.readouterr().out.splitlines()[1:]}
+    assert {name for name, state in states.items() if "another recipe" in state} == LATER - {"evaluate", "report"}
+
+    changed = run(recipe(out, fdm=TRAINING | {"lr": 1e-3}))
+    second = marks(out)
+    assert {name for name in first if first[name] == second[name]} == STAGES
+    assert {path.name for path in (out / "superseded").iterdir()} == {f"{name}-1" for name in LATER}
+    for name in LATER:
+        assert read_run(out / "superseded" / f"{name}-1") == records[name]
+    assert changed["fdm"]["recipe"]["lr"] == 1e-3
+    html = (out / "report" / "report.html").read_text()
+    assert "superseded" not in html and changed["report"]["counts"]["stages"] == len(STAGES | LATER) - 1
+
+    run(recipe(out, report={"title": "Another title"}, fdm=TRAINING | {"lr": 1e-3}))
+    third = marks(out)
+    assert {name for name in second if second[name] != third[name]} == {"report"}
+    assert (out / "superseded" / "report-2" / "report.html").read_text() == html
+    assert "Another title" in (out / "report" / "report.html").read_text()
+
+
+def test_a_stage_whose_folder_holds_another_run_is_put_aside_and_never_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same on stages that take no time: their functions only claim the folder, as every job does."""
+    out = tmp_path / "run"
+    done: list[str] = []
+
+    def claim(job: Any) -> dict[str, Any]:
+        stage = Run(job.out, type(job).__name__, job)
+        if not stage.is_whole():
+            stage.start()
+            done.append(Path(job.out).name)
+            return stage.finish({})
+        return read_run(job.out) or {}
+
+    for name in ("annotate", "evaluate", "ingest", "pretrain", "report", "select", "tabletop", "train"):
+        monkeypatch.setattr(f"jobs.{name}.run", claim)
+    names = [stage.name for stage in plan(recipe(out, seeds=[0, 3]))]
+    assert {"idm-seed3", "annotated-seed3", "fdm-unweighted-seed3"} < set(names)
+    run(recipe(out, seeds=[0, 3]))
+    assert done == names
+    done.clear()
+    run(recipe(out, seeds=[0, 3]))
+    assert done == []
+    run(recipe(out, seeds=[0, 3], select={"k": 5}))
+    assert done == ["selected", "selected-seed3"]
+    run(recipe(out, seeds=[0, 3], select={"k": 6}))
+    kept = {path.name: (read_run(path) or {})["recipe"]["k"] for path in (out / "superseded").iterdir()}
+    assert kept == {"selected-1": 10, "selected-seed3-1": 10, "selected-2": 5, "selected-seed3-2": 5}
+
+    monkeypatch.setattr("jobs.select.run", _always_another)
+    with pytest.raises(OtherRunError):
+        run(recipe(out, seeds=[0, 3]))
+
+
+def _always_another(_: Any) -> None:
+    raise OtherRunError("holds another run")
