@@ -198,7 +198,9 @@ def _blocks(videos: Sequence[Video], workers: int) -> list[pa.Table]:
 
 
 def _require_model(key: str, folder: str) -> None:
-    path = Path(folder)
+    from wm.models import model_folder
+
+    path = model_folder(folder)
     if not path.is_dir():
         raise InputError(f"{key} = {folder!r}: no such model folder")
     if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):

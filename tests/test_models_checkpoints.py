@@ -313,3 +313,12 @@ def test_what_cannot_be_saved(tiny_base, tmp_path):
 
 def test_the_same_seed_gives_the_same_base(tiny_base, tmp_path):
     assert write_random_base(tmp_path / "same", seed=0).base_id == base_id_of(tiny_base)
+
+
+def test_the_folder_of_the_run_that_trained_a_model_stands_for_it(tmp_path: Path, tiny_base: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_base, run / "model")
+    (run / "run.json").write_text("{}")
+    assert load_model(run).base_id == load_model(tiny_base).base_id == base_id_of(run)
+    assert load_codec(run).codec_id == load_codec(tiny_base).codec_id
+    assert read_manifest(run) == read_manifest(tiny_base) is not None

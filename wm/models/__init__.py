@@ -2,7 +2,7 @@
 
 from wm.models.checkpoints import FAMILIES, base_id_of, load_chameleon, load_codec, load_model, save_model
 from wm.models.codec import ImageCodec, change_map
-from wm.models.manifest import Manifest, read_manifest
+from wm.models.manifest import Manifest, model_folder, read_manifest
 from wm.models.prompts import flatten, pack
 from wm.models.protocol import Segment, Task, UnifiedVLM
 
@@ -20,6 +20,7 @@ __all__ = [
     "load_codec",
     "load_model",
     "pack",
+    "model_folder",
     "read_manifest",
     "save_model",
 ]

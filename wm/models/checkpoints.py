@@ -18,7 +18,7 @@ from torch import Tensor
 from wm.errors import InputError
 from wm.models.chameleon import ChameleonVLM, read_chameleon_module, read_tokenizer
 from wm.models.codec import ImageCodec, read_codec
-from wm.models.manifest import MANIFEST, Manifest, need_same_codec, read_manifest
+from wm.models.manifest import MANIFEST, Manifest, model_folder, need_same_codec, read_manifest
 from wm.models.protocol import Task, UnifiedVLM
 from wm.models.weights import CODEC_PREFIX, fingerprint, read_json
 from wm.runs import write_json
@@ -31,14 +31,14 @@ def base_id_of(folder: str | Path) -> str:
 
     The image codec is left out: it has its own identity. See :func:`wm.models.weights.fingerprint`.
     """
-    path = Path(folder)
+    path = model_folder(folder)
     family = read_json(path / "config.json").get("model_type", "unknown")
     return f"{family}-" + fingerprint(path, keep=lambda name: not name.startswith(CODEC_PREFIX))
 
 
 def load_codec(path: str | Path, device: str | torch.device = "cpu") -> ImageCodec:
     """The image codec of a full model folder, or of an adapter folder's base. Reads no other weights."""
-    folder = Path(path)
+    folder = model_folder(path)
     if not (folder / ADAPTER_CONFIG).is_file():
         return read_codec(folder, device)
     manifest = _need_manifest(folder)
@@ -87,7 +87,7 @@ def load_model(
     rounding, and no longer an adapter. Raises :class:`InputError` for a folder that is no model, for missing
     or misshapen tensors, and for an adapter made for another base or codec, naming both.
     """
-    folder = Path(path)
+    folder = model_folder(path)
     if not folder.is_dir():
         raise InputError(f"no such model folder: {folder}")
     if not (folder / ADAPTER_CONFIG).is_file():
@@ -189,7 +189,7 @@ def _need_manifest(folder: Path) -> Manifest:
 def _base_folder(folder: Path, manifest: Manifest, base: str | Path | None) -> Path:
     if base is None and not manifest.base_path:
         raise InputError(f"adapter {folder} does not say where its base is; give base=")
-    chosen = Path(base) if base is not None else Path(os.path.normpath(folder.resolve() / manifest.base_path))
+    chosen = model_folder(base) if base is not None else Path(os.path.normpath(folder.resolve() / manifest.base_path))
     if not chosen.is_dir():
         raise InputError(f"adapter {folder}: its base {manifest.base_id} is not at {chosen}; give base=")
     return chosen

@@ -36,9 +36,21 @@ class Manifest(Recipe):
         write_json(folder / MANIFEST, self.model_dump(mode="json"))
 
 
+def model_folder(path: str | Path) -> Path:
+    """The model folder meant by ``path``: itself, or the ``model`` in the folder of the run that trained it."""
+    folder = Path(path)
+    if not _is_model(folder) and _is_model(folder / "model"):
+        return folder / "model"
+    return folder
+
+
+def _is_model(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+
+
 def read_manifest(folder: str | Path) -> Manifest | None:
     """The manifest of a model folder, or None if it has none (a released checkpoint)."""
-    path = Path(folder) / MANIFEST
+    path = model_folder(folder) / MANIFEST
     return Manifest.parse(read_json(path), str(path)) if path.is_file() else None
 
 
