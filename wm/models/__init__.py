@@ -19,8 +19,8 @@ __all__ = [
     "load_chameleon",
     "load_codec",
     "load_model",
-    "pack",
     "model_folder",
+    "pack",
     "read_manifest",
     "save_model",
 ]
