@@ -35,15 +35,16 @@ def run(recipe: SelectRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     stage = Run(recipe.out, "select", recipe, {"triplets": digest_of(recipe.triplets)})
     whole = stage.is_whole()
     table = read_table(recipe.triplets, columns=COLUMNS)
+    with stage.timed("select_s"):
+        chosen = select_top_k(table, recipe.k, recipe.score, recipe.min_score)
     if dry_run or whole:
         print(
             f"select: {'already whole in' if whole else 'would choose'} {recipe.out}: "
-            f"{min(recipe.k, table.num_rows):,} of {table.num_rows:,} triplets"
+            f"{chosen.num_rows:,} of {table.num_rows:,} triplets"
         )
         return (read_run(recipe.out) or {}) if whole else {}
+    stage.start()
     with stage.timed("select_s"):
-        chosen = select_top_k(table, recipe.k, recipe.score, recipe.min_score)
-        stage.start()
         write_table(chosen.to_pylist(), Path(recipe.out) / "selection" / "part-00000.parquet", SELECTION_SCHEMA)
     record = stage.finish({"triplets": table.num_rows, "chosen": chosen.num_rows, "by_class": _by_class(table, chosen)})
     print(f"select: {chosen.num_rows:,} of {table.num_rows:,} triplets → {recipe.out}/selection")

@@ -44,7 +44,7 @@ def main(
         help="one recipe file at most, then overrides",
     )
     parser.add_argument("--dry-run", action="store_true", help="check everything, say what would be done, do nothing")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         files = [text for text in arguments.settings if "=" not in text]

@@ -8,18 +8,26 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from wm.errors import InputError
 
 
 class Recipe(BaseModel):
     """Base of every recipe. Types are strict (``"3"`` is not 3), unknown keys are refused, and the string
-    under a field is its help text. Numbers are finite."""
+    under a field is its help text. Numbers are finite; a required text is not empty (as a path it would
+    silently mean the current folder)."""
 
     model_config = ConfigDict(
         extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
+
+    @model_validator(mode="after")
+    def _need_required_texts(self) -> Self:
+        for name, field in type(self).model_fields.items():
+            if field.is_required() and getattr(self, name) == "":
+                raise ValueError(f"{name} is empty")
+        return self
 
     @classmethod
     def load(cls, path: str | Path | None, overrides: Sequence[str] = ()) -> Self:
@@ -111,4 +119,7 @@ def _describe(cls: type[BaseModel], item: Any) -> str:
         return f"unknown key {key!r}; the keys{' there' if len(item['loc']) > 1 else ''} are {', '.join(known)}"
     if item["type"] == "missing":
         return f"{key} is missing; give it in the file or as {key}=VALUE"
+    if item["type"] == "value_error":  # a recipe's own check; one of a whole table names the keys itself
+        problem = str(item["ctx"]["error"])
+        return problem if isinstance(item["input"], dict) else f"{key} = {item['input']!r:.80}: {problem}"
     return f"{key} = {item['input']!r:.80}: {item['msg'].lower()}"

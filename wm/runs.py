@@ -1,5 +1,6 @@
 """An output folder and its ``run.json``: whose it is, whether it is whole, what was counted and timed."""
 
+import errno
 import hashlib
 import json
 import os
@@ -43,17 +44,16 @@ class Run:
 
     def is_whole(self) -> bool:
         """True if ``run.json`` of this very run stands in the folder; :class:`InputError` if another run does."""
-        if self.out.exists() and not self.out.is_dir():
-            raise InputError(f"out = {str(self.out)!r} is a file; expected a folder")
+        _check_place(self.out)
         for name in (_WHOLE, _UNFINISHED):
             found = read_run(self.out, name)
             if found is None:
                 continue
             other = tuple(json.dumps(found.get(part), sort_keys=True) for part in ("stage", "recipe", "inputs"))
             if other != self.key:
-                raise OtherRunError(
-                    f"{self.out} holds another run ({_difference(found, self._record)}); choose another out"
-                )
+                state = "another run" if name == _WHOLE else "another run, unfinished"
+                way_out = "choose another out" if name == _WHOLE else "choose another out, or remove that folder"
+                raise OtherRunError(f"{self.out} holds {state} ({_difference(found, self._record)}); {way_out}")
             if name == _WHOLE:
                 return True
         return False
@@ -63,7 +63,12 @@ class Run:
         strangers = [] if (self.out / _UNFINISHED).exists() else _visible(self.out)
         if strangers:
             raise InputError(f"{self.out} is not empty ({strangers[0]}) and is no run of wm; choose another out")
-        self.out.mkdir(parents=True, exist_ok=True)
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise InputError(f"out = {str(self.out)!r}: cannot make this folder: {error.strerror}") from error
         write_json(self.out / _UNFINISHED, self._record)
 
     @contextmanager
@@ -134,6 +139,16 @@ def digest_of(path: str | Path) -> str:
             facts = file.stat()
             digest.update(f"{file.relative_to(root)}\x1f{facts.st_size}\x1f{facts.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def _check_place(out: Path) -> None:
+    """Refuse a name at which no folder can be made."""
+    try:
+        for place in (out, *out.parents):
+            if place.exists() and not place.is_dir():
+                raise InputError(f"out = {str(out)!r}: {place} is a file; expected a folder")
+    except OSError as error:
+        raise InputError(f"out = {str(out)!r:.300}: {error.strerror}") from error
 
 
 def _visible(folder: Path) -> list[str]:

@@ -1,9 +1,10 @@
 """What is trained: a PEFT LoRA adapter, or every weight of the language model."""
 
+import re
 from dataclasses import dataclass
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from wm.config import Recipe
 from wm.errors import InputError
@@ -25,6 +26,15 @@ class Lora(Recipe):
     """Dropout before the adapter, in training only."""
     targets: str = ATTENTION_AND_MLP
     """Regular expression over module names: the linear layers that get an adapter."""
+
+    @field_validator("targets")
+    @classmethod
+    def _regular(cls, targets: str) -> str:
+        try:
+            re.compile(targets)
+        except re.error as error:
+            raise ValueError(f"no regular expression: {error}") from error
+        return targets
 
 
 @dataclass(frozen=True)
