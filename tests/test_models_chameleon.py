@@ -116,6 +116,6 @@ def test_nano_has_the_size_of_the_prototype():
     assert 0.7e6 < count < 0.9e6
     assert (codec.tokens_per_image, codec.num_codes, vlm.inner.config.vocab_size) == (
         9,
-        128,
-        4 + 128 + 4 + 100,
+        192,
+        4 + 192 + 4 + 100,
     )
