@@ -22,8 +22,9 @@ class PretrainRecipe(Recipe):
     """Folder; the base (codec, language model, tokenizer) is out/model."""
     seed: int = Field(default=0, ge=0)
     """Of the documents and of both trainings."""
-    threads: int = Field(default=2, ge=1)
-    """CPU threads."""
+    threads: int = Field(default=1, ge=1)
+    """CPU threads. Two are 1.6 times as fast on two idle cores, but many times slower as soon as anything else runs
+    there (every small operation waits for both), and sums then depend on their number."""
     images: int = Field(default=4000, ge=64)
     """Pictures that the codec is trained on."""
     encoder_steps: int = Field(default=300, ge=1)
