@@ -5,15 +5,22 @@ import os
 import secrets
 import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
+
+from wm.errors import InputError
 
 MIN_LOGICAL_CPUS = 8
 """Logical CPUs of a private session at least: with fewer, training workers and a data set wait for
 each other, while the operating system can well share the real cores among them."""
 
 OBJECT_STORE_BYTES = 256 * 2**20
+
+T = TypeVar("T")
 
 _CORE_LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
 
@@ -38,10 +45,10 @@ def connect(num_cpus: int | None = None, *, object_store_bytes: int = OBJECT_STO
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
         return
     _private_token()
-    with _quiet_core():
+    with _quiet_core(), _started_in_time():
         ray.init(
             "local",
-            num_cpus=max(MIN_LOGICAL_CPUS, os.cpu_count() or 1) if num_cpus is None else num_cpus,
+            num_cpus=num_logical_cpus() if num_cpus is None else num_cpus,
             include_dashboard=False,
             object_store_memory=object_store_bytes,
             log_to_driver=False,
@@ -55,6 +62,45 @@ def quiet_data() -> None:
 
     DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def need(cpus: float, gpus: float, key: str) -> None:
+    """Raise :class:`InputError`, naming the recipe's ``key``, if this machine can never give so much at once:
+    Ray would wait for it without an end. Of a cluster that is joined nothing is known: it may still grow.
+    """
+    if os.environ.get("RAY_ADDRESS"):
+        return
+    have = num_logical_cpus()
+    if cpus > have:
+        raise InputError(f"{key} asks for {cpus:g} CPUs at once; a session on this machine has {have}")
+    if gpus > 0:
+        import torch
+
+        if gpus > torch.cuda.device_count():
+            raise InputError(f"{key} asks for {gpus:g} GPUs; torch finds {torch.cuda.device_count()} on this machine")
+
+
+def off_main_thread(work: Callable[[], T]) -> T:
+    """Call ``work`` on another thread and wait for it, so that Ctrl-C ends this process as it does elsewhere.
+
+    On the main thread Ray Train takes Ctrl-C for itself: it ends with status 0, or never while it waits for
+    workers, and goes on doing so in the stages that follow.
+    """
+    outcome: Future[T] = Future()
+
+    def body() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=body, name="off_main_thread", daemon=True).start()
+    return outcome.result()
+
+
+def num_logical_cpus() -> int:
+    """What a private session counts as CPUs."""
+    return max(MIN_LOGICAL_CPUS, os.cpu_count() or 1)
 
 
 def shutdown() -> None:
@@ -73,6 +119,18 @@ def _set_environment() -> None:
     # The controller looks at its workers this often: the end of a short training is seen that much sooner.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+
+
+@contextmanager
+def _started_in_time() -> Iterator[None]:
+    """Ray gives its processes 30 s to start, which no setting changes, and then raises a bare ``Exception``."""
+    try:
+        yield
+    except Exception as error:
+        if "timed out during startup" not in str(error):
+            raise
+        told = "Ray did not start within 30 s: the machine is very busy, or /tmp is full; try the same command again"
+        raise InputError(told) from error
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from jobs._annotate_actors import Annotator, AnnotatorSettings, Decoder
 from jobs._annotate_shards import summarise, tidy
-from jobs._ray import connect, quiet_data
+from jobs._ray import connect, need, quiet_data
 from wm.cli import main as cli_main
 from wm.config import Recipe
 from wm.datasets.videos import Video, list_videos, listing_digest
@@ -97,6 +97,11 @@ class AnnotateRecipe(Recipe):
             memory_limit_mb=self.memory_limit_mb,
         )
 
+    def actors(self, num_videos: int) -> tuple[int, int]:
+        """How many decoders and annotators so many videos keep busy."""
+        shards = -(-num_videos // self.videos_per_shard)
+        return min(self.num_workers, num_videos), min(self.num_annotators, shards)
+
     def annotator_settings(self) -> AnnotatorSettings:
         """What an annotating actor needs."""
         return AnnotatorSettings(
@@ -127,6 +132,9 @@ def run(recipe: AnnotateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         inputs["base"] = digest_of(recipe.base)
     stage = Run(recipe.out, "annotate", recipe, inputs)
     whole = stage.is_whole()
+    if not whole:
+        _require_machine(recipe, len(videos))
+        _require_codec(recipe)
     if dry_run or whole:
         return _tell_plan(recipe, videos, whole)
     stage.start()
@@ -154,8 +162,7 @@ def _annotate(recipe: AnnotateRecipe, pending: Sequence[Video], total: int) -> N
     from ray.data import ActorPoolStrategy
 
     quiet_data()
-    workers = min(recipe.num_workers, len(pending))
-    annotators = min(recipe.num_annotators, -(-len(pending) // recipe.videos_per_shard))
+    workers, annotators = recipe.actors(len(pending))
     counts = (
         ray.data.from_arrow(_blocks(pending, workers))
         .map_batches(
@@ -197,6 +204,12 @@ def _blocks(videos: Sequence[Video], workers: int) -> list[pa.Table]:
     return [pa.Table.from_pylist(rows[start : start + size], schema=schema) for start in range(0, len(rows), size)]
 
 
+def _require_machine(recipe: AnnotateRecipe, num_videos: int) -> None:
+    workers, annotators = recipe.actors(num_videos)
+    key = f"num_workers = {recipe.num_workers}, num_annotators = {recipe.num_annotators}"
+    need((workers + annotators) * recipe.cpus_per_worker, annotators * recipe.gpus_per_annotator, key)
+
+
 def _require_model(key: str, folder: str) -> None:
     from wm.models import model_folder
 
@@ -207,11 +220,20 @@ def _require_model(key: str, folder: str) -> None:
         raise InputError(f"{key} = {folder!r} is no model folder: it has neither config.json nor adapter_config.json")
 
 
+def _require_codec(recipe: AnnotateRecipe) -> None:
+    """Read the codec here too: a damaged folder, or an adapter without its base, is told before anything starts."""
+    from wm.models import load_codec
+
+    load_codec(recipe.base or recipe.idm)
+
+
 def _require_fit(idm: str, base: str) -> None:
     """Refuse a base that the adapter's manifest does not name, before anything is decoded."""
     from wm.models import read_manifest
 
     adapter, found = read_manifest(idm), read_manifest(base)
+    if adapter is not None and adapter.kind != "adapter":
+        raise InputError(f"idm = {idm!r} is a whole model and no adapter; leave base out")
     if adapter is not None and found is not None and adapter.base_id != found.base_id:
         raise InputError(f"adapter {idm} was trained on base {adapter.base_id}, but {base} is {found.base_id}")
 

@@ -15,9 +15,12 @@ from pydantic import Field, field_validator
 from jobs import annotate, evaluate, ingest, pretrain, relabel, report, select, tabletop, train
 from wm.cli import main as cli_main
 from wm.config import Recipe
+from wm.datasets.aurora import list_items
+from wm.datasets.videos import list_videos
 from wm.errors import InputError, OtherRunError
 from wm.evaluation.findings import SUPERSEDED
-from wm.runs import read_run
+from wm.models import load_codec
+from wm.runs import check_place, read_run
 
 Settings = dict[str, Any]
 
@@ -153,6 +156,7 @@ def plan(recipe: BootstrapRecipe) -> list[Stage]:
 def run(recipe: BootstrapRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     """Run what is not whole; returns ``{stage: run record}``."""
     stages = plan(recipe)
+    _check_given(recipe, stages)
     if dry_run:
         print(f"bootstrap: {len(stages)} stages into {recipe.out}")
         for number, stage in enumerate(stages, 1):
@@ -169,6 +173,24 @@ def run(recipe: BootstrapRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     minutes, seconds = divmod(int(time.monotonic() - begin), 60)
     print(f"\nbootstrap: whole in {minutes}:{seconds:02d}. Report: {Path(recipe.out) / 'report' / 'report.html'}")
     return records
+
+
+def _check_given(recipe: BootstrapRecipe, stages: list[Stage]) -> None:
+    """Look at what the user brings before the first stage: the one that needs it may come hours later."""
+    check_place(Path(recipe.out))
+    found = read_run(recipe.out)
+    if found is not None:
+        raise InputError(f"{recipe.out} holds another run (of stage {found.get('stage')!r}); choose another out")
+    if recipe.base_model is not None:
+        load_codec(recipe.base_model)
+    if recipe.supervised_root is not None:
+        for file in (recipe.train_file, recipe.test_file):
+            list_items(recipe.supervised_root, file)
+    if recipe.videos is not None:
+        list_videos(recipe.videos)
+    for stage in stages:
+        if isinstance(stage.recipe, train.TrainRecipe):
+            train.need_machine(stage.recipe)
 
 
 def _state(stage: Stage, folder: Path) -> str:

@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import Field, ValidationInfo, field_validator
 from tqdm import tqdm
 
@@ -113,17 +114,19 @@ def run(recipe: EvaluateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     inputs = {"triplets": digest_of(recipe.triplets)}
     inputs |= {f"model {name}": digest_of(entry.path) for name, entry in entries.items()}
     job = Run(recipe.out, "evaluate", recipe, inputs)
-    done = job.is_whole()
-    if dry_run:
-        print(f"would evaluate {len(entries)} models in {len(units)} units into {recipe.out}")
-        return {}
-    if done:
+    if job.is_whole():
         print(f"{recipe.out} is whole: nothing to do")
         return read_run(recipe.out) or {}
-    job.start()
-    parts = job.out / "parts"
     with job.timed("read"):
         bench = _bench(recipe)
+    if dry_run:
+        print(
+            f"would evaluate {len(entries)} models on {len(bench.held_out)} triplets in {len(units)} units "
+            f"into {recipe.out}"
+        )
+        return {}
+    job.start()
+    parts = job.out / "parts"
     with job.timed("models"), tqdm(total=len(units), desc="evaluate", unit="unit") as bar:
         for unit in _work(recipe, bench, units, parts):
             bar.set_postfix_str(f"{unit.entry} {unit.ask}")
@@ -193,6 +196,7 @@ def _checked(entry: Entry, entries: dict[str, Entry], recipe: EvaluateRecipe) ->
 
 def _bench(recipe: EvaluateRecipe) -> Bench:
     entries = entries_of(recipe)
+    _need_device(recipe.device)
     codec_path = recipe.codec or recipe.base or next(iter(entries.values())).path
     codec = load_codec(codec_path, recipe.device)
     for entry in entries.values():
@@ -211,6 +215,13 @@ def _bench(recipe: EvaluateRecipe) -> Bench:
         max_new_tokens=recipe.max_new_tokens,
         device=recipe.device,
     )
+
+
+def _need_device(name: str) -> None:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # no such name; a kind this torch was built without
+        raise InputError(f"device = {name!r}: {str(error).splitlines()[0]:.200}") from error
 
 
 def _need_fit(entry: Entry, codec: ImageCodec) -> None:
@@ -276,8 +287,6 @@ def _work(recipe: EvaluateRecipe, bench: Bench, units: Sequence[Unit], parts: Pa
 
 def _remote_unit(values: dict[str, Any], unit: tuple[str, Any, int], parts: str) -> str:
     """Do a unit in a worker process; returns what is wrong with the input, or an empty text."""
-    import torch
-
     torch.set_num_threads(1)  # as many tasks as cores run at a time
     try:
         run_unit(_worker_bench(json.dumps(values)), Unit(*unit), Path(parts))

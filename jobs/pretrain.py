@@ -20,7 +20,7 @@ class PretrainRecipe(Recipe):
 
     out: str
     """Folder; the base (codec, language model, tokenizer) is out/model."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Of the documents and of both trainings."""
     threads: int = Field(default=1, ge=1)
     """CPU threads. Two are 1.6 times as fast on two idle cores, but many times slower as soon as anything else runs

@@ -37,11 +37,11 @@ def run(recipe: ReportRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     inputs = {f"stage {stage.name}": digest_of(stage.folder) for stage in findings.stages}
     job = Run(recipe.out, "report", recipe, inputs)
     path = job.out / FILE
-    if dry_run:
-        print(f"would report {len(findings.stages)} stages of {recipe.run} in {path}")
-        return {}
     if job.is_whole():
         print(f"{path} is up to date")
+        return {}
+    if dry_run:
+        print(f"would report {len(findings.stages)} stages of {recipe.run} in {path}")
         return {}
     job.start()
     with job.timed("render"):

@@ -34,14 +34,14 @@ Fit = Callable[[TrainRecipe, str], dict[str, Any]]
 def run(recipe: TrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     """Train, or with ``dry_run`` check everything and say what would be done; returns the run's record."""
     stage = Run(recipe.out, "train", recipe, _inputs(recipe))
-    is_whole = stage.is_whole()
+    if stage.is_whole():
+        print(f"{recipe.out} is whole: nothing to do (model in {Path(recipe.out) / MODEL})")
+        return dict(json.loads((Path(recipe.out) / "run.json").read_text()))
+    need_machine(recipe)
     if dry_run:
         found = plan(recipe)
         _print_plan(recipe, found)
         return found.as_dict()
-    if is_whole:
-        print(f"{recipe.out} is whole: nothing to do (model in {Path(recipe.out) / MODEL})")
-        return dict(json.loads((Path(recipe.out) / "run.json").read_text()))
     with stage.timed("check"):
         rows = check_data(recipe)
         num_steps = recipe.num_steps(order_of(recipe, rows))
@@ -59,6 +59,12 @@ def run(recipe: TrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     shutil.rmtree(Path(recipe.out) / _CHECKPOINTS, ignore_errors=True)
     _print_summary(recipe, summary, record["wall_s"])
     return record
+
+
+def need_machine(recipe: TrainRecipe) -> None:
+    """Raise :class:`InputError` if this machine has not the CPUs or GPUs that the recipe's workers ask for."""
+    key = f"num_workers = {recipe.num_workers}" + (", use_gpu = true" if recipe.use_gpu else "")
+    _ray.need(recipe.num_workers, recipe.num_ranks * recipe.use_gpu, key)
 
 
 def _fit_here(recipe: TrainRecipe, digest: str) -> dict[str, Any]:
@@ -105,7 +111,7 @@ def _fit_on_ray(recipe: TrainRecipe, digest: str) -> dict[str, Any]:
     )
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     try:
-        result = trainer.fit()
+        result = _ray.off_main_thread(trainer.fit)
     except ray.train.WorkerGroupError as error:
         for failure in error.worker_failures.values():
             if isinstance(failure, InputError):

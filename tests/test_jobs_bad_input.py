@@ -2,11 +2,14 @@
 
 import importlib
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from training_data import random_rows, write_triplets
 
 JOBS = ("tabletop", "pretrain", "ingest", "train", "annotate", "select", "evaluate", "report", "bootstrap")
 Call = Callable[..., str]
@@ -37,6 +40,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def triplets(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_triplets(random_rows(tiny_base, 6), tmp_path_factory.mktemp("triplets") / "triplets")
+
+
 def contents(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
@@ -64,9 +72,10 @@ TRAIN = ("task=idm", "base=empty", "triplets=empty", "out=o", "steps=2")
         (["epochs=1"], "error: the command line: give steps or epochs, one of them (steps = 2, epochs = 1.0)"),
         (["global_batch=3"], "error: the command line: global_batch = 3 is no multiple of num_workers = 2"),
         (["lora.targets=("], "lora.targets = '(': no regular expression: missing )"),
+        ([f"seed={2**63}"], "seed = 9223372036854775808: input should be less than 9223372036854775808"),
         (["out="], "the command line: out is empty"),
         (["base="], "the command line: base is empty"),
-        (["triplets="], "the command line: path is empty"),
+        (["triplets="], "the command line: triplets.0: path is empty"),
     ],
 )
 def test_a_wrong_value_is_named_in_its_own_words(argv: list[str], told: str, refused: Call, here: Path) -> None:
@@ -80,3 +89,61 @@ def test_places_that_can_hold_no_output(flags: list[str], refused: Call, here: P
     assert "out = 'file': file is a file; expected a folder" in refused("ingest", *given, "out=file")
     assert "out = 'file/sub': file is a file; expected a folder" in refused("ingest", *given, "out=file/sub")
     assert "File name too long" in refused("ingest", *given, "out=" + "x" * 300)
+
+
+def test_what_this_machine_has_not_is_told_at_once(
+    refused: Call, here: Path, tiny_base: Path, triplets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    train = ("task=idm", f"base={tiny_base}", f"triplets={triplets}", "out=o", "steps=2")
+    told = refused("train", *train, "num_workers=99", "global_batch=99")
+    assert "num_workers = 99 asks for 99 CPUs at once; a session on this machine has" in told
+    (here / "a.mp4").write_bytes(b"")
+    annotate = (f"idm={tiny_base}", "videos=a.mp4", "out=o")
+    assert "num_annotators = 1 asks for 198 CPUs" in refused("annotate", *annotate, "cpus_per_worker=99.0")
+    if not torch.cuda.is_available():
+        assert "use_gpu = true asks for 2 GPUs; torch finds 0" in refused("train", *train, "use_gpu=true")
+        assert "asks for 1 GPUs; torch finds 0" in refused("annotate", *annotate, "gpus_per_annotator=1.0")
+        assert "device = 'cuda'" in refused(
+            "evaluate", f"triplets={triplets}", f"base={tiny_base}", "out=o", "device=cuda"
+        )
+    assert not (here / "o").exists()
+
+
+@pytest.mark.parametrize("flags", [[], ["--dry-run"]])
+def test_a_refused_start_leaves_no_folder_in_the_way(
+    flags: list[str], refused: Call, here: Path, tiny_base: Path, triplets: Path
+) -> None:
+    damaged = here / "damaged"
+    shutil.copytree(tiny_base, damaged)
+    weights = damaged / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    (here / "a.mp4").write_bytes(b"")
+    (here / "rows.json").write_text(json.dumps([{"instruction": "a", "input": "b", "output": "c"}]))
+    given = {
+        "annotate": ["videos=a.mp4", f"idm={damaged}"],
+        "train": ["task=idm", f"base={damaged}", f"triplets={triplets}", "steps=2"],
+        "evaluate": [f"triplets={triplets}", f"base={damaged}"],
+        "ingest": ["root=.", "file=rows.json", f"codec={damaged}"],
+        "bootstrap": ["idm.steps=2", "fdm.steps=2", "select.k=2", f"base_model={damaged}"],
+    }
+    for job, argv in given.items():
+        assert f"{weights} is no whole safetensors file" in refused(job, *argv, "out=o", *flags), job
+    assert "no Parquet file below empty" in refused("evaluate", "triplets=empty", f"base={tiny_base}", "out=o", *flags)
+    assert "no Parquet file below empty" in refused("select", "triplets=empty", "k=2", "out=o", *flags)
+    assert "has no action_logprob" in refused("select", f"triplets={triplets}", "k=2", "out=o", *flags)
+    assert "empty holds no finished stage" in refused("report", "run=empty", "out=o", *flags)
+    assert not (here / "o").exists()
+
+
+@pytest.mark.parametrize("flags", [[], ["--dry-run"]])
+def test_bootstrap_looks_at_what_is_brought_before_its_first_stage(flags: list[str], refused: Call, here: Path) -> None:
+    given = ("idm.steps=2", "fdm.steps=2", "select.k=2", *flags)
+    assert "videos = 'texts' holds no video" in refused("bootstrap", *given, "out=o", "videos=texts")
+    assert "no such folder: root = nowhere" in refused("bootstrap", *given, "out=o", "supervised_root=nowhere")
+    assert "num_workers = 99" in refused("bootstrap", *given, "out=o", "idm.num_workers=99", "idm.global_batch=99")
+    assert "unknown key 'colour'" in refused("bootstrap", *given, "out=o", "idm.colour=1")
+    assert "file is a file; expected a folder" in refused("bootstrap", *given, "out=file")
+    (here / "texts" / "run.json").write_text('{"stage": "ingest"}')
+    assert "texts holds another run (of stage 'ingest')" in refused("bootstrap", *given, "out=texts")
+    assert not (here / "o").exists()

@@ -225,7 +225,7 @@ def test_two_entries_of_one_label_need_two_seeds(tiny_base, triplets, tmp_path):
 def test_dry_run_writes_nothing(tiny_base, triplets, tmp_path, capsys):
     evaluate.run(recipe_of(tiny_base, triplets, tmp_path / "out"), dry_run=True)
     assert not (tmp_path / "out").exists()
-    assert "would evaluate 5 models in 16 units" in capsys.readouterr().out
+    assert "would evaluate 5 models on 6 triplets in 16 units" in capsys.readouterr().out
 
 
 def test_another_codec_is_refused_before_models_are_loaded(tiny_base, triplets, tmp_path):

@@ -1,5 +1,6 @@
 """What is trainable, and that the adapter starts where the base is."""
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,9 @@ def test_full_fine_tuning_trains_everything(tiny_base: Path) -> None:
 def test_a_target_that_fits_nothing_is_refused(tiny_base: Path) -> None:
     with pytest.raises(InputError, match="no_such_layer"):
         prepare(load_model(tiny_base), Lora(targets=".*no_such_layer"), seed=0)
+
+
+def test_adding_an_adapter_warns_of_nothing(tiny_base: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        prepare(load_model(tiny_base), Lora(), 0)

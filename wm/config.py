@@ -121,5 +121,7 @@ def _describe(cls: type[BaseModel], item: Any) -> str:
         return f"{key} is missing; give it in the file or as {key}=VALUE"
     if item["type"] == "value_error":  # a recipe's own check; one of a whole table names the keys itself
         problem = str(item["ctx"]["error"])
-        return problem if isinstance(item["input"], dict) else f"{key} = {item['input']!r:.80}: {problem}"
+        if not isinstance(item["input"], dict):
+            return f"{key} = {item['input']!r:.80}: {problem}"
+        return f"{key}: {problem}" if item["loc"] else problem
     return f"{key} = {item['input']!r:.80}: {item['msg'].lower()}"

@@ -44,7 +44,7 @@ class Run:
 
     def is_whole(self) -> bool:
         """True if ``run.json`` of this very run stands in the folder; :class:`InputError` if another run does."""
-        _check_place(self.out)
+        check_place(self.out)
         for name in (_WHOLE, _UNFINISHED):
             found = read_run(self.out, name)
             if found is None:
@@ -141,7 +141,7 @@ def digest_of(path: str | Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _check_place(out: Path) -> None:
+def check_place(out: Path) -> None:
     """Refuse a name at which no folder can be made."""
     try:
         for place in (out, *out.parents):

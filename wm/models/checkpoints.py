@@ -6,6 +6,7 @@ A folder is written aside and renamed, so that a half-written one is never mista
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -174,9 +175,18 @@ def _attach(vlm: ChameleonVLM, folder: Path) -> Any:
     if not (folder / "adapter_model.safetensors").is_file():
         raise InputError(f"no adapter_model.safetensors in {folder} (pickled weights are never read)")
     try:
-        return PeftModel.from_pretrained(vlm.module, str(folder), local_files_only=True).eval()
+        with quiet_peft():
+            return PeftModel.from_pretrained(vlm.module, str(folder), local_files_only=True).eval()
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"adapter {folder} does not fit its base: {' '.join(str(error).split())[:400]}") from error
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """PEFT 0.21 asks transformers for an attribute by its former name; its users can do nothing about that."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        yield
 
 
 def _need_manifest(folder: Path) -> Manifest:

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 
 from wm.config import Recipe
 from wm.errors import InputError
+from wm.models.checkpoints import quiet_peft
 from wm.models.protocol import UnifiedVLM
 
 ATTENTION_AND_MLP = r".*\.layers\.\d+\..*(q|k|v|o|gate|up|down)_proj"
@@ -67,7 +68,7 @@ def _with_adapter(vlm: UnifiedVLM, lora: Lora, seed: int) -> torch.nn.Module:
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), quiet_peft():
         torch.manual_seed(seed)
         try:
             module: torch.nn.Module = get_peft_model(vlm.module, config)

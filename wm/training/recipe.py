@@ -42,7 +42,7 @@ class TrainRecipe(Recipe):
     """AdamW's decay, on matrices only."""
     grad_clip: float = Field(default=1.0, ge=0)
     """Largest norm of the gradient; 0: no clipping."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Of the order of rows, limits, adapter initialisation and dropout."""
     num_workers: int = Field(default=2, ge=0)
     """Ray Train workers; 0: in this process, without Ray."""
