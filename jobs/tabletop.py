@@ -29,6 +29,8 @@ class TabletopRecipe(Recipe):
     """Unlabelled clips, mp4 and avi, of four to seven actions each."""
     seed: int = Field(default=0, ge=0)
     """Another seed, another world."""
+    num_workers: int = Field(default=2, ge=1)
+    """Processes that draw and encode."""
     clips_per_task: int = Field(default=50, ge=1)
     """Clips that one Ray task draws and encodes."""
 
@@ -84,9 +86,13 @@ def _write_videos(recipe: TabletopRecipe, folder: Path) -> None:
     step = recipe.clips_per_task
     task = ray.remote(write_clips).options(num_cpus=1, max_retries=2)
     parts = [seeds[at : at + step] for at in range(0, len(seeds), step)]
-    waiting = {task.remote(str(folder.absolute()), part): len(part) for part in parts}
+    waiting: dict[Any, int] = {}
     with tqdm(total=len(seeds), unit="clip", desc="tabletop videos", mininterval=1.0) as bar:
-        while waiting:
+        while parts or waiting:
+            # So many at a time: each logical CPU's worker would stay in memory for the stages that follow.
+            while parts and len(waiting) < recipe.num_workers:
+                part = parts.pop(0)
+                waiting[task.remote(str(folder.absolute()), part)] = len(part)
             (done,), _ = ray.wait(list(waiting))
             problem = ray.get(done)
             if problem:
