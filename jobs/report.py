@@ -1,7 +1,6 @@
 """Write the report of a run: one HTML file with tables, curves, examples, timings and verdicts on the
 claims."""
 
-import os
 import sys
 from typing import Any
 
@@ -12,7 +11,7 @@ from wm.config import Recipe
 from wm.evaluation.claims import Labels
 from wm.evaluation.findings import read_findings
 from wm.evaluation.report import render_report
-from wm.runs import Run, digest_of
+from wm.runs import Run, digest_of, write_text
 
 FILE = "report.html"
 
@@ -46,9 +45,7 @@ def run(recipe: ReportRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     job.start()
     with job.timed("render"):
         html = render_report(recipe.run, recipe.labels, recipe.notes, title=recipe.title)
-        aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        aside.write_text(html, encoding="utf-8")
-        aside.replace(path)
+        write_text(path, html)
     record = job.finish({"stages": len(findings.stages), "bytes": len(html.encode())})
     print(f"report of {len(findings.stages)} stages: {path} ({len(html) / 1e6:.1f} MB)")
     return record

@@ -19,8 +19,8 @@ from typing import Any
 
 from jobs import _ray
 from jobs._train_worker import fit_worker
+from wm.cli import cause_to_tell
 from wm.cli import main as command_line
-from wm.errors import InputError
 from wm.runs import Run, digest_of
 from wm.training import METRICS, MODEL, DivergedError, TrainRecipe, World, fit
 from wm.training.plan import Plan, check_data, order_of, plan
@@ -76,7 +76,11 @@ def _fit_here(recipe: TrainRecipe, digest: str) -> dict[str, Any]:
 
     def save(step: int, write: Callable[[Path], None]) -> None:
         aside = Path(tempfile.mkdtemp(prefix=".", dir=root))
-        write(aside)
+        try:
+            write(aside)
+        except BaseException:  # a part of a checkpoint is of no use, least of all on a full disk
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
         older = list(root.glob("step-*"))
         aside.rename(root / f"step-{step:08d}")
         for folder in older:
@@ -114,8 +118,9 @@ def _fit_on_ray(recipe: TrainRecipe, digest: str) -> dict[str, Any]:
         result = _ray.off_main_thread(trainer.fit)
     except ray.train.WorkerGroupError as error:
         for failure in error.worker_failures.values():
-            if isinstance(failure, InputError):
-                raise InputError(str(failure)) from error
+            told = cause_to_tell(failure)
+            if told is not None:
+                raise told from error
         raise
     summary: dict[str, Any] = result.return_value
     if "diverged" in summary:

@@ -147,3 +147,23 @@ def test_bootstrap_looks_at_what_is_brought_before_its_first_stage(flags: list[s
     (here / "texts" / "run.json").write_text('{"stage": "ingest"}')
     assert "texts holds another run (of stage 'ingest')" in refused("bootstrap", *given, "out=texts")
     assert not (here / "o").exists()
+
+
+def test_a_full_disk_is_told_with_the_place_and_the_same_command_goes_on(
+    here: Path, tiny_base: Path, triplets: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = ["task=idm", f"base={tiny_base}", f"triplets={triplets}", "out=o", "steps=4", "num_workers=0"]
+    argv += ["checkpoint_every=2", "global_batch=2", "lora.enabled=false"]
+
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 128 vs 0")
+
+    train = importlib.import_module("jobs.train")
+    with monkeypatch.context() as patch:
+        patch.setattr("deepspeed.DeepSpeedEngine.save_checkpoint", full)
+        assert train.main(argv) == 1
+    told = capsys.readouterr().err
+    assert "error: [Errno 28] a checkpoint could not be written whole; is the disk full? (out = 'o')\n" in told
+    assert "what is finished is kept, the same command goes on\n" in told
+    assert not list((here / "o" / "checkpoints").iterdir())
+    assert train.main(argv) == 0 and (here / "o" / "run.json").is_file()

@@ -46,28 +46,32 @@ def main(
     parser.add_argument("--dry-run", action="store_true", help="check everything, say what would be done, do nothing")
     arguments = parser.parse_intermixed_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    out = ""
     try:
         files = [text for text in arguments.settings if "=" not in text]
         if len(files) > 1:
             raise InputError(f"one recipe file at most, got {', '.join(files)}")
         overrides = [text for text in arguments.settings if "=" in text]
-        run(recipe_class.load(files[0] if files else None, overrides), dry_run=arguments.dry_run)
+        recipe = recipe_class.load(files[0] if files else None, overrides)
+        out = str(getattr(recipe, "out", ""))
+        run(recipe, dry_run=arguments.dry_run)
     except KeyboardInterrupt:
         print("interrupted; what is finished is kept, the same command goes on", file=sys.stderr)
         return 130
     except Exception as error:
-        found = _cause_to_tell(error)
+        found = cause_to_tell(error)
         if found is None:
             raise
-        print(f"error: {found}", file=sys.stderr)
         if isinstance(found, InputError):
+            print(f"error: {found}", file=sys.stderr)
             return 2
-        print("what is finished is kept, the same command goes on", file=sys.stderr)
+        place = f" (out = {out!r})" if out and getattr(found, "filename", None) is None else ""
+        print(f"error: {found}{place}\nwhat is finished is kept, the same command goes on", file=sys.stderr)
         return 1
     return 0
 
 
-def _cause_to_tell(error: BaseException) -> BaseException | None:
+def cause_to_tell(error: BaseException) -> BaseException | None:
     """The bad input or the trouble with the disk that an exception is, or comes from.
 
     Ray wraps what was raised in a worker: its exceptions carry it as ``cause``, and pretend to be of its class.

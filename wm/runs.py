@@ -110,9 +110,14 @@ def read_run(folder: str | Path, name: str = _WHOLE) -> dict[str, Any] | None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON aside, then rename."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text aside, then rename; nothing is left of a failed attempt."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        aside.write_text(json.dumps(value, indent=1, sort_keys=False) + "\n")
+        aside.write_text(text, encoding="utf-8")
         os.replace(aside, path)
     except BaseException:
         aside.unlink(missing_ok=True)

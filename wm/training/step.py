@@ -1,5 +1,6 @@
 """One optimiser step through DeepSpeed, and its checkpoints. Not known here: rows, files of a run, Ray."""
 
+import errno
 import logging
 import math
 import os
@@ -127,10 +128,18 @@ class Stepper:
         """Write this rank's part of the training state (trained weights, optimiser) and ``facts`` into
         ``folder``.
 
-        Called by all ranks; each may give a folder of its own, and :meth:`load` wants their union.
+        Called by all ranks; each may give a folder of its own, and :meth:`load` wants their union. Raises
+        :class:`OSError` if the disk is full.
         """
         (folder / _TAG).mkdir(parents=True, exist_ok=True)
-        self._engine.save_checkpoint(str(folder), tag=_TAG, client_state=dict(facts), exclude_frozen_parameters=True)
+        try:
+            self._engine.save_checkpoint(
+                str(folder), tag=_TAG, client_state=dict(facts), exclude_frozen_parameters=True
+            )
+        except RuntimeError as error:
+            if "inline_container" not in str(error):  # torch's writer of files, which does not say why it failed
+                raise
+            raise OSError(errno.ENOSPC, "a checkpoint could not be written whole; is the disk full?") from error
 
     def load(self, folder: Path) -> dict[str, Any]:
         """Read back what :meth:`save` wrote; returns ``facts``. Only for folders this project wrote
