@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 import pyarrow as pa
 from pydantic import Field
-from tqdm import tqdm
 
 from jobs._annotate_actors import Annotator, AnnotatorSettings, Decoder
 from jobs._annotate_shards import summarise, tidy
 from jobs._ray import connect, need, quiet_data
 from wm.cli import main as cli_main
+from wm.cli import progress_bar
 from wm.config import Recipe
 from wm.datasets.videos import Video, list_videos, listing_digest
 from wm.errors import InputError
@@ -184,7 +184,7 @@ def _annotate(recipe: AnnotateRecipe, pending: Sequence[Video], total: int) -> N
         )
     )
     started, pairs, rejects = time.perf_counter(), 0, 0
-    with tqdm(total=total, initial=total - len(pending), unit="video", desc="annotate", mininterval=0.5) as bar:
+    with progress_bar(total, "video", "annotate", done=total - len(pending)) as bar:
         for shard in counts.iter_rows():
             if shard["problem"]:
                 raise InputError(shard["problem"])

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field, ValidationInfo, field_validator
-from tqdm import tqdm
 
 from wm import cli
 from wm.config import Recipe
@@ -127,7 +126,7 @@ def run(recipe: EvaluateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         return {}
     job.start()
     parts = job.out / "parts"
-    with job.timed("models"), tqdm(total=len(units), desc="evaluate", unit="unit") as bar:
+    with job.timed("models"), cli.progress_bar(len(units), "unit", "evaluate") as bar:
         for unit in _work(recipe, bench, units, parts):
             bar.set_postfix_str(f"{unit.entry} {unit.ask}")
             bar.update()

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from pydantic import Field
-from tqdm import tqdm
 
 from jobs._ray import connect, quiet_data
 from wm.cli import main as cli_main
+from wm.cli import progress_bar
 from wm.config import Recipe
 from wm.datasets.aurora import Item, Problem, list_items, load_pair
 from wm.errors import InputError
@@ -215,13 +215,8 @@ def _ingest(recipe: IngestRecipe, num_rows: int) -> None:
         compute=ray.data.ActorPoolStrategy(size=workers),
         num_cpus=1,
     )
-    with tqdm(
-        total=num_rows,
-        initial=num_rows - sum(s["stop"] - s["start"] for s in shards),
-        unit="row",
-        desc="ingest",
-        mininterval=1.0,
-    ) as bar:
+    done_rows = num_rows - sum(s["stop"] - s["start"] for s in shards)
+    with progress_bar(num_rows, "row", "ingest", done_rows) as bar:
         for row in done.iter_rows():
             if row["problem"]:
                 raise InputError(f"{row['problem']}; what is written is kept, the same command goes on")

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field
-from tqdm import tqdm
 
 from wm.cli import main as cli_main
+from wm.cli import progress_bar
 from wm.config import Recipe
 from wm.runs import Run, read_run, write_json
 
@@ -108,7 +108,7 @@ def _codec(recipe: PretrainRecipe) -> tuple[Any, dict[str, float]]:
     pixels = np.stack([render(random_state(rng), random_camera(rng), rng) for _ in range(recipe.images)])
     settings = CodecSettings(encoder_steps=recipe.encoder_steps, decoder_steps=recipe.decoder_steps, seed=recipe.seed)
     vqgan = blank.vqgan.requires_grad_(True)
-    with tqdm(total=recipe.encoder_steps + recipe.decoder_steps, unit="step", mininterval=1.0) as bar:
+    with progress_bar(recipe.encoder_steps + recipe.decoder_steps, "step", "codec") as bar:
 
         def report(phase: str, _step: int, _steps: int, loss: float) -> None:
             bar.set_description(phase, refresh=False)
@@ -132,9 +132,11 @@ def _documents(recipe: PretrainRecipe, codec: Any) -> tuple[Any, Any]:
     from wm.tabletop.documents import sample_document
 
     rng = np.random.default_rng([recipe.seed, 22])
-    documents = [
-        sample_document(rng) for _ in tqdm(range(recipe.documents), unit="doc", desc="documents", mininterval=1.0)
-    ]
+    documents = []
+    with progress_bar(recipe.documents, "doc", "documents") as bar:
+        for _ in range(recipe.documents):
+            documents.append(sample_document(rng))
+            bar.update()
     first_MN = codec.encode(np.stack([document[1] for document in documents])).tolist()
     second_MN = codec.encode(np.stack([document[3] for document in documents])).tolist()
     torch.manual_seed(recipe.seed)
@@ -150,7 +152,7 @@ def _language_model(recipe: PretrainRecipe, vlm: Any, ids_MT: Any) -> dict[str, 
     from wm.training.pretraining import PretrainSettings, pretrain
 
     settings = PretrainSettings(steps=recipe.steps, batch=recipe.batch, seed=recipe.seed)
-    with tqdm(total=recipe.steps, unit="step", desc="language model", mininterval=1.0) as bar:
+    with progress_bar(recipe.steps, "step", "language model") as bar:
 
         def report(_step: int, loss: float) -> None:
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field
-from tqdm import tqdm
 
 from jobs._ray import connect
 from wm.cli import main as cli_main
+from wm.cli import progress_bar
 from wm.config import Recipe
 from wm.errors import InputError
 from wm.runs import Run, read_run
@@ -87,7 +87,7 @@ def _write_videos(recipe: TabletopRecipe, folder: Path) -> None:
     task = ray.remote(write_clips).options(num_cpus=1, max_retries=2)
     parts = [seeds[at : at + step] for at in range(0, len(seeds), step)]
     waiting: dict[Any, int] = {}
-    with tqdm(total=len(seeds), unit="clip", desc="tabletop videos", mininterval=1.0) as bar:
+    with progress_bar(len(seeds), "clip", "tabletop videos") as bar:
         while parts or waiting:
             # So many at a time: each logical CPU's worker would stay in memory for the stages that follow.
             while parts and len(waiting) < recipe.num_workers:
@@ -103,7 +103,7 @@ def _write_videos(recipe: TabletopRecipe, folder: Path) -> None:
 def _write_pairs(recipe: TabletopRecipe, root: Path, splits: dict[str, int]) -> None:
     from wm.tabletop.triplets import write_triplets
 
-    with tqdm(total=sum(splits.values()), unit="pair", desc="tabletop pairs", mininterval=1.0) as bar:
+    with progress_bar(sum(splits.values()), "pair", "tabletop pairs") as bar:
         for split, count in splits.items():
             if count:
                 write_triplets(root, split, count, recipe.seed, bar.update)

@@ -19,7 +19,7 @@ from typing import Any
 
 from jobs import _ray
 from jobs._train_worker import fit_worker
-from wm.cli import cause_to_tell
+from wm.cli import cause_to_tell, progress_bar
 from wm.cli import main as command_line
 from wm.runs import Run, digest_of
 from wm.training import METRICS, MODEL, DivergedError, TrainRecipe, World, fit
@@ -140,10 +140,8 @@ def _inputs(recipe: TrainRecipe) -> dict[str, str]:
 @contextmanager
 def _progress(metrics: Path, task: str, num_steps: int) -> Iterator[None]:
     """A progress bar that follows the lines rank 0 writes."""
-    from tqdm import tqdm
-
     done = threading.Event()
-    bar = tqdm(total=num_steps, desc=f"train {task}", unit="step")
+    bar = progress_bar(num_steps, "step", f"train {task}")
 
     def show() -> None:
         line = _last_line(metrics)

@@ -1,6 +1,5 @@
 """Serve two models until Ctrl-C: ``python -m serve_apps fdm=DIR idm=DIR port=8000``."""
 
-import argparse
 import logging
 import os
 import re
@@ -16,7 +15,7 @@ from pydantic import Field
 
 from serve_apps.recipe import ServeRecipe, check_models
 from serve_apps.world_model import build
-from wm.cli import describe_fields
+from wm import cli
 from wm.errors import InputError
 
 APPLICATION = "world_model"
@@ -74,33 +73,22 @@ def stop() -> None:
     ray.shutdown()
 
 
+def run(recipe: StartRecipe, *, dry_run: bool = False) -> None:
+    """Serve until interrupted; with ``dry_run`` check the models and the port, and start nothing."""
+    url = f"http://{recipe.host}:{recipe.port}"
+    if dry_run:
+        check_models(recipe)
+        _check_port(recipe.host, recipe.port)
+        print(f"would serve fdm {recipe.fdm} and idm {recipe.idm} at {url}")
+        return
+    _serve_until_interrupted(recipe, url)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m serve_apps",
-        description=__doc__,
-        epilog="keys:\n" + describe_fields(StartRecipe),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    """Command line."""
+    return cli.main(
+        StartRecipe, run, name="serve_apps", prog="python -m serve_apps", description=__doc__ or "", argv=argv
     )
-    parser.add_argument("settings", nargs="*", metavar="recipe.toml | key=value")
-    parser.add_argument("--dry-run", action="store_true", help="check the models and the port, start nothing")
-    arguments = parser.parse_args(argv)
-    files = [text for text in arguments.settings if "=" not in text]
-    try:
-        if len(files) > 1:
-            raise InputError(f"one recipe file at most, got {', '.join(files)}")
-        overrides = [text for text in arguments.settings if "=" in text]
-        recipe = StartRecipe.load(files[0] if files else None, overrides)
-        url = f"http://{recipe.host}:{recipe.port}"
-        if arguments.dry_run:
-            check_models(recipe)
-            _check_port(recipe.host, recipe.port)
-            print(f"would serve fdm {recipe.fdm} and idm {recipe.idm} at {url}")
-            return 0
-        _serve_until_interrupted(recipe, url)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
 
 
 def _serve_until_interrupted(recipe: StartRecipe, url: str) -> None:

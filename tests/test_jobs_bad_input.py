@@ -11,6 +11,8 @@ import pytest
 import torch
 from training_data import random_rows, write_triplets
 
+from wm.cli import progress_bar
+
 JOBS = ("tabletop", "pretrain", "ingest", "train", "annotate", "select", "evaluate", "report", "bootstrap")
 Call = Callable[..., str]
 
@@ -59,6 +61,14 @@ def test_recipes_are_strict(job: str, refused: Call, here: Path) -> None:
     assert "bad.toml is not valid TOML" in refused(job, "bad.toml")
     (here / "bad.toml").unlink()
     assert contents(here) == before
+
+
+def test_a_bar_in_a_log_is_a_few_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar(20_000, "step", "train", done=5) as bar:
+        for _ in range(19_995):
+            bar.update()
+    drawn = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if line]
+    assert len(drawn) <= 3 and drawn[0].startswith("train:") and "5/20000" in drawn[0] and "20000/20000" in drawn[-1]
 
 
 TRAIN = ("task=idm", "base=empty", "triplets=empty", "out=o", "steps=2")

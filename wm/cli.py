@@ -9,6 +9,7 @@ from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
+from tqdm import tqdm
 
 from wm.config import Recipe
 from wm.errors import InputError
@@ -25,14 +26,17 @@ def main(
     name: str,
     description: str,
     argv: Sequence[str] | None = None,
+    prog: str | None = None,
 ) -> int:
     """Parse the command line, load the recipe, call ``run(recipe, dry_run=…)``; returns the exit status.
+
+    ``prog`` is how the command is called, where it is no ``python -m jobs.NAME``.
 
     0: done (or nothing left to do). 1: the disk is full or may not be written. 2: bad input. 130: interrupted.
     Each of the last three is told in one line.
     """
     parser = argparse.ArgumentParser(
-        prog=f"python -m jobs.{name}",
+        prog=prog or f"python -m jobs.{name}",
         description=description,
         epilog="recipe keys:\n" + describe_fields(recipe_class),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -69,6 +73,12 @@ def main(
         print(f"error: {found}{place}\nwhat is finished is kept, the same command goes on", file=sys.stderr)
         return 1
     return 0
+
+
+def progress_bar(total: int, unit: str, description: str, done: int = 0) -> Any:
+    """A tqdm bar that is redrawn twice a second on a terminal, and every ten seconds where stderr is a log."""
+    interval_s = 0.5 if sys.stderr.isatty() else 10.0
+    return tqdm(total=total, initial=done, unit=unit, desc=description, mininterval=interval_s, dynamic_ncols=True)
 
 
 def cause_to_tell(error: BaseException) -> BaseException | None:
