@@ -1,6 +1,7 @@
 """The inside of :class:`wm.video.isolation.IsolatedProcess`: receive a call, answer it, until the pipe
 closes."""
 
+import errno
 import os
 import resource
 import threading
@@ -31,8 +32,8 @@ def main(fd: int, memory_limit_mb: int, parent: int) -> None:
 
 
 def answer(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, Any]:
-    """("result", value) or ("error", VideoError). Every exception becomes an answer: one file must not stop
-    the rest."""
+    """("result", value) or ("error", VideoError), or an OSError where this machine's disk is full: that is not the
+    file's fault. Every exception becomes an answer: one file must not stop the rest."""
     try:
         return "result", function(*args, **kwargs)
     except VideoError as error:
@@ -40,6 +41,8 @@ def answer(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tupl
     except MemoryError as error:
         return "error", VideoError("out_of_memory", f"{error or 'memory limit reached'}")
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return "error", error
         return "error", VideoError("unexpected_error", f"{type(error).__name__}: {error}"[:500])
 
 

@@ -41,8 +41,8 @@ class IsolatedProcess:
         """``function(*args, **kwargs)`` in the child; function, arguments and result must pickle.
 
         Raises :class:`VideoError` as the function raised it, or with ``time_out``, ``crashed``,
-        ``out_of_memory`` or ``unexpected_error`` (any other exception of the function). After a time-out or
-        crash the next call starts a fresh child.
+        ``out_of_memory`` or ``unexpected_error`` (any other exception of the function); an :class:`OSError` if the
+        disk is full. After a time-out or crash the next call starts a fresh child.
         """
         pipe = self._started()
         try:
