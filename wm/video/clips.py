@@ -1,19 +1,24 @@
 """A video's key-frames as pictures: scan, choose, fetch, with every native decoder in a child process."""
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 from PIL import Image
 
 from wm.images import Pixels, encode_png
 from wm.video.errors import VideoError
+from wm.video.facts import FrameFacts, frame_facts
 from wm.video.fetch import Reader, fetch_decord, fetch_pyav
 from wm.video.isolation import IsolatedProcess
 from wm.video.keyframes import KeyframeRule
 from wm.video.motion import MotionKind
 from wm.video.scan import Scan, scan_video
+
+Picture: TypeAlias = tuple[bytes, FrameFacts]
+"""A key-frame as PNG bytes, and what was measured of it."""
 
 DECORD_LIMIT_S = 20.0
 """decord either answers in well under a second or never: after this long PyAV is asked instead."""
@@ -44,14 +49,18 @@ class Clip:
     """A scanned video and the PNG bytes of its key-frames (none if there are fewer than two, as no pair can
     be made).
 
-    ``reader``: who served the pictures, ``decord`` or ``pyav``; empty if there are none. ``fallback``: why
-    decord did not, when it was asked first.
+    ``facts``: what was measured of each picture at full size. ``reader``: who served the pictures, ``decord`` or
+    ``pyav``; empty if there are none. ``fallback``: why decord did not, when it was asked first. ``scan_s``,
+    ``fetch_s``: seconds that the two passes took.
     """
 
     scan: Scan
     images_png: list[bytes]
+    facts: list[FrameFacts]
     reader: Literal["decord", "pyav", ""]
     fallback: str = ""
+    scan_s: float = 0.0
+    fetch_s: float = 0.0
 
 
 class ClipReader:
@@ -61,9 +70,13 @@ class ClipReader:
         self.settings = settings
         self.process = IsolatedProcess(settings.memory_limit_mb)
 
-    def read(self, path: str | Path) -> Clip:
-        """Raises :class:`VideoError`; the reader stays usable after any."""
+    def read(self, path: str | Path, start_s: float | None = None, end_s: float | None = None) -> Clip:
+        """Key-frames of a file, or of its part in [start_s, end_s) on the file's own clock.
+
+        Raises :class:`VideoError`; the reader stays usable after any.
+        """
         settings = self.settings
+        begin = time.perf_counter()
         scan = self.process.call(
             settings.time_limit_s,
             scan_video,
@@ -74,34 +87,48 @@ class ClipReader:
             min_interval=settings.min_interval,
             rule=settings.rule,
         )
+        scanned = time.perf_counter()
         if len(scan.keyframes) < 2:
-            return Clip(scan, [], "")
-        fallback = ""
-        if settings.reader != "pyav":
-            limit_s = min(settings.time_limit_s, DECORD_LIMIT_S)
-            try:
-                return Clip(scan, self._fetch("decord", limit_s, path, scan), "decord")
-            except VideoError as error:
-                if settings.reader == "decord":
-                    raise
-                fallback = str(error)
-        return Clip(scan, self._fetch("pyav", settings.time_limit_s, path, scan), "pyav", fallback)
+            return Clip(scan, [], [], "", scan_s=scanned - begin)
+        pictures, reader, fallback = self._pictures(path, scan)
+        return Clip(
+            scan,
+            [png for png, _ in pictures],
+            [facts for _, facts in pictures],
+            reader,
+            fallback,
+            scan_s=scanned - begin,
+            fetch_s=time.perf_counter() - scanned,
+        )
 
     def close(self) -> None:
         self.process.close()
 
-    def _fetch(self, reader: Literal["decord", "pyav"], limit_s: float, path: str | Path, scan: Scan) -> list[bytes]:
-        return self.process.call(limit_s, fetch_png, reader, str(path), scan, self.settings)
+    def _pictures(self, path: str | Path, scan: Scan) -> tuple[list[Picture], Literal["decord", "pyav"], str]:
+        """The key-frames, who read them, and why decord did not."""
+        settings, fallback = self.settings, ""
+        if settings.reader != "pyav":
+            try:
+                return self._fetch("decord", min(settings.time_limit_s, DECORD_LIMIT_S), path, scan), "decord", ""
+            except VideoError as error:
+                if settings.reader == "decord":
+                    raise
+                fallback = str(error)
+        return self._fetch("pyav", settings.time_limit_s, path, scan), "pyav", fallback
+
+    def _fetch(self, reader: Literal["decord", "pyav"], limit_s: float, path: str | Path, scan: Scan) -> list[Picture]:
+        return self.process.call(limit_s, fetch_pictures, reader, str(path), scan, self.settings)
 
 
-def fetch_png(reader: Literal["decord", "pyav"], path: str, scan: Scan, settings: ClipSettings) -> list[bytes]:
-    """PNG bytes of the scan's key-frames, in time order; runs in the child."""
+def fetch_pictures(reader: Literal["decord", "pyav"], path: str, scan: Scan, settings: ClipSettings) -> list[Picture]:
+    """PNG bytes and facts of the scan's key-frames, in time order; runs in the child."""
     side_px = settings.motion_side_px
     if reader == "decord":
         images = fetch_decord(path, scan.keyframes, scan.checks, scan.num_frames, side_px)
     else:
         images = fetch_pyav(path, scan.keyframes, scan.checks, scan.size_px, side_px)
-    return [encode_png(limit_short_side(image, settings.image_side_px)) for image in images]
+    limited = [limit_short_side(image, settings.image_side_px) for image in images]
+    return [(encode_png(image), frame_facts(image)) for image in limited]
 
 
 def limit_short_side(pixels_HWC: Pixels, side_px: int) -> Pixels:

@@ -1,7 +1,7 @@
 """The motion pass: one walk over all frames gives times, motion, key-frames and what a chosen frame must
 look like."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from wm.video.decode import RawFrame, Tally, frames, small_size
 from wm.video.errors import VideoError
+from wm.video.facts import cut_scores
 from wm.video.keyframes import KeyframeRule, choose_keyframes
 from wm.video.motion import Luma, MotionKind, MotionMeter
 
@@ -29,6 +30,8 @@ class Scan:
     ``times_s``: float64 presentation times in the file's own clock. ``motion``: float32 mean flow magnitude
     in px/frame of the full-size frame, 0 for the first. ``keyframes``: chosen indices in time order.
     ``size_px``: (height, width) upright. ``errors``: packets that could not be decoded and were skipped.
+    ``cuts``: for each key-frame, how much the most cut-like frame since the key-frame before looks like the first of
+    a new shot (:func:`wm.video.facts.cut_scores`; above 3: a hard cut lies between the two).
     """
 
     num_frames: int
@@ -38,6 +41,7 @@ class Scan:
     keyframes: list[int]
     checks: Checks
     errors: int
+    cuts: list[float] = field(default_factory=list)
 
     @property
     def duration_s(self) -> float:
@@ -54,8 +58,12 @@ def scan_video(
     max_keyframes: int = 6,
     min_interval: int = 20,
     rule: KeyframeRule = "top_then_spacing",
+    start_s: float | None = None,
+    end_s: float | None = None,
 ) -> Scan:
     """Decode once at a long side of at most ``motion_side_px``, measure motion, choose key-frames.
+
+    ``start_s``, ``end_s``: only this segment, see :func:`wm.video.decode.frames`.
 
     Raises :class:`VideoError` (see :func:`wm.video.decode.frames`), and ``no_frames``, ``one_frame``,
     ``decode_error``.
@@ -65,7 +73,7 @@ def scan_video(
     curve: list[float] = []
     thumbs: list[Luma] = []
     size_px = small_px = (0, 0)
-    for raw in frames(path, tally):
+    for raw in frames(path, tally, start_s=start_s, end_s=end_s):
         if not times_s:
             size_px = raw.size_px()
             small_px = small_size(*size_px, motion_side_px)
@@ -84,6 +92,7 @@ def scan_video(
         keyframes=chosen,
         checks={frame: _with_neighbours(thumbs, frame) for frame in chosen},
         errors=tally.errors,
+        cuts=_cuts_between(thumbs, chosen),
     )
 
 
@@ -104,6 +113,17 @@ def thumbnail(luma_HW: Luma) -> Luma:
         return luma_HW
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     return np.asarray(cv2.resize(luma_HW, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
+def _cuts_between(thumbs: list[Luma], chosen: list[int]) -> list[float]:
+    """The highest cut score in (key-frame before, key-frame], for each; the first counts from the clip's start."""
+    if not chosen:
+        return []
+    cut_T = cut_scores(np.stack(thumbs[: chosen[-1] + 3]))
+    return [
+        float(cut_T[before + 1 : frame + 1].max(initial=0.0))
+        for before, frame in zip([-1, *chosen], chosen, strict=False)
+    ]
 
 
 def _with_neighbours(thumbs: list[Luma], frame: int) -> npt.NDArray[np.uint8]:
