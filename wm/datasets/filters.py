@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
 from wm.config import Recipe
@@ -56,13 +55,13 @@ class Filters(Recipe):
 def picture_reason(pair: Mapping[str, Any], filters: Filters) -> str:
     """Which filter takes a pair out for its pictures ("" = none). ``pair``: a row of numbers, None where not
     measured: ``difference, cut, luma, sharpness, repeat_bits``."""
-    checks: list[tuple[str, Mode, Any, bool]] = [
-        ("static", filters.static, pair["difference"], _below(pair["difference"], filters.static_difference)),
-        ("hard_cut", filters.cut, pair["cut"], _reaches(pair["cut"], filters.cut_ratio)),
-        ("dark_frame", filters.dark, pair["luma"], _below(pair["luma"], filters.dark_luma)),
-        ("blurred_frame", filters.blurred, pair["sharpness"], _below(pair["sharpness"], filters.blurred_sharpness)),
+    found: list[tuple[str, Mode, bool]] = [
+        ("static", filters.static, _below(pair["difference"], filters.static_difference)),
+        ("hard_cut", filters.cut, _reaches(pair["cut"], filters.cut_ratio)),
+        ("dark_frame", filters.dark, _below(pair["luma"], filters.dark_luma)),
+        ("blurred_frame", filters.blurred, _below(pair["sharpness"], filters.blurred_sharpness)),
     ]
-    return next((reason for reason, mode, _, found in checks if mode == "on" and found), "")
+    return next((reason for reason, mode, beyond in found if mode == "on" and beyond), "")
 
 
 def action_reason(text: str, mean_logprob: float, finished: bool, filters: Filters) -> str:
@@ -104,15 +103,11 @@ def repeat_bits(
     nearest: list[int | None] = []
     for row, pair in enumerate(hashes):
         earlier = hashes[:row][kept[:row]]
-        bits = int(_bit_count(earlier ^ pair).max(axis=1).min()) if len(earlier) else None
+        bits = int(np.bitwise_count(earlier ^ pair).max(axis=1).min()) if len(earlier) else None
         nearest.append(bits)
         if filters.near_duplicate == "on" and bits is not None and bits <= filters.near_duplicate_bits:
             kept[row] = False
     return nearest
-
-
-def _bit_count(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
-    return np.bitwise_count(values)
 
 
 def _below(value: float | None, threshold: float) -> bool:
