@@ -1,6 +1,7 @@
 """Frames, times and faults, against videos whose every frame says which one it is."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -64,8 +65,7 @@ def test_rotation_metadata_is_applied_to_both_readers(tmp_path, degrees):
         assert read_mark(rgb) == index
         assert rgb[2, 2].mean() > 200
     scan = scan_video(path, min_interval=3)
-    by_pyav = fetch_pyav(path, scan.keyframes, scan.checks, scan.size_px, 160)
-    by_decord = fetch_decord(path, scan.keyframes, scan.checks, scan.num_frames, 160)
+    by_pyav, by_decord = fetch_pyav(path, scan), fetch_decord(path, scan)
     assert [read_mark(rgb) for rgb in by_pyav] == scan.keyframes
     assert [read_mark(rgb) for rgb in by_decord] == scan.keyframes
 
@@ -74,10 +74,7 @@ def test_rotation_metadata_is_applied_to_both_readers(tmp_path, degrees):
 def test_chosen_frames_are_the_right_ones_by_both_readers(clip, side):
     scan = scan_video(clip, min_interval=5, rule="greedy_spacing", motion_side_px=side)
     assert len(scan.keyframes) == 6
-    for images in (
-        fetch_decord(clip, scan.keyframes, scan.checks, scan.num_frames, side),
-        fetch_pyav(clip, scan.keyframes, scan.checks, scan.size_px, side),
-    ):
+    for images in (fetch_decord(clip, scan), fetch_pyav(clip, scan)):
         assert [read_mark(rgb) for rgb in images] == scan.keyframes
         assert all(rgb.shape == (48, 64, 3) and rgb.dtype == np.uint8 for rgb in images)
 
@@ -91,9 +88,9 @@ def test_another_frame_is_told_from_the_chosen_one(clip):
     moved_on = [*scan.keyframes[1:], scan.keyframes[0]]
     shifted = {frame: scan.checks[other] for frame, other in zip(scan.keyframes, moved_on, strict=True)}
     for fetch in (
-        lambda: fetch_decord(clip, scan.keyframes, shifted, scan.num_frames, 160),
-        lambda: fetch_pyav(clip, scan.keyframes, shifted, scan.size_px, 160),
-        lambda: fetch_decord(clip, scan.keyframes, scan.checks, scan.num_frames + 1, 160),
+        lambda: fetch_decord(clip, replace(scan, checks=shifted)),
+        lambda: fetch_pyav(clip, replace(scan, checks=shifted)),
+        lambda: fetch_decord(clip, replace(scan, num_frames=scan.num_frames + 1)),
     ):
         with pytest.raises(VideoError, match="frame_mismatch"):
             fetch()

@@ -47,11 +47,13 @@ def write_video(
     rotation: int = 0,
     gop: int = 12,
     full_range: bool = False,
+    options: dict[str, str] | None = None,
 ) -> Path:
     """Encode frames nearly losslessly. ``pts``: their times in 1/fps; ``rotation``: anti-clockwise, as
     metadata."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    options = {"crf": "8", "preset": "ultrafast"} if codec == "libx264" else {}
+    if options is None:
+        options = {"crf": "8", "preset": "ultrafast"} if codec == "libx264" else {}
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=Fraction(fps), options=options)
         stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], pix_fmt

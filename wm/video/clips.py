@@ -86,6 +86,8 @@ class ClipReader:
             max_keyframes=settings.max_keyframes,
             min_interval=settings.min_interval,
             rule=settings.rule,
+            start_s=start_s,
+            end_s=end_s,
         )
         scanned = time.perf_counter()
         if len(scan.keyframes) < 2:
@@ -122,11 +124,7 @@ class ClipReader:
 
 def fetch_pictures(reader: Literal["decord", "pyav"], path: str, scan: Scan, settings: ClipSettings) -> list[Picture]:
     """PNG bytes and facts of the scan's key-frames, in time order; runs in the child."""
-    side_px = settings.motion_side_px
-    if reader == "decord":
-        images = fetch_decord(path, scan.keyframes, scan.checks, scan.num_frames, side_px)
-    else:
-        images = fetch_pyav(path, scan.keyframes, scan.checks, scan.size_px, side_px)
+    images = fetch_decord(path, scan) if reader == "decord" else fetch_pyav(path, scan)
     limited = [limit_short_side(image, settings.image_side_px) for image in images]
     return [(encode_png(image), frame_facts(image)) for image in limited]
 

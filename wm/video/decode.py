@@ -1,17 +1,19 @@
-"""Every frame of a video, once, in order: its brightness at a small size and its time (PyAV).
+"""Every frame of a video or of a segment of it, once, in order: its brightness at a small size and its time (PyAV).
 
 An error in one packet costs the frames of that packet. Rotation metadata is applied, studio range is
 widened to 0..255, deep colour is reduced to 8 bits. Why PyAV and not decord here: decord converts every
 frame to RGB, which the motion pass does not need, and gives up on files of which most frames are good.
 """
 
+import math
 import os
 import re
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import av
 import cv2
@@ -20,6 +22,8 @@ import numpy as np
 from wm.images import Pixels
 from wm.video.errors import VideoError
 from wm.video.motion import Luma
+
+_Timed: TypeAlias = tuple[float, Any]
 
 _PLANAR_YUV = re.compile(r"(yuvj?a?4\d\dp(\d+le)?|nv12|nv21|nv16|nv24)")
 _FULL_RANGE = 2
@@ -41,7 +45,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class RawFrame:
-    """One decoded frame. ``index`` counts decoded frames from 0; ``time_s`` is its presentation time in the
+    """One decoded frame. ``index`` counts the frames given from 0; ``time_s`` is its presentation time in the
     file's own clock (a clip need not start at 0)."""
 
     index: int
@@ -70,32 +74,84 @@ class RawFrame:
         return np.ascontiguousarray(np.rot90(small, self.quarter_turns)) if self.quarter_turns else small
 
 
-def frames(path: str | Path, tally: Tally | None = None) -> Generator[RawFrame]:
-    """Decode the first video stream from its beginning, in one thread. The file is closed when the iterator
-    is.
+def frames(
+    path: str | Path, tally: Tally | None = None, *, start_s: float | None = None, end_s: float | None = None
+) -> Generator[RawFrame]:
+    """Decode the first video stream in one thread. The file is closed when the iterator is.
+
+    ``start_s``, ``end_s``: only frames whose time is in this half-open segment of the file's own clock (None: from
+    its beginning, to its end); ``index`` then counts from the first of them. The file is sought to a key-frame before
+    ``start_s`` where that leads to a frame in time, and otherwise walked from its beginning.
 
     Raises :class:`VideoError`: ``missing_file``, ``not_a_file``, ``unreadable``, ``empty_file``,
-    ``not_a_video``, ``no_video_stream``. Errors after that are counted in ``tally`` and the next packet is
-    tried.
+    ``not_a_video``, ``no_video_stream``; ``no_frames`` for an empty segment or one beyond the file's end. Errors
+    after that are counted in ``tally`` and the next packet is tried.
     """
     tally = tally if tally is not None else Tally()
-    with _open(path) as container:
-        stream = _video_stream(container, path)
-        stream.thread_type = "NONE"  # threads hold frames back and cost more than they bring on one core
-        step_s = float(1 / stream.average_rate) if stream.average_rate else 0.0
-        index, time_s = 0, -step_s
-        for packet in _packets(container, stream, tally):
-            try:
-                decoded = packet.decode()
-            except av.error.FFmpegError as error:
-                if isinstance(error, MemoryError):
-                    raise
-                tally.add(error)
-                continue
-            for frame in decoded:
-                time_s = float(frame.pts * frame.time_base) if frame.pts is not None else time_s + step_s
-                yield RawFrame(index, time_s, frame)
-                index += 1
+    begin = -math.inf if start_s is None else start_s
+    end = math.inf if end_s is None else end_s
+    if not begin < end:
+        raise VideoError("no_frames", f"{path}: the segment from {start_s} s to {end_s} s is empty")
+    for seek in (False,) if start_s is None else (True, False):
+        with _open(path) as container:
+            stream = _video_stream(container, path)
+            stream.thread_type = "NONE"  # threads hold frames back and cost more than they bring on one core
+            met = Tally()
+            walk = _timed(container, stream, met)
+            if seek:
+                found = _sought(container, stream, walk, begin)
+                if found is None:
+                    continue
+                walk = found
+            yield from _between(walk, begin, end, path)
+            tally.errors += met.errors
+            tally.last_error = met.last_error or tally.last_error
+            return
+
+
+def _between(walk: Iterator[_Timed], begin: float, end: float, path: str | Path) -> Iterator[RawFrame]:
+    index, time_s = 0, None
+    for time_s, frame in walk:
+        if time_s < begin:
+            continue
+        if time_s >= end:
+            break
+        yield RawFrame(index, time_s, frame)
+        index += 1
+    if not index and time_s is not None:
+        where = f"the last is at {time_s:.3f} s" if time_s < begin else f"there is one at {time_s:.3f} s"
+        raise VideoError("no_frames", f"{path}: no frame from {begin:g} s to {end:g} s; {where}")
+
+
+def _timed(container: Any, stream: Any, tally: Tally) -> Iterator[_Timed]:
+    """Each frame with its time; one without a time stamp follows the one before it at the stream's mean rate."""
+    step_s = float(1 / stream.average_rate) if stream.average_rate else 0.0
+    time_s = -step_s
+    for packet in _packets(container, stream, tally):
+        try:
+            decoded = packet.decode()
+        except av.error.FFmpegError as error:
+            if isinstance(error, MemoryError):
+                raise
+            tally.add(error)
+            continue
+        for frame in decoded:
+            time_s = float(frame.pts * frame.time_base) if frame.pts is not None else time_s + step_s
+            yield time_s, frame
+
+
+def _sought(container: Any, stream: Any, walk: Iterator[_Timed], begin: float) -> Iterator[_Timed] | None:
+    """The walk from a key-frame at or before ``begin`` on; None where seeking leads to none (no index, or it is
+    wrong). What comes before that key-frame is dropped: it may refer to frames that were passed over."""
+    try:
+        container.seek(math.floor(begin / stream.time_base), stream=stream)
+    except (av.error.FFmpegError, OverflowError):
+        return None
+    for time_s, frame in walk:
+        if frame.key_frame:
+            known = frame.pts is not None and time_s <= begin
+            return chain([(time_s, frame)], walk) if known else None
+    return None
 
 
 def small_size(height_px: int, width_px: int, side_px: int) -> tuple[int, int]:

@@ -4,10 +4,9 @@ decord seeks, so it is quick on long clips, but on some files it returns other f
 on others it never returns. PyAV walks from the start and is right; it serves where decord is not.
 """
 
-from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from wm.images import Pixels
 from wm.video.decode import check_file, frames, grey_luma, small_size
 from wm.video.errors import VideoError
 from wm.video.motion import Luma
-from wm.video.scan import Checks, motion_luma, thumbnail
+from wm.video.scan import Scan, motion_luma, thumbnail
 
 Reader: TypeAlias = Literal["auto", "decord", "pyav"]
 READERS: tuple[Reader, ...] = get_args(Reader)
@@ -26,14 +25,12 @@ MAX_OFFSET = 2.0
 SAME_PICTURE = 0.1
 
 
-def fetch_decord(
-    path: str | Path, wanted: Sequence[int], checks: Checks, num_frames: int, motion_side_px: int
-) -> list[Pixels]:
-    """Frames ``wanted`` (sorted indices) by decord's random access, upright RGB at full size.
+def fetch_decord(path: str | Path, scan: Scan) -> list[Pixels]:
+    """The scan's key-frames, in time order, by decord's random access; upright RGB at full size.
 
-    ``num_frames``: how many the motion pass decoded; decord must count as many. May hang or crash in native
-    code: call it in a process that can be killed. Raises :class:`VideoError`: ``decode_error``,
-    ``frame_mismatch``.
+    Of a whole video decord must count as many frames as the motion pass did; in a segment a frame is found by its
+    time. May hang or crash in native code: call it in a process that can be killed. Raises :class:`VideoError`:
+    ``decode_error``, ``frame_mismatch``.
     """
     import decord
 
@@ -41,35 +38,39 @@ def fetch_decord(
     decord.logging.set_level(decord.logging.QUIET)
     try:
         reader = decord.VideoReader(str(path), num_threads=1)
-        if len(reader) != num_frames:
-            raise VideoError("frame_mismatch", f"{path}: decord counts {len(reader)} frames, {num_frames} decode")
-        images = list(reader.get_batch(list(wanted)).asnumpy())
+        images = list(reader.get_batch(_decord_indices(path, reader, scan)).asnumpy())
     except (decord.DECORDError, RuntimeError, AssertionError, IndexError) as error:
         raise VideoError("decode_error", f"{path}: decord: {str(error).strip().splitlines()[0]}") from error
-    for frame, image in zip(wanted, images, strict=True):
-        if not same_frame(thumbnail(grey_luma(image, motion_side_px)), checks[frame]):
+    for frame, image in zip(scan.keyframes, images, strict=True):
+        if not same_frame(thumbnail(grey_luma(image, scan.motion_side_px)), scan.checks[frame]):
             raise VideoError("frame_mismatch", f"{path}: decord's frame {frame} is another frame")
     return images
 
 
-def fetch_pyav(
-    path: str | Path, wanted: Sequence[int], checks: Checks, size_px: tuple[int, int], motion_side_px: int
-) -> list[Pixels]:
-    """The same by walking from the start; a frame must equal what the motion pass saw to the last bit.
+def _decord_indices(path: str | Path, reader: Any, scan: Scan) -> list[int]:
+    if scan.start_s is None and scan.end_s is None:
+        if len(reader) != scan.num_frames:
+            raise VideoError("frame_mismatch", f"{path}: decord counts {len(reader)} frames, {scan.num_frames} decode")
+        return scan.keyframes
+    begins_s = np.asarray(reader.get_frame_timestamp(np.arange(len(reader))))[:, 0]
+    wanted_s = scan.times_s[scan.keyframes]
+    return [int(index) for index in np.abs(begins_s[None, :] - wanted_s[:, None]).argmin(axis=1)]
 
-    ``size_px``: (height, width) of the clip, :attr:`wm.video.scan.Scan.size_px`.
+
+def fetch_pyav(path: str | Path, scan: Scan) -> list[Pixels]:
+    """The same by walking from the start; a frame must equal what the motion pass saw to the last bit.
 
     Raises :class:`VideoError`: ``frame_mismatch`` (the file changed meanwhile), and what opening it raises.
     """
     found: dict[int, Pixels] = {}
-    left = set(wanted)
-    small_px = small_size(*size_px, motion_side_px)
-    with closing(frames(path)) as decoded:
+    left = set(scan.keyframes)
+    small_px = small_size(*scan.size_px, scan.motion_side_px)
+    with closing(frames(path, start_s=scan.start_s, end_s=scan.end_s)) as decoded:
         for raw in decoded:
             if raw.index not in left:
                 continue
-            seen = thumbnail(motion_luma(raw, motion_side_px, small_px))
-            if not np.array_equal(seen, checks[raw.index][0]):
+            seen = thumbnail(motion_luma(raw, scan.motion_side_px, small_px))
+            if not np.array_equal(seen, scan.checks[raw.index][0]):
                 break
             found[raw.index] = raw.rgb()
             left.remove(raw.index)
@@ -77,7 +78,7 @@ def fetch_pyav(
                 break
     if left:
         raise VideoError("frame_mismatch", f"{path}: frame {min(left)} differs on second reading")
-    return [found[frame] for frame in wanted]
+    return [found[frame] for frame in scan.keyframes]
 
 
 def same_frame(thumb_HW: Luma, check_XHW: Luma) -> bool:

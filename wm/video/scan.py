@@ -32,6 +32,9 @@ class Scan:
     ``size_px``: (height, width) upright. ``errors``: packets that could not be decoded and were skipped.
     ``cuts``: for each key-frame, how much the most cut-like frame since the key-frame before looks like the first of
     a new shot (:func:`wm.video.facts.cut_scores`; above 3: a hard cut lies between the two).
+    Frames count from the first of the segment ``start_s`` to ``end_s`` (seconds in the file's own clock, half-open;
+    None: the file's beginning, its end). ``motion_side_px``: the size at which it was seen, which a second reading
+    must use too.
     """
 
     num_frames: int
@@ -41,6 +44,9 @@ class Scan:
     keyframes: list[int]
     checks: Checks
     errors: int
+    motion_side_px: int
+    start_s: float | None = None
+    end_s: float | None = None
     cuts: list[float] = field(default_factory=list)
 
     @property
@@ -92,6 +98,9 @@ def scan_video(
         keyframes=chosen,
         checks={frame: _with_neighbours(thumbs, frame) for frame in chosen},
         errors=tally.errors,
+        motion_side_px=motion_side_px,
+        start_s=start_s,
+        end_s=end_s,
         cuts=_cuts_between(thumbs, chosen),
     )
 
