@@ -1,0 +1,215 @@
+"""Triplets for other people's code: AURORA JSON, WebDataset or LeRobot; images as stored, licence and source kept."""
+
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from jobs._ray import connect, num_logical_cpus
+from wm.cli import main as cli_main
+from wm.cli import progress_bar
+from wm.config import Recipe
+from wm.datasets.export import (
+    FORMATS,
+    Context,
+    Part,
+    Plan,
+    RowFilter,
+    finish_export,
+    first_image_size,
+    plan_export,
+    read_marks,
+    read_selection,
+    remove_marks,
+    write_part,
+)
+from wm.errors import InputError
+from wm.runs import Run, digest_of, read_run
+
+SMALL_BYTES = 2**30
+"""An export of fewer bytes is written by this process: Ray takes seconds to start."""
+
+
+class ExportRecipe(Recipe):
+    """Which triplets, into which layout."""
+
+    triplets: str
+    """Folder of triplets (such as out/triplets of jobs.annotate or jobs.ingest)."""
+    out: str
+    """Folder for the export, new or empty; out/run.json says what was exported."""
+    format: Literal["aurora", "webdataset", "lerobot"]
+    """aurora: out/SPLIT.json and out/images. webdataset: out/shard-NNNNNN.tar. lerobot: a LeRobot v3.0 data set in
+    which each triplet is an episode of two frames (one image size and one split only)."""
+    selection: str | None = None
+    """Folder of a selection (jobs.select writes it): only its ids are exported, and all of them must be there."""
+    split: str | None = None
+    """Only rows of this split."""
+    side_px: int = Field(default=0, ge=0)
+    """Images become PNG squares of this side (short side scaled, centre cut); 0 = the stored bytes, untouched."""
+    shard_mb: int = Field(default=256, ge=1)
+    """Megabytes of images in a part (a tar file, a Parquet file, an image folder), about."""
+    shard_rows: int = Field(default=10_000, ge=1)
+    """Rows in a part at most. A killed run goes on at the first unfinished part."""
+    num_workers: int = Field(default=0, ge=0)
+    """Processes that write; 1 = this one; 0 = this one below 1 GiB of images, else one for each logical CPU."""
+
+
+def run(recipe: ExportRecipe, *, dry_run: bool = False) -> dict[str, Any]:
+    """Export into ``recipe.out``; returns the run's record (on a dry run: the counts)."""
+    inputs = {"triplets": digest_of(recipe.triplets)}
+    if recipe.selection:
+        inputs["selection"] = digest_of(recipe.selection)
+    stage = Run(recipe.out, "export", recipe, inputs)
+    if stage.is_whole():
+        remove_marks(recipe.out)
+        record = read_run(recipe.out) or {}
+        print(f"export: already whole in {recipe.out}: {record['counts']['exported']:,} triplets as {recipe.format}")
+        return record
+    _require_apart(recipe)
+    with stage.timed("plan_s"):
+        rows = RowFilter(recipe.split, read_selection(recipe.selection) if recipe.selection else None)
+        plan = _plan(recipe, rows)
+        context = _context(recipe, rows, plan)
+    counts = _counts(plan)
+    if dry_run:
+        print(f"export: would write {_told(counts, plan)} as {recipe.format} into {recipe.out}")
+        return counts
+    stage.start()
+    with stage.timed("write_s"):
+        written = _write(recipe, context, plan)
+    with stage.timed("finish_s"):
+        facts = finish_export(recipe.format, context, plan)
+    licenses = Counter[str]()
+    for fact in facts:
+        licenses.update(fact["licenses"])
+    record = stage.finish(counts | {"licenses": dict(sorted(licenses.items()))}, parts_written_now=written)
+    remove_marks(recipe.out)
+    print(f"export: {_told(counts, plan)} as {recipe.format} → {recipe.out}")
+    for name, count in record["counts"]["licenses"].items():
+        print(f"  licence {name or '(not given)'}: {count:,}")
+    return record
+
+
+def _require_apart(recipe: ExportRecipe) -> None:
+    """An export inside its own input would be read as triplets."""
+    out, source = Path(recipe.out).resolve(), Path(recipe.triplets).resolve()
+    if out == source or source in out.parents:
+        raise InputError(f"out = {recipe.out!r} lies in triplets = {recipe.triplets!r}; choose a folder outside it")
+
+
+def _plan(recipe: ExportRecipe, rows: RowFilter) -> Plan:
+    bar: Any = None
+
+    def on_files(count: int) -> None:
+        nonlocal bar
+        if bar is None:
+            bar = progress_bar(count, "file", "export: plan")
+        else:
+            bar.update(1)
+
+    try:
+        return plan_export(
+            recipe.triplets,
+            rows,
+            max_bytes=recipe.shard_mb * 2**20,
+            max_rows=recipe.shard_rows,
+            with_tasks=FORMATS[recipe.format].numbers_tasks,
+            on_files=on_files,
+        )
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+def _context(recipe: ExportRecipe, rows: RowFilter, plan: Plan) -> Context:
+    context = Context(str(Path(recipe.out).absolute()), rows, recipe.side_px, tasks=plan.tasks)
+    if not FORMATS[recipe.format].numbers_tasks:
+        return context
+    if len(plan.splits) > 1:
+        raise InputError(
+            f"{recipe.format} keeps one split a data set; these rows are of {', '.join(plan.splits)}: give split"
+        )
+    return replace(context, image_size=first_image_size(plan, context))
+
+
+def _counts(plan: Plan) -> dict[str, Any]:
+    counts = {
+        "rows": plan.rows,
+        "exported": plan.exported,
+        "not_selected": plan.not_selected,
+        "other_split": plan.other_split,
+        "files": plan.files,
+        "parts": len(plan.parts),
+    }
+    if counts["rows"] != counts["exported"] + counts["not_selected"] + counts["other_split"]:
+        raise AssertionError(f"counts do not add up: {counts}")
+    return counts
+
+
+def _told(counts: dict[str, Any], plan: Plan) -> str:
+    left = [
+        f"{counts[key]:,} {words}"
+        for key, words in (("not_selected", "not selected"), ("other_split", "of another split"))
+        if counts[key]
+    ]
+    return (
+        f"{counts['exported']:,} of {counts['rows']:,} triplets{' (' + ', '.join(left) + ')' if left else ''} in "
+        f"{counts['parts']:,} parts, about {plan.num_bytes / 2**20:,.1f} MB of images"
+    )
+
+
+def _write(recipe: ExportRecipe, context: Context, plan: Plan) -> int:
+    """Write the parts that are not whole yet; returns how many."""
+    marks = read_marks(recipe.out)
+    pending = [part for part in plan.parts if part.number not in marks]
+    done = plan.exported - sum(part.rows for part in pending)
+    if done:
+        print(f"export: going on, {len(plan.parts) - len(pending):,} of {len(plan.parts):,} parts are finished")
+    automatic = num_logical_cpus() if plan.num_bytes >= SMALL_BYTES else 1
+    workers = min(recipe.num_workers or automatic, len(pending))
+    with progress_bar(plan.exported, "row", "export", done) as bar:
+        if workers > 1:
+            for rows in _write_with_ray(recipe.format, context, pending, workers):
+                bar.update(rows)
+        else:
+            for part in pending:
+                write_part(recipe.format, context, part, bar.update)
+    return len(pending)
+
+
+def _write_with_ray(name: str, context: Context, parts: Sequence[Part], workers: int) -> Iterator[int]:
+    """Rows of each part as it is finished; at most ``workers`` parts are under way at once."""
+    connect()
+    import ray
+
+    @ray.remote(num_cpus=1, max_retries=3)
+    def write(shared: Context, part: Part) -> tuple[int, str]:
+        try:
+            return write_part(name, shared, part)["rows"], ""
+        except (InputError, OSError) as error:
+            # Raised in a worker it would reach the driver as a long trace of Ray.
+            return 0, f"{error}"
+
+    shared = ray.put(context)
+    waiting = iter(parts)
+    running = [write.remote(shared, part) for _, part in zip(range(workers), waiting, strict=False)]
+    while running:
+        ready, running = ray.wait(running)
+        for rows, problem in ray.get(ready):
+            if problem:
+                raise InputError(f"{problem}; what is written is kept, the same command goes on")
+            yield rows
+        running += [write.remote(shared, part) for _, part in zip(ready, waiting, strict=False)]
+
+
+def main() -> int:
+    """Command line."""
+    return cli_main(ExportRecipe, run, name="export", description=__doc__ or "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

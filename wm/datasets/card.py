@@ -1,0 +1,104 @@
+"""The README.md of a data set: what it holds, and the YAML head by which ``load_dataset(folder)`` finds its tables."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from wm.errors import InputError
+from wm.records import table_files
+from wm.runs import write_text
+
+TABLES: dict[str, str] = {
+    "triplets": "source image, action, target image",
+    "rejects": "what was left out, at which stage, and why",
+    "clips": "one row a video: size, length, key-frames, motion curve",
+    "pairs": "one row a proposed pair, kept or not, with the filters' scores",
+}
+"""Folders of a data set's output that become configurations, the default first."""
+
+KNOWN_LICENSES = {
+    "apache-2.0",
+    "bsd-3-clause",
+    "cc-by-4.0",
+    "cc-by-nc-4.0",
+    "cc-by-nc-nd-4.0",
+    "cc-by-nc-sa-4.0",
+    "cc-by-sa-4.0",
+    "cc0-1.0",
+    "mit",
+    "openrail",
+}
+"""Identifiers that the Hugging Face hub takes for ``license``; of any other text it is the name."""
+
+_SPLIT = re.compile(r"\w+(\.\w+)*")
+
+
+def write_dataset_card(
+    out: str | Path, *, title: str, license: str = "", split: str = "train", rows: Mapping[str, int] | None = None
+) -> Path:
+    """Write ``out/README.md``, so that ``datasets.load_dataset(out)`` gives the triplets, ``load_dataset(out,
+    "rejects")`` what was left out, and so on for each of :data:`TABLES` that has a file.
+
+    ``license``: of the images and texts, "" = not given. ``split``: name of the one split. ``rows``: table → rows
+    where the caller has counted them; the other tables are counted from their files' footers.
+    Returns the path. Raises :class:`InputError` if ``out`` has no table, or a file of it cannot be read.
+    """
+    folder = Path(out)
+    counts = dict(rows or {})
+    found = [name for name in TABLES if (folder / name).is_dir() and table_files(folder / name)]
+    if not found:
+        raise InputError(f"{folder} has none of the tables {', '.join(TABLES)}; there is nothing to describe")
+    for name in found:
+        counts.setdefault(name, _count(table_files(folder / name)))
+    head = [*license_lines([license]), "configs:"]
+    for number, name in enumerate(found):
+        head += [f"- config_name: {name}", *["  default: true"] * (number == 0), "  data_files:"]
+        head += [f"  - split: {split if _SPLIT.fullmatch(split) else 'train'}", f"    path: {name}/*.parquet"]
+    path = folder / "README.md"
+    write_text(path, "\n".join(["---", *head, "---", "", *_body(folder, title, license, found, counts)]) + "\n")
+    return path
+
+
+def license_lines(licenses: Sequence[str]) -> list[str]:
+    """The YAML lines of the hub's ``license`` for the different licences of a data set; none if none is given."""
+    given = sorted({text.strip() for text in licenses if text.strip()})
+    if not given:
+        return []
+    if len(given) == 1 and given[0].lower() in KNOWN_LICENSES:
+        return [f"license: {given[0].lower()}"]
+    # JSON's strings are YAML's.
+    return ["license: other", f"license_name: {json.dumps(', '.join(given), ensure_ascii=False)}"]
+
+
+def _body(folder: Path, title: str, license: str, found: Sequence[str], counts: Mapping[str, int]) -> list[str]:
+    lines = [f"# {' '.join(title.split())}", "", "| table | rows | what |", "| --- | --- | --- |"]
+    lines += [f"| `{name}` | {counts[name]:,} | {TABLES[name]} |" for name in found]
+    lines += [
+        "",
+        f"Licence: {' '.join(license.split()) or 'not given'}. Every triplet carries its own in `license`.",
+        "",
+    ]
+    lines += ["```python", "from datasets import load_dataset", ""]
+    lines += [f'{found[0]} = load_dataset("{folder.name}")  # the path of this folder; images come as PIL pictures']
+    lines += [f'{name} = load_dataset("{folder.name}", "{name}")' for name in found[1:]]
+    lines += ["```", ""]
+    if "triplets" in found:
+        lines += [
+            "Without a card: `pandas.read_parquet`, `ray.data.read_parquet` and DuckDB's `read_parquet` on",
+            "`triplets/*.parquet`; an image is a struct of `bytes` and `path`.",
+        ]
+    return lines
+
+
+def _count(files: Sequence[Path]) -> int:
+    total = 0
+    for file in files:
+        try:
+            total += pq.read_metadata(file).num_rows
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InputError(f"{file} is not a readable Parquet file: {' '.join(str(error).split())}") from error
+    return total

@@ -1,0 +1,71 @@
+"""AURORA's layout: one JSON list a split, ``out/SPLIT.json``, and image files in ``out/images/PART``.
+
+A row is ``{input, output, instruction, task}`` and the provenance columns beside them, so that
+:mod:`wm.datasets.aurora` (and AURORA's own code, which looks at those keys alone) reads it back.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import quote
+
+from wm.datasets.export.plan import Part, Plan
+from wm.datasets.export.rows import Context, file_key, image_of, iterate_rows, json_row
+from wm.runs import write_text
+
+
+def write(context: Context, part: Part, tick: Callable[[int], Any]) -> dict[str, Any]:
+    """The images of a part as one folder, its rows as JSON lines among the marks."""
+    out, name = Path(context.out), f"{part.number:06d}"
+    folder, aside = out / "images" / name, out / "images" / f".{name}.tmp"
+    for leftover in (folder, aside):
+        shutil.rmtree(leftover, ignore_errors=True)
+    aside.mkdir(parents=True)
+    lines, licenses = [], Counter[str]()
+    for row in iterate_rows(part, context):
+        paths = {}
+        for key, column in (("input", "source_image"), ("output", "target_image")):
+            data, suffix = image_of(row, column, context)
+            file = f"{file_key(row['triplet_id'])}-{column.removesuffix('_image')}.{suffix}"
+            (aside / file).write_bytes(data)
+            paths[key] = f"images/{name}/{file}"
+        entry = paths | {"instruction": row["action"], "task": row["class_label"] or ""} | json_row(row)
+        lines.append(json.dumps(entry, ensure_ascii=False))
+        licenses[row["license"] or ""] += 1
+        tick(1)
+    (out / ".parts").mkdir(parents=True, exist_ok=True)
+    write_text(_fragment(out, part.number), "".join(f"{line}\n" for line in lines))
+    os.replace(aside, folder)
+    return {"rows": len(lines), "licenses": dict(licenses)}
+
+
+def finish(context: Context, plan: Plan, facts: Sequence[dict[str, Any]]) -> None:
+    """Join the fragments into one JSON list a split, a line a row, without holding them."""
+    out = Path(context.out)
+    names: dict[str, str] = {}
+    with contextlib.ExitStack() as stack:
+        files: dict[str, IO[str]] = {}
+        for part in plan.parts:
+            with _fragment(out, part.number).open(encoding="utf-8") as fragment:
+                for line in fragment:
+                    split = json.loads(line)["split"]
+                    if split not in files:
+                        names[split] = f"{quote(split, safe=' ')}.json"
+                        files[split] = stack.enter_context((out / f".{names[split]}.tmp").open("w", encoding="utf-8"))
+                        files[split].write("[\n")
+                    else:
+                        files[split].write(",\n")
+                    files[split].write(line.rstrip("\n"))
+        for file in files.values():
+            file.write("\n]\n")
+    for name in names.values():
+        os.replace(out / f".{name}.tmp", out / name)
+
+
+def _fragment(out: Path, number: int) -> Path:
+    return out / ".parts" / f"rows-{number:06d}.jsonl"

@@ -1,0 +1,126 @@
+"""LeRobot's data-set layout, version 3.0: every triplet is an episode of two frames.
+
+Followed: ``lerobot-dataset-v3.mdx`` of LeRobot's documentation and what its ``lerobot.datasets`` reads
+(``meta/info.json``, ``meta/stats.json``, ``meta/tasks.parquet``, ``meta/episodes`` and ``data`` in chunks of files).
+
+Choices, where a triplet is no robot's recording:
+
+* Images are Parquet image features, not MP4: the stored bytes stay as they are. The layout knows one size only.
+* The action in words is the episode's task. There is no ``action`` feature: nobody measured a vector.
+* ``fps`` is 1 and ``timestamp`` is ``frame_index / fps``, as the layout demands of every episode: 0 for the source,
+  1 for the target. Where the frames lie in their video is in ``video_frame`` (-1 = unknown) and ``video_time_s``
+  (NaN = unknown), because LeRobot turns every number into a tensor and knows no null.
+* The provenance columns stand once an episode, in ``meta/episodes``; frames carry ``triplet_id`` too.
+* Image statistics come from at most :data:`STATS_EPISODES` evenly spaced episodes a part, the others from all frames.
+"""
+
+import os
+import uuid
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from wm.datasets.export.lerobot_meta import CHUNK_FILES, DATA_SCHEMA, EPISODE_SCHEMA, FPS, Stats
+from wm.datasets.export.plan import Part
+from wm.datasets.export.rows import PROVENANCE, Context, image_of, iterate_rows
+
+STATS_EPISODES = 32
+
+ROW_GROUP_EPISODES = 32
+
+
+def write(context: Context, part: Part, tick: Callable[[int], Any]) -> dict[str, Any]:
+    """One part as one file of ``data`` and one of ``meta/episodes``."""
+    assert context.tasks is not None
+    data, episodes = (Path(context.out) / path for path in _paths(part.number))
+    rows, licenses, stats = 0, Counter[str](), Stats()
+    sampled = {round(place) for place in np.linspace(0, part.rows - 1, min(part.rows, STATS_EPISODES))}
+    with _parquet(data, DATA_SCHEMA, 2) as add_frames, _parquet(episodes, EPISODE_SCHEMA, 1) as add_episode:
+        for row in iterate_rows(part, context):
+            task = bisect_left(context.tasks, row["action"], key=lambda value: value.as_py())
+            images = [image_of(row, f"{side}_image", context) for side in ("source", "target")]
+            frames = _frames(row, part.first_row + rows, task, images)
+            stats.add(frames)
+            if rows in sampled:
+                stats.add_images(frames)
+            add_frames(frames)
+            add_episode([_episode(row, part.first_row + rows, part.number)])
+            licenses[row["license"] or ""] += 1
+            rows += 1
+            tick(1)
+    return {"rows": rows, "licenses": dict(licenses), "stats": stats.sums}
+
+
+def _paths(number: int) -> tuple[str, str]:
+    name = f"chunk-{number // CHUNK_FILES:03d}/file-{number % CHUNK_FILES:03d}.parquet"
+    return f"data/{name}", f"meta/episodes/{name}"
+
+
+def _frames(row: Mapping[str, Any], episode: int, task: int, images: list[tuple[bytes, str]]) -> list[dict[str, Any]]:
+    frames = []
+    for number, (side, (data, suffix)) in enumerate(zip(("source", "target"), images, strict=True)):
+        frame, time_s = row[f"{side}_frame"], row[f"{side}_time_s"]
+        frames.append(
+            {
+                "observation.image": {"bytes": data, "path": f"episode-{episode:06d}-frame-{number:06d}.{suffix}"},
+                "next.done": number == 1,
+                "triplet_id": row["triplet_id"],
+                "video_frame": -1 if frame is None else frame,
+                "video_time_s": float("nan") if time_s is None else time_s,
+                "timestamp": number / FPS,
+                "frame_index": number,
+                "episode_index": episode,
+                "index": 2 * episode + number,
+                "task_index": task,
+            }
+        )
+    return frames
+
+
+def _episode(row: Mapping[str, Any], episode: int, part: int) -> dict[str, Any]:
+    chunk, file = divmod(part, CHUNK_FILES)
+    return {
+        "episode_index": episode,
+        "tasks": [row["action"]],
+        "length": 2,
+        "data/chunk_index": chunk,
+        "data/file_index": file,
+        "dataset_from_index": 2 * episode,
+        "dataset_to_index": 2 * episode + 2,
+        "meta/episodes/chunk_index": chunk,
+        "meta/episodes/file_index": file,
+    } | {name: row[name] for name in PROVENANCE}
+
+
+@contextmanager
+def _parquet(path: Path, schema: pa.Schema, rows_an_episode: int) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
+    """A Parquet file written in small row groups, aside and then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    pending: list[dict[str, Any]] = []
+    try:
+        with pq.ParquetWriter(aside, schema, compression="zstd") as writer:
+
+            def flush() -> None:
+                writer.write_table(pa.Table.from_pylist(pending, schema=schema))
+                pending.clear()
+
+            def add(rows: list[dict[str, Any]]) -> None:
+                pending.extend(rows)
+                if len(pending) >= ROW_GROUP_EPISODES * rows_an_episode:
+                    flush()
+
+            yield add
+            if pending:
+                flush()
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise

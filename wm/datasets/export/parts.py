@@ -1,0 +1,87 @@
+"""Writing the parts of an export and what stands above them; a part that is marked is whole and is not written again.
+
+The marks (JSON with counts) lie in ``out/.parts`` until the export is whole.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wm.datasets.export import aurora, lerobot, lerobot_meta, webdataset
+from wm.datasets.export.plan import Part, Plan
+from wm.datasets.export.rows import Context
+from wm.errors import InputError
+from wm.runs import write_json
+
+Tick = Callable[[int], Any]
+"""Hears how many more rows are written."""
+
+
+@dataclass(frozen=True)
+class ExportFormat:
+    """One layout. ``write`` writes a part and returns its facts (``rows``, ``licenses`` and what ``finish`` needs);
+    ``finish`` writes what speaks of all parts, from their facts in order."""
+
+    write: Callable[[Context, Part, Tick], dict[str, Any]]
+    finish: Callable[[Context, Plan, Sequence[dict[str, Any]]], None]
+    numbers_tasks: bool = False
+    """Actions are numbered over the whole export, images have one size, rows one split."""
+
+
+FORMATS: dict[str, ExportFormat] = {
+    "aurora": ExportFormat(aurora.write, aurora.finish),
+    "webdataset": ExportFormat(webdataset.write, webdataset.finish),
+    "lerobot": ExportFormat(lerobot.write, lerobot_meta.finish, numbers_tasks=True),
+}
+
+
+def write_part(name: str, context: Context, part: Part, tick: Tick = lambda rows: None) -> dict[str, Any]:
+    """Write one part of the format ``name`` and its mark; returns its facts.
+
+    Raises :class:`InputError` for rows that cannot be exported, ``OSError`` where the disk fails.
+    """
+    facts = FORMATS[name].write(context, part, tick)
+    if facts["rows"] != part.rows:
+        raise InputError(
+            f"part {part.number} of the export has {facts['rows']} rows instead of {part.rows}; "
+            f"{part.slices[0].file} or a file after it changed while it was read"
+        )
+    folder = marks_folder(context.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / f"part-{part.number:06d}.json", facts)
+    return facts
+
+
+def read_marks(out: str | Path) -> dict[int, dict[str, Any]]:
+    """Number → facts of every part that is whole."""
+    marks = {}
+    for path in sorted(marks_folder(out).glob("part-*.json")):
+        try:
+            marks[int(path.stem.removeprefix("part-"))] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{path} is damaged: {error}; remove it, and its part is written again") from error
+    return marks
+
+
+def finish_export(name: str, context: Context, plan: Plan) -> list[dict[str, Any]]:
+    """Write what speaks of all parts; returns the parts' facts. The marks stay (see :func:`remove_marks`)."""
+    marks = read_marks(context.out)
+    missing = [part.number for part in plan.parts if part.number not in marks]
+    if missing:
+        raise InputError(f"{context.out} lacks part {missing[0]} of {len(plan.parts)}; run the command again")
+    facts = [marks[part.number] for part in plan.parts]
+    FORMATS[name].finish(context, plan, facts)
+    return facts
+
+
+def remove_marks(out: str | Path) -> None:
+    """Once the export is whole the marks say nothing more."""
+    shutil.rmtree(marks_folder(out), ignore_errors=True)
+
+
+def marks_folder(out: str | Path) -> Path:
+    """Where marks and fragments lie."""
+    return Path(out) / ".parts"

@@ -1,0 +1,251 @@
+"""Which rows go into which part of an export: decided from footers and small columns, without reading an image."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from wm.errors import InputError
+from wm.records import TRIPLET_SCHEMA, table_files
+
+if TYPE_CHECKING:
+    from wm.datasets.export.rows import RowFilter
+
+_OPTIONAL = {"reader"}
+"""Columns that came later than the first data sets written."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Rows [start, stop) of a Parquet file; the unwanted ones among them are left out when it is read."""
+
+    file: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one process writes at a time. ``first_row`` counts the exported rows before it, ``rows`` its own."""
+
+    number: int
+    first_row: int
+    rows: int
+    slices: tuple[Slice, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``rows`` were found; of them ``not_selected`` and ``other_split`` are left out. ``num_bytes``: of the images
+    exported, estimated; ``max_bytes``: of one part. ``splits`` and ``tasks`` (sorted): of the exported rows, where
+    the format asks for them."""
+
+    parts: list[Part]
+    files: int
+    rows: int
+    not_selected: int
+    other_split: int
+    num_bytes: int
+    max_bytes: int
+    splits: list[str] = field(default_factory=list)
+    tasks: pa.Array | None = None
+
+    @property
+    def exported(self) -> int:
+        """Rows that are exported."""
+        return sum(part.rows for part in self.parts)
+
+
+def plan_export(
+    triplets: str | Path,
+    rows: "RowFilter",
+    *,
+    max_bytes: int,
+    max_rows: int,
+    with_tasks: bool = False,
+    on_files: Callable[[int], Any] = lambda count: None,
+) -> Plan:
+    """Cut a data set into parts of about ``max_bytes`` of images and at most ``max_rows`` rows.
+
+    ``with_tasks``: also gather the splits and the different actions (their texts are held in memory).
+    ``on_files`` hears how many files there are, then 0 after each of them (for a progress bar).
+    Raises :class:`InputError` for files of another schema, ids of the selection that are absent or stand twice, and
+    if nothing would be left.
+    """
+    files = _triplet_files(triplets)
+    on_files(len(files))
+    cutter, tally = _Cutter(max_bytes, max_rows), _Tally(rows, with_tasks)
+    for file in files:
+        for first, wanted, row_bytes in _row_groups(file, tally):
+            cutter.add(str(file), first, wanted, row_bytes)
+        on_files(0)
+    tally.check(triplets)
+    parts = cutter.finish()
+    if not parts:
+        raise InputError(f"nothing to export: none of the {tally.rows:,} rows of {triplets} is wanted")
+    return Plan(
+        parts=parts,
+        files=len(files),
+        rows=tally.rows,
+        not_selected=tally.not_selected,
+        other_split=tally.other_split,
+        num_bytes=int(cutter.total_bytes),
+        max_bytes=max_bytes,
+        splits=sorted(tally.splits),
+        tasks=pa.array(sorted(tally.tasks), pa.string()) if with_tasks else None,
+    )
+
+
+def _triplet_files(triplets: str | Path) -> list[Path]:
+    if (Path(triplets) / "triplets").is_dir():
+        raise InputError(
+            f"triplets = {str(triplets)!r} is the output folder of a stage; give {Path(triplets) / 'triplets'}"
+        )
+    files = table_files(triplets)
+    if not files:
+        raise InputError(f"no Parquet file below {triplets}")
+    return files
+
+
+class _Tally:
+    """Counts, and which ids of the selection were met."""
+
+    def __init__(self, rows: "RowFilter", with_tasks: bool) -> None:
+        self.filter = rows
+        self.with_tasks = with_tasks
+        self.rows = self.not_selected = self.other_split = 0
+        self.splits: set[str] = set()
+        self.tasks: set[str] = set()
+        self._met = np.zeros(0 if rows.ids is None else len(rows.ids), bool)
+
+    @property
+    def columns(self) -> list[str]:
+        """What must be read of each row."""
+        return list(dict.fromkeys([*self.filter.columns, *(["split", "action"] if self.with_tasks else [])]))
+
+    def add(self, count: int, table: pa.Table | None) -> npt.NDArray[np.bool_]:
+        """Count ``count`` rows (``table``: their :attr:`columns`, if any); True for those that are exported."""
+        self.rows += count
+        if table is None:
+            return np.ones(count, bool)
+        wanted = np.ones(count, bool)
+        if self.filter.ids is not None:
+            wanted = self._meet(table.column("triplet_id"))
+            self.not_selected += int((~wanted).sum())
+        if self.filter.split is not None:
+            mine = np.array([value == self.filter.split for value in table.column("split").to_pylist()], bool)
+            self.other_split += int((wanted & ~mine).sum())
+            wanted &= mine
+        if self.with_tasks:
+            kept = table.filter(pa.array(wanted))
+            self.splits.update(kept.column("split").unique().to_pylist())
+            self.tasks.update(kept.column("action").unique().to_pylist())
+        return wanted
+
+    def _meet(self, ids: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
+        places = self.filter.places(ids)
+        chosen = places[places >= 0]
+        if self._met[chosen].any() or len(np.unique(chosen)) != len(chosen):
+            twice = next(place for place in chosen if self._met[place] or (chosen == place).sum() > 1)
+            raise InputError(f"triplet_id {self._name(twice)} stands twice in the triplets; export needs a clean set")
+        self._met[chosen] = True
+        return places >= 0
+
+    def _name(self, place: int) -> str:
+        assert self.filter.ids is not None
+        return bytes(self.filter.ids[place]).decode()
+
+    def check(self, triplets: str | Path) -> None:
+        """Raise :class:`InputError` if the selection names ids that were not met."""
+        absent = np.flatnonzero(~self._met)
+        if len(absent):
+            raise InputError(
+                f"{len(absent):,} of the {len(self._met):,} selected ids are not in {triplets}, "
+                f"{self._name(absent[0])} for one; the selection is of another data set"
+            )
+
+
+class _Cutter:
+    """Gathers wanted rows in order and starts a new part when one is full."""
+
+    def __init__(self, max_bytes: int, max_rows: int) -> None:
+        self.max_bytes, self.max_rows = max_bytes, max_rows
+        self.total_bytes = 0.0
+        self._parts: list[Part] = []
+        self._slices: list[Slice] = []
+        self._rows, self._bytes, self._first = 0, 0.0, 0
+
+    def add(self, file: str, first: int, wanted: npt.NDArray[np.bool_], row_bytes: float) -> None:
+        """Take the wanted rows of a row group whose first row is number ``first`` of its file."""
+        places = np.flatnonzero(wanted)
+        self.total_bytes += len(places) * row_bytes
+        while len(places):
+            left = max(1, row_bytes)
+            room = min(self.max_rows - self._rows, int((self.max_bytes - self._bytes) // left))
+            if room < 1 and self._rows:
+                self._close()
+                continue
+            taken, places = places[: max(1, room)], places[max(1, room) :]
+            self._append(Slice(file, first + int(taken[0]), first + int(taken[-1]) + 1))
+            self._rows += len(taken)
+            self._bytes += len(taken) * row_bytes
+
+    def _append(self, piece: Slice) -> None:
+        last = self._slices[-1] if self._slices else None
+        if last is not None and last.file == piece.file:
+            # Rows between the two are unwanted, or they would stand in one of them.
+            self._slices[-1] = Slice(last.file, last.start, piece.stop)
+        else:
+            self._slices.append(piece)
+
+    def _close(self) -> None:
+        self._parts.append(Part(len(self._parts), self._first, self._rows, tuple(self._slices)))
+        self._first += self._rows
+        self._slices, self._rows, self._bytes = [], 0, 0.0
+
+    def finish(self) -> list[Part]:
+        """All parts, the last one closed."""
+        if self._rows:
+            self._close()
+        return self._parts
+
+
+def _row_groups(file: Path, tally: _Tally) -> Iterable[tuple[int, npt.NDArray[np.bool_], float]]:
+    """(number of its first row, which rows are wanted, image bytes a row) of every row group of a file."""
+    try:
+        with pq.ParquetFile(file) as opened:
+            _require_columns(file, opened.schema_arrow)
+            first = 0
+            for number in range(opened.num_row_groups):
+                group = opened.metadata.row_group(number)
+                columns = tally.columns
+                table = opened.read_row_group(number, columns=columns) if columns else None
+                wanted = tally.add(group.num_rows, table)
+                yield first, wanted, _image_bytes(group) / max(1, group.num_rows)
+                first += group.num_rows
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{file} is not a readable Parquet file: {' '.join(str(error).split())}") from error
+
+
+def _require_columns(file: Path, found: pa.Schema) -> None:
+    for field_ in TRIPLET_SCHEMA:
+        if field_.name not in found.names:
+            if field_.name in _OPTIONAL:
+                continue
+            raise InputError(f"{file} lacks the column {field_.name!r}; columns found: {', '.join(found.names)}")
+        if found.field(field_.name).type != field_.type:
+            raise InputError(f"{file} has {field_.name} as {found.field(field_.name).type}, expected {field_.type}")
+
+
+def _image_bytes(group: Any) -> int:
+    columns: Sequence[Any] = [group.column(number) for number in range(group.num_columns)]
+    return sum(
+        column.total_compressed_size
+        for column in columns
+        if column.path_in_schema.startswith(("source_image.", "target_image."))
+    )

@@ -1,0 +1,187 @@
+"""Rows of a triplet data set, read in a stream: which are wanted, their provenance, their images."""
+
+import io
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from wm.datasets.export.plan import Part, Plan, Slice
+from wm.datasets.selection import SELECTION_SCHEMA
+from wm.errors import InputError
+from wm.images import FORMATS, decode_image, encode_png, fit_square
+from wm.records import TRIPLET_SCHEMA, read_table, stable_id
+
+IMAGES = ("source_image", "target_image")
+
+_HEAVY = {*IMAGES, "source_codes", "target_codes", "change"}
+
+PROVENANCE = [name for name in TRIPLET_SCHEMA.names if name not in _HEAVY]
+"""Columns that every format keeps: all but the images and what a codec made of them."""
+
+BATCH_ROWS = 16
+"""Rows held at once: their images are the memory that an export needs."""
+
+_SUFFIXES = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpg", b"BM": "bmp"}
+
+_PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]{1,100}")
+
+
+@dataclass(frozen=True)
+class RowFilter:
+    """Which rows are exported. ``split``: those of one split. ``ids``: those of a selection, sorted bytes, unique."""
+
+    split: str | None = None
+    ids: npt.NDArray[np.bytes_] | None = None
+
+    @property
+    def columns(self) -> list[str]:
+        """What must be read to decide."""
+        return ["triplet_id"] * (self.ids is not None) + ["split"] * (self.split is not None)
+
+    def places(self, ids: pa.Array) -> npt.NDArray[np.int64]:
+        """Where each id stands in the selection, -1 where it does not."""
+        assert self.ids is not None
+        encoded = [(text or "").encode() for text in ids.to_pylist()]
+        # A longer id is in no selection; cut to the width it could look like one that is.
+        width = self.ids.dtype.itemsize
+        wanted = np.array([text if len(text) <= width else b"" for text in encoded], dtype=self.ids.dtype)
+        found = np.searchsorted(self.ids, wanted)
+        hit = self.ids[np.minimum(found, len(self.ids) - 1)] == wanted
+        return np.where(hit, found, -1).astype(np.int64)
+
+    def wanted(self, table: pa.RecordBatch | pa.Table) -> npt.NDArray[np.bool_]:
+        """True for each row to be exported; ``table`` has :attr:`columns`."""
+        keep = np.ones(table.num_rows, bool)
+        if self.ids is not None:
+            keep &= self.places(table.column("triplet_id")) >= 0
+        if self.split is not None:
+            keep &= np.array([value == self.split for value in table.column("split").to_pylist()], bool)
+        return keep
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every part of one export shares.
+
+    ``side_px``: images are cut to a square of this side (0 = the stored bytes). ``image_size``: (height, width) that
+    every image must have (None = any). ``tasks``: all actions, sorted, where the format numbers them.
+    """
+
+    out: str
+    rows: RowFilter
+    side_px: int = 0
+    image_size: tuple[int, int] | None = None
+    tasks: pa.Array | None = None
+
+
+def read_selection(folder: str | Path) -> npt.NDArray[np.bytes_]:
+    """The chosen ids, sorted, of a selection: its folder of Parquet files, or the output folder of jobs.select."""
+    root = Path(folder)
+    root = root / "selection" if (root / "selection").is_dir() else root
+    ids = read_table(root, SELECTION_SCHEMA, ["triplet_id"]).column("triplet_id").to_pylist()
+    if not ids:
+        raise InputError(f"selection = {str(folder)!r} holds no row; there would be nothing to export")
+    return np.unique(np.array([text.encode() for text in ids]))
+
+
+def iterate_rows(part: Part, context: Context) -> Iterator[dict[str, Any]]:
+    """The wanted rows of a part in order, ``PROVENANCE`` and both images (dicts with ``bytes``).
+
+    Raises :class:`InputError` that names row and file if an image is missing, or an id stands twice in the part.
+    """
+    seen: set[str] = set()
+    for piece in part.slices:
+        for row in _iterate_slice(piece, context.rows):
+            if row["triplet_id"] in seen:
+                raise InputError(f"triplet_id {row['triplet_id']} stands twice; the second time in {piece.file}")
+            seen.add(row["triplet_id"])
+            for name in IMAGES:
+                if not row[name] or not row[name]["bytes"]:
+                    raise InputError(f"triplet {row['triplet_id']} in {piece.file} has no {name}; export needs both")
+            yield row
+
+
+def _iterate_slice(piece: Slice, rows: RowFilter) -> Iterator[dict[str, Any]]:
+    with pq.ParquetFile(piece.file, buffer_size=2**20, pre_buffer=False) as file:
+        names = [name for name in [*PROVENANCE, *IMAGES] if name in file.schema_arrow.names]
+        missing = dict.fromkeys(set(PROVENANCE) - set(names))
+        groups, first = _overlapping_groups(file.metadata, piece)
+        for batch in file.iter_batches(BATCH_ROWS, row_groups=groups, columns=names):
+            begin, end = max(piece.start - first, 0), min(piece.stop - first, batch.num_rows)
+            first += batch.num_rows
+            if begin < end:
+                kept = batch.slice(begin, end - begin)
+                for row in kept.filter(pa.array(rows.wanted(kept))).to_pylist():
+                    yield row | missing
+
+
+def _overlapping_groups(metadata: Any, piece: Slice) -> tuple[list[int], int]:
+    """Row groups that hold rows of a slice, and the number of the first one's first row."""
+    groups: list[int] = []
+    first = row = 0
+    for number in range(metadata.num_row_groups):
+        stop = row + metadata.row_group(number).num_rows
+        if stop > piece.start and row < piece.stop:
+            first = row if not groups else first
+            groups.append(number)
+        row = stop
+    return groups, first
+
+
+def image_of(row: dict[str, Any], name: str, context: Context) -> tuple[bytes, str]:
+    """One image of a row as (bytes, file suffix without a dot): as stored, or a PNG of ``side_px``.
+
+    Raises :class:`InputError` for bytes that are no image, or one whose size is not the wanted one.
+    """
+    data, said = row[name]["bytes"], f"{name} of triplet {row['triplet_id']}"
+    if context.side_px:
+        return encode_png(fit_square(decode_image(data, said), context.side_px)), "png"
+    suffix = next((suffix for magic, suffix in _SUFFIXES.items() if data.startswith(magic)), "")
+    suffix = "webp" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else suffix
+    if not suffix:
+        raise InputError(f"{said} is no image ({', '.join(FORMATS)})")
+    if context.image_size and (size := image_size(data, said)) != context.image_size:
+        raise InputError(
+            f"{said} has {size[1]} x {size[0]} pixels, the first image {context.image_size[1]} x "
+            f"{context.image_size[0]}; this format needs one size: give side_px"
+        )
+    return data, suffix
+
+
+def image_size(data: bytes, name: str) -> tuple[int, int]:
+    """(height, width) from an image's header; no pixel is decoded."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return image.height, image.width
+    except Exception as error:  # as in wm.images: Pillow has many ways to fail on bad bytes
+        raise InputError(f"{name} is no readable image ({', '.join(FORMATS)}): {error}") from error
+
+
+def first_image_size(plan: Plan, context: Context) -> tuple[int, int]:
+    """(height, width) of the first exported image: the size that all must have where a layout knows one only."""
+    if context.side_px:
+        return context.side_px, context.side_px
+    row = next(iterate_rows(plan.parts[0], context))
+    return image_size(image_of(row, "source_image", context)[0], f"source_image of triplet {row['triplet_id']}")
+
+
+def file_key(triplet_id: str) -> str:
+    """A name for files: the id itself where it is a plain one, else a digest of it (dots end a WebDataset key)."""
+    return triplet_id if _PLAIN_KEY.fullmatch(triplet_id) else stable_id(triplet_id)
+
+
+def json_row(row: dict[str, Any]) -> dict[str, Any]:
+    """The provenance of a row for JSON, which knows no NaN and no infinity: they become null."""
+    return {
+        name: None if isinstance(row[name], float) and not math.isfinite(row[name]) else row[name]
+        for name in PROVENANCE
+    }
