@@ -1,0 +1,83 @@
+"""Write a page to look at a triplet data set: contact sheet, filters, motion curves, rejects by reason.
+
+The page is a folder that opens in a browser as it lies there: no server, nothing loaded from elsewhere.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from wm.cli import main as cli_main
+from wm.cli import progress_bar
+from wm.config import Recipe
+from wm.runs import Run, digest_of, read_run
+from wm.viewer import Limits, open_source, plan_page, write_page
+
+
+class ViewRecipe(Recipe):
+    """Which data set, how many rows."""
+
+    HOW: ClassVar[frozenset[str]] = frozenset({"num_threads"})
+
+    triplets: str
+    """Output folder of annotate or ingest (with its rejects, clips and pairs), or a folder of Parquet triplets."""
+    out: str
+    """Folder for the page: open out/index.html."""
+    selection: str | None = None
+    """Output folder of select: its triplets are marked, can be filtered, and come first into a sample."""
+    limit: int = Field(default=10_000, ge=1, le=50_000)
+    """Triplets on the page at most, and again rejects; of more, a sample stratified by class is shown."""
+    picture_px: int = Field(default=256, ge=32, le=1024)
+    """Long side of the page's pictures at most; 128 makes the page about half as large."""
+    title: str = ""
+    """Headline; empty: the name of the data set's folder."""
+    num_threads: int = Field(default=2, ge=1)
+    """Threads that make pictures."""
+
+    def limits(self) -> Limits:
+        """What the page may hold."""
+        return Limits(rows=self.limit, picture_px=self.picture_px, threads=self.num_threads)
+
+
+def run(recipe: ViewRecipe, *, dry_run: bool = False) -> dict[str, Any]:
+    """Write ``out/index.html`` and ``out/page``; returns the run's record (empty on a dry run)."""
+    source = open_source(recipe.triplets, recipe.selection)
+    inputs = {"triplets": digest_of(recipe.triplets)}
+    if recipe.selection is not None:
+        inputs["selection"] = digest_of(recipe.selection)
+    stage = Run(recipe.out, "view", recipe, inputs)
+    if stage.is_whole():
+        print(f"view: already whole in {recipe.out}/index.html")
+        return read_run(recipe.out) or {}
+    with stage.timed("plan_s"):
+        plan = plan_page(source, recipe.limits())
+    if dry_run:
+        print(
+            f"view: would show {plan.triplets.taken:,} of {plan.triplets.total:,} triplets and {plan.rejects.taken:,} "
+            f"of {plan.rejects.total:,} rejects in {recipe.out}/index.html"
+        )
+        return {}
+    stage.start()
+    title = recipe.title or source.root.resolve().name
+    with stage.timed("write_s"), progress_bar(plan.triplets.taken, "row", "view") as bar:
+        counts = write_page(source, plan, Path(recipe.out), recipe.limits(), title=title, told=bar.update)
+    record = stage.finish(counts)
+    print(
+        f"view: {counts['shown']:,} of {counts['triplets']:,} triplets, {counts['rejects']:,} rejects → "
+        f"{recipe.out}/index.html ({counts['bytes'] / 1e6:.1f} MB, "
+        f"{counts['bytes'] / 1e3 / max(1, counts['shown']):.1f} kB a row)"
+    )
+    if counts["unreadable_pictures"]:
+        print(f"  {counts['unreadable_pictures']:,} pictures could not be read")
+    return record
+
+
+def main() -> int:
+    """Command line."""
+    return cli_main(ViewRecipe, run, name="view", description=__doc__ or "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,222 @@
+"""Write the page: ``index.html`` and a folder ``page`` beside it with style, scripts, data and pictures.
+
+The columns that filters and cards need stand in one script, everything else and the pictures in blocks of
+``BLOCK`` rows that the page loads as they are looked at.
+"""
+
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from html import escape
+from importlib.resources import files
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from wm.runs import write_text
+from wm.viewer.details import INDEX_COLUMNS, details, index_columns
+from wm.viewer.pictures import Sprite, make_sprite
+from wm.viewer.rows import Row, read_rows
+from wm.viewer.sample import Sample, draw, read_group
+from wm.viewer.scripts import script
+from wm.viewer.source import Source, open_parquet
+from wm.viewer.summary import figures
+
+BLOCK = 16
+"""Rows of a block: one picture file and one script."""
+
+WEBP_QUALITY = 72
+_REJECT_COLUMNS = ["class_label", "uri", "stage", "detail"]
+_LONGEST_TEXT = 500
+
+
+@dataclass(frozen=True)
+class Limits:
+    """``rows``: of triplets, and again of rejects. ``picture_px``: long side of a stored picture at most.
+    ``threads``: that make pictures."""
+
+    rows: int = 10_000
+    picture_px: int = 256
+    threads: int = 2
+
+
+@dataclass
+class _Columns:
+    """What is known of every row at once; ``unreadable`` counts pictures."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    sizes: list[tuple[int, int, int, int]] = field(default_factory=list)
+    sprites: list[list[int]] = field(default_factory=list)
+
+    @property
+    def unreadable(self) -> int:
+        return sum((size[0] == 0) + (size[2] == 0) for size in self.sizes)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which rows the page will hold. ``order``: triplet id → its turn in the selection."""
+
+    triplets: Sample
+    rejects: Sample
+    order: dict[str, int]
+
+
+def plan_page(source: Source, limits: Limits) -> Plan:
+    """Choose the rows.
+
+    Triplets are stratified by class (selected ones before all others), rejects by outcome and reason.
+    """
+    order = _selected(source.selection)
+    ids = pa.array(list(order), pa.string())
+
+    def triplet_stratum(table: pa.Table) -> Any:
+        labels = _texts(table["class_label"])
+        if not order:
+            return labels
+        chosen = pc.if_else(pc.is_in(_texts(table["triplet_id"]), value_set=ids), "1", "0")
+        return pc.binary_join_element_wise(chosen, labels, "\x1f")
+
+    def reject_stratum(table: pa.Table) -> Any:
+        return pc.binary_join_element_wise(_texts(table["outcome"]), _texts(table["reason"]), "\x1f")
+
+    columns = ["class_label", "triplet_id"] if order else ["class_label"]
+    first = (lambda name: name.startswith("1\x1f")) if order else (lambda _: False)
+    triplets = draw(source.triplets, columns, triplet_stratum, limits.rows, first)
+    return Plan(triplets, draw(source.rejects, ["outcome", "reason"], reject_stratum, limits.rows), order)
+
+
+def write_page(
+    source: Source, plan: Plan, out: Path, limits: Limits, *, title: str, told: Callable[[int], Any] = lambda _: None
+) -> dict[str, int]:
+    """Write ``out/index.html`` and ``out/page``; returns counts. Both appear whole or not at all, the page's folder
+    first. ``told``: called with the number of rows just written.
+    """
+    aside, folder = out / ".page.tmp", out / "page"
+    for stale in (aside, folder):
+        if stale.exists():
+            shutil.rmtree(stale)
+    aside.mkdir(parents=True)
+    try:
+        columns = _write_blocks(read_rows(source, plan.triplets.picks), aside, limits, told)
+        data = _data(source, plan, columns)
+        rows = index_columns(columns.rows, columns.sizes, plan.order)
+        data["chosen"] = sum(place is not None for place in rows["order"]) if source.selection else None
+        (aside / "index.js").write_text(script("index", data, rows), encoding="ascii")
+        for resource in _web().iterdir():
+            if resource.name.endswith((".js", ".css")):
+                (aside / resource.name).write_bytes(resource.read_bytes())
+        os.replace(aside, folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    html = _web().joinpath("index.html").read_text(encoding="utf-8").replace("{{title}}", escape(title))
+    write_text(out / "index.html", html)
+    return {
+        "triplets": plan.triplets.total,
+        "shown": len(columns.rows),
+        "rejects": plan.rejects.total,
+        "unreadable_pictures": columns.unreadable,
+        "bytes": sum(file.stat().st_size for file in [*folder.iterdir(), out / "index.html"]),
+    }
+
+
+def _web() -> Any:
+    return files("wm.viewer") / "web"
+
+
+def _texts(values: Any) -> Any:
+    return pc.fill_null(pc.cast(values.combine_chunks(), pa.string()), "")
+
+
+def _selected(paths: Iterable[Path]) -> dict[str, int]:
+    """Triplet id → its turn in the selection (the row's number where the table has no ``order``)."""
+    order: dict[str, int] = {}
+    for path in paths:
+        with open_parquet(path) as parquet:
+            for group in range(parquet.num_row_groups):
+                for row in read_group(parquet, path, group, ["triplet_id", "order"]).to_pylist():
+                    order[row["triplet_id"]] = row["order"] if row["order"] is not None else len(order)
+    return order
+
+
+def _write_blocks(rows: Iterator[Row], folder: Path, limits: Limits, told: Callable[[int], Any]) -> _Columns:
+    """Pictures in a few threads (Pillow and zlib release the interpreter), at most two blocks each ahead."""
+    columns = _Columns()
+    waiting: deque[tuple[list[Row], Future[Sprite]]] = deque()
+    with ThreadPoolExecutor(limits.threads) as pool:
+        for block in _blocks(rows):
+            pairs = [(_image(row, "source_image"), _image(row, "target_image")) for row in block]
+            for row in block:
+                del row.triplet["source_image"], row.triplet["target_image"]
+            waiting.append((block, pool.submit(make_sprite, pairs, limits.picture_px, WEBP_QUALITY)))
+            if len(waiting) > 2 * limits.threads:
+                told(_finish_block(*waiting.popleft(), folder, columns))
+        while waiting:
+            told(_finish_block(*waiting.popleft(), folder, columns))
+    return columns
+
+
+def _blocks(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    while block := list(islice(rows, BLOCK)):
+        yield block
+
+
+def _image(row: Row, name: str) -> bytes | None:
+    image = row.triplet[name]
+    return image.get("bytes") if image else None  # a path alone is not followed: it may name any file
+
+
+def _finish_block(block: list[Row], picture: Future[Sprite], folder: Path, columns: _Columns) -> int:
+    number, sprite = len(columns.sprites), picture.result()
+    (folder / f"pictures-{number:05d}.webp").write_bytes(sprite.data)
+    (folder / f"rows-{number:05d}.js").write_text(script("block", number, details(block)), encoding="ascii")
+    columns.sprites.append([*sprite.size_px, *sprite.cell_px])
+    columns.sizes += sprite.sizes_px
+    columns.rows += [{name: row.triplet[name] for name in INDEX_COLUMNS} for row in block]
+    return len(block)
+
+
+def _data(source: Source, plan: Plan, columns: _Columns) -> dict[str, Any]:
+    triplets, rejects = plan.triplets, plan.rejects
+    classes = len({name.split("\x1f", 1)[-1] for name in triplets.counts})
+    notes = []
+    if triplets.taken < triplets.total:
+        first = "; selected triplets come first" if source.selection else ""
+        notes.append(
+            f"A sample: {triplets.taken:,} of {triplets.total:,} triplets, each class in proportion and evenly over "
+            f"its rows{first}. limit= sets how many."
+        )
+    if columns.unreadable:
+        notes.append(f"{columns.unreadable:,} pictures could not be read and are shown as missing.")
+    reasons = sorted(rejects.counts.items(), key=lambda item: (-item[1], item[0]))
+    number = {name: place for place, (name, _) in enumerate(reasons)}
+    return {
+        "figures": figures(source.record, triplets, rejects, classes),
+        "notes": notes,
+        "block": BLOCK,
+        "sprites": columns.sprites,
+        "rejects": {
+            "total": rejects.total,
+            "reasons": [
+                dict(zip(("outcome", "reason"), name.split("\x1f", 1), strict=True)) | {"count": count}
+                for name, count in reasons
+            ],
+            "rows": list(_reject_rows(rejects, number)),
+        },
+    }
+
+
+def _reject_rows(rejects: Sample, number: dict[str, int]) -> Iterator[list[Any]]:
+    for pick in rejects.picks:
+        with open_parquet(pick.file) as parquet:
+            table = read_group(parquet, pick.file, pick.group, ["outcome", "reason", *_REJECT_COLUMNS])
+        for row in table.take(pa.array(pick.rows)).to_pylist():
+            texts = [(row[name] or "")[:_LONGEST_TEXT] for name in _REJECT_COLUMNS]
+            yield [number[f"{row['outcome'] or ''}\x1f{row['reason'] or ''}"], *texts]

@@ -1,0 +1,64 @@
+"""Pictures of the page: the rows of a block as one sprite, two cells a row, re-encoded and never passed on as
+they came."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from wm.errors import InputError
+from wm.images import Pixels, decode_image
+
+GAP_PX = 2
+"""Between cells, so that scaling does not draw in the neighbour's edge."""
+
+
+@dataclass(frozen=True)
+class Sprite:
+    """``data``: WebP bytes. ``size_px``: (width, height) of the whole. ``cell_px``: (width, height) from one cell
+    to the next; column 0 holds sources, column 1 targets. ``sizes_px``: for each row (source width, source
+    height, target width, target height), 0 0 where a picture could not be read."""
+
+    data: bytes
+    size_px: tuple[int, int]
+    cell_px: tuple[int, int]
+    sizes_px: list[tuple[int, int, int, int]]
+
+
+def shrink(data: bytes | None, side_px: int) -> Pixels | None:
+    """Decode and shrink to a long side of at most ``side_px``; None if there is no readable picture."""
+    if not data:
+        return None
+    try:
+        pixels_HWC = decode_image(data, "picture")
+    except InputError:
+        return None  # counted by the caller and shown as missing
+    if max(pixels_HWC.shape[:2]) <= side_px:
+        return pixels_HWC
+    small = Image.fromarray(pixels_HWC)
+    small.thumbnail((side_px, side_px), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    return np.asarray(small)
+
+
+def make_sprite(pairs: Sequence[tuple[bytes | None, bytes | None]], side_px: int, quality: int) -> Sprite:
+    """One picture of all (source, target) image bytes of a block; ``quality``: WebP's, 1 to 100."""
+    cells = [[shrink(data, side_px) for data in pair] for pair in pairs]
+    sizes = [[(cell.shape[1], cell.shape[0]) if cell is not None else (0, 0) for cell in row] for row in cells]
+    width = max(1, *(size[0] for row in sizes for size in row)) + GAP_PX
+    height = max(1, *(size[1] for row in sizes for size in row)) + GAP_PX
+    canvas_HWC = np.zeros((height * len(cells), width * 2, 3), dtype=np.uint8)
+    for number, row in enumerate(cells):
+        for column, cell in enumerate(row):
+            if cell is not None:
+                top, left = number * height, column * width
+                canvas_HWC[top : top + cell.shape[0], left : left + cell.shape[1]] = cell
+    buffer = io.BytesIO()
+    Image.fromarray(canvas_HWC).save(buffer, "WEBP", quality=quality, method=3)
+    return Sprite(
+        data=buffer.getvalue(),
+        size_px=(canvas_HWC.shape[1], canvas_HWC.shape[0]),
+        cell_px=(width, height),
+        sizes_px=[(*source, *target) for source, target in sizes],
+    )

@@ -1,0 +1,91 @@
+"""The rows of the page: read block by block in the order of the files, with the clip and the scores of each."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+
+from wm.errors import InputError
+from wm.records import TRIPLET_SCHEMA
+from wm.viewer.sample import Pick, read_group
+from wm.viewer.source import Source, open_parquet
+
+_CODES = {"source_codes", "target_codes"}
+COLUMNS = [name for name in TRIPLET_SCHEMA.names if name not in _CODES] + (
+    [] if "reader" in TRIPLET_SCHEMA.names else ["reader"]
+)
+CLIP_COLUMNS = ["uri", "start_s", "end_s", "num_frames", "keyframes", "times_s", "motion", "fallback"]
+PAIR_COLUMNS = ["triplet_id", "difference", "cut", "luma", "sharpness", "source_hash", "target_hash", "repeat_bits"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A triplet (its columns but the codes), its clip and its pair's scores, if those tables have them."""
+
+    triplet: dict[str, Any]
+    clip: dict[str, Any] | None
+    pair: dict[str, Any] | None
+
+
+def read_rows(source: Source, picks: Sequence[Pick]) -> Iterator[Row]:
+    """The picked rows, in order. One row group is held at a time."""
+    for file, mine in groupby(picks, key=lambda pick: pick.file):
+        with open_parquet(file) as parquet:
+            for pick in mine:
+                rows = read_group(parquet, file, pick.group, COLUMNS).take(pa.array(pick.rows)).to_pylist()
+                clips, pairs = _clips(source, file, rows), _pairs(source, file, rows)
+                for row in rows:
+                    found = _clip_of(row, clips.get(row["video_uri"] or "", []))
+                    yield Row(row, found, pairs.get(row["triplet_id"]))
+
+
+def _clips(source: Source, file: Path, rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    uris = {row["video_uri"] for row in rows if row["video_uri"]}
+    clips: dict[str, list[dict[str, Any]]] = {}
+    for clip in _matching(source.clips.get(file.stem), CLIP_COLUMNS, "uri", uris):
+        clips.setdefault(clip["uri"], []).append(clip)
+    return clips
+
+
+def _pairs(source: Source, file: Path, rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    ids = {row["triplet_id"] for row in rows}
+    return {
+        pair["triplet_id"]: pair for pair in _matching(source.pairs.get(file.stem), PAIR_COLUMNS, "triplet_id", ids)
+    }
+
+
+def _matching(file: Path | None, columns: Sequence[str], key: str, wanted: set[str]) -> list[dict[str, Any]]:
+    if file is None or not wanted:
+        return []
+    with open_parquet(file) as parquet:
+        found = [name for name in columns if name in parquet.schema_arrow.names]
+    if key not in found:
+        raise InputError(f"{file} lacks the column {key!r}")
+    try:
+        table = pads.dataset(str(file)).to_table(
+            columns=found, filter=pc.field(key).isin(pa.array(sorted(wanted))), use_threads=False
+        )
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{file} is damaged: {' '.join(str(error).split())}") from error
+    return [dict.fromkeys(columns) | row for row in table.to_pylist()]
+
+
+def _clip_of(row: dict[str, Any], clips: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The clip that a triplet was cut from: of its video, and of its segment where a video has several."""
+    usable = [clip for clip in clips if clip["motion"] and clip["keyframes"]]
+    return next((clip for clip in usable if _holds(clip, row)), None)
+
+
+def _holds(clip: dict[str, Any], row: dict[str, Any]) -> bool:
+    time_s, frame = row["source_time_s"], row["source_frame"]
+    if time_s is not None:
+        if clip["start_s"] is not None and time_s < clip["start_s"]:
+            return False
+        if clip["end_s"] is not None and time_s >= clip["end_s"]:
+            return False
+    return frame is None or frame in clip["keyframes"]

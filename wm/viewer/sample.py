@@ -1,0 +1,151 @@
+"""Which rows of a data set that is larger than the page: each stratum its share, evenly over its rows."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from wm.errors import InputError
+from wm.viewer.source import open_parquet
+
+MAX_GROUPS = 1000
+"""Row groups that are opened at most, about: a row group's pictures cannot be read one by one."""
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Pick:
+    """Chosen rows of one row group. ``rows``: int64, ascending, counted from the row group's first."""
+
+    file: Path
+    group: int
+    rows: Rows
+
+
+@dataclass(frozen=True)
+class Sample:
+    """``counts``: rows of each stratum in the whole data set. ``picks``: in the order of the files."""
+
+    counts: dict[str, int]
+    picks: list[Pick]
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts.values())
+
+    @property
+    def taken(self) -> int:
+        return sum(len(pick.rows) for pick in self.picks)
+
+
+def draw(
+    files: Sequence[Path],
+    columns: Sequence[str],
+    stratum_of: Callable[[pa.Table], pa.Array],
+    limit: int,
+    first: Callable[[str], bool] = lambda _: False,
+) -> Sample:
+    """At most ``limit`` rows, stratified; all rows if there are no more than that.
+
+    ``stratum_of``: table of ``columns`` (absent ones are null) to one text a row. ``first``: strata that get
+    their rows before any other does. Two passes over the narrow columns alone; the same files give the same
+    rows.
+    """
+    counts: Counter[str] = Counter()
+    groups = 0
+    for _, _, keys in _keys(files, columns, stratum_of):
+        groups += 1
+        for entry in keys.value_counts().to_pylist():
+            counts[entry["values"]] += entry["counts"]
+    ahead = {name: count for name, count in counts.items() if first(name)}
+    quota = allocate(ahead, limit)
+    quota |= allocate({name: count for name, count in counts.items() if name not in ahead}, limit - sum(quota.values()))
+    run = -(-limit // MAX_GROUPS) if groups > MAX_GROUPS else 1
+    wanted = {name: regular_positions(counts[name], number, run) for name, number in quota.items()}
+    return Sample(dict(counts), list(_picks(files, columns, stratum_of, wanted)))
+
+
+def allocate(counts: Mapping[str, int], limit: int) -> dict[str, int]:
+    """Share ``limit`` among strata in proportion to their size (largest remainder), at least one each if it
+    suffices for that; with fewer places than strata the largest get one. Ties: by name."""
+    total = sum(counts.values())
+    if total <= limit:
+        return dict(counts)
+    by_size = sorted(counts, key=lambda name: (-counts[name], name))
+    quota = dict.fromkeys(by_size[: max(0, limit)], 1)
+    rest = limit - len(quota)
+    if rest <= 0:
+        return quota
+    left = {name: counts[name] - 1 for name in quota}
+    spare = sum(left.values())
+    exact = {name: rest * left[name] / spare for name in quota}
+    for name in quota:
+        quota[name] += int(exact[name])
+    by_remainder = sorted(quota, key=lambda name: (int(exact[name]) - exact[name], name))
+    for name in by_remainder[: limit - sum(quota.values())]:
+        quota[name] += 1
+    return quota
+
+
+def regular_positions(count: int, wanted: int, run: int = 1) -> Rows:
+    """``wanted`` of ``count`` positions, ascending, evenly spaced; ``run``: neighbours taken together (then up to
+    ``run`` fewer than wanted)."""
+    if wanted >= count:
+        return np.arange(count, dtype=np.int64)
+    blocks, chosen = -(-count // run), -(-wanted // run)
+    starts = ((np.arange(chosen) + 0.5) * blocks / chosen).astype(np.int64) * run
+    positions = (starts[:, None] + np.arange(run)).ravel()
+    return positions[positions < count][:wanted]
+
+
+def _picks(
+    files: Sequence[Path],
+    columns: Sequence[str],
+    stratum_of: Callable[[pa.Table], pa.Array],
+    wanted: Mapping[str, Rows],
+) -> Iterator[Pick]:
+    seen: Counter[str] = Counter()
+    for file, group, keys in _keys(files, columns, stratum_of):
+        encoded = keys.dictionary_encode()
+        codes = encoded.indices.to_numpy(zero_copy_only=False)
+        rows = [np.empty(0, dtype=np.int64)]
+        for code, name in enumerate(encoded.dictionary.to_pylist()):
+            mine = np.flatnonzero(codes == code)
+            start = seen[name]
+            seen[name] += len(mine)
+            if name in wanted:
+                low, high = np.searchsorted(wanted[name], [start, start + len(mine)])
+                rows.append(mine[wanted[name][low:high] - start])
+        chosen = np.sort(np.concatenate(rows))
+        if len(chosen):
+            yield Pick(file, group, chosen)
+
+
+def _keys(
+    files: Sequence[Path], columns: Sequence[str], stratum_of: Callable[[pa.Table], pa.Array]
+) -> Iterator[tuple[Path, int, Any]]:
+    for file in files:
+        with open_parquet(file) as parquet:
+            for group in range(parquet.num_row_groups):
+                if parquet.metadata.row_group(group).num_rows:
+                    yield file, group, stratum_of(read_group(parquet, file, group, columns))
+
+
+def read_group(parquet: Any, file: Path, group: int, columns: Sequence[str]) -> pa.Table:
+    """Columns of one row group in the order asked for, null where the file lacks one.
+
+    Raises :class:`InputError` that names a damaged file.
+    """
+    found = [name for name in columns if name in parquet.schema_arrow.names]
+    try:
+        table = parquet.read_row_group(group, columns=found, use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{file} is damaged: {' '.join(str(error).split())}") from error
+    rows = parquet.metadata.row_group(group).num_rows
+    return pa.table({name: table[name] if name in found else pa.nulls(rows) for name in columns})

@@ -1,0 +1,94 @@
+"""Where the tables of a data set lie: an annotation's folder, an ingest's, or a bare folder of triplets."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from wm.errors import InputError
+from wm.records import table_files
+from wm.runs import read_run
+
+NEEDED = {
+    "triplets": ("triplet_id", "source_image", "target_image", "action"),
+    "rejects": ("uri", "outcome", "reason"),
+    "selection": ("triplet_id",),
+}
+"""Columns without which a table cannot be shown; every other column may be absent."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Parquet files by kind. ``clips`` and ``pairs``: by the name of the shard they belong to (a shard's
+    triplets, clips and pairs are files of one name). ``record``: the run's ``run.json``, if there is one."""
+
+    root: Path
+    triplets: list[Path]
+    rejects: list[Path]
+    clips: dict[str, Path]
+    pairs: dict[str, Path]
+    selection: list[Path]
+    record: dict[str, Any] | None
+
+
+def open_source(folder: str | Path, selection: str | Path | None = None) -> Source:
+    """Find the tables below ``folder``: the output folder of a stage, its ``triplets`` folder, or any folder (or
+    file) of Parquet triplets. ``selection``: output folder of ``select``, or the folder of its table.
+
+    Raises :class:`InputError` naming what is missing.
+    """
+    given = Path(folder)
+    root = given
+    if not (given / "triplets").is_dir() and given.name == "triplets" and read_run(given.parent) is not None:
+        root = given.parent
+    triplets = root / "triplets" if (root / "triplets").is_dir() else root
+    files = _checked(triplets, "triplets")
+    if not files:
+        raise InputError(f"no Parquet file below {triplets}")
+    whole = triplets != root
+    return Source(
+        root=root,
+        triplets=files,
+        rejects=_checked(root / "rejects", "rejects") if whole else [],
+        clips=_by_stem(root / "clips") if whole else {},
+        pairs=_by_stem(root / "pairs") if whole else {},
+        selection=_selection_files(Path(selection)) if selection is not None else [],
+        record=read_run(root) if root.is_dir() else None,
+    )
+
+
+def _selection_files(folder: Path) -> list[Path]:
+    inner = folder / "selection"
+    files = _checked(inner if inner.is_dir() else folder, "selection")
+    if not files:
+        raise InputError(f"no Parquet file below {folder}")
+    return files
+
+
+def _checked(folder: Path, kind: str) -> list[Path]:
+    """The finished files below a folder (none if it is not there and need not be), each with its needed columns."""
+    if kind == "rejects" and not folder.is_dir():
+        return []
+    files = table_files(folder)
+    for file in files:
+        found = open_parquet(file).schema_arrow.names
+        missing = [name for name in NEEDED[kind] if name not in found]
+        if missing:
+            raise InputError(
+                f"{file} is no table of {kind}: it lacks the column {missing[0]!r}; columns found: {', '.join(found)}"
+            )
+    return files
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    return {file.stem: file for file in table_files(folder)} if folder.is_dir() else {}
+
+
+def open_parquet(file: Path) -> pq.ParquetFile:
+    """Raises :class:`InputError` that names the file."""
+    try:
+        return pq.ParquetFile(file)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{file} is not a readable Parquet file: {' '.join(str(error).split())}") from error
