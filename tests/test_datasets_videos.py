@@ -2,7 +2,7 @@
 
 import pytest
 
-from wm.datasets.videos import list_videos, listing_digest
+from wm.datasets.videos import LISTING_SCHEMA, list_videos, listing_digest, listing_note
 from wm.errors import InputError
 
 
@@ -26,8 +26,13 @@ def tree(tmp_path):
     return root
 
 
+def pairs(listing):
+    assert listing.schema.equals(LISTING_SCHEMA)
+    return list(zip(listing["key"].to_pylist(), listing["class_label"].to_pylist(), strict=True))
+
+
 def test_folder_lists_every_video_below_it_sorted_with_its_class(tree):
-    found = [(video.key, video.class_label) for video in list_videos(str(tree))]
+    found = pairs(list_videos(str(tree)))
     assert found == [
         ("a/deep/er.webm", ""),
         ("b run/dangling.mp4", "b run"),
@@ -36,39 +41,47 @@ def test_folder_lists_every_video_below_it_sorted_with_its_class(tree):
         ("top.mkv", ""),
         ("ä+1/x.mp4", "ä+1"),
     ]
-    assert all(video.uri == f"{tree}/{video.key}" for video in list_videos(str(tree)))
+    assert all(row["uri"] == f"{tree}/{row['key']}" for row in list_videos(str(tree)).to_pylist())
 
 
 def test_keys_do_not_depend_on_where_the_folder_is(tree, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     near = list_videos("set")
-    assert [video.key for video in near] == [video.key for video in list_videos(str(tree))]
-    assert near[0].uri == "set/a/deep/er.webm"
-    assert near[0].path == str(tree / "a/deep/er.webm")
+    assert near["key"].to_pylist() == list_videos(str(tree))["key"].to_pylist()
+    assert near["uri"][0].as_py() == "set/a/deep/er.webm"
+    assert near.drop(["uri"]) == list_videos(f"file://{tree}").drop(["uri"]) == list_videos("./set/").drop(["uri"])
+    monkeypatch.chdir(tree)
+    here = list_videos(".")
+    assert here["uri"].to_pylist() == here["key"].to_pylist() == near["key"].to_pylist()
 
 
-def test_glob(tree):
-    assert [video.key for video in list_videos(f"{tree}/*/*.mp4")] == [
-        "b run/dangling.mp4",
-        "b run/x.mp4",
-        "ä+1/x.mp4",
-    ]
-    assert [video.class_label for video in list_videos(f"{tree}/**/x.*")] == ["b run", "ä+1"]
+def test_glob(tree, monkeypatch):
+    found = list_videos(f"{tree}/*/*.mp4")
+    assert found["key"].to_pylist() == ["b run/dangling.mp4", "b run/x.mp4", "ä+1/x.mp4"]
+    assert found["uri"][1].as_py() == f"{tree}/b run/x.mp4"
+    assert list_videos(f"{tree}/**/x.*")["class_label"].to_pylist() == ["b run", "ä+1"]
+    monkeypatch.chdir(tree)
+    assert (
+        pairs(list_videos("*/x.mp4"))
+        == pairs(list_videos("./*/x.mp4"))
+        == [("b run/x.mp4", "b run"), ("ä+1/x.mp4", "ä+1")]
+    )
 
 
 def test_list_file_counts_every_line_once_and_is_relative_to_itself(tree):
     listing = tree / "list.txt"
     listing.write_text("# mine\nb run/x.mp4\n\ngone.mp4\nb run/x.mp4\n/abs/y.mp4\n")
     found = list_videos(str(listing))
-    assert [(video.key, video.uri) for video in found] == [
+    assert [(row["key"], row["uri"]) for row in found.to_pylist()] == [
         ("/abs/y.mp4", "/abs/y.mp4"),
         ("b run/x.mp4", f"{tree}/b run/x.mp4"),
         ("gone.mp4", f"{tree}/gone.mp4"),
     ]
+    assert listing_note(found, "duplicates") == "1"
 
 
 def test_one_file(tree):
-    assert [video.key for video in list_videos(f"{tree}/top.mkv")] == ["top.mkv"]
+    assert list_videos(f"{tree}/top.mkv")["key"].to_pylist() == ["top.mkv"]
 
 
 @pytest.mark.parametrize(

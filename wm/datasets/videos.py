@@ -1,136 +1,117 @@
-"""Which videos a specification names: a folder, a glob, a list file or one file."""
+"""Which videos a specification names: a folder, a glob, a list file, one file, or the same in an object store."""
 
-import glob
-import hashlib
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from wm.datasets.annotations import Shelf, annotated
+from wm.datasets.folders import VIDEO_SUFFIXES, Found, find_videos, is_glob, is_video_name
+from wm.datasets.layouts import LAYOUTS, Layout, class_rule
+from wm.datasets.list_files import is_list_name, local_copy, parent_uri, read_list
+from wm.datasets.listing import LISTING_SCHEMA, Entry, listing_digest, listing_note, make_listing
 from wm.errors import InputError
+from wm.uris import is_remote, local_path, path_in
 
-_SUFFIXES = "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg mts ogv ts vob webm wmv"
-VIDEO_SUFFIXES = frozenset(f".{name}" for name in _SUFFIXES.split())
-_MAGIC = "*?["
-
-
-@dataclass(frozen=True)
-class Video:
-    """One listed video; it need not be readable.
-
-    ``uri``: how to open it from where the specification was given. ``key``: its name within the listing
-    (relative to the folder or glob's fixed part, or as written in the list), the same wherever the data
-    lie: ids are made of it. ``class_label``: the parent folder's name where the layout is
-    ``root/class/file``, else empty.
-    """
-
-    uri: str
-    key: str
-    class_label: str
-
-    @property
-    def path(self) -> str:
-        """Absolute path."""
-        return os.path.abspath(self.uri)  # noqa: PTH100 - links in it must stay as they are named
+__all__ = ["LISTING_SCHEMA", "VIDEO_SUFFIXES", "Layout", "list_videos", "listing_digest", "listing_note"]
 
 
-def list_videos(spec: str) -> list[Video]:
-    """The videos that ``spec`` names, sorted by key, each once.
+def list_videos(spec: str, *, layout: Layout = "auto", annotations: str | None = None) -> pa.Table:
+    """The videos that ``spec`` names: a table of ``LISTING_SCHEMA``, sorted by key, each key once.
 
-    A folder: every file below it with a video's suffix (:data:`VIDEO_SUFFIXES`, any case), broken ones too;
-    names that start with a dot are left out. A glob (``*``, ``?``, ``[``, ``**``): the matching files with
-    a video's suffix. A ``.txt`` file: one path a line, relative to the file's folder, ``#`` starts a
-    comment; every line counts, whether something is there or not. Any other file: itself.
+    ``spec``, local or with a scheme (``file``, ``s3``, ``gs``, ``http``, ``https``):
 
-    Raises :class:`InputError` naming the specification if nothing is there or no video is among what is.
+    - a folder (``s3://bucket/prefix/``): every file below it with a video's suffix (:data:`VIDEO_SUFFIXES`, any case),
+      broken ones too; names that start with a dot are left out. Not over HTTP, which has no listing.
+    - a glob (``*``, ``?``, ``[``, ``**``): the matching files with a video's suffix.
+    - a list file, ``.txt`` (one URI a line, ``#`` starts a comment), ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet``
+      with ``uri`` and optional ``class_label, start_s, end_s, license``; relative URIs are relative to the list's
+      folder. Every row counts, whether something is there or not.
+    - any other file: itself.
+
+    ``layout``: how places tell classes (:func:`wm.datasets.layouts.class_rule`); a class in a list comes first.
+    ``annotations``: Kinetics-700's CSV, a split file of UCF-101 or EPIC-Kitchens' segments (which need it), told apart
+    by their first line under ``auto``; then its rows are the listing, and ``spec`` is where the videos are looked for.
+
+    Notes (:func:`listing_note`): ``duplicates``: entries left out because their key was there already; ``unnamed``:
+    videos that are there and that the annotations do not name.
+
+    Raises :class:`InputError` naming the specification, or file, line and what was expected.
     """
     if not spec:
-        raise InputError("videos is empty; expected a folder, a glob, a .txt list or a video file")
-    path = Path(spec)
-    if path.is_dir():
-        videos = _below(path, spec)
-    elif path.is_file():
-        videos = _listed(path) if path.suffix.lower() == ".txt" else [Video(spec, path.name, "")]
-    elif any(mark in spec for mark in _MAGIC):
-        videos = _matching(spec)
+        raise InputError("videos is empty; expected a folder, a glob, a list or a video file, or the URI of one")
+    if layout not in LAYOUTS:
+        raise InputError(f"layout = {layout!r}; expected one of {', '.join(LAYOUTS)}")
+    if not is_remote(spec):
+        spec = local_path(spec)
+    if annotations:
+        return _by_table(spec, layout, annotations)
+    if layout == "epic":
+        raise InputError("layout = 'epic' needs annotations, the CSV of segments such as EPIC_100_train.csv")
+    if _is_list(spec):
+        listing = _read_list(spec, layout)
     else:
-        raise InputError(f"videos = {spec!r}: no such file or folder")
-    for video in videos:
-        _require_text(video.uri)
-    return sorted({video.key: video for video in videos}.values(), key=lambda video: video.key)
+        found, rule = _found(spec), class_rule(layout)
+        entries = (Entry(uri, key, rule(key)) for uri, key in found.files)
+        listing = make_listing(entries, {"versions": found.versions})
+    _require_classes(listing, spec, layout)
+    return listing
 
 
-def listing_digest(videos: Iterable[Video]) -> str:
-    """16 hexadecimal digits of the keys, sizes and modification times: has the input changed?"""
-    digest = hashlib.sha256()
-    for video in videos:
-        try:
-            facts = Path(video.path).stat()
-            seen = f"{facts.st_size}\x1f{facts.st_mtime_ns}"
-        except OSError:
-            seen = "absent"
-        digest.update(f"{video.key}\x1f{seen}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()[:16]
+def _is_list(spec: str) -> bool:
+    return is_list_name(path_in(spec)) and (is_remote(spec) or Path(spec).is_file())
 
 
-def _below(root: Path, spec: str) -> list[Video]:
-    found: list[Path] = []
-    num_files = 0
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        visible = [name for name in names if not name.startswith(".")]
-        num_files += len(visible)
-        found += [Path(folder, name) for name in visible if _is_video_name(name)]
-    if not num_files:
-        raise InputError(f"videos = {spec!r} is an empty folder")
-    if not found:
-        raise InputError(f"videos = {spec!r} holds no video: none of {num_files} files ends in {_suffixes()}")
-    return [_relative(path, root) for path in found]
+def _found(spec: str) -> Found:
+    """The videos of a specification that is no list."""
+    name = path_in(spec).rpartition("/")[2]
+    if is_remote(spec):
+        is_file = bool(name) and not is_glob(spec) and (is_video_name(name) or spec.lower().startswith("http"))
+        return Found(parent_uri(spec), [(spec, name)]) if is_file else find_videos(spec)
+    path = Path(spec)
+    if path.is_file():
+        return Found(os.path.dirname(spec) or ".", [(spec, path.name)])  # noqa: PTH120 - as it is written
+    if path.is_dir() or is_glob(spec):
+        return find_videos(spec)
+    raise InputError(f"videos = {spec!r}: no such file or folder")
 
 
-def _matching(spec: str) -> list[Video]:
-    parts = Path(spec).parts
-    fixed = next(number for number, part in enumerate(parts) if any(mark in part for mark in _MAGIC))
-    root = Path(*parts[:fixed])
-    if not root.is_dir():
-        raise InputError(f"videos = {spec!r}: no such folder: {root}")
-    files = [Path(name) for name in glob.glob(spec, recursive=True) if not Path(name).is_dir()]  # noqa: PTH207 - ** as people know it
-    if not files:
-        raise InputError(f"videos = {spec!r} matches no file")
-    videos = [_relative(path, root) for path in files if _is_video_name(path.name)]
-    if not videos:
-        raise InputError(f"videos = {spec!r} matches no video: none of {len(files)} files ends in {_suffixes()}")
-    return videos
+def _read_list(spec: str, layout: Layout) -> pa.Table:
+    with local_copy(spec, "videos") as path:
+        return make_listing(read_list(path, spec, class_rule(layout, is_list=True)), {})
 
 
-def _listed(path: Path) -> list[Video]:
-    try:
-        lines = path.read_text().splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f"videos = {str(path)!r} is no list of paths (not UTF-8 text)") from error
-    names = [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
-    if not names:
-        raise InputError(f"videos = {str(path)!r} lists no video; expected one path a line")
-    return [Video(str(path.parent / name), name, "") for name in names]
+def _by_table(spec: str, layout: Layout, annotations: str) -> pa.Table:
+    found = _from_list(spec) if _is_list(spec) else _found(spec)
+    with local_copy(annotations, "annotations") as path:
+        shelf = Shelf(found)
+        listing = make_listing(annotated(layout, path, annotations, shelf), {"versions": found.versions})
+    metadata = {**listing.schema.metadata, "unnamed": str(shelf.num_unnamed)}
+    return listing.replace_schema_metadata(metadata)
 
 
-def _relative(path: Path, root: Path) -> Video:
-    relative = path.relative_to(root)
-    label = relative.parts[0] if len(relative.parts) == 2 else ""
-    return Video(str(path), relative.as_posix(), label)
+def _from_list(spec: str) -> Found:
+    """A list file as the place where annotated videos are looked for."""
+    listing = _read_list(spec, "folder")
+    if pc.any(pc.is_valid(listing["start_s"])).as_py() or pc.any(pc.is_valid(listing["end_s"])).as_py():
+        raise InputError(
+            f"videos = {spec!r} lists segments; with annotations, which bring their own, list whole videos"
+        )
+    root = parent_uri(spec) if is_remote(spec) else os.path.dirname(spec) or "."  # noqa: PTH120
+
+    def files() -> Iterator[tuple[str, str]]:
+        for batch in listing.select(["uri", "key"]).to_batches():
+            yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+
+    return Found(root, files())
 
 
-def _require_text(name: str) -> None:
-    """Names become text columns: bytes that are no UTF-8 are refused at once, not in the middle of a run."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise InputError(f"file name {os.fsencode(name)!r} is not UTF-8; rename the file") from None
-
-
-def _is_video_name(name: str) -> bool:
-    return Path(name).suffix.lower() in VIDEO_SUFFIXES
-
-
-def _suffixes() -> str:
-    return ", ".join(sorted(VIDEO_SUFFIXES))
+def _require_classes(listing: pa.Table, spec: str, layout: Layout) -> None:
+    """A layout that was named and fits no video at all was not the right one."""
+    if layout in ("auto", "folder") or pc.any(pc.not_equal(listing["class_label"], "")).as_py():
+        return
+    shapes = {"ucf101": "Class/v_Class_g01_c01.avi", "kinetics": "class/NAME.mp4 or train/class/NAME.mp4"}
+    expected = shapes.get(layout, "training/class/NAME.mp4")
+    raise InputError(f"layout = {layout!r} fits none of the {listing.num_rows} videos in {spec!r}; expected {expected}")

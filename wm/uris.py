@@ -1,0 +1,120 @@
+"""Where a file lies: local paths and ``file://``, ``s3://``, ``gs://``, ``http://`` and ``https://`` URIs.
+
+A URI of an object store may carry options of its own, under pyarrow's names: ``?endpoint_override=HOST:PORT``,
+``scheme=http``, ``region=``, ``anonymous=true``. A ``?`` that is followed by anything else belongs to the key: keys are
+written as they are, never percent-encoded.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import PurePath
+from typing import Final
+from urllib.parse import parse_qsl, unquote, urlencode, urljoin, urlsplit
+
+from wm.errors import InputError
+
+SCHEMES: Final = ("s3", "gs", "http", "https", "file")
+OBJECT_STORES: Final = ("s3", "gs")
+
+_OPTIONS: Final = ("endpoint_override", "scheme", "region", "anonymous")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place in an object store: ``scheme://bucket/key?options``."""
+
+    scheme: str
+    bucket: str
+    key: str
+    options: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def uri(self) -> str:
+        """The URI again."""
+        query = f"?{urlencode(self.options)}" if self.options else ""
+        return f"{self.scheme}://{self.bucket}/{self.key}{query}"
+
+
+def scheme_of(uri: str) -> str:
+    """The scheme in lower case, empty for a plain local path; :class:`InputError` names the known schemes."""
+    found = _SCHEME.match(uri)
+    if found is None:
+        return ""
+    scheme = found[1].lower()
+    if scheme not in SCHEMES:
+        known = ", ".join(f"{name}://" for name in SCHEMES)
+        raise InputError(f"{uri!r:.200}: unknown scheme {scheme!r}; expected a local path or one of {known}")
+    return scheme
+
+
+def is_remote(uri: str) -> bool:
+    """Whether a URI names something that must be fetched before it can be opened."""
+    return scheme_of(uri) not in ("", "file")
+
+
+def local_path(uri: str) -> str:
+    """The path that a ``file://`` URI names; a plain path as it is. :class:`InputError` on a remote URI."""
+    if is_remote(uri):
+        raise InputError(f"{uri!r:.200} is remote; expected a local path")
+    if not scheme_of(uri):
+        return uri
+    parts = urlsplit(uri)
+    if parts.netloc not in ("", "localhost"):
+        raise InputError(f"{uri!r:.200}: expected file:///absolute/path without a host")
+    return unquote(parts.path)
+
+
+def parse_place(uri: str) -> Place:
+    """Bucket, key and options of an ``s3://`` or ``gs://`` URI."""
+    scheme = scheme_of(uri)
+    if scheme not in OBJECT_STORES:
+        raise InputError(f"{uri!r:.200}: expected s3://bucket/key or gs://bucket/key")
+    rest = uri.split("://", 1)[1]
+    options: tuple[tuple[str, str], ...] = ()
+    head, mark, query = rest.rpartition("?")
+    if mark:
+        pairs = parse_qsl(query, keep_blank_values=True)
+        if pairs and all(name in _OPTIONS for name, _ in pairs):
+            rest, options = head, tuple(pairs)
+    bucket, _, key = rest.partition("/")
+    if not bucket:
+        raise InputError(f"{uri!r:.200} names no bucket; expected {scheme}://bucket/key")
+    return Place(scheme, bucket, key, options)
+
+
+def join_uri(folder: str, name: str) -> str:
+    """The URI of ``name`` (a path, for HTTP a reference) in the remote folder ``folder``, options kept."""
+    if scheme_of(folder) not in OBJECT_STORES:
+        return urljoin(folder if folder.endswith("/") else f"{folder}/", name)
+    place = parse_place(folder)
+    parts = [*place.key.rstrip("/").split("/"), *name.split("/")]
+    key: list[str] = []
+    for part in parts:
+        if part == ".." and key:
+            key.pop()
+        elif part == "..":
+            raise InputError(f"{name!r:.200} leads out of the bucket of {folder}")
+        elif part not in ("", "."):
+            key.append(part)
+    return replace(place, key="/".join(key)).uri
+
+
+def path_in(uri: str) -> str:
+    """The path that a URI names, without host, bucket, options and query; of a local one the path."""
+    scheme = scheme_of(uri)
+    if scheme in OBJECT_STORES:
+        return parse_place(uri).key
+    return unquote(urlsplit(uri).path) if scheme in ("http", "https") else local_path(uri)
+
+
+def ends_in(folder: str) -> tuple[str, str]:
+    """What comes before and after a path below ``folder``, local or remote, to make a URI of it; for many paths."""
+    scheme = scheme_of(folder)
+    if scheme in OBJECT_STORES:
+        head, _, tail = join_uri(folder, "\0").partition("\0")
+        return head, tail
+    if scheme in ("http", "https"):
+        return f"{folder.rstrip('/')}/", ""
+    path = str(PurePath(local_path(folder)))
+    return {".": "", "/": "/"}.get(path, f"{path}/"), ""
