@@ -1,120 +1,148 @@
 """Shards of an annotation on disk, and what makes them safe to interrupt.
 
-A shard is three files of one name: ``rejects/NAME.parquet``, ``triplets/NAME.parquet`` and then
-``shards/NAME.json``, which lists its videos and commits it. The name is a digest of the videos, so a task
-that is run again writes the same files over. Parquet files without their mark are leftovers of a killed run
-and are removed before a run goes on.
+The listing is cut into shards of consecutive videos, the same for every run of a recipe, so that a shard's name, its
+rows and the batches its images stand in never depend on what broke meanwhile. A shard is one Parquet file in each of
+``triplets``, ``rejects``, ``clips`` and ``pairs`` and then ``shards/NAME.json``, which holds its counts and commits
+it. Parquet files without their mark are leftovers of a killed run; they are removed before a run goes on.
 """
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
+import pyarrow as pa
 
-from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA, stable_id, write_table
+from jobs._annotate_tables import CLIPS_SCHEMA, PAIRS_SCHEMA, clip_rows
+from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA, write_table
 from wm.runs import write_json
 
-TABLES = {"triplets": TRIPLET_SCHEMA, "rejects": REJECT_SCHEMA}
+TABLES = {"rejects": REJECT_SCHEMA, "clips": CLIPS_SCHEMA, "pairs": PAIRS_SCHEMA, "triplets": TRIPLET_SCHEMA}
+
+_SHARDS_AT_LEAST = 16
+
+
+def shard_size(num_videos: int, videos_per_shard: int) -> int:
+    """Videos in a shard: ``videos_per_shard``, fewer where there would not be enough shards to share out."""
+    return max(1, min(videos_per_shard, -(-num_videos // _SHARDS_AT_LEAST)))
+
+
+def cut_shards(listing: pa.Table, videos_per_shard: int) -> dict[int, tuple[int, int]]:
+    """Shard number → (first row, number of rows) of the listing."""
+    size = shard_size(listing.num_rows, videos_per_shard)
+    starts = range(0, listing.num_rows, size)
+    return {number: (start, min(size, listing.num_rows - start)) for number, start in enumerate(starts)}
+
+
+def shard_name(number: int) -> str:
+    """File name of a shard, without its ending."""
+    return f"shard-{number:06d}"
 
 
 def write_shard(
-    out: Path, videos: Sequence[dict[str, Any]], triplets: list[dict[str, Any]], rejects: list[dict[str, Any]]
-) -> dict[str, int]:
-    """Write and commit one shard; returns the counts that a progress bar shows."""
-    keys = sorted(video["key"] for video in videos)
-    name = stable_id(*keys)
-    for table, rows in (("rejects", rejects), ("triplets", triplets)):
-        if rows:
-            write_table(rows, out / table / f"{name}.parquet", TABLES[table])
+    out: Path,
+    number: int,
+    videos: Sequence[dict[str, Any]],
+    rows: Mapping[str, Sequence[dict[str, Any]]],
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """Write and commit one shard; returns its counts.
+
+    ``videos``: rows of :data:`jobs._annotate_tables.DECODED_SCHEMA`. ``rows``: of triplets, rejects and pairs.
+    ``seconds``: spent on the shard, by stage.
+    """
+    name = shard_name(number)
+    tables = {**rows, "clips": clip_rows(videos)}
+    for table, schema in TABLES.items():
+        if tables[table]:
+            write_table(tables[table], out / table / f"{name}.parquet", schema)
+        else:
+            (out / table / f"{name}.parquet").unlink(missing_ok=True)
+    counts = _counts(videos, rows, seconds)
     (out / "shards").mkdir(parents=True, exist_ok=True)
-    write_json(out / "shards" / f"{name}.json", {"videos": [_mark(video) for video in videos]})
-    return {"videos": len(videos), "triplets": len(triplets), "rejects": len(rejects)}
+    write_json(out / "shards" / f"{name}.json", counts)
+    return counts
 
 
-def _mark(video: dict[str, Any]) -> dict[str, Any]:
-    """What is kept of a video beside its rows."""
+def _counts(
+    videos: Sequence[dict[str, Any]], rows: Mapping[str, Sequence[dict[str, Any]]], seconds: Mapping[str, float]
+) -> dict[str, Any]:
+    triplets, rejects = rows["triplets"], rows["rejects"]
+    used = {row["video_uri"] for row in triplets}
+    decoded = [video for video in videos if video["num_frames"]]
+    paired = [video for video in decoded if len(video["keyframes"]) >= 2]
     return {
-        "key": video["key"],
-        "uri": video["uri"],
-        "reader": video["reader"] or "",
-        "fallback": video["fallback"] or "",
-        "num_frames": video["num_frames"] or 0,
-        "duration_s": round(video["duration_s"] or 0.0, 6),
-        "keyframes": len(video["frames"] or []),
+        "videos": len(videos),
+        "decoded": len(decoded),
+        "frames": sum(video["num_frames"] for video in decoded),
+        "video_s": round(sum(video["duration_s"] for video in decoded), 6),
+        "paired": len(paired),
+        "keyframes": sum(len(video["keyframes"]) for video in decoded),
+        "keyframes_of_paired": sum(len(video["keyframes"]) for video in paired),
+        "pairs": len(rows["pairs"]),
+        "triplets": len(triplets),
+        "videos_with_triplets": len(used),
+        "words": sum(len(row["action"].split()) for row in triplets),
+        "filtered": sum(row["outcome"] == "filtered" for row in rejects),
+        "failed": sum(row["outcome"] == "failed" for row in rejects),
+        "reasons": dict(sorted(Counter(f"{row['outcome']}/{row['reason']}" for row in rejects).items())),
+        "readers": dict(sorted(Counter(video["reader"] for video in videos if video["reader"]).items())),
+        "decord_fallbacks": sum(bool(video["fallback"]) for video in videos),
+        "seconds": {stage: round(value, 6) for stage, value in seconds.items()},
     }
 
 
-def read_marks(out: Path) -> dict[str, list[dict[str, Any]]]:
-    """Shard name → its videos, for every committed shard."""
-    folder = out / "shards"
-    if not folder.is_dir():
-        return {}
-    return {path.stem: json.loads(path.read_text())["videos"] for path in sorted(folder.glob("[!.]*.json"))}
-
-
-def tidy(out: Path) -> set[str]:
-    """Remove what a killed run left half done; returns the keys of the videos that are finished.
-
-    Files without a mark go. A video in two shards (a worker of a killed run may have outlived it) stays in
-    the first by name only.
-    """
-    marks = read_marks(out)
+def tidy(out: Path) -> set[int]:
+    """Remove what a killed run left half done; returns the numbers of the shards that are finished."""
+    done = {int(path.stem.removeprefix("shard-")) for path in (out / "shards").glob("shard-*.json")}
+    names = {shard_name(number) for number in done}
     for table in TABLES:
-        for path in [*out.glob(f"{table}/*.parquet"), *out.glob(f"{table}/.*.tmp")]:
-            if path.stem not in marks or path.name.startswith("."):
+        for path in (out / table).glob("*.parquet"):
+            if path.stem not in names:
                 path.unlink()
-    for path in out.glob("shards/.*.tmp"):
-        path.unlink()
-    done: set[str] = set()
-    for name, videos in marks.items():
-        repeated = {video["key"] for video in videos if video["key"] in done}
-        if repeated:
-            _drop(out, name, videos, repeated)
-        done |= {video["key"] for video in videos}
+    for table in (*TABLES, "shards"):
+        for path in (out / table).glob(".*.tmp"):
+            path.unlink()
     return done
 
 
-def _drop(out: Path, name: str, videos: list[dict[str, Any]], keys: set[str]) -> None:
-    """Take videos out of a shard, its mark last: killed in between, the same is simply done again."""
-    uris = {video["uri"] for video in videos if video["key"] in keys}
-    for table, column in (("triplets", "video_uri"), ("rejects", "uri")):
-        path = out / table / f"{name}.parquet"
-        if path.exists():
-            rows = [row for row in pq.read_table(path, schema=TABLES[table]).to_pylist() if row[column] not in uris]
-            write_table(rows, path, TABLES[table])
-    kept = [video for video in videos if video["key"] not in keys]
-    write_json(out / "shards" / f"{name}.json", {"videos": kept})
-
-
 def summarise(out: Path) -> dict[str, Any]:
-    """Counts of everything committed: videos, frames, key-frames, pairs, rejects by outcome and reason,
-    readers."""
-    videos = [video for marked in read_marks(out).values() for video in marked]
-    triplets = _column(out / "triplets", "video_uri")
-    rejects = list(zip(_column(out / "rejects", "outcome"), _column(out / "rejects", "reason"), strict=True))
-    outcomes = Counter(outcome for outcome, _ in rejects)
-    used = [video for video in videos if video["keyframes"] >= 2]
+    """Counts of everything committed, summed over the shards, with the columns of the paper's Table 7."""
+    total: dict[str, Any] = {}
+    for path in sorted((out / "shards").glob("shard-*.json")):
+        _add(total, json.loads(path.read_text()))
+    if not total:
+        return {"videos": 0}
+    total["video_s"] = round(total["video_s"], 3)
+    total["rejects_by_reason"] = dict(sorted(total.pop("reasons").items()))
+    total["stage_s"] = {stage: round(value, 3) for stage, value in total.pop("seconds").items()}
+    total["keyframes_per_used_video"] = _ratio(total["keyframes_of_paired"], total["paired"])
+    total["table7"] = table7(total)
+    return total
+
+
+def table7(counts: Mapping[str, Any]) -> dict[str, float]:
+    """The columns of the paper's Table 7. Lengths are those of all videos that decode; observations, actions and
+    words are counted over videos that gave a pair (the paper's 2.05 observations a video on average cannot be over
+    all of them, as reading (a) leaves many with one)."""
     return {
-        "videos": len(videos),
-        "videos_with_triplets": len(set(triplets)),
-        "frames": sum(video["num_frames"] for video in videos),
-        "video_s": round(sum(video["duration_s"] for video in videos), 3),
-        "keyframes": sum(video["keyframes"] for video in videos),
-        "keyframes_per_used_video": round(sum(video["keyframes"] for video in used) / max(1, len(used)), 3),
-        "triplets": len(triplets),
-        "filtered": outcomes["filtered"],
-        "failed": outcomes["failed"],
-        "rejects_by_reason": dict(sorted(Counter("/".join(pair) for pair in rejects).items())),
-        "readers": dict(sorted(Counter(video["reader"] for video in videos if video["reader"]).items())),
-        "decord_fallbacks": sum(bool(video["fallback"]) for video in videos),
+        "mean_length_s": _ratio(counts["video_s"], counts["decoded"]),
+        "total_length_h": round(counts["video_s"] / 3600, 4),
+        "samples": counts["videos_with_triplets"],
+        "observations_per_video": _ratio(counts["keyframes_of_paired"], counts["paired"]),
+        "actions_per_video": _ratio(counts["triplets"], counts["videos_with_triplets"]),
+        "words_per_action": _ratio(counts["words"], counts["triplets"]),
     }
 
 
-def _column(folder: Path, name: str) -> list[str]:
-    values: list[str] = []
-    for path in sorted(folder.glob("[!.]*.parquet")):
-        values += pq.read_table(path, columns=[name]).column(name).to_pylist()
-    return values
+def _ratio(part: float, whole: float) -> float:
+    return round(part / max(1, whole), 3)
+
+
+def _add(total: dict[str, Any], counts: Mapping[str, Any]) -> None:
+    for name, value in counts.items():
+        if isinstance(value, dict):
+            _add(total.setdefault(name, {}), value)
+        else:
+            total[name] = total.get(name, 0) + value

@@ -1,213 +1,141 @@
 """Annotate videos without labels: key-frame pairs, their image codes, and the action an IDM reads from
 them."""
 
+import json
+import os
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
-from pydantic import Field
+import pyarrow.compute as pc
 
-from jobs._annotate_actors import Annotator, AnnotatorSettings, Decoder
-from jobs._annotate_shards import summarise, tidy
+from jobs._annotate_annotator import Annotator
+from jobs._annotate_decoder import Decoder
+from jobs._annotate_recipe import AnnotateRecipe
+from jobs._annotate_shards import cut_shards, summarise, tidy
 from jobs._ray import connect, need, quiet_data
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
-from wm.config import Recipe
-from wm.datasets.videos import Video, list_videos, listing_digest
+from wm.datasets.card import write_dataset_card
+from wm.datasets.videos import list_videos, listing_digest
 from wm.errors import InputError
 from wm.runs import Run, digest_of
-from wm.video import ClipSettings, KeyframeRule, MotionKind, Reader
-
-
-class AnnotateRecipe(Recipe):
-    """Which videos, which IDM, how key-frames are chosen."""
-
-    videos: str
-    """Folder (searched in depth), glob, .txt list of paths, or one file."""
-    idm: str
-    """Model folder of the inverse dynamics model: full, or a PEFT adapter."""
-    out: str
-    """Folder for out/triplets, out/rejects, out/shards and out/run.json."""
-    base: str | None = None
-    """Base folder of an adapter; without it the one that the adapter's manifest names."""
-    dataset: str = "videos"
-    """Name for the dataset column."""
-    split: str = "train"
-    """Name for the split column."""
-    license: str = ""
-    """Licence of the videos, kept in every row."""
-    limit: int | None = Field(default=None, ge=1)
-    """Take the first videos only."""
-    max_keyframes: int = Field(default=6, ge=2)
-    """K_f: key-frames of a video at most."""
-    min_interval: int = Field(default=20, ge=1)
-    """I_f: frames between two key-frames at least."""
-    keyframe_rule: KeyframeRule = "top_then_spacing"
-    """top_then_spacing: the max_keyframes frames of most motion, then those too close to a kept one dropped.
-    greedy_spacing: down the order of motion until max_keyframes are kept."""
-    motion: MotionKind = "dis"
-    """Optical flow: dis (fast) or farneback."""
-    motion_side_px: int = Field(default=160, ge=16)
-    """Long side at which motion is measured; smaller videos keep their size."""
-    min_motion: float = Field(default=0.0, ge=0)
-    """Pairs whose target frame moves less (px/frame at full size) are filtered; 0 keeps all."""
-    reader: Reader = "auto"
-    """Who reads the chosen frames: auto = decord, and PyAV where decord fails or is wrong; decord; pyav."""
-    image_side_px: int = Field(default=512, ge=0)
-    """Short side of stored images at most; 0 = as large as the video."""
-    time_limit_s: float = Field(default=120.0, gt=0)
-    """A video that takes longer is given up."""
-    memory_limit_mb: int = Field(default=0, ge=0)
-    """Address space of a decoding process in MiB (at least 2000 is needed to start); 0 = no limit."""
-    num_workers: int = Field(default=2, ge=1)
-    """Decoding actors."""
-    cpus_per_worker: float = Field(default=0.5, gt=0)
-    """Logical CPUs that Ray sets aside for an actor."""
-    num_annotators: int = Field(default=1, ge=1)
-    """Actors that hold codec and IDM."""
-    gpus_per_annotator: float = Field(default=0.0, ge=0)
-    """GPUs of an annotator, 0 = it runs on the CPU."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the IDM's weights; the codec stays in float32."""
-    annotator_threads: int = Field(default=1, ge=1)
-    """Threads of an annotator on the CPU."""
-    videos_per_shard: int = Field(default=32, ge=1)
-    """Videos annotated together and written as one file; a killed run loses at most those under way."""
-    codec_batch: int = Field(default=64, ge=1)
-    """Images that the codec gets at once."""
-    idm_batch: int = Field(default=64, ge=1)
-    """Pairs that the IDM gets at once."""
-    max_new_tokens: int = Field(default=32, ge=1)
-    """Longest action, in tokens."""
-
-    def clip_settings(self) -> ClipSettings:
-        """What a decoding actor needs."""
-        return ClipSettings(
-            motion=self.motion,
-            motion_side_px=self.motion_side_px,
-            max_keyframes=self.max_keyframes,
-            min_interval=self.min_interval,
-            rule=self.keyframe_rule,
-            reader=self.reader,
-            image_side_px=self.image_side_px,
-            time_limit_s=self.time_limit_s,
-            memory_limit_mb=self.memory_limit_mb,
-        )
-
-    def actors(self, num_videos: int) -> tuple[int, int]:
-        """How many decoders and annotators so many videos keep busy."""
-        shards = -(-num_videos // self.videos_per_shard)
-        return min(self.num_workers, num_videos), min(self.num_annotators, shards)
-
-    def annotator_settings(self) -> AnnotatorSettings:
-        """What an annotating actor needs."""
-        return AnnotatorSettings(
-            out=str(Path(self.out).absolute()),
-            idm=str(Path(self.idm).absolute()),
-            base=str(Path(self.base).absolute()) if self.base else None,
-            dataset=self.dataset,
-            split=self.split,
-            license=self.license,
-            min_motion=self.min_motion,
-            max_new_tokens=self.max_new_tokens,
-            codec_batch=self.codec_batch,
-            idm_batch=self.idm_batch,
-            threads=self.annotator_threads,
-            device="cuda" if self.gpus_per_annotator > 0 else "cpu",
-            dtype=self.dtype,
-        )
+from wm.storage import is_remote
 
 
 def run(recipe: AnnotateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     """Annotate into ``recipe.out``; returns the run's record (on a dry run: what would be done)."""
-    videos = list_videos(recipe.videos)[: recipe.limit]
+    listing = list_videos(recipe.videos, layout=recipe.layout, annotations=recipe.annotations)
+    listing = listing.slice(0, recipe.limit)
     _require_model("idm", recipe.idm)
-    inputs = {"videos": listing_digest(videos), "idm": digest_of(recipe.idm)}
+    inputs = {"videos": listing_digest(listing), "idm": digest_of(recipe.idm)}
     if recipe.base:
         _require_model("base", recipe.base)
         _require_fit(recipe.idm, recipe.base)
         inputs["base"] = digest_of(recipe.base)
     stage = Run(recipe.out, "annotate", recipe, inputs)
     whole = stage.is_whole()
+    shards = cut_shards(listing, recipe.videos_per_shard)
     if not whole:
-        _require_machine(recipe, len(videos))
+        _require_machine(recipe, len(shards))
         _require_codec(recipe)
     if dry_run or whole:
-        return _tell_plan(recipe, videos, whole)
+        return _tell_plan(recipe, listing, whole)
     stage.start()
-    done = tidy(Path(recipe.out))
-    pending = [video for video in videos if video.key not in done]
+    out = Path(recipe.out)
+    done = tidy(out)
+    pending = {number: rows for number, rows in shards.items() if number not in done}
+    num_pending = sum(rows for _, rows in pending.values())
     if done:
-        print(f"annotate: going on, {len(videos) - len(pending):,} of {len(videos):,} videos are finished")
+        print(f"annotate: going on, {listing.num_rows - num_pending:,} of {listing.num_rows:,} videos are finished")
     with stage.timed("annotate_s"):
-        _annotate(recipe, pending, len(videos))
-    tidy(Path(recipe.out))
-    counts = {"listed": len(videos)} | summarise(Path(recipe.out))
-    if counts["videos"] != len(videos):
-        raise InputError(f"{recipe.out} accounts for {counts['videos']} of {len(videos)} videos; run the command again")
-    record = stage.finish(counts, annotated_now=len(pending))
+        _annotate(recipe, listing, pending)
+    tidy(out)
+    counts = {"listed": listing.num_rows} | summarise(out)
+    if counts["videos"] != listing.num_rows:
+        accounted = f"{counts['videos']:,} of {listing.num_rows:,} videos"
+        raise InputError(f"{recipe.out} accounts for {accounted}; run the command again")
+    if counts["triplets"] or counts["filtered"] or counts["failed"]:
+        write_dataset_card(out, title=recipe.dataset, license=recipe.license, split=recipe.split)
+    record = stage.finish(counts, annotated_now=num_pending)
     _tell_result(recipe, record)
     return record
 
 
-def _annotate(recipe: AnnotateRecipe, pending: Sequence[Video], total: int) -> None:
-    """Run the two actor pools over the pending videos; the driver sees counts only."""
+def _annotate(recipe: AnnotateRecipe, listing: pa.Table, pending: Mapping[int, tuple[int, int]]) -> None:
+    """Run the two actor pools over the pending shards; the driver sees counts only."""
     if not pending:
         return
     connect()
     import ray
-    from ray.data import ActorPoolStrategy
+    from ray.data import ActorPoolStrategy, DataContext
 
     quiet_data()
-    workers, annotators = recipe.actors(len(pending))
-    counts = (
-        ray.data.from_arrow(_blocks(pending, workers))
-        .map_batches(
-            Decoder,
-            fn_constructor_args=(recipe.clip_settings(),),
-            batch_size=None,
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=workers),
-            num_cpus=recipe.cpus_per_worker,
+    decoders, annotators = recipe.pools(len(pending))
+    context = DataContext.get_current()
+    block_bytes, context.target_max_block_size = context.target_max_block_size, None  # a shard stays one block
+    try:
+        counts = (
+            ray.data.from_arrow([_shard_table(listing, number, *rows) for number, rows in pending.items()])
+            .map_batches(
+                Decoder,
+                fn_constructor_args=(recipe.clip_settings(), recipe.download_settings()),
+                batch_size=None,
+                batch_format="pyarrow",
+                compute=ActorPoolStrategy(min_size=decoders.start, max_size=decoders.stop),
+                num_cpus=recipe.cpus_per_worker,
+            )
+            .map_batches(
+                Annotator,
+                fn_constructor_args=(recipe.annotator_settings(),),
+                batch_size=None,
+                batch_format="pyarrow",
+                compute=ActorPoolStrategy(min_size=annotators.start, max_size=annotators.stop),
+                num_cpus=recipe.cpus_per_worker,
+                num_gpus=recipe.gpus_per_annotator,
+            )
         )
-        .map_batches(
-            Annotator,
-            fn_constructor_args=(recipe.annotator_settings(),),
-            batch_size=recipe.videos_per_shard,
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=annotators),
-            num_cpus=recipe.cpus_per_worker,
-            num_gpus=recipe.gpus_per_annotator,
-        )
-    )
-    started, pairs, rejects = time.perf_counter(), 0, 0
-    with progress_bar(total, "video", "annotate", done=total - len(pending)) as bar:
-        for shard in counts.iter_rows():
+        _watch(counts.iter_rows(), listing.num_rows, sum(rows for _, rows in pending.values()))
+    finally:
+        context.target_max_block_size = block_bytes
+
+
+def _watch(shards: Iterable[dict[str, Any]], total: int, num_pending: int) -> None:
+    """Draw the progress bar from finished shards; raise what ended the run."""
+    started, pairs, reasons = time.perf_counter(), 0, Counter[str]()
+    with progress_bar(total, "video", "annotate", done=total - num_pending) as bar:
+        for shard in shards:
+            if shard["errno"]:
+                raise OSError(shard["errno"], shard["problem"])
             if shard["problem"]:
                 raise InputError(shard["problem"])
-            pairs, rejects = pairs + shard["triplets"], rejects + shard["rejects"]
+            pairs += shard["pairs"]
+            reasons.update(json.loads(shard["reasons"]))
+            told = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common(3))
             rate = pairs / (time.perf_counter() - started)
-            bar.set_postfix_str(f"{rate:.1f} pairs/s, {rejects} rejects", refresh=False)
+            bar.set_postfix_str(f"{rate:.1f} pairs/s{'; ' if told else ''}{told}", refresh=False)
             bar.update(shard["videos"])
 
 
-def _blocks(videos: Sequence[Video], workers: int) -> list[pa.Table]:
-    """Small blocks, so that every worker gets many: a slow video then holds up few others."""
-    size = max(1, min(32, len(videos) // (workers * 4)))
-    rows = [
-        {"uri": video.uri, "key": video.key, "class_label": video.class_label, "path": video.path} for video in videos
-    ]
-    schema = pa.schema([(name, pa.string()) for name in ("uri", "key", "class_label", "path")])
-    return [pa.Table.from_pylist(rows[start : start + size], schema=schema) for start in range(0, len(rows), size)]
+def _shard_table(listing: pa.Table, number: int, start: int, rows: int) -> pa.Table:
+    """The listing's rows of one shard, with where a worker finds each video."""
+    table = listing.slice(start, rows)
+    uris = table.column("uri").to_pylist()
+    paths = [uri if is_remote(uri) else os.path.abspath(uri) for uri in uris]  # noqa: PTH100 - links stay as named
+    more = {"path": paths, "shard": [number] * rows, "shard_rows": [rows] * rows}
+    for name, values in more.items():
+        table = table.append_column(name, pa.array(values))
+    return table.combine_chunks()
 
 
-def _require_machine(recipe: AnnotateRecipe, num_videos: int) -> None:
-    workers, annotators = recipe.actors(num_videos)
+def _require_machine(recipe: AnnotateRecipe, num_shards: int) -> None:
+    decoders, annotators = (pool.start for pool in recipe.pools(num_shards))
     key = f"num_workers = {recipe.num_workers}, num_annotators = {recipe.num_annotators}"
-    need((workers + annotators) * recipe.cpus_per_worker, annotators * recipe.gpus_per_annotator, key)
+    need((decoders + annotators) * recipe.cpus_per_worker, annotators * recipe.gpus_per_annotator, key)
 
 
 def _require_model(key: str, folder: str) -> None:
@@ -238,16 +166,16 @@ def _require_fit(idm: str, base: str) -> None:
         raise InputError(f"adapter {idm} was trained on base {adapter.base_id}, but {base} is {found.base_id}")
 
 
-def _tell_plan(recipe: AnnotateRecipe, videos: Sequence[Video], whole: bool) -> dict[str, Any]:
-    classes = len({video.class_label for video in videos})
+def _tell_plan(recipe: AnnotateRecipe, listing: pa.Table, whole: bool) -> dict[str, Any]:
+    classes = pc.count_distinct(listing.column("class_label")).as_py()
     print(
-        f"annotate: {'already whole in' if whole else 'would write'} {recipe.out}: {len(videos):,} videos of "
+        f"annotate: {'already whole in' if whole else 'would write'} {recipe.out}: {listing.num_rows:,} videos of "
         f"{classes:,} classes from {recipe.videos}, IDM {recipe.idm}"
     )
     if not whole:
         settings = recipe.model_dump(exclude={"videos", "idm", "out"}, exclude_none=True)
         print("  " + ", ".join(f"{key} = {value}" for key, value in settings.items()))
-    return {"videos": len(videos), "whole": whole}
+    return {"videos": listing.num_rows, "whole": whole}
 
 
 def _tell_result(recipe: AnnotateRecipe, record: dict[str, Any]) -> None:
@@ -261,10 +189,16 @@ def _tell_result(recipe: AnnotateRecipe, record: dict[str, Any]) -> None:
     for reason, count in counts["rejects_by_reason"].items():
         print(f"  {reason}: {count}")
     readers = ", ".join(f"{reader} {count}" for reader, count in counts["readers"].items())
+    print(f"  frames read by: {readers or 'none'}; decord gave up on {counts['decord_fallbacks']}")
+    table = counts["table7"]
+    print("  mean length   total length   samples   observations/video   actions/video   words/action")
+    per_video = f"{table['observations_per_video']:>20.2f} {table['actions_per_video']:>15.2f}"
     print(
-        f"  frames read by: {readers or 'none'}; decord gave up on {counts['decord_fallbacks']}; "
-        f"{counts['keyframes_per_used_video']} key-frames a used video"
+        f"  {table['mean_length_s']:>9.2f} s {table['total_length_h']:>12.4f} h {table['samples']:>9,} {per_video} "
+        f"{table['words_per_action']:>14.2f}"
     )
+    stages = ", ".join(f"{stage} {value:,.1f} s" for stage, value in counts["stage_s"].items() if value)
+    print(f"  time of all actors: {stages}")
 
 
 def main() -> int:

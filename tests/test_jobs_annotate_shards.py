@@ -1,24 +1,24 @@
-"""What a kill between any two writes leaves behind, and that going on loses and repeats nothing."""
+"""How a listing is cut, what a kill between any two writes leaves behind, and that nothing is counted twice."""
 
+import itertools
 import json
+import shutil
 
-import pyarrow.parquet as pq
+import pyarrow as pa
 import pytest
 
-from jobs._annotate_shards import read_marks, summarise, tidy, write_shard
-from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA, read_table, reject_row, triplet_row
+from jobs._annotate_shards import TABLES, cut_shards, summarise, tidy, write_shard
+from jobs._annotate_tables import CLIPS_SCHEMA, PAIRS_SCHEMA
+from wm.records import read_table, reject_row, triplet_row
 
 
 def video(key, keyframes=2):
-    return {
-        "key": key,
-        "uri": f"set/{key}",
-        "reader": "decord" if keyframes > 1 else "",
-        "fallback": "",
-        "num_frames": 10,
-        "duration_s": 0.5,
-        "frames": list(range(keyframes)),
-    }
+    """A decoded row; ``keyframes`` = 0: it did not decode."""
+    row = dict.fromkeys(CLIPS_SCHEMA.names) | {"key": key, "uri": f"set/{key}", "class_label": "c"}
+    if keyframes:
+        row |= {"reader": "decord" if keyframes > 1 else "", "fallback": "", "num_frames": 10, "duration_s": 0.5}
+        row |= {"keyframes": list(range(keyframes)), "motion": [0.0] * 10}
+    return row
 
 
 def triplet(key, target=1):
@@ -38,76 +38,121 @@ def triplet(key, target=1):
     )
 
 
+def pair(key, target=1, reason=""):
+    row = dict.fromkeys(PAIRS_SCHEMA.names)
+    return row | {
+        "triplet_id": f"{key}{target}",
+        "key": key,
+        "outcome": "filtered" if reason else "ok",
+        "reason": reason,
+    }
+
+
 def reject(key, reason="too_few_keyframes", outcome="filtered"):
     return reject_row(uri=f"set/{key}", stage="annotate", outcome=outcome, reason=reason, detail=key)
 
 
-def ids(out):
-    found = {}
-    for name, schema in (("triplets", TRIPLET_SCHEMA), ("rejects", REJECT_SCHEMA)):
-        column = f"{name[:-1]}_id"
-        has_files = any((out / name).glob("[!.]*.parquet"))
-        found[name] = sorted(read_table(out / name, schema, [column])[column].to_pylist()) if has_files else []
-    return found
+def rows(triplets=(), rejects=(), pairs=()):
+    return {"triplets": list(triplets), "rejects": list(rejects), "pairs": list(pairs)}
 
 
-def test_a_shard_is_named_by_its_videos_so_that_writing_it_again_changes_nothing(tmp_path):
-    videos = [video("a"), video("b", 1)]
-    first = write_shard(tmp_path, videos, [triplet("a")], [reject("b")])
-    before = ids(tmp_path)
-    assert write_shard(tmp_path, videos[::-1], [triplet("a")], [reject("b")]) == first
-    assert ids(tmp_path) == before
-    assert first == {"videos": 2, "triplets": 1, "rejects": 1}
-    assert tidy(tmp_path) == {"a", "b"}
+def write_first(out):
+    write_shard(out, 0, [video("a"), video("b", 1)], rows([triplet("a")], [reject("b")], [pair("a")]), {"scan": 1.0})
 
 
-@pytest.mark.parametrize("left", ["rejects", "rejects+triplets", "temporary"])
-def test_files_without_a_mark_are_removed_and_their_videos_not_done(tmp_path, left):
-    write_shard(tmp_path, [video("a")], [triplet("a")], [])
-    whole = ids(tmp_path)
-    write_shard(tmp_path, [video("b"), video("c", 1)], [triplet("b")], [reject("c")])
-    name = next(name for name, marked in read_marks(tmp_path).items() if marked[0]["key"] == "b")
-    (tmp_path / "shards" / f"{name}.json").unlink()
-    if left == "rejects":
-        (tmp_path / "triplets" / f"{name}.parquet").unlink()
-    if left == "temporary":
-        (tmp_path / "triplets" / f".{name}.parquet.1234.tmp").write_bytes(b"half")
-    assert tidy(tmp_path) == {"a"}
-    assert ids(tmp_path) == whole
-    assert not list(tmp_path.rglob("*.tmp"))
-    assert tidy(tmp_path) == {"a"}
+def write_second(out):
+    write_shard(out, 1, [video("c", 0)], rows([], [reject("c", "time_out", "failed")]), {"scan": 0.5, "idm": 2.0})
 
 
-def test_a_video_in_two_shards_stays_in_one(tmp_path):
-    write_shard(tmp_path, [video("a"), video("b", 1)], [triplet("a"), triplet("a", 2)], [reject("b")])
-    write_shard(tmp_path, [video("a"), video("c")], [triplet("a"), triplet("c")], [])
-    write_shard(tmp_path, [video("b", 1)], [], [reject("b")])
-    assert tidy(tmp_path) == {"a", "b", "c"}
-    keys = [marked["key"] for marks in read_marks(tmp_path).values() for marked in marks]
-    assert sorted(keys) == ["a", "b", "c"]
-    found = ids(tmp_path)
-    assert len(found["triplets"]) == len(set(found["triplets"]))
-    assert found["rejects"] == [reject("b")["reject_id"]]
-    uris = read_table(tmp_path / "triplets", columns=["video_uri"])["video_uri"].to_pylist()
-    assert set(uris) == {"set/a", "set/c"}
+def contents(out):
+    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
 
 
-def test_summary_counts_committed_videos_and_rows(tmp_path):
-    write_shard(tmp_path, [video("a", 3), video("b", 1)], [triplet("a"), triplet("a", 2)], [reject("b")])
-    write_shard(tmp_path, [video("c", 0)], [], [reject("c", "time_out", "failed")])
+@pytest.mark.parametrize(
+    ("videos", "per_shard", "sizes"),
+    [(0, 8, []), (1, 8, [1]), (5, 8, [1] * 5), (33, 8, [3] * 11), (100, 5, [5] * 20), (1000, 32, [32] * 31 + [8])],
+)
+def test_shards_are_consecutive_and_hold_every_video_once(videos, per_shard, sizes):
+    listing = pa.table({"key": [str(number) for number in range(videos)]})
+    shards = cut_shards(listing, per_shard)
+    assert [count for _, count in shards.values()] == sizes
+    assert list(shards) == list(range(len(sizes)))
+    assert list(itertools.chain(*(range(start, start + count) for start, count in shards.values()))) == list(
+        range(videos)
+    )
+
+
+def test_a_shard_written_again_is_the_same(tmp_path):
+    write_first(tmp_path)
+    before = contents(tmp_path)
+    assert sorted(before) == [f"{table}/shard-000000.{end}" for table, end in SHARD_FILES]
+    write_first(tmp_path)
+    assert contents(tmp_path) == before
+    assert tidy(tmp_path) == {0}
+    assert contents(tmp_path) == before
+
+
+SHARD_FILES = sorted([*((table, "parquet") for table in TABLES), ("shards", "json")])
+
+
+@pytest.mark.parametrize("written", range(5))
+def test_a_kill_between_two_writes_leaves_nothing_behind(tmp_path, written):
+    write_first(tmp_path / "out")
+    whole = contents(tmp_path / "out")
+    shutil.copytree(tmp_path / "out", tmp_path / "killed")
+    for table in list(TABLES)[:written]:
+        shutil.copy(
+            tmp_path / "out" / table / "shard-000000.parquet", tmp_path / "killed" / table / "shard-000007.parquet"
+        )
+    (tmp_path / "killed" / "triplets" / ".shard-000007.parquet.1234.tmp").write_bytes(b"half")
+    (tmp_path / "killed" / "shards" / ".shard-000007.json.99.tmp").write_bytes(b"{")
+    assert tidy(tmp_path / "killed") == {0}
+    assert contents(tmp_path / "killed") == whole
+
+
+def test_a_shard_without_rows_of_a_kind_leaves_no_file_of_an_earlier_try(tmp_path):
+    write_shard(tmp_path, 1, [video("c")], rows([triplet("c")], [], [pair("c")]), {})
+    write_second(tmp_path)
+    assert sorted(contents(tmp_path)) == [
+        "clips/shard-000001.parquet",
+        "rejects/shard-000001.parquet",
+        "shards/shard-000001.json",
+    ]
+
+
+def test_summary_sums_what_is_committed(tmp_path):
+    write_first(tmp_path)
+    write_second(tmp_path)
+    three = [triplet("d"), triplet("d", 2)]
+    write_shard(tmp_path, 2, [video("d", 3)], rows(three, [], [pair("d"), pair("d", 2)]), {"scan": 1.0})
     assert summarise(tmp_path) == {
-        "videos": 3,
-        "videos_with_triplets": 1,
+        "videos": 4,
+        "decoded": 3,
         "frames": 30,
         "video_s": 1.5,
-        "keyframes": 4,
-        "keyframes_per_used_video": 3.0,
-        "triplets": 2,
+        "paired": 2,
+        "keyframes": 6,
+        "keyframes_of_paired": 5,
+        "pairs": 3,
+        "triplets": 3,
+        "videos_with_triplets": 2,
+        "words": 9,
         "filtered": 1,
         "failed": 1,
-        "rejects_by_reason": {"failed/time_out": 1, "filtered/too_few_keyframes": 1},
-        "readers": {"decord": 1},
+        "readers": {"decord": 2},
         "decord_fallbacks": 0,
+        "rejects_by_reason": {"failed/time_out": 1, "filtered/too_few_keyframes": 1},
+        "stage_s": {"scan": 2.5, "idm": 2.0},
+        "keyframes_per_used_video": 2.5,
+        "table7": {
+            "mean_length_s": 0.5,
+            "total_length_h": 0.0004,
+            "samples": 2,
+            "observations_per_video": 2.5,
+            "actions_per_video": 1.5,
+            "words_per_action": 3.0,
+        },
     }
-    assert all(json.loads(path.read_text())["videos"] for path in (tmp_path / "shards").glob("*.json"))
-    assert all(pq.read_schema(p).equals(TRIPLET_SCHEMA) for p in (tmp_path / "triplets").glob("*.parquet"))
+    assert json.loads((tmp_path / "shards" / "shard-000001.json").read_text())["failed"] == 1
+    assert read_table(tmp_path / "clips", CLIPS_SCHEMA).num_rows == 4
+    assert read_table(tmp_path / "pairs", PAIRS_SCHEMA).num_rows == 3

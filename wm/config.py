@@ -6,7 +6,7 @@ import tomllib
 import types
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Self, Union, get_args, get_origin
+from typing import Any, ClassVar, Self, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -21,6 +21,9 @@ class Recipe(BaseModel):
     model_config = ConfigDict(
         extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
+
+    HOW: ClassVar[frozenset[str]] = frozenset()
+    """Keys that say how a run is done (workers, batches) and not what comes out: a run may be gone on with other ones."""
 
     @model_validator(mode="after")
     def _need_required_texts(self) -> Self:

@@ -47,6 +47,7 @@ _TRIPLET_FIELDS: list[tuple[str, pa.DataType]] = [
     ("annotator", pa.string()),
     ("status", pa.string()),
     ("license", pa.string()),
+    ("reader", pa.string()),
 ]
 
 _HF_FEATURES = {
@@ -81,7 +82,8 @@ TRIPLET_SCHEMA = pa.schema(_TRIPLET_FIELDS, metadata=_hf_metadata(_TRIPLET_FIELD
 (paper section 3.2, recognition model), raw; normalising it is training's choice.
 ``action_logprob``: sum of log-probabilities of the action's tokens in nats, ``action_tokens`` their count;
 both null for people's actions. ``motion``: mean optical-flow magnitude at the target key-frame, px/frame.
-``origin``: ``human``, ``idm`` or ``fdm``. Unknown times, frames and motion are null.
+``origin``: ``human``, ``idm`` or ``fdm``. ``reader``: what decoded the two frames of a video, ``decord`` or
+``pyav``. Unknown times, frames and motion are null.
 """
 
 REJECT_SCHEMA = pa.schema(

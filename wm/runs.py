@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ class Run:
         self.out = Path(out)
         self.timings_s: dict[str, float] = {}
         self._started = time.time()
+        self._how = recipe.HOW
         self._record: dict[str, Any] = {
             "stage": stage,
             "recipe": recipe.model_dump(mode="json"),
@@ -40,7 +41,15 @@ class Run:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        return tuple(json.dumps(self._record[name], sort_keys=True) for name in ("stage", "recipe", "inputs"))
+        return self._key_of(self._record)
+
+    def _key_of(self, record: Mapping[str, Any]) -> tuple[Any, ...]:
+        parts = [record.get("stage"), self._what(record), record.get("inputs")]
+        return tuple(json.dumps(part, sort_keys=True) for part in parts)
+
+    def _what(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """The recipe without the keys that do not change what comes out."""
+        return {name: value for name, value in (record.get("recipe") or {}).items() if name not in self._how}
 
     def is_whole(self) -> bool:
         """True if ``run.json`` of this very run stands in the folder; :class:`InputError` if another run does."""
@@ -49,11 +58,12 @@ class Run:
             found = read_run(self.out, name)
             if found is None:
                 continue
-            other = tuple(json.dumps(found.get(part), sort_keys=True) for part in ("stage", "recipe", "inputs"))
-            if other != self.key:
+            if self._key_of(found) != self.key:
                 state = "another run" if name == _WHOLE else "another run, unfinished"
                 way_out = "choose another out" if name == _WHOLE else "choose another out, or remove that folder"
-                raise OtherRunError(f"{self.out} holds {state} ({_difference(found, self._record)}); {way_out}")
+                raise OtherRunError(
+                    f"{self.out} holds {state} ({_difference(found, self._record, self._how)}); {way_out}"
+                )
             if name == _WHOLE:
                 return True
         return False
@@ -160,12 +170,12 @@ def _visible(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
 
 
-def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any], how: Collection[str]) -> str:
     if found.get("stage") != wanted["stage"]:
         return f"of stage {found.get('stage')!r}, not {wanted['stage']!r}"
     for part in ("recipe", "inputs"):
         old, new = found.get(part) or {}, wanted[part]
-        for name in sorted(set(old) | set(new)):
+        for name in sorted((set(old) | set(new)) - set(how)):
             if old.get(name) != new.get(name):
                 return f"{part} {name} = {old.get(name)!r:.60} there, {new.get(name)!r:.60} here"
     return "it differs"

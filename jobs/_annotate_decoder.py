@@ -1,0 +1,115 @@
+"""The CPU actor of ``annotate``: videos in, key-frames with their numbers out."""
+
+import tempfile
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from jobs._annotate_metrics import Metrics
+from jobs._annotate_tables import DECODED_SCHEMA
+from wm.storage import download, is_remote
+from wm.video import ClipReader, ClipSettings, VideoError
+from wm.video.facts import FrameFacts, pair_difference
+
+
+@dataclass(frozen=True)
+class DownloadSettings:
+    """``time_limit_s``: for one file. ``max_bytes``: larger files are rejected before the disk is full."""
+
+    time_limit_s: float
+    max_bytes: int
+
+
+class Decoder:
+    """A shard's videos to their key-frames. Holds the child process in which native decoders run."""
+
+    def __init__(self, clips: ClipSettings, downloads: DownloadSettings) -> None:
+        """``clips``: how they are read. ``downloads``: limits for remote ones."""
+        self.reader = ClipReader(clips)
+        self.downloads = downloads
+        self.metrics = Metrics()
+        self._folder = tempfile.TemporaryDirectory(prefix="wm-annotate-")
+        self._held_uri = ""
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Rows of a listing with ``path, shard, shard_rows`` to rows of :data:`DECODED_SCHEMA`."""
+        rows = []
+        for video in batch.to_pylist():
+            path = video.pop("path")
+            try:
+                row = video | self._read(video, path)
+            except OSError as error:  # the machine's trouble (no space, no memory for a child), not the video's
+                told = f"cannot decode {video['uri']} on this machine: {error.strerror or error}"
+                row = video | {"problem": told, "errno": error.errno or 0}
+            rows.append(row)
+            self.metrics.video(row)
+        return pa.Table.from_pylist(rows, schema=DECODED_SCHEMA)
+
+    def _read(self, video: dict[str, Any], path: str) -> dict[str, Any]:
+        seconds: dict[str, float] = {}
+        try:
+            if is_remote(path):
+                path = self._local_copy(path, seconds)
+            clip = self.reader.read(path, start_s=video["start_s"], end_s=video["end_s"])
+        except VideoError as error:
+            return seconds | {"outcome": "failed", "reason": error.reason, "detail": error.detail}
+        scan, chosen = clip.scan, clip.scan.keyframes
+        row = seconds | {
+            "num_frames": scan.num_frames,
+            "duration_s": scan.duration_s,
+            "frame_s": scan.duration_s / scan.num_frames,
+            "height_px": scan.size_px[0],
+            "width_px": scan.size_px[1],
+            "reader": clip.reader,
+            "fallback": clip.fallback,
+            "errors": scan.errors,
+            "keyframes": chosen,
+            "times_s": scan.times_s[chosen].tolist(),
+            "motion": scan.motion.tolist(),
+            "scan_s": clip.scan_s,
+            "fetch_s": clip.fetch_s,
+        }
+        if len(chosen) < 2:
+            detail = f"{video['uri']}: {len(chosen)} key-frame among {scan.num_frames} frames; a pair needs two"
+            return row | {"outcome": "filtered", "reason": "too_few_keyframes", "detail": detail}
+        return row | {"images": clip.images_png} | _measured(clip.facts, scan.cuts)
+
+    def _local_copy(self, uri: str, seconds: dict[str, float]) -> str:
+        """Fetch a remote file by the killable child; it is kept until another one is asked for, because the segments
+        of one long video follow each other."""
+        path = Path(self._folder.name) / "video"
+        if uri != self._held_uri or not path.exists():
+            self._held_uri = ""
+            path.unlink(missing_ok=True)
+            begin = time.perf_counter()
+            limits = self.downloads
+            self.reader.process.call(
+                limits.time_limit_s + 5.0, fetch_remote, uri, str(path), limits.time_limit_s, limits.max_bytes
+            )
+            seconds["download_s"] = time.perf_counter() - begin
+            self._held_uri = uri
+        return str(path)
+
+
+def fetch_remote(uri: str, path: str, time_limit_s: float, max_bytes: int) -> None:
+    """Download; runs in the child. Raises :class:`VideoError` for what is the file's or its server's fault."""
+    from wm.storage import StorageError
+
+    try:
+        download(uri, path, time_limit_s=time_limit_s, max_bytes=max_bytes)
+    except StorageError as error:
+        raise VideoError(error.reason, error.detail) from error
+
+
+def _measured(facts: list[FrameFacts], cuts: list[float]) -> dict[str, Any]:
+    return {
+        "difference": [0.0, *(pair_difference(a, b) for a, b in pairwise(facts))],
+        "cut": cuts,
+        "luma": [fact.luma for fact in facts],
+        "sharpness": [fact.sharpness for fact in facts],
+        "phash": [fact.phash for fact in facts],
+    }

@@ -1,0 +1,109 @@
+"""A proposed pair on its way through the filters, and how work is cut into batches."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from wm.datasets.filters import Filters
+from wm.records import stable_id
+
+T = TypeVar("T")
+
+
+@dataclass
+class Pair:
+    """One source and target of a video: rows of the video's key-frame lists; then what became of it."""
+
+    video: dict[str, Any]
+    source: int
+    target: int
+    repeat_bits: int | None = None
+    reason: str = ""
+    detail: str = ""
+    action: Any = None
+
+    def ident(self, *more: str) -> tuple[Any, ...]:
+        """What this pair's ids are made of."""
+        frames = self.video["keyframes"]
+        return (self.video["key"], *more, frames[self.source], frames[self.target])
+
+    def lower(self, column: str) -> float:
+        """The smaller of both frames' numbers."""
+        return min(self.video[column][self.source], self.video[column][self.target])
+
+    def hashes(self) -> tuple[int, int]:
+        """Perceptual hashes of both frames."""
+        return self.video["phash"][self.source], self.video["phash"][self.target]
+
+    def numbers(self, filters: Filters) -> dict[str, Any]:
+        """What the picture filters look at; None where a filter is off."""
+        return {
+            "difference": self.video["difference"][self.target] if filters.static != "off" else None,
+            "cut": self.video["cut"][self.target] if filters.cut != "off" else None,
+            "luma": self.lower("luma") if filters.dark != "off" else None,
+            "sharpness": self.lower("sharpness") if filters.blurred != "off" else None,
+        }
+
+    def row(self, dataset: str, filters: Filters) -> dict[str, Any]:
+        """This pair's row of :data:`jobs._annotate_tables.PAIRS_SCHEMA`."""
+        frames, action = self.video["keyframes"], self.action
+        hashes = self.hashes() if filters.near_duplicate != "off" else (None, None)
+        return {
+            "triplet_id": stable_id(dataset, *self.ident()),
+            "key": self.video["key"],
+            "class_label": self.video["class_label"],
+            "source_frame": frames[self.source],
+            "target_frame": frames[self.target],
+            "motion": self.video["motion"][frames[self.target]],
+            **self.numbers(filters),
+            "source_hash": hashes[0],
+            "target_hash": hashes[1],
+            "repeat_bits": self.repeat_bits,
+            "action": action.text if action else None,
+            "action_logprob": action.logprob if action else None,
+            "action_tokens": action.num_tokens if action else None,
+            "outcome": "filtered" if self.reason else "ok",
+            "reason": self.reason,
+        }
+
+
+@dataclass
+class Seconds:
+    """Time spent on a shard, by stage."""
+
+    by_stage: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def of(self, stage: str) -> Iterator[None]:
+        """Add the seconds spent inside to ``stage``."""
+        begin = time.perf_counter()
+        yield
+        self.by_stage[stage] = self.by_stage.get(stage, 0.0) + time.perf_counter() - begin
+
+
+def even_chunks(items: Sequence[T], most: int) -> Iterator[list[T]]:
+    """Consecutive chunks of at most ``most`` whose sizes differ by one: 65 by 64 are 33 and 32, not 64 and 1."""
+    count = -(-len(items) // most)
+    for part in range(count):
+        yield list(items[part * len(items) // count : (part + 1) * len(items) // count])
+
+
+def halve_when_full(function: Callable[[Any], Sequence[Any]], batch: Any) -> list[Any]:
+    """``function(batch)``, a tuple of one sequence or tensor a row; where the GPU's memory does not hold the batch, its
+    halves one after the other (and their halves), joined again."""
+    import torch
+
+    try:
+        return list(function(batch))
+    except torch.OutOfMemoryError:
+        if len(batch) == 1:
+            raise
+    torch.cuda.empty_cache()
+    half = len(batch) // 2
+    parts = [halve_when_full(function, batch[:half]), halve_when_full(function, batch[half:])]
+    return [
+        torch.cat(pair) if isinstance(pair[0], torch.Tensor) else [*pair[0], *pair[1]]
+        for pair in zip(*parts, strict=True)
+    ]

@@ -1,0 +1,91 @@
+"""What ``annotate`` writes beside triplets and rejects: a row a video (``clips``) and a row a proposed pair
+(``pairs``); and the table that travels from decoders to annotators."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+CLIPS_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("uri", pa.string()),
+        ("class_label", pa.string()),
+        ("start_s", pa.float64()),
+        ("end_s", pa.float64()),
+        ("num_frames", pa.int32()),
+        ("duration_s", pa.float64()),
+        ("frame_s", pa.float64()),
+        ("height_px", pa.int32()),
+        ("width_px", pa.int32()),
+        ("reader", pa.string()),
+        ("fallback", pa.string()),
+        ("errors", pa.int32()),
+        ("keyframes", pa.list_(pa.int32())),
+        ("times_s", pa.list_(pa.float64())),
+        ("motion", pa.list_(pa.float32())),
+    ]
+)
+"""One row a video, failed ones too (their numbers are null). ``motion``: the whole curve, px/frame at full size, one
+number a frame. ``keyframes``: chosen frames, ``times_s`` theirs in the file's own clock. ``frame_s``: mean seconds
+between two frames. ``errors``: packets that could not be decoded. ``reader``: who served the pictures; ``fallback``:
+why decord, asked first, did not."""
+
+PAIRS_SCHEMA = pa.schema(
+    [
+        ("triplet_id", pa.string()),
+        ("key", pa.string()),
+        ("class_label", pa.string()),
+        ("source_frame", pa.int32()),
+        ("target_frame", pa.int32()),
+        ("motion", pa.float32()),
+        ("difference", pa.float32()),
+        ("cut", pa.float32()),
+        ("luma", pa.float32()),
+        ("sharpness", pa.float32()),
+        ("source_hash", pa.uint64()),
+        ("target_hash", pa.uint64()),
+        ("repeat_bits", pa.int32()),
+        ("action", pa.string()),
+        ("action_logprob", pa.float64()),
+        ("action_tokens", pa.int32()),
+        ("outcome", pa.string()),
+        ("reason", pa.string()),
+    ]
+)
+"""One row a proposed pair, kept or not. ``difference, cut, luma, sharpness``: what the filters look at
+(:mod:`wm.datasets.filters`, :mod:`wm.video.facts`), null where a filter is off; ``luma`` and ``sharpness`` are the
+lower of the two frames'. ``*_hash``: perceptual hashes. ``repeat_bits``: bits to the nearest earlier pair of the
+shard. ``action`` is null where a picture filter took the pair out before the IDM saw it. ``outcome``: ``ok`` (a
+triplet) or ``filtered``, ``reason`` by which filter."""
+
+DECODED_SCHEMA = pa.schema(
+    [
+        *CLIPS_SCHEMA,
+        ("license", pa.string()),
+        ("shard", pa.int64()),
+        ("shard_rows", pa.int64()),
+        ("problem", pa.string()),
+        ("errno", pa.int64()),
+        ("outcome", pa.string()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        ("images", pa.list_(pa.binary())),
+        ("difference", pa.list_(pa.float32())),
+        ("cut", pa.list_(pa.float32())),
+        ("luma", pa.list_(pa.float32())),
+        ("sharpness", pa.list_(pa.float32())),
+        ("phash", pa.list_(pa.uint64())),
+        ("download_s", pa.float64()),
+        ("scan_s", pa.float64()),
+        ("fetch_s", pa.float64()),
+    ]
+)
+"""Between the actors: a row a video, all videos of a shard in one block. Key-frames as PNG bytes with what was
+measured of each (``difference`` and ``cut``: against the key-frame before), or why there are none (``outcome``).
+``problem``: trouble of the machine, not of the video; it ends the run."""
+
+
+def clip_rows(videos: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of :data:`CLIPS_SCHEMA` from rows of :data:`DECODED_SCHEMA`."""
+    return [{name: video[name] for name in CLIPS_SCHEMA.names} for video in videos]
