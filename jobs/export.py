@@ -104,12 +104,10 @@ def _require_apart(recipe: ExportRecipe) -> None:
 def _plan(recipe: ExportRecipe, rows: RowFilter) -> Plan:
     bar: Any = None
 
-    def on_files(count: int) -> None:
+    def on_file(done: int, total: int) -> None:
         nonlocal bar
-        if bar is None:
-            bar = progress_bar(count, "file", "export: plan")
-        else:
-            bar.update(1)
+        bar = progress_bar(total, "file", "export: plan") if bar is None else bar
+        bar.update(done - bar.n)
 
     try:
         return plan_export(
@@ -118,7 +116,7 @@ def _plan(recipe: ExportRecipe, rows: RowFilter) -> Plan:
             max_bytes=recipe.shard_mb * 2**20,
             max_rows=recipe.shard_rows,
             with_tasks=FORMATS[recipe.format].numbers_tasks,
-            on_files=on_files,
+            on_file=on_file,
         )
     finally:
         if bar is not None:

@@ -15,24 +15,23 @@ from typing import IO, Any
 from urllib.parse import quote
 
 from wm.datasets.export.plan import Part, Plan
-from wm.datasets.export.rows import Context, file_key, image_of, iterate_rows, json_row
+from wm.datasets.export.rows import Context, aside, file_key, image_of, iterate_rows, json_row
 from wm.runs import write_text
 
 
 def write(context: Context, part: Part, tick: Callable[[int], Any]) -> dict[str, Any]:
     """The images of a part as one folder, its rows as JSON lines among the marks."""
     out, name = Path(context.out), f"{part.number:06d}"
-    folder, aside = out / "images" / name, out / "images" / f".{name}.tmp"
-    for leftover in (folder, aside):
-        shutil.rmtree(leftover, ignore_errors=True)
-    aside.mkdir(parents=True)
+    folder = out / "images" / name
+    hidden = aside(folder)
+    hidden.mkdir(parents=True)
     lines, licenses = [], Counter[str]()
     for row in iterate_rows(part, context):
         paths = {}
         for key, column in (("input", "source_image"), ("output", "target_image")):
             data, suffix = image_of(row, column, context)
             file = f"{file_key(row['triplet_id'])}-{column.removesuffix('_image')}.{suffix}"
-            (aside / file).write_bytes(data)
+            (hidden / file).write_bytes(data)
             paths[key] = f"images/{name}/{file}"
         entry = paths | {"instruction": row["action"], "task": row["class_label"] or ""} | json_row(row)
         lines.append(json.dumps(entry, ensure_ascii=False))
@@ -40,7 +39,9 @@ def write(context: Context, part: Part, tick: Callable[[int], Any]) -> dict[str,
         tick(1)
     (out / ".parts").mkdir(parents=True, exist_ok=True)
     write_text(_fragment(out, part.number), "".join(f"{line}\n" for line in lines))
-    os.replace(aside, folder)
+    # A folder that stands there is of a part that was not marked: no other is written again.
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(hidden, folder)
     return {"rows": len(lines), "licenses": dict(licenses)}
 
 
@@ -53,7 +54,7 @@ def finish(context: Context, plan: Plan, facts: Sequence[dict[str, Any]]) -> Non
         for part in plan.parts:
             with _fragment(out, part.number).open(encoding="utf-8") as fragment:
                 for line in fragment:
-                    split = json.loads(line)["split"]
+                    split = json.loads(line)["split"] or "train"
                     if split not in files:
                         names[split] = f"{quote(split, safe=' ')}.json"
                         files[split] = stack.enter_context((out / f".{names[split]}.tmp").open("w", encoding="utf-8"))

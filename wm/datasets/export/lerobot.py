@@ -1,7 +1,8 @@
 """LeRobot's data-set layout, version 3.0: every triplet is an episode of two frames.
 
 Followed: ``lerobot-dataset-v3.mdx`` of LeRobot's documentation and what its ``lerobot.datasets`` reads
-(``meta/info.json``, ``meta/stats.json``, ``meta/tasks.parquet``, ``meta/episodes`` and ``data`` in chunks of files).
+(``meta/info.json``, ``meta/stats.json``, ``meta/tasks.parquet``, ``meta/episodes`` and ``data`` in chunks of files);
+an export was opened with ``LeRobotDataset`` of lerobot 0.4.4 and every frame and task compared.
 
 Choices, where a triplet is no robot's recording:
 
@@ -15,7 +16,6 @@ Choices, where a triplet is no robot's recording:
 """
 
 import os
-import uuid
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 
 from wm.datasets.export.lerobot_meta import CHUNK_FILES, DATA_SCHEMA, EPISODE_SCHEMA, FPS, Stats
 from wm.datasets.export.plan import Part
-from wm.datasets.export.rows import PROVENANCE, Context, image_of, iterate_rows
+from wm.datasets.export.rows import PROVENANCE, Context, aside, image_of, iterate_rows
 
 STATS_EPISODES = 32
 
@@ -103,10 +103,10 @@ def _episode(row: Mapping[str, Any], episode: int, part: int) -> dict[str, Any]:
 def _parquet(path: Path, schema: pa.Schema, rows_an_episode: int) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
     """A Parquet file written in small row groups, aside and then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    hidden = aside(path)
     pending: list[dict[str, Any]] = []
     try:
-        with pq.ParquetWriter(aside, schema, compression="zstd") as writer:
+        with pq.ParquetWriter(hidden, schema, compression="zstd") as writer:
 
             def flush() -> None:
                 writer.write_table(pa.Table.from_pylist(pending, schema=schema))
@@ -120,7 +120,7 @@ def _parquet(path: Path, schema: pa.Schema, rows_an_episode: int) -> Iterator[Ca
             yield add
             if pending:
                 flush()
-        os.replace(aside, path)
+        os.replace(hidden, path)
     except BaseException:
-        aside.unlink(missing_ok=True)
+        hidden.unlink(missing_ok=True)
         raise

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from wm.datasets.card import license_lines
 from wm.datasets.export.plan import Plan
-from wm.datasets.export.rows import PROVENANCE, Context
+from wm.datasets.export.rows import PROVENANCE, Context, aside
 from wm.images import decode_image
 from wm.records import TRIPLET_SCHEMA
 from wm.runs import write_json, write_text
@@ -120,9 +120,10 @@ def finish(context: Context, plan: Plan, facts: Sequence[dict[str, Any]]) -> Non
     tasks = pd.DataFrame(
         {"task_index": np.arange(len(context.tasks))}, index=pd.Index(context.tasks.to_pylist(), name="task")
     )
-    aside = out / "meta" / ".tasks.parquet.tmp"
-    tasks.to_parquet(aside)
-    os.replace(aside, out / "meta" / "tasks.parquet")
+    path = out / "meta" / "tasks.parquet"
+    hidden = aside(path)
+    tasks.to_parquet(hidden)
+    os.replace(hidden, path)
     write_json(out / "meta" / "stats.json", _statistics([fact["stats"] for fact in facts]))
     write_json(out / "meta" / "info.json", _info(context, plan))
     write_text(out / "README.md", _card(plan, facts))
@@ -161,7 +162,7 @@ def _info(context: Context, plan: Plan) -> dict[str, Any]:
         "data_files_size_in_mb": plan.max_bytes // 2**20,
         "video_files_size_in_mb": 200,
         "fps": FPS,
-        "splits": {plan.splits[0]: f"0:{plan.exported}"},
+        "splits": {plan.splits[0] or "train": f"0:{plan.exported}"},
         "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
         "video_path": None,
         "features": features,

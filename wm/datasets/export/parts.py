@@ -20,6 +20,10 @@ Tick = Callable[[int], Any]
 """Hears how many more rows are written."""
 
 
+_LEFTOVERS = (".*.tmp", "images/.*.tmp", "data/*/.*.tmp", "meta/.*.tmp", "meta/episodes/*/.*.tmp")
+"""What a killed process leaves half written."""
+
+
 @dataclass(frozen=True)
 class ExportFormat:
     """One layout. ``write`` writes a part and returns its facts (``rows``, ``licenses`` and what ``finish`` needs);
@@ -67,13 +71,17 @@ def read_marks(out: str | Path) -> dict[int, dict[str, Any]]:
 
 
 def finish_export(name: str, context: Context, plan: Plan) -> list[dict[str, Any]]:
-    """Write what speaks of all parts; returns the parts' facts. The marks stay (see :func:`remove_marks`)."""
+    """Write what speaks of all parts; returns the parts' facts. Removes what killed
+    processes left half written. The marks stay (see :func:`remove_marks`)."""
     marks = read_marks(context.out)
     missing = [part.number for part in plan.parts if part.number not in marks]
     if missing:
         raise InputError(f"{context.out} lacks part {missing[0]} of {len(plan.parts)}; run the command again")
     facts = [marks[part.number] for part in plan.parts]
     FORMATS[name].finish(context, plan, facts)
+    for pattern in _LEFTOVERS:
+        for path in Path(context.out).glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     return facts
 
 

@@ -68,22 +68,21 @@ def plan_export(
     max_bytes: int,
     max_rows: int,
     with_tasks: bool = False,
-    on_files: Callable[[int], Any] = lambda count: None,
+    on_file: Callable[[int, int], Any] = lambda done, total: None,
 ) -> Plan:
     """Cut a data set into parts of about ``max_bytes`` of images and at most ``max_rows`` rows.
 
     ``with_tasks``: also gather the splits and the different actions (their texts are held in memory).
-    ``on_files`` hears how many files there are, then 0 after each of them (for a progress bar).
+    ``on_file`` hears how many files are read, of how many.
     Raises :class:`InputError` for files of another schema, ids of the selection that are absent or stand twice, and
     if nothing would be left.
     """
     files = _triplet_files(triplets)
-    on_files(len(files))
     cutter, tally = _Cutter(max_bytes, max_rows), _Tally(rows, with_tasks)
-    for file in files:
+    for number, file in enumerate(files, 1):
         for first, wanted, row_bytes in _row_groups(file, tally):
             cutter.add(str(file), first, wanted, row_bytes)
-        on_files(0)
+        on_file(number, len(files))
     tally.check(triplets)
     parts = cutter.finish()
     if not parts:
@@ -143,8 +142,8 @@ class _Tally:
             wanted &= mine
         if self.with_tasks:
             kept = table.filter(pa.array(wanted))
-            self.splits.update(kept.column("split").unique().to_pylist())
-            self.tasks.update(kept.column("action").unique().to_pylist())
+            self.splits.update(split or "" for split in kept.column("split").unique().to_pylist())
+            self.tasks.update(action or "" for action in kept.column("action").unique().to_pylist())
         return wanted
 
     def _meet(self, ids: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
@@ -185,8 +184,7 @@ class _Cutter:
         places = np.flatnonzero(wanted)
         self.total_bytes += len(places) * row_bytes
         while len(places):
-            left = max(1, row_bytes)
-            room = min(self.max_rows - self._rows, int((self.max_bytes - self._bytes) // left))
+            room = min(self.max_rows - self._rows, int((self.max_bytes - self._bytes) // max(1, row_bytes)))
             if room < 1 and self._rows:
                 self._close()
                 continue

@@ -3,6 +3,7 @@
 import io
 import math
 import re
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,11 +97,15 @@ def read_selection(folder: str | Path) -> npt.NDArray[np.bytes_]:
 def iterate_rows(part: Part, context: Context) -> Iterator[dict[str, Any]]:
     """The wanted rows of a part in order, ``PROVENANCE`` and both images (dicts with ``bytes``).
 
-    Raises :class:`InputError` that names row and file if an image is missing, or an id stands twice in the part.
+    Raises :class:`InputError` that names row and file if id, action or an image is missing, or an id stands twice in
+    the part.
     """
     seen: set[str] = set()
     for piece in part.slices:
         for row in _iterate_slice(piece, context.rows):
+            for name in ("triplet_id", "action"):
+                if not row[name]:
+                    raise InputError(f"triplet {row['triplet_id']} in {piece.file} has no {name}")
             if row["triplet_id"] in seen:
                 raise InputError(f"triplet_id {row['triplet_id']} stands twice; the second time in {piece.file}")
             seen.add(row["triplet_id"])
@@ -111,17 +116,21 @@ def iterate_rows(part: Part, context: Context) -> Iterator[dict[str, Any]]:
 
 
 def _iterate_slice(piece: Slice, rows: RowFilter) -> Iterator[dict[str, Any]]:
-    with pq.ParquetFile(piece.file, buffer_size=2**20, pre_buffer=False) as file:
-        names = [name for name in [*PROVENANCE, *IMAGES] if name in file.schema_arrow.names]
-        missing = dict.fromkeys(set(PROVENANCE) - set(names))
-        groups, first = _overlapping_groups(file.metadata, piece)
-        for batch in file.iter_batches(BATCH_ROWS, row_groups=groups, columns=names):
-            begin, end = max(piece.start - first, 0), min(piece.stop - first, batch.num_rows)
-            first += batch.num_rows
-            if begin < end:
-                kept = batch.slice(begin, end - begin)
-                for row in kept.filter(pa.array(rows.wanted(kept))).to_pylist():
-                    yield row | missing
+    try:
+        # Without pre_buffer and with a buffer, pages are read as they are needed, not a row group of images at once.
+        with pq.ParquetFile(piece.file, buffer_size=2**20, pre_buffer=False) as file:
+            names = [name for name in [*PROVENANCE, *IMAGES] if name in file.schema_arrow.names]
+            missing = dict.fromkeys(set(PROVENANCE) - set(names))
+            groups, first = _overlapping_groups(file.metadata, piece)
+            for batch in file.iter_batches(BATCH_ROWS, row_groups=groups, columns=names):
+                begin, end = max(piece.start - first, 0), min(piece.stop - first, batch.num_rows)
+                first += batch.num_rows
+                if begin < end:
+                    kept = batch.slice(begin, end - begin)
+                    for row in kept.filter(pa.array(rows.wanted(kept))).to_pylist():
+                        yield row | missing
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{piece.file} is damaged: {' '.join(str(error).split())}") from error
 
 
 def _overlapping_groups(metadata: Any, piece: Slice) -> tuple[list[int], int]:
@@ -172,6 +181,11 @@ def first_image_size(plan: Plan, context: Context) -> tuple[int, int]:
         return context.side_px, context.side_px
     row = next(iterate_rows(plan.parts[0], context))
     return image_size(image_of(row, "source_image", context)[0], f"source_image of triplet {row['triplet_id']}")
+
+
+def aside(path: Path) -> Path:
+    """A hidden name beside ``path`` to write under before the renaming; no two writers share one."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
 
 
 def file_key(triplet_id: str) -> str:

@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from wm.datasets.export.plan import Part, Plan
-from wm.datasets.export.rows import Context, file_key, image_of, iterate_rows, json_row
+from wm.datasets.export.rows import Context, aside, file_key, image_of, iterate_rows, json_row
 
 
 def write(context: Context, part: Part, tick: Callable[[int], Any]) -> dict[str, Any]:
     """One part as one tar file."""
     path = Path(context.out) / f"shard-{part.number:06d}.tar"
-    aside = path.with_name(f".{path.name}.tmp")
+    hidden = aside(path)
     rows, licenses = 0, Counter[str]()
     try:
-        with tarfile.open(aside, "w", format=tarfile.USTAR_FORMAT) as tar:
+        with tarfile.open(hidden, "w", format=tarfile.USTAR_FORMAT) as tar:
             for row in iterate_rows(part, context):
                 for name, data in sorted(_members(row, context).items()):
                     member = tarfile.TarInfo(name)
@@ -32,9 +32,9 @@ def write(context: Context, part: Part, tick: Callable[[int], Any]) -> dict[str,
                 rows += 1
                 licenses[row["license"] or ""] += 1
                 tick(1)
-        os.replace(aside, path)
+        os.replace(hidden, path)
     except BaseException:
-        aside.unlink(missing_ok=True)
+        hidden.unlink(missing_ok=True)
         raise
     return {"rows": rows, "licenses": dict(licenses)}
 

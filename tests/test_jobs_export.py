@@ -1,0 +1,422 @@
+"""The export job: every format read back, what is left out, going on after a kill, bad input."""
+
+import io
+import json
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from triplet_files import LABELS, picture, triplet, write_output
+
+from jobs import _ray, export
+from jobs.export import ExportRecipe, main, run
+from wm.datasets.aurora import Item, list_items, load_pair
+from wm.datasets.export import PROVENANCE
+from wm.datasets.selection import SELECTION_SCHEMA
+from wm.errors import InputError, OtherRunError
+from wm.images import decode_image, encode_png, fit_square
+from wm.records import TRIPLET_SCHEMA, triplet_row, write_table
+
+COUNT = 10
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten triplets of one size in three files."""
+    return write_output(tmp_path_factory.mktemp("export") / "annotated", [triplet(number) for number in range(COUNT)])
+
+
+def recipe(world: Path, out: Path, **changes: Any) -> ExportRecipe:
+    plain = {"triplets": str(world / "triplets"), "out": str(out), "shard_rows": 4}
+    return ExportRecipe(**(plain | changes))
+
+
+def select(folder: Path, numbers: list[int], extra: tuple[str, ...] = ()) -> Path:
+    ids = [f"{number:024x}" for number in numbers] + list(extra)
+    rows = [{"triplet_id": text, "class_label": "", "score": 0.0, "rank_in_class": 0, "order": 0} for text in ids]
+    write_table(rows, folder / "selection" / "part-00000.parquet", SELECTION_SCHEMA)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file but run.json, which holds the time."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "run.json"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def provenance(number: int, **changes: Any) -> dict[str, Any]:
+    row = triplet(number) | changes
+    return {name: row[name] for name in PROVENANCE}
+
+
+def test_aurora_is_read_back_by_its_own_reader(world: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    record = run(recipe(world, out, format="aurora"))
+    assert record["counts"] == {
+        "rows": 10,
+        "exported": 10,
+        "not_selected": 0,
+        "other_split": 0,
+        "files": 3,
+        "parts": 3,
+        "licenses": {"CC BY 4.0, (c) Zoë": 4, "MIT": 6},
+    }
+    assert sorted(path.name for path in out.iterdir()) == ["images", "run.json", "train.json"]
+    rows = json.loads((out / "train.json").read_text())
+    items = list_items(out, "train.json")
+    assert len(rows) == len(items) == COUNT
+    for number, (row, item) in enumerate(zip(rows, items, strict=True)):
+        assert isinstance(item, Item)
+        assert item.action == row["instruction"] == triplet(number)["action"]
+        assert item.task == (LABELS[number % 4] or out.name)
+        assert {name: row[name] for name in PROVENANCE} == provenance(number)
+        pair = load_pair(out, item)
+        for pixels, path, side, seed in zip(
+            pair, (item.source, item.target), ("source", "target"), (0, 1), strict=True
+        ):
+            np.testing.assert_array_equal(pixels, picture(2 * number + seed))
+            assert (out / path).read_bytes() == triplet(number)[f"{side}_image"]["bytes"]
+
+
+def test_aurora_has_a_file_a_split_and_keeps_jpeg(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(picture(0)).save(buffer, "JPEG")
+    jpeg = {"bytes": buffer.getvalue(), "path": None}
+    rows = [triplet(number, split=("train", "test", "über/al")[number % 3], source_image=jpeg) for number in range(7)]
+    write_output(tmp_path, [row | {"triplet_id": f"odd/{number}.é"} for number, row in enumerate(rows)], 3)
+    out = tmp_path / "out"
+    run(recipe(tmp_path, out, format="aurora", shard_rows=2))
+    found = {path.name: json.loads(path.read_text()) for path in out.glob("*.json") if path.name != "run.json"}
+    assert {name: len(rows) for name, rows in found.items()} == {
+        "train.json": 3,
+        "test.json": 2,
+        "%C3%BCber%2Fal.json": 2,
+    }
+    assert [row["triplet_id"] for row in found["train.json"]] == ["odd/0.é", "odd/3.é", "odd/6.é"]
+    for row in (row for rows in found.values() for row in rows):
+        assert row["input"].endswith("-source.jpg") and row["output"].endswith("-target.png")
+        assert (out / row["input"]).read_bytes() == buffer.getvalue()
+
+
+def test_webdataset_opens_with_its_package_and_is_the_same_every_time(world: Path, tmp_path: Path) -> None:
+    import webdataset
+
+    run(recipe(world, tmp_path / "a", format="webdataset"))
+    run(recipe(world, tmp_path / "b", format="webdataset", triplets=str(world / "triplets") + "/"))
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert sorted(contents(tmp_path / "a")) == [f"shard-{number:06d}.tar" for number in range(3)]
+    with tarfile.open(tmp_path / "a" / "shard-000002.tar") as tar:
+        members = tar.getmembers()
+        key = f"{8:024x}"
+        assert [member.name for member in members[:4]] == [
+            f"{key}.{name}" for name in ("json", "source.png", "target.png", "txt")
+        ]
+        assert len(members) == 8 and {(m.mtime, m.uid, m.gid, m.uname, m.mode) for m in members} == {
+            (0, 0, 0, "", 0o644)
+        }
+        stored = tar.extractfile(members[1])
+        assert stored is not None and stored.read() == triplet(8)["source_image"]["bytes"]
+    samples = list(
+        webdataset.WebDataset(f"{tmp_path}/a/shard-{{000000..000002}}.tar", shardshuffle=False).decode("rgb8")
+    )
+    assert len(samples) == COUNT
+    for number, sample in enumerate(samples):
+        assert sample["__key__"] == f"{number:024x}" and sample["txt"] == triplet(number)["action"]
+        assert sample["json"] == provenance(number)
+        np.testing.assert_array_equal(sample["source.png"], picture(2 * number))
+        np.testing.assert_array_equal(sample["target.png"], picture(2 * number + 1))
+
+
+def test_webdataset_opens_with_hugging_face_datasets(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    run(recipe(world, tmp_path / "out", format="webdataset"))
+    files = f"{tmp_path}/out/shard-*.tar"
+    rows = list(datasets.load_dataset("webdataset", data_files=files, split="train", streaming=True))
+    for number, row in enumerate(rows):
+        np.testing.assert_array_equal(np.array(row["target.png"]), picture(2 * number + 1))
+        assert row["txt"] == triplet(number)["action"] and row["json"]["license"] == triplet(number)["license"]
+    assert len(rows) == COUNT
+
+
+def test_lerobot_keeps_the_documented_layout(world: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(recipe(world, out, format="lerobot"))
+    info = json.loads((out / "meta/info.json").read_text())
+    tasks = pd.read_parquet(out / "meta/tasks.parquet")
+    files = sorted((out / "data").rglob("*.parquet"))
+    assert [str(file.relative_to(out)) for file in files] == [
+        info["data_path"].format(chunk_index=0, file_index=number) for number in range(3)
+    ]
+    assert info["codebase_version"] == "v3.0" and info["video_path"] is None and info["fps"] == 1
+    assert (info["total_episodes"], info["total_frames"], info["total_tasks"]) == (10, 20, len(tasks)) == (10, 20, 5)
+    assert info["splits"] == {"train": "0:10"}
+    arrow = {"int64": pa.int64(), "float32": pa.float32(), "float64": pa.float64(), "bool": pa.bool_()}
+    arrow["string"] = pa.string()
+    for file in files:
+        schema = pq.read_schema(file)
+        assert schema.names == list(info["features"])
+        for name, feature in info["features"].items():
+            if feature["dtype"] == "image":
+                assert feature["shape"] == [12, 20, 3] and feature["names"] == ["height", "width", "channels"]
+            else:
+                assert feature["shape"] == [1] and schema.field(name).type == arrow[feature["dtype"]]
+    assert tasks.index.name == "task" and list(tasks.task_index) == list(range(5))
+    frames = pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
+    episodes = pd.concat(
+        [pd.read_parquet(file) for file in sorted((out / "meta/episodes").rglob("*.parquet"))], ignore_index=True
+    )
+    assert list(frames["index"]) == list(range(20)) and list(episodes.episode_index) == list(range(10))
+    for number, episode in episodes.iterrows():
+        mine = frames[episode.dataset_from_index : episode.dataset_to_index]
+        place = info["data_path"].format(chunk_index=episode["data/chunk_index"], file_index=episode["data/file_index"])
+        assert number in set(pd.read_parquet(out / place, columns=["episode_index"]).episode_index)
+        assert list(mine.episode_index) == [number] * 2 == [number] * episode.length
+        assert list(mine.frame_index) == [0, 1] == list(mine.timestamp * info["fps"])
+        assert list(mine["next.done"]) == [False, True] and list(mine.triplet_id) == [episode.triplet_id] * 2
+        row = triplet(number)
+        assert list(episode.tasks) == [row["action"]] == [tasks.index[task] for task in mine.task_index.unique()]
+        assert list(mine.video_frame) == [row["source_frame"] or -(number % 2), row["target_frame"] or -1]
+        np.testing.assert_equal(
+            mine.video_time_s.to_numpy(), np.array([row["source_time_s"], row["target_time_s"]], float)
+        )
+        for image, side in zip(mine["observation.image"], ("source", "target"), strict=True):
+            assert image["bytes"] == row[f"{side}_image"]["bytes"]
+    written = pa.concat_tables([pq.read_table(file) for file in sorted((out / "meta/episodes").rglob("*.parquet"))])
+    assert written.select(PROVENANCE).to_pylist() == [provenance(number) for number in range(COUNT)]
+
+
+def test_lerobot_statistics_are_those_of_the_frames(world: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(recipe(world, out, format="lerobot"))
+    stats = json.loads((out / "meta/stats.json").read_text())
+    frames = pd.concat([pd.read_parquet(file) for file in sorted((out / "data").rglob("*.parquet"))])
+    for name in ("timestamp", "frame_index", "episode_index", "index", "task_index", "next.done", "video_frame"):
+        values = frames[name].to_numpy(float)
+        values = values[values >= 0]
+        expected = [values.min(), values.max(), values.mean(), values.std(), len(values)]
+        np.testing.assert_allclose([stats[name][key][0] for key in ("min", "max", "mean", "std", "count")], expected)
+    assert stats["video_time_s"]["count"] == [10]
+    pixels = np.stack([picture(number) for number in range(20)]).reshape(-1, 3) / 255
+    for key, values in (
+        ("min", pixels.min(0)),
+        ("max", pixels.max(0)),
+        ("mean", pixels.mean(0)),
+        ("std", pixels.std(0)),
+    ):
+        np.testing.assert_allclose(np.array(stats["observation.image"][key]), values.reshape(3, 1, 1), rtol=1e-9)
+    assert stats["observation.image"]["count"] == [20]
+
+
+def test_lerobot_opens_in_load_dataset_with_pictures(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    out = tmp_path / "out"
+    run(recipe(world, out, format="lerobot"))
+    table = datasets.load_dataset(str(out), split="train")
+    assert len(table) == 20 and table.features["observation.image"] == datasets.Image()
+    for number, row in enumerate(table):
+        np.testing.assert_array_equal(np.array(row["observation.image"]), picture(number))
+    assert "license: other" in (out / "README.md").read_text()
+
+
+def test_lerobot_wants_one_size_and_one_split(tmp_path: Path) -> None:
+    rows = [triplet(number, (12, 20 + 4 * (number == 2)), split="ab"[number == 1]) for number in range(4)]
+    write_output(tmp_path, rows)
+    with pytest.raises(InputError, match="lerobot keeps one split a data set; these rows are of a, b: give split"):
+        run(recipe(tmp_path, tmp_path / "out", format="lerobot"))
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match=r"0002 has 24 x 12 pixels, the first image 20 x 12; .*give side_px"):
+        run(recipe(tmp_path, tmp_path / "out", format="lerobot", split="a"))
+    record = run(recipe(tmp_path, tmp_path / "square", format="lerobot", split="a", side_px=8))
+    assert (record["counts"]["exported"], record["counts"]["other_split"]) == (3, 1)
+    [file] = (tmp_path / "square" / "data").rglob("*.parquet")
+    images = pd.read_parquet(file)["observation.image"]
+    np.testing.assert_array_equal(decode_image(images[2]["bytes"], "x"), fit_square(picture(4, 12, 24), 8))
+    info = json.loads((tmp_path / "square" / "meta/info.json").read_text())
+    assert info["features"]["observation.image"]["shape"] == [8, 8, 3] and info["splits"] == {"a": "0:3"}
+
+
+def test_a_selection_leaves_out_the_rest_and_counts_it(world: Path, tmp_path: Path) -> None:
+    chosen = select(tmp_path / "chosen", [1, 2, 7, 9])
+    for number, folder in enumerate((chosen, chosen / "selection")):
+        out = tmp_path / f"out{number}"
+        counts = run(recipe(world, out, format="aurora", selection=str(folder), shard_rows=3))["counts"]
+        assert (counts["rows"], counts["exported"], counts["not_selected"], counts["parts"]) == (10, 4, 6, 2)
+        ids = [row["triplet_id"] for row in json.loads((out / "train.json").read_text())]
+        assert ids == [f"{number:024x}" for number in (1, 2, 7, 9)]
+        assert len(list((out / "images").rglob("*.png"))) == 8
+    with pytest.raises(InputError, match=r"2 of the 3 selected ids are not in .*, gone for one; the selection is of"):
+        strange = select(tmp_path / "strange", [1], ("gone", "goner"))
+        run(recipe(world, tmp_path / "x", format="aurora", selection=str(strange)))
+    with pytest.raises(InputError, match=r"nothing to export: none of the 10 rows of .* is wanted"):
+        run(recipe(world, tmp_path / "x", format="aurora", selection=str(chosen), split="dev"))
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("name", ["aurora", "webdataset", "lerobot"])
+def test_a_killed_run_goes_on_to_the_same_files(
+    world: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = tmp_path / "whole"
+    run(recipe(world, expected, format=name))
+    job = recipe(world, tmp_path / "out", format=name)
+    plain, written = export.write_part, []
+
+    def killed(kind: str, context: Any, part: Any, tick: Any) -> dict[str, Any]:
+        if part.number == 1:
+
+            def stop(count: int) -> None:
+                raise KeyboardInterrupt
+
+            tick = stop if not written or written[-1] == 0 else tick
+        written.append(part.number)
+        return plain(kind, context, part, tick)
+
+    monkeypatch.setattr(export, "write_part", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(job)
+    assert not (tmp_path / "out" / "run.json").exists()
+    # What kill -9 leaves: half written files, and a part that was renamed but not marked.
+    stray = {
+        "aurora": "images/000001/a.png",
+        "webdataset": "shard-000001.tar",
+        "lerobot": "data/chunk-000/file-001.parquet",
+    }
+    for leftover in (
+        stray[name],
+        ".shard-000001.tar.0.tmp",
+        "data/chunk-000/.file-001.parquet.0.tmp",
+        "images/.000001.0.tmp/a",
+    ):
+        path = tmp_path / "out" / leftover
+        if path.parent.parent.exists():
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(b"half")
+    monkeypatch.setattr(export, "write_part", plain)
+    first = {"aurora": "images/000000/*", "webdataset": "*-000000.tar", "lerobot": "*/*/file-000.parquet"}[name]
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob(first)}
+    record = run(job)
+    assert record["parts_written_now"] == 2 and "going on, 1 of 3 parts are finished" in capsys.readouterr().out
+    assert contents(tmp_path / "out") == contents(expected)
+    assert kept and all(path.stat().st_mtime_ns == time for path, time in kept.items())
+    assert run(job) == record and "already whole" in capsys.readouterr().out
+    with pytest.raises(OtherRunError, match="recipe shard_rows = 4 there, 5 here"):
+        run(recipe(world, tmp_path / "out", format=name, shard_rows=5))
+
+
+@pytest.mark.slow
+def test_several_processes_write_the_same_files(world: Path, tmp_path: Path) -> None:
+    try:
+        _ray.connect(num_cpus=8)
+        for name in ("aurora", "webdataset", "lerobot"):
+            chosen = str(select(tmp_path / "chosen", [0, 1, 2, 5, 6, 7, 9]))
+            for workers in (1, 2):
+                out = tmp_path / f"{name}{workers}"
+                run(recipe(world, out, format=name, num_workers=workers, shard_rows=2, selection=chosen))
+            assert contents(tmp_path / f"{name}1") == contents(tmp_path / f"{name}2")
+        rows = [triplet(0), triplet(1) | {"source_image": None}]
+        write_table(rows, tmp_path / "bad" / "a.parquet", TRIPLET_SCHEMA)
+        bad = recipe(
+            tmp_path, tmp_path / "y", format="aurora", triplets=str(tmp_path / "bad"), shard_rows=1, num_workers=2
+        )
+        with pytest.raises(InputError, match=r"0001 in .* has no source_image.*the same command goes on"):
+            run(bad)
+    finally:
+        _ray.shutdown()
+
+
+def test_a_dry_run_counts_and_writes_nothing(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = select(tmp_path / "chosen", [3, 4])
+    counts = run(recipe(world, tmp_path / "out", format="lerobot", selection=str(chosen)), dry_run=True)
+    assert counts == {"rows": 10, "exported": 2, "not_selected": 8, "other_split": 0, "files": 3, "parts": 1}
+    assert "would write 2 of 10 triplets (8 not selected) in 1 parts" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_input_is_one_line_and_leaves_nothing(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a.txt").write_text("x")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "other" / "a.parquet")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.parquet").write_bytes(b"PAR1 no")
+    write_table(
+        [triplet(0) | {"source_image": {"bytes": b"no image", "path": None}}],
+        tmp_path / "noimage" / "a.parquet",
+        TRIPLET_SCHEMA,
+    )
+    good = {"triplets": str(world / "triplets"), "out": str(tmp_path / "out"), "format": "webdataset"}
+    before = sorted(tmp_path.rglob("*"))
+    for changes, said in (
+        ({"format": "zip"}, "format = 'zip': input should be 'aurora', 'webdataset' or 'lerobot'"),
+        ({"triplets": str(world)}, f"is the output folder of a stage; give {world}/triplets"),
+        ({"triplets": str(tmp_path / "gone")}, "no such file or folder"),
+        ({"triplets": str(tmp_path / "empty")}, "no Parquet file below"),
+        ({"triplets": str(tmp_path / "other")}, "a.parquet lacks the column 'triplet_id'; columns found: a"),
+        ({"triplets": str(tmp_path / "broken")}, "a.parquet is not a readable Parquet file"),
+        ({"triplets": str(world / "rejects")}, "lacks the column 'triplet_id'"),
+        ({"triplets": str(tmp_path / "noimage"), "format": "lerobot"}, "source_image of triplet 0"),
+        ({"out": str(tmp_path / "full")}, "is not empty (a.txt)"),
+        ({"out": str(world / "triplets" / "x")}, "lies in triplets"),
+        ({"selection": str(tmp_path / "gone")}, "no such file or folder"),
+        ({"selection": str(world / "rejects")}, "lacks the column 'triplet_id'"),
+        ({"shard_rows": "0"}, "shard_rows = 0"),
+        ({"side_px": "-1"}, "side_px = -1"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["export", *(f"{key}={value}" for key, value in (good | changes).items())])
+        assert main() == 2
+        told = capsys.readouterr()
+        error = told.err.splitlines()[-1]
+        assert error.startswith("error: ") and said in error, error
+        assert sorted(tmp_path.rglob("*")) == before
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["export", *(f"{key}={value}" for key, value in (good | {"triplets": str(tmp_path / "noimage")}).items())],
+    )
+    assert main() == 2 and "source_image of triplet 000000000000000000000000 is no image" in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("*.tar"))
+
+
+def test_aurora_bench_survives_the_round_trip(shared_data: Path, tmp_path: Path) -> None:
+    """Real pictures and words: AURORA's layout in, triplets, AURORA's layout out."""
+    root = shared_data / "aurora-bench"
+    items = [item for item in list_items(root, "test.json") if isinstance(item, Item)][::60]
+    pairs = [load_pair(root, item) for item in items]
+    rows = [
+        triplet_row(
+            triplet_id=str(number),
+            dataset="aurora",
+            split="test",
+            class_label=item.task,
+            source_image={"bytes": encode_png(pair[0]), "path": item.source},
+            target_image={"bytes": encode_png(pair[1]), "path": item.target},
+            action=item.action,
+            origin="human",
+        )
+        for number, (item, pair) in enumerate(zip(items, pairs, strict=True))
+    ]
+    write_table(rows, tmp_path / "triplets" / "a.parquet", TRIPLET_SCHEMA)
+    run(recipe(tmp_path, tmp_path / "out", format="aurora"))
+    again = list_items(tmp_path / "out", "test.json")
+    assert [(item.action, item.task) for item in again] == [(item.action, item.task) for item in items]
+    for item, pair in zip(again, pairs, strict=True):
+        for found, expected in zip(load_pair(tmp_path / "out", item), pair, strict=True):
+            np.testing.assert_array_equal(found, expected)
