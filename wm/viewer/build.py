@@ -185,7 +185,8 @@ def _finish_block(block: list[Row], picture: Future[Sprite], folder: Path, colum
 
 def _data(source: Source, plan: Plan, columns: _Columns) -> dict[str, Any]:
     triplets, rejects = plan.triplets, plan.rejects
-    classes = len({name.split("\x1f", 1)[-1] for name in triplets.counts})
+    names = triplets.counts
+    classes = len({name.split("\x1f", 1)[1] for name in names} if plan.order else names)
     notes = []
     if triplets.taken < triplets.total:
         first = "; selected triplets come first" if source.selection else ""

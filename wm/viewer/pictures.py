@@ -11,15 +11,18 @@ from PIL import Image
 from wm.errors import InputError
 from wm.images import Pixels, decode_image
 
-GAP_PX = 2
-"""Between cells, so that scaling does not draw in the neighbour's edge."""
+EDGE_PX = 1
+"""A picture's edge is repeated around it, so that scaling does not draw in its neighbour."""
 
 
 @dataclass(frozen=True)
 class Sprite:
-    """``data``: WebP bytes. ``size_px``: (width, height) of the whole. ``cell_px``: (width, height) from one cell
-    to the next; column 0 holds sources, column 1 targets. ``sizes_px``: for each row (source width, source
-    height, target width, target height), 0 0 where a picture could not be read."""
+    """``data``: WebP bytes. ``size_px``: (width, height) of the whole.
+
+    ``cell_px``: (width, height) from one cell to the next; column 0 holds sources, column 1 targets; a picture lies
+    ``EDGE_PX`` inside its cell. ``sizes_px``: for each row (source width, source height, target width, target
+    height), 0 0 where a picture could not be read.
+    """
 
     data: bytes
     size_px: tuple[int, int]
@@ -46,14 +49,15 @@ def make_sprite(pairs: Sequence[tuple[bytes | None, bytes | None]], side_px: int
     """One picture of all (source, target) image bytes of a block; ``quality``: WebP's, 1 to 100."""
     cells = [[shrink(data, side_px) for data in pair] for pair in pairs]
     sizes = [[(cell.shape[1], cell.shape[0]) if cell is not None else (0, 0) for cell in row] for row in cells]
-    width = max(1, *(size[0] for row in sizes for size in row)) + GAP_PX
-    height = max(1, *(size[1] for row in sizes for size in row)) + GAP_PX
+    width = max(1, *(size[0] for row in sizes for size in row)) + 2 * EDGE_PX
+    height = max(1, *(size[1] for row in sizes for size in row)) + 2 * EDGE_PX
     canvas_HWC = np.zeros((height * len(cells), width * 2, 3), dtype=np.uint8)
     for number, row in enumerate(cells):
         for column, cell in enumerate(row):
             if cell is not None:
+                edged = np.pad(cell, ((EDGE_PX, EDGE_PX), (EDGE_PX, EDGE_PX), (0, 0)), mode="edge")
                 top, left = number * height, column * width
-                canvas_HWC[top : top + cell.shape[0], left : left + cell.shape[1]] = cell
+                canvas_HWC[top : top + edged.shape[0], left : left + edged.shape[1]] = edged
     buffer = io.BytesIO()
     Image.fromarray(canvas_HWC).save(buffer, "WEBP", quality=quality, method=3)
     return Sprite(

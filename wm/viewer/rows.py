@@ -37,11 +37,25 @@ def read_rows(source: Source, picks: Sequence[Pick]) -> Iterator[Row]:
     for file, mine in groupby(picks, key=lambda pick: pick.file):
         with open_parquet(file) as parquet:
             for pick in mine:
-                rows = read_group(parquet, file, pick.group, COLUMNS).take(pa.array(pick.rows)).to_pylist()
+                rows = _python_rows(read_group(parquet, file, pick.group, COLUMNS).take(pa.array(pick.rows)), file)
                 clips, pairs = _clips(source, file, rows), _pairs(source, file, rows)
                 for row in rows:
                     found = _clip_of(row, clips.get(row["video_uri"] or "", []))
                     yield Row(row, found, pairs.get(row["triplet_id"]))
+
+
+def _python_rows(table: pa.Table, file: Path) -> list[dict[str, Any]]:
+    """Rows with the types of the triplet schema, whatever wrote the file."""
+    for place, name in enumerate(COLUMNS):
+        expected = TRIPLET_SCHEMA.field(name).type if name in TRIPLET_SCHEMA.names else pa.string()
+        try:
+            table = table.set_column(place, name, table[name].cast(expected))
+        except pa.ArrowException as error:
+            raise InputError(f"{file} has {name} as {table[name].type}, expected {expected}") from error
+    try:
+        return list(table.to_pylist())
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} holds a text that is not UTF-8: {error}") from error
 
 
 def _clips(source: Source, file: Path, rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

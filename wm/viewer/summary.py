@@ -18,31 +18,39 @@ def figures(record: Mapping[str, Any] | None, triplets: Sample, rejects: Sample,
     found: Figures = [["triplets", f"{triplets.total:,}"], ["classes", f"{classes:,}"]]
     if rejects.total:
         found += [[name, f"{count:,}"] for name, count in outcomes.items()]
-    return found + table_7(record.get("counts") if record else None)
+    counts = record.get("counts") if record else None
+    return found + table_7(counts if isinstance(counts, Mapping) else {})
 
 
-def table_7(counts: Any) -> Figures:
-    """Mean and total length, samples, observations, actions and words (Table 7 counts videos with at least one
-    pair as samples); what cannot be known from ``counts`` is left out."""
-    if not isinstance(counts, Mapping):
-        return []
+_TABLE_7 = {
+    "mean_length_s": ("mean length", "{:.2f} s"),
+    "total_length_h": ("total length", "{:,.2f} h"),
+    "samples": ("videos with triplets", "{:,.0f}"),
+    "observations_per_video": ("observations a video", "{:.2f}"),
+    "actions_per_video": ("actions a video", "{:.2f}"),
+    "words_per_action": ("words an action", "{:.1f}"),
+}
 
-    def number(name: str) -> float:
-        value = counts.get(name)
-        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else 0.0
 
-    video_s, decoded = number("video_s"), number("decoded") or number("videos")
-    samples, triplets = number("videos_with_triplets"), number("triplets")
-    found: Figures = []
-    if video_s and decoded:
-        found += [["mean length", f"{video_s / decoded:.2f} s"], ["total length", f"{video_s / 3600:,.2f} h"]]
-    if samples:
-        found.append(["videos with triplets", f"{samples:,.0f}"])
-        if number("keyframes_of_paired") and number("paired"):
-            found.append(["observations a video", f"{number('keyframes_of_paired') / number('paired'):.2f}"])
-        found.append(["actions a video", f"{triplets / samples:.2f}"])
-    if number("words") and triplets:
-        if samples:
-            found.append(["words a video", f"{number('words') / samples:.1f}"])
-        found.append(["words an action", f"{number('words') / triplets:.1f}"])
+def table_7(counts: Mapping[str, Any]) -> Figures:
+    """The columns of the paper's Table 7 that a run counted (``counts["table7"]``); from an older run's counts what
+    follows from them."""
+    table = counts.get("table7")
+    if not isinstance(table, Mapping):
+        table = _from_counts(counts)
+    return [[name, form.format(table[key])] for key, (name, form) in _TABLE_7.items() if _is_number(table.get(key))]
+
+
+def _from_counts(counts: Mapping[str, Any]) -> dict[str, float]:
+    names = ("video_s", "videos", "videos_with_triplets", "triplets")
+    video_s, videos, used, triplets = (counts[name] if _is_number(counts.get(name)) else 0 for name in names)
+    found: dict[str, float] = {}
+    if video_s and videos:
+        found |= {"mean_length_s": video_s / videos, "total_length_h": video_s / 3600}
+    if used:
+        found |= {"samples": used, "actions_per_video": triplets / used}
     return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

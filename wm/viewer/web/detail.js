@@ -129,7 +129,7 @@ wm.provenance = (row, detail) => {
   const list = wm.el("dl", {});
   const add = (name, value, wide) => {
     if (value === null || value === undefined || value === "") return;
-    list.append(wm.el("dt", { text: name }), wm.el("dd", { class: wide ? "wide" : null, text: value }));
+    list.append(wm.el("dt", { class: wide ? "wide" : null, text: name }), wm.el("dd", { class: wide ? "wide" : null, text: value }));
   };
   const score = wm.get("score", row), order = wm.get("order", row), motion = wm.get("motion", row);
   add("video", wm.get("uri", row), true);
@@ -150,7 +150,7 @@ wm.provenance = (row, detail) => {
 wm.byId("detail").addEventListener("close", wm.close);
 wm.byId("detail").addEventListener("click", (event) => { if (event.target === wm.byId("detail")) wm.close(); });
 wm.byId("detail").addEventListener("keydown", (event) => {
-  const by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -wm.columnsInSight(), ArrowDown: wm.columnsInSight() }[event.key];
+  const by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -wm.layout.across, ArrowDown: wm.layout.across }[event.key];
   if (!by || event.ctrlKey || event.altKey || event.metaKey) return;
   event.preventDefault();
   wm.step(by);

@@ -1,7 +1,19 @@
 "use strict";
 // The contact sheet: only the cards in sight stand in the document.
-const CARD_HEIGHT = 286, CARD_MIN_WIDTH = 306, OVERSCAN_ROWS = 2, BOX_PX = 132;
+const CARD_MIN_WIDTH = 306, CARD_TEXT_PX = 156, CARD_FRAME_PX = 58, OVERSCAN_ROWS = 2, EDGE_PX = 1;
 wm.cards = new Map();
+wm.layout = { across: 1, width: 0, height: 1, box_w: 0, box_h: 0 };
+
+// How many cards stand side by side, and how large they are (CSS px).
+wm.measure = () => {
+  const total = wm.byId("grid").clientWidth, across = Math.max(1, Math.floor(total / CARD_MIN_WIDTH)), width = total / across;
+  if (width === wm.layout.width && across === wm.layout.across) return wm.layout;
+  const box_w = Math.floor((Math.min(width, 460) - CARD_FRAME_PX) / 2), box_h = Math.round(box_w * 0.8);
+  wm.cards.forEach((cell) => cell.remove());
+  wm.cards.clear();
+  wm.layout = { across, width, height: box_h + CARD_TEXT_PX, box_w, box_h };
+  return wm.layout;
+};
 
 // A sprite's cell, scaled to fit a box; which: 0 = source, 1 = target.
 wm.shot = (row, which, box_w, box_h, alt) => {
@@ -14,7 +26,7 @@ wm.shot = (row, which, box_w, box_h, alt) => {
   });
   Object.assign(picture.style, {
     width: `${sheet_w * scale}px`, height: `${sheet_h * scale}px`,
-    left: `${-which * cell_w * scale}px`, top: `${-(row % wm.data.block) * cell_h * scale}px`,
+    left: `${-(which * cell_w + EDGE_PX) * scale}px`, top: `${-((row % wm.data.block) * cell_h + EDGE_PX) * scale}px`,
   });
   const frame = wm.el("span", { class: scale >= 1.5 && Math.max(width, height) <= 128 ? "shot sharp" : "shot" }, picture);
   Object.assign(frame.style, { width: `${Math.floor(width * scale)}px`, height: `${Math.floor(height * scale)}px` });
@@ -40,7 +52,11 @@ wm.facts = (row) => {
 
 wm.card = (row) => {
   const action = wm.get("action", row), uri = wm.get("uri", row) || "";
-  const box = (which, alt) => wm.el("span", { class: "box" }, wm.shot(row, which, BOX_PX, BOX_PX, alt));
+  const box = (which, alt) => {
+    const { box_w, box_h } = wm.layout, node = wm.el("span", { class: "box" }, wm.shot(row, which, box_w, box_h, alt));
+    Object.assign(node.style, { width: `${box_w}px`, height: `${box_h}px` });
+    return node;
+  };
   return wm.el(
     "button", { type: "button", class: "card", title: uri, onclick: () => wm.open(row), "data-id": wm.get("id", row) },
     wm.el("span", { class: "pair" }, box(0, `before: ${action}`), wm.el("span", { "aria-hidden": "true", text: "→" }), box(1, `after: ${action}`)),
@@ -48,49 +64,52 @@ wm.card = (row) => {
   );
 };
 
-wm.columnsInSight = () => Math.max(1, Math.floor(wm.byId("grid").clientWidth / CARD_MIN_WIDTH));
-
 wm.drawGrid = () => {
-  const grid = wm.byId("grid"), across = wm.columnsInSight(), width = grid.clientWidth / across;
-  grid.style.height = `${Math.ceil(wm.rows.length / across) * CARD_HEIGHT}px`;
+  const grid = wm.byId("grid"), { across, width, height } = wm.measure();
+  grid.style.height = `${Math.ceil(wm.rows.length / across) * height}px`;
   const top = -grid.getBoundingClientRect().top;
-  const first = Math.max(0, Math.floor(top / CARD_HEIGHT) - OVERSCAN_ROWS) * across;
-  const last = Math.min(wm.rows.length, (Math.ceil((top + window.innerHeight) / CARD_HEIGHT) + OVERSCAN_ROWS) * across);
+  const first = Math.max(0, Math.floor(top / height) - OVERSCAN_ROWS) * across;
+  const last = Math.min(wm.rows.length, (Math.ceil((top + window.innerHeight) / height) + OVERSCAN_ROWS) * across);
   const kept = new Map();
   for (let place = first; place < last; place++) {
-    const row = wm.rows[place];
-    let cell = wm.cards.get(row);
+    const row = wm.rows[place], cell = wm.cards.get(row) || wm.el("div", { class: "cell", role: "listitem" }, wm.card(row));
     wm.cards.delete(row);
-    if (!cell) {
-      cell = wm.el("div", { class: "cell", role: "listitem" }, wm.card(row));
-    }
     cell.dataset.place = place;
     cell.setAttribute("aria-posinset", place + 1);
     cell.setAttribute("aria-setsize", wm.rows.length);
     Object.assign(cell.style, {
-      width: `${width}px`, height: `${CARD_HEIGHT}px`, left: `${(place % across) * width}px`,
-      top: `${Math.floor(place / across) * CARD_HEIGHT}px`,
+      width: `${width}px`, height: `${height}px`, left: `${(place % across) * width}px`,
+      top: `${Math.floor(place / across) * height}px`,
     });
-    if (!cell.isConnected) grid.append(cell);
     kept.set(row, cell);
   }
   wm.cards.forEach((cell) => cell.remove());
   wm.cards = kept;
+  wm.inOrder(grid, [...kept.values()]);
+};
+
+// The order in the document is the order of tabbing; what stands right is not moved, as that would lose the focus.
+wm.inOrder = (parent, nodes) => {
+  let next = parent.firstChild;
+  for (const node of nodes) {
+    if (node === next) next = next.nextSibling;
+    else parent.insertBefore(node, next);
+  }
 };
 
 // Arrow keys walk over the cards, also over those that are not drawn yet.
 wm.focusPlace = (place) => {
   if (place < 0 || place >= wm.rows.length) return;
-  const grid = wm.byId("grid"), top = Math.floor(place / wm.columnsInSight()) * CARD_HEIGHT;
-  const edge = grid.getBoundingClientRect().top + top;
+  const { across, height } = wm.measure(), top = Math.floor(place / across) * height;
+  const edge = wm.byId("grid").getBoundingClientRect().top + top;
   if (edge < 0) window.scrollBy(0, edge - 12);
-  else if (edge + CARD_HEIGHT > window.innerHeight) window.scrollBy(0, edge + CARD_HEIGHT - window.innerHeight + 12);
+  else if (edge + height > window.innerHeight) window.scrollBy(0, edge + height - window.innerHeight + 12);
   wm.drawGrid();
   wm.cards.get(wm.rows[place])?.firstChild.focus({ preventScroll: true });
 };
 
 wm.byId("grid").addEventListener("keydown", (event) => {
-  const cell = event.target.closest(".cell"), across = wm.columnsInSight();
+  const cell = event.target.closest(".cell"), { across } = wm.layout;
   const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -across, ArrowDown: across }[event.key];
   if (!cell || !step || event.ctrlKey || event.altKey || event.metaKey) return;
   event.preventDefault();

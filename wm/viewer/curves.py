@@ -1,0 +1,108 @@
+"""Drawing of a clip's motion curve with the key-frames that each rule chooses, and the frames themselves."""
+
+import io
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wm.images import decode_image
+
+COLOURS = ("#1667c7", "#c2560c", "#14804a")
+_WIDTH_IN, _CURVE_IN, _STRIP_IN = 12.0, 2.6, 1.9
+_DPI = 100
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a rule chose of a clip. ``frames``: indices in time order. ``images``: their PNG bytes, or none where
+    there are fewer than two."""
+
+    rule: str
+    frames: Sequence[int]
+    images: Sequence[bytes]
+
+
+def draw_curve(
+    path: Path,
+    title: str,
+    times_s: npt.NDArray[np.float64],
+    motion: npt.NDArray[np.float32],
+    choices: Sequence[Choice],
+) -> None:
+    """Write a PNG: motion (px/frame) over time (seconds of the file's clock), the key-frames of each choice as
+    marks, and below it a strip of frames for each choice. Written aside, then renamed."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    widest = max([2, *(len(choice.frames) for choice in choices)])
+    heights = [_CURVE_IN, *([_STRIP_IN] * len(choices))]
+    figure = Figure(figsize=(_WIDTH_IN, sum(heights)), dpi=_DPI, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(len(heights), widest, height_ratios=heights)
+    # No mathematics in names: a file may be called $x_1$.mp4.
+    _draw_motion(figure.add_subplot(grid[0, :]), title, times_s, motion, choices)
+    for number, choice in enumerate(choices):
+        _draw_strip(figure, [grid[number + 1, place] for place in range(widest)], times_s, choice, COLOURS[number])
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name in a script without a font here
+        canvas.print_png(buffer)
+    aside = path.with_name(f".{path.name}.tmp")
+    try:
+        aside.write_bytes(buffer.getvalue())
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def _draw_motion(
+    axes: Any,
+    title: str,
+    times_s: npt.NDArray[np.float64],
+    motion: npt.NDArray[np.float32],
+    choices: Sequence[Choice],
+) -> None:
+    axes.plot(times_s, motion, color="#5b636b", linewidth=1)
+    top = float(motion.max()) or 1.0
+    for number, choice in enumerate(choices):
+        chosen = list(choice.frames)
+        place: dict[str, Any] = {"marker": "ov^"[number], "s": 60 - 24 * number, "zorder": 3 + number}
+        name = f"{choice.rule} ({len(chosen)})"
+        axes.scatter(times_s[chosen], motion[chosen], color=COLOURS[number], label=name, **place)
+        axes.vlines(times_s[chosen], 0, motion[chosen], color=COLOURS[number], linewidth=0.8, alpha=0.6)
+    axes.set_title(title, fontsize=10, loc="left", parse_math=False)
+    axes.set_xlabel("time (s)", fontsize=9)
+    axes.set_ylabel("motion (px/frame)", fontsize=9)
+    axes.set_ylim(0, top * 1.08)
+    axes.margins(x=0.01)
+    axes.tick_params(labelsize=8)
+    axes.legend(fontsize=8, loc="upper right")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_strip(
+    figure: Any, cells: Sequence[Any], times_s: npt.NDArray[np.float64], choice: Choice, colour: str
+) -> None:
+    for place, cell in enumerate(cells):
+        axes = figure.add_subplot(cell)
+        axes.set_axis_off()
+        if place == 0:
+            axes.text(0, 1.16, choice.rule, transform=axes.transAxes, color=colour, fontsize=9, weight="bold")
+        if place < len(choice.images):
+            frame = choice.frames[place]
+            axes.imshow(decode_image(choice.images[place], f"frame {frame}"))
+            axes.set_title(f"frame {frame}, {times_s[frame]:.2f} s", fontsize=8, color=colour, pad=2)
+        elif place == 0:
+            axes.text(0, 0.5, f"{len(choice.frames)} key-frame: no pair", transform=axes.transAxes, fontsize=9)
+
+
+def summary_line(choices: Mapping[str, Sequence[int]]) -> str:
+    """``top_then_spacing 3, greedy_spacing 6``: how many key-frames each rule chose."""
+    return ", ".join(f"{rule} {len(frames)}" for rule, frames in choices.items())
