@@ -34,6 +34,10 @@ SMALL_BYTES = 2**30
 """An export of fewer bytes is written by this process: Ray takes seconds to start."""
 
 
+MANY_FILES = 1000
+"""From so many files on the plan takes seconds, and shows a bar."""
+
+
 class ExportRecipe(Recipe):
     """Which triplets, into which layout."""
 
@@ -106,8 +110,10 @@ def _plan(recipe: ExportRecipe, rows: RowFilter) -> Plan:
 
     def on_file(done: int, total: int) -> None:
         nonlocal bar
-        bar = progress_bar(total, "file", "export: plan") if bar is None else bar
-        bar.update(done - bar.n)
+        if bar is None and total >= MANY_FILES:
+            bar = progress_bar(total, "file", "export: plan")
+        if bar is not None:
+            bar.update(done - bar.n)
 
     try:
         return plan_export(

@@ -339,6 +339,14 @@ def test_several_processes_write_the_same_files(world: Path, tmp_path: Path) -> 
         _ray.shutdown()
 
 
+def test_a_plan_of_many_files_shows_a_bar(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(export, "MANY_FILES", 3)
+    run(recipe(world, tmp_path / "out", format="aurora"), dry_run=True)
+    assert "export: plan: 100%" in capsys.readouterr().err
+
+
 def test_a_dry_run_counts_and_writes_nothing(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     chosen = select(tmp_path / "chosen", [3, 4])
     counts = run(recipe(world, tmp_path / "out", format="lerobot", selection=str(chosen)), dry_run=True)
@@ -383,8 +391,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(
         monkeypatch.setattr(sys, "argv", ["export", *(f"{key}={value}" for key, value in (good | changes).items())])
         assert main() == 2
         told = capsys.readouterr()
-        error = told.err.splitlines()[-1]
-        assert error.startswith("error: ") and said in error, error
+        assert told.out == "" and told.err.count("\n") == 1 and told.err.startswith("error: "), told.err
+        assert said in told.err, told.err
         assert sorted(tmp_path.rglob("*")) == before
     monkeypatch.setattr(
         sys,

@@ -8,6 +8,8 @@ from typing import Any
 import duckdb
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from triplet_files import LABELS, picture, triplet, write_output
@@ -86,11 +88,20 @@ def test_a_card_names_any_split_licence_and_refuses_an_empty_folder(out: Path, t
 
     copy = write_output(tmp_path / "b", ROWS[:2], num_rejects=0)
     odd = 'CC: "by", #1\nZoë'
+    clips = {"uri": ["a.mp4"], "motion": pa.array([[0.5, 1.5]], pa.list_(pa.float32())), "fallback": [None]}
+    pairs = {"triplet_id": ["x"], "source_hash": pa.array([2**64 - 1], pa.uint64())}
+    for name, columns in (("clips", clips), ("pairs", pairs)):
+        (copy / name).mkdir()
+        pq.write_table(pa.table(columns), copy / name / "shard-000000.parquet")
     card = RepoCard.load(write_dataset_card(copy, title="x", license=odd, split="validation"))
     assert card.data.license == "other" and card.data.license_name == odd
     configs = MetadataConfigs.from_dataset_card_data(DatasetCardData(**card.data.to_dict()))
-    assert list(configs) == ["triplets"]
+    assert list(configs) == ["triplets", "clips", "pairs"]
     assert len(load_dataset(str(copy), split="validation")) == 2
+    [clip] = load_dataset(str(copy), "clips", split="validation")
+    assert clip == {"uri": "a.mp4", "motion": [0.5, 1.5], "fallback": None}
+    [pair] = load_dataset(str(copy), "pairs", split="validation")
+    assert pair["source_hash"] == 2**64 - 1
     write_dataset_card(copy, title="x", split="not a split!")
     assert "split: train" in (copy / "README.md").read_text()
     assert license_lines(["", " "]) == [] and license_lines(["CC0-1.0", ""]) == ["license: cc0-1.0"]

@@ -35,6 +35,9 @@ STATS_EPISODES = 32
 
 ROW_GROUP_EPISODES = 32
 
+WRITE_BATCH = 16
+"""Parquet ends a page at the end of such a batch at the earliest: small pages let readers stream images."""
+
 
 def write(context: Context, part: Part, tick: Callable[[int], Any]) -> dict[str, Any]:
     """One part as one file of ``data`` and one of ``meta/episodes``."""
@@ -106,7 +109,7 @@ def _parquet(path: Path, schema: pa.Schema, rows_an_episode: int) -> Iterator[Ca
     hidden = aside(path)
     pending: list[dict[str, Any]] = []
     try:
-        with pq.ParquetWriter(hidden, schema, compression="zstd") as writer:
+        with pq.ParquetWriter(hidden, schema, compression="zstd", write_batch_size=WRITE_BATCH) as writer:
 
             def flush() -> None:
                 writer.write_table(pa.Table.from_pylist(pending, schema=schema))

@@ -108,7 +108,8 @@ def _triplet_files(triplets: str | Path) -> list[Path]:
     files = table_files(triplets)
     if not files:
         raise InputError(f"no Parquet file below {triplets}")
-    return files
+    # Parts are written by processes that may work in another folder.
+    return [file.absolute() for file in files]
 
 
 class _Tally:

@@ -29,7 +29,8 @@ PROVENANCE = [name for name in TRIPLET_SCHEMA.names if name not in _HEAVY]
 """Columns that every format keeps: all but the images and what a codec made of them."""
 
 BATCH_ROWS = 16
-"""Rows held at once: their images are the memory that an export needs."""
+"""Rows held at once. Beside their images, an export needs the memory of the pages under way: all images of a row group
+twice where the file was written in one batch a row group (Parquet then makes one page of them)."""
 
 _SUFFIXES = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpg", b"BM": "bmp"}
 
