@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from wm.errors import InputError
 from wm.storage import StorageError, list_files
@@ -133,10 +132,11 @@ def _remote_found(table: pa.Table, root: str, spec: str, pattern: str) -> Found:
 
 
 def _versions(table: pa.Table) -> str:
+    """Digest of path, size and time of the videos in a table of files, sorted by path."""
     digest = hashlib.sha256()
     for batch in table.to_batches():
-        columns = [pc.fill_null(column.cast(pa.string()), "?") for column in batch.columns]
-        digest.update("\n".join(pc.binary_join_element_wise(*columns, "\x1f").to_pylist()).encode())
+        rows = zip(*(column.to_pylist() for column in batch.columns), strict=True)
+        digest.update("".join(f"{row!r}\n" for row in rows if is_video_name(row[0].rpartition("/")[2])).encode())
     return digest.hexdigest()
 
 
