@@ -57,10 +57,10 @@ def make_listing(entries: Iterator[Entry], notes: Mapping[str, str]) -> pa.Table
     batches = []
     while batch := list(itertools.islice(entries, _BATCH_ROWS)):
         try:
-            columns = [pa.array(v, f.type) for v, f in zip(zip(*batch, strict=True), LISTING_SCHEMA, strict=True)]
+            values = [pa.array(v, f.type) for v, f in zip(zip(*batch, strict=True), LISTING_SCHEMA, strict=True)]
         except UnicodeEncodeError:
             raise _not_text(batch) from None
-        batches.append(pa.Table.from_arrays(columns, schema=LISTING_SCHEMA))
+        batches.append(pa.Table.from_arrays(values, schema=LISTING_SCHEMA))
     table = pa.concat_tables(batches) if batches else LISTING_SCHEMA.empty_table()
     columns = dict(zip(table.column_names, table.columns, strict=True))
     num_entries = table.num_rows
