@@ -80,7 +80,8 @@ def _annotate(recipe: AnnotateRecipe, listing: pa.Table, pending: Mapping[int, t
     block_bytes, context.target_max_block_size = context.target_max_block_size, None  # a shard stays one block
     try:
         counts = (
-            ray.data.from_arrow([_shard_table(listing, number, *rows) for number, rows in pending.items()])
+            # not from_arrow, which asks a remote task for each block's size: thousands of tasks, and workers for them
+            ray.data.from_blocks([_shard_table(listing, number, *rows) for number, rows in pending.items()])
             .map_batches(
                 Decoder,
                 fn_constructor_args=(recipe.clip_settings(), recipe.download_settings()),
