@@ -74,6 +74,12 @@ def license_lines(licenses: Sequence[str]) -> list[str]:
     return ["license: other", f"license_name: {json.dumps(', '.join(given), ensure_ascii=False)}"]
 
 
+def license_sentence(counts: Mapping[str, int]) -> str:
+    """All licences of a data set with their rows, for people."""
+    told = (f"{' '.join(name.split()) or 'not given'} ({count:,})" for name, count in sorted(counts.items()))
+    return f"Licences: {', '.join(told)}."
+
+
 def _body(folder: Path, title: str, license: str, found: Sequence[str], counts: Mapping[str, int]) -> list[str]:
     lines = [f"# {' '.join(title.split())}", "", "| table | rows | what |", "| --- | --- | --- |"]
     lines += [f"| `{name}` | {counts[name]:,} | {TABLES[name]} |" for name in found]

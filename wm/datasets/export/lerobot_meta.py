@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from wm.datasets.card import license_lines
+from wm.datasets.card import license_lines, license_sentence
 from wm.datasets.export.plan import Plan
 from wm.datasets.export.rows import PROVENANCE, Context, aside
 from wm.images import decode_image
@@ -192,7 +192,7 @@ def _card(plan: Plan, facts: Sequence[dict[str, Any]]) -> str:
             "(NaN = unknown) say where a frame lies in its video. Source, licence and likelihood of every pair stand",
             "in `meta/episodes`.",
             "",
-            "Licences: " + ", ".join(f"{name or 'not given'} ({count:,})" for name, count in sorted(licenses.items())),
+            license_sentence(licenses),
             "",
         ]
     )

@@ -173,7 +173,7 @@ def image_size(data: bytes, name: str) -> tuple[int, int]:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return image.height, image.width
     except Exception as error:  # as in wm.images: Pillow has many ways to fail on bad bytes
-        raise InputError(f"{name} is no readable image ({', '.join(FORMATS)}): {error}") from error
+        raise InputError(f"{name} is no readable image ({', '.join(FORMATS)})") from error
 
 
 def first_image_size(plan: Plan, context: Context) -> tuple[int, int]:

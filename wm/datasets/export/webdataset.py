@@ -1,7 +1,8 @@
 """WebDataset: ``out/shard-000000.tar`` and so on, each row four files of one key.
 
 ``KEY.source.png`` and ``KEY.target.png`` (or .jpg, .webp: as stored), ``KEY.txt`` (the action) and ``KEY.json`` (the
-provenance columns). The tar files depend on the rows alone: no time, no owner, members in the order of their names.
+provenance columns); beside the tar files a data-set card. The tar files depend on the rows alone: no time, no owner,
+members in the order of their names.
 """
 
 import io
@@ -13,19 +14,24 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from wm.datasets.card import license_lines, license_sentence
 from wm.datasets.export.plan import Part, Plan
-from wm.datasets.export.rows import Context, aside, file_key, image_of, iterate_rows, json_row
+from wm.datasets.export.rows import PROVENANCE, Context, aside, file_key, image_of, iterate_rows, json_row
+from wm.records import TRIPLET_SCHEMA
+from wm.runs import write_text
 
 
 def write(context: Context, part: Part, tick: Callable[[int], Any]) -> dict[str, Any]:
     """One part as one tar file."""
     path = Path(context.out) / f"shard-{part.number:06d}.tar"
     hidden = aside(path)
-    rows, licenses = 0, Counter[str]()
+    rows, licenses, images = 0, Counter[str](), set[str]()
     try:
         with tarfile.open(hidden, "w", format=tarfile.USTAR_FORMAT) as tar:
             for row in iterate_rows(part, context):
-                for name, data in sorted(_members(row, context).items()):
+                members = _members(row, context)
+                images |= {name.partition(".")[2] for name in members if not name.endswith((".txt", ".json"))}
+                for name, data in sorted(members.items()):
                     member = tarfile.TarInfo(name)
                     member.size, member.mode = len(data), 0o644
                     tar.addfile(member, io.BytesIO(data))
@@ -36,7 +42,7 @@ def write(context: Context, part: Part, tick: Callable[[int], Any]) -> dict[str,
     except BaseException:
         hidden.unlink(missing_ok=True)
         raise
-    return {"rows": rows, "licenses": dict(licenses)}
+    return {"rows": rows, "licenses": dict(licenses), "images": sorted(images)}
 
 
 def _members(row: dict[str, Any], context: Context) -> dict[str, bytes]:
@@ -52,4 +58,28 @@ def _members(row: dict[str, Any], context: Context) -> dict[str, bytes]:
 
 
 def finish(context: Context, plan: Plan, facts: Sequence[dict[str, Any]]) -> None:
-    """Nothing stands above the tar files: their names are their order."""
+    """The data-set card. It names every column with its type: ``datasets`` would guess from the first five rows, and
+    fail at the first value of a column that is null in all of them."""
+    licenses = Counter[str]()
+    for fact in facts:
+        licenses.update(fact["licenses"])
+    images = sorted({name for fact in facts for name in fact["images"]})
+    columns = [f"    - name: {name}\n      dtype: {_dtype(name)}" for name in PROVENANCE]
+    features = ["  - name: json", "    struct:", *columns, *(f"  - name: {name}\n    dtype: image" for name in images)]
+    features += [f"  - name: {name}\n    dtype: string" for name in ("txt", "__key__", "__url__")]
+    head = [*license_lines(sorted(licenses)), "configs:", "- config_name: default", "  data_files: shard-*.tar"]
+    body = [
+        f"{plan.exported:,} pairs of images with the action between them, as WebDataset in {len(plan.parts):,} tar",
+        f"files. A sample: {', '.join(f'`{name}`' for name in images)}, `txt` (the action) and `json` (source, licence,",
+        "likelihood).",
+        "",
+        license_sentence(licenses),
+        "",
+    ]
+    text = "\n".join(["---", *head, "dataset_info:", "  features:", *features, "---", "", *body])
+    write_text(Path(context.out) / "README.md", text)
+
+
+def _dtype(column: str) -> str:
+    kind = str(TRIPLET_SCHEMA.field(column).type)
+    return {"double": "float64", "float": "float32"}.get(kind, kind)
