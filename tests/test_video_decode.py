@@ -12,7 +12,8 @@ from video_files import marked_frame, read_mark, write_video
 from wm.video.decode import Tally, frames, small_size
 from wm.video.errors import VideoError
 from wm.video.fetch import fetch_decord, fetch_pyav, same_frame
-from wm.video.scan import scan_video, thumbnail
+from wm.video.scan import scan_video
+from wm.video.walk import thumbnail
 
 COUNT = 60
 
@@ -172,7 +173,8 @@ def test_files_are_closed(clip):
 def test_sizes_never_grow():
     assert small_size(480, 640, 160) == (120, 160)
     assert small_size(48, 64, 160) == (48, 64)
-    assert small_size(1, 5000, 160) == (1, 160)
+    assert small_size(1, 5000, 160) == (1, 5000)
+    assert small_size(255, 341, 40) == (31, 42)
 
 
 def test_motion_is_in_pixels_of_the_full_frame(tmp_path):

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from wm.video.motion import MotionMeter, dis_finest_scale
+from wm.video.motion import MotionMeter
 
 
 def texture(height, width, seed=0):
@@ -49,13 +49,6 @@ def test_the_same_frames_give_the_same_bits_wherever_they_lie_in_memory(kind):
             curve.append(meter.next(moved))
         curves.append(curve)
     assert all(curve == curves[0] for curve in curves)
-
-
-def test_finest_level_leaves_a_patch_of_rows():
-    assert dis_finest_scale(120, 160) == 2
-    assert dis_finest_scale(48, 64) == 1
-    for height in range(16, 200):
-        assert height >> dis_finest_scale(height, 160) >= 8
 
 
 def test_a_change_of_size_is_no_motion():

@@ -34,7 +34,7 @@ class ClipSettings:
     """
 
     motion: MotionKind = "dis"
-    motion_side_px: int = 160
+    motion_side_px: int = 40
     max_keyframes: int = 6
     min_interval: int = 20
     rule: KeyframeRule = "top_then_spacing"

@@ -43,7 +43,7 @@ class Tally:
         self.last_error = str(error)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class RawFrame:
     """One decoded frame. ``index`` counts the frames given from 0; ``time_s`` is its presentation time in the
     file's own clock (a clip need not start at 0)."""
@@ -57,6 +57,11 @@ class RawFrame:
         """Anti-clockwise quarter turns that set the frame upright."""
         return round(float(self.frame.rotation) / 90) % 4
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the decoded frame holds."""
+        return sum(plane.buffer_size for plane in self.frame.planes)
+
     def size_px(self) -> tuple[int, int]:
         """(height, width) of the upright frame."""
         height, width = self.frame.height, self.frame.width
@@ -66,12 +71,24 @@ class RawFrame:
         """Upright full-size colour."""
         return np.ascontiguousarray(np.rot90(self.frame.to_ndarray(format="rgb24"), self.quarter_turns))
 
+    def grey(self) -> Luma:
+        """Upright full-size brightness by way of RGB, as OpenCV's own reader and ``cvtColor`` give it: where colours
+        are outside RGB's range it is not the luma of the file."""
+        return np.asarray(cv2.cvtColor(self.rgb(), cv2.COLOR_RGB2GRAY), dtype=np.uint8)
+
     def luma(self, side_px: int) -> Luma:
-        """Upright brightness, long side at most ``side_px`` (a smaller frame keeps its size)."""
-        small, widen = _small_luma(self.frame, small_size(self.frame.height, self.frame.width, side_px))
+        """Upright brightness, halved as long as its long side stays ``side_px`` or more (see :func:`shrink`)."""
+        plane, excess_bits, widen = _luma_plane(self.frame)
+        small, turns = plane, self.quarter_turns
+        if turns:  # after one halving, which is cheaper and less than a pixel away from turning the frame itself
+            small = np.ascontiguousarray(np.rot90(_halved(small, side_px), turns))
+        small = shrink(small, side_px)
+        if excess_bits:
+            small = (small >> excess_bits).astype(np.uint8)
         if widen:
-            small = cv2.LUT(small, _WIDEN)
-        return np.ascontiguousarray(np.rot90(small, self.quarter_turns)) if self.quarter_turns else small
+            return np.asarray(cv2.LUT(small, _WIDEN), dtype=np.uint8)
+        # A copy where nothing was made anew: the plane belongs to the frame, which goes back to the decoder's pool.
+        return np.asarray(small.copy() if small is plane else small, dtype=np.uint8)
 
 
 def frames(
@@ -109,6 +126,13 @@ def frames(
             return
 
 
+def stream_start_s(path: str | Path) -> float:
+    """When the first video stream begins, in the file's own clock."""
+    with _open(path) as container:
+        stream = _video_stream(container, path)
+        return float(stream.start_time * stream.time_base) if stream.start_time is not None else 0.0
+
+
 def _between(walk: Iterator[_Timed], begin: float, end: float, path: str | Path) -> Iterator[RawFrame]:
     index, time_s = 0, None
     for time_s, frame in walk:
@@ -126,7 +150,7 @@ def _between(walk: Iterator[_Timed], begin: float, end: float, path: str | Path)
 def _timed(container: Any, stream: Any, tally: Tally) -> Iterator[_Timed]:
     """Each frame with its time; one without a time stamp follows the one before it at the stream's mean rate."""
     step_s = float(1 / stream.average_rate) if stream.average_rate else 0.0
-    time_s = -step_s
+    time_s, base = -step_s, None
     for packet in _packets(container, stream, tally):
         try:
             decoded = packet.decode()
@@ -136,7 +160,8 @@ def _timed(container: Any, stream: Any, tally: Tally) -> Iterator[_Timed]:
             tally.add(error)
             continue
         for frame in decoded:
-            time_s = float(frame.pts * frame.time_base) if frame.pts is not None else time_s + step_s
+            base = base or frame.time_base  # asked for once: it makes a fraction, and multiplying fractions is slow
+            time_s = frame.pts * base.numerator / base.denominator if frame.pts is not None else time_s + step_s
             yield time_s, frame
 
 
@@ -155,42 +180,55 @@ def _sought(container: Any, stream: Any, walk: Iterator[_Timed], begin: float) -
 
 
 def small_size(height_px: int, width_px: int, side_px: int) -> tuple[int, int]:
-    """(height, width) with the long side at ``side_px``; never larger than given, never below one pixel."""
-    scale = min(1.0, side_px / max(height_px, width_px))
-    return max(1, round(height_px * scale)), max(1, round(width_px * scale))
+    """(height, width) that :func:`shrink` leaves of a frame."""
+    halvings = num_halvings(height_px, width_px, side_px)
+    return height_px >> halvings, width_px >> halvings
 
 
-def shrink(luma_HW: Any, size_px: tuple[int, int]) -> Any:
-    """Area-exact when a frame shrinks more than twice (linear would skip pixels), linear otherwise."""
-    height, width = luma_HW.shape[:2]
-    if (height, width) == size_px:
-        return luma_HW
-    how = cv2.INTER_AREA if max(height / size_px[0], width / size_px[1]) > 2 else cv2.INTER_LINEAR
-    return cv2.resize(luma_HW, (size_px[1], size_px[0]), interpolation=how)
+def num_halvings(height_px: int, width_px: int, side_px: int) -> int:
+    """How often :func:`shrink` halves a frame."""
+    halvings = 0
+    while max(height_px, width_px) >> halvings + 1 >= side_px and min(height_px, width_px) >> halvings + 1:
+        halvings += 1
+    return halvings
+
+
+def shrink(luma_HW: Any, side_px: int) -> Any:
+    """Halve as often as the long side stays ``side_px`` or more; a last odd row or column is left out.
+
+    Means of 2 x 2 pixels: the one reduction that costs next to nothing, and exact to the last bit everywhere.
+    """
+    while (smaller := _halved(luma_HW, side_px)) is not luma_HW:
+        luma_HW = smaller
+    return luma_HW
 
 
 def grey_luma(rgb_HWC: Pixels, side_px: int) -> Luma:
     """What :meth:`RawFrame.luma` gives, from the upright colour frame (another reader's, to compare)."""
-    height, width = rgb_HWC.shape[:2]
-    grey: Luma = shrink(cv2.cvtColor(rgb_HWC, cv2.COLOR_RGB2GRAY), small_size(height, width, side_px))
+    grey: Luma = shrink(cv2.cvtColor(rgb_HWC, cv2.COLOR_RGB2GRAY), side_px)
     return grey
 
 
-def _small_luma(frame: Any, size_px: tuple[int, int]) -> tuple[Luma, bool]:
-    """Brightness at the size asked for, and whether its range is still the studio's."""
-    if not _PLANAR_YUV.fullmatch(frame.format.name):
-        grey = frame.reformat(format="gray").to_ndarray()  # swscale widens the range by itself
-        return np.ascontiguousarray(shrink(grey, size_px)), False
+def _halved(luma_HW: Any, side_px: int) -> Any:
+    height, width = luma_HW.shape
+    if max(height, width) // 2 < side_px or min(height, width) < 2:
+        return luma_HW
+    height, width = height // 2, width // 2
+    return cv2.resize(luma_HW[: 2 * height, : 2 * width], (width, height), interpolation=cv2.INTER_AREA)
+
+
+def _luma_plane(frame: Any) -> tuple[Any, int, bool]:
+    """Full-size brightness (a view of the frame's memory where it has any), the bits it has above 8, and whether its
+    range is still the studio's."""
+    name = frame.format.name
+    if not _PLANAR_YUV.fullmatch(name):
+        return frame.reformat(format="gray").to_ndarray(), 0, False  # swscale widens the range by itself
     bits = frame.format.components[0].bits
     plane = frame.planes[0]
     kind = np.uint8 if bits == 8 else np.uint16
     rows = np.frombuffer(plane, kind).reshape(-1, plane.line_size // np.dtype(kind).itemsize)
-    small = shrink(rows[: frame.height, : frame.width], size_px)
-    if bits > 8:
-        small = (small >> (bits - 8)).astype(np.uint8)
-    widen = frame.color_range != _FULL_RANGE and not frame.format.name.startswith("yuvj")
-    # A copy where nothing was resized: the plane belongs to the frame, which goes back to the decoder's pool.
-    return (small if small.base is None else small.copy()), widen
+    widen = frame.color_range != _FULL_RANGE and not name.startswith("yuvj")
+    return rows[: frame.height, : frame.width], bits - 8, widen
 
 
 @contextmanager

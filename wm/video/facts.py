@@ -62,18 +62,25 @@ def pair_difference(source: FrameFacts, target: FrameFacts) -> float:
 def cut_scores(
     small_THW: npt.NDArray[np.uint8], window: int = 2, min_difference: float = 12.0
 ) -> npt.NDArray[np.float32]:
+    """:func:`cut_scores_of` the thumbnails of all frames in order, uint8."""
+    difference_T = np.zeros(len(small_THW), dtype=np.float64)
+    difference_T[1:] = np.abs(np.diff(small_THW.astype(np.int16), axis=0)).mean(axis=(1, 2))
+    return cut_scores_of(difference_T, window, min_difference)
+
+
+def cut_scores_of(
+    difference_T: npt.NDArray[np.float64], window: int = 2, min_difference: float = 12.0
+) -> npt.NDArray[np.float32]:
     """How much frame t looks like the first of a new shot, for each t: 0 where it does not, a hard cut is above 3.
 
-    ``small_THW``: uint8 thumbnails of all frames in order. The score is the mean absolute difference to the frame
-    before, over the mean of the same for the ``window`` frames on either side: a fast pan differs everywhere, a cut at
-    one frame. Differences below ``min_difference`` grey levels score 0. The rule, its window and threshold are those
-    of PySceneDetect's AdaptiveDetector (adaptive_threshold = 3, window_width = 2, min_content_val = 15 on the mean of
-    hue, saturation and brightness; brightness alone needs a little less).
+    ``difference_T``: mean absolute difference to the frame before, of thumbnails, in grey levels; 0 for the first. The
+    score is this difference over the mean of the same for the ``window`` frames on either side: a fast pan differs
+    everywhere, a cut at one frame. Differences below ``min_difference`` grey levels score 0. The rule, its window and
+    threshold are those of PySceneDetect's AdaptiveDetector (adaptive_threshold = 3, window_width = 2, min_content_val
+    = 15 on the mean of hue, saturation and brightness; brightness alone needs a little less).
     """
-    scores_T = np.zeros(len(small_THW), dtype=np.float32)
-    if len(small_THW) < 2:
-        return scores_T
-    difference_S = np.abs(np.diff(small_THW.astype(np.int16), axis=0)).mean(axis=(1, 2))
+    scores_T = np.zeros(len(difference_T), dtype=np.float32)
+    difference_S = difference_T[1:]
     for step in np.flatnonzero(difference_S >= min_difference).tolist():
         around = np.r_[difference_S[max(0, step - window) : step], difference_S[step + 1 : step + 1 + window]]
         scores_T[step + 1] = difference_S[step] / max(float(around.mean()) if len(around) else 0.0, 1.0)

@@ -11,10 +11,11 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 
 from wm.images import Pixels
-from wm.video.decode import check_file, frames, grey_luma, small_size
+from wm.video.decode import check_file, frames, grey_luma, small_size, stream_start_s
 from wm.video.errors import VideoError
 from wm.video.motion import Luma
-from wm.video.scan import Scan, motion_luma, thumbnail
+from wm.video.scan import Scan
+from wm.video.walk import motion_luma, thumbnail
 
 Reader: TypeAlias = Literal["auto", "decord", "pyav"]
 READERS: tuple[Reader, ...] = get_args(Reader)
@@ -53,7 +54,7 @@ def _decord_indices(path: str | Path, reader: Any, scan: Scan) -> list[int]:
             raise VideoError("frame_mismatch", f"{path}: decord counts {len(reader)} frames, {scan.num_frames} decode")
         return scan.keyframes
     begins_s = np.asarray(reader.get_frame_timestamp(np.arange(len(reader))))[:, 0]
-    wanted_s = scan.times_s[scan.keyframes]
+    wanted_s = scan.times_s[scan.keyframes] - stream_start_s(path)  # decord's clock starts with the stream
     return [int(index) for index in np.abs(begins_s[None, :] - wanted_s[:, None]).argmin(axis=1)]
 
 
