@@ -1,7 +1,8 @@
 """Prometheus metrics of ``annotate``, through Ray's own exporter (every node serves them; see Ray's "metrics").
 
-``wm_annotate_videos_total{outcome}``, ``wm_annotate_pairs_total{outcome}``, ``wm_annotate_rejects_total{reason}``,
-``wm_annotate_stage_seconds_total{stage}`` and ``wm_annotate_frames_total``.
+``ray_wm_annotate_videos_total{outcome}``, ``ray_wm_annotate_pairs_total{outcome}``,
+``ray_wm_annotate_rejects_total{reason}``, ``ray_wm_annotate_stage_seconds_total{stage}``,
+``ray_wm_annotate_frames_total``.
 """
 
 from collections.abc import Mapping
