@@ -13,6 +13,7 @@ from jobs._ray import connect, num_logical_cpus
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.config import Recipe
+from wm.datasets.card import MANY_LICENSES, license_sentence
 from wm.datasets.export import (
     FORMATS,
     Context,
@@ -90,11 +91,11 @@ def run(recipe: ExportRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     licenses = Counter[str]()
     for fact in facts:
         licenses.update(fact["licenses"])
-    record = stage.finish(counts | {"licenses": dict(sorted(licenses.items()))}, parts_written_now=written)
+    counts |= {"licenses": dict(licenses.most_common(MANY_LICENSES)), "different_licenses": len(licenses)}
+    record = stage.finish(counts, parts_written_now=written)
     remove_marks(recipe.out)
     print(f"export: {_told(counts, plan)} as {recipe.format} → {recipe.out}")
-    for name, count in record["counts"]["licenses"].items():
-        print(f"  licence {name or '(not given)'}: {count:,}")
+    print(f"  {license_sentence(licenses)}")
     return record
 
 

@@ -66,7 +66,8 @@ def test_aurora_is_read_back_by_its_own_reader(world: Path, tmp_path: Path) -> N
         "other_split": 0,
         "files": 3,
         "parts": 3,
-        "licenses": {"CC BY 4.0, (c) Zoë": 4, "MIT": 6},
+        "licenses": {"MIT": 6, "CC BY 4.0, (c) Zoë": 4},
+        "different_licenses": 2,
     }
     assert sorted(path.name for path in out.iterdir()) == ["images", "run.json", "train.json"]
     rows = json.loads((out / "train.json").read_text())

@@ -15,7 +15,7 @@ from PIL import Image
 from triplet_files import LABELS, picture, triplet, write_output
 
 from jobs import _ray
-from wm.datasets.card import license_lines, write_dataset_card
+from wm.datasets.card import license_lines, license_sentence, write_dataset_card
 from wm.errors import InputError
 from wm.records import read_table
 
@@ -106,6 +106,11 @@ def test_a_card_names_any_split_licence_and_refuses_an_empty_folder(out: Path, t
     assert "split: train" in (copy / "README.md").read_text()
     assert license_lines(["", " "]) == [] and license_lines(["CC0-1.0", ""]) == ["license: cc0-1.0"]
     assert license_lines(["mit", "apache-2.0"])[0] == "license: other"
+    many = {f"CC {number}": number + 1 for number in range(25)} | {"": 2}
+    assert license_lines(list(many)) == ["license: other", 'license_name: "25 licences, one in each row"']
+    told = license_sentence(many)
+    assert told.startswith("Licences: CC 24 (25), CC 23 (24),") and told.endswith(", CC 5 (6), and 6 more.")
+    assert license_sentence({"a\nb": 1, "": 2000}) == "Licences: not given (2,000), a b (1)."
     with pytest.raises(InputError, match="none of the tables triplets, rejects"):
         write_dataset_card(tmp_path, title="x")
     (copy / "triplets" / "bad.parquet").write_bytes(b"PAR1")

@@ -34,6 +34,9 @@ KNOWN_LICENSES = {
 }
 """Identifiers that the Hugging Face hub takes for ``license``; of any other text it is the name."""
 
+MANY_LICENSES = 20
+"""A card names so many at most: where each row has its own (an attribution, say) there may be millions."""
+
 _SPLIT = re.compile(r"\w+(\.\w+)*")
 
 
@@ -70,14 +73,17 @@ def license_lines(licenses: Sequence[str]) -> list[str]:
         return []
     if len(given) == 1 and given[0].lower() in KNOWN_LICENSES:
         return [f"license: {given[0].lower()}"]
+    name = ", ".join(given) if len(given) <= MANY_LICENSES else f"{len(given)} licences, one in each row"
     # JSON's strings are YAML's.
-    return ["license: other", f"license_name: {json.dumps(', '.join(given), ensure_ascii=False)}"]
+    return ["license: other", f"license_name: {json.dumps(name, ensure_ascii=False)}"]
 
 
 def license_sentence(counts: Mapping[str, int]) -> str:
-    """All licences of a data set with their rows, for people."""
-    told = (f"{' '.join(name.split()) or 'not given'} ({count:,})" for name, count in sorted(counts.items()))
-    return f"Licences: {', '.join(told)}."
+    """The licences of a data set with their rows, the commonest first, for people."""
+    most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    told = [f"{' '.join(name.split()) or 'not given'} ({count:,})" for name, count in most[:MANY_LICENSES]]
+    more = [f"and {len(most) - len(told):,} more"] if len(most) > len(told) else []
+    return f"Licences: {', '.join([*told, *more])}."
 
 
 def _body(folder: Path, title: str, license: str, found: Sequence[str], counts: Mapping[str, int]) -> list[str]:

@@ -70,8 +70,8 @@ def finish(context: Context, plan: Plan, facts: Sequence[dict[str, Any]]) -> Non
     head = [*license_lines(sorted(licenses)), "configs:", "- config_name: default", "  data_files: shard-*.tar"]
     body = [
         f"{plan.exported:,} pairs of images with the action between them, as WebDataset in {len(plan.parts):,} tar",
-        f"files. A sample: {', '.join(f'`{name}`' for name in images)}, `txt` (the action) and `json` (source, licence,",
-        "likelihood).",
+        f"files. A sample: {', '.join(f'`{name}`' for name in images)}, `txt` (the action) and `json` (its source,",
+        "licence and likelihood).",
         "",
         license_sentence(licenses),
         "",
