@@ -24,7 +24,7 @@ from wm.records import write_table
 from wm.runs import Run, read_run
 from wm.storage import StorageError, download, is_remote
 from wm.video import KEYFRAME_RULES, ClipReader, ClipSettings, MotionKind, Reader, Scan, VideoError
-from wm.viewer.curves import Choice, draw_curve, summary_line
+from wm.viewer.curves import Choice, draw_curve
 
 CURVES_SCHEMA = pa.schema(
     [
@@ -124,8 +124,7 @@ def _draw(
     except VideoError as error:
         return row | {"reason": error.reason, "detail": error.detail}
     picture = f"{number:04d}-{safe_name(video['key'])}.png"
-    title = f"{video['key']}   {summary_line({choice.rule: choice.frames for choice in choices})}"
-    draw_curve(out / picture, title, scan.times_s, scan.motion, choices)
+    draw_curve(out / picture, video["key"], scan.times_s, scan.motion, choices)
     return row | {
         "picture": picture,
         "times_s": scan.times_s.tolist(),

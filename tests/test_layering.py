@@ -19,6 +19,7 @@ ROOMS: dict[str, set[str]] = {
     "datasets": set(),
     "evaluation": {"models", "dynamics", "datasets"},
     "tabletop": {"video"},
+    "viewer": set(),
 }
 """Rooms of ``wm`` and the other rooms each may import."""
 

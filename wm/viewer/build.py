@@ -195,7 +195,8 @@ def _data(source: Source, plan: Plan, columns: _Columns) -> dict[str, Any]:
             f"its rows{first}. limit= sets how many."
         )
     if columns.unreadable:
-        notes.append(f"{columns.unreadable:,} pictures could not be read and are shown as missing.")
+        number = columns.unreadable
+        notes.append(f"{number:,} {'picture' if number == 1 else 'pictures'} could not be read: shown as missing.")
     reasons = sorted(rejects.counts.items(), key=lambda item: (-item[1], item[0]))
     number = {name: place for place, (name, _) in enumerate(reasons)}
     return {

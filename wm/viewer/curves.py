@@ -3,7 +3,7 @@
 import io
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from wm.images import decode_image
 
 COLOURS = ("#1667c7", "#c2560c", "#14804a")
-_WIDTH_IN, _CURVE_IN, _STRIP_IN = 12.0, 2.6, 1.9
+_WIDTH_IN, _CURVE_IN, _TITLES_IN = 12.0, 2.6, 0.6
 _DPI = 100
 
 
@@ -41,7 +41,8 @@ def draw_curve(
     from matplotlib.figure import Figure
 
     widest = max([2, *(len(choice.frames) for choice in choices)])
-    heights = [_CURVE_IN, *([_STRIP_IN] * len(choices))]
+    strips = [_strip_height_in(choice, _WIDTH_IN / widest) for choice in choices]
+    heights = [_CURVE_IN, *strips]
     figure = Figure(figsize=(_WIDTH_IN, sum(heights)), dpi=_DPI, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     grid = figure.add_gridspec(len(heights), widest, height_ratios=heights)
@@ -87,22 +88,25 @@ def _draw_motion(
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def _strip_height_in(choice: Choice, cell_in: float) -> float:
+    if not choice.images:
+        return _TITLES_IN
+    height, width = decode_image(choice.images[0], "a frame").shape[:2]
+    return _TITLES_IN + min(3.0, cell_in * height / width)
+
+
 def _draw_strip(
     figure: Any, cells: Sequence[Any], times_s: npt.NDArray[np.float64], choice: Choice, colour: str
 ) -> None:
     for place, cell in enumerate(cells):
         axes = figure.add_subplot(cell)
         axes.set_axis_off()
-        if place == 0:
-            axes.text(0, 1.16, choice.rule, transform=axes.transAxes, color=colour, fontsize=9, weight="bold")
+        above = choice.rule if place == 0 else ""
+        below = ""
         if place < len(choice.images):
             frame = choice.frames[place]
             axes.imshow(decode_image(choice.images[place], f"frame {frame}"))
-            axes.set_title(f"frame {frame}, {times_s[frame]:.2f} s", fontsize=8, color=colour, pad=2)
+            below = f"frame {frame}, {times_s[frame]:.2f} s"
         elif place == 0:
-            axes.text(0, 0.5, f"{len(choice.frames)} key-frame: no pair", transform=axes.transAxes, fontsize=9)
-
-
-def summary_line(choices: Mapping[str, Sequence[int]]) -> str:
-    """``top_then_spacing 3, greedy_spacing 6``: how many key-frames each rule chose."""
-    return ", ".join(f"{rule} {len(frames)}" for rule, frames in choices.items())
+            below = f"{len(choice.frames)} key-frame: no pair"
+        axes.set_title(f"{above}\n{below}", fontsize=9, color=colour, loc="left", pad=3)
