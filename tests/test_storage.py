@@ -59,6 +59,26 @@ def test_the_server_may_be_named_in_the_uri(s3, monkeypatch):
     assert read_bytes(f"s3://bucket/set/z.mp4?endpoint_override={address}&scheme=http&region=us-east-1") == b"xxxx"
 
 
+def test_without_credentials_access_is_anonymous(s3, monkeypatch, tmp_path):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    address = s3.meta.endpoint_url.removeprefix("http://")  # in the URI, so that no client is shared
+    options = f"?endpoint_override={address}&scheme=http"
+    fault(f"s3://bucket/set/z.mp4{options}", tmp_path, "unreadable", "ACCESS_DENIED")
+    s3.put_object(Bucket="bucket", Key="public.mp4", Body=b"all", ACL="public-read")
+    assert read_bytes(f"s3://bucket/public.mp4{options}") == b"all"
+    s3.delete_object(Bucket="bucket", Key="public.mp4")
+
+
+def test_large_objects_come_whole(s3, tmp_path):
+    body = bytes(range(256)) * 70_000  # more than two parts
+    s3.put_object(Bucket="bucket", Key="large.mp4", Body=body)
+    assert download("s3://bucket/large.mp4", tmp_path / "large.mp4") == len(body)
+    assert (tmp_path / "large.mp4").read_bytes() == body
+    s3.delete_object(Bucket="bucket", Key="large.mp4")
+
+
 @pytest.mark.parametrize(
     ("uri", "reason", "told"),
     [

@@ -20,10 +20,13 @@ import pyarrow as pa
 from wm.errors import InputError
 from wm.uris import OBJECT_STORES, Place, is_remote, parse_place, scheme_of
 
+__all__ = ["FILES_SCHEMA", "StorageError", "download", "is_remote", "list_files", "read_bytes"]
+
 FILES_SCHEMA = pa.schema([("path", pa.string()), ("size_bytes", pa.int64()), ("mtime_ns", pa.int64())])
 """What :func:`list_files` gives: ``path`` below the prefix, size, and time of change (null where unknown)."""
 
 _CHUNK_BYTES = 1 << 20
+_PART_BYTES = 8 << 20  # an object store is asked once for every part
 _CONNECT_LIMIT_S = 10.0
 _ATTEMPTS = 3
 _BATCH_ROWS = 65536
@@ -177,7 +180,7 @@ def _object_chunks(uri: str, stall_limit_s: float) -> Iterator[bytes]:
     place = parse_place(uri)
     try:
         with _filesystem(place, stall_limit_s).open_input_stream(f"{place.bucket}/{place.key}") as stream:
-            while chunk := stream.read(_CHUNK_BYTES):
+            while chunk := stream.read(_PART_BYTES):
                 yield chunk
     except (OSError, pa.ArrowException) as error:
         raise _object_error(uri, error) from error

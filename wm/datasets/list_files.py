@@ -48,6 +48,8 @@ def local_copy(uri: str, what: str) -> Iterator[Path]:
         path = Path(local_path(uri))
         if not path.is_file():
             raise InputError(f"{what} = {uri!r}: no such file")
+        if not os.access(path, os.R_OK):
+            raise InputError(f"{what} = {uri!r} may not be read")
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="wm-") as folder:
