@@ -60,7 +60,7 @@ def run(recipe: AnnotateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         accounted = f"{counts['videos']:,} of {listing.num_rows:,} videos"
         raise InputError(f"{recipe.out} accounts for {accounted}; run the command again")
     if counts["triplets"] or counts["filtered"] or counts["failed"]:
-        write_dataset_card(out, title=recipe.dataset, license=recipe.license, split=recipe.split)
+        write_dataset_card(out, title=f"{recipe.dataset}: triplets", license=recipe.license, split=recipe.split)
     record = stage.finish(counts, annotated_now=num_pending)
     _tell_result(recipe, record)
     return record

@@ -12,6 +12,7 @@ from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.config import Recipe
 from wm.datasets.aurora import Item, Problem, list_items, load_pair
+from wm.datasets.card import write_dataset_card
 from wm.errors import InputError
 from wm.records import (
     REJECT_SCHEMA,
@@ -179,6 +180,9 @@ def run(recipe: IngestRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     with stage.timed("ingest_s"):
         _ingest(recipe, len(entries))
     counts = _counts(Path(recipe.out), len(entries))
+    if counts["rows"]:
+        title = f"{recipe.dataset}: triplets"
+        write_dataset_card(recipe.out, title=title, license=recipe.license, split=recipe.split)
     record = stage.finish(counts)
     print(
         f"ingest: {counts['rows']:,} rows → {counts['triplets']:,} triplets in {recipe.out}/triplets, "

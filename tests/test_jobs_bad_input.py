@@ -13,7 +13,7 @@ from training_data import random_rows, write_triplets
 
 from wm.cli import progress_bar
 
-JOBS = ("tabletop", "pretrain", "ingest", "train", "annotate", "select", "evaluate", "report", "bootstrap")
+JOBS = ("tabletop", "pretrain", "ingest", "train", "annotate", "select", "evaluate", "export", "report", "bootstrap")
 Call = Callable[..., str]
 
 

@@ -180,7 +180,8 @@ def write_table(rows: Iterable[Mapping[str, Any]], path: Path, schema: pa.Schema
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        pq.write_table(table, aside, compression="zstd", row_group_size=1024)
+        # small batches end a page in time: else a row group's images share one, and no reader can stream them
+        pq.write_table(table, aside, compression="zstd", row_group_size=1024, write_batch_size=16)
         os.replace(aside, path)
     except BaseException:
         aside.unlink(missing_ok=True)
