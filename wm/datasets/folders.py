@@ -5,7 +5,7 @@ import glob
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,12 +23,13 @@ _ENDINGS = tuple(sorted(VIDEO_SUFFIXES))
 
 @dataclass(frozen=True)
 class Found:
-    """Videos of one place. ``files``: URI and key (path below ``root``) of each, in no order. ``versions``: digest of
-    the sizes and times that an object store told; empty for local files, which are looked at when that is asked."""
+    """Videos of one place. ``files``: URI and key (path below ``root``) of each, in no order. ``notes``: once ``files``
+    is read to its end, for an object store ``versions``, a digest of the sizes and times that it told; local files
+    are looked at when that is asked."""
 
     root: str
     files: Iterable[tuple[str, str]]
-    versions: str = ""
+    notes: dict[str, str] = field(default_factory=dict)
 
 
 def is_video_name(name: str) -> bool:
@@ -108,36 +109,33 @@ def _remote(spec: str) -> Found:
         )
     place, pattern = parse_place(spec), ""
     if any(mark in place.key for mark in MAGIC):
-        fixed = _fixed_part(place.key).strip("./")
+        fixed = _fixed_part(place.key)
+        fixed = "" if fixed == "." else fixed
         place, pattern = replace(place, key=fixed), place.key[len(fixed) :].lstrip("/")
     root = place.uri
     try:
         table = list_files(root)
     except StorageError as error:
         raise InputError(f"videos = {spec!r}: {error.detail}") from error
-    return _remote_found(table, root, spec, pattern)
-
-
-def _remote_found(table: pa.Table, root: str, spec: str, pattern: str) -> Found:
-    batches = []
-    for batch in table.to_batches():
-        paths = batch.column(0).to_pylist()
-        batches.append(batch.filter(pa.array([_is_wanted(path, pattern) for path in paths], pa.bool_())))
-    wanted = pa.Table.from_batches(batches, schema=table.schema).sort_by("path")
-    names = (path for chunk in wanted["path"].chunks for path in chunk.to_pylist())
+    notes: dict[str, str] = {}
     words = ("matches no file", "matches") if pattern else ("holds no file", "holds")
+    return Found(root, _some(_read_off(table, root, pattern, notes), spec, words), notes)
+
+
+def _read_off(table: pa.Table, root: str, pattern: str, notes: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """URI and path of the files that are wanted, and the note ``versions``: a digest of path, size and time of the
+    videos among them that does not depend on their order."""
     head, tail = ends_in(root)
-    files = _some(((f"{head}{path}{tail}", path) for path in names), spec, words)
-    return Found(root, files, _versions(wanted))
-
-
-def _versions(table: pa.Table) -> str:
-    """Digest of path, size and time of the videos in a table of files, sorted by path."""
-    digest = hashlib.sha256()
-    for batch in table.to_batches():
-        rows = zip(*(column.to_pylist() for column in batch.columns), strict=True)
-        digest.update("".join(f"{row!r}\n" for row in rows if is_video_name(row[0].rpartition("/")[2])).encode())
-    return digest.hexdigest()
+    versions = 0
+    for batch in table.to_batches(max_chunksize=16384):
+        for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            path = row[0]
+            if not _is_wanted(path, pattern):
+                continue
+            if is_video_name(path.rpartition("/")[2]):
+                versions += int.from_bytes(hashlib.sha256(repr(row).encode()).digest()[:16])
+            yield f"{head}{path}{tail}", path
+    notes["versions"] = f"{versions % (1 << 128):032x}"
 
 
 def _is_wanted(path: str, pattern: str) -> bool:

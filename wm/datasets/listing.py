@@ -51,8 +51,8 @@ class Entry(NamedTuple):
 def make_listing(entries: Iterator[Entry], notes: Mapping[str, str]) -> pa.Table:
     """The entries as a table of :data:`LISTING_SCHEMA`, sorted by key, each key once (the first one met).
 
-    The schema's metadata hold ``notes`` and ``duplicates``, how many entries were left out because their key was
-    there already. Raises :class:`InputError` on a name that is not UTF-8.
+    The schema's metadata hold ``notes`` (read after the entries) and ``duplicates``, how many entries were left out
+    because their key was there already. Raises :class:`InputError` on a name that is not UTF-8.
     """
     batches = []
     while batch := list(itertools.islice(entries, _BATCH_ROWS)):

@@ -55,7 +55,7 @@ def list_videos(spec: str, *, layout: Layout = "auto", annotations: str | None =
     else:
         found, rule = _found(spec), class_rule(layout)
         entries = (Entry(uri, key, rule(key)) for uri, key in found.files)
-        listing = make_listing(entries, {"versions": found.versions})
+        listing = make_listing(entries, found.notes)
     _require_classes(listing, spec, layout)
     return listing
 
@@ -87,7 +87,7 @@ def _by_table(spec: str, layout: Layout, annotations: str) -> pa.Table:
     found = _from_list(spec) if _is_list(spec) else _found(spec)
     with local_copy(annotations, "annotations") as path:
         shelf = Shelf(found)
-        listing = make_listing(annotated(layout, path, annotations, shelf), {"versions": found.versions})
+        listing = make_listing(annotated(layout, path, annotations, shelf), found.notes)
     metadata = {**listing.schema.metadata, "unnamed": str(shelf.num_unnamed)}
     return listing.replace_schema_metadata(metadata)
 
