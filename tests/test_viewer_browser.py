@@ -103,6 +103,7 @@ def test_a_link_says_what_shows(page: Path, tmp_path: Path, fragment: str, expec
     document = look(page, fragment, profile=tmp_path)
     assert ids(document) == [f"t{number:05d}" for number in expected]
     assert mark(document, "shown") == str(len(expected))
+    assert ("Triplet none is not on this page." in document) == ("id=none" in fragment)
 
 
 def test_the_curve_marks_the_chosen_frames(page: Path, tmp_path: Path) -> None:

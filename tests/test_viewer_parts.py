@@ -72,6 +72,17 @@ def test_a_sample_takes_the_rows_it_promises(tmp_path: Path) -> None:
     assert taken.count("a") == 9 and len(taken) == 20
 
 
+def test_a_huge_data_set_is_sampled_in_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every row group that is touched has to be read whole, so few are."""
+    monkeypatch.setattr("wm.viewer.sample.MAX_GROUPS", 4)
+    for part in range(30):
+        rows = [triplet(part * 10 + number, class_label="ab"[part % 2]) for number in range(10)]
+        write_table(rows, tmp_path / f"part-{part:02d}.parquet", TRIPLET_SCHEMA)
+    sample = draw(sorted(tmp_path.glob("*.parquet")), ["class_label"], labels, 20)
+    assert sample.total == 300 and sample.taken == 20
+    assert len(sample.picks) <= 8 and {int(pick.file.stem[-2:]) % 2 for pick in sample.picks} == {0, 1}
+
+
 def test_pictures_stand_in_their_cells() -> None:
     wide, tall = picture(255, 20, 80)["bytes"], picture(0, 90, 30)["bytes"]
     sprite = make_sprite([(wide, tall), (b"no picture", None)], 40, quality=90)

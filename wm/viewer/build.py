@@ -28,7 +28,7 @@ from wm.viewer.scripts import script
 from wm.viewer.source import Source, open_parquet
 from wm.viewer.summary import figures
 
-BLOCK = 16
+BLOCK = 8
 """Rows of a block: one picture file and one script."""
 
 WEBP_QUALITY = 72
@@ -195,8 +195,8 @@ def _data(source: Source, plan: Plan, columns: _Columns) -> dict[str, Any]:
             f"its rows{first}. limit= sets how many."
         )
     if columns.unreadable:
-        number = columns.unreadable
-        notes.append(f"{number:,} {'picture' if number == 1 else 'pictures'} could not be read: shown as missing.")
+        word = "picture" if columns.unreadable == 1 else "pictures"
+        notes.append(f"{columns.unreadable:,} {word} could not be read: shown as missing.")
     reasons = sorted(rejects.counts.items(), key=lambda item: (-item[1], item[0]))
     number = {name: place for place, (name, _) in enumerate(reasons)}
     return {

@@ -92,7 +92,7 @@ def _strip_height_in(choice: Choice, cell_in: float) -> float:
     if not choice.images:
         return _TITLES_IN
     height, width = decode_image(choice.images[0], "a frame").shape[:2]
-    return _TITLES_IN + min(3.0, cell_in * height / width)
+    return _TITLES_IN + min(3.0, cell_in * float(height / width))
 
 
 def _draw_strip(

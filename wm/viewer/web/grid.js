@@ -22,7 +22,7 @@ wm.shot = (row, which, box_w, box_h, alt) => {
   if (!width) return wm.el("span", { class: "missing", text: "no readable picture" });
   const scale = Math.min(box_w / width, box_h / height);
   const picture = wm.el("img", {
-    src: `page/pictures-${String(block).padStart(5, "0")}.webp`, alt, draggable: "false", decoding: "async",
+    src: `page/pictures-${String(block).padStart(5, "0")}.webp`, alt, draggable: "false", decoding: "sync",
   });
   Object.assign(picture.style, {
     width: `${sheet_w * scale}px`, height: `${sheet_h * scale}px`,

@@ -110,6 +110,8 @@ wm.readHash = () => {
   wm.state = wm.parseHash(location.hash);
   wm.apply();
   const row = wm.state.id ? wm.columns.id.indexOf(wm.state.id) : -1;
+  wm.byId("absent").hidden = row >= 0 || !wm.state.id;
+  wm.byId("absent").textContent = `Triplet ${wm.state.id} is not on this page.`;
   if (row >= 0) wm.showDetail(row);
   else if (wm.byId("detail").open) wm.close();
 };
@@ -121,6 +123,8 @@ wm.slide = () => {
   wm.change({ min, max });
 };
 
+// On a narrow screen the cards come before the filters are asked for.
+if (window.matchMedia("(max-width: 760px)").matches) wm.byId("filter-box").open = false;
 let pending = 0;
 const soon = () => { pending ||= requestAnimationFrame(() => { pending = 0; if (wm.data && wm.state.view === "triplets") wm.drawGrid(); }); };
 window.addEventListener("scroll", soon, { passive: true });
