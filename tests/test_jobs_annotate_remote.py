@@ -1,0 +1,64 @@
+"""``annotate`` on videos that lie elsewhere: a bucket and a web server, with faults among them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from storage_servers import http_server, s3_server
+from video_files import marked_frame, write_video
+
+from wm.records import REJECT_SCHEMA, read_table
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.slow
+def test_remote_clips_become_triplets_and_remote_faults_rejects(tiny_base, tmp_path, monkeypatch):
+    frames = [marked_frame(3 * i) for i in range(60)]
+    clip = write_video(tmp_path / "clip.mp4", frames).read_bytes()
+    with s3_server(monkeypatch) as s3:
+        s3.create_bucket(Bucket="clips")
+        for key in ("sit down/a+b.mp4", "sit down/ä b.mp4"):
+            s3.put_object(Bucket="clips", Key=key, Body=clip)
+        rows = [
+            "s3://clips/sit down/a+b.mp4,sit down,,",
+            "s3://clips/sit down/ä b.mp4,sit down,0.4,1.6",
+            "s3://clips/sit down/gone.mp4,sit down,,",
+            "good.mp4,web,,",
+            "status/404,web,,",
+            "hang,web,,",
+            "large.mp4,web,,",
+        ]
+        listing = "\n".join(["uri,class_label,start_s,end_s", *rows]) + "\n"
+        files = {"/list.csv": listing.encode(), "/good.mp4": clip, "/large.mp4": bytes(1_100_000)}
+        with http_server(files) as (root, _):
+            settings = {
+                "videos": f"{root}/list.csv",
+                "idm": tiny_base,
+                "out": tmp_path / "out",
+                "min_interval": 8,
+                "time_limit_s": 4.0,
+                "download_limit_mb": 1,
+                "max_new_tokens": 4,
+                "filters.action": "score",
+            }
+            arguments = [f"{key}={value}" for key, value in settings.items()]
+            command = [sys.executable, "-m", "jobs.annotate", *arguments]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    triplets = read_table(tmp_path / "out" / "triplets").to_pylist()
+    rejects = read_table(tmp_path / "out" / "rejects", REJECT_SCHEMA).to_pylist()
+    used = {row["video_uri"] for row in triplets}
+    assert used == {"s3://clips/sit down/a+b.mp4", "s3://clips/sit down/ä b.mp4", f"{root}/good.mp4"}
+    assert {row["class_label"] for row in triplets} == {"sit down", "web"}
+    for row in triplets:
+        if "ä" in row["video_uri"]:
+            assert 0.4 <= row["source_time_s"] < row["target_time_s"] < 1.6
+    found = {row["uri"].rsplit("/", 1)[1]: (row["outcome"], row["reason"]) for row in rejects}
+    assert found == {
+        "gone.mp4": ("failed", "missing_file"),
+        "404": ("failed", "missing_file"),
+        "hang": ("failed", "time_out"),
+        "large.mp4": ("failed", "unreadable"),
+    }
