@@ -197,37 +197,39 @@ def _object_error(uri: str, error: Exception) -> StorageError:
 
 
 def _filesystem(place: Place, stall_limit_s: float) -> Any:
-    # The process id: a client with its threads does not outlive a fork.
-    return _open_filesystem(place.scheme, place.bucket, place.options, stall_limit_s, os.getpid())
+    """The client for a place; one is kept for every server, login, bucket and process (its threads survive no fork)."""
+    given = dict(place.options)
+    endpoint = given.get("endpoint_override") or (_s3_endpoint() if place.scheme == "s3" else "")
+    given_scheme, _, address = endpoint.rpartition("://")
+    scheme = given.get("scheme") or given_scheme or "https"
+    has_login = _has_aws_login() if place.scheme == "s3" else _has_google_login()
+    anonymous = given.get("anonymous", "").lower() in ("true", "1") or not has_login
+    region = given.get("region") or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ""
+    login = (anonymous, os.environ.get("AWS_ACCESS_KEY_ID", ""))
+    server = (address.rstrip("/"), scheme, region)
+    return _open_filesystem(place.scheme, place.bucket, server, login, stall_limit_s, os.getpid())
 
 
 @lru_cache(maxsize=64)
 def _open_filesystem(
-    scheme: str, bucket: str, options: tuple[tuple[str, str], ...], stall_limit_s: float, process: int
+    kind: str, bucket: str, server: tuple[str, str, str], login: tuple[bool, str], stall_limit_s: float, _process: int
 ) -> Any:
     from datetime import timedelta
 
     from pyarrow import fs
 
-    given = dict(options)
-    endpoint = given.get("endpoint_override") or (_s3_endpoint() if scheme == "s3" else "")
-    settings: dict[str, Any] = {}
-    if endpoint:
-        given_scheme, _, rest = endpoint.rpartition("://")
-        settings["endpoint_override"] = rest.rstrip("/")
-        settings["scheme"] = given.get("scheme") or given_scheme or "https"
-    anonymous = given.get("anonymous", "").lower() in ("true", "1")
-    if scheme == "gs":
+    address, scheme, region = server
+    settings: dict[str, Any] = {"endpoint_override": address, "scheme": scheme} if address else {}
+    if kind == "gs":
         limit = timedelta(seconds=max(1.0, stall_limit_s))
-        return fs.GcsFileSystem(anonymous=anonymous or not _has_google_login(), retry_time_limit=limit, **settings)
-    region = given.get("region") or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    if not region and not endpoint:
+        return fs.GcsFileSystem(anonymous=login[0], retry_time_limit=limit, **settings)
+    if not region and not address:
         try:
             region = fs.resolve_s3_region(bucket)
         except OSError as error:
             raise _object_error(f"s3://{bucket}", error) from error
     return fs.S3FileSystem(
-        anonymous=anonymous or not _has_aws_login(),
+        anonymous=login[0],
         region=region or "us-east-1",
         connect_timeout=min(stall_limit_s, _CONNECT_LIMIT_S),
         request_timeout=stall_limit_s,
