@@ -1,25 +1,38 @@
-"""Choose the best annotated triplets: stratified top-K over classes (Algorithm 1). Writes ids, never images."""
+"""Choose the best annotated triplets: stratified top-K over classes (Algorithm 1). Writes ids, never images.
+
+Rows are counted and sorted by tasks that each hold a few files or one part; this process holds counts by class and
+score. Several selections (another k, score, classes) go over one annotation, each into its own folder, and read only
+the columns they need. What is chosen depends on the rows alone: not on their order, on the files they stand in, or on
+where the tasks ran.
+"""
 
 import sys
-from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
-import pyarrow as pa
 from pydantic import Field
 
+from jobs._select_files import Files
+from jobs._select_stages import WORK, choose_all, clear, count_all, find_files, leave_out_repeats, places
 from wm.cli import main as cli_main
+from wm.cli import progress_bar
 from wm.config import Recipe
-from wm.datasets.selection import COLUMNS, SELECTION_SCHEMA, Score, select_top_k
-from wm.records import read_table, write_table
+from wm.datasets.selection import Tally, make_plan
+from wm.datasets.selection_rows import COLUMNS, Criteria, Score
+from wm.errors import InputError
 from wm.runs import Run, digest_of, read_run
+
+CLASSES_TOLD = 20
 
 
 class SelectRecipe(Recipe):
     """Which triplets, how many."""
 
+    HOW: ClassVar[frozenset[str]] = frozenset({"run_on"})
+
     triplets: str
-    """Folder of annotated triplets (jobs.annotate writes it)."""
+    """Folder of annotated triplets (jobs.annotate writes it), or the annotation's own folder."""
     out: str
     """Folder for the selection: out/selection holds triplet_id, score, rank and order."""
     k: int = Field(ge=1)
@@ -28,48 +41,107 @@ class SelectRecipe(Recipe):
     """Rank by the mean log-likelihood per action token, or by its sum."""
     min_score: float | None = None
     """Leave out rows whose score is below this, in nats."""
+    classes: list[str] = []
+    """Choose among these classes only ("" = rows without one). Empty: all."""
+    deduplicate: Literal["off", "exact"] = "off"
+    """exact: of triplets whose two images have equal perceptual hashes (in the annotation's pairs), only the
+    best scored can be chosen. Hashes that differ by a few bits are compared at annotation, within a shard
+    (filters.near_duplicate)."""
+    rows_per_part: int = Field(default=1_000_000, ge=1)
+    """Rows that are sorted at once, about; one file of the result holds no more."""
+    run_on: Literal["auto", "here", "ray"] = "auto"
+    """here: in this process; ray: as Ray tasks; auto: as tasks beyond 4 million rows or 2,048 files."""
 
 
 def run(recipe: SelectRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     """Select, write ``out/selection`` and ``out/run.json``; returns the run's record."""
     stage = Run(recipe.out, "select", recipe, {"triplets": digest_of(recipe.triplets)})
-    whole = stage.is_whole()
-    table = read_table(recipe.triplets, columns=COLUMNS)
-    with stage.timed("select_s"):
-        chosen = select_top_k(table, recipe.k, recipe.score, recipe.min_score)
-    if dry_run or whole:
-        print(
-            f"select: {'already whole in' if whole else 'would choose'} {recipe.out}: "
-            f"{chosen.num_rows:,} of {table.num_rows:,} triplets"
-        )
-        return (read_run(recipe.out) or {}) if whole else {}
-    stage.start()
-    with stage.timed("select_s"):
-        write_table(chosen.to_pylist(), Path(recipe.out) / "selection" / "part-00000.parquet", SELECTION_SCHEMA)
-    record = stage.finish({"triplets": table.num_rows, "chosen": chosen.num_rows, "by_class": _by_class(table, chosen)})
-    print(f"select: {chosen.num_rows:,} of {table.num_rows:,} triplets → {recipe.out}/selection")
-    for label, counts in record["counts"]["by_class"].items():
-        print(
-            f"  {label or '(no class)':<24} {counts['chosen']:>7,} of {counts['triplets']:>7,}"
-            f"   score {counts['lowest']:.3f} to {counts['highest']:.3f}"
-        )
+    if stage.is_whole():
+        record = read_run(recipe.out) or {}
+        _tell(record["counts"], f"already whole in {recipe.out}:")
+        return record
+    on_ray = {"auto": None, "here": False, "ray": True}[recipe.run_on]
+    files, remote = find_files(places(recipe.triplets)[0], COLUMNS, recipe.triplets, on_ray)
+    num_rows = sum(rows for _, rows in files)
+    criteria = Criteria(recipe.score, recipe.min_score, frozenset(recipe.classes) if recipe.classes else None)
+    with progress_bar(num_rows if dry_run else 2 * num_rows, "row", "select") as bar:
+        with stage.timed("count_s"):
+            counts = count_all(files, criteria, remote, bar)
+        _require_classes(recipe, counts)
+        if dry_run:
+            plan = make_plan(counts, recipe.k, recipe.rows_per_part)
+            quotas = zip(plan.labels, plan.quota_C.tolist(), strict=True)
+            summary = _summary(counts, {label: (rows, None, None) for label, rows in quotas})
+        else:
+            stage.start()
+            summary = _select(recipe, stage, files, criteria, counts=counts, on_ray=remote, bar=bar)
+    if dry_run:
+        doubt = " (equal pictures not yet left out)" if recipe.deduplicate == "exact" else ""
+        _tell(summary, f"would choose{doubt}")
+        return {}
+    record = stage.finish(summary)
+    _tell(record["counts"], f"→ {recipe.out}/selection:")
     return record
 
 
-def _by_class(table: pa.Table, chosen: pa.Table) -> dict[str, dict[str, Any]]:
-    available = Counter(label or "" for label in table.column("class_label").to_pylist())
-    scores: dict[str, list[float]] = {}
-    for row in chosen.select(["class_label", "score"]).to_pylist():
-        scores.setdefault(row["class_label"], []).append(row["score"])
+def _select(
+    recipe: SelectRecipe, stage: Run, files: Files, criteria: Criteria, *, counts: Tally, on_ray: bool, bar: Any
+) -> dict[str, Any]:
+    """Everything after the first count; nothing is left of it when the rows are not fit to be selected from."""
+    out = Path(recipe.out).absolute()
+    clear(out, WORK, "selection")  # of a run that was killed
+    available = counts
+    try:
+        if recipe.deduplicate == "exact":
+            with stage.timed("deduplicate_s"):
+                num_triplets = int(counts.seen_C.sum())
+                files = leave_out_repeats(places(recipe.triplets)[1], criteria, num_triplets, out / WORK, on_ray)
+                bar.total += sum(rows for _, rows in files)
+                available = count_all(files, criteria, on_ray, bar)
+        plan = make_plan(available, recipe.k, recipe.rows_per_part)
+        bar.total += int(plan.quota_C.sum())
+        with stage.timed("select_s"):
+            chosen = choose_all(files, plan, criteria, out, on_ray=on_ray, bar=bar)
+    except InputError:
+        clear(out, "selection", "run.unfinished.json")
+        raise
+    finally:
+        clear(out, WORK)
+    repeats = {} if available is counts else {"repeats": int(counts.seen_C.sum() - available.seen_C.sum())}
+    return _summary(counts, chosen) | repeats
+
+
+def _require_classes(recipe: SelectRecipe, counts: Tally) -> None:
+    absent = sorted(set(recipe.classes) - set(counts.labels))
+    if absent:
+        raise InputError(f"classes names {absent[0]!r}, which no triplet in {recipe.triplets} has")
+
+
+def _summary(counts: Tally, chosen: Mapping[str, tuple[int, float | None, float | None]]) -> dict[str, Any]:
+    """Counts for ``run.json``; ``chosen``: of each class how many, lowest and highest score."""
+    seen = dict(zip(counts.labels, counts.seen_C.tolist(), strict=True))
     return {
-        label: {
-            "triplets": available[label],
-            "chosen": len(values),
-            "lowest": min(values),
-            "highest": max(values),
-        }
-        for label, values in sorted(scores.items())
+        "triplets": int(counts.seen_C.sum()),
+        "chosen": sum(rows for rows, _, _ in chosen.values()),
+        "classes": len(counts.labels),
+        "by_class": {
+            label: {"triplets": seen[label], "chosen": rows, "lowest": lowest, "highest": highest}
+            for label, (rows, lowest, highest) in sorted(chosen.items())
+            if rows
+        },
     }
+
+
+def _tell(counts: Mapping[str, Any], where: str) -> None:
+    print(f"select: {counts['chosen']:,} of {counts['triplets']:,} triplets {where}")
+    by_class = counts["by_class"]
+    for label, found in list(by_class.items())[:CLASSES_TOLD]:
+        told = f"  {label or '(no class)':<24} {found['chosen']:>7,} of {found['triplets']:>7,}"
+        if found["lowest"] is not None:
+            told += f"   score {found['lowest']:.3f} to {found['highest']:.3f}"
+        print(told)
+    if len(by_class) > CLASSES_TOLD:
+        print(f"  … and {len(by_class) - CLASSES_TOLD:,} more classes")
 
 
 def main() -> int:

@@ -15,18 +15,16 @@ is ever in memory:
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from wm.datasets.selection_rows import COLUMNS, Criteria, Floats, Ints, Score, id_words, refuse_repeats, scored
 from wm.errors import InputError
 
-Score = Literal["mean", "sum"]
-Ints: TypeAlias = npt.NDArray[np.int64]
-Floats: TypeAlias = npt.NDArray[np.float64]
+__all__ = ["COLUMNS", "SELECTION_SCHEMA", "Criteria", "Score", "select_top_k"]
 
 SELECTION_SCHEMA = pa.schema(
     [
@@ -40,8 +38,6 @@ SELECTION_SCHEMA = pa.schema(
 """What was chosen and why: ``score`` is what ranked it, ``rank_in_class`` its place among its class (0 = best),
 ``order`` the turn at which the round robin took it."""
 
-COLUMNS = ["triplet_id", "class_label", "action_logprob", "action_tokens"]
-
 CANDIDATE_SCHEMA = pa.schema([("triplet_id", pa.string()), ("class_code", pa.int32()), ("score", pa.float64())])
 """Rows on their way to :func:`choose`; ``class_code`` indexes :attr:`Plan.labels`."""
 
@@ -50,15 +46,6 @@ _BIN_BITS = 5
 their counts stay small (a class with scores from -8 to -0.05 has 230)."""
 _SLOT_BITS = 12 + _BIN_BITS
 """Bits of a bin number: sign and exponent of a double, and the first bits of its fraction."""
-
-
-@dataclass(frozen=True)
-class Criteria:
-    """What makes a row a candidate. ``classes``: labels that may be chosen (None = all)."""
-
-    score: Score = "mean"
-    min_score: float | None = None
-    classes: frozenset[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -109,30 +96,6 @@ class Plan:
         encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
         codes_D = np.array([self._codes.get(label, -1) for label in encoded.dictionary.to_pylist()], np.int64)
         return codes_D[encoded.indices.to_numpy(zero_copy_only=False)] if len(labels) else np.zeros(0, np.int64)
-
-
-def scored(table: pa.Table, criteria: Criteria) -> pa.Table:
-    """``class_label`` (null becomes ""), ``score`` (nats) and, if it is there, ``triplet_id`` of the rows whose class
-    is wanted, those below ``min_score`` included.
-
-    Raises :class:`InputError` naming the first row without a likelihood.
-    """
-    labels = pc.fill_null(table.column("class_label").cast(pa.string()), "")
-    table = table.set_column(table.schema.get_field_index("class_label"), "class_label", labels)
-    if criteria.classes is not None:
-        table = table.filter(pc.is_in(labels, pa.array(sorted(criteria.classes), pa.string())))
-    scores = _doubles(table.column("action_logprob"))
-    if criteria.score == "mean":
-        tokens = _doubles(table.column("action_tokens"))
-        scores = scores / np.where(tokens > 0, tokens, np.nan)
-    if np.isnan(scores).any():
-        row = int(np.flatnonzero(np.isnan(scores))[0])
-        name = table.column("triplet_id")[row].as_py() if "triplet_id" in table.column_names else f"in row {row}"
-        raise InputError(
-            f"triplet {name} has no action_logprob or no action_tokens; select works on annotated triplets"
-        )
-    kept = [name for name in ("triplet_id", "class_label") if name in table.column_names]
-    return table.select(kept).append_column("score", pa.array(scores + 0.0))  # -0.0 and 0.0 are one score
 
 
 def tally(rows: pa.Table, criteria: Criteria) -> Tally:
@@ -285,39 +248,6 @@ def select_top_k(triplets: pa.Table, k: int, score: Score = "mean", min_score: f
     refuse_repeats(rows.column("triplet_id"), id_words(rows.column("triplet_id")))
     plan = make_plan(tally(rows, criteria), k, rows_per_part=max(1, rows.num_rows))
     return choose(candidates(rows, plan, criteria)[0], plan, 0)
-
-
-def id_words(ids: pa.ChunkedArray) -> list[npt.NDArray[np.uint64]]:
-    """Ids as columns of 8 bytes each, which sort as the texts do: comparing numbers is many times faster."""
-    texts = pc.cast(ids, pa.string()).combine_chunks()
-    texts = texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts
-    if len(texts) == 0:
-        return [np.zeros(0, np.uint64)]
-    _, offset_bytes, data_bytes = texts.buffers()
-    offsets = np.frombuffer(offset_bytes, np.int32)[texts.offset : texts.offset + len(texts) + 1]
-    data = np.frombuffer(data_bytes or b"", np.uint8)[offsets[0] : offsets[-1]]
-    lengths = np.diff(offsets)
-    width = max(8, -(-int(lengths.max()) // 8) * 8)
-    if int(lengths.min()) == width:
-        return list(data.view(">u8").reshape(len(texts), -1).T.astype(np.uint64))
-    bytes_NW = np.zeros((len(texts), width), np.uint8)
-    bytes_NW[np.arange(width) < lengths[:, None]] = data
-    words = list(bytes_NW.view(">u8").T.astype(np.uint64))
-    return [*words, lengths.astype(np.uint64)]  # a text and the same with zero bytes at its end differ
-
-
-def refuse_repeats(ids: pa.ChunkedArray, words: list[npt.NDArray[np.uint64]]) -> None:
-    """Raise :class:`InputError` if an id stands twice. ``words``: :func:`id_words` of the ids."""
-    by_id = np.lexsort(words)
-    same: Any = np.logical_and.reduce([word[by_id][1:] == word[by_id][:-1] for word in words])
-    if same.any():
-        raise InputError(
-            f"triplet {ids[int(by_id[int(np.argmax(same))])]} stands twice; select needs a data set without repeats"
-        )
-
-
-def _doubles(column: pa.ChunkedArray) -> Floats:
-    return np.asarray(column.cast(pa.float64()).to_numpy(zero_copy_only=False), np.float64)
 
 
 def _reach(scores: Floats, criteria: Criteria) -> npt.NDArray[np.bool_]:

@@ -1,0 +1,108 @@
+"""Rows that selection works on: read from triplets, scored, and told apart by their ids."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from wm.errors import InputError
+
+Score = Literal["mean", "sum"]
+Ints: TypeAlias = npt.NDArray[np.int64]
+Floats: TypeAlias = npt.NDArray[np.float64]
+Words: TypeAlias = npt.NDArray[np.uint64]
+
+COLUMNS = ["triplet_id", "class_label", "action_logprob", "action_tokens"]
+"""What selection reads of a triplet."""
+
+
+@dataclass(frozen=True)
+class Criteria:
+    """What makes a row a candidate. ``classes``: labels that may be chosen (None = all)."""
+
+    score: Score = "mean"
+    min_score: float | None = None
+    classes: frozenset[str] | None = None
+
+
+def scored(table: pa.Table, criteria: Criteria) -> pa.Table:
+    """``class_label`` (null becomes ""), ``score`` (nats) and, if it is there, ``triplet_id`` of the rows whose class
+    is wanted, those below ``min_score`` included.
+
+    Raises :class:`InputError` naming the first row without a likelihood.
+    """
+    table = wanted_classes(table, criteria)
+    scores = _scores(table, criteria)
+    kept = [name for name in ("triplet_id", "class_label") if name in table.column_names]
+    return table.select(kept).append_column("score", pa.array(scores))
+
+
+def wanted_classes(table: pa.Table, criteria: Criteria) -> pa.Table:
+    """The rows whose ``class_label`` is wanted, as text: null becomes ""."""
+    labels = pc.fill_null(table.column("class_label").cast(pa.string()), "")
+    table = table.set_column(table.schema.get_field_index("class_label"), "class_label", labels)
+    if criteria.classes is None:
+        return table
+    return table.filter(pc.is_in(labels, pa.array(sorted(criteria.classes), pa.string())))
+
+
+def keep_best(table: pa.Table, keys: Sequence[str], criteria: Criteria) -> pa.Table:
+    """Of rows that are equal in all integer columns ``keys``, the best scored; of equal scores, the lower id."""
+    if table.num_rows == 0:
+        return table
+    values = [table.column(name).to_numpy() for name in keys]
+    order = np.lexsort((*id_words(table.column("triplet_id"))[::-1], -_scores(table, criteria), *values))
+    is_first = np.ones(len(order), bool)
+    is_first[1:] = np.logical_or.reduce([column[order][1:] != column[order][:-1] for column in values])
+    return table.take(pa.array(order[is_first]))
+
+
+def _scores(table: pa.Table, criteria: Criteria) -> Floats:
+    scores = _doubles(table.column("action_logprob"))
+    if criteria.score == "mean":
+        tokens = _doubles(table.column("action_tokens"))
+        scores = scores / np.where(tokens > 0, tokens, np.nan)
+    if np.isnan(scores).any():
+        row = int(np.flatnonzero(np.isnan(scores))[0])
+        name = table.column("triplet_id")[row].as_py() if "triplet_id" in table.column_names else f"in row {row}"
+        raise InputError(
+            f"triplet {name} has no action_logprob or no action_tokens; select works on annotated triplets"
+        )
+    return scores + 0.0  # -0.0 and 0.0 are one score
+
+
+def id_words(ids: pa.ChunkedArray) -> list[Words]:
+    """Ids as columns of 8 bytes each, which sort as the texts do: comparing numbers is many times faster."""
+    texts = pc.cast(ids, pa.string()).combine_chunks()
+    texts = texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts
+    if len(texts) == 0:
+        return [np.zeros(0, np.uint64)]
+    _, offset_bytes, data_bytes = texts.buffers()
+    offsets = np.frombuffer(offset_bytes, np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    data = np.frombuffer(data_bytes or b"", np.uint8)[offsets[0] : offsets[-1]]
+    lengths = np.diff(offsets)
+    width = max(8, -(-int(lengths.max()) // 8) * 8)
+    if int(lengths.min()) == width:
+        return list(data.view(">u8").reshape(len(texts), -1).T.astype(np.uint64))
+    bytes_NW = np.zeros((len(texts), width), np.uint8)
+    bytes_NW[np.arange(width) < lengths[:, None]] = data
+    words = list(bytes_NW.view(">u8").T.astype(np.uint64))
+    return [*words, lengths.astype(np.uint64)]  # a text and the same with zero bytes at its end differ
+
+
+def refuse_repeats(ids: pa.ChunkedArray, words: list[Words]) -> None:
+    """Raise :class:`InputError` if an id stands twice. ``words``: :func:`id_words` of the ids."""
+    by_id = np.lexsort(words)
+    same: Any = np.logical_and.reduce([word[by_id][1:] == word[by_id][:-1] for word in words])
+    if same.any():
+        raise InputError(
+            f"triplet {ids[int(by_id[int(np.argmax(same))])]} stands twice; select needs a data set without repeats"
+        )
+
+
+def _doubles(column: pa.ChunkedArray) -> Floats:
+    return np.asarray(column.cast(pa.float64()).to_numpy(zero_copy_only=False), np.float64)
