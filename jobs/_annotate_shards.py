@@ -7,6 +7,7 @@ it. Parquet files without their mark are leftovers of a killed run; they are rem
 """
 
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ import pyarrow as pa
 from jobs._annotate_tables import CLIPS_SCHEMA, PAIRS_SCHEMA, clip_rows
 from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA, write_table
 from wm.runs import write_json
+from wm.storage import is_remote
 
 TABLES = {"rejects": REJECT_SCHEMA, "clips": CLIPS_SCHEMA, "pairs": PAIRS_SCHEMA, "triplets": TRIPLET_SCHEMA}
 
@@ -33,6 +35,17 @@ def cut_shards(listing: pa.Table, videos_per_shard: int) -> dict[int, tuple[int,
     size = shard_size(listing.num_rows, videos_per_shard)
     starts = range(0, listing.num_rows, size)
     return {number: (start, min(size, listing.num_rows - start)) for number, start in enumerate(starts)}
+
+
+def shard_table(listing: pa.Table, number: int, start: int, rows: int) -> pa.Table:
+    """The listing's rows of one shard, with where a worker finds each video."""
+    table = listing.slice(start, rows)
+    uris = table.column("uri").to_pylist()
+    paths = [uri if is_remote(uri) else os.path.abspath(uri) for uri in uris]  # noqa: PTH100 - links stay as named
+    more = {"path": paths, "shard": [number] * rows, "shard_rows": [rows] * rows}
+    for name, values in more.items():
+        table = table.append_column(name, pa.array(values))
+    return table.combine_chunks()
 
 
 def shard_name(number: int) -> str:

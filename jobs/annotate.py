@@ -2,7 +2,6 @@
 them."""
 
 import json
-import os
 import sys
 import time
 from collections import Counter
@@ -16,7 +15,7 @@ import pyarrow.compute as pc
 from jobs._annotate_annotator import Annotator
 from jobs._annotate_decoder import Decoder
 from jobs._annotate_recipe import AnnotateRecipe
-from jobs._annotate_shards import cut_shards, summarise, tidy
+from jobs._annotate_shards import cut_shards, shard_table, summarise, tidy
 from jobs._ray import connect, need, quiet_data
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
@@ -24,7 +23,6 @@ from wm.datasets.card import write_dataset_card
 from wm.datasets.videos import list_videos, listing_digest
 from wm.errors import InputError
 from wm.runs import Run, digest_of
-from wm.storage import is_remote
 
 
 def run(recipe: AnnotateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
@@ -81,7 +79,7 @@ def _annotate(recipe: AnnotateRecipe, listing: pa.Table, pending: Mapping[int, t
     try:
         counts = (
             # not from_arrow, which asks a remote task for each block's size: thousands of tasks, and workers for them
-            ray.data.from_blocks([_shard_table(listing, number, *rows) for number, rows in pending.items()])
+            ray.data.from_blocks([shard_table(listing, number, *rows) for number, rows in pending.items()])
             .map_batches(
                 Decoder,
                 fn_constructor_args=(recipe.clip_settings(), recipe.download_settings()),
@@ -120,17 +118,6 @@ def _watch(shards: Iterable[dict[str, Any]], total: int, num_pending: int) -> No
             rate = pairs / (time.perf_counter() - started)
             bar.set_postfix_str(f"{rate:.1f} pairs/s{'; ' if told else ''}{told}", refresh=False)
             bar.update(shard["videos"])
-
-
-def _shard_table(listing: pa.Table, number: int, start: int, rows: int) -> pa.Table:
-    """The listing's rows of one shard, with where a worker finds each video."""
-    table = listing.slice(start, rows)
-    uris = table.column("uri").to_pylist()
-    paths = [uri if is_remote(uri) else os.path.abspath(uri) for uri in uris]  # noqa: PTH100 - links stay as named
-    more = {"path": paths, "shard": [number] * rows, "shard_rows": [rows] * rows}
-    for name, values in more.items():
-        table = table.append_column(name, pa.array(values))
-    return table.combine_chunks()
 
 
 def _require_machine(recipe: AnnotateRecipe, num_shards: int) -> None:

@@ -18,8 +18,9 @@ from video_files import marked_frame, read_mark, write_video
 from jobs._annotate_annotator import Annotator
 from jobs._annotate_decoder import Decoder
 from jobs._annotate_pairs import even_chunks, halve_when_full
+from jobs._annotate_shards import shard_table
 from jobs._annotate_tables import DECODED_SCHEMA, PAIRS_SCHEMA
-from jobs.annotate import AnnotateRecipe, _shard_table, _watch, run
+from jobs.annotate import AnnotateRecipe, _watch, run
 from wm.cli import main as cli_main
 from wm.datasets.filters import Filters
 from wm.datasets.videos import list_videos
@@ -58,7 +59,7 @@ def decode(one):
     """What the decoding actor makes of a recipe's videos, all as one shard."""
     listing = list_videos(one.videos)
     decoder = Decoder(one.clip_settings(), one.download_settings())
-    table = decoder(_shard_table(listing, 0, 0, listing.num_rows))
+    table = decoder(shard_table(listing, 0, 0, listing.num_rows))
     decoder.reader.close()
     assert table.column("key").to_pylist() == listing.column("key").to_pylist()
     return table
@@ -243,7 +244,7 @@ def test_trouble_of_the_machine_ends_the_run_and_is_no_reject(videos, tiny_base,
     decoder = Decoder(one.clip_settings(), one.download_settings())
     monkeypatch.setattr(decoder.reader, "read", full)
     listing = list_videos(one.videos)
-    answer = annotator(decoder(_shard_table(listing, 0, 0, listing.num_rows)))
+    answer = annotator(decoder(shard_table(listing, 0, 0, listing.num_rows)))
     assert "on this machine" in answer["problem"][0] and answer["errno"] == [errno.ENOSPC]
     with pytest.raises(OSError, match="No space left"):
         _watch([{name: values[0] for name, values in answer.items()}], 2, 2)

@@ -14,6 +14,7 @@ from video_files import marked_frame, write_video
 
 from cluster.local_nodes import local_nodes
 from jobs._annotate_shards import summarise
+from jobs._processes import actor_processes
 from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA, read_table
 
 NUM_GOOD, NUM_BAD = 44, 4
@@ -56,19 +57,8 @@ def finish(process):
 
 
 def workers(mark, actor):
-    """Process ids of this run's actors of one kind. Ray writes a worker's title over its environment, so whose it is
-    stands in its parent's, the raylet's."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            title = (folder / "cmdline").read_bytes()
-            parent = (folder / "stat").read_text().rsplit(")", 1)[1].split()[1]
-            environment = Path("/proc", parent, "environ").read_bytes()
-        except OSError:
-            continue
-        if title.startswith(b"ray::") and actor.encode() in title and f"{MARK}={mark}".encode() in environment:
-            found.append(int(folder.name))
-    return found
+    """Process ids of this run's actors of one kind."""
+    return actor_processes(MARK, mark, actor)
 
 
 def wait_for(condition, process):
