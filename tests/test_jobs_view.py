@@ -122,3 +122,21 @@ def test_ingested_data_have_neither_clips_nor_likelihoods(tmp_path: Path) -> Non
     run(recipe(tmp_path))
     assert '"clip":null' in (tmp_path / "view" / "page" / "rows-00000.js").read_text()
     assert pq.read_table(out / "triplets" / "shard-000000.parquet").num_rows == 3
+
+
+def test_damage_inside_a_file_is_told_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = write_annotation(tmp_path / "data", [triplet(number) for number in range(20)])
+    path = out / "triplets" / "shard-000000.parquet"
+    group = pq.read_metadata(path).row_group(0)
+    column = next(c for c in map(group.column, range(group.num_columns)) if c.path_in_schema == "source_image.bytes")
+    data = bytearray(path.read_bytes())
+    start = column.dictionary_page_offset
+    data[start : start + 8] = b"\xff" * 8  # the header of its first page
+    path.write_bytes(data)
+    monkeypatch.setattr("sys.argv", ["view", f"triplets={out}", f"out={tmp_path}/view"])
+    assert main() == 2
+    error = capsys.readouterr().err
+    assert "shard-000000.parquet is damaged" in error
+    assert not (tmp_path / "view" / "index.html").exists() and not (tmp_path / "view" / "page").exists()

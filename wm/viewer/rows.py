@@ -12,7 +12,7 @@ import pyarrow.dataset as pads
 
 from wm.errors import InputError
 from wm.records import TRIPLET_SCHEMA
-from wm.viewer.sample import Pick, read_group
+from wm.viewer.sample import Pick, read_batches
 from wm.viewer.source import Source, open_parquet
 
 _CODES = {"source_codes", "target_codes"}
@@ -33,15 +33,18 @@ class Row:
 
 
 def read_rows(source: Source, picks: Sequence[Pick]) -> Iterator[Row]:
-    """The picked rows, in order. One row group is held at a time."""
+    """The picked rows, in order. Few are held at a time."""
     for file, mine in groupby(picks, key=lambda pick: pick.file):
         with open_parquet(file) as parquet:
             for pick in mine:
-                rows = _python_rows(read_group(parquet, file, pick.group, COLUMNS).take(pa.array(pick.rows)), file)
-                clips, pairs = _clips(source, file, rows), _pairs(source, file, rows)
-                for row in rows:
-                    found = _clip_of(row, clips.get(row["video_uri"] or "", []))
-                    yield Row(row, found, pairs.get(row["triplet_id"]))
+                for table in read_batches(parquet, file, pick, COLUMNS):
+                    yield from _joined(source, file, _python_rows(table, file))
+
+
+def _joined(source: Source, file: Path, rows: Sequence[dict[str, Any]]) -> Iterator[Row]:
+    clips, pairs = _clips(source, file, rows), _pairs(source, file, rows)
+    for row in rows:
+        yield Row(row, _clip_of(row, clips.get(row["video_uri"] or "", [])), pairs.get(row["triplet_id"]))
 
 
 def _python_rows(table: pa.Table, file: Path) -> list[dict[str, Any]]:

@@ -16,6 +16,9 @@ from wm.viewer.source import open_parquet
 MAX_GROUPS = 1000
 """Row groups that are opened at most, about: a row group's pictures cannot be read one by one."""
 
+BATCH_ROWS = 64
+"""Rows with pictures that are held at a time."""
+
 Rows = npt.NDArray[np.int64]
 
 
@@ -147,5 +150,25 @@ def read_group(parquet: Any, file: Path, group: int, columns: Sequence[str]) -> 
         table = parquet.read_row_group(group, columns=found, use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{file} is damaged: {' '.join(str(error).split())}") from error
-    rows = parquet.metadata.row_group(group).num_rows
-    return pa.table({name: table[name] if name in found else pa.nulls(rows) for name in columns})
+    return _completed(table, columns, parquet.metadata.row_group(group).num_rows)
+
+
+def read_batches(
+    parquet: Any, file: Path, pick: Pick, columns: Sequence[str], batch_rows: int = BATCH_ROWS
+) -> Iterator[pa.Table]:
+    """The picked rows of a row group, from ``batch_rows`` of its rows at a time; as :func:`read_group` otherwise."""
+    found = [name for name in columns if name in parquet.schema_arrow.names]
+    start = 0
+    try:
+        for batch in parquet.iter_batches(batch_rows, row_groups=[pick.group], columns=found, use_threads=False):
+            low, high = np.searchsorted(pick.rows, [start, start + batch.num_rows])
+            if high > low:
+                rows = pa.Table.from_batches([batch]).take(pa.array(pick.rows[low:high] - start))
+                yield _completed(rows, columns, rows.num_rows)
+            start += batch.num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{file} is damaged: {' '.join(str(error).split())}") from error
+
+
+def _completed(table: pa.Table, columns: Sequence[str], num_rows: int) -> pa.Table:
+    return pa.table({name: table[name] if name in table.column_names else pa.nulls(num_rows) for name in columns})

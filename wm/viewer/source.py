@@ -87,8 +87,8 @@ def _by_stem(folder: Path) -> dict[str, Path]:
 
 
 def open_parquet(file: Path) -> pq.ParquetFile:
-    """Raises :class:`InputError` that names the file."""
+    """Reads in small pieces: a row group of pictures may be large. Raises :class:`InputError` that names the file."""
     try:
-        return pq.ParquetFile(file)
+        return pq.ParquetFile(file, buffer_size=1 << 20)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{file} is not a readable Parquet file: {' '.join(str(error).split())}") from error

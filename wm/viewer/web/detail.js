@@ -84,7 +84,7 @@ wm.heat = (change, base) => {
   const context = canvas.getContext("2d"), picture = context.createImageData(change.side, change.side);
   const bytes = atob(change.bytes);
   for (let token = 0; token < bytes.length; token++) {
-    picture.data.set([255, 96, 32, Math.round(bytes.charCodeAt(token) * 0.85)], token * 4);
+    picture.data.set([255, 96, 32, Math.round(bytes.charCodeAt(token) * 0.8)], token * 4);
   }
   context.putImageData(picture, 0, 0);
   Object.assign(canvas.style, { width: `${side}px`, height: `${side}px`, left: `${(width - side) / 2}px`, top: `${(height - side) / 2}px` });
