@@ -83,8 +83,7 @@ class Annotator:
         seconds = Seconds({stage: _total(videos, f"{stage}_s") for stage in ("download", "scan", "fetch")})
         rows = self.annotate(videos, seconds)
         try:
-            with seconds.of("write"):
-                counts = write_shard(Path(self.settings.out), number, videos, rows, seconds.by_stage)
+            counts = write_shard(Path(self.settings.out), number, videos, rows, seconds.by_stage)
         except OSError as error:
             return _answer(problem=f"cannot write into {self.settings.out}: {error.strerror}", errno=error.errno or 0)
         self.metrics.shard(counts)

@@ -8,6 +8,7 @@ it. Parquet files without their mark are leftovers of a killed run; they are rem
 
 import json
 import os
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -63,16 +64,16 @@ def write_shard(
     """Write and commit one shard; returns its counts.
 
     ``videos``: rows of :data:`jobs._annotate_tables.DECODED_SCHEMA`. ``rows``: of triplets, rejects and pairs.
-    ``seconds``: spent on the shard, by stage.
+    ``seconds``: spent on the shard before, by stage.
     """
-    name = shard_name(number)
+    begin, name = time.perf_counter(), shard_name(number)
     tables = {**rows, "clips": clip_rows(videos)}
     for table, schema in TABLES.items():
         if tables[table]:
             write_table(tables[table], out / table / f"{name}.parquet", schema)
         else:
             (out / table / f"{name}.parquet").unlink(missing_ok=True)
-    counts = _counts(videos, rows, seconds)
+    counts = _counts(videos, rows, {**seconds, "write": time.perf_counter() - begin})
     (out / "shards").mkdir(parents=True, exist_ok=True)
     write_json(out / "shards" / f"{name}.json", counts)
     return counts

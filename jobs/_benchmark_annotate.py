@@ -32,8 +32,8 @@ _KILL_EVERY_S = 1.5
 
 
 def many_clips(folder: Path, sources: Sequence[Path], count: int, seed: int = 0, poisoned: int = 0) -> Path:
-    """``count`` files in ten classes, ``poisoned`` of them no videos (cut off, random bytes, empty, text, a folder, a
-    link that leads nowhere), the rest hard links to ``sources``; returns the folder."""
+    """``count`` files in ten classes, ``poisoned`` of them no videos (cut off, random bytes, empty, text, a link that
+    leads nowhere), the rest hard links to ``sources``; returns the folder."""
     rng = random.Random(seed)
     bad = set(rng.sample(range(count), poisoned))
     for number, source in enumerate(islice(cycle(sources), count)):
@@ -48,7 +48,7 @@ def many_clips(folder: Path, sources: Sequence[Path], count: int, seed: int = 0,
 
 
 def _poison(path: Path, source: Path, rng: random.Random, kind: int) -> None:
-    match kind % 6:
+    match kind % 5:
         case 0:
             path.write_bytes(source.read_bytes()[:400] + rng.randbytes(20_000))
         case 1:
@@ -57,8 +57,6 @@ def _poison(path: Path, source: Path, rng: random.Random, kind: int) -> None:
             path.touch()
         case 3:
             path.write_text("no video\n" * 1000)
-        case 4:
-            path.mkdir()
         case _:
             path.symlink_to("nowhere.mp4")
 
