@@ -1,13 +1,14 @@
 """Key-frames by a costly measure of motion, taken of few frames.
 
-A cheap stand-in of every frame's motion is known. A Gaussian process over time learns, from the frames measured so
-far, what the measure makes of it, and gives each other frame an upper bound. The key-frames are chosen as if every
-frame moved as much as its bound allows, and those among them that are not measured are measured: when all of them
-are, no other frame can enter the choice, as far as the bounds hold (optimistic search; Srinivas et al. 2010, the
-upper confidence bound of GP-UCB).
+Cheap stand-ins of every frame's motion are known, and a better one can be had of some. A Gaussian process over time
+learns, from the frames measured so far, what the measure makes of them, and gives each other frame an upper bound. The
+key-frames are chosen as if every frame moved as much as its bound allows, and those among them that are not measured
+get the better stand-in first, then the measure: when all of them are measured, no other frame can enter the choice, as
+far as the bounds hold (optimistic search; Srinivas et al. 2010, the upper confidence bound of GP-UCB).
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +16,33 @@ import numpy.typing as npt
 from wm.video.keyframes import KeyframeRule, choose_keyframes
 
 Floats = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+Ask = Callable[[list[int]], Sequence[float]]
 
-BOUND_SDS = 2.0
-"""The upper bound lies this many standard deviations above the expected motion."""
 
-# Of the logarithm of motion, over real clips of 3 to 9 s: the share that stand-ins leave unexplained has a standard
-# deviation of 0.2, half of it common to frames some 16 apart; a stand-in's power differs from clip to clip by 0.25.
+@dataclass(frozen=True)
+class Bound:
+    """How motion follows from stand-ins: like their product, each to its power. The upper bound lies ``sds`` standard
+    deviations above what is expected, less a factor of exp(``discount``): frames that well known ones nearly equal are
+    not worth a measurement."""
+
+    powers: tuple[float, ...]
+    sds: float
+    discount: float
+
+
+# Least squares of logarithms over 83 real clips of 3 to 9 s in two shapes; sds and discount were then chosen there for
+# key-frames that agree at the least cost.
+COARSE = Bound((0.25, 0.57), 3.0, 0.1)
+"""Stand-ins: DIS flow in px/frame, mean difference of thumbnails in grey levels."""
+FINE = Bound((0.67, 0.27), 2.0, 0.0)
+"""Stand-ins: Farneback flow at a quarter of the size in px/frame, mean difference of thumbnails in grey levels."""
+FLOW_FLOOR_PX = 0.02
+STEP_FLOOR = 0.025
+"""Added before a logarithm is taken: less flow (px/frame) and difference (grey levels) than this is rest."""
+
+# Of log motion in those clips: what is left unexplained has a standard deviation of 0.2, much of it common to frames
+# some 16 apart; a power differs from clip to clip by 0.25; nothing is known of the factor.
 _POWER_SD = 0.25
 _DRIFT_SD = 0.2
 _DRIFT_FRAMES = 16.0
@@ -30,35 +52,28 @@ _PRIOR_SAMPLES = 4
 _SCALE_LIMITS = (0.5, 3.0)
 _MAX_LEARNT = 256
 _BLOCK = 4096
-_FLOOR = 0.01
-"""Added to px/frame before the logarithm: less than this is rest."""
 
 
 def search_keyframes(
-    standins_TP: Floats,
-    powers_P: Sequence[float],
-    measure: Callable[[list[int]], Sequence[float]],
+    flow_T: Sequence[float],
+    step_T: Sequence[float],
+    measure: Ask,
+    refine: Ask | None,
     *,
     max_keyframes: int,
     min_interval: int,
     rule: KeyframeRule,
     batch: int = 1,
-) -> tuple[Floats, npt.NDArray[np.bool_]]:
-    """(motion of each frame, which of them were measured); unmeasured motion is what is expected of it.
+) -> tuple[Floats, Mask]:
+    """(motion of each frame in px/frame, which of them were measured); unmeasured motion is what is expected of it.
 
-    ``standins_TP``: P positive numbers a frame that grow with its motion; motion is expected to go like their product,
-    each to its power of ``powers_P``. ``measure``: frames to their motion; frame 0 has none before it, moves 0 and is
-    never asked for. ``batch``: how many frames at least should be asked for at once, where asking is costly.
+    ``flow_T``, ``step_T``: the stand-ins of :data:`COARSE`. ``measure``: frames to their motion; frame 0 has none
+    before it, moves 0 and is never asked for. ``refine``: frames to their first stand-in of :data:`FINE`, or None.
+    ``batch``: how many frames at least should be measured at once, where asking is costly.
     """
-    num_frames = len(standins_TP)
-    logs_TP = np.log(standins_TP)
-    logs_TP = logs_TP - logs_TP.mean(axis=0)
-    expected_T, sd_T = logs_TP @ np.asarray(powers_P), np.full(num_frames, _OFFSET_SD)
-    motion_T, measured_T = np.zeros(num_frames), np.zeros(num_frames, dtype=bool)
-    measured_T[0] = True
-    order: list[int] = []
+    search = _Search(flow_T, step_T)
 
-    def wanted(upper_T: Floats, known_T: npt.NDArray[np.bool_]) -> list[int]:
+    def wanted(upper_T: Floats, known_T: Mask) -> list[int]:
         if rule == "top_then_spacing":
             chosen = np.argsort(-upper_T, kind="stable")[:max_keyframes].tolist()
         else:
@@ -66,49 +81,87 @@ def search_keyframes(
             chosen.sort(key=lambda frame: -upper_T[frame])
         return [frame for frame in chosen if not known_T[frame]]
 
-    while True:
-        upper_T = np.where(measured_T, motion_T, np.exp(expected_T + BOUND_SDS * sd_T))
-        asked = wanted(upper_T, measured_T)
-        if not asked:
-            break
-        believed_T, known_T, more = upper_T, measured_T.copy(), asked
+    while asked := wanted(search.upper_T, search.measured_T):
+        if refine is not None:
+            unrefined = [frame for frame in asked if not search.refined_T[frame]]
+            if unrefined:
+                search.refine(unrefined, refine(unrefined))
+                if search.order:
+                    continue
+        believed_T, known_T, more = search.upper_T.copy(), search.measured_T.copy(), asked
         while more and len(asked) < batch:  # go on as if what is asked for turned out as expected
             known_T[more] = True
-            believed_T[more] = np.exp(expected_T[more])
+            believed_T[more] = search.expected_T[more]
             more = wanted(believed_T, known_T)
             asked = asked + more
-        motion_T[asked] = measure(asked)
-        measured_T[asked] = True
-        order += asked
-        learnt = np.asarray(order[-_MAX_LEARNT:])
-        expected_T, sd_T = _regress(logs_TP, powers_P, learnt, np.log(motion_T[learnt] + _FLOOR))
-    expected_motion_T = np.maximum(np.exp(expected_T) - _FLOOR, 0.0)
-    return np.where(measured_T, motion_T, expected_motion_T), measured_T
+        search.measure(asked, measure(asked))
+    return search.expected_T, search.measured_T
 
 
-def _regress(
-    logs_TP: Floats, powers_P: Sequence[float], at_M: npt.NDArray[np.intp], log_motion_M: Floats
-) -> tuple[Floats, Floats]:
-    """Mean and standard deviation of every frame's log motion, given those measured (Rasmussen & Williams 2006,
-    equations 2.23 and 2.24)."""
-    prior_T = logs_TP @ np.asarray(powers_P)
-    surprise_M = log_motion_M - prior_T[at_M]
-    inverse_MM = np.linalg.inv(_covariance(logs_TP, at_M, at_M) + _NOISE_SD**2 * np.eye(len(at_M)))
-    weights_M = inverse_MM @ surprise_M
-    # How much larger than expected this clip's surprises are; a few expected ones keep it steady at first.
-    scale = np.sqrt((surprise_M @ weights_M + _PRIOR_SAMPLES) / (len(at_M) + _PRIOR_SAMPLES))
-    mean_T, var_T = np.empty_like(prior_T), np.empty_like(prior_T)
-    for begin in range(0, len(prior_T), _BLOCK):
-        block = np.arange(begin, min(begin + _BLOCK, len(prior_T)))
-        across_BM = _covariance(logs_TP, block, at_M)
-        mean_T[block] = prior_T[block] + across_BM @ weights_M
-        alone_B = _OFFSET_SD**2 + _POWER_SD**2 * (logs_TP[block] ** 2).sum(axis=1) + _DRIFT_SD**2 + _NOISE_SD**2
-        var_T[block] = alone_B - ((across_BM @ inverse_MM) * across_BM).sum(axis=1)
-    return mean_T, np.sqrt(np.maximum(var_T, 0.0)) * np.clip(scale, *_SCALE_LIMITS)
+class _Search:
+    """What is known of each frame: a stand-in, a better one, or its motion."""
+
+    def __init__(self, flow_T: Sequence[float], step_T: Sequence[float]) -> None:
+        step_log_T = np.log(np.asarray(step_T) + STEP_FLOOR)
+        self.coarse_T2 = np.stack([np.log(np.asarray(flow_T) + FLOW_FLOOR_PX), step_log_T], axis=1)
+        self.fine_T2 = self.coarse_T2.copy()
+        self.motion_T = np.zeros(len(step_log_T))
+        self.refined_T = np.zeros(len(step_log_T), dtype=bool)
+        self.measured_T = self.refined_T.copy()
+        self.measured_T[0] = True
+        self.order: list[int] = []
+        self._learn()
+
+    def refine(self, frames: list[int], flow: Sequence[float]) -> None:
+        self.fine_T2[frames, 0] = np.log(np.asarray(flow) + FLOW_FLOOR_PX)
+        self.refined_T[frames] = True
+        self._learn()
+
+    def measure(self, frames: list[int], motion: Sequence[float]) -> None:
+        self.motion_T[frames] = motion
+        self.measured_T[frames] = True
+        self.order += frames
+        self._learn()
+
+    def _learn(self) -> None:
+        """Set ``expected_T`` and ``upper_T``, px/frame."""
+        log_T, bound_T = self._regress(COARSE, self.coarse_T2)
+        if self.order and self.refined_T.any():
+            fine_log_T, fine_bound_T = self._regress(FINE, self.fine_T2)
+            log_T = np.where(self.refined_T, fine_log_T, log_T)
+            bound_T = np.where(self.refined_T, fine_bound_T, bound_T)
+        self.expected_T = self._or_measured(log_T)
+        self.upper_T = self._or_measured(bound_T)
+
+    def _or_measured(self, log_T: Floats) -> Floats:
+        return np.where(self.measured_T, self.motion_T, np.maximum(np.exp(log_T) - FLOW_FLOOR_PX, 0.0))
+
+    def _regress(self, bound: Bound, logs_T2: Floats) -> tuple[Floats, Floats]:
+        """Expected log motion and its upper bound, given what was measured (Rasmussen & Williams 2006, equations 2.23
+        and 2.24)."""
+        at_M = np.asarray(self.order[-_MAX_LEARNT:], dtype=np.intp)
+        logs_T2 = logs_T2 - logs_T2[at_M if len(at_M) else slice(None)].mean(axis=0)
+        prior_T = logs_T2 @ np.asarray(bound.powers)
+        if not len(at_M):
+            return prior_T, prior_T
+        surprise_M = np.log(self.motion_T[at_M] + FLOW_FLOOR_PX) - prior_T[at_M]
+        inverse_MM = np.linalg.inv(_covariance(logs_T2, at_M, at_M) + _NOISE_SD**2 * np.eye(len(at_M)))
+        weights_M = inverse_MM @ surprise_M
+        # How much larger than expected this clip's surprises are; a few expected ones keep it steady at first.
+        scale = np.sqrt((surprise_M @ weights_M + _PRIOR_SAMPLES) / (len(at_M) + _PRIOR_SAMPLES))
+        mean_T, var_T = np.empty_like(prior_T), np.empty_like(prior_T)
+        for begin in range(0, len(prior_T), _BLOCK):
+            block = np.arange(begin, min(begin + _BLOCK, len(prior_T)))
+            across_BM = _covariance(logs_T2, block, at_M)
+            mean_T[block] = prior_T[block] + across_BM @ weights_M
+            alone_B = _OFFSET_SD**2 + _POWER_SD**2 * (logs_T2[block] ** 2).sum(axis=1) + _DRIFT_SD**2 + _NOISE_SD**2
+            var_T[block] = alone_B - ((across_BM @ inverse_MM) * across_BM).sum(axis=1)
+        sd_T = np.sqrt(np.maximum(var_T, 0.0)) * np.clip(scale, *_SCALE_LIMITS)
+        return mean_T, mean_T + bound.sds * sd_T - bound.discount
 
 
-def _covariance(logs_TP: Floats, rows_A: npt.NDArray[np.intp], columns_B: npt.NDArray[np.intp]) -> Floats:
+def _covariance(logs_T2: Floats, rows_A: npt.NDArray[np.intp], columns_B: npt.NDArray[np.intp]) -> Floats:
     apart_AB = np.abs(rows_A[:, None] - columns_B[None, :])
-    powers_AB = _POWER_SD**2 * (logs_TP[rows_A] @ logs_TP[columns_B].T)
+    powers_AB = _POWER_SD**2 * (logs_T2[rows_A] @ logs_T2[columns_B].T)
     covariance_AB: Floats = _OFFSET_SD**2 + powers_AB + _DRIFT_SD**2 * np.exp(-apart_AB / _DRIFT_FRAMES)
     return covariance_AB

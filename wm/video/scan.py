@@ -77,11 +77,11 @@ def scan_video(
     walk = Walk(path, motion, motion_side_px, max_chosen, start_s=start_s, end_s=end_s)
     walk.read()
     if walk.bounded:
-        standins_TP = np.stack([np.asarray(walk.motion) + _DIS_FLOOR_PX, np.asarray(walk.steps) + _STEP_FLOOR], axis=1)
         found_T, measured_T = search_keyframes(
-            standins_TP,
-            _POWERS,
+            walk.motion,
+            walk.steps,
             walk.measure,
+            walk.refine if walk.quarters is not None else None,
             max_keyframes=max_keyframes,
             min_interval=min_interval,
             rule=rule,
@@ -89,7 +89,7 @@ def scan_video(
         )
     else:
         found_T, measured_T = np.asarray(walk.motion), np.ones(len(walk.motion), dtype=bool)
-    walk.held = None
+    walk.held = walk.quarters = None
     motion_T = found_T.astype(np.float32)
     chosen = choose_keyframes(motion_T, max_keyframes=max_keyframes, min_interval=min_interval, rule=rule)
     return Scan(
@@ -106,13 +106,6 @@ def scan_video(
         end_s=end_s,
         cuts=_cuts_between(np.asarray(walk.steps), chosen),
     )
-
-
-# Stand-ins for Farnebäck's motion: DIS flow in px/frame and the mean difference of thumbnails in grey levels, each
-# with a floor below which it says nothing, to the powers that fit real clips of two shapes best (log-log regression).
-_DIS_FLOOR_PX = 0.02
-_STEP_FLOOR = 0.025
-_POWERS = (0.4, 0.5)
 
 
 def _cuts_between(steps_T: npt.NDArray[np.float64], chosen: list[int]) -> list[float]:

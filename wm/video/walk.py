@@ -21,6 +21,8 @@ MAX_THUMBS = 16384
 """Thumbnails held at once (2 to 5 kB each): of a longer clip only those of the frames that move most are kept."""
 MAX_HELD_BYTES = 256 * 2**20
 """Decoded frames held for exact motion. A longer clip is walked again, a few times, for the frames it needs."""
+MAX_QUARTER_BYTES = 128 * 2**20
+"""Brightness at a quarter of the size, held for exact motion; of a longer clip frames are measured without it."""
 WALK_BATCH = 32
 """Frames to measure at least in such a walk."""
 
@@ -52,21 +54,18 @@ class Walk:
     bounded: bool = False
     """``motion`` is a stand-in; :meth:`measure` knows better."""
     held: list[RawFrame] | None = None
+    quarters: list[Luma] | None = None
 
     def _frames(self, tally: Tally | None = None) -> Generator[RawFrame]:
         return frames(self.path, tally, start_s=self.start_s, end_s=self.end_s)
 
     def read(self) -> None:
         """The first pass."""
-        meter, scale, held_bytes = MotionMeter("dis"), 1.0, 0
+        meter, scale = MotionMeter("dis"), 1.0
         before: Luma | None = None
         for raw in self._frames(self.tally):
             if not self.times_s:
-                self.size_px = raw.size_px()
-                self.small_px = small_size(*self.size_px, self.side_px)
-                scale = 2.0 ** num_halvings(*self.size_px, self.side_px)
-                self.bounded = self.kind == "farneback" and self.small_px != self.size_px
-                self.held = [] if self.bounded else None
+                scale = self._begin(raw)
                 meter = MotionMeter("dis" if self.bounded else self.kind)
             luma = motion_luma(raw, self.side_px, self.small_px)
             thumb = thumbnail(luma)
@@ -77,23 +76,46 @@ class Walk:
             self.times_s.append(raw.time_s)
             if len(self.thumbs) > MAX_THUMBS:
                 self._forget()
-            if self.held is not None:
-                self.held.append(raw)
-                held_bytes += raw.num_bytes
-                if held_bytes > MAX_HELD_BYTES:
-                    self.held = None
+            if self.bounded:
+                self._hold(raw)
         _require_frames(self.path, len(self.times_s), self.tally)
+
+    def _begin(self, raw: RawFrame) -> float:
+        """Note the sizes; returns the scale of the motion pass."""
+        self.size_px = raw.size_px()
+        halvings = num_halvings(*self.size_px, self.side_px)
+        self.small_px = small_size(*self.size_px, self.side_px)
+        self.bounded = self.kind == "farneback" and halvings > 0
+        self.held = [] if self.bounded else None
+        self.quarters = [] if self.bounded and halvings > 2 else None
+        return float(2**halvings)
+
+    def _hold(self, raw: RawFrame) -> None:
+        """Keep what the search for exact key-frames asks for, as far as it fits."""
+        if self.held is not None:
+            self.held.append(raw)
+            if len(self.held) * raw.num_bytes > MAX_HELD_BYTES:
+                self.held = None
+        if self.quarters is not None:
+            self.quarters.append(raw.luma(max(self.size_px) // 4))
+            if len(self.quarters) * self.quarters[-1].size > MAX_QUARTER_BYTES:
+                self.quarters = None
+
+    def refine(self, wanted: list[int]) -> list[float]:
+        """Farneback at a quarter of the size, px/frame of the full size."""
+        held = self.quarters or []
+        return [4 * _motion(held[frame - 1], held[frame]) for frame in wanted]
 
     def measure(self, wanted: list[int]) -> list[float]:
         """Full-size Farnebäck at each frame, px/frame."""
         if self.held is not None:
-            return [_full_motion(self.held[frame - 1], self.held[frame]) for frame in wanted]
+            return [_motion(self.held[frame - 1].grey(), self.held[frame].grey()) for frame in wanted]
         found: dict[int, float] = {}
         before = None
         with closing(self._frames()) as walk:
             for raw in walk:
                 if raw.index in wanted and before is not None:
-                    found[raw.index] = _full_motion(before, raw)
+                    found[raw.index] = _motion(before.grey(), raw.grey())
                 before = raw
                 if len(found) == len(wanted):
                     break
@@ -127,9 +149,8 @@ class Walk:
         self.thumbs = {index: thumb for index, thumb in self.thumbs.items() if index in keep or index >= newest}
 
 
-def _full_motion(before: RawFrame, after: RawFrame) -> float:
-    grey_before, grey_after = before.grey(), after.grey()
-    return farneback_motion(grey_before, grey_after) if grey_before.shape == grey_after.shape else 0.0
+def _motion(before: Luma, after: Luma) -> float:
+    return farneback_motion(before, after) if before.shape == after.shape else 0.0
 
 
 def motion_luma(raw: RawFrame, motion_side_px: int, size_px: tuple[int, int]) -> Luma:
