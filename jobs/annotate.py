@@ -20,7 +20,7 @@ from jobs._ray import connect, need, quiet_data
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.datasets.card import write_dataset_card
-from wm.datasets.videos import list_videos, listing_digest
+from wm.datasets.videos import list_videos, listing_digest, listing_note
 from wm.errors import InputError
 from wm.runs import Run, digest_of
 
@@ -44,6 +44,7 @@ def run(recipe: AnnotateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     if dry_run or whole:
         return _tell_plan(recipe, listing, whole)
     stage.start()
+    _tell_notes(listing)
     out = Path(recipe.out)
     done = tidy(out)
     pending = {number: rows for number, rows in shards.items() if number not in done}
@@ -160,10 +161,19 @@ def _tell_plan(recipe: AnnotateRecipe, listing: pa.Table, whole: bool) -> dict[s
         f"annotate: {'already whole in' if whole else 'would write'} {recipe.out}: {listing.num_rows:,} videos of "
         f"{classes:,} classes from {recipe.videos}, IDM {recipe.idm}"
     )
+    _tell_notes(listing)
     if not whole:
         settings = recipe.model_dump(exclude={"videos", "idm", "out"}, exclude_none=True)
         print("  " + ", ".join(f"{key} = {value}" for key, value in settings.items()))
     return {"videos": listing.num_rows, "whole": whole}
+
+
+def _tell_notes(listing: pa.Table) -> None:
+    """What the listing left out."""
+    for name, told in (("duplicates", "entries listed twice are taken once"), ("unnamed", "videos without annotations")):
+        count = listing_note(listing, name)
+        if count and count != "0":
+            print(f"  {count} {told}")
 
 
 def _tell_result(recipe: AnnotateRecipe, record: dict[str, Any]) -> None:

@@ -187,7 +187,8 @@ def _check_given(recipe: BootstrapRecipe, stages: list[Stage]) -> None:
         for file in (recipe.train_file, recipe.test_file):
             list_items(recipe.supervised_root, file)
     if recipe.videos is not None:
-        list_videos(recipe.videos)
+        more = {name: recipe.annotate[name] for name in ("layout", "annotations") if name in recipe.annotate}
+        list_videos(recipe.videos, **more)
     for stage in stages:
         if isinstance(stage.recipe, train.TrainRecipe):
             train.need_machine(stage.recipe)

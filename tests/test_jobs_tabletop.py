@@ -49,9 +49,9 @@ def test_the_world_is_whole_readable_and_the_same_for_a_seed(tmp_path: Path) -> 
             assert pair[0].shape == pair[1].shape == (48, 48, 3) and pair[0].dtype == np.uint8
     assert not (root / "data" / "tabletop" / "tune.json").exists()
     clips = [clip_path(tmp_path / "a" / "videos", plan_clip(seed)) for seed in range(7)]
-    videos = list_videos(str(tmp_path / "a" / "videos"))
-    assert sorted(video.path for video in videos) == sorted(str(path) for path in clips)
-    assert {video.class_label for video in videos} == {"moving", "adding", "removing", "painting"}
+    videos = list_videos(str(tmp_path / "a" / "videos")).to_pylist()
+    assert sorted(video["uri"] for video in videos) == sorted(str(path) for path in clips)
+    assert {video["class_label"] for video in videos} == {"moving", "adding", "removing", "painting"}
     run(recipe(tmp_path / "b"))
     assert content(tmp_path / "a") == content(tmp_path / "b")
     run(recipe(tmp_path / "c", seed=1))
