@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
+from tqdm import tqdm
 
 from jobs._select_files import Files
 from jobs._select_stages import WORK, choose_all, clear, count_all, find_files, leave_out_repeats, places
@@ -23,6 +24,7 @@ from wm.datasets.selection_rows import COLUMNS, Criteria, Score
 from wm.errors import InputError
 from wm.runs import Run, digest_of, read_run
 
+BAR_ROWS = 1_000_000
 CLASSES_TOLD = 20
 
 
@@ -64,7 +66,7 @@ def run(recipe: SelectRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     files, remote = find_files(places(recipe.triplets)[0], COLUMNS, recipe.triplets, on_ray)
     num_rows = sum(rows for _, rows in files)
     criteria = Criteria(recipe.score, recipe.min_score, frozenset(recipe.classes) if recipe.classes else None)
-    with progress_bar(num_rows if dry_run else 2 * num_rows, "row", "select") as bar:
+    with _bar(num_rows if dry_run else 2 * num_rows) as bar:
         with stage.timed("count_s"):
             counts = count_all(files, criteria, remote, bar)
         _require_classes(recipe, counts)
@@ -109,6 +111,11 @@ def _select(
         clear(out, WORK)
     repeats = {} if available is counts else {"repeats": int(counts.seen_C.sum() - available.seen_C.sum())}
     return _summary(counts, chosen) | repeats
+
+
+def _bar(num_rows: int) -> Any:
+    """A progress bar, where there is time to look at it."""
+    return progress_bar(num_rows, "row", "select") if num_rows >= BAR_ROWS else tqdm(total=num_rows, disable=True)
 
 
 def _require_classes(recipe: SelectRecipe, counts: Tally) -> None:
