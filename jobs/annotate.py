@@ -170,7 +170,8 @@ def _tell_plan(recipe: AnnotateRecipe, listing: pa.Table, whole: bool) -> dict[s
 
 def _tell_notes(listing: pa.Table) -> None:
     """What the listing left out."""
-    for name, told in (("duplicates", "entries listed twice are taken once"), ("unnamed", "videos without annotations")):
+    notes = {"duplicates": "entries listed twice are taken once", "unnamed": "videos are not named by the annotations"}
+    for name, told in notes.items():
         count = listing_note(listing, name)
         if count and count != "0":
             print(f"  {count} {told}")

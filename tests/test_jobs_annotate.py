@@ -4,6 +4,8 @@ import contextlib
 import errno
 import io
 import shutil
+import time
+import urllib.request
 from collections import Counter
 from dataclasses import replace
 
@@ -303,6 +305,25 @@ def session():
     connect()
 
 
+def prometheus(enough):
+    """What Ray's exporter tells, once there is enough of it."""
+    import ray
+
+    (node,) = ray.nodes()
+    end, text = time.monotonic() + 30, ""
+    while not enough(text) and time.monotonic() < end:
+        time.sleep(0.5)
+        with urllib.request.urlopen(f"http://127.0.0.1:{node['MetricsExportPort']}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+    return text
+
+
+def total(text, name, tag):
+    """Sum over processes of one counter."""
+    lines = [line for line in text.splitlines() if line.startswith(f"{name}{{") and tag in line]
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+
 @pytest.mark.slow
 def test_the_job_end_to_end_and_going_on_after_a_kill(session, videos, tiny_base, tmp_path, capsys):
     one = recipe(videos, tiny_base, tmp_path / "out")
@@ -316,6 +337,10 @@ def test_the_job_end_to_end_and_going_on_after_a_kill(session, videos, tiny_base
     assert counts["failed"] == 3
     assert "failed/empty_file: 1" in capsys.readouterr().out
     assert run(one) == {"videos": 6, "whole": True}  # whole: not done again
+    told = prometheus(lambda text: "ray_wm_annotate_pairs_total" in text)
+    assert total(told, "ray_wm_annotate_videos_total", 'outcome="failed"') == 3
+    assert total(told, "ray_wm_annotate_pairs_total", 'outcome="ok"') == len(triplets)
+    assert total(told, "ray_wm_annotate_rejects_total", 'reason="failed/empty_file"') == 1
 
     with pytest.raises(InputError, match="holds another run"):
         run(recipe(videos, tiny_base, tmp_path / "out", min_interval=9))
