@@ -257,9 +257,8 @@ def _tell(record: dict[str, Any], out: str) -> None:
     print(f"{'':40s}{'all':>9s}   by clip: least, quartiles, most")
     for name, value in record["ratios"].items():
         parts = record["spread"][name]
-        print(
-            f"{name:40s}{value:9.3f}   {'  '.join(f'{parts[key]:.3f}' for key in ('min', 'q25', 'median', 'q75', 'max'))}"
-        )
+        by_clip = "  ".join(f"{parts[key]:.3f}" for key in ("min", "q25", "median", "q75", "max"))
+        print(f"{name:40s}{value:9.3f}   {by_clip}")
     for name, value in record["rates"].items():
         print(f"{name:50s}{value:11,.1f}")
     print(f"benchmark keyframes: {record['settings']['clips_measured']} clips, written to {out}")

@@ -5,14 +5,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from video_files import decord_frame
+from video_files import decord_frame, hold_memory, marked_frame, write_video
 
-from wm.video import isolation
+from wm.video import ClipReader, ClipSettings, isolation
 from wm.video.errors import VideoError
-from wm.video.isolation import IsolatedProcess
+from wm.video.isolation import IsolatedProcess, resident_mb
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +83,57 @@ def test_memory_limit_costs_the_call_only():
         with pytest.raises(VideoError, match="out_of_memory"):
             small.call(20, np.zeros, 2**31)
         assert small.call(10, abs, -2) == 2
+
+
+def test_memory_that_stays_is_given_back_by_a_fresh_child():
+    with IsolatedProcess(resident_limit_mb=400) as one:
+        first = child_id(one)
+        assert resident_mb(first) < 400
+        assert one.call(20, hold_memory, 500) == 500
+        assert child_id(one) != first
+        assert one.starts == 2
+        again = child_id(one)
+        assert one.call(20, hold_memory, 1) == 1
+        assert child_id(one) == again
+
+
+def test_a_process_that_is_gone_holds_nothing():
+    assert resident_mb(2**22 + 1) == 0
+
+
+@pytest.fixture(scope="module")
+def clip_8k(tmp_path_factory):
+    wide = [np.full((4320, 7680, 3), level, np.uint8) for level in (20, 90)]
+    path = tmp_path_factory.mktemp("8k") / "8k.mp4"
+    return write_video(path, wide, options={"preset": "ultrafast", "crf": "40"})
+
+
+def test_the_limit_on_memory_leaves_room_for_the_largest_and_smallest_clips(tmp_path, clip_8k):
+    dots = [np.full((1, 1, 3), 9 * i, np.uint8) for i in range(9)]
+    tiny = write_video(tmp_path / "1x1.mkv", dots, codec="ffv1", pix_fmt="bgr0")
+    one = ClipReader(ClipSettings(min_interval=1, image_side_px=64))
+    assert one.settings.memory_limit_mb == 6000
+    found = one.read(clip_8k)
+    assert (found.scan.size_px, found.scan.num_frames, found.reader) == ((4320, 7680), 2, "decord")
+    found = one.read(tiny)
+    assert (found.scan.size_px, found.scan.num_frames, found.reader) == ((1, 1), 9, "pyav")  # decord's row is 32 wide
+    one.close()
+
+
+def test_a_clip_that_asks_for_too_much_memory_is_told_so(tmp_path, clip_8k):
+    small = write_video(tmp_path / "small.mp4", [marked_frame(i) for i in range(30)])
+    settings = ClipSettings(min_interval=5, reader="pyav")
+    free = ClipReader(settings)
+    assert free.read(small).images_png
+    pages = int(Path(f"/proc/{free.process.call(10, os.getpid)}/statm").read_text().split()[0])
+    free.close()
+    one = ClipReader(replace(settings, memory_limit_mb=pages * os.sysconf("SC_PAGE_SIZE") // 2**20 + 32))
+    assert one.read(small).images_png
+    with pytest.raises(VideoError) as caught:
+        one.read(clip_8k)
+    assert caught.value.reason == "out_of_memory", caught.value
+    assert one.read(small).images_png
+    one.close()
 
 
 def test_a_child_that_cannot_start_says_why(monkeypatch):

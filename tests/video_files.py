@@ -36,6 +36,15 @@ def decord_frame(path: str, index: int) -> tuple[int, ...]:
     return shape
 
 
+_held: list[np.ndarray] = []
+
+
+def hold_memory(size_mb: int) -> int:
+    """Take memory and never give it back; for a process that can be replaced."""
+    _held.append(np.ones(size_mb * 2**20, np.uint8))
+    return size_mb
+
+
 def write_video(
     path: Path,
     frames: list[np.ndarray],

@@ -7,11 +7,15 @@ import resource
 import threading
 import time
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from wm.video.errors import VideoError
 
 _WATCH_S = 1.0
+_DAMAGES = ("no_frames", "one_frame", "decode_error", "frame_mismatch")
+_NEAR = 0.9
+"""A call that fails on bad data, and raised the most memory ever taken to this share of the limit, ran out of it."""
 
 
 def main(fd: int, memory_limit_mb: int, parent: int) -> None:
@@ -28,7 +32,23 @@ def main(fd: int, memory_limit_mb: int, parent: int) -> None:
             function, args, kwargs = pipe.recv()
         except (EOFError, OSError):
             return
-        pipe.send(answer(function, args, kwargs))
+        peak_mb = peak_memory_mb() if memory_limit_mb else 0.0
+        kind, value = answer(function, args, kwargs)
+        if memory_limit_mb and isinstance(value, VideoError) and value.reason in _DAMAGES:
+            # Decoders call a refused allocation bad data.
+            peaked_mb = peak_memory_mb()
+            if peak_mb < peaked_mb and peaked_mb > _NEAR * memory_limit_mb:
+                value = VideoError("out_of_memory", f"{peaked_mb:.0f} of {memory_limit_mb} MiB taken; {value.detail}")
+        pipe.send((kind, value))
+
+
+def peak_memory_mb() -> float:
+    """The most address space that this process has had, in MiB; 0 where the system does not tell."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmPeak:")), 0.0)
 
 
 def answer(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, Any]:

@@ -41,7 +41,7 @@ class ClipSettings:
     reader: Reader = "auto"
     image_side_px: int = 512
     time_limit_s: float = 120.0
-    memory_limit_mb: int = 0
+    memory_limit_mb: int = 6000
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ Args = ParamSpec("Args")
 Result = TypeVar("Result")
 
 _START_LIMIT_S = 120.0
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+"""A pool of threads a core would take address space and bring nothing."""
 _BOOT = "import sys; sys.path[:] = {path!r}; from wm.video.child import main; main({fd}, {mib}, {parent})"
 
 
@@ -29,9 +31,12 @@ class IsolatedProcess:
     """Calls functions in a child process under a time limit; a hang, crash or memory overrun ends only the
     child."""
 
-    def __init__(self, memory_limit_mb: int = 0) -> None:
-        """``memory_limit_mb``: address space of the child in MiB (RLIMIT_AS); 0 = no limit."""
+    def __init__(self, memory_limit_mb: int = 0, resident_limit_mb: int = 1024) -> None:
+        """``memory_limit_mb``: address space of the child in MiB (RLIMIT_AS); 0 = no limit. ``resident_limit_mb``: a
+        child that holds more resident memory than this after a call is replaced by a fresh one before the next:
+        readers and allocators keep some of what they take."""
         self.memory_limit_mb = memory_limit_mb
+        self.resident_limit_mb = resident_limit_mb
         self.starts = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
@@ -80,7 +85,8 @@ class IsolatedProcess:
         self.close()
 
     def _started(self) -> Connection:
-        if self._pipe is not None and self._process is not None and self._process.poll() is None:
+        process = self._process
+        if self._pipe is not None and process is not None and process.poll() is None and self._is_small(process.pid):
             return self._pipe
         self.close()
         self._stderr.seek(0)
@@ -93,6 +99,7 @@ class IsolatedProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._stderr,
+                env=os.environ | _ONE_THREAD,
             )
         self._pipe = Connection(ours.detach())
         self.starts += 1
@@ -103,6 +110,9 @@ class IsolatedProcess:
         except (EOFError, OSError):
             pass  # it died while starting; told just below with what it printed
         raise RuntimeError(f"the video process did not start: {self._obituary()}")
+
+    def _is_small(self, pid: int) -> bool:
+        return resident_mb(pid) <= self.resident_limit_mb
 
     def _boot_line(self, fd: int) -> str:
         path = [entry or str(Path.cwd()) for entry in sys.path]
@@ -122,3 +132,12 @@ class IsolatedProcess:
         self.close()
         ended = f"the process ended with status {status}" if status is not None else "the pipe broke"
         return f"{ended}; last words: {printed[-1][:200]}" if printed else ended
+
+
+def resident_mb(pid: int) -> float:
+    """Resident memory of a process in MiB; 0 where the system does not tell."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0.0
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
