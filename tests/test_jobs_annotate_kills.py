@@ -118,7 +118,7 @@ def test_a_killed_driver_goes_on_with_the_same_command(clips, tiny_base, tmp_pat
     process.wait()
     finished = num_marks(tmp_path / "out")
     assert 3 <= finished < 16
-    told = finish(start(command(clips, tiny_base, tmp_path / "out", num_workers=1), uuid.uuid4().hex))
+    told = finish(start(command(clips, tiny_base, tmp_path / "out", num_workers=1, max_workers=3), uuid.uuid4().hex))
     assert "videos are finished" in told
     assert contents(tmp_path / "out") == undisturbed
 
