@@ -9,6 +9,8 @@ import pytest
 from jobs.annotate import AnnotateRecipe
 from jobs.bootstrap import BootstrapRecipe, plan, run
 from jobs.ingest import IngestRecipe
+from jobs.plan import PlanRecipe
+from jobs.select import SelectRecipe
 from wm.config import Recipe, read_toml
 from wm.errors import InputError
 from wm.training import TrainRecipe
@@ -22,11 +24,14 @@ KINDS: dict[str, type[Recipe]] = {
     "c-fdm": TrainRecipe,
     "c-ft": TrainRecipe,
     "c-idm": TrainRecipe,
+    "cluster": PlanRecipe,
     "demo": BootstrapRecipe,
     "fdm": TrainRecipe,
     "full": BootstrapRecipe,
     "idm": TrainRecipe,
     "ingest": IngestRecipe,
+    "laptop": PlanRecipe,
+    "select-7000": SelectRecipe,
 }
 """Which job reads a file, by its name."""
 

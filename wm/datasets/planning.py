@@ -1,0 +1,189 @@
+"""How long an annotation takes on a cluster, what holds it up and what it costs: plain arithmetic over measured rates.
+
+CPU cores measure motion and fetch key-frames; annotators (a GPU each, or cores) encode images, read actions and write.
+Both work at the same time, so the slower of the two pools sets the pace.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from wm.errors import InputError
+
+Pool: TypeAlias = Literal["cpu", "gpu"]
+MotionRate: TypeAlias = Literal["dis", "farneback"]
+Rule: TypeAlias = Literal["top_then_spacing", "greedy_spacing"]
+
+MADE_BY = {
+    "dis_frames_per_s": "keyframes",
+    "exact_frames_per_s": "keyframes",
+    "fetch_images_per_s": "keyframes",
+    "encode_images_per_s": "annotate",
+    "idm_pairs_per_s": "annotate",
+    "write_triplets_per_s": "annotate",
+}
+"""Rate → the benchmark that measures it (``python -m jobs.benchmark NAME``)."""
+
+_MOTION_RATES = {"dis": "dis_frames_per_s", "farneback": "exact_frames_per_s"}
+_LENGTHS_S = (3.04, 7.24, 9.02)
+_OBSERVATIONS: dict[str, tuple[float, float, float]] = {
+    "top_then_spacing": (2.05, 3.00, 2.71),
+    "greedy_spacing": (3.7, 5.9, 6.0),
+}
+"""Key-frames of a video at clip lengths ``_LENGTHS_S``: the paper's Table 7 (Moments in Time, UCF-101, Kinetics-700),
+which used the first rule; for the second, measured on real clips of the same three shapes."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """``count`` machines of one kind: CPU cores and GPUs of each, and its price (None = not known)."""
+
+    name: str
+    count: int
+    cpus: int
+    gpus: int = 0
+    price_per_hour: float | None = None
+
+
+@dataclass(frozen=True)
+class Work:
+    """What there is to do in all. ``images``: key-frames that are fetched and encoded."""
+
+    videos: int
+    length_s: float
+    frames: float
+    images: float
+    pairs: float
+    triplets: float
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Units a second: the first two of one core, the other three of one annotator."""
+
+    scan: float
+    fetch: float
+    encode: float
+    idm: float
+    write: float
+
+
+def expected_keyframes(length_s: float, rule: Rule = "top_then_spacing") -> float:
+    """Key-frames of a video of this length that has two or more (see ``_OBSERVATIONS``; between its lengths on a
+    straight line, beyond them the nearest). Videos without a pair are not known before a run, so this errs upwards."""
+    return float(np.interp(length_s, _LENGTHS_S, _OBSERVATIONS[rule]))
+
+
+def rates_from(found: Mapping[str, float], motion: MotionRate = "dis", shape: str = "") -> Rates:
+    """Pick the rates that a plan needs; ``shape``: take the motion rate measured on clips of this shape.
+
+    Raises :class:`InputError` naming a rate that is missing, and the benchmark that makes it.
+    """
+    motion_name = _MOTION_RATES[motion]
+    names = [
+        f"{motion_name}_{shape}" if shape else motion_name,
+        "fetch_images_per_s",
+        "encode_images_per_s",
+        "idm_pairs_per_s",
+        "write_triplets_per_s",
+    ]
+    for name in names:
+        if name not in found:
+            benchmark = MADE_BY.get(name, "keyframes")
+            raise InputError(
+                f"rates lack {name!r}; python -m jobs.benchmark {benchmark} out=FILE.json measures it. "
+                f"There are {', '.join(sorted(found)) or 'none'}"
+            )
+        if not found[name] > 0:
+            raise InputError(f"rate {name} = {found[name]!r}; expected more than 0")
+    return Rates(*(float(found[name]) for name in names))
+
+
+def stage_seconds(work: Work, rates: Rates) -> dict[str, float]:
+    """Seconds of one core (``scan``, ``fetch``) or one annotator (``encode``, ``idm``, ``write``)."""
+    return {
+        "scan": work.frames / rates.scan,
+        "fetch": work.images / rates.fetch,
+        "encode": work.images / rates.encode,
+        "idm": work.pairs / rates.idm,
+        "write": work.triplets / rates.write,
+    }
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """``hours`` of wall clock; ``busy``: share of each pool's capacity that is used; ``cost`` None without prices."""
+
+    hours: float
+    bottleneck: Pool
+    capacity: dict[Pool, float]
+    needed_hours: dict[Pool, float]
+    busy: dict[Pool, float]
+    cost: float | None
+
+
+def capacities(nodes: Sequence[Node], annotate_on: Pool, cpus_per_annotator: float) -> dict[Pool, float]:
+    """Cores that decode, and annotators, of a cluster. A GPU takes ``cpus_per_annotator`` cores of its node with it.
+
+    Raises :class:`InputError` if there is no node, no GPU though annotators need one, or no core left over.
+    """
+    if sum(node.count for node in nodes) < 1:
+        raise InputError("nodes holds no node; expected at least one with count = 1 or more")
+    if annotate_on == "cpu":
+        cores: dict[Pool, float] = {"cpu": float(sum(node.count * node.cpus for node in nodes))}
+        return cores
+    gpus = float(sum(node.count * node.gpus for node in nodes))
+    if gpus == 0:
+        raise InputError(
+            "annotate_on = 'gpu' and no node has gpus; add a kind of node with gpus, or annotate_on = 'cpu'"
+        )
+    for node in nodes:
+        if node.count and node.gpus * cpus_per_annotator > node.cpus:
+            raise InputError(
+                f"node {node.name!r}: {node.gpus} gpus take {cpus_per_annotator:g} cpus each, it has {node.cpus}"
+            )
+    left = sum(node.count * (node.cpus - node.gpus * cpus_per_annotator) for node in nodes)
+    if left <= 0:
+        raise InputError("no cpus are left for decoding beside the annotators; add nodes with more cpus")
+    return {"cpu": float(left), "gpu": gpus}
+
+
+def estimate(
+    seconds: Mapping[str, float],
+    nodes: Sequence[Node],
+    *,
+    annotate_on: Pool = "gpu",
+    cpus_per_annotator: float = 1.0,
+    efficiency: float = 0.9,
+) -> Estimate:
+    """Wall clock and cost. ``seconds``: see :func:`stage_seconds`. ``efficiency``: how much of a pool is at work."""
+    capacity = capacities(nodes, annotate_on, cpus_per_annotator)
+    needed: dict[Pool, float] = dict.fromkeys(capacity, 0.0)
+    for stage, value in seconds.items():
+        needed["cpu" if stage in ("scan", "fetch") else annotate_on] += value / 3600
+    alone = {pool: needed[pool] / capacity[pool] / efficiency for pool in capacity}
+    bottleneck = max(alone, key=lambda pool: alone[pool])
+    hours = alone[bottleneck]
+    prices = [node.price_per_hour for node in nodes if node.count]
+    known = [price for price in prices if price is not None]
+    an_hour = sum(node.count * (node.price_per_hour or 0.0) for node in nodes)
+    busy = {pool: needed[pool] / capacity[pool] / hours if hours else 0.0 for pool in capacity}
+    return Estimate(hours, bottleneck, capacity, needed, busy, hours * an_hour if len(known) == len(prices) else None)
+
+
+def with_one_more(nodes: Sequence[Node], name: str) -> list[Node]:
+    """The cluster with one more node of a kind."""
+    return [replace(node, count=node.count + 1) if node.name == name else node for node in nodes]
+
+
+def as_numbers(found: Estimate, digits: int = 6) -> dict[str, object]:
+    """For JSON, rounded."""
+
+    def rounded(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: rounded(part) for key, part in value.items()}
+        return round(value, digits) if isinstance(value, float) else value
+
+    return {key: rounded(value) for key, value in asdict(found).items()}
