@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from jobs._annotate_annotator import AnnotatorSettings
 from jobs._annotate_decoder import DownloadSettings
 from wm.config import Recipe
 from wm.datasets.filters import Filters
 from wm.datasets.videos import Layout
-from wm.video import ClipSettings, KeyframeRule, MotionKind, Reader
+from wm.video import REASONS, ClipSettings, KeyframeRule, MotionKind, Reader
 
 HOW = frozenset(
     {
@@ -23,6 +23,7 @@ HOW = frozenset(
         "annotator_threads",
         "codec_batch",
         "idm_batch",
+        "retry",
     }
 )
 
@@ -54,6 +55,8 @@ class AnnotateRecipe(Recipe):
     """Licence of the videos, kept in every row; a list's own license column comes first."""
     limit: int | None = Field(default=None, ge=1)
     """Take the first videos only."""
+    retry: list[str] = []
+    """Try again what failed so in an earlier run into out, e.g. retry='["time_out", "unreadable"]' after an outage."""
     max_keyframes: int = Field(default=6, ge=2)
     """K_f: key-frames of a video at most."""
     min_interval: int = Field(default=20, ge=1)
@@ -103,6 +106,13 @@ class AnnotateRecipe(Recipe):
     """Pairs that the IDM gets at once; halved where the GPU's memory does not hold them."""
     max_new_tokens: int = Field(default=32, ge=1)
     """Longest action, in tokens."""
+
+    @field_validator("retry")
+    @classmethod
+    def _known_reasons(cls, reasons: list[str]) -> list[str]:
+        if unknown := sorted(set(reasons) - set(REASONS)):
+            raise ValueError(f"{unknown[0]!r} is no reason for which a video fails; those are {', '.join(REASONS)}")
+        return reasons
 
     @model_validator(mode="after")
     def _pools_grow(self) -> Self:

@@ -107,6 +107,13 @@ def _counts(
     }
 
 
+def shards_with(out: Path, reasons: Sequence[str]) -> list[Path]:
+    """The marks of the finished shards in which a video failed for one of ``reasons``."""
+    wanted = {f"failed/{reason}" for reason in reasons}
+    marks = sorted((out / "shards").glob("shard-*.json"))
+    return [path for path in marks if wanted & json.loads(path.read_text())["reasons"].keys()]
+
+
 def tidy(out: Path) -> set[int]:
     """Remove what a killed run left half done; returns the numbers of the shards that are finished."""
     done = {int(path.stem.removeprefix("shard-")) for path in (out / "shards").glob("shard-*.json")}

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from jobs._annotate_annotator import Annotator
 from jobs._annotate_decoder import Decoder
 from jobs._annotate_recipe import AnnotateRecipe
-from jobs._annotate_shards import cut_shards, shard_table, summarise, tidy
+from jobs._annotate_shards import cut_shards, shard_table, shards_with, summarise, tidy
 from jobs._ray import connect, need, quiet_data
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
@@ -37,6 +37,10 @@ def run(recipe: AnnotateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         inputs["base"] = digest_of(recipe.base)
     stage = Run(recipe.out, "annotate", recipe, inputs)
     whole = stage.is_whole()
+    again = shards_with(Path(recipe.out), recipe.retry) if recipe.retry else []
+    if whole and again and not dry_run:
+        stage.reopen()
+    whole = whole and not again
     shards = cut_shards(listing, recipe.videos_per_shard)
     if not whole:
         _require_machine(recipe, len(shards))
@@ -46,6 +50,8 @@ def run(recipe: AnnotateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     stage.start()
     _tell_notes(listing)
     out = Path(recipe.out)
+    for mark in again:
+        mark.unlink()
     done = tidy(out)
     pending = {number: rows for number, rows in shards.items() if number not in done}
     num_pending = sum(rows for _, rows in pending.values())

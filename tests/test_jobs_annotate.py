@@ -291,7 +291,15 @@ def test_bad_input_is_told_before_anything_starts(videos, tiny_base, tmp_path, c
 
 @pytest.mark.parametrize(
     "wrong",
-    ["max_keyframes=1", "keyframe_rule=best", "reader=ffmpeg", "motion=none", "speed=3", "min_interval=2.5"],
+    [
+        "max_keyframes=1",
+        "retry=['bad luck']",
+        "keyframe_rule=best",
+        "reader=ffmpeg",
+        "motion=none",
+        "speed=3",
+        "min_interval=2.5",
+    ],
 )
 def test_wrong_settings_name_the_key(videos, tiny_base, tmp_path, capsys, wrong):
     settings = [f"videos={videos}", f"idm={tiny_base}", f"out={tmp_path / 'out'}", wrong, "--dry-run"]
@@ -346,6 +354,11 @@ def test_the_job_end_to_end_and_going_on_after_a_kill(session, videos, tiny_base
 
     with pytest.raises(InputError, match="holds another run"):
         run(recipe(videos, tiny_base, tmp_path / "out", min_interval=9))
+
+    # What failed may be tried again, when the world has changed.
+    assert run(recipe(videos, tiny_base, tmp_path / "out", retry=["time_out"])) == {"videos": 6, "whole": True}
+    retried = run(recipe(videos, tiny_base, tmp_path / "out", retry=["empty_file"]))
+    assert retried["annotated_now"] == 1 and rows(tmp_path / "out") == (triplets, rejects)
 
     # As kill -9 leaves it: shards committed, one with its rows but no mark, nothing of another.
     shutil.copytree(tmp_path / "out", tmp_path / "kept")

@@ -81,6 +81,10 @@ class Run:
             raise InputError(f"out = {str(self.out)!r}: cannot make this folder: {error.strerror}") from error
         write_json(self.out / _UNFINISHED, self._record)
 
+    def reopen(self) -> None:
+        """Make a whole run of this very recipe unfinished again: a part of it is to be done anew."""
+        os.replace(self.out / _WHOLE, self.out / _UNFINISHED)
+
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
         """Add the seconds spent inside to ``timings_s[name]``."""
