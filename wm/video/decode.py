@@ -161,8 +161,16 @@ def _timed(container: Any, stream: Any, tally: Tally) -> Iterator[_Timed]:
             continue
         for frame in decoded:
             base = base or frame.time_base  # asked for once: it makes a fraction, and multiplying fractions is slow
-            time_s = frame.pts * base.numerator / base.denominator if frame.pts is not None else time_s + step_s
+            stamp = _stamp(container, frame)
+            time_s = stamp * base.numerator / base.denominator if stamp is not None else time_s + step_s
             yield time_s, frame
+
+
+def _stamp(container: Any, frame: Any) -> int | None:
+    """When a frame is shown, in its time base. AVI stores no such times: those that are made up for its reordered
+    frames are out of order, and the order of decoding gives the right ones, as in ffmpeg."""
+    stamp: int | None = frame.dts if container.format.name == "avi" else frame.pts
+    return stamp
 
 
 def _sought(container: Any, stream: Any, walk: Iterator[_Timed], begin: float) -> Iterator[_Timed] | None:
@@ -174,7 +182,7 @@ def _sought(container: Any, stream: Any, walk: Iterator[_Timed], begin: float) -
         return None
     for time_s, frame in walk:
         if frame.key_frame:
-            known = frame.pts is not None and time_s <= begin
+            known = _stamp(container, frame) is not None and time_s <= begin
             return chain([(time_s, frame)], walk) if known else None
     return None
 
