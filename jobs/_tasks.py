@@ -9,6 +9,7 @@ T = TypeVar("T")
 
 _TASKS_AHEAD = 2
 """Tasks under way or waiting for each CPU: the driver keeps no longer a queue, so its memory is bounded."""
+_LAST_WORDS_S = 60.0
 
 
 def each(function: Callable[..., T], inputs: Sequence[tuple[Any, ...]], *shared: Any, on_ray: bool) -> Iterator[T]:
@@ -39,6 +40,8 @@ def each(function: Callable[..., T], inputs: Sequence[tuple[Any, ...]], *shared:
                 return
             done, running = ray.wait(running)
             yield ray.get(done[0])
-    finally:
+    finally:  # nobody may write any more when the caller tidies up
         for task in running:
             ray.cancel(task)
+        if running:
+            ray.wait(running, num_returns=len(running), timeout=_LAST_WORDS_S)

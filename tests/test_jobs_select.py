@@ -167,6 +167,13 @@ def test_tasks_on_ray_write_the_same_files(tmp_path: Path) -> None:
         assert len(files[0]) > 1 and [file.name for file in files[0]] == [file.name for file in files[1]]
         for here, there in zip(*files, strict=True):
             assert pq.read_table(here).equals(pq.read_table(there))
+    annotation(tmp_path / "twice", [*rows, rows[7] | {"action_logprob": -0.01}], [1000, 2000])
+    bad = SelectRecipe(
+        triplets=str(tmp_path / "twice"), out=str(tmp_path / "o"), k=3001, rows_per_part=100, run_on="ray"
+    )
+    with pytest.raises(InputError, match=f"triplet {rows[7]['triplet_id']} stands twice"):
+        run(bad)
+    assert not (tmp_path / "o").exists()
 
 
 def test_several_selections_of_one_annotation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

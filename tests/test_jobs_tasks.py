@@ -1,0 +1,48 @@
+"""Tasks on Ray and in process: the same results, whatever happens to a worker."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from jobs._tasks import each
+from wm.cli import cause_to_tell
+from wm.errors import InputError
+
+
+def test_in_process_results_come_in_order() -> None:
+    def square(number: int, offset: int) -> int:
+        return number * number + offset
+
+    assert list(each(square, [(number,) for number in range(5)], 1, on_ray=False)) == [1, 2, 5, 10, 17]
+    assert list(each(square, [], 1, on_ray=False)) == []
+
+
+@pytest.mark.slow
+def test_on_ray_a_killed_worker_costs_time_only(tmp_path: Path) -> None:
+    # Inside the test, so that Ray sends them along: its workers cannot import this file.
+    def square(number: int, offset: int) -> int:
+        return number * number + offset
+
+    def fragile(number: int, folder: str) -> int:
+        """Its process is killed the first time it gets an odd number."""
+        mark = Path(folder) / str(number)
+        if number % 2 and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return number
+
+    def picky(number: int) -> int:
+        if number == 3:
+            raise InputError("3 is not wanted")
+        return number
+
+    numbers = [(number,) for number in range(40)]
+    assert sorted(each(square, numbers, 1, on_ray=True)) == [square(number, 1) for number in range(40)]
+    assert list(each(square, [], 1, on_ray=True)) == []
+    assert sorted(each(fragile, numbers[:8], str(tmp_path), on_ray=True)) == list(range(8))
+    assert len(list(tmp_path.iterdir())) == 4
+    with pytest.raises(InputError) as caught:
+        list(each(picky, numbers, on_ray=True))
+    assert str(cause_to_tell(caught.value)) == "3 is not wanted"
