@@ -1,243 +1,120 @@
-"""What ``annotate`` costs and survives: memory over many clips, scale-out of the CPU stages, a run that is broken on
-purpose, and the rate of each stage."""
+"""Annotation: memory over many clips, scale-out of the CPU stages over workers, a run in which files are poisoned and
+workers killed, and the rate of each stage for jobs.plan.
 
-import os
-import random
-import shutil
-import signal
-import subprocess
-import sys
-import time
-import uuid
-from collections import Counter
-from collections.abc import Sequence
-from itertools import cycle, islice
+The clips are of UCF-101's shape, made here or re-encoded from real ones. The model is a random one of nano size unless
+idm= names another: give it to measure the rates of the annotator that you will use.
+"""
+
+import tempfile
 from pathlib import Path
-from statistics import mean, median
-from typing import Any
+from typing import Any, Literal
 
-import pyarrow.compute as pc
+from pydantic import Field
 
-from jobs._annotate_annotator import Annotator
-from jobs._annotate_decoder import Decoder
-from jobs._annotate_recipe import AnnotateRecipe
-from jobs._annotate_shards import cut_shards, shard_name, shard_table, summarise
-from jobs._processes import actor_processes
+from jobs._benchmark_clips import XVID, made_clips, real_clips
+from jobs._benchmark_common import check_out, spread, write_benchmark
+from jobs._benchmark_trials import broken_run, memory_growth, scale_out
+from wm.config import Recipe
 from wm.datasets.videos import list_videos
-from wm.records import REJECT_SCHEMA, read_table
+from wm.errors import InputError
 
-_MARK = "WM_BENCHMARK_RUN"
-_WINDOW = 500
-_KILL_EVERY_S = 1.5
-
-
-def many_clips(folder: Path, sources: Sequence[Path], count: int, seed: int = 0, poisoned: int = 0) -> Path:
-    """``count`` files in ten classes, ``poisoned`` of them no videos (cut off, random bytes, empty, text, a link that
-    leads nowhere), the rest hard links to ``sources``; returns the folder."""
-    rng = random.Random(seed)
-    bad = set(rng.sample(range(count), poisoned))
-    for number, source in enumerate(islice(cycle(sources), count)):
-        path = folder / f"class {number % 10}" / f"clip-{number:05d}{source.suffix}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if number in bad:
-            _poison(path, source, rng, len(bad))
-            bad.discard(number)
-        else:
-            os.link(source, path)
-    return folder
+PACKAGES = ("wm", "av", "decord", "numpy", "opencv-python-headless", "pyarrow", "ray", "torch")
+_SOURCES = 12
 
 
-def _poison(path: Path, source: Path, rng: random.Random, kind: int) -> None:
-    match kind % 5:
-        case 0:
-            path.write_bytes(source.read_bytes()[:400] + rng.randbytes(20_000))
-        case 1:
-            path.write_bytes(rng.randbytes(50_000))
-        case 2:
-            path.touch()
-        case 3:
-            path.write_text("no video\n" * 1000)
-        case _:
-            path.symlink_to("nowhere.mp4")
+class BenchmarkRecipe(Recipe):
+    """Which trials, how large."""
+
+    out: str
+    """JSON file to write."""
+    videos: str = ""
+    """Folder, glob or list of real videos, re-encoded; without it, clips are made."""
+    idm: str = ""
+    """Model folder for the memory trial and the rates of encoding and IDM; without it a random nano model."""
+    gpus_per_annotator: float = Field(default=0.0, ge=0)
+    """Above 0: that model runs on a GPU."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of that model."""
+    trials: list[Literal["memory", "scale", "broken"]] = ["memory", "scale", "broken"]
+    """Which trials to run."""
+    clip_s: float = Field(default=3.0, gt=0)
+    """Length of a made clip in seconds."""
+    memory_clips: int = Field(default=2000, ge=20)
+    """Clips of the memory trial; its first and last 500 (or quarter) are compared."""
+    scale_clips: int = Field(default=320, ge=32)
+    """Clips of each run of the scale-out trial."""
+    scale_rounds: int = Field(default=3, ge=1)
+    """Runs with one worker and with four, taking turns."""
+    broken_clips: int = Field(default=1000, ge=20)
+    """Files of the broken run."""
+    poisoned: int = Field(default=50, ge=0)
+    """How many of them are no videos."""
+    kills: int = Field(default=5, ge=0)
+    """Workers killed in the broken run."""
+    quick: bool = False
+    """A few clips a trial: shows that it works, measures nothing."""
 
 
-def memory_growth(folder: Path, sources: Sequence[Path], idm: Path, count: int) -> dict[str, Any]:
-    """Resident memory of a decoder, its child and an annotator in one process while they annotate ``count`` clips:
-    the mean over the last 500 over that over the first 500, after the first shard (which loads everything)."""
-    videos = many_clips(folder / "memory", sources, count)
-    recipe = _recipe(videos, idm, folder / "memory-out", time_limit_s=60.0)
-    listing = list_videos(recipe.videos)
-    decoder = Decoder(recipe.clip_settings(), recipe.download_settings())
-    annotator = Annotator(recipe.annotator_settings())
-    sizes: list[int] = []
-    for number, (start, rows) in cut_shards(listing, recipe.videos_per_shard).items():
-        annotator(decoder(shard_table(listing, number, start, rows)))
-        sizes += [resident_bytes(os.getpid())] * rows
-    decoder.reader.close()
-    size = min(_WINDOW, count // 4)
-    sizes = sizes[recipe.videos_per_shard :]
-    first, last = mean(sizes[:size]), mean(sizes[-size:])
-    counts = summarise(Path(recipe.out))
-    return {
-        "ratio": last / first,
-        "clips": count,
-        "first_mib": round(first / 2**20, 1),
-        "last_mib": round(last / 2**20, 1),
-        "peak_mib": round(max(sizes) / 2**20, 1),
-        "counts": {name: counts[name] for name in ("videos", "triplets", "filtered", "failed")},
-        "rates": stage_rates(counts),
-    }
+def run(recipe: BenchmarkRecipe, *, dry_run: bool = False) -> dict[str, Any]:
+    """Run the trials and write ``recipe.out``; returns what was written."""
+    check_out(recipe.out)
+    if recipe.poisoned >= recipe.broken_clips:
+        raise InputError(f"poisoned = {recipe.poisoned} of broken_clips = {recipe.broken_clips}: expected fewer")
+    sources = [Path(str(row["uri"])) for row in list_videos(recipe.videos).to_pylist()] if recipe.videos else []
+    if recipe.quick:
+        small = {"memory_clips": 40, "scale_clips": 32, "scale_rounds": 1, "clip_s": 2.0}
+        recipe = recipe.model_copy(update=small | {"broken_clips": 40, "poisoned": 3, "kills": 1})
+    if dry_run:
+        print(f"benchmark annotate: would run {', '.join(recipe.trials)} on {len(sources) or _SOURCES} different clips")
+        return {}
+    with tempfile.TemporaryDirectory(prefix="wm-benchmark-") as name:
+        return _run_trials(recipe, Path(name), sources)
 
 
-def resident_bytes(pid: int) -> int:
-    """Resident memory of a process and its children."""
-    total = 0
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            total += resident_bytes(int(child))
-    fields = Path(f"/proc/{pid}/statm").read_text().split()
-    return total + int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
+def _run_trials(recipe: BenchmarkRecipe, folder: Path, sources: list[Path]) -> dict[str, Any]:
+    from wm.models.nano import write_random_base
 
-
-def stage_rates(counts: dict[str, Any]) -> dict[str, float]:
-    """How much of each stage's work one actor does a second, from a run's counts."""
-    seconds, work = counts["stage_s"], {}
-    if seconds.get("scan"):
-        work["scan_frames_per_s"] = counts["frames"] / seconds["scan"]
-    for name, amount, stage in (
-        ("fetch_images_per_s", counts["keyframes_of_paired"], "fetch"),
-        ("encode_images_per_s", counts["keyframes_of_paired"], "encode"),
-        ("idm_pairs_per_s", counts["pairs"], "idm"),
-        ("write_triplets_per_s", counts["triplets"], "write"),
-    ):
-        if seconds.get(stage):
-            work[name] = amount / seconds[stage]
-    return {name: round(value, 2) for name, value in work.items()}
-
-
-def scale_out(folder: Path, sources: Sequence[Path], idm: Path, clips: int, rounds: int) -> dict[str, Any]:
-    """Throughput of the CPU stages (decoding actors under Ray Data, as in ``annotate``) with four logical workers over
-    one. Rounds alternate. Counted between the moments when all workers work and when the first has nothing left, so
-    that starting processes does not count."""
-    videos = many_clips(folder / "scale", sources, clips)
-    rates: dict[int, list[float]] = {1: [], 4: []}
-    for _ in range(rounds):
-        for workers, found in rates.items():
-            found.append(_decode_rate(_recipe(videos, idm, folder / "scale-out", num_workers=workers), workers))
-    ratios = [four / one for one, four in zip(rates[1], rates[4], strict=True)]
-    return {
-        "ratio": median(ratios),
-        "ratios": [round(value, 3) for value in ratios],
-        "clips_per_s": {str(workers): round(median(found), 2) for workers, found in rates.items()},
-    }
-
-
-class TimedDecoder(Decoder):
-    """A decoder that keeps the pictures to itself and says when each clip of a shard was done, and by whom."""
-
-    def __call__(self, batch: Any) -> dict[str, Any]:
-        """One row a shard: clips, when it was done, by which process."""
-        rows = super().__call__(batch).num_rows
-        return {"clips": [rows], "done_s": [time.time()], "worker": [os.getpid()]}
-
-
-def _decode_rate(recipe: AnnotateRecipe, workers: int) -> float:
-    from jobs._ray import connect, quiet_data
-
-    connect()
-    import ray
-    from ray.data import ActorPoolStrategy
-
-    quiet_data()
-    listing = list_videos(recipe.videos)
-    shards = cut_shards(listing, 4)
-    done = (
-        ray.data.from_blocks([shard_table(listing, number, *rows) for number, rows in shards.items()])
-        .map_batches(
-            TimedDecoder,
-            fn_constructor_args=(recipe.clip_settings(), recipe.download_settings()),
-            batch_size=None,
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=workers),
-            num_cpus=recipe.cpus_per_worker,
+    if sources:
+        clips = real_clips(folder / "sources", XVID, sources[:_SOURCES])
+    else:
+        clips = made_clips(folder / "sources", XVID, _SOURCES, recipe.clip_s)
+    nano = folder / "nano"
+    write_random_base(nano)
+    ratios: dict[str, float] = {}
+    spreads: dict[str, dict[str, float]] = {}
+    parts: dict[str, Any] = {"rates": {}}
+    if "memory" in recipe.trials:
+        settings = {"gpus_per_annotator": recipe.gpus_per_annotator, "dtype": recipe.dtype} if recipe.idm else {}
+        found = memory_growth(folder, clips, Path(recipe.idm or nano), recipe.memory_clips, settings)
+        ratios["memory_growth"], parts["rates"] = round(found.pop("ratio"), 4), found.pop("rates")
+        spreads["memory_growth"] = {name: found[name] for name in ("first_mib", "last_mib", "peak_mib", "clips")}
+        parts["memory"] = found
+    if "scale" in recipe.trials:
+        found = scale_out(folder, clips, nano, recipe.scale_clips, recipe.scale_rounds)
+        ratios["scale_out_2_cores"] = round(found.pop("ratio"), 3)
+        spreads["scale_out_2_cores"] = spread(found["ratios"])
+        parts["scale"] = found
+    if "broken" in recipe.trials:
+        parts["broken"] = broken_run(
+            folder, clips, nano, clips=recipe.broken_clips, poisoned=recipe.poisoned, kills=recipe.kills
         )
-        .take_all()
+    record = write_benchmark(
+        recipe.out,
+        "annotate",
+        PACKAGES,
+        ratios=ratios,
+        spread=spreads,
+        settings=recipe.model_dump(exclude={"out"}) | {"model": recipe.idm or "random nano base"},
+        **parts,
     )
-    times: dict[int, list[float]] = {}
-    for row in sorted(done, key=lambda row: row["done_s"]):
-        times.setdefault(row["worker"], []).append(row["done_s"])
-    begin, end = max(found[0] for found in times.values()), min(found[-1] for found in times.values())
-    return float(sum(row["clips"] for row in done if begin < row["done_s"] <= end) / (end - begin))
+    _tell(record, recipe.out)
+    return record
 
 
-def broken_run(
-    folder: Path, sources: Sequence[Path], idm: Path, *, clips: int, poisoned: int, kills: int
-) -> dict[str, Any]:
-    """Annotate ``clips`` files of which ``poisoned`` are none, while ``kills`` workers are killed one after another;
-    then count what is lost or there twice against an undisturbed run over the good ones."""
-    videos = many_clips(folder / "broken", sources, clips, poisoned=poisoned)
-    out, quiet = folder / "broken-out", folder / "quiet-out"
-    begin = time.perf_counter()
-    killed = _annotate_and_kill(_command(videos, idm, out), out, kills)
-    broken_s = time.perf_counter() - begin
-    begin = time.perf_counter()
-    subprocess.run(_command(videos, idm, quiet), check=True, capture_output=True)
-    quiet_s = time.perf_counter() - begin
-    found, expected = _ids(out), _ids(quiet)
-    rejects = read_table(out / "rejects", REJECT_SCHEMA, ["outcome", "uri"])
-    failed = rejects.filter(pc.equal(rejects["outcome"], "failed"))["uri"].to_pylist()
-    return {
-        "clips": clips,
-        "poisoned": poisoned,
-        "killed_workers": killed,
-        "triplets": found.total(),
-        "failed": len(failed),
-        "lost": len(expected - found),
-        "strange": len(found.keys() - expected.keys()),
-        "twice": found.total() - len(found),
-        "unaccounted_videos": clips - _accounted(out),
-        "broken_s": round(broken_s, 1),
-        "undisturbed_s": round(quiet_s, 1),
-    }
-
-
-def _annotate_and_kill(command: list[str], out: Path, kills: int) -> Counter[str]:
-    """Run a command; while it works, kill decoders and annotators in turn. Returns how many of each were killed."""
-    mark = uuid.uuid4().hex
-    killed: Counter[str] = Counter()
-    with (out.parent / f"{out.name}.log").open("wb") as log:
-        process = subprocess.Popen(command, env=os.environ | {_MARK: mark}, stdout=log, stderr=log)
-        actors = cycle(["Decoder", "Annotator"])
-        while killed.total() < kills and process.poll() is None:
-            actor = next(actors)
-            at_work = actor_processes(_MARK, mark, f"({actor})).submit")
-            if at_work and (out / "shards" / f"{shard_name(0)}.json").exists():
-                os.kill(at_work[0], signal.SIGKILL)
-                killed[actor] += 1
-                time.sleep(_KILL_EVERY_S)
-            time.sleep(0.02)
-        if process.wait():
-            raise RuntimeError(f"the broken run ended with status {process.returncode}; see {log.name}")
-    return killed
-
-
-def _ids(out: Path) -> Counter[str]:
-    return Counter(read_table(out / "triplets", columns=["triplet_id"])["triplet_id"].to_pylist())
-
-
-def _accounted(out: Path) -> int:
-    used = set(read_table(out / "triplets", columns=["video_uri"])["video_uri"].to_pylist())
-    left = set(read_table(out / "rejects", REJECT_SCHEMA, ["uri"])["uri"].to_pylist())
-    return len(used | left)
-
-
-def _recipe(videos: Path, idm: Path, out: Path, **more: Any) -> AnnotateRecipe:
-    shutil.rmtree(out, ignore_errors=True)
-    values = {"videos": str(videos), "idm": str(idm), "out": str(out), "filters": {"action": "score"}}
-    return AnnotateRecipe.parse(values | {"max_new_tokens": 8} | more, "the benchmark")
-
-
-def _command(videos: Path, idm: Path, out: Path) -> list[str]:
-    settings = {"videos": videos, "idm": idm, "out": out, "filters.action": "score", "max_new_tokens": 8}
-    settings |= {"videos_per_shard": 4}
-    return [sys.executable, "-m", "jobs.annotate", *(f"{key}={value}" for key, value in settings.items())]
+def _tell(record: dict[str, Any], out: str) -> None:
+    for name, value in (record["ratios"] | record["rates"]).items():
+        print(f"{name:28s}{value:12,.3f}")
+    for trial in ("memory", "scale", "broken"):
+        if trial in record:
+            print(f"{trial}: " + ", ".join(f"{name} {value}" for name, value in record[trial].items()))
+    print(f"benchmark annotate: written to {out}")
