@@ -1,5 +1,7 @@
 """Brightness, sharpness, hash and cuts against direct formulas, and against pictures whose answer is known."""
 
+import itertools
+
 import cv2
 import numpy as np
 import pytest
@@ -67,7 +69,7 @@ def test_the_hash_forgives_noise_and_size_but_not_another_scene(seed):
 
 
 def brute_cuts(thumbs, window=2, least=12.0):
-    steps = [float(np.abs(b.astype(int) - a).mean()) for a, b in zip(thumbs, thumbs[1:], strict=False)]
+    steps = [float(np.abs(b.astype(int) - a).mean()) for a, b in itertools.pairwise(thumbs)]
     scores = [0.0]
     for at, step in enumerate(steps):
         around = steps[max(0, at - window) : at] + steps[at + 1 : at + 1 + window]
