@@ -43,7 +43,7 @@ class BenchmarkRecipe(Recipe):
     rounds: int = Field(default=3, ge=1)
     """Turns that each kind of work takes on a clip; their median counts."""
     quick: bool = False
-    """Two short clips, one round: shows that it works, measures nothing."""
+    """One short clip of each shape, one round: shows that it works, measures nothing."""
     keep: str = ""
     """Folder to keep the clips in."""
 
@@ -65,8 +65,8 @@ def _measure_shape(recipe: BenchmarkRecipe, folder: Path, shape: Any, sources: S
     if sources:
         clips = real_clips(folder, shape, sources)
     else:
-        clips = made_clips(folder, shape, 2 if recipe.quick else recipe.clips, 3.2 if recipe.quick else None)
-    clips = clips[:2] if recipe.quick else clips
+        clips = made_clips(folder, shape, 1 if recipe.quick else recipe.clips, 2.4 if recipe.quick else None)
+    clips = clips[:1] if recipe.quick else clips
     kept: dict[str, dict[Path, Any]] = {name: {} for name in WORK}
 
     def keeping(name: str, work: Callable[[Path], Any]) -> Callable[[Path], None]:

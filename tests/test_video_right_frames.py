@@ -43,7 +43,7 @@ NOISY_COLOUR = ("h264_10bits.mp4", "h265_10bits.mp4")
 
 def check_against_ffmpeg(path):
     """Every frame: its time, its brightness as motion sees it, its colour. Returns how many there are."""
-    looser = 4 if path.name in NOISY_COLOUR else 1
+    looser = 8 if path.name in NOISY_COLOUR else 1
     planes, times = ffmpeg_frames(path, "gray")
     colour, _ = ffmpeg_frames(path, "rgb24")
     found = 0
@@ -118,10 +118,17 @@ def test_a_cut_by_copying_leaves_what_its_edit_list_leaves(tmp_path):
 
 
 REAL = [
-    *("arm_wrestling.mp4 bikes.mp4 carphone.mp4 flipping_a_pancake.mkv mmaction_test.avi v_GGSY1Qvo990.mp4").split(),
-    *("h264_10bits.mp4 h265_10bits.mp4 h265_video.mp4 nasa_13013_rotated.mp4 rotated_90.mov").split(),
-    *("test_non_zero_start.mp4 testsrc2_mpeg4.avi testsrc2_odd_height_vp9.mp4 av1_video.mkv").split(),
-    *("decord_hang_25.mp4 decord_hang_110.mp4 unordered.mov discard_first_keyframe.mp4 nasa_13013.mp4").split(),
+    *[
+        "arm_wrestling.mp4",
+        "bikes.mp4",
+        "carphone.mp4",
+        "flipping_a_pancake.mkv",
+        "mmaction_test.avi",
+        "v_GGSY1Qvo990.mp4",
+    ],
+    *["h264_10bits.mp4", "h265_10bits.mp4", "h265_video.mp4", "nasa_13013_rotated.mp4", "rotated_90.mov"],
+    *["test_non_zero_start.mp4", "testsrc2_mpeg4.avi", "testsrc2_odd_height_vp9.mp4", "av1_video.mkv"],
+    *["decord_hang_25.mp4", "decord_hang_110.mp4", "unordered.mov", "discard_first_keyframe.mp4", "nasa_13013.mp4"],
 ]
 
 
