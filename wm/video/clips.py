@@ -109,7 +109,8 @@ class ClipReader:
     def _pictures(self, path: str | Path, scan: Scan) -> tuple[list[Picture], Literal["decord", "pyav"], str]:
         """The key-frames, who read them, and why decord did not."""
         settings, fallback = self.settings, ""
-        if settings.reader != "pyav":
+        whole = scan.start_s is None and scan.end_s is None  # of a segment's file decord would read every packet first
+        if settings.reader == "decord" or (settings.reader == "auto" and whole):
             try:
                 return self._fetch("decord", min(settings.time_limit_s, DECORD_LIMIT_S), path, scan), "decord", ""
             except VideoError as error:
