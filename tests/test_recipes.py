@@ -20,6 +20,9 @@ FILES = sorted(RECIPES.rglob("*.toml"))
 DEMO = RECIPES / "nano" / "demo.toml"
 KINDS: dict[str, type[Recipe]] = {
     "annotate": AnnotateRecipe,
+    "annotate-kinetics700": AnnotateRecipe,
+    "annotate-moments": AnnotateRecipe,
+    "annotate-ucf101": AnnotateRecipe,
     "aurora-bench": IngestRecipe,
     "c-fdm": TrainRecipe,
     "c-ft": TrainRecipe,
