@@ -80,7 +80,7 @@ def test_regression_equals_the_textbook_s_formula():
     noisy = np.array([[kernel(a, b) + (a == b) * 0.1**2 for b in at] for a in at])
     prior = x @ np.array(bounded.COARSE.powers)
     surprise = np.log(search.motion_T[at] + 0.02) - prior[at]
-    scale = np.clip(np.sqrt((surprise @ np.linalg.solve(noisy, surprise) + 4) / 8), 0.5, 3)
+    scale = np.clip(np.sqrt((surprise @ np.linalg.solve(noisy, surprise) + 4) / 8), 0.5, 2)
     for frame in range(30):
         across = np.array([kernel(frame, other) for other in at])
         expected = prior[frame] + across @ np.linalg.solve(noisy, surprise)

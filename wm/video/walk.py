@@ -23,6 +23,8 @@ MAX_HELD_BYTES = 256 * 2**20
 """Decoded frames held for exact motion. A longer clip is walked again, a few times, for the frames it needs."""
 MAX_QUARTER_BYTES = 128 * 2**20
 """Brightness at a quarter of the size, held for exact motion; of a longer clip frames are measured without it."""
+MAX_GREYS = 16
+"""Full-size frames kept ready for measuring."""
 WALK_BATCH = 32
 """Frames to measure at least in such a walk."""
 
@@ -55,6 +57,7 @@ class Walk:
     """``motion`` is a stand-in; :meth:`measure` knows better."""
     held: list[RawFrame] | None = None
     quarters: list[Luma] | None = None
+    greys: dict[int, Luma] = field(default_factory=dict)
 
     def _frames(self, tally: Tally | None = None) -> Generator[RawFrame]:
         return frames(self.path, tally, start_s=self.start_s, end_s=self.end_s)
@@ -109,7 +112,8 @@ class Walk:
     def measure(self, wanted: list[int]) -> list[float]:
         """Full-size Farnebäck at each frame, px/frame."""
         if self.held is not None:
-            return [_motion(self.held[frame - 1].grey(), self.held[frame].grey()) for frame in wanted]
+            held = self.held
+            return [_motion(self._grey(held, frame - 1), self._grey(held, frame)) for frame in wanted]
         found: dict[int, float] = {}
         before = None
         with closing(self._frames()) as walk:
@@ -122,6 +126,14 @@ class Walk:
         if len(found) < len(wanted):
             raise VideoError("frame_mismatch", f"{self.path}: {len(found)} of {len(wanted)} frames on second reading")
         return [found[frame] for frame in wanted]
+
+    def _grey(self, held: list[RawFrame], frame: int) -> Luma:
+        """Full-size brightness of a held frame. A few are kept: frames next to one another are asked for together."""
+        if frame not in self.greys:
+            if len(self.greys) == MAX_GREYS:
+                del self.greys[next(iter(self.greys))]
+            self.greys[frame] = held[frame].grey()
+        return self.greys[frame]
 
     def checks(self, chosen: list[int]) -> Checks:
         """What each chosen frame must look like when it is read again."""
