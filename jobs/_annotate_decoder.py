@@ -84,7 +84,8 @@ class Decoder:
         path = Path(self._folder.name) / "video"
         if uri != self._held_uri or not path.exists():
             self._held_uri = ""
-            path.unlink(missing_ok=True)
+            for left in path.parent.iterdir():  # a child that was killed leaves an unfinished file
+                left.unlink()
             begin = time.perf_counter()
             limits = self.downloads
             self.reader.process.call(

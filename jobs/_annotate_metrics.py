@@ -30,8 +30,9 @@ class Metrics:
 
     def shard(self, counts: Mapping[str, Any]) -> None:
         """Count a written shard (the counts of :func:`jobs._annotate_shards.write_shard`)."""
-        if counts["triplets"]:
-            self._pairs.inc(counts["triplets"], {"outcome": "ok"})
+        for outcome, number in (("ok", counts["triplets"]), ("filtered", counts["pairs"] - counts["triplets"])):
+            if number:
+                self._pairs.inc(number, {"outcome": outcome})
         for reason, number in counts["reasons"].items():
             self._rejects.inc(number, {"reason": reason})
         for stage in ("encode", "idm", "write"):

@@ -47,9 +47,9 @@ class AnnotateRecipe(Recipe):
     UCF-101)."""
     base: str | None = None
     """Base folder of an adapter; without it the one that the adapter's manifest names."""
-    dataset: str = "videos"
+    dataset: str = Field(default="videos", min_length=1)
     """Name for the dataset column."""
-    split: str = "train"
+    split: str = Field(default="train", min_length=1)
     """Name for the split column."""
     license: str = ""
     """Licence of the videos, kept in every row; a list's own license column comes first."""

@@ -3,20 +3,25 @@
 The listing is cut into shards of consecutive videos, the same for every run of a recipe, so that a shard's name, its
 rows and the batches its images stand in never depend on what broke meanwhile. A shard is one Parquet file in each of
 ``triplets``, ``rejects``, ``clips`` and ``pairs`` and then ``shards/NAME.json``, which holds its counts and commits
-it. Parquet files without their mark are leftovers of a killed run; they are removed before a run goes on.
+it. Parquet files without their mark are leftovers of a killed run; they are removed before a run goes on, and so is a
+mark whose files are not all there.
 """
 
+import errno
+import fcntl
 import json
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from jobs._annotate_tables import CLIPS_SCHEMA, PAIRS_SCHEMA, clip_rows
+from wm.errors import InputError
 from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA, write_table
 from wm.runs import write_json
 from wm.storage import is_remote
@@ -83,7 +88,9 @@ def _counts(
     videos: Sequence[dict[str, Any]], rows: Mapping[str, Sequence[dict[str, Any]]], seconds: Mapping[str, float]
 ) -> dict[str, Any]:
     triplets, rejects = rows["triplets"], rows["rejects"]
-    used = {row["video_uri"] for row in triplets}
+    # by key, not by URI: segments of one file are videos of their own
+    kept = [row for row in rows["pairs"] if row["outcome"] == "ok"]
+    observed = {(row["key"], row[side]) for row in kept for side in ("source_frame", "target_frame")}
     decoded = [video for video in videos if video["num_frames"]]
     paired = [video for video in decoded if len(video["keyframes"]) >= 2]
     return {
@@ -96,7 +103,8 @@ def _counts(
         "keyframes_of_paired": sum(len(video["keyframes"]) for video in paired),
         "pairs": len(rows["pairs"]),
         "triplets": len(triplets),
-        "videos_with_triplets": len(used),
+        "videos_with_triplets": len({row["key"] for row in kept}),
+        "observations": len(observed),
         "words": sum(len(row["action"].split()) for row in triplets),
         "filtered": sum(row["outcome"] == "filtered" for row in rejects),
         "failed": sum(row["outcome"] == "failed" for row in rejects),
@@ -111,12 +119,53 @@ def shards_with(out: Path, reasons: Sequence[str]) -> list[Path]:
     """The marks of the finished shards in which a video failed for one of ``reasons``."""
     wanted = {f"failed/{reason}" for reason in reasons}
     marks = sorted((out / "shards").glob("shard-*.json"))
-    return [path for path in marks if wanted & json.loads(path.read_text())["reasons"].keys()]
+    return [path for path in marks if wanted & (_committed(path) or {"reasons": {}})["reasons"].keys()]
+
+
+@contextmanager
+def sole_writer(out: Path) -> Iterator[None]:
+    """Refuse a second driver: it would take the files of shards that the first has under way for leftovers.
+
+    The lock ends with the process, however that ends. Raises :class:`InputError`.
+    """
+    with (out / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"{out} is being written by another annotate; wait for it, or end it first") from error
+        except OSError as error:  # some shared file systems have no locks: there the user must take care
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+        yield
+
+
+def _committed(mark: Path) -> dict[str, Any] | None:
+    """The counts of a shard; None where the mark is damaged or a file that it vouches for is gone (a power cut, a
+    copy that was broken off): then the shard is made again."""
+    try:
+        counts = json.loads(mark.read_text())
+        rows = {
+            "rejects": counts["filtered"] + counts["failed"],
+            "clips": counts["videos"],
+            "pairs": counts["pairs"],
+            "triplets": counts["triplets"],
+        }
+    except (ValueError, KeyError, TypeError):
+        return None
+    files = {table: mark.parent.parent / table / f"{mark.stem}.parquet" for table in TABLES}
+    if any(rows[table] and not (file.is_file() and file.stat().st_size) for table, file in files.items()):
+        return None
+    return dict(counts)
 
 
 def tidy(out: Path) -> set[int]:
     """Remove what a killed run left half done; returns the numbers of the shards that are finished."""
-    done = {int(path.stem.removeprefix("shard-")) for path in (out / "shards").glob("shard-*.json")}
+    done = set()
+    for path in (out / "shards").glob("shard-*.json"):
+        if _committed(path) is None:
+            path.unlink()
+        else:
+            done.add(int(path.stem.removeprefix("shard-")))
     names = {shard_name(number) for number in done}
     for table in TABLES:
         for path in (out / table).glob("*.parquet"):
@@ -144,14 +193,15 @@ def summarise(out: Path) -> dict[str, Any]:
 
 
 def table7(counts: Mapping[str, Any]) -> dict[str, float]:
-    """The columns of the paper's Table 7. Lengths are those of all videos that decode; observations, actions and
-    words are counted over videos that gave a pair (the paper's 2.05 observations a video on average cannot be over
-    all of them, as reading (a) leaves many with one)."""
+    """The columns of the paper's Table 7. Lengths are those of all videos that decode; observations (key-frames that
+    stand in a triplet), actions and words are counted over the samples, which are videos with a triplet (the paper's
+    2.05 observations a video on average cannot be over all videos, as reading (a) leaves many with one). Where no
+    filter took a pair out, observations are all key-frames and one more than actions, as in the paper."""
     return {
         "mean_length_s": _ratio(counts["video_s"], counts["decoded"]),
         "total_length_h": round(counts["video_s"] / 3600, 4),
         "samples": counts["videos_with_triplets"],
-        "observations_per_video": _ratio(counts["keyframes_of_paired"], counts["paired"]),
+        "observations_per_video": _ratio(counts["observations"], counts["videos_with_triplets"]),
         "actions_per_video": _ratio(counts["triplets"], counts["videos_with_triplets"]),
         "words_per_action": _ratio(counts["words"], counts["triplets"]),
     }

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from jobs._annotate_annotator import Annotator
 from jobs._annotate_decoder import Decoder
 from jobs._annotate_recipe import AnnotateRecipe
-from jobs._annotate_shards import cut_shards, shard_table, shards_with, summarise, tidy
+from jobs._annotate_shards import cut_shards, shard_table, shards_with, sole_writer, summarise, tidy
 from jobs._ray import connect, need, quiet_data
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
@@ -48,10 +48,18 @@ def run(recipe: AnnotateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     if dry_run or whole:
         return _tell_plan(recipe, listing, whole)
     stage.start()
+    with sole_writer(Path(recipe.out)):
+        return _fill(recipe, stage, listing, shards, again)
+
+
+def _fill(
+    recipe: AnnotateRecipe, stage: Run, listing: pa.Table, shards: Mapping[int, tuple[int, int]], again: Iterable[Path]
+) -> dict[str, Any]:
+    """Annotate the shards that are not finished, and those whose marks are ``again``; returns the run's record."""
     _tell_notes(listing)
     out = Path(recipe.out)
     for mark in again:
-        mark.unlink()
+        mark.unlink(missing_ok=True)
     done = tidy(out)
     pending = {number: rows for number, rows in shards.items() if number not in done}
     num_pending = sum(rows for _, rows in pending.values())

@@ -21,6 +21,7 @@ from video_files import marked_frame, read_mark, write_video
 
 from jobs._annotate_annotator import Annotator
 from jobs._annotate_decoder import Decoder
+from jobs._annotate_metrics import Metrics
 from jobs._annotate_pairs import even_chunks, halve_when_full
 from jobs._annotate_shards import shard_table
 from jobs._annotate_tables import DECODED_SCHEMA, PAIRS_SCHEMA
@@ -292,6 +293,8 @@ def test_bad_input_is_told_before_anything_starts(videos, tiny_base, tmp_path, c
 @pytest.mark.parametrize(
     "wrong",
     [
+        "dataset=",
+        "split=",
         "max_keyframes=1",
         "retry=['bad luck']",
         "keyframe_rule=best",
@@ -305,6 +308,13 @@ def test_wrong_settings_name_the_key(videos, tiny_base, tmp_path, capsys, wrong)
     settings = [f"videos={videos}", f"idm={tiny_base}", f"out={tmp_path / 'out'}", wrong, "--dry-run"]
     assert cli_main(AnnotateRecipe, run, name="annotate", description="", argv=settings) == 2
     assert wrong.split("=")[0] in capsys.readouterr().err
+
+
+def test_pairs_are_counted_by_what_became_of_them(monkeypatch):
+    metrics, counted = Metrics(), Counter()
+    monkeypatch.setattr(metrics._pairs, "inc", lambda number, tags: counted.update({tags["outcome"]: number}))
+    metrics.shard({"pairs": 5, "triplets": 2, "reasons": {"filtered/static": 3}, "seconds": {}})
+    assert counted == {"ok": 2, "filtered": 3}
 
 
 @pytest.fixture(scope="module")

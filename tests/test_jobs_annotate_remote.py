@@ -8,9 +8,21 @@ import pytest
 from storage_servers import http_server, s3_server
 from video_files import marked_frame, write_video
 
+from jobs._annotate_decoder import Decoder
+from jobs._annotate_recipe import AnnotateRecipe
 from wm.records import REJECT_SCHEMA, read_table
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_what_a_killed_download_left_does_not_fill_the_disk(monkeypatch):
+    recipe = AnnotateRecipe.parse({"videos": "v", "idm": "i", "out": "o"}, "test")
+    decoder = Decoder(recipe.clip_settings(), recipe.download_settings())
+    monkeypatch.setattr(decoder.reader.process, "call", lambda *given: Path(given[3]).touch())
+    first = Path(decoder._local_copy("https://host/1.mp4", {}))
+    (first.parent / ".video.0a1b2c3d.tmp").write_bytes(b"half a video")  # as the child was killed while it wrote
+    assert decoder._local_copy("https://host/2.mp4", {}) == str(first)
+    assert [path.name for path in first.parent.iterdir()] == ["video"]
 
 
 @pytest.mark.slow

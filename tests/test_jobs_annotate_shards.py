@@ -7,8 +7,9 @@ import shutil
 import pyarrow as pa
 import pytest
 
-from jobs._annotate_shards import TABLES, cut_shards, summarise, tidy, write_shard
+from jobs._annotate_shards import TABLES, cut_shards, shards_with, sole_writer, summarise, tidy, write_shard
 from jobs._annotate_tables import CLIPS_SCHEMA, PAIRS_SCHEMA
+from wm.errors import InputError
 from wm.records import read_table, reject_row, triplet_row
 
 
@@ -39,7 +40,7 @@ def triplet(key, target=1):
 
 
 def pair(key, target=1, reason=""):
-    row = dict.fromkeys(PAIRS_SCHEMA.names)
+    row = dict.fromkeys(PAIRS_SCHEMA.names) | {"source_frame": 0, "target_frame": target}
     return row | {
         "triplet_id": f"{key}{target}",
         "key": key,
@@ -139,6 +140,7 @@ def test_summary_sums_what_is_committed(tmp_path):
         "pairs": 3,
         "triplets": 3,
         "videos_with_triplets": 2,
+        "observations": 5,
         "words": 9,
         "filtered": 1,
         "failed": 1,
@@ -159,3 +161,40 @@ def test_summary_sums_what_is_committed(tmp_path):
     assert json.loads((tmp_path / "shards" / "shard-000001.json").read_text())["failed"] == 1
     assert read_table(tmp_path / "clips", CLIPS_SCHEMA).num_rows == 4
     assert read_table(tmp_path / "pairs", PAIRS_SCHEMA).num_rows == 3
+
+
+def test_segments_of_one_file_are_samples_of_their_own_and_filtered_key_frames_no_observations(tmp_path):
+    segments = [video(f"long.mp4#{start}.0-{start + 1}.0", 3) | {"uri": "set/long.mp4"} for start in range(3)]
+    triplets = [triplet("long.mp4", 1 + number) for number in range(3)]  # one URI, other frames
+    first, second, third = (segment["key"] for segment in segments)
+    pairs = [pair(first), pair(first, 2), pair(second), pair(second, 2, "static"), pair(third, 1, "static")]
+    rejects = [reject("long.mp4", "static"), reject("long.mp4", "static")]
+    write_shard(tmp_path, 0, segments, rows(triplets, rejects, pairs), {})
+    summary = summarise(tmp_path)
+    assert summary["videos_with_triplets"] == 2
+    table = summary["table7"]
+    assert (table["samples"], table["observations_per_video"], table["actions_per_video"]) == (2, 2.5, 1.5)
+
+
+@pytest.mark.parametrize("damage", ["mark", "empty mark", *TABLES])
+def test_a_mark_counts_only_with_all_that_it_vouches_for(tmp_path, damage):
+    write_shard(
+        tmp_path, 3, [video("a"), video("b", 1)], rows([triplet("a")], [reject("b")], [pair("a")]), {"scan": 1.0}
+    )
+    write_second(tmp_path)
+    if damage in TABLES:
+        (tmp_path / damage / "shard-000003.parquet").unlink()
+    else:
+        (tmp_path / "shards" / "shard-000003.json").write_text("" if damage == "empty mark" else '{"videos": 2')
+    assert shards_with(tmp_path, ["time_out"]) == [tmp_path / "shards" / "shard-000001.json"]
+    assert tidy(tmp_path) == {1}
+    assert not list(tmp_path.rglob("shard-000003*"))
+    assert summarise(tmp_path)["videos"] == 1
+
+
+def test_two_drivers_cannot_write_one_folder(tmp_path):
+    refused = pytest.raises(InputError, match="is being written by another annotate")
+    with sole_writer(tmp_path), refused, sole_writer(tmp_path):
+        pass
+    with sole_writer(tmp_path):  # the first has let go
+        pass
