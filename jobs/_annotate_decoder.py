@@ -42,21 +42,31 @@ class Decoder:
             path = video.pop("path")
             try:
                 row = video | self._read(video, path)
-            except OSError as error:  # the machine's trouble (no space, no memory for a child), not the video's
-                told = f"cannot decode {video['uri']} on this machine: {error.strerror or error}"
-                row = video | {"problem": told, "errno": error.errno or 0}
+            except (
+                OSError,
+                RuntimeError,
+            ) as error:  # the machine's trouble (no space, no child that starts), not the video's
+                told = f"cannot decode {video['uri']} on this machine: {getattr(error, 'strerror', None) or error}"
+                row = video | {"problem": told, "errno": getattr(error, "errno", None) or 0}
             rows.append(row)
             self.metrics.video(row)
         return pa.Table.from_pylist(rows, schema=DECODED_SCHEMA)
 
     def _read(self, video: dict[str, Any], path: str) -> dict[str, Any]:
         seconds: dict[str, float] = {}
+        begin = time.perf_counter()
         try:
             if is_remote(path):
                 path = self._local_copy(path, seconds)
             clip = self.reader.read(path, start_s=video["start_s"], end_s=video["end_s"])
         except VideoError as error:
-            return seconds | {"outcome": "failed", "reason": error.reason, "detail": error.detail}
+            failed_s = time.perf_counter() - begin - seconds.get("download_s", 0.0)
+            return seconds | {
+                "outcome": "failed",
+                "reason": error.reason,
+                "detail": error.detail,
+                "failed_s": failed_s,
+            }
         scan, chosen = clip.scan, clip.scan.keyframes
         row = seconds | {
             "num_frames": scan.num_frames,

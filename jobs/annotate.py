@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from jobs._annotate_annotator import Annotator
 from jobs._annotate_decoder import Decoder
 from jobs._annotate_recipe import AnnotateRecipe
-from jobs._annotate_shards import cut_shards, shard_table, shards_with, sole_writer, summarise, tidy
+from jobs._annotate_shards import cut_shards, fill_empty_tables, shard_table, shards_with, sole_writer, summarise, tidy
 from jobs._ray import connect, need, quiet_data
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
@@ -72,6 +72,7 @@ def _fill(
     if counts["videos"] != listing.num_rows:
         accounted = f"{counts['videos']:,} of {listing.num_rows:,} videos"
         raise InputError(f"{recipe.out} accounts for {accounted}; run the command again")
+    fill_empty_tables(out)
     if counts["triplets"] or counts["filtered"] or counts["failed"]:
         write_dataset_card(out, title=f"{recipe.dataset}: triplets", license=recipe.license, split=recipe.split)
     record = stage.finish(counts, annotated_now=num_pending)

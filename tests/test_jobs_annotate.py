@@ -125,6 +125,7 @@ def test_every_video_is_in_a_triplet_or_a_reject_with_its_reason(videos, tiny_ba
         "still.mp4": ("filtered", "too_few_keyframes"),
     }
     assert all(row["uri"] in row["detail"] for row in rejects if row["outcome"] == "failed")
+    assert all((row["failed_s"] or 0) > 0 if row["outcome"] == "failed" else row["scan_s"] > 0 for row in clips)
 
 
 def annotated(annotator, clips, **settings):
@@ -253,6 +254,14 @@ def test_trouble_of_the_machine_ends_the_run_and_is_no_reject(videos, tiny_base,
     assert "on this machine" in answer["problem"][0] and answer["errno"] == [errno.ENOSPC]
     with pytest.raises(OSError, match="No space left"):
         _watch([{name: values[0] for name, values in answer.items()}], 2, 2)
+
+
+def test_too_little_memory_for_any_decoder_is_told_in_one_line(videos, tiny_base, tmp_path):
+    clips = decode(recipe(videos / "wave", tiny_base, tmp_path / "out", memory_limit_mb=100)).to_pylist()
+    assert {row["errno"] for row in clips} == {0}
+    assert all("on this machine: the video process did not start" in row["problem"] for row in clips)
+    with pytest.raises(InputError, match="did not start"):
+        _watch([{"errno": 0, "problem": clips[0]["problem"]}], 2, 2)
 
 
 def test_a_model_that_does_not_load_is_told_in_one_line(videos, tiny_base, tmp_path):
