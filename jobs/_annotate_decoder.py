@@ -64,7 +64,7 @@ class Decoder:
             return seconds | {
                 "outcome": "failed",
                 "reason": error.reason,
-                "detail": error.detail,
+                "detail": _named(error.detail, path, video),
                 "failed_s": failed_s,
             }
         scan, chosen = clip.scan, clip.scan.keyframes
@@ -75,7 +75,7 @@ class Decoder:
             "height_px": scan.size_px[0],
             "width_px": scan.size_px[1],
             "reader": clip.reader,
-            "fallback": clip.fallback,
+            "fallback": clip.fallback.replace(path, video["uri"]),
             "errors": scan.errors,
             "keyframes": chosen,
             "times_s": scan.times_s[chosen].tolist(),
@@ -84,7 +84,8 @@ class Decoder:
             "fetch_s": clip.fetch_s,
         }
         if len(chosen) < 2:
-            detail = f"{video['uri']}: {len(chosen)} key-frame among {scan.num_frames} frames; a pair needs two"
+            detail = f"{path}: {len(chosen)} key-frame among {scan.num_frames} frames; a pair needs two"
+            detail = _named(detail, path, video)
             return row | {"outcome": "filtered", "reason": "too_few_keyframes", "detail": detail}
         return row | {"images": clip.images_png} | _measured(clip.facts, scan.cuts)
 
@@ -114,6 +115,14 @@ def fetch_remote(uri: str, path: str, time_limit_s: float, max_bytes: int) -> No
         download(uri, path, time_limit_s=time_limit_s, max_bytes=max_bytes)
     except StorageError as error:
         raise VideoError(error.reason, error.detail) from error
+
+
+def _named(detail: str, path: str, video: dict[str, Any]) -> str:
+    """Where a video was read from is told by its URI: a local copy's name means nothing, and differs every time."""
+    told = detail.replace(path, video["uri"])
+    if video["start_s"] is None and video["end_s"] is None:
+        return told
+    return f"segment {video['key'].rpartition('#')[2]}: {told}"
 
 
 def _measured(facts: list[FrameFacts], cuts: list[float]) -> dict[str, Any]:

@@ -143,33 +143,40 @@ def _committed(mark: Path) -> dict[str, Any] | None:
     """The counts of a shard; None where the mark is damaged or a file that it vouches for is gone (a power cut, a
     copy that was broken off): then the shard is made again."""
     try:
-        counts = json.loads(mark.read_text())
-        rows = {
-            "rejects": counts["filtered"] + counts["failed"],
-            "clips": counts["videos"],
-            "pairs": counts["pairs"],
-            "triplets": counts["triplets"],
-        }
+        counts = dict(json.loads(mark.read_text()))
+        tables = _filled(counts)
     except (ValueError, KeyError, TypeError):
         return None
-    files = {table: mark.parent.parent / table / f"{mark.stem}.parquet" for table in TABLES}
-    if any(rows[table] and not (file.is_file() and file.stat().st_size) for table, file in files.items()):
-        return None
-    return dict(counts)
+    files = [mark.parent.parent / table / f"{mark.stem}.parquet" for table in tables]
+    return counts if all(file.is_file() and file.stat().st_size for file in files) else None
+
+
+def _filled(counts: Mapping[str, Any]) -> list[str]:
+    """The tables in which a shard has a row."""
+    rows = {
+        "rejects": counts["filtered"] + counts["failed"],
+        "clips": counts["videos"],
+        "pairs": counts["pairs"],
+        "triplets": counts["triplets"],
+    }
+    return [table for table in TABLES if rows[table]]
 
 
 def tidy(out: Path) -> set[int]:
     """Remove what a killed run left half done; returns the numbers of the shards that are finished."""
-    done = set()
+    done: set[int] = set()
+    names: dict[str, set[str]] = {table: set() for table in TABLES}
     for path in (out / "shards").glob("shard-*.json"):
-        if _committed(path) is None:
+        counts = _committed(path)
+        if counts is None:
             path.unlink()
-        else:
-            done.add(int(path.stem.removeprefix("shard-")))
-    names = {shard_name(number) for number in done}
+            continue
+        done.add(int(path.stem.removeprefix("shard-")))
+        for table in _filled(counts):
+            names[table].add(path.stem)
     for table in TABLES:
         for path in (out / table).glob("*.parquet"):
-            if path.stem not in names:
+            if path.stem not in names[table]:
                 path.unlink()
     for table in (*TABLES, "shards"):
         for path in (out / table).glob(".*.tmp"):

@@ -72,9 +72,9 @@ def _fill(
     if counts["videos"] != listing.num_rows:
         accounted = f"{counts['videos']:,} of {listing.num_rows:,} videos"
         raise InputError(f"{recipe.out} accounts for {accounted}; run the command again")
-    fill_empty_tables(out)
     if counts["triplets"] or counts["filtered"] or counts["failed"]:
         write_dataset_card(out, title=f"{recipe.dataset}: triplets", license=recipe.license, split=recipe.split)
+    fill_empty_tables(out)
     record = stage.finish(counts, annotated_now=num_pending)
     _tell_result(recipe, record)
     return record
