@@ -120,6 +120,8 @@ def fetch_remote(uri: str, path: str, time_limit_s: float, max_bytes: int) -> No
 def _named(detail: str, path: str, video: dict[str, Any]) -> str:
     """Where a video was read from is told by its URI: a local copy's name means nothing, and differs every time."""
     told = detail.replace(path, video["uri"])
+    if video["uri"] not in told:  # a time-out's or a crash's
+        told = f"{video['uri']}: {told}"
     if video["start_s"] is None and video["end_s"] is None:
         return told
     return f"segment {video['key'].rpartition('#')[2]}: {told}"

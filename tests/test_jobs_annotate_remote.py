@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,15 @@ def test_a_remote_video_is_told_by_its_uri_and_a_segment_by_its_times():
     assert [row["reason"] for row in table] == ["not_a_video"] * 2
     for row in table:
         assert row["detail"].startswith(f"segment 0.0-{row['end_s']}: {root}/bad.mp4: ")
+
+
+def test_a_video_that_hangs_is_named(monkeypatch):
+    one = decoder()
+    call = one.reader.process.call
+    monkeypatch.setattr(one.reader.process, "call", lambda *_: call(0.2, time.sleep, 9))
+    row = one(shard_table(make_listing(iter([Entry("https://host/1.mp4", "1.mp4")]), {}), 0, 0, 1)).to_pylist()[0]
+    one.reader.close()
+    assert (row["reason"], row["detail"]) == ("time_out", "https://host/1.mp4: no answer within 0.2 s")
 
 
 @pytest.mark.slow
