@@ -1,7 +1,10 @@
 """The CPU actor of ``annotate``: videos in, key-frames with their numbers out."""
 
+import fcntl
+import shutil
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +18,8 @@ from wm.storage import download, is_remote
 from wm.video import ClipReader, ClipSettings, VideoError
 from wm.video.facts import FrameFacts, pair_difference
 
+_PREFIX, _LOCK = "wm-annotate-", ".owner"
+
 
 @dataclass(frozen=True)
 class DownloadSettings:
@@ -22,6 +27,23 @@ class DownloadSettings:
 
     time_limit_s: float
     max_bytes: int
+
+
+class Scratch:
+    """A folder for downloads, removed with its owner; one whose owner was killed is removed by the next that is made.
+
+    A lock that ends with the process tells whether the owner lives.
+    """
+
+    def __init__(self) -> None:
+        for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+            with suppress(OSError), (left / _LOCK).open("r") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left, ignore_errors=True)
+        self._folder = tempfile.TemporaryDirectory(prefix=_PREFIX)
+        self.path = Path(self._folder.name)
+        self._lock = (self.path / _LOCK).open("w")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
 
 
 class Decoder:
@@ -32,7 +54,7 @@ class Decoder:
         self.reader = ClipReader(clips)
         self.downloads = downloads
         self.metrics = Metrics()
-        self._folder = tempfile.TemporaryDirectory(prefix="wm-annotate-")
+        self._scratch = Scratch()
         self._held_uri = ""
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -92,7 +114,7 @@ class Decoder:
     def _local_copy(self, uri: str, seconds: dict[str, float]) -> str:
         """Fetch a remote file by the killable child; it is kept until another one is asked for, because the segments
         of one long video follow each other."""
-        path = Path(self._folder.name) / "video"
+        path = self._scratch.path / "video"
         if uri != self._held_uri or not path.exists():
             self._held_uri = ""
             for left in path.parent.iterdir():  # a child that was killed leaves an unfinished file

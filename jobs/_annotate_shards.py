@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from jobs._annotate_tables import CLIPS_SCHEMA, PAIRS_SCHEMA, clip_rows
 from wm.errors import InputError
@@ -29,6 +30,8 @@ from wm.storage import is_remote
 TABLES = {"rejects": REJECT_SCHEMA, "clips": CLIPS_SCHEMA, "pairs": PAIRS_SCHEMA, "triplets": TRIPLET_SCHEMA}
 
 _SHARDS_AT_LEAST = 16
+_LISTING = ".listing.parquet"
+_DIGEST = b"digest"
 
 
 def shard_size(num_videos: int, videos_per_shard: int) -> int:
@@ -52,6 +55,24 @@ def shard_table(listing: pa.Table, number: int, start: int, rows: int) -> pa.Tab
     for name, values in more.items():
         table = table.append_column(name, pa.array(values))
     return table.combine_chunks()
+
+
+def keep_listing(out: Path, listing: pa.Table, digest: str) -> None:
+    """Write down what a run is about, once: it is what a later start goes on with."""
+    path = out / _LISTING
+    if not path.exists():
+        aside = path.with_suffix(".tmp")
+        pq.write_table(listing.replace_schema_metadata({**(listing.schema.metadata or {}), _DIGEST: digest}), aside)
+        aside.replace(path)
+
+
+def kept_listing(out: Path) -> tuple[pa.Table, str] | None:
+    """The listing that a run in this folder began with, and its digest."""
+    path = out / _LISTING
+    if not path.is_file():
+        return None
+    listing = pq.read_table(path)
+    return listing, listing.schema.metadata[_DIGEST].decode()
 
 
 def shard_name(number: int) -> str:

@@ -379,6 +379,20 @@ def test_the_job_end_to_end_and_going_on_after_a_kill(session, videos, tiny_base
     retried = run(recipe(videos, tiny_base, tmp_path / "out", retry=["empty_file"]))
     assert retried["annotated_now"] == 1 and rows(tmp_path / "out") == (triplets, rejects)
 
+    # The run goes on with what was listed when it began, though a video came in and one was mended since.
+    later = shutil.copytree(videos, tmp_path / "later")
+    again_out = tmp_path / "later-out"
+    run(recipe(later, tiny_base, again_out))
+    shutil.copy(later / "wave" / "good.mp4", later / "odd" / "empty.mp4")
+    shutil.copy(later / "wave" / "good.mp4", later / "wave" / "new.mp4")
+    with pytest.raises(InputError, match="holds another run"):
+        run(recipe(later, tiny_base, again_out))
+    capsys.readouterr()
+    mended = run(recipe(later, tiny_base, again_out, retry=["empty_file"]))
+    assert "goes on with the 6 videos that were listed then" in capsys.readouterr().out
+    assert (mended["annotated_now"], mended["counts"]["videos"], mended["counts"]["failed"]) == (1, 6, 2)
+    assert mended["counts"]["videos_with_triplets"] == counts["videos_with_triplets"] + 1
+
     # As kill -9 leaves it: shards committed, one with its rows but no mark, nothing of another.
     shutil.copytree(tmp_path / "out", tmp_path / "kept")
     (tmp_path / "out" / "run.json").rename(tmp_path / "out" / "run.unfinished.json")
