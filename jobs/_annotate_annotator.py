@@ -13,7 +13,7 @@ from jobs._annotate_metrics import Metrics
 from jobs._annotate_pairs import Pair, Seconds, even_chunks, halve_when_full
 from jobs._annotate_shards import write_shard
 from jobs._annotate_tables import DECODE_STAGES
-from wm.datasets.filters import Filters, action_reason, picture_reason, repeat_bits
+from wm.datasets.filters import Filters, action_findings, picture_findings, reason_of, repeat_bits
 from wm.errors import InputError
 from wm.images import Pixels, decode_image, fit_square
 from wm.records import Outcome, reject_row, stable_id, triplet_row
@@ -122,17 +122,19 @@ class Annotator:
                 pair.reason = "too_little_motion"
                 pair.detail = f"moves {motion:.3f} px/frame, less than min_motion = {self.settings.min_motion:g}"
                 continue
-            numbers = pair.numbers(filters)
-            pair.reason = picture_reason(numbers, filters)
-            pair.detail = ", ".join(f"{name} {value:.3g}" for name, value in numbers.items() if value is not None)
-        if filters.near_duplicate == "off":
-            return
-        bits_P = repeat_bits([pair.hashes() for pair in pairs], filters, [not pair.reason for pair in pairs])
-        for pair, bits in zip(pairs, bits_P, strict=True):
-            pair.repeat_bits = bits
-            repeats = bits is not None and bits <= filters.near_duplicate_bits
-            if filters.near_duplicate == "on" and repeats and not pair.reason:
-                pair.reason, pair.detail = "near_duplicate", f"{bits} bits from an earlier pair"
+            pair.findings = picture_findings(pair.numbers(filters), filters)
+            pair.reason = reason_of(pair.findings, filters)
+        if filters.near_duplicate != "off":
+            hashes = [pair.hashes() for pair in pairs]
+            bits_P = repeat_bits(hashes, filters, [not pair.reason for pair in pairs])
+            for pair, pair.repeat_bits in zip(pairs, bits_P, strict=True):
+                if pair.reason != "too_little_motion":
+                    pair.findings = picture_findings(pair.numbers(filters), filters)
+                    pair.reason = reason_of(pair.findings, filters)
+        for pair in pairs:
+            if pair.findings:
+                numbers = {name: value for name, value in pair.numbers(filters).items() if value is not None}
+                pair.detail = ", ".join(f"{name} {value:.3g}" for name, value in numbers.items())
 
     def _see(self, pairs: list[Pair], seconds: Seconds) -> dict[tuple[str, int], Seen]:
         """Codes and features of each key-frame, encoded once though it stands in two pairs."""
@@ -176,7 +178,9 @@ class Annotator:
                 finished = action.num_tokens <= self.settings.max_new_tokens
                 mean = action.logprob / action.num_tokens
                 pair.action = action
-                pair.reason = action_reason(action.text, mean, finished, filters)
+                found = action_findings(action.text, mean, finished, filters)
+                pair.findings += found
+                pair.reason = reason_of(found, filters)
                 pair.detail = f"action {action.text!r:.200}, {mean:.3f} nats/token"
 
     def _triplet(self, pair: Pair, seen: dict[tuple[str, int], Seen]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ class Pair:
     source: int
     target: int
     repeat_bits: int | None = None
+    findings: list[str] = field(default_factory=list)
     reason: str = ""
     detail: str = ""
     action: Any = None
@@ -40,6 +41,7 @@ class Pair:
     def numbers(self, filters: Filters) -> dict[str, Any]:
         """What the picture filters look at; None where a filter is off."""
         return {
+            "repeat_bits": self.repeat_bits,
             "difference": self.video["difference"][self.target] if filters.static != "off" else None,
             "cut": self.video["cut"][self.target] if filters.cut != "off" else None,
             "luma": self.lower("luma") if filters.dark != "off" else None,
@@ -60,12 +62,12 @@ class Pair:
             **self.numbers(filters),
             "source_hash": hashes[0],
             "target_hash": hashes[1],
-            "repeat_bits": self.repeat_bits,
             "action": action.text if action else None,
             "action_logprob": action.logprob if action else None,
             "action_tokens": action.num_tokens if action else None,
             "outcome": "filtered" if self.reason else "ok",
             "reason": self.reason,
+            "findings": self.findings,
         }
 
 

@@ -130,6 +130,7 @@ def _counts(
         "filtered": sum(row["outcome"] == "filtered" for row in rejects),
         "failed": sum(row["outcome"] == "failed" for row in rejects),
         "reasons": dict(sorted(Counter(f"{row['outcome']}/{row['reason']}" for row in rejects).items())),
+        "findings": dict(sorted(Counter(name for row in rows["pairs"] for name in row["findings"]).items())),
         "readers": dict(sorted(Counter(video["reader"] for video in videos if video["reader"]).items())),
         "decord_fallbacks": sum(bool(video["fallback"]) for video in videos),
         "seconds": {stage: round(value, 6) for stage, value in seconds.items()},

@@ -51,13 +51,15 @@ PAIRS_SCHEMA = pa.schema(
         ("action_tokens", pa.int32()),
         ("outcome", pa.string()),
         ("reason", pa.string()),
+        ("findings", pa.list_(pa.string())),
     ]
 )
 """One row a proposed pair, kept or not. ``difference, cut, luma, sharpness``: what the filters look at
 (:mod:`wm.datasets.filters`, :mod:`wm.video.facts`), null where a filter is off; ``luma`` and ``sharpness`` are the
 lower of the two frames'. ``*_hash``: perceptual hashes. ``repeat_bits``: bits to the nearest earlier pair of the
 shard. ``action`` is null where a picture filter took the pair out before the IDM saw it. ``outcome``: ``ok`` (a
-triplet) or ``filtered``, ``reason`` by which filter."""
+triplet) or ``filtered``, ``reason`` by which filter. ``findings``: all thresholds that the pair is beyond, those of
+filters that only score among them."""
 
 DECODED_SCHEMA = pa.schema(
     [

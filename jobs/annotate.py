@@ -226,6 +226,8 @@ def _tell_result(recipe: AnnotateRecipe, record: dict[str, Any]) -> None:
     )
     for reason, count in counts["rejects_by_reason"].items():
         print(f"  {reason}: {count}")
+    found = ", ".join(f"{reason} {count}" for reason, count in counts["findings"].items())
+    print(f"  filters found among {counts['pairs']:,} pairs, those that only score too: {found or 'nothing'}")
     readers = ", ".join(f"{reader} {count}" for reader, count in counts["readers"].items())
     print(f"  frames read by: {readers or 'none'}; decord gave up on {counts['decord_fallbacks']}")
     table = counts["table7"]

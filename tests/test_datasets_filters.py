@@ -5,38 +5,53 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wm.config import Recipe
-from wm.datasets.filters import MODES, Filters, action_reason, is_phrase, picture_reason, repeat_bits
+from wm.datasets.filters import MODES, Filters, action_findings, is_phrase, picture_findings, reason_of, repeat_bits
 from wm.errors import InputError
 
-GOOD = {"difference": 20.0, "cut": 0.0, "luma": 120.0, "sharpness": 300.0}
+GOOD = {"difference": 20.0, "cut": 0.0, "luma": 120.0, "sharpness": 300.0, "repeat_bits": 20}
 BAD = {
     "static": ("static", {"difference": 1.4}, {"difference": 1.5}),
     "cut": ("hard_cut", {"cut": 3.0}, {"cut": 2.99}),
     "dark": ("dark_frame", {"luma": 15.9}, {"luma": 16.0}),
     "blurred": ("blurred_frame", {"sharpness": 14.9}, {"sharpness": 15.0}),
+    "near_duplicate": ("near_duplicate", {"repeat_bits": 4}, {"repeat_bits": 5}),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_picture_filter_takes_out_what_is_beyond_its_threshold_and_only_when_on(name):
+def test_a_picture_filter_finds_what_is_beyond_its_threshold_and_takes_it_out_when_on(name):
     reason, beyond, just_within = BAD[name]
-    on = Filters(**{name: "on"})
-    assert picture_reason(GOOD | beyond, on) == reason
-    assert picture_reason(GOOD | just_within, on) == ""
-    for mode in ("off", "score"):
-        assert picture_reason(GOOD | beyond, Filters(**{name: mode})) == ""
-    assert picture_reason(dict.fromkeys(GOOD), on) == ""  # not measured
+    for mode, findings, taken in (("on", [reason], reason), ("score", [reason], ""), ("off", [], "")):
+        filters = Filters(**{name: mode})
+        assert picture_findings(GOOD | beyond, filters) == findings
+        assert reason_of(findings, filters) == taken
+        assert picture_findings(GOOD | just_within, filters) == []
+    assert picture_findings(dict.fromkeys(GOOD), Filters(**{name: "on"})) == []  # not measured
+
+
+def test_all_findings_are_told_and_the_first_that_is_on_is_the_reason():
+    filters = Filters(static="score", cut="on", dark="on")
+    findings = picture_findings(GOOD | {"difference": 0.0, "cut": 9.0, "luma": 1.0}, filters)
+    assert findings == ["static", "hard_cut", "dark_frame"]
+    assert reason_of(findings, filters) == "hard_cut"
 
 
 def test_actions():
+    def reason(text, mean, finished, filters):
+        return reason_of(action_findings(text, mean, finished, filters), filters)
+
     on = Filters(action="on", likelihood="on", min_likelihood=-2.0)
-    assert action_reason("move the cup", -1.0, True, on) == ""
-    assert action_reason("move the cup", -2.0, True, on) == ""
-    assert action_reason("move the cup", -2.1, True, on) == "unlikely_action"
-    assert action_reason("move the cup", -1.0, False, on) == "unparsed_action"
+    assert reason("move the cup", -1.0, True, on) == ""
+    assert reason("move the cup", -2.0, True, on) == ""
+    assert reason("move the cup", -2.1, True, on) == "unlikely_action"
+    assert reason("move the cup", -1.0, False, on) == "unparsed_action"
+    assert action_findings("12 !!", -9.0, True, on) == ["unparsed_action", "unlikely_action"]
     lenient = Filters(action="score", likelihood="score", min_likelihood=-2.0)
-    assert action_reason("12 !!", -9.0, False, lenient) == ""
-    assert action_reason(" \n", -1.0, True, Filters(action="off")) == "empty_action"
+    assert action_findings("12 !!", -9.0, True, lenient) == ["unparsed_action", "unlikely_action"]
+    assert reason("12 !!", -9.0, False, lenient) == ""
+    none = Filters(action="off", likelihood="off")
+    assert action_findings("12 !!", -9.0, False, none) == []
+    assert reason(" \n", -1.0, True, none) == "empty_action"
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,7 @@ def pair(key, target=1, reason=""):
         "key": key,
         "outcome": "filtered" if reason else "ok",
         "reason": reason,
+        "findings": [reason] if reason else [],
     }
 
 
@@ -135,7 +136,13 @@ def test_summary_sums_what_is_committed(tmp_path):
     write_first(tmp_path)
     write_second(tmp_path)
     three = [triplet("d"), triplet("d", 2)]
-    write_shard(tmp_path, 2, [video("d", 3)], rows(three, [], [pair("d"), pair("d", 2)]), {"scan": 1.0})
+    write_shard(
+        tmp_path,
+        2,
+        [video("d", 3)],
+        rows(three, [], [pair("d"), pair("d", 2) | {"findings": ["static"]}]),
+        {"scan": 1.0},
+    )
     summary = summarise(tmp_path)
     assert summary["stage_s"].pop("write") > 0
     assert summary == {
@@ -155,6 +162,7 @@ def test_summary_sums_what_is_committed(tmp_path):
         "failed": 1,
         "readers": {"decord": 2},
         "decord_fallbacks": 0,
+        "findings": {"static": 1},
         "rejects_by_reason": {"failed/time_out": 1, "filtered/too_few_keyframes": 1},
         "stage_s": {"scan": 2.5, "idm": 2.0},
         "keyframes_per_used_video": 2.5,

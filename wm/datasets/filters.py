@@ -22,7 +22,7 @@ _MAX_REPEATS = 4
 
 class Filters(Recipe):
     """Each filter is off (not measured), score (measured, nothing left out) or on; with its threshold. The action and
-    its likelihood are known anyway: there off and score are the same."""
+    its likelihood are known anyway: there off only means that nothing is counted."""
 
     static: Mode = "score"
     """Pairs whose two frames look the same."""
@@ -53,28 +53,53 @@ class Filters(Recipe):
     """Mean log-likelihood per action token, in nats, below which a pair is left out."""
 
 
-def picture_reason(pair: Mapping[str, Any], filters: Filters) -> str:
-    """Which filter takes a pair out for its pictures ("" = none). ``pair``: a row of numbers, None where not
-    measured: ``difference, cut, luma, sharpness, repeat_bits``."""
-    found: list[tuple[str, Mode, bool]] = [
-        ("static", filters.static, _below(pair["difference"], filters.static_difference)),
-        ("hard_cut", filters.cut, _reaches(pair["cut"], filters.cut_ratio)),
-        ("dark_frame", filters.dark, _below(pair["luma"], filters.dark_luma)),
-        ("blurred_frame", filters.blurred, _below(pair["sharpness"], filters.blurred_sharpness)),
-    ]
-    return next((reason for reason, mode, beyond in found if mode == "on" and beyond), "")
+FILTER_OF = {
+    "static": "static",
+    "hard_cut": "cut",
+    "dark_frame": "dark",
+    "blurred_frame": "blurred",
+    "near_duplicate": "near_duplicate",
+    "unparsed_action": "action",
+    "unlikely_action": "likelihood",
+}
+"""Reason → the filter that finds it."""
 
 
-def action_reason(text: str, mean_logprob: float, finished: bool, filters: Filters) -> str:
-    """Which filter takes a pair out for its action ("" = none). ``mean_logprob``: nats per token. ``finished``: the
-    IDM ended the text by itself."""
+def picture_findings(pair: Mapping[str, Any], filters: Filters) -> list[str]:
+    """Which thresholds a pair's pictures are beyond, of the filters that are not off. ``pair``: a row of numbers, None
+    where not measured: ``difference, cut, luma, sharpness, repeat_bits``."""
+    bits = pair["repeat_bits"]
+    beyond = {
+        "static": _below(pair["difference"], filters.static_difference),
+        "hard_cut": _reaches(pair["cut"], filters.cut_ratio),
+        "dark_frame": _below(pair["luma"], filters.dark_luma),
+        "blurred_frame": _below(pair["sharpness"], filters.blurred_sharpness),
+        "near_duplicate": bits is not None and bits <= filters.near_duplicate_bits,
+    }
+    return [reason for reason, found in beyond.items() if found and mode_of(reason, filters) != "off"]
+
+
+def action_findings(text: str, mean_logprob: float, finished: bool, filters: Filters) -> list[str]:
+    """The same for its action. ``mean_logprob``: nats per token. ``finished``: the IDM ended the text by itself."""
     if not text.strip():
-        return "empty_action"
-    if filters.action == "on" and not (finished and is_phrase(text)):
-        return "unparsed_action"
-    if filters.likelihood == "on" and mean_logprob < filters.min_likelihood:
-        return "unlikely_action"
-    return ""
+        return ["empty_action"]
+    beyond = {
+        "unparsed_action": not (finished and is_phrase(text)),
+        "unlikely_action": mean_logprob < filters.min_likelihood,
+    }
+    return [reason for reason, found in beyond.items() if found and mode_of(reason, filters) != "off"]
+
+
+def reason_of(findings: Sequence[str], filters: Filters) -> str:
+    """Which finding takes a pair out: the first whose filter is on ("" = none). No text is no triplet in any case."""
+    taking = (reason for reason in findings if reason == "empty_action" or mode_of(reason, filters) == "on")
+    return next(taking, "")
+
+
+def mode_of(reason: str, filters: Filters) -> Mode:
+    """Whether the filter behind a reason is off, score or on."""
+    mode: Mode = getattr(filters, FILTER_OF[reason])
+    return mode
 
 
 def is_phrase(text: str) -> bool:
