@@ -3,7 +3,7 @@
 Shape suffixes of :mod:`wm.sampling.cache`, and: X = R x S token rows, S new tokens a row, A heads, H hidden width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -65,6 +65,13 @@ class Decoder:
             up=linear(layer.up, rows),
             down=linear(layer.down, rows),
         )
+
+    def matrices(self) -> Iterator[tuple[str, Linear | Linears]]:
+        """Every matrix that a step multiplies by, with what it is: project, out, gate, up, down or head."""
+        for layer in self._layers:
+            yield from (("project", layer.project), ("out", layer.out))
+            yield from (("gate", layer.gate), ("up", layer.up), ("down", layer.down))
+        yield "head", self._image_head
 
     @property
     def dtype(self) -> torch.dtype:
