@@ -117,10 +117,11 @@ def nano_figures(
     ]
     decoder = Decoder(vlm)
     found: dict[str, Any] = {"items": len(prefixes), "rows": rows, "tokens_per_image": vlm.tokens_per_image}
+    blocks = sorted({block for block in BLOCKS if block < vlm.tokens_per_image} | {vlm.tokens_per_image - 1})
     for name, sampling in SAMPLINGS.items():
         codes = sample_images(vlm, prefixes, num_samples=rows, sampling=sampling, decoder=decoder)
         for redraft in (True, False):
-            for block in [block for block in BLOCKS if block < vlm.tokens_per_image]:
+            for block in blocks:
                 one = speculate_images(
                     vlm,
                     prefixes,
@@ -132,13 +133,12 @@ def nano_figures(
                     decoder=decoder,
                 )
                 sequential = (vlm.tokens_per_image - 1) * one.passes.numel()
-                found[f"{name}_block_{block}{'' if redraft else '_fixed_draft'}"] = {
+                found[f"{name}_block_{block}{'_redrafted' if redraft else ''}"] = {
                     "sequential_over_speculative": sequential / int(one.passes.sum()),
                     "acceptance": int(one.confirmed.sum()) / int(one.examined.sum()),
                     "identical": float((one.codes == codes).all(-1).double().mean()),
                     "unchanged_tokens": float((codes == sources[:, None]).double().mean()),
                 }
-    blocks = [block for block in BLOCKS if block < vlm.tokens_per_image]
     saved = {block: found[f"temperature_1_block_{block}"]["sequential_over_speculative"] for block in blocks}
     chosen = min(block for block in blocks if saved[block] >= 0.99 * max(saved.values()))
     ratios["speculative_nano"] = saved[chosen]

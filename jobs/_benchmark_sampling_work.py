@@ -24,8 +24,9 @@ def turns(
 ) -> dict[str, list[float]]:
     """CPU seconds of each kind of work in each round, in which all take turns, after one to warm up.
 
-    What is shorter than 50 ms is done ``repeats`` times a turn, of which the least is taken. ``either``: kinds of which only
-    the quickest will count; one that took over 1.25 times another's time in warming up is timed in that round alone.
+    What is shorter than 50 ms is done ``repeats`` times a turn, of which the least is taken. ``either``: kinds of
+    which only the quickest will count; one that took over 1.25 times another's time in warming up is timed in that
+    round alone.
     """
     first = {name: _cpu_s(function) for name, function in work.items()}
     quickest = min((first[name] for name in either), default=0.0)

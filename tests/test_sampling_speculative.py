@@ -4,6 +4,7 @@ import pytest
 import torch
 from models_reference import lively
 
+from wm.dynamics import sample_observations, speculate_observations
 from wm.errors import InputError
 from wm.models import flatten
 from wm.models.nano import TINY, TINY_WORDS, NanoPreset, build_nano
@@ -125,3 +126,13 @@ def test_bad_input_is_named(vlm):
     with pytest.raises(InputError, match="num_samples must be at least 1, got 0"):
         speculate_images(vlm, prefixes, sources_BN, num_samples=0, block=2)
     assert speculate_images(vlm, [], sources_BN[:0], num_samples=2, block=2).codes.shape == (0, 2, 16)
+
+
+def test_observations_are_drafted_from_their_sources(vlm):
+    sources_BN, prefixes = sources_and_prefixes(vlm, 3)
+    actions = ["put the cup", "take", "move the red block to the left"]
+    found = speculate_observations(vlm, sources_BN, actions, num_samples=2, block=3, seed=4)
+    assert torch.equal(found.codes, sample_observations(vlm, sources_BN, actions, num_samples=2, seed=4))
+    direct = speculate_images(vlm, prefixes, sources_BN, num_samples=2, block=3, seed=4)
+    assert torch.equal(found.passes, direct.passes)
+    assert speculate_observations(vlm, sources_BN[:0], [], num_samples=2, block=3).codes.shape == (0, 2, LENGTH)

@@ -3,9 +3,9 @@
 A pass reads the last sure code and the next ``block`` codes of a draft, and draws at each place with that place's own
 noise. As noise is a function of (seed, candidate, position), the draw after sure codes is the one that sequential
 sampling makes: the draft is confirmed up to the first place where the draw differs, and that draw is sure as well. What
-was drawn after it replaces the draft there: its noise is the one that will be used, only its context was not sure yet
-(speculative Jacobi decoding, arXiv 2410.01699; noise shared between rounds: arXiv 2510.24211). The first draft is the
-source image: an action leaves most of it where it was. Every row advances on its own, and leaves when it is done.
+was drawn after it may replace the draft there: its noise is the one that will be used, only its context was not sure
+yet (speculative Jacobi decoding, arXiv 2410.01699; noise shared between rounds: arXiv 2510.24211). The first draft is
+the source image: an action leaves most of it where it was. Every row advances on its own, and leaves when it is done.
 
 Shape suffixes: B sources, K candidates, R rows, N image tokens, S = block + 1 tokens a pass, V image codes.
 """
@@ -62,14 +62,15 @@ def speculate_images(
     sampling: Sampling | None = None,
     seed: int | Sequence[int] = 0,
     batch_size: int | None = None,
-    redraft: bool = True,
+    redraft: bool = False,
     decoder: Decoder | None = None,
 ) -> Speculation:
     """What :func:`wm.sampling.engine.sample_images` gives, in fewer passes.
 
     ``drafts``: codes (B, N), such as the source images', or one a candidate (B, K, N). ``block``: drafted codes a
-    pass, 1 to N - 1. ``redraft``: put what was drawn after a wrong code in the draft's place; without it the draft
-    stays as it was given. The rest as there.
+    pass, 1 to N - 1. ``redraft``: put what was drawn after a wrong code in the draft's place, as Jacobi decoding does;
+    without it the draft stays as it was given, which is better for source images (what is drawn after a code that
+    is still the source's takes the change for not yet made). The rest as there.
     """
     sampling = sampling or Sampling()
     length = vlm.tokens_per_image
