@@ -2,9 +2,9 @@
 shared source, speculation.
 
 Random weights of a stated shape, except for speculation on a trained model (fdm=FOLDER triplets=FOLDER). All
-times are CPU seconds of one thread, the least of the rounds, in which all kinds of work take turns. Bare matrix
-products: those of the weights with as many random rows, in the layout that the engine uses; attention's products
-are not among them.
+times are CPU seconds of one thread, the least of the rounds, in which all kinds of work take turns. A step's bare
+matrix products (``gemm``): its own, with weights and in attention, in the engine's layouts, on random numbers. Beside
+them stand those with weights alone (``weights``) and the same in torch's own layout (``torch``), which is slower.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,6 +23,7 @@ from jobs._benchmark_sampling_work import (
     count_scoring,
     one_step,
     score_unshared,
+    torch_products,
     turns,
 )
 from wm.config import Recipe
@@ -116,22 +117,27 @@ def _faithful(shape: Shape, rounds: int, repeats: int) -> tuple[dict[str, float]
         **_against_generate(model, ROWS),
         **{f"ours_n{n}_ready": _ours(model, n, decoder) for n in (1, ROWS)},
         **{f"step_b{n}": one_step(model, decoder, n, place) for n in (1, ROWS)},
-        **{f"products_b{n}": bare_products(decoder, n) for n in (1, ROWS)},
+        **{f"gemm_b{n}": bare_products(decoder, n, shape.prefix, place + 1) for n in (1, ROWS)},
+        **{f"weights_b{n}": bare_products(decoder, n, 1, 1, attention=False) for n in (1, ROWS)},
+        **{f"torch_b{n}": torch_products(decoder, n) for n in (1, ROWS)},
         "idm_shared": lambda: completion_logprobs(model, scored, decoder=decoder),  # type: ignore[arg-type]
         "idm_unshared": lambda: score_unshared(model, decoder, scored),
     }
     scored = model.scored(ROWS, ACTION_TOKENS)
     seconds = turns(work, rounds, CACHES, repeats)
     least = {name: min(values) for name, values in seconds.items()}
-    products = least[f"products_b{ROWS}"] / least["products_b1"]
+    ours = least[f"ours_n{ROWS}_ready"] / least["ours_n1_ready"]
     ratios = {
         "hf_over_ours_n8": _over_ours(seconds),
-        "n8_over_n1_over_gemm": least[f"ours_n{ROWS}_ready"] / least["ours_n1_ready"] / products,
-        "step_over_gemm_b1": least["step_b1"] / least["products_b1"],
-        "step_over_gemm_b8": least[f"step_b{ROWS}"] / least[f"products_b{ROWS}"],
         "idm_unshared_over_shared": least["idm_unshared"] / least["idm_shared"],
-        "gemm_n8_over_n1": products,
+        "n8_over_n1": ours,
     }
+    for products in ("gemm", "weights", "torch"):
+        many, one = least[f"{products}_b{ROWS}"], least[f"{products}_b1"]
+        ratios[f"{products}_n8_over_n1"] = many / one
+        ratios[f"n8_over_n1_over_{products}"] = ours / (many / one)
+        ratios[f"step_over_{products}_b1"] = least["step_b1"] / one
+        ratios[f"step_over_{products}_b8"] = least[f"step_b{ROWS}"] / many
     return ratios, {"faithful": seconds}
 
 

@@ -62,16 +62,50 @@ def one_step(model: ShapeModel, decoder: Decoder, rows: int, place: int) -> Call
     return step
 
 
-def bare_products(decoder: Decoder, rows: int) -> Callable[[], None]:
-    """The products of one step with the weights, and nothing else."""
+def bare_products(
+    decoder: Decoder, rows: int, prefix_length: int, filled: int, *, attention: bool = True
+) -> Callable[[], None]:
+    """The matrix products of one step, in their order and in the engine's layouts, on random rows and caches.
+
+    ``attention``: also the four of each layer's attention; without, those with weights alone.
+    """
     view = decoder.view
-    narrow, attended = torch.randn(rows, len(view.norm)), torch.randn(rows, view.num_heads * view.head_width)
-    wide = torch.randn(rows, len(view.layers[0].up.weight))
-    products = [(matrix, {"out": attended, "down": wide}.get(name, narrow)) for name, matrix in decoder.matrices()]
+    groups, width = view.num_groups, view.head_width
+    given = {name: torch.randn(rows, len(view.norm)) for name in ("project", "gate", "up", "head")}
+    given["out"] = torch.randn(rows, view.num_heads * width)
+    given["down"] = torch.randn(rows, len(view.layers[0].up.weight))
+    shared = [torch.randn(2, groups, prefix_length, width) for _ in view.layers]
+    own = [torch.randn(2, rows * groups, filled, width) for _ in view.layers]
+    query, mixing = torch.randn(groups, rows, width), torch.rand(groups, rows, prefix_length)
+    own_query, own_mixing = torch.randn(rows * groups, 1, width), torch.rand(rows * groups, 1, filled)
 
     def multiply() -> None:
-        for matrix, given in products:
-            matrix(given)
+        layer = 0
+        for name, matrix in decoder.matrices():
+            matrix(given[name])
+            if attention and name == "project":
+                torch.bmm(query, shared[layer][0].transpose(1, 2))
+                torch.bmm(own_query, own[layer][0].transpose(1, 2))
+                torch.bmm(mixing, shared[layer][1])
+                torch.bmm(own_mixing, own[layer][1])
+                layer += 1
+
+    return multiply
+
+
+def torch_products(decoder: Decoder, rows: int) -> Callable[[], None]:
+    """The products with weights in the layout in which torch keeps them."""
+    matrices = [
+        matrix.weight
+        for layer in decoder.view.layers
+        for matrix in (layer.query, layer.key, layer.value, layer.out, layer.gate, layer.up, layer.down)
+    ]
+    matrices.append(decoder.view.head.weight[: len(decoder.image_rows)])
+    products = [(weight, torch.randn(rows, weight.shape[1])) for weight in matrices]
+
+    def multiply() -> None:
+        for weight, given in products:
+            torch.nn.functional.linear(given, weight)
 
     return multiply
 

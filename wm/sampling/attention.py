@@ -67,6 +67,29 @@ def attend_shared(
     return mixed_RGSQD.transpose(1, 2).reshape(num_rows, num_new, heads, width)
 
 
+def attend_step(
+    query_RAD: Tensor,
+    prefix_keys_GTD: Tensor,
+    prefix_values_GTD: Tensor,
+    own_keys_RGFD: Tensor,
+    own_values_RGFD: Tensor,
+) -> Tensor:
+    """(R, A x D): :func:`attend_shared` of one new token a row, one prefix and as many groups as heads.
+
+    The same products with a third of the calls, which at a few rows take as long as the products do.
+    """
+    num_rows, heads, width = query_RAD.shape
+    filled, prefix_length = own_keys_RGFD.shape[2], prefix_keys_GTD.shape[1]
+    own_scores = torch.bmm(query_RAD.reshape(-1, 1, width), own_keys_RGFD.flatten(0, 1).transpose(1, 2))
+    prefix_scores = torch.bmm(query_RAD.transpose(0, 1), prefix_keys_GTD.transpose(1, 2))
+    both = torch.cat((prefix_scores.transpose(0, 1), own_scores.view(num_rows, heads, filled)), dim=-1)
+    weights = _softmax(both)
+    prefix_weights, own_weights = weights[..., :prefix_length], weights[..., prefix_length:]
+    mixed = torch.bmm(own_weights.reshape(-1, 1, filled), own_values_RGFD.flatten(0, 1)).view(num_rows, heads, width)
+    mixed += torch.bmm(prefix_weights.transpose(0, 1), prefix_values_GTD).transpose(0, 1)
+    return mixed.view(num_rows, -1)
+
+
 def _softmax(scores: Tensor) -> Tensor:
     """In float32 at least."""
     if scores.dtype in (torch.float32, torch.float64):

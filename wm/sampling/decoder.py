@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wm.models.protocol import UnifiedVLM
-from wm.sampling.attention import attend_causal, attend_shared
+from wm.sampling.attention import attend_causal, attend_shared, attend_step
 from wm.sampling.cache import Prefix, Rows, new_rows
 from wm.sampling.linear import Linear, Linears, linear, linears
 from wm.sampling.view import DecoderView, LayerView, Matrix, decoder_view
@@ -48,6 +48,7 @@ class Decoder:
         self._layers = [self._ready(layer, rows) for layer in self.view.layers]
         self._image_head = linear(_rows_of(self.view, vlm.image_rows), rows)
         self._rotation = self._tables(0)
+        self._eps = torch.tensor(self.view.eps, dtype=self.dtype, device=self.device)
 
     def _ready(self, layer: LayerView, rows: int) -> _Layer:
         head_norm = None
@@ -142,6 +143,8 @@ class Decoder:
                 own_hidden = torch.arange(filled, device=self.device) > places_RS[..., None]
         prefix_hidden_PT = prefix.padding()
         row_R1 = torch.arange(num_rows, device=self.device)[:, None]
+        same_heads = self.view.num_heads == self.view.num_groups
+        is_step = num_new == 1 and prefix.count == 1 and own_hidden is None and same_heads
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             for store, new in ((rows.keys[layer], key), (rows.values[layer], value)):
@@ -150,6 +153,9 @@ class Decoder:
                     store.transpose(1, 2)[row_R1, places_RS] = new_RSGD
                 else:
                     store[:, :, places : places + num_new] = new_RSGD.transpose(1, 2)
+            if is_step:
+                own = rows.keys[layer][:, :, :filled], rows.values[layer][:, :, :filled]
+                return attend_step(query, prefix.keys[layer][0], prefix.values[layer][0], *own)
             mixed = attend_shared(
                 query.view(num_rows, num_new, *query.shape[1:]),
                 prefix.keys[layer],
@@ -217,7 +223,12 @@ class Decoder:
         return query if layer.head_norm is not None else query * self._scale, key, value
 
     def _norm(self, hidden_XH: Tensor, weight_H: Tensor) -> Tensor:
-        return F.rms_norm(hidden_XH, weight_H.shape, weight_H, self.view.eps)
+        if hidden_XH.dtype not in (torch.float32, torch.float64):
+            return F.rms_norm(hidden_XH, weight_H.shape, weight_H, self.view.eps)
+        # The same in five calls instead of eight.
+        length_X1 = torch.linalg.vector_norm(hidden_XH, dim=-1, keepdim=True)
+        squared_X1 = torch.addcmul(self._eps, length_X1, length_X1, value=1 / len(weight_H))
+        return (hidden_XH * squared_X1.rsqrt_()).mul_(weight_H)
 
     def _rotations(self, positions_X: Tensor, furthest: int) -> tuple[Tensor, Tensor]:
         """Cosine and signed sine (X, 1, D) at positions below ``furthest``."""

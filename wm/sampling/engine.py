@@ -6,6 +6,7 @@ may differ with the size of a batch and matters only where a draw falls on the v
 codes). Shape suffixes: B sources, K candidates, R rows, N image tokens, n those done, V image codes, H hidden width.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -32,6 +33,7 @@ class Progress:
     tokens_per_image: int
 
 
+logger = logging.getLogger(__name__)
 OnProgress: TypeAlias = Callable[[Progress], None]
 
 
@@ -53,7 +55,8 @@ def sample_images(
     ``seed``: one for all rows, or one a row. Rows with equal seeds share their noise. ``batch_size`` bounds
     the candidate rows that are decoded together (half as many, with a warning in the log, where memory does not
     suffice). Prefixes may differ in length. ``on_progress`` is called after every ``progress_tokens`` tokens (one
-    line of the image without it); only then does the device wait for the host. ``decoder``: a
+    line of the image without it), and anew from the first if a batch had to be halved; only then does the device
+    wait for the host. ``decoder``: a
     :class:`~wm.sampling.decoder.Decoder` of this model as it is now; made here without it.
     """
     sampling = sampling or Sampling()
@@ -67,6 +70,7 @@ def sample_images(
     conditions = CONDITIONS if sampling.is_guided else 1
     at_once = max(1, rows_at_once((max(map(len, prefixes)) + length) * conditions, batch_size))
     decoder = decoder or Decoder(vlm, rows=min(at_once, distinct * len(prefixes)) * conditions)
+    logger.info("%d sources, %d candidates each, at most %d rows at once", len(prefixes), distinct, at_once)
     line = progress_tokens or max(1, round(length**0.5))
     order = sorted(range(len(prefixes)), key=lambda row: len(prefixes[row]))
 

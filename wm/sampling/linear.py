@@ -65,12 +65,12 @@ class Linears:
 
 
 def can_pack(weight: Tensor) -> bool:
-    """Whether oneDNN takes it: float32 or bfloat16 on a CPU."""
-    return (
-        weight.device.type == "cpu"
-        and weight.dtype in (torch.float32, torch.bfloat16)
-        and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
-    )
+    """Whether oneDNN takes it: float32 on a CPU, or bfloat16 on one that can multiply it."""
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    if weight.dtype is torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return weight.dtype is torch.float32
 
 
 def linear(matrix: Matrix, rows: int) -> Linear:
