@@ -128,53 +128,56 @@ class Decoder:
         ``places``: where in its row the first new token belongs, the same for all or int64 (R,). ``filled``: the
         furthest place in any row after this, at most ``rows.room``.
         """
-        num_rows, num_new = ids_RS.shape
-        steps_S = torch.arange(num_new, device=self.device)
-        lengths_P = torch.tensor(prefix.lengths, device=self.device)
-        start_R = lengths_P.repeat_interleave(num_rows // prefix.count)
-        ragged = isinstance(places, Tensor)
-        own_hidden = None
-        if isinstance(places, Tensor):
-            places_RS = places[:, None] + steps_S
-            own_hidden = torch.arange(filled, device=self.device) > places_RS[..., None]
-        else:
-            places_RS = (places + steps_S)[None]
-            if num_new > 1:
-                own_hidden = torch.arange(filled, device=self.device) > places_RS[..., None]
-        prefix_hidden_PT = prefix.padding()
-        row_R1 = torch.arange(num_rows, device=self.device)[:, None]
-        same_heads = self.view.num_heads == self.view.num_groups
-        is_step = num_new == 1 and prefix.count == 1 and own_hidden is None and same_heads
+        if isinstance(places, int) and ids_RS.shape[1] == 1:
+            return self._step(ids_RS[:, 0], prefix, rows, places)[:, None]
+        return self._block(ids_RS, prefix, rows, places, filled)
+
+    def _step(self, ids_R: Tensor, prefix: Prefix, rows: Rows, place: int) -> Tensor:
+        """Hidden states (R, H) of one token at the same place of every row: no mask, and few calls."""
+        padding_PT = prefix.padding()
+        one_prefix = prefix.count == 1 and self.view.num_heads == self.view.num_groups
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            for store, new in ((rows.keys[layer], key), (rows.values[layer], value)):
-                new_RSGD = new.view(num_rows, num_new, *new.shape[1:])
-                if ragged:
-                    store.transpose(1, 2)[row_R1, places_RS] = new_RSGD
-                else:
-                    store[:, :, places : places + num_new] = new_RSGD.transpose(1, 2)
-            if is_step:
-                own = rows.keys[layer][:, :, :filled], rows.values[layer][:, :, :filled]
+            own_keys, own_values = rows.keys[layer], rows.values[layer]
+            own_keys[:, :, place], own_values[:, :, place] = key, value
+            own = own_keys[:, :, : place + 1], own_values[:, :, : place + 1]
+            if one_prefix:
                 return attend_step(query, prefix.keys[layer][0], prefix.values[layer][0], *own)
-            mixed = attend_shared(
-                query.view(num_rows, num_new, *query.shape[1:]),
-                prefix.keys[layer],
-                prefix.values[layer],
-                rows.keys[layer][:, :, :filled],
-                rows.values[layer][:, :, :filled],
-                prefix_hidden_PT=prefix_hidden_PT,
-                own_hidden=own_hidden,
-            )
-            return mixed.reshape(len(query), -1)
+            shared = prefix.keys[layer], prefix.values[layer]
+            mixed = attend_shared(query[:, None], *shared, *own, prefix_hidden_PT=padding_PT, own_hidden=None)
+            return mixed.view(len(query), -1)
 
-        if not ragged and len(set(prefix.lengths)) == 1:
-            positions = places_RS[0] + prefix.lengths[0]
-            positions_X = positions if num_new == 1 else positions.repeat(num_rows)
+        if padding_PT is None:
+            position = prefix.lengths[0] + place
+            rotation = self._rotations(slice(position, position + 1), position + 1)
         else:
-            positions_X = (places_RS + start_R[:, None]).flatten()
-        furthest = max(prefix.lengths) + filled
-        hidden_XH = self._run(ids_RS.flatten(), self._rotations(positions_X, furthest), attend)
-        return hidden_XH.view(num_rows, num_new, -1)
+            starts_R = torch.tensor(prefix.lengths, device=self.device).repeat_interleave(len(ids_R) // prefix.count)
+            rotation = self._rotations(starts_R + place, max(prefix.lengths) + place + 1)
+        return self._run(ids_R, rotation, attend)
+
+    def _block(self, ids_RS: Tensor, prefix: Prefix, rows: Rows, places: int | Tensor, filled: int) -> Tensor:
+        num_rows, num_new = ids_RS.shape
+        steps_S = torch.arange(num_new, device=self.device)
+        first_R = torch.as_tensor(places, device=self.device).expand(num_rows)
+        places_RS = first_R[:, None] + steps_S
+        own_hidden_RSF = torch.arange(filled, device=self.device) > places_RS[..., None]
+        padding_PT = prefix.padding()
+        row_R1 = torch.arange(num_rows, device=self.device)[:, None]
+
+        def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            query, key, value = (new.view(num_rows, num_new, *new.shape[1:]) for new in (query, key, value))
+            own_keys, own_values = rows.keys[layer], rows.values[layer]
+            own_keys.transpose(1, 2)[row_R1, places_RS] = key
+            own_values.transpose(1, 2)[row_R1, places_RS] = value
+            own = own_keys[:, :, :filled], own_values[:, :, :filled]
+            shared = prefix.keys[layer], prefix.values[layer]
+            mixed = attend_shared(query, *shared, *own, prefix_hidden_PT=padding_PT, own_hidden=own_hidden_RSF)
+            return mixed.reshape(num_rows * num_new, -1)
+
+        starts_R = torch.tensor(prefix.lengths, device=self.device).repeat_interleave(num_rows // prefix.count)
+        positions_X = (places_RS + starts_R[:, None]).flatten()
+        rotation = self._rotations(positions_X, max(prefix.lengths) + filled)
+        return self._run(ids_RS.flatten(), rotation, attend).view(num_rows, num_new, -1)
 
     def image_logits(self, hidden_XH: Tensor) -> Tensor:
         """Logits (X, codes) of the image codes alone."""
@@ -230,7 +233,7 @@ class Decoder:
         squared_X1 = torch.addcmul(self._eps, length_X1, length_X1, value=1 / len(weight_H))
         return (hidden_XH * squared_X1.rsqrt_()).mul_(weight_H)
 
-    def _rotations(self, positions_X: Tensor, furthest: int) -> tuple[Tensor, Tensor]:
+    def _rotations(self, positions_X: Tensor | slice, furthest: int) -> tuple[Tensor, Tensor]:
         """Cosine and signed sine (X, 1, D) at positions below ``furthest``."""
         cosine, sine = self._rotation
         if len(cosine) < furthest:
