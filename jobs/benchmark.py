@@ -9,6 +9,7 @@ from wm.cli import main as cli_main
 BENCHMARKS = {
     "annotate": "jobs._benchmark_annotate",
     "keyframes": "jobs._benchmark_keyframes",
+    "sampling": "jobs._benchmark_sampling",
 }
 """Name → module with a class ``BenchmarkRecipe``, a function ``run`` and a docstring that says what is measured."""
 
