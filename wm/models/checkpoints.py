@@ -3,6 +3,7 @@
 A folder is written aside and renamed, so that a half-written one is never mistaken for a model.
 """
 
+import json
 import os
 import shutil
 import tempfile
@@ -18,10 +19,13 @@ from torch import Tensor
 
 from wm.errors import InputError
 from wm.models.chameleon import ChameleonVLM, read_chameleon_module, read_tokenizer
-from wm.models.codec import ImageCodec, read_codec
+from wm.models.codec import ImageCodec
+from wm.models.codec_files import read_codec
 from wm.models.manifest import MANIFEST, Manifest, model_folder, need_same_codec, read_manifest
+from wm.models.original import find_release
+from wm.models.original_weights import open_original
 from wm.models.protocol import Task, UnifiedVLM
-from wm.models.weights import CODEC_PREFIX, fingerprint, read_json
+from wm.models.weights import CODEC_PREFIX, fingerprint, fingerprint_of, read_json
 from wm.runs import write_json
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -30,21 +34,43 @@ ADAPTER_CONFIG = "adapter_config.json"
 def base_id_of(folder: str | Path) -> str:
     """Fingerprint of a full model folder: configuration and language-model weights.
 
-    The image codec is left out: it has its own identity. See :func:`wm.models.weights.fingerprint`.
+    The image codec is left out: it has its own identity. An original release has the identity of the Hugging
+    Face folder that :func:`save_model` writes of it. See :func:`wm.models.weights.fingerprint_of`.
     """
     path = model_folder(folder)
+    release = find_release(path)
+    if release is not None:
+        config, places = open_original(release)
+        return "chameleon-" + fingerprint_of(json.loads(config.to_json_string()), places)
     family = read_json(path / "config.json").get("model_type", "unknown")
     return f"{family}-" + fingerprint(path, keep=lambda name: not name.startswith(CODEC_PREFIX))
 
 
-def load_codec(path: str | Path, device: str | torch.device = "cpu") -> ImageCodec:
-    """The image codec of a full model folder, or of an adapter folder's base. Reads no other weights."""
+def load_codec(
+    path: str | Path, device: str | torch.device = "cpu", *, decoder: str | Path | None = None
+) -> ImageCodec:
+    """The image codec of a full model folder of any layout, or of an adapter folder's base. Reads no other weights.
+
+    ``decoder``: a ``vqgan.ckpt`` (or a folder with one) to take the decoder from, for a Hugging Face folder that
+    came without; a file of that name inside such a folder is found by itself. Raises :class:`InputError` if
+    tensors do not fit, or encoder, codebook or decoder are not those that the folder's manifest names.
+    """
     folder = model_folder(path)
-    if not (folder / ADAPTER_CONFIG).is_file():
-        return read_codec(folder, device)
-    manifest = _need_manifest(folder)
-    codec = read_codec(_base_folder(folder, manifest, None), device)
-    need_same_codec(codec.codec_id, manifest.codec_id, folder)
+    given = Path(decoder) if decoder is not None else None
+    if (folder / ADAPTER_CONFIG).is_file():
+        manifest: Manifest | None = _need_manifest(folder)
+        assert manifest is not None
+        codec = load_codec(_base_folder(folder, manifest, None), device, decoder=decoder)
+    else:
+        manifest = read_manifest(folder)
+        codec = read_codec(folder, device, decoder=given)
+    if manifest is not None:
+        need_same_codec(codec.codec_id, manifest.codec_id, folder)
+        if given is None and codec.has_decoder and manifest.decoder_id not in ("", codec.decoder_id):
+            raise InputError(
+                f"{folder} was made with the codec and decoder {manifest.decoder_id}, but those here are "
+                f"{codec.decoder_id}; give decoder= to use another decoder"
+            )
     return codec
 
 
@@ -137,7 +163,7 @@ def save_model(
         codec = read_codec(chameleon.folder)
     if codec is not None:
         need_same_codec(codec.codec_id, chameleon.codec_id, out)
-    with _written_aside(out) as aside:
+    with written_aside(out) as aside:
         base_path = ""
         if kind == "adapter":
             chameleon.module.save_pretrained(  # type: ignore[operator]
@@ -153,6 +179,7 @@ def save_model(
             kind=kind,
             base_id=base_id_of(aside) if kind == "base" else chameleon.base_id,
             codec_id=chameleon.codec_id,
+            decoder_id=(codec.decoder_id or "") if kind != "adapter" and codec is not None else "",
             task=task,
             recipe_digest=recipe_digest,
             action_slot_tokens=chameleon.action_slot_tokens,
@@ -163,6 +190,10 @@ def save_model(
 
 
 def _load_full(folder: Path, device: str | torch.device, dtype: torch.dtype) -> ChameleonVLM:
+    release = find_release(folder)
+    if release is not None:
+        release.need_model()
+        return FAMILIES["chameleon"](folder, device, dtype)
     family = read_json(folder / "config.json").get("model_type")
     if family not in FAMILIES:
         raise InputError(f"{folder}: model_type is {family!r}; supported: {', '.join(FAMILIES)}")
@@ -223,10 +254,10 @@ def _write_full(vlm: ChameleonVLM, codec: ImageCodec, state_dict: Mapping[str, T
     config.architectures = ["ChameleonForConditionalGeneration"]
     config.save_pretrained(folder)
     vlm.tokenizer.save_pretrained(folder)
-    write_json(folder / "preprocessor_config.json", _preprocessor_config(codec))
+    write_json(folder / "preprocessor_config.json", preprocessor_config(codec))
 
 
-def _preprocessor_config(codec: ImageCodec) -> dict[str, Any]:
+def preprocessor_config(codec: ImageCodec) -> dict[str, Any]:
     scale = codec.scale
     return {
         "image_processor_type": "ChameleonImageProcessor",
@@ -246,7 +277,7 @@ def _preprocessor_config(codec: ImageCodec) -> dict[str, Any]:
 
 
 @contextmanager
-def _written_aside(out: Path) -> Iterator[Path]:
+def written_aside(out: Path) -> Iterator[Path]:
     """A new folder beside ``out`` that takes its name at the end, and vanishes if anything goes wrong."""
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))

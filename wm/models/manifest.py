@@ -22,6 +22,8 @@ class Manifest(Recipe):
     """Fingerprint of the base: this folder's own if ``base``, else of the model training started from."""
     codec_id: str
     """Identity of the image codec whose codes the model speaks."""
+    decoder_id: str = ""
+    """Identity of the codec with its decoder; empty for an adapter, or where there was no decoder."""
     task: Literal["idm", "fdm"] | None = None
     """What it was fine-tuned for; none for a base."""
     recipe_digest: str = ""
@@ -37,7 +39,10 @@ class Manifest(Recipe):
 
 
 def model_folder(path: str | Path) -> Path:
-    """The model folder meant by ``path``: itself, or the ``model`` in the folder of the run that trained it."""
+    """The model folder meant by ``path``: itself, or the ``model`` in the folder of the run that trained it.
+
+    An original release (:mod:`wm.models.original`) is meant by its root, its model or its tokenizer folder.
+    """
     folder = Path(path)
     if not _is_model(folder) and _is_model(folder / "model"):
         return folder / "model"
