@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from wm.errors import InputError
-from wm.models.chameleon import ChameleonVLM, read_chameleon_module, read_tokenizer
+from wm.models.chameleon import ChameleonVLM
+from wm.models.chameleon_files import read_chameleon_module, read_tokenizer
 from wm.models.codec import ImageCodec
 from wm.models.codec_files import read_codec
 from wm.models.manifest import MANIFEST, Manifest, model_folder, need_same_codec, read_manifest

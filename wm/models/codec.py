@@ -20,7 +20,7 @@ from wm.models.vqgan import VQGAN
 from wm.models.weights import CODEC_PREFIX, read_json, tensor_digest
 
 PixelBatch: TypeAlias = npt.NDArray[np.uint8] | Tensor
-IDENTITY_KEYS = (
+_IDENTITY_KEYS = (
     "embed_dim",
     "num_embeddings",
     "latent_channels",
@@ -32,7 +32,6 @@ IDENTITY_KEYS = (
     "attn_type",
     "norm_over",
 )
-"""What of a configuration decides which codes an image gets."""
 
 
 @dataclass(frozen=True)
@@ -186,9 +185,14 @@ def change_map(source_features_BND: Tensor, target_features_BND: Tensor) -> Tens
 def codec_id_of(tensors: Mapping[str, Tensor], config: ChameleonVQVAEConfig, scale: PixelScale) -> str:
     """``vq-`` and 16 hexadecimal digits; see :class:`ImageCodec`."""
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("decoder.")}
-    identity = {key: _plain(getattr(config, key, None)) for key in IDENTITY_KEYS}
+    identity = identity_of(config)
     return "vq-" + tensor_digest(kept, identity, asdict(scale))
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+def identity_of(config: ChameleonVQVAEConfig) -> dict[str, Any]:
+    """What of a configuration decides an image's codes, with one spelling for what can be spelled in two ways."""
+    values = {key: getattr(config, key, None) for key in _IDENTITY_KEYS}
+    if values["norm_over"] == "groups":
+        values["norm_over"] = None
+    values["attn_resolutions"] = values["attn_resolutions"] or None
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}

@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import ChameleonVQVAEConfig
 
 from wm.errors import InputError
-from wm.models.codec import IDENTITY_KEYS, ImageCodec, PixelScale
+from wm.models.codec import ImageCodec, PixelScale, identity_of
 from wm.models.original import VQGAN_CKPT, find_release
 from wm.models.original_vqgan import (
     IGNORED_PREFIX,
@@ -123,15 +122,11 @@ def _with_decoder(
 
 
 def _need_same_architecture(config: ChameleonVQVAEConfig, other: ChameleonVQVAEConfig, where: str, file: Path) -> None:
-    for key in IDENTITY_KEYS:
-        ours, theirs = (_plain(getattr(one, key, None)) for one in (config, other))
-        if (ours or None) != (theirs or None) and key != "norm_over":
-            raise InputError(f"{file} is of another codec than {where}: {key} is {theirs!r}, not {ours!r}")
+    ours, theirs = identity_of(config), identity_of(other)
+    for key in ours:
+        if ours[key] != theirs[key] and key != "norm_over":  # the file cannot say that
+            raise InputError(f"{file} is of another codec than {where}: {key} is {theirs[key]!r}, not {ours[key]!r}")
 
 
 def _has_decoder(tensors: Mapping[str, Tensor]) -> bool:
     return any(name.startswith(_DECODER) for name in tensors)
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

@@ -135,7 +135,8 @@ def read_config(release: Release, vocabulary: dict[str, int], vq_config: Chamele
         )
     if not params.get("qk_normalization", True):
         raise InputError(f"{where}: qk_normalization is false; Chameleon normalises queries and keys")
-    theta = float(params.get("rope_theta") or 10_000.0)
+    multiplier = _number(params, "ffn_dim_multiplier", where, 1.0)
+    theta = _number(params, "rope_theta", where, 10_000.0)
     rows = _positive(params, "vocab_size", where)
     if rows <= max(vocabulary.values(), default=0):
         raise InputError(
@@ -145,11 +146,13 @@ def read_config(release: Release, vocabulary: dict[str, int], vq_config: Chamele
     return ChameleonConfig(
         vocab_size=rows,
         hidden_size=dim,
-        intermediate_size=mlp_size(dim, params.get("ffn_dim_multiplier"), _positive(params, "multiple_of", where, 256)),
+        intermediate_size=mlp_size(
+            dim, _number(params, "ffn_dim_multiplier", where, 1.0), _positive(params, "multiple_of", where, 256)
+        ),
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
-        rms_norm_eps=float(params.get("norm_eps", 1e-5)),
+        rms_norm_eps=_number(params, "norm_eps", where, 1e-5),
         rope_parameters={"rope_type": "default", "rope_theta": theta},
         max_position_embeddings=int(params.get("max_seq_len") or (4096 if theta <= 10_000 else 16_384)),
         model_parallel_size=parts,
@@ -163,11 +166,9 @@ def read_config(release: Release, vocabulary: dict[str, int], vq_config: Chamele
     )
 
 
-def mlp_size(dim: int, multiplier: float | None, multiple_of: int) -> int:
+def mlp_size(dim: int, multiplier: float, multiple_of: int) -> int:
     """Width of the feed-forward layer: two thirds of 4 ``dim``, times the multiplier, rounded up to a multiple."""
-    width = int(2 * 4 * dim / 3)
-    if multiplier is not None:
-        width = int(multiplier * width)
+    width = int(multiplier * int(2 * 4 * dim / 3))
     return multiple_of * ((width + multiple_of - 1) // multiple_of)
 
 
@@ -189,7 +190,8 @@ def read_original_tokenizer(release: Release) -> PreTrainedTokenizerFast:
 
 
 def _rename_image_token(values: dict[str, Any]) -> None:
-    vocabulary = (values.get("model") or {}).get("vocab")
+    model = values.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(vocabulary, dict) and IMAGE_TOKEN not in vocabulary and IMAGE_TOKEN_WAS in vocabulary:
         vocabulary[IMAGE_TOKEN] = vocabulary.pop(IMAGE_TOKEN_WAS)
         for token in values.get("added_tokens") or []:
@@ -202,3 +204,12 @@ def _positive(params: dict[str, Any], name: str, where: Path, default: int | Non
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise InputError(f"{where}: {name} is {value!r}, expected a positive whole number")
     return value
+
+
+def _number(params: dict[str, Any], name: str, where: Path, default: float) -> float:
+    value = params.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+        raise InputError(f"{where}: {name} is {value!r}, expected a number above 0")
+    return float(value)

@@ -49,11 +49,11 @@ def save_original(
         codec = read_codec(vlm.folder)
     need_same_codec(codec.codec_id, vlm.codec_id, out)
     _need_writable(codec, out)
-    config = vlm.inner.config
-    if parts < 1 or (config.num_key_value_heads % parts or config.intermediate_size % parts):
-        raise InputError(f"parts is {parts}, which does not divide the heads and widths of the model")
-    if config.vocab_size % parts:
-        raise InputError(f"parts is {parts}, which does not divide the vocabulary of {config.vocab_size}")
+    config: ChameleonConfig = vlm.inner.config
+    sizes = {name: getattr(config, name) for name in ("num_key_value_heads", "intermediate_size", "vocab_size")}
+    uneven = [name for name, count in sizes.items() if parts < 1 or count % parts]
+    if uneven:
+        raise InputError(f"parts is {parts}, expected a divisor of {uneven[0]} {sizes[uneven[0]]}")
     files = split(config, vlm.inner.state_dict(), parts)
     with written_aside(out) as aside:
         model, tokenizer = aside / "models" / size, aside / "tokenizer"

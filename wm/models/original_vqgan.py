@@ -58,12 +58,13 @@ def read_vqgan_checkpoint(path: Path) -> VqganCheckpoint:
 
 def vqgan_file(path: Path) -> Path:
     """``path`` if it is a file, else the ``vqgan.ckpt`` in it or in its ``tokenizer`` folder."""
-    if path.is_file():
+    if not path.is_dir():
+        need_downloaded(path)
         return path
     for folder in (path, path / "tokenizer"):
         if (folder / VQGAN_CKPT).is_file():
             return folder / VQGAN_CKPT
-    raise InputError(f"no {VQGAN_CKPT} at {path}")
+    raise InputError(f"no {VQGAN_CKPT} in {path}")
 
 
 def read_vqgan_config(file: Path) -> ChameleonVQVAEConfig:

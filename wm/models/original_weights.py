@@ -40,6 +40,7 @@ def open_original(release: Release) -> tuple[ChameleonConfig, dict[str, TensorPl
     files = shard_files(release.need_model(), config.model_parallel_size or 1)
     parts = read_parts(files)
     check_parts(config, parts, files)
+    config.vq_config.dtype = parts[0]["norm.weight"].dtype  # where transformers notes the type that weights are in
     return config, to_transformers(config, parts, files)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from wm.errors import InputError
 
+_ZIP = b"PK\x03\x04"
 _POINTER = b"version https://git-lfs"
 
 
@@ -25,8 +26,10 @@ def read_pickled(file: Path) -> dict[str, Any]:
     need_downloaded(file)
     try:
         value = _load(file)
+    except InputError:  # a ValueError too
+        raise
     except pickle.UnpicklingError as error:
-        raise InputError(_unsafe(file, error)) from error
+        raise InputError(_unsafe(file)) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
@@ -60,16 +63,16 @@ def need_downloaded(file: Path) -> None:
 
 def _load(file: Path) -> Any:
     with file.open("rb") as stream:
-        mappable = stream.read(4) == b"PK\x03\x04"  # torch's older formats are no zip files and cannot be mapped
-    return torch.load(file, map_location="cpu", weights_only=True, mmap=mappable)
+        start = stream.read(4)
+    # torch's older formats are bare pickles (protocol 2 and up), which cannot be memory-mapped.
+    if start != _ZIP and start[:1] != b"\x80":
+        raise InputError(f"{file} is no file of torch.save: it starts with {start!r}")
+    return torch.load(file, map_location="cpu", weights_only=True, mmap=start == _ZIP)
 
 
-def _unsafe(file: Path, error: pickle.UnpicklingError) -> str:
-    text = str(error)
-    if "GLOBAL" not in text and "unsupported" not in text.lower() and "Unsupported" not in text:
-        return f"{file} is no readable torch file ({file.stat().st_size} bytes; half downloaded?)"
+def _unsafe(file: Path) -> str:
     rewrite = "c = torch.load(IN, weights_only=False); torch.save({'state_dict': c['state_dict']}, OUT)"
     return (
-        f"{file} holds Python objects besides tensors, which are never loaded; if you trust it, rewrite it once with "
-        f"`{rewrite}` where its libraries are installed"
+        f"{file} holds Python objects besides tensors, which are never loaded (or it is damaged); if you trust it, "
+        f"rewrite it once with `{rewrite}` where its libraries are installed"
     )

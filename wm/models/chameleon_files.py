@@ -1,0 +1,107 @@
+"""Chameleon's language model and tokenizer read from folders: Hugging Face's, sharded or not, and the original."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers import ChameleonConfig, ChameleonForConditionalGeneration, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+from wm.errors import InputError
+from wm.models.original import find_release, read_original_tokenizer
+from wm.models.original_weights import open_original
+from wm.models.weights import CODEC_PREFIX, TensorPlace, check_tensors, list_tensors, read_json
+
+_COMPUTED = "rotary_emb.inv_freq"
+"""A buffer that older versions of transformers wrote; it is computed."""
+
+
+def read_chameleon_module(
+    folder: Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> ChameleonForConditionalGeneration:
+    """The Hugging Face model of a folder, its own or an original release, without its image tokenizer
+    (:class:`~wm.models.codec.ImageCodec` is that).
+
+    Names and shapes are checked against the configuration before a weight is read; one :class:`InputError`
+    lists what is missing, misshapen or too much.
+    """
+    release = find_release(folder)
+    if release is not None:
+        config, places = open_original(release)
+    else:
+        config = _read_config(folder)
+        places = list_tensors(folder)
+        _check_places(config, places, folder)
+    with _quiet_transformers(), torch.random.fork_rng(devices=[]):
+        if any(place.make is not None for place in places.values()):
+            tensors = {
+                name: place.make().to(dtype, copy=True)
+                for name, place in places.items()
+                if place.make is not None and not name.startswith(CODEC_PREFIX)
+            }
+            module = ChameleonForConditionalGeneration.from_pretrained(
+                None, config=config, state_dict=tensors, dtype=dtype
+            )
+        else:
+            module = ChameleonForConditionalGeneration.from_pretrained(
+                folder, dtype=dtype, local_files_only=True, use_safetensors=True
+            )
+    del module.model.vqmodel
+    return module.to(device).eval()
+
+
+def _read_config(folder: Path) -> ChameleonConfig:
+    values = read_json(folder / "config.json")
+    if values.get("model_type") != "chameleon":
+        raise InputError(f"{folder}: model_type is {values.get('model_type')!r}, expected 'chameleon'")
+    try:
+        return ChameleonConfig.from_pretrained(folder, local_files_only=True)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:  # validation errors are ValueErrors
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{folder / 'config.json'} is no configuration of Chameleon: {reason}") from error
+
+
+def _check_places(config: ChameleonConfig, places: Mapping[str, TensorPlace], folder: Path) -> None:
+    with torch.device("meta"):
+        skeleton = ChameleonForConditionalGeneration(config)
+    expected = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
+    spare = set()
+    if config.tie_word_embeddings:
+        spare.add("lm_head.weight")
+    expected = {
+        name: shape for name, shape in expected.items() if not name.startswith(CODEC_PREFIX) and name not in spare
+    }
+    found = {
+        name: place.shape
+        for name, place in places.items()
+        if not name.startswith(CODEC_PREFIX) and name not in spare and not name.endswith(_COMPUTED)
+    }
+    check_tensors(expected, found, str(folder))
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No progress bar, and no report of "unexpected" tensors: the decoder's are that, and welcome."""
+    level, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bar:
+            transformers_logging.enable_progress_bar()
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a folder; :class:`InputError` if it has none."""
+    release = find_release(folder)
+    if release is not None:
+        return read_original_tokenizer(release)
+    if not (folder / "tokenizer.json").is_file():
+        raise InputError(f"no tokenizer.json in {folder}")
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    except (ValueError, OSError, KeyError) as error:
+        raise InputError(f"{folder}: the tokenizer cannot be read: {error}") from error
