@@ -5,13 +5,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from wm.errors import InputError
 from wm.models.original import find_release, read_original_tokenizer
 from wm.models.original_weights import open_original
-from wm.models.weights import CODEC_PREFIX, TensorPlace, check_tensors, list_tensors, read_json
+from wm.models.weights import CODEC_PREFIX, TensorPlace, check_tensors, list_tensors, read_json, read_places
 
 _COMPUTED = "rotary_emb.inv_freq"
 """A buffer that older versions of transformers wrote; it is computed."""
@@ -31,23 +32,14 @@ def read_chameleon_module(
         config, places = open_original(release)
     else:
         config = _read_config(folder)
-        places = list_tensors(folder)
-        _check_places(config, places, folder)
+        places = _checked(config, list_tensors(folder), folder)
+    # What is memory-mapped is copied: the model must not hang on a file that may be overwritten.
+    tensors = {name: tensor.to(dtype, copy=places[name].make is not None) for name, tensor in read_places(places)}
+    # The image tokenizer that transformers adds is made of random numbers and thrown away.
     with _quiet_transformers(), torch.random.fork_rng(devices=[]):
-        if any(place.make is not None for place in places.values()):
-            tensors = {
-                name: place.make().to(dtype, copy=True)
-                for name, place in places.items()
-                if place.make is not None and not name.startswith(CODEC_PREFIX)
-            }
-            module = ChameleonForConditionalGeneration.from_pretrained(
-                None, config=config, state_dict=tensors, dtype=dtype
-            )
-        else:
-            module = ChameleonForConditionalGeneration.from_pretrained(
-                folder, dtype=dtype, local_files_only=True, use_safetensors=True
-            )
+        module = ChameleonForConditionalGeneration.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype)
     del module.model.vqmodel
+    module.config.name_or_path = str(folder)  # PEFT notes it in adapters
     return module.to(device).eval()
 
 
@@ -57,27 +49,24 @@ def _read_config(folder: Path) -> ChameleonConfig:
         raise InputError(f"{folder}: model_type is {values.get('model_type')!r}, expected 'chameleon'")
     try:
         return ChameleonConfig.from_pretrained(folder, local_files_only=True)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:  # validation errors are ValueErrors
+    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"{folder / 'config.json'} is no configuration of Chameleon: {reason}") from error
 
 
-def _check_places(config: ChameleonConfig, places: Mapping[str, TensorPlace], folder: Path) -> None:
+def _checked(config: ChameleonConfig, places: Mapping[str, TensorPlace], folder: Path) -> dict[str, TensorPlace]:
+    """The places of the tensors that the language model has, or an error that lists what does not fit."""
     with torch.device("meta"):
         skeleton = ChameleonForConditionalGeneration(config)
-    expected = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
-    spare = set()
-    if config.tie_word_embeddings:
-        spare.add("lm_head.weight")
-    expected = {
-        name: shape for name, shape in expected.items() if not name.startswith(CODEC_PREFIX) and name not in spare
-    }
-    found = {
-        name: place.shape
-        for name, place in places.items()
-        if not name.startswith(CODEC_PREFIX) and name not in spare and not name.endswith(_COMPUTED)
-    }
-    check_tensors(expected, found, str(folder))
+    spare = {"lm_head.weight"} if config.tie_word_embeddings else set()
+
+    def counts(name: str) -> bool:
+        return not name.startswith(CODEC_PREFIX) and name not in spare and not name.endswith(_COMPUTED)
+
+    expected = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items() if counts(name)}
+    kept = {name: place for name, place in places.items() if counts(name)}
+    check_tensors(expected, {name: place.shape for name, place in kept.items()}, str(folder))
+    return kept
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import ChameleonVQVAEConfig
 
@@ -57,7 +58,7 @@ def _read_transformers_codec(folder: Path, decoder: Path | None) -> ImageCodec:
     values = read_json(folder / "config.json").get("vq_config") or {}
     try:
         config = ChameleonVQVAEConfig(**values)
-    except (ValueError, TypeError) as error:
+    except (StrictDataclassError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"{folder / 'config.json'}: vq_config is no configuration of a VQGAN: {reason}") from error
     stored = load_tensors(folder, CODEC_PREFIX)
@@ -81,8 +82,11 @@ def _assemble(
     ignored: tuple[str, ...] = (),
 ) -> ImageCodec:
     """``prefix``: what stands before the tensors' names in the file."""
-    with torch.device("meta"):
-        vqgan = VQGAN(config)
+    try:
+        with torch.device("meta"):
+            vqgan = VQGAN(config)
+    except (ValueError, ZeroDivisionError) as error:
+        raise InputError(f"{where}: its configuration describes no VQGAN: {error}") from error
     has_decoder = _has_decoder(tensors)
     expected = {
         prefix + name: tensor.shape

@@ -137,18 +137,17 @@ def read_config(release: Release, vocabulary: dict[str, int], vq_config: Chamele
         raise InputError(f"{where}: qk_normalization is false; Chameleon normalises queries and keys")
     multiplier = _number(params, "ffn_dim_multiplier", where, 1.0)
     theta = _number(params, "rope_theta", where, 10_000.0)
-    rows = _positive(params, "vocab_size", where)
-    if rows <= max(vocabulary.values(), default=0):
+    highest = max(vocabulary.values(), default=0)
+    rows = _positive(params, "vocab_size", where, highest + 1)
+    if rows <= highest:
         raise InputError(
-            f"{where}: vocab_size is {rows}, but {release.tokenizer / TOKENIZER} numbers its tokens up to "
-            f"{max(vocabulary.values())}: another model's tokenizer?"
+            f"{where}: vocab_size is {rows}, but {release.tokenizer / TOKENIZER} numbers its tokens up to {highest}: "
+            "another model's tokenizer?"
         )
     return ChameleonConfig(
         vocab_size=rows,
         hidden_size=dim,
-        intermediate_size=mlp_size(
-            dim, _number(params, "ffn_dim_multiplier", where, 1.0), _positive(params, "multiple_of", where, 256)
-        ),
+        intermediate_size=mlp_size(dim, multiplier, _positive(params, "multiple_of", where, 256)),
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,

@@ -6,7 +6,7 @@ Safetensors are preferred; where there are none, ``.bin`` files are read as tens
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,16 +161,22 @@ def _read_header(file: Path) -> dict[str, TensorPlace]:
 def load_tensors(folder: Path, prefix: str) -> dict[str, Tensor]:
     """The tensors whose name starts with ``prefix`` (removed from the keys); nothing else is read."""
     wanted = {name: place for name, place in list_tensors(folder).items() if name.startswith(prefix)}
-    tensors = {name.removeprefix(prefix): place.make() for name, place in wanted.items() if place.make is not None}
-    for file in sorted({place.file for place in wanted.values() if place.make is None}):
+    return {name.removeprefix(prefix): tensor for name, tensor in read_places(wanted)}
+
+
+def read_places(places: Mapping[str, TensorPlace]) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors, one at a time and file by file, each in the type it is stored in."""
+    for name, place in places.items():
+        if place.make is not None:
+            yield name, place.make()
+    for file in sorted({place.file for place in places.values() if place.make is None}):
         try:
             with safe_open(file, framework="pt", device="cpu") as stream:
-                for name, place in wanted.items():
+                for name, place in places.items():
                     if place.file == file:
-                        tensors[name.removeprefix(prefix)] = stream.get_tensor(name)
+                        yield name, stream.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise InputError(f"{file} cannot be read: {error}") from error
-    return tensors
 
 
 def check_tensors(
