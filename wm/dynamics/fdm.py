@@ -8,7 +8,8 @@ from wm.dynamics.idm import Codes
 from wm.dynamics.scoring import code_lists, completion_logprobs, need_equal
 from wm.models.prompts import flatten
 from wm.models.protocol import UnifiedVLM
-from wm.sampling.engine import Sampling, sample_images
+from wm.sampling.engine import sample_images
+from wm.sampling.noise import Sampling
 
 
 def sample_observations(

@@ -11,7 +11,7 @@ from torch import Tensor
 from wm.dynamics.scoring import code_lists, completion_logprobs, need_equal
 from wm.models.prompts import flatten
 from wm.models.protocol import UnifiedVLM
-from wm.sampling.engine import generate_texts
+from wm.sampling.texts import generate_texts
 
 Codes: TypeAlias = Tensor | npt.NDArray[np.integer[npt.NBitBase]] | Sequence[Sequence[int]]
 """Codebook ids (B, N)."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from wm.errors import InputError
 from wm.models.prompts import pack
 from wm.models.protocol import Segment, UnifiedVLM
-from wm.sampling.engine import rows_at_once
+from wm.sampling.batches import rows_at_once
 
 LOGITS_AT_ONCE = 1024
 """Bound on the positions whose logits exist at the same time: 1024 x 65,536 float32 are 268 MB."""
