@@ -71,6 +71,11 @@ class Decoder:
         """Of the weights."""
         return self.view.embedding.dtype
 
+    @property
+    def exact(self) -> torch.dtype:
+        """In which probabilities are taken: float32 at least."""
+        return torch.float64 if self.dtype is torch.float64 else torch.float32
+
     def prefill(self, prefixes: Sequence[Sequence[int]]) -> tuple[Prefix, Tensor]:
         """Keys and values of prefixes (vocabulary ids, at least one each), and the hidden states (P, H) of their
         last tokens."""
@@ -80,18 +85,30 @@ class Decoder:
         keys: list[Tensor] = []
         values: list[Tensor] = []
 
-        def attend(_: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            shape = (len(lengths), longest)
-            key_PTGD, value_PTGD = key.view(*shape, *key.shape[1:]), value.view(*shape, *value.shape[1:])
+        def keep(key_PTGD: Tensor, value_PTGD: Tensor) -> None:
             keys.append(key_PTGD.transpose(1, 2).contiguous())
             values.append(value_PTGD.transpose(1, 2).contiguous())
-            mixed = attend_causal(query.view(*shape, *query.shape[1:]), key_PTGD, value_PTGD)
-            return mixed.reshape(len(query), -1)
 
-        positions_X = torch.arange(longest, device=self.device).repeat(len(lengths))
-        hidden_XH = self._run(ids_PT.flatten(), self._rotations(positions_X, longest), attend)
-        last_P = torch.tensor([place * longest + length - 1 for place, length in enumerate(lengths)])
-        return Prefix(tuple(keys), tuple(values), lengths), hidden_XH[last_P.to(self.device)]
+        hidden_PTH = self._causal(ids_PT, keep)
+        last_P = torch.tensor([length - 1 for length in lengths], device=self.device)
+        each_P = torch.arange(len(lengths), device=self.device)
+        return Prefix(tuple(keys), tuple(values), lengths), hidden_PTH[each_P, last_P]
+
+    def hidden(self, ids_BT: Tensor) -> Tensor:
+        """Hidden states (B, T, H) of whole sequences; nothing is kept."""
+        return self._causal(ids_BT, lambda key, value: None)
+
+    def _causal(self, ids_PT: Tensor, keep: Callable[[Tensor, Tensor], None]) -> Tensor:
+        """Hidden states (P, T, H); ``keep`` is given each layer's keys and values (P, T, G, D)."""
+
+        def attend(_: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            query, key, value = (new.view(*ids_PT.shape, *new.shape[1:]) for new in (query, key, value))
+            keep(key, value)
+            return attend_causal(query, key, value).reshape(ids_PT.numel(), -1)
+
+        num_rows, length = ids_PT.shape
+        positions_X = torch.arange(length, device=self.device).repeat(num_rows)
+        return self._run(ids_PT.flatten(), self._rotations(positions_X, length), attend).view(num_rows, length, -1)
 
     def reserve(self, num_rows: int, room: int) -> Rows:
         """Empty caches of ``num_rows`` candidates for ``room`` tokens each."""

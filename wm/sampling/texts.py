@@ -28,6 +28,7 @@ def generate_texts(
     *,
     max_new_tokens: int = 32,
     batch_size: int | None = None,
+    decoder: Decoder | None = None,
 ) -> list[Completion]:
     """The greedy text after each prefix, among ``vlm.text_rows``, up to end-of-sequence.
 
@@ -40,7 +41,7 @@ def generate_texts(
         return []
     completions: dict[int, Completion] = {}
     at_once = rows_at_once(max(map(len, prefixes)) + max_new_tokens, batch_size)
-    decoder = Decoder(vlm, rows=min(at_once, len(prefixes)))
+    decoder = decoder or Decoder(vlm, rows=min(at_once, len(prefixes)))
     order = sorted(range(len(prefixes)), key=lambda row: len(prefixes[row]))
 
     def complete(start: int, stop: int) -> None:
@@ -61,7 +62,7 @@ def _decode_texts(
     logprob_B = torch.zeros(len(prefixes), dtype=torch.float64, device=decoder.device)
     open_B = torch.ones(len(prefixes), dtype=torch.bool, device=decoder.device)
     for step in range(max_new_tokens + 1):
-        logprobs_BV = torch.log_softmax(decoder.logits(hidden_BH).float(), dim=-1)
+        logprobs_BV = torch.log_softmax(decoder.logits(hidden_BH), dim=-1, dtype=decoder.exact)
         token_B = vlm.text_rows[logprobs_BV[:, vlm.text_rows].argmax(-1)]
         if step == max_new_tokens:
             token_B = torch.full_like(token_B, vlm.eos_id)
