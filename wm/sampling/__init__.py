@@ -3,6 +3,7 @@
 from wm.sampling.decoder import Decoder
 from wm.sampling.engine import Progress, sample_images
 from wm.sampling.noise import Sampling, draw, probabilities, uniform_noise
+from wm.sampling.speculative import Speculation, speculate_images
 from wm.sampling.texts import Completion, generate_texts
 
 __all__ = [
@@ -10,9 +11,11 @@ __all__ = [
     "Decoder",
     "Progress",
     "Sampling",
+    "Speculation",
     "draw",
     "generate_texts",
     "probabilities",
     "sample_images",
+    "speculate_images",
     "uniform_noise",
 ]

@@ -17,7 +17,7 @@ from wm.errors import InputError
 from wm.models.protocol import UnifiedVLM
 from wm.sampling.batches import halving, rows_at_once
 from wm.sampling.decoder import Decoder
-from wm.sampling.guidance import CONDITIONS, guided_prefixes, mix
+from wm.sampling.guidance import CONDITIONS, Candidates
 from wm.sampling.noise import Sampling, choose, noise_of
 
 
@@ -72,11 +72,11 @@ def sample_images(
 
     def sample(start: int, stop: int) -> None:
         sources = order[start:stop]
-        run = _Run(vlm, decoder, sampling, [prefixes[row] for row in sources])
+        candidates = Candidates(vlm, decoder, sampling, [prefixes[row] for row in sources])
 
         def decode(first: int, last: int) -> None:
-            noise_RN = noise_of([seeds[row] for row in sources], range(first, last), length)
-            for codes_RN in run.decode(noise_RN, line if on_progress else length):
+            noise_RN = noise_of([seeds[row] for row in sources], range(first, last), length).to(decoder.device)
+            for codes_RN in _decode(candidates, noise_RN, last - first, sampling, line if on_progress else length):
                 codes = codes_RN.view(len(sources), last - first, -1).cpu()
                 if on_progress is not None:
                     on_progress(Progress(tuple(sources), range(first, last), codes, length))
@@ -99,37 +99,16 @@ def seeds_of(seed: int | Sequence[int], count: int) -> list[int]:
     return seeds
 
 
-class _Run:
-    """Sources that are decoded together: their prefixes, with guidance those without conditions too."""
-
-    def __init__(
-        self, vlm: UnifiedVLM, decoder: Decoder, sampling: Sampling, prefixes: Sequence[Sequence[int]]
-    ) -> None:
-        self._decoder, self._sampling, self._image_rows = decoder, sampling, vlm.image_rows
-        self._conditions = CONDITIONS if sampling.is_guided else 1
-        self._prefix, self._last_PH = decoder.prefill(
-            guided_prefixes(vlm, prefixes) if sampling.is_guided else prefixes
-        )
-
-    def decode(self, noise_RN: Tensor, line: int) -> Iterator[Tensor]:
-        """int64 (R, n) on the device: the codes so far, after every ``line`` tokens and at the end."""
-        length, num_rows = noise_RN.shape[1], len(noise_RN) * self._conditions
-        noise_NR = noise_RN.T.contiguous().to(self._decoder.device)
-        rows = self._decoder.reserve(num_rows, length)
-        hidden_RH = self._last_PH.repeat_interleave(num_rows // self._prefix.count, dim=0)
-        codes_RN = torch.empty(noise_RN.shape, dtype=torch.int64, device=self._decoder.device)
-        for place in range(length):
-            code_R = choose(self._logits(hidden_RH), noise_NR[place], self._sampling)
-            codes_RN[:, place] = code_R
-            if (place + 1) % line == 0 or place + 1 == length:
-                yield codes_RN[:, : place + 1]
-            if place + 1 < length:
-                ids_R1 = self._image_rows[code_R].repeat(self._conditions)[:, None]
-                hidden_RH = self._decoder.extend(ids_R1, self._prefix, rows, place, place + 1)[:, 0]
-
-    def _logits(self, hidden_RH: Tensor) -> Tensor:
-        logits_RV = self._decoder.image_logits(hidden_RH)
-        if self._conditions == 1:
-            return logits_RV
-        scales = self._sampling.guidance_text, self._sampling.guidance_image
-        return mix(logits_RV.view(self._conditions, -1, logits_RV.shape[-1]), *scales)
+def _decode(candidates: Candidates, noise_RN: Tensor, each: int, sampling: Sampling, line: int) -> Iterator[Tensor]:
+    """int64 (R, n) on the device: the codes so far, after every ``line`` tokens and at the end."""
+    length = noise_RN.shape[1]
+    noise_NR = noise_RN.T.contiguous()
+    codes_RN = torch.empty(noise_RN.shape, dtype=torch.int64, device=noise_RN.device)
+    logits_RV = candidates.start(each, length)
+    for place in range(length):
+        code_R = choose(logits_RV, noise_NR[place], sampling)
+        codes_RN[:, place] = code_R
+        if (place + 1) % line == 0 or place + 1 == length:
+            yield codes_RN[:, : place + 1]
+        if place + 1 < length:
+            logits_RV = candidates.extend(code_R[:, None], place, place + 1)[:, 0]
