@@ -3,7 +3,7 @@
 from wm.dynamics.fdm import sample_observations, score_observations
 from wm.dynamics.idm import ScoredAction, propose_actions, score_actions
 from wm.dynamics.verify import Candidate, verify, verify_batch
-from wm.sampling.engine import Sampling
+from wm.sampling.noise import Sampling
 
 __all__ = [
     "Candidate",

@@ -8,7 +8,9 @@ from wm.dynamics.idm import Codes
 from wm.dynamics.scoring import code_lists, completion_logprobs, need_equal
 from wm.models.prompts import flatten
 from wm.models.protocol import UnifiedVLM
-from wm.sampling.engine import Sampling, sample_images
+from wm.sampling.decoder import Decoder
+from wm.sampling.engine import sample_images
+from wm.sampling.noise import Sampling
 
 
 def sample_observations(
@@ -20,11 +22,13 @@ def sample_observations(
     sampling: Sampling | None = None,
     seed: int | Sequence[int] = 0,
     batch_size: int | None = None,
+    decoder: Decoder | None = None,
 ) -> Tensor:
     """Codebook ids int64 (B, K, N) on the CPU: ``num_samples`` candidates of each (source, action).
 
     Candidate k of a row depends on (source, action, seed, k) alone; see :mod:`wm.sampling.engine`. ``seed``
-    may be one a row. Greedy sampling gives K equal candidates.
+    may be one a row. Greedy sampling gives K equal candidates. ``decoder``: of ``fdm`` as it is now, to be used for
+    many calls; made here without it.
     """
     sources = code_lists("source", source_BN)
     need_equal(sources=len(sources), actions=len(actions))
@@ -32,7 +36,15 @@ def sample_observations(
         flatten(fdm.layout("fdm", source=source, action=action))
         for source, action in zip(sources, actions, strict=True)
     ]
-    return sample_images(fdm, prefixes, num_samples=num_samples, sampling=sampling, seed=seed, batch_size=batch_size)
+    return sample_images(
+        fdm,
+        prefixes,
+        num_samples=num_samples,
+        sampling=sampling,
+        seed=seed,
+        batch_size=batch_size,
+        decoder=decoder,
+    )
 
 
 def score_observations(
@@ -42,11 +54,12 @@ def score_observations(
     target_BN: Codes,
     *,
     batch_size: int | None = None,
+    decoder: Decoder | None = None,
 ) -> list[float]:
     """log p(target b | source b, actions[b]) in nats, summed over the image's tokens.
 
     Normalised over the image codes: the distribution that :func:`sample_observations` draws from at
-    temperature 1.
+    temperature 1. ``decoder`` as above.
     """
     sources, targets = code_lists("source", source_BN), code_lists("target", target_BN)
     need_equal(sources=len(sources), actions=len(actions), targets=len(targets))
@@ -54,5 +67,5 @@ def score_observations(
         fdm.layout("fdm", source=source, action=action, target=target)
         for source, action, target in zip(sources, actions, targets, strict=True)
     ]
-    scores = completion_logprobs(fdm, segments, rows=fdm.image_rows, batch_size=batch_size)
+    scores = completion_logprobs(fdm, segments, rows=fdm.image_rows, batch_size=batch_size, decoder=decoder)
     return [logprob for logprob, _ in scores]

@@ -11,7 +11,8 @@ from torch import Tensor
 from wm.dynamics.scoring import code_lists, completion_logprobs, need_equal
 from wm.models.prompts import flatten
 from wm.models.protocol import UnifiedVLM
-from wm.sampling.engine import generate_texts
+from wm.sampling.decoder import Decoder
+from wm.sampling.texts import generate_texts
 
 Codes: TypeAlias = Tensor | npt.NDArray[np.integer[npt.NBitBase]] | Sequence[Sequence[int]]
 """Codebook ids (B, N)."""
@@ -42,10 +43,12 @@ def propose_actions(
     *,
     max_new_tokens: int = 32,
     batch_size: int | None = None,
+    decoder: Decoder | None = None,
 ) -> list[ScoredAction]:
     """The greedy action of each (source, target) pair, ended after at most ``max_new_tokens`` tokens.
 
-    The text may be empty: an untrained model may end at once.
+    The text may be empty: an untrained model may end at once. ``decoder``: of ``idm`` as it is now, to be used for
+    many calls; made here without it.
     """
     sources, targets = code_lists("source", source_BN), code_lists("target", target_BN)
     need_equal(sources=len(sources), targets=len(targets))
@@ -53,7 +56,7 @@ def propose_actions(
         flatten(idm.layout("idm", source=source, target=target))
         for source, target in zip(sources, targets, strict=True)
     ]
-    completions = generate_texts(idm, prefixes, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    completions = generate_texts(idm, prefixes, max_new_tokens=max_new_tokens, batch_size=batch_size, decoder=decoder)
     return [ScoredAction(idm.detokenize(item.ids), item.logprob, item.num_tokens) for item in completions]
 
 
@@ -64,13 +67,17 @@ def score_actions(
     actions: Sequence[str],
     *,
     batch_size: int | None = None,
+    decoder: Decoder | None = None,
 ) -> list[ScoredAction]:
-    """log p(actions[b] | source b, target b) of each row. An empty action is an :class:`InputError`."""
+    """log p(actions[b] | source b, target b) of each row. An empty action is an :class:`InputError`.
+
+    A source that several rows share is read once. ``decoder`` as above.
+    """
     sources, targets = code_lists("source", source_BN), code_lists("target", target_BN)
     need_equal(sources=len(sources), targets=len(targets), actions=len(actions))
     segments = [
         idm.layout("idm", source=source, target=target, action=action)
         for source, target, action in zip(sources, targets, actions, strict=True)
     ]
-    scores = completion_logprobs(idm, segments, batch_size=batch_size)
+    scores = completion_logprobs(idm, segments, batch_size=batch_size, decoder=decoder)
     return [ScoredAction(action, logprob, count) for action, (logprob, count) in zip(actions, scores, strict=True)]

@@ -1,7 +1,7 @@
 """Log-probabilities of given completions, shared by both directions of the dynamics."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from wm.errors import InputError
-from wm.models.prompts import pack
+from wm.models.prompts import flatten
 from wm.models.protocol import Segment, UnifiedVLM
-from wm.sampling.engine import rows_at_once
+from wm.sampling.batches import halving, rows_at_once
+from wm.sampling.decoder import Decoder
 
 LOGITS_AT_ONCE = 1024
 """Bound on the positions whose logits exist at the same time: 1024 x 65,536 float32 are 268 MB."""
@@ -24,43 +25,115 @@ def completion_logprobs(
     *,
     rows: Tensor | None = None,
     batch_size: int | None = None,
+    decoder: Decoder | None = None,
 ) -> list[tuple[float, int]]:
     """(sum of the completion's log-probabilities in nats, number of its tokens) of each sequence.
 
     Normalised over ``rows`` of the vocabulary, which must then hold every completion token, or over all of
-    it.
+    it. What several sequences share up to their second image (the source of all candidates) is read once;
+    neither order nor company changes a result (beyond rounding), attention being causal. ``decoder``: of this
+    model as it is now; made here without it.
     """
     results: list[tuple[float, int]] = [(0.0, 0)] * len(segments_list)
-    # Long ones together: less padding. Neither order nor company changes a result, attention being causal.
-    order = sorted(range(len(segments_list)), key=lambda row: sum(len(part.ids) for part in segments_list[row]))
-    longest = max((sum(len(part.ids) for part in segments) for segments in segments_list), default=0)
+    if not segments_list:
+        return results
+    parts = [_split(segments) for segments in segments_list]
+    longest = max(len(part.head) + len(part.tail) for part in parts)
     at_once = rows_at_once(longest, batch_size)
-    for start in range(0, len(order), at_once):
-        batch = order[start : start + at_once]
-        ids_BT, is_completion_BT, _ = pack([segments_list[row] for row in batch], vlm.pad_id)
-        row_P, position_P = is_completion_BT[:, 1:].nonzero(as_tuple=True)
-        hidden_PH = vlm.body(ids_BT.to(vlm.device))[row_P.to(vlm.device), position_P.to(vlm.device)]
-        logprob_P = token_logprobs(vlm, hidden_PH, ids_BT[row_P, position_P + 1].to(vlm.device), rows).cpu()
-        sums_B = torch.zeros(len(batch), dtype=torch.float64).index_add(0, row_P, logprob_P)
-        counts_B = torch.bincount(row_P, minlength=len(batch))
-        for place, row in enumerate(batch):
-            results[row] = (float(sums_B[place]), int(counts_B[place]))
+    decoder = decoder or Decoder(vlm, rows=min(len(parts), at_once) * longest)
+    for group in _groups(parts, at_once):
+
+        def score(start: int, stop: int, group: list[list[int]] = group) -> None:
+            batch = group[start:stop]
+            found = _score(vlm, decoder, [[parts[row] for row in members] for members in batch], rows)
+            for row, result in zip((row for members in batch for row in members), found, strict=True):
+                results[row] = result
+
+        halving(score, len(group), max(1, at_once // len(group[0])))
     return results
 
 
-def token_logprobs(vlm: UnifiedVLM, hidden_PH: Tensor, targets_P: Tensor, rows: Tensor | None = None) -> Tensor:
-    """float64 (P,): log-probability of each target vocabulary id, the log-softmax taken in float32."""
+class _Part(NamedTuple):
+    """A sequence as what others may share, and the rest, of whose tokens the last ``scored`` are scored."""
+
+    head: tuple[int, ...]
+    tail: tuple[int, ...]
+    scored: int
+
+
+def _split(segments: Sequence[Segment]) -> _Part:
+    """The head ends before the second image, or where the completion begins; the completion comes last."""
+    scored = sum(len(segment.ids) for segment in segments if segment.is_completion)
+    images = [place for place, segment in enumerate(segments) if segment.is_image]
+    first_scored = next((place for place, segment in enumerate(segments) if segment.is_completion), len(segments))
+    cut = min(images[1] if len(images) > 1 else first_scored, first_scored)
+    return _Part(tuple(flatten(segments[:cut])), tuple(flatten(segments[cut:])), scored)
+
+
+def _groups(parts: Sequence[_Part], at_once: int) -> Iterator[list[list[int]]]:
+    """Lists of (rows with the same head), equally many rows each and at most ``at_once``, of about equal length."""
+    sharing: dict[tuple[int, ...], list[int]] = {}
+    for row, part in enumerate(parts):
+        sharing.setdefault(part.head, []).append(row)
+    by_count: dict[int, list[list[int]]] = {}
+    for rows in sharing.values():
+        for start in range(0, len(rows), at_once):
+            piece = rows[start : start + at_once]
+            by_count.setdefault(len(piece), []).append(piece)
+    for pieces in by_count.values():
+        yield sorted(pieces, key=lambda piece: len(parts[piece[0]].head) + max(len(parts[row].tail) for row in piece))
+
+
+def _score(
+    vlm: UnifiedVLM, decoder: Decoder, batch: Sequence[Sequence[_Part]], rows: Tensor | None
+) -> list[tuple[float, int]]:
+    """Of each part, those of the first head first. All heads have as many parts."""
+    parts = [part for members in batch for part in members]
+    if len(batch[0]) == 1:
+        ids = [[*part.head, *part.tail] for part in parts]
+        hidden_RTH = decoder.hidden(_padded(ids, vlm.pad_id, decoder.device))
+        starts = [len(part.head) + len(part.tail) - part.scored - 1 for part in parts]
+    else:
+        prefix, last_PH = decoder.prefill([members[0].head for members in batch])
+        tails_RS = _padded([part.tail for part in parts], vlm.pad_id, decoder.device)
+        cache = decoder.reserve(len(parts), tails_RS.shape[1])
+        hidden_RSH = decoder.extend(tails_RS, prefix, cache, 0, tails_RS.shape[1])
+        last_R1H = last_PH.repeat_interleave(len(batch[0]), dim=0)[:, None]
+        hidden_RTH = torch.cat((last_R1H, hidden_RSH), dim=1)
+        starts = [len(part.tail) - part.scored for part in parts]
+    row_Q = torch.tensor([row for row, part in enumerate(parts) for _ in range(part.scored)], dtype=torch.int64)
+    place_Q = [start + step for start, part in zip(starts, parts, strict=True) for step in range(part.scored)]
+    targets_Q = [token for part in parts for token in part.tail[len(part.tail) - part.scored :]]
+    hidden_QH = hidden_RTH[row_Q.to(decoder.device), torch.tensor(place_Q, dtype=torch.int64, device=decoder.device)]
+    targets = torch.tensor(targets_Q, dtype=torch.int64, device=decoder.device)
+    sums_R = torch.zeros(len(parts), dtype=torch.float64)
+    sums_R = sums_R.index_add(0, row_Q, token_logprobs(vlm, decoder, hidden_QH, targets, rows).cpu())
+    return [(total, part.scored) for total, part in zip(sums_R.tolist(), parts, strict=True)]
+
+
+def _padded(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> Tensor:
+    longest = max(map(len, rows))
+    return torch.tensor([[*ids, *[pad_id] * (longest - len(ids))] for ids in rows], device=device)
+
+
+def token_logprobs(
+    vlm: UnifiedVLM, decoder: Decoder, hidden_QH: Tensor, targets_Q: Tensor, rows: Tensor | None = None
+) -> Tensor:
+    """float64 (Q,): log-probability of each target vocabulary id, the log-softmax taken in float32 at least."""
     if rows is not None:
         place_V = torch.full((int(rows.max()) + 1,), -1, dtype=torch.int64, device=rows.device)
         place_V[rows] = torch.arange(len(rows), device=rows.device)
-        targets_P = place_V[targets_P]
-    parts = []
+        targets_Q = place_V[targets_Q]
+    found = []
     for hidden, targets in zip(
-        torch.split(hidden_PH, LOGITS_AT_ONCE), torch.split(targets_P, LOGITS_AT_ONCE), strict=True
+        torch.split(hidden_QH, LOGITS_AT_ONCE), torch.split(targets_Q, LOGITS_AT_ONCE), strict=True
     ):
-        logprobs = torch.log_softmax(vlm.head(hidden, rows).float(), dim=-1)
-        parts.append(logprobs.gather(1, targets[:, None])[:, 0].double())
-    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64, device=hidden_PH.device)
+        if rows is None:
+            logits = decoder.logits(hidden)
+        else:
+            logits = decoder.image_logits(hidden) if rows is vlm.image_rows else decoder.logits(hidden)[:, rows]
+        found.append(torch.log_softmax(logits, dim=-1, dtype=decoder.exact).gather(1, targets[:, None])[:, 0].double())
+    return torch.cat(found) if found else torch.zeros(0, dtype=torch.float64, device=hidden_QH.device)
 
 
 def code_lists(name: str, codes: Tensor | npt.NDArray[Any] | Sequence[Sequence[int]]) -> list[list[int]]:

@@ -16,6 +16,7 @@ from wm.dynamics.idm import Codes, ScoredAction, score_actions
 from wm.dynamics.scoring import as_codes, code_lists, need_equal
 from wm.errors import InputError
 from wm.models.protocol import UnifiedVLM
+from wm.sampling.decoder import Decoder
 
 CandidateCodes: TypeAlias = Tensor | npt.NDArray[np.integer[npt.NBitBase]] | Sequence[Sequence[Sequence[int]]]
 """Codebook ids (B, K, N)."""
@@ -53,11 +54,13 @@ def verify_batch(
     *,
     seeds: Sequence[int] | None = None,
     batch_size: int | None = None,
+    decoder: Decoder | None = None,
 ) -> list[list[Candidate]]:
     """For each row its K candidates, by falling log-probability of the action, then by rising index.
 
-    Equal candidates are scored once and share the score. ``seeds`` (0 without) are recorded in the
-    candidates.
+    Equal candidates are scored once and share the score, all candidates of a source share its part of the pass.
+    ``seeds`` (0 without) are recorded in the candidates. ``decoder``: of ``idm`` as it is now, to be used for many
+    calls; made here without it.
     """
     sources = code_lists("source", source_BN)
     candidates = as_codes(candidates_BKN)
@@ -73,6 +76,7 @@ def verify_batch(
         [codes for _, codes in distinct],
         [actions[row] for row, _ in distinct],
         batch_size=batch_size,
+        decoder=decoder,
     )
     table = dict(zip(distinct, scores, strict=True))
     return [

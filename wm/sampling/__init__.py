@@ -1,21 +1,21 @@
 """Decoding of image and text completions."""
 
-from wm.sampling.engine import (
-    Completion,
-    Sampling,
-    draw,
-    generate_texts,
-    probabilities,
-    sample_images,
-    uniform_noise,
-)
+from wm.sampling.decoder import Decoder
+from wm.sampling.engine import Progress, sample_images
+from wm.sampling.noise import Sampling, draw, probabilities, uniform_noise
+from wm.sampling.speculative import Speculation, speculate_images
+from wm.sampling.texts import Completion, generate_texts
 
 __all__ = [
     "Completion",
+    "Decoder",
+    "Progress",
     "Sampling",
+    "Speculation",
     "draw",
     "generate_texts",
     "probabilities",
     "sample_images",
+    "speculate_images",
     "uniform_noise",
 ]

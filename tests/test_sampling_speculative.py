@@ -1,0 +1,127 @@
+"""Speculation against sequential sampling, token for token, and its counts against a slow walk over the draws."""
+
+import pytest
+import torch
+from models_reference import lively
+
+from wm.errors import InputError
+from wm.models import flatten
+from wm.models.nano import TINY, TINY_WORDS, NanoPreset, build_nano
+from wm.sampling import Decoder, Sampling, sample_images, speculate_images
+
+PRESET = NanoPreset(**{**vars(TINY), "channel_multiplier": (1, 1, 1)})
+"""16 tokens an image."""
+LENGTH = 16
+
+
+@pytest.fixture(scope="module")
+def vlm():
+    torch.manual_seed(0)
+    return lively(build_nano(TINY_WORDS, PRESET)[0])
+
+
+def sources_and_prefixes(vlm, count):
+    sources_BN = torch.randint(0, 16, (count, LENGTH), generator=torch.Generator().manual_seed(7))
+    actions = ["put the cup", "take", "move the red block to the left", "up"]
+    prefixes = [
+        flatten(vlm.layout("fdm", source=source.tolist(), action=actions[row % 4]))
+        for row, source in enumerate(sources_BN)
+    ]
+    return sources_BN, prefixes
+
+
+def draft_of(codes_BKN, share, seed=0):
+    """Right with probability ``share``, else another code."""
+    generator = torch.Generator().manual_seed(seed)
+    wrong = (codes_BKN + torch.randint(1, 16, codes_BKN.shape, generator=generator)) % 16
+    return torch.where(torch.rand(codes_BKN.shape, generator=generator) < share, codes_BKN, wrong)
+
+
+@pytest.mark.parametrize("redraft", [True, False])
+@pytest.mark.parametrize("block", [1, 4, 15])
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(),
+        Sampling(temperature=0.6, top_k=7, top_p=0.9),
+        Sampling(greedy=True),
+        Sampling(guidance_text=2.0, guidance_image=1.5),
+    ],
+)
+def test_the_images_are_those_of_sequential_sampling(vlm, sampling, block, redraft):
+    sources_BN, prefixes = sources_and_prefixes(vlm, 3)
+    expected = sample_images(vlm, prefixes, num_samples=4, sampling=sampling, seed=[1, 2, 3])
+    for drafts in (sources_BN, draft_of(expected, 0.7)[:, : 1 if sampling.greedy else 4]):
+        for batch_size in (None, 3):
+            found = speculate_images(
+                vlm,
+                prefixes,
+                drafts,
+                num_samples=4,
+                block=block,
+                sampling=sampling,
+                seed=[1, 2, 3],
+                redraft=redraft,
+                batch_size=batch_size,
+            )
+            assert torch.equal(found.codes, expected)
+            assert (found.passes >= -(-(LENGTH - 1) // (block + 1))).all()
+            assert (found.passes <= LENGTH - 1).all()
+
+
+def test_counts_of_a_fixed_draft_are_those_of_a_slow_walk(vlm):
+    _, prefixes = sources_and_prefixes(vlm, 3)
+    codes_BKN = sample_images(vlm, prefixes, num_samples=5, seed=4)
+    drafts_BKN = draft_of(codes_BKN, 0.7)
+    block = 3
+    found = speculate_images(
+        vlm, prefixes, drafts_BKN, num_samples=5, block=block, seed=4, redraft=False, decoder=Decoder(vlm)
+    )
+    for source in range(3):
+        for candidate in range(5):
+            right = (codes_BKN == drafts_BKN)[source, candidate].tolist()
+            done, passes, confirmed, examined = 1, 0, 0, 0
+            while done < LENGTH:
+                passes += 1
+                for step in range(block + 1):
+                    if done == LENGTH:
+                        break
+                    done += 1
+                    if step == block:
+                        break
+                    examined += 1
+                    if not right[done - 1]:
+                        break
+                    confirmed += 1
+            where = f"source {source}, candidate {candidate}"
+            assert int(found.passes[source, candidate]) == passes, where
+            assert int(found.confirmed[source, candidate]) == confirmed, where
+            assert int(found.examined[source, candidate]) == examined, where
+    assert found.batch_passes == int(found.passes.max()), "rows do not wait for each other"
+    assert torch.equal(found.tokens_per_pass, (LENGTH - 1) / found.passes.double())
+    assert torch.equal(found.acceptance, found.confirmed / found.examined.double())
+
+
+def test_a_draft_that_is_right_needs_fewest_passes(vlm):
+    _, prefixes = sources_and_prefixes(vlm, 2)
+    codes_BKN = sample_images(vlm, prefixes, num_samples=2, seed=4)
+    found = speculate_images(vlm, prefixes, codes_BKN, num_samples=2, block=4, seed=4)
+    assert found.passes.tolist() == [[3, 3], [3, 3]]
+    assert found.acceptance.tolist() == [[1.0, 1.0], [1.0, 1.0]]
+    wrong = speculate_images(vlm, prefixes, (codes_BKN + 1) % 16, num_samples=2, block=4, seed=4, redraft=False)
+    assert wrong.passes.tolist() == [[15, 15], [15, 15]]
+    assert wrong.acceptance.tolist() == [[0.0, 0.0], [0.0, 0.0]]
+
+
+def test_bad_input_is_named(vlm):
+    sources_BN, prefixes = sources_and_prefixes(vlm, 2)
+    for block in (0, 16):
+        with pytest.raises(InputError, match=rf"block must be 1 to 15 \(an image has 16 tokens\), got {block}"):
+            speculate_images(vlm, prefixes, sources_BN, num_samples=1, block=block)
+    with pytest.raises(InputError, match=r"drafts: expected codes \(2, 16\).*got shape \(2, 15\)"):
+        speculate_images(vlm, prefixes, sources_BN[:, :15], num_samples=1, block=2)
+    with pytest.raises(InputError, match=r"drafts: code 16 is outside the codebook \[0, 16\)"):
+        speculate_images(vlm, prefixes, sources_BN + 1, num_samples=1, block=2)
+    with pytest.raises(InputError, match="num_samples must be at least 1, got 0"):
+        speculate_images(vlm, prefixes, sources_BN, num_samples=0, block=2)
+    assert speculate_images(vlm, [], sources_BN[:0], num_samples=2, block=2).codes.shape == (0, 2, 16)

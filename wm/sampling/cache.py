@@ -1,0 +1,84 @@
+"""Keys and values: those of a prefix once, those of its candidates each, in room reserved before the first token.
+
+Shape suffixes: P prefixes, K candidates of each, R = P x K rows (a prefix's rows are neighbours), T prefix tokens, C
+room for a candidate's tokens, G groups (heads of keys and values), D head width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wm.sampling.view import DecoderView
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Keys and values (P, G, T, D) of each layer. Prefixes of several lengths are padded on the right."""
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    lengths: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        """P."""
+        return len(self.lengths)
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether some prefix is shorter than the room for it."""
+        return min(self.lengths) < self.keys[0].shape[2]
+
+    def padding(self) -> Tensor | None:
+        """True where there is padding, (P, T); None if there is none."""
+        if not self.is_padded:
+            return None
+        lengths_P = torch.tensor(self.lengths, device=self.keys[0].device)
+        return torch.arange(self.keys[0].shape[2], device=lengths_P.device) >= lengths_P[:, None]
+
+    def select(self, which: Sequence[int]) -> "Prefix":
+        """Only these prefixes, in this order."""
+        index = torch.tensor(which, device=self.keys[0].device)
+        return Prefix(
+            tuple(keys[index] for keys in self.keys),
+            tuple(values[index] for values in self.values),
+            tuple(self.lengths[place] for place in which),
+        )
+
+    def num_bytes(self) -> int:
+        """Of all layers."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in (*self.keys, *self.values))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Keys and values (R, G, C, D) of each layer for tokens after the prefix; what is not filled is zero."""
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+
+    @property
+    def room(self) -> int:
+        """C."""
+        return self.keys[0].shape[2]
+
+    def select(self, rows: Tensor) -> "Rows":
+        """Only these rows (int64), in this order: a copy."""
+        return Rows(tuple(keys[rows] for keys in self.keys), tuple(values[rows] for values in self.values))
+
+    def num_bytes(self) -> int:
+        """Of all layers."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in (*self.keys, *self.values))
+
+
+def new_rows(view: DecoderView, num_rows: int, room: int) -> Rows:
+    """Room for ``room`` tokens of each of ``num_rows`` candidates, in the type of the model's weights."""
+    shape = (num_rows, view.num_groups, room, view.head_width)
+    like = view.layers[0].key.weight
+
+    def reserve() -> tuple[Tensor, ...]:
+        return tuple(torch.zeros(shape, dtype=like.dtype, device=like.device) for _ in view.layers)
+
+    return Rows(reserve(), reserve())

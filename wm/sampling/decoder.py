@@ -1,0 +1,246 @@
+"""Forward passes of a decoder on caches of our own: prefixes once, then new tokens of every candidate.
+
+Shape suffixes of :mod:`wm.sampling.cache`, and: X = R x S token rows, S new tokens a row, A heads, H hidden width.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from wm.models.protocol import UnifiedVLM
+from wm.sampling.attention import attend_causal, attend_shared
+from wm.sampling.cache import Prefix, Rows, new_rows
+from wm.sampling.linear import Linear, Linears, linear, linears
+from wm.sampling.view import DecoderView, LayerView, Matrix, decoder_view
+
+_LAYER_NORM_EPS = 1e-5
+Attend: TypeAlias = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""(layer, queries (X, A, D), keys (X, G, D), values (X, G, D)) to what they mix, (X, A x D)."""
+
+
+@dataclass(frozen=True)
+class _Layer:
+    norm_attention: Tensor
+    project: Linears
+    head_norm: tuple[Tensor, Tensor] | None
+    out: Linear
+    norm_mlp: Tensor
+    gate: Linear
+    up: Linear
+    down: Linear
+
+
+class Decoder:
+    """A model's weights made ready for many passes, as they are now: make a new one after they have changed.
+
+    ``rows``: how many token rows a pass usually has (a hint). Adapters are merged; on a CPU in float32 or bfloat16
+    all matrices are copied into oneDNN's layout, elsewhere only the merged ones are copies.
+    """
+
+    def __init__(self, vlm: UnifiedVLM, *, rows: int = 8) -> None:
+        self.view: DecoderView = decoder_view(vlm)
+        self.image_rows, self.device = vlm.image_rows, vlm.device
+        self._scale = self.view.head_width**-0.5
+        self._layers = [self._ready(layer, rows) for layer in self.view.layers]
+        self._image_head = linear(_rows_of(self.view, vlm.image_rows), rows)
+        self._rotation = self._tables(0)
+
+    def _ready(self, layer: LayerView, rows: int) -> _Layer:
+        head_norm = None
+        if layer.query_norm is not None and layer.key_norm is not None:
+            pairs = zip(layer.query_norm, layer.key_norm, strict=True)
+            weight, bias = (torch.cat((query * self._scale, key)) for query, key in pairs)
+            head_norm = (weight, bias)
+        return _Layer(
+            norm_attention=layer.norm_attention,
+            project=linears((layer.query, layer.key, layer.value), rows),
+            head_norm=head_norm,
+            out=linear(layer.out, rows),
+            norm_mlp=layer.norm_mlp,
+            gate=linear(layer.gate, rows),
+            up=linear(layer.up, rows),
+            down=linear(layer.down, rows),
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.view.embedding.dtype
+
+    @property
+    def exact(self) -> torch.dtype:
+        """In which probabilities are taken: float32 at least."""
+        return torch.float64 if self.dtype is torch.float64 else torch.float32
+
+    def prefill(self, prefixes: Sequence[Sequence[int]]) -> tuple[Prefix, Tensor]:
+        """Keys and values of prefixes (vocabulary ids, at least one each), and the hidden states (P, H) of their
+        last tokens."""
+        lengths = tuple(map(len, prefixes))
+        longest = max(lengths)
+        ids_PT = torch.tensor([[*ids, *[ids[-1]] * (longest - len(ids))] for ids in prefixes], device=self.device)
+        keys: list[Tensor] = []
+        values: list[Tensor] = []
+
+        def keep(key_PTGD: Tensor, value_PTGD: Tensor) -> None:
+            keys.append(key_PTGD.transpose(1, 2).contiguous())
+            values.append(value_PTGD.transpose(1, 2).contiguous())
+
+        hidden_PTH = self._causal(ids_PT, keep)
+        last_P = torch.tensor([length - 1 for length in lengths], device=self.device)
+        each_P = torch.arange(len(lengths), device=self.device)
+        return Prefix(tuple(keys), tuple(values), lengths), hidden_PTH[each_P, last_P]
+
+    def hidden(self, ids_BT: Tensor) -> Tensor:
+        """Hidden states (B, T, H) of whole sequences; nothing is kept."""
+        return self._causal(ids_BT, lambda key, value: None)
+
+    def _causal(self, ids_PT: Tensor, keep: Callable[[Tensor, Tensor], None]) -> Tensor:
+        """Hidden states (P, T, H); ``keep`` is given each layer's keys and values (P, T, G, D)."""
+
+        def attend(_: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            query, key, value = (new.view(*ids_PT.shape, *new.shape[1:]) for new in (query, key, value))
+            keep(key, value)
+            return attend_causal(query, key, value).reshape(ids_PT.numel(), -1)
+
+        num_rows, length = ids_PT.shape
+        positions_X = torch.arange(length, device=self.device).repeat(num_rows)
+        return self._run(ids_PT.flatten(), self._rotations(positions_X, length), attend).view(num_rows, length, -1)
+
+    def reserve(self, num_rows: int, room: int) -> Rows:
+        """Empty caches of ``num_rows`` candidates for ``room`` tokens each."""
+        return new_rows(self.view, num_rows, room)
+
+    def extend(self, ids_RS: Tensor, prefix: Prefix, rows: Rows, places: int | Tensor, filled: int) -> Tensor:
+        """Hidden states (R, S, H) of the next S tokens of every row, whose keys and values are stored.
+
+        ``places``: where in its row the first new token belongs, the same for all or int64 (R,). ``filled``: the
+        furthest place in any row after this, at most ``rows.room``.
+        """
+        num_rows, num_new = ids_RS.shape
+        steps_S = torch.arange(num_new, device=self.device)
+        lengths_P = torch.tensor(prefix.lengths, device=self.device)
+        start_R = lengths_P.repeat_interleave(num_rows // prefix.count)
+        ragged = isinstance(places, Tensor)
+        own_hidden = None
+        if isinstance(places, Tensor):
+            places_RS = places[:, None] + steps_S
+            own_hidden = torch.arange(filled, device=self.device) > places_RS[..., None]
+        else:
+            places_RS = (places + steps_S)[None]
+            if num_new > 1:
+                own_hidden = torch.arange(filled, device=self.device) > places_RS[..., None]
+        prefix_hidden_PT = prefix.padding()
+        row_R1 = torch.arange(num_rows, device=self.device)[:, None]
+
+        def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            for store, new in ((rows.keys[layer], key), (rows.values[layer], value)):
+                new_RSGD = new.view(num_rows, num_new, *new.shape[1:])
+                if ragged:
+                    store.transpose(1, 2)[row_R1, places_RS] = new_RSGD
+                else:
+                    store[:, :, places : places + num_new] = new_RSGD.transpose(1, 2)
+            mixed = attend_shared(
+                query.view(num_rows, num_new, *query.shape[1:]),
+                prefix.keys[layer],
+                prefix.values[layer],
+                rows.keys[layer][:, :, :filled],
+                rows.values[layer][:, :, :filled],
+                prefix_hidden_PT=prefix_hidden_PT,
+                own_hidden=own_hidden,
+            )
+            return mixed.reshape(len(query), -1)
+
+        if not ragged and len(set(prefix.lengths)) == 1:
+            positions = places_RS[0] + prefix.lengths[0]
+            positions_X = positions if num_new == 1 else positions.repeat(num_rows)
+        else:
+            positions_X = (places_RS + start_R[:, None]).flatten()
+        furthest = max(prefix.lengths) + filled
+        hidden_XH = self._run(ids_RS.flatten(), self._rotations(positions_X, furthest), attend)
+        return hidden_XH.view(num_rows, num_new, -1)
+
+    def image_logits(self, hidden_XH: Tensor) -> Tensor:
+        """Logits (X, codes) of the image codes alone."""
+        return self._image_head(hidden_XH)
+
+    def logits(self, hidden_XH: Tensor) -> Tensor:
+        """Logits (X, vocabulary) of everything."""
+        return F.linear(hidden_XH, self.view.head.weight, self.view.head.bias)
+
+    def _run(self, ids_X: Tensor, rotation: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+        view = self.view
+        hidden_XH = view.embedding[ids_X]
+        if view.embedding_scale != 1.0:
+            hidden_XH = hidden_XH * torch.tensor(view.embedding_scale, dtype=self.dtype, device=self.device)
+        for index, layer in enumerate(self._layers):
+            hidden_XH = self._layer(index, layer, hidden_XH, rotation, attend)
+        return self._norm(hidden_XH, view.norm)
+
+    def _layer(
+        self, index: int, layer: _Layer, hidden_XH: Tensor, rotation: tuple[Tensor, Tensor], attend: Attend
+    ) -> Tensor:
+        after = self.view.norm_after
+        normed_XH = hidden_XH if after else self._norm(hidden_XH, layer.norm_attention)
+        mixed = attend(index, *self._heads(layer, normed_XH, rotation))
+        if after:
+            hidden_XH = hidden_XH + self._norm(layer.out(mixed), layer.norm_attention)
+            return hidden_XH + self._norm(layer.down(self._gated(layer, hidden_XH)), layer.norm_mlp)
+        hidden_XH = layer.out.plus(mixed, hidden_XH)
+        return layer.down.plus(self._gated(layer, self._norm(hidden_XH, layer.norm_mlp)), hidden_XH)
+
+    def _gated(self, layer: _Layer, hidden_XH: Tensor) -> Tensor:
+        return layer.up.times(hidden_XH, layer.gate.activated(hidden_XH, self.view.activation))
+
+    def _heads(
+        self, layer: _Layer, hidden_XH: Tensor, rotation: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (X, A, D), scaled, and keys (X, G, D), both rotated, and values (X, G, D)."""
+        heads, groups, width = self.view.num_heads, self.view.num_groups, self.view.head_width
+        projected = layer.project(hidden_XH).view(len(hidden_XH), heads + 2 * groups, width)
+        both, value = projected[:, : heads + groups], projected[:, heads + groups :]
+        if layer.head_norm is not None:
+            weight, bias = layer.head_norm
+            both = torch.addcmul(bias, F.layer_norm(both, (width,), eps=_LAYER_NORM_EPS), weight)
+        both = _rotate(both, rotation)
+        query, key = both[:, :heads], both[:, heads:]
+        return query if layer.head_norm is not None else query * self._scale, key, value
+
+    def _norm(self, hidden_XH: Tensor, weight_H: Tensor) -> Tensor:
+        return F.rms_norm(hidden_XH, weight_H.shape, weight_H, self.view.eps)
+
+    def _rotations(self, positions_X: Tensor, furthest: int) -> tuple[Tensor, Tensor]:
+        """Cosine and signed sine (X, 1, D) at positions below ``furthest``."""
+        cosine, sine = self._rotation
+        if len(cosine) < furthest:
+            cosine, sine = self._rotation = self._tables(2 * furthest)
+        return cosine[positions_X], sine[positions_X]
+
+    def _tables(self, length: int) -> tuple[Tensor, Tensor]:
+        """(length, 1, D); the sine's first half is negative, see :func:`_rotate`."""
+        inverse = self.view.inverse_frequencies.to(self.device)
+        angles = torch.arange(length, dtype=inverse.dtype, device=self.device)[:, None] * inverse
+        cosine, sine = angles.cos() * self.view.rotary_scale, angles.sin() * self.view.rotary_scale
+        tables = torch.cat((cosine, cosine), -1), torch.cat((-sine, sine), -1)
+        cosine, sine = (table[:, None].to(self.dtype) for table in tables)
+        return cosine, sine
+
+
+def _rotate(heads_XAD: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Each pair (i, i + D/2) turned by its position's angle."""
+    cosine, sine = rotation
+    half = heads_XAD.shape[-1] // 2
+    swapped = torch.cat((heads_XAD[..., half:], heads_XAD[..., :half]), dim=-1)
+    return torch.addcmul(heads_XAD * cosine, swapped, sine)
+
+
+def _rows_of(view: DecoderView, rows: Tensor) -> Matrix:
+    """The head's given rows: a slice, hence no copy, where they are consecutive."""
+    first, count = int(rows[0]), len(rows)
+    consecutive = torch.equal(rows, torch.arange(first, first + count, device=rows.device))
+    chosen = slice(first, first + count) if consecutive else rows
+    bias = view.head.bias
+    return Matrix(view.head.weight[chosen], None if bias is None else bias[chosen])

@@ -1,0 +1,83 @@
+"""Candidates of several sources on one cache, with or without classifier-free guidance.
+
+Guidance has two scales, as in Chameleon's release: three rows a candidate, one after the whole prompt, one after the
+prompt without its text, one after nothing; their logits are mixed as in InstructPix2Pix (arXiv 2211.09800, equation
+3; the release's ``InBatchInstructCFGLogitsProcessor``):
+``none + image scale x (image - none) + text scale x (whole - image)``.
+
+Shape suffixes: C conditions (3, or 1 without guidance), P sources, K candidates of each, R = P x K rows, S new tokens
+a row, V image codes, H hidden width.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from wm.models.protocol import UnifiedVLM
+from wm.sampling.decoder import Decoder
+from wm.sampling.noise import Sampling
+
+CONDITIONS = 3
+
+
+def guided_prefixes(vlm: UnifiedVLM, prefixes: Sequence[Sequence[int]]) -> list[list[int]]:
+    """The prefixes, then each without its text (its image tokens, ``bos``, and what opens and closes an image are
+    left), then ``bos boi`` as often."""
+    kept = {*vlm.image_rows.tolist(), vlm.bos_id, vlm.boi_id, vlm.eoi_id}
+    whole = [list(prefix) for prefix in prefixes]
+    images = [[token for token in prefix if token in kept] for prefix in prefixes]
+    return [*whole, *images, *([vlm.bos_id, vlm.boi_id] for _ in prefixes)]
+
+
+def mix(logits_CRV: Tensor, text_scale: float, image_scale: float) -> Tensor:
+    """(R, V) of the logits of (whole, image, none), stacked."""
+    whole_RV, image_RV, none_RV = logits_CRV.unbind(0)
+    return none_RV + image_scale * (image_RV - none_RV) + text_scale * (whole_RV - image_RV)
+
+
+class Candidates:
+    """The sources' prefixes, read once, and K candidates of each that grow from them."""
+
+    def __init__(
+        self, vlm: UnifiedVLM, decoder: Decoder, sampling: Sampling, prefixes: Sequence[Sequence[int]]
+    ) -> None:
+        self._decoder, self._sampling, self._image_rows = decoder, sampling, vlm.image_rows
+        self._conditions = CONDITIONS if sampling.is_guided else 1
+        if sampling.is_guided:
+            prefixes = guided_prefixes(vlm, prefixes)
+        self._all, self._last_PH = decoder.prefill(prefixes)
+        self._prefix = self._all
+        self._rows = decoder.reserve(0, 0)
+
+    def start(self, each: int, room: int) -> Tensor:
+        """Begin anew with ``each`` candidates a source and room for ``room`` tokens of each: logits (R, V) of the
+        first token."""
+        self._prefix = self._all
+        self._rows = self._decoder.reserve(self._prefix.count * each, room)
+        return self._mixed(self._last_PH.repeat_interleave(each, dim=0))
+
+    def extend(self, codes_RS: Tensor, places: int | Tensor, filled: int) -> Tensor:
+        """Logits (R, S, V) after each of S codes, the first of which belongs to ``places``; see
+        :meth:`wm.sampling.decoder.Decoder.extend`."""
+        ids = self._image_rows[codes_RS].repeat(self._conditions, 1)
+        if isinstance(places, Tensor):
+            places = places.repeat(self._conditions)
+        hidden = self._decoder.extend(ids, self._prefix, self._rows, places, filled)
+        return self._mixed(hidden.flatten(0, 1)).view(*codes_RS.shape, -1)
+
+    def keep(self, sources: Sequence[int], rows: Sequence[int]) -> None:
+        """Go on with these sources and rows only, equally many of each source, in this order."""
+        num_sources, num_rows = self._prefix.count // self._conditions, len(self._rows.keys[0]) // self._conditions
+        conditions = range(self._conditions)
+        if list(sources) != list(range(num_sources)):
+            self._prefix = self._prefix.select([c * num_sources + source for c in conditions for source in sources])
+        index = torch.tensor([c * num_rows + row for c in conditions for row in rows], device=self._decoder.device)
+        self._rows = self._rows.select(index)
+
+    def _mixed(self, hidden_XH: Tensor) -> Tensor:
+        logits_XV = self._decoder.image_logits(hidden_XH)
+        if self._conditions == 1:
+            return logits_XV
+        scales = self._sampling.guidance_text, self._sampling.guidance_image
+        return mix(logits_XV.view(self._conditions, -1, logits_XV.shape[-1]), *scales)

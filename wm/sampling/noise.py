@@ -1,0 +1,90 @@
+"""How a code is drawn: the distribution under the settings, and noise that is a function of where it is used.
+
+Shape suffixes: R rows, V image codes.
+"""
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from wm.config import Recipe
+from wm.errors import InputError
+
+
+class Sampling(Recipe):
+    """How an image token is drawn. The defaults draw from the model's distribution as it is."""
+
+    temperature: float = Field(default=1.0, gt=0)
+    """Logits are divided by it."""
+    top_k: int = Field(default=0, ge=0)
+    """Only the k most probable codes; 0: all."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Only the fewest most probable codes whose probabilities sum to this or more; 1: all."""
+    greedy: bool = False
+    """Always the most probable code; the three above then have no effect."""
+    guidance_text: float = Field(default=1.0, ge=0)
+    """Classifier-free guidance: scale of what the action adds to the source image; 1: none."""
+    guidance_image: float = Field(default=1.0, ge=0)
+    """Scale of what the source image adds to nothing at all; both 1: no guidance, else three times the rows."""
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether logits without the condition are needed too."""
+        return (self.guidance_text, self.guidance_image) != (1.0, 1.0)
+
+
+def uniform_noise(seed: int, candidate: int, length: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """``length`` numbers in [0, 1): position i always gets the same one, whatever ``length`` is.
+
+    Philox, a counter-based generator, with (seed, candidate) as its key.
+    """
+    if seed < 0 or candidate < 0:
+        raise InputError(f"seed and candidate must not be negative, got {seed} and {candidate}")
+    key = np.array([seed % 2**64, candidate], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key)).random(length)
+
+
+def noise_of(seeds: list[int], candidates: range, length: int) -> Tensor:
+    """float64 (seeds x candidates, length): :func:`uniform_noise` of each seed's candidates."""
+    return torch.from_numpy(np.stack([uniform_noise(seed, k, length) for seed in seeds for k in candidates]))
+
+
+def choose(logits_RV: Tensor, noise_R: Tensor, sampling: Sampling) -> Tensor:
+    """int64 (R,): the code that the noise picks from each row's distribution; the largest logit if greedy."""
+    if sampling.greedy:
+        return logits_RV.argmax(-1)
+    return draw(probabilities(logits_RV, sampling), noise_R)
+
+
+def probabilities(logits_RV: Tensor, sampling: Sampling) -> Tensor:
+    """float64 probabilities (R, V) after temperature, then top-k, then top-p; of equal logits the lower index
+    stays.
+
+    With ``greedy`` all mass is on the largest logit.
+    """
+    if sampling.greedy:
+        best_R1 = logits_RV.argmax(dim=-1, keepdim=True)
+        return torch.zeros_like(logits_RV, dtype=torch.float64).scatter(-1, best_R1, 1.0)
+    probs_RV = torch.softmax(logits_RV.to(torch.float64) / sampling.temperature, dim=-1)
+    if not sampling.top_k and sampling.top_p == 1.0:
+        return probs_RV
+    sorted_RV, order_RV = probs_RV.sort(dim=-1, descending=True, stable=True)
+    if sampling.top_k:
+        sorted_RV[:, sampling.top_k :] = 0
+        sorted_RV = sorted_RV / sorted_RV.sum(-1, keepdim=True)
+    if sampling.top_p < 1.0:
+        before_RV = sorted_RV.cumsum(-1) - sorted_RV
+        sorted_RV = sorted_RV.masked_fill(before_RV >= sampling.top_p, 0)
+    kept_RV = torch.zeros_like(probs_RV).scatter(-1, order_RV, sorted_RV)
+    return kept_RV / kept_RV.sum(-1, keepdim=True)
+
+
+def draw(probs_RV: Tensor, noise_R: Tensor) -> Tensor:
+    """int64 (R,): the first index whose cumulative probability exceeds the noise in [0, 1)."""
+    cumulative_RV = probs_RV.cumsum(-1)
+    # Rounding may leave the last sum below the noise, or the noise at 0 before codes of no mass.
+    threshold_R1 = noise_R.to(probs_RV)[:, None] * cumulative_RV[:, -1:]
+    index_R = (cumulative_RV <= threshold_R1).sum(-1)
+    last_R = probs_RV.shape[-1] - 1 - (probs_RV > 0).flip(-1).int().argmax(-1)
+    return torch.minimum(index_R, last_R)

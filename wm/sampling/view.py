@@ -1,0 +1,202 @@
+"""What the engine reads of a decoder: its weights, adapters merged in, without the modules that hold them.
+
+Any decoder of the Llama kind has this view: pre-norm (or Chameleon's Swin norm, where the norms come after
+attention and MLP), RMS norms, rotary positions, gated MLP, grouped keys, and perhaps layer norms of queries and
+keys (Chameleon, arXiv 2405.09818, section 2.2). A family of another kind gives its own, with a method
+``decoder_view()``.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wm.errors import InputError
+from wm.models.protocol import UnifiedVLM
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A linear map: ``weight`` (outputs, inputs), ``bias`` (outputs,) or None."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LayerView:
+    """One layer; the norms' weights are (H,). A heads, G groups, D head width, M width of the MLP."""
+
+    norm_attention: Tensor
+    query: Matrix
+    """(A x D, H); ``key`` and ``value``: (G x D, H); ``out``: (H, A x D)."""
+    key: Matrix
+    value: Matrix
+    out: Matrix
+    query_norm: tuple[Tensor, Tensor] | None
+    """Weight and bias (A, D) of the layer norm of each head; ``key_norm``: (G, D)."""
+    key_norm: tuple[Tensor, Tensor] | None
+    norm_mlp: Tensor
+    gate: Matrix
+    """(M, H), as ``up``; ``down``: (H, M)."""
+    up: Matrix
+    down: Matrix
+
+
+@dataclass(frozen=True)
+class DecoderView:
+    """A whole decoder. Tensors are those of the model where no adapter and no rule of the family changes them."""
+
+    layers: tuple[LayerView, ...]
+    embedding: Tensor
+    """(vocabulary, H)."""
+    embedding_scale: float
+    norm: Tensor
+    """(H,): weight of the last norm."""
+    eps: float
+    head: Matrix
+    """Vocabulary logits."""
+    num_heads: int
+    num_groups: int
+    """Heads of keys and values; ``num_heads`` is a multiple of it."""
+    head_width: int
+    activation: str
+    """Of the gate: ``silu``, ``gelu`` or ``gelu_tanh``."""
+    norm_after: bool
+    """Swin norm: norms of what attention and MLP return instead of what they are given."""
+    inverse_frequencies: Tensor
+    """float32 (width / 2,), or float64 for a float64 model: radians a position."""
+    rotary_scale: float
+    """Of cosine and sine."""
+
+
+_ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+}
+
+
+def decoder_view(vlm: UnifiedVLM) -> DecoderView:
+    """The view of a model as it is now (active adapters merged into copies of the weights that they change).
+
+    Raises :class:`InputError` for a decoder that is not of the Llama kind and whose family gives no view.
+    """
+    own = getattr(vlm, "decoder_view", None)
+    if own is not None:
+        view: DecoderView = own()
+        return view
+    get_base = getattr(vlm.module, "get_base_model", None)
+    inner: Any = get_base() if get_base is not None else vlm.module
+    return view_of_modules(_stack(inner), inner.lm_head)
+
+
+def _stack(inner: nn.Module) -> Any:
+    """The first module that has embeddings, layers and a last norm."""
+    for module in inner.modules():
+        if all(hasattr(module, name) for name in ("embed_tokens", "layers", "norm", "rotary_emb")):
+            return module
+    raise InputError(f"{type(inner).__name__} has no decoder of the Llama kind; its family must give decoder_view()")
+
+
+def view_of_modules(stack: Any, head: nn.Module) -> DecoderView:
+    """The view of transformers' modules: ``stack`` as ``LlamaModel``, ``head`` its linear output layer."""
+    config, first = stack.config, stack.layers[0]
+    activation = _ACTIVATIONS.get(getattr(config, "hidden_act", None) or config.hidden_activation)
+    if activation is None:
+        raise InputError(f"the decoder's activation {config.hidden_act!r} is none of {', '.join(_ACTIVATIONS)}")
+    attention = first.self_attn
+    width = attention.head_dim
+    query = merged(attention.q_proj).weight
+    embedding = _bare(stack.embed_tokens)
+    return DecoderView(
+        layers=tuple(_layer(layer) for layer in stack.layers),
+        embedding=merged(stack.embed_tokens).weight,
+        embedding_scale=float(getattr(embedding, "scalar_embed_scale", 1.0)),
+        norm=_norm_weight(stack.norm),
+        eps=_eps(stack.norm),
+        head=merged(head),
+        num_heads=query.shape[0] // width,
+        num_groups=merged(attention.k_proj).weight.shape[0] // width,
+        head_width=width,
+        activation=activation,
+        norm_after="Swin" in type(first).__name__,
+        inverse_frequencies=_inverse_frequencies(stack.rotary_emb, query.dtype),
+        rotary_scale=float(getattr(stack.rotary_emb, "attention_scaling", 1.0)),
+    )
+
+
+def _layer(layer: Any) -> LayerView:
+    attention, mlp = layer.self_attn, layer.mlp
+    return LayerView(
+        norm_attention=_norm_weight(layer.input_layernorm),
+        query=merged(attention.q_proj),
+        key=merged(attention.k_proj),
+        value=merged(attention.v_proj),
+        out=merged(attention.o_proj),
+        query_norm=_layer_norm(getattr(attention, "q_norm", None)),
+        key_norm=_layer_norm(getattr(attention, "k_norm", None)),
+        norm_mlp=_norm_weight(layer.post_attention_layernorm),
+        gate=merged(mlp.gate_proj),
+        up=merged(mlp.up_proj),
+        down=merged(mlp.down_proj),
+    )
+
+
+def merged(module: nn.Module) -> Matrix:
+    """Weight and bias of a linear or embedding layer with its active adapters, if any, added by PEFT's own
+    merging to a copy."""
+    saved: Any = getattr(module, "modules_to_save", None)
+    if saved is not None and not getattr(module, "disable_adapters", False):
+        active: Any = module.active_adapter
+        name = active if isinstance(active, str) else active[0]
+        return merged(saved[name]) if name in saved else merged(_bare(module))
+    changes = hasattr(module, "base_layer") and not module.disable_adapters and not module.merged
+    if changes and any(name in module.lora_A or name in module.lora_embedding_A for name in module.active_adapters):  # type: ignore[operator,union-attr]
+        own = copy.deepcopy(module)
+        own.merge()  # type: ignore[operator]
+        module = own
+    bare: Any = _bare(module)
+    bias = getattr(bare, "bias", None)
+    return Matrix(bare.weight.detach(), None if bias is None else bias.detach())
+
+
+def _bare(module: nn.Module) -> nn.Module:
+    """The layer under PEFT's wrappers."""
+    for name in ("base_layer", "original_module"):
+        inner = getattr(module, name, None)
+        if inner is not None:
+            return _bare(inner)
+    return module
+
+
+def _norm_weight(norm: Any) -> Tensor:
+    """Gemma's norms multiply by 1 + weight."""
+    weight: Tensor = norm.weight.detach()
+    return weight + 1 if type(norm).__name__.startswith("Gemma") else weight
+
+
+def _eps(norm: Any) -> float:
+    return float(getattr(norm, "variance_epsilon", None) or norm.eps)
+
+
+def _layer_norm(norm: Any) -> tuple[Tensor, Tensor] | None:
+    if norm is None:
+        return None
+    if not isinstance(norm, nn.LayerNorm):
+        raise InputError(f"queries are normalised by {type(norm).__name__}, which the sampling engine does not know")
+    return norm.weight.detach(), norm.bias.detach()
+
+
+def _inverse_frequencies(rotary: Any, dtype: torch.dtype) -> Tensor:
+    """As transformers has them, in float32; recomputed for a float64 model if they are of the default kind."""
+    inverse: Tensor = rotary.inv_freq.detach()
+    parameters = getattr(rotary.config, "rope_parameters", None) or {}
+    if dtype is not torch.float64 or parameters.get("rope_type", "default") != "default":
+        return inverse
+    exponents = torch.arange(len(inverse), dtype=torch.float64, device=inverse.device) / len(inverse)
+    return torch.as_tensor(parameters["rope_theta"], dtype=torch.float64) ** -exponents
