@@ -52,6 +52,7 @@ class ChameleonVLM:
     """See :class:`~wm.models.protocol.UnifiedVLM`; ``folder``: where base and codec were read."""
 
     family = "chameleon"
+    row_tokens, row_end_id = 0, -1
 
     def __init__(
         self,

@@ -36,7 +36,7 @@ def read_chameleon_module(
     # What is memory-mapped is copied: the model must not hang on a file that may be overwritten.
     tensors = {name: tensor.to(dtype, copy=places[name].make is not None) for name, tensor in read_places(places)}
     # The image tokenizer that transformers adds is made of random numbers and thrown away.
-    with _quiet_transformers(), torch.random.fork_rng(devices=[]):
+    with quiet_transformers(), torch.random.fork_rng(devices=[]):
         module = ChameleonForConditionalGeneration.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype)
     del module.model.vqmodel
     module.config.name_or_path = str(folder)  # PEFT notes it in adapters
@@ -70,7 +70,7 @@ def _checked(config: ChameleonConfig, places: Mapping[str, TensorPlace], folder:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """No progress bar, and no report of "unexpected" tensors: the decoder's are that, and welcome."""
     level, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
