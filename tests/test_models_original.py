@@ -1,6 +1,5 @@
 """Meta's original release of the language model: the same numbers as its own transformer and as transformers'."""
 
-import dataclasses
 import json
 import shutil
 
@@ -10,7 +9,6 @@ from models_release import (
     NUM_CODES,
     Sizes,
     original_logits,
-    params_json,
     part_of,
     random_vqgan,
     random_whole,
@@ -19,12 +17,12 @@ from models_release import (
     vocabulary,
     write_release,
 )
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import ChameleonForConditionalGeneration, ChameleonVQVAEConfig
 from transformers.models.chameleon.modeling_chameleon import ChameleonImageVocabularyMapping
 
 from wm.errors import InputError
-from wm.models import base_id_of, load_model, read_manifest, save_model
+from wm.models import base_id_of, is_model_folder, load_model, read_manifest, save_model
 from wm.models.chameleon import image_rows_of
 from wm.models.original import find_release, mlp_size, read_config
 from wm.models.original_save import params_of
@@ -84,6 +82,38 @@ def test_both_layouts_and_transformers_agree_to_the_last_bit(tmp_path, sizes, pa
     assert (full[:, ours.image_rows] < -1e30).all()  # what makes its own forward useless for drawing
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+def test_what_anoles_training_code_saves(tmp_path, file):
+    """transformers' names, but pairs in the original's order and one norm for all heads of queries and keys."""
+    sizes = Sizes(heads=8, kv_heads=4, dim=64, mlp=96)
+    whole = random_whole(sizes)
+    original = write_release(tmp_path / "original", whole)
+    folder = as_transformers_folder(original, whole, tmp_path / "hf")
+    expected = logits(load_model(folder))
+    tensors = load_file(folder / "model.safetensors")
+    for name in list(tensors):
+        layer, _, rest = name.removeprefix("model.").partition(".self_attn.")
+        if rest.startswith(("q_", "k_")):
+            side, kind = rest[0], rest[2:].partition(".")[2]
+            if "proj" in rest:
+                tensors[name] = whole.tensors[f"{layer}.attention.w{side}.weight"]
+            else:
+                tensors[name] = whole.tensors[f"{layer}.attention.{side}_normalization.{kind}"][0].clone()
+    (folder / "model.safetensors").unlink()
+    save = save_file if file == "model.safetensors" else torch.save
+    save(tensors, folder / file)
+    vlm = load_model(folder)
+    assert torch.equal(logits(vlm), expected)
+    torch.testing.assert_close(expected.double(), original_logits(whole, IDS), atol=2e-5, rtol=2e-5)
+    save_model(vlm, tmp_path / "saved", kind="base")
+    assert torch.equal(logits(load_model(tmp_path / "saved")), expected)
+    tensors["model.layers.1.self_attn.q_proj.weight"] = torch.zeros(60, 64)
+    tensors["model.layers.1.self_attn.k_norm.bias"] = torch.zeros(9)
+    save(tensors, folder / file)
+    with pytest.raises(InputError, match=r"2 misshapen: .*k_norm.bias \(9,\) not \(4, 8\), .*q_proj.weight \(60, 64\)"):
+        load_model(folder)
+
+
 @pytest.mark.parametrize("flat", [False, True])
 @pytest.mark.parametrize("single", [False, True])
 def test_every_place_is_found(tmp_path, flat, single):
@@ -98,6 +128,7 @@ def test_every_place_is_found(tmp_path, flat, single):
         # Anole's release has a config.json of its own beside params.json
         (root / "models/7b/config.json").write_text('{"model_type": "something else"}')
         assert torch.equal(logits(load_model(root / "models/7b")), expected)
+        assert is_model_folder(root) and is_model_folder(root / "models/7b") and not is_model_folder(root / "tokenizer")
         write_release(root, whole, size="30b")
         with pytest.raises(InputError, match=r"holds 2 models; give one of .*30b, .*7b"):
             load_model(root)
@@ -387,8 +418,3 @@ def test_params_may_be_flat(release):
     values = json.loads(path.read_text())
     path.write_text(json.dumps({**values.pop("model"), "model_parallel_size": 2}))
     assert torch.equal(logits(load_model(release)), expected)
-
-
-def test_sizes_are_what_the_writer_says():
-    whole = random_whole(dataclasses.replace(PLAIN, heads=8))
-    assert params_json(whole)["model"]["n_heads"] == 8

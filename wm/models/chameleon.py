@@ -200,7 +200,7 @@ def _special_ids(tokenizer: PreTrainedTokenizerFast, vocabulary: Mapping[str, in
     }
     missing = sorted(name for name in names.values() if name not in vocabulary)
     if missing:
-        raise InputError(f"config.json: vocabulary_map has no token {missing[0]!r}")
+        raise InputError(f"the vocabulary has no token {missing[0]!r}")
     return prompts.SpecialIds(**{role: vocabulary[name] for role, name in names.items()})
 
 

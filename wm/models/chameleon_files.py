@@ -11,7 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 from wm.errors import InputError
 from wm.models.original import find_release, read_original_tokenizer
-from wm.models.original_weights import open_original
+from wm.models.original_weights import open_original, pairs_to_halves
 from wm.models.weights import CODEC_PREFIX, TensorPlace, check_tensors, list_tensors, read_json, read_places
 
 _COMPUTED = "rotary_emb.inv_freq"
@@ -32,7 +32,7 @@ def read_chameleon_module(
         config, places = open_original(release)
     else:
         config = _read_config(folder)
-        places = _checked(config, list_tensors(folder), folder)
+        places = _checked(config, pairs_to_halves(config, list_tensors(folder)), folder)
     # What is memory-mapped is copied: the model must not hang on a file that may be overwritten.
     tensors = {name: tensor.to(dtype, copy=places[name].make is not None) for name, tensor in read_places(places)}
     # The image tokenizer that transformers adds is made of random numbers and thrown away.

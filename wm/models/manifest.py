@@ -5,6 +5,7 @@ from typing import Literal
 
 from wm.config import Recipe
 from wm.errors import InputError
+from wm.models.original import find_release
 from wm.models.weights import read_json
 from wm.runs import write_json
 
@@ -44,12 +45,21 @@ def model_folder(path: str | Path) -> Path:
     An original release (:mod:`wm.models.original`) is meant by its root, its model or its tokenizer folder.
     """
     folder = Path(path)
-    if not _is_model(folder) and _is_model(folder / "model"):
+    if not _has_config(folder) and _has_config(folder / "model"):
         return folder / "model"
     return folder
 
 
-def _is_model(folder: Path) -> bool:
+def is_model_folder(path: str | Path) -> bool:
+    """Whether there is a model at ``path``, of whatever layout; nothing of it is read."""
+    folder = model_folder(path)
+    if _has_config(folder):
+        return True
+    release = find_release(folder)
+    return release is not None and release.model is not None
+
+
+def _has_config(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
 
 

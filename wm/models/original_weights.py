@@ -9,7 +9,9 @@ keys is one a file there and one a head in transformers. Source: ``chameleon/inf
 Shape suffixes: V vocabulary, D model width, H heads, K head width, M feed-forward width, P parts.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -21,11 +23,13 @@ from wm.errors import InputError
 from wm.models.original import VQGAN_YAML, Release, read_config, read_original_tokenizer, shard_files
 from wm.models.original_vqgan import read_vqgan_config
 from wm.models.pickled import read_pickled, tensors_of
-from wm.models.weights import TensorPlace, check_tensors, place_of
+from wm.models.weights import TensorPlace, check_tensors, place_of, read_places
 
 IGNORED = frozenset({"rope.freqs"})
 """A buffer of the release that is computed, not learned; Anole's own converter writes None for it."""
 Maker: TypeAlias = Callable[[], Tensor]
+_QUERY_OR_KEY = re.compile(r"model\.layers\.\d+\.self_attn\.([qk])_(proj|norm)\.(?:weight|bias)")
+_NOWHERE = TensorPlace(Path(), "", ())
 _LAYER_NORMS = {"input_layernorm": "attention_norm", "post_attention_layernorm": "ffn_norm"}
 
 
@@ -187,6 +191,37 @@ class _Makers:
             return self._joined(f"{gates}{name}.weight", 0)
         index = ("w1", "w3").index(name)
         return torch.cat([part[f"{gates}w13.weight"].chunk(2)[index] for part in self.parts])
+
+
+def pairs_to_halves(config: ChameleonConfig, places: Mapping[str, TensorPlace]) -> dict[str, TensorPlace]:
+    """transformers' names as Anole's training code saves them, in transformers' order; others as they are.
+
+    That code (a fork of an early transformers) has the names of today's, but keeps the original's order of pairs and
+    its one norm for all heads: (K,) instead of (H, K), by which it is told apart.
+    """
+    head = config.hidden_size // config.num_attention_heads
+    if places.get("model.layers.0.self_attn.q_norm.weight", _NOWHERE).shape != (head,):
+        return dict(places)
+    heads = {"q": config.num_attention_heads, "k": config.num_key_value_heads or config.num_attention_heads}
+    changed = dict(places)
+    for name, place in places.items():
+        match = _QUERY_OR_KEY.fullmatch(name)
+        if match is None or not place.shape or place.shape[0] % (head if match[2] == "norm" else heads[match[1]]):
+            continue  # what does not fit is told by those who check shapes
+        count = heads[match[1]]
+        shape = (count, head) if match[2] == "norm" else place.shape
+        changed[name] = replace(place, shape=shape, make=_reordered(name, place, match[2], count))
+    return changed
+
+
+def _reordered(name: str, place: TensorPlace, kind: str, heads: int) -> Maker:
+    def make() -> Tensor:
+        (_, tensor), *_ = read_places({name: place})
+        if kind == "norm":
+            return half_split(tensor[:, None], 1).T.repeat(heads, 1)
+        return half_split(tensor, heads)
+
+    return make
 
 
 def half_split(weight_XD: Tensor, heads: int) -> Tensor:

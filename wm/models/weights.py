@@ -173,7 +173,7 @@ def read_places(places: Mapping[str, TensorPlace]) -> Iterator[tuple[str, Tensor
         try:
             with safe_open(file, framework="pt", device="cpu") as stream:
                 for name, place in places.items():
-                    if place.file == file:
+                    if place.make is None and place.file == file:
                         yield name, stream.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise InputError(f"{file} cannot be read: {error}") from error
