@@ -140,6 +140,8 @@ def test_a_decoder_from_a_separate_file(without_decoder, release, tmp_path, pixe
         codec = load_codec(without_decoder, decoder=decoder)
         assert (codec.codec_id, codec.decoder_id) == (blind.codec_id, whole.decoder_id)
         assert np.array_equal(codec.decode(codes_BN), expected)
+    save_model(load_model(without_decoder), tmp_path / "given", codec=load_codec(without_decoder, decoder=release))
+    assert np.array_equal(load_codec(tmp_path / "given").decode(codes_BN), expected)
     shutil.copy(release / "tokenizer/vqgan.ckpt", without_decoder)
     found = load_codec(without_decoder)
     assert np.array_equal(found.decode(codes_BN), expected)
@@ -184,6 +186,10 @@ def test_another_codecs_decoder_is_refused(without_decoder, release):
         load_codec(without_decoder, decoder=release)
     with pytest.raises(InputError, match=r"no vqgan.ckpt in .*hf"):
         load_codec(without_decoder, decoder=without_decoder)
+    shutil.copy(release / "tokenizer/vqgan.ckpt", without_decoder)
+    (without_decoder / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"no weights in .*hf: expected one of model.safetensors"):
+        load_codec(without_decoder)
 
 
 def test_a_manifest_binds_the_decoder(release, tmp_path):
@@ -291,3 +297,12 @@ def test_a_scale_beside_the_checkpoint_comes_first(release, pixels):
     after = load_codec(release)
     assert (before.scale.rescale, after.scale.rescale) == (2 / 255, 0.0078)
     assert after.codec_id != before.codec_id
+
+
+def test_a_scale_as_newer_processors_save_it(without_decoder):
+    values = json.loads((without_decoder / "preprocessor_config.json").read_text())
+    before = load_codec(without_decoder).codec_id
+    (without_decoder / "preprocessor_config.json").unlink()
+    assert load_codec(without_decoder).codec_id != before
+    (without_decoder / "processor_config.json").write_text(json.dumps({"image_processor": values}))
+    assert load_codec(without_decoder).codec_id == before

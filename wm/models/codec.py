@@ -53,11 +53,15 @@ class PixelScale:
 
     @classmethod
     def read(cls, folder: Path, default: "PixelScale | None" = None) -> "PixelScale":
-        """From the folder's ``preprocessor_config.json``; ``default``, or the released values, where it is absent."""
+        """From the folder's ``preprocessor_config.json``, or the ``image_processor`` of ``processor_config.json``, as
+        newer versions of transformers save it; ``default``, or the released values, where both are absent."""
         path = folder / "preprocessor_config.json"
-        if not path.is_file():
+        values = read_json(path) if path.is_file() else None
+        if values is None and (folder / "processor_config.json").is_file():
+            path = folder / "processor_config.json"
+            values = read_json(path).get("image_processor")
+        if not isinstance(values, dict):
             return default or cls()
-        values = read_json(path)
         means, stds = values.get("image_mean", [cls.mean]), values.get("image_std", [cls.std])
         if len(set(means)) != 1 or len(set(stds)) != 1:
             raise InputError(f"{path}: expected one mean and deviation for all channels, got {means} and {stds}")

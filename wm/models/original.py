@@ -58,6 +58,8 @@ def find_release(path: Path) -> Release | None:
     if not path.is_dir() or has_weights(path) or (path / "adapter_config.json").is_file():
         return None
     model = _model_folder(path)
+    if model is None and (path / "config.json").is_file():
+        return None  # a Hugging Face folder whose weights are not there
     around = [path, path / "tokenizer"]
     if model is not None:
         around += [model, model / "tokenizer", model.parent / "tokenizer", model.parent.parent / "tokenizer"]
@@ -138,7 +140,8 @@ def read_config(release: Release, vocabulary: dict[str, int], vq_config: Chamele
     multiplier = _number(params, "ffn_dim_multiplier", where, 1.0)
     theta = _number(params, "rope_theta", where, 10_000.0)
     highest = max(vocabulary.values(), default=0)
-    rows = _positive(params, "vocab_size", where, highest + 1)
+    unset = params.get("vocab_size") in (None, -1)
+    rows = highest + 1 if unset else _positive(params, "vocab_size", where)
     if rows <= highest:
         raise InputError(
             f"{where}: vocab_size is {rows}, but {release.tokenizer / TOKENIZER} numbers its tokens up to {highest}: "
