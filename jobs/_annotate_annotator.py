@@ -12,6 +12,7 @@ import pyarrow as pa
 from jobs._annotate_metrics import Metrics
 from jobs._annotate_pairs import Pair, Seconds, even_chunks, halve_when_full
 from jobs._annotate_shards import write_shard
+from jobs._annotate_tables import DECODE_STAGES
 from wm.datasets.filters import Filters, action_reason, picture_reason, repeat_bits
 from wm.errors import InputError
 from wm.images import Pixels, decode_image, fit_square
@@ -80,7 +81,7 @@ class Annotator:
         number, expected = videos[0]["shard"], videos[0]["shard_rows"]
         if len(videos) != expected or any(video["shard"] != number for video in videos):
             raise RuntimeError(f"shard {number} came in {len(videos)} rows of {expected}: a block was split")
-        seconds = Seconds({stage: _total(videos, f"{stage}_s") for stage in ("download", "scan", "fetch")})
+        seconds = Seconds({stage: _total(videos, f"{stage}_s") for stage in DECODE_STAGES})
         rows = self.annotate(videos, seconds)
         try:
             counts = write_shard(Path(self.settings.out), number, videos, rows, seconds.by_stage)

@@ -1,7 +1,10 @@
 """The CPU actor of ``annotate``: videos in, key-frames with their numbers out."""
 
+import fcntl
+import shutil
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +18,8 @@ from wm.storage import download, is_remote
 from wm.video import ClipReader, ClipSettings, VideoError
 from wm.video.facts import FrameFacts, pair_difference
 
+_PREFIX, _LOCK = "wm-annotate-", ".owner"
+
 
 @dataclass(frozen=True)
 class DownloadSettings:
@@ -22,6 +27,23 @@ class DownloadSettings:
 
     time_limit_s: float
     max_bytes: int
+
+
+class Scratch:
+    """A folder for downloads, removed with its owner; one whose owner was killed is removed by the next that is made.
+
+    A lock that ends with the process tells whether the owner lives.
+    """
+
+    def __init__(self) -> None:
+        for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+            with suppress(OSError), (left / _LOCK).open("r") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left, ignore_errors=True)
+        self._folder = tempfile.TemporaryDirectory(prefix=_PREFIX)
+        self.path = Path(self._folder.name)
+        self._lock = (self.path / _LOCK).open("w")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
 
 
 class Decoder:
@@ -32,7 +54,7 @@ class Decoder:
         self.reader = ClipReader(clips)
         self.downloads = downloads
         self.metrics = Metrics()
-        self._folder = tempfile.TemporaryDirectory(prefix="wm-annotate-")
+        self._scratch = Scratch()
         self._held_uri = ""
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -42,21 +64,31 @@ class Decoder:
             path = video.pop("path")
             try:
                 row = video | self._read(video, path)
-            except OSError as error:  # the machine's trouble (no space, no memory for a child), not the video's
-                told = f"cannot decode {video['uri']} on this machine: {error.strerror or error}"
-                row = video | {"problem": told, "errno": error.errno or 0}
+            except (
+                OSError,
+                RuntimeError,
+            ) as error:  # the machine's trouble (no space, no child that starts), not the video's
+                told = f"cannot decode {video['uri']} on this machine: {getattr(error, 'strerror', None) or error}"
+                row = video | {"problem": told, "errno": getattr(error, "errno", None) or 0}
             rows.append(row)
             self.metrics.video(row)
         return pa.Table.from_pylist(rows, schema=DECODED_SCHEMA)
 
     def _read(self, video: dict[str, Any], path: str) -> dict[str, Any]:
         seconds: dict[str, float] = {}
+        begin = time.perf_counter()
         try:
             if is_remote(path):
                 path = self._local_copy(path, seconds)
             clip = self.reader.read(path, start_s=video["start_s"], end_s=video["end_s"])
         except VideoError as error:
-            return seconds | {"outcome": "failed", "reason": error.reason, "detail": error.detail}
+            failed_s = time.perf_counter() - begin - seconds.get("download_s", 0.0)
+            return seconds | {
+                "outcome": "failed",
+                "reason": error.reason,
+                "detail": _named(error.detail, path, video),
+                "failed_s": failed_s,
+            }
         scan, chosen = clip.scan, clip.scan.keyframes
         row = seconds | {
             "num_frames": scan.num_frames,
@@ -65,7 +97,7 @@ class Decoder:
             "height_px": scan.size_px[0],
             "width_px": scan.size_px[1],
             "reader": clip.reader,
-            "fallback": clip.fallback,
+            "fallback": clip.fallback.replace(path, video["uri"]),
             "errors": scan.errors,
             "keyframes": chosen,
             "times_s": scan.times_s[chosen].tolist(),
@@ -74,14 +106,15 @@ class Decoder:
             "fetch_s": clip.fetch_s,
         }
         if len(chosen) < 2:
-            detail = f"{video['uri']}: {len(chosen)} key-frame among {scan.num_frames} frames; a pair needs two"
+            detail = f"{path}: {len(chosen)} key-frame among {scan.num_frames} frames; a pair needs two"
+            detail = _named(detail, path, video)
             return row | {"outcome": "filtered", "reason": "too_few_keyframes", "detail": detail}
         return row | {"images": clip.images_png} | _measured(clip.facts, scan.cuts)
 
     def _local_copy(self, uri: str, seconds: dict[str, float]) -> str:
         """Fetch a remote file by the killable child; it is kept until another one is asked for, because the segments
         of one long video follow each other."""
-        path = Path(self._folder.name) / "video"
+        path = self._scratch.path / "video"
         if uri != self._held_uri or not path.exists():
             self._held_uri = ""
             for left in path.parent.iterdir():  # a child that was killed leaves an unfinished file
@@ -104,6 +137,16 @@ def fetch_remote(uri: str, path: str, time_limit_s: float, max_bytes: int) -> No
         download(uri, path, time_limit_s=time_limit_s, max_bytes=max_bytes)
     except StorageError as error:
         raise VideoError(error.reason, error.detail) from error
+
+
+def _named(detail: str, path: str, video: dict[str, Any]) -> str:
+    """Where a video was read from is told by its URI: a local copy's name means nothing, and differs every time."""
+    told = detail.replace(path, video["uri"])
+    if video["uri"] not in told:  # a time-out's or a crash's
+        told = f"{video['uri']}: {told}"
+    if video["start_s"] is None and video["end_s"] is None:
+        return told
+    return f"segment {video['key'].rpartition('#')[2]}: {told}"
 
 
 def _measured(facts: list[FrameFacts], cuts: list[float]) -> dict[str, Any]:

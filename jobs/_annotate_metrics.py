@@ -8,6 +8,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from jobs._annotate_tables import DECODE_STAGES
+
 
 class Metrics:
     """Counters of one actor; Ray adds them up by node and process."""
@@ -25,7 +27,7 @@ class Metrics:
         """Count a decoded video."""
         self._videos.inc(1, {"outcome": row.get("outcome") or "ok"})
         self._frames_seen(row.get("num_frames") or 0)
-        for stage in ("download", "scan", "fetch"):
+        for stage in DECODE_STAGES:
             self._spent(stage, row.get(f"{stage}_s") or 0.0)
 
     def shard(self, counts: Mapping[str, Any]) -> None:

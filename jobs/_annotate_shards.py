@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from jobs._annotate_tables import CLIPS_SCHEMA, PAIRS_SCHEMA, clip_rows
 from wm.errors import InputError
@@ -29,6 +30,8 @@ from wm.storage import is_remote
 TABLES = {"rejects": REJECT_SCHEMA, "clips": CLIPS_SCHEMA, "pairs": PAIRS_SCHEMA, "triplets": TRIPLET_SCHEMA}
 
 _SHARDS_AT_LEAST = 16
+_LISTING = ".listing.parquet"
+_DIGEST = b"digest"
 
 
 def shard_size(num_videos: int, videos_per_shard: int) -> int:
@@ -52,6 +55,24 @@ def shard_table(listing: pa.Table, number: int, start: int, rows: int) -> pa.Tab
     for name, values in more.items():
         table = table.append_column(name, pa.array(values))
     return table.combine_chunks()
+
+
+def keep_listing(out: Path, listing: pa.Table, digest: str) -> None:
+    """Write down what a run is about, once: it is what a later start goes on with."""
+    path = out / _LISTING
+    if not path.exists():
+        aside = path.with_suffix(".tmp")
+        pq.write_table(listing.replace_schema_metadata({**(listing.schema.metadata or {}), _DIGEST: digest}), aside)
+        aside.replace(path)
+
+
+def kept_listing(out: Path) -> tuple[pa.Table, str] | None:
+    """The listing that a run in this folder began with, and its digest."""
+    path = out / _LISTING
+    if not path.is_file():
+        return None
+    listing = pq.read_table(path)
+    return listing, listing.schema.metadata[_DIGEST].decode()
 
 
 def shard_name(number: int) -> str:
@@ -143,38 +164,52 @@ def _committed(mark: Path) -> dict[str, Any] | None:
     """The counts of a shard; None where the mark is damaged or a file that it vouches for is gone (a power cut, a
     copy that was broken off): then the shard is made again."""
     try:
-        counts = json.loads(mark.read_text())
-        rows = {
-            "rejects": counts["filtered"] + counts["failed"],
-            "clips": counts["videos"],
-            "pairs": counts["pairs"],
-            "triplets": counts["triplets"],
-        }
+        counts = dict(json.loads(mark.read_text()))
+        tables = _filled(counts)
     except (ValueError, KeyError, TypeError):
         return None
-    files = {table: mark.parent.parent / table / f"{mark.stem}.parquet" for table in TABLES}
-    if any(rows[table] and not (file.is_file() and file.stat().st_size) for table, file in files.items()):
-        return None
-    return dict(counts)
+    files = [mark.parent.parent / table / f"{mark.stem}.parquet" for table in tables]
+    return counts if all(file.is_file() and file.stat().st_size for file in files) else None
+
+
+def _filled(counts: Mapping[str, Any]) -> list[str]:
+    """The tables in which a shard has a row."""
+    rows = {
+        "rejects": counts["filtered"] + counts["failed"],
+        "clips": counts["videos"],
+        "pairs": counts["pairs"],
+        "triplets": counts["triplets"],
+    }
+    return [table for table in TABLES if rows[table]]
 
 
 def tidy(out: Path) -> set[int]:
     """Remove what a killed run left half done; returns the numbers of the shards that are finished."""
-    done = set()
+    done: set[int] = set()
+    names: dict[str, set[str]] = {table: set() for table in TABLES}
     for path in (out / "shards").glob("shard-*.json"):
-        if _committed(path) is None:
+        counts = _committed(path)
+        if counts is None:
             path.unlink()
-        else:
-            done.add(int(path.stem.removeprefix("shard-")))
-    names = {shard_name(number) for number in done}
+            continue
+        done.add(int(path.stem.removeprefix("shard-")))
+        for table in _filled(counts):
+            names[table].add(path.stem)
     for table in TABLES:
         for path in (out / table).glob("*.parquet"):
-            if path.stem not in names:
+            if path.stem not in names[table]:
                 path.unlink()
     for table in (*TABLES, "shards"):
         for path in (out / table).glob(".*.tmp"):
             path.unlink()
     return done
+
+
+def fill_empty_tables(out: Path) -> None:
+    """A table without any row gets a file without rows, so that whoever reads the annotation finds all four."""
+    for table, schema in TABLES.items():
+        if not any((out / table).glob("*.parquet")):
+            write_table([], out / table / f"{shard_name(0)}.parquet", schema)
 
 
 def summarise(out: Path) -> dict[str, Any]:

@@ -79,11 +79,15 @@ DECODED_SCHEMA = pa.schema(
         ("download_s", pa.float64()),
         ("scan_s", pa.float64()),
         ("fetch_s", pa.float64()),
+        ("failed_s", pa.float64()),
     ]
 )
 """Between the actors: a row a video, all videos of a shard in one block. Key-frames as PNG bytes with what was
 measured of each (``difference`` and ``cut``: against the key-frame before), or why there are none (``outcome``).
-``problem``: trouble of the machine, not of the video; it ends the run."""
+``problem``: trouble of the machine, not of the video; it ends the run. ``failed_s``: spent on a video that failed."""
+
+DECODE_STAGES = ("download", "scan", "fetch", "failed")
+"""What the decoders time: ``{stage}_s`` are columns."""
 
 
 def clip_rows(videos: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

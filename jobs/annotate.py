@@ -15,22 +15,31 @@ import pyarrow.compute as pc
 from jobs._annotate_annotator import Annotator
 from jobs._annotate_decoder import Decoder
 from jobs._annotate_recipe import AnnotateRecipe
-from jobs._annotate_shards import cut_shards, shard_table, shards_with, sole_writer, summarise, tidy
+from jobs._annotate_shards import (
+    cut_shards,
+    fill_empty_tables,
+    keep_listing,
+    kept_listing,
+    shard_table,
+    shards_with,
+    sole_writer,
+    summarise,
+    tidy,
+)
 from jobs._ray import connect, need, quiet_data
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.datasets.card import write_dataset_card
 from wm.datasets.videos import list_videos, listing_digest, listing_note
 from wm.errors import InputError
-from wm.runs import Run, digest_of
+from wm.runs import Run, digest_of, read_run
 
 
 def run(recipe: AnnotateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     """Annotate into ``recipe.out``; returns the run's record (on a dry run: what would be done)."""
-    listing = list_videos(recipe.videos, layout=recipe.layout, annotations=recipe.annotations)
-    listing = listing.slice(0, recipe.limit)
+    listing, listed = _listing(recipe)
     _require_model("idm", recipe.idm)
-    inputs = {"videos": listing_digest(listing), "idm": digest_of(recipe.idm)}
+    inputs = {"videos": listed, "idm": digest_of(recipe.idm)}
     if recipe.base:
         _require_model("base", recipe.base)
         _require_fit(recipe.idm, recipe.base)
@@ -49,7 +58,22 @@ def run(recipe: AnnotateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         return _tell_plan(recipe, listing, whole)
     stage.start()
     with sole_writer(Path(recipe.out)):
+        keep_listing(Path(recipe.out), listing, listed)
         return _fill(recipe, stage, listing, shards, again)
+
+
+def _listing(recipe: AnnotateRecipe) -> tuple[pa.Table, str]:
+    """The videos and their digest: as they are now, or, where a run is to be gone on with, as they were when it began
+    (a folder may grow meanwhile, and what failed may have been mended)."""
+    listing = list_videos(recipe.videos, layout=recipe.layout, annotations=recipe.annotations).slice(0, recipe.limit)
+    listed = listing_digest(listing)
+    begun = kept_listing(Path(recipe.out))
+    goes_on = recipe.retry or read_run(recipe.out) is None
+    if begun is None or begun[1] == listed or not goes_on:
+        return listing, listed
+    then = f"the {begun[0].num_rows:,} videos that were listed then"
+    print(f"annotate: {recipe.videos} has changed since the run in {recipe.out} began; it goes on with {then}")
+    return begun
 
 
 def _fill(
@@ -74,6 +98,7 @@ def _fill(
         raise InputError(f"{recipe.out} accounts for {accounted}; run the command again")
     if counts["triplets"] or counts["filtered"] or counts["failed"]:
         write_dataset_card(out, title=f"{recipe.dataset}: triplets", license=recipe.license, split=recipe.split)
+    fill_empty_tables(out)
     record = stage.finish(counts, annotated_now=num_pending)
     _tell_result(recipe, record)
     return record

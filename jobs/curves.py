@@ -58,8 +58,8 @@ class CurvesRecipe(Recipe):
     """Clips at most, evenly spaced over the sorted list."""
     motion: MotionKind = "dis"
     """Optical flow (see jobs.annotate)."""
-    motion_side_px: int = Field(default=160, ge=16)
-    """Long side at which motion is measured; smaller videos keep their size."""
+    motion_side_px: int = Field(default=40, ge=16)
+    """Frames are halved as long as their long side stays this or more, and dis runs on what is left."""
     max_keyframes: int = Field(default=6, ge=2)
     """K_f: key-frames of a video at most."""
     min_interval: int = Field(default=20, ge=1)

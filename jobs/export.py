@@ -84,8 +84,13 @@ def run(recipe: ExportRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         print(f"export: would write {_told(counts, plan)} as {recipe.format} into {recipe.out}")
         return counts
     stage.start()
-    with stage.timed("write_s"):
-        written = _write(recipe, context, plan)
+    try:
+        with stage.timed("write_s"):
+            written = _write(recipe, context, plan)
+    except InputError:
+        if not any(path.is_file() for path in Path(recipe.out).rglob("[!.]*") if path.name != "run.unfinished.json"):
+            stage.abandon()  # nothing is kept: with other settings the folder can be used
+        raise
     with stage.timed("finish_s"):
         facts = finish_export(recipe.format, context, plan)
     licenses = Counter[str]()

@@ -105,7 +105,8 @@ def _select(
         with stage.timed("select_s"):
             chosen = choose_all(files, plan, criteria, out, on_ray=on_ray, bar=bar)
     except InputError:
-        clear(out, "selection", "run.unfinished.json")
+        clear(out, "selection")
+        stage.abandon()
         raise
     finally:
         clear(out, WORK)

@@ -125,6 +125,7 @@ def test_every_video_is_in_a_triplet_or_a_reject_with_its_reason(videos, tiny_ba
         "still.mp4": ("filtered", "too_few_keyframes"),
     }
     assert all(row["uri"] in row["detail"] for row in rejects if row["outcome"] == "failed")
+    assert all((row["failed_s"] or 0) > 0 if row["outcome"] == "failed" else row["scan_s"] > 0 for row in clips)
 
 
 def annotated(annotator, clips, **settings):
@@ -255,6 +256,14 @@ def test_trouble_of_the_machine_ends_the_run_and_is_no_reject(videos, tiny_base,
         _watch([{name: values[0] for name, values in answer.items()}], 2, 2)
 
 
+def test_too_little_memory_for_any_decoder_is_told_in_one_line(videos, tiny_base, tmp_path):
+    clips = decode(recipe(videos / "wave", tiny_base, tmp_path / "out", memory_limit_mb=100)).to_pylist()
+    assert {row["errno"] for row in clips} == {0}
+    assert all("on this machine: the video process did not start" in row["problem"] for row in clips)
+    with pytest.raises(InputError, match="did not start"):
+        _watch([{"errno": 0, "problem": clips[0]["problem"]}], 2, 2)
+
+
 def test_a_model_that_does_not_load_is_told_in_one_line(videos, tiny_base, tmp_path):
     broken = tmp_path / "model"
     shutil.copytree(tiny_base, broken)
@@ -369,6 +378,20 @@ def test_the_job_end_to_end_and_going_on_after_a_kill(session, videos, tiny_base
     assert run(recipe(videos, tiny_base, tmp_path / "out", retry=["time_out"])) == {"videos": 6, "whole": True}
     retried = run(recipe(videos, tiny_base, tmp_path / "out", retry=["empty_file"]))
     assert retried["annotated_now"] == 1 and rows(tmp_path / "out") == (triplets, rejects)
+
+    # The run goes on with what was listed when it began, though a video came in and one was mended since.
+    later = shutil.copytree(videos, tmp_path / "later")
+    again_out = tmp_path / "later-out"
+    run(recipe(later, tiny_base, again_out))
+    shutil.copy(later / "wave" / "good.mp4", later / "odd" / "empty.mp4")
+    shutil.copy(later / "wave" / "good.mp4", later / "wave" / "new.mp4")
+    with pytest.raises(InputError, match="holds another run"):
+        run(recipe(later, tiny_base, again_out))
+    capsys.readouterr()
+    mended = run(recipe(later, tiny_base, again_out, retry=["empty_file"]))
+    assert "goes on with the 6 videos that were listed then" in capsys.readouterr().out
+    assert (mended["annotated_now"], mended["counts"]["videos"], mended["counts"]["failed"]) == (1, 6, 2)
+    assert mended["counts"]["videos_with_triplets"] == counts["videos_with_triplets"] + 1
 
     # As kill -9 leaves it: shards committed, one with its rows but no mark, nothing of another.
     shutil.copytree(tmp_path / "out", tmp_path / "kept")

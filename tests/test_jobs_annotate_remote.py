@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,19 +11,46 @@ from video_files import marked_frame, write_video
 
 from jobs._annotate_decoder import Decoder
 from jobs._annotate_recipe import AnnotateRecipe
+from jobs._annotate_shards import shard_table
+from wm.datasets.listing import Entry, make_listing
 from wm.records import REJECT_SCHEMA, read_table
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_what_a_killed_download_left_does_not_fill_the_disk(monkeypatch):
+def decoder():
     recipe = AnnotateRecipe.parse({"videos": "v", "idm": "i", "out": "o"}, "test")
-    decoder = Decoder(recipe.clip_settings(), recipe.download_settings())
-    monkeypatch.setattr(decoder.reader.process, "call", lambda *given: Path(given[3]).touch())
-    first = Path(decoder._local_copy("https://host/1.mp4", {}))
-    (first.parent / ".video.0a1b2c3d.tmp").write_bytes(b"half a video")  # as the child was killed while it wrote
-    assert decoder._local_copy("https://host/2.mp4", {}) == str(first)
-    assert [path.name for path in first.parent.iterdir()] == ["video"]
+    return Decoder(recipe.clip_settings(), recipe.download_settings())
+
+
+def test_what_a_killed_download_left_does_not_fill_the_disk(monkeypatch):
+    one = decoder()
+    monkeypatch.setattr(one.reader.process, "call", lambda *given: Path(given[3]).touch())
+    path = Path(one._local_copy("https://host/1.mp4", {}))
+    (path.parent / ".video.0a1b2c3d.tmp").write_bytes(b"half a video")  # as the child was killed while it wrote
+    assert one._local_copy("https://host/2.mp4", {}) == str(path)
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_remote_video_is_told_by_its_uri_and_a_segment_by_its_times():
+    with http_server({"/bad.mp4": b"no video\n" * 1000}) as (root, asked):
+        rows = [Entry(f"{root}/bad.mp4", f"bad.mp4#0.0-{end}", "", 0.0, end) for end in (1.0, 2.0)]
+        one = decoder()
+        table = one(shard_table(make_listing(iter(rows), {}), 0, 0, 2)).to_pylist()
+        one.reader.close()
+        assert len(asked) == 1  # both are parts of one file
+    assert [row["reason"] for row in table] == ["not_a_video"] * 2
+    for row in table:
+        assert row["detail"].startswith(f"segment 0.0-{row['end_s']}: {root}/bad.mp4: ")
+
+
+def test_a_video_that_hangs_is_named(monkeypatch):
+    one = decoder()
+    call = one.reader.process.call
+    monkeypatch.setattr(one.reader.process, "call", lambda *_: call(0.2, time.sleep, 9))
+    row = one(shard_table(make_listing(iter([Entry("https://host/1.mp4", "1.mp4")]), {}), 0, 0, 1)).to_pylist()[0]
+    one.reader.close()
+    assert (row["reason"], row["detail"]) == ("time_out", "https://host/1.mp4: no answer within 0.2 s")
 
 
 @pytest.mark.slow

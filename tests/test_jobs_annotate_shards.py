@@ -7,7 +7,16 @@ import shutil
 import pyarrow as pa
 import pytest
 
-from jobs._annotate_shards import TABLES, cut_shards, shards_with, sole_writer, summarise, tidy, write_shard
+from jobs._annotate_shards import (
+    TABLES,
+    cut_shards,
+    fill_empty_tables,
+    shards_with,
+    sole_writer,
+    summarise,
+    tidy,
+    write_shard,
+)
 from jobs._annotate_tables import CLIPS_SCHEMA, PAIRS_SCHEMA
 from wm.errors import InputError
 from wm.records import read_table, reject_row, triplet_row
@@ -190,6 +199,15 @@ def test_a_mark_counts_only_with_all_that_it_vouches_for(tmp_path, damage):
     assert tidy(tmp_path) == {1}
     assert not list(tmp_path.rglob("shard-000003*"))
     assert summarise(tmp_path)["videos"] == 1
+
+
+def test_an_annotation_without_triplets_has_all_its_tables_and_they_can_be_tried_again(tmp_path):
+    write_second(tmp_path)
+    written = contents(tmp_path)
+    fill_empty_tables(tmp_path)
+    for table, schema in TABLES.items():
+        assert read_table(tmp_path / table, schema).num_rows == {"rejects": 1, "clips": 1}.get(table, 0)
+    assert tidy(tmp_path) == {1} and contents(tmp_path) == written
 
 
 def test_two_drivers_cannot_write_one_folder(tmp_path):

@@ -23,7 +23,7 @@ class Recipe(BaseModel):
     )
 
     HOW: ClassVar[frozenset[str]] = frozenset()
-    """Keys that say how a run is done (workers, batches) and not what comes out: a run may be gone on with other ones."""
+    """Keys that say how a run is done (workers, batches) and not what comes out: it may be gone on with other ones."""
 
     @model_validator(mode="after")
     def _need_required_texts(self) -> Self:

@@ -182,6 +182,8 @@ def write_table(rows: Iterable[Mapping[str, Any]], path: Path, schema: pa.Schema
     try:
         # small batches end a page in time: else a row group's images share one, and no reader can stream them
         pq.write_table(table, aside, compression="zstd", row_group_size=1024, write_batch_size=16)
+        with aside.open("rb") as written:
+            os.fsync(written.fileno())  # or a power cut leaves the name without its content
         os.replace(aside, path)
     except BaseException:
         aside.unlink(missing_ok=True)

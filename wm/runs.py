@@ -85,6 +85,10 @@ class Run:
         """Make a whole run of this very recipe unfinished again: a part of it is to be done anew."""
         os.replace(self.out / _WHOLE, self.out / _UNFINISHED)
 
+    def abandon(self) -> None:
+        """Take the mark off a run of which nothing is kept, so that another recipe may use the folder."""
+        (self.out / _UNFINISHED).unlink(missing_ok=True)
+
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
         """Add the seconds spent inside to ``timings_s[name]``."""
@@ -131,7 +135,10 @@ def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text aside, then rename; nothing is left of a failed attempt."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        aside.write_text(text, encoding="utf-8")
+        with aside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut leaves the name without its content
         os.replace(aside, path)
     except BaseException:
         aside.unlink(missing_ok=True)

@@ -21,7 +21,8 @@ _MAX_REPEATS = 4
 
 
 class Filters(Recipe):
-    """Each filter is off (not measured), score (measured, nothing left out) or on; with its threshold."""
+    """Each filter is off (not measured), score (measured, nothing left out) or on; with its threshold. The action and
+    its likelihood are known anyway: there off and score are the same."""
 
     static: Mode = "score"
     """Pairs whose two frames look the same."""

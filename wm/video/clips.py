@@ -49,7 +49,7 @@ class Clip:
     """A scanned video and the PNG bytes of its key-frames (none if there are fewer than two, as no pair can
     be made).
 
-    ``facts``: what was measured of each picture at full size. ``reader``: who served the pictures, ``decord`` or
+    ``facts``: what was measured of each picture as it is stored. ``reader``: who served the pictures, ``decord`` or
     ``pyav``; empty if there are none. ``fallback``: why decord did not, when it was asked first. ``scan_s``,
     ``fetch_s``: seconds that the two passes took.
     """

@@ -257,7 +257,11 @@ def _open(path: str | Path) -> Iterator[Any]:
 
 def check_file(name: str) -> None:
     """Raise :class:`VideoError` unless ``name`` is a readable file with something in it."""
-    if not Path(name).exists():
+    try:
+        found = Path(name).exists()
+    except OSError as error:  # a name that no file can have
+        raise VideoError("missing_file", f"{name:.300}: {error.strerror}") from error
+    if not found:
         raise VideoError("missing_file", f"{name}: no such file")
     if not Path(name).is_file():
         raise VideoError("not_a_file", f"{name}: expected a file")

@@ -4,6 +4,7 @@ decord seeks, so it is quick on long clips, but on some files it returns other f
 on others it never returns. PyAV walks from the start and is right; it serves where decord is not.
 """
 
+import re
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -16,6 +17,9 @@ from wm.video.errors import VideoError
 from wm.video.motion import Luma
 from wm.video.scan import Scan
 from wm.video.walk import motion_luma, thumbnail
+
+_CLOCK_AND_PLACE = re.compile(r"^\[[\d:]+\] \S+: ")
+"""What decord's messages begin with: when, and where its source lay when it was built."""
 
 Reader: TypeAlias = Literal["auto", "decord", "pyav"]
 READERS: tuple[Reader, ...] = get_args(Reader)
@@ -41,7 +45,8 @@ def fetch_decord(path: str | Path, scan: Scan) -> list[Pixels]:
         reader = decord.VideoReader(str(path), num_threads=1)
         images = list(reader.get_batch(_decord_indices(path, reader, scan)).asnumpy())
     except (decord.DECORDError, RuntimeError, AssertionError, IndexError) as error:
-        raise VideoError("decode_error", f"{path}: decord: {str(error).strip().splitlines()[0]}") from error
+        told = _CLOCK_AND_PLACE.sub("", str(error).strip().splitlines()[0])
+        raise VideoError("decode_error", f"{path}: decord: {told}") from error
     for frame, image in zip(scan.keyframes, images, strict=True):
         if not same_frame(thumbnail(grey_luma(image, scan.motion_side_px)), scan.checks[frame]):
             raise VideoError("frame_mismatch", f"{path}: decord's frame {frame} is another frame")

@@ -83,6 +83,7 @@ class IsolatedProcess:
 
     def __del__(self) -> None:
         self.close()
+        self._stderr.close()
 
     def _started(self) -> Connection:
         process = self._process

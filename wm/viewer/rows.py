@@ -19,8 +19,18 @@ _CODES = {"source_codes", "target_codes"}
 COLUMNS = [name for name in TRIPLET_SCHEMA.names if name not in _CODES] + (
     [] if "reader" in TRIPLET_SCHEMA.names else ["reader"]
 )
-CLIP_COLUMNS = ["uri", "start_s", "end_s", "num_frames", "keyframes", "times_s", "motion", "fallback"]
-PAIR_COLUMNS = ["triplet_id", "difference", "cut", "luma", "sharpness", "source_hash", "target_hash", "repeat_bits"]
+CLIP_COLUMNS = ["key", "uri", "start_s", "end_s", "num_frames", "keyframes", "times_s", "motion", "fallback"]
+PAIR_COLUMNS = [
+    "triplet_id",
+    "key",
+    "difference",
+    "cut",
+    "luma",
+    "sharpness",
+    "source_hash",
+    "target_hash",
+    "repeat_bits",
+]
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,8 @@ def read_rows(source: Source, picks: Sequence[Pick]) -> Iterator[Row]:
 def _joined(source: Source, file: Path, rows: Sequence[dict[str, Any]]) -> Iterator[Row]:
     clips, pairs = _clips(source, file, rows), _pairs(source, file, rows)
     for row in rows:
-        yield Row(row, _clip_of(row, clips.get(row["video_uri"] or "", [])), pairs.get(row["triplet_id"]))
+        pair = pairs.get(row["triplet_id"])
+        yield Row(row, _clip_of(row, clips.get(row["video_uri"] or "", []), pair), pair)
 
 
 def _python_rows(table: pa.Table, file: Path) -> list[dict[str, Any]]:
@@ -92,9 +103,14 @@ def _matching(file: Path | None, columns: Sequence[str], key: str, wanted: set[s
     return [dict.fromkeys(columns) | row for row in table.to_pylist()]
 
 
-def _clip_of(row: dict[str, Any], clips: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The clip that a triplet was cut from: of its video, and of its segment where a video has several."""
+def _clip_of(
+    row: dict[str, Any], clips: Sequence[dict[str, Any]], pair: dict[str, Any] | None
+) -> dict[str, Any] | None:
+    """The clip that a triplet was cut from: the one of its pair's key; without a pairs table, of its video and of its
+    segment where a video has several."""
     usable = [clip for clip in clips if clip["motion"] and clip["keyframes"]]
+    if pair is not None and pair["key"] is not None:
+        return next((clip for clip in usable if clip["key"] == pair["key"]), None)
     return next((clip for clip in usable if _holds(clip, row)), None)
 
 
