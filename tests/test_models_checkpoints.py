@@ -284,6 +284,29 @@ def test_a_tokenizer_of_another_model_is_refused(tiny_base, tmp_path):
             load_model(folder)
 
 
+def test_tied_weights_that_differ_are_refused(tiny_base, tmp_path):
+    folder = copy_of(tiny_base, tmp_path)
+    (folder / "wm_model.json").unlink()
+    embedding = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
+    rewrite(folder, lambda tensors: tensors.update({"lm_head.weight": embedding.clone()}))
+    assert torch.equal(logits(load_model(folder)), logits(load_model(tiny_base)))
+    rewrite(folder, lambda tensors: tensors.update({"lm_head.weight": embedding + 1}))
+    with pytest.raises(InputError, match=r"config.json ties head and embedding, but lm_head.weight and .* differ"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [("tokenizer.json", text) for text in ('{"version"', "3", '{"model": null}', '{"added_tokens": 3}', "[]")]
+    + [("tokenizer_config.json", text) for text in ('{"bos', "3", "[]")],
+)
+def test_damaged_tokenizers_are_told(tiny_base, tmp_path, file, text):
+    folder = copy_of(tiny_base, tmp_path)
+    (folder / file).write_text(text)
+    with pytest.raises(InputError, match=r"the tokenizer \(tokenizer.json, …\) cannot be read"):
+        load_model(folder)
+
+
 def swin(folder, tmp_path):
     """The folder's model with the norms after attention and feed-forward, as in the 34B release."""
     out = copy_of(folder, tmp_path, "swin")

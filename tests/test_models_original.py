@@ -418,3 +418,22 @@ def test_params_may_be_flat(release):
     values = json.loads(path.read_text())
     path.write_text(json.dumps({**values.pop("model"), "model_parallel_size": 2, "vocab_size": -1}))
     assert torch.equal(logits(load_model(release)), expected)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("models/7b/params.json", "models/7b/consolidate_params.json", "models/7b/consolidated.00.pth"),
+        *("tokenizer/text_tokenizer.json", "tokenizer/vqgan.yaml", "tokenizer/vqgan.ckpt"),
+    ],
+)
+def test_any_damaged_file_is_named_in_one_line(release, name):
+    file = release / name
+    whole = file.read_bytes()
+    middle = len(whole) // 2
+    short = b"" if name.endswith("yaml") else whole[:-1]  # a YAML file does without its last line feed
+    for data in (whole[:middle], short, b"[]", b"null", b"3", b"\xff\xfe", b"\0" * 50, whole[:9] + whole[99:]):
+        file.write_bytes(data)
+        with pytest.raises(InputError) as error:
+            load_model(release)
+        assert file.name in str(error.value) and "\n" not in str(error.value)

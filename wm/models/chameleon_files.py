@@ -14,6 +14,7 @@ from wm.models.original import find_release, read_original_tokenizer
 from wm.models.original_weights import open_original, pairs_to_halves
 from wm.models.weights import CODEC_PREFIX, TensorPlace, check_tensors, list_tensors, read_json, read_places
 
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _COMPUTED = "rotary_emb.inv_freq"
 """A buffer that older versions of transformers wrote; it is computed."""
 
@@ -58,7 +59,11 @@ def _checked(config: ChameleonConfig, places: Mapping[str, TensorPlace], folder:
     """The places of the tensors that the language model has, or an error that lists what does not fit."""
     with torch.device("meta"):
         skeleton = ChameleonForConditionalGeneration(config)
-    spare = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    spare = {_HEAD} if config.tie_word_embeddings else set()
+    if spare and _HEAD in places and _EMBEDDING in places:
+        tied = dict(read_places({name: places[name] for name in (_HEAD, _EMBEDDING)}))
+        if not torch.equal(tied[_HEAD], tied[_EMBEDDING]):
+            raise InputError(f"{folder}: config.json ties head and embedding, but {_HEAD} and {_EMBEDDING} differ")
 
     def counts(name: str) -> bool:
         return not name.startswith(CODEC_PREFIX) and name not in spare and not name.endswith(_COMPUTED)
@@ -92,5 +97,6 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         raise InputError(f"no tokenizer.json in {folder}")
     try:
         return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    except (ValueError, OSError, KeyError) as error:
-        raise InputError(f"{folder}: the tokenizer cannot be read: {error}") from error
+    except Exception as error:  # the library raises bare exceptions, and whatever odd files make of its code
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{folder}: the tokenizer (tokenizer.json, …) cannot be read: {reason}") from error
