@@ -5,25 +5,24 @@ transformers' own ``forward`` sets every image logit to the smallest number, so 
 images; here the inner model and the head are called directly and nothing is masked.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import ChameleonConfig, ChameleonForConditionalGeneration, PreTrainedTokenizerFast
-from transformers.utils import logging as transformers_logging
+from transformers import ChameleonForConditionalGeneration, PreTrainedTokenizerFast
 
 from wm.errors import InputError
 from wm.models import prompts
 from wm.models.protocol import Segment, Task
-from wm.models.weights import CODEC_PREFIX, check_tensors, list_tensors, read_json
 
 BOI_TOKEN = "<racm3:break>"
 EOI_TOKEN = "<eoss>"
-_LETTERS = {chr(ord("A") + digit): str(digit) for digit in range(10)}
+_IMAGE_TOKEN = re.compile("IMGIMG([A-J]+)Z")
+_DIGITS = str.maketrans("ABCDEFGHIJ", "0123456789")
 
 
 def image_token_name(code: int) -> str:
@@ -36,10 +35,13 @@ def image_rows_of(vocabulary: Mapping[str, int], num_codes: int) -> Tensor:
     rows = torch.full((num_codes,), -1, dtype=torch.int64)
     for name, row in vocabulary.items():
         if name.startswith("IMGIMG"):
-            digits = "".join(_LETTERS.get(letter, "") for letter in name[len("IMGIMG") : -1])
-            if not digits or int(digits) >= num_codes:
+            match = _IMAGE_TOKEN.fullmatch(name)
+            code = int(match[1].translate(_DIGITS)) if match else -1
+            if not 0 <= code < num_codes:
                 raise InputError(f"vocabulary token {name!r} names no code of a codebook of {num_codes}")
-            rows[int(digits)] = row
+            if rows[code] >= 0:
+                raise InputError(f"the vocabulary has two tokens for image code {code}, {name!r} is one")
+            rows[code] = row
     missing = (rows < 0).nonzero().flatten().tolist()
     if missing:
         raise InputError(f"the vocabulary has no token for {len(missing)} image codes, {missing[0]} among them")
@@ -50,6 +52,7 @@ class ChameleonVLM:
     """See :class:`~wm.models.protocol.UnifiedVLM`; ``folder``: where base and codec were read."""
 
     family = "chameleon"
+    row_tokens, row_end_id = 0, -1
 
     def __init__(
         self,
@@ -75,6 +78,7 @@ class ChameleonVLM:
         self.special = _special_ids(tokenizer, vocabulary)
         self.bos_id, self.eos_id, self.pad_id = self.special.bos, self.special.eos, self.special.pad
         self.boi_id, self.eoi_id = self.special.boi, self.special.eoi
+        _check_vocabulary(tokenizer, vocabulary, self.inner.config.vocab_size)
         self.image_rows = image_rows_of(vocabulary, num_codes).to(self.device)
         self._row_of_code: list[int] = self.image_rows.tolist()
         self._image_span = _span_of(self.image_rows)
@@ -196,58 +200,22 @@ def _special_ids(tokenizer: PreTrainedTokenizerFast, vocabulary: Mapping[str, in
     }
     missing = sorted(name for name in names.values() if name not in vocabulary)
     if missing:
-        raise InputError(f"config.json: vocabulary_map has no token {missing[0]!r}")
+        raise InputError(f"the vocabulary has no token {missing[0]!r}")
     return prompts.SpecialIds(**{role: vocabulary[name] for role, name in names.items()})
 
 
-def read_chameleon_module(
-    folder: Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
-) -> ChameleonForConditionalGeneration:
-    """The Hugging Face model of a folder without its image tokenizer (:class:`~wm.models.codec.ImageCodec` is
-    that).
-
-    Names and shapes are checked against the configuration before a weight is read; :class:`InputError` lists
-    what is missing or misshapen.
-    """
-    values = read_json(folder / "config.json")
-    if values.get("model_type") != "chameleon":
-        raise InputError(f"{folder}: model_type is {values.get('model_type')!r}, expected 'chameleon'")
-    config = ChameleonConfig.from_pretrained(folder, local_files_only=True)
-    with torch.device("meta"):
-        skeleton = ChameleonForConditionalGeneration(config)
-    expected = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
-    if config.tie_word_embeddings:
-        expected.pop("lm_head.weight", None)
-    expected = {name: shape for name, shape in expected.items() if not name.startswith(CODEC_PREFIX)}
-    found = {name: place.shape for name, place in list_tensors(folder).items()}
-    check_tensors(expected, found, str(folder))
-    with _quiet_transformers():
-        module = ChameleonForConditionalGeneration.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, use_safetensors=True
+def _check_vocabulary(tokenizer: PreTrainedTokenizerFast, vocabulary: Mapping[str, int], rows: int) -> None:
+    highest = max(vocabulary, key=lambda name: vocabulary[name])
+    if vocabulary[highest] >= rows:
+        raise InputError(
+            f"the vocabulary numbers {highest!r} {vocabulary[highest]}, but the model has {rows} rows: vocabulary of "
+            "another model?"
         )
-    del module.model.vqmodel
-    return module.to(device).eval()
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """No progress bar, and no report of "unexpected" tensors: the decoder's are that, and welcome."""
-    level, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bar:
-            transformers_logging.enable_progress_bar()
-
-
-def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a folder; :class:`InputError` if it has none."""
-    if not (folder / "tokenizer.json").is_file():
-        raise InputError(f"no tokenizer.json in {folder}")
-    try:
-        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    except (ValueError, OSError, KeyError) as error:
-        raise InputError(f"{folder}: the tokenizer cannot be read: {error}") from error
+    spoken = tokenizer.get_vocab()
+    other = [name for name, row in vocabulary.items() if spoken.get(name, row) != row]
+    if other:
+        name = other[0]
+        raise InputError(
+            f"tokenizer and vocabulary_map number {len(other)} tokens differently ({name!r}: {spoken[name]} and "
+            f"{vocabulary[name]}): tokenizer of another model?"
+        )
