@@ -47,7 +47,7 @@ def base_id_of(folder: str | Path) -> str:
         config, places = open_original(release)
         return "chameleon-" + fingerprint_of(json.loads(config.to_json_string()), places)
     family = read_json(path / "config.json").get("model_type", "unknown")
-    return f"{family}-" + fingerprint(path, keep=lambda name: not name.startswith(CODEC_PREFIX))
+    return f"{family}-" + fingerprint(path, keep=lambda name: not name.startswith((CODEC_PREFIX, "vqmodel.")))
 
 
 def load_codec(
@@ -109,6 +109,8 @@ def _facts_of(folder: Path, codec: ImageCodec) -> Facts:
 FAMILIES = {
     "chameleon": "wm.models.checkpoints",
     "gemma": "wm.models.liquid",
+    "emu3": "wm.models.emu3",
+    "janus": "wm.models.janus",
 }
 """The module whose ``FAMILY`` reads and writes folders, by the ``model_type`` of their ``config.json``."""
 

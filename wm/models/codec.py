@@ -103,7 +103,8 @@ class ImageCodec(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.vqgan.quant_conv.weight.device
+        device: torch.device = self.vqgan.quantize.embedding.weight.device
+        return device
 
     def encode(self, pixels_BHWC: PixelBatch) -> Tensor:
         """uint8 RGB (B, side, side, 3) to codebook ids, int64 (B, N)."""

@@ -38,14 +38,14 @@ def read_module(
     device: Device,
     dtype: torch.dtype,
     *,
-    without: str = "",
+    without: tuple[str, ...] = (),
     renames: Renames = (),
 ) -> Any:
     """The Hugging Face model of a folder, in evaluation mode.
 
     Names and shapes are checked against the configuration before a weight is read; :class:`InputError` lists
-    what is missing or misshapen. ``without``: prefix of modules that are not needed; they are neither
-    expected nor kept.
+    what is missing or misshapen. ``without``: prefixes of modules that are not needed; they are
+    neither expected nor kept.
     """
     with torch.device("meta"):
         skeleton = model_class(config)
@@ -60,8 +60,8 @@ def read_module(
             module = model_class.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
-    if without:
-        parent, _, name = without.rstrip(".").rpartition(".")
+    for prefix in without:
+        parent, _, name = prefix.rstrip(".").rpartition(".")
         delattr(module.get_submodule(parent), name)
     return module.to(device).eval()
 
@@ -75,12 +75,12 @@ def read_config(folder: Path, config_class: Any) -> Any:
         raise InputError(f"{folder / 'config.json'} is no {config_class.__name__}: {reason}") from error
 
 
-def _but(shapes: Mapping[str, Any], spare: set[str], without: str) -> dict[str, Any]:
+def _but(shapes: Mapping[str, Any], spare: set[str], without: tuple[str, ...]) -> dict[str, Any]:
     """Without tied heads, unwanted modules, and a buffer that older versions wrote and that is computed."""
     return {
         name: shape
         for name, shape in shapes.items()
-        if name not in spare and not (without and name.startswith(without)) and not name.endswith(".inv_freq")
+        if name not in spare and not name.startswith(without) and not name.endswith(".inv_freq")
     }
 
 
@@ -105,13 +105,31 @@ def _need_tied(folder: Path, found: Mapping[str, Any]) -> None:
         )
 
 
-def load_codec_tensors(folder: Path, prefixes: Sequence[str]) -> dict[str, Tensor]:
-    """The codec's tensors as float32, from whichever of the prefixes the files use."""
+def read_own_codec(
+    folder: Path, build: Callable[[], Any], *, prefixes: Sequence[str], device: Device = "cpu"
+) -> ImageCodec:
+    """The codec of a family that keeps its VQ model, with decoder, beside the language model.
+
+    ``build``: an empty model with the interface of :class:`~wm.models.vqgan.VQGAN`. ``prefixes``: what tensor names
+    may begin with. The scale of pixels comes from ``preprocessor_config.json``, which must be there.
+    """
+    if not (folder / "preprocessor_config.json").is_file():
+        raise InputError(f"no preprocessor_config.json in {folder}, which says how pixels are scaled")
+    with torch.device("meta"):
+        vqgan = build()
+    tensors: dict[str, Tensor] = {}
     for prefix in prefixes:
-        tensors = {name: tensor.float() for name, tensor in load_tensors(folder, prefix).items()}
-        if tensors:
-            return tensors
-    raise InputError(f"{folder} holds no image codec: no tensor is named {' or '.join(prefixes)}*")
+        tensors = tensors or load_tensors(folder, prefix)
+    expected = {name: tensor.shape for name, tensor in vqgan.state_dict().items()}
+    check_tensors(expected, {name: tensor.shape for name, tensor in tensors.items()}, f"{folder} ({prefixes[0]}*)")
+    # Copies: what is memory-mapped must not hang on a file that may be replaced.
+    copies = {
+        name: tensor.to(torch.float32, copy=True) if tensor.is_floating_point() else tensor.clone()
+        for name, tensor in tensors.items()
+    }
+    vqgan.load_state_dict(copies, assign=True)
+    codec = ImageCodec(vqgan, PixelScale.read(folder), where=str(folder))
+    return codec.to(device)
 
 
 def write_weights(vlm: Any, tensors: Mapping[str, Tensor], folder: Path) -> None:

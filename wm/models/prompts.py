@@ -45,13 +45,17 @@ class ImageFrame:
     row_tokens: int = 0
     row_end: int = -1
 
-    def codes(self, ids: Sequence[int], is_completion: bool) -> list[Segment]:
-        """The codes' segments, those of the row ends between them never a completion."""
+    def given(self, ids: Sequence[int]) -> Segment:
+        """The codes of an image of the prompt, row ends among them."""
+        return Segment(tuple(flatten(self.drawn(ids))), False, True)
+
+    def drawn(self, ids: Sequence[int]) -> list[Segment]:
+        """The codes of a completion; row ends between them are no part of it."""
         step = self.row_tokens or max(1, len(ids))
         segments: list[Segment] = []
         for start in range(0, len(ids), step):
             segments += [_text(self.row_end)] if start else []
-            segments.append(Segment(tuple(ids[start : start + step]), is_completion, True))
+            segments.append(Segment(tuple(ids[start : start + step]), True, True))
         return segments
 
 
@@ -73,11 +77,11 @@ def layout(
     image is ``boi CODES eoi``.
     """
     frame = frame or ImageFrame((special.boi,), (special.eoi,))
-    opening = [_text(special.bos, *frame.opening), *frame.codes(source, False), _text(*frame.closing)]
+    opening = [_text(special.bos, *frame.opening), frame.given(source), _text(*frame.closing)]
     if task == "idm":
         if target is None:
             raise InputError("an inverse-dynamics prompt needs the target image")
-        prefix = [*opening, _text(*frame.opening), *frame.codes(target, False), _text(*frame.closing)]
+        prefix = [*opening, _text(*frame.opening), frame.given(target), _text(*frame.closing)]
         return prefix if action is None else [*prefix, Segment((*action, special.eos), True, False)]
     if task != "fdm":
         raise InputError(f"unknown task {task!r}; expected 'idm' or 'fdm'")
@@ -85,7 +89,7 @@ def layout(
         raise InputError("a forward-dynamics prompt needs an action")
     padding = (special.pad,) * max(0, action_slot_tokens - len(action))
     prefix = [*opening, _text(*action, *padding, *frame.opening)]
-    return prefix if target is None else [*prefix, *frame.codes(target, True)]
+    return prefix if target is None else [*prefix, *frame.drawn(target)]
 
 
 def flatten(segments: Sequence[Segment]) -> list[int]:

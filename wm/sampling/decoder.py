@@ -46,7 +46,7 @@ class Decoder:
         self.image_rows, self.device = vlm.image_rows, vlm.device
         self._scale = self.view.head_width**-0.5
         self._layers = [self._ready(layer, rows) for layer in self.view.layers]
-        self._image_head = linear(_rows_of(self.view, vlm.image_rows), rows)
+        self._image_head = self.view.image_head or linear(_rows_of(self.view, vlm.image_rows), rows)
         self._rotation = self._tables(0)
         self._eps = torch.tensor(self.view.eps, dtype=self.dtype, device=self.device)
 
