@@ -8,6 +8,7 @@ import transformers
 from models_families import seeded, word_tokenizer
 from safetensors.torch import save_file
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
@@ -206,6 +207,33 @@ def write_llava(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
+def write_janus(folder: Path) -> None:
+    """Janus-Pro's understanding half, as transformers ships it for text."""
+    names = {"boi_token": "<begin_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_placeholder>"}
+    tokenizer = _tokenizer(*names.values(), **names)
+    config = transformers.JanusConfig(
+        text_config={**_TEXT, "model_type": "llama", "vocab_size": len(tokenizer)},
+        vision_config={
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 8,
+            "patch_size": 2,
+            "projection_dim": 32,
+            "num_image_tokens": 16,
+        },
+        vq_config={"num_embeddings": 8, "base_channels": 32, "channel_multiplier": [1], "num_res_blocks": 1},
+        image_token_id=6,
+    )
+    seeded(lambda: transformers.JanusForConditionalGeneration(config)).save_pretrained(folder)
+    transformers.JanusProcessor(
+        image_processor=JanusImageProcessorPil(size={"height": 8, "width": 8}, min_size=4),
+        tokenizer=tokenizer,
+        num_image_tokens=16,
+        chat_template=_TEMPLATE.replace("IMAGE", "<image_placeholder>"),
+    ).save_pretrained(folder)
+
+
 WRITERS = {
     "qwen2_vl": write_qwen2_vl,
     "qwen2_5_vl": write_qwen2_5_vl,
@@ -213,4 +241,5 @@ WRITERS = {
     "llava_next": write_llava_next,
     "llava_interleave": write_llava_interleave,
     "llava": write_llava,
+    "janus": write_janus,
 }

@@ -12,7 +12,8 @@ from wm.errors import InputError
 from wm.models.causal import Facts
 from wm.models.chameleon_files import quiet_transformers
 from wm.models.codec import ImageCodec, PixelScale
-from wm.models.weights import check_tensors, list_tensors, load_tensors
+from wm.models.weights import CODEC_PREFIX, check_tensors, list_tensors, load_tensors
+from wm.runs import write_json
 
 Device: TypeAlias = str | torch.device
 Renames: TypeAlias = Sequence[tuple[str, str]]
@@ -148,6 +149,15 @@ def write_tensors(tensors: Mapping[str, Tensor], folder: Path) -> None:
     """``model.safetensors``."""
     ready = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     save_file(ready, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def write_codec_folder(codec: ImageCodec, folder: Path) -> None:
+    """A VQGAN of Chameleon's architecture in a folder of its own, which :func:`~wm.models.codec_files.read_codec`
+    reads."""
+    folder.mkdir()
+    write_tensors({CODEC_PREFIX + name: tensor for name, tensor in codec.vqgan.state_dict().items()}, folder)
+    write_json(folder / "config.json", {"vq_config": codec.vqgan.config.to_dict()})
+    write_json(folder / "preprocessor_config.json", scale_config(codec.scale))
 
 
 def scale_config(scale: PixelScale) -> dict[str, Any]:

@@ -19,10 +19,8 @@ from wm.models.causal import CausalVLM, Facts, special_ids
 from wm.models.chameleon_files import read_tokenizer
 from wm.models.codec import ImageCodec
 from wm.models.codec_files import read_codec
-from wm.models.folders import Device, Family, read_config, read_module, scale_config, write_tensors, write_weights
+from wm.models.folders import Device, Family, read_config, read_module, write_codec_folder, write_weights
 from wm.models.prompts import SpecialIds
-from wm.models.weights import CODEC_PREFIX
-from wm.runs import write_json
 
 CODEC_FOLDER = "vqgan"
 
@@ -84,11 +82,7 @@ def read_liquid_codec(folder: Path, device: Device, decoder: Path | None) -> Ima
 def write_liquid(vlm: LiquidVLM, codec: ImageCodec, tensors: Mapping[str, Tensor], folder: Path) -> None:
     """The Gemma in the folder, the VQGAN in its folder ``vqgan``, in the layout of a Chameleon folder."""
     write_weights(vlm, tensors, folder)
-    inside = folder / CODEC_FOLDER
-    inside.mkdir()
-    write_tensors({CODEC_PREFIX + name: tensor for name, tensor in codec.vqgan.state_dict().items()}, inside)
-    write_json(inside / "config.json", {"vq_config": codec.vqgan.config.to_dict()})
-    write_json(inside / "preprocessor_config.json", scale_config(codec.scale))
+    write_codec_folder(codec, folder / CODEC_FOLDER)
 
 
 FAMILY = Family(load_liquid, read_liquid_codec, write_liquid)
