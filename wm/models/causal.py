@@ -43,7 +43,7 @@ class CausalVLM:
 
     def __init__(
         self,
-        module: nn.Module,
+        module: Any,
         tokenizer: Any,
         facts: Facts,
         *,
@@ -52,7 +52,7 @@ class CausalVLM:
         text_rows: Tensor,
         frame: prompts.ImageFrame | None = None,
     ) -> None:
-        self.module = module
+        self.module: Any = module
         self.tokenizer = tokenizer
         self.base_id, self.codec_id, self.folder = facts.base_id, facts.codec_id, facts.folder
         self.tokens_per_image, self.num_codes = facts.tokens_per_image, facts.num_codes

@@ -6,18 +6,16 @@ images; here the inner model and the head are called directly and nothing is mas
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 from transformers import ChameleonForConditionalGeneration, PreTrainedTokenizerFast
 
 from wm.errors import InputError
 from wm.models import prompts
-from wm.models.protocol import Segment, Task
+from wm.models.causal import CausalVLM, Facts
 
 BOI_TOKEN = "<racm3:break>"
 EOI_TOKEN = "<eoss>"
@@ -48,15 +46,14 @@ def image_rows_of(vocabulary: Mapping[str, int], num_codes: int) -> Tensor:
     return rows
 
 
-class ChameleonVLM:
-    """See :class:`~wm.models.protocol.UnifiedVLM`; ``folder``: where base and codec were read."""
+class ChameleonVLM(CausalVLM):
+    """See :class:`~wm.models.causal.CausalVLM`; ``folder``: where base and codec were read."""
 
     family = "chameleon"
-    row_tokens, row_end_id = 0, -1
 
     def __init__(
         self,
-        module: nn.Module,
+        module: ChameleonForConditionalGeneration,
         tokenizer: PreTrainedTokenizerFast,
         *,
         base_id: str,
@@ -66,127 +63,27 @@ class ChameleonVLM:
         action_slot_tokens: int = 0,
         folder: Path | None = None,
     ) -> None:
-        self.module = module
-        self.tokenizer = tokenizer
-        self.base_id = base_id
-        self.codec_id = codec_id
-        self.tokens_per_image = tokens_per_image
-        self.num_codes = num_codes
-        self.action_slot_tokens = action_slot_tokens
-        self.folder = folder
-        vocabulary: dict[str, int] = self.inner.config.vocabulary_map
-        self.special = _special_ids(tokenizer, vocabulary)
-        self.bos_id, self.eos_id, self.pad_id = self.special.bos, self.special.eos, self.special.pad
-        self.boi_id, self.eoi_id = self.special.boi, self.special.eoi
-        _check_vocabulary(tokenizer, vocabulary, self.inner.config.vocab_size)
-        self.image_rows = image_rows_of(vocabulary, num_codes).to(self.device)
-        self._row_of_code: list[int] = self.image_rows.tolist()
-        self._image_span = _span_of(self.image_rows)
-        self.text_rows = self._text_rows(vocabulary).to(self.device)
-        self._forbidden = {*self._row_of_code, *vars(self.special).values()}
-
-    @property
-    def inner(self) -> ChameleonForConditionalGeneration:
-        """The Hugging Face model under a possible adapter."""
-        get_base = getattr(self.module, "get_base_model", None)
-        return get_base() if get_base is not None else self.module
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        device: torch.device = self.inner.model.embed_tokens.weight.device
-        return device
-
-    def layout(
-        self,
-        task: Task,
-        *,
-        source: Sequence[int],
-        action: str | None = None,
-        target: Sequence[int] | None = None,
-    ) -> list[Segment]:
-        """Segments of a prompt (and completion, if given); ``source`` and ``target`` are codebook ids.
-
-        Raises :class:`InputError` on a wrong number of codes, a code outside the codebook, or an empty
-        action.
-        """
-        return prompts.layout(
-            task,
-            special=self.special,
-            source=self._to_rows("source", source),
-            action=None if action is None else self._action_ids(action),
-            target=None if target is None else self._to_rows("target", target),
-            action_slot_tokens=self.action_slot_tokens,
+        vocabulary: dict[str, int] = module.config.vocabulary_map
+        special = _special_ids(tokenizer, vocabulary)
+        _check_vocabulary(tokenizer, vocabulary, module.config.vocab_size)
+        super().__init__(
+            module,
+            tokenizer,
+            Facts(base_id, codec_id, tokens_per_image, num_codes, action_slot_tokens, folder),
+            special=special,
+            image_rows=image_rows_of(vocabulary, num_codes),
+            text_rows=_text_rows(tokenizer, vocabulary, special, module.config.vocab_size),
         )
 
-    def body(self, ids_BT: Tensor, cache: Any = None, positions_BT: Tensor | None = None) -> Tensor:
-        """Hidden states (B, T, H) of vocabulary ids (B, T); ``cache`` is read and extended in place."""
-        output = self.inner.model(
-            input_ids=ids_BT,
-            past_key_values=cache,
-            position_ids=positions_BT,
-            use_cache=cache is not None,
-            return_dict=True,
-        )
-        hidden_BTH: Tensor = output.last_hidden_state
-        return hidden_BTH
 
-    def head(self, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Logits (…, len(rows)), or (…, vocabulary) without ``rows``; nothing is masked."""
-        lm_head = self.inner.lm_head
-        if rows is None:
-            return lm_head(hidden)  # type: ignore[no-any-return]
-        if type(lm_head) is nn.Linear:
-            # A slice is a view: indexing would copy the rows (64 MB in bfloat16 at 7B) for every token.
-            span = self._image_span if rows is self.image_rows else None
-            return F.linear(hidden, lm_head.weight[rows if span is None else span])
-        # An adapter has wrapped the head: only its own forward knows what it adds.
-        return lm_head(hidden)[..., rows]  # type: ignore[no-any-return]
-
-    def tokenize_action(self, text: str) -> list[int]:
-        """Vocabulary ids of a text, without special tokens."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
-
-    def detokenize(self, ids: Sequence[int]) -> str:
-        """The text of vocabulary ids, without special and image tokens and outer white space."""
-        spoken = [int(token) for token in ids if int(token) not in self._forbidden]
-        text: str = self.tokenizer.decode(spoken, skip_special_tokens=True)
-        return text.strip()
-
-    def _action_ids(self, action: str) -> list[int]:
-        ids = self.tokenize_action(action)
-        if not ids:
-            raise InputError(f"action {action!r} is empty; expected some words")
-        structural = [token for token in ids if token in self._forbidden]
-        if structural:
-            name = self.tokenizer.convert_ids_to_tokens(structural[0])
-            raise InputError(f"action {action!r:.80} holds the reserved token {name!r}")
-        return ids
-
-    def _to_rows(self, name: str, codes: Sequence[int]) -> list[int]:
-        values = torch.as_tensor(codes).to("cpu", torch.int64)
-        if values.shape != (self.tokens_per_image,):
-            raise InputError(f"{name} image: expected {self.tokens_per_image} codes, got shape {tuple(values.shape)}")
-        bad = [code for code in values.tolist() if not 0 <= code < self.num_codes]
-        if bad:
-            raise InputError(f"{name} image: code {bad[0]} is outside the codebook [0, {self.num_codes})")
-        return [self._row_of_code[code] for code in values.tolist()]
-
-    def _text_rows(self, vocabulary: Mapping[str, int]) -> Tensor:
-        reserved = ("IMGIMG", "<reserved", "<racm3", "<eoss", "<image>")
-        barred = {row for name, row in vocabulary.items() if name.startswith(reserved)}
-        barred |= set(self.tokenizer.all_special_ids) | set(vars(self.special).values())
-        size = self.inner.config.vocab_size
-        named = set(vocabulary.values()) - barred | {self.eos_id}
-        return torch.tensor(sorted(row for row in named if row < size), dtype=torch.int64)
-
-
-def _span_of(rows: Tensor) -> slice | None:
-    """The slice that ``rows`` are, if they are consecutive, as in the released vocabulary."""
-    first, count = int(rows[0]), len(rows)
-    consecutive = torch.equal(rows, torch.arange(first, first + count, device=rows.device))
-    return slice(first, first + count) if consecutive else None
+def _text_rows(
+    tokenizer: PreTrainedTokenizerFast, vocabulary: Mapping[str, int], special: prompts.SpecialIds, size: int
+) -> Tensor:
+    reserved = ("IMGIMG", "<reserved", "<racm3", "<eoss", "<image>")
+    barred = {row for name, row in vocabulary.items() if name.startswith(reserved)}
+    barred |= set(tokenizer.all_special_ids) | set(vars(special).values())
+    named = set(vocabulary.values()) - barred | {special.eos}
+    return torch.tensor(sorted(row for row in named if row < size), dtype=torch.int64)
 
 
 def _special_ids(tokenizer: PreTrainedTokenizerFast, vocabulary: Mapping[str, int]) -> prompts.SpecialIds:

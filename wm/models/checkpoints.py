@@ -265,8 +265,8 @@ def _base_folder(folder: Path, manifest: Manifest, base: str | Path | None) -> P
     return chosen
 
 
-def _need_family(vlm: UnifiedVLM) -> Any:
-    if not isinstance(vlm, (ChameleonVLM, CausalVLM)):
+def _need_family(vlm: UnifiedVLM) -> CausalVLM:
+    if not isinstance(vlm, CausalVLM):
         raise InputError(f"cannot save a model of family {vlm.family!r}; supported: {', '.join(FAMILIES)}")
     return vlm
 

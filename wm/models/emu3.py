@@ -27,13 +27,14 @@ from wm.models.folders import (
     Device,
     Family,
     read_config,
+    read_image_processor,
     read_module,
     read_own_codec,
     scale_config,
     write_weights,
 )
 from wm.models.prompts import ImageFrame
-from wm.models.weights import CODEC_PREFIX, read_json
+from wm.models.weights import CODEC_PREFIX
 from wm.runs import write_json
 
 RENAMES = (
@@ -159,11 +160,12 @@ def read_emu3_codec(folder: Path, device: Device, decoder: Path | None) -> Image
     if decoder is not None:
         raise InputError(f"decoder = {decoder}: Emu3's VQ model has its own decoder")
     config = read_config(folder, Emu3Config).vq_config
-    pixels = read_json(folder / "preprocessor_config.json").get("min_pixels", 512 * 512)
+    pixels = read_image_processor(folder).get("min_pixels", 512 * 512)
     side, factor = isqrt(pixels), 2 ** (len(config.channel_multiplier) - 1)
     if side * side != pixels or side % factor:
-        file = folder / "preprocessor_config.json"
-        raise InputError(f"{file}: min_pixels is {pixels}, expected the square of a multiple of {factor}")
+        raise InputError(
+            f"{folder}: min_pixels is {pixels}, expected the square of a multiple of {factor}"
+        )
     return read_own_codec(
         folder, lambda: Emu3VQ(Emu3VQVAE(config), side), prefixes=(CODEC_PREFIX, "vqmodel."), device=device
     )

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from wm.errors import InputError
 from wm.models.causal import Facts
 from wm.models.chameleon_files import quiet_transformers
 from wm.models.codec import ImageCodec, PixelScale
-from wm.models.weights import CODEC_PREFIX, check_tensors, list_tensors, load_tensors
+from wm.models.weights import CODEC_PREFIX, check_tensors, list_tensors, load_tensors, read_json
 from wm.runs import write_json
 
 Device: TypeAlias = str | torch.device
@@ -71,7 +72,7 @@ def read_config(folder: Path, config_class: Any) -> Any:
     """The configuration of a folder; :class:`InputError` if it is not one of this class."""
     try:
         return config_class.from_pretrained(folder, local_files_only=True)
-    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"{folder / 'config.json'} is no {config_class.__name__}: {reason}") from error
 
@@ -106,16 +107,28 @@ def _need_tied(folder: Path, found: Mapping[str, Any]) -> None:
         )
 
 
+def read_image_processor(folder: Path) -> dict[str, Any]:
+    """The image processor's configuration: a file of its own, or part of ``processor_config.json`` as newer versions of
+    transformers write it."""
+    if (folder / "preprocessor_config.json").is_file():
+        return read_json(folder / "preprocessor_config.json")
+    values: Any = {}
+    if (folder / "processor_config.json").is_file():
+        values = read_json(folder / "processor_config.json").get("image_processor") or {}
+    if not isinstance(values, dict) or not values:
+        raise InputError(f"no preprocessor_config.json in {folder}, which says how pixels are scaled")
+    return values
+
+
 def read_own_codec(
     folder: Path, build: Callable[[], Any], *, prefixes: Sequence[str], device: Device = "cpu"
 ) -> ImageCodec:
     """The codec of a family that keeps its VQ model, with decoder, beside the language model.
 
     ``build``: an empty model with the interface of :class:`~wm.models.vqgan.VQGAN`. ``prefixes``: what tensor names
-    may begin with. The scale of pixels comes from ``preprocessor_config.json``, which must be there.
+    may begin with. The scale of pixels comes from the image processor's configuration, which must be there.
     """
-    if not (folder / "preprocessor_config.json").is_file():
-        raise InputError(f"no preprocessor_config.json in {folder}, which says how pixels are scaled")
+    read_image_processor(folder)
     with torch.device("meta"):
         vqgan = build()
     tensors: dict[str, Tensor] = {}
