@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from models_families import liquid_tokenizer, tiny_codec, write_emu3, write_janus, write_liquid
+from models_release import random_whole, write_release
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import Emu3ForConditionalGeneration, GemmaForCausalLM, JanusForConditionalGeneration
@@ -188,6 +189,43 @@ def test_liquid_bad_folders(tmp_path, tiny_base):
     config.write_text(config.read_text().replace('"gemma"', '"mamba"'))
     with pytest.raises(InputError, match="model_type is 'mamba'; supported: chameleon, gemma, emu3, janus"):
         load_model(tmp_path / "model")
+
+
+def test_liquid_with_the_vqgan_as_it_is_released(liquid_folder, tmp_path):
+    """``vqgan.ckpt`` and ``vqgan.yaml``, as the authors hand them out beside the model."""
+    release = write_release(tmp_path / "release", random_whole())
+    folder = shutil.copytree(liquid_folder, tmp_path / "model")
+    shutil.rmtree(folder / "vqgan")
+    (folder / "vqgan").mkdir()
+    for name in ("vqgan.ckpt", "vqgan.yaml"):
+        shutil.copy(release / "tokenizer" / name, folder / "vqgan" / name)
+    codec = load_codec(folder)
+    assert codec.codec_id == load_codec(release).codec_id == load_model(folder).codec_id
+    assert codec.has_decoder
+    save_model(load_model(folder), tmp_path / "again", kind="full", task="fdm")
+    again = load_codec(tmp_path / "again")
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    assert (again.codec_id, again.decoder_id) == (codec.codec_id, codec.decoder_id)
+    assert np.array_equal(again.decode(again.encode(pixels)), codec.decode(codec.encode(pixels)))
+
+
+def test_liquid_in_shards_is_the_same_model(liquid_folder, liquid, tmp_path):
+    folder = shutil.copytree(liquid_folder, tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    GemmaForCausalLM.from_pretrained(liquid_folder).save_pretrained(folder, max_shard_size="8KB")
+    shards = sorted(folder.glob("model-*.safetensors"))
+    assert len(shards) > 2
+    vlm = load_model(folder, dtype=torch.float64)
+    assert vlm.base_id == liquid.base_id
+    ids_BT = torch.tensor([flatten(vlm.layout("fdm", source=SOURCE, action=ACTION))])
+    with torch.no_grad():
+        assert torch.equal(vlm.head(vlm.body(ids_BT)), liquid.head(liquid.body(ids_BT)))
+    shards[1].write_bytes(shards[1].read_bytes()[:-100])
+    with pytest.raises(InputError, match=rf"{shards[1].name} .*truncated|{shards[1].name}.*whole"):
+        load_model(folder)
+    shards[1].unlink()
+    with pytest.raises(InputError, match=f"not there: {shards[1].name}"):
+        load_model(folder)
 
 
 def test_an_adapter_of_another_codec_is_refused(liquid_folder, tmp_path):
