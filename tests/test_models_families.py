@@ -384,6 +384,12 @@ def test_emu3_bad_folders(tmp_path):
         load_model(tmp_path / "few")
     folder = tmp_path / "model"
     write_emu3(folder)
+    config = folder / "config.json"
+    text = config.read_text()
+    config.write_text(text.replace('"the": ', '"the": 1'))
+    with pytest.raises(InputError, match=r"vocabulary numbers 'the' 1\d\d, but the model has \d\d rows"):
+        load_model(folder)
+    config.write_text(text)
     with pytest.raises(InputError, match="Emu3's VQ model has its own decoder"):
         load_codec(folder, decoder=folder / "vqgan.ckpt")
     path = folder / "preprocessor_config.json"

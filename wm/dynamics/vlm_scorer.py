@@ -21,6 +21,7 @@ from wm.errors import InputError
 from wm.images import Pixels
 from wm.models.chameleon_files import quiet_transformers
 from wm.models.weights import read_json
+from wm.sampling.batches import halving
 
 PROMPT = (
     "The first image shows a scene before an action, the second one the same scene after it. "
@@ -51,7 +52,8 @@ class VLMScorer:
 
         Images: uint8 RGB (B, H, W, 3) of any size, or lists of (H, W, 3). Normalised over the whole
         vocabulary, in float32 or the model's type if that is wider. Rows are padded on the right, so neither
-        their order nor their company changes a score, up to rounding.
+        their order nor their company changes a score, up to rounding. Where memory does not suffice for
+        ``batch_size`` rows, half as many are run, and the log says so.
         """
         need_equal(sources=len(source_BHWC), targets=len(target_BHWC), actions=len(actions))
         if batch_size < 1:
@@ -60,9 +62,11 @@ class VLMScorer:
             for image in images:
                 _check_pixels(name, image)
         scores: list[ScoredAction] = []
-        for start in range(0, len(actions), batch_size):
-            rows = slice(start, start + batch_size)
-            scores += self._score(source_BHWC[rows], target_BHWC[rows], actions[rows])
+
+        def score(start: int, stop: int) -> None:
+            scores.extend(self._score(source_BHWC[start:stop], target_BHWC[start:stop], actions[start:stop]))
+
+        halving(score, len(actions), batch_size)
         return scores
 
     def _score(self, sources: Any, targets: Any, actions: Sequence[str]) -> list[ScoredAction]:

@@ -65,7 +65,7 @@ class ChameleonVLM(CausalVLM):
     ) -> None:
         vocabulary: dict[str, int] = module.config.vocabulary_map
         special = _special_ids(tokenizer, vocabulary)
-        _check_vocabulary(tokenizer, vocabulary, module.config.vocab_size)
+        check_vocabulary(tokenizer, vocabulary, module.config.vocab_size)
         super().__init__(
             module,
             tokenizer,
@@ -101,7 +101,8 @@ def _special_ids(tokenizer: PreTrainedTokenizerFast, vocabulary: Mapping[str, in
     return prompts.SpecialIds(**{role: vocabulary[name] for role, name in names.items()})
 
 
-def _check_vocabulary(tokenizer: PreTrainedTokenizerFast, vocabulary: Mapping[str, int], rows: int) -> None:
+def check_vocabulary(tokenizer: PreTrainedTokenizerFast, vocabulary: Mapping[str, int], rows: int) -> None:
+    """Raise :class:`InputError` if a configuration's vocabulary does not fit the tokenizer or the model's rows."""
     highest = max(vocabulary, key=lambda name: vocabulary[name])
     if vocabulary[highest] >= rows:
         raise InputError(

@@ -21,6 +21,7 @@ from transformers.models.emu3.modeling_emu3 import Emu3VQVAE
 
 from wm.errors import InputError
 from wm.models.causal import CausalVLM, Facts, special_ids, token_ids
+from wm.models.chameleon import check_vocabulary
 from wm.models.chameleon_files import read_tokenizer
 from wm.models.codec import ImageCodec
 from wm.models.folders import (
@@ -62,6 +63,7 @@ class Emu3VLM(CausalVLM):
     def __init__(self, module: Emu3ForConditionalGeneration, tokenizer: Any, facts: Facts) -> None:
         where = str(facts.folder or "this tokenizer")
         vocabulary: dict[str, int] = dict(module.config.vocabulary_map or {}) or tokenizer.get_vocab()
+        check_vocabulary(tokenizer, vocabulary, module.config.text_config.vocab_size)
         names = {role: str(getattr(tokenizer, f"{role}_token", None) or name) for role, name in _RELEASED.items()}
         ids = token_ids(vocabulary, names, where)
         spoken = {role: str(getattr(tokenizer, f"{role}_token")) for role in ("bos", "eos", "pad")}
@@ -163,9 +165,7 @@ def read_emu3_codec(folder: Path, device: Device, decoder: Path | None) -> Image
     pixels = read_image_processor(folder).get("min_pixels", 512 * 512)
     side, factor = isqrt(pixels), 2 ** (len(config.channel_multiplier) - 1)
     if side * side != pixels or side % factor:
-        raise InputError(
-            f"{folder}: min_pixels is {pixels}, expected the square of a multiple of {factor}"
-        )
+        raise InputError(f"{folder}: min_pixels is {pixels}, expected the square of a multiple of {factor}")
     return read_own_codec(
         folder, lambda: Emu3VQ(Emu3VQVAE(config), side), prefixes=(CODEC_PREFIX, "vqmodel."), device=device
     )
