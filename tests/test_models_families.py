@@ -309,6 +309,10 @@ def test_emu3_dynamics(emu3, emu3_theirs):
     drawn = sample_images(emu3, prefixes, num_samples=3, seed=4)
     alone = sample_images(emu3, prefixes[1:], num_samples=3, seed=4, batch_size=1)
     assert torch.equal(drawn[1:], alone)
+    seen = []
+    sample_images(emu3, prefixes[:1], num_samples=3, seed=4, on_progress=lambda done: seen.append(done.codes[0]))
+    assert [codes.shape[1] for codes in seen] == [4, 8, 12, 16]
+    assert all(torch.equal(codes, drawn[0, :, : codes.shape[1]]) for codes in seen)
     for block in (1, 3, 7):
         fast = speculate_images(emu3, prefixes, torch.tensor(sources), num_samples=3, block=block, seed=4)
         assert torch.equal(fast.codes, drawn)
@@ -336,6 +340,24 @@ def test_emu3_dynamics(emu3, emu3_theirs):
     total = sum(float(logprobs[len(prefix) + step - 1, token]) for step, token in enumerate(answer))
     assert ranking[0].score.logprob == pytest.approx(total, abs=1e-5)
     assert propose_actions(emu3, [GRID], [OTHER], max_new_tokens=3)[0].logprob < 0
+
+
+def test_emu3_learns_codes_and_not_row_ends(emu3_folder):
+    """A step of training makes the target likelier, and only the codes count."""
+    vlm = load_model(emu3_folder)
+    ids_BT, is_completion_BT, is_image_BT = pack(
+        [vlm.layout("fdm", source=GRID, action=ACTION, target=OTHER)], vlm.pad_id
+    )
+    assert int((is_completion_BT & is_image_BT).sum()) == int(is_completion_BT.sum()) == 16
+    optimizer = torch.optim.SGD(vlm.module.parameters(), lr=0.05)
+    losses = []
+    for _ in range(3):
+        loss = completion_loss(vlm, ids_BT, is_completion_BT, torch.ones(ids_BT.shape), 16)
+        losses.append(float(loss))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[0] > losses[1] > losses[2]
 
 
 def test_emu3_codec_is_transformers_vq_model(emu3_folder):

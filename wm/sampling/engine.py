@@ -73,7 +73,7 @@ def sample_images(
     decoder = decoder or Decoder(vlm, rows=min(at_once, distinct * len(prefixes)) * conditions)
     logger.info("%d sources, %d candidates each, at most %d rows at once", len(prefixes), distinct, at_once)
     slots = Slots(vlm)
-    line = progress_tokens or max(1, round(length**0.5))
+    line = progress_tokens or (vlm.row_tokens + 1 if vlm.row_tokens else max(1, round(length**0.5)))
     order = sorted(range(len(prefixes)), key=lambda row: len(prefixes[row]))
 
     def sample(start: int, stop: int) -> None:
