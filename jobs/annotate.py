@@ -167,13 +167,15 @@ def _require_machine(recipe: AnnotateRecipe, num_shards: int) -> None:
 
 
 def _require_model(key: str, folder: str) -> None:
-    from wm.models import model_folder
+    from wm.models import is_model_folder, model_folder
 
-    path = model_folder(folder)
-    if not path.is_dir():
+    if not model_folder(folder).is_dir():
         raise InputError(f"{key} = {folder!r}: no such model folder")
-    if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
-        raise InputError(f"{key} = {folder!r} is no model folder: it has neither config.json nor adapter_config.json")
+    if not is_model_folder(folder):
+        raise InputError(
+            f"{key} = {folder!r} is no model folder: it has neither config.json nor adapter_config.json, nor an "
+            "original release's params.json"
+        )
 
 
 def _require_codec(recipe: AnnotateRecipe) -> None:

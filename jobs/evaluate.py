@@ -39,6 +39,8 @@ class ModelEntry(Recipe):
     """Model folder: full weights or a PEFT adapter."""
     role: Role
     """Inverse (idm) or forward (fdm) dynamics."""
+    reads: Literal["codes", "pixels"] = "codes"
+    """pixels: a vision-language model of transformers (Qwen2-VL, LLaVA, …), an idm for the probe alone."""
     label: str
     """Name in the tables. Entries with the same label are runs of other training seeds and share a row."""
     seed: int = 0
@@ -164,7 +166,7 @@ def entries_of(recipe: EvaluateRecipe) -> dict[str, Entry]:
     for name, one in recipe.models.items():
         if name in found:
             raise InputError(f"models.{name}: this name is kept for the base; choose another")
-        found[name] = Entry(name, one.path, one.role, one.label, one.seed, one.idm, one.base)
+        found[name] = Entry(name, one.path, one.role, one.label, one.seed, one.idm, one.base, one.reads)
     if not found:
         raise InputError("nothing to evaluate: give base, or models as tables [models.NAME]")
     return {name: _checked(entry, found, recipe) for name, entry in found.items()}
@@ -176,14 +178,16 @@ def _checked(entry: Entry, entries: dict[str, Entry], recipe: EvaluateRecipe) ->
         raise InputError(f"{where}: a name holds letters, digits, - and _ only")
     if not Path(entry.path).is_dir():
         raise InputError(f"{where}.path: no such model folder: {entry.path}")
+    if entry.reads == "pixels" and (entry.role != "idm" or not recipe.probe):
+        raise InputError(f"{where}.reads = 'pixels': such a model is an idm, and only the probe (probe = true) asks it")
     manifest = read_manifest(entry.path)
     if manifest is not None and manifest.task not in (None, entry.role):
         raise InputError(f"{where}.role = {entry.role!r}, but {entry.path} was trained as {manifest.task}")
     verifier = (entry.verifier or recipe.idm) if entry.role == "fdm" else ""
     if entry.verifier and entry.role == "idm":
         raise InputError(f"{where}.idm = {entry.verifier!r}: an IDM is not verified; leave it out")
-    if verifier and (verifier not in entries or entries[verifier].role != "idm"):
-        idms = ", ".join(name for name, one in entries.items() if one.role == "idm") or "none"
+    if verifier and (verifier not in entries or not _verifies(entries[verifier])):
+        idms = ", ".join(name for name, one in entries.items() if _verifies(one)) or "none"
         raise InputError(f"{where}: verifier {verifier!r} is no IDM of this recipe; those are {idms}")
     for other in entries.values():
         twin = (other.label, other.role, other.run) == (entry.label, entry.role, entry.run)
@@ -193,10 +197,17 @@ def _checked(entry: Entry, entries: dict[str, Entry], recipe: EvaluateRecipe) ->
     return replace(entry, verifier=verifier, base=entry.base or (recipe.base if is_adapter else ""))
 
 
+def _verifies(entry: Entry) -> bool:
+    return entry.role == "idm" and entry.reads == "codes"
+
+
 def _bench(recipe: EvaluateRecipe) -> Bench:
     entries = entries_of(recipe)
     _need_device(recipe.device)
-    codec_path = recipe.codec or recipe.base or next(iter(entries.values())).path
+    with_codes = [entry.path for entry in entries.values() if entry.reads == "codes"]
+    codec_path = recipe.codec or recipe.base or next(iter(with_codes), "")
+    if not codec_path:
+        raise InputError("every model reads pixels: give codec, a model folder whose codes tell the images apart")
     codec = load_codec(codec_path, recipe.device)
     for entry in entries.values():
         _need_fit(entry, codec)
@@ -226,7 +237,7 @@ def _need_device(name: str) -> None:
 def _need_fit(entry: Entry, codec: ImageCodec) -> None:
     """Refuse a model of another codec or base by its manifest, before any model is loaded."""
     manifest = read_manifest(entry.path)
-    if manifest is None:
+    if manifest is None or entry.reads == "pixels":
         return
     if manifest.codec_id != codec.codec_id:
         raise InputError(

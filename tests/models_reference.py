@@ -17,7 +17,8 @@ def lively(vlm, seed: int = 5):
 def reference_logits(vlm, ids: list[int]) -> Tensor:
     """float64 logits (T, V) of one sequence: Chameleon written out, one position and one head at a time.
 
-    RMSNorm, rotary positions, layer norm of queries and keys per head, SwiGLU (Chameleon, 2405.09818, 2.2).
+    RMSNorm, rotary positions, layer norm of queries and keys per head, SwiGLU (Chameleon, 2405.09818, 2.2); with
+    ``swin_norm`` the norms stand after attention and feed-forward. As many heads for keys as for queries.
     """
     config = vlm.inner.config
     weights = {name: tensor.detach().double() for name, tensor in vlm.inner.state_dict().items()}
@@ -44,7 +45,8 @@ def reference_logits(vlm, ids: list[int]) -> Tensor:
         w = {
             name.split(f"layers.{layer}.")[1]: tensor for name, tensor in weights.items() if f"layers.{layer}." in name
         }
-        normed_TH = rms(hidden_TH, w["input_layernorm.weight"])
+        first, second = w["input_layernorm.weight"], w["post_attention_layernorm.weight"]
+        normed_TH = hidden_TH if config.swin_norm else rms(hidden_TH, first)
         mixed_TH = torch.zeros_like(hidden_TH)
         for head in range(heads):
             span = slice(head * width, (head + 1) * width)
@@ -60,12 +62,14 @@ def reference_logits(vlm, ids: list[int]) -> Tensor:
             for position in range(len(ids)):
                 scores = torch.stack([queries[position] @ key for key in keys[: position + 1]]) / width**0.5
                 mixed_TH[position, span] = torch.softmax(scores, 0) @ values[: position + 1]
-        hidden_TH = hidden_TH + mixed_TH @ w["self_attn.o_proj.weight"].T
-        normed_TH = rms(hidden_TH, w["post_attention_layernorm.weight"])
+        update_TH = mixed_TH @ w["self_attn.o_proj.weight"].T
+        hidden_TH = hidden_TH + (rms(update_TH, first) if config.swin_norm else update_TH)
+        normed_TH = hidden_TH if config.swin_norm else rms(hidden_TH, second)
         gate_TM = normed_TH @ w["mlp.gate_proj.weight"].T
         up_TM = normed_TH @ w["mlp.up_proj.weight"].T
-        hidden_TH = hidden_TH + (gate_TM * torch.sigmoid(gate_TM) * up_TM) @ w["mlp.down_proj.weight"].T
-    return rms(hidden_TH, weights["model.norm.weight"]) @ embedding.T
+        update_TH = (gate_TM * torch.sigmoid(gate_TM) * up_TM) @ w["mlp.down_proj.weight"].T
+        hidden_TH = hidden_TH + (rms(update_TH, second) if config.swin_norm else update_TH)
+    return rms(hidden_TH, weights["model.norm.weight"]) @ weights["lm_head.weight"].T
 
 
 def reference_logprob(vlm, prefix: list[int], completion: list[int], rows: list[int] | None = None) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from models_reference import lively
+from models_reference import lively, reference_logits
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer, ChameleonForConditionalGeneration
@@ -125,20 +125,27 @@ def test_without_decoder_it_encodes_and_says_why_it_cannot_draw(tiny_base, tmp_p
     assert not load_codec(tmp_path / "again").has_decoder
 
 
-def test_missing_and_misshapen_tensors_are_listed(tiny_base, tmp_path):
+def test_missing_misshapen_and_extra_tensors_are_listed(tiny_base, tmp_path):
     folder = copy_of(tiny_base, tmp_path)
 
     def spoil(tensors):
         del tensors["model.layers.1.mlp.up_proj.weight"]
         tensors["model.norm.weight"] = torch.zeros(7)
+        tensors["model.layers.2.mlp.up_proj.weight"] = torch.zeros(48, 32)
+        tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(8)  # older versions wrote it
 
     rewrite(folder, spoil)
     (folder / "wm_model.json").unlink()
-    message = r"1 missing: model.layers.1.mlp.up_proj.weight; 1 misshapen: model.norm.weight \(7,\) not \(32,\)"
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError) as error:
         load_model(folder)
+    assert str(error.value) == (
+        f"{folder}: tensors do not fit the configuration; "
+        "1 missing: model.layers.1.mlp.up_proj.weight (expected (48, 32)); "
+        "1 misshapen: model.norm.weight (7,) not (32,); "
+        "1 extra: model.layers.2.mlp.up_proj.weight (48, 32)"
+    )
     rewrite(folder, lambda tensors: tensors.pop("model.vqmodel.quant_conv.bias"))
-    with pytest.raises(InputError, match=r"1 missing: quant_conv.bias"):
+    with pytest.raises(InputError, match=r"1 missing: model.vqmodel.quant_conv.bias \(expected \(8,\)\)"):
         load_codec(folder)
 
 
@@ -152,15 +159,23 @@ def test_damaged_and_absent_files_are_named(tiny_base, tmp_path):
     whole = (folder / "model.safetensors").read_bytes()
     for data, message in (
         (whole[: len(whole) // 2], "truncated"),
-        (b"", "no whole safetensors"),
+        (b"", "model.safetensors is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "is a git-lfs pointer"),
         (b"x" * 99, "no whole"),
     ):
         (folder / "model.safetensors").write_bytes(data)
         with pytest.raises(InputError, match=message):
             load_codec(folder)
     (folder / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"no config.json in .*empty"):
+        load_model(tmp_path / "empty")
+    with pytest.raises(InputError, match=r"no weights in .*copy: expected one of model.safetensors"):
+        load_model(folder)
     (folder / "pytorch_model.bin").write_bytes(b"a pickle")
-    with pytest.raises(InputError, match="pickled weights are never read"):
+    with pytest.raises(InputError, match=r"pytorch_model.bin is no file of torch.save"):
+        load_model(folder)
+    torch.save({"model.norm.weight": np.random.default_rng(0)}, folder / "pytorch_model.bin")
+    with pytest.raises(InputError, match=r"pytorch_model.bin holds Python objects besides tensors"):
         load_model(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(InputError, match=r"config.json is no readable JSON"):
@@ -188,6 +203,127 @@ def test_shards_are_the_same_model(tiny_base, tmp_path):
     (folder / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(InputError, match=r"files that are not there: model-00002-of-00002"):
         load_model(folder)
+
+
+def test_indices_that_promise_too_much(tiny_base, tmp_path):
+    folder = copy_of(tiny_base, tmp_path)
+    names = list(list_tensors(folder))
+    (folder / "model.safetensors").rename(folder / "part.safetensors")
+    index = folder / "model.safetensors.index.json"
+    for weight_map, message in (
+        (dict.fromkeys(names, f"../{folder.name}/part.safetensors"), r"index.json names '../copy/part.safetensors'"),
+        (["part.safetensors"], r"expected a weight_map from tensor names to file names"),
+        ({}, r"files that are not there: none at all"),
+        (dict.fromkeys(names, 3), r"expected a weight_map"),
+    ):
+        index.write_text(json.dumps({"weight_map": weight_map}))
+        with pytest.raises(InputError, match=message):
+            load_model(folder)
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(names, "part.safetensors")}))
+    assert torch.equal(logits(load_model(folder)), logits(load_model(tiny_base)))
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_bin_files_are_the_same_model(tiny_base, tmp_path, shards):
+    folder = copy_of(tiny_base, tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    files = [f"pytorch_model-{part + 1:05d}-of-{shards:05d}.bin" for part in range(shards)]
+    if shards == 1:
+        files = ["pytorch_model.bin"]
+    else:
+        weight_map = {name: files[place % shards] for place, name in enumerate(names)}
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    for part, file in enumerate(files):
+        torch.save({name: tensors[name] for name in names[part::shards]}, folder / file)
+    ours, whole = load_model(folder), load_model(tiny_base)
+    assert torch.equal(logits(ours), logits(whole))
+    assert base_id_of(folder) == base_id_of(tiny_base) == ours.base_id
+    assert (ours.codec_id, load_codec(folder).decoder_id) == (whole.codec_id, load_codec(tiny_base).decoder_id)
+    data = (folder / files[-1]).read_bytes()
+    (folder / files[-1]).write_bytes(data[: len(data) // 2])
+    with pytest.raises(InputError, match=rf"{files[-1]} cannot be read \(\d+ bytes; half downloaded\?\)"):
+        load_model(folder)
+    (folder / files[-1]).unlink()
+    with pytest.raises(InputError, match="names files that are not there" if shards > 1 else "no weights in"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vocab_size": 50}, r"1 misshapen: model.embed_tokens.weight \(\d\d, 32\) not \(50, 32\)"),
+        ({"hidden_size": "wide"}, r"config.json is no configuration of Chameleon"),
+        ({"swin_norm": 3}, r"config.json is no configuration of Chameleon"),
+        ({"vq_config": {"num_embeddings": "many"}}, r"vq_config is no configuration of a VQGAN"),
+        ({"vq_config": {}}, r"\d+ missing: model.vqmodel.decoder"),
+    ],
+)
+def test_configurations_that_do_not_fit(tiny_base, tmp_path, changes, message):
+    folder = copy_of(tiny_base, tmp_path)
+    (folder / "wm_model.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(InputError, match=message):
+        load_model(folder)
+
+
+def test_a_tokenizer_of_another_model_is_refused(tiny_base, tmp_path):
+    folder = copy_of(tiny_base, tmp_path)
+    words = json.loads((folder / "config.json").read_text())["vocabulary_map"]
+    swapped = words | {"cup": words["block"], "block": words["cup"]}
+    for change, message in (
+        (swapped, r"tokenizer and vocabulary_map number 2 tokens differently \('block': \d+ and \d+\)"),
+        (words | {"cup": 99}, r"the vocabulary numbers 'cup' 99, but the model has \d+ rows"),
+    ):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"vocabulary_map": change}))
+        (folder / "wm_model.json").unlink(missing_ok=True)
+        with pytest.raises(InputError, match=message):
+            load_model(folder)
+
+
+def test_tied_weights_that_differ_are_refused(tiny_base, tmp_path):
+    folder = copy_of(tiny_base, tmp_path)
+    (folder / "wm_model.json").unlink()
+    embedding = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
+    rewrite(folder, lambda tensors: tensors.update({"lm_head.weight": embedding.clone()}))
+    assert torch.equal(logits(load_model(folder)), logits(load_model(tiny_base)))
+    rewrite(folder, lambda tensors: tensors.update({"lm_head.weight": embedding + 1}))
+    with pytest.raises(InputError, match=r"config.json ties head and embedding, but lm_head.weight and .* differ"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [("tokenizer.json", text) for text in ('{"version"', "3", '{"model": null}', '{"added_tokens": 3}', "[]")]
+    + [("tokenizer_config.json", text) for text in ('{"bos', "3", "[]")],
+)
+def test_damaged_tokenizers_are_told(tiny_base, tmp_path, file, text):
+    folder = copy_of(tiny_base, tmp_path)
+    (folder / file).write_text(text)
+    with pytest.raises(InputError, match=r"the tokenizer \(tokenizer.json, …\) cannot be read"):
+        load_model(folder)
+
+
+def swin(folder, tmp_path):
+    """The folder's model with the norms after attention and feed-forward, as in the 34B release."""
+    out = copy_of(folder, tmp_path, "swin")
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(config | {"swin_norm": True, "model_parallel_size": 2}))
+    (out / "wm_model.json").unlink()
+    return out
+
+
+def test_swin_norm_is_the_references(tiny_base, tmp_path):
+    vlm = lively(load_model(swin(tiny_base, tmp_path)))
+    ids = IDS[0].tolist()
+    expected = reference_logits(vlm, ids)
+    torch.testing.assert_close(logits(vlm)[0].double(), expected, atol=2e-5, rtol=2e-5)
+    assert not torch.allclose(expected, reference_logits(lively(load_model(tiny_base)), ids), atol=1e-2)
+    save_model(vlm, tmp_path / "saved")
+    assert torch.equal(logits(load_model(tmp_path / "saved")), logits(vlm))
 
 
 def test_fingerprint_sees_a_changed_weight_and_not_a_changed_version(tiny_base, tmp_path):

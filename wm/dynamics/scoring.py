@@ -54,19 +54,21 @@ def completion_logprobs(
 
 
 class _Part(NamedTuple):
-    """A sequence as what others may share, and the rest, of whose tokens the last ``scored`` are scored."""
+    """A sequence as what others may share, and the rest, of whose tokens those at the places ``scored`` are
+    scored."""
 
     head: tuple[int, ...]
     tail: tuple[int, ...]
-    scored: int
+    scored: tuple[int, ...]
 
 
 def _split(segments: Sequence[Segment]) -> _Part:
-    """The head ends before the second image, or where the completion begins; the completion comes last."""
-    scored = sum(len(segment.ids) for segment in segments if segment.is_completion)
+    """The head ends before the second image, or where the completion begins."""
     images = [place for place, segment in enumerate(segments) if segment.is_image]
     first_scored = next((place for place, segment in enumerate(segments) if segment.is_completion), len(segments))
     cut = min(images[1] if len(images) > 1 else first_scored, first_scored)
+    flags = [segment.is_completion for segment in segments[cut:] for _ in segment.ids]
+    scored = tuple(place for place, is_scored in enumerate(flags) if is_scored)
     return _Part(tuple(flatten(segments[:cut])), tuple(flatten(segments[cut:])), scored)
 
 
@@ -92,7 +94,7 @@ def _score(
     if len(batch[0]) == 1:
         ids = [[*part.head, *part.tail] for part in parts]
         hidden_RTH = decoder.hidden(_padded(ids, vlm.pad_id, decoder.device))
-        starts = [len(part.head) + len(part.tail) - part.scored - 1 for part in parts]
+        before = [len(part.head) - 1 for part in parts]
     else:
         prefix, last_PH = decoder.prefill([members[0].head for members in batch])
         tails_RS = _padded([part.tail for part in parts], vlm.pad_id, decoder.device)
@@ -100,15 +102,16 @@ def _score(
         hidden_RSH = decoder.extend(tails_RS, prefix, cache, 0, tails_RS.shape[1])
         last_R1H = last_PH.repeat_interleave(len(batch[0]), dim=0)[:, None]
         hidden_RTH = torch.cat((last_R1H, hidden_RSH), dim=1)
-        starts = [len(part.tail) - part.scored for part in parts]
-    row_Q = torch.tensor([row for row, part in enumerate(parts) for _ in range(part.scored)], dtype=torch.int64)
-    place_Q = [start + step for start, part in zip(starts, parts, strict=True) for step in range(part.scored)]
-    targets_Q = [token for part in parts for token in part.tail[len(part.tail) - part.scored :]]
+        before = [0] * len(parts)
+    row_Q = torch.tensor([row for row, part in enumerate(parts) for _ in part.scored], dtype=torch.int64)
+    # The token at place p of a tail is predicted by the one before it.
+    place_Q = [start + place for start, part in zip(before, parts, strict=True) for place in part.scored]
+    targets_Q = [part.tail[place] for part in parts for place in part.scored]
     hidden_QH = hidden_RTH[row_Q.to(decoder.device), torch.tensor(place_Q, dtype=torch.int64, device=decoder.device)]
     targets = torch.tensor(targets_Q, dtype=torch.int64, device=decoder.device)
     sums_R = torch.zeros(len(parts), dtype=torch.float64)
     sums_R = sums_R.index_add(0, row_Q, token_logprobs(vlm, decoder, hidden_QH, targets, rows).cpu())
-    return [(total, part.scored) for total, part in zip(sums_R.tolist(), parts, strict=True)]
+    return [(total, len(part.scored)) for total, part in zip(sums_R.tolist(), parts, strict=True)]
 
 
 def _padded(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> Tensor:

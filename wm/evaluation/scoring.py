@@ -16,6 +16,7 @@ from wm.dynamics import (
     score_observations,
     verify_batch,
 )
+from wm.dynamics.vlm_scorer import VLMScorer
 from wm.evaluation.heldout import HeldOut
 from wm.evaluation.probe import Likelihoods, Scorer
 from wm.evaluation.stats import Floats
@@ -201,6 +202,27 @@ def idm_scorer(idm: UnifiedVLM, *, batch_size: int = 32) -> Scorer:
     def scorer(source_BN: torch.Tensor, target_BN: torch.Tensor, actions: Sequence[str]) -> Likelihoods:
         with torch.inference_mode():
             scored = score_actions(idm, source_BN, target_BN, actions, batch_size=batch_size)
+        return Likelihoods(
+            np.array([one.logprob for one in scored]), np.array([float(one.num_tokens) for one in scored])
+        )
+
+    return scorer
+
+
+def pixel_scorer(vlm: VLMScorer, held_out: HeldOut, *, batch_size: int = 8) -> Scorer:
+    """As :func:`idm_scorer` of a model that sees the true pictures: the probe tells images apart by their codes,
+    and of images with the same codes the first of the set stands for all."""
+    images: dict[tuple[int, ...], Pixels] = {}
+    for codes_BN, pixels_BHWC in (
+        (held_out.source_codes, held_out.source_pixels),
+        (held_out.target_codes, held_out.target_pixels),
+    ):
+        for codes, pixels in zip(codes_BN.tolist(), pixels_BHWC, strict=True):
+            images.setdefault(tuple(codes), pixels)
+
+    def scorer(source_BN: torch.Tensor, target_BN: torch.Tensor, actions: Sequence[str]) -> Likelihoods:
+        sources, targets = ([images[tuple(row)] for row in side.tolist()] for side in (source_BN, target_BN))
+        scored = vlm.score_actions(sources, targets, actions, batch_size=batch_size)
         return Likelihoods(
             np.array([one.logprob for one in scored]), np.array([float(one.num_tokens) for one in scored])
         )

@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from wm.dynamics import Sampling
+from wm.dynamics.vlm_scorer import VLMScorer, load_vlm_scorer
 from wm.errors import InputError
 from wm.evaluation.heldout import HeldOut
-from wm.evaluation.probe import Preference, probe
+from wm.evaluation.probe import Preference, Scorer, probe
 from wm.evaluation.scoring import (
     ActionCheck,
     Bank,
@@ -26,6 +27,7 @@ from wm.evaluation.scoring import (
     copy_metrics,
     fdm_scorer,
     idm_scorer,
+    pixel_scorer,
     propose,
     sample_bank,
 )
@@ -43,6 +45,8 @@ class Entry:
     """A model to evaluate. Entries of one ``label`` are runs of other training seeds (``run``).
 
     ``verifier``: name of the entry whose IDM verifies this FDM, or "" for none; ``base``: of an adapter.
+    ``reads``: image codes, as the models of this repository, or pixels, as any vision-language model of
+    transformers: an IDM for the probe alone.
     """
 
     name: str
@@ -52,6 +56,7 @@ class Entry:
     run: int
     verifier: str
     base: str
+    reads: Literal["codes", "pixels"] = "codes"
 
 
 class Unit(NamedTuple):
@@ -90,6 +95,19 @@ class Bench:
             )
         return model
 
+    def scorer(self, name: str) -> Scorer:
+        """The probe's scorer of an entry."""
+        entry = self.entries[name]
+        if entry.reads == "pixels":
+            return pixel_scorer(_load_scorer(entry.path, self.device), self.held_out, batch_size=self.batch_size)
+        scorer_of = idm_scorer if entry.role == "idm" else fdm_scorer
+        return scorer_of(self.model(name), batch_size=self.batch_size)
+
+
+@lru_cache(maxsize=1)
+def _load_scorer(path: str, device: str) -> VLMScorer:
+    return load_vlm_scorer(path, device=device)
+
 
 @lru_cache(maxsize=_MODELS_KEPT)
 def _load(path: str, base: str, device: str) -> UnifiedVLM:
@@ -103,7 +121,7 @@ def units_of(entries: dict[str, Entry], seeds: Sequence[int], *, greedy: bool, w
         if entry.role == "fdm":
             units += [Unit(name, "sample", seed) for seed in seeds]
             units += [Unit(name, "greedy", seeds[0])] if greedy else []
-        else:
+        elif entry.reads == "codes":
             units.append(Unit(name, "propose", seeds[0]))
         units += [Unit(name, "probe", seeds[0])] if with_probe else []
     return units
@@ -149,10 +167,9 @@ def _sample(bench: Bench, unit: Unit) -> dict[str, npt.NDArray[Any]]:
 
 
 def _probe(bench: Bench, unit: Unit) -> dict[str, Any]:
-    scorer_of = idm_scorer if bench.entries[unit.entry].role == "idm" else fdm_scorer
     held_out = bench.held_out
     found = probe(
-        scorer_of(bench.model(unit.entry), batch_size=bench.batch_size),
+        bench.scorer(unit.entry),
         held_out.source_codes,
         held_out.target_codes,
         held_out.actions,

@@ -2,7 +2,8 @@
 
 from wm.models.checkpoints import FAMILIES, base_id_of, load_chameleon, load_codec, load_model, save_model
 from wm.models.codec import ImageCodec, change_map
-from wm.models.manifest import Manifest, model_folder, read_manifest
+from wm.models.manifest import Manifest, is_model_folder, model_folder, read_manifest
+from wm.models.original_save import save_original
 from wm.models.prompts import flatten, pack
 from wm.models.protocol import Segment, Task, UnifiedVLM
 
@@ -16,6 +17,7 @@ __all__ = [
     "base_id_of",
     "change_map",
     "flatten",
+    "is_model_folder",
     "load_chameleon",
     "load_codec",
     "load_model",
@@ -23,4 +25,5 @@ __all__ = [
     "pack",
     "read_manifest",
     "save_model",
+    "save_original",
 ]

@@ -3,12 +3,14 @@
 A folder is written aside and renamed, so that a half-written one is never mistaken for a model.
 """
 
+import json
 import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,11 +19,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from wm.errors import InputError
-from wm.models.chameleon import ChameleonVLM, read_chameleon_module, read_tokenizer
-from wm.models.codec import ImageCodec, read_codec
+from wm.models.causal import CausalVLM, Facts
+from wm.models.chameleon import ChameleonVLM
+from wm.models.chameleon_files import read_chameleon_module, read_tokenizer
+from wm.models.codec import ImageCodec
+from wm.models.codec_files import read_codec
+from wm.models.folders import Family
 from wm.models.manifest import MANIFEST, Manifest, model_folder, need_same_codec, read_manifest
+from wm.models.original import find_release
+from wm.models.original_weights import open_original
 from wm.models.protocol import Task, UnifiedVLM
-from wm.models.weights import CODEC_PREFIX, fingerprint, read_json
+from wm.models.weights import CODEC_PREFIX, fingerprint, fingerprint_of, read_json
 from wm.runs import write_json
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -30,47 +38,97 @@ ADAPTER_CONFIG = "adapter_config.json"
 def base_id_of(folder: str | Path) -> str:
     """Fingerprint of a full model folder: configuration and language-model weights.
 
-    The image codec is left out: it has its own identity. See :func:`wm.models.weights.fingerprint`.
+    The image codec is left out: it has its own identity. An original release has the identity of the Hugging
+    Face folder that :func:`save_model` writes of it. See :func:`wm.models.weights.fingerprint_of`.
     """
     path = model_folder(folder)
+    release = find_release(path)
+    if release is not None:
+        config, places = open_original(release)
+        return "chameleon-" + fingerprint_of(json.loads(config.to_json_string()), places)
     family = read_json(path / "config.json").get("model_type", "unknown")
-    return f"{family}-" + fingerprint(path, keep=lambda name: not name.startswith(CODEC_PREFIX))
+    return f"{family}-" + fingerprint(path, keep=lambda name: not name.startswith((CODEC_PREFIX, "vqmodel.")))
 
 
-def load_codec(path: str | Path, device: str | torch.device = "cpu") -> ImageCodec:
-    """The image codec of a full model folder, or of an adapter folder's base. Reads no other weights."""
+def load_codec(
+    path: str | Path, device: str | torch.device = "cpu", *, decoder: str | Path | None = None
+) -> ImageCodec:
+    """The image codec of a full model folder of any layout, or of an adapter folder's base. Reads no other weights.
+
+    ``decoder``: a ``vqgan.ckpt`` (or a folder with one) to take the decoder from, for a Hugging Face folder that
+    came without; a file of that name inside such a folder is found by itself. Raises :class:`InputError` if
+    tensors do not fit, or encoder, codebook or decoder are not those that the folder's manifest names.
+    """
     folder = model_folder(path)
-    if not (folder / ADAPTER_CONFIG).is_file():
-        return read_codec(folder, device)
-    manifest = _need_manifest(folder)
-    codec = read_codec(_base_folder(folder, manifest, None), device)
-    need_same_codec(codec.codec_id, manifest.codec_id, folder)
+    given = Path(decoder) if decoder is not None else None
+    if (folder / ADAPTER_CONFIG).is_file():
+        manifest: Manifest | None = _need_manifest(folder)
+        assert manifest is not None
+        codec = load_codec(_base_folder(folder, manifest, None), device, decoder=decoder)
+    else:
+        manifest = read_manifest(folder)
+        codec = family_of(folder).read_codec(folder, device, given)
+    if manifest is not None:
+        need_same_codec(codec.codec_id, manifest.codec_id, folder)
+        if given is None and codec.has_decoder and manifest.decoder_id not in ("", codec.decoder_id):
+            raise InputError(
+                f"{folder} was made with the codec and decoder {manifest.decoder_id}, but those here are "
+                f"{codec.decoder_id}; give decoder= to use another decoder"
+            )
     return codec
 
 
-def load_chameleon(folder: Path, device: str | torch.device, dtype: torch.dtype) -> ChameleonVLM:
+def load_chameleon(
+    folder: Path, device: str | torch.device, dtype: torch.dtype, facts: Facts | None = None
+) -> ChameleonVLM:
     """A full Chameleon folder. A manifest, where there is one, must name the codec that is in the folder."""
-    codec = read_codec(folder)
+    facts = facts or _facts_of(folder, read_codec(folder))
+    return ChameleonVLM(
+        read_chameleon_module(folder, device, dtype),
+        read_tokenizer(folder),
+        base_id=facts.base_id,
+        codec_id=facts.codec_id,
+        tokens_per_image=facts.tokens_per_image,
+        num_codes=facts.num_codes,
+        action_slot_tokens=facts.action_slot_tokens,
+        folder=folder,
+    )
+
+
+def _facts_of(folder: Path, codec: ImageCodec) -> Facts:
     manifest = read_manifest(folder)
     if manifest is not None:
         need_same_codec(codec.codec_id, manifest.codec_id, folder)
     base_id = base_id_of(folder)
     if manifest is not None and manifest.kind == "base" and manifest.base_id != base_id:
         raise InputError(f"{folder}: {MANIFEST} names base {manifest.base_id}, but the weights are {base_id}")
-    return ChameleonVLM(
-        read_chameleon_module(folder, device, dtype),
-        read_tokenizer(folder),
-        base_id=base_id,
-        codec_id=codec.codec_id,
-        tokens_per_image=codec.tokens_per_image,
-        num_codes=codec.num_codes,
-        action_slot_tokens=manifest.action_slot_tokens if manifest is not None else 0,
-        folder=folder,
-    )
+    slot_tokens = manifest.action_slot_tokens if manifest is not None else 0
+    return Facts(base_id, codec.codec_id, codec.tokens_per_image, codec.num_codes, slot_tokens, folder)
 
 
-FAMILIES: dict[str, Callable[[Path, str | torch.device, torch.dtype], ChameleonVLM]] = {"chameleon": load_chameleon}
-"""Loader of a full folder by the ``model_type`` of its ``config.json``."""
+FAMILIES = {
+    "chameleon": "wm.models.checkpoints",
+    "gemma": "wm.models.liquid",
+    "emu3": "wm.models.emu3",
+    "janus": "wm.models.janus",
+}
+"""The module whose ``FAMILY`` reads and writes folders, by the ``model_type`` of their ``config.json``."""
+
+
+def family_of(folder: Path) -> Family:
+    """The family of a full folder; :class:`InputError` if it is none of :data:`FAMILIES`.
+
+    A folder without ``config.json`` that is an original release, or a tokenizer of one, is Chameleon's.
+    """
+    model_type = "chameleon" if find_release(folder) else read_json(folder / "config.json").get("model_type")
+    if model_type not in FAMILIES:
+        raise InputError(f"{folder}: model_type is {model_type!r}; supported: {', '.join(FAMILIES)}")
+    return _family(model_type)
+
+
+def _family(model_type: str) -> Family:
+    family: Family = import_module(FAMILIES[model_type]).FAMILY
+    return family
 
 
 def load_model(
@@ -125,51 +183,53 @@ def save_model(
     needs the codec's tensors: ``codec``, or the folder the model was read from. ``state_dict`` replaces the
     module's own (for weights gathered from several processes; for an adapter, that of the PEFT model).
     """
-    chameleon = _need_chameleon(vlm)
-    has_adapter = chameleon.module is not chameleon.inner
+    model = _need_family(vlm)
+    has_adapter = model.module is not model.inner
     kind = kind or ("adapter" if has_adapter else "full")
     if (kind == "adapter") != has_adapter:
         raise InputError(f"kind={kind!r}, but the model has {'an' if has_adapter else 'no'} adapter")
     out = Path(path)
     if kind != "adapter" and codec is None:
-        if chameleon.folder is None:
+        if model.folder is None:
             raise InputError(f"cannot write {out}: give the codec, the model was not read from a folder that has one")
-        codec = read_codec(chameleon.folder)
+        codec = family_of(model.folder).read_codec(model.folder, "cpu", None)
     if codec is not None:
-        need_same_codec(codec.codec_id, chameleon.codec_id, out)
-    with _written_aside(out) as aside:
+        need_same_codec(codec.codec_id, model.codec_id, out)
+    with written_aside(out) as aside:
         base_path = ""
         if kind == "adapter":
-            chameleon.module.save_pretrained(  # type: ignore[operator]
-                aside, state_dict=state_dict, save_embedding_layers=False
-            )
-            if chameleon.folder is not None:
-                base_path = os.path.relpath(chameleon.folder.resolve(), out.resolve())
+            model.module.save_pretrained(aside, state_dict=state_dict, save_embedding_layers=False)
+            if model.folder is not None:
+                base_path = os.path.relpath(model.folder.resolve(), out.resolve())
         else:
             assert codec is not None
-            _write_full(chameleon, codec, state_dict, aside)
+            tensors = state_dict if state_dict is not None else model.inner.state_dict()
+            _family(model.inner.config.model_type).write(model, codec, tensors, aside)
         manifest = Manifest(
-            family=chameleon.family,
+            family=model.family,
             kind=kind,
-            base_id=base_id_of(aside) if kind == "base" else chameleon.base_id,
-            codec_id=chameleon.codec_id,
+            base_id=base_id_of(aside) if kind == "base" else model.base_id,
+            codec_id=model.codec_id,
+            decoder_id=(codec.decoder_id or "") if kind != "adapter" and codec is not None else "",
             task=task,
             recipe_digest=recipe_digest,
-            action_slot_tokens=chameleon.action_slot_tokens,
+            action_slot_tokens=model.action_slot_tokens,
             base_path=base_path,
         )
         manifest.write(aside)
     return manifest
 
 
-def _load_full(folder: Path, device: str | torch.device, dtype: torch.dtype) -> ChameleonVLM:
-    family = read_json(folder / "config.json").get("model_type")
-    if family not in FAMILIES:
-        raise InputError(f"{folder}: model_type is {family!r}; supported: {', '.join(FAMILIES)}")
-    return FAMILIES[family](folder, device, dtype)
+def _load_full(folder: Path, device: str | torch.device, dtype: torch.dtype) -> UnifiedVLM:
+    release = find_release(folder)
+    if release is not None:
+        release.need_model()
+    family = family_of(folder)
+    vlm: UnifiedVLM = family.load(folder, device, dtype, _facts_of(folder, family.read_codec(folder, "cpu", None)))
+    return vlm
 
 
-def _attach(vlm: ChameleonVLM, folder: Path) -> Any:
+def _attach(vlm: UnifiedVLM, folder: Path) -> Any:
     from peft import PeftModel
 
     if not (folder / "adapter_model.safetensors").is_file():
@@ -205,16 +265,16 @@ def _base_folder(folder: Path, manifest: Manifest, base: str | Path | None) -> P
     return chosen
 
 
-def _need_chameleon(vlm: UnifiedVLM) -> ChameleonVLM:
-    if not isinstance(vlm, ChameleonVLM):
+def _need_family(vlm: UnifiedVLM) -> CausalVLM:
+    if not isinstance(vlm, CausalVLM):
         raise InputError(f"cannot save a model of family {vlm.family!r}; supported: {', '.join(FAMILIES)}")
     return vlm
 
 
-def _write_full(vlm: ChameleonVLM, codec: ImageCodec, state_dict: Mapping[str, Tensor] | None, folder: Path) -> None:
+def _write_full(vlm: ChameleonVLM, codec: ImageCodec, tensors: Mapping[str, Tensor], folder: Path) -> None:
     """The Hugging Face folder; the decoder stands beside the tensors that the class knows, as in Anole."""
     config = vlm.inner.config
-    tensors = dict(state_dict if state_dict is not None else vlm.inner.state_dict())
+    tensors = dict(tensors)
     if config.tie_word_embeddings:
         tensors.pop("lm_head.weight", None)
     tensors |= {CODEC_PREFIX + name: tensor for name, tensor in codec.vqgan.state_dict().items()}
@@ -223,10 +283,10 @@ def _write_full(vlm: ChameleonVLM, codec: ImageCodec, state_dict: Mapping[str, T
     config.architectures = ["ChameleonForConditionalGeneration"]
     config.save_pretrained(folder)
     vlm.tokenizer.save_pretrained(folder)
-    write_json(folder / "preprocessor_config.json", _preprocessor_config(codec))
+    write_json(folder / "preprocessor_config.json", preprocessor_config(codec))
 
 
-def _preprocessor_config(codec: ImageCodec) -> dict[str, Any]:
+def preprocessor_config(codec: ImageCodec) -> dict[str, Any]:
     scale = codec.scale
     return {
         "image_processor_type": "ChameleonImageProcessor",
@@ -246,7 +306,7 @@ def _preprocessor_config(codec: ImageCodec) -> dict[str, Any]:
 
 
 @contextmanager
-def _written_aside(out: Path) -> Iterator[Path]:
+def written_aside(out: Path) -> Iterator[Path]:
     """A new folder beside ``out`` that takes its name at the end, and vanishes if anything goes wrong."""
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
@@ -263,3 +323,10 @@ def _written_aside(out: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+
+
+def _read_codec(folder: Path, device: str | torch.device, decoder: Path | None) -> ImageCodec:
+    return read_codec(folder, device, decoder=decoder)
+
+
+FAMILY = Family(load_chameleon, _read_codec, _write_full)

@@ -5,6 +5,7 @@ Shape suffixes: B images, H and W pixels, C = 3 channels, N image tokens in row-
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,7 +17,7 @@ from transformers import ChameleonVQVAEConfig
 
 from wm.errors import InputError
 from wm.models.vqgan import VQGAN
-from wm.models.weights import CODEC_PREFIX, check_tensors, load_tensors, read_json, tensor_digest
+from wm.models.weights import CODEC_PREFIX, read_json, tensor_digest
 
 PixelBatch: TypeAlias = npt.NDArray[np.uint8] | Tensor
 _IDENTITY_KEYS = (
@@ -51,12 +52,16 @@ class PixelScale:
         return (scaled - self.mean) / self.std
 
     @classmethod
-    def read(cls, folder: Path) -> "PixelScale":
-        """From the folder's ``preprocessor_config.json``; the released values where it is absent."""
+    def read(cls, folder: Path, default: "PixelScale | None" = None) -> "PixelScale":
+        """From the folder's ``preprocessor_config.json``, or the ``image_processor`` of ``processor_config.json``, as
+        newer versions of transformers save it; ``default``, or the released values, where both are absent."""
         path = folder / "preprocessor_config.json"
-        if not path.is_file():
-            return cls()
-        values = read_json(path)
+        values = read_json(path) if path.is_file() else None
+        if values is None and (folder / "processor_config.json").is_file():
+            path = folder / "processor_config.json"
+            values = read_json(path).get("image_processor")
+        if not isinstance(values, dict):
+            return default or cls()
         means, stds = values.get("image_mean", [cls.mean]), values.get("image_std", [cls.std])
         if len(set(means)) != 1 or len(set(stds)) != 1:
             raise InputError(f"{path}: expected one mean and deviation for all channels, got {means} and {stds}")
@@ -68,8 +73,11 @@ class ImageCodec(nn.Module):
 
     ``codec_id`` hashes what decides which codes an image gets and what they stand for (encoder, quantiser,
     their configuration and the pixel scale); the decoder is left out, so that adding one to a checkpoint that
-    came without keeps all code made before valid.
+    came without keeps all code made before valid. ``decoder_id`` hashes that and the decoder: the same pixels
+    from the same codes. ``ignored`` names tensors of the checkpoint that play no part (those of its training).
     """
+
+    ignored: tuple[str, ...] = ()
 
     def __init__(self, vqgan: VQGAN, scale: PixelScale, *, has_decoder: bool = True, where: str = "this codec") -> None:
         super().__init__()
@@ -85,10 +93,18 @@ class ImageCodec(nn.Module):
         # the company.
         self.chunk = max(1, min(16, 512**2 // self.side_px**2))
 
+    @cached_property
+    def decoder_id(self) -> str | None:
+        """``vqd-`` and 16 hexadecimal digits of encoder, codebook and decoder together; None without decoder."""
+        if not self.has_decoder:
+            return None
+        return "vqd-" + tensor_digest(self.vqgan.decoder.state_dict(), self.codec_id)
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.vqgan.quant_conv.weight.device
+        device: torch.device = self.vqgan.quantize.embedding.weight.device
+        return device
 
     def encode(self, pixels_BHWC: PixelBatch) -> Tensor:
         """uint8 RGB (B, side, side, 3) to codebook ids, int64 (B, N)."""
@@ -122,7 +138,10 @@ class ImageCodec(nn.Module):
         decoder.
         """
         if not self.has_decoder:
-            raise InputError(f"{self.where} holds no {CODEC_PREFIX}decoder.* weights: it encodes images but draws none")
+            raise InputError(
+                f"{self.where} holds no {CODEC_PREFIX}decoder.* weights: it encodes images but draws none; put the "
+                "release's tokenizer/vqgan.ckpt into it, or give that file as the decoder"
+            )
         codes = self._check_codes(codes_BN)
         images = []
         for chunk in torch.split(codes, self.chunk):
@@ -171,29 +190,14 @@ def change_map(source_features_BND: Tensor, target_features_BND: Tensor) -> Tens
 def codec_id_of(tensors: Mapping[str, Tensor], config: ChameleonVQVAEConfig, scale: PixelScale) -> str:
     """``vq-`` and 16 hexadecimal digits; see :class:`ImageCodec`."""
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("decoder.")}
-    identity = {key: _plain(getattr(config, key, None)) for key in _IDENTITY_KEYS}
+    identity = identity_of(config)
     return "vq-" + tensor_digest(kept, identity, asdict(scale))
 
 
-def read_codec(folder: Path, device: str | torch.device = "cpu") -> ImageCodec:
-    """The codec of a Hugging Face Chameleon folder, from its ``model.vqmodel.*`` tensors alone."""
-    config = ChameleonVQVAEConfig(**read_json(folder / "config.json").get("vq_config", {}))
-    with torch.device("meta"):
-        vqgan = VQGAN(config)
-    tensors = {name: tensor.float() for name, tensor in load_tensors(folder, CODEC_PREFIX).items()}
-    has_decoder = any(name.startswith("decoder.") for name in tensors)
-    expected = {
-        name: tensor.shape
-        for name, tensor in vqgan.state_dict().items()
-        if has_decoder or not name.startswith("decoder.")
-    }
-    check_tensors(expected, {name: tensor.shape for name, tensor in tensors.items()}, f"{folder} ({CODEC_PREFIX}*)")
-    if not has_decoder:
-        vqgan.decoder = None  # type: ignore[assignment]
-    vqgan.load_state_dict({name: tensors[name] for name in expected}, assign=True)
-    codec = ImageCodec(vqgan, PixelScale.read(folder), has_decoder=has_decoder, where=str(folder))
-    return codec.to(device)
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+def identity_of(config: ChameleonVQVAEConfig) -> dict[str, Any]:
+    """What of a configuration decides an image's codes, with one spelling for what can be spelled in two ways."""
+    values = {key: getattr(config, key, None) for key in _IDENTITY_KEYS}
+    if values["norm_over"] == "groups":
+        values["norm_over"] = None
+    values["attn_resolutions"] = values["attn_resolutions"] or None
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}

@@ -5,6 +5,7 @@ from typing import Literal
 
 from wm.config import Recipe
 from wm.errors import InputError
+from wm.models.original import find_release
 from wm.models.weights import read_json
 from wm.runs import write_json
 
@@ -22,6 +23,8 @@ class Manifest(Recipe):
     """Fingerprint of the base: this folder's own if ``base``, else of the model training started from."""
     codec_id: str
     """Identity of the image codec whose codes the model speaks."""
+    decoder_id: str = ""
+    """Identity of the codec with its decoder; empty for an adapter, or where there was no decoder."""
     task: Literal["idm", "fdm"] | None = None
     """What it was fine-tuned for; none for a base."""
     recipe_digest: str = ""
@@ -37,14 +40,26 @@ class Manifest(Recipe):
 
 
 def model_folder(path: str | Path) -> Path:
-    """The model folder meant by ``path``: itself, or the ``model`` in the folder of the run that trained it."""
+    """The model folder meant by ``path``: itself, or the ``model`` in the folder of the run that trained it.
+
+    An original release (:mod:`wm.models.original`) is meant by its root, its model or its tokenizer folder.
+    """
     folder = Path(path)
-    if not _is_model(folder) and _is_model(folder / "model"):
+    if not _has_config(folder) and _has_config(folder / "model"):
         return folder / "model"
     return folder
 
 
-def _is_model(folder: Path) -> bool:
+def is_model_folder(path: str | Path) -> bool:
+    """Whether there is a model at ``path``, of whatever layout; nothing of it is read."""
+    folder = model_folder(path)
+    if _has_config(folder):
+        return True
+    release = find_release(folder)
+    return release is not None and release.model is not None
+
+
+def _has_config(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
 
 

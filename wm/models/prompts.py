@@ -6,6 +6,9 @@ Forward dynamics:  ``bos boi SOURCE eoi ACTION boi | TARGET``
 What stands after ``|`` is the completion (paper section 3: one triplet, two conditional models).
 The begin-of-image token before TARGET belongs to the prompt: sampling starts right after it, and the image
 ends by its fixed length, so no end-of-image token is learned.
+
+A family whose images are more than ``boi CODES eoi`` says so by its :class:`ImageFrame`: what stands before and
+after the codes, and which token ends a row of them. Such tokens are given, neither learned nor sampled.
 """
 
 from collections.abc import Sequence
@@ -29,6 +32,33 @@ class SpecialIds:
     eoi: int
 
 
+@dataclass(frozen=True)
+class ImageFrame:
+    """What stands around and between an image's codes, as vocabulary ids.
+
+    ``row_end`` comes after every ``row_tokens`` codes but the last ones, whose end belongs to ``closing``; 0:
+    the codes are one run.
+    """
+
+    opening: tuple[int, ...]
+    closing: tuple[int, ...]
+    row_tokens: int = 0
+    row_end: int = -1
+
+    def given(self, ids: Sequence[int]) -> Segment:
+        """The codes of an image of the prompt, row ends among them."""
+        return Segment(tuple(flatten(self.drawn(ids))), False, True)
+
+    def drawn(self, ids: Sequence[int]) -> list[Segment]:
+        """The codes of a completion; row ends between them are no part of it."""
+        step = self.row_tokens or max(1, len(ids))
+        segments: list[Segment] = []
+        for start in range(0, len(ids), step):
+            segments += [_text(self.row_end)] if start else []
+            segments.append(Segment(tuple(ids[start : start + step]), True, True))
+        return segments
+
+
 def layout(
     task: Task,
     *,
@@ -37,26 +67,29 @@ def layout(
     action: Sequence[int] | None,
     target: Sequence[int] | None,
     action_slot_tokens: int = 0,
+    frame: ImageFrame | None = None,
 ) -> list[Segment]:
     """Segments of a prompt, or of prompt and completion, from vocabulary ids.
 
     ``action`` may be None for ``idm`` and ``target`` for ``fdm``: then only the prefix is built. With
     ``action_slot_tokens`` > 0 a forward prompt pads a shorter action with ``special.pad`` to that length
-    (source and target then keep a constant distance); a longer action stays as it is.
+    (source and target then keep a constant distance); a longer action stays as it is. Without ``frame`` an
+    image is ``boi CODES eoi``.
     """
-    opening = [_text(special.bos, special.boi), Segment(tuple(source), False, True), _text(special.eoi)]
+    frame = frame or ImageFrame((special.boi,), (special.eoi,))
+    opening = [_text(special.bos, *frame.opening), frame.given(source), _text(*frame.closing)]
     if task == "idm":
         if target is None:
             raise InputError("an inverse-dynamics prompt needs the target image")
-        prefix = [*opening, _text(special.boi), Segment(tuple(target), False, True), _text(special.eoi)]
+        prefix = [*opening, _text(*frame.opening), frame.given(target), _text(*frame.closing)]
         return prefix if action is None else [*prefix, Segment((*action, special.eos), True, False)]
     if task != "fdm":
         raise InputError(f"unknown task {task!r}; expected 'idm' or 'fdm'")
     if action is None:
         raise InputError("a forward-dynamics prompt needs an action")
     padding = (special.pad,) * max(0, action_slot_tokens - len(action))
-    prefix = [*opening, _text(*action, *padding, special.boi)]
-    return prefix if target is None else [*prefix, Segment(tuple(target), True, True)]
+    prefix = [*opening, _text(*action, *padding, *frame.opening)]
+    return prefix if target is None else [*prefix, *frame.drawn(target)]
 
 
 def flatten(segments: Sequence[Segment]) -> list[int]:

@@ -39,6 +39,10 @@ class UnifiedVLM(Protocol):
     eoi_id: int
     action_slot_tokens: int
     """Length to which a forward prompt pads its action with ``pad_id``; 0: not at all."""
+    row_tokens: int
+    """Codes after which an image has ``row_end_id``, between its rows; 0: its codes are one run."""
+    row_end_id: int
+    """Vocabulary id that is fed, not sampled, after every ``row_tokens`` codes; -1: none."""
     module: nn.Module
     """The Hugging Face model, wrapped by PEFT when it carries an adapter."""
     tokenizer: Any

@@ -46,7 +46,9 @@ class Decoder:
         self.image_rows, self.device = vlm.image_rows, vlm.device
         self._scale = self.view.head_width**-0.5
         self._layers = [self._ready(layer, rows) for layer in self.view.layers]
-        self._image_head = linear(_rows_of(self.view, vlm.image_rows), rows)
+        own = self.view.image_head
+        self._head = linear(_rows_of(self.view, vlm.image_rows), rows) if own is None else None
+        self._image_head: Callable[[Tensor], Tensor] = self._head or own or self.logits
         self._rotation = self._tables(0)
         self._eps = torch.tensor(self.view.eps, dtype=self.dtype, device=self.device)
 
@@ -72,7 +74,8 @@ class Decoder:
         for layer in self._layers:
             yield from (("project", layer.project), ("out", layer.out))
             yield from (("gate", layer.gate), ("up", layer.up), ("down", layer.down))
-        yield "head", self._image_head
+        if self._head is not None:
+            yield "head", self._head
 
     @property
     def dtype(self) -> torch.dtype:

@@ -20,6 +20,7 @@ from wm.sampling.batches import halving, rows_at_once
 from wm.sampling.decoder import Decoder
 from wm.sampling.guidance import CONDITIONS, Candidates
 from wm.sampling.noise import Sampling, choose, noise_of
+from wm.sampling.slots import Slots
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ def sample_images(
     at_once = max(1, rows_at_once((max(map(len, prefixes)) + length) * conditions, batch_size))
     decoder = decoder or Decoder(vlm, rows=min(at_once, distinct * len(prefixes)) * conditions)
     logger.info("%d sources, %d candidates each, at most %d rows at once", len(prefixes), distinct, at_once)
-    line = progress_tokens or max(1, round(length**0.5))
+    slots = Slots(vlm)
+    line = progress_tokens or (vlm.row_tokens + 1 if vlm.row_tokens else max(1, round(length**0.5)))
     order = sorted(range(len(prefixes)), key=lambda row: len(prefixes[row]))
 
     def sample(start: int, stop: int) -> None:
@@ -80,8 +82,11 @@ def sample_images(
 
         def decode(first: int, last: int) -> None:
             noise_RN = noise_of([seeds[row] for row in sources], range(first, last), length).to(decoder.device)
-            for codes_RN in _decode(candidates, noise_RN, last - first, sampling, line if on_progress else length):
-                codes = codes_RN.view(len(sources), last - first, -1).cpu()
+            every = line if on_progress else slots.count
+            for codes_RL in _decode(
+                candidates, slots.spread(noise_RN, 0), last - first, sampling, line=every, slots=slots
+            ):
+                codes = slots.codes(codes_RL).view(len(sources), last - first, -1).cpu()
                 if on_progress is not None:
                     on_progress(Progress(tuple(sources), range(first, last), codes, length))
             codes_BKN[sources, first:last] = codes
@@ -103,16 +108,18 @@ def seeds_of(seed: int | Sequence[int], count: int) -> list[int]:
     return seeds
 
 
-def _decode(candidates: Candidates, noise_RN: Tensor, each: int, sampling: Sampling, line: int) -> Iterator[Tensor]:
-    """int64 (R, n) on the device: the codes so far, after every ``line`` tokens and at the end."""
-    length = noise_RN.shape[1]
-    noise_NR = noise_RN.T.contiguous()
-    codes_RN = torch.empty(noise_RN.shape, dtype=torch.int64, device=noise_RN.device)
+def _decode(
+    candidates: Candidates, noise_RL: Tensor, each: int, sampling: Sampling, *, line: int, slots: Slots
+) -> Iterator[Tensor]:
+    """int64 (R, l) on the device: what fills the slots so far, after every ``line`` of them and at the end."""
+    length = noise_RL.shape[1]
+    noise_LR = noise_RL.T.contiguous()
+    codes_RL = torch.empty(noise_RL.shape, dtype=torch.int64, device=noise_RL.device)
     logits_RV = candidates.start(each, length)
     for place in range(length):
-        code_R = choose(logits_RV, noise_NR[place], sampling)
-        codes_RN[:, place] = code_R
+        code_R = slots.settle(choose(logits_RV, noise_LR[place], sampling), place)
+        codes_RL[:, place] = code_R
         if (place + 1) % line == 0 or place + 1 == length:
-            yield codes_RN[:, : place + 1]
+            yield codes_RL[:, : place + 1]
         if place + 1 < length:
             logits_RV = candidates.extend(code_R[:, None], place, place + 1)[:, 0]

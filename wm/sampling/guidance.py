@@ -14,9 +14,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from wm.errors import InputError
 from wm.models.protocol import UnifiedVLM
 from wm.sampling.decoder import Decoder
 from wm.sampling.noise import Sampling
+from wm.sampling.slots import Slots
 
 CONDITIONS = 3
 
@@ -24,6 +26,10 @@ CONDITIONS = 3
 def guided_prefixes(vlm: UnifiedVLM, prefixes: Sequence[Sequence[int]]) -> list[list[int]]:
     """The prefixes, then each without its text (its image tokens, ``bos``, and what opens and closes an image are
     left), then ``bos boi`` as often."""
+    if vlm.row_tokens:
+        raise InputError(
+            f"guidance is not supported for {vlm.family}: its images hold more than codes, such as their size"
+        )
     kept = {*vlm.image_rows.tolist(), vlm.bos_id, vlm.boi_id, vlm.eoi_id}
     whole = [list(prefix) for prefix in prefixes]
     images = [[token for token in prefix if token in kept] for prefix in prefixes]
@@ -42,7 +48,7 @@ class Candidates:
     def __init__(
         self, vlm: UnifiedVLM, decoder: Decoder, sampling: Sampling, prefixes: Sequence[Sequence[int]]
     ) -> None:
-        self._decoder, self._sampling, self._image_rows = decoder, sampling, vlm.image_rows
+        self._decoder, self._sampling, self._rows_of_code = decoder, sampling, Slots(vlm).rows
         self._conditions = CONDITIONS if sampling.is_guided else 1
         if sampling.is_guided:
             prefixes = guided_prefixes(vlm, prefixes)
@@ -60,7 +66,7 @@ class Candidates:
     def extend(self, codes_RS: Tensor, places: int | Tensor, filled: int) -> Tensor:
         """Logits (R, S, V) after each of S codes, the first of which belongs to ``places``; see
         :meth:`wm.sampling.decoder.Decoder.extend`."""
-        ids = self._image_rows[codes_RS].repeat(self._conditions, 1)
+        ids = self._rows_of_code[codes_RS].repeat(self._conditions, 1)
         if isinstance(places, Tensor):
             places = places.repeat(self._conditions)
         hidden = self._decoder.extend(ids, self._prefix, self._rows, places, filled)

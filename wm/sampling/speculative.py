@@ -6,6 +6,7 @@ sampling makes: the draft is confirmed up to the first place where the draw diff
 was drawn after it may replace the draft there: its noise is the one that will be used, only its context was not sure
 yet (speculative Jacobi decoding, arXiv 2410.01699; noise shared between rounds: arXiv 2510.24211). The first draft is
 the source image: an action leaves most of it where it was. Every row advances on its own, and leaves when it is done.
+Row ends (:mod:`wm.sampling.slots`) are drafted as they are and count as tokens.
 
 Shape suffixes: B sources, K candidates, R rows, N image tokens, S = block + 1 tokens a pass, V image codes.
 """
@@ -23,6 +24,7 @@ from wm.sampling.decoder import Decoder
 from wm.sampling.engine import seeds_of
 from wm.sampling.guidance import CONDITIONS, Candidates
 from wm.sampling.noise import Sampling, choose, noise_of
+from wm.sampling.slots import Slots
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def speculate_images(
     is still the source's takes the change for not yet made). The rest as there.
     """
     sampling = sampling or Sampling()
-    length = vlm.tokens_per_image
+    length, slots = vlm.tokens_per_image, Slots(vlm)
     if num_samples < 1:
         raise InputError(f"num_samples must be at least 1, got {num_samples}")
     if not 1 <= block < length:
@@ -95,10 +97,11 @@ def speculate_images(
 
         def decode(first: int, last: int) -> None:
             nonlocal batch_passes
-            noise_RN = noise_of([seeds[row] for row in sources], range(first, last), length)
-            rows = _Ragged(candidates, sampling, drafts_BKN[sources, first:last].flatten(0, 1), noise_RN, decoder)
+            noise_RL = slots.spread(noise_of([seeds[row] for row in sources], range(first, last), length), 0)
+            drafts_RL = slots.spread(drafts_BKN[sources, first:last].flatten(0, 1), slots.row_end)
+            rows = _Ragged(candidates, sampling, drafts_RL, noise_RL, decoder=decoder, slots=slots)
             passes = rows.run(len(sources), last - first, block, redraft)
-            codes_BKN[sources, first:last] = rows.codes_RN.cpu().view(len(sources), last - first, length)
+            codes_BKN[sources, first:last] = slots.codes(rows.codes_RN).cpu().view(len(sources), last - first, length)
             counts_3BK[:, sources, first:last] = rows.counts_3R.cpu().view(3, len(sources), -1)
             batch_passes += passes
 
@@ -134,8 +137,16 @@ class _Ragged:
     """Rows that advance on their own. ``codes_RN``: sure up to ``done_R``, a draft beyond."""
 
     def __init__(
-        self, candidates: Candidates, sampling: Sampling, drafts_RN: Tensor, noise_RN: Tensor, decoder: Decoder
+        self,
+        candidates: Candidates,
+        sampling: Sampling,
+        drafts_RN: Tensor,
+        noise_RN: Tensor,
+        *,
+        decoder: Decoder,
+        slots: Slots,
     ) -> None:
+        self._slots = slots
         self._candidates, self._sampling, self._device = candidates, sampling, decoder.device
         self.codes_RN = drafts_RN.to(self._device).clone()
         self._noise_RN = noise_RN.to(self._device)
@@ -168,6 +179,7 @@ class _Ragged:
         logits_RSV = self._candidates.extend(self.codes_RN[rows_R[:, None], read_RS], done_R - 1, max(done) + block)
         noise_RS = self._noise_RN[rows_R[:, None], drawn_RS]
         new_RS = choose(logits_RSV.flatten(0, 1), noise_RS.flatten(), self._sampling).view(noise_RS.shape)
+        new_RS = self._slots.settle_at(new_RS, drawn_RS)
         inside_RS = done_R[:, None] + steps_S < length
         right_RS = (new_RS == self.codes_RN[rows_R[:, None], drawn_RS]) & inside_RS
         run_R = right_RS[:, :block].int().cumprod(dim=1).sum(dim=1)

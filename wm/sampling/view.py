@@ -7,7 +7,8 @@ keys (Chameleon, arXiv 2405.09818, section 2.2). A family of another kind gives 
 """
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -70,6 +71,8 @@ class DecoderView:
     """float32 (width / 2,), or float64 for a float64 model: radians a position."""
     rotary_scale: float
     """Of cosine and sine."""
+    image_head: Callable[[Tensor], Tensor] | None = None
+    """Hidden states to logits of the image codes, where these are not rows of ``head``."""
 
 
 _ACTIVATIONS = {
@@ -88,11 +91,17 @@ def decoder_view(vlm: UnifiedVLM) -> DecoderView:
     """
     own = getattr(vlm, "decoder_view", None)
     if own is not None:
-        view: DecoderView = own()
-        return view
+        given: DecoderView = own()
+        return given
     get_base = getattr(vlm.module, "get_base_model", None)
     inner: Any = get_base() if get_base is not None else vlm.module
-    return view_of_modules(_stack(inner), inner.lm_head)
+    view = view_of_modules(_stack(inner), inner.lm_head)
+    codes_CH: Tensor | None = getattr(vlm, "code_embeddings_CH", None)
+    if codes_CH is None:
+        return view
+    # A family whose codes have embeddings and a head of their own; their vocabulary ids follow the text's.
+    image_head: Callable[[Tensor], Tensor] = vlm.image_head  # type: ignore[attr-defined]
+    return replace(view, embedding=torch.cat((view.embedding, codes_CH)), image_head=image_head)
 
 
 def _stack(inner: nn.Module) -> Any:

@@ -1,0 +1,219 @@
+"""Any vision-language model of transformers as an inverse model that reads pixels: log p(action | two images).
+
+One adapter over ``AutoModelForImageTextToText`` and the model's own processor and chat template (Qwen2-VL,
+Qwen2.5-VL, the thinker of Qwen2.5-Omni, LLaVA, LLaVA-NeXT, LLaVA-Interleave, Janus, …). Such a model has no image
+codes, so it can score actions for the preference probe, and nothing else.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wm.dynamics.idm import ScoredAction
+from wm.dynamics.scoring import need_equal
+from wm.errors import InputError
+from wm.images import Pixels
+from wm.models.chameleon_files import quiet_transformers
+from wm.models.weights import read_json
+from wm.sampling.batches import halving
+
+PROMPT = (
+    "The first image shows a scene before an action, the second one the same scene after it. "
+    "Which action was done? Answer with the action alone."
+)
+"""The question, after the two images; ours, the paper does not print one for these models."""
+_TEMPLATES = ("chat_template.jinja", "chat_template.json")
+
+
+@dataclass(frozen=True)
+class VLMScorer:
+    """``model`` in evaluation mode, ``processor`` with a chat template. Evaluation only; no gradients."""
+
+    model: Any
+    processor: Any
+    prompt: str = PROMPT
+
+    @torch.no_grad()
+    def score_actions(
+        self,
+        source_BHWC: Sequence[Pixels] | Pixels,
+        target_BHWC: Sequence[Pixels] | Pixels,
+        actions: Sequence[str],
+        *,
+        batch_size: int = 8,
+    ) -> list[ScoredAction]:
+        """Sum of log-probabilities in nats of each action and the end token after both images and the prompt.
+
+        Images: uint8 RGB (B, H, W, 3) of any size, or lists of (H, W, 3). Normalised over the whole
+        vocabulary, in float32 or the model's type if that is wider. Rows are padded on the right, so neither
+        their order nor their company changes a score, up to rounding. Where memory does not suffice for
+        ``batch_size`` rows, half as many are run, and the log says so.
+        """
+        need_equal(sources=len(source_BHWC), targets=len(target_BHWC), actions=len(actions))
+        if batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, got {batch_size}")
+        for name, images in (("source", source_BHWC), ("target", target_BHWC)):
+            for image in images:
+                _check_pixels(name, image)
+        scores: list[ScoredAction] = []
+
+        def score(start: int, stop: int) -> None:
+            scores.extend(self._score(source_BHWC[start:stop], target_BHWC[start:stop], actions[start:stop]))
+
+        halving(score, len(actions), batch_size)
+        return scores
+
+    def _score(self, sources: Any, targets: Any, actions: Sequence[str]) -> list[ScoredAction]:
+        prefix = self._prefix()
+        counts = [self._count(prefix, action) for action in actions]
+        inputs = self.processor(
+            text=[self._text(prefix, action) for action in actions],
+            images=[[source, target] for source, target in zip(sources, targets, strict=True)],
+            padding=True,
+            padding_side="right",
+            add_special_tokens=not _begins(prefix, self.processor.tokenizer.bos_token),
+            return_tensors="pt",
+        )
+        device, dtype = self.model.device, self.model.dtype
+        inputs = {name: _moved(value, device, dtype) for name, value in inputs.items()}
+        ids_BT, mask_BT = inputs["input_ids"], inputs["attention_mask"]
+        end_B = mask_BT.sum(1)
+        # The union of the places that predict an action's token: logits of all others are never made.
+        places = sorted(
+            {end - 1 - back for end, n in zip(end_B.tolist(), counts, strict=True) for back in range(1, n + 1)}
+        )
+        kept_P = torch.tensor(places, device=device)
+        logits_BPV = self._logits(inputs, kept_P)
+        scores = []
+        for row, (action, count) in enumerate(zip(actions, counts, strict=True)):
+            end = int(end_B[row])
+            wanted_P = (kept_P >= end - 1 - count) & (kept_P < end - 1)
+            logits_NV = logits_BPV[row, wanted_P]
+            logprobs_NV = torch.log_softmax(logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float(), -1)
+            chosen_N = logprobs_NV.gather(1, ids_BT[row, end - count : end, None])[:, 0].double()
+            scores.append(ScoredAction(action, float(chosen_N.sum()), count))
+        return scores
+
+    def _logits(self, inputs: dict[str, Any], places_P: Tensor) -> Tensor:
+        """(B, P, V) at these places of every row."""
+        if "logits_to_keep" in signature(self.model.forward).parameters:
+            return self.model(**inputs, use_cache=False, logits_to_keep=places_P).logits  # type: ignore[no-any-return]
+        return self.model(**inputs, use_cache=False).logits[:, places_P]  # type: ignore[no-any-return]
+
+    def _prefix(self) -> str:
+        """The chat with both images and the prompt, up to where the answer begins."""
+        content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": self.prompt}]
+        chat = [{"role": "user", "content": content}]
+        text: str = self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        return text
+
+    def _text(self, prefix: str, action: str) -> str:
+        return f"{prefix}{action}{self.processor.tokenizer.eos_token}"
+
+    def _count(self, prefix: str, action: str) -> int:
+        """Tokens of the action and the end: those after the part that the prompt alone has in common."""
+        if not action.strip():
+            raise InputError(f"action {action!r} is empty; expected some words")
+        tokenizer = self.processor.tokenizer
+        if any(token in action for token in tokenizer.all_special_tokens):
+            raise InputError(f"action {action!r:.80} holds a special token of the model")
+        alone = tokenizer(prefix, add_special_tokens=False)["input_ids"]
+        whole = tokenizer(self._text(prefix, action), add_special_tokens=False)["input_ids"]
+        return len(whole) - _common(alone, whole)
+
+
+def load_vlm_scorer(
+    folder: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    prompt: str = PROMPT,
+) -> VLMScorer:
+    """The scorer of a Hugging Face folder (safetensors; nothing is downloaded, no code of the folder is run).
+
+    Raises :class:`InputError` for a folder of another kind of model, or without processor or chat template.
+    """
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    path = Path(folder)
+    read_json(path / "config.json")
+    try:
+        config = AutoConfig.from_pretrained(path, local_files_only=True)
+        config = getattr(config, "thinker_config", config)  # of Qwen2.5-Omni only the part that reads and writes text
+        with quiet_transformers():
+            model, found = AutoModelForImageTextToText.from_pretrained(
+                path, config=config, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
+            processor = _read_processor(path)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError) as error:
+        raise InputError(
+            f"{path} is no model that reads images and text: {' '.join(str(error).split())[:300]}"
+        ) from error
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise InputError(f"{path}: {len(missing)} tensors are missing: {', '.join(missing[:6])}")
+    if not getattr(processor, "chat_template", None):
+        raise InputError(f"{path} has no chat template, which the question is asked with")
+    if processor.tokenizer.eos_token is None:
+        raise InputError(f"{path}: the tokenizer names no end-of-sequence token")
+    if processor.tokenizer.pad_token is None:
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    return VLMScorer(model.to(device).eval(), processor, prompt)
+
+
+def _read_processor(folder: Path) -> Any:
+    """The folder's processor; without torchvision its video half cannot be made, and is left out."""
+    from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
+    from transformers.models.auto.processing_auto import processor_class_from_name
+
+    try:
+        return AutoProcessor.from_pretrained(folder, local_files_only=True)
+    except ImportError:
+        whole = processor_class_from_name(_processor_name(folder))
+        if whole is None:
+            raise
+    template = next((_template(file) for name in _TEMPLATES if (file := folder / name).is_file()), None)
+    parts: dict[str, Any] = dict.fromkeys(whole.get_attributes())
+    parts["tokenizer"] = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    parts["image_processor"] = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+    images_only = type(whole.__name__, (whole,), {"check_argument_for_proper_class": lambda *_: None})
+    return images_only(**parts, chat_template=template or parts["tokenizer"].chat_template)
+
+
+def _template(file: Path) -> str:
+    return file.read_text() if file.suffix == ".jinja" else str(read_json(file)["chat_template"])
+
+
+def _processor_name(folder: Path) -> str:
+    for file in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
+        if (folder / file).is_file() and "processor_class" in (values := read_json(folder / file)):
+            return str(values["processor_class"])
+    return ""
+
+
+def _check_pixels(name: str, image: Any) -> None:
+    array = np.asarray(image)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        raise InputError(f"{name} image: expected uint8 pixels (H, W, 3), got {array.dtype} {array.shape}")
+
+
+def _moved(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(device, dtype) if value.is_floating_point() else value.to(device)
+
+
+def _begins(prefix: str, bos: str | None) -> bool:
+    """Whether the template has written the beginning-of-sequence token, which must not come twice."""
+    return bool(bos) and prefix.startswith(str(bos))
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    pairs: Iterator[tuple[int, int]] = zip(first, second, strict=False)
+    return next((place for place, (one, other) in enumerate(pairs) if one != other), min(len(first), len(second)))

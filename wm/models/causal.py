@@ -1,0 +1,187 @@
+"""What every family has in common: one causal transformer of the Hugging Face library behind
+:class:`~wm.models.protocol.UnifiedVLM`.
+
+A family derives from :class:`CausalVLM`, gives it its token ids, and overrides what differs.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wm.errors import InputError
+from wm.models import prompts
+from wm.models.protocol import Segment, Task
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a model needs to know of its codec and of the folder it was read from."""
+
+    base_id: str
+    codec_id: str
+    tokens_per_image: int
+    num_codes: int
+    action_slot_tokens: int = 0
+    folder: Path | None = None
+    """Where base and codec were read; None for a model made in memory."""
+
+
+class CausalVLM:
+    """See :class:`~wm.models.protocol.UnifiedVLM`.
+
+    ``special``: structure tokens. ``image_rows``: int64 (num_codes,), codebook id to vocabulary id.
+    ``text_rows``: int64, what a generated text may use, the end among it. ``frame``: what stands around an
+    image's codes; ``boi CODES eoi`` without.
+    """
+
+    family = ""
+
+    def __init__(
+        self,
+        module: Any,
+        tokenizer: Any,
+        facts: Facts,
+        *,
+        special: prompts.SpecialIds,
+        image_rows: Tensor,
+        text_rows: Tensor,
+        frame: prompts.ImageFrame | None = None,
+    ) -> None:
+        self.module: Any = module
+        self.tokenizer = tokenizer
+        self.base_id, self.codec_id, self.folder = facts.base_id, facts.codec_id, facts.folder
+        self.tokens_per_image, self.num_codes = facts.tokens_per_image, facts.num_codes
+        self.action_slot_tokens = facts.action_slot_tokens
+        self.special = special
+        self.bos_id, self.eos_id, self.pad_id = special.bos, special.eos, special.pad
+        self.boi_id, self.eoi_id = special.boi, special.eoi
+        self.frame = frame or prompts.ImageFrame((special.boi,), (special.eoi,))
+        self.row_tokens, self.row_end_id = self.frame.row_tokens, self.frame.row_end
+        self.image_rows = image_rows.to(self.device)
+        self.text_rows = text_rows.to(self.device)
+        self._row_of_code: list[int] = image_rows.tolist()
+        self._image_span = span_of(image_rows)
+        structural = (*self.frame.opening, *self.frame.closing, self.row_end_id)
+        spoken = set(text_rows.tolist()) - {special.eos}
+        self._forbidden = {*self._row_of_code, *vars(special).values(), *structural} - spoken
+
+    @property
+    def inner(self) -> Any:
+        """The Hugging Face model under a possible adapter."""
+        get_base = getattr(self.module, "get_base_model", None)
+        return get_base() if get_base is not None else self.module
+
+    @property
+    def decoder(self) -> Any:
+        """The transformer that turns vocabulary ids into hidden states after the last norm."""
+        return self.inner.model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        device: torch.device = self.decoder.embed_tokens.weight.device
+        return device
+
+    def layout(
+        self,
+        task: Task,
+        *,
+        source: Sequence[int],
+        action: str | None = None,
+        target: Sequence[int] | None = None,
+    ) -> list[Segment]:
+        """Segments of a prompt (and completion, if given); ``source`` and ``target`` are codebook ids.
+
+        Raises :class:`InputError` on a wrong number of codes, a code outside the codebook, or an empty
+        action.
+        """
+        return prompts.layout(
+            task,
+            special=self.special,
+            source=self._to_rows("source", source),
+            action=None if action is None else self._action_ids(action),
+            target=None if target is None else self._to_rows("target", target),
+            action_slot_tokens=self.action_slot_tokens,
+            frame=self.frame,
+        )
+
+    def body(self, ids_BT: Tensor, cache: Any = None, positions_BT: Tensor | None = None) -> Tensor:
+        """Hidden states (B, T, H) of vocabulary ids (B, T); ``cache`` is read and extended in place."""
+        return self._run({"input_ids": ids_BT}, cache, positions_BT)
+
+    def head(self, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Logits (…, len(rows)), or (…, vocabulary) without ``rows``; nothing is masked."""
+        lm_head = self.inner.lm_head
+        if rows is None:
+            return lm_head(hidden)  # type: ignore[no-any-return]
+        if type(lm_head) is nn.Linear:
+            # A slice is a view: indexing would copy the rows (64 MB in bfloat16 at 7B) for every token.
+            span = self._image_span if rows is self.image_rows else None
+            return F.linear(hidden, lm_head.weight[rows if span is None else span])
+        # An adapter has wrapped the head: only its own forward knows what it adds.
+        return lm_head(hidden)[..., rows]  # type: ignore[no-any-return]
+
+    def tokenize_action(self, text: str) -> list[int]:
+        """Vocabulary ids of a text, without special tokens."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """The text of vocabulary ids, without special and image tokens and outer white space."""
+        spoken = [int(token) for token in ids if int(token) not in self._forbidden]
+        text: str = self.tokenizer.decode(spoken, skip_special_tokens=True)
+        return text.strip()
+
+    def _run(self, inputs: dict[str, Tensor], cache: Any, positions_BT: Tensor | None) -> Tensor:
+        hidden_BTH: Tensor = self.decoder(
+            **inputs,
+            past_key_values=cache,
+            position_ids=positions_BT,
+            use_cache=cache is not None,
+            return_dict=True,
+        ).last_hidden_state
+        return hidden_BTH
+
+    def _action_ids(self, action: str) -> list[int]:
+        ids = self.tokenize_action(action)
+        if not ids:
+            raise InputError(f"action {action!r} is empty; expected some words")
+        structural = [token for token in ids if token in self._forbidden]
+        if structural:
+            name = self.tokenizer.convert_ids_to_tokens(structural[0])
+            raise InputError(f"action {action!r:.80} holds the reserved token {name!r}")
+        return ids
+
+    def _to_rows(self, name: str, codes: Sequence[int]) -> list[int]:
+        values = torch.as_tensor(codes).to("cpu", torch.int64)
+        if values.shape != (self.tokens_per_image,):
+            raise InputError(f"{name} image: expected {self.tokens_per_image} codes, got shape {tuple(values.shape)}")
+        bad = [code for code in values.tolist() if not 0 <= code < self.num_codes]
+        if bad:
+            raise InputError(f"{name} image: code {bad[0]} is outside the codebook [0, {self.num_codes})")
+        return [self._row_of_code[code] for code in values.tolist()]
+
+
+def span_of(rows: Tensor) -> slice | None:
+    """The slice that ``rows`` are, if they are consecutive, as in the released vocabularies."""
+    first, count = int(rows[0]), len(rows)
+    consecutive = torch.equal(rows, torch.arange(first, first + count, device=rows.device))
+    return slice(first, first + count) if consecutive else None
+
+
+def special_ids(vocabulary: Mapping[str, int], names: Mapping[str, str], where: str) -> prompts.SpecialIds:
+    """Ids of the five structure tokens from their names (``bos``, ``eos``, ``pad``, ``boi``, ``eoi``)."""
+    return prompts.SpecialIds(**token_ids(vocabulary, names, where))
+
+
+def token_ids(vocabulary: Mapping[str, int], names: Mapping[str, str], where: str) -> dict[str, int]:
+    """Role to vocabulary id from role to name; :class:`InputError` for a name the vocabulary has not."""
+    missing = [f"{role} {name!r}" for role, name in names.items() if name not in vocabulary]
+    if missing:
+        raise InputError(f"{where}: the tokenizer has no token {missing[0]}")
+    return {role: vocabulary[name] for role, name in names.items()}

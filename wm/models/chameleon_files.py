@@ -1,0 +1,102 @@
+"""Chameleon's language model and tokenizer read from folders: Hugging Face's, sharded or not, and the original."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import ChameleonConfig, ChameleonForConditionalGeneration, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+from wm.errors import InputError
+from wm.models.original import find_release, read_original_tokenizer
+from wm.models.original_weights import open_original, pairs_to_halves
+from wm.models.weights import CODEC_PREFIX, TensorPlace, check_tensors, list_tensors, read_json, read_places
+
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+_COMPUTED = "rotary_emb.inv_freq"
+"""A buffer that older versions of transformers wrote; it is computed."""
+
+
+def read_chameleon_module(
+    folder: Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> ChameleonForConditionalGeneration:
+    """The Hugging Face model of a folder, its own or an original release, without its image tokenizer
+    (:class:`~wm.models.codec.ImageCodec` is that).
+
+    Names and shapes are checked against the configuration before a weight is read; one :class:`InputError`
+    lists what is missing, misshapen or too much.
+    """
+    release = find_release(folder)
+    if release is not None:
+        config, places = open_original(release)
+    else:
+        config = _read_config(folder)
+        places = _checked(config, pairs_to_halves(config, list_tensors(folder)), folder)
+    # What is memory-mapped is copied: the model must not hang on a file that may be overwritten.
+    tensors = {name: tensor.to(dtype, copy=places[name].make is not None) for name, tensor in read_places(places)}
+    # The image tokenizer that transformers adds is made of random numbers and thrown away.
+    with quiet_transformers(), torch.random.fork_rng(devices=[]):
+        module = ChameleonForConditionalGeneration.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype)
+    del module.model.vqmodel
+    module.config.name_or_path = str(folder)  # PEFT notes it in adapters
+    return module.to(device).eval()
+
+
+def _read_config(folder: Path) -> ChameleonConfig:
+    values = read_json(folder / "config.json")
+    if values.get("model_type") != "chameleon":
+        raise InputError(f"{folder}: model_type is {values.get('model_type')!r}, expected 'chameleon'")
+    try:
+        return ChameleonConfig.from_pretrained(folder, local_files_only=True)
+    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{folder / 'config.json'} is no configuration of Chameleon: {reason}") from error
+
+
+def _checked(config: ChameleonConfig, places: Mapping[str, TensorPlace], folder: Path) -> dict[str, TensorPlace]:
+    """The places of the tensors that the language model has, or an error that lists what does not fit."""
+    with torch.device("meta"):
+        skeleton = ChameleonForConditionalGeneration(config)
+    spare = {_HEAD} if config.tie_word_embeddings else set()
+    if spare and _HEAD in places and _EMBEDDING in places:
+        tied = dict(read_places({name: places[name] for name in (_HEAD, _EMBEDDING)}))
+        if not torch.equal(tied[_HEAD], tied[_EMBEDDING]):
+            raise InputError(f"{folder}: config.json ties head and embedding, but {_HEAD} and {_EMBEDDING} differ")
+
+    def counts(name: str) -> bool:
+        return not name.startswith(CODEC_PREFIX) and name not in spare and not name.endswith(_COMPUTED)
+
+    expected = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items() if counts(name)}
+    kept = {name: place for name, place in places.items() if counts(name)}
+    check_tensors(expected, {name: place.shape for name, place in kept.items()}, str(folder))
+    return kept
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bar, and no report of "unexpected" tensors: the decoder's are that, and welcome."""
+    level, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bar:
+            transformers_logging.enable_progress_bar()
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a folder; :class:`InputError` if it has none."""
+    release = find_release(folder)
+    if release is not None:
+        return read_original_tokenizer(release)
+    if not (folder / "tokenizer.json").is_file():
+        raise InputError(f"no tokenizer.json in {folder}")
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the library raises bare exceptions, and whatever odd files make of its code
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{folder}: the tokenizer (tokenizer.json, …) cannot be read: {reason}") from error

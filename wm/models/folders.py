@@ -1,0 +1,178 @@
+"""Reading and writing the Hugging Face folder of any family: checks, weights, files."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from wm.errors import InputError
+from wm.models.causal import Facts
+from wm.models.chameleon_files import quiet_transformers
+from wm.models.codec import ImageCodec, PixelScale
+from wm.models.weights import CODEC_PREFIX, check_tensors, list_tensors, load_tensors, read_json
+from wm.runs import write_json
+
+Device: TypeAlias = str | torch.device
+Renames: TypeAlias = Sequence[tuple[str, str]]
+"""(prefix in older files, prefix of today's module), the first that fits is taken."""
+
+
+class Family(NamedTuple):
+    """How folders of one ``model_type`` are read and written."""
+
+    load: Callable[[Path, Device, torch.dtype, Facts], Any]
+    """A full folder as a :class:`~wm.models.protocol.UnifiedVLM`; its codec was read and is described by the
+    facts."""
+    read_codec: Callable[[Path, Device, Path | None], ImageCodec]
+    """The image codec of a full folder, perhaps with the decoder of another file; reads no other weights."""
+    write: Callable[[Any, ImageCodec, Mapping[str, Tensor], Path], None]
+    """Write model, codec and tokenizer of a full folder; the tensors are the language model's."""
+
+
+def read_module(
+    folder: Path,
+    model_class: Any,
+    config: Any,
+    device: Device,
+    dtype: torch.dtype,
+    *,
+    without: tuple[str, ...] = (),
+    renames: Renames = (),
+) -> Any:
+    """The Hugging Face model of a folder, in evaluation mode.
+
+    Names and shapes are checked against the configuration before a weight is read; :class:`InputError` lists
+    what is missing or misshapen. ``without``: prefixes of modules that are not needed; they are
+    neither expected nor kept.
+    """
+    with torch.device("meta"):
+        skeleton = model_class(config)
+    expected = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
+    found = {rename(name, renames): place.shape for name, place in list_tensors(folder).items()}
+    spare = {"lm_head.weight"} if getattr(config, "tie_word_embeddings", False) else set()
+    if spare:
+        _need_tied(folder, found)
+    check_tensors(_but(expected, spare, without), _but(found, spare, without), str(folder))
+    try:
+        with quiet_transformers():
+            module = model_class.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+    for prefix in without:
+        parent, _, name = prefix.rstrip(".").rpartition(".")
+        delattr(module.get_submodule(parent), name)
+    return module.to(device).eval()
+
+
+def read_config(folder: Path, config_class: Any) -> Any:
+    """The configuration of a folder; :class:`InputError` if it is not one of this class."""
+    try:
+        return config_class.from_pretrained(folder, local_files_only=True)
+    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{folder / 'config.json'} is no {config_class.__name__}: {reason}") from error
+
+
+def _but(shapes: Mapping[str, Any], spare: set[str], without: tuple[str, ...]) -> dict[str, Any]:
+    """Without tied heads, unwanted modules, and a buffer that older versions wrote and that is computed."""
+    return {
+        name: shape
+        for name, shape in shapes.items()
+        if name not in spare and not name.startswith(without) and not name.endswith(".inv_freq")
+    }
+
+
+def rename(name: str, renames: Renames) -> str:
+    """Today's name of a tensor."""
+    for old, new in renames:
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name
+
+
+def _need_tied(folder: Path, found: Mapping[str, Any]) -> None:
+    """A file may hold the head beside embeddings that it is tied to, but not another one."""
+    if "lm_head.weight" not in found:
+        return
+    head = load_tensors(folder, "lm_head.")["weight"]
+    embeddings = next((name for name in list_tensors(folder) if name.endswith("embed_tokens.weight")), None)
+    if embeddings is None or not torch.equal(head, load_tensors(folder, embeddings)[""]):
+        raise InputError(
+            f"{folder}: config.json ties lm_head.weight to the embeddings, but the file holds other values for it; "
+            "set tie_word_embeddings to false"
+        )
+
+
+def read_image_processor(folder: Path) -> dict[str, Any]:
+    """The image processor's configuration: a file of its own, or part of ``processor_config.json`` as newer versions of
+    transformers write it."""
+    if (folder / "preprocessor_config.json").is_file():
+        return read_json(folder / "preprocessor_config.json")
+    values: Any = {}
+    if (folder / "processor_config.json").is_file():
+        values = read_json(folder / "processor_config.json").get("image_processor") or {}
+    if not isinstance(values, dict) or not values:
+        raise InputError(f"no preprocessor_config.json in {folder}, which says how pixels are scaled")
+    return values
+
+
+def read_own_codec(
+    folder: Path, build: Callable[[], Any], *, prefixes: Sequence[str], device: Device = "cpu"
+) -> ImageCodec:
+    """The codec of a family that keeps its VQ model, with decoder, beside the language model.
+
+    ``build``: an empty model with the interface of :class:`~wm.models.vqgan.VQGAN`. ``prefixes``: what tensor names
+    may begin with. The scale of pixels comes from the image processor's configuration, which must be there.
+    """
+    read_image_processor(folder)
+    with torch.device("meta"):
+        vqgan = build()
+    tensors: dict[str, Tensor] = {}
+    for prefix in prefixes:
+        tensors = tensors or load_tensors(folder, prefix)
+    expected = {name: tensor.shape for name, tensor in vqgan.state_dict().items()}
+    check_tensors(expected, {name: tensor.shape for name, tensor in tensors.items()}, f"{folder} ({prefixes[0]}*)")
+    # Copies: what is memory-mapped must not hang on a file that may be replaced.
+    copies = {
+        name: tensor.to(torch.float32, copy=True) if tensor.is_floating_point() else tensor.clone()
+        for name, tensor in tensors.items()
+    }
+    vqgan.load_state_dict(copies, assign=True)
+    codec = ImageCodec(vqgan, PixelScale.read(folder), where=str(folder))
+    return codec.to(device)
+
+
+def write_weights(vlm: Any, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """``config.json``, ``model.safetensors`` and the tokenizer's files."""
+    config = vlm.inner.config
+    kept = dict(tensors)
+    if getattr(config, "tie_word_embeddings", False):
+        kept.pop("lm_head.weight", None)
+    write_tensors(kept, folder)
+    config.architectures = [type(vlm.inner).__name__]
+    config.save_pretrained(folder)
+    vlm.tokenizer.save_pretrained(folder)
+
+
+def write_tensors(tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """``model.safetensors``."""
+    ready = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    save_file(ready, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def write_codec_folder(codec: ImageCodec, folder: Path) -> None:
+    """A VQGAN of Chameleon's architecture in a folder of its own, which :func:`~wm.models.codec_files.read_codec`
+    reads."""
+    folder.mkdir()
+    write_tensors({CODEC_PREFIX + name: tensor for name, tensor in codec.vqgan.state_dict().items()}, folder)
+    write_json(folder / "config.json", {"vq_config": codec.vqgan.config.to_dict()})
+    write_json(folder / "preprocessor_config.json", scale_config(codec.scale))
+
+
+def scale_config(scale: PixelScale) -> dict[str, Any]:
+    """What :meth:`~wm.models.codec.PixelScale.read` reads of a ``preprocessor_config.json``."""
+    return {"rescale_factor": scale.rescale, "image_mean": [scale.mean] * 3, "image_std": [scale.std] * 3}
