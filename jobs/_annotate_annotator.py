@@ -60,7 +60,7 @@ class Annotator:
         torch.set_num_threads(settings.threads)
         self.settings = settings
         self.problem = ""
-        self.metrics = Metrics()
+        self.metrics = Metrics(settings.dataset)
         try:
             dtype = getattr(torch, settings.dtype)
             self.idm = load_model(settings.idm, base=settings.base, device=settings.device, dtype=dtype)

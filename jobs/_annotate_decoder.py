@@ -49,11 +49,11 @@ class Scratch:
 class Decoder:
     """A shard's videos to their key-frames. Holds the child process in which native decoders run."""
 
-    def __init__(self, clips: ClipSettings, downloads: DownloadSettings) -> None:
-        """``clips``: how they are read. ``downloads``: limits for remote ones."""
+    def __init__(self, clips: ClipSettings, downloads: DownloadSettings, dataset: str) -> None:
+        """``clips``: how they are read. ``downloads``: limits for remote ones. ``dataset``: name for the metrics."""
         self.reader = ClipReader(clips)
         self.downloads = downloads
-        self.metrics = Metrics()
+        self.metrics = Metrics(dataset)
         self._scratch = Scratch()
         self._held_uri = ""
 

@@ -2,7 +2,7 @@
 
 ``ray_wm_annotate_videos_total{outcome}``, ``ray_wm_annotate_pairs_total{outcome}``,
 ``ray_wm_annotate_rejects_total{reason}``, ``ray_wm_annotate_stage_seconds_total{stage}``,
-``ray_wm_annotate_frames_total``.
+``ray_wm_annotate_frames_total``; each with ``dataset``, the recipe's name for what is annotated.
 """
 
 from collections.abc import Mapping
@@ -14,14 +14,19 @@ from jobs._annotate_tables import DECODE_STAGES
 class Metrics:
     """Counters of one actor; Ray adds them up by node and process."""
 
-    def __init__(self) -> None:
+    def __init__(self, dataset: str) -> None:
         from ray.util.metrics import Counter
 
-        self._videos = Counter("wm_annotate_videos", "Videos decoded, by outcome", tag_keys=("outcome",))
-        self._frames = Counter("wm_annotate_frames", "Frames decoded")
-        self._pairs = Counter("wm_annotate_pairs", "Pairs proposed, by outcome", tag_keys=("outcome",))
-        self._rejects = Counter("wm_annotate_rejects", "Reject rows, by reason", tag_keys=("reason",))
-        self._seconds = Counter("wm_annotate_stage_seconds", "Seconds spent, by stage", tag_keys=("stage",))
+        def counter(name: str, told: str, *tags: str) -> Any:
+            made = Counter(f"wm_annotate_{name}", told, tag_keys=("dataset", *tags))
+            made.set_default_tags({"dataset": dataset})
+            return made
+
+        self._videos = counter("videos", "Videos decoded, by outcome", "outcome")
+        self._frames = counter("frames", "Frames decoded")
+        self._pairs = counter("pairs", "Pairs proposed, by outcome", "outcome")
+        self._rejects = counter("rejects", "Reject rows, by reason", "reason")
+        self._seconds = counter("stage_seconds", "Seconds spent, by stage", "stage")
 
     def video(self, row: Mapping[str, Any]) -> None:
         """Count a decoded video."""

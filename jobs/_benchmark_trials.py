@@ -72,7 +72,7 @@ def memory_growth(
     videos = many_clips(folder / "memory", sources, count)
     recipe = _recipe(videos, idm, folder / "memory-out", **settings)
     listing = list_videos(recipe.videos)
-    decoder = Decoder(recipe.clip_settings(), recipe.download_settings())
+    decoder = Decoder(recipe.clip_settings(), recipe.download_settings(), recipe.dataset)
     annotator = Annotator(recipe.annotator_settings())
     sizes: list[int] = []
     bar = progress_bar(count, "clip", "memory")
@@ -163,7 +163,7 @@ def _decode_rate(recipe: AnnotateRecipe, workers: int) -> float:
         ray.data.from_blocks([shard_table(listing, number, *rows) for number, rows in shards.items()])
         .map_batches(
             TimedDecoder,
-            fn_constructor_args=(recipe.clip_settings(), recipe.download_settings()),
+            fn_constructor_args=(recipe.clip_settings(), recipe.download_settings(), recipe.dataset),
             batch_size=None,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=workers),

@@ -122,7 +122,7 @@ def _annotate(recipe: AnnotateRecipe, listing: pa.Table, pending: Mapping[int, t
             ray.data.from_blocks([shard_table(listing, number, *rows) for number, rows in pending.items()])
             .map_batches(
                 Decoder,
-                fn_constructor_args=(recipe.clip_settings(), recipe.download_settings()),
+                fn_constructor_args=(recipe.clip_settings(), recipe.download_settings(), recipe.dataset),
                 batch_size=None,
                 batch_format="pyarrow",
                 compute=ActorPoolStrategy(min_size=decoders.start, max_size=decoders.stop),

@@ -63,7 +63,7 @@ def recipe(videos, idm, out, **more):
 def decode(one):
     """What the decoding actor makes of a recipe's videos, all as one shard."""
     listing = list_videos(one.videos)
-    decoder = Decoder(one.clip_settings(), one.download_settings())
+    decoder = Decoder(one.clip_settings(), one.download_settings(), one.dataset)
     table = decoder(shard_table(listing, 0, 0, listing.num_rows))
     decoder.reader.close()
     assert table.column("key").to_pylist() == listing.column("key").to_pylist()
@@ -247,7 +247,7 @@ def test_trouble_of_the_machine_ends_the_run_and_is_no_reject(videos, tiny_base,
         patch.setattr("jobs._annotate_shards.write_table", full)
         answer = annotator(clips)
     assert answer["errno"] == [errno.ENOSPC] and "No space left" in answer["problem"][0]
-    decoder = Decoder(one.clip_settings(), one.download_settings())
+    decoder = Decoder(one.clip_settings(), one.download_settings(), one.dataset)
     monkeypatch.setattr(decoder.reader, "read", full)
     listing = list_videos(one.videos)
     answer = annotator(decoder(shard_table(listing, 0, 0, listing.num_rows)))
@@ -320,7 +320,7 @@ def test_wrong_settings_name_the_key(videos, tiny_base, tmp_path, capsys, wrong)
 
 
 def test_pairs_are_counted_by_what_became_of_them(monkeypatch):
-    metrics, counted = Metrics(), Counter()
+    metrics, counted = Metrics("clips"), Counter()
     monkeypatch.setattr(metrics._pairs, "inc", lambda number, tags: counted.update({tags["outcome"]: number}))
     metrics.shard({"pairs": 5, "triplets": 2, "reasons": {"filtered/static": 3}, "seconds": {}})
     assert counted == {"ok": 2, "filtered": 3}
@@ -347,9 +347,9 @@ def prometheus(enough):
     return text
 
 
-def total(text, name, tag):
+def total(text, name, *tags):
     """Sum over processes of one counter."""
-    lines = [line for line in text.splitlines() if line.startswith(f"{name}{{") and tag in line]
+    lines = [line for line in text.splitlines() if line.startswith(f"{name}{{") and all(tag in line for tag in tags)]
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
 
 
@@ -366,10 +366,6 @@ def test_the_job_end_to_end_and_going_on_after_a_kill(session, videos, tiny_base
     assert counts["failed"] == 3
     assert "failed/empty_file: 1" in capsys.readouterr().out
     assert run(one) == {"videos": 6, "whole": True}  # whole: not done again
-    told = prometheus(lambda text: "ray_wm_annotate_pairs_total" in text)
-    assert total(told, "ray_wm_annotate_videos_total", 'outcome="failed"') == 3
-    assert total(told, "ray_wm_annotate_pairs_total", 'outcome="ok"') == len(triplets)
-    assert total(told, "ray_wm_annotate_rejects_total", 'reason="failed/empty_file"') == 1
 
     with pytest.raises(InputError, match="holds another run"):
         run(recipe(videos, tiny_base, tmp_path / "out", min_interval=9))
@@ -378,20 +374,6 @@ def test_the_job_end_to_end_and_going_on_after_a_kill(session, videos, tiny_base
     assert run(recipe(videos, tiny_base, tmp_path / "out", retry=["time_out"])) == {"videos": 6, "whole": True}
     retried = run(recipe(videos, tiny_base, tmp_path / "out", retry=["empty_file"]))
     assert retried["annotated_now"] == 1 and rows(tmp_path / "out") == (triplets, rejects)
-
-    # The run goes on with what was listed when it began, though a video came in and one was mended since.
-    later = shutil.copytree(videos, tmp_path / "later")
-    again_out = tmp_path / "later-out"
-    run(recipe(later, tiny_base, again_out))
-    shutil.copy(later / "wave" / "good.mp4", later / "odd" / "empty.mp4")
-    shutil.copy(later / "wave" / "good.mp4", later / "wave" / "new.mp4")
-    with pytest.raises(InputError, match="holds another run"):
-        run(recipe(later, tiny_base, again_out))
-    capsys.readouterr()
-    mended = run(recipe(later, tiny_base, again_out, retry=["empty_file"]))
-    assert "goes on with the 6 videos that were listed then" in capsys.readouterr().out
-    assert (mended["annotated_now"], mended["counts"]["videos"], mended["counts"]["failed"]) == (1, 6, 2)
-    assert mended["counts"]["videos_with_triplets"] == counts["videos_with_triplets"] + 1
 
     # As kill -9 leaves it: shards committed, one with its rows but no mark, nothing of another.
     shutil.copytree(tmp_path / "out", tmp_path / "kept")
@@ -407,6 +389,30 @@ def test_the_job_end_to_end_and_going_on_after_a_kill(session, videos, tiny_base
     assert rows(tmp_path / "out") == (triplets, rejects)
     without_times = {name: value for name, value in counts.items() if name != "stage_s"}
     assert {name: value for name, value in again["counts"].items() if name != "stage_s"} == without_times
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_what_was_listed_when_it_began(session, videos, tiny_base, tmp_path, capsys):
+    later, out = shutil.copytree(videos, tmp_path / "later"), tmp_path / "out"
+    first = run(recipe(later, tiny_base, out, dataset="metered"))["counts"]
+    told = prometheus(lambda text: total(text, "ray_wm_annotate_pairs_total", 'dataset="metered"'))
+    for name, tag, expected in (
+        ("videos", 'outcome="failed"', 3),
+        ("pairs", 'outcome="ok"', first["triplets"]),
+        ("rejects", 'reason="failed/empty_file"', 1),
+    ):
+        assert total(told, f"ray_wm_annotate_{name}_total", 'dataset="metered"', tag) == expected
+
+    shutil.copy(later / "wave" / "good.mp4", later / "odd" / "empty.mp4")
+    shutil.copy(later / "wave" / "good.mp4", later / "wave" / "new.mp4")
+    with pytest.raises(InputError, match="holds another run"):
+        run(recipe(later, tiny_base, out, dataset="metered"))
+    capsys.readouterr()
+    mended = run(recipe(later, tiny_base, out, dataset="metered", retry=["empty_file"]))
+    assert "goes on with the 6 videos that were listed then" in capsys.readouterr().out
+    counts = mended["counts"]
+    assert (mended["annotated_now"], counts["videos"], counts["failed"]) == (1, 6, 2)
+    assert counts["videos_with_triplets"] == first["videos_with_triplets"] + 1
 
 
 def read_marks(out):

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def decoder():
     recipe = AnnotateRecipe.parse({"videos": "v", "idm": "i", "out": "o"}, "test")
-    return Decoder(recipe.clip_settings(), recipe.download_settings())
+    return Decoder(recipe.clip_settings(), recipe.download_settings(), recipe.dataset)
 
 
 def test_what_a_killed_download_left_does_not_fill_the_disk(monkeypatch):
