@@ -10,10 +10,12 @@ from models_reference import lively, reference_logits
 from peft import LoraConfig, get_peft_model
 from transformers import ChameleonConfig, ChameleonModel, GemmaConfig, GemmaModel, LlamaConfig, LlamaModel
 
+from wm.errors import InputError
 from wm.models import flatten, load_model
 from wm.sampling import Decoder, Sampling, generate_texts, sample_images
 from wm.sampling.batches import halving
-from wm.sampling.view import view_of_modules
+from wm.sampling.linear import Linear, Linears, linear, linears
+from wm.sampling.view import Matrix, view_of_modules
 
 SIZES = {
     "vocab_size": 61,
@@ -276,3 +278,42 @@ def test_texts_do_not_depend_on_their_company(vlm):
         alone = generate_texts(copy.copy(vlm), [prefix], max_new_tokens=4)[0]
         assert alone.ids == text.ids
         assert alone.logprob == pytest.approx(text.logprob, abs=1e-4)
+
+
+def test_decoders_of_another_kind_are_refused(vlm):
+    class Other:
+        module = torch.nn.Linear(2, 2)
+
+    with pytest.raises(InputError, match=r"Linear has no decoder of the Llama kind; its family must give decoder_view"):
+        Decoder(Other())
+    vlm.inner.model.config.hidden_act = "relu"
+    with pytest.raises(InputError, match="activation 'relu' is none of silu"):
+        Decoder(vlm)
+    vlm.inner.model.config.hidden_act = "silu"
+    vlm.inner.model.layers[0].self_attn.q_norm = torch.nn.RMSNorm(16)
+    with pytest.raises(InputError, match="queries are normalised by RMSNorm"):
+        Decoder(vlm)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8, 33])
+@pytest.mark.parametrize("bias", [None, torch.linspace(-1, 1, 24)])
+def test_packed_products_are_the_plain_ones(rows, bias):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(24, 40, generator=generator)
+    given, other = torch.randn(rows, 40, generator=generator), torch.randn(rows, 24, generator=generator)
+    packed, plain = linear(Matrix(weight, bias), 8), Linear(weight, bias, None)
+    assert packed.packed is not None and packed.weight is None
+    for how in (
+        lambda matrix: matrix(given),
+        lambda matrix: matrix.plus(given, other),
+        lambda matrix: matrix.times(given, other),
+        lambda matrix: matrix.activated(given, "silu"),
+        lambda matrix: matrix.activated(given, "gelu"),
+        lambda matrix: matrix.activated(given, "gelu_tanh"),
+    ):
+        torch.testing.assert_close(how(packed), how(plain), atol=1e-5, rtol=1e-5)
+    two = [Matrix(weight, bias), Matrix(weight[:7] * 2)]
+    stacked = linears(two, 8)
+    assert len(stacked.parts) == 1
+    apart = Linears((Linear(weight, bias, None), Linear(weight[:7] * 2, None, None)))
+    torch.testing.assert_close(stacked(given), apart(given), atol=1e-5, rtol=1e-5)
