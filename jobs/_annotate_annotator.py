@@ -56,6 +56,7 @@ class Annotator:
         import torch
 
         from wm.models import load_codec, load_model
+        from wm.sampling import Decoder
 
         torch.set_num_threads(settings.threads)
         self.settings = settings
@@ -64,6 +65,7 @@ class Annotator:
         try:
             dtype = getattr(torch, settings.dtype)
             self.idm = load_model(settings.idm, base=settings.base, device=settings.device, dtype=dtype)
+            self.decoder = Decoder(self.idm, rows=settings.idm_batch)  # once: it merges the adapter, packs the weights
             self.codec = load_codec(settings.base or settings.idm, device=settings.device)
             self.name = annotator_name(settings.idm, self.idm.base_id)
         except InputError as error:
@@ -171,8 +173,8 @@ class Annotator:
 
             def propose(rows: list[tuple[list[int], list[int]]]) -> tuple[list[Any]]:
                 sources, targets = zip(*rows, strict=True)
-                limit = self.settings.max_new_tokens
-                return (propose_actions(self.idm, sources, targets, max_new_tokens=limit, batch_size=len(rows)),)
+                most = {"max_new_tokens": self.settings.max_new_tokens, "batch_size": len(rows)}
+                return (propose_actions(self.idm, sources, targets, decoder=self.decoder, **most),)
 
             for pair, action in zip(chunk, halve_when_full(propose, codes)[0], strict=True):
                 finished = action.num_tokens <= self.settings.max_new_tokens

@@ -27,9 +27,11 @@ class Sampler:
         import torch
 
         from wm.models import load_codec, load_model
+        from wm.sampling import Decoder
 
         torch.set_num_threads(max(1, int(recipe.cpus_per_replica)))
         self._model = load_model(recipe.fdm, base=recipe.base, device=recipe.device)
+        self._decoder = Decoder(self._model)  # once: it merges the adapter and packs the weights
         self._codec = load_codec(recipe.base or recipe.fdm, device=recipe.device)
 
     def describe(self) -> dict[str, Any]:
@@ -49,6 +51,7 @@ class Sampler:
             num_samples=num_samples,
             sampling=Sampling(**settings),
             seed=seed,
+            decoder=self._decoder,
         )
         return (
             source_BN[0].cpu().numpy(),
@@ -70,9 +73,11 @@ class Verifier:
         import torch
 
         from wm.models import load_model
+        from wm.sampling import Decoder
 
         torch.set_num_threads(max(1, int(recipe.cpus_per_replica)))
         self._model = load_model(recipe.idm, base=recipe.base, device=recipe.device)
+        self._decoder = Decoder(self._model)
 
     def describe(self) -> dict[str, Any]:
         return _describe(self._model, IDM)
@@ -84,7 +89,8 @@ class Verifier:
         from wm.dynamics import verify
 
         source, candidates = torch.from_numpy(np.array(source_N)), torch.from_numpy(np.array(codes_KN))
-        return [_entry(candidate) for candidate in verify(self._model, source, action, candidates, seed=seed)]
+        ranked = verify(self._model, source, action, candidates, seed=seed, decoder=self._decoder)
+        return [_entry(candidate) for candidate in ranked]
 
 
 def _entry(candidate: Any) -> dict[str, Any]:

@@ -196,3 +196,13 @@ def _parquet_bytes(folder: Path) -> bytes:
     data = path.read_bytes()
     path.unlink()
     return data
+
+
+def test_a_data_set_from_before_a_column_came_reads_it_as_null(tmp_path):
+    path = tmp_path / "old.parquet"
+    pq.write_table(pa.Table.from_pylist([], schema=TRIPLET_SCHEMA).drop_columns(["reader"]), path)
+    assert read_table(path).schema.names == TRIPLET_SCHEMA.names
+    image = {"bytes": b"x", "path": None}
+    row = triplet_row(dataset="d", split="s", source_image=image, target_image=image, action="go", origin="human")
+    pq.write_table(pa.Table.from_pylist([row], schema=TRIPLET_SCHEMA).drop_columns(["reader"]), path)
+    assert read_table(path, columns=["action", "reader"]).to_pylist() == [{"action": "go", "reader": None}]

@@ -86,6 +86,9 @@ both null for people's actions. ``motion``: mean optical-flow magnitude at the t
 ``pyav``. Unknown times, frames and motion are null.
 """
 
+LATER_COLUMNS = frozenset({"reader"})
+"""Columns that came after the first data sets were written: null where a file lacks them."""
+
 REJECT_SCHEMA = pa.schema(
     [
         ("reject_id", pa.string()),
@@ -217,7 +220,7 @@ def read_table(
             found = pq.read_schema(file)
         except (pa.ArrowInvalid, OSError) as error:
             raise InputError(f"{file} is not a readable Parquet file: {' '.join(str(error).split())}") from error
-        missing = [name for name in schema.names if name not in found.names]
+        missing = [name for name in schema.names if name not in found.names and name not in LATER_COLUMNS]
         if missing:
             raise InputError(f"{file} lacks the column {missing[0]!r}; columns found: {', '.join(found.names)}")
     try:
@@ -231,7 +234,7 @@ def _unreadable(files: Sequence[Path], schema: pa.Schema) -> str:
     for file in files:
         found = pq.read_schema(file)
         for name in schema.names:
-            if found.field(name).type != schema.field(name).type:
+            if name in found.names and found.field(name).type != schema.field(name).type:
                 return f"{file} has {name} as {found.field(name).type}, expected {schema.field(name).type}"
         try:
             pads.dataset(str(file), schema=schema).to_table()

@@ -39,11 +39,17 @@ class Candidate:
 
 
 def verify(
-    idm: UnifiedVLM, source_N: Sequence[int] | Tensor, action: str, candidates_KN: Codes, *, seed: int = 0
+    idm: UnifiedVLM,
+    source_N: Sequence[int] | Tensor,
+    action: str,
+    candidates_KN: Codes,
+    *,
+    seed: int = 0,
+    decoder: Decoder | None = None,
 ) -> list[Candidate]:
     """All K candidates of one (source, action), best first; see :func:`verify_batch`."""
     source = as_codes(source_N)[None]
-    return verify_batch(idm, source, [action], as_codes(candidates_KN)[None], seeds=[seed])[0]
+    return verify_batch(idm, source, [action], as_codes(candidates_KN)[None], seeds=[seed], decoder=decoder)[0]
 
 
 def verify_batch(
