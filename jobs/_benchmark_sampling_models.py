@@ -87,7 +87,7 @@ class ShapeModel:
             self.module: Any = Unmasked(config).eval()
         del self.module.model.vqmodel
         self.image_rows = torch.arange(4, 4 + shape.codes)
-        self.tokens_per_image = shape.target
+        self.tokens_per_image, self.row_tokens, self.row_end_id = shape.target, 0, -1
         self.device = torch.device("cpu")
 
     def double(self) -> "ShapeModel":
