@@ -122,6 +122,10 @@ def roll_out(
             raise InputError(f"actions of rollout {row} = {actions!r:.80}: expected a list of one action or more")
     if not sources:
         return []
+    for row, actions in enumerate(actions_BT):  # an action that no model can read is told now, not at its step
+        for action in dict.fromkeys(actions):
+            fdm.layout("fdm", source=sources[row], action=action)
+            idm.layout("idm", source=sources[row], target=sources[row], action=action)
     fdm_decoder, idm_decoder = fdm_decoder or Decoder(fdm), idm_decoder or Decoder(idm)
     steps: list[list[Step]] = [[] for _ in sources]
     for step in range(max(map(len, actions_BT))):

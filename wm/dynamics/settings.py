@@ -29,10 +29,9 @@ class Search(Recipe):
 
     @model_validator(mode="after")
     def _need_order(self) -> "Search":
-        if self.at_least > self.best_of:
-            raise ValueError(f"at_least = {self.at_least} is more than best_of = {self.best_of}")
-        if self.top > self.best_of:
-            raise ValueError(f"top = {self.top} is more than best_of = {self.best_of}")
+        for name in sorted({"at_least", "top"} & self.model_fields_set):
+            if getattr(self, name) > self.best_of:
+                raise ValueError(f"{name} = {getattr(self, name)} is more than best_of = {self.best_of}")
         return self
 
 
