@@ -125,7 +125,7 @@ class _Row:
     def is_settled(self, search: Search) -> bool:
         best = self.prediction(search).best
         allowed = best.unchanged_share <= search.max_unchanged
-        return is_enough(self.drawn, best.score.mean_logprob if allowed else None, search.margin)
+        return is_enough(len(self.drawn), best.score.mean_logprob if allowed else None, search.margin)
 
     def prediction(self, search: Search) -> Prediction:
         ranked = rank_candidates(

@@ -2,37 +2,35 @@
 
 Candidates of one (source, action) are independent draws, each is scored as soon as it is there, and the best so far may
 always be taken: the search with recall of Weitzman (Optimal Search for the Best Alternative, Econometrica 1979), where
-one goes on as long as another draw is expected to gain more than it costs. Nothing is known of the scores but that a
-log-likelihood is at most 0. So the gain of one more draw is bounded by
+one goes on as long as another draw is expected to gain more than it costs. The distribution of the scores is not known,
+but two things are. Of n + 1 exchangeable draws the last is the best with probability 1 / (n + 1) at most, whatever they
+are drawn from (record statistics: Rényi 1962; Glick, Breaking Records and Breaking Boards, 1978); and a log-likelihood
+is at most 0, so that it gains at most 0 - best. Hence
 
-    (probability that it differs from all draws so far) x (0 - best score so far),
+    expected gain of draw n + 1  ≈  - best / (n + 1)        nats an action token,
 
-the first estimated by Good and Turing's formula (Good, Biometrika 1953): the share of draws that occurred once. Where
-images are so long that none is drawn twice that factor is 1, and the rule is Weitzman's reservation price: stop at the
-first candidate whose score is within the margin of certainty.
+which is also what Rothschild's search from an unknown distribution (Journal of Political Economy 1974) gives for a
+Dirichlet prior of the weight of one draw, all of it at certainty. A draw that convinces the verifier ends the search at
+once, one that nearly does soon, and where nothing convinces it goes on, but not for ever.
 """
 
-from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator
 
 from wm.dynamics.settings import Search
 
 
-def expected_gain(drawn: Sequence[Hashable], best: float) -> float:
-    """Bound on what one more draw is expected to add to the best score, in the score's unit; at least 0.
+def expected_gain(count: int, best: float) -> float:
+    """What one more draw after ``count`` is expected to add at most to the best score, at least 0.
 
-    ``drawn``: what the draws were, at least one. ``best``: the best of their scores, at most 0 (a mean
-    log-likelihood a token).
+    ``best``: the largest mean log-likelihood of the action so far, nats a token, at most 0.
     """
-    counts = Counter(drawn)
-    new = sum(count == 1 for count in counts.values()) / len(drawn)
-    return new * -best
+    return -best / (count + 1)
 
 
-def is_enough(drawn: Sequence[Hashable], best: float | None, margin: float | None) -> bool:
-    """Whether to stop. ``best``: of the candidates that the copy guard lets pass, None if there is none.
-    ``margin`` None: never."""
-    return margin is not None and best is not None and expected_gain(drawn, best) <= margin
+def is_enough(count: int, best: float | None, margin: float | None) -> bool:
+    """Whether to stop after ``count`` draws. ``best``: of the candidates that the copy guard lets pass, None if there
+    is none. ``margin`` None: never."""
+    return margin is not None and best is not None and expected_gain(count, best) <= margin
 
 
 def rounds(search: Search) -> Iterator[range]:
