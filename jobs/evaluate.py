@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from wm import cli
 from wm.config import Recipe
@@ -120,6 +120,12 @@ class EvaluateRecipe(Recipe):
         if len(set(values)) != len(values) or min(values, default=0.0) < 0:
             raise ValueError("expected different numbers from 0 up")
         return sorted(values, reverse=True)
+
+    @model_validator(mode="after")
+    def _need_budget(self) -> "EvaluateRecipe":
+        if self.at_least > max(self.k):
+            raise ValueError(f"at_least = {self.at_least} is more than the largest k, {max(self.k)}")
+        return self
 
 
 def run(recipe: EvaluateRecipe, *, dry_run: bool = False) -> dict[str, Any]:

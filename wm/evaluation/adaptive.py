@@ -39,7 +39,7 @@ def replay_adaptive(bank: Bank, margin: float, at_least: int) -> Replay:
     """The same where the rule stops, the bank's K being the budget."""
     assert bank.verifier is not None and bank.action_tokens is not None
     items, total = bank.codes.shape[:2]
-    ends = [one.stop for one in rounds(Search(best_of=total, margin=margin, at_least=min(at_least, total)))]
+    ends = [one.stop for one in rounds(Search(best_of=total, margin=margin, at_least=at_least))]
     mean_BK = bank.verifier / bank.action_tokens[:, None]
     allowed_BK = bank.allowed
     stops_BK = np.empty((items, total), dtype=np.int64)

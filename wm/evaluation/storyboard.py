@@ -13,7 +13,7 @@ from wm.images import Pixels
 CHOSEN, KEPT, OTHER = "#1667c7", "#7aa9d8", "#d5d8db"
 """Frames of pictures: on the way to the best sequence, kept by the beam, drawn and left."""
 _CELL_IN, _BELOW_IN, _TITLE_IN, _DPI = 1.7, 0.62, 0.24, 110
-_LETTERS = 27
+_LETTERS = 22
 """That fit into a column's width."""
 
 
