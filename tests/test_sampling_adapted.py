@@ -78,7 +78,7 @@ def test_several_adapters_at_once_add_up():
     module.double().set_adapter(["default", "second"])
     given = torch.randn(4, 24, dtype=torch.float64)
     matrix = matrix_of(module, merge=False)
-    assert matrix.low_rank.down.shape == (5, 24)
+    assert matrix.low_rank.down.shape == (24, 5)
     with torch.no_grad():
         torch.testing.assert_close(linear(matrix, 8)(given), module(given), atol=2e-14, rtol=2e-14)
     module.set_adapter("second")
@@ -96,7 +96,7 @@ def test_packed_products_with_a_low_rank_part(rows, bias):
     given, other = (torch.randn(rows, size, generator=generator) for size in (24, 40))
     found = matrix_of(layer().float(), merge=False)
     matrix = Matrix(found.weight, bias, found.low_rank)
-    whole = found.weight.double() + found.low_rank.up.double() @ found.low_rank.down.double()
+    whole = found.weight.double() + (found.low_rank.down.double() @ found.low_rank.up.double()).T
     exact = given.double() @ whole.T + (0 if bias is None else bias.double())
     product = linear(matrix, 8)
     assert product.packed is not None

@@ -18,12 +18,12 @@ from wm.errors import InputError
 
 @dataclass(frozen=True)
 class LowRank:
-    """What adapters add to a matrix: ``up @ down``, in the type of its weight, scales multiplied in."""
+    """What adapters add to a product: ``x @ down @ up``, in the type of the matrix' weight, scales multiplied in."""
 
     down: Tensor
-    """(rank, inputs)."""
+    """(inputs, rank)."""
     up: Tensor
-    """(outputs, rank)."""
+    """(rank, outputs)."""
 
 
 @dataclass(frozen=True)
@@ -106,12 +106,14 @@ def _apart(module: Any, names: list[str]) -> Matrix | None:
     downs, ups = [], []
     for name in names:
         scale, down, up = module.scaling[name], module.lora_A[name], module.lora_B[name]
-        downs.append(down.weight.detach().to(weight))
-        ups.append((up.weight.detach() * scale).to(weight))
+        downs.append(down.weight.detach().to(weight).T)
+        ups.append((up.weight.detach() * scale).to(weight).T.contiguous())
         if up.bias is not None:
             added = (up.bias.detach() * scale).to(weight)
             bias = added if bias is None else bias + added
-    return Matrix(weight, bias, LowRank(torch.cat(downs), torch.cat(ups, dim=1)))
+    if len(names) == 1:
+        return Matrix(weight, bias, LowRank(downs[0], ups[0]))
+    return Matrix(weight, bias, LowRank(torch.cat(downs, dim=1), torch.cat(ups)))
 
 
 def _merged_copy(module: Any) -> nn.Module:

@@ -290,5 +290,5 @@ def _rows_of(head: Matrix, rows: Tensor, packs: Packs) -> Matrix:
     return Matrix(
         packs.rows_of(head.weight, rows),
         None if bias is None else bias[rows],
-        None if low_rank is None else LowRank(low_rank.down, low_rank.up[rows]),
+        None if low_rank is None else LowRank(low_rank.down, low_rank.up[:, rows]),
     )

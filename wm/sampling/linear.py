@@ -53,13 +53,13 @@ def _place(weight: Tensor) -> tuple[object, ...]:
 class Linear:
     """``x @ weight.T + bias``; either ``weight`` (outputs, inputs) or oneDNN's copy of it, ``packed``.
 
-    ``low_rank``: down (inputs, rank) and up (rank, outputs), whose product is added to the weight, but never made.
+    ``low_rank``: what is added to the weight without being made; two thin products more.
     """
 
     weight: Any
     bias: Tensor | None
     packed: Any
-    low_rank: tuple[Tensor, Tensor] | None = None
+    low_rank: LowRank | None = None
 
     def __call__(self, x_RI: Tensor) -> Tensor:
         """(R, outputs) of (R, inputs)."""
@@ -68,7 +68,7 @@ class Linear:
         else:
             product = _pointwise(x_RI, self.packed, self.bias, "none", [], "")
         if self.low_rank is not None:
-            product.addmm_(x_RI @ self.low_rank[0], self.low_rank[1])
+            product.addmm_(x_RI @ self.low_rank.down, self.low_rank.up)
         return product
 
     def plus(self, x_RI: Tensor, other_RO: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class Linear:
         if self.packed is None:
             return self(x_RI).add_(other_RO)
         if self.low_rank is not None:
-            other_RO = torch.addmm(other_RO, x_RI @ self.low_rank[0], self.low_rank[1])
+            other_RO = torch.addmm(other_RO, x_RI @ self.low_rank.down, self.low_rank.up)
         return _pointwise_binary(x_RI, other_RO, self.packed, self.bias, "add")  # type: ignore[no-any-return]
 
     def times(self, x_RI: Tensor, other_RO: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ def can_pack(weight: Tensor) -> bool:
 
 def plain_linear(matrix: Matrix) -> Linear:
     """A matrix as it is; no copy of its weight."""
-    return Linear(matrix.weight, matrix.bias, None, _transposed(matrix.low_rank))
+    return Linear(matrix.weight, matrix.bias, None, matrix.low_rank)
 
 
 def linear(matrix: Matrix, rows: int, packs: Packs | None = None) -> Linear:
@@ -129,7 +129,7 @@ def linear(matrix: Matrix, rows: int, packs: Packs | None = None) -> Linear:
     if not can_pack(matrix.weight):
         return plain_linear(matrix)
     packed = (packs or Packs()).packed([matrix.weight], rows)
-    return Linear(None, matrix.bias, packed, _transposed(matrix.low_rank))
+    return Linear(None, matrix.bias, packed, matrix.low_rank)
 
 
 def linears(matrices: Sequence[Matrix], rows: int, packs: Packs | None = None) -> Linears:
@@ -141,22 +141,18 @@ def linears(matrices: Sequence[Matrix], rows: int, packs: Packs | None = None) -
     ]
     bias = torch.cat(biases) if any(matrix.bias is not None for matrix in matrices) else None
     packed = (packs or Packs()).packed([matrix.weight for matrix in matrices], rows)
-    return Linears((Linear(None, bias, packed, _transposed(_stacked(matrices))),))
-
-
-def _transposed(low_rank: LowRank | None) -> tuple[Tensor, Tensor] | None:
-    return None if low_rank is None else (low_rank.down.T.contiguous(), low_rank.up.T.contiguous())
+    return Linears((Linear(None, bias, packed, _stacked(matrices)),))
 
 
 def _stacked(matrices: Sequence[Matrix]) -> LowRank | None:
-    """Low-rank parts of stacked matrices as one: each with its own rows of ``down`` and its own block of ``up``."""
+    """Low-rank parts of stacked matrices as one: each with its own columns of ``down`` and its own block of ``up``."""
     given = [matrix.low_rank for matrix in matrices]
     downs = [low_rank.down for low_rank in given if low_rank is not None]
     if not downs:
         return None
-    ups = [matrix.weight.new_zeros(len(matrix.weight), 0) for matrix in matrices]
+    ups = [matrix.weight.new_zeros(0, len(matrix.weight)) for matrix in matrices]
     blocks = [up if low_rank is None else low_rank.up for up, low_rank in zip(ups, given, strict=True)]
-    return LowRank(torch.cat(downs), torch.block_diag(*blocks))  # type: ignore[no-untyped-call]
+    return LowRank(torch.cat(downs, dim=1), torch.block_diag(*blocks))  # type: ignore[no-untyped-call]
 
 
 _pointwise = torch.ops.mkldnn._linear_pointwise.default
