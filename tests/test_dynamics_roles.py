@@ -94,7 +94,7 @@ def test_modules_of_both_roles_keep_their_own_adapter(folders):
 
 def test_weights_of_the_base_are_there_once(folders):
     """To the byte. In float64 nothing is packed: one base and two adapters, whose ``up`` is there once more with its
-    scale multiplied in; or two bases. A decoder's own are the scaled norms of two layers' heads, and 8 angles a position."""
+    scale multiplied in; or two bases. A decoder's own are the scaled norms of two layers' heads, and 8 frequencies."""
     base, (down, up) = base_bytes(folders / "base", torch.float64), adapter_numbers()
     own = 2 * 2 * (2 + 2) * 16 * 8 + 8 * 8
     shared = load_roles(folders / "fdm", folders / "idm", weights="shared", dtype=torch.float64)
