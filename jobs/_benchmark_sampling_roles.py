@@ -1,4 +1,5 @@
-"""Both roles over one base, adapters beside the weights, against two merged copies: seconds a step, bytes of weights."""
+"""Both roles over one base, adapters beside the weights, against two merged copies: seconds a step, bytes of
+weights."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,8 +19,8 @@ from wm.training.adapters import ATTENTION_AND_MLP, Lora
 def role_figures(
     shape: Shape, rows: int, ratios: dict[str, float], *, rounds: int, repeats: int
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Adds ``shared_over_merged_step_b1``, ``…_b8`` and ``shared_over_merged_bytes`` to the ratios; returns seconds of a
-    step in each round, and bytes. Adapters have the training recipe's rank and are on every matrix of a layer."""
+    """Adds ``shared_over_merged_step_b1``, ``…_b8`` and ``shared_over_merged_bytes`` to the ratios; returns seconds of
+    a step in each round, and bytes. Adapters have the training recipe's rank and are on every matrix of a layer."""
     shared, merged = (_roles(shape, rows, is_shared) for is_shared in (True, False))
     place = shape.target // 2
     work: dict[str, Callable[[], object]] = {
@@ -42,9 +43,8 @@ def _roles(shape: Shape, rows: int, is_shared: bool) -> Roles:
         model: Any = twin_of(base) if is_shared else ShapeModel(shape)
         with torch.random.fork_rng(devices=[]), quiet_peft():
             torch.manual_seed(seed)
-            config = LoraConfig(
-                r=Lora().r, lora_alpha=Lora().alpha, target_modules=ATTENTION_AND_MLP, init_lora_weights=False
-            )
+            size = {"r": Lora().r, "lora_alpha": Lora().alpha, "target_modules": ATTENTION_AND_MLP}
+            config = LoraConfig(**size, init_lora_weights=False)
             model.module = get_peft_model(model.module, config).eval()
         if not is_shared:
             model.module = model.module.merge_and_unload()

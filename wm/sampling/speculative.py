@@ -78,8 +78,7 @@ def speculate_images(
     length, slots = vlm.tokens_per_image, Slots(vlm)
     if num_samples < 1:
         raise InputError(f"num_samples must be at least 1, got {num_samples}")
-    if not 1 <= block < length:
-        raise InputError(f"block must be 1 to {length - 1} (an image has {length} tokens), got {block}")
+    need_block(block, length)
     distinct = 1 if sampling.greedy else num_samples
     drafts_BKN = _drafts(drafts, len(prefixes), distinct, length, len(vlm.image_rows))
     seeds = seeds_of(seed, len(prefixes))
@@ -115,6 +114,13 @@ def speculate_images(
     repeats = num_samples // distinct
     passes, confirmed, examined = counts_3BK.repeat(1, 1, repeats).unbind(0)
     return Speculation(codes_BKN.repeat(1, repeats, 1), passes, confirmed, examined, batch_passes)
+
+
+def need_block(block: int, tokens_per_image: int) -> None:
+    """Raise :class:`InputError` for a number of drafted codes that is none of 1 to N - 1."""
+    if not 1 <= block < tokens_per_image:
+        most = tokens_per_image - 1
+        raise InputError(f"block must be 1 to {most} (an image has {tokens_per_image} tokens), got {block}")
 
 
 def _drafts(drafts: Tensor, sources: int, candidates: int, length: int, num_codes: int) -> Tensor:
