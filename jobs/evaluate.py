@@ -15,7 +15,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from wm import cli
 from wm.config import Recipe
-from wm.dynamics import Sampling
+from wm.dynamics import Sampling, Weights
 from wm.errors import InputError
 from wm.evaluation.gallery import write_gallery
 from wm.evaluation.heldout import HeldOut, SubsetColumn, read_held_out
@@ -94,6 +94,9 @@ class EvaluateRecipe(Recipe):
     """Ray tasks at a time; 0: in this process, without Ray."""
     device: str = "cpu"
     """Where the models run."""
+    weights: Weights = "merged"
+    """merged: every model has weights of its own while it is loaded. shared: adapters of one base are applied beside
+    one copy of its weights: less memory and loading, a little slower, the same up to rounding."""
 
     @field_validator("seeds", "k")
     @classmethod
@@ -224,6 +227,7 @@ def _bench(recipe: EvaluateRecipe) -> Bench:
         batch_size=recipe.batch_size,
         max_new_tokens=recipe.max_new_tokens,
         device=recipe.device,
+        weights=recipe.weights,
     )
 
 

@@ -18,15 +18,14 @@ import torch
 from torch import Tensor
 
 from wm.errors import InputError
-from wm.models.checkpoints import base_of, load_model
+from wm.models.checkpoints import ADAPTER_CONFIG, base_of, load_model
 from wm.models.manifest import model_folder
 from wm.models.protocol import UnifiedVLM
-from wm.models.sharing import held_bytes
+from wm.models.sharing import held_bytes, need_shareable
 from wm.sampling.decoder import Decoder
 
 Weights: TypeAlias = Literal["merged", "shared"]
 """See above."""
-SHARED_NEEDS = "weights = 'shared' needs both roles over one base"
 
 
 @dataclass(frozen=True)
@@ -61,12 +60,17 @@ def load_role(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     rows: int = 8,
+    over: Role | None = None,
 ) -> Role:
     """One model; an adapter is merged into the weights, so that there is no second copy of them.
 
     ``base``: of an adapter, the one that its manifest names without it. ``rows``: how many token rows a pass usually
-    has (a hint). Raises :class:`InputError` as :func:`wm.models.load_model`.
+    has (a hint). ``over``: its bare base, whose weights are shared instead; ``device`` and ``dtype`` are then its.
+    Raises :class:`InputError` as :func:`wm.models.load_model`.
     """
+    if over is not None:
+        model = load_model(path, base=base, over=over.model)
+        return Role(model, Decoder(model, rows=rows, merge=False, beside=over.decoder))
     model = load_model(path, base=base, device=device, dtype=dtype, merge=True)
     return Role(model, Decoder(model, rows=rows))
 
@@ -83,38 +87,30 @@ def load_roles(
 ) -> Roles:
     """Both roles from their folders, each a full model or an adapter.
 
-    With ``shared`` both must be adapters of one base, or that base itself; :class:`InputError` says which is not.
-    Everything is checked before weights are read. The rest as in :func:`load_role`.
+    With ``shared`` both must be adapters of one base, or that base itself; :class:`InputError` says which is not,
+    before weights are read. The rest as in :func:`load_role`.
     """
-    if weights == "merged":
-        forward, inverse = (load_role(path, base=base, device=device, dtype=dtype, rows=rows) for path in (fdm, idm))
-        return _same_codec(Roles(forward, inverse))
-    folder = need_one_base(fdm, idm, base)
-    over = load_model(folder, device=device, dtype=dtype)
-    forward = _beside(load_model(fdm, base=base, over=over), rows, None)
-    inverse = _beside(load_model(idm, base=base, over=over), rows, forward.decoder)
-    return _same_codec(Roles(forward, inverse))
-
-
-def _beside(model: UnifiedVLM, rows: int, beside: Decoder | None) -> Role:
-    return Role(model, Decoder(model, rows=rows, merge=False, beside=beside))
+    over = None
+    if weights == "shared":
+        over = load_role(need_one_base(fdm, idm, base), device=device, dtype=dtype, rows=rows)
+    roles = [load_role(path, base=base, device=device, dtype=dtype, rows=rows, over=over) for path in (fdm, idm)]
+    first, second = (role.model.codec_id for role in roles)
+    if first != second:
+        raise InputError(f"the FDM's image codec is {first}, the IDM's {second}: they cannot read each other's images")
+    return Roles(*roles)
 
 
 def need_one_base(fdm: str | Path, idm: str | Path, base: str | Path | None = None) -> Path:
-    """The folder of the base that both need; :class:`InputError` if they need weights that differ. Loads nothing."""
+    """The folder of the base whose weights both can share; :class:`InputError` if they cannot. Loads nothing."""
     found = {name: base_of(path, base) for name, path in (("fdm", fdm), ("idm", idm))}
     (folder, first), (_, second) = found["fdm"], found["idm"]
-    if first == second:
-        return folder
-    parts = [
-        f"{name} {path} is " + ("an adapter of " if where != model_folder(path) else "a full model: ") + base_id
-        for (name, (where, base_id)), path in zip(found.items(), (fdm, idm), strict=True)
-    ]
-    raise InputError(f"{SHARED_NEEDS}, but {' and '.join(parts)}")
-
-
-def _same_codec(roles: Roles) -> Roles:
-    first, second = roles.fdm.model.codec_id, roles.idm.model.codec_id
     if first != second:
-        raise InputError(f"the FDM's image codec is {first}, the IDM's {second}: they cannot read each other's images")
-    return roles
+        parts = [
+            f"{name} {path} is " + ("an adapter of " if where != model_folder(path) else "a full model: ") + base_id
+            for (name, (where, base_id)), path in zip(found.items(), (fdm, idm), strict=True)
+        ]
+        raise InputError(f"sharing weights needs both roles over one base, but {' and '.join(parts)}")
+    for path in (fdm, idm):
+        if (model_folder(path) / ADAPTER_CONFIG).is_file():
+            need_shareable(model_folder(path))
+    return folder

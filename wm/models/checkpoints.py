@@ -196,7 +196,7 @@ def _load_over(folder: Path, over: UnifiedVLM, base: str | Path | None, merge: b
         return twin_of(over)
     manifest = _need_manifest(folder)
     _need_base(folder, manifest, over.base_id, "the base to be shared")
-    need_shareable(read_json(folder / ADAPTER_CONFIG), folder)
+    need_shareable(folder)
     vlm = twin_of(over)
     vlm.module = _attach(vlm, folder, manifest)
     return vlm

@@ -5,15 +5,15 @@ tensors: no training of them, no merging.
 """
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from wm.errors import InputError
 from wm.models.protocol import UnifiedVLM
+from wm.models.weights import read_json
 
 KEEPS_BASE = (True, False, "gaussian", "eva", "orthogonal")
 """Values of ``init_lora_weights`` that leave the base as it is. With the others (``pissa``, ``olora``, ``corda``,
@@ -30,8 +30,9 @@ def twin_of(vlm: UnifiedVLM) -> UnifiedVLM:
     return twin
 
 
-def need_shareable(config: Mapping[str, Any], folder: Path) -> None:
-    """Raise :class:`InputError` if loading the adapter of this ``adapter_config.json`` changes its base."""
+def need_shareable(folder: Path) -> None:
+    """Raise :class:`InputError` if loading the adapter of a folder changes its base."""
+    config = read_json(folder / "adapter_config.json")
     if config.get("bias", "none") != "none":
         raise InputError(
             f"adapter {folder} has bias = {config['bias']!r}: it brings other biases for the base's own layers, and "

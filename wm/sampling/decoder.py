@@ -46,7 +46,7 @@ class Decoder:
 
     def __init__(self, vlm: UnifiedVLM, *, rows: int = 8, merge: bool = True, beside: "Decoder | None" = None) -> None:
         self.view: DecoderView = decoder_view(vlm, merge=merge)
-        self._packs: Packs = Packs() if beside is None else beside._packs
+        self._packs: Packs = Packs(None if beside is None else beside._packs)
         self.image_rows, self.device = vlm.image_rows, vlm.device
         self._scale = self.view.head_width**-0.5
         self._layers = [self._ready(layer, rows) for layer in self.view.layers]

@@ -20,15 +20,19 @@ class Packs:
     """Copies of weights by the tensors that they were made of, so that decoders over one base have each only once.
 
     The weights must not change while this lives: their place in memory is what they are known by, and both are kept.
+    ``beside``: others' copies, used where there are some; what is made here is kept here alone.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, beside: "Packs | None" = None) -> None:
+        self._beside = beside
         self._made: dict[tuple[object, ...], tuple[Tensor, list[Tensor]]] = {}
         self._rows: dict[tuple[object, ...], tuple[Tensor, list[Tensor]]] = {}
 
     def packed(self, weights: Sequence[Tensor], rows: int) -> Tensor:
         """oneDNN's copy of matrices stacked one on another."""
         key = tuple(_place(weight) for weight in weights)
+        if self._beside is not None and key in self._beside._made:
+            return self._beside._made[key][0]
         if key not in self._made:
             stacked = weights[0].contiguous() if len(weights) == 1 else torch.cat(list(weights))
             self._made[key] = torch.ops.mkldnn._reorder_linear_weight(stacked, rows), list(weights)
@@ -40,6 +44,8 @@ class Packs:
         if torch.equal(rows, torch.arange(first, first + count, device=rows.device)):
             return weight[first : first + count]
         key = (_place(weight), tuple(rows.tolist()))
+        if self._beside is not None and key in self._beside._rows:
+            return self._beside._rows[key][0]
         if key not in self._rows:
             self._rows[key] = weight[rows], [weight]
         return self._rows[key][0]
