@@ -25,7 +25,8 @@ from wm.evaluation.tables import build_tables
 from wm.evaluation.units import Bench, Entry, Unit, collect, run_unit, units_of
 from wm.images import Pixels
 from wm.judging import JudgeScore
-from wm.models import ImageCodec, load_codec, read_manifest
+from wm.models import ImageCodec, is_adapter, load_codec, model_folder, read_manifest
+from wm.models.sharing import need_shareable
 from wm.runs import Run, digest_of, read_run, write_json
 
 Role = Literal["idm", "fdm"]
@@ -214,6 +215,8 @@ def _bench(recipe: EvaluateRecipe) -> Bench:
     codec = load_codec(codec_path, recipe.device)
     for entry in entries.values():
         _need_fit(entry, codec)
+        if recipe.weights == "shared" and is_adapter(entry.path):
+            need_shareable(model_folder(entry.path))
     held_out = read_held_out(recipe.triplets, codec, limit=recipe.limit or None, subset=recipe.subset)
     judge_many, action_is_right = _oracle(held_out) if recipe.judge == "oracle" else (None, None)
     return Bench(

@@ -69,7 +69,7 @@ class ServeRecipe(Recipe):
 
     @model_validator(mode="after")
     def _counted_once(self) -> Self:
-        if self.roles != "apart" and "verifier_replicas" in self.model_fields_set:
+        if self.roles != "apart" and self.verifier_replicas > 1:
             raise ValueError(
                 f"verifier_replicas = {self.verifier_replicas} with roles = {self.roles!r}: both models are in one "
                 "process, counted by sampler_replicas; leave it out"

@@ -49,7 +49,8 @@ def test_text_fields_of_a_form_become_numbers():
 def test_guidance_is_two_scales():
     edit = form(guidance="3.5", guidance_image="1.2")
     assert (edit.guidance, edit.guidance_image) == (3.5, 1.2)
-    assert (body(guidance=0).guidance, body().guidance, body().guidance_image) == (0, None, None)
+    assert body(image=DATA_URL, guidance=0).guidance == 0
+    assert (form().guidance, form().guidance_image) == (None, None)
 
 
 def test_best_of_follows_n():

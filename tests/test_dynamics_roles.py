@@ -9,37 +9,21 @@ from pathlib import Path
 import pytest
 import torch
 from models_reference import lively
-from peft import LoraConfig, get_peft_model
+from models_roles import RANK, add_adapter, write_roles
 
 from wm.dynamics import load_role, load_roles, sample_observations, score_actions, verify
 from wm.errors import InputError
-from wm.models import base_id_of, load_codec, load_model, save_model
+from wm.models import base_id_of, load_model, save_model
 from wm.models.sharing import held_bytes, twin_of
 from wm.sampling import Decoder
-from wm.training.adapters import ATTENTION_AND_MLP
 
 SOURCE = torch.tensor([[3, 1, 4, 1], [5, 9, 2, 6]])
 ACTIONS = ["move the red cup up", "put the block to the left"]
-RANK = 2
-
-
-def add_adapter(vlm, seed, **settings):
-    torch.manual_seed(seed)
-    config = {"r": RANK, "target_modules": ATTENTION_AND_MLP, "init_lora_weights": False} | settings
-    vlm.module = get_peft_model(vlm.module, LoraConfig(**config)).eval()
-    return vlm
 
 
 @pytest.fixture(scope="module")
 def folders(tiny_base, tmp_path_factory):
-    """A base whose probabilities are far from equal, an adapter of it for each role, and a full model."""
-    out = tmp_path_factory.mktemp("roles")
-    codec = load_codec(tiny_base)
-    save_model(lively(load_model(tiny_base)), out / "base", kind="base", codec=codec)
-    for seed, task in enumerate(("fdm", "idm")):
-        save_model(add_adapter(load_model(out / "base"), seed), out / task, task=task)
-    save_model(lively(load_model(out / "base"), seed=9), out / "full", task="idm")
-    return out
+    return write_roles(tiny_base, tmp_path_factory.mktemp("roles"))
 
 
 def base_bytes(folder, dtype):
@@ -240,3 +224,15 @@ def test_half_of_what_does_not_fit_with_shared_weights(folders, monkeypatch, cap
     assert [one.logprob for one in scored] == pytest.approx([one.logprob for one in truth], abs=1e-5)
     assert answers(roles)[1] == ranked
     assert roles.num_bytes() == before
+
+
+def test_packed_copies_of_one_role_alone_are_not_kept_by_the_other(folders, tmp_path):
+    """A DoRA adapter's merged matrices go with its decoder."""
+    save_model(add_adapter(load_model(folders / "base"), 1, use_dora=True), tmp_path / "dora", task="idm")
+    base = load_role(folders / "base")
+    before = len(base.decoder._packs._made)
+    first = load_role(folders / "fdm", over=base)
+    assert len(first.decoder._packs._made) == 0
+    second = load_role(tmp_path / "dora", over=base)
+    assert len(second.decoder._packs._made) == 2 * 5
+    assert len(base.decoder._packs._made) == before

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from wm.errors import InputError
-from wm.models.checkpoints import ADAPTER_CONFIG, base_of, load_model
+from wm.models.checkpoints import base_of, is_adapter, load_model
 from wm.models.manifest import model_folder
 from wm.models.protocol import UnifiedVLM
 from wm.models.sharing import held_bytes, need_shareable
@@ -111,6 +111,6 @@ def need_one_base(fdm: str | Path, idm: str | Path, base: str | Path | None = No
         ]
         raise InputError(f"sharing weights needs both roles over one base, but {' and '.join(parts)}")
     for path in (fdm, idm):
-        if (model_folder(path) / ADAPTER_CONFIG).is_file():
+        if is_adapter(path):
             need_shareable(model_folder(path))
     return folder

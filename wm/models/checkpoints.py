@@ -168,6 +168,11 @@ def load_model(
     return vlm
 
 
+def is_adapter(path: str | Path) -> bool:
+    """Whether a model folder holds a PEFT adapter alone."""
+    return (model_folder(path) / ADAPTER_CONFIG).is_file()
+
+
 def base_of(path: str | Path, base: str | Path | None = None) -> tuple[Path, str]:
     """Where the weights are that a model folder needs beside adapters, and their id: an adapter's base, or the full
     folder itself. Raises :class:`InputError` as :func:`load_model` does; nothing is loaded."""
