@@ -91,9 +91,8 @@ def check_models(recipe: ServeRecipe) -> None:
 
     Reads the codecs, not the language models: those are read by the replicas.
     """
-    from wm.dynamics import need_one_base
+    from wm.dynamics import check_block, need_one_base
     from wm.models import load_codec, read_manifest
-    from wm.sampling.speculative import need_block
 
     for key in ("fdm", "idm", "base"):
         folder = getattr(recipe, key)
@@ -109,4 +108,4 @@ def check_models(recipe: ServeRecipe) -> None:
     if recipe.roles == "shared":
         need_one_base(recipe.fdm, recipe.idm, recipe.base)
     if recipe.block:
-        need_block(recipe.block, load_codec(recipe.base or recipe.fdm).tokens_per_image)
+        check_block(recipe.block, load_codec(recipe.base or recipe.fdm).tokens_per_image)

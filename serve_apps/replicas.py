@@ -27,16 +27,15 @@ class Sampler:
     """
 
     def __init__(self, recipe: ServeRecipe, role: Any = None) -> None:
+        from wm.dynamics import check_block
         from wm.models import load_codec
         from wm.sampling.guidance import need_guidable
-        from wm.sampling.speculative import need_block
 
         role = role or _load(recipe, recipe.fdm)
         self._model, self._decoder, self._block = role.model, role.decoder, recipe.block
         if (recipe.guidance, recipe.guidance_image) != (1.0, 1.0):
             need_guidable(self._model)
-        if self._block:
-            need_block(self._block, self._model.tokens_per_image)
+        check_block(self._block, self._model.tokens_per_image)
         self._codec = load_codec(recipe.base or recipe.fdm, device=recipe.device)
 
     def describe(self, task: str = FDM) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def test_drafted_blocks_give_the_same_candidates(folders, block, settings, monke
 def test_what_cannot_work_is_refused_at_the_start(folders, capsys):
     good = [f"fdm={folders / 'fdm'}", f"idm={folders / 'idm'}", "--dry-run"]
     for arguments, says in (
-        (["block=4"], "block must be 1 to 3 (an image has 4 tokens), got 4"),
+        (["block=4"], "block = 4: expected 0 (off) to 3, an image has 4 tokens"),
         (["block=-1"], "block = -1"),
         (["guidance=-1"], "guidance = -1"),
         (["guidance_image=1e9"], "guidance_image = "),

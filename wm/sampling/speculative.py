@@ -61,6 +61,7 @@ def speculate_images(
     *,
     num_samples: int,
     block: int,
+    first_candidate: int = 0,
     sampling: Sampling | None = None,
     seed: int | Sequence[int] = 0,
     batch_size: int | None = None,
@@ -78,7 +79,10 @@ def speculate_images(
     length, slots = vlm.tokens_per_image, Slots(vlm)
     if num_samples < 1:
         raise InputError(f"num_samples must be at least 1, got {num_samples}")
-    need_block(block, length)
+    if first_candidate < 0:
+        raise InputError(f"first_candidate must not be negative, got {first_candidate}")
+    if not 1 <= block < length:
+        raise InputError(f"block must be 1 to {length - 1} (an image has {length} tokens), got {block}")
     distinct = 1 if sampling.greedy else num_samples
     drafts_BKN = _drafts(drafts, len(prefixes), distinct, length, len(vlm.image_rows))
     seeds = seeds_of(seed, len(prefixes))
@@ -96,7 +100,8 @@ def speculate_images(
 
         def decode(first: int, last: int) -> None:
             nonlocal batch_passes
-            noise_RL = slots.spread(noise_of([seeds[row] for row in sources], range(first, last), length), 0)
+            drawn = range(first_candidate + first, first_candidate + last)
+            noise_RL = slots.spread(noise_of([seeds[row] for row in sources], drawn, length), 0)
             drafts_RL = slots.spread(drafts_BKN[sources, first:last].flatten(0, 1), slots.row_end)
             rows = _Ragged(candidates, sampling, drafts_RL, noise_RL, decoder=decoder, slots=slots)
             passes = rows.run(len(sources), last - first, block, redraft)
@@ -114,13 +119,6 @@ def speculate_images(
     repeats = num_samples // distinct
     passes, confirmed, examined = counts_3BK.repeat(1, 1, repeats).unbind(0)
     return Speculation(codes_BKN.repeat(1, repeats, 1), passes, confirmed, examined, batch_passes)
-
-
-def need_block(block: int, tokens_per_image: int) -> None:
-    """Raise :class:`InputError` for a number of drafted codes that is none of 1 to N - 1."""
-    if not 1 <= block < tokens_per_image:
-        most = tokens_per_image - 1
-        raise InputError(f"block must be 1 to {most} (an image has {tokens_per_image} tokens), got {block}")
 
 
 def _drafts(drafts: Tensor, sources: int, candidates: int, length: int, num_codes: int) -> Tensor:
