@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
@@ -25,6 +26,8 @@ from wm.training.order import Indices
 
 COLUMNS = ("triplet_id", "action", "codec", "source_codes", "target_codes", "change", "status")
 _ROWS_AT_A_TIME = 4096
+NUM_QUANTILES = 4
+"""Parts into which rows are sorted by how much their image changes."""
 
 
 class Source(Recipe):
@@ -65,6 +68,24 @@ class TokenSet:
     """int64: tokens of each row before padding."""
     names: tuple[str, ...]
     """``triplet_id`` of each row."""
+    source_R: npt.NDArray[np.int64]  # noqa: N815
+    """Number of each row's source."""
+    change_R: npt.NDArray[np.float64]  # noqa: N815
+    """Mean ``change`` of each row."""
+
+    def source_of(self, rows: Indices) -> npt.NDArray[np.int64]:
+        """Number of the source of each of these rows, int64 (B,)."""
+        return self.source_R[rows]
+
+    def change_quantile_of(self, rows: Indices) -> npt.NDArray[np.int64]:
+        """Which part of all rows, sorted by their mean ``change``, each row belongs to: 0 (least) to
+        ``NUM_QUANTILES`` - 1. Rows that change equally belong together."""
+        edges = np.quantile(self.change_R, np.arange(1, NUM_QUANTILES) / NUM_QUANTILES)
+        return np.searchsorted(edges, self.change_R[rows], side="left")
+
+    def lengths(self, rows: Indices) -> npt.NDArray[np.int64]:
+        """Tokens of each of these rows, int64 (B,)."""
+        return self.length_R.numpy()[rows]
 
     def batch(self, rows: Indices) -> tuple[Tensor, Tensor, Tensor]:
         """``ids_BT`` int64, ``is_completion_BT`` bool, ``weight_BT`` float32 of these rows, cut to the
@@ -125,6 +146,8 @@ def tensorise(rows: Sequence[Rows], vlm: UnifiedVLM, task: Task, weights: Weight
         weight_RT,
         torch.cat([part[3] for part in packed]),
         tuple(table.column("triplet_id").to_pylist()),
+        np.repeat(np.arange(len(rows)), [part.table.num_rows for part in rows]),
+        _flat(table, "change").reshape(source_RN.shape).mean(axis=1, dtype=np.float64),
     )
 
 
