@@ -24,12 +24,8 @@ from wm.training.recipe import TrainRecipe
 _log = logging.getLogger(__name__)
 TENSORBOARD = "tensorboard"
 _MLFLOW_RUN, _WANDB_RUN = ".mlflow_run", ".wandb_run"
-_PACKAGES = {
-    "tensorboard": ("tensorboardX", "tensorboardX"),
-    "mlflow": ("mlflow", "mlflow"),
-    "wandb": ("wandb", "wandb"),
-}
-"""Place → module, and what pip calls it."""
+_MODULES = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
+"""Place → module, which is also what pip calls it."""
 
 
 @dataclass(frozen=True)
