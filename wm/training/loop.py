@@ -3,7 +3,9 @@ callback."""
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,15 @@ import torch.distributed as dist
 from wm.errors import InputError
 from wm.models import load_model, save_model
 from wm.training.adapters import ParameterCounts, prepare
-from wm.training.batches import TokenSet, read_sources, tensorise
+from wm.training.batches import TokenSet, open_tokens
 from wm.training.boards import Boards, open_boards
 from wm.training.flops import peak_tflops, step_work
 from wm.training.metrics import METRICS, Done, Metrics, World
 from wm.training.order import Indices, SampleOrder, rank_slice
 from wm.training.plan import order_of
+from wm.training.prefetch import prefetched
 from wm.training.recipe import TrainRecipe
-from wm.training.step import Stepper, need_process_group
+from wm.training.step import MicroBatch, Stepper, need_process_group
 from wm.training.watch import LAST, MODEL, Watch, Watcher
 
 __all__ = ["METRICS", "MODEL", "DivergedError", "FitSummary", "World", "fit"]
@@ -83,9 +86,8 @@ def fit(
     torch.set_num_threads(recipe.threads_per_worker)
     need_process_group(world.device)
     vlm = load_model(recipe.base, device=world.device, dtype=_dtype(recipe))
-    rows = read_sources(recipe.triplets, codec_id=vlm.codec_id, tokens_per_image=vlm.tokens_per_image, seed=recipe.seed)
-    order = order_of(recipe, rows)
-    tokens = tensorise(rows, vlm, recipe.task, recipe.weights)
+    tokens = open_tokens(recipe.triplets, vlm, recipe.task, recipe.weights, root=recipe.token_root, seed=recipe.seed)
+    order = order_of(recipe, tokens.facts)
     num_steps = recipe.num_steps(order)
     counts = prepare(vlm, recipe.lora, recipe.seed)
     work = step_work(vlm)
@@ -106,25 +108,25 @@ def fit(
         boards=boards,
     )
     setup_s = time.perf_counter() - begin
-    for step in range(first, num_steps):
-        global_rows = order.batch(step, recipe.global_batch)
-        num_learned = tokens.num_completion_tokens(global_rows)
-        parts = _micro_batches(tokens, rank_slice(global_rows, world.rank, world.size), recipe, world.device)
-        # Dropout that depends on the step alone: a resumed run draws what the uninterrupted one would have
-        # drawn.
-        torch.manual_seed((((recipe.seed << 32) + step) * world.size + world.rank) % (1 << 63))
-        loss = stepper.step(step, parts, num_learned)
-        done, is_last = step + 1, step + 1 == num_steps
-        rate, norm = stepper.rate(step), stepper.grad_norm
-        metrics.add(Done(done, loss, rate, norm, global_rows, num_learned, stepper.rows, parts))
-        is_due = watch.is_due(done, is_last)
-        if is_last or is_due or done % recipe.log_every == 0 or done % recipe.checkpoint_every == 0:
-            _need_finite(metrics.flush(), done, order, tokens, recipe)
-        if is_due:
-            with metrics.paused():
-                watch.look(vlm, done, is_last)
-        if done % recipe.checkpoint_every == 0 and not is_last:
-            save(done, lambda folder, done=done: stepper.save(folder, {"step": done}))  # type: ignore[misc]
+    make = partial(_step_batch, tokens=tokens, order=order, recipe=recipe, world=world)
+    with closing(prefetched(make, range(first, num_steps))) as batches:
+        for step, ready in enumerate(batches, first):
+            # Dropout that depends on the step alone: a resumed run draws what the uninterrupted one would have
+            # drawn.
+            torch.manual_seed((((recipe.seed << 32) + step) * world.size + world.rank) % (1 << 63))
+            micro_batches = [_moved(parts, world.device) for parts in ready.micro_batches]
+            loss = stepper.step(step, micro_batches, ready.num_tokens)
+            done, is_last = step + 1, step + 1 == num_steps
+            rate, norm = stepper.rate(step), stepper.grad_norm
+            metrics.add(Done(done, loss, rate, norm, ready.rows, ready.num_tokens, stepper.rows, ready.micro_batches))
+            is_due = watch.is_due(done, is_last)
+            if is_last or is_due or done % recipe.log_every == 0 or done % recipe.checkpoint_every == 0:
+                _need_finite(metrics.flush(), done, order, tokens, recipe)
+            if is_due:
+                with metrics.paused():
+                    watch.look(vlm, done, is_last)
+            if done % recipe.checkpoint_every == 0 and not is_last:
+                save(done, lambda folder, done=done: stepper.save(folder, {"step": done}))  # type: ignore[misc]
     steps_s = time.perf_counter() - begin - setup_s - metrics.paused_s
     if world.rank == 0:
         save_model(vlm, Path(recipe.out) / (LAST if recipe.best_by else MODEL), task=recipe.task, recipe_digest=digest)
@@ -148,12 +150,29 @@ def fit(
     )
 
 
-def _micro_batches(
-    tokens: TokenSet, rows: Indices, recipe: TrainRecipe, device: torch.device
-) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    size = recipe.micro_batch_size
+@dataclass(frozen=True)
+class StepBatch:
+    """What one rank needs for a step, in memory from which a GPU can fetch it."""
+
+    micro_batches: list[MicroBatch]
+    num_tokens: int
+    """Completion tokens of the whole global batch."""
+    rows: Indices
+    """Of the whole global batch."""
+
+
+def _step_batch(step: int, tokens: TokenSet, order: SampleOrder, recipe: TrainRecipe, world: World) -> StepBatch:
+    global_rows = order.batch(step, recipe.global_batch)
+    rows, size = rank_slice(global_rows, world.rank, world.size), recipe.micro_batch_size
     parts = [tokens.batch(rows[start : start + size]) for start in range(0, len(rows), size)]
-    return [(ids.to(device), completion.to(device), weight.to(device)) for ids, completion, weight in parts]
+    if world.device.type == "cuda":
+        parts = [(ids.pin_memory(), completion.pin_memory(), weight.pin_memory()) for ids, completion, weight in parts]
+    return StepBatch(parts, tokens.num_completion_tokens(global_rows), global_rows)
+
+
+def _moved(parts: MicroBatch, device: torch.device) -> MicroBatch:
+    ids_BT, is_completion_BT, weight_BT = (part.to(device, non_blocking=True) for part in parts)
+    return ids_BT, is_completion_BT, weight_BT
 
 
 def _need_finite(
@@ -161,7 +180,7 @@ def _need_finite(
 ) -> None:
     for step, loss in enumerate(losses, last_step - len(losses) + 1):
         if not np.isfinite(loss):
-            rows = [tokens.names[row] for row in order.batch(step - 1, recipe.global_batch)]
+            rows = tokens.names(order.batch(step - 1, recipe.global_batch)[:5])
             raise DivergedError(
                 f"loss is {loss} at step {step} (lr {recipe.lr}); the last checkpoint is kept; "
                 f"the step's triplets: {', '.join(rows[:4])}{', …' if len(rows) > 4 else ''}"

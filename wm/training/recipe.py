@@ -8,15 +8,18 @@ from pydantic import Field, field_validator, model_validator
 from wm.config import Recipe
 from wm.models.protocol import Task
 from wm.training.adapters import Lora
-from wm.training.batches import Source
 from wm.training.loss import Weights
 from wm.training.order import SampleOrder
+from wm.training.sources import Source
+
+TOKENS = ".tokens"
+"""Below ``out``, while a run lasts: the tokenised triplets."""
 
 
 class TrainRecipe(Recipe):
     """One training run. The defaults of ``lora`` and ``weights`` are the paper's (appendix A.8)."""
 
-    HOW: ClassVar[frozenset[str]] = frozenset({"log_to", "peak_tflops"})
+    HOW: ClassVar[frozenset[str]] = frozenset({"token_cache", "log_to", "peak_tflops"})
 
     task: Task
     """idm: (source, target) to action. fdm: (source, action) to target."""
@@ -83,6 +86,9 @@ class TrainRecipe(Recipe):
     """Steps between pictures of what the model predicts on held-out triplets, in ``out/samples``; 0: none."""
     sample_rows: int = Field(default=4, ge=1)
     """Held-out triplets in such a picture."""
+    token_cache: str = ""
+    """Folder that keeps tokenised triplets for other runs, better on a disk of the node than on a network; empty:
+    ``out/.tokens``, which is removed when the run is whole."""
     max_failures: int = Field(default=1, ge=0)
     """How often a run goes on by itself after a worker died."""
 
@@ -135,6 +141,11 @@ class TrainRecipe(Recipe):
         """Forward passes of one worker a step."""
         return self.global_batch // self.num_ranks // self.micro_batch_size
 
+    @property
+    def token_root(self) -> Path:
+        """Where the tokenised triplets are."""
+        return Path(self.token_cache or Path(self.out) / TOKENS)
+
     def num_steps(self, order: SampleOrder) -> int:
         """Optimiser steps over rows in this order."""
         return self.steps or order.steps_of(self.epochs, self.global_batch)
@@ -152,4 +163,5 @@ class TrainRecipe(Recipe):
         ]
         paths = {"base": str(Path(self.base).absolute()), "out": str(Path(self.out).absolute())}
         held_out = self.held_out and str(Path(self.held_out).absolute())
-        return self.model_copy(update={"triplets": sources, "held_out": held_out, **paths})
+        cache = self.token_cache and str(Path(self.token_cache).absolute())
+        return self.model_copy(update={"triplets": sources, "held_out": held_out, "token_cache": cache, **paths})
