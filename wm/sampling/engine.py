@@ -18,6 +18,7 @@ from wm.errors import InputError
 from wm.models.protocol import UnifiedVLM
 from wm.sampling.batches import halving, rows_at_once
 from wm.sampling.decoder import Decoder
+from wm.sampling.graphs import static_steps
 from wm.sampling.guidance import CONDITIONS, Candidates
 from wm.sampling.noise import Sampling, choose, noise_of
 from wm.sampling.slots import Slots
@@ -113,6 +114,14 @@ def _decode(
 ) -> Iterator[Tensor]:
     """int64 (R, l) on the device: what fills the slots so far, after every ``line`` of them and at the end."""
     length = noise_RL.shape[1]
+    steps = static_steps(candidates, noise_RL, each, sampling, slots)
+    if steps is not None:
+        for place in range(length):
+            steps.advance(place)
+            if (place + 1) % line == 0 or place + 1 == length:
+                yield steps.codes_RL[:, : place + 1]
+        candidates.decoder.held = steps
+        return
     noise_LR = noise_RL.T.contiguous()
     codes_RL = torch.empty(noise_RL.shape, dtype=torch.int64, device=noise_RL.device)
     logits_RV = candidates.start(each, length)
