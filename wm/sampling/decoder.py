@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wm.models.protocol import UnifiedVLM
-from wm.sampling.attention import attend_causal, attend_shared, attend_step
+from wm.sampling.attention import attend_causal, attend_shared, attend_step, attend_tails, can_flash
 from wm.sampling.cache import Prefix, Rows, new_rows
 from wm.sampling.linear import Linear, Linears, linear, linears
 from wm.sampling.view import DecoderView, LayerView, Matrix, decoder_view
@@ -187,14 +187,18 @@ class Decoder:
         own_hidden_RSF = torch.arange(filled, device=self.device) > places_RS[..., None]
         padding_PT = prefix.padding()
         row_R1 = torch.arange(num_rows, device=self.device)[:, None]
+        one_group_a_head = self.view.num_heads == self.view.num_groups
+        tails = isinstance(places, int) and (places, filled) == (0, num_new) and padding_PT is None and one_group_a_head
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             query, key, value = (new.view(num_rows, num_new, *new.shape[1:]) for new in (query, key, value))
             own_keys, own_values = rows.keys[layer], rows.values[layer]
             own_keys.transpose(1, 2)[row_R1, places_RS] = key
             own_values.transpose(1, 2)[row_R1, places_RS] = value
-            own = own_keys[:, :, :filled], own_values[:, :, :filled]
             shared = prefix.keys[layer], prefix.values[layer]
+            if tails and can_flash(query):
+                return attend_tails(query, key, value, *shared).reshape(num_rows * num_new, -1)
+            own = own_keys[:, :, :filled], own_values[:, :, :filled]
             mixed = attend_shared(query, *shared, *own, prefix_hidden_PT=padding_PT, own_hidden=own_hidden_RSF)
             return mixed.reshape(num_rows * num_new, -1)
 
