@@ -1,15 +1,27 @@
-"""What a world model does: propose and score actions, sample and score observations, verify."""
+"""What a world model does: propose and score actions, sample and score observations, verify, search, roll out."""
 
 from wm.dynamics.fdm import sample_observations, score_observations, speculate_observations
 from wm.dynamics.idm import ScoredAction, propose_actions, score_actions
+from wm.dynamics.rollout import Rollout, StepDone, Trajectory, roll_out
+from wm.dynamics.search import Prediction, predict_observations
+from wm.dynamics.settings import Search, check_block, check_search
 from wm.dynamics.verify import Candidate, verify, verify_batch
 from wm.sampling.noise import Sampling
 
 __all__ = [
     "Candidate",
+    "Prediction",
+    "Rollout",
     "Sampling",
     "ScoredAction",
+    "Search",
+    "StepDone",
+    "Trajectory",
+    "check_block",
+    "check_search",
+    "predict_observations",
     "propose_actions",
+    "roll_out",
     "sample_observations",
     "score_actions",
     "score_observations",

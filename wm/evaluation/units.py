@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wm.dynamics import Sampling
+from wm.dynamics.verify import NO_GUARD
 from wm.dynamics.vlm_scorer import VLMScorer, load_vlm_scorer
 from wm.errors import InputError
 from wm.evaluation.heldout import HeldOut
@@ -84,6 +85,10 @@ class Bench:
     batch_size: int
     max_new_tokens: int
     device: str
+    block: int = 0
+    """Codes drafted a pass where candidates are drawn speculatively; 0: one code a pass."""
+    max_unchanged: float = NO_GUARD
+    """The copy guard of the choice among candidates."""
 
     def model(self, name: str) -> UnifiedVLM:
         """The model of an entry, checked against the codec of the bench; the last few stay loaded."""
@@ -158,11 +163,14 @@ def _sample(bench: Bench, unit: Unit) -> dict[str, npt.NDArray[Any]]:
         sampling=bench.sampling.model_copy(update={"greedy": True}) if greedy else bench.sampling,
         seed=unit.seed,
         batch_size=bench.batch_size,
+        block=bench.block,
     )
     arrays: dict[str, npt.NDArray[Any]] = {f"metric.{name}": value for name, value in bank.metrics.items()}
     arrays["codes"] = bank.codes.astype(np.int32)
     if bank.verifier is not None:
         arrays["verifier"] = bank.verifier
+    if bank.action_tokens is not None:
+        arrays["action_tokens"] = bank.action_tokens
     return arrays
 
 
@@ -215,16 +223,18 @@ def collect(bench: Bench, units: Sequence[Unit], folder: Path, ks: Sequence[int]
             collected.idm[entry.label, entry.run] = (figures, by_item)
         else:
             banks = collected.banks if unit.ask == "sample" else collected.greedy
-            banks[entry.label, entry.run, unit.seed] = bank_of(arrays)
+            banks[entry.label, entry.run, unit.seed] = bank_of(arrays, bench.max_unchanged)
     return collected
 
 
-def bank_of(arrays: dict[str, npt.NDArray[Any]]) -> Bank:
-    """The bank that a ``sample`` or ``greedy`` unit's file holds."""
+def bank_of(arrays: dict[str, npt.NDArray[Any]], max_unchanged: float = NO_GUARD) -> Bank:
+    """The bank that a ``sample`` or ``greedy`` unit's file holds, with the copy guard for its choice."""
     return Bank(
         codes=arrays["codes"].astype(np.int64),
         metrics={name[7:]: value for name, value in arrays.items() if name.startswith("metric.")},
         verifier=arrays.get("verifier"),
+        action_tokens=arrays.get("action_tokens"),
+        max_unchanged=max_unchanged,
     )
 
 

@@ -45,6 +45,7 @@ def sample_images(
     prefixes: Sequence[Sequence[int]],
     *,
     num_samples: int,
+    first_candidate: int = 0,
     sampling: Sampling | None = None,
     seed: int | Sequence[int] = 0,
     batch_size: int | None = None,
@@ -54,7 +55,9 @@ def sample_images(
 ) -> Tensor:
     """Codebook ids int64 (B, K, N) on the CPU: ``num_samples`` images after each prefix (vocabulary ids).
 
-    ``seed``: one for all rows, or one a row. Rows with equal seeds share their noise. ``batch_size`` bounds
+    ``first_candidate``: the images are candidates ``first_candidate`` to ``first_candidate + K - 1``, so that what was
+    drawn before can be gone on with. ``seed``: one for all rows, or one a row. Rows with equal seeds share their
+    noise. ``batch_size`` bounds
     the candidate rows that are decoded together (half as many, with a warning in the log, where memory does not
     suffice). Prefixes may differ in length. ``on_progress`` is called after every ``progress_tokens`` tokens (one
     line of the image without it), and anew from the first if a batch had to be halved; only then does the device
@@ -64,6 +67,8 @@ def sample_images(
     sampling = sampling or Sampling()
     if num_samples < 1:
         raise InputError(f"num_samples must be at least 1, got {num_samples}")
+    if first_candidate < 0:
+        raise InputError(f"first_candidate must not be negative, got {first_candidate}")
     seeds = seeds_of(seed, len(prefixes))
     distinct, length = 1 if sampling.greedy else num_samples, vlm.tokens_per_image
     codes_BKN = torch.zeros((len(prefixes), distinct, length), dtype=torch.int64)
@@ -87,14 +92,15 @@ def sample_images(
         candidates = _read(vlm, decoder, sampling, [prefixes[row] for row in sources])
 
         def decode(first: int, last: int) -> None:
-            noise_RN = noise_of([seeds[row] for row in sources], range(first, last), length).to(decoder.device)
+            drawn = range(first_candidate + first, first_candidate + last)
+            noise_RN = noise_of([seeds[row] for row in sources], drawn, length).to(decoder.device)
             every = line if on_progress else slots.count
             for codes_RL in _decode(
                 candidates, slots.spread(noise_RN, 0), last - first, sampling, line=every, slots=slots
             ):
                 codes = slots.codes(codes_RL).view(len(sources), last - first, -1).cpu()
                 if on_progress is not None:
-                    on_progress(Progress(tuple(sources), range(first, last), codes, length))
+                    on_progress(Progress(tuple(sources), drawn, codes, length))
             codes_BKN[sources, first:last] = codes
 
         if len(sources) > 1:

@@ -61,6 +61,7 @@ def speculate_images(
     *,
     num_samples: int,
     block: int,
+    first_candidate: int = 0,
     sampling: Sampling | None = None,
     seed: int | Sequence[int] = 0,
     batch_size: int | None = None,
@@ -78,6 +79,8 @@ def speculate_images(
     length, slots = vlm.tokens_per_image, Slots(vlm)
     if num_samples < 1:
         raise InputError(f"num_samples must be at least 1, got {num_samples}")
+    if first_candidate < 0:
+        raise InputError(f"first_candidate must not be negative, got {first_candidate}")
     if not 1 <= block < length:
         raise InputError(f"block must be 1 to {length - 1} (an image has {length} tokens), got {block}")
     distinct = 1 if sampling.greedy else num_samples
@@ -99,7 +102,8 @@ def speculate_images(
 
         def decode(first: int, last: int) -> None:
             nonlocal batch_passes
-            noise_RL = slots.spread(noise_of([seeds[row] for row in sources], range(first, last), length), 0)
+            drawn = range(first_candidate + first, first_candidate + last)
+            noise_RL = slots.spread(noise_of([seeds[row] for row in sources], drawn, length), 0)
             drafts_RL = slots.spread(drafts_BKN[sources, first:last].flatten(0, 1), slots.row_end)
             rows = _Ragged(candidates, sampling, drafts_RL, noise_RL, decoder=decoder, slots=slots)
             passes = rows.run(len(sources), last - first, block, redraft)
