@@ -223,12 +223,15 @@ def test_what_cannot_be_recorded_is_called(models, monkeypatch, caplog):
         raise RuntimeError("operation not permitted\nwhen the stream is capturing")
 
     monkeypatch.setattr(StaticSteps, "record", broken)
+    monkeypatch.setattr(graphs, "can_attend", lambda decoder: decoder.kernels)
     decoder = Decoder(vlm, stepping="compiled")
     with caplog.at_level(logging.WARNING):
         assert torch.equal(sample_images(vlm, prefixes, num_samples=2, decoder=decoder), expected)
     told = [record.getMessage() for record in caplog.records]
-    assert [text.split(" decoding failed")[0] for text in told] == ["compiled", "graph"]
-    assert "not permitted when the stream is capturing); going on plain" in told[1]
+    kernels = "decoding with Triton kernels"
+    assert [text.split(" failed")[0] for text in told] == [f"compiled {kernels}", f"graph {kernels}", "graph decoding"]
+    assert [text.split("with ")[-1] for text in told] == ["graph decoding", "graph decoding", "plain decoding"]
+    assert "(RuntimeError: operation not permitted when the stream is capturing)" in told[1]
     assert decoder.stepping == "plain" and decoder.held is None
 
 

@@ -53,10 +53,11 @@ class Decoder:
 
     ``rows``: how many token rows a pass usually has (a hint). Adapters are merged; on a CPU in float32 or bfloat16
     all matrices are copied into oneDNN's layout, elsewhere only the merged ones are copies. ``stepping`` is how images
-    are decoded; what fails is replaced by the next simpler one, with a warning in the log.
+    are decoded, ``kernels`` whether Triton's may be used on a GPU; what fails is replaced by the next simpler way, with
+    a warning in the log.
     """
 
-    def __init__(self, vlm: UnifiedVLM, *, rows: int = 8, stepping: Stepping = "auto") -> None:
+    def __init__(self, vlm: UnifiedVLM, *, rows: int = 8, stepping: Stepping = "auto", kernels: bool = True) -> None:
         self.view: DecoderView = decoder_view(vlm)
         self.image_rows, self.device = vlm.image_rows, vlm.device
         self._scale = self.view.head_width**-0.5
@@ -69,6 +70,7 @@ class Decoder:
         self._embedding_scale = torch.tensor(self.view.embedding_scale, dtype=self.dtype, device=self.device)
         automatic: Stepping = "graph" if self.device.type == "cuda" else "plain"
         self.stepping: Stepping = automatic if stepping == "auto" else stepping
+        self.kernels = kernels
         self.held: Any = None
         """The last images' :class:`~wm.sampling.graphs.StaticSteps`, for others of the same shape."""
 

@@ -78,6 +78,7 @@ def sample_images(
     held_bytes = decoder.held.num_bytes if decoder is not None and decoder.held is not None else 0
     positions = positions_at_once(vlm, held_bytes)
     at_once = max(1, rows_at_once((max(map(len, prefixes)) + length) * conditions, batch_size, positions))
+    made_here = decoder is None
     decoder = decoder or Decoder(vlm, rows=min(at_once, distinct * len(prefixes)) * conditions)
     logger.info(
         "%d sources, %d candidates each, at most %d rows at once (%d positions), %s decoding",
@@ -109,6 +110,8 @@ def sample_images(
             halving(decode, distinct, at_once)
 
     halving(sample, len(prefixes), max(1, at_once // distinct))
+    if made_here:
+        decoder.held = None  # which refers to the decoder: the two would wait for the garbage collector
     return codes_BKN.repeat(1, num_samples // distinct, 1)
 
 

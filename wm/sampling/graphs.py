@@ -9,7 +9,7 @@ recording serves all.
 
 How (``stepping`` of :class:`~wm.sampling.decoder.Decoder`): ``static`` calls the step, on any device; ``graph`` records
 it as a CUDA graph; ``compiled`` has torch.compile fuse what stands around attention first. What fails is replaced by
-the next simpler way: ``compiled``, ``graph``, then ``plain``, which is no step of this module.
+the next simpler way: ``compiled``, ``graph``, that without Triton, then ``plain``, which is no step of this module.
 
 Shape suffixes of :mod:`wm.sampling.cache`, and: L slots of an image, V image codes, F places of a bucket.
 """
@@ -214,12 +214,13 @@ def _made(candidates: Candidates, each: int, sampling: Sampling, slots: Slots) -
     except Exception as error:
         if decoder.stepping not in SIMPLER:
             raise
-        simpler = SIMPLER[decoder.stepping]
-        text = " ".join(str(error).split())[:300]
-        logger.warning(
-            "%s decoding failed (%s: %s); going on %s", decoder.stepping, type(error).__name__, text, simpler
-        )
-        decoder.stepping = simpler
+        text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        way = f"{decoder.stepping} decoding{' with Triton kernels' if can_attend(decoder) else ''}"
+        if decoder.stepping == "graph" and can_attend(decoder):
+            decoder.kernels = False
+        else:
+            decoder.stepping = SIMPLER[decoder.stepping]
+        logger.warning("%s failed (%s); going on with %s decoding", way, text, decoder.stepping)
         return None
     logger.info(
         "%s decoding of %d rows: %.2f GB of caches", decoder.stepping, steps.key[0] * each, steps.num_bytes / 1e9

@@ -25,10 +25,10 @@ BUSY = 528
 
 
 def can_attend(decoder: Decoder) -> bool:
-    """Whether Triton is at hand and the kernels know the decoder's type and heads' width."""
+    """Whether Triton is at hand and wanted and the kernels know the decoder's type and heads' width."""
     width = decoder.view.head_width
     known = decoder.dtype in (torch.bfloat16, torch.float16, torch.float32) and width in (16, 32, 64, 128, 256)
-    return known and decoder.device.type == "cuda" and find_spec("triton") is not None
+    return decoder.kernels and known and decoder.device.type == "cuda" and find_spec("triton") is not None
 
 
 class StepAttention:
