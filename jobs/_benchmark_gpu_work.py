@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from jobs._benchmark_sampling_models import Shape, ShapeModel, generate
 from jobs._benchmark_sampling_speculation import made_draft
@@ -137,7 +138,18 @@ def _least(record: Measures, names: Sequence[str]) -> float:
 def _prefill(record: Measures, model: Any, repeats: int) -> dict[str, Any]:
     decoder, prefix = Decoder(model, stepping="plain"), model.shape.ids(model.shape.prefix)
     seconds_of(lambda: decoder.prefill([prefix]), record.device, 1)
-    return {"s": statistics.median(seconds_of(lambda: decoder.prefill([prefix]), record.device, repeats))}
+    found = {"s": statistics.median(seconds_of(lambda: decoder.prefill([prefix]), record.device, repeats))}
+    return found | {"fused_attention": _is_fused(lambda: decoder.prefill([prefix]))}
+
+
+def _is_fused(work: Callable[[], object]) -> bool:
+    """Whether it runs where torch may use nothing but its flash attention."""
+    try:
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            work()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _sample(record: Measures, model: Any, decoder: Decoder, *, count: int, repeats: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from wm import cli
 from wm.config import Recipe
-from wm.dynamics import Sampling, check_block
+from wm.dynamics import Sampling, Weights, check_block
 from wm.errors import InputError
 from wm.evaluation.adaptive import adaptive_rows
 from wm.evaluation.gallery import write_gallery
@@ -26,7 +26,8 @@ from wm.evaluation.tables import build_tables
 from wm.evaluation.units import Bench, Entry, Unit, collect, run_unit, units_of
 from wm.images import Pixels
 from wm.judging import JudgeScore
-from wm.models import ImageCodec, load_codec, read_manifest
+from wm.models import ImageCodec, is_adapter, load_codec, model_folder, read_manifest
+from wm.models.sharing import need_shareable
 from wm.runs import Run, digest_of, read_run, write_json
 
 Role = Literal["idm", "fdm"]
@@ -105,6 +106,9 @@ class EvaluateRecipe(Recipe):
     """Ray tasks at a time; 0: in this process, without Ray."""
     device: str = "cpu"
     """Where the models run."""
+    weights: Weights = "merged"
+    """merged: every model has weights of its own while it is loaded. shared: adapters of one base are applied beside
+    one copy of its weights: less memory and loading, a little slower, the same up to rounding."""
 
     @field_validator("seeds", "k")
     @classmethod
@@ -237,6 +241,8 @@ def _bench(recipe: EvaluateRecipe) -> Bench:
     codec = load_codec(codec_path, recipe.device)
     for entry in entries.values():
         _need_fit(entry, codec)
+        if recipe.weights == "shared" and is_adapter(entry.path):
+            need_shareable(model_folder(entry.path))
     check_block(recipe.block, codec.tokens_per_image)
     held_out = read_held_out(recipe.triplets, codec, limit=recipe.limit or None, subset=recipe.subset)
     judge_many, action_is_right = _oracle(held_out) if recipe.judge == "oracle" else (None, None)
@@ -251,6 +257,7 @@ def _bench(recipe: EvaluateRecipe) -> Bench:
         batch_size=recipe.batch_size,
         max_new_tokens=recipe.max_new_tokens,
         device=recipe.device,
+        weights=recipe.weights,
         block=recipe.block,
         max_unchanged=recipe.max_unchanged,
     )

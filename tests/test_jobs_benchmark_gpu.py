@@ -45,6 +45,7 @@ def test_the_smallest_run_does_every_part(tmp_path, capsys):
     assert set(figures) >= ways | {"idm_shared", "speculation_n8", "training_b8_kept", "training_b1_checkpointed"}
     assert figures["check"]["static"] == {"identical": 1.0, "decoded": "static"}
     assert figures["speculation_n1"]["identical_codes"] == 1.0
+    assert figures["prefill"]["fused_attention"]
     names = {"n8_over_n1", "hf_over_ours_n8", "plain_over_static_n8", "bandwidth_share_n1_static"}
     assert set(record["ratios"]) >= names | {"idm_unshared_over_shared", "sequential_over_speculative_n8"}
     assert all(value > 0 for value in record["ratios"].values())

@@ -5,16 +5,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from models_roles import write_roles
 
 from jobs import evaluate
 from jobs.evaluate import EvaluateRecipe
-from wm.dynamics import Sampling, sample_observations, verify
+from wm.dynamics import Decoder, Sampling, sample_observations, verify
 from wm.errors import InputError
 from wm.evaluation import units as units_module
 from wm.evaluation.heldout import read_held_out, spread_rows
 from wm.evaluation.units import Unit, bank_of, load_part
 from wm.images import encode_png
-from wm.models import load_codec, load_model
+from wm.models import checkpoints, load_codec, load_model
 from wm.records import TRIPLET_SCHEMA, triplet_row, write_table
 
 ITEMS = 6
@@ -135,6 +136,59 @@ def test_choice_agrees_with_verify(tiny_base, triplets, tmp_path):
     for item in range(ITEMS):
         ranked = verify(model, held_out.source_codes[item], held_out.actions[item], torch.from_numpy(bank.codes[item]))
         assert int(bank.verifier[item].argmax()) == ranked[0].index
+
+
+def test_adapters_over_one_base_give_the_same_tables(tiny_base, triplets, tmp_path, monkeypatch):
+    """Fewer loads of the base, the same candidates, and scores up to rounding."""
+    folders = write_roles(tiny_base, tmp_path)
+    models = {
+        "inverse": {"path": str(folders / "idm"), "role": "idm", "label": "IDM"},
+        "forward": {"path": str(folders / "fdm"), "role": "fdm", "label": "C-FT"},
+        "other": {"path": str(folders / "full"), "role": "idm", "label": "Full"},
+    }
+    read, decoders = [], []
+    load_full, ready = checkpoints._load_full, Decoder.__init__
+
+    def counted_load(folder, *how):
+        read.append(folder.name)
+        return load_full(folder, *how)
+
+    def counted_init(self, vlm, **how):
+        decoders.append(how)
+        ready(self, vlm, **how)
+
+    monkeypatch.setattr(checkpoints, "_load_full", counted_load)
+    monkeypatch.setattr(Decoder, "__init__", counted_init)
+    parts, reads = {}, {}
+    for weights in ("merged", "shared"):
+        units_module._load.cache_clear()
+        units_module._load_base.cache_clear()
+        read.clear()
+        decoders.clear()
+        out = tmp_path / weights
+        given = {"base": str(folders / "base"), "models": models, "idm": "inverse", "weights": weights}
+        evaluate.run(recipe_of(tiny_base, triplets, out, **given))
+        parts[weights] = {file.name: load_part(file) for file in sorted((out / "parts").iterdir())}
+        reads[weights] = read.copy()
+        assert len(decoders) <= len(read) + 4, "one a model, not one a call"
+    assert reads["shared"].count("base") == 1 < reads["merged"].count("base")
+    assert reads["shared"].count("full") == 1
+    for name, (facts, arrays) in parts["merged"].items():
+        others, their_arrays = parts["shared"][name]
+        for key, values in arrays.items():
+            np.testing.assert_allclose(their_arrays[key], values, atol=2e-4, err_msg=f"{name} {key}")
+        assert facts.get("texts") == others.get("texts")
+
+
+def test_an_adapter_that_cannot_share_its_base_is_refused_at_once(tiny_base, triplets, tmp_path):
+    folders = write_roles(tiny_base, tmp_path)
+    config = folders / "idm" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"init_lora_weights": "olora"}))
+    models = {"inverse": {"path": str(folders / "idm"), "role": "idm", "label": "IDM"}}
+    given = {"base": str(folders / "base"), "models": models, "idm": "", "weights": "shared"}
+    with pytest.raises(InputError, match="begun with init_lora_weights = 'olora'"):
+        evaluate.run(recipe_of(tiny_base, triplets, tmp_path / "out", **given))
+    assert not list((tmp_path / "out").glob("parts/*"))
 
 
 def test_goes_on_where_it_stopped(tiny_base, triplets, tmp_path, monkeypatch):

@@ -41,6 +41,7 @@ KINDS: dict[str, type[Recipe]] = {
     "l-ft": TrainRecipe,
     "l-idm": TrainRecipe,
     "laptop": PlanRecipe,
+    "rounds": BootstrapRecipe,
     "select-7000": SelectRecipe,
 }
 """Which job reads a file, by its name."""
@@ -114,7 +115,8 @@ def test_every_stage_of_a_loop_resolves(path: Path) -> None:
     assert [source["path"] for source in both] == [f"{recipe.out}/triplets", f"{recipe.out}/annotated"]
     assert both[1]["selection"] == f"{recipe.out}/selected"
     assert by_name["fdm-ft"]["triplets"] == both[:1] and not by_name["fdm-ft"]["weights"]["enabled"]
-    assert by_name["fdm"]["weights"]["enabled"] and not by_name["fdm-unweighted"]["weights"]["enabled"]
+    assert by_name["fdm"]["weights"]["enabled"]
+    assert not recipe.unweighted or not by_name["fdm-unweighted"]["weights"]["enabled"]
     models = by_name["evaluate"]["models"]
     assert {model["role"] for model in models.values()} == {"idm", "fdm"}
     for model in models.values():
@@ -125,6 +127,36 @@ def test_every_stage_of_a_loop_resolves(path: Path) -> None:
         for text in _texts(stage.recipe.model_dump(exclude={"out", "run"})):
             if text.startswith(f"{recipe.out}/"):
                 assert text.split("/")[len(Path(recipe.out).parts)] in names[:number], f"{stage.name} reads {text}"
+
+
+def test_further_rounds_go_on_with_what_the_gates_promote() -> None:
+    recipe = BootstrapRecipe.load(RECIPES / "nano" / "rounds.toml", ["out=o", "rounds=3", "seeds=[0, 4]"])
+    by_name = {stage.name: stage.recipe.model_dump() for stage in plan(recipe)}
+    for tail in ("", "-seed4"):
+        second, third = f"-r2{tail}", f"-r3{tail}"
+        people, first = {"path": "o/triplets"}, {"path": f"o/annotated{tail}", "selection": f"o/selected{tail}"}
+
+        def sources(name: str) -> list[dict[str, Any]]:
+            keys = ("path", "selection")
+            return [{key: one[key] for key in keys if one[key]} for one in by_name[name]["triplets"]]
+
+        assert sources(f"idm{second}") == [people, first]
+        gate = by_name[f"gate-idm{second}"]
+        assert (gate["champion"], gate["challenger"]) == (f"o/idm{tail}/model", f"o/idm{second}/model")
+        assert gate["triplets"] == "o/tune" and gate["role"] == "idm"
+        assert by_name[f"annotated{second}"]["idm"] == f"o/gate-idm{second}/model"
+        assert by_name[f"imagined{second}"]["fdm"] == f"o/fdm{tail}/model"
+        again = {"path": f"o/annotated{second}", "selection": f"o/selected{second}"}
+        assert sources(f"fdm{second}") == [people, again]
+        assert sources(f"fdm-self{second}") == [people, again, {"path": f"o/imagined{second}"}]
+        assert by_name[f"fdm-self{second}"]["triplets"][2]["weight"] == 0.5
+        assert by_name[f"gate-fdm{second}"]["champion"] == f"o/fdm{tail}/model"
+        assert by_name[f"gate-fdm-self{second}"]["champion"] == f"o/gate-fdm{second}/model"
+        assert by_name[f"imagined{third}"]["fdm"] == f"o/gate-fdm-self{second}/model"
+        assert by_name[f"gate-idm{third}"]["champion"] == f"o/gate-idm{second}/model"
+        assert sources(f"idm{third}") == [people, again]
+    assert by_name["tune"]["file"] == recipe.gate_file and by_name["evaluate"]["triplets"] == "o/test/triplets"
+    assert {model["seed"] for model in by_name["evaluate"]["models"].values()} == {0, 4}
 
 
 def _texts(value: Any) -> list[str]:

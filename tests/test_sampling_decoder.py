@@ -14,10 +14,11 @@ from transformers import ChameleonConfig, ChameleonModel, GemmaConfig, GemmaMode
 from wm.errors import InputError
 from wm.models import flatten, load_model
 from wm.sampling import Decoder, Sampling, generate_texts, sample_images
+from wm.sampling.adapted import Matrix
 from wm.sampling.attention import attend_shared, attend_tails
 from wm.sampling.batches import POSITIONS_AT_ONCE, halving, positions_at_once, rows_at_once
 from wm.sampling.linear import Linear, Linears, linear, linears
-from wm.sampling.view import Matrix, view_of_modules
+from wm.sampling.view import view_of_modules
 
 SIZES = {
     "vocab_size": 61,

@@ -4,7 +4,7 @@ Shape suffixes of :mod:`wm.sampling.cache`, and: X = R x S token rows, S new tok
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wm.models.protocol import UnifiedVLM
+from wm.sampling.adapted import LowRank, Matrix
 from wm.sampling.attention import attend_causal, attend_shared, attend_step, attend_tails, can_flash
 from wm.sampling.cache import Prefix, Rows, new_rows
-from wm.sampling.linear import Linear, Linears, linear, linears
-from wm.sampling.view import DecoderView, LayerView, Matrix, decoder_view
+from wm.sampling.linear import Linear, Linears, Packs, linear, linears, plain_linear
+from wm.sampling.view import DecoderView, LayerView, decoder_view
 
 _LAYER_NORM_EPS = 1e-5
 Attend: TypeAlias = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -51,19 +52,34 @@ class Parts(NamedTuple):
 class Decoder:
     """A model's weights made ready for many passes, as they are now: make a new one after they have changed.
 
-    ``rows``: how many token rows a pass usually has (a hint). Adapters are merged; on a CPU in float32 or bfloat16
-    all matrices are copied into oneDNN's layout, elsewhere only the merged ones are copies. ``stepping`` is how images
-    are decoded, ``kernels`` whether Triton's may be used on a GPU; what fails is replaced by the next simpler way, with
-    a warning in the log.
+    ``rows``: how many token rows a pass usually has (a hint). On a CPU in float32 or bfloat16 all matrices are copied
+    into oneDNN's layout. Adapters are merged into copies of the weights that they change; without ``merge`` low-rank
+    ones are applied beside them, and nothing else is copied. ``beside``: a decoder whose packed copies are used where
+    the weights are the very same tensors, as those of models over one base are. ``stepping`` is how images are decoded,
+    ``kernels`` whether Triton's may be used on a GPU; what fails is replaced by the next simpler way, with a warning in
+    the log.
     """
 
-    def __init__(self, vlm: UnifiedVLM, *, rows: int = 8, stepping: Stepping = "auto", kernels: bool = True) -> None:
-        self.view: DecoderView = decoder_view(vlm)
+    def __init__(
+        self,
+        vlm: UnifiedVLM,
+        *,
+        rows: int = 8,
+        merge: bool = True,
+        beside: "Decoder | None" = None,
+        stepping: Stepping = "auto",
+        kernels: bool = True,
+    ) -> None:
+        self.view: DecoderView = decoder_view(vlm, merge=merge)
+        self._packs: Packs = Packs(None if beside is None else beside._packs)
         self.image_rows, self.device = vlm.image_rows, vlm.device
         self._scale = self.view.head_width**-0.5
         self._layers = [self._ready(layer, rows) for layer in self.view.layers]
         own = self.view.image_head
-        self._head = linear(_rows_of(self.view, vlm.image_rows), rows) if own is None else None
+        self._vocabulary = plain_linear(self.view.head)
+        self._head = None
+        if own is None:
+            self._head = linear(_rows_of(self.view.head, vlm.image_rows, self._packs), rows, self._packs)
         self._image_head: Callable[[Tensor], Tensor] = self._head or own or self.logits
         self._rotation = self._tables(0)
         self._eps = torch.tensor(self.view.eps, dtype=self.dtype, device=self.device)
@@ -82,13 +98,13 @@ class Decoder:
             head_norm = (weight, bias)
         return Layer(
             norm_attention=layer.norm_attention,
-            project=linears((layer.query, layer.key, layer.value), rows),
+            project=linears((layer.query, layer.key, layer.value), rows, self._packs),
             head_norm=head_norm,
-            out=linear(layer.out, rows),
+            out=linear(layer.out, rows, self._packs),
             norm_mlp=layer.norm_mlp,
-            gate=linear(layer.gate, rows),
-            up=linear(layer.up, rows),
-            down=linear(layer.down, rows),
+            gate=linear(layer.gate, rows, self._packs),
+            up=linear(layer.up, rows, self._packs),
+            down=linear(layer.down, rows, self._packs),
         )
 
     def matrices(self) -> Iterator[tuple[str, Linear | Linears]]:
@@ -98,6 +114,10 @@ class Decoder:
             yield from (("gate", layer.gate), ("up", layer.up), ("down", layer.down))
         if self._head is not None:
             yield "head", self._head
+
+    def weights(self) -> Iterator[Tensor]:
+        """Every tensor of weights that this holds, the model's own among them; some more than once."""
+        return _tensors((self.view, self._layers, self._head, self._vocabulary))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -215,7 +235,7 @@ class Decoder:
 
     def logits(self, hidden_XH: Tensor) -> Tensor:
         """Logits (X, vocabulary) of everything."""
-        return F.linear(hidden_XH, self.view.head.weight, self.view.head.bias)
+        return self._vocabulary(hidden_XH)
 
     def run(self, ids_X: Tensor, rotation: tuple[Tensor, Tensor], attend: Attend, parts: Parts | None = None) -> Tensor:
         """Hidden states (X, H) after the last norm; ``rotation``: cosine and sine (X, 1, D) of :meth:`rotations`."""
@@ -289,10 +309,22 @@ def _rotate(heads_XAD: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
     return torch.addcmul(heads_XAD * cosine, swapped, sine)
 
 
-def _rows_of(view: DecoderView, rows: Tensor) -> Matrix:
-    """The head's given rows: a slice, hence no copy, where they are consecutive."""
-    first, count = int(rows[0]), len(rows)
-    consecutive = torch.equal(rows, torch.arange(first, first + count, device=rows.device))
-    chosen = slice(first, first + count) if consecutive else rows
-    bias = view.head.bias
-    return Matrix(view.head.weight[chosen], None if bias is None else bias[chosen])
+def _tensors(held: object) -> Iterator[Tensor]:
+    """Those in dataclasses, tuples and lists."""
+    if isinstance(held, Tensor):
+        yield held
+    elif is_dataclass(held):
+        yield from _tensors([getattr(held, field.name) for field in fields(held)])
+    elif isinstance(held, tuple | list):
+        for part in held:
+            yield from _tensors(part)
+
+
+def _rows_of(head: Matrix, rows: Tensor, packs: Packs) -> Matrix:
+    """The head's given rows."""
+    bias, low_rank = head.bias, head.low_rank
+    return Matrix(
+        packs.rows_of(head.weight, rows),
+        None if bias is None else bias[rows],
+        None if low_rank is None else LowRank(low_rank.down, low_rank.up[:, rows]),
+    )

@@ -24,13 +24,18 @@ from wm.sampling.slots import Slots
 CONDITIONS = 3
 
 
-def guided_prefixes(vlm: UnifiedVLM, prefixes: Sequence[Sequence[int]]) -> list[list[int]]:
-    """The prefixes, then each without its text (its image tokens, ``bos``, and what opens and closes an image are
-    left), then ``bos boi`` as often."""
+def need_guidable(vlm: UnifiedVLM) -> None:
+    """Raise :class:`InputError` if the family's prompts cannot be taken apart."""
     if vlm.row_tokens:
         raise InputError(
             f"guidance is not supported for {vlm.family}: its images hold more than codes, such as their size"
         )
+
+
+def guided_prefixes(vlm: UnifiedVLM, prefixes: Sequence[Sequence[int]]) -> list[list[int]]:
+    """The prefixes, then each without its text (its image tokens, ``bos``, and what opens and closes an image are
+    left), then ``bos boi`` as often."""
+    need_guidable(vlm)
     kept = {*vlm.image_rows.tolist(), vlm.bos_id, vlm.boi_id, vlm.eoi_id}
     whole = [list(prefix) for prefix in prefixes]
     images = [[token for token in prefix if token in kept] for prefix in prefixes]
