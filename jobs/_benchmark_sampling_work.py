@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -126,9 +127,7 @@ def count_sampling(model: Any, rows: int) -> dict[str, int]:
     found: dict[str, int] = {}
     for name, prefixes, each in (("shared", 1, rows), ("naive", rows, 1)):
         found[f"flops_{name}"] = _flops(
-            lambda prefixes=prefixes, each=each: sample_images(
-                model, [prefix] * prefixes, num_samples=each, decoder=decoder
-            )
+            partial(sample_images, model, [prefix] * prefixes, num_samples=each, decoder=decoder)
         )
         held, _ = decoder.prefill([prefix] * prefixes)
         cache = decoder.reserve(prefixes * each, model.shape.target)

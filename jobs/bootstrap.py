@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 from pydantic import Field, field_validator
 
 from jobs import annotate, evaluate, gate, imagine, ingest, pretrain, relabel, report, select, tabletop, train
+from jobs._annotate_recipe import AnnotateRecipe
+from jobs._ingest_rows import IngestRecipe
 from wm.cli import main as cli_main
 from wm.config import Recipe
 from wm.datasets.aurora import list_items
@@ -21,6 +23,7 @@ from wm.errors import InputError, OtherRunError
 from wm.evaluation.findings import SUPERSEDED
 from wm.models import load_codec
 from wm.runs import check_place, read_run
+from wm.training import TrainRecipe
 
 Settings = dict[str, Any]
 
@@ -148,18 +151,18 @@ class _Plan:
         return str(fixed["out"])
 
     def ingested(self, name: str, root: str, file: str, split: str) -> str:
-        return self.add(name, ingest, ingest.IngestRecipe, "ingest", root=root, codec=self.base, file=file, split=split)
+        return self.add(name, ingest, IngestRecipe, "ingest", root=root, codec=self.base, file=file, split=split)
 
     def trained(self, name: str, task: str, seed: int, label: str, **settings: Any) -> str:
         """Train a model, and evaluate it under ``label``; returns its stage's folder."""
-        folder = self.add(name, train, train.TrainRecipe, task, base=self.base, seed=seed, task=task, **settings)
+        folder = self.add(name, train, TrainRecipe, task, base=self.base, seed=seed, task=task, **settings)
         self.models[name] = {"path": f"{folder}/model", "role": task, "label": label, "seed": seed}
         return folder
 
     def annotated(self, tail: str, idm: str) -> tuple[str, Settings]:
         """Annotate and select: the annotated folder, and the selected part of it as a source for training."""
         recipe = {"videos": self.videos, "idm": f"{idm}/model"}
-        annotated = self.add(f"annotated{tail}", annotate, annotate.AnnotateRecipe, "annotate", **recipe)
+        annotated = self.add(f"annotated{tail}", annotate, AnnotateRecipe, "annotate", **recipe)
         triplets = f"{annotated}/triplets"
         chosen = self.add(f"selected{tail}", select, select.SelectRecipe, "select", triplets=triplets)
         return annotated, {"path": annotated, "selection": chosen}
@@ -258,7 +261,7 @@ def _check_given(recipe: BootstrapRecipe, stages: list[Stage]) -> None:
         more = {name: recipe.annotate[name] for name in ("layout", "annotations") if name in recipe.annotate}
         list_videos(recipe.videos, **more)
     for stage in stages:
-        if isinstance(stage.recipe, train.TrainRecipe):
+        if isinstance(stage.recipe, TrainRecipe):
             train.need_machine(stage.recipe)
 
 

@@ -318,7 +318,8 @@ def _work(recipe: EvaluateRecipe, bench: Bench, units: Sequence[Unit], parts: Pa
 
     connect()
     task = ray.remote(num_cpus=1, max_retries=2)(_remote_unit)
-    waiting, running = list(units), {}
+    waiting = list(units)
+    running: dict[Any, Unit] = {}
     while waiting or running:
         while waiting and len(running) < recipe.num_workers:
             unit = waiting.pop(0)

@@ -53,14 +53,15 @@ class Ingestor:
         The rejects are written first, so a shard whose triplets file stands is whole.
         """
         entries = self.entries[shard["start"] : shard["stop"]]
-        triplets, problems = [], []
+        triplets: list[dict[str, Any]] = []
+        problems: list[Problem] = []
         for start in range(0, len(entries), ENCODE_BATCH):
             rows = []
             for entry in entries[start : start + ENCODE_BATCH]:
                 pair = entry if isinstance(entry, Problem) else load_entry(self.recipe, self.process, entry)
-                if isinstance(entry, Problem) or isinstance(pair, Problem):
+                if isinstance(pair, Problem):
                     problems.append(pair)
-                else:
+                elif not isinstance(entry, Problem):
                     rows.append((entry, pair))
             triplets += self._triplets(rows)
         out, name = Path(self.recipe.out), f"part-{shard['number']:05d}.parquet"

@@ -106,10 +106,11 @@ def _one_image(
     recipe: PredictRecipe, stage: Run, source_HWC: Pixels, codec: ImageCodec, *, fdm: UnifiedVLM, idm: UnifiedVLM
 ) -> dict[str, Any]:
     source_1N = codec.encode(source_HWC[None])
+    codes: list[int] = source_1N[0].tolist()
 
     for action in recipe.actions:  # before the folder is made: words that a model cannot read
-        fdm.layout("fdm", source=source_1N[0], action=action)
-        idm.layout("idm", source=source_1N[0], target=source_1N[0], action=action)
+        fdm.layout("fdm", source=codes, action=action)
+        idm.layout("idm", source=codes, target=codes, action=action)
     stage.start()
     with stage.timed("predict"), progress_bar(len(recipe.actions), "step", "predict") as bar:
 

@@ -152,7 +152,8 @@ class Ingress:
 
     async def _ranking(self, edit: Edit, source_N: np.ndarray, codes_KN: np.ndarray) -> list[dict[str, Any]]:
         if edit.verify:
-            return await _call(self._verifier.rank, source_N, edit.prompt, codes_KN, edit.seed)
+            ranked: list[dict[str, Any]] = await _call(self._verifier.rank, source_N, edit.prompt, codes_KN, edit.seed)
+            return ranked
         return unranked_entries(len(codes_KN), edit.seed)
 
 
