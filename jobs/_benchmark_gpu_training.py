@@ -50,10 +50,11 @@ def training_figures(record: Measures, model: ShapeModel, repeats: int) -> None:
             _checkpoint(vlm.module.get_base_model(), checkpointing)
             for size in MICRO_BATCHES:
                 name = f"training_b{size}_{'checkpointed' if checkpointing else 'kept'}"
-                if (
-                    record.measure(name, lambda s=size: _steps(record, vlm, model, optimizer, size=s, repeats=repeats))
-                    is None
-                ):
+
+                def steps(size: int = size) -> dict[str, Any]:
+                    return _steps(record, vlm, model, optimizer, size=size, repeats=repeats)
+
+                if record.measure(name, steps) is None:
                     optimizer.zero_grad(set_to_none=True)
                     break  # larger ones will not fit either
 

@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from jobs._benchmark_sampling_models import Shape, ShapeModel, generate
 from jobs._benchmark_sampling_speculation import made_draft
 from jobs._benchmark_sampling_work import score_unshared
 from wm.dynamics.scoring import completion_logprobs
+from wm.models import UnifiedVLM
 from wm.sampling import Decoder, Sampling, sample_images, speculate_images
 from wm.sampling.batches import positions_at_once, rows_at_once
 from wm.sampling.decoder import Stepping
@@ -106,16 +107,12 @@ def sampling_figures(
     record.measure("prefill", lambda: _prefill(record, model, repeats))
     for count in rows:
         for way in stepping:
-            record.measure(
-                f"sampling_n{count}_{way}",
-                lambda c=count, w=way: _sample(
-                    record,
-                    model,
-                    Decoder(model, stepping=w, kernels=kernels),
-                    count=c,
-                    repeats=repeats,  # type: ignore[arg-type]
-                ),
-            )
+
+            def decode(count: int = count, way: Stepping = way) -> dict[str, Any]:
+                decoder = Decoder(cast(UnifiedVLM, model), stepping=way, kernels=kernels)
+                return _sample(record, model, decoder, count=count, repeats=repeats)
+
+            record.measure(f"sampling_n{count}_{way}", decode)
     ways = {count: [f"sampling_n{count}_{way}" for way in stepping] for count in rows}
     best = {count: _least(record, names) for count, names in ways.items()}
     for count in rows:
