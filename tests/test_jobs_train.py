@@ -73,6 +73,7 @@ def test_a_run_leaves_model_curve_and_record_and_is_not_repeated(
         "metrics.jsonl",
         "model",
         "run.json",
+        "tensorboard",
     ]
     assert load_model(tmp_path / "out" / "model").codec_id == load_model(tiny_base).codec_id
     assert str(tmp_path / "out" / "model") in capsys.readouterr().out
