@@ -11,6 +11,7 @@ from typing import Any
 
 from wm.cli import progress_bar
 from wm.training import METRICS, MODEL, TrainRecipe
+from wm.training.plan import Plan
 from wm.training.watch import GATES, LAST
 
 _POLL_S = 0.5
@@ -69,6 +70,51 @@ def gate_lines(gated: Mapping[str, Any]) -> list[str]:
             "unchanged: it has collapsed into copying"
         )
     return lines
+
+
+def print_plan(recipe: TrainRecipe, found: Plan) -> None:
+    """What a dry run found out."""
+    print(f"train {recipe.task} on {recipe.base} into {recipe.out}")
+    for part in found.sources:
+        left_out = "".join(f", {count:,} x {reason}" for reason, count in part["left_out"].items())
+        print(
+            f"  {part['rows']:>11,} rows, weight {part['weight']:g} ({part['epoch_share']:.1%} of an epoch), "
+            f"{part['skipped']} skipped{left_out}: {part['path']}"
+        )
+    print(f"  {found.rows_per_epoch:>11,} rows an epoch")
+    print(f"  {found.num_steps:>11,} steps of {recipe.global_batch} = {found.epochs:.2f} epochs")
+    print(
+        f"  {found.tokens_per_batch:>11,} tokens a batch (mean), {found.completion_tokens_per_batch:,} of them "
+        f"learned; {found.num_steps * found.tokens_per_batch:,} in all; rows of up to {found.longest_row}"
+    )
+    print(f"  {found.trained_parameters:>11,} of {found.total_parameters:,} parameters trained")
+    print(
+        f"  {recipe.num_workers:>11} workers x {recipe.micro_batch_size} rows x {recipe.accumulation_steps} "
+        f"passes, {recipe.precision}, ZeRO-{recipe.zero_stage}"
+    )
+    parts = {name: count for name, count in found.memory.as_dict().items() if name != "peak" and count}
+    print(f"  {_bytes(found.memory.peak):>11} of memory a worker at most, when its rows are the longest:")
+    for name, count in parts.items():
+        print(f"  {_bytes(count):>11} {_PARTS[name]}")
+    for line in found.does_not_fit:
+        print(f"will not fit: {line}")
+
+
+_PARTS = {
+    "weights": "frozen weights",
+    "trained": "trained weights",
+    "optimizer": "optimiser: moments, fp32 copy",
+    "gradients": "gradients",
+    "communication": "buffers of the exchange between workers",
+    "activations": "activations kept for the backward pass",
+    "logits": "head and loss",
+}
+
+
+def _bytes(count: int) -> str:
+    if count >= 1 << 30:
+        return f"{count / (1 << 30):,.2f} GiB"
+    return f"{count / (1 << 20):,.1f} MiB" if count >= 1 << 20 else f"{count / (1 << 10):,.1f} KiB"
 
 
 def print_summary(recipe: TrainRecipe, summary: Mapping[str, Any], wall_s: float) -> None:

@@ -13,15 +13,17 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jobs import _ray
-from jobs._train_screen import print_summary, progress
+from jobs._train_screen import print_plan, print_summary, progress
 from jobs._train_watch import HeldOutWatcher, check_watch
 from jobs._train_worker import fit_worker
 from wm.cli import cause_to_tell
 from wm.cli import main as command_line
+from wm.errors import InputError
 from wm.runs import Run, digest_of
 from wm.training import MODEL, DivergedError, TrainRecipe, World, fit
 from wm.training.plan import Plan, check_data, order_of, plan
@@ -39,12 +41,12 @@ def run(recipe: TrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     if stage.is_whole():
         print(f"{recipe.out} is whole: nothing to do (model in {Path(recipe.out) / MODEL})")
         return dict(json.loads((Path(recipe.out) / "run.json").read_text()))
-    need_machine(recipe)
     check_watch(recipe)
     if dry_run:
-        found = plan(recipe)
-        _print_plan(recipe, found)
+        found = _planned(recipe)
+        print_plan(recipe, found)
         return found.as_dict()
+    need_machine(recipe)
     with stage.timed("check"):
         tokens = check_data(recipe)
         num_steps = recipe.num_steps(order_of(recipe, tokens.facts))
@@ -67,6 +69,16 @@ def run(recipe: TrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     (Path(recipe.out) / BEST).unlink(missing_ok=True)
     print_summary(recipe, summary, record["wall_s"])
     return record
+
+
+def _planned(recipe: TrainRecipe) -> Plan:
+    """The plan; the machine that lacks workers or GPUs is told of like all else that does not fit."""
+    found = plan(recipe)
+    try:
+        need_machine(recipe)
+    except InputError as error:
+        return replace(found, does_not_fit=[*found.does_not_fit, str(error)])
+    return found
 
 
 def need_machine(recipe: TrainRecipe) -> None:
@@ -147,23 +159,6 @@ def _inputs(recipe: TrainRecipe) -> dict[str, str]:
     if recipe.gate_every or recipe.sample_every:
         inputs["held_out"] = digest_of(recipe.held_out)
     return inputs
-
-
-def _print_plan(recipe: TrainRecipe, found: Plan) -> None:
-    print(f"train {recipe.task} on {recipe.base} into {recipe.out}")
-    for part in found.sources:
-        print(f"  {part['rows']:>9,} rows, weight {part['weight']:g}, {part['skipped']} skipped: {part['path']}")
-    print(f"  {found.rows_per_epoch:>9,} rows an epoch")
-    print(f"  {found.num_steps:>9,} steps of {recipe.global_batch} = {found.epochs:.2f} epochs")
-    print(f"  {found.trained_parameters:>9,} of {found.total_parameters:,} parameters trained")
-    print(
-        f"  {found.tokens_per_batch:>9,} tokens a batch (mean), {found.completion_tokens_per_batch:,} "
-        f"of them learned; rows of up to {found.longest_row} tokens"
-    )
-    print(
-        f"  {recipe.num_workers:>9} workers x {recipe.micro_batch_size} rows x {recipe.accumulation_steps} "
-        f"passes, {recipe.precision}, ZeRO-{recipe.zero_stage}"
-    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,7 +19,7 @@ TOKENS = ".tokens"
 class TrainRecipe(Recipe):
     """One training run. The defaults of ``lora`` and ``weights`` are the paper's (appendix A.8)."""
 
-    HOW: ClassVar[frozenset[str]] = frozenset({"token_cache", "log_to", "peak_tflops"})
+    HOW: ClassVar[frozenset[str]] = frozenset({"token_cache", "log_to", "peak_tflops", "device_gib"})
 
     task: Task
     """idm: (source, target) to action. fdm: (source, action) to target."""
@@ -72,6 +72,8 @@ class TrainRecipe(Recipe):
     """Where else the figures go: tensorboard (``out/tensorboard``), mlflow, wandb (their own packages and settings)."""
     peak_tflops: float = Field(default=0.0, ge=0)
     """Peak of one device in TFLOP/s, for the MFU; 0: by the GPU's name, and no MFU where that says nothing."""
+    device_gib: float = Field(default=0.0, ge=0)
+    """Memory of one device in GiB, for what a dry run says of a GPU that is elsewhere; 0: that of the GPU here."""
     held_out: str = ""
     """Folder of triplets that are not trained on, for gates and samples."""
     gate_every: int = Field(default=0, ge=0)
