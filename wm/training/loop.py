@@ -34,11 +34,6 @@ class DivergedError(InputError):
     """The loss is no number; raised on every rank at once."""
 
 
-SaveState = Callable[[int, Callable[[Path], None]], None]
-"""``save(step, write)``: called by all ranks after ``step`` steps; calls ``write(folder)`` and keeps the
-folder."""
-
-
 @dataclass(frozen=True)
 class FitSummary:
     """What a run did, on rank 0."""
@@ -72,27 +67,30 @@ def fit(
     world: World,
     *,
     digest: str,
-    save: SaveState,
-    resume_from: Path | None = None,
     watcher: Watcher | None = None,
 ) -> FitSummary:
     """Train and write ``out/model`` and ``out/metrics.jsonl``. Every rank of the process group calls it.
 
-    ``digest`` names the recipe in the model's manifest; ``resume_from`` is a folder that ``save`` kept;
-    ``watcher`` looks through held-out triplets where the recipe asks for gates or samples.
+    Goes on from the newest checkpoint of the recipe, if there is one. ``digest`` names the recipe in the model's
+    manifest; ``watcher`` looks through held-out triplets where the recipe asks for gates or samples.
     Raises :class:`InputError` on bad input and :class:`DivergedError` when the loss is no number.
     """
     begin = time.perf_counter()
     torch.set_num_threads(recipe.threads_per_worker)
     need_process_group(world.device)
-    vlm = load_model(recipe.base, device=world.device, dtype=_dtype(recipe))
+    recipe = settled(recipe, world.device)
+    with loading(recipe, world.device):
+        vlm = load_model(recipe.base, device=world.device, dtype=_dtype(recipe))
     tokens = open_tokens(recipe.triplets, vlm, recipe.task, recipe.weights, root=recipe.token_root, seed=recipe.seed)
     order = order_of(recipe, tokens.facts)
     num_steps = recipe.num_steps(order)
     counts = prepare(vlm, recipe.lora, recipe.seed)
     work = step_work(vlm)
     stepper = Stepper(vlm, recipe, num_steps)
-    first = int(stepper.load(resume_from)["step"]) if resume_from is not None else 0
+    checkpoints = Checkpoints(
+        recipe, world.rank, world.size, identity_of(recipe, vlm.base_id, tokens.num_rows, order.rows_per_epoch)
+    )
+    first = checkpoints.load(checkpoints.newest, stepper) if checkpoints.newest is not None else 0
     boards = open_boards(recipe, first) if world.rank == 0 else Boards()
     watch = Watch(recipe, world, watcher, first, digest=digest, boards=boards)
     watch.prepare(vlm)
@@ -125,8 +123,8 @@ def fit(
             if is_due:
                 with metrics.paused():
                     watch.look(vlm, done, is_last)
-            if done % recipe.checkpoint_every == 0 and not is_last:
-                save(done, lambda folder, done=done: stepper.save(folder, {"step": done}))  # type: ignore[misc]
+            if checkpoints.is_due(done, is_last):
+                checkpoints.save(done, stepper, metrics.of_checkpoint() | watch.last_figures())
     steps_s = time.perf_counter() - begin - setup_s - metrics.paused_s
     if world.rank == 0:
         save_model(vlm, Path(recipe.out) / (LAST if recipe.best_by else MODEL), task=recipe.task, recipe_digest=digest)
