@@ -19,7 +19,7 @@ from torch import Tensor
 
 from wm.errors import InputError
 from wm.models.protocol import UnifiedVLM
-from wm.sampling.batches import halving, rows_at_once
+from wm.sampling.batches import halving, positions_at_once, rows_at_once
 from wm.sampling.decoder import Decoder
 from wm.sampling.engine import seeds_of
 from wm.sampling.guidance import CONDITIONS, Candidates
@@ -90,7 +90,9 @@ def speculate_images(
     counts_3BK = torch.zeros((3, len(prefixes), distinct), dtype=torch.int64)
     batch_passes = 0
     conditions = CONDITIONS if sampling.is_guided else 1
-    at_once = max(1, rows_at_once((max(map(len, prefixes), default=0) + length) * conditions, batch_size))
+    at_once = max(
+        1, rows_at_once((max(map(len, prefixes), default=0) + length) * conditions, batch_size, positions_at_once(vlm))
+    )
     decoder = decoder or Decoder(vlm, rows=min(at_once, distinct * len(prefixes)) * conditions * (block + 1))
     order = sorted(range(len(prefixes)), key=lambda row: len(prefixes[row]))
 
