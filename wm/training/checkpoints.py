@@ -24,6 +24,7 @@ from wm.training.checkpoint_store import Checkpoint, CheckpointStore
 from wm.training.recipe import TrainRecipe
 from wm.training.state_files import HostCopy, StateReader, contents_of, write_tensors
 from wm.training.step import Stepper
+from wm.training.tokenised import SourceFacts
 
 FAILED = "checkpoint.failed"
 """Below ``out``: why the last checkpoint could not be written, while that is so."""
@@ -64,18 +65,18 @@ def place_of(recipe: TrainRecipe) -> str:
     return recipe.checkpoints or str(Path(recipe.out) / "checkpoints")
 
 
-def identity_of(recipe: TrainRecipe, base_id: str, rows_per_epoch: int) -> dict[str, Any]:
+def identity_of(recipe: TrainRecipe, base_id: str, facts: Sequence[SourceFacts]) -> dict[str, Any]:
     """What a checkpoint belongs to: the recipe without what may change between two starts of a run, its folders known
     by what is in them."""
-    facts = {
+    kept = {
         key: value
         for key, value in recipe.model_dump(mode="json").items()
-        if key not in (*recipe.HOW, "out", "base", "triplets")
+        if key not in (*recipe.HOW, "out", "base", "triplets", "held_out")
     }
     sources = [
-        {"path": Path(source.path).name, "weight": source.weight, "limit": source.limit} for source in recipe.triplets
+        {"path": Path(part.source.path).name, "weight": part.source.weight, "rows": part.num_rows} for part in facts
     ]
-    return facts | {"base": base_id, "triplets": sources, "rows_per_epoch": rows_per_epoch}
+    return kept | {"base": base_id, "triplets": sources}
 
 
 def need_same(checkpoint: Checkpoint, identity: Mapping[str, Any], place: str) -> None:
@@ -90,11 +91,12 @@ def need_same(checkpoint: Checkpoint, identity: Mapping[str, Any], place: str) -
 
 
 def best_of(found: Sequence[Checkpoint], recipe: TrainRecipe, count: int) -> list[Checkpoint]:
-    """The ``count`` best by the recipe's ``best_by``, best first; of equal ones the later. Those that have no such
+    """The ``count`` best by the recipe's ``keep_best_by``, best first; of equal ones the later. Those that have no such
     metric, or no number for it, are none."""
-    sign = 1.0 if recipe.best_is == "lowest" else -1.0
-    measured = [one for one in found if math.isfinite(one.metrics.get(recipe.best_by, math.nan))]
-    return sorted(measured, key=lambda one: (sign * one.metrics[recipe.best_by], -one.step))[:count]
+    by = recipe.keep_best_by
+    sign = -1.0 if by == "preference" else 1.0
+    measured = [one for one in found if math.isfinite(one.metrics.get(by, math.nan))]
+    return sorted(measured, key=lambda one: (sign * one.metrics[by], -one.step))[:count]
 
 
 def kept_of(found: Sequence[Checkpoint], recipe: TrainRecipe, *, going_on: bool) -> list[str]:
@@ -143,11 +145,11 @@ class Checkpoints:
         """The whole checkpoint with the most steps, or None; the same on all ranks."""
         return self._found[-1] if self._found else None
 
-    def best(self) -> Checkpoint | None:
-        """The best whole one; the same on all ranks."""
-        self.wait()
-        found = self._from_first(self._found)
-        return next(iter(best_of(found, self._recipe, 1)), None)
+    def is_due(self, done: int, is_last: bool) -> bool:
+        """Whether a checkpoint follows step ``done`` (from 1). After the last one only if checkpoints shall stay."""
+        if is_last:
+            return bool(self._recipe.keep_last or self._recipe.keep_best)
+        return done % self._recipe.checkpoint_every == 0
 
     def load(self, checkpoint: Checkpoint, stepper: Stepper) -> int:
         """Put a checkpoint into the stepper, whatever number of ranks wrote it; returns its step."""

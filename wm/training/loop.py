@@ -2,9 +2,8 @@
 callback."""
 
 import time
-from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from wm.models import load_model, save_model
 from wm.training.adapters import ParameterCounts, prepare
 from wm.training.batches import TokenSet, open_tokens
 from wm.training.boards import Boards, open_boards
+from wm.training.checkpoints import Checkpoints, identity_of
 from wm.training.flops import peak_tflops, step_work
 from wm.training.metrics import METRICS, Done, Metrics, World
 from wm.training.order import Indices, SampleOrder, rank_slice
@@ -26,6 +26,7 @@ from wm.training.prefetch import prefetched
 from wm.training.recipe import TrainRecipe
 from wm.training.step import MicroBatch, Stepper, need_process_group
 from wm.training.watch import LAST, MODEL, Watch, Watcher
+from wm.training.zero import loading, settled
 
 __all__ = ["METRICS", "MODEL", "DivergedError", "FitSummary", "World", "fit"]
 
@@ -55,6 +56,8 @@ class FitSummary:
     """Step and figure of the gate whose model is ``out/model``, with ``best_by``."""
     collapsed_at: tuple[int, ...] = ()
     """Steps at whose gates the model handed back its source."""
+    checkpoints: dict[str, Any] = field(default_factory=dict)
+    """See :class:`wm.training.checkpoints.Report`."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for ``run.json``; what there was no gate for is left out."""
@@ -78,7 +81,7 @@ def fit(
     begin = time.perf_counter()
     torch.set_num_threads(recipe.threads_per_worker)
     need_process_group(world.device)
-    recipe = settled(recipe, world.device)
+    recipe = settled(recipe)
     with loading(recipe, world.device):
         vlm = load_model(recipe.base, device=world.device, dtype=_dtype(recipe))
     tokens = open_tokens(recipe.triplets, vlm, recipe.task, recipe.weights, root=recipe.token_root, seed=recipe.seed)
@@ -87,9 +90,7 @@ def fit(
     counts = prepare(vlm, recipe.lora, recipe.seed)
     work = step_work(vlm)
     stepper = Stepper(vlm, recipe, num_steps)
-    checkpoints = Checkpoints(
-        recipe, world.rank, world.size, identity_of(recipe, vlm.base_id, tokens.num_rows, order.rows_per_epoch)
-    )
+    checkpoints = Checkpoints(recipe, world.rank, world.size, identity_of(recipe, vlm.base_id, tokens.facts))
     first = checkpoints.load(checkpoints.newest, stepper) if checkpoints.newest is not None else 0
     boards = open_boards(recipe, first) if world.rank == 0 else Boards()
     watch = Watch(recipe, world, watcher, first, digest=digest, boards=boards)
@@ -106,6 +107,7 @@ def fit(
         boards=boards,
     )
     setup_s = time.perf_counter() - begin
+    saved = first
     make = partial(_step_batch, tokens=tokens, order=order, recipe=recipe, world=world)
     with closing(prefetched(make, range(first, num_steps))) as batches:
         for step, ready in enumerate(batches, first):
@@ -124,11 +126,15 @@ def fit(
                 with metrics.paused():
                     watch.look(vlm, done, is_last)
             if checkpoints.is_due(done, is_last):
-                checkpoints.save(done, stepper, metrics.of_checkpoint() | watch.last_figures())
+                checkpoints.save(done, stepper, _measured(metrics, watch, done - saved))
+                saved = done
     steps_s = time.perf_counter() - begin - setup_s - metrics.paused_s
+    weights = stepper.weights(keep=world.rank == 0)
     if world.rank == 0:
-        save_model(vlm, Path(recipe.out) / (LAST if recipe.best_by else MODEL), task=recipe.task, recipe_digest=digest)
+        name = LAST if recipe.best_by else MODEL
+        save_model(vlm, Path(recipe.out) / name, task=recipe.task, recipe_digest=digest, state_dict=weights)
         watch.publish()
+    checkpoints.close()
     dist.barrier()
     boards.close()
     losses = metrics.losses
@@ -145,7 +151,15 @@ def fit(
         gate=watch.gates[-1] if watch.gates else None,
         best={"step": watch.best.step, recipe.best_by: watch.best.value} if watch.best else None,
         collapsed_at=tuple(line["step"] for line in watch.gates if line["has_collapsed"]),
+        checkpoints=checkpoints.report.as_dict(),
     )
+
+
+def _measured(metrics: Metrics, watch: Watch, num_steps: int) -> dict[str, float]:
+    """On rank 0: what a checkpoint may be chosen by. Mean loss of the last ``num_steps`` steps, and the last gate's."""
+    found = {"loss": float(np.mean(metrics.losses[-num_steps:]))} if metrics.losses else {}
+    gate = watch.gates[-1] if watch.gates else {}
+    return found | {name: gate[name] for name in ("nats", "preference") if name in gate}
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,13 @@ def deepspeed_config(recipe: TrainRecipe, num_trained: int) -> dict[str, Any]:
     }
 
 
+def settled(recipe: TrainRecipe) -> TrainRecipe:
+    """The recipe with a stage and a word on activation checkpointing in place of ``auto``."""
+    stage = 1 if recipe.zero_stage == "auto" else recipe.zero_stage
+    checkpointed = False if recipe.checkpoint_activations == "auto" else recipe.checkpoint_activations
+    return recipe.model_copy(update={"zero_stage": stage, "checkpoint_activations": checkpointed})
+
+
 @contextmanager
 def deepspeed_ready(device: torch.device) -> Iterator[Any]:
     """The module, with what its ``initialize`` expects of a launcher in the environment."""
