@@ -1,6 +1,7 @@
 """One optimiser step through DeepSpeed, and the state it leaves. Not known here: rows, files of a run, Ray."""
 
 import math
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -83,13 +84,12 @@ class Stepper:
                 parameter.data = parameter.data.to(torch.bfloat16)
         groups = _decay_groups(trained, recipe.weight_decay)
         self._optimizer = torch.optim.AdamW(groups, lr=recipe.lr, fused=True)
-        with deepspeed_ready(vlm.device) as deepspeed:
-            self._engine = deepspeed.initialize(
-                model=loss,
-                optimizer=self._optimizer,
-                config=deepspeed_config(recipe, sum(parameter.numel() for parameter in trained)),
-                dist_init_required=False,
-            )[0]
+        self._engine = deepspeed_ready(vlm.device).initialize(
+            model=loss,
+            optimizer=self._optimizer,
+            config=deepspeed_config(recipe, sum(parameter.numel() for parameter in trained)),
+            dist_init_required=False,
+        )[0]
         if recipe.zero_stage == 3:
             share_head(loss, vlm)
         if self._engine.optimizer is self._optimizer:
@@ -165,6 +165,7 @@ def need_process_group(device: torch.device) -> None:
         backend = "nccl" if device.type == "cuda" else "gloo"
         store = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
+        os.environ.setdefault("LOCAL_RANK", "0")  # a launcher would say so, and DeepSpeed looks
 
 
 def _decay_groups(parameters: Sequence[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:

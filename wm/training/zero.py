@@ -78,9 +78,8 @@ def settled(recipe: TrainRecipe) -> TrainRecipe:
     return recipe.model_copy(update={"zero_stage": stage, "checkpoint_activations": checkpointed})
 
 
-@contextmanager
-def deepspeed_ready(device: torch.device) -> Iterator[Any]:
-    """The module, with what its ``initialize`` expects of a launcher in the environment."""
+def deepspeed_ready(device: torch.device) -> Any:
+    """The module, ready for its ``initialize``; the process group is there."""
     on_cpu = device.type == "cpu"
     if on_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -93,14 +92,8 @@ def deepspeed_ready(device: torch.device) -> Iterator[Any]:
         # Otherwise DeepSpeed compiles a shared-memory operator when it starts: most of a minute, and a
         # compiler.
         deepspeed.ops.__compatible_ops__ = {}
-    rank = os.environ.get("LOCAL_RANK")
-    os.environ.setdefault("LOCAL_RANK", "0")
-    try:
-        deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
-        yield deepspeed
-    finally:
-        if rank is None:
-            del os.environ["LOCAL_RANK"]
+    deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
+    return deepspeed
 
 
 @contextmanager
@@ -111,13 +104,13 @@ def loading(recipe: TrainRecipe, device: torch.device) -> Iterator[None]:
         return
     from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
-    with deepspeed_ready(device):
-        config = HfDeepSpeedConfig(deepspeed_config(recipe, _BUCKET_ELEMENTS))  # transformers keeps a weak reference
-        try:
-            yield
-        finally:
-            unset_hf_deepspeed_config()
-            del config
+    deepspeed_ready(device)
+    config = HfDeepSpeedConfig(deepspeed_config(recipe, _BUCKET_ELEMENTS))  # transformers keeps a weak reference
+    try:
+        yield
+    finally:
+        unset_hf_deepspeed_config()
+        del config
 
 
 def share_head(owner: nn.Module, vlm: UnifiedVLM) -> None:
