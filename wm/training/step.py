@@ -169,10 +169,11 @@ def need_process_group(device: torch.device) -> None:
 
 
 def _decay_groups(parameters: Sequence[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
-    vectors = [parameter for parameter in parameters if parameter.ndim < 2]
+    def dimensions(parameter: Any) -> int:
+        return len(getattr(parameter, "ds_shape", parameter.shape))  # stage 3 leaves a vector in a parameter's place
+
     groups = [
-        {"params": matrices, "weight_decay": weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": [parameter for parameter in parameters if dimensions(parameter) >= 2], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in parameters if dimensions(parameter) < 2], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]

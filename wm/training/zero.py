@@ -190,7 +190,7 @@ def gathered(module: nn.Module, keep: bool, *, trained_only: bool) -> dict[str, 
 def _whole(parameter: nn.Parameter) -> Any:
     if not hasattr(parameter, "ds_id"):
         return nullcontext()
-    from deepspeed.zero import GatheredParameters
+    from deepspeed.runtime.zero import GatheredParameters
 
     return GatheredParameters([parameter])
 
