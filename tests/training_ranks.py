@@ -1,21 +1,22 @@
 """Several ranks of a training run on this machine, without Ray: processes forked from one that has imported all."""
 
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import socket
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
-import deepspeed  # noqa: F401  (imported once, by the server that the ranks are forked from)
 import torch
 import torch.distributed as dist
-import transformers  # noqa: F401
 
 from wm.training import TrainRecipe, World, fit
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["training_ranks"])
+_PRELOAD = ["training_ranks", "deepspeed", "deepspeed.runtime.zero.stage3", "peft", "torch.utils.tensorboard", "transformers"]
 
 
 def fit_on_ranks(recipe: TrainRecipe, *, on: Callable[[TrainRecipe, World], Any] | None = None) -> list[Any]:
@@ -24,6 +25,7 @@ def fit_on_ranks(recipe: TrainRecipe, *, on: Callable[[TrainRecipe, World], Any]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    _start_server()
     queue = _CONTEXT.SimpleQueue()
     ranks = [
         _CONTEXT.Process(target=_rank, args=(recipe.model_dump(), rank, port, on, queue), daemon=True)
@@ -35,6 +37,14 @@ def fit_on_ranks(recipe: TrainRecipe, *, on: Callable[[TrainRecipe, World], Any]
     for process in ranks:
         process.join()
     return [found[rank] for rank in range(recipe.num_ranks)]
+
+
+def _start_server() -> None:
+    """Its imports are found by its own environment alone."""
+    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    _CONTEXT.set_forkserver_preload(_PRELOAD)
+    with patch.dict(os.environ, {"PYTHONPATH": paths, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}):
+        multiprocessing.forkserver.ensure_running()
 
 
 def _fit(recipe: TrainRecipe, world: World) -> dict[str, Any]:

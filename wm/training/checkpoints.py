@@ -185,6 +185,12 @@ class Checkpoints:
         self._write = write
         write.thread.start()
 
+    def last_whole(self) -> int | None:
+        """Waits for what is being written; the step of the newest whole checkpoint. All ranks call it."""
+        self.wait()
+        found = self._from_first(self._found)
+        return found[-1].step if found else None
+
     def wait(self) -> None:
         """Until nothing is being written."""
         if self._write is not None:

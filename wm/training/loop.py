@@ -12,12 +12,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from wm.errors import InputError
 from wm.models import load_model, save_model
 from wm.training.adapters import ParameterCounts, prepare
 from wm.training.batches import TokenSet, open_tokens
 from wm.training.boards import Boards, open_boards
 from wm.training.checkpoints import Checkpoints, identity_of
+from wm.training.divergence import DivergedError, Finite
 from wm.training.flops import peak_tflops, step_work
 from wm.training.metrics import METRICS, Done, Metrics, World
 from wm.training.order import Indices, SampleOrder, rank_slice
@@ -26,13 +26,9 @@ from wm.training.prefetch import prefetched
 from wm.training.recipe import TrainRecipe
 from wm.training.step import MicroBatch, Stepper, need_process_group
 from wm.training.watch import LAST, MODEL, Watch, Watcher
-from wm.training.zero import loading, settled
+from wm.training.zero import loading, recompute_layers, settled
 
 __all__ = ["METRICS", "MODEL", "DivergedError", "FitSummary", "World", "fit"]
-
-
-class DivergedError(InputError):
-    """The loss is no number; raised on every rank at once."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +85,8 @@ def fit(
     num_steps = recipe.num_steps(order)
     counts = prepare(vlm, recipe.lora, recipe.seed)
     work = step_work(vlm)
+    if recipe.checkpoint_activations:
+        recompute_layers(vlm)
     stepper = Stepper(vlm, recipe, num_steps)
     checkpoints = Checkpoints(recipe, world.rank, world.size, identity_of(recipe, vlm.base_id, tokens.facts))
     first = checkpoints.load(checkpoints.newest, stepper) if checkpoints.newest is not None else 0
@@ -107,7 +105,7 @@ def fit(
         boards=boards,
     )
     setup_s = time.perf_counter() - begin
-    saved = first
+    finite, saved = Finite(world, tokens), first
     make = partial(_step_batch, tokens=tokens, order=order, recipe=recipe, world=world)
     with closing(prefetched(make, range(first, num_steps))) as batches:
         for step, ready in enumerate(batches, first):
@@ -118,10 +116,12 @@ def fit(
             loss = stepper.step(step, micro_batches, ready.num_tokens)
             done, is_last = step + 1, step + 1 == num_steps
             rate, norm = stepper.rate(step), stepper.grad_norm
-            metrics.add(Done(done, loss, rate, norm, ready.rows, ready.num_tokens, stepper.rows, ready.micro_batches))
+            told = Done(done, loss, rate, norm, ready.rows, ready.num_tokens, stepper.rows, ready.micro_batches)
+            metrics.add(told)
+            finite.add(told)
             is_due = watch.is_due(done, is_last)
-            if is_last or is_due or done % recipe.log_every == 0 or done % recipe.checkpoint_every == 0:
-                _need_finite(metrics.flush(), done, order, tokens, recipe)
+            if is_last or is_due or done % recipe.log_every == 0 or checkpoints.is_due(done, is_last):
+                finite.need(metrics.flush(), checkpoints.last_whole)
             if is_due:
                 with metrics.paused():
                     watch.look(vlm, done, is_last)
@@ -185,18 +185,6 @@ def _step_batch(step: int, tokens: TokenSet, order: SampleOrder, recipe: TrainRe
 def _moved(parts: MicroBatch, device: torch.device) -> MicroBatch:
     ids_BT, is_completion_BT, weight_BT = (part.to(device, non_blocking=True) for part in parts)
     return ids_BT, is_completion_BT, weight_BT
-
-
-def _need_finite(
-    losses: list[float], last_step: int, order: SampleOrder, tokens: TokenSet, recipe: TrainRecipe
-) -> None:
-    for step, loss in enumerate(losses, last_step - len(losses) + 1):
-        if not np.isfinite(loss):
-            rows = tokens.names(order.batch(step - 1, recipe.global_batch)[:5])
-            raise DivergedError(
-                f"loss is {loss} at step {step} (lr {recipe.lr}); the last checkpoint is kept; "
-                f"the step's triplets: {', '.join(rows[:4])}{', …' if len(rows) > 4 else ''}"
-            )
 
 
 def _dtype(recipe: TrainRecipe) -> torch.dtype:

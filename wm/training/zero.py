@@ -113,6 +113,13 @@ def loading(recipe: TrainRecipe, device: torch.device) -> Iterator[None]:
         del config
 
 
+def recompute_layers(vlm: UnifiedVLM) -> None:
+    """Keep only the input of each layer for the backward pass, which computes the layer again (activation
+    checkpointing)."""
+    inner: Any = vlm.inner  # type: ignore[attr-defined]
+    inner.activation_checkpointing_enable({"use_reentrant": False})
+
+
 def share_head(owner: nn.Module, vlm: UnifiedVLM) -> None:
     """Under stage 3 have the head's matrix whole while ``owner`` runs: the loss reads it without calling the head."""
     from deepspeed.runtime.zero import register_external_parameter
