@@ -91,3 +91,27 @@ def test_steps_equal_plain_adamw(tiny_base: Path, tmp_path: Path, micro_batch: i
     for name, wanted in plain.module.named_parameters():
         found = trained[name]
         torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_the_first_step_is_adamws_first(tiny_base: Path, tmp_path: Path, stage: int, precision: str) -> None:
+    """Whatever DeepSpeed does to have its state: the first step of AdamW moves by the rate, after one step of decay."""
+    folder = write_triplets(random_rows(tiny_base, 8), tmp_path)
+    values = {"zero_stage": stage, "precision": precision, "lr": 0.25, "weight_decay": 0.5, "grad_clip": 0}
+    recipe = recipe_of(tiny_base, folder, lora={"enabled": False}, **values)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    need_process_group(torch.device("cpu"))
+    with loading(recipe, torch.device("cpu")):
+        vlm = load_model(tiny_base, dtype=dtype)
+    prepare(vlm, recipe.lora, 0)
+    before = {name: value.float() for name, value in load_model(tiny_base, dtype=dtype).module.named_parameters()}
+    stepper = Stepper(vlm, recipe, num_steps=6)
+    tokens = open_tokens([Source(path=str(tmp_path))], vlm, "fdm", Weights(), root=tmp_path / "t", seed=0)
+    rows = SampleOrder([8], [1.0], 0).batch(0, 8)
+    stepper.step(0, [tokens.batch(rows)], tokens.num_completion_tokens(rows))
+    parts = {part.name: part.values["weight"] for part in stepper.parts()}
+    for name, wanted in before.items():
+        decayed = wanted.flatten() * (1 - 0.25 * 0.5 * (wanted.ndim >= 2))
+        moved = (parts[name] - decayed).abs()
+        assert moved.max() == pytest.approx(0.25, rel=1e-3), name

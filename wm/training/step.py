@@ -21,6 +21,7 @@ from wm.training.zero import (
     push_weights,
     set_steps,
     share_head,
+    start_afresh,
 )
 
 MicroBatch = tuple[Tensor, Tensor, Tensor]
@@ -90,6 +91,7 @@ class Stepper:
             config=deepspeed_config(recipe, sum(parameter.numel() for parameter in trained)),
             dist_init_required=False,
         )[0]
+        start_afresh(self._engine)
         if recipe.zero_stage == 3:
             share_head(loss, vlm)
         if self._engine.optimizer is self._optimizer:
