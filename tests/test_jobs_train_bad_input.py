@@ -120,7 +120,7 @@ def test_checkpoints_that_cannot_be_written_are_refused(
     values = arguments(tiny_base, triplets, tmp_path / "out", checkpoints=str(tmp_path / "file" / "below"))
     assert "/file/below': cannot be written to" in refused(capsys, tmp_path / "out", values)
     assert not (tmp_path / "out").exists()
-    values["checkpoints"] = "ftp://host/place"
+    values["checkpoints"] = "https://host/place"
     assert "expected a local folder, s3://bucket/prefix or gs://bucket/prefix" in refused(
         capsys, tmp_path / "out", values
     )
