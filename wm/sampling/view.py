@@ -122,13 +122,14 @@ def view_of_modules(stack: Any, head: nn.Module) -> DecoderView:
     width = attention.head_dim
     query = merged(attention.q_proj).weight
     embedding = _bare(stack.embed_tokens)
+    words = merged(stack.embed_tokens).weight
     return DecoderView(
         layers=tuple(_layer(layer) for layer in stack.layers),
-        embedding=merged(stack.embed_tokens).weight,
+        embedding=words,
         embedding_scale=float(getattr(embedding, "scalar_embed_scale", 1.0)),
         norm=_norm_weight(stack.norm),
         eps=_eps(stack.norm),
-        head=merged(head),
+        head=Matrix(words) if _follows(head, stack.embed_tokens) else merged(head),
         num_heads=query.shape[0] // width,
         num_groups=merged(attention.k_proj).weight.shape[0] // width,
         head_width=width,
@@ -159,6 +160,11 @@ def _layer(layer: Any) -> LayerView:
 def merged(module: nn.Module) -> Matrix:
     """Weight and bias of a linear or embedding layer with its active adapters, if any, added by PEFT's own
     merging to a copy."""
+    own_rows: Any = getattr(module, "token_adapter", None)  # PEFT's trainable tokens
+    if own_rows is not None:
+        changed = not own_rows.disable_adapters and not own_rows.merged
+        weight = own_rows.get_merged_weights(own_rows.active_adapters) if changed else own_rows.base_layer.weight
+        return Matrix(weight.detach())
     saved: Any = getattr(module, "modules_to_save", None)
     if saved is not None and not getattr(module, "disable_adapters", False):
         active: Any = module.active_adapter
@@ -172,6 +178,12 @@ def merged(module: nn.Module) -> Matrix:
     bare: Any = _bare(module)
     bias = getattr(bare, "bias", None)
     return Matrix(bare.weight.detach(), None if bias is None else bias.detach())
+
+
+def _follows(head: nn.Module, words: nn.Module) -> bool:
+    """Whether the head's trained rows are the embeddings' (tied): then one matrix with them is enough."""
+    rows: Any = getattr(head, "token_adapter", None)
+    return rows is not None and rows.tied_adapter is not None and rows.tied_adapter is words.token_adapter
 
 
 def _bare(module: nn.Module) -> nn.Module:
