@@ -1,15 +1,13 @@
 """Decoder layers that train with less memory and time, and are the same layers otherwise.
 
-:func:`speed_up` gives a model's layers a class of their own whose forward pass in training mode is made of
-:mod:`wm.training.fused`. Parameters, names, PEFT's wrappers and what is saved stay as they are; in evaluation mode, with
-a cache, or where a layer is of another make, the former forward pass is used.
+:func:`speed_up` gives a model's layers, and its last norm, a class of their own whose forward pass in training mode is
+made of :mod:`wm.training.fused`. Parameters, names, PEFT's wrappers and what is saved stay as they are; in evaluation
+mode, with a cache, or where a layer is of another make, the former forward pass is used.
 """
 
-from collections.abc import Iterator
 from functools import cache, partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -38,11 +36,14 @@ _ACTIVATIONS = {
 def speed_up(vlm: UnifiedVLM, *, one_mask: bool = False) -> int:
     """Give every decoder layer that is known the fast forward pass; returns how many. ``one_mask``: the adapters of
     one input (queries, keys and values; gate and up) share a dropout mask."""
-    layers = list(decoder_layers(vlm))
+    stack = _stack(vlm)
+    layers = list(stack.layers) if stack is not None else []
     for layer in layers:
         own = type(layer)
         if own.__name__ in LAYERS and not hasattr(own, "former_class"):
             layer.__class__ = _fast_class(own)
+            if not hasattr(type(stack.norm), "former_class"):
+                stack.norm.__class__ = _fast_norm_class(type(stack.norm))
         if hasattr(type(layer), "former_class"):
             layer.one_mask = one_mask
             # DeepSpeed's ZeRO-3 gathers a layer's parameters one by one, as its parts are called; here the parts
@@ -62,12 +63,17 @@ def checkpoint_activations(vlm: UnifiedVLM, every: int = 1) -> int:
     return count
 
 
-def decoder_layers(vlm: UnifiedVLM) -> Iterator[Any]:
+def decoder_layers(vlm: UnifiedVLM) -> list[Any]:
     """The layers of the decoder, in order."""
+    stack = _stack(vlm)
+    return list(stack.layers) if stack is not None else []
+
+
+def _stack(vlm: UnifiedVLM) -> Any:
     for module in vlm.module.modules():
         if all(hasattr(module, name) for name in ("embed_tokens", "layers", "norm", "rotary_emb")):
-            yield from module.layers  # type: ignore[misc,union-attr]
-            return
+            return module
+    return None
 
 
 @cache
@@ -82,6 +88,15 @@ def _fast_class(former: type[nn.Module]) -> type[nn.Module]:
         return (result_BTH,) if former.__name__.startswith("Chameleon") else result_BTH
 
     # The former name: other code tells the kinds of layers by it.
+    names = {"forward": forward, "former_class": former, "__module__": former.__module__}
+    return type(former.__name__, (former,), names)
+
+
+@cache
+def _fast_norm_class(former: type[nn.Module]) -> type[nn.Module]:
+    def forward(self: Any, states: Tensor) -> Tensor:
+        return rms_norm(states, _norm(self)) if self.training else former.forward(self, states)
+
     names = {"forward": forward, "former_class": former, "__module__": former.__module__}
     return type(former.__name__, (former,), names)
 

@@ -1,9 +1,9 @@
 """The parts of a decoder layer as autograd functions that keep little: what is cheap is computed twice.
 
-Kept are the inputs of norms and of the gate, and what has the adapter's rank; normalised states, activations and
-whatever has another precision are made again in the backward pass. As in Liger-Kernel (arXiv 2410.10989) and Unsloth,
-in plain torch. Adapters work in the precision of the activations: their matrices are cast, which are small, never the
-activations.
+Kept are the inputs of norms and of the gate, and what has the adapter's rank; normalised states, activations, dropout
+masks (from their seeds) and whatever has another precision are made again in the backward pass. As in Liger-Kernel
+(arXiv 2410.10989) and Unsloth, in plain torch. Adapters work in the precision of the activations: their matrices are
+cast, which are small, never the activations.
 
 Suffixes: X rows (tokens), I inputs, O outputs of a linear layer, R rank.
 """
@@ -56,21 +56,18 @@ def project(x: Tensor, norm: Norm | None, layers: Sequence[Projection], *, one_m
     ``one_mask``: adapters with dropout share one mask of the input; else each draws its own, as PEFT does. Under
     autocast the products are of its precision.
     """
-    dtype = _compute_dtype(x)
-    masks = _masks(x, layers, one_mask) if training else [None] * len(layers)
-    call, tensors = _call(norm, layers, dtype, masks)
+    call = _call(norm, layers, _compute_dtype(x), one_mask, training)
     with torch.autocast(x.device.type, enabled=False):
         weight = norm.weight_I if norm is not None else None
-        return _Project.apply(call, x, weight, *tensors)  # type: ignore[no-untyped-call]
+        return _Project.apply(call, x, weight, *_tensors(layers))  # type: ignore[no-untyped-call]
 
 
 def gated_down(gate: Tensor, up: Tensor, activation: str, layer: Projection, *, training: bool) -> Tensor:
     """``layer`` of ``activation(gate) * up``: (…, M) and (…, M) to (…, O)."""
-    dtype = _compute_dtype(gate)
-    masks = _masks(gate, [layer], True) if training else [None]
-    call, tensors = _call(None, [layer], dtype, masks)
+    call = _call(None, [layer], _compute_dtype(gate), True, training)
     with torch.autocast(gate.device.type, enabled=False):
-        result: Tensor = _GatedDown.apply(call, activation, gate, up, *tensors)  # type: ignore[no-untyped-call]
+        given = (call, activation, gate, up, *_tensors([layer]))
+        result: Tensor = _GatedDown.apply(*given)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -82,50 +79,69 @@ def rms_norm(x: Tensor, norm: Norm) -> Tensor:
 
 
 @dataclass(frozen=True)
+class _Group:
+    """Layers whose adapters see the same input: one product with all their A."""
+
+    numbers: tuple[int, ...]
+    ranks: list[int]
+    dropout: float
+    seed: int
+    """Of the mask, if there is one."""
+
+    @property
+    def dropped_of_65536(self) -> int:
+        """The share that is dropped, as fine as the numbers that a mask is drawn from."""
+        return round(self.dropout * 65536)
+
+    def scale(self, layer: Projection) -> float:
+        """Of the adapter; what dropout leaves is scaled up, so that its expectation stays."""
+        return layer.scale / (1 - self.dropped_of_65536 / 65536)
+
+    def mask(self, like_XI: Tensor) -> Tensor | None:
+        """bool, the same whenever it is drawn: it is kept nowhere. None without dropout.
+
+        Four elements come of one random number: on a CPU a fifth of the time of torch's ``bernoulli_``.
+        """
+        if not self.dropped_of_65536:
+            return None
+        generator = torch.Generator(like_XI.device).manual_seed(self.seed)
+        numbers = torch.empty(-(-like_XI.numel() // 4), dtype=torch.int64, device=like_XI.device)
+        drawn = numbers.random_(-(1 << 63), None, generator=generator).view(torch.int16)[: like_XI.numel()]
+        return (drawn >= self.dropped_of_65536 - 32768).view(like_XI.shape)
+
+
+@dataclass(frozen=True)
 class _Call:
     """What is no tensor. Of ``norm`` and ``layers`` only what is no tensor is read."""
 
     norm: Norm | None
     layers: tuple[Projection, ...]
     dtype: torch.dtype
-    groups: tuple[tuple[int, ...], ...]
-    """Layers whose adapters see the same: one product with all their A."""
+    groups: list[_Group]
 
 
-_EACH = 5
-"""Tensors of a projection in the arguments: weight, bias, A, B, mask."""
-_DOWN, _UP, _MASK = 2, 3, 4
+_EACH = 4
+"""Tensors of a projection in the arguments: weight, bias, A, B."""
+_DOWN, _UP = 2, 3
 
 
-def _call(
-    norm: Norm | None, layers: Sequence[Projection], dtype: torch.dtype, masks: Sequence[Tensor | None]
-) -> tuple[_Call, list[Tensor | None]]:
-    groups: dict[int, list[int]] = {}
-    for number, (layer, mask) in enumerate(zip(layers, masks, strict=True)):
+def _tensors(layers: Sequence[Projection]) -> list[Tensor | None]:
+    return [tensor for layer in layers for tensor in (layer.weight_OI, layer.bias_O, layer.down_RI, layer.up_OR)]
+
+
+def _call(norm: Norm | None, layers: Sequence[Projection], dtype: torch.dtype, one_mask: bool, training: bool) -> _Call:
+    members: dict[tuple[float, int], list[int]] = {}
+    for number, layer in enumerate(layers):
         if layer.down_RI is not None:
-            groups.setdefault(id(mask), []).append(number)
-    tensors = [
-        tensor
-        for layer, mask in zip(layers, masks, strict=True)
-        for tensor in (layer.weight_OI, layer.bias_O, layer.down_RI, layer.up_OR, mask)
-    ]
-    return _Call(norm, tuple(layers), dtype, tuple(map(tuple, groups.values()))), tensors
-
-
-def _masks(x: Tensor, layers: Sequence[Projection], one_mask: bool) -> list[Tensor | None]:
-    """bool: the inputs that each adapter sees."""
-    masks: list[Tensor | None] = []
-    drawn: dict[float, Tensor] = {}
-    for layer in layers:
-        if layer.down_RI is None or layer.dropout == 0.0:
-            masks.append(None)
-            continue
-        mask = drawn.get(layer.dropout) if one_mask else None
-        if mask is None:
-            mask = torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - layer.dropout)
-            drawn[layer.dropout] = mask
-        masks.append(mask)
-    return masks
+            dropout = layer.dropout if training else 0.0
+            members.setdefault((dropout, 0 if one_mask or not dropout else number), []).append(number)
+    groups = []
+    for (dropout, _), numbers in members.items():
+        ranks = [len(_need(layers[number].down_RI)) for number in numbers]
+        # Of the generator that the seed of the step sets and that checkpointing sets back.
+        seed = int(torch.randint(1 << 62, ())) if dropout else 0
+        groups.append(_Group(tuple(numbers), ranks, dropout, seed))
+    return _Call(norm, tuple(layers), dtype, groups)
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
@@ -259,10 +275,12 @@ def _linear(given_XI: Tensor, call: _Call, tensors: Sequence[Tensor | None]) -> 
         results.append(given_XI @ matrix if bias is None else torch.addmm(bias.to(call.dtype), given_XI, matrix))
     ranked = []
     for group in call.groups:
-        ranked_XR = _masked(given_XI, parts[group[0]][_MASK]) @ _stacked(parts, group, call.dtype).T
-        for number, own_XR in zip(group, ranked_XR.split(_ranks(parts, group), dim=1), strict=True):
+        mask_XI = group.mask(given_XI)
+        seen_XI = given_XI if mask_XI is None else given_XI * mask_XI
+        ranked_XR = seen_XI @ _stacked(parts, group, call.dtype).T
+        for number, own_XR in zip(group.numbers, ranked_XR.split(group.ranks, dim=1), strict=True):
             up_RO = _need(parts[number][_UP]).to(call.dtype).T
-            results[number].addmm_(own_XR, up_RO, alpha=_scale(call, number, parts))
+            results[number].addmm_(own_XR, up_RO, alpha=group.scale(call.layers[number]))
         ranked.append(ranked_XR)
     return results, ranked
 
@@ -290,25 +308,25 @@ def _linear_backward(
         if bias is not None and needs[first + 1]:
             found[first + 1] = grad_XO.sum(0).to(bias.dtype)
     for group, ranked_XR in zip(call.groups, ranked, strict=True):
-        mask, ranks = parts[group[0]][_MASK], _ranks(parts, group)
-        own_ranked = ranked_XR.split(ranks, dim=1)
+        scales = {number: group.scale(call.layers[number]) for number in group.numbers}
         grad_XR = torch.cat(
-            [grads[number] @ _need(parts[number][_UP]).to(call.dtype) * _scale(call, number, parts) for number in group],
+            [grads[number] @ _need(parts[number][_UP]).to(call.dtype) * scales[number] for number in group.numbers],
             dim=1,
         )
         down_RI = _stacked(parts, group, call.dtype)
-        if total_XI is not None:
-            if mask is None:
-                total_XI.addmm_(grad_XR, down_RI)
-            else:
-                total_XI.add_((grad_XR @ down_RI).mul_(mask.flatten(0, -2)))
-        downs = (grad_XR.T @ _masked(given_XI, mask)).split(ranks)
-        for number, own_XR, grad_RI in zip(group, own_ranked, downs, strict=True):
+        mask_XI = group.mask(given_XI)
+        if total_XI is not None and mask_XI is not None:
+            total_XI.add_((grad_XR @ down_RI).mul_(mask_XI))
+        elif total_XI is not None:
+            total_XI.addmm_(grad_XR, down_RI)
+        seen_XI = given_XI if mask_XI is None else given_XI * mask_XI
+        downs = (grad_XR.T @ seen_XI).split(group.ranks)
+        for number, own_XR, grad_RI in zip(group.numbers, ranked_XR.split(group.ranks, dim=1), downs, strict=True):
             first = number * _EACH
             if needs[first + _DOWN]:
                 found[first + _DOWN] = grad_RI.to(_need(parts[number][_DOWN]).dtype)
             if needs[first + _UP]:
-                grad_OR = (grads[number].T @ own_XR).mul_(_scale(call, number, parts))
+                grad_OR = (grads[number].T @ own_XR).mul_(scales[number])
                 found[first + _UP] = grad_OR.to(_need(parts[number][_UP]).dtype)
     return total_XI, found
 
@@ -322,21 +340,7 @@ def _need(tensor: Tensor | None) -> Tensor:
     return tensor
 
 
-def _masked(given_XI: Tensor, mask: Tensor | None) -> Tensor:
-    return given_XI if mask is None else given_XI * mask.flatten(0, -2)
-
-
-def _stacked(parts: Sequence[Sequence[Tensor | None]], group: Sequence[int], dtype: torch.dtype) -> Tensor:
+def _stacked(parts: Sequence[Sequence[Tensor | None]], group: _Group, dtype: torch.dtype) -> Tensor:
     """The A of a group's adapters on top of each other."""
-    downs = [_need(parts[number][_DOWN]).to(dtype) for number in group]
+    downs = [_need(parts[number][_DOWN]).to(dtype) for number in group.numbers]
     return downs[0] if len(downs) == 1 else torch.cat(downs)
-
-
-def _ranks(parts: Sequence[Sequence[Tensor | None]], group: Sequence[int]) -> list[int]:
-    return [len(_need(parts[number][_DOWN])) for number in group]
-
-
-def _scale(call: _Call, number: int, parts: Sequence[Sequence[Tensor | None]]) -> float:
-    """Of the adapter; what dropout leaves is scaled up, so that its expectation stays."""
-    layer = call.layers[number]
-    return layer.scale if parts[number][_MASK] is None else layer.scale / (1 - layer.dropout)
