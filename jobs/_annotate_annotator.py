@@ -55,8 +55,8 @@ class Annotator:
         failed constructor as a dead actor's."""
         import torch
 
-        from wm.models import load_codec, load_model
-        from wm.sampling import Decoder
+        from wm.dynamics import load_role
+        from wm.models import load_codec
 
         torch.set_num_threads(settings.threads)
         self.settings = settings
@@ -64,8 +64,9 @@ class Annotator:
         self.metrics = Metrics(settings.dataset)
         try:
             dtype = getattr(torch, settings.dtype)
-            self.idm = load_model(settings.idm, base=settings.base, device=settings.device, dtype=dtype)
-            self.decoder = Decoder(self.idm, rows=settings.idm_batch)  # once: it merges the adapter, packs the weights
+            where = {"base": settings.base, "device": settings.device, "dtype": dtype}
+            role = load_role(settings.idm, **where, rows=settings.idm_batch)  # once: it packs the weights
+            self.idm, self.decoder = role.model, role.decoder
             self.codec = load_codec(settings.base or settings.idm, device=settings.device)
             self.name = annotator_name(settings.idm, self.idm.base_id)
         except InputError as error:

@@ -32,7 +32,7 @@ class Pair:
 
     def lower(self, column: str) -> float:
         """The smaller of both frames' numbers."""
-        return min(self.video[column][self.source], self.video[column][self.target])
+        return float(min(self.video[column][self.source], self.video[column][self.target]))
 
     def hashes(self) -> tuple[int, int]:
         """Perceptual hashes of both frames."""

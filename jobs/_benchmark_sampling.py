@@ -1,5 +1,5 @@
 """Sampling: our engine against transformers' generate, its steps against their bare matrix products, scoring with a
-shared source, speculation.
+shared source, speculation, both roles over one base.
 
 Random weights of a stated shape, except for speculation on a trained model (fdm=FOLDER triplets=FOLDER). All
 times are CPU seconds of one thread, the least of the rounds, in which all kinds of work take turns. A step's bare
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from jobs._benchmark_common import check_out, spread, write_benchmark
 from jobs._benchmark_sampling_models import Shape, ShapeModel, generate
+from jobs._benchmark_sampling_roles import role_figures
 from jobs._benchmark_sampling_speculation import nano_figures, speculation_figures
 from jobs._benchmark_sampling_work import (
     bare_products,
@@ -101,6 +102,7 @@ def _measure(recipe: BenchmarkRecipe) -> tuple[dict[str, float], dict[str, Any],
             seconds["long"] = turns(work, rounds, CACHES, repeats)
             ratios["hf_over_ours_n8_long"] = _over_ours(seconds["long"])
             figures["long_shape"] = vars(long) | {"mlp": long.mlp}
+        seconds["roles"], figures["roles"] = role_figures(faithful, ROWS, ratios, rounds=rounds, repeats=repeats)
         figures["speculation"] = speculation_figures(ragged, faithful, ROWS, ratios, rounds=rounds)
         if recipe.fdm:
             figures["nano"] = nano_figures(

@@ -13,7 +13,8 @@ from wm.models.protocol import Segment
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a decoder and of what it is asked for. ``mlp`` is the least multiple of 32 above 8/3 of the width."""
+    """Of a decoder and of what it is asked for. ``mlp`` is ``mlp_width``, or the least multiple of
+    32 above 8/3 of the width."""
 
     width: int = 512
     layers: int = 8
@@ -22,10 +23,13 @@ class Shape:
     codes: int = 256
     prefix: int = 132
     target: int = 128
+    mlp_width: int = 0
 
     @property
     def mlp(self) -> int:
         """Width of the gated MLP."""
+        if self.mlp_width:
+            return self.mlp_width
         return -(-self.width * 8 // 3) // 32 * 32 + 32
 
     def ids(self, count: int, seed: int = 0) -> list[int]:
@@ -66,7 +70,7 @@ class ShapeModel:
 
     bos_id, boi_id, eoi_id, pad_id = 0, 1, 2, 3
 
-    def __init__(self, shape: Shape, seed: int = 0) -> None:
+    def __init__(self, shape: Shape, seed: int = 0, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> None:
         self.shape = shape
         config = ChameleonConfig(
             vocab_size=shape.vocabulary,
@@ -82,28 +86,34 @@ class ShapeModel:
             vq_config={"base_channels": 32, "channel_multiplier": [1], "num_res_blocks": 0, "resolution": 16},
             vocabulary_map={"<image>": 3},
         )
-        with torch.random.fork_rng(devices=[]):
+        default = torch.get_default_dtype()
+        with torch.random.fork_rng(devices=[]), torch.device(device):
             torch.manual_seed(seed)
-            self.module: Any = Unmasked(config).eval()
+            torch.set_default_dtype(dtype)
+            try:
+                self.module: Any = Unmasked(config).eval()
+            finally:
+                torch.set_default_dtype(default)
         del self.module.model.vqmodel
-        self.image_rows = torch.arange(4, 4 + shape.codes)
+        self.image_rows = torch.arange(4, 4 + shape.codes, device=device)
         self.tokens_per_image, self.row_tokens, self.row_end_id = shape.target, 0, -1
-        self.device = torch.device("cpu")
+        self.device = self.image_rows.device
 
     def double(self) -> "ShapeModel":
         """The same in float64, where every product is a plain one that can be counted."""
         nn.Module.double(self.module)
         return self
 
-    def scored(self, count: int, action_tokens: int) -> list[list[Segment]]:
-        """``count`` inverse prompts of one source and as many targets: ``prefix`` tokens, TARGET eoi | ACTION eos."""
+    def scored(self, count: int, action_tokens: int, number: int = 0) -> list[list[Segment]]:
+        """``count`` inverse prompts of source ``number`` and as many targets: ``prefix`` tokens, TARGET eoi | ACTION
+        eos."""
         shape = self.shape
         source = shape.prefix - 4
-        generator = torch.Generator().manual_seed(1)
-        images = self.image_rows[torch.randint(0, shape.codes, (count, shape.target), generator=generator)].tolist()
+        generator = torch.Generator().manual_seed(1 + number)
+        images = torch.randint(4, 4 + shape.codes, (count, shape.target), generator=generator).tolist()
         start = [
             Segment((self.bos_id, self.boi_id), False, False),
-            Segment(tuple(self.image_rows[torch.arange(source) % shape.codes].tolist()), False, True),
+            Segment(tuple(((torch.arange(source) + number) % shape.codes + 4).tolist()), False, True),
             Segment((self.eoi_id, self.boi_id), False, False),
         ]
         action = Segment((*shape.ids(action_tokens), self.bos_id), True, False)
@@ -114,17 +124,21 @@ class ShapeModel:
 
 
 @torch.no_grad()
-def generate(model: ShapeModel, prefix: list[int], num_samples: int, cache: str) -> Tensor:
-    """transformers' ``generate(num_return_sequences=…)``: ids (K, prefix + target). ``cache``: dynamic or static."""
+def generate(
+    model: ShapeModel, prefix: list[int], num_samples: int, cache: str, *, tokens: int = 0, compiled: bool = False
+) -> Tensor:
+    """transformers' ``generate(num_return_sequences=…)``: ids (K, prefix + target). ``cache``: dynamic or static.
+    ``tokens``: fewer than the target has. ``compiled``: as transformers compiles it where it can."""
+    tokens = tokens or model.shape.target
     ids: Tensor = model.module.generate(
-        input_ids=torch.tensor([prefix]),
-        attention_mask=torch.ones((1, len(prefix)), dtype=torch.int64),
+        input_ids=torch.tensor([prefix], device=model.device),
+        attention_mask=torch.ones((1, len(prefix)), dtype=torch.int64, device=model.device),
         num_return_sequences=num_samples,
         do_sample=True,
         top_k=0,
-        max_new_tokens=model.shape.target,
-        min_new_tokens=model.shape.target,
+        max_new_tokens=tokens,
+        min_new_tokens=tokens,
         cache_implementation=cache,
-        disable_compile=True,
+        disable_compile=not compiled,
     )
     return ids

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from jobs._benchmark_sampling_models import Shape, ShapeModel
 from jobs._benchmark_sampling_work import turns
-from wm.evaluation.heldout import read_held_out
 from wm.models import flatten, load_codec, load_model
 from wm.sampling import Decoder, Sampling, Speculation, sample_images, speculate_images
 
@@ -108,6 +107,8 @@ def nano_figures(
 ) -> dict[str, Any]:
     """Passes of a trained model, drafts being its triplets' source images; adds ``speculative_nano``: sequential over
     speculative passes at temperature 1 with the block that saves most (the smallest within 1 % of it)."""
+    from wm.evaluation.heldout import read_held_out
+
     vlm = load_model(fdm, base=base or None)
     held_out = read_held_out(triplets, load_codec(base or fdm), limit=items)
     sources = held_out.source_codes

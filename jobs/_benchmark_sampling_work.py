@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -112,7 +113,9 @@ def torch_products(decoder: Decoder, rows: int) -> Callable[[], None]:
 
 def score_unshared(model: Any, decoder: Decoder, scored: Sequence[Sequence[Segment]]) -> Tensor:
     """Log-probabilities of the same actions, every sequence read whole; all are of one length."""
-    ids_RT = torch.tensor([[token for part in segments for token in part.ids] for segments in scored])
+    ids_RT = torch.tensor(
+        [[token for part in segments for token in part.ids] for segments in scored], device=decoder.device
+    )
     count = len(scored[0][-1].ids)
     hidden_QH = decoder.hidden(ids_RT)[:, -count - 1 : -1].flatten(0, 1)
     return token_logprobs(model, decoder, hidden_QH, ids_RT[:, -count:].flatten()).view(len(scored), count).sum(1)
@@ -124,9 +127,7 @@ def count_sampling(model: Any, rows: int) -> dict[str, int]:
     found: dict[str, int] = {}
     for name, prefixes, each in (("shared", 1, rows), ("naive", rows, 1)):
         found[f"flops_{name}"] = _flops(
-            lambda prefixes=prefixes, each=each: sample_images(
-                model, [prefix] * prefixes, num_samples=each, decoder=decoder
-            )
+            partial(sample_images, model, [prefix] * prefixes, num_samples=each, decoder=decoder)
         )
         held, _ = decoder.prefill([prefix] * prefixes)
         cache = decoder.reserve(prefixes * each, model.shape.target)

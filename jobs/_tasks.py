@@ -27,7 +27,7 @@ def each(function: Callable[..., T], inputs: Sequence[tuple[Any, ...]], *shared:
 
     remote = ray.remote(num_cpus=1)(function)
     references = [ray.put(value) for value in shared]
-    at_most = _TASKS_AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]
+    at_most = _TASKS_AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
     waiting = iter(inputs)
     running: list[Any] = []
     try:

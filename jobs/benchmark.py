@@ -8,6 +8,7 @@ from wm.cli import main as cli_main
 
 BENCHMARKS = {
     "annotate": "jobs._benchmark_annotate",
+    "gpu": "jobs._benchmark_gpu",
     "keyframes": "jobs._benchmark_keyframes",
     "sampling": "jobs._benchmark_sampling",
 }

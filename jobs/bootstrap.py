@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import Field, field_validator
 
-from jobs import annotate, evaluate, ingest, pretrain, relabel, report, select, tabletop, train
+from jobs import annotate, evaluate, gate, imagine, ingest, pretrain, relabel, report, select, tabletop, train
+from jobs._annotate_recipe import AnnotateRecipe
+from jobs._ingest_rows import IngestRecipe
 from wm.cli import main as cli_main
 from wm.config import Recipe
 from wm.datasets.aurora import list_items
@@ -21,6 +23,7 @@ from wm.errors import InputError, OtherRunError
 from wm.evaluation.findings import SUPERSEDED
 from wm.models import load_codec
 from wm.runs import check_place, read_run
+from wm.training import TrainRecipe
 
 Settings = dict[str, Any]
 
@@ -45,6 +48,15 @@ class BootstrapRecipe(Recipe):
     """Folder, glob or list of unlabelled videos; without it the tabletop's."""
     unweighted: bool = True
     """Train the bootstrapped forward model without recognition weights too, for comparison."""
+    rounds: int = Field(default=1, ge=1)
+    """Rounds of annotate → select → train. From the second on the inverse model learns from what the one before
+    annotated too, the better of the two annotates anew (gate), and the better forward model goes on."""
+    self_training: bool = False
+    """From the second round on: what the forward model predicts and the inverse model verifies (jobs.imagine) trains
+    the next forward model too."""
+    gate_file: str = "data/tabletop/tune.json"
+    """With rounds > 1: rows of the supervised root that decide which model goes on; neither for training nor for the
+    report."""
     controls: bool = False
     """Train forward models on the true and on shuffled labels of the same clips too (tabletop only)."""
     tabletop: Settings = {}
@@ -61,6 +73,12 @@ class BootstrapRecipe(Recipe):
     """Keys of jobs.select."""
     relabel: Settings = {}
     """Keys of jobs.relabel."""
+    gate: Settings = {}
+    """Keys of jobs.gate."""
+    imagine: Settings = {}
+    """Keys of jobs.imagine."""
+    imagined: Settings = {}
+    """Keys of a source of triplets for jobs.train (weight, limit): how what was imagined is mixed in."""
     fdm: Settings = {}
     """Keys of jobs.train for every forward model."""
     evaluate: Settings = {}
@@ -85,48 +103,77 @@ class Stage:
     recipe: Recipe
 
 
+class _Standing(NamedTuple):
+    """After a round: folders whose ``model`` goes on, and the annotated triplets as a source for training."""
+
+    idm: str
+    fdm: str
+    chosen: Settings
+
+
 def plan(recipe: BootstrapRecipe) -> list[Stage]:
     """Every stage in order with its resolved recipe; a wrong key in any table is an error here, before any work."""
-    out = Path(recipe.out)
-    stages: list[Stage] = []
+    return _Plan(recipe).stages
 
-    def add(name: str, job: Any, kind: type[Recipe], table: str, **fixed: Any) -> str:
-        fixed["out"] = str(out / name)
-        given = getattr(recipe, table)
+
+class _Plan:
+    """Stages as they are added. ``models``: the entries of jobs.evaluate."""
+
+    def __init__(self, recipe: BootstrapRecipe) -> None:
+        self.recipe, self.stages = recipe, list[Stage]()
+        self.models: dict[str, Settings] = {}
+        self.out = Path(recipe.out)
+        self.base = recipe.base_model or f"{self.add('base', pretrain, pretrain.PretrainRecipe, 'pretrain')}/model"
+        world = str(self.out / "world")
+        if recipe.supervised_root is None or recipe.videos is None:
+            world = self.add("world", tabletop, tabletop.TabletopRecipe, "tabletop")
+        root = recipe.supervised_root or f"{world}/supervised"
+        self.videos = recipe.videos or f"{world}/videos"
+        self.people = self.ingested("triplets", root, recipe.train_file, "train")
+        test = self.ingested("test", root, recipe.test_file, "test")
+        self.tuning = self.ingested("tune", root, recipe.gate_file, "tune") if recipe.rounds > 1 else ""
+        for seed in recipe.seeds:
+            self.one_seed(seed)
+        self.add(
+            "evaluate", evaluate, evaluate.EvaluateRecipe, "evaluate",
+            triplets=f"{test}/triplets", base=self.base, models=self.models, idm="idm",
+        )  # fmt: skip
+        self.add("report", report, report.ReportRecipe, "report", run=str(self.out))
+
+    def add(self, name: str, job: Any, kind: type[Recipe], table: str, **fixed: Any) -> str:
+        """Append a stage; returns its folder."""
+        fixed["out"] = str(self.out / name)
+        given = getattr(self.recipe, table)
         for key in sorted(set(given) & set(fixed) - {"weights"}):
             raise InputError(f"{table}.{key} = {given[key]!r:.80}: bootstrap sets this key itself; leave it out")
         settings = {**given, **fixed}
-        stages.append(Stage(name, job.run, kind.parse(settings, f"table [{table}] for stage {name}")))
-        return str(out / name)
+        self.stages.append(Stage(name, job.run, kind.parse(settings, f"table [{table}] for stage {name}")))
+        return str(fixed["out"])
 
-    base = recipe.base_model or f"{add('base', pretrain, pretrain.PretrainRecipe, 'pretrain')}/model"
-    world = str(out / "world")
-    if recipe.supervised_root is None or recipe.videos is None:
-        world = add("world", tabletop, tabletop.TabletopRecipe, "tabletop")
-    root = recipe.supervised_root or f"{world}/supervised"
-    videos = recipe.videos or f"{world}/videos"
-    kind = ingest.IngestRecipe
-    shared = {"root": root, "codec": base}
-    supervised = add("triplets", ingest, kind, "ingest", **shared, file=recipe.train_file, split="train")
-    test = add("test", ingest, kind, "ingest", **shared, file=recipe.test_file, split="test")
+    def ingested(self, name: str, root: str, file: str, split: str) -> str:
+        return self.add(name, ingest, IngestRecipe, "ingest", root=root, codec=self.base, file=file, split=split)
 
-    models: dict[str, Settings] = {}
-    for seed in recipe.seeds:
+    def trained(self, name: str, task: str, seed: int, label: str, **settings: Any) -> str:
+        """Train a model, and evaluate it under ``label``; returns its stage's folder."""
+        folder = self.add(name, train, TrainRecipe, task, base=self.base, seed=seed, task=task, **settings)
+        self.models[name] = {"path": f"{folder}/model", "role": task, "label": label, "seed": seed}
+        return folder
+
+    def annotated(self, tail: str, idm: str) -> tuple[str, Settings]:
+        """Annotate and select: the annotated folder, and the selected part of it as a source for training."""
+        recipe = {"videos": self.videos, "idm": f"{idm}/model"}
+        annotated = self.add(f"annotated{tail}", annotate, AnnotateRecipe, "annotate", **recipe)
+        triplets = f"{annotated}/triplets"
+        chosen = self.add(f"selected{tail}", select, select.SelectRecipe, "select", triplets=triplets)
+        return annotated, {"path": annotated, "selection": chosen}
+
+    def one_seed(self, seed: int) -> None:
+        recipe = self.recipe
         tail = "" if seed == recipe.seeds[0] else f"-seed{seed}"
-        training = {"base": base, "seed": seed}
-        people = [{"path": supervised}]
-        idm = add(f"idm{tail}", train, train.TrainRecipe, "idm", **training, task="idm", triplets=people)
-        models[f"idm{tail}"] = {"path": f"{idm}/model", "role": "idm", "label": "IDM", "seed": seed}
-        annotated = add(
-            f"annotated{tail}",
-            annotate,
-            annotate.AnnotateRecipe,
-            "annotate",
-            videos=videos,
-            idm=f"{idm}/model",
-        )
-        chosen = add(f"selected{tail}", select, select.SelectRecipe, "select", triplets=f"{annotated}/triplets")
-        both = [*people, {"path": annotated, "selection": chosen}]
+        people: list[Settings] = [{"path": self.people}]
+        idm = self.trained(f"idm{tail}", "idm", seed, "IDM", triplets=people)
+        annotated, chosen = self.annotated(tail, idm)
+        both = [*people, chosen]
         weights = recipe.fdm.get("weights", {})
         # A value that is no table stays, so that the recipe's own check names it.
         plain = {**weights, "enabled": False} if isinstance(weights, dict) else weights
@@ -137,20 +184,43 @@ def plan(recipe: BootstrapRecipe) -> list[Stage]:
         if recipe.unweighted:
             variants["fdm-unweighted"] = ("C-FDM, no weights", {"triplets": both, "weights": plain})
         for labels in ("truth", "shuffled") if recipe.controls else ():
-            source = {"triplets": f"{annotated}/triplets", "selection": f"{chosen}/selection", "labels": labels}
-            control = add(f"control-{labels}{tail}", relabel, relabel.RelabelRecipe, "relabel", **source, seed=seed)
+            source = {"triplets": f"{annotated}/triplets", "selection": f"{chosen['selection']}/selection"}
+            control = self.add(
+                f"control-{labels}{tail}", relabel, relabel.RelabelRecipe, "relabel", **source, labels=labels, seed=seed
+            )
             triplets = {"triplets": [*people, {"path": control}]}
             variants[f"fdm-{labels}"] = (f"C-FDM, {'true' if labels == 'truth' else labels} labels", triplets)
         for name, (label, settings) in variants.items():
-            fdm = add(f"{name}{tail}", train, train.TrainRecipe, "fdm", **training, task="fdm", **settings)
-            entry = {"path": f"{fdm}/model", "role": "fdm", "label": label, "seed": seed, "idm": f"idm{tail}"}
-            models[f"{name}{tail}"] = entry
-    add(
-        "evaluate", evaluate, evaluate.EvaluateRecipe, "evaluate",
-        triplets=f"{test}/triplets", base=base, models=models, idm="idm",
-    )  # fmt: skip
-    add("report", report, report.ReportRecipe, "report", run=str(out))
-    return stages
+            self.trained(f"{name}{tail}", "fdm", seed, label, **settings)
+            self.models[f"{name}{tail}"]["idm"] = f"idm{tail}"
+        standing = _Standing(idm, str(self.out / f"fdm{tail}"), chosen)
+        for number in range(2, recipe.rounds + 1):
+            standing = self.round(number, seed, tail, standing)
+
+    def round(self, number: int, seed: int, seed_tail: str, last: _Standing) -> _Standing:
+        """A further round on what stands."""
+        tail, told = f"-r{number}{seed_tail}", f"round {number}"
+        people: list[Settings] = [{"path": self.people}]
+        trained = self.trained(f"idm{tail}", "idm", seed, f"IDM, {told}", triplets=[*people, last.chosen])
+        idm = self.gated(f"gate-idm{tail}", "idm", last.idm, trained)
+        annotated, chosen = self.annotated(tail, idm)
+        variants = {"fdm": (f"C-FDM, {told}", [*people, chosen])}
+        if self.recipe.self_training:
+            recipe = {"fdm": f"{last.fdm}/model", "idm": f"{idm}/model", "sources": annotated, "actions": self.people}
+            imagined = self.add(f"imagined{tail}", imagine, imagine.ImagineRecipe, "imagine", **recipe, seed=seed)
+            mixed = [*people, chosen, {**self.recipe.imagined, "path": imagined}]
+            variants["fdm-self"] = (f"C-FDM, {told}, self-training", mixed)
+        fdm = last.fdm
+        for name, (label, triplets) in variants.items():
+            trained = self.trained(f"{name}{tail}", "fdm", seed, label, triplets=triplets)
+            # One verifier for the forward models of all rounds, which then differ in themselves alone.
+            self.models[f"{name}{tail}"]["idm"] = f"idm{seed_tail}"
+            fdm = self.gated(f"gate-{name}{tail}", "fdm", fdm, trained)
+        return _Standing(idm, fdm, chosen)
+
+    def gated(self, name: str, role: str, champion: str, challenger: str) -> str:
+        recipe = {"champion": f"{champion}/model", "challenger": f"{challenger}/model", "role": role}
+        return self.add(name, gate, gate.GateRecipe, "gate", **recipe, triplets=self.tuning)
 
 
 def run(recipe: BootstrapRecipe, *, dry_run: bool = False) -> dict[str, Any]:
@@ -184,13 +254,14 @@ def _check_given(recipe: BootstrapRecipe, stages: list[Stage]) -> None:
     if recipe.base_model is not None:
         load_codec(recipe.base_model)
     if recipe.supervised_root is not None:
-        for file in (recipe.train_file, recipe.test_file):
+        gates = [recipe.gate_file] if recipe.rounds > 1 else []
+        for file in (recipe.train_file, recipe.test_file, *gates):
             list_items(recipe.supervised_root, file)
     if recipe.videos is not None:
         more = {name: recipe.annotate[name] for name in ("layout", "annotations") if name in recipe.annotate}
         list_videos(recipe.videos, **more)
     for stage in stages:
-        if isinstance(stage.recipe, train.TrainRecipe):
+        if isinstance(stage.recipe, TrainRecipe):
             train.need_machine(stage.recipe)
 
 

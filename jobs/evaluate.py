@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from wm import cli
 from wm.config import Recipe
-from wm.dynamics import Sampling
+from wm.dynamics import Sampling, Weights, check_block
 from wm.errors import InputError
+from wm.evaluation.adaptive import adaptive_rows
 from wm.evaluation.gallery import write_gallery
 from wm.evaluation.heldout import HeldOut, SubsetColumn, read_held_out
 from wm.evaluation.scoring import ActionCheck, Codes, JudgeMany
@@ -25,7 +26,8 @@ from wm.evaluation.tables import build_tables
 from wm.evaluation.units import Bench, Entry, Unit, collect, run_unit, units_of
 from wm.images import Pixels
 from wm.judging import JudgeScore
-from wm.models import ImageCodec, load_codec, read_manifest
+from wm.models import ImageCodec, is_adapter, load_codec, model_folder, read_manifest
+from wm.models.sharing import need_shareable
 from wm.runs import Run, digest_of, read_run, write_json
 
 Role = Literal["idm", "fdm"]
@@ -75,7 +77,17 @@ class EvaluateRecipe(Recipe):
     k: list[int] = Field([1, 2, 4, 8], min_length=1)
     """Numbers of candidates to choose among."""
     sampling: Sampling = Sampling()
-    """How candidates are drawn."""
+    """How candidates are drawn, guidance included."""
+    block: int = Field(0, ge=0)
+    """Draw candidates speculatively, so many codes of the source drafted a pass: the same ones in fewer passes. 0: one
+    code a pass."""
+    max_unchanged: float = Field(1.0, ge=0, le=1)
+    """Copy guard: candidates with a larger share of unchanged image tokens are chosen last; 1: off."""
+    margins: list[float] = [1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01]
+    """Adaptive N is replayed on the candidates with these margins (nats an action token, see wm.dynamics.stopping),
+    the largest k being the budget; []: not."""
+    at_least: int = Field(1, ge=1)
+    """Candidates of its first round; each later round doubles what was drawn."""
     greedy: bool = True
     """Evaluate the greedy prediction too."""
     probe: bool = True
@@ -94,6 +106,9 @@ class EvaluateRecipe(Recipe):
     """Ray tasks at a time; 0: in this process, without Ray."""
     device: str = "cpu"
     """Where the models run."""
+    weights: Weights = "merged"
+    """merged: every model has weights of its own while it is loaded. shared: adapters of one base are applied beside
+    one copy of its weights: less memory and loading, a little slower, the same up to rounding."""
 
     @field_validator("seeds", "k")
     @classmethod
@@ -102,6 +117,19 @@ class EvaluateRecipe(Recipe):
         if len(set(values)) != len(values) or min(values) < least:
             raise ValueError(f"expected different whole numbers from {least} up")
         return sorted(values)
+
+    @field_validator("margins")
+    @classmethod
+    def _margins(cls, values: list[float]) -> list[float]:
+        if len(set(values)) != len(values) or min(values, default=0.0) < 0:
+            raise ValueError("expected different numbers from 0 up")
+        return sorted(values, reverse=True)
+
+    @model_validator(mode="after")
+    def _need_budget(self) -> "EvaluateRecipe":
+        if self.at_least > max(self.k):
+            raise ValueError(f"at_least = {self.at_least} is more than the largest k, {max(self.k)}")
+        return self
 
 
 def run(recipe: EvaluateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
@@ -138,6 +166,8 @@ def run(recipe: EvaluateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
             "judge": recipe.judge,
             "seeds": recipe.seeds,
             "sampling": recipe.sampling.model_dump(mode="json"),
+            "max_unchanged": recipe.max_unchanged,
+            "adaptive": adaptive_rows(collected.banks, recipe.margins, recipe.at_least) if recipe.margins else [],
         }
         write_json(job.out / "tables.json", tables)
         examples = write_gallery(bench, units, parts, job.out, recipe.examples)
@@ -211,6 +241,9 @@ def _bench(recipe: EvaluateRecipe) -> Bench:
     codec = load_codec(codec_path, recipe.device)
     for entry in entries.values():
         _need_fit(entry, codec)
+        if recipe.weights == "shared" and is_adapter(entry.path):
+            need_shareable(model_folder(entry.path))
+    check_block(recipe.block, codec.tokens_per_image)
     held_out = read_held_out(recipe.triplets, codec, limit=recipe.limit or None, subset=recipe.subset)
     judge_many, action_is_right = _oracle(held_out) if recipe.judge == "oracle" else (None, None)
     return Bench(
@@ -224,6 +257,9 @@ def _bench(recipe: EvaluateRecipe) -> Bench:
         batch_size=recipe.batch_size,
         max_new_tokens=recipe.max_new_tokens,
         device=recipe.device,
+        weights=recipe.weights,
+        block=recipe.block,
+        max_unchanged=recipe.max_unchanged,
     )
 
 
@@ -282,7 +318,8 @@ def _work(recipe: EvaluateRecipe, bench: Bench, units: Sequence[Unit], parts: Pa
 
     connect()
     task = ray.remote(num_cpus=1, max_retries=2)(_remote_unit)
-    waiting, running = list(units), {}
+    waiting = list(units)
+    running: dict[Any, Unit] = {}
     while waiting or running:
         while waiting and len(running) < recipe.num_workers:
             unit = waiting.pop(0)

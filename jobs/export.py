@@ -196,14 +196,14 @@ def _write_with_ray(name: str, context: Context, parts: Sequence[Part], workers:
     connect()
     import ray
 
-    @ray.remote(num_cpus=1, max_retries=3)
-    def write(shared: Context, part: Part) -> tuple[int, str]:
+    def write_one(shared: Context, part: Part) -> tuple[int, str]:
         try:
             return write_part(name, shared, part)["rows"], ""
         except (InputError, OSError) as error:
             # Raised in a worker it would reach the driver as a long trace of Ray.
             return 0, f"{error}"
 
+    write = ray.remote(num_cpus=1, max_retries=3)(write_one)
     shared = ray.put(context)
     waiting = iter(parts)
     running = [write.remote(shared, part) for _, part in zip(range(workers), waiting, strict=False)]

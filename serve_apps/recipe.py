@@ -1,10 +1,11 @@
 """What a served world model is made of: the typed arguments of ``serve_apps.world_model:build``."""
 
 from pathlib import Path
+from typing import Literal, Self
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
-from wm.api import Limits
+from wm.api import MAX_GUIDANCE, Limits
 from wm.config import Recipe
 from wm.errors import InputError
 
@@ -24,10 +25,16 @@ class ServeRecipe(Recipe):
     """Folder of the base the adapters belong to; the one their manifests name if left out."""
     device: str = "cpu"
     """cpu or cuda."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the weights; bfloat16 halves their memory."""
+    roles: Literal["apart", "merged", "shared"] = "apart"
+    """apart: FDM and IDM in processes of their own, as many of each as their load asks for. merged: both in one
+    process, each with weights of its own. shared: both in one process over one copy of their base, for a single GPU;
+    both must be adapters of it, which are applied as they run: a little slower, half the memory."""
     sampler_replicas: int = Field(1, ge=1)
-    """Copies of the FDM."""
+    """Copies of the FDM; of both models unless roles = apart."""
     verifier_replicas: int = Field(1, ge=1)
-    """Copies of the IDM."""
+    """Copies of the IDM, with roles = apart."""
     cpus_per_replica: float = Field(1, gt=0)
     """CPU cores of each copy; its threads too."""
     gpus_per_replica: float = Field(0, ge=0)
@@ -52,6 +59,22 @@ class ServeRecipe(Recipe):
     """Draw among the k most likely codes; 0 for all."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Draw among the most likely codes that hold this share of the probability."""
+    guidance: float = Field(1.0, ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)
+    """Classifier-free guidance of requests that do not say: scale of what the action adds to the source; 1: none."""
+    guidance_image: float = Field(1.0, ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)
+    """Scale of what the source image adds to nothing at all; both 1: no guidance, else three times the work."""
+    block: int = Field(0, ge=0)
+    """Codes drafted a pass from the source image (speculative sampling): the same candidates in fewer passes, where
+    actions leave most of an image as it was. 0: one code a pass."""
+
+    @model_validator(mode="after")
+    def _counted_once(self) -> Self:
+        if self.roles != "apart" and self.verifier_replicas > 1:
+            raise ValueError(
+                f"verifier_replicas = {self.verifier_replicas} with roles = {self.roles!r}: both models are in one "
+                "process, counted by sampler_replicas; leave it out"
+            )
+        return self
 
     def limits(self) -> Limits:
         return Limits(
@@ -68,6 +91,7 @@ def check_models(recipe: ServeRecipe) -> None:
 
     Reads the codecs, not the language models: those are read by the replicas.
     """
+    from wm.dynamics import check_block, need_one_base
     from wm.models import load_codec, read_manifest
 
     for key in ("fdm", "idm", "base"):
@@ -81,3 +105,7 @@ def check_models(recipe: ServeRecipe) -> None:
     ]
     if len(set(codecs)) > 1:
         raise InputError(OTHER_CODEC.format(*codecs))
+    if recipe.roles == "shared":
+        need_one_base(recipe.fdm, recipe.idm, recipe.base)
+    if recipe.block:
+        check_block(recipe.block, load_codec(recipe.base or recipe.fdm).tokens_per_image)

@@ -21,43 +21,46 @@ def _describe(model: Any, task: str) -> dict[str, Any]:
 
 
 class Sampler:
-    """Source image and action to candidate codes, and codes back to pixels: the FDM and the image codec."""
+    """Source image and action to candidate codes, and codes back to pixels: the FDM and the image codec.
 
-    def __init__(self, recipe: ServeRecipe) -> None:
-        import torch
+    ``role``: the FDM and its decoder as they were loaded together with the IDM's; read here without it.
+    """
 
-        from wm.models import load_codec, load_model
-        from wm.sampling import Decoder
+    def __init__(self, recipe: ServeRecipe, role: Any = None) -> None:
+        from wm.dynamics import check_block
+        from wm.models import load_codec
+        from wm.sampling.guidance import need_guidable
 
-        torch.set_num_threads(max(1, int(recipe.cpus_per_replica)))
-        self._model = load_model(recipe.fdm, base=recipe.base, device=recipe.device)
-        self._decoder = Decoder(self._model)  # once: it merges the adapter and packs the weights
+        role = role or _load(recipe, recipe.fdm)
+        self._model, self._decoder, self._block = role.model, role.decoder, recipe.block
+        if (recipe.guidance, recipe.guidance_image) != (1.0, 1.0):
+            need_guidable(self._model)
+        check_block(self._block, self._model.tokens_per_image)
         self._codec = load_codec(recipe.base or recipe.fdm, device=recipe.device)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self, task: str = FDM) -> dict[str, Any]:
         """What ``GET /v1/models`` tells, and ``side_px`` of the square images read and written."""
-        return _describe(self._model, FDM) | {"side_px": self._codec.side_px}
+        return _describe(self._model, task) | {"side_px": self._codec.side_px}
 
     def sample(self, source_HWC: Pixels, action: str, num_samples: int, seed: int, settings: dict[str, Any]) -> Any:
         """Codes of the source (N,) and of the candidates (K, N), and the number of the action's tokens."""
-        from wm.dynamics import Sampling, sample_observations
-
         # Arrays from Ray's object store are read-only, which torch does not like.
         source_BN = self._codec.encode(np.array(source_HWC)[None])
-        codes_BKN = sample_observations(
-            self._model,
-            source_BN,
-            [action],
-            num_samples=num_samples,
-            sampling=Sampling(**settings),
-            seed=seed,
-            decoder=self._decoder,
-        )
+        codes_BKN = self._draw(source_BN, action, num_samples, seed, settings)
         return (
             source_BN[0].cpu().numpy(),
             codes_BKN[0].cpu().numpy(),
             len(self._model.tokenize_action(action)),
         )
+
+    def _draw(self, source_BN: Any, action: str, num_samples: int, seed: int, settings: dict[str, Any]) -> Any:
+        from wm.dynamics import Sampling, sample_observations, speculate_observations
+
+        how: dict[str, Any] = {"num_samples": num_samples, "sampling": Sampling(**settings), "seed": seed}
+        how["decoder"] = self._decoder
+        if self._block:
+            return speculate_observations(self._model, source_BN, [action], block=self._block, **how).codes
+        return sample_observations(self._model, source_BN, [action], **how)
 
     def decode(self, codes_KN: np.ndarray) -> Pixels:
         """Pixels (K, height, width, 3) of codes."""
@@ -69,18 +72,12 @@ class Sampler:
 class Verifier:
     """Ranks candidates by how likely the IDM finds the action between the source and each of them."""
 
-    def __init__(self, recipe: ServeRecipe) -> None:
-        import torch
+    def __init__(self, recipe: ServeRecipe, role: Any = None) -> None:
+        role = role or _load(recipe, recipe.idm)
+        self._model, self._decoder = role.model, role.decoder
 
-        from wm.models import load_model
-        from wm.sampling import Decoder
-
-        torch.set_num_threads(max(1, int(recipe.cpus_per_replica)))
-        self._model = load_model(recipe.idm, base=recipe.base, device=recipe.device)
-        self._decoder = Decoder(self._model)
-
-    def describe(self) -> dict[str, Any]:
-        return _describe(self._model, IDM)
+    def describe(self, task: str = IDM) -> dict[str, Any]:
+        return _describe(self._model, task)
 
     def rank(self, source_N: np.ndarray, action: str, codes_KN: np.ndarray, seed: int) -> list[dict[str, Any]]:
         """Best first: what the reply says of each candidate; ``index`` is its row in ``codes_KN``."""
@@ -91,6 +88,48 @@ class Verifier:
         source, candidates = torch.from_numpy(np.array(source_N)), torch.from_numpy(np.array(codes_KN))
         ranked = verify(self._model, source, action, candidates, seed=seed, decoder=self._decoder)
         return [_entry(candidate) for candidate in ranked]
+
+
+class Both:
+    """Sampler and verifier in one process, over one copy of their base's weights or two."""
+
+    def __init__(self, recipe: ServeRecipe) -> None:
+        from wm.dynamics import load_roles
+
+        weights: Any = recipe.roles
+        roles = load_roles(recipe.fdm, recipe.idm, weights=weights, **_how(recipe))
+        self._sampler, self._verifier = Sampler(recipe, roles.fdm), Verifier(recipe, roles.idm)
+
+    def describe(self, task: str) -> dict[str, Any]:
+        """Of the model that does ``task``."""
+        return self._sampler.describe() if task == FDM else self._verifier.describe()
+
+    def sample(self, source_HWC: Pixels, action: str, num_samples: int, seed: int, settings: dict[str, Any]) -> Any:
+        """See :meth:`Sampler.sample`."""
+        return self._sampler.sample(source_HWC, action, num_samples, seed, settings)
+
+    def decode(self, codes_KN: np.ndarray) -> Pixels:
+        """See :meth:`Sampler.decode`."""
+        return self._sampler.decode(codes_KN)
+
+    def rank(self, source_N: np.ndarray, action: str, codes_KN: np.ndarray, seed: int) -> list[dict[str, Any]]:
+        """See :meth:`Verifier.rank`."""
+        return self._verifier.rank(source_N, action, codes_KN, seed)
+
+
+def _load(recipe: ServeRecipe, folder: str) -> Any:
+    """One role; its adapter is merged into the weights."""
+    from wm.dynamics import load_role
+
+    return load_role(folder, **_how(recipe))
+
+
+def _how(recipe: ServeRecipe) -> dict[str, Any]:
+    """Where models are read to; the process takes its number of threads."""
+    import torch
+
+    torch.set_num_threads(max(1, int(recipe.cpus_per_replica)))
+    return {"base": recipe.base, "device": recipe.device, "dtype": getattr(torch, recipe.dtype)}
 
 
 def _entry(candidate: Any) -> dict[str, Any]:

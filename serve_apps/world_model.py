@@ -1,7 +1,8 @@
 """The world model as a Ray Serve application: ingress → FDM sampler → IDM verifier.
 
 ``serve run serve_apps/world_model.yaml``, ``serve run serve_apps.world_model:build fdm=DIR idm=DIR`` or
-``python -m serve_apps fdm=DIR idm=DIR``. The three deployments move data; the method is in ``wm.dynamics``.
+``python -m serve_apps fdm=DIR idm=DIR``. The deployments move data; the method is in ``wm.dynamics``. Sampler and
+verifier are one deployment where ``roles`` says so.
 """
 
 import asyncio
@@ -19,7 +20,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_apps.http import create_app, edit_openapi, read_edit
 from serve_apps.recipe import OTHER_CODEC, ServeRecipe, check_models
-from serve_apps.replicas import FDM, IDM, Sampler, Verifier
+from serve_apps.replicas import FDM, IDM, Both, Sampler, Verifier
 from wm.api import ApiError, Edit
 from wm.errors import InputError
 from wm.images import Pixels, decode_image, fit_square
@@ -102,7 +103,7 @@ class Ingress:
     @app.get("/health")
     async def health(self) -> JSONResponse:
         """200 once both models answer."""
-        await asyncio.gather(_call(self._sampler.describe), _call(self._verifier.describe))
+        await asyncio.gather(_call(self._sampler.describe, FDM), _call(self._verifier.describe, IDM))
         return JSONResponse({"status": "ok"})
 
     async def _model(self, name: str) -> dict[str, Any]:
@@ -119,7 +120,7 @@ class Ingress:
             for known, (handle, folder) in handles.items():
                 created_s = int(Path(folder).stat().st_mtime) if Path(folder).exists() else 0
                 entry = {"id": known, "object": "model", "created": created_s, "owned_by": "wm"}
-                entries[known] = entry | await _call(handle.describe)
+                entries[known] = entry | await _call(handle.describe, known)
             codecs = [entry["codec"] for entry in entries.values()]
             if len(set(codecs)) > 1:
                 message = OTHER_CODEC.format(*codecs)
@@ -145,11 +146,14 @@ class Ingress:
             "greedy": temperature == 0,
             "top_k": self._recipe.top_k if edit.top_k is None else edit.top_k,
             "top_p": self._recipe.top_p if edit.top_p is None else edit.top_p,
+            "guidance_text": self._recipe.guidance if edit.guidance is None else edit.guidance,
+            "guidance_image": self._recipe.guidance_image if edit.guidance_image is None else edit.guidance_image,
         }
 
     async def _ranking(self, edit: Edit, source_N: np.ndarray, codes_KN: np.ndarray) -> list[dict[str, Any]]:
         if edit.verify:
-            return await _call(self._verifier.rank, source_N, edit.prompt, codes_KN, edit.seed)
+            ranked: list[dict[str, Any]] = await _call(self._verifier.rank, source_N, edit.prompt, codes_KN, edit.seed)
+            return ranked
         return unranked_entries(len(codes_KN), edit.seed)
 
 
@@ -168,8 +172,11 @@ def build(args: ServeRecipe) -> serve.Application:
         "max_queued_requests": args.max_queued_requests,
         "ray_actor_options": {"num_cpus": args.cpus_per_replica, "num_gpus": args.gpus_per_replica},
     }
-    sampler = serve.deployment(Sampler, name="FDMSampler", num_replicas=args.sampler_replicas, **replica)
-    verifier = serve.deployment(Verifier, name="IDMVerifier", num_replicas=args.verifier_replicas, **replica)
     # The ingress waits more than it computes: no core is set aside, so that two cores serve both models.
     ingress = serve.deployment(Ingress, name="Ingress", max_ongoing_requests=256, ray_actor_options={"num_cpus": 0})
+    if args.roles != "apart":
+        both = serve.deployment(Both, name="FDMAndIDM", num_replicas=args.sampler_replicas, **replica).bind(args)
+        return ingress.bind(args, both, both)
+    sampler = serve.deployment(Sampler, name="FDMSampler", num_replicas=args.sampler_replicas, **replica)
+    verifier = serve.deployment(Verifier, name="IDMVerifier", num_replicas=args.verifier_replicas, **replica)
     return ingress.bind(args, sampler.bind(args), verifier.bind(args))

@@ -46,6 +46,13 @@ def test_text_fields_of_a_form_become_numbers():
     assert edit.verify is True
 
 
+def test_guidance_is_two_scales():
+    edit = form(guidance="3.5", guidance_image="1.2")
+    assert (edit.guidance, edit.guidance_image) == (3.5, 1.2)
+    assert body(image=DATA_URL, guidance=0).guidance == 0
+    assert (form().guidance, form().guidance_image) == (None, None)
+
+
 def test_best_of_follows_n():
     assert form(n="10").best_of == 10
     assert form(n="3", verify="false").best_of == 3
@@ -88,6 +95,12 @@ def test_json_images(fields):
         ({"temperature": "-0.5"}, "temperature", "temperature = '-0.5'"),
         ({"top_p": "0"}, "top_p", "greater than 0"),
         ({"top_k": "-1"}, "top_k", "top_k = '-1'"),
+        ({"guidance": "-1"}, "guidance", "guidance = '-1'"),
+        ({"guidance": "101"}, "guidance", "less than or equal to 100"),
+        ({"guidance_image": "inf"}, "guidance_image", "guidance_image = 'inf'"),
+        ({"guidance_image": "much"}, "guidance_image", "guidance_image = 'much'"),
+        ({"prompt": "left " * 5000}, "prompt", "prompt has 25,000 characters; at most 50"),
+        ({"best_of": "0"}, "best_of", "best_of = '0'"),
         ({"verify": "perhaps"}, "verify", "verify = 'perhaps'"),
         ({"size": "big"}, "size", "size = 'big'"),
         ({"size": "512x256"}, "size", "a square of at most"),

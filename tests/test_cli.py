@@ -79,7 +79,19 @@ def _keys(kind: type[BaseModel]) -> list[str]:
 
 @pytest.mark.parametrize(
     "job",
-    ["annotate", "bootstrap", "evaluate", "ingest", "pretrain", "relabel", "report", "select", "tabletop", "train"],
+    [
+        "annotate",
+        "bootstrap",
+        "evaluate",
+        "ingest",
+        "predict",
+        "pretrain",
+        "relabel",
+        "report",
+        "select",
+        "tabletop",
+        "train",
+    ],
 )
 def test_every_job_has_help_for_every_key(job: str) -> None:
     module = importlib.import_module(f"jobs.{job}")

@@ -147,6 +147,8 @@ def test_bad_input_is_named(vlm, images):
         score_actions(vlm, source_BN, target_BN, ["put"])
     with pytest.raises(InputError, match=r"source: expected codes \(B, N\), got shape \(4,\)"):
         sample_observations(vlm, source_BN[0], ["put"], num_samples=1)
+    with pytest.raises(InputError, match="num_samples must be at least 1, got 0"):
+        sample_observations(vlm, source_BN[:1], ["put"], num_samples=0)
     with pytest.raises(InputError, match="action '' is empty"):
         sample_observations(vlm, source_BN[:1], [""], num_samples=1)
     with pytest.raises(InputError, match=r"candidates \(B, K, N\) with K at least 1"):
@@ -154,3 +156,17 @@ def test_bad_input_is_named(vlm, images):
     with pytest.raises(InputError, match="code 99 is outside"):
         verify(vlm, source_BN[0], "put", np.full((1, 4), 99))
     assert score_actions(vlm, np.zeros((0, 4), np.int64), np.zeros((0, 4), np.int64), []) == []
+
+
+@pytest.mark.parametrize("words", [5000, 96 - 12 + 1])
+def test_an_action_for_which_there_are_no_positions_is_refused(vlm, images, words):
+    """bos, twice boi, eoi and two images of 4 tokens are 12 of the tiny model's 96 positions in a forward prompt."""
+    source_BN, target_BN = images
+    action = " ".join(["left"] * words)
+    said = rf"action 'left left .* has {words:,} tokens: with both images the sequence has {words + 12:,}, the model 96"
+    with pytest.raises(InputError, match=said):
+        sample_observations(vlm, source_BN[:1], [action], num_samples=1)
+    with pytest.raises(InputError, match=f"has {words:,} tokens"):
+        verify(vlm, source_BN[0], action, target_BN[:2])
+    shorter = " ".join(["left"] * (96 - 12))
+    assert sample_observations(vlm, source_BN[:1], [shorter], num_samples=1).shape == (1, 1, 4)

@@ -60,6 +60,35 @@ def test_jpeg_grey_alpha_palette_and_sixteen_bit_become_rgb() -> None:
         assert decoded.shape == (2, 4, 3) and decoded.dtype == np.uint8
 
 
+def test_sixteen_bits_keep_the_upper_eight() -> None:
+    values = (np.arange(6 * 8).reshape(6, 8) * 1365).astype(np.uint16)
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, "PNG")
+    decoded = decode_image(buffer.getvalue(), "x")
+    for channel in range(3):
+        np.testing.assert_array_equal(decoded[..., channel], values // 256)
+
+
+def test_transparency_is_white() -> None:
+    """As in Chameleon's release: (1 - alpha) x 255 + alpha x colour, rounded down."""
+    rgba = np.random.default_rng(1).integers(0, 256, (5, 7, 4), np.uint8)
+    rgba[0, 0], rgba[0, 1] = (9, 8, 7, 0), (9, 8, 7, 255)
+    for kind, options in (("PNG", {}), ("WEBP", {"lossless": True, "exact": True})):
+        decoded = decode_image(encoded(rgba, kind, **options), "x")
+        assert decoded[0, 0].tolist() == [255, 255, 255] and decoded[0, 1].tolist() == [9, 8, 7]
+        alpha = rgba[..., 3:].astype(np.float64) / 255
+        expected = (1 - alpha) * 255 + alpha * rgba[..., :3]
+        assert (np.abs(decoded - expected) < 1.001).all() and (decoded <= expected + 1e-3).all()
+    grey = Image.new("LA", (2, 2), (9, 0))
+    palette = Image.new("P", (2, 2), 1)
+    palette.putpalette([0, 0, 0, 10, 20, 30])
+    colour = Image.new("RGB", (2, 2), (1, 2, 3))
+    for image, more in ((grey, {}), (palette, {"transparency": 1}), (colour, {"transparency": (1, 2, 3)})):
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG", **more)
+        assert (decode_image(buffer.getvalue(), "x") == 255).all()
+
+
 def test_exif_rotation_is_applied() -> None:
     pixels = picture(4, 7)
     turns = {1: lambda a: a, 3: lambda a: np.rot90(a, 2), 6: lambda a: np.rot90(a, -1), 8: np.rot90, 2: np.fliplr}
@@ -169,6 +198,28 @@ def test_fit_square_against_the_written_out_reference(shape: tuple[int, int]) ->
 def test_fit_square_keeps_the_centre_of_a_wide_frame() -> None:
     frame = picture(48, 64)
     np.testing.assert_array_equal(fit_square(frame, 48), frame[:, 8:56])
+
+
+@pytest.mark.parametrize(("shape", "side"), [((1, 5000), 64), ((9000, 2), 64), ((3, 30_000), 63), ((3000, 1), 7)])
+def test_strips_are_cut_before_they_are_scaled(
+    shape: tuple[int, int], side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the short side grows by a whole factor, the very same square."""
+    pixels = picture(*shape)
+    expected = reference_square(pixels, side)
+    monkeypatch.setattr("wm.images.MAX_PIXELS", side * side)
+    np.testing.assert_array_equal(fit_square(pixels, side), expected)
+
+
+def test_the_longest_strip_that_is_accepted_takes_little_memory() -> None:
+    """Scaled whole it would have 512 x 2 x 10^10 pixels."""
+    strip = np.zeros((1, 40_000_000, 3), np.uint8)
+    strip[0, 20_000_000 - 4 : 20_000_000 + 4] = 200
+    fitted = fit_square(strip, 512)
+    assert fitted.shape == (512, 512, 3)
+    assert fitted[256, 256].tolist() == [200] * 3
+    one = fit_square(np.full((1, 1, 3), 7, np.uint8), 512)
+    assert one.shape == (512, 512, 3) and (one == 7).all()
 
 
 def test_real_photographs(shared_data: Path) -> None:

@@ -13,7 +13,19 @@ from training_data import random_rows, write_triplets
 
 from wm.cli import progress_bar
 
-JOBS = ("tabletop", "pretrain", "ingest", "train", "annotate", "select", "evaluate", "export", "report", "bootstrap")
+JOBS = (
+    "tabletop",
+    "pretrain",
+    "ingest",
+    "train",
+    "annotate",
+    "select",
+    "evaluate",
+    "export",
+    "report",
+    "predict",
+    "bootstrap",
+)
 Call = Callable[..., str]
 
 

@@ -23,6 +23,9 @@ NAMES = {
     "speculative_over_formula",
     "speculative_identical",
     "ragged_n8_over_n1",
+    "shared_over_merged_step_b1",
+    "shared_over_merged_step_b8",
+    "shared_over_merged_bytes",
 }
 
 

@@ -1,18 +1,21 @@
+import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from models_roles import write_roles
 
 from jobs import evaluate
 from jobs.evaluate import EvaluateRecipe
-from wm.dynamics import verify
+from wm.dynamics import Decoder, Sampling, sample_observations, verify
 from wm.errors import InputError
 from wm.evaluation import units as units_module
 from wm.evaluation.heldout import read_held_out, spread_rows
 from wm.evaluation.units import Unit, bank_of, load_part
 from wm.images import encode_png
-from wm.models import load_codec, load_model
+from wm.models import checkpoints, load_codec, load_model
 from wm.records import TRIPLET_SCHEMA, triplet_row, write_table
 
 ITEMS = 6
@@ -133,6 +136,59 @@ def test_choice_agrees_with_verify(tiny_base, triplets, tmp_path):
     for item in range(ITEMS):
         ranked = verify(model, held_out.source_codes[item], held_out.actions[item], torch.from_numpy(bank.codes[item]))
         assert int(bank.verifier[item].argmax()) == ranked[0].index
+
+
+def test_adapters_over_one_base_give_the_same_tables(tiny_base, triplets, tmp_path, monkeypatch):
+    """Fewer loads of the base, the same candidates, and scores up to rounding."""
+    folders = write_roles(tiny_base, tmp_path)
+    models = {
+        "inverse": {"path": str(folders / "idm"), "role": "idm", "label": "IDM"},
+        "forward": {"path": str(folders / "fdm"), "role": "fdm", "label": "C-FT"},
+        "other": {"path": str(folders / "full"), "role": "idm", "label": "Full"},
+    }
+    read, decoders = [], []
+    load_full, ready = checkpoints._load_full, Decoder.__init__
+
+    def counted_load(folder, *how):
+        read.append(folder.name)
+        return load_full(folder, *how)
+
+    def counted_init(self, vlm, **how):
+        decoders.append(how)
+        ready(self, vlm, **how)
+
+    monkeypatch.setattr(checkpoints, "_load_full", counted_load)
+    monkeypatch.setattr(Decoder, "__init__", counted_init)
+    parts, reads = {}, {}
+    for weights in ("merged", "shared"):
+        units_module._load.cache_clear()
+        units_module._load_base.cache_clear()
+        read.clear()
+        decoders.clear()
+        out = tmp_path / weights
+        given = {"base": str(folders / "base"), "models": models, "idm": "inverse", "weights": weights}
+        evaluate.run(recipe_of(tiny_base, triplets, out, **given))
+        parts[weights] = {file.name: load_part(file) for file in sorted((out / "parts").iterdir())}
+        reads[weights] = read.copy()
+        assert len(decoders) <= len(read) + 4, "one a model, not one a call"
+    assert reads["shared"].count("base") == 1 < reads["merged"].count("base")
+    assert reads["shared"].count("full") == 1
+    for name, (facts, arrays) in parts["merged"].items():
+        others, their_arrays = parts["shared"][name]
+        for key, values in arrays.items():
+            np.testing.assert_allclose(their_arrays[key], values, atol=2e-4, err_msg=f"{name} {key}")
+        assert facts.get("texts") == others.get("texts")
+
+
+def test_an_adapter_that_cannot_share_its_base_is_refused_at_once(tiny_base, triplets, tmp_path):
+    folders = write_roles(tiny_base, tmp_path)
+    config = folders / "idm" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"init_lora_weights": "olora"}))
+    models = {"inverse": {"path": str(folders / "idm"), "role": "idm", "label": "IDM"}}
+    given = {"base": str(folders / "base"), "models": models, "idm": "", "weights": "shared"}
+    with pytest.raises(InputError, match="begun with init_lora_weights = 'olora'"):
+        evaluate.run(recipe_of(tiny_base, triplets, tmp_path / "out", **given))
+    assert not list((tmp_path / "out").glob("parts/*"))
 
 
 def test_goes_on_where_it_stopped(tiny_base, triplets, tmp_path, monkeypatch):
@@ -259,3 +315,57 @@ def test_ray_gives_the_same_tables(tiny_base, triplets, tmp_path):
             assert figure["mean"] == pytest.approx(other["metrics"][name]["mean"], abs=1e-5), name
     for one, other in zip(here["fdm"], there["fdm"], strict=True):
         assert one["metrics"]["l1"]["mean"] == pytest.approx(other["metrics"]["l1"]["mean"], abs=1e-6)
+
+
+def parts_of(recipe):
+    evaluate.run(recipe)
+    return bank_of(load_part(Unit("ft-0", "sample", 1).file(Path(recipe.out) / "parts"))[1])
+
+
+def test_speculative_drawing_gives_the_same_candidates_and_guidance_others(tiny_base, triplets, tmp_path):
+    quick = {"greedy": False, "probe": False, "examples": 0}
+    plain = parts_of(recipe_of(tiny_base, triplets, tmp_path / "plain", **quick))
+    drafted = parts_of(recipe_of(tiny_base, triplets, tmp_path / "drafted", block=2, **quick))
+    assert np.array_equal(plain.codes, drafted.codes)
+    assert drafted.verifier == pytest.approx(plain.verifier, abs=1e-4)
+    sampling = {"guidance_text": 3.0, "guidance_image": 1.5}
+    guided = parts_of(recipe_of(tiny_base, triplets, tmp_path / "guided", sampling=sampling, **quick))
+    held_out = read_held_out(triplets, load_codec(tiny_base))
+    expected = sample_observations(
+        load_model(tiny_base), held_out.source_codes, held_out.actions,
+        num_samples=4, seed=1, sampling=Sampling(**sampling),
+    )  # fmt: skip
+    assert np.array_equal(guided.codes, expected.numpy())
+    assert not np.array_equal(guided.codes, plain.codes)
+
+
+def test_adaptive_n_is_replayed_and_the_guard_chooses(tiny_base, triplets, tmp_path, capsys):
+    more = {"margins": [0.5, 9.0], "max_unchanged": 0.1, "greedy": False, "probe": False}
+    evaluate.run(recipe_of(tiny_base, triplets, tmp_path / "out", **more))
+    tables = json.loads((tmp_path / "out/tables.json").read_text())
+    rows = {(row["label"], row["margin"]): row for row in tables["adaptive"] if row["margin"] is not None}
+    assert set(rows) == {(label, margin) for label in ("C-FT", "C-ZS") for margin in (0.5, 9.0)}
+    bank = bank_of(load_part(Unit("ft-0", "sample", 1).file(tmp_path / "out/parts"))[1])
+    model, held_out = load_model(tiny_base), read_held_out(triplets, load_codec(tiny_base))
+    shares = bank.metrics["unchanged_tokens"]
+    assert (shares > 0.1).any() and (shares <= 0.1).any()
+    for item in range(ITEMS):
+        ranked = verify(model, held_out.source_codes[item], held_out.actions[item], bank.codes[item], max_unchanged=0.1)
+        assert bank.action_tokens[item] == ranked[0].score.num_tokens
+        guarded = dataclasses.replace(bank, max_unchanged=0.1)
+        assert int(guarded.ranking[item].argmax()) == ranked[0].index
+    assert "adaptive N, l1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"block": 4}, r"block = 4: expected 0 \(off\) to 3, an image has 4 tokens"),
+        ({"at_least": 5}, "at_least = 5 is more than the largest k, 4"),
+        ({"margins": [-0.5]}, r"margins = \[-0.5\]: expected different numbers from 0 up"),
+    ],
+)
+def test_bad_settings_of_the_search(tiny_base, triplets, tmp_path, more, message):
+    with pytest.raises(InputError, match=message):
+        evaluate.run(recipe_of(tiny_base, triplets, tmp_path / "out", **more))
+    assert not (tmp_path / "out").exists()

@@ -140,7 +140,7 @@ def test_codes_of_another_codec_fail_before_any_work(tiny_base: Path, tmp_path: 
 def test_paper_recipes_parse_and_say_what_is_missing(path: Path) -> None:
     recipe = TrainRecipe.load(path)
     assert (recipe.lora.r, recipe.lora.alpha, recipe.lora.dropout) == (16, 32, 0.05)
-    assert recipe.weights.enabled == (path.stem == "c-fdm")
+    assert recipe.weights.enabled == (path.stem.startswith("c-fdm") and path.stem != "c-fdm-no-weights")
     with pytest.raises(InputError, match="models/anole-7b"):
         run(recipe, dry_run=True)
 

@@ -17,7 +17,7 @@ ROOMS: dict[str, set[str]] = {
     "dynamics": {"models", "sampling"},
     "training": {"models"},
     "datasets": set(),
-    "evaluation": {"models", "dynamics", "datasets"},
+    "evaluation": {"models", "sampling", "dynamics", "datasets"},
     "tabletop": {"video"},
     "viewer": set(),
 }

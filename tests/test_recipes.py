@@ -25,15 +25,23 @@ KINDS: dict[str, type[Recipe]] = {
     "annotate-ucf101": AnnotateRecipe,
     "aurora-bench": IngestRecipe,
     "c-fdm": TrainRecipe,
+    "c-fdm-all-kubric": TrainRecipe,
+    "c-fdm-no-synthetic": TrainRecipe,
+    "c-fdm-no-weights": TrainRecipe,
     "c-ft": TrainRecipe,
     "c-idm": TrainRecipe,
     "cluster": PlanRecipe,
     "demo": BootstrapRecipe,
+    "epic-kitchens": IngestRecipe,
     "fdm": TrainRecipe,
     "full": BootstrapRecipe,
     "idm": TrainRecipe,
     "ingest": IngestRecipe,
+    "l-fdm": TrainRecipe,
+    "l-ft": TrainRecipe,
+    "l-idm": TrainRecipe,
     "laptop": PlanRecipe,
+    "rounds": BootstrapRecipe,
     "select-7000": SelectRecipe,
 }
 """Which job reads a file, by its name."""
@@ -62,6 +70,31 @@ def test_every_recipe_is_read_by_its_job(path: Path) -> None:
     assert path.read_text().startswith("# "), "the first line says what the recipe is for"
 
 
+def test_the_papers_training_recipes() -> None:
+    """Appendix H: the figures, and in what the ablations differ from C-FDM."""
+    found = {
+        path.stem: TrainRecipe.load(path)
+        for path in FILES
+        if KINDS[path.stem] is TrainRecipe and path.parent.name == "paper"
+    }
+    for name, recipe in found.items():
+        inverse = name.endswith("idm")
+        said = (recipe.task, recipe.epochs, recipe.global_batch, recipe.lr, recipe.warmup_steps)
+        assert said == (("idm", 10, 64, 2e-4, 500) if inverse else ("fdm", 40, 96, 5e-4, 400)), name
+        assert (recipe.lora.r, recipe.lora.alpha, recipe.lora.dropout, recipe.precision) == (16, 32, 0.05, "bf16")
+        assert Path(recipe.out).name == name
+        limits = {Path(source.path).name: source.limit for source in recipe.triplets}
+        assert limits.pop("kubric") == (0 if name == "c-fdm-all-kubric" else 10_000)
+        people = {"action-genome": 0, "magicbrush": 0, "something": 0}
+        videos = dict.fromkeys(("moments-in-time", "kinetics-700", "ucf-101"), 7000)
+        more = (
+            {"epic-kitchens": 15_000} if inverse else {} if name in ("c-ft", "l-ft", "c-fdm-no-synthetic") else videos
+        )
+        assert limits == people | more
+        assert recipe.weights.enabled == (name in ("c-fdm", "l-fdm", "c-fdm-no-synthetic", "c-fdm-all-kubric"))
+    assert len(found) == 9
+
+
 @pytest.mark.parametrize("path", [file for file in FILES if KINDS.get(file.stem) is BootstrapRecipe], ids=name_of)
 def test_every_stage_of_a_loop_resolves(path: Path) -> None:
     recipe = BootstrapRecipe.load(path)
@@ -82,7 +115,8 @@ def test_every_stage_of_a_loop_resolves(path: Path) -> None:
     assert [source["path"] for source in both] == [f"{recipe.out}/triplets", f"{recipe.out}/annotated"]
     assert both[1]["selection"] == f"{recipe.out}/selected"
     assert by_name["fdm-ft"]["triplets"] == both[:1] and not by_name["fdm-ft"]["weights"]["enabled"]
-    assert by_name["fdm"]["weights"]["enabled"] and not by_name["fdm-unweighted"]["weights"]["enabled"]
+    assert by_name["fdm"]["weights"]["enabled"]
+    assert not recipe.unweighted or not by_name["fdm-unweighted"]["weights"]["enabled"]
     models = by_name["evaluate"]["models"]
     assert {model["role"] for model in models.values()} == {"idm", "fdm"}
     for model in models.values():
@@ -93,6 +127,36 @@ def test_every_stage_of_a_loop_resolves(path: Path) -> None:
         for text in _texts(stage.recipe.model_dump(exclude={"out", "run"})):
             if text.startswith(f"{recipe.out}/"):
                 assert text.split("/")[len(Path(recipe.out).parts)] in names[:number], f"{stage.name} reads {text}"
+
+
+def test_further_rounds_go_on_with_what_the_gates_promote() -> None:
+    recipe = BootstrapRecipe.load(RECIPES / "nano" / "rounds.toml", ["out=o", "rounds=3", "seeds=[0, 4]"])
+    by_name = {stage.name: stage.recipe.model_dump() for stage in plan(recipe)}
+    for tail in ("", "-seed4"):
+        second, third = f"-r2{tail}", f"-r3{tail}"
+        people, first = {"path": "o/triplets"}, {"path": f"o/annotated{tail}", "selection": f"o/selected{tail}"}
+
+        def sources(name: str) -> list[dict[str, Any]]:
+            keys = ("path", "selection")
+            return [{key: one[key] for key in keys if one[key]} for one in by_name[name]["triplets"]]
+
+        assert sources(f"idm{second}") == [people, first]
+        gate = by_name[f"gate-idm{second}"]
+        assert (gate["champion"], gate["challenger"]) == (f"o/idm{tail}/model", f"o/idm{second}/model")
+        assert gate["triplets"] == "o/tune" and gate["role"] == "idm"
+        assert by_name[f"annotated{second}"]["idm"] == f"o/gate-idm{second}/model"
+        assert by_name[f"imagined{second}"]["fdm"] == f"o/fdm{tail}/model"
+        again = {"path": f"o/annotated{second}", "selection": f"o/selected{second}"}
+        assert sources(f"fdm{second}") == [people, again]
+        assert sources(f"fdm-self{second}") == [people, again, {"path": f"o/imagined{second}"}]
+        assert by_name[f"fdm-self{second}"]["triplets"][2]["weight"] == 0.5
+        assert by_name[f"gate-fdm{second}"]["champion"] == f"o/fdm{tail}/model"
+        assert by_name[f"gate-fdm-self{second}"]["champion"] == f"o/gate-fdm{second}/model"
+        assert by_name[f"imagined{third}"]["fdm"] == f"o/gate-fdm-self{second}/model"
+        assert by_name[f"gate-idm{third}"]["champion"] == f"o/gate-idm{second}/model"
+        assert sources(f"idm{third}") == [people, again]
+    assert by_name["tune"]["file"] == recipe.gate_file and by_name["evaluate"]["triplets"] == "o/test/triplets"
+    assert {model["seed"] for model in by_name["evaluate"]["models"].values()} == {0, 4}
 
 
 def _texts(value: Any) -> list[str]:

@@ -64,13 +64,13 @@ def test_observation_scores_in_float64(vlm):
 
 def test_a_shared_source_is_read_once(vlm, monkeypatch):
     tokens = []
-    run = Decoder._run
+    run = Decoder.run
 
-    def counting(self, ids_X, rotation, attend):
+    def counting(self, ids_X, *rest):
         tokens.append(len(ids_X))
-        return run(self, ids_X, rotation, attend)
+        return run(self, ids_X, *rest)
 
-    monkeypatch.setattr(Decoder, "_run", counting)
+    monkeypatch.setattr(Decoder, "run", counting)
     target_BN = np.random.default_rng(1).integers(0, 16, (8, 4))
     score_actions(vlm, [[1, 2, 3, 4]] * 8, target_BN, ["put the cup"] * 8)
     # bos boi SOURCE eoi boi once, then TARGET eoi, three words and the end of each.

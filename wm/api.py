@@ -2,7 +2,7 @@
 
 Nothing here speaks HTTP or knows a model. The form is that of ``POST /v1/images/edits`` of OpenAI's API
 (multipart, or JSON with ``images[].image_url`` as data URLs), with a few fields of our own: ``best_of``,
-``seed``, ``temperature``, ``top_k``, ``top_p``, ``verify``.
+``seed``, ``temperature``, ``top_k``, ``top_p``, ``guidance``, ``guidance_image``, ``verify``.
 """
 
 import base64
@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 MAX_SEED = 2**31 - 1
 """Seeds are 31-bit: every JSON reader and every generator takes them whole."""
 MAX_SIDE_PX = 2048
+MAX_GUIDANCE = 100
 IMAGE_FIELDS = ("image", "image[]", "images")
 OutputFormat = Literal["png", "jpeg", "webp"]
 
@@ -77,6 +78,10 @@ class EditFields(BaseModel):
     """Draw among the k most likely codes only; 0 for all."""
     top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
     """Draw among the most likely codes that hold this share of the probability."""
+    guidance: float | None = Field(None, ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)
+    """Classifier-free guidance: scale of what the action adds to the source image; 1 for none."""
+    guidance_image: float | None = Field(None, ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)
+    """Scale of what the source image adds to nothing at all; 1 for none. With either, three times the work."""
     verify: bool = True
     """Whether the inverse dynamics model ranks the candidates; false returns n draws as they come."""
     size: str = Field("auto", pattern=r"^(auto|[1-9]\d{0,4}x[1-9]\d{0,4})$")
@@ -131,6 +136,8 @@ class Edit:
     temperature: float | None
     top_k: int | None
     top_p: float | None
+    guidance: float | None
+    guidance_image: float | None
     verify: bool
     side_px: int | None
     output_format: OutputFormat
@@ -198,6 +205,8 @@ def _check(values: Mapping[str, Any], images: Sequence[bytes], limits: Limits, *
         temperature=fields.temperature,
         top_k=fields.top_k,
         top_p=fields.top_p,
+        guidance=fields.guidance,
+        guidance_image=fields.guidance_image,
         verify=fields.verify,
         side_px=_side(fields.size),
         output_format=fields.output_format,

@@ -25,7 +25,7 @@ def encode_png(pixels_HWC: Pixels) -> bytes:
 
 
 def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Pixels:
-    """Decode PNG, JPEG, WebP or BMP bytes to RGB, EXIF rotation applied.
+    """Decode PNG, JPEG, WebP or BMP bytes to RGB, EXIF rotation applied; see :func:`_rgb` for other modes.
 
     The size is checked before a pixel is decoded. Raises :class:`InputError` that calls the image ``name``.
     """
@@ -40,7 +40,7 @@ def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Pixels
                         f"{name} has {image.width} x {image.height} pixels; at most {max_pixels:,} are accepted"
                     )
                 upright = ImageOps.exif_transpose(image)
-                return np.array((upright or image).convert("RGB"))
+                return _rgb(upright or image)
     except InputError:
         raise
     except Image.DecompressionBombError as error:
@@ -50,16 +50,50 @@ def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Pixels
         raise InputError(f"{name} is no readable image ({', '.join(FORMATS)}): {error}") from error
 
 
+def _rgb(image: Image.Image) -> Pixels:
+    """Of 16 bits the upper 8 are kept, where Pillow's own conversion would clip at 255. What is transparent becomes
+    white, as in Chameleon's release (facebookresearch/chameleon, image_tokenizer.py, ``_whiten_transparency``)."""
+    if image.mode.startswith("I"):
+        grey_HW = (np.array(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+        return np.repeat(grey_HW[..., None], 3, axis=2)
+    if not image.has_transparency_data:
+        return np.array(image.convert("RGB"))
+    rgba_HWC = np.array(image.convert("RGBA"))
+    alpha_HW1 = rgba_HWC[..., 3:].astype(np.float32) / 255
+    # In place: three copies of a large picture in float32 would take 1.5 GB.
+    rgb_HWC = rgba_HWC[..., :3].astype(np.float32)
+    rgb_HWC *= alpha_HW1
+    rgb_HWC += 255 * (1 - alpha_HW1)
+    return rgb_HWC.astype(np.uint8)
+
+
 def fit_square(pixels_HWC: Pixels, side_px: int) -> Pixels:
     """Scale the short side to ``side_px`` and cut the centre square: Chameleon's image preparation.
 
     Lanczos, as in the release's image processor (facebookresearch/chameleon, image_tokenizer.py: resize, centre crop).
     """
-    height, width = pixels_HWC.shape[:2]
-    if (height, width) == (side_px, side_px):
+    if pixels_HWC.shape[:2] == (side_px, side_px):
         return pixels_HWC
-    scale = side_px / min(height, width)
-    size = (max(side_px, round(width * scale)), max(side_px, round(height * scale)))
+    size = _scaled(pixels_HWC, side_px)
+    if size[0] * size[1] > MAX_PIXELS:
+        pixels_HWC = _middle(pixels_HWC, side_px)
+        size = _scaled(pixels_HWC, side_px)
     image = Image.fromarray(pixels_HWC).resize(size, Image.Resampling.LANCZOS)
     left, top = (size[0] - side_px) // 2, (size[1] - side_px) // 2
     return np.array(image.crop((left, top, left + side_px, top + side_px)))
+
+
+def _scaled(pixels_HWC: Pixels, side_px: int) -> tuple[int, int]:
+    """Width and height when the short side is ``side_px``."""
+    height, width = pixels_HWC.shape[:2]
+    scale = side_px / min(height, width)
+    return max(side_px, round(width * scale)), max(side_px, round(height * scale))
+
+
+def _middle(pixels_HWC: Pixels, side_px: int) -> Pixels:
+    """Of a strip the middle, with as much beside the square as Lanczos' filter reaches (3 pixels of the coarser
+    grid). A strip of 1 x 40,000,000 pixels is accepted; scaled whole it would be far larger."""
+    short = min(pixels_HWC.shape[:2])
+    beside = 3 * max(1, -(-short // side_px)) + 2
+    height, width = (max(0, (length - short) // 2 - beside) for length in pixels_HWC.shape[:2])
+    return pixels_HWC[height : pixels_HWC.shape[0] - height, width : pixels_HWC.shape[1] - width]

@@ -1,6 +1,6 @@
 """What a judge of predicted images gives: the neutral place that worlds, metrics and jobs share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -34,3 +34,9 @@ class JudgeScore:
 
 Judge: TypeAlias = Callable[[Pixels, Pixels, Pixels, str], JudgeScore]
 """``judge(source_HWC, target_HWC, predicted_HWC, action)``."""
+
+
+def unchanged_share(source_N: Sequence[int], candidate_N: Sequence[int]) -> float:
+    """Share of image tokens that a candidate has in common with its source, place by place, 0 to 1 (1: a copy)."""
+    same = sum(int(a) == int(b) for a, b in zip(source_N, candidate_N, strict=True))
+    return same / len(source_N)

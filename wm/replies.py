@@ -10,6 +10,9 @@ from PIL import Image
 
 from wm.api import Edit, OutputFormat
 from wm.images import Pixels, encode_png
+from wm.judging import unchanged_share
+
+__all__ = ["choose", "edit_reply", "encode_picture", "unchanged_share", "unranked_entries"]
 
 
 def encode_picture(pixels_HWC: Pixels, output_format: OutputFormat, compression: int, side_px: int | None) -> bytes:
@@ -62,12 +65,6 @@ def edit_reply(
         "distinct": facts["distinct"],
     }
     return reply | ({"safety_identifier": edit.safety_identifier} if edit.safety_identifier else {})
-
-
-def unchanged_share(source_N: Sequence[int], candidate_N: Sequence[int]) -> float:
-    """Share of image tokens that a candidate has in common with its source, 0 to 1 (1: a copy)."""
-    same = sum(int(a) == int(b) for a, b in zip(source_N, candidate_N, strict=True))
-    return same / len(source_N)
 
 
 def unranked_entries(num_samples: int, seed: int) -> list[dict[str, Any]]:

@@ -1,15 +1,36 @@
-"""What a world model does: propose and score actions, sample and score observations, verify."""
+"""What a world model does: propose and score actions, sample and score observations, verify, search, roll out."""
 
 from wm.dynamics.fdm import sample_observations, score_observations, speculate_observations
 from wm.dynamics.idm import ScoredAction, propose_actions, score_actions
+from wm.dynamics.roles import Role, Roles, Weights, load_role, load_roles, need_one_base
+from wm.dynamics.rollout import Rollout, StepDone, Trajectory, roll_out
+from wm.dynamics.search import Prediction, predict_observations
+from wm.dynamics.settings import Search, check_block, check_search
 from wm.dynamics.verify import Candidate, verify, verify_batch
+from wm.sampling.decoder import Decoder
 from wm.sampling.noise import Sampling
 
 __all__ = [
     "Candidate",
+    "Decoder",
+    "Prediction",
+    "Role",
+    "Roles",
+    "Rollout",
     "Sampling",
     "ScoredAction",
+    "Search",
+    "StepDone",
+    "Trajectory",
+    "Weights",
+    "check_block",
+    "check_search",
+    "load_role",
+    "load_roles",
+    "need_one_base",
+    "predict_observations",
     "propose_actions",
+    "roll_out",
     "sample_observations",
     "score_actions",
     "score_observations",

@@ -21,6 +21,7 @@ def sample_observations(
     actions: Sequence[str],
     *,
     num_samples: int,
+    first_candidate: int = 0,
     sampling: Sampling | None = None,
     seed: int | Sequence[int] = 0,
     batch_size: int | None = None,
@@ -29,9 +30,10 @@ def sample_observations(
 ) -> Tensor:
     """Codebook ids int64 (B, K, N) on the CPU: ``num_samples`` candidates of each (source, action).
 
-    Candidate k of a row depends on (source, action, seed, k) alone; see :mod:`wm.sampling.engine`. ``seed``
-    may be one a row. Greedy sampling gives K equal candidates. ``decoder``: of ``fdm`` as it is now, to be used for
-    many calls; made here without it. ``on_progress`` is given the codes so far after each line of tokens.
+    Candidate k of a row depends on (source, action, seed, k) alone; see :mod:`wm.sampling.engine`. Those given are
+    ``first_candidate`` and the ones after it: draws of N at once and in rounds are the same. ``seed`` may be one a
+    row. Greedy sampling gives K equal candidates. ``decoder``: of ``fdm`` as it is now, to be used for many calls;
+    made here without it. ``on_progress`` is given the codes so far after each line of tokens.
     """
     sources = code_lists("source", source_BN)
     need_equal(sources=len(sources), actions=len(actions))
@@ -43,6 +45,7 @@ def sample_observations(
         fdm,
         prefixes,
         num_samples=num_samples,
+        first_candidate=first_candidate,
         sampling=sampling,
         seed=seed,
         batch_size=batch_size,
@@ -58,6 +61,7 @@ def speculate_observations(
     *,
     num_samples: int,
     block: int,
+    first_candidate: int = 0,
     sampling: Sampling | None = None,
     seed: int | Sequence[int] = 0,
     batch_size: int | None = None,
@@ -79,6 +83,7 @@ def speculate_observations(
         torch.tensor(sources, dtype=torch.int64).view(len(sources), -1 if sources else fdm.tokens_per_image),
         num_samples=num_samples,
         block=block,
+        first_candidate=first_candidate,
         sampling=sampling,
         seed=seed,
         batch_size=batch_size,

@@ -11,7 +11,7 @@ from torch import Tensor
 from wm.errors import InputError
 from wm.models.prompts import flatten
 from wm.models.protocol import Segment, UnifiedVLM
-from wm.sampling.batches import halving, rows_at_once
+from wm.sampling.batches import halving, positions_at_once, rows_at_once
 from wm.sampling.decoder import Decoder
 
 LOGITS_AT_ONCE = 1024
@@ -39,7 +39,7 @@ def completion_logprobs(
         return results
     parts = [_split(segments) for segments in segments_list]
     longest = max(len(part.head) + len(part.tail) for part in parts)
-    at_once = rows_at_once(longest, batch_size)
+    at_once = rows_at_once(longest, batch_size, positions_at_once(vlm))
     decoder = decoder or Decoder(vlm, rows=min(len(parts), at_once) * longest)
     for group in _groups(parts, at_once):
 

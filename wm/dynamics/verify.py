@@ -3,7 +3,7 @@
 Paper section 3.3 (test-time verification): the candidate with the largest p(action | source, candidate).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -15,11 +15,14 @@ from torch import Tensor
 from wm.dynamics.idm import Codes, ScoredAction, score_actions
 from wm.dynamics.scoring import as_codes, code_lists, need_equal
 from wm.errors import InputError
+from wm.judging import unchanged_share
 from wm.models.protocol import UnifiedVLM
 from wm.sampling.decoder import Decoder
 
 CandidateCodes: TypeAlias = Tensor | npt.NDArray[np.integer[npt.NBitBase]] | Sequence[Sequence[Sequence[int]]]
 """Codebook ids (B, K, N)."""
+NO_GUARD = 1.0
+"""The largest share of unchanged tokens there is: no candidate lies above it."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,8 @@ class Candidate:
     """A predicted observation with the inverse model's belief that the action led to it.
 
     ``codes``: N codebook ids. ``seed``: that of the draw. ``rank``: 0 is best. ``index``: place among the
-    draws. ``duplicate_of``: index of an equal candidate drawn before it, or None.
+    draws. ``unchanged_share``: share of the codes that equal the source's, 0 to 1; 1 is a copy. ``duplicate_of``:
+    index of an equal candidate drawn before it, or None.
     """
 
     codes: tuple[int, ...]
@@ -35,6 +39,7 @@ class Candidate:
     seed: int
     rank: int
     index: int
+    unchanged_share: float
     duplicate_of: int | None = None
 
 
@@ -45,11 +50,15 @@ def verify(
     candidates_KN: Codes,
     *,
     seed: int = 0,
+    max_unchanged: float = NO_GUARD,
     decoder: Decoder | None = None,
 ) -> list[Candidate]:
     """All K candidates of one (source, action), best first; see :func:`verify_batch`."""
     source = as_codes(source_N)[None]
-    return verify_batch(idm, source, [action], as_codes(candidates_KN)[None], seeds=[seed], decoder=decoder)[0]
+    candidates_1KN = as_codes(candidates_KN)[None]
+    return verify_batch(
+        idm, source, [action], candidates_1KN, seeds=[seed], max_unchanged=max_unchanged, decoder=decoder
+    )[0]
 
 
 def verify_batch(
@@ -59,12 +68,14 @@ def verify_batch(
     candidates_BKN: CandidateCodes,
     *,
     seeds: Sequence[int] | None = None,
+    max_unchanged: float = NO_GUARD,
     batch_size: int | None = None,
     decoder: Decoder | None = None,
 ) -> list[list[Candidate]]:
     """For each row its K candidates, by falling log-probability of the action, then by rising index.
 
     Equal candidates are scored once and share the score, all candidates of a source share its part of the pass.
+    ``max_unchanged``: candidates with a larger share of unchanged tokens come last, see :func:`rank_candidates`.
     ``seeds`` (0 without) are recorded in the candidates. ``decoder``: of ``idm`` as it is now, to be used for many
     calls; made here without it.
     """
@@ -84,22 +95,43 @@ def verify_batch(
         batch_size=batch_size,
         decoder=decoder,
     )
-    table = dict(zip(distinct, scores, strict=True))
+    tables: list[dict[tuple[int, ...], ScoredAction]] = [{} for _ in drawn]
+    for (row, codes), score in zip(distinct, scores, strict=True):
+        tables[row][codes] = score
     return [
-        _rank(drawn_row, [table[row, codes] for codes in drawn_row], seeds[row]) for row, drawn_row in enumerate(drawn)
+        rank_candidates(source, drawn_row, table, seed=seed, max_unchanged=max_unchanged)
+        for source, drawn_row, table, seed in zip(sources, drawn, tables, seeds, strict=True)
     ]
 
 
-def _rank(drawn: Sequence[tuple[int, ...]], scores: Sequence[ScoredAction], seed: int) -> list[Candidate]:
-    order = sorted(range(len(drawn)), key=lambda index: (-scores[index].logprob, index))
+def rank_candidates(
+    source_N: Sequence[int],
+    drawn: Sequence[tuple[int, ...]],
+    scores: Mapping[tuple[int, ...], ScoredAction],
+    *,
+    seed: int,
+    max_unchanged: float = NO_GUARD,
+) -> list[Candidate]:
+    """The draws of one (source, action), best first: by falling log-probability, equal ones by rising index.
+
+    The copy guard: with ``max_unchanged`` below 1, candidates whose share of unchanged tokens is larger come after
+    all others (and among themselves in the same order). A forward model that is not sure collapses to giving the
+    source back, and a verifier that was trained on true pairs only has never seen a pair of equal images.
+    """
+    shares = {codes: unchanged_share(source_N, codes) for codes in dict.fromkeys(drawn)}
+    order = sorted(
+        range(len(drawn)),
+        key=lambda index: (shares[drawn[index]] > max_unchanged, -scores[drawn[index]].logprob, index),
+    )
     first = {codes: index for index, codes in reversed(list(enumerate(drawn)))}
     return [
         Candidate(
             codes=drawn[index],
-            score=scores[index],
+            score=scores[drawn[index]],
             seed=seed,
             rank=rank,
             index=index,
+            unchanged_share=shares[drawn[index]],
             duplicate_of=first[drawn[index]] if first[drawn[index]] != index else None,
         )
         for rank, index in enumerate(order)

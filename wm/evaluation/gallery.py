@@ -54,7 +54,9 @@ def write_gallery(bench: Bench, units: Sequence[Unit], parts: Path, out: Path, c
                 right = bool(arrays["right"][item]) if "right" in arrays else None
                 example["proposed"].append({"label": entry.label, "text": facts["texts"][item], "right": right})
             else:
-                shown = _candidates(bench, bank_of(arrays), item, folder, f"{item:05d}-{unit.entry}")
+                shown = _candidates(
+                    bench, bank_of(arrays, bench.max_unchanged), item, folder, f"{item:05d}-{unit.entry}"
+                )
                 example["models"].append({"label": entry.label, "seed": entry.run, **shown})
     return examples
 
@@ -72,9 +74,10 @@ def _candidates(bench: Bench, bank: Bank, item: int, folder: Path, stem: str) ->
     codes_KN = bank.codes[item]
     distinct, first, times = np.unique(codes_KN, axis=0, return_index=True, return_counts=True)
     score_K = None if bank.verifier is None else bank.verifier[item]
+    ranking_K = None if bank.ranking is None else bank.ranking[item]
     order = sorted(
         range(len(distinct)),
-        key=lambda one: (0.0 if score_K is None else -score_K[first[one]], int(first[one])),
+        key=lambda one: (0.0 if ranking_K is None else -ranking_K[first[one]], int(first[one])),
     )
     pictures = bench.codec.decode(distinct)
     candidates = []

@@ -8,6 +8,7 @@ from wm.evaluation.charts import Line, line_chart
 from wm.evaluation.claims import Claim, Labels, judge_claims
 from wm.evaluation.findings import Findings, same_training
 from wm.evaluation.page import prose, section, table
+from wm.evaluation.report_adaptive import adaptive_part
 from wm.evaluation.summary import row_name
 
 _BADGES = {"shows": "yes", "does not show": "no", "within the spread": "open", "not measured": "none"}
@@ -83,6 +84,8 @@ def forward_section(findings: Findings) -> str:
         bound = _forward_table(oracle, columns)
         parts.append(f"<details><summary>Oracle best-of-N, the bound of any choice</summary>{bound}</details>")
     parts.append(curves(tables, ["right", "final"] if judged else ["l1"]))
+    shown = ["right", "final"] if judged else ["l1"]
+    parts.append(adaptive_part(tables, [(name, _WORDS[name], 100 if name in _SHARES else 1) for name in shown]))
     by_subset = _subset_table(tables, "final" if judged else "l1")
     if by_subset:
         parts += ["<h3>By subset</h3>", by_subset]

@@ -2,20 +2,23 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from wm.dynamics import (
+    Decoder,
     Sampling,
     propose_actions,
     sample_observations,
     score_actions,
     score_observations,
+    speculate_observations,
     verify_batch,
 )
+from wm.dynamics.verify import NO_GUARD
 from wm.dynamics.vlm_scorer import VLMScorer
 from wm.evaluation.heldout import HeldOut
 from wm.evaluation.probe import Likelihoods, Scorer
@@ -38,11 +41,28 @@ ActionCheck: TypeAlias = Callable[[Pixels, Pixels, str], bool]
 @dataclass(frozen=True)
 class Bank:
     """Candidates of one FDM: codebook ids (B, K, N), metric → (B, K), and the verifier's log-likelihood of
-    the action under each (B, K), or None."""
+    the action under each (B, K), or None, with the tokens of the action (B,). ``max_unchanged``: the copy guard."""
 
     codes: Codes
     metrics: dict[str, Floats]
     verifier: Floats | None
+    action_tokens: Floats | None = None
+    max_unchanged: float = NO_GUARD
+
+    @property
+    def allowed(self) -> npt.NDArray[np.bool_]:
+        """(B, K): candidates that the copy guard lets pass."""
+        passing: npt.NDArray[np.bool_] = self.metrics["unchanged_tokens"] <= self.max_unchanged
+        return passing
+
+    @property
+    def ranking(self) -> Floats | None:
+        """What the choice maximises, (B, K): the verifier's log-likelihood, candidates above the guard below all
+        others of their item, in their own order (as :func:`wm.dynamics.verify.rank_candidates`)."""
+        if self.verifier is None or bool(self.allowed.all()):
+            return self.verifier
+        span = float(self.verifier.max() - self.verifier.min()) + 1.0
+        return np.where(self.allowed, self.verifier, self.verifier - span)
 
     @property
     def best(self) -> Floats:
@@ -74,30 +94,41 @@ def sample_bank(
     sampling: Sampling,
     seed: int,
     batch_size: int = 32,
+    block: int = 0,
+    decoder: Decoder | None = None,
+    verifier_decoder: Decoder | None = None,
 ) -> Bank:
     """Sample ``num_candidates`` observations for each triplet, verify and score them; equal ones are scored
-    once."""
+    once. ``block``: draw them speculatively, with so many codes of the source drafted a pass; 0: one code a pass.
+    The decoders, here as below, are the models' as they are now; made here without them."""
+    sources, actions = held_out.source_codes, held_out.actions
+    settings: dict[str, Any] = {"num_samples": num_candidates, "sampling": sampling, "seed": seed}
+    settings |= {"batch_size": batch_size, "decoder": decoder}
     with torch.inference_mode():
-        drawn = sample_observations(
-            fdm,
-            held_out.source_codes,
-            held_out.actions,
-            num_samples=num_candidates,
-            sampling=sampling,
-            seed=seed,
-            batch_size=batch_size,
-        )
+        if block:
+            drawn = speculate_observations(fdm, sources, actions, block=block, **settings).codes
+        else:
+            drawn = sample_observations(fdm, sources, actions, **settings)
     codes_BKN = drawn.cpu().numpy().astype(np.int64)
     items_M, codes_MN, place_BK = distinct_candidates(codes_BKN)
     metrics = image_metrics(held_out, codec, judge_many, items_M, codes_MN)
-    verifier_BK = None
+    verifier_BK = tokens_B = None
     if verifier is not None:
-        verifier_BK = verifier_scores(verifier, held_out, codes_BKN, batch_size=batch_size)
-    return Bank(codes_BKN, {name: value_M[place_BK] for name, value_M in metrics.items()}, verifier_BK)
+        verifier_BK, tokens_B = verifier_scores(
+            verifier, held_out, codes_BKN, batch_size=batch_size, decoder=verifier_decoder
+        )
+    return Bank(codes_BKN, {name: value_M[place_BK] for name, value_M in metrics.items()}, verifier_BK, tokens_B)
 
 
-def verifier_scores(verifier: UnifiedVLM, held_out: HeldOut, codes_BKN: Codes, *, batch_size: int = 32) -> Floats:
-    """log p(action | source, candidate) of the inverse model: (B, K)."""
+def verifier_scores(
+    verifier: UnifiedVLM,
+    held_out: HeldOut,
+    codes_BKN: Codes,
+    *,
+    batch_size: int = 32,
+    decoder: Decoder | None = None,
+) -> tuple[Floats, Floats]:
+    """log p(action | source, candidate) of the inverse model, (B, K), and the tokens of each action, (B,)."""
     with torch.inference_mode():
         ranked = verify_batch(
             verifier,
@@ -105,12 +136,13 @@ def verifier_scores(verifier: UnifiedVLM, held_out: HeldOut, codes_BKN: Codes, *
             held_out.actions,
             torch.from_numpy(codes_BKN),
             batch_size=batch_size,
+            decoder=decoder,
         )
     score_BK = np.zeros(codes_BKN.shape[:2])
     for item, candidates in enumerate(ranked):
         for candidate in candidates:
             score_BK[item, candidate.index] = candidate.score.logprob
-    return score_BK
+    return score_BK, np.array([float(candidates[0].score.num_tokens) for candidates in ranked])
 
 
 def distinct_candidates(codes_BKN: Codes) -> tuple[Codes, Codes, Codes]:
@@ -174,6 +206,7 @@ def propose(
     *,
     max_new_tokens: int = 32,
     batch_size: int = 32,
+    decoder: Decoder | None = None,
 ) -> tuple[list[str], list[float], Floats | None]:
     """Greedy actions of an IDM: (texts, mean log-probability a token, right or not (B,) if there is a
     check)."""
@@ -184,6 +217,7 @@ def propose(
             held_out.target_codes,
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
+            decoder=decoder,
         )
     texts = [one.text for one in proposed]
     right_B = None
@@ -196,12 +230,12 @@ def propose(
     return texts, [one.mean_logprob for one in proposed], right_B
 
 
-def idm_scorer(idm: UnifiedVLM, *, batch_size: int = 32) -> Scorer:
+def idm_scorer(idm: UnifiedVLM, *, batch_size: int = 32, decoder: Decoder | None = None) -> Scorer:
     """log p(action | source, target) and the action's tokens, for the probe."""
 
     def scorer(source_BN: torch.Tensor, target_BN: torch.Tensor, actions: Sequence[str]) -> Likelihoods:
         with torch.inference_mode():
-            scored = score_actions(idm, source_BN, target_BN, actions, batch_size=batch_size)
+            scored = score_actions(idm, source_BN, target_BN, actions, batch_size=batch_size, decoder=decoder)
         return Likelihoods(
             np.array([one.logprob for one in scored]), np.array([float(one.num_tokens) for one in scored])
         )
@@ -230,12 +264,12 @@ def pixel_scorer(vlm: VLMScorer, held_out: HeldOut, *, batch_size: int = 8) -> S
     return scorer
 
 
-def fdm_scorer(fdm: UnifiedVLM, *, batch_size: int = 32) -> Scorer:
+def fdm_scorer(fdm: UnifiedVLM, *, batch_size: int = 32, decoder: Decoder | None = None) -> Scorer:
     """log p(target | source, action) and the image's tokens, for the probe."""
 
     def scorer(source_BN: torch.Tensor, target_BN: torch.Tensor, actions: Sequence[str]) -> Likelihoods:
         with torch.inference_mode():
-            sums = score_observations(fdm, source_BN, actions, target_BN, batch_size=batch_size)
+            sums = score_observations(fdm, source_BN, actions, target_BN, batch_size=batch_size, decoder=decoder)
         return Likelihoods(np.array(sums), np.full(len(actions), float(target_BN.shape[1])))
 
     return scorer

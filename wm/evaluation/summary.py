@@ -40,6 +40,19 @@ def format_tables(tables: Mapping[str, Any]) -> str:
             [[row_name(row), *(spread_text(row["metrics"].get(name)) for name in columns)] for row in tables["fdm"]],
         )
     ]
+    adaptive = [row for row in tables.get("adaptive", []) if row["margin"] is not None]
+    if adaptive:
+        metric = "final" if tables["judge"] != "none" else "l1"
+        rows = [
+            [
+                f"{row['label']}, margin {row['margin']:g}",
+                f"{row['metrics']['draws']['mean']:.2f}",
+                spread_text(row["metrics"][metric]),
+                f"{row['fixed'][metric]:.3f}",
+            ]
+            for row in adaptive
+        ]
+        blocks.append(_grid([f"adaptive N, {metric}", "draws", "adaptive", "fixed N, as many"], rows))
     if tables["idm"]:
         names = list(tables["idm"][0]["metrics"])
         rows = [[row["label"], *(spread_text(row["metrics"].get(name)) for name in names)] for row in tables["idm"]]

@@ -57,7 +57,7 @@ def fdm_rows(collected: Collected) -> list[dict[str, Any]]:
     gathered: dict[tuple[str, str, int], dict[str, dict[int, list[Floats]]]] = {}
     for (label, run, _), bank in collected.banks.items():
         distinct = np.array([len({tuple(codes) for codes in item.tolist()}) for item in bank.codes])
-        for (choice, k), metrics in verification_curve(bank.metrics, bank.verifier, bank.best, collected.ks).items():
+        for (choice, k), metrics in verification_curve(bank.metrics, bank.ranking, bank.best, collected.ks).items():
             extra = {"distinct_candidates": distinct.astype(np.float64)} if k == 1 else {}
             _gather(gathered, (label, choice, k), run, {**metrics, **extra})
     for (label, run, _), bank in collected.greedy.items():

@@ -14,7 +14,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from wm.dynamics import Sampling
+from wm.dynamics import Role, Sampling, Weights, load_role
+from wm.dynamics.verify import NO_GUARD
 from wm.dynamics.vlm_scorer import VLMScorer, load_vlm_scorer
 from wm.errors import InputError
 from wm.evaluation.heldout import HeldOut
@@ -33,7 +34,7 @@ from wm.evaluation.scoring import (
 )
 from wm.evaluation.tables import Collected
 from wm.evaluation.text import text_metrics
-from wm.models import ImageCodec, UnifiedVLM, load_model
+from wm.models import ImageCodec, UnifiedVLM, base_of, read_manifest
 
 Ask: TypeAlias = Literal["sample", "greedy", "probe", "propose"]
 COPY, CEILING = "Copy", "True target through the codec"
@@ -84,16 +85,26 @@ class Bench:
     batch_size: int
     max_new_tokens: int
     device: str
+    weights: Weights = "merged"
+    block: int = 0
+    """Codes drafted a pass where candidates are drawn speculatively; 0: one code a pass."""
+    max_unchanged: float = NO_GUARD
+    """The copy guard of the choice among candidates."""
 
     def model(self, name: str) -> UnifiedVLM:
-        """The model of an entry, checked against the codec of the bench; the last few stay loaded."""
+        """The model of an entry, checked against the codec of the bench."""
+        return self.role(name).model
+
+    def role(self, name: str) -> Role:
+        """The model of an entry with its decoder, made once; the last few stay loaded."""
         entry = self.entries[name]
-        model = _load(entry.path, entry.base, self.device)
+        role = _load(entry.path, entry.base, self.device, self.weights)
+        model = role.model
         if model.codec_id != self.codec.codec_id:
             raise InputError(
                 f"{entry.path} speaks codec {model.codec_id}, the evaluation's codec is {self.codec.codec_id}"
             )
-        return model
+        return role
 
     def scorer(self, name: str) -> Scorer:
         """The probe's scorer of an entry."""
@@ -101,7 +112,8 @@ class Bench:
         if entry.reads == "pixels":
             return pixel_scorer(_load_scorer(entry.path, self.device), self.held_out, batch_size=self.batch_size)
         scorer_of = idm_scorer if entry.role == "idm" else fdm_scorer
-        return scorer_of(self.model(name), batch_size=self.batch_size)
+        role = self.role(name)
+        return scorer_of(role.model, batch_size=self.batch_size, decoder=role.decoder)
 
 
 @lru_cache(maxsize=1)
@@ -110,8 +122,16 @@ def _load_scorer(path: str, device: str) -> VLMScorer:
 
 
 @lru_cache(maxsize=_MODELS_KEPT)
-def _load(path: str, base: str, device: str) -> UnifiedVLM:
-    return load_model(path, base=base or None, device=device)
+def _load(path: str, base: str, device: str, weights: Weights) -> Role:
+    manifest = read_manifest(path)
+    alone = weights == "merged" or (manifest is not None and manifest.kind == "full")
+    over = None if alone else _load_base(str(base_of(path, base or None)[0].resolve()), device)
+    return load_role(path, base=base or None, device=device, over=over)
+
+
+@lru_cache(maxsize=1)
+def _load_base(path: str, device: str) -> Role:
+    return load_role(path, device=device)
 
 
 def units_of(entries: dict[str, Entry], seeds: Sequence[int], *, greedy: bool, with_probe: bool) -> list[Unit]:
@@ -148,9 +168,10 @@ def run_unit(bench: Bench, unit: Unit, folder: Path) -> Path:
 def _sample(bench: Bench, unit: Unit) -> dict[str, npt.NDArray[Any]]:
     greedy = unit.ask == "greedy"
     verifier = bench.entries[unit.entry].verifier
+    fdm, idm = bench.role(unit.entry), bench.role(verifier) if verifier and not greedy else None
     bank = sample_bank(
-        bench.model(unit.entry),
-        bench.model(verifier) if verifier and not greedy else None,
+        fdm.model,
+        idm.model if idm else None,
         bench.held_out,
         bench.codec,
         bench.judge_many,
@@ -158,11 +179,16 @@ def _sample(bench: Bench, unit: Unit) -> dict[str, npt.NDArray[Any]]:
         sampling=bench.sampling.model_copy(update={"greedy": True}) if greedy else bench.sampling,
         seed=unit.seed,
         batch_size=bench.batch_size,
+        decoder=fdm.decoder,
+        verifier_decoder=idm.decoder if idm else None,
+        block=bench.block,
     )
     arrays: dict[str, npt.NDArray[Any]] = {f"metric.{name}": value for name, value in bank.metrics.items()}
     arrays["codes"] = bank.codes.astype(np.int32)
     if bank.verifier is not None:
         arrays["verifier"] = bank.verifier
+    if bank.action_tokens is not None:
+        arrays["action_tokens"] = bank.action_tokens
     return arrays
 
 
@@ -180,12 +206,14 @@ def _probe(bench: Bench, unit: Unit) -> dict[str, Any]:
 
 
 def _propose(bench: Bench, unit: Unit) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+    role = bench.role(unit.entry)
     texts, mean_logprobs, right_B = propose(
-        bench.model(unit.entry),
+        role.model,
         bench.held_out,
         bench.action_is_right,
         max_new_tokens=bench.max_new_tokens,
         batch_size=bench.batch_size,
+        decoder=role.decoder,
     )
     arrays: dict[str, npt.NDArray[Any]] = {"mean_logprob": np.array(mean_logprobs)}
     if right_B is not None:
@@ -215,16 +243,18 @@ def collect(bench: Bench, units: Sequence[Unit], folder: Path, ks: Sequence[int]
             collected.idm[entry.label, entry.run] = (figures, by_item)
         else:
             banks = collected.banks if unit.ask == "sample" else collected.greedy
-            banks[entry.label, entry.run, unit.seed] = bank_of(arrays)
+            banks[entry.label, entry.run, unit.seed] = bank_of(arrays, bench.max_unchanged)
     return collected
 
 
-def bank_of(arrays: dict[str, npt.NDArray[Any]]) -> Bank:
-    """The bank that a ``sample`` or ``greedy`` unit's file holds."""
+def bank_of(arrays: dict[str, npt.NDArray[Any]], max_unchanged: float = NO_GUARD) -> Bank:
+    """The bank that a ``sample`` or ``greedy`` unit's file holds, with the copy guard for its choice."""
     return Bank(
         codes=arrays["codes"].astype(np.int64),
         metrics={name[7:]: value for name, value in arrays.items() if name.startswith("metric.")},
         verifier=arrays.get("verifier"),
+        action_tokens=arrays.get("action_tokens"),
+        max_unchanged=max_unchanged,
     )
 
 

@@ -1,6 +1,15 @@
 """Image codec, model families, the one prompt layout, and folders of real checkpoints in and out."""
 
-from wm.models.checkpoints import FAMILIES, base_id_of, load_chameleon, load_codec, load_model, save_model
+from wm.models.checkpoints import (
+    FAMILIES,
+    base_id_of,
+    base_of,
+    is_adapter,
+    load_chameleon,
+    load_codec,
+    load_model,
+    save_model,
+)
 from wm.models.codec import ImageCodec, change_map
 from wm.models.manifest import Manifest, is_model_folder, model_folder, read_manifest
 from wm.models.original_save import save_original
@@ -15,8 +24,10 @@ __all__ = [
     "Task",
     "UnifiedVLM",
     "base_id_of",
+    "base_of",
     "change_map",
     "flatten",
+    "is_adapter",
     "is_model_folder",
     "load_chameleon",
     "load_codec",

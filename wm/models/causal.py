@@ -97,18 +97,30 @@ class CausalVLM:
     ) -> list[Segment]:
         """Segments of a prompt (and completion, if given); ``source`` and ``target`` are codebook ids.
 
-        Raises :class:`InputError` on a wrong number of codes, a code outside the codebook, or an empty
-        action.
+        Raises :class:`InputError` on a wrong number of codes, a code outside the codebook, an empty action, or one
+        for which the model has too few positions.
         """
-        return prompts.layout(
+        action_ids = None if action is None else self._action_ids(action)
+        segments = prompts.layout(
             task,
             special=self.special,
             source=self._to_rows("source", source),
-            action=None if action is None else self._action_ids(action),
+            action=action_ids,
             target=None if target is None else self._to_rows("target", target),
             action_slot_tokens=self.action_slot_tokens,
             frame=self.frame,
         )
+        length = sum(len(segment.ids) for segment in segments)
+        if task == "fdm" and target is None:
+            row_ends = (self.tokens_per_image - 1) // self.row_tokens if self.row_tokens else 0
+            length += self.tokens_per_image + row_ends
+        most = getattr(getattr(self.inner.config, "text_config", self.inner.config), "max_position_embeddings", None)
+        if action_ids is not None and most is not None and length > most:
+            raise InputError(
+                f"action {action!r:.80} has {len(action_ids):,} tokens: with both images the sequence has {length:,}, "
+                f"the model {most:,} positions"
+            )
+        return segments
 
     def body(self, ids_BT: Tensor, cache: Any = None, positions_BT: Tensor | None = None) -> Tensor:
         """Hidden states (B, T, H) of vocabulary ids (B, T); ``cache`` is read and extended in place."""

@@ -29,6 +29,7 @@ from wm.models.manifest import MANIFEST, Manifest, model_folder, need_same_codec
 from wm.models.original import find_release
 from wm.models.original_weights import open_original
 from wm.models.protocol import Task, UnifiedVLM
+from wm.models.sharing import need_shareable, twin_of
 from wm.models.weights import CODEC_PREFIX, fingerprint, fingerprint_of, read_json
 from wm.runs import write_json
 
@@ -138,32 +139,77 @@ def load_model(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     merge: bool = False,
+    over: UnifiedVLM | None = None,
 ) -> UnifiedVLM:
     """Load a full model folder, or an adapter folder onto its base (``base``, else the one its manifest
     names).
 
     The model is in evaluation mode. ``merge`` adds an adapter into the weights: faster to run, equal up to
-    rounding, and no longer an adapter. Raises :class:`InputError` for a folder that is no model, for missing
-    or misshapen tensors, and for an adapter made for another base or codec, naming both.
+    rounding, and no longer an adapter. ``over``: the base as it was loaded before, whose weights are then not read
+    again but shared, as is their device and type; see :mod:`wm.models.sharing`. Raises :class:`InputError` for a
+    folder that is no model, for missing or misshapen tensors, for an adapter made for another base or codec, naming
+    both, and for one that cannot share its base.
     """
     folder = model_folder(path)
     if not folder.is_dir():
         raise InputError(f"no such model folder: {folder}")
+    if over is not None:
+        return _load_over(folder, over, base, merge)
     if not (folder / ADAPTER_CONFIG).is_file():
         if base is not None:
             raise InputError(f"{folder} is no adapter (no {ADAPTER_CONFIG}), so base={base} cannot be used")
         return _load_full(folder, device, dtype)
     manifest = _need_manifest(folder)
     base_folder = _base_folder(folder, manifest, base)
-    found = base_id_of(base_folder)
-    if found != manifest.base_id:
-        raise InputError(f"adapter {folder} was trained on base {manifest.base_id}, but {base_folder} is {found}")
+    _need_base(folder, manifest, base_id_of(base_folder), base_folder)
     vlm = _load_full(base_folder, device, dtype)
-    need_same_codec(vlm.codec_id, manifest.codec_id, folder)
-    adapted = _attach(vlm, folder)
-    vlm.module = adapted.merge_and_unload() if merge else adapted
-    vlm.action_slot_tokens = manifest.action_slot_tokens
+    adapted = _attach(vlm, folder, manifest)
+    vlm.module = _merged(adapted, folder) if merge else adapted
     return vlm
+
+
+def is_adapter(path: str | Path) -> bool:
+    """Whether a model folder holds a PEFT adapter alone."""
+    return (model_folder(path) / ADAPTER_CONFIG).is_file()
+
+
+def base_of(path: str | Path, base: str | Path | None = None) -> tuple[Path, str]:
+    """Where the weights are that a model folder needs beside adapters, and their id: an adapter's base, or the full
+    folder itself. Raises :class:`InputError` as :func:`load_model` does; nothing is loaded."""
+    folder = model_folder(path)
+    if not (folder / ADAPTER_CONFIG).is_file():
+        if base is not None:
+            raise InputError(f"{folder} is no adapter (no {ADAPTER_CONFIG}), so base={base} cannot be used")
+        return folder, base_id_of(folder)
+    manifest = _need_manifest(folder)
+    base_folder = _base_folder(folder, manifest, base)
+    found = base_id_of(base_folder)
+    _need_base(folder, manifest, found, base_folder)
+    return base_folder, found
+
+
+def _load_over(folder: Path, over: UnifiedVLM, base: str | Path | None, merge: bool) -> UnifiedVLM:
+    if merge:
+        raise InputError(f"{folder}: merging would change the weights that it shares with others")
+    if not (folder / ADAPTER_CONFIG).is_file():
+        if base_of(folder, base)[1] != over.base_id:
+            raise InputError(
+                f"{folder} is a full model with weights of its own, no adapter of {over.base_id}: it cannot share them"
+            )
+        if folder != over.folder:  # type: ignore[attr-defined]
+            need_same_codec(load_codec(folder).codec_id, over.codec_id, folder)
+        return twin_of(over)
+    manifest = _need_manifest(folder)
+    _need_base(folder, manifest, over.base_id, "the base to be shared")
+    need_shareable(folder)
+    vlm = twin_of(over)
+    vlm.module = _attach(vlm, folder, manifest)
+    return vlm
+
+
+def _need_base(folder: Path, manifest: Manifest, found: str, where: str | Path) -> None:
+    if found != manifest.base_id:
+        raise InputError(f"adapter {folder} was trained on base {manifest.base_id}, but {where} is {found}")
 
 
 def save_model(
@@ -229,9 +275,12 @@ def _load_full(folder: Path, device: str | torch.device, dtype: torch.dtype) -> 
     return vlm
 
 
-def _attach(vlm: UnifiedVLM, folder: Path) -> Any:
+def _attach(vlm: UnifiedVLM, folder: Path, manifest: Manifest) -> Any:
+    """The model's module with the adapter of a folder; the model takes the adapter's prompt layout."""
     from peft import PeftModel
 
+    need_same_codec(vlm.codec_id, manifest.codec_id, folder)
+    vlm.action_slot_tokens = manifest.action_slot_tokens
     if not (folder / "adapter_model.safetensors").is_file():
         raise InputError(f"no adapter_model.safetensors in {folder} (pickled weights are never read)")
     try:
@@ -239,6 +288,13 @@ def _attach(vlm: UnifiedVLM, folder: Path) -> Any:
             return PeftModel.from_pretrained(vlm.module, str(folder), local_files_only=True).eval()
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"adapter {folder} does not fit its base: {' '.join(str(error).split())[:400]}") from error
+
+
+def _merged(adapted: Any, folder: Path) -> Any:
+    try:
+        return adapted.merge_and_unload()
+    except (NotImplementedError, ValueError, RuntimeError, AttributeError) as error:
+        raise InputError(f"adapter {folder} cannot be merged: {' '.join(str(error).split())[:300]}") from error
 
 
 @contextmanager

@@ -70,6 +70,40 @@ def attend_shared(
     return mixed_RGSQD.transpose(1, 2).reshape(num_rows, num_new, heads, width)
 
 
+def can_flash(query: Tensor) -> bool:
+    """Whether a GPU's fused kernel takes it."""
+    return query.device.type == "cuda" and query.dtype in (torch.bfloat16, torch.float16)
+
+
+def attend_tails(
+    query_RSAD: Tensor,
+    key_RSAD: Tensor,
+    value_RSAD: Tensor,
+    prefix_keys_PATD: Tensor,
+    prefix_values_PATD: Tensor,
+) -> Tensor:
+    """(R, S, A, D): :func:`attend_shared` of rows that begin after their prefixes, as many groups as heads, nothing
+    padded; fused kernels for either part, so that no scores are kept, and their merger."""
+    shape, num_prefixes = query_RSAD.shape, len(prefix_keys_PATD)
+    own, own_lse = _flash(query_RSAD, key_RSAD, value_RSAD, is_causal=True)
+    stacked = query_RSAD.reshape(num_prefixes, -1, *shape[2:])
+    prefix = prefix_keys_PATD.transpose(1, 2), prefix_values_PATD.transpose(1, 2)
+    shared, shared_lse = (part.reshape(shape[: part.ndim]) for part in _flash(stacked, *prefix, is_causal=False))
+    share = torch.sigmoid(shared_lse - own_lse)[..., None]
+    return torch.lerp(own.to(share.dtype), shared.to(share.dtype), share).to(own.dtype)
+
+
+def _flash(query_BSAD: Tensor, key_BTAD: Tensor, value_BTAD: Tensor, *, is_causal: bool) -> tuple[Tensor, Tensor]:
+    """What is mixed, (B, S, A, D), and the log of the sum of exponentials, (B, S, A), float32 at least."""
+    parts = [part.transpose(1, 2) for part in (query_BSAD, key_BTAD, value_BTAD)]
+    parts = [part if part.stride(-1) == 1 else part.contiguous() for part in parts]
+    if query_BSAD.device.type == "cpu":
+        found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*parts, 0.0, is_causal, scale=1.0)
+    else:
+        found = torch.ops.aten._scaled_dot_product_flash_attention(*parts, 0.0, is_causal, False, scale=1.0)
+    return found[0].transpose(1, 2), found[1][:, :, : query_BSAD.shape[1]].transpose(1, 2)
+
+
 def attend_step(
     query_RAD: Tensor,
     prefix_keys_GTD: Tensor,

@@ -2,22 +2,49 @@
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from wm.errors import InputError
+from wm.models.protocol import UnifiedVLM
 
 POSITIONS_AT_ONCE = 16_384
-"""Default bound on rows x length in one forward pass or cache: 8.6 GB of bfloat16 cache for a 7B model."""
+"""Default bound on rows x length in one forward pass or cache on a CPU: 8.6 GB of bfloat16 cache for a 7B model."""
+MEMORY_SHARE = 0.7
+"""Of a GPU's free memory that a pass is planned to fill; the rest is for what is not counted."""
 
 logger = logging.getLogger(__name__)
 
 
-def rows_at_once(length: int, batch_size: int | None) -> int:
-    """``batch_size``, or as many rows of ``length`` tokens as :data:`POSITIONS_AT_ONCE` holds; at least 1."""
+def rows_at_once(length: int, batch_size: int | None, positions: int = POSITIONS_AT_ONCE) -> int:
+    """``batch_size``, or as many rows of ``length`` tokens as make ``positions``; at least 1."""
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}")
-    return batch_size if batch_size is not None else max(1, POSITIONS_AT_ONCE // max(1, length))
+    return batch_size if batch_size is not None else max(1, positions // max(1, length))
+
+
+def positions_at_once(vlm: UnifiedVLM, held_bytes: int = 0) -> int:
+    """Bound on rows x length in one forward pass or cache: :data:`POSITIONS_AT_ONCE` on a CPU; on a GPU what its free
+    memory holds.
+
+    A position is its keys and values in every layer, and what one layer works on. ``held_bytes``: what will be given
+    back before.
+    """
+    device, config = vlm.device, getattr(vlm.module, "config", None)
+    if device.type != "cuda" or config is None:
+        return POSITIONS_AT_ONCE
+    free, _ = torch.cuda.mem_get_info(device)
+    idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return max(1, int((free + idle + held_bytes) * MEMORY_SHARE) // position_bytes(config.get_text_config(), vlm))
+
+
+def position_bytes(config: Any, vlm: UnifiedVLM) -> int:
+    """Of one token in one row: keys and values of all layers, and one layer's inputs, products and outputs."""
+    width: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    cached = 2 * config.num_hidden_layers * config.num_key_value_heads * width
+    worked_on = 8 * config.hidden_size + 3 * config.intermediate_size
+    return int(cached + worked_on) * next(vlm.module.parameters()).element_size()
 
 
 def halving(work: Callable[[int, int], object], count: int, at_once: int) -> None:

@@ -4,26 +4,33 @@ Shape suffixes of :mod:`wm.sampling.cache`, and: X = R x S token rows, S new tok
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from wm.models.protocol import UnifiedVLM
-from wm.sampling.attention import attend_causal, attend_shared, attend_step
+from wm.sampling.adapted import LowRank, Matrix
+from wm.sampling.attention import attend_causal, attend_shared, attend_step, attend_tails, can_flash
 from wm.sampling.cache import Prefix, Rows, new_rows
-from wm.sampling.linear import Linear, Linears, linear, linears
-from wm.sampling.view import DecoderView, LayerView, Matrix, decoder_view
+from wm.sampling.linear import Linear, Linears, Packs, linear, linears, plain_linear
+from wm.sampling.view import DecoderView, LayerView, decoder_view
 
 _LAYER_NORM_EPS = 1e-5
 Attend: TypeAlias = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, queries (X, A, D), keys (X, G, D), values (X, G, D)) to what they mix, (X, A x D)."""
 
 
+Stepping: TypeAlias = Literal["auto", "plain", "static", "graph", "compiled"]
+"""How images are decoded, see :mod:`wm.sampling.graphs`; ``auto``: ``graph`` on CUDA, ``plain`` elsewhere."""
+
+
 @dataclass(frozen=True)
-class _Layer:
+class Layer:
+    """One layer's weights, ready."""
+
     norm_attention: Tensor
     project: Linears
     head_norm: tuple[Tensor, Tensor] | None
@@ -34,39 +41,70 @@ class _Layer:
     down: Linear
 
 
+class Parts(NamedTuple):
+    """The two halves of a layer around its attention: :meth:`Decoder.before` and :meth:`Decoder.after`, or those
+    compiled."""
+
+    before: Callable[[Layer, Tensor, tuple[Tensor, Tensor]], tuple[Tensor, Tensor, Tensor]]
+    after: Callable[[Layer, Tensor, Tensor], Tensor]
+
+
 class Decoder:
     """A model's weights made ready for many passes, as they are now: make a new one after they have changed.
 
-    ``rows``: how many token rows a pass usually has (a hint). Adapters are merged; on a CPU in float32 or bfloat16
-    all matrices are copied into oneDNN's layout, elsewhere only the merged ones are copies.
+    ``rows``: how many token rows a pass usually has (a hint). On a CPU in float32 or bfloat16 all matrices are copied
+    into oneDNN's layout. Adapters are merged into copies of the weights that they change; without ``merge`` low-rank
+    ones are applied beside them, and nothing else is copied. ``beside``: a decoder whose packed copies are used where
+    the weights are the very same tensors, as those of models over one base are. ``stepping`` is how images are decoded,
+    ``kernels`` whether Triton's may be used on a GPU; what fails is replaced by the next simpler way, with a warning in
+    the log.
     """
 
-    def __init__(self, vlm: UnifiedVLM, *, rows: int = 8) -> None:
-        self.view: DecoderView = decoder_view(vlm)
+    def __init__(
+        self,
+        vlm: UnifiedVLM,
+        *,
+        rows: int = 8,
+        merge: bool = True,
+        beside: "Decoder | None" = None,
+        stepping: Stepping = "auto",
+        kernels: bool = True,
+    ) -> None:
+        self.view: DecoderView = decoder_view(vlm, merge=merge)
+        self._packs: Packs = Packs(None if beside is None else beside._packs)
         self.image_rows, self.device = vlm.image_rows, vlm.device
         self._scale = self.view.head_width**-0.5
         self._layers = [self._ready(layer, rows) for layer in self.view.layers]
         own = self.view.image_head
-        self._head = linear(_rows_of(self.view, vlm.image_rows), rows) if own is None else None
+        self._vocabulary = plain_linear(self.view.head)
+        self._head = None
+        if own is None:
+            self._head = linear(_rows_of(self.view.head, vlm.image_rows, self._packs), rows, self._packs)
         self._image_head: Callable[[Tensor], Tensor] = self._head or own or self.logits
         self._rotation = self._tables(0)
         self._eps = torch.tensor(self.view.eps, dtype=self.dtype, device=self.device)
+        self._embedding_scale = torch.tensor(self.view.embedding_scale, dtype=self.dtype, device=self.device)
+        automatic: Stepping = "graph" if self.device.type == "cuda" else "plain"
+        self.stepping: Stepping = automatic if stepping == "auto" else stepping
+        self.kernels = kernels
+        self.held: Any = None
+        """The last images' :class:`~wm.sampling.graphs.StaticSteps`, for others of the same shape."""
 
-    def _ready(self, layer: LayerView, rows: int) -> _Layer:
+    def _ready(self, layer: LayerView, rows: int) -> Layer:
         head_norm = None
         if layer.query_norm is not None and layer.key_norm is not None:
             pairs = zip(layer.query_norm, layer.key_norm, strict=True)
             weight, bias = (torch.cat((query * self._scale, key)) for query, key in pairs)
             head_norm = (weight, bias)
-        return _Layer(
+        return Layer(
             norm_attention=layer.norm_attention,
-            project=linears((layer.query, layer.key, layer.value), rows),
+            project=linears((layer.query, layer.key, layer.value), rows, self._packs),
             head_norm=head_norm,
-            out=linear(layer.out, rows),
+            out=linear(layer.out, rows, self._packs),
             norm_mlp=layer.norm_mlp,
-            gate=linear(layer.gate, rows),
-            up=linear(layer.up, rows),
-            down=linear(layer.down, rows),
+            gate=linear(layer.gate, rows, self._packs),
+            up=linear(layer.up, rows, self._packs),
+            down=linear(layer.down, rows, self._packs),
         )
 
     def matrices(self) -> Iterator[tuple[str, Linear | Linears]]:
@@ -76,6 +114,10 @@ class Decoder:
             yield from (("gate", layer.gate), ("up", layer.up), ("down", layer.down))
         if self._head is not None:
             yield "head", self._head
+
+    def weights(self) -> Iterator[Tensor]:
+        """Every tensor of weights that this holds, the model's own among them; some more than once."""
+        return _tensors((self.view, self._layers, self._head, self._vocabulary))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -120,7 +162,7 @@ class Decoder:
 
         num_rows, length = ids_PT.shape
         positions_X = torch.arange(length, device=self.device).repeat(num_rows)
-        return self._run(ids_PT.flatten(), self._rotations(positions_X, length), attend).view(num_rows, length, -1)
+        return self.run(ids_PT.flatten(), self.rotations(positions_X, length), attend).view(num_rows, length, -1)
 
     def reserve(self, num_rows: int, room: int) -> Rows:
         """Empty caches of ``num_rows`` candidates for ``room`` tokens each."""
@@ -149,15 +191,15 @@ class Decoder:
                 return attend_step(query, prefix.keys[layer][0], prefix.values[layer][0], *own)
             shared = prefix.keys[layer], prefix.values[layer]
             mixed = attend_shared(query[:, None], *shared, *own, prefix_hidden_PT=padding_PT, own_hidden=None)
-            return mixed.view(len(query), -1)
+            return mixed.reshape(len(query), -1)
 
         if padding_PT is None:
             position = prefix.lengths[0] + place
-            rotation = self._rotations(slice(position, position + 1), position + 1)
+            rotation = self.rotations(slice(position, position + 1), position + 1)
         else:
             starts_R = torch.tensor(prefix.lengths, device=self.device).repeat_interleave(len(ids_R) // prefix.count)
-            rotation = self._rotations(starts_R + place, max(prefix.lengths) + place + 1)
-        return self._run(ids_R, rotation, attend)
+            rotation = self.rotations(starts_R + place, max(prefix.lengths) + place + 1)
+        return self.run(ids_R, rotation, attend)
 
     def _block(self, ids_RS: Tensor, prefix: Prefix, rows: Rows, places: int | Tensor, filled: int) -> Tensor:
         num_rows, num_new = ids_RS.shape
@@ -167,21 +209,25 @@ class Decoder:
         own_hidden_RSF = torch.arange(filled, device=self.device) > places_RS[..., None]
         padding_PT = prefix.padding()
         row_R1 = torch.arange(num_rows, device=self.device)[:, None]
+        one_group_a_head = self.view.num_heads == self.view.num_groups
+        tails = isinstance(places, int) and (places, filled) == (0, num_new) and padding_PT is None and one_group_a_head
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             query, key, value = (new.view(num_rows, num_new, *new.shape[1:]) for new in (query, key, value))
             own_keys, own_values = rows.keys[layer], rows.values[layer]
             own_keys.transpose(1, 2)[row_R1, places_RS] = key
             own_values.transpose(1, 2)[row_R1, places_RS] = value
-            own = own_keys[:, :, :filled], own_values[:, :, :filled]
             shared = prefix.keys[layer], prefix.values[layer]
+            if tails and can_flash(query):
+                return attend_tails(query, key, value, *shared).reshape(num_rows * num_new, -1)
+            own = own_keys[:, :, :filled], own_values[:, :, :filled]
             mixed = attend_shared(query, *shared, *own, prefix_hidden_PT=padding_PT, own_hidden=own_hidden_RSF)
             return mixed.reshape(num_rows * num_new, -1)
 
         starts_R = torch.tensor(prefix.lengths, device=self.device).repeat_interleave(num_rows // prefix.count)
         positions_X = (places_RS + starts_R[:, None]).flatten()
-        rotation = self._rotations(positions_X, max(prefix.lengths) + filled)
-        return self._run(ids_RS.flatten(), rotation, attend).view(num_rows, num_new, -1)
+        rotation = self.rotations(positions_X, max(prefix.lengths) + filled)
+        return self.run(ids_RS.flatten(), rotation, attend).view(num_rows, num_new, -1)
 
     def image_logits(self, hidden_XH: Tensor) -> Tensor:
         """Logits (X, codes) of the image codes alone."""
@@ -189,35 +235,36 @@ class Decoder:
 
     def logits(self, hidden_XH: Tensor) -> Tensor:
         """Logits (X, vocabulary) of everything."""
-        return F.linear(hidden_XH, self.view.head.weight, self.view.head.bias)
+        return self._vocabulary(hidden_XH)
 
-    def _run(self, ids_X: Tensor, rotation: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
-        view = self.view
+    def run(self, ids_X: Tensor, rotation: tuple[Tensor, Tensor], attend: Attend, parts: Parts | None = None) -> Tensor:
+        """Hidden states (X, H) after the last norm; ``rotation``: cosine and sine (X, 1, D) of :meth:`rotations`."""
+        view, parts = self.view, parts or Parts(self.before, self.after)
         hidden_XH = view.embedding[ids_X]
         if view.embedding_scale != 1.0:
-            hidden_XH = hidden_XH * torch.tensor(view.embedding_scale, dtype=self.dtype, device=self.device)
+            hidden_XH = hidden_XH * self._embedding_scale
         for index, layer in enumerate(self._layers):
-            hidden_XH = self._layer(index, layer, hidden_XH, rotation, attend)
+            mixed = attend(index, *parts.before(layer, hidden_XH, rotation))
+            hidden_XH = parts.after(layer, hidden_XH, mixed)
         return self._norm(hidden_XH, view.norm)
 
-    def _layer(
-        self, index: int, layer: _Layer, hidden_XH: Tensor, rotation: tuple[Tensor, Tensor], attend: Attend
-    ) -> Tensor:
-        after = self.view.norm_after
-        normed_XH = hidden_XH if after else self._norm(hidden_XH, layer.norm_attention)
-        mixed = attend(index, *self._heads(layer, normed_XH, rotation))
-        if after:
+    def before(self, layer: Layer, hidden_XH: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """A layer up to its attention: what :meth:`_heads` gives."""
+        normed_XH = hidden_XH if self.view.norm_after else self._norm(hidden_XH, layer.norm_attention)
+        return self._heads(layer, normed_XH, rotation)
+
+    def after(self, layer: Layer, hidden_XH: Tensor, mixed: Tensor) -> Tensor:
+        """A layer from what its attention has mixed, (X, A x D), on: (X, H)."""
+        if self.view.norm_after:
             hidden_XH = hidden_XH + self._norm(layer.out(mixed), layer.norm_attention)
             return hidden_XH + self._norm(layer.down(self._gated(layer, hidden_XH)), layer.norm_mlp)
         hidden_XH = layer.out.plus(mixed, hidden_XH)
         return layer.down.plus(self._gated(layer, self._norm(hidden_XH, layer.norm_mlp)), hidden_XH)
 
-    def _gated(self, layer: _Layer, hidden_XH: Tensor) -> Tensor:
+    def _gated(self, layer: Layer, hidden_XH: Tensor) -> Tensor:
         return layer.up.times(hidden_XH, layer.gate.activated(hidden_XH, self.view.activation))
 
-    def _heads(
-        self, layer: _Layer, hidden_XH: Tensor, rotation: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _heads(self, layer: Layer, hidden_XH: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (X, A, D), scaled, and keys (X, G, D), both rotated, and values (X, G, D)."""
         heads, groups, width = self.view.num_heads, self.view.num_groups, self.view.head_width
         projected = layer.project(hidden_XH).view(len(hidden_XH), heads + 2 * groups, width)
@@ -237,7 +284,7 @@ class Decoder:
         squared_X1 = torch.addcmul(self._eps, length_X1, length_X1, value=1 / len(weight_H))
         return (hidden_XH * squared_X1.rsqrt_()).mul_(weight_H)
 
-    def _rotations(self, positions_X: Tensor | slice, furthest: int) -> tuple[Tensor, Tensor]:
+    def rotations(self, positions_X: Tensor | slice, furthest: int) -> tuple[Tensor, Tensor]:
         """Cosine and signed sine (X, 1, D) at positions below ``furthest``."""
         cosine, sine = self._rotation
         if len(cosine) < furthest:
@@ -262,10 +309,22 @@ def _rotate(heads_XAD: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
     return torch.addcmul(heads_XAD * cosine, swapped, sine)
 
 
-def _rows_of(view: DecoderView, rows: Tensor) -> Matrix:
-    """The head's given rows: a slice, hence no copy, where they are consecutive."""
-    first, count = int(rows[0]), len(rows)
-    consecutive = torch.equal(rows, torch.arange(first, first + count, device=rows.device))
-    chosen = slice(first, first + count) if consecutive else rows
-    bias = view.head.bias
-    return Matrix(view.head.weight[chosen], None if bias is None else bias[chosen])
+def _tensors(held: object) -> Iterator[Tensor]:
+    """Those in dataclasses, tuples and lists."""
+    if isinstance(held, Tensor):
+        yield held
+    elif is_dataclass(held):
+        yield from _tensors([getattr(held, field.name) for field in fields(held)])
+    elif isinstance(held, tuple | list):
+        for part in held:
+            yield from _tensors(part)
+
+
+def _rows_of(head: Matrix, rows: Tensor, packs: Packs) -> Matrix:
+    """The head's given rows."""
+    bias, low_rank = head.bias, head.low_rank
+    return Matrix(
+        packs.rows_of(head.weight, rows),
+        None if bias is None else bias[rows],
+        None if low_rank is None else LowRank(low_rank.down, low_rank.up[:, rows]),
+    )

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from wm.errors import InputError
 from wm.models.protocol import UnifiedVLM
-from wm.sampling.batches import halving, rows_at_once
+from wm.sampling.batches import halving, positions_at_once, rows_at_once
 from wm.sampling.decoder import Decoder
+from wm.sampling.graphs import static_steps
 from wm.sampling.guidance import CONDITIONS, Candidates
 from wm.sampling.noise import Sampling, choose, noise_of
 from wm.sampling.slots import Slots
@@ -44,6 +45,7 @@ def sample_images(
     prefixes: Sequence[Sequence[int]],
     *,
     num_samples: int,
+    first_candidate: int = 0,
     sampling: Sampling | None = None,
     seed: int | Sequence[int] = 0,
     batch_size: int | None = None,
@@ -53,7 +55,9 @@ def sample_images(
 ) -> Tensor:
     """Codebook ids int64 (B, K, N) on the CPU: ``num_samples`` images after each prefix (vocabulary ids).
 
-    ``seed``: one for all rows, or one a row. Rows with equal seeds share their noise. ``batch_size`` bounds
+    ``first_candidate``: the images are candidates ``first_candidate`` to ``first_candidate + K - 1``, so that what was
+    drawn before can be gone on with. ``seed``: one for all rows, or one a row. Rows with equal seeds share their
+    noise. ``batch_size`` bounds
     the candidate rows that are decoded together (half as many, with a warning in the log, where memory does not
     suffice). Prefixes may differ in length. ``on_progress`` is called after every ``progress_tokens`` tokens (one
     line of the image without it), and anew from the first if a batch had to be halved; only then does the device
@@ -63,32 +67,41 @@ def sample_images(
     sampling = sampling or Sampling()
     if num_samples < 1:
         raise InputError(f"num_samples must be at least 1, got {num_samples}")
+    if first_candidate < 0:
+        raise InputError(f"first_candidate must not be negative, got {first_candidate}")
     seeds = seeds_of(seed, len(prefixes))
     distinct, length = 1 if sampling.greedy else num_samples, vlm.tokens_per_image
     codes_BKN = torch.zeros((len(prefixes), distinct, length), dtype=torch.int64)
     if not prefixes:
         return codes_BKN.new_zeros((0, num_samples, length))
     conditions = CONDITIONS if sampling.is_guided else 1
-    at_once = max(1, rows_at_once((max(map(len, prefixes)) + length) * conditions, batch_size))
+    held_bytes = decoder.held.num_bytes if decoder is not None and decoder.held is not None else 0
+    positions = positions_at_once(vlm, held_bytes)
+    at_once = max(1, rows_at_once((max(map(len, prefixes)) + length) * conditions, batch_size, positions))
+    made_here = decoder is None
     decoder = decoder or Decoder(vlm, rows=min(at_once, distinct * len(prefixes)) * conditions)
-    logger.info("%d sources, %d candidates each, at most %d rows at once", len(prefixes), distinct, at_once)
+    logger.info(
+        "%d sources, %d candidates each, at most %d rows at once (%d positions), %s decoding",
+        *(len(prefixes), distinct, at_once, positions, decoder.stepping),
+    )
     slots = Slots(vlm)
     line = progress_tokens or (vlm.row_tokens + 1 if vlm.row_tokens else max(1, round(length**0.5)))
     order = sorted(range(len(prefixes)), key=lambda row: len(prefixes[row]))
 
     def sample(start: int, stop: int) -> None:
         sources = order[start:stop]
-        candidates = Candidates(vlm, decoder, sampling, [prefixes[row] for row in sources])
+        candidates = _read(vlm, decoder, sampling, [prefixes[row] for row in sources])
 
         def decode(first: int, last: int) -> None:
-            noise_RN = noise_of([seeds[row] for row in sources], range(first, last), length).to(decoder.device)
+            drawn = range(first_candidate + first, first_candidate + last)
+            noise_RN = noise_of([seeds[row] for row in sources], drawn, length).to(decoder.device)
             every = line if on_progress else slots.count
             for codes_RL in _decode(
                 candidates, slots.spread(noise_RN, 0), last - first, sampling, line=every, slots=slots
             ):
                 codes = slots.codes(codes_RL).view(len(sources), last - first, -1).cpu()
                 if on_progress is not None:
-                    on_progress(Progress(tuple(sources), range(first, last), codes, length))
+                    on_progress(Progress(tuple(sources), drawn, codes, length))
             codes_BKN[sources, first:last] = codes
 
         if len(sources) > 1:
@@ -97,7 +110,20 @@ def sample_images(
             halving(decode, distinct, at_once)
 
     halving(sample, len(prefixes), max(1, at_once // distinct))
+    if made_here:
+        decoder.held = None  # which refers to the decoder: the two would wait for the garbage collector
     return codes_BKN.repeat(1, num_samples // distinct, 1)
+
+
+def _read(vlm: UnifiedVLM, decoder: Decoder, sampling: Sampling, prefixes: Sequence[Sequence[int]]) -> Candidates:
+    try:
+        return Candidates(vlm, decoder, sampling, prefixes)
+    except torch.OutOfMemoryError:
+        if decoder.held is None:
+            raise
+    decoder.held = None  # the buffers of images before
+    torch.cuda.empty_cache()
+    return Candidates(vlm, decoder, sampling, prefixes)
 
 
 def seeds_of(seed: int | Sequence[int], count: int) -> list[int]:
@@ -113,6 +139,14 @@ def _decode(
 ) -> Iterator[Tensor]:
     """int64 (R, l) on the device: what fills the slots so far, after every ``line`` of them and at the end."""
     length = noise_RL.shape[1]
+    steps = static_steps(candidates, noise_RL, each, sampling, slots)
+    if steps is not None:
+        for place in range(length):
+            steps.advance(place)
+            if (place + 1) % line == 0 or place + 1 == length:
+                yield steps.codes_RL[:, : place + 1]
+        candidates.decoder.held = steps
+        return
     noise_LR = noise_RL.T.contiguous()
     codes_RL = torch.empty(noise_RL.shape, dtype=torch.int64, device=noise_RL.device)
     logits_RV = candidates.start(each, length)

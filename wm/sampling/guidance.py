@@ -9,13 +9,14 @@ Shape suffixes: C conditions (3, or 1 without guidance), P sources, K candidates
 a row, V image codes, H hidden width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from wm.errors import InputError
 from wm.models.protocol import UnifiedVLM
+from wm.sampling.cache import Prefix
 from wm.sampling.decoder import Decoder
 from wm.sampling.noise import Sampling
 from wm.sampling.slots import Slots
@@ -23,13 +24,18 @@ from wm.sampling.slots import Slots
 CONDITIONS = 3
 
 
-def guided_prefixes(vlm: UnifiedVLM, prefixes: Sequence[Sequence[int]]) -> list[list[int]]:
-    """The prefixes, then each without its text (its image tokens, ``bos``, and what opens and closes an image are
-    left), then ``bos boi`` as often."""
+def need_guidable(vlm: UnifiedVLM) -> None:
+    """Raise :class:`InputError` if the family's prompts cannot be taken apart."""
     if vlm.row_tokens:
         raise InputError(
             f"guidance is not supported for {vlm.family}: its images hold more than codes, such as their size"
         )
+
+
+def guided_prefixes(vlm: UnifiedVLM, prefixes: Sequence[Sequence[int]]) -> list[list[int]]:
+    """The prefixes, then each without its text (its image tokens, ``bos``, and what opens and closes an image are
+    left), then ``bos boi`` as often."""
+    need_guidable(vlm)
     kept = {*vlm.image_rows.tolist(), vlm.bos_id, vlm.boi_id, vlm.eoi_id}
     whole = [list(prefix) for prefix in prefixes]
     images = [[token for token in prefix if token in kept] for prefix in prefixes]
@@ -48,8 +54,8 @@ class Candidates:
     def __init__(
         self, vlm: UnifiedVLM, decoder: Decoder, sampling: Sampling, prefixes: Sequence[Sequence[int]]
     ) -> None:
-        self._decoder, self._sampling, self._rows_of_code = decoder, sampling, Slots(vlm).rows
-        self._conditions = CONDITIONS if sampling.is_guided else 1
+        self.decoder, self._sampling, self._rows_of_code = decoder, sampling, Slots(vlm).rows
+        self.conditions = CONDITIONS if sampling.is_guided else 1
         if sampling.is_guided:
             prefixes = guided_prefixes(vlm, prefixes)
         self._all, self._last_PH = decoder.prefill(prefixes)
@@ -60,30 +66,43 @@ class Candidates:
         """Begin anew with ``each`` candidates a source and room for ``room`` tokens of each: logits (R, V) of the
         first token."""
         self._prefix = self._all
-        self._rows = self._decoder.reserve(self._prefix.count * each, room)
-        return self._mixed(self._last_PH.repeat_interleave(each, dim=0))
+        self._rows = self.decoder.reserve(self._prefix.count * each, room)
+        return self.start_logits(each)
+
+    @property
+    def prefix(self) -> Prefix:
+        """Of all sources, under all conditions."""
+        return self._all
+
+    def start_logits(self, each: int) -> Tensor:
+        """Logits (R, V) of the first token of ``each`` candidates a source."""
+        return self.mixing()(self._last_PH.repeat_interleave(each, dim=0))
 
     def extend(self, codes_RS: Tensor, places: int | Tensor, filled: int) -> Tensor:
         """Logits (R, S, V) after each of S codes, the first of which belongs to ``places``; see
         :meth:`wm.sampling.decoder.Decoder.extend`."""
-        ids = self._rows_of_code[codes_RS].repeat(self._conditions, 1)
+        ids = self._rows_of_code[codes_RS].repeat(self.conditions, 1)
         if isinstance(places, Tensor):
-            places = places.repeat(self._conditions)
-        hidden = self._decoder.extend(ids, self._prefix, self._rows, places, filled)
-        return self._mixed(hidden.flatten(0, 1)).view(*codes_RS.shape, -1)
+            places = places.repeat(self.conditions)
+        hidden = self.decoder.extend(ids, self._prefix, self._rows, places, filled)
+        return self.mixing()(hidden.flatten(0, 1)).view(*codes_RS.shape, -1)
 
     def keep(self, sources: Sequence[int], rows: Sequence[int]) -> None:
         """Go on with these sources and rows only, equally many of each source, in this order."""
-        num_sources, num_rows = self._prefix.count // self._conditions, len(self._rows.keys[0]) // self._conditions
-        conditions = range(self._conditions)
+        num_sources, num_rows = self._prefix.count // self.conditions, len(self._rows.keys[0]) // self.conditions
+        conditions = range(self.conditions)
         if list(sources) != list(range(num_sources)):
             self._prefix = self._prefix.select([c * num_sources + source for c in conditions for source in sources])
-        index = torch.tensor([c * num_rows + row for c in conditions for row in rows], device=self._decoder.device)
+        index = torch.tensor([c * num_rows + row for c in conditions for row in rows], device=self.decoder.device)
         self._rows = self._rows.select(index)
 
-    def _mixed(self, hidden_XH: Tensor) -> Tensor:
-        logits_XV = self._decoder.image_logits(hidden_XH)
-        if self._conditions == 1:
-            return logits_XV
+    def mixing(self) -> Callable[[Tensor], Tensor]:
+        """Hidden states (C x R, H) to logits (R, V), all conditions mixed; holds nothing of the sources."""
+        decoder, conditions = self.decoder, self.conditions
         scales = self._sampling.guidance_text, self._sampling.guidance_image
-        return mix(logits_XV.view(self._conditions, -1, logits_XV.shape[-1]), *scales)
+
+        def mixed(hidden_XH: Tensor) -> Tensor:
+            logits_XV = decoder.image_logits(hidden_XH)
+            return logits_XV if conditions == 1 else mix(logits_XV.view(conditions, -1, logits_XV.shape[-1]), *scales)
+
+        return mixed

@@ -13,38 +13,87 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from wm.sampling.view import Matrix
+from wm.sampling.adapted import LowRank, Matrix
+
+
+class Packs:
+    """Copies of weights by the tensors that they were made of, so that decoders over one base have each only once.
+
+    The weights must not change while this lives: their place in memory is what they are known by, and both are kept.
+    ``beside``: others' copies, used where there are some; what is made here is kept here alone.
+    """
+
+    def __init__(self, beside: "Packs | None" = None) -> None:
+        self._beside = beside
+        self._made: dict[tuple[object, ...], tuple[Tensor, list[Tensor]]] = {}
+        self._rows: dict[tuple[object, ...], tuple[Tensor, list[Tensor]]] = {}
+
+    def packed(self, weights: Sequence[Tensor], rows: int) -> Tensor:
+        """oneDNN's copy of matrices stacked one on another."""
+        key = tuple(_place(weight) for weight in weights)
+        if self._beside is not None and key in self._beside._made:
+            return self._beside._made[key][0]
+        if key not in self._made:
+            stacked = weights[0].contiguous() if len(weights) == 1 else torch.cat(list(weights))
+            self._made[key] = torch.ops.mkldnn._reorder_linear_weight(stacked, rows), list(weights)
+        return self._made[key][0]
+
+    def rows_of(self, weight: Tensor, rows: Tensor) -> Tensor:
+        """Rows of a matrix: a slice, hence no copy, where they are consecutive."""
+        first, count = int(rows[0]), len(rows)
+        if torch.equal(rows, torch.arange(first, first + count, device=rows.device)):
+            return weight[first : first + count]
+        key = (_place(weight), tuple(rows.tolist()))
+        if self._beside is not None and key in self._beside._rows:
+            return self._beside._rows[key][0]
+        if key not in self._rows:
+            self._rows[key] = weight[rows], [weight]
+        return self._rows[key][0]
+
+
+def _place(weight: Tensor) -> tuple[object, ...]:
+    return weight.data_ptr(), weight.shape, weight.stride(), weight.dtype
 
 
 @dataclass(frozen=True)
 class Linear:
-    """``x @ weight.T + bias``; either ``weight`` (outputs, inputs) or oneDNN's copy of it, ``packed``."""
+    """``x @ weight.T + bias``; either ``weight`` (outputs, inputs) or oneDNN's copy of it, ``packed``.
+
+    ``low_rank``: what is added to the weight without being made; two thin products more.
+    """
 
     weight: Any
     bias: Tensor | None
     packed: Any
+    low_rank: LowRank | None = None
 
     def __call__(self, x_RI: Tensor) -> Tensor:
         """(R, outputs) of (R, inputs)."""
         if self.packed is None:
-            return F.linear(x_RI, self.weight, self.bias)
-        return _pointwise(x_RI, self.packed, self.bias, "none", [], "")  # type: ignore[no-any-return]
+            product = F.linear(x_RI, self.weight, self.bias)
+        else:
+            product = _pointwise(x_RI, self.packed, self.bias, "none", [], "")
+        if self.low_rank is not None:
+            product.addmm_(x_RI @ self.low_rank.down, self.low_rank.up)
+        return product
 
     def plus(self, x_RI: Tensor, other_RO: Tensor) -> Tensor:
         """The product plus ``other_RO``."""
         if self.packed is None:
-            return F.linear(x_RI, self.weight, self.bias).add_(other_RO)
+            return self(x_RI).add_(other_RO)
+        if self.low_rank is not None:
+            other_RO = torch.addmm(other_RO, x_RI @ self.low_rank.down, self.low_rank.up)
         return _pointwise_binary(x_RI, other_RO, self.packed, self.bias, "add")  # type: ignore[no-any-return]
 
     def times(self, x_RI: Tensor, other_RO: Tensor) -> Tensor:
         """The product times ``other_RO``, element by element."""
-        if self.packed is None:
-            return F.linear(x_RI, self.weight, self.bias).mul_(other_RO)
+        if self.packed is None or self.low_rank is not None:
+            return self(x_RI).mul_(other_RO)
         return _pointwise_binary(x_RI, other_RO, self.packed, self.bias, "mul")  # type: ignore[no-any-return]
 
     def activated(self, x_RI: Tensor, activation: str) -> Tensor:
         """The activation (``silu``, ``gelu`` or ``gelu_tanh``) of the product."""
-        if self.packed is not None and activation == "silu":
+        if self.packed is not None and self.low_rank is None and activation == "silu":
             return _pointwise(x_RI, self.packed, self.bias, "swish", [], "")  # type: ignore[no-any-return]
         if activation == "silu":
             return F.silu(self(x_RI), inplace=True)
@@ -73,15 +122,23 @@ def can_pack(weight: Tensor) -> bool:
     return weight.dtype is torch.float32
 
 
-def linear(matrix: Matrix, rows: int) -> Linear:
-    """A matrix, packed where that is possible. ``rows``: how many are usual; a hint to oneDNN, never a bound."""
+def plain_linear(matrix: Matrix) -> Linear:
+    """A matrix as it is; no copy of its weight."""
+    return Linear(matrix.weight, matrix.bias, None, matrix.low_rank)
+
+
+def linear(matrix: Matrix, rows: int, packs: Packs | None = None) -> Linear:
+    """A matrix, packed where that is possible. ``rows``: how many are usual; a hint to oneDNN, never a bound.
+
+    ``packs``: what is packed already, and keeps what is packed now.
+    """
     if not can_pack(matrix.weight):
-        return Linear(matrix.weight, matrix.bias, None)
-    packed = torch.ops.mkldnn._reorder_linear_weight(matrix.weight.contiguous(), rows)
-    return Linear(None, matrix.bias, packed)
+        return plain_linear(matrix)
+    packed = (packs or Packs()).packed([matrix.weight], rows)
+    return Linear(None, matrix.bias, packed, matrix.low_rank)
 
 
-def linears(matrices: Sequence[Matrix], rows: int) -> Linears:
+def linears(matrices: Sequence[Matrix], rows: int, packs: Packs | None = None) -> Linears:
     """Several matrices of the same inputs: stacked if packed, as packing copies anyway, else left where they are."""
     if not can_pack(matrices[0].weight):
         return Linears(tuple(linear(matrix, rows) for matrix in matrices))
@@ -89,7 +146,19 @@ def linears(matrices: Sequence[Matrix], rows: int) -> Linears:
         matrix.weight.new_zeros(len(matrix.weight)) if matrix.bias is None else matrix.bias for matrix in matrices
     ]
     bias = torch.cat(biases) if any(matrix.bias is not None for matrix in matrices) else None
-    return Linears((linear(Matrix(torch.cat([matrix.weight for matrix in matrices]), bias), rows),))
+    packed = (packs or Packs()).packed([matrix.weight for matrix in matrices], rows)
+    return Linears((Linear(None, bias, packed, _stacked(matrices)),))
+
+
+def _stacked(matrices: Sequence[Matrix]) -> LowRank | None:
+    """Low-rank parts of stacked matrices as one: each with its own columns of ``down`` and its own block of ``up``."""
+    given = [matrix.low_rank for matrix in matrices]
+    downs = [low_rank.down for low_rank in given if low_rank is not None]
+    if not downs:
+        return None
+    ups = [matrix.weight.new_zeros(0, len(matrix.weight)) for matrix in matrices]
+    blocks = [up if low_rank is None else low_rank.up for up, low_rank in zip(ups, given, strict=True)]
+    return LowRank(torch.cat(downs, dim=1), torch.block_diag(*blocks))  # type: ignore[no-untyped-call]
 
 
 _pointwise = torch.ops.mkldnn._linear_pointwise.default

@@ -71,7 +71,7 @@ def probabilities(logits_RV: Tensor, sampling: Sampling) -> Tensor:
         return probs_RV
     sorted_RV, order_RV = probs_RV.sort(dim=-1, descending=True, stable=True)
     if sampling.top_k:
-        sorted_RV[:, sampling.top_k :] = 0
+        sorted_RV[:, sampling.top_k :].zero_()
         sorted_RV = sorted_RV / sorted_RV.sum(-1, keepdim=True)
     if sampling.top_p < 1.0:
         before_RV = sorted_RV.cumsum(-1) - sorted_RV

@@ -47,4 +47,4 @@ class Slots:
         """:meth:`settle` with a place for each."""
         if self.count == len(self._code_places):
             return codes_RS
-        return torch.where(self.is_end_L[places_RS], self.row_end, codes_RS)
+        return codes_RS.masked_fill(self.is_end_L[places_RS], self.row_end)

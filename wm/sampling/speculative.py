@@ -19,7 +19,7 @@ from torch import Tensor
 
 from wm.errors import InputError
 from wm.models.protocol import UnifiedVLM
-from wm.sampling.batches import halving, rows_at_once
+from wm.sampling.batches import halving, positions_at_once, rows_at_once
 from wm.sampling.decoder import Decoder
 from wm.sampling.engine import seeds_of
 from wm.sampling.guidance import CONDITIONS, Candidates
@@ -61,6 +61,7 @@ def speculate_images(
     *,
     num_samples: int,
     block: int,
+    first_candidate: int = 0,
     sampling: Sampling | None = None,
     seed: int | Sequence[int] = 0,
     batch_size: int | None = None,
@@ -78,6 +79,8 @@ def speculate_images(
     length, slots = vlm.tokens_per_image, Slots(vlm)
     if num_samples < 1:
         raise InputError(f"num_samples must be at least 1, got {num_samples}")
+    if first_candidate < 0:
+        raise InputError(f"first_candidate must not be negative, got {first_candidate}")
     if not 1 <= block < length:
         raise InputError(f"block must be 1 to {length - 1} (an image has {length} tokens), got {block}")
     distinct = 1 if sampling.greedy else num_samples
@@ -87,7 +90,9 @@ def speculate_images(
     counts_3BK = torch.zeros((3, len(prefixes), distinct), dtype=torch.int64)
     batch_passes = 0
     conditions = CONDITIONS if sampling.is_guided else 1
-    at_once = max(1, rows_at_once((max(map(len, prefixes), default=0) + length) * conditions, batch_size))
+    at_once = max(
+        1, rows_at_once((max(map(len, prefixes), default=0) + length) * conditions, batch_size, positions_at_once(vlm))
+    )
     decoder = decoder or Decoder(vlm, rows=min(at_once, distinct * len(prefixes)) * conditions * (block + 1))
     order = sorted(range(len(prefixes)), key=lambda row: len(prefixes[row]))
 
@@ -97,7 +102,8 @@ def speculate_images(
 
         def decode(first: int, last: int) -> None:
             nonlocal batch_passes
-            noise_RL = slots.spread(noise_of([seeds[row] for row in sources], range(first, last), length), 0)
+            drawn = range(first_candidate + first, first_candidate + last)
+            noise_RL = slots.spread(noise_of([seeds[row] for row in sources], drawn, length), 0)
             drafts_RL = slots.spread(drafts_BKN[sources, first:last].flatten(0, 1), slots.row_end)
             rows = _Ragged(candidates, sampling, drafts_RL, noise_RL, decoder=decoder, slots=slots)
             passes = rows.run(len(sources), last - first, block, redraft)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from wm.errors import InputError
 from wm.models.protocol import UnifiedVLM
-from wm.sampling.batches import halving, rows_at_once
+from wm.sampling.batches import halving, positions_at_once, rows_at_once
 from wm.sampling.decoder import Decoder
 
 
@@ -40,7 +40,7 @@ def generate_texts(
     if not prefixes:
         return []
     completions: dict[int, Completion] = {}
-    at_once = rows_at_once(max(map(len, prefixes)) + max_new_tokens, batch_size)
+    at_once = rows_at_once(max(map(len, prefixes)) + max_new_tokens, batch_size, positions_at_once(vlm))
     decoder = decoder or Decoder(vlm, rows=min(at_once, len(prefixes)))
     order = sorted(range(len(prefixes)), key=lambda row: len(prefixes[row]))
 

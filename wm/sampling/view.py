@@ -1,4 +1,4 @@
-"""What the engine reads of a decoder: its weights, adapters merged in, without the modules that hold them.
+"""What the engine reads of a decoder: its weights, with adapters, without the modules that hold them.
 
 Any decoder of the Llama kind has this view: pre-norm (or Chameleon's Swin norm, where the norms come after
 attention and MLP), RMS norms, rotary positions, gated MLP, grouped keys, and perhaps layer norms of queries and
@@ -6,7 +6,6 @@ keys (Chameleon, arXiv 2405.09818, section 2.2). A family of another kind gives 
 ``decoder_view()``.
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,14 +15,7 @@ from torch import Tensor, nn
 
 from wm.errors import InputError
 from wm.models.protocol import UnifiedVLM
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """A linear map: ``weight`` (outputs, inputs), ``bias`` (outputs,) or None."""
-
-    weight: Tensor
-    bias: Tensor | None = None
+from wm.sampling.adapted import Matrix, bare, matrix_of, plain
 
 
 @dataclass(frozen=True)
@@ -84,8 +76,9 @@ _ACTIVATIONS = {
 }
 
 
-def decoder_view(vlm: UnifiedVLM) -> DecoderView:
-    """The view of a model as it is now (active adapters merged into copies of the weights that they change).
+def decoder_view(vlm: UnifiedVLM, *, merge: bool = True) -> DecoderView:
+    """The view of a model as it is now, active adapters merged into copies of the weights that they change, or without
+    ``merge`` beside them (:mod:`wm.sampling.adapted`). A view that a family gives is taken as it is.
 
     Raises :class:`InputError` for a decoder that is not of the Llama kind and whose family gives no view.
     """
@@ -95,7 +88,7 @@ def decoder_view(vlm: UnifiedVLM) -> DecoderView:
         return given
     get_base = getattr(vlm.module, "get_base_model", None)
     inner: Any = get_base() if get_base is not None else vlm.module
-    view = view_of_modules(_stack(inner), inner.lm_head)
+    view = view_of_modules(_stack(inner), inner.lm_head, merge=merge)
     codes_CH: Tensor | None = getattr(vlm, "code_embeddings_CH", None)
     if codes_CH is None:
         return view
@@ -112,7 +105,7 @@ def _stack(inner: nn.Module) -> Any:
     raise InputError(f"{type(inner).__name__} has no decoder of the Llama kind; its family must give decoder_view()")
 
 
-def view_of_modules(stack: Any, head: nn.Module) -> DecoderView:
+def view_of_modules(stack: Any, head: nn.Module, *, merge: bool = True) -> DecoderView:
     """The view of transformers' modules: ``stack`` as ``LlamaModel``, ``head`` its linear output layer."""
     config, first = stack.config, stack.layers[0]
     activation = _ACTIVATIONS.get(getattr(config, "hidden_act", None) or config.hidden_activation)
@@ -120,18 +113,18 @@ def view_of_modules(stack: Any, head: nn.Module) -> DecoderView:
         raise InputError(f"the decoder's activation {config.hidden_act!r} is none of {', '.join(_ACTIVATIONS)}")
     attention = first.self_attn
     width = attention.head_dim
-    query = merged(attention.q_proj).weight
-    embedding = _bare(stack.embed_tokens)
-    words = merged(stack.embed_tokens).weight
+    query, key = (bare(module).weight for module in (attention.q_proj, attention.k_proj))
+    embedding = bare(stack.embed_tokens)
+    words = matrix_of(stack.embed_tokens).weight
     return DecoderView(
-        layers=tuple(_layer(layer) for layer in stack.layers),
+        layers=tuple(_layer(layer, merge) for layer in stack.layers),
         embedding=words,
         embedding_scale=float(getattr(embedding, "scalar_embed_scale", 1.0)),
         norm=_norm_weight(stack.norm),
         eps=_eps(stack.norm),
-        head=Matrix(words) if _follows(head, stack.embed_tokens) else merged(head),
+        head=Matrix(words) if _follows(head, stack.embed_tokens) else matrix_of(head, merge=merge),
         num_heads=query.shape[0] // width,
-        num_groups=merged(attention.k_proj).weight.shape[0] // width,
+        num_groups=key.shape[0] // width,
         head_width=width,
         activation=activation,
         norm_after="Swin" in type(first).__name__,
@@ -140,74 +133,45 @@ def view_of_modules(stack: Any, head: nn.Module) -> DecoderView:
     )
 
 
-def _layer(layer: Any) -> LayerView:
-    attention, mlp = layer.self_attn, layer.mlp
-    return LayerView(
-        norm_attention=_norm_weight(layer.input_layernorm),
-        query=merged(attention.q_proj),
-        key=merged(attention.k_proj),
-        value=merged(attention.v_proj),
-        out=merged(attention.o_proj),
-        query_norm=_layer_norm(getattr(attention, "q_norm", None)),
-        key_norm=_layer_norm(getattr(attention, "k_norm", None)),
-        norm_mlp=_norm_weight(layer.post_attention_layernorm),
-        gate=merged(mlp.gate_proj),
-        up=merged(mlp.up_proj),
-        down=merged(mlp.down_proj),
-    )
-
-
-def merged(module: nn.Module) -> Matrix:
-    """Weight and bias of a linear or embedding layer with its active adapters, if any, added by PEFT's own
-    merging to a copy."""
-    own_rows: Any = getattr(module, "token_adapter", None)  # PEFT's trainable tokens
-    if own_rows is not None:
-        changed = not own_rows.disable_adapters and not own_rows.merged
-        weight = own_rows.get_merged_weights(own_rows.active_adapters) if changed else own_rows.base_layer.weight
-        return Matrix(weight.detach())
-    saved: Any = getattr(module, "modules_to_save", None)
-    if saved is not None and not getattr(module, "disable_adapters", False):
-        active: Any = module.active_adapter
-        name = active if isinstance(active, str) else active[0]
-        return merged(saved[name]) if name in saved else merged(_bare(module))
-    changes = hasattr(module, "base_layer") and not module.disable_adapters and not module.merged
-    if changes and any(name in module.lora_A or name in module.lora_embedding_A for name in module.active_adapters):  # type: ignore[operator,union-attr]
-        own = copy.deepcopy(module)
-        own.merge()  # type: ignore[operator]
-        module = own
-    bare: Any = _bare(module)
-    bias = getattr(bare, "bias", None)
-    return Matrix(bare.weight.detach(), None if bias is None else bias.detach())
-
-
 def _follows(head: nn.Module, words: nn.Module) -> bool:
     """Whether the head's trained rows are the embeddings' (tied): then one matrix with them is enough."""
     rows: Any = getattr(head, "token_adapter", None)
     return rows is not None and rows.tied_adapter is not None and rows.tied_adapter is words.token_adapter
 
 
-def _bare(module: nn.Module) -> nn.Module:
-    """The layer under PEFT's wrappers."""
-    for name in ("base_layer", "original_module"):
-        inner = getattr(module, name, None)
-        if inner is not None:
-            return _bare(inner)
-    return module
+def _layer(layer: Any, merge: bool) -> LayerView:
+    attention, mlp = layer.self_attn, layer.mlp
+    return LayerView(
+        norm_attention=_norm_weight(layer.input_layernorm),
+        query=matrix_of(attention.q_proj, merge=merge),
+        key=matrix_of(attention.k_proj, merge=merge),
+        value=matrix_of(attention.v_proj, merge=merge),
+        out=matrix_of(attention.o_proj, merge=merge),
+        query_norm=_layer_norm(getattr(attention, "q_norm", None)),
+        key_norm=_layer_norm(getattr(attention, "k_norm", None)),
+        norm_mlp=_norm_weight(layer.post_attention_layernorm),
+        gate=matrix_of(mlp.gate_proj, merge=merge),
+        up=matrix_of(mlp.up_proj, merge=merge),
+        down=matrix_of(mlp.down_proj, merge=merge),
+    )
 
 
 def _norm_weight(norm: Any) -> Tensor:
     """Gemma's norms multiply by 1 + weight."""
+    norm = plain(norm)
     weight: Tensor = norm.weight.detach()
     return weight + 1 if type(norm).__name__.startswith("Gemma") else weight
 
 
 def _eps(norm: Any) -> float:
+    norm = bare(norm)
     return float(getattr(norm, "variance_epsilon", None) or norm.eps)
 
 
 def _layer_norm(norm: Any) -> tuple[Tensor, Tensor] | None:
     if norm is None:
         return None
+    norm = plain(norm)
     if not isinstance(norm, nn.LayerNorm):
         raise InputError(f"queries are normalised by {type(norm).__name__}, which the sampling engine does not know")
     return norm.weight.detach(), norm.bias.detach()

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAEEncoderResnetBlock
 
 from wm.models.vqgan import VQGAN
+from wm.training.lowered import lowered
 from wm.training.muon import Muon
 
 _PIXEL_CHANNELS = 3
@@ -82,7 +83,7 @@ def _train_encoder(
         _set_lr(optimizers, step, settings.encoder_steps)
         clean_BCHW = _batch(pixels_BCHW, settings.batch, generator)
         noisy_BCHW = clean_BCHW + settings.noise * torch.randn(clean_BCHW.shape, generator=generator)
-        with torch.autocast("cpu", torch.bfloat16):
+        with lowered():
             features_BND = vqgan.features(noisy_BCHW).float()
         loss = settings.context * _context_loss(vqgan, noisy_BCHW, features_BND, generator)
         if step < warm:
@@ -96,7 +97,7 @@ def _train_encoder(
             quantised_BND = features_BND + (codes_BND - features_BND).detach()
             codebook.follow(features_BND.detach().flatten(0, 1), codes_BN.flatten())
         # The throw-away decoder sees one token a patch, which forces codes to be local.
-        with torch.autocast("cpu", torch.bfloat16):
+        with lowered():
             patches_BNP = probe(quantised_BND).float()
         error = F.mse_loss(patches_BNP, _patches(clean_BCHW, side))
         loss = loss + 3 * error
@@ -121,7 +122,7 @@ def _train_decoder(
     for step in range(settings.decoder_steps):
         _set_lr(optimizers, step, settings.decoder_steps)
         clean_BCHW = _batch(pixels_BCHW, settings.decoder_batch, generator)
-        with torch.autocast("cpu", torch.bfloat16):
+        with lowered():
             with torch.no_grad():
                 codes_BN = vqgan.nearest(vqgan.features(clean_BCHW).float())
             decoded_BCHW = vqgan.decode_features(vqgan.quantize.embedding(codes_BN))
@@ -143,7 +144,7 @@ def _context_loss(vqgan: VQGAN, pixels_BCHW: Tensor, features_BND: Tensor, gener
     patches = pixels_BCHW.reshape(batch, -1, grid, side, grid, side).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
     place = torch.arange(tokens)
     collage = patches[owner_BN, place].reshape(batch, grid, grid, -1, side, side).permute(0, 3, 1, 4, 2, 5)
-    with torch.autocast("cpu", torch.bfloat16):
+    with lowered():
         moved_BND = vqgan.features(collage.flatten(4, 5).flatten(2, 3))
     home_BND = features_BND[owner_BN, place]
     scale = home_BND.detach().var(dim=(0, 1)).mean() + 1e-6
@@ -235,7 +236,7 @@ def _many_features(
     """Features (M, D) of noisy images for k-means."""
     clean_BCHW = _batch(pixels_BCHW, images, generator)
     noisy_BCHW = clean_BCHW + settings.noise * torch.randn(clean_BCHW.shape, generator=generator)
-    with torch.autocast("cpu", torch.bfloat16):
+    with lowered():
         parts = [vqgan.features(part).float() for part in torch.split(noisy_BCHW, settings.batch)]
     return torch.cat(parts).flatten(0, 1)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wm.models import UnifiedVLM
+from wm.training.lowered import lowered
 from wm.training.muon import Muon
 
 Report = Callable[[int, float], None]
@@ -63,7 +64,7 @@ def pretrain(vlm: UnifiedVLM, ids_MT: Tensor, settings: PretrainSettings, report
 
 
 def _loss(vlm: UnifiedVLM, ids_BT: Tensor) -> Tensor:
-    with torch.autocast("cpu", torch.bfloat16):
+    with lowered():
         logits_BTV = vlm.head(vlm.body(ids_BT[:, :-1]))
     return F.cross_entropy(logits_BTV.float().flatten(0, 1), ids_BT[:, 1:].flatten(), ignore_index=vlm.pad_id)
 

@@ -1,0 +1,291 @@
+"""Self-training: a forward model predicts what actions would do in source images, an inverse model verifies each
+prediction, and those it believes become triplets of origin ``fdm``, for jobs.select and jobs.train."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+
+from wm.cli import main as cli_main
+from wm.cli import progress_bar
+from wm.config import Recipe
+from wm.datasets.card import write_dataset_card
+from wm.datasets.pairing import pair_actions
+from wm.dynamics import Candidate, Sampling, Search, check_search, predict_observations
+from wm.errors import InputError
+from wm.evaluation.heldout import spread_rows
+from wm.images import decode_image, encode_png, fit_square
+from wm.models import ImageCodec, UnifiedVLM, load_codec, load_model, read_manifest
+from wm.records import (
+    REJECT_SCHEMA,
+    TRIPLET_SCHEMA,
+    read_table,
+    reject_row,
+    stable_id,
+    triplet_row,
+    write_table,
+)
+from wm.runs import Run, digest_of, read_run
+from wm.sampling import Decoder
+
+SOURCES_PER_PART = 64
+"""Source images a file: what a kill can cost."""
+_SOURCE_COLUMNS = ["triplet_id", "dataset", "class_label", "license", "source_image", "codec", "source_codes"]
+
+
+class ImagineRecipe(Recipe):
+    """Models, source images, actions, and what is believed."""
+
+    HOW: ClassVar[frozenset[str]] = frozenset({"batch_size"})
+
+    fdm: str
+    """Model folder of the forward model: full weights or an adapter."""
+    idm: str
+    """Model folder of the inverse model that verifies."""
+    base: str = ""
+    """Base folder of the adapters; empty: the one their manifests name."""
+    sources: str
+    """Folder of triplets whose source images are used."""
+    actions: str
+    """Folder of triplets whose actions are done, each only in sources of the same subset."""
+    subset: str = ""
+    """Column that tells subsets apart, such as class_label; empty: any action in any source."""
+    out: str
+    """Folder for out/triplets, out/rejects and out/run.json."""
+    limit: int = Field(default=0, ge=0)
+    """Use so many sources, spread evenly over the set; 0: all."""
+    actions_each: int = Field(default=2, ge=1)
+    """Actions tried in each source."""
+    search: Search = Search(best_of=4)
+    """How a prediction is searched for; top and beam have no part here."""
+    sampling: Sampling = Sampling()
+    """How candidates are drawn."""
+    min_score: float = Field(default=-0.5, le=0)
+    """Least mean log-likelihood of the action under the inverse model, nats a token; below it the row is a reject."""
+    max_unchanged: float = Field(default=0.99, ge=0, le=1)
+    """Largest share of unchanged image tokens; above it the row is a reject (a copy teaches copying)."""
+    dataset: str = "imagined"
+    """Name for the dataset column."""
+    split: str = "train"
+    """Name for the split column."""
+    seed: int = Field(default=0, ge=0, lt=2**62)
+    """Of the pairing and of the draws."""
+    batch_size: int | None = Field(default=None, ge=1)
+    """Rows a forward pass; left out: as the memory allows."""
+    device: str = "cpu"
+    """Where the models run."""
+
+
+@dataclass(frozen=True)
+class _Try:
+    """An action to be done in a source. ``place``: of the source among all."""
+
+    place: int
+    row: dict[str, Any]
+    action: str
+    seed: int
+
+
+def run(recipe: ImagineRecipe, *, dry_run: bool = False) -> dict[str, Any]:
+    """Predict, verify and write; returns the run's record. A stopped run goes on with the parts that are not there."""
+    names = ("fdm", "idm", "sources", "actions", *(["base"] if recipe.base else []))
+    stage = Run(recipe.out, "imagine", recipe, {name: digest_of(getattr(recipe, name)) for name in names})
+    whole = stage.is_whole()
+    if whole:
+        print(f"imagine: already whole in {recipe.out}")
+        return read_run(recipe.out) or {}
+    with stage.timed("read"):
+        codec = load_codec(recipe.base or recipe.fdm, recipe.device)
+        tries = _tries(recipe)
+    if dry_run:
+        print(f"imagine: would try {sum(map(len, tries)):,} actions in {len(tries):,} sources into {recipe.out}")
+        return {}
+    with stage.timed("load"):
+        fdm, idm = (_load(recipe, path, codec) for path in (recipe.fdm, recipe.idm))
+        check_search(recipe.search, fdm)
+    stage.start()
+    with stage.timed("imagine"), torch.inference_mode(), progress_bar(len(tries), "source", "imagine") as bar:
+        for done in _parts(recipe, tries, codec, fdm=fdm, idm=idm):
+            bar.update(done)
+    counts = _counts(stage.out, sum(map(len, tries)))
+    if counts["triplets"]:
+        title = f"{recipe.dataset}: triplets imagined by a forward and verified by an inverse model"
+        write_dataset_card(recipe.out, title=title, license="", split=recipe.split)
+    record = stage.finish(counts)
+    print(
+        f"imagine: {counts['tries']:,} tries → {counts['triplets']:,} triplets in {recipe.out}/triplets, "
+        f"{counts['rejects']:,} rejects ({', '.join(f'{name} {n}' for name, n in counts['by_reason'].items()) or '-'})"
+    )
+    return record
+
+
+def _tries(recipe: ImagineRecipe) -> list[list[_Try]]:
+    """Of each source that has codes, in the order of the triplets' ids, its actions."""
+    table = read_table(_triplets(recipe.sources), columns=[*_SOURCE_COLUMNS, *_subset(recipe, _SOURCE_COLUMNS)])
+    table = table.sort_by("triplet_id")
+    if not table.num_rows:
+        raise InputError(f"no triplet in {recipe.sources}")
+    said = read_table(_triplets(recipe.actions), columns=["triplet_id", "action", *_subset(recipe, [])])
+    said = said.sort_by("triplet_id")
+    rows = table.take(spread_rows(table.num_rows, recipe.limit or None)).to_pylist()
+
+    def subset(row: dict[str, Any]) -> str:
+        return str(row[recipe.subset] or "") if recipe.subset else ""
+
+    actions = [(subset(row), row["action"]) for row in said.to_pylist()]
+    paired = pair_actions([subset(row) for row in rows], actions, each=recipe.actions_each, seed=recipe.seed)
+    if not any(paired):
+        raise InputError(f"no action of {recipe.actions} is of the {recipe.subset} of any source in {recipe.sources}")
+    # The seed of a draw is a function of the source's place alone: what is imagined does not depend on the parts.
+    return [
+        [_Try(place, row, action, (recipe.seed << 20) + place) for action in chosen]
+        for place, (row, chosen) in enumerate(zip(rows, paired, strict=True))
+    ]
+
+
+def _subset(recipe: ImagineRecipe, have: list[str]) -> list[str]:
+    if recipe.subset and recipe.subset not in TRIPLET_SCHEMA.names:
+        raise InputError(f"subset = {recipe.subset!r}: triplets have no such column")
+    return [recipe.subset] if recipe.subset and recipe.subset not in have else []
+
+
+def _triplets(folder: str) -> Path:
+    inner = Path(folder) / "triplets"
+    return inner if inner.is_dir() else Path(folder)
+
+
+def _parts(
+    recipe: ImagineRecipe, tries: list[list[_Try]], codec: ImageCodec, *, fdm: UnifiedVLM, idm: UnifiedVLM
+) -> Iterator[int]:
+    """Write the parts that are not there, rejects first: a part whose triplets file stands is whole."""
+    decoders = Decoder(fdm), Decoder(idm)
+    out = Path(recipe.out)
+    for start in range(0, len(tries), SOURCES_PER_PART):
+        sources = tries[start : start + SOURCES_PER_PART]
+        name = f"part-{start // SOURCES_PER_PART:05d}.parquet"
+        if not (out / "triplets" / name).exists():
+            chosen = [one for actions in sources for one in actions]
+            codes = _source_codes(codec, chosen)
+            found = predict_observations(
+                fdm, idm, codes, [one.action for one in chosen],
+                search=recipe.search, sampling=recipe.sampling, seed=[one.seed for one in chosen],
+                batch_size=recipe.batch_size, fdm_decoder=decoders[0], idm_decoder=decoders[1],
+            ) if chosen else []  # fmt: skip
+            rows = [
+                (one, source, prediction.best)
+                for one, source, prediction in zip(chosen, codes.tolist(), found, strict=True)
+            ]
+            rejects = [_reject(recipe, one, best) for one, _, best in rows if _reason(recipe, best)]
+            kept = [row for row in rows if not _reason(recipe, row[2])]
+            if rejects:
+                write_table(rejects, out / "rejects" / name, REJECT_SCHEMA)
+            write_table(_triplet_rows(recipe, codec, kept), out / "triplets" / name, TRIPLET_SCHEMA)
+        yield len(sources)
+
+
+def _source_codes(codec: ImageCodec, chosen: list[_Try]) -> torch.Tensor:
+    """Stored codes of this codec are taken as they are, others made anew."""
+    codes = []
+    for one in chosen:
+        if one.row["codec"] == codec.codec_id and one.row["source_codes"]:
+            codes.append(torch.tensor(one.row["source_codes"]))
+            continue
+        pixels = decode_image(one.row["source_image"]["bytes"], f"source_image of triplet {one.row['triplet_id']}")
+        codes.append(codec.encode(fit_square(pixels, codec.side_px)[None])[0].cpu().long())
+    return torch.stack(codes) if codes else torch.zeros((0, codec.tokens_per_image), dtype=torch.int64)
+
+
+def _reason(recipe: ImagineRecipe, best: Candidate) -> str:
+    if best.unchanged_share > recipe.max_unchanged:
+        return "copy"
+    return "unlikely" if best.score.mean_logprob < recipe.min_score else ""
+
+
+def _identity(recipe: ImagineRecipe, one: _Try) -> str:
+    return stable_id(recipe.dataset, recipe.split, one.row["triplet_id"], one.action, str(one.seed))
+
+
+def _reject(recipe: ImagineRecipe, one: _Try, best: Candidate) -> dict[str, Any]:
+    row = reject_row(
+        uri=f"{one.row['triplet_id']}: {one.action}",
+        stage="imagine",
+        outcome="filtered",
+        reason=_reason(recipe, best),
+        detail=f"{best.score.mean_logprob:.3f} nats/token, {best.unchanged_share:.3f} of the tokens unchanged",
+        dataset=recipe.dataset,
+        split=recipe.split,
+        class_label=one.row["class_label"],
+    )
+    return row | {"reject_id": _identity(recipe, one)}
+
+
+def _triplet_rows(
+    recipe: ImagineRecipe, codec: ImageCodec, kept: list[tuple[_Try, list[int], Candidate]]
+) -> list[dict[str, Any]]:
+    if not kept:
+        return []
+    target_BN = torch.tensor([best.codes for _, _, best in kept])
+    pixels_BHWC = codec.decode(target_BN)
+    change_BN = _change(codec, torch.tensor([source for _, source, _ in kept]), target_BN)
+    return [
+        triplet_row(
+            triplet_id=_identity(recipe, one),
+            dataset=recipe.dataset,
+            split=recipe.split,
+            class_label=one.row["class_label"],
+            source_image=one.row["source_image"],
+            target_image={"bytes": encode_png(pixels), "path": None},
+            codec=codec.codec_id,
+            source_codes=source,
+            target_codes=list(best.codes),
+            change=change,
+            action=one.action,
+            action_logprob=best.score.logprob,
+            action_tokens=best.score.num_tokens,
+            origin="fdm",
+            license=one.row["license"],
+        )
+        for (one, source, best), pixels, change in zip(kept, pixels_BHWC, change_BN.tolist(), strict=True)
+    ]
+
+
+def _change(codec: ImageCodec, source_BN: torch.Tensor, target_BN: torch.Tensor) -> torch.Tensor:
+    """Squared L2 distance of the codes' vectors (B, N): a predicted image has no features before quantisation, and
+    those of its decoded picture would differ from the codes that were predicted."""
+    vectors_VD = codec.vqgan.quantize.embedding.weight.detach().float().cpu()
+    distance_BN: torch.Tensor = (vectors_VD[source_BN] - vectors_VD[target_BN]).square().sum(-1)
+    return distance_BN
+
+
+def _counts(out: Path, tries: int) -> dict[str, Any]:
+    triplets = read_table(out / "triplets", columns=["triplet_id"]).num_rows
+    by_reason: dict[str, int] = {}
+    if (out / "rejects").is_dir():
+        for reason in read_table(out / "rejects", REJECT_SCHEMA, ["reason"]).column("reason").to_pylist():
+            by_reason[reason] = by_reason.get(reason, 0) + 1
+    rejects = sum(by_reason.values())
+    if triplets + rejects != tries:
+        raise InputError(f"{out}: {triplets} triplets and {rejects} rejects do not add up to {tries} tries")
+    return {"tries": tries, "triplets": triplets, "rejects": rejects, "by_reason": dict(sorted(by_reason.items()))}
+
+
+def _load(recipe: ImagineRecipe, path: str, codec: ImageCodec) -> UnifiedVLM:
+    manifest = read_manifest(path)
+    is_adapter = manifest is not None and manifest.kind == "adapter"
+    vlm = load_model(path, base=(recipe.base or None) if is_adapter else None, device=recipe.device)
+    if vlm.codec_id != codec.codec_id:
+        raise InputError(f"{path} speaks codec {vlm.codec_id}, that of the decoded pictures is {codec.codec_id}")
+    return vlm
+
+
+def main() -> int:
+    """Command line."""
+    return cli_main(ImagineRecipe, run, name="imagine", description=__doc__ or "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,162 @@
+"""Rollouts against every sequence written out, step by step, with calls of one row each."""
+
+import hashlib
+
+import numpy as np
+import pytest
+from models_reference import lively
+
+from wm.dynamics import Sampling, Search, predict_observations, roll_out, sample_observations, verify
+from wm.dynamics.rollout import step_seed
+from wm.errors import InputError
+from wm.models import load_model
+
+ACTIONS = [["put", "take the block up", "down"], ["move the red cup"], ["up", "down"]]
+SHARP = Sampling(temperature=0.4)
+
+
+@pytest.fixture(scope="module")
+def vlm(tiny_base):
+    return lively(load_model(tiny_base))
+
+
+@pytest.fixture(scope="module")
+def sources():
+    return np.random.default_rng(2).integers(0, 16, (3, 4))
+
+
+def seed_of(seed, step, codes):
+    text = ",".join(str(int(number)) for number in (seed, step, *codes))
+    return seed if step == 0 else int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)
+
+
+def all_sequences(vlm, source, actions, *, best_of, seed, beam):
+    """(codes of each step, sum) of what a beam keeps; without a beam of everything there is."""
+    kept = [([], 0.0)]
+    for step, action in enumerate(actions):
+        grown = {}
+        for codes, total in kept:
+            present = codes[-1] if codes else tuple(int(code) for code in source)
+            drawn = sample_observations(
+                vlm, [present], [action], num_samples=best_of, sampling=SHARP, seed=seed_of(seed, step, present)
+            )[0]
+            for one in verify(vlm, present, action, drawn):
+                key, value = one.codes, total + one.score.logprob
+                if key not in grown or value > grown[key][1]:
+                    grown[key] = ([*codes, one.codes], value)
+        kept = sorted(grown.values(), key=lambda item: -item[1])[:beam]
+    return kept
+
+
+@pytest.mark.parametrize("beam", [1, 2, 3, 1000])
+def test_a_beam_keeps_what_the_reference_keeps(vlm, sources, beam):
+    search = Search(best_of=4, beam=beam)
+    found = roll_out(vlm, vlm, sources, ACTIONS, search=search, sampling=SHARP, seed=[7, 8, 9])
+    for row, rollout in enumerate(found):
+        expected = all_sequences(vlm, sources[row], ACTIONS[row], best_of=4, seed=7 + row, beam=beam)
+        assert [[one.codes for one in entry.candidates] for entry in rollout.trajectories] == [
+            codes for codes, _ in expected
+        ]
+        assert [entry.logprob for entry in rollout.trajectories] == pytest.approx(
+            [total for _, total in expected], abs=1e-3
+        )
+        assert len(rollout.steps) == len(ACTIONS[row])
+        for before, after in zip([None, *rollout.steps[:-1]], rollout.steps, strict=True):
+            assert len(after.predictions) == (len(before.beam) if before else 1)
+            for entry, parent in zip(after.beam, after.parents, strict=True):
+                assert entry.candidates[:-1] == (before.beam[parent].candidates if before else ())
+                assert entry.candidates[-1] in after.predictions[parent].candidates
+    assert max(len(rollout.trajectories) for rollout in found) > 1 or beam == 1
+
+
+def test_an_unbounded_beam_holds_the_best_of_all_sequences(vlm, sources):
+    """Every sequence of candidates, nothing merged: the best has the largest sum of all."""
+    search = Search(best_of=3, beam=1000)
+    found = roll_out(vlm, vlm, sources[:1], ACTIONS[:1], search=search, sampling=SHARP, seed=3)[0]
+    sums = {(): 0.0}
+    for step, action in enumerate(ACTIONS[0]):
+        longer = {}
+        for past, total in sums.items():
+            present = past[-1] if past else tuple(sources[0].tolist())
+            drawn = sample_observations(
+                vlm, [present], [action], num_samples=3, sampling=SHARP, seed=seed_of(3, step, present)
+            )[0]
+            for one in verify(vlm, present, action, drawn):
+                longer[*past, one.codes] = total + one.score.logprob
+        sums = longer
+    best = max(sums, key=lambda past: sums[past])
+    assert tuple(one.codes for one in found.best.candidates) == best
+    assert found.best.logprob == pytest.approx(sums[best], abs=1e-3)
+    tokens = sum(one.score.num_tokens for one in found.best.candidates)
+    assert found.best.mean_logprob == found.best.logprob / tokens
+
+
+def test_a_beam_of_one_is_best_of_n_again_and_again(vlm, sources):
+    search = Search(best_of=5, margin=1.0, block=2)
+    found = roll_out(vlm, vlm, sources[:1], ACTIONS[:1], search=search, seed=11)[0]
+    present = tuple(sources[0].tolist())
+    for step, action in enumerate(ACTIONS[0]):
+        seed = seed_of(11, step, present)
+        expected = predict_observations(vlm, vlm, [present], [action], search=search, seed=seed)[0]
+        assert found.steps[step].predictions[0].best.codes == expected.best.codes
+        assert found.best.candidates[step].seed == seed
+        present = expected.best.codes
+        assert found.best.candidates[step].codes == present
+
+
+def test_order_and_company_change_nothing(vlm, sources):
+    search = Search(best_of=4, beam=3)
+    whole = roll_out(vlm, vlm, sources, ACTIONS, search=search, seed=[1, 2, 3])
+    order = [2, 0]
+    some = roll_out(vlm, vlm, sources[order], [ACTIONS[row] for row in order], search=search, seed=[3, 1], batch_size=3)
+    for found, row in zip(some, order, strict=True):
+        for one, other in zip(found.trajectories, whole[row].trajectories, strict=True):
+            assert [item.codes for item in one.candidates] == [item.codes for item in other.candidates]
+            assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+
+
+def test_candidates_above_the_guard_continue_only_where_nothing_else_does(vlm, sources):
+    """With everything above the guard nothing changes; else sequences with fewer guarded steps come first."""
+    free = roll_out(vlm, vlm, sources, ACTIONS, search=Search(best_of=6, beam=4), sampling=SHARP, seed=1)
+    search = Search(best_of=6, beam=4, max_unchanged=0.2)
+    guarded = roll_out(vlm, vlm, sources, ACTIONS, search=search, sampling=SHARP, seed=1)
+    counts = []
+    for rollout in guarded:
+        for entry in rollout.trajectories:
+            sources = [rollout.source, *(one.codes for one in entry.candidates[:-1])]
+            shares = [np.mean(np.array(a) == np.array(b.codes)) for a, b in zip(sources, entry.candidates, strict=True)]
+            assert [one.unchanged_share for one in entry.candidates] == shares
+            assert entry.guarded == sum(share > 0.2 for share in shares)
+        counts.append([entry.guarded for entry in rollout.trajectories])
+    assert all(row == sorted(row) for row in counts)
+    best = [[one.codes for one in rollout.best.candidates] for rollout in guarded]
+    assert best != [[one.codes for one in rollout.best.candidates] for rollout in free]
+
+
+def test_steps_are_told(vlm, sources):
+    told = []
+    found = roll_out(vlm, vlm, sources, ACTIONS, search=Search(best_of=2, beam=2), seed=1, on_step=told.append)
+    assert [(one.step, one.rollouts) for one in told] == [(0, (0, 1, 2)), (1, (0, 2)), (2, (0,))]
+    drawn = [
+        sum(len(p.candidates) for r in found if len(r.steps) > k for p in r.steps[k].predictions) for k in range(3)
+    ]
+    assert [one.draws for one in told] == drawn
+
+
+def test_seeds_of_steps():
+    assert step_seed(9, 0, (1, 2)) == 9
+    seeds = {step_seed(seed, step, codes) for seed in (1, 2) for step in (1, 2) for codes in ((1, 2), (2, 1), (12,))}
+    assert len(seeds) == 12 and max(seeds) < 2**48
+    assert step_seed(9, 1, (1, 2)) == seed_of(9, 1, (1, 2))
+
+
+def test_bad_input_is_named(vlm, sources):
+    with pytest.raises(InputError, match=r"actions of rollout 1 = \[\]: expected a list of one action or more"):
+        roll_out(vlm, vlm, sources[:2], [["put"], []], search=Search())
+    with pytest.raises(InputError, match="actions of rollout 0 = 'put'"):
+        roll_out(vlm, vlm, sources[:1], ["put"], search=Search())
+    with pytest.raises(InputError, match="3 sources, 1 rollouts"):
+        roll_out(vlm, vlm, sources, [["put"]], search=Search())
+    with pytest.raises(InputError, match="action '' is empty"):
+        roll_out(vlm, vlm, sources[:1], [["put", ""]], search=Search(best_of=1))
+    assert roll_out(vlm, vlm, sources[:0], [], search=Search()) == []

@@ -1,0 +1,194 @@
+"""Adaptive N and speculation inside a search, against all candidates drawn at once and a rule written out by hand."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from models_reference import lively
+
+from wm.dynamics import Sampling, Search, predict_observations, sample_observations, speculate_observations, verify
+from wm.dynamics.stopping import expected_gain, is_enough, rounds
+from wm.errors import InputError
+from wm.models import load_model
+
+ACTIONS = ["put", "move the red cup to the left of the blue bowl", "take the block up", "down", "up"]
+SHARP = Sampling(temperature=0.35)
+"""So sharp that candidates repeat."""
+
+
+@pytest.fixture(scope="module")
+def vlm(tiny_base):
+    return lively(load_model(tiny_base))
+
+
+@pytest.fixture(scope="module")
+def idm(tiny_base):
+    """So tame that some actions are likely and some are not."""
+    return load_model(tiny_base)
+
+
+@pytest.fixture(scope="module")
+def sources():
+    return np.random.default_rng(0).integers(0, 16, (5, 4))
+
+
+def everything(models, sources, best_of, seeds):
+    """For each row, candidates in the order of their draws with mean log-likelihoods, all ``best_of`` drawn at once."""
+    vlm, idm = models
+    codes_BKN = sample_observations(vlm, sources, ACTIONS, num_samples=best_of, sampling=SHARP, seed=seeds)
+    found = []
+    for source, action, codes_KN in zip(sources, ACTIONS, codes_BKN, strict=True):
+        found.append(sorted(verify(idm, source, action, codes_KN), key=lambda one: one.index))
+    return found
+
+
+def stops_at(drawn, source, margin, sizes, max_unchanged):
+    """How many draws are made: the rule in plain loops."""
+    for size in sizes:
+        fine = [one for one in drawn[:size] if np.mean(np.array(one.codes) == source) <= max_unchanged]
+        if fine and max(one.score.logprob / one.score.num_tokens for one in fine) >= -margin * (size + 1):
+            return size
+    return sizes[-1]
+
+
+@pytest.mark.parametrize("block", [0, 2])
+@pytest.mark.parametrize("rounds_made", [(1, [1, 2, 4, 8, 12]), (3, [3, 6, 12]), (12, [12])])
+def test_rows_stop_where_the_rule_says(vlm, idm, sources, rounds_made, block):
+    at_least, sizes = rounds_made
+    stops = set()
+    seeds = [5, 6, 5, 7, 8]
+    for margin, max_unchanged in itertools.product((0.0, 0.25, 0.5, 0.75, 1.0, 1.3, 9.0), (1.0, 0.2)):
+        search = Search(best_of=12, margin=margin, at_least=at_least, block=block, max_unchanged=max_unchanged)
+        found = predict_observations(vlm, idm, sources, ACTIONS, search=search, sampling=SHARP, seed=seeds)
+        drawn = everything((vlm, idm), sources, 12, seeds)
+        for row, prediction in enumerate(found):
+            size = stops_at(drawn[row], sources[row], margin, sizes, max_unchanged)
+            stops.add(size)
+            assert len(prediction.candidates) == size
+            assert prediction.rounds == sizes.index(size) + 1
+            shares = [float(np.mean(np.array(one.codes) == sources[row])) for one in drawn[row]]
+            order = sorted(
+                range(size), key=lambda k: (shares[k] > max_unchanged, -round(drawn[row][k].score.logprob, 4), k)
+            )
+            assert [one.index for one in prediction.candidates] == order
+            assert [one.codes for one in prediction.candidates] == [drawn[row][k].codes for k in order]
+            assert [one.unchanged_share for one in prediction.candidates] == [shares[k] for k in order]
+            assert prediction.best.seed == seeds[row]
+            distinct = list(dict.fromkeys(one.codes for one in prediction.candidates))
+            assert [one.codes for one in prediction.top(3)] == distinct[:3]
+            assert (prediction.passes is None) == (block == 0)
+    assert len(stops) == len(sizes), f"every round ends some row, got {stops}"
+
+
+def test_rounds_are_the_draws_that_would_be_made_at_once(vlm, sources):
+    whole = sample_observations(vlm, sources, ACTIONS, num_samples=7, seed=3)
+    parts = [
+        sample_observations(vlm, sources, ACTIONS, num_samples=stop - start, first_candidate=start, seed=3)
+        for start, stop in ((0, 2), (2, 3), (3, 7))
+    ]
+    assert torch.equal(torch.cat(parts, dim=1), whole)
+    drafted = speculate_observations(vlm, sources, ACTIONS, num_samples=3, first_candidate=4, block=2, seed=3)
+    assert torch.equal(drafted.codes, whole[:, 4:])
+    told = []
+    sample_observations(vlm, sources, ACTIONS, num_samples=2, first_candidate=5, seed=3, on_progress=told.append)
+    assert {one.candidates for one in told} == {range(5, 7)}
+    assert torch.equal(told[-1].codes, whole[list(told[-1].sources), 5:])
+    with pytest.raises(InputError, match="first_candidate must not be negative, got -1"):
+        sample_observations(vlm, sources, ACTIONS, num_samples=2, first_candidate=-1)
+    with pytest.raises(InputError, match="first_candidate must not be negative, got -1"):
+        speculate_observations(vlm, sources, ACTIONS, num_samples=2, first_candidate=-1, block=2)
+
+
+def test_order_company_and_batch_size_change_nothing(vlm, idm, sources):
+    search = Search(best_of=8, margin=1.2, max_unchanged=0.6)
+    whole = predict_observations(vlm, idm, sources, ACTIONS, search=search, seed=[1, 2, 3, 4, 5])
+    order = [3, 0, 4, 1]
+    some = predict_observations(
+        vlm, idm, sources[order], [ACTIONS[row] for row in order], search=search,
+        seed=[row + 1 for row in order], batch_size=3,
+    )  # fmt: skip
+    for found, row in zip(some, order, strict=True):
+        assert [one.codes for one in found.candidates] == [one.codes for one in whole[row].candidates]
+        assert [one.score.logprob for one in found.candidates] == pytest.approx(
+            [one.score.logprob for one in whole[row].candidates], abs=1e-4
+        )
+
+
+def test_no_margin_is_best_of_n_and_speculation_changes_nothing(vlm, idm, sources):
+    plain = predict_observations(vlm, idm, sources, ACTIONS, search=Search(best_of=6), seed=4)
+    drafted = predict_observations(vlm, idm, sources, ACTIONS, search=Search(best_of=6, block=3), seed=4)
+    codes_BKN = sample_observations(vlm, sources, ACTIONS, num_samples=6, seed=4)
+    counts = speculate_observations(vlm, sources, ACTIONS, num_samples=6, block=3, seed=4).passes.sum(dim=1)
+    for row, (one, other) in enumerate(zip(plain, drafted, strict=True)):
+        expected = verify(idm, sources[row], ACTIONS[row], codes_BKN[row], seed=4)
+        assert [item.index for item in one.candidates] == [item.index for item in expected]
+        assert [item.codes for item in other.candidates] == [item.codes for item in expected]
+        assert other.passes == int(counts[row])
+    assert predict_observations(vlm, idm, sources[:0], [], search=Search()) == []
+
+
+def test_greedy_candidates_are_drawn_once(vlm, idm, sources):
+    told = []
+    search = Search(best_of=5, margin=0.0)
+    found = predict_observations(
+        vlm, idm, sources, ACTIONS, search=search, sampling=Sampling(greedy=True), on_round=told.append
+    )
+    assert [one.candidates for one in told] == [range(5)]
+    assert all(len(one.distinct) == 1 and len(one.candidates) == 5 for one in found)
+
+
+def test_rounds_are_told(vlm, idm, sources):
+    told = []
+    search = Search(best_of=6, margin=1.2)
+    found = predict_observations(vlm, idm, sources, ACTIONS, search=search, seed=4, on_round=told.append)
+    assert told[0].rows == 5 and told[0].candidates == range(1)
+    assert all(one.rows - one.settled == other.rows for one, other in itertools.pairwise(told))
+    assert sum(len(one.candidates) * one.rows for one in told) == sum(len(one.candidates) for one in found)
+
+
+def test_expected_gain_by_hand():
+    assert expected_gain(1, -0.5) == 0.25
+    assert expected_gain(3, -0.5) == 0.125
+    assert not is_enough(3, -0.5, 0.12) and is_enough(3, -0.5, 0.125)
+    assert not is_enough(3, None, 9.0), "no candidate passes the guard"
+    assert not is_enough(3, 0.0, None), "without a margin nothing is enough"
+
+
+def test_a_record_is_as_rare_as_the_rule_says():
+    """Of independent draws from whatever distribution, the one after n is the best so far in 1 of n + 1 cases."""
+    scores = -np.random.default_rng(0).gamma(0.3, size=(40_000, 8))
+    for count in range(1, 8):
+        records = (scores[:, count] > scores[:, :count].max(axis=1)).mean()
+        assert records == pytest.approx(1 / (count + 1), abs=0.01)
+
+
+def test_rounds_double():
+    assert list(rounds(Search(best_of=11, margin=0.1, at_least=2))) == [
+        range(2), range(2, 4), range(4, 8), range(8, 11)
+    ]  # fmt: skip
+    assert list(rounds(Search(best_of=11, at_least=2))) == [range(11)]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"best_of": 0}, "best_of = 0: input should be greater than or equal to 1"),
+        ({"beam": 0}, "beam = 0: "),
+        ({"margin": -1.0}, "margin = -1.0: "),
+        ({"at_least": 9}, "at_least = 9 is more than best_of = 8"),
+        ({"top": 9}, "top = 9 is more than best_of = 8"),
+        ({"max_unchanged": 1.5}, "max_unchanged = 1.5: "),
+        ({"gamma": 3}, "unknown key 'gamma'"),
+    ],
+)
+def test_bad_settings_are_named(values, said):
+    with pytest.raises(InputError, match=said):
+        Search.parse(values, "test")
+
+
+def test_a_block_longer_than_the_image_is_told_before_any_work(vlm, idm, sources):
+    with pytest.raises(InputError, match=r"block = 4: expected 0 \(off\) to 3, an image has 4 tokens"):
+        predict_observations(vlm, idm, sources, ACTIONS, search=Search(block=4))
+    with pytest.raises(InputError, match="5 sources, 1 actions"):
+        predict_observations(vlm, idm, sources, ["put"], search=Search())

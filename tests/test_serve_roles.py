@@ -1,0 +1,212 @@
+"""Both roles in one process or two, guidance and drafted blocks: the replicas as they are, and once over HTTP."""
+
+import base64
+import io
+import json
+import socket
+
+import httpx2
+import numpy as np
+import pytest
+from models_families import write_emu3
+from models_roles import write_roles
+from PIL import Image
+
+from serve_apps.__main__ import StartRecipe, start, stop
+from serve_apps.__main__ import main as serve_main
+from serve_apps.recipe import ServeRecipe
+from serve_apps.replicas import FDM, IDM, Both, Sampler, Verifier
+from wm.dynamics import Sampling, load_roles, sample_observations, verify
+from wm.errors import InputError
+from wm.images import decode_image, encode_png, fit_square
+from wm.models import load_codec
+
+ACTION = "move the red cup left"
+SOURCE = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+SETTINGS = {"temperature": 1.0, "greedy": False, "top_k": 0, "top_p": 1.0, "guidance_text": 1.0, "guidance_image": 1.0}
+
+
+@pytest.fixture(scope="module")
+def folders(tiny_base, tmp_path_factory):
+    return write_roles(tiny_base, tmp_path_factory.mktemp("served"))
+
+
+def recipe_of(folders, **more):
+    return ServeRecipe.model_validate({"fdm": str(folders / "fdm"), "idm": str(folders / "idm")} | more)
+
+
+def answer(sampler, verifier, **settings):
+    source_N, codes_KN, count = sampler.sample(SOURCE, ACTION, 6, 7, SETTINGS | settings)
+    return codes_KN, verifier.rank(source_N, ACTION, codes_KN, 7), count, sampler.decode(codes_KN)
+
+
+@pytest.mark.parametrize("settings", [{}, {"guidance_text": 2.5, "guidance_image": 1.3}, {"greedy": True}])
+def test_one_process_answers_as_two_do_bit_for_bit(folders, settings):
+    recipe = recipe_of(folders)
+    codes_KN, ranked, count, pixels = answer(Sampler(recipe), Verifier(recipe), **settings)
+    for roles in ("merged", "shared"):
+        both = Both(recipe_of(folders, roles=roles))
+        other_KN, others, same, pictures = answer(both, both, **settings)
+        assert np.array_equal(other_KN, codes_KN) and same == count and np.array_equal(pictures, pixels)
+        if roles == "merged":
+            assert others == ranked
+            continue
+        # W x + B (A x) rounds otherwise than (W + B A) x.
+        for one, entry in zip(others, ranked, strict=True):
+            assert one["logprob"] == pytest.approx(entry["logprob"], abs=2e-4)
+            assert (one["index"], one["rank"], one["duplicate_of"]) == (
+                entry["index"],
+                entry["rank"],
+                entry["duplicate_of"],
+            )
+
+
+def test_each_model_is_described_as_itself(folders):
+    recipe = recipe_of(folders)
+    both = Both(recipe_of(folders, roles="shared"))
+    assert both.describe(FDM) == Sampler(recipe).describe(FDM)
+    assert both.describe(IDM) == Verifier(recipe).describe(IDM)
+    assert (both.describe(FDM)["task"], both.describe(IDM)["task"]) == ("fdm", "idm")
+
+
+@pytest.mark.parametrize("block", [1, 3])
+@pytest.mark.parametrize("settings", [{}, {"guidance_text": 2.5}, {"top_k": 3}])
+def test_drafted_blocks_give_the_same_candidates(folders, block, settings, monkeypatch):
+    plain = Sampler(recipe_of(folders)).sample(SOURCE, ACTION, 6, 7, SETTINGS | settings)
+    monkeypatch.setattr("wm.dynamics.sample_observations", None)  # sequential sampling is not what runs
+    drafted = Sampler(recipe_of(folders, block=block)).sample(SOURCE, ACTION, 6, 7, SETTINGS | settings)
+    assert np.array_equal(drafted[1], plain[1])
+
+
+def test_what_cannot_work_is_refused_at_the_start(folders, capsys):
+    good = [f"fdm={folders / 'fdm'}", f"idm={folders / 'idm'}", "--dry-run"]
+    for arguments, says in (
+        (["block=4"], "block = 4: expected 0 (off) to 3, an image has 4 tokens"),
+        (["block=-1"], "block = -1"),
+        (["guidance=-1"], "guidance = -1"),
+        (["guidance_image=1e9"], "guidance_image = "),
+        (["roles=one"], "roles = 'one'"),
+        (
+            ["roles=shared", "verifier_replicas=2"],
+            "verifier_replicas = 2 with roles = 'shared': both models are in one",
+        ),
+        ([f"idm={folders / 'full'}", "roles=shared"], "is a full model: "),
+    ):
+        assert serve_main([*good, *arguments]) == 2, arguments
+        error = capsys.readouterr().err
+        assert says in error and error.count("\n") == 1
+    assert serve_main([*good, "roles=shared", "block=3", "guidance=2"]) == 0
+    assert serve_main([*good, "roles=merged", f"idm={folders / 'full'}"]) == 0
+
+
+def test_guidance_of_a_family_that_has_none_is_refused_at_the_start(tmp_path):
+    write_emu3(tmp_path / "emu3")
+    given = {"fdm": str(tmp_path / "emu3"), "idm": str(tmp_path / "emu3")}
+    with pytest.raises(InputError, match="guidance is not supported for emu3"):
+        Sampler(ServeRecipe.model_validate(given | {"guidance": 2.0}))
+    source = np.zeros((Sampler(ServeRecipe(**given)).describe()["side_px"],) * 2 + (3,), np.uint8)
+    with pytest.raises(InputError, match="guidance is not supported for emu3"):
+        Sampler(ServeRecipe(**given)).sample(source, "red", 1, 0, SETTINGS | {"guidance_text": 2.0})
+
+
+@pytest.fixture(scope="module")
+def http(folders):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    given = {"fdm": str(folders / "fdm"), "idm": str(folders / "idm"), "roles": "shared", "block": 2, "guidance": 2.0}
+    try:
+        start(StartRecipe(**given, port=port, cpus_per_replica=0.5, best_of=4, max_prompt_chars=50_000))
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as session:
+            yield session
+    finally:
+        stop()
+
+
+def ask(http, picture=None, **fields):
+    data = {"prompt": ACTION, "seed": "7", **{name: str(value) for name, value in fields.items()}}
+    return http.post("/v1/images/edits", files={"image": picture or encode_png(SOURCE)}, data=data)
+
+
+@pytest.mark.parametrize(
+    ("fields", "text", "image"),
+    [({}, 2.0, 1.0), ({"guidance": 1}, 1.0, 1.0), ({"guidance": 3, "guidance_image": 1.5}, 3.0, 1.5)],
+)
+def test_over_http_the_requests_guidance_comes_before_the_recipes(http, folders, fields, text, image):
+    roles = load_roles(folders / "fdm", folders / "idm", weights="shared")
+    codec = load_codec(folders / "fdm")
+    source_BN = codec.encode(SOURCE[None])
+    sampling = Sampling(guidance_text=text, guidance_image=image)
+    drawn = sample_observations(roles.fdm.model, source_BN, [ACTION], num_samples=4, sampling=sampling, seed=7)
+    best = verify(roles.idm.model, source_BN[0], ACTION, drawn[0], decoder=roles.idm.decoder)[0]
+    reply = ask(http, **fields)
+    assert reply.status_code == 200, reply.text
+    (picture,) = reply.json()["data"]
+    assert picture["verification"]["index"] == best.index
+    assert picture["verification"]["logprob"] == pytest.approx(best.score.logprob, abs=1e-5)
+    shown = decode_image(base64.b64decode(picture["b64_json"]), "reply")
+    assert np.array_equal(shown, codec.decode(np.array([best.codes]))[0])
+
+
+def test_models_health_and_fields_are_told(http, folders):
+    assert http.get("/health").json() == {"status": "ok"}
+    entries = {entry["id"]: entry for entry in http.get("/v1/models").json()["data"]}
+    assert {name: entry["task"] for name, entry in entries.items()} == {"fdm": "fdm", "idm": "idm"}
+    page = http.get("/openapi.json").json()["paths"]["/v1/images/edits"]["post"]["requestBody"]["content"]
+    for kind in ("multipart/form-data", "application/json"):
+        assert {"guidance", "guidance_image"} <= set(page[kind]["schema"]["properties"])
+    assert "guidance = " in ask(http, guidance=-1).json()["error"]["message"]
+
+
+def saved(image, kind="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def turned():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return saved(Image.fromarray(np.rot90(SOURCE)), exif=exif)
+
+
+GREY = np.random.default_rng(1).integers(0, 256, (16, 16), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("upload", "seen"),
+    [
+        (lambda: saved(Image.fromarray(GREY)), np.repeat(GREY[..., None], 3, 2)),
+        (lambda: saved(Image.fromarray(GREY.astype(np.uint16) * 256 + 99)), np.repeat(GREY[..., None], 3, 2)),
+        (lambda: saved(Image.fromarray(np.dstack((SOURCE, np.full((16, 16), 255, np.uint8))))), SOURCE),
+        (turned, SOURCE),
+        (lambda: saved(Image.new("RGB", (1, 1), (9, 8, 7))), np.full((16, 16, 3), (9, 8, 7), np.uint8)),
+        (lambda: saved(Image.fromarray(SOURCE).resize((301, 64))), None),
+        (lambda: saved(Image.new("L", (1, 60_000), 7)), np.full((16, 16, 3), 7, np.uint8)),
+    ],
+    ids=["grey", "sixteen bits", "opaque RGBA", "turned by EXIF", "1x1", "wide", "strip"],
+)
+def test_uploads_of_other_sizes_and_modes_are_the_square_they_show(http, upload, seen):
+    data = upload()
+    if seen is None:
+        seen = fit_square(decode_image(data, "x"), 16)
+    one, other = ask(http, data), ask(http, encode_png(seen))
+    assert one.status_code == 200, one.text
+    assert one.json()["data"] == other.json()["data"]
+
+
+@pytest.mark.parametrize(
+    ("picture", "fields", "says"),
+    [
+        (lambda: saved(Image.new("1", (10_000, 10_000))), {}, "10000 x 10000 pixels; at most 40,000,000"),
+        (None, {"prompt": " "}, "prompt is empty"),
+        (None, {"prompt": "left " * 5000}, "has 5,000 tokens: with both images the sequence has 5,012, the model 96"),
+        (None, {"prompt": "left " * 20_000}, "prompt has 100,000 characters; at most 50,000"),
+        (None, {"n": 0}, "n = '0'"),
+        (None, {"best_of": 0}, "best_of = '0'"),
+    ],
+)
+def test_bad_uploads_are_refused_in_one_line(http, picture, fields, says):
+    reply = ask(http, picture() if picture else None, **fields)
+    assert reply.status_code == 400
+    message = reply.json()["error"]["message"]
+    assert says in message and "\n" not in message and len(message) < 300, json.dumps(message)

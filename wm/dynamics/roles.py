@@ -1,0 +1,116 @@
+"""Both roles for one device: a forward and an inverse model, over one copy of their base's weights or two.
+
+``merged``: each role's adapter is merged into weights of its own. Fast, and two models' worth of memory.
+``shared``: one base in memory, each role's low-rank adapters applied beside it, batch by batch. What both roles need of
+the base, oneDNN's packed copies among it, is there once; a pass costs two thin products more for each matrix. Only
+adapters of one base can share it: a fully fine-tuned model has weights of its own.
+
+Answers of the two agree up to rounding: ``(W + BA) x`` against ``W x + B (A x)``.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from wm.errors import InputError
+from wm.models.checkpoints import base_of, is_adapter, load_model
+from wm.models.manifest import model_folder
+from wm.models.protocol import UnifiedVLM
+from wm.models.sharing import held_bytes, need_shareable
+from wm.sampling.decoder import Decoder
+
+Weights: TypeAlias = Literal["merged", "shared"]
+"""See above."""
+
+
+@dataclass(frozen=True)
+class Role:
+    """A model and its decoder, made once and used for every call."""
+
+    model: UnifiedVLM
+    decoder: Decoder
+
+    def weights(self) -> Iterator[Tensor]:
+        """Every tensor of weights that the two hold; some more than once."""
+        module = self.model.module
+        return chain(module.parameters(), module.buffers(), self.decoder.weights())
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Forward and inverse dynamics."""
+
+    fdm: Role
+    idm: Role
+
+    def num_bytes(self) -> int:
+        """Memory of all weights; what both roles hold counts once."""
+        return held_bytes(chain(self.fdm.weights(), self.idm.weights()))
+
+
+def load_role(
+    path: str | Path,
+    *,
+    base: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    rows: int = 8,
+    over: Role | None = None,
+) -> Role:
+    """One model; an adapter is merged into the weights, so that there is no second copy of them.
+
+    ``base``: of an adapter, the one that its manifest names without it. ``rows``: how many token rows a pass usually
+    has (a hint). ``over``: its bare base, whose weights are shared instead; ``device`` and ``dtype`` are then its.
+    Raises :class:`InputError` as :func:`wm.models.load_model`.
+    """
+    if over is not None:
+        model = load_model(path, base=base, over=over.model)
+        return Role(model, Decoder(model, rows=rows, merge=False, beside=over.decoder))
+    model = load_model(path, base=base, device=device, dtype=dtype, merge=True)
+    return Role(model, Decoder(model, rows=rows))
+
+
+def load_roles(
+    fdm: str | Path,
+    idm: str | Path,
+    *,
+    weights: Weights = "merged",
+    base: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    rows: int = 8,
+) -> Roles:
+    """Both roles from their folders, each a full model or an adapter.
+
+    With ``shared`` both must be adapters of one base, or that base itself; :class:`InputError` says which is not,
+    before weights are read. The rest as in :func:`load_role`.
+    """
+    over = None
+    if weights == "shared":
+        over = load_role(need_one_base(fdm, idm, base), device=device, dtype=dtype, rows=rows)
+    roles = [load_role(path, base=base, device=device, dtype=dtype, rows=rows, over=over) for path in (fdm, idm)]
+    first, second = (role.model.codec_id for role in roles)
+    if first != second:
+        raise InputError(f"the FDM's image codec is {first}, the IDM's {second}: they cannot read each other's images")
+    return Roles(*roles)
+
+
+def need_one_base(fdm: str | Path, idm: str | Path, base: str | Path | None = None) -> Path:
+    """The folder of the base whose weights both can share; :class:`InputError` if they cannot. Loads nothing."""
+    found = {name: base_of(path, base) for name, path in (("fdm", fdm), ("idm", idm))}
+    (folder, first), (_, second) = found["fdm"], found["idm"]
+    if first != second:
+        parts = [
+            f"{name} {path} is " + ("an adapter of " if where != model_folder(path) else "a full model: ") + base_id
+            for (name, (where, base_id)), path in zip(found.items(), (fdm, idm), strict=True)
+        ]
+        raise InputError(f"sharing weights needs both roles over one base, but {' and '.join(parts)}")
+    for path in (fdm, idm):
+        if is_adapter(path):
+            need_shareable(model_folder(path))
+    return folder

@@ -1,0 +1,180 @@
+"""Rollouts: several actions one after the other, each prediction verified and then taken as the next source.
+
+A beam search over candidates. A sequence of observations is scored by the sum of the log-likelihoods of its actions,
+log p(a_1, …, a_T | o_0, …, o_T), which the inverse model gives step by step: at every step all sequences have had the
+same actions, hence as many tokens, so that sum and mean rank alike and the sum is the likelihood of the whole. The
+forward model sees the present observation alone, so sequences that end in the same observation have the same future:
+they are merged, the better past is kept. Nothing stops a rollout before its last action.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from wm.dynamics.idm import Codes
+from wm.dynamics.scoring import code_lists, need_equal
+from wm.dynamics.search import CodesRow, OnRound, Prediction, predict_observations
+from wm.dynamics.settings import Search
+from wm.dynamics.verify import Candidate
+from wm.errors import InputError
+from wm.models.protocol import UnifiedVLM
+from wm.sampling.decoder import Decoder
+from wm.sampling.engine import seeds_of
+from wm.sampling.noise import Sampling
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One sequence: the candidate taken at each step so far, and ``logprob``, the sum of their actions'
+    log-likelihoods in nats. ``guarded``: how many of them lie above the copy guard."""
+
+    candidates: tuple[Candidate, ...]
+    logprob: float
+    guarded: int
+
+    @property
+    def mean_logprob(self) -> float:
+        """Nats an action token, over all steps."""
+        return self.logprob / sum(candidate.score.num_tokens for candidate in self.candidates)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step did. ``predictions``: one for each sequence that was kept before it, best first; ``beam``: the
+    sequences kept after it, best first; ``parents``: the place of each in the beam before."""
+
+    action: str
+    predictions: tuple[Prediction, ...]
+    beam: tuple[Trajectory, ...]
+    parents: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """``source``: codes of the first observation."""
+
+    source: CodesRow
+    steps: tuple[Step, ...]
+
+    @property
+    def trajectories(self) -> tuple[Trajectory, ...]:
+        """Sequences of all steps, best first."""
+        return self.steps[-1].beam
+
+    @property
+    def best(self) -> Trajectory:
+        return self.trajectories[0]
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """``step``: its number from 0. ``rollouts``: indices of those that had it. ``draws``: candidates drawn in it."""
+
+    step: int
+    rollouts: tuple[int, ...]
+    draws: int
+
+
+OnStep: TypeAlias = Callable[[StepDone], None]
+_START = Trajectory((), 0.0, 0)
+
+
+def step_seed(seed: int, step: int, source: Sequence[int]) -> int:
+    """The seed of a step's draws: ``seed`` itself at step 0, later a 48-bit number made of (seed, step, codes of the
+    observation that the step starts from).
+
+    So draws depend neither on the batch nor on the beam's width or order, a rollout of one action is a plain
+    prediction, and a number of this size survives JSON.
+    """
+    if step == 0:
+        return seed
+    text = ",".join(map(str, (seed, step, *source)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
+
+
+def roll_out(
+    fdm: UnifiedVLM,
+    idm: UnifiedVLM,
+    source_BN: Codes,
+    actions_BT: Sequence[Sequence[str]],
+    *,
+    search: Search,
+    sampling: Sampling | None = None,
+    seed: int | Sequence[int] = 0,
+    batch_size: int | None = None,
+    fdm_decoder: Decoder | None = None,
+    idm_decoder: Decoder | None = None,
+    on_step: OnStep | None = None,
+    on_round: OnRound | None = None,
+) -> list[Rollout]:
+    """One rollout a source, ``actions_BT[b]`` from source b on; they may differ in length. All go on together.
+
+    ``search.beam`` sequences are kept after each step, those with the fewest candidates above the copy guard first,
+    then by falling sum of log-likelihoods, then by the place of the sequence they continue, then by index. With a
+    beam of 1 this is :func:`~wm.dynamics.search.predict_observations` again and again. The rest as there.
+    """
+    sources = [tuple(codes) for codes in code_lists("source", source_BN)]
+    need_equal(sources=len(sources), rollouts=len(actions_BT))
+    seeds = seeds_of(seed, len(sources))
+    for row, actions in enumerate(actions_BT):
+        if isinstance(actions, str) or not actions:
+            raise InputError(f"actions of rollout {row} = {actions!r:.80}: expected a list of one action or more")
+    if not sources:
+        return []
+    for row, actions in enumerate(actions_BT):  # an action that no model can read is told now, not at its step
+        for action in dict.fromkeys(actions):
+            fdm.layout("fdm", source=sources[row], action=action)
+            idm.layout("idm", source=sources[row], target=sources[row], action=action)
+    fdm_decoder, idm_decoder = fdm_decoder or Decoder(fdm), idm_decoder or Decoder(idm)
+    steps: list[list[Step]] = [[] for _ in sources]
+    for step in range(max(map(len, actions_BT))):
+        live = [row for row, actions in enumerate(actions_BT) if step < len(actions)]
+        beams = {row: steps[row][-1].beam if step else (_START,) for row in live}
+        starts = [(row, _present(entry, sources[row])) for row in live for entry in beams[row]]
+        predictions = predict_observations(
+            fdm,
+            idm,
+            [codes for _, codes in starts],
+            [actions_BT[row][step] for row, _ in starts],
+            search=search,
+            sampling=sampling,
+            seed=[step_seed(seeds[row], step, codes) for row, codes in starts],
+            batch_size=batch_size,
+            fdm_decoder=fdm_decoder,
+            idm_decoder=idm_decoder,
+            on_round=on_round,
+        )
+        for row in live:
+            own = tuple(found for (other, _), found in zip(starts, predictions, strict=True) if other == row)
+            steps[row].append(_advance(actions_BT[row][step], beams[row], own, search))
+        if on_step is not None:
+            on_step(StepDone(step, tuple(live), sum(len(found.candidates) for found in predictions)))
+    return [Rollout(source, tuple(found)) for source, found in zip(sources, steps, strict=True)]
+
+
+def _present(entry: Trajectory, source: CodesRow) -> CodesRow:
+    return entry.candidates[-1].codes if entry.candidates else source
+
+
+def _advance(action: str, beam: Sequence[Trajectory], predictions: tuple[Prediction, ...], search: Search) -> Step:
+    """Every distinct candidate continues its sequence; of those with equal ends the best stays."""
+    grown = [
+        (_longer(entry, candidate, search.max_unchanged), parent)
+        for parent, (entry, prediction) in enumerate(zip(beam, predictions, strict=True))
+        for candidate in prediction.distinct
+    ]
+    grown.sort(key=lambda item: (item[0].guarded, -item[0].logprob, item[1], item[0].candidates[-1].index))
+    kept: dict[CodesRow, tuple[Trajectory, int]] = {}
+    for trajectory, parent in grown:
+        kept.setdefault(trajectory.candidates[-1].codes, (trajectory, parent))
+    best = list(kept.values())[: search.beam]
+    return Step(action, predictions, tuple(item for item, _ in best), tuple(parent for _, parent in best))
+
+
+def _longer(entry: Trajectory, candidate: Candidate, max_unchanged: float) -> Trajectory:
+    return Trajectory(
+        (*entry.candidates, candidate),
+        entry.logprob + candidate.score.logprob,
+        entry.guarded + (candidate.unchanged_share > max_unchanged),
+    )

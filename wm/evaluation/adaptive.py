@@ -1,0 +1,118 @@
+"""Adaptive N against fixed N from one bank of candidates: how many draws the rule takes, and what they are worth.
+
+The bank's K candidates of an item are independent draws, so every rotation of their order is a fair replay: the rule of
+:mod:`wm.dynamics.stopping` is run on each and the item's figure is the mean over the K rotations. A fixed N is replayed
+in the same rotations (its first N draws), so that both see the same luck.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wm.dynamics.settings import Search
+from wm.dynamics.stopping import is_enough, rounds
+from wm.evaluation.scoring import Bank
+from wm.evaluation.stats import Floats, figure
+
+Places = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Means over rotations. ``draws`` (B,); ``metrics``: name → (B,)."""
+
+    draws: Floats
+    metrics: dict[str, Floats]
+
+
+def replay_fixed(bank: Bank, count: int) -> Replay:
+    """The verifier's best of the first ``count`` draws of each rotation. The bank must have been verified."""
+    items, total = bank.codes.shape[:2]
+    stops_BK = np.full((items, total), count)
+    return _replay(bank, stops_BK)
+
+
+def replay_adaptive(bank: Bank, margin: float, at_least: int) -> Replay:
+    """The same where the rule stops, the bank's K being the budget."""
+    assert bank.verifier is not None and bank.action_tokens is not None
+    items, total = bank.codes.shape[:2]
+    ends = [one.stop for one in rounds(Search(best_of=total, margin=margin, at_least=at_least))]
+    mean_BK = bank.verifier / bank.action_tokens[:, None]
+    allowed_BK = bank.allowed
+    stops_BK = np.empty((items, total), dtype=np.int64)
+    for item in range(items):
+        for first in range(total):
+            order = [(first + step) % total for step in range(total)]
+            stops_BK[item, first] = next(
+                end for end in ends if end == total or _enough(order[:end], mean_BK[item], allowed_BK[item], margin)
+            )
+    return _replay(bank, stops_BK)
+
+
+def _enough(seen: Sequence[int], mean_K: Floats, allowed_K: npt.NDArray[np.bool_], margin: float) -> bool:
+    fine = [mean_K[place] for place in seen if allowed_K[place]]
+    return is_enough(len(seen), float(max(fine)) if fine else None, margin)
+
+
+def _replay(bank: Bank, stops_BK: Places) -> Replay:
+    """``stops_BK``: after how many draws the rotation that begins at each candidate stops."""
+    assert bank.ranking is not None
+    total = stops_BK.shape[1]
+    chosen_BK = np.empty_like(stops_BK)
+    for first in range(total):
+        order = (first + np.arange(total)) % total
+        rotated_BK = bank.ranking[:, order].copy()
+        rotated_BK[np.arange(total)[None, :] >= stops_BK[:, first, None]] = -np.inf
+        chosen_BK[:, first] = order[rotated_BK.argmax(axis=1)]
+    metrics = {
+        name: np.take_along_axis(values, chosen_BK, axis=1).mean(axis=1) for name, values in bank.metrics.items()
+    }
+    return Replay(stops_BK.mean(axis=1), metrics)
+
+
+def adaptive_rows(
+    banks: Mapping[tuple[str, int, int], Bank], margins: Sequence[float], at_least: int
+) -> list[dict[str, Any]]:
+    """Rows for ``tables.json``: of each label fixed N from 1 to K (``margin`` None), then each margin, largest first.
+
+    Each has ``metrics``, ``draws`` among them. Rows of a margin have ``fixed``: what fixed N gives for as many draws
+    on average, between whole numbers in a straight line, by metric. Banks without a verifier are left out.
+    """
+    verified = {
+        key: bank for key, bank in banks.items() if bank.verifier is not None and bank.action_tokens is not None
+    }
+    rows: list[dict[str, Any]] = []
+    for label in dict.fromkeys(label for label, _, _ in verified):
+        own = {key: bank for key, bank in verified.items() if key[0] == label}
+        total = next(iter(own.values())).codes.shape[1]
+        fixed = [_row(label, None, {key: replay_fixed(bank, count) for key, bank in own.items()})
+                 for count in range(1, total + 1)]  # fmt: skip
+        rows += fixed
+        for margin in sorted(margins, reverse=True) if total > 1 else []:
+            row = _row(label, margin, {key: replay_adaptive(bank, margin, at_least) for key, bank in own.items()})
+            draws = row["metrics"]["draws"]["mean"]
+            row["fixed"] = {
+                name: float(np.interp(draws, range(1, total + 1), [one["metrics"][name]["mean"] for one in fixed]))
+                for name in row["metrics"]
+                if name != "draws"
+            }
+            rows.append(row)
+    return rows
+
+
+def _row(label: str, margin: float | None, replays: Mapping[tuple[str, int, int], Replay]) -> dict[str, Any]:
+    values: dict[str, dict[int, list[Floats]]] = {}
+    for (_, run, _), one in replays.items():
+        for name, of_items in {"draws": one.draws, **one.metrics}.items():
+            values.setdefault(name, {}).setdefault(run, []).append(of_items)
+    figures = {
+        name: figure(
+            {run: [float(seed.mean()) for seed in seeds] for run, seeds in runs.items()},
+            np.mean([np.mean(seeds, axis=0) for seeds in runs.values()], axis=0),
+        ).to_dict()
+        for name, runs in values.items()
+    }
+    return {"label": label, "margin": margin, "metrics": figures}

@@ -1,0 +1,133 @@
+"""Is a model good enough to go on with? The preference probe, the likelihood of the truth and the copying of sources,
+on held-out triplets. Reads codes only: no image is decoded.
+
+Training asks every so many steps, :mod:`jobs.gate` when a model of a later round stands against the one before.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+import torch
+
+from wm.dynamics import sample_observations
+from wm.dynamics.fdm import score_observations
+from wm.dynamics.idm import score_actions
+from wm.errors import InputError
+from wm.evaluation.heldout import SubsetColumn, spread_rows
+from wm.evaluation.probe import Likelihoods, Preference, probe
+from wm.evaluation.stats import Floats
+from wm.models import UnifiedVLM
+from wm.records import read_table
+from wm.sampling import Decoder, Sampling
+
+Role: TypeAlias = Literal["idm", "fdm"]
+GateMetric: TypeAlias = Literal["nats", "preference"]
+COLLAPSED_COPIES = 0.5
+"""A forward model that hands back so large a share of the sources unchanged has collapsed into copying."""
+
+
+@dataclass(frozen=True)
+class GateSet:
+    """B held-out triplets as codes int64 (B, N)."""
+
+    source_BN: torch.Tensor  # noqa: N815
+    target_BN: torch.Tensor  # noqa: N815
+    actions: list[str]
+    subsets: list[str]
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What the gate saw of one model.
+
+    ``nats_B``: of each triplet the negative log-likelihood of its completion in nats a token (an IDM's action, an FDM's
+    target image). ``preference``: kind of negative → comparison. Of an FDM, by its greedy predictions:
+    ``unchanged_share``: mean share of image tokens it leaves as they are; ``copies``: share of predictions that leave
+    all of them, among triplets whose target differs from the source; ``true_unchanged_share``: of the true targets.
+    """
+
+    nats_B: Floats  # noqa: N815
+    preference: dict[str, Preference]
+    unchanged_share: float | None = None
+    copies: float | None = None
+    true_unchanged_share: float | None = None
+
+    @property
+    def has_collapsed(self) -> bool:
+        """Whether the model copies its source at least as often as :data:`COLLAPSED_COPIES`."""
+        return self.copies is not None and self.copies >= COLLAPSED_COPIES
+
+    def figures(self) -> dict[str, float]:
+        """Flat, for logs: ``nats`` (mean), ``prefers.KIND`` (share), and the shares of an FDM."""
+        named = {"nats": float(self.nats_B.mean()), "preference": self.value("preference")}
+        named |= {f"prefers.{kind}": found.share for kind, found in self.preference.items()}
+        shares = ("unchanged_share", "copies", "true_unchanged_share")
+        return named | {name: value for name in shares if (value := getattr(self, name)) is not None}
+
+    def value(self, metric: GateMetric) -> float:
+        """``nats``: mean, lower is better. ``preference``: mean share over the kinds of negatives, higher is better."""
+        if metric == "nats":
+            return float(self.nats_B.mean())
+        return float(np.mean([found.share for found in self.preference.values()]))
+
+
+def read_gate_set(folder: str | Path, vlm: UnifiedVLM, *, limit: int = 0, subset: SubsetColumn = "dataset") -> GateSet:
+    """Triplets below ``folder`` (with ``limit`` so many, spread evenly).
+
+    Raises :class:`InputError` for none, and for codes that are missing or of another codec.
+    """
+    place = Path(folder) / "triplets" if (Path(folder) / "triplets").is_dir() else Path(folder)
+    table = read_table(place, columns=["codec", "source_codes", "target_codes", "action", subset])
+    if not table.num_rows:
+        raise InputError(f"no triplet in {folder}")
+    rows = table.take(spread_rows(table.num_rows, limit or None)).to_pylist()
+    for row in rows:
+        if row["codec"] != vlm.codec_id or len(row["source_codes"] or ()) != vlm.tokens_per_image:
+            raise InputError(
+                f"{folder} holds codes of codec {row['codec']}, the model reads codec {vlm.codec_id}; make them with "
+                "jobs.ingest and the model's codec"
+            )
+    source_BN, target_BN = (torch.tensor([row[name] for row in rows]) for name in ("source_codes", "target_codes"))
+    return GateSet(source_BN, target_BN, [row["action"] for row in rows], [row[subset] or "" for row in rows])
+
+
+@torch.inference_mode()
+def gate(vlm: UnifiedVLM, role: Role, held_out: GateSet, *, batch_size: int | None = None, seed: int = 0) -> Gate:
+    """Ask a model. ``seed``: of the probe's random negatives."""
+    decoder = Decoder(vlm)
+
+    def scorer(source_BN: torch.Tensor, target_BN: torch.Tensor, actions: Sequence[str]) -> Likelihoods:
+        if role == "fdm":
+            sums = score_observations(vlm, source_BN, actions, target_BN, batch_size=batch_size, decoder=decoder)
+            return Likelihoods(np.array(sums), np.full(len(actions), float(target_BN.shape[1])))
+        scored = score_actions(vlm, source_BN, target_BN, actions, batch_size=batch_size, decoder=decoder)
+        return Likelihoods(
+            np.array([one.logprob for one in scored]), np.array([float(one.num_tokens) for one in scored])
+        )
+
+    source_BN, target_BN = held_out.source_BN, held_out.target_BN
+    truth = scorer(source_BN, target_BN, held_out.actions)
+    found = probe(scorer, source_BN, target_BN, held_out.actions, held_out.subsets, seed=seed)
+    nats_B = -truth.sums / truth.tokens
+    if role == "idm":
+        return Gate(nats_B, found)
+    drawn_B1N = sample_observations(
+        vlm, source_BN, held_out.actions, num_samples=1, sampling=Sampling(greedy=True),
+        batch_size=batch_size, decoder=decoder,
+    )  # fmt: skip
+    same_BN, truly_BN = drawn_B1N[:, 0] == source_BN, target_BN == source_BN
+    moved_B = ~truly_BN.all(dim=1)
+    copied_B = same_BN.all(dim=1)[moved_B]
+    return Gate(
+        nats_B,
+        found,
+        unchanged_share=float(same_BN.double().mean()),
+        copies=float(copied_B.double().mean()) if len(copied_B) else 0.0,
+        true_unchanged_share=float(truly_BN.double().mean()),
+    )

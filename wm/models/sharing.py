@@ -1,0 +1,58 @@
+"""Several models over one copy of a base's weights: each has modules of its own, which hold the same tensors.
+
+An adapter is then attached to one model's modules and leaves the others as they are. Nothing may change the shared
+tensors: no training of them, no merging.
+"""
+
+import copy
+from collections.abc import Iterable
+from itertools import chain
+from pathlib import Path
+
+from torch import Tensor
+
+from wm.errors import InputError
+from wm.models.protocol import UnifiedVLM
+from wm.models.weights import read_json
+
+KEEPS_BASE = (True, False, "gaussian", "eva", "orthogonal")
+"""Values of ``init_lora_weights`` that leave the base as it is. With the others (``pissa``, ``olora``, ``corda``,
+``loftq``, …) PEFT takes a part out of the base's weights whenever such an adapter is loaded."""
+
+
+def twin_of(vlm: UnifiedVLM) -> UnifiedVLM:
+    """Another model over the same parameters and buffers."""
+    if hasattr(vlm.module, "peft_config"):
+        raise InputError(f"a model of base {vlm.base_id} carries an adapter: only the bare base can be shared")
+    tensors: Iterable[Tensor] = chain(vlm.module.parameters(), vlm.module.buffers())
+    twin = copy.copy(vlm)
+    twin.module = copy.deepcopy(vlm.module, {id(tensor): tensor for tensor in tensors})
+    return twin
+
+
+def need_shareable(folder: Path) -> None:
+    """Raise :class:`InputError` if loading the adapter of a folder changes its base."""
+    config = read_json(folder / "adapter_config.json")
+    if config.get("bias", "none") != "none":
+        raise InputError(
+            f"adapter {folder} has bias = {config['bias']!r}: it brings other biases for the base's own layers, and "
+            "cannot share them with another model"
+        )
+    start = config.get("init_lora_weights", True)
+    if start not in KEEPS_BASE:
+        raise InputError(
+            f"adapter {folder} was begun with init_lora_weights = {start!r}, which changes the base's weights: it "
+            "cannot share them with another model"
+        )
+
+
+def held_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of memory under tensors; what several of them lie in counts once."""
+    sizes: dict[int, int] = {}
+    for tensor in tensors:
+        if tensor.is_mkldnn:
+            sizes[id(tensor)] = tensor.numel() * tensor.element_size()
+        else:
+            storage = tensor.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+    return sum(sizes.values())

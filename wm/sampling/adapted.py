@@ -1,0 +1,132 @@
+"""The matrices of a model that may carry PEFT adapters: with what the adapters add merged into a copy, or beside it.
+
+A LoRA layer computes ``W x + b + scale * up (down x)`` (Hu et al., arXiv 2106.09685). Kept apart, ``W`` stays the
+base's own tensor, so that several models over one base hold it once; that costs two thin products more a matrix. What
+has no such form (DoRA, embeddings, other kinds of adapters) is merged into a copy of that one matrix, by PEFT's own
+code.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wm.errors import InputError
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """What adapters add to a product: ``x @ down @ up``, in the type of the matrix' weight, scales multiplied in."""
+
+    down: Tensor
+    """(inputs, rank)."""
+    up: Tensor
+    """(rank, outputs)."""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A linear map: ``weight`` (outputs, inputs), ``bias`` (outputs,) or None, and what is added to the weight."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+    low_rank: LowRank | None = None
+
+
+def matrix_of(module: nn.Module, *, merge: bool = True) -> Matrix:
+    """Weight and bias of a linear or embedding layer with its active adapters, if any: merged into a copy of the
+    weight, or without ``merge`` kept beside it where they are low-rank.
+
+    Raises :class:`InputError` for an adapter that PEFT cannot merge.
+    """
+    module = chosen(module)
+    names = _active(module)
+    if names:
+        apart = None if merge else _apart(module, names)
+        if apart is not None:
+            return apart
+        module = _merged_copy(module)
+    elif hasattr(module, "token_adapter") and not module.disable_adapters:
+        # Trained rows of an embedding or head: the wrapper's weight is a copy with these rows in it.
+        weight: Any = module.weight
+        return Matrix(weight.detach(), _bias_of(bare(module)))
+    inner: Any = bare(module)
+    return Matrix(inner.weight.detach(), _bias_of(inner))
+
+
+def plain(module: nn.Module) -> Any:
+    """A layer that is no matrix (a norm), as active adapters make it."""
+    module = chosen(module)
+    return bare(_merged_copy(module) if _active(module) else module)
+
+
+def chosen(module: nn.Module) -> nn.Module:
+    """The module itself, or where an adapter brought a whole one of its own (``modules_to_save``), that."""
+    saved: Any = getattr(module, "modules_to_save", None)
+    if saved is None:
+        return module
+    name = next(iter(_names(module)), None)
+    use_saved = name in saved and not getattr(module, "disable_adapters", False)
+    return chosen(saved[name] if use_saved else bare(module))
+
+
+def bare(module: nn.Module) -> Any:
+    """The layer under PEFT's wrappers."""
+    for name in ("base_layer", "original_module"):
+        inner = getattr(module, name, None)
+        if inner is not None:
+            return bare(inner)
+    return module
+
+
+def _names(module: Any) -> list[str]:
+    active = module.active_adapter
+    return [active] if isinstance(active, str) else list(active)
+
+
+def _active(module: Any) -> list[str]:
+    """The adapters that change what the layer computes now."""
+    if not hasattr(module, "base_layer") or module.disable_adapters or module.merged:
+        return []
+    present = module._get_available_adapters()
+    return [name for name in module.active_adapters if name in present]
+
+
+def _apart(module: Any, names: list[str]) -> Matrix | None:
+    """Weight and adapters side by side; None for what is not a sum of a linear layer and low-rank ones."""
+    from peft.tuners.lora.layer import Linear as LoraLinear
+
+    base = module.base_layer
+    plain = type(module) is LoraLinear and type(base) is nn.Linear and not module.fan_in_fan_out
+    if not plain or any(name in module.lora_variant for name in names):
+        return None
+    weight, bias = base.weight.detach(), _bias_of(base)
+    downs, ups = [], []
+    for name in names:
+        scale, down, up = module.scaling[name], module.lora_A[name], module.lora_B[name]
+        downs.append(down.weight.detach().to(weight).T)
+        ups.append((up.weight.detach() * scale).to(weight).T.contiguous())
+        if up.bias is not None:
+            added = (up.bias.detach() * scale).to(weight)
+            bias = added if bias is None else bias + added
+    if len(names) == 1:
+        return Matrix(weight, bias, LowRank(downs[0], ups[0]))
+    return Matrix(weight, bias, LowRank(torch.cat(downs, dim=1), torch.cat(ups)))
+
+
+def _merged_copy(module: Any) -> nn.Module:
+    own: Any = copy.deepcopy(module)
+    try:
+        own.merge()
+    except (NotImplementedError, ValueError, RuntimeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        kind = type(module).__name__
+        raise InputError(f"an adapter of the kind {kind} cannot be merged by PEFT: {reason}") from error
+    return own  # type: ignore[no-any-return]
+
+
+def _bias_of(module: Any) -> Tensor | None:
+    bias = getattr(module, "bias", None)
+    return None if bias is None else bias.detach()
