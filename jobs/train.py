@@ -24,6 +24,7 @@ from wm.cli import main as command_line
 from wm.runs import Run, digest_of
 from wm.training import METRICS, MODEL, DivergedError, TrainRecipe, World, fit
 from wm.training.plan import Plan, check_data, order_of, plan
+from wm.training.recipe import TOKENS
 
 _CHECKPOINTS = "checkpoints"
 _POLL_S = 0.5
@@ -43,20 +44,24 @@ def run(recipe: TrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         _print_plan(recipe, found)
         return found.as_dict()
     with stage.timed("check"):
-        rows = check_data(recipe)
-        num_steps = recipe.num_steps(order_of(recipe, rows))
+        tokens = check_data(recipe)
+        num_steps = recipe.num_steps(order_of(recipe, tokens.facts))
     stage.start()
-    print(f"train {recipe.task}: {sum(part.table.num_rows for part in rows):,} triplets, {num_steps:,} steps")
+    print(f"train {recipe.task}: {tokens.num_rows:,} triplets, {num_steps:,} steps")
+    for part in tokens.facts:
+        for reason, count in part.left_out.items():
+            print(f"  left out: {count:,} x {reason}, of {part.source.path}")
     train = _fit_here if recipe.num_workers == 0 else _fit_on_ray
     with stage.timed("train"), _progress(Path(recipe.out) / METRICS, recipe.task, num_steps):
         summary = train(recipe.with_absolute_paths(), recipe.digest())
     counts = {
-        "triplets": sum(part.table.num_rows for part in rows),
-        "skipped": sum(part.num_skipped for part in rows),
+        "triplets": tokens.num_rows,
+        "skipped": sum(part.num_skipped + sum(part.left_out.values()) for part in tokens.facts),
         "steps": num_steps,
     }
     record = stage.finish(counts, summary=summary)
-    shutil.rmtree(Path(recipe.out) / _CHECKPOINTS, ignore_errors=True)
+    for folder in (_CHECKPOINTS, TOKENS):
+        shutil.rmtree(Path(recipe.out) / folder, ignore_errors=True)
     _print_summary(recipe, summary, record["wall_s"])
     return record
 
