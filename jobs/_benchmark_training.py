@@ -5,13 +5,14 @@ prompt layout (two images of 512 codes and 12 action tokens) in float32, with th
 dropout .05 on all seven linear layers. Theirs: transformers' ChameleonForConditionalGeneration, PEFT's layers as they
 come, logits and their gradient at every position, transformers' own causal loss with -100 where nothing is learned;
 without transformers' masking of image logits, which would cost it a copy more and forbid images. Ours: what jobs.train
-does by default. Both step with torch's fused AdamW, in CPU seconds of one thread, the least of the rounds, taking turns.
+does by default. Both step with torch's fused AdamW; CPU seconds of one thread, the least of the rounds, in turns.
 
-Memory: bytes of tensors that a step makes, at their peak, each counted as it is made and freed. Saved activations: bytes
-that the decoder keeps for its backward pass, by saved_tensors_hooks, each storage once, without parameters; weights in
-bfloat16 and adapters in float32, as PEFT has them, and dropout's masks a byte an element, as on a GPU (torch on a CPU
-keeps four times that). Loader: rows a CPU second from the token cache through the prefetching thread, over rows a CPU
-second of a nano model's bare step (forward, backward, AdamW; no DeepSpeed), recognition weights included.
+Memory: bytes of tensors that a step makes, at their peak, each counted as it is made and freed. Saved activations:
+bytes that the decoder keeps for its backward pass, by saved_tensors_hooks, each storage once, without parameters;
+weights in bfloat16 and adapters in float32, as PEFT has them, and dropout's masks a byte an element, as on a GPU
+(torch on a CPU keeps a number of the input's precision). Loader: rows a CPU second from the token cache through the
+prefetching thread, over rows a CPU second of a nano model's bare step (forward, backward, AdamW; no DeepSpeed),
+recognition weights included.
 """
 
 import time

@@ -91,7 +91,7 @@ def _rows_of_a_chunk(vocabulary: int) -> int:
 
 class _ChunkedNll(torch.autograd.Function):
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0917
         ctx: Any,
         hidden_MH: Tensor,
         weight_VH: Tensor,

@@ -164,7 +164,7 @@ def _normalise(x: Tensor, inverse: Tensor, weight: Tensor, norm: Norm) -> Tensor
 
 
 def _norm_backward(
-    grad: Tensor, x: Tensor, inverse: Tensor, weight: Tensor, norm: Norm, needs: tuple[bool, bool]
+    grad: Tensor, x: Tensor, inverse: Tensor, weight: Tensor, norm: Norm, *, needs: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of the input and the weight."""
     factor = 1.0 + weight.to(inverse.dtype) if norm.of_gemma else weight.to(inverse.dtype)
@@ -189,7 +189,7 @@ class _RmsNorm(torch.autograd.Function):
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, inverse, weight = ctx.saved_tensors
-        return None, *_norm_backward(grad, x, inverse, weight, ctx.norm, ctx.needs_input_grad[1:])
+        return None, *_norm_backward(grad, x, inverse, weight, ctx.norm, needs=ctx.needs_input_grad[1:])
 
 
 class _Project(torch.autograd.Function):
@@ -219,7 +219,9 @@ class _Project(torch.autograd.Function):
             given = _normalise(x, inverse, norm_weight, call.norm)  # type: ignore[arg-type]
         given_XI = given.to(call.dtype).flatten(0, -2)
         flat = [grad.to(call.dtype).flatten(0, -2) for grad in grads]
-        grad_XI, found = _linear_backward(flat, given_XI, call, tensors, ranked, needs, needs_x or needs_norm)
+        grad_XI, found = _linear_backward(
+            flat, given_XI, call, tensors, ranked, needs=needs, needs_given=needs_x or needs_norm
+        )
         if grad_XI is None:
             return None, None, None, *found
         grad_x: Tensor | None = grad_XI.view(x.shape)
@@ -231,7 +233,7 @@ class _Project(torch.autograd.Function):
                 inverse,
                 norm_weight,
                 call.norm,  # type: ignore[arg-type]
-                (needs_x, needs_norm),
+                needs=(needs_x, needs_norm),
             )
         return None, grad_x.to(x.dtype) if grad_x is not None else None, grad_norm, *found
 
@@ -256,7 +258,9 @@ class _GatedDown(torch.autograd.Function):
         active = function(gate)
         given_XI = (active * up).to(call.dtype).flatten(0, -2)
         flat = [grad.to(call.dtype).flatten(0, -2)]
-        grad_XI, found = _linear_backward(flat, given_XI, call, tensors, ranked, needs, needs_gate or needs_up)
+        grad_XI, found = _linear_backward(
+            flat, given_XI, call, tensors, ranked, needs=needs, needs_given=needs_gate or needs_up
+        )
         del given_XI
         if grad_XI is None:
             return None, None, None, None, *found
@@ -291,6 +295,7 @@ def _linear_backward(
     call: _Call,
     tensors: Sequence[Tensor | None],
     ranked: Sequence[Tensor],
+    *,
     needs: Sequence[bool],
     needs_given: bool,
 ) -> tuple[Tensor | None, list[Tensor | None]]:
