@@ -10,12 +10,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class PeakBytes(TorchDispatchMode):
+class PeakBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Bytes of the storages that operations make while it is on: alive now, and at most. What was there before does
     not count; nor what a kernel allocates and frees inside."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.alive = self.peak = 0
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
@@ -48,7 +48,8 @@ class PeakBytes(TorchDispatchMode):
 
 def peak_bytes(work: Callable[[], object]) -> int:
     """Most bytes of tensors alive at a time that ``work`` made."""
-    with PeakBytes() as counted:
+    counted = PeakBytes()
+    with counted:
         work()
     return counted.peak
 

@@ -61,7 +61,7 @@ def write_nano(folder: Path) -> None:
 
 def write_rows(base: Path, folder: Path, count: int) -> None:
     """Triplets of random codes, with actions of 3 to 8 words."""
-    vlm = load_model(base)
+    vlm: Any = load_model(base)
     generator = np.random.default_rng(0)
     size = vlm.tokens_per_image
     rows = []

@@ -18,7 +18,8 @@ from wm.models import load_model, pack
 from wm.models.nano import write_random_base
 from wm.training import Lora, completion_loss, prepare
 from wm.training.fast_layers import LAYERS, checkpoint_activations, decoder_layers, speed_up
-from wm.training.fused import Norm, Projection, gated_down, project, rms_norm
+from wm.training.fused import Norm, gated_down, project, rms_norm
+from wm.training.low_rank import Projection
 
 pytestmark = pytest.mark.filterwarnings("ignore:Model has `tie_word", "ignore:`is_gradient_checkpointing`")
 

@@ -53,12 +53,12 @@ def plain_head(vlm: UnifiedVLM) -> Head | None:
     """
     if not isinstance(vlm, CausalVLM) or type(vlm).head is not CausalVLM.head or "head" in vars(vlm):
         return None
-    module = vlm.inner.lm_head
-    tokens = getattr(module, "token_adapter", None)  # PEFT's trainable rows
+    module: Any = vlm.inner.lm_head
+    tokens: Any = getattr(module, "token_adapter", None)  # PEFT's trainable rows
     if tokens is None:
-        return Head(module.weight) if type(module) is nn.Linear and module.bias is None else None
+        return Head(module.weight) if _is_matrix(module) else None
     base, active = tokens.base_layer, tokens.active_adapters
-    if type(base) is not nn.Linear or base.bias is not None or tokens.merged:
+    if not _is_matrix(base) or tokens.merged:
         return None
     if tokens.disable_adapters or not active:
         return Head(base.weight)
@@ -66,6 +66,10 @@ def plain_head(vlm: UnifiedVLM) -> Head | None:
     span = slice(ids[0], ids[0] + len(ids))
     rows = span if ids == list(range(span.start, span.stop)) else torch.tensor(ids, device=base.weight.device)
     return Head(base.weight, rows, tokens.trainable_tokens_delta[active[0]])
+
+
+def _is_matrix(module: Any) -> bool:
+    return type(module) is nn.Linear and module.bias is None
 
 
 def _by_recomputing(vlm: UnifiedVLM, hidden_MH: Tensor, target_M: Tensor, weight_M: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,7 +83,9 @@ def _by_recomputing(vlm: UnifiedVLM, hidden_MH: Tensor, target_M: Tensor, weight
     rows = _rows_of_a_chunk(vlm.inner.lm_head.weight.shape[0]) if isinstance(vlm, CausalVLM) else len(target_M)
     parts = [
         checkpoint(chunk_nll, hidden_CH, target_C, use_reentrant=False, preserve_rng_state=False)
-        for hidden_CH, target_C in zip(hidden_MH.split(max(1, rows)), target_M.split(max(1, rows)), strict=True)
+        for hidden_CH, target_C in zip(
+            torch.split(hidden_MH, max(1, rows)), torch.split(target_M, max(1, rows)), strict=True
+        )
     ]
     nll_M: Tensor = torch.cat(parts)
     return (nll_M * weight_M).sum(), nll_M.detach()
@@ -146,7 +152,7 @@ class _ChunkedNll(torch.autograd.Function):
         return (nll_M * weight_M.to(wide)).sum(), nll_M
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         hidden, head, own = (part * grad.to(part.dtype) if part is not None else None for part in ctx.saved_tensors)
         return hidden, head, None, own, None, None

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from wm.models.protocol import UnifiedVLM
-from wm.training.fused import Norm, Projection, gated_down, project, rms_norm
+from wm.training.fused import Norm, gated_down, project, rms_norm
+from wm.training.low_rank import Projection
 
 LAYERS = frozenset(
     {
@@ -39,11 +40,12 @@ def speed_up(vlm: UnifiedVLM, *, one_mask: bool = False) -> int:
     stack = _stack(vlm)
     layers = list(stack.layers) if stack is not None else []
     for layer in layers:
-        own = type(layer)
+        own: Any = type(layer)
         if own.__name__ in LAYERS and not hasattr(own, "former_class"):
             layer.__class__ = _fast_class(own)
-            if not hasattr(type(stack.norm), "former_class"):
-                stack.norm.__class__ = _fast_norm_class(type(stack.norm))
+            norm: Any = type(stack.norm)
+            if not hasattr(norm, "former_class"):
+                stack.norm.__class__ = _fast_norm_class(norm)
         if hasattr(type(layer), "former_class"):
             layer.one_mask = one_mask
             # DeepSpeed's ZeRO-3 gathers a layer's parameters one by one, as its parts are called; here the parts
@@ -77,7 +79,7 @@ def _stack(vlm: UnifiedVLM) -> Any:
 
 
 @cache
-def _fast_class(former: type[nn.Module]) -> type[nn.Module]:
+def _fast_class(former: Any) -> type[nn.Module]:
     """A subclass, so that transformers' checkpointing wraps the new forward as it wrapped the old one."""
 
     def forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -93,7 +95,7 @@ def _fast_class(former: type[nn.Module]) -> type[nn.Module]:
 
 
 @cache
-def _fast_norm_class(former: type[nn.Module]) -> type[nn.Module]:
+def _fast_norm_class(former: Any) -> type[nn.Module]:
     def forward(self: Any, states: Tensor) -> Tensor:
         return rms_norm(states, _norm(self)) if self.training else former.forward(self, states)
 
@@ -108,8 +110,8 @@ def _layer_forward(layer: Any, parts: dict[str, Projection], hidden_BTH: Tensor,
     before = (None, None) if after else norms
 
     projections = [parts[name] for name in ("q_proj", "k_proj", "v_proj")]
-    states = project(hidden_BTH, before[0], projections, one_mask=one_mask, training=training)
-    mixed_BTH = _attend(attention, *states, given)
+    query, key, value = project(hidden_BTH, before[0], projections, one_mask=one_mask, training=training)
+    mixed_BTH = _attend(attention, query, key, value, given)
     (mixed_BTH,) = project(mixed_BTH, None, [parts["o_proj"]], one_mask=one_mask, training=training)
     hidden_BTH = hidden_BTH + _left(layer, rms_norm(mixed_BTH, norms[0]) if after else mixed_BTH)
 
@@ -161,7 +163,7 @@ def _parts(layer: Any) -> dict[str, Projection] | None:
 _MLP = ("gate_proj", "up_proj", "down_proj")
 
 
-def read_projection(module: nn.Module) -> Projection | None:
+def read_projection(module: Any) -> Projection | None:
     """What a linear layer computes now: bare, or under one plain LoRA adapter of PEFT; None for all else."""
     if type(module) is nn.Linear:
         return Projection(module.weight, module.bias)
@@ -192,7 +194,7 @@ def _norm(module: Any) -> Norm:
 def _left(layer: Any, states: Tensor) -> Tensor:
     """What the layer's own dropout leaves, where it has one (Emu3)."""
     dropout = getattr(layer, "dropout", None)
-    return states if dropout is None else dropout(states)  # type: ignore[no-any-return]
+    return states if dropout is None else dropout(states)
 
 
 def _activation_name(config: Any) -> str:

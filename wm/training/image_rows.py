@@ -62,7 +62,7 @@ def _looked_up_class(former: type[Any]) -> type[Any]:
 
 def _places(layer: Any, adapter: str, device: torch.device) -> Tensor:
     """int64 (vocabulary,): the place of an id among the trained rows, or -1."""
-    found = vars(layer).get("_wm_places")
+    found: Tensor | None = vars(layer).get("_wm_places")
     if found is None or found.device != device:
         ids = torch.tensor(layer.token_indices[adapter], device=device)
         found = torch.full((layer.base_layer.num_embeddings,), -1, dtype=torch.int64, device=device)
