@@ -111,7 +111,7 @@ def test_a_run_trains_and_writes_them(tmp_path: Path) -> None:
         values | {"steps": 2, "global_batch": 4, "micro_batch": 2, "num_workers": 0, "lora": lora}, "t"
     )
     (tmp_path / "run").mkdir()
-    fit(recipe, World(0, 1, torch.device("cpu")), digest="d", save=lambda step, write: None)
+    fit(recipe, World(0, 1, torch.device("cpu")), digest="d")
     trained, base = load_model(tmp_path / "run" / "model"), load_model(tmp_path / "base")
     (delta,) = rows_named(trained).values()
     moved = (delta - base.decoder.embed_tokens.weight[base.image_rows]).abs()  # type: ignore[attr-defined]
