@@ -22,7 +22,7 @@ from wm.cli import cause_to_tell, progress_bar
 from wm.cli import main as command_line
 from wm.runs import Run, digest_of
 from wm.training import METRICS, MODEL, DivergedError, TrainRecipe, World, fit
-from wm.training.checkpoints import tidy
+from wm.training.checkpoints import need_own, need_place, tidy
 from wm.training.plan import Plan, check_data, order_of, plan
 from wm.training.recipe import TOKENS
 
@@ -43,9 +43,11 @@ def run(recipe: TrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         found = plan(recipe)
         _print_plan(recipe, found)
         return found.as_dict()
+    need_place(recipe)
     with stage.timed("check"):
         tokens = check_data(recipe)
         num_steps = recipe.num_steps(order_of(recipe, tokens.facts))
+        need_own(recipe, tokens.facts)
     stage.start()
     print(f"train {recipe.task}: {tokens.num_rows:,} triplets, {num_steps:,} steps")
     for part in tokens.facts:

@@ -1,16 +1,20 @@
 """A run of one process: metrics, resume to the last bit, what is written, divergence."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
 from training_data import random_rows, write_triplets
 
 from wm.models import load_model, read_manifest
-from wm.training import METRICS, MODEL, DivergedError, TrainRecipe, World, fit
+from wm.training import METRICS, MODEL, DivergedError, SampleOrder, TrainRecipe, World, fit
+from wm.training.step import learning_rate
 
 HERE = World(0, 1, torch.device("cpu"))
 
@@ -98,6 +102,47 @@ def test_half_precision_follows_the_full_one(tiny_base: Path, triplets: Path, tm
 
 def test_a_run_that_diverges_names_the_step_and_its_rows(tiny_base: Path, triplets: Path, tmp_path: Path) -> None:
     recipe = recipe_of(tiny_base, triplets, tmp_path, lr=1e30, grad_clip=0, lora={"enabled": False})
-    with pytest.raises(DivergedError, match=r"loss is nan at step \d+ \(lr 1e\+30\).*triplets: [0-9a-f]{24}"):
+    message = (
+        r"loss is nan at step 2 \(lr .*e\+29, gradient norm inf\); there is no checkpoint yet; all of the step's 8 triplets "
+        r"have a likelihood that is no number: triplets\d/[0-9a-f]{24}, .*, …$"
+    )
+    with pytest.raises(DivergedError, match=message):
         fit(recipe, HERE, digest="")
     assert not (tmp_path / MODEL).exists()
+
+
+def test_a_row_that_breaks_the_loss_is_named_and_the_last_good_checkpoint_kept(
+    tiny_base: Path, triplets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from wm.training import step as steps
+
+    order, broken_at = SampleOrder([40], [1.0], 0), 4
+    real, calls = steps.completion_losses, []
+
+    def completion_losses(vlm: Any, ids_BT: Any, is_completion_BT: Any, *rest: Any) -> Any:
+        loss, nll_M = real(vlm, ids_BT, is_completion_BT, *rest)
+        calls.append(0)
+        if len(calls) != broken_at + 1:
+            return loss, nll_M
+        row_M = is_completion_BT[:, 1:].nonzero()[:, 0]
+        bad = torch.where(row_M == 2, torch.nan, 0.0)
+        return loss + bad.sum(), nll_M + bad
+
+    monkeypatch.setattr(steps, "completion_losses", completion_losses)
+    recipe = recipe_of(tiny_base, triplets, tmp_path, log_every=10)
+    with pytest.raises(DivergedError) as error:
+        fit(recipe, HERE, digest="")
+    names = sorted(str(row["triplet_id"]) for row in pq.read_table(triplets).to_pylist())
+    wanted = names[order.batch(broken_at, 8)[2]]
+    told = re.sub(r"norm [0-9.]+\)", "norm)", str(error.value))
+    assert told == (
+        f"loss is nan at step 5 (lr {learning_rate(4, peak=1e-2, num_steps=8, warmup_steps=0, floor=0):.3g}, gradient "
+        f"norm); the checkpoint of step 3 is kept; 1 of the step's 8 triplets have a likelihood that is no number: "
+        f"{triplets.name}/{wanted}"
+    )
+    (kept,) = (tmp_path / "checkpoints").glob("step-*")
+    assert kept.name.startswith("step-00000003-")
+    for file in kept.glob("*.safetensors"):
+        assert all(torch.isfinite(values).all() for values in load_file(file).values())
+    monkeypatch.setattr(steps, "completion_losses", real)
+    assert fit(recipe, HERE, digest="").resumed_at_step == 3

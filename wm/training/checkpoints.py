@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from wm.errors import InputError
+from wm.models import base_id_of
 from wm.runs import write_text
 from wm.training.checkpoint_store import Checkpoint, CheckpointStore
 from wm.training.recipe import TrainRecipe
@@ -88,6 +89,19 @@ def need_same(checkpoint: Checkpoint, identity: Mapping[str, Any], place: str) -
                 f"checkpoint {checkpoint.name} of {place} is of another recipe: {key} = {theirs.get(key)!r:.80} there, "
                 f"{identity.get(key)!r:.80} here; choose another place (out or checkpoints), or remove it"
             )
+
+
+def need_place(recipe: TrainRecipe) -> None:
+    """Raise :class:`InputError` if the recipe names a place for checkpoints that cannot be written to."""
+    if recipe.checkpoints:
+        CheckpointStore(recipe.checkpoints).check()
+
+
+def need_own(recipe: TrainRecipe, facts: Sequence[SourceFacts]) -> None:
+    """Raise :class:`InputError` if the newest checkpoint, which a run would go on from, is of another recipe."""
+    store = CheckpointStore(place_of(recipe))
+    for checkpoint in store.checkpoints()[-1:]:
+        need_same(checkpoint, identity_of(recipe, base_id_of(recipe.base), facts), store.place)
 
 
 def best_of(found: Sequence[Checkpoint], recipe: TrainRecipe, count: int) -> list[Checkpoint]:

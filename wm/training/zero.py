@@ -154,8 +154,9 @@ def parts_of(engine: Any, names: Mapping[nn.Parameter, str], *, every_rank: bool
 @torch.no_grad()
 def start_afresh(engine: Any) -> None:
     """Undo the step without gradients that stage 0 in bfloat16 makes to have its state: it counts, and decays."""
-    for parameter, master in _masters(engine.optimizer).items():
-        master.copy_(parameter)
+    if engine.zero_optimization_stage() == 0:
+        for parameter, master in _masters(engine.optimizer).items():
+            master.copy_(parameter)
     set_steps(engine, 0)
 
 
