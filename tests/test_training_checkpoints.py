@@ -229,7 +229,9 @@ def test_a_checkpoint_of_another_recipe_is_refused(
     if "limit" in values:
         values = {"triplets": [{"path": str(triplets), **values}]}
     other = TrainRecipe.parse(other.model_dump() | values, "test")
-    with pytest.raises(InputError, match=f"step-00000002-.* of {place} is of another recipe: {message}; choose") as error:
+    with pytest.raises(
+        InputError, match=f"step-00000002-.* of {place} is of another recipe: {message}; choose"
+    ) as error:
         fit(other, HERE, digest="d")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "two" / MODEL).exists()

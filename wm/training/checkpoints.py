@@ -261,7 +261,9 @@ class Checkpoints:
             self._tell(name, error)
 
     def _tell(self, name: str, error: Exception) -> None:
-        told = f"checkpoint of step {int(name.split('-')[1])} could not be written: {' '.join(str(error).split())[:600]}"
+        told = (
+            f"checkpoint of step {int(name.split('-')[1])} could not be written: {' '.join(str(error).split())[:600]}"
+        )
         newest = f"step {self._found[-1].step}" if self._found else "none"
         told += f"; training goes on, the last whole checkpoint is {newest}"
         self.report.failed += 1

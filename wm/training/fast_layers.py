@@ -5,11 +5,10 @@ made of :mod:`wm.training.fused`. Parameters, names, PEFT's wrappers and what is
 mode, with a cache, or where a layer is of another make, the former forward pass is used.
 """
 
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from wm.models.protocol import UnifiedVLM
 from wm.training.fused import Norm, gated_down, project, rms_norm
@@ -52,17 +51,6 @@ def speed_up(vlm: UnifiedVLM, *, one_mask: bool = False) -> int:
             # are not called: it gathers those of the layer together.
             layer._z3_leaf = True
     return sum(hasattr(type(layer), "former_class") for layer in layers)
-
-
-def checkpoint_activations(vlm: UnifiedVLM, every: int = 1) -> int:
-    """Keep only the input of every ``every``-th decoder layer and compute the layer again in the backward pass;
-    returns how many layers do so. ``every`` = 0: none."""
-    count = 0
-    for number, layer in enumerate(decoder_layers(vlm)):
-        layer.gradient_checkpointing = every > 0 and number % every == 0
-        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
-        count += layer.gradient_checkpointing
-    return count
 
 
 def decoder_layers(vlm: UnifiedVLM) -> list[Any]:
