@@ -64,7 +64,9 @@ def test_a_source_of_weight_0_is_refused(tiny_base: Path, triplets: Path, tmp_pa
 def test_a_weight_that_shows_no_row_is_refused(tiny_base: Path, triplets: Path, tmp_path: Path) -> None:
     values = arguments(tiny_base, triplets, tmp_path / "out")
     values["triplets"] = [{"path": str(triplets)}, {"path": str(triplets), "weight": 0.01}]
-    with pytest.raises(InputError, match=r"weight = 0.01 shows none of its 20 rows in an epoch; expected 0.025 or more"):
+    with pytest.raises(
+        InputError, match=r"weight = 0.01 shows none of its 20 rows in an epoch; expected 0.025 or more"
+    ):
         run(TrainRecipe.parse(values, "test"))
     nothing_but_tokens(tmp_path / "out")
 
@@ -106,7 +108,9 @@ def test_a_recipe_that_names_a_missing_base_is_refused(
     triplets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text(f'task = "fdm"\nbase = "models/none"\nsteps = 1\nout = "{tmp_path}/out"\ntriplets = "{triplets}"\n')
+    recipe.write_text(
+        f'task = "fdm"\nbase = "models/none"\nsteps = 1\nout = "{tmp_path}/out"\ntriplets = "{triplets}"\n'
+    )
     assert main([str(recipe), "num_workers=0"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and "models/none" in error

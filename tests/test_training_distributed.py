@@ -56,7 +56,6 @@ def test_ranks_and_stages_give_the_same_curve_and_adapter(
     assert all(summary["num_steps"] == STEPS for summary in summaries)
     for name in ("loss", "grad_norm"):
         found, wanted = curve(tmp_path / "out", name), curve(one, name)
-        print(ranks, stage, name, max(abs(a - b) / b for a, b in zip(found, wanted)))
         assert found == pytest.approx(wanted, rel=2e-6 if name == "loss" else 2e-5)
     theirs = weights(one)
     for name, found in weights(tmp_path / "out").items():

@@ -106,7 +106,9 @@ def test_the_first_step_is_adamws_first(tiny_base: Path, tmp_path: Path, stage: 
     with loading(recipe, torch.device("cpu")):
         vlm = load_model(tiny_base, dtype=dtype)
     prepare(vlm, recipe.lora, 0)
-    before = {name: value.detach().float() for name, value in load_model(tiny_base, dtype=dtype).module.named_parameters()}
+    before = {
+        name: value.detach().float() for name, value in load_model(tiny_base, dtype=dtype).module.named_parameters()
+    }
     stepper = Stepper(vlm, recipe, num_steps=6)
     tokens = open_tokens([Source(path=str(tmp_path))], vlm, "fdm", Weights(), root=tmp_path / "t", seed=0)
     rows = SampleOrder([8], [1.0], 0).batch(0, 8)

@@ -16,7 +16,14 @@ import torch.distributed as dist
 from wm.training import TrainRecipe, World, fit
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_PRELOAD = ["training_ranks", "deepspeed", "deepspeed.runtime.zero.stage3", "peft", "torch.utils.tensorboard", "transformers"]
+_PRELOAD = [
+    "training_ranks",
+    "deepspeed",
+    "deepspeed.runtime.zero.stage3",
+    "peft",
+    "torch.utils.tensorboard",
+    "transformers",
+]
 
 
 def fit_on_ranks(recipe: TrainRecipe, *, on: Callable[[TrainRecipe, World], Any] | None = None) -> list[Any]:

@@ -1,8 +1,8 @@
 """Checkpoints of a run: written while training goes on, chosen which to keep, found again.
 
 A checkpoint is taken into host memory at once; a thread of each rank then writes its file, and rank 0 makes the whole
-one of them. At most one is being written. It holds the trained weights and AdamW's moments as tensors, never pickles, and
-does not depend on the number of ranks or the ZeRO stage that wrote it.
+one of them. At most one is being written. It holds the trained weights and AdamW's moments as tensors, never pickles,
+and does not depend on the number of ranks or the ZeRO stage that wrote it.
 """
 
 import logging
@@ -261,7 +261,9 @@ class Checkpoints:
             self._tell(name, error)
 
     def _tell(self, name: str, error: Exception) -> None:
-        told = f"checkpoint of step {int(name.split('-')[1])} could not be written: {' '.join(str(error).split())[:600]}"
+        told = (
+            f"checkpoint of step {int(name.split('-')[1])} could not be written: {' '.join(str(error).split())[:600]}"
+        )
         newest = f"step {self._found[-1].step}" if self._found else "none"
         told += f"; training goes on, the last whole checkpoint is {newest}"
         self.report.failed += 1
