@@ -82,7 +82,7 @@ class EvaluateRecipe(Recipe):
     code a pass."""
     max_unchanged: float = Field(1.0, ge=0, le=1)
     """Copy guard: candidates with a larger share of unchanged image tokens are chosen last; 1: off."""
-    margins: list[float] = [1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01]
+    margins: list[float] = [1.0, 0.5, 0.3, 0.2, 0.1, 0.05]
     """Adaptive N is replayed on the candidates with these margins (nats an action token, see wm.dynamics.stopping),
     the largest k being the budget; []: not."""
     at_least: int = Field(1, ge=1)
