@@ -1,18 +1,18 @@
-"""A supervised set in AURORA's layout becomes triplets, with image codes and change weights if a codec is given."""
+"""A supervised set becomes triplets, with image codes and change weights if a codec is given: pairs of images in
+AURORA's layout, or EPIC-Kitchens' narrated segments of videos."""
 
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from pydantic import Field
-
+from jobs._ingest_rows import IngestRecipe, Pair, entries_of, load_entry
 from jobs._ray import connect, quiet_data
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
-from wm.config import Recipe
-from wm.datasets.aurora import Item, Problem, list_items, load_pair
+from wm.datasets.aurora import Item, Problem
 from wm.datasets.card import write_dataset_card
+from wm.datasets.narrated import Narrated
 from wm.errors import InputError
 from wm.records import (
     REJECT_SCHEMA,
@@ -24,41 +24,10 @@ from wm.records import (
     write_table,
 )
 from wm.runs import Run, digest_of, read_run
+from wm.video.isolation import IsolatedProcess
 
 ENCODE_BATCH = 32
 """Pairs of images encoded at once: bounds the memory at 512 px."""
-
-
-class IngestRecipe(Recipe):
-    """Where the rows and their images are, and which codec turns images into codes."""
-
-    root: str
-    """Folder that the paths in the JSON file are relative to."""
-    file: str
-    """The JSON list, relative to root."""
-    out: str
-    """Folder for out/triplets, out/rejects and out/run.json."""
-    codec: str | None = None
-    """Model folder whose codec makes source_codes, target_codes and change; without it these columns are null."""
-    dataset: str = "aurora"
-    """Name for the dataset column."""
-    split: str = "train"
-    """Name for the split column."""
-    license: str = ""
-    """Licence of the images and texts, kept in every row."""
-    limit: int | None = Field(default=None, ge=1)
-    """Take the first rows only."""
-    shard_rows: int = Field(default=256, ge=1)
-    """Rows of the JSON file that go into one Parquet file; a killed run goes on at the next file."""
-    num_workers: int = Field(default=2, ge=1)
-    """Processes that decode and encode."""
-
-    def with_absolute_paths(self) -> Self:
-        """The same recipe for a process in another working directory."""
-        paths = {
-            name: str(Path(getattr(self, name)).absolute()) for name in ("root", "out", "codec") if getattr(self, name)
-        }
-        return self.model_copy(update=paths)
 
 
 class Ingestor:
@@ -67,7 +36,8 @@ class Ingestor:
     def __init__(self, recipe: IngestRecipe) -> None:
         """Load the codec and read the list once."""
         self.recipe = recipe
-        self.entries = list_items(recipe.root, recipe.file)
+        self.entries = entries_of(recipe)
+        self.process = IsolatedProcess()
         self.codec = None
         if recipe.codec:
             import torch
@@ -83,15 +53,17 @@ class Ingestor:
         The rejects are written first, so a shard whose triplets file stands is whole.
         """
         entries = self.entries[shard["start"] : shard["stop"]]
-        rows, problems = [], []
-        for entry in entries:
-            pair = entry if isinstance(entry, Problem) else load_pair(self.recipe.root, entry)
-            if isinstance(entry, Problem) or isinstance(pair, Problem):
-                problems.append(pair)
-            else:
-                rows.append((entry, *pair))
+        triplets, problems = [], []
+        for start in range(0, len(entries), ENCODE_BATCH):
+            rows = []
+            for entry in entries[start : start + ENCODE_BATCH]:
+                pair = entry if isinstance(entry, Problem) else load_entry(self.recipe, self.process, entry)
+                if isinstance(entry, Problem) or isinstance(pair, Problem):
+                    problems.append(pair)
+                else:
+                    rows.append((entry, pair))
+            triplets += self._triplets(rows)
         out, name = Path(self.recipe.out), f"part-{shard['number']:05d}.parquet"
-        triplets = self._triplets(rows)
         try:
             if problems:
                 write_table([self._reject(problem) for problem in problems], out / "rejects" / name, REJECT_SCHEMA)
@@ -103,7 +75,7 @@ class Ingestor:
 
     def _codes(self, sources: list[Any], targets: list[Any]) -> list[dict[str, Any]]:
         """The columns that the codec fills, for pairs of images of any size."""
-        if self.codec is None:
+        if self.codec is None or not sources:
             return [{} for _ in sources]
         import numpy as np
 
@@ -124,27 +96,21 @@ class Ingestor:
             for a, b, c in zip(*columns, strict=True)
         ]
 
-    def _triplets(self, rows: list[tuple[Item, Any, Any]]) -> list[dict[str, Any]]:
-        from wm.images import encode_png
-
-        codes: list[dict[str, Any]] = []
-        for start in range(0, len(rows), ENCODE_BATCH):
-            batch = rows[start : start + ENCODE_BATCH]
-            codes += self._codes([row[1] for row in batch], [row[2] for row in batch])
+    def _triplets(self, rows: list[tuple[Item | Narrated, Pair]]) -> list[dict[str, Any]]:
+        codes = self._codes([pair.source for _, pair in rows], [pair.target for _, pair in rows])
         return [
             triplet_row(
                 triplet_id=stable_id(self.recipe.dataset, self.recipe.split, item.uri),
                 dataset=self.recipe.dataset,
                 split=self.recipe.split,
                 class_label=item.task,
-                source_image={"bytes": encode_png(source), "path": item.source},
-                target_image={"bytes": encode_png(target), "path": item.target},
                 action=item.action,
                 origin="human",
                 license=self.recipe.license,
+                **pair.columns,
                 **code,
             )
-            for (item, source, target), code in zip(rows, codes, strict=True)
+            for (item, pair), code in zip(rows, codes, strict=True)
         ]
 
     def _reject(self, problem: Problem) -> dict[str, Any]:
@@ -162,7 +128,7 @@ class Ingestor:
 
 def run(recipe: IngestRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     """Ingest into ``recipe.out``; returns the run's record."""
-    entries = list_items(recipe.root, recipe.file)[: recipe.limit]
+    entries = entries_of(recipe)
     inputs = {"file": digest_of(Path(recipe.root) / recipe.file)}
     if recipe.codec:
         inputs["codec"] = digest_of(recipe.codec)

@@ -25,14 +25,21 @@ KINDS: dict[str, type[Recipe]] = {
     "annotate-ucf101": AnnotateRecipe,
     "aurora-bench": IngestRecipe,
     "c-fdm": TrainRecipe,
+    "c-fdm-all-kubric": TrainRecipe,
+    "c-fdm-no-synthetic": TrainRecipe,
+    "c-fdm-no-weights": TrainRecipe,
     "c-ft": TrainRecipe,
     "c-idm": TrainRecipe,
     "cluster": PlanRecipe,
     "demo": BootstrapRecipe,
+    "epic-kitchens": IngestRecipe,
     "fdm": TrainRecipe,
     "full": BootstrapRecipe,
     "idm": TrainRecipe,
     "ingest": IngestRecipe,
+    "l-fdm": TrainRecipe,
+    "l-ft": TrainRecipe,
+    "l-idm": TrainRecipe,
     "laptop": PlanRecipe,
     "select-7000": SelectRecipe,
 }
@@ -60,6 +67,31 @@ def test_every_recipe_is_read_by_its_job(path: Path) -> None:
         if not isinstance(value, (dict, list)):
             assert found == value
     assert path.read_text().startswith("# "), "the first line says what the recipe is for"
+
+
+def test_the_papers_training_recipes() -> None:
+    """Appendix H: the figures, and in what the ablations differ from C-FDM."""
+    found = {
+        path.stem: TrainRecipe.load(path)
+        for path in FILES
+        if KINDS[path.stem] is TrainRecipe and path.parent.name == "paper"
+    }
+    for name, recipe in found.items():
+        inverse = name.endswith("idm")
+        said = (recipe.task, recipe.epochs, recipe.global_batch, recipe.lr, recipe.warmup_steps)
+        assert said == (("idm", 10, 64, 2e-4, 500) if inverse else ("fdm", 40, 96, 5e-4, 400)), name
+        assert (recipe.lora.r, recipe.lora.alpha, recipe.lora.dropout, recipe.precision) == (16, 32, 0.05, "bf16")
+        assert Path(recipe.out).name == name
+        limits = {Path(source.path).name: source.limit for source in recipe.triplets}
+        assert limits.pop("kubric") == (0 if name == "c-fdm-all-kubric" else 10_000)
+        people = {"action-genome": 0, "magicbrush": 0, "something": 0}
+        videos = dict.fromkeys(("moments-in-time", "kinetics-700", "ucf-101"), 7000)
+        more = (
+            {"epic-kitchens": 15_000} if inverse else {} if name in ("c-ft", "l-ft", "c-fdm-no-synthetic") else videos
+        )
+        assert limits == people | more
+        assert recipe.weights.enabled == (name in ("c-fdm", "l-fdm", "c-fdm-no-synthetic", "c-fdm-all-kubric"))
+    assert len(found) == 9
 
 
 @pytest.mark.parametrize("path", [file for file in FILES if KINDS.get(file.stem) is BootstrapRecipe], ids=name_of)

@@ -1,0 +1,41 @@
+"""The first and the last frame of a segment: what happens between them is what its annotator put into words."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from wm.images import encode_png
+from wm.video.clips import limit_short_side
+from wm.video.decode import RawFrame, Tally, frames
+from wm.video.errors import VideoError
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Two pictures as PNG bytes, their times in the file's own clock, and how many frames the segment has."""
+
+    source_png: bytes
+    target_png: bytes
+    source_time_s: float
+    target_time_s: float
+    num_frames: int
+    errors: int
+    """Packets that could not be decoded."""
+
+
+def segment_ends(path: str | Path, start_s: float | None, end_s: float | None, image_side_px: int) -> Ends:
+    """First and last frame whose time is in [``start_s``, ``end_s``) (None: from the beginning, to the end).
+
+    ``image_side_px``: short side of the pictures at most, 0 = full size. For a child process
+    (:class:`wm.video.isolation.IsolatedProcess`). Raises :class:`VideoError`, ``one_frame`` among its reasons.
+    """
+    tally = Tally()
+    first: RawFrame | None = None
+    last: RawFrame | None = None
+    for last in frames(path, tally, start_s=start_s, end_s=end_s):
+        first = first or last
+    if first is None or last is None:
+        raise VideoError("decode_error", f"{path}: no frame could be decoded; the last error: {tally.last_error}")
+    if first is last:
+        raise VideoError("one_frame", f"{path}: one frame, at {first.time_s:.3f} s; a pair needs two")
+    source, target = (encode_png(limit_short_side(frame.rgb(), image_side_px)) for frame in (first, last))
+    return Ends(source, target, first.time_s, last.time_s, last.index + 1, tally.errors)
