@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from jobs._devices import need_device
 from wm import cli
 from wm.config import Recipe
 from wm.dynamics import Sampling, check_block
@@ -229,7 +230,7 @@ def _verifies(entry: Entry) -> bool:
 
 def _bench(recipe: EvaluateRecipe) -> Bench:
     entries = entries_of(recipe)
-    _need_device(recipe.device)
+    need_device(recipe.device)
     with_codes = [entry.path for entry in entries.values() if entry.reads == "codes"]
     codec_path = recipe.codec or recipe.base or next(iter(with_codes), "")
     if not codec_path:
@@ -254,13 +255,6 @@ def _bench(recipe: EvaluateRecipe) -> Bench:
         block=recipe.block,
         max_unchanged=recipe.max_unchanged,
     )
-
-
-def _need_device(name: str) -> None:
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:  # no such name; a kind this torch was built without
-        raise InputError(f"device = {name!r}: {str(error).splitlines()[0]:.200}") from error
 
 
 def _need_fit(entry: Entry, codec: ImageCodec) -> None:
