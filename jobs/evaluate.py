@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from jobs._devices import need_device
 from wm import cli
 from wm.config import Recipe
 from wm.dynamics import Sampling, Weights, check_block
@@ -83,7 +84,7 @@ class EvaluateRecipe(Recipe):
     code a pass."""
     max_unchanged: float = Field(1.0, ge=0, le=1)
     """Copy guard: candidates with a larger share of unchanged image tokens are chosen last; 1: off."""
-    margins: list[float] = [1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01]
+    margins: list[float] = [1.0, 0.5, 0.3, 0.2, 0.1, 0.05]
     """Adaptive N is replayed on the candidates with these margins (nats an action token, see wm.dynamics.stopping),
     the largest k being the budget; []: not."""
     at_least: int = Field(1, ge=1)
@@ -233,7 +234,7 @@ def _verifies(entry: Entry) -> bool:
 
 def _bench(recipe: EvaluateRecipe) -> Bench:
     entries = entries_of(recipe)
-    _need_device(recipe.device)
+    need_device(recipe.device)
     with_codes = [entry.path for entry in entries.values() if entry.reads == "codes"]
     codec_path = recipe.codec or recipe.base or next(iter(with_codes), "")
     if not codec_path:
@@ -261,13 +262,6 @@ def _bench(recipe: EvaluateRecipe) -> Bench:
         block=recipe.block,
         max_unchanged=recipe.max_unchanged,
     )
-
-
-def _need_device(name: str) -> None:
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:  # no such name; a kind this torch was built without
-        raise InputError(f"device = {name!r}: {str(error).splitlines()[0]:.200}") from error
 
 
 def _need_fit(entry: Entry, codec: ImageCodec) -> None:

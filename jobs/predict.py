@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from pydantic import Field, model_validator
 
+from jobs._devices import need_device
 from jobs._predict_image import write_rollout
 from jobs._predict_triplets import parts_of, predict_triplets
 from wm.cli import main as cli_main
@@ -172,10 +173,7 @@ def count_parts(files: list[Path]) -> dict[str, Any]:
 
 def _check_models(recipe: PredictRecipe) -> None:
     """What the folders' manifests tell: tasks, and that both models speak of one codec. No weights are read."""
-    try:
-        torch.empty(0, device=recipe.device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device = {recipe.device!r}: {str(error).splitlines()[0]:.200}") from error
+    need_device(recipe.device)
     codecs = {}
     for role in ("fdm", "idm"):
         folder = getattr(recipe, role)
