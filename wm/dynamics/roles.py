@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from wm.errors import InputError
-from wm.models.checkpoints import base_of, is_adapter, load_model
+from wm.models.adapters import is_adapter
+from wm.models.checkpoints import base_of, load_model
 from wm.models.manifest import model_folder
 from wm.models.protocol import UnifiedVLM
 from wm.models.sharing import held_bytes, need_shareable
