@@ -128,6 +128,8 @@ class EvaluateRecipe(Recipe):
 
     @model_validator(mode="after")
     def _need_budget(self) -> "EvaluateRecipe":
+        if self.at_least > 1 and not self.margins:
+            raise ValueError(f"at_least = {self.at_least} is a setting of the replay, which margins = [] turns off")
         if self.at_least > max(self.k):
             raise ValueError(f"at_least = {self.at_least} is more than the largest k, {max(self.k)}")
         return self

@@ -30,6 +30,8 @@ class Search(Recipe):
 
     @model_validator(mode="after")
     def _need_order(self) -> "Search":
+        if self.at_least > 1 and self.margin is None:
+            raise ValueError(f"at_least = {self.at_least} is the first round's size; give a margin too")
         for name in sorted({"at_least", "top"} & self.model_fields_set):
             if getattr(self, name) > self.best_of:
                 raise ValueError(f"{name} = {getattr(self, name)} is more than best_of = {self.best_of}")
