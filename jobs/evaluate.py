@@ -14,6 +14,7 @@ import torch
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from jobs._devices import need_device
+from jobs._roles import DType
 from wm import cli
 from wm.config import Recipe
 from wm.dynamics import Sampling, Weights, check_block
@@ -107,6 +108,8 @@ class EvaluateRecipe(Recipe):
     """Ray tasks at a time; 0: in this process, without Ray."""
     device: str = "cpu"
     """Where the models run."""
+    dtype: DType = "float32"
+    """Type of their weights; bfloat16 halves the memory."""
     weights: Weights = "merged"
     """merged: every model has weights of its own while it is loaded. shared: adapters of one base are applied beside
     one copy of its weights: less memory and loading, a little slower, the same up to rounding."""
@@ -247,6 +250,7 @@ def _bench(recipe: EvaluateRecipe) -> Bench:
         if recipe.weights == "shared" and is_adapter(entry.path):
             need_shareable(model_folder(entry.path))
     check_block(recipe.block, codec.tokens_per_image)
+    codec.need_decoder()
     held_out = read_held_out(recipe.triplets, codec, limit=recipe.limit or None, subset=recipe.subset)
     judge_many, action_is_right = _oracle(held_out) if recipe.judge == "oracle" else (None, None)
     return Bench(
@@ -260,6 +264,7 @@ def _bench(recipe: EvaluateRecipe) -> Bench:
         batch_size=recipe.batch_size,
         max_new_tokens=recipe.max_new_tokens,
         device=recipe.device,
+        dtype=getattr(torch, recipe.dtype),
         weights=recipe.weights,
         block=recipe.block,
         max_unchanged=recipe.max_unchanged,

@@ -235,9 +235,16 @@ def test_bad_input_is_told_before_any_work(models: dict[str, Path], triplets: Pa
         ({"subset": "colour"}, "subset = 'colour': triplets have no such column"),
         ({"search": Search(block=4)}, r"block = 4: expected 0 \(off\) to 3"),
         ({"sources": str(tmp_path / "gone")}, "gone"),
+        ({"idm": str(models["fdm"])}, r"idm = .* was trained as fdm"),
+        ({"idm": "nowhere"}, "idm = 'nowhere': no such model folder"),
+        ({"device": "abacus"}, "device = 'abacus'"),
+        ({"weights": "shared"}, "sharing weights needs both roles over one base"),
     ):
         with pytest.raises(InputError, match=said):
             imagine_job.run(recipe(models, triplets, tmp_path / "out", **changes))
+    for name in ("top", "beam"):
+        with pytest.raises(InputError, match=f"search.*{name} = 2 has no part here"):
+            ImagineRecipe.parse(recipe(models, triplets, tmp_path / "out").model_dump() | {"search": {name: 2}}, "test")
     assert not (tmp_path / "out").exists()
     assert imagine_job.run(recipe(models, triplets, tmp_path / "out"), dry_run=True) == {}
     assert not (tmp_path / "out").exists()
