@@ -45,7 +45,7 @@ def predicted(recipe: PredictRecipe) -> tuple[list[list[int]], list[float]]:
     return [row["codes"] for row in rows], [row["logprob"] for row in rows]
 
 
-@pytest.mark.parametrize(("weights", "dtype"), itertools.product(["merged", "shared"], ["float32", "bfloat16"]))
+@pytest.mark.parametrize(("weights", "dtype"), [*itertools.product(["merged", "shared"], ["float32", "bfloat16"])])
 def test_predictions_are_those_of_the_models_loaded_alone(folders, triplets, monkeypatch, weights, dtype):
     asked, out = [], folders / f"{weights}-{dtype}"
     read = _roles.load_roles

@@ -157,8 +157,8 @@ def test_actions_are_paired_within_subsets_by_the_seed() -> None:
 
 def recipe(models: dict[str, Path], triplets: Path, out: Path, **more: Any) -> ImagineRecipe:
     plain: dict[str, Any] = {"min_score": -50.0, "max_unchanged": 1.0, "search": Search(best_of=3), "actions_each": 2}
-    plain |= {"sources": str(triplets), "actions": str(triplets)}
-    return ImagineRecipe(fdm=str(models["fdm"]), idm=str(models["idm"]), out=str(out), **(plain | more))
+    plain |= {"sources": str(triplets), "actions": str(triplets), "fdm": str(models["fdm"]), "idm": str(models["idm"])}
+    return ImagineRecipe(out=str(out), **(plain | more))
 
 
 def test_imagined_triplets_are_the_verifiers_choice(
