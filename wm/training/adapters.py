@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from wm.config import Recipe
 from wm.errors import InputError
-from wm.models.checkpoints import quiet_peft
+from wm.models.adapters import quiet_peft
 from wm.models.protocol import UnifiedVLM
 
 ATTENTION_AND_MLP = r".*\.layers\.\d+\..*(q|k|v|o|gate|up|down)_proj"
