@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from wm.errors import InputError
-from wm.models.causal import CausalVLM, Facts
 from wm.models.adapters import is_adapter
+from wm.models.causal import CausalVLM, Facts
 from wm.models.checkpoints import adapter_base, family_of, load_codec
 from wm.models.manifest import model_folder, read_manifest
 from wm.models.original import find_release
