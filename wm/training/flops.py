@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from wm.models.causal import CausalVLM
 from wm.models.protocol import UnifiedVLM
@@ -100,10 +100,10 @@ def peak_of(name: str) -> float | None:
 def _matrices(module: nn.Module) -> float:
     """Of the linear layers, adapters among them; norms' weights may have two dimensions too, and are none."""
     weights = [layer.weight for layer in module.modules() if isinstance(layer, nn.Linear)]
-    return float(sum((TRAINED if weight.requires_grad else FROZEN) * _count(weight) for weight in weights))
+    return sum((TRAINED if weight.requires_grad else FROZEN) * float(_count(weight)) for weight in weights)
 
 
-def _count(parameter: nn.Parameter) -> int:
+def _count(parameter: Tensor) -> int:
     """DeepSpeed's stage 3 empties the parameters that it has dealt out, and notes their size."""
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
