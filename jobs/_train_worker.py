@@ -16,12 +16,13 @@ def fit_worker(config: dict[str, Any]) -> dict[str, Any]:
     import ray.train
     import ray.train.torch
 
+    from jobs._train_watch import HeldOutWatcher
     from wm.training import DivergedError, TrainRecipe, World, fit
 
     recipe = TrainRecipe.parse(config["recipe"], "the driver's recipe")
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
     try:
-        return fit(recipe, world, digest=config["digest"]).as_dict()
+        return fit(recipe, world, digest=config["digest"], watcher=HeldOutWatcher(recipe)).as_dict()
     except DivergedError as error:
         return {"diverged": str(error)}

@@ -208,7 +208,7 @@ def test_even_chunks_cover_everything_in_order_and_differ_by_one(items, most):
     )
 
 
-def test_a_batch_too_large_for_the_gpu_is_halved_until_it_fits():
+def test_a_batch_too_large_for_memory_is_halved_until_it_fits(caplog):
     seen = []
 
     def function(batch):
@@ -220,7 +220,11 @@ def test_a_batch_too_large_for_the_gpu_is_halved_until_it_fits():
     texts, numbers = halve_when_full(function, list(range(10)))
     assert texts == [str(item) for item in range(10)]
     assert numbers.tolist() == [[item, -item] for item in range(10)]
-    assert seen == [2, 3, 2, 3]
+    assert seen == [2] * 5
+    assert [record.getMessage() for record in caplog.records] == [
+        "out of memory with 10 at once; going on with 5",
+        "out of memory with 5 at once; going on with 2",
+    ]
 
     def never(batch):
         raise torch.OutOfMemoryError("full")

@@ -411,6 +411,52 @@ def test_incomplete_adapters_are_refused(adapter, tiny_base, tmp_path):
         load_model(tiny_base, base=tiny_base)
 
 
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda data: b"", "is empty; download it again"),
+        (lambda data: data[:-40], r"is truncated: \d+ bytes, its header promises more"),
+        (lambda data: data[:300], "is no whole safetensors file"),
+        (lambda data: b"version https://git-lfs.github.com/spec/v1\noid", "git-lfs pointer"),
+    ],
+)
+def test_half_downloaded_adapters_are_told(adapter, spoil, message):
+    file = adapter / "adapter_model.safetensors"
+    file.write_bytes(spoil(file.read_bytes()))
+    with pytest.raises(InputError, match=rf"adapter_model.safetensors.*{message}"):
+        load_model(adapter)
+
+
+def test_tensors_of_an_adapter_that_are_missing_or_extra_are_listed(adapter):
+    """PEFT would start the missing ones at random, and say nothing of the others."""
+    file = adapter / "adapter_model.safetensors"
+    tensors = load_file(file)
+    missing = min(tensors)
+    kept = {name: tensor for name, tensor in tensors.items() if name != missing}
+    save_file(kept | {"base_model.model.model.layers.9.lora_A.weight": torch.zeros(2, 3)}, file)
+    message = rf"1 missing: {missing} \(expected .*\); 1 extra: base_model.model.model.layers.9.lora_A.weight \(2, 3\)"
+    with pytest.raises(InputError, match=message):
+        load_model(adapter)
+    save_file(tensors | {missing: torch.zeros(3, 3)}, file)
+    with pytest.raises(InputError, match=r"does not fit its base: .*size mismatch for"):
+        load_model(adapter)
+
+
+def test_whole_modules_beside_an_adapter_are_read_and_must_be_there(tiny_base, tmp_path):
+    vlm = load_model(tiny_base)
+    torch.manual_seed(0)
+    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"], init_lora_weights=False)
+    vlm.module = get_peft_model(vlm.module, config).eval()
+    vlm.module.base_model.model.lm_head.modules_to_save["default"].weight.data.normal_()
+    save_model(vlm, tmp_path / "adapter")
+    assert torch.equal(logits(load_model(tmp_path / "adapter")), logits(vlm))
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    kept = {name: tensor for name, tensor in load_file(file).items() if "lm_head" not in name}
+    save_file(kept, file)
+    with pytest.raises(InputError, match=r"missing: 'base_model.model.lm_head.weight'"):
+        load_model(tmp_path / "adapter")
+
+
 def test_manifest_is_strict(tiny_base, tmp_path):
     folder = copy_of(tiny_base, tmp_path)
     manifest = json.loads((folder / "wm_model.json").read_text())

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from wm.config import Recipe
 from wm.errors import InputError
-from wm.models.checkpoints import quiet_peft
+from wm.models.adapters import quiet_peft
 from wm.models.protocol import UnifiedVLM
 from wm.training.fast_layers import speed_up
 from wm.training.image_rows import look_up_rows, own_row_targets

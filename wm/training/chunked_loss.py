@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from wm.models.causal import CausalVLM
 from wm.models.protocol import UnifiedVLM
+from wm.training.lowered import as_given, lowered_to
 
 CHUNK_LOGITS = 1 << 23
 """Logits of a chunk: 32 MB in float32, and enough rows (128 of a vocabulary of 65,536) for fast products."""
@@ -38,10 +39,8 @@ def weighted_nll(vlm: UnifiedVLM, hidden_MH: Tensor, target_M: Tensor, weight_M:
     head = plain_head(vlm)
     if head is None:
         return _by_recomputing(vlm, hidden_MH, target_M, weight_M)
-    device = hidden_MH.device.type
-    if torch.is_autocast_enabled(device):
-        hidden_MH = hidden_MH.to(torch.get_autocast_dtype(device))
-    with torch.autocast(device, enabled=False):
+    hidden_MH = hidden_MH.to(lowered_to(hidden_MH.device) or hidden_MH.dtype)
+    with as_given(hidden_MH.device):
         loss, nll_M = _ChunkedNll.apply(hidden_MH, *head, target_M, weight_M)  # type: ignore[no-untyped-call]
     return loss, nll_M
 

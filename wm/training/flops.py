@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from wm.models.causal import CausalVLM
 from wm.models.protocol import UnifiedVLM
@@ -98,22 +98,14 @@ def peak_of(name: str) -> float | None:
 
 
 def _matrices(module: nn.Module) -> float:
-    return float(
-        sum(
-            (TRAINED if parameter.requires_grad else FROZEN) * _count(parameter)
-            for parameter in module.parameters()
-            if _dimensions(parameter) == 2
-        )
-    )
+    """Of the linear layers, adapters among them; norms' weights may have two dimensions too, and are none."""
+    weights = [layer.weight for layer in module.modules() if isinstance(layer, nn.Linear)]
+    return sum((TRAINED if weight.requires_grad else FROZEN) * float(_count(weight)) for weight in weights)
 
 
-def _count(parameter: nn.Parameter) -> int:
+def _count(parameter: Tensor) -> int:
     """DeepSpeed's stage 3 empties the parameters that it has dealt out, and notes their size."""
     return int(getattr(parameter, "ds_numel", parameter.numel()))
-
-
-def _dimensions(parameter: nn.Parameter) -> int:
-    return len(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def mfu(flops: float, seconds: float, *, peak: float | None, num_devices: int) -> float | None:

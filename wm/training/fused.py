@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from wm.training.low_rank import EACH, Products, Projection, linear, linear_backward, products_of, tensors_of
+from wm.training.lowered import as_given, lowered_to
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def project(x: Tensor, norm: Norm | None, layers: Sequence[Projection], *, one_m
     autocast the products are of its precision.
     """
     call = products_of(layers, _compute_dtype(x), one_mask=one_mask, training=training)
-    with torch.autocast(x.device.type, enabled=False):
+    with as_given(x.device):
         weight = norm.weight_I if norm is not None else None
         return _Project.apply(call, norm, x, weight, *tensors_of(layers))  # type: ignore[no-untyped-call]
 
@@ -54,7 +55,7 @@ def project(x: Tensor, norm: Norm | None, layers: Sequence[Projection], *, one_m
 def gated_down(gate: Tensor, up: Tensor, activation: str, layer: Projection, *, training: bool) -> Tensor:
     """``layer`` of ``activation(gate) * up``: (…, M) and (…, M) to (…, O)."""
     call = products_of([layer], _compute_dtype(gate), one_mask=True, training=training)
-    with torch.autocast(gate.device.type, enabled=False):
+    with as_given(gate.device):
         given = (call, activation, gate, up, *tensors_of([layer]))
         result: Tensor = _GatedDown.apply(*given)  # type: ignore[no-untyped-call]
     return result
@@ -62,14 +63,13 @@ def gated_down(gate: Tensor, up: Tensor, activation: str, layer: Projection, *, 
 
 def rms_norm(x: Tensor, norm: Norm) -> Tensor:
     """The norm by itself, keeping its input."""
-    with torch.autocast(x.device.type, enabled=False):
+    with as_given(x.device):
         result: Tensor = _RmsNorm.apply(norm, x, norm.weight_I)  # type: ignore[no-untyped-call]
     return result
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    return lowered_to(x.device) or x.dtype
 
 
 def _inverse_rms(x: Tensor, eps: float) -> Tensor:

@@ -14,19 +14,20 @@ import torch.distributed as dist
 
 from wm.models import load_model, save_model
 from wm.training.adapters import ParameterCounts, prepare
-from wm.training.batches import TokenSet, open_tokens
+from wm.training.batches import TokenSet
 from wm.training.boards import Boards, open_boards
 from wm.training.checkpoints import Checkpoints, identity_of
 from wm.training.divergence import DivergedError, Finite
 from wm.training.flops import peak_tflops, step_work
 from wm.training.metrics import METRICS, Done, Metrics, World
 from wm.training.order import Indices, SampleOrder, rank_slice
-from wm.training.plan import order_of
+from wm.training.plan import check_data, order_of
 from wm.training.prefetch import prefetched
 from wm.training.recipe import TrainRecipe
+from wm.training.settle import recompute_layers, settled_on_ranks
 from wm.training.step import MicroBatch, Stepper, need_process_group
 from wm.training.watch import LAST, MODEL, Watch, Watcher
-from wm.training.zero import loading, recompute_layers, settled
+from wm.training.zero import loading
 
 __all__ = ["METRICS", "MODEL", "DivergedError", "FitSummary", "World", "fit"]
 
@@ -54,6 +55,10 @@ class FitSummary:
     """Steps at whose gates the model handed back its source."""
     checkpoints: dict[str, Any] = field(default_factory=dict)
     """See :class:`wm.training.checkpoints.Report`."""
+    zero_stage: int = 0
+    """Of DeepSpeed, as the recipe wants it or as it was chosen."""
+    recomputes: bool = False
+    """Whether layers were computed again in the backward pass."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for ``run.json``; what there was no gate for is left out."""
@@ -77,16 +82,15 @@ def fit(
     begin = time.perf_counter()
     torch.set_num_threads(recipe.threads_per_worker)
     need_process_group(world.device)
-    recipe = settled(recipe)
+    tokens = check_data(recipe)
+    recipe = settled_on_ranks(recipe, tokens.facts, world)
     with loading(recipe, world.device):
         vlm = load_model(recipe.base, device=world.device, dtype=_dtype(recipe))
-    tokens = open_tokens(recipe.triplets, vlm, recipe.task, recipe.weights, root=recipe.token_root, seed=recipe.seed)
     order = order_of(recipe, tokens.facts)
     num_steps = recipe.num_steps(order)
     counts = prepare(vlm, recipe.lora, recipe.seed)
     work = step_work(vlm)
-    if recipe.checkpoint_activations:
-        recompute_layers(vlm)
+    recompute_layers(vlm, bool(recipe.checkpoint_activations))
     stepper = Stepper(vlm, recipe, num_steps)
     checkpoints = Checkpoints(recipe, world.rank, world.size, identity_of(recipe, vlm.base_id, tokens.facts))
     first = checkpoints.load(checkpoints.newest, stepper) if checkpoints.newest is not None else 0
@@ -115,8 +119,16 @@ def fit(
             micro_batches = [_moved(parts, world.device) for parts in ready.micro_batches]
             loss = stepper.step(step, micro_batches, ready.num_tokens)
             done, is_last = step + 1, step + 1 == num_steps
-            rate, norm = stepper.rate(step), stepper.grad_norm
-            told = Done(done, loss, rate, norm, ready.rows, ready.num_tokens, stepper.rows, ready.micro_batches)
+            told = Done(
+                done,
+                loss,
+                stepper.rate(step),
+                stepper.grad_norm,
+                ready.rows,
+                ready.num_tokens,
+                stepper.rows,
+                ready.micro_batches,
+            )
             metrics.add(told)
             finite.add(told)
             is_due = watch.is_due(done, is_last)
@@ -152,6 +164,8 @@ def fit(
         best={"step": watch.best.step, recipe.best_by: watch.best.value} if watch.best else None,
         collapsed_at=tuple(line["step"] for line in watch.gates if line["has_collapsed"]),
         checkpoints=checkpoints.report.as_dict(),
+        zero_stage=int(recipe.zero_stage),
+        recomputes=bool(recipe.checkpoint_activations),
     )
 
 

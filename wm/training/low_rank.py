@@ -50,7 +50,8 @@ class Group:
         """
         if not self.dropped_of_65536:
             return None
-        generator = torch.Generator(like_XI.device).manual_seed(self.seed)
+        is_meta = like_XI.is_meta  # it has no numbers, and no generator of them
+        generator = None if is_meta else torch.Generator(like_XI.device).manual_seed(self.seed)
         numbers = torch.empty(-(-like_XI.numel() // 4), dtype=torch.int64, device=like_XI.device)
         drawn = numbers.random_(-(1 << 63), None, generator=generator).view(torch.int16)[: like_XI.numel()]
         return (drawn >= self.dropped_of_65536 - 32768).view(like_XI.shape)

@@ -1,4 +1,4 @@
-"""What a recipe would do, found out without training: rows, steps, tokens, parameters."""
+"""What a recipe would do, found out without training: rows, steps, tokens, parameters, memory, what does not fit."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,9 +12,12 @@ from wm.models.protocol import UnifiedVLM
 from wm.models.skeleton import load_skeleton
 from wm.training.adapters import prepare
 from wm.training.batches import TokenSet, fitting_rows, open_tokens
+from wm.training.fits import disk_complaints, memory_complaints, usable_bytes
 from wm.training.layouts import RowLayout
+from wm.training.memory import StepMemory, step_memory
 from wm.training.order import SampleOrder
 from wm.training.recipe import TrainRecipe
+from wm.training.settle import chooser, recompute_layers, settled
 from wm.training.sources import CodecShape
 from wm.training.token_cache import find_source
 from wm.training.tokenised import Reader, SourceFacts
@@ -22,7 +25,7 @@ from wm.training.tokenised import Reader, SourceFacts
 
 @dataclass(frozen=True)
 class Plan:
-    """Numbers of a dry run. ``sources``: path, rows, weight and skipped rows of each table."""
+    """Numbers of a dry run. ``sources``: path, rows, weight, share of an epoch and skipped rows of each table."""
 
     sources: list[dict[str, Any]]
     rows_per_epoch: int
@@ -33,6 +36,13 @@ class Plan:
     tokens_per_batch: int
     completion_tokens_per_batch: int
     longest_row: int
+    zero_stage: int
+    recomputes: bool
+    """Whether layers are computed again in the backward pass."""
+    memory: StepMemory
+    """Of a step whose micro-batch is all longest rows."""
+    does_not_fit: list[str]
+    """What the machine has not the room for, a line each."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -66,7 +76,9 @@ def plan(recipe: TrainRecipe) -> Plan:
     """Read configuration, tokenizer and every row as training would; no weights but the codec's, and no output."""
     vlm = load_skeleton(recipe.base, without_codec=True)
     layout = RowLayout(vlm, recipe.task)
-    facts = [fitting_rows(part, layout, vlm.max_positions)[1] for part in _survey(recipe, vlm)]
+    codec = CodecShape(vlm.codec_id, vlm.tokens_per_image, len(vlm.image_rows))
+    surveyed = _survey(recipe, vlm, codec)
+    facts = [fitting_rows(part, layout, vlm.max_positions)[1] for part, _ in surveyed]
     order = order_of(recipe, facts)
     num_steps = recipe.num_steps(order)
     epoch = np.concatenate([part.action_tokens_R for part in facts])[order.epoch(0)]
@@ -76,12 +88,17 @@ def plan(recipe: TrainRecipe) -> Plan:
     learned = np.array([template.num_completion_tokens for template in templates])
     with torch.device("meta"):
         parameters = prepare(vlm, recipe.lora, recipe.seed)
+    recipe = settled(recipe, chooser(recipe, vlm, facts, usable_bytes(recipe)))
+    recompute_layers(vlm, bool(recipe.checkpoint_activations))
+    memory = step_memory(vlm, recipe, max(templates, key=lambda one: len(one.ids_T)), stage=int(recipe.zero_stage))
+    not_cached = [part.num_rows for part, is_cached in surveyed if not is_cached]
     return Plan(
         sources=[
             {
                 "path": part.source.path,
                 "rows": part.num_rows,
                 "weight": part.source.weight,
+                "epoch_share": round(round(part.source.weight * part.num_rows) / order.rows_per_epoch, 4),
                 "skipped": part.num_skipped,
                 "left_out": part.left_out,
             }
@@ -95,15 +112,22 @@ def plan(recipe: TrainRecipe) -> Plan:
         tokens_per_batch=round(float(tokens @ counts) / len(epoch) * recipe.global_batch),
         completion_tokens_per_batch=round(float(learned @ counts) / len(epoch) * recipe.global_batch),
         longest_row=int(tokens.max()),
+        zero_stage=int(recipe.zero_stage),
+        recomputes=bool(recipe.checkpoint_activations),
+        memory=memory,
+        does_not_fit=[
+            *memory_complaints(recipe, memory),
+            *disk_complaints(recipe, codec, not_cached, parameters.trained),
+        ],
     )
 
 
-def _survey(recipe: TrainRecipe, vlm: UnifiedVLM) -> list[SourceFacts]:
-    """Of each source, from the token cache where an earlier run left it, else by reading all rows."""
-    reader = Reader(vlm, CodecShape(vlm.codec_id, vlm.tokens_per_image, len(vlm.image_rows)), recipe.seed)
+def _survey(recipe: TrainRecipe, vlm: UnifiedVLM, codec: CodecShape) -> list[tuple[SourceFacts, bool]]:
+    """Of each source, from the token cache where an earlier run left it, else by reading all rows; and which it was."""
+    reader = Reader(vlm, codec, recipe.seed)
     speech = reader.speech_digest()
     facts = []
     for number, source in enumerate(recipe.triplets):
         kept = find_source(recipe.token_root, source, number, reader, speech)
-        facts.append(kept.facts if kept is not None else reader.survey(source, number))
+        facts.append((kept.facts, True) if kept is not None else (reader.survey(source, number), False))
     return facts

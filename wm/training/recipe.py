@@ -23,7 +23,7 @@ class TrainRecipe(Recipe):
     HOW: ClassVar[frozenset[str]] = frozenset(
         {"token_cache", "log_to", "peak_tflops", "num_workers", "micro_batch", "use_gpu", "threads_per_worker"}
         | {"zero_stage", "checkpoint_activations", "max_failures", "checkpoint_every", "log_every"}
-        | {"checkpoints", "keep_last", "keep_best", "keep_best_by"}
+        | {"checkpoints", "keep_last", "keep_best", "keep_best_by", "device_gib"}
     )
 
     task: Task
@@ -75,6 +75,8 @@ class TrainRecipe(Recipe):
     """Where else the figures go: tensorboard (``out/tensorboard``), mlflow, wandb (their own packages and settings)."""
     peak_tflops: float = Field(default=0.0, ge=0)
     """Peak of one device in TFLOP/s, for the MFU; 0: by the GPU's name, and no MFU where that says nothing."""
+    device_gib: float = Field(default=0.0, ge=0)
+    """Memory of one device in GiB, for what a dry run says of a GPU that is elsewhere; 0: that of the GPU here."""
     held_out: str = ""
     """Folder of triplets that are not trained on, for gates and samples."""
     gate_every: int = Field(default=0, ge=0)

@@ -83,6 +83,10 @@ class Stepper:
         if recipe.zero_stage == 3 and recipe.precision == "bf16":
             for parameter in trained:  # PEFT's adapters are fp32, which stage 3 refuses and the others cast
                 parameter.data = parameter.data.to(torch.bfloat16)
+        if recipe.zero_stage == 3:
+            # DeepSpeed collects the gradients of a layer that it gathers as one (wm.training.fast_layers) when that of
+            # the layer's input is there; the input of the first would have none, and be collected before it is made.
+            vlm.inner.enable_input_require_grads()  # type: ignore[attr-defined]
         groups = _decay_groups(trained, recipe.weight_decay)
         self._optimizer = torch.optim.AdamW(groups, lr=recipe.lr, fused=True)
         self._engine = deepspeed_ready(vlm.device).initialize(
@@ -148,8 +152,8 @@ class Stepper:
         push_weights(self._engine)
 
     def weights(self, keep: bool) -> dict[str, Tensor] | None:
-        """What :func:`wm.models.save_model` needs as ``state_dict``, on ranks that ``keep`` it: None where the model has
-        its weights whole. All ranks call it."""
+        """What :func:`wm.models.save_model` needs as ``state_dict``, on ranks that ``keep`` it: None where the model
+        has its weights whole. All ranks call it."""
         if self._recipe.zero_stage != 3:
             return None
         has_adapter = hasattr(self._vlm.module, "get_base_model")

@@ -212,8 +212,13 @@ def _need_sizes(folder: Path, sizes: dict[str, int]) -> None:
             raise InputError(f"{folder / name} has {found} bytes, expected {size}; remove {folder}, it is made anew")
 
 
+def cache_bytes(num_rows: int, codec: CodecShape) -> int:
+    """Size of so many rows in the cache, without what is little: actions and ids."""
+    return num_rows * _record_type(codec.code_type.str, codec.tokens_per_image).itemsize
+
+
 def _need_room(root: Path, num_rows: int, codec: CodecShape) -> None:
-    need = num_rows * _record_type(codec.code_type.str, codec.tokens_per_image).itemsize
+    need = cache_bytes(num_rows, codec)
     free = shutil.disk_usage(root).free
     if need > free:
         raise InputError(

@@ -1,8 +1,8 @@
 """DeepSpeed's stages: the dictionary of a recipe, where each stage keeps what is trained, gathering it again.
 
-Stage 0 keeps everything on every rank, 1 shards the optimiser's state, 2 gradients too, 3 the weights as well (Rajbhandari
-et al., arXiv 1910.02054). What a rank holds is told as :class:`Part`\\ s of named parameters, the same for all stages, so
-that a checkpoint written under one stage and number of ranks is read under another.
+Stage 0 keeps everything on every rank, 1 shards the optimiser's state, 2 gradients too, 3 the weights as well
+(Rajbhandari et al., arXiv 1910.02054). What a rank holds is told as parts of named parameters (:class:`Part`), the same
+for all stages, so that a checkpoint written under one stage and number of ranks is read under another.
 """
 
 import logging
@@ -71,13 +71,6 @@ def deepspeed_config(recipe: TrainRecipe, num_trained: int) -> dict[str, Any]:
     }
 
 
-def settled(recipe: TrainRecipe) -> TrainRecipe:
-    """The recipe with a stage and a word on activation checkpointing in place of ``auto``."""
-    stage = 1 if recipe.zero_stage == "auto" else recipe.zero_stage
-    checkpointed = False if recipe.checkpoint_activations == "auto" else recipe.checkpoint_activations
-    return recipe.model_copy(update={"zero_stage": stage, "checkpoint_activations": checkpointed})
-
-
 def deepspeed_ready(device: torch.device) -> Any:
     """The module, ready for its ``initialize``; the process group is there."""
     on_cpu = device.type == "cpu"
@@ -111,13 +104,6 @@ def loading(recipe: TrainRecipe, device: torch.device) -> Iterator[None]:
     finally:
         unset_hf_deepspeed_config()
         del config
-
-
-def recompute_layers(vlm: UnifiedVLM) -> None:
-    """Keep only the input of each layer for the backward pass, which computes the layer again (activation
-    checkpointing)."""
-    inner: Any = vlm.inner  # type: ignore[attr-defined]
-    inner.activation_checkpointing_enable({"use_reentrant": False})
 
 
 def share_head(owner: nn.Module, vlm: UnifiedVLM) -> None:
