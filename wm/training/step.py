@@ -83,10 +83,6 @@ class Stepper:
         if recipe.zero_stage == 3 and recipe.precision == "bf16":
             for parameter in trained:  # PEFT's adapters are fp32, which stage 3 refuses and the others cast
                 parameter.data = parameter.data.to(torch.bfloat16)
-        if recipe.zero_stage == 3:
-            # DeepSpeed collects the gradients of a layer that it gathers as one (wm.training.fast_layers) when that of
-            # the layer's input is there; the input of the first would have none, and be collected before it is made.
-            vlm.inner.enable_input_require_grads()  # type: ignore[attr-defined]
         groups = _decay_groups(trained, recipe.weight_decay)
         self._optimizer = torch.optim.AdamW(groups, lr=recipe.lr, fused=True)
         self._engine = deepspeed_ready(vlm.device).initialize(
