@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from models_reference import lively, reference_logits
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer, ChameleonForConditionalGeneration
 
@@ -440,6 +440,15 @@ def test_tensors_of_an_adapter_that_are_missing_or_extra_are_listed(adapter):
     save_file(tensors | {missing: torch.zeros(3, 3)}, file)
     with pytest.raises(InputError, match=r"does not fit its base: .*size mismatch for"):
         load_model(adapter)
+
+
+def test_an_adapter_that_is_a_prompt_is_refused(tiny_base, tmp_path):
+    """The engine runs layers, and would leave it out."""
+    vlm = load_model(tiny_base)
+    vlm.module = get_peft_model(vlm.module, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    save_model(vlm, tmp_path / "adapter")
+    with pytest.raises(InputError, match="is PROMPT_TUNING: expected one of weights"):
+        load_model(tmp_path / "adapter")
 
 
 def test_whole_modules_beside_an_adapter_are_read_and_must_be_there(tiny_base, tmp_path):
