@@ -1,10 +1,12 @@
 """The engine's own passes against transformers' modules, and in float64 against the decoder written out by hand."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import sampling_reference
 import torch
+import transformers
 from models_reference import lively, reference_logits
 from peft import LoraConfig, get_peft_model
 from transformers import ChameleonConfig, ChameleonModel, GemmaConfig, GemmaModel, LlamaConfig, LlamaModel
@@ -285,6 +287,41 @@ def test_texts_do_not_depend_on_their_company(vlm):
         alone = generate_texts(copy.copy(vlm), [prefix], max_new_tokens=4)[0]
         assert alone.ids == text.ids
         assert alone.logprob == pytest.approx(text.logprob, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "says"),
+    [
+        ("Gemma2", {}, r"has the weights pre_feedforward_layernorm\.weight"),
+        ("Olmo2", {}, r"has the weights post_feedforward_layernorm\.weight"),
+        ("Mistral", {"sliding_window": 8}, "sliding_window = 8"),
+        ("Granite", {"residual_multiplier": 0.2}, r"residual_multiplier = 0\.2"),
+        ("Granite", {"logits_scaling": 3.0}, r"logits_scaling = 3\.0"),
+        ("Granite", {}, r"queries are scaled by 1\.0, not by 8\*\*-0\.5"),
+        ("Mixtral", {}, r"has the weights mlp\."),
+    ],
+)
+def test_what_a_llama_has_not_is_refused_and_not_left_out(kind, more, says):
+    config = getattr(transformers, f"{kind}Config")(**SIZES, head_dim=8, **more)
+    module = getattr(transformers, f"{kind}ForCausalLM")(config)
+    with pytest.raises(InputError, match=rf"{kind}DecoderLayer is no decoder of the Llama kind; .*{says}"):
+        view_of_modules(module.model, module.lm_head)
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [("Mistral", {"sliding_window": None}), ("Granite", {"attention_multiplier": 8**-0.5}), ("Qwen2", {})],
+)
+def test_other_names_for_a_llama_are_taken(kind, more):
+    """With biases, as Qwen2 has; against the module itself."""
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(**SIZES, pad_token_id=0, **more)
+    module = getattr(transformers, f"{kind}ForCausalLM")(config).double().eval()
+    decoder = Decoder(SimpleNamespace(module=module, image_rows=torch.arange(4), device=torch.device("cpu")))
+    ids = torch.tensor([[3, 1, 4, 1, 5]])
+    with torch.no_grad():
+        found = decoder.logits(decoder.hidden(ids)[0])
+        torch.testing.assert_close(found, module(ids).logits[0], rtol=0, atol=1e-6)  # their angles are float32
 
 
 def test_decoders_of_another_kind_are_refused(vlm):
