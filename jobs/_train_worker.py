@@ -18,6 +18,7 @@ def fit_worker(config: dict[str, Any]) -> dict[str, Any]:
     import ray.train
     import ray.train.torch
 
+    from jobs._train_watch import HeldOutWatcher
     from wm.training import DivergedError, TrainRecipe, World, fit
 
     recipe = TrainRecipe.parse(config["recipe"], "the driver's recipe")
@@ -29,12 +30,16 @@ def fit_worker(config: dict[str, Any]) -> dict[str, Any]:
             write(Path(folder))
             ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
+    def train(resume_from: Path | None) -> dict[str, Any]:
+        watcher = HeldOutWatcher(recipe)
+        summary = fit(recipe, world, digest=config["digest"], save=save, resume_from=resume_from, watcher=watcher)
+        return summary.as_dict()
+
     checkpoint = ray.train.get_checkpoint()
     try:
         if checkpoint is None:
-            return fit(recipe, world, digest=config["digest"], save=save).as_dict()
+            return train(None)
         with checkpoint.as_directory() as folder:
-            last = Path(folder)
-            return fit(recipe, world, digest=config["digest"], save=save, resume_from=last).as_dict()
+            return train(Path(folder))
     except DivergedError as error:
         return {"diverged": str(error)}

@@ -1,32 +1,36 @@
 """Fine-tune an inverse or forward dynamics model on triplets: ``python -m jobs.train recipe.toml task=idm
 key=value``.
 
-The trained model (PEFT adapter or full folder) is ``out/model``, the loss curve ``out/metrics.jsonl``.
+The trained model (PEFT adapter or full folder) is ``out/model``, the loss curve ``out/metrics.jsonl``; look on with
+``tensorboard --logdir OUT/tensorboard``. With held_out, gate_every and sample_every the model is asked about triplets
+that it does not train on: ``out/gates.jsonl``, ``out/samples``.
 Started again after a kill, the same command goes on from the last checkpoint.
 """
 
 import json
 import logging
-import os
 import shutil
 import sys
 import tempfile
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jobs import _ray
+from jobs._train_screen import print_plan, print_summary, progress
+from jobs._train_watch import HeldOutWatcher, check_watch
 from jobs._train_worker import fit_worker
-from wm.cli import cause_to_tell, progress_bar
+from wm.cli import cause_to_tell
 from wm.cli import main as command_line
+from wm.errors import InputError
 from wm.runs import Run, digest_of
-from wm.training import METRICS, MODEL, DivergedError, TrainRecipe, World, fit
+from wm.training import MODEL, DivergedError, TrainRecipe, World, fit
 from wm.training.plan import Plan, check_data, order_of, plan
+from wm.training.recipe import TOKENS
+from wm.training.watch import BEST
 
 _CHECKPOINTS = "checkpoints"
-_POLL_S = 0.5
 
 Fit = Callable[[TrainRecipe, str], dict[str, Any]]
 
@@ -37,28 +41,44 @@ def run(recipe: TrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     if stage.is_whole():
         print(f"{recipe.out} is whole: nothing to do (model in {Path(recipe.out) / MODEL})")
         return dict(json.loads((Path(recipe.out) / "run.json").read_text()))
-    need_machine(recipe)
+    check_watch(recipe)
     if dry_run:
-        found = plan(recipe)
-        _print_plan(recipe, found)
+        found = _planned(recipe)
+        print_plan(recipe, found)
         return found.as_dict()
+    need_machine(recipe)
     with stage.timed("check"):
-        rows = check_data(recipe)
-        num_steps = recipe.num_steps(order_of(recipe, rows))
+        tokens = check_data(recipe)
+        num_steps = recipe.num_steps(order_of(recipe, tokens.facts))
     stage.start()
-    print(f"train {recipe.task}: {sum(part.table.num_rows for part in rows):,} triplets, {num_steps:,} steps")
+    print(f"train {recipe.task}: {tokens.num_rows:,} triplets, {num_steps:,} steps")
+    for part in tokens.facts:
+        for reason, count in part.left_out.items():
+            print(f"  left out: {count:,} x {reason}, of {part.source.path}")
     train = _fit_here if recipe.num_workers == 0 else _fit_on_ray
-    with stage.timed("train"), _progress(Path(recipe.out) / METRICS, recipe.task, num_steps):
+    with stage.timed("train"), progress(Path(recipe.out), recipe.task, num_steps):
         summary = train(recipe.with_absolute_paths(), recipe.digest())
     counts = {
-        "triplets": sum(part.table.num_rows for part in rows),
-        "skipped": sum(part.num_skipped for part in rows),
+        "triplets": tokens.num_rows,
+        "skipped": sum(part.num_skipped + sum(part.left_out.values()) for part in tokens.facts),
         "steps": num_steps,
     }
     record = stage.finish(counts, summary=summary)
-    shutil.rmtree(Path(recipe.out) / _CHECKPOINTS, ignore_errors=True)
-    _print_summary(recipe, summary, record["wall_s"])
+    for folder in (_CHECKPOINTS, TOKENS):
+        shutil.rmtree(Path(recipe.out) / folder, ignore_errors=True)
+    (Path(recipe.out) / BEST).unlink(missing_ok=True)
+    print_summary(recipe, summary, record["wall_s"])
     return record
+
+
+def _planned(recipe: TrainRecipe) -> Plan:
+    """The plan; the machine that lacks workers or GPUs is told of like all else that does not fit."""
+    found = plan(recipe)
+    try:
+        need_machine(recipe)
+    except InputError as error:
+        return replace(found, does_not_fit=[*found.does_not_fit, str(error)])
+    return found
 
 
 def need_machine(recipe: TrainRecipe) -> None:
@@ -88,7 +108,9 @@ def _fit_here(recipe: TrainRecipe, digest: str) -> dict[str, Any]:
 
     device = torch.device("cuda" if recipe.use_gpu else "cpu")
     last = max(root.glob("step-*"), default=None)
-    return fit(recipe, World(0, 1, device), digest=digest, save=save, resume_from=last).as_dict()
+    watcher = HeldOutWatcher(recipe)
+    summary = fit(recipe, World(0, 1, device), digest=digest, save=save, resume_from=last, watcher=watcher)
+    return summary.as_dict()
 
 
 def _fit_on_ray(recipe: TrainRecipe, digest: str) -> dict[str, Any]:
@@ -134,75 +156,9 @@ def _inputs(recipe: TrainRecipe) -> dict[str, str]:
         inputs[f"triplets{number}"] = digest_of(source.path)
         if source.selection:
             inputs[f"selection{number}"] = digest_of(source.selection)
+    if recipe.gate_every or recipe.sample_every:
+        inputs["held_out"] = digest_of(recipe.held_out)
     return inputs
-
-
-@contextmanager
-def _progress(metrics: Path, task: str, num_steps: int) -> Iterator[None]:
-    """A progress bar that follows the lines rank 0 writes."""
-    done = threading.Event()
-    bar = progress_bar(num_steps, "step", f"train {task}")
-
-    def show() -> None:
-        line = _last_line(metrics)
-        if line is not None and line["step"] != bar.n:
-            bar.set_postfix(loss=f"{line['loss']:.3f}", refresh=False)
-            bar.update(line["step"] - bar.n)
-
-    def follow() -> None:
-        while not done.wait(_POLL_S):
-            show()
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield
-        show()
-    finally:
-        done.set()
-        thread.join()
-        bar.close()
-
-
-def _last_line(metrics: Path) -> dict[str, Any] | None:
-    """The last whole line of the metrics file, or None."""
-    try:
-        with metrics.open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - 1024))
-            lines = file.read().splitlines(keepends=True)
-    except FileNotFoundError:
-        return None
-    whole = [line for line in lines if line.startswith(b"{") and line.endswith(b"}\n")]
-    return json.loads(whole[-1]) if whole else None
-
-
-def _print_plan(recipe: TrainRecipe, found: Plan) -> None:
-    print(f"train {recipe.task} on {recipe.base} into {recipe.out}")
-    for part in found.sources:
-        print(f"  {part['rows']:>9,} rows, weight {part['weight']:g}, {part['skipped']} skipped: {part['path']}")
-    print(f"  {found.rows_per_epoch:>9,} rows an epoch")
-    print(f"  {found.num_steps:>9,} steps of {recipe.global_batch} = {found.epochs:.2f} epochs")
-    print(f"  {found.trained_parameters:>9,} of {found.total_parameters:,} parameters trained")
-    print(
-        f"  {found.tokens_per_batch:>9,} tokens a batch (mean), {found.completion_tokens_per_batch:,} "
-        f"of them learned; rows of up to {found.longest_row} tokens"
-    )
-    print(
-        f"  {recipe.num_workers:>9} workers x {recipe.micro_batch_size} rows x {recipe.accumulation_steps} "
-        f"passes, {recipe.precision}, ZeRO-{recipe.zero_stage}"
-    )
-
-
-def _print_summary(recipe: TrainRecipe, summary: dict[str, Any], wall_s: float) -> None:
-    resumed = f", gone on from step {summary['resumed_at_step']}" if summary["resumed_at_step"] else ""
-    counts = summary["parameters"]
-    print(
-        f"train {recipe.task}: {summary['num_steps']:,} steps in {summary['steps_s']:.1f} s "
-        f"({summary['samples_per_s']:.0f} triplets/s; {wall_s:.1f} s with start-up){resumed}\n"
-        f"  loss {summary['first_loss']:.4f} -> {summary['last_loss']:.4f}; "
-        f"{counts['trained']:,} of {counts['total']:,} parameters trained\n"
-        f"  model: {Path(recipe.out) / MODEL}   curve: {Path(recipe.out) / METRICS}"
-    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

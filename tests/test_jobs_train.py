@@ -13,12 +13,14 @@ from typing import Any
 
 import psutil
 import pytest
+from release_config import write_release_config
 from training_data import random_rows, write_triplets
 
 from jobs import _ray
 from jobs.train import main, run
 from wm.errors import InputError
 from wm.models import load_model
+from wm.records import triplet_row
 from wm.training import TrainRecipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -73,6 +75,7 @@ def test_a_run_leaves_model_curve_and_record_and_is_not_repeated(
         "metrics.jsonl",
         "model",
         "run.json",
+        "tensorboard",
     ]
     assert load_model(tmp_path / "out" / "model").codec_id == load_model(tiny_base).codec_id
     assert str(tmp_path / "out" / "model") in capsys.readouterr().out
@@ -94,8 +97,35 @@ def test_a_dry_run_counts_and_writes_nothing(
     assert plan["trained_parameters"] < plan["total_parameters"]
     assert plan["completion_tokens_per_batch"] == 4 * 8
     assert plan["tokens_per_batch"] > plan["completion_tokens_per_batch"]
-    assert "105 rows an epoch" in capsys.readouterr().out
+    assert [source["epoch_share"] for source in plan["sources"]] == [pytest.approx(100 / 105, abs=1e-4), 0.0476]
+    told = capsys.readouterr().out
+    assert "105 rows an epoch" in told and "activations kept for the backward pass" in told
+    assert "will not fit" not in told and plan["does_not_fit"] == []
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_needs_neither_gpus_nor_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = write_release_config(tmp_path / "anole-7b")
+    rows = []
+    for name in ("one", "two"):
+        codes = {"codec": "codec-x", "source_codes": [1] * 1024, "target_codes": [2] * 1024, "change": [0.5] * 1024}
+        image = {"bytes": b"-", "path": None}
+        values = {"dataset": "d", "split": "train", "video_uri": name, "source_image": image, "target_image": image}
+        rows.append(triplet_row(**values, **codes, action="put the cup", origin="human"))
+    triplets = write_triplets(rows, tmp_path / "triplets")
+    recipe = recipe_of(
+        base, triplets, tmp_path / "out", use_gpu=True, num_workers=2, precision="bf16", global_batch=2, device_gib=16
+    )
+    plan = run(recipe, dry_run=True)
+    assert plan["memory"]["weights"] == pytest.approx(2 * 7.01e9, rel=0.01)
+    assert plan["longest_row"] > 2 * 1024 and plan["completion_tokens_per_batch"] >= 2 * 1024
+    no_room, no_gpus = plan["does_not_fit"]
+    assert "room for 14.5 GiB" in no_room and "asks for 2 GPUs" in no_gpus
+    told = capsys.readouterr().out
+    assert "13.06 GiB frozen weights" in told and told.count("will not fit: ") == 2
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="asks for 2 GPUs"):
+        run(recipe)
 
 
 @pytest.mark.parametrize(

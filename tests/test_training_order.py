@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from wm.training.order import SampleOrder, rank_slice
 
@@ -51,3 +53,41 @@ def test_any_number_of_ranks_shares_the_same_global_batch(num_ranks: int) -> Non
 def test_steps_of_epochs_rounds_up() -> None:
     order = SampleOrder([10], [1.0], seed=0)
     assert [order.steps_of(epochs, 4) for epochs in (1, 2, 0.4, 0.5)] == [3, 5, 1, 2]
+
+
+SOURCES = st.lists(st.tuples(st.integers(1, 40), st.floats(0.1, 3.0)), min_size=1, max_size=4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(sources=SOURCES, seed=st.integers(0, 2**63 - 1), number=st.integers(0, 5))
+def test_an_epoch_shows_each_row_its_weight_times(sources: list[tuple[int, float]], seed: int, number: int) -> None:
+    counts, weights = [count for count, _ in sources], [weight for _, weight in sources]
+    order = SampleOrder(counts, weights, seed)
+    shown = np.bincount(order.epoch(number), minlength=sum(counts)) if order.rows_per_epoch else np.zeros(sum(counts))
+    for part, (count, weight) in zip(np.split(shown, np.cumsum(counts)[:-1]), sources, strict=True):
+        assert part.sum() == round(weight * count)
+        assert part.max() - part.min() <= 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sources=SOURCES.filter(lambda sources: any(round(count * weight) for count, weight in sources)),
+    seed=st.integers(0, 2**63 - 1),
+    shares=st.integers(1, 4),
+    first=st.integers(0, 30),
+)
+def test_ranks_and_restarts_see_the_same_stream(
+    sources: list[tuple[int, float]], seed: int, shares: int, first: int
+) -> None:
+    """Batches are the epochs one after another, whoever takes which part and wherever a run begins again."""
+    counts, weights = [count for count, _ in sources], [weight for _, weight in sources]
+    order, global_batch, steps = SampleOrder(counts, weights, seed), 4 * shares, 4
+    epochs = -(-(first + steps) * global_batch // order.rows_per_epoch)
+    stream = np.concatenate([SampleOrder(counts, weights, seed).epoch(number) for number in range(epochs)])
+    resumed = SampleOrder(counts, weights, seed)
+    for step in range(first, first + steps):
+        expected = stream[step * global_batch : (step + 1) * global_batch].tolist()
+        for num_ranks in (1, 2, 4):
+            parts = [rank_slice(resumed.batch(step, global_batch), rank, num_ranks) for rank in range(num_ranks)]
+            assert np.concatenate(parts).tolist() == expected
+        assert order.batch(step, global_batch).tolist() == expected

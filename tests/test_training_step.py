@@ -9,7 +9,7 @@ import torch
 from training_data import random_rows, write_triplets
 
 from wm.models import load_model
-from wm.training import Lora, Source, TrainRecipe, Weights, completion_loss, prepare, read_sources, tensorise
+from wm.training import Lora, Source, TrainRecipe, Weights, completion_loss, open_tokens, prepare
 from wm.training.order import SampleOrder
 from wm.training.step import Stepper, deepspeed_config, learning_rate, need_process_group
 
@@ -55,10 +55,7 @@ def test_steps_equal_plain_adamw(tiny_base: Path, tmp_path: Path, micro_batch: i
         weights={"floor": 0.5},
     )
     ours, plain = load_model(tiny_base), load_model(tiny_base)
-    rows = read_sources(
-        [Source(path=str(tmp_path))], codec_id=ours.codec_id, tokens_per_image=ours.tokens_per_image, seed=0
-    )
-    tokens = tensorise(rows, ours, "fdm", Weights(floor=0.5))
+    tokens = open_tokens([Source(path=str(tmp_path))], ours, "fdm", Weights(floor=0.5), root=tmp_path / "t", seed=0)
     order = SampleOrder([20], [1.0], 0)
     for vlm in (ours, plain):
         prepare(vlm, Lora(enabled=False), 0)

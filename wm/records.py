@@ -208,10 +208,11 @@ def table_files(folder: str | Path) -> list[Path]:
     )
 
 
-def read_table(
-    folder: str | Path, schema: pa.Schema = TRIPLET_SCHEMA, columns: Sequence[str] | None = None
-) -> pa.Table:
-    """Read a data set of this schema (column-pruned). Raises :class:`InputError` on a file of another schema."""
+def checked_files(folder: str | Path, schema: pa.Schema = TRIPLET_SCHEMA) -> list[Path]:
+    """:func:`table_files`, of which each has this schema's columns; only the ends of the files are read.
+
+    Raises :class:`InputError` if there is none, for a file that cannot be read, and for one of another schema.
+    """
     files = table_files(folder)
     if not files:
         raise InputError(f"no Parquet file below {folder}")
@@ -223,6 +224,14 @@ def read_table(
         missing = [name for name in schema.names if name not in found.names and name not in LATER_COLUMNS]
         if missing:
             raise InputError(f"{file} lacks the column {missing[0]!r}; columns found: {', '.join(found.names)}")
+    return files
+
+
+def read_table(
+    folder: str | Path, schema: pa.Schema = TRIPLET_SCHEMA, columns: Sequence[str] | None = None
+) -> pa.Table:
+    """Read a data set of this schema (column-pruned). Raises :class:`InputError` on a file of another schema."""
+    files = checked_files(folder, schema)
     try:
         return pads.dataset([str(file) for file in files], schema=schema).to_table(columns=columns)
     except (pa.ArrowException, OSError) as error:

@@ -7,7 +7,7 @@ Training asks every so many steps, :mod:`jobs.gate` when a model of a later roun
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -77,7 +77,21 @@ class Gate:
         return float(np.mean([found.share for found in self.preference.values()]))
 
 
-def read_gate_set(folder: str | Path, vlm: UnifiedVLM, *, limit: int = 0, subset: SubsetColumn = "dataset") -> GateSet:
+class Coded(Protocol):
+    """A codec, or a model that reads its codes."""
+
+    @property
+    def codec_id(self) -> str:
+        """Which codec."""
+        ...
+
+    @property
+    def tokens_per_image(self) -> int:
+        """Codes of an image."""
+        ...
+
+
+def read_gate_set(folder: str | Path, vlm: Coded, *, limit: int = 0, subset: SubsetColumn = "dataset") -> GateSet:
     """Triplets below ``folder`` (with ``limit`` so many, spread evenly).
 
     Raises :class:`InputError` for none, and for codes that are missing or of another codec.

@@ -4,7 +4,7 @@
 A family derives from :class:`CausalVLM`, gives it its token ids, and overrides what differs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,8 +62,9 @@ class CausalVLM:
         self.boi_id, self.eoi_id = special.boi, special.eoi
         self.frame = frame or prompts.ImageFrame((special.boi,), (special.eoi,))
         self.row_tokens, self.row_end_id = self.frame.row_tokens, self.frame.row_end
-        self.image_rows = image_rows.to(self.device)
-        self.text_rows = text_rows.to(self.device)
+        place = "cpu" if self.device.type == "meta" else self.device
+        self.image_rows = image_rows.to(place)
+        self.text_rows = text_rows.to(place)
         self._row_of_code: list[int] = image_rows.tolist()
         self._image_span = span_of(image_rows)
         structural = (*self.frame.opening, *self.frame.closing, self.row_end_id)
@@ -87,6 +88,17 @@ class CausalVLM:
         device: torch.device = self.decoder.embed_tokens.weight.device
         return device
 
+    @property
+    def reserved_ids(self) -> Set[int]:
+        """Vocabulary ids that no action may hold: image codes and structure."""
+        return self._forbidden
+
+    @property
+    def max_positions(self) -> int:
+        """The longest sequence that the transformer was made for."""
+        longest: int = self.inner.config.get_text_config().max_position_embeddings
+        return longest
+
     def layout(
         self,
         task: Task,
@@ -101,14 +113,11 @@ class CausalVLM:
         for which the model has too few positions.
         """
         action_ids = None if action is None else self._action_ids(action)
-        segments = prompts.layout(
+        segments = self.layout_ids(
             task,
-            special=self.special,
             source=self._to_rows("source", source),
             action=action_ids,
             target=None if target is None else self._to_rows("target", target),
-            action_slot_tokens=self.action_slot_tokens,
-            frame=self.frame,
         )
         length = sum(len(segment.ids) for segment in segments)
         if task == "fdm" and target is None:
@@ -121,6 +130,25 @@ class CausalVLM:
                 f"the model {most:,} positions"
             )
         return segments
+
+    def layout_ids(
+        self,
+        task: Task,
+        *,
+        source: Sequence[int],
+        action: Sequence[int] | None = None,
+        target: Sequence[int] | None = None,
+    ) -> list[Segment]:
+        """:meth:`layout` of vocabulary ids, which are not looked at."""
+        return prompts.layout(
+            task,
+            special=self.special,
+            source=source,
+            action=action,
+            target=target,
+            action_slot_tokens=self.action_slot_tokens,
+            frame=self.frame,
+        )
 
     def body(self, ids_BT: Tensor, cache: Any = None, positions_BT: Tensor | None = None) -> Tensor:
         """Hidden states (B, T, H) of vocabulary ids (B, T); ``cache`` is read and extended in place."""

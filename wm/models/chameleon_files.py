@@ -26,9 +26,14 @@ def read_chameleon_module(
     (:class:`~wm.models.codec.ImageCodec` is that).
 
     Names and shapes are checked against the configuration before a weight is read; one :class:`InputError`
-    lists what is missing, misshapen or too much.
+    lists what is missing, misshapen or too much. On the device ``meta`` no weight is read.
     """
     release = find_release(folder)
+    if torch.device(device).type == "meta":
+        with torch.device("meta"):
+            skeleton = ChameleonForConditionalGeneration(open_original(release)[0] if release else _read_config(folder))
+        del skeleton.model.vqmodel
+        return skeleton.eval()
     if release is not None:
         config, places = open_original(release)
     else:

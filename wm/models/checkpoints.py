@@ -23,7 +23,7 @@ from wm.models.causal import CausalVLM, Facts
 from wm.models.chameleon import ChameleonVLM
 from wm.models.chameleon_files import read_chameleon_module, read_tokenizer
 from wm.models.codec import ImageCodec
-from wm.models.codec_files import read_codec
+from wm.models.codec_files import chameleon_codec_shape, read_codec
 from wm.models.folders import Family
 from wm.models.manifest import MANIFEST, Manifest, model_folder, need_same_codec, read_manifest
 from wm.models.original import find_release
@@ -60,10 +60,10 @@ def load_codec(
     """
     folder = model_folder(path)
     given = Path(decoder) if decoder is not None else None
+    manifest: Manifest | None
     if (folder / ADAPTER_CONFIG).is_file():
-        manifest: Manifest | None = _need_manifest(folder)
-        assert manifest is not None
-        codec = load_codec(_base_folder(folder, manifest, None), device, decoder=decoder)
+        manifest, base_folder = adapter_base(folder)
+        codec = load_codec(base_folder, device, decoder=decoder)
     else:
         manifest = read_manifest(folder)
         codec = family_of(folder).read_codec(folder, device, given)
@@ -268,6 +268,12 @@ def _load_full(folder: Path, device: str | torch.device, dtype: torch.dtype) -> 
     return vlm
 
 
+def adapter_base(folder: Path) -> tuple[Manifest, Path]:
+    """The manifest of an adapter folder, and the folder of the base that it names."""
+    manifest = _need_manifest(folder)
+    return manifest, _base_folder(folder, manifest, None)
+
+
 def _need_manifest(folder: Path) -> Manifest:
     manifest = read_manifest(folder)
     if manifest is None:
@@ -348,4 +354,4 @@ def _read_codec(folder: Path, device: str | torch.device, decoder: Path | None) 
     return read_codec(folder, device, decoder=decoder)
 
 
-FAMILY = Family(load_chameleon, _read_codec, _write_full)
+FAMILY = Family(load_chameleon, _read_codec, _write_full, chameleon_codec_shape)

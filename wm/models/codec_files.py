@@ -10,7 +10,7 @@ from transformers import ChameleonVQVAEConfig
 
 from wm.errors import InputError
 from wm.models.codec import ImageCodec, PixelScale, identity_of
-from wm.models.original import VQGAN_CKPT, find_release
+from wm.models.original import VQGAN_CKPT, VQGAN_YAML, find_release
 from wm.models.original_vqgan import (
     IGNORED_PREFIX,
     read_vqgan_checkpoint,
@@ -44,6 +44,16 @@ def read_codec(path: Path, device: str | torch.device = "cpu", *, decoder: Path 
     return codec.to(device)
 
 
+def chameleon_codec_shape(path: Path) -> tuple[int, int]:
+    """Tokens an image and codes of the codec of a folder that :func:`read_codec` reads, from its configuration."""
+    release = find_release(path)
+    folder = release.tokenizer if release else path
+    is_original = (folder / VQGAN_YAML).is_file()
+    config = read_vqgan_config(folder / VQGAN_YAML) if is_original else _read_vq_config(path)
+    side = config.resolution // 2 ** (len(config.channel_multiplier) - 1)
+    return side * side, config.num_embeddings
+
+
 def _read_original_codec(file: Path, decoder: Path | None) -> ImageCodec:
     checkpoint = read_vqgan_checkpoint(file)
     config = read_vqgan_config(yaml_beside(file))
@@ -54,13 +64,17 @@ def _read_original_codec(file: Path, decoder: Path | None) -> ImageCodec:
     return _assemble(config, tensors, scale, str(file), ignored=checkpoint.ignored)
 
 
-def _read_transformers_codec(folder: Path, decoder: Path | None) -> ImageCodec:
+def _read_vq_config(folder: Path) -> ChameleonVQVAEConfig:
     values = read_json(folder / "config.json").get("vq_config") or {}
     try:
-        config = ChameleonVQVAEConfig(**values)
+        return ChameleonVQVAEConfig(**values)
     except (StrictDataclassError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"{folder / 'config.json'}: vq_config is no configuration of a VQGAN: {reason}") from error
+
+
+def _read_transformers_codec(folder: Path, decoder: Path | None) -> ImageCodec:
+    config = _read_vq_config(folder)
     stored = load_tensors(folder, CODEC_PREFIX)
     tensors = {name: tensor for name, tensor in stored.items() if not name.startswith(IGNORED_PREFIX)}
     if decoder is None and not _has_decoder(tensors) and (folder / VQGAN_CKPT).is_file():

@@ -162,13 +162,26 @@ def read_emu3_codec(folder: Path, device: Device, decoder: Path | None) -> Image
     if decoder is not None:
         raise InputError(f"decoder = {decoder}: Emu3's VQ model has its own decoder")
     config = read_config(folder, Emu3Config).vq_config
+    side = _side_px(folder, config)
+    return read_own_codec(
+        folder, lambda: Emu3VQ(Emu3VQVAE(config), side), prefixes=(CODEC_PREFIX, "vqmodel."), device=device
+    )
+
+
+def emu3_codec_shape(folder: Path) -> tuple[int, int]:
+    """Tokens an image and codes, from the configurations."""
+    config = read_config(folder, Emu3Config).vq_config
+    side = _side_px(folder, config) // 2 ** (len(config.channel_multiplier) - 1)
+    return side * side, config.codebook_size
+
+
+def _side_px(folder: Path, config: Any) -> int:
+    """Side of the images that the folder is made for."""
     pixels = read_image_processor(folder).get("min_pixels", 512 * 512)
     side, factor = isqrt(pixels), 2 ** (len(config.channel_multiplier) - 1)
     if side * side != pixels or side % factor:
         raise InputError(f"{folder}: min_pixels is {pixels}, expected the square of a multiple of {factor}")
-    return read_own_codec(
-        folder, lambda: Emu3VQ(Emu3VQVAE(config), side), prefixes=(CODEC_PREFIX, "vqmodel."), device=device
-    )
+    return side
 
 
 def write_emu3(vlm: Emu3VLM, codec: ImageCodec, tensors: Mapping[str, Tensor], folder: Path) -> None:
@@ -180,4 +193,4 @@ def write_emu3(vlm: Emu3VLM, codec: ImageCodec, tensors: Mapping[str, Tensor], f
     write_json(folder / "preprocessor_config.json", kind | scale_config(codec.scale) | size)
 
 
-FAMILY = Family(load_emu3, read_emu3_codec, write_emu3)
+FAMILY = Family(load_emu3, read_emu3_codec, write_emu3, emu3_codec_shape)

@@ -31,6 +31,8 @@ class Family(NamedTuple):
     """The image codec of a full folder, perhaps with the decoder of another file; reads no other weights."""
     write: Callable[[Any, ImageCodec, Mapping[str, Tensor], Path], None]
     """Write model, codec and tokenizer of a full folder; the tensors are the language model's."""
+    codec_shape: Callable[[Path], tuple[int, int]] | None = None
+    """Tokens an image and codes of the codebook, from configurations alone; None: the codec must be read."""
 
 
 def read_module(
@@ -47,10 +49,12 @@ def read_module(
 
     Names and shapes are checked against the configuration before a weight is read; :class:`InputError` lists
     what is missing or misshapen. ``without``: prefixes of modules that are not needed; they are
-    neither expected nor kept.
+    neither expected nor kept. On the device ``meta`` no weight file is looked at.
     """
     with torch.device("meta"):
         skeleton = model_class(config)
+    if torch.device(device).type == "meta":
+        return _without(skeleton, without).eval()
     expected = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
     found = {rename(name, renames): place.shape for name, place in list_tensors(folder).items()}
     spare = {"lm_head.weight"} if getattr(config, "tie_word_embeddings", False) else set()
@@ -62,10 +66,14 @@ def read_module(
             module = model_class.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
-    for prefix in without:
+    return _without(module, without).to(device).eval()
+
+
+def _without(module: Any, prefixes: tuple[str, ...]) -> Any:
+    for prefix in prefixes:
         parent, _, name = prefix.rstrip(".").rpartition(".")
         delattr(module.get_submodule(parent), name)
-    return module.to(device).eval()
+    return module
 
 
 def read_config(folder: Path, config_class: Any) -> Any:

@@ -197,4 +197,10 @@ def write_janus(vlm: JanusVLM, codec: ImageCodec, tensors: Mapping[str, Tensor],
     write_json(folder / "preprocessor_config.json", kind | scale_config(codec.scale) | size)
 
 
-FAMILY = Family(load_janus, read_janus_codec, write_janus)
+def janus_codec_shape(folder: Path) -> tuple[int, int]:
+    """Tokens an image and codes, from the configuration."""
+    config = read_config(folder, JanusConfig).vq_config
+    return config.num_patches**2, config.num_embeddings
+
+
+FAMILY = Family(load_janus, read_janus_codec, write_janus, janus_codec_shape)

@@ -18,7 +18,7 @@ from wm.errors import InputError
 from wm.models.causal import CausalVLM, Facts, special_ids
 from wm.models.chameleon_files import read_tokenizer
 from wm.models.codec import ImageCodec
-from wm.models.codec_files import read_codec
+from wm.models.codec_files import chameleon_codec_shape, read_codec
 from wm.models.folders import Device, Family, read_config, read_module, write_codec_folder, write_weights
 from wm.models.prompts import SpecialIds
 
@@ -85,4 +85,6 @@ def write_liquid(vlm: LiquidVLM, codec: ImageCodec, tensors: Mapping[str, Tensor
     write_codec_folder(codec, folder / CODEC_FOLDER)
 
 
-FAMILY = Family(load_liquid, read_liquid_codec, write_liquid)
+FAMILY = Family(
+    load_liquid, read_liquid_codec, write_liquid, lambda folder: chameleon_codec_shape(folder / CODEC_FOLDER)
+)

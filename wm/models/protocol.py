@@ -3,7 +3,7 @@
 Shape suffixes: B rows, T tokens, N image tokens, K candidates, D codec features, H hidden width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import torch
@@ -61,6 +61,27 @@ class UnifiedVLM(Protocol):
         target: Sequence[int] | None = None,
     ) -> list[Segment]:
         """The one prompt layout, of codebook ids and an action. Without completion: the prefix."""
+        ...
+
+    def layout_ids(
+        self,
+        task: Task,
+        *,
+        source: Sequence[int],
+        action: Sequence[int] | None = None,
+        target: Sequence[int] | None = None,
+    ) -> list[Segment]:
+        """:meth:`layout` of vocabulary ids, which are not looked at."""
+        ...
+
+    @property
+    def reserved_ids(self) -> Set[int]:
+        """Vocabulary ids that no action may hold: image codes and structure."""
+        ...
+
+    @property
+    def max_positions(self) -> int:
+        """The longest sequence that the transformer was made for."""
         ...
 
     def body(self, ids_BT: Tensor, cache: Any = None, positions_BT: Tensor | None = None) -> Tensor:

@@ -1,11 +1,12 @@
 """Training of inverse and forward dynamics models: rows, loss, adapters, DeepSpeed steps. Free of Ray."""
 
 from wm.training.adapters import Lora, ParameterCounts, prepare
-from wm.training.batches import Rows, Source, TokenSet, read_sources, tensorise
+from wm.training.batches import TokenSet, open_tokens
 from wm.training.loop import METRICS, MODEL, DivergedError, FitSummary, World, fit
 from wm.training.loss import Weights, completion_loss, recognition_weights
 from wm.training.order import SampleOrder, rank_slice
 from wm.training.recipe import TrainRecipe
+from wm.training.sources import Source
 
 __all__ = [
     "METRICS",
@@ -14,7 +15,6 @@ __all__ = [
     "FitSummary",
     "Lora",
     "ParameterCounts",
-    "Rows",
     "SampleOrder",
     "Source",
     "TokenSet",
@@ -23,9 +23,8 @@ __all__ = [
     "World",
     "completion_loss",
     "fit",
+    "open_tokens",
     "prepare",
     "rank_slice",
-    "read_sources",
     "recognition_weights",
-    "tensorise",
 ]

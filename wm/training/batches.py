@@ -1,199 +1,161 @@
-"""Triplets to tensors, once, before the first step: a step then only indexes.
+"""Rows by number to batches of tensors: the tokens of all sources behind one index.
 
-Only the columns training needs are read: a few kB a row, no image is decoded.
+Nothing is read before it is asked for: a batch gathers its rows from the memory-mapped token cache
+(:mod:`wm.training.token_cache`) and lays them out (:mod:`wm.training.layouts`).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.dataset as pads
+import numpy.typing as npt
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from wm.config import Recipe
 from wm.errors import InputError
-from wm.models.prompts import pack
 from wm.models.protocol import Task, UnifiedVLM
-from wm.records import read_table, table_files
+from wm.training.layouts import RowLayout
 from wm.training.loss import Weights, recognition_weights
 from wm.training.order import Indices
+from wm.training.sources import CodecShape, Source
+from wm.training.token_cache import SourceTokens, open_source
+from wm.training.tokenised import Reader, SourceFacts
 
-COLUMNS = ("triplet_id", "action", "codec", "source_codes", "target_codes", "change", "status")
-_ROWS_AT_A_TIME = 4096
-
-
-class Source(Recipe):
-    """One table of triplets."""
-
-    path: str
-    """Folder of triplet Parquet files, or a stage's output folder that holds ``triplets``."""
-    weight: float = Field(default=1.0, gt=0.0)
-    """How often each row appears in an epoch: 2 twice, 0.5 a random half of the rows, anew each epoch."""
-    limit: int = Field(default=0, ge=0)
-    """Keep this many rows, drawn once with the recipe's seed; 0: all."""
-    selection: str = ""
-    """Parquet file or folder with a column ``triplet_id`` (jobs.select writes one): only these rows; empty:
-    all."""
+TOO_LONG = "row too long for the model"
+"""Why a row is left out beside the reasons of :mod:`wm.training.tokenised`: it needs more positions than there are."""
+NUM_QUANTILES = 4
+"""Parts into which rows are sorted by how much their image changes."""
 
 
-@dataclass(frozen=True)
-class Rows:
-    """The rows of one source that training uses, sorted by ``triplet_id``."""
-
-    source: Source
-    table: pa.Table
-    num_skipped: int
-    """Rows of the source left out because their ``status`` is not ``ok``."""
-
-
-@dataclass(frozen=True)
 class TokenSet:
-    """Every training row as tensors, R rows padded on the right to T tokens."""
+    """Training rows of all sources, numbered from 0: those of the first source by ``triplet_id``, and so on.
 
-    ids_RT: Tensor  # noqa: N815
-    """int32 vocabulary ids."""
-    is_completion_RT: Tensor  # noqa: N815
-    """bool: the tokens that are learned."""
-    weight_RT: Tensor  # noqa: N815
-    """float32: loss weights; 1 outside images."""
-    length_R: Tensor  # noqa: N815
-    """int64: tokens of each row before padding."""
-    names: tuple[str, ...]
-    """``triplet_id`` of each row."""
+    Shape suffixes: B rows asked for, T tokens of the longest of them.
+    """
+
+    def __init__(self, sources: Sequence[SourceTokens], vlm: UnifiedVLM, task: Task, weights: Weights) -> None:
+        """Rows longer than the model's positions are left out and counted in ``facts``; :class:`InputError` if a
+        source has no other, or the model's family does not know the task."""
+        self._layout = RowLayout(vlm, task)
+        self._weights = weights if weights.enabled and task == "fdm" else None
+        self._sources = list(sources)
+        fitting = [fitting_rows(source.facts, self._layout, vlm.max_positions) for source in sources]
+        self.facts: list[SourceFacts] = [facts for _, facts in fitting]
+        """Of each source, without the rows that are too long."""
+        self._rows = [rows for rows, _ in fitting]
+        counts = [facts.num_rows for facts in self.facts]
+        self._starts = np.cumsum([0, *counts])
+        self.num_rows = int(self._starts[-1])
+        self._action_tokens = np.concatenate([facts.action_tokens_R for facts in self.facts])
+        change = [source.change_mean_R[rows] for source, rows in zip(sources, self._rows, strict=True)]
+        self._change_mean = np.concatenate(change)
+        parts = np.arange(1, NUM_QUANTILES) / NUM_QUANTILES
+        self.change_edges: npt.NDArray[np.float64] = np.quantile(self._change_mean, parts)
+        """Mean ``change`` of a row at which each quantile but the first begins, over all rows."""
+
+    def __len__(self) -> int:
+        return self.num_rows
 
     def batch(self, rows: Indices) -> tuple[Tensor, Tensor, Tensor]:
-        """``ids_BT`` int64, ``is_completion_BT`` bool, ``weight_BT`` float32 of these rows, cut to the
-        longest."""
-        index_B = torch.from_numpy(rows)
-        length = int(self.length_R[index_B].max())
-        return (
-            self.ids_RT[index_B, :length].long(),
-            self.is_completion_RT[index_B, :length],
-            self.weight_RT[index_B, :length],
+        """``ids_BT`` int64, ``is_completion_BT`` bool, ``weight_BT`` float32 of these rows, padded on the right to
+        the longest; weights are 1 outside the image that is learned."""
+        source_BN, target_BN, change_BN, action_A = self._gather(rows)
+        ids_BT, is_completion_BT, groups = self._layout.fill(
+            source_BN, target_BN, action_A, self._action_tokens[rows].astype(np.int64)
         )
+        weight_BT = np.ones(ids_BT.shape, np.float32)
+        if self._weights is not None:
+            weight_BN = recognition_weights(torch.from_numpy(change_BN), self._weights).numpy()
+            for members, template in groups:
+                weight_BT[members[:, None], template.weighted_at] = weight_BN[members]
+        return torch.from_numpy(ids_BT), torch.from_numpy(is_completion_BT), torch.from_numpy(weight_BT)
 
     def num_completion_tokens(self, rows: Indices) -> int:
-        """Completion tokens in these rows together."""
-        return int(self.is_completion_RT[torch.from_numpy(rows)].sum())
+        """Completion tokens in these rows together; nothing is read."""
+        return sum(
+            int(count) * self._layout.template(int(length)).num_completion_tokens
+            for length, count in zip(*np.unique(self._action_tokens[rows], return_counts=True), strict=True)
+        )
+
+    def lengths(self, rows: Indices) -> npt.NDArray[np.int64]:
+        """Tokens of each of these rows, int64 (B,)."""
+        found, at = np.unique(self._action_tokens[rows], return_inverse=True)
+        return np.array([self._layout.length(int(length)) for length in found], np.int64)[at]
+
+    def source_of(self, rows: Indices) -> npt.NDArray[np.int64]:
+        """Number of the source of each of these rows, int64 (B,)."""
+        number_B: npt.NDArray[np.int64] = np.searchsorted(self._starts, rows, side="right") - 1
+        return number_B
+
+    def change_quantile_of(self, rows: Indices) -> npt.NDArray[np.int64]:
+        """Which part of all rows, sorted by their mean ``change``, each row belongs to: 0 (least) to
+        ``NUM_QUANTILES`` - 1. Rows that change equally belong together."""
+        return np.searchsorted(self.change_edges, self._change_mean[rows].astype(np.float64), side="left")
+
+    def names(self, rows: Indices) -> list[str]:
+        """``triplet_id`` of these rows."""
+        number_B = self.source_of(rows)
+        return [
+            self._sources[number].names(self._local(number, rows[at : at + 1]))[0]
+            for at, number in enumerate(number_B.tolist())
+        ]
+
+    def _local(self, number: int, rows: Indices) -> Indices:
+        """Rows of one source as its tokens number them."""
+        local_B: Indices = self._rows[number][rows - self._starts[number]]
+        return local_B
+
+    def _gather(
+        self, rows: Indices
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        number_B = self.source_of(rows)
+        parts = []
+        actions: list[npt.NDArray[np.int64]] = [np.zeros(0, np.int64)] * len(rows)
+        for number in np.unique(number_B).tolist():
+            at = np.flatnonzero(number_B == number)
+            local = self._local(number, rows[at])
+            parts.append((at, *self._sources[number].gather(local)))
+            ends = np.cumsum(self._action_tokens[rows[at]])
+            for place, action in zip(
+                at.tolist(), np.split(self._sources[number].actions(local), ends[:-1]), strict=True
+            ):
+                actions[place] = action
+        shape = (len(rows), parts[0][1].shape[1])
+        source_BN, target_BN = np.empty(shape, np.int64), np.empty(shape, np.int64)
+        change_BN = np.empty(shape, np.float32)
+        for at, source, target, change in parts:
+            source_BN[at], target_BN[at], change_BN[at] = source, target, change
+        return source_BN, target_BN, change_BN, np.concatenate(actions)
 
 
-def read_sources(sources: Sequence[Source], *, codec_id: str, tokens_per_image: int, seed: int) -> list[Rows]:
-    """Read, select, limit and check every source.
+def fitting_rows(facts: SourceFacts, layout: RowLayout, max_positions: int) -> tuple[Indices, SourceFacts]:
+    """Numbers of the rows that the model has positions for, and the facts of these alone.
+
+    The last token of a row is predicted and not read: it needs no position.
+    """
+    lengths, at = np.unique(facts.action_tokens_R, return_inverse=True)
+    fits = np.array([layout.length(int(length)) - 1 <= max_positions for length in lengths])
+    rows = np.flatnonzero(fits[at])
+    num_long = facts.num_rows - len(rows)
+    if not len(rows):
+        shortest = min(layout.length(int(length)) for length in lengths)
+        raise InputError(
+            f"{facts.source.folder} has no row to train on: the shortest has {shortest} tokens, the model reads "
+            f"{max_positions}"
+        )
+    left_out: Mapping[str, int] = facts.left_out | ({TOO_LONG: num_long} if num_long else {})
+    return rows, SourceFacts(facts.source, len(rows), facts.num_skipped, dict(left_out), facts.action_tokens_R[rows])
+
+
+def open_tokens(
+    sources: Sequence[Source], vlm: UnifiedVLM, task: Task, weights: Weights, *, root: Path, seed: int
+) -> TokenSet:
+    """The rows of all sources, from the token cache in ``root``, which is made where it is missing.
 
     Raises :class:`InputError` that names the source for a missing folder, another schema, no usable row,
-    rows without codes, and rows whose codes were made by another codec than the model's ``codec_id``.
+    rows without codes, and rows whose codes were made by another codec than the model's.
     """
-    return [
-        _read_source(source, codec_id, tokens_per_image, np.random.default_rng([seed, number]))
-        for number, source in enumerate(sources)
-    ]
-
-
-def tensorise(rows: Sequence[Rows], vlm: UnifiedVLM, task: Task, weights: Weights) -> TokenSet:
-    """Lay out every row for ``task`` and pack all sources, in order, into one :class:`TokenSet`."""
-    table = pa.concat_tables([part.table for part in rows])
-    source_RN, target_RN = (_codes(table, name) for name in ("source_codes", "target_codes"))
-    actions = table.column("action").to_pylist()
-    packed = []
-    for start in range(0, len(actions), _ROWS_AT_A_TIME):
-        span = slice(start, start + _ROWS_AT_A_TIME)
-        segments = [
-            vlm.layout(task, source=source, action=action, target=target)
-            for source, action, target in zip(
-                source_RN[span].tolist(), actions[span], target_RN[span].tolist(), strict=True
-            )
-        ]
-        ids_BT, is_completion_BT, is_image_BT = pack(segments, vlm.pad_id)
-        length_B = torch.tensor([sum(len(segment.ids) for segment in row) for row in segments])
-        packed.append((ids_BT.int(), is_completion_BT, is_image_BT, length_B))
-    ids_RT = _stack([part[0] for part in packed], vlm.pad_id)
-    is_completion_RT = _stack([part[1] for part in packed], 0)
-    weight_RT = torch.ones(ids_RT.shape)
-    if weights.enabled and task == "fdm":
-        change_RN = torch.from_numpy(_flat(table, "change").reshape(source_RN.shape).astype(np.float32))
-        # Row-major on both sides: the n-th completed image token of a row takes the row's n-th weight.
-        is_weighted_RT = is_completion_RT & _stack([part[2] for part in packed], 0)
-        weight_RT[is_weighted_RT] = recognition_weights(change_RN, weights).flatten()
-    return TokenSet(
-        ids_RT,
-        is_completion_RT,
-        weight_RT,
-        torch.cat([part[3] for part in packed]),
-        tuple(table.column("triplet_id").to_pylist()),
-    )
-
-
-def _read_source(source: Source, codec_id: str, tokens_per_image: int, generator: np.random.Generator) -> Rows:
-    folder = Path(source.path)
-    folder = folder / "triplets" if (folder / "triplets").is_dir() else folder
-    table = read_table(folder, columns=list(COLUMNS)).sort_by("triplet_id")
-    if source.selection:
-        table = _select(table, source)
-    usable = table.filter(pc.equal(table.column("status"), "ok"))
-    num_skipped = table.num_rows - usable.num_rows
-    if usable.num_rows == 0:
-        raise InputError(f"{folder} has no row to train on ({table.num_rows} rows, {num_skipped} not of status 'ok')")
-    _check_codes(usable, folder, codec_id, tokens_per_image)
-    if 0 < source.limit < usable.num_rows:
-        chosen = np.sort(generator.choice(usable.num_rows, source.limit, replace=False))
-        usable = usable.take(pa.array(chosen))
-    return Rows(source, usable, num_skipped)
-
-
-def _select(table: pa.Table, source: Source) -> pa.Table:
-    files = [str(file) for file in table_files(source.selection)]
-    if not files:
-        raise InputError(f"no Parquet file below selection {source.selection}")
-    names = pads.dataset(files).schema.names
-    if "triplet_id" not in names:
-        raise InputError(f"{source.selection} lacks the column 'triplet_id'; columns found: {', '.join(names)}")
-    wanted = pc.unique(pads.dataset(files).to_table(columns=["triplet_id"]).column("triplet_id"))
-    unknown = wanted.filter(pc.invert(pc.is_in(wanted, table.column("triplet_id").combine_chunks())))
-    if len(unknown):
-        raise InputError(
-            f"{source.selection} selects {len(unknown)} triplets that {source.path} does not hold, "
-            f"{unknown[0]} among them"
-        )
-    return table.filter(pc.is_in(table.column("triplet_id"), wanted))
-
-
-def _check_codes(table: pa.Table, folder: Path, codec_id: str, tokens_per_image: int) -> None:
-    num_bare = table.num_rows - len(table.column("source_codes").drop_null())
-    if num_bare:
-        raise InputError(
-            f"{folder}: {num_bare} of {table.num_rows} triplets have no image codes; "
-            f"make them with jobs.ingest and codec {codec_id}"
-        )
-    for found in pc.unique(table.column("codec")).to_pylist():
-        if found != codec_id:
-            raise InputError(
-                f"{folder} holds codes of codec {found}, the base model reads codec {codec_id}; "
-                "make them anew with jobs.ingest and the base model's codec"
-            )
-    for name in ("source_codes", "target_codes", "change"):
-        for length in pc.unique(pc.list_value_length(table.column(name))).to_pylist():
-            if length != tokens_per_image:
-                raise InputError(
-                    f"{folder}: {name} of length {length}, expected {tokens_per_image}, the codec's tokens per image"
-                )
-
-
-def _flat(table: pa.Table, name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float32 | np.uint16]]:
-    values: np.ndarray[tuple[int, ...], np.dtype[np.float32 | np.uint16]]
-    values = pc.list_flatten(table.column(name)).to_numpy()
-    return values
-
-
-def _codes(table: pa.Table, name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float32 | np.uint16]]:
-    return _flat(table, name).reshape(table.num_rows, -1)
-
-
-def _stack(parts_BT: Sequence[Tensor], fill: int) -> Tensor:
-    """Concatenate along rows, padding on the right to the longest."""
-    length = max(part.shape[1] for part in parts_BT)
-    return torch.cat([torch.nn.functional.pad(part, (0, length - part.shape[1]), value=fill) for part in parts_BT])
+    reader = Reader(vlm, CodecShape(vlm.codec_id, vlm.tokens_per_image, len(vlm.image_rows)), seed)
+    speech = reader.speech_digest()
+    parts = [open_source(root, source, number, reader, speech) for number, source in enumerate(sources)]
+    return TokenSet(parts, vlm, task, weights)

@@ -41,8 +41,15 @@ def recognition_weights(change_RN: Tensor, settings: Weights) -> Tensor:
 def completion_loss(
     vlm: UnifiedVLM, ids_BT: Tensor, is_completion_BT: Tensor, weight_BT: Tensor, num_tokens: float
 ) -> Tensor:
-    """Weighted negative log-likelihood of the completion tokens in nats, summed and divided by
-    ``num_tokens``.
+    """The loss of :func:`completion_losses` alone."""
+    return completion_losses(vlm, ids_BT, is_completion_BT, weight_BT, num_tokens)[0]
+
+
+def completion_losses(
+    vlm: UnifiedVLM, ids_BT: Tensor, is_completion_BT: Tensor, weight_BT: Tensor, num_tokens: float
+) -> tuple[Tensor, Tensor]:
+    """Weighted negative log-likelihood of the completion tokens in nats, summed and divided by ``num_tokens``;
+    and each token's own, unweighted (M,), without gradient, in the order of ``is_completion_BT[:, 1:].nonzero()``.
 
     ``ids_BT`` int64, ``is_completion_BT`` bool (false at position 0), ``weight_BT`` float32. ``num_tokens``
     is a count of completion tokens, not a sum of weights: with the global batch's count every token of it
@@ -59,4 +66,4 @@ def completion_loss(
         ids_BT[:, 1:][predicted_BT],
         reduction="none",
     )
-    return (losses_M * weight_BT[:, 1:][predicted_BT]).sum() / num_tokens
+    return (losses_M * weight_BT[:, 1:][predicted_BT]).sum() / num_tokens, losses_M.detach()

@@ -1,21 +1,30 @@
-"""What a recipe would do, found out without training: rows, steps, tokens, parameters."""
+"""What a recipe would do, found out without training: rows, steps, tokens, parameters, memory, what does not fit."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
-from wm.models import load_codec, load_model
+from wm.errors import InputError
+from wm.models.protocol import UnifiedVLM
+from wm.models.skeleton import load_skeleton
 from wm.training.adapters import prepare
-from wm.training.batches import Rows, read_sources, tensorise
+from wm.training.batches import TokenSet, fitting_rows, open_tokens
+from wm.training.fits import disk_complaints, memory_complaints
+from wm.training.layouts import RowLayout
+from wm.training.memory import StepMemory, step_memory
 from wm.training.order import SampleOrder
 from wm.training.recipe import TrainRecipe
+from wm.training.sources import CodecShape
+from wm.training.token_cache import find_source
+from wm.training.tokenised import Reader, SourceFacts
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Numbers of a dry run. ``sources``: path, rows, weight and skipped rows of each table."""
+    """Numbers of a dry run. ``sources``: path, rows, weight, share of an epoch and skipped rows of each table."""
 
     sources: list[dict[str, Any]]
     rows_per_epoch: int
@@ -26,53 +35,91 @@ class Plan:
     tokens_per_batch: int
     completion_tokens_per_batch: int
     longest_row: int
+    memory: StepMemory
+    """Of a step whose micro-batch is all longest rows."""
+    does_not_fit: list[str]
+    """What the machine has not the room for, a line each."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
 
 
-def check_data(recipe: TrainRecipe) -> list[Rows]:
-    """Read the triplets against the base model's codec, whose weights alone are read.
+def check_data(recipe: TrainRecipe) -> TokenSet:
+    """Read the triplets against the base model's codec, whose weights alone are read, into the token cache.
 
     Raises :class:`wm.errors.InputError` on anything wrong with them.
     """
-    codec = load_codec(recipe.base)
-    return read_sources(
-        recipe.triplets, codec_id=codec.codec_id, tokens_per_image=codec.tokens_per_image, seed=recipe.seed
-    )
+    vlm = load_skeleton(recipe.base)
+    return open_tokens(recipe.triplets, vlm, recipe.task, recipe.weights, root=recipe.token_root, seed=recipe.seed)
 
 
-def order_of(recipe: TrainRecipe, rows: Sequence[Rows]) -> SampleOrder:
-    """The order in which the recipe shows these rows."""
-    return SampleOrder([part.table.num_rows for part in rows], [part.source.weight for part in rows], recipe.seed)
+def order_of(recipe: TrainRecipe, facts: Sequence[SourceFacts]) -> SampleOrder:
+    """The order in which the recipe shows these rows.
+
+    Raises :class:`InputError` for a source of which an epoch shows no row.
+    """
+    for part in facts:
+        if round(part.source.weight * part.num_rows) == 0:
+            raise InputError(
+                f"triplets {part.source.path}: weight = {part.source.weight:g} shows none of its {part.num_rows} "
+                f"rows in an epoch; expected {0.5 / part.num_rows:.2g} or more, or leave the source out"
+            )
+    return SampleOrder([part.num_rows for part in facts], [part.source.weight for part in facts], recipe.seed)
 
 
 def plan(recipe: TrainRecipe) -> Plan:
-    """Read the base model and every row as training would; touches no output."""
-    rows = check_data(recipe)
-    order = order_of(recipe, rows)
+    """Read configuration, tokenizer and every row as training would; no weights but the codec's, and no output."""
+    vlm = load_skeleton(recipe.base, without_codec=True)
+    layout = RowLayout(vlm, recipe.task)
+    codec = CodecShape(vlm.codec_id, vlm.tokens_per_image, len(vlm.image_rows))
+    surveyed = _survey(recipe, vlm, codec)
+    facts = [fitting_rows(part, layout, vlm.max_positions)[1] for part, _ in surveyed]
+    order = order_of(recipe, facts)
     num_steps = recipe.num_steps(order)
-    vlm = load_model(recipe.base)
-    tokens = tensorise(rows, vlm, recipe.task, recipe.weights)
-    counts = prepare(vlm, recipe.lora, recipe.seed)
-    epoch = order.epoch(0)
+    epoch = np.concatenate([part.action_tokens_R for part in facts])[order.epoch(0)]
+    lengths, counts = np.unique(epoch, return_counts=True)
+    templates = [layout.template(int(length)) for length in lengths]
+    tokens = np.array([len(template.ids_T) for template in templates])
+    learned = np.array([template.num_completion_tokens for template in templates])
+    with torch.device("meta"):
+        parameters = prepare(vlm, recipe.lora, recipe.seed)
+    memory = step_memory(vlm, recipe, max(templates, key=lambda one: len(one.ids_T)), stage=recipe.zero_stage)
+    not_cached = [part.num_rows for part, is_cached in surveyed if not is_cached]
     return Plan(
         sources=[
             {
                 "path": part.source.path,
-                "rows": part.table.num_rows,
+                "rows": part.num_rows,
                 "weight": part.source.weight,
+                "epoch_share": round(round(part.source.weight * part.num_rows) / order.rows_per_epoch, 4),
                 "skipped": part.num_skipped,
+                "left_out": part.left_out,
             }
-            for part in rows
+            for part in facts
         ],
         rows_per_epoch=order.rows_per_epoch,
         num_steps=num_steps,
         epochs=num_steps * recipe.global_batch / order.rows_per_epoch,
-        trained_parameters=counts.trained,
-        total_parameters=counts.total,
-        tokens_per_batch=round(float(np.mean(tokens.length_R.numpy()[epoch])) * recipe.global_batch),
-        completion_tokens_per_batch=round(tokens.num_completion_tokens(epoch) / len(epoch) * recipe.global_batch),
-        longest_row=int(tokens.length_R.max()),
+        trained_parameters=parameters.trained,
+        total_parameters=parameters.total,
+        tokens_per_batch=round(float(tokens @ counts) / len(epoch) * recipe.global_batch),
+        completion_tokens_per_batch=round(float(learned @ counts) / len(epoch) * recipe.global_batch),
+        longest_row=int(tokens.max()),
+        memory=memory,
+        does_not_fit=[
+            *memory_complaints(recipe, memory),
+            *disk_complaints(recipe, codec, not_cached, parameters.trained),
+        ],
     )
+
+
+def _survey(recipe: TrainRecipe, vlm: UnifiedVLM, codec: CodecShape) -> list[tuple[SourceFacts, bool]]:
+    """Of each source, from the token cache where an earlier run left it, else by reading all rows; and which it was."""
+    reader = Reader(vlm, codec, recipe.seed)
+    speech = reader.speech_digest()
+    facts = []
+    for number, source in enumerate(recipe.triplets):
+        kept = find_source(recipe.token_root, source, number, reader, speech)
+        facts.append((kept.facts, True) if kept is not None else (reader.survey(source, number), False))
+    return facts

@@ -1,20 +1,25 @@
 """The training recipe: what ``jobs.train`` reads and every worker receives."""
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from wm.config import Recipe
 from wm.models.protocol import Task
 from wm.training.adapters import Lora
-from wm.training.batches import Source
 from wm.training.loss import Weights
 from wm.training.order import SampleOrder
+from wm.training.sources import Source
+
+TOKENS = ".tokens"
+"""Below ``out``, while a run lasts: the tokenised triplets."""
 
 
 class TrainRecipe(Recipe):
     """One training run. The defaults of ``lora`` and ``weights`` are the paper's (appendix A.8)."""
+
+    HOW: ClassVar[frozenset[str]] = frozenset({"token_cache", "log_to", "peak_tflops", "device_gib"})
 
     task: Task
     """idm: (source, target) to action. fdm: (source, action) to target."""
@@ -63,6 +68,29 @@ class TrainRecipe(Recipe):
     """Steps between checkpoints; a killed run goes on from the last one."""
     log_every: int = Field(default=10, ge=1)
     """Steps between writes to ``out/metrics.jsonl``, which has a line for every step."""
+    log_to: list[Literal["tensorboard", "mlflow", "wandb"]] = ["tensorboard"]
+    """Where else the figures go: tensorboard (``out/tensorboard``), mlflow, wandb (their own packages and settings)."""
+    peak_tflops: float = Field(default=0.0, ge=0)
+    """Peak of one device in TFLOP/s, for the MFU; 0: by the GPU's name, and no MFU where that says nothing."""
+    device_gib: float = Field(default=0.0, ge=0)
+    """Memory of one device in GiB, for what a dry run says of a GPU that is elsewhere; 0: that of the GPU here."""
+    held_out: str = ""
+    """Folder of triplets that are not trained on, for gates and samples."""
+    gate_every: int = Field(default=0, ge=0)
+    """Steps between gates (and one at the end): likelihood, preference probe and copies on held-out triplets, by the
+    first worker while the others wait; 0: none."""
+    gate_limit: int = Field(default=100, ge=0)
+    """Held-out triplets a gate reads, spread evenly over the set; 0: all."""
+    best_by: Literal["", "nats", "preference"] = ""
+    """``out/model`` is the model of the gate that was best by this figure, ``out/last`` that of the last step; empty:
+    ``out/model`` is the last."""
+    sample_every: int = Field(default=0, ge=0)
+    """Steps between pictures of what the model predicts on held-out triplets, in ``out/samples``; 0: none."""
+    sample_rows: int = Field(default=4, ge=1)
+    """Held-out triplets in such a picture."""
+    token_cache: str = ""
+    """Folder that keeps tokenised triplets for other runs, better on a disk of the node than on a network; empty:
+    ``out/.tokens``, which is removed when the run is whole."""
     max_failures: int = Field(default=1, ge=0)
     """How often a run goes on by itself after a worker died."""
 
@@ -82,7 +110,23 @@ class TrainRecipe(Recipe):
             raise ValueError(f"global_batch = {self.global_batch} is no multiple of num_workers = {self.num_ranks}")
         if share % (self.micro_batch or share):
             raise ValueError(f"micro_batch = {self.micro_batch} does not divide a worker's share of {share} triplets")
+        self._check_gates()
         return self
+
+    def _check_gates(self) -> None:
+        for name in ("gate_every", "sample_every"):
+            every: int = getattr(self, name)
+            if every and not self.held_out:
+                raise ValueError(f"{name} = {every} needs held_out, a folder of triplets that are not trained on")
+            if every and self.zero_stage > 2:
+                raise ValueError(
+                    f"{name} = {every} with zero_stage = {self.zero_stage}: no worker has the whole model to ask; "
+                    "take zero_stage 2 or lower, or leave it out and run jobs.gate on the trained model"
+                )
+        if self.best_by and not self.gate_every:
+            raise ValueError(f"best_by = {self.best_by!r} needs gate_every")
+        if len(set(self.log_to)) < len(self.log_to):
+            raise ValueError(f"log_to = {self.log_to} names a place twice")
 
     @property
     def num_ranks(self) -> int:
@@ -98,6 +142,11 @@ class TrainRecipe(Recipe):
     def accumulation_steps(self) -> int:
         """Forward passes of one worker a step."""
         return self.global_batch // self.num_ranks // self.micro_batch_size
+
+    @property
+    def token_root(self) -> Path:
+        """Where the tokenised triplets are."""
+        return Path(self.token_cache or Path(self.out) / TOKENS)
 
     def num_steps(self, order: SampleOrder) -> int:
         """Optimiser steps over rows in this order."""
@@ -115,4 +164,6 @@ class TrainRecipe(Recipe):
             for source in self.triplets
         ]
         paths = {"base": str(Path(self.base).absolute()), "out": str(Path(self.out).absolute())}
-        return self.model_copy(update={"triplets": sources, **paths})
+        held_out = self.held_out and str(Path(self.held_out).absolute())
+        cache = self.token_cache and str(Path(self.token_cache).absolute())
+        return self.model_copy(update={"triplets": sources, "held_out": held_out, "token_cache": cache, **paths})

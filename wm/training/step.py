@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from wm.errors import InputError
 from wm.models.protocol import UnifiedVLM
-from wm.training.loss import completion_loss
+from wm.training.loss import completion_losses
 from wm.training.recipe import TrainRecipe
 
 MicroBatch = tuple[Tensor, Tensor, Tensor]
@@ -34,10 +34,23 @@ class LossModule(nn.Module):
         self._vlm = vlm
         self._autocast = autocast
 
-    def forward(self, ids_BT: Tensor, is_completion_BT: Tensor, weight_BT: Tensor, num_tokens: float) -> Tensor:
-        """See :func:`wm.training.loss.completion_loss`."""
+    def forward(
+        self, ids_BT: Tensor, is_completion_BT: Tensor, weight_BT: Tensor, num_tokens: float
+    ) -> tuple[Tensor, Tensor]:
+        """The loss, and of each row the summed likelihood of its completion: see :func:`row_nll`."""
         with torch.autocast(ids_BT.device.type, dtype=torch.bfloat16, enabled=self._autocast):
-            return completion_loss(self._vlm, ids_BT, is_completion_BT, weight_BT, num_tokens)
+            loss, nll_M = completion_losses(self._vlm, ids_BT, is_completion_BT, weight_BT, num_tokens)
+        return loss, row_nll(nll_M, is_completion_BT)
+
+
+def row_nll(nll_M: Tensor, is_completion_BT: Tensor) -> Tensor:
+    """(2, B) float32: negative log-likelihood of each row's completion, summed and unweighted, and its tokens.
+
+    ``nll_M``: of each completion token, row after row. Nothing is waited for on a GPU.
+    """
+    learned_BT = is_completion_BT[:, 1:]
+    nll_BT = torch.zeros(learned_BT.shape, device=nll_M.device).masked_scatter_(learned_BT, nll_M.float())
+    return torch.stack((nll_BT.sum(dim=1), learned_BT.sum(dim=1).float()))
 
 
 def learning_rate(step: int, *, peak: float, num_steps: int, warmup_steps: int, floor: float) -> float:
@@ -78,6 +91,8 @@ class Stepper:
     def __init__(self, vlm: UnifiedVLM, recipe: TrainRecipe, num_steps: int) -> None:
         self._recipe = recipe
         self._num_steps = num_steps
+        self.rows = torch.zeros(2, 0)
+        """What :func:`row_nll` gives of this rank's rows of the last step, on the device."""
         loss = LossModule(vlm, autocast=recipe.precision == "autocast")
         trained = [parameter for parameter in loss.parameters() if parameter.requires_grad]
         groups = _decay_groups(trained, recipe.weight_decay)
@@ -94,18 +109,21 @@ class Stepper:
         """Train on this rank's part of the global batch of ``step`` (from 0).
 
         ``num_tokens``: completion tokens of the whole global batch. Returns this rank's contribution to the
-        loss: the mean over ranks is the loss of the global batch.
+        loss: the mean over ranks is the loss of the global batch. What each row contributed is :attr:`rows`.
         """
         share = num_tokens / (self._recipe.num_ranks * self._recipe.accumulation_steps)
         rate = self.rate(step)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         total = torch.zeros((), device=self._engine.device)
+        rows = []
         for ids_BT, is_completion_BT, weight_BT in micro_batches:
-            loss = self._engine(ids_BT, is_completion_BT, weight_BT, share)
+            loss, rows_2B = self._engine(ids_BT, is_completion_BT, weight_BT, share)
             self._engine.backward(loss)
             self._engine.step()
             total += loss.detach()
+            rows.append(rows_2B)
+        self.rows = torch.cat(rows, dim=1)
         return float(total) / self._recipe.accumulation_steps
 
     def rate(self, step: int) -> float:

@@ -1,0 +1,176 @@
+"""The dry run's memory: against what torch's profiler and saved tensors count in real steps, and by hand at 7B."""
+
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from release_config import NUM_CODES, VOCABULARY, write_release_config
+from torch import Tensor
+
+from wm.models import load_model
+from wm.models.skeleton import load_skeleton
+from wm.training import TrainRecipe, prepare
+from wm.training.fits import GIB, RESERVED_BYTES, disk_complaints, memory_complaints
+from wm.training.layouts import RowLayout, Template
+from wm.training.memory import StepMemory, step_memory
+from wm.training.sources import CodecShape
+from wm.training.step import Stepper, need_process_group
+
+WORDS = 4
+
+
+def recipe_of(base: Path, **values: Any) -> TrainRecipe:
+    common = {"task": "fdm", "base": str(base), "triplets": "t", "out": "o", "steps": 1, "num_workers": 0}
+    return TrainRecipe.parse(common | {"global_batch": 8} | values, "test")
+
+
+def estimate(recipe: TrainRecipe, stage: int = 1) -> tuple[StepMemory, Template]:
+    vlm = load_skeleton(recipe.base, without_codec=True)
+    with torch.device("meta"):
+        prepare(vlm, recipe.lora, recipe.seed)
+    template = RowLayout(vlm, recipe.task).template(WORDS)
+    return step_memory(vlm, recipe, template, stage=stage), template
+
+
+def real_batch(template: Template, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    is_completion_BT = torch.from_numpy(template.is_completion_T).repeat(size, 1)
+    return torch.zeros(is_completion_BT.shape, dtype=torch.int64), is_completion_BT, torch.ones(is_completion_BT.shape)
+
+
+def real_model(recipe: TrainRecipe) -> Any:
+    dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
+    vlm = load_model(recipe.base, dtype=dtype)
+    prepare(vlm, recipe.lora, recipe.seed)
+    vlm.module.to(dtype)  # as DeepSpeed does with an adapter that PEFT made in fp32
+    return vlm
+
+
+def weights_of(vlm: Any) -> list[Tensor]:
+    return [*vlm.module.parameters(), *vlm.module.buffers()]
+
+
+def places_of(tensors: Any) -> dict[int, int]:
+    return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+
+
+@pytest.fixture(autouse=True)
+def group() -> Iterator[None]:
+    need_process_group(torch.device("cpu"))
+    yield
+
+
+SETTINGS = [
+    pytest.param(precision, lora, micro_batch, id=f"{precision}-{'lora' if lora else 'full'}-{micro_batch}")
+    for precision in ("fp32", "bf16")
+    for lora, micro_batch in ((True, 4), (False, 8))
+]
+
+
+@pytest.mark.parametrize(("precision", "lora", "micro_batch"), SETTINGS)
+def test_kept_activations_are_the_saved_tensors(tiny_base: Path, precision: str, lora: bool, micro_batch: int) -> None:
+    recipe = recipe_of(tiny_base, precision=precision, lora={"enabled": lora}, micro_batch=micro_batch)
+    found, template = estimate(recipe)
+    vlm, saved = real_model(recipe), {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no address is used twice
+        return tensor
+
+    own = places_of(weights_of(vlm))
+    ids_BT = real_batch(template, micro_batch)[0]
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        hidden = vlm.body(ids_BT[:, :-1])
+    counted = sum(places_of(tensor for place, tensor in saved.items() if place not in own).values())
+    assert hidden.requires_grad
+    assert found.activations == pytest.approx(counted, rel=0.1)
+
+
+@pytest.mark.parametrize(("precision", "lora", "micro_batch"), SETTINGS)
+def test_the_peak_is_that_of_real_steps(tiny_base: Path, precision: str, lora: bool, micro_batch: int) -> None:
+    recipe = recipe_of(tiny_base, precision=precision, lora={"enabled": lora}, micro_batch=micro_batch)
+    found, template = estimate(recipe)
+    vlm = real_model(recipe)
+    held = places_of(weights_of(vlm))
+    assert found.weights + found.trained == pytest.approx(sum(held.values()), rel=0.01)
+    gc.collect()
+    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        stepper = Stepper(vlm, recipe, 2)
+        gc.collect()
+        for step in range(2):
+            stepper.step(step, [real_batch(template, micro_batch)] * (8 // micro_batch), 40.0)
+            gc.collect()
+    state = stepper._optimizer.state
+    moments = sum(tensor.nbytes for held in state.values() for tensor in held.values() if tensor.ndim)
+    assert found.optimizer == pytest.approx(moments + sum(key.nbytes for key in state), rel=0.01)
+    assert found.peak == pytest.approx(peak_of(profiler, held), rel=0.1)
+
+
+def peak_of(profiler: Any, held: dict[int, int]) -> int:
+    """Most bytes at a time of those that torch's allocator handed out while the profiler watched, and of those ``held``
+    before, by their places."""
+    nodes, events = list(profiler.profiler.kineto_results.experimental_event_tree()), []
+    while nodes:
+        node = nodes.pop()
+        nodes += node.children
+        if node.name == "[memory]":
+            events.append((node.start_time_ns, node.extra_fields.ptr, node.extra_fields.alloc_size))
+    live = peak = sum(held.values())
+    for _, place, size in sorted(events, key=lambda event: event[0]):
+        if size < 0:
+            live -= held.pop(place, 0)  # 0: an engine of a test before this one
+        else:
+            held[place] = size
+            live += size
+        peak = max(peak, live)
+    return peak
+
+
+def test_stages_share_what_they_share(tiny_base: Path) -> None:
+    recipe = recipe_of(tiny_base, num_workers=4, micro_batch=2, lora={"enabled": False}, precision="bf16")
+    parts = [estimate(recipe, stage=stage)[0] for stage in range(4)]
+    count = parts[0].trained // 2
+    assert [part.optimizer for part in parts] == [12 * count, 3 * count, 3 * count, 3 * count]
+    assert [part.gradients for part in parts] == [2 * count, 2 * count, count // 2, count // 2]
+    assert [part.trained for part in parts] == [2 * count, 2 * count, 2 * count, count // 2]
+    assert parts[0].peak > parts[1].peak > parts[2].peak
+    assert len({part.activations for part in parts}) == 1
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_release_config(tmp_path_factory.mktemp("release") / "anole-7b")
+
+
+def test_seven_billion_by_hand(release: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(
+        release, precision="bf16", use_gpu=True, num_workers=4, micro_batch=2, device_gib=16, out=str(tmp_path)
+    )
+    found, template = estimate(recipe)
+    width, mlp, layers, rank = 4096, 11008, 32, 16
+    adapter = layers * rank * (4 * 2 * width + 3 * (width + mlp))
+    matrices = layers * (4 * width * width + 3 * width * mlp) + 2 * VOCABULARY * width
+    assert found.trained == 2 * adapter
+    assert found.weights == pytest.approx(2 * matrices, rel=1e-3)
+    assert found.optimizer == 12 * adapter // 4
+    assert found.gradients == 2 * adapter
+    # Each layer keeps at least its input for either norm, queries, keys, values, gate and up, all in bfloat16.
+    tokens = 2 * (len(template.ids_T) - 1)
+    assert found.activations > layers * tokens * 2 * (5 * width + 2 * mlp)
+    assert found.peak >= sum(
+        (found.weights, found.trained, found.optimizer, found.gradients, found.activations, found.logits)
+    )
+
+    (line,) = memory_complaints(recipe, found)
+    assert f"needs {found.peak / GIB:.1f} GiB" in line and "room for 14.5 GiB" in line
+    assert "not even micro_batch = 1 would fit" in line
+    fits_one = recipe.model_copy(update={"device_gib": (found.peak - 1 + RESERVED_BYTES) / GIB})
+    assert memory_complaints(fits_one, found)[0].endswith("micro_batch = 1 would fit")
+    assert memory_complaints(recipe.model_copy(update={"device_gib": 200}), found) == []
+
+    codec = CodecShape("", 1024, NUM_CODES)
+    assert disk_complaints(recipe, codec, [1000], adapter) == []
+    (line,) = disk_complaints(recipe, codec, [10**12], adapter)
+    assert line.startswith(f"tokens of {10**12 * 1024 * 8 / GIB:.1f} GiB and two checkpoints of 0.9 GiB come to ")

@@ -1,0 +1,66 @@
+"""Models without their weights: what a plan needs of a 7B or 34B folder, in seconds and without its memory."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from wm.errors import InputError
+from wm.models.adapters import is_adapter
+from wm.models.causal import CausalVLM, Facts
+from wm.models.checkpoints import adapter_base, family_of, load_codec
+from wm.models.manifest import model_folder, read_manifest
+from wm.models.original import find_release
+from wm.models.weights import weight_files
+
+
+def load_skeleton(path: str | Path, *, without_codec: bool = False) -> CausalVLM:
+    """The model of a full folder (or of an adapter's base) on the ``meta`` device: configuration, tokenizer and prompt
+    layout, shapes without numbers. Of the weights only the image codec's are read, whose id rows are compared with.
+
+    ``without_codec``: a folder whose weights are not there is taken too; ``codec_id`` is then what its manifest says,
+    or empty. Raises :class:`InputError` for a folder that is no model of a known family.
+    """
+    folder = model_folder(path)
+    if not folder.is_dir():
+        raise InputError(f"no such model folder: {folder}")
+    slot_tokens = None
+    if is_adapter(folder):
+        manifest, folder = adapter_base(folder)
+        slot_tokens = manifest.action_slot_tokens
+    facts = _facts_without_weights(folder) if without_codec and not has_weights(folder) else _facts(folder)
+    if slot_tokens is not None:
+        facts = replace(facts, action_slot_tokens=slot_tokens)
+    vlm: CausalVLM = family_of(folder).load(folder, "meta", torch.float32, facts)
+    return vlm
+
+
+def has_weights(path: str | Path) -> bool:
+    """Whether the weight files of a full folder are all there; not what is in them."""
+    folder = model_folder(path)
+    if find_release(folder) is not None:
+        return True
+    try:
+        return bool(weight_files(folder))
+    except InputError:
+        return False
+
+
+def _facts(folder: Path) -> Facts:
+    codec = load_codec(folder)
+    return Facts("", codec.codec_id, codec.tokens_per_image, codec.num_codes, _slot_tokens(folder), folder)
+
+
+def _facts_without_weights(folder: Path) -> Facts:
+    family = family_of(folder)
+    if family.codec_shape is None:
+        return _facts(folder)
+    tokens_per_image, num_codes = family.codec_shape(folder)
+    manifest = read_manifest(folder)
+    codec_id = manifest.codec_id if manifest is not None else ""
+    return Facts("", codec_id, tokens_per_image, num_codes, _slot_tokens(folder), folder)
+
+
+def _slot_tokens(folder: Path) -> int:
+    manifest = read_manifest(folder)
+    return manifest.action_slot_tokens if manifest is not None else 0

@@ -1,0 +1,115 @@
+"""How much arithmetic a step asks for, and how much of a device's peak it got (MFU, model FLOPs utilisation).
+
+Chowdhery et al., PaLM (arXiv 2204.02311), appendix B: a token costs 6 operations a weight, 2 forward and 4 backward,
+and 12 L H Q T for attention over T tokens. What recomputing costs does not count. Two terms are taken as the model
+needs them here, both of which lower the figure: a frozen weight costs 4, since its own gradient is never made; and the
+head counts only at tokens that are learned. Padding does not count.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from wm.models.causal import CausalVLM
+from wm.models.protocol import UnifiedVLM
+from wm.training.recipe import TrainRecipe
+
+FROZEN, TRAINED = 4, 6
+"""Operations a weight and token: forward and the gradient of the input; with the gradient of the weight too."""
+
+PEAK_TFLOPS: tuple[tuple[str, float], ...] = (
+    ("GB200", 2500.0),
+    ("B200", 2250.0),
+    ("GH200", 989.0),
+    ("H200", 989.0),
+    ("H100 NVL", 835.0),
+    ("H100 PCIe", 756.0),
+    ("H100", 989.0),
+    ("H20", 148.0),
+    ("A100", 312.0),
+    ("L40S", 362.0),
+    ("L4", 121.0),
+    ("A10G", 70.0),
+    ("A10", 125.0),
+    ("RTX 4090", 165.2),
+    ("RTX 3090", 71.0),
+)
+"""Words of a device's name and its peak in bfloat16 without sparsity, TFLOP/s, by NVIDIA's data sheets."""
+
+
+@dataclass(frozen=True)
+class StepWork:
+    """Operations (a multiplication or an addition each) of training on one more of something."""
+
+    per_token: float
+    """The matrices of the layers."""
+    per_learned_token: float
+    """The head."""
+    per_pair: float
+    """Attention: times the square of a row's length."""
+
+    def flops(self, lengths_B: npt.NDArray[np.int64], num_learned: int) -> float:
+        """Of rows of so many tokens, ``num_learned`` of which are learned."""
+        lengths = lengths_B.astype(np.float64)
+        return float(
+            self.per_token * lengths.sum()
+            + self.per_learned_token * num_learned
+            + self.per_pair * np.square(lengths).sum()
+        )
+
+
+def step_work(vlm: UnifiedVLM) -> StepWork | None:
+    """What training this prepared model asks for; None for a model of another make than :class:`CausalVLM`."""
+    if not isinstance(vlm, CausalVLM):
+        return None
+    stack = vlm.decoder
+    config = stack.config
+    head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head = vlm.inner.get_output_embeddings()
+    return StepWork(
+        per_token=_matrices(stack.layers),
+        per_learned_token=_matrices(head) if head is not None else 0.0,
+        per_pair=12.0 * len(stack.layers) * config.num_attention_heads * head_width,
+    )
+
+
+def peak_tflops(recipe: TrainRecipe, device: torch.device) -> float | None:
+    """Of one device: the recipe's, else what :data:`PEAK_TFLOPS` says of it; None if neither knows.
+
+    The table is about products in bfloat16: it says nothing of a run in fp32.
+    """
+    if recipe.peak_tflops:
+        return recipe.peak_tflops
+    if device.type != "cuda" or recipe.precision == "fp32":
+        return None
+    return peak_of(torch.cuda.get_device_name(device))
+
+
+def peak_of(name: str) -> float | None:
+    """Peak of a device by its name; None for one that the table does not know, or a slice of one (MIG)."""
+    words = name.replace("-", " ").split()
+    if "MIG" in words:
+        return None
+    return next((peak for key, peak in PEAK_TFLOPS if set(key.split()) <= set(words)), None)
+
+
+def _matrices(module: nn.Module) -> float:
+    """Of the linear layers, adapters among them; norms' weights may have two dimensions too, and are none."""
+    weights = [layer.weight for layer in module.modules() if isinstance(layer, nn.Linear)]
+    return sum((TRAINED if weight.requires_grad else FROZEN) * float(_count(weight)) for weight in weights)
+
+
+def _count(parameter: Tensor) -> int:
+    """DeepSpeed's stage 3 empties the parameters that it has dealt out, and notes their size."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def mfu(flops: float, seconds: float, *, peak: float | None, num_devices: int) -> float | None:
+    """Share of the devices' peak (TFLOP/s each); None where that is unknown."""
+    if not peak or not seconds or not math.isfinite(flops):
+        return None
+    return flops / seconds / (peak * 1e12 * num_devices)
