@@ -9,9 +9,10 @@ from pydantic import Field
 
 from jobs._devices import need_device
 from wm.config import Recipe
-from wm.dynamics import Roles, Weights, load_roles, need_one_base
+from wm.dynamics import Roles, Sampling, Weights, load_roles, need_one_base
 from wm.errors import InputError
 from wm.models import ImageCodec, is_adapter, read_manifest
+from wm.sampling.guidance import need_guidable
 
 DType = Literal["float32", "bfloat16", "float16"]
 
@@ -27,6 +28,8 @@ class RolesRecipe(Recipe):
     """Model folder of the inverse model that verifies."""
     base: str = ""
     """Base folder of the adapters; empty: the one their manifests name."""
+    sampling: Sampling = Sampling()
+    """How candidates are drawn."""
     batch_size: int | None = Field(default=None, ge=1)
     """Rows a forward pass; left out: as the memory allows."""
     device: str = "cpu"
@@ -63,7 +66,8 @@ def need_roles(recipe: RolesRecipe) -> None:
 
 
 def read_roles(recipe: RolesRecipe, codec: ImageCodec) -> Roles:
-    """Both models with their decoders; :class:`InputError` if they speak of another codec than that of the images."""
+    """Both models with their decoders; :class:`InputError` if they speak of another codec than that of the images, or
+    if guidance is asked of a family that has none."""
     roles = load_roles(
         recipe.fdm, recipe.idm,
         weights=recipe.weights, base=recipe.base or None, device=recipe.device, dtype=getattr(torch, recipe.dtype),
@@ -73,6 +77,8 @@ def read_roles(recipe: RolesRecipe, codec: ImageCodec) -> Roles:
             f"{recipe.fdm} and {recipe.idm} speak codec {roles.fdm.model.codec_id}, that of the images is "
             f"{codec.codec_id}"
         )
+    if recipe.sampling.is_guided:
+        need_guidable(roles.fdm.model)
     return roles
 
 

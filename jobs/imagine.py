@@ -15,7 +15,7 @@ from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.datasets.card import write_dataset_card
 from wm.datasets.pairing import pair_actions
-from wm.dynamics import Candidate, Roles, Sampling, Search, check_block, predict_observations
+from wm.dynamics import Candidate, Roles, Search, check_block, predict_observations
 from wm.errors import InputError
 from wm.evaluation.heldout import spread_rows
 from wm.images import decode_image, encode_png, fit_square
@@ -53,8 +53,6 @@ class ImagineRecipe(RolesRecipe):
     """Actions tried in each source."""
     search: Search = Search(best_of=4)
     """How a prediction is searched for; the best one is taken, so that top and beam have no part here."""
-    sampling: Sampling = Sampling()
-    """How candidates are drawn."""
     min_score: float = Field(default=-0.5, le=0)
     """Least mean log-likelihood of the action under the inverse model, nats a token; below it the row is a reject."""
     max_unchanged: float = Field(default=0.99, ge=0, le=1)

@@ -13,7 +13,7 @@ from jobs._predict_triplets import parts_of, predict_triplets
 from jobs._roles import RolesRecipe, need_actions, need_roles, read_roles
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
-from wm.dynamics import Roles, Sampling, Search, StepDone, check_block, roll_out
+from wm.dynamics import Roles, Search, StepDone, check_block, roll_out
 from wm.errors import InputError
 from wm.evaluation.heldout import HeldOut, read_held_out
 from wm.images import Pixels, decode_image, fit_square
@@ -39,8 +39,6 @@ class PredictRecipe(Search, RolesRecipe):
     """Output folder."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Of the draws: the same seed gives the same predictions."""
-    sampling: Sampling = Sampling()
-    """How candidates are drawn."""
 
     @model_validator(mode="after")
     def _need_one_source(self) -> "PredictRecipe":

@@ -94,6 +94,16 @@ def test_an_action_in_the_last_row_that_no_model_can_read_is_told_first(folders,
     assert not (tmp_path / "out").exists()
 
 
+def test_guidance_that_the_family_has_not_is_told_first(folders, triplets, tmp_path, monkeypatch):
+    def refuse(vlm):
+        raise InputError("guidance is not supported")
+
+    monkeypatch.setattr(_roles, "need_guidable", refuse)
+    with pytest.raises(InputError, match="guidance is not supported"):
+        predict.run(recipe_of(folders, tmp_path / "out", triplets=str(triplets), sampling={"guidance_text": 2.0}))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_codec_that_cannot_draw_is_told_first(folders, tmp_path):
     base = tmp_path / "base"
     base.mkdir()

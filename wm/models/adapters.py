@@ -42,6 +42,9 @@ def attach(vlm: UnifiedVLM, folder: Path, manifest: Manifest) -> Any:
         raise InputError(f"{file}: tensors do not fit the adapter's configuration; missing: {error}") from error
     except (RuntimeError, ValueError, TypeError) as error:
         raise InputError(f"adapter {folder} does not fit its base: {' '.join(str(error).split())[:400]}") from error
+    config = adapted.peft_config[adapted.active_adapter]
+    if config.is_prompt_learning:
+        raise InputError(f"adapter {folder} is {config.peft_type.value}: expected one of weights (LoRA, …), no prompt")
     own = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     # PEFT saves embeddings and heads beside adapters of them, and reads them again.
     beside = adapted.state_dict().keys() - own.keys()

@@ -107,7 +107,8 @@ def sample_images(
             for codes_RL in _decode(
                 candidates, slots.spread(noise_RN, 0), last - first, sampling, line=every, slots=slots
             ):
-                codes = slots.codes(codes_RL).view(len(sources), last - first, -1).cpu()
+                codes = slots.codes(codes_RL).view(len(sources), last - first, -1)
+                codes = codes.to("cpu", copy=True)  # the next images are written into the same buffers
                 if on_progress is not None:
                     on_progress(Progress(tuple(sources), drawn, codes, length))
             codes_BKN[sources, first:last] = codes

@@ -91,6 +91,8 @@ def speculate_images(
     counts_3BK = torch.zeros((3, len(prefixes), distinct), dtype=torch.int64)
     batch_passes = 0
     conditions = CONDITIONS if sampling.is_guided else 1
+    if decoder is not None:
+        decoder.held = None  # buffers of images that were decoded another way, in memory that is needed here
     at_once = max(
         1, rows_at_once((max(map(len, prefixes), default=0) + length) * conditions, batch_size, positions_at_once(vlm))
     )
