@@ -93,19 +93,15 @@ def even_chunks(items: Sequence[T], most: int) -> Iterator[list[T]]:
 
 
 def halve_when_full(function: Callable[[Any], Sequence[Any]], batch: Any) -> list[Any]:
-    """``function(batch)``, a tuple of one sequence or tensor a row; where the GPU's memory does not hold the batch, its
-    halves one after the other (and their halves), joined again."""
+    """``function(batch)``, a tuple of one sequence or tensor a row; where memory does not hold the batch, that of its
+    parts, joined again (:func:`wm.sampling.batches.halving`)."""
     import torch
 
-    try:
-        return list(function(batch))
-    except torch.OutOfMemoryError:
-        if len(batch) == 1:
-            raise
-    torch.cuda.empty_cache()
-    half = len(batch) // 2
-    parts = [halve_when_full(function, batch[:half]), halve_when_full(function, batch[half:])]
+    from wm.sampling.batches import halving
+
+    parts: list[Sequence[Any]] = []
+    halving(lambda start, stop: parts.append(function(batch[start:stop])), len(batch), len(batch))
     return [
-        torch.cat(pair) if isinstance(pair[0], torch.Tensor) else [*pair[0], *pair[1]]
-        for pair in zip(*parts, strict=True)
+        torch.cat(column) if isinstance(column[0], torch.Tensor) else [row for rows in column for row in rows]
+        for column in zip(*parts, strict=True)
     ]

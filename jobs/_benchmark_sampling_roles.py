@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from jobs._benchmark_sampling_models import Shape, ShapeModel
 from jobs._benchmark_sampling_work import one_step, turns
 from wm.dynamics.roles import Role, Roles
-from wm.models.checkpoints import quiet_peft
+from wm.models.adapters import quiet_peft
 from wm.models.sharing import twin_of
 from wm.sampling import Decoder
 from wm.training.adapters import ATTENTION_AND_MLP, Lora

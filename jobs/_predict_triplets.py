@@ -6,11 +6,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from wm.dynamics import Prediction, Sampling, Search, predict_observations
+from wm.dynamics import Prediction, Roles, Sampling, Search, predict_observations
 from wm.evaluation.heldout import HeldOut
-from wm.models import UnifiedVLM
 from wm.records import write_table
-from wm.sampling import Decoder
 
 ROWS_PER_PART = 64
 """Triplets a file."""
@@ -46,8 +44,7 @@ def parts_of(held_out: HeldOut, out: Path) -> list[tuple[Path, range]]:
 
 
 def predict_triplets(
-    fdm: UnifiedVLM,
-    idm: UnifiedVLM,
+    roles: Roles,
     held_out: HeldOut,
     out: Path,
     *,
@@ -57,17 +54,16 @@ def predict_triplets(
     batch_size: int | None,
 ) -> Iterator[int]:
     """Write the parts that are not there; yields the number of triplets of each that is done."""
-    fdm_decoder, idm_decoder = Decoder(fdm), Decoder(idm)
     for path, rows in parts_of(held_out, out):
         if not path.exists():
             actions = [held_out.actions[row] for row in rows]
             found = predict_observations(
-                fdm, idm, held_out.source_codes[rows.start : rows.stop], actions,
+                roles.fdm.model, roles.idm.model, held_out.source_codes[rows.start : rows.stop], actions,
                 search=search, sampling=sampling, seed=seed, batch_size=batch_size,
-                fdm_decoder=fdm_decoder, idm_decoder=idm_decoder,
+                fdm_decoder=roles.fdm.decoder, idm_decoder=roles.idm.decoder,
             )  # fmt: skip
             lines = [
-                {"triplet_id": held_out.ids[row], "action": action, "codec": fdm.codec_id} | line
+                {"triplet_id": held_out.ids[row], "action": action, "codec": roles.fdm.model.codec_id} | line
                 for row, action, one in zip(rows, actions, found, strict=True)
                 for line in _lines(one, search.top)
             ]

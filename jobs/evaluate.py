@@ -13,6 +13,8 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from jobs._devices import need_device
+from jobs._roles import DType
 from wm import cli
 from wm.config import Recipe
 from wm.dynamics import Sampling, Weights, check_block
@@ -83,7 +85,7 @@ class EvaluateRecipe(Recipe):
     code a pass."""
     max_unchanged: float = Field(1.0, ge=0, le=1)
     """Copy guard: candidates with a larger share of unchanged image tokens are chosen last; 1: off."""
-    margins: list[float] = [1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01]
+    margins: list[float] = [1.0, 0.5, 0.3, 0.2, 0.1, 0.05]
     """Adaptive N is replayed on the candidates with these margins (nats an action token, see wm.dynamics.stopping),
     the largest k being the budget; []: not."""
     at_least: int = Field(1, ge=1)
@@ -106,6 +108,8 @@ class EvaluateRecipe(Recipe):
     """Ray tasks at a time; 0: in this process, without Ray."""
     device: str = "cpu"
     """Where the models run."""
+    dtype: DType = "float32"
+    """Type of their weights; bfloat16 halves the memory."""
     weights: Weights = "merged"
     """merged: every model has weights of its own while it is loaded. shared: adapters of one base are applied beside
     one copy of its weights: less memory and loading, a little slower, the same up to rounding."""
@@ -127,6 +131,8 @@ class EvaluateRecipe(Recipe):
 
     @model_validator(mode="after")
     def _need_budget(self) -> "EvaluateRecipe":
+        if self.at_least > 1 and not self.margins:
+            raise ValueError(f"at_least = {self.at_least} is a setting of the replay, which margins = [] turns off")
         if self.at_least > max(self.k):
             raise ValueError(f"at_least = {self.at_least} is more than the largest k, {max(self.k)}")
         return self
@@ -233,7 +239,7 @@ def _verifies(entry: Entry) -> bool:
 
 def _bench(recipe: EvaluateRecipe) -> Bench:
     entries = entries_of(recipe)
-    _need_device(recipe.device)
+    need_device(recipe.device)
     with_codes = [entry.path for entry in entries.values() if entry.reads == "codes"]
     codec_path = recipe.codec or recipe.base or next(iter(with_codes), "")
     if not codec_path:
@@ -244,6 +250,7 @@ def _bench(recipe: EvaluateRecipe) -> Bench:
         if recipe.weights == "shared" and is_adapter(entry.path):
             need_shareable(model_folder(entry.path))
     check_block(recipe.block, codec.tokens_per_image)
+    codec.need_decoder()
     held_out = read_held_out(recipe.triplets, codec, limit=recipe.limit or None, subset=recipe.subset)
     judge_many, action_is_right = _oracle(held_out) if recipe.judge == "oracle" else (None, None)
     return Bench(
@@ -257,17 +264,11 @@ def _bench(recipe: EvaluateRecipe) -> Bench:
         batch_size=recipe.batch_size,
         max_new_tokens=recipe.max_new_tokens,
         device=recipe.device,
+        dtype=getattr(torch, recipe.dtype),
         weights=recipe.weights,
         block=recipe.block,
         max_unchanged=recipe.max_unchanged,
     )
-
-
-def _need_device(name: str) -> None:
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:  # no such name; a kind this torch was built without
-        raise InputError(f"device = {name!r}: {str(error).splitlines()[0]:.200}") from error
 
 
 def _need_fit(entry: Entry, codec: ImageCodec) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
+from jobs._devices import need_device
 from wm.cli import main as cli_main
 from wm.config import Recipe
 from wm.errors import InputError
@@ -49,6 +50,7 @@ class GateRecipe(Recipe):
 
 def run(recipe: GateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     """Ask both, decide, and lead ``out/model`` to the better one; returns the run's record."""
+    need_device(recipe.device)
     names = ("champion", "challenger", "triplets")
     stage = Run(recipe.out, "gate", recipe, {name: digest_of(getattr(recipe, name)) for name in names})
     whole = stage.is_whole()

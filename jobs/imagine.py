@@ -5,21 +5,21 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from jobs._roles import RolesRecipe, need_actions, need_roles, read_roles
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
-from wm.config import Recipe
 from wm.datasets.card import write_dataset_card
 from wm.datasets.pairing import pair_actions
-from wm.dynamics import Candidate, Sampling, Search, check_search, predict_observations
+from wm.dynamics import Candidate, Roles, Search, check_block, predict_observations
 from wm.errors import InputError
 from wm.evaluation.heldout import spread_rows
 from wm.images import decode_image, encode_png, fit_square
-from wm.models import ImageCodec, UnifiedVLM, load_codec, load_model, read_manifest
+from wm.models import ImageCodec, load_codec
 from wm.records import (
     REJECT_SCHEMA,
     TRIPLET_SCHEMA,
@@ -30,24 +30,15 @@ from wm.records import (
     write_table,
 )
 from wm.runs import Run, digest_of, read_run
-from wm.sampling import Decoder
 
 SOURCES_PER_PART = 64
 """Source images a file: what a kill can cost."""
 _SOURCE_COLUMNS = ["triplet_id", "dataset", "class_label", "license", "source_image", "codec", "source_codes"]
 
 
-class ImagineRecipe(Recipe):
+class ImagineRecipe(RolesRecipe):
     """Models, source images, actions, and what is believed."""
 
-    HOW: ClassVar[frozenset[str]] = frozenset({"batch_size"})
-
-    fdm: str
-    """Model folder of the forward model: full weights or an adapter."""
-    idm: str
-    """Model folder of the inverse model that verifies."""
-    base: str = ""
-    """Base folder of the adapters; empty: the one their manifests name."""
     sources: str
     """Folder of triplets whose source images are used."""
     actions: str
@@ -61,9 +52,7 @@ class ImagineRecipe(Recipe):
     actions_each: int = Field(default=2, ge=1)
     """Actions tried in each source."""
     search: Search = Search(best_of=4)
-    """How a prediction is searched for; top and beam have no part here."""
-    sampling: Sampling = Sampling()
-    """How candidates are drawn."""
+    """How a prediction is searched for; the best one is taken, so that top and beam have no part here."""
     min_score: float = Field(default=-0.5, le=0)
     """Least mean log-likelihood of the action under the inverse model, nats a token; below it the row is a reject."""
     max_unchanged: float = Field(default=0.99, ge=0, le=1)
@@ -74,10 +63,14 @@ class ImagineRecipe(Recipe):
     """Name for the split column."""
     seed: int = Field(default=0, ge=0, lt=2**62)
     """Of the pairing and of the draws."""
-    batch_size: int | None = Field(default=None, ge=1)
-    """Rows a forward pass; left out: as the memory allows."""
-    device: str = "cpu"
-    """Where the models run."""
+
+    @field_validator("search")
+    @classmethod
+    def _one_prediction(cls, search: Search) -> Search:
+        for name in ("top", "beam"):
+            if getattr(search, name) > 1:
+                raise ValueError(f"{name} = {getattr(search, name)} has no part here: of each try the best is taken")
+        return search
 
 
 @dataclass(frozen=True)
@@ -92,6 +85,7 @@ class _Try:
 
 def run(recipe: ImagineRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     """Predict, verify and write; returns the run's record. A stopped run goes on with the parts that are not there."""
+    need_roles(recipe)
     names = ("fdm", "idm", "sources", "actions", *(["base"] if recipe.base else []))
     stage = Run(recipe.out, "imagine", recipe, {name: digest_of(getattr(recipe, name)) for name in names})
     whole = stage.is_whole()
@@ -100,16 +94,18 @@ def run(recipe: ImagineRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         return read_run(recipe.out) or {}
     with stage.timed("read"):
         codec = load_codec(recipe.base or recipe.fdm, recipe.device)
+        check_block(recipe.search.block, codec.tokens_per_image)
+        codec.need_decoder()
         tries = _tries(recipe)
     if dry_run:
         print(f"imagine: would try {sum(map(len, tries)):,} actions in {len(tries):,} sources into {recipe.out}")
         return {}
     with stage.timed("load"):
-        fdm, idm = (_load(recipe, path, codec) for path in (recipe.fdm, recipe.idm))
-        check_search(recipe.search, fdm)
+        roles = read_roles(recipe, codec)
+    need_actions(roles, [0] * codec.tokens_per_image, (one.action for chosen in tries for one in chosen))
     stage.start()
     with stage.timed("imagine"), torch.inference_mode(), progress_bar(len(tries), "source", "imagine") as bar:
-        for done in _parts(recipe, tries, codec, fdm=fdm, idm=idm):
+        for done in _parts(recipe, tries, codec, roles):
             bar.update(done)
     counts = _counts(stage.out, sum(map(len, tries)))
     if counts["triplets"]:
@@ -158,11 +154,8 @@ def _triplets(folder: str) -> Path:
     return inner if inner.is_dir() else Path(folder)
 
 
-def _parts(
-    recipe: ImagineRecipe, tries: list[list[_Try]], codec: ImageCodec, *, fdm: UnifiedVLM, idm: UnifiedVLM
-) -> Iterator[int]:
+def _parts(recipe: ImagineRecipe, tries: list[list[_Try]], codec: ImageCodec, roles: Roles) -> Iterator[int]:
     """Write the parts that are not there, rejects first: a part whose triplets file stands is whole."""
-    decoders = Decoder(fdm), Decoder(idm)
     out = Path(recipe.out)
     for start in range(0, len(tries), SOURCES_PER_PART):
         sources = tries[start : start + SOURCES_PER_PART]
@@ -171,9 +164,9 @@ def _parts(
             chosen = [one for actions in sources for one in actions]
             codes = _source_codes(codec, chosen)
             found = predict_observations(
-                fdm, idm, codes, [one.action for one in chosen],
+                roles.fdm.model, roles.idm.model, codes, [one.action for one in chosen],
                 search=recipe.search, sampling=recipe.sampling, seed=[one.seed for one in chosen],
-                batch_size=recipe.batch_size, fdm_decoder=decoders[0], idm_decoder=decoders[1],
+                batch_size=recipe.batch_size, fdm_decoder=roles.fdm.decoder, idm_decoder=roles.idm.decoder,
             ) if chosen else []  # fmt: skip
             rows = [
                 (one, source, prediction.best)
@@ -271,15 +264,6 @@ def _counts(out: Path, tries: int) -> dict[str, Any]:
     if triplets + rejects != tries:
         raise InputError(f"{out}: {triplets} triplets and {rejects} rejects do not add up to {tries} tries")
     return {"tries": tries, "triplets": triplets, "rejects": rejects, "by_reason": dict(sorted(by_reason.items()))}
-
-
-def _load(recipe: ImagineRecipe, path: str, codec: ImageCodec) -> UnifiedVLM:
-    manifest = read_manifest(path)
-    is_adapter = manifest is not None and manifest.kind == "adapter"
-    vlm = load_model(path, base=(recipe.base or None) if is_adapter else None, device=recipe.device)
-    if vlm.codec_id != codec.codec_id:
-        raise InputError(f"{path} speaks codec {vlm.codec_id}, that of the decoded pictures is {codec.codec_id}")
-    return vlm
 
 
 def main() -> int:

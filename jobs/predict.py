@@ -3,37 +3,30 @@ gives pictures and a storyboard, triplets=FOLDER a table of predictions."""
 
 import sys
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from pydantic import Field, model_validator
 
 from jobs._predict_image import write_rollout
 from jobs._predict_triplets import parts_of, predict_triplets
+from jobs._roles import RolesRecipe, need_actions, need_roles, read_roles
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
-from wm.dynamics import Sampling, Search, StepDone, check_block, roll_out
+from wm.dynamics import Roles, Search, StepDone, check_block, roll_out
 from wm.errors import InputError
 from wm.evaluation.heldout import HeldOut, read_held_out
 from wm.images import Pixels, decode_image, fit_square
-from wm.models import ImageCodec, UnifiedVLM, load_codec, load_model, read_manifest
+from wm.models import ImageCodec, load_codec
 from wm.runs import Run, digest_of, read_run
 
 _ACTION_CHARS = 1000
 """Of an action, as on the server."""
 
 
-class PredictRecipe(Search):
+class PredictRecipe(Search, RolesRecipe):
     """Which models, from what, and how to search."""
 
-    HOW: ClassVar[frozenset[str]] = frozenset({"batch_size"})
-
-    fdm: str
-    """Model folder of the forward model: full weights or an adapter."""
-    idm: str
-    """Model folder of the inverse model that verifies."""
-    base: str = ""
-    """Base folder of the adapters; empty: the one their manifests name."""
     image: str = ""
     """The source picture (PNG, JPEG, WebP, BMP), cut to the models' square."""
     actions: list[str] = []
@@ -46,12 +39,6 @@ class PredictRecipe(Search):
     """Output folder."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Of the draws: the same seed gives the same predictions."""
-    sampling: Sampling = Sampling()
-    """How candidates are drawn."""
-    batch_size: int | None = Field(default=None, ge=1)
-    """Rows a forward pass; left out: as the memory allows."""
-    device: str = "cpu"
-    """Where the models run."""
 
     @model_validator(mode="after")
     def _need_one_source(self) -> "PredictRecipe":
@@ -78,7 +65,7 @@ class PredictRecipe(Search):
 
 def run(recipe: PredictRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     """Predict and write; returns the run's record (empty on a dry run)."""
-    _check_models(recipe)
+    need_roles(recipe)
     inputs = {"fdm": digest_of(recipe.fdm), "idm": digest_of(recipe.idm)}
     inputs |= {name: digest_of(path) for name in ("base", "image", "triplets") if (path := getattr(recipe, name))}
     stage = Run(recipe.out, "predict", recipe, inputs)
@@ -88,6 +75,8 @@ def run(recipe: PredictRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     with stage.timed("read"):
         codec = load_codec(recipe.base or recipe.fdm, recipe.device)
         check_block(recipe.block, codec.tokens_per_image)
+        if recipe.image:
+            codec.need_decoder()
         source = _read_image(recipe.image, codec) if recipe.image else None
         held_out = None if recipe.image else read_held_out(recipe.triplets, codec, limit=recipe.limit or None)
     if dry_run:
@@ -95,22 +84,18 @@ def run(recipe: PredictRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         print(f"predict: would predict {rows}, best of {recipe.best_of}, into {recipe.out}")
         return {}
     with stage.timed("load"):
-        fdm, idm = (_load(recipe, path, codec) for path in (recipe.fdm, recipe.idm))
+        roles = read_roles(recipe, codec)
     if source is not None:
-        return _one_image(recipe, stage, source, codec, fdm=fdm, idm=idm)
+        return _one_image(recipe, stage, source, codec, roles)
     assert held_out is not None
-    return _many(recipe, stage, held_out, fdm=fdm, idm=idm)
+    return _many(recipe, stage, held_out, roles)
 
 
 def _one_image(
-    recipe: PredictRecipe, stage: Run, source_HWC: Pixels, codec: ImageCodec, *, fdm: UnifiedVLM, idm: UnifiedVLM
+    recipe: PredictRecipe, stage: Run, source_HWC: Pixels, codec: ImageCodec, roles: Roles
 ) -> dict[str, Any]:
     source_1N = codec.encode(source_HWC[None])
-    codes: list[int] = source_1N[0].tolist()
-
-    for action in recipe.actions:  # before the folder is made: words that a model cannot read
-        fdm.layout("fdm", source=codes, action=action)
-        idm.layout("idm", source=codes, target=codes, action=action)
+    need_actions(roles, source_1N[0].tolist(), recipe.actions)  # before the folder is made
     stage.start()
     with stage.timed("predict"), progress_bar(len(recipe.actions), "step", "predict") as bar:
 
@@ -120,8 +105,9 @@ def _one_image(
 
         with torch.inference_mode():
             rollout = roll_out(
-                fdm, idm, source_1N, [recipe.actions], search=recipe.search(), sampling=recipe.sampling,
-                seed=recipe.seed, batch_size=recipe.batch_size, on_step=told,
+                roles.fdm.model, roles.idm.model, source_1N, [recipe.actions], search=recipe.search(),
+                sampling=recipe.sampling, seed=recipe.seed, batch_size=recipe.batch_size, on_step=told,
+                fdm_decoder=roles.fdm.decoder, idm_decoder=roles.idm.decoder,
             )[0]  # fmt: skip
     with stage.timed("write"):
         counts = write_rollout(rollout, source_HWC, codec, stage.out, top=recipe.top)
@@ -136,11 +122,12 @@ def _one_image(
     return record
 
 
-def _many(recipe: PredictRecipe, stage: Run, held_out: HeldOut, *, fdm: UnifiedVLM, idm: UnifiedVLM) -> dict[str, Any]:
+def _many(recipe: PredictRecipe, stage: Run, held_out: HeldOut, roles: Roles) -> dict[str, Any]:
+    need_actions(roles, held_out.source_codes[0].tolist(), held_out.actions)
     stage.start()
     with stage.timed("predict"), torch.inference_mode(), progress_bar(len(held_out), "triplet", "predict") as bar:
         for done in predict_triplets(
-            fdm, idm, held_out, stage.out, search=recipe.search(), sampling=recipe.sampling,
+            roles, held_out, stage.out, search=recipe.search(), sampling=recipe.sampling,
             seed=recipe.seed, batch_size=recipe.batch_size,
         ):  # fmt: skip
             bar.update(done)
@@ -170,42 +157,11 @@ def count_parts(files: list[Path]) -> dict[str, Any]:
     }
 
 
-def _check_models(recipe: PredictRecipe) -> None:
-    """What the folders' manifests tell: tasks, and that both models speak of one codec. No weights are read."""
-    try:
-        torch.empty(0, device=recipe.device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device = {recipe.device!r}: {str(error).splitlines()[0]:.200}") from error
-    codecs = {}
-    for role in ("fdm", "idm"):
-        folder = getattr(recipe, role)
-        if not Path(folder).is_dir():
-            raise InputError(f"{role} = {folder!r}: no such model folder")
-        manifest = read_manifest(folder)
-        if manifest is not None and manifest.task not in (None, role):
-            raise InputError(f"{role} = {folder!r} was trained as {manifest.task}")
-        if manifest is not None:
-            codecs[role] = manifest.codec_id
-    if len(set(codecs.values())) > 1:
-        raise InputError(f"fdm speaks codec {codecs['fdm']}, idm {codecs['idm']}: they cannot read each other's images")
-    if recipe.base and not Path(recipe.base).is_dir():
-        raise InputError(f"base = {recipe.base!r}: no such model folder")
-
-
 def _read_image(path: str, codec: ImageCodec) -> Pixels:
     file = Path(path)
     if not file.is_file():
         raise InputError(f"image = {path!r}: no such file")
     return fit_square(decode_image(file.read_bytes(), f"image {path}"), codec.side_px)
-
-
-def _load(recipe: PredictRecipe, path: str, codec: ImageCodec) -> UnifiedVLM:
-    manifest = read_manifest(path)
-    is_adapter = manifest is not None and manifest.kind == "adapter"
-    vlm = load_model(path, base=recipe.base if is_adapter and recipe.base else None, device=recipe.device)
-    if vlm.codec_id != codec.codec_id:
-        raise InputError(f"{path} speaks codec {vlm.codec_id}, the images' codec is {codec.codec_id}")
-    return vlm
 
 
 def main() -> int:

@@ -37,6 +37,7 @@ class Sampler:
             need_guidable(self._model)
         check_block(self._block, self._model.tokens_per_image)
         self._codec = load_codec(recipe.base or recipe.fdm, device=recipe.device)
+        self._codec.need_decoder()
 
     def describe(self, task: str = FDM) -> dict[str, Any]:
         """What ``GET /v1/models`` tells, and ``side_px`` of the square images read and written."""

@@ -20,6 +20,11 @@ from wm.models.codec import ImageCodec
 from wm.models.nano import TINY, TINY_WORDS, build_codec
 
 CODES = 16
+ACTION = "move the red cup"
+SOURCE, TARGET = [3, 0, 15, 7], [3, 1, 15, 9]
+GRID = [9, 7, 1, 7, 4, 7, 15, 14, 10, 9, 4, 5, 1, 15, 4, 0]
+OTHER = [9, 7, 1, 2, 4, 7, 15, 14, 3, 9, 4, 5, 1, 0, 4, 0]
+"""Codes of images of 4 and of 16 tokens."""
 
 
 def seeded(build, seed=0):
@@ -183,3 +188,14 @@ def write_janus(folder: Path, *, seed=0) -> JanusForConditionalGeneration:
     tokenizer.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(_PIXELS | {"size": {"height": 8, "width": 8}}))
     return model
+
+
+def greedy_by_hand(vlm, prefix, logits_of):
+    """Codes that plain greedy decoding without a cache gives; ``logits_of(ids)``: logits over image codes."""
+    ids, codes = list(prefix), []
+    for position in range(vlm.tokens_per_image):
+        if position and vlm.row_tokens and position % vlm.row_tokens == 0:
+            ids.append(vlm.row_end_id)
+        codes.append(int(logits_of(ids).argmax()))
+        ids.append(int(vlm.image_rows[codes[-1]]))
+    return codes

@@ -382,3 +382,11 @@ class PlainVqgan:
         weights = torch.softmax(torch.einsum("bci,bcj->bij", q, k) / h.shape[1] ** 0.5, -1)
         mixed = torch.einsum("bij,bcj->bci", weights, v).view_as(h)
         return self._block(f"{name}.block_2", h + self._conv(f"{name}.attn_1.proj_out", mixed, 0))
+
+
+IDS = [0, 21, 4, 5, 6, 19, 20, 24, 25, 9]
+
+
+def logits(vlm, ids=IDS):
+    with torch.no_grad():
+        return vlm.head(vlm.body(torch.tensor([ids])))[0]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pydantic import BaseModel, Field
 
 from wm.cli import describe_fields, main
@@ -155,6 +156,12 @@ def test_errors_of_the_job(wrap: Any, capsys: pytest.CaptureFixture[str]) -> Non
     full = type("SafetensorError", (Exception,), {})("I/O error: No space left on device (os error 28)")
     assert Calls(wrap(full)).main("out=x") == 1
     assert capsys.readouterr().err.startswith("error: I/O error: No space left on device")
+    for short in (
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nSee the documentation"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ):
+        assert Calls(wrap(short)).main("out=x") == 1
+        assert capsys.readouterr().err == f"error: out of memory: {str(short).splitlines()[0]}\n"
     with pytest.raises((KeyError, RuntimeError)):
         Calls(wrap(KeyError("a bug"))).main("out=x")
     with pytest.raises((FileNotFoundError, RuntimeError)):

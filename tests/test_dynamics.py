@@ -145,6 +145,10 @@ def test_bad_input_is_named(vlm, images):
     source_BN, target_BN = images
     with pytest.raises(InputError, match="4 sources, 4 targets, 1 actions"):
         score_actions(vlm, source_BN, target_BN, ["put"])
+    with pytest.raises(InputError, match=r"target: expected codebook ids, whole numbers, got torch.float64 \(4, 4\)"):
+        score_actions(vlm, source_BN, target_BN + 0.5, ACTIONS)
+    with pytest.raises(InputError, match=r"candidates: expected codebook ids, whole numbers, got torch.float32"):
+        verify(vlm, source_BN[0], ACTIONS[0], torch.rand(2, 4))
     with pytest.raises(InputError, match=r"source: expected codes \(B, N\), got shape \(4,\)"):
         sample_observations(vlm, source_BN[0], ["put"], num_samples=1)
     with pytest.raises(InputError, match="num_samples must be at least 1, got 0"):

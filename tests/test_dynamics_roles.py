@@ -165,6 +165,18 @@ def test_adapters_that_change_their_base_share_nothing(folders, tmp_path, change
         load_roles(folders / "fdm", changed, weights="shared", base=folders / "base")
 
 
+def test_an_adapter_that_brings_the_bases_own_weights_is_loaded_alone_only(folders, tmp_path):
+    """PEFT saves an embedding beside its adapter, and reads it into the base."""
+    vlm = add_adapter(load_model(folders / "base"), 1, target_modules=["embed_tokens"])
+    save_model(vlm, tmp_path / "idm", task="idm")
+    vlm.module.save_pretrained(tmp_path / "idm", save_embedding_layers=True)
+    ids = torch.tensor([[0, 21, 4, 5, 6, 7, 20, 24, 25]])
+    with torch.no_grad():
+        assert torch.equal(load_model(tmp_path / "idm").body(ids), vlm.body(ids))
+    with pytest.raises(InputError, match=r"holds .*embed_tokens.base_layer.weight, other weights for its base's own"):
+        load_roles(folders / "fdm", tmp_path / "idm", weights="shared", base=folders / "base")
+
+
 def test_only_the_bare_base_has_twins(folders):
     with pytest.raises(InputError, match="carries an adapter: only the bare base can be shared"):
         twin_of(load_model(folders / "fdm"))

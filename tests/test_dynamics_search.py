@@ -167,7 +167,7 @@ def test_rounds_double():
     assert list(rounds(Search(best_of=11, margin=0.1, at_least=2))) == [
         range(2), range(2, 4), range(4, 8), range(8, 11)
     ]  # fmt: skip
-    assert list(rounds(Search(best_of=11, at_least=2))) == [range(11)]
+    assert list(rounds(Search(best_of=11))) == [range(11)]
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,8 @@ def test_rounds_double():
         ({"best_of": 0}, "best_of = 0: input should be greater than or equal to 1"),
         ({"beam": 0}, "beam = 0: "),
         ({"margin": -1.0}, "margin = -1.0: "),
-        ({"at_least": 9}, "at_least = 9 is more than best_of = 8"),
+        ({"at_least": 9, "margin": 0.1}, "at_least = 9 is more than best_of = 8"),
+        ({"at_least": 3}, "at_least = 3 is the first round's size; give a margin too"),
         ({"top": 9}, "top = 9 is more than best_of = 8"),
         ({"max_unchanged": 1.5}, "max_unchanged = 1.5: "),
         ({"gamma": 3}, "unknown key 'gamma'"),

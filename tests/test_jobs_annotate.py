@@ -3,11 +3,7 @@
 import contextlib
 import errno
 import io
-import os
 import shutil
-import subprocess
-import time
-import urllib.request
 from collections import Counter
 from dataclasses import replace
 
@@ -16,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from annotate_data import decode, recipe, write_videos
 from PIL import Image
-from video_files import marked_frame, read_mark, write_video
+from video_files import read_mark, write_video
 
 from jobs._annotate_annotator import Annotator
 from jobs._annotate_decoder import Decoder
@@ -31,53 +28,11 @@ from wm.datasets.filters import Filters
 from wm.datasets.videos import list_videos
 from wm.errors import InputError
 from wm.images import fit_square
-from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA, read_table
 
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
-    """Six files in two classes: two good ones, a corrupt one, an empty one, one of one frame, a still."""
-    root = tmp_path_factory.mktemp("videos")
-    good = write_video(root / "wave" / "good.mp4", [marked_frame(i) for i in range(60)])
-    write_video(root / "wave" / "other.avi", [marked_frame(i, 48, 80) for i in range(45)], codec="mpeg4")
-    (root / "odd").mkdir()
-    (root / "odd" / "corrupt.mp4").write_bytes(good.read_bytes()[:300] + bytes(5000))
-    (root / "odd" / "empty.mp4").touch()
-    write_video(root / "odd" / "one.mp4", [marked_frame(0)])
-    write_video(root / "odd" / "still.mp4", [marked_frame(5)] * 30)
-    return root
-
-
-def recipe(videos, idm, out, **more):
-    values = {
-        "videos": str(videos),
-        "idm": str(idm),
-        "out": str(out),
-        "min_interval": 8,
-        "videos_per_shard": 2,
-        "filters": {"action": "score"},  # a random model rarely ends its text
-    }
-    return AnnotateRecipe.parse(values | {"num_workers": 1, "max_new_tokens": 6} | more, "test")
-
-
-def decode(one):
-    """What the decoding actor makes of a recipe's videos, all as one shard."""
-    listing = list_videos(one.videos)
-    decoder = Decoder(one.clip_settings(), one.download_settings(), one.dataset)
-    table = decoder(shard_table(listing, 0, 0, listing.num_rows))
-    decoder.reader.close()
-    assert table.column("key").to_pylist() == listing.column("key").to_pylist()
-    return table
-
-
-def rows(out):
-    """(triplets, rejects) on disk, in the order of their ids."""
-    triplets = read_table(out / "triplets", TRIPLET_SCHEMA).to_pylist()
-    rejects = read_table(out / "rejects", REJECT_SCHEMA).to_pylist() if (out / "rejects").exists() else []
-    return (
-        sorted(triplets, key=lambda row: row["triplet_id"]),
-        sorted(rejects, key=lambda row: row["reject_id"]),
-    )
+    return write_videos(tmp_path_factory.mktemp("videos"))
 
 
 def test_actors_make_triplets_whose_columns_belong_together(videos, tiny_base, tmp_path):
@@ -208,7 +163,7 @@ def test_even_chunks_cover_everything_in_order_and_differ_by_one(items, most):
     )
 
 
-def test_a_batch_too_large_for_the_gpu_is_halved_until_it_fits():
+def test_a_batch_too_large_for_memory_is_halved_until_it_fits(caplog):
     seen = []
 
     def function(batch):
@@ -220,7 +175,11 @@ def test_a_batch_too_large_for_the_gpu_is_halved_until_it_fits():
     texts, numbers = halve_when_full(function, list(range(10)))
     assert texts == [str(item) for item in range(10)]
     assert numbers.tolist() == [[item, -item] for item in range(10)]
-    assert seen == [2, 3, 2, 3]
+    assert seen == [2] * 5
+    assert [record.getMessage() for record in caplog.records] == [
+        "out of memory with 10 at once; going on with 5",
+        "out of memory with 5 at once; going on with 2",
+    ]
 
     def never(batch):
         raise torch.OutOfMemoryError("full")
@@ -324,147 +283,3 @@ def test_pairs_are_counted_by_what_became_of_them(monkeypatch):
     monkeypatch.setattr(metrics._pairs, "inc", lambda number, tags: counted.update({tags["outcome"]: number}))
     metrics.shard({"pairs": 5, "triplets": 2, "reasons": {"filtered/static": 3}, "seconds": {}})
     assert counted == {"ok": 2, "filtered": 3}
-
-
-@pytest.fixture(scope="module")
-def session():
-    """One Ray session for the tests of this file that need it."""
-    from jobs._ray import connect
-
-    connect()
-
-
-def prometheus(enough):
-    """What Ray's exporter tells, once there is enough of it."""
-    import ray
-
-    (node,) = ray.nodes()
-    end, text = time.monotonic() + 30, ""
-    while not enough(text) and time.monotonic() < end:
-        time.sleep(0.5)
-        with urllib.request.urlopen(f"http://127.0.0.1:{node['MetricsExportPort']}/metrics", timeout=10) as answer:
-            text = answer.read().decode()
-    return text
-
-
-def total(text, name, *tags):
-    """Sum over processes of one counter."""
-    lines = [line for line in text.splitlines() if line.startswith(f"{name}{{") and all(tag in line for tag in tags)]
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
-
-
-@pytest.mark.slow
-def test_the_job_end_to_end_and_going_on_after_a_kill(session, videos, tiny_base, tmp_path, capsys):
-    one = recipe(videos, tiny_base, tmp_path / "out")
-    record = run(one)
-    triplets, rejects = rows(tmp_path / "out")
-    counts = record["counts"]
-    assert counts["videos"] == counts["listed"] == 6
-    assert (counts["triplets"], counts["filtered"] + counts["failed"]) == (len(triplets), len(rejects))
-    accounted = {row["video_uri"] for row in triplets} | {row["uri"] for row in rejects}
-    assert accounted == set(list_videos(str(videos)).column("uri").to_pylist())
-    assert counts["failed"] == 3
-    assert "failed/empty_file: 1" in capsys.readouterr().out
-    assert run(one) == {"videos": 6, "whole": True}  # whole: not done again
-
-    with pytest.raises(InputError, match="holds another run"):
-        run(recipe(videos, tiny_base, tmp_path / "out", min_interval=9))
-
-    # What failed may be tried again, when the world has changed.
-    assert run(recipe(videos, tiny_base, tmp_path / "out", retry=["time_out"])) == {"videos": 6, "whole": True}
-    retried = run(recipe(videos, tiny_base, tmp_path / "out", retry=["empty_file"]))
-    assert retried["annotated_now"] == 1 and rows(tmp_path / "out") == (triplets, rejects)
-
-    # As kill -9 leaves it: shards committed, one with its rows but no mark, nothing of another.
-    shutil.copytree(tmp_path / "out", tmp_path / "kept")
-    (tmp_path / "out" / "run.json").rename(tmp_path / "out" / "run.unfinished.json")
-    marks = sorted((tmp_path / "out" / "shards").glob("*.json"))
-    assert len(marks) == 6
-    marks[1].unlink()
-    for path in (tmp_path / "out").rglob(f"{marks[2].stem}.*"):
-        path.unlink()
-    capsys.readouterr()
-    again = run(recipe(videos, tiny_base, tmp_path / "out", num_workers=2, idm_batch=3))  # how it is done may change
-    assert "4 of 6 videos are finished" in capsys.readouterr().out
-    assert rows(tmp_path / "out") == (triplets, rejects)
-    without_times = {name: value for name, value in counts.items() if name != "stage_s"}
-    assert {name: value for name, value in again["counts"].items() if name != "stage_s"} == without_times
-
-
-@pytest.mark.slow
-def test_a_run_goes_on_with_what_was_listed_when_it_began(session, videos, tiny_base, tmp_path, capsys):
-    later, out = shutil.copytree(videos, tmp_path / "later"), tmp_path / "out"
-    first = run(recipe(later, tiny_base, out, dataset="metered"))["counts"]
-    told = prometheus(lambda text: total(text, "ray_wm_annotate_pairs_total", 'dataset="metered"'))
-    for name, tag, expected in (
-        ("videos", 'outcome="failed"', 3),
-        ("pairs", 'outcome="ok"', first["triplets"]),
-        ("rejects", 'reason="failed/empty_file"', 1),
-    ):
-        assert total(told, f"ray_wm_annotate_{name}_total", 'dataset="metered"', tag) == expected
-
-    shutil.copy(later / "wave" / "good.mp4", later / "odd" / "empty.mp4")
-    shutil.copy(later / "wave" / "good.mp4", later / "wave" / "new.mp4")
-    with pytest.raises(InputError, match="holds another run"):
-        run(recipe(later, tiny_base, out, dataset="metered"))
-    capsys.readouterr()
-    mended = run(recipe(later, tiny_base, out, dataset="metered", retry=["empty_file"]))
-    assert "goes on with the 6 videos that were listed then" in capsys.readouterr().out
-    counts = mended["counts"]
-    assert (mended["annotated_now"], counts["videos"], counts["failed"]) == (1, 6, 2)
-    assert counts["videos_with_triplets"] == first["videos_with_triplets"] + 1
-
-
-def read_marks(out):
-    return {path.name: path.read_text() for path in (out / "shards").glob("*.json")}
-
-
-@contextlib.contextmanager
-def small_disk(folder, size):
-    """A disk of its own of ``size`` bytes; skipped where none can be made."""
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=False).returncode:
-        pytest.skip("no disk can be mounted here")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", folder], check=True)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a disk")
-def test_a_full_disk_ends_the_run_and_loses_nothing(session, tiny_base, tmp_path, capfd):
-    noise = np.random.default_rng(0).integers(0, 256, (40, 96, 128, 3), dtype=np.uint8)
-    for number in range(16):
-        write_video(tmp_path / "set" / f"{number}.mp4", list(np.roll(noise, number, axis=0)), options={"crf": "40"})
-    disk = tmp_path / "disk"
-    one = recipe(tmp_path / "set", tiny_base, disk / "out")
-    with small_disk(disk, 700_000):
-        with pytest.raises(OSError, match="No space left"):
-            run(one)
-        marks = read_marks(disk / "out")
-        assert 0 < len(marks) < 16
-        assert subprocess.run(["mount", "-o", "remount,size=60m", disk], check=False).returncode == 0
-        run(one)
-        assert (
-            marks.items() <= {path.name: path.read_text() for path in (disk / "out" / "shards").glob("*.json")}.items()
-        )
-        run(recipe(tmp_path / "set", tiny_base, tmp_path / "out"))
-        assert rows(disk / "out") == rows(tmp_path / "out")
-
-
-@pytest.mark.slow
-def test_real_clips_all_end_in_triplets_or_rejects(session, shared_data, tiny_base, tmp_path):
-    record = run(recipe(shared_data / "videos", tiny_base, tmp_path / "out", min_interval=20))
-    triplets, rejects = rows(tmp_path / "out")
-    files = set(list_videos(str(shared_data / "videos")).column("uri").to_pylist())
-    assert {row["video_uri"] for row in triplets} | {row["uri"] for row in rejects} == files
-    failed = {row["uri"].rsplit("/", 1)[1]: row["reason"] for row in rejects if row["outcome"] == "failed"}
-    assert failed == {
-        "x_audio_only.mp4": "no_video_stream",
-        "x_empty.mp4": "empty_file",
-        "x_zero_frames.mp4": "no_video_stream",
-    }
-    assert record["counts"]["readers"]["pyav"] >= 4  # where decord is wrong or gives up
-    used = {row["video_uri"].rsplit("/", 1)[1] for row in triplets}
-    assert {"decord_hang_110.mp4", "x_hole.mp4", "av1_video.mkv"} <= used

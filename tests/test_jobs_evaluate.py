@@ -361,6 +361,7 @@ def test_adaptive_n_is_replayed_and_the_guard_chooses(tiny_base, triplets, tmp_p
     ("more", "message"),
     [
         ({"block": 4}, r"block = 4: expected 0 \(off\) to 3, an image has 4 tokens"),
+        ({"at_least": 2, "margins": []}, "at_least = 2 is a setting of the replay"),
         ({"at_least": 5}, "at_least = 5 is more than the largest k, 4"),
         ({"margins": [-0.5]}, r"margins = \[-0.5\]: expected different numbers from 0 up"),
     ],

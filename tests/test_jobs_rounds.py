@@ -157,8 +157,8 @@ def test_actions_are_paired_within_subsets_by_the_seed() -> None:
 
 def recipe(models: dict[str, Path], triplets: Path, out: Path, **more: Any) -> ImagineRecipe:
     plain: dict[str, Any] = {"min_score": -50.0, "max_unchanged": 1.0, "search": Search(best_of=3), "actions_each": 2}
-    plain |= {"sources": str(triplets), "actions": str(triplets)}
-    return ImagineRecipe(fdm=str(models["fdm"]), idm=str(models["idm"]), out=str(out), **(plain | more))
+    plain |= {"sources": str(triplets), "actions": str(triplets), "fdm": str(models["fdm"]), "idm": str(models["idm"])}
+    return ImagineRecipe(out=str(out), **(plain | more))
 
 
 def test_imagined_triplets_are_the_verifiers_choice(
@@ -235,9 +235,16 @@ def test_bad_input_is_told_before_any_work(models: dict[str, Path], triplets: Pa
         ({"subset": "colour"}, "subset = 'colour': triplets have no such column"),
         ({"search": Search(block=4)}, r"block = 4: expected 0 \(off\) to 3"),
         ({"sources": str(tmp_path / "gone")}, "gone"),
+        ({"idm": str(models["fdm"])}, r"idm = .* was trained as fdm"),
+        ({"idm": "nowhere"}, "idm = 'nowhere': no such model folder"),
+        ({"device": "abacus"}, "device = 'abacus'"),
+        ({"weights": "shared"}, "sharing weights needs both roles over one base"),
     ):
         with pytest.raises(InputError, match=said):
             imagine_job.run(recipe(models, triplets, tmp_path / "out", **changes))
+    for name in ("top", "beam"):
+        with pytest.raises(InputError, match=f"search.*{name} = 2 has no part here"):
+            ImagineRecipe.parse(recipe(models, triplets, tmp_path / "out").model_dump() | {"search": {name: 2}}, "test")
     assert not (tmp_path / "out").exists()
     assert imagine_job.run(recipe(models, triplets, tmp_path / "out"), dry_run=True) == {}
     assert not (tmp_path / "out").exists()

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from models_folders import IDS, copy_of, logits, rewrite
 from models_reference import lively, reference_logits
-from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer, ChameleonForConditionalGeneration
 
@@ -23,39 +23,6 @@ from wm.models import (
 )
 from wm.models.nano import write_random_base
 from wm.models.weights import fingerprint, list_tensors
-
-IDS = torch.tensor([[0, 21, 4, 5, 6, 7, 20, 24, 25]])
-
-
-def logits(vlm):
-    with torch.no_grad():
-        return vlm.head(vlm.body(IDS))
-
-
-def copy_of(base, tmp_path, name="copy"):
-    return Path(shutil.copytree(base, tmp_path / name))
-
-
-def rewrite(folder, change):
-    """Change the tensors of a folder's weight file."""
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def with_adapter(vlm, seed=0):
-    torch.manual_seed(seed)
-    targets = r".*\.layers\.\d+\..*(q|k|v|o|gate|up|down)_proj"
-    vlm.module = get_peft_model(vlm.module, LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
-    vlm.module.eval()
-    return vlm
-
-
-@pytest.fixture
-def adapter(tiny_base, tmp_path):
-    vlm = with_adapter(load_model(tiny_base))
-    save_model(vlm, tmp_path / "adapter", task="idm", recipe_digest="abc")
-    return tmp_path / "adapter"
 
 
 def test_full_model_round_trip_is_exact(tiny_base, tmp_path):
@@ -352,63 +319,11 @@ def test_large_tensors_are_sampled_to_their_last_byte(tmp_path):
     assert list_tensors(tmp_path)["w"].shape == (600_000,)
 
 
-def test_adapter_round_trip_is_exact_here_and_in_peft(tiny_base, adapter):
-    expected = logits(with_adapter(load_model(tiny_base)))
-    vlm = load_model(adapter)  # the base is found by the manifest's relative path
-    assert torch.equal(logits(vlm), expected)
-    assert not torch.equal(expected, logits(load_model(tiny_base)))
-    assert torch.equal(logits(load_model(adapter, base=tiny_base)), expected)
-    merged = load_model(adapter, merge=True)
-    assert type(merged.module) is ChameleonForConditionalGeneration
-    torch.testing.assert_close(logits(merged), expected, atol=1e-5, rtol=1e-5)
-    plain = PeftModel.from_pretrained(ChameleonForConditionalGeneration.from_pretrained(tiny_base), adapter)
-    with torch.no_grad():
-        hidden = plain.get_base_model().model(input_ids=IDS).last_hidden_state
-        assert torch.equal(plain.get_base_model().lm_head(hidden), expected)
-    manifest = read_manifest(adapter)
-    assert (manifest.kind, manifest.task, manifest.base_id) == ("adapter", "idm", base_id_of(tiny_base))
-    assert load_codec(adapter).codec_id == manifest.codec_id
-    assert sorted(file.name for file in adapter.iterdir()) == [
-        *("README.md", "adapter_config.json", "adapter_model.safetensors", "wm_model.json")
-    ]
-
-
-def test_adapter_for_another_base_is_refused_with_both_names(adapter, tiny_base, tmp_path):
-    other = write_random_base(tmp_path / "other", seed=1)
-    with pytest.raises(InputError, match=rf"on base {base_id_of(tiny_base)}, but .*other is {other.base_id}"):
-        load_model(adapter, base=tmp_path / "other")
-
-
-def test_adapter_for_another_codec_is_refused_with_both_names(adapter, tiny_base, tmp_path):
-    folder = copy_of(tiny_base, tmp_path)
-    (folder / "wm_model.json").unlink()
-    rewrite(folder, lambda tensors: tensors["model.vqmodel.quant_conv.bias"].add_(1))
-    assert base_id_of(folder) == base_id_of(tiny_base)
-    old, new = load_codec(tiny_base).codec_id, load_codec(folder).codec_id
-    with pytest.raises(InputError, match=rf"{adapter} was made with image codec {old}, but the codec here is {new}"):
-        load_model(adapter, base=folder)
-
-
 def test_a_base_under_a_retrained_codec_is_refused(tiny_base, tmp_path):
     folder = copy_of(tiny_base, tmp_path)
     rewrite(folder, lambda tensors: tensors["model.vqmodel.quantize.embedding.weight"].add_(1))
     with pytest.raises(InputError, match=r"was made with image codec vq-.*, but the codec here is vq-"):
         load_model(folder)
-
-
-def test_incomplete_adapters_are_refused(adapter, tiny_base, tmp_path):
-    moved = copy_of(adapter, tmp_path / "far" / "away", "adapter")
-    with pytest.raises(InputError, match=r"its base chameleon-\w+ is not at .*; give base="):
-        load_model(moved)
-    load_model(moved, base=tiny_base)
-    (moved / "adapter_model.safetensors").unlink()
-    with pytest.raises(InputError, match=r"no adapter_model.safetensors in .*away/adapter"):
-        load_model(moved, base=tiny_base)
-    (moved / "wm_model.json").unlink()
-    with pytest.raises(InputError, match=r"has no wm_model.json, which names the base"):
-        load_model(moved, base=tiny_base)
-    with pytest.raises(InputError, match="is no adapter"):
-        load_model(tiny_base, base=tiny_base)
 
 
 def test_manifest_is_strict(tiny_base, tmp_path):

@@ -7,10 +7,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models_reference import lively, reference_logits
 
+from wm.dynamics import score_actions
 from wm.errors import InputError
 from wm.models import flatten, load_model
 from wm.models.nano import NanoPreset, build_nano
-from wm.sampling import Sampling, draw, generate_texts, probabilities, sample_images, uniform_noise
+from wm.sampling import (
+    Decoder,
+    Sampling,
+    draw,
+    generate_texts,
+    probabilities,
+    sample_images,
+    speculate_images,
+    uniform_noise,
+)
+from wm.sampling.batches import POSITIONS_AT_ONCE
 
 
 @pytest.fixture(scope="module")
@@ -182,5 +193,53 @@ def test_settings_are_checked(vlm):
         sample_images(vlm, [[0]], num_samples=0)
     with pytest.raises(InputError, match="max_new_tokens must be at least 1"):
         generate_texts(vlm, [[0]], max_new_tokens=0)
+    with pytest.raises(InputError, match="progress_tokens must be at least 1, got 0"):
+        sample_images(vlm, [[0]], num_samples=1, progress_tokens=0)
     assert sample_images(vlm, [], num_samples=2).shape == (0, 2, 4)
     assert generate_texts(vlm, []) == []
+
+
+def test_prefixes_are_checked(vlm):
+    drafts = torch.zeros((2, 4), dtype=torch.int64)
+    calls = (
+        lambda ids: sample_images(vlm, [[0], ids], num_samples=1),
+        lambda ids: speculate_images(vlm, [[0], ids], drafts, num_samples=1, block=1),
+        lambda ids: generate_texts(vlm, [[0], ids]),
+    )
+    for call in calls:
+        with pytest.raises(InputError, match="prefix 1 is empty"):
+            call([])
+        for bad in (41, -1):
+            with pytest.raises(InputError, match=rf"prefix 1: id {bad} is outside the vocabulary \[0, 41\)"):
+                call([0, bad])
+
+
+def test_numbers_that_are_none_are_told_and_not_drawn_from(tiny_base):
+    """From nan every draw would be code 0."""
+    broken = load_model(tiny_base)
+    broken.module.model.layers[1].mlp.up_proj.weight.data[3, 3] = torch.nan
+    source_1N = [[1, 2, 3, 4]]
+    calls = (
+        lambda: sample_images(broken, [[0]], num_samples=1),
+        lambda: speculate_images(broken, [[0]], torch.zeros((1, 4), dtype=torch.int64), num_samples=1, block=1),
+        lambda: generate_texts(broken, [[0]]),
+        lambda: score_actions(broken, source_1N, source_1N, ["put"]),
+    )
+    for call in calls:
+        with pytest.raises(InputError, match=rf"model chameleon {broken.base_id}: .* are nan or infinite"):
+            call()
+
+
+def test_a_temperature_next_to_none_is_greedy():
+    logits = torch.tensor([[1.0, 900.0, 900.5, -3.0]])
+    assert probabilities(logits, Sampling(temperature=1e-320)).tolist() == [[0.0, 0.0, 1.0, 0.0]]
+
+
+def test_the_choice_of_a_batch_is_told_once(vlm, caplog):
+    caplog.set_level("INFO", logger="wm.sampling")
+    decoder = Decoder(vlm)
+    for _ in range(2):
+        sample_images(vlm, [[0, 1]] * 3, num_samples=2, batch_size=4, decoder=decoder)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"3 sources, 2 candidates each, at most 4 rows at once ({POSITIONS_AT_ONCE} positions), plain decoding"
+    ]

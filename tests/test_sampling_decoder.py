@@ -1,12 +1,12 @@
 """The engine's own passes against transformers' modules, and in float64 against the decoder written out by hand."""
 
 import copy
-import logging
 from types import SimpleNamespace
 
 import pytest
 import sampling_reference
 import torch
+import transformers
 from models_reference import lively, reference_logits
 from peft import LoraConfig, get_peft_model
 from transformers import ChameleonConfig, ChameleonModel, GemmaConfig, GemmaModel, LlamaConfig, LlamaModel
@@ -16,7 +16,6 @@ from wm.models import flatten, load_model
 from wm.sampling import Decoder, Sampling, generate_texts, sample_images
 from wm.sampling.adapted import Matrix
 from wm.sampling.attention import attend_shared, attend_tails
-from wm.sampling.batches import POSITIONS_AT_ONCE, halving, positions_at_once, rows_at_once
 from wm.sampling.linear import Linear, Linears, linear, linears
 from wm.sampling.view import view_of_modules
 
@@ -215,26 +214,6 @@ def test_progress_is_the_image_as_it_grows(vlm):
     ]
 
 
-def test_half_of_what_does_not_fit(vlm, monkeypatch, caplog):
-    prefixes = [flatten(vlm.layout("fdm", source=[k, 5, 9, 0], action="put the cup")) for k in range(4)]
-    whole = sample_images(vlm, prefixes, num_samples=6, seed=3)
-    reserve = Decoder.reserve
-
-    def small(self, num_rows, room):
-        if num_rows > 4:
-            raise torch.OutOfMemoryError("no room")
-        return reserve(self, num_rows, room)
-
-    monkeypatch.setattr(Decoder, "reserve", small)
-    with caplog.at_level(logging.WARNING):
-        assert torch.equal(sample_images(vlm, prefixes, num_samples=6, seed=3), whole)
-    assert "out of memory with 4 at once; going on with 2" in caplog.text
-    assert "out of memory with 6 at once; going on with 3" in caplog.text
-    monkeypatch.setattr(Decoder, "reserve", lambda self, num_rows, room: small(self, num_rows + 4, room))
-    with pytest.raises(torch.OutOfMemoryError):
-        sample_images(vlm, prefixes, num_samples=6, seed=3)
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize(("prefixes", "each", "tokens"), [(1, 1, 1), (1, 5, 7), (3, 2, 4)])
 def test_tails_by_fused_kernels_are_those_by_scores(dtype, prefixes, each, tokens):
@@ -268,46 +247,6 @@ def test_tails_are_used_where_nothing_is_padded(vlm, monkeypatch):
         hidden([sources[0], sources[1][:-1]], 0)
         hidden(sources, 1)
     assert len(calls) == len(decoder.view.layers), "not for padded prefixes, nor after other tokens"
-
-
-def test_a_gpu_takes_what_its_memory_holds(vlm, monkeypatch):
-    """A tiny model in float32: 2 layers of 32 numbers twice, 8 x 32 + 3 x 48 worked on."""
-    bytes_each = 4 * (2 * 2 * 32 + 8 * 32 + 3 * 48)
-    assert positions_at_once(vlm) == POSITIONS_AT_ONCE
-    gpu = SimpleNamespace(device=torch.device("cuda"), module=vlm.module)
-    free = {"mem_get_info": (900_000, 2_000_000), "memory_reserved": 150_000, "memory_allocated": 50_000}
-    for name, value in free.items():
-        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
-    assert positions_at_once(gpu) == 700_000 // bytes_each
-    assert positions_at_once(gpu, held_bytes=1_000_000) == 1_400_000 // bytes_each
-    assert rows_at_once(100, None, positions_at_once(gpu)) == 700_000 // bytes_each // 100
-    assert rows_at_once(10**9, None, positions_at_once(gpu)) == 1
-    assert rows_at_once(100, 7, positions_at_once(gpu)) == 7
-
-
-def test_buffers_of_images_before_make_room(vlm, monkeypatch):
-    """A prefix that does not fit beside them is read again without them."""
-    prefix = flatten(vlm.layout("fdm", source=[1, 5, 9, 0], action="put the cup"))
-    decoder = Decoder(vlm, stepping="static")
-    expected = sample_images(vlm, [prefix], num_samples=2, decoder=decoder)
-    prefill = Decoder.prefill
-
-    def full(self, prefixes):
-        if self.held is not None:
-            raise torch.OutOfMemoryError("no room")
-        return prefill(self, prefixes)
-
-    monkeypatch.setattr(Decoder, "prefill", full)
-    assert decoder.held is not None
-    assert torch.equal(sample_images(vlm, [prefix], num_samples=2, decoder=decoder), expected)
-
-
-def test_other_errors_are_not_taken_for_want_of_memory():
-    def broken(start, stop):
-        raise RuntimeError("something else")
-
-    with pytest.raises(RuntimeError, match="something else"):
-        halving(broken, 4, 4)
 
 
 def test_guidance_is_the_mix_of_three_prompts(vlm):
@@ -348,6 +287,41 @@ def test_texts_do_not_depend_on_their_company(vlm):
         alone = generate_texts(copy.copy(vlm), [prefix], max_new_tokens=4)[0]
         assert alone.ids == text.ids
         assert alone.logprob == pytest.approx(text.logprob, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "says"),
+    [
+        ("Gemma2", {}, r"has the weights pre_feedforward_layernorm\.weight"),
+        ("Olmo2", {}, r"has the weights post_feedforward_layernorm\.weight"),
+        ("Mistral", {"sliding_window": 8}, "sliding_window = 8"),
+        ("Granite", {"residual_multiplier": 0.2}, r"residual_multiplier = 0\.2"),
+        ("Granite", {"logits_scaling": 3.0}, r"logits_scaling = 3\.0"),
+        ("Granite", {}, r"queries are scaled by 1\.0, not by 8\*\*-0\.5"),
+        ("Mixtral", {}, r"has the weights mlp\."),
+    ],
+)
+def test_what_a_llama_has_not_is_refused_and_not_left_out(kind, more, says):
+    config = getattr(transformers, f"{kind}Config")(**SIZES, head_dim=8, **more)
+    module = getattr(transformers, f"{kind}ForCausalLM")(config)
+    with pytest.raises(InputError, match=rf"{kind}DecoderLayer is no decoder of the Llama kind; .*{says}"):
+        view_of_modules(module.model, module.lm_head)
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [("Mistral", {"sliding_window": None}), ("Granite", {"attention_multiplier": 8**-0.5}), ("Qwen2", {})],
+)
+def test_other_names_for_a_llama_are_taken(kind, more):
+    """With biases, as Qwen2 has; against the module itself."""
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(**SIZES, pad_token_id=0, **more)
+    module = getattr(transformers, f"{kind}ForCausalLM")(config).double().eval()
+    decoder = Decoder(SimpleNamespace(module=module, image_rows=torch.arange(4), device=torch.device("cpu")))
+    ids = torch.tensor([[3, 1, 4, 1, 5]])
+    with torch.no_grad():
+        found = decoder.logits(decoder.hidden(ids)[0])
+        torch.testing.assert_close(found, module(ids).logits[0], rtol=0, atol=1e-6)  # their angles are float32
 
 
 def test_decoders_of_another_kind_are_refused(vlm):

@@ -5,6 +5,7 @@ The same step is what a GPU records, so it is tested here as calls; the last tes
 """
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from wm.models import flatten, load_model
 from wm.models.nano import TINY, TINY_WORDS, NanoPreset, build_nano
-from wm.sampling import Decoder, Sampling, graphs, sample_images
+from wm.sampling import Decoder, Sampling, graphs, sample_images, triton_attention
 from wm.sampling.graphs import StaticSteps, compiled_parts
 from wm.sampling.guidance import Candidates
 from wm.sampling.slots import Slots
@@ -102,6 +103,44 @@ def test_no_more_is_read_than_the_bucket_holds(models, monkeypatch):
     both(models["chameleon"], torch.float32, count=1, num_samples=2)
     layers = PRESET.num_layers
     assert seen == [6] * 6 * layers + [12] * 6 * layers + [16] * 3 * layers, "15 steps: the last code needs none"
+
+
+def test_progress_that_is_kept_is_not_written_over(models):
+    """The next images are decoded into the same buffers."""
+    decoder, kept = Decoder(models["chameleon"], stepping="static"), []
+    prefixes = prefixes_of(models["chameleon"], 1)
+    first = sample_images(
+        models["chameleon"],
+        prefixes,
+        num_samples=2,
+        seed=1,
+        decoder=decoder,
+        on_progress=kept.append,
+    )
+    second = sample_images(models["chameleon"], prefixes, num_samples=2, seed=2, decoder=decoder)
+    assert not torch.equal(first, second)
+    for item in kept:
+        assert torch.equal(item.codes, first[:, :, : item.codes.shape[-1]])
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "known"),
+    [
+        ((32, 32, 128), torch.bfloat16, True),
+        ((16, 1, 64), torch.float32, True),
+        ((32, 1, 64), torch.float32, False),
+        ((8, 8, 80), torch.float32, False),
+        ((8, 8, 64), torch.float64, False),
+    ],
+)
+def test_kernels_are_used_for_what_they_know(monkeypatch, shape, dtype, known):
+    """A program has 16 queries: with more heads to a group the others would be left out."""
+    monkeypatch.setattr(triton_attention, "find_spec", lambda name: True)
+    view = SimpleNamespace(**dict(zip(("num_heads", "num_groups", "head_width"), shape, strict=True)))
+    decoder = SimpleNamespace(view=view, dtype=dtype, kernels=True, device=torch.device("cuda"))
+    assert triton_attention.can_attend(decoder) == known
+    decoder.kernels = False
+    assert not triton_attention.can_attend(decoder)
 
 
 def test_progress_and_batches_are_those_of_plain_decoding(models):

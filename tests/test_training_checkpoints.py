@@ -85,7 +85,7 @@ def test_a_file_of_another_size_is_refused(store: CheckpointStore) -> None:
     (checkpoint,) = store.checkpoints()
     damaged = Checkpoint(name, {**checkpoint.manifest, "files": {"part": {"bytes": 9}}})
     with (
-        pytest.raises(InputError, match=f"{name} of .*: expected 9 bytes in part, found 7 bytes"),
+        pytest.raises(InputError, match=rf"{name} of .*: expected 9 bytes in part, found 7 bytes"),
         store.at_hand(damaged, ["part"]),
     ):
         pass
@@ -101,7 +101,7 @@ def test_a_damaged_manifest_is_named(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_an_input_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="checkpoints = '.*/file/below': cannot be written to"):
+    with pytest.raises(InputError, match=r"checkpoints = '.*/file/below': cannot be written to"):
         CheckpointStore(str(tmp_path / "file" / "below")).check()
 
 
@@ -145,7 +145,7 @@ def test_any_range_is_read_from_whatever_files_hold_it(tmp_path: Path) -> None:
         part = Part("layer.weight", begin, {kind: torch.zeros(end - begin) for kind in whole})
         reader.fill(part)
         assert all(torch.equal(values, whole[kind][begin:end]) for kind, values in part.values.items())
-    with pytest.raises(InputError, match="lacks elements 8 to 12 of layer.weight"):
+    with pytest.raises(InputError, match=r"lacks elements 8 to 12 of layer\.weight"):
         reader.fill(Part("layer.weight", 8, {kind: torch.zeros(4) for kind in whole}))
 
 

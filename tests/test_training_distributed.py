@@ -47,16 +47,19 @@ def one(tiny_base: Path, triplets: Path, tmp_path_factory: pytest.TempPathFactor
     return out
 
 
-@pytest.mark.parametrize(("ranks", "stage"), [(2, 0), (2, 1), (2, 2), (2, 3), (4, 1)])
+@pytest.mark.parametrize(
+    ("ranks", "stage", "recomputes"),
+    [(2, 0, False), (2, 1, True), (2, 2, False), (2, 3, False), (2, 3, True), (4, 1, False)],
+)
 def test_ranks_and_stages_give_the_same_curve_and_adapter(
-    *, tiny_base: Path, triplets: Path, tmp_path: Path, one: Path, ranks: int, stage: int
+    *, tiny_base: Path, triplets: Path, tmp_path: Path, one: Path, ranks: int, stage: int, recomputes: bool
 ) -> None:
-    recipe = recipe_of(tiny_base, triplets, tmp_path / "out", num_workers=ranks, zero_stage=stage)
+    values = {"num_workers": ranks, "zero_stage": stage, "checkpoint_activations": recomputes}
+    recipe = recipe_of(tiny_base, triplets, tmp_path / "out", **values)
     summaries = fit_on_ranks(recipe)
     assert all(summary["num_steps"] == STEPS for summary in summaries)
     for name in ("loss", "grad_norm"):
         found, wanted = curve(tmp_path / "out", name), curve(one, name)
-        print(ranks, stage, name, max(abs(a - b) / b for a, b in zip(found, wanted)))
         assert found == pytest.approx(wanted, rel=2e-6 if name == "loss" else 2e-5)
     theirs = weights(one)
     for name, found in weights(tmp_path / "out").items():

@@ -103,8 +103,8 @@ def test_half_precision_follows_the_full_one(tiny_base: Path, triplets: Path, tm
 def test_a_run_that_diverges_names_the_step_and_its_rows(tiny_base: Path, triplets: Path, tmp_path: Path) -> None:
     recipe = recipe_of(tiny_base, triplets, tmp_path, lr=1e30, grad_clip=0, lora={"enabled": False})
     message = (
-        r"loss is nan at step 2 \(lr .*e\+29, gradient norm inf\); there is no checkpoint yet; all of the step's 8 triplets "
-        r"have a likelihood that is no number: triplets\d/[0-9a-f]{24}, .*, …$"
+        r"loss is nan at step 2 \(lr .*e\+29, gradient norm inf\); there is no checkpoint yet; all of the step's 8 "
+        r"triplets have a likelihood that is no number: triplets\d/[0-9a-f]{24}, .*, …$"
     )
     with pytest.raises(DivergedError, match=message):
         fit(recipe, HERE, digest="")

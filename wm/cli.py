@@ -32,7 +32,8 @@ def main(
 
     ``prog`` is how the command is called, where it is no ``python -m jobs.NAME``.
 
-    0: done (or nothing left to do). 1: the disk is full or may not be written. 2: bad input. 130: interrupted.
+    0: done (or nothing left to do). 1: the disk is full or may not be written, or memory does not suffice. 2: bad
+    input. 130: interrupted.
     Each of the last three is told in one line.
     """
     parser = argparse.ArgumentParser(
@@ -50,6 +51,7 @@ def main(
     parser.add_argument("--dry-run", action="store_true", help="check everything, say what would be done, do nothing")
     arguments = parser.parse_intermixed_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("wm.sampling").setLevel(logging.INFO)  # it tells which batch it chose
     out = ""
     try:
         files = [text for text in arguments.settings if "=" not in text]
@@ -69,6 +71,9 @@ def main(
         if isinstance(found, InputError):
             print(f"error: {found}", file=sys.stderr)
             return 2
+        if _is_about_memory(found):
+            print(f"error: out of memory: {str(found).splitlines()[0]:.300}", file=sys.stderr)
+            return 1
         place = f" (out = {out!r})" if out and getattr(found, "filename", None) is None else ""
         print(f"error: {found}{place}\nwhat is finished is kept, the same command goes on", file=sys.stderr)
         return 1
@@ -82,7 +87,7 @@ def progress_bar(total: int, unit: str, description: str, done: int = 0) -> Any:
 
 
 def cause_to_tell(error: BaseException) -> BaseException | None:
-    """The bad input or the trouble with the disk that an exception is, or comes from.
+    """The bad input, or the trouble with disk or memory, that an exception is, or comes from.
 
     Ray wraps what was raised in a worker: its exceptions carry it as ``cause``, and pretend to be of its class.
     """
@@ -93,7 +98,7 @@ def cause_to_tell(error: BaseException) -> BaseException | None:
         inside = getattr(current, "cause", None)
         if isinstance(inside, BaseException):
             current = inside
-        elif isinstance(current, InputError) or _is_about_the_disk(current):
+        elif isinstance(current, InputError) or _is_about_the_disk(current) or _is_about_memory(current):
             return current
         else:
             current = current.__cause__
@@ -103,6 +108,13 @@ def cause_to_tell(error: BaseException) -> BaseException | None:
 def _is_about_the_disk(error: BaseException) -> bool:
     # safetensors raises an exception of its own with the number in its words only.
     return (isinstance(error, OSError) and error.errno in _PLACE_ERRORS) or f"os error {errno.ENOSPC})" in str(error)
+
+
+def _is_about_memory(error: BaseException) -> bool:
+    """torch's exception for a GPU is known by its name (it is not imported for this); for a CPU it has none."""
+    kind = type(error)
+    is_torchs = kind.__name__ == "OutOfMemoryError" and kind.__module__.startswith("torch")
+    return is_torchs or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
 def describe_fields(recipe_class: type[BaseModel], prefix: str = "") -> str:

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from wm.errors import InputError
-from wm.models.checkpoints import base_of, is_adapter, load_model
+from wm.models.adapters import is_adapter
+from wm.models.checkpoints import base_of, load_model
 from wm.models.manifest import model_folder
 from wm.models.protocol import UnifiedVLM
 from wm.models.sharing import held_bytes, need_shareable
@@ -87,13 +88,16 @@ def load_roles(
 ) -> Roles:
     """Both roles from their folders, each a full model or an adapter.
 
-    With ``shared`` both must be adapters of one base, or that base itself; :class:`InputError` says which is not,
-    before weights are read. The rest as in :func:`load_role`.
+    ``base`` is for those that are adapters. With ``shared`` both must be adapters of one base, or that base itself;
+    :class:`InputError` says which is not, before weights are read. The rest as in :func:`load_role`.
     """
     over = None
     if weights == "shared":
         over = load_role(need_one_base(fdm, idm, base), device=device, dtype=dtype, rows=rows)
-    roles = [load_role(path, base=base, device=device, dtype=dtype, rows=rows, over=over) for path in (fdm, idm)]
+    roles = [
+        load_role(path, base=_base_for(path, base), device=device, dtype=dtype, rows=rows, over=over)
+        for path in (fdm, idm)
+    ]
     first, second = (role.model.codec_id for role in roles)
     if first != second:
         raise InputError(f"the FDM's image codec is {first}, the IDM's {second}: they cannot read each other's images")
@@ -102,7 +106,7 @@ def load_roles(
 
 def need_one_base(fdm: str | Path, idm: str | Path, base: str | Path | None = None) -> Path:
     """The folder of the base whose weights both can share; :class:`InputError` if they cannot. Loads nothing."""
-    found = {name: base_of(path, base) for name, path in (("fdm", fdm), ("idm", idm))}
+    found = {name: base_of(path, _base_for(path, base)) for name, path in (("fdm", fdm), ("idm", idm))}
     (folder, first), (_, second) = found["fdm"], found["idm"]
     if first != second:
         parts = [
@@ -114,3 +118,8 @@ def need_one_base(fdm: str | Path, idm: str | Path, base: str | Path | None = No
         if is_adapter(path):
             need_shareable(model_folder(path))
     return folder
+
+
+def _base_for(path: str | Path, base: str | Path | None) -> str | Path | None:
+    """A full model has none."""
+    return base if is_adapter(path) else None

@@ -12,6 +12,7 @@ from wm.errors import InputError
 from wm.models.prompts import flatten
 from wm.models.protocol import Segment, UnifiedVLM
 from wm.sampling.batches import halving, positions_at_once, rows_at_once
+from wm.sampling.checks import need_finite
 from wm.sampling.decoder import Decoder
 
 LOGITS_AT_ONCE = 1024
@@ -111,6 +112,7 @@ def _score(
     targets = torch.tensor(targets_Q, dtype=torch.int64, device=decoder.device)
     sums_R = torch.zeros(len(parts), dtype=torch.float64)
     sums_R = sums_R.index_add(0, row_Q, token_logprobs(vlm, decoder, hidden_QH, targets, rows).cpu())
+    need_finite(sums_R, "log-probabilities", vlm)
     return [(total, len(part.scored)) for total, part in zip(sums_R.tolist(), parts, strict=True)]
 
 
@@ -141,16 +143,20 @@ def token_logprobs(
 
 def code_lists(name: str, codes: Tensor | npt.NDArray[Any] | Sequence[Sequence[int]]) -> list[list[int]]:
     """Codes (B, N) as lists; :class:`InputError` for another number of dimensions."""
-    tensor = as_codes(codes)
+    tensor = as_codes(codes, name)
     if tensor.ndim != 2:
         raise InputError(f"{name}: expected codes (B, N), got shape {tuple(tensor.shape)}")
     rows: list[list[int]] = tensor.to(torch.int64).tolist()
     return rows
 
 
-def as_codes(codes: Any) -> Tensor:
-    """A tensor of codes from a tensor, an array, or nested lists (of either)."""
-    return codes if isinstance(codes, Tensor) else torch.as_tensor(np.asarray(codes))
+def as_codes(codes: Any, name: str) -> Tensor:
+    """A tensor of codes from a tensor, an array, or nested lists (of either); :class:`InputError` for numbers that are
+    not whole ones."""
+    tensor = codes if isinstance(codes, Tensor) else torch.as_tensor(np.asarray(codes))
+    if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype is torch.bool):
+        raise InputError(f"{name}: expected codebook ids, whole numbers, got {tensor.dtype} {tuple(tensor.shape)}")
+    return tensor
 
 
 def need_equal(**lengths: int) -> None:

@@ -20,7 +20,8 @@ class Search(Recipe):
     top: int = Field(default=1, ge=1)
     """How many of the best distinct candidates are given back."""
     beam: int = Field(default=1, ge=1)
-    """In rollouts, sequences kept after each step; 1: the best candidate of every step."""
+    """In rollouts, sequences kept after each step; 1: the best candidate of every step. With a margin, at_least fills a
+    wider one."""
     block: int = Field(default=0, ge=0)
     """Draw speculatively, so many codes of the source drafted a pass: the same candidates in fewer passes. 0: one code
     a pass."""
@@ -29,6 +30,8 @@ class Search(Recipe):
 
     @model_validator(mode="after")
     def _need_order(self) -> "Search":
+        if self.at_least > 1 and self.margin is None:
+            raise ValueError(f"at_least = {self.at_least} is the first round's size; give a margin too")
         for name in sorted({"at_least", "top"} & self.model_fields_set):
             if getattr(self, name) > self.best_of:
                 raise ValueError(f"{name} = {getattr(self, name)} is more than best_of = {self.best_of}")

@@ -54,8 +54,8 @@ def verify(
     decoder: Decoder | None = None,
 ) -> list[Candidate]:
     """All K candidates of one (source, action), best first; see :func:`verify_batch`."""
-    source = as_codes(source_N)[None]
-    candidates_1KN = as_codes(candidates_KN)[None]
+    source = as_codes(source_N, "source")[None]
+    candidates_1KN = as_codes(candidates_KN, "candidates")[None]
     return verify_batch(
         idm, source, [action], candidates_1KN, seeds=[seed], max_unchanged=max_unchanged, decoder=decoder
     )[0]
@@ -80,7 +80,7 @@ def verify_batch(
     calls; made here without it.
     """
     sources = code_lists("source", source_BN)
-    candidates = as_codes(candidates_BKN)
+    candidates = as_codes(candidates_BKN, "candidates")
     if candidates.ndim != 3 or candidates.shape[1] == 0:
         raise InputError(f"expected candidates (B, K, N) with K at least 1, got shape {tuple(candidates.shape)}")
     seeds = seeds if seeds is not None else [0] * len(sources)

@@ -8,9 +8,10 @@ from wm.evaluation.charts import Line, line_chart
 from wm.evaluation.page import prose, table
 
 _HOW = (
-    "Adaptive N, replayed on the same candidates: draws are scored in rounds (1, 2, 4, … in all) and end when another "
-    "one is expected to gain no more than the margin, in nats an action token. Beside each figure stands what a fixed "
-    "N gives for as many draws on average. Every order of the candidates that is a rotation of theirs is replayed."
+    "Adaptive N, replayed on the same candidates: draws are scored in rounds, each as large as all before it, and end "
+    "when another one is expected to gain no more than the margin, in nats an action token. Beside each figure stands "
+    "what a fixed N gives for as many draws on average. Every order of the candidates that is a rotation of theirs is "
+    "replayed."
 )
 
 

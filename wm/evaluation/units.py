@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from wm.dynamics import Role, Sampling, Weights, load_role
 from wm.dynamics.verify import NO_GUARD
@@ -85,6 +86,7 @@ class Bench:
     batch_size: int
     max_new_tokens: int
     device: str
+    dtype: torch.dtype = torch.float32
     weights: Weights = "merged"
     block: int = 0
     """Codes drafted a pass where candidates are drawn speculatively; 0: one code a pass."""
@@ -98,7 +100,7 @@ class Bench:
     def role(self, name: str) -> Role:
         """The model of an entry with its decoder, made once; the last few stay loaded."""
         entry = self.entries[name]
-        role = _load(entry.path, entry.base, self.device, self.weights)
+        role = _load(entry.path, entry.base, self.device, self.dtype, self.weights)
         model = role.model
         if model.codec_id != self.codec.codec_id:
             raise InputError(
@@ -110,28 +112,30 @@ class Bench:
         """The probe's scorer of an entry."""
         entry = self.entries[name]
         if entry.reads == "pixels":
-            return pixel_scorer(_load_scorer(entry.path, self.device), self.held_out, batch_size=self.batch_size)
+            return pixel_scorer(
+                _load_scorer(entry.path, self.device, self.dtype), self.held_out, batch_size=self.batch_size
+            )
         scorer_of = idm_scorer if entry.role == "idm" else fdm_scorer
         role = self.role(name)
         return scorer_of(role.model, batch_size=self.batch_size, decoder=role.decoder)
 
 
 @lru_cache(maxsize=1)
-def _load_scorer(path: str, device: str) -> VLMScorer:
-    return load_vlm_scorer(path, device=device)
+def _load_scorer(path: str, device: str, dtype: torch.dtype) -> VLMScorer:
+    return load_vlm_scorer(path, device=device, dtype=dtype)
 
 
 @lru_cache(maxsize=_MODELS_KEPT)
-def _load(path: str, base: str, device: str, weights: Weights) -> Role:
+def _load(path: str, base: str, device: str, dtype: torch.dtype, weights: Weights) -> Role:
     manifest = read_manifest(path)
     alone = weights == "merged" or (manifest is not None and manifest.kind == "full")
-    over = None if alone else _load_base(str(base_of(path, base or None)[0].resolve()), device)
-    return load_role(path, base=base or None, device=device, over=over)
+    over = None if alone else _load_base(str(base_of(path, base or None)[0].resolve()), device, dtype)
+    return load_role(path, base=base or None, device=device, dtype=dtype, over=over)
 
 
 @lru_cache(maxsize=1)
-def _load_base(path: str, device: str) -> Role:
-    return load_role(path, device=device)
+def _load_base(path: str, device: str, dtype: torch.dtype) -> Role:
+    return load_role(path, device=device, dtype=dtype)
 
 
 def units_of(entries: dict[str, Entry], seeds: Sequence[int], *, greedy: bool, with_probe: bool) -> list[Unit]:

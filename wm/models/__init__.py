@@ -1,10 +1,10 @@
 """Image codec, model families, the one prompt layout, and folders of real checkpoints in and out."""
 
+from wm.models.adapters import is_adapter
 from wm.models.checkpoints import (
     FAMILIES,
     base_id_of,
     base_of,
-    is_adapter,
     load_chameleon,
     load_codec,
     load_model,

@@ -198,7 +198,10 @@ class CausalVLM:
         return ids
 
     def _to_rows(self, name: str, codes: Sequence[int]) -> list[int]:
-        values = torch.as_tensor(codes).to("cpu", torch.int64)
+        values = torch.as_tensor(codes)
+        if values.is_floating_point():
+            raise InputError(f"{name} image: expected codebook ids, whole numbers, got {values.dtype}")
+        values = values.to("cpu", torch.int64)
         if values.shape != (self.tokens_per_image,):
             raise InputError(f"{name} image: expected {self.tokens_per_image} codes, got shape {tuple(values.shape)}")
         bad = [code for code in values.tolist() if not 0 <= code < self.num_codes]

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
@@ -19,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from wm.errors import InputError
+from wm.models.adapters import ADAPTER_CONFIG, attach, merged
 from wm.models.causal import CausalVLM, Facts
 from wm.models.chameleon import ChameleonVLM
 from wm.models.chameleon_files import read_chameleon_module, read_tokenizer
@@ -32,8 +32,6 @@ from wm.models.protocol import Task, UnifiedVLM
 from wm.models.sharing import need_shareable, twin_of
 from wm.models.weights import CODEC_PREFIX, fingerprint, fingerprint_of, read_json
 from wm.runs import write_json
-
-ADAPTER_CONFIG = "adapter_config.json"
 
 
 def base_id_of(folder: str | Path) -> str:
@@ -163,14 +161,9 @@ def load_model(
     base_folder = _base_folder(folder, manifest, base)
     _need_base(folder, manifest, base_id_of(base_folder), base_folder)
     vlm = _load_full(base_folder, device, dtype)
-    adapted = _attach(vlm, folder, manifest)
-    vlm.module = _merged(adapted, folder) if merge else adapted
+    adapted = attach(vlm, folder, manifest)
+    vlm.module = merged(adapted, folder) if merge else adapted
     return vlm
-
-
-def is_adapter(path: str | Path) -> bool:
-    """Whether a model folder holds a PEFT adapter alone."""
-    return (model_folder(path) / ADAPTER_CONFIG).is_file()
 
 
 def base_of(path: str | Path, base: str | Path | None = None) -> tuple[Path, str]:
@@ -203,7 +196,7 @@ def _load_over(folder: Path, over: UnifiedVLM, base: str | Path | None, merge: b
     _need_base(folder, manifest, over.base_id, "the base to be shared")
     need_shareable(folder)
     vlm = twin_of(over)
-    vlm.module = _attach(vlm, folder, manifest)
+    vlm.module = attach(vlm, folder, manifest)
     return vlm
 
 
@@ -273,36 +266,6 @@ def _load_full(folder: Path, device: str | torch.device, dtype: torch.dtype) -> 
     family = family_of(folder)
     vlm: UnifiedVLM = family.load(folder, device, dtype, _facts_of(folder, family.read_codec(folder, "cpu", None)))
     return vlm
-
-
-def _attach(vlm: UnifiedVLM, folder: Path, manifest: Manifest) -> Any:
-    """The model's module with the adapter of a folder; the model takes the adapter's prompt layout."""
-    from peft import PeftModel
-
-    need_same_codec(vlm.codec_id, manifest.codec_id, folder)
-    vlm.action_slot_tokens = manifest.action_slot_tokens
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise InputError(f"no adapter_model.safetensors in {folder} (pickled weights are never read)")
-    try:
-        with quiet_peft():
-            return PeftModel.from_pretrained(vlm.module, str(folder), local_files_only=True).eval()
-    except (RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"adapter {folder} does not fit its base: {' '.join(str(error).split())[:400]}") from error
-
-
-def _merged(adapted: Any, folder: Path) -> Any:
-    try:
-        return adapted.merge_and_unload()
-    except (NotImplementedError, ValueError, RuntimeError, AttributeError) as error:
-        raise InputError(f"adapter {folder} cannot be merged: {' '.join(str(error).split())[:300]}") from error
-
-
-@contextmanager
-def quiet_peft() -> Iterator[None]:
-    """PEFT 0.21 asks transformers for an attribute by its former name; its users can do nothing about that."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-        yield
 
 
 def adapter_base(folder: Path) -> tuple[Manifest, Path]:

@@ -137,11 +137,7 @@ class ImageCodec(nn.Module):
         Raises :class:`InputError` on a wrong length, an id outside [0, num_codes), or a checkpoint without
         decoder.
         """
-        if not self.has_decoder:
-            raise InputError(
-                f"{self.where} holds no {CODEC_PREFIX}decoder.* weights: it encodes images but draws none; put the "
-                "release's tokenizer/vqgan.ckpt into it, or give that file as the decoder"
-            )
+        self.need_decoder()
         codes = self._check_codes(codes_BN)
         images = []
         for chunk in torch.split(codes, self.chunk):
@@ -152,6 +148,14 @@ class ImageCodec(nn.Module):
         if not images:
             return np.zeros((0, self.side_px, self.side_px, 3), dtype=np.uint8)
         return np.asarray(torch.cat(images).numpy())
+
+    def need_decoder(self) -> None:
+        """Raise :class:`InputError` if images cannot be drawn; for jobs that will draw some after long work."""
+        if not self.has_decoder:
+            raise InputError(
+                f"{self.where} holds no {CODEC_PREFIX}decoder.* weights: it encodes images but draws none; put the "
+                "release's tokenizer/vqgan.ckpt into it, or give that file as the decoder"
+            )
 
     def _check_pixels(self, pixels_BHWC: PixelBatch) -> Tensor:
         pixels = torch.as_tensor(pixels_BHWC)

@@ -16,7 +16,7 @@ class Manifest(Recipe):
     """Facts about a model folder that Hugging Face's files do not hold."""
 
     family: str
-    """Key of ``wm.models.FAMILIES``."""
+    """Name of the family: ``chameleon``, ``liquid``, ``emu3``, ``janus``, …"""
     kind: Literal["base", "full", "adapter"]
     """``base``: pre-trained; ``full``: all weights fine-tuned; ``adapter``: a PEFT adapter alone."""
     base_id: str

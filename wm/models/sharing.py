@@ -12,8 +12,9 @@ from pathlib import Path
 from torch import Tensor
 
 from wm.errors import InputError
+from wm.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from wm.models.protocol import UnifiedVLM
-from wm.models.weights import read_json
+from wm.models.weights import read_header, read_json
 
 KEEPS_BASE = (True, False, "gaussian", "eva", "orthogonal")
 """Values of ``init_lora_weights`` that leave the base as it is. With the others (``pissa``, ``olora``, ``corda``,
@@ -32,7 +33,7 @@ def twin_of(vlm: UnifiedVLM) -> UnifiedVLM:
 
 def need_shareable(folder: Path) -> None:
     """Raise :class:`InputError` if loading the adapter of a folder changes its base."""
-    config = read_json(folder / "adapter_config.json")
+    config = read_json(folder / ADAPTER_CONFIG)
     if config.get("bias", "none") != "none":
         raise InputError(
             f"adapter {folder} has bias = {config['bias']!r}: it brings other biases for the base's own layers, and "
@@ -44,6 +45,13 @@ def need_shareable(folder: Path) -> None:
             f"adapter {folder} was begun with init_lora_weights = {start!r}, which changes the base's weights: it "
             "cannot share them with another model"
         )
+    if (folder / ADAPTER_WEIGHTS).is_file():
+        own = [name for name in read_header(folder / ADAPTER_WEIGHTS) if name.endswith(".base_layer.weight")]
+        if own:
+            raise InputError(
+                f"adapter {folder} holds {own[0]}, other weights for its base's own layer: it cannot share them with "
+                "another model"
+            )
 
 
 def held_bytes(tensors: Iterable[Tensor]) -> int:

@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 
 from wm.errors import InputError
+from wm.models.adapters import is_adapter
 from wm.models.causal import CausalVLM, Facts
-from wm.models.checkpoints import ADAPTER_CONFIG, adapter_base, family_of, load_codec
+from wm.models.checkpoints import adapter_base, family_of, load_codec
 from wm.models.manifest import model_folder, read_manifest
 from wm.models.original import find_release
 from wm.models.weights import weight_files
@@ -24,7 +25,7 @@ def load_skeleton(path: str | Path, *, without_codec: bool = False) -> CausalVLM
     if not folder.is_dir():
         raise InputError(f"no such model folder: {folder}")
     slot_tokens = None
-    if (folder / ADAPTER_CONFIG).is_file():
+    if is_adapter(folder):
         manifest, folder = adapter_base(folder)
         slot_tokens = manifest.action_slot_tokens
     facts = _facts_without_weights(folder) if without_codec and not has_weights(folder) else _facts(folder)

@@ -123,15 +123,19 @@ def list_tensors(folder: Path) -> dict[str, TensorPlace]:
     places: dict[str, TensorPlace] = {}
     for file in weight_files(folder):
         if file.suffix == ".safetensors":
-            places.update(_read_header(file))
+            places.update(read_header(file))
         else:
             tensors = tensors_of(read_pickled(file), file)
             places.update({name: place_of(file, tensor) for name, tensor in tensors.items()})
     return places
 
 
-def _read_header(file: Path) -> dict[str, TensorPlace]:
-    """The format: 8 bytes little-endian length, JSON, then the data to which the offsets refer."""
+def read_header(file: Path) -> dict[str, TensorPlace]:
+    """Every tensor of a safetensors file, none of whose data is read.
+
+    The format: 8 bytes little-endian length, JSON, then the data to which the offsets refer. Raises
+    :class:`InputError` for a file that is absent, cut short or none of this kind.
+    """
     need_downloaded(file)
     size = file.stat().st_size
     with file.open("rb") as stream:

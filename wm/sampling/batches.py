@@ -13,6 +13,9 @@ POSITIONS_AT_ONCE = 16_384
 """Default bound on rows x length in one forward pass or cache on a CPU: 8.6 GB of bfloat16 cache for a 7B model."""
 MEMORY_SHARE = 0.7
 """Of a GPU's free memory that a pass is planned to fill; the rest is for what is not counted."""
+_FULL = ("can't allocate memory", "could not create a primitive", "could not create a memory", "could not execute a")
+"""What torch says, without an exception of its own, where a CPU's memory does not suffice; the last three are oneDNN's,
+which says no more of what went wrong: if it was something else, it is raised when a single item is left."""
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +77,7 @@ def _fits(work: Callable[[int, int], object], start: int, stop: int) -> bool:
     except (torch.OutOfMemoryError, MemoryError):
         return False
     except RuntimeError as error:
-        if "can't allocate memory" not in str(error):
+        if not any(words in str(error) for words in _FULL):
             raise
         return False
     return True

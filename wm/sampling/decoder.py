@@ -89,6 +89,8 @@ class Decoder:
         self.kernels = kernels
         self.held: Any = None
         """The last images' :class:`~wm.sampling.graphs.StaticSteps`, for others of the same shape."""
+        self.told = False
+        """Whether it has been logged how images are decoded."""
 
     def _ready(self, layer: LayerView, rows: int) -> Layer:
         head_norm = None

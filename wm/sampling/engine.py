@@ -17,6 +17,7 @@ from torch import Tensor
 from wm.errors import InputError
 from wm.models.protocol import UnifiedVLM
 from wm.sampling.batches import halving, positions_at_once, rows_at_once
+from wm.sampling.checks import need_prefixes
 from wm.sampling.decoder import Decoder
 from wm.sampling.graphs import static_steps
 from wm.sampling.guidance import CONDITIONS, Candidates
@@ -62,13 +63,17 @@ def sample_images(
     suffice). Prefixes may differ in length. ``on_progress`` is called after every ``progress_tokens`` tokens (one
     line of the image without it), and anew from the first if a batch had to be halved; only then does the device
     wait for the host. ``decoder``: a
-    :class:`~wm.sampling.decoder.Decoder` of this model as it is now; made here without it.
+    :class:`~wm.sampling.decoder.Decoder` of this model as it is now; made here without it. What was chosen (rows at
+    once, way of decoding) is logged, for each decoder once as information. Raises :class:`InputError` for settings and
+    prefixes that cannot be, and for a model that gives no numbers (nan, infinity).
     """
     sampling = sampling or Sampling()
     if num_samples < 1:
         raise InputError(f"num_samples must be at least 1, got {num_samples}")
     if first_candidate < 0:
         raise InputError(f"first_candidate must not be negative, got {first_candidate}")
+    if progress_tokens is not None and progress_tokens < 1:
+        raise InputError(f"progress_tokens must be at least 1, got {progress_tokens}")
     seeds = seeds_of(seed, len(prefixes))
     distinct, length = 1 if sampling.greedy else num_samples, vlm.tokens_per_image
     codes_BKN = torch.zeros((len(prefixes), distinct, length), dtype=torch.int64)
@@ -80,10 +85,13 @@ def sample_images(
     at_once = max(1, rows_at_once((max(map(len, prefixes)) + length) * conditions, batch_size, positions))
     made_here = decoder is None
     decoder = decoder or Decoder(vlm, rows=min(at_once, distinct * len(prefixes)) * conditions)
-    logger.info(
+    need_prefixes(prefixes, len(decoder.view.embedding))
+    logger.log(
+        logging.DEBUG if decoder.told else logging.INFO,
         "%d sources, %d candidates each, at most %d rows at once (%d positions), %s decoding",
         *(len(prefixes), distinct, at_once, positions, decoder.stepping),
     )
+    decoder.told = True
     slots = Slots(vlm)
     line = progress_tokens or (vlm.row_tokens + 1 if vlm.row_tokens else max(1, round(length**0.5)))
     order = sorted(range(len(prefixes)), key=lambda row: len(prefixes[row]))
@@ -99,7 +107,8 @@ def sample_images(
             for codes_RL in _decode(
                 candidates, slots.spread(noise_RN, 0), last - first, sampling, line=every, slots=slots
             ):
-                codes = slots.codes(codes_RL).view(len(sources), last - first, -1).cpu()
+                codes = slots.codes(codes_RL).view(len(sources), last - first, -1)
+                codes = codes.to("cpu", copy=True)  # the next images are written into the same buffers
                 if on_progress is not None:
                     on_progress(Progress(tuple(sources), drawn, codes, length))
             codes_BKN[sources, first:last] = codes

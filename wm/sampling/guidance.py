@@ -17,6 +17,7 @@ from torch import Tensor
 from wm.errors import InputError
 from wm.models.protocol import UnifiedVLM
 from wm.sampling.cache import Prefix
+from wm.sampling.checks import need_finite
 from wm.sampling.decoder import Decoder
 from wm.sampling.noise import Sampling
 from wm.sampling.slots import Slots
@@ -59,6 +60,7 @@ class Candidates:
         if sampling.is_guided:
             prefixes = guided_prefixes(vlm, prefixes)
         self._all, self._last_PH = decoder.prefill(prefixes)
+        need_finite(self._last_PH, "hidden states of the prompt", vlm)
         self._prefix = self._all
         self._rows = decoder.reserve(0, 0)
 

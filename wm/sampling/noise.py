@@ -66,7 +66,11 @@ def probabilities(logits_RV: Tensor, sampling: Sampling) -> Tensor:
     if sampling.greedy:
         best_R1 = logits_RV.argmax(dim=-1, keepdim=True)
         return torch.zeros_like(logits_RV, dtype=torch.float64).scatter(-1, best_R1, 1.0)
-    probs_RV = torch.softmax(logits_RV.to(torch.float64) / sampling.temperature, dim=-1)
+    logits_RV = logits_RV.to(torch.float64)
+    if sampling.temperature != 1.0:
+        # The largest is 0 before it is divided: however small the temperature, it stays a number.
+        logits_RV = (logits_RV - logits_RV.amax(-1, keepdim=True)) / sampling.temperature
+    probs_RV = torch.softmax(logits_RV, dim=-1)
     if not sampling.top_k and sampling.top_p == 1.0:
         return probs_RV
     sorted_RV, order_RV = probs_RV.sort(dim=-1, descending=True, stable=True)

@@ -20,6 +20,7 @@ from torch import Tensor
 from wm.errors import InputError
 from wm.models.protocol import UnifiedVLM
 from wm.sampling.batches import halving, positions_at_once, rows_at_once
+from wm.sampling.checks import need_prefixes
 from wm.sampling.decoder import Decoder
 from wm.sampling.engine import seeds_of
 from wm.sampling.guidance import CONDITIONS, Candidates
@@ -90,10 +91,13 @@ def speculate_images(
     counts_3BK = torch.zeros((3, len(prefixes), distinct), dtype=torch.int64)
     batch_passes = 0
     conditions = CONDITIONS if sampling.is_guided else 1
+    if decoder is not None:
+        decoder.held = None  # buffers of images that were decoded another way, in memory that is needed here
     at_once = max(
         1, rows_at_once((max(map(len, prefixes), default=0) + length) * conditions, batch_size, positions_at_once(vlm))
     )
     decoder = decoder or Decoder(vlm, rows=min(at_once, distinct * len(prefixes)) * conditions * (block + 1))
+    need_prefixes(prefixes, len(decoder.view.embedding))
     order = sorted(range(len(prefixes)), key=lambda row: len(prefixes[row]))
 
     def sample(start: int, stop: int) -> None:
@@ -125,6 +129,8 @@ def speculate_images(
 
 def _drafts(drafts: Tensor, sources: int, candidates: int, length: int, num_codes: int) -> Tensor:
     """int64 (B, K, N); :class:`InputError` for other shapes and for codes outside the codebook."""
+    if drafts.is_floating_point():
+        raise InputError(f"drafts: expected codebook ids, whole numbers, got {drafts.dtype}")
     drafts_BKN = drafts.to("cpu", torch.int64)
     if drafts_BKN.ndim == 2:
         drafts_BKN = drafts_BKN[:, None].expand(-1, candidates, -1)

@@ -9,6 +9,7 @@ from torch import Tensor
 from wm.errors import InputError
 from wm.models.protocol import UnifiedVLM
 from wm.sampling.batches import halving, positions_at_once, rows_at_once
+from wm.sampling.checks import need_finite, need_prefixes
 from wm.sampling.decoder import Decoder
 
 
@@ -42,6 +43,7 @@ def generate_texts(
     completions: dict[int, Completion] = {}
     at_once = rows_at_once(max(map(len, prefixes)) + max_new_tokens, batch_size, positions_at_once(vlm))
     decoder = decoder or Decoder(vlm, rows=min(at_once, len(prefixes)))
+    need_prefixes(prefixes, len(decoder.view.embedding))
     order = sorted(range(len(prefixes)), key=lambda row: len(prefixes[row]))
 
     def complete(start: int, stop: int) -> None:
@@ -57,6 +59,7 @@ def _decode_texts(
     vlm: UnifiedVLM, decoder: Decoder, prefixes: Sequence[Sequence[int]], max_new_tokens: int
 ) -> list[Completion]:
     prefix, hidden_BH = decoder.prefill(prefixes)
+    need_finite(hidden_BH, "hidden states of the prompt", vlm)
     cache = decoder.reserve(len(prefixes), max_new_tokens)
     tokens_BS: list[Tensor] = []
     logprob_B = torch.zeros(len(prefixes), dtype=torch.float64, device=decoder.device)

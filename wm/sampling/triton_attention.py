@@ -25,10 +25,14 @@ BUSY = 528
 
 
 def can_attend(decoder: Decoder) -> bool:
-    """Whether Triton is at hand and wanted and the kernels know the decoder's type and heads' width."""
-    width = decoder.view.head_width
-    known = decoder.dtype in (torch.bfloat16, torch.float16, torch.float32) and width in (16, 32, 64, 128, 256)
-    return decoder.kernels and known and decoder.device.type == "cuda" and find_spec("triton") is not None
+    """Whether Triton is at hand and wanted and the kernels know the decoder's type and heads: their width, and no more
+    to a group than a program has queries."""
+    view = decoder.view
+    of_type = decoder.dtype in (torch.bfloat16, torch.float16, torch.float32)
+    of_shape = view.head_width in (16, 32, 64, 128, 256) and view.num_heads // view.num_groups <= QUERIES
+    return (
+        decoder.kernels and of_type and of_shape and decoder.device.type == "cuda" and find_spec("triton") is not None
+    )
 
 
 class StepAttention:

@@ -6,6 +6,7 @@ keys (Chameleon, arXiv 2405.09818, section 2.2). A family of another kind gives 
 ``decoder_view()``.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -75,6 +76,18 @@ _ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
 }
 
+_LAYER_PARTS = (
+    *(f"self_attn.{name}." for name in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")),
+    *(f"mlp.{name}." for name in ("gate_proj", "up_proj", "down_proj")),
+    *("input_layernorm.", "post_attention_layernorm."),
+)
+"""Where a layer's weights may be."""
+_OTHER_RULES = (
+    *("sliding_window", "attn_logit_softcapping", "final_logit_softcapping", "logit_scale", "logits_scaling"),
+    *("residual_multiplier", "embedding_multiplier"),
+)
+"""Keys of configurations that change what a decoder computes, unless they are absent, None, 0 or 1."""
+
 
 def decoder_view(vlm: UnifiedVLM, *, merge: bool = True) -> DecoderView:
     """The view of a model as it is now, active adapters merged into copies of the weights that they change, or without
@@ -106,8 +119,12 @@ def _stack(inner: nn.Module) -> Any:
 
 
 def view_of_modules(stack: Any, head: nn.Module, *, merge: bool = True) -> DecoderView:
-    """The view of transformers' modules: ``stack`` as ``LlamaModel``, ``head`` its linear output layer."""
+    """The view of transformers' modules: ``stack`` as ``LlamaModel``, ``head`` its linear output layer.
+
+    Raises :class:`InputError` for weights or rules that a Llama has not, rather than leave them out in silence.
+    """
     config, first = stack.config, stack.layers[0]
+    _need_llama(config, first)
     activation = _ACTIVATIONS.get(getattr(config, "hidden_act", None) or config.hidden_activation)
     if activation is None:
         raise InputError(f"the decoder's activation {config.hidden_act!r} is none of {', '.join(_ACTIVATIONS)}")
@@ -137,6 +154,21 @@ def _follows(head: nn.Module, words: nn.Module) -> bool:
     """Whether the head's trained rows are the embeddings' (tied): then one matrix with them is enough."""
     rows: Any = getattr(head, "token_adapter", None)
     return rows is not None and rows.tied_adapter is not None and rows.tied_adapter is words.token_adapter
+
+
+def _need_llama(config: Any, layer: Any) -> None:
+    where = f"{type(layer).__name__} is no decoder of the Llama kind; its family must give decoder_view():"
+    for name, _ in layer.named_parameters():
+        if not name.startswith(_LAYER_PARTS):
+            raise InputError(f"{where} it has the weights {name}")
+    for name in _OTHER_RULES:
+        value = getattr(config, name, None)
+        is_off = name == "sliding_window" and getattr(config, "use_sliding_window", True) is False
+        if not is_off and value not in (None, 0, 1):
+            raise InputError(f"{where} {name} = {value!r}")
+    scaling, width = getattr(layer.self_attn, "scaling", None), layer.self_attn.head_dim
+    if scaling is not None and not math.isclose(scaling, width**-0.5):
+        raise InputError(f"{where} queries are scaled by {scaling}, not by {width}**-0.5")
 
 
 def _layer(layer: Any, merge: bool) -> LayerView:

@@ -157,7 +157,8 @@ class CheckpointStore:
         with self._errors():
             if self._fs.get_file_info(f"{self._root}/{_OWNER}").is_file:
                 self._fs.delete_file(f"{self._root}/{_OWNER}")
-            if self._is_local and not names and Path(self._root).is_dir() and not os.listdir(self._root):
+            root = Path(self._root)
+            if self._is_local and not names and root.is_dir() and not any(root.iterdir()):
                 self._fs.delete_dir(self._root)
 
     @contextmanager

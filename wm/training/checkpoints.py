@@ -1,8 +1,8 @@
 """Checkpoints of a run: written while training goes on, chosen which to keep, found again.
 
 A checkpoint is taken into host memory at once; a thread of each rank then writes its file, and rank 0 makes the whole
-one of them. At most one is being written. It holds the trained weights and AdamW's moments as tensors, never pickles, and
-does not depend on the number of ranks or the ZeRO stage that wrote it.
+one of them. At most one is being written. It holds the trained weights and AdamW's moments as tensors, never pickles,
+and does not depend on the number of ranks or the ZeRO stage that wrote it.
 """
 
 import logging

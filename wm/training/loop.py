@@ -119,8 +119,16 @@ def fit(
             micro_batches = [_moved(parts, world.device) for parts in ready.micro_batches]
             loss = stepper.step(step, micro_batches, ready.num_tokens)
             done, is_last = step + 1, step + 1 == num_steps
-            rate, norm = stepper.rate(step), stepper.grad_norm
-            told = Done(done, loss, rate, norm, ready.rows, ready.num_tokens, stepper.rows, ready.micro_batches)
+            told = Done(
+                done,
+                loss,
+                stepper.rate(step),
+                stepper.grad_norm,
+                ready.rows,
+                ready.num_tokens,
+                stepper.rows,
+                ready.micro_batches,
+            )
             metrics.add(told)
             finite.add(told)
             is_due = watch.is_due(done, is_last)

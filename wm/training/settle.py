@@ -6,11 +6,13 @@ shards of the weights (3) are fetched anew for each layer, forward and backward 
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from wm.models.causal import CausalVLM
+from wm.models.protocol import UnifiedVLM
 from wm.models.skeleton import load_skeleton
 from wm.training.adapters import prepare
 from wm.training.fits import usable_bytes
@@ -24,15 +26,16 @@ CHOICES = ((1, False), (2, False), (1, True), (2, True), (3, False), (3, True))
 """Stage, and whether layers are computed again."""
 
 
-def recompute_layers(vlm: CausalVLM, on: bool) -> None:
+def recompute_layers(vlm: UnifiedVLM, on: bool) -> None:
     """Keep only the input of each layer for the backward pass, which computes the layer again (activation
     checkpointing); or keep all."""
+    inner: Any = vlm.inner  # type: ignore[attr-defined]
     if on:
         # On the meta device there is no random state to go back to.
         settings = {"use_reentrant": False, "preserve_rng_state": vlm.device.type != "meta"}
-        vlm.inner.activation_checkpointing_enable(settings)
+        inner.activation_checkpointing_enable(settings)
     else:
-        vlm.inner.activation_checkpointing_disable()
+        inner.activation_checkpointing_disable()
 
 
 def settled(recipe: TrainRecipe, choose: Callable[[Sequence[tuple[int, bool]]], tuple[int, bool]]) -> TrainRecipe:

@@ -64,7 +64,7 @@ def write_tensors(sink: BinaryIO, tensors: Mapping[str, Tensor]) -> int:
     text += b" " * (-len(text) % 8)
     sink.write(struct.pack("<Q", len(text)) + text)
     for tensor in tensors.values():
-        sink.write(memoryview(tensor.numpy()).cast("B"))
+        sink.write(tensor.numpy().data.cast("B"))
     return 8 + len(text) + offset
 
 

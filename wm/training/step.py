@@ -148,8 +148,8 @@ class Stepper:
         push_weights(self._engine)
 
     def weights(self, keep: bool) -> dict[str, Tensor] | None:
-        """What :func:`wm.models.save_model` needs as ``state_dict``, on ranks that ``keep`` it: None where the model has
-        its weights whole. All ranks call it."""
+        """What :func:`wm.models.save_model` needs as ``state_dict``, on ranks that ``keep`` it: None where the model
+        has its weights whole. All ranks call it."""
         if self._recipe.zero_stage != 3:
             return None
         has_adapter = hasattr(self._vlm.module, "get_base_model")

@@ -1,8 +1,8 @@
 """DeepSpeed's stages: the dictionary of a recipe, where each stage keeps what is trained, gathering it again.
 
-Stage 0 keeps everything on every rank, 1 shards the optimiser's state, 2 gradients too, 3 the weights as well (Rajbhandari
-et al., arXiv 1910.02054). What a rank holds is told as :class:`Part`\\ s of named parameters, the same for all stages, so
-that a checkpoint written under one stage and number of ranks is read under another.
+Stage 0 keeps everything on every rank, 1 shards the optimiser's state, 2 gradients too, 3 the weights as well
+(Rajbhandari et al., arXiv 1910.02054). What a rank holds is told as parts of named parameters (:class:`Part`), the same
+for all stages, so that a checkpoint written under one stage and number of ranks is read under another.
 """
 
 import logging

@@ -1,0 +1,74 @@
+"""PEFT adapter folders onto their base: every tensor that the adapter has is in the file, and nothing else is.
+
+PEFT itself starts what is missing at random and passes over what it does not know.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from wm.errors import InputError
+from wm.models.manifest import Manifest, model_folder, need_same_codec
+from wm.models.protocol import UnifiedVLM
+from wm.models.weights import check_tensors, read_header
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def is_adapter(path: str | Path) -> bool:
+    """Whether a model folder holds a PEFT adapter alone."""
+    return (model_folder(path) / ADAPTER_CONFIG).is_file()
+
+
+def attach(vlm: UnifiedVLM, folder: Path, manifest: Manifest) -> Any:
+    """The model's module with the adapter of a folder; the model takes the adapter's prompt layout.
+
+    Raises :class:`InputError` for another codec, a file that is absent or cut short, and missing, misshapen or extra
+    tensors, which it lists.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+
+    need_same_codec(vlm.codec_id, manifest.codec_id, folder)
+    file = folder / ADAPTER_WEIGHTS
+    if not file.is_file():
+        raise InputError(f"no {ADAPTER_WEIGHTS} in {folder} (pickled weights are never read)")
+    found = {name: place.shape for name, place in read_header(file).items()}
+    try:
+        with quiet_peft():
+            adapted = PeftModel.from_pretrained(vlm.module, str(folder), local_files_only=True).eval()
+    except KeyError as error:
+        raise InputError(f"{file}: tensors do not fit the adapter's configuration; missing: {error}") from error
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise InputError(f"adapter {folder} does not fit its base: {' '.join(str(error).split())[:400]}") from error
+    config = adapted.peft_config[adapted.active_adapter]
+    if config.is_prompt_learning:
+        raise InputError(f"adapter {folder} is {config.peft_type.value}: expected one of weights (LoRA, …), no prompt")
+    own = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    # PEFT saves embeddings and heads beside adapters of them, and reads them again.
+    beside = adapted.state_dict().keys() - own.keys()
+    check_tensors(
+        {name: tensor.shape for name, tensor in own.items()},
+        {name: shape for name, shape in found.items() if name not in beside},
+        str(file),
+    )
+    return adapted
+
+
+def merged(adapted: Any, folder: Path) -> Any:
+    """The bare model with an adapter added into its weights."""
+    try:
+        return adapted.merge_and_unload()
+    except (NotImplementedError, ValueError, RuntimeError, AttributeError) as error:
+        raise InputError(f"adapter {folder} cannot be merged: {' '.join(str(error).split())[:300]}") from error
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """PEFT 0.21 asks transformers for an attribute by its former name, which its users can do nothing about, and warns
+    of missing tensors, which are an error here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="Found missing adapter keys.*")
+        yield
