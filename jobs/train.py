@@ -11,7 +11,6 @@ import json
 import logging
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,11 +25,12 @@ from wm.cli import main as command_line
 from wm.errors import InputError
 from wm.runs import Run, digest_of
 from wm.training import MODEL, DivergedError, TrainRecipe, World, fit
+from wm.training.checkpoints import need_own, need_place, tidy
 from wm.training.plan import Plan, check_data, order_of, plan
 from wm.training.recipe import TOKENS
 from wm.training.watch import BEST
 
-_CHECKPOINTS = "checkpoints"
+_RAY_NOTES = ".ray_train"
 
 Fit = Callable[[TrainRecipe, str], dict[str, Any]]
 
@@ -47,9 +47,11 @@ def run(recipe: TrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         print_plan(recipe, found)
         return found.as_dict()
     need_machine(recipe)
+    need_place(recipe)
     with stage.timed("check"):
         tokens = check_data(recipe)
         num_steps = recipe.num_steps(order_of(recipe, tokens.facts))
+        need_own(recipe, tokens.facts)
     stage.start()
     print(f"train {recipe.task}: {tokens.num_rows:,} triplets, {num_steps:,} steps")
     for part in tokens.facts:
@@ -64,7 +66,8 @@ def run(recipe: TrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         "steps": num_steps,
     }
     record = stage.finish(counts, summary=summary)
-    for folder in (_CHECKPOINTS, TOKENS):
+    tidy(recipe)
+    for folder in (_RAY_NOTES, TOKENS):
         shutil.rmtree(Path(recipe.out) / folder, ignore_errors=True)
     (Path(recipe.out) / BEST).unlink(missing_ok=True)
     print_summary(recipe, summary, record["wall_s"])
@@ -88,37 +91,21 @@ def need_machine(recipe: TrainRecipe) -> None:
 
 
 def _fit_here(recipe: TrainRecipe, digest: str) -> dict[str, Any]:
-    """In this process, without Ray; a checkpoint is a folder that takes its name when it is whole."""
+    """In this process, without Ray."""
     import torch
 
-    root = Path(recipe.out) / _CHECKPOINTS
-    root.mkdir(exist_ok=True)
-
-    def save(step: int, write: Callable[[Path], None]) -> None:
-        aside = Path(tempfile.mkdtemp(prefix=".", dir=root))
-        try:
-            write(aside)
-        except BaseException:  # a part of a checkpoint is of no use, least of all on a full disk
-            shutil.rmtree(aside, ignore_errors=True)
-            raise
-        older = list(root.glob("step-*"))
-        aside.rename(root / f"step-{step:08d}")
-        for folder in older:
-            shutil.rmtree(folder)
-
     device = torch.device("cuda" if recipe.use_gpu else "cpu")
-    last = max(root.glob("step-*"), default=None)
-    watcher = HeldOutWatcher(recipe)
-    summary = fit(recipe, World(0, 1, device), digest=digest, save=save, resume_from=last, watcher=watcher)
-    return summary.as_dict()
+    return fit(recipe, World(0, 1, device), digest=digest, watcher=HeldOutWatcher(recipe)).as_dict()
 
 
 def _fit_on_ray(recipe: TrainRecipe, digest: str) -> dict[str, Any]:
-    """On Ray Train: the same name and storage path make a second ``fit`` go on from the last checkpoint."""
+    """On Ray Train, which starts the workers again when one dies; checkpoints are the workers' own affair."""
     _ray.connect()
     import ray.train
     from ray.train.torch import TorchTrainer
 
+    notes = Path(recipe.out) / _RAY_NOTES  # a former session's say that it is running, or has failed
+    shutil.rmtree(notes, ignore_errors=True)
     trainer = TorchTrainer(
         fit_worker,
         train_loop_config={"recipe": recipe.model_dump(), "digest": digest},
@@ -128,9 +115,8 @@ def _fit_on_ray(recipe: TrainRecipe, digest: str) -> dict[str, Any]:
             resources_per_worker={"CPU": 1} | ({"GPU": 1} if recipe.use_gpu else {}),
         ),
         run_config=ray.train.RunConfig(
-            name=_CHECKPOINTS,
+            name=_RAY_NOTES,
             storage_path=recipe.out,
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             failure_config=ray.train.FailureConfig(max_failures=recipe.max_failures),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),

@@ -1,16 +1,20 @@
 """A run of one process: metrics, resume to the last bit, what is written, divergence."""
 
 import json
-from collections.abc import Callable
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
 from training_data import random_rows, write_triplets
 
 from wm.models import load_model, read_manifest
-from wm.training import METRICS, MODEL, DivergedError, TrainRecipe, World, fit
+from wm.training import METRICS, MODEL, DivergedError, SampleOrder, TrainRecipe, World, fit
+from wm.training.step import learning_rate
 
 HERE = World(0, 1, torch.device("cpu"))
 
@@ -27,10 +31,6 @@ def recipe_of(base: Path, triplets: Path, out: Path, **values: Any) -> TrainReci
     return TrainRecipe.parse(common | settings | values, "test")
 
 
-def saver(root: Path) -> Callable[[int, Callable[[Path], None]], None]:
-    return lambda step, write: write(root / str(step))
-
-
 def curve(out: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (out / METRICS).read_text().splitlines()]
 
@@ -43,15 +43,17 @@ def exact(lines: list[dict[str, float]]) -> list[tuple[float, ...]]:
 def test_a_resumed_run_equals_the_uninterrupted_one_to_the_last_bit(
     tiny_base: Path, triplets: Path, tmp_path: Path, lora: dict[str, Any]
 ) -> None:
-    whole = recipe_of(tiny_base, triplets, tmp_path / "whole", lora=lora)
-    fit(whole, HERE, digest="d", save=saver(tmp_path / "states"))
-    assert sorted(path.name for path in (tmp_path / "states").iterdir()) == ["3", "6"]
+    whole = recipe_of(tiny_base, triplets, tmp_path / "whole", lora=lora, keep_last=2)
+    fit(whole, HERE, digest="d")
+    names = sorted(path.name for path in (tmp_path / "whole" / "checkpoints").glob("step-*"))
+    assert [name[:13] for name in names] == ["step-00000006", "step-00000008"]
 
     resumed = recipe_of(tiny_base, triplets, tmp_path / "resumed", lora=lora)
+    shutil.copytree(tmp_path / "whole" / "checkpoints" / names[0], tmp_path / "resumed" / "checkpoints" / names[0])
     lines = (tmp_path / "whole" / METRICS).read_text().splitlines(keepends=True)
-    (tmp_path / "resumed" / METRICS).write_text("".join(lines[:5]) + lines[5][:20])  # killed in mid-line
-    summary = fit(resumed, HERE, digest="d", save=saver(tmp_path / "later"), resume_from=tmp_path / "states" / "3")
-    assert (summary.resumed_at_step, summary.num_steps) == (3, 8)
+    (tmp_path / "resumed" / METRICS).write_text("".join(lines[:7]) + lines[7][:20])  # killed in mid-line
+    summary = fit(resumed, HERE, digest="d")
+    assert (summary.resumed_at_step, summary.num_steps) == (6, 8)
     assert exact(curve(tmp_path / "resumed")) == exact(curve(tmp_path / "whole"))
     models = [load_model(tmp_path / name / MODEL) for name in ("whole", "resumed")]
     for (name, one), other in zip(models[0].module.named_parameters(), models[1].module.parameters(), strict=True):
@@ -63,7 +65,7 @@ def test_the_adapter_is_a_plain_peft_folder(tiny_base: Path, triplets: Path, tmp
     from transformers import ChameleonForConditionalGeneration
 
     recipe = recipe_of(tiny_base, triplets, tmp_path / "out", task="idm", lora={"r": 4})
-    summary = fit(recipe, HERE, digest="abc", save=saver(tmp_path / "states"))
+    summary = fit(recipe, HERE, digest="abc")
     assert summary.last_loss < summary.first_loss
     manifest = read_manifest(tmp_path / "out" / MODEL)
     assert manifest is not None
@@ -80,7 +82,7 @@ def test_the_adapter_is_a_plain_peft_folder(tiny_base: Path, triplets: Path, tmp
 
 def test_metrics_have_a_line_for_every_step(tiny_base: Path, triplets: Path, tmp_path: Path) -> None:
     recipe = recipe_of(tiny_base, triplets, tmp_path, steps=0, epochs=1.5, warmup_steps=2)
-    summary = fit(recipe, HERE, digest="", save=saver(tmp_path / "states"))
+    summary = fit(recipe, HERE, digest="")
     lines = curve(tmp_path)
     assert [line["step"] for line in lines] == list(range(1, 9)) and summary.num_steps == 8
     assert lines[4]["epoch"] == 1.0
@@ -92,7 +94,7 @@ def test_metrics_have_a_line_for_every_step(tiny_base: Path, triplets: Path, tmp
 def test_half_precision_follows_the_full_one(tiny_base: Path, triplets: Path, tmp_path: Path, precision: str) -> None:
     for name in ("fp32", precision):
         recipe = recipe_of(tiny_base, triplets, tmp_path / name, precision=name, lora={"enabled": False})
-        fit(recipe, HERE, digest="", save=saver(tmp_path / "states" / name))
+        fit(recipe, HERE, digest="")
     full, half = ([line["loss"] for line in curve(tmp_path / name)] for name in ("fp32", precision))
     assert half == pytest.approx(full, rel=0.05) and half != full
     assert half[-1] < 0.9 * half[0]
@@ -100,6 +102,47 @@ def test_half_precision_follows_the_full_one(tiny_base: Path, triplets: Path, tm
 
 def test_a_run_that_diverges_names_the_step_and_its_rows(tiny_base: Path, triplets: Path, tmp_path: Path) -> None:
     recipe = recipe_of(tiny_base, triplets, tmp_path, lr=1e30, grad_clip=0, lora={"enabled": False})
-    with pytest.raises(DivergedError, match=r"loss is nan at step \d+ \(lr 1e\+30\).*triplets: [0-9a-f]{24}"):
-        fit(recipe, HERE, digest="", save=saver(tmp_path / "states"))
+    message = (
+        r"loss is nan at step 2 \(lr .*e\+29, gradient norm inf\); there is no checkpoint yet; all of the step's 8 "
+        r"triplets have a likelihood that is no number: triplets\d/[0-9a-f]{24}, .*, …$"
+    )
+    with pytest.raises(DivergedError, match=message):
+        fit(recipe, HERE, digest="")
     assert not (tmp_path / MODEL).exists()
+
+
+def test_a_row_that_breaks_the_loss_is_named_and_the_last_good_checkpoint_kept(
+    tiny_base: Path, triplets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from wm.training import step as steps
+
+    order, broken_at = SampleOrder([40], [1.0], 0), 4
+    real, calls = steps.completion_losses, []
+
+    def completion_losses(vlm: Any, ids_BT: Any, is_completion_BT: Any, *rest: Any) -> Any:
+        loss, nll_M = real(vlm, ids_BT, is_completion_BT, *rest)
+        calls.append(0)
+        if len(calls) != broken_at + 1:
+            return loss, nll_M
+        row_M = is_completion_BT[:, 1:].nonzero()[:, 0]
+        bad = torch.where(row_M == 2, torch.nan, 0.0)
+        return loss + bad.sum(), nll_M + bad
+
+    monkeypatch.setattr(steps, "completion_losses", completion_losses)
+    recipe = recipe_of(tiny_base, triplets, tmp_path, log_every=10)
+    with pytest.raises(DivergedError) as error:
+        fit(recipe, HERE, digest="")
+    names = sorted(str(row["triplet_id"]) for row in pq.read_table(triplets).to_pylist())
+    wanted = names[order.batch(broken_at, 8)[2]]
+    told = re.sub(r"norm [0-9.]+\)", "norm)", str(error.value))
+    assert told == (
+        f"loss is nan at step 5 (lr {learning_rate(4, peak=1e-2, num_steps=8, warmup_steps=0, floor=0):.3g}, gradient "
+        f"norm); the checkpoint of step 3 is kept; 1 of the step's 8 triplets have a likelihood that is no number: "
+        f"{triplets.name}/{wanted}"
+    )
+    (kept,) = (tmp_path / "checkpoints").glob("step-*")
+    assert kept.name.startswith("step-00000003-")
+    for file in kept.glob("*.safetensors"):
+        assert all(torch.isfinite(values).all() for values in load_file(file).values())
+    monkeypatch.setattr(steps, "completion_losses", real)
+    assert fit(recipe, HERE, digest="").resumed_at_step == 3

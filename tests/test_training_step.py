@@ -11,7 +11,8 @@ from training_data import random_rows, write_triplets
 from wm.models import load_model
 from wm.training import Lora, Source, TrainRecipe, Weights, completion_loss, open_tokens, prepare
 from wm.training.order import SampleOrder
-from wm.training.step import Stepper, deepspeed_config, learning_rate, need_process_group
+from wm.training.step import Stepper, learning_rate, need_process_group
+from wm.training.zero import deepspeed_config, loading
 
 
 def test_the_rate_warms_up_and_falls_along_half_a_cosine() -> None:
@@ -31,7 +32,8 @@ def test_the_rate_without_warm_up_starts_at_its_peak() -> None:
 
 def recipe_of(base: Path, folder: Path, **values: Any) -> TrainRecipe:
     common = {"task": "fdm", "base": str(base), "triplets": str(folder), "out": "unused", "steps": 6}
-    return TrainRecipe.parse(common | {"num_workers": 0, "lr": 1e-2, "global_batch": 8} | values, "test")
+    common |= {"num_workers": 0, "lr": 1e-2, "global_batch": 8, "zero_stage": 1, "checkpoint_activations": False}
+    return TrainRecipe.parse(common | values, "test")
 
 
 def test_buffers_are_no_larger_than_what_is_trained(tiny_base: Path) -> None:
@@ -43,23 +45,27 @@ def test_buffers_are_no_larger_than_what_is_trained(tiny_base: Path) -> None:
 
 
 @pytest.mark.parametrize("micro_batch", [0, 2])
-def test_steps_equal_plain_adamw(tiny_base: Path, tmp_path: Path, micro_batch: int) -> None:
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_steps_equal_plain_adamw(tiny_base: Path, tmp_path: Path, micro_batch: int, stage: int) -> None:
     recipe = recipe_of(
         tiny_base,
         write_triplets(random_rows(tiny_base, 20), tmp_path),
         micro_batch=micro_batch,
+        zero_stage=stage,
         warmup_steps=2,
         weight_decay=0.1,
         grad_clip=0.5,
         lora={"enabled": False},
         weights={"floor": 0.5},
     )
-    ours, plain = load_model(tiny_base), load_model(tiny_base)
+    need_process_group(torch.device("cpu"))
+    plain = load_model(tiny_base)
+    with loading(recipe, plain.device):
+        ours = load_model(tiny_base)
     tokens = open_tokens([Source(path=str(tmp_path))], ours, "fdm", Weights(floor=0.5), root=tmp_path / "t", seed=0)
     order = SampleOrder([20], [1.0], 0)
     for vlm in (ours, plain):
         prepare(vlm, Lora(enabled=False), 0)
-    need_process_group(torch.device("cpu"))
     stepper = Stepper(ours, recipe, num_steps=6)
     matrices = [p for p in plain.module.parameters() if p.ndim >= 2]
     vectors = [p for p in plain.module.parameters() if p.ndim < 2]
@@ -82,5 +88,33 @@ def test_steps_equal_plain_adamw(tiny_base: Path, tmp_path: Path, micro_batch: i
         optimizer.step()
         assert loss == pytest.approx(expected.item(), rel=2e-5)
         assert stepper.grad_norm == pytest.approx(norm.item(), rel=2e-4)
-    for (name, found), wanted in zip(ours.module.named_parameters(), plain.module.parameters(), strict=True):
+    trained = stepper.weights(keep=True) or dict(ours.module.named_parameters())
+    for name, wanted in plain.module.named_parameters():
+        found = trained[name]
         torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_the_first_step_is_adamws_first(tiny_base: Path, tmp_path: Path, stage: int, precision: str) -> None:
+    """Whatever DeepSpeed does to have its state: the first step of AdamW moves by the rate, after one step of decay."""
+    folder = write_triplets(random_rows(tiny_base, 8), tmp_path)
+    values = {"zero_stage": stage, "precision": precision, "lr": 0.25, "weight_decay": 0.5, "grad_clip": 0}
+    recipe = recipe_of(tiny_base, folder, lora={"enabled": False}, **values)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    need_process_group(torch.device("cpu"))
+    with loading(recipe, torch.device("cpu")):
+        vlm = load_model(tiny_base, dtype=dtype)
+    prepare(vlm, recipe.lora, 0)
+    before = {
+        name: value.detach().float() for name, value in load_model(tiny_base, dtype=dtype).module.named_parameters()
+    }
+    stepper = Stepper(vlm, recipe, num_steps=6)
+    tokens = open_tokens([Source(path=str(tmp_path))], vlm, "fdm", Weights(), root=tmp_path / "t", seed=0)
+    rows = SampleOrder([8], [1.0], 0).batch(0, 8)
+    stepper.step(0, [tokens.batch(rows)], tokens.num_completion_tokens(rows))
+    parts = {part.name: part.values["weight"] for part in stepper.parts()}
+    for name, wanted in before.items():
+        decayed = wanted.flatten() * (1 - 0.25 * 0.5 * (wanted.ndim >= 2))
+        moved = (parts[name] - decayed).abs()
+        assert moved.max() == pytest.approx(0.25, rel=1e-3), name

@@ -20,7 +20,7 @@ import pyarrow as pa
 from wm.errors import InputError
 from wm.uris import OBJECT_STORES, Place, is_remote, parse_place, scheme_of
 
-__all__ = ["FILES_SCHEMA", "StorageError", "download", "is_remote", "list_files", "read_bytes"]
+__all__ = ["FILES_SCHEMA", "StorageError", "download", "is_remote", "list_files", "object_store", "read_bytes"]
 
 FILES_SCHEMA = pa.schema([("path", pa.string()), ("size_bytes", pa.int64()), ("mtime_ns", pa.int64())])
 """What :func:`list_files` gives: ``path`` below the prefix, size, and time of change (null where unknown)."""
@@ -73,6 +73,12 @@ def list_files(prefix: str) -> pa.Table:
             batches.append(pa.table(columns, names=FILES_SCHEMA.names).cast(FILES_SCHEMA))
             rows = []
     return pa.concat_tables(batches) if batches else FILES_SCHEMA.empty_table()
+
+
+def object_store(uri: str, *, stall_limit_s: float = 60.0) -> tuple[Any, str]:
+    """The ``pyarrow.fs`` client of an ``s3://`` or ``gs://`` URI and the path in it, to write to as well as to read."""
+    place = parse_place(uri)
+    return _filesystem(place, stall_limit_s), f"{place.bucket}/{place.key}".rstrip("/")
 
 
 def read_bytes(uri: str, *, time_limit_s: float = 60.0, max_bytes: int = 1 << 30) -> bytes:

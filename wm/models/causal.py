@@ -85,8 +85,8 @@ class CausalVLM:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        device: torch.device = self.decoder.embed_tokens.weight.device
-        return device
+        parameter: Tensor = next(self.decoder.parameters())
+        return parameter.device
 
     @property
     def reserved_ids(self) -> Set[int]:

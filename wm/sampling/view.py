@@ -132,13 +132,14 @@ def view_of_modules(stack: Any, head: nn.Module, *, merge: bool = True) -> Decod
     width = attention.head_dim
     query, key = (bare(module).weight for module in (attention.q_proj, attention.k_proj))
     embedding = bare(stack.embed_tokens)
+    words = matrix_of(stack.embed_tokens).weight
     return DecoderView(
         layers=tuple(_layer(layer, merge) for layer in stack.layers),
-        embedding=matrix_of(stack.embed_tokens).weight,
+        embedding=words,
         embedding_scale=float(getattr(embedding, "scalar_embed_scale", 1.0)),
         norm=_norm_weight(stack.norm),
         eps=_eps(stack.norm),
-        head=matrix_of(head, merge=merge),
+        head=Matrix(words) if _follows(head, stack.embed_tokens) else matrix_of(head, merge=merge),
         num_heads=query.shape[0] // width,
         num_groups=key.shape[0] // width,
         head_width=width,
@@ -162,6 +163,12 @@ def _need_llama(config: Any, layer: Any) -> None:
     scaling, width = getattr(layer.self_attn, "scaling", None), layer.self_attn.head_dim
     if scaling is not None and not math.isclose(scaling, width**-0.5):
         raise InputError(f"{where} queries are scaled by {scaling}, not by {width}**-0.5")
+
+
+def _follows(head: nn.Module, words: nn.Module) -> bool:
+    """Whether the head's trained rows are the embeddings' (tied): then one matrix with them is enough."""
+    rows: Any = getattr(head, "token_adapter", None)
+    return rows is not None and rows.tied_adapter is not None and rows.tied_adapter is words.token_adapter
 
 
 def _layer(layer: Any, merge: bool) -> LayerView:

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -10,6 +11,8 @@ from wm.config import Recipe
 from wm.errors import InputError
 from wm.models.adapters import quiet_peft
 from wm.models.protocol import UnifiedVLM
+from wm.training.fast_layers import speed_up
+from wm.training.image_rows import look_up_rows, own_row_targets
 
 ATTENTION_AND_MLP = r".*\.layers\.\d+\..*(q|k|v|o|gate|up|down)_proj"
 
@@ -27,6 +30,15 @@ class Lora(Recipe):
     """Dropout before the adapter, in training only."""
     targets: str = ATTENTION_AND_MLP
     """Regular expression over module names: the linear layers that get an adapter."""
+    dropout_mode: Literal["separate", "merged"] = "separate"
+    """separate: every layer draws its own mask, as PEFT does; merged: layers of the same input (queries, keys and
+    values; gate and up) share one, which keeps and draws less."""
+    train_image_rows: bool = False
+    """Train the embeddings of the image codes too, and the head's rows of them, for a vocabulary that was given new
+    ones (Liquid); written into the adapter's folder."""
+    fast: bool = True
+    """Our forward and backward passes of the decoder's layers, in full fine-tuning too: equal up to rounding, in less
+    memory and time; off: transformers' and PEFT's own."""
 
     @field_validator("targets")
     @classmethod
@@ -51,11 +63,15 @@ def prepare(vlm: UnifiedVLM, lora: Lora, seed: int) -> ParameterCounts:
     trainable.
 
     The adapter's random part depends on ``seed`` alone (its other part starts at zero: the model is
-    unchanged). Raises :class:`InputError` if ``targets`` matches no layer.
+    unchanged). Raises :class:`InputError` if ``targets`` matches no layer, or the image codes have no rows of their
+    own to train.
     """
     vlm.module.requires_grad_(not lora.enabled)
     if lora.enabled:
         vlm.module = _with_adapter(vlm, lora, seed)
+        look_up_rows(vlm)
+    if lora.fast:
+        speed_up(vlm, one_mask=lora.dropout_mode == "merged")
     vlm.module.train()
     parameters = list(vlm.module.parameters())
     return ParameterCounts(
@@ -67,7 +83,8 @@ def prepare(vlm: UnifiedVLM, lora: Lora, seed: int) -> ParameterCounts:
 def _with_adapter(vlm: UnifiedVLM, lora: Lora, seed: int) -> torch.nn.Module:
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets)
+    rows: dict[str, Any] = {"trainable_token_indices": own_row_targets(vlm)} if lora.train_image_rows else {}
+    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets, **rows)
     with torch.random.fork_rng(), quiet_peft():
         torch.manual_seed(seed)
         try:

@@ -2,9 +2,8 @@
 callback."""
 
 import time
-from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,30 +12,24 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from wm.errors import InputError
 from wm.models import load_model, save_model
 from wm.training.adapters import ParameterCounts, prepare
-from wm.training.batches import TokenSet, open_tokens
+from wm.training.batches import TokenSet
 from wm.training.boards import Boards, open_boards
+from wm.training.checkpoints import Checkpoints, identity_of
+from wm.training.divergence import DivergedError, Finite
 from wm.training.flops import peak_tflops, step_work
 from wm.training.metrics import METRICS, Done, Metrics, World
 from wm.training.order import Indices, SampleOrder, rank_slice
-from wm.training.plan import order_of
+from wm.training.plan import check_data, order_of
 from wm.training.prefetch import prefetched
 from wm.training.recipe import TrainRecipe
+from wm.training.settle import recompute_layers, settled_on_ranks
 from wm.training.step import MicroBatch, Stepper, need_process_group
 from wm.training.watch import LAST, MODEL, Watch, Watcher
+from wm.training.zero import loading
 
 __all__ = ["METRICS", "MODEL", "DivergedError", "FitSummary", "World", "fit"]
-
-
-class DivergedError(InputError):
-    """The loss is no number; raised on every rank at once."""
-
-
-SaveState = Callable[[int, Callable[[Path], None]], None]
-"""``save(step, write)``: called by all ranks after ``step`` steps; calls ``write(folder)`` and keeps the
-folder."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +53,12 @@ class FitSummary:
     """Step and figure of the gate whose model is ``out/model``, with ``best_by``."""
     collapsed_at: tuple[int, ...] = ()
     """Steps at whose gates the model handed back its source."""
+    checkpoints: dict[str, Any] = field(default_factory=dict)
+    """See :class:`wm.training.checkpoints.Report`."""
+    zero_stage: int = 0
+    """Of DeepSpeed, as the recipe wants it or as it was chosen."""
+    recomputes: bool = False
+    """Whether layers were computed again in the backward pass."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for ``run.json``; what there was no gate for is left out."""
@@ -72,27 +71,29 @@ def fit(
     world: World,
     *,
     digest: str,
-    save: SaveState,
-    resume_from: Path | None = None,
     watcher: Watcher | None = None,
 ) -> FitSummary:
     """Train and write ``out/model`` and ``out/metrics.jsonl``. Every rank of the process group calls it.
 
-    ``digest`` names the recipe in the model's manifest; ``resume_from`` is a folder that ``save`` kept;
-    ``watcher`` looks through held-out triplets where the recipe asks for gates or samples.
+    Goes on from the newest checkpoint of the recipe, if there is one. ``digest`` names the recipe in the model's
+    manifest; ``watcher`` looks through held-out triplets where the recipe asks for gates or samples.
     Raises :class:`InputError` on bad input and :class:`DivergedError` when the loss is no number.
     """
     begin = time.perf_counter()
     torch.set_num_threads(recipe.threads_per_worker)
     need_process_group(world.device)
-    vlm = load_model(recipe.base, device=world.device, dtype=_dtype(recipe))
-    tokens = open_tokens(recipe.triplets, vlm, recipe.task, recipe.weights, root=recipe.token_root, seed=recipe.seed)
+    tokens = check_data(recipe)
+    recipe = settled_on_ranks(recipe, tokens.facts, world)
+    with loading(recipe, world.device):
+        vlm = load_model(recipe.base, device=world.device, dtype=_dtype(recipe))
     order = order_of(recipe, tokens.facts)
     num_steps = recipe.num_steps(order)
     counts = prepare(vlm, recipe.lora, recipe.seed)
     work = step_work(vlm)
+    recompute_layers(vlm, bool(recipe.checkpoint_activations))
     stepper = Stepper(vlm, recipe, num_steps)
-    first = int(stepper.load(resume_from)["step"]) if resume_from is not None else 0
+    checkpoints = Checkpoints(recipe, world.rank, world.size, identity_of(recipe, vlm.base_id, tokens.facts))
+    first = checkpoints.load(checkpoints.newest, stepper) if checkpoints.newest is not None else 0
     boards = open_boards(recipe, first) if world.rank == 0 else Boards()
     watch = Watch(recipe, world, watcher, first, digest=digest, boards=boards)
     watch.prepare(vlm)
@@ -108,6 +109,7 @@ def fit(
         boards=boards,
     )
     setup_s = time.perf_counter() - begin
+    finite, saved = Finite(world, tokens), first
     make = partial(_step_batch, tokens=tokens, order=order, recipe=recipe, world=world)
     with closing(prefetched(make, range(first, num_steps))) as batches:
         for step, ready in enumerate(batches, first):
@@ -117,20 +119,34 @@ def fit(
             micro_batches = [_moved(parts, world.device) for parts in ready.micro_batches]
             loss = stepper.step(step, micro_batches, ready.num_tokens)
             done, is_last = step + 1, step + 1 == num_steps
-            rate, norm = stepper.rate(step), stepper.grad_norm
-            metrics.add(Done(done, loss, rate, norm, ready.rows, ready.num_tokens, stepper.rows, ready.micro_batches))
+            told = Done(
+                done,
+                loss,
+                stepper.rate(step),
+                stepper.grad_norm,
+                ready.rows,
+                ready.num_tokens,
+                stepper.rows,
+                ready.micro_batches,
+            )
+            metrics.add(told)
+            finite.add(told)
             is_due = watch.is_due(done, is_last)
-            if is_last or is_due or done % recipe.log_every == 0 or done % recipe.checkpoint_every == 0:
-                _need_finite(metrics.flush(), done, order, tokens, recipe)
+            if is_last or is_due or done % recipe.log_every == 0 or checkpoints.is_due(done, is_last):
+                finite.need(metrics.flush(), checkpoints.last_whole)
             if is_due:
                 with metrics.paused():
                     watch.look(vlm, done, is_last)
-            if done % recipe.checkpoint_every == 0 and not is_last:
-                save(done, lambda folder, done=done: stepper.save(folder, {"step": done}))  # type: ignore[misc]
+            if checkpoints.is_due(done, is_last):
+                checkpoints.save(done, stepper, _measured(metrics, watch, done - saved))
+                saved = done
     steps_s = time.perf_counter() - begin - setup_s - metrics.paused_s
+    weights = stepper.weights(keep=world.rank == 0)
     if world.rank == 0:
-        save_model(vlm, Path(recipe.out) / (LAST if recipe.best_by else MODEL), task=recipe.task, recipe_digest=digest)
+        name = LAST if recipe.best_by else MODEL
+        save_model(vlm, Path(recipe.out) / name, task=recipe.task, recipe_digest=digest, state_dict=weights)
         watch.publish()
+    checkpoints.close()
     dist.barrier()
     boards.close()
     losses = metrics.losses
@@ -147,7 +163,17 @@ def fit(
         gate=watch.gates[-1] if watch.gates else None,
         best={"step": watch.best.step, recipe.best_by: watch.best.value} if watch.best else None,
         collapsed_at=tuple(line["step"] for line in watch.gates if line["has_collapsed"]),
+        checkpoints=checkpoints.report.as_dict(),
+        zero_stage=int(recipe.zero_stage),
+        recomputes=bool(recipe.checkpoint_activations),
     )
+
+
+def _measured(metrics: Metrics, watch: Watch, num_steps: int) -> dict[str, float]:
+    """On rank 0: what a checkpoint may be chosen by. Mean loss of the last ``num_steps`` steps, and the last gate's."""
+    found = {"loss": float(np.mean(metrics.losses[-num_steps:]))} if metrics.losses else {}
+    gate = watch.gates[-1] if watch.gates else {}
+    return found | {name: gate[name] for name in ("nats", "preference") if name in gate}
 
 
 @dataclass(frozen=True)
@@ -173,18 +199,6 @@ def _step_batch(step: int, tokens: TokenSet, order: SampleOrder, recipe: TrainRe
 def _moved(parts: MicroBatch, device: torch.device) -> MicroBatch:
     ids_BT, is_completion_BT, weight_BT = (part.to(device, non_blocking=True) for part in parts)
     return ids_BT, is_completion_BT, weight_BT
-
-
-def _need_finite(
-    losses: list[float], last_step: int, order: SampleOrder, tokens: TokenSet, recipe: TrainRecipe
-) -> None:
-    for step, loss in enumerate(losses, last_step - len(losses) + 1):
-        if not np.isfinite(loss):
-            rows = tokens.names(order.batch(step - 1, recipe.global_batch)[:5])
-            raise DivergedError(
-                f"loss is {loss} at step {step} (lr {recipe.lr}); the last checkpoint is kept; "
-                f"the step's triplets: {', '.join(rows[:4])}{', …' if len(rows) > 4 else ''}"
-            )
 
 
 def _dtype(recipe: TrainRecipe) -> torch.dtype:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from wm.config import Recipe
 from wm.models.protocol import UnifiedVLM
+from wm.training.chunked_loss import weighted_nll
 
 
 class Weights(Recipe):
@@ -56,14 +57,9 @@ def completion_losses(
     pulls equally, however rows are spread over workers and micro-batches, as in one pass over the whole
     batch. Equation 2 divides by the tokens of an image, which is the same number for every row.
 
-    Logits are made only at positions that predict a completion token.
+    Logits are made only at positions that predict a completion token, over the whole vocabulary, a chunk of
+    positions at a time, and are kept by nobody (:mod:`wm.training.chunked_loss`).
     """
     predicted_BT = is_completion_BT[:, 1:]
     hidden_MH = vlm.body(ids_BT[:, :-1])[predicted_BT]
-    logits_MV = vlm.head(hidden_MH)
-    losses_M = torch.nn.functional.cross_entropy(
-        logits_MV.float() if logits_MV.dtype != torch.float64 else logits_MV,
-        ids_BT[:, 1:][predicted_BT],
-        reduction="none",
-    )
-    return (losses_M * weight_BT[:, 1:][predicted_BT]).sum() / num_tokens, losses_M.detach()
+    return weighted_nll(vlm, hidden_MH, ids_BT[:, 1:][predicted_BT], weight_BT[:, 1:][predicted_BT] / num_tokens)

@@ -1,5 +1,7 @@
 """Where the nano base's training may round to bfloat16: only where the CPU multiplies it faster than float32."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 
 
@@ -8,3 +10,14 @@ def lowered() -> torch.autocast:
     to plain loops that take dozens of times as long as float32 (a processor with AVX2 alone)."""
     fast = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return torch.autocast("cpu", torch.bfloat16, enabled=fast)
+
+
+def lowered_to(device: torch.device) -> torch.dtype | None:
+    """The precision that autocast asks for; None if it is off, as it always is where tensors have no numbers (meta)."""
+    kind = device.type
+    return torch.get_autocast_dtype(kind) if kind != "meta" and torch.is_autocast_enabled(kind) else None
+
+
+def as_given(device: torch.device) -> AbstractContextManager[object]:
+    """No autocast inside."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

@@ -23,7 +23,7 @@ from wm.models.causal import CausalVLM
 from wm.training.layouts import Template
 from wm.training.loss import completion_losses
 from wm.training.recipe import TrainRecipe
-from wm.training.step import deepspeed_config
+from wm.training.zero import deepspeed_config
 
 _FP32 = 4
 _MOMENTS = 2
@@ -214,7 +214,8 @@ def _sharded(trained: list[nn.Parameter], shards: int) -> Iterator[None]:
 
 def _buffers(recipe: TrainRecipe, num_trained: int, element_size: int, stage: int) -> int:
     """Of contiguous gradients: two, for the exchange goes on beside the computation."""
-    zero = deepspeed_config(recipe, num_trained)["zero_optimization"]
+    settled = recipe.model_copy(update={"zero_stage": stage})
+    zero = deepspeed_config(settled, num_trained)["zero_optimization"]
     if stage == 0 or not zero["contiguous_gradients"]:
         return 0
     return int(zero["reduce_bucket_size"]) * element_size * (2 if zero["overlap_comm"] else 1)

@@ -12,11 +12,12 @@ from wm.models.protocol import UnifiedVLM
 from wm.models.skeleton import load_skeleton
 from wm.training.adapters import prepare
 from wm.training.batches import TokenSet, fitting_rows, open_tokens
-from wm.training.fits import disk_complaints, memory_complaints
+from wm.training.fits import disk_complaints, memory_complaints, usable_bytes
 from wm.training.layouts import RowLayout
 from wm.training.memory import StepMemory, step_memory
 from wm.training.order import SampleOrder
 from wm.training.recipe import TrainRecipe
+from wm.training.settle import chooser, recompute_layers, settled
 from wm.training.sources import CodecShape
 from wm.training.token_cache import find_source
 from wm.training.tokenised import Reader, SourceFacts
@@ -35,6 +36,9 @@ class Plan:
     tokens_per_batch: int
     completion_tokens_per_batch: int
     longest_row: int
+    zero_stage: int
+    recomputes: bool
+    """Whether layers are computed again in the backward pass."""
     memory: StepMemory
     """Of a step whose micro-batch is all longest rows."""
     does_not_fit: list[str]
@@ -84,7 +88,9 @@ def plan(recipe: TrainRecipe) -> Plan:
     learned = np.array([template.num_completion_tokens for template in templates])
     with torch.device("meta"):
         parameters = prepare(vlm, recipe.lora, recipe.seed)
-    memory = step_memory(vlm, recipe, max(templates, key=lambda one: len(one.ids_T)), stage=recipe.zero_stage)
+    recipe = settled(recipe, chooser(recipe, vlm, facts, usable_bytes(recipe)))
+    recompute_layers(vlm, bool(recipe.checkpoint_activations))
+    memory = step_memory(vlm, recipe, max(templates, key=lambda one: len(one.ids_T)), stage=int(recipe.zero_stage))
     not_cached = [part.num_rows for part, is_cached in surveyed if not is_cached]
     return Plan(
         sources=[
@@ -106,6 +112,8 @@ def plan(recipe: TrainRecipe) -> Plan:
         tokens_per_batch=round(float(tokens @ counts) / len(epoch) * recipe.global_batch),
         completion_tokens_per_batch=round(float(learned @ counts) / len(epoch) * recipe.global_batch),
         longest_row=int(tokens.max()),
+        zero_stage=int(recipe.zero_stage),
+        recomputes=bool(recipe.checkpoint_activations),
         memory=memory,
         does_not_fit=[
             *memory_complaints(recipe, memory),

@@ -11,6 +11,7 @@ from wm.training.adapters import Lora
 from wm.training.loss import Weights
 from wm.training.order import SampleOrder
 from wm.training.sources import Source
+from wm.uris import OBJECT_STORES, is_remote, local_path, scheme_of
 
 TOKENS = ".tokens"
 """Below ``out``, while a run lasts: the tokenised triplets."""
@@ -19,7 +20,11 @@ TOKENS = ".tokens"
 class TrainRecipe(Recipe):
     """One training run. The defaults of ``lora`` and ``weights`` are the paper's (appendix A.8)."""
 
-    HOW: ClassVar[frozenset[str]] = frozenset({"token_cache", "log_to", "peak_tflops", "device_gib"})
+    HOW: ClassVar[frozenset[str]] = frozenset(
+        {"token_cache", "log_to", "peak_tflops", "num_workers", "micro_batch", "use_gpu", "threads_per_worker"}
+        | {"zero_stage", "checkpoint_activations", "max_failures", "checkpoint_every", "log_every"}
+        | {"checkpoints", "keep_last", "keep_best", "keep_best_by", "device_gib"}
+    )
 
     task: Task
     """idm: (source, target) to action. fdm: (source, action) to target."""
@@ -58,8 +63,6 @@ class TrainRecipe(Recipe):
     precision: Literal["fp32", "bf16", "autocast"] = "fp32"
     """fp32; bf16: weights in bfloat16, the optimiser's copy in fp32; autocast: fp32 weights, bfloat16
     products."""
-    zero_stage: Literal[1, 2] = 1
-    """DeepSpeed: 1 shards the optimiser's state over workers, 2 gradients too."""
     lora: Lora = Lora()
     """Adapters or full fine-tuning."""
     weights: Weights = Weights()
@@ -94,6 +97,30 @@ class TrainRecipe(Recipe):
     max_failures: int = Field(default=1, ge=0)
     """How often a run goes on by itself after a worker died."""
 
+    zero_stage: Literal["auto", 0, 1, 2, 3] = "auto"
+    """DeepSpeed: 0 keeps everything on every worker, 1 shards the optimiser's state over them, 2 gradients too, 3 the
+    weights; auto: the first of 1, 2, 3 that fits."""
+    checkpoint_activations: Literal["auto", True, False] = "auto"
+    """Keep only the input of each layer and compute the layer again in the backward pass: less memory, a third more
+    work; auto: only where it would not fit otherwise."""
+    checkpoints: str = ""
+    """Where checkpoints lie: a folder that all workers share, or s3://bucket/prefix, gs://bucket/prefix; empty:
+    ``out/checkpoints``."""
+    keep_last: int = Field(default=0, ge=0)
+    """Newest checkpoints that stay when the run is whole; while it lasts, at least one does."""
+    keep_best: int = Field(default=0, ge=0)
+    """Best checkpoints, by ``keep_best_by``, that stay too."""
+    keep_best_by: Literal["loss", "nats", "preference"] = "loss"
+    """Which checkpoint is the best: loss, least mean over the steps since the one before; nats, preference: by the last
+    gate."""
+
+    @field_validator("checkpoints")
+    @classmethod
+    def _place(cls, checkpoints: str) -> str:
+        if scheme_of(checkpoints) not in ("", "file", *OBJECT_STORES):
+            raise ValueError("expected a local folder, s3://bucket/prefix or gs://bucket/prefix")
+        return checkpoints
+
     @field_validator("triplets", mode="before")
     @classmethod
     def _one_folder(cls, value: Any) -> Any:
@@ -111,6 +138,8 @@ class TrainRecipe(Recipe):
         if share % (self.micro_batch or share):
             raise ValueError(f"micro_batch = {self.micro_batch} does not divide a worker's share of {share} triplets")
         self._check_gates()
+        if self.keep_best and self.keep_best_by != "loss" and not self.gate_every:
+            raise ValueError(f"keep_best_by = {self.keep_best_by!r} needs gate_every")
         return self
 
     def _check_gates(self) -> None:
@@ -118,7 +147,7 @@ class TrainRecipe(Recipe):
             every: int = getattr(self, name)
             if every and not self.held_out:
                 raise ValueError(f"{name} = {every} needs held_out, a folder of triplets that are not trained on")
-            if every and self.zero_stage > 2:
+            if every and self.zero_stage == 3:
                 raise ValueError(
                     f"{name} = {every} with zero_stage = {self.zero_stage}: no worker has the whole model to ask; "
                     "take zero_stage 2 or lower, or leave it out and run jobs.gate on the trained model"
@@ -164,6 +193,8 @@ class TrainRecipe(Recipe):
             for source in self.triplets
         ]
         paths = {"base": str(Path(self.base).absolute()), "out": str(Path(self.out).absolute())}
+        if self.checkpoints and not is_remote(self.checkpoints):
+            paths["checkpoints"] = str(Path(local_path(self.checkpoints)).absolute())
         held_out = self.held_out and str(Path(self.held_out).absolute())
         cache = self.token_cache and str(Path(self.token_cache).absolute())
         return self.model_copy(update={"triplets": sources, "held_out": held_out, "token_cache": cache, **paths})

@@ -1,28 +1,31 @@
-"""One optimiser step through DeepSpeed, and its checkpoints. Not known here: rows, files of a run, Ray."""
+"""One optimiser step through DeepSpeed, and the state it leaves. Not known here: rows, files of a run, Ray."""
 
-import errno
-import logging
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from wm.errors import InputError
 from wm.models.protocol import UnifiedVLM
 from wm.training.loss import completion_losses
 from wm.training.recipe import TrainRecipe
+from wm.training.zero import (
+    Part,
+    deepspeed_config,
+    deepspeed_ready,
+    gathered,
+    parts_of,
+    push_weights,
+    set_steps,
+    share_head,
+    start_afresh,
+)
 
 MicroBatch = tuple[Tensor, Tensor, Tensor]
 """``ids_BT``, ``is_completion_BT``, ``weight_BT``: what :meth:`wm.training.batches.TokenSet.batch` gives."""
-
-_TAG = "state"
-_BUCKET_ELEMENTS = 500_000_000
 
 
 class LossModule(nn.Module):
@@ -62,48 +65,41 @@ def learning_rate(step: int, *, peak: float, num_steps: int, warmup_steps: int, 
     return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
-def deepspeed_config(recipe: TrainRecipe, num_trained: int) -> dict[str, Any]:
-    """The DeepSpeed dictionary of a recipe: there is no second file.
-
-    Communication buffers are no larger than the ``num_trained`` parameters: the defaults ask for 2 GB.
-    """
-    bucket = min(_BUCKET_ELEMENTS, max(1, num_trained))
-    return {
-        "train_micro_batch_size_per_gpu": recipe.micro_batch_size,
-        "gradient_accumulation_steps": recipe.accumulation_steps,
-        "gradient_clipping": recipe.grad_clip,
-        "bf16": {"enabled": recipe.precision == "bf16"},
-        "zero_optimization": {
-            "stage": recipe.zero_stage,
-            "reduce_bucket_size": bucket,
-            "allgather_bucket_size": bucket,
-            "overlap_comm": recipe.use_gpu,
-            "contiguous_gradients": recipe.use_gpu,
-        },
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-    }
-
-
 class Stepper:
     """DeepSpeed around a prepared model. Every rank of the process group makes one and calls it in step."""
 
     def __init__(self, vlm: UnifiedVLM, recipe: TrainRecipe, num_steps: int) -> None:
+        """``vlm``: prepared, and read within :func:`wm.training.zero.loading`; the recipe's ``zero_stage`` and
+        ``checkpoint_activations`` are settled."""
         self._recipe = recipe
         self._num_steps = num_steps
+        self._vlm = vlm
+        self._norm: float | None = None
         self.rows = torch.zeros(2, 0)
         """What :func:`row_nll` gives of this rank's rows of the last step, on the device."""
         loss = LossModule(vlm, autocast=recipe.precision == "autocast")
-        trained = [parameter for parameter in loss.parameters() if parameter.requires_grad]
+        self._names = {parameter: name for name, parameter in vlm.module.named_parameters() if parameter.requires_grad}
+        trained = list(self._names)
+        if recipe.zero_stage == 3 and recipe.precision == "bf16":
+            for parameter in trained:  # PEFT's adapters are fp32, which stage 3 refuses and the others cast
+                parameter.data = parameter.data.to(torch.bfloat16)
+        if recipe.zero_stage == 3:
+            # DeepSpeed collects the gradients of a layer that it gathers as one (wm.training.fast_layers) when that of
+            # the layer's input is there; the input of the first would have none, and be collected before it is made.
+            vlm.inner.enable_input_require_grads()  # type: ignore[attr-defined]
         groups = _decay_groups(trained, recipe.weight_decay)
         self._optimizer = torch.optim.AdamW(groups, lr=recipe.lr, fused=True)
-        with _deepspeed(vlm.device) as deepspeed:
-            self._engine = deepspeed.initialize(
-                model=loss,
-                optimizer=self._optimizer,
-                config=deepspeed_config(recipe, sum(parameter.numel() for parameter in trained)),
-                dist_init_required=False,
-            )[0]
+        self._engine = deepspeed_ready(vlm.device).initialize(
+            model=loss,
+            optimizer=self._optimizer,
+            config=deepspeed_config(recipe, sum(parameter.numel() for parameter in trained)),
+            dist_init_required=False,
+        )[0]
+        start_afresh(self._engine)
+        if recipe.zero_stage == 3:
+            share_head(loss, vlm)
+        if self._engine.optimizer is self._optimizer:
+            self._optimizer.register_step_pre_hook(self._note_norm)
 
     def step(self, step: int, micro_batches: Sequence[MicroBatch], num_tokens: int) -> float:
         """Train on this rank's part of the global batch of ``step`` (from 0).
@@ -140,32 +136,33 @@ class Stepper:
     @property
     def grad_norm(self) -> float:
         """Norm of the last step's gradient over all ranks, before clipping."""
-        return float(self._engine.get_global_grad_norm())
+        return float(self._engine.get_global_grad_norm()) if self._norm is None else self._norm
 
-    def save(self, folder: Path, facts: Mapping[str, Any]) -> None:
-        """Write this rank's part of the training state (trained weights, optimiser) and ``facts`` into
-        ``folder``.
+    def parts(self) -> list[Part]:
+        """What this rank writes into a checkpoint; the parts of all ranks are the whole state."""
+        return parts_of(self._engine, self._names)
 
-        Called by all ranks; each may give a folder of its own, and :meth:`load` wants their union. Raises
-        :class:`OSError` if the disk is full.
-        """
-        (folder / _TAG).mkdir(parents=True, exist_ok=True)
-        try:
-            self._engine.save_checkpoint(
-                str(folder), tag=_TAG, client_state=dict(facts), exclude_frozen_parameters=True
-            )
-        except RuntimeError as error:
-            if "inline_container" not in str(error):  # torch's writer of files, which does not say why it failed
-                raise
-            raise OSError(errno.ENOSPC, "a checkpoint could not be written whole; is the disk full?") from error
+    def parts_to_read(self) -> list[Part]:
+        """What this rank's optimiser needs of a checkpoint: to be written to, then :meth:`was_read`."""
+        return parts_of(self._engine, self._names, every_rank=True)
 
-    def load(self, folder: Path) -> dict[str, Any]:
-        """Read back what :meth:`save` wrote; returns ``facts``. Only for folders this project wrote
-        itself."""
-        path, facts = self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)
-        if path is None:
-            raise InputError(f"{folder} holds no training state")
-        return dict(facts)
+    def was_read(self, steps: int) -> None:
+        """Take over what was written into :meth:`parts_to_read`, as after ``steps`` steps. All ranks call it."""
+        set_steps(self._engine, steps)
+        push_weights(self._engine)
+
+    def weights(self, keep: bool) -> dict[str, Tensor] | None:
+        """What :func:`wm.models.save_model` needs as ``state_dict``, on ranks that ``keep`` it: None where the model
+        has its weights whole. All ranks call it."""
+        if self._recipe.zero_stage != 3:
+            return None
+        has_adapter = hasattr(self._vlm.module, "get_base_model")
+        return gathered(self._vlm.module, keep, trained_only=has_adapter)
+
+    def _note_norm(self, *_: object) -> None:
+        """Stage 0 in fp32, where DeepSpeed would clip and not say what: before the optimiser's step."""
+        limit = self._recipe.grad_clip or math.inf
+        self._norm = float(nn.utils.clip_grad_norm_(list(self._names), limit))
 
 
 def need_process_group(device: torch.device) -> None:
@@ -174,38 +171,15 @@ def need_process_group(device: torch.device) -> None:
         backend = "nccl" if device.type == "cuda" else "gloo"
         store = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
+        os.environ.setdefault("LOCAL_RANK", "0")  # a launcher would say so, and DeepSpeed looks
 
 
 def _decay_groups(parameters: Sequence[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
-    vectors = [parameter for parameter in parameters if parameter.ndim < 2]
+    def dimensions(parameter: Any) -> int:
+        return len(getattr(parameter, "ds_shape", parameter.shape))  # stage 3 leaves a vector in a parameter's place
+
     groups = [
-        {"params": matrices, "weight_decay": weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": [parameter for parameter in parameters if dimensions(parameter) >= 2], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in parameters if dimensions(parameter) < 2], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
-
-
-@contextmanager
-def _deepspeed(device: torch.device) -> Iterator[Any]:
-    """The module, with what its ``initialize`` expects of a launcher in the environment."""
-    on_cpu = device.type == "cpu"
-    if on_cpu:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import deepspeed
-    import deepspeed.comm
-    import deepspeed.ops
-
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    if on_cpu:
-        # Otherwise DeepSpeed compiles a shared-memory operator when it starts: most of a minute, and a
-        # compiler.
-        deepspeed.ops.__compatible_ops__ = {}
-    rank = os.environ.get("LOCAL_RANK")
-    os.environ.setdefault("LOCAL_RANK", "0")
-    try:
-        deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
-        yield deepspeed
-    finally:
-        if rank is None:
-            del os.environ["LOCAL_RANK"]

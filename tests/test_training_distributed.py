@@ -1,0 +1,110 @@
+"""Ranks and ZeRO stages: the same loss curve and the same model, whoever does the work and whoever goes on with it."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_data import random_rows, write_triplets
+from training_ranks import fit_on_ranks
+
+from wm.training import METRICS, MODEL, TrainRecipe
+
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def triplets(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_triplets(random_rows(tiny_base, 40), tmp_path_factory.mktemp("triplets"))
+
+
+def recipe_of(base: Path, triplets: Path, out: Path, **values: Any) -> TrainRecipe:
+    out.mkdir(exist_ok=True)
+    common = {"task": "fdm", "base": str(base), "triplets": str(triplets), "out": str(out), "steps": STEPS}
+    settings = {"lr": 1e-2, "global_batch": 8, "checkpoint_every": 3, "log_every": 2, "log_to": []}
+    lora = {"r": 4, "dropout": 0.0}
+    return TrainRecipe.parse(common | settings | {"lora": lora, "keep_last": 9} | values, "test")
+
+
+def curve(out: Path, name: str = "loss") -> list[float]:
+    return [json.loads(line)[name] for line in (out / METRICS).read_text().splitlines()]
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    (file,) = (out / MODEL).glob("*model.safetensors")
+    return load_file(file)
+
+
+@pytest.fixture(scope="module")
+def one(tiny_base: Path, triplets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One rank in fp32, adapters."""
+    out = tmp_path_factory.mktemp("one") / "out"
+    (summary,) = fit_on_ranks(recipe_of(tiny_base, triplets, out, num_workers=0))
+    assert summary["num_steps"] == STEPS
+    return out
+
+
+@pytest.mark.parametrize(
+    ("ranks", "stage", "recomputes"),
+    [(2, 0, False), (2, 1, True), (2, 2, False), (2, 3, False), (2, 3, True), (4, 1, False)],
+)
+def test_ranks_and_stages_give_the_same_curve_and_adapter(
+    *, tiny_base: Path, triplets: Path, tmp_path: Path, one: Path, ranks: int, stage: int, recomputes: bool
+) -> None:
+    values = {"num_workers": ranks, "zero_stage": stage, "checkpoint_activations": recomputes}
+    recipe = recipe_of(tiny_base, triplets, tmp_path / "out", **values)
+    summaries = fit_on_ranks(recipe)
+    assert all(summary["num_steps"] == STEPS for summary in summaries)
+    for name in ("loss", "grad_norm"):
+        found, wanted = curve(tmp_path / "out", name), curve(one, name)
+        assert found == pytest.approx(wanted, rel=2e-6 if name == "loss" else 2e-5)
+    theirs = weights(one)
+    for name, found in weights(tmp_path / "out").items():
+        torch.testing.assert_close(found, theirs[name], rtol=1e-3, atol=2e-5)
+
+
+def go_on(found: Path, step: int, recipe: TrainRecipe) -> list[dict[str, Any]]:
+    """A run that was killed after the checkpoint of ``step`` of the run in ``found``, started again as ``recipe``."""
+    (name,) = (path.name for path in (found / "checkpoints").glob(f"step-{step:08d}-*"))
+    shutil.copytree(found / "checkpoints" / name, Path(recipe.out) / "checkpoints" / name)
+    shutil.copy(found / METRICS, Path(recipe.out) / METRICS)
+    summaries = fit_on_ranks(recipe)
+    assert {summary["resumed_at_step"] for summary in summaries} == {step}
+    return summaries
+
+
+@pytest.mark.parametrize(("ranks", "stage"), [(2, 0), (2, 1), (2, 3), (1, 2)])
+def test_a_checkpoint_is_gone_on_with_by_other_ranks_and_stages(
+    *, tiny_base: Path, triplets: Path, tmp_path: Path, one: Path, ranks: int, stage: int
+) -> None:
+    there = recipe_of(tiny_base, triplets, tmp_path / "there", num_workers=ranks, zero_stage=stage)
+    go_on(one, 3, there)
+    assert curve(tmp_path / "there") == pytest.approx(curve(one), rel=2e-6)
+    go_on(tmp_path / "there", 6, recipe_of(tiny_base, triplets, tmp_path / "back", num_workers=0))
+    assert curve(tmp_path / "back") == pytest.approx(curve(one), rel=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "stage", "values"),
+    [
+        (2, 0, {"precision": "bf16"}),
+        (2, 1, {"lora": {"r": 4, "dropout": 0.3}}),
+        (2, 2, {"precision": "bf16", "lora": {"enabled": False}, "checkpoint_activations": True}),
+        (2, 3, {"precision": "bf16", "checkpoint_activations": True}),
+        (2, 3, {"lora": {"enabled": False}, "micro_batch": 2}),
+    ],
+)
+def test_a_run_that_goes_on_as_before_is_the_uninterrupted_one_to_the_last_bit(
+    *, tiny_base: Path, triplets: Path, tmp_path: Path, ranks: int, stage: int, values: dict[str, Any]
+) -> None:
+    common = {"num_workers": ranks, "zero_stage": stage, "weight_decay": 0.1, **values}
+    fit_on_ranks(recipe_of(tiny_base, triplets, tmp_path / "whole", **common))
+    go_on(tmp_path / "whole", 3, recipe_of(tiny_base, triplets, tmp_path / "again", **common))
+    for name in ("loss", "grad_norm"):
+        assert curve(tmp_path / "again", name) == curve(tmp_path / "whole", name)
+    theirs, ours = weights(tmp_path / "whole"), weights(tmp_path / "again")
+    assert theirs.keys() == ours.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)

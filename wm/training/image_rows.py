@@ -1,0 +1,71 @@
+"""The rows of embeddings and head that belong to image codes, trained beside a LoRA adapter (PEFT's trainable tokens).
+
+A vocabulary that was given image codes has rows for them that low-rank adapters of the layers cannot reach. They are
+kept and written apart from the frozen matrix: 8,192 rows of Liquid's 264,192.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wm.errors import InputError
+from wm.models.causal import CausalVLM
+from wm.models.protocol import UnifiedVLM
+
+
+def own_row_targets(vlm: UnifiedVLM) -> dict[str, list[int]]:
+    """PEFT's ``trainable_token_indices``: module name to vocabulary ids of the image codes. The head of tied
+    embeddings follows them.
+
+    Raises :class:`InputError` for a family whose image codes are no rows of the vocabulary.
+    """
+    plain = isinstance(vlm, CausalVLM) and type(vlm).head is CausalVLM.head and type(vlm).body is CausalVLM.body
+    if not isinstance(vlm, CausalVLM) or not plain:
+        raise InputError(
+            f"lora.train_image_rows: image codes of family {vlm.family!r} are no rows of its vocabulary, expected a "
+            "family that embeds them as words; train the whole model (lora.enabled=false) instead"
+        )
+    rows: list[int] = vlm.image_rows.tolist()
+    names = {module: name for name, module in vlm.inner.named_modules()}
+    targets = {names[vlm.decoder.embed_tokens]: rows}
+    if vlm.inner.lm_head.weight is not vlm.decoder.embed_tokens.weight:
+        targets[names[vlm.inner.lm_head]] = rows
+    return targets
+
+
+def look_up_rows(vlm: UnifiedVLM) -> None:
+    """Make embeddings with trainable rows look these up, where PEFT copies the whole matrix at every step."""
+    from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
+
+    for module in vlm.module.modules():
+        if type(module) is TrainableTokensLayer and isinstance(module.base_layer, nn.Embedding):
+            module.__class__ = _looked_up_class(TrainableTokensLayer)
+
+
+def _looked_up_class(former: type[Any]) -> type[Any]:
+    def forward(self: Any, ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        active = self.active_adapters
+        if self.disable_adapters or self.merged or len(active) != 1:
+            return former.forward(self, ids, *args, **kwargs)  # type: ignore[no-any-return]
+        own_QH = self.trainable_tokens_delta[active[0]]
+        given_BTH = self.base_layer(ids)
+        place_V = _places(self, active[0], ids.device)
+        place_BT = place_V[ids]
+        scale = self._get_embed_scale()
+        looked_up_BTH = torch.nn.functional.embedding(place_BT.clamp_min(0), own_QH).to(given_BTH.dtype)
+        looked_up_BTH = looked_up_BTH if scale is None else looked_up_BTH * scale.to(given_BTH.dtype)
+        return torch.where((place_BT >= 0)[..., None], looked_up_BTH, given_BTH)
+
+    return type(former.__name__, (former,), {"forward": forward, "__module__": former.__module__})
+
+
+def _places(layer: Any, adapter: str, device: torch.device) -> Tensor:
+    """int64 (vocabulary,): the place of an id among the trained rows, or -1."""
+    found: Tensor | None = vars(layer).get("_wm_places")
+    if found is None or found.device != device:
+        ids = torch.tensor(layer.token_indices[adapter], device=device)
+        found = torch.full((layer.base_layer.num_embeddings,), -1, dtype=torch.int64, device=device)
+        found[ids] = torch.arange(len(ids), device=device)
+        vars(layer)["_wm_places"] = found
+    return found
