@@ -122,3 +122,18 @@ def test_a_family_whose_codes_are_no_rows_is_refused(tmp_path: Path) -> None:
     write_janus(tmp_path)
     with pytest.raises(InputError, match=r"lora\.train_image_rows: .*'janus'.*lora\.enabled=false"):
         prepare(load_model(tmp_path), Lora(train_image_rows=True), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"lora": {"enabled": False, "train_image_rows": True}}, "train_image_rows = true needs enabled = true"),
+        ({"lora": {"fast": False, "dropout_mode": "merged"}}, "dropout_mode = 'merged' needs .* fast = true"),
+        ({"lora": {"dropout_mode": "shared"}}, "'separate' or 'merged'"),
+        ({"lora": {"train_image_rows": True}, "zero_stage": 3}, "train_image_rows with zero_stage = 3"),
+    ],
+)
+def test_keys_that_would_do_nothing_or_cannot_are_refused(values: Any, told: str) -> None:
+    common = {"task": "fdm", "base": "b", "triplets": "t", "out": "o", "steps": 1, "num_workers": 0}
+    with pytest.raises(InputError, match=told):
+        TrainRecipe.parse(common | values, "t")

@@ -2,10 +2,10 @@
 
 import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from wm.config import Recipe
 from wm.errors import InputError
@@ -39,6 +39,16 @@ class Lora(Recipe):
     fast: bool = True
     """Our forward and backward passes of the decoder's layers, in full fine-tuning too: equal up to rounding, in less
     memory and time; off: transformers' and PEFT's own."""
+
+    @model_validator(mode="after")
+    def _need_effect(self) -> Self:
+        if self.train_image_rows and not self.enabled:
+            raise ValueError("train_image_rows = true needs enabled = true: full fine-tuning trains every row anyway")
+        if self.dropout_mode == "merged" and not (self.fast and self.enabled):
+            raise ValueError(
+                "dropout_mode = 'merged' needs enabled = true and fast = true: PEFT's own has no such mode"
+            )
+        return self
 
     @field_validator("targets")
     @classmethod

@@ -5,11 +5,11 @@ made of :mod:`wm.training.fused`. Parameters, names, PEFT's wrappers and what is
 mode, with a cache, or where a layer is of another make, the former forward pass is used.
 """
 
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from wm.models.protocol import UnifiedVLM
 from wm.training.fused import Norm, gated_down, project, rms_norm
@@ -48,21 +48,26 @@ def speed_up(vlm: UnifiedVLM, *, one_mask: bool = False) -> int:
                 stack.norm.__class__ = _fast_norm_class(norm)
         if hasattr(type(layer), "former_class"):
             layer.one_mask = one_mask
-            # DeepSpeed's ZeRO-3 gathers a layer's parameters one by one, as its parts are called; here the parts
-            # are not called: it gathers those of the layer together.
-            layer._z3_leaf = True
+            if hasattr(next(layer.parameters()), "ds_id"):
+                _gather_together(layer)
     return sum(hasattr(type(layer), "former_class") for layer in layers)
 
 
-def checkpoint_activations(vlm: UnifiedVLM, every: int = 1) -> int:
-    """Keep only the input of every ``every``-th decoder layer and compute the layer again in the backward pass;
-    returns how many layers do so. ``every`` = 0: none."""
-    count = 0
-    for number, layer in enumerate(decoder_layers(vlm)):
-        layer.gradient_checkpointing = every > 0 and number % every == 0
-        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
-        count += layer.gradient_checkpointing
-    return count
+def _gather_together(layer: Any) -> None:
+    """Under DeepSpeed's ZeRO-3, which gathers a layer's parameters one by one as its parts are called. Here the parts
+    are not called: it is told to gather them together.
+
+    It then reduces gradients when that of the layer's input is there, which must be asked for in the first layer: torch
+    would call it before any gradient is made.
+    """
+    layer._z3_leaf = True
+
+    def need_gradient(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden = args[0]
+        wanted = module.training and torch.is_grad_enabled() and not hidden.requires_grad
+        return (hidden.detach().requires_grad_(), *args[1:]) if wanted else args
+
+    layer.register_forward_pre_hook(need_gradient)
 
 
 def decoder_layers(vlm: UnifiedVLM) -> list[Any]:

@@ -137,6 +137,10 @@ class TrainRecipe(Recipe):
             raise ValueError(f"global_batch = {self.global_batch} is no multiple of num_workers = {self.num_ranks}")
         if share % (self.micro_batch or share):
             raise ValueError(f"micro_batch = {self.micro_batch} does not divide a worker's share of {share} triplets")
+        if self.zero_stage == 3 and self.lora.train_image_rows:
+            raise ValueError(
+                "lora.train_image_rows with zero_stage = 3: PEFT takes these rows of a whole matrix; take 2"
+            )
         self._check_gates()
         if self.keep_best and self.keep_best_by != "loss" and not self.gate_every:
             raise ValueError(f"keep_best_by = {self.keep_best_by!r} needs gate_every")
