@@ -27,7 +27,7 @@ from jobs._benchmark_training_counts import peak_bytes, saved_bytes, with_masks_
 from jobs._benchmark_training_loader import LoaderShape, loader_work
 from jobs._benchmark_training_models import Shape, module_of, our_step, ours, peft_step, with_peft
 from wm.config import Recipe
-from wm.models.checkpoints import quiet_peft
+from wm.models.adapters import quiet_peft
 from wm.models.protocol import Task
 from wm.training import Lora
 
