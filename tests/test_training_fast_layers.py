@@ -20,7 +20,7 @@ from wm.training import Lora, completion_loss, prepare
 from wm.training.fast_layers import LAYERS, decoder_layers, speed_up
 from wm.training.fused import Norm, gated_down, project, rms_norm
 from wm.training.low_rank import Projection
-from wm.training.zero import recompute_layers
+from wm.training.settle import recompute_layers
 
 pytestmark = pytest.mark.filterwarnings("ignore:Model has `tie_word", "ignore:`is_gradient_checkpointing`")
 
@@ -179,7 +179,7 @@ def test_checkpointing_changes_memory_and_nothing_else(tiny_base: Path, fast: bo
     def run(again: bool) -> tuple[Any, int]:
         vlm = model_of(tiny_base, Lora(dropout=0.3, fast=fast, dropout_mode=mode))
         if again:
-            recompute_layers(vlm)
+            recompute_layers(vlm, True)
         batch = batch_of(vlm)
         found = graded(vlm, batch)
         kept = saved_bytes(lambda: completion_loss(vlm, *batch, 1), vlm.module)
