@@ -113,9 +113,11 @@ def test_a_dry_run_needs_neither_gpus_nor_weights(tmp_path: Path, capsys: pytest
         values = {"dataset": "d", "split": "train", "video_uri": name, "source_image": image, "target_image": image}
         rows.append(triplet_row(**values, **codes, action="put the cup", origin="human"))
     triplets = write_triplets(rows, tmp_path / "triplets")
-    recipe = recipe_of(
-        base, triplets, tmp_path / "out", use_gpu=True, num_workers=2, precision="bf16", global_batch=2, device_gib=16
-    )
+    values = {"use_gpu": True, "num_workers": 2, "precision": "bf16", "global_batch": 2, "device_gib": 16}
+    plan = run(recipe_of(base, triplets, tmp_path / "out", **values), dry_run=True)
+    assert (plan["zero_stage"], plan["recomputes"]) == (1, True) and len(plan["does_not_fit"]) == 1
+    assert "ZeRO-1, layers computed again in the backward pass" in capsys.readouterr().out
+    recipe = recipe_of(base, triplets, tmp_path / "out", checkpoint_activations=False, zero_stage=1, **values)
     plan = run(recipe, dry_run=True)
     assert plan["memory"]["weights"] == pytest.approx(2 * 7.01e9, rel=0.01)
     assert plan["longest_row"] > 2 * 1024 and plan["completion_tokens_per_batch"] >= 2 * 1024
