@@ -326,13 +326,15 @@ class ImagePool:
             return
         counts = [len(groups[at].ids) for at in going]
         logits_XV = self._decoder.image_logits(self._decoder.step_together([groups[at] for at in going]))
-        for at, logits in zip(going, logits_XV.split(counts), strict=True):
+        for at, logits in zip(going, torch.split_with_sizes(logits_XV, counts), strict=True):
             cohorts[at].logits_RV = cohorts[at].candidates.mixed(logits)
 
     def _grown(self, cohort: _Cohort) -> Iterator[Grown]:
         codes_RN = self._slots.codes(cohort.codes_RL[:, : cohort.place]).to("cpu", copy=True)
         is_whole = cohort.place == self._slots.count
-        for piece, drawn_KN in zip(cohort.pieces, codes_RN.split(cohort.each), strict=True):
+        for piece, drawn_KN in zip(
+            cohort.pieces, codes_RN.view(len(cohort.pieces), cohort.each, -1).unbind(0), strict=True
+        ):
             order, candidates, codes_KN = piece.order, piece.candidates, drawn_KN
             if order.is_dropped:
                 continue

@@ -209,7 +209,9 @@ class Decoder:
         )
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            parts = zip(attends, *(tensor.split(counts) for tensor in (query, key, value)), strict=True)
+            parts = zip(
+                attends, *(torch.split_with_sizes(tensor, counts) for tensor in (query, key, value)), strict=True
+            )
             return torch.cat([one(layer, *tensors) for one, *tensors in parts])
 
         return self.run(torch.cat([group.ids for group in groups]), (cosine, sine), attend)
