@@ -11,6 +11,7 @@ from typing import Any
 
 from wm.cli import progress_bar
 from wm.training import METRICS, MODEL, TrainRecipe
+from wm.training.checkpoints import FAILED
 from wm.training.plan import Plan
 from wm.training.watch import GATES, LAST
 
@@ -21,10 +22,12 @@ _COLUMNS = ("step", "epoch", "loss", "lr", "grad norm", "samples/s", "tokens/s",
 
 @contextmanager
 def progress(out: Path, task: str, num_steps: int) -> Iterator[None]:
-    """A bar that follows ``metrics.jsonl``, above which the lines of ``gates.jsonl`` appear."""
+    """A bar that follows ``metrics.jsonl``, above which the lines of ``gates.jsonl`` appear, and why a checkpoint could
+    not be written."""
     done = threading.Event()
     bar = progress_bar(num_steps, "step", f"train {task}")
     shown = {line["step"] for line in _lines(out / GATES)}
+    failures = {""}
 
     def show() -> None:
         line = last_line(out / METRICS)
@@ -36,6 +39,10 @@ def progress(out: Path, task: str, num_steps: int) -> Iterator[None]:
                 shown.add(gated["step"])
                 for text in gate_lines(gated):
                     bar.write(text)
+        failure = (out / FAILED).read_text().strip() if (out / FAILED).is_file() else ""
+        if failure not in failures:
+            failures.add(failure)
+            bar.write(f"warning: {failure}")
 
     def follow() -> None:
         while not done.wait(_POLL_S):
@@ -90,7 +97,8 @@ def print_plan(recipe: TrainRecipe, found: Plan) -> None:
     print(f"  {found.trained_parameters:>11,} of {found.total_parameters:,} parameters trained")
     print(
         f"  {recipe.num_workers:>11} workers x {recipe.micro_batch_size} rows x {recipe.accumulation_steps} "
-        f"passes, {recipe.precision}, ZeRO-{recipe.zero_stage}"
+        f"passes, {recipe.precision}, ZeRO-{found.zero_stage}"
+        + (", layers computed again in the backward pass" if found.recomputes else "")
     )
     parts = {name: count for name, count in found.memory.as_dict().items() if name != "peak" and count}
     print(f"  {_bytes(found.memory.peak):>11} of memory a worker at most, when its rows are the longest:")
@@ -140,6 +148,9 @@ def print_summary(recipe: TrainRecipe, summary: Mapping[str, Any], wall_s: float
         print(
             f"  best by {recipe.best_by}: step {step:,} ({summary['best'][recipe.best_by]:.4f}); the last: {out / LAST}"
         )
+    failed = summary["checkpoints"].get("failed", 0)
+    if failed:
+        print(f"  warning: {failed} checkpoints could not be written; {summary['checkpoints']['last_failure']}")
     print(f"  model: {out / MODEL}   curve: {out / METRICS}")
 
 

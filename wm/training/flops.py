@@ -100,12 +100,12 @@ def peak_of(name: str) -> float | None:
 def _matrices(module: nn.Module) -> float:
     """Of the linear layers, adapters among them; norms' weights may have two dimensions too, and are none."""
     weights = [layer.weight for layer in module.modules() if isinstance(layer, nn.Linear)]
-    return sum((TRAINED if weight.requires_grad else FROZEN) * float(_count(weight)) for weight in weights)
+    return float(sum(_count(weight) * (TRAINED if weight.requires_grad else FROZEN) for weight in weights))
 
 
-def _count(parameter: Tensor) -> int:
+def _count(weight: Tensor) -> int:
     """DeepSpeed's stage 3 empties the parameters that it has dealt out, and notes their size."""
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
+    return int(getattr(weight, "ds_numel", weight.numel()))
 
 
 def mfu(flops: float, seconds: float, *, peak: float | None, num_devices: int) -> float | None:

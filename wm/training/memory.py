@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -90,20 +89,32 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.live -= self._held.pop(key)
 
 
-class _ScoresUnkept(TorchFunctionMode):
-    """Attention that keeps queries, keys, values, its result and a number a row, as its fused kernels do."""
+@contextmanager
+def _scores_unkept() -> Iterator[None]:
+    """Attention that keeps queries, keys, values, its result and a number a row, as its fused kernels do.
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """See torch."""
-        if func is F.scaled_dot_product_attention:
-            return _Attention.apply(*args[:3])  # type: ignore[no-untyped-call]
-        return func(*args, **(kwargs or {}))
+    The function itself is exchanged, where all that transformers' layers call finds it, also in a backward pass that
+    computes layers again: torch's modes for functions do not reach there.
+    """
+    former = F.scaled_dot_product_attention
+
+    def counted(query: Tensor, key: Tensor, value: Tensor, *others: Any, **named: Any) -> Any:
+        if not query.is_meta:
+            return former(query, key, value, *others, **named)
+        return _Attention.apply(query, key, value)  # type: ignore[no-untyped-call]
+
+    F.scaled_dot_product_attention = counted
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = former
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        result = query.new_empty((*query.shape[:-1], value.shape[-1]))
+        rows, heads, length, _ = query.shape
+        result = query.new_empty((rows, length, heads, value.shape[-1])).transpose(1, 2)  # as the kernels lay it out
         ctx.save_for_backward(query, key, value, result, query.new_empty(query.shape[:-1], dtype=torch.float32))
         return result
 
@@ -171,7 +182,7 @@ def _run(vlm: CausalVLM, recipe: TrainRecipe, template: Template, trained: list[
         seen.activations = live.live - before
         seen.peak, live.peak = max(seen.peak, live.peak), live.live
 
-    with _sharded(trained, shards), _noted(vlm.decoder, note), _ScoresUnkept(), live:
+    with _sharded(trained, shards), _noted(vlm.decoder, note), _scores_unkept(), live:
         for _ in range(min(2, recipe.accumulation_steps)):
             before = live.live
             loss = completion_losses(vlm, ids_BT, is_completion_BT, weight_BT, 1.0)[0]
