@@ -179,7 +179,7 @@ def test_checkpointing_changes_memory_and_nothing_else(tiny_base: Path, fast: bo
     def run(again: bool) -> tuple[Any, int]:
         vlm = model_of(tiny_base, Lora(dropout=0.3, fast=fast, dropout_mode=mode))
         if again:
-            recompute_layers(vlm, on=True)
+            recompute_layers(vlm, True)
         batch = batch_of(vlm)
         found = graded(vlm, batch)
         kept = saved_bytes(lambda: completion_loss(vlm, *batch, 1), vlm.module)

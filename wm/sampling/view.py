@@ -150,12 +150,6 @@ def view_of_modules(stack: Any, head: nn.Module, *, merge: bool = True) -> Decod
     )
 
 
-def _follows(head: nn.Module, words: nn.Module) -> bool:
-    """Whether the head's trained rows are the embeddings' (tied): then one matrix with them is enough."""
-    rows: Any = getattr(head, "token_adapter", None)
-    return rows is not None and rows.tied_adapter is not None and rows.tied_adapter is words.token_adapter
-
-
 def _need_llama(config: Any, layer: Any) -> None:
     where = f"{type(layer).__name__} is no decoder of the Llama kind; its family must give decoder_view():"
     for name, _ in layer.named_parameters():
@@ -169,6 +163,12 @@ def _need_llama(config: Any, layer: Any) -> None:
     scaling, width = getattr(layer.self_attn, "scaling", None), layer.self_attn.head_dim
     if scaling is not None and not math.isclose(scaling, width**-0.5):
         raise InputError(f"{where} queries are scaled by {scaling}, not by {width}**-0.5")
+
+
+def _follows(head: nn.Module, words: nn.Module) -> bool:
+    """Whether the head's trained rows are the embeddings' (tied): then one matrix with them is enough."""
+    rows: Any = getattr(head, "token_adapter", None)
+    return rows is not None and rows.tied_adapter is not None and rows.tied_adapter is words.token_adapter
 
 
 def _layer(layer: Any, merge: bool) -> LayerView:
