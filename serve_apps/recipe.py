@@ -35,12 +35,26 @@ class ServeRecipe(Recipe):
     """Copies of the FDM; of both models unless roles = apart."""
     verifier_replicas: int = Field(1, ge=1)
     """Copies of the IDM, with roles = apart."""
+    sampler_max_replicas: int = Field(0, ge=0)
+    """Copies of the FDM under load, from sampler_replicas on; 0: always as many as sampler_replicas."""
+    verifier_max_replicas: int = Field(0, ge=0)
+    """Copies of the IDM under load, from verifier_replicas on; 0: always as many as verifier_replicas."""
+    target_ongoing_requests: float = Field(8, gt=0)
+    """Requests a copy has on average before another is added, where there may be more."""
+    upscale_delay_s: float = Field(10, ge=0)
+    """Seconds that the load stays above it before copies are added."""
+    downscale_delay_s: float = Field(120, ge=0)
+    """Seconds that the load stays below it before copies are taken away."""
     cpus_per_replica: float = Field(1, gt=0)
     """CPU cores of each copy; its threads too."""
     gpus_per_replica: float = Field(0, ge=0)
     """GPUs of each copy; two copies can share one with 0.5."""
-    max_ongoing_requests: int = Field(2, ge=1)
-    """Requests a copy works on at a time; the others wait."""
+    max_ongoing_requests: int = Field(16, ge=1)
+    """Requests a copy works on at a time: their images grow together, as many as the memory holds. The others wait."""
+    health_check_timeout_s: float = Field(60, gt=0)
+    """Seconds in which a copy must decode a token when asked; one that does not is replaced. It is asked every 10 s."""
+    shutdown_timeout_s: float = Field(30, ge=0)
+    """Seconds that a copy which is taken away has to end its requests."""
     max_queued_requests: int = Field(64, ge=1)
     """Requests that may wait for a model; more are answered 503."""
     max_body_bytes: int = Field(20_000_000, ge=1)
@@ -69,11 +83,16 @@ class ServeRecipe(Recipe):
 
     @model_validator(mode="after")
     def _counted_once(self) -> Self:
-        if self.roles != "apart" and self.verifier_replicas > 1:
-            raise ValueError(
-                f"verifier_replicas = {self.verifier_replicas} with roles = {self.roles!r}: both models are in one "
-                "process, counted by sampler_replicas; leave it out"
-            )
+        for name in ("verifier_replicas", "verifier_max_replicas"):
+            if self.roles != "apart" and getattr(self, name) > type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name} = {getattr(self, name)} with roles = {self.roles!r}: both models are in one "
+                    f"process, counted by {name.replace('verifier', 'sampler')}; leave it out"
+                )
+        for role in ("sampler", "verifier"):
+            least, most = getattr(self, f"{role}_replicas"), getattr(self, f"{role}_max_replicas")
+            if 0 < most < least:
+                raise ValueError(f"{role}_max_replicas = {most} is less than {role}_replicas = {least}")
         return self
 
     def limits(self) -> Limits:

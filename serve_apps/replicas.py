@@ -1,11 +1,15 @@
 """The two models behind the ingress. They move arrays in and out of ``wm.dynamics``, and hold no method."""
 
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from serve_apps.recipe import ServeRecipe
 from wm.images import Pixels
+
+if TYPE_CHECKING:  # torch is for the replicas alone; the ingress starts without it
+    from serve_apps.model_thread import ModelThread
 
 FDM, IDM = "fdm", "idm"
 
@@ -23,12 +27,15 @@ def _describe(model: Any, task: str) -> dict[str, Any]:
 class Sampler:
     """Source image and action to candidate codes, and codes back to pixels: the FDM and the image codec.
 
-    ``role``: the FDM and its decoder as they were loaded together with the IDM's; read here without it.
+    The images of all requests grow together in one thread. ``role``: the FDM and its decoder as they were loaded
+    together with the IDM's, and ``thread``, in which both work; read and made here without them.
     """
 
     def __init__(self, recipe: ServeRecipe, role: Any = None) -> None:
+        from serve_apps.model_thread import ModelThread
         from wm.dynamics import check_block
         from wm.models import load_codec
+        from wm.sampling import ImagePool
         from wm.sampling.guidance import need_guidable
 
         role = role or _load(recipe, recipe.fdm)
@@ -38,84 +45,126 @@ class Sampler:
         check_block(self._block, self._model.tokens_per_image)
         self._codec = load_codec(recipe.base or recipe.fdm, device=recipe.device)
         self._codec.need_decoder()
+        self.thread = ModelThread(ImagePool(self._model, self._decoder))
 
     def describe(self, task: str = FDM) -> dict[str, Any]:
         """What ``GET /v1/models`` tells, and ``side_px`` of the square images read and written."""
         return _describe(self._model, task) | {"side_px": self._codec.side_px}
 
-    def sample(self, source_HWC: Pixels, action: str, num_samples: int, seed: int, settings: dict[str, Any]) -> Any:
+    async def check_health(self) -> None:
+        """Decodes a token, in its turn; raises what that raises."""
+        await self.thread.call(partial(_decode_a_token, self._model, self._decoder))
+
+    async def sample(
+        self, source_HWC: Pixels, action: str, num_samples: int, seed: int, settings: dict[str, Any]
+    ) -> Any:
         """Codes of the source (N,) and of the candidates (K, N), and the number of the action's tokens."""
+        from wm.dynamics.fdm import forward_prefix
+        from wm.sampling import ImageRequest, Sampling
+
         # Arrays from Ray's object store are read-only, which torch does not like.
-        source_BN = self._codec.encode(np.array(source_HWC)[None])
-        codes_BKN = self._draw(source_BN, action, num_samples, seed, settings)
-        return (
-            source_BN[0].cpu().numpy(),
-            codes_BKN[0].cpu().numpy(),
-            len(self._model.tokenize_action(action)),
-        )
-
-    def _draw(self, source_BN: Any, action: str, num_samples: int, seed: int, settings: dict[str, Any]) -> Any:
-        from wm.dynamics import Sampling, sample_observations, speculate_observations
-
-        how: dict[str, Any] = {"num_samples": num_samples, "sampling": Sampling(**settings), "seed": seed}
-        how["decoder"] = self._decoder
+        source_BN = await self.thread.call(lambda: self._codec.encode(np.array(source_HWC)[None]))
+        sampling = Sampling(**settings)
         if self._block:
-            return speculate_observations(self._model, source_BN, [action], block=self._block, **how).codes
-        return sample_observations(self._model, source_BN, [action], **how)
+            codes_KN = await self.thread.call(partial(self._speculate, source_BN, action, num_samples, seed, sampling))
+        else:
+            prefix = forward_prefix(self._model, source_BN[0], action)
+            codes_KN = await self.thread.images(ImageRequest(prefix, num_samples, sampling, seed))
+        return source_BN[0].cpu().numpy(), codes_KN.numpy(), len(self._model.tokenize_action(action))
 
-    def decode(self, codes_KN: np.ndarray) -> Pixels:
+    def _speculate(self, source_BN: Any, action: str, num_samples: int, seed: int, sampling: Any) -> Any:
+        from wm.dynamics import speculate_observations
+
+        return speculate_observations(
+            self._model,
+            source_BN,
+            [action],
+            block=self._block,
+            num_samples=num_samples,
+            sampling=sampling,
+            seed=seed,
+            decoder=self._decoder,
+        ).codes[0]
+
+    async def decode(self, codes_KN: np.ndarray) -> Pixels:
         """Pixels (K, height, width, 3) of codes."""
         import torch
 
-        return self._codec.decode(torch.from_numpy(np.array(codes_KN)))
+        codes = torch.from_numpy(np.array(codes_KN))
+        return await self.thread.call(lambda: self._codec.decode(codes))
 
 
 class Verifier:
     """Ranks candidates by how likely the IDM finds the action between the source and each of them."""
 
-    def __init__(self, recipe: ServeRecipe, role: Any = None) -> None:
+    def __init__(self, recipe: ServeRecipe, role: Any = None, thread: "ModelThread | None" = None) -> None:
+        from serve_apps.model_thread import ModelThread
+
         role = role or _load(recipe, recipe.idm)
         self._model, self._decoder = role.model, role.decoder
+        self._thread = thread or ModelThread()
 
     def describe(self, task: str = IDM) -> dict[str, Any]:
         return _describe(self._model, task)
 
-    def rank(self, source_N: np.ndarray, action: str, codes_KN: np.ndarray, seed: int) -> list[dict[str, Any]]:
+    async def check_health(self) -> None:
+        """Decodes a token, in its turn; raises what that raises."""
+        await self._thread.call(partial(_decode_a_token, self._model, self._decoder))
+
+    async def rank(self, source_N: np.ndarray, action: str, codes_KN: np.ndarray, seed: int) -> list[dict[str, Any]]:
         """Best first: what the reply says of each candidate; ``index`` is its row in ``codes_KN``."""
         import torch
 
         from wm.dynamics import verify
 
         source, candidates = torch.from_numpy(np.array(source_N)), torch.from_numpy(np.array(codes_KN))
-        ranked = verify(self._model, source, action, candidates, seed=seed, decoder=self._decoder)
+        ranked = await self._thread.call(
+            lambda: verify(self._model, source, action, candidates, seed=seed, decoder=self._decoder)
+        )
         return [_entry(candidate) for candidate in ranked]
 
 
 class Both:
-    """Sampler and verifier in one process, over one copy of their base's weights or two."""
+    """Sampler and verifier in one process and one thread, over one copy of their base's weights or two."""
 
     def __init__(self, recipe: ServeRecipe) -> None:
         from wm.dynamics import load_roles
 
         weights: Any = recipe.roles
         roles = load_roles(recipe.fdm, recipe.idm, weights=weights, **_how(recipe))
-        self._sampler, self._verifier = Sampler(recipe, roles.fdm), Verifier(recipe, roles.idm)
+        self._sampler = Sampler(recipe, roles.fdm)
+        self._verifier = Verifier(recipe, roles.idm, self._sampler.thread)
 
     def describe(self, task: str) -> dict[str, Any]:
         """Of the model that does ``task``."""
         return self._sampler.describe() if task == FDM else self._verifier.describe()
 
-    def sample(self, source_HWC: Pixels, action: str, num_samples: int, seed: int, settings: dict[str, Any]) -> Any:
+    async def check_health(self) -> None:
+        """Both decode a token, in their turn."""
+        await self._sampler.check_health()
+        await self._verifier.check_health()
+
+    async def sample(
+        self, source_HWC: Pixels, action: str, num_samples: int, seed: int, settings: dict[str, Any]
+    ) -> Any:
         """See :meth:`Sampler.sample`."""
-        return self._sampler.sample(source_HWC, action, num_samples, seed, settings)
+        return await self._sampler.sample(source_HWC, action, num_samples, seed, settings)
 
-    def decode(self, codes_KN: np.ndarray) -> Pixels:
+    async def decode(self, codes_KN: np.ndarray) -> Pixels:
         """See :meth:`Sampler.decode`."""
-        return self._sampler.decode(codes_KN)
+        return await self._sampler.decode(codes_KN)
 
-    def rank(self, source_N: np.ndarray, action: str, codes_KN: np.ndarray, seed: int) -> list[dict[str, Any]]:
+    async def rank(self, source_N: np.ndarray, action: str, codes_KN: np.ndarray, seed: int) -> list[dict[str, Any]]:
         """See :meth:`Verifier.rank`."""
-        return self._verifier.rank(source_N, action, codes_KN, seed)
+        return await self._verifier.rank(source_N, action, codes_KN, seed)
+
+
+def _decode_a_token(model: Any, decoder: Any) -> None:
+    import torch
+
+    with torch.no_grad():
+        _, last_PH = decoder.prefill([[model.bos_id]])
+        decoder.image_logits(last_PH)
 
 
 def _load(recipe: ServeRecipe, folder: str) -> Any:

@@ -6,6 +6,7 @@ verifier are one deployment where ``roles`` says so.
 """
 
 import asyncio
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 from fastapi import Request
 from fastapi.responses import JSONResponse
 from ray import serve
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
@@ -26,10 +27,32 @@ from wm.errors import InputError
 from wm.images import Pixels, decode_image, fit_square
 from wm.replies import choose, edit_reply, encode_picture, unchanged_share, unranked_entries
 
+TRIES = 4
+"""Of a request, each on another replica, before it is given up."""
+logger = logging.getLogger("ray.serve")
+
 
 # Ray copies the app and the globals its routes use while the class below is made: helpers come first.
 async def _call(method: Any, *arguments: Any) -> Any:
-    """Await a deployment's method; its refusals become answers that say so."""
+    """Await a deployment's method; its refusals become answers that say so. One whose replica dies is asked of
+    another: what a method gives depends on its arguments alone."""
+    for tries_left in reversed(range(TRIES)):
+        try:
+            return await _asked(method, *arguments)
+        except RayActorError as error:
+            if not tries_left:
+                raise ApiError(
+                    "the replicas at work on this request died; try again",
+                    status=503,
+                    kind="server_error",
+                    code="replica_died",
+                    headers={"Retry-After": "1"},
+                ) from error
+            logger.warning("a replica died at work on a request (%s); asking another", error)
+    raise AssertionError
+
+
+async def _asked(method: Any, *arguments: Any) -> Any:
     try:
         return await method.remote(*arguments)
     except BackPressureError as error:
@@ -166,17 +189,30 @@ def build(args: ServeRecipe) -> serve.Application:
     # Workers may run in another folder.
     folders = {key: str(Path(value).resolve()) for key in ("fdm", "idm", "base") if (value := getattr(args, key))}
     args = args.model_copy(update=folders)
-    replica = {
-        "max_constructor_retry_count": 2,
-        "max_ongoing_requests": args.max_ongoing_requests,
-        "max_queued_requests": args.max_queued_requests,
-        "ray_actor_options": {"num_cpus": args.cpus_per_replica, "num_gpus": args.gpus_per_replica},
-    }
+    both = serve.deployment(Both, name="FDMAndIDM", **_deployed(args, "sampler"))
+    sampler = serve.deployment(Sampler, name="FDMSampler", **_deployed(args, "sampler"))
+    verifier = serve.deployment(Verifier, name="IDMVerifier", **_deployed(args, "verifier"))
     # The ingress waits more than it computes: no core is set aside, so that two cores serve both models.
     ingress = serve.deployment(Ingress, name="Ingress", max_ongoing_requests=256, ray_actor_options={"num_cpus": 0})
     if args.roles != "apart":
-        both = serve.deployment(Both, name="FDMAndIDM", num_replicas=args.sampler_replicas, **replica).bind(args)
-        return ingress.bind(args, both, both)
-    sampler = serve.deployment(Sampler, name="FDMSampler", num_replicas=args.sampler_replicas, **replica)
-    verifier = serve.deployment(Verifier, name="IDMVerifier", num_replicas=args.verifier_replicas, **replica)
+        models = both.bind(args)
+        return ingress.bind(args, models, models)
     return ingress.bind(args, sampler.bind(args), verifier.bind(args))
+
+
+def _deployed(args: ServeRecipe, role: str) -> dict[str, Any]:
+    """How many copies of a role there are, what each needs, how it is asked for."""
+    least, most = getattr(args, f"{role}_replicas"), getattr(args, f"{role}_max_replicas")
+    copies: dict[str, Any] = {"num_replicas": least}
+    if most:
+        scaling = {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": args.target_ongoing_requests}
+        delays = {"upscale_delay_s": args.upscale_delay_s, "downscale_delay_s": args.downscale_delay_s}
+        copies = {"autoscaling_config": scaling | delays}
+    return copies | {
+        "max_constructor_retry_count": 2,
+        "max_ongoing_requests": args.max_ongoing_requests,
+        "max_queued_requests": args.max_queued_requests,
+        "health_check_timeout_s": args.health_check_timeout_s,
+        "graceful_shutdown_timeout_s": args.shutdown_timeout_s,
+        "ray_actor_options": {"num_cpus": args.cpus_per_replica, "num_gpus": args.gpus_per_replica},
+    }

@@ -1,5 +1,6 @@
 """Both roles in one process or two, guidance and drafted blocks: the replicas as they are, and once over HTTP."""
 
+import asyncio
 import base64
 import io
 import json
@@ -36,8 +37,16 @@ def recipe_of(folders, **more):
 
 
 def answer(sampler, verifier, **settings):
-    source_N, codes_KN, count = sampler.sample(SOURCE, ACTION, 6, 7, SETTINGS | settings)
-    return codes_KN, verifier.rank(source_N, ACTION, codes_KN, 7), count, sampler.decode(codes_KN)
+    async def asked():
+        source_N, codes_KN, count = await sampler.sample(SOURCE, ACTION, 6, 7, SETTINGS | settings)
+        ranked = await verifier.rank(source_N, ACTION, codes_KN, 7)
+        return codes_KN, ranked, count, await sampler.decode(codes_KN)
+
+    return asyncio.run(asked())
+
+
+def drawn(recipe, **settings):
+    return asyncio.run(Sampler(recipe).sample(SOURCE, ACTION, 6, 7, SETTINGS | settings))
 
 
 @pytest.mark.parametrize("settings", [{}, {"guidance_text": 2.5, "guidance_image": 1.3}, {"greedy": True}])
@@ -72,9 +81,9 @@ def test_each_model_is_described_as_itself(folders):
 @pytest.mark.parametrize("block", [1, 3])
 @pytest.mark.parametrize("settings", [{}, {"guidance_text": 2.5}, {"top_k": 3}])
 def test_drafted_blocks_give_the_same_candidates(folders, block, settings, monkeypatch):
-    plain = Sampler(recipe_of(folders)).sample(SOURCE, ACTION, 6, 7, SETTINGS | settings)
-    monkeypatch.setattr("wm.dynamics.sample_observations", None)  # sequential sampling is not what runs
-    drafted = Sampler(recipe_of(folders, block=block)).sample(SOURCE, ACTION, 6, 7, SETTINGS | settings)
+    plain = drawn(recipe_of(folders), **settings)
+    monkeypatch.setattr("wm.sampling.ImagePool.add", None)  # sequential sampling is not what runs
+    drafted = drawn(recipe_of(folders, block=block), **settings)
     assert np.array_equal(drafted[1], plain[1])
 
 
@@ -89,6 +98,14 @@ def test_what_cannot_work_is_refused_at_the_start(folders, capsys):
         (
             ["roles=shared", "verifier_replicas=2"],
             "verifier_replicas = 2 with roles = 'shared': both models are in one",
+        ),
+        (
+            ["roles=merged", "verifier_max_replicas=2"],
+            "verifier_max_replicas = 2 with roles = 'merged': both models are in one process, counted by sampler_max",
+        ),
+        (
+            ["sampler_replicas=3", "sampler_max_replicas=2"],
+            "sampler_max_replicas = 2 is less than sampler_replicas = 3",
         ),
         ([f"idm={folders / 'full'}", "roles=shared"], "is a full model: "),
     ):
@@ -106,7 +123,7 @@ def test_guidance_of_a_family_that_has_none_is_refused_at_the_start(tmp_path):
         Sampler(ServeRecipe.model_validate(given | {"guidance": 2.0}))
     source = np.zeros((Sampler(ServeRecipe(**given)).describe()["side_px"],) * 2 + (3,), np.uint8)
     with pytest.raises(InputError, match="guidance is not supported for emu3"):
-        Sampler(ServeRecipe(**given)).sample(source, "red", 1, 0, SETTINGS | {"guidance_text": 2.0})
+        asyncio.run(Sampler(ServeRecipe(**given)).sample(source, "red", 1, 0, SETTINGS | {"guidance_text": 2.0}))
 
 
 @pytest.fixture(scope="module")

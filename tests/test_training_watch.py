@@ -57,9 +57,9 @@ class Scripted:
         return Sample(np.full((4, 6, 3), 10 * self.samples, np.uint8), f"sample {self.samples}")
 
 
-def train(recipe: TrainRecipe, watcher: Any, **given: Any) -> Any:
-    saved = Path(recipe.out).with_name(f"{Path(recipe.out).name}-states")
-    return fit(recipe, HERE, digest="d", save=lambda step, write: write(saved / str(step)), watcher=watcher, **given)
+def train(recipe: TrainRecipe, watcher: Any) -> Any:
+    """From the last checkpoint on, if there is one."""
+    return fit(recipe, HERE, digest="d", watcher=watcher)
 
 
 def lines_of(out: Path, name: str) -> list[dict[str, Any]]:
@@ -129,7 +129,7 @@ def test_a_best_model_outlives_a_kill(tiny_base: Path, triplets: Path, tmp_path:
         train(recipe, first)
     (tmp_path / "out" / ".best-00000099").mkdir()  # was being written
     second = Scripted([7.0, 8.0])
-    summary = train(recipe, second, resume_from=tmp_path / "out-states" / "5")
+    summary = train(recipe, second)
     assert summary.best == {"step": 2, "nats": 2.0}
     assert [line["step"] for line in lines_of(tmp_path / "out", GATES)] == [2, 4, 6, 7]
     found = dict(load_model(tmp_path / "out" / MODEL).module.named_parameters())

@@ -15,6 +15,12 @@ from wm.sampling.noise import Sampling
 from wm.sampling.speculative import Speculation, speculate_images
 
 
+def forward_prefix(fdm: UnifiedVLM, source_N: Sequence[int] | Tensor, action: str) -> tuple[int, ...]:
+    """Vocabulary ids of everything before the target's first code."""
+    source = source_N.tolist() if isinstance(source_N, Tensor) else source_N
+    return tuple(flatten(fdm.layout("fdm", source=source, action=action)))
+
+
 def sample_observations(
     fdm: UnifiedVLM,
     source_BN: Codes,
@@ -37,10 +43,7 @@ def sample_observations(
     """
     sources = code_lists("source", source_BN)
     need_equal(sources=len(sources), actions=len(actions))
-    prefixes = [
-        flatten(fdm.layout("fdm", source=source, action=action))
-        for source, action in zip(sources, actions, strict=True)
-    ]
+    prefixes = [forward_prefix(fdm, source, action) for source, action in zip(sources, actions, strict=True)]
     return sample_images(
         fdm,
         prefixes,
@@ -76,10 +79,7 @@ def speculate_observations(
     need_equal(sources=len(sources), actions=len(actions))
     return speculate_images(
         fdm,
-        [
-            flatten(fdm.layout("fdm", source=source, action=action))
-            for source, action in zip(sources, actions, strict=True)
-        ],
+        [forward_prefix(fdm, source, action) for source, action in zip(sources, actions, strict=True)],
         torch.tensor(sources, dtype=torch.int64).view(len(sources), -1 if sources else fdm.tokens_per_image),
         num_samples=num_samples,
         block=block,

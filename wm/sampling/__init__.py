@@ -1,5 +1,6 @@
 """Decoding of image and text completions."""
 
+from wm.sampling.continuous import Grown, ImagePool, ImageRequest
 from wm.sampling.decoder import Decoder
 from wm.sampling.engine import Progress, sample_images
 from wm.sampling.noise import Sampling, draw, probabilities, uniform_noise
@@ -9,6 +10,9 @@ from wm.sampling.texts import Completion, generate_texts
 __all__ = [
     "Completion",
     "Decoder",
+    "Grown",
+    "ImagePool",
+    "ImageRequest",
     "Progress",
     "Sampling",
     "Speculation",

@@ -74,10 +74,13 @@ def _fits(work: Callable[[int, int], object], start: int, stop: int) -> bool:
     """Returns, rather than raises, so that no traceback keeps the tensors of the failed attempt alive."""
     try:
         work(start, stop)
-    except (torch.OutOfMemoryError, MemoryError):
-        return False
-    except RuntimeError as error:
-        if not any(words in str(error) for words in _FULL):
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
         return False
     return True
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Of a GPU, of the process, or of torch's allocator on a CPU."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in _FULL)

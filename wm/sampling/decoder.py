@@ -49,6 +49,15 @@ class Parts(NamedTuple):
     after: Callable[[Layer, Tensor, Tensor], Tensor]
 
 
+class Group(NamedTuple):
+    """Rows that stand at one place: the token of each (R,), what they follow, where their keys and values go."""
+
+    ids: Tensor
+    prefix: Prefix
+    rows: Rows
+    place: int
+
+
 class Decoder:
     """A model's weights made ready for many passes, as they are now: make a new one after they have changed.
 
@@ -182,6 +191,32 @@ class Decoder:
 
     def _step(self, ids_R: Tensor, prefix: Prefix, rows: Rows, place: int) -> Tensor:
         """Hidden states (R, H) of one token at the same place of every row: no mask, and few calls."""
+        attend = self._attend_step(prefix, rows, place)
+        return self.run(ids_R, self._step_rotation(prefix, len(ids_R), place), attend)
+
+    def step_together(self, groups: Sequence["Group"]) -> Tensor:
+        """Hidden states (X, H) of one token of every row of several groups, in their order: weights are read once for
+        all of them, attention goes group by group, so that each may have a place, prefixes and rows of its own."""
+        if len(groups) == 1:
+            return self._step(*groups[0])
+        counts = [len(group.ids) for group in groups]
+        rotations = [self._step_rotation(group.prefix, len(group.ids), group.place) for group in groups]
+        attends = [self._attend_step(group.prefix, group.rows, group.place) for group in groups]
+        shape = (-1, *rotations[0][0].shape[1:])
+        cosine, sine = (
+            torch.cat([part[side].expand(count, *shape[1:]) for part, count in zip(rotations, counts, strict=True)])
+            for side in (0, 1)
+        )
+
+        def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            parts = zip(
+                attends, *(torch.split_with_sizes(tensor, counts) for tensor in (query, key, value)), strict=True
+            )
+            return torch.cat([one(layer, *tensors) for one, *tensors in parts])
+
+        return self.run(torch.cat([group.ids for group in groups]), (cosine, sine), attend)
+
+    def _attend_step(self, prefix: Prefix, rows: Rows, place: int) -> Attend:
         padding_PT = prefix.padding()
         one_prefix = prefix.count == 1 and self.view.num_heads == self.view.num_groups
 
@@ -195,13 +230,15 @@ class Decoder:
             mixed = attend_shared(query[:, None], *shared, *own, prefix_hidden_PT=padding_PT, own_hidden=None)
             return mixed.reshape(len(query), -1)
 
-        if padding_PT is None:
+        return attend
+
+    def _step_rotation(self, prefix: Prefix, num_rows: int, place: int) -> tuple[Tensor, Tensor]:
+        """(R, 1, D) at each row's position, or (1, 1, D) where that is the same of all."""
+        if not prefix.is_padded:
             position = prefix.lengths[0] + place
-            rotation = self.rotations(slice(position, position + 1), position + 1)
-        else:
-            starts_R = torch.tensor(prefix.lengths, device=self.device).repeat_interleave(len(ids_R) // prefix.count)
-            rotation = self.rotations(starts_R + place, max(prefix.lengths) + place + 1)
-        return self.run(ids_R, rotation, attend)
+            return self.rotations(slice(position, position + 1), position + 1)
+        starts_R = torch.tensor(prefix.lengths, device=self.device).repeat_interleave(num_rows // prefix.count)
+        return self.rotations(starts_R + place, max(prefix.lengths) + place + 1)
 
     def _block(self, ids_RS: Tensor, prefix: Prefix, rows: Rows, places: int | Tensor, filled: int) -> Tensor:
         num_rows, num_new = ids_RS.shape

@@ -93,7 +93,7 @@ def sample_images(
     )
     decoder.told = True
     slots = Slots(vlm)
-    line = progress_tokens or (vlm.row_tokens + 1 if vlm.row_tokens else max(1, round(length**0.5)))
+    line = progress_tokens or line_of(vlm)
     order = sorted(range(len(prefixes)), key=lambda row: len(prefixes[row]))
 
     def sample(start: int, stop: int) -> None:
@@ -104,7 +104,7 @@ def sample_images(
             drawn = range(first_candidate + first, first_candidate + last)
             noise_RN = noise_of([seeds[row] for row in sources], drawn, length).to(decoder.device)
             every = line if on_progress else slots.count
-            for codes_RL in _decode(
+            for codes_RL in decode_slots(
                 candidates, slots.spread(noise_RN, 0), last - first, sampling, line=every, slots=slots
             ):
                 codes = slots.codes(codes_RL).view(len(sources), last - first, -1)
@@ -135,6 +135,11 @@ def _read(vlm: UnifiedVLM, decoder: Decoder, sampling: Sampling, prefixes: Seque
     return Candidates(vlm, decoder, sampling, prefixes)
 
 
+def line_of(vlm: UnifiedVLM) -> int:
+    """Slots of one line of the image, its end among them."""
+    return vlm.row_tokens + 1 if vlm.row_tokens else max(1, round(vlm.tokens_per_image**0.5))
+
+
 def seeds_of(seed: int | Sequence[int], count: int) -> list[int]:
     """One seed a row; :class:`InputError` for another number of them."""
     seeds = [seed] * count if isinstance(seed, int) else list(seed)
@@ -143,7 +148,7 @@ def seeds_of(seed: int | Sequence[int], count: int) -> list[int]:
     return seeds
 
 
-def _decode(
+def decode_slots(
     candidates: Candidates, noise_RL: Tensor, each: int, sampling: Sampling, *, line: int, slots: Slots
 ) -> Iterator[Tensor]:
     """int64 (R, l) on the device: what fills the slots so far, after every ``line`` of them and at the end."""

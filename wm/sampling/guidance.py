@@ -18,7 +18,7 @@ from wm.errors import InputError
 from wm.models.protocol import UnifiedVLM
 from wm.sampling.cache import Prefix
 from wm.sampling.checks import need_finite
-from wm.sampling.decoder import Decoder
+from wm.sampling.decoder import Decoder, Group
 from wm.sampling.noise import Sampling
 from wm.sampling.slots import Slots
 
@@ -89,6 +89,10 @@ class Candidates:
         hidden = self.decoder.extend(ids, self._prefix, self._rows, places, filled)
         return self.mixing()(hidden.flatten(0, 1)).view(*codes_RS.shape, -1)
 
+    def group(self, code_R: Tensor, place: int) -> Group:
+        """One code of each row, to be decoded together with other candidates'."""
+        return Group(self._rows_of_code[code_R].repeat(self.conditions), self._prefix, self._rows, place)
+
     def keep(self, sources: Sequence[int], rows: Sequence[int]) -> None:
         """Go on with these sources and rows only, equally many of each source, in this order."""
         num_sources, num_rows = self._prefix.count // self.conditions, len(self._rows.keys[0]) // self.conditions
@@ -100,11 +104,16 @@ class Candidates:
 
     def mixing(self) -> Callable[[Tensor], Tensor]:
         """Hidden states (C x R, H) to logits (R, V), all conditions mixed; holds nothing of the sources."""
-        decoder, conditions = self.decoder, self.conditions
-        scales = self._sampling.guidance_text, self._sampling.guidance_image
+        decoder, mixed = self.decoder, _mixer(self.conditions, self._sampling)
+        return lambda hidden_XH: mixed(decoder.image_logits(hidden_XH))
 
-        def mixed(hidden_XH: Tensor) -> Tensor:
-            logits_XV = decoder.image_logits(hidden_XH)
-            return logits_XV if conditions == 1 else mix(logits_XV.view(conditions, -1, logits_XV.shape[-1]), *scales)
+    def mixed(self, logits_XV: Tensor) -> Tensor:
+        """Logits (C x R, V) to (R, V), all conditions mixed."""
+        return _mixer(self.conditions, self._sampling)(logits_XV)
 
-        return mixed
+
+def _mixer(conditions: int, sampling: Sampling) -> Callable[[Tensor], Tensor]:
+    scales = sampling.guidance_text, sampling.guidance_image
+    if conditions == 1:
+        return lambda logits_XV: logits_XV
+    return lambda logits_XV: mix(logits_XV.view(conditions, -1, logits_XV.shape[-1]), *scales)

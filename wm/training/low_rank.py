@@ -87,7 +87,7 @@ def products_of(layers: Sequence[Projection], dtype: torch.dtype, *, one_mask: b
     for (dropout, _), numbers in members.items():
         ranks = [len(_need(layers[number].down_RI)) for number in numbers]
         # Of the generator that the seed of the step sets and that checkpointing sets back.
-        seed = int(torch.randint(1 << 62, ())) if dropout else 0
+        seed = int(torch.randint(1 << 62, (), device="cpu")) if dropout else 0
         groups.append(Group(tuple(numbers), ranks, dropout, seed))
     return Products(tuple(layers), dtype, groups)
 

@@ -1,0 +1,147 @@
+"""The thread of a replica that owns its models: images of many requests grow in it together, other work goes between
+their lines. The event loop stays free to take requests, to answer health checks and to cancel."""
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from wm.sampling import Grown, ImagePool, ImageRequest
+
+T = TypeVar("T")
+
+
+@dataclass
+class _Pending:
+    """A request whose images are awaited by a task of an event loop."""
+
+    loop: asyncio.AbstractEventLoop
+    future: "asyncio.Future[Tensor]"
+    on_line: Callable[[Grown], object] | None
+    key: int = -1
+    pieces: dict[int, Tensor] = field(default_factory=dict)
+    """Whole ones, by their first candidate."""
+
+
+class ModelThread:
+    """One thread, and the pool of images that it advances. Methods are for tasks of any event loop."""
+
+    def __init__(self, pool: ImagePool | None = None) -> None:
+        self._pool = pool
+        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._pending: dict[int, _Pending] = {}
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+        self._thread.start()
+
+    async def call(self, work: Callable[[], T]) -> T:
+        """What ``work`` returns, done in the thread; not done at all if the task is cancelled before its turn."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+
+        def turn() -> None:
+            if future.cancelled():
+                return
+            try:
+                found = work()
+            except Exception as error:  # the caller's, whatever it is
+                _tell(loop, future, error=error)
+            else:
+                _tell(loop, future, found)
+
+        self._inbox.put(turn)
+        return await future
+
+    async def images(self, request: ImageRequest, on_line: Callable[[Grown], object] | None = None) -> Tensor:
+        """int64 (K, N): the images of a request. ``on_line`` is called in the event loop with what each line adds. A
+        task that is cancelled gives its rows back at the next line."""
+        loop = asyncio.get_running_loop()
+        pending = _Pending(loop, loop.create_future(), on_line)
+        self._inbox.put(lambda: self._add(request, pending))
+        try:
+            return await pending.future
+        finally:
+            if not pending.future.done() or pending.future.cancelled():
+                self._inbox.put(lambda: self._drop(pending))
+
+    def close(self) -> None:
+        """End the thread after what it is doing; waits for it."""
+        self._inbox.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            is_busy = self._pool is not None and self._pool.num_requests > 0
+            try:
+                command = self._inbox.get(block=not is_busy)
+            except queue.Empty:
+                self._advance()
+                continue
+            if command is None:
+                return
+            command()
+
+    def _add(self, request: ImageRequest, pending: _Pending) -> None:
+        assert self._pool is not None
+        if pending.future.cancelled():
+            return
+        try:
+            pending.key = self._pool.add(request)
+        except Exception as error:  # told to the one who asked
+            _tell(pending.loop, pending.future, error=error)
+        else:
+            self._pending[pending.key] = pending
+
+    def _drop(self, pending: _Pending) -> None:
+        assert self._pool is not None
+        if self._pending.pop(pending.key, None) is not None:
+            self._pool.drop(pending.key)
+
+    def _advance(self) -> None:
+        assert self._pool is not None
+        try:
+            grown = self._pool.advance()
+        except Exception as error:  # nobody's in particular, such as a device that is lost
+            for pending in list(self._pending.values()):
+                _tell(pending.loop, pending.future, error=error)
+                self._drop(pending)
+            return
+        for entry in grown:
+            self._deliver(self._pending[entry.key], entry)
+
+    def _deliver(self, pending: _Pending, grown: Grown) -> None:
+        if pending.on_line is not None:
+            _schedule(pending.loop, pending.on_line, grown)
+        if grown.is_whole:
+            pending.pieces[grown.candidates.start] = grown.codes
+        if grown.is_last:
+            del self._pending[grown.key]
+            _tell(pending.loop, pending.future, torch.cat([pending.pieces[first] for first in sorted(pending.pieces)]))
+
+
+def _tell(
+    loop: asyncio.AbstractEventLoop, future: "asyncio.Future[Any]", found: Any = None, error: Exception | None = None
+) -> None:
+    """Settle a future of another thread's loop, unless nobody awaits it any more."""
+
+    def settle() -> None:
+        if future.done():
+            return
+        if error is None:
+            future.set_result(found)
+        else:
+            future.set_exception(error)
+
+    _schedule(loop, settle)
+
+
+def _schedule(loop: asyncio.AbstractEventLoop, work: Callable[..., object], *arguments: object) -> None:
+    try:
+        loop.call_soon_threadsafe(work, *arguments)
+    except RuntimeError:
+        if not loop.is_closed():
+            raise  # a closed loop has nobody left who waits

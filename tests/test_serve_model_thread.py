@@ -1,0 +1,125 @@
+"""The thread that owns a replica's models: requests of event loops, their images, their ends."""
+
+import asyncio
+import threading
+
+import pytest
+import torch
+from models_reference import lively
+
+from serve_apps.model_thread import ModelThread
+from wm.dynamics.fdm import forward_prefix
+from wm.models import load_model
+from wm.sampling import Decoder, ImagePool, ImageRequest, Sampling, sample_images
+
+ACTIONS = ["put", "move the red cup left", "take the block"]
+
+
+@pytest.fixture(scope="module")
+def vlm(tiny_base):
+    return lively(load_model(tiny_base))
+
+
+@pytest.fixture
+def pool(vlm):
+    return ImagePool(vlm, Decoder(vlm), line_tokens=1)
+
+
+@pytest.fixture
+def thread(pool):
+    made = ModelThread(pool)
+    yield made
+    made.close()
+
+
+def request_of(vlm, number, count=2):
+    prefix = forward_prefix(vlm, [number % 7, 5, 9, 0], ACTIONS[number % 3])
+    return ImageRequest(prefix, count, Sampling(), seed=number)
+
+
+def alone(vlm, request):
+    return sample_images(vlm, [request.prefix], num_samples=request.num_samples, seed=request.seed)[0]
+
+
+def test_many_at_once_get_their_own_images_and_their_lines(vlm, thread):
+    requests = [request_of(vlm, number, 1 + number % 3) for number in range(9)]
+    lines = [[] for _ in requests]
+
+    async def ask():
+        return await asyncio.gather(
+            *(thread.images(request, line.append) for request, line in zip(requests, lines, strict=True))
+        )
+
+    for request, found, line in zip(requests, asyncio.run(ask()), lines, strict=True):
+        expected = alone(vlm, request)
+        assert torch.equal(found, expected)
+        assert [entry.codes.shape[1] for entry in line] == list(range(1, vlm.tokens_per_image + 1))
+        assert all(torch.equal(entry.codes, expected[:, : entry.codes.shape[1]]) for entry in line)
+
+
+def test_work_has_its_turn_while_images_grow(vlm, thread):
+    async def ask():
+        images = asyncio.create_task(thread.images(request_of(vlm, 1)))
+        names = [await thread.call(lambda: threading.current_thread().name) for _ in range(3)]
+        return await images, names
+
+    images, names = asyncio.run(ask())
+    assert torch.equal(images, alone(vlm, request_of(vlm, 1))) and names == ["model"] * 3
+
+
+def test_a_cancelled_request_leaves_the_pool(vlm, thread, pool):
+    async def ask():
+        begun = asyncio.Event()
+        doomed = asyncio.create_task(thread.images(request_of(vlm, 1, 3), lambda grown: begun.set()))
+        kept = asyncio.create_task(thread.images(request_of(vlm, 2)))
+        await begun.wait()
+        doomed.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await doomed
+        return await kept
+
+    held = threading.Event()
+    advance, keys = pool.advance, []
+
+    def slowly():
+        grown = advance()
+        keys.extend(entry.key for entry in grown if entry.is_last)
+        held.wait(0.05)
+        return grown
+
+    pool.advance = slowly
+    assert torch.equal(asyncio.run(ask()), alone(vlm, request_of(vlm, 2)))
+    assert keys == [1] and pool.num_requests == pool.num_rows == 0
+
+
+def test_work_that_is_cancelled_before_its_turn_is_not_done(thread):
+    done = []
+
+    async def ask():
+        gate = threading.Event()
+        first = asyncio.create_task(thread.call(gate.wait))
+        second = asyncio.create_task(thread.call(lambda: done.append(1)))
+        await asyncio.sleep(0.01)
+        second.cancel()
+        await asyncio.sleep(0)
+        gate.set()
+        await first
+        await thread.call(lambda: done.append(2))
+
+    asyncio.run(ask())
+    assert done == [2]
+
+
+def test_errors_reach_those_who_asked_and_the_thread_goes_on(vlm, thread, pool):
+    def fail():
+        raise ValueError("of this work")
+
+    with pytest.raises(ValueError, match="of this work"):
+        asyncio.run(thread.call(fail))
+    advance = pool.advance
+    pool.advance = fail
+    with pytest.raises(ValueError, match="of this work"):
+        asyncio.run(thread.images(request_of(vlm, 1)))
+    assert pool.num_requests == 0
+    pool.advance = advance
+    assert torch.equal(asyncio.run(thread.images(request_of(vlm, 1))), alone(vlm, request_of(vlm, 1)))
