@@ -113,14 +113,13 @@ def test_a_dry_run_needs_neither_gpus_nor_weights(tmp_path: Path, capsys: pytest
         values = {"dataset": "d", "split": "train", "video_uri": name, "source_image": image, "target_image": image}
         rows.append(triplet_row(**values, **codes, action="put the cup", origin="human"))
     triplets = write_triplets(rows, tmp_path / "triplets")
-    recipe = recipe_of(
-        base, triplets, tmp_path / "out", use_gpu=True, num_workers=2, precision="bf16", global_batch=2, device_gib=16
-    )
+    values = {"use_gpu": True, "num_workers": 2, "precision": "bf16", "global_batch": 2, "device_gib": 15}
+    recipe = recipe_of(base, triplets, tmp_path / "out", zero_stage=1, **values)
     plan = run(recipe, dry_run=True)
     assert plan["memory"]["weights"] == pytest.approx(2 * 7.01e9, rel=0.01)
     assert plan["longest_row"] > 2 * 1024 and plan["completion_tokens_per_batch"] >= 2 * 1024
     no_room, no_gpus = plan["does_not_fit"]
-    assert "room for 14.5 GiB" in no_room and "asks for 2 GPUs" in no_gpus
+    assert "room for 13.5 GiB" in no_room and "asks for 2 GPUs" in no_gpus
     told = capsys.readouterr().out
     assert "13.06 GiB frozen weights" in told and told.count("will not fit: ") == 2
     assert not (tmp_path / "out").exists()
