@@ -266,7 +266,8 @@ def test_what_cannot_be_recorded_is_called(models, monkeypatch, caplog):
     decoder = Decoder(vlm, stepping="compiled")
     with caplog.at_level(logging.WARNING):
         assert torch.equal(sample_images(vlm, prefixes, num_samples=2, decoder=decoder), expected)
-    told = [record.getMessage() for record in caplog.records]
+    # A job that ran before in this process may have asked for more than warnings.
+    told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     kernels = "decoding with Triton kernels"
     assert [text.split(" failed")[0] for text in told] == [f"compiled {kernels}", f"graph {kernels}", "graph decoding"]
     assert [text.split("with ")[-1] for text in told] == ["graph decoding", "graph decoding", "plain decoding"]
