@@ -41,13 +41,7 @@ async def _call(method: Any, *arguments: Any) -> Any:
             return await _asked(method, *arguments)
         except RayActorError as error:
             if not tries_left:
-                raise ApiError(
-                    "the replicas at work on this request died; try again",
-                    status=503,
-                    kind="server_error",
-                    code="replica_died",
-                    headers={"Retry-After": "1"},
-                ) from error
+                raise _unavailable("the replicas at work on this request died; try again", "replica_died") from error
             logger.warning("a replica died at work on a request (%s); asking another", error)
     raise AssertionError
 
@@ -56,17 +50,15 @@ async def _asked(method: Any, *arguments: Any) -> Any:
     try:
         return await method.remote(*arguments)
     except BackPressureError as error:
-        raise ApiError(
-            "the server is busy; try again soon",
-            status=503,
-            kind="server_error",
-            code="overloaded",
-            headers={"Retry-After": "1"},
-        ) from error
+        raise _unavailable("the server is busy; try again soon", "overloaded") from error
     except RayTaskError as error:
         if isinstance(error.cause, InputError):
             raise ApiError(str(error.cause), code="invalid_value") from error
         raise
+
+
+def _unavailable(message: str, code: str) -> ApiError:
+    return ApiError(message, status=503, kind="server_error", code=code, headers={"Retry-After": "1"})
 
 
 app = create_app("wm: verified predictions of a world model")

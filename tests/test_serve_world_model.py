@@ -15,13 +15,14 @@ import psutil
 import pytest
 import yaml
 from PIL import Image
+from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import BackPressureError
 from ray.serve.schema import ServeDeploySchema
 
 from serve_apps.__main__ import StartRecipe, start, stop
 from serve_apps.__main__ import main as serve_main
 from serve_apps.recipe import ServeRecipe
-from serve_apps.world_model import _call
+from serve_apps.world_model import TRIES, _call
 from wm.api import ApiError
 from wm.dynamics import Sampling, sample_observations, verify
 from wm.errors import InputError
@@ -270,6 +271,31 @@ def test_a_full_queue_is_told_in_the_same_shape():
     with pytest.raises(ApiError) as caught:
         asyncio.run(_call(Busy()))
     assert (caught.value.status, caught.value.code) == (503, "overloaded")
+    assert caught.value.headers == {"Retry-After": "1"}
+
+
+class Dying:
+    """A deployment's method of which the first so many replicas die at work."""
+
+    def __init__(self, deaths):
+        self.left, self.asked = deaths, []
+
+    async def remote(self, *arguments):
+        self.asked.append(arguments)
+        self.left -= 1
+        if self.left >= 0:
+            raise ActorDiedError
+        return "found"
+
+
+def test_a_replica_that_dies_is_replaced_by_another_and_not_for_ever():
+    method = Dying(TRIES - 1)
+    assert asyncio.run(_call(method, 1, "two")) == "found"
+    assert method.asked == [(1, "two")] * TRIES
+    method = Dying(99)
+    with pytest.raises(ApiError) as caught:
+        asyncio.run(_call(method))
+    assert (caught.value.status, caught.value.code, len(method.asked)) == (503, "replica_died", TRIES)
     assert caught.value.headers == {"Retry-After": "1"}
 
 
