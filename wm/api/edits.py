@@ -1,14 +1,8 @@
-"""OpenAI's image-edit requests as plain data: what is accepted, and the shape of every error.
-
-Nothing here speaks HTTP or knows a model. The form is that of ``POST /v1/images/edits`` of OpenAI's API
+"""OpenAI's image-edit requests as plain data. The form is that of ``POST /v1/images/edits`` of OpenAI's API
 (multipart, or JSON with ``images[].image_url`` as data URLs), with a few fields of our own: ``best_of``,
 ``seed``, ``temperature``, ``top_k``, ``top_p``, ``guidance``, ``guidance_image``, ``verify``.
 """
 
-import base64
-import binascii
-import json
-import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,45 +10,13 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-MAX_SEED = 2**31 - 1
-"""Seeds are 31-bit: every JSON reader and every generator takes them whole."""
+from wm.api.checks import MAX_SEED, check_action, check_length, explained, image_bytes, object_of
+from wm.api.errors import ApiError, Limits
+
 MAX_SIDE_PX = 2048
 MAX_GUIDANCE = 100
 IMAGE_FIELDS = ("image", "image[]", "images")
 OutputFormat = Literal["png", "jpeg", "webp"]
-
-
-class ApiError(Exception):
-    """An answer that is an error: an HTTP status and the four parts of OpenAI's error object."""
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        status: int = 400,
-        kind: str = "invalid_request_error",
-        param: str | None = None,
-        code: str | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.message, self.status, self.kind, self.param, self.code = message, status, kind, param, code
-        self.headers = dict(headers or {})
-
-    def body(self) -> dict[str, Any]:
-        """``{"error": {message, type, param, code}}``."""
-        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one request may ask for."""
-
-    max_body_bytes: int = 20_000_000
-    max_pixels: int = 40_000_000
-    max_prompt_chars: int = 1000
-    max_best_of: int = 64
-    default_best_of: int = 8
 
 
 class EditFields(BaseModel):
@@ -107,12 +69,7 @@ class EditFields(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if not self.prompt.strip():
-            raise ApiError("prompt is empty; expected the action to take in the image, in words", param="prompt")
-        if "\0" in self.prompt:
-            raise ApiError("prompt contains a NUL character", param="prompt", code="invalid_value")
-        if any("\ud800" <= char <= "\udfff" for char in self.prompt):
-            raise ApiError("prompt is not valid Unicode: it holds half a surrogate pair", param="prompt")
+        check_action(self.prompt, "prompt")
         if self.stream:
             raise ApiError("stream = true is not supported; leave it out", param="stream", code="unsupported_value")
         if self.output_compression is not None and self.output_format == "png":
@@ -151,7 +108,7 @@ def edit_from_form(items: Iterable[tuple[str, str | bytes]], limits: Limits) -> 
     images: list[bytes] = []
     for name, value in items:
         if name in IMAGE_FIELDS:
-            images.append(value if isinstance(value, bytes) else _bytes_of(value, name))
+            images.append(value if isinstance(value, bytes) else image_bytes(value, name))
         elif isinstance(value, bytes):
             expected = "this server takes no mask" if name == "mask" else "the file goes into the field image"
             raise ApiError(f"field {name!r} is a file; {expected}", param=name, code="unknown_parameter")
@@ -164,17 +121,12 @@ def edit_from_form(items: Iterable[tuple[str, str | bytes]], limits: Limits) -> 
 
 def edit_from_json(body: bytes, limits: Limits) -> Edit:
     """Check a JSON body: ``images: [{"image_url": "data:…"}]`` as OpenAI has it, or ``image: "base64"``."""
-    try:
-        values = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise ApiError(f"the body is not valid JSON: {error}", code="invalid_json") from error
-    if not isinstance(values, dict):
-        raise ApiError("the body is not a JSON object", code="invalid_json")
+    values = object_of(body)
     references: list[Any] = []
     for name in ("image", "images"):
         given = values.pop(name, [])
         references += given if isinstance(given, list) else [given]
-    images = [_bytes_of(reference, "image") for reference in references]
+    images = [image_bytes(reference, "image") for reference in references]
     return _check(values, images, limits, strict=True)
 
 
@@ -182,19 +134,14 @@ def _check(values: Mapping[str, Any], images: Sequence[bytes], limits: Limits, *
     try:
         fields = EditFields.model_validate(values, strict=strict)
     except ValidationError as error:
-        raise _explain(error) from error
+        raise explained(error, ["image", *EditFields.model_fields]) from error
     if len(images) != 1:
         raise ApiError(
             f"{len(images)} images are given; expected exactly one, the source, in the field image",
             param="image",
             code="missing_required_parameter" if not images else "invalid_value",
         )
-    if len(fields.prompt) > limits.max_prompt_chars:
-        raise ApiError(
-            f"prompt has {len(fields.prompt):,} characters; at most {limits.max_prompt_chars:,} are accepted",
-            param="prompt",
-            code="string_above_max_length",
-        )
+    check_length(fields.prompt, "prompt", limits)
     return Edit(
         image=images[0],
         prompt=fields.prompt.strip(),
@@ -246,34 +193,3 @@ def _side(size: str) -> int | None:
             code="invalid_value",
         )
     return width
-
-
-def _bytes_of(reference: Any, name: str) -> bytes:
-    """Bytes of an image given as text: a data URL or base64. Addresses are refused: nothing is fetched."""
-    if isinstance(reference, dict):
-        if set(reference) != {"image_url"}:
-            raise ApiError(f"{name}: expected {{'image_url': 'data:image/png;base64,…'}}", param=name)
-        reference = reference["image_url"]
-    if not isinstance(reference, str):
-        raise ApiError(f"{name}: expected a data URL or base64 text, got {type(reference).__name__}", param=name)
-    if re.match(r"(?i)[a-z][a-z0-9+.-]*://", reference):
-        raise ApiError(f"{name} is an address; this server fetches nothing: send the bytes or a data URL", param=name)
-    head, comma, text = reference.partition(",")
-    if comma and not re.fullmatch(r"(?i)data:[^,]*;base64", head):
-        raise ApiError(f"{name}: expected a data URL that starts with data:image/…;base64,", param=name)
-    try:
-        return base64.b64decode(text if comma else reference, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise ApiError(f"{name} is not valid base64: {error}", param=name) from error
-
-
-def _explain(error: ValidationError) -> ApiError:
-    """The first mistake pydantic found, in OpenAI's words."""
-    item = error.errors()[0]
-    name = str(item["loc"][0]) if item["loc"] else None
-    if item["type"] == "extra_forbidden":
-        fields = ", ".join(["image", *EditFields.model_fields])
-        return ApiError(f"unknown field {name!r:.80}; the fields are {fields}", param=name, code="unknown_parameter")
-    if item["type"] == "missing":
-        return ApiError(f"{name} is missing", param=name, code="missing_required_parameter")
-    return ApiError(f"{name} = {item['input']!r:.80}: {item['msg'].lower()}", param=name, code="invalid_value")
