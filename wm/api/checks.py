@@ -68,7 +68,8 @@ def image_bytes(reference: Any, name: str) -> bytes:
 def explained(error: ValidationError, fields: Iterable[str]) -> ApiError:
     """The first mistake pydantic found, in OpenAI's words; ``fields``: the names that are known."""
     item = error.errors()[0]
-    name = str(item["loc"][0]) if item["loc"] else None
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"])
+    name = "".join(parts).removeprefix(".")[:80] or None
     if item["type"] == "extra_forbidden":
         known = ", ".join(fields)
         return ApiError(f"unknown field {name!r:.80}; the fields are {known}", param=name, code="unknown_parameter")

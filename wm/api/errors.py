@@ -19,12 +19,18 @@ class ApiError(Exception):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.message, self.status, self.kind, self.param, self.code = message, status, kind, param, code
+        self.message, self.status, self.kind, self.code = _sendable(message), status, kind, code
+        self.param = None if param is None else _sendable(param)
         self.headers = dict(headers or {})
 
     def body(self) -> dict[str, Any]:
         """``{"error": {message, type, param, code}}``."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+
+def _sendable(text: str) -> str:
+    """Without halves of surrogate pairs, which JSON can hold and UTF-8 cannot."""
+    return text.encode("utf-8", "replace").decode()
 
 
 @dataclass(frozen=True)
@@ -36,3 +42,6 @@ class Limits:
     max_prompt_chars: int = 1000
     max_best_of: int = 64
     default_best_of: int = 8
+    max_new_tokens: int = 256
+    default_new_tokens: int = 32
+    max_scores: int = 256
