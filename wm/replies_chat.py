@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from wm.api.chat import Question
-from wm.api.score import Scoring
+from wm.api.chat import ChatAsked
+from wm.api.score import ScoreAsked
 
 Token: TypeAlias = Mapping[str, Any]
 LEAST_LOGPROB = -9999.0
@@ -29,14 +29,14 @@ class Head:
         return {"id": self.id, "object": kind, "created": self.created_s, "model": self.model}
 
 
-def chat_reply(question: Question, head: Head, steps: Iterable[Sequence[Token]]) -> dict[str, Any]:
+def chat_reply(asked: ChatAsked, head: Head, steps: Iterable[Sequence[Token]]) -> dict[str, Any]:
     """OpenAI's ``ChatCompletion``. Every choice has the ``logprob`` of its action (nats, the end included), the
     ``mean_logprob`` and ``tokens``; the first one's stand beside ``choices`` too, with the ``seed``."""
     tokens = _by_choice(steps)
-    choices = [_choice(question, index, row) for index, row in sorted(tokens.items())]
+    choices = [_choice(asked, index, row) for index, row in sorted(tokens.items())]
     belief = {name: choices[0][name] for name in ("logprob", "mean_logprob", "tokens")}
     usage = _usage(head, sum(map(len, tokens.values())))
-    reply = {"choices": choices, "usage": usage, "system_fingerprint": None, "seed": question.seed}
+    reply = {"choices": choices, "usage": usage, "system_fingerprint": None, "seed": asked.seed}
     return head.of("chat.completion") | reply | belief
 
 
@@ -44,14 +44,14 @@ class ChatChunks:
     """The same answer as OpenAI's ``chat.completion.chunk`` objects. The last chunk of a choice has its ``logprob``,
     ``mean_logprob`` and ``tokens``."""
 
-    def __init__(self, question: Question, head: Head) -> None:
-        self._question, self._head = question, head
-        self._logprobs: dict[int, list[float]] = {index: [] for index in range(question.n)}
+    def __init__(self, asked: ChatAsked, head: Head) -> None:
+        self._asked, self._head = asked, head
+        self._logprobs: dict[int, list[float]] = {index: [] for index in range(asked.n)}
 
     def opening(self) -> list[dict[str, Any]]:
         """Who speaks; one for each choice."""
         delta = {"role": "assistant", "content": "", "refusal": None}
-        return [self._chunk(index, delta, None, None) for index in range(self._question.n)]
+        return [self._chunk(index, delta, None, None) for index in range(self._asked.n)]
 
     def step(self, tokens: Sequence[Token]) -> list[dict[str, Any]]:
         """What a step adds; nothing for a token that releases no text where nobody asked for its probability."""
@@ -59,7 +59,7 @@ class ChatChunks:
         for token in tokens:
             index, finish = token["sample"], token["finish"]
             self._logprobs[index].append(token["chosen"]["logprob"])
-            logprobs = _logprobs(self._question, [token])
+            logprobs = _logprobs(self._asked, [token])
             if token["released"] or (logprobs and finish is None):
                 chunks.append(
                     self._chunk(index, {"content": token["released"]}, logprobs if not finish else None, None)
@@ -72,26 +72,26 @@ class ChatChunks:
 
     def closing(self) -> list[dict[str, Any]]:
         """The count of tokens, for who asked for it."""
-        if not self._question.include_usage:
+        if not self._asked.include_usage:
             return []
         usage = _usage(self._head, sum(map(len, self._logprobs.values())))
         return [self._plain() | {"choices": [], "usage": usage}]
 
     def _plain(self) -> dict[str, Any]:
-        return self._head.of("chat.completion.chunk") | {"system_fingerprint": None, "seed": self._question.seed}
+        return self._head.of("chat.completion.chunk") | {"system_fingerprint": None, "seed": self._asked.seed}
 
     def _chunk(self, index: int, delta: dict[str, Any], logprobs: Any, finish: str | None) -> dict[str, Any]:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
-        return self._plain() | {"choices": [choice]} | ({"usage": None} if self._question.include_usage else {})
+        return self._plain() | {"choices": [choice]} | ({"usage": None} if self._asked.include_usage else {})
 
 
 def score_reply(
-    scoring: Scoring, scores: Sequence[Sequence[tuple[float, int]]], *, model: str, prompt_tokens: int
+    asked: ScoreAsked, scores: Sequence[Sequence[tuple[float, int]]], *, model: str, prompt_tokens: int
 ) -> dict[str, Any]:
     """``scores[t][a]``: log-probability (nats, the end included) of action a for target t, and the number of its
     tokens. ``best``: the likeliest of all, of equal ones the first."""
     data: list[dict[str, Any]] = [
-        {"target": target, "action": action, "text": scoring.actions[action]} | _sums(logprob, count)
+        {"target": target, "action": action, "text": asked.actions[action]} | _sums(logprob, count)
         for target, row in enumerate(scores)
         for action, (logprob, count) in enumerate(row)
     ]
@@ -110,12 +110,12 @@ def _by_choice(steps: Iterable[Sequence[Token]]) -> dict[int, list[Token]]:
     return tokens
 
 
-def _choice(question: Question, index: int, tokens: Sequence[Token]) -> dict[str, Any]:
+def _choice(asked: ChatAsked, index: int, tokens: Sequence[Token]) -> dict[str, Any]:
     text = "".join(token["released"] for token in tokens)
     return {
         "index": index,
         "message": {"role": "assistant", "content": text, "refusal": None},
-        "logprobs": _logprobs(question, tokens),
+        "logprobs": _logprobs(asked, tokens),
         "finish_reason": tokens[-1]["finish"],
     } | _belief([token["chosen"]["logprob"] for token in tokens])
 
@@ -136,8 +136,8 @@ def _usage(head: Head, completion_tokens: int) -> dict[str, int]:
     }
 
 
-def _logprobs(question: Question, tokens: Sequence[Token]) -> dict[str, Any] | None:
-    if not question.logprobs:
+def _logprobs(asked: ChatAsked, tokens: Sequence[Token]) -> dict[str, Any] | None:
+    if not asked.logprobs:
         return None
     content = [
         _entry(token["chosen"]) | {"top_logprobs": [_entry(belief) for belief in token["top"]]} for token in tokens

@@ -105,7 +105,7 @@ class ChatFields(BaseModel):
 
 
 @dataclass(frozen=True)
-class Question:
+class ChatAsked:
     """A checked request. ``images``: source and target, the encoded bytes as sent, with the names of their fields."""
 
     images: tuple[tuple[str, bytes], tuple[str, bytes]]
@@ -121,7 +121,7 @@ class Question:
     include_usage: bool
 
 
-def question_from_json(body: bytes, limits: Limits) -> Question:
+def chat_from_json(body: bytes, limits: Limits) -> ChatAsked:
     """Check a JSON body; :class:`ApiError` names what is wrong."""
     values = object_of(body)
     _need_neutral(values)
@@ -141,7 +141,7 @@ def question_from_json(body: bytes, limits: Limits) -> Question:
             code="integer_above_max_value",
         )
     options = fields.stream_options or StreamOptions()
-    return Question(
+    return ChatAsked(
         images=_images_of(messages, limits),
         model=fields.model,
         n=fields.n or 1,

@@ -23,6 +23,11 @@ class ApiError(Exception):
         self.param = None if param is None else _sendable(param)
         self.headers = dict(headers or {})
 
+    @classmethod
+    def internal(cls) -> "ApiError":
+        """What a stranger is told of a fault of the server's."""
+        return cls("the server failed to answer", status=500, kind="server_error", code="internal_error")
+
     def body(self) -> dict[str, Any]:
         """``{"error": {message, type, param, code}}``."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
@@ -42,6 +47,8 @@ class Limits:
     max_prompt_chars: int = 1000
     max_best_of: int = 64
     default_best_of: int = 8
+    max_actions: int = 64
+    max_beam: int = 8
     max_new_tokens: int = 256
     default_new_tokens: int = 32
     max_scores: int = 256

@@ -29,7 +29,7 @@ class ScoreFields(BaseModel):
 
 
 @dataclass(frozen=True)
-class Scoring:
+class ScoreAsked:
     """A checked request. ``images``: the source, then the targets, encoded, with the names of their fields."""
 
     images: tuple[tuple[str, bytes], ...]
@@ -37,7 +37,7 @@ class Scoring:
     model: str | None
 
 
-def scoring_from_json(body: bytes, limits: Limits) -> Scoring:
+def score_from_json(body: bytes, limits: Limits) -> ScoreAsked:
     """Check a JSON body; :class:`ApiError` names what is wrong."""
     values = object_of(body)
     try:
@@ -57,7 +57,7 @@ def scoring_from_json(body: bytes, limits: Limits) -> Scoring:
         check_action(action, f"actions[{index}]")
     named: list[tuple[str, Any]] = [("image", fields.image)]
     named += [(f"targets[{index}]", target) for index, target in enumerate(fields.targets)]
-    return Scoring(
+    return ScoreAsked(
         images=tuple((name, data_url_bytes(reference, name)) for name, reference in named),
         actions=tuple(action.strip() for action in fields.actions),
         model=fields.model,

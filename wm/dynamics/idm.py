@@ -1,6 +1,6 @@
 """Inverse dynamics p(action | source, target): propose an action, or score given ones (paper section 3.1)."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -15,7 +15,7 @@ from wm.models.protocol import UnifiedVLM
 from wm.sampling.decoder import Decoder
 from wm.sampling.noise import Sampling
 from wm.sampling.pieces import TextPieces
-from wm.sampling.texts import GREEDY, TextToken, generate_texts, need_length, text_steps
+from wm.sampling.texts import GREEDY, TextRun, TextToken, advance_texts, generate_texts
 
 Codes: TypeAlias = Tensor | npt.NDArray[np.integer[npt.NBitBase]] | Sequence[Sequence[int]]
 """Codebook ids (B, N)."""
@@ -64,14 +64,6 @@ class ActionToken:
     """Of the end: whether the model ended the action, or had used up its tokens."""
 
 
-@dataclass(frozen=True)
-class Proposal:
-    """An action and its tokens, the end last."""
-
-    action: ScoredAction
-    tokens: tuple[ActionToken, ...]
-
-
 def propose_actions(
     idm: UnifiedVLM,
     source_BN: Codes,
@@ -96,90 +88,83 @@ def propose_actions(
     return [ScoredAction(idm.detokenize(item.ids), item.logprob, item.num_tokens) for item in completions]
 
 
-def propose_tokens(
-    idm: UnifiedVLM,
-    source_N: Sequence[int] | Tensor,
-    target_N: Sequence[int] | Tensor,
-    *,
-    num_samples: int = 1,
-    sampling: Sampling = GREEDY,
-    seed: int = 0,
-    num_top: int = 0,
-    max_new_tokens: int = 32,
-    decoder: Decoder | None = None,
-) -> Iterator[list[ActionToken]]:
-    """``num_samples`` actions of one pair as they grow: with every step the next token of each that has not ended.
+class Proposing:
+    """``num_samples`` actions of one pair of images as they grow; :func:`advance_proposals` adds a token to each.
 
-    Greedy: the action of :func:`propose_actions`. The settings are those of :func:`wm.sampling.texts.text_steps`, which
-    says how tokens are drawn. Raises :class:`InputError` at once for what cannot be done.
+    Greedy: the action of :func:`propose_actions`. The settings are those of :class:`wm.sampling.texts.TextRun`, which
+    says how tokens are drawn. Raises :class:`InputError` for what cannot be done, among it more ``max_new_tokens`` than
+    the model has positions for. ``prompt_tokens``: how many tokens the actions follow.
     """
-    prefix = pair_prefix(idm, source_N, target_N, max_new_tokens=max_new_tokens)
-    steps = text_steps(
-        idm,
-        prefix,
-        num_samples=num_samples,
-        sampling=sampling,
-        seed=seed,
-        num_top=num_top,
-        max_new_tokens=max_new_tokens,
-        decoder=decoder,
-    )
-    return _told(idm, steps, num_samples)
 
-
-def pair_prefix(
-    idm: UnifiedVLM, source_N: Sequence[int] | Tensor, target_N: Sequence[int] | Tensor, *, max_new_tokens: int
-) -> list[int]:
-    """The vocabulary ids that an action follows; :class:`InputError` if the model has no positions for its tokens."""
-    need_length(max_new_tokens)
-    prefix = flatten(idm.layout("idm", source=source_N, target=target_N))  # type: ignore[arg-type]
-    length = len(prefix) + max_new_tokens
-    if length > idm.max_positions:
-        raise InputError(
-            f"{max_new_tokens:,} new tokens: with both images the sequence would have {length:,}, the model "
-            f"{idm.max_positions:,} positions"
+    def __init__(
+        self,
+        idm: UnifiedVLM,
+        source_N: Sequence[int],
+        target_N: Sequence[int],
+        *,
+        num_samples: int = 1,
+        sampling: Sampling = GREEDY,
+        seed: int = 0,
+        num_top: int = 0,
+        max_new_tokens: int = 32,
+    ) -> None:
+        prefix = flatten(idm.layout("idm", source=source_N, target=target_N))
+        self.prompt_tokens = len(prefix)
+        length = len(prefix) + max_new_tokens
+        if length > idm.max_positions:
+            raise InputError(
+                f"{max_new_tokens:,} new tokens: with both images the sequence would have {length:,}, the model "
+                f"{idm.max_positions:,} positions"
+            )
+        self.run = TextRun(
+            [prefix],
+            num_samples=num_samples,
+            sampling=sampling,
+            seed=seed,
+            num_top=num_top,
+            max_new_tokens=max_new_tokens,
         )
-    return prefix
+        self._pieces = [TextPieces(idm) for _ in range(num_samples)]
+        self._eos_id = idm.eos_id
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether all actions have their end."""
+        return self.run.has_ended
+
+    def told(self, step: Sequence[TextToken | None]) -> list[ActionToken]:
+        """What a step of the run says."""
+        return [
+            self._token(sample, self._pieces[sample], token) for sample, token in enumerate(step) if token is not None
+        ]
+
+    def _token(self, sample: int, pieces: TextPieces, token: TextToken) -> ActionToken:
+        pairs = ((token.id, token.logprob), *token.top)
+        chosen, *top = [
+            Belief(pieces.name(row), "" if row == self._eos_id else pieces.of(row), logprob) for row, logprob in pairs
+        ]
+        if token.id != self._eos_id:
+            return ActionToken(sample, pieces.add(token.id), chosen, tuple(top), None)
+        return ActionToken(sample, pieces.end(), chosen, tuple(top), "length" if token.is_cut else "stop")
 
 
-def gather_proposals(steps: Iterable[Sequence[ActionToken]]) -> list[Proposal]:
-    """The whole actions of :func:`propose_tokens`, in the order of the samples."""
+def advance_proposals(idm: UnifiedVLM, decoder: Decoder, proposals: Sequence[Proposing]) -> list[list[ActionToken]]:
+    """Of each, the next token of every action that has not ended: one pass over the weights for all of them. Nothing is
+    computed ahead, so that who asks no more costs no more. ``decoder``: of ``idm`` as it is now."""
+    steps = advance_texts(idm, decoder, [each.run for each in proposals])
+    return [each.told(step) for each, step in zip(proposals, steps, strict=True)]
+
+
+def gather_actions(steps: Iterable[Sequence[ActionToken]]) -> list[ScoredAction]:
+    """The whole actions of steps, in the order of the samples."""
     tokens: dict[int, list[ActionToken]] = {}
     for step in steps:
         for token in step:
             tokens.setdefault(token.sample, []).append(token)
     return [
-        Proposal(
-            ScoredAction(
-                "".join(token.released for token in row), sum(token.chosen.logprob for token in row), len(row)
-            ),
-            tuple(row),
-        )
+        ScoredAction("".join(token.released for token in row), sum(token.chosen.logprob for token in row), len(row))
         for _, row in sorted(tokens.items())
     ]
-
-
-def _told(
-    idm: UnifiedVLM, steps: Iterable[Sequence[TextToken | None]], num_samples: int
-) -> Iterator[list[ActionToken]]:
-    texts = [TextPieces(idm) for _ in range(num_samples)]
-    for step in steps:
-        yield [
-            _told_token(idm, sample, pieces, token)
-            for sample, (pieces, token) in enumerate(zip(texts, step, strict=True))
-            if token is not None
-        ]
-
-
-def _told_token(idm: UnifiedVLM, sample: int, pieces: TextPieces, token: TextToken) -> ActionToken:
-    beliefs = [
-        Belief(pieces.name(row), "" if row == idm.eos_id else pieces.of(row), logprob)
-        for row, logprob in ((token.id, token.logprob), *token.top)
-    ]
-    is_end = token.id == idm.eos_id
-    finish: Literal["stop", "length"] = "length" if token.is_cut else "stop"
-    released = pieces.end() if is_end else pieces.add(token.id)
-    return ActionToken(sample, released, beliefs[0], tuple(beliefs[1:]), finish if is_end else None)
 
 
 def score_actions(
