@@ -85,9 +85,7 @@ class ChatChunks:
         return self._plain() | {"choices": [choice]} | ({"usage": None} if self._asked.include_usage else {})
 
 
-def score_reply(
-    asked: ScoreAsked, scores: Sequence[Sequence[tuple[float, int]]], *, model: str, prompt_tokens: int
-) -> dict[str, Any]:
+def score_reply(asked: ScoreAsked, scores: Sequence[Sequence[tuple[float, int]]], *, model: str) -> dict[str, Any]:
     """``scores[t][a]``: log-probability (nats, the end included) of action a for target t, and the number of its
     tokens. ``best``: the likeliest of all, of equal ones the first."""
     data: list[dict[str, Any]] = [
@@ -95,11 +93,7 @@ def score_reply(
         for target, row in enumerate(scores)
         for action, (logprob, count) in enumerate(row)
     ]
-    # Sources and targets are read once for each score.
-    scored = sum(entry["tokens"] for entry in data)
-    usage = {"prompt_tokens": prompt_tokens, "completion_tokens": scored, "total_tokens": prompt_tokens + scored}
-    best = max(data, key=lambda entry: entry["logprob"])
-    return {"object": "list", "model": model, "data": data, "best": best, "usage": usage}
+    return {"object": "list", "model": model, "data": data, "best": max(data, key=lambda entry: entry["logprob"])}
 
 
 def _by_choice(steps: Iterable[Sequence[Token]]) -> dict[int, list[Token]]:

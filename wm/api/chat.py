@@ -35,6 +35,13 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tools": ([],),
 }
 """OpenAI's fields for what this model does not do, with the values that ask for nothing; null asks for nothing too."""
+NO_EFFECT = "For what this model does not do: only values that ask for nothing are accepted."
+_IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,…"}}
+EXAMPLE = {
+    "model": "idm",
+    "messages": [{"role": "user", "content": [{"type": "text", "text": "What happened?"}, _IMAGE, _IMAGE]}],
+    "logprobs": True,
+}
 
 
 class StreamOptions(BaseModel):
@@ -254,3 +261,34 @@ def _need_object(value: Any, name: str, *, required: Sequence[str], optional: Se
         if key not in known:
             says = f"unknown field {key!r:.80} in {name}; the fields are {', '.join(known)}"
             raise ApiError(says, param=f"{name}.{key:.80}", code="unknown_parameter")
+
+
+def chat_schema() -> dict[str, Any]:
+    """The JSON schema of a body, for the page that describes the server."""
+    schema = ChatFields.model_json_schema()
+    options = schema.pop("$defs")["StreamOptions"]
+    text = {"type": "object", "required": ["type", "text"], "additionalProperties": False}
+    text["properties"] = {"type": {"const": "text"}, "text": {"type": "string"}}
+    url = {"type": "string", "description": "A data URL: data:image/png;base64,…"}
+    reference = {"type": "object", "required": ["url"], "additionalProperties": False}
+    reference["properties"] = {"url": url, "detail": {"const": "auto"}}
+    image = {"type": "object", "required": ["type", "image_url"], "additionalProperties": False}
+    image["properties"] = {"type": {"const": "image_url"}, "image_url": reference}
+    parts = {"type": "array", "items": {"anyOf": [text, image]}}
+    message = {"type": "object", "required": ["role", "content"], "additionalProperties": False}
+    message["properties"] = {
+        "role": {"enum": list(ROLES)},
+        "content": {"anyOf": [{"type": "string"}, parts]},
+        "name": {"type": "string"},
+    }
+    messages = {
+        "type": "array",
+        "minItems": 1,
+        "maxItems": MAX_MESSAGES,
+        "items": message,
+        "description": "Two image_url parts in all, the source first, then the target. Texts change nothing.",
+    }
+    neutral = {name: {"enum": [*values, None], "description": NO_EFFECT} for name, values in NEUTRAL.items()}
+    properties = {"messages": messages} | schema["properties"] | neutral
+    properties["stream_options"] = {"anyOf": [options, {"type": "null"}], "description": "Only with stream."}
+    return schema | {"properties": properties, "required": ["messages"]}

@@ -16,9 +16,15 @@ MAX_SEED = 2**31 - 1
 
 
 def object_of(body: bytes) -> dict[str, Any]:
-    """The JSON object that a body is."""
+    """The JSON object that a body is. Its texts are Unicode: halves of surrogate pairs, which JSON can spell, could be
+    given back in no answer."""
     try:
-        values = json.loads(body)
+        text = body.decode()
+        values = json.loads(text)
+        if re.search(r"\\u[dD][89a-fA-F]", text):
+            json.dumps(values, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ApiError("the body is not valid Unicode: it holds half a surrogate pair", code="invalid_json") from error
     except (ValueError, RecursionError) as error:
         raise ApiError(f"the body is not valid JSON: {error}", code="invalid_json") from error
     if not isinstance(values, dict):

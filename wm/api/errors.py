@@ -19,8 +19,7 @@ class ApiError(Exception):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.message, self.status, self.kind, self.code = _sendable(message), status, kind, code
-        self.param = None if param is None else _sendable(param)
+        self.message, self.status, self.kind, self.param, self.code = message, status, kind, param, code
         self.headers = dict(headers or {})
 
     @classmethod
@@ -31,11 +30,6 @@ class ApiError(Exception):
     def body(self) -> dict[str, Any]:
         """``{"error": {message, type, param, code}}``."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
-
-
-def _sendable(text: str) -> str:
-    """Without halves of surrogate pairs, which JSON can hold and UTF-8 cannot."""
-    return text.encode("utf-8", "replace").decode()
 
 
 @dataclass(frozen=True)
