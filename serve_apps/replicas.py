@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -17,12 +16,11 @@ from wm.images import Pixels
 if TYPE_CHECKING:  # torch is for the replicas alone; the ingress starts without it
     from serve_apps.model_thread import ModelThread
     from wm.dynamics import Sampling, Start
-    from wm.dynamics.idm import ActionToken, Proposing
 
 LINES = 16
 """In so many parts an image grows, at least, where it has as many tokens."""
-IMAGES_A_TURN, PAIRS_A_TURN = 8, 16
-"""Of a large request, what is encoded or scored before others have their turn."""
+IMAGES_A_TURN, PAIRS_A_TURN, TOKENS_A_TURN = 8, 16, 8
+"""Of a large request, what is encoded, scored or proposed before others have their turn."""
 
 
 def _describe(model: Any, task: str) -> dict[str, Any]:
@@ -154,11 +152,13 @@ class Verifier:
         self, recipe: ServeRecipe, role: Any = None, thread: "ModelThread | None" = None, codec: Any = None
     ) -> None:
         from serve_apps.model_thread import ModelThread
+        from serve_apps.proposing import Proposer
 
         role = role or _load(recipe, recipe.idm)
         self._model, self._decoder = role.model, role.decoder
         self._codec = codec or _codec(recipe, recipe.idm)
         self.thread = thread or ModelThread()
+        self._proposer = Proposer(self._model, self._decoder, self.thread)
 
     def describe(self, task: str = IDM) -> dict[str, Any]:
         """What ``GET /v1/models`` tells, and ``side_px`` of the square images read."""
@@ -186,25 +186,15 @@ class Verifier:
 
     async def propose(self, question: WhatHappened) -> list[Any]:
         """All that :meth:`propose_stream` yields."""
-        return [item async for item in self.propose_stream(question)]
+        source, target = await self._codes(question.images)
+        return [item async for item in self._proposer.propose(source, target, question, TOKENS_A_TURN)]
 
     async def propose_stream(self, question: WhatHappened) -> AsyncGenerator[Any, None]:
         """How many tokens the actions follow; then, step by step, a list of their next tokens:
         ``wm.dynamics.idm.ActionToken`` as dicts. A reader that stops, stops the decoding."""
-        from wm.dynamics.idm import Proposing
-        from wm.sampling import Sampling
-
         source, target = await self._codes(question.images)
-        sampling = Sampling(**question.sampling)
-        proposing = Proposing(self._model, source, target, sampling=sampling, **question.settings)
-        yield proposing.prompt_tokens
-        while not proposing.has_ended:
-            yield [asdict(token) for token in await self.thread.together(self._advance, proposing)]
-
-    def _advance(self, asked: "Sequence[Proposing]") -> "list[list[ActionToken]]":
-        from wm.dynamics.idm import advance_proposals
-
-        return advance_proposals(self._model, self._decoder, asked)
+        async for item in self._proposer.propose(source, target, question, 1):
+            yield item
 
     async def _codes(self, images_BHWC: Pixels) -> list[list[int]]:
         found: list[list[int]] = []

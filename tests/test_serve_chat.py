@@ -8,11 +8,15 @@ import httpx2
 import numpy as np
 import openai
 import pytest
+import torch
 from models_reference import lively, reference_logits
 from serve_local import local_app, local_graph
 from starlette.testclient import TestClient
 
 from serve_apps.ingress import app_of
+from serve_apps.messages import WhatHappened
+from serve_apps.model_thread import ModelThread
+from serve_apps.proposing import Proposer
 from serve_apps.recipe import ServeRecipe
 from wm.dynamics import Sampling, propose_actions, score_actions
 from wm.dynamics.idm import Proposing, advance_proposals, gather_actions
@@ -395,8 +399,8 @@ def test_a_client_that_leaves_stops_the_decoding(folders, client):
     graph = local_graph(ServeRecipe(**folders))
     verifier = graph._handles["idm"].servant
     passes = []
-    advance = verifier._advance
-    verifier._advance = lambda asked: passes.append(1) or advance(asked)
+    advance = verifier._proposer.advance
+    verifier._proposer.advance = lambda asked: passes.append(1) or advance(asked)
     app = app_of(graph)
     body = json.dumps({"messages": messages(), "stream": True}).encode()
 
@@ -435,6 +439,33 @@ def test_a_client_that_leaves_stops_the_decoding(folders, client):
 
     so_far = asyncio.run(leave_after_three())
     assert 0 < so_far < 20 and len(passes) <= so_far + 1
+
+
+def test_what_goes_wrong_in_company_loses_no_token(library, monkeypatch):
+    """A pass that does not fit into memory is tried again by each alone, from where it stood."""
+    idm, codes = library
+    asked = WhatHappened(np.zeros((2, 16, 16, 3), np.uint8), {"max_new_tokens": 20}, {"greedy": True})
+    (expected,) = propose_actions(idm, [codes[0]], [codes[1]], max_new_tokens=20)
+    proposer = Proposer(idm, Decoder(idm), ModelThread())
+    step_together, tries = Decoder.step_together, []
+
+    def small(self, groups):
+        tries.append(len(groups))
+        if len(groups) > 1 and len(tries) % 3 == 0:
+            raise torch.OutOfMemoryError("no room")
+        return step_together(self, groups)
+
+    monkeypatch.setattr(Decoder, "step_together", small)
+
+    async def all_at_once():
+        async def one(tokens_a_turn):
+            found = [item async for item in proposer.propose(codes[0], codes[1], asked, tokens_a_turn)]
+            return "".join(token["released"] for step in found[1:] for token in step)
+
+        return await asyncio.gather(*(one(count) for count in (1, 8, 8, 3)))
+
+    assert asyncio.run(all_at_once()) == [expected.text] * 4
+    assert max(tries) > 1 and tries.count(1) > 0
 
 
 def test_the_page_describes_what_is_accepted(http):
