@@ -7,14 +7,14 @@ from ray.serve.handle import DeploymentHandle
 from serve_apps.graph import Graph
 from serve_apps.http import create_app
 from serve_apps.recipe import ServeRecipe
-from serve_apps.routes import edits, models, rollouts
+from serve_apps.routes import chat, edits, models, rollouts, score
 
 
 def app_of(graph: Graph) -> FastAPI:
     """All endpoints over a graph."""
     app = create_app("wm: verified predictions of a world model")
     app.state.graph = graph
-    for routes in (edits, rollouts, models):
+    for routes in (edits, chat, score, rollouts, models):
         app.include_router(routes.router)
     return app
 
