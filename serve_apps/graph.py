@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 from ray.serve.handle import DeploymentHandle
 
+from serve_apps import metrics
 from serve_apps.calls import call, stream
 from serve_apps.keys import Key
 from serve_apps.recipe import FDM, IDM, OTHER_CODEC, ServeRecipe
@@ -75,7 +76,8 @@ class Graph:
 
         async with self._decoding:
             try:
-                return await asyncio.to_thread(prepare)
+                with metrics.stage("prepare"):
+                    return await asyncio.to_thread(prepare)
             except InputError as error:
                 raise ApiError(str(error), param=name, code="invalid_image") from error
 

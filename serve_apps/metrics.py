@@ -104,7 +104,7 @@ def record(metric: Metric, value: float = 1.0, /, **tags: str) -> None:
     """Add to a counter, set a gauge, or put into a histogram. From any thread."""
     if _Current.recorder is None:
         _Current.recorder = _found()
-    _Current.recorder(metric, value, tags)
+    _Current.recorder(metric, float(value), tags)
 
 
 def record_to(recorder: Recorder | None) -> None:
