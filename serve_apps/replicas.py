@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from serve_apps import metrics
 from serve_apps.calls import call
 from serve_apps.messages import Found, Preview, Question, RolloutFound, StepFound, WhatHappened
 from serve_apps.recipe import FDM, IDM, ServeRecipe
@@ -95,11 +96,18 @@ class Sampler:
 
     async def encode(self, source_HWC: Pixels) -> list[int]:
         """Codes of a picture."""
-        return await self.thread.together(self._encode, source_HWC)
+        with metrics.stage("encode"):
+            return await self.thread.together(self._encode, source_HWC)
 
     async def draw(self, start: "Start", candidates: range, sampling: "Sampling", on_tokens: Any = None) -> Any:
         """Codes int64 (K, N) of ``candidates``; ``on_tokens`` is given the first one's while it grows, where images
         grow token by token (``block`` = 0)."""
+        with metrics.stage("draw"):
+            codes_KN = await self._draw(start, candidates, sampling, on_tokens)
+        metrics.record(metrics.TOKENS, codes_KN.numel())
+        return codes_KN
+
+    async def _draw(self, start: "Start", candidates: range, sampling: "Sampling", on_tokens: Any) -> Any:
         from wm.dynamics.fdm import forward_prefix
         from wm.sampling import ImageRequest
 
@@ -116,7 +124,8 @@ class Sampler:
 
     async def decode(self, codes_KN: Any) -> Pixels:
         """Pixels uint8 (K, height, width, 3) of codes."""
-        return await self.thread.together(self._decode, codes_KN)
+        with metrics.stage("decode"):
+            return await self.thread.together(self._decode, codes_KN)
 
     def count_tokens(self, action: str) -> int:
         """Of the action's text."""
@@ -134,7 +143,7 @@ class Sampler:
     def _speculate(self, start: "Start", candidates: range, sampling: "Sampling") -> Any:
         from wm.dynamics import speculate_observations
 
-        return speculate_observations(
+        found = speculate_observations(
             self._model,
             [start.source],
             [start.action],
@@ -144,7 +153,10 @@ class Sampler:
             sampling=sampling,
             seed=start.seed,
             decoder=self._decoder,
-        ).codes[0]
+        )
+        if found.examined.any():
+            metrics.record(metrics.ACCEPTED, float(found.confirmed.sum() / found.examined.sum()))
+        return found.codes[0]
 
 
 class Verifier:
