@@ -12,12 +12,18 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
 from serve_apps import metrics
+from serve_apps.recipe import FDM, IDM
 from wm.api import ApiError
 from wm.errors import InputError
 
 TRIES = 4
 """Of a request, each on another replica, before it is given up."""
 logger = logging.getLogger("ray.serve")
+
+
+def method_of(handle: Any, name: str, model: str) -> Any:
+    """A method of a deployment handle, to be asked of a replica that has ``model`` in memory, where there is one."""
+    return getattr(handle if model in {FDM, IDM} else handle.options(multiplexed_model_id=model), name)
 
 
 async def call(method: Any, *arguments: Any) -> Any:

@@ -4,16 +4,16 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from copy import copy
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from ray.serve.handle import DeploymentHandle
 
 from serve_apps import metrics
-from serve_apps.calls import call, stream
+from serve_apps.calls import call, method_of, stream
+from serve_apps.catalog import Catalog
 from serve_apps.keys import Key
-from serve_apps.recipe import FDM, IDM, OTHER_CODEC, ServeRecipe
+from serve_apps.recipe import FDM, IDM, ServeRecipe
 from wm.api import ApiError, prepare_images
 from wm.errors import InputError
 from wm.images import Pixels, decode_image, fit_square
@@ -26,47 +26,33 @@ class Graph:
         self.recipe, self.limits = recipe, recipe.limits()
         self._handles = {FDM: sampler, IDM: verifier}
         self._key: Key | None = None
-        self._models: dict[str, dict[str, Any]] = {}
+        self._catalog = Catalog(recipe, self.call)
         # A large picture takes 0.1 GB while it is scaled down: few at a time.
         self._decoding = asyncio.Semaphore(2)
 
-    async def call(self, role: str, method: str, *arguments: Any) -> Any:
-        """What a method of ``fdm`` or ``idm`` returns; see :func:`serve_apps.calls.call`."""
-        return await call(getattr(self._handles[role], method), *arguments)
+    async def call(self, role: str, method: str, *arguments: Any, model: str = FDM) -> Any:
+        """What a method of ``fdm`` or ``idm`` returns; see :func:`serve_apps.calls.call`. ``model``: which one is at
+        work, so that a replica that has it is asked."""
+        return await call(method_of(self._handles[role], method, model), *arguments)
 
-    def stream(self, role: str, method: str, *arguments: Any) -> AsyncGenerator[Any, None]:
+    def stream(self, role: str, method: str, *arguments: Any, model: str = FDM) -> AsyncGenerator[Any, None]:
         """What a generator of ``fdm`` or ``idm`` yields; see :func:`serve_apps.calls.stream`."""
-        return stream(getattr(self._handles[role], method), *arguments)
+        return stream(method_of(self._handles[role], method, model), *arguments)
 
     async def model(self, name: str, *, task: str | None = None) -> dict[str, Any]:
         """What ``GET /v1/models`` tells of a model. 404 for an unknown name, 400 for one that does not do ``task``."""
-        folders = {FDM: self.recipe.fdm, IDM: self.recipe.idm}
-        if name not in folders:
-            raise ApiError(
-                f"no such model: {name!r:.80}; the models are {', '.join(folders)}",
-                status=404,
-                param="model",
-                code="model_not_found",
-            )
-        if not self._models:
-            entries = {known: await self._described(known, folder) for known, folder in folders.items()}
-            codecs = [entry["codec"] for entry in entries.values()]
-            if len(set(codecs)) > 1:
-                message = OTHER_CODEC.format(*codecs)
-                raise ApiError(message, status=503, kind="server_error", code="models_do_not_match")
-            self._models.update(entries)
         if not self._may_use(name):
-            message = f"this API key may not use the model {name!r}"
+            message = f"this API key may not use the model {name!r:.80}"
             raise ApiError(message, status=403, param="model", code="model_not_found")
-        found = self._models[name]
+        found = await self._catalog.entry(name)
         if task is not None and found["task"] != task:
             lacks = {FDM: "predicts no images", IDM: "describes no actions"}[task]
-            raise ApiError(f"model {name!r} {lacks}; use {task!r}", param="model")
+            raise ApiError(f"model {name!r:.80} {lacks}; use {task!r}", param="model")
         return found
 
     async def models(self) -> list[dict[str, Any]]:
         """All of them."""
-        return [await self.model(name) for name in self._handles if self._may_use(name)]
+        return [entry for entry in await self._catalog.entries() if self._may_use(entry["id"])]
 
     async def prepare(self, image: bytes, side_px: int, name: str = "image") -> Pixels:
         """The picture, square, of the model's size; uint8 (side_px, side_px, 3). 400 for what is none."""
@@ -102,12 +88,6 @@ class Graph:
     async def need_health(self) -> None:
         """Returns once both models answer."""
         await asyncio.gather(*(self.call(role, "describe", role) for role in self._handles))
-
-    async def _described(self, name: str, folder: str) -> dict[str, Any]:
-        created_s = int(Path(folder).stat().st_mtime) if Path(folder).exists() else 0
-        entry: dict[str, Any] = {"id": name, "object": "model", "created": created_s, "owned_by": "wm"}
-        described: dict[str, Any] = await self.call(name, "describe", name)
-        return entry | described
 
 
 def _graph(request: Request) -> Graph:

@@ -15,8 +15,8 @@ from wm.images import Pixels
 from wm.judging import unchanged_share
 from wm.replies import choose, unranked_entries
 
-Score = Callable[[Any, str, Any], Awaitable[Sequence[tuple[float, int]]]]
-"""From source codes (N,), an action and candidates' codes (K, N): logprob in nats and number of tokens of each."""
+Score = Callable[[str, Any, str, Any], Awaitable[Sequence[tuple[float, int]]]]
+"""From an IDM's name, source codes (N,), an action, candidates' codes (K, N): each one's logprob in nats and tokens."""
 OnTokens = Callable[[Tensor], object]
 """Given the first candidate's codes so far, int64 (n,)."""
 
@@ -48,7 +48,7 @@ class Predictor:
         (action,) = question.actions
         start = Start(tuple(source), action, question.seed)
         if question.verify:
-            prediction = await self._search(start, search, sampling, on_tokens)
+            prediction = await self._search(question.verifier, start, search, sampling, on_tokens)
             entries = [entry_of(candidate) for candidate in prediction.candidates]
             codes = {candidate.index: candidate.codes for candidate in prediction.candidates}
         else:
@@ -96,7 +96,9 @@ class Predictor:
         state = RolloutState(source, question.actions, question.seed, search)
         drawn: list[int] = []
         while not state.is_done:
-            predictions = await asyncio.gather(*(self._search(start, search, sampling) for start in state.starts()))
+            predictions = await asyncio.gather(
+                *(self._search(question.verifier, start, search, sampling) for start in state.starts())
+            )
             step = state.add(predictions)
             drawn.append(sum(len(found.candidates) for found in predictions))
             best = step.beam[0]
@@ -124,6 +126,7 @@ class Predictor:
 
     async def _search(
         self,
+        verifier: str,
         start: Start,
         search: Search,
         sampling: Sampling,
@@ -137,7 +140,7 @@ class Predictor:
             found: Sequence[tuple[float, int]] = []
             if unscored:
                 with metrics.stage("score"):
-                    found = await self._score(start.source, start.action, unscored)
+                    found = await self._score(verifier, start.source, start.action, unscored)
             state.add_scores([ScoredAction(start.action, logprob, count) for logprob, count in found])
         prediction = state.prediction()
         _record(prediction)

@@ -11,7 +11,9 @@ from wm.config import Recipe
 from wm.errors import InputError
 
 FDM, IDM = "fdm", "idm"
-"""Names of the two roles."""
+"""Names of the two roles, and of the models that are always there."""
+ADAPTER = "base:"
+"""Any other model's name is this and the name of its folder."""
 OTHER_CODEC = "the FDM's image codec is {}, the IDM's {}: they cannot read each other's images"
 
 
@@ -26,6 +28,11 @@ class ServeRecipe(Recipe):
     """Folder of the inverse dynamics model that verifies: full, or an adapter."""
     base: str | None = None
     """Folder of the base the adapters belong to; the one their manifests name if left out."""
+    adapters: str | None = None
+    """Folder with more adapters of the same base, one a folder: each is served as base:NAME, read when it is first
+    asked for. fdm and idm are then adapters of that base too, applied as they run; not with roles = merged."""
+    max_adapters: int = Field(4, ge=1)
+    """Of them in the memory of a copy at a time; the one that was asked for longest ago makes room."""
     device: str = "cpu"
     """cpu or cuda."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -112,6 +119,10 @@ class ServeRecipe(Recipe):
                     f"{name} = {getattr(self, name)} with roles = {self.roles!r}: both models are in one "
                     f"process, counted by {name.replace('verifier', 'sampler')}; leave it out"
                 )
+        if self.adapters and self.roles == "merged":
+            raise ValueError(
+                "adapters with roles = 'merged': merged weights are of one adapter each; say shared or apart"
+            )
         for role in ("sampler", "verifier"):
             least, most = getattr(self, f"{role}_replicas"), getattr(self, f"{role}_max_replicas")
             if 0 < most < least:
@@ -156,10 +167,10 @@ def check_models(recipe: ServeRecipe) -> None:
 
     if recipe.keys:
         read_keys(recipe.keys)
-    for key in ("fdm", "idm", "base"):
+    for key in ("fdm", "idm", "base", "adapters"):
         folder = getattr(recipe, key)
         if folder is not None and not Path(folder).is_dir():
-            raise InputError(f"{key} = {folder!r}: no such model folder")
+            raise InputError(f"{key} = {folder!r}: no such {'' if key == 'adapters' else 'model '}folder")
     manifests = {folder: read_manifest(folder) for folder in (recipe.fdm, recipe.idm)}
     codecs = [
         manifest.codec_id if manifest is not None else load_codec(recipe.base or folder).codec_id
@@ -167,7 +178,7 @@ def check_models(recipe: ServeRecipe) -> None:
     ]
     if len(set(codecs)) > 1:
         raise InputError(OTHER_CODEC.format(*codecs))
-    if recipe.roles == "shared":
+    if recipe.roles == "shared" or recipe.adapters:
         need_one_base(recipe.fdm, recipe.idm, recipe.base)
     if recipe.block:
         check_block(recipe.block, load_codec(recipe.base or recipe.fdm).tokens_per_image)

@@ -399,8 +399,8 @@ def test_a_client_that_leaves_stops_the_decoding(folders, client):
     graph = local_graph(ServeRecipe(**folders))
     verifier = graph._handles["idm"].servant
     passes = []
-    advance = verifier._proposer.advance
-    verifier._proposer.advance = lambda asked: passes.append(1) or advance(asked)
+    advance = verifier._own["idm"]._proposer.advance
+    verifier._own["idm"]._proposer.advance = lambda asked: passes.append(1) or advance(asked)
     app = app_of(graph)
     body = json.dumps({"messages": messages(), "stream": True}).encode()
 

@@ -20,5 +20,5 @@ async def score(request: Request, graph: GraphOf) -> JSONResponse:
     asked = score_from_json(await read_json(request, graph.limits), graph.limits)
     model = await graph.model(asked.model or IDM, task=IDM)
     images_BHWC = await graph.prepare_all(asked.images, model["side_px"])
-    scores = await graph.call(IDM, "score", images_BHWC, asked.actions)
+    scores = await graph.call(IDM, "score", model["id"], images_BHWC, asked.actions, model=model["id"])
     return JSONResponse(score_reply(asked, scores, model=model["id"]))
