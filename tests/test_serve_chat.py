@@ -19,10 +19,11 @@ from serve_apps.model_thread import ModelThread
 from serve_apps.proposing import Proposer
 from serve_apps.recipe import ServeRecipe
 from wm.dynamics import Sampling, propose_actions, score_actions
-from wm.dynamics.idm import Proposing, advance_proposals, gather_actions
+from wm.dynamics.idm import Proposing, gather_actions
 from wm.images import encode_png, fit_square
 from wm.models import flatten, load_codec, load_model, save_model
 from wm.sampling import Decoder
+from wm.sampling.texts import advance_texts
 
 GENERATOR = np.random.default_rng(5)
 IMAGES = [GENERATOR.integers(0, 256, shape, np.uint8) for shape in ((16, 16, 3), (20, 30, 3), (16, 16, 3))]
@@ -148,8 +149,9 @@ def test_sampling_is_the_librarys_and_a_seed_repeats(client, library):
         idm, codes[0], codes[1], num_samples=4, sampling=Sampling(temperature=0.7, top_p=0.95), seed=2**31 - 1
     )
     steps, decoder = [], Decoder(idm)
-    while not proposing.has_ended:
-        steps += advance_proposals(idm, decoder, [proposing])
+    while not proposing.run.has_ended:
+        (step,) = advance_texts(idm, decoder, [proposing.run])
+        steps.append(proposing.told(step))
     expected = gather_actions(steps)
     reply = ask(client, **settings)
     assert [choice.message.content for choice in reply.choices] == [action.text for action in expected]
