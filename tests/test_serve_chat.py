@@ -5,6 +5,7 @@ import base64
 import json
 
 import httpx2
+import jsonschema
 import numpy as np
 import openai
 import pytest
@@ -479,3 +480,8 @@ def test_the_page_describes_what_is_accepted(http):
         assert "$ref" not in json.dumps(body) and body["schema"]["additionalProperties"] is False
         described = [entry for entry in body["schema"]["properties"].values() if entry.get("description")]
         assert len(described) == len(body["schema"]["properties"])
+        reply = http.post(path, json=body["example"])
+        assert reply.status_code == 200, reply.text
+        jsonschema.validate(body["example"], body["schema"])
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(body["example"] | {"colour": 1}, body["schema"])
