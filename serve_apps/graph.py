@@ -2,13 +2,17 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from ray.serve.handle import DeploymentHandle
 
+from serve_apps import metrics
 from serve_apps.calls import call, stream
+from serve_apps.keys import Key
 from serve_apps.recipe import FDM, IDM, OTHER_CODEC, ServeRecipe
 from wm.api import ApiError, prepare_images
 from wm.errors import InputError
@@ -21,6 +25,7 @@ class Graph:
     def __init__(self, recipe: ServeRecipe, sampler: DeploymentHandle, verifier: DeploymentHandle) -> None:
         self.recipe, self.limits = recipe, recipe.limits()
         self._handles = {FDM: sampler, IDM: verifier}
+        self._key: Key | None = None
         self._models: dict[str, dict[str, Any]] = {}
         # A large picture takes 0.1 GB while it is scaled down: few at a time.
         self._decoding = asyncio.Semaphore(2)
@@ -49,7 +54,10 @@ class Graph:
             if len(set(codecs)) > 1:
                 message = OTHER_CODEC.format(*codecs)
                 raise ApiError(message, status=503, kind="server_error", code="models_do_not_match")
-            self._models = entries
+            self._models.update(entries)
+        if not self._may_use(name):
+            message = f"this API key may not use the model {name!r}"
+            raise ApiError(message, status=403, param="model", code="model_not_found")
         found = self._models[name]
         if task is not None and found["task"] != task:
             lacks = {FDM: "predicts no images", IDM: "describes no actions"}[task]
@@ -58,7 +66,7 @@ class Graph:
 
     async def models(self) -> list[dict[str, Any]]:
         """All of them."""
-        return [await self.model(name) for name in self._handles]
+        return [await self.model(name) for name in self._handles if self._may_use(name)]
 
     async def prepare(self, image: bytes, side_px: int, name: str = "image") -> Pixels:
         """The picture, square, of the model's size; uint8 (side_px, side_px, 3). 400 for what is none."""
@@ -68,7 +76,8 @@ class Graph:
 
         async with self._decoding:
             try:
-                return await asyncio.to_thread(prepare)
+                with metrics.stage("prepare"):
+                    return await asyncio.to_thread(prepare)
             except InputError as error:
                 raise ApiError(str(error), param=name, code="invalid_image") from error
 
@@ -76,6 +85,19 @@ class Graph:
         """Several named pictures, uint8 (B, side_px, side_px, 3); see :func:`wm.api.prepare_images`."""
         async with self._decoding:
             return await asyncio.to_thread(prepare_images, images, side_px, self.limits)
+
+    def for_key(self, key: Key) -> "Graph":
+        """The same one, within the limits of a key."""
+        graph = copy(self)
+        graph._key = key
+        if key.max_best_of is not None:
+            most = min(key.max_best_of, self.limits.max_best_of)
+            default = min(most, self.limits.default_best_of)
+            graph.limits = replace(self.limits, max_best_of=most, default_best_of=default)
+        return graph
+
+    def _may_use(self, model: str) -> bool:
+        return self._key is None or self._key.models is None or model in self._key.models
 
     async def need_health(self) -> None:
         """Returns once both models answer."""
@@ -90,8 +112,9 @@ class Graph:
 
 def _graph(request: Request) -> Graph:
     found: Graph = request.app.state.graph
-    return found
+    key: Key | None = getattr(request.state, "key", None)
+    return found if key is None else found.for_key(key)
 
 
 GraphOf = Annotated[Graph, Depends(_graph)]
-"""A route's parameter that is the graph of its app."""
+"""A route's parameter that is the graph of its app, within the limits of the request's key."""

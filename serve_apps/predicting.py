@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
+from serve_apps import metrics
 from serve_apps.messages import Ending, Found, Preview, Question, RolloutFound, StepFound
 from wm.dynamics import Candidate, Prediction, RolloutState, Sampling, ScoredAction, Search, SearchState, Start
 from wm.images import Pixels
@@ -54,6 +55,8 @@ class Predictor:
             drawn = range(search.best_of)
             codes_KN = await self._drawer.draw(start, drawn, sampling, on_tokens)
             codes = dict(enumerate(map(tuple, codes_KN.tolist())))
+            metrics.record(metrics.CANDIDATES, len(codes))
+            metrics.record(metrics.DISTINCT, len(set(codes.values())) / len(codes))
             entries = [
                 entry | {"unchanged_share": unchanged_share(source, codes[entry["index"]])}
                 for entry in unranked_entries(search.best_of, question.seed)
@@ -131,15 +134,30 @@ class Predictor:
             first_alone = on_tokens if state.candidates.start == 0 else None
             state.add_draws((await self._drawer.draw(start, state.candidates, sampling, first_alone)).tolist())
             unscored = state.unscored()
-            found = await self._score(start.source, start.action, unscored) if unscored else []
+            found: Sequence[tuple[float, int]] = []
+            if unscored:
+                with metrics.stage("score"):
+                    found = await self._score(start.source, start.action, unscored)
             state.add_scores([ScoredAction(start.action, logprob, count) for logprob, count in found])
-        return state.prediction()
+        prediction = state.prediction()
+        _record(prediction)
+        return prediction
 
 
 def preview_places(count: int, tokens_per_image: int) -> list[int]:
     """After how many tokens previews are due: the first at a sixteenth of the image, the others evenly from there."""
     first = max(1, tokens_per_image // 16)
     return sorted({first + (tokens_per_image - first) * place // count for place in range(count)})
+
+
+def _record(prediction: Prediction) -> None:
+    distinct = prediction.distinct
+    metrics.record(metrics.CANDIDATES, len(prediction.candidates))
+    metrics.record(metrics.DISTINCT, len(distinct) / len(prediction.candidates))
+    metrics.record(metrics.UNCHANGED, prediction.best.unchanged_share)
+    if len(distinct) > 1:
+        best, second = (candidate.score.mean_logprob for candidate in distinct[:2])
+        metrics.record(metrics.MARGIN, best - second)
 
 
 def entry_of(candidate: Candidate) -> dict[str, Any]:

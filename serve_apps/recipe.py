@@ -5,6 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
+from serve_apps.keys import read_keys
 from wm.api import MAX_GUIDANCE, Limits
 from wm.config import Recipe
 from wm.errors import InputError
@@ -59,6 +60,15 @@ class ServeRecipe(Recipe):
     """Seconds that a copy which is taken away has to end its requests."""
     max_queued_requests: int = Field(64, ge=1)
     """Requests that may wait for a model; more are answered 503."""
+    max_requests: int = Field(256, ge=1)
+    """Requests that are answered at a time, or wait to be; more are answered 503."""
+    timeout_s: float = Field(120.0, gt=0)
+    """Seconds for a request, from its first byte to the end of its answer; then it is given up (408), in the models
+    too."""
+    keys: str | None = None
+    """Key file: every request needs `Authorization: Bearer KEY`; the pages and /health do not. Asks for no key if left
+    out. `python -m serve_apps.keys name=NAME` makes a key, `--help` tells what an entry can say. The file is read again
+    when it changes."""
     max_body_bytes: int = Field(20_000_000, ge=1)
     """Size of a request."""
     max_pixels: int = Field(40_000_000, ge=1)
@@ -136,13 +146,16 @@ class ServeRecipe(Recipe):
 
 
 def check_models(recipe: ServeRecipe) -> None:
-    """Raise :class:`InputError` if a folder is no model or the two models speak of different image codecs.
+    """Raise :class:`InputError` if a folder is no model, the two models speak of different image codecs, or the key
+    file is none.
 
     Reads the codecs, not the language models: those are read by the replicas.
     """
     from wm.dynamics import check_block, need_one_base
     from wm.models import load_codec, read_manifest
 
+    if recipe.keys:
+        read_keys(recipe.keys)
     for key in ("fdm", "idm", "base"):
         folder = getattr(recipe, key)
         if folder is not None and not Path(folder).is_dir():

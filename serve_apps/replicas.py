@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from serve_apps import metrics
 from serve_apps.calls import call
 from serve_apps.messages import Found, Preview, Question, RolloutFound, StepFound, WhatHappened
 from serve_apps.recipe import FDM, IDM, ServeRecipe
@@ -49,8 +50,10 @@ class Sampler:
         thread: "ModelThread | None" = None,
         codec: Any = None,
     ) -> None:
+        from serve_apps.model_thread import ModelThread
         from serve_apps.predicting import Predictor
         from wm.dynamics import check_block
+        from wm.sampling import ImagePool
         from wm.sampling.guidance import need_guidable
 
         role = role or _load(recipe, recipe.fdm)
@@ -62,7 +65,10 @@ class Sampler:
         self._codec.need_decoder()
         score = verifier.score_candidates
         self._predictor = Predictor(self, partial(call, score) if hasattr(score, "remote") else score)
-        self.thread = thread or _thread(role)
+        # Requests join, and progress is told, often enough for an early preview, seldom enough to cost nothing.
+        line = max(1, self._model.tokens_per_image // LINES)
+        self._pool = ImagePool(self._model, self._decoder, line_tokens=line)
+        self.thread = thread or ModelThread()
 
     def describe(self, task: str = FDM) -> dict[str, Any]:
         """What ``GET /v1/models`` tells, and ``side_px`` of the square images read and written."""
@@ -90,11 +96,18 @@ class Sampler:
 
     async def encode(self, source_HWC: Pixels) -> list[int]:
         """Codes of a picture."""
-        return await self.thread.together(self._encode, source_HWC)
+        with metrics.stage("encode"):
+            return await self.thread.together(self._encode, source_HWC)
 
     async def draw(self, start: "Start", candidates: range, sampling: "Sampling", on_tokens: Any = None) -> Any:
         """Codes int64 (K, N) of ``candidates``; ``on_tokens`` is given the first one's while it grows, where images
         grow token by token (``block`` = 0)."""
+        with metrics.stage("draw"):
+            codes_KN = await self._draw(start, candidates, sampling, on_tokens)
+        metrics.record(metrics.TOKENS, codes_KN.numel())
+        return codes_KN
+
+    async def _draw(self, start: "Start", candidates: range, sampling: "Sampling", on_tokens: Any) -> Any:
         from wm.dynamics.fdm import forward_prefix
         from wm.sampling import ImageRequest
 
@@ -107,11 +120,12 @@ class Sampler:
             if grown.candidates.start == candidates.start:
                 on_tokens(grown.codes[0])
 
-        return await self.thread.images(request, None if on_tokens is None else tell)
+        return await self.thread.images(self._pool, request, None if on_tokens is None else tell)
 
     async def decode(self, codes_KN: Any) -> Pixels:
         """Pixels uint8 (K, height, width, 3) of codes."""
-        return await self.thread.together(self._decode, codes_KN)
+        with metrics.stage("decode"):
+            return await self.thread.together(self._decode, codes_KN)
 
     def count_tokens(self, action: str) -> int:
         """Of the action's text."""
@@ -129,7 +143,7 @@ class Sampler:
     def _speculate(self, start: "Start", candidates: range, sampling: "Sampling") -> Any:
         from wm.dynamics import speculate_observations
 
-        return speculate_observations(
+        found = speculate_observations(
             self._model,
             [start.source],
             [start.action],
@@ -139,7 +153,10 @@ class Sampler:
             sampling=sampling,
             seed=start.seed,
             decoder=self._decoder,
-        ).codes[0]
+        )
+        if found.examined.any():
+            metrics.record(metrics.ACCEPTED, float(found.confirmed.sum() / found.examined.sum()))
+        return found.codes[0]
 
 
 class Verifier:
@@ -156,13 +173,13 @@ class Verifier:
 
         role = role or _load(recipe, recipe.idm)
         self._model, self._decoder = role.model, role.decoder
-        self._codec = codec or _codec(recipe, recipe.idm)
+        self.codec = codec or _codec(recipe, recipe.idm)
         self.thread = thread or ModelThread()
         self._proposer = Proposer(self._model, self._decoder, self.thread)
 
     def describe(self, task: str = IDM) -> dict[str, Any]:
         """What ``GET /v1/models`` tells, and ``side_px`` of the square images read."""
-        return _describe(self._model, task) | {"side_px": self._codec.side_px}
+        return _describe(self._model, task) | {"side_px": self.codec.side_px}
 
     async def check_health(self) -> None:
         """Decodes a token, in its turn; raises what that raises."""
@@ -203,7 +220,7 @@ class Verifier:
         return found
 
     def _encode(self, asked: Sequence[Pixels]) -> list[list[list[int]]]:
-        codes = iter(self._codec.encode(np.concatenate(asked)).tolist())
+        codes = iter(self.codec.encode(np.concatenate(asked)).tolist())
         return [list(islice(codes, len(images))) for images in asked]
 
     def _score(self, asked: Sequence[tuple[Any, str, Any]]) -> list[list[tuple[float, int]]]:
@@ -223,9 +240,8 @@ class Both(Sampler):
 
         weights: Any = recipe.roles
         roles = load_roles(recipe.fdm, recipe.idm, weights=weights, **_how(recipe))
-        thread, codec = _thread(roles.fdm), _codec(recipe, recipe.fdm)
-        self._verifier = Verifier(recipe, roles.idm, thread, codec)
-        super().__init__(recipe, self._verifier, roles.fdm, thread, codec)
+        self._verifier = Verifier(recipe, roles.idm)
+        super().__init__(recipe, self._verifier, roles.fdm, self._verifier.thread, self._verifier.codec)
 
     def describe(self, task: str = FDM) -> dict[str, Any]:
         """Of the model that does ``task``."""
@@ -254,16 +270,6 @@ class Both(Sampler):
         """See :meth:`Verifier.propose_stream`."""
         async for item in self._verifier.propose_stream(question):
             yield item
-
-
-def _thread(role: Any) -> "ModelThread":
-    """The thread in which the images of an FDM grow."""
-    from serve_apps.model_thread import ModelThread
-    from wm.sampling import ImagePool
-
-    # Requests join, and progress is told, often enough for an early preview, seldom enough to cost nothing.
-    line = max(1, role.model.tokens_per_image // LINES)
-    return ModelThread(ImagePool(role.model, role.decoder, line_tokens=line))
 
 
 def _decode_a_token(model: Any, decoder: Any) -> None:

@@ -14,6 +14,10 @@ from serve_apps.ingress import Ingress
 from serve_apps.recipe import ServeRecipe, check_models
 from serve_apps.replicas import Both, Sampler, Verifier
 
+PATHS = ("fdm", "idm", "base", "keys")
+FOR_REFUSALS = 256
+"""Requests at a time beyond those being answered: pages, health checks, and what is told that there are too many."""
+
 
 def build(args: ServeRecipe) -> serve.Application:
     """The application of a recipe: what ``serve run`` and the YAML file name.
@@ -22,14 +26,18 @@ def build(args: ServeRecipe) -> serve.Application:
     """
     check_models(args)
     # Workers may run in another folder.
-    folders = {key: str(Path(value).resolve()) for key in ("fdm", "idm", "base") if (value := getattr(args, key))}
-    args = args.model_copy(update=folders)
+    paths = {key: str(Path(value).resolve()) for key in PATHS if (value := getattr(args, key))}
+    args = args.model_copy(update=paths)
     both = serve.deployment(Both, name="FDMAndIDM", **_deployed(args, "sampler"))
     sampler = serve.deployment(Sampler, name="FDMSampler", **_deployed(args, "sampler"))
     verifier = serve.deployment(Verifier, name="IDMVerifier", **_deployed(args, "verifier"))
     # The ingress waits more than it computes: no core is set aside, so that two cores serve both models.
     ingress: Any = serve.deployment(
-        Ingress, name="Ingress", max_ongoing_requests=256, ray_actor_options={"num_cpus": 0}
+        Ingress,
+        name="Ingress",
+        max_ongoing_requests=args.max_requests + FOR_REFUSALS,
+        max_queued_requests=args.max_requests + FOR_REFUSALS,
+        ray_actor_options={"num_cpus": 0},
     )
     if args.roles != "apart":
         models = both.bind(args)

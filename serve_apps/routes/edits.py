@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
+from serve_apps import metrics
 from serve_apps.graph import Graph, GraphOf
 from serve_apps.http import edit_openapi, read_edit
 from serve_apps.messages import Found, Preview, Question
@@ -70,7 +71,8 @@ async def _events(
 
 async def _answer(edit: Edit, model: dict[str, Any], found: Found) -> dict[str, Any]:
     """The arguments of a reply beside the request."""
-    pictures = await asyncio.to_thread(lambda: [_encoded(edit, pixels) for pixels in found.pixels])
+    with metrics.stage("encode_picture"):
+        pictures = await asyncio.to_thread(lambda: [_encoded(edit, pixels) for pixels in found.pixels])
     facts = {
         "model": model["id"],
         "side_px": edit.side_px or model["side_px"],

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
+from serve_apps import metrics
 from serve_apps.graph import Graph, GraphOf
 from serve_apps.http import json_openapi, read_json
 from serve_apps.messages import Question, RolloutFound, StepFound
@@ -64,7 +65,9 @@ async def _events(
             if asked.stream:
                 yield {"type": "rollout.step"} | told
         else:
-            yield {"type": "rollout.completed"} | facts | await asyncio.to_thread(_whole, asked, model, item)
+            with metrics.stage("encode_picture"):
+                whole = await asyncio.to_thread(_whole, asked, model, item)
+            yield {"type": "rollout.completed"} | facts | whole
 
 
 def _whole(asked: RolloutAsked, model: dict[str, Any], found: RolloutFound) -> dict[str, Any]:
