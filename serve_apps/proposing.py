@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import asdict
 from typing import Any, TypeAlias
 
+from serve_apps import metrics
 from serve_apps.messages import WhatHappened
 from serve_apps.model_thread import ModelThread
 from wm.dynamics.idm import Proposing
@@ -28,10 +29,11 @@ class Proposer:
         sampling = Sampling(**question.sampling)
         proposing = Proposing(self._idm, source, target, sampling=sampling, **question.settings)
         yield proposing.prompt_tokens
-        while not proposing.run.has_ended:
-            # Tokens become text here, not in the thread, which has models to run.
-            for step in await self._thread.together(self.advance, (proposing.run, tokens_a_turn)):
-                yield [asdict(token) for token in proposing.told(step)]
+        with metrics.stage("propose"):
+            while not proposing.run.has_ended:
+                # Tokens become text here, not in the thread, which has models to run.
+                for step in await self._thread.together(self.advance, (proposing.run, tokens_a_turn)):
+                    yield [asdict(token) for token in proposing.told(step)]
 
     def advance(self, asked: Sequence[tuple[TextRun, int]]) -> list[_Steps]:
         """Of each, as many steps as are asked for, or up to its end: each step one pass for all of them."""

@@ -196,9 +196,10 @@ class Verifier:
         source, *targets = await self._codes(images_BHWC)
         pairs = [(source, action, [target]) for target in targets for action in actions]
         scores: list[tuple[float, int]] = []
-        for start in range(0, len(pairs), PAIRS_A_TURN):
-            asked = (self.thread.together(self._score, pair) for pair in pairs[start : start + PAIRS_A_TURN])
-            scores += [found for (found,) in await asyncio.gather(*asked)]
+        with metrics.stage("score"):
+            for start in range(0, len(pairs), PAIRS_A_TURN):
+                asked = (self.thread.together(self._score, pair) for pair in pairs[start : start + PAIRS_A_TURN])
+                scores += [found for (found,) in await asyncio.gather(*asked)]
         return [scores[start : start + len(actions)] for start in range(0, len(scores), len(actions))]
 
     async def propose(self, question: WhatHappened) -> list[Any]:
@@ -215,8 +216,9 @@ class Verifier:
 
     async def _codes(self, images_BHWC: Pixels) -> list[list[int]]:
         found: list[list[int]] = []
-        for start in range(0, len(images_BHWC), IMAGES_A_TURN):
-            found += await self.thread.together(self._encode, images_BHWC[start : start + IMAGES_A_TURN])
+        with metrics.stage("encode"):
+            for start in range(0, len(images_BHWC), IMAGES_A_TURN):
+                found += await self.thread.together(self._encode, images_BHWC[start : start + IMAGES_A_TURN])
         return found
 
     def _encode(self, asked: Sequence[Pixels]) -> list[list[list[int]]]:

@@ -14,6 +14,7 @@ from models_reference import lively, reference_logits
 from serve_local import local_app, local_graph
 from starlette.testclient import TestClient
 
+from serve_apps import metrics
 from serve_apps.ingress import app_of
 from serve_apps.messages import WhatHappened
 from serve_apps.model_thread import ModelThread
@@ -442,6 +443,44 @@ def test_a_client_that_leaves_stops_the_decoding(folders, client):
 
     so_far = asyncio.run(leave_after_three())
     assert 0 < so_far < 20 and len(passes) <= so_far + 1
+
+
+def test_questions_beside_growing_images_change_neither(folders):
+    """In one process, whose thread has turns for both."""
+    app = local_app(ServeRecipe(**folders, roles="merged"))
+    edit = {"image": URLS[0], "prompt": ACTIONS[1], "seed": 7, "best_of": 6}
+    question = {"messages": messages(), "temperature": 1, "seed": 2, "n": 2}
+
+    async def ask_all():
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://test") as session:
+
+            async def one(path, body):
+                return (await session.post(path, json=body)).json()
+
+            alone = [await one("/v1/images/edits", edit), await one("/v1/chat/completions", question)]
+            both = [("/v1/images/edits", edit), ("/v1/chat/completions", question)] * 4
+            return alone, await asyncio.gather(*(one(*each) for each in both))
+
+    (image_alone, answer_alone), together = asyncio.run(ask_all())
+    for image_too, answer_too in zip(together[::2], together[1::2], strict=True):
+        assert image_too["data"][0]["b64_json"] == image_alone["data"][0]["b64_json"]
+        found, expected = ([choice["message"] for choice in reply["choices"]] for reply in (answer_too, answer_alone))
+        assert found == expected
+        assert answer_too["logprob"] == pytest.approx(answer_alone["logprob"], abs=1e-4)
+
+
+def test_stages_are_timed(http):
+    times = []
+    metrics.record_to(lambda metric, value, tags: times.append((metric.name, tags.get("stage"), value)))
+    try:
+        http.post("/v1/chat/completions", json={"messages": messages()})
+        http.post("/v1/chat/completions", json={"messages": messages(), "stream": True})
+        score(http)
+    finally:
+        metrics.record_to(None)
+    stages = [stage for name, stage, _ in times if name == "wm_stage_seconds"]
+    assert stages == ["prepare", "encode", "propose"] * 2 + ["prepare", "encode", "score"]
+    assert all(value >= 0 for _, stage, value in times if stage)
 
 
 def test_what_goes_wrong_in_company_loses_no_token(library, monkeypatch):
