@@ -224,6 +224,14 @@ def test_what_fails_may_be_tried_again(vlm, decoder, monkeypatch):
     assert [one.action.logprob for one in found] == pytest.approx([one.action.logprob for one in expected], abs=1e-10)
 
 
+def test_numbers_that_are_none_are_told(vlm, decoder, monkeypatch):
+    proposing = Proposing(vlm, SOURCE, TARGET)
+    advance_proposals(vlm, decoder, [proposing])
+    monkeypatch.setattr(Decoder, "logits", lambda self, hidden_XH: torch.full((1, 60), torch.nan))
+    with pytest.raises(InputError, match="log-probabilities are nan or infinite; expected numbers"):
+        advance_proposals(vlm, decoder, [proposing])
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
