@@ -41,7 +41,8 @@ RETRIES = Metric("wm_replica_retries", "counter", "Requests asked of another rep
 # Of the replicas. The stages prepare and encode_picture are the ingress's.
 STAGE_SECONDS = Metric("wm_stage_seconds", "histogram", "Time of a stage of a request", ("stage",), SECONDS)
 STAGES = ("prepare", "encode", "queue", "draw", "score", "decode", "encode_picture")
-"""queue: from a request for candidates until the first of them is begun, a part of draw."""
+"""Of an edit; queue: from a request for candidates until the first of them is begun, a part of draw. Chat completions
+have prepare, encode and propose; scores prepare, encode and score."""
 TOKENS = Metric("wm_tokens_drawn", "counter", "Image tokens of the candidates drawn")
 ROWS = Metric("wm_rows_decoding", "gauge", "Images decoded together, rows of guidance among them (batch fill)")
 WAITING = Metric("wm_requests_waiting", "gauge", "Requests of which some candidates wait for room in the batch")

@@ -7,11 +7,11 @@ from serve_apps.graph import GraphOf
 from serve_apps.http import json_openapi, read_json
 from serve_apps.recipe import IDM
 from wm.api import ScoreFields, score_from_json
+from wm.api.pictures import PIXEL_URL
 from wm.replies_chat import score_reply
 
 router = APIRouter()
-_URL = "data:image/png;base64,…"
-EXAMPLE = {"image": _URL, "targets": [_URL], "actions": ["move the red cup left", "take the red cup"]}
+EXAMPLE = {"image": PIXEL_URL, "targets": [PIXEL_URL], "actions": ["move the red cup left", "take the red cup"]}
 
 
 @router.post("/v1/score", openapi_extra=json_openapi(ScoreFields, (), EXAMPLE))
