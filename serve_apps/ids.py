@@ -1,6 +1,7 @@
 """Request ids: one for each request, in its answer and in the log lines of whatever worked on it."""
 
 import re
+import uuid
 
 from starlette.datastructures import Headers
 from starlette.types import Scope
@@ -21,4 +22,5 @@ def wrong_id(scope: Scope) -> ApiError | None:
     if given is None or _ID.fullmatch(given):
         return None
     message = "x-request-id: expected at most 512 printable ASCII characters, no spaces"
-    return ApiError(message, param="x-request-id", code="invalid_value")
+    one = {"x-request-id": str(uuid.uuid4())}
+    return ApiError(message, param="x-request-id", code="invalid_value", headers=one)
