@@ -15,6 +15,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from serve_apps.proxy import IMPORT_PATH
 from serve_apps.recipe import ServeRecipe, check_models
 from serve_apps.world_model import build
 from wm import cli
@@ -133,6 +134,7 @@ def _serve_until_interrupted(recipe: StartRecipe, url: str) -> None:
 
 def _connect() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", IMPORT_PATH)
     for name in ("ray.serve", "ray._private.authentication.authentication_token_setup"):
         logging.getLogger(name).setLevel(logging.ERROR)
     import ray

@@ -3,7 +3,6 @@ time."""
 
 import asyncio
 import logging
-import re
 import time
 import uuid
 from typing import Any
@@ -14,11 +13,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve_apps import metrics
 from serve_apps.guard import is_page
 from serve_apps.http import error_response
+from serve_apps.ids import given_id, wrong_id
 from serve_apps.sse import error_event
 from wm.api import ApiError
 
 logger = logging.getLogger("ray.serve")
-REQUEST_ID = re.compile(r"[\x21-\x7e]{1,512}")
 GONE = 499
 """Stands for the status of a request whose client left, as in nginx."""
 
@@ -39,8 +38,8 @@ class Traced:
             await self._app(scope, receive, send)
             return
         began_s, status = time.monotonic(), GONE
-        given = Headers(scope=scope).get("x-request-id")
-        name = given if given and REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
+        wrong = wrong_id(scope)
+        name = (None if wrong else given_id(scope)) or str(uuid.uuid4())
 
         async def tell(message: Message) -> None:
             nonlocal status
@@ -51,11 +50,7 @@ class Traced:
             await send(message)
 
         try:
-            if given is not None and name is not given:
-                message = "x-request-id: expected at most 512 printable ASCII characters, no spaces"
-                await error_response(ApiError(message, param="x-request-id"))(scope, receive, tell)
-            else:
-                await self._app(scope, receive, tell)
+            await (self._app if wrong is None else error_response(wrong))(scope, receive, tell)
         except Exception as error:
             logger.exception("%s %.200s failed: %r", scope["method"], scope["path"], error)
             if status != GONE:
