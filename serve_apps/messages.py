@@ -56,6 +56,8 @@ class Found:
     action_tokens: int
     num_drawn: int
     num_distinct: int
+    stages_s: Mapping[str, float] = field(default_factory=dict)
+    """Seconds of each stage."""
 
 
 @dataclass(frozen=True)

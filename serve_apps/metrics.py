@@ -4,8 +4,9 @@ Names end in their unit, as Prometheus has it. Outside a Ray Serve replica nothi
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -64,6 +65,8 @@ ACCEPTED = Metric(
     "wm_draft_accepted_share", "histogram", "Share of drafted codes that were right (block > 0)", (), SHARES
 )
 
+_own_stages: ContextVar[dict[str, float] | None] = ContextVar("own_stages", default=None)
+
 ALL = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
 
 
@@ -118,7 +121,27 @@ def stage(name: str) -> Iterator[None]:
     """Times a stage of :data:`STAGES`; one that fails is not counted."""
     began_s = time.perf_counter()
     yield
-    record(STAGE_SECONDS, time.perf_counter() - began_s, stage=name)
+    seconds = time.perf_counter() - began_s
+    record(STAGE_SECONDS, seconds, stage=name)
+    own = _own_stages.get()
+    if own is not None:
+        own[name] = own.get(name, 0.0) + seconds
+
+
+@contextmanager
+def stages_s() -> Iterator[dict[str, float]]:
+    """Seconds of each stage that this task and those it starts time by :func:`stage`, summed up."""
+    own: dict[str, float] = {}
+    token = _own_stages.set(own)
+    try:
+        yield own
+    finally:
+        _own_stages.reset(token)
+
+
+def server_timing(stages: Mapping[str, float]) -> str:
+    """The value of a ``Server-Timing`` header (W3C Server Timing); there, durations are milliseconds."""
+    return ", ".join(f"{name};dur={1000 * seconds:.2f}" for name, seconds in stages.items())
 
 
 def _found() -> Recorder:

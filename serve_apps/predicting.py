@@ -3,6 +3,7 @@ for pixels, and holds no method of its own. All of it runs in the event loop; th
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -41,7 +42,9 @@ class Predictor:
 
     async def predict(self, question: Question) -> Found:
         """The answer to a question."""
-        return await self._predict(await self._drawer.encode(question.source), question)
+        with metrics.stages_s() as stages:
+            found = await self._predict(await self._drawer.encode(question.source), question)
+        return replace(found, stages_s=stages)
 
     async def _predict(self, source: Sequence[int], question: Question, on_tokens: OnTokens | None = None) -> Found:
         search, sampling = Search(**question.search), Sampling(**question.sampling)

@@ -29,12 +29,14 @@ async def edit_image(request: Request, graph: GraphOf) -> Response:
     edit = await read_edit(request, graph.limits)
     model = await graph.model(edit.model or FDM, task=FDM)
     verifier = (await graph.model(edit.verifier, task=IDM))["id"] if edit.verifier else IDM
-    source = await graph.prepare(edit.image, model["side_px"])
-    question = replace(question_of(edit, source, graph), model=model["id"], verifier=verifier)
-    if edit.stream:
-        return await event_stream(_events(graph, edit, model, question))
-    found: Found = await graph.call(FDM, "predict", question, model=question.model)
-    return JSONResponse(edit_reply(edit, **await _answer(edit, model, found)))
+    with metrics.stages_s() as own:
+        source = await graph.prepare(edit.image, model["side_px"])
+        question = replace(question_of(edit, source, graph), model=model["id"], verifier=verifier)
+        if edit.stream:
+            return await event_stream(_events(graph, edit, model, question))
+        found: Found = await graph.call(FDM, "predict", question, model=question.model)
+        reply = edit_reply(edit, **await _answer(edit, model, found))
+    return JSONResponse(reply, headers={"Server-Timing": metrics.server_timing({**found.stages_s, **own})})
 
 
 def question_of(edit: Edit, source_HWC: Pixels, graph: Graph) -> Question:
