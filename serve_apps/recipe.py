@@ -49,6 +49,8 @@ class ServeRecipe(Recipe):
     """Copies of the FDM under load, from sampler_replicas on; 0: always as many as sampler_replicas."""
     verifier_max_replicas: int = Field(0, ge=0)
     """Copies of the IDM under load, from verifier_replicas on; 0: always as many as verifier_replicas."""
+    ingress_replicas: int = Field(1, ge=1)
+    """Processes that speak HTTP; the limits of a key, and max_requests, are each one's."""
     target_ongoing_requests: float = Field(8, gt=0)
     """Requests a copy has on average before another is added, where there may be more."""
     upscale_delay_s: float = Field(10, ge=0)

@@ -35,6 +35,7 @@ def build(args: ServeRecipe) -> serve.Application:
     ingress: Any = serve.deployment(
         Ingress,
         name="Ingress",
+        num_replicas=args.ingress_replicas,
         max_ongoing_requests=args.max_requests + FOR_REFUSALS,
         max_queued_requests=args.max_requests + FOR_REFUSALS,
         ray_actor_options={"num_cpus": 0},

@@ -1,0 +1,143 @@
+"""A server under load whose replicas are killed, added and taken away: no request is lost. ``WM_KILLS``: how many."""
+
+import os
+import random
+import socket
+import threading
+import time
+
+import httpx2
+import numpy as np
+import openai
+import psutil
+import pytest
+from ray import serve
+
+from serve_apps.__main__ import APPLICATION, StartRecipe, start, stop
+from wm.images import encode_png
+
+KILLS = int(os.environ.get("WM_KILLS", "3"))
+PNG = encode_png(np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8))
+ASKED = {"prompt": "move the red cup left", "best_of": "8"}
+READY_S = 240
+
+
+@pytest.fixture(scope="module")
+def url(tiny_base):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    recipe = StartRecipe(
+        fdm=str(tiny_base),
+        idm=str(tiny_base),
+        port=port,
+        cpus_per_replica=0.25,
+        sampler_replicas=1,
+        sampler_max_replicas=3,
+        verifier_replicas=2,
+        ingress_replicas=2,
+        target_ongoing_requests=2,
+        upscale_delay_s=0.5,
+        downscale_delay_s=2,
+        shutdown_timeout_s=30,
+    )
+    try:
+        start(recipe)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        stop()
+
+
+class Load:
+    """Clients that ask again and again, each on a thread of its own, until the block ends. ``retries``: of the openai
+    client; 0: every failure counts."""
+
+    def __init__(self, url, clients, retries=0):
+        self._url, self._retries, self._over = url, retries, threading.Event()
+        self.answers, self.count, self.failures = {}, 0, []
+        self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(clients)]
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._over.set()
+        for thread in self._threads:
+            thread.join(timeout=180)
+            assert not thread.is_alive()
+
+    def wait_for(self, more):
+        """Until so many more requests are answered, or not."""
+        wanted, deadline = self.count + len(self.failures) + more, time.monotonic() + READY_S
+        while self.count + len(self.failures) < wanted:
+            assert time.monotonic() < deadline, "no request is answered any more"
+            time.sleep(0.05)
+
+    def _ask(self, number):
+        client = openai.OpenAI(base_url=f"{self._url}/v1", api_key="none", max_retries=self._retries, timeout=120)
+        seed = number
+        while not self._over.is_set():
+            try:
+                reply = client.images.edit(image=("a.png", PNG), prompt=ASKED["prompt"], extra_body={"seed": seed})
+            except openai.APIError as error:
+                self.failures.append(repr(error))
+            else:
+                # A seed that comes again, perhaps on a replica that took a dead one's place, has the same answer.
+                self.count += 1
+                if self.answers.setdefault(seed, reply.data[0].b64_json) != reply.data[0].b64_json:
+                    self.failures.append(f"seed {seed} has two answers")
+            seed = (seed + 7) % 40
+
+
+def replicas(deployment):
+    """How many answer."""
+    found = serve.status().applications[APPLICATION].deployments[deployment].replica_states
+    return found.get("RUNNING", 0)
+
+
+def wait_for(deployment, wanted):
+    deadline = time.monotonic() + READY_S
+    while not wanted(replicas(deployment)):
+        assert time.monotonic() < deadline, f"{deployment} has {replicas(deployment)} replicas"
+        time.sleep(0.25)
+
+
+def kill_one(deployment, chooser):
+    """SIGKILL to a replica's process, of this session alone."""
+    found = [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if any("ServeReplica" in word and deployment in word for word in process.cmdline())
+    ]
+    chooser.choice(found).kill()
+
+
+@pytest.mark.timeout(900 + 60 * KILLS)
+def test_no_request_is_lost_while_replicas_come_die_and_go(url):
+    chooser = random.Random(0)
+    with Load(url, clients=8) as load:
+        wait_for("FDMSampler", lambda count: count == 3)
+        for number in range(KILLS):
+            deployment = ("FDMSampler", "IDMVerifier")[number % 2]
+            wait_for(deployment, lambda count: count >= 2)
+            kill_one(deployment, chooser)
+            load.wait_for(8)
+        wait_for("FDMSampler", lambda count: count >= 2)
+    assert load.failures == [] and load.count >= 8 * KILLS
+    with Load(url, clients=1) as trickle:
+        wait_for("FDMSampler", lambda count: count == 1)
+    assert trickle.failures == []
+    assert all(load.answers.get(seed, picture) == picture for seed, picture in trickle.answers.items())
+
+
+@pytest.mark.timeout(900)
+def test_a_client_that_repeats_as_openais_does_does_not_see_a_dead_ingress(url):
+    wait_for("Ingress", lambda count: count == 2)
+    with Load(url, clients=4, retries=3) as load:
+        load.wait_for(4)
+        kill_one("Ingress", random.Random(1))
+        wait_for("Ingress", lambda count: count == 1)
+        wait_for("Ingress", lambda count: count == 2)
+    assert load.failures == []
+    assert httpx2.get(f"{url}/health", timeout=60).json() == {"status": "ok"}
