@@ -1,0 +1,57 @@
+// What the parts of the page share: the storyboard, the frame one goes on from, the models served, the work in progress.
+import { get, Refused } from "./api.js";
+import { showError } from "./dom.js";
+import { Storyboard } from "./tree.js";
+
+export const state = { board: null, current: 0, models: [], suggestions: [], busy: null };
+
+const watchers = [];
+export const watch = (then) => { watchers.push(then); };
+export const changed = () => watchers.forEach((then) => then());
+
+export const frame = () => state.board?.get(state.current);
+export const nameOf = (id) => {
+  const path = state.board.path(id);
+  return path.length > 1 ? `Step ${path.length - 1}: ${path[path.length - 1].action}` : "Source";
+};
+
+export function begin(source, suggestions = []) {
+  Object.assign(state, { board: new Storyboard(source), current: 0, suggestions });
+  changed();
+}
+
+export function select(id) {
+  state.current = id;
+  changed();
+}
+
+// One piece of work at a time; it is given a signal and what goes wrong is told. Returns whether it was done.
+export async function work(what, job) {
+  if (state.busy) return false;
+  const busy = new AbortController();
+  state.busy = { what, stop: () => busy.abort() };
+  showError("");
+  changed();
+  try {
+    await job(busy.signal);
+    return true;
+  } catch (error) {
+    if (busy.signal.aborted) return false;
+    if (!(error instanceof Refused) && error.constructor !== Error) console.error(error);
+    showError(error.message || String(error));
+    return false;
+  } finally {
+    state.busy = null;
+    changed();
+  }
+}
+
+// The models by the task they do; an entry's task is "fdm" (predicts) or "idm" (verifies, says what happened).
+export async function readModels() {
+  const { data } = await get("v1/models");
+  state.models = Array.isArray(data) ? data : [];
+  changed();
+}
+
+export const modelsFor = (task) => state.models.filter((model) => (model.task || model.id) === task);
+export const side = () => modelsFor("fdm").find((model) => model.side_px > 0)?.side_px || null;
