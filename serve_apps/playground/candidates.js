@@ -2,16 +2,20 @@
 import { bar, byId, counted, el, number, percent, picture, say } from "./dom.js";
 import { changed, frame, state } from "./state.js";
 
+const title = (text) => { byId("found-title").textContent = text; };
+
 let shown = null; // {parent, action, answer, via} of the candidates in sight
 
 export const empty = () => {
   shown = null;
+  title("Candidates");
   byId("found").replaceChildren(el("p", { class: "hint", text: "Candidates appear here, best first: each is scored by how likely the inverse model finds your action between the source and the candidate." }));
 };
 
 // The growing picture of a request; returns what a preview is given to.
 export function drawProgress(source, action, bestOf) {
   shown = null;
+  title("Candidates");
   const image = picture(source, `Preview: ${action}`), progress = el("progress", { max: 1, value: 0, "aria-label": "Share of the picture decoded" });
   const line = el("p", { class: "hint", text: "Decoding…" });
   byId("found").replaceChildren(el("div", { class: "preview" }, image, el("div", {},
@@ -29,8 +33,7 @@ export function drawCandidates(parent, action, answer, via, taken_s) {
   shown = { parent, action, answer, via };
   const { candidates, drawn, distinct, seed } = answer;
   const about = [
-    `${counted(candidates.length, "candidate")} of ${distinct ?? candidates.length} distinct, ${drawn} drawn`,
-    `seed ${seed}`, `${number(taken_s, 1)} s`,
+    `${distinct ?? candidates.length} distinct of ${drawn} drawn${candidates.length < distinct ? `, the best ${candidates.length} shown` : ""}`, `seed ${seed}`, `${number(taken_s, 1)} s`,
   ].join(" · ");
   const hasScores = candidates.some(({ verification }) => typeof verification.mean_logprob === "number");
   byId("found").replaceChildren(
@@ -53,8 +56,8 @@ function card({ image, verification }, place) {
     type: "button", class: "card", "data-index": index ?? place, "aria-pressed": "false",
     "aria-label": `${name}${said}. Go on from this one.`, onclick: (event) => pick(place, event.detail === 0),
   },
-  el("span", { class: "shot" }, picture(image, ""), el("span", { class: "rank", text: isScored ? `#${place + 1}` : name })),
-  isScored ? el("span", { class: "score" }, bar(share), el("b", { text: percent(share) })) : null,
+  el("span", { class: "shot" }, picture(image, "")),
+  el("span", { class: "score" }, el("b", { class: "rank", text: isScored ? `#${place + 1}` : name }), ...(isScored ? [bar(share), el("b", { text: percent(share) })] : [])),
   isScored ? fact("mean", number(mean), "nats per token") : null,
   isScored ? fact("sum", number(logprob, 1), `log-likelihood of the action, ${tokens ?? "?"} tokens, in nats`) : null,
   typeof unchanged === "number" ? fact("unchanged", percent(unchanged), "share of image tokens equal to the source's") : null);
@@ -82,17 +85,18 @@ export function mark() {
 // The steps of a rollout as they come. Returns what a step is given to, and what is called at the end.
 export function drawSteps(actions) {
   shown = null;
+  title("Steps");
   const line = el("p", { class: "hint", text: `Step 1 of ${actions.length}…` });
   const progress = el("progress", { max: actions.length, value: 0, "aria-label": "Steps done" });
-  const items = actions.map((action) => el("li", {}, el("span", { class: "shot blank" }), el("span", { class: "caption", text: action })));
+  const items = actions.map((action, turn) => el("li", {}, el("span", { class: "shot blank" }), el("span", { class: "caption", text: `${turn + 1}. ${action}` })));
   byId("found").replaceChildren(line, progress, el("ol", { class: "cards steps" }, ...items));
   say(`Rolling out ${counted(actions.length, "action")}.`);
   const fill = (place, { image, action, verification }) => {
     const { mean_logprob: mean } = verification;
     items[place]?.replaceChildren(
-      el("span", { class: "shot" }, picture(image, `After: ${action}`), el("span", { class: "rank", text: String(place + 1) })),
+      el("span", { class: "shot" }, picture(image, `After: ${action}`)),
       typeof mean === "number" ? el("span", { class: "score" }, bar(Math.exp(mean)), el("b", { text: percent(Math.exp(mean)) })) : "",
-      el("span", { class: "caption", text: action }));
+      el("span", { class: "caption", text: `${place + 1}. ${action}` }));
   };
   return {
     onStep: (step, place) => {

@@ -49,8 +49,9 @@ export async function rollout(source, actions, settings, { onStep = () => {}, si
   const step = (item) => ({
     image: dataUrl(item.b64_json, settings.output_format), action: String(item.action ?? ""), verification: item.verification || {},
   });
+  let place = 0;
   for await (const event of stream("v1/rollouts", { image: source, actions, ...settings, stream: true }, signal)) {
-    if (event.type === "rollout.step") onStep(step(event), event.step);
+    if (event.type === "rollout.step") onStep(step(event), place++);
     if (event.type === "rollout.completed" || event.type === "reply") return { ...event, steps: event.steps.map(step) };
   }
   throw new Refused("The server's answer broke off before the last step.");

@@ -13,12 +13,11 @@ export async function replay(board, { onFrame, signal }) {
   }
 }
 
-const request = ({ settings, seed, model }) => ({ ...settings, seed, ...(model ? { model } : {}) });
+const request = ({ settings, seed, best_of, model }) => ({ ...settings, seed, ...(best_of ? { best_of } : {}), ...(model ? { model } : {}) });
 
 async function again(frame, parent, onFrame, signal) {
-  const { best_of, index } = frame.via, settings = best_of ? { ...request(frame.via), best_of } : request(frame.via);
-  const { candidates } = await predict(parent.image, frame.action, settings, { signal });
-  const found = candidates.find(({ verification }) => verification.index === index) || candidates[0];
+  const { candidates } = await predict(parent.image, frame.action, request(frame.via), { signal });
+  const found = candidates.find(({ verification }) => verification.index === frame.via.index) || candidates[0];
   fill(frame, found, onFrame);
 }
 

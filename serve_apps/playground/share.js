@@ -7,7 +7,7 @@ import { replay } from "./replay.js";
 import { changed, nameOf, state, work } from "./state.js";
 
 const GIF_LEAST_PX = 288, GIF_MOST_PX = 512, LAST_FRAME = 2;
-const show = (...nodes) => byId("shared").replaceChildren(...nodes);
+const show = (...nodes) => { byId("shared").replaceChildren(...nodes); byId("gif-made").replaceChildren(); };
 const address = (fragment) => `${location.origin}${location.pathname}#${fragment}`;
 
 async function link() {
@@ -44,7 +44,7 @@ async function gif(signal) {
   const size = side < GIF_LEAST_PX ? side * Math.ceil(GIF_LEAST_PX / side) : Math.min(side, GIF_MOST_PX);
   const frames = [];
   for (const [place, { image, action }] of path.entries()) {
-    const { data, width, height } = await drawFrame(image, size, hasCaptions ? action : null);
+    const { data, width, height } = await drawFrame(image, size, hasCaptions ? action || "source" : null);
     const pause = place === path.length - 1 && path.length > 1 ? LAST_FRAME : 1;
     frames.push({ data, width, height, delay_cs: Math.round(100 * seconds * pause) });
     await new Promise((then) => setTimeout(then)); // the page stays alive
@@ -54,7 +54,7 @@ async function gif(signal) {
   download(blob, "storyboard.gif");
   const url = URL.createObjectURL(blob);
   const told = `${counted(frames.length, "frame")}, ${Math.ceil(blob.size / 1000)} kB: from the source to “${nameOf(state.current)}”.`;
-  show(el("img", { src: url, alt: "The storyboard as a GIF", class: "gif", onload: () => URL.revokeObjectURL(url) }), el("p", { class: "done", text: `Saved as storyboard.gif: ${told}` }));
+  byId("gif-made").replaceChildren(el("img", { src: url, alt: "The storyboard as a GIF", class: "gif", onload: () => URL.revokeObjectURL(url) }), el("p", { class: "done", text: `Saved as storyboard.gif: ${told}` }));
   say(`Saved as storyboard.gif: ${told}`);
 }
 

@@ -10,9 +10,13 @@ export const watch = (then) => { watchers.push(then); };
 export const changed = () => watchers.forEach((then) => then());
 
 export const frame = () => state.board?.get(state.current);
+// "Step 2: the action", with a number behind where several steps are called so.
 export const nameOf = (id) => {
-  const path = state.board.path(id);
-  return path.length > 1 ? `Step ${path.length - 1}: ${path[path.length - 1].action}` : "Source";
+  const { board } = state, { action } = board.get(id), depth = board.path(id).length;
+  if (depth === 1) return "Source";
+  const same = board.all.filter((frame) => frame.action === action && board.path(frame.id).length === depth);
+  const turn = same.length > 1 ? ` (${same.findIndex((frame) => frame.id === id) + 1})` : "";
+  return `Step ${depth - 1}: ${action}${turn}`;
 };
 
 export function begin(source, suggestions = []) {

@@ -50,7 +50,7 @@ async function goMany(now, actions, chosen, signal) {
   try { answer = await rollout(now.image, actions, chosen, { onStep, signal }); } catch (error) { empty(); throw error; }
   onEnd(answer);
   const board = state.board, group = Math.max(0, ...board.all.map(({ via }) => via?.group ?? 0)) + 1;
-  const common = { kind: "rollout", group, actions, seed: answer.seed, model: answer.model, settings: onlySettings(chosen) };
+  const common = { kind: "rollout", group, actions, seed: answer.seed, best_of: answer.best_of, model: answer.model, settings: onlySettings(chosen) };
   let parent = now.id;
   answer.steps.forEach(({ image, verification }, step) => {
     parent = board.add(parent, { action: actions[step], image, verification, via: { ...common, step } }).id;
