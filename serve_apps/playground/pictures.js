@@ -22,16 +22,22 @@ export async function readPicture(blob, side) {
   return square(bitmap, bitmap.width, bitmap.height, side);
 }
 
+// The server scales the short side to its size and cuts the middle out of whole pixels (wm.images.fit_square).
 function square(source, width, height, side) {
-  let edge = Math.min(width, height), drawn = source, left = (width - edge) / 2, top = (height - edge) / 2;
-  const wanted = side || Math.min(edge, MOST_SIDE);
-  while (edge > 2 * wanted) { // by halves: one large step would leave pixels out
-    const half = surface(Math.ceil(edge / 2), Math.ceil(edge / 2));
-    half.context.drawImage(drawn, left, top, edge, edge, 0, 0, half.canvas.width, half.canvas.width);
-    [drawn, left, top, edge] = [half.canvas, 0, 0, half.canvas.width];
+  const edge = Math.min(width, height), wanted = side || Math.min(edge, MOST_SIDE);
+  const cut = (length) => {
+    const scaled = Math.max(wanted, Math.round((length * wanted) / edge)), unit = length / scaled;
+    return { start: Math.floor((scaled - wanted) / 2) * unit, span: wanted * unit };
+  };
+  let drawn = source, across = cut(width), down = cut(height);
+  while (Math.min(across.span, down.span) > 2 * wanted) { // by halves: one large step would leave pixels out
+    const halves = [across, down].map(({ span }) => Math.ceil(span / 2)), half = surface(...halves);
+    half.context.drawImage(drawn, across.start, down.start, across.span, down.span, 0, 0, ...halves);
+    drawn = half.canvas;
+    [across, down] = halves.map((span) => ({ start: 0, span }));
   }
   const { canvas, context } = surface(wanted, wanted);
-  context.drawImage(drawn, left, top, edge, edge, 0, 0, wanted, wanted);
+  context.drawImage(drawn, across.start, down.start, across.span, down.span, 0, 0, wanted, wanted);
   return canvas.toDataURL("image/png");
 }
 
