@@ -1,11 +1,13 @@
 """HTTP around ``wm.api``: the body read under a limit, forms taken apart, every error in OpenAI's shape."""
 
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -30,9 +32,9 @@ def create_app(title: str) -> FastAPI:
 
 async def read_edit(request: Request, limits: Limits) -> Edit:
     """The checked request; :class:`ApiError` (400, 413 or 415) names what is wrong with it."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = _content_type(request)
     if kind == "application/json":
-        return edit_from_json(b"".join([chunk async for chunk in limited_body(request, limits)]), limits)
+        return edit_from_json(await read_json(request, limits), limits)
     if kind != "multipart/form-data":
         raise ApiError(
             f"content-type {kind!r:.80} is not supported; send multipart/form-data or application/json",
@@ -57,6 +59,22 @@ async def read_edit(request: Request, limits: Limits) -> Edit:
     finally:
         await form.close()
     return edit_from_form(items, limits)
+
+
+async def read_json(request: Request, limits: Limits) -> bytes:
+    """The body of a request that must be JSON; :class:`ApiError` (413 or 415) for one that is not."""
+    kind = _content_type(request)
+    if kind != "application/json":
+        raise ApiError(
+            f"content-type {kind!r:.80} is not supported; send application/json",
+            status=415,
+            code="unsupported_media_type",
+        )
+    return b"".join([chunk async for chunk in limited_body(request, limits)])
+
+
+def _content_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 async def limited_body(request: Request, limits: Limits) -> AsyncGenerator[bytes, None]:
@@ -100,6 +118,15 @@ def edit_openapi() -> dict[str, object]:
     return {"requestBody": {"required": True, "content": content}}
 
 
+def json_openapi(fields: type[BaseModel], images: Iterable[str], example: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON body of a request for the OpenAPI page: ``fields``, and its ``images`` as data URLs, all needed."""
+    schema = fields.model_json_schema(ref_template="#/components/schemas/{model}")
+    source = {"type": "string", "description": "A data URL: data:image/png;base64,…"}
+    schema["properties"] = dict.fromkeys(images, source) | schema["properties"]
+    schema["required"] = [*images, *schema.get("required", [])]
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema, "example": example}}}}
+
+
 async def _api_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ApiError)
     return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
@@ -126,5 +153,4 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
 async def _server_error(request: Request, error: Exception) -> JSONResponse:
     """What went wrong goes to the log, not to the stranger who asked."""
     logger.error("%s %s failed: %r", request.method, request.url.path, error)
-    answer = ApiError("the server failed to answer", status=500, kind="server_error", code="internal_error")
-    return await _api_error(request, answer)
+    return await _api_error(request, ApiError.internal())

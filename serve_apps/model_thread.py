@@ -4,9 +4,9 @@ their lines. The event loop stays free to take requests, to answer health checks
 import asyncio
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from torch import Tensor
 from wm.sampling import Grown, ImagePool, ImageRequest
 
 T = TypeVar("T")
+_Item: TypeAlias = "tuple[Any, asyncio.AbstractEventLoop, asyncio.Future[Any]]"
+MAX_TOGETHER = 32
+"""Items of a kind that are worked on at once."""
 
 
 @dataclass
@@ -35,6 +38,7 @@ class ModelThread:
         self._pool = pool
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._pending: dict[int, _Pending] = {}
+        self._joint: dict[Callable[[Sequence[Any]], Sequence[Any]], list[_Item]] = {}
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
 
@@ -56,6 +60,14 @@ class ModelThread:
         self._inbox.put(turn)
         return await future
 
+    async def together(self, work: Callable[[Sequence[Any]], Sequence[T]], item: Any) -> T:
+        """What ``work``, given a list, returns for ``item``: done in the thread, at once with the items of others that
+        wait for the same work by then. One that raises is tried again alone, so that it fails nobody else's."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self._inbox.put(lambda: self._joint.setdefault(work, []).append((item, loop, future)))
+        return await future
+
     async def images(self, request: ImageRequest, on_line: Callable[[Grown], object] | None = None) -> Tensor:
         """int64 (K, N): the images of a request. ``on_line`` is called in the event loop with what each line adds. A
         task that is cancelled gives its rows back at the next line."""
@@ -75,15 +87,23 @@ class ModelThread:
 
     def _run(self) -> None:
         while True:
-            is_busy = self._pool is not None and self._pool.num_requests > 0
+            is_busy = bool(self._joint) or (self._pool is not None and self._pool.num_requests > 0)
             try:
                 command = self._inbox.get(block=not is_busy)
             except queue.Empty:
-                self._advance()
+                self._work_together()
+                if self._pool is not None and self._pool.num_requests > 0:
+                    self._advance()
                 continue
             if command is None:
                 return
             command()
+
+    def _work_together(self) -> None:
+        for work in list(self._joint):
+            items = self._joint.pop(work)
+            for start in range(0, len(items), MAX_TOGETHER):
+                _work(work, items[start : start + MAX_TOGETHER])
 
     def _add(self, request: ImageRequest, pending: _Pending) -> None:
         assert self._pool is not None
@@ -121,6 +141,23 @@ class ModelThread:
         if grown.is_last:
             del self._pending[grown.key]
             _tell(pending.loop, pending.future, torch.cat([pending.pieces[first] for first in sorted(pending.pieces)]))
+
+
+def _work(work: Callable[[Sequence[Any]], Sequence[Any]], items: Sequence["_Item"]) -> None:
+    awaited = [(item, loop, future) for item, loop, future in items if not future.cancelled()]
+    if not awaited:
+        return
+    try:
+        found = work([item for item, _, _ in awaited])
+    except Exception as error:
+        if len(awaited) > 1:
+            for one in awaited:
+                _work(work, [one])
+            return
+        _tell(awaited[0][1], awaited[0][2], error=error)
+        return
+    for (_, loop, future), entry in zip(awaited, found, strict=True):
+        _tell(loop, future, entry)
 
 
 def _tell(

@@ -1,7 +1,7 @@
 """What a served world model is made of: the typed arguments of ``serve_apps.world_model:build``."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -9,6 +9,8 @@ from wm.api import MAX_GUIDANCE, Limits
 from wm.config import Recipe
 from wm.errors import InputError
 
+FDM, IDM = "fdm", "idm"
+"""Names of the two roles."""
 OTHER_CODEC = "the FDM's image codec is {}, the IDM's {}: they cannot read each other's images"
 
 
@@ -67,6 +69,13 @@ class ServeRecipe(Recipe):
     """Candidates drawn for a request that does not say."""
     max_best_of: int = Field(64, ge=1)
     """Candidates a request may ask for."""
+    margin: float | None = Field(None, ge=0)
+    """Adaptive N for requests that do not say: fewer candidates where one more is expected to gain no more than so
+    many nats an action token; left out: always best_of."""
+    max_actions: int = Field(64, ge=1)
+    """Steps of a rollout, and actions of a request for scores."""
+    max_beam: int = Field(8, ge=1)
+    """Sequences that a rollout may keep after each step."""
     temperature: float = Field(1.0, ge=0)
     """Of the image tokens, for requests that do not say; 0 = greedy."""
     top_k: int = Field(0, ge=0)
@@ -95,6 +104,18 @@ class ServeRecipe(Recipe):
                 raise ValueError(f"{role}_max_replicas = {most} is less than {role}_replicas = {least}")
         return self
 
+    def sampling(self, asked: Any) -> dict[str, Any]:
+        """Settings of ``wm.sampling.Sampling`` by name: a request's, this recipe's where it gives none."""
+        temperature = self.temperature if asked.temperature is None else asked.temperature
+        return {
+            "temperature": temperature or 1.0,
+            "greedy": temperature == 0,
+            "top_k": self.top_k if asked.top_k is None else asked.top_k,
+            "top_p": self.top_p if asked.top_p is None else asked.top_p,
+            "guidance_text": self.guidance if asked.guidance is None else asked.guidance,
+            "guidance_image": self.guidance_image if asked.guidance_image is None else asked.guidance_image,
+        }
+
     def limits(self) -> Limits:
         return Limits(
             max_body_bytes=self.max_body_bytes,
@@ -102,6 +123,8 @@ class ServeRecipe(Recipe):
             max_prompt_chars=self.max_prompt_chars,
             max_best_of=self.max_best_of,
             default_best_of=min(self.best_of, self.max_best_of),
+            max_actions=self.max_actions,
+            max_beam=self.max_beam,
         )
 
 

@@ -1,17 +1,23 @@
 """The two models behind the ingress. They move arrays in and out of ``wm.dynamics``, and hold no method."""
 
+from collections.abc import AsyncGenerator, Sequence
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from serve_apps.recipe import ServeRecipe
+from serve_apps.calls import call
+from serve_apps.messages import Found, Preview, Question, RolloutFound, StepFound
+from serve_apps.recipe import FDM, IDM, ServeRecipe
 from wm.images import Pixels
 
 if TYPE_CHECKING:  # torch is for the replicas alone; the ingress starts without it
     from serve_apps.model_thread import ModelThread
+    from wm.dynamics import Sampling, Start
 
-FDM, IDM = "fdm", "idm"
+LINES = 16
+"""In so many parts an image grows, at least, where it has as many tokens."""
 
 
 def _describe(model: Any, task: str) -> dict[str, Any]:
@@ -25,17 +31,19 @@ def _describe(model: Any, task: str) -> dict[str, Any]:
 
 
 class Sampler:
-    """Source image and action to candidate codes, and codes back to pixels: the FDM and the image codec.
+    """Source image and action to verified predictions: the FDM, the image codec, and ``verifier``, an IDM in this
+    process or behind a deployment handle.
 
     The images of all requests grow together in one thread. ``role``: the FDM and its decoder as they were loaded
     together with the IDM's, and ``thread``, in which both work; read and made here without them.
     """
 
-    def __init__(self, recipe: ServeRecipe, role: Any = None) -> None:
-        from serve_apps.model_thread import ModelThread
+    def __init__(
+        self, recipe: ServeRecipe, verifier: Any, role: Any = None, thread: "ModelThread | None" = None
+    ) -> None:
+        from serve_apps.predicting import Predictor
         from wm.dynamics import check_block
         from wm.models import load_codec
-        from wm.sampling import ImagePool
         from wm.sampling.guidance import need_guidable
 
         role = role or _load(recipe, recipe.fdm)
@@ -45,7 +53,9 @@ class Sampler:
         check_block(self._block, self._model.tokens_per_image)
         self._codec = load_codec(recipe.base or recipe.fdm, device=recipe.device)
         self._codec.need_decoder()
-        self.thread = ModelThread(ImagePool(self._model, self._decoder))
+        score = verifier.score_candidates
+        self._predictor = Predictor(self, partial(call, score) if hasattr(score, "remote") else score)
+        self.thread = thread or _thread(role)
 
     def describe(self, task: str = FDM) -> dict[str, Any]:
         """What ``GET /v1/models`` tells, and ``side_px`` of the square images read and written."""
@@ -55,76 +65,109 @@ class Sampler:
         """Decodes a token, in its turn; raises what that raises."""
         await self.thread.call(partial(_decode_a_token, self._model, self._decoder))
 
-    async def sample(
-        self, source_HWC: Pixels, action: str, num_samples: int, seed: int, settings: dict[str, Any]
-    ) -> Any:
-        """Codes of the source (N,) and of the candidates (K, N), and the number of the action's tokens."""
+    async def predict(self, question: Question) -> Found:
+        """The verified prediction."""
+        return await self._predictor.predict(question)
+
+    async def predict_with_previews(self, question: Question) -> AsyncGenerator[Preview | Found, None]:
+        """Previews of the first candidate while it grows, then the prediction."""
+        async for item in self._predictor.predict_with_previews(question, self._model.tokens_per_image):
+            yield item
+
+    async def roll_out(self, question: Question) -> AsyncGenerator[StepFound | RolloutFound, None]:
+        """Each step of a rollout as it is found, then the whole."""
+        async for item in self._predictor.roll_out(question):
+            yield item
+
+    # What ``serve_apps.predicting`` asks of a drawer.
+
+    async def encode(self, source_HWC: Pixels) -> list[int]:
+        """Codes of a picture."""
+        return await self.thread.together(self._encode, source_HWC)
+
+    async def draw(self, start: "Start", candidates: range, sampling: "Sampling", on_tokens: Any = None) -> Any:
+        """Codes int64 (K, N) of ``candidates``; ``on_tokens`` is given the first one's while it grows, where images
+        grow token by token (``block`` = 0)."""
         from wm.dynamics.fdm import forward_prefix
-        from wm.sampling import ImageRequest, Sampling
+        from wm.sampling import ImageRequest
 
-        # Arrays from Ray's object store are read-only, which torch does not like.
-        source_BN = await self.thread.call(lambda: self._codec.encode(np.array(source_HWC)[None]))
-        sampling = Sampling(**settings)
         if self._block:
-            codes_KN = await self.thread.call(partial(self._speculate, source_BN, action, num_samples, seed, sampling))
-        else:
-            prefix = forward_prefix(self._model, source_BN[0], action)
-            codes_KN = await self.thread.images(ImageRequest(prefix, num_samples, sampling, seed))
-        return source_BN[0].cpu().numpy(), codes_KN.numpy(), len(self._model.tokenize_action(action))
+            return await self.thread.call(partial(self._speculate, start, candidates, sampling))
+        prefix = forward_prefix(self._model, start.source, start.action)
+        request = ImageRequest(prefix, len(candidates), sampling, start.seed, candidates.start)
 
-    def _speculate(self, source_BN: Any, action: str, num_samples: int, seed: int, sampling: Any) -> Any:
+        def tell(grown: Any) -> None:
+            if grown.candidates.start == candidates.start:
+                on_tokens(grown.codes[0])
+
+        return await self.thread.images(request, None if on_tokens is None else tell)
+
+    async def decode(self, codes_KN: Any) -> Pixels:
+        """Pixels uint8 (K, height, width, 3) of codes."""
+        return await self.thread.together(self._decode, codes_KN)
+
+    def count_tokens(self, action: str) -> int:
+        """Of the action's text."""
+        return len(self._model.tokenize_action(action))
+
+    def _encode(self, sources: Sequence[Pixels]) -> list[list[int]]:
+        codes_BN: list[list[int]] = self._codec.encode(np.stack(sources)).tolist()
+        return codes_BN
+
+    def _decode(self, asked: Sequence[Any]) -> list[Pixels]:
+        codes = [np.asarray(codes_KN) for codes_KN in asked]
+        ends = np.cumsum([len(codes_KN) for codes_KN in codes])[:-1]
+        return np.split(self._codec.decode(np.concatenate(codes)), ends)
+
+    def _speculate(self, start: "Start", candidates: range, sampling: "Sampling") -> Any:
         from wm.dynamics import speculate_observations
 
         return speculate_observations(
             self._model,
-            source_BN,
-            [action],
+            [start.source],
+            [start.action],
             block=self._block,
-            num_samples=num_samples,
+            num_samples=len(candidates),
+            first_candidate=candidates.start,
             sampling=sampling,
-            seed=seed,
+            seed=start.seed,
             decoder=self._decoder,
         ).codes[0]
 
-    async def decode(self, codes_KN: np.ndarray) -> Pixels:
-        """Pixels (K, height, width, 3) of codes."""
-        import torch
-
-        codes = torch.from_numpy(np.array(codes_KN))
-        return await self.thread.call(lambda: self._codec.decode(codes))
-
 
 class Verifier:
-    """Ranks candidates by how likely the IDM finds the action between the source and each of them."""
+    """Tells how likely the IDM finds an action between a source and each candidate."""
 
     def __init__(self, recipe: ServeRecipe, role: Any = None, thread: "ModelThread | None" = None) -> None:
         from serve_apps.model_thread import ModelThread
 
         role = role or _load(recipe, recipe.idm)
         self._model, self._decoder = role.model, role.decoder
-        self._thread = thread or ModelThread()
+        self.thread = thread or ModelThread()
 
     def describe(self, task: str = IDM) -> dict[str, Any]:
         return _describe(self._model, task)
 
     async def check_health(self) -> None:
         """Decodes a token, in its turn; raises what that raises."""
-        await self._thread.call(partial(_decode_a_token, self._model, self._decoder))
+        await self.thread.call(partial(_decode_a_token, self._model, self._decoder))
 
-    async def rank(self, source_N: np.ndarray, action: str, codes_KN: np.ndarray, seed: int) -> list[dict[str, Any]]:
-        """Best first: what the reply says of each candidate; ``index`` is its row in ``codes_KN``."""
-        import torch
+    async def score_candidates(
+        self, source: Sequence[int], action: str, candidates: Sequence[Sequence[int]]
+    ) -> list[tuple[float, int]]:
+        """log p(action | source, candidate) in nats and the action's tokens, of each candidate."""
+        return await self.thread.together(self._score, (source, action, candidates))
 
-        from wm.dynamics import verify
+    def _score(self, asked: Sequence[tuple[Any, str, Any]]) -> list[list[tuple[float, int]]]:
+        from wm.dynamics import score_actions
 
-        source, candidates = torch.from_numpy(np.array(source_N)), torch.from_numpy(np.array(codes_KN))
-        ranked = await self._thread.call(
-            lambda: verify(self._model, source, action, candidates, seed=seed, decoder=self._decoder)
-        )
-        return [_entry(candidate) for candidate in ranked]
+        rows = [(source, codes, action) for source, action, candidates in asked for codes in candidates]
+        sources, targets, actions = zip(*rows, strict=True)
+        scores = iter(score_actions(self._model, sources, targets, actions, decoder=self._decoder))
+        return [[(found.logprob, found.num_tokens) for found in islice(scores, len(each))] for _, _, each in asked]
 
 
-class Both:
+class Both(Sampler):
     """Sampler and verifier in one process and one thread, over one copy of their base's weights or two."""
 
     def __init__(self, recipe: ServeRecipe) -> None:
@@ -132,31 +175,34 @@ class Both:
 
         weights: Any = recipe.roles
         roles = load_roles(recipe.fdm, recipe.idm, weights=weights, **_how(recipe))
-        self._sampler = Sampler(recipe, roles.fdm)
-        self._verifier = Verifier(recipe, roles.idm, self._sampler.thread)
+        thread = _thread(roles.fdm)
+        self._verifier = Verifier(recipe, roles.idm, thread)
+        super().__init__(recipe, self._verifier, roles.fdm, thread)
 
-    def describe(self, task: str) -> dict[str, Any]:
+    def describe(self, task: str = FDM) -> dict[str, Any]:
         """Of the model that does ``task``."""
-        return self._sampler.describe() if task == FDM else self._verifier.describe()
+        return super().describe() if task == FDM else self._verifier.describe()
 
     async def check_health(self) -> None:
         """Both decode a token, in their turn."""
-        await self._sampler.check_health()
+        await super().check_health()
         await self._verifier.check_health()
 
-    async def sample(
-        self, source_HWC: Pixels, action: str, num_samples: int, seed: int, settings: dict[str, Any]
-    ) -> Any:
-        """See :meth:`Sampler.sample`."""
-        return await self._sampler.sample(source_HWC, action, num_samples, seed, settings)
+    async def score_candidates(
+        self, source: Sequence[int], action: str, candidates: Sequence[Sequence[int]]
+    ) -> list[tuple[float, int]]:
+        """See :meth:`Verifier.score_candidates`."""
+        return await self._verifier.score_candidates(source, action, candidates)
 
-    async def decode(self, codes_KN: np.ndarray) -> Pixels:
-        """See :meth:`Sampler.decode`."""
-        return await self._sampler.decode(codes_KN)
 
-    async def rank(self, source_N: np.ndarray, action: str, codes_KN: np.ndarray, seed: int) -> list[dict[str, Any]]:
-        """See :meth:`Verifier.rank`."""
-        return await self._verifier.rank(source_N, action, codes_KN, seed)
+def _thread(role: Any) -> "ModelThread":
+    """The thread in which the images of an FDM grow."""
+    from serve_apps.model_thread import ModelThread
+    from wm.sampling import ImagePool
+
+    # Requests join, and progress is told, often enough for an early preview, seldom enough to cost nothing.
+    line = max(1, role.model.tokens_per_image // LINES)
+    return ModelThread(ImagePool(role.model, role.decoder, line_tokens=line))
 
 
 def _decode_a_token(model: Any, decoder: Any) -> None:
@@ -180,16 +226,3 @@ def _how(recipe: ServeRecipe) -> dict[str, Any]:
 
     torch.set_num_threads(max(1, int(recipe.cpus_per_replica)))
     return {"base": recipe.base, "device": recipe.device, "dtype": getattr(torch, recipe.dtype)}
-
-
-def _entry(candidate: Any) -> dict[str, Any]:
-    """What the reply tells of a ``wm.dynamics.Candidate``; logprob in nats, rank 0 is best."""
-    return {
-        "logprob": candidate.score.logprob,
-        "mean_logprob": candidate.score.mean_logprob,
-        "tokens": candidate.score.num_tokens,
-        "rank": candidate.rank,
-        "seed": candidate.seed,
-        "index": candidate.index,
-        "duplicate_of": candidate.duplicate_of,
-    }

@@ -112,9 +112,9 @@ def test_json_images(fields):
         ),
         ({"output_format": "gif"}, "output_format", "'png', 'jpeg' or 'webp'"),
         ({"output_compression": "50"}, "output_compression", "png is lossless"),
-        ({"stream": "true"}, "stream", "stream = true is not supported"),
+        ({"partial_images": "2"}, "partial_images", "partial_images = 2 needs stream = true"),
         ({"quality": "high"}, "quality", "quality = 'high'"),
-        ({"colour": "red"}, "colour", "unknown field 'colour'; the fields are image, prompt"),
+        ({"colour": "red"}, "colour", "unknown field 'colour'; the fields are image, seed"),
     ],
 )
 def test_bad_fields(fields, param, says):
@@ -181,7 +181,7 @@ def test_pictures_and_sizes():
 
 def test_reply_counts_tokens():
     edit = form(n="1", best_of="4", seed="7", user="someone")
-    facts = {"model": "fdm", "side_px": 8, "tokens_per_image": 9, "action_tokens": 2, "distinct": 3}
+    facts = {"model": "fdm", "side_px": 8, "tokens_per_image": 9, "action_tokens": 2, "drawn": 4, "distinct": 3}
     reply = edit_reply(edit, pictures=[(PNG, {"rank": 0})], facts=facts, created_s=1)
     assert base64.b64decode(reply["data"][0]["b64_json"]) == PNG
     assert reply["data"][0]["verification"] == {"rank": 0}
@@ -193,6 +193,7 @@ def test_reply_counts_tokens():
         "total_tokens": 47,
     }
     assert (reply["seed"], reply["best_of"], reply["distinct"], reply["size"]) == (7, 4, 3, "8x8")
+    assert reply["drawn"] == 4
     assert reply["safety_identifier"] == "someone"
 
 

@@ -123,3 +123,31 @@ def test_errors_reach_those_who_asked_and_the_thread_goes_on(vlm, thread, pool):
     assert pool.num_requests == 0
     pool.advance = advance
     assert torch.equal(asyncio.run(thread.images(request_of(vlm, 1))), alone(vlm, request_of(vlm, 1)))
+
+
+def test_work_of_a_kind_that_waits_is_done_at_once_and_its_errors_are_its_own(vlm):
+    thread, gate, seen = ModelThread(), threading.Event(), []
+
+    def double(items):
+        seen.append(list(items))
+        if any(item < 0 for item in items):
+            raise ValueError(f"negative: {items}")
+        return [2 * item for item in items]
+
+    async def ask():
+        blocked = asyncio.ensure_future(thread.call(gate.wait))
+        await asyncio.sleep(0.05)
+        asked = [asyncio.ensure_future(thread.together(double, item)) for item in (1, 2, -3, 4, 5)]
+        await asyncio.sleep(0)
+        asked[4].cancel()
+        await asyncio.sleep(0)
+        gate.set()
+        await blocked
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    found = asyncio.run(ask())
+    thread.close()
+    assert [found[place] for place in (0, 1, 3)] == [2, 4, 8]
+    assert isinstance(found[2], ValueError) and str(found[2]) == "negative: [-3]"
+    assert isinstance(found[4], asyncio.CancelledError)
+    assert seen == [[1, 2, -3, 4], [1], [2], [-3], [4]]

@@ -522,7 +522,7 @@ def test_a_phone_shows_all_of_it(page, scripted_url, tmp_path, width_px):
     page.click(".card", 0)
     page.click("#ask-button")
     page.wait("document.querySelector('#answer .action')")
-    wide = page.do(f"""[...document.querySelectorAll("body *")].filter((node) => !node.closest(".scroll") &&
+    wide = page.do(f"""[...document.querySelectorAll("body *")].filter((node) => !node.closest(".scroll") && node.checkVisibility() &&
         node.getBoundingClientRect().right > {width_px}).map((node) => `${{node.tagName}} ${{node.id}} ${{node.className}}`)""")
     assert wide == [] and page.do("document.documentElement.scrollWidth") == width_px
     low = page.do("""[...document.querySelectorAll("button, .button, select, input:not(.unseen), textarea")]

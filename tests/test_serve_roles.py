@@ -12,11 +12,13 @@ import pytest
 from models_families import write_emu3
 from models_roles import write_roles
 from PIL import Image
+from serve_local import LocalHandle
 
 from serve_apps.__main__ import StartRecipe, start, stop
 from serve_apps.__main__ import main as serve_main
-from serve_apps.recipe import ServeRecipe
-from serve_apps.replicas import FDM, IDM, Both, Sampler, Verifier
+from serve_apps.messages import Question
+from serve_apps.recipe import FDM, IDM, ServeRecipe
+from serve_apps.replicas import Both, Sampler, Verifier
 from wm.dynamics import Sampling, load_roles, sample_observations, verify
 from wm.errors import InputError
 from wm.images import decode_image, encode_png, fit_square
@@ -36,44 +38,36 @@ def recipe_of(folders, **more):
     return ServeRecipe.model_validate({"fdm": str(folders / "fdm"), "idm": str(folders / "idm")} | more)
 
 
-def answer(sampler, verifier, **settings):
-    async def asked():
-        source_N, codes_KN, count = await sampler.sample(SOURCE, ACTION, 6, 7, SETTINGS | settings)
-        ranked = await verifier.rank(source_N, ACTION, codes_KN, 7)
-        return codes_KN, ranked, count, await sampler.decode(codes_KN)
-
-    return asyncio.run(asked())
+def answer(sampler, **settings):
+    question = Question(SOURCE, (ACTION,), 7, {"best_of": 6}, SETTINGS | settings, num_pictures=6)
+    return asyncio.run(sampler.predict(question))
 
 
-def drawn(recipe, **settings):
-    return asyncio.run(Sampler(recipe).sample(SOURCE, ACTION, 6, 7, SETTINGS | settings))
+def apart(recipe):
+    return Sampler(recipe, LocalHandle(Verifier(recipe)))
 
 
 @pytest.mark.parametrize("settings", [{}, {"guidance_text": 2.5, "guidance_image": 1.3}, {"greedy": True}])
 def test_one_process_answers_as_two_do_bit_for_bit(folders, settings):
-    recipe = recipe_of(folders)
-    codes_KN, ranked, count, pixels = answer(Sampler(recipe), Verifier(recipe), **settings)
+    two = answer(apart(recipe_of(folders)), **settings)
     for roles in ("merged", "shared"):
-        both = Both(recipe_of(folders, roles=roles))
-        other_KN, others, same, pictures = answer(both, both, **settings)
-        assert np.array_equal(other_KN, codes_KN) and same == count and np.array_equal(pictures, pixels)
+        one = answer(Both(recipe_of(folders, roles=roles)), **settings)
+        assert np.array_equal(one.pixels, two.pixels)
+        assert (one.action_tokens, one.num_drawn, one.num_distinct) == (two.action_tokens, 6, two.num_distinct)
         if roles == "merged":
-            assert others == ranked
+            assert one.entries == two.entries
             continue
         # W x + B (A x) rounds otherwise than (W + B A) x.
-        for one, entry in zip(others, ranked, strict=True):
-            assert one["logprob"] == pytest.approx(entry["logprob"], abs=2e-4)
-            assert (one["index"], one["rank"], one["duplicate_of"]) == (
-                entry["index"],
-                entry["rank"],
-                entry["duplicate_of"],
-            )
+        for entry, other in zip(one.entries, two.entries, strict=True):
+            assert entry["logprob"] == pytest.approx(other["logprob"], abs=2e-4)
+            for key in ("index", "rank", "duplicate_of", "unchanged_share", "tokens", "seed"):
+                assert entry[key] == other[key]
 
 
 def test_each_model_is_described_as_itself(folders):
     recipe = recipe_of(folders)
     both = Both(recipe_of(folders, roles="shared"))
-    assert both.describe(FDM) == Sampler(recipe).describe(FDM)
+    assert both.describe(FDM) == apart(recipe).describe(FDM)
     assert both.describe(IDM) == Verifier(recipe).describe(IDM)
     assert (both.describe(FDM)["task"], both.describe(IDM)["task"]) == ("fdm", "idm")
 
@@ -81,10 +75,11 @@ def test_each_model_is_described_as_itself(folders):
 @pytest.mark.parametrize("block", [1, 3])
 @pytest.mark.parametrize("settings", [{}, {"guidance_text": 2.5}, {"top_k": 3}])
 def test_drafted_blocks_give_the_same_candidates(folders, block, settings, monkeypatch):
-    plain = drawn(recipe_of(folders), **settings)
+    plain = answer(apart(recipe_of(folders)), **settings)
     monkeypatch.setattr("wm.sampling.ImagePool.add", None)  # sequential sampling is not what runs
-    drafted = drawn(recipe_of(folders, block=block), **settings)
-    assert np.array_equal(drafted[1], plain[1])
+    drafted = answer(apart(recipe_of(folders, block=block)), **settings)
+    assert drafted.entries == plain.entries
+    assert np.array_equal(drafted.pixels, plain.pixels)
 
 
 def test_what_cannot_work_is_refused_at_the_start(folders, capsys):
@@ -120,10 +115,12 @@ def test_guidance_of_a_family_that_has_none_is_refused_at_the_start(tmp_path):
     write_emu3(tmp_path / "emu3")
     given = {"fdm": str(tmp_path / "emu3"), "idm": str(tmp_path / "emu3")}
     with pytest.raises(InputError, match="guidance is not supported for emu3"):
-        Sampler(ServeRecipe.model_validate(given | {"guidance": 2.0}))
-    source = np.zeros((Sampler(ServeRecipe(**given)).describe()["side_px"],) * 2 + (3,), np.uint8)
+        apart(ServeRecipe.model_validate(given | {"guidance": 2.0}))
+    sampler = apart(ServeRecipe(**given))
+    source = np.zeros((sampler.describe()["side_px"],) * 2 + (3,), np.uint8)
+    question = Question(source, ("red",), 0, {"best_of": 1}, SETTINGS | {"guidance_text": 2.0})
     with pytest.raises(InputError, match="guidance is not supported for emu3"):
-        asyncio.run(Sampler(ServeRecipe(**given)).sample(source, "red", 1, 0, SETTINGS | {"guidance_text": 2.0}))
+        asyncio.run(sampler.predict(question))
 
 
 @pytest.fixture(scope="module")

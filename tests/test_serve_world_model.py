@@ -21,8 +21,8 @@ from ray.serve.schema import ServeDeploySchema
 
 from serve_apps.__main__ import StartRecipe, start, stop
 from serve_apps.__main__ import main as serve_main
+from serve_apps.calls import TRIES, call, stream
 from serve_apps.recipe import ServeRecipe
-from serve_apps.world_model import TRIES, _call
 from wm.api import ApiError
 from wm.dynamics import Sampling, sample_observations, verify
 from wm.errors import InputError
@@ -201,7 +201,8 @@ def bomb():
         ({"extra_body": {"colour": "red"}}, "colour", "unknown field 'colour'"),
         ({"response_format": "url"}, "response_format", "b64_json"),
         ({"model": "idm"}, "model", "predicts no images"),
-        ({"stream": True}, "stream", "stream = true is not supported"),
+        ({"extra_body": {"partial_images": 2}}, "partial_images", "partial_images = 2 needs stream = true"),
+        ({"extra_body": {"margin": 0.1, "verify": False}}, "margin", "nothing tells when to stop"),
     ],
 )
 def test_bad_input_reaches_the_client_as_one_clear_message(client, arguments, param, says):
@@ -269,7 +270,7 @@ class Busy:
 
 def test_a_full_queue_is_told_in_the_same_shape():
     with pytest.raises(ApiError) as caught:
-        asyncio.run(_call(Busy()))
+        asyncio.run(call(Busy()))
     assert (caught.value.status, caught.value.code) == (503, "overloaded")
     assert caught.value.headers == {"Retry-After": "1"}
 
@@ -290,13 +291,48 @@ class Dying:
 
 def test_a_replica_that_dies_is_replaced_by_another_and_not_for_ever():
     method = Dying(TRIES - 1)
-    assert asyncio.run(_call(method, 1, "two")) == "found"
+    assert asyncio.run(call(method, 1, "two")) == "found"
     assert method.asked == [(1, "two")] * TRIES
     method = Dying(99)
     with pytest.raises(ApiError) as caught:
-        asyncio.run(_call(method))
+        asyncio.run(call(method))
     assert (caught.value.status, caught.value.code, len(method.asked)) == (503, "replica_died", TRIES)
     assert caught.value.headers == {"Retry-After": "1"}
+
+
+class DyingStream:
+    """A deployment's generator whose replicas die after so many items each."""
+
+    def __init__(self, *lives):
+        self.lives = list(lives)
+
+    def options(self, *, stream):
+        assert stream
+        return self
+
+    async def remote(self, *arguments):
+        for place in range(self.lives.pop(0)):
+            yield (*arguments, place)
+        if self.lives:
+            raise ActorDiedError
+
+
+def test_a_stream_goes_on_after_its_replica_died():
+    async def read(method):
+        return [item async for item in stream(method, "a")]
+
+    assert asyncio.run(read(DyingStream(2, 0, 3, 5))) == [("a", place) for place in range(5)]
+    with pytest.raises(ApiError, match="replicas at work on this request died"):
+        asyncio.run(read(DyingStream(1, 1, 1, 1, 1)))
+
+
+def test_a_streamed_answer_over_ray_serve(client):
+    asked = {"seed": 7, "best_of": 4, "return_candidates": True}
+    plain = edit(client, n=2, extra_body=asked)
+    events = list(edit(client, n=2, stream=True, partial_images=3, extra_body=asked))
+    assert [event.type for event in events] == ["image_edit.partial_image"] * 3 + ["image_edit.completed"] * 2
+    assert [event.b64_json for event in events[3:]] == [picture.b64_json for picture in plain.data]
+    assert events[3].model_extra["candidates"] == plain.model_extra["candidates"]
 
 
 def test_the_shipped_config_is_valid_and_keeps_to_loopback():

@@ -1,1 +1,1 @@
-"""Routes of the server, one file a group."""
+"""The server's pages and endpoints, one file a group: each a router over ``serve_apps.graph``."""

@@ -4,8 +4,10 @@ Nothing here speaks HTTP or knows a model.
 """
 
 from wm.api.checks import MAX_SEED
-from wm.api.edits import MAX_GUIDANCE, Edit, EditFields, OutputFormat, edit_from_form, edit_from_json
+from wm.api.edits import Edit, EditFields, edit_from_form, edit_from_json
 from wm.api.errors import ApiError, Limits
+from wm.api.fields import MAX_GUIDANCE, OutputFormat
+from wm.api.rollouts import RolloutAsked, RolloutFields, rollout_from_json
 
 __all__ = [
     "MAX_GUIDANCE",
@@ -15,6 +17,9 @@ __all__ = [
     "EditFields",
     "Limits",
     "OutputFormat",
+    "RolloutAsked",
+    "RolloutFields",
     "edit_from_form",
     "edit_from_json",
+    "rollout_from_json",
 ]

@@ -1,6 +1,7 @@
 """OpenAI's image-edit requests as plain data. The form is that of ``POST /v1/images/edits`` of OpenAI's API
 (multipart, or JSON with ``images[].image_url`` as data URLs), with a few fields of our own: ``best_of``,
-``seed``, ``temperature``, ``top_k``, ``top_p``, ``guidance``, ``guidance_image``, ``verify``.
+``seed``, ``temperature``, ``top_k``, ``top_p``, ``guidance``, ``guidance_image``, ``verify``, ``margin``,
+``return_candidates``.
 """
 
 import secrets
@@ -8,21 +9,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from wm.api.checks import MAX_SEED, check_action, check_length, explained, image_bytes, object_of
 from wm.api.errors import ApiError, Limits
+from wm.api.fields import OutputFormat, PictureFields, side_of
 
-MAX_SIDE_PX = 2048
-MAX_GUIDANCE = 100
 IMAGE_FIELDS = ("image", "image[]", "images")
-OutputFormat = Literal["png", "jpeg", "webp"]
 
 
-class EditFields(BaseModel):
+class EditFields(PictureFields):
     """The fields of an edit beside its image."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     prompt: str
     """The action to take in the image, in words."""
@@ -32,32 +29,10 @@ class EditFields(BaseModel):
     """How many predictions to return, best first."""
     best_of: int | None = Field(None, ge=1)
     """How many candidates to draw and verify; at least n."""
-    seed: int | None = Field(None, ge=0, le=MAX_SEED)
-    """Same seed, same answer. A random one is drawn, and reported, if left out."""
-    temperature: float | None = Field(None, ge=0, le=10, allow_inf_nan=False)
-    """Of the image tokens; 0 decodes greedily, so that all candidates are equal."""
-    top_k: int | None = Field(None, ge=0)
-    """Draw among the k most likely codes only; 0 for all."""
-    top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
-    """Draw among the most likely codes that hold this share of the probability."""
-    guidance: float | None = Field(None, ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)
-    """Classifier-free guidance: scale of what the action adds to the source image; 1 for none."""
-    guidance_image: float | None = Field(None, ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)
-    """Scale of what the source image adds to nothing at all; 1 for none. With either, three times the work."""
     verify: bool = True
     """Whether the inverse dynamics model ranks the candidates; false returns n draws as they come."""
-    size: str = Field("auto", pattern=r"^(auto|[1-9]\d{0,4}x[1-9]\d{0,4})$")
-    """auto (the model's own size) or WIDTHxHEIGHT, square: the prediction is scaled to it."""
     response_format: Literal["b64_json"] = "b64_json"
     """Pictures come inside the reply; this server keeps no files to link to."""
-    output_format: OutputFormat = "png"
-    """png is lossless."""
-    output_compression: int | None = Field(None, ge=0, le=100)
-    """Quality of jpeg and webp, 100 if left out."""
-    user: str | None = Field(None, max_length=256)
-    """Your name for the end user; returned as safety_identifier."""
-    safety_identifier: str | None = Field(None, max_length=256)
-    """As user, and preferred over it."""
     background: Literal["auto", "opaque"] = "auto"
     """Predictions are always opaque."""
     quality: Literal["auto", "standard"] = "auto"
@@ -65,18 +40,22 @@ class EditFields(BaseModel):
     moderation: Literal["auto", "low"] = "auto"
     """Nothing is moderated."""
     stream: bool = False
-    """Must be false."""
+    """Whether to answer with server-sent events: previews as the image grows, then the predictions, best first."""
+    partial_images: int = Field(0, ge=0, le=3)
+    """Previews of a streamed answer: the first candidate so far, the rest of it still the source image."""
+    return_candidates: bool = False
+    """Whether the reply holds every candidate that differs, best first, beside the n best."""
+    margin: float | None = Field(None, ge=0, allow_inf_nan=False)
+    """Adaptive N: fewer than best_of are drawn where one more is expected to gain no more than so many nats an action
+    token; 0 never stops early."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         check_action(self.prompt, "prompt")
-        if self.stream:
-            raise ApiError("stream = true is not supported; leave it out", param="stream", code="unsupported_value")
-        if self.output_compression is not None and self.output_format == "png":
-            raise ApiError(
-                "output_compression is for output_format jpeg and webp; png is lossless",
-                param="output_compression",
-            )
+        if self.partial_images and not self.stream:
+            raise ApiError(f"partial_images = {self.partial_images} needs stream = true", param="partial_images")
+        if self.margin is not None and not self.verify:
+            raise ApiError("margin with verify = false: nothing tells when to stop", param="margin")
         return self
 
 
@@ -100,6 +79,10 @@ class Edit:
     output_format: OutputFormat
     output_compression: int
     safety_identifier: str | None
+    stream: bool = False
+    partial_images: int = 0
+    return_candidates: bool = False
+    margin: float | None = None
 
 
 def edit_from_form(items: Iterable[tuple[str, str | bytes]], limits: Limits) -> Edit:
@@ -155,10 +138,14 @@ def _check(values: Mapping[str, Any], images: Sequence[bytes], limits: Limits, *
         guidance=fields.guidance,
         guidance_image=fields.guidance_image,
         verify=fields.verify,
-        side_px=_side(fields.size),
+        side_px=side_of(fields.size),
         output_format=fields.output_format,
         output_compression=100 if fields.output_compression is None else fields.output_compression,
         safety_identifier=fields.safety_identifier or fields.user or None,
+        stream=fields.stream,
+        partial_images=fields.partial_images,
+        return_candidates=fields.return_candidates,
+        margin=fields.margin,
     )
 
 
@@ -180,16 +167,3 @@ def _best_of(fields: EditFields, limits: Limits) -> int:
             code="invalid_value",
         )
     return fields.best_of
-
-
-def _side(size: str) -> int | None:
-    if size == "auto":
-        return None
-    width, height = (int(part) for part in size.split("x"))
-    if width != height or width > MAX_SIDE_PX:
-        raise ApiError(
-            f"size = {size!r}: expected auto or a square of at most {MAX_SIDE_PX}x{MAX_SIDE_PX}",
-            param="size",
-            code="invalid_value",
-        )
-    return width

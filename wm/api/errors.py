@@ -22,6 +22,11 @@ class ApiError(Exception):
         self.message, self.status, self.kind, self.param, self.code = message, status, kind, param, code
         self.headers = dict(headers or {})
 
+    @classmethod
+    def internal(cls) -> "ApiError":
+        """What a stranger is told of a fault of the server's."""
+        return cls("the server failed to answer", status=500, kind="server_error", code="internal_error")
+
     def body(self) -> dict[str, Any]:
         """``{"error": {message, type, param, code}}``."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
@@ -36,3 +41,5 @@ class Limits:
     max_prompt_chars: int = 1000
     max_best_of: int = 64
     default_best_of: int = 8
+    max_actions: int = 64
+    max_beam: int = 8

@@ -3,8 +3,8 @@
 from wm.dynamics.fdm import sample_observations, score_observations, speculate_observations
 from wm.dynamics.idm import ScoredAction, propose_actions, score_actions
 from wm.dynamics.roles import Role, Roles, Weights, load_role, load_roles, need_one_base
-from wm.dynamics.rollout import Rollout, StepDone, Trajectory, roll_out
-from wm.dynamics.search import Prediction, predict_observations
+from wm.dynamics.rollout import Rollout, RolloutState, Start, Step, StepDone, Trajectory, roll_out
+from wm.dynamics.search import Prediction, SearchState, predict_observations
 from wm.dynamics.settings import Search, check_block, check_search
 from wm.dynamics.verify import Candidate, verify, verify_batch
 from wm.sampling.decoder import Decoder
@@ -17,9 +17,13 @@ __all__ = [
     "Role",
     "Roles",
     "Rollout",
+    "RolloutState",
     "Sampling",
     "ScoredAction",
     "Search",
+    "SearchState",
+    "Start",
+    "Step",
     "StepDone",
     "Trajectory",
     "Weights",

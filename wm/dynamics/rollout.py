@@ -10,6 +10,7 @@ they are merged, the better past is kept. Nothing stops a rollout before its las
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TypeAlias
 
 from wm.dynamics.idm import Codes
@@ -127,30 +128,72 @@ def roll_out(
             fdm.layout("fdm", source=sources[row], action=action)
             idm.layout("idm", source=sources[row], target=sources[row], action=action)
     fdm_decoder, idm_decoder = fdm_decoder or Decoder(fdm), idm_decoder or Decoder(idm)
-    steps: list[list[Step]] = [[] for _ in sources]
+    states = [RolloutState(*row, search) for row in zip(sources, actions_BT, seeds, strict=True)]
     for step in range(max(map(len, actions_BT))):
-        live = [row for row, actions in enumerate(actions_BT) if step < len(actions)]
-        beams = {row: steps[row][-1].beam if step else (_START,) for row in live}
-        starts = [(row, _present(entry, sources[row])) for row in live for entry in beams[row]]
-        predictions = predict_observations(
-            fdm,
-            idm,
-            [codes for _, codes in starts],
-            [actions_BT[row][step] for row, _ in starts],
-            search=search,
-            sampling=sampling,
-            seed=[step_seed(seeds[row], step, codes) for row, codes in starts],
-            batch_size=batch_size,
-            fdm_decoder=fdm_decoder,
-            idm_decoder=idm_decoder,
-            on_round=on_round,
+        live = [row for row, state in enumerate(states) if not state.is_done]
+        starts = [start for row in live for start in states[row].starts()]
+        predictions = iter(
+            predict_observations(
+                fdm,
+                idm,
+                [start.source for start in starts],
+                [start.action for start in starts],
+                search=search,
+                sampling=sampling,
+                seed=[start.seed for start in starts],
+                batch_size=batch_size,
+                fdm_decoder=fdm_decoder,
+                idm_decoder=idm_decoder,
+                on_round=on_round,
+            )
         )
-        for row in live:
-            own = tuple(found for (other, _), found in zip(starts, predictions, strict=True) if other == row)
-            steps[row].append(_advance(actions_BT[row][step], beams[row], own, search))
+        done = [states[row].add(list(islice(predictions, len(states[row].starts())))) for row in live]
         if on_step is not None:
-            on_step(StepDone(step, tuple(live), sum(len(found.candidates) for found in predictions)))
-    return [Rollout(source, tuple(found)) for source, found in zip(sources, steps, strict=True)]
+            draws = sum(len(found.candidates) for one in done for found in one.predictions)
+            on_step(StepDone(step, tuple(live), draws))
+    return [state.rollout() for state in states]
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a step predicts from: codes of an observation, the action, the seed of the draws."""
+
+    source: CodesRow
+    action: str
+    seed: int
+
+
+class RolloutState:
+    """One rollout, apart from who predicts: predict from each of :meth:`starts`, tell :meth:`add`, until
+    :attr:`is_done`."""
+
+    def __init__(self, source: CodesRow, actions: Sequence[str], seed: int, search: Search) -> None:
+        self._source, self._actions, self._seed, self._search = source, actions, seed, search
+        self._steps: list[Step] = []
+
+    @property
+    def is_done(self) -> bool:
+        return len(self._steps) == len(self._actions)
+
+    def starts(self) -> list[Start]:
+        """Of the next step, one for each sequence kept so far."""
+        step = len(self._steps)
+        sources = [_present(entry, self._source) for entry in self._beam]
+        return [Start(codes, self._actions[step], step_seed(self._seed, step, codes)) for codes in sources]
+
+    def add(self, predictions: Sequence[Prediction]) -> Step:
+        """The step that these make, one for each of :meth:`starts`."""
+        step = _advance(self._actions[len(self._steps)], self._beam, tuple(predictions), self._search)
+        self._steps.append(step)
+        return step
+
+    def rollout(self) -> Rollout:
+        """Of the steps so far, at least one."""
+        return Rollout(self._source, tuple(self._steps))
+
+    @property
+    def _beam(self) -> Sequence[Trajectory]:
+        return self._steps[-1].beam if self._steps else (_START,)
 
 
 def _present(entry: Trajectory, source: CodesRow) -> CodesRow:

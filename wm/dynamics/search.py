@@ -6,7 +6,8 @@ N image tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import islice
 from typing import TypeAlias
 
 from wm.dynamics.fdm import sample_observations, speculate_observations
@@ -88,50 +89,75 @@ def predict_observations(
     sampling = sampling or Sampling()
     sources = code_lists("source", source_BN)
     need_equal(sources=len(sources), actions=len(actions))
-    rows = [_Row(*row) for row in zip(sources, actions, seeds_of(seed, len(sources)), strict=True)]
+    rows = [
+        SearchState(*row, search, sampling) for row in zip(sources, actions, seeds_of(seed, len(sources)), strict=True)
+    ]
     if not rows:
         return []
     widest = len(rows) * search.best_of
     fdm_decoder = fdm_decoder or Decoder(fdm, rows=_row_hint(fdm, widest, batch_size) * (search.block + 1))
     idm_decoder = idm_decoder or Decoder(idm, rows=_row_hint(idm, widest, batch_size) * len(sources[0]))
     still_open = rows
-    for candidates in _rounds(search, sampling):
+    while still_open:
+        candidates = still_open[0].candidates  # all have had the same rounds
         _draw(
             fdm, still_open, candidates, block=search.block, sampling=sampling, batch_size=batch_size,
             decoder=fdm_decoder,
         )  # fmt: skip
         _score(idm, still_open, batch_size, idm_decoder)
         number = len(still_open)
-        still_open = [row for row in still_open if not row.is_settled(search)]
+        still_open = [row for row in still_open if row.candidates]
         if on_round is not None:
             on_round(Round(candidates, number, number - len(still_open)))
-        if not still_open:
-            break
-    return [row.prediction(search) for row in rows]
+    return [row.prediction() for row in rows]
 
 
-@dataclass
-class _Row:
-    """A source and an action, and what is known of it so far."""
+class SearchState:
+    """The search for one (source, action), apart from who draws and who scores: draw :attr:`candidates`, tell
+    :meth:`add_draws`; score :meth:`unscored`, tell :meth:`add_scores`; until there is nothing left to draw.
 
-    source: list[int]
-    action: str
-    seed: int
-    drawn: list[CodesRow] = field(default_factory=list)
-    scores: dict[CodesRow, ScoredAction] = field(default_factory=dict)
-    rounds: int = 0
-    passes: int | None = None
+    ``source``: N codebook ids. A search done in steps by several processes is the same as
+    :func:`predict_observations`.
+    """
 
-    def is_settled(self, search: Search) -> bool:
-        best = self.prediction(search).best
-        allowed = best.unchanged_share <= search.max_unchanged
-        return is_enough(len(self.drawn), best.score.mean_logprob if allowed else None, search.margin)
+    def __init__(self, source: Sequence[int], action: str, seed: int, search: Search, sampling: Sampling) -> None:
+        self.source, self.action, self.seed = source, action, seed
+        self._search, self._rounds = search, _rounds(search, sampling)
+        self._drawn: list[CodesRow] = []
+        self._scores: dict[CodesRow, ScoredAction] = {}
+        self._num_rounds = 0
+        self._passes: int | None = None
+        self.candidates = next(self._rounds)
+        """Numbers of those to draw next; empty: the search is done."""
 
-    def prediction(self, search: Search) -> Prediction:
+    def add_draws(self, codes: Sequence[Sequence[int]], passes: int | None = None) -> None:
+        """The codes (K, N) of :attr:`candidates`, and how many ``passes`` speculative drawing took."""
+        need_equal(candidates=len(self.candidates), draws=len(codes))
+        self._drawn += [tuple(row) for row in codes]
+        self._num_rounds += 1
+        if passes is not None:
+            self._passes = (self._passes or 0) + passes
+
+    def unscored(self) -> list[CodesRow]:
+        """What was drawn and is not scored yet, each of equal candidates once."""
+        return [codes for codes in dict.fromkeys(self._drawn) if codes not in self._scores]
+
+    def add_scores(self, scores: Sequence[ScoredAction]) -> None:
+        """One for each of :meth:`unscored`; :attr:`candidates` is then what to draw next."""
+        self._scores |= zip(self.unscored(), scores, strict=True)
+        self.candidates = range(0) if self._is_settled() else next(self._rounds, range(0))
+
+    def _is_settled(self) -> bool:
+        best = self.prediction().best
+        allowed = best.unchanged_share <= self._search.max_unchanged
+        return is_enough(len(self._drawn), best.score.mean_logprob if allowed else None, self._search.margin)
+
+    def prediction(self) -> Prediction:
+        """Of what was drawn and scored so far."""
         ranked = rank_candidates(
-            self.source, self.drawn, self.scores, seed=self.seed, max_unchanged=search.max_unchanged
+            self.source, self._drawn, self._scores, seed=self.seed, max_unchanged=self._search.max_unchanged
         )
-        return Prediction(tuple(ranked), self.rounds, self.passes)
+        return Prediction(tuple(ranked), self._num_rounds, self._passes)
 
 
 def _rounds(search: Search, sampling: Sampling) -> Iterator[range]:
@@ -141,7 +167,7 @@ def _rounds(search: Search, sampling: Sampling) -> Iterator[range]:
 
 def _draw(
     fdm: UnifiedVLM,
-    rows: Sequence[_Row],
+    rows: Sequence[SearchState],
     candidates: range,
     *,
     block: int,
@@ -164,21 +190,17 @@ def _draw(
             sampling=sampling, seed=seeds, batch_size=batch_size, decoder=decoder,
         )  # fmt: skip
     for place, (row, codes_KN) in enumerate(zip(rows, codes_BKN.tolist(), strict=True)):
-        row.drawn += [tuple(codes) for codes in codes_KN]
-        row.rounds += 1
-        if passes_B is not None:
-            row.passes = (row.passes or 0) + passes_B[place]
+        row.add_draws(codes_KN, passes_B[place] if passes_B is not None else None)
 
 
-def _score(idm: UnifiedVLM, rows: Sequence[_Row], batch_size: int | None, decoder: Decoder) -> None:
-    """Score what was drawn and is not scored yet, each of equal candidates once."""
-    new = [(row, codes) for row in rows for codes in dict.fromkeys(row.drawn) if codes not in row.scores]
-    scores = score_actions(
+def _score(idm: UnifiedVLM, rows: Sequence[SearchState], batch_size: int | None, decoder: Decoder) -> None:
+    new = [(row, codes) for row in rows for codes in row.unscored()]
+    scores = iter(score_actions(
         idm, [row.source for row, _ in new], [codes for _, codes in new], [row.action for row, _ in new],
         batch_size=batch_size, decoder=decoder,
-    ) if new else []  # fmt: skip
-    for (row, codes), score in zip(new, scores, strict=True):
-        row.scores[codes] = score
+    ) if new else [])  # fmt: skip
+    for row in rows:
+        row.add_scores(list(islice(scores, len(row.unscored()))))
 
 
 def _row_hint(vlm: UnifiedVLM, rows: int, batch_size: int | None) -> int:

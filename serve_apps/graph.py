@@ -1,0 +1,92 @@
+"""The served graph as the routes see it: the two roles, the limits, and how a picture is made ready."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+from ray.serve.handle import DeploymentHandle
+
+from serve_apps.calls import call, stream
+from serve_apps.recipe import FDM, IDM, OTHER_CODEC, ServeRecipe
+from wm.api import ApiError
+from wm.errors import InputError
+from wm.images import Pixels, decode_image, fit_square
+
+
+class Graph:
+    """FDM sampler and IDM verifier, each behind a deployment handle (or what acts as one)."""
+
+    def __init__(self, recipe: ServeRecipe, sampler: DeploymentHandle, verifier: DeploymentHandle) -> None:
+        self.recipe, self.limits = recipe, recipe.limits()
+        self._handles = {FDM: sampler, IDM: verifier}
+        self._models: dict[str, dict[str, Any]] = {}
+        # A large picture takes 0.1 GB while it is scaled down: few at a time.
+        self._decoding = asyncio.Semaphore(2)
+
+    async def call(self, role: str, method: str, *arguments: Any) -> Any:
+        """What a method of ``fdm`` or ``idm`` returns; see :func:`serve_apps.calls.call`."""
+        return await call(getattr(self._handles[role], method), *arguments)
+
+    def stream(self, role: str, method: str, *arguments: Any) -> AsyncGenerator[Any, None]:
+        """What a generator of ``fdm`` or ``idm`` yields; see :func:`serve_apps.calls.stream`."""
+        return stream(getattr(self._handles[role], method), *arguments)
+
+    async def model(self, name: str, *, task: str | None = None) -> dict[str, Any]:
+        """What ``GET /v1/models`` tells of a model. 404 for an unknown name, 400 for one that does not do ``task``."""
+        folders = {FDM: self.recipe.fdm, IDM: self.recipe.idm}
+        if name not in folders:
+            raise ApiError(
+                f"no such model: {name!r:.80}; the models are {', '.join(folders)}",
+                status=404,
+                param="model",
+                code="model_not_found",
+            )
+        if not self._models:
+            entries = {known: await self._described(known, folder) for known, folder in folders.items()}
+            codecs = [entry["codec"] for entry in entries.values()]
+            if len(set(codecs)) > 1:
+                message = OTHER_CODEC.format(*codecs)
+                raise ApiError(message, status=503, kind="server_error", code="models_do_not_match")
+            self._models = entries
+        found = self._models[name]
+        if task is not None and found["task"] != task:
+            lacks = {FDM: "predicts no images", IDM: "describes no actions"}[task]
+            raise ApiError(f"model {name!r} {lacks}; use {task!r}", param="model")
+        return found
+
+    async def models(self) -> list[dict[str, Any]]:
+        """All of them."""
+        return [await self.model(name) for name in self._handles]
+
+    async def prepare(self, image: bytes, side_px: int, name: str = "image") -> Pixels:
+        """The picture, square, of the model's size; uint8 (side_px, side_px, 3). 400 for what is none."""
+
+        def prepare() -> Pixels:
+            return fit_square(decode_image(image, name, self.limits.max_pixels), side_px)
+
+        async with self._decoding:
+            try:
+                return await asyncio.to_thread(prepare)
+            except InputError as error:
+                raise ApiError(str(error), param=name, code="invalid_image") from error
+
+    async def need_health(self) -> None:
+        """Returns once both models answer."""
+        await asyncio.gather(*(self.call(role, "describe", role) for role in self._handles))
+
+    async def _described(self, name: str, folder: str) -> dict[str, Any]:
+        created_s = int(Path(folder).stat().st_mtime) if Path(folder).exists() else 0
+        entry: dict[str, Any] = {"id": name, "object": "model", "created": created_s, "owned_by": "wm"}
+        described: dict[str, Any] = await self.call(name, "describe", name)
+        return entry | described
+
+
+def _graph(request: Request) -> Graph:
+    found: Graph = request.app.state.graph
+    return found
+
+
+GraphOf = Annotated[Graph, Depends(_graph)]
+"""A route's parameter that is the graph of its app."""

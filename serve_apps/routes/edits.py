@@ -1,0 +1,90 @@
+"""``POST /v1/images/edits``: the source after an action, as OpenAI's clients ask for it."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from starlette.responses import Response
+
+from serve_apps.graph import Graph, GraphOf
+from serve_apps.http import edit_openapi, read_edit
+from serve_apps.messages import Found, Preview, Question
+from serve_apps.recipe import FDM
+from serve_apps.sse import event_stream
+from wm.api import Edit
+from wm.images import Pixels
+from wm.replies import edit_events, edit_reply, encode_picture, preview_event
+
+router = APIRouter()
+
+
+@router.post("/v1/images/edits", openapi_extra=edit_openapi())
+async def edit_image(request: Request, graph: GraphOf) -> Response:
+    """Predict what the source looks like after the action in ``prompt``; best candidates first."""
+    edit = await read_edit(request, graph.limits)
+    model = await graph.model(edit.model or FDM, task=FDM)
+    question = question_of(edit, await graph.prepare(edit.image, model["side_px"]), graph)
+    if edit.stream:
+        return await event_stream(_events(graph, edit, model, question))
+    found: Found = await graph.call(FDM, "predict", question)
+    return JSONResponse(edit_reply(edit, **await _answer(edit, model, found)))
+
+
+def question_of(edit: Edit, source_HWC: Pixels, graph: Graph) -> Question:
+    """The request, with the recipe's settings where it gives none."""
+    recipe = graph.recipe
+    margin = recipe.margin if edit.margin is None else edit.margin
+    search: dict[str, Any] = {"best_of": edit.best_of}
+    if edit.verify and margin is not None:
+        search |= {"margin": margin, "at_least": edit.n}
+    return Question(
+        source_HWC,
+        (edit.prompt,),
+        edit.seed,
+        search,
+        recipe.sampling(edit),
+        verify=edit.verify,
+        num_pictures=None if edit.return_candidates else edit.n,
+        num_previews=edit.partial_images,
+    )
+
+
+async def _events(
+    graph: Graph, edit: Edit, model: dict[str, Any], question: Question
+) -> AsyncGenerator[dict[str, Any], None]:
+    side_px, index = edit.side_px or model["side_px"], 0
+    async for item in graph.stream(FDM, "predict_with_previews", question):
+        if isinstance(item, Preview):
+            picture = await asyncio.to_thread(_encoded, edit, item.pixels)
+            yield preview_event(
+                edit, picture, index=index, progress=item.progress, side_px=side_px, created_s=int(time.time())
+            )
+            index += 1
+            continue
+        for event in edit_events(edit, **await _answer(edit, model, item)):
+            yield event
+
+
+async def _answer(edit: Edit, model: dict[str, Any], found: Found) -> dict[str, Any]:
+    """The arguments of a reply beside the request."""
+    pictures = await asyncio.to_thread(lambda: [_encoded(edit, pixels) for pixels in found.pixels])
+    facts = {
+        "model": model["id"],
+        "side_px": edit.side_px or model["side_px"],
+        "tokens_per_image": model["tokens_per_image"],
+        "action_tokens": found.action_tokens,
+        "drawn": found.num_drawn,
+        "distinct": found.num_distinct,
+    }
+    return {
+        "pictures": list(zip(pictures, found.entries, strict=False)),
+        "facts": facts,
+        "created_s": int(time.time()),
+    }
+
+
+def _encoded(edit: Edit, pixels_HWC: Pixels) -> bytes:
+    return encode_picture(pixels_HWC, edit.output_format, edit.output_compression, edit.side_px)

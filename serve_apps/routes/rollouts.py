@@ -1,0 +1,102 @@
+"""``POST /v1/rollouts``: several actions one after the other, each prediction verified and then gone on from."""
+
+import asyncio
+import base64
+import time
+import uuid
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from starlette.responses import Response
+
+from serve_apps.graph import Graph, GraphOf
+from serve_apps.http import json_openapi, read_json
+from serve_apps.messages import Question, RolloutFound, StepFound
+from serve_apps.recipe import FDM
+from serve_apps.sse import event_stream
+from wm.api import RolloutAsked, RolloutFields, rollout_from_json
+from wm.images import Pixels
+from wm.replies import encode_picture, usage_of
+
+router = APIRouter()
+EXAMPLE = {"image": "data:image/png;base64,…", "actions": ["move the red cup left", "open the drawer"], "best_of": 8}
+
+
+@router.post("/v1/rollouts", openapi_extra=json_openapi(RolloutFields, {"image"}, EXAMPLE))
+async def roll_out(request: Request, graph: GraphOf) -> Response:
+    """Predict what the source looks like after each of ``actions``, taken one after the other."""
+    asked = rollout_from_json(await read_json(request, graph.limits), graph.limits)
+    model = await graph.model(asked.model or FDM, task=FDM)
+    events = _events(graph, asked, model, await graph.prepare(asked.image, model["side_px"]))
+    if asked.stream:
+        return await event_stream(events)
+    whole: dict[str, Any] = {}
+    async for event in events:
+        whole = event
+    return JSONResponse({key: value for key, value in whole.items() if key != "type"})
+
+
+async def _events(
+    graph: Graph, asked: RolloutAsked, model: dict[str, Any], source_HWC: Pixels
+) -> AsyncGenerator[dict[str, Any], None]:
+    margin = graph.recipe.margin if asked.margin is None else asked.margin
+    search = {"best_of": asked.best_of, "beam": asked.beam, "max_unchanged": asked.max_unchanged}
+    if margin is not None:
+        search |= {"margin": margin, "at_least": min(asked.beam, asked.best_of)}
+    sampling = graph.recipe.sampling(asked)
+    question = Question(source_HWC, asked.actions, asked.seed, search, sampling)
+    facts = {
+        "id": f"rollout-{uuid.uuid4().hex}",
+        "object": "rollout",
+        "created": int(time.time()),
+        "model": model["id"],
+        "seed": asked.seed,
+        "best_of": asked.best_of,
+        "size": f"{asked.side_px or model['side_px']}x{asked.side_px or model['side_px']}",
+        "output_format": asked.output_format,
+    }
+    facts |= {"safety_identifier": asked.safety_identifier} if asked.safety_identifier else {}
+    async for item in graph.stream(FDM, "roll_out", question):
+        if isinstance(item, StepFound):
+            told = await asyncio.to_thread(_step, asked, item)
+            if asked.stream:
+                yield {"type": "rollout.step"} | told
+        else:
+            yield {"type": "rollout.completed"} | facts | await asyncio.to_thread(_whole, asked, model, item)
+
+
+def _whole(asked: RolloutAsked, model: dict[str, Any], found: RolloutFound) -> dict[str, Any]:
+    return {
+        "steps": [_step(asked, step) for step in found.steps],
+        "logprob": found.endings[0].logprob,
+        "mean_logprob": found.endings[0].mean_logprob,
+        "beam": [
+            {
+                "logprob": ending.logprob,
+                "mean_logprob": ending.mean_logprob,
+                "guarded": ending.guarded,
+                "b64_json": _encoded(asked, ending.pixels),
+            }
+            for ending in found.endings
+        ],
+        "usage": usage_of(model["tokens_per_image"], found.action_tokens, found.num_drawn),
+    }
+
+
+def _step(asked: RolloutAsked, found: StepFound) -> dict[str, Any]:
+    """``logprob``: sum over the sequence's actions so far, nats."""
+    return {
+        "step": found.step,
+        "action": found.action,
+        "b64_json": _encoded(asked, found.pixels),
+        "verification": found.entry,
+        "logprob": found.logprob,
+        "drawn": found.num_drawn,
+    }
+
+
+def _encoded(asked: RolloutAsked, pixels_HWC: Pixels) -> str:
+    picture = encode_picture(pixels_HWC, asked.output_format, asked.output_compression, asked.side_px)
+    return base64.b64encode(picture).decode()

@@ -1,0 +1,34 @@
+"""Server-sent events, as OpenAI's streams have them."""
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+from starlette.responses import StreamingResponse
+
+from wm.api import ApiError
+
+
+async def event_stream(events: AsyncGenerator[dict[str, Any], None]) -> StreamingResponse:
+    """Each event under the name in its ``type``. What goes wrong before the first is raised, so that the answer has its
+    status; what goes wrong later is an event ``error``, the last. A client that leaves ends ``events``."""
+    first = await anext(events)
+
+    async def lines() -> AsyncIterator[str]:
+        try:
+            yield _line(first)
+            async for event in events:
+                yield _line(event)
+        except ApiError as error:
+            yield _line({"type": "error"} | error.body())
+        except Exception:
+            yield _line({"type": "error"} | ApiError.internal().body())
+            raise
+        finally:
+            await events.aclose()
+
+    return StreamingResponse(lines(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+
+def _line(event: dict[str, Any]) -> str:
+    return f"event: {event['type']}\ndata: {json.dumps(event)}\n\n"

@@ -1,0 +1,63 @@
+"""Fields that every request for pictures has."""
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from wm.api.checks import MAX_SEED
+from wm.api.errors import ApiError
+
+MAX_SIDE_PX = 2048
+MAX_GUIDANCE = 100
+OutputFormat = Literal["png", "jpeg", "webp"]
+
+
+class PictureFields(BaseModel):
+    """How pictures are drawn, and how they are given back."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    seed: int | None = Field(None, ge=0, le=MAX_SEED)
+    """Same seed, same answer. A random one is drawn, and reported, if left out."""
+    temperature: float | None = Field(None, ge=0, le=10, allow_inf_nan=False)
+    """Of the image tokens; 0 decodes greedily, so that all candidates are equal."""
+    top_k: int | None = Field(None, ge=0)
+    """Draw among the k most likely codes only; 0 for all."""
+    top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
+    """Draw among the most likely codes that hold this share of the probability."""
+    guidance: float | None = Field(None, ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)
+    """Classifier-free guidance: scale of what the action adds to the source image; 1 for none."""
+    guidance_image: float | None = Field(None, ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)
+    """Scale of what the source image adds to nothing at all; 1 for none. With either, three times the work."""
+    size: str = Field("auto", pattern=r"^(auto|[1-9]\d{0,4}x[1-9]\d{0,4})$")
+    """auto (the model's own size) or WIDTHxHEIGHT, square: the prediction is scaled to it."""
+    output_format: OutputFormat = "png"
+    """png is lossless."""
+    output_compression: int | None = Field(None, ge=0, le=100)
+    """Quality of jpeg and webp, 100 if left out."""
+    user: str | None = Field(None, max_length=256)
+    """Your name for the end user; returned as safety_identifier."""
+    safety_identifier: str | None = Field(None, max_length=256)
+    """As user, and preferred over it."""
+
+    @model_validator(mode="after")
+    def _compressible(self) -> Self:
+        if self.output_compression is not None and self.output_format == "png":
+            raise ApiError(
+                "output_compression is for output_format jpeg and webp; png is lossless",
+                param="output_compression",
+            )
+        return self
+
+
+def side_of(size: str) -> int | None:
+    if size == "auto":
+        return None
+    width, height = (int(part) for part in size.split("x"))
+    if width != height or width > MAX_SIDE_PX:
+        raise ApiError(
+            f"size = {size!r}: expected auto or a square of at most {MAX_SIDE_PX}x{MAX_SIDE_PX}",
+            param="size",
+            code="invalid_value",
+        )
+    return width
