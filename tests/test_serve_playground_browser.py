@@ -176,7 +176,10 @@ def test_a_large_source_fits_into_a_link_as_a_smaller_copy(page, url, tmp_path):
         const { smallCopy } = await import("/playground/pictures.js");
         const canvas = Object.assign(document.createElement("canvas"), { width: 512, height: 512 }), paper = canvas.getContext("2d");
         const noise = paper.createImageData(512, 512);
-        for (let at = 0; at < noise.data.length; at++) noise.data[at] = at % 4 === 3 ? 255 : (at * 2654435761) >>> 24;
+        for (let at = 0, drawn = 1; at < noise.data.length; at++) { // a linear congruential generator
+            drawn = (Math.imul(drawn, 1664525) + 1013904223) | 0;
+            noise.data[at] = at % 4 === 3 ? 255 : drawn >>> 24;
+        }
         paper.putImageData(noise, 0, 0);
         return [canvas.toDataURL().length, await smallCopy(canvas.toDataURL(), 8000), await smallCopy(canvas.toDataURL(), 20)];
     })()""")
@@ -245,11 +248,8 @@ def images_of(kind):
     }[kind]
 
 
-@pytest.mark.parametrize(
-    ("kind", "bound"),
-    [("one colour", 0), ("two colours", 0), ("256 colours in noise", 0), ("a gradient", 12), ("all noise", 32)],
-)
-def test_any_picture_becomes_a_gif_that_others_read(page, scripted_url, kind, bound):
+@pytest.mark.parametrize("kind", ["one colour", "two colours", "256 colours in noise", "a gradient", "all noise"])
+def test_any_picture_becomes_a_gif_that_others_read(page, scripted_url, kind):
     frames = [np.asarray(image, np.uint8) for image in images_of(kind)]
     height, width = frames[0].shape[:2]
     rgba = [np.dstack([image, np.full((height, width), 255, np.uint8)]).tobytes() for image in frames]
@@ -264,11 +264,18 @@ def test_any_picture_becomes_a_gif_that_others_read(page, scripted_url, kind, bo
         assert (gif.n_frames, gif.size) == (len(frames), (width, height))
         for frame, original in zip(ImageSequence.Iterator(gif), frames, strict=True):
             assert frame.info["duration"] == 70
-            found = np.array(frame.convert("RGB")).astype(int)
-            worst = np.abs(found - original).max()
-            assert worst <= bound, f"{kind}: {worst}"
-            # Each of 256 colours stands for its share of the cube: what a good palette of noise cannot beat.
-            assert np.abs(found - original).mean() <= bound / 2.5
+            found = np.array(frame.convert("RGB"))
+            if len(np.unique(original.reshape(-1, 3), axis=0)) <= 256:
+                assert np.array_equal(found, original)
+                continue
+            cut = Image.fromarray(original).quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+            print(kind, lost(found, original), lost(np.array(cut.convert("RGB")), original))
+            assert lost(found, original) <= 1.1 * lost(np.array(cut.convert("RGB")), original)
+
+
+def lost(found, original):
+    """Root of the mean squared distance of colours."""
+    return float(np.sqrt(((found.astype(float) - original) ** 2).sum(-1).mean()))
 
 
 def test_what_happened_between_any_two_frames(page, url, tmp_path):

@@ -18,8 +18,9 @@ async function refusal(reply) {
   try { error = (await reply.json()).error || {}; } catch { /* a proxy's page, not ours */ }
   const message = typeof error.message === "string" ? error.message : `the server answered ${reply.status} ${reply.statusText}`;
   const wait = Number(reply.headers.get("retry-after"));
+  const request = reply.status >= 500 && reply.headers.get("x-request-id");
   const hint = reply.status === 401 || reply.status === 403 ? " Give an API key at the top of the page."
-    : wait > 0 ? ` Try again in ${wait} s.` : "";
+    : `${wait > 0 ? ` Try again in ${wait} s.` : ""}${request ? ` (Request ${request}.)` : ""}`;
   return new Refused(`${sentence(message)}${hint}`, { status: reply.status, param: error.param, code: error.code });
 }
 

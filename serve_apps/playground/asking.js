@@ -56,7 +56,8 @@ export function drawAsking() {
 
 function drawEnds() {
   for (const end of ENDS) {
-    const frame = chosen(end);
+    const frame = chosen(end), drawn = byId(`${end}-shot`).querySelector("img");
+    if (drawn && drawn.getAttribute("src") === frame?.image) continue;
     byId(`${end}-shot`).replaceChildren(frame?.image ? picture(frame.image, "") : el("span", { class: "hint", text: "?" }));
   }
 }

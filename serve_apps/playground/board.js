@@ -6,6 +6,8 @@ const WIDTH = 124, HEIGHT = 172, BOX = 104, MIDDLE = 52; // CSS px: of a place, 
 
 export function drawBoard() {
   const place = byId("board"), hadFocus = place.contains(document.activeElement);
+  const all = new Set(state.board?.all);
+  for (const frame of nodes.keys()) if (!all.has(frame)) nodes.delete(frame);
   if (!state.board) return place.replaceChildren();
   const places = state.board.layout(), at = new Map(places.map((each) => [each.frame.id, each]));
   const columns = Math.max(...places.map(({ column }) => column)) + 1, rows = Math.max(...places.map(({ row }) => row)) + 1;
@@ -29,18 +31,28 @@ function reveal(node) {
   if (left < box.scrollLeft || left + BOX > box.scrollLeft + box.clientWidth) box.scrollLeft = left - box.clientWidth / 2;
 }
 
+// Nodes are kept from one drawing to the next, so that pictures do not flicker and the focus stays.
+const nodes = new Map();
 function item({ frame, row, column }) {
-  const isNow = frame.id === state.current, { mean_logprob: mean } = frame.verification;
-  const children = state.board.children(frame.parent ?? -1);
-  return el("button", {
-    type: "button", role: "treeitem", class: "frame", "data-id": frame.id, "aria-level": column + 1,
-    "aria-setsize": children.length || 1, "aria-posinset": children.indexOf(frame) + 1 || 1,
-    "aria-selected": String(isNow), tabindex: isNow ? 0 : -1, "aria-label": `${nameOf(frame.id)}${frame.image ? "" : ", not replayed yet"}`,
-    style: { left: `${column * WIDTH}px`, top: `${row * HEIGHT}px` }, onclick: () => select(frame.id),
-  },
-  frame.image ? el("span", { class: "shot" }, picture(frame.image, "")) : el("span", { class: "shot blank", text: "?" }),
-  typeof mean === "number" ? el("span", { class: "score" }, bar(Math.exp(mean)), el("b", { text: percent(Math.exp(mean)) })) : null,
-  el("span", { class: "caption", title: frame.action || null, text: frame.action || "source" }));
+  const kept = nodes.get(frame);
+  const node = kept?.image === frame.image ? kept.node : made(frame);
+  nodes.set(frame, { node, image: frame.image });
+  const isNow = frame.id === state.current, siblings = state.board.children(frame.parent ?? -1);
+  const values = {
+    "aria-level": column + 1, "aria-setsize": siblings.length || 1, "aria-posinset": siblings.indexOf(frame) + 1 || 1,
+    "aria-selected": isNow, tabindex: isNow ? 0 : -1, "aria-label": `${nameOf(frame.id)}${frame.image ? "" : ", not replayed yet"}`,
+  };
+  for (const [name, value] of Object.entries(values)) node.setAttribute(name, String(value));
+  Object.assign(node.style, { left: `${column * WIDTH}px`, top: `${row * HEIGHT}px` });
+  return node;
+}
+
+function made(frame) {
+  const { mean_logprob: mean } = frame.verification;
+  return el("button", { type: "button", role: "treeitem", class: "frame", "data-id": frame.id, onclick: () => select(frame.id) },
+    frame.image ? el("span", { class: "shot" }, picture(frame.image, "")) : el("span", { class: "shot blank", text: "?" }),
+    typeof mean === "number" ? el("span", { class: "score" }, bar(Math.exp(mean)), el("b", { text: percent(Math.exp(mean)) })) : null,
+    el("span", { class: "caption", title: frame.action || null, text: frame.action || "source" }));
 }
 
 // The frame an arrow leads to from another: left its parent, right its first child, up and down the rows.
@@ -69,23 +81,20 @@ export function wireBoard() {
   });
   byId("remove").addEventListener("click", removeNow);
   byId("undo").addEventListener("click", () => {
-    undo?.();
+    undo.back();
+    state.current = undo.id;
     undo = null;
     changed();
   });
 }
 
-let undo = null;
+let undo = null; // what was removed last: {board, back, id, parent}
 function removeNow() {
   const { board, current } = state;
   if (!board || !current || state.busy) return;
   const { parent } = board.get(current), name = nameOf(current), count = board.branch(current).length - 1;
   const back = board.remove(current);
-  undo = () => {
-    if (state.board !== board || !board.get(parent)) return;
-    back();
-    state.current = current;
-  };
+  undo = { board, back, id: current, parent };
   state.current = parent;
   changed();
   byId("board").querySelector('[aria-selected="true"]')?.focus({ preventScroll: true });
@@ -94,6 +103,7 @@ function removeNow() {
 
 export function drawTools() {
   byId("remove").disabled = state.current === 0 || state.busy !== null;
-  if (undo && !state.board) undo = null;
+  // Its parent may have been removed too, or gone with the whole storyboard.
+  if (undo && (undo.board !== state.board || !undo.board.get(undo.parent))) undo = null;
   byId("undo").hidden = !undo;
 }

@@ -1,25 +1,31 @@
 // What a request brings: the picture as it grows, then every candidate with what the verifier says of it.
-import { bar, byId, counted, el, number, percent, picture, say } from "./dom.js";
+import { bar, byId, counted, el, number, percent, picture, reveal, say } from "./dom.js";
 import { changed, frame, state } from "./state.js";
 
 const title = (text) => { byId("found-title").textContent = text; };
 
 let shown = null; // {parent, action, answer, via} of the candidates in sight
+let drawnFor = null; // the storyboard that what is in sight belongs to
+
+function clear(text) {
+  shown = null;
+  drawnFor = state.board;
+  title(text);
+}
 
 export const empty = () => {
-  shown = null;
-  title("Candidates");
+  clear("Candidates");
   byId("found").replaceChildren(el("p", { class: "hint", text: "Candidates appear here, best first: each is scored by how likely the inverse model finds your action between the source and the candidate." }));
 };
 
 // The growing picture of a request; returns what a preview is given to.
 export function drawProgress(source, action, bestOf) {
-  shown = null;
-  title("Candidates");
+  clear("Candidates");
   const image = picture(source, `Preview: ${action}`), progress = el("progress", { max: 1, value: 0, "aria-label": "Share of the picture decoded" });
   const line = el("p", { class: "hint", text: "Decoding…" });
   byId("found").replaceChildren(el("div", { class: "preview" }, image, el("div", {},
     el("p", { class: "action", text: action }), progress, line)));
+  reveal(byId("found"));
   say(`Predicting: ${action}`);
   return (url, share) => {
     image.src = url;
@@ -68,6 +74,7 @@ function pick(place, byKey) {
   const added = state.board.add(parent, { action, image, verification, via: { ...via, index: verification.index ?? place } });
   state.current = added.id;
   changed();
+  reveal(byId("step"));
   say(`Step ${state.board.path(added.id).length - 1} is in the storyboard. Type the next action.`);
   if (byKey) byId("action").focus();
 }
@@ -75,7 +82,7 @@ function pick(place, byKey) {
 // Which candidate the frame one goes on from was.
 export function mark() {
   const now = frame();
-  if (shown && !state.board?.get(shown.parent)) return empty();
+  if (drawnFor !== state.board || (shown && !state.board?.get(shown.parent))) return empty();
   byId("found").querySelectorAll(".card").forEach((node) => {
     const isIt = shown && now && now.parent === shown.parent && now.via?.seed === shown.via.seed && String(now.via?.index) === node.dataset.index && now.action === shown.action;
     node.setAttribute("aria-pressed", String(Boolean(isIt)));
@@ -84,12 +91,12 @@ export function mark() {
 
 // The steps of a rollout as they come. Returns what a step is given to, and what is called at the end.
 export function drawSteps(actions) {
-  shown = null;
-  title("Steps");
+  clear("Steps");
   const line = el("p", { class: "hint", text: `Step 1 of ${actions.length}…` });
   const progress = el("progress", { max: actions.length, value: 0, "aria-label": "Steps done" });
   const items = actions.map((action, turn) => el("li", {}, el("span", { class: "shot blank" }), el("span", { class: "caption", text: `${turn + 1}. ${action}` })));
   byId("found").replaceChildren(line, progress, el("ol", { class: "cards steps" }, ...items));
+  reveal(byId("found"));
   say(`Rolling out ${counted(actions.length, "action")}.`);
   const fill = (place, { image, action, verification }) => {
     const { mean_logprob: mean } = verification;

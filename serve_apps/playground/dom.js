@@ -36,6 +36,12 @@ export function showError(text) {
   if (text) byId("error").scrollIntoView({ block: "nearest" });
 }
 
+// On a small screen: to where something has changed, unless it is in sight.
+export function reveal(node) {
+  const { top, bottom } = node.getBoundingClientRect();
+  if (top < 0 || Math.min(bottom, top + 160) > window.innerHeight) node.scrollIntoView({ block: "nearest" });
+}
+
 export function download(blob, name) {
   const url = URL.createObjectURL(blob);
   el("a", { href: url, download: name }).click();

@@ -4,7 +4,7 @@ import { encodeGif } from "./gif.js";
 import { fromFile, fromFragment, LINK_CHARS, toDocument, toFragment } from "./link.js";
 import { decoded, drawFrame, smallCopy } from "./pictures.js";
 import { replay } from "./replay.js";
-import { changed, nameOf, state, work } from "./state.js";
+import { begin, changed, nameOf, state, work } from "./state.js";
 
 const GIF_LEAST_PX = 288, GIF_MOST_PX = 512, LAST_FRAME = 2;
 const show = (...nodes) => { byId("shared").replaceChildren(...nodes); byId("gif-made").replaceChildren(); };
@@ -59,9 +59,8 @@ async function gif(signal) {
 }
 
 function open({ board, current, copy }) {
-  Object.assign(state, { board, current, suggestions: [], isCopy: copy, differing: [] });
   show();
-  changed();
+  begin(board, { current, isCopy: copy });
   const waiting = board.waiting().length;
   say(waiting ? `A storyboard of ${counted(board.all.length - 1, "step")}. Replay makes its pictures.` : "The storyboard is open.");
 }
@@ -89,21 +88,21 @@ export function wireShare() {
   document.querySelectorAll(".open-file").forEach((input) => input.addEventListener("change", async () => {
     const file = input.files[0];
     input.value = "";
-    if (!file || state.busy) return;
+    if (!file) return;
     showError("");
     try { open(await fromFile(file)); } catch (error) { showError(error.message); }
   }));
-  window.addEventListener("hashchange", () => { if (!state.busy) openAddress(); });
+  window.addEventListener("hashchange", openAddress);
 }
 
 export function drawShare() {
   const { board, busy } = state, waiting = board ? board.waiting().length : 0;
   for (const id of ["link", "save", "gif-button", "replay"]) byId(id).disabled = busy !== null;
-  byId("replay-box").hidden = !waiting && !(board && state.differing?.length);
+  byId("replay-box").hidden = !waiting && !(board && state.differing.length);
   if (byId("replay-box").hidden) return;
   byId("replay").hidden = !waiting;
   byId("replay").textContent = busy?.what === "replay" ? `Replaying, ${waiting} left…` : `Replay ${counted(waiting, "step")}`;
-  byId("replay-note").textContent = !state.differing?.length
+  byId("replay-note").textContent = !state.differing.length
     ? state.isCopy ? "This link holds a smaller copy of the source picture: what comes out can differ from what was shared."
       : "The link tells how each step was made; this server makes the pictures again: same seed, same picture."
     : `Not the pictures that were shared: ${state.differing.join("; ")}. Another model, or another version of it, is served here.`;

@@ -3,12 +3,13 @@ import { byId, el, picture, say, showError } from "./dom.js";
 import { get } from "./api.js";
 import { readPicture } from "./pictures.js";
 import { begin, modelsFor, readModels, side, state } from "./state.js";
+import { Storyboard } from "./tree.js";
 
 export async function take(blob, suggestions = []) {
   showError("");
   try {
     if (!side()) await readModels().catch(() => {}); // as it is, if the server does not say: it scales by itself
-    begin(await readPicture(blob, side()), suggestions);
+    begin(new Storyboard(await readPicture(blob, side())), { suggestions });
     say("The source picture is there. Type an action.");
     byId("action").focus({ preventScroll: true });
   } catch (error) { showError(error.message); }
@@ -39,8 +40,7 @@ export function wireStart() {
     take(file);
   });
   byId("new").addEventListener("click", () => {
-    state.board = null;
-    drawStart();
+    begin(null);
     byId("file").focus();
   });
 }

@@ -1,9 +1,9 @@
 // What the parts of the page share: the storyboard, the frame one goes on from, the models served, the work in progress.
 import { get, Refused } from "./api.js";
 import { showError } from "./dom.js";
-import { Storyboard } from "./tree.js";
 
-export const state = { board: null, current: 0, models: [], suggestions: [], busy: null };
+// isCopy: the source is a smaller copy, from a link; differing: names of replayed frames that are not what was shared.
+export const state = { board: null, current: 0, models: [], suggestions: [], isCopy: false, differing: [], busy: null };
 
 const watchers = [];
 export const watch = (then) => { watchers.push(then); };
@@ -19,8 +19,10 @@ export const nameOf = (id) => {
   return `Step ${depth - 1}: ${action}${turn}`;
 };
 
-export function begin(source, suggestions = []) {
-  Object.assign(state, { board: new Storyboard(source), current: 0, suggestions });
+// Another storyboard; work on the one before it ends.
+export function begin(board, { current = 0, suggestions = [], isCopy = false } = {}) {
+  state.busy?.stop();
+  Object.assign(state, { board, current, suggestions, isCopy, differing: [] });
   changed();
 }
 
