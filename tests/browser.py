@@ -96,7 +96,9 @@ class Browser:
         elif message.get("method") == "Log.entryAdded" and params["entry"]["level"] == "error":
             self.console.append(f"{params['entry']['text']} {params['entry'].get('url', '')}")
         elif message.get("method") == "Runtime.consoleAPICalled" and params["type"] == "error":
-            self.console.append(str([argument.get("value") or argument.get("description") for argument in params["args"]]))
+            self.console.append(
+                str([argument.get("value") or argument.get("description") for argument in params["args"]])
+            )
 
     def do(self, code: str) -> Any:
         """The value of an expression in the page; a promise is awaited."""
@@ -141,7 +143,9 @@ class Browser:
 
     def type(self, selector: str, text: str) -> None:
         """Into a field, in place of what is there."""
-        self.do(f"(() => {{ const node = document.querySelector({json.dumps(selector)}); node.focus(); node.select(); }})()")
+        self.do(
+            f"(() => {{ const node = document.querySelector({json.dumps(selector)}); node.focus(); node.select(); }})()"
+        )
         if text:
             self.send("Input.insertText", text=text)
         else:
@@ -162,10 +166,16 @@ class Browser:
         node = self.send("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
         self.send("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
 
-    def shape(self, width_px: int, height_px: int, *, phone: bool = False, dark: bool = False, scale: float = 1) -> None:
+    def shape(
+        self, width_px: int, height_px: int, *, phone: bool = False, dark: bool = False, scale: float = 1
+    ) -> None:
         """The size of the window's inside, in CSS px; a phone has touch."""
         self.send(
-            "Emulation.setDeviceMetricsOverride", width=width_px, height=height_px, deviceScaleFactor=scale, mobile=phone
+            "Emulation.setDeviceMetricsOverride",
+            width=width_px,
+            height=height_px,
+            deviceScaleFactor=scale,
+            mobile=phone,
         )
         self.send("Emulation.setTouchEmulationEnabled", enabled=phone)
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]

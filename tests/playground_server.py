@@ -113,7 +113,9 @@ class Scripted:
         def line(kind: str, **data: Any) -> str:
             return f"event: {kind}\ndata: {json.dumps({'type': kind, **data})}\n\n"
 
-        yield line("image_edit.partial_image", b64_json=picture(1), partial_image_index=0, progress=0.25, output_format="png")
+        yield line(
+            "image_edit.partial_image", b64_json=picture(1), partial_image_index=0, progress=0.25, output_format="png"
+        )
         if word == "slow":
             try:
                 await asyncio.sleep(30)

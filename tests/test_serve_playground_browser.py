@@ -137,7 +137,9 @@ def test_a_storyboard_branches_and_its_link_gives_it_again(page, url, tmp_path):
         "Source", "Step 1: push (1)", "Step 2: pull", "Step 1: push (2)", "Step 1: lift it", "Step 2: turn it",
         "Step 3: put it down",
     ]  # fmt: skip
-    places = page.do("[...document.querySelectorAll('.frame')].map((node) => [node.offsetLeft / 124, node.offsetTop / 172])")
+    places = page.do(
+        "[...document.querySelectorAll('.frame')].map((node) => [node.offsetLeft / 124, node.offsetTop / 172])"
+    )
     assert places == [[0, 0], [1, 0], [2, 0], [1, 1], [1, 2], [2, 2], [3, 2]]
     assert np.array_equal(pixels_of(before[0][1]), NOISE)
     body = {"prompt": "pull", "images": [{"image_url": before[1][1]}], "seed": 2, "best_of": 4, "temperature": 0.8}
@@ -242,7 +244,9 @@ def images_of(kind):
     return {
         "one colour": [np.full((height, width, 3), 7)],
         "two colours": [np.where((x // 3 + y // 5) % 2, 250, 3)[..., None].repeat(3, 2)],
-        "256 colours in noise": [rng.integers(0, 256, (256, 3))[rng.integers(0, 256, (height, width))] for _ in range(3)],
+        "256 colours in noise": [
+            rng.integers(0, 256, (256, 3))[rng.integers(0, 256, (height, width))] for _ in range(3)
+        ],
         "a gradient": [np.stack([x * 255 / width, y * 255 / height, (x + y) % 256], -1)],
         "all noise": [rng.integers(0, 256, (height, width, 3))],
     }[kind]
@@ -269,8 +273,7 @@ def test_any_picture_becomes_a_gif_that_others_read(page, scripted_url, kind):
                 assert np.array_equal(found, original)
                 continue
             cut = Image.fromarray(original).quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-            print(kind, lost(found, original), lost(np.array(cut.convert("RGB")), original))
-            assert lost(found, original) <= 1.1 * lost(np.array(cut.convert("RGB")), original)
+            assert lost(found, original) <= lost(np.array(cut.convert("RGB")), original)
 
 
 def lost(found, original):
@@ -295,7 +298,9 @@ def test_what_happened_between_any_two_frames(page, url, tmp_path):
     said = reply["choices"][0]["message"]["content"]
     assert page.do("document.querySelector('#answer .action').textContent") == (said or "(no words)")
     assert f"{reply['mean_logprob']:.2f}".replace("-", "−") in page.text("#answer")
-    assert page.do("document.querySelectorAll('#answer .tokens li').length") == len(reply["choices"][0]["logprobs"]["content"])
+    assert page.do("document.querySelectorAll('#answer .tokens li').length") == len(
+        reply["choices"][0]["logprobs"]["content"]
+    )
 
 
 def test_samples_are_one_click_away(page, url):
@@ -343,7 +348,9 @@ def test_what_is_seen_is_what_the_server_would_cut_out(page, scripted_url, tmp_p
 
 def test_text_stays_text(page, scripted, scripted_url, tmp_path):
     start(page, scripted_url, tmp_path)
-    assert HOSTILE.replace("\u2028", "") in page.do("document.querySelector('#models').textContent").replace("\u2028", "")
+    assert HOSTILE.replace("\u2028", "") in page.do("document.querySelector('#models').textContent").replace(
+        "\u2028", ""
+    )
     page.type("#action", HOSTILE)
     page.click("#go")
     page.wait("!document.querySelector('#error').hidden")
@@ -389,7 +396,8 @@ def test_a_bad_link_is_told_in_words(page, scripted_url, fragment, says):
     if isinstance(fragment, dict):
         value = {"format": "wm-storyboard", "version": 1} | fragment
         value["frames"] = [
-            {"image": f"data:image/png;base64,{picture(1)}"} if frame == 1 else frame for frame in value.get("frames", [])
+            {"image": f"data:image/png;base64,{picture(1)}"} if frame == 1 else frame
+            for frame in value.get("frames", [])
         ]
         fragment = page_fragment(page, scripted_url, json.dumps(value))
     elif fragment == "bomb":
@@ -402,7 +410,9 @@ def test_a_bad_link_is_told_in_words(page, scripted_url, fragment, says):
 
 def page_fragment(page, url, text):
     page.open(url)
-    return page.do(f"""(async () => (await import("/playground/link.js")).toFragment(JSON.parse({json.dumps(text)})))()""")
+    return page.do(
+        f"""(async () => (await import("/playground/link.js")).toFragment(JSON.parse({json.dumps(text)})))()"""
+    )
 
 
 @pytest.mark.parametrize(
@@ -449,6 +459,7 @@ def test_a_server_that_streams_nothing_is_asked_plainly(page, scripted, scripted
 
 def test_a_request_can_be_stopped(page, scripted, scripted_url, tmp_path):
     start(page, scripted_url, tmp_path)
+    before = scripted.left
     page.type("#action", "slow words")
     page.press("Enter")
     page.wait("document.querySelector('.preview progress')?.value === 0.25")
@@ -457,9 +468,70 @@ def test_a_request_can_be_stopped(page, scripted, scripted_url, tmp_path):
     page.wait("document.querySelector('#stop').hidden")
     assert page.do("document.querySelector('#error').hidden")
     deadline = time.monotonic() + 10
-    while not scripted.left and time.monotonic() < deadline:
+    while scripted.left == before and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert scripted.left == 1
+    assert scripted.left == before + 1
+
+
+def test_another_picture_ends_what_belonged_to_the_last(page, scripted, scripted_url, tmp_path):
+    start(page, scripted_url, tmp_path)
+    act(page, "cups")
+    page.click("#new")
+    assert page.do("!document.querySelector('#start').hidden && document.querySelector('#work').hidden")
+    page.give_file("#file", tmp_path / "source.png")
+    page.wait("!document.querySelector('#work').hidden")
+    assert page.do("document.querySelectorAll('.card').length") == 0 and len(frames(page)) == 1
+    before = scripted.left
+    page.type("#action", "slow words")
+    page.press("Enter")
+    page.wait("document.querySelector('.preview')")
+    page.do("document.querySelector('#new').click()")
+    page.give_file("#file", tmp_path / "source.png")
+    page.wait("!document.querySelector('#work').hidden && document.querySelector('#stop').hidden")
+    deadline = time.monotonic() + 10
+    while scripted.left == before and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert scripted.left == before + 1
+    act(page, "cups")
+    assert page.do("document.querySelectorAll('.card').length") == 2
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("size", [1, 3, 7, 1000])
+def test_events_are_read_however_they_are_cut(page, scripted_url, newline, size):
+    wanted = [["first", {"text": "é 名 a\nb"}], ["", {"n": 1}], ["last", {"long": "x" * 300}]]
+    lines = [
+        ": a comment",
+        "event: first",
+        'data: {"text":',
+        f"data:  {json.dumps(wanted[0][1]['text'], ensure_ascii=False)}}}",
+        "",
+    ]
+    lines += [
+        "id: 7",
+        'data:{"n": 1}',
+        "",
+        "event: nothing",
+        "",
+        "event: last",
+        f"data: {json.dumps(wanted[2][1])}",
+        "",
+    ]
+    lines += ["data: [DONE]", "", "data: {}", "", ""]
+    data = base64.b64encode(newline.join(lines).encode()).decode()
+    if page.do("location.href") != scripted_url:
+        page.open(scripted_url)
+    found = page.do(f"""(async () => {{
+        const {{ serverEvents }} = await import("/playground/api.js"), found = [];
+        const bytes = Uint8Array.from(atob("{data}"), (char) => char.charCodeAt(0));
+        const body = new ReadableStream({{ start(queue) {{
+            for (let at = 0; at < bytes.length; at += {size}) queue.enqueue(bytes.slice(at, at + {size}));
+            queue.close();
+        }} }});
+        for await (const {{ event, data }} of serverEvents(body)) found.push([event, data]);
+        return found;
+    }})()""")
+    assert found == wanted
 
 
 def test_a_key_is_asked_for_and_sent(page, tmp_path):
@@ -514,10 +586,24 @@ def test_whoever_listens_hears_a_name_for_everything(page, scripted_url, tmp_pat
     page.do("document.querySelectorAll('details').forEach((node) => { node.open = true; })")
     page.send("Accessibility.enable")
     nodes = page.send("Accessibility.getFullAXTree")["nodes"]
-    roles = {"button", "textbox", "spinbutton", "checkbox", "combobox", "treeitem", "tree", "link", "image", "progressbar", "form"}
+    roles = {
+        "button",
+        "textbox",
+        "spinbutton",
+        "checkbox",
+        "combobox",
+        "treeitem",
+        "tree",
+        "link",
+        "image",
+        "progressbar",
+        "form",
+    }
     seen = [node for node in nodes if not node["ignored"] and node["role"]["value"] in roles - {"form"}]
     nameless = [node["role"]["value"] for node in seen if not node.get("name", {}).get("value")]
-    assert nameless == [] and {"button", "textbox", "spinbutton", "treeitem"} <= {node["role"]["value"] for node in seen}
+    assert nameless == [] and {"button", "textbox", "spinbutton", "treeitem"} <= {
+        node["role"]["value"] for node in seen
+    }
     assert page.do("document.querySelector('#status').textContent").startswith("Step 1 is in the storyboard")
 
 
