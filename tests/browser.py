@@ -1,13 +1,13 @@
 """A real browser to try a page of the server in: Debian's Chromium, headless, told what to do over its DevTools pipe
-(https://chromedevtools.github.io/devtools-protocol). Needs no package: the pipe is file descriptors 3 and 4, each message
-JSON that ends in a NUL."""
+(https://chromedevtools.github.io/devtools-protocol). Needs no package: the pipe is file descriptors 3 and 4, each
+message JSON that ends in a NUL."""
 
 import base64
 import fcntl
 import json
 import os
 import select
-import subprocess
+import signal
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -30,16 +30,12 @@ class Browser:
         self._in, self._out = ours_in, ours_out
         command = [
             browser(), "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
-            f"--user-data-dir={profile}", f"--window-size={width_px},{height_px}", "--remote-debugging-pipe", "about:blank",
+            f"--user-data-dir={profile}", f"--window-size={width_px},{height_px}", "--remote-debugging-pipe",
+            "about:blank",
         ]  # fmt: skip
-
-        def give() -> None:
-            os.dup2(theirs_in, 3)
-            os.dup2(theirs_out, 4)
-
-        self._process = subprocess.Popen(
-            command, preexec_fn=give, pass_fds=(3, 4), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        quiet = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_WRONLY, 0) for number in (1, 2)]
+        pipe = [(os.POSIX_SPAWN_DUP2, theirs_in, 3), (os.POSIX_SPAWN_DUP2, theirs_out, 4)]
+        self._process = os.posix_spawn(command[0], command, os.environ, file_actions=[*quiet, *pipe])
         os.close(theirs_in)
         os.close(theirs_out)
         self._session = ""
@@ -56,8 +52,9 @@ class Browser:
         with suppress(Exception):
             self._session = ""
             self.send("Browser.close")
-        self._process.terminate()
-        self._process.wait(20)
+        with suppress(ProcessLookupError):
+            os.kill(self._process, signal.SIGTERM)
+        os.waitpid(self._process, 0)
         os.close(self._in)
         os.close(self._out)
 
@@ -154,9 +151,8 @@ class Browser:
     def press(self, key: str, *, shift: bool = False) -> None:
         """A key, to what has the focus."""
         text = {"Enter": "\r", " ": " "}.get(key)
-        common: dict[str, Any] = {
-            "key": key, "code": "Space" if key == " " else key, "windowsVirtualKeyCode": KEYS[key], "modifiers": 8 * shift,
-        }  # fmt: skip
+        code, number = "Space" if key == " " else key, KEYS[key]
+        common: dict[str, Any] = {"key": key, "code": code, "windowsVirtualKeyCode": number, "modifiers": 8 * shift}
         self.send("Input.dispatchKeyEvent", type="keyDown", **common, **({"text": text} if text else {}))
         self.send("Input.dispatchKeyEvent", type="keyUp", **common)
 
@@ -166,17 +162,10 @@ class Browser:
         node = self.send("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
         self.send("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
 
-    def shape(
-        self, width_px: int, height_px: int, *, phone: bool = False, dark: bool = False, scale: float = 1
-    ) -> None:
+    def shape(self, width_px: int, height_px: int, *, phone: bool = False, dark: bool = False, scale: int = 1) -> None:
         """The size of the window's inside, in CSS px; a phone has touch."""
-        self.send(
-            "Emulation.setDeviceMetricsOverride",
-            width=width_px,
-            height=height_px,
-            deviceScaleFactor=scale,
-            mobile=phone,
-        )
+        size = {"width": width_px, "height": height_px, "deviceScaleFactor": scale}
+        self.send("Emulation.setDeviceMetricsOverride", **size, mobile=phone)
         self.send("Emulation.setTouchEmulationEnabled", enabled=phone)
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.send("Emulation.setEmulatedMedia", features=scheme)

@@ -1,5 +1,5 @@
-"""Servers of the playground for its tests: any app at a port of this machine, and a scripted one that answers as no good
-server does."""
+"""Servers of the playground for its tests: any app at a port of this machine, and a scripted one that answers as no
+good server does."""
 
 import asyncio
 import base64
@@ -47,10 +47,8 @@ def picture(value: int, side_px: int = 16) -> str:
 
 
 def verification(index: int) -> dict[str, Any]:
-    return {
-        "logprob": -2.0 - index, "mean_logprob": -0.25 * (index + 1), "tokens": 8, "rank": index, "seed": 5, "index": index,
-        "duplicate_of": None, "unchanged_share": 0.5,
-    }  # fmt: skip
+    scores = {"logprob": -2.0 - index, "mean_logprob": -0.25 * (index + 1), "tokens": 8, "rank": index}
+    return scores | {"seed": 5, "index": index, "duplicate_of": None, "unchanged_share": 0.5}
 
 
 def error(message: str, status: int, param: str | None = None, **headers: str) -> JSONResponse:
@@ -105,7 +103,7 @@ class Scripted:
         facts = {"seed": 5, "best_of": 8, "drawn": 8, "distinct": 2, "model": "fdm", "output_format": "png"}
         if word == "plain":
             return JSONResponse({"created": 1, "data": entries} | facts)
-        if word == HOSTILE.split()[0]:
+        if word == HOSTILE.split(maxsplit=1)[0]:
             return error(f"prompt = {HOSTILE}: no", 400, "prompt")
         return StreamingResponse(self._events(word, entries, facts), media_type="text/event-stream")
 
@@ -113,9 +111,8 @@ class Scripted:
         def line(kind: str, **data: Any) -> str:
             return f"event: {kind}\ndata: {json.dumps({'type': kind, **data})}\n\n"
 
-        yield line(
-            "image_edit.partial_image", b64_json=picture(1), partial_image_index=0, progress=0.25, output_format="png"
-        )
+        preview = {"b64_json": picture(1), "partial_image_index": 0, "progress": 0.25, "output_format": "png"}
+        yield line("image_edit.partial_image", **preview)
         if word == "slow":
             try:
                 await asyncio.sleep(30)
