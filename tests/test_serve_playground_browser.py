@@ -88,7 +88,7 @@ def test_a_storyboard_branches_and_its_link_gives_it_again(page, url, tmp_path):
         "Step 3: put it down",
     ]  # fmt: skip
     places = page.do(
-        "[...document.querySelectorAll('.frame')].map((node) => [node.offsetLeft / 124, node.offsetTop / 172])"
+        "[...document.querySelectorAll('.frame')].map((node) => [node.offsetLeft / 124, node.offsetTop / 184])"
     )
     assert places == [[0, 0], [1, 0], [2, 0], [1, 1], [1, 2], [2, 2], [3, 2]]
     assert np.array_equal(pixels_of(before[0][1]), NOISE)

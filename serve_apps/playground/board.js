@@ -2,7 +2,7 @@
 import { bar, byId, el, percent, picture, say } from "./dom.js";
 import { changed, nameOf, select, state } from "./state.js";
 
-const WIDTH = 124, HEIGHT = 172, BOX = 104, MIDDLE = 52; // CSS px: of a place, of a picture, of a picture's middle
+const WIDTH = 124, HEIGHT = 184, BOX = 104, MIDDLE = 52; // CSS px: of a place, of a picture, of a picture's middle
 
 export function drawBoard() {
   const place = byId("board"), hadFocus = place.contains(document.activeElement);
