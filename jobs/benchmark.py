@@ -11,6 +11,7 @@ BENCHMARKS = {
     "gpu": "jobs._benchmark_gpu",
     "keyframes": "jobs._benchmark_keyframes",
     "sampling": "jobs._benchmark_sampling",
+    "serve": "jobs._benchmark_serving",
     "training": "jobs._benchmark_training",
 }
 """Name → module with a class ``BenchmarkRecipe``, a function ``run`` and a docstring that says what is measured."""

@@ -23,6 +23,7 @@ MAX_TOGETHER = 32
 class _Pending:
     """A request whose images are awaited by a task of an event loop."""
 
+    pool: ImagePool
     loop: asyncio.AbstractEventLoop
     future: "asyncio.Future[Tensor]"
     on_line: Callable[[Grown], object] | None
@@ -32,12 +33,13 @@ class _Pending:
 
 
 class ModelThread:
-    """One thread, and the pool of images that it advances. Methods are for tasks of any event loop."""
+    """One thread, and the pools of images that it advances in turns, one for each model. Methods are for tasks of any
+    event loop."""
 
-    def __init__(self, pool: ImagePool | None = None) -> None:
-        self._pool = pool
+    def __init__(self) -> None:
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._pending: dict[int, _Pending] = {}
+        self._pending: dict[ImagePool, dict[int, _Pending]] = {}
+        """Requests that are not done, by their pool and key; no pool without any."""
         self._joint: dict[Callable[[Sequence[Any]], Sequence[Any]], list[_Item]] = {}
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
@@ -68,11 +70,14 @@ class ModelThread:
         self._inbox.put(lambda: self._joint.setdefault(work, []).append((item, loop, future)))
         return await future
 
-    async def images(self, request: ImageRequest, on_line: Callable[[Grown], object] | None = None) -> Tensor:
-        """int64 (K, N): the images of a request. ``on_line`` is called in the event loop with what each line adds. A
+    async def images(
+        self, pool: ImagePool, request: ImageRequest, on_line: Callable[[Grown], object] | None = None
+    ) -> Tensor:
+        """int64 (K, N): the images of a request, grown in ``pool`` with those of others (a pool belongs to one thread).
+        ``on_line`` is called in the event loop with what each line adds. A
         task that is cancelled gives its rows back at the next line."""
         loop = asyncio.get_running_loop()
-        pending = _Pending(loop, loop.create_future(), on_line)
+        pending = _Pending(pool, loop, loop.create_future(), on_line)
         self._inbox.put(lambda: self._add(request, pending))
         try:
             return await pending.future
@@ -87,13 +92,13 @@ class ModelThread:
 
     def _run(self) -> None:
         while True:
-            is_busy = bool(self._joint) or (self._pool is not None and self._pool.num_requests > 0)
+            is_busy = bool(self._joint or self._pending)
             try:
                 command = self._inbox.get(block=not is_busy)
             except queue.Empty:
                 self._work_together()
-                if self._pool is not None and self._pool.num_requests > 0:
-                    self._advance()
+                for pool in list(self._pending):
+                    self._advance(pool)
                 continue
             if command is None:
                 return
@@ -106,32 +111,37 @@ class ModelThread:
                 _work(work, items[start : start + MAX_TOGETHER])
 
     def _add(self, request: ImageRequest, pending: _Pending) -> None:
-        assert self._pool is not None
         if pending.future.cancelled():
             return
         try:
-            pending.key = self._pool.add(request)
+            pending.key = pending.pool.add(request)
         except Exception as error:  # told to the one who asked
             _tell(pending.loop, pending.future, error=error)
         else:
-            self._pending[pending.key] = pending
+            self._pending.setdefault(pending.pool, {})[pending.key] = pending
 
     def _drop(self, pending: _Pending) -> None:
-        assert self._pool is not None
-        if self._pending.pop(pending.key, None) is not None:
-            self._pool.drop(pending.key)
+        if self._forget(pending):
+            pending.pool.drop(pending.key)
 
-    def _advance(self) -> None:
-        assert self._pool is not None
+    def _forget(self, pending: _Pending) -> bool:
+        """Whether the request was not done."""
+        requests = self._pending.get(pending.pool, {})
+        was_open = requests.pop(pending.key, None) is not None
+        if was_open and not requests:
+            del self._pending[pending.pool]
+        return was_open
+
+    def _advance(self, pool: ImagePool) -> None:
         try:
-            grown = self._pool.advance()
+            grown = pool.advance()
         except Exception as error:  # nobody's in particular, such as a device that is lost
-            for pending in list(self._pending.values()):
+            for pending in list(self._pending[pool].values()):
                 _tell(pending.loop, pending.future, error=error)
                 self._drop(pending)
             return
         for entry in grown:
-            self._deliver(self._pending[entry.key], entry)
+            self._deliver(self._pending[pool][entry.key], entry)
 
     def _deliver(self, pending: _Pending, grown: Grown) -> None:
         if pending.on_line is not None:
@@ -139,7 +149,7 @@ class ModelThread:
         if grown.is_whole:
             pending.pieces[grown.candidates.start] = grown.codes
         if grown.is_last:
-            del self._pending[grown.key]
+            self._forget(pending)
             _tell(pending.loop, pending.future, torch.cat([pending.pieces[first] for first in sorted(pending.pieces)]))
 
 

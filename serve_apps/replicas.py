@@ -41,9 +41,11 @@ class Sampler:
     def __init__(
         self, recipe: ServeRecipe, verifier: Any, role: Any = None, thread: "ModelThread | None" = None
     ) -> None:
+        from serve_apps.model_thread import ModelThread
         from serve_apps.predicting import Predictor
         from wm.dynamics import check_block
         from wm.models import load_codec
+        from wm.sampling import ImagePool
         from wm.sampling.guidance import need_guidable
 
         role = role or _load(recipe, recipe.fdm)
@@ -55,7 +57,10 @@ class Sampler:
         self._codec.need_decoder()
         score = verifier.score_candidates
         self._predictor = Predictor(self, partial(call, score) if hasattr(score, "remote") else score)
-        self.thread = thread or _thread(role)
+        # Requests join, and progress is told, often enough for an early preview, seldom enough to cost nothing.
+        line = max(1, self._model.tokens_per_image // LINES)
+        self._pool = ImagePool(self._model, self._decoder, line_tokens=line)
+        self.thread = thread or ModelThread()
 
     def describe(self, task: str = FDM) -> dict[str, Any]:
         """What ``GET /v1/models`` tells, and ``side_px`` of the square images read and written."""
@@ -100,7 +105,7 @@ class Sampler:
             if grown.candidates.start == candidates.start:
                 on_tokens(grown.codes[0])
 
-        return await self.thread.images(request, None if on_tokens is None else tell)
+        return await self.thread.images(self._pool, request, None if on_tokens is None else tell)
 
     async def decode(self, codes_KN: Any) -> Pixels:
         """Pixels uint8 (K, height, width, 3) of codes."""
@@ -175,9 +180,8 @@ class Both(Sampler):
 
         weights: Any = recipe.roles
         roles = load_roles(recipe.fdm, recipe.idm, weights=weights, **_how(recipe))
-        thread = _thread(roles.fdm)
-        self._verifier = Verifier(recipe, roles.idm, thread)
-        super().__init__(recipe, self._verifier, roles.fdm, thread)
+        self._verifier = Verifier(recipe, roles.idm)
+        super().__init__(recipe, self._verifier, roles.fdm, self._verifier.thread)
 
     def describe(self, task: str = FDM) -> dict[str, Any]:
         """Of the model that does ``task``."""
@@ -193,16 +197,6 @@ class Both(Sampler):
     ) -> list[tuple[float, int]]:
         """See :meth:`Verifier.score_candidates`."""
         return await self._verifier.score_candidates(source, action, candidates)
-
-
-def _thread(role: Any) -> "ModelThread":
-    """The thread in which the images of an FDM grow."""
-    from serve_apps.model_thread import ModelThread
-    from wm.sampling import ImagePool
-
-    # Requests join, and progress is told, often enough for an early preview, seldom enough to cost nothing.
-    line = max(1, role.model.tokens_per_image // LINES)
-    return ModelThread(ImagePool(role.model, role.decoder, line_tokens=line))
 
 
 def _decode_a_token(model: Any, decoder: Any) -> None:

@@ -26,8 +26,8 @@ def pool(vlm):
 
 
 @pytest.fixture
-def thread(pool):
-    made = ModelThread(pool)
+def thread():
+    made = ModelThread()
     yield made
     made.close()
 
@@ -41,13 +41,13 @@ def alone(vlm, request):
     return sample_images(vlm, [request.prefix], num_samples=request.num_samples, seed=request.seed)[0]
 
 
-def test_many_at_once_get_their_own_images_and_their_lines(vlm, thread):
+def test_many_at_once_get_their_own_images_and_their_lines(vlm, thread, pool):
     requests = [request_of(vlm, number, 1 + number % 3) for number in range(9)]
     lines = [[] for _ in requests]
 
     async def ask():
         return await asyncio.gather(
-            *(thread.images(request, line.append) for request, line in zip(requests, lines, strict=True))
+            *(thread.images(pool, request, line.append) for request, line in zip(requests, lines, strict=True))
         )
 
     for request, found, line in zip(requests, asyncio.run(ask()), lines, strict=True):
@@ -57,9 +57,9 @@ def test_many_at_once_get_their_own_images_and_their_lines(vlm, thread):
         assert all(torch.equal(entry.codes, expected[:, : entry.codes.shape[1]]) for entry in line)
 
 
-def test_work_has_its_turn_while_images_grow(vlm, thread):
+def test_work_has_its_turn_while_images_grow(vlm, thread, pool):
     async def ask():
-        images = asyncio.create_task(thread.images(request_of(vlm, 1)))
+        images = asyncio.create_task(thread.images(pool, request_of(vlm, 1)))
         names = [await thread.call(lambda: threading.current_thread().name) for _ in range(3)]
         return await images, names
 
@@ -70,8 +70,8 @@ def test_work_has_its_turn_while_images_grow(vlm, thread):
 def test_a_cancelled_request_leaves_the_pool(vlm, thread, pool):
     async def ask():
         begun = asyncio.Event()
-        doomed = asyncio.create_task(thread.images(request_of(vlm, 1, 3), lambda grown: begun.set()))
-        kept = asyncio.create_task(thread.images(request_of(vlm, 2)))
+        doomed = asyncio.create_task(thread.images(pool, request_of(vlm, 1, 3), lambda grown: begun.set()))
+        kept = asyncio.create_task(thread.images(pool, request_of(vlm, 2)))
         await begun.wait()
         doomed.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -119,10 +119,10 @@ def test_errors_reach_those_who_asked_and_the_thread_goes_on(vlm, thread, pool):
     advance = pool.advance
     pool.advance = fail
     with pytest.raises(ValueError, match="of this work"):
-        asyncio.run(thread.images(request_of(vlm, 1)))
+        asyncio.run(thread.images(pool, request_of(vlm, 1)))
     assert pool.num_requests == 0
     pool.advance = advance
-    assert torch.equal(asyncio.run(thread.images(request_of(vlm, 1))), alone(vlm, request_of(vlm, 1)))
+    assert torch.equal(asyncio.run(thread.images(pool, request_of(vlm, 1))), alone(vlm, request_of(vlm, 1)))
 
 
 def test_work_of_a_kind_that_waits_is_done_at_once_and_its_errors_are_its_own(vlm):
@@ -151,3 +151,32 @@ def test_work_of_a_kind_that_waits_is_done_at_once_and_its_errors_are_its_own(vl
     assert isinstance(found[2], ValueError) and str(found[2]) == "negative: [-3]"
     assert isinstance(found[4], asyncio.CancelledError)
     assert seen == [[1, 2, -3, 4], [1], [2], [-3], [4]]
+
+
+def test_pools_of_several_models_take_turns(vlm, thread, pool, tiny_base):
+    other = lively(load_model(tiny_base), seed=4)
+    second, order = ImagePool(other, Decoder(other), line_tokens=1), []
+
+    async def ask():
+        return await asyncio.gather(
+            thread.images(pool, request_of(vlm, 1), lambda grown: order.append("first")),
+            thread.images(second, request_of(other, 2), lambda grown: order.append("second")),
+        )
+
+    found = asyncio.run(ask())
+    assert torch.equal(found[0], alone(vlm, request_of(vlm, 1)))
+    assert torch.equal(found[1], alone(other, request_of(other, 2)))
+    assert sorted(order) == ["first"] * 4 + ["second"] * 4 and order != sorted(order)
+
+
+def test_nothing_is_held_for_those_who_left(vlm, thread, pool):
+    async def leave():
+        begun = asyncio.Event()
+        doomed = asyncio.create_task(thread.images(pool, request_of(vlm, 1), lambda grown: begun.set()))
+        await begun.wait()
+        doomed.cancel()
+        await asyncio.gather(doomed, return_exceptions=True)
+        await thread.call(lambda: None)
+
+    asyncio.run(leave())
+    assert pool.num_requests == pool.num_rows == 0

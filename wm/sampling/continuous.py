@@ -170,6 +170,8 @@ class ImagePool:
         if order is not None:
             order.is_dropped = True
             self._waiting = deque(piece for piece in self._waiting if piece.order is not order)
+        if not self._orders:
+            self._cohorts.clear()  # nobody may ever advance it again
 
     @property
     def num_requests(self) -> int:
