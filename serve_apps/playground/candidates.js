@@ -49,6 +49,7 @@ export function drawCandidates(parent, action, answer, via, taken_s) {
       ? "Pick one to go on from it; pick another to branch. Bar and %: likelihood of the action per token, the mean in nats, as a probability. Unchanged: share of image tokens equal to the source's."
       : "Pick one to go on from it; pick another to branch. These were not verified: they come as they were drawn." }));
   mark();
+  reveal(byId("found").querySelector(".cards"));
   say(`${counted(candidates.length, "candidate")}, best first. Pick one to go on from it.`);
 }
 

@@ -11,7 +11,8 @@ export async function take(blob, suggestions = []) {
     if (!side()) await readModels().catch(() => {}); // as it is, if the server does not say: it scales by itself
     begin(new Storyboard(await readPicture(blob, side())), { suggestions });
     say("The source picture is there. Type an action.");
-    byId("action").focus({ preventScroll: true });
+    // Where fingers type, the keyboard would cover half of the page unasked.
+    if (!matchMedia("(pointer: coarse)").matches) byId("action").focus({ preventScroll: true });
   } catch (error) { showError(error.message); }
 }
 
