@@ -1,7 +1,7 @@
 """The served graph as the routes see it: the two roles, the limits, and how a picture is made ready."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +10,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_apps.calls import call, stream
 from serve_apps.recipe import FDM, IDM, OTHER_CODEC, ServeRecipe
-from wm.api import ApiError
+from wm.api import ApiError, prepare_images
 from wm.errors import InputError
 from wm.images import Pixels, decode_image, fit_square
 
@@ -71,6 +71,11 @@ class Graph:
                 return await asyncio.to_thread(prepare)
             except InputError as error:
                 raise ApiError(str(error), param=name, code="invalid_image") from error
+
+    async def prepare_all(self, images: Sequence[tuple[str, bytes]], side_px: int) -> Pixels:
+        """Several named pictures, uint8 (B, side_px, side_px, 3); see :func:`wm.api.prepare_images`."""
+        async with self._decoding:
+            return await asyncio.to_thread(prepare_images, images, side_px, self.limits)
 
     async def need_health(self) -> None:
         """Returns once both models answer."""

@@ -7,14 +7,14 @@ from ray.serve.handle import DeploymentHandle
 from serve_apps.graph import Graph
 from serve_apps.http import create_app
 from serve_apps.recipe import ServeRecipe
-from serve_apps.routes import edits, models, playground, rollouts
+from serve_apps.routes import chat, edits, models, playground, rollouts, score
 
 
 def app_of(graph: Graph) -> FastAPI:
     """All endpoints over a graph."""
     app = create_app("wm: verified predictions of a world model")
     app.state.graph = graph
-    for routes in (edits, rollouts, models, playground):
+    for routes in (edits, chat, score, rollouts, models, playground):
         app.include_router(routes.router)
     return app
 

@@ -25,6 +25,16 @@ class Question:
 
 
 @dataclass(frozen=True)
+class WhatHappened:
+    """Which action lies between two images. ``images``: uint8 (2, height, width, 3), source and target, square, of the
+    model's size. ``settings``, ``sampling``: of ``wm.dynamics.idm.Proposing`` and ``wm.sampling.Sampling`` by name."""
+
+    images: Pixels
+    settings: Mapping[str, Any]
+    sampling: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Preview:
     """The first candidate while it grows: what is not drawn yet is the source's. ``progress``: share of its tokens."""
 

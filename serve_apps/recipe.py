@@ -76,6 +76,10 @@ class ServeRecipe(Recipe):
     """Steps of a rollout, and actions of a request for scores."""
     max_beam: int = Field(8, ge=1)
     """Sequences that a rollout may keep after each step."""
+    max_new_tokens: int = Field(256, ge=1)
+    """Tokens that a chat completion may ask for; 32 for one that does not say."""
+    max_scores: int = Field(256, ge=1)
+    """Targets x actions that a request may score."""
     temperature: float = Field(1.0, ge=0)
     """Of the image tokens, for requests that do not say; 0 = greedy."""
     top_k: int = Field(0, ge=0)
@@ -125,6 +129,9 @@ class ServeRecipe(Recipe):
             default_best_of=min(self.best_of, self.max_best_of),
             max_actions=self.max_actions,
             max_beam=self.max_beam,
+            max_new_tokens=self.max_new_tokens,
+            default_new_tokens=min(Limits.default_new_tokens, self.max_new_tokens),
+            max_scores=self.max_scores,
         )
 
 

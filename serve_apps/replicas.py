@@ -1,5 +1,6 @@
 """The two models behind the ingress. They move arrays in and out of ``wm.dynamics``, and hold no method."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from functools import partial
 from itertools import islice
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from serve_apps.calls import call
-from serve_apps.messages import Found, Preview, Question, RolloutFound, StepFound
+from serve_apps.messages import Found, Preview, Question, RolloutFound, StepFound, WhatHappened
 from serve_apps.recipe import FDM, IDM, ServeRecipe
 from wm.images import Pixels
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:  # torch is for the replicas alone; the ingress starts without
 
 LINES = 16
 """In so many parts an image grows, at least, where it has as many tokens."""
+IMAGES_A_TURN, PAIRS_A_TURN, TOKENS_A_TURN = 8, 16, 8
+"""Of a large request, what is encoded, scored or proposed before others have their turn."""
 
 
 def _describe(model: Any, task: str) -> dict[str, Any]:
@@ -39,12 +42,16 @@ class Sampler:
     """
 
     def __init__(
-        self, recipe: ServeRecipe, verifier: Any, role: Any = None, thread: "ModelThread | None" = None
+        self,
+        recipe: ServeRecipe,
+        verifier: Any,
+        role: Any = None,
+        thread: "ModelThread | None" = None,
+        codec: Any = None,
     ) -> None:
         from serve_apps.model_thread import ModelThread
         from serve_apps.predicting import Predictor
         from wm.dynamics import check_block
-        from wm.models import load_codec
         from wm.sampling import ImagePool
         from wm.sampling.guidance import need_guidable
 
@@ -53,7 +60,7 @@ class Sampler:
         if (recipe.guidance, recipe.guidance_image) != (1.0, 1.0):
             need_guidable(self._model)
         check_block(self._block, self._model.tokens_per_image)
-        self._codec = load_codec(recipe.base or recipe.fdm, device=recipe.device)
+        self._codec = codec or _codec(recipe, recipe.fdm)
         self._codec.need_decoder()
         score = verifier.score_candidates
         self._predictor = Predictor(self, partial(call, score) if hasattr(score, "remote") else score)
@@ -141,17 +148,26 @@ class Sampler:
 
 
 class Verifier:
-    """Tells how likely the IDM finds an action between a source and each candidate."""
+    """Tells how likely the IDM finds an action between a source and each candidate, and which one it sees itself.
 
-    def __init__(self, recipe: ServeRecipe, role: Any = None, thread: "ModelThread | None" = None) -> None:
+    ``role``, ``thread`` and ``codec`` as in :class:`Sampler`.
+    """
+
+    def __init__(
+        self, recipe: ServeRecipe, role: Any = None, thread: "ModelThread | None" = None, codec: Any = None
+    ) -> None:
         from serve_apps.model_thread import ModelThread
+        from serve_apps.proposing import Proposer
 
         role = role or _load(recipe, recipe.idm)
         self._model, self._decoder = role.model, role.decoder
+        self.codec = codec or _codec(recipe, recipe.idm)
         self.thread = thread or ModelThread()
+        self._proposer = Proposer(self._model, self._decoder, self.thread)
 
     def describe(self, task: str = IDM) -> dict[str, Any]:
-        return _describe(self._model, task)
+        """What ``GET /v1/models`` tells, and ``side_px`` of the square images read."""
+        return _describe(self._model, task) | {"side_px": self.codec.side_px}
 
     async def check_health(self) -> None:
         """Decodes a token, in its turn; raises what that raises."""
@@ -162,6 +178,38 @@ class Verifier:
     ) -> list[tuple[float, int]]:
         """log p(action | source, candidate) in nats and the action's tokens, of each candidate."""
         return await self.thread.together(self._score, (source, action, candidates))
+
+    async def score(self, images_BHWC: Pixels, actions: Sequence[str]) -> list[list[tuple[float, int]]]:
+        """Of each image after the first, the source, and each action: as :meth:`score_candidates`."""
+        source, *targets = await self._codes(images_BHWC)
+        pairs = [(source, action, [target]) for target in targets for action in actions]
+        scores: list[tuple[float, int]] = []
+        for start in range(0, len(pairs), PAIRS_A_TURN):
+            asked = (self.thread.together(self._score, pair) for pair in pairs[start : start + PAIRS_A_TURN])
+            scores += [found for (found,) in await asyncio.gather(*asked)]
+        return [scores[start : start + len(actions)] for start in range(0, len(scores), len(actions))]
+
+    async def propose(self, question: WhatHappened) -> list[Any]:
+        """All that :meth:`propose_stream` yields."""
+        source, target = await self._codes(question.images)
+        return [item async for item in self._proposer.propose(source, target, question, TOKENS_A_TURN)]
+
+    async def propose_stream(self, question: WhatHappened) -> AsyncGenerator[Any, None]:
+        """How many tokens the actions follow; then, step by step, a list of their next tokens:
+        ``wm.dynamics.idm.ActionToken`` as dicts. A reader that stops, stops the decoding."""
+        source, target = await self._codes(question.images)
+        async for item in self._proposer.propose(source, target, question, 1):
+            yield item
+
+    async def _codes(self, images_BHWC: Pixels) -> list[list[int]]:
+        found: list[list[int]] = []
+        for start in range(0, len(images_BHWC), IMAGES_A_TURN):
+            found += await self.thread.together(self._encode, images_BHWC[start : start + IMAGES_A_TURN])
+        return found
+
+    def _encode(self, asked: Sequence[Pixels]) -> list[list[list[int]]]:
+        codes = iter(self.codec.encode(np.concatenate(asked)).tolist())
+        return [list(islice(codes, len(images))) for images in asked]
 
     def _score(self, asked: Sequence[tuple[Any, str, Any]]) -> list[list[tuple[float, int]]]:
         from wm.dynamics import score_actions
@@ -181,7 +229,7 @@ class Both(Sampler):
         weights: Any = recipe.roles
         roles = load_roles(recipe.fdm, recipe.idm, weights=weights, **_how(recipe))
         self._verifier = Verifier(recipe, roles.idm)
-        super().__init__(recipe, self._verifier, roles.fdm, self._verifier.thread)
+        super().__init__(recipe, self._verifier, roles.fdm, self._verifier.thread, self._verifier.codec)
 
     def describe(self, task: str = FDM) -> dict[str, Any]:
         """Of the model that does ``task``."""
@@ -198,6 +246,19 @@ class Both(Sampler):
         """See :meth:`Verifier.score_candidates`."""
         return await self._verifier.score_candidates(source, action, candidates)
 
+    async def score(self, images_BHWC: Pixels, actions: Sequence[str]) -> list[list[tuple[float, int]]]:
+        """See :meth:`Verifier.score`."""
+        return await self._verifier.score(images_BHWC, actions)
+
+    async def propose(self, question: WhatHappened) -> list[Any]:
+        """See :meth:`Verifier.propose`."""
+        return await self._verifier.propose(question)
+
+    async def propose_stream(self, question: WhatHappened) -> AsyncGenerator[Any, None]:
+        """See :meth:`Verifier.propose_stream`."""
+        async for item in self._verifier.propose_stream(question):
+            yield item
+
 
 def _decode_a_token(model: Any, decoder: Any) -> None:
     import torch
@@ -212,6 +273,13 @@ def _load(recipe: ServeRecipe, folder: str) -> Any:
     from wm.dynamics import load_role
 
     return load_role(folder, **_how(recipe))
+
+
+def _codec(recipe: ServeRecipe, folder: str) -> Any:
+    """The image codec of a role, or of its base."""
+    from wm.models import load_codec
+
+    return load_codec(recipe.base or folder, device=recipe.device)
 
 
 def _how(recipe: ServeRecipe) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from starlette.responses import StreamingResponse
 from wm.api import ApiError
 
 
-async def event_stream(events: AsyncGenerator[dict[str, Any], None]) -> StreamingResponse:
-    """Each event under the name in its ``type``. What goes wrong before the first is raised, so that the answer has its
-    status; what goes wrong later is an event ``error``, the last. A client that leaves ends ``events``."""
+async def event_stream(events: AsyncGenerator[dict[str, Any], None], *, done: bool = False) -> StreamingResponse:
+    """Each event under the name in its ``type``, if it has one. What goes wrong before the first is raised, so that the
+    answer has its status; what goes wrong later is an event ``error``, the last. A client that leaves ends ``events``.
+    ``done``: end with ``[DONE]``, as chat completions do."""
     first = await anext(events)
 
     async def lines() -> AsyncIterator[str]:
@@ -19,6 +20,8 @@ async def event_stream(events: AsyncGenerator[dict[str, Any], None]) -> Streamin
             yield _line(first)
             async for event in events:
                 yield _line(event)
+            if done:
+                yield "data: [DONE]\n\n"
         except ApiError as error:
             yield _line({"type": "error"} | error.body())
         except Exception:
@@ -31,4 +34,5 @@ async def event_stream(events: AsyncGenerator[dict[str, Any], None]) -> Streamin
 
 
 def _line(event: dict[str, Any]) -> str:
-    return f"event: {event['type']}\ndata: {json.dumps(event)}\n\n"
+    name = f"event: {event['type']}\n" if "type" in event else ""
+    return f"{name}data: {json.dumps(event)}\n\n"

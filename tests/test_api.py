@@ -162,6 +162,9 @@ def test_bad_parts(items, param, says):
         (json.dumps({"image": DATA_URL, "prompt": "x", "n": "2"}).encode(), "n = '2'"),
         (json.dumps({"image": DATA_URL, "prompt": "x", "n": True}).encode(), "n = True"),
         (json.dumps({"image": DATA_URL, "prompt": 3}).encode(), "prompt = 3"),
+        (b'{"image": "aaaa", "prompt": "raw \xed\xa0\x80"}', "not valid JSON: 'utf-8' codec can't decode"),
+        ('{"image": "aaaa", "prompt": "x"}'.encode("utf-16"), "not valid JSON: 'utf-8' codec can't decode"),
+        (b'{"\\uDC00": "aaaa", "prompt": "x"}', "surrogate"),
         (b'{"image": "aaaa", "prompt": "half \\ud800"}', "surrogate"),
     ],
 )

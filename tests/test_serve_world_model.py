@@ -24,7 +24,7 @@ from serve_apps.__main__ import main as serve_main
 from serve_apps.calls import TRIES, call, stream
 from serve_apps.recipe import ServeRecipe
 from wm.api import ApiError
-from wm.dynamics import Sampling, sample_observations, verify
+from wm.dynamics import Sampling, propose_actions, sample_observations, score_actions, verify
 from wm.errors import InputError
 from wm.images import decode_image, encode_png, fit_square
 from wm.models import load_codec, load_model
@@ -146,6 +146,63 @@ def test_temperature_zero_is_greedy(client):
     assert one.data[1].model_extra["verification"]["duplicate_of"] == 0
 
 
+URL = "data:image/png;base64," + base64.b64encode(PNG).decode()
+TARGET_URL = "data:image/png;base64," + base64.b64encode(encode_png(SOURCE[::-1])).decode()
+QUESTION = [
+    {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}} for url in (URL, TARGET_URL)]},
+]
+
+
+@pytest.fixture(scope="module")
+def pair(tiny_base):
+    """The codes of the question's images."""
+    codec = load_codec(tiny_base)
+    pixels = np.stack([fit_square(image, codec.side_px) for image in (SOURCE, SOURCE[::-1])])
+    return codec.encode(pixels).tolist()
+
+
+def test_what_happened_by_both_clients_and_in_a_stream(client, port, tiny_base, pair):
+    (expected,) = propose_actions(load_model(tiny_base), [pair[0]], [pair[1]])
+    whole = client.chat.completions.create(model="idm", messages=QUESTION, logprobs=True, top_logprobs=2)
+    assert whole.choices[0].message.content == expected.text
+    assert whole.model_extra["logprob"] == pytest.approx(expected.logprob, abs=1e-4)
+    assert whole.model_extra["tokens"] == expected.num_tokens == len(whole.choices[0].logprobs.content)
+
+    async def ask():
+        async with openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none") as session:
+            settings = {"n": 2, "temperature": 1, "seed": 6, "logprobs": True}
+            plain = await session.chat.completions.create(model="idm", messages=QUESTION, **settings)
+            stream = await session.chat.completions.create(model="idm", messages=QUESTION, stream=True, **settings)
+            return plain, [chunk async for chunk in stream]
+
+    plain, chunks = asyncio.run(ask())
+    for choice in plain.choices:
+        parts = [part for chunk in chunks for part in chunk.choices if part.index == choice.index]
+        assert "".join(part.delta.content or "" for part in parts) == choice.message.content
+        told = [entry for part in parts if part.logprobs for entry in part.logprobs.content]
+        assert [entry.token for entry in told] == [entry.token for entry in choice.logprobs.content]
+        # Company in a pass may change the last digit.
+        assert [entry.logprob for entry in told] == pytest.approx(
+            [entry.logprob for entry in choice.logprobs.content], abs=1e-5
+        )
+        assert parts[-1].finish_reason == choice.finish_reason
+    with pytest.raises(openai.BadRequestError, match="describes no actions") as caught:
+        client.chat.completions.create(model="fdm", messages=QUESTION, stream=True)
+    assert caught.value.param == "model"
+
+
+def test_scores_over_http(http, tiny_base, pair):
+    actions = [ACTION, "take the block up"]
+    reply = http.post("/v1/score", json={"image": URL, "targets": [TARGET_URL, URL], "actions": actions})
+    targets = [pair[1], pair[1], pair[0], pair[0]]
+    expected = score_actions(load_model(tiny_base), [pair[0]] * 4, targets, actions * 2)
+    assert [entry["logprob"] for entry in reply.json()["data"]] == pytest.approx(
+        [score.logprob for score in expected], abs=1e-4
+    )
+    reply = http.post("/v1/score", json={"image": URL, "targets": [URL], "actions": ["put <pad> on"]})
+    assert (reply.status_code, "reserved token" in reply.json()["error"]["message"]) == (400, True)
+
+
 @pytest.mark.parametrize(("name", "size"), [("png", "32x32"), ("jpeg", "auto"), ("webp", "64x64")])
 def test_formats_and_sizes(client, name, size):
     reply = edit(client, output_format=name, size=size, extra_body={"seed": 1})
@@ -249,7 +306,14 @@ def test_a_body_without_length_is_cut_off(http):
 def test_health_and_openapi(http):
     assert http.get("/health").json() == {"status": "ok"}
     paths = http.get("/openapi.json").json()["paths"]
-    assert {"/v1/images/edits", "/v1/models", "/v1/models/{model_id}", "/health"} <= set(paths)
+    assert {
+        "/v1/images/edits",
+        "/v1/chat/completions",
+        "/v1/score",
+        "/v1/models",
+        "/v1/models/{model_id}",
+        "/health",
+    } <= set(paths)
 
 
 def test_it_listens_on_loopback_alone(port):

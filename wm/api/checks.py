@@ -16,9 +16,15 @@ MAX_SEED = 2**31 - 1
 
 
 def object_of(body: bytes) -> dict[str, Any]:
-    """The JSON object that a body is."""
+    """The JSON object that a body is. Its texts are Unicode: halves of surrogate pairs, which JSON can spell, could be
+    given back in no answer."""
     try:
-        values = json.loads(body)
+        text = body.decode()
+        values = json.loads(text)
+        if re.search(r"\\u[dD][89a-fA-F]", text):
+            json.dumps(values, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ApiError("the body is not valid Unicode: it holds half a surrogate pair", code="invalid_json") from error
     except (ValueError, RecursionError) as error:
         raise ApiError(f"the body is not valid JSON: {error}", code="invalid_json") from error
     if not isinstance(values, dict):
@@ -68,7 +74,8 @@ def image_bytes(reference: Any, name: str) -> bytes:
 def explained(error: ValidationError, fields: Iterable[str]) -> ApiError:
     """The first mistake pydantic found, in OpenAI's words; ``fields``: the names that are known."""
     item = error.errors()[0]
-    name = str(item["loc"][0]) if item["loc"] else None
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"])
+    name = "".join(parts).removeprefix(".")[:80] or None
     if item["type"] == "extra_forbidden":
         known = ", ".join(fields)
         return ApiError(f"unknown field {name!r:.80}; the fields are {known}", param=name, code="unknown_parameter")

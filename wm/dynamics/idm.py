@@ -1,18 +1,21 @@
 """Inverse dynamics p(action | source, target): propose an action, or score given ones (paper section 3.1)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
 from wm.dynamics.scoring import code_lists, completion_logprobs, need_equal
+from wm.errors import InputError
 from wm.models.prompts import flatten
 from wm.models.protocol import UnifiedVLM
 from wm.sampling.decoder import Decoder
-from wm.sampling.texts import generate_texts
+from wm.sampling.noise import Sampling
+from wm.sampling.pieces import TextPieces
+from wm.sampling.texts import GREEDY, TextRun, TextToken, advance_texts, generate_texts
 
 Codes: TypeAlias = Tensor | npt.NDArray[np.integer[npt.NBitBase]] | Sequence[Sequence[int]]
 """Codebook ids (B, N)."""
@@ -34,6 +37,31 @@ class ScoredAction:
     def mean_logprob(self) -> float:
         """Nats per token."""
         return self.logprob / self.num_tokens
+
+
+@dataclass(frozen=True)
+class Belief:
+    """A token and its log-probability in nats."""
+
+    name: str
+    """As the tokenizer has it."""
+    text: str
+    """What it adds to the text. Empty for the end, for a part of a character, and for white space, which what comes
+    next brings."""
+    logprob: float
+
+
+@dataclass(frozen=True)
+class ActionToken:
+    """A token of a proposed action, or its end. ``released``: the text that is final with it; those of an action join
+    to the whole. ``top``: the likeliest tokens in its place, likeliest first."""
+
+    sample: int
+    released: str
+    chosen: Belief
+    top: tuple[Belief, ...]
+    finish: Literal["stop", "length"] | None
+    """Of the end: whether the model ended the action, or had used up its tokens."""
 
 
 def propose_actions(
@@ -58,6 +86,85 @@ def propose_actions(
     ]
     completions = generate_texts(idm, prefixes, max_new_tokens=max_new_tokens, batch_size=batch_size, decoder=decoder)
     return [ScoredAction(idm.detokenize(item.ids), item.logprob, item.num_tokens) for item in completions]
+
+
+class Proposing:
+    """``num_samples`` actions of one pair of images as they grow; :func:`advance_proposals` adds a token to each.
+
+    Greedy: the action of :func:`propose_actions`. The settings are those of :class:`wm.sampling.texts.TextRun`, which
+    says how tokens are drawn. Raises :class:`InputError` for what cannot be done, among it more ``max_new_tokens`` than
+    the model has positions for. ``prompt_tokens``: how many tokens the actions follow.
+    """
+
+    def __init__(
+        self,
+        idm: UnifiedVLM,
+        source_N: Sequence[int],
+        target_N: Sequence[int],
+        *,
+        num_samples: int = 1,
+        sampling: Sampling = GREEDY,
+        seed: int = 0,
+        num_top: int = 0,
+        max_new_tokens: int = 32,
+    ) -> None:
+        prefix = flatten(idm.layout("idm", source=source_N, target=target_N))
+        self.prompt_tokens = len(prefix)
+        length = len(prefix) + max_new_tokens
+        if length > idm.max_positions:
+            raise InputError(
+                f"{max_new_tokens:,} new tokens: with both images the sequence would have {length:,}, the model "
+                f"{idm.max_positions:,} positions"
+            )
+        self.run = TextRun(
+            [prefix],
+            num_samples=num_samples,
+            sampling=sampling,
+            seed=seed,
+            num_top=num_top,
+            max_new_tokens=max_new_tokens,
+        )
+        self._pieces = [TextPieces(idm) for _ in range(num_samples)]
+        self._eos_id = idm.eos_id
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether all actions have their end."""
+        return self.run.has_ended
+
+    def told(self, step: Sequence[TextToken | None]) -> list[ActionToken]:
+        """What a step of the run says."""
+        return [
+            self._token(sample, self._pieces[sample], token) for sample, token in enumerate(step) if token is not None
+        ]
+
+    def _token(self, sample: int, pieces: TextPieces, token: TextToken) -> ActionToken:
+        pairs = ((token.id, token.logprob), *token.top)
+        chosen, *top = [
+            Belief(pieces.name(row), "" if row == self._eos_id else pieces.of(row), logprob) for row, logprob in pairs
+        ]
+        if token.id != self._eos_id:
+            return ActionToken(sample, pieces.add(token.id), chosen, tuple(top), None)
+        return ActionToken(sample, pieces.end(), chosen, tuple(top), "length" if token.is_cut else "stop")
+
+
+def advance_proposals(idm: UnifiedVLM, decoder: Decoder, proposals: Sequence[Proposing]) -> list[list[ActionToken]]:
+    """Of each, the next token of every action that has not ended: one pass over the weights for all of them. Nothing is
+    computed ahead, so that who asks no more costs no more. ``decoder``: of ``idm`` as it is now."""
+    steps = advance_texts(idm, decoder, [each.run for each in proposals])
+    return [each.told(step) for each, step in zip(proposals, steps, strict=True)]
+
+
+def gather_actions(steps: Iterable[Sequence[ActionToken]]) -> list[ScoredAction]:
+    """The whole actions of steps, in the order of the samples."""
+    tokens: dict[int, list[ActionToken]] = {}
+    for step in steps:
+        for token in step:
+            tokens.setdefault(token.sample, []).append(token)
+    return [
+        ScoredAction("".join(token.released for token in row), sum(token.chosen.logprob for token in row), len(row))
+        for _, row in sorted(tokens.items())
+    ]
 
 
 def score_actions(

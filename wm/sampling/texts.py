@@ -1,7 +1,11 @@
-"""Greedy texts after prompts."""
+"""Texts after prompts: whole, or token by token, those of several requests in one pass.
+
+Shape suffixes: P prefixes, R = P x K rows (K texts of each prefix, neighbours), S steps, H hidden width, V vocabulary.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,7 +14,10 @@ from wm.errors import InputError
 from wm.models.protocol import UnifiedVLM
 from wm.sampling.batches import halving, positions_at_once, rows_at_once
 from wm.sampling.checks import need_finite, need_prefixes
-from wm.sampling.decoder import Decoder
+from wm.sampling.decoder import Decoder, Group
+from wm.sampling.noise import Sampling, choose, noise_of
+
+GREEDY = Sampling(greedy=True)
 
 
 @dataclass(frozen=True)
@@ -20,6 +27,113 @@ class Completion:
     ids: tuple[int, ...]
     logprob: float
     num_tokens: int
+
+
+class TextToken(NamedTuple):
+    """A token of a text, the end among them. Log-probabilities are the model's own, in nats over the whole vocabulary:
+    how a token is drawn does not change them."""
+
+    id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+    """The likeliest ids that a text may use and their log-probabilities, likeliest first."""
+    is_cut: bool
+    """Whether this is the end, put there because the text had all its tokens: the draw was another."""
+
+
+class TextRun:
+    """``num_samples`` texts after each of some prefixes, as they grow; :func:`advance_texts` adds a token to each.
+
+    Text k of a prefix draws with the noise of (``seed``, k, place), so that neither the number of texts nor company
+    changes it. ``num_top``: how many of the likeliest tokens are told beside each. A text has at most
+    ``max_new_tokens`` tokens before its end. Raises :class:`InputError` for settings that cannot be used.
+    """
+
+    def __init__(
+        self,
+        prefixes: Sequence[Sequence[int]],
+        *,
+        num_samples: int = 1,
+        sampling: Sampling = GREEDY,
+        seed: int = 0,
+        num_top: int = 0,
+        max_new_tokens: int = 32,
+    ) -> None:
+        need_length(max_new_tokens)
+        if num_samples < 1:
+            raise InputError(f"num_samples must be at least 1, got {num_samples}")
+        if num_top < 0:
+            raise InputError(f"num_top must not be negative, got {num_top}")
+        if sampling.is_guided:
+            raise InputError("guidance is for images; texts are drawn without it")
+        self.prefixes, self.num_samples, self.sampling, self.num_top = prefixes, num_samples, sampling, num_top
+        self.max_new_tokens = max_new_tokens
+        self.noise_RS = noise_of([seed], range(num_samples), max_new_tokens + 1).repeat(len(prefixes), 1)
+        self.is_open = [True] * (len(prefixes) * num_samples)
+        """Of each text, whether it has no end yet."""
+        self._step = 0
+        self._group: Group | None = None
+        """The last tokens, and what they follow."""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether all texts have their end."""
+        return not any(self.is_open)
+
+    def begin(self, vlm: UnifiedVLM, decoder: Decoder) -> Tensor:
+        """Hidden states (R, H) after the prefixes."""
+        prefix, last_PH = decoder.prefill(self.prefixes)
+        need_finite(last_PH, "hidden states of the prompt", vlm)
+        self._cache = prefix, decoder.reserve(len(self.is_open), self.max_new_tokens)
+        return last_PH.repeat_interleave(self.num_samples, dim=0)
+
+    @property
+    def pending(self) -> Group | None:
+        """The tokens that the next pass reads; None before the first."""
+        return self._group
+
+    def draw(self, vlm: UnifiedVLM, logprobs_RV: Tensor) -> tuple[list[TextToken | None], Tensor]:
+        """The next token of each text, None of those that have ended, and int64 (R,): all of them, ends for None."""
+        spoken_RV = logprobs_RV[:, vlm.text_rows]
+        drawn_R = vlm.text_rows[choose(spoken_RV, self.noise_RS[:, self._step], self.sampling)]
+        is_last = self._step == self.max_new_tokens
+        token_R = torch.full_like(drawn_R, vlm.eos_id) if is_last else drawn_R
+        chosen_R = logprobs_RV.gather(1, token_R[:, None])[:, 0].double()
+        tops = _likeliest(spoken_RV, vlm.text_rows, self.num_top)
+        rows = zip(token_R.tolist(), chosen_R.tolist(), tops, (token_R != drawn_R).tolist(), strict=True)
+        told = [TextToken(*row) if is_now else None for row, is_now in zip(rows, self.is_open, strict=True)]
+        return told, torch.where(torch.tensor(self.is_open, device=token_R.device), token_R, vlm.eos_id)
+
+    def accept(self, vlm: UnifiedVLM, token_R: Tensor) -> None:
+        """Go on after what was drawn."""
+        self.is_open = (token_R != vlm.eos_id).tolist()
+        self._group = Group(token_R, *self._cache, self._step)
+        self._step += 1
+
+
+@torch.no_grad()
+def advance_texts(vlm: UnifiedVLM, decoder: Decoder, runs: Sequence[TextRun]) -> list[list[TextToken | None]]:
+    """The next token of every text of every run: one pass over the weights for all that have begun.
+
+    No run may have ended. ``decoder``: of ``vlm`` as it is now, the same in every call. If this raises, all runs are as
+    they were.
+    """
+    begun = [(run, run.pending) for run in runs if run.pending is not None]
+    hidden: dict[int, Tensor] = {}
+    if begun:
+        stepped_XH = decoder.step_together([group for _, group in begun if group is not None])
+        parts = torch.split_with_sizes(stepped_XH, [len(run.is_open) for run, _ in begun])
+        hidden = {id(run): part_RH for (run, _), part_RH in zip(begun, parts, strict=True)}
+    for run in runs:
+        if run.pending is None:
+            need_prefixes(run.prefixes, len(decoder.view.embedding))
+            hidden[id(run)] = run.begin(vlm, decoder)
+    drawn = [
+        run.draw(vlm, torch.log_softmax(decoder.logits(hidden[id(run)]), dim=-1, dtype=decoder.exact)) for run in runs
+    ]
+    for run, (_, token_R) in zip(runs, drawn, strict=True):
+        run.accept(vlm, token_R)
+    return [told for told, _ in drawn]
 
 
 @torch.no_grad()
@@ -36,8 +150,7 @@ def generate_texts(
     The log-probability is normalised over the whole vocabulary and includes the end token; a text that
     reaches ``max_new_tokens`` is ended there, so that scoring the same text gives the same number.
     """
-    if max_new_tokens < 1:
-        raise InputError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    need_length(max_new_tokens)
     if not prefixes:
         return []
     completions: dict[int, Completion] = {}
@@ -48,36 +161,36 @@ def generate_texts(
 
     def complete(start: int, stop: int) -> None:
         rows = order[start:stop]
-        found = _decode_texts(vlm, decoder, [prefixes[row] for row in rows], max_new_tokens)
-        completions.update(zip(rows, found, strict=True))
+        run = TextRun([prefixes[row] for row in rows], max_new_tokens=max_new_tokens)
+        completions.update(zip(rows, _completed(vlm, decoder, run), strict=True))
 
     halving(complete, len(prefixes), at_once)
     return [completions[row] for row in range(len(prefixes))]
 
 
-def _decode_texts(
-    vlm: UnifiedVLM, decoder: Decoder, prefixes: Sequence[Sequence[int]], max_new_tokens: int
-) -> list[Completion]:
-    prefix, hidden_BH = decoder.prefill(prefixes)
-    need_finite(hidden_BH, "hidden states of the prompt", vlm)
-    cache = decoder.reserve(len(prefixes), max_new_tokens)
-    tokens_BS: list[Tensor] = []
-    logprob_B = torch.zeros(len(prefixes), dtype=torch.float64, device=decoder.device)
-    open_B = torch.ones(len(prefixes), dtype=torch.bool, device=decoder.device)
-    for step in range(max_new_tokens + 1):
-        logprobs_BV = torch.log_softmax(decoder.logits(hidden_BH), dim=-1, dtype=decoder.exact)
-        token_B = vlm.text_rows[logprobs_BV[:, vlm.text_rows].argmax(-1)]
-        if step == max_new_tokens:
-            token_B = torch.full_like(token_B, vlm.eos_id)
-        chosen_B = logprobs_BV.gather(1, token_B[:, None])[:, 0].double()
-        logprob_B += torch.where(open_B, chosen_B, 0.0)
-        token_B = torch.where(open_B, token_B, vlm.eos_id)
-        tokens_BS.append(token_B)
-        open_B &= token_B != vlm.eos_id
-        if not open_B.any():
-            break
-        hidden_BH = decoder.extend(token_B[:, None], prefix, cache, step, step + 1)[:, 0]
-    texts = [row[: row.index(vlm.eos_id)] for row in torch.stack(tokens_BS, dim=1).tolist()]
+def need_length(max_new_tokens: int) -> None:
+    """:class:`InputError` unless at least one token may come."""
+    if max_new_tokens < 1:
+        raise InputError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+
+
+def _completed(vlm: UnifiedVLM, decoder: Decoder, run: TextRun) -> list[Completion]:
+    tokens: list[list[TextToken]] = [[] for _ in run.is_open]
+    while not run.has_ended:
+        (step,) = advance_texts(vlm, decoder, [run])
+        for row, token in zip(tokens, step, strict=True):
+            if token is not None:
+                row.append(token)
     return [
-        Completion(tuple(ids), logprob, len(ids) + 1) for ids, logprob in zip(texts, logprob_B.tolist(), strict=True)
+        Completion(tuple(token.id for token in row[:-1]), sum(token.logprob for token in row), len(row))
+        for row in tokens
     ]
+
+
+def _likeliest(spoken_RV: Tensor, rows: Tensor, count: int) -> list[tuple[tuple[int, float], ...]]:
+    """At most ``count`` ids of ``rows`` and their log-probabilities, likeliest first."""
+    if not count:
+        return [()] * len(spoken_RV)
+    logprobs_RT, places_RT = spoken_RV.topk(min(count, len(rows)), dim=-1)
+    pairs = zip(rows[places_RT].tolist(), logprobs_RT.tolist(), strict=True)
+    return [tuple(zip(ids, logprobs, strict=True)) for ids, logprobs in pairs]

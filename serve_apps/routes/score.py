@@ -1,0 +1,24 @@
+"""``POST /v1/score``: how likely the inverse dynamics model finds each of some actions, for each of some targets."""
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+
+from serve_apps.graph import GraphOf
+from serve_apps.http import json_openapi, read_json
+from serve_apps.recipe import IDM
+from wm.api import ScoreFields, score_from_json
+from wm.replies_chat import score_reply
+
+router = APIRouter()
+_URL = "data:image/png;base64,…"
+EXAMPLE = {"image": _URL, "targets": [_URL], "actions": ["move the red cup left", "take the red cup"]}
+
+
+@router.post("/v1/score", openapi_extra=json_openapi(ScoreFields, (), EXAMPLE))
+async def score(request: Request, graph: GraphOf) -> JSONResponse:
+    """Score every action between the source and every target; ``best`` is the likeliest of all."""
+    asked = score_from_json(await read_json(request, graph.limits), graph.limits)
+    model = await graph.model(asked.model or IDM, task=IDM)
+    images_BHWC = await graph.prepare_all(asked.images, model["side_px"])
+    scores = await graph.call(IDM, "score", images_BHWC, asked.actions)
+    return JSONResponse(score_reply(asked, scores, model=model["id"]))

@@ -1,0 +1,479 @@
+"""Chat completions and scores over the app in this process: the unmodified ``openai`` client, against the library."""
+
+import asyncio
+import base64
+import json
+
+import httpx2
+import numpy as np
+import openai
+import pytest
+import torch
+from models_reference import lively, reference_logits
+from serve_local import local_app, local_graph
+from starlette.testclient import TestClient
+
+from serve_apps.ingress import app_of
+from serve_apps.messages import WhatHappened
+from serve_apps.model_thread import ModelThread
+from serve_apps.proposing import Proposer
+from serve_apps.recipe import ServeRecipe
+from wm.dynamics import Sampling, propose_actions, score_actions
+from wm.dynamics.idm import Proposing, advance_proposals, gather_actions
+from wm.images import encode_png, fit_square
+from wm.models import flatten, load_codec, load_model, save_model
+from wm.sampling import Decoder
+
+GENERATOR = np.random.default_rng(5)
+IMAGES = [GENERATOR.integers(0, 256, shape, np.uint8) for shape in ((16, 16, 3), (20, 30, 3), (16, 16, 3))]
+URLS = ["data:image/png;base64," + base64.b64encode(encode_png(image)).decode() for image in IMAGES]
+ACTIONS = ["put", "move the red cup to the left of the blue bowl", "take the block up", "down"]
+
+
+@pytest.fixture(scope="module")
+def folders(tiny_base, tmp_path_factory):
+    idm = tmp_path_factory.mktemp("chat") / "idm"
+    save_model(lively(load_model(tiny_base), seed=8), idm, task="idm")
+    return {"fdm": str(tiny_base), "idm": str(idm)}
+
+
+@pytest.fixture(scope="module")
+def library(folders):
+    """The IDM, and the codes of the images."""
+    codec = load_codec(folders["idm"])
+    pixels = np.stack([fit_square(image, codec.side_px) for image in IMAGES])
+    return load_model(folders["idm"]), codec.encode(pixels).tolist()
+
+
+@pytest.fixture(scope="module", params=["apart", "merged"])
+def http(folders, request):
+    recipe = ServeRecipe(**folders, roles=request.param, max_new_tokens=40, max_scores=12, max_pixels=600)
+    with TestClient(local_app(recipe)) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def client(http):
+    return openai.OpenAI(base_url="http://testserver/v1", api_key="none", http_client=http, max_retries=0)
+
+
+def messages(source=0, target=1):
+    parts = [{"type": "image_url", "image_url": {"url": URLS[row]}} for row in (source, target)]
+    return [{"role": "user", "content": [{"type": "text", "text": "What happened?"}, *parts]}]
+
+
+def ask(client, source=0, target=1, **settings):
+    return client.chat.completions.create(model="idm", messages=messages(source, target), **settings)
+
+
+def test_the_answer_is_the_librarys_proposal_and_its_score(client, library):
+    idm, codes = library
+    for source, target in ((0, 1), (1, 2), (2, 0)):
+        (expected,) = propose_actions(idm, [codes[source]], [codes[target]], max_new_tokens=9)
+        reply = ask(client, source, target, max_tokens=9)
+        (choice,) = reply.choices
+        assert (reply.object, reply.model, choice.message.role) == ("chat.completion", "idm", "assistant")
+        assert choice.message.content == expected.text != ""
+        assert choice.logprobs is None
+        for told in (reply.model_extra, choice.model_extra):
+            assert told["logprob"] == pytest.approx(expected.logprob, abs=1e-4)
+            assert told["mean_logprob"] == pytest.approx(expected.mean_logprob, abs=1e-4)
+            assert told["tokens"] == expected.num_tokens
+        (score,) = score_actions(idm, [codes[source]], [codes[target]], [expected.text])
+        assert reply.model_extra["logprob"] == pytest.approx(score.logprob, abs=1e-4)
+        prefix = flatten(idm.layout("idm", source=codes[source], target=codes[target]))
+        assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (len(prefix), expected.num_tokens)
+        assert choice.finish_reason == ("length" if expected.num_tokens == 10 else "stop")
+
+
+def test_logprobs_are_the_log_softmax_of_plain_passes(client, library):
+    """Written out in float64 and over the whole vocabulary, the alternatives among what a text may use."""
+    idm, codes = library
+    reply = ask(client, logprobs=True, top_logprobs=4, max_tokens=12, temperature=1, seed=3)
+    content = reply.choices[0].logprobs.content
+    names = {row: name for name, row in idm.tokenizer.get_vocab().items()}
+    vocabulary = idm.tokenizer.get_vocab()
+    ids = [vocabulary[entry.token.strip()] for entry in content]
+    assert ids[-1] == idm.eos_id and content[-1].bytes is None
+    prefix = flatten(idm.layout("idm", source=codes[0], target=codes[1]))
+    logprobs_TV = reference_logits(idm, [*prefix, *ids]).log_softmax(-1)[len(prefix) - 1 :]
+    for step, entry in enumerate(content):
+        assert entry.logprob == pytest.approx(float(logprobs_TV[step, ids[step]]), abs=1e-3)
+        best = sorted(idm.text_rows.tolist(), key=lambda row, at=step: -float(logprobs_TV[at, row]))[:4]
+        assert [top.token.strip() for top in entry.top_logprobs] == [names[row] for row in best]
+        assert [top.logprob for top in entry.top_logprobs] == pytest.approx(
+            [float(logprobs_TV[step, row]) for row in best], abs=1e-3
+        )
+    assert sum(entry.logprob for entry in content) == pytest.approx(reply.model_extra["logprob"], abs=1e-9)
+    text = b"".join(bytes(entry.bytes) for entry in content if entry.bytes is not None)
+    assert text.decode() == reply.choices[0].message.content
+    assert len(content) == reply.model_extra["tokens"]
+
+
+def streamed(chunks, number):
+    """What a client makes of the chunks of a choice: text, entries, finish, what the last says."""
+    text, entries, finish, told = "", [], None, {}
+    for chunk in chunks:
+        for choice in chunk.choices:
+            if choice.index == number:
+                assert finish is None, "nothing after the end"
+                text += choice.delta.content or ""
+                entries += choice.logprobs.content if choice.logprobs else []
+                finish, told = choice.finish_reason, choice.model_extra
+    return text, entries, finish, {name: told[name] for name in ("logprob", "mean_logprob", "tokens")}
+
+
+@pytest.mark.parametrize("settings", [{}, {"logprobs": True, "top_logprobs": 2, "max_tokens": 7}])
+def test_a_stream_is_the_same_answer(client, settings):
+    draws = {"n": 3, "temperature": 0.9, "seed": 11, **settings}
+    whole = ask(client, **draws)
+    chunks = list(ask(client, stream=True, stream_options={"include_usage": True}, **draws))
+    assert [chunk.object for chunk in chunks] == ["chat.completion.chunk"] * len(chunks)
+    assert len({chunk.id for chunk in chunks}) == 1 and chunks[0].id != whole.id
+    assert [chunk.choices[0].delta.role for chunk in chunks[:3]] == ["assistant"] * 3
+    assert chunks[-1].choices == [] and chunks[-1].usage == whole.usage
+    for choice in whole.choices:
+        text, entries, finish, told = streamed(chunks, choice.index)
+        assert (text, finish) == (choice.message.content, choice.finish_reason)
+        assert entries == (choice.logprobs.content if choice.logprobs else [])
+        assert told == {name: choice.model_extra[name] for name in told}
+    assert len({choice.message.content for choice in whole.choices}) == 3
+    assert sum(len(chunk.choices) for chunk in chunks) > 9, "it comes in pieces"
+
+
+def test_sampling_is_the_librarys_and_a_seed_repeats(client, library):
+    idm, codes = library
+    settings = {"n": 4, "temperature": 0.7, "top_p": 0.95, "seed": 2**31 - 1}
+    proposing = Proposing(
+        idm, codes[0], codes[1], num_samples=4, sampling=Sampling(temperature=0.7, top_p=0.95), seed=2**31 - 1
+    )
+    steps, decoder = [], Decoder(idm)
+    while not proposing.has_ended:
+        steps += advance_proposals(idm, decoder, [proposing])
+    expected = gather_actions(steps)
+    reply = ask(client, **settings)
+    assert [choice.message.content for choice in reply.choices] == [action.text for action in expected]
+    assert [choice.model_extra["logprob"] for choice in reply.choices] == pytest.approx(
+        [action.logprob for action in expected], abs=1e-4
+    )
+    assert ask(client, **settings).choices == reply.choices
+    drawn = ask(client, temperature=1)
+    again = ask(client, temperature=1, seed=drawn.model_extra["seed"])
+    assert again.choices == drawn.choices
+    assert len({ask(client, temperature=1, seed=seed).choices[0].message.content for seed in range(5)}) > 1
+
+
+def test_temperature_zero_is_the_default(client):
+    reply = ask(client, n=2, temperature=0, seed=1)
+    assert reply.choices[0].message == reply.choices[1].message == ask(client).choices[0].message
+
+
+def test_many_at_once_by_the_async_client_get_what_each_gets_alone(folders, client):
+    app = local_app(ServeRecipe(**folders))
+    pairs = [(0, 1), (1, 0), (2, 1), (0, 2)]
+    settings = [{"temperature": 0.8, "seed": row, "n": 1 + row % 2, "max_tokens": 5 + row} for row in range(8)]
+
+    async def all_at_once():
+        session = httpx2.AsyncClient(transport=httpx2.ASGITransport(app))
+        async with openai.AsyncOpenAI(base_url="http://test/v1", api_key="none", http_client=session) as asynchronous:
+
+            async def one(row):
+                source, target = pairs[row % 4]
+                if row % 3:
+                    return (await ask(asynchronous, source, target, **settings[row])).choices
+                chunks = [
+                    chunk async for chunk in await ask(asynchronous, source, target, stream=True, **settings[row])
+                ]
+                return [streamed(chunks, number)[0] for number in range(settings[row]["n"])]
+
+            return await asyncio.gather(*(one(row) for row in range(8)))
+
+    for row, found in enumerate(asyncio.run(all_at_once())):
+        alone = ask(client, *pairs[row % 4], **settings[row]).choices
+        texts = [choice if isinstance(choice, str) else choice.message.content for choice in found]
+        assert texts == [choice.message.content for choice in alone]
+
+
+def test_texts_and_fields_that_ask_for_nothing_change_nothing(client, http):
+    plain = ask(client).choices
+    parts = [part for part in messages()[0]["content"] if part["type"] == "image_url"]
+    parts[0] = {"type": "image_url", "image_url": {"url": URLS[0], "detail": "auto"}}
+    spread = [
+        {"role": "system", "content": "You name actions."},
+        {"role": "user", "content": [parts[0]], "name": "me"},
+        {"role": "user", "content": [{"type": "text", "text": "and then"}, parts[1]]},
+    ]
+    neutral = {
+        "frequency_penalty": 0.0,
+        "presence_penalty": 0,
+        "logit_bias": {},
+        "stop": None,
+        "store": False,
+        "tools": [],
+        "tool_choice": "none",
+        "response_format": {"type": "text"},
+        "user": "me",
+        "parallel_tool_calls": False,
+        "service_tier": "auto",
+        "top_p": 0.5,
+        "max_completion_tokens": 32,
+        "logprobs": False,
+        "stream": False,
+    }
+    assert client.chat.completions.create(model="idm", messages=spread, **neutral).choices == plain
+    left_out = http.post("/v1/chat/completions", json={"messages": messages()})
+    assert left_out.json()["choices"][0]["message"]["content"] == plain[0].message.content
+
+
+def image(url, **more):
+    return {"type": "image_url", "image_url": {"url": url, **more}}
+
+
+def two(*parts, role="user"):
+    return {"messages": [{"role": role, "content": list(parts)}]}
+
+
+BIG = "data:image/png;base64," + base64.b64encode(encode_png(np.zeros((30, 30, 3), np.uint8))).decode()
+HALF = "data:image/png;base64," + base64.b64encode(encode_png(np.zeros((24, 25, 3), np.uint8))).decode()
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "says"),
+    [
+        ({"messages": None}, "messages", "expected a list of 1 to 64 messages"),
+        ({"messages": []}, "messages", "expected a list of 1 to 64 messages"),
+        ({"messages": [{"role": "user", "content": "x"}] * 65}, "messages", "1 to 64 messages"),
+        ({"messages": ["x"]}, "messages[0]", "expected an object with role, content"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", "messages[0].content is missing"),
+        ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content", "text or a list of parts"),
+        ({"messages": [{"role": "user", "content": "hello"}]}, "messages", "messages hold 0 images"),
+        (two(image(URLS[0])), "messages", "messages hold 1 images"),
+        (two(*[image(URLS[0])] * 3), "messages", "messages hold 3 images"),
+        (two(*[image(URLS[0])] * 2, role="assistant"), "messages[0].role", "'assistant': expected user, system"),
+        (two(*[image(URLS[0])] * 2, role="system"), "messages[0].content[0].type", "messages of the user"),
+        (two({"type": "input_audio"}), "messages[0].content[0].type", "'input_audio': expected text or image_url"),
+        (two(image(URLS[0], detail="low")), "messages[0].content[0].image_url.detail", "read in one size"),
+        (two(image(URLS[0], colour=1)), "messages[0].content[0].image_url.colour", "unknown field 'colour'"),
+        (two({"type": "image_url", "image_url": URLS[0]}), "messages[0].content[0].image_url", "an object with url"),
+        (two({"type": "text", "text": 1}), "messages[0].content[0].text", "expected text, got int"),
+        (two({"type": "text", "text": "x" * 1001}, *[image(URLS[0])] * 2), "messages", "1,001 characters"),
+        (two(image("https://example.org/a.png")), "messages[0].content[0].image_url.url", "fetches nothing"),
+        (two(image("file:///etc/passwd")), "messages[0].content[0].image_url.url", "fetches nothing"),
+        (two(image("/etc/passwd")), "messages[0].content[0].image_url.url", "expected a data URL"),
+        (two(image("data:image/png;base64,%%")), "messages[0].content[0].image_url.url", "not valid base64"),
+        (two(image("data:image/png,abc")), "messages[0].content[0].image_url.url", "data:image/…;base64,"),
+        (
+            two(image(URLS[0]), image("data:image/png;base64,aGVsbG8=")),
+            "messages[0].content[1].image_url.url",
+            "is no readable image",
+        ),
+        (two(image(URLS[0]), image(BIG)), "messages[0].content[1].image_url.url", "30 x 30 pixels; at most 600"),
+        ({"n": 0}, "n", "n = 0"),
+        ({"n": 11}, "n", "less than or equal to 10"),
+        ({"n": "2"}, "n", "n = '2'"),
+        ({"temperature": 2.1}, "temperature", "temperature = 2.1"),
+        ({"top_p": 0}, "top_p", "top_p = 0"),
+        ({"seed": -1}, "seed", "seed = -1"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "less than or equal to 20"),
+        ({"top_logprobs": 2}, "top_logprobs", "needs logprobs = true"),
+        ({"max_tokens": 41}, "max_tokens", "max_tokens = 41: at most 40 are accepted"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens", "greater than or equal to 1"),
+        ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens", "two names of one thing"),
+        ({"stream": False, "stream_options": {"include_usage": True}}, "stream_options", "needs stream = true"),
+        ({"stream": True, "stream_options": {"a": 1}}, "stream_options.a", "unknown field"),
+        ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options", "not supported"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty", "frequency_penalty = 0.5 is not supported"),
+        ({"frequency_penalty": False}, "frequency_penalty", "frequency_penalty = False is not supported"),
+        ({"stop": "\n"}, "stop", "stop = '\\n' is not supported"),
+        ({"tools": [{"type": "function"}]}, "tools", "is not supported"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "is not supported"),
+        ({"store": True}, "store", "store = True is not supported"),
+        ({"colour": 1}, "colour", "unknown field 'colour'; the fields are messages, model, n, "),
+        ({"\ud800": 1}, None, "half a surrogate pair"),
+        ({"user": "\udfff"}, None, "half a surrogate pair"),
+        ({"model": "fdm"}, "model", "describes no actions; use 'idm'"),
+    ],
+)
+def test_bad_questions_are_told_before_any_work(http, fields, param, says):
+    for stream in ({}, {"stream": True}) if "stream" not in fields else ({},):
+        body = json.dumps({"model": "idm", "messages": messages(), **stream, **fields})
+        reply = http.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
+        error = reply.json()["error"]
+        assert (reply.status_code, error["param"], error["type"]) == (400, param, "invalid_request_error")
+        assert says in error["message"] and "\n" not in error["message"] and len(error["message"]) < 600
+
+
+def test_errors_reach_the_client_with_their_kind(client):
+    with pytest.raises(openai.NotFoundError, match="no such model: 'gpt-4o'; the models are fdm, idm"):
+        client.chat.completions.create(model="gpt-4o", messages=messages())
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(client, stop=["."])
+    assert (caught.value.param, caught.value.code) == ("stop", "unsupported_value")
+
+
+def test_what_the_model_has_no_positions_for_has_its_status_in_a_stream_too(folders):
+    with TestClient(local_app(ServeRecipe(**folders, max_new_tokens=1000))) as http:
+        for stream in (False, True):
+            asked = {"messages": messages(), "max_tokens": 84, "stream": stream}
+            reply = http.post("/v1/chat/completions", json=asked)
+            assert reply.status_code == 400
+            assert "84 new tokens" in reply.json()["error"]["message"]
+
+
+def score(http, **fields):
+    asked = {"image": URLS[0], "targets": URLS[1:], "actions": ACTIONS, **fields}
+    return http.post("/v1/score", json=asked)
+
+
+def test_every_target_is_scored_with_every_action(http, library):
+    idm, codes = library
+    reply = score(http).json()
+    expected = score_actions(idm, [codes[0]] * 8, [codes[1]] * 4 + [codes[2]] * 4, ACTIONS * 2)
+    assert (reply["object"], reply["model"]) == ("list", "idm")
+    assert [(entry["target"], entry["action"]) for entry in reply["data"]] == [(t, a) for t in (0, 1) for a in range(4)]
+    for entry, truth in zip(reply["data"], expected, strict=True):
+        assert (entry["text"], entry["tokens"]) == (truth.text, truth.num_tokens)
+        assert entry["logprob"] == pytest.approx(truth.logprob, abs=1e-4)
+        assert entry["mean_logprob"] == entry["logprob"] / entry["tokens"]
+    best = max(range(8), key=lambda row: expected[row].logprob)
+    assert reply["best"] == reply["data"][best]
+
+
+def test_order_changes_no_score_and_equal_ones_go_to_the_first(http):
+    forward = score(http).json()["data"]
+    backward = score(http, targets=URLS[:0:-1], actions=ACTIONS[::-1]).json()["data"]
+    assert [entry["logprob"] for entry in backward[::-1]] == pytest.approx(
+        [entry["logprob"] for entry in forward], abs=1e-4
+    )
+    same = score(http, targets=[URLS[2]] * 3, actions=[" down "]).json()
+    assert same["best"] == same["data"][0] and same["best"]["text"] == "down"
+
+
+def test_more_than_a_turn_is_the_same(folders, library):
+    """Both what is encoded and what is scored is done in parts."""
+    idm, codes = library
+    with TestClient(local_app(ServeRecipe(**folders))) as http:
+        reply = score(http, targets=(URLS * 7)[:20], actions=ACTIONS[:3]).json()
+    targets = [(codes * 7)[row] for row in range(20) for _ in range(3)]
+    expected = score_actions(idm, [codes[0]] * 60, targets, ACTIONS[:3] * 20)
+    assert [entry["logprob"] for entry in reply["data"]] == pytest.approx([one.logprob for one in expected], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "says"),
+    [
+        ({"image": 3}, "image", "image = 3"),
+        ({"image": "http://localhost/a.png"}, "image", "fetches nothing"),
+        ({"image": URLS[0][22:]}, "image", "expected a data URL"),
+        ({"targets": []}, "targets", "at least 1 item"),
+        ({"targets": URLS[0]}, "targets", "targets = 'data:"),
+        ({"targets": [URLS[0], 3]}, "targets[1]", "targets[1] = 3"),
+        ({"targets": [URLS[0], "data:image/png;base64,aGVsbG8="]}, "targets[1]", "targets[1] is no readable image"),
+        ({"targets": [HALF, HALF]}, "targets[1]", "the images up to targets[1] have more than 1,200 pixels together"),
+        ({"actions": []}, "actions", "at least 1 item"),
+        ({"actions": ["put", ""]}, "actions[1]", "actions[1] is empty"),
+        ({"actions": ["a\0b"]}, "actions[0]", "NUL"),
+        ({"actions": ["x" * 1001]}, "actions[0]", "1,001 characters"),
+        ({"actions": ["put"] * 7}, "actions", "2 targets with 7 actions are 14 scores; at most 12"),
+        ({"actions": ["put <pad> on", "put"]}, None, "reserved token '<pad>'"),
+        ({"actions": ["put " * 200]}, None, "the model 96 positions"),
+        ({"best_of": 2}, "best_of", "unknown field 'best_of'; the fields are image, targets, actions, model"),
+        ({"model": "fdm"}, "model", "describes no actions"),
+    ],
+)
+def test_bad_scorings_are_told(http, fields, param, says):
+    reply = score(http, **fields)
+    error = reply.json()["error"]
+    assert (reply.status_code, error["param"]) == (400, param), error
+    assert says in error["message"] and "\n" not in error["message"]
+
+
+def test_a_form_is_neither(http):
+    for path in ("/v1/chat/completions", "/v1/score"):
+        reply = http.post(path, data={"a": "b"})
+        assert (reply.status_code, reply.json()["error"]["code"]) == (415, "unsupported_media_type")
+
+
+def test_a_client_that_leaves_stops_the_decoding(folders, client):
+    assert ask(client).model_extra["tokens"] == 33
+    graph = local_graph(ServeRecipe(**folders))
+    verifier = graph._handles["idm"].servant
+    passes = []
+    advance = verifier._proposer.advance
+    verifier._proposer.advance = lambda asked: passes.append(1) or advance(asked)
+    app = app_of(graph)
+    body = json.dumps({"messages": messages(), "stream": True}).encode()
+
+    async def leave_after_three():
+        left, sent = asyncio.Event(), []
+        asked = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive():
+            if asked:
+                return asked.pop()
+            await left.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message):
+            sent.append(message)
+            if sum(b"chat.completion.chunk" in part.get("body", b"") for part in sent) == 3:
+                left.set()
+
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "1.1",
+            "method": "POST",
+            "scheme": "http",
+            "path": "/v1/chat/completions",
+            "raw_path": b"/v1/chat/completions",
+            "query_string": b"",
+            "headers": [(b"content-type", b"application/json")],
+            "server": ("127.0.0.1", 80),
+            "client": ("127.0.0.1", 1),
+        }
+        await app(scope, receive, send)
+        so_far = len(passes)
+        await asyncio.sleep(0.05)
+        return so_far
+
+    so_far = asyncio.run(leave_after_three())
+    assert 0 < so_far < 20 and len(passes) <= so_far + 1
+
+
+def test_what_goes_wrong_in_company_loses_no_token(library, monkeypatch):
+    """A pass that does not fit into memory is tried again by each alone, from where it stood."""
+    idm, codes = library
+    asked = WhatHappened(np.zeros((2, 16, 16, 3), np.uint8), {"max_new_tokens": 20}, {"greedy": True})
+    (expected,) = propose_actions(idm, [codes[0]], [codes[1]], max_new_tokens=20)
+    proposer = Proposer(idm, Decoder(idm), ModelThread())
+    step_together, tries = Decoder.step_together, []
+
+    def small(self, groups):
+        tries.append(len(groups))
+        if len(groups) > 1 and len(tries) % 3 == 0:
+            raise torch.OutOfMemoryError("no room")
+        return step_together(self, groups)
+
+    monkeypatch.setattr(Decoder, "step_together", small)
+
+    async def all_at_once():
+        async def one(tokens_a_turn):
+            found = [item async for item in proposer.propose(codes[0], codes[1], asked, tokens_a_turn)]
+            return "".join(token["released"] for step in found[1:] for token in step)
+
+        return await asyncio.gather(*(one(count) for count in (1, 8, 8, 3)))
+
+    assert asyncio.run(all_at_once()) == [expected.text] * 4
+    assert max(tries) > 1 and tries.count(1) > 0
+
+
+def test_the_page_describes_what_is_accepted(http):
+    paths = http.get("/openapi.json").json()["paths"]
+    for path, needed in (("/v1/chat/completions", {"messages"}), ("/v1/score", {"image", "targets", "actions"})):
+        body = paths[path]["post"]["requestBody"]["content"]["application/json"]
+        assert set(body["schema"]["required"]) == needed
+        assert set(body["example"]) <= set(body["schema"]["properties"])
+        assert "$ref" not in json.dumps(body) and body["schema"]["additionalProperties"] is False
+        described = [entry for entry in body["schema"]["properties"].values() if entry.get("description")]
+        assert len(described) == len(body["schema"]["properties"])

@@ -1,0 +1,52 @@
+"""Several images in one JSON request: data URLs alone, decoded under limits that hold for all of them together."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from wm.api.checks import image_bytes
+from wm.api.errors import ApiError, Limits
+from wm.errors import InputError
+from wm.images import Pixels, decode_image, fit_square
+
+TOGETHER = 2
+"""All images of a request may have so many times the pixels of one."""
+
+
+def data_url_bytes(reference: Any, name: str) -> bytes:
+    """The bytes of a data URL; addresses, paths and bare base64 are refused."""
+    if isinstance(reference, str) and not re.match(r"(?i)data:", reference) and "://" not in reference[:64]:
+        raise ApiError(f"{name}: expected a data URL that starts with data:image/…;base64,", param=name)
+    if not isinstance(reference, str):
+        raise ApiError(f"{name}: expected a data URL, got {type(reference).__name__}", param=name)
+    return image_bytes(reference, name)
+
+
+def prepare_images(images: Sequence[tuple[str, bytes]], side_px: int, limits: Limits) -> Pixels:
+    """uint8 (B, side, side, 3): named images decoded and fitted, as the model reads them.
+
+    One may have ``limits.max_pixels``, all of them :data:`TOGETHER` times as many; what is too large is not decoded.
+    An image that cannot be read is an :class:`ApiError` that names it.
+    """
+    left, fitted = TOGETHER * limits.max_pixels, []
+    for name, data in images:
+        if left <= 0:
+            raise _too_many(name, limits)
+        try:
+            pixels_HWC = decode_image(data, name, limits.max_pixels)
+        except InputError as error:
+            raise ApiError(str(error), param=name, code="invalid_image") from error
+        left -= pixels_HWC.shape[0] * pixels_HWC.shape[1]
+        if left < 0:
+            raise _too_many(name, limits)
+        fitted.append(fit_square(pixels_HWC, side_px))
+    return np.stack(fitted)
+
+
+def _too_many(name: str, limits: Limits) -> ApiError:
+    most = TOGETHER * limits.max_pixels
+    return ApiError(
+        f"the images up to {name} have more than {most:,} pixels together", param=name, code="invalid_image"
+    )

@@ -1,0 +1,64 @@
+"""Requests to score actions: how likely the inverse dynamics model finds each of them between a source and a target.
+
+``POST /v1/score``, a form of our own.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from wm.api.checks import check_action, check_length, explained, object_of
+from wm.api.errors import ApiError, Limits
+from wm.api.pictures import data_url_bytes
+
+
+class ScoreFields(BaseModel):
+    """The fields of a request."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    image: str
+    """The source: a data URL of PNG, JPEG, WebP or BMP."""
+    targets: list[str] = Field(min_length=1)
+    """What it may have become: data URLs."""
+    actions: list[str] = Field(min_length=1)
+    """What may have happened, in words. Every target is scored with every action."""
+    model: str | None = None
+    """An inverse dynamics model of GET /v1/models; the served one if left out."""
+
+
+@dataclass(frozen=True)
+class ScoreAsked:
+    """A checked request. ``images``: the source, then the targets, encoded, with the names of their fields."""
+
+    images: tuple[tuple[str, bytes], ...]
+    actions: tuple[str, ...]
+    model: str | None
+
+
+def score_from_json(body: bytes, limits: Limits) -> ScoreAsked:
+    """Check a JSON body; :class:`ApiError` names what is wrong."""
+    values = object_of(body)
+    try:
+        fields = ScoreFields.model_validate(values, strict=True)
+    except ValidationError as error:
+        raise explained(error, ScoreFields.model_fields) from error
+    count = len(fields.targets) * len(fields.actions)
+    if count > limits.max_scores:
+        raise ApiError(
+            f"{len(fields.targets)} targets with {len(fields.actions)} actions are {count:,} scores; at most "
+            f"{limits.max_scores:,} are given",
+            param="actions" if len(fields.actions) > len(fields.targets) else "targets",
+            code="array_above_max_length",
+        )
+    for index, action in enumerate(fields.actions):
+        check_length(action, f"actions[{index}]", limits)
+        check_action(action, f"actions[{index}]")
+    named: list[tuple[str, Any]] = [("image", fields.image)]
+    named += [(f"targets[{index}]", target) for index, target in enumerate(fields.targets)]
+    return ScoreAsked(
+        images=tuple((name, data_url_bytes(reference, name)) for name, reference in named),
+        actions=tuple(action.strip() for action in fields.actions),
+        model=fields.model,
+    )
