@@ -59,7 +59,7 @@ def error(message: str, status: int, param: str | None = None, **headers: str) -
 class Scripted:
     """Answers by the words of the action. ``seen``: the bodies of the requests; ``left``: streams the client left."""
 
-    def __init__(self, *, needs_key: bool = False) -> None:
+    def __init__(self, *, needs_key: bool = False, side_px: int = 16) -> None:
         self.seen: list[dict[str, Any]] = []
         self.left = 0
         self.app = create_app("scripted")
@@ -75,7 +75,10 @@ class Scripted:
 
         @self.app.get("/v1/models")
         async def models() -> dict[str, Any]:
-            entries = [{"id": "fdm", "task": "fdm", "side_px": 16, "family": HOSTILE}, {"id": "idm", "task": "idm"}]
+            entries = [
+                {"id": "fdm", "task": "fdm", "side_px": side_px, "family": HOSTILE},
+                {"id": "idm", "task": "idm"},
+            ]
             return {"object": "list", "data": entries}
 
         @self.app.post("/v1/images/edits")

@@ -2,6 +2,7 @@
 
 import time
 
+import numpy as np
 import pytest
 
 from tests.browser import Browser
@@ -138,6 +139,10 @@ def test_a_request_can_be_stopped(page, scripted, scripted_url, tmp_path):
 def test_another_picture_ends_what_belonged_to_the_last(page, scripted, scripted_url, tmp_path):
     start(page, scripted_url, tmp_path)
     act(page, "cups")
+    page.give_file("#file", tmp_path / "source.png")  # as if pasted: the candidates of another picture are in sight
+    page.wait("document.querySelectorAll('.card').length === 0")
+    assert len(frames(page)) == 1
+    act(page, "cups")
     page.click("#new")
     assert page.do("!document.querySelector('#start').hidden && document.querySelector('#work').hidden")
     page.give_file("#file", tmp_path / "source.png")
@@ -156,6 +161,22 @@ def test_another_picture_ends_what_belonged_to_the_last(page, scripted, scripted
     assert scripted.left == before + 1
     act(page, "cups")
     assert page.do("document.querySelectorAll('.card').length") == 2
+
+
+def test_a_source_too_large_for_a_link_goes_as_a_smaller_copy(page, tmp_path):
+    with served(Scripted(side_px=256).app) as url:
+        start(page, url, tmp_path, np.random.default_rng(0).integers(0, 256, (256, 256, 3)).astype(np.uint8))
+        act(page, "cups")
+        page.click(".card", 0)
+        page.click("#link")
+        page.wait("document.querySelector('#shared input')")
+        link = page.do("document.querySelector('#shared input').value")
+        assert len(link) < 16_000 and "holds a smaller copy" in page.text("#shared")
+        page.open(link)
+        assert "smaller copy of the source picture" in page.text("#replay-box")
+        page.click("#replay")
+        page.wait("document.querySelector('#replay-box').hidden")
+        assert [name for name, _ in frames(page)] == ["Source", "Step 1: cups"]
 
 
 def test_a_key_is_asked_for_and_sent(page, tmp_path):
