@@ -9,10 +9,13 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from ipaddress import ip_address
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from serve_apps.proxy import IMPORT_PATH
 from serve_apps.recipe import ServeRecipe, check_models
 from serve_apps.world_model import build
 from wm import cli
@@ -20,17 +23,35 @@ from wm.errors import InputError
 
 APPLICATION = "world_model"
 OBJECT_STORE_BYTES = 256 * 2**20
+PROXY_WAITS_S = 10
+"""Beyond the time limit: the app itself gives requests up, in OpenAI's form."""
 
 
 class StartRecipe(ServeRecipe):
     """What to serve, and where to listen."""
 
     host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 lets other machines in, and nobody is asked for a key."""
+    """Address to listen on; 0.0.0.0 lets other machines in: that needs keys = FILE, or open = true."""
+    open: bool = False
+    """Whether other machines may ask without a key."""
     port: int = Field(8000, ge=1, le=65535)
     """TCP port."""
-    timeout_s: float = Field(120.0, gt=0)
-    """Seconds after which a request is given up (408)."""
+
+    @model_validator(mode="after")
+    def _guarded(self) -> Self:
+        if not (self.keys or self.open or _is_loopback(self.host)):
+            raise ValueError(
+                f"host = {self.host!r} lets other machines in, and nobody would be asked for a key: give keys=FILE "
+                "(`python -m serve_apps.keys` makes keys), or open=true"
+            )
+        return self
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def start(recipe: StartRecipe) -> None:
@@ -45,9 +66,9 @@ def start(recipe: StartRecipe) -> None:
 
     serve.start(
         proxy_location="HeadOnly",
-        http_options={"host": recipe.host, "port": recipe.port, "request_timeout_s": recipe.timeout_s},
+        http_options={"host": recipe.host, "port": recipe.port, "request_timeout_s": recipe.timeout_s + PROXY_WAITS_S},
     )
-    settings = recipe.model_dump(exclude={"host", "port", "timeout_s"})
+    settings = recipe.model_dump(exclude=set(StartRecipe.model_fields) - set(ServeRecipe.model_fields))
     application = build(ServeRecipe(**settings))
     try:
         serve.run(application, name=APPLICATION, route_prefix="/")
@@ -93,6 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _serve_until_interrupted(recipe: StartRecipe, url: str) -> None:
     print(f"starting: fdm {recipe.fdm}, idm {recipe.idm}", flush=True)
+    if recipe.open and not recipe.keys and not _is_loopback(recipe.host):
+        print(f"warning: whoever reaches {recipe.host} port {recipe.port} may ask: no keys are given", file=sys.stderr)
     try:
         start(recipe)
         # After Ray has set its own handler, which aborts.
@@ -111,6 +134,7 @@ def _serve_until_interrupted(recipe: StartRecipe, url: str) -> None:
 
 def _connect() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", IMPORT_PATH)
     for name in ("ray.serve", "ray._private.authentication.authentication_token_setup"):
         logging.getLogger(name).setLevel(logging.ERROR)
     import ray

@@ -3,6 +3,7 @@
 What a method gives depends on its arguments alone, so that any replica may be asked again.
 """
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
+from serve_apps import metrics
+from serve_apps.recipe import FDM, IDM
 from wm.api import ApiError
 from wm.errors import InputError
 
@@ -18,11 +21,21 @@ TRIES = 4
 logger = logging.getLogger("ray.serve")
 
 
+def method_of(handle: Any, name: str, model: str) -> Any:
+    """A method of a deployment handle, to be asked of a replica that has ``model`` in memory, where there is one."""
+    return getattr(handle if model in {FDM, IDM} else handle.options(multiplexed_model_id=model), name)
+
+
 async def call(method: Any, *arguments: Any) -> Any:
-    """What a deployment handle's method returns. Raises :class:`ApiError` for what the client is to know."""
+    """What a deployment handle's method returns. Raises :class:`ApiError` for what the client is to know. A caller that
+    is cancelled cancels it: Ray does so for a request whose client left, but not for one given up by its caller."""
     for tries_left in reversed(range(TRIES)):
+        found = method.remote(*arguments)
         try:
-            return await method.remote(*arguments)
+            return await found
+        except asyncio.CancelledError:
+            _cancel(found)
+            raise
         except Exception as error:
             _need_another_try(error, tries_left)
     raise AssertionError
@@ -45,8 +58,12 @@ async def stream(method: Any, *arguments: Any) -> AsyncGenerator[Any, None]:
         except Exception as error:
             _need_another_try(error, tries_left)
         finally:
-            if hasattr(found, "cancel"):
-                found.cancel()  # a reader that stops early stops the work; one that is done is not harmed
+            _cancel(found)  # a reader that stops early stops the work; one that is done is not harmed
+
+
+def _cancel(found: Any) -> None:
+    if hasattr(found, "cancel"):
+        found.cancel()
 
 
 def _need_another_try(error: Exception, tries_left: int) -> None:
@@ -56,6 +73,7 @@ def _need_another_try(error: Exception, tries_left: int) -> None:
     if isinstance(error, RayActorError):
         if not tries_left:
             raise unavailable("the replicas at work on this request died; try again", "replica_died") from error
+        metrics.record(metrics.RETRIES)
         logger.warning("a replica died at work on a request (%s); asking another", error)
         return
     cause = error.cause if isinstance(error, RayTaskError) else error

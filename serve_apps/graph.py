@@ -2,14 +2,18 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from pathlib import Path
+from copy import copy
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from ray.serve.handle import DeploymentHandle
 
-from serve_apps.calls import call, stream
-from serve_apps.recipe import FDM, IDM, OTHER_CODEC, ServeRecipe
+from serve_apps import metrics
+from serve_apps.calls import call, method_of, stream
+from serve_apps.catalog import Catalog
+from serve_apps.keys import Key
+from serve_apps.recipe import FDM, IDM, ServeRecipe
 from wm.api import ApiError, prepare_images
 from wm.errors import InputError
 from wm.images import Pixels, decode_image, fit_square
@@ -21,44 +25,34 @@ class Graph:
     def __init__(self, recipe: ServeRecipe, sampler: DeploymentHandle, verifier: DeploymentHandle) -> None:
         self.recipe, self.limits = recipe, recipe.limits()
         self._handles = {FDM: sampler, IDM: verifier}
-        self._models: dict[str, dict[str, Any]] = {}
+        self._key: Key | None = None
+        self._catalog = Catalog(recipe, self.call)
         # A large picture takes 0.1 GB while it is scaled down: few at a time.
         self._decoding = asyncio.Semaphore(2)
 
-    async def call(self, role: str, method: str, *arguments: Any) -> Any:
-        """What a method of ``fdm`` or ``idm`` returns; see :func:`serve_apps.calls.call`."""
-        return await call(getattr(self._handles[role], method), *arguments)
+    async def call(self, role: str, method: str, *arguments: Any, model: str = FDM) -> Any:
+        """What a method of ``fdm`` or ``idm`` returns; see :func:`serve_apps.calls.call`. ``model``: which one is at
+        work, so that a replica that has it is asked."""
+        return await call(method_of(self._handles[role], method, model), *arguments)
 
-    def stream(self, role: str, method: str, *arguments: Any) -> AsyncGenerator[Any, None]:
+    def stream(self, role: str, method: str, *arguments: Any, model: str = FDM) -> AsyncGenerator[Any, None]:
         """What a generator of ``fdm`` or ``idm`` yields; see :func:`serve_apps.calls.stream`."""
-        return stream(getattr(self._handles[role], method), *arguments)
+        return stream(method_of(self._handles[role], method, model), *arguments)
 
     async def model(self, name: str, *, task: str | None = None) -> dict[str, Any]:
         """What ``GET /v1/models`` tells of a model. 404 for an unknown name, 400 for one that does not do ``task``."""
-        folders = {FDM: self.recipe.fdm, IDM: self.recipe.idm}
-        if name not in folders:
-            raise ApiError(
-                f"no such model: {name!r:.80}; the models are {', '.join(folders)}",
-                status=404,
-                param="model",
-                code="model_not_found",
-            )
-        if not self._models:
-            entries = {known: await self._described(known, folder) for known, folder in folders.items()}
-            codecs = [entry["codec"] for entry in entries.values()]
-            if len(set(codecs)) > 1:
-                message = OTHER_CODEC.format(*codecs)
-                raise ApiError(message, status=503, kind="server_error", code="models_do_not_match")
-            self._models = entries
-        found = self._models[name]
+        if not self._may_use(name):
+            message = f"this API key may not use the model {name!r:.80}"
+            raise ApiError(message, status=403, param="model", code="model_not_found")
+        found = await self._catalog.entry(name)
         if task is not None and found["task"] != task:
             lacks = {FDM: "predicts no images", IDM: "describes no actions"}[task]
-            raise ApiError(f"model {name!r} {lacks}; use {task!r}", param="model")
+            raise ApiError(f"model {name!r:.80} {lacks}; use {task!r}", param="model")
         return found
 
     async def models(self) -> list[dict[str, Any]]:
         """All of them."""
-        return [await self.model(name) for name in self._handles]
+        return [entry for entry in await self._catalog.entries() if self._may_use(entry["id"])]
 
     async def prepare(self, image: bytes, side_px: int, name: str = "image") -> Pixels:
         """The picture, square, of the model's size; uint8 (side_px, side_px, 3). 400 for what is none."""
@@ -68,30 +62,40 @@ class Graph:
 
         async with self._decoding:
             try:
-                return await asyncio.to_thread(prepare)
+                with metrics.stage("prepare"):
+                    return await asyncio.to_thread(prepare)
             except InputError as error:
                 raise ApiError(str(error), param=name, code="invalid_image") from error
 
     async def prepare_all(self, images: Sequence[tuple[str, bytes]], side_px: int) -> Pixels:
         """Several named pictures, uint8 (B, side_px, side_px, 3); see :func:`wm.api.prepare_images`."""
         async with self._decoding:
-            return await asyncio.to_thread(prepare_images, images, side_px, self.limits)
+            with metrics.stage("prepare"):
+                return await asyncio.to_thread(prepare_images, images, side_px, self.limits)
+
+    def for_key(self, key: Key) -> "Graph":
+        """The same one, within the limits of a key."""
+        graph = copy(self)
+        graph._key = key
+        if key.max_best_of is not None:
+            most = min(key.max_best_of, self.limits.max_best_of)
+            default = min(most, self.limits.default_best_of)
+            graph.limits = replace(self.limits, max_best_of=most, default_best_of=default)
+        return graph
+
+    def _may_use(self, model: str) -> bool:
+        return self._key is None or self._key.models is None or model in self._key.models
 
     async def need_health(self) -> None:
         """Returns once both models answer."""
         await asyncio.gather(*(self.call(role, "describe", role) for role in self._handles))
 
-    async def _described(self, name: str, folder: str) -> dict[str, Any]:
-        created_s = int(Path(folder).stat().st_mtime) if Path(folder).exists() else 0
-        entry: dict[str, Any] = {"id": name, "object": "model", "created": created_s, "owned_by": "wm"}
-        described: dict[str, Any] = await self.call(name, "describe", name)
-        return entry | described
-
 
 def _graph(request: Request) -> Graph:
     found: Graph = request.app.state.graph
-    return found
+    key: Key | None = getattr(request.state, "key", None)
+    return found if key is None else found.for_key(key)
 
 
 GraphOf = Annotated[Graph, Depends(_graph)]
-"""A route's parameter that is the graph of its app."""
+"""A route's parameter that is the graph of its app, within the limits of the request's key."""

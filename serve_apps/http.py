@@ -1,7 +1,7 @@
 """HTTP around ``wm.api``: the body read under a limit, forms taken apart, every error in OpenAI's shape."""
 
 import logging
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.middleware import Middleware
 
 from wm.api import ApiError, Edit, EditFields, Limits, edit_from_form, edit_from_json
 
@@ -20,9 +21,10 @@ MAX_FIELDS = 64
 MAX_FIELD_BYTES = 1_000_000
 
 
-def create_app(title: str) -> FastAPI:
-    """A FastAPI app that answers every error with ``{"error": {message, type, param, code}}``."""
-    app = FastAPI(title=title)
+def create_app(title: str, layers: Sequence[Middleware] = ()) -> FastAPI:
+    """A FastAPI app that answers every error with ``{"error": {message, type, param, code}}``; ``layers`` around it,
+    outermost first."""
+    app = FastAPI(title=title, middleware=layers)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
@@ -127,9 +129,14 @@ def json_openapi(fields: type[BaseModel], images: Iterable[str], example: Mappin
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema, "example": example}}}}
 
 
+def error_response(error: ApiError) -> JSONResponse:
+    """An error as it is sent."""
+    return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
+
+
 async def _api_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ApiError)
-    return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
+    return error_response(error)
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:

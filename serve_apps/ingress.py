@@ -3,20 +3,31 @@
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
+from starlette.middleware import Middleware
 
 from serve_apps.graph import Graph
+from serve_apps.guard import Guarded
 from serve_apps.http import create_app
+from serve_apps.keys import KeyRing
+from serve_apps.layers import Bounded, Traced
 from serve_apps.recipe import ServeRecipe
 from serve_apps.routes import chat, edits, models, playground, rollouts, score
 
 
-def app_of(graph: Graph) -> FastAPI:
-    """All endpoints over a graph."""
-    app = create_app("wm: verified predictions of a world model")
+def app_of(graph: Graph, *, adds_id: bool = True) -> FastAPI:
+    """All endpoints over a graph, within what its recipe allows. ``adds_id``: see :class:`Traced`."""
+    app = create_app("wm: verified predictions of a world model", _layers(graph.recipe, adds_id))
     app.state.graph = graph
     for routes in (edits, chat, score, rollouts, models, playground):
         app.include_router(routes.router)
     return app
+
+
+def _layers(recipe: ServeRecipe, adds_id: bool) -> list[Middleware]:
+    """Outermost first."""
+    guard = [Middleware(Guarded, ring=KeyRing(recipe.keys))] if recipe.keys else []
+    bounds = Middleware(Bounded, most=recipe.max_requests, timeout_s=recipe.timeout_s)
+    return [Middleware(Traced, adds_id=adds_id), *guard, bounds]
 
 
 @serve.ingress()
@@ -27,4 +38,4 @@ class Ingress:
         self._graph = Graph(recipe, sampler, verifier)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return app_of(self._graph)
+        return app_of(self._graph, adds_id=False)

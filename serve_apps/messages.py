@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from serve_apps.recipe import FDM, IDM
 from wm.images import Pixels
 
 
@@ -22,6 +23,8 @@ class Question:
     num_pictures: int | None = 1
     """How many of the best candidates are decoded to pixels; None: all that differ."""
     num_previews: int = 0
+    model: str = FDM
+    verifier: str = IDM
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class WhatHappened:
     images: Pixels
     settings: Mapping[str, Any]
     sampling: Mapping[str, Any]
+    model: str = IDM
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class Found:
     action_tokens: int
     num_drawn: int
     num_distinct: int
+    stages_s: Mapping[str, float] = field(default_factory=dict)
+    """Seconds of each stage."""
 
 
 @dataclass(frozen=True)

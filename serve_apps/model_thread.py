@@ -4,6 +4,7 @@ their lines. The event loop stays free to take requests, to answer health checks
 import asyncio
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
@@ -11,6 +12,7 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
+from serve_apps import metrics
 from wm.sampling import Grown, ImagePool, ImageRequest
 
 T = TypeVar("T")
@@ -30,6 +32,8 @@ class _Pending:
     key: int = -1
     pieces: dict[int, Tensor] = field(default_factory=dict)
     """Whole ones, by their first candidate."""
+    asked_s: float = field(default_factory=time.monotonic)
+    is_begun: bool = False
 
 
 class ModelThread:
@@ -123,6 +127,7 @@ class ModelThread:
     def _drop(self, pending: _Pending) -> None:
         if self._forget(pending):
             pending.pool.drop(pending.key)
+            self._record_fill()
 
     def _forget(self, pending: _Pending) -> bool:
         """Whether the request was not done."""
@@ -133,6 +138,7 @@ class ModelThread:
         return was_open
 
     def _advance(self, pool: ImagePool) -> None:
+        began_s = time.monotonic()
         try:
             grown = pool.advance()
         except Exception as error:  # nobody's in particular, such as a device that is lost
@@ -140,10 +146,18 @@ class ModelThread:
                 _tell(pending.loop, pending.future, error=error)
                 self._drop(pending)
             return
+        self._record_fill()
         for entry in grown:
-            self._deliver(self._pending[pool][entry.key], entry)
+            self._deliver(self._pending[pool][entry.key], entry, began_s)
 
-    def _deliver(self, pending: _Pending, grown: Grown) -> None:
+    def _record_fill(self) -> None:
+        metrics.record(metrics.ROWS, sum(pool.num_rows for pool in self._pending))
+        metrics.record(metrics.WAITING, sum(pool.num_waiting for pool in self._pending))
+
+    def _deliver(self, pending: _Pending, grown: Grown, began_s: float) -> None:
+        if not pending.is_begun:
+            pending.is_begun = True
+            metrics.record(metrics.STAGE_SECONDS, began_s - pending.asked_s, stage="queue")
         if pending.on_line is not None:
             _schedule(pending.loop, pending.on_line, grown)
         if grown.is_whole:

@@ -3,19 +3,21 @@ for pixels, and holds no method of its own. All of it runs in the event loop; th
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
 
+from serve_apps import metrics
 from serve_apps.messages import Ending, Found, Preview, Question, RolloutFound, StepFound
 from wm.dynamics import Candidate, Prediction, RolloutState, Sampling, ScoredAction, Search, SearchState, Start
 from wm.images import Pixels
 from wm.judging import unchanged_share
 from wm.replies import choose, unranked_entries
 
-Score = Callable[[Any, str, Any], Awaitable[Sequence[tuple[float, int]]]]
-"""From source codes (N,), an action and candidates' codes (K, N): logprob in nats and number of tokens of each."""
+Score = Callable[[str, Any, str, Any], Awaitable[Sequence[tuple[float, int]]]]
+"""From an IDM's name, source codes (N,), an action, candidates' codes (K, N): each one's logprob in nats and tokens."""
 OnTokens = Callable[[Tensor], object]
 """Given the first candidate's codes so far, int64 (n,)."""
 
@@ -40,20 +42,24 @@ class Predictor:
 
     async def predict(self, question: Question) -> Found:
         """The answer to a question."""
-        return await self._predict(await self._drawer.encode(question.source), question)
+        with metrics.stages_s() as stages:
+            found = await self._predict(await self._drawer.encode(question.source), question)
+        return replace(found, stages_s=stages)
 
     async def _predict(self, source: Sequence[int], question: Question, on_tokens: OnTokens | None = None) -> Found:
         search, sampling = Search(**question.search), Sampling(**question.sampling)
         (action,) = question.actions
         start = Start(tuple(source), action, question.seed)
         if question.verify:
-            prediction = await self._search(start, search, sampling, on_tokens)
+            prediction = await self._search(question.verifier, start, search, sampling, on_tokens)
             entries = [entry_of(candidate) for candidate in prediction.candidates]
             codes = {candidate.index: candidate.codes for candidate in prediction.candidates}
         else:
             drawn = range(search.best_of)
             codes_KN = await self._drawer.draw(start, drawn, sampling, on_tokens)
             codes = dict(enumerate(map(tuple, codes_KN.tolist())))
+            metrics.record(metrics.CANDIDATES, len(codes))
+            metrics.record(metrics.DISTINCT, len(set(codes.values())) / len(codes))
             entries = [
                 entry | {"unchanged_share": unchanged_share(source, codes[entry["index"]])}
                 for entry in unranked_entries(search.best_of, question.seed)
@@ -93,7 +99,9 @@ class Predictor:
         state = RolloutState(source, question.actions, question.seed, search)
         drawn: list[int] = []
         while not state.is_done:
-            predictions = await asyncio.gather(*(self._search(start, search, sampling) for start in state.starts()))
+            predictions = await asyncio.gather(
+                *(self._search(question.verifier, start, search, sampling) for start in state.starts())
+            )
             step = state.add(predictions)
             drawn.append(sum(len(found.candidates) for found in predictions))
             best = step.beam[0]
@@ -121,6 +129,7 @@ class Predictor:
 
     async def _search(
         self,
+        verifier: str,
         start: Start,
         search: Search,
         sampling: Sampling,
@@ -131,15 +140,30 @@ class Predictor:
             first_alone = on_tokens if state.candidates.start == 0 else None
             state.add_draws((await self._drawer.draw(start, state.candidates, sampling, first_alone)).tolist())
             unscored = state.unscored()
-            found = await self._score(start.source, start.action, unscored) if unscored else []
+            found: Sequence[tuple[float, int]] = []
+            if unscored:
+                with metrics.stage("score"):
+                    found = await self._score(verifier, start.source, start.action, unscored)
             state.add_scores([ScoredAction(start.action, logprob, count) for logprob, count in found])
-        return state.prediction()
+        prediction = state.prediction()
+        _record(prediction)
+        return prediction
 
 
 def preview_places(count: int, tokens_per_image: int) -> list[int]:
     """After how many tokens previews are due: the first at a sixteenth of the image, the others evenly from there."""
     first = max(1, tokens_per_image // 16)
     return sorted({first + (tokens_per_image - first) * place // count for place in range(count)})
+
+
+def _record(prediction: Prediction) -> None:
+    distinct = prediction.distinct
+    metrics.record(metrics.CANDIDATES, len(prediction.candidates))
+    metrics.record(metrics.DISTINCT, len(distinct) / len(prediction.candidates))
+    metrics.record(metrics.UNCHANGED, prediction.best.unchanged_share)
+    if len(distinct) > 1:
+        best, second = (candidate.score.mean_logprob for candidate in distinct[:2])
+        metrics.record(metrics.MARGIN, best - second)
 
 
 def entry_of(candidate: Candidate) -> dict[str, Any]:

@@ -2,13 +2,17 @@
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeAlias
 
+from serve_apps import metrics
 from serve_apps.messages import WhatHappened
 from serve_apps.model_thread import ModelThread
-from wm.dynamics.idm import ActionToken, Proposing, advance_proposals
+from wm.dynamics.idm import Proposing
 from wm.models.protocol import UnifiedVLM
 from wm.sampling import Decoder, Sampling
+from wm.sampling.texts import TextRun, TextToken, advance_texts
+
+_Steps: TypeAlias = list[list[TextToken | None]]
 
 
 class Proposer:
@@ -25,17 +29,19 @@ class Proposer:
         sampling = Sampling(**question.sampling)
         proposing = Proposing(self._idm, source, target, sampling=sampling, **question.settings)
         yield proposing.prompt_tokens
-        while not proposing.has_ended:
-            for step in await self._thread.together(self.advance, (proposing, tokens_a_turn)):
-                yield [asdict(token) for token in step]
+        with metrics.stage("propose"):
+            while not proposing.run.has_ended:
+                # Tokens become text here, not in the thread, which has models to run.
+                for step in await self._thread.together(self.advance, (proposing.run, tokens_a_turn)):
+                    yield [asdict(token) for token in proposing.told(step)]
 
-    def advance(self, asked: Sequence[tuple[Proposing, int]]) -> list[list[list[ActionToken]]]:
+    def advance(self, asked: Sequence[tuple[TextRun, int]]) -> list[_Steps]:
         """Of each, as many steps as are asked for, or up to its end: each step one pass for all of them."""
-        steps: list[list[list[ActionToken]]] = [[] for _ in asked]
+        steps: list[_Steps] = [[] for _ in asked]
         for turn in range(max(count for _, count in asked)):
-            now = [row for row, (proposing, count) in enumerate(asked) if turn < count and not proposing.has_ended]
+            now = [row for row, (run, count) in enumerate(asked) if turn < count and not run.has_ended]
             try:
-                found = advance_proposals(self._idm, self._decoder, [asked[row][0] for row in now]) if now else []
+                found = advance_texts(self._idm, self._decoder, [asked[row][0] for row in now]) if now else []
             except Exception:
                 # What was found is given; what went wrong comes again at the next turn, or does not.
                 if not turn:

@@ -5,12 +5,15 @@ from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
+from serve_apps.keys import read_keys
 from wm.api import MAX_GUIDANCE, Limits
 from wm.config import Recipe
 from wm.errors import InputError
 
 FDM, IDM = "fdm", "idm"
-"""Names of the two roles."""
+"""Names of the two roles, and of the models that are always there."""
+ADAPTER = "base:"
+"""Any other model's name is this and the name of its folder."""
 OTHER_CODEC = "the FDM's image codec is {}, the IDM's {}: they cannot read each other's images"
 
 
@@ -25,6 +28,11 @@ class ServeRecipe(Recipe):
     """Folder of the inverse dynamics model that verifies: full, or an adapter."""
     base: str | None = None
     """Folder of the base the adapters belong to; the one their manifests name if left out."""
+    adapters: str | None = None
+    """Folder with more adapters of the same base, one a folder: each is served as base:NAME, read when it is first
+    asked for. fdm and idm are then adapters of that base too, applied as they run; not with roles = merged."""
+    max_adapters: int = Field(4, ge=1)
+    """Of them in the memory of a copy at a time; the one that was asked for longest ago makes room."""
     device: str = "cpu"
     """cpu or cuda."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -59,6 +67,15 @@ class ServeRecipe(Recipe):
     """Seconds that a copy which is taken away has to end its requests."""
     max_queued_requests: int = Field(64, ge=1)
     """Requests that may wait for a model; more are answered 503."""
+    max_requests: int = Field(256, ge=1)
+    """Requests that are answered at a time, or wait to be; more are answered 503."""
+    timeout_s: float = Field(120.0, gt=0)
+    """Seconds for a request, from its first byte to the end of its answer; then it is given up (408), in the models
+    too."""
+    keys: str | None = None
+    """Key file: every request needs `Authorization: Bearer KEY`; the pages and /health do not. Asks for no key if left
+    out. `python -m serve_apps.keys name=NAME` makes a key, `--help` tells what an entry can say. The file is read again
+    when it changes."""
     max_body_bytes: int = Field(20_000_000, ge=1)
     """Size of a request."""
     max_pixels: int = Field(40_000_000, ge=1)
@@ -102,6 +119,10 @@ class ServeRecipe(Recipe):
                     f"{name} = {getattr(self, name)} with roles = {self.roles!r}: both models are in one "
                     f"process, counted by {name.replace('verifier', 'sampler')}; leave it out"
                 )
+        if self.adapters and self.roles == "merged":
+            raise ValueError(
+                "adapters with roles = 'merged': merged weights are of one adapter each; say shared or apart"
+            )
         for role in ("sampler", "verifier"):
             least, most = getattr(self, f"{role}_replicas"), getattr(self, f"{role}_max_replicas")
             if 0 < most < least:
@@ -136,17 +157,20 @@ class ServeRecipe(Recipe):
 
 
 def check_models(recipe: ServeRecipe) -> None:
-    """Raise :class:`InputError` if a folder is no model or the two models speak of different image codecs.
+    """Raise :class:`InputError` if a folder is no model, the two models speak of different image codecs, or the key
+    file is none.
 
     Reads the codecs, not the language models: those are read by the replicas.
     """
     from wm.dynamics import check_block, need_one_base
     from wm.models import load_codec, read_manifest
 
-    for key in ("fdm", "idm", "base"):
+    if recipe.keys:
+        read_keys(recipe.keys)
+    for key in ("fdm", "idm", "base", "adapters"):
         folder = getattr(recipe, key)
         if folder is not None and not Path(folder).is_dir():
-            raise InputError(f"{key} = {folder!r}: no such model folder")
+            raise InputError(f"{key} = {folder!r}: no such {'' if key == 'adapters' else 'model '}folder")
     manifests = {folder: read_manifest(folder) for folder in (recipe.fdm, recipe.idm)}
     codecs = [
         manifest.codec_id if manifest is not None else load_codec(recipe.base or folder).codec_id
@@ -154,7 +178,7 @@ def check_models(recipe: ServeRecipe) -> None:
     ]
     if len(set(codecs)) > 1:
         raise InputError(OTHER_CODEC.format(*codecs))
-    if recipe.roles == "shared":
+    if recipe.roles == "shared" or recipe.adapters:
         need_one_base(recipe.fdm, recipe.idm, recipe.base)
     if recipe.block:
         check_block(recipe.block, load_codec(recipe.base or recipe.fdm).tokens_per_image)

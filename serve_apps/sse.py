@@ -6,6 +6,7 @@ from typing import Any
 
 from starlette.responses import StreamingResponse
 
+from serve_apps import metrics
 from wm.api import ApiError
 
 
@@ -23,14 +24,21 @@ async def event_stream(events: AsyncGenerator[dict[str, Any], None], *, done: bo
             if done:
                 yield "data: [DONE]\n\n"
         except ApiError as error:
-            yield _line({"type": "error"} | error.body())
+            metrics.record(metrics.STREAM_ERRORS, code=error.code or "none")
+            yield error_event(error)
         except Exception:
-            yield _line({"type": "error"} | ApiError.internal().body())
+            metrics.record(metrics.STREAM_ERRORS, code="internal_error")
+            yield error_event(ApiError.internal())
             raise
         finally:
             await events.aclose()
 
     return StreamingResponse(lines(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+
+def error_event(error: ApiError) -> str:
+    """The end of a stream that failed."""
+    return _line({"type": "error"} | error.body())
 
 
 def _line(event: dict[str, Any]) -> str:

@@ -11,8 +11,12 @@ from typing import Any
 from ray import serve
 
 from serve_apps.ingress import Ingress
-from serve_apps.recipe import ServeRecipe, check_models
-from serve_apps.replicas import Both, Sampler, Verifier
+from serve_apps.recipe import FDM, IDM, ServeRecipe, check_models
+from serve_apps.replicas import Replica
+
+PATHS = ("fdm", "idm", "base", "adapters", "keys")
+FOR_REFUSALS = 256
+"""Requests at a time beyond those being answered: pages, health checks, and what is told that there are too many."""
 
 
 def build(args: ServeRecipe) -> serve.Application:
@@ -22,20 +26,24 @@ def build(args: ServeRecipe) -> serve.Application:
     """
     check_models(args)
     # Workers may run in another folder.
-    folders = {key: str(Path(value).resolve()) for key in ("fdm", "idm", "base") if (value := getattr(args, key))}
-    args = args.model_copy(update=folders)
-    both = serve.deployment(Both, name="FDMAndIDM", **_deployed(args, "sampler"))
-    sampler = serve.deployment(Sampler, name="FDMSampler", **_deployed(args, "sampler"))
-    verifier = serve.deployment(Verifier, name="IDMVerifier", **_deployed(args, "verifier"))
+    paths = {key: str(Path(value).resolve()) for key in PATHS if (value := getattr(args, key))}
+    args = args.model_copy(update=paths)
+    both = serve.deployment(Replica, name="FDMAndIDM", **_deployed(args, "sampler"))
+    sampler = serve.deployment(Replica, name="FDMSampler", **_deployed(args, "sampler"))
+    verifier = serve.deployment(Replica, name="IDMVerifier", **_deployed(args, "verifier"))
     # The ingress waits more than it computes: no core is set aside, so that two cores serve both models.
     ingress: Any = serve.deployment(
-        Ingress, name="Ingress", max_ongoing_requests=256, ray_actor_options={"num_cpus": 0}
+        Ingress,
+        name="Ingress",
+        max_ongoing_requests=args.max_requests + FOR_REFUSALS,
+        max_queued_requests=args.max_requests + FOR_REFUSALS,
+        ray_actor_options={"num_cpus": 0},
     )
     if args.roles != "apart":
-        models = both.bind(args)
+        models = both.bind(args, (FDM, IDM))
         return ingress.bind(args, models, models)
-    bound = verifier.bind(args)
-    return ingress.bind(args, sampler.bind(args, bound), bound)
+    bound = verifier.bind(args, (IDM,))
+    return ingress.bind(args, sampler.bind(args, (FDM,), bound), bound)
 
 
 def _deployed(args: ServeRecipe, role: str) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from fastapi import FastAPI
 
 from serve_apps.graph import Graph
 from serve_apps.ingress import app_of
-from serve_apps.recipe import ServeRecipe
-from serve_apps.replicas import Both, Sampler, Verifier
+from serve_apps.recipe import FDM, IDM, ServeRecipe
+from serve_apps.replicas import Replica
 
 
 class LocalMethod:
@@ -38,12 +38,18 @@ class LocalHandle:
         return LocalMethod(getattr(self.servant, name))
 
 
-def local_graph(recipe: ServeRecipe) -> Graph:
+def local_replicas(recipe: ServeRecipe) -> tuple[Replica, Replica]:
+    """The one that samples and the one that verifies; the same where the recipe has both roles in one process."""
     if recipe.roles != "apart":
-        both = LocalHandle(Both(recipe))
-        return Graph(recipe, both, both)  # type: ignore[arg-type]
-    verifier = LocalHandle(Verifier(recipe))
-    return Graph(recipe, LocalHandle(Sampler(recipe, verifier)), verifier)  # type: ignore[arg-type]
+        both = Replica(recipe, (FDM, IDM))
+        return both, both
+    verifier = Replica(recipe, (IDM,))
+    return Replica(recipe, (FDM,), LocalHandle(verifier)), verifier  # type: ignore[arg-type]
+
+
+def local_graph(recipe: ServeRecipe) -> Graph:
+    sampler, verifier = map(LocalHandle, local_replicas(recipe))
+    return Graph(recipe, sampler, verifier)  # type: ignore[arg-type]
 
 
 def local_app(recipe: ServeRecipe) -> FastAPI:

@@ -10,10 +10,11 @@ import torch
 from models_reference import lively, reference_logits
 
 from wm.dynamics import Decoder, Sampling, ScoredAction, propose_actions, score_actions
-from wm.dynamics.idm import Proposing, advance_proposals, gather_actions
+from wm.dynamics.idm import Proposing, gather_actions
 from wm.errors import InputError
 from wm.models import flatten, load_model
 from wm.sampling.noise import uniform_noise
+from wm.sampling.texts import advance_texts
 
 SOURCE, TARGET = [3, 1, 4, 1], [5, 9, 2, 6]
 PAIRS = np.random.default_rng(4).integers(0, 16, (2, 12, 4))
@@ -40,12 +41,18 @@ class Proposal:
     tokens: list
 
 
+def advance_proposals(vlm, decoder, proposals):
+    """What the next token of each is."""
+    steps = advance_texts(vlm, decoder, [each.run for each in proposals])
+    return [each.told(step) for each, step in zip(proposals, steps, strict=True)]
+
+
 def propose_many(vlm, decoder, proposals, delays=None):
     """All in one batch, which each joins after its delay and leaves with its end."""
     waiting = list(zip(delays or [0] * len(proposals), proposals, strict=True))
     steps = {id(each): [] for each in proposals}
     for turn in count():
-        now = [each for delay, each in waiting if delay <= turn and not each.has_ended]
+        now = [each for delay, each in waiting if delay <= turn and not each.run.has_ended]
         if not now and all(delay <= turn for delay, _ in waiting):
             break
         if now:
@@ -210,11 +217,19 @@ def test_what_fails_may_be_tried_again(vlm, decoder, monkeypatch):
     with pytest.raises(torch.OutOfMemoryError):
         advance_proposals(vlm, decoder, [kept, other])
     monkeypatch.undo()
-    while not kept.has_ended:
+    while not kept.run.has_ended:
         steps += advance_proposals(vlm, decoder, [kept])
     found = told(steps)
     assert [one.action.text for one in found] == [one.action.text for one in expected]
     assert [one.action.logprob for one in found] == pytest.approx([one.action.logprob for one in expected], abs=1e-10)
+
+
+def test_numbers_that_are_none_are_told(vlm, decoder, monkeypatch):
+    proposing = Proposing(vlm, SOURCE, TARGET)
+    advance_proposals(vlm, decoder, [proposing])
+    monkeypatch.setattr(Decoder, "logits", lambda self, hidden_XH: torch.full((1, 60), torch.nan))
+    with pytest.raises(InputError, match="log-probabilities are nan or infinite; expected numbers"):
+        advance_proposals(vlm, decoder, [proposing])
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import base64
 import json
 
 import httpx2
+import jsonschema
 import numpy as np
 import openai
 import pytest
@@ -13,16 +14,18 @@ from models_reference import lively, reference_logits
 from serve_local import local_app, local_graph
 from starlette.testclient import TestClient
 
+from serve_apps import metrics
 from serve_apps.ingress import app_of
 from serve_apps.messages import WhatHappened
 from serve_apps.model_thread import ModelThread
 from serve_apps.proposing import Proposer
 from serve_apps.recipe import ServeRecipe
 from wm.dynamics import Sampling, propose_actions, score_actions
-from wm.dynamics.idm import Proposing, advance_proposals, gather_actions
+from wm.dynamics.idm import Proposing, gather_actions
 from wm.images import encode_png, fit_square
 from wm.models import flatten, load_codec, load_model, save_model
 from wm.sampling import Decoder
+from wm.sampling.texts import advance_texts
 
 GENERATOR = np.random.default_rng(5)
 IMAGES = [GENERATOR.integers(0, 256, shape, np.uint8) for shape in ((16, 16, 3), (20, 30, 3), (16, 16, 3))]
@@ -148,8 +151,9 @@ def test_sampling_is_the_librarys_and_a_seed_repeats(client, library):
         idm, codes[0], codes[1], num_samples=4, sampling=Sampling(temperature=0.7, top_p=0.95), seed=2**31 - 1
     )
     steps, decoder = [], Decoder(idm)
-    while not proposing.has_ended:
-        steps += advance_proposals(idm, decoder, [proposing])
+    while not proposing.run.has_ended:
+        (step,) = advance_texts(idm, decoder, [proposing.run])
+        steps.append(proposing.told(step))
     expected = gather_actions(steps)
     reply = ask(client, **settings)
     assert [choice.message.content for choice in reply.choices] == [action.text for action in expected]
@@ -399,8 +403,8 @@ def test_a_client_that_leaves_stops_the_decoding(folders, client):
     graph = local_graph(ServeRecipe(**folders))
     verifier = graph._handles["idm"].servant
     passes = []
-    advance = verifier._proposer.advance
-    verifier._proposer.advance = lambda asked: passes.append(1) or advance(asked)
+    advance = verifier._own["idm"]._proposer.advance
+    verifier._own["idm"]._proposer.advance = lambda asked: passes.append(1) or advance(asked)
     app = app_of(graph)
     body = json.dumps({"messages": messages(), "stream": True}).encode()
 
@@ -441,6 +445,44 @@ def test_a_client_that_leaves_stops_the_decoding(folders, client):
     assert 0 < so_far < 20 and len(passes) <= so_far + 1
 
 
+def test_questions_beside_growing_images_change_neither(folders):
+    """In one process, whose thread has turns for both."""
+    app = local_app(ServeRecipe(**folders, roles="merged"))
+    edit = {"image": URLS[0], "prompt": ACTIONS[1], "seed": 7, "best_of": 6}
+    question = {"messages": messages(), "temperature": 1, "seed": 2, "n": 2}
+
+    async def ask_all():
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://test") as session:
+
+            async def one(path, body):
+                return (await session.post(path, json=body)).json()
+
+            alone = [await one("/v1/images/edits", edit), await one("/v1/chat/completions", question)]
+            both = [("/v1/images/edits", edit), ("/v1/chat/completions", question)] * 4
+            return alone, await asyncio.gather(*(one(*each) for each in both))
+
+    (image_alone, answer_alone), together = asyncio.run(ask_all())
+    for image_too, answer_too in zip(together[::2], together[1::2], strict=True):
+        assert image_too["data"][0]["b64_json"] == image_alone["data"][0]["b64_json"]
+        found, expected = ([choice["message"] for choice in reply["choices"]] for reply in (answer_too, answer_alone))
+        assert found == expected
+        assert answer_too["logprob"] == pytest.approx(answer_alone["logprob"], abs=1e-4)
+
+
+def test_stages_are_timed(http):
+    times = []
+    metrics.record_to(lambda metric, value, tags: times.append((metric.name, tags.get("stage"), value)))
+    try:
+        http.post("/v1/chat/completions", json={"messages": messages()})
+        http.post("/v1/chat/completions", json={"messages": messages(), "stream": True})
+        score(http)
+    finally:
+        metrics.record_to(None)
+    stages = [stage for name, stage, _ in times if name == "wm_stage_seconds"]
+    assert stages == ["prepare", "encode", "propose"] * 2 + ["prepare", "encode", "score"]
+    assert all(value >= 0 for _, stage, value in times if stage)
+
+
 def test_what_goes_wrong_in_company_loses_no_token(library, monkeypatch):
     """A pass that does not fit into memory is tried again by each alone, from where it stood."""
     idm, codes = library
@@ -477,3 +519,8 @@ def test_the_page_describes_what_is_accepted(http):
         assert "$ref" not in json.dumps(body) and body["schema"]["additionalProperties"] is False
         described = [entry for entry in body["schema"]["properties"].values() if entry.get("description")]
         assert len(described) == len(body["schema"]["properties"])
+        reply = http.post(path, json=body["example"])
+        assert reply.status_code == 200, reply.text
+        jsonschema.validate(body["example"], body["schema"])
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(body["example"] | {"colour": 1}, body["schema"])

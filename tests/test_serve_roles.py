@@ -10,19 +10,27 @@ import httpx2
 import numpy as np
 import pytest
 from models_families import write_emu3
-from models_roles import write_roles
+from models_roles import add_adapter, write_roles
 from PIL import Image
-from serve_local import LocalHandle
+from serve_local import local_replicas
 
 from serve_apps.__main__ import StartRecipe, start, stop
 from serve_apps.__main__ import main as serve_main
 from serve_apps.messages import Question
 from serve_apps.recipe import FDM, IDM, ServeRecipe
-from serve_apps.replicas import Both, Sampler, Verifier
-from wm.dynamics import Sampling, load_roles, sample_observations, verify
+from wm.dynamics import (
+    Sampling,
+    load_role,
+    load_roles,
+    propose_actions,
+    sample_observations,
+    score_actions,
+    verify,
+)
 from wm.errors import InputError
 from wm.images import decode_image, encode_png, fit_square
-from wm.models import load_codec
+from wm.models import load_codec, load_model, save_model
+from wm.models.nano import write_random_base
 
 ACTION = "move the red cup left"
 SOURCE = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
@@ -44,14 +52,14 @@ def answer(sampler, **settings):
 
 
 def apart(recipe):
-    return Sampler(recipe, LocalHandle(Verifier(recipe)))
+    return local_replicas(recipe)[0]
 
 
 @pytest.mark.parametrize("settings", [{}, {"guidance_text": 2.5, "guidance_image": 1.3}, {"greedy": True}])
 def test_one_process_answers_as_two_do_bit_for_bit(folders, settings):
     two = answer(apart(recipe_of(folders)), **settings)
     for roles in ("merged", "shared"):
-        one = answer(Both(recipe_of(folders, roles=roles)), **settings)
+        one = answer(local_replicas(recipe_of(folders, roles=roles))[0], **settings)
         assert np.array_equal(one.pixels, two.pixels)
         assert (one.action_tokens, one.num_drawn, one.num_distinct) == (two.action_tokens, 6, two.num_distinct)
         if roles == "merged":
@@ -65,10 +73,10 @@ def test_one_process_answers_as_two_do_bit_for_bit(folders, settings):
 
 
 def test_each_model_is_described_as_itself(folders):
-    recipe = recipe_of(folders)
-    both = Both(recipe_of(folders, roles="shared"))
-    assert both.describe(FDM) == apart(recipe).describe(FDM)
-    assert both.describe(IDM) == Verifier(recipe).describe(IDM)
+    sampler, verifier = local_replicas(recipe_of(folders))
+    both = local_replicas(recipe_of(folders, roles="shared"))[0]
+    assert both.describe(FDM) == sampler.describe(FDM)
+    assert both.describe(IDM) == verifier.describe(IDM)
     assert (both.describe(FDM)["task"], both.describe(IDM)["task"]) == ("fdm", "idm")
 
 
@@ -98,6 +106,9 @@ def test_what_cannot_work_is_refused_at_the_start(folders, capsys):
             ["roles=merged", "verifier_max_replicas=2"],
             "verifier_max_replicas = 2 with roles = 'merged': both models are in one process, counted by sampler_max",
         ),
+        (["adapters=nowhere"], "adapters = 'nowhere': no such folder"),
+        ([f"adapters={folders}", "roles=merged"], "adapters with roles = 'merged'"),
+        ([f"adapters={folders}", f"idm={folders / 'full'}"], "is a full model: "),
         (
             ["sampler_replicas=3", "sampler_max_replicas=2"],
             "sampler_max_replicas = 2 is less than sampler_replicas = 3",
@@ -117,17 +128,32 @@ def test_guidance_of_a_family_that_has_none_is_refused_at_the_start(tmp_path):
     with pytest.raises(InputError, match="guidance is not supported for emu3"):
         apart(ServeRecipe.model_validate(given | {"guidance": 2.0}))
     sampler = apart(ServeRecipe(**given))
-    source = np.zeros((sampler.describe()["side_px"],) * 2 + (3,), np.uint8)
+    source = np.zeros((sampler.describe(FDM)["side_px"],) * 2 + (3,), np.uint8)
     question = Question(source, ("red",), 0, {"best_of": 1}, SETTINGS | {"guidance_text": 2.0})
     with pytest.raises(InputError, match="guidance is not supported for emu3"):
         asyncio.run(sampler.predict(question))
 
 
 @pytest.fixture(scope="module")
-def http(folders):
+def adapters(folders, tmp_path_factory):
+    """Three adapters of the base, one of another, and what is none."""
+    out = tmp_path_factory.mktemp("adapters")
+    for seed, (name, task) in enumerate({"left": "fdm", "right": "fdm", "seer": "idm"}.items(), 5):
+        save_model(add_adapter(load_model(folders / "base"), seed), out / name, task=task)
+    write_random_base(out.parent / "stranger", seed=3)
+    save_model(add_adapter(load_model(out.parent / "stranger"), 1), out / "foreign", task="fdm")
+    (out / "notes").mkdir()
+    (out / "notes" / "config.json").write_text("{")
+    (out / "readme.txt").write_text("adapters")
+    return out
+
+
+@pytest.fixture(scope="module")
+def http(folders, adapters):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     given = {"fdm": str(folders / "fdm"), "idm": str(folders / "idm"), "roles": "shared", "block": 2, "guidance": 2.0}
+    given |= {"adapters": str(adapters), "max_adapters": 1}
     try:
         start(StartRecipe(**given, port=port, cpus_per_replica=0.5, best_of=4, max_prompt_chars=50_000))
         with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as session:
@@ -164,11 +190,77 @@ def test_over_http_the_requests_guidance_comes_before_the_recipes(http, folders,
 def test_models_health_and_fields_are_told(http, folders):
     assert http.get("/health").json() == {"status": "ok"}
     entries = {entry["id"]: entry for entry in http.get("/v1/models").json()["data"]}
-    assert {name: entry["task"] for name, entry in entries.items()} == {"fdm": "fdm", "idm": "idm"}
+    tasks = {"fdm": "fdm", "idm": "idm", "base:left": "fdm", "base:right": "fdm", "base:seer": "idm"}
+    assert {name: entry["task"] for name, entry in entries.items()} == tasks
+    assert http.get("/v1/models/base:left").json() == entries["base:left"]
+    assert http.get("/v1/models/base:foreign").status_code == 404
     page = http.get("/openapi.json").json()["paths"]["/v1/images/edits"]["post"]["requestBody"]["content"]
     for kind in ("multipart/form-data", "application/json"):
         assert {"guidance", "guidance_image"} <= set(page[kind]["schema"]["properties"])
     assert "guidance = " in ask(http, guidance=-1).json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("model", "verifier"), [("left", None), ("right", "seer"), ("left", "seer"), ("fdm", "seer"), ("right", None)]
+)
+def test_adapters_answer_as_the_library_with_them(http, folders, adapters, model, verifier):
+    """One is in memory at a time: each request here loads what it needs."""
+    over = load_role(folders / "base")
+    paths = [
+        folders / "fdm" if model == "fdm" else adapters / model,
+        adapters / verifier if verifier else folders / "idm",
+    ]
+    fdm, idm = (load_role(path, over=over) for path in paths)
+    codec = load_codec(folders / "fdm")
+    source_BN = codec.encode(SOURCE[None])
+    drawn = sample_observations(fdm.model, source_BN, [ACTION], num_samples=4, seed=7, decoder=fdm.decoder)
+    best = verify(idm.model, source_BN[0], ACTION, drawn[0], decoder=idm.decoder)[0]
+    named = {"model": "fdm" if model == "fdm" else f"base:{model}", "guidance": 1}
+    reply = ask(http, **named, **({"verifier": f"base:{verifier}"} if verifier else {}))
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["model"] == named["model"]
+    (picture,) = reply.json()["data"]
+    assert picture["verification"]["index"] == best.index
+    assert picture["verification"]["logprob"] == pytest.approx(best.score.logprob, abs=1e-5)
+    shown = decode_image(base64.b64decode(picture["b64_json"]), "reply")
+    assert np.array_equal(shown, codec.decode(np.array([best.codes]))[0])
+
+
+def test_scores_and_chats_of_an_adapter_are_its_own(http, folders, adapters):
+    over, codec = load_role(folders / "base"), load_codec(folders / "fdm")
+    url = "data:image/png;base64," + base64.b64encode(encode_png(SOURCE)).decode()
+    codes_1N = codec.encode(SOURCE[None])
+    for name, path in (("base:seer", adapters / "seer"), ("idm", folders / "idm")):
+        role = load_role(path, over=over)
+        (expected,) = score_actions(role.model, codes_1N, codes_1N, [ACTION], decoder=role.decoder)
+        asked = {"model": name, "image": url, "targets": [url], "actions": [ACTION]}
+        (entry,) = http.post("/v1/score", json=asked).json()["data"]
+        assert entry["logprob"] == pytest.approx(expected.logprob, abs=1e-5)
+        (proposed,) = propose_actions(role.model, codes_1N, codes_1N, decoder=role.decoder)
+        image = {"type": "image_url", "image_url": {"url": url}}
+        message = {"role": "user", "content": [image, image]}
+        chat = http.post("/v1/chat/completions", json={"model": name, "messages": [message]}).json()
+        assert chat["choices"][0]["message"]["content"] == proposed.text and chat["model"] == name
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "says"),
+    [
+        ({"model": "base:seer"}, 400, "model 'base:seer' predicts no images"),
+        ({"verifier": "base:left"}, 400, "model 'base:left' describes no actions"),
+        (
+            {"verifier": "base:nobody"},
+            404,
+            "no such model: 'base:nobody'; the models are fdm, idm, base:left, base:right",
+        ),
+        ({"model": "base:../adapters/left"}, 404, "no such model"),
+        ({"model": "base:foreign"}, 404, "no such model"),
+        ({"verifier": "idm", "verify": "false", "best_of": 1}, 400, "nothing is verified"),
+    ],
+)
+def test_models_that_cannot_answer_are_named(http, fields, status, says):
+    reply = ask(http, **fields)
+    assert reply.status_code == status and says in reply.json()["error"]["message"]
 
 
 def saved(image, kind="PNG", **options):

@@ -8,6 +8,7 @@ import pytest
 from serve_local import local_app
 from starlette.testclient import TestClient
 
+from jobs._benchmark_serving_load import server_timing
 from serve_apps.predicting import preview_places
 from serve_apps.recipe import ServeRecipe
 from wm.dynamics import Sampling, Search, predict_observations, roll_out, sample_observations
@@ -35,6 +36,13 @@ def edit(http, **fields):
     reply = http.post("/v1/images/edits", json={"image": URL, "prompt": ACTIONS[0], "seed": 7, **fields})
     assert reply.status_code == 200, reply.text
     return reply.json() if not fields.get("stream") else events_of(reply)
+
+
+def test_the_stages_of_an_answer_are_told(http):
+    reply = http.post("/v1/images/edits", json={"image": URL, "prompt": ACTIONS[0], "seed": 7})
+    told = server_timing(reply.headers["server-timing"])
+    assert set(told) == {"prepare", "encode", "draw", "score", "decode", "encode_picture"}
+    assert all(0 < seconds < 60 for seconds in told.values())
 
 
 def rollout(http, **fields):

@@ -36,17 +36,18 @@ async def complete_chat(request: Request, graph: GraphOf) -> Response:
             "max_new_tokens": asked.max_new_tokens,
         },
         {"temperature": asked.temperature, "top_p": asked.top_p} if asked.temperature else {"greedy": True},
+        model["id"],
     )
     if asked.stream:
         return await event_stream(_chunks(graph, asked, model["id"], question), done=True)
-    prompt_tokens, *steps = await graph.call(IDM, "propose", question)
+    prompt_tokens, *steps = await graph.call(IDM, "propose", question, model=question.model)
     return JSONResponse(chat_reply(asked, _head(model["id"], prompt_tokens), steps))
 
 
 async def _chunks(
     graph: Graph, asked: ChatAsked, model_id: str, question: WhatHappened
 ) -> AsyncGenerator[dict[str, Any], None]:
-    found = graph.stream(IDM, "propose_stream", question)
+    found = graph.stream(IDM, "propose_stream", question, model=question.model)
     try:
         chunks = ChatChunks(asked, _head(model_id, await anext(found)))
         opening = chunks.opening()

@@ -3,16 +3,18 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
+from serve_apps import metrics
 from serve_apps.graph import Graph, GraphOf
 from serve_apps.http import edit_openapi, read_edit
 from serve_apps.messages import Found, Preview, Question
-from serve_apps.recipe import FDM
+from serve_apps.recipe import FDM, IDM
 from serve_apps.sse import event_stream
 from wm.api import Edit
 from wm.images import Pixels
@@ -26,11 +28,15 @@ async def edit_image(request: Request, graph: GraphOf) -> Response:
     """Predict what the source looks like after the action in ``prompt``; best candidates first."""
     edit = await read_edit(request, graph.limits)
     model = await graph.model(edit.model or FDM, task=FDM)
-    question = question_of(edit, await graph.prepare(edit.image, model["side_px"]), graph)
-    if edit.stream:
-        return await event_stream(_events(graph, edit, model, question))
-    found: Found = await graph.call(FDM, "predict", question)
-    return JSONResponse(edit_reply(edit, **await _answer(edit, model, found)))
+    verifier = (await graph.model(edit.verifier, task=IDM))["id"] if edit.verifier else IDM
+    with metrics.stages_s() as own:
+        source = await graph.prepare(edit.image, model["side_px"])
+        question = replace(question_of(edit, source, graph), model=model["id"], verifier=verifier)
+        if edit.stream:
+            return await event_stream(_events(graph, edit, model, question))
+        found: Found = await graph.call(FDM, "predict", question, model=question.model)
+        reply = edit_reply(edit, **await _answer(edit, model, found))
+    return JSONResponse(reply, headers={"Server-Timing": metrics.server_timing({**found.stages_s, **own})})
 
 
 def question_of(edit: Edit, source_HWC: Pixels, graph: Graph) -> Question:
@@ -56,7 +62,7 @@ async def _events(
     graph: Graph, edit: Edit, model: dict[str, Any], question: Question
 ) -> AsyncGenerator[dict[str, Any], None]:
     side_px, index = edit.side_px or model["side_px"], 0
-    async for item in graph.stream(FDM, "predict_with_previews", question):
+    async for item in graph.stream(FDM, "predict_with_previews", question, model=question.model):
         if isinstance(item, Preview):
             picture = await asyncio.to_thread(_encoded, edit, item.pixels)
             yield preview_event(
@@ -70,7 +76,8 @@ async def _events(
 
 async def _answer(edit: Edit, model: dict[str, Any], found: Found) -> dict[str, Any]:
     """The arguments of a reply beside the request."""
-    pictures = await asyncio.to_thread(lambda: [_encoded(edit, pixels) for pixels in found.pixels])
+    with metrics.stage("encode_picture"):
+        pictures = await asyncio.to_thread(lambda: [_encoded(edit, pixels) for pixels in found.pixels])
     facts = {
         "model": model["id"],
         "side_px": edit.side_px or model["side_px"],

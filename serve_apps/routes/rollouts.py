@@ -11,10 +11,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
+from serve_apps import metrics
 from serve_apps.graph import Graph, GraphOf
 from serve_apps.http import json_openapi, read_json
 from serve_apps.messages import Question, RolloutFound, StepFound
-from serve_apps.recipe import FDM
+from serve_apps.recipe import FDM, IDM
 from serve_apps.sse import event_stream
 from wm.api import RolloutAsked, RolloutFields, rollout_from_json
 from wm.images import Pixels
@@ -29,7 +30,8 @@ async def roll_out(request: Request, graph: GraphOf) -> Response:
     """Predict what the source looks like after each of ``actions``, taken one after the other."""
     asked = rollout_from_json(await read_json(request, graph.limits), graph.limits)
     model = await graph.model(asked.model or FDM, task=FDM)
-    events = _events(graph, asked, model, await graph.prepare(asked.image, model["side_px"]))
+    verifier = (await graph.model(asked.verifier, task=IDM))["id"] if asked.verifier else IDM
+    events = _events(graph, asked, model, verifier, await graph.prepare(asked.image, model["side_px"]))
     if asked.stream:
         return await event_stream(events)
     whole: dict[str, Any] = {}
@@ -39,14 +41,15 @@ async def roll_out(request: Request, graph: GraphOf) -> Response:
 
 
 async def _events(
-    graph: Graph, asked: RolloutAsked, model: dict[str, Any], source_HWC: Pixels
+    graph: Graph, asked: RolloutAsked, model: dict[str, Any], verifier: str, source_HWC: Pixels
 ) -> AsyncGenerator[dict[str, Any], None]:
     margin = graph.recipe.margin if asked.margin is None else asked.margin
     search = {"best_of": asked.best_of, "beam": asked.beam, "max_unchanged": asked.max_unchanged}
     if margin is not None:
         search |= {"margin": margin, "at_least": min(asked.beam, asked.best_of)}
     sampling = graph.recipe.sampling(asked)
-    question = Question(source_HWC, asked.actions, asked.seed, search, sampling)
+    which = {"model": model["id"], "verifier": verifier}
+    question = Question(source_HWC, asked.actions, asked.seed, search, sampling, **which)
     facts = {
         "id": f"rollout-{uuid.uuid4().hex}",
         "object": "rollout",
@@ -58,13 +61,15 @@ async def _events(
         "output_format": asked.output_format,
     }
     facts |= {"safety_identifier": asked.safety_identifier} if asked.safety_identifier else {}
-    async for item in graph.stream(FDM, "roll_out", question):
+    async for item in graph.stream(FDM, "roll_out", question, model=question.model):
         if isinstance(item, StepFound):
             told = await asyncio.to_thread(_step, asked, item)
             if asked.stream:
                 yield {"type": "rollout.step"} | told
         else:
-            yield {"type": "rollout.completed"} | facts | await asyncio.to_thread(_whole, asked, model, item)
+            with metrics.stage("encode_picture"):
+                whole = await asyncio.to_thread(_whole, asked, model, item)
+            yield {"type": "rollout.completed"} | facts | whole
 
 
 def _whole(asked: RolloutAsked, model: dict[str, Any], found: RolloutFound) -> dict[str, Any]:

@@ -7,11 +7,11 @@ from serve_apps.graph import GraphOf
 from serve_apps.http import json_openapi, read_json
 from serve_apps.recipe import IDM
 from wm.api import ScoreFields, score_from_json
+from wm.api.pictures import PIXEL_URL
 from wm.replies_chat import score_reply
 
 router = APIRouter()
-_URL = "data:image/png;base64,…"
-EXAMPLE = {"image": _URL, "targets": [_URL], "actions": ["move the red cup left", "take the red cup"]}
+EXAMPLE = {"image": PIXEL_URL, "targets": [PIXEL_URL], "actions": ["move the red cup left", "take the red cup"]}
 
 
 @router.post("/v1/score", openapi_extra=json_openapi(ScoreFields, (), EXAMPLE))
@@ -20,5 +20,5 @@ async def score(request: Request, graph: GraphOf) -> JSONResponse:
     asked = score_from_json(await read_json(request, graph.limits), graph.limits)
     model = await graph.model(asked.model or IDM, task=IDM)
     images_BHWC = await graph.prepare_all(asked.images, model["side_px"])
-    scores = await graph.call(IDM, "score", images_BHWC, asked.actions)
+    scores = await graph.call(IDM, "score", model["id"], images_BHWC, asked.actions, model=model["id"])
     return JSONResponse(score_reply(asked, scores, model=model["id"]))

@@ -5,7 +5,7 @@ nothing is accepted.
 """
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from wm.api.checks import MAX_SEED, explained, object_of
 from wm.api.errors import ApiError, Limits
-from wm.api.pictures import data_url_bytes
+from wm.api.pictures import DATA_URL_SCHEMA, PIXEL_URL, data_url_bytes
 
 MAX_MESSAGES = 64
 ROLES = ("user", "system", "developer")
@@ -36,7 +36,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 """OpenAI's fields for what this model does not do, with the values that ask for nothing; null asks for nothing too."""
 NO_EFFECT = "For what this model does not do: only values that ask for nothing are accepted."
-_IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,…"}}
+_IMAGE = {"type": "image_url", "image_url": {"url": PIXEL_URL}}
 EXAMPLE = {
     "model": "idm",
     "messages": [{"role": "user", "content": [{"type": "text", "text": "What happened?"}, _IMAGE, _IMAGE]}],
@@ -267,28 +267,31 @@ def chat_schema() -> dict[str, Any]:
     """The JSON schema of a body, for the page that describes the server."""
     schema = ChatFields.model_json_schema()
     options = schema.pop("$defs")["StreamOptions"]
-    text = {"type": "object", "required": ["type", "text"], "additionalProperties": False}
-    text["properties"] = {"type": {"const": "text"}, "text": {"type": "string"}}
-    url = {"type": "string", "description": "A data URL: data:image/png;base64,…"}
-    reference = {"type": "object", "required": ["url"], "additionalProperties": False}
-    reference["properties"] = {"url": url, "detail": {"const": "auto"}}
-    image = {"type": "object", "required": ["type", "image_url"], "additionalProperties": False}
-    image["properties"] = {"type": {"const": "image_url"}, "image_url": reference}
-    parts = {"type": "array", "items": {"anyOf": [text, image]}}
-    message = {"type": "object", "required": ["role", "content"], "additionalProperties": False}
-    message["properties"] = {
-        "role": {"enum": list(ROLES)},
-        "content": {"anyOf": [{"type": "string"}, parts]},
-        "name": {"type": "string"},
-    }
+    options["properties"]["include_obfuscation"] |= {"const": False}
+    text = _object({"type": {"const": "text"}, "text": {"type": "string"}})
+    reference = _object({"url": DATA_URL_SCHEMA, "detail": {"const": "auto"}}, optional={"detail"})
+    image = _object({"type": {"const": "image_url"}, "image_url": reference})
+    said = [
+        {
+            "role": {"enum": roles},
+            "content": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"anyOf": parts}}]},
+            "name": {"type": "string"},
+        }
+        for roles, parts in ((["user"], [text, image]), (["system", "developer"], [text]))
+    ]
     messages = {
         "type": "array",
         "minItems": 1,
         "maxItems": MAX_MESSAGES,
-        "items": message,
+        "items": {"anyOf": [_object(message, optional={"name"}) for message in said]},
         "description": "Two image_url parts in all, the source first, then the target. Texts change nothing.",
     }
     neutral = {name: {"enum": [*values, None], "description": NO_EFFECT} for name, values in NEUTRAL.items()}
     properties = {"messages": messages} | schema["properties"] | neutral
     properties["stream_options"] = {"anyOf": [options, {"type": "null"}], "description": "Only with stream."}
     return schema | {"properties": properties, "required": ["messages"]}
+
+
+def _object(properties: dict[str, Any], optional: Set[str] = frozenset()) -> dict[str, Any]:
+    required = [name for name in properties if name not in optional]
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}

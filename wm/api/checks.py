@@ -77,8 +77,8 @@ def explained(error: ValidationError, fields: Iterable[str]) -> ApiError:
     parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"])
     name = "".join(parts).removeprefix(".")[:80] or None
     if item["type"] == "extra_forbidden":
-        known = ", ".join(fields)
-        return ApiError(f"unknown field {name!r:.80}; the fields are {known}", param=name, code="unknown_parameter")
+        known = "; the fields are " + ", ".join(fields) if len(item["loc"]) == 1 else ""
+        return ApiError(f"unknown field {name!r:.80}{known}", param=name, code="unknown_parameter")
     if item["type"] == "missing":
         return ApiError(f"{name} is missing", param=name, code="missing_required_parameter")
     return ApiError(f"{name} = {item['input']!r:.80}: {item['msg'].lower()}", param=name, code="invalid_value")

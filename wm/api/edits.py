@@ -25,6 +25,8 @@ class EditFields(PictureFields):
     """The action to take in the image, in words."""
     model: str | None = None
     """A forward dynamics model of GET /v1/models; the served one if left out."""
+    verifier: str | None = None
+    """The inverse dynamics model of GET /v1/models that ranks; the served one if left out."""
     n: int = Field(1, ge=1, le=10)
     """How many predictions to return, best first."""
     best_of: int | None = Field(None, ge=1)
@@ -56,6 +58,8 @@ class EditFields(PictureFields):
             raise ApiError(f"partial_images = {self.partial_images} needs stream = true", param="partial_images")
         if self.margin is not None and not self.verify:
             raise ApiError("margin with verify = false: nothing tells when to stop", param="margin")
+        if self.verifier is not None and not self.verify:
+            raise ApiError("verifier with verify = false: nothing is verified", param="verifier")
         return self
 
 
@@ -83,6 +87,7 @@ class Edit:
     partial_images: int = 0
     return_candidates: bool = False
     margin: float | None = None
+    verifier: str | None = None
 
 
 def edit_from_form(items: Iterable[tuple[str, str | bytes]], limits: Limits) -> Edit:
@@ -146,6 +151,7 @@ def _check(values: Mapping[str, Any], images: Sequence[bytes], limits: Limits, *
         partial_images=fields.partial_images,
         return_candidates=fields.return_candidates,
         margin=fields.margin,
+        verifier=fields.verifier,
     )
 
 

@@ -11,6 +11,16 @@ from wm.api.errors import ApiError, Limits
 from wm.errors import InputError
 from wm.images import Pixels, decode_image, fit_square
 
+PIXEL_URL = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4XmNoaGgAAAMEAYGyFkehAAAAAElFTkSuQmCC"
+)
+"""A grey image of one pixel, for examples."""
+DATA_URL_SCHEMA = {
+    "type": "string",
+    "pattern": "^data:image/[a-z]+;base64,[A-Za-z0-9+/]+={0,2}$",
+    "description": "A data URL of PNG, JPEG, WebP or BMP: data:image/png;base64,…",
+    "examples": [PIXEL_URL],
+}
 TOGETHER = 2
 """All images of a request may have so many times the pixels of one."""
 

@@ -18,6 +18,8 @@ class RolloutFields(PictureFields):
     """The actions to take, in words, in their order."""
     model: str | None = None
     """A forward dynamics model of GET /v1/models; the served one if left out."""
+    verifier: str | None = None
+    """The inverse dynamics model of GET /v1/models that ranks; the served one if left out."""
     best_of: int | None = Field(None, ge=1)
     """How many candidates to draw and verify at each step, for each sequence kept."""
     beam: int = Field(1, ge=1)
@@ -38,6 +40,7 @@ class RolloutAsked:
     image: bytes
     actions: tuple[str, ...]
     model: str | None
+    verifier: str | None
     best_of: int
     beam: int
     margin: float | None
@@ -79,6 +82,7 @@ def rollout_from_json(body: bytes, limits: Limits) -> RolloutAsked:
         image=image_bytes(given, "image"),
         actions=tuple(action.strip() for action in fields.actions),
         model=fields.model,
+        verifier=fields.verifier,
         best_of=fields.best_of or limits.default_best_of,
         beam=fields.beam,
         margin=fields.margin,

@@ -4,13 +4,16 @@
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from wm.api.checks import check_action, check_length, explained, object_of
 from wm.api.errors import ApiError, Limits
-from wm.api.pictures import data_url_bytes
+from wm.api.pictures import DATA_URL_SCHEMA, data_url_bytes
+
+DataUrl = WithJsonSchema(DATA_URL_SCHEMA)
+Words = WithJsonSchema({"type": "string", "pattern": r"^[^\x00]*[^\s\x00][^\x00]*$"})
 
 
 class ScoreFields(BaseModel):
@@ -18,11 +21,11 @@ class ScoreFields(BaseModel):
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-    image: str
+    image: Annotated[str, DataUrl]
     """The source: a data URL of PNG, JPEG, WebP or BMP."""
-    targets: list[str] = Field(min_length=1)
+    targets: list[Annotated[str, DataUrl]] = Field(min_length=1)
     """What it may have become: data URLs."""
-    actions: list[str] = Field(min_length=1)
+    actions: list[Annotated[str, Words]] = Field(min_length=1)
     """What may have happened, in words. Every target is scored with every action."""
     model: str | None = None
     """An inverse dynamics model of GET /v1/models; the served one if left out."""

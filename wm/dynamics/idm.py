@@ -15,7 +15,7 @@ from wm.models.protocol import UnifiedVLM
 from wm.sampling.decoder import Decoder
 from wm.sampling.noise import Sampling
 from wm.sampling.pieces import TextPieces
-from wm.sampling.texts import GREEDY, TextRun, TextToken, advance_texts, generate_texts
+from wm.sampling.texts import GREEDY, TextRun, TextToken, generate_texts
 
 Codes: TypeAlias = Tensor | npt.NDArray[np.integer[npt.NBitBase]] | Sequence[Sequence[int]]
 """Codebook ids (B, N)."""
@@ -89,11 +89,13 @@ def propose_actions(
 
 
 class Proposing:
-    """``num_samples`` actions of one pair of images as they grow; :func:`advance_proposals` adds a token to each.
+    """``num_samples`` actions of one pair of images as they grow.
 
-    Greedy: the action of :func:`propose_actions`. The settings are those of :class:`wm.sampling.texts.TextRun`, which
-    says how tokens are drawn. Raises :class:`InputError` for what cannot be done, among it more ``max_new_tokens`` than
-    the model has positions for. ``prompt_tokens``: how many tokens the actions follow.
+    :func:`wm.sampling.texts.advance_texts` adds a token to each text of ``run``, and of others' in the same pass;
+    :meth:`told` says what these tokens are. Greedy: the action of :func:`propose_actions`. The settings are those of
+    :class:`wm.sampling.texts.TextRun`, which says how tokens are drawn. Raises :class:`InputError` for what cannot be
+    done, among it more ``max_new_tokens`` than the model has positions for. ``prompt_tokens``: how many tokens the
+    actions follow.
     """
 
     def __init__(
@@ -127,13 +129,8 @@ class Proposing:
         self._pieces = [TextPieces(idm) for _ in range(num_samples)]
         self._eos_id = idm.eos_id
 
-    @property
-    def has_ended(self) -> bool:
-        """Whether all actions have their end."""
-        return self.run.has_ended
-
     def told(self, step: Sequence[TextToken | None]) -> list[ActionToken]:
-        """What a step of the run says."""
+        """What a step of the run says: the next token of every action that had not ended. To be called once a step."""
         return [
             self._token(sample, self._pieces[sample], token) for sample, token in enumerate(step) if token is not None
         ]
@@ -146,13 +143,6 @@ class Proposing:
         if token.id != self._eos_id:
             return ActionToken(sample, pieces.add(token.id), chosen, tuple(top), None)
         return ActionToken(sample, pieces.end(), chosen, tuple(top), "length" if token.is_cut else "stop")
-
-
-def advance_proposals(idm: UnifiedVLM, decoder: Decoder, proposals: Sequence[Proposing]) -> list[list[ActionToken]]:
-    """Of each, the next token of every action that has not ended: one pass over the weights for all of them. Nothing is
-    computed ahead, so that who asks no more costs no more. ``decoder``: of ``idm`` as it is now."""
-    steps = advance_texts(idm, decoder, [each.run for each in proposals])
-    return [each.told(step) for each, step in zip(proposals, steps, strict=True)]
 
 
 def gather_actions(steps: Iterable[Sequence[ActionToken]]) -> list[ScoredAction]:

@@ -165,13 +165,12 @@ class ImagePool:
         return order.key
 
     def drop(self, key: int) -> None:
-        """Forget a request, whatever is done of it; one that is done already is none."""
+        """Forget a request, whatever is done of it, and what its rows hold; one that is done already is none."""
         order = self._orders.pop(key, None)
         if order is not None:
             order.is_dropped = True
             self._waiting = deque(piece for piece in self._waiting if piece.order is not order)
-        if not self._orders:
-            self._cohorts.clear()  # nobody may ever advance it again
+            self._remove_dropped()
 
     @property
     def num_requests(self) -> int:
@@ -194,7 +193,6 @@ class ImagePool:
 
         Raises the error of a single candidate that does not fit into memory.
         """
-        self._remove_dropped()
         error = self._tried()
         if error is not None:
             self._shed(error)

@@ -99,6 +99,7 @@ class TextRun:
         is_last = self._step == self.max_new_tokens
         token_R = torch.full_like(drawn_R, vlm.eos_id) if is_last else drawn_R
         chosen_R = logprobs_RV.gather(1, token_R[:, None])[:, 0].double()
+        need_finite(chosen_R, "log-probabilities", vlm)
         tops = _likeliest(spoken_RV, vlm.text_rows, self.num_top)
         rows = zip(token_R.tolist(), chosen_R.tolist(), tops, (token_R != drawn_R).tolist(), strict=True)
         told = [TextToken(*row) if is_now else None for row, is_now in zip(rows, self.is_open, strict=True)]

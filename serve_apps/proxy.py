@@ -1,0 +1,45 @@
+"""A layer in Ray Serve's proxy, in front of all applications: ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` names
+:func:`layers`. ``python -m serve_apps`` sets it for the session it starts; on a cluster it belongs into the environment
+of every node, as ``cluster/Dockerfile`` has it.
+
+The proxy takes orders from headers of whoever asks: to wait for ever, to go on working when the client has left, to
+use another model. It also fails (500) on those that are no UTF-8. Neither is a stranger's to choose.
+"""
+
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from serve_apps.http import error_response
+from serve_apps.ids import wrong_id
+
+IMPORT_PATH = "serve_apps.proxy:layers"
+ORDERS = (
+    b"x-request-timeout-seconds",
+    b"x-request-disconnect-disabled",
+    b"serve-multiplexed-model-id",
+    b"x-session-id",
+)
+"""With - or _ between the words."""
+
+
+class WithoutOrders:
+    """Removes the headers that are orders to the proxy, and refuses an ``x-request-id`` that is none."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] in ("http", "websocket"):
+            headers = [(name, value) for name, value in scope["headers"] if not _is_order(name)]
+            scope = {**scope, "headers": headers}
+        error = wrong_id(scope) if scope["type"] == "http" else None
+        await (self._app if error is None else error_response(error))(scope, receive, send)
+
+
+def _is_order(name: bytes) -> bool:
+    return name.lower().replace(b"_", b"-") in ORDERS or not name.isascii()
+
+
+def layers() -> list[Middleware]:
+    """What the proxy puts around itself."""
+    return [Middleware(WithoutOrders)]

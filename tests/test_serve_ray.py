@@ -1,0 +1,222 @@
+"""One server as it runs: what time limits, clients that leave and headers do to its replicas, and what it exports."""
+
+import base64
+import hashlib
+import http.client
+import re
+import socket
+import time
+from pathlib import Path
+
+import httpx2
+import numpy as np
+import openai
+import pytest
+import ray
+
+from serve_apps import metrics
+from serve_apps.__main__ import StartRecipe, start, stop
+from wm.images import encode_png
+
+KEY = "wm-alice"
+TIMEOUT_S = 2.0
+REPORT_S = 0.5
+URL = "data:image/png;base64," + base64.b64encode(encode_png(np.zeros((16, 16, 3), np.uint8))).decode()
+LONG = {"image": URL, "actions": ["move it"] * 64, "best_of": 64, "beam": 4, "seed": 1}
+LONG_TOKENS = (1 + 63 * 4) * 64 * 4
+"""What it would draw if nobody stopped it: about 30 seconds of work."""
+
+
+@pytest.fixture(scope="module")
+def port(tiny_base, tmp_path_factory):
+    keys = tmp_path_factory.mktemp("keys") / "keys.toml"
+    digest = hashlib.sha256(KEY.encode()).hexdigest()
+    keys.write_text(f'[[keys]]\nname = "alice"\nsha256 = "{digest}"\nrequests_per_minute = 1000\n')
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        number = free.getsockname()[1]
+    recipe = StartRecipe(
+        fdm=str(tiny_base),
+        idm=str(tiny_base),
+        keys=str(keys),
+        port=number,
+        cpus_per_replica=0.5,
+        timeout_s=TIMEOUT_S,
+    )
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("RAY_metrics_report_interval_ms", str(int(1000 * REPORT_S)))
+        try:
+            start(recipe)
+            yield number
+        finally:
+            stop()
+
+
+@pytest.fixture(scope="module")
+def client(port):
+    headers = {"authorization": f"Bearer {KEY}"}
+    with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, headers=headers) as session:
+        session.post("/v1/images/edits", json={"image": URL, "prompt": "move it", "seed": 1, "best_of": 4})
+        yield session
+
+
+def exported():
+    """Values of all series of ours, summed over their labels; and each one's labels."""
+    port = ray.nodes()[0]["MetricsExportPort"]
+    values: dict[str, float] = {}
+    labels: dict[str, set[str]] = {}
+    for line in httpx2.get(f"http://127.0.0.1:{port}/metrics").text.splitlines():
+        found = re.fullmatch(r"(ray_wm_\w+)\{(.*)\} (\S+)", line)
+        if found:
+            name, text, value = found.groups()
+            values[name] = values.get(name, 0.0) + float(value)
+            labels.setdefault(name, set()).update(re.findall(r'(\w+="[^"]*")', text))
+    return values, labels
+
+
+def drawn_in_the_end(before):
+    """Tokens drawn since, once no more are; fails where the drawing goes on."""
+    last, deadline = -1.0, time.monotonic() + 15
+    while time.monotonic() < deadline:
+        values, _ = exported()
+        drawn = values["ray_wm_tokens_drawn_total"]
+        if drawn == last and drawn > before:
+            assert values.get("ray_wm_rows_decoding", 0.0) == 0
+            return drawn - before
+        last = drawn
+        time.sleep(4 * REPORT_S)
+    raise AssertionError(f"tokens are still drawn: {last - before:,.0f}")
+
+
+@pytest.fixture
+def before(client):
+    """Tokens drawn so far, with nothing at work."""
+    last = -1.0
+    while last != (now := exported()[0].get("ray_wm_tokens_drawn_total", 0.0)) or not now:
+        last = now
+        time.sleep(3 * REPORT_S)
+    return last
+
+
+def test_a_time_limit_stops_the_decoding(client, before):
+    began_s = time.monotonic()
+    reply = client.post("/v1/rollouts", json=LONG)
+    assert TIMEOUT_S <= time.monotonic() - began_s < TIMEOUT_S + 1.5
+    assert (reply.status_code, reply.json()["error"]["code"]) == (408, "timeout")
+    assert reply.headers["x-should-retry"] == "false"
+    assert 0 < drawn_in_the_end(before) < LONG_TOKENS / 2
+
+
+def test_a_time_limit_ends_a_stream_with_an_error_and_stops_the_decoding(client, before):
+    reply = client.post("/v1/rollouts", json=LONG | {"stream": True})
+    events = re.findall(r"^event: (.*)$", reply.text, re.M)
+    assert reply.status_code == 200 and events[-1] == "error" and "rollout.completed" not in events
+    assert '"code": "timeout"' in reply.text.splitlines()[-2]
+    assert 0 < drawn_in_the_end(before) < LONG_TOKENS / 2
+
+
+@pytest.mark.parametrize("order", [{}, {"x-request-disconnect-disabled": "?1", "x-request-timeout-seconds": "0"}])
+def test_a_client_that_leaves_stops_the_decoding(client, before, order):
+    """Whatever it orders Ray's proxy to do."""
+    with pytest.raises(httpx2.TimeoutException):
+        client.post("/v1/rollouts", json=LONG, timeout=0.7, headers=order)
+    assert 0 < drawn_in_the_end(before) < LONG_TOKENS / 4
+
+
+def test_a_client_that_leaves_a_stream_stops_the_decoding(client, before):
+    with client.stream("POST", "/v1/rollouts", json=LONG | {"stream": True}) as reply:
+        assert next(reply.iter_lines()) == "event: rollout.step"
+    assert 0 < drawn_in_the_end(before) < LONG_TOKENS / 4
+
+
+def test_openais_client_does_not_repeat_what_timed_out(port, before):
+    found = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=KEY, max_retries=2)
+    began_s = time.monotonic()
+    with pytest.raises(openai.APIStatusError, match="took more than 2 s") as caught:
+        found.post("/rollouts", body=LONG, cast_to=object)
+    assert caught.value.status_code == 408
+    assert time.monotonic() - began_s < 2 * TIMEOUT_S
+
+
+def test_figures_reach_prometheus(client, before):
+    counted = exported()[0]
+    reply = client.post("/v1/images/edits", json={"image": URL, "prompt": "move it", "seed": 1, "best_of": 8})
+    assert reply.status_code == 200
+    client.get("/v1/models/none"), client.get("/v1/models", headers={"authorization": "Bearer no"})
+    deadline = time.monotonic() + 15
+    while time.monotonic() < deadline:
+        values, labels = exported()
+        more = {name: values[name] - counted.get(name, 0.0) for name in values}
+        if more["ray_wm_requests_total"] >= 3 and more["ray_wm_tokens_drawn_total"] >= 32:
+            break
+        time.sleep(REPORT_S)
+    assert more["ray_wm_tokens_drawn_total"] == 8 * 4
+    # Ray tells sums by the middles of buckets: 8 candidates are in that of 7 and 8.
+    assert more["ray_wm_candidates_count"] == 1 and 6 <= more["ray_wm_candidates_sum"] <= 8
+    assert more["ray_wm_stage_seconds_count"] == len(metrics.STAGES)
+    share = reply.json()["data"][0]["verification"]["unchanged_share"]
+    assert more["ray_wm_unchanged_share_sum"] == pytest.approx(share, abs=0.1)
+    assert more["ray_wm_requests_total"] == more["ray_wm_request_seconds_count"] == 3
+    assert {'endpoint="/v1/images/edits"', 'status="404"', 'status="401"'} <= labels["ray_wm_requests_total"]
+    assert {f'stage="{stage}"' for stage in metrics.STAGES} <= labels["ray_wm_stage_seconds_count"]
+    assert 'deployment="FDMSampler"' in labels["ray_wm_tokens_drawn_total"]
+    series = {name for metric in metrics.ALL for name in metric.exported}
+    never = {metrics.RATE_LIMITED, metrics.RETRIES, metrics.ACCEPTED, metrics.STREAM_ERRORS}
+    gauges = {metrics.ROWS, metrics.WAITING, metrics.IN_PROGRESS}  # Ray forgets those that do not change
+    assert set(values) <= series
+    assert {name for metric in set(metrics.ALL) - never - gauges for name in metric.exported} <= set(values)
+
+
+def test_an_id_is_in_the_answer_and_in_the_log_lines_of_all_who_worked_on_it(client):
+    reply = client.get("/health")
+    assert len(reply.headers.get_list("x-request-id")) == 1
+    name = "my-id/é".encode("ascii", "ignore").decode() + str(time.time_ns())
+    asked = {"image": URL, "prompt": "move it", "seed": 1, "best_of": 2}
+    reply = client.post("/v1/images/edits", json=asked, headers={"x-request-id": name})
+    assert reply.headers.get_list("x-request-id") == [name]
+    folder = Path(ray._private.worker._global_node.get_session_dir_path()) / "logs" / "serve"
+    deadline = time.monotonic() + 15
+    while time.monotonic() < deadline:
+        files = {file.name for file in folder.iterdir() if file.is_file() and name in file.read_text(errors="replace")}
+        if len(files) >= 3:
+            break
+        time.sleep(0.3)
+    for deployment in ("Ingress", "FDMSampler", "IDMVerifier"):
+        assert any(deployment in file for file in files), (deployment, files)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "status"),
+    [
+        ("x-request-id", b"\xff\xfe", 400),
+        ("x-request-id", b"a" * 513, 400),
+        ("x-request-id", b"a b", 400),
+        ("x-request-timeout-seconds", b"\xff", 200),
+        ("x-request-timeout-seconds", b"0.000001", 200),
+        ("X-Request-Timeout-Seconds", b"nan", 200),
+        ("serve_multiplexed_model_id", b"\xff", 200),
+        ("Serve-Multiplexed-Model-Id", b"other", 200),
+        ("x-session-id", b"\xff", 200),
+        ("x-other", b"\xff\xfe", 200),
+        ("cookie", b"a" * 60_000, 200),
+        ("content-length", b"-1", 400),
+        ("transfer-encoding", b"gzip", 400),
+    ],
+)
+def test_headers_are_no_orders_and_no_faults(port, client, name, value, status):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.putrequest("GET", "/v1/models")
+    connection.putheader("Authorization", f"Bearer {KEY}")
+    connection.putheader(name, value)
+    connection.endheaders()
+    reply = connection.getresponse()
+    assert reply.status == status, reply.read()[:200]
+    connection.close()
+    assert client.get("/v1/models").status_code == 200
+
+
+def test_strangers_are_asked_for_a_key(port):
+    with httpx2.Client(base_url=f"http://127.0.0.1:{port}") as session:
+        assert session.get("/v1/models").status_code == 401
+        reply = session.post("/v1/rollouts", json=LONG)
+        assert (reply.status_code, reply.headers["www-authenticate"]) == (401, 'Bearer realm="wm"')
+        assert session.get("/health").status_code == 200
