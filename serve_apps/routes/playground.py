@@ -1,0 +1,142 @@
+"""The playground at ``/``: files of ``serve_apps/playground`` as they are, and sample pictures of the toy world.
+
+The page speaks to this server alone, by the same requests as any client. It needs no key itself; its requests do.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Request, Response
+
+from wm.api import ApiError
+from wm.images import encode_png
+from wm.tabletop import State, actions_of, random_state, render
+from wm.tabletop.actions import KINDS
+from wm.tabletop.scenes import random_camera
+
+TYPES = {
+    "html": "text/html; charset=utf-8",
+    "css": "text/css; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "svg": "image/svg+xml",
+}
+POLICY = "; ".join(
+    (
+        "default-src 'self'",
+        "img-src 'self' blob: data:",
+        "object-src 'none'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+        "require-trusted-types-for 'script'",  # no text becomes markup or a script, even by mistake
+    )
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",  # kept, and asked about by its ETag: a server started anew shows its own page
+}
+NUM_SAMPLES = 6
+SAMPLES_SEED = 20
+
+router = APIRouter(include_in_schema=False)
+
+
+@dataclass(frozen=True)
+class Asset:
+    """A file as it is sent. ``etag``: of its content, quoted."""
+
+    content: bytes
+    media_type: str
+    etag: str
+
+
+def _asset(content: bytes, media_type: str) -> Asset:
+    return Asset(content, media_type, f'"{hashlib.sha256(content).hexdigest()[:32]}"')
+
+
+@cache
+def assets() -> Mapping[str, Asset]:
+    """The page's files by name: these and no others can be asked for."""
+    found = {}
+    for file in (files("serve_apps") / "playground").iterdir():
+        media_type = TYPES.get(file.name.rpartition(".")[2])
+        if file.is_file() and media_type:
+            found[file.name] = _asset(file.read_bytes(), media_type)
+    return found
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture of the toy world and, for each kind of action, one that can happen there."""
+
+    picture: Asset
+    actions: tuple[str, ...]
+
+
+@cache
+def samples() -> tuple[Sample, ...]:
+    """The same ones every time."""
+    rng = np.random.default_rng(SAMPLES_SEED)
+    found = []
+    for _ in range(NUM_SAMPLES):
+        state = random_state(rng)
+        picture = _asset(encode_png(render(state, random_camera(rng), rng)), "image/png")
+        found.append(Sample(picture, _actions(state, rng)))
+    return tuple(found)
+
+
+def _actions(state: State, rng: np.random.Generator) -> tuple[str, ...]:
+    drawn = []
+    for kind in KINDS:
+        possible = actions_of(state, kind)
+        drawn += [possible[int(rng.integers(len(possible)))].text()] if possible else []
+    return tuple(drawn)
+
+
+@router.api_route("/", methods=["GET", "HEAD"])
+async def page(request: Request) -> Response:
+    """The page itself."""
+    return _answer(request, assets()["index.html"])
+
+
+@router.api_route("/playground/samples", methods=["GET", "HEAD"])
+async def list_samples() -> dict[str, Any]:
+    """Sample pictures, for models of the toy world, and what can be done in each."""
+    return {
+        "data": [
+            {"url": f"playground/samples/{number}.png", "actions": list(sample.actions)}
+            for number, sample in enumerate(samples())
+        ]
+    }
+
+
+@router.api_route("/playground/samples/{number}.png", methods=["GET", "HEAD"])
+async def sample_picture(request: Request, number: str) -> Response:
+    """PNG, 48 x 48."""
+    if not (number.isdecimal() and number.isascii() and int(number[:9]) < NUM_SAMPLES):
+        raise ApiError(f"no such sample: {number!r:.80}", status=404, code="not_found")
+    return _answer(request, samples()[int(number)].picture)
+
+
+@router.api_route("/playground/{name}", methods=["GET", "HEAD"])
+async def asset(request: Request, name: str) -> Response:
+    """A file of the page."""
+    if name not in assets():
+        raise ApiError(f"no such file: {name!r:.80}", status=404, code="not_found")
+    return _answer(request, assets()[name])
+
+
+def _answer(request: Request, found: Asset) -> Response:
+    headers = HEADERS | {"ETag": found.etag}
+    known = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
+    if known & {found.etag, "*"}:
+        return Response(status_code=304, headers=headers)
+    # Starlette gives the length; a server leaves the body out of an answer to HEAD.
+    return Response(found.content, media_type=found.media_type, headers=headers)
