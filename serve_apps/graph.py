@@ -84,7 +84,8 @@ class Graph:
     async def prepare_all(self, images: Sequence[tuple[str, bytes]], side_px: int) -> Pixels:
         """Several named pictures, uint8 (B, side_px, side_px, 3); see :func:`wm.api.prepare_images`."""
         async with self._decoding:
-            return await asyncio.to_thread(prepare_images, images, side_px, self.limits)
+            with metrics.stage("prepare"):
+                return await asyncio.to_thread(prepare_images, images, side_px, self.limits)
 
     def for_key(self, key: Key) -> "Graph":
         """The same one, within the limits of a key."""
