@@ -8,13 +8,14 @@ BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED := 0
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo full serve lint types tests test clean
+.PHONY: help install demo full serve schema lint types tests test clean
 
 help:
 	@echo "make demo   install, then annotate, train, verify and report in the nano world: runs/demo/report/report.html"
 	@echo "make test   install, then lint, types and tests"
 	@echo "make full   the demo with 3 seeds and controls: runs/full/report/report.html"
 	@echo "make serve  serve the demo's models at http://127.0.0.1:8000/v1"
+	@echo "make schema ask the server 2,000 requests made up from its OpenAPI schema"
 	@echo "make clean  remove the virtual environment and caches; runs/ stays"
 
 install: $(VENV)/.installed
@@ -34,6 +35,9 @@ full: install
 
 serve: install
 	$(BIN)/python -m serve_apps fdm=runs/demo/fdm/model idm=runs/demo/idm/model
+
+schema: install
+	WM_SCHEMA_CASES=2000 $(BIN)/python -m pytest -q -rP tests/test_serve_schema.py
 
 lint: install
 	$(BIN)/ruff check .

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.middleware import Middleware
 
+from serve_apps.openapi import DescribedApp
 from wm.api import ApiError, Edit, EditFields, Limits, edit_from_form, edit_from_json
 
 logger = logging.getLogger("ray.serve")
@@ -24,7 +25,7 @@ MAX_FIELD_BYTES = 1_000_000
 def create_app(title: str, layers: Sequence[Middleware] = ()) -> FastAPI:
     """A FastAPI app that answers every error with ``{"error": {message, type, param, code}}``; ``layers`` around it,
     outermost first."""
-    app = FastAPI(title=title, middleware=layers)
+    app = DescribedApp(title=title, middleware=layers)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)

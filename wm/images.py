@@ -15,6 +15,8 @@ Pixels: TypeAlias = npt.NDArray[np.uint8]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 MAX_PIXELS = 40_000_000
+MAX_ASPECT = 16
+"""Strips longer than so many squares are cut before they are scaled: a kilobyte of them would cost seconds."""
 
 
 def encode_png(pixels_HWC: Pixels) -> bytes:
@@ -75,7 +77,7 @@ def fit_square(pixels_HWC: Pixels, side_px: int) -> Pixels:
     if pixels_HWC.shape[:2] == (side_px, side_px):
         return pixels_HWC
     size = _scaled(pixels_HWC, side_px)
-    if size[0] * size[1] > MAX_PIXELS:
+    if size[0] * size[1] > min(MAX_PIXELS, MAX_ASPECT * side_px**2):
         pixels_HWC = _middle(pixels_HWC, side_px)
         size = _scaled(pixels_HWC, side_px)
     image = Image.fromarray(pixels_HWC).resize(size, Image.Resampling.LANCZOS)

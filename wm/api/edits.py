@@ -29,7 +29,7 @@ class EditFields(PictureFields):
     """The inverse dynamics model of GET /v1/models that ranks; the served one if left out."""
     n: int = Field(1, ge=1, le=10)
     """How many predictions to return, best first."""
-    best_of: int | None = Field(None, ge=1)
+    best_of: int | None = Field(None, ge=1, le=MAX_SEED)
     """How many candidates to draw and verify; at least n."""
     verify: bool = True
     """Whether the inverse dynamics model ranks the candidates; false returns n draws as they come."""

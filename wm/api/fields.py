@@ -21,7 +21,7 @@ class PictureFields(BaseModel):
     """Same seed, same answer. A random one is drawn, and reported, if left out."""
     temperature: float | None = Field(None, ge=0, le=10, allow_inf_nan=False)
     """Of the image tokens; 0 decodes greedily, so that all candidates are equal."""
-    top_k: int | None = Field(None, ge=0)
+    top_k: int | None = Field(None, ge=0, le=MAX_SEED)
     """Draw among the k most likely codes only; 0 for all."""
     top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
     """Draw among the most likely codes that hold this share of the probability."""

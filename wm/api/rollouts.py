@@ -20,9 +20,9 @@ class RolloutFields(PictureFields):
     """A forward dynamics model of GET /v1/models; the served one if left out."""
     verifier: str | None = None
     """The inverse dynamics model of GET /v1/models that ranks; the served one if left out."""
-    best_of: int | None = Field(None, ge=1)
+    best_of: int | None = Field(None, ge=1, le=MAX_SEED)
     """How many candidates to draw and verify at each step, for each sequence kept."""
-    beam: int = Field(1, ge=1)
+    beam: int = Field(1, ge=1, le=MAX_SEED)
     """How many sequences to keep after each step; 1 goes on from the best candidate."""
     margin: float | None = Field(None, ge=0, allow_inf_nan=False)
     """Adaptive N: fewer than best_of are drawn where one more is expected to gain no more than so many nats an action

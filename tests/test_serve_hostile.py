@@ -1,0 +1,433 @@
+"""What a stranger may send: never an answer of 500, never a process that grows with what it is sent."""
+
+import base64
+import gc
+import io
+import json
+import struct
+import zlib
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+from serve_local import local_app
+from starlette.testclient import TestClient
+
+from serve_apps.recipe import ServeRecipe
+from wm.images import decode_image, encode_png
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+PNG = encode_png(PIXELS)
+MAX_BODY = 3_000_000
+MAX_PIXELS = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def http(tiny_base):
+    recipe = ServeRecipe(
+        fdm=str(tiny_base), idm=str(tiny_base), best_of=2, max_body_bytes=MAX_BODY, max_pixels=MAX_PIXELS
+    )
+    with TestClient(local_app(recipe), raise_server_exceptions=True) as client:
+        yield client
+
+
+def url_of(data, kind="image/png"):
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+URL = url_of(PNG)
+BODIES = {
+    "/v1/images/edits": {"image": URL, "prompt": "move it", "seed": 1},
+    "/v1/rollouts": {"image": URL, "actions": ["move it"], "seed": 1},
+    "/v1/score": {"image": URL, "targets": [URL], "actions": ["move it"]},
+    "/v1/chat/completions": {
+        "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": URL}}] * 2}]
+    },
+}
+PATHS = list(BODIES)
+
+
+def with_image(path, text):
+    """The request of a path with another source image."""
+    return json.loads(json.dumps(BODIES[path]).replace(json.dumps(URL), json.dumps(text), 1))
+
+
+def refused(reply, status=400):
+    """An error of the client's, in OpenAI's form, in one line."""
+    assert reply.status_code == status, reply.text[:300]
+    error = reply.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"} and error["type"] == "invalid_request_error"
+    assert "\n" not in error["message"] and len(error["message"]) < 1000
+    return error
+
+
+def saved(kind, image=None, **options):
+    buffer = io.BytesIO()
+    (image or Image.fromarray(PIXELS)).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def chunk(name, data):
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def png(width, height, *chunks, bits=8, colour=2):
+    head = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + b"".join(chunks) + chunk(b"IEND", b"")
+
+
+FRAMES = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "green")]
+ANIMATED = {"save_all": True, "append_images": FRAMES[1:]}
+SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>'
+
+BAD_IMAGES = {
+    "empty": b"",
+    "text": b"hello",
+    "zeros": b"\0" * 5000,
+    "html": b"<html>",
+    "svg": SVG,
+    "svg_declared": b'<?xml version="1.0"?><!DOCTYPE svg [<!ENTITY a "b">]>' + SVG,
+    "pdf": b"%PDF-1.4\n%%EOF",
+    "eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n(/etc/passwd) (r) file\n",
+    "gif": saved("GIF", FRAMES[0]),
+    "animated_gif": saved("GIF", FRAMES[0], **ANIMATED),
+    "tiff": saved("TIFF"),
+    "psd": b"8BPS\0\1" + b"\0" * 6 + struct.pack(">HIIHH", 3, 8, 8, 8, 3) + b"\0" * 400,
+    "ico": saved("ICO", FRAMES[0]),
+    "ppm": saved("PPM"),
+    "jpeg2000": saved("JPEG2000"),
+    "zip": b"PK\3\4" + b"\0" * 100,
+    "truncated_png": PNG[: len(PNG) // 2],
+    "truncated_jpeg_head": saved("JPEG")[:100],
+    "truncated_webp": saved("WEBP")[:60],
+    "no_size": png(0, 0),
+    "no_height": png(10, 0),
+    "size_of_a_million_squared": png(1_000_000, 1_000_000, chunk(b"IDAT", zlib.compress(b"\0"))),
+    "size_of_2_31": png(2**31 - 1, 2**31 - 1, chunk(b"IDAT", zlib.compress(b"\0"))),
+    "bomb": saved("PNG", Image.new("1", (20_000, 20_000))),
+    "bomb_bmp": b"BM" + struct.pack("<IHHIIiiHHIIiiII", 70, 0, 0, 54, 40, 60_000, 60_000, 1, 24, 0, 0, 0, 0, 0, 0),
+    "bomb_webp": saved("WEBP", Image.new("RGB", (16_000, 100)), lossless=True)[:30],
+    "bomb_jpeg": saved("JPEG", Image.new("L", (2000, 2000))),
+    "text_bomb": png(8, 8, chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"\0" * 100_000_000)), chunk(b"IDAT", b"")),
+    "profile_bomb": png(8, 8, chunk(b"iCCP", b"a\0\0" + zlib.compress(b"\0" * 100_000_000))),
+    "no_pixels": png(8, 8),
+    "wrong_colour_type": png(8, 8, chunk(b"IDAT", zlib.compress(b"\0" * 300)), colour=5),
+    "damaged_check": PNG[:40] + b"\xff" + PNG[41:],
+}
+
+
+@pytest.mark.parametrize("name", BAD_IMAGES)
+@pytest.mark.parametrize("path", PATHS)
+def test_bytes_that_are_no_picture(http, path, name):
+    error = refused(http.post(path, json=with_image(path, url_of(BAD_IMAGES[name]))))
+    assert "image" in error["message"]
+
+
+@pytest.mark.parametrize("name", BAD_IMAGES)
+def test_bytes_that_are_no_picture_in_a_form(http, name):
+    reply = http.post("/v1/images/edits", files={"image": ("a.png", BAD_IMAGES[name])}, data={"prompt": "move it"})
+    assert refused(reply)["param"] == "image"
+
+
+def exif_of(rotation):
+    exif = Image.Exif()
+    exif[0x0112] = rotation
+    return exif.tobytes()
+
+
+GOOD_IMAGES = {
+    "png": PNG,
+    "animated_png": saved("PNG", FRAMES[0], **ANIMATED),
+    "animated_webp": saved("WEBP", FRAMES[0], **ANIMATED),
+    "bmp": saved("BMP"),
+    "grey": saved("PNG", Image.fromarray(PIXELS).convert("L")),
+    "bits": saved("PNG", Image.fromarray(PIXELS).convert("1")),
+    "palette": saved("PNG", Image.fromarray(PIXELS).convert("P")),
+    "palette_with_transparency": saved("PNG", Image.fromarray(PIXELS).convert("P"), transparency=3),
+    "alpha": saved("PNG", Image.fromarray(PIXELS).convert("RGBA")),
+    "sixteen_bits": saved("PNG", Image.fromarray((PIXELS[..., 0].astype(np.uint16) << 8) + 7)),
+    "cmyk": saved("JPEG", Image.fromarray(PIXELS).convert("CMYK")),
+    "progressive": saved("JPEG", progressive=True),
+    "turned": saved("JPEG", exif=exif_of(6)),
+    "turned_by_nonsense": saved("JPEG", exif=exif_of(99)),
+    "exif_of_nonsense": saved("JPEG", exif=b"Exif\0\0II*\0" + b"\xff" * 200),
+    "one_pixel": saved("PNG", Image.new("RGB", (1, 1))),
+    "strip": saved("PNG", Image.new("L", (MAX_PIXELS, 1))),
+    "tall_strip": saved("PNG", Image.new("L", (1, 60_000))),
+    "more_after_the_end": PNG + b"<script>" * 1000,
+}
+
+
+@pytest.mark.parametrize("name", GOOD_IMAGES)
+@pytest.mark.parametrize("path", PATHS)
+def test_unusual_pictures_are_pictures(http, path, name):
+    reply = http.post(path, json=with_image(path, url_of(GOOD_IMAGES[name])))
+    assert reply.status_code == 200, reply.text[:300]
+
+
+def test_an_animation_is_its_first_frame_and_a_turned_picture_is_upright(http):
+    def answer(data):
+        return http.post("/v1/images/edits", json=BODIES["/v1/images/edits"] | {"image": url_of(data)}).json()["data"]
+
+    assert answer(GOOD_IMAGES["animated_png"]) == answer(saved("PNG", FRAMES[0]))
+    assert answer(GOOD_IMAGES["animated_png"]) != answer(saved("PNG", FRAMES[1]))
+    upright = decode_image(GOOD_IMAGES["turned"], "turned")
+    assert upright.shape == (30, 20, 3)
+    assert answer(GOOD_IMAGES["turned"]) == answer(encode_png(upright))
+
+
+REFERENCES = [
+    "http://169.254.169.254/latest/meta-data/",
+    "https://example.org/a.png",
+    "ftp://example.org/a.png",
+    "file:///etc/passwd",
+    "FILE:///etc/passwd",
+    "gopher://localhost:6379/_INFO",
+    "/etc/passwd",
+    "../../etc/passwd",
+    "C:\\Windows\\win.ini",
+    "~/.ssh/id_rsa",
+    "data:image/png;base64",
+    "data:image/png,hello",
+    "data:text/html;base64," + base64.b64encode(b"<html>").decode(),
+    "data:;base64,",
+    "data:image/png;base64,%89PNG",
+    "data:image/png;base64,====",
+    "javascript:alert(1)",
+    "",
+    "\0",
+    "é" * 100,
+    "a" * 100_000,
+]
+
+
+@pytest.mark.parametrize("reference", REFERENCES, ids=lambda text: text[:24])
+@pytest.mark.parametrize("path", PATHS)
+def test_nothing_is_fetched_and_nothing_is_read(http, path, reference, monkeypatch):
+    def never(*arguments, **keywords):
+        raise AssertionError(f"opened {arguments}")
+
+    monkeypatch.setattr("socket.create_connection", never)
+    monkeypatch.setattr("urllib.request.urlopen", never)
+    error = refused(http.post(path, json=with_image(path, reference)))
+    assert "root:" not in error["message"]
+
+
+TEXTS = {
+    "empty": "",
+    "blank": " \t\n",
+    "nul": "move\0it",
+    "100_kB": "a" * 100_000,
+    "100_kB_of_words": "move it " * 12_500,
+    "half_a_pair": "move \ud800 it",
+    "reserved": "put <pad> on",
+    "structure": "</s><s>",
+    "image": "<racm3:break> IMGIMG",
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize("path", ["/v1/images/edits", "/v1/rollouts", "/v1/score"])
+def test_texts_that_are_no_actions(http, path, name):
+    asked = dict(BODIES[path])
+    asked.update({"prompt": TEXTS[name]} if "prompt" in asked else {"actions": [TEXTS[name]]})
+    reply = http.post(path, content=json.dumps(asked).encode(), headers={"content-type": "application/json"})
+    if name in ("structure", "image"):  # words like others, unless the tokenizer has them as its own
+        assert reply.status_code in (200, 400), reply.text[:300]
+    else:
+        refused(reply)
+
+
+ODD_TEXTS = ["\u202emove it", "move \U0001f469\u200d\U0001f467 it", "a" * 999, "\u0301" * 500, "${7*7}{{7*7}}%n%s"]
+
+
+@pytest.mark.parametrize("text", ODD_TEXTS)
+def test_odd_texts_are_texts(http, text):
+    assert http.post("/v1/images/edits", json=BODIES["/v1/images/edits"] | {"prompt": text}).status_code == 200
+
+
+def raw(fields):
+    """JSON text of a request with a field that json.dumps would not write."""
+    body = json.dumps(BODIES["/v1/images/edits"])
+    return (body[:-1] + "," + fields + "}").encode()
+
+
+RAW_BODIES = {
+    "nothing": b"",
+    "null": b"null",
+    "number": b"1",
+    "array": b"[]",
+    "text": b'"a"',
+    "cut": b'{"prompt": "a',
+    "deep_array": b"[" * 100_000,
+    "deep_object": b'{"a":' * 100_000,
+    "deep_field": raw('"user": ' + "[" * 50_000 + "]" * 50_000),
+    "deep_image": b'{"prompt": "a", "image": ' + b"[" * 900 + b"]" * 900 + b"}",
+    "nan": raw('"temperature": NaN'),
+    "infinity": raw('"temperature": Infinity'),
+    "minus_infinity": raw('"guidance": -Infinity'),
+    "1e400": raw('"top_p": 1e400'),
+    "huge_integer": raw('"best_of": ' + "9" * 4000),
+    "huge_top_k": raw('"top_k": ' + "9" * 30),
+    "integer_python_refuses": raw('"best_of": ' + "9" * 10_000),
+    "minus": raw('"best_of": -1'),
+    "fraction": raw('"n": 1.5'),
+    "number_as_text": raw('"n": "1"'),
+    "truth_as_number": raw('"n": true'),
+    "seed_of_2_31": raw('"seed": 2147483648'),
+    "null_prompt": raw('"prompt": null'),
+    "unknown": raw('"colour": "red"'),
+    "unknown_with_odd_name": raw('"\\u0000\\ud83d\\ude00": 1'),
+    "a_long_unknown_name": raw(f'"{"a" * 100_000}": 1'),
+    "dunder": raw('"__class__": 1'),
+    "latin1": '{"prompt": "é"}'.encode("latin-1"),
+    "utf16": '{"prompt": "a"}'.encode("utf-16"),
+    "half_a_pair": raw('"user": "\\ud800"'),
+    "comment": b'{"prompt": "a" /* b */}',
+    "two_objects": b'{"prompt": "a"}{"prompt": "b"}',
+    "size_of_nothing": raw('"size": "0x0"'),
+    "size_of_a_wall": raw('"size": "99999x99999"'),
+    "size_of_text": raw('"size": "' + "1" * 50_000 + 'x1"'),
+    "images_by_the_thousand": json.dumps({"prompt": "a", "image": [URL] * 1000}).encode()[: MAX_BODY - 1],
+}
+
+
+@pytest.mark.parametrize("name", RAW_BODIES)
+@pytest.mark.parametrize("path", PATHS)
+def test_bodies_that_are_no_requests(http, path, name):
+    refused(http.post(path, content=RAW_BODIES[name], headers={"content-type": "application/json"}))
+
+
+def test_a_name_given_twice_is_the_last_one_in_json_and_refused_in_a_form(http):
+    twice = raw('"prompt": "take it"')
+    reply = http.post("/v1/images/edits", content=twice, headers={"content-type": "application/json"})
+    alone = http.post("/v1/images/edits", json=BODIES["/v1/images/edits"] | {"prompt": "take it"})
+    assert reply.json()["data"] == alone.json()["data"]
+    reply = http.post("/v1/images/edits", files={"image": PNG}, data={"prompt": ["move it", "take it"]})
+    assert "more than once" in refused(reply)["message"]
+
+
+KINDS = [
+    "",
+    "text/plain",
+    "application/xml",
+    "application/x-www-form-urlencoded",
+    "image/png",
+    "application/json;x" * 3000,
+]
+KINDS += ["multipart/form-data", "multipart/mixed; boundary=a", "application/jsonp", "\x7f/\x7f", "a" * 60_000]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda text: text[:30] or "none")
+@pytest.mark.parametrize("path", PATHS)
+def test_content_types(http, path, kind):
+    reply = http.post(path, content=json.dumps(BODIES[path]).encode(), headers={"content-type": kind})
+    if kind.startswith("application/json;"):
+        assert reply.status_code == 200
+    else:
+        refused(reply, 400 if kind == "multipart/form-data" and "edits" in path else 415)
+
+
+def part(name, data, more=""):
+    return f'--b\r\nContent-Disposition: form-data; name="{name}"{more}\r\n\r\n'.encode() + data + b"\r\n"
+
+
+FORMS = {
+    "no_end": part("prompt", b"a"),
+    "no_parts": b"--b--\r\n",
+    "nonsense": b"\0\xff" * 5000,
+    "many_fields": b"".join(part(f"f{number}", b"a") for number in range(5000)) + b"--b--\r\n",
+    "many_files": b"".join(part("image", b"a", '; filename="a"') for _ in range(5000)) + b"--b--\r\n",
+    "long_name": part("a" * 100_000, b"a") + b"--b--\r\n",
+    "long_field": part("prompt", b"a" * 1_500_000) + b"--b--\r\n",
+    "path_as_name": part("image", b"a", '; filename="../../../../etc/passwd"') + b"--b--\r\n",
+    "nul_in_name": part("image", b"a", '; filename="a\0.png"') + b"--b--\r\n",
+    "header_flood": b"--b\r\n" + b"X-A: b\r\n" * 20_000 + b"\r\na\r\n--b--\r\n",
+    "file_as_prompt": part("prompt", b"a", '; filename="a"') + b"--b--\r\n",
+    "unknown_charset": part("_charset_", b"no-such") + part("prompt", b"a") + b"--b--\r\n",
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("boundary", ["b", "b; charset=no-such", '"b"', "b; charset=utf-16"])
+def test_forms_that_are_no_requests(http, name, boundary):
+    kind = f"multipart/form-data; boundary={boundary}"
+    refused(http.post("/v1/images/edits", content=FORMS[name], headers={"content-type": kind}))
+
+
+def test_a_text_that_is_not_utf8_is_read_as_latin1(http):
+    content = part("prompt", b"\xff\xfe") + part("image", PNG, '; filename="a"') + b"--b--\r\n"
+    kind = {"content-type": "multipart/form-data; boundary=b"}
+    assert http.post("/v1/images/edits", content=content, headers=kind).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "GET /v1/models/..%2f..%2fetc%2fpasswd",
+        "GET /v1/models/%00",
+        "GET /v1/models/%ff%fe",
+        "GET /v1/models/" + "a" * 20_000,
+        "GET /%2e%2e/%2e%2e/etc/passwd",
+        "GET /v1/../../etc/passwd",
+        "GET /v1/models?" + "a=b&" * 5000,
+        "PUT /v1/models",
+        "DELETE /v1/images/edits",
+        "PATCH /health",
+        "TRACE /v1/models",
+        "OPTIONS /v1/images/edits",
+        "POST /health",
+        "BREW /v1/models",
+    ],
+    ids=lambda text: text[:40],
+)
+def test_paths_and_methods(http, line):
+    method, path = line.split(" ", 1)
+    reply = http.request(method, path)
+    assert reply.status_code in (200, 400, 404, 405), reply.text[:200]
+    if reply.status_code == 405:
+        assert reply.headers["allow"]
+    assert "root:" not in reply.text and reply.headers["x-request-id"]
+
+
+def test_headers_by_the_thousand(http):
+    headers = [(f"x-{number}", "a" * 100) for number in range(3000)]
+    assert http.get("/v1/models", headers=headers).status_code == 200
+
+
+def test_a_chunked_body_is_cut_off_at_the_limit(http):
+    sent = 0
+
+    def chunks():
+        nonlocal sent
+        for _ in range(1000):
+            sent += 1
+            yield b'"' + b"a" * 100_000
+
+    for path in PATHS:
+        sent = 0
+        reply = http.post(path, content=chunks(), headers={"content-type": "application/json"})
+        assert refused(reply, 413)["code"] == "request_too_large"
+
+
+def test_memory_does_not_grow_with_what_is_sent(http):
+    """The worst of the above, again and again: what the first round took serves the others."""
+
+    def ask_all():
+        for data in BAD_IMAGES.values():
+            refused(http.post("/v1/images/edits", json=with_image("/v1/images/edits", url_of(data))))
+        for data in [*RAW_BODIES.values(), b"a" * (MAX_BODY - 1), b"a" * (MAX_BODY + 1)]:
+            http.post("/v1/rollouts", content=data, headers={"content-type": "application/json"})
+        for data in FORMS.values():
+            kind = "multipart/form-data; boundary=b"
+            refused(http.post("/v1/images/edits", content=data, headers={"content-type": kind}))
+        for data in GOOD_IMAGES.values():
+            assert http.post("/v1/score", json=with_image("/v1/score", url_of(data))).status_code == 200
+        gc.collect()
+        return psutil.Process().memory_info().rss / 2**20
+
+    before_mb = ask_all()
+    grown_mb = [ask_all() - before_mb for _ in range(2)][-1]
+    print(f"resident: {before_mb:.0f} MiB, grown by {grown_mb:.1f} MiB in two more rounds")
+    assert grown_mb < 50
