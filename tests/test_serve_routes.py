@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 
 import numpy as np
 import pytest
@@ -202,3 +203,15 @@ def test_the_pages_tell_every_endpoint(http):
     assert {"image", "actions", "beam", "best_of", "seed"} <= set(body["schema"]["properties"])
     assert set(body["schema"]["required"]) == {"image", "actions"}
     assert set(body["example"]) <= set(body["schema"]["properties"])
+
+
+def test_the_reference_needs_no_other_host(http):
+    page = http.get("/docs")
+    assert page.status_code == 200 and "unsafe-inline" in page.headers["content-security-policy"]
+    named = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert len(named) == 3 and not [name for name in named if "//" in name]
+    for name in named:
+        assert http.get("/" + name).status_code == 200, name
+    assert "url: 'openapi.json'" in page.text and len(http.get("/docs/files/swagger-ui-bundle.js").content) > 1_000_000
+    for name in ("../__init__.py", "%2e%2e/__init__.py", "nothing.js"):
+        assert http.get(f"/docs/files/{name}").status_code == 404
