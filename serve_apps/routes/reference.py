@@ -1,5 +1,5 @@
-"""``GET /docs``: the reference of all endpoints by Swagger UI, whose files this server has itself: no network is needed,
-and no other host's scripts run."""
+"""``GET /docs``: the reference of all endpoints by Swagger UI, whose files this server has itself: no network is
+needed, and no other host's scripts run."""
 
 from importlib.resources import files
 
