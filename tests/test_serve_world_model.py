@@ -16,6 +16,7 @@ import pytest
 import yaml
 from PIL import Image
 from ray.exceptions import ActorDiedError
+from ray.serve._private.build_app import build_app
 from ray.serve.exceptions import BackPressureError
 from ray.serve.schema import ServeDeploySchema
 
@@ -407,6 +408,21 @@ def test_the_shipped_config_is_valid_and_keeps_to_loopback():
             module, _, name = application.import_path.partition(":")
             assert callable(getattr(import_module(module), name))
             ServeRecipe.model_validate(application.args)
+
+
+def test_what_serve_build_reads(tiny_base, tmp_path, monkeypatch):
+    """``serve build serve_apps.world_model:app``: the application of the shipped file."""
+    monkeypatch.chdir(tmp_path)
+    module = import_module("serve_apps.world_model")
+    with pytest.raises(InputError, match="fdm = 'runs/demo/fdm': no such model folder"):
+        _ = module.app
+    for name in ("fdm", "idm"):
+        (tmp_path / "runs" / "demo").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "runs" / "demo" / name).symlink_to(tiny_base)
+    found = build_app(module.app, name="world_model")
+    assert [deployment.name for deployment in found.deployments][-1] == "Ingress"
+    assert {deployment.name for deployment in found.deployments} == {"Ingress", "FDMSampler", "IDMVerifier"}
+    assert not hasattr(module, "application")
 
 
 def test_text_arguments_of_serve_run():
