@@ -25,7 +25,18 @@ def test_the_shipped_config_is_valid_and_keeps_to_loopback():
         for application in config.applications:
             module, _, name = application.import_path.partition(":")
             assert callable(getattr(import_module(module), name))
-            ServeRecipe.model_validate(application.args)
+            recipe = ServeRecipe.model_validate(application.args)
+            assert config.http_options.request_timeout_s > recipe.timeout_s, "the app gives up before Ray's proxy"
+
+
+def test_the_shipped_config_for_one_gpu_is_valid():
+    """It is a comment: other arguments in the place of those given."""
+    text = (ROOT / "serve_apps" / "world_model_7b.yaml").read_text()
+    alternative = text.partition("in the place of the `args` above:\n")[2]
+    recipe = ServeRecipe.model_validate(yaml.safe_load("\n".join(line[1:] for line in alternative.splitlines())))
+    assert (recipe.roles, recipe.device, recipe.gpus_per_replica) == ("shared", "cuda", 1)
+    given = yaml.safe_load(text)["applications"][0]["args"]
+    assert {recipe.fdm, recipe.idm} == {given["fdm"], given["idm"]}
 
 
 def test_what_serve_build_reads(tiny_base, tmp_path, monkeypatch):

@@ -1,0 +1,230 @@
+"""The layers around the app: bounds in number and time, ids, and what nobody expected; with plain ASGI apps."""
+
+import asyncio
+import json
+from importlib import import_module
+from pkgutil import iter_modules
+
+import pytest
+
+from serve_apps import metrics, routes
+from serve_apps.guard import is_page
+from serve_apps.layers import GONE, Bounded, Traced
+from serve_apps.proxy import WithoutOrders, layers
+from wm.api import ApiError
+
+
+def scope_of(path="/v1/rollouts", method="POST", headers=()):
+    return {"type": "http", "method": method, "path": path, "headers": [(a.encode(), b) for a, b in headers]}
+
+
+class Answer:
+    """What an app sends."""
+
+    def __init__(self):
+        self.messages = []
+
+    async def __call__(self, message):
+        self.messages.append(message)
+
+    @property
+    def status(self):
+        return self.messages[0]["status"]
+
+    @property
+    def headers(self):
+        return [(name.decode(), value.decode()) for name, value in self.messages[0]["headers"]]
+
+    @property
+    def body(self):
+        return b"".join(message.get("body", b"") for message in self.messages)
+
+    @property
+    def is_whole(self):
+        return not self.messages[-1].get("more_body", False)
+
+
+class Slow:
+    """An app that starts an answer, maybe, and then works until it is stopped."""
+
+    def __init__(self, content_type=None):
+        self.content_type, self.stopped, self.working, self.go = content_type, 0, 0, asyncio.Event()
+
+    async def __call__(self, scope, receive, send):
+        if self.content_type:
+            headers = [(b"content-type", self.content_type)]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": b"event: a\ndata: 1\n\n", "more_body": True})
+        self.working += 1
+        try:
+            await self.go.wait()
+        except asyncio.CancelledError:
+            self.stopped += 1
+            raise
+        finally:
+            self.working -= 1
+        if not self.content_type:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"done"})
+
+
+def ask(app, scope=None):
+    answer = Answer()
+    asyncio.run(app(scope or scope_of(), None, answer))
+    return answer
+
+
+@pytest.fixture
+def kept():
+    values = []
+    metrics.record_to(lambda metric, value, tags: values.append((metric, value, tags)))
+    yield values
+    metrics.record_to(None)
+
+
+def test_a_time_limit_stops_the_work_and_tells_in_openais_form():
+    slow = Slow()
+    answer = ask(Bounded(slow, most=1, timeout_s=0.05))
+    assert answer.status == 408 and slow.stopped == 1 and slow.working == 0
+    error = json.loads(answer.body)["error"]
+    assert (error["message"], error["code"]) == ("the request took more than 0.05 s", "timeout")
+    assert ("x-should-retry", "false") in answer.headers
+
+
+def test_a_time_limit_ends_a_stream_with_an_event(kept):
+    slow = Slow(b"text/event-stream; charset=utf-8")
+    answer = ask(Bounded(slow, most=1, timeout_s=0.05))
+    assert answer.status == 200 and slow.stopped == 1 and answer.is_whole
+    first, last = answer.body.decode().split("\n\n")[:2]
+    assert first == "event: a\ndata: 1" and last.startswith("event: error\ndata: ")
+    assert json.loads(last.partition("data: ")[2])["error"]["code"] == "timeout"
+    assert (metrics.STREAM_ERRORS, 1.0, {"code": "timeout"}) in kept
+
+
+def test_what_is_cut_off_is_not_ended_as_if_it_were_whole():
+    slow, answer = Slow(b"image/png"), Answer()
+    with pytest.raises(TimeoutError):
+        asyncio.run(Bounded(slow, most=1, timeout_s=0.05)(scope_of(), None, answer))
+    assert slow.stopped == 1 and not answer.is_whole
+
+
+def test_a_timeout_of_the_apps_own_is_not_the_limits():
+    async def app(scope, receive, send):
+        raise TimeoutError("of its own")
+
+    with pytest.raises(TimeoutError, match="of its own"):
+        ask(Bounded(app, most=1, timeout_s=60))
+
+
+def test_more_than_there_is_room_for_are_told_at_once_and_pages_are_answered(kept):
+    async def run():
+        slow = Slow()
+        app = Bounded(slow, most=2, timeout_s=60)
+        answers = [Answer() for _ in range(3)]
+        working = [asyncio.create_task(app(scope_of(), None, answer)) for answer in answers[:2]]
+        await asyncio.sleep(0)
+        assert slow.working == 2
+        await app(scope_of(), None, answers[2])
+        assert answers[2].status == 503 and ("retry-after", "1") in answers[2].headers
+        assert json.loads(answers[2].body)["error"]["code"] == "overloaded"
+        page = asyncio.create_task(app(scope_of("/health", "GET"), None, Answer()))
+        await asyncio.sleep(0)
+        assert slow.working == 3
+        slow.go.set()
+        await asyncio.gather(*working, page)
+        assert [answer.body for answer in answers[:2]] == [b"done"] * 2
+        again = Answer()
+        await app(scope_of(), None, again)
+        assert again.status == 200
+
+    asyncio.run(run())
+    assert [value for metric, value, _ in kept if metric is metrics.IN_PROGRESS] == [1, 2, 1, 0, 1, 0]
+
+
+@pytest.mark.parametrize("given", [None, "mine", "a" * 512, "{}[]~!"])
+def test_ids(given):
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    headers = [] if given is None else [("x-request-id", given.encode())]
+    (found,) = [value for name, value in ask(Traced(app, adds_id=True), scope_of(headers=headers)).headers]
+    assert found == given if given else len(found) == 36
+    assert ask(Traced(app, adds_id=False), scope_of(headers=headers)).headers == []
+
+
+@pytest.mark.parametrize("wrong", [b"", b"a b", b"a" * 513, b"\xff", "é".encode(), b"a\tb"])
+@pytest.mark.parametrize("layer", [lambda app: Traced(app, adds_id=True), WithoutOrders])
+def test_ids_that_are_none(wrong, layer):
+    answer = ask(layer(None), scope_of(headers=[("x-request-id", wrong)]))
+    assert answer.status == 400 and json.loads(answer.body)["error"]["param"] == "x-request-id"
+    (found,) = [value for name, value in answer.headers if name == "x-request-id"]
+    assert len(found) == 36
+
+
+def test_what_nobody_expected_is_told_to_the_log_alone(caplog, kept):
+    async def app(scope, receive, send):
+        raise RuntimeError("a secret of the inside")
+
+    answer = ask(Traced(app, adds_id=True))
+    assert answer.status == 500 and json.loads(answer.body) == ApiError.internal().body()
+    assert "secret" not in answer.body.decode() and "a secret of the inside" in caplog.text
+    assert "x-request-id" in dict(answer.headers)
+    assert (metrics.REQUESTS, 1.0, {"endpoint": "none", "status": "500"}) in kept
+
+    async def late(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise RuntimeError("too late")
+
+    with pytest.raises(RuntimeError, match="too late"):
+        ask(Traced(late, adds_id=True))
+
+
+def test_a_client_that_left_is_counted_as_such(kept):
+    async def run():
+        slow = Slow()
+        asking = asyncio.create_task(Traced(slow, adds_id=True)(scope_of(), None, Answer()))
+        await asyncio.sleep(0)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        assert slow.stopped == 1
+
+    asyncio.run(run())
+    assert (metrics.REQUESTS, 1.0, {"endpoint": "none", "status": str(GONE)}) in kept
+
+
+def test_orders_to_the_proxy_are_removed_and_nothing_else():
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.extend(scope["headers"])
+
+    orders = ["X-Request-Timeout-Seconds", "x-request-disconnect-disabled", "serve_multiplexed_model_id"]
+    orders += ["Serve-Multiplexed-Model-Id", "x-session-id", "x_request_timeout_seconds"]
+    kept = [("authorization", b"Bearer a"), ("x-request-id", b"mine"), ("x-stainless-timeout", b"600"), ("a", b"\xff")]
+    scope = scope_of(headers=[(name, b"?1") for name in orders] + kept)
+    asyncio.run(WithoutOrders(app)(scope, None, None))
+    assert seen == [(name.encode(), value) for name, value in kept]
+    assert [layer.cls for layer in layers()] == [WithoutOrders]
+
+
+def test_websockets_and_the_lifespan_pass():
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append(scope["type"])
+
+    for kind in ("websocket", "lifespan"):
+        for layer in (Traced(app, adds_id=True), Bounded(app, most=1, timeout_s=1), WithoutOrders(app)):
+            asyncio.run(layer({"type": kind, "headers": []}, None, None))
+    assert seen == ["websocket"] * 3 + ["lifespan"] * 3
+
+
+def test_every_page_of_the_app_is_one_and_nothing_that_works_is():
+    modules = [import_module(f"serve_apps.routes.{module.name}") for module in iter_modules(routes.__path__)]
+    found = [route for module in modules for route in module.router.routes]
+    assert {"/v1/images/edits", "/health", "/", "/playground/{name}"} <= {route.path for route in found}
+    for route in found:
+        for method in route.methods:
+            assert is_page(scope_of(route.path, method)) == (not route.path.startswith("/v1/")), route.path
+            assert route.path.startswith("/v1/") or method in ("GET", "HEAD"), "pages ask no model to work"
