@@ -43,11 +43,11 @@ def test_what_serve_build_reads(tiny_base, tmp_path, monkeypatch):
     """``serve build serve_apps.world_model:app``: the application of the shipped file."""
     monkeypatch.chdir(tmp_path)
     module = import_module("serve_apps.world_model")
-    with pytest.raises(InputError, match="fdm = 'runs/demo/fdm': no such model folder"):
+    with pytest.raises(InputError, match="fdm = 'runs/demo/fdm/model': no such model folder"):
         _ = module.app
     for name in ("fdm", "idm"):
-        (tmp_path / "runs" / "demo").mkdir(parents=True, exist_ok=True)
-        (tmp_path / "runs" / "demo" / name).symlink_to(tiny_base)
+        (tmp_path / "runs" / "demo" / name).mkdir(parents=True)
+        (tmp_path / "runs" / "demo" / name / "model").symlink_to(tiny_base)
     found = build_app(module.app, name="world_model")
     assert [deployment.name for deployment in found.deployments][-1] == "Ingress"
     assert {deployment.name for deployment in found.deployments} == {"Ingress", "FDMSampler", "IDMVerifier"}
