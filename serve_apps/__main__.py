@@ -22,6 +22,9 @@ from wm import cli
 from wm.errors import InputError
 
 APPLICATION = "world_model"
+FEWER_THREADS = ("RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD", "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP")
+"""Ray Serve keeps two threads beside a deployment's own for code that blocks its event loop. Ours does not: models have
+a thread of their own. Without the other two a request changes threads less often."""
 OBJECT_STORE_BYTES = 256 * 2**20
 PROXY_WAITS_S = 10
 """Beyond the time limit: the app itself gives requests up, in OpenAI's form."""
@@ -136,6 +139,8 @@ def _serve_until_interrupted(recipe: StartRecipe, url: str) -> None:
 def _connect() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", IMPORT_PATH)
+    for name in FEWER_THREADS:
+        os.environ.setdefault(name, "0")
     for name in ("ray.serve", "ray._private.authentication.authentication_token_setup"):
         logging.getLogger(name).setLevel(logging.ERROR)
     import ray
