@@ -90,8 +90,9 @@ def stop() -> None:
     import ray
     from ray import serve
 
-    serve.shutdown()
-    ray.shutdown()
+    if ray.is_initialized():  # else serve would start it anew
+        serve.shutdown()
+        ray.shutdown()
 
 
 def run(recipe: StartRecipe, *, dry_run: bool = False) -> None:
@@ -121,7 +122,7 @@ def _serve_until_interrupted(recipe: StartRecipe, url: str) -> None:
         # After Ray has set its own handler, which aborts.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         print(
-            f"serving at {url}/v1 (try: curl {url}/v1/models; pages: {url}/docs). Ctrl-C stops it.",
+            f"serving at {url}/v1 (playground: {url}/, reference: {url}/docs). Ctrl-C stops it.",
             flush=True,
         )
         while True:

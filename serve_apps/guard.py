@@ -13,7 +13,8 @@ from serve_apps.keys import Key, KeyRing
 from wm.api import ApiError
 
 PAGES = ("/", "/health", "/docs", "/openapi.json", "/playground")
-"""Read without a key, with what lies below /playground: they tell nothing of anybody and ask no model to work."""
+BELOW = ("/playground/", "/docs/files/")
+"""Read without a key, with what lies below these: they tell nothing of anybody and ask no model to work."""
 
 
 def is_page(scope: Scope) -> bool:
@@ -22,7 +23,7 @@ def is_page(scope: Scope) -> bool:
     root = scope.get("root_path", "").rstrip("/")
     if root and (path == root or path.startswith(root + "/")):
         path = path.removeprefix(root) or "/"
-    return scope["method"] in ("GET", "HEAD") and (path in PAGES or path.startswith("/playground/"))
+    return scope["method"] in ("GET", "HEAD") and (path in PAGES or path.startswith(BELOW))
 
 
 class Allowance:

@@ -25,7 +25,7 @@ MAX_FIELD_BYTES = 1_000_000
 def create_app(title: str, layers: Sequence[Middleware] = ()) -> FastAPI:
     """A FastAPI app that answers every error with ``{"error": {message, type, param, code}}``; ``layers`` around it,
     outermost first."""
-    app = DescribedApp(title=title, middleware=layers)
+    app = DescribedApp(title=title, middleware=layers, docs_url=None, redoc_url=None)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)

@@ -11,14 +11,14 @@ from serve_apps.http import create_app
 from serve_apps.keys import KeyRing
 from serve_apps.layers import Bounded, Traced
 from serve_apps.recipe import ServeRecipe
-from serve_apps.routes import chat, edits, models, playground, rollouts, score
+from serve_apps.routes import chat, edits, models, playground, reference, rollouts, score
 
 
 def app_of(graph: Graph, *, adds_id: bool = True) -> FastAPI:
     """All endpoints over a graph, within what its recipe allows. ``adds_id``: see :class:`Traced`."""
     app = create_app("wm: verified predictions of a world model", _layers(graph.recipe, adds_id))
     app.state.graph = graph
-    for routes in (edits, chat, score, rollouts, models, playground):
+    for routes in (edits, chat, score, rollouts, models, playground, reference):
         app.include_router(routes.router)
     return app
 

@@ -8,12 +8,14 @@ verifier are one deployment where ``roles`` says so.
 from pathlib import Path
 from typing import Any
 
+import yaml  # type: ignore[import-untyped]
 from ray import serve
 
 from serve_apps.ingress import Ingress
 from serve_apps.recipe import FDM, IDM, ServeRecipe, check_models
 from serve_apps.replicas import Replica
 
+SHIPPED = Path(__file__).with_name("world_model.yaml")
 PATHS = ("fdm", "idm", "base", "adapters", "keys")
 FOR_REFUSALS = 256
 """Requests at a time beyond those being answered: pages, health checks, and what is told that there are too many."""
@@ -45,6 +47,15 @@ def build(args: ServeRecipe) -> serve.Application:
         return ingress.bind(args, models, models)
     bound = verifier.bind(args, (IDM,))
     return ingress.bind(args, sampler.bind(args, (FDM,), bound), bound)
+
+
+def __getattr__(name: str) -> Any:
+    """``app``: the application of ``world_model.yaml``, made when it is asked for (``serve build
+    serve_apps.world_model:app``)."""
+    if name != "app":
+        raise AttributeError(name)
+    args = yaml.safe_load(SHIPPED.read_text())["applications"][0]["args"]
+    return build(ServeRecipe.model_validate(args))
 
 
 def _deployed(args: ServeRecipe, role: str) -> dict[str, Any]:

@@ -1,14 +1,18 @@
 """Edits, streamed and not, and rollouts, over the app in this process: against the library, event by event."""
 
+import asyncio
 import base64
 import json
+import re
 
+import httpx2
 import numpy as np
 import pytest
 from serve_local import local_app
 from starlette.testclient import TestClient
 
 from jobs._benchmark_serving_load import server_timing
+from serve_apps import metrics
 from serve_apps.predicting import preview_places
 from serve_apps.recipe import ServeRecipe
 from wm.dynamics import Sampling, Search, predict_observations, roll_out, sample_observations
@@ -156,6 +160,38 @@ def test_a_streamed_rollout_tells_each_step_and_then_the_same(http):
     assert [{key: event[key] for key in event if key != "type"} for event in steps] == plain["steps"]  # a beam of one
 
 
+def test_a_long_rollout_starves_no_short_request(tiny_base):
+    app = local_app(ServeRecipe(fdm=str(tiny_base), idm=str(tiny_base), roles="merged", best_of=4, max_actions=64))
+    long = {"image": URL, "actions": ACTIONS * 10, "seed": 1, "best_of": 16, "stream": True}
+    short = {"image": URL, "prompt": ACTIONS[0], "seed": 7}
+    steps = []
+
+    async def ask():
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://test") as session:
+
+            async def edit_now():
+                reply = await session.post("/v1/images/edits", json=short)
+                return reply.json(), len(steps)
+
+            alone = (await edit_now())[0]
+            rolling = asyncio.create_task(session.post("/v1/rollouts", json=long))
+            while len(steps) < 2:
+                await asyncio.sleep(0)
+            begun = len(steps)
+            beside, ended = await edit_now()
+            await rolling
+            return alone, beside, ended - begun
+
+    metrics.record_to(lambda metric, *_: steps.append(1) if metric is metrics.CANDIDATES else None)
+    try:
+        alone, beside, passed = asyncio.run(ask())
+    finally:
+        metrics.record_to(None)
+    assert len(steps) == 30 + 2
+    assert passed <= 5  # its own is one of them
+    assert beside["data"][0]["b64_json"] == alone["data"][0]["b64_json"]
+
+
 @pytest.mark.parametrize(
     ("fields", "param", "says"),
     [
@@ -202,3 +238,15 @@ def test_the_pages_tell_every_endpoint(http):
     assert {"image", "actions", "beam", "best_of", "seed"} <= set(body["schema"]["properties"])
     assert set(body["schema"]["required"]) == {"image", "actions"}
     assert set(body["example"]) <= set(body["schema"]["properties"])
+
+
+def test_the_reference_needs_no_other_host(http):
+    page = http.get("/docs")
+    assert page.status_code == 200 and "unsafe-inline" in page.headers["content-security-policy"]
+    named = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert len(named) == 3 and not [name for name in named if "//" in name]
+    for name in named:
+        assert http.get("/" + name).status_code == 200, name
+    assert "url: 'openapi.json'" in page.text and len(http.get("/docs/files/swagger-ui-bundle.js").content) > 1_000_000
+    for name in ("../__init__.py", "%2e%2e/__init__.py", "nothing.js"):
+        assert http.get(f"/docs/files/{name}").status_code == 404

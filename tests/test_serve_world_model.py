@@ -3,9 +3,7 @@
 import asyncio
 import base64
 import io
-import json
 import socket
-from importlib import import_module
 from pathlib import Path
 
 import httpx2
@@ -13,22 +11,12 @@ import numpy as np
 import openai
 import psutil
 import pytest
-import yaml
 from PIL import Image
-from ray.exceptions import ActorDiedError
-from ray.serve.exceptions import BackPressureError
-from ray.serve.schema import ServeDeploySchema
 
 from serve_apps.__main__ import StartRecipe, start, stop
-from serve_apps.__main__ import main as serve_main
-from serve_apps.calls import TRIES, call, stream
-from serve_apps.recipe import ServeRecipe
-from wm.api import ApiError
 from wm.dynamics import Sampling, propose_actions, sample_observations, score_actions, verify
-from wm.errors import InputError
 from wm.images import decode_image, encode_png, fit_square
 from wm.models import load_codec, load_model
-from wm.models.nano import write_random_base
 
 ROOT = Path(__file__).resolve().parents[1]
 ACTION = "move the red cup left"
@@ -325,72 +313,7 @@ def test_it_listens_on_loopback_alone(port):
     assert listening == {"127.0.0.1"}
 
 
-class Busy:
-    """A deployment's method whose queue is full."""
-
-    async def remote(self):
-        raise BackPressureError(65, 64)
-
-
-def test_a_full_queue_is_told_in_the_same_shape():
-    with pytest.raises(ApiError) as caught:
-        asyncio.run(call(Busy()))
-    assert (caught.value.status, caught.value.code) == (503, "overloaded")
-    assert caught.value.headers == {"Retry-After": "1"}
-
-
-class Dying:
-    """A deployment's method of which the first so many replicas die at work."""
-
-    def __init__(self, deaths):
-        self.left, self.asked = deaths, []
-
-    async def remote(self, *arguments):
-        self.asked.append(arguments)
-        self.left -= 1
-        if self.left >= 0:
-            raise ActorDiedError
-        return "found"
-
-
-def test_a_replica_that_dies_is_replaced_by_another_and_not_for_ever():
-    method = Dying(TRIES - 1)
-    assert asyncio.run(call(method, 1, "two")) == "found"
-    assert method.asked == [(1, "two")] * TRIES
-    method = Dying(99)
-    with pytest.raises(ApiError) as caught:
-        asyncio.run(call(method))
-    assert (caught.value.status, caught.value.code, len(method.asked)) == (503, "replica_died", TRIES)
-    assert caught.value.headers == {"Retry-After": "1"}
-
-
-class DyingStream:
-    """A deployment's generator whose replicas die after so many items each."""
-
-    def __init__(self, *lives):
-        self.lives = list(lives)
-
-    def options(self, *, stream):
-        assert stream
-        return self
-
-    async def remote(self, *arguments):
-        for place in range(self.lives.pop(0)):
-            yield (*arguments, place)
-        if self.lives:
-            raise ActorDiedError
-
-
-def test_a_stream_goes_on_after_its_replica_died():
-    async def read(method):
-        return [item async for item in stream(method, "a")]
-
-    assert asyncio.run(read(DyingStream(2, 0, 3, 5))) == [("a", place) for place in range(5)]
-    with pytest.raises(ApiError, match="replicas at work on this request died"):
-        asyncio.run(read(DyingStream(1, 1, 1, 1, 1)))
-
-
-def test_a_streamed_answer_over_ray_serve(client):
+def test_a_streamed_answer_over_ray_serve(client, port):
     asked = {"seed": 7, "best_of": 4, "return_candidates": True}
     plain = edit(client, n=2, extra_body=asked)
     events = list(edit(client, n=2, stream=True, partial_images=3, extra_body=asked))
@@ -398,60 +321,10 @@ def test_a_streamed_answer_over_ray_serve(client):
     assert [event.b64_json for event in events[3:]] == [picture.b64_json for picture in plain.data]
     assert events[3].model_extra["candidates"] == plain.model_extra["candidates"]
 
+    async def read():
+        async with openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none") as session:
+            arguments = {"image": ("source.png", PNG), "prompt": ACTION, "n": 2, "partial_images": 3}
+            found = await session.images.edit(stream=True, extra_body=asked, **arguments)
+            return [event.b64_json async for event in found]
 
-def test_the_shipped_config_is_valid_and_keeps_to_loopback():
-    for file in sorted((ROOT / "serve_apps").glob("*.yaml")):
-        config = ServeDeploySchema.model_validate(yaml.safe_load(file.read_text()))
-        assert config.http_options.host == "127.0.0.1"
-        for application in config.applications:
-            module, _, name = application.import_path.partition(":")
-            assert callable(getattr(import_module(module), name))
-            recipe = ServeRecipe.model_validate(application.args)
-            assert config.http_options.request_timeout_s > recipe.timeout_s, "the app gives up before Ray's proxy"
-
-
-def test_the_shipped_config_for_one_gpu_is_valid():
-    """It is a comment: other arguments in the place of those given."""
-    text = (ROOT / "serve_apps" / "world_model_7b.yaml").read_text()
-    alternative = text.partition("in the place of the `args` above:\n")[2]
-    recipe = ServeRecipe.model_validate(yaml.safe_load("\n".join(line[1:] for line in alternative.splitlines())))
-    assert (recipe.roles, recipe.device, recipe.gpus_per_replica) == ("shared", "cuda", 1)
-    given = yaml.safe_load(text)["applications"][0]["args"]
-    assert {recipe.fdm, recipe.idm} == {given["fdm"], given["idm"]}
-
-
-def test_text_arguments_of_serve_run():
-    recipe = ServeRecipe.model_validate({"fdm": "a", "idm": "b", "best_of": "16", "temperature": "0.5"})
-    assert (recipe.best_of, recipe.temperature) == (16, 0.5)
-    assert recipe.limits().default_best_of == 16
-
-
-def test_a_start_that_cannot_work_is_refused_at_once(tiny_base, tmp_path, capsys):
-    write_random_base(tmp_path / "other", seed=1)
-    (tmp_path / "empty").mkdir()
-    good = f"fdm={tiny_base}"
-    cases = [
-        ([good], "idm is missing"),
-        ([good, "idm=nowhere"], "idm = 'nowhere': no such model folder"),
-        ([good, f"idm={tmp_path / 'empty'}"], "no config.json"),
-        ([good, f"idm={tmp_path / 'other'}"], "they cannot read each other's images"),
-        ([good, f"idm={tiny_base}", "port=99999"], "port = 99999"),
-        ([good, f"idm={tiny_base}", "bestof=3"], "unknown key 'bestof'"),
-    ]
-    for arguments, says in cases:
-        assert serve_main([*arguments, "--dry-run"]) == 2
-        error = capsys.readouterr().err
-        assert says in error and error.count("\n") == 1
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        number = taken.getsockname()[1]
-        assert serve_main([good, f"idm={tiny_base}", f"port={number}", "--dry-run"]) == 2
-        assert f"cannot listen on 127.0.0.1 port {number}" in capsys.readouterr().err
-    assert serve_main([good, f"idm={tiny_base}", f"port={number}", "--dry-run"]) == 0
-
-
-def test_build_refuses_missing_models():
-    from serve_apps.world_model import build
-
-    with pytest.raises(InputError, match="no such model folder"):
-        build(ServeRecipe(fdm="nowhere", idm="nowhere"))
-    assert json.dumps(ServeRecipe(fdm="a", idm="b").model_dump())
+    assert asyncio.run(read()) == [event.b64_json for event in events]

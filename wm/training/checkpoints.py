@@ -141,7 +141,8 @@ class Checkpoints:
         if num_ranks > 1:
             # A group of its own, on the host, for the threads that write: they work while the others train.
             self._group = dist.new_group(backend="gloo")
-        self._host, self._write = HostCopy(), None
+        self._host = HostCopy()
+        self._write: _Write | None = None
         self._found: list[Checkpoint] = []
         found, token = [], secrets.token_hex(4)
         if rank == 0:
@@ -151,8 +152,6 @@ class Checkpoints:
         self._found, self._token = self._from_first((found, token))
         for checkpoint in self._found[-1:]:
             need_same(checkpoint, identity, self._store.place)
-
-    _write: _Write | None
 
     @property
     def newest(self) -> Checkpoint | None:

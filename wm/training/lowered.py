@@ -1,4 +1,4 @@
-"""Where the nano base's training may round to bfloat16: only where the CPU multiplies it faster than float32."""
+"""Autocast to lower precision: where a CPU gains by it, what it asks for now, and how to do without for a while."""
 
 from contextlib import AbstractContextManager, nullcontext
 

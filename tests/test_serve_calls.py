@@ -1,0 +1,75 @@
+"""Asking a deployment: busy ones, and replicas that die at work."""
+
+import asyncio
+
+import pytest
+from ray.exceptions import ActorDiedError
+from ray.serve.exceptions import BackPressureError
+
+from serve_apps.calls import TRIES, call, stream
+from wm.api import ApiError
+
+
+class Busy:
+    """A deployment's method whose queue is full."""
+
+    async def remote(self):
+        raise BackPressureError(65, 64)
+
+
+def test_a_full_queue_is_told_in_the_same_shape():
+    with pytest.raises(ApiError) as caught:
+        asyncio.run(call(Busy()))
+    assert (caught.value.status, caught.value.code) == (503, "overloaded")
+    assert caught.value.headers == {"Retry-After": "1"}
+
+
+class Dying:
+    """A deployment's method of which the first so many replicas die at work."""
+
+    def __init__(self, deaths):
+        self.left, self.asked = deaths, []
+
+    async def remote(self, *arguments):
+        self.asked.append(arguments)
+        self.left -= 1
+        if self.left >= 0:
+            raise ActorDiedError
+        return "found"
+
+
+def test_a_replica_that_dies_is_replaced_by_another_and_not_for_ever():
+    method = Dying(TRIES - 1)
+    assert asyncio.run(call(method, 1, "two")) == "found"
+    assert method.asked == [(1, "two")] * TRIES
+    method = Dying(99)
+    with pytest.raises(ApiError) as caught:
+        asyncio.run(call(method))
+    assert (caught.value.status, caught.value.code, len(method.asked)) == (503, "replica_died", TRIES)
+    assert caught.value.headers == {"Retry-After": "1"}
+
+
+class DyingStream:
+    """A deployment's generator whose replicas die after so many items each."""
+
+    def __init__(self, *lives):
+        self.lives = list(lives)
+
+    def options(self, *, stream):
+        assert stream
+        return self
+
+    async def remote(self, *arguments):
+        for place in range(self.lives.pop(0)):
+            yield (*arguments, place)
+        if self.lives:
+            raise ActorDiedError
+
+
+def test_a_stream_goes_on_after_its_replica_died():
+    async def read(method):
+        return [item async for item in stream(method, "a")]
+
+    assert asyncio.run(read(DyingStream(2, 0, 3, 5))) == [("a", place) for place in range(5)]
+    with pytest.raises(ApiError, match="replicas at work on this request died"):
+        asyncio.run(read(DyingStream(1, 1, 1, 1, 1)))
