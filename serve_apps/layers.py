@@ -64,7 +64,7 @@ class Traced:
 
 
 class Bounded:
-    """At most ``most`` requests at a time, their bodies at most ``most_bytes`` together, each within ``timeout_s``: else
+    """At most ``most`` requests at a time, bodies of at most ``most_bytes`` together, each within ``timeout_s``: else
     503, or 408, or an event ``error`` where a stream has begun. What is given up is cancelled, in the replicas too.
     Pages are always answered."""
 
