@@ -26,7 +26,7 @@ def app_of(graph: Graph, *, adds_id: bool = True) -> FastAPI:
 def _layers(recipe: ServeRecipe, adds_id: bool) -> list[Middleware]:
     """Outermost first."""
     guard = [Middleware(Guarded, ring=KeyRing(recipe.keys))] if recipe.keys else []
-    bounds = Middleware(Bounded, most=recipe.max_requests, timeout_s=recipe.timeout_s)
+    bounds = Middleware(Bounded, most=recipe.max_requests, most_bytes=recipe.max_held_bytes, timeout_s=recipe.timeout_s)
     return [Middleware(Traced, adds_id=adds_id), *guard, bounds]
 
 

@@ -3,6 +3,7 @@ time."""
 
 import asyncio
 import logging
+import math
 import time
 import uuid
 from typing import Any
@@ -63,27 +64,40 @@ class Traced:
 
 
 class Bounded:
-    """At most ``most`` requests at a time, each within ``timeout_s``: 503 and 408, or an event ``error`` where a stream
-    has begun. What is given up is cancelled, in the replicas too. Pages are always answered."""
+    """At most ``most`` requests at a time, bodies of at most ``most_bytes`` together, each within ``timeout_s``: else
+    503, or 408, or an event ``error`` where a stream has begun. What is given up is cancelled, in the replicas too.
+    Pages are always answered."""
 
-    def __init__(self, app: ASGIApp, *, most: int, timeout_s: float) -> None:
-        self._app, self._most, self._timeout_s = app, most, timeout_s
-        self._in_progress = 0
+    def __init__(self, app: ASGIApp, *, most: int, timeout_s: float, most_bytes: float = math.inf) -> None:
+        self._app, self._most, self._timeout_s, self._most_bytes = app, most, timeout_s, most_bytes
+        self._in_progress = self._held_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or is_page(scope):
             await self._app(scope, receive, send)
             return
         if self._in_progress >= self._most:
-            message = f"{self._most} requests are being answered or wait already; try again soon"
-            error = ApiError(message, status=503, kind="server_error", code="overloaded", headers={"Retry-After": "1"})
+            error = _overloaded(f"{self._most} requests are being answered or wait already")
             await error_response(error)(scope, receive, send)
             return
+        mine_bytes = 0
+
+        async def held() -> Message:
+            nonlocal mine_bytes
+            message = await receive()
+            size_bytes = len(message.get("body", b""))
+            if self._held_bytes + size_bytes > self._most_bytes:
+                raise _overloaded(f"the requests being answered may have {self._most_bytes:,} bytes together")
+            self._held_bytes += size_bytes
+            mine_bytes += size_bytes
+            return message
+
         self._count(1)
         try:
-            await self._in_time(scope, receive, send)
+            await self._in_time(scope, held, send)
         finally:
             self._count(-1)
+            self._held_bytes -= mine_bytes
 
     async def _in_time(self, scope: Scope, receive: Receive, send: Send) -> None:
         started: Message | None = None
@@ -122,6 +136,11 @@ class Bounded:
     def _count(self, change: int) -> None:
         self._in_progress += change
         metrics.record(metrics.IN_PROGRESS, self._in_progress)
+
+
+def _overloaded(why: str) -> ApiError:
+    headers = {"Retry-After": "1"}
+    return ApiError(f"{why}; try again soon", status=503, kind="server_error", code="overloaded", headers=headers)
 
 
 def _endpoint(scope: dict[str, Any] | Scope) -> str:

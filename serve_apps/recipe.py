@@ -71,6 +71,8 @@ class ServeRecipe(Recipe):
     """Requests that may wait for a model; more are answered 503."""
     max_requests: int = Field(256, ge=1)
     """Requests that are answered at a time, or wait to be; more are answered 503."""
+    max_held_bytes: int = Field(500_000_000, ge=1)
+    """Size of all of them together, in one process that speaks HTTP; more are answered 503."""
     timeout_s: float = Field(120.0, gt=0)
     """Seconds for a request, from its first byte to the end of its answer; then it is given up (408), in the models
     too."""
@@ -121,6 +123,11 @@ class ServeRecipe(Recipe):
                     f"{name} = {getattr(self, name)} with roles = {self.roles!r}: both models are in one "
                     f"process, counted by {name.replace('verifier', 'sampler')}; leave it out"
                 )
+        if self.max_held_bytes < self.max_body_bytes:
+            raise ValueError(
+                f"max_held_bytes = {self.max_held_bytes} is less than max_body_bytes = {self.max_body_bytes}: of one "
+                "request alone"
+            )
         if self.adapters and self.roles == "merged":
             raise ValueError(
                 "adapters with roles = 'merged': merged weights are of one adapter each; say shared or apart"

@@ -5,13 +5,19 @@ import json
 from importlib import import_module
 from pkgutil import iter_modules
 
+import httpx2
 import pytest
+from fastapi import Request
+from starlette.middleware import Middleware
 
 from serve_apps import metrics, routes
 from serve_apps.guard import is_page
+from serve_apps.http import create_app
 from serve_apps.layers import GONE, Bounded, Traced
 from serve_apps.proxy import WithoutOrders, layers
+from serve_apps.recipe import ServeRecipe
 from wm.api import ApiError
+from wm.errors import InputError
 
 
 def scope_of(path="/v1/rollouts", method="POST", headers=()):
@@ -139,6 +145,45 @@ def test_more_than_there_is_room_for_are_told_at_once_and_pages_are_answered(kep
 
     asyncio.run(run())
     assert [value for metric, value, _ in kept if metric is metrics.IN_PROGRESS] == [1, 2, 1, 0, 1, 0]
+
+
+def test_bodies_are_held_up_to_a_bound_together():
+    """What a request brought is forgotten when it is answered."""
+    app = create_app("test", [Middleware(Bounded, most=10, timeout_s=60, most_bytes=250)])
+
+    async def run():
+        go = asyncio.Event()
+
+        @app.post("/v1/read")
+        async def read(request: Request) -> int:
+            body = await request.body()
+            if body.startswith(b"wait"):
+                await go.wait()
+            return len(body)
+
+        transport = httpx2.ASGITransport(app=app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://test") as client:
+
+            async def ask_for(body):
+                return await client.post("/v1/read", content=body)
+
+            first = asyncio.create_task(ask_for(b"wait" * 50))
+            await asyncio.sleep(0.05)
+            refused = await ask_for(b"a" * 51)
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+            assert "may have 250 bytes together; try again soon" in refused.json()["error"]["message"]
+            assert (await ask_for(b"a" * 50)).json() == 50
+            go.set()
+            assert (await first).json() == 200
+            assert (await ask_for(b"a" * 250)).json() == 250
+            assert (await ask_for(b"a" * 251)).status_code == 503
+
+    asyncio.run(run())
+
+
+def test_a_bound_that_lets_nothing_in_is_refused():
+    with pytest.raises(InputError, match="max_held_bytes = 5 is less than max_body_bytes = 6"):
+        ServeRecipe.parse({"fdm": "a", "idm": "b", "max_held_bytes": 5, "max_body_bytes": 6}, "test")
 
 
 @pytest.mark.parametrize("given", [None, "mine", "a" * 512, "{}[]~!"])
