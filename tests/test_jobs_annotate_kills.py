@@ -15,7 +15,7 @@ from video_files import marked_frame, write_video
 from cluster.local_nodes import local_nodes
 from jobs._annotate_shards import summarise
 from jobs._processes import actor_processes
-from jobs.annotate import main
+from jobs.annotate import AnnotateRecipe, run
 from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA, read_table
 
 NUM_GOOD, NUM_BAD = 44, 4
@@ -94,7 +94,7 @@ def contents(out):
 @pytest.fixture(scope="module")
 def undisturbed(clips, tiny_base, tmp_path_factory):
     out = tmp_path_factory.mktemp("undisturbed") / "out"
-    assert main(arguments_of(clips, tiny_base, out)) == 0  # nothing is killed: this process's Ray session will do
+    run(AnnotateRecipe.load(None, arguments_of(clips, tiny_base, out)))  # on this process's Ray session
     triplets, rejects, counts = contents(out)
     assert (counts["videos"], counts["failed"], counts["videos_with_triplets"]) == (
         NUM_GOOD + NUM_BAD,
