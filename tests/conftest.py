@@ -1,6 +1,8 @@
 """Fixtures that every test may use."""
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -20,6 +22,34 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"no real data at {path}")
     return path
+
+
+@pytest.fixture
+def ray_session() -> None:
+    """A Ray session of this process. It takes 10 s to start, so that all tests share one, as jobs of one process do:
+    it starts when the first test or job asks for it, and again after a test that ended it."""
+    from jobs import _ray
+
+    _ray.connect()
+
+
+@pytest.fixture
+def no_ray_session() -> None:
+    """For a test that joins a cluster of its own: the session of the tests before it is ended."""
+    _end_ray_session()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ray_session_ends_with_the_tests() -> Iterator[None]:
+    yield
+    _end_ray_session()
+
+
+def _end_ray_session() -> None:
+    if "ray" in sys.modules:
+        from jobs import _ray
+
+        _ray.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -68,7 +68,7 @@ def test_the_image_copies_every_package():
 
 
 @pytest.mark.slow
-def test_tasks_spread_over_nodes_and_one_may_go():
+def test_tasks_spread_over_nodes_and_one_may_go(no_ray_session):
     before = os.environ.get("RAY_ADDRESS")
     with local_nodes(2, cpus_per_node=1) as cluster:
         ray.init(os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level="ERROR")

@@ -58,10 +58,10 @@ def test_rows_stop_where_the_rule_says(vlm, idm, sources, rounds_made, block):
     at_least, sizes = rounds_made
     stops = set()
     seeds = [5, 6, 5, 7, 8]
+    drawn = everything((vlm, idm), sources, 12, seeds)
     for margin, max_unchanged in itertools.product((0.0, 0.25, 0.5, 0.75, 1.0, 1.3, 9.0), (1.0, 0.2)):
         search = Search(best_of=12, margin=margin, at_least=at_least, block=block, max_unchanged=max_unchanged)
         found = predict_observations(vlm, idm, sources, ACTIONS, search=search, sampling=SHARP, seed=seeds)
-        drawn = everything((vlm, idm), sources, 12, seeds)
         for row, prediction in enumerate(found):
             size = stops_at(drawn[row], sources[row], margin, sizes, max_unchanged)
             stops.add(size)

@@ -78,7 +78,7 @@ def test_remote_clips_become_triplets_and_remote_faults_rejects(tiny_base, tmp_p
                 "idm": tiny_base,
                 "out": tmp_path / "out",
                 "min_interval": 8,
-                "time_limit_s": 4.0,
+                "time_limit_s": 8.0,  # the hanging server's answer takes 20
                 "download_limit_mb": 1,
                 "max_new_tokens": 4,
                 "filters.action": "score",

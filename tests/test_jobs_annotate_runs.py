@@ -22,14 +22,6 @@ def videos(tmp_path_factory):
     return write_videos(tmp_path_factory.mktemp("videos"))
 
 
-@pytest.fixture(scope="module")
-def session():
-    """One Ray session for the tests of this file that need it."""
-    from jobs._ray import connect
-
-    connect()
-
-
 def prometheus(enough):
     """What Ray's exporter tells, once there is enough of it."""
     import ray
@@ -50,10 +42,14 @@ def total(text, name, *tags):
 
 
 @pytest.mark.slow
-def test_the_job_end_to_end_and_going_on_after_a_kill(session, videos, tiny_base, tmp_path, capsys):
-    one = recipe(videos, tiny_base, tmp_path / "out")
+def test_the_job_end_to_end_and_going_on_after_a_kill_and_with_what_was_listed(
+    ray_session, videos, tiny_base, tmp_path, capsys
+):
+    """One run and its folder, through all that may befall it: each run on Ray reads the models anew, for seconds."""
+    videos, out = shutil.copytree(videos, tmp_path / "videos"), tmp_path / "out"
+    one = recipe(videos, tiny_base, out, dataset="metered")
     record = run(one)
-    triplets, rejects = rows(tmp_path / "out")
+    triplets, rejects = rows(out)
     counts = record["counts"]
     assert counts["videos"] == counts["listed"] == 6
     assert (counts["triplets"], counts["filtered"] + counts["failed"]) == (len(triplets), len(rejects))
@@ -61,54 +57,49 @@ def test_the_job_end_to_end_and_going_on_after_a_kill(session, videos, tiny_base
     assert accounted == set(list_videos(str(videos)).column("uri").to_pylist())
     assert counts["failed"] == 3
     assert "failed/empty_file: 1" in capsys.readouterr().out
-    assert run(one) == {"videos": 6, "whole": True}  # whole: not done again
-
-    with pytest.raises(InputError, match="holds another run"):
-        run(recipe(videos, tiny_base, tmp_path / "out", min_interval=9))
-
-    # What failed may be tried again, when the world has changed.
-    assert run(recipe(videos, tiny_base, tmp_path / "out", retry=["time_out"])) == {"videos": 6, "whole": True}
-    retried = run(recipe(videos, tiny_base, tmp_path / "out", retry=["empty_file"]))
-    assert retried["annotated_now"] == 1 and rows(tmp_path / "out") == (triplets, rejects)
-
-    # As kill -9 leaves it: shards committed, one with its rows but no mark, nothing of another.
-    shutil.copytree(tmp_path / "out", tmp_path / "kept")
-    (tmp_path / "out" / "run.json").rename(tmp_path / "out" / "run.unfinished.json")
-    marks = sorted((tmp_path / "out" / "shards").glob("*.json"))
-    assert len(marks) == 6
-    marks[1].unlink()
-    for path in (tmp_path / "out").rglob(f"{marks[2].stem}.*"):
-        path.unlink()
-    capsys.readouterr()
-    again = run(recipe(videos, tiny_base, tmp_path / "out", num_workers=2, idm_batch=3))  # how it is done may change
-    assert "4 of 6 videos are finished" in capsys.readouterr().out
-    assert rows(tmp_path / "out") == (triplets, rejects)
-    without_times = {name: value for name, value in counts.items() if name != "stage_s"}
-    assert {name: value for name, value in again["counts"].items() if name != "stage_s"} == without_times
-
-
-@pytest.mark.slow
-def test_a_run_goes_on_with_what_was_listed_when_it_began(session, videos, tiny_base, tmp_path, capsys):
-    later, out = shutil.copytree(videos, tmp_path / "later"), tmp_path / "out"
-    first = run(recipe(later, tiny_base, out, dataset="metered"))["counts"]
     told = prometheus(lambda text: total(text, "ray_wm_annotate_pairs_total", 'dataset="metered"'))
     for name, tag, expected in (
         ("videos", 'outcome="failed"', 3),
-        ("pairs", 'outcome="ok"', first["triplets"]),
+        ("pairs", 'outcome="ok"', counts["triplets"]),
         ("rejects", 'reason="failed/empty_file"', 1),
     ):
         assert total(told, f"ray_wm_annotate_{name}_total", 'dataset="metered"', tag) == expected
+    assert run(one) == {"videos": 6, "whole": True}  # whole: not done again
 
-    shutil.copy(later / "wave" / "good.mp4", later / "odd" / "empty.mp4")
-    shutil.copy(later / "wave" / "good.mp4", later / "wave" / "new.mp4")
     with pytest.raises(InputError, match="holds another run"):
-        run(recipe(later, tiny_base, out, dataset="metered"))
+        run(recipe(videos, tiny_base, out, dataset="metered", min_interval=9))
+
+    # What failed may be tried again, when the world has changed.
+    assert run(recipe(videos, tiny_base, out, dataset="metered", retry=["time_out"])) == {"videos": 6, "whole": True}
+    retried = run(recipe(videos, tiny_base, out, dataset="metered", retry=["empty_file"]))
+    assert retried["annotated_now"] == 1 and rows(out) == (triplets, rejects)
+
+    # As kill -9 leaves it: shards committed, one with its rows but no mark, nothing of another.
+    (out / "run.json").rename(out / "run.unfinished.json")
+    marks = sorted((out / "shards").glob("*.json"))
+    assert len(marks) == 6
+    marks[1].unlink()
+    for path in out.rglob(f"{marks[2].stem}.*"):
+        path.unlink()
     capsys.readouterr()
-    mended = run(recipe(later, tiny_base, out, dataset="metered", retry=["empty_file"]))
+    # How it is done may change.
+    again = run(recipe(videos, tiny_base, out, dataset="metered", num_workers=2, idm_batch=3))
+    assert "4 of 6 videos are finished" in capsys.readouterr().out
+    assert rows(out) == (triplets, rejects)
+    without_times = {name: value for name, value in counts.items() if name != "stage_s"}
+    assert {name: value for name, value in again["counts"].items() if name != "stage_s"} == without_times
+
+    # The folder has grown, and what failed has been mended.
+    shutil.copy(videos / "wave" / "good.mp4", videos / "odd" / "empty.mp4")
+    shutil.copy(videos / "wave" / "good.mp4", videos / "wave" / "new.mp4")
+    with pytest.raises(InputError, match="holds another run"):
+        run(one)
+    capsys.readouterr()
+    mended = run(recipe(videos, tiny_base, out, dataset="metered", retry=["empty_file"]))
     assert "goes on with the 6 videos that were listed then" in capsys.readouterr().out
-    counts = mended["counts"]
-    assert (mended["annotated_now"], counts["videos"], counts["failed"]) == (1, 6, 2)
-    assert counts["videos_with_triplets"] == first["videos_with_triplets"] + 1
+    now = mended["counts"]
+    assert (mended["annotated_now"], now["videos"], now["failed"]) == (1, 6, 2)
+    assert now["videos_with_triplets"] == counts["videos_with_triplets"] + 1
 
 
 def read_marks(out):
@@ -129,7 +120,7 @@ def small_disk(folder, size):
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a disk")
-def test_a_full_disk_ends_the_run_and_loses_nothing(session, tiny_base, tmp_path, capfd):
+def test_a_full_disk_ends_the_run_and_loses_nothing(ray_session, tiny_base, tmp_path, capfd):
     noise = np.random.default_rng(0).integers(0, 256, (40, 96, 128, 3), dtype=np.uint8)
     for number in range(16):
         write_video(tmp_path / "set" / f"{number}.mp4", list(np.roll(noise, number, axis=0)), options={"crf": "40"})
@@ -150,7 +141,7 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(session, tiny_base, tmp_path
 
 
 @pytest.mark.slow
-def test_real_clips_all_end_in_triplets_or_rejects(session, shared_data, tiny_base, tmp_path):
+def test_real_clips_all_end_in_triplets_or_rejects(ray_session, shared_data, tiny_base, tmp_path):
     record = run(recipe(shared_data / "videos", tiny_base, tmp_path / "out", min_interval=20))
     triplets, rejects = rows(tmp_path / "out")
     files = set(list_videos(str(shared_data / "videos")).column("uri").to_pylist())

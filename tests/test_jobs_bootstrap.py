@@ -1,13 +1,11 @@
 """The whole loop, very small: it runs from nothing, goes on where something changed, and does nothing twice."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jobs import _ray
 from jobs.bootstrap import BootstrapRecipe, plan, run
 from wm.errors import OtherRunError
 from wm.records import REJECT_SCHEMA, read_table
@@ -16,13 +14,6 @@ from wm.runs import Run, read_run
 STAGES = {"base", "world", "triplets", "test", "idm", "annotated", "selected"}
 LATER = {"fdm-ft", "fdm", "fdm-unweighted", "evaluate", "report"}
 TRAINING = {"steps": 2, "global_batch": 8, "num_workers": 0, "lora": {"enabled": False}}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_session() -> Iterator[None]:
-    _ray.connect(num_cpus=8)
-    yield
-    _ray.shutdown()
 
 
 def recipe(out: Path, **changes: Any) -> BootstrapRecipe:

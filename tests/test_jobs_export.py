@@ -15,7 +15,7 @@ from export_data import COUNT, provenance, recipe, select, write_world
 from PIL import Image
 from triplet_files import LABELS, picture, triplet, write_output
 
-from jobs import _ray, export
+from jobs import export
 from jobs.export import main, run
 from wm.datasets.aurora import Item, list_items, load_pair
 from wm.datasets.export import PROVENANCE
@@ -203,23 +203,17 @@ def test_a_killed_run_goes_on_to_the_same_files(
 
 @pytest.mark.slow
 def test_several_processes_write_the_same_files(world: Path, tmp_path: Path) -> None:
-    try:
-        _ray.connect(num_cpus=8)
-        for name in ("aurora", "webdataset", "lerobot"):
-            chosen = str(select(tmp_path / "chosen", [0, 1, 2, 5, 6, 7, 9]))
-            for workers in (1, 2):
-                out = tmp_path / f"{name}{workers}"
-                run(recipe(world, out, format=name, num_workers=workers, shard_rows=2, selection=chosen))
-            assert contents(tmp_path / f"{name}1") == contents(tmp_path / f"{name}2")
-        rows = [triplet(0), triplet(1) | {"source_image": None}]
-        write_table(rows, tmp_path / "bad" / "a.parquet", TRIPLET_SCHEMA)
-        bad = recipe(
-            tmp_path, tmp_path / "y", format="aurora", triplets=str(tmp_path / "bad"), shard_rows=1, num_workers=2
-        )
-        with pytest.raises(InputError, match=r"0001 in .* has no source_image.*the same command goes on"):
-            run(bad)
-    finally:
-        _ray.shutdown()
+    for name in ("aurora", "webdataset", "lerobot"):
+        chosen = str(select(tmp_path / "chosen", [0, 1, 2, 5, 6, 7, 9]))
+        for workers in (1, 2):
+            out = tmp_path / f"{name}{workers}"
+            run(recipe(world, out, format=name, num_workers=workers, shard_rows=2, selection=chosen))
+        assert contents(tmp_path / f"{name}1") == contents(tmp_path / f"{name}2")
+    rows = [triplet(0), triplet(1) | {"source_image": None}]
+    write_table(rows, tmp_path / "bad" / "a.parquet", TRIPLET_SCHEMA)
+    bad = recipe(tmp_path, tmp_path / "y", format="aurora", triplets=str(tmp_path / "bad"), shard_rows=1, num_workers=2)
+    with pytest.raises(InputError, match=r"0001 in .* has no source_image.*the same command goes on"):
+        run(bad)
 
 
 def test_a_plan_of_many_files_shows_a_bar(

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from jobs import _ray
 from jobs.ingest import IngestRecipe, main, run
 from wm.errors import InputError, OtherRunError
 from wm.images import decode_image, encode_png, fit_square
 from wm.models import load_codec
 from wm.records import REJECT_SCHEMA, read_table, stable_id
 from wm.runs import write_json
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_session() -> Iterator[None]:
-    _ray.connect(num_cpus=8)
-    yield
-    _ray.shutdown()
 
 
 @pytest.fixture(scope="module")

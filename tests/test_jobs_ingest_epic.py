@@ -1,12 +1,10 @@
 """EPIC-Kitchens' segments as people's triplets: the frames at both ends, the narration, rejects for the rest."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from video_files import marked_frame, read_mark, write_video
 
-from jobs import _ray
 from jobs.ingest import IngestRecipe, run
 from wm.datasets.aurora import Problem
 from wm.datasets.narrated import list_narrated
@@ -27,13 +25,6 @@ P01_1_4,P01,P01_1,00:00:01.10,00:00:01.00,00:00:01.50,1,2,,come
 P01_1_0,P01,P01_1,00:00:00.10,00:00:00.40,00:00:01.20,1,2,open the door,open
 """
 FPS = 25
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_session() -> Iterator[None]:
-    _ray.connect(num_cpus=8)
-    yield
-    _ray.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,11 @@
 """The job that writes the nano world."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from jobs import _ray
 from jobs.tabletop import TabletopRecipe, run, write_clips
 from wm.datasets.aurora import Item, list_items, load_pair
 from wm.datasets.videos import list_videos
@@ -15,13 +13,6 @@ from wm.errors import OtherRunError
 from wm.runs import read_run, write_json
 from wm.tabletop.oracle import action_is_right
 from wm.tabletop.videos import clip_path, plan_clip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_session() -> Iterator[None]:
-    _ray.connect(num_cpus=8)
-    yield
-    _ray.shutdown()
 
 
 def recipe(out: Path, **changes: Any) -> TabletopRecipe:

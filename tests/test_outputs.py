@@ -150,15 +150,11 @@ def test_pandas_reads_values_lists_and_nulls(out: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ray_data_reads_it_in_parallel(out: Path) -> None:
-    _ray.connect(num_cpus=8)
+def test_ray_data_reads_it_in_parallel(out: Path, ray_session: None) -> None:
     import ray
 
     _ray.quiet_data()
-    try:
-        found = ray.data.read_parquet(str(out / "triplets")).take_all()
-    finally:
-        _ray.shutdown()
+    found = ray.data.read_parquet(str(out / "triplets")).take_all()
     by_id = {row["triplet_id"]: row for row in found}
     assert len(by_id) == len(found) == 10
     for number, row in enumerate(ROWS):

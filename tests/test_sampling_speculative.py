@@ -38,15 +38,21 @@ def draft_of(codes_BKN, share, seed=0):
     return torch.where(torch.rand(codes_BKN.shape, generator=generator) < share, codes_BKN, wrong)
 
 
-@pytest.mark.parametrize("redraft", [True, False])
-@pytest.mark.parametrize("block", [1, 4, 15])
+SAMPLINGS = [
+    Sampling(),
+    Sampling(temperature=0.6, top_k=7, top_p=0.9),
+    Sampling(greedy=True),
+    Sampling(guidance_text=2.0, guidance_image=1.5),
+]
+
+
+# Every pair of a way to sample, a block and a word on drafting anew; not all threes.
 @pytest.mark.parametrize(
-    "sampling",
+    ("sampling", "block", "redraft"),
     [
-        Sampling(),
-        Sampling(temperature=0.6, top_k=7, top_p=0.9),
-        Sampling(greedy=True),
-        Sampling(guidance_text=2.0, guidance_image=1.5),
+        (way, block, (row + place) % 2 == 0)
+        for row, way in enumerate(SAMPLINGS)
+        for place, block in enumerate((1, 4, 15))
     ],
 )
 def test_the_images_are_those_of_sequential_sampling(vlm, sampling, block, redraft):

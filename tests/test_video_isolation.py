@@ -35,6 +35,13 @@ def is_running(pid):
         return False
 
 
+def wait_until(condition, limit_s=90.0):
+    end = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 def test_one_child_serves_many_calls(process):
     first = child_id(process)
     assert first != os.getpid()
@@ -48,7 +55,7 @@ def test_a_hang_ends_at_its_limit_and_the_next_call_is_served(process):
     begin = time.monotonic()
     with pytest.raises(VideoError, match=r"time_out: no answer within 0\.3 s"):
         process.call(0.3, time.sleep, 60)
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 30  # of the 60 that were asked for
     assert not is_running(old)
     assert child_id(process) != old
 
@@ -61,8 +68,9 @@ def test_a_crash_is_told_with_its_status(process, end, told):
 
 
 def test_a_child_killed_between_two_calls_is_replaced(process):
-    os.kill(child_id(process), signal.SIGKILL)
-    time.sleep(0.2)
+    child = child_id(process)
+    os.kill(child, signal.SIGKILL)
+    wait_until(lambda: not is_running(child))
     assert process.call(10, abs, -2) == 2
 
 
@@ -156,16 +164,12 @@ def test_a_spinning_child_ends_when_its_owner_is_killed(tmp_path):
         ],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )
-    deadline = time.monotonic() + 30
-    while not (note.exists() and note.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: note.exists() and note.read_text())
     child = int(note.read_text())
     assert is_running(child)
     owner.kill()
     owner.wait()
-    while is_running(child) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not is_running(child)
+    wait_until(lambda: not is_running(child))
 
 
 @pytest.mark.slow

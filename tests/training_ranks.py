@@ -19,6 +19,7 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _PRELOAD = [
     "training_ranks",
     "deepspeed",
+    "deepspeed.runtime.zero.muon.muon_optimizer",  # 4 s of torch.compile's parts, which every rank under ZeRO asks for
     "deepspeed.runtime.zero.stage3",
     "peft",
     "torch.utils.tensorboard",
