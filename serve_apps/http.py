@@ -15,6 +15,7 @@ from starlette.middleware import Middleware
 
 from serve_apps.openapi import DescribedApp
 from wm.api import ApiError, Edit, EditFields, Limits, edit_from_form, edit_from_json
+from wm.api.pictures import DATA_URL_SCHEMA, PIXEL_URL
 
 logger = logging.getLogger("ray.serve")
 
@@ -108,7 +109,7 @@ def edit_openapi() -> dict[str, object]:
         "type": "object",
         "required": ["image_url"],
         "additionalProperties": False,
-        "properties": {"image_url": {"type": "string", "description": "data:image/png;base64,…"}},
+        "properties": {"image_url": DATA_URL_SCHEMA},
     }
     references = {"type": "array", "minItems": 1, "maxItems": 1, "items": reference}
     required = fields["required"]
@@ -117,15 +118,18 @@ def edit_openapi() -> dict[str, object]:
         "properties": {"images": references} | fields["properties"],
         "required": ["images", *required],
     }
-    content = {"multipart/form-data": {"schema": form}, "application/json": {"schema": json}}
+    example = {"images": [{"image_url": PIXEL_URL}], "prompt": "move the red cup left", "best_of": 8, "seed": 7}
+    content = {
+        "multipart/form-data": {"schema": form},
+        "application/json": {"schema": json, "example": example},
+    }
     return {"requestBody": {"required": True, "content": content}}
 
 
 def json_openapi(fields: type[BaseModel], images: Iterable[str], example: Mapping[str, Any]) -> dict[str, Any]:
     """The JSON body of a request for the OpenAPI page: ``fields``, and its ``images`` as data URLs, all needed."""
     schema = fields.model_json_schema(ref_template="#/components/schemas/{model}")
-    source = {"type": "string", "description": "A data URL: data:image/png;base64,…"}
-    schema["properties"] = dict.fromkeys(images, source) | schema["properties"]
+    schema["properties"] = dict.fromkeys(images, DATA_URL_SCHEMA) | schema["properties"]
     schema["required"] = [*images, *schema.get("required", [])]
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema, "example": example}}}}
 

@@ -237,7 +237,11 @@ def test_the_pages_tell_every_endpoint(http):
     body = paths["/v1/rollouts"]["post"]["requestBody"]["content"]["application/json"]
     assert {"image", "actions", "beam", "best_of", "seed"} <= set(body["schema"]["properties"])
     assert set(body["schema"]["required"]) == {"image", "actions"}
-    assert set(body["example"]) <= set(body["schema"]["properties"])
+    words = {"open the drawer": ACTIONS[1]}  # in the words of this model
+    asked = body["example"] | {"actions": [words.get(action, action) for action in body["example"]["actions"]]}
+    assert http.post("/v1/rollouts", json=asked).status_code == 200
+    body = paths["/v1/images/edits"]["post"]["requestBody"]["content"]["application/json"]
+    assert http.post("/v1/images/edits", json=body["example"]).status_code == 200
 
 
 def test_the_reference_needs_no_other_host(http):

@@ -18,11 +18,12 @@ from serve_apps.messages import Question, RolloutFound, StepFound
 from serve_apps.recipe import FDM, IDM
 from serve_apps.sse import event_stream
 from wm.api import RolloutAsked, RolloutFields, rollout_from_json
+from wm.api.pictures import PIXEL_URL
 from wm.images import Pixels
 from wm.replies import encode_picture, usage_of
 
 router = APIRouter()
-EXAMPLE = {"image": "data:image/png;base64,…", "actions": ["move the red cup left", "open the drawer"], "best_of": 8}
+EXAMPLE = {"image": PIXEL_URL, "actions": ["move the red cup left", "open the drawer"], "best_of": 8, "seed": 7}
 
 
 @router.post("/v1/rollouts", openapi_extra=json_openapi(RolloutFields, {"image"}, EXAMPLE))
