@@ -24,7 +24,7 @@ def process():
 
 
 def child_id(process):
-    return process.call(10, os.getpid)
+    return process.call(120, os.getpid)
 
 
 def is_running(pid):
@@ -45,8 +45,8 @@ def wait_until(condition, limit_s=90.0):
 def test_one_child_serves_many_calls(process):
     first = child_id(process)
     assert first != os.getpid()
-    assert process.call(10, np.add, np.arange(3), 1).tolist() == [1, 2, 3]
-    assert process.call(10, sorted, [2, 1], reverse=True) == [2, 1]
+    assert process.call(120, np.add, np.arange(3), 1).tolist() == [1, 2, 3]
+    assert process.call(120, sorted, [2, 1], reverse=True) == [2, 1]
     assert child_id(process) == first
 
 
@@ -63,15 +63,15 @@ def test_a_hang_ends_at_its_limit_and_the_next_call_is_served(process):
 @pytest.mark.parametrize(("end", "told"), [((os.abort,), "status -6"), ((os._exit, 7), "status 7")])
 def test_a_crash_is_told_with_its_status(process, end, told):
     with pytest.raises(VideoError, match=rf"crashed: .*{told}"):
-        process.call(10, *end)
-    assert process.call(10, abs, -2) == 2
+        process.call(120, *end)
+    assert process.call(120, abs, -2) == 2
 
 
 def test_a_child_killed_between_two_calls_is_replaced(process):
     child = child_id(process)
     os.kill(child, signal.SIGKILL)
     wait_until(lambda: not is_running(child))
-    assert process.call(10, abs, -2) == 2
+    assert process.call(120, abs, -2) == 2
 
 
 def test_exceptions_keep_their_reason_or_are_named(process):
@@ -79,29 +79,29 @@ def test_exceptions_keep_their_reason_or_are_named(process):
 
     old = child_id(process)
     with pytest.raises(VideoError) as caught:
-        process.call(10, scan_video, "/nowhere/x.mp4")
+        process.call(120, scan_video, "/nowhere/x.mp4")
     assert (caught.value.reason, caught.value.detail) == ("missing_file", "/nowhere/x.mp4: no such file")
     with pytest.raises(VideoError, match="unexpected_error: ZeroDivisionError"):
-        process.call(10, divmod, 1, 0)
+        process.call(120, divmod, 1, 0)
     assert child_id(process) == old
 
 
 def test_memory_limit_costs_the_call_only():
     with IsolatedProcess(memory_limit_mb=1500) as small:
         with pytest.raises(VideoError, match="out_of_memory"):
-            small.call(20, np.zeros, 2**31)
-        assert small.call(10, abs, -2) == 2
+            small.call(120, np.zeros, 2**31)
+        assert small.call(120, abs, -2) == 2
 
 
 def test_memory_that_stays_is_given_back_by_a_fresh_child():
     with IsolatedProcess(resident_limit_mb=400) as one:
         first = child_id(one)
         assert resident_mb(first) < 400
-        assert one.call(20, hold_memory, 500) == 500
+        assert one.call(120, hold_memory, 500) == 500
         assert child_id(one) != first
         assert one.starts == 2
         again = child_id(one)
-        assert one.call(20, hold_memory, 1) == 1
+        assert one.call(120, hold_memory, 1) == 1
         assert child_id(one) == again
 
 
@@ -133,7 +133,7 @@ def test_a_clip_that_asks_for_too_much_memory_is_told_so(tmp_path, clip_8k):
     settings = ClipSettings(min_interval=5, reader="pyav")
     free = ClipReader(settings)
     assert free.read(small).images_png
-    pages = int(Path(f"/proc/{free.process.call(10, os.getpid)}/statm").read_text().split()[0])
+    pages = int(Path(f"/proc/{free.process.call(120, os.getpid)}/statm").read_text().split()[0])
     free.close()
     one = ClipReader(replace(settings, memory_limit_mb=pages * os.sysconf("SC_PAGE_SIZE") // 2**20 + 32))
     assert one.read(small).images_png
@@ -159,7 +159,7 @@ def test_a_spinning_child_ends_when_its_owner_is_killed(tmp_path):
             "import os, sys, time\n"
             "from wm.video.isolation import IsolatedProcess\n"
             "p = IsolatedProcess()\n"
-            f"open({str(note)!r}, 'w').write(str(p.call(10, os.getpid)))\n"
+            f"open({str(note)!r}, 'w').write(str(p.call(120, os.getpid)))\n"
             "p.call(100, time.sleep, 100)\n",
         ],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
@@ -181,4 +181,4 @@ def test_decord_s_own_endless_loop_is_ended(process, shared_data):
             assert process.call(2, decord_frame, path, 110) == (1, 240, 426, 3)
         except VideoError as error:
             assert error.reason == "time_out"
-        assert process.call(20, decord_frame, path, 25) == (1, 240, 426, 3)
+        assert process.call(120, decord_frame, path, 25) == (1, 240, 426, 3)
