@@ -90,9 +90,9 @@ class ImageCodec(nn.Module):
         self.num_codes: int = vqgan.config.num_embeddings
         self.codec_id = codec_id_of(vqgan.state_dict(), vqgan.config, scale)
         # Convolution kernels may differ with the batch size: a fixed one keeps codes independent of
-        # the company. Four small images cost a request for one of them little, and many images not much more each
-        # than larger batches would.
-        self.chunk = max(1, min(4, 512**2 // self.side_px**2))
+        # the company. One, where an image has work enough for a processor; four small images cost a request for one of
+        # them little, and many of them not much more each than larger batches would.
+        self.chunk = max(1, min(4, 128**2 // self.side_px**2))
 
     @cached_property
     def decoder_id(self) -> str | None:
