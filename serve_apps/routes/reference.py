@@ -6,12 +6,16 @@ from importlib.resources import files
 from fastapi import APIRouter, Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse
-from starlette.staticfiles import StaticFiles
+from starlette.responses import FileResponse
+
+from wm.api import ApiError
 
 POLICY = "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:"
 
+FILES = {"swagger-ui-bundle.js": "text/javascript; charset=utf-8", "swagger-ui.css": "text/css; charset=utf-8"}
+"""Swagger UI's, and their types."""
+
 router = APIRouter(include_in_schema=False)
-router.mount("/docs/files", StaticFiles(directory=str(files("fastapi_offline") / "static")))
 
 
 @router.api_route("/docs", methods=["GET", "HEAD"])
@@ -26,3 +30,12 @@ async def reference(request: Request) -> HTMLResponse:
     )
     page.headers.update({"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff"})
     return page
+
+
+@router.api_route("/docs/files/{name}", methods=["GET", "HEAD"])
+async def file(name: str) -> FileResponse:
+    """One of :data:`FILES`."""
+    if name not in FILES:
+        raise ApiError(f"no such file: {name!r:.80}", status=404, code="not_found")
+    headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-cache"}
+    return FileResponse(str(files("fastapi_offline") / "static" / name), media_type=FILES[name], headers=headers)
