@@ -154,7 +154,9 @@ class TensorBoard:
 
         folder = Path(recipe.out) / TENSORBOARD
         resumed = folder.is_dir()
-        self._writer = SummaryWriter(str(folder), purge_step=first + 1 if resumed else None)
+        # A file's name holds the second alone: a start in the second of another would write over what that one told.
+        own = f".{uuid.uuid4().hex[:8]}"
+        self._writer = SummaryWriter(str(folder), purge_step=first + 1 if resumed else None, filename_suffix=own)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """See :class:`Board`."""
