@@ -69,10 +69,12 @@ def _cancel(found: Any) -> None:
 def _need_another_try(error: Exception, tries_left: int) -> None:
     """Returns where another replica may be asked; else raises what the client is to know."""
     if isinstance(error, BackPressureError):
-        raise unavailable("the server is busy; try again soon", "overloaded") from error
+        raise ApiError.unavailable("the server is busy; try again soon", "overloaded") from error
     if isinstance(error, RayActorError):
         if not tries_left:
-            raise unavailable("the replicas at work on this request died; try again", "replica_died") from error
+            raise ApiError.unavailable(
+                "the replicas at work on this request died; try again", "replica_died"
+            ) from error
         metrics.record(metrics.RETRIES)
         logger.warning("a replica died at work on a request (%s); asking another", error)
         return
@@ -82,8 +84,3 @@ def _need_another_try(error: Exception, tries_left: int) -> None:
     if isinstance(cause, ApiError) and cause is not error:
         raise cause from error
     raise error
-
-
-def unavailable(message: str, code: str) -> ApiError:
-    """503: the same request may succeed a little later."""
-    return ApiError(message, status=503, kind="server_error", code=code, headers={"Retry-After": "1"})

@@ -139,8 +139,7 @@ class Bounded:
 
 
 def _overloaded(why: str) -> ApiError:
-    headers = {"Retry-After": "1"}
-    return ApiError(f"{why}; try again soon", status=503, kind="server_error", code="overloaded", headers=headers)
+    return ApiError.unavailable(f"{why}; try again soon", "overloaded")
 
 
 def _endpoint(scope: dict[str, Any] | Scope) -> str:

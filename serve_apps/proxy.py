@@ -1,9 +1,10 @@
-"""A layer in Ray Serve's proxy, in front of all applications: ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` names
+"""Layers in Ray Serve's proxy, in front of all applications: ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` names
 :func:`layers`. ``python -m serve_apps`` sets it for the session it starts; on a cluster it belongs into the environment
 of every node, as ``cluster/Dockerfile`` has it.
 
 The proxy takes orders from headers of whoever asks: to wait for ever, to go on working when the client has left, to
-use another model. It also fails (500) on those that are no UTF-8. Neither is a stranger's to choose.
+use another model. It also fails (500) on those that are no UTF-8. Neither is a stranger's to choose. And it loses what
+a killed process was asked: see :mod:`serve_apps.repeat`.
 """
 
 from starlette.middleware import Middleware
@@ -11,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_apps.http import error_response
 from serve_apps.ids import wrong_id
+from serve_apps.repeat import Repeated
 
 IMPORT_PATH = "serve_apps.proxy:layers"
 ORDERS = (
@@ -42,4 +44,4 @@ def _is_order(name: bytes) -> bool:
 
 def layers() -> list[Middleware]:
     """What the proxy puts around itself."""
-    return [Middleware(WithoutOrders)]
+    return [Middleware(WithoutOrders), Middleware(Repeated)]

@@ -114,7 +114,7 @@ def test_json_images(fields):
         ({"output_compression": "50"}, "output_compression", "png is lossless"),
         ({"partial_images": "2"}, "partial_images", "partial_images = 2 needs stream = true"),
         ({"quality": "high"}, "quality", "quality = 'high'"),
-        ({"colour": "red"}, "colour", "unknown field 'colour'; the fields are image, seed"),
+        ({"colour": "red"}, "colour", "unknown field 'colour'; the fields are image, prompt"),
     ],
 )
 def test_bad_fields(fields, param, says):

@@ -16,6 +16,7 @@ from serve_apps.http import create_app
 from serve_apps.layers import GONE, Bounded, Traced
 from serve_apps.proxy import WithoutOrders, layers
 from serve_apps.recipe import ServeRecipe
+from serve_apps.repeat import Repeated
 from wm.api import ApiError
 from wm.errors import InputError
 
@@ -250,7 +251,7 @@ def test_orders_to_the_proxy_are_removed_and_nothing_else():
     scope = scope_of(headers=[(name, b"?1") for name in orders] + kept)
     asyncio.run(WithoutOrders(app)(scope, None, None))
     assert seen == [(name.encode(), value) for name, value in kept]
-    assert [layer.cls for layer in layers()] == [WithoutOrders]
+    assert [layer.cls for layer in layers()] == [WithoutOrders, Repeated]
 
 
 def test_websockets_and_the_lifespan_pass():
@@ -260,9 +261,9 @@ def test_websockets_and_the_lifespan_pass():
         seen.append(scope["type"])
 
     for kind in ("websocket", "lifespan"):
-        for layer in (Traced(app, adds_id=True), Bounded(app, most=1, timeout_s=1), WithoutOrders(app)):
+        for layer in (Traced(app, adds_id=True), Bounded(app, most=1, timeout_s=1), WithoutOrders(app), Repeated(app)):
             asyncio.run(layer({"type": kind, "headers": []}, None, None))
-    assert seen == ["websocket"] * 3 + ["lifespan"] * 3
+    assert seen == ["websocket"] * 4 + ["lifespan"] * 4
 
 
 def test_every_page_of_the_app_is_one_and_nothing_that_works_is():

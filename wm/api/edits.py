@@ -4,7 +4,6 @@
 ``return_candidates``.
 """
 
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -13,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from wm.api.checks import MAX_SEED, check_action, check_length, explained, image_bytes, object_of
 from wm.api.errors import ApiError, Limits
-from wm.api.fields import OutputFormat, PictureFields, side_of
+from wm.api.fields import PictureFields, PicturesAsked
 
 IMAGE_FIELDS = ("image", "image[]", "images")
 
@@ -23,10 +22,6 @@ class EditFields(PictureFields):
 
     prompt: str
     """The action to take in the image, in words."""
-    model: str | None = None
-    """A forward dynamics model of GET /v1/models; the served one if left out."""
-    verifier: str | None = None
-    """The inverse dynamics model of GET /v1/models that ranks; the served one if left out."""
     n: int = Field(1, ge=1, le=10)
     """How many predictions to return, best first."""
     best_of: int | None = Field(None, ge=1, le=MAX_SEED)
@@ -47,9 +42,6 @@ class EditFields(PictureFields):
     """Previews of a streamed answer: the first candidate so far, the rest of it still the source image."""
     return_candidates: bool = False
     """Whether the reply holds every candidate that differs, best first, beside the n best."""
-    margin: float | None = Field(None, ge=0, allow_inf_nan=False)
-    """Adaptive N: fewer than best_of are drawn where one more is expected to gain no more than so many nats an action
-    token; 0 never stops early."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -63,31 +55,17 @@ class EditFields(PictureFields):
         return self
 
 
-@dataclass(frozen=True)
-class Edit:
-    """A checked request. ``image``: the encoded bytes as sent. ``side_px``: None for the model's own size."""
+@dataclass(frozen=True, kw_only=True)
+class Edit(PicturesAsked):
+    """A checked request for one step."""
 
-    image: bytes
     prompt: str
-    model: str | None
     n: int
     best_of: int
-    seed: int
-    temperature: float | None
-    top_k: int | None
-    top_p: float | None
-    guidance: float | None
-    guidance_image: float | None
     verify: bool
-    side_px: int | None
-    output_format: OutputFormat
-    output_compression: int
-    safety_identifier: str | None
-    stream: bool = False
-    partial_images: int = 0
-    return_candidates: bool = False
-    margin: float | None = None
-    verifier: str | None = None
+    stream: bool
+    partial_images: int
+    return_candidates: bool
 
 
 def edit_from_form(items: Iterable[tuple[str, str | bytes]], limits: Limits) -> Edit:
@@ -122,7 +100,7 @@ def _check(values: Mapping[str, Any], images: Sequence[bytes], limits: Limits, *
     try:
         fields = EditFields.model_validate(values, strict=strict)
     except ValidationError as error:
-        raise explained(error, ["image", *EditFields.model_fields]) from error
+        raise explained(error, EditFields.names()) from error
     if len(images) != 1:
         raise ApiError(
             f"{len(images)} images are given; expected exactly one, the source, in the field image",
@@ -133,25 +111,13 @@ def _check(values: Mapping[str, Any], images: Sequence[bytes], limits: Limits, *
     return Edit(
         image=images[0],
         prompt=fields.prompt.strip(),
-        model=fields.model,
         n=fields.n,
         best_of=_best_of(fields, limits),
-        seed=secrets.randbelow(MAX_SEED + 1) if fields.seed is None else fields.seed,
-        temperature=fields.temperature,
-        top_k=fields.top_k,
-        top_p=fields.top_p,
-        guidance=fields.guidance,
-        guidance_image=fields.guidance_image,
         verify=fields.verify,
-        side_px=side_of(fields.size),
-        output_format=fields.output_format,
-        output_compression=100 if fields.output_compression is None else fields.output_compression,
-        safety_identifier=fields.safety_identifier or fields.user or None,
         stream=fields.stream,
         partial_images=fields.partial_images,
         return_candidates=fields.return_candidates,
-        margin=fields.margin,
-        verifier=fields.verifier,
+        **fields.asked(),
     )
 
 

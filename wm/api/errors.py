@@ -27,6 +27,11 @@ class ApiError(Exception):
         """What a stranger is told of a fault of the server's."""
         return cls("the server failed to answer", status=500, kind="server_error", code="internal_error")
 
+    @classmethod
+    def unavailable(cls, message: str, code: str) -> "ApiError":
+        """503: the same request may succeed a little later."""
+        return cls(message, status=503, kind="server_error", code=code, headers={"Retry-After": "1"})
+
     def body(self) -> dict[str, Any]:
         """``{"error": {message, type, param, code}}``."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}

@@ -1,6 +1,8 @@
 """Fields that every request for pictures has."""
 
-from typing import Literal, Self
+import secrets
+from dataclasses import dataclass
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -17,6 +19,13 @@ class PictureFields(BaseModel):
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
+    model: str | None = None
+    """A forward dynamics model of GET /v1/models; the served one if left out."""
+    verifier: str | None = None
+    """The inverse dynamics model of GET /v1/models that ranks; the served one if left out."""
+    margin: float | None = Field(None, ge=0, allow_inf_nan=False)
+    """Adaptive N: fewer than best_of are drawn where one more is expected to gain no more than so many nats an action
+    token; 0 never stops early."""
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
     """Same seed, same answer. A random one is drawn, and reported, if left out."""
     temperature: float | None = Field(None, ge=0, le=10, allow_inf_nan=False)
@@ -49,8 +58,47 @@ class PictureFields(BaseModel):
             )
         return self
 
+    @classmethod
+    def names(cls) -> list[str]:
+        """Of everything that can be asked for: the image, a request's own fields, those of all."""
+        own = [name for name in cls.model_fields if name not in PictureFields.model_fields]
+        return ["image", *own, *PictureFields.model_fields]
+
+    def asked(self) -> dict[str, Any]:
+        """The values of :class:`PicturesAsked` but ``image``, by name; :class:`ApiError` for a size that is none."""
+        as_given = ("model", "verifier", "margin", "temperature", "top_k", "top_p", "guidance", "guidance_image")
+        return {name: getattr(self, name) for name in (*as_given, "output_format")} | {
+            "seed": secrets.randbelow(MAX_SEED + 1) if self.seed is None else self.seed,
+            "side_px": side_of(self.size),
+            "output_compression": 100 if self.output_compression is None else self.output_compression,
+            "safety_identifier": self.safety_identifier or self.user or None,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class PicturesAsked:
+    """What every checked request for pictures has. ``image``: the encoded bytes as sent. ``side_px``: None for the
+    model's own size. Settings of sampling are None where the server's hold."""
+
+    image: bytes
+    model: str | None
+    verifier: str | None
+    margin: float | None
+    seed: int
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    guidance: float | None
+    guidance_image: float | None
+    side_px: int | None
+    output_format: OutputFormat
+    output_compression: int
+    safety_identifier: str | None
+
 
 def side_of(size: str) -> int | None:
+    """Pixels a side of ``WIDTHxHEIGHT``, None of ``auto``; :class:`ApiError` unless it is a square that is not too
+    large."""
     if size == "auto":
         return None
     width, height = (int(part) for part in size.split("x"))

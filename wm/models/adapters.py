@@ -15,6 +15,8 @@ from wm.models.protocol import UnifiedVLM
 from wm.models.weights import check_tensors, read_header
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+MERGE_ERRORS = (NotImplementedError, ValueError, RuntimeError, AttributeError)
+"""What PEFT raises for an adapter that it cannot add into a weight."""
 
 
 def is_adapter(path: str | Path) -> bool:
@@ -60,7 +62,7 @@ def merged(adapted: Any, folder: Path) -> Any:
     """The bare model with an adapter added into its weights."""
     try:
         return adapted.merge_and_unload()
-    except (NotImplementedError, ValueError, RuntimeError, AttributeError) as error:
+    except MERGE_ERRORS as error:
         raise InputError(f"adapter {folder} cannot be merged: {' '.join(str(error).split())[:300]}") from error
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from wm.errors import InputError
+from wm.models.adapters import MERGE_ERRORS
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def _merged_copy(module: Any) -> nn.Module:
     own: Any = copy.deepcopy(module)
     try:
         own.merge()
-    except (NotImplementedError, ValueError, RuntimeError, AttributeError) as error:
+    except MERGE_ERRORS as error:
         reason = " ".join(str(error).split())[:200]
         kind = type(module).__name__
         raise InputError(f"an adapter of the kind {kind} cannot be merged by PEFT: {reason}") from error
