@@ -241,5 +241,5 @@ def test_the_choice_of_a_batch_is_told_once(vlm, caplog):
     for _ in range(2):
         sample_images(vlm, [[0, 1]] * 3, num_samples=2, batch_size=4, decoder=decoder)
     assert [record.getMessage() for record in caplog.records] == [
-        f"3 sources, 2 candidates each, at most 4 rows at once ({POSITIONS_AT_ONCE} positions), plain decoding"
+        f"3 sources, 2 candidates each, 4 rows at once (at most {POSITIONS_AT_ONCE} positions), plain decoding"
     ]

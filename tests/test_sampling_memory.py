@@ -10,7 +10,14 @@ from models_reference import lively
 
 from wm.models import flatten, load_model
 from wm.sampling import Decoder, sample_images, speculate_images
-from wm.sampling.batches import POSITIONS_AT_ONCE, halving, positions_at_once, rows_at_once
+from wm.sampling.batches import (
+    POSITIONS_AT_ONCE,
+    halving,
+    positions_at_once,
+    prefixes_at_once,
+    rows_at_once,
+    tails_at_once,
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +58,23 @@ def test_a_gpu_takes_what_its_memory_holds(vlm, monkeypatch):
     assert rows_at_once(100, None, positions_at_once(gpu)) == 700_000 // bytes_each // 100
     assert rows_at_once(10**9, None, positions_at_once(gpu)) == 1
     assert rows_at_once(100, 7, positions_at_once(gpu)) == 7
+
+
+def test_a_prefix_is_counted_once_for_all_its_rows(vlm, monkeypatch):
+    assert (tails_at_once(1060, 1024, None, 16_384), tails_at_once(1060, 1024, 5, 16_384)) == (14, 5)
+    assert tails_at_once(20_000, 1024, None, 16_384) == 1
+    assert (prefixes_at_once(1060, 1024, 8, None, 16_384), prefixes_at_once(132, 128, 8, None, 16_384)) == (1, 14)
+    assert [prefixes_at_once(132, 128, 8, size, 16_384) for size in (4, 8, 17)] == [1, 1, 2]
+    prefix = flatten(vlm.layout("fdm", source=[1, 5, 9, 0], action="put the cup"))
+    room = len(prefix) + 6 * vlm.tokens_per_image
+    reserved = []
+    reserve = Decoder.reserve
+    monkeypatch.setattr(Decoder, "reserve", lambda self, rows, room: reserved.append(rows) or reserve(self, rows, room))
+    for positions, expected in ((room, [0, 6]), (room - 1, [0, 5, 1])):
+        monkeypatch.setattr("wm.sampling.batches.POSITIONS_AT_ONCE", positions)
+        reserved.clear()
+        sample_images(vlm, [prefix], num_samples=6)
+        assert reserved == expected, "as many as fit beside their prefix, which is there once"
 
 
 def test_buffers_of_images_before_make_room(vlm, monkeypatch):

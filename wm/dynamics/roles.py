@@ -2,7 +2,7 @@
 
 ``merged``: each role's adapter is merged into weights of its own. Fast, and two models' worth of memory.
 ``shared``: one base in memory, each role's low-rank adapters applied beside it, batch by batch. What both roles need of
-the base, oneDNN's packed copies among it, is there once; a pass costs two thin products more for each matrix. Only
+the base, its copies for quick products among it, is there once; a pass costs two thin products more a matrix. Only
 adapters of one base can share it: a fully fine-tuned model has weights of its own.
 
 Answers of the two agree up to rounding: ``(W + BA) x`` against ``W x + B (A x)``.

@@ -12,9 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-FLASH_FROM = 2048
-"""Own places of all rows together from which, on a CPU, the fused kernel is the faster way to read them."""
-
 
 def attend_causal(query_PSAD: Tensor, key_PSGD: Tensor, value_PSGD: Tensor) -> Tensor:
     """(P, S, A, D): each token to itself and those before it; queries are scaled already. A: heads."""
@@ -113,42 +110,21 @@ def attend_step(
 ) -> Tensor:
     """(R, A x D): :func:`attend_shared` of one new token a row, one prefix and as many groups as heads.
 
-    The same products with a third of the calls, which at a few rows take as long as the products do.
+    The same products with a third of the calls, which at a few rows take as long as the products do. On a CPU they are
+    also quicker than torch's fused kernel, whose own products are of one row each (1,060 prefix and 64 to 1,000 own
+    places of 8 rows, 4 heads: 0.68 to 0.84 of its time).
     """
     num_rows, heads, width = query_RAD.shape
     filled, prefix_length = own_keys_RGFD.shape[2], prefix_keys_GTD.shape[1]
     prefix_scores = torch.bmm(query_RAD.transpose(0, 1), prefix_keys_GTD.transpose(1, 2))
-    if num_rows * filled >= FLASH_FROM and query_RAD.device.type == "cpu":
-        return _merge(query_RAD, prefix_scores, prefix_values_GTD, own_keys_RGFD, own_values_RGFD)
-    own_scores = torch.bmm(query_RAD.reshape(-1, 1, width), own_keys_RGFD.flatten(0, 1).transpose(1, 2))
+    # Keys first: the same numbers by another of the library's kernels, up to a quarter quicker.
+    own_scores = torch.bmm(own_keys_RGFD.flatten(0, 1), query_RAD.reshape(-1, 1, width).transpose(1, 2))
     both = torch.cat((prefix_scores.transpose(0, 1), own_scores.view(num_rows, heads, filled)), dim=-1)
     weights = _softmax(both)
     prefix_weights, own_weights = weights[..., :prefix_length], weights[..., prefix_length:]
     mixed = torch.bmm(own_weights.reshape(-1, 1, filled), own_values_RGFD.flatten(0, 1)).view(num_rows, heads, width)
     mixed += torch.bmm(prefix_weights.transpose(0, 1), prefix_values_GTD).transpose(0, 1)
     return mixed.view(num_rows, -1)
-
-
-def _merge(
-    query_RAD: Tensor,
-    prefix_scores_GRT: Tensor,
-    prefix_values_GTD: Tensor,
-    own_keys_RGFD: Tensor,
-    own_values_RGFD: Tensor,
-) -> Tensor:
-    """(R, A x D): the own part by torch's fused kernel, which reads keys and values once and keeps no scores; the two
-    parts weighed by exp(lse_part - lse_both)."""
-    own_RA1D, own_lse_RA1 = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query_RAD[:, :, None], own_keys_RGFD, own_values_RGFD, scale=1.0
-    )
-    prefix_lse_GR1 = prefix_scores_GRT.to(own_lse_RA1.dtype).logsumexp(dim=-1, keepdim=True)
-    own_lse_GR1 = own_lse_RA1.view(len(query_RAD), -1).T[..., None]
-    both_lse_GR1 = torch.logaddexp(prefix_lse_GR1, own_lse_GR1)
-    dtype = prefix_values_GTD.dtype  # the kernel's lse is float32 at least
-    prefix_GRD = torch.bmm((prefix_scores_GRT - both_lse_GR1).exp_().to(dtype), prefix_values_GTD)
-    own_share_GR1 = (own_lse_GR1 - both_lse_GR1).exp_().to(dtype)
-    mixed_GRD = torch.addcmul(prefix_GRD, own_RA1D[:, :, 0].transpose(0, 1), own_share_GR1)
-    return mixed_GRD.transpose(0, 1).reshape(len(query_RAD), -1)
 
 
 def _softmax(scores: Tensor) -> Tensor:

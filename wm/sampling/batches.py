@@ -10,7 +10,7 @@ from wm.errors import InputError
 from wm.models.protocol import UnifiedVLM
 
 POSITIONS_AT_ONCE = 16_384
-"""Default bound on rows x length in one forward pass or cache on a CPU: 8.6 GB of bfloat16 cache for a 7B model."""
+"""Default bound on the tokens in one forward pass or cache on a CPU: 8.6 GB of bfloat16 cache for a 7B model."""
 MEMORY_SHARE = 0.7
 """Of a GPU's free memory that a pass is planned to fill; the rest is for what is not counted."""
 _FULL = ("can't allocate memory", "could not create a primitive", "could not create a memory", "could not execute a")
@@ -27,8 +27,22 @@ def rows_at_once(length: int, batch_size: int | None, positions: int = POSITIONS
     return batch_size if batch_size is not None else max(1, positions // max(1, length))
 
 
+def tails_at_once(prefix: int, tail: int, batch_size: int | None, positions: int) -> int:
+    """``batch_size``, or as many rows of ``tail`` tokens as fit into ``positions`` beside the one ``prefix`` that they
+    share; at least 1."""
+    return rows_at_once(tail, batch_size, positions - prefix)
+
+
+def prefixes_at_once(prefix: int, tail: int, each: int, batch_size: int | None, positions: int) -> int:
+    """How many prefixes with ``each`` rows of ``tail`` tokens make ``batch_size`` rows, or ``positions``; at least
+    1."""
+    if batch_size is not None:
+        return max(1, rows_at_once(tail, batch_size) // each)
+    return rows_at_once(prefix + each * tail, None, positions)
+
+
 def positions_at_once(vlm: UnifiedVLM, held_bytes: int = 0) -> int:
-    """Bound on rows x length in one forward pass or cache: :data:`POSITIONS_AT_ONCE` on a CPU; on a GPU what its free
+    """Bound on the tokens in one forward pass or cache: :data:`POSITIONS_AT_ONCE` on a CPU; on a GPU what its free
     memory holds.
 
     A position is its keys and values in every layer, and what one layer works on. ``held_bytes``: what will be given

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from wm.errors import InputError
 from wm.models.protocol import UnifiedVLM
-from wm.sampling.batches import is_out_of_memory, positions_at_once, rows_at_once
+from wm.sampling.batches import is_out_of_memory, positions_at_once
 from wm.sampling.checks import need_prefixes
 from wm.sampling.decoder import Decoder
 from wm.sampling.engine import decode_slots, line_of
@@ -97,6 +97,10 @@ class _Piece:
         """That its candidates take, those of guidance among them."""
         return len(self.candidates) * self.conditions
 
+    def positions(self, length: int) -> int:
+        """That are held for images of ``length`` tokens: the prefix once, and the rows."""
+        return self.conditions * (len(self.order.request.prefix) + len(self.candidates) * length)
+
     @property
     def conditions(self) -> int:
         return CONDITIONS if self.order.request.sampling.is_guided else 1
@@ -135,7 +139,8 @@ class _Cohort:
 class ImagePool:
     """The requests being decoded, and those that wait. Not for two threads at once.
 
-    ``positions``: bound on rows x length held at a time; what the memory holds without it (as
+    ``positions``: bound on the tokens held at a time, a prefix once for all of a piece's rows; what the memory holds
+    without it (as
     :func:`~wm.sampling.batches.positions_at_once` has it). Halved, with a warning in the log, where that was too much.
     ``line_tokens``: after how many tokens requests join and progress is told; a line of the image without it.
     """
@@ -217,10 +222,8 @@ class ImagePool:
     def _admit(self) -> None:
         if not self._waiting or (self._cohorts and not self._is_plain):
             return
-        length = max(len(piece.order.request.prefix) for piece in self._waiting) + self._slots.count
-        room = rows_at_once(length, None, self._room())
         groups: dict[tuple[int, Sampling], list[_Piece]] = {}
-        for piece in self._taken(room):
+        for piece in self._taken(self._room()):
             groups.setdefault(piece.kind, []).append(piece)
         while groups:
             kind = next(iter(groups))
@@ -234,19 +237,22 @@ class ImagePool:
     def _taken(self, room: int) -> list[_Piece]:
         """From the head of the queue, as many as have room now; in pieces, of which the first of each request goes
         before the second of any."""
-        free, taken = room - self.num_rows, list[_Piece]()
+        length = self._slots.count
+        free = room - sum(piece.positions(length) for cohort in self._cohorts for piece in cohort.pieces)
+        taken = list[_Piece]()
         while self._waiting:
             piece = self._waiting[0]
-            count = min(len(piece.candidates), max(1, room // PIECES // piece.conditions))
+            share = room // PIECES // piece.conditions - len(piece.order.request.prefix)
+            count = min(len(piece.candidates), max(1, share // length))
             part = _Piece(piece.order, piece.candidates[:count])
             alone = not taken and not self._cohorts
-            if not alone and (part.rows > free or (not self._is_plain and part.kind != taken[0].kind)):
+            if not alone and (part.positions(length) > free or (not self._is_plain and part.kind != taken[0].kind)):
                 break
             self._waiting.popleft()
             if count < len(piece.candidates):
                 self._waiting.append(_Piece(piece.order, piece.candidates[count:]))
             taken.append(part)
-            free -= part.rows
+            free -= part.positions(length)
         return taken
 
     def _cohort(self, pieces: Sequence[_Piece]) -> _Cohort:
@@ -289,7 +295,7 @@ class ImagePool:
             torch.cuda.empty_cache()
 
     def _room(self) -> int:
-        """Bound on rows x length."""
+        """Bound on the positions held."""
         held = self._decoder.held
         held_bytes = 0 if held is None else held.num_bytes
         return self._positions if self._positions is not None else positions_at_once(self._vlm, held_bytes)

@@ -62,7 +62,7 @@ class Decoder:
     """A model's weights made ready for many passes, as they are now: make a new one after they have changed.
 
     ``rows``: how many token rows a pass usually has (a hint). On a CPU in float32 or bfloat16 all matrices are copied
-    into oneDNN's layout. Adapters are merged into copies of the weights that they change; without ``merge`` low-rank
+    into a quicker layout. Adapters are merged into copies of the weights that they change; without ``merge`` low-rank
     ones are applied beside them, and nothing else is copied. ``beside``: a decoder whose packed copies are used where
     the weights are the very same tensors, as those of models over one base are. ``stepping`` is how images are decoded,
     ``kernels`` whether Triton's may be used on a GPU; what fails is replaced by the next simpler way, with a warning in

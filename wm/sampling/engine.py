@@ -16,7 +16,7 @@ from torch import Tensor
 
 from wm.errors import InputError
 from wm.models.protocol import UnifiedVLM
-from wm.sampling.batches import halving, positions_at_once, rows_at_once
+from wm.sampling.batches import halving, positions_at_once, prefixes_at_once, tails_at_once
 from wm.sampling.checks import need_prefixes
 from wm.sampling.decoder import Decoder
 from wm.sampling.graphs import static_steps
@@ -82,14 +82,17 @@ def sample_images(
     conditions = CONDITIONS if sampling.is_guided else 1
     held_bytes = decoder.held.num_bytes if decoder is not None and decoder.held is not None else 0
     positions = positions_at_once(vlm, held_bytes)
-    at_once = max(1, rows_at_once((max(map(len, prefixes)) + length) * conditions, batch_size, positions))
+    longest, tail = max(map(len, prefixes)) * conditions, length * conditions
+    sources_at_once = prefixes_at_once(longest, tail, distinct, batch_size, positions)
+    at_once = tails_at_once(longest, tail, batch_size, positions)
+    rows = min(distinct, at_once) * min(len(prefixes), sources_at_once) * conditions
     made_here = decoder is None
-    decoder = decoder or Decoder(vlm, rows=min(at_once, distinct * len(prefixes)) * conditions)
+    decoder = decoder or Decoder(vlm, rows=rows)
     need_prefixes(prefixes, len(decoder.view.embedding))
     logger.log(
         logging.DEBUG if decoder.told else logging.INFO,
-        "%d sources, %d candidates each, at most %d rows at once (%d positions), %s decoding",
-        *(len(prefixes), distinct, at_once, positions, decoder.stepping),
+        "%d sources, %d candidates each, %d rows at once (at most %d positions), %s decoding",
+        *(len(prefixes), distinct, rows, positions, decoder.stepping),
     )
     decoder.told = True
     slots = Slots(vlm)
@@ -118,7 +121,7 @@ def sample_images(
         else:
             halving(decode, distinct, at_once)
 
-    halving(sample, len(prefixes), max(1, at_once // distinct))
+    halving(sample, len(prefixes), sources_at_once)
     if made_here:
         decoder.held = None  # which refers to the decoder: the two would wait for the garbage collector
     return codes_BKN.repeat(1, num_samples // distinct, 1)

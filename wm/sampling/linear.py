@@ -1,8 +1,10 @@
-"""Matrix products of few rows with weights that stay: packed for oneDNN on a CPU, plain elsewhere.
+"""Matrix products of few rows with weights that stay: copied into a quicker layout on a CPU, plain elsewhere.
 
-A product of 1 to 32 rows reads the weights once and does little else. oneDNN's packed layout does that two to four
-times as fast as the plain one here (float32, 8 rows), and adds what follows (residual, gate) while the result is in
-registers. Packing costs a copy of the weights, made once a model and call.
+A product of 1 to 32 rows reads the weights once and does little else. Large matrices are packed for oneDNN, which reads
+them up to twice as fast (float32, 8 rows), and adds what follows (residual, gate) while the result is in registers.
+Small ones are turned, so that an input's weights are side by side: torch's plain product of those takes a fifth to two
+thirds of oneDNN's time, whose every call costs some 50 us (2 to 32 rows; widths 48 to 512). Either costs a copy of the
+weights, made once a model and call.
 """
 
 from collections.abc import Sequence
@@ -14,6 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from wm.sampling.adapted import LowRank, Matrix
+
+TURNED_UP_TO = 2**19
+"""Numbers of a float32 matrix up to which the turned copy is the quicker one."""
 
 
 class Packs:
@@ -29,13 +34,17 @@ class Packs:
         self._rows: dict[tuple[object, ...], tuple[Tensor, list[Tensor]]] = {}
 
     def packed(self, weights: Sequence[Tensor], rows: int) -> Tensor:
-        """oneDNN's copy of matrices stacked one on another."""
+        """The copy of matrices stacked one on another: oneDNN's (``is_mkldnn``), or turned, (inputs, outputs)."""
         key = tuple(_place(weight) for weight in weights)
         if self._beside is not None and key in self._beside._made:
             return self._beside._made[key][0]
         if key not in self._made:
             stacked = weights[0].contiguous() if len(weights) == 1 else torch.cat(list(weights))
-            self._made[key] = torch.ops.mkldnn._reorder_linear_weight(stacked, rows), list(weights)
+            if stacked.dtype is torch.float32 and stacked.numel() <= TURNED_UP_TO:
+                copy = stacked.t().contiguous()
+            else:
+                copy = torch.ops.mkldnn._reorder_linear_weight(stacked, rows)
+            self._made[key] = copy, list(weights)
         return self._made[key][0]
 
     def rows_of(self, weight: Tensor, rows: Tensor) -> Tensor:
@@ -57,7 +66,8 @@ def _place(weight: Tensor) -> tuple[object, ...]:
 
 @dataclass(frozen=True)
 class Linear:
-    """``x @ weight.T + bias``; either ``weight`` (outputs, inputs) or oneDNN's copy of it, ``packed``.
+    """``x @ weight.T + bias``; either ``weight`` (outputs, inputs) or a copy of it: ``turned`` (inputs, outputs), or
+    oneDNN's, ``packed``.
 
     ``low_rank``: what is added to the weight without being made; two thin products more.
     """
@@ -66,10 +76,13 @@ class Linear:
     bias: Tensor | None
     packed: Any
     low_rank: LowRank | None = None
+    turned: Any = None
 
     def __call__(self, x_RI: Tensor) -> Tensor:
         """(R, outputs) of (R, inputs)."""
-        if self.packed is None:
+        if self.turned is not None:
+            product = x_RI @ self.turned if self.bias is None else torch.addmm(self.bias, x_RI, self.turned)
+        elif self.packed is None:
             product = F.linear(x_RI, self.weight, self.bias)
         else:
             product = _pointwise(x_RI, self.packed, self.bias, "none", [], "")
@@ -79,10 +92,13 @@ class Linear:
 
     def plus(self, x_RI: Tensor, other_RO: Tensor) -> Tensor:
         """The product plus ``other_RO``."""
-        if self.packed is None:
+        if self.packed is None and self.turned is None:
             return self(x_RI).add_(other_RO)
         if self.low_rank is not None:
             other_RO = torch.addmm(other_RO, x_RI @ self.low_rank.down, self.low_rank.up)
+        if self.turned is not None:
+            added = torch.addmm(other_RO, x_RI, self.turned)
+            return added if self.bias is None else added.add_(self.bias)
         return _pointwise_binary(x_RI, other_RO, self.packed, self.bias, "add")  # type: ignore[no-any-return]
 
     def times(self, x_RI: Tensor, other_RO: Tensor) -> Tensor:
@@ -134,8 +150,7 @@ def linear(matrix: Matrix, rows: int, packs: Packs | None = None) -> Linear:
     """
     if not can_pack(matrix.weight):
         return plain_linear(matrix)
-    packed = (packs or Packs()).packed([matrix.weight], rows)
-    return Linear(None, matrix.bias, packed, matrix.low_rank)
+    return _copied(matrix.bias, (packs or Packs()).packed([matrix.weight], rows), matrix.low_rank)
 
 
 def linears(matrices: Sequence[Matrix], rows: int, packs: Packs | None = None) -> Linears:
@@ -146,8 +161,13 @@ def linears(matrices: Sequence[Matrix], rows: int, packs: Packs | None = None) -
         matrix.weight.new_zeros(len(matrix.weight)) if matrix.bias is None else matrix.bias for matrix in matrices
     ]
     bias = torch.cat(biases) if any(matrix.bias is not None for matrix in matrices) else None
-    packed = (packs or Packs()).packed([matrix.weight for matrix in matrices], rows)
-    return Linears((Linear(None, bias, packed, _stacked(matrices)),))
+    copy = (packs or Packs()).packed([matrix.weight for matrix in matrices], rows)
+    return Linears((_copied(bias, copy, _stacked(matrices)),))
+
+
+def _copied(bias: Tensor | None, copy: Tensor, low_rank: LowRank | None) -> Linear:
+    turned = None if copy.is_mkldnn else copy
+    return Linear(None, bias, copy if copy.is_mkldnn else None, low_rank, turned)
 
 
 def _stacked(matrices: Sequence[Matrix]) -> LowRank | None:

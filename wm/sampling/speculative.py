@@ -19,7 +19,7 @@ from torch import Tensor
 
 from wm.errors import InputError
 from wm.models.protocol import UnifiedVLM
-from wm.sampling.batches import halving, positions_at_once, rows_at_once
+from wm.sampling.batches import halving, positions_at_once, prefixes_at_once, tails_at_once
 from wm.sampling.checks import need_prefixes
 from wm.sampling.decoder import Decoder
 from wm.sampling.engine import seeds_of
@@ -93,10 +93,12 @@ def speculate_images(
     conditions = CONDITIONS if sampling.is_guided else 1
     if decoder is not None:
         decoder.held = None  # buffers of images that were decoded another way, in memory that is needed here
-    at_once = max(
-        1, rows_at_once((max(map(len, prefixes), default=0) + length) * conditions, batch_size, positions_at_once(vlm))
-    )
-    decoder = decoder or Decoder(vlm, rows=min(at_once, distinct * len(prefixes)) * conditions * (block + 1))
+    longest, tail = max(map(len, prefixes), default=0) * conditions, length * conditions
+    positions = positions_at_once(vlm)
+    sources_at_once = prefixes_at_once(longest, tail, distinct, batch_size, positions)
+    at_once = tails_at_once(longest, tail, batch_size, positions)
+    rows_hint = min(distinct, at_once) * min(len(prefixes), sources_at_once) * conditions
+    decoder = decoder or Decoder(vlm, rows=rows_hint * (block + 1))
     need_prefixes(prefixes, len(decoder.view.embedding))
     order = sorted(range(len(prefixes)), key=lambda row: len(prefixes[row]))
 
@@ -121,7 +123,7 @@ def speculate_images(
             halving(decode, distinct, at_once)
 
     if prefixes:
-        halving(sample, len(prefixes), max(1, at_once // distinct))
+        halving(sample, len(prefixes), sources_at_once)
     repeats = num_samples // distinct
     passes, confirmed, examined = counts_3BK.repeat(1, 1, repeats).unbind(0)
     return Speculation(codes_BKN.repeat(1, repeats, 1), passes, confirmed, examined, batch_passes)
