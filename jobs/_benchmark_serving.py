@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from pydantic import Field, model_validator
 
 from jobs._benchmark_common import check_out, spread, write_benchmark
 from jobs._benchmark_serving_load import Asked, ask, closed_loop, first_preview, open_loop, tally_spread
-from jobs._benchmark_serving_server import WIDE, Library, random_model, served
+from jobs._benchmark_serving_server import FAITHFUL, WIDE, Library, random_model, served
 from wm.config import Recipe
 from wm.errors import InputError
 from wm.images import decode_image, encode_png
@@ -34,6 +35,7 @@ ACTION = "move the red cup left"
 TRAINED_ACTION = "move the red circle to the left"
 RATES = (0.25, 0.5, 0.75, 1.0, 1.5)
 """Of what the closed loop answered."""
+SMALL = replace(TINY, side_px=32, max_positions=256)
 
 
 class BenchmarkRecipe(Recipe):
@@ -122,7 +124,9 @@ def _measure(recipe: BenchmarkRecipe, folder: Path) -> tuple[dict[str, float], d
     gain = figures[f"replicas_{recipe.replicas[0]}"]["closed_loop"]
     ratios["batching_gain"] = gain[str(CLIENTS)]["median"] / gain["1"]["median"]
     if not recipe.fdm:
-        seconds |= _wide(recipe, folder / "wide", ratios)
+        presets = {"wide": SMALL} if recipe.quick else {"wide": WIDE, "faithful": FAITHFUL}
+        for name, preset in presets.items():
+            seconds |= _previewed(preset, folder / name, name, ratios, rounds=1 if recipe.quick else 5)
     return ratios, figures, seconds
 
 
@@ -198,18 +202,19 @@ def _loaded(asked: Asked, recipe: BenchmarkRecipe) -> dict[str, Any]:
     return {"closed_loop": closed, "closed_loop_statuses": dict(statuses), "open_loop": arrivals}
 
 
-def _wide(recipe: BenchmarkRecipe, folder: Path, ratios: dict[str, float]) -> dict[str, list[float]]:
+def _previewed(
+    preset: NanoPreset, folder: Path, name: str, ratios: dict[str, float], *, rounds: int
+) -> dict[str, list[float]]:
     """The first preview where an image has more tokens than the nano world's nine."""
-    preset = NanoPreset(**(vars(TINY) | {"side_px": 32, "max_positions": 256})) if recipe.quick else WIDE
     model = random_model(folder, preset)
     picture = encode_png(np.random.default_rng(1).integers(0, 256, (preset.side_px,) * 2 + (3,), np.uint8))
-    found: dict[str, list[float]] = {"wide_first_preview": [], "wide_streamed": []}
+    first: list[float] = []
+    whole: list[float] = []
     with served({"fdm": model, "idm": model}) as url, httpx2.Client(timeout=120) as client:
-        for round_ in range(-1, 1 if recipe.quick else 5):
+        for round_ in range(-1, rounds):
             first_s, whole_s = first_preview(client, Asked(url, picture, ACTION), abs(round_), BEST_OF)
             if round_ >= 0:
-                found["wide_first_preview"].append(first_s)
-                found["wide_streamed"].append(whole_s)
-    share = np.median(found["wide_first_preview"]) / np.median(found["wide_streamed"])
-    ratios["wide_first_preview_share"] = float(share)
-    return found
+                first.append(first_s)
+                whole.append(whole_s)
+    ratios[f"{name}_first_preview_share"] = float(np.median(first) / np.median(whole))
+    return {f"{name}_first_preview": first, f"{name}_streamed": whole}

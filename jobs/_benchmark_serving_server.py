@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from wm.models.nano import NanoPreset, write_random_base
 MAX_PIXELS = 40_000_000
 WIDE = NanoPreset(max_positions=1024, side_px=256)
 """The nano model's sizes with 256 tokens an image."""
+FAITHFUL = replace(WIDE, hidden_size=512, num_layers=8, num_heads=8, mlp_size=1376)
+"""As many tokens, and the decoder's shape of the sampling benchmark: a token costs more than a share of the codec's
+work, as in real models."""
 
 
 @contextmanager

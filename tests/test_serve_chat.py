@@ -1,4 +1,4 @@
-"""Chat completions and scores over the app in this process: the unmodified ``openai`` client, against the library."""
+"""Chat completions over the app in this process: the unmodified ``openai`` client, against the library."""
 
 import asyncio
 import base64
@@ -10,8 +10,9 @@ import numpy as np
 import openai
 import pytest
 import torch
-from models_reference import lively, reference_logits
+from models_reference import reference_logits
 from serve_local import local_app, local_graph
+from serve_questions import ACTIONS, URLS, folders_of, library_of, score
 from starlette.testclient import TestClient
 
 from serve_apps import metrics
@@ -22,30 +23,20 @@ from serve_apps.proposing import Proposer
 from serve_apps.recipe import ServeRecipe
 from wm.dynamics import Sampling, propose_actions, score_actions
 from wm.dynamics.idm import Proposing, gather_actions
-from wm.images import encode_png, fit_square
-from wm.models import flatten, load_codec, load_model, save_model
+from wm.images import encode_png
+from wm.models import flatten
 from wm.sampling import Decoder
 from wm.sampling.texts import advance_texts
-
-GENERATOR = np.random.default_rng(5)
-IMAGES = [GENERATOR.integers(0, 256, shape, np.uint8) for shape in ((16, 16, 3), (20, 30, 3), (16, 16, 3))]
-URLS = ["data:image/png;base64," + base64.b64encode(encode_png(image)).decode() for image in IMAGES]
-ACTIONS = ["put", "move the red cup to the left of the blue bowl", "take the block up", "down"]
 
 
 @pytest.fixture(scope="module")
 def folders(tiny_base, tmp_path_factory):
-    idm = tmp_path_factory.mktemp("chat") / "idm"
-    save_model(lively(load_model(tiny_base), seed=8), idm, task="idm")
-    return {"fdm": str(tiny_base), "idm": str(idm)}
+    return folders_of(tiny_base, tmp_path_factory.mktemp("chat"))
 
 
 @pytest.fixture(scope="module")
 def library(folders):
-    """The IDM, and the codes of the images."""
-    codec = load_codec(folders["idm"])
-    pixels = np.stack([fit_square(image, codec.side_px) for image in IMAGES])
-    return load_model(folders["idm"]), codec.encode(pixels).tolist()
+    return library_of(folders)
 
 
 @pytest.fixture(scope="module", params=["apart", "merged"])
@@ -238,7 +229,6 @@ def two(*parts, role="user"):
 
 
 BIG = "data:image/png;base64," + base64.b64encode(encode_png(np.zeros((30, 30, 3), np.uint8))).decode()
-HALF = "data:image/png;base64," + base64.b64encode(encode_png(np.zeros((24, 25, 3), np.uint8))).decode()
 
 
 @pytest.mark.parametrize(
@@ -322,74 +312,6 @@ def test_what_the_model_has_no_positions_for_has_its_status_in_a_stream_too(fold
             reply = http.post("/v1/chat/completions", json=asked)
             assert reply.status_code == 400
             assert "84 new tokens" in reply.json()["error"]["message"]
-
-
-def score(http, **fields):
-    asked = {"image": URLS[0], "targets": URLS[1:], "actions": ACTIONS, **fields}
-    return http.post("/v1/score", json=asked)
-
-
-def test_every_target_is_scored_with_every_action(http, library):
-    idm, codes = library
-    reply = score(http).json()
-    expected = score_actions(idm, [codes[0]] * 8, [codes[1]] * 4 + [codes[2]] * 4, ACTIONS * 2)
-    assert (reply["object"], reply["model"]) == ("list", "idm")
-    assert [(entry["target"], entry["action"]) for entry in reply["data"]] == [(t, a) for t in (0, 1) for a in range(4)]
-    for entry, truth in zip(reply["data"], expected, strict=True):
-        assert (entry["text"], entry["tokens"]) == (truth.text, truth.num_tokens)
-        assert entry["logprob"] == pytest.approx(truth.logprob, abs=1e-4)
-        assert entry["mean_logprob"] == entry["logprob"] / entry["tokens"]
-    best = max(range(8), key=lambda row: expected[row].logprob)
-    assert reply["best"] == reply["data"][best]
-
-
-def test_order_changes_no_score_and_equal_ones_go_to_the_first(http):
-    forward = score(http).json()["data"]
-    backward = score(http, targets=URLS[:0:-1], actions=ACTIONS[::-1]).json()["data"]
-    assert [entry["logprob"] for entry in backward[::-1]] == pytest.approx(
-        [entry["logprob"] for entry in forward], abs=1e-4
-    )
-    same = score(http, targets=[URLS[2]] * 3, actions=[" down "]).json()
-    assert same["best"] == same["data"][0] and same["best"]["text"] == "down"
-
-
-def test_more_than_a_turn_is_the_same(folders, library):
-    """Both what is encoded and what is scored is done in parts."""
-    idm, codes = library
-    with TestClient(local_app(ServeRecipe(**folders))) as http:
-        reply = score(http, targets=(URLS * 7)[:20], actions=ACTIONS[:3]).json()
-    targets = [(codes * 7)[row] for row in range(20) for _ in range(3)]
-    expected = score_actions(idm, [codes[0]] * 60, targets, ACTIONS[:3] * 20)
-    assert [entry["logprob"] for entry in reply["data"]] == pytest.approx([one.logprob for one in expected], abs=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("fields", "param", "says"),
-    [
-        ({"image": 3}, "image", "image = 3"),
-        ({"image": "http://localhost/a.png"}, "image", "fetches nothing"),
-        ({"image": URLS[0][22:]}, "image", "expected a data URL"),
-        ({"targets": []}, "targets", "at least 1 item"),
-        ({"targets": URLS[0]}, "targets", "targets = 'data:"),
-        ({"targets": [URLS[0], 3]}, "targets[1]", "targets[1] = 3"),
-        ({"targets": [URLS[0], "data:image/png;base64,aGVsbG8="]}, "targets[1]", "targets[1] is no readable image"),
-        ({"targets": [HALF, HALF]}, "targets[1]", "the images up to targets[1] have more than 1,200 pixels together"),
-        ({"actions": []}, "actions", "at least 1 item"),
-        ({"actions": ["put", ""]}, "actions[1]", "actions[1] is empty"),
-        ({"actions": ["a\0b"]}, "actions[0]", "NUL"),
-        ({"actions": ["x" * 1001]}, "actions[0]", "1,001 characters"),
-        ({"actions": ["put"] * 7}, "actions", "2 targets with 7 actions are 14 scores; at most 12"),
-        ({"actions": ["put <pad> on", "put"]}, None, "reserved token '<pad>'"),
-        ({"actions": ["put " * 200]}, None, "the model 96 positions"),
-        ({"best_of": 2}, "best_of", "unknown field 'best_of'; the fields are image, targets, actions, model"),
-        ({"model": "fdm"}, "model", "describes no actions"),
-    ],
-)
-def test_bad_scorings_are_told(http, fields, param, says):
-    reply = score(http, **fields)
-    error = reply.json()["error"]
-    assert (reply.status_code, error["param"]) == (400, param), error
-    assert says in error["message"] and "\n" not in error["message"]
 
 
 def test_a_form_is_neither(http):
