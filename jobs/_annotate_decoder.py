@@ -4,6 +4,7 @@ import fcntl
 import shutil
 import tempfile
 import time
+import weakref
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -40,10 +41,12 @@ class Scratch:
             with suppress(OSError), (left / _LOCK).open("r") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(left, ignore_errors=True)
-        self._folder = tempfile.TemporaryDirectory(prefix=_PREFIX)
-        self.path = Path(self._folder.name)
-        self._lock = (self.path / _LOCK).open("w")
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        folder = tempfile.TemporaryDirectory(prefix=_PREFIX)
+        self.path = Path(folder.name)
+        lock = (self.path / _LOCK).open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        weakref.finalize(self, lock.close)
+        weakref.finalize(self, folder.cleanup)  # before the lock is let go: the last one made is called first
 
 
 class Decoder:

@@ -138,6 +138,7 @@ def _single(asked: Asked, library: Library, rounds: int) -> dict[str, list[float
             "http_best_of_8": lambda seed: ask(client, asked, seed, best_of=BEST_OF)[1],
             "library_best_of_1": lambda seed: _timed(library, asked, seed, 1),
             "http_best_of_1": lambda seed: ask(client, asked, seed, best_of=1)[1],
+            "http_health": lambda _: _health(client, asked.url),
         }
         found: dict[str, list[float]] = {name: [] for name in [*work, "first_preview", "streamed"]}
         for round_ in range(-2, rounds):  # two to warm up
@@ -150,6 +151,12 @@ def _single(asked: Asked, library: Library, rounds: int) -> dict[str, list[float
                 found["first_preview"].append(first_s)
                 found["streamed"].append(whole_s)
     return found
+
+
+def _health(client: httpx2.Client, url: str) -> float:
+    begin = time.perf_counter()
+    client.get(f"{url}/health").raise_for_status()
+    return time.perf_counter() - begin
 
 
 def _timed(library: Library, asked: Asked, seed: int, best_of: int) -> float:
@@ -178,6 +185,8 @@ def _ratios(seconds: dict[str, list[float]]) -> dict[str, float]:
     return {
         "http_overhead": least["http_best_of_8"] / least["library_best_of_8"],
         "http_overhead_median": middle["http_best_of_8"] / middle["library_best_of_8"],
+        # An answer of the ingress alone, which asks no model: what the first of the three hops costs.
+        "health_over_library": least["http_health"] / least["library_best_of_8"],
         "best_of_8_over_1": least["http_best_of_8"] / least["http_best_of_1"],
         "first_preview_share": middle["first_preview"] / middle["streamed"],
     }

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from wm.dynamics import ScoredAction
+
 
 def lively(vlm, seed: int = 5):
     """``vlm``, changed in place to random weights so large that probabilities are far from equal."""
@@ -81,3 +83,15 @@ def reference_logprob(vlm, prefix: list[int], completion: list[int], rows: list[
         candidates = logits_V if rows is None else logits_V[rows]
         total += float(logits_V[token] - torch.logsumexp(candidates, 0))
     return total
+
+
+def gather_actions(steps):
+    """The whole actions of steps, in the order of the samples."""
+    tokens = {}
+    for step in steps:
+        for token in step:
+            tokens.setdefault(token.sample, []).append(token)
+    return [
+        ScoredAction("".join(token.released for token in row), sum(token.chosen.logprob for token in row), len(row))
+        for _, row in sorted(tokens.items())
+    ]

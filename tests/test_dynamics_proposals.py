@@ -7,10 +7,10 @@ from itertools import count
 import numpy as np
 import pytest
 import torch
-from models_reference import lively, reference_logits
+from models_reference import gather_actions, lively, reference_logits
 
 from wm.dynamics import Decoder, Sampling, ScoredAction, propose_actions, score_actions
-from wm.dynamics.idm import Proposing, gather_actions
+from wm.dynamics.idm import Proposing
 from wm.errors import InputError
 from wm.models import flatten, load_model
 from wm.sampling.noise import uniform_noise

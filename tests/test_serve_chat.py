@@ -10,7 +10,7 @@ import numpy as np
 import openai
 import pytest
 import torch
-from models_reference import reference_logits
+from models_reference import gather_actions, reference_logits
 from serve_local import local_app, local_graph
 from serve_questions import ACTIONS, URLS, folders_of, library_of, score
 from starlette.testclient import TestClient
@@ -22,7 +22,7 @@ from serve_apps.model_thread import ModelThread
 from serve_apps.proposing import Proposer
 from serve_apps.recipe import ServeRecipe
 from wm.dynamics import Sampling, propose_actions, score_actions
-from wm.dynamics.idm import Proposing, gather_actions
+from wm.dynamics.idm import Proposing
 from wm.images import encode_png
 from wm.models import flatten
 from wm.sampling import Decoder

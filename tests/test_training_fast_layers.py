@@ -17,7 +17,7 @@ from jobs._benchmark_training_counts import saved_bytes
 from wm.models import load_model, pack
 from wm.models.nano import write_random_base
 from wm.training import Lora, completion_loss, prepare
-from wm.training.fast_layers import LAYERS, decoder_layers, speed_up
+from wm.training.fast_layers import LAYERS, _stack, speed_up
 from wm.training.fused import Norm, gated_down, project, rms_norm
 from wm.training.low_rank import Projection
 from wm.training.settle import recompute_layers
@@ -108,10 +108,10 @@ def test_loss_and_gradients_equal_peft_in_double_precision(tmp_path: Path, famil
     FAMILIES[family](tmp_path)
     settings = {"r": 3, "alpha": 5.0, "dropout": 0.0, "enabled": enabled}
     theirs, ours = (model_of(tmp_path, Lora(**settings, fast=fast)) for fast in (False, True))
-    kinds = {type(layer) for layer in decoder_layers(ours)}
+    kinds = {type(layer) for layer in _stack(ours).layers}
     assert all(kind.__name__ in LAYERS and hasattr(kind, "former_class") for kind in kinds)
     assert ("Swin" in next(iter(kinds)).__name__) == (family == "swin")
-    assert not any(hasattr(type(layer), "former_class") for layer in decoder_layers(theirs))
+    assert not any(hasattr(type(layer), "former_class") for layer in _stack(theirs).layers)
     need_equal(graded(ours), graded(theirs))
 
 
@@ -201,7 +201,7 @@ def test_a_seed_repeats_dropout(tiny_base: Path, mode: Any) -> None:
 def test_the_mean_over_dropout_is_that_of_peft(tiny_base: Path) -> None:
     """Of one linear layer of the adapter, over many draws: the expectation is what no dropout gives."""
     vlm = model_of(tiny_base, Lora(dropout=0.25))
-    layer = decoder_layers(vlm)[0]
+    layer = _stack(vlm).layers[0]
     projection = Projection(
         torch.zeros(32, 32, dtype=torch.float64),
         None,

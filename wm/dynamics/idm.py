@@ -1,6 +1,6 @@
 """Inverse dynamics p(action | source, target): propose an action, or score given ones (paper section 3.1)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -143,18 +143,6 @@ class Proposing:
         if token.id != self._eos_id:
             return ActionToken(sample, pieces.add(token.id), chosen, tuple(top), None)
         return ActionToken(sample, pieces.end(), chosen, tuple(top), "length" if token.is_cut else "stop")
-
-
-def gather_actions(steps: Iterable[Sequence[ActionToken]]) -> list[ScoredAction]:
-    """The whole actions of steps, in the order of the samples."""
-    tokens: dict[int, list[ActionToken]] = {}
-    for step in steps:
-        for token in step:
-            tokens.setdefault(token.sample, []).append(token)
-    return [
-        ScoredAction("".join(token.released for token in row), sum(token.chosen.logprob for token in row), len(row))
-        for _, row in sorted(tokens.items())
-    ]
 
 
 def score_actions(

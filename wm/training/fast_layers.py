@@ -70,12 +70,6 @@ def _gather_together(layer: Any) -> None:
     layer.register_forward_pre_hook(need_gradient)
 
 
-def decoder_layers(vlm: UnifiedVLM) -> list[Any]:
-    """The layers of the decoder, in order."""
-    stack = _stack(vlm)
-    return list(stack.layers) if stack is not None else []
-
-
 def _stack(vlm: UnifiedVLM) -> Any:
     for module in vlm.module.modules():
         if all(hasattr(module, name) for name in ("embed_tokens", "layers", "norm", "rotary_emb")):
