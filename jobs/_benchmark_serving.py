@@ -185,7 +185,7 @@ def _ratios(seconds: dict[str, list[float]]) -> dict[str, float]:
     return {
         "http_overhead": least["http_best_of_8"] / least["library_best_of_8"],
         "http_overhead_median": middle["http_best_of_8"] / middle["library_best_of_8"],
-        # An answer of the ingress alone, which asks no model: what the first of the three hops costs.
+        # Proxy, ingress and a call to each model's process, without any work of a model.
         "health_over_library": least["http_health"] / least["library_best_of_8"],
         "best_of_8_over_1": least["http_best_of_8"] / least["http_best_of_1"],
         "first_preview_share": middle["first_preview"] / middle["streamed"],
