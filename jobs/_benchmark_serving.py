@@ -36,6 +36,7 @@ TRAINED_ACTION = "move the red circle to the left"
 RATES = (0.25, 0.5, 0.75, 1.0, 1.5)
 """Of what the closed loop answered."""
 SMALL = replace(TINY, side_px=32, max_positions=256)
+"""Sixteen tokens an image, for the quick run."""
 
 
 class BenchmarkRecipe(Recipe):
