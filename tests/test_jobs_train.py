@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
+from kills import children
 from release_config import VOCABULARY, write_release_config
 from training_data import random_rows, write_triplets
 
@@ -188,10 +188,7 @@ def when_checkpointed(out: Path, act: Callable[[], None]) -> threading.Thread:
 
 
 def kill_a_training_worker() -> None:
-    for process in psutil.Process().children(recursive=True):
-        if "RayTrainWorker" in " ".join(process.cmdline()):
-            process.kill()
-            return
+    children("RayTrainWorker")[0].kill()
 
 
 @pytest.mark.slow

@@ -9,8 +9,8 @@ import time
 import httpx2
 import numpy as np
 import openai
-import psutil
 import pytest
+from kills import children
 from ray import serve
 
 from serve_apps.__main__ import APPLICATION, StartRecipe, start, stop
@@ -105,12 +105,7 @@ def wait_for(deployment, wanted):
 
 def kill_one(deployment, chooser):
     """SIGKILL to a replica's process, of this session alone."""
-    found = [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if any("ServeReplica" in word and deployment in word for word in process.cmdline())
-    ]
-    chooser.choice(found).kill()
+    chooser.choice(children("ServeReplica", deployment)).kill()
 
 
 @pytest.mark.timeout(900 + 60 * KILLS)
