@@ -13,7 +13,6 @@ import pytest
 from kills import children
 from ray import serve
 
-from jobs import _ray
 from serve_apps.__main__ import APPLICATION, StartRecipe, start, stop
 from wm.images import encode_png
 
@@ -25,8 +24,6 @@ READY_S = 240
 
 @pytest.fixture(scope="module")
 def url(tiny_base):
-    # A session that is there already was started without the proxy's layers, of which one repeats requests.
-    _ray.shutdown()
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     recipe = StartRecipe(
