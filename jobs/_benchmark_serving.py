@@ -21,7 +21,7 @@ import torch
 from pydantic import Field, model_validator
 
 from jobs._benchmark_common import check_out, spread, write_benchmark
-from jobs._benchmark_serving_load import Asked, ask, closed_loop, first_preview, open_loop, tally_spread
+from jobs._benchmark_serving_load import Asked, answered_per_s, ask, closed_loop, first_preview, open_loop
 from jobs._benchmark_serving_server import FAITHFUL, WIDE, Library, random_model, served
 from wm.config import Recipe
 from wm.errors import InputError
@@ -122,12 +122,11 @@ def _measure(recipe: BenchmarkRecipe, folder: Path) -> tuple[dict[str, float], d
                 figures["identical_share"] = _identical(asked, library, 4 if recipe.quick else 20)
                 ratios |= _ratios(seconds)
             figures[f"replicas_{count}"] = _loaded(asked, recipe)
-    gain = figures[f"replicas_{recipe.replicas[0]}"]["closed_loop"]
-    ratios["batching_gain"] = gain[str(CLIENTS)]["median"] / gain["1"]["median"]
+    ratios["batching_gain"] = figures[f"replicas_{recipe.replicas[0]}"]["batching_gain"]["median"]
     if not recipe.fdm:
         presets = {"wide": SMALL} if recipe.quick else {"wide": WIDE, "faithful": FAITHFUL}
         for name, preset in presets.items():
-            seconds |= _previewed(preset, folder / name, name, ratios, rounds=1 if recipe.quick else 5)
+            seconds |= _larger(preset, folder / name, name, ratios, rounds=1 if recipe.quick else 5)
     return ratios, figures, seconds
 
 
@@ -195,13 +194,16 @@ def _ratios(seconds: dict[str, list[float]]) -> dict[str, float]:
 
 def _loaded(asked: Asked, recipe: BenchmarkRecipe) -> dict[str, Any]:
     """Closed loops of 1 and of many clients in turns, then arrivals at rising rates."""
-    rounds, each = (1, 4) if recipe.quick else (4, 40)
+    rounds, each = (1, 4) if recipe.quick else (8, 40)
     loops: dict[str, list[Any]] = {"1": [], str(CLIENTS): []}
     closed_loop(asked, CLIENTS, 2 * CLIENTS)  # warm every replica up
     for _ in range(rounds):
         loops["1"].append(closed_loop(asked, 1, each))
         loops[str(CLIENTS)].append(closed_loop(asked, CLIENTS, 4 * each))
-    closed = {name: tally_spread(found) for name, found in loops.items()}
+    answered = {name: answered_per_s(found) for name, found in loops.items()}
+    closed = {name: spread(values) for name, values in answered.items()}
+    # Of neighbours in time, which meet the machine in the same mood.
+    gain = spread([many / one for one, many in zip(answered["1"], answered[str(CLIENTS)], strict=True)])
     rates = RATES[:1] if recipe.quick else RATES
     arrivals = []
     for number, share in enumerate(rates):
@@ -209,22 +211,27 @@ def _loaded(asked: Asked, recipe: BenchmarkRecipe) -> dict[str, Any]:
         tally, wall_s = open_loop(asked, rate, 1.0 if recipe.quick else recipe.seconds, number)
         arrivals.append({"rate_per_s": round(rate, 3)} | tally.figures(wall_s))
     statuses = sum((tally.statuses for found in loops.values() for tally, _ in found), start=Counter[str]())
-    return {"closed_loop": closed, "closed_loop_statuses": dict(statuses), "open_loop": arrivals}
+    return {"closed_loop": closed, "batching_gain": gain, "closed_loop_statuses": dict(statuses), "open_loop": arrivals}
 
 
-def _previewed(
+def _larger(
     preset: NanoPreset, folder: Path, name: str, ratios: dict[str, float], *, rounds: int
 ) -> dict[str, list[float]]:
-    """The first preview where an image has more tokens than the nano world's nine."""
+    """The first preview, and what HTTP adds, where an image has more tokens than the nano world's nine."""
     model = random_model(folder, preset)
+    library = Library(model, model, None)
     picture = encode_png(np.random.default_rng(1).integers(0, 256, (preset.side_px,) * 2 + (3,), np.uint8))
-    first: list[float] = []
-    whole: list[float] = []
+    found: dict[str, list[float]] = {kind: [] for kind in ("first_preview", "streamed", "http", "library")}
     with served({"fdm": model, "idm": model}) as url, httpx2.Client(timeout=120) as client:
+        asked = Asked(url, picture, ACTION)
         for round_ in range(-1, rounds):
-            first_s, whole_s = first_preview(client, Asked(url, picture, ACTION), abs(round_), BEST_OF)
+            seed = abs(round_)
+            first_s, whole_s = first_preview(client, asked, seed, BEST_OF)
+            http_s = ask(client, asked, seed, best_of=BEST_OF)[1]
             if round_ >= 0:
-                first.append(first_s)
-                whole.append(whole_s)
-    ratios[f"{name}_first_preview_share"] = float(np.median(first) / np.median(whole))
-    return {f"{name}_first_preview": first, f"{name}_streamed": whole}
+                library_s = _timed(library, asked, seed, BEST_OF)
+                for kind, value in zip(found, (first_s, whole_s, http_s, library_s), strict=True):
+                    found[kind].append(value)
+    ratios[f"{name}_first_preview_share"] = float(np.median(found["first_preview"]) / np.median(found["streamed"]))
+    ratios[f"{name}_http_overhead"] = min(found["http"]) / min(found["library"])
+    return {f"{name}_{kind}": values for kind, values in found.items()}

@@ -11,8 +11,6 @@ from typing import Any
 import httpx2
 import numpy as np
 
-from jobs._benchmark_common import spread
-
 TIMEOUT_S = 120.0
 
 
@@ -135,9 +133,9 @@ def open_loop(asked: Asked, rate_per_s: float, seconds: float, seed: int, **fiel
     return asyncio.run(run())
 
 
-def tally_spread(tallies: list[tuple[Tally, float]]) -> dict[str, float]:
-    """Answers a second, over rounds."""
-    return spread([len(tally.latencies_s) / wall_s for tally, wall_s in tallies])
+def answered_per_s(tallies: list[tuple[Tally, float]]) -> list[float]:
+    """Of each round."""
+    return [len(tally.latencies_s) / wall_s for tally, wall_s in tallies]
 
 
 def _session(connections: int) -> httpx2.AsyncClient:

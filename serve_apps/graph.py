@@ -91,7 +91,8 @@ class Graph:
         await asyncio.gather(*(self.call(role, "describe", role) for role in self._handles))
 
 
-def _graph(request: Request) -> Graph:
+async def _graph(request: Request) -> Graph:
+    # async: FastAPI sends what is not to a thread, which costs more than all of this.
     found: Graph = request.app.state.graph
     key: Key | None = getattr(request.state, "key", None)
     return found if key is None else found.for_key(key)

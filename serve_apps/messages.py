@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from serve_apps.recipe import FDM, IDM
 from wm.images import Pixels
@@ -36,6 +36,10 @@ class WhatHappened:
     settings: Mapping[str, Any]
     sampling: Mapping[str, Any]
     model: str = IDM
+
+
+ScoresAsked: TypeAlias = tuple[Sequence[int], str, Sequence[Sequence[int]]]
+"""Codes of a source (N,), an action, codes of candidates (K, N): how likely is the action to lead to each?"""
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,15 @@
 """The deployments that hold models: the FDM, the IDM, or both in one process, and adapters of their base."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ray.serve.handle import DeploymentHandle
 
 from serve_apps.calls import call, method_of
-from serve_apps.messages import Found, Preview, Question, RolloutFound, StepFound, WhatHappened
+from serve_apps.joined import Joined
+from serve_apps.messages import Found, Preview, Question, RolloutFound, ScoresAsked, StepFound, WhatHappened
 from serve_apps.recipe import FDM, IDM, ServeRecipe
 from wm.images import Pixels
 
@@ -27,6 +30,9 @@ class Replica:
         from serve_apps.process import start_process
 
         self._verifier_handle = verifier
+        # A call for each verifier. Where copies come with the load, each question counts as one, and goes by itself.
+        self._most_calls = None if recipe.verifier_max_replicas else recipe.verifier_replicas
+        self._joined: dict[str, Joined] = {}
         self._process = start_process(recipe, tasks)
         self._own = {task: self._made(role, task) for task, role in self._process.roles.items()}
         self._adapters = Adapters(self._process, self._made) if recipe.adapters else None
@@ -63,11 +69,10 @@ class Replica:
 
     # Of an inverse model.
 
-    async def score_candidates(
-        self, model: str, source: Sequence[int], action: str, candidates: Sequence[Sequence[int]]
-    ) -> list[tuple[float, int]]:
-        """See :meth:`serve_apps.verifier.Verifier.score_candidates`."""
-        return await (await self._verifier(model)).score_candidates(source, action, candidates)
+    async def score_candidates(self, model: str, asked: Sequence[ScoresAsked]) -> list[list[tuple[float, int]]]:
+        """Of each, see :meth:`serve_apps.verifier.Verifier.score_candidates`."""
+        verifier = await self._verifier(model)
+        return await asyncio.gather(*(verifier.score_candidates(*one) for one in asked))
 
     async def score(self, model: str, images_BHWC: Pixels, actions: Sequence[str]) -> list[list[tuple[float, int]]]:
         """See :meth:`serve_apps.verifier.Verifier.score`."""
@@ -90,10 +95,19 @@ class Replica:
 
     async def _asked(self, model: str, source: Sequence[int], action: str, candidates: Sequence[Sequence[int]]) -> Any:
         """The scores of an IDM, here or elsewhere."""
+        asked = source, action, candidates
+        if self._verifier_handle is not None and self._most_calls is not None:
+            joined = self._joined.get(model)
+            if joined is None:
+                joined = self._joined[model] = Joined(partial(self._verified, model), self._most_calls)
+            return await joined(asked)
+        (found,) = await self._verified(model, [asked])
+        return found
+
+    async def _verified(self, model: str, asked: Sequence[ScoresAsked]) -> Any:
         if self._verifier_handle is None:
-            return await self.score_candidates(model, source, action, candidates)
-        method = method_of(self._verifier_handle, "score_candidates", model)
-        return await call(method, model, source, action, candidates)
+            return await self.score_candidates(model, asked)
+        return await call(method_of(self._verifier_handle, "score_candidates", model), model, asked)
 
     async def _sampler(self, model: str) -> "Sampler":
         found: Sampler = await self._of(model, FDM)

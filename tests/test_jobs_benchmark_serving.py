@@ -14,7 +14,14 @@ def test_the_smallest_run_writes_every_ratio_and_equal_answers(tmp_path, capsys)
     out = tmp_path / "serve.json"
     assert main(["serve", f"out={out}", "quick=true", "replicas=[1]", "cpus_per_replica=0.5"]) == 0
     record = json.loads(out.read_text())
-    names = {"http_overhead", "best_of_8_over_1", "first_preview_share", "batching_gain", "wide_first_preview_share"}
+    names = {
+        "http_overhead",
+        "best_of_8_over_1",
+        "first_preview_share",
+        "batching_gain",
+        "wide_first_preview_share",
+        "wide_http_overhead",
+    }
     assert set(record["ratios"]) >= names
     assert all(math.isfinite(value) and value > 0 for value in record["ratios"].values())
     assert record["figures"]["identical_share"] == 1.0

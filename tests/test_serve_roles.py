@@ -72,6 +72,33 @@ def test_one_process_answers_as_two_do_bit_for_bit(folders, settings):
                 assert entry[key] == other[key]
 
 
+@pytest.mark.parametrize("more", [{}, {"verifier_max_replicas": 2}])
+def test_scores_of_many_requests_are_asked_together_unless_copies_come_with_their_number(folders, monkeypatch, more):
+    sampler, verifier = local_replicas(recipe_of(folders, **more))
+    asked, score_candidates = [], verifier.score_candidates
+
+    async def counted(model, questions):
+        asked.append(len(questions))
+        return await score_candidates(model, questions)
+
+    monkeypatch.setattr(verifier, "score_candidates", counted)
+    questions = [Question(SOURCE, (ACTION,), seed, {"best_of": 4}, SETTINGS) for seed in range(8)]
+
+    async def all_at_once():
+        return await asyncio.gather(*map(sampler.predict, questions))
+
+    together = asyncio.run(all_at_once())
+    assert sum(asked) == 8
+    assert len(asked) == 8 if more else len(asked) <= 4
+    other_sampler = apart(recipe_of(folders))
+    for question, found in zip(questions, together, strict=True):
+        alone = asyncio.run(other_sampler.predict(question))
+        assert np.array_equal(found.pixels, alone.pixels)
+        assert [entry["index"] for entry in found.entries] == [entry["index"] for entry in alone.entries]
+        for entry, other in zip(found.entries, alone.entries, strict=True):
+            assert entry["logprob"] == pytest.approx(other["logprob"], abs=1e-4)
+
+
 def test_each_model_is_described_as_itself(folders):
     sampler, verifier = local_replicas(recipe_of(folders))
     both = local_replicas(recipe_of(folders, roles="shared"))[0]

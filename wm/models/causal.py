@@ -6,6 +6,7 @@ A family derives from :class:`CausalVLM`, gives it its token ids, and overrides 
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from torch.nn import functional as F
 from wm.errors import InputError
 from wm.models import prompts
 from wm.models.protocol import Segment, Task
+
+MOST_KNOWN, KNOWN_CHARS = 1024, 1000
+"""Texts whose tokens are kept, and how long one may be: the candidates of a source share an action."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class CausalVLM:
         self.base_id, self.codec_id, self.folder = facts.base_id, facts.codec_id, facts.folder
         self.tokens_per_image, self.num_codes = facts.tokens_per_image, facts.num_codes
         self.action_slot_tokens = facts.action_slot_tokens
+        self._known_texts: dict[str, tuple[int, ...]] = {}
         self.special = special
         self.bos_id, self.eos_id, self.pad_id = special.bos, special.eos, special.pad
         self.boi_id, self.eoi_id = special.boi, special.eoi
@@ -99,6 +104,13 @@ class CausalVLM:
         longest: int = self.inner.config.get_text_config().max_position_embeddings
         return longest
 
+    @cached_property
+    def _most_positions(self) -> int | None:
+        """The same, None where the configuration does not say; kept, as configurations are slow to ask."""
+        config = self.inner.config
+        most: int | None = getattr(getattr(config, "text_config", config), "max_position_embeddings", None)
+        return most
+
     def layout(
         self,
         task: Task,
@@ -123,7 +135,7 @@ class CausalVLM:
         if task == "fdm" and target is None:
             row_ends = (self.tokens_per_image - 1) // self.row_tokens if self.row_tokens else 0
             length += self.tokens_per_image + row_ends
-        most = getattr(getattr(self.inner.config, "text_config", self.inner.config), "max_position_embeddings", None)
+        most = self._most_positions
         if action_ids is not None and most is not None and length > most:
             raise InputError(
                 f"action {action!r:.80} has {len(action_ids):,} tokens: with both images the sequence has {length:,}, "
@@ -168,8 +180,14 @@ class CausalVLM:
 
     def tokenize_action(self, text: str) -> list[int]:
         """Vocabulary ids of a text, without special tokens."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
+        known = self._known_texts.get(text)
+        if known is None:
+            known = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            if len(self._known_texts) >= MOST_KNOWN:
+                self._known_texts.clear()
+            if len(text) <= KNOWN_CHARS:
+                self._known_texts[text] = known
+        return list(known)
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """The text of vocabulary ids, without special and image tokens and outer white space."""
@@ -198,16 +216,22 @@ class CausalVLM:
         return ids
 
     def _to_rows(self, name: str, codes: Sequence[int]) -> list[int]:
-        values = torch.as_tensor(codes)
-        if values.is_floating_point():
-            raise InputError(f"{name} image: expected codebook ids, whole numbers, got {values.dtype}")
-        values = values.to("cpu", torch.int64)
-        if values.shape != (self.tokens_per_image,):
-            raise InputError(f"{name} image: expected {self.tokens_per_image} codes, got shape {tuple(values.shape)}")
-        bad = [code for code in values.tolist() if not 0 <= code < self.num_codes]
-        if bad:
-            raise InputError(f"{name} image: code {bad[0]} is outside the codebook [0, {self.num_codes})")
-        return [self._row_of_code[code] for code in values.tolist()]
+        values = codes
+        if not isinstance(codes, list | tuple) or any(type(code) is not int for code in codes):
+            tensor = torch.as_tensor(codes)
+            if tensor.is_floating_point():
+                raise InputError(f"{name} image: expected codebook ids, whole numbers, got {tensor.dtype}")
+            self._need_as_many(name, tuple(tensor.shape))
+            values = tensor.to(torch.int64).tolist()
+        self._need_as_many(name, (len(values),))
+        if min(values) < 0 or max(values) >= self.num_codes:
+            bad = next(code for code in values if not 0 <= code < self.num_codes)
+            raise InputError(f"{name} image: code {bad} is outside the codebook [0, {self.num_codes})")
+        return [self._row_of_code[code] for code in values]
+
+    def _need_as_many(self, name: str, shape: tuple[int, ...]) -> None:
+        if shape != (self.tokens_per_image,):
+            raise InputError(f"{name} image: expected {self.tokens_per_image} codes, got shape {shape}")
 
 
 def span_of(rows: Tensor) -> slice | None:
