@@ -15,7 +15,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from serve_apps.proxy import IMPORT_PATH
+from serve_apps.proxy import IMPORT_PATH, has_layers
 from serve_apps.recipe import ServeRecipe, check_models
 from serve_apps.world_model import build
 from wm import cli
@@ -26,6 +26,11 @@ FEWER_THREADS = ("RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD", "RAY_SERVE_RUN_RO
 """Ray Serve keeps two threads beside a deployment's own for code that blocks its event loop. Ours does not: models have
 a thread of their own. Without the other two a request changes threads less often."""
 OBJECT_STORE_BYTES = 256 * 2**20
+PROXY_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+NO_LAYERS = (
+    "warning: the proxy of this Ray session lacks the layers of serve_apps: it obeys strangers' headers, and "
+    f"loses what a killed HTTP process was asked. Set {PROXY_VARIABLE}={IMPORT_PATH} on every node before Ray starts"
+)
 PROXY_WAITS_S = 10
 """Beyond the time limit: the app itself gives requests up, in OpenAI's form."""
 
@@ -77,6 +82,8 @@ def start(recipe: StartRecipe) -> None:
         serve.run(application, name=APPLICATION, route_prefix="/")
     except RuntimeError as error:
         raise InputError(_why_not_running() or str(error)) from error
+    if has_layers(recipe.host, recipe.port) is False:
+        print(NO_LAYERS, file=sys.stderr)
 
 
 def _why_not_running() -> str | None:
@@ -138,7 +145,7 @@ def _serve_until_interrupted(recipe: StartRecipe, url: str) -> None:
 
 def _connect() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", IMPORT_PATH)
+    os.environ.setdefault(PROXY_VARIABLE, IMPORT_PATH)
     for name in FEWER_THREADS:
         os.environ.setdefault(name, "0")
     for name in ("ray.serve", "ray._private.authentication.authentication_token_setup"):

@@ -7,6 +7,8 @@ use another model. It also fails (500) on those that are no UTF-8. Neither is a 
 a killed process was asked: see :mod:`serve_apps.repeat`.
 """
 
+import http.client
+
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -45,3 +47,16 @@ def _is_order(name: bytes) -> bool:
 def layers() -> list[Middleware]:
     """What the proxy puts around itself."""
     return [Middleware(WithoutOrders), Middleware(Repeated)]
+
+
+def has_layers(host: str, port: int) -> bool | None:
+    """Whether the proxy that listens there has them: they refuse an ``x-request-id`` that is none even of what Ray's
+    proxy answers by itself. None: nobody answers."""
+    connection = http.client.HTTPConnection({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port, timeout=10)
+    try:
+        connection.request("GET", "/-/healthz", headers={"x-request-id": "no id"})
+        return connection.getresponse().status == 400
+    except (OSError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()

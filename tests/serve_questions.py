@@ -27,6 +27,12 @@ def library_of(folders):
     return load_model(folders["idm"]), codec.encode(pixels).tolist()
 
 
+def messages(source=0, target=1):
+    """A question about two of the images, as OpenAI's clients ask it."""
+    parts = [{"type": "image_url", "image_url": {"url": URLS[row]}} for row in (source, target)]
+    return [{"role": "user", "content": [{"type": "text", "text": "What happened?"}, *parts]}]
+
+
 def score(http, **fields):
     """The answer to a request for scores of two targets with four actions."""
     asked = {"image": URLS[0], "targets": URLS[1:], "actions": ACTIONS, **fields}

@@ -8,13 +8,17 @@ from pkgutil import iter_modules
 import httpx2
 import pytest
 from fastapi import Request
+from playground_server import served
+from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
 
 from serve_apps import metrics, routes
 from serve_apps.guard import is_page
 from serve_apps.http import create_app
 from serve_apps.layers import GONE, Bounded, Traced
-from serve_apps.proxy import WithoutOrders, layers
+from serve_apps.proxy import WithoutOrders, has_layers, layers
 from serve_apps.recipe import ServeRecipe
 from serve_apps.repeat import Repeated
 from wm.api import ApiError
@@ -252,6 +256,16 @@ def test_orders_to_the_proxy_are_removed_and_nothing_else():
     asyncio.run(WithoutOrders(app)(scope, None, None))
     assert seen == [(name.encode(), value) for name, value in kept]
     assert [layer.cls for layer in layers()] == [WithoutOrders, Repeated]
+
+
+@pytest.mark.parametrize("around", [layers(), []])
+def test_a_proxy_tells_whether_it_has_the_layers(around):
+    async def healthy(request):
+        return PlainTextResponse("success")
+
+    with served(Starlette(routes=[Route("/-/healthz", healthy)], middleware=around)) as url:
+        assert has_layers("127.0.0.1", httpx2.URL(url).port) is bool(around)
+    assert has_layers("127.0.0.1", httpx2.URL(url).port) is None
 
 
 def test_websockets_and_the_lifespan_pass():

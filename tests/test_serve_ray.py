@@ -16,6 +16,7 @@ import ray
 
 from serve_apps import metrics
 from serve_apps.__main__ import StartRecipe, start, stop
+from serve_apps.proxy import has_layers
 from wm.images import encode_png
 
 KEY = "wm-alice"
@@ -182,6 +183,10 @@ def test_an_id_is_in_the_answer_and_in_the_log_lines_of_all_who_worked_on_it(cli
         time.sleep(0.3)
     for deployment in ("Ingress", "FDMSampler", "IDMVerifier"):
         assert any(deployment in file for file in files), (deployment, files)
+
+
+def test_the_proxy_has_our_layers(port):
+    assert has_layers("127.0.0.1", port) is True
 
 
 @pytest.mark.parametrize(

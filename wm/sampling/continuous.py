@@ -140,8 +140,8 @@ class ImagePool:
     """The requests being decoded, and those that wait. Not for two threads at once.
 
     ``positions``: bound on the tokens held at a time, a prefix once for all of a piece's rows; what the memory holds
-    without it (as
-    :func:`~wm.sampling.batches.positions_at_once` has it). Halved, with a warning in the log, where that was too much.
+    without it (as :func:`~wm.sampling.batches.positions_at_once` has it). Halved, with a warning in the log, where that
+    was too much.
     ``line_tokens``: after how many tokens requests join and progress is told; a line of the image without it.
     """
 
