@@ -122,7 +122,7 @@ def test_emu3_learns_codes_and_not_row_ends(emu3_folder):
     losses = []
     for _ in range(3):
         loss = completion_loss(vlm, ids_BT, is_completion_BT, torch.ones(ids_BT.shape), 16)
-        losses.append(float(loss))
+        losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
