@@ -41,6 +41,16 @@ ERROR_SCHEMA: dict[str, Any] = {
 }
 
 
+EVENT_SCHEMA: dict[str, Any] = {
+    "title": "Event",
+    "description": "Of a stream, each server-sent event; its data is JSON, or in a chat's last one [DONE].",
+    "type": "object",
+    "required": ["data"],
+    "additionalProperties": False,
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+}
+
+
 class DescribedApp(FastAPI):
     """A FastAPI app whose schema tells the errors too."""
 
@@ -50,6 +60,7 @@ class DescribedApp(FastAPI):
             schema = super().openapi()
             components = schema.setdefault("components", {})
             components.setdefault("schemas", {})["Error"] = ERROR_SCHEMA
+            components["schemas"]["Event"] = EVENT_SCHEMA
             for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own, which this server never sends
                 components["schemas"].pop(name, None)
             components["securitySchemes"] = {
@@ -78,7 +89,7 @@ def _describe(path: str, operation: dict[str, Any]) -> None:
     if not is_page:
         operation["security"] = [{}, {"key": []}]
     if _streams(operation):
-        responses["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+        responses["200"]["content"]["text/event-stream"] = {"schema": {"$ref": "#/components/schemas/Event"}}
 
 
 def _streams(operation: dict[str, Any]) -> bool:
