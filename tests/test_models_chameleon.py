@@ -99,6 +99,25 @@ def test_text_round_trip_lower_cases_and_marks_unknown_words(vlm):
     assert vlm.detokenize([vlm.bos_id, *vlm.image_rows.tolist()[:2], *ids, vlm.eos_id]) == "move the red left"
 
 
+def test_tokens_kept_are_the_tokenizers_whatever_became_of_the_list_and_few(tiny_base, monkeypatch):
+    monkeypatch.setattr("wm.models.causal.MOST_KNOWN", 3)
+    vlm = load_model(tiny_base)
+    texts = ["move the red cup", "put", "the blue cup " * 200, "left", "take the block up", "down"]
+    plain = [vlm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    for _ in range(2):
+        for text, ids in zip(texts, plain, strict=True):
+            vlm.tokenize_action(text).append(0)
+            assert vlm.tokenize_action(text) == ids
+            assert len(vlm._known_texts) <= 3 and all(len(known) <= 1000 for known in vlm._known_texts)
+    assert vlm._known_texts["down"] == tuple(plain[-1])
+
+
+@pytest.mark.parametrize("kind", [tuple, np.array, torch.tensor, lambda codes: [np.int32(code) for code in codes]])
+def test_layout_takes_codes_in_any_form(vlm, kind):
+    plain = vlm.layout("idm", source=SOURCE, target=TARGET, action="put")
+    assert vlm.layout("idm", source=kind(SOURCE), target=kind(TARGET), action="put") == plain
+
+
 def test_layout_refuses_bad_codes_and_actions(vlm):
     with pytest.raises(InputError, match=r"source image: expected 4 codes, got shape \(3,\)"):
         vlm.layout("idm", source=[1, 2, 3], target=TARGET)
