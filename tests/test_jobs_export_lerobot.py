@@ -1,7 +1,9 @@
 """Export to LeRobot's layout: files, statistics, what opens it, what it cannot hold."""
 
+import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from export_data import COUNT, provenance, recipe, write_world
+from PIL import Image
 from triplet_files import picture, triplet, write_output
 
 from jobs.export import run
@@ -90,6 +93,58 @@ def test_lerobot_statistics_are_those_of_the_frames(world: Path, tmp_path: Path)
     ):
         np.testing.assert_allclose(np.array(stats["observation.image"][key]), values.reshape(3, 1, 1), rtol=1e-9)
     assert stats["observation.image"]["count"] == [20]
+
+
+def _pixels(data: bytes) -> np.ndarray:
+    """Pixels of stored bytes in [0, 1] (pixels, 3), by Pillow alone."""
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB")).reshape(-1, 3) / 255
+
+
+def _png(pixels_HWC: np.ndarray) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels_HWC).save(buffer, "PNG")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def test_lerobot_statistics_are_of_every_frame(tmp_path: Path) -> None:
+    """Few bright episodes among many dark ones, in parts of unequal size, grey images, times since 1970."""
+    rows = []
+    for number in range(75):
+        noise = np.random.default_rng(number).integers(0, 40, (2, 4, 6, 3), np.uint8)
+        noise[..., 1] += 200 * (number in (1, 40, 41, 42, 74))
+        noise[0, ..., 2] = number
+        images = [_png(noise[0]), _png(noise[1, ..., 0] if number % 3 else noise[1])]
+        start_s = 1.7e9 + number / 30
+        more = {"source_time_s": start_s, "target_time_s": start_s + 0.01, "source_frame": number}
+        rows.append(triplet(number, source_image=images[0], target_image=images[1], **more))
+    write_output(tmp_path, rows, shard_rows=20)
+    run(recipe(tmp_path, tmp_path / "out", format="lerobot", shard_rows=48))
+    stats = json.loads((tmp_path / "out/meta/stats.json").read_text())
+    files = sorted((tmp_path / "out/data").rglob("*.parquet"))
+    assert len(files) > 1
+    frames = pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
+    assert len(frames) == 150
+    pixels = np.concatenate([_pixels(image["bytes"]) for image in frames["observation.image"]])
+    expected = {"min": pixels.min(0), "max": pixels.max(0), "mean": pixels.mean(0), "std": pixels.std(0)}
+    assert stats["observation.image"].keys() == {*expected, "count"}
+    for key, values in expected.items():
+        np.testing.assert_allclose(stats["observation.image"][key], values.reshape(3, 1, 1), rtol=1e-12)
+    assert stats["observation.image"]["count"] == [150]
+    # In float64 the mean of the squares less the square of the mean would be off by whole seconds here.
+    times = frames["video_time_s"].to_numpy()
+    np.testing.assert_allclose(stats["video_time_s"]["std"], [times.std()], rtol=1e-6)
+    np.testing.assert_allclose(stats["video_time_s"]["mean"], [times.mean()], rtol=1e-12)
+
+
+def test_lerobot_statistics_need_every_image(tmp_path: Path) -> None:
+    rows = [triplet(number) for number in range(40)]
+    image = rows[37]["source_image"]["bytes"]
+    rows[37]["source_image"] = {"bytes": image[:60] + bytes(len(image) - 60), "path": None}
+    write_output(tmp_path, rows)
+    with pytest.raises(InputError, match=f"an image of {37:024x} is no readable image") as caught:
+        run(recipe(tmp_path, tmp_path / "out", format="lerobot", shard_rows=40))
+    assert "\n" not in str(caught.value)
 
 
 def test_lerobot_opens_in_load_dataset_with_pictures(

@@ -12,7 +12,8 @@ Choices, where a triplet is no robot's recording:
   1 for the target. Where the frames lie in their video is in ``video_frame`` (-1 = unknown) and ``video_time_s``
   (NaN = unknown), because LeRobot turns every number into a tensor and knows no null.
 * The provenance columns stand once an episode, in ``meta/episodes``; frames carry ``triplet_id`` too.
-* Image statistics come from at most :data:`STATS_EPISODES` evenly spaced episodes a part, the others from all frames.
+* All statistics in ``meta/stats.json``, those of the images too, come from every frame: the standard deviation is that
+  of the population, as LeRobot's own.
 """
 
 import os
@@ -23,15 +24,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wm.datasets.export.lerobot_meta import CHUNK_FILES, DATA_SCHEMA, EPISODE_SCHEMA, FPS, Stats
 from wm.datasets.export.plan import Part
 from wm.datasets.export.rows import PROVENANCE, Context, aside, image_of, iterate_rows
-
-STATS_EPISODES = 32
 
 ROW_GROUP_EPISODES = 32
 
@@ -44,21 +42,18 @@ def write(context: Context, part: Part, tick: Callable[[int], Any]) -> dict[str,
     assert context.tasks is not None
     data, episodes = (Path(context.out) / path for path in _paths(part.number))
     rows, licenses, stats = 0, Counter[str](), Stats()
-    sampled = {round(place) for place in np.linspace(0, part.rows - 1, min(part.rows, STATS_EPISODES))}
     with _parquet(data, DATA_SCHEMA, 2) as add_frames, _parquet(episodes, EPISODE_SCHEMA, 1) as add_episode:
         for row in iterate_rows(part, context):
             task = bisect_left(context.tasks, row["action"], key=lambda value: value.as_py())
             images = [image_of(row, f"{side}_image", context) for side in ("source", "target")]
             frames = _frames(row, part.first_row + rows, task, images)
             stats.add(frames)
-            if rows in sampled:
-                stats.add_images(frames)
             add_frames(frames)
             add_episode([_episode(row, part.first_row + rows, part.number)])
             licenses[row["license"] or ""] += 1
             rows += 1
             tick(1)
-    return {"rows": rows, "licenses": dict(licenses), "stats": stats.sums}
+    return {"rows": rows, "licenses": dict(licenses), "stats": stats.moments}
 
 
 def _paths(number: int) -> tuple[str, str]:

@@ -3,7 +3,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,48 +67,76 @@ EPISODE_SCHEMA = pa.schema(
 
 
 class Stats:
-    """Sums from which minimum, maximum, mean and standard deviation of a feature follow, over parts too."""
+    """Count, mean, spread, minimum and maximum of every numeric feature over all frames that were added.
+
+    Each feature is held as its mean and its sum of squared deviations, not as a sum of squares: times in seconds since
+    1970 would lose their spread in the difference of two large sums.
+    """
 
     def __init__(self) -> None:
-        self.sums: dict[str, dict[str, Any]] = {}
+        self.moments: dict[str, dict[str, Any]] = {}
 
     def add(self, frames: list[dict[str, Any]]) -> None:
-        """Numbers of some frames; what is unknown does not count."""
+        """Add frames: rows of :data:`DATA_SCHEMA`. Unknown numbers do not count, images count by their pixels.
+
+        Raises:
+            InputError: An image cannot be decoded.
+        """
         for name, (dtype, _) in FEATURES.items():
-            if dtype in ("image", "string"):
-                continue
-            unknown = -1 if name == "video_frame" else None
-            values = [float(frame[name]) for frame in frames if frame[name] != unknown]
-            known = np.array([value for value in values if np.isfinite(value)])[:, None]
-            if len(known):
-                self._merge(name, known, len(known))
+            if dtype == "image":
+                for frame in frames:
+                    self._add_image(name, frame[name]["bytes"], frame["triplet_id"])
+            elif dtype != "string":
+                unknown = -1 if name == "video_frame" else None
+                values = np.array([float(frame[name]) for frame in frames if frame[name] != unknown])
+                values = values[np.isfinite(values)]
+                if len(values):
+                    self._merge(name, len(values), values[:, None], np.ones(len(values)))
 
-    def add_images(self, frames: list[dict[str, Any]]) -> None:
-        """Pixels of some frames, in [0, 1], by channel."""
-        for frame in frames:
-            pixels = decode_image(frame["observation.image"]["bytes"], f"an image of {frame['triplet_id']}")
-            self._merge("observation.image", pixels.reshape(-1, 3) / 255.0, 1)
+    def _add_image(self, name: str, data: bytes, triplet_id: str) -> None:
+        """Add one image's pixels in [0, 1], by channel, from its histograms: 256 values stand for every pixel."""
+        pixels_HWC = decode_image(data, f"an image of {triplet_id}")
+        levels = np.arange(256)[:, None] / 255.0
+        counts_LC = np.stack([np.bincount(pixels_HWC[..., channel].ravel(), minlength=256) for channel in range(3)], 1)
+        self._merge(name, 1, np.broadcast_to(levels, counts_LC.shape), counts_LC)
 
-    def _merge(self, name: str, values: npt.NDArray[np.float64], count: int) -> None:
-        """``values``: float64, (how many, channels). ``count``: frames they come from."""
+    def _merge(self, name: str, frames: int, values: npt.NDArray[np.float64], weights: npt.NDArray[Any]) -> None:
+        """Merge values of some frames.
+
+        Args:
+            name: The feature.
+            frames: How many frames the values come from.
+            values: float64, (values, channels).
+            weights: How often each value occurs: (values,) or (values, channels).
+        """
+        weights = weights.reshape(len(values), -1)
+        number = weights.sum(0)
+        mean = (weights * values).sum(0) / number
+        occurs = np.broadcast_to(weights > 0, values.shape)
         new = {
-            "count": count,
-            "values": len(values),
-            "sum": values.sum(0).tolist(),
-            "squares": (values**2).sum(0).tolist(),
-            "min": values.min(0).tolist(),
-            "max": values.max(0).tolist(),
+            "count": frames,
+            "values": int(number[0]),
+            "mean": mean.tolist(),
+            "deviations": (weights * (values - mean) ** 2).sum(0).tolist(),
+            "min": np.where(occurs, values, np.inf).min(0).tolist(),
+            "max": np.where(occurs, values, -np.inf).max(0).tolist(),
         }
-        self.sums[name] = _merged(self.sums[name], new) if name in self.sums else new
+        self.moments[name] = _merged(self.moments[name], new) if name in self.moments else new
 
 
 def _merged(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-    def add(x: float, y: float) -> float:
-        return x + y
-
-    rules: dict[str, Callable[[float, float], float]] = {"sum": add, "squares": add, "min": min, "max": max}
-    lists = {key: [rule(x, y) for x, y in zip(a[key], b[key], strict=True)] for key, rule in rules.items()}
-    return lists | {key: a[key] + b[key] for key in ("count", "values")}
+    """Merge the moments of two groups of values (Chan, Golub and LeVeque 1979)."""
+    number = a["values"] + b["values"]
+    step = np.subtract(b["mean"], a["mean"])
+    deviations = np.add(a["deviations"], b["deviations"]) + step**2 * a["values"] * b["values"] / number
+    return {
+        "count": a["count"] + b["count"],
+        "values": number,
+        "mean": (np.array(a["mean"]) + step * b["values"] / number).tolist(),
+        "deviations": deviations.tolist(),
+        "min": np.minimum(a["min"], b["min"]).tolist(),
+        "max": np.maximum(a["max"], b["max"]).tolist(),
+    }
 
 
 def finish(context: Context, plan: Plan, facts: Sequence[dict[str, Any]]) -> None:
@@ -130,19 +158,18 @@ def finish(context: Context, plan: Plan, facts: Sequence[dict[str, Any]]) -> Non
 
 
 def _statistics(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """LeRobot's ``stats.json``: lists of shape (1,), of images (3, 1, 1)."""
-    sums: dict[str, dict[str, Any]] = {}
+    """Build LeRobot's ``stats.json`` from the moments of the parts: lists of shape (1,), of images (3, 1, 1)."""
+    moments: dict[str, dict[str, Any]] = {}
     for part in parts:
-        for name, found in part.items():
-            sums[name] = _merged(sums[name], found) if name in sums else found
+        for name, new in part.items():
+            moments[name] = _merged(moments[name], new) if name in moments else new
     stats = {}
-    for name, found in sums.items():
-        mean = np.array(found["sum"]) / found["values"]
-        variance = np.maximum(np.array(found["squares"]) / found["values"] - mean**2, 0)
-        columns = {"min": found["min"], "max": found["max"], "mean": mean.tolist(), "std": np.sqrt(variance).tolist()}
-        if name == "observation.image":
+    for name, sums in moments.items():
+        std = np.sqrt(np.array(sums["deviations"]) / sums["values"])
+        columns = {"min": sums["min"], "max": sums["max"], "mean": sums["mean"], "std": std.tolist()}
+        if FEATURES[name][0] == "image":
             columns = {key: [[[value]] for value in values] for key, values in columns.items()}
-        stats[name] = columns | {"count": [found["count"]]}
+        stats[name] = columns | {"count": [sums["count"]]}
     return stats
 
 
