@@ -206,13 +206,6 @@ def tidy(out: Path) -> set[int]:
     return done
 
 
-def fill_empty_tables(out: Path) -> None:
-    """A table without any row gets a file without rows, so that whoever reads the annotation finds all four."""
-    for table, schema in TABLES.items():
-        if not any((out / table).glob("*.parquet")):
-            write_table([], out / table / f"{shard_name(0)}.parquet", schema)
-
-
 def summarise(out: Path) -> dict[str, Any]:
     """Counts of everything committed, summed over the shards, with the columns of the paper's Table 7."""
     total: dict[str, Any] = {}

@@ -5,7 +5,6 @@ it may run on any node that sees the folders, and again.
 """
 
 import itertools
-import os
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -38,11 +37,14 @@ from wm.datasets.selection_rows import (
     wanted_classes,
 )
 from wm.errors import InputError
+from wm.records import write_parquet
 
 GROUP_ROWS = 2_000_000
 GROUP_FILES = 512
 BATCH_ROWS = 262_144
 """Rows of one read, and of one spilled block: what a task holds at once (some 60 bytes a row)."""
+
+ROW_GROUP_ROWS = 131_072
 
 HASHES = ["source_hash", "target_hash"]
 PAIR_SCHEMA = pa.schema(
@@ -140,7 +142,7 @@ def spill_candidates(files: Sequence[str], plan: Plan, criteria: Criteria, folde
 def write_part(part: int, spills: Sequence[str], plan: Plan, out: str, ids: str | None) -> PartResult:
     """Sort one part and write ``out/part-NNNNN.parquet``; its ids, shared out by hash, go into the folder ``ids``."""
     chosen = choose(_gather(spills, part, CANDIDATE_SCHEMA), plan, part)
-    write_parquet(chosen, Path(out) / f"part-{part:05d}.parquet")
+    write_parquet(chosen, Path(out) / f"part-{part:05d}.parquet", row_group_size=ROW_GROUP_ROWS)
     id_spills: list[str] = []
     if ids is not None:
         table = chosen.select(["triplet_id"])
@@ -179,7 +181,7 @@ def write_unique(part: int, spills: Sequence[str], criteria: Criteria, folder: s
     """Write the best row of each pair of hashes in one part; the file, in the shape of triplets, and its rows."""
     kept = keep_best(_gather(spills, part, PAIR_SCHEMA), HASHES, criteria)
     path = Path(folder) / f"unique-{part:05d}.parquet"
-    write_parquet(kept.select(COLUMNS), path)
+    write_parquet(kept.select(COLUMNS), path, row_group_size=ROW_GROUP_ROWS)
     return str(path), kept.num_rows
 
 
@@ -191,18 +193,6 @@ def read_batches(file: str, columns: Sequence[str]) -> Iterator[pa.Table]:
                 yield pa.Table.from_batches([batch])
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{file} is damaged: {_line(error)}") from error
-
-
-def write_parquet(table: pa.Table, path: Path) -> None:
-    """Write aside, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        pq.write_table(table, aside, compression="zstd", row_group_size=131_072)
-        os.replace(aside, path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
 
 
 class _Spill:

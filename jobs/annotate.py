@@ -16,10 +16,11 @@ from jobs._annotate_annotator import Annotator
 from jobs._annotate_decoder import Decoder
 from jobs._annotate_recipe import AnnotateRecipe
 from jobs._annotate_shards import (
+    TABLES,
     cut_shards,
-    fill_empty_tables,
     keep_listing,
     kept_listing,
+    shard_name,
     shard_table,
     shards_with,
     sole_writer,
@@ -32,6 +33,7 @@ from wm.cli import progress_bar
 from wm.datasets.card import write_dataset_card
 from wm.datasets.videos import list_videos, listing_digest, listing_note
 from wm.errors import InputError
+from wm.records import fill_empty_tables
 from wm.runs import Run, digest_of, read_run
 
 
@@ -96,9 +98,8 @@ def _fill(
     if counts["videos"] != listing.num_rows:
         accounted = f"{counts['videos']:,} of {listing.num_rows:,} videos"
         raise InputError(f"{recipe.out} accounts for {accounted}; run the command again")
-    if counts["triplets"] or counts["filtered"] or counts["failed"]:
-        write_dataset_card(out, title=f"{recipe.dataset}: triplets", license=recipe.license, split=recipe.split)
-    fill_empty_tables(out)
+    fill_empty_tables(out, TABLES, f"{shard_name(0)}.parquet")  # before the card, which names every table
+    write_dataset_card(out, title=f"{recipe.dataset}: triplets", license=recipe.license, split=recipe.split)
     record = stage.finish(counts, annotated_now=num_pending)
     _tell_result(recipe, record)
     return record

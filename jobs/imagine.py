@@ -22,7 +22,9 @@ from wm.images import decode_image, encode_png, fit_square
 from wm.models import ImageCodec, load_codec
 from wm.records import (
     REJECT_SCHEMA,
+    STAGE_TABLES,
     TRIPLET_SCHEMA,
+    fill_empty_tables,
     read_table,
     reject_row,
     stable_id,
@@ -108,9 +110,9 @@ def run(recipe: ImagineRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         for done in _parts(recipe, tries, codec, roles):
             bar.update(done)
     counts = _counts(stage.out, sum(map(len, tries)))
-    if counts["triplets"]:
-        title = f"{recipe.dataset}: triplets imagined by a forward and verified by an inverse model"
-        write_dataset_card(recipe.out, title=title, license="", split=recipe.split)
+    fill_empty_tables(recipe.out, STAGE_TABLES, "part-00000.parquet")  # before the card, which names every table
+    title = f"{recipe.dataset}: triplets imagined by a forward and verified by an inverse model"
+    write_dataset_card(recipe.out, title=title, license="", split=recipe.split)
     record = stage.finish(counts)
     print(
         f"imagine: {counts['tries']:,} tries → {counts['triplets']:,} triplets in {recipe.out}/triplets, "

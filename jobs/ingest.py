@@ -16,7 +16,9 @@ from wm.datasets.narrated import Narrated
 from wm.errors import InputError
 from wm.records import (
     REJECT_SCHEMA,
+    STAGE_TABLES,
     TRIPLET_SCHEMA,
+    fill_empty_tables,
     read_table,
     reject_row,
     stable_id,
@@ -147,9 +149,8 @@ def run(recipe: IngestRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     with stage.timed("ingest_s"):
         _ingest(recipe, len(entries))
     counts = _counts(Path(recipe.out), len(entries))
-    if counts["rows"]:
-        title = f"{recipe.dataset}: triplets"
-        write_dataset_card(recipe.out, title=title, license=recipe.license, split=recipe.split)
+    fill_empty_tables(recipe.out, STAGE_TABLES, "part-00000.parquet")  # before the card, which names every table
+    write_dataset_card(recipe.out, title=f"{recipe.dataset}: triplets", license=recipe.license, split=recipe.split)
     record = stage.finish(counts)
     print(
         f"ingest: {counts['rows']:,} rows → {counts['triplets']:,} triplets in {recipe.out}/triplets, "

@@ -12,9 +12,10 @@ from pydantic import Field
 
 from wm.cli import main as cli_main
 from wm.config import Recipe
+from wm.datasets.card import write_dataset_card
 from wm.errors import InputError
 from wm.images import decode_image, fit_square
-from wm.records import TRIPLET_SCHEMA, read_table, write_table
+from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA, read_table, reject_row, write_table
 from wm.runs import Run, digest_of
 from wm.tabletop.actions import action_between
 from wm.tabletop.oracle import read_states
@@ -29,10 +30,10 @@ class RelabelRecipe(Recipe):
     selection: str
     """Folder of jobs.select: the rows to take."""
     out: str
-    """Folder for out/triplets."""
+    """Folder for out/triplets, out/rejects and out/run.json."""
     labels: Literal["truth", "shuffled"]
     """truth: the one action that leads from source to target, read from the pictures; rows between which there is
-    none or more than one are left out. shuffled: the inverse model's labels, dealt out anew among the rows."""
+    none or more than one become rejects. shuffled: the inverse model's labels, dealt out anew among the rows."""
     seed: int = Field(default=0, ge=0)
     """Of the shuffling."""
 
@@ -49,11 +50,18 @@ def run(recipe: RelabelRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     rows = _chosen_rows(recipe)
     with stage.timed("relabel_s"):
         actions = _shuffled(rows, recipe.seed) if recipe.labels == "shuffled" else _true_actions(rows)
-        kept = [_relabelled(row, action) for row, action in zip(rows, actions, strict=True) if action is not None]
-        write_table(kept, Path(recipe.out) / "triplets" / "part-00000.parquet", TRIPLET_SCHEMA)
+        triplets = [_relabelled(row, action) for row, action in zip(rows, actions, strict=True) if action is not None]
+        rejects = [_reject(row) for row, action in zip(rows, actions, strict=True) if action is None]
+        write_table(rejects, Path(recipe.out) / "rejects" / "part-00000.parquet", REJECT_SCHEMA)
+        write_table(triplets, Path(recipe.out) / "triplets" / "part-00000.parquet", TRIPLET_SCHEMA)
+        write_dataset_card(recipe.out, title=f"triplets with {recipe.labels} labels")
     agree = sum(row["action"] == action for row, action in zip(rows, actions, strict=True))
-    record = stage.finish({"rows": len(rows), "triplets": len(kept), "same_words": agree})
-    print(f"relabel: {len(kept):,} of {len(rows):,} triplets with {recipe.labels} labels → {recipe.out}/triplets")
+    counts = {"rows": len(rows), "triplets": len(triplets), "rejects": len(rejects), "same_words": agree}
+    record = stage.finish(counts)
+    print(
+        f"relabel: {len(triplets):,} of {len(rows):,} triplets with {recipe.labels} labels → {recipe.out}/triplets, "
+        f"{len(rejects):,} rejects in {recipe.out}/rejects"
+    )
     return record
 
 
@@ -90,6 +98,20 @@ def _true_actions(rows: list[dict[str, Any]]) -> list[str | None]:
 def _relabelled(row: dict[str, Any], action: str | None) -> dict[str, Any]:
     """People's words in place of the model's: no likelihood belongs to them."""
     return {**row, "action": action, "action_logprob": None, "action_tokens": None, "origin": "human"}
+
+
+def _reject(row: dict[str, Any]) -> dict[str, Any]:
+    """Build the reject row of a triplet that the truth has no label for."""
+    return reject_row(
+        uri=row["triplet_id"],
+        stage="relabel",
+        outcome="filtered",
+        reason="no_single_action",
+        detail=f"{row['triplet_id']}: not exactly one action leads from source to target; it was {row['action']!r}",
+        dataset=row["dataset"],
+        split=row["split"],
+        class_label=row["class_label"] or "",
+    )
 
 
 def main() -> int:

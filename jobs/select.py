@@ -19,6 +19,7 @@ from jobs._select_stages import WORK, choose_all, clear, count_all, find_files, 
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.config import Recipe
+from wm.datasets.card import write_dataset_card
 from wm.datasets.selection import Tally, make_plan
 from wm.datasets.selection_rows import COLUMNS, Criteria, Score
 from wm.errors import InputError
@@ -81,6 +82,8 @@ def run(recipe: SelectRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         doubt = " (equal pictures not yet left out)" if recipe.deduplicate == "exact" else ""
         _tell(summary, f"would choose{doubt}")
         return {}
+    title = f"the {summary['chosen']:,} best of {summary['triplets']:,} triplets"
+    write_dataset_card(recipe.out, title=title, rows={"selection": summary["chosen"]})
     record = stage.finish(summary)
     _tell(record["counts"], f"→ {recipe.out}/selection:")
     return record

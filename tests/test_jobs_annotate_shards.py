@@ -10,7 +10,6 @@ import pytest
 from jobs._annotate_shards import (
     TABLES,
     cut_shards,
-    fill_empty_tables,
     shards_with,
     sole_writer,
     summarise,
@@ -19,7 +18,7 @@ from jobs._annotate_shards import (
 )
 from jobs._annotate_tables import CLIPS_SCHEMA, PAIRS_SCHEMA
 from wm.errors import InputError
-from wm.records import read_table, reject_row, triplet_row
+from wm.records import fill_empty_tables, read_table, reject_row, triplet_row
 
 
 def video(key, keyframes=2):
@@ -212,7 +211,7 @@ def test_a_mark_counts_only_with_all_that_it_vouches_for(tmp_path, damage):
 def test_an_annotation_without_triplets_has_all_its_tables_and_they_can_be_tried_again(tmp_path):
     write_second(tmp_path)
     written = contents(tmp_path)
-    fill_empty_tables(tmp_path)
+    fill_empty_tables(tmp_path, TABLES, "shard-000000.parquet")
     for table, schema in TABLES.items():
         assert read_table(tmp_path / table, schema).num_rows == {"rejects": 1, "clips": 1}.get(table, 0)
     assert tidy(tmp_path) == {1} and contents(tmp_path) == written

@@ -49,7 +49,7 @@ def test_aurora_is_read_back_by_its_own_reader(world: Path, tmp_path: Path) -> N
         "licenses": {"MIT": 6, "CC BY 4.0, (c) Zoë": 4},
         "different_licenses": 2,
     }
-    assert sorted(path.name for path in out.iterdir()) == ["images", "run.json", "train.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["README.md", "images", "run.json", "train.json"]
     rows = json.loads((out / "train.json").read_text())
     items = list_items(out, "train.json")
     assert len(rows) == len(items) == COUNT

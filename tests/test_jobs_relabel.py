@@ -11,7 +11,7 @@ from jobs.relabel import RelabelRecipe, run
 from wm.datasets.selection import SELECTION_SCHEMA
 from wm.errors import InputError
 from wm.images import encode_png
-from wm.records import TRIPLET_SCHEMA, read_table, triplet_row, write_table
+from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA, read_table, triplet_row, write_table
 from wm.tabletop.actions import Action, action_between, actions_of, parse_action, random_action
 from wm.tabletop.oracle import action_is_right
 from wm.tabletop.scenes import Camera, State, random_state, render
@@ -73,7 +73,10 @@ def test_truth_names_the_action_that_happened(annotated: Path) -> None:
         images = [decode_image(row[name]["bytes"], name) for name in ("source_image", "target_image")]
         assert action_is_right(images[0], images[1], row["action"])
         assert row["origin"] == "human" and row["action_logprob"] is None and row["action_tokens"] is None
-    assert record["counts"] == {"rows": 11, "triplets": 9, "same_words": 0}
+    assert record["counts"] == {"rows": 11, "triplets": 9, "rejects": 2, "same_words": 0}
+    rejects = read_table(Path(recipe.out) / "rejects", REJECT_SCHEMA).to_pylist()
+    assert {row["uri"] for row in rejects} == {"t010", "t011"}
+    assert {(row["outcome"], row["reason"]) for row in rejects} == {("filtered", "no_single_action")}
 
 
 def test_shuffled_deals_out_the_same_labels(annotated: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from models_reference import lively, reference_logits
+from output_tables import check_stage
 from training_data import random_rows, write_triplets
 
 from jobs import gate as gate_job
@@ -212,6 +213,11 @@ def test_what_is_not_believed_is_rejected_and_a_killed_run_goes_on(
     found = dict.fromkeys(kept, "") | {row["reject_id"]: row["reason"] for row in rejects}
     assert found == expected and len(kept) + len(rejects) == 16 == record["counts"]["tries"]
     assert {row["outcome"] for row in rejects} == {"filtered"}
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    check_stage(tmp_path / "all", 16, 0)
+    check_stage(tmp_path / "some", len(kept), len(rejects))
+    imagine_job.run(recipe(models, triplets, tmp_path / "none", max_unchanged=0.0, min_score=0.0))
+    check_stage(tmp_path / "none", 0, 16)
 
     monkeypatch.setattr(imagine_job, "SOURCES_PER_PART", 3)
     parts = recipe(models, triplets, tmp_path / "parts", **strict)

@@ -147,7 +147,7 @@ def test_any_files_give_the_selection_of_one_table(
         run(SelectRecipe(triplets=str(place / "a"), out=str(place / "out"), **settings_))
     expected = select_top_k(columns_of(rows, COLUMNS), k, *wanted)
     assert chosen_of(place / "out").equals(expected)
-    assert sorted(path.name for path in (place / "out").iterdir()) == ["run.json", "selection"]
+    assert sorted(path.name for path in (place / "out").iterdir()) == ["README.md", "run.json", "selection"]
 
 
 @pytest.mark.slow
@@ -277,7 +277,7 @@ def test_a_killed_run_leaves_nothing_in_the_next(tmp_path: Path, monkeypatch: py
     (tmp_path / "out" / ".work" / "candidates").mkdir(parents=True)
     run(recipe_)
     assert chosen_of(tmp_path / "out").equals(select_top_k(columns_of(rows, COLUMNS), 50))
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["run.json", "selection"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["README.md", "run.json", "selection"]
 
 
 def test_bad_files_are_named(tmp_path: Path) -> None:

@@ -107,6 +107,10 @@ REJECT_SCHEMA = pa.schema(
 (``missing_file``, ``no_video_stream``, ``time_out``); ``detail`` names the thing in words."""
 
 
+STAGE_TABLES = {"triplets": TRIPLET_SCHEMA, "rejects": REJECT_SCHEMA}
+"""Folders of the tables that every stage with triplets writes, and their schemas."""
+
+
 def stable_id(*parts: object) -> str:
     """24 hexadecimal digits that depend on the parts alone: the same row has the same id in every run."""
     text = "\x1f".join("" if part is None else str(part) for part in parts)
@@ -180,18 +184,52 @@ def check_triplet(row: Mapping[str, Any]) -> None:
 def write_table(rows: Iterable[Mapping[str, Any]], path: Path, schema: pa.Schema) -> int:
     """Write rows as one Parquet file, aside and then renamed; returns how many. Overwrites ``path``."""
     table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
+    # small batches end a page in time: else a row group's images share one, and no reader can stream them
+    write_parquet(table, path, row_group_size=1024, is_durable=True, write_batch_size=16)
+    return int(table.num_rows)
+
+
+def write_parquet(
+    table: pa.Table, path: Path, *, row_group_size: int, is_durable: bool = False, **options: Any
+) -> None:
+    """Write a table as one Parquet file, aside and then renamed. Overwrites ``path``.
+
+    Args:
+        table: The rows, maybe none.
+        path: The file; its folder is made.
+        row_group_size: Rows of a row group at most.
+        is_durable: Wait until the disk has the file: or a power cut leaves the name without its content.
+        options: Further options of ``pyarrow.parquet.ParquetWriter``.
+
+    Raises:
+        OSError: The disk is full or may not be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        # small batches end a page in time: else a row group's images share one, and no reader can stream them
-        pq.write_table(table, aside, compression="zstd", row_group_size=1024, write_batch_size=16)
-        with aside.open("rb") as written:
-            os.fsync(written.fileno())  # or a power cut leaves the name without its content
+        with pq.ParquetWriter(aside, table.schema, compression="zstd", **options) as writer:
+            if table.num_rows:  # an empty row group would stop Hugging Face's datasets: "BatchSize must be greater"
+                writer.write_table(table, row_group_size)
+        if is_durable:
+            with aside.open("rb") as written:
+                os.fsync(written.fileno())
         os.replace(aside, path)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-    return int(table.num_rows)
+
+
+def fill_empty_tables(out: str | Path, schemas: Mapping[str, pa.Schema], name: str) -> None:
+    """Give every table without a file one without rows, so that whoever reads the folder finds them all.
+
+    Args:
+        out: Output folder of a stage.
+        schemas: Folder below ``out`` → the table's schema.
+        name: Name of a file without rows, such as ``part-00000.parquet``.
+    """
+    for table, schema in schemas.items():
+        if not any((Path(out) / table).glob("*.parquet")):
+            write_table([], Path(out) / table / name, schema)
 
 
 def table_files(folder: str | Path) -> list[Path]:

@@ -17,6 +17,7 @@ TABLES: dict[str, str] = {
     "rejects": "what was left out, at which stage, and why",
     "clips": "one row a video: size, length, key-frames, motion curve",
     "pairs": "one row a proposed pair, kept or not, with the filters' scores",
+    "selection": "ids of the chosen triplets, with score and rank; no images",
 }
 """Folders of a data set's output that become configurations, the default first."""
 
@@ -66,6 +67,26 @@ def write_dataset_card(
     return path
 
 
+def split_names(splits: Sequence[str]) -> list[str]:
+    """Name splits as a card may: letters, digits, underscores and dots; no two of one name.
+
+    Args:
+        splits: The data set's own names, in order.
+
+    Returns:
+        A name for each.
+    """
+    names: list[str] = []
+    for split in splits:
+        plain = split if _SPLIT.fullmatch(split) else re.sub(r"\W+", "_", split).strip("_") or "train"
+        number = 2
+        name = plain
+        while name in names:
+            name, number = f"{plain}_{number}", number + 1
+        names.append(name)
+    return names
+
+
 def license_lines(licenses: Sequence[str]) -> list[str]:
     """The YAML lines of the hub's ``license`` for the different licences of a data set; none if none is given."""
     given = sorted({text.strip() for text in licenses if text.strip()})
@@ -89,15 +110,21 @@ def license_sentence(counts: Mapping[str, int]) -> str:
 def _body(folder: Path, title: str, license: str, found: Sequence[str], counts: Mapping[str, int]) -> list[str]:
     lines = [f"# {' '.join(title.split())}", "", "| table | rows | what |", "| --- | --- | --- |"]
     lines += [f"| `{name}` | {counts[name]:,} | {TABLES[name]} |" for name in found]
-    lines += [
-        "",
-        f"Licence: {' '.join(license.split()) or 'not given'}. Every triplet carries its own in `license`.",
-        "",
-    ]
+    lines.append("")
+    if "triplets" in found:
+        licence = " ".join(license.split()) or "not given"
+        lines += [f"Licence: {licence}. Every triplet carries its own in `license`.", ""]
     lines += ["```python", "from datasets import load_dataset", ""]
-    lines += [f'{found[0]} = load_dataset("{folder.name}")  # the path of this folder; images come as PIL pictures']
+    images = "; images come as PIL pictures" if found[0] == "triplets" else ""
+    lines += [f'{found[0]} = load_dataset("{folder.name}")  # the path of this folder{images}']
     lines += [f'{name} = load_dataset("{folder.name}", "{name}")' for name in found[1:]]
     lines += ["```", ""]
+    if empty := [f"`{name}`" for name in found if not counts[name]]:
+        lines += [
+            f"Without rows: {', '.join(empty)}. `load_dataset` can open such a table with `streaming=True` only (else",
+            "it says that the split corresponds to no data); pandas, Ray Data and DuckDB give its columns and no row.",
+            "",
+        ]
     if "triplets" in found:
         lines += [
             "Without a card: `pandas.read_parquet`, `ray.data.read_parquet` and DuckDB's `read_parquet` on",

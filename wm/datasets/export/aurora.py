@@ -9,13 +9,23 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote
 
+from wm.datasets.card import license_lines, license_sentence, split_names
 from wm.datasets.export.plan import Part, Plan
-from wm.datasets.export.rows import Context, aside, file_key, image_of, iterate_rows, json_row
+from wm.datasets.export.rows import (
+    PROVENANCE,
+    Context,
+    aside,
+    column_dtype,
+    file_key,
+    image_of,
+    iterate_rows,
+    json_row,
+)
 from wm.runs import write_text
 
 
@@ -66,6 +76,37 @@ def finish(context: Context, plan: Plan, facts: Sequence[dict[str, Any]]) -> Non
             file.write("\n]\n")
     for name in names.values():
         os.replace(out / f".{name}.tmp", out / name)
+    write_text(out / "README.md", _card(plan, names, facts))
+
+
+def _card(plan: Plan, files: Mapping[str, str], facts: Sequence[dict[str, Any]]) -> str:
+    """Build the data-set card: ``datasets`` would take the image files for the rows.
+
+    It names every column with its type, which a column of nulls does not tell.
+
+    Args:
+        plan: What was exported.
+        files: Split → name of its JSON list.
+        facts: Of each part, with the licences of its rows.
+    """
+    licenses = Counter[str]()
+    for fact in facts:
+        licenses.update(fact["licenses"])
+    head = [*license_lines(sorted(licenses)), "configs:", "- config_name: default", "  data_files:"]
+    for split, file in zip(split_names(list(files)), files.values(), strict=True):
+        head += [f"  - split: {split}", f"    path: {json.dumps(file, ensure_ascii=False)}"]
+    columns = dict.fromkeys(("input", "output", "instruction", "task"), "string")
+    columns |= {name: column_dtype(name) for name in PROVENANCE}
+    head += ["dataset_info:", "  features:"]
+    head += [f"  - name: {name}\n    dtype: {dtype}" for name, dtype in columns.items()]
+    body = [
+        f"{plan.exported:,} pairs of images with the action between them, in AURORA's layout: `instruction` is the",
+        "action, `input` and `output` are image files beside the list; source, licence and likelihood follow.",
+        "",
+        license_sentence(licenses),
+        "",
+    ]
+    return "\n".join(["---", *head, "---", "", *body])
 
 
 def _fragment(out: Path, number: int) -> Path:

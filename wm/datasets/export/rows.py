@@ -200,3 +200,9 @@ def json_row(row: dict[str, Any]) -> dict[str, Any]:
         name: None if isinstance(row[name], float) and not math.isfinite(row[name]) else row[name]
         for name in PROVENANCE
     }
+
+
+def column_dtype(column: str) -> str:
+    """Name the type of a triplet's column as the YAML head of a data-set card does, such as ``float64``."""
+    kind = str(TRIPLET_SCHEMA.field(column).type)
+    return {"double": "float64", "float": "float32"}.get(kind, kind)

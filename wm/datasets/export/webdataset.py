@@ -16,8 +16,16 @@ from typing import Any
 
 from wm.datasets.card import license_lines, license_sentence
 from wm.datasets.export.plan import Part, Plan
-from wm.datasets.export.rows import PROVENANCE, Context, aside, file_key, image_of, iterate_rows, json_row
-from wm.records import TRIPLET_SCHEMA
+from wm.datasets.export.rows import (
+    PROVENANCE,
+    Context,
+    aside,
+    column_dtype,
+    file_key,
+    image_of,
+    iterate_rows,
+    json_row,
+)
 from wm.runs import write_text
 
 
@@ -64,7 +72,7 @@ def finish(context: Context, plan: Plan, facts: Sequence[dict[str, Any]]) -> Non
     for fact in facts:
         licenses.update(fact["licenses"])
     images = sorted({name for fact in facts for name in fact["images"]})
-    columns = [f"    - name: {name}\n      dtype: {_dtype(name)}" for name in PROVENANCE]
+    columns = [f"    - name: {name}\n      dtype: {column_dtype(name)}" for name in PROVENANCE]
     features = ["  - name: json", "    struct:", *columns, *(f"  - name: {name}\n    dtype: image" for name in images)]
     features += [f"  - name: {name}\n    dtype: string" for name in ("txt", "__key__", "__url__")]
     head = [*license_lines(sorted(licenses)), "configs:", "- config_name: default", "  data_files: shard-*.tar"]
@@ -78,8 +86,3 @@ def finish(context: Context, plan: Plan, facts: Sequence[dict[str, Any]]) -> Non
     ]
     text = "\n".join(["---", *head, "dataset_info:", "  features:", *features, "---", "", *body])
     write_text(Path(context.out) / "README.md", text)
-
-
-def _dtype(column: str) -> str:
-    kind = str(TRIPLET_SCHEMA.field(column).type)
-    return {"double": "float64", "float": "float32"}.get(kind, kind)
