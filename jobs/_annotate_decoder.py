@@ -17,6 +17,7 @@ from jobs._annotate_metrics import Metrics
 from jobs._annotate_tables import DECODED_SCHEMA
 from wm.storage import download, is_remote
 from wm.video import ClipReader, ClipSettings, VideoError
+from wm.video.errors import check_name
 from wm.video.facts import FrameFacts, pair_difference
 
 _PREFIX, _LOCK = "wm-annotate-", ".owner"
@@ -81,6 +82,7 @@ class Decoder:
         seconds: dict[str, float] = {}
         begin = time.perf_counter()
         try:
+            check_name(path)
             if is_remote(path):
                 path = self._local_copy(path, seconds)
             clip = self.reader.read(path, start_s=video["start_s"], end_s=video["end_s"])

@@ -25,7 +25,7 @@ from jobs._annotate_tables import CLIPS_SCHEMA, PAIRS_SCHEMA, clip_rows
 from wm.errors import InputError
 from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA, write_table
 from wm.runs import write_json
-from wm.storage import is_remote
+from wm.uris import scheme_of
 
 TABLES = {"rejects": REJECT_SCHEMA, "clips": CLIPS_SCHEMA, "pairs": PAIRS_SCHEMA, "triplets": TRIPLET_SCHEMA}
 
@@ -50,7 +50,7 @@ def shard_table(listing: pa.Table, number: int, start: int, rows: int) -> pa.Tab
     """The listing's rows of one shard, with where a worker finds each video."""
     table = listing.slice(start, rows)
     uris = table.column("uri").to_pylist()
-    paths = [uri if is_remote(uri) else os.path.abspath(uri) for uri in uris]  # noqa: PTH100 - links stay as named
+    paths = [uri if scheme_of(uri) else os.path.abspath(uri) for uri in uris]  # noqa: PTH100 - links stay as named
     more = {"path": paths, "shard": [number] * rows, "shard_rows": [rows] * rows}
     for name, values in more.items():
         table = table.append_column(name, pa.array(values))

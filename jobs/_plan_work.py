@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from wm.config import Recipe
 from wm.datasets.planning import MotionRate, Pool, Rule, Work, expected_keyframes
-from wm.datasets.videos import Layout, list_videos
+from wm.datasets.videos import Layout, list_videos, passed_over_of
 from wm.errors import InputError
 from wm.records import table_files
 from wm.runs import read_run
@@ -118,7 +118,7 @@ def read_rates(files: Sequence[str]) -> dict[str, float]:
             raise InputError(f"rates: no such file: {file}")
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8, a number of too many digits
             raise InputError(f"rates: {file} is not JSON: {error}") from error
         rates = record.get("rates") if isinstance(record, dict) else None
         if not isinstance(rates, dict) or not rates:
@@ -130,11 +130,12 @@ def read_rates(files: Sequence[str]) -> dict[str, float]:
     return found
 
 
-def work_of(recipe: PlanRecipe) -> tuple[Work, float, list[str]]:
-    """What there is to do, bytes a triplet, and what was assumed for it."""
+def work_of(recipe: PlanRecipe) -> tuple[Work, float, list[str], dict[str, Any]]:
+    """What there is to do, bytes a triplet, what was assumed for it, and what the listing passed over."""
     if (recipe.videos is None) == (recipe.hours is None):
         raise InputError("give either videos, or hours and mean_length_s")
     notes: list[str] = []
+    passed_over: dict[str, Any] = {}
     habits = _habits_of_run(recipe.from_run) if recipe.from_run else Habits()
     if recipe.from_run:
         notes.append(f"what a video gives: from {recipe.from_run}")
@@ -145,7 +146,7 @@ def work_of(recipe: PlanRecipe) -> tuple[Work, float, list[str]]:
         videos, total_s = max(1, round(recipe.hours * 3600 / mean_s)), recipe.hours * 3600
     else:
         listing = list_videos(str(recipe.videos), layout=recipe.layout, annotations=recipe.annotations)
-        videos = listing.num_rows
+        videos, passed_over = listing.num_rows, passed_over_of(listing)
         if videos == 0:
             raise InputError(f"videos = {recipe.videos!r} holds no video")
         given_s = pc.subtract(listing["end_s"], listing["start_s"])
@@ -174,7 +175,7 @@ def work_of(recipe: PlanRecipe) -> tuple[Work, float, list[str]]:
     decoded = videos * habits.decoded
     frames = total_s * fps * habits.decoded
     work = Work(videos, total_s, frames, decoded * keyframes, decoded * pairs, decoded * pairs * kept)
-    return work, float(recipe.bytes_per_triplet or habits.bytes_per_triplet), notes
+    return work, float(recipe.bytes_per_triplet or habits.bytes_per_triplet), notes, passed_over
 
 
 def _habits_of_run(folder: str) -> Habits:

@@ -31,7 +31,7 @@ from jobs._ray import connect, need, quiet_data
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.datasets.card import write_dataset_card
-from wm.datasets.videos import list_videos, listing_digest, listing_note
+from wm.datasets.videos import describe, list_videos, listing_digest, passed_over_of
 from wm.errors import InputError
 from wm.records import fill_empty_tables
 from wm.runs import Run, digest_of, read_run
@@ -100,7 +100,7 @@ def _fill(
         raise InputError(f"{recipe.out} accounts for {accounted}; run the command again")
     fill_empty_tables(out, TABLES, f"{shard_name(0)}.parquet")  # before the card, which names every table
     write_dataset_card(out, title=f"{recipe.dataset}: triplets", license=recipe.license, split=recipe.split)
-    record = stage.finish(counts, annotated_now=num_pending)
+    record = stage.finish(counts, annotated_now=num_pending, passed_over=passed_over_of(listing))
     _tell_result(recipe, record)
     return record
 
@@ -211,12 +211,9 @@ def _tell_plan(recipe: AnnotateRecipe, listing: pa.Table, whole: bool) -> dict[s
 
 
 def _tell_notes(listing: pa.Table) -> None:
-    """What the listing left out."""
-    notes = {"duplicates": "entries listed twice are taken once", "unnamed": "videos are not named by the annotations"}
-    for name, told in notes.items():
-        count = listing_note(listing, name)
-        if count and count != "0":
-            print(f"  {count} {told}")
+    """Print what the listing passed over."""
+    for line in describe(passed_over_of(listing)):
+        print(f"  {line}")
 
 
 def _tell_result(recipe: AnnotateRecipe, record: dict[str, Any]) -> None:

@@ -19,11 +19,12 @@ from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.config import Recipe
 from wm.datasets.layouts import Layout
-from wm.datasets.videos import list_videos, listing_digest
+from wm.datasets.videos import describe, list_videos, listing_digest, passed_over_of
 from wm.records import write_table
 from wm.runs import Run, read_run
 from wm.storage import StorageError, download, is_remote
 from wm.video import KEYFRAME_RULES, ClipReader, ClipSettings, MotionKind, Reader, Scan, VideoError
+from wm.video.errors import check_name
 from wm.viewer.curves import Choice, draw_curve
 
 CURVES_SCHEMA = pa.schema(
@@ -86,6 +87,9 @@ def run(recipe: CurvesRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         print(f"curves: already whole in {recipe.out}")
         return read_run(recipe.out) or {}
     chosen = listing.take(pa.array(evenly_spaced(listing.num_rows, recipe.limit))).to_pylist()
+    passed_over = passed_over_of(listing)
+    for line in describe(passed_over):
+        print(f"  {line}")
     if dry_run:
         print(f"curves: would draw {len(chosen):,} of {listing.num_rows:,} clips in {recipe.out}")
         return {}
@@ -103,7 +107,7 @@ def run(recipe: CurvesRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         for reader in readers:
             reader.close()
     write_table(rows, Path(recipe.out) / "curves.parquet", CURVES_SCHEMA)
-    record = stage.finish(_counts(rows, listing.num_rows))
+    record = stage.finish(_counts(rows, listing.num_rows), passed_over=passed_over)
     _tell(recipe, record["counts"])
     return record
 
@@ -136,6 +140,7 @@ def _draw(
 def _read(readers: list[ClipReader], video: dict[str, Any], time_limit_s: float) -> tuple[Scan, list[Choice]]:
     """The scan (the same for every rule but for its key-frames) and what each rule chose. A remote video is fetched
     into a temporary folder first."""
+    check_name(video["uri"])
     with tempfile.TemporaryDirectory(prefix="wm-curves-") as folder:
         path = Path(video["uri"])
         if is_remote(video["uri"]):

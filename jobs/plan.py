@@ -14,6 +14,7 @@ from typing import Any
 
 from jobs._plan_work import PlanRecipe, read_rates, work_of
 from wm.cli import main as cli_main
+from wm.datasets.passed_over import describe
 from wm.datasets.planning import Node, as_numbers, estimate, rates_from, stage_seconds, with_one_more
 from wm.runs import write_json
 
@@ -21,7 +22,7 @@ from wm.runs import write_json
 def run(recipe: PlanRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     """Print the plan, write it to ``recipe.out`` if that is given; returns it."""
     rates = rates_from(read_rates(recipe.rates), recipe.motion, recipe.shape)
-    work, bytes_per_triplet, notes = work_of(recipe)
+    work, bytes_per_triplet, notes, passed_over = work_of(recipe)
     seconds = stage_seconds(work, rates)
     nodes = [Node(**node.model_dump()) for node in recipe.nodes]
     settings: dict[str, Any] = {
@@ -34,6 +35,7 @@ def run(recipe: PlanRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     plan = {
         "work": {name: round(value) for name, value in vars(work).items()},
         "notes": notes,
+        "passed_over": passed_over,
         "rates": vars(rates),
         "stage_hours": {stage: round(value / 3600, 6) for stage, value in seconds.items()},
         **as_numbers(found),
@@ -59,6 +61,8 @@ def _tell(plan: Mapping[str, Any]) -> None:
         f"plan: {work['videos']:,} videos, {_span(work['length_s'] / 3600)} of video → "
         f"{work['triplets']:,} triplets, {plan['storage_gb']:,.3g} GB"
     )
+    for line in describe(plan["passed_over"]):
+        print(f"  {line}")
     for note in plan["notes"]:
         print(f"  ({note})")
     print(f"  {'stage':<8}{'work':>16} {'':<9}{'rate /s':>12}{'time of one':>15}")

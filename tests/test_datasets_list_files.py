@@ -84,7 +84,7 @@ BAD = [
     ("l.csv", 'uri,class_label\n"x\ny.mp4",a\n,b\n', "line 4: no value for 'uri'"),
     ("l.csv", "uri,class_label\nx.mp4,a,b\n", "line 2: 3 fields, expected the 2 of the header"),
     ("l.csv", "uri\nftp://host/x.mp4\n", "line 2: .*unknown scheme 'ftp'; expected a local path or one of s3://"),
-    ("l.csv", b"uri\n\xff\n", "not UTF-8"),
+    ("l.csv", b"\xff\xfeu\0r\0i\0\n\0", "not UTF-8"),
     ("l.txt", "x.mp4\nhf://a/b.mp4\n", "line 2: .*unknown scheme 'hf'"),
     ("l.jsonl", '{"uri": "x"}\n{"uri": }\n', "line 2: not valid JSON"),
     ("l.jsonl", '["x"]\n', "line 1: .*expected an object with uri"),
@@ -94,6 +94,23 @@ BAD = [
     ("l.jsonl", "\n", "lists no video"),
     ("l.jsonl", "[" * 100_000, "line 1: not valid JSON"),
     ("l.parquet", "uri\nx\n", "not a readable Parquet file"),
+    ("l.jsonl", '{"uri": "x"}\n{"uri": "y", "start_s": ' + "1" * 5000 + "}\n", "line 2: .* more digits than are read"),
+    ("l.jsonl", '{"uri": ' + "1" * 4000 + "}\n", "line 1: uri = 1*, expected text"),
+    ("l.jsonl", '{"uri": "x", "start_s": ' + "1" * 4000 + "}\n", "line 1: start_s = 1*, expected seconds"),
+    ("l.jsonl", '{"uri": "x", "end_s": 1e999}\n', "line 1: end_s = inf, expected seconds"),
+    ("l.jsonl", '{"uri": "x", "end_s": NaN}\n', "line 1: end_s = nan, expected seconds"),
+    ("l.jsonl", '{"uri": "a\\u0000b.mp4"}\n', r"line 1: uri = '.*a\\x00b.mp4' holds a zero byte"),
+    ("l.jsonl", '{"uri": "a\\ud800b.mp4"}\n', r"line 1: uri = '.*a\\ud800b.mp4' is no Unicode text"),
+    ("l.jsonl", '{"uri": "x", "class_label": "\\udce9"}\n', r"line 1: class_label = '\\udce9' is no Unicode text"),
+    ("l.jsonl", '{"uri": "s3://b/\\udce9.mp4"}\n', r"line 1: uri = 's3://b/\\udce9.mp4' is no Unicode text"),
+    ("l.jsonl", '{"uri": "x", "license": "\\u0000"}\n', r"line 1: license = '\\x00' holds a zero byte"),
+    ("l.jsonl", '{"uri": "x"}\n{"a": ' * 1500, "line 2: not valid JSON"),
+    ("l.txt", b"x.mp4\na\0b.mp4\n", r"line 2: uri = .* holds a zero byte"),
+    ("l.csv", b"uri,class_label\nx.mp4,caf\xe9\n", r"line 2: class_label = 'caf\\udce9' is no Unicode text"),
+    ("l.csv", "uri,start_s\nx.mp4," + "1" * 5000 + "\n", "line 2: start_s = '1*, expected seconds"),
+    ("l.csv", "uri\nfile://[x.mp4\n", "line 2: .* is no URI"),
+    ("l.txt", "file:///a%00b.mp4\n", "line 1: uri = '/a.*b.mp4' holds a zero byte"),
+    ("l.txt", "x\n".encode("utf-16"), "UTF-16"),
 ]
 
 
@@ -105,6 +122,22 @@ def test_mistakes_are_named_with_their_line(tmp_path, name, text, told):
         list_videos(str(path))
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("name", ["l.txt", "l.csv", "l.tsv", "l.jsonl"])
+def test_byte_order_marks_and_line_ends_change_nothing(tmp_path, name, mark, end):
+    lines = {"l.txt": ["ä.mp4", "y.mp4"], "l.jsonl": ['{"uri": "ä.mp4"}', '{"uri": "y.mp4"}']}
+    text = end.join(lines.get(name, ["uri", "ä.mp4", "y.mp4"]))
+    (tmp_path / name).write_bytes((mark + text + end).encode())
+    assert list_videos(str(tmp_path / name))["key"].to_pylist() == ["y.mp4", "ä.mp4"]
+
+
+def test_odd_addresses_stay_rows(tmp_path):
+    """Whatever is behind them shows when they are read."""
+    (tmp_path / "l.txt").write_text("http://[x.mp4\nhttps://host\ns3://bucket\n")
+    assert list_videos(str(tmp_path / "l.txt"))["class_label"].to_pylist() == ["", "", ""]
 
 
 def test_mistakes_in_parquet(tmp_path):

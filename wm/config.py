@@ -15,8 +15,8 @@ from wm.errors import InputError
 
 class Recipe(BaseModel):
     """Base of every recipe. Types are strict (``"3"`` is not 3), unknown keys are refused, and the string
-    under a field is its help text. Numbers are finite; a required text is not empty (as a path it would
-    silently mean the current folder)."""
+    under a field is its help text. Numbers are finite; texts are Unicode, which a name from the command line need not
+    be; a required text is not empty (as a path it would silently mean the current folder)."""
 
     model_config = ConfigDict(
         extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
@@ -30,6 +30,10 @@ class Recipe(BaseModel):
         for name, field in type(self).model_fields.items():
             if field.is_required() and getattr(self, name) == "":
                 raise ValueError(f"{name} is empty")
+            values = getattr(self, name)
+            for value in values if isinstance(values, list) else [values]:
+                if isinstance(value, str) and not _is_text(value):
+                    raise ValueError(f"{name} = {value!r:.200} is not UTF-8; rename the file or folder")
         return self
 
     @classmethod
@@ -58,13 +62,21 @@ class Recipe(BaseModel):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """Parse a TOML file; :class:`InputError` names the file and the place of a mistake."""
     if not path.is_file():
         raise InputError(f"no such recipe file: {path}")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: no TOML, no UTF-8, a number of too many digits
         raise InputError(f"{path} is not valid TOML: {error}") from error
 
 
@@ -106,7 +118,7 @@ def _is_text_field(owner: Any, name: str) -> bool:
 def _toml_value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # ValueError: no TOML, a number of too many digits
         return text
 
 

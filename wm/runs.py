@@ -119,11 +119,33 @@ def read_run(folder: str | Path, name: str = _WHOLE) -> dict[str, Any] | None:
         return None
     try:
         record = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8, a number of too many digits
         raise InputError(f"{path} is damaged: {error}") from error
     if not isinstance(record, dict):
         raise InputError(f"{path} is damaged: expected a JSON object")
     return record
+
+
+def parse_json(text: str | bytes, where: str) -> Any:
+    """Parse JSON that somebody else wrote.
+
+    Args:
+        text: The text, or its bytes in UTF-8.
+        where: Its place for the message, such as a file and a line.
+
+    Raises:
+        InputError: It is no JSON, is nested too deeply, or has a number of more digits than Python reads.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise InputError(f"{where}: not valid JSON: nested too deeply") from error
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: not valid JSON: {error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: not valid JSON: not UTF-8 text") from error
+    except ValueError as error:  # Python's limit of digits
+        raise InputError(f"{where}: not valid JSON: a number of more digits than are read") from error
 
 
 def write_json(path: Path, value: Any) -> None:

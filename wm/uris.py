@@ -5,11 +5,12 @@ A URI of an object store may carry options of its own, under pyarrow's names: ``
 written as they are, never percent-encoded.
 """
 
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Final
-from urllib.parse import parse_qsl, unquote, urlencode, urljoin, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urljoin, urlsplit
 
 from wm.errors import InputError
 
@@ -59,10 +60,53 @@ def local_path(uri: str) -> str:
         raise InputError(f"{uri!r:.200} is remote; expected a local path")
     if not scheme_of(uri):
         return uri
-    parts = urlsplit(uri)
+    parts = _split(uri)
     if parts.netloc not in ("", "localhost"):
         raise InputError(f"{uri!r:.200}: expected file:///absolute/path without a host")
-    return unquote(parts.path)
+    return unquote(parts.path, errors="surrogateescape")  # bytes that are no UTF-8 stay those bytes
+
+
+def _split(uri: str) -> SplitResult:
+    """Split a URI into its parts; :class:`InputError` if it has none, such as ``http://[x``."""
+    try:
+        return urlsplit(uri)
+    except ValueError as error:
+        raise InputError(f"{uri!r:.200} is no URI: {error}") from error
+
+
+def is_text(name: str) -> bool:
+    """Tell whether a name is Unicode text: one from the file system may hold bytes that are no UTF-8 (PEP 383)."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def is_name(name: str) -> bool:
+    """Tell whether a name may be one of a local file: text, with bytes that are no UTF-8 as PEP 383 writes them."""
+    try:
+        return "\0" not in name and bool(name.encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError:
+        return False
+
+
+def escape_text(name: str) -> str:
+    r"""Return a name with the bytes that are no UTF-8 written as ``\xe9``; text as it is."""
+    if is_text(name):
+        return name
+    try:
+        return os.fsencode(name).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # a surrogate that stands for no byte
+        return name.encode("utf-8", "backslashreplace").decode()
+
+
+def escape_path(path: str) -> str:
+    """Return the ``file://`` URI of a local path whose bytes are no UTF-8: text that keeps them, percent-encoded.
+
+    :func:`local_path` gives the path again.
+    """
+    return f"file://{quote(os.fsencode(os.path.abspath(path)))}"  # noqa: PTH100 - links stay as named
 
 
 def parse_place(uri: str) -> Place:
@@ -86,6 +130,7 @@ def parse_place(uri: str) -> Place:
 def join_uri(folder: str, name: str) -> str:
     """The URI of ``name`` (a path, for HTTP a reference) in the remote folder ``folder``, options kept."""
     if scheme_of(folder) not in OBJECT_STORES:
+        _split(name)
         return urljoin(folder if folder.endswith("/") else f"{folder}/", name)
     place = parse_place(folder)
     parts = [*place.key.rstrip("/").split("/"), *name.split("/")]
@@ -105,7 +150,7 @@ def path_in(uri: str) -> str:
     scheme = scheme_of(uri)
     if scheme in OBJECT_STORES:
         return parse_place(uri).key
-    return unquote(urlsplit(uri).path) if scheme in ("http", "https") else local_path(uri)
+    return unquote(_split(uri).path) if scheme in ("http", "https") else local_path(uri)
 
 
 def ends_in(folder: str) -> tuple[str, str]:

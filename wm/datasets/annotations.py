@@ -39,19 +39,35 @@ class Shelf:
             if uri != self._head + key + self._tail:
                 self._odd[key] = uri
         self._asked: set[str] = set()
+        self._used: set[str] = set()
+        self._passed_over = found.passed_over
 
     def uri(self, key: str) -> str:
-        """How to open the video of this key, whether it is there or not."""
+        """Return how to open the video of this key, whether it is there or not; the video is then a listed one."""
+        self._used.add(key)
         return self._odd.get(key) or self._head + key + self._tail
 
     def ask(self, stem: str) -> list[str]:
         """Sorted keys of the videos of this name (no folder, no suffix; in any case), which are then named ones."""
-        found = self._keys.get(stem.lower(), [])
-        keys = [found] if isinstance(found, str) else sorted(found)
+        keys = self._keys_of(stem.lower())
+        if not keys:
+            self._passed_over.add("absent", stem)
         if keys and stem.lower() not in self._asked:
             self._asked.add(stem.lower())
             self.num_unnamed -= len(keys)
         return keys
+
+    def count_left(self) -> None:
+        """Count the videos that were not asked for, and those of one name of which another one was taken."""
+        for stem in self._keys:
+            kind = "same_name" if stem in self._asked else "unnamed"
+            for key in self._keys_of(stem):
+                if key not in self._used:
+                    self._passed_over.add(kind, key)
+
+    def _keys_of(self, stem: str) -> list[str]:
+        keys = self._keys.get(stem, [])
+        return [keys] if isinstance(keys, str) else sorted(keys)
 
 
 def annotated(layout: Layout, path: Path, name: str, shelf: Shelf) -> Iterator[Entry]:

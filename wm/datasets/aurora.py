@@ -11,6 +11,7 @@ from typing import Any
 
 from wm.errors import InputError
 from wm.images import Pixels, decode_image
+from wm.uris import escape_text, is_text
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ def list_items(root: str | Path, file: str) -> list[Item | Problem]:
     if not path.is_file():
         raise InputError(f"no such file: {path} (AURORA layout: a JSON list of instruction, input, output)")
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8, a number of too many digits
         raise InputError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(rows, list) or not rows:
         raise InputError(
@@ -84,7 +85,7 @@ def _read_row(row: Any, uri: str, default_task: str) -> Item | Problem:
     if not isinstance(row, dict):
         return Problem(uri, default_task, "not_a_row", f"{uri}: {row!r:.60}; expected an object")
     task = row.get("task", default_task)
-    task = task if isinstance(task, str) and task else default_task
+    task = task if isinstance(task, str) and task and is_text(task) else default_task
     instruction = row.get("instruction")
     if isinstance(instruction, list):
         # Several people's words for one edit: the first is taken, so a row stays one triplet.
@@ -92,7 +93,10 @@ def _read_row(row: Any, uri: str, default_task: str) -> Item | Problem:
     values = {"instruction": instruction, "input": row.get("input"), "output": row.get("output")}
     for name, value in values.items():
         if value is None:
-            return Problem(uri, task, "missing_field", f"{uri}: no {name!r}; found {', '.join(map(str, row))}")
+            fields = escape_text(", ".join(map(str, row)))
+            return Problem(uri, task, "missing_field", f"{uri}: no {name!r}; found {fields}")
         if not isinstance(value, str) or not value.strip():
             return Problem(uri, task, "bad_field", f"{uri}: {name} = {value!r:.60}; expected non-empty text")
+        if not is_text(value):
+            return Problem(uri, task, "bad_field", f"{uri}: {name} = {value!r:.60} is no Unicode text")
     return Item(uri, task, str(row["input"]), str(row["output"]), str(instruction).strip())

@@ -11,7 +11,7 @@ from wm.errors import InputError
 COLUMNS = ("video_id", "start_timestamp", "stop_timestamp", "verb", "participant_id", "narration_id", "narration")
 REQUIRED = COLUMNS[:4]
 
-_TIME = re.compile(r"(\d+):([0-5]?\d):([0-5]?\d(?:\.\d+)?)")
+_TIME = re.compile(r"(\d{1,6}):([0-5]?\d):([0-5]?\d(?:\.\d+)?)")
 
 
 class Segment(NamedTuple):

@@ -35,7 +35,7 @@ def _parts(key: str) -> list[str]:
         key = unquote(key.partition("?")[0])
     scheme, _, rest = key.rpartition("://")
     parts = rest.split("/")
-    return parts[1:] if scheme else parts  # without host or bucket
+    return (parts[1:] or [""]) if scheme else parts  # without host or bucket
 
 
 def _folder(parts: list[str]) -> str:

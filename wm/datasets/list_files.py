@@ -1,8 +1,8 @@
 """List files: .txt (one URI a line), .csv, .tsv, .jsonl and .parquet with ``uri`` and optional columns."""
 
+import codecs
 import csv
 import itertools
-import json
 import math
 import os
 import posixpath
@@ -18,12 +18,16 @@ import pyarrow.parquet as pq
 
 from wm.datasets.listing import Entry
 from wm.errors import InputError
+from wm.runs import parse_json
 from wm.storage import StorageError, download
-from wm.uris import is_remote, join_uri, local_path, scheme_of
+from wm.uris import is_name, is_remote, is_text, join_uri, local_path, scheme_of
 
 LIST_SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")
 COLUMNS = ("uri", "class_label", "start_s", "end_s", "license")
 """Columns that are read; ``uri`` must be there, others may be missing or empty, more are left alone."""
+
+ESCAPE = "surrogateescape"
+"""How names that are no UTF-8 are read (PEP 383): as the file system gives them, so that each row stays."""
 
 _LIMIT_S = 600.0
 _LIMIT_BYTES = 4 << 30
@@ -64,9 +68,10 @@ def local_copy(uri: str, what: str) -> Iterator[Path]:
 def read_list(path: Path, name: str, label: Callable[[str], str]) -> Iterator[Entry]:
     """The entries of the list at ``path``, called ``name`` in messages; one without a class gets ``label(key)``.
 
-    Relative URIs are relative to the folder of ``name``. Every row counts, whether something is there or not.
+    Relative URIs are relative to the folder of ``name``. Every row counts, whether something is there or not; a local
+    ``uri`` may hold bytes that are no UTF-8, as file names do.
     Raises :class:`InputError` naming file, line and what was expected: no ``uri``, times that are no numbers, negative
-    or not in order, an unknown scheme, an empty list.
+    or not in order, an unknown scheme, text that is none, an empty list.
     """
     bare = name.split("?", 1)[0] if is_remote(name) else name
     suffix = Path(bare).suffix.lower()
@@ -77,7 +82,8 @@ def read_list(path: Path, name: str, label: Callable[[str], str]) -> Iterator[En
     elif suffix == ".txt":
         rows = _txt_rows(path, name)
     else:
-        rows = csv_rows(path, name, COLUMNS, ("uri",), "\t" if suffix == ".tsv" else ",")
+        _refuse_utf16(path, name)
+        rows = csv_rows(path, name, COLUMNS, ("uri",), "\t" if suffix == ".tsv" else ",", errors=ESCAPE)
     resolve = _remote_resolver(name) if is_remote(name) else _local_resolver(local_path(name))
     rows = iter(rows)
     first = next(rows, None)
@@ -88,14 +94,21 @@ def read_list(path: Path, name: str, label: Callable[[str], str]) -> Iterator[En
 
 
 def csv_rows(
-    path: Path, name: str, columns: Sequence[str], required: Sequence[str], delimiter: str = ","
+    path: Path,
+    name: str,
+    columns: Sequence[str],
+    required: Sequence[str],
+    delimiter: str = ",",
+    *,
+    errors: str = "strict",
 ) -> Iterator[Row]:
     """Rows of a CSV file with a header: place in words and the values of ``columns``, empty where there is none.
 
+    ``errors``: of decoding; with ``surrogateescape`` bytes that are no UTF-8 stay in the values (PEP 383).
     Raises :class:`InputError` if a required column, or its value in a row, is missing, or a row is too long.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="", errors=errors) as file:
             reader = csv.reader(file, delimiter=delimiter)
             header = [title.strip() for title in next(reader, [])]
             for title in required:
@@ -120,33 +133,33 @@ def csv_rows(
         raise InputError(f"{name} line {reader.line_num}: {error}; expected comma- or tab-separated values") from error
 
 
+def _refuse_utf16(path: Path, name: str) -> None:
+    """Refuse UTF-16, whose bytes would be taken for names that are no UTF-8."""
+    with path.open("rb") as file:
+        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise InputError(f"{name} is no list (not UTF-8 text but UTF-16); save it as UTF-8")
+
+
 def _txt_rows(path: Path, name: str) -> Iterator[Row]:
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, 1):
-                text = line.strip()
-                if text and not text.startswith("#"):
-                    yield f"{name} line {number}", (text, "", None, None, "")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{name} is no list of paths (not UTF-8 text)") from error
+    _refuse_utf16(path, name)
+    with path.open(encoding="utf-8-sig", errors=ESCAPE) as file:
+        for number, line in enumerate(file, 1):
+            text = line.strip()
+            if text and not text.startswith("#"):
+                yield f"{name} line {number}", (text, "", None, None, "")
 
 
 def _jsonl_rows(path: Path, name: str) -> Iterator[Row]:
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                where = f"{name} line {number}"
-                try:
-                    row = json.loads(line)
-                except (json.JSONDecodeError, RecursionError) as error:
-                    raise InputError(f"{where}: not valid JSON: {error}") from error
-                if not isinstance(row, dict):
-                    raise InputError(f"{where}: {line.strip()!r:.60}; expected an object with uri")
-                yield where, [row.get(title) for title in COLUMNS]
-    except UnicodeDecodeError as error:
-        raise InputError(f"{name} is no list (not UTF-8 text)") from error
+    _refuse_utf16(path, name)
+    with path.open(encoding="utf-8-sig", errors=ESCAPE) as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            where = f"{name} line {number}"
+            row = parse_json(line, where)
+            if not isinstance(row, dict):
+                raise InputError(f"{where}: {line.strip()!r:.60}; expected an object with uri")
+            yield where, [row.get(title) for title in COLUMNS]
 
 
 def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
@@ -172,7 +185,10 @@ def _values(batch: pa.RecordBatch, title: str, name: str) -> list[Any]:
         raise InputError(f"{name}: column {title!r} holds bool, expected {kind}")
     try:
         values = column.cast(kind)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        values.validate(full=True)  # a file may call text what is no UTF-8
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        if kind == pa.string() and "UTF8" in str(error):
+            return [value if value is None else value.decode("utf-8", ESCAPE) for value in _bytes_of(column)]
         raise InputError(f"{name}: column {title!r} holds {column.type}, expected {kind}") from None
     # pandas writes a missing number as NaN when told to keep its types.
     if kind == pa.float64():
@@ -180,17 +196,37 @@ def _values(batch: pa.RecordBatch, title: str, name: str) -> list[Any]:
     return list(values.to_pylist())
 
 
+def _bytes_of(column: pa.Array) -> list[bytes | None]:
+    """The bytes of a column of text or bytes."""
+    large = pa.types.is_large_string(column.type) or pa.types.is_large_binary(column.type)
+    values: list[bytes | None] = column.cast(pa.large_binary() if large else pa.binary()).to_pylist()
+    return values
+
+
+def _check_text(where: str, title: str, text: str, is_local: bool = False) -> None:
+    """Refuse what no table can hold: a zero byte, and in all but local names what is no Unicode text."""
+    if "\0" in text:
+        raise InputError(f"{where}: {title} = {text!r:.60} holds a zero byte; expected text")
+    if is_text(text) or (is_local and is_name(text)):
+        return
+    raise InputError(f"{where}: {title} = {text!r:.60} is no Unicode text; expected UTF-8 without lone surrogates")
+
+
 def _entry(where: str, row: Sequence[Any], resolve: Resolver, label: Callable[[str], str]) -> Entry:
     written, class_label, start_s, end_s, licence = row
     for title, value in (("uri", written), ("class_label", class_label), ("license", licence)):
         if value is not None and not isinstance(value, str):
             raise InputError(f"{where}: {title} = {value!r:.60}, expected text")
+        if title != "uri":
+            _check_text(where, title, value or "")
     if not written or not written.strip():
         raise InputError(f"{where}: no value for 'uri'")
     try:
         uri, key = resolve(written.strip())
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
+    for text in (written.strip(), uri):  # as it is written first; %00 shows in the path only
+        _check_text(where, "uri", text, is_local=not is_remote(uri))
     class_label = (class_label or "").strip() or label(key)
     start_s, end_s = _seconds(start_s, "start_s", where), _seconds(end_s, "end_s", where)
     if start_s is None and end_s is None:

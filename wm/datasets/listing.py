@@ -2,16 +2,17 @@
 
 import hashlib
 import itertools
+import json
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from wm.errors import InputError
-from wm.uris import is_remote
+from wm.datasets.passed_over import PassedOver
+from wm.uris import escape_path, escape_text, is_remote, is_text, local_path
 
 LISTING_SCHEMA = pa.schema(
     [
@@ -25,13 +26,15 @@ LISTING_SCHEMA = pa.schema(
 )
 """One row = one video, or one segment of one; it need not be readable.
 
-``uri``: how to open it from where the specification was given: a local path, or ``s3://``, ``gs://``, ``http(s)://``.
+``uri``: how to open it from where the specification was given: a local path, or ``s3://``, ``gs://``, ``http(s)://``;
+``file://`` where the path is no UTF-8, percent-encoded, for a video that is to become a reject.
 ``key``: its name within the listing (relative to the folder or the glob's fixed part, or as written in the list; a
 segment's ends in ``#`` and its times or id), the same wherever the data lie: ids are made of it. ``class_label``: empty
 where nothing tells it. ``start_s``, ``end_s``: the segment in seconds of the file's own clock, null = from its
 beginning, to its end. ``license``: empty where nothing tells it.
 """
 
+PASSED_OVER = "passed_over"
 _BATCH_ROWS = 16384
 _STAT_ROWS = 2048
 _STAT_THREADS = 8
@@ -48,29 +51,34 @@ class Entry(NamedTuple):
     license: str = ""
 
 
-def make_listing(entries: Iterator[Entry], notes: Mapping[str, str]) -> pa.Table:
+def make_listing(entries: Iterator[Entry], notes: Mapping[str, str], passed_over: PassedOver | None = None) -> pa.Table:
     """The entries as a table of :data:`LISTING_SCHEMA`, sorted by key, each key once (the first one met).
 
-    The schema's metadata hold ``notes`` (read after the entries) and ``duplicates``, how many entries were left out
-    because their key was there already. Raises :class:`InputError` on a name that is not UTF-8.
+    The schema's metadata hold ``notes`` and ``passed_over`` (both read after the entries), and ``duplicates``, how many
+    entries were left out because their key was there already. An entry whose file name is no UTF-8 stays, its name
+    escaped: see :func:`_escape`.
     """
+    passed_over = passed_over or PassedOver()
     batches = []
     while batch := list(itertools.islice(entries, _BATCH_ROWS)):
         try:
             values = [pa.array(v, f.type) for v, f in zip(zip(*batch, strict=True), LISTING_SCHEMA, strict=True)]
         except UnicodeEncodeError:
-            raise _not_text(batch) from None
+            batch = [_escape(entry, passed_over) for entry in batch]
+            values = [pa.array(v, f.type) for v, f in zip(zip(*batch, strict=True), LISTING_SCHEMA, strict=True)]
         batches.append(pa.Table.from_arrays(values, schema=LISTING_SCHEMA))
     table = pa.concat_tables(batches) if batches else LISTING_SCHEMA.empty_table()
     columns = dict(zip(table.column_names, table.columns, strict=True))
     num_entries = table.num_rows
     del table, batches
     order = _order_of_first(columns["key"])
+    if num_entries > len(order):
+        passed_over.add("duplicates", _first_twice(columns["key"]), num_entries - len(order))
     sorted_columns = {}
     for name in LISTING_SCHEMA.names:  # column by column, so that no two whole copies stand beside each other
         sorted_columns[name] = columns.pop(name).take(order)
         pa.default_memory_pool().release_unused()
-    metadata = {**notes, "duplicates": str(num_entries - len(order))}
+    metadata = {**notes, "duplicates": str(num_entries - len(order)), PASSED_OVER: passed_over.dumps()}
     return pa.table(sorted_columns, schema=LISTING_SCHEMA.with_metadata(metadata))
 
 
@@ -82,6 +90,18 @@ def _order_of_first(keys: pa.ChunkedArray) -> pa.Array:
         return order
     is_new = pc.not_equal(ordered[1:], ordered[:-1])
     return order.filter(pa.concat_arrays([pa.array([True]), *is_new.chunks]))
+
+
+def _first_twice(keys: pa.ChunkedArray) -> str:
+    """Return the first key, in the order of the alphabet, that stands twice."""
+    ordered = keys.take(pc.sort_indices(keys))
+    twice = ordered[1:].filter(pc.equal(ordered[1:], ordered[:-1]))
+    return str(twice[0].as_py())
+
+
+def passed_over_of(listing: pa.Table) -> dict[str, Any]:
+    """Return what the listing passed over: the record of :class:`wm.datasets.passed_over.PassedOver`."""
+    return dict(json.loads(listing_note(listing, PASSED_OVER) or "{}"))
 
 
 def listing_note(listing: pa.Table, name: str) -> str:
@@ -110,8 +130,10 @@ def _facts(batch: pa.RecordBatch) -> bytes:
 
 
 def _version(uri: str) -> str:
-    if "://" in uri and is_remote(uri):
-        return "remote"
+    if "://" in uri:
+        if is_remote(uri):
+            return "remote"
+        uri = local_path(uri)
     try:
         facts = os.stat(uri)  # noqa: PTH116 - a million times
     except (OSError, ValueError):  # ValueError: a zero byte in the name
@@ -119,8 +141,18 @@ def _version(uri: str) -> str:
     return f"{facts.st_size}\x1f{facts.st_mtime_ns}"
 
 
-def _not_text(batch: list[Entry]) -> InputError:
-    """Names become text columns: bytes that are no UTF-8 are refused at once, not in the middle of a run."""
-    texts = (value for entry in batch for value in entry if isinstance(value, str))
-    name = next(text for text in texts if any("\ud800" <= character <= "\udfff" for character in text))
-    return InputError(f"file name {name.encode(errors='surrogateescape')!r} is not UTF-8; rename the file")
+def _escape(entry: Entry, passed_over: PassedOver) -> Entry:
+    r"""Return an entry whose texts are Unicode: tables, JSON and logs hold nothing else.
+
+    The video is not opened under its own name: it becomes a reject, ``bad_name``
+    (:func:`wm.video.errors.check_name`). Its ``uri`` is the file's URI with the bytes percent-encoded, its ``key`` is
+    written as Python writes bytes, which no other key below a folder looks like.
+    """
+    if is_text(entry.uri) and is_text(entry.key) and is_text(entry.class_label):
+        return entry
+    passed_over.add("not_unicode", entry.key)
+    return entry._replace(
+        uri=escape_path(entry.uri),
+        key=entry.key if is_text(entry.key) else repr(os.fsencode(entry.key)),
+        class_label=escape_text(entry.class_label),
+    )

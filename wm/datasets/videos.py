@@ -11,11 +11,21 @@ from wm.datasets.annotations import Shelf, annotated
 from wm.datasets.folders import VIDEO_SUFFIXES, Found, find_videos, is_glob, is_video_name
 from wm.datasets.layouts import LAYOUTS, Layout, class_rule
 from wm.datasets.list_files import is_list_name, local_copy, parent_uri, read_list
-from wm.datasets.listing import LISTING_SCHEMA, Entry, listing_digest, listing_note, make_listing
+from wm.datasets.listing import LISTING_SCHEMA, Entry, listing_digest, listing_note, make_listing, passed_over_of
+from wm.datasets.passed_over import describe
 from wm.errors import InputError
 from wm.uris import is_remote, local_path, path_in
 
-__all__ = ["LISTING_SCHEMA", "VIDEO_SUFFIXES", "Layout", "list_videos", "listing_digest", "listing_note"]
+__all__ = [
+    "LISTING_SCHEMA",
+    "VIDEO_SUFFIXES",
+    "Layout",
+    "describe",
+    "list_videos",
+    "listing_digest",
+    "listing_note",
+    "passed_over_of",
+]
 
 
 def list_videos(spec: str, *, layout: Layout = "auto", annotations: str | None = None) -> pa.Table:
@@ -24,7 +34,8 @@ def list_videos(spec: str, *, layout: Layout = "auto", annotations: str | None =
     ``spec``, local or with a scheme (``file``, ``s3``, ``gs``, ``http``, ``https``):
 
     - a folder (``s3://bucket/prefix/``): every file below it with a video's suffix (:data:`VIDEO_SUFFIXES`, any case),
-      broken ones too; names that start with a dot are left out. Not over HTTP, which has no listing.
+      broken ones and those behind links too; names that start with a dot are left out. Not over HTTP, which has no
+      listing.
     - a glob (``*``, ``?``, ``[``, ``**``): the matching files with a video's suffix.
     - a list file, ``.txt`` (one URI a line, ``#`` starts a comment), ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet``
       with ``uri`` and optional ``class_label, start_s, end_s, license``; relative URIs are relative to the list's
@@ -36,7 +47,8 @@ def list_videos(spec: str, *, layout: Layout = "auto", annotations: str | None =
     by their first line under ``auto``; then its rows are the listing, and ``spec`` is where the videos are looked for.
 
     Notes (:func:`listing_note`): ``duplicates``: entries left out because their key was there already; ``unnamed``:
-    videos that are there and that the annotations do not name.
+    videos that are there and that the annotations do not name. :func:`passed_over_of` gives these and whatever else was
+    there and is not listed, counted and with examples. A file whose name is no UTF-8 is listed under an escaped one.
 
     Raises :class:`InputError` naming the specification, or file, line and what was expected.
     """
@@ -55,7 +67,7 @@ def list_videos(spec: str, *, layout: Layout = "auto", annotations: str | None =
     else:
         found, rule = _found(spec), class_rule(layout)
         entries = (Entry(uri, key, rule(key)) for uri, key in found.files)
-        listing = make_listing(entries, found.notes)
+        listing = make_listing(entries, found.notes, found.passed_over)
     _require_classes(listing, spec, layout)
     return listing
 
@@ -87,9 +99,17 @@ def _by_table(spec: str, layout: Layout, annotations: str) -> pa.Table:
     found = _from_list(spec) if _is_list(spec) else _found(spec)
     with local_copy(annotations, "annotations") as path:
         shelf = Shelf(found)
-        listing = make_listing(annotated(layout, path, annotations, shelf), found.notes)
+        listing = make_listing(
+            _counted(annotated(layout, path, annotations, shelf), shelf), found.notes, found.passed_over
+        )
     metadata = {**listing.schema.metadata, "unnamed": str(shelf.num_unnamed)}
     return listing.replace_schema_metadata(metadata)
+
+
+def _counted(entries: Iterator[Entry], shelf: Shelf) -> Iterator[Entry]:
+    """Pass the entries on; then count the videos that no row took."""
+    yield from entries
+    shelf.count_left()
 
 
 def _from_list(spec: str) -> Found:

@@ -104,7 +104,7 @@ def read_losses(stage: Stage) -> LossCurve | None:
     for number, line in enumerate(path.read_text().splitlines(), 1):
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # ValueError: no JSON, a number of too many digits
             raise InputError(f"{path}, line {number} is not JSON: {error}") from error
         if isinstance(row, dict) and "loss" in row and "step" in row:
             steps.append(float(row["step"]))
@@ -130,5 +130,5 @@ def _read_json(path: Path) -> Any:
         raise InputError(f"{path} is missing, though its stage says it is whole")
     try:
         return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8, a number of too many digits
         raise InputError(f"{path} is damaged: {error}") from error

@@ -1,10 +1,14 @@
 """Why a video gave no key-frames, as a slug to count by and a sentence to read."""
 
+import os
 from typing import Final
+
+from wm.uris import is_remote, is_text, local_path
 
 REASONS: Final = {
     "missing_file": "nothing is there, or the link leads nowhere",
     "not_a_file": "a folder or a device, not a file",
+    "bad_name": "a file name that is no UTF-8 text, which no table can hold",
     "unreadable": "the operating system refuses to read it",
     "empty_file": "zero bytes",
     "not_a_video": "no container format that is known",
@@ -34,3 +38,19 @@ class VideoError(Exception):
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}"
+
+
+def check_name(uri: str) -> None:
+    """Refuse a local file whose name is no UTF-8: it would stand under another name in every table.
+
+    Args:
+        uri: As a listing names it: a path, a remote URI, or the ``file://`` URI of such a name.
+
+    Raises:
+        VideoError: ``bad_name``, with the bytes of the name.
+    """
+    if "://" not in uri or is_remote(uri):
+        return
+    path = local_path(uri)
+    if not is_text(path):
+        raise VideoError("bad_name", f"{uri}: the file name {os.fsencode(path)!r} is not UTF-8; rename the file")
