@@ -179,10 +179,17 @@ def _require_model(key: str, folder: str) -> None:
 
 
 def _require_codec(recipe: AnnotateRecipe) -> None:
-    """Read the codec here too: a damaged folder, or an adapter without its base, is told before anything starts."""
+    """Read the codec here too: a damaged folder, an adapter without its base, or a threshold that no pair can reach is
+    reported before anything starts."""
     from wm.models import load_codec
 
-    load_codec(recipe.base or recipe.idm)
+    num_codes = load_codec(recipe.base or recipe.idm).tokens_per_image
+    filters = recipe.filters
+    if filters.unchanged == "on" and filters.min_changed_codes > num_codes:
+        raise InputError(
+            f"filters.min_changed_codes = {filters.min_changed_codes}, but an image has {num_codes} codes: every pair "
+            f"would be filtered; expected 1 to {num_codes}"
+        )
 
 
 def _require_fit(idm: str, base: str) -> None:
