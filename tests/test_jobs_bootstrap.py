@@ -30,7 +30,7 @@ def recipe(out: Path, **changes: Any) -> BootstrapRecipe:
             "filters": {"action": "score", "unchanged": "score"},
             **{"motion": "farneback", "min_interval": 8, "num_workers": 1, "max_new_tokens": 6},
         },
-        "select": {"k": 10},
+        "select": {"k": 10, "min_changed_codes": 0},
         "fdm": TRAINING,
         "evaluate": {"judge": "oracle", "seeds": [0], "k": [1, 2], "limit": 4, "max_new_tokens": 6, "examples": 2},
     }
