@@ -39,6 +39,7 @@ def run(recipe: AnnotateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     """Annotate into ``recipe.out``; returns the run's record (on a dry run: what would be done)."""
     listing, listed = _listing(recipe)
     _require_model("idm", recipe.idm)
+    _require_manifest(recipe.idm)
     inputs = {"videos": listed, "idm": digest_of(recipe.idm)}
     if recipe.base:
         _require_model("base", recipe.base)
@@ -176,6 +177,15 @@ def _require_model(key: str, folder: str) -> None:
             f"{key} = {folder!r} is no model folder: it has neither config.json nor adapter_config.json, nor an "
             "original release's params.json"
         )
+
+
+def _require_manifest(idm: str) -> None:
+    """Refuse an adapter without a manifest here: with ``base`` given, only the annotators would read it."""
+    from wm.models import is_adapter, model_folder
+    from wm.models.checkpoints import need_manifest
+
+    if is_adapter(idm):
+        need_manifest(model_folder(idm))
 
 
 def _require_codec(recipe: AnnotateRecipe) -> None:
