@@ -13,7 +13,7 @@ from jobs._annotate_metrics import Metrics
 from jobs._annotate_pairs import Pair, Seconds, even_chunks, halve_when_full
 from jobs._annotate_shards import write_shard
 from jobs._annotate_tables import DECODE_STAGES
-from wm.datasets.filters import Filters, action_findings, picture_findings, reason_of, repeat_bits
+from wm.datasets.filters import Filters, action_findings, code_findings, picture_findings, reason_of, repeat_bits
 from wm.errors import InputError
 from wm.images import Pixels, decode_image, fit_square
 from wm.records import Outcome, reject_row, stable_id, triplet_row
@@ -109,6 +109,8 @@ class Annotator:
         self._look(pairs)
         wanted = [pair for pair in pairs if not pair.reason]
         seen = self._see(wanted, seconds)
+        self._compare_codes(wanted, seen)
+        wanted = [pair for pair in wanted if not pair.reason]
         with seconds.of("idm"):
             self._propose(wanted, seen)
         triplets = [self._triplet(pair, seen) for pair in pairs if not pair.reason]
@@ -146,6 +148,22 @@ class Annotator:
         }
         with seconds.of("encode"):
             return dict(zip(wanted, self._encode(list(wanted.values())), strict=True))
+
+    def _compare_codes(self, pairs: list[Pair], seen: dict[tuple[str, int], Seen]) -> None:
+        """Count the codes that change, and filter the pairs in which too few do before the IDM spends work on them."""
+        filters = self.settings.filters
+        for pair in pairs:
+            source, target = (seen[pair.video["key"], row]["codes"] for row in (pair.source, pair.target))
+            pair.num_codes = len(source)
+            pair.changed_codes = sum(a != b for a, b in zip(source, target, strict=True))
+            findings = code_findings(pair.changed_codes, filters)
+            pair.findings += findings
+            pair.reason = reason_of(findings, filters)
+            if pair.reason:
+                pair.detail = (
+                    f"{pair.changed_codes} of {pair.num_codes} image codes change, "
+                    f"fewer than filters.min_changed_codes = {filters.min_changed_codes}"
+                )
 
     def _encode(self, pngs: list[bytes]) -> Iterator[Seen]:
         for chunk in even_chunks(pngs, self.settings.codec_batch):

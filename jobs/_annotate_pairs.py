@@ -20,6 +20,8 @@ class Pair:
     source: int
     target: int
     repeat_bits: int | None = None
+    changed_codes: int | None = None
+    num_codes: int = 0
     findings: list[str] = field(default_factory=list)
     reason: str = ""
     detail: str = ""
@@ -62,6 +64,8 @@ class Pair:
             **self.numbers(filters),
             "source_hash": hashes[0],
             "target_hash": hashes[1],
+            "changed_codes": self.changed_codes,
+            "changed_share": None if self.changed_codes is None else self.changed_codes / self.num_codes,
             "action": action.text if action else None,
             "action_logprob": action.logprob if action else None,
             "action_tokens": action.num_tokens if action else None,

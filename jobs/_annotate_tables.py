@@ -46,6 +46,8 @@ PAIRS_SCHEMA = pa.schema(
         ("source_hash", pa.uint64()),
         ("target_hash", pa.uint64()),
         ("repeat_bits", pa.int32()),
+        ("changed_codes", pa.int32()),
+        ("changed_share", pa.float32()),
         ("action", pa.string()),
         ("action_logprob", pa.float64()),
         ("action_tokens", pa.int32()),
@@ -57,7 +59,9 @@ PAIRS_SCHEMA = pa.schema(
 """One row a proposed pair, kept or not. ``difference, cut, luma, sharpness``: what the filters look at
 (:mod:`wm.datasets.filters`, :mod:`wm.video.facts`), null where a filter is off; ``luma`` and ``sharpness`` are the
 lower of the two frames'. ``*_hash``: perceptual hashes. ``repeat_bits``: bits to the nearest earlier pair of the
-shard. ``action`` is null where a picture filter took the pair out before the IDM saw it. ``outcome``: ``ok`` (a
+shard. ``changed_codes``: image codes that differ between source and target, ``changed_share`` of all codes; null where
+an image filter took the pair out before the codec saw it. ``action`` is null where a filter took the pair out before
+the IDM saw it. ``outcome``: ``ok`` (a
 triplet) or ``filtered``, ``reason`` by which filter. ``findings``: all thresholds that the pair is beyond, those of
 filters that only score among them."""
 

@@ -241,11 +241,23 @@ def _accounted(out: Path) -> int:
 
 def _recipe(videos: Path, idm: Path, out: Path, **more: Any) -> AnnotateRecipe:
     shutil.rmtree(out, ignore_errors=True)
-    values = {"videos": str(videos), "idm": str(idm), "out": str(out), "filters": {"action": "score"}}
+    values = {
+        "videos": str(videos),
+        "idm": str(idm),
+        "out": str(out),
+        "filters": {"action": "score", "unchanged": "score"},
+    }
     return AnnotateRecipe.parse(values | {"max_new_tokens": 8} | more, "the benchmark")
 
 
 def _command(videos: Path, idm: Path, out: Path) -> list[str]:
-    settings = {"videos": videos, "idm": idm, "out": out, "filters.action": "score", "max_new_tokens": 8}
+    settings = {
+        "videos": videos,
+        "idm": idm,
+        "out": out,
+        "filters.action": "score",
+        "filters.unchanged": "score",
+        "max_new_tokens": 8,
+    }
     settings |= {"videos_per_shard": 4}
     return [sys.executable, "-m", "jobs.annotate", *(f"{key}={value}" for key, value in settings.items())]

@@ -11,7 +11,8 @@ from jobs._devices import need_device
 from wm.config import Recipe
 from wm.dynamics import Roles, Sampling, Weights, load_roles, need_one_base
 from wm.errors import InputError
-from wm.models import ImageCodec, is_adapter, read_manifest
+from wm.models import ImageCodec, is_adapter, model_folder, read_manifest
+from wm.models.checkpoints import need_manifest
 from wm.sampling.guidance import need_guidable
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -50,7 +51,7 @@ def need_roles(recipe: RolesRecipe) -> None:
         folder = getattr(recipe, role)
         if not Path(folder).is_dir():
             raise InputError(f"{role} = {folder!r}: no such model folder")
-        manifest = read_manifest(folder)
+        manifest = need_manifest(model_folder(folder)) if is_adapter(folder) else read_manifest(folder)
         if manifest is not None and manifest.task not in (None, role):
             raise InputError(f"{role} = {folder!r} was trained as {manifest.task}")
         if manifest is not None:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from wm.datasets.changes import CODE_COLUMNS, Changes, changed_codes, count_rows, sum_changes
 from wm.datasets.selection import (
     CANDIDATE_SCHEMA,
     SELECTION_SCHEMA,
@@ -30,6 +31,7 @@ from wm.datasets.selection_rows import (
     Criteria,
     Ints,
     Words,
+    has_changed,
     id_words,
     keep_best,
     refuse_repeats,
@@ -37,7 +39,7 @@ from wm.datasets.selection_rows import (
     wanted_classes,
 )
 from wm.errors import InputError
-from wm.records import write_parquet
+from wm.records import TRIPLET_SCHEMA, write_parquet
 
 GROUP_ROWS = 2_000_000
 GROUP_FILES = 512
@@ -45,6 +47,8 @@ BATCH_ROWS = 262_144
 """Rows of one read, and of one spilled block: what a task holds at once (some 60 bytes a row)."""
 
 ROW_GROUP_ROWS = 131_072
+CODE_BATCH_ROWS = 8_192
+"""The same where image codes are read: 4 kB a row with 1,024 codes an image."""
 
 HASHES = ["source_hash", "target_hash"]
 PAIR_SCHEMA = pa.schema(
@@ -113,19 +117,36 @@ def group(files: Files) -> list[tuple[list[str]]]:
     return groups
 
 
-def count(files: Sequence[str], criteria: Criteria) -> tuple[Tally, int]:
-    """The rows of a group of files counted by class and score, and how many were read. Ids are not."""
+def count(files: Sequence[str], criteria: Criteria) -> tuple[Tally, int, Changes]:
+    """The rows of a group of files counted by class and score, how many were read, and in how many of the wanted
+    classes' rows the image codes change. Ids are not read."""
     names = [name for name in COLUMNS if name != "triplet_id"]
     rows = 0
+    changes: list[Changes] = []
 
     def tallies() -> Iterator[Tally]:
         nonlocal rows
         for file in files:
-            for batch in read_batches(file, names):
+            for batch in read_rows(file, names, criteria):
                 rows += batch.num_rows
-                yield tally(_scored(file, batch, criteria), criteria)
+                table = _scored(file, batch, criteria)
+                if "changed_codes" in table.column_names:
+                    changes.append(count_rows(table.column("changed_codes"), criteria.min_changed_codes))
+                else:
+                    changes.append(Changes(table.num_rows, 0, table.num_rows))
+                yield tally(table, criteria)
 
-    return merge_tallies(tallies()), rows
+    return merge_tallies(tallies()), rows, sum_changes(changes)
+
+
+def unchanged_ids(files: Sequence[str], criteria: Criteria) -> pa.Array:
+    """The ids of the rows in which too few image codes change."""
+    ids = [pa.array([], pa.string())]
+    for file in files:
+        for batch in read_rows(file, ["triplet_id"], criteria):
+            rows = batch.filter(pa.array(~has_changed(batch, criteria)))
+            ids.append(rows.column("triplet_id").cast(pa.string()).combine_chunks())
+    return pa.concat_arrays(ids)
 
 
 def spill_candidates(files: Sequence[str], plan: Plan, criteria: Criteria, folder: str) -> tuple[list[str], int]:
@@ -133,7 +154,7 @@ def spill_candidates(files: Sequence[str], plan: Plan, criteria: Criteria, folde
     writer = _Spill(Path(folder), plan.num_parts, CANDIDATE_SCHEMA)
     rows = 0
     for file in files:
-        for batch in read_batches(file, COLUMNS):
+        for batch in read_rows(file, COLUMNS, criteria):
             rows += batch.num_rows
             writer.add(*candidates(_scored(file, batch, criteria), plan, criteria))
     return writer.close(), rows
@@ -158,8 +179,11 @@ def check_ids(part: int, spills: Sequence[str]) -> None:
     refuse_repeats(ids, id_words(ids))
 
 
-def spill_pairs(files: Sequence[str], criteria: Criteria, folder: str, num_parts: int) -> tuple[list[str], int]:
-    """Share the rows of ``pairs`` files that became triplets out by their two hashes; the files, and how many rows."""
+def spill_pairs(
+    files: Sequence[str], criteria: Criteria, folder: str, num_parts: int, unchanged: pa.Array
+) -> tuple[list[str], int]:
+    """Share the rows of ``pairs`` files that became triplets out by their two hashes; the files, and how many rows
+    became triplets. Those whose id is in ``unchanged`` are counted and left out."""
     writer = _Spill(Path(folder), num_parts, PAIR_SCHEMA)
     rows = 0
     for file in files:
@@ -172,6 +196,7 @@ def spill_pairs(files: Sequence[str], criteria: Criteria, folder: str, num_parts
                     f"{file} has pairs without perceptual hashes; deduplicate needs an annotation made with "
                     "filters.near_duplicate = score or on"
                 )
+            kept = kept.filter(pc.invert(pc.is_in(kept.column("triplet_id"), unchanged)))
             words = [kept.column(name).to_numpy() for name in HASHES]
             writer.add(kept, _bucket(words, num_parts))
     return writer.close(), rows
@@ -185,11 +210,34 @@ def write_unique(part: int, spills: Sequence[str], criteria: Criteria, folder: s
     return str(path), kept.num_rows
 
 
-def read_batches(file: str, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """A file's rows, ``BATCH_ROWS`` at a time, these columns only."""
+def read_rows(file: str, columns: Sequence[str], criteria: Criteria) -> Iterator[pa.Table]:
+    """A file's rows as :func:`read_batches` gives them; with ``changed_codes`` where the criteria ask for changes and
+    the file has codes."""
+    if not criteria.min_changed_codes or not _has_codes(file):
+        yield from read_batches(file, columns)
+        return
+    for batch in read_batches(file, [*columns, *CODE_COLUMNS], CODE_BATCH_ROWS):
+        yield batch.select(columns).append_column("changed_codes", changed_codes(batch))
+
+
+def _has_codes(file: str) -> bool:
+    with _open(file) as parquet:
+        schema = parquet.schema_arrow
+    if any(name not in schema.names for name in CODE_COLUMNS):
+        return False
+    for name in CODE_COLUMNS:
+        kind = schema.field(name).type
+        is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+        if not is_list or not pa.types.is_integer(kind.value_type):
+            raise InputError(f"{file} has {name} as {kind}, expected {TRIPLET_SCHEMA.field(name).type}")
+    return True
+
+
+def read_batches(file: str, columns: Sequence[str], batch_rows: int | None = None) -> Iterator[pa.Table]:
+    """A file's rows, ``BATCH_ROWS`` at a time unless ``batch_rows`` is given, these columns only."""
     with _open(file) as parquet:
         try:
-            for batch in parquet.iter_batches(BATCH_ROWS, columns=list(columns)):
+            for batch in parquet.iter_batches(batch_rows or BATCH_ROWS, columns=list(columns)):
                 yield pa.Table.from_batches([batch])
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{file} is damaged: {_line(error)}") from error

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from jobs._select_files import (
     GROUP_FILES,
     PAIR_COLUMNS,
@@ -15,10 +17,12 @@ from jobs._select_files import (
     spill_candidates,
     spill_pairs,
     survey,
+    unchanged_ids,
     write_part,
     write_unique,
 )
 from jobs._tasks import each
+from wm.datasets.changes import Changes, sum_changes
 from wm.datasets.selection import Plan, Tally, merge_tallies
 from wm.datasets.selection_rows import Criteria
 from wm.errors import InputError
@@ -50,24 +54,35 @@ def find_files(folder: Path, columns: Sequence[str], name: str, on_ray: bool | N
     return files, sum(rows for _, rows in files) > ROWS_HERE or remote if on_ray is None else on_ray
 
 
-def count_all(files: Files, criteria: Criteria, on_ray: bool, bar: Any) -> Tally:
-    """Rows by class and score bin."""
+def count_all(files: Files, criteria: Criteria, on_ray: bool, bar: Any) -> tuple[Tally, Changes]:
+    """Rows by class and score bin, and by whether their image codes change."""
+    changes: list[Changes] = []
 
-    def told() -> Iterable[Tally]:
-        for counts, rows in each(count, group(files), criteria, on_ray=on_ray):
+    def tallies() -> Iterable[Tally]:
+        for counts, rows, part_changes in each(count, group(files), criteria, on_ray=on_ray):
             bar.update(rows)
+            changes.append(part_changes)
             yield counts
 
-    return merge_tallies(told())
+    return merge_tallies(tallies()), sum_changes(changes)
 
 
-def leave_out_repeats(pairs: Path, criteria: Criteria, num_triplets: int, work: Path, on_ray: bool | None) -> Files:
-    """Files of the best row of each pair of hashes, in the shape that the other passes read."""
+def find_unchanged(files: Files, criteria: Criteria, on_ray: bool) -> pa.Array:
+    """The ids of the rows in which too few image codes change: a few per cent of all, held in this process."""
+    return pa.concat_arrays(list(each(unchanged_ids, group(files), criteria, on_ray=on_ray)))
+
+
+def leave_out_repeats(
+    pairs: Path, criteria: Criteria, num_triplets: int, work: Path, *, unchanged: pa.Array, on_ray: bool | None
+) -> Files:
+    """Files of the best row of each pair of hashes, in the shape that the other passes read. Rows whose id is in
+    ``unchanged`` are not among them: they could push a pair that does change out."""
     files, remote = find_files(pairs, PAIR_COLUMNS, f"{pairs}, which deduplicate = 'exact' reads", on_ray)
     num_parts = max(1, -(-sum(rows for _, rows in files) // 1_000_000))
     spills: list[str] = []
     num_rows = 0
-    for written, rows in each(spill_pairs, group(files), criteria, str(work / "pairs"), num_parts, on_ray=remote):
+    spilled = each(spill_pairs, group(files), criteria, str(work / "pairs"), num_parts, unchanged, on_ray=remote)
+    for written, rows in spilled:
         spills += written
         num_rows += rows
     if num_rows != num_triplets:

@@ -41,6 +41,7 @@ def run(recipe: AnnotateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     """Annotate into ``recipe.out``; returns the run's record (on a dry run: what would be done)."""
     listing, listed = _listing(recipe)
     _require_model("idm", recipe.idm)
+    _require_manifest(recipe.idm)
     inputs = {"videos": listed, "idm": digest_of(recipe.idm)}
     if recipe.base:
         _require_model("base", recipe.base)
@@ -179,11 +180,27 @@ def _require_model(key: str, folder: str) -> None:
         )
 
 
+def _require_manifest(idm: str) -> None:
+    """Refuse an adapter without a manifest here: with ``base`` given, only the annotators would read it."""
+    from wm.models import is_adapter, model_folder
+    from wm.models.checkpoints import need_manifest
+
+    if is_adapter(idm):
+        need_manifest(model_folder(idm))
+
+
 def _require_codec(recipe: AnnotateRecipe) -> None:
-    """Read the codec here too: a damaged folder, or an adapter without its base, is told before anything starts."""
+    """Read the codec here too: a damaged folder, an adapter without its base, or a threshold that no pair can reach is
+    reported before anything starts."""
     from wm.models import load_codec
 
-    load_codec(recipe.base or recipe.idm)
+    num_codes = load_codec(recipe.base or recipe.idm).tokens_per_image
+    filters = recipe.filters
+    if filters.unchanged == "on" and filters.min_changed_codes > num_codes:
+        raise InputError(
+            f"filters.min_changed_codes = {filters.min_changed_codes}, but an image has {num_codes} codes: every pair "
+            f"would be filtered; expected 1 to {num_codes}"
+        )
 
 
 def _require_fit(idm: str, base: str) -> None:

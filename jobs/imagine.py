@@ -14,6 +14,7 @@ from jobs._roles import RolesRecipe, need_actions, need_roles, read_roles
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.datasets.card import write_dataset_card
+from wm.datasets.changes import count_changes
 from wm.datasets.pairing import pair_actions
 from wm.dynamics import Candidate, Roles, Search, check_block, predict_observations
 from wm.errors import InputError
@@ -58,7 +59,8 @@ class ImagineRecipe(RolesRecipe):
     min_score: float = Field(default=-0.5, le=0)
     """Least mean log-likelihood of the action under the inverse model, nats a token; below it the row is a reject."""
     max_unchanged: float = Field(default=0.99, ge=0, le=1)
-    """Largest share of unchanged image tokens; above it the row is a reject (a copy teaches copying)."""
+    """Largest share of unchanged image tokens; above it the row is a reject (a copy teaches copying). 1 keeps copies
+    too; how many triplets are copies stands in the counts as unchanged_codes."""
     dataset: str = "imagined"
     """Name for the dataset column."""
     split: str = "train"
@@ -118,6 +120,8 @@ def run(recipe: ImagineRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         f"imagine: {counts['tries']:,} tries → {counts['triplets']:,} triplets in {recipe.out}/triplets, "
         f"{counts['rejects']:,} rejects ({', '.join(f'{name} {n}' for name, n in counts['by_reason'].items()) or '-'})"
     )
+    if counts["unchanged_codes"]:
+        print(f"  {counts['unchanged_codes']:,} triplets have the image codes of their source (max_unchanged = 1)")
     return record
 
 
@@ -257,15 +261,22 @@ def _change(codec: ImageCodec, source_BN: torch.Tensor, target_BN: torch.Tensor)
 
 
 def _counts(out: Path, tries: int) -> dict[str, Any]:
-    triplets = read_table(out / "triplets", columns=["triplet_id"]).num_rows
+    changes = count_changes(out / "triplets")
     by_reason: dict[str, int] = {}
     if (out / "rejects").is_dir():
         for reason in read_table(out / "rejects", REJECT_SCHEMA, ["reason"]).column("reason").to_pylist():
             by_reason[reason] = by_reason.get(reason, 0) + 1
     rejects = sum(by_reason.values())
+    triplets = changes.rows
     if triplets + rejects != tries:
         raise InputError(f"{out}: {triplets} triplets and {rejects} rejects do not add up to {tries} tries")
-    return {"tries": tries, "triplets": triplets, "rejects": rejects, "by_reason": dict(sorted(by_reason.items()))}
+    return {
+        "tries": tries,
+        "triplets": triplets,
+        "unchanged_codes": changes.unchanged,
+        "rejects": rejects,
+        "by_reason": dict(sorted(by_reason.items())),
+    }
 
 
 def main() -> int:

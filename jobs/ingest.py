@@ -12,6 +12,7 @@ from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.datasets.aurora import Item, Problem
 from wm.datasets.card import write_dataset_card
+from wm.datasets.changes import count_changes
 from wm.datasets.narrated import Narrated
 from wm.errors import InputError
 from wm.records import (
@@ -148,7 +149,7 @@ def run(recipe: IngestRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     stage.start()
     with stage.timed("ingest_s"):
         _ingest(recipe, len(entries))
-    counts = _counts(Path(recipe.out), len(entries))
+    counts = _counts(Path(recipe.out), len(entries), has_codes=recipe.codec is not None)
     fill_empty_tables(recipe.out, STAGE_TABLES, "part-00000.parquet")  # before the card, which names every table
     write_dataset_card(recipe.out, title=f"{recipe.dataset}: triplets", license=recipe.license, split=recipe.split)
     record = stage.finish(counts)
@@ -158,6 +159,8 @@ def run(recipe: IngestRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     )
     for reason, count in counts["rejects_by_reason"].items():
         print(f"  {reason}: {count}")
+    if counts.get("unchanged_codes"):
+        print(f"  {counts['unchanged_codes']:,} triplets, not left out, have the same image codes in source and target")
     return record
 
 
@@ -195,7 +198,8 @@ def _ingest(recipe: IngestRecipe, num_rows: int) -> None:
             bar.update(row["rows"])
 
 
-def _counts(out: Path, num_rows: int) -> dict[str, Any]:
+def _counts(out: Path, num_rows: int, has_codes: bool) -> dict[str, Any]:
+    """Count what was written. Without a codec nothing is known of codes, so ``unchanged_codes`` is absent."""
     triplets = read_table(out / "triplets", columns=["class_label"])
     reasons: Counter[str] = Counter()
     if (out / "rejects").is_dir():
@@ -206,9 +210,11 @@ def _counts(out: Path, num_rows: int) -> dict[str, Any]:
             f"{num_rows} rows; the input changed while it was read"
         )
     by_class = Counter(triplets.column("class_label").to_pylist())
+    unchanged = {"unchanged_codes": count_changes(out / "triplets").unchanged} if has_codes else {}
     return {
         "rows": num_rows,
         "triplets": triplets.num_rows,
+        **unchanged,
         "rejects": sum(reasons.values()),
         "rejects_by_reason": dict(sorted(reasons.items())),
         "triplets_by_class": dict(sorted(by_class.items())),

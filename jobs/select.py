@@ -11,15 +11,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import pyarrow as pa
 from pydantic import Field
 from tqdm import tqdm
 
 from jobs._select_files import Files
-from jobs._select_stages import WORK, choose_all, clear, count_all, find_files, leave_out_repeats, places
+from jobs._select_stages import (
+    WORK,
+    choose_all,
+    clear,
+    count_all,
+    find_files,
+    find_unchanged,
+    leave_out_repeats,
+    places,
+)
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.config import Recipe
 from wm.datasets.card import write_dataset_card
+from wm.datasets.changes import Changes
 from wm.datasets.selection import Tally, make_plan
 from wm.datasets.selection_rows import COLUMNS, Criteria, Score
 from wm.errors import InputError
@@ -44,6 +55,9 @@ class SelectRecipe(Recipe):
     """Rank by the mean log-likelihood per action token, or by its sum."""
     min_score: float | None = None
     """Leave out rows whose score is below this, in nats."""
+    min_changed_codes: int = Field(default=1, ge=0)
+    """Leave out rows with fewer image codes that differ between source and target: a copy of its source teaches
+    copying. 0: leave none out. Rows without codes are not held to it, and are counted."""
     classes: list[str] = []
     """Choose among these classes only ("" = rows without one). Empty: all."""
     deduplicate: Literal["off", "exact"] = "off"
@@ -66,10 +80,13 @@ def run(recipe: SelectRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     on_ray = {"auto": None, "here": False, "ray": True}[recipe.run_on]
     files, remote = find_files(places(recipe.triplets)[0], COLUMNS, recipe.triplets, on_ray)
     num_rows = sum(rows for _, rows in files)
-    criteria = Criteria(recipe.score, recipe.min_score, frozenset(recipe.classes) if recipe.classes else None)
+    classes = frozenset(recipe.classes) if recipe.classes else None
+    is_filtered = _is_filtered(recipe)
+    min_changed_codes = 0 if is_filtered else recipe.min_changed_codes
+    criteria = Criteria(recipe.score, recipe.min_score, classes, min_changed_codes)
     with _bar(num_rows if dry_run else 2 * num_rows) as bar:
         with stage.timed("count_s"):
-            counts = count_all(files, criteria, remote, bar)
+            counts, changes = count_all(files, criteria, remote, bar)
         _require_classes(recipe, counts)
         if dry_run:
             plan = make_plan(counts, recipe.k, recipe.rows_per_part)
@@ -77,7 +94,9 @@ def run(recipe: SelectRecipe, *, dry_run: bool = False) -> dict[str, Any]:
             summary = _summary(counts, {label: (rows, None, None) for label, rows in quotas})
         else:
             stage.start()
-            summary = _select(recipe, stage, files, criteria, counts=counts, on_ray=remote, bar=bar)
+            found = (counts, changes)
+            summary = _select(recipe, stage, files, criteria, counted=found, on_ray=remote, bar=bar)
+        summary |= _change_counts(recipe, changes, is_filtered)
     if dry_run:
         doubt = " (equal pictures not yet left out)" if recipe.deduplicate == "exact" else ""
         _tell(summary, f"would choose{doubt}")
@@ -90,19 +109,29 @@ def run(recipe: SelectRecipe, *, dry_run: bool = False) -> dict[str, Any]:
 
 
 def _select(
-    recipe: SelectRecipe, stage: Run, files: Files, criteria: Criteria, *, counts: Tally, on_ray: bool, bar: Any
+    recipe: SelectRecipe,
+    stage: Run,
+    files: Files,
+    criteria: Criteria,
+    *,
+    counted: tuple[Tally, Changes],
+    on_ray: bool,
+    bar: Any,
 ) -> dict[str, Any]:
     """Everything after the first count; nothing is left of it when the rows are not fit to be selected from."""
     out = Path(recipe.out).absolute()
     clear(out, WORK, "selection")  # of a run that was killed
+    counts, changes = counted
     available = counts
     try:
         if recipe.deduplicate == "exact":
             with stage.timed("deduplicate_s"):
                 num_triplets = int(counts.seen_C.sum())
-                files = leave_out_repeats(places(recipe.triplets)[1], criteria, num_triplets, out / WORK, on_ray)
+                unchanged = find_unchanged(files, criteria, on_ray) if changes.unchanged else pa.array([], pa.string())
+                pairs = places(recipe.triplets)[1]
+                files = leave_out_repeats(pairs, criteria, num_triplets, out / WORK, unchanged=unchanged, on_ray=on_ray)
                 bar.total += sum(rows for _, rows in files)
-                available = count_all(files, criteria, on_ray, bar)
+                available, _ = count_all(files, criteria, on_ray, bar)
         plan = make_plan(available, recipe.k, recipe.rows_per_part)
         bar.total += int(plan.quota_C.sum())
         with stage.timed("select_s"):
@@ -113,8 +142,30 @@ def _select(
         raise
     finally:
         clear(out, WORK)
-    repeats = {} if available is counts else {"repeats": int(counts.seen_C.sum() - available.seen_C.sum())}
-    return _summary(counts, chosen) | repeats
+    if available is counts:
+        return _summary(counts, chosen)
+    num_repeats = int(counts.seen_C.sum() - available.seen_C.sum()) - changes.unchanged
+    return _summary(counts, chosen) | {"repeats": num_repeats}
+
+
+def _is_filtered(recipe: SelectRecipe) -> bool:
+    """Whether the annotation has left the unchanged pairs out itself, so that no code need be read."""
+    record = read_run(places(recipe.triplets)[1].parent) or {}
+    filters = (record.get("recipe") or {}).get("filters") or {}
+    if record.get("stage") != "annotate" or filters.get("unchanged") != "on":
+        return False
+    return bool(filters.get("min_changed_codes", 0) >= recipe.min_changed_codes)
+
+
+def _change_counts(recipe: SelectRecipe, changes: Changes, is_filtered: bool) -> dict[str, int]:
+    """Count rows left out because too few codes change, and rows of which that is not known; nothing where no row was
+    looked at."""
+    if not recipe.min_changed_codes:
+        return {}
+    if is_filtered:
+        return {"unchanged_codes": 0}
+    known = {"unchanged_codes": changes.unchanged} if changes.without_codes < changes.rows else {}
+    return known | ({"without_codes": changes.without_codes} if changes.without_codes else {})
 
 
 def _bar(num_rows: int) -> Any:
@@ -145,6 +196,10 @@ def _summary(counts: Tally, chosen: Mapping[str, tuple[int, float | None, float 
 
 def _tell(counts: Mapping[str, Any], where: str) -> None:
     print(f"select: {counts['chosen']:,} of {counts['triplets']:,} triplets {where}")
+    if counts.get("unchanged_codes"):
+        print(f"  {counts['unchanged_codes']:,} left out: too few of their image codes change (min_changed_codes)")
+    if counts.get("without_codes"):
+        print(f"  {counts['without_codes']:,} have no image codes, so whether they change is not known")
     by_class = counts["by_class"]
     for label, found in list(by_class.items())[:CLASSES_TOLD]:
         told = f"  {label or '(no class)':<24} {found['chosen']:>7,} of {found['triplets']:>7,}"

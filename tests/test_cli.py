@@ -83,6 +83,7 @@ def _keys(kind: type[BaseModel]) -> list[str]:
     [
         "annotate",
         "bootstrap",
+        "convert",
         "evaluate",
         "ingest",
         "predict",

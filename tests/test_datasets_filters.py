@@ -5,7 +5,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wm.config import Recipe
-from wm.datasets.filters import MODES, Filters, action_findings, is_phrase, picture_findings, reason_of, repeat_bits
+from wm.datasets.filters import (
+    MODES,
+    Filters,
+    action_findings,
+    code_findings,
+    is_phrase,
+    picture_findings,
+    reason_of,
+    repeat_bits,
+)
 from wm.errors import InputError
 
 GOOD = {"difference": 20.0, "cut": 0.0, "luma": 120.0, "sharpness": 300.0, "repeat_bits": 20}
@@ -34,6 +43,23 @@ def test_all_findings_are_told_and_the_first_that_is_on_is_the_reason():
     findings = picture_findings(GOOD | {"difference": 0.0, "cut": 9.0, "luma": 1.0}, filters)
     assert findings == ["static", "hard_cut", "dark_frame"]
     assert reason_of(findings, filters) == "hard_cut"
+
+
+@pytest.mark.parametrize(
+    ("settings_", "changed", "findings", "reason"),
+    [
+        ({}, 0, ["unchanged_codes"], "unchanged_codes"),  # on by default
+        ({}, 1, [], ""),
+        ({"min_changed_codes": 3}, 2, ["unchanged_codes"], "unchanged_codes"),
+        ({"min_changed_codes": 3}, 3, [], ""),
+        ({"unchanged": "score"}, 0, ["unchanged_codes"], ""),
+        ({"unchanged": "off"}, 0, [], ""),
+    ],
+)
+def test_pairs_with_too_few_changed_codes(settings_, changed, findings, reason):
+    filters = Filters(**settings_)
+    assert code_findings(changed, filters) == findings
+    assert reason_of(findings, filters) == reason
 
 
 def test_actions():

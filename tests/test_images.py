@@ -6,8 +6,11 @@ import struct
 import zlib
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from wm.errors import InputError
@@ -26,12 +29,8 @@ def encoded(pixels: np.ndarray, kind: str, **options: object) -> bytes:
 
 def png_header(width: int, height: int) -> bytes:
     """A PNG that claims a size and holds next to nothing."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+    head = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + png_chunk(b"IDAT", zlib.compress(b"\0")) + png_chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("BMP", {}), ("WEBP", {"lossless": True})])
@@ -89,14 +88,123 @@ def test_transparency_is_white() -> None:
         assert (decode_image(buffer.getvalue(), "x") == 255).all()
 
 
-def test_exif_rotation_is_applied() -> None:
+SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+"""PNG's colour types (grey, RGB, palette, grey and alpha, RGBA) and their numbers a pixel."""
+
+PNG_KINDS = [
+    (color, depth, key, interlaced)
+    for color, depths in {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}.items()
+    for depth in depths
+    for key in ((False, True) if color in (0, 2, 3) else (False,))
+    for interlaced in (False, True)
+]
+ADAM7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
+
+
+def png_chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def png_of(values: np.ndarray, color: int, depth: int, interlaced: bool, *chunks: bytes) -> bytes:
+    """A PNG of these numbers (H, W, samples), written out as the specification says."""
+    height, width = values.shape[:2]
+
+    def scanlines(rows: np.ndarray) -> bytes:
+        lines = []
+        for row in rows:
+            bits = (row.reshape(-1, 1).astype(np.int64) >> np.arange(depth)[::-1]) & 1
+            lines.append(b"\0" + np.packbits(bits.astype(np.uint8)).tobytes())
+        return b"".join(lines)
+
+    passes = [values[y::down, x::right] for x, y, right, down in ADAM7] if interlaced else [values]
+    pixels = b"".join(scanlines(rows) for rows in passes if rows.size)
+    head = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, int(interlaced))
+    parts = [png_chunk(b"IHDR", head), *chunks, png_chunk(b"IDAT", zlib.compress(pixels)), png_chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def on_white(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """The plain formula, rounded down: in whole numbers, colour and alpha of 8 bits."""
+    alpha = alpha[..., None].astype(np.int64)
+    return (alpha * rgb.astype(np.int64) + (255 - alpha) * 255) // 255
+
+
+@pytest.mark.parametrize(("color", "depth", "key", "interlaced"), PNG_KINDS)
+def test_every_kind_of_png(color: int, depth: int, key: bool, interlaced: bool) -> None:
+    """All colour types, bit depths, transparent values and both orders; the pixels are known, as they are written."""
+    rng = np.random.default_rng(depth + 100 * color)
+    shape, top = (11, 13, SAMPLES[color]), 2**depth - 1
+    values = rng.integers(0, 2**depth, shape)
+    values[:4] = values[0, 0]  # enough pixels of the value that becomes transparent
+    if depth == 16:
+        values[4:6] = values[0, 0] ^ 1  # nearly the value: equal in the upper 8 bits
+    chunks, alpha = [png_chunk(b"gAMA", struct.pack(">I", 100_000))], np.full(shape[:2], 255)
+    eight = values >> 8 if depth == 16 else values * 255 // top
+    if color == 3:
+        palette, opacity = rng.integers(0, 256, (2**depth, 3)), rng.integers(0, 256, 2**depth)
+        chunks.append(png_chunk(b"PLTE", palette.astype(np.uint8).tobytes()))
+        rgb = palette[values[..., 0]]
+        if key:
+            chunks.append(png_chunk(b"tRNS", opacity.astype(np.uint8).tobytes()))
+            alpha = opacity[values[..., 0]]
+    else:
+        rgb = eight[..., :3] if color in (2, 6) else np.repeat(eight[..., :1], 3, axis=2)
+        if color in (4, 6):
+            alpha = eight[..., -1]
+        if key:
+            chunks.append(png_chunk(b"tRNS", struct.pack(f">{shape[2]}H", *values[0, 0])))
+            alpha = np.where((values == values[0, 0]).all(axis=-1), 0, 255)
+    data = png_of(values, color, depth, interlaced, *chunks)
+    decoded = decode_image(data, "x").astype(np.int64)
+    expected = on_white(rgb, alpha)
+    partly = (alpha != 0) & (alpha != 255)
+    np.testing.assert_array_equal(decoded[~partly], expected[~partly])
+    assert np.abs(decoded[partly] - expected[partly]).max(initial=0) <= 1  # rounded down from single precision
+    reference = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)  # another decoder reads the same
+    if reference.ndim == 3 and reference.dtype == np.uint8 and not key:
+        channels = reference[..., [2, 1, 0]]
+        np.testing.assert_array_equal(channels, rgb)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientations(orientation: int) -> None:
+    """Also of what is transparent by its value: the value is looked for before the image is turned."""
+    turns = [
+        lambda a: a,
+        np.fliplr,
+        lambda a: np.rot90(a, 2),
+        np.flipud,
+        lambda a: a.swapaxes(0, 1),
+        lambda a: np.rot90(a, -1),
+        lambda a: np.rot90(a, 2).swapaxes(0, 1),
+        np.rot90,
+    ]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
     pixels = picture(4, 7)
-    turns = {1: lambda a: a, 3: lambda a: np.rot90(a, 2), 6: lambda a: np.rot90(a, -1), 8: np.rot90, 2: np.fliplr}
-    for orientation, turn in turns.items():
-        exif = Image.Exif()
-        exif[0x0112] = orientation
-        data = encoded(pixels, "PNG", exif=exif)
-        np.testing.assert_array_equal(decode_image(data, "x"), turn(pixels))
+    for kind, options in (("PNG", {}), ("WEBP", {"lossless": True})):
+        data = encoded(pixels, kind, exif=exif, **options)
+        np.testing.assert_array_equal(decode_image(data, "x"), turns[orientation - 1](pixels))
+    values = np.random.default_rng(5).integers(0, 2**16, (4, 7, 3))
+    chunks = [png_chunk(b"eXIf", exif.tobytes()[6:]), png_chunk(b"tRNS", struct.pack(">3H", *values[1, 2]))]
+    expected = values >> 8
+    expected[1, 2] = 255
+    decoded = decode_image(png_of(values, 2, 16, False, *chunks), "x")
+    np.testing.assert_array_equal(decoded, turns[orientation - 1](expected))
+
+
+def test_four_channel_jpegs_are_read_as_by_ffmpeg_or_opencv() -> None:
+    """CMYK as Adobe writes it (inverted), plain, and with a colour transform (YCCK)."""
+    cmyk = np.zeros((16, 16, 4), np.uint8)
+    cmyk[:8, :, 1], cmyk[8:, :, 2], cmyk[:, 8:, 3] = 200, 100, 60
+    data = io.BytesIO()
+    Image.fromarray(cmyk, "CMYK").save(data, "JPEG", quality=100, subsampling=0)
+    ink = cmyk.astype(np.float64) / 255
+    expected = 255 * (1 - ink[..., :3]) * (1 - ink[..., 3:])
+    decoded = decode_image(data.getvalue(), "x")
+    assert np.abs(decoded - expected).max() <= 4
+    reference = cv2.imdecode(np.frombuffer(data.getvalue(), np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+    assert np.abs(decoded.astype(int) - reference).max() <= 4
 
 
 @pytest.mark.parametrize(
@@ -176,15 +284,15 @@ def test_exif_that_pillow_chokes_on_is_an_input_error() -> None:
 
 
 def reference_square(pixels: np.ndarray, side: int) -> np.ndarray:
-    """Chameleon's processor, written out: scale the short side, cut the centre."""
-    image = Image.fromarray(pixels)
-    width, height = image.size
-    if width <= height:
-        image = image.resize((side, max(side, round(height * side / width))), Image.Resampling.LANCZOS)
-    else:
-        image = image.resize((max(side, round(width * side / height)), side), Image.Resampling.LANCZOS)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return np.asarray(image)[top : top + side, left : left + side]
+    """As in facebookresearch/chameleon, chameleon/inference/image_tokenizer.py, ``_vqgan_input_from``."""
+    img = Image.fromarray(pixels)
+    s = min(img.size)
+    scale = side / s
+    new_size = (round(scale * img.size[0]), round(scale * img.size[1]))
+    img = img.resize(new_size, Image.LANCZOS)
+    x0 = (img.width - side) // 2
+    y0 = (img.height - side) // 2
+    return np.asarray(img.crop((x0, y0, x0 + side, y0 + side)))
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (31, 57), (90, 33), (7, 7), (1, 40), (48, 64), (200, 201)])
@@ -193,6 +301,29 @@ def test_fit_square_against_the_written_out_reference(shape: tuple[int, int]) ->
     fitted = fit_square(pixels, 32)
     assert fitted.shape == (32, 32, 3) and fitted.dtype == np.uint8
     np.testing.assert_array_equal(fitted, reference_square(pixels, 32) if shape != (32, 32) else pixels)
+
+
+STRIPS = [
+    *[(1, 5000, 32), (5000, 1, 32), (2, 4999, 33), (4999, 3, 32), (37, 1999, 32), (1999, 37, 32)],
+    *[(100, 1601, 32), (1701, 100, 31), (31, 997, 32), (5, 86, 512), (997, 31, 16), (333, 9001, 16), (64, 1025, 64)],
+]
+
+
+@pytest.mark.parametrize(("height", "width", "side"), STRIPS)
+def test_strips_equal_the_reference_to_the_last_bit(height: int, width: int, side: int) -> None:
+    """Beyond 16:1 only the middle is scaled, with the very weights that Pillow scales all of it with."""
+    pixels = picture(height, width, seed=height)
+    fitted = fit_square(pixels, side)
+    assert fitted.dtype == np.uint8
+    np.testing.assert_array_equal(fitted, reference_square(pixels, side))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 40), st.integers(17, 60), st.integers(0, 39), st.booleans(), st.sampled_from([7, 16, 33]))
+def test_any_strip_equals_the_reference(short: int, ratio: int, more: int, tall: bool, side: int) -> None:
+    shape = (short, short * ratio + more % short)
+    pixels = picture(*(shape[::-1] if tall else shape), seed=short)
+    np.testing.assert_array_equal(fit_square(pixels, side), reference_square(pixels, side))
 
 
 def test_fit_square_keeps_the_centre_of_a_wide_frame() -> None:
@@ -204,7 +335,6 @@ def test_fit_square_keeps_the_centre_of_a_wide_frame() -> None:
 def test_strips_are_cut_before_they_are_scaled(
     shape: tuple[int, int], side: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the short side grows by a whole factor, the very same square."""
     pixels = picture(*shape)
     expected = reference_square(pixels, side)
     monkeypatch.setattr("wm.images.MAX_PIXELS", side * side)

@@ -29,6 +29,9 @@ from wm.datasets.videos import list_videos
 from wm.errors import InputError
 from wm.images import fit_square
 
+CODES_ALIKE = {"unchanged": "score"}
+"""A random codec gives most images the same codes."""
+
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
@@ -100,7 +103,7 @@ def test_filters_take_pairs_out_one_by_one_and_say_which(videos, tiny_base, tmp_
     clips = decode(one).to_pylist()
     annotator = Annotator(one.annotator_settings())
     annotator.idm.detokenize = lambda ids: "push it"
-    everything, none, pairs = annotated(annotator, clips, filters=Filters(action="score"))
+    everything, none, pairs = annotated(annotator, clips, filters=Filters(**CODES_ALIKE, action="score"))
     num_pairs = sum(len(row["keyframes"]) - 1 for row in clips)
     assert (len(everything), none, len(pairs)) == (num_pairs, Counter(), num_pairs)
     assert pa.Table.from_pylist(pairs, schema=PAIRS_SCHEMA).num_rows == num_pairs
@@ -108,15 +111,15 @@ def test_filters_take_pairs_out_one_by_one_and_say_which(videos, tiny_base, tmp_
         assert row["difference"] > 1 and row["sharpness"] > 10 and 20 < row["luma"] < 235
         assert row["action"] == "push it" and row["action_tokens"] > 0
     for filters, reason in (
-        (Filters(static="on", static_difference=255.0), "static"),
-        (Filters(dark="on", dark_luma=255.0), "dark_frame"),
-        (Filters(blurred="on", blurred_sharpness=1e9), "blurred_frame"),
-        (Filters(action="score", likelihood="on", min_likelihood=0.0), "unlikely_action"),
+        (Filters(**CODES_ALIKE, static="on", static_difference=255.0), "static"),
+        (Filters(**CODES_ALIKE, dark="on", dark_luma=255.0), "dark_frame"),
+        (Filters(**CODES_ALIKE, blurred="on", blurred_sharpness=1e9), "blurred_frame"),
+        (Filters(**CODES_ALIKE, action="score", likelihood="on", min_likelihood=0.0), "unlikely_action"),
     ):
         kept, by_reason, rows_ = annotated(annotator, clips, filters=filters)
         assert (kept, by_reason) == ([], {reason: num_pairs})
         assert all((row["action"] is None) == (reason != "unlikely_action") for row in rows_)  # no word for nothing
-    off = Filters(static="off", cut="off", dark="off", blurred="off", near_duplicate="off", action="off")
+    off = Filters(**dict.fromkeys(("static", "cut", "dark", "blurred", "near_duplicate", "unchanged", "action"), "off"))
     kept, _, rows_ = annotated(annotator, clips, filters=off)
     assert kept == everything
     unmeasured = ("difference", "cut", "luma", "sharpness", "source_hash", "target_hash", "repeat_bits")
@@ -124,6 +127,45 @@ def test_filters_take_pairs_out_one_by_one_and_say_which(videos, tiny_base, tmp_
     assert annotated(annotator, clips, min_motion=1e9)[1] == {"too_little_motion": num_pairs}
     annotator.idm.detokenize = lambda ids: " "
     assert annotated(annotator, clips, min_motion=0.0)[1] == {"empty_action": num_pairs}
+
+
+def test_pairs_whose_codes_do_not_change_are_filtered(videos, tiny_base, tmp_path):
+    """Of four key-frames the second has the codes of the first, the third differs in one code, the fourth in three."""
+    one = recipe(videos / "wave", tiny_base, tmp_path / "out", max_keyframes=4, keyframe_rule="greedy_spacing")
+    clips = [row for row in decode(one).to_pylist() if len(row["keyframes"]) == 4][:1]
+    annotator = Annotator(one.annotator_settings())
+    annotator.idm.detokenize = lambda ids: "push it"
+    codes_BN = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 8], [5, 9, 7, 8], [1, 6, 2, 8]])
+    features_BND = torch.arange(4 * 4 * 2, dtype=torch.float32).reshape(4, 4, 2)
+    annotator.codec.encode_with_features = lambda pixels_BHWC: (codes_BN, features_BND)
+    shown = []
+    direct = annotator._propose
+    annotator._propose = lambda pairs, seen: shown.append(len(pairs)) or direct(pairs, seen)
+
+    def outcome(**filters):
+        kept, by_reason, pairs = annotated(annotator, clips, filters=Filters(action="score", **filters))
+        assert [row["changed_codes"] for row in pairs] == [0, 1, 3]
+        assert [row["changed_share"] for row in pairs] == [0.0, 0.25, 0.75]
+        assert [row["action"] is None for row in pairs] == [row["reason"] == "unchanged_codes" for row in pairs]
+        assert kept == [row["triplet_id"] for row in pairs if not row["reason"]]
+        findings = [row["findings"].count("unchanged_codes") for row in pairs]
+        return len(kept), by_reason, findings, shown.pop()
+
+    assert outcome() == (2, {"unchanged_codes": 1}, [1, 0, 0], 2)
+    assert outcome(min_changed_codes=2) == (1, {"unchanged_codes": 2}, [1, 1, 0], 1)
+    assert outcome(min_changed_codes=4) == (0, {"unchanged_codes": 3}, [1, 1, 1], 0)
+    assert outcome(unchanged="score") == (3, {}, [1, 0, 0], 3)
+    assert outcome(unchanged="off") == (3, {}, [0, 0, 0], 3)
+    annotator.settings = replace(annotator.settings, filters=Filters(action="score"))
+    [reject] = annotator.annotate(clips)["rejects"]
+    assert (reject["outcome"], reject["reason"]) == ("filtered", "unchanged_codes")
+    assert "0 of 4 image codes change, fewer than filters.min_changed_codes = 1" in reject["detail"]
+
+
+def test_a_threshold_that_no_pair_reaches_is_refused(videos, tiny_base, tmp_path):
+    filters = {"min_changed_codes": 5}
+    with pytest.raises(InputError, match=r"filters\.min_changed_codes = 5, but an image has 4 codes: .* 1 to 4"):
+        run(recipe(videos, tiny_base, tmp_path / "out", filters=filters))
 
 
 def test_a_cut_and_a_repeated_clip_are_found(tiny_base, tmp_path):
@@ -137,7 +179,7 @@ def test_a_cut_and_a_repeated_clip_are_found(tiny_base, tmp_path):
     ]
     write_video(tmp_path / "set" / "a.mp4", moving)
     shutil.copy(tmp_path / "set" / "a.mp4", tmp_path / "set" / "b.mp4")
-    on = {"cut": "on", "near_duplicate": "on", "action": "score"}
+    on = {**CODES_ALIKE, "cut": "on", "near_duplicate": "on", "action": "score"}
     one = recipe(tmp_path / "set", tiny_base, tmp_path / "out", filters=on, keyframe_rule="greedy_spacing")
     annotator = Annotator(one.annotator_settings())
     annotator.idm.detokenize = lambda ids: "push it"

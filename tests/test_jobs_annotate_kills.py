@@ -42,6 +42,7 @@ def clips(tmp_path_factory):
 
 def arguments_of(clips, idm, out, **more):
     settings = {"videos": clips, "idm": idm, "out": out, "min_interval": 8, "filters.action": "score"}
+    settings |= {"filters.unchanged": "score"}
     settings |= {"idm_batch": 1} | more  # so slow that there is something left to disturb after the first shard
     return [f"{key}={value}" for key, value in settings.items()]
 

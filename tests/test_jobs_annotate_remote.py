@@ -82,6 +82,7 @@ def test_remote_clips_become_triplets_and_remote_faults_rejects(tiny_base, tmp_p
                 "download_limit_mb": 1,
                 "max_new_tokens": 4,
                 "filters.action": "score",
+                "filters.unchanged": "score",
             }
             arguments = [f"{key}={value}" for key, value in settings.items()]
             command = [sys.executable, "-m", "jobs.annotate", *arguments]

@@ -26,10 +26,11 @@ def recipe(out: Path, **changes: Any) -> BootstrapRecipe:
         "ingest": {"num_workers": 1},
         "idm": TRAINING,
         "annotate": {
-            "filters": {"action": "score"},  # after two steps no model ends its text
+            # After two steps no model ends its text, and a codec gives all images the same codes.
+            "filters": {"action": "score", "unchanged": "score"},
             **{"motion": "farneback", "min_interval": 8, "num_workers": 1, "max_new_tokens": 6},
         },
-        "select": {"k": 10},
+        "select": {"k": 10, "min_changed_codes": 0},
         "fdm": TRAINING,
         "evaluate": {"judge": "oracle", "seeds": [0], "k": [1, 2], "limit": 4, "max_new_tokens": 6, "examples": 2},
     }

@@ -58,9 +58,11 @@ def ingested(world: Path, tiny_base: Path) -> dict[str, Any]:
 def test_rows_become_triplets_and_rejects(world: Path, tiny_base: Path, ingested: dict[str, Any]) -> None:
     root, out = world, world.parent / "out"
     table, rejects = read_table(out / "triplets"), read_table(out / "rejects", REJECT_SCHEMA)
+    unchanged = sum(row["source_codes"] == row["target_codes"] for row in table.to_pylist())
     assert ingested["counts"] == {
         "rows": 11,
         "triplets": 8,
+        "unchanged_codes": unchanged,
         "rejects": 3,
         "rejects_by_reason": {"missing_field": 1, "missing_file": 1, "not_an_image": 1},
         "triplets_by_class": {"a": 4, "b": 4},
@@ -93,7 +95,8 @@ def test_rows_become_triplets_and_rejects(world: Path, tiny_base: Path, ingested
 
 
 def test_without_a_codec_and_with_a_limit(root: Path) -> None:
-    assert run(recipe(root, limit=3, dataset="mine", split="test"))["counts"]["triplets"] == 3
+    counts = run(recipe(root, limit=3, dataset="mine", split="test"))["counts"]
+    assert counts["triplets"] == 3 and "unchanged_codes" not in counts  # not 0: nothing is known of codes
     for row in read_table(root.parent / "out" / "triplets").to_pylist():
         assert row["codec"] is row["source_codes"] is row["target_codes"] is row["change"] is None
         assert (row["dataset"], row["split"]) == ("mine", "test")

@@ -20,7 +20,7 @@ from wm.datasets.selection import COLUMNS, SELECTION_SCHEMA, select_top_k
 from wm.errors import InputError, OtherRunError
 from wm.images import encode_png
 from wm.records import TRIPLET_SCHEMA, read_table, triplet_row, write_table
-from wm.runs import read_run
+from wm.runs import read_run, write_json
 
 IMAGE = {"bytes": encode_png(np.zeros((2, 2, 3), np.uint8)), "path": None}
 
@@ -312,3 +312,87 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.setattr(sys, "argv", [*given[:2], f"out={tmp_path / 'all'}", "k=300"])
     assert main() == 0
     assert "more classes" in capsys.readouterr().out
+
+
+def coded(rows: list[dict[str, Any]], seed: int = 1) -> list[dict[str, Any]]:
+    """The rows with image codes: in one of three nothing changes, in one of eleven there are none."""
+    rng = np.random.default_rng(seed)
+    with_codes = []
+    for number, row in enumerate(rows):
+        source = rng.integers(0, 2**16, 4).tolist()
+        target = source[: number % 3] + [(code + 1) % 2**16 for code in source[number % 3 :]] if number % 3 else source
+        codes = {"source_codes": source, "target_codes": target}
+        with_codes.append(row | (codes if number % 11 else dict.fromkeys(codes)))
+    return with_codes
+
+
+def write_coded(folder: Path, rows: list[dict[str, Any]], cut: int = 70) -> None:
+    names = [*COLUMNS, "source_codes", "target_codes"]
+    (folder / "triplets").mkdir(parents=True)
+    for part in (rows[:cut], rows[cut:]):
+        pq.write_table(columns_of(part, names), folder / "triplets" / f"shard-{len(part):06d}.parquet")
+
+
+@pytest.mark.parametrize(("bound", "rows_per_part"), [(0, 1000), (1, 1000), (1, 7), (3, 1000)])
+def test_rows_whose_codes_do_not_change_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: int, rows_per_part: int
+) -> None:
+    monkeypatch.setattr(jobs._select_files, "CODE_BATCH_ROWS", 32)
+    rows = coded(made_rows(200, seed=2))
+    write_coded(tmp_path / "a", rows)
+
+    def changes(row: dict[str, Any]) -> bool:
+        codes = row["source_codes"], row["target_codes"]
+        return codes[0] is None or sum(a != b for a, b in zip(*codes, strict=True)) >= bound
+
+    rest = [row for row in rows if changes(row)]
+    assert len(rest) < len(rows) or not bound
+    more = {} if bound == 1 else {"min_changed_codes": bound}  # 1 is the default
+    recipe_ = SelectRecipe(
+        triplets=str(tmp_path / "a"), out=str(tmp_path / "out"), k=90, rows_per_part=rows_per_part, **more
+    )
+    counts = run(recipe_)["counts"]
+    assert chosen_of(tmp_path / "out").equals(select_top_k(columns_of(rest, COLUMNS), 90))
+    assert counts["triplets"] == 200
+    without = sum(row["source_codes"] is None for row in rows)
+    looked_at = {"unchanged_codes": 200 - len(rest), "without_codes": without}
+    assert {name: counts[name] for name in looked_at if name in counts} == (looked_at if bound else {})
+
+
+def test_a_pair_that_does_not_change_displaces_no_equal_one(tmp_path: Path) -> None:
+    codes = {"source_codes": [1, 2], "target_codes": [1, 2]}
+    row = {"class_label": "a", "action_tokens": 1, "source_hash": 1, "target_hash": 2}
+    rows = [
+        row | codes | {"triplet_id": "copy", "action_logprob": -0.1},
+        row | codes | {"triplet_id": "edit", "action_logprob": -0.5, "target_codes": [1, 3]},
+        row | codes | {"triplet_id": "worse", "action_logprob": -0.9, "target_codes": [1, 3]},
+    ]
+    write_coded(tmp_path / "a", rows, cut=2)
+    pairs(tmp_path / "a", [{name: one[name] for name in row | {"triplet_id": "", "action_logprob": 0}} for one in rows])
+    place = {"triplets": str(tmp_path / "a"), "out": str(tmp_path / "out")}
+    counts = run(SelectRecipe(**place, k=3, deduplicate="exact"))["counts"]
+    assert chosen_of(tmp_path / "out").column("triplet_id").to_pylist() == ["edit"]
+    assert (counts["unchanged_codes"], counts["repeats"], counts["triplets"]) == (1, 1, 3)
+
+
+def test_an_annotation_that_filtered_itself_is_believed(tmp_path: Path) -> None:
+    """Its codes are not read (here they would contradict), unless more is asked for than it left out."""
+    rows = coded(made_rows(200, seed=2))
+    write_coded(tmp_path / "a", rows)
+    record = {"stage": "annotate", "recipe": {"filters": {"unchanged": "on", "min_changed_codes": 1}}}
+    write_json(tmp_path / "a" / "run.json", record)
+    place = {"triplets": str(tmp_path / "a" / "triplets"), "out": str(tmp_path / "out")}
+    counts = run(SelectRecipe(**place, k=200))["counts"]
+    assert (counts["chosen"], counts["unchanged_codes"]) == (200, 0)
+    counts = run(SelectRecipe(**place | {"out": str(tmp_path / "more")}, k=200, min_changed_codes=2))["counts"]
+    same = sum(row["source_codes"] is not None and row["source_codes"] == row["target_codes"] for row in rows)
+    assert (counts["chosen"], counts["unchanged_codes"]) == (200 - same, same)
+
+
+def test_codes_of_another_type_are_named(tmp_path: Path) -> None:
+    row = {"triplet_id": "a", "class_label": "a", "action_logprob": -1.0, "action_tokens": 1}
+    (tmp_path / "triplets").mkdir()
+    table = pa.Table.from_pylist([row | {"source_codes": "1 2", "target_codes": "1 2"}])
+    pq.write_table(table, tmp_path / "triplets" / "a.parquet")
+    with pytest.raises(InputError, match="source_codes as string, expected list<"):
+        run(recipe(tmp_path))

@@ -79,6 +79,34 @@ def test_another_run_is_refused_by_name(tmp_path: Path, whole: bool) -> None:
         assert str(tmp_path) in str(caught.value) and "choose another out" in str(caught.value)
 
 
+def test_the_key_inside_of_a_table_that_differs_is_named(tmp_path: Path) -> None:
+    class Inner(Recipe):
+        kept: int = 0
+        """Kept."""
+        later: str = "on"
+        """Came with a later version."""
+
+    class Outer(Recipe):
+        out: str
+        """Folder."""
+        filters: Inner = Inner()
+        """A table."""
+
+    Run(tmp_path, "x", Outer(out="o")).start()
+    for inner, message in (
+        (Inner(kept=3), "kept = 0 there, 3 here"),
+        (Inner(later="off"), "later = 'on' there, 'off' here"),
+    ):
+        with pytest.raises(OtherRunError, match=f"recipe filters.{message}"):
+            Run(tmp_path, "x", Outer(out="o", filters=inner)).is_whole()
+    path = tmp_path / "run.unfinished.json"
+    record = json.loads(path.read_text())
+    del record["recipe"]["filters"]["later"]
+    path.write_text(json.dumps(record))
+    with pytest.raises(OtherRunError, match=r"recipe filters\.later = not set there, 'on' here"):
+        Run(tmp_path, "x", Outer(out="o")).is_whole()
+
+
 def test_folders_that_are_no_run(tmp_path: Path) -> None:
     folder, file = tmp_path / "photos", tmp_path / "file"
     folder.mkdir()

@@ -1,12 +1,14 @@
 """Pixels in and out of bytes. Every byte string that comes from outside is read here, with limits."""
 
 import io
+import math
 import warnings
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+import PIL
+from PIL import ExifTags, Image
 
 from wm.errors import InputError
 
@@ -16,7 +18,25 @@ Pixels: TypeAlias = npt.NDArray[np.uint8]
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 MAX_PIXELS = 40_000_000
 MAX_ASPECT = 16
-"""Strips longer than so many squares are cut before they are scaled: a kilobyte of them would cost seconds."""
+"""Of strips longer than so many squares only the middle is scaled: a kilobyte of them would cost seconds."""
+
+_PNG_GREY, _PNG_RGB = 0, 2
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image of each EXIF orientation upright."""
+_LANCZOS = Image.Resampling.LANCZOS
+_TALL_FIRST = int(PIL.__version__.split(".")[0]) >= 13
+"""From version 13 on Pillow scales along the height first where this shrinks more than twice as many pixels as the
+width; in versions before always along the width first. The two differ by rounding."""
+_WEIGHT_BITS = 22
+"""Pillow's weights are whole numbers of 2**-22."""
 
 
 def encode_png(pixels_HWC: Pixels) -> bytes:
@@ -41,8 +61,10 @@ def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Pixels
                     raise InputError(
                         f"{name} has {image.width} x {image.height} pixels; at most {max_pixels:,} are accepted"
                     )
-                upright = ImageOps.exif_transpose(image)
-                return _rgb(upright or image)
+                image.load()  # metadata may follow the pixels
+                turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+                pixels_HWC = _rgb(image, data)
+                return pixels_HWC if turn is None else np.array(Image.fromarray(pixels_HWC).transpose(turn))
     except InputError:
         raise
     except Image.DecompressionBombError as error:
@@ -52,21 +74,71 @@ def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Pixels
         raise InputError(f"{name} is no readable image ({', '.join(FORMATS)}): {error}") from error
 
 
-def _rgb(image: Image.Image) -> Pixels:
-    """Of 16 bits the upper 8 are kept, where Pillow's own conversion would clip at 255. What is transparent becomes
-    white, as in Chameleon's release (facebookresearch/chameleon, image_tokenizer.py, ``_whiten_transparency``)."""
+def _rgb(image: Image.Image, data: bytes) -> Pixels:
+    """Convert an image of any mode to RGB and put what is transparent on white.
+
+    White, as in Chameleon's release (facebookresearch/chameleon, image_tokenizer.py, ``_whiten_transparency``). Of 16
+    bits the upper 8 are kept, where Pillow's own conversion would clip at 255. Colour profiles and gamma are
+    ignored, as there.
+
+    Args:
+        image: As it was decoded, not turned yet.
+        data: The file that it was decoded from.
+    """
+    key = _transparent_key(image, data)
+    if key is not None:
+        pixels_HWC = _rgb_of_16_bits(image) if image.mode.startswith("I") else np.array(image.convert("RGB"))
+        pixels_HWC[key] = 255
+        return pixels_HWC
     if image.mode.startswith("I"):
-        grey_HW = (np.array(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-        return np.repeat(grey_HW[..., None], 3, axis=2)
+        return _rgb_of_16_bits(image)
     if not image.has_transparency_data:
         return np.array(image.convert("RGB"))
     rgba_HWC = np.array(image.convert("RGBA"))
     alpha_HW1 = rgba_HWC[..., 3:].astype(np.float32) / 255
-    # In place: three copies of a large picture in float32 would take 1.5 GB.
+    # In place: three copies of a large image in float32 would take 1.5 GB.
     rgb_HWC = rgba_HWC[..., :3].astype(np.float32)
     rgb_HWC *= alpha_HW1
     rgb_HWC += 255 * (1 - alpha_HW1)
     return rgb_HWC.astype(np.uint8)
+
+
+def _rgb_of_16_bits(image: Image.Image) -> Pixels:
+    grey_HW = (np.array(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+    return np.repeat(grey_HW[..., None], 3, axis=2)
+
+
+def _transparent_key(image: Image.Image, data: bytes) -> npt.NDArray[np.bool_] | None:
+    """Mark the pixels of a PNG that have its one transparent value, or return None for an image without such a value.
+
+    The value is in the file's own bits (PNG specification, 11.3.2.1): 0 to 3 with 2 bits a pixel, of which Pillow makes
+    0 to 255, and 0 to 65,535 with 16, of which it keeps the upper 8. Its own conversion compares one with the other.
+    """
+    value = image.info.get("transparency")
+    if image.format != "PNG" or not isinstance(value, int | tuple):
+        return None
+    bit_depth, color_type = data[24], data[25]
+    if color_type == _PNG_GREY and isinstance(value, int):
+        value &= (1 << bit_depth) - 1
+        if bit_depth == 16:
+            return np.asarray(np.array(image).astype(np.int64) == value)
+        # Fewer bits are spread evenly over 0 to 255, which is divisible by 1, 3 and 15.
+        return np.asarray(np.array(image.convert("L")) == value * 255 // ((1 << bit_depth) - 1))
+    if color_type == _PNG_RGB and isinstance(value, tuple):
+        color = np.array(value) & (1 << bit_depth) - 1
+        pixels_HWC = _all_16_bits(data) if bit_depth == 16 else np.array(image)
+        return np.asarray((pixels_HWC == color).all(axis=-1))
+    return None
+
+
+def _all_16_bits(data: bytes) -> npt.NDArray[np.uint16]:
+    """Decode an RGB PNG of 16 bits in full by OpenCV, as Pillow drops the lower 8."""
+    import cv2
+
+    pixels_HWC = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels_HWC is None or pixels_HWC.ndim != 3 or pixels_HWC.dtype != np.uint16:
+        raise ValueError("its 16-bit pixels cannot be decoded")
+    return pixels_HWC[..., 2::-1]
 
 
 def fit_square(pixels_HWC: Pixels, side_px: int) -> Pixels:
@@ -78,9 +150,8 @@ def fit_square(pixels_HWC: Pixels, side_px: int) -> Pixels:
         return pixels_HWC
     size = _scaled(pixels_HWC, side_px)
     if size[0] * size[1] > min(MAX_PIXELS, MAX_ASPECT * side_px**2):
-        pixels_HWC = _middle(pixels_HWC, side_px)
-        size = _scaled(pixels_HWC, side_px)
-    image = Image.fromarray(pixels_HWC).resize(size, Image.Resampling.LANCZOS)
+        return _fit_strip(pixels_HWC, side_px, size)
+    image = Image.fromarray(pixels_HWC).resize(size, _LANCZOS)
     left, top = (size[0] - side_px) // 2, (size[1] - side_px) // 2
     return np.array(image.crop((left, top, left + side_px, top + side_px)))
 
@@ -92,10 +163,73 @@ def _scaled(pixels_HWC: Pixels, side_px: int) -> tuple[int, int]:
     return max(side_px, round(width * scale)), max(side_px, round(height * scale))
 
 
-def _middle(pixels_HWC: Pixels, side_px: int) -> Pixels:
-    """Of a strip the middle, with as much beside the square as Lanczos' filter reaches (3 pixels of the coarser
-    grid). A strip of 1 x 40,000,000 pixels is accepted; scaled whole it would be far larger."""
-    short = min(pixels_HWC.shape[:2])
-    beside = 3 * max(1, -(-short // side_px)) + 2
-    height, width = (max(0, (length - short) // 2 - beside) for length in pixels_HWC.shape[:2])
-    return pixels_HWC[height : pixels_HWC.shape[0] - height, width : pixels_HWC.shape[1] - width]
+def _fit_strip(pixels_HWC: Pixels, side_px: int, size: tuple[int, int]) -> Pixels:
+    """Scale and cut a strip, and compute no more than the square that remains.
+
+    Equal to the last bit to scaling all of it. Pillow scales along one axis and then along the other, each with its own
+    weights; of the long axis only the weights of the middle are built here, as Pillow builds them
+    (libImaging/Resample.c). Its own ``resize(box=)`` takes single-precision bounds, which moves the image by a part of
+    a pixel.
+    """
+    height, width = pixels_HWC.shape[:2]
+    if width >= height:
+        left = (size[0] - side_px) // 2
+        middle_HWC = _resample_rows(pixels_HWC.swapaxes(0, 1), size[0], range(left, left + side_px)).swapaxes(0, 1)
+        return _resize(middle_HWC, (side_px, side_px))
+    top = (size[1] - side_px) // 2
+    middle = range(top, top + side_px)
+    if width > side_px and _TALL_FIRST:
+        return _resize(_resample_rows(pixels_HWC, size[1], middle), (side_px, side_px))
+    # Of the rows only those that the filter of the middle reaches are scaled.
+    first, stop = _lanczos(height, size[1], middle[0])[0].start, _lanczos(height, size[1], middle[-1])[0].stop
+    rows_HWC = _resize(pixels_HWC[first:stop], (side_px, stop - first))
+    return _resample_rows(rows_HWC, size[1], middle, num_rows=height, first=first)
+
+
+def _resize(pixels_HWC: Pixels, size: tuple[int, int]) -> Pixels:
+    return np.array(Image.fromarray(np.ascontiguousarray(pixels_HWC)).resize(size, _LANCZOS))
+
+
+def _resample_rows(
+    pixels_HWC: Pixels, num_scaled: int, rows: range, num_rows: int | None = None, first: int = 0
+) -> Pixels:
+    """Scale along the first axis.
+
+    Args:
+        pixels_HWC: Rows ``first`` and following of an image of ``num_rows`` rows (None: all of it).
+        num_scaled: Rows of the scaled image.
+        rows: The rows of the scaled image that are computed.
+
+    Returns:
+        uint8, shape (len(rows), W, C).
+    """
+    num_rows = len(pixels_HWC) if num_rows is None else num_rows
+    scaled_HWC = np.empty((len(rows), *pixels_HWC.shape[1:]), np.uint8)
+    for number, row in enumerate(rows):
+        span, weights = _lanczos(num_rows, num_scaled, row)
+        reached = pixels_HWC[span.start - first : span.stop - first].astype(np.int64)
+        sums = np.tensordot(weights, reached, axes=1) + (1 << _WEIGHT_BITS - 1)
+        scaled_HWC[number] = (sums >> _WEIGHT_BITS).clip(0, 255)
+    return scaled_HWC
+
+
+def _lanczos(num_rows: int, num_scaled: int, row: int) -> tuple[range, npt.NDArray[np.int64]]:
+    """The rows that a scaled row is made of, and their weights in units of 2**-22: Pillow's, computed as it does."""
+    scale = num_rows / num_scaled
+    filter_scale = max(1.0, scale)
+    center, support = (row + 0.5) * scale, 3 * filter_scale
+    span = range(max(0, int(center - support + 0.5)), min(num_rows, int(center + support + 0.5)))
+    weights = [_lanczos_weight((at - center + 0.5) * (1 / filter_scale)) for at in span]
+    total = sum(weights)
+    # Rounded half away from zero.
+    units = [weight / total * (1 << _WEIGHT_BITS) if total else weight for weight in weights]
+    return span, np.array([int(unit - 0.5 if unit < 0 else unit + 0.5) for unit in units], np.int64)
+
+
+def _lanczos_weight(distance: float) -> float:
+    """Lanczos' window of three lobes."""
+    return _sinc(distance) * _sinc(distance / 3) if -3 <= distance < 3 else 0.0
+
+
+def _sinc(value: float) -> float:
+    return math.sin(value * math.pi) / (value * math.pi) if value else 1.0

@@ -206,9 +206,23 @@ def _visible(folder: Path) -> list[str]:
 def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any], how: Collection[str]) -> str:
     if found.get("stage") != wanted["stage"]:
         return f"of stage {found.get('stage')!r}, not {wanted['stage']!r}"
-    for part in ("recipe", "inputs"):
-        old, new = found.get(part) or {}, wanted[part]
-        for name in sorted((set(old) | set(new)) - set(how)):
-            if old.get(name) != new.get(name):
-                return f"{part} {name} = {old.get(name)!r:.60} there, {new.get(name)!r:.60} here"
+    old, new = found.get("recipe") or {}, wanted["recipe"]
+    for name in sorted((set(old) | set(new)) - set(how)):
+        if name not in old or name not in new or old[name] != new[name]:
+            return f"recipe {_recipe_difference(name, old, new)}"
+    old, new = found.get("inputs") or {}, wanted["inputs"]
+    for name in sorted(set(old) | set(new)):
+        if old.get(name) != new.get(name):
+            return f"inputs {name} = {old.get(name)!r:.60} there, {new.get(name)!r:.60} here"
     return "it differs"
+
+
+def _recipe_difference(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Name the key, inside of tables too, in which two recipes differ. A key that one of them lacks (an older version
+    did not have it) is reported as not set: null would read as a value."""
+    if isinstance(old.get(name), dict) and isinstance(new.get(name), dict):
+        for key in sorted(set(old[name]) | set(new[name])):
+            if key not in old[name] or key not in new[name] or old[name][key] != new[name][key]:
+                return f"{name}.{_recipe_difference(key, old[name], new[name])}"
+    before, after = (f"{recipe[name]!r:.60}" if name in recipe else "not set" for recipe in (old, new))
+    return f"{name} = {before} there, {after} here"

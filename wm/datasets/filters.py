@@ -1,4 +1,4 @@
-"""Which proposed pairs are kept: six filters over numbers that were measured once, each off, score or on.
+"""Decide which proposed pairs are kept: filters over numbers that were measured once, each off, score or on.
 
 ``score`` measures and keeps the pair; the numbers stand in the annotation's ``pairs`` table, so another threshold
 needs no new run. A pair that a filter takes out is *filtered*: nothing about it failed.
@@ -21,8 +21,8 @@ _MAX_REPEATS = 4
 
 
 class Filters(Recipe):
-    """Each filter is off (not measured), score (measured, nothing left out) or on; with its threshold. The action and
-    its likelihood are known anyway: there off only means that nothing is counted."""
+    """Each filter is off (not measured), score (measured, nothing left out) or on; with its threshold. The codes, the
+    action and its likelihood are known anyway: there off only means that nothing is counted."""
 
     static: Mode = "score"
     """Pairs whose two frames look the same."""
@@ -44,6 +44,11 @@ class Filters(Recipe):
     """Pairs that repeat an earlier pair among the videos annotated together (by perceptual hash of both frames)."""
     near_duplicate_bits: int = Field(default=4, ge=0, le=64)
     """Bits of 64 by which source and target may each differ from the earlier pair's."""
+    unchanged: Mode = "on"
+    """Pairs whose frames have the same image codes: as triplets they teach a model to copy its source. Measured before
+    the IDM sees the pair, on the codes that training learns from."""
+    min_changed_codes: int = Field(default=1, ge=1)
+    """Image codes that must differ between source and target; a pair with fewer is unchanged."""
     action: Mode = "on"
     """Actions that are no phrase: without a letter, one word over and over, cut off at max_new_tokens. One without
     any text can never be a triplet and is always filtered."""
@@ -59,6 +64,7 @@ FILTER_OF = {
     "dark_frame": "dark",
     "blurred_frame": "blurred",
     "near_duplicate": "near_duplicate",
+    "unchanged_codes": "unchanged",
     "unparsed_action": "action",
     "unlikely_action": "likelihood",
 }
@@ -77,6 +83,20 @@ def picture_findings(pair: Mapping[str, Any], filters: Filters) -> list[str]:
         "near_duplicate": bits is not None and bits <= filters.near_duplicate_bits,
     }
     return [reason for reason, found in beyond.items() if found and mode_of(reason, filters) != "off"]
+
+
+def code_findings(changed_codes: int, filters: Filters) -> list[str]:
+    """List the thresholds that a pair's image codes are beyond, of the filters that are not off.
+
+    Args:
+        changed_codes: Number of positions at which source and target have different codes.
+        filters: Modes and thresholds.
+
+    Returns:
+        ``["unchanged_codes"]`` or ``[]``.
+    """
+    is_unchanged = changed_codes < filters.min_changed_codes and filters.unchanged != "off"
+    return ["unchanged_codes"] if is_unchanged else []
 
 
 def action_findings(text: str, mean_logprob: float, finished: bool, filters: Filters) -> list[str]:

@@ -17,11 +17,21 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from wm.datasets.selection_rows import COLUMNS, Criteria, Floats, Ints, Score, id_words, refuse_repeats, scored
+from wm.datasets.selection_rows import (
+    COLUMNS,
+    Booleans,
+    Criteria,
+    Floats,
+    Ints,
+    Score,
+    has_changed,
+    id_words,
+    refuse_repeats,
+    scored,
+)
 from wm.errors import InputError
 
 __all__ = ["COLUMNS", "SELECTION_SCHEMA", "Criteria", "Score", "select_top_k"]
@@ -109,7 +119,7 @@ def tally(rows: pa.Table, criteria: Criteria) -> Tally:
     codes = code_D[encoded.indices.to_numpy(zero_copy_only=False)] if rows.num_rows else np.zeros(0, np.int64)
     scores = rows.column("score").to_numpy()
     seen_C = np.bincount(codes, minlength=len(labels)).astype(np.int64)
-    wanted = _reach(scores, criteria)
+    wanted = _meet(rows, criteria)
     key_S, count_S = np.unique(_keys(codes[wanted], scores[wanted]), return_counts=True)
     return Tally(labels, seen_C, key_S, count_S.astype(np.int64))
 
@@ -183,7 +193,7 @@ def candidates(rows: pa.Table, plan: Plan, criteria: Criteria) -> tuple[pa.Table
     codes = plan.codes_of(rows.column("class_label"))
     keys = _keys(codes, scores)
     last_keys = np.append(plan.last_key_C, -1)[codes]  # of an unknown class, whose code is -1: none
-    wanted = np.flatnonzero(_reach(scores, criteria) & (codes >= 0) & (keys <= last_keys))
+    wanted = np.flatnonzero(_meet(rows, criteria) & (codes >= 0) & (keys <= last_keys))
     ids = rows.column("triplet_id").cast(pa.string()).take(pa.array(wanted))
     columns = [ids.combine_chunks(), pa.array(codes[wanted], pa.int32()), pa.array(scores[wanted])]
     parts = np.searchsorted(plan.first_key_P, keys[wanted], side="right") - 1
@@ -250,8 +260,10 @@ def select_top_k(triplets: pa.Table, k: int, score: Score = "mean", min_score: f
     return choose(candidates(rows, plan, criteria)[0], plan, 0)
 
 
-def _reach(scores: Floats, criteria: Criteria) -> npt.NDArray[np.bool_]:
-    return np.ones(len(scores), bool) if criteria.min_score is None else scores >= criteria.min_score
+def _meet(rows: pa.Table, criteria: Criteria) -> Booleans:
+    """Mark the rows that may be chosen."""
+    has_score = True if criteria.min_score is None else rows.column("score").to_numpy() >= criteria.min_score
+    return has_changed(rows, criteria) & has_score
 
 
 def _keys(codes: Ints, scores: Floats) -> Ints:

@@ -15,6 +15,7 @@ Score = Literal["mean", "sum"]
 Ints: TypeAlias = npt.NDArray[np.int64]
 Floats: TypeAlias = npt.NDArray[np.float64]
 Words: TypeAlias = npt.NDArray[np.uint64]
+Booleans: TypeAlias = npt.NDArray[np.bool_]
 
 COLUMNS = ["triplet_id", "class_label", "action_logprob", "action_tokens"]
 """What selection reads of a triplet."""
@@ -22,23 +23,25 @@ COLUMNS = ["triplet_id", "class_label", "action_logprob", "action_tokens"]
 
 @dataclass(frozen=True)
 class Criteria:
-    """What makes a row a candidate. ``classes``: labels that may be chosen (None = all)."""
+    """What makes a row a candidate. ``classes``: labels that may be chosen (None = all). ``min_changed_codes``: image
+    codes that must differ between source and target (0 = any number); a row without codes is not held to it."""
 
     score: Score = "mean"
     min_score: float | None = None
     classes: frozenset[str] | None = None
+    min_changed_codes: int = 0
 
 
 def scored(table: pa.Table, criteria: Criteria) -> pa.Table:
-    """``class_label`` (null becomes ""), ``score`` (nats) and, if it is there, ``triplet_id`` of the rows whose class
-    is wanted, those below ``min_score`` included.
+    """``class_label`` (null becomes ""), ``score`` (nats) and, if they are there, ``triplet_id`` and ``changed_codes``
+    of the rows whose class is wanted, those below ``min_score`` or ``min_changed_codes`` included.
 
     Raises :class:`InputError` naming the first row without a likelihood.
     """
     table = wanted_classes(table, criteria)
     scores = _scores(table, criteria)
-    kept = [name for name in ("triplet_id", "class_label") if name in table.column_names]
-    return table.select(kept).append_column("score", pa.array(scores))
+    names = [name for name in ("triplet_id", "class_label", "changed_codes") if name in table.column_names]
+    return table.select(names).append_column("score", pa.array(scores))
 
 
 def wanted_classes(table: pa.Table, criteria: Criteria) -> pa.Table:
@@ -48,6 +51,14 @@ def wanted_classes(table: pa.Table, criteria: Criteria) -> pa.Table:
     if criteria.classes is None:
         return table
     return table.filter(pc.is_in(labels, pa.array(sorted(criteria.classes), pa.string())))
+
+
+def has_changed(table: pa.Table, criteria: Criteria) -> Booleans:
+    """Mark the rows in which enough image codes change, and those of which that is not known."""
+    if "changed_codes" not in table.column_names:
+        return np.ones(table.num_rows, bool)
+    changed = pc.fill_null(table.column("changed_codes"), criteria.min_changed_codes)
+    return np.asarray(changed.to_numpy() >= criteria.min_changed_codes)
 
 
 def keep_best(table: pa.Table, keys: Sequence[str], criteria: Criteria) -> pa.Table:

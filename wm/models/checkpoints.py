@@ -157,7 +157,7 @@ def load_model(
         if base is not None:
             raise InputError(f"{folder} is no adapter (no {ADAPTER_CONFIG}), so base={base} cannot be used")
         return _load_full(folder, device, dtype)
-    manifest = _need_manifest(folder)
+    manifest = need_manifest(folder)
     base_folder = _base_folder(folder, manifest, base)
     _need_base(folder, manifest, base_id_of(base_folder), base_folder)
     vlm = _load_full(base_folder, device, dtype)
@@ -174,7 +174,7 @@ def base_of(path: str | Path, base: str | Path | None = None) -> tuple[Path, str
         if base is not None:
             raise InputError(f"{folder} is no adapter (no {ADAPTER_CONFIG}), so base={base} cannot be used")
         return folder, base_id_of(folder)
-    manifest = _need_manifest(folder)
+    manifest = need_manifest(folder)
     base_folder = _base_folder(folder, manifest, base)
     found = base_id_of(base_folder)
     _need_base(folder, manifest, found, base_folder)
@@ -192,7 +192,7 @@ def _load_over(folder: Path, over: UnifiedVLM, base: str | Path | None, merge: b
         if folder != over.folder:  # type: ignore[attr-defined]
             need_same_codec(load_codec(folder).codec_id, over.codec_id, folder)
         return twin_of(over)
-    manifest = _need_manifest(folder)
+    manifest = need_manifest(folder)
     _need_base(folder, manifest, over.base_id, "the base to be shared")
     need_shareable(folder)
     vlm = twin_of(over)
@@ -270,14 +270,18 @@ def _load_full(folder: Path, device: str | torch.device, dtype: torch.dtype) -> 
 
 def adapter_base(folder: Path) -> tuple[Manifest, Path]:
     """The manifest of an adapter folder, and the folder of the base that it names."""
-    manifest = _need_manifest(folder)
+    manifest = need_manifest(folder)
     return manifest, _base_folder(folder, manifest, None)
 
 
-def _need_manifest(folder: Path) -> Manifest:
+def need_manifest(folder: Path) -> Manifest:
+    """The manifest of an adapter folder; :class:`InputError` that says how to write one if there is none."""
     manifest = read_manifest(folder)
     if manifest is None:
-        raise InputError(f"adapter {folder} has no {MANIFEST}, which names the base and codec it was made for")
+        raise InputError(
+            f"adapter {folder} has no {MANIFEST}, which names the base and codec it was made for; one that was trained "
+            f"elsewhere gets it by: python -m jobs.convert adapter={folder} base=BASE task=idm out=OUT"
+        )
     return manifest
 
 

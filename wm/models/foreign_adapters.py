@@ -1,0 +1,322 @@
+"""Take over PEFT adapters that other programs trained (plain PEFT, LLaMA-Factory, ms-swift).
+
+Such a folder lacks the manifest that names base, codec and task, and its tensors may bear other names: of raw state
+dicts, of an older version of the base's class, of the authors' own class. They are brought to the names of today's
+class, everything is compared with the base's shapes (of whose weights none is read but the codec's), and a folder is
+written that :func:`wm.models.load_model` takes. Nothing is trained, and no value is changed.
+"""
+
+import copy
+import os
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from wm.errors import InputError
+from wm.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, attach, is_adapter, quiet_peft
+from wm.models.causal import CausalVLM
+from wm.models.checkpoints import base_id_of
+from wm.models.manifest import MANIFEST, Manifest, model_folder, read_manifest
+from wm.models.protocol import Task
+from wm.models.skeleton import load_skeleton
+from wm.models.weights import read_header, read_json, read_places
+from wm.runs import write_json
+
+PEFT_TYPES = ("LORA", "IA3", "LOHA", "LOKR", "ADALORA", "VERA")
+"""Kinds of adapters that are taken over."""
+TASK_TYPES = (None, "", "CAUSAL_LM")
+_UNSUPPORTED = {
+    "alora_invocation_tokens": "which switch the adapter on at a token",
+    "arrow_config": "a router over several adapters",
+    "layer_replication": "which repeats layers of the base",
+    "megatron_config": "for layers of Megatron",
+    "target_parameters": "adapters of single parameters",
+    "use_qalora": "for a quantised base",
+}
+"""Keys of a LoRA configuration that must not be set: the engine runs the base's own layers."""
+
+_PREFIX = "base_model.model."
+_WRAPPERS = re.compile(r"(^module\.|\b_orig_mod\.|\b_fsdp_wrapped_module\.)")
+_ADAPTER_NAME = re.compile(r"(?<=\.)((?:lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))|modules_to_save)\.(\w+)")
+_PARAMETER = re.compile(r"\.(?:lora_\w+|ia3_l|hada_\w+|lokr_\w+|vera_\w+)(?:\.|$)")
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+_DECODERS = sorted(
+    [
+        *("", "model.", "model.model.", "language_model.", "language_model.model.", "model.language_model."),
+        *("text_model.", "text_model.model.", "model.text_model.", "model.text_model.model."),
+    ],
+    key=len,
+    reverse=True,
+)
+"""What the language model's layers are called under, in today's classes, older ones and the authors' own."""
+_HEADS = ("lm_head", "model.lm_head", "language_model.lm_head", "text_model.lm_head")
+_UNUSED = re.compile(r"^(?:model\.)?(?:vision_model|vision_tower|aligner)\.")
+"""Parts of a base that read pixels for understanding: no prediction passes through them."""
+_CODEC = re.compile(r"^(?:model\.)?vqmodel\.")
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was taken over. ``renamed``: tensors that got another name; ``unused``: those left out because no prediction
+    depends on them."""
+
+    manifest: Manifest
+    tensors: int
+    renamed: int
+    unused: int
+
+
+def convert_adapter(adapter: str | Path, base: str | Path, out: Path, *, task: Task, home: Path) -> Conversion:
+    """Check an adapter folder against a base and write it with its manifest.
+
+    Args:
+        adapter: Folder with ``adapter_config.json`` and ``adapter_model.safetensors``.
+        base: Full model folder that it was trained on.
+        out: Existing empty folder to write into.
+        task: What it was trained for.
+        home: Where ``out`` will be in the end; the manifest names the base relative to it.
+
+    Raises:
+        InputError: It is no adapter of this base, of a kind that is not supported, or pickled.
+    """
+    folder, base_folder = _check_folders(adapter, base)
+    config = _read_adapter_config(folder)
+    places = read_header(folder / ADAPTER_WEIGHTS)
+    vlm = load_skeleton(base_folder)
+    base_id = base_id_of(base_folder)
+    _check_tokenizer(folder, vlm)
+
+    # 1. Names: what is each tensor called in today's class?
+    names = {name: _canonical(name) for name in places}
+    moved = {name: _to_base_name(canonical, vlm) for name, canonical in names.items()}
+    unused = {name for name, target in moved.items() if _UNUSED.match(target)}
+    in_codec = [name for name, target in moved.items() if _CODEC.match(target)]
+    tensors = dict(read_places({name: place for name, place in places.items() if name not in unused}))
+    _check_codec(folder, in_codec, tensors)
+    unused |= set(in_codec)
+    used = {name: target for name, target in moved.items() if name not in unused}
+    _check_layers(folder, base_folder, vlm, used.values())
+
+    # 2. The configuration that finds exactly these layers in today's class.
+    if unused or any(target != names[name] for name, target in used.items()):
+        config = _explicit(config, {names[name]: target for name, target in used.items()}, folder)
+    expected = _expected(vlm, config, folder)
+    renamed = {name: _as_saved(_PREFIX + target, expected) for name, target in used.items()}
+    doubles = len(renamed) - len(set(renamed.values()))
+    if doubles:
+        raise InputError(f"{folder / ADAPTER_WEIGHTS}: {doubles} tensors have a name that another one has too")
+
+    # 3. Write, and attach what was written to the base's shapes as loading does.
+    manifest = Manifest(
+        family=vlm.family,
+        kind="adapter",
+        base_id=base_id,
+        codec_id=vlm.codec_id,
+        task=task,
+        action_slot_tokens=vlm.action_slot_tokens,
+        base_path=os.path.relpath(base_folder.resolve(), home.resolve()),
+    )
+    ready = {renamed[name]: tensors[name].contiguous() for name in used}
+    save_file(ready, out / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    # The start of training (PiSSA, OLoRA, …) takes numbers, which the shapes lack; it plays no part in the check.
+    write_json(out / ADAPTER_CONFIG, config | ({"init_lora_weights": True} if config["peft_type"] == "LORA" else {}))
+    try:
+        with quiet_peft(), _quiet_meta():
+            attach(vlm, out, manifest)
+    except InputError as error:
+        reason = str(error).replace(str(out), str(folder))
+        counts = _layer_counts(used.values(), vlm)
+        raise InputError(f"{folder} is no adapter of {base_folder}: {counts}{reason}") from error
+    write_json(out / ADAPTER_CONFIG, config)
+    manifest.write(out)
+    changed = sum(name != target for name, target in renamed.items())
+    return Conversion(manifest, len(ready), changed, len(unused))
+
+
+def _check_folders(adapter: str | Path, base: str | Path) -> tuple[Path, Path]:
+    folder, base_folder = model_folder(adapter), model_folder(base)
+    for key, path in (("adapter", folder), ("base", base_folder)):
+        if not path.is_dir():
+            raise InputError(f"{key} = {str(path)!r}: no such folder")
+    if not is_adapter(folder):
+        inside = sorted(path.parent.name for path in folder.glob(f"*/{ADAPTER_CONFIG}"))
+        hint = f"; it has adapters in {', '.join(inside[:5])}" if inside else ""
+        raise InputError(f"adapter = {str(folder)!r} has no {ADAPTER_CONFIG}, so it is no PEFT adapter{hint}")
+    if is_adapter(base_folder):
+        raise InputError(f"base = {str(base_folder)!r} is an adapter itself; expected the full model it was trained on")
+    if read_manifest(folder) is not None:
+        raise InputError(f"adapter = {str(folder)!r} has a {MANIFEST} already: use it as it is")
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        pickled = folder / "adapter_model.bin"
+        hint = (
+            f"; {pickled.name} is pickled and never read: write it anew by safetensors.torch.save_file("
+            f"torch.load({pickled.name!r}, weights_only=True), {ADAPTER_WEIGHTS!r})"
+        )
+        raise InputError(f"no {ADAPTER_WEIGHTS} in {folder}{hint if pickled.is_file() else ''}")
+    return folder, base_folder
+
+
+def _read_adapter_config(folder: Path) -> dict[str, Any]:
+    """The configuration, of a kind and with keys that this version of PEFT knows and the engine can run."""
+    from peft import PeftConfig
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    config, where = read_json(folder / ADAPTER_CONFIG), folder / ADAPTER_CONFIG
+    kind = config.get("peft_type")
+    if kind not in PEFT_TYPES:
+        raise InputError(f"{where}: peft_type = {kind!r}; supported: {', '.join(PEFT_TYPES)}")
+    if config.get("task_type") not in TASK_TYPES:
+        raise InputError(f"{where}: task_type = {config['task_type']!r}; expected CAUSAL_LM or none")
+    for key, meaning in _UNSUPPORTED.items():
+        if config.get(key):
+            raise InputError(f"{where}: {key} = {config[key]!r:.60}, {meaning}, is not supported")
+    known = PEFT_TYPE_TO_CONFIG_MAPPING[kind].__dataclass_fields__.keys() | {"peft_type", "auto_mapping"}
+    # PEFT would pass over a key of a later version, whatever it does to the layers.
+    unknown = sorted(key for key, value in config.items() if key not in known and value not in (None, False, {}, []))
+    if unknown:
+        raise InputError(f"{where}: {unknown[0]} = {config[unknown[0]]!r:.60} is unknown to the installed PEFT")
+    try:
+        PeftConfig.from_pretrained(str(folder), local_files_only=True)
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise InputError(f"{where}: {' '.join(str(error).split())[:300]}") from error
+    return config
+
+
+def _check_tokenizer(folder: Path, vlm: CausalVLM) -> None:
+    """Refuse an adapter whose own tokenizer, if one is beside it, gives a token another id than the base's."""
+    if not (folder / "tokenizer.json").is_file():
+        return
+    values = read_json(folder / "tokenizer.json")
+    model = values.get("model")
+    words = model.get("vocab") if isinstance(model, dict) else None
+    own: dict[str, int] = dict(words) if isinstance(words, dict) else {}
+    for token in values.get("added_tokens") or []:
+        own[token["content"]] = token["id"]
+    base = vlm.tokenizer.get_vocab()
+    others = sorted(name for name, number in own.items() if base.get(name) != number)
+    if others:
+        theirs = base.get(others[0], "none")
+        raise InputError(
+            f"{folder / 'tokenizer.json'}: {len(others)} tokens have another id than in the base, {others[0]!r} among "
+            f"them ({own[others[0]]}, in the base {theirs})"
+        )
+
+
+def _canonical(name: str) -> str:
+    """A tensor's name without wrappers, PEFT's prefix and the adapter's name."""
+    name = _WRAPPERS.sub("", name).removeprefix(_PREFIX)
+
+    def without_adapter_name(match: re.Match[str]) -> str:
+        return match[0] if match[2] in ("weight", "bias") else match[1]
+
+    return _ADAPTER_NAME.sub(without_adapter_name, name).replace(".modules_to_save.", ".")
+
+
+def _to_base_name(name: str, vlm: CausalVLM) -> str:
+    """The name under which the base's class has the layer; the same name if it has it already or has none like it."""
+    inner = vlm.inner
+    modules = {path for path, _ in inner.named_modules()}
+    layer = _PARAMETER.split(name)[0] if _PARAMETER.search(name) else name.rpartition(".")[0]
+    layer = layer.removesuffix(".base_layer")
+    if layer in modules:
+        return name
+    decoder = next(path for path, module in inner.named_modules() if module is vlm.decoder)
+    for prefix in _DECODERS:
+        rest = name.removeprefix(prefix)
+        if name.startswith(prefix) and rest.startswith(("layers.", "embed_tokens.", "norm.")):
+            return f"{decoder}.{rest}"
+    head = next((prefix for prefix in _HEADS if name.startswith(f"{prefix}.")), None)
+    return name if head is None else f"lm_head{name.removeprefix(head)}"
+
+
+def _check_codec(folder: Path, names: Iterable[str], tensors: Mapping[str, Tensor]) -> None:
+    """Refuse an adapter that changes the image codec. One that a list of layer names put there stays at its start,
+    where its second factor is zero: it is left out."""
+    for name in names:
+        if "lora_B" in name and not tensors[name].any():
+            continue
+        if "lora_A" in name and not tensors.get(name.replace("lora_A", "lora_B"), tensors[name]).any():
+            continue
+        raise InputError(f"adapter {folder} changes the image codec by {name}: its codes would be no one's")
+
+
+def _check_layers(folder: Path, base: Path, vlm: CausalVLM, names: Iterable[str]) -> None:
+    count = len(vlm.decoder.layers)
+    last = max((int(number) for name in names for number in _LAYER.findall(name)), default=-1)
+    if last >= count:
+        raise InputError(f"adapter {folder} has tensors of {last + 1} layers, but base {base} has {count}")
+
+
+def _layer_counts(names: Iterable[str], vlm: CausalVLM) -> str:
+    """Say, for a message, if the adapter stops before the base does."""
+    last = max((int(number) for name in names for number in _LAYER.findall(name)), default=-1)
+    count = len(vlm.decoder.layers)
+    return f"it has tensors of {last + 1} layers, the base has {count}; " if last + 1 < count else ""
+
+
+def _explicit(config: Mapping[str, Any], names: Mapping[str, str], folder: Path) -> dict[str, Any]:
+    """The configuration of a LoRA with its layers under other names: every layer by its full name, with its own rank
+    and alpha where they differ. ``names``: canonical names of the tensors to names in the base."""
+    if config["peft_type"] != "LORA":
+        raise InputError(
+            f"{folder / ADAPTER_WEIGHTS}: names of another class than the base's can be taken over of LoRA only"
+        )
+    layers = {
+        _PARAMETER.split(old)[0]: _PARAMETER.split(new)[0] for old, new in names.items() if _PARAMETER.search(old)
+    }
+    explicit = dict(config) | {"target_modules": sorted(set(layers.values()))}
+    explicit |= dict.fromkeys(("layers_to_transform", "layers_pattern", "exclude_modules"))
+    for key, default in (("rank_pattern", config.get("r")), ("alpha_pattern", config.get("lora_alpha"))):
+        values = {new: _pattern_value(config.get(key) or {}, old, default) for old, new in layers.items()}
+        explicit[key] = {new: value for new, value in values.items() if value != default}
+    if saved := config.get("modules_to_save"):
+        others = {old: new for old, new in names.items() if not _PARAMETER.search(old)}
+        paths = {old.rpartition(".")[0]: new.rpartition(".")[0] for old, new in others.items()}
+        explicit["modules_to_save"] = [paths.get(name, name) for name in saved]
+    return explicit
+
+
+def _pattern_value(patterns: Mapping[str, Any], layer: str, default: Any) -> Any:
+    """The value of the first pattern that fits a layer, as PEFT looks for it."""
+    for pattern, value in patterns.items():
+        if re.match(rf"(.*\.)?({pattern})$", layer):
+            return value
+    return default
+
+
+def _expected(vlm: CausalVLM, config: Mapping[str, Any], folder: Path) -> set[str]:
+    """The names under which PEFT saves such an adapter of the base."""
+    from peft import PeftModel, get_peft_model_state_dict
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    kind = PEFT_TYPE_TO_CONFIG_MAPPING[config["peft_type"]]
+    values = {key: value for key, value in config.items() if key in kind.__dataclass_fields__}
+    if config["peft_type"] == "LORA":
+        values["init_lora_weights"] = True
+    try:
+        with quiet_peft(), _quiet_meta():
+            adapted = PeftModel(copy.deepcopy(vlm.module), kind(**values | {"inference_mode": True}))
+            return set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    except (ValueError, TypeError, RuntimeError, KeyError) as error:
+        raise InputError(f"adapter {folder} does not fit its base: {' '.join(str(error).split())[:400]}") from error
+
+
+def _as_saved(name: str, expected: set[str]) -> str:
+    """A name as PEFT writes it: of some parameters without ``.weight`` at the end."""
+    short = name.removesuffix(".weight")
+    return short if name not in expected and short in expected else name
+
+
+@contextmanager
+def _quiet_meta() -> Iterator[None]:
+    """Torch warns of numbers that are copied to tensors without any, which is the point of a check of shapes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*non-meta parameter.*no-op")
+        yield
