@@ -101,6 +101,8 @@ class Decoder:
             "frame_s": scan.duration_s / scan.num_frames,
             "height_px": scan.size_px[0],
             "width_px": scan.size_px[1],
+            "orientation": scan.orientations[0].filters,
+            "sample_aspect_ratio": str(scan.sample_aspect),
             "reader": clip.reader,
             "fallback": clip.fallback.replace(path, video["uri"]),
             "errors": scan.errors,

@@ -18,6 +18,8 @@ CLIPS_SCHEMA = pa.schema(
         ("frame_s", pa.float64()),
         ("height_px", pa.int32()),
         ("width_px", pa.int32()),
+        ("orientation", pa.string()),
+        ("sample_aspect_ratio", pa.string()),
         ("reader", pa.string()),
         ("fallback", pa.string()),
         ("errors", pa.int32()),
@@ -28,8 +30,10 @@ CLIPS_SCHEMA = pa.schema(
 )
 """One row a video, failed ones too (their numbers are null). ``motion``: the whole curve, px/frame at full size, one
 number a frame. ``keyframes``: chosen frames, ``times_s`` theirs in the file's own clock. ``frame_s``: mean seconds
-between two frames. ``errors``: packets that could not be decoded. ``reader``: who served the pictures; ``fallback``:
-why decord, asked first, did not."""
+between two frames. ``height_px, width_px``: upright, in square pixels. ``orientation``: what laid the stored frames
+upright, as ffmpeg's filters, empty where nothing did. ``sample_aspect_ratio``: of the stored frames, ``1:1`` where
+their pixels are square. ``errors``: packets that could not be decoded. ``reader``: who served the pictures;
+``fallback``: why decord, asked first, did not."""
 
 PAIRS_SCHEMA = pa.schema(
     [

@@ -149,7 +149,7 @@ def work_of(recipe: PlanRecipe) -> tuple[Work, float, list[str], dict[str, Any]]
         videos, passed_over = listing.num_rows, passed_over_of(listing)
         if videos == 0:
             raise InputError(f"videos = {recipe.videos!r} holds no video")
-        given_s = pc.subtract(listing["end_s"], listing["start_s"])
+        given_s = pc.subtract(listing["end_s"], pc.fill_null(listing["start_s"], 0.0))
         num_given = videos - given_s.null_count
         if mean_s is None and num_given < videos:
             mean_s, probed_fps, told = _probe(listing.filter(pc.is_null(given_s)), recipe.probe)

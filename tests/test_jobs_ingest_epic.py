@@ -49,8 +49,8 @@ def test_segments_become_triplets_and_rejects(kitchen: Path, tmp_path: Path, tin
         ("open the door", "open", "human"),
         ("turn on light", "turn-on", "human"),
     ]
-    # Frame k is shown at k / 25 s: [.40, 1.20) holds frames 10 to 29, [1.21, 2.01) 31 to 50.
-    for row, (first, last) in zip(rows, [(10, 29), (31, 50)], strict=True):
+    # Frame k is shown at k / 25 s: within half a step [.40, 1.20) holds frames 10 to 29, [1.21, 2.01) 30 to 49.
+    for row, (first, last) in zip(rows, [(10, 29), (30, 49)], strict=True):
         marks = [read_mark(decode_image(row[f"{side}_image"]["bytes"], side)) for side in ("source", "target")]
         assert marks == [first, last]
         assert (row["source_frame"], row["target_frame"]) == (0, last - first)

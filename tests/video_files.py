@@ -1,5 +1,7 @@
 """Small videos whose every frame says which one it is."""
 
+import re
+import subprocess
 from fractions import Fraction
 from pathlib import Path
 
@@ -49,7 +51,7 @@ def write_video(
     path: Path,
     frames: list[np.ndarray],
     *,
-    fps: int = 25,
+    fps: int | Fraction = 25,
     codec: str = "libx264",
     pix_fmt: str = "yuv420p",
     pts: list[int] | None = None,
@@ -82,3 +84,19 @@ def write_video(
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
+
+
+def run_ffmpeg(*args: str | Path) -> subprocess.CompletedProcess[bytes]:
+    """Run the ffmpeg binary that imageio-ffmpeg brings."""
+    import imageio_ffmpeg
+
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-y", *map(str, args)]
+    return subprocess.run(command, capture_output=True, timeout=120, check=True)
+
+
+def ffmpeg_images(path: Path, filters: str = "null", *options: str) -> np.ndarray:
+    """Every frame of a file as ffmpeg shows it, uint8 RGB (T, height, width, 3). ``options`` come before the input."""
+    sink = ("-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24", "-")
+    done = run_ffmpeg(*options, "-i", path, "-map", "0:v:0", "-vf", f"{filters},showinfo", *sink)
+    width, height = map(int, re.findall(r" s:(\d+)x(\d+)", done.stderr.decode(errors="replace"))[-1])
+    return np.frombuffer(done.stdout, np.uint8).reshape(-1, height, width, 3)

@@ -1,8 +1,8 @@
 """Every frame of a video or of a segment of it, once, in order: its brightness at a small size and its time (PyAV).
 
-An error in one packet costs the frames of that packet. Rotation metadata is applied, studio range is
-widened to 0..255, deep colour is reduced to 8 bits. Why PyAV and not decord here: decord converts every
-frame to RGB, which the motion pass does not need, and gives up on files of which most frames are good.
+An error in one packet costs the frames of that packet. The display matrix (rotated, mirrored) is applied, pixels are
+made square, studio range is widened to 0..255, deep colour is reduced to 8 bits. Why PyAV and not decord here: decord
+converts every frame to RGB, which the motion pass does not need, and gives up on files of which most frames are good.
 """
 
 import math
@@ -11,9 +11,10 @@ import re
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import av
 import cv2
@@ -21,12 +22,25 @@ import numpy as np
 
 from wm.images import Pixels
 from wm.video.errors import VideoError
+from wm.video.geometry import (
+    SQUARE_SAMPLES,
+    UPRIGHT,
+    Orientation,
+    SampleAspect,
+    orientation_of,
+    sample_aspect,
+    square_width,
+    to_square_pixels,
+)
 from wm.video.motion import Luma
-
-_Timed: TypeAlias = tuple[float, Any]
+from wm.video.segments import TimedFrame, mark_segment
 
 _PLANAR_YUV = re.compile(r"(yuvj?a?4\d\dp(\d+le)?|nv12|nv21|nv16|nv24)")
 _FULL_RANGE = 2
+_SEEK_MARGINS = (2, 250)
+"""Frames before a segment that are sought; a key-frame next to its begin does not tell how long the frame before it is
+shown."""
+_USUAL_STEP_S = 0.04
 _WIDEN = np.clip((np.arange(256) - 16.0) * (255.0 / 219.0) + 0.5, 0, 255).astype(np.uint8)
 
 
@@ -46,30 +60,39 @@ class Tally:
 @dataclass(slots=True)
 class RawFrame:
     """One decoded frame. ``index`` counts the frames given from 0; ``time_s`` is its presentation time in the
-    file's own clock (a clip need not start at 0)."""
+    file's own clock (a clip need not start at 0). ``orientation``: how to lay it upright. ``sample_aspect``: how its
+    pixels are made square."""
 
     index: int
     time_s: float
     frame: Any = field(repr=False)
-
-    @property
-    def quarter_turns(self) -> int:
-        """Anti-clockwise quarter turns that set the frame upright."""
-        return round(float(self.frame.rotation) / 90) % 4
+    orientation: Orientation = UPRIGHT
+    sample_aspect: SampleAspect = SQUARE_SAMPLES
 
     @property
     def num_bytes(self) -> int:
         """Memory that the decoded frame holds."""
         return sum(plane.buffer_size for plane in self.frame.planes)
 
-    def size_px(self) -> tuple[int, int]:
-        """(height, width) of the upright frame."""
+    @property
+    def upright_aspect(self) -> Fraction:
+        """Width over height of a sample of the upright frame."""
+        return self.sample_aspect.upright(self.orientation)
+
+    def sampled_px(self) -> tuple[int, int]:
+        """(height, width) of the upright frame in its stored samples."""
         height, width = self.frame.height, self.frame.width
-        return (width, height) if self.quarter_turns % 2 else (height, width)
+        return (width, height) if self.orientation.transposed else (height, width)
+
+    def size_px(self) -> tuple[int, int]:
+        """(height, width) of the upright frame in square pixels."""
+        height, width = self.sampled_px()
+        return height, square_width(width, self.upright_aspect)
 
     def rgb(self) -> Pixels:
-        """Upright full-size colour."""
-        return np.ascontiguousarray(np.rot90(self.frame.to_ndarray(format="rgb24"), self.quarter_turns))
+        """Upright full-size colour in square pixels."""
+        upright = np.ascontiguousarray(self.orientation.apply(self.frame.to_ndarray(format="rgb24")))
+        return to_square_pixels(upright, self.upright_aspect)
 
     def grey(self) -> Luma:
         """Upright full-size brightness by way of RGB, as OpenCV's own reader and ``cvtColor`` give it: where colours
@@ -77,11 +100,13 @@ class RawFrame:
         return np.asarray(cv2.cvtColor(self.rgb(), cv2.COLOR_RGB2GRAY), dtype=np.uint8)
 
     def luma(self, side_px: int) -> Luma:
-        """Upright brightness, halved as long as its long side stays ``side_px`` or more (see :func:`shrink`)."""
+        """Upright brightness in stored samples, halved as long as its long side stays ``side_px`` or more (see
+        :func:`shrink`)."""
         plane, excess_bits, widen = _luma_plane(self.frame)
-        small, turns = plane, self.quarter_turns
-        if turns:  # after one halving, which is cheaper and less than a pixel away from turning the frame itself
-            small = np.ascontiguousarray(np.rot90(_halved(small, side_px), turns))
+        small = plane
+        if self.orientation is not UPRIGHT:
+            # after one halving, which is cheaper and less than a pixel away from laying the frame itself
+            small = np.array(self.orientation.apply(_halved(small, side_px)), order="C")
         small = shrink(small, side_px)
         if excess_bits:
             small = (small >> excess_bits).astype(np.uint8)
@@ -96,33 +121,33 @@ def frames(
 ) -> Generator[RawFrame]:
     """Decode the first video stream in one thread. The file is closed when the iterator is.
 
-    ``start_s``, ``end_s``: only frames whose time is in this half-open segment of the file's own clock (None: from
-    its beginning, to its end); ``index`` then counts from the first of them. The file is sought to a key-frame before
-    ``start_s`` where that leads to a frame in time, and otherwise walked from its beginning.
+    ``start_s``, ``end_s``: only the frames of this half-open segment of the file's own clock, within half a frame step
+    (:mod:`wm.video.segments`; None: from its beginning, to its end); ``index`` then counts from the first of them. The
+    file is sought to a key-frame before ``start_s`` where that leads to a frame in time, and otherwise walked from its
+    beginning.
 
     Raises :class:`VideoError`: ``missing_file``, ``not_a_file``, ``unreadable``, ``empty_file``,
-    ``not_a_video``, ``no_video_stream``; ``no_frames`` for an empty segment or one beyond the file's end. Errors
-    after that are counted in ``tally`` and the next packet is tried.
+    ``not_a_video``, ``no_video_stream``; ``no_frames`` for an empty segment or one beyond the file's end;
+    ``odd_orientation``. Errors after that are counted in ``tally`` and the next packet is tried.
     """
     tally = tally if tally is not None else Tally()
     begin = -math.inf if start_s is None else start_s
     end = math.inf if end_s is None else end_s
     if not begin < end:
         raise VideoError("no_frames", f"{path}: the segment from {start_s} s to {end_s} s is empty")
-    for seek in (False,) if start_s is None else (True, False):
+    for margin in (None,) if start_s is None else (*_SEEK_MARGINS, None):
         with _open(path) as container:
             stream = _video_stream(container, path)
             stream.thread_type = "NONE"  # threads hold frames back and cost more than they bring on one core
-            met = Tally()
-            walk = _timed(container, stream, met)
-            if seek:
-                found = _sought(container, stream, walk, begin)
-                if found is None:
-                    continue
-                walk = found
-            yield from _between(walk, begin, end, path)
-            tally.errors += met.errors
-            tally.last_error = met.last_error or tally.last_error
+            attempt = Tally()
+            walk: Iterator[TimedFrame] | None = _timed(container, stream, attempt)
+            if margin is not None:
+                walk = _seek(container, stream, walk, begin, begin - margin * (_mean_step_s(stream) or _USUAL_STEP_S))
+            if walk is None:
+                continue
+            yield from _between(walk, begin, end, path, sample_aspect(stream.sample_aspect_ratio))
+            tally.errors += attempt.errors
+            tally.last_error = attempt.last_error or tally.last_error
             return
 
 
@@ -133,23 +158,37 @@ def stream_start_s(path: str | Path) -> float:
         return float(stream.start_time * stream.time_base) if stream.start_time is not None else 0.0
 
 
-def _between(walk: Iterator[_Timed], begin: float, end: float, path: str | Path) -> Iterator[RawFrame]:
+def _between(
+    walk: Iterator[TimedFrame], begin: float, end: float, path: str | Path, aspect: SampleAspect
+) -> Iterator[RawFrame]:
+    """Give the frames of the segment, numbered, with how they lie."""
     index, time_s = 0, None
-    for time_s, frame in walk:
-        if time_s < begin:
-            continue
-        if time_s >= end:
-            break
-        yield RawFrame(index, time_s, frame)
-        index += 1
+    orientation: Orientation | None = None
+    # Of a whole file nothing is looked for, and each frame is given before the next one is decoded.
+    whole = begin == -math.inf and end == math.inf
+    for time_s, frame, inside in ((*timed, True) for timed in walk) if whole else mark_segment(walk, begin, end):
+        # A container's matrix is every frame's; a codec's comes with a key-frame and holds for the frames after it.
+        if orientation is None or frame.key_frame:
+            try:
+                orientation = orientation_of(frame) or orientation or UPRIGHT
+            except VideoError as error:
+                raise VideoError(error.reason, f"{path}: {error.detail}") from None
+        if inside:
+            yield RawFrame(index, time_s, frame, orientation, aspect)
+            index += 1
     if not index and time_s is not None:
         where = f"the last is at {time_s:.3f} s" if time_s < begin else f"there is one at {time_s:.3f} s"
         raise VideoError("no_frames", f"{path}: no frame from {begin:g} s to {end:g} s; {where}")
 
 
-def _timed(container: Any, stream: Any, tally: Tally) -> Iterator[_Timed]:
+def _mean_step_s(stream: Any) -> float:
+    """Return the mean time between two frames by the header; 0 where it has none."""
+    return float(1 / stream.average_rate) if stream.average_rate else 0.0
+
+
+def _timed(container: Any, stream: Any, tally: Tally) -> Iterator[TimedFrame]:
     """Each frame with its time; one without a time stamp follows the one before it at the stream's mean rate."""
-    step_s = float(1 / stream.average_rate) if stream.average_rate else 0.0
+    step_s = _mean_step_s(stream)
     time_s, base = -step_s, None
     for packet in _packets(container, stream, tally):
         try:
@@ -173,17 +212,23 @@ def _stamp(container: Any, frame: Any) -> int | None:
     return stamp
 
 
-def _sought(container: Any, stream: Any, walk: Iterator[_Timed], begin: float) -> Iterator[_Timed] | None:
-    """The walk from a key-frame at or before ``begin`` on; None where seeking leads to none (no index, or it is
-    wrong). What comes before that key-frame is dropped: it may refer to frames that were passed over."""
+def _seek(
+    container: Any, stream: Any, walk: Iterator[TimedFrame], begin: float, target_s: float
+) -> Iterator[TimedFrame] | None:
+    """Return the walk from a key-frame at or before ``target_s`` on; None where seeking leads to none (no index, or it
+    is wrong), or to none before the segment. What comes before that key-frame is dropped: it may refer to frames that
+    were passed over."""
     try:
-        container.seek(math.floor(begin / stream.time_base), stream=stream)
+        container.seek(math.floor(target_s / stream.time_base), stream=stream)
     except (av.error.FFmpegError, OverflowError):
         return None
     for time_s, frame in walk:
         if frame.key_frame:
-            known = _stamp(container, frame) is not None and time_s <= begin
-            return chain([(time_s, frame)], walk) if known else None
+            following = next(walk, None)
+            known = _stamp(container, frame) is not None
+            # The frame after it too must be in time: then this one lies before the segment, see mark_segment.
+            in_time = following is not None and time_s < following[0] <= begin
+            return chain([(time_s, frame), following], walk) if following and known and in_time else None
     return None
 
 

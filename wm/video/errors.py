@@ -15,6 +15,7 @@ REASONS: Final = {
     "no_video_stream": "only sound, or nothing at all",
     "no_frames": "a video stream without a frame",
     "one_frame": "a single frame: no pair can be made of it",
+    "odd_orientation": "its display matrix turns it by no multiple of 90 degrees",
     "decode_error": "a video stream of which no frame could be decoded",
     "frame_mismatch": "a chosen frame could not be read again as it was first seen",
     "time_out": "took longer than its time limit",

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from wm.video.bounded import search_keyframes
 from wm.video.facts import cut_scores_of
+from wm.video.geometry import SQUARE_SAMPLES, Orientation, SampleAspect
 from wm.video.keyframes import KeyframeRule, choose_keyframes
 from wm.video.motion import MotionKind
 from wm.video.walk import WALK_BATCH, Checks, Walk
@@ -21,12 +22,15 @@ class Scan:
     ``times_s``: float64 presentation times in the file's own clock. ``motion``: float32 mean flow magnitude
     in px/frame of the full-size frame, 0 for the first. ``measured``: bool, false where ``motion`` is an expectation
     and no measurement (only with ``farneback``). ``keyframes``: chosen indices in time order, all of them measured.
-    ``size_px``: (height, width) upright. ``errors``: packets that could not be decoded and were skipped.
+    ``size_px``: (height, width) upright, in square pixels. ``errors``: packets that could not be decoded and were
+    skipped. ``orientations``: for each key-frame, how it lies in the file. ``sample_aspect``: how its pixels are made
+    square.
     ``cuts``: for each key-frame, how much the most cut-like frame since the key-frame before looks like the first of
     a new shot (:func:`wm.video.facts.cut_scores_of`; above 3: a hard cut lies between the two).
-    Frames count from the first of the segment ``start_s`` to ``end_s`` (seconds in the file's own clock, half-open;
-    None: the file's beginning, its end). ``motion_side_px``: the size at which it was seen, which a second reading
-    must use too.
+    Frames count from the first of the segment ``start_s`` to ``end_s`` (seconds in the file's own clock, half-open
+    within half a frame step;
+    None: the file's beginning, its end). ``motion_side_px``, ``small_px``: the size at which it was seen, in stored
+    samples, which a second reading must use too.
     """
 
     num_frames: int
@@ -38,6 +42,9 @@ class Scan:
     checks: Checks
     errors: int
     motion_side_px: int
+    small_px: tuple[int, int]
+    orientations: list[Orientation]
+    sample_aspect: SampleAspect = SQUARE_SAMPLES
     start_s: float | None = None
     end_s: float | None = None
     cuts: list[float] = field(default_factory=list)
@@ -102,6 +109,9 @@ def scan_video(
         checks=walk.checks(chosen),
         errors=walk.tally.errors,
         motion_side_px=motion_side_px,
+        small_px=walk.small_px,
+        orientations=walk.orientations(chosen),
+        sample_aspect=walk.sample_aspect,
         start_s=start_s,
         end_s=end_s,
         cuts=_cuts_between(np.asarray(walk.steps), chosen),

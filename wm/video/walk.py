@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from wm.video.decode import RawFrame, Tally, frames, num_halvings, shrink, small_size
 from wm.video.errors import VideoError
+from wm.video.geometry import SQUARE_SAMPLES, Orientation, SampleAspect, to_square_pixels
 from wm.video.motion import Luma, MotionKind, MotionMeter, farneback_motion
 
 CHECK_SIDE_PX = 40
@@ -46,7 +47,13 @@ class Walk:
     end_s: float | None = None
     tally: Tally = field(default_factory=Tally)
     size_px: tuple[int, int] = (0, 0)
+    """(height, width) of the first frame, upright and in square pixels."""
+    sampled_px: tuple[int, int] = (0, 0)
+    """The same in the file's samples."""
     small_px: tuple[int, int] = (0, 0)
+    sample_aspect: SampleAspect = SQUARE_SAMPLES
+    orientation_changes: list[tuple[int, Orientation]] = field(default_factory=list)
+    """Frames from which on the video lies in another way, the first one included."""
     times_s: list[float] = field(default_factory=list)
     motion: list[float] = field(default_factory=list)
     """px/frame of the full-size frame."""
@@ -66,13 +73,17 @@ class Walk:
         """The first pass."""
         meter, scale = MotionMeter("dis"), 1.0
         before: Luma | None = None
+        orientation: Orientation | None = None
         for raw in self._frames(self.tally):
             if not self.times_s:
                 scale = self._begin(raw)
                 meter = MotionMeter("dis" if self.bounded else self.kind)
+            if raw.orientation is not orientation:
+                orientation = raw.orientation
+                self.orientation_changes.append((raw.index, orientation))
             luma = motion_luma(raw, self.side_px, self.small_px)
             thumb = thumbnail(luma)
-            self.motion.append(meter.next(luma) * scale)
+            self.motion.append(meter.next(to_square_pixels(luma, raw.upright_aspect)) * scale)
             # A sum of whole numbers, the same wherever the arrays lie
             self.steps.append(cv2.norm(thumb, before, cv2.NORM_L1) / thumb.size if before is not None else 0.0)
             self.thumbs[raw.index] = before = thumb
@@ -85,9 +96,10 @@ class Walk:
 
     def _begin(self, raw: RawFrame) -> float:
         """Note the sizes; returns the scale of the motion pass."""
-        self.size_px = raw.size_px()
-        halvings = num_halvings(*self.size_px, self.side_px)
-        self.small_px = small_size(*self.size_px, self.side_px)
+        self.size_px, self.sampled_px = raw.size_px(), raw.sampled_px()
+        self.sample_aspect = raw.sample_aspect
+        halvings = num_halvings(*self.sampled_px, self.side_px)
+        self.small_px = small_size(*self.sampled_px, self.side_px)
         self.bounded = self.kind == "farneback" and halvings > 0
         self.held = [] if self.bounded else None
         self.quarters = [] if self.bounded and halvings > 2 else None
@@ -100,7 +112,8 @@ class Walk:
             if len(self.held) * raw.num_bytes > MAX_HELD_BYTES:
                 self.held = None
         if self.quarters is not None:
-            self.quarters.append(raw.luma(max(self.size_px) // 4))
+            quarter = raw.luma(max(self.sampled_px) // 4)
+            self.quarters.append(to_square_pixels(quarter, raw.upright_aspect))
             if len(self.quarters) * self.quarters[-1].size > MAX_QUARTER_BYTES:
                 self.quarters = None
 
@@ -135,6 +148,10 @@ class Walk:
             self.greys[frame] = held[frame].grey()
         return self.greys[frame]
 
+    def orientations(self, chosen: list[int]) -> list[Orientation]:
+        """Return how each chosen frame lies in the file."""
+        return [next(laid for begin, laid in reversed(self.orientation_changes) if begin <= frame) for frame in chosen]
+
     def checks(self, chosen: list[int]) -> Checks:
         """What each chosen frame must look like when it is read again."""
         near = {frame: self._near(frame) for frame in chosen}
@@ -166,7 +183,7 @@ def _motion(before: Luma, after: Luma) -> float:
 
 
 def motion_luma(raw: RawFrame, motion_side_px: int, size_px: tuple[int, int]) -> Luma:
-    """A frame's brightness as the motion pass sees it. A picture that changes its size goes on at
+    """A frame's brightness as the motion pass sees it, in stored samples. A picture that changes its size goes on at
     ``size_px``."""
     luma = raw.luma(motion_side_px)
     if luma.shape != size_px:

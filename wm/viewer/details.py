@@ -97,4 +97,7 @@ def _facts(row: Row) -> list[list[Any]]:
     if pair.get("repeat_bits") is not None:
         facts.append(["nearest earlier pair", f"{pair['repeat_bits']} bits"])
     facts.append(["decord gave up", clip.get("fallback")])
+    facts.append(["laid upright by", clip.get("orientation")])
+    aspect = clip.get("sample_aspect_ratio")
+    facts.append(["stored pixels", None if aspect == "1:1" else aspect])
     return facts

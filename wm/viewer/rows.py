@@ -20,6 +20,7 @@ COLUMNS = [name for name in TRIPLET_SCHEMA.names if name not in _CODES] + (
     [] if "reader" in TRIPLET_SCHEMA.names else ["reader"]
 )
 CLIP_COLUMNS = ["key", "uri", "start_s", "end_s", "num_frames", "keyframes", "times_s", "motion", "fallback"]
+CLIP_COLUMNS += ["frame_s", "orientation", "sample_aspect_ratio"]
 PAIR_COLUMNS = [
     "triplet_id",
     "key",
@@ -111,14 +112,24 @@ def _clip_of(
     usable = [clip for clip in clips if clip["motion"] and clip["keyframes"]]
     if pair is not None and pair["key"] is not None:
         return next((clip for clip in usable if clip["key"] == pair["key"]), None)
-    return next((clip for clip in usable if _holds(clip, row)), None)
+    named = (clip for clip in usable if _names_source(clip, row))
+    return next(named, None) or next((clip for clip in usable if _holds(clip, row)), None)
+
+
+def _names_source(clip: dict[str, Any], row: dict[str, Any]) -> bool:
+    """Whether the triplet's source is a key-frame of the clip by its number and its very time."""
+    times_s = dict(zip(clip["keyframes"], clip["times_s"] or [], strict=False))
+    return row["source_time_s"] is not None and times_s.get(row["source_frame"]) == row["source_time_s"]
 
 
 def _holds(clip: dict[str, Any], row: dict[str, Any]) -> bool:
+    """Whether the triplet's source may be a key-frame of the clip: by its number, and by its time within half a frame
+    step of the segment, as segments are read (:mod:`wm.video.segments`)."""
     time_s, frame = row["source_time_s"], row["source_frame"]
     if time_s is not None:
-        if clip["start_s"] is not None and time_s < clip["start_s"]:
+        place_s = time_s + (clip["frame_s"] or 0.0) / 2
+        if clip["start_s"] is not None and place_s < clip["start_s"]:
             return False
-        if clip["end_s"] is not None and time_s >= clip["end_s"]:
+        if clip["end_s"] is not None and place_s >= clip["end_s"]:
             return False
     return frame is None or frame in clip["keyframes"]

@@ -1,0 +1,178 @@
+"""From stored samples to the picture that a player shows: the display matrix's orientation, square pixels.
+
+ffmpeg's own output is the reference for both: it lays a frame as its display matrix says before any filter, and
+``scale=iw*sar:ih`` makes its pixels square.
+"""
+
+import math
+import struct
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+import av
+import numpy as np
+from av.sidedata.sidedata import Type
+from PIL import Image
+
+from wm.images import Pixels
+from wm.video.errors import VideoError
+
+SQUARE = Fraction(1)
+MAX_SAMPLE_ASPECT_RATIO = 8
+"""Wider or narrower samples are a damaged header's, and pixels stay as they are stored. Real ones, of tapes and discs,
+lie between 2:5 and 3:1."""
+
+_UNNAMED_SIDE_DATA = range(max(kind.value for kind in Type) + 1, max(kind.value for kind in Type) + 9)
+"""Kinds of side data that FFmpeg may attach and this PyAV has no name for."""
+_NO_FRAME = av.VideoFrame(2, 2, "gray")
+
+
+@dataclass(frozen=True, slots=True)
+class Orientation:
+    """One of the eight ways to lay a frame: rows and columns exchanged (or not), then each of them reversed (or not).
+
+    ``vertical_flip``: the order of rows is reversed, as by ffmpeg's ``vflip``; ``horizontal_flip``: that of columns.
+    """
+
+    transposed: bool = False
+    vertical_flip: bool = False
+    horizontal_flip: bool = False
+
+    def apply(self, pixels: Any) -> Any:
+        """Lay an array of shape (height, width, ...) upright. Returns a view, or the array itself."""
+        if self.transposed:
+            pixels = pixels.swapaxes(0, 1)
+        if self.vertical_flip:
+            pixels = pixels[::-1]
+        if self.horizontal_flip:
+            pixels = pixels[:, ::-1]
+        return pixels
+
+    @property
+    def clockwise_turns(self) -> int:
+        """Quarter turns that readers make who take the matrix for an angle: right but for a mirrored frame."""
+        if self.transposed:
+            return 3 if self.vertical_flip else 1
+        return 2 if self.horizontal_flip else 0
+
+    @property
+    def filters(self) -> str:
+        """The same in ffmpeg's filters, empty for a frame that is stored upright."""
+        if self.transposed:
+            base = "cclock" if self.vertical_flip else "clock"
+            return f"transpose={base}" + ("_flip" if self.vertical_flip == self.horizontal_flip else "")
+        return ",".join(["hflip"] * self.horizontal_flip + ["vflip"] * self.vertical_flip)
+
+
+_ORIENTATIONS = {
+    (transposed, vertical, horizontal): Orientation(transposed, vertical, horizontal)
+    for transposed in (False, True)
+    for vertical in (False, True)
+    for horizontal in (False, True)
+}
+"""Each orientation once, so that frames are compared by identity."""
+UPRIGHT = _ORIENTATIONS[False, False, False]
+
+
+def orientation_of(frame: Any) -> Orientation | None:
+    """Read how a decoded frame (``av.VideoFrame``) lies, from the container's or the codec's display matrix; None where
+    the frame has none.
+
+    Raises:
+        VideoError: ``odd_orientation``, see :func:`parse_display_matrix`.
+    """
+    try:
+        side_data = frame.side_data
+    except ValueError:  # PyAV stops at the first kind it has no name for, such as a JPEG's EXIF block
+        side_data = _without_unnamed_side_data(frame).side_data
+    matrix = bytes(side_data[Type.DISPLAYMATRIX]) if Type.DISPLAYMATRIX in side_data else b""
+    # A frame and its side data hold each other, and frames that wait for the garbage collector fill the memory.
+    side_data.__init__(_NO_FRAME)
+    return parse_display_matrix(matrix) if matrix else None
+
+
+@lru_cache(maxsize=64)
+def parse_display_matrix(matrix: bytes) -> Orientation:
+    """Read a display matrix as FFmpeg stores it: nine native int32, rows (a, b, u), (c, d, v), (x, y, w).
+
+    A stored sample at (p, q) is shown at (ap + cq, bp + dq), up to shift and scale. Like ffmpeg, angles are rounded to
+    whole degrees and a matrix that flattens the picture counts as none.
+
+    Raises:
+        VideoError: ``odd_orientation`` for an angle that is no multiple of 90 degrees: the upright picture would be no
+            rectangle.
+    """
+    a, b, _, c, d, *_ = struct.unpack("=9i", matrix)
+    x_scale, y_scale = math.hypot(a, c), math.hypot(b, d)
+    if not x_scale or not y_scale:
+        return UPRIGHT
+    degrees = round(math.degrees(math.atan2(b / y_scale, a / x_scale)))
+    if degrees % 90:
+        raise VideoError(
+            "odd_orientation", f"its display matrix turns it by {degrees} degrees, expected a multiple of 90"
+        )
+    if degrees % 180:
+        return _ORIENTATIONS[True, b < 0, c < 0]
+    return _ORIENTATIONS[False, d < 0, a < 0]
+
+
+def _without_unnamed_side_data(frame: Any) -> Any:
+    """Return the frame (its pixels are shared) without side data that PyAV cannot list."""
+    graph = av.filter.Graph()
+    chain: list[Any] = [graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=SQUARE)]
+    chain += [graph.add("sidedata", f"mode=delete:type={kind}") for kind in _UNNAMED_SIDE_DATA]
+    graph.link_nodes(*chain, graph.add("buffersink")).configure()
+    graph.push(frame)
+    return graph.pull()
+
+
+@dataclass(frozen=True, slots=True)
+class SampleAspect:
+    """Width over height of a stored sample (``ratio``, 1 where the file has none), and of a sample of the upright
+    frame, by which its pixels are made square: as it lies in the file or ``transposed``. Both are the object
+    :data:`SQUARE` where there is nothing to scale: fractions are slow to compare."""
+
+    ratio: Fraction
+    as_stored: Fraction
+    transposed: Fraction
+
+    def upright(self, orientation: Orientation) -> Fraction:
+        """Return the ratio of a sample of a frame that lies in this way."""
+        return self.transposed if orientation.transposed else self.as_stored
+
+    def __str__(self) -> str:
+        """Write the ratio as ffmpeg does (``64:45``), and whether it was of no use."""
+        text = f"{self.ratio.numerator}:{self.ratio.denominator}"
+        return text if self.as_stored == self.ratio else f"{text} (not applied)"
+
+
+def sample_aspect(ratio: Fraction | None) -> SampleAspect:
+    """Build the aspect of a stream's ``sample_aspect_ratio``; an absurd one is not applied."""
+    ratio = ratio or SQUARE
+    in_bounds = 1 <= MAX_SAMPLE_ASPECT_RATIO * ratio <= MAX_SAMPLE_ASPECT_RATIO**2
+    applied = ratio if in_bounds and ratio != SQUARE else SQUARE
+    return SampleAspect(ratio, applied, SQUARE if applied is SQUARE else 1 / applied)
+
+
+SQUARE_SAMPLES = sample_aspect(None)
+
+
+def square_width(width_px: int, aspect: Fraction) -> int:
+    """Compute the width of a frame of square pixels, with the rounding of ffmpeg's ``scale=iw*sar:ih``."""
+    return int(width_px * (aspect.numerator / aspect.denominator)) or width_px
+
+
+def to_square_pixels(pixels: Pixels, aspect: Fraction) -> Pixels:
+    """Scale the columns of an upright uint8 image (height, width[, 3]) so that its pixels are square (bicubic).
+
+    Args:
+        pixels: the image; returned as it is where ``aspect`` is 1.
+        aspect: width over height of one of its samples.
+    """
+    if aspect is SQUARE or aspect == SQUARE:
+        return pixels
+    height_px, width_px = pixels.shape[:2]
+    size = (square_width(width_px, aspect), height_px)
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
