@@ -22,6 +22,7 @@ from wm.datasets.videos import list_videos
 from wm.errors import InputError, OtherRunError
 from wm.evaluation.findings import SUPERSEDED
 from wm.models import load_codec
+from wm.paths import OptionalInputPath, OutputPath
 from wm.runs import check_place, read_run
 from wm.training import TrainRecipe
 
@@ -32,19 +33,19 @@ class BootstrapRecipe(Recipe):
     """One table a stage, with that stage's own keys (``python -m jobs.STAGE --help``); paths between stages are set
     here. Without ``base_model``, ``supervised_root`` and ``videos`` the nano world supplies them."""
 
-    out: str
+    out: OutputPath
     """Folder of the run; each stage has a folder of its name in it."""
     seeds: list[int] = Field(default=[0], min_length=1)
     """Training seeds. Every seed trains its own inverse and forward models; evaluation gives mean and spread."""
-    base_model: str | None = None
+    base_model: OptionalInputPath = None
     """Model folder to start from; without it jobs.pretrain makes the nano base."""
-    supervised_root: str | None = None
+    supervised_root: OptionalInputPath = None
     """Folder of a supervised set in AURORA's layout; without it the tabletop's."""
     train_file: str = "data/tabletop/train.json"
     """Its rows for training, relative to the root."""
     test_file: str = "data/tabletop/test.json"
     """Its rows for evaluation."""
-    videos: str | None = None
+    videos: OptionalInputPath = None
     """Folder, glob or list of unlabelled videos; without it the tabletop's."""
     unweighted: bool = True
     """Train the bootstrapped forward model without recognition weights too, for comparison."""

@@ -12,13 +12,14 @@ from pydantic import Field
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.config import Recipe
+from wm.paths import OutputPath
 from wm.runs import Run, read_run, write_json
 
 
 class PretrainRecipe(Recipe):
     """Sizes of the data and lengths of the trainings."""
 
-    out: str
+    out: OutputPath
     """Folder; the base (codec, language model, tokenizer) is out/model."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Of the documents and of both trainings."""

@@ -14,6 +14,7 @@ from wm.cli import main as cli_main
 from wm.config import Recipe
 from wm.errors import InputError
 from wm.images import decode_image, fit_square
+from wm.paths import InputPath, OutputPath
 from wm.records import TRIPLET_SCHEMA, read_table, write_table
 from wm.runs import Run, digest_of
 from wm.tabletop.actions import action_between
@@ -24,11 +25,11 @@ from wm.tabletop.scenes import SIDE_PX
 class RelabelRecipe(Recipe):
     """Which triplets, and which labels they get."""
 
-    triplets: str
+    triplets: InputPath
     """Folder of annotated triplets of the tabletop."""
-    selection: str
+    selection: InputPath
     """Folder of jobs.select: the rows to take."""
-    out: str
+    out: OutputPath
     """Folder for out/triplets."""
     labels: Literal["truth", "shuffled"]
     """truth: the one action that leads from source to target, read from the pictures; rows between which there is

@@ -7,11 +7,12 @@ from pydantic import Field, field_validator, model_validator
 
 from wm.config import Recipe
 from wm.models.protocol import Task
+from wm.paths import InputPath, OutputPath, OutputPathOrUri
 from wm.training.adapters import Lora
 from wm.training.loss import Weights
 from wm.training.order import SampleOrder
 from wm.training.sources import Source
-from wm.uris import OBJECT_STORES, is_remote, local_path, scheme_of
+from wm.uris import OBJECT_STORES, scheme_of
 
 TOKENS = ".tokens"
 """Below ``out``, while a run lasts: the tokenised triplets."""
@@ -28,11 +29,11 @@ class TrainRecipe(Recipe):
 
     task: Task
     """idm: (source, target) to action. fdm: (source, action) to target."""
-    base: str
+    base: InputPath
     """Folder of the base model (Hugging Face format)."""
     triplets: list[Source]
     """Tables of triplets: ``[[triplets]]`` tables in the file, or triplets=FOLDER for one."""
-    out: str
+    out: OutputPath
     """Output folder; the trained model is written to ``out/model``."""
     steps: int = Field(default=0, ge=0)
     """Optimiser steps; 0: given by ``epochs``."""
@@ -77,7 +78,7 @@ class TrainRecipe(Recipe):
     """Peak of one device in TFLOP/s, for the MFU; 0: by the GPU's name, and no MFU where that says nothing."""
     device_gib: float = Field(default=0.0, ge=0)
     """Memory of one device in GiB, for what a dry run says of a GPU that is elsewhere; 0: that of the GPU here."""
-    held_out: str = ""
+    held_out: InputPath = ""
     """Folder of triplets that are not trained on, for gates and samples."""
     gate_every: int = Field(default=0, ge=0)
     """Steps between gates (and one at the end): likelihood, preference probe and copies on held-out triplets, by the
@@ -91,7 +92,7 @@ class TrainRecipe(Recipe):
     """Steps between pictures of what the model predicts on held-out triplets, in ``out/samples``; 0: none."""
     sample_rows: int = Field(default=4, ge=1)
     """Held-out triplets in such a picture."""
-    token_cache: str = ""
+    token_cache: OutputPath = ""
     """Folder that keeps tokenised triplets for other runs, better on a disk of the node than on a network; empty:
     ``out/.tokens``, which is removed when the run is whole."""
     max_failures: int = Field(default=1, ge=0)
@@ -103,7 +104,7 @@ class TrainRecipe(Recipe):
     checkpoint_activations: Literal["auto", True, False] = "auto"
     """Keep only the input of each layer and compute the layer again in the backward pass: less memory, a third more
     work; auto: only where it would not fit otherwise."""
-    checkpoints: str = ""
+    checkpoints: OutputPathOrUri = ""
     """Where checkpoints lie: a folder that all workers share, or s3://bucket/prefix, gs://bucket/prefix; empty:
     ``out/checkpoints``."""
     keep_last: int = Field(default=0, ge=0)
@@ -184,21 +185,3 @@ class TrainRecipe(Recipe):
     def num_steps(self, order: SampleOrder) -> int:
         """Optimiser steps over rows in this order."""
         return self.steps or order.steps_of(self.epochs, self.global_batch)
-
-    def with_absolute_paths(self) -> Self:
-        """The same recipe for a process in another working directory."""
-        sources = [
-            source.model_copy(
-                update={
-                    "path": str(Path(source.path).absolute()),
-                    "selection": source.selection and str(Path(source.selection).absolute()),
-                }
-            )
-            for source in self.triplets
-        ]
-        paths = {"base": str(Path(self.base).absolute()), "out": str(Path(self.out).absolute())}
-        if self.checkpoints and not is_remote(self.checkpoints):
-            paths["checkpoints"] = str(Path(local_path(self.checkpoints)).absolute())
-        held_out = self.held_out and str(Path(self.held_out).absolute())
-        cache = self.token_cache and str(Path(self.token_cache).absolute())
-        return self.model_copy(update={"triplets": sources, "held_out": held_out, "token_cache": cache, **paths})
