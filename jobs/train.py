@@ -28,6 +28,7 @@ from wm.training import MODEL, DivergedError, TrainRecipe, World, fit
 from wm.training.checkpoints import need_own, need_place, tidy
 from wm.training.plan import Plan, check_data, order_of, plan
 from wm.training.recipe import TOKENS
+from wm.training.schedule import schedule_warnings
 from wm.training.watch import BEST
 
 _RAY_NOTES = ".ray_train"
@@ -57,6 +58,8 @@ def run(recipe: TrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     for part in tokens.facts:
         for reason, count in part.left_out.items():
             print(f"  left out: {count:,} x {reason}, of {part.source.path}")
+    for line in schedule_warnings(recipe, num_steps):
+        print(f"warning: {line}")
     train = _fit_here if recipe.num_workers == 0 else _fit_on_ray
     with stage.timed("train"), progress(Path(recipe.out), recipe.task, num_steps):
         summary = train(recipe.with_absolute_paths(), recipe.digest())

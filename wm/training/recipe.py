@@ -1,11 +1,13 @@
 """The training recipe: what ``jobs.train`` reads and every worker receives."""
 
+import math
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from wm.config import Recipe
+from wm.errors import InputError
 from wm.models.protocol import Task
 from wm.paths import InputPath, OutputPath, OutputPathOrUri
 from wm.training.adapters import Lora
@@ -47,6 +49,9 @@ class TrainRecipe(Recipe):
     """Peak learning rate of AdamW."""
     warmup_steps: int = Field(default=0, ge=0)
     """Steps of linear warm-up; cosine decay follows."""
+    warmup_ratio: float | None = Field(default=None, ge=0, le=1)
+    """Instead of warmup_steps: the warm-up as a share of the run's steps, rounded up, which fits a run of any
+    length."""
     lr_floor: float = Field(default=0.0, ge=0, le=1)
     """Learning rate at the end as a fraction of the peak."""
     weight_decay: float = Field(default=0.0, ge=0)
@@ -122,6 +127,13 @@ class TrainRecipe(Recipe):
             raise ValueError("expected a local folder, s3://bucket/prefix or gs://bucket/prefix")
         return checkpoints
 
+    @field_validator("warmup_steps", mode="before")
+    @classmethod
+    def _no_share(cls, value: Any) -> Any:
+        if isinstance(value, float) and 0 < value < 1:
+            raise ValueError(f"expected whole steps; a share of the run is warmup_ratio = {value:g}")
+        return value
+
     @field_validator("triplets", mode="before")
     @classmethod
     def _one_folder(cls, value: Any) -> Any:
@@ -133,6 +145,11 @@ class TrainRecipe(Recipe):
             raise ValueError("triplets is empty; give at least one table with a path")
         if (self.steps > 0) == (self.epochs > 0):
             raise ValueError(f"give steps or epochs, one of them (steps = {self.steps}, epochs = {self.epochs})")
+        if self.warmup_steps and self.warmup_ratio is not None:
+            raise ValueError(
+                f"give warmup_steps or warmup_ratio, not both (warmup_steps = {self.warmup_steps}, warmup_ratio = "
+                f"{self.warmup_ratio:g}); a recipe's own warmup_steps is taken back by warmup_steps = 0"
+            )
         share, rest = divmod(self.global_batch, self.num_ranks)
         if rest:
             raise ValueError(f"global_batch = {self.global_batch} is no multiple of num_workers = {self.num_ranks}")
@@ -183,5 +200,19 @@ class TrainRecipe(Recipe):
         return Path(self.token_cache or Path(self.out) / TOKENS)
 
     def num_steps(self, order: SampleOrder) -> int:
-        """Optimiser steps over rows in this order."""
-        return self.steps or order.steps_of(self.epochs, self.global_batch)
+        """Return the optimiser steps over rows in this order.
+
+        Raises:
+            InputError: ``epochs`` is so small a share of the rows that no step is left.
+        """
+        steps = self.steps or order.steps_of(self.epochs, self.global_batch)
+        if not steps:
+            raise InputError(
+                f"epochs = {self.epochs:g} shows none of the {order.rows_per_epoch:,} rows of an epoch: there is no "
+                f"step to train; expected {0.5 / order.rows_per_epoch:.2g} or more, or steps"
+            )
+        return steps
+
+    def num_warmup_steps(self, num_steps: int) -> int:
+        """Return the steps of the warm-up in a run of so many; a ratio is rounded up, as in transformers."""
+        return self.warmup_steps if self.warmup_ratio is None else math.ceil(num_steps * self.warmup_ratio)
