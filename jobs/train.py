@@ -105,7 +105,9 @@ def _fit_on_ray(recipe: TrainRecipe, digest: str) -> dict[str, Any]:
     """On Ray Train, which starts the workers again when one dies; checkpoints are the workers' own affair."""
     _ray.connect()
     import ray.train
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from jobs._train_backend import LoopbackTorchConfig
 
     notes = Path(recipe.out) / _RAY_NOTES  # a former session's say that it is running, or has failed
     shutil.rmtree(notes, ignore_errors=True)
@@ -117,6 +119,7 @@ def _fit_on_ray(recipe: TrainRecipe, digest: str) -> dict[str, Any]:
             use_gpu=recipe.use_gpu,
             resources_per_worker={"CPU": 1} | ({"GPU": 1} if recipe.use_gpu else {}),
         ),
+        torch_config=LoopbackTorchConfig() if _ray.is_private() else TorchConfig(),
         run_config=ray.train.RunConfig(
             name=_RAY_NOTES,
             storage_path=recipe.out,

@@ -7,7 +7,21 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-BASE = {"wm", "api", "cli", "config", "errors", "images", "judging", "paths", "records", "runs", "storage", "uris"}
+BASE = {
+    "wm",
+    "api",
+    "cli",
+    "config",
+    "errors",
+    "images",
+    "judging",
+    "paths",
+    "private_session",
+    "records",
+    "runs",
+    "storage",
+    "uris",
+}
 BASE |= {"replies", "replies_chat"}
 """Modules directly in ``wm``, and ``wm/api``: every room may import them, they import no room (only each other)."""
 
