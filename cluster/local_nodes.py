@@ -7,13 +7,13 @@ a node can be taken away in the middle.
 import argparse
 import logging
 import os
-import secrets
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from wm.private_session import private_session, set_private_token
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
@@ -34,29 +34,34 @@ def local_nodes(
         raise ValueError(f"expected at least one node and one CPU, got {num_nodes} and {cpus_per_node}")
     before = os.environ.pop("RAY_ADDRESS", None)
     _authenticate()
+    from ray._private import ray_constants
     from ray.cluster_utils import Cluster
 
-    node = {"num_cpus": cpus_per_node, "object_store_memory": object_store_bytes}
-    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
-    try:
-        for _ in range(num_nodes - 1):
-            cluster.add_node(**node)
-        cluster.wait_for_nodes()
-        os.environ["RAY_ADDRESS"] = cluster.address
-        yield cluster
-    finally:
-        cluster.shutdown()
-        os.environ.pop("RAY_ADDRESS", None)
-        if before is not None:
-            os.environ["RAY_ADDRESS"] = before
+    # As long as the cluster stands: who joins it by a loopback address must not take it for the host's own.
+    with private_session(ray_constants) as private:
+        node = {
+            "num_cpus": cpus_per_node,
+            "object_store_memory": object_store_bytes,
+            "temp_dir": private["_temp_dir"],
+        }
+        cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+        try:
+            for _ in range(num_nodes - 1):
+                cluster.add_node(**node)
+            cluster.wait_for_nodes()
+            os.environ["RAY_ADDRESS"] = cluster.address
+            yield cluster
+        finally:
+            cluster.shutdown()
+            os.environ.pop("RAY_ADDRESS", None)
+            if before is not None:
+                os.environ["RAY_ADDRESS"] = before
 
 
 def _authenticate() -> None:
     """Token authentication for this process and its children, with a token of their own if there is none."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    named = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ)
-    if not named and not (Path.home() / ".ray" / "auth_token").exists():
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    set_private_token()
     logging.getLogger("ray").setLevel(logging.ERROR)
     from ray._private.authentication.authentication_token_setup import enable_token_auth_by_default
 

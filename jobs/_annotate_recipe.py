@@ -10,6 +10,7 @@ from jobs._annotate_decoder import DownloadSettings
 from wm.config import Recipe
 from wm.datasets.filters import Filters
 from wm.datasets.videos import Layout
+from wm.paths import InputPath, OptionalInputPath, OutputPath
 from wm.video import REASONS, ClipSettings, KeyframeRule, MotionKind, Reader
 
 HOW = frozenset(
@@ -33,19 +34,19 @@ class AnnotateRecipe(Recipe):
 
     HOW: ClassVar[frozenset[str]] = HOW
 
-    videos: str
+    videos: InputPath
     """Folder, glob, one file, or list (.txt .csv .tsv .jsonl .parquet with uri and optional class_label, start_s,
     end_s, license); local, s3://, gs:// or https://."""
-    idm: str
+    idm: InputPath
     """Model folder of the inverse dynamics model: full, or a PEFT adapter."""
-    out: str
+    out: OutputPath
     """Folder for out/triplets, out/rejects, out/clips, out/pairs and out/run.json."""
     layout: Layout = "auto"
     """How class labels follow from names: auto, folder, ucf101, kinetics, moments, epic."""
-    annotations: str | None = None
+    annotations: OptionalInputPath = None
     """The data set's own CSV or split list, where labels or segments stand in one (Kinetics, EPIC-Kitchens,
     UCF-101)."""
-    base: str | None = None
+    base: OptionalInputPath = None
     """Base folder of an adapter; without it the one that the adapter's manifest names."""
     dataset: str = Field(default="videos", min_length=1)
     """Name for the dataset column."""

@@ -17,6 +17,7 @@ from jobs._benchmark_trials import broken_run, memory_growth, scale_out
 from wm.config import Recipe
 from wm.datasets.videos import list_videos
 from wm.errors import InputError
+from wm.paths import InputPath, OutputPath
 
 PACKAGES = ("wm", "av", "decord", "numpy", "opencv-python-headless", "pyarrow", "ray", "torch")
 _SOURCES = 12
@@ -25,11 +26,11 @@ _SOURCES = 12
 class BenchmarkRecipe(Recipe):
     """Which trials, how large."""
 
-    out: str
+    out: OutputPath
     """JSON file to write."""
-    videos: str = ""
+    videos: InputPath = ""
     """Folder, glob or list of real videos, re-encoded; without it, clips are made."""
-    idm: str = ""
+    idm: InputPath = ""
     """Model folder for the memory trial and the rates of encoding and IDM; without it a random nano model."""
     gpus_per_annotator: float = Field(default=0.0, ge=0)
     """Above 0: that model runs on a GPU."""

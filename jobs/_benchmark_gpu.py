@@ -37,6 +37,7 @@ from jobs._benchmark_gpu_work import (
 from jobs._benchmark_sampling_models import Shape, ShapeModel
 from wm.config import Recipe
 from wm.errors import InputError
+from wm.paths import OutputPath
 
 PACKAGES = ("wm", "torch", "triton", "transformers", "peft", "numpy")
 SHAPE = Shape(4096, 32, 32, 65_536, 8_192, prefix=1060, target=1024, mlp_width=11_008)
@@ -48,7 +49,7 @@ PARTS: tuple[Part, ...] = ("check", "sampling", "idm", "hf", "speculation", "tra
 class BenchmarkRecipe(Recipe):
     """What to measure, and for how long."""
 
-    out: str
+    out: OutputPath
     """JSON file to write."""
     parts: list[Part] = list(PARTS)
     """In the order in which they are done; training changes the model and must be the last."""

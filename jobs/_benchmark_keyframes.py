@@ -20,6 +20,7 @@ from jobs._benchmark_clips import SHAPES, made_clips, real_clips
 from jobs._benchmark_common import check_out, interleaved, spread, write_benchmark
 from wm.config import Recipe
 from wm.datasets.videos import list_videos
+from wm.paths import InputPath, OutputPath
 from wm.video import KEYFRAME_RULES, KeyframeRule, Scan, choose_keyframes, scan_video
 from wm.video.fetch import fetch_decord, fetch_pyav
 
@@ -34,9 +35,9 @@ MAX_KEYFRAMES, MIN_INTERVAL = 6, 20
 class BenchmarkRecipe(Recipe):
     """On which clips, and how often."""
 
-    out: str
+    out: OutputPath
     """JSON file to write."""
-    videos: str = ""
+    videos: InputPath = ""
     """Folder, glob or list of real videos, re-encoded to both shapes; without it, clips are made."""
     clips: int = Field(default=8, ge=1)
     """Made clips of each shape; of real ones, videos at most (each gives two clips at most)."""
@@ -44,7 +45,7 @@ class BenchmarkRecipe(Recipe):
     """Turns that each kind of work takes on a clip; their median counts."""
     quick: bool = False
     """One short clip of each shape, one round: shows that it works, measures nothing."""
-    keep: str = ""
+    keep: OutputPath = ""
     """Folder to keep the clips in."""
 
 

@@ -29,6 +29,7 @@ from jobs._benchmark_sampling_work import (
 )
 from wm.config import Recipe
 from wm.dynamics.scoring import completion_logprobs
+from wm.paths import InputPath, OutputPath
 from wm.sampling import Decoder, sample_images
 
 PACKAGES = ("wm", "torch", "transformers", "numpy")
@@ -43,17 +44,17 @@ CACHES = ("dynamic", "static")
 class BenchmarkRecipe(Recipe):
     """What to measure, and how often."""
 
-    out: str
+    out: OutputPath
     """JSON file to write."""
     rounds: int = Field(default=5, ge=1)
     """Turns of each kind of work; the least counts."""
     long: bool = True
     """Also prefix 1,060 and target 1,024 at width 256, which takes most of the time."""
-    fdm: str = ""
+    fdm: InputPath = ""
     """Folder of a trained forward model, for speculation on it; with triplets."""
-    base: str = ""
+    base: InputPath = ""
     """Of fdm, if that is an adapter: its base's folder; empty: what its manifest says."""
-    triplets: str = ""
+    triplets: InputPath = ""
     """Folder of triplets to speculate on."""
     items: int = Field(default=64, ge=1)
     """Triplets taken."""

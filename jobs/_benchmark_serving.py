@@ -27,6 +27,7 @@ from wm.config import Recipe
 from wm.errors import InputError
 from wm.images import decode_image, encode_png
 from wm.models.nano import TINY, NanoPreset
+from wm.paths import InputPath, OutputPath
 
 PACKAGES = ("wm", "ray", "torch", "fastapi", "uvicorn", "httpx2", "numpy")
 BEST_OF = 8
@@ -42,13 +43,13 @@ SMALL = replace(TINY, side_px=32, max_positions=256)
 class BenchmarkRecipe(Recipe):
     """What to measure, and how often."""
 
-    out: str
+    out: OutputPath
     """JSON file to write."""
-    fdm: str = ""
+    fdm: InputPath = ""
     """Folder of a forward model; with idm."""
-    idm: str = ""
+    idm: InputPath = ""
     """Folder of an inverse model."""
-    base: str = ""
+    base: InputPath = ""
     """Of fdm and idm, if those are adapters: their base's folder; empty: what their manifests say."""
     action: str = ""
     """What is asked of fdm and idm: words that they know."""

@@ -29,6 +29,7 @@ from jobs._benchmark_training_models import Shape, module_of, our_step, ours, pe
 from wm.config import Recipe
 from wm.models.adapters import quiet_peft
 from wm.models.protocol import Task
+from wm.paths import OutputPath
 from wm.training import Lora
 
 PACKAGES = ("wm", "torch", "transformers", "peft", "numpy")
@@ -39,7 +40,7 @@ Work = Mapping[str, Callable[[], object]]
 class BenchmarkRecipe(Recipe):
     """What to measure, and how often."""
 
-    out: str
+    out: OutputPath
     """JSON file to write."""
     rounds: int = Field(default=5, ge=1)
     """Turns of each kind of work, after one to warm up; the least counts."""

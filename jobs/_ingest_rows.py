@@ -1,7 +1,6 @@
 """What ``ingest`` is told, the rows that it takes, and the two pictures of a row."""
 
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -9,6 +8,7 @@ from wm.config import Recipe
 from wm.datasets.aurora import Item, Problem, list_items, load_pair
 from wm.datasets.narrated import Narrated, list_narrated
 from wm.images import decode_image, encode_png
+from wm.paths import InputPath, OptionalInputPath, OutputPath
 from wm.video.ends import segment_ends
 from wm.video.errors import VideoError
 from wm.video.isolation import IsolatedProcess
@@ -27,15 +27,15 @@ class Pair(NamedTuple):
 class IngestRecipe(Recipe):
     """Where the rows and their images are, and which codec turns images into codes."""
 
-    root: str
+    root: InputPath
     """Folder that the paths in the JSON file are relative to; with layout = epic that of the videos."""
     file: str
     """The JSON list, or EPIC-Kitchens' CSV of segments; relative to root, or an absolute path."""
-    out: str
+    out: OutputPath
     """Folder for out/triplets, out/rejects and out/run.json."""
     layout: Literal["aurora", "epic"] = "aurora"
     """aurora: a JSON list of instruction, input, output; epic: narrated segments, first and last frame of each."""
-    codec: str | None = None
+    codec: OptionalInputPath = None
     """Model folder whose codec makes source_codes, target_codes and change; without it these columns are null."""
     dataset: str = "aurora"
     """Name for the dataset column."""
@@ -57,13 +57,6 @@ class IngestRecipe(Recipe):
     """Rows of the list that go into one Parquet file; a killed run goes on at the next file."""
     num_workers: int = Field(default=2, ge=1)
     """Processes that decode and encode."""
-
-    def with_absolute_paths(self) -> Self:
-        """The same recipe for a process in another working directory."""
-        paths = {
-            name: str(Path(getattr(self, name)).absolute()) for name in ("root", "out", "codec") if getattr(self, name)
-        }
-        return self.model_copy(update=paths)
 
 
 def entries_of(recipe: IngestRecipe) -> list[Entry]:

@@ -15,6 +15,7 @@ from wm.config import Recipe
 from wm.datasets.planning import MotionRate, Pool, Rule, Work, expected_keyframes
 from wm.datasets.videos import Layout, list_videos, passed_over_of
 from wm.errors import InputError
+from wm.paths import INPUT, OptionalInputPath, OutputPath
 from wm.records import table_files
 from wm.runs import read_run
 from wm.storage import is_remote
@@ -46,15 +47,15 @@ def _as_list(value: Any) -> Any:
 class PlanRecipe(Recipe):
     """Which videos, measured rates, which cluster."""
 
-    rates: Annotated[list[str], BeforeValidator(_as_list)] = Field(min_length=1)
+    rates: Annotated[list[str], BeforeValidator(_as_list), INPUT] = Field(min_length=1)
     """JSON files of jobs.benchmark; of a rate that several have, the last one counts."""
     nodes: list[NodeKind] = Field(min_length=1)
     """Kinds of machines: name, count, cpus, gpus, price_per_hour."""
-    videos: str | None = None
+    videos: OptionalInputPath = None
     """Folder, glob or list, as for jobs.annotate; or give hours and mean_length_s."""
     layout: Layout = "auto"
     """As for jobs.annotate."""
-    annotations: str | None = None
+    annotations: OptionalInputPath = None
     """As for jobs.annotate."""
     hours: float | None = Field(default=None, gt=0)
     """Hours of video in all, where there is no list."""
@@ -64,7 +65,7 @@ class PlanRecipe(Recipe):
     """Local videos whose headers are read for length and frame rate, where nothing else tells them."""
     fps: float | None = Field(default=None, gt=0)
     """Frames a second. Left out: from_run's, or probed, or 25."""
-    from_run: str | None = None
+    from_run: OptionalInputPath = None
     """Folder of a finished annotation: frames, key-frames, pairs, triplets a video and bytes a triplet are its own."""
     keyframes_per_video: float | None = Field(default=None, ge=0)
     """Left out: from_run's, or what the paper's Table 7 has for the length and keyframe_rule."""
@@ -82,7 +83,7 @@ class PlanRecipe(Recipe):
     """Share of the slower pool's time at work: 0.9 is what the scale-out benchmark asks for."""
     bytes_per_triplet: int | None = Field(default=None, ge=1)
     """Stored size. Left out: from_run's, or 190 kB (two PNG images of 340 x 256)."""
-    out: str = ""
+    out: OutputPath = ""
     """File for the plan as JSON; empty: printed only."""
 
     @model_validator(mode="after")

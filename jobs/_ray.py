@@ -2,7 +2,6 @@
 
 import logging
 import os
-import secrets
 import sys
 import tempfile
 import threading
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from wm.errors import InputError
+from wm.private_session import private_session
 
 MIN_LOGICAL_CPUS = 8
 """Logical CPUs of a private session at least: with fewer, training workers and a data set wait for
@@ -38,22 +38,28 @@ def connect(num_cpus: int | None = None, *, object_store_bytes: int = OBJECT_STO
 
     if ray.is_initialized():
         return
-    address = os.environ.get("RAY_ADDRESS")
-    if address:
+    if not is_private():
         _follow_token()
         with _quiet_core():
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level=logging.ERROR)
         return
-    _private_token()
-    with _quiet_core(), _started_in_time():
+    from ray._private import ray_constants
+
+    with private_session(ray_constants) as private, _quiet_core(), _started_in_time():
         ray.init(
             "local",
+            **private,
             num_cpus=num_logical_cpus() if num_cpus is None else num_cpus,
             include_dashboard=False,
             object_store_memory=object_store_bytes,
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
+
+
+def is_private() -> bool:
+    """Return whether :func:`connect` starts a session of this machine alone, rather than joining a cluster."""
+    return os.environ.get("RAY_ADDRESS", "") in ("", "local")
 
 
 def quiet_data() -> None:
@@ -68,7 +74,7 @@ def need(cpus: float, gpus: float, key: str) -> None:
     """Raise :class:`InputError`, naming the recipe's ``key``, if this machine can never give so much at once:
     Ray would wait for it without an end. Of a cluster that is joined nothing is known: it may still grow.
     """
-    if os.environ.get("RAY_ADDRESS"):
+    if not is_private():
         return
     have = num_logical_cpus()
     if cpus > have:
@@ -160,12 +166,6 @@ def _quiet_core() -> Iterator[None]:
             for line in held:
                 if f"Set ray log level from environment variable {_CORE_LOG_LEVEL}".encode() not in line:
                     os.write(2, line)
-
-
-def _private_token() -> None:
-    """A token for this process and its children, so that Ray writes none into the home folder."""
-    if "RAY_AUTH_MODE" not in os.environ and not _has_token():
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def _follow_token() -> None:

@@ -13,6 +13,7 @@ from wm.dynamics import Roles, Sampling, Weights, load_roles, need_one_base
 from wm.errors import InputError
 from wm.models import ImageCodec, is_adapter, model_folder, read_manifest
 from wm.models.checkpoints import need_manifest
+from wm.paths import InputPath
 from wm.sampling.guidance import need_guidable
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -23,11 +24,11 @@ class RolesRecipe(Recipe):
 
     HOW: ClassVar[frozenset[str]] = frozenset({"batch_size"})
 
-    fdm: str
+    fdm: InputPath
     """Model folder of the forward model: full weights or an adapter."""
-    idm: str
+    idm: InputPath
     """Model folder of the inverse model that verifies."""
-    base: str = ""
+    base: InputPath = ""
     """Base folder of the adapters; empty: the one their manifests name."""
     sampling: Sampling = Sampling()
     """How candidates are drawn."""

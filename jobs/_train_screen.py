@@ -91,6 +91,10 @@ def print_plan(recipe: TrainRecipe, found: Plan) -> None:
     print(f"  {found.rows_per_epoch:>11,} rows an epoch")
     print(f"  {found.num_steps:>11,} steps of {recipe.global_batch} = {found.epochs:.2f} epochs")
     print(
+        f"  {found.warmup_steps:>11,} of them warm the learning rate up to {recipe.lr * found.peak_share:.3g}"
+        + ("" if found.peak_share == 1 else f", {found.peak_share:.1%} of lr = {recipe.lr:g}")
+    )
+    print(
         f"  {found.tokens_per_batch:>11,} tokens a batch (mean), {found.completion_tokens_per_batch:,} of them "
         f"learned; {found.num_steps * found.tokens_per_batch:,} in all; rows of up to {found.longest_row}"
     )
@@ -106,6 +110,8 @@ def print_plan(recipe: TrainRecipe, found: Plan) -> None:
         print(f"  {_bytes(count):>11} {_PARTS[name]}")
     for line in found.does_not_fit:
         print(f"will not fit: {line}")
+    for line in found.warnings:
+        print(f"warning: {line}")
 
 
 _PARTS = {

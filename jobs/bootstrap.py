@@ -22,8 +22,10 @@ from wm.datasets.videos import list_videos
 from wm.errors import InputError, OtherRunError
 from wm.evaluation.findings import SUPERSEDED
 from wm.models import load_codec
-from wm.runs import check_place, read_run
+from wm.paths import OptionalInputPath, OutputPath
+from wm.runs import check_place, given, read_run
 from wm.training import TrainRecipe
+from wm.training.schedule import schedule_warnings
 
 Settings = dict[str, Any]
 
@@ -32,19 +34,19 @@ class BootstrapRecipe(Recipe):
     """One table a stage, with that stage's own keys (``python -m jobs.STAGE --help``); paths between stages are set
     here. Without ``base_model``, ``supervised_root`` and ``videos`` the nano world supplies them."""
 
-    out: str
+    out: OutputPath
     """Folder of the run; each stage has a folder of its name in it."""
     seeds: list[int] = Field(default=[0], min_length=1)
     """Training seeds. Every seed trains its own inverse and forward models; evaluation gives mean and spread."""
-    base_model: str | None = None
+    base_model: OptionalInputPath = None
     """Model folder to start from; without it jobs.pretrain makes the nano base."""
-    supervised_root: str | None = None
+    supervised_root: OptionalInputPath = None
     """Folder of a supervised set in AURORA's layout; without it the tabletop's."""
     train_file: str = "data/tabletop/train.json"
     """Its rows for training, relative to the root."""
     test_file: str = "data/tabletop/test.json"
     """Its rows for evaluation."""
-    videos: str | None = None
+    videos: OptionalInputPath = None
     """Folder, glob or list of unlabelled videos; without it the tabletop's."""
     unweighted: bool = True
     """Train the bootstrapped forward model without recognition weights too, for comparison."""
@@ -232,6 +234,8 @@ def run(recipe: BootstrapRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         for number, stage in enumerate(stages, 1):
             state = _state(stage, Path(recipe.out) / stage.name)
             print(f"  {number:>2} {stage.name:<24} {stage.run.__module__:<16} {state}")
+            for line in _warnings(stage):
+                print(f"     warning: {line}")
         return {}
     begin = time.monotonic()
     records = {}
@@ -270,7 +274,17 @@ def _state(stage: Stage, folder: Path) -> str:
     record = read_run(folder)
     if record is None:
         return "to do"
-    return "whole" if record.get("recipe") == stage.recipe.model_dump(mode="json") else "whole, of another recipe"
+    is_same = given(record.get("recipe") or {}) == given(stage.recipe.model_dump(mode="json"))
+    return "whole" if is_same else "whole, of another recipe"
+
+
+def _warnings(stage: Stage) -> list[str]:
+    """What is wrong with the schedule of a stage that trains. With ``epochs`` its length follows from triplets that
+    other stages write first: then the stage says it when it starts."""
+    recipe = stage.recipe
+    if isinstance(recipe, pretrain.PretrainRecipe):
+        return pretrain.schedule_warnings(recipe)
+    return schedule_warnings(recipe, recipe.steps) if isinstance(recipe, TrainRecipe) and recipe.steps else []
 
 
 def _run_stage(stage: Stage, out: Path) -> None:

@@ -20,6 +20,7 @@ from wm.cli import progress_bar
 from wm.config import Recipe
 from wm.datasets.layouts import Layout
 from wm.datasets.videos import describe, list_videos, listing_digest, passed_over_of
+from wm.paths import InputPath, OptionalInputPath, OutputPath
 from wm.records import write_table
 from wm.runs import Run, read_run
 from wm.storage import StorageError, download, is_remote
@@ -47,13 +48,13 @@ CURVES_SCHEMA = pa.schema(
 class CurvesRecipe(Recipe):
     """Which clips, how key-frames are chosen."""
 
-    videos: str
+    videos: InputPath
     """Folder, glob, list file or one video, local or remote (see jobs.annotate)."""
-    out: str
+    out: OutputPath
     """Folder for the pictures and curves.parquet."""
     layout: Layout = "auto"
     """How places tell classes (see jobs.annotate)."""
-    annotations: str | None = None
+    annotations: OptionalInputPath = None
     """The data set's own table, for layouts that have one (see jobs.annotate)."""
     limit: int = Field(default=20, ge=1)
     """Clips at most, evenly spaced over the sorted list."""

@@ -30,6 +30,7 @@ from wm.images import Pixels
 from wm.judging import JudgeScore
 from wm.models import ImageCodec, is_adapter, load_codec, model_folder, read_manifest
 from wm.models.sharing import need_shareable
+from wm.paths import InputPath, OutputPath
 from wm.runs import Run, digest_of, read_run, write_json
 
 Role = Literal["idm", "fdm"]
@@ -39,7 +40,7 @@ ROLES: tuple[Role, ...] = ("idm", "fdm")
 class ModelEntry(Recipe):
     """A model to evaluate."""
 
-    path: str
+    path: InputPath
     """Model folder: full weights or a PEFT adapter."""
     role: Role
     """Inverse (idm) or forward (fdm) dynamics."""
@@ -51,18 +52,18 @@ class ModelEntry(Recipe):
     """Training seed of this run."""
     idm: str = ""
     """Of an FDM: name of the entry that verifies it; empty: the recipe's idm."""
-    base: str = ""
+    base: InputPath = ""
     """Of an adapter: its base folder; empty: the recipe's base, else what its manifest says."""
 
 
 class EvaluateRecipe(Recipe):
-    triplets: str
+    triplets: InputPath
     """Folder of held-out triplets."""
-    out: str
+    out: OutputPath
     """Output folder."""
-    codec: str = ""
+    codec: InputPath = ""
     """Model folder whose image codec decodes predictions; empty: the base, else the first model."""
-    base: str = ""
+    base: InputPath = ""
     """Pre-trained model: base of the adapters, and with zero_shot evaluated as it is, as FDM and as IDM."""
     zero_shot: bool = True
     """Evaluate the base, if there is one."""
@@ -319,12 +320,13 @@ def _work(recipe: EvaluateRecipe, bench: Bench, units: Sequence[Unit], parts: Pa
 
     connect()
     task = ray.remote(num_cpus=1, max_retries=2)(_remote_unit)
+    values = recipe.with_absolute_paths().model_dump(mode="json")
     waiting = list(units)
     running: dict[Any, Unit] = {}
     while waiting or running:
         while waiting and len(running) < recipe.num_workers:
             unit = waiting.pop(0)
-            running[task.remote(recipe.model_dump(mode="json"), tuple(unit), str(parts.resolve()))] = unit
+            running[task.remote(values, tuple(unit), str(parts.resolve()))] = unit
         ready, _ = ray.wait(list(running), num_returns=1)
         for reference in ready:
             problem = ray.get(reference)
@@ -335,6 +337,9 @@ def _work(recipe: EvaluateRecipe, bench: Bench, units: Sequence[Unit], parts: Pa
 
 def _remote_unit(values: dict[str, Any], unit: tuple[str, Any, int], parts: str) -> str:
     """Do a unit in a worker process; returns what is wrong with the input, or an empty text."""
+    # Imported by name: started with ``python -m``, this module is ``__main__`` here and something else in a worker.
+    from jobs.evaluate import _worker_bench
+
     torch.set_num_threads(1)  # as many tasks as cores run at a time
     try:
         run_unit(_worker_bench(json.dumps(values)), Unit(*unit), Path(parts))

@@ -29,6 +29,7 @@ from wm.datasets.export import (
     write_part,
 )
 from wm.errors import InputError
+from wm.paths import InputPath, OptionalInputPath, OutputPath
 from wm.runs import Run, digest_of, read_run
 
 SMALL_BYTES = 2**30
@@ -42,14 +43,14 @@ MANY_FILES = 1000
 class ExportRecipe(Recipe):
     """Which triplets, into which layout."""
 
-    triplets: str
+    triplets: InputPath
     """Folder of triplets (such as out/triplets of jobs.annotate or jobs.ingest)."""
-    out: str
+    out: OutputPath
     """Folder for the export, new or empty; out/run.json says what was exported."""
     format: Literal["aurora", "webdataset", "lerobot"]
     """aurora: out/SPLIT.json and out/images. webdataset: out/shard-NNNNNN.tar. lerobot: a LeRobot v3.0 data set in
     which each triplet is an episode of two frames (one image size and one split only)."""
-    selection: str | None = None
+    selection: OptionalInputPath = None
     """Folder of a selection (jobs.select writes it): only its ids are exported, and all of them must be there."""
     split: str | None = None
     """Only rows of this split."""

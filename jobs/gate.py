@@ -16,21 +16,22 @@ from wm.errors import InputError
 from wm.evaluation.gates import Gate, GateMetric, Role, gate, read_gate_set
 from wm.evaluation.heldout import SubsetColumn
 from wm.models import load_model, read_manifest
+from wm.paths import InputPath, OutputPath
 from wm.runs import Run, digest_of, read_run
 
 
 class GateRecipe(Recipe):
     """Two models of one task, and what they are asked."""
 
-    champion: str
+    champion: InputPath
     """Model folder that stands until now: full weights or an adapter."""
-    challenger: str
+    challenger: InputPath
     """Model folder that replaces it if it is better."""
     role: Role
     """Inverse (idm) or forward (fdm) dynamics."""
-    triplets: str
+    triplets: InputPath
     """Folder of held-out triplets with image codes, not those that the report uses."""
-    out: str
+    out: OutputPath
     """Output folder; out/model leads to the promoted model."""
     metric: GateMetric = "nats"
     """nats: negative log-likelihood of the truth a token; preference: mean share of the probe's four comparisons."""
@@ -40,7 +41,7 @@ class GateRecipe(Recipe):
     """Use so many triplets, spread evenly over the set; 0: all."""
     subset: SubsetColumn = "dataset"
     """The probe's negatives come from rows with the same value in this column."""
-    base: str = ""
+    base: InputPath = ""
     """Base folder of adapters; empty: the one their manifests name."""
     batch_size: int | None = Field(default=None, ge=1)
     """Rows a forward pass; left out: as the memory allows."""

@@ -21,6 +21,7 @@ from wm.errors import InputError
 from wm.evaluation.heldout import spread_rows
 from wm.images import decode_image, encode_png, fit_square
 from wm.models import ImageCodec, load_codec
+from wm.paths import InputPath, OutputPath
 from wm.records import (
     REJECT_SCHEMA,
     STAGE_TABLES,
@@ -42,13 +43,13 @@ _SOURCE_COLUMNS = ["triplet_id", "dataset", "class_label", "license", "source_im
 class ImagineRecipe(RolesRecipe):
     """Models, source images, actions, and what is believed."""
 
-    sources: str
+    sources: InputPath
     """Folder of triplets whose source images are used."""
-    actions: str
+    actions: InputPath
     """Folder of triplets whose actions are done, each only in sources of the same subset."""
     subset: str = ""
     """Column that tells subsets apart, such as class_label; empty: any action in any source."""
-    out: str
+    out: OutputPath
     """Folder for out/triplets, out/rejects and out/run.json."""
     limit: int = Field(default=0, ge=0)
     """Use so many sources, spread evenly over the set; 0: all."""

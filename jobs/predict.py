@@ -18,6 +18,7 @@ from wm.errors import InputError
 from wm.evaluation.heldout import HeldOut, read_held_out
 from wm.images import Pixels, decode_image, fit_square
 from wm.models import ImageCodec, load_codec
+from wm.paths import InputPath, OutputPath
 from wm.runs import Run, digest_of, read_run
 
 _ACTION_CHARS = 1000
@@ -27,15 +28,15 @@ _ACTION_CHARS = 1000
 class PredictRecipe(Search, RolesRecipe):
     """Which models, from what, and how to search."""
 
-    image: str = ""
+    image: InputPath = ""
     """The source picture (PNG, JPEG, WebP, BMP), cut to the models' square."""
     actions: list[str] = []
     """With image: what is done, one action after the other."""
-    triplets: str = ""
+    triplets: InputPath = ""
     """Instead of image: folder of triplets, whose actions are done in their source images."""
     limit: int = Field(default=0, ge=0)
     """With triplets: use so many, spread evenly over the set; 0: all."""
-    out: str
+    out: OutputPath
     """Output folder."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Of the draws: the same seed gives the same predictions."""

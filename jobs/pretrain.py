@@ -12,13 +12,14 @@ from pydantic import Field
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.config import Recipe
+from wm.paths import OutputPath
 from wm.runs import Run, read_run, write_json
 
 
 class PretrainRecipe(Recipe):
     """Sizes of the data and lengths of the trainings."""
 
-    out: str
+    out: OutputPath
     """Folder; the base (codec, language model, tokenizer) is out/model."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Of the documents and of both trainings."""
@@ -50,8 +51,12 @@ def run(recipe: PretrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
             f"pretrain: {'already whole in' if whole else 'would train into'} {recipe.out}/model: codec "
             f"{recipe.encoder_steps} + {recipe.decoder_steps} steps, language model {recipe.steps} steps"
         )
+        for line in [] if whole else schedule_warnings(recipe):
+            print(f"warning: {line}")
         return (read_run(recipe.out) or {}) if whole else {}
     stage.start()
+    for line in schedule_warnings(recipe):
+        print(f"warning: {line}")
     import torch
 
     from wm.models import save_model
@@ -80,6 +85,27 @@ def run(recipe: PretrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     return record
 
 
+def schedule_warnings(recipe: PretrainRecipe) -> list[str]:
+    """Return a line for each training that is too short for its warm-up."""
+    from wm.training.codec_training import codec_warnings
+    from wm.training.pretraining import pretrain_warning
+
+    line = pretrain_warning(_pretrain_settings(recipe))
+    return [*codec_warnings(_codec_settings(recipe)), *([line] if line else [])]
+
+
+def _codec_settings(recipe: PretrainRecipe) -> Any:
+    from wm.training.codec_training import CodecSettings
+
+    return CodecSettings(encoder_steps=recipe.encoder_steps, decoder_steps=recipe.decoder_steps, seed=recipe.seed)
+
+
+def _pretrain_settings(recipe: PretrainRecipe) -> Any:
+    from wm.training.pretraining import PretrainSettings
+
+    return PretrainSettings(steps=recipe.steps, batch=recipe.batch, seed=recipe.seed)
+
+
 def _preset(recipe: PretrainRecipe) -> Any:
     from wm.models.nano import NanoPreset
 
@@ -97,7 +123,7 @@ def _codec(recipe: PretrainRecipe) -> tuple[Any, dict[str, float]]:
     from wm.models import ImageCodec
     from wm.models.nano import build_codec
     from wm.tabletop.scenes import random_camera, random_state, render
-    from wm.training.codec_training import CodecSettings, train_codec
+    from wm.training.codec_training import train_codec
 
     blank = build_codec(_preset(recipe))
     kept, facts = Path(recipe.out) / "codec.safetensors", Path(recipe.out) / "codec.json"
@@ -106,7 +132,6 @@ def _codec(recipe: PretrainRecipe) -> tuple[Any, dict[str, float]]:
         return ImageCodec(blank.vqgan, blank.scale), json.loads(facts.read_text())
     rng = np.random.default_rng([recipe.seed, 21])
     pixels = np.stack([render(random_state(rng), random_camera(rng), rng) for _ in range(recipe.images)])
-    settings = CodecSettings(encoder_steps=recipe.encoder_steps, decoder_steps=recipe.decoder_steps, seed=recipe.seed)
     vqgan = blank.vqgan.requires_grad_(True)
     with progress_bar(recipe.encoder_steps + recipe.decoder_steps, "step", "codec") as bar:
 
@@ -115,7 +140,9 @@ def _codec(recipe: PretrainRecipe) -> tuple[Any, dict[str, float]]:
             bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             bar.update()
 
-        figures = train_codec(vqgan, torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), settings, report)
+        figures = train_codec(
+            vqgan, torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), _codec_settings(recipe), report
+        )
     save_file(vqgan.state_dict(), kept)
     write_json(facts, figures)
     return ImageCodec(vqgan, blank.scale), figures
@@ -149,16 +176,15 @@ def _documents(recipe: PretrainRecipe, codec: Any) -> tuple[Any, Any]:
 
 
 def _language_model(recipe: PretrainRecipe, vlm: Any, ids_MT: Any) -> dict[str, float]:
-    from wm.training.pretraining import PretrainSettings, pretrain
+    from wm.training.pretraining import pretrain
 
-    settings = PretrainSettings(steps=recipe.steps, batch=recipe.batch, seed=recipe.seed)
     with progress_bar(recipe.steps, "step", "language model") as bar:
 
         def report(_step: int, loss: float) -> None:
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
             bar.update()
 
-        return pretrain(vlm, ids_MT, settings, report)
+        return pretrain(vlm, ids_MT, _pretrain_settings(recipe), report)
 
 
 def main() -> int:

@@ -15,6 +15,7 @@ from wm.config import Recipe
 from wm.datasets.card import write_dataset_card
 from wm.errors import InputError
 from wm.images import decode_image, fit_square
+from wm.paths import InputPath, OutputPath
 from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA, read_table, reject_row, write_table
 from wm.runs import Run, digest_of
 from wm.tabletop.actions import action_between
@@ -25,11 +26,11 @@ from wm.tabletop.scenes import SIDE_PX
 class RelabelRecipe(Recipe):
     """Which triplets, and which labels they get."""
 
-    triplets: str
+    triplets: InputPath
     """Folder of annotated triplets of the tabletop."""
-    selection: str
+    selection: InputPath
     """Folder of jobs.select: the rows to take."""
-    out: str
+    out: OutputPath
     """Folder for out/triplets, out/rejects and out/run.json."""
     labels: Literal["truth", "shuffled"]
     """truth: the one action that leads from source to target, read from the pictures; rows between which there is

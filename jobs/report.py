@@ -11,15 +11,16 @@ from wm.config import Recipe
 from wm.evaluation.claims import Labels
 from wm.evaluation.findings import read_findings
 from wm.evaluation.report import render_report
+from wm.paths import InputPath, OutputPath
 from wm.runs import Run, digest_of, write_text
 
 FILE = "report.html"
 
 
 class ReportRecipe(Recipe):
-    run: str
+    run: InputPath
     """Folder of the run, with its stages' folders below it."""
-    out: str
+    out: OutputPath
     """Output folder; the report is out/report.html."""
     title: str = ""
     """Headline; empty: the name of the run's folder."""

@@ -34,6 +34,7 @@ from wm.datasets.changes import Changes
 from wm.datasets.selection import Tally, make_plan
 from wm.datasets.selection_rows import COLUMNS, Criteria, Score
 from wm.errors import InputError
+from wm.paths import InputPath, OutputPath
 from wm.runs import Run, digest_of, read_run
 
 BAR_ROWS = 1_000_000
@@ -45,9 +46,9 @@ class SelectRecipe(Recipe):
 
     HOW: ClassVar[frozenset[str]] = frozenset({"run_on"})
 
-    triplets: str
+    triplets: InputPath
     """Folder of annotated triplets (jobs.annotate writes it), or the annotation's own folder."""
-    out: str
+    out: OutputPath
     """Folder for the selection: out/selection holds triplet_id, score, rank and order."""
     k: int = Field(ge=1)
     """How many to choose (the paper: 7,000 of each video set). Fewer stand in the result if there are fewer."""

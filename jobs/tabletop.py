@@ -11,13 +11,14 @@ from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.config import Recipe
 from wm.errors import InputError
+from wm.paths import OutputPath
 from wm.runs import Run, read_run
 
 
 class TabletopRecipe(Recipe):
     """How much of everything. The same seed writes the same world."""
 
-    out: str
+    out: OutputPath
     """Folder for out/supervised (AURORA layout) and out/videos (a folder a class)."""
     train: int = Field(default=1000, ge=1)
     """Supervised pairs for training."""

@@ -28,6 +28,7 @@ from wm.training import MODEL, DivergedError, TrainRecipe, World, fit
 from wm.training.checkpoints import need_own, need_place, tidy
 from wm.training.plan import Plan, check_data, order_of, plan
 from wm.training.recipe import TOKENS
+from wm.training.schedule import schedule_warnings
 from wm.training.watch import BEST
 
 _RAY_NOTES = ".ray_train"
@@ -57,6 +58,8 @@ def run(recipe: TrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     for part in tokens.facts:
         for reason, count in part.left_out.items():
             print(f"  left out: {count:,} x {reason}, of {part.source.path}")
+    for line in schedule_warnings(recipe, num_steps):
+        print(f"warning: {line}")
     train = _fit_here if recipe.num_workers == 0 else _fit_on_ray
     with stage.timed("train"), progress(Path(recipe.out), recipe.task, num_steps):
         summary = train(recipe.with_absolute_paths(), recipe.digest())
@@ -102,7 +105,9 @@ def _fit_on_ray(recipe: TrainRecipe, digest: str) -> dict[str, Any]:
     """On Ray Train, which starts the workers again when one dies; checkpoints are the workers' own affair."""
     _ray.connect()
     import ray.train
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from jobs._train_backend import LoopbackTorchConfig
 
     notes = Path(recipe.out) / _RAY_NOTES  # a former session's say that it is running, or has failed
     shutil.rmtree(notes, ignore_errors=True)
@@ -114,6 +119,7 @@ def _fit_on_ray(recipe: TrainRecipe, digest: str) -> dict[str, Any]:
             use_gpu=recipe.use_gpu,
             resources_per_worker={"CPU": 1} | ({"GPU": 1} if recipe.use_gpu else {}),
         ),
+        torch_config=LoopbackTorchConfig() if _ray.is_private() else TorchConfig(),
         run_config=ray.train.RunConfig(
             name=_RAY_NOTES,
             storage_path=recipe.out,

@@ -12,6 +12,7 @@ from pydantic import Field
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.config import Recipe
+from wm.paths import InputPath, OptionalInputPath, OutputPath
 from wm.runs import Run, digest_of, read_run
 from wm.viewer import Limits, open_source, plan_page, write_page
 
@@ -21,11 +22,11 @@ class ViewRecipe(Recipe):
 
     HOW: ClassVar[frozenset[str]] = frozenset({"num_threads"})
 
-    triplets: str
+    triplets: InputPath
     """Output folder of annotate or ingest (with its rejects, clips and pairs), or a folder of Parquet triplets."""
-    out: str
+    out: OutputPath
     """Folder for the page: open out/index.html."""
-    selection: str | None = None
+    selection: OptionalInputPath = None
     """Output folder of select: its triplets are marked, can be filtered, and come first into a sample."""
     limit: int = Field(default=10_000, ge=1, le=50_000)
     """Triplets on the page at most, and again rejects; of more, a sample stratified by class is shown."""

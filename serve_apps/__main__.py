@@ -3,14 +3,12 @@
 import logging
 import os
 import re
-import secrets
 import signal
 import socket
 import sys
 import time
 from collections.abc import Sequence
 from ipaddress import ip_address
-from pathlib import Path
 from typing import Self
 
 from pydantic import Field, model_validator
@@ -20,6 +18,7 @@ from serve_apps.recipe import ServeRecipe, check_models
 from serve_apps.world_model import build
 from wm import cli
 from wm.errors import InputError
+from wm.private_session import private_session
 
 APPLICATION = "world_model"
 FEWER_THREADS = ("RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD", "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP")
@@ -154,21 +153,21 @@ def _connect() -> None:
 
     if ray.is_initialized():
         return
-    if os.environ.get("RAY_ADDRESS"):
+    if os.environ.get("RAY_ADDRESS", "") not in ("", "local"):
         ray.init()
         return
-    named = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ)
-    if not named and not (Path.home() / ".ray" / "auth_token").exists():
-        # A token of this session's own, so that Ray writes none into the home folder.
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    ray.init(
-        "local",
-        num_cpus=max(8, os.cpu_count() or 1),
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    from ray._private import ray_constants
+
+    with private_session(ray_constants) as private:
+        ray.init(
+            "local",
+            **private,
+            num_cpus=max(8, os.cpu_count() or 1),
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
 
 
 def _check_port(host: str, port: int) -> None:

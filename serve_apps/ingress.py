@@ -10,6 +10,7 @@ from serve_apps.guard import Guarded
 from serve_apps.http import create_app
 from serve_apps.keys import KeyRing
 from serve_apps.layers import Bounded, Traced
+from serve_apps.loopback import listen_on_loopback
 from serve_apps.recipe import ServeRecipe
 from serve_apps.routes import chat, edits, models, playground, reference, rollouts, score
 
@@ -35,6 +36,7 @@ class Ingress:
     """OpenAI's HTTP interface in front of the sampler and the verifier."""
 
     def __init__(self, recipe: ServeRecipe, sampler: DeploymentHandle, verifier: DeploymentHandle) -> None:
+        listen_on_loopback()
         self._graph = Graph(recipe, sampler, verifier)
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -9,6 +9,7 @@ from serve_apps.keys import read_keys
 from wm.api import MAX_GUIDANCE, Limits
 from wm.config import Recipe
 from wm.errors import InputError
+from wm.paths import InputPath, OptionalInputPath
 
 FDM, IDM = "fdm", "idm"
 """Names of the two roles, and of the models that are always there."""
@@ -22,13 +23,13 @@ class ServeRecipe(Recipe):
 
     model_config = ConfigDict(strict=False)
 
-    fdm: str
+    fdm: InputPath
     """Folder of the forward dynamics model: full, or an adapter."""
-    idm: str
+    idm: InputPath
     """Folder of the inverse dynamics model that verifies: full, or an adapter."""
-    base: str | None = None
+    base: OptionalInputPath = None
     """Folder of the base the adapters belong to; the one their manifests name if left out."""
-    adapters: str | None = None
+    adapters: OptionalInputPath = None
     """Folder with more adapters of the same base, one a folder: each is served as base:NAME, read when it is first
     asked for. fdm and idm are then adapters of that base too, applied as they run; not with roles = merged."""
     max_adapters: int = Field(4, ge=1)
@@ -76,7 +77,7 @@ class ServeRecipe(Recipe):
     timeout_s: float = Field(120.0, gt=0)
     """Seconds for a request, from its first byte to the end of its answer; then it is given up (408), in the models
     too."""
-    keys: str | None = None
+    keys: OptionalInputPath = None
     """Key file: every request needs `Authorization: Bearer KEY`; the pages and /health do not. Asks for no key if left
     out. `python -m serve_apps.keys name=NAME` makes a key, `--help` tells what an entry can say. The file is read again
     when it changes."""

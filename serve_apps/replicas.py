@@ -9,6 +9,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_apps.calls import call, method_of
 from serve_apps.joined import Joined
+from serve_apps.loopback import listen_on_loopback
 from serve_apps.messages import Found, Preview, Question, RolloutFound, ScoresAsked, StepFound, WhatHappened
 from serve_apps.recipe import FDM, IDM, ServeRecipe
 from wm.images import Pixels
@@ -29,6 +30,7 @@ class Replica:
         from serve_apps.adapters import Adapters
         from serve_apps.process import start_process
 
+        listen_on_loopback()
         self._verifier_handle = verifier
         # A call for each verifier. Where copies come with the load, each question counts as one, and goes by itself.
         self._most_calls = None if recipe.verifier_max_replicas else recipe.verifier_replicas

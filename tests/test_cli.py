@@ -136,6 +136,60 @@ def test_bad_input_is_one_line_and_status_2(argv: list[str], said: str, capsys: 
     assert shown.out == "" and job.calls == []
 
 
+@pytest.mark.parametrize("name", ["lr=2e-4/recipe.toml", "./a=b/c=d/r=1.toml", "steps=9.toml", "x=y", "ä=ö/r.toml"])
+def test_a_path_that_exists_is_the_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text('out = "a"\nsteps = 7\n')
+    for argv in ((name,), (str(path),), ("lora.rank=2", name), (name, "lora.rank=2")):
+        job = Calls()
+        assert job.main(*argv) == 0
+        assert [(recipe.out, recipe.steps, recipe.lora.rank) for recipe, _ in job.calls] == [
+            ("a", 7, 2 if len(argv) > 1 else 16)
+        ]
+
+
+def test_a_folder_of_an_overrides_name_hides_it_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "steps=3").mkdir()
+    job = Calls()
+    assert job.main("out=x", "steps=3") == 0 and job.calls[0][0].steps == 3
+    long = f"out={'x' * 5000}"  # no path can be so long
+    assert job.main(long) == 0 and job.calls[1][0].out == "x" * 5000
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (
+            ["out=x", "steps=3/recipe.toml"],
+            "steps = '3/recipe.toml': input should be a valid integer; if 'steps=3/recipe.toml' is meant as a recipe "
+            "file: no such file",
+        ),
+        (
+            ["lr=2e-4/recipe.toml"],
+            "unknown key 'lr'; the keys are out, steps, lora, parts, models; if 'lr=2e-4/recipe.t",
+        ),
+        (["runs/lr=1/r.toml"], "'runs/lr=1/r.toml': as a recipe file, no such file; as key=value, 'runs/lr' is no key"),
+        (["./out=x"], "'./out=x': as a recipe file, no such file; as key=value, './out' is no key"),
+        (["kept/seed=1"], "'kept/seed=1': as a recipe file, a folder; as key=value, 'kept/seed' is no key"),
+        (["out=5"], "'out=5' is the key out with a value, and there is a file of that name here; write ./out=5 for"),
+        (["./out=5", "a=b.toml"], "one recipe file at most, got ./out=5, a=b.toml"),
+    ],
+)
+def test_both_readings_of_an_equals_sign_are_named(
+    argv: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "kept" / "seed=1").mkdir(parents=True)
+    (tmp_path / "out=5").touch()
+    (tmp_path / "a=b.toml").touch()
+    assert Calls().main(*argv) == 2
+    shown = capsys.readouterr().err
+    assert said in shown and shown.count("\n") == 1
+
+
 def wrapped(cause: Exception) -> Exception:
     """As Ray raises what happened in a worker: of another class, the cause beside it, a traceback as its text."""
     error = type("RayTaskError(X)", (RuntimeError,), {"cause": cause})("remote traceback\nline 2\n")

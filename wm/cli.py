@@ -3,6 +3,8 @@
 import argparse
 import errno
 import logging
+import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, get_args, get_origin
@@ -46,7 +48,7 @@ def main(
         "settings",
         nargs="*",
         metavar="recipe.toml | key=value",
-        help="one recipe file at most, then overrides",
+        help="one recipe file at most (any path that exists is one), then overrides",
     )
     parser.add_argument("--dry-run", action="store_true", help="check everything, say what would be done, do nothing")
     arguments = parser.parse_intermixed_args(argv)
@@ -54,11 +56,7 @@ def main(
     logging.getLogger("wm.sampling").setLevel(logging.INFO)  # it tells which batch it chose
     out = ""
     try:
-        files = [text for text in arguments.settings if "=" not in text]
-        if len(files) > 1:
-            raise InputError(f"one recipe file at most, got {', '.join(files)}")
-        overrides = [text for text in arguments.settings if "=" in text]
-        recipe = recipe_class.load(files[0] if files else None, overrides)
+        recipe = load_recipe(recipe_class, arguments.settings)
         out = str(getattr(recipe, "out", ""))
         run(recipe, dry_run=arguments.dry_run)
     except KeyboardInterrupt:
@@ -78,6 +76,50 @@ def main(
         print(f"error: {found}{place}\nwhat is finished is kept, the same command goes on", file=sys.stderr)
         return 1
     return 0
+
+
+def load_recipe(recipe_class: type[RecipeT], settings: Sequence[str]) -> RecipeT:
+    """Load the recipe that a command line names: one file at most, and ``key=value`` overrides.
+
+    Args:
+        recipe_class: Whose keys are known.
+        settings: A path that exists is the file, whatever characters it has; of the others, those with ``=`` are
+            overrides.
+
+    Raises:
+        InputError: Two files are named, a text may be read both ways, or the recipe is wrong.
+    """
+    files = [text for text in settings if "=" not in text or _is_recipe_file(recipe_class, text)]
+    if len(files) > 1:
+        raise InputError(f"one recipe file at most, got {', '.join(files)}")
+    overrides = [text for text in settings if text not in files]
+    for text in overrides:
+        key = text.partition("=")[0]
+        if os.sep in key:  # no key has one
+            kind = "a folder" if os.path.isdir(text) else "no such file"  # noqa: PTH112 - takes any text
+            raise InputError(f"{text!r:.200}: as a recipe file, {kind}; as key=value, {key!r} is no key")
+    try:
+        return recipe_class.load(files[0] if files else None, overrides)
+    except InputError as error:
+        # A misspelt path is read as an override: where that fails, say the other reading too.
+        for text in overrides:
+            key = text.partition("=")[0]
+            if text.lower().endswith(".toml") and re.search(rf"\b{re.escape(key)}\b", str(error)):
+                raise InputError(f"{error}; if {text!r:.200} is meant as a recipe file: no such file") from error
+        raise
+
+
+def _is_recipe_file(recipe_class: type[Recipe], text: str) -> bool:
+    """Whether a text with ``=`` is a file; :class:`InputError` where it may as well be an override."""
+    if not os.path.isfile(text):  # noqa: PTH113 - of a text that is too long for a path Path.is_file raises
+        return False
+    key = text.partition("=")[0].split(".")[0]
+    if key in recipe_class.model_fields and not text.lower().endswith(".toml"):
+        raise InputError(
+            f"{text!r:.200} is the key {key} with a value, and there is a file of that name here; write ./{text} for "
+            "the file, or rename it"
+        )
+    return True
 
 
 def progress_bar(total: int, unit: str, description: str, done: int = 0) -> Any:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from wm.errors import InputError
+from wm.paths import absolute_path, check_output, path_key
 
 
 class Recipe(BaseModel):
@@ -35,6 +36,21 @@ class Recipe(BaseModel):
                 if isinstance(value, str) and not _is_text(value):
                     raise ValueError(f"{name} = {value!r:.200} is not UTF-8; rename the file or folder")
         return self
+
+    @model_validator(mode="after")
+    def _check_output_paths(self) -> Self:
+        # Here and not in the jobs: whatever runs a job, no output of a submitted one may go where it is lost.
+        for name, field in type(self).model_fields.items():
+            mark = path_key(field.metadata)
+            if mark is not None and mark.is_output:
+                check_output(name, getattr(self, name), takes_uri=mark.takes_uri)
+        return self
+
+    def with_absolute_paths(self) -> Self:
+        """Return the same recipe for a process in another working directory: every path of it, and of the tables in
+        it, is absolute."""
+        marks = {name: path_key(field.metadata) is not None for name, field in type(self).model_fields.items()}
+        return self.model_copy(update={name: _absolute(getattr(self, name), marks[name]) for name in marks})
 
     @classmethod
     def load(cls, path: str | Path | None, overrides: Sequence[str] = ()) -> Self:
@@ -68,6 +84,17 @@ def _is_text(value: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _absolute(value: Any, is_path: bool) -> Any:
+    """Make the paths in a field's value absolute; ``is_path``: its texts are paths."""
+    if isinstance(value, Recipe):
+        return value.with_absolute_paths()
+    if isinstance(value, list):
+        return [_absolute(item, is_path) for item in value]
+    if isinstance(value, dict):
+        return {key: _absolute(item, is_path) for key, item in value.items()}
+    return absolute_path(value) if is_path and isinstance(value, str) else value
 
 
 def read_toml(path: Path) -> dict[str, Any]:

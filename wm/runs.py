@@ -49,7 +49,7 @@ class Run:
 
     def _what(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """The recipe without the keys that do not change what comes out."""
-        return {name: value for name, value in (record.get("recipe") or {}).items() if name not in self._how}
+        return {name: value for name, value in given(record.get("recipe") or {}).items() if name not in self._how}
 
     def is_whole(self) -> bool:
         """True if ``run.json`` of this very run stands in the folder; :class:`InputError` if another run does."""
@@ -110,6 +110,16 @@ class Run:
         write_json(self.out / _WHOLE, record)
         (self.out / _UNFINISHED).unlink(missing_ok=True)
         return record
+
+
+def given(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recorded recipe without the keys that are null, in its tables too: not to give a key is the same as not
+    to know it, so that a run begun before a key was added is still the same run."""
+    return {
+        name: given(value) if isinstance(value, Mapping) else value
+        for name, value in recipe.items()
+        if value is not None
+    }
 
 
 def read_run(folder: str | Path, name: str = _WHOLE) -> dict[str, Any] | None:

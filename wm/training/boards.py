@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from wm.errors import InputError
 from wm.images import Pixels
+from wm.paths import check_tracking_uri
 from wm.training.recipe import TrainRecipe
 
 _log = logging.getLogger(__name__)
@@ -132,11 +133,22 @@ class Boards:
 
 
 def need_packages(places: Sequence[str]) -> None:
-    """Raise :class:`InputError` that names the package that is missing for one of ``log_to``."""
+    """Raise :class:`InputError` that names the package that is missing for one of ``log_to``, or an address of a
+    tracker at which the figures would be lost."""
     for place in places:
         module = _MODULES[place]
         if importlib.util.find_spec(module) is None:
             raise InputError(f"log_to = {place!r}: the package {module} is not installed (pip install {module})")
+        if place == "mlflow":
+            _check_mlflow_uri()
+
+
+def _check_mlflow_uri() -> None:
+    """Refuse a tracking address in the working directory of a submitted Ray job: it would be lost with the session."""
+    try:
+        check_tracking_uri("MLFLOW_TRACKING_URI", os.environ.get("MLFLOW_TRACKING_URI") or "mlruns")
+    except ValueError as error:
+        raise InputError(f"log_to = 'mlflow': {error}") from error
 
 
 def open_boards(recipe: TrainRecipe, first: int) -> Boards:

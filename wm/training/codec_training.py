@@ -22,8 +22,12 @@ from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAEEncod
 from wm.models.vqgan import VQGAN
 from wm.training.lowered import lowered
 from wm.training.muon import Muon
+from wm.training.schedule import LONG_WARMUP, warmup_warning
 
 _PIXEL_CHANNELS = 3
+
+WARMUP_STEPS = 10
+"""Of the encoder's and of the decoder's training."""
 
 
 Report = Callable[[str, int, int, float], None]
@@ -269,9 +273,24 @@ def _descend(loss: Tensor, optimizers: list[torch.optim.Optimizer]) -> None:
         optimizer.step()
 
 
+def codec_warnings(settings: CodecSettings) -> list[str]:
+    """Return a line for each of the two trainings that is too short for its warm-up."""
+    lines = []
+    for part, steps in (("encoder", settings.encoder_steps), ("decoder", settings.decoder_steps)):
+        remedy = f"{part}_steps = {math.ceil(WARMUP_STEPS / LONG_WARMUP):,} or more"
+        name = f"the warm-up of {WARMUP_STEPS} steps of the codec's {part}"
+        peak = max(_scale(step, steps) for step in range(steps))
+        lines.append(warmup_warning(WARMUP_STEPS, steps, peak, name=name, remedy=remedy))
+    return [line for line in lines if line]
+
+
+def _scale(step: int, steps: int) -> float:
+    """Return the learning rate as a fraction of its peak: a warm-up, and a cosine to a twentieth."""
+    return min(1.0, (step + 1) / WARMUP_STEPS) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
 def _set_lr(optimizers: list[torch.optim.Optimizer], step: int, steps: int) -> None:
-    """Ten steps of warm-up, then a cosine to a twentieth."""
-    scale = min(1.0, (step + 1) / 10) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+    scale = _scale(step, steps)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group.setdefault("peak_lr", group["lr"]) * scale

@@ -17,6 +17,7 @@ from wm.training.layouts import RowLayout
 from wm.training.memory import StepMemory, step_memory
 from wm.training.order import SampleOrder
 from wm.training.recipe import TrainRecipe
+from wm.training.schedule import peak_share, schedule_warnings
 from wm.training.settle import chooser, recompute_layers, settled
 from wm.training.sources import CodecShape
 from wm.training.token_cache import find_source
@@ -31,6 +32,9 @@ class Plan:
     rows_per_epoch: int
     num_steps: int
     epochs: float
+    warmup_steps: int
+    peak_share: float
+    """Highest learning rate that the run reaches, as a fraction of the recipe's ``lr``."""
     trained_parameters: int
     total_parameters: int
     tokens_per_batch: int
@@ -43,6 +47,8 @@ class Plan:
     """Of a step whose micro-batch is all longest rows."""
     does_not_fit: list[str]
     """What the machine has not the room for, a line each."""
+    warnings: list[str]
+    """What of the schedule the run is too short for, a line each."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -107,6 +113,8 @@ def plan(recipe: TrainRecipe) -> Plan:
         rows_per_epoch=order.rows_per_epoch,
         num_steps=num_steps,
         epochs=num_steps * recipe.global_batch / order.rows_per_epoch,
+        warmup_steps=recipe.num_warmup_steps(num_steps),
+        peak_share=round(peak_share(recipe, num_steps), 4),
         trained_parameters=parameters.trained,
         total_parameters=parameters.total,
         tokens_per_batch=round(float(tokens @ counts) / len(epoch) * recipe.global_batch),
@@ -119,6 +127,7 @@ def plan(recipe: TrainRecipe) -> Plan:
             *memory_complaints(recipe, memory),
             *disk_complaints(recipe, codec, not_cached, parameters.trained),
         ],
+        warnings=schedule_warnings(recipe, num_steps),
     )
 
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from wm.models import UnifiedVLM
 from wm.training.lowered import lowered
 from wm.training.muon import Muon
+from wm.training.schedule import LONG_WARMUP, warmup_warning
 
 Report = Callable[[int, float], None]
 """Called with (step, smoothed loss)."""
@@ -61,6 +62,14 @@ def pretrain(vlm: UnifiedVLM, ids_MT: Tensor, settings: PretrainSettings, report
         report(step + 1, smooth)
     vlm.module.eval()
     return {"loss": smooth, "seconds": round(time.perf_counter() - begin, 2)}
+
+
+def pretrain_warning(settings: PretrainSettings) -> str:
+    """Return what is wrong with the warm-up for so few steps, or an empty text."""
+    peak = max(_schedule(step, settings) for step in range(settings.steps))
+    remedy = f"{math.ceil(settings.warmup_steps / LONG_WARMUP):,} steps or more"
+    name = f"the language model's warm-up of {settings.warmup_steps:,} steps"
+    return warmup_warning(settings.warmup_steps, settings.steps, peak, name=name, remedy=remedy)
 
 
 def _loss(vlm: UnifiedVLM, ids_BT: Tensor) -> Tensor:

@@ -1,17 +1,20 @@
 """The training recipe: what ``jobs.train`` reads and every worker receives."""
 
+import math
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from wm.config import Recipe
+from wm.errors import InputError
 from wm.models.protocol import Task
+from wm.paths import InputPath, OutputPath, OutputPathOrUri
 from wm.training.adapters import Lora
 from wm.training.loss import Weights
 from wm.training.order import SampleOrder
 from wm.training.sources import Source
-from wm.uris import OBJECT_STORES, is_remote, local_path, scheme_of
+from wm.uris import OBJECT_STORES, scheme_of
 
 TOKENS = ".tokens"
 """Below ``out``, while a run lasts: the tokenised triplets."""
@@ -28,11 +31,11 @@ class TrainRecipe(Recipe):
 
     task: Task
     """idm: (source, target) to action. fdm: (source, action) to target."""
-    base: str
+    base: InputPath
     """Folder of the base model (Hugging Face format)."""
     triplets: list[Source]
     """Tables of triplets: ``[[triplets]]`` tables in the file, or triplets=FOLDER for one."""
-    out: str
+    out: OutputPath
     """Output folder; the trained model is written to ``out/model``."""
     steps: int = Field(default=0, ge=0)
     """Optimiser steps; 0: given by ``epochs``."""
@@ -46,6 +49,9 @@ class TrainRecipe(Recipe):
     """Peak learning rate of AdamW."""
     warmup_steps: int = Field(default=0, ge=0)
     """Steps of linear warm-up; cosine decay follows."""
+    warmup_ratio: float | None = Field(default=None, ge=0, le=1)
+    """Instead of warmup_steps: the warm-up as a share of the run's steps, rounded up, which fits a run of any
+    length."""
     lr_floor: float = Field(default=0.0, ge=0, le=1)
     """Learning rate at the end as a fraction of the peak."""
     weight_decay: float = Field(default=0.0, ge=0)
@@ -77,7 +83,7 @@ class TrainRecipe(Recipe):
     """Peak of one device in TFLOP/s, for the MFU; 0: by the GPU's name, and no MFU where that says nothing."""
     device_gib: float = Field(default=0.0, ge=0)
     """Memory of one device in GiB, for what a dry run says of a GPU that is elsewhere; 0: that of the GPU here."""
-    held_out: str = ""
+    held_out: InputPath = ""
     """Folder of triplets that are not trained on, for gates and samples."""
     gate_every: int = Field(default=0, ge=0)
     """Steps between gates (and one at the end): likelihood, preference probe and copies on held-out triplets, by the
@@ -91,7 +97,7 @@ class TrainRecipe(Recipe):
     """Steps between pictures of what the model predicts on held-out triplets, in ``out/samples``; 0: none."""
     sample_rows: int = Field(default=4, ge=1)
     """Held-out triplets in such a picture."""
-    token_cache: str = ""
+    token_cache: OutputPath = ""
     """Folder that keeps tokenised triplets for other runs, better on a disk of the node than on a network; empty:
     ``out/.tokens``, which is removed when the run is whole."""
     max_failures: int = Field(default=1, ge=0)
@@ -103,7 +109,7 @@ class TrainRecipe(Recipe):
     checkpoint_activations: Literal["auto", True, False] = "auto"
     """Keep only the input of each layer and compute the layer again in the backward pass: less memory, a third more
     work; auto: only where it would not fit otherwise."""
-    checkpoints: str = ""
+    checkpoints: OutputPathOrUri = ""
     """Where checkpoints lie: a folder that all workers share, or s3://bucket/prefix, gs://bucket/prefix; empty:
     ``out/checkpoints``."""
     keep_last: int = Field(default=0, ge=0)
@@ -121,6 +127,13 @@ class TrainRecipe(Recipe):
             raise ValueError("expected a local folder, s3://bucket/prefix or gs://bucket/prefix")
         return checkpoints
 
+    @field_validator("warmup_steps", mode="before")
+    @classmethod
+    def _no_share(cls, value: Any) -> Any:
+        if isinstance(value, float) and 0 < value < 1:
+            raise ValueError(f"expected whole steps; a share of the run is warmup_ratio = {value:g}")
+        return value
+
     @field_validator("triplets", mode="before")
     @classmethod
     def _one_folder(cls, value: Any) -> Any:
@@ -132,6 +145,11 @@ class TrainRecipe(Recipe):
             raise ValueError("triplets is empty; give at least one table with a path")
         if (self.steps > 0) == (self.epochs > 0):
             raise ValueError(f"give steps or epochs, one of them (steps = {self.steps}, epochs = {self.epochs})")
+        if self.warmup_steps and self.warmup_ratio is not None:
+            raise ValueError(
+                f"give warmup_steps or warmup_ratio, not both (warmup_steps = {self.warmup_steps}, warmup_ratio = "
+                f"{self.warmup_ratio:g}); a recipe's own warmup_steps is taken back by warmup_steps = 0"
+            )
         share, rest = divmod(self.global_batch, self.num_ranks)
         if rest:
             raise ValueError(f"global_batch = {self.global_batch} is no multiple of num_workers = {self.num_ranks}")
@@ -182,23 +200,19 @@ class TrainRecipe(Recipe):
         return Path(self.token_cache or Path(self.out) / TOKENS)
 
     def num_steps(self, order: SampleOrder) -> int:
-        """Optimiser steps over rows in this order."""
-        return self.steps or order.steps_of(self.epochs, self.global_batch)
+        """Return the optimiser steps over rows in this order.
 
-    def with_absolute_paths(self) -> Self:
-        """The same recipe for a process in another working directory."""
-        sources = [
-            source.model_copy(
-                update={
-                    "path": str(Path(source.path).absolute()),
-                    "selection": source.selection and str(Path(source.selection).absolute()),
-                }
+        Raises:
+            InputError: ``epochs`` is so small a share of the rows that no step is left.
+        """
+        steps = self.steps or order.steps_of(self.epochs, self.global_batch)
+        if not steps:
+            raise InputError(
+                f"epochs = {self.epochs:g} shows none of the {order.rows_per_epoch:,} rows of an epoch: there is no "
+                f"step to train; expected {0.5 / order.rows_per_epoch:.2g} or more, or steps"
             )
-            for source in self.triplets
-        ]
-        paths = {"base": str(Path(self.base).absolute()), "out": str(Path(self.out).absolute())}
-        if self.checkpoints and not is_remote(self.checkpoints):
-            paths["checkpoints"] = str(Path(local_path(self.checkpoints)).absolute())
-        held_out = self.held_out and str(Path(self.held_out).absolute())
-        cache = self.token_cache and str(Path(self.token_cache).absolute())
-        return self.model_copy(update={"triplets": sources, "held_out": held_out, "token_cache": cache, **paths})
+        return steps
+
+    def num_warmup_steps(self, num_steps: int) -> int:
+        """Return the steps of the warm-up in a run of so many; a ratio is rounded up, as in transformers."""
+        return self.warmup_steps if self.warmup_ratio is None else math.ceil(num_steps * self.warmup_ratio)

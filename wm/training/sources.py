@@ -22,6 +22,7 @@ from pydantic import Field
 
 from wm.config import Recipe
 from wm.errors import InputError
+from wm.paths import InputPath
 from wm.records import TRIPLET_SCHEMA, checked_files, table_files
 
 COLUMNS = ("triplet_id", "action", "codec", "source_codes", "target_codes", "change")
@@ -35,13 +36,13 @@ Array = npt.NDArray[Any]
 class Source(Recipe):
     """One table of triplets."""
 
-    path: str
+    path: InputPath
     """Folder of triplet Parquet files, or a stage's output folder that holds ``triplets``."""
     weight: float = Field(default=1.0, gt=0.0)
     """How often each row appears in an epoch: 2 twice, 0.5 a random half of the rows, anew each epoch."""
     limit: int = Field(default=0, ge=0)
     """Keep this many rows, drawn once with the recipe's seed; 0: all."""
-    selection: str = ""
+    selection: InputPath = ""
     """Parquet file or folder with a column ``triplet_id`` (jobs.select writes one): only these rows; empty:
     all."""
 

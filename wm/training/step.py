@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from wm.models.protocol import UnifiedVLM
 from wm.training.loss import completion_losses
 from wm.training.recipe import TrainRecipe
+from wm.training.schedule import learning_rate
 from wm.training.zero import (
     Part,
     deepspeed_config,
@@ -54,15 +55,6 @@ def row_nll(nll_M: Tensor, is_completion_BT: Tensor) -> Tensor:
     learned_BT = is_completion_BT[:, 1:]
     nll_BT = torch.zeros(learned_BT.shape, device=nll_M.device).masked_scatter_(learned_BT, nll_M.float())
     return torch.stack((nll_BT.sum(dim=1), learned_BT.sum(dim=1).float()))
-
-
-def learning_rate(step: int, *, peak: float, num_steps: int, warmup_steps: int, floor: float) -> float:
-    """Rate of ``step`` (from 0): linear up to ``peak`` over the warm-up, then half a cosine to ``floor *
-    peak``."""
-    if step < warmup_steps:
-        return peak * (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
-    return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
 class Stepper:
@@ -125,7 +117,7 @@ class Stepper:
             step,
             peak=recipe.lr,
             num_steps=self._num_steps,
-            warmup_steps=recipe.warmup_steps,
+            warmup_steps=recipe.num_warmup_steps(self._num_steps),
             floor=recipe.lr_floor,
         )
 

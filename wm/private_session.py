@@ -1,0 +1,131 @@
+"""Settings of a Ray session that this user alone reaches: loopback addresses, a token, a short folder of its own.
+
+Jobs, the server and the local cluster start such sessions and may not import each other. Ray is not imported: its
+environment variables are known here, and its module of constants is passed in.
+"""
+
+import os
+import secrets
+import socket
+import stat
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from wm.errors import InputError
+
+LOOPBACK_ONLY: Final = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Ray's variable for systems whose firewall asks the user about every address that is not loopback: at 0, Ray takes
+127.0.0.1 for the node's address, and every process of a session listens there alone."""
+
+_RAYS_FOLDER: Final = "tmp"
+"""In the private folder: Ray opens its own folder and all in it to every user, again in each process it starts."""
+_LONGEST_NAME: Final = "session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+"""Of the sockets that Ray makes below its folder; the last number is a process id."""
+_LONGEST_SOCKET: Final = 107 if sys.platform.startswith("linux") else 103
+"""Bytes of a path that the system's socket addresses hold."""
+_SHORT_ROOTS: Final = ("/tmp", "/var/tmp")
+_NETWORK_INTERFACES: Final = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+"""By which interface torch's processes reach each other; they would take the one of the host's name."""
+
+
+@contextmanager
+def private_session(constants: Any) -> Iterator[dict[str, Any]]:
+    """Prepare the environment of a session that is started within; what the user has set stays.
+
+    Args:
+        constants: The module ``ray._private.ray_constants``, which has read its variables when Ray was imported.
+
+    Yields:
+        Arguments for ``ray.init("local", …)``.
+
+    Raises:
+        InputError: There is no folder with a name that is short enough for Ray's sockets.
+    """
+    folder, notice = private_folder()
+    if notice:
+        print(notice, file=sys.stderr)
+    set_private_token()
+    loopback = loopback_interface()
+    variables = {LOOPBACK_ONLY: "0"} | dict.fromkeys(_NETWORK_INTERFACES, loopback)
+    # Only while processes are started, which inherit it: a cluster joined later is none of this machine alone.
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update({name: value for name, value in variables.items() if value and name not in os.environ})
+    is_cluster, constants.ENABLE_RAY_CLUSTER = constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield {"_temp_dir": str(folder / _RAYS_FOLDER)}
+    finally:
+        constants.ENABLE_RAY_CLUSTER = is_cluster
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+
+
+def private_folder() -> tuple[Path, str]:
+    """Make the folder of this user's sessions, which nobody else may enter, or find it again.
+
+    ``RAY_TMPDIR`` and ``TMPDIR`` name where, as for Ray itself. Where that name is too long for a socket (batch systems
+    give each job its own, long one), or no such folder can be had there, a short one is taken.
+
+    Returns:
+        The folder, and a notice for the user, empty where the folder is the one that was named.
+
+    Raises:
+        InputError: No folder can be had.
+    """
+    variable = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
+    named = Path(os.environ.get(variable) or tempfile.gettempdir()).absolute()
+    roots = list(dict.fromkeys([named, *map(Path, _SHORT_ROOTS), *_runtime_folder(os.environ)]))
+    problem = ""
+    for root in roots:
+        folder = root / f"ray-{os.geteuid()}"
+        reason = _make_private(folder)
+        if not reason:
+            return folder, f"note: {problem}; Ray's files are in {folder}" if problem else ""
+        problem = problem or f"{variable} = {str(named)!r} {reason}"
+    raise InputError(
+        f"{problem}, and there is no other folder for Ray's files; set RAY_TMPDIR to a short path that you may write to"
+    )
+
+
+def set_private_token() -> None:
+    """Give this process and its children a token for their session, so that Ray writes none into the home folder; one
+    that the user has stays."""
+    named = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ)
+    if not named and not (Path.home() / ".ray" / "auth_token").exists():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def loopback_interface() -> str:
+    """Return the name of the loopback interface, or an empty text where it has another name than usual."""
+    names = {name for _, name in socket.if_nameindex()}
+    return next((name for name in ("lo", "lo0") if name in names), "")
+
+
+def _make_private(folder: Path) -> str:
+    """Make a folder that this user alone may enter; returns why it cannot be used, or an empty text."""
+    size = len(os.fsencode(folder.parent))
+    room = _LONGEST_SOCKET - len(f"/{folder.name}/{_RAYS_FOLDER}/{_LONGEST_NAME}")
+    if size > room:
+        return f"is too long for Ray's sockets ({size} bytes, at most {room})"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        facts = folder.lstat()  # not what a link leads to: in a folder for all, somebody else may have made it
+        if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid():
+            return f"cannot be used: {folder} is not a folder of yours"
+        if stat.S_IMODE(facts.st_mode) != 0o700:
+            folder.chmod(0o700)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            return "cannot be used: it may not be written to"
+    except OSError as error:
+        return f"cannot be used: {error.strerror}"
+    return ""
+
+
+def _runtime_folder(environment: Mapping[str, str]) -> list[Path]:
+    """The folder that a login session has for sockets, if there is one."""
+    folder = environment.get("XDG_RUNTIME_DIR")
+    return [Path(folder)] if folder else []

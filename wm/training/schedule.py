@@ -1,0 +1,91 @@
+"""The learning rate of a step, and which parts of a run's schedule its length does not reach.
+
+Not known here: rows, models, optimisers.
+"""
+
+import math
+
+from wm.training.recipe import TrainRecipe
+
+LONG_WARMUP = 0.2
+"""A warm-up of more than this share of a run is reported; 3 to 10 % are usual."""
+SUGGESTED_RATIO = 0.05
+
+
+def learning_rate(step: int, *, peak: float, num_steps: int, warmup_steps: int, floor: float) -> float:
+    """Return the rate of a step: linear up to ``peak`` over the warm-up, then half a cosine down.
+
+    Args:
+        step: Counted from 0.
+        peak: Highest rate.
+        num_steps: Length of the run in steps.
+        warmup_steps: Steps of the warm-up; the last of them has the peak rate.
+        floor: Rate at the end as a fraction of the peak.
+    """
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
+    return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+
+def peak_share(recipe: TrainRecipe, num_steps: int) -> float:
+    """Return the highest rate of a run of so many steps as a fraction of the recipe's ``lr``."""
+    warmup_steps = recipe.num_warmup_steps(num_steps)
+    return 1.0 if num_steps >= warmup_steps else num_steps / warmup_steps
+
+
+def schedule_warnings(recipe: TrainRecipe, num_steps: int) -> list[str]:
+    """Return a line for each part of the schedule that a run of so many steps does not reach, with the remedy."""
+    return [*_warmup_warnings(recipe, num_steps), *_interval_warnings(recipe, num_steps)]
+
+
+def warmup_warning(warmup_steps: int, num_steps: int, peak: float, *, name: str, remedy: str) -> str:
+    """Return what is wrong with a warm-up for a run of so many steps, or an empty text.
+
+    Args:
+        warmup_steps: Steps of the warm-up.
+        num_steps: Length of the run in steps.
+        peak: Highest rate that the run reaches, as a fraction of the peak that its recipe asks for.
+        name: How the warm-up is given, such as ``warmup_steps = 500``.
+        remedy: What to give instead.
+    """
+    if warmup_steps <= LONG_WARMUP * num_steps:
+        return ""
+    if warmup_steps > num_steps:
+        return (
+            f"{name} is longer than the run of {num_steps:,} steps: the learning rate gets no further than "
+            f"{peak:.1%} of its peak; give {remedy}"
+        )
+    return f"{name} takes {warmup_steps / num_steps:.0%} of the run's {num_steps:,} steps; give {remedy}"
+
+
+def _warmup_warnings(recipe: TrainRecipe, num_steps: int) -> list[str]:
+    warmup_steps = recipe.num_warmup_steps(num_steps)
+    short = f"{math.ceil(SUGGESTED_RATIO * num_steps):,} of {num_steps:,} steps"
+    if recipe.warmup_ratio is None:
+        name = f"warmup_steps = {warmup_steps:,}"
+        enough = math.ceil(warmup_steps / LONG_WARMUP)
+        remedy = f"warmup_steps=0 warmup_ratio={SUGGESTED_RATIO:g} ({short}), or train for {enough:,} steps or more"
+    else:
+        name = f"warmup_ratio = {recipe.warmup_ratio:g}"
+        remedy = f"warmup_ratio={SUGGESTED_RATIO:g} ({short})"
+    peak = peak_share(recipe, num_steps)
+    line = warmup_warning(warmup_steps, num_steps, peak, name=name, remedy=remedy)
+    return [line] if line else []
+
+
+def _interval_warnings(recipe: TrainRecipe, num_steps: int) -> list[str]:
+    lines = []
+    consequences = {
+        "checkpoint_every": "no checkpoint is written before the end: a killed run would start again at step 1",
+        "gate_every": "the only gate is the one at the end",
+        "sample_every": "the only sample is the one at the end",
+        "log_every": "metrics.jsonl and the progress bar move only at the end",
+    }
+    for name, consequence in consequences.items():
+        every = getattr(recipe, name)
+        # At a default that is no use for a short run, only what may be lost is worth a line.
+        is_meant = name in recipe.model_fields_set or name == "checkpoint_every"
+        if is_meant and every >= num_steps > 1:
+            lines.append(f"{name} = {every:,} is not reached before the end of {num_steps:,} steps: {consequence}")
+    return lines
