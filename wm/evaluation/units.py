@@ -204,6 +204,7 @@ def _probe(bench: Bench, unit: Unit) -> dict[str, Any]:
         held_out.target_codes,
         held_out.actions,
         held_out.subsets,
+        ids=held_out.ids,
         seed=unit.seed,
     )
     return {kind: asdict(preference) for kind, preference in found.items()}
