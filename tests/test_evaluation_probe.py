@@ -4,7 +4,7 @@ import torch
 
 from wm.errors import InputError
 from wm.evaluation.probe import NEGATIVES, Likelihoods, pick_others, probe
-from wm.evaluation.stats import bootstrap_interval, figure, pearson, sample_std
+from wm.evaluation.stats import figure, pearson, sample_std
 
 ROWS, TOKENS = 12, 4
 
@@ -136,15 +136,6 @@ def test_spread():
     assert several.runs == {"0": 2.0, "1": 4.0, "2": 1.0}
     one = figure({5: [1.0, 3.0]})
     assert (one.mean, one.n, one.over, one.std) == (2.0, 2, "sampling seeds", pytest.approx(np.sqrt(2)))
-
-
-def test_bootstrap_interval_covers_the_normal_one():
-    values = np.random.default_rng(0).normal(5, 2, 400)
-    low, high = bootstrap_interval(values, seed=1)
-    half = 1.96 * values.std() / 20
-    assert low == pytest.approx(values.mean() - half, abs=0.05)
-    assert high == pytest.approx(values.mean() + half, abs=0.05)
-    assert bootstrap_interval(np.array([1.0])) == (None, None)
 
 
 def test_pearson_undefined_for_a_constant():
