@@ -50,7 +50,8 @@ class Gate:
     ``nats_B``: of each triplet the negative log-likelihood of its completion in nats a token (an IDM's action, an FDM's
     target image). ``preference``: kind of negative → comparison. Of an FDM, by its greedy predictions:
     ``unchanged_share``: mean share of image tokens it leaves as they are; ``copies``: share of predictions that leave
-    all of them, among triplets whose target differs from the source; ``true_unchanged_share``: of the true targets.
+    all of them, among triplets whose target differs from the source (None if there is none);
+    ``true_unchanged_share``: of the true targets.
     """
 
     nats_B: Floats  # noqa: N815
@@ -149,6 +150,6 @@ def gate(vlm: UnifiedVLM, role: Role, held_out: GateSet, *, batch_size: int | No
         nats_B,
         found,
         unchanged_share=float(same_BN.double().mean()),
-        copies=float(copied_B.double().mean()) if len(copied_B) else 0.0,
+        copies=float(copied_B.double().mean()) if len(copied_B) else None,
         true_unchanged_share=float(truly_BN.double().mean()),
     )

@@ -10,9 +10,17 @@ import torch
 
 from wm.errors import InputError
 from wm.evaluation.stats import Floats, pearson
+from wm.evaluation.words import same_text
 from wm.records import derive_seed, row_seeds
 
 NEGATIVES = ("random_action", "random_observation", "copy", "inverse")
+NO_NEGATIVE = {
+    "random_action": "no triplet has another action in its subset",
+    "random_observation": "no triplet has another target in its subset",
+    "copy": "no triplet",
+    "inverse": "no triplet",
+}
+"""Why a comparison is absent."""
 TIE_NATS = 1e-4
 """Log-likelihoods closer than this are equal: batches of other shapes differ by about 1e-5 on equal input."""
 
@@ -75,7 +83,7 @@ def probe(
             f"got {len(source_BN)}, {len(target_BN)}, {rows} and {len(subsets)}"
         )
     reference = scorer(source_BN, target_BN, actions)
-    words = [" ".join(text.lower().split()) for text in actions]
+    words = [same_text(text) for text in actions]
     other_action = pick_others(words, subsets, names, seed=derive_seed(seed, "action"))
     other_target = pick_others(
         [tuple(row.tolist()) for row in target_BN], subsets, names, seed=derive_seed(seed, "target")

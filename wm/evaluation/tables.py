@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from wm.evaluation.probe import NEGATIVES, Preference
+from wm.evaluation.probe import NEGATIVES, NO_NEGATIVE, Preference
 from wm.evaluation.scoring import Bank
 from wm.evaluation.stats import Figure, Floats, figure, mean_interval
+from wm.evaluation.text import TextReport
 from wm.evaluation.verification import verification_curve
 
 Choice = tuple[str, str, int]
@@ -48,12 +49,17 @@ class Collected:
     greedy: dict[Key, Bank] = field(default_factory=dict)
     idm: dict[tuple[str, int], tuple[dict[str, float], dict[str, Floats]]] = field(default_factory=dict)
     """(label, training seed) → (figures of the set, figures of each item)."""
+    texts: dict[tuple[str, int], TextReport] = field(default_factory=dict)
+    """(label, training seed) → how its text metrics were computed, and which could not be."""
     probes: dict[tuple[str, str, int], dict[str, Preference]] = field(default_factory=dict)
     """(role, label, training seed) → kind of negative → preference."""
 
 
 def build_tables(collected: Collected) -> dict[str, Any]:
-    """``{"fdm": rows, "idm": rows, "probe": rows, "differences": rows, "items", "k", "subsets"}``, ready for JSON."""
+    """``{"fdm": rows, "idm": rows, "probe": rows, "absent", "differences", "items", "k", "subsets"}``, ready for JSON.
+
+    ``absent``: comparisons of the probe that cannot be made, with the reason.
+    """
     return {
         "items": len(collected.subsets),
         "k": list(collected.ks),
@@ -61,6 +67,12 @@ def build_tables(collected: Collected) -> dict[str, Any]:
         "fdm": fdm_rows(collected),
         "idm": idm_rows(collected),
         "probe": probe_rows(collected),
+        "absent": [
+            {"role": role, "label": label, "negative": kind, "reason": NO_NEGATIVE[kind]}
+            for role, label in dict.fromkeys((role, label) for role, label, _ in collected.probes)
+            for kind in NEGATIVES
+            if not any(kind in kinds for key, kinds in collected.probes.items() if key[:2] == (role, label))
+        ],
         "differences": difference_rows(collected),
     }
 
@@ -155,7 +167,10 @@ def _place(key: Choice, keys: Sequence[Choice]) -> tuple[int, int, int]:
 
 
 def idm_rows(collected: Collected) -> list[dict[str, Any]]:
-    """One row a label: text metrics, and ``state_equivalent`` where a world can check actions."""
+    """One row a label: text metrics, and ``state_equivalent`` where a world can check actions.
+
+    ``notes``: metric → by which tokens it was computed; ``absent``: metric → why it cannot be had.
+    """
     by_label: dict[str, dict[int, tuple[dict[str, float], dict[str, Floats]]]] = defaultdict(dict)
     for (label, run), found in collected.idm.items():
         by_label[label][run] = found
@@ -163,7 +178,7 @@ def idm_rows(collected: Collected) -> list[dict[str, Any]]:
     for label, runs in by_label.items():
         names = next(iter(runs.values()))[0]
         figures = {}
-        for name in names:
+        for name in [name for name in names if all(name in of_set for of_set, _ in runs.values())]:
             items = [by_item[name] for _, by_item in runs.values() if name in by_item]
             figures[name] = figure(
                 {run: [of_set[name]] for run, (of_set, _) in runs.items()},
@@ -171,7 +186,9 @@ def idm_rows(collected: Collected) -> list[dict[str, Any]]:
                 over="one greedy answer",
                 top=TOPS.get(name),
             )
-        rows.append({"label": label, "metrics": _as_dicts(figures)})
+        texts = [report for (name, _), report in sorted(collected.texts.items()) if name == label]
+        notes, absent = ({**texts[0].notes}, {**texts[0].absent}) if texts else ({}, {})
+        rows.append({"label": label, "metrics": _as_dicts(figures), "notes": notes, "absent": absent})
     return rows
 
 
