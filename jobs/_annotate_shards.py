@@ -221,11 +221,12 @@ def summarise(out: Path) -> dict[str, Any]:
     return total
 
 
-def table7(counts: Mapping[str, Any]) -> dict[str, float]:
+def table7(counts: Mapping[str, Any]) -> dict[str, float | None]:
     """The columns of the paper's Table 7. Lengths are those of all videos that decode; observations (key-frames that
     stand in a triplet), actions and words are counted over the samples, which are videos with a triplet (the paper's
     2.05 observations a video on average cannot be over all videos, as reading (a) leaves many with one). Where no
-    filter took a pair out, observations are all key-frames and one more than actions, as in the paper."""
+    filter took a pair out, observations are all key-frames and one more than actions, as in the paper. A mean over
+    nothing is None."""
     return {
         "mean_length_s": _ratio(counts["video_s"], counts["decoded"]),
         "total_length_h": round(counts["video_s"] / 3600, 4),
@@ -236,8 +237,8 @@ def table7(counts: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _ratio(part: float, whole: float) -> float:
-    return round(part / max(1, whole), 3)
+def _ratio(part: float, whole: float) -> float | None:
+    return round(part / whole, 3) if whole else None
 
 
 def _add(total: dict[str, Any], counts: Mapping[str, Any]) -> None:

@@ -117,10 +117,11 @@ def nano_figures(
         for source, action in zip(sources.tolist(), held_out.actions, strict=True)
     ]
     decoder = Decoder(vlm)
+    seeds = held_out.sampling_seeds(0)
     found: dict[str, Any] = {"items": len(prefixes), "rows": rows, "tokens_per_image": vlm.tokens_per_image}
     blocks = sorted({block for block in BLOCKS if block < vlm.tokens_per_image} | {vlm.tokens_per_image - 1})
     for name, sampling in SAMPLINGS.items():
-        codes = sample_images(vlm, prefixes, num_samples=rows, sampling=sampling, decoder=decoder)
+        codes = sample_images(vlm, prefixes, num_samples=rows, sampling=sampling, seed=seeds, decoder=decoder)
         for redraft in (True, False):
             for block in blocks:
                 one = speculate_images(
@@ -130,6 +131,7 @@ def nano_figures(
                     num_samples=rows,
                     block=block,
                     sampling=sampling,
+                    seed=seeds,
                     redraft=redraft,
                     decoder=decoder,
                 )

@@ -30,7 +30,8 @@ SCHEMA = pa.schema(
         ("passes", pa.int64()),
     ]
 )
-"""One row a triplet and rank (0: the prediction). ``seed`` and ``candidate`` (its number) make the same draw again;
+"""One row a triplet and rank (0: the prediction). ``seed`` (the triplet's own, made of the recipe's and of its id) and
+``candidate`` (its number) make the same draw again;
 ``times``: how often it was drawn among ``draws``; ``passes``: of the forward model, where drawing was speculative."""
 
 
@@ -53,13 +54,17 @@ def predict_triplets(
     seed: int,
     batch_size: int | None,
 ) -> Iterator[int]:
-    """Write the parts that are not there; yields the number of triplets of each that is done."""
+    """Write the parts that are not there; yields the number of triplets of each that is done.
+
+    Every triplet has noise of its own, made of ``seed`` and its id, whatever part it is in.
+    """
+    seeds = held_out.sampling_seeds(seed)
     for path, rows in parts_of(held_out, out):
         if not path.exists():
             actions = [held_out.actions[row] for row in rows]
             found = predict_observations(
                 roles.fdm.model, roles.idm.model, held_out.source_codes[rows.start : rows.stop], actions,
-                search=search, sampling=sampling, seed=seed, batch_size=batch_size,
+                search=search, sampling=sampling, seed=seeds[rows.start : rows.stop], batch_size=batch_size,
                 fdm_decoder=roles.fdm.decoder, idm_decoder=roles.idm.decoder,
             )  # fmt: skip
             lines = [

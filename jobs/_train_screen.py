@@ -67,6 +67,9 @@ def gate_lines(gated: Mapping[str, Any]) -> list[str]:
     ]
     if "copies" in gated:
         parts.append(f"copies {gated['copies']:.0%}")
+    elif "unchanged_share" in gated:
+        parts.append("copies unknown (no held-out target differs from its source)")
+    if "unchanged_share" in gated:
         parts.append(
             f"leaves {gated['unchanged_share']:.0%} of the tokens (the truth {gated['true_unchanged_share']:.0%})"
         )

@@ -13,6 +13,7 @@ from wm.evaluation.gates import GateSet, gate, read_gate_set
 from wm.evaluation.storyboard import CHOSEN, OTHER, Column, Shot, draw_storyboard
 from wm.images import Pixels, decode_image
 from wm.models import ImageCodec, UnifiedVLM, load_codec
+from wm.records import row_seeds
 from wm.sampling import Decoder, Sampling
 from wm.training import TrainRecipe
 from wm.training.boards import need_packages
@@ -74,6 +75,7 @@ class HeldOutWatcher:
                 shown.actions,
                 num_samples=count,
                 sampling=Sampling(greedy=greedy),
+                seed=row_seeds(0, shown.ids),
                 decoder=decoder,
             )
             for count, greedy in ((1, True), (_DRAWN, False))

@@ -249,10 +249,11 @@ def _tell_result(recipe: AnnotateRecipe, record: dict[str, Any]) -> None:
     print(f"  frames read by: {readers or 'none'}; decord gave up on {counts['decord_fallbacks']}")
     table = counts["table7"]
     print("  mean length   total length   samples   observations/video   actions/video   words/action")
-    per_video = f"{table['observations_per_video']:>20.2f} {table['actions_per_video']:>15.2f}"
+    means = {name: "–" if table[name] is None else f"{table[name]:.2f}" for name in table}
+    per_video = f"{means['observations_per_video']:>20} {means['actions_per_video']:>15}"
     print(
-        f"  {table['mean_length_s']:>9.2f} s {table['total_length_h']:>12.4f} h {table['samples']:>9,} {per_video} "
-        f"{table['words_per_action']:>14.2f}"
+        f"  {means['mean_length_s']:>9} s {table['total_length_h']:>12.4f} h {table['samples']:>9,} {per_video} "
+        f"{means['words_per_action']:>14}"
     )
     stages = ", ".join(f"{stage} {value:,.1f} s" for stage, value in counts["stage_s"].items() if value)
     print(f"  time of all actors: {stages}")

@@ -170,14 +170,14 @@ def _counts(rows: list[dict[str, Any]], listed: int) -> dict[str, Any]:
         "skipped": len(rows) - len(drawn),
         "skipped_by_reason": dict(sorted(Counter(row["reason"] for row in rows if row["reason"]).items())),
         "keyframes_per_clip": {
-            rule: round(sum(len(row[f"keyframes_{rule}"]) for row in drawn) / max(1, len(drawn)), 3)
+            rule: round(sum(len(row[f"keyframes_{rule}"]) for row in drawn) / len(drawn), 3) if drawn else None
             for rule in KEYFRAME_RULES
         },
     }
 
 
 def _tell(recipe: CurvesRecipe, counts: dict[str, Any]) -> None:
-    rules = ", ".join(f"{rule} {mean}" for rule, mean in counts["keyframes_per_clip"].items())
+    rules = ", ".join(f"{rule} {'–' if mean is None else mean}" for rule, mean in counts["keyframes_per_clip"].items())
     print(
         f"curves: {counts['drawn']} of {counts['listed']:,} clips drawn in {recipe.out}, {counts['skipped']} skipped; "
         f"key-frames a clip: {rules}"

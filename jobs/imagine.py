@@ -26,9 +26,11 @@ from wm.records import (
     REJECT_SCHEMA,
     STAGE_TABLES,
     TRIPLET_SCHEMA,
+    derive_seed,
     fill_empty_tables,
     read_table,
     reject_row,
+    row_seeds,
     stable_id,
     triplet_row,
     write_table,
@@ -80,9 +82,8 @@ class ImagineRecipe(RolesRecipe):
 
 @dataclass(frozen=True)
 class _Try:
-    """An action to be done in a source. ``place``: of the source among all."""
+    """An action to be done in a source."""
 
-    place: int
     row: dict[str, Any]
     action: str
     seed: int
@@ -140,13 +141,14 @@ def _tries(recipe: ImagineRecipe) -> list[list[_Try]]:
         return str(row[recipe.subset] or "") if recipe.subset else ""
 
     actions = [(subset(row), row["action"]) for row in said.to_pylist()]
-    paired = pair_actions([subset(row) for row in rows], actions, each=recipe.actions_each, seed=recipe.seed)
+    seeds = row_seeds(recipe.seed, (row["triplet_id"] for row in rows))
+    paired = pair_actions([subset(row) for row in rows], actions, each=recipe.actions_each, seeds=seeds)
     if not any(paired):
         raise InputError(f"no action of {recipe.actions} is of the {recipe.subset} of any source in {recipe.sources}")
-    # The seed of a draw is a function of the source's place alone: what is imagined does not depend on the parts.
+    # Every try has noise of its own, made of the source's id and the action: neither the parts nor `limit` change it.
     return [
-        [_Try(place, row, action, (recipe.seed << 20) + place) for action in chosen]
-        for place, (row, chosen) in enumerate(zip(rows, paired, strict=True))
+        [_Try(row, action, derive_seed(seed, action)) for action in chosen]
+        for row, seed, chosen in zip(rows, seeds, paired, strict=True)
     ]
 
 

@@ -4,7 +4,7 @@ import torch
 
 from wm.errors import InputError
 from wm.evaluation.probe import NEGATIVES, Likelihoods, pick_others, probe
-from wm.evaluation.stats import bootstrap_interval, figure, pearson, sample_std
+from wm.evaluation.stats import figure, pearson, sample_std
 
 ROWS, TOKENS = 12, 4
 
@@ -78,9 +78,32 @@ def test_ties_count_half():
 
 
 def test_same_seed_same_negatives_other_seed_others():
-    values, subsets = list(range(40)), ["x"] * 40
-    first, again, other = (pick_others(values, subsets, seed=s) for s in (1, 1, 2))
+    values, subsets, ids = list(range(40)), ["x"] * 40, [f"t{row}" for row in range(40)]
+    first, again, other = (pick_others(values, subsets, ids, seed=s) for s in (1, 1, 2))
     assert first.tolist() == again.tolist() != other.tolist()
+
+
+def test_negatives_do_not_depend_on_the_order_of_rows():
+    values, subsets = [row % 7 for row in range(60)], ["ab"[row % 2] for row in range(60)]
+    ids = [f"t{row}" for row in range(60)]
+    picked = pick_others(values, subsets, ids, seed=5)
+    order = np.random.default_rng(0).permutation(60).tolist()
+    again = pick_others(*([column[row] for row in order] for column in (values, subsets, ids)), seed=5)
+    assert {ids[row]: ids[picked[row]] for row in range(60)} == {
+        ids[row]: ids[order[again[place]]] for place, row in enumerate(order)
+    }
+
+
+def test_negatives_are_uniform_and_independent_of_each_other():
+    """Counts against the binomial distribution; actions and targets are picked with seeds of their own."""
+    values, subsets, ids = list(range(6)), ["x"] * 6, list("abcdef")
+    picks = np.array([pick_others(values, subsets, ids, seed=seed) for seed in range(2000)])
+    counts = np.array([[(picks[:, row] == other).sum() for other in range(6)] for row in range(6)])
+    assert counts.diagonal().tolist() == [0] * 6
+    off = counts[~np.eye(6, dtype=bool)]
+    assert np.abs(off - 400).max() < 4 * np.sqrt(2000 * 0.2 * 0.8)
+    together = np.array([[((picks[:, 0] == a) & (picks[:, 1] == b)).sum() for b in (0, 2, 3)] for a in (2, 3, 4)])
+    assert np.abs(together - 80).max() < 4 * np.sqrt(2000 * 0.04 * 0.96)
 
 
 def test_row_without_another_action_is_left_out_and_counted():
@@ -113,15 +136,6 @@ def test_spread():
     assert several.runs == {"0": 2.0, "1": 4.0, "2": 1.0}
     one = figure({5: [1.0, 3.0]})
     assert (one.mean, one.n, one.over, one.std) == (2.0, 2, "sampling seeds", pytest.approx(np.sqrt(2)))
-
-
-def test_bootstrap_interval_covers_the_normal_one():
-    values = np.random.default_rng(0).normal(5, 2, 400)
-    low, high = bootstrap_interval(values, seed=1)
-    half = 1.96 * values.std() / 20
-    assert low == pytest.approx(values.mean() - half, abs=0.05)
-    assert high == pytest.approx(values.mean() + half, abs=0.05)
-    assert bootstrap_interval(np.array([1.0])) == (None, None)
 
 
 def test_pearson_undefined_for_a_constant():

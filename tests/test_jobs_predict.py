@@ -19,6 +19,7 @@ from wm.errors import InputError, OtherRunError
 from wm.images import decode_image, encode_png
 from wm.models import load_codec, load_model
 from wm.models.nano import write_random_base
+from wm.records import row_seeds
 
 ACTIONS = ["put", "move the red cup"]
 
@@ -116,16 +117,19 @@ def test_triplets_are_predicted_in_parts_and_gone_on_with(tiny_base, tmp_path, t
     assert (parts / "part-00000.parquet").stat().st_mtime_ns == kept
     rows = pq.read_table(parts).to_pylist()
     source = pq.read_table(triplets).to_pylist()
-    model = load_model(tiny_base)
+    model, seeds = load_model(tiny_base), row_seeds(3, [row["triplet_id"] for row in source])
     found = predict_observations(
         model, model, np.array([row["source_codes"] for row in source]), [row["action"] for row in source],
-        search=Search(best_of=4, margin=0.9, block=2), seed=3,
+        search=Search(best_of=4, margin=0.9, block=2), seed=seeds,
     )  # fmt: skip
-    expected = [(row["triplet_id"], one, prediction) for row, prediction in zip(source, found, strict=True)
-                for one in prediction.top(2)]  # fmt: skip
+    expected = [
+        (row["triplet_id"], seed, one, prediction)
+        for row, seed, prediction in zip(source, seeds, found, strict=True)
+        for one in prediction.top(2)
+    ]
     assert len(rows) == len(expected) == record["counts"]["rows"]
-    for row, (triplet_id, one, prediction) in zip(rows, expected, strict=True):
-        assert (row["triplet_id"], row["codes"], row["seed"]) == (triplet_id, list(one.codes), 3)
+    for row, (triplet_id, seed, one, prediction) in zip(rows, expected, strict=True):
+        assert (row["triplet_id"], row["codes"], row["seed"]) == (triplet_id, list(one.codes), seed)
         assert (row["candidate"], row["draws"], row["rounds"]) == (
             one.index, len(prediction.candidates), prediction.rounds
         )  # fmt: skip

@@ -19,6 +19,7 @@ from wm.dynamics import Search, predict_observations
 from wm.errors import InputError
 from wm.images import encode_png
 from wm.models import load_model
+from wm.records import row_seeds
 
 GREY = {"bytes": encode_png(np.zeros((16, 16, 3), np.uint8)), "path": None}
 
@@ -61,7 +62,7 @@ def test_predictions_are_those_of_the_models_loaded_alone(folders, triplets, mon
     fdm, idm = (load_model(folders / role) for role in ("fdm", "idm"))
     found = predict_observations(
         fdm, idm, [row["source_codes"] for row in rows], [row["action"] for row in rows],
-        search=Search(best_of=3), seed=2,
+        search=Search(best_of=3), seed=row_seeds(2, [row["triplet_id"] for row in rows]),
     )  # fmt: skip
     assert codes == [list(one.best.codes) for one in found]
     assert logprobs == pytest.approx([one.best.score.logprob for one in found], abs=2e-4)

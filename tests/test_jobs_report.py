@@ -36,7 +36,7 @@ def tables_of(**more):
         fdm_row("Copy", "none", 1, **judged([0.0], [0.0])),
         fdm_row("C-FT", "greedy", 1, **judged([4.0, 4.2], [0.40, 0.42])),
         fdm_row("C-FT", "idm", 1, **judged([4.0, 4.2], [0.38, 0.40])),
-        fdm_row("C-FT", "idm", 8, **judged([5.0, 5.4], [0.48, 0.52])),
+        fdm_row("C-FT", "idm", 8, **judged([5.0, 5.2], [0.48, 0.505])),
         fdm_row("C-FT", "oracle", 8, **judged([7.0, 7.0], [0.70, 0.70])),
         fdm_row("C-FDM", "idm", 1, **judged([6.0, 4.0], [0.60, 0.30])),
         fdm_row("C-FDM", "idm", 8, **judged([5.0, 3.0], [0.50, 0.20])),
@@ -178,7 +178,7 @@ def test_verdicts_follow_the_figures():
         "asymmetry": "shows",  # gains 0.50 and 0.44, far beyond their spread
         "bootstrapping": "within the spread",  # gains 2.0 and -0.2
         "weights": "not measured",
-        "verification-C-FT": "shows",  # gains 0.10 and 0.12
+        "verification-C-FT": "shows",  # gains 0.10 and 0.105: 0.1025 ± 12.7 x 0.0025
         "verification-C-FDM": "does not show",  # losses 0.10 and 0.10
     }
 
@@ -199,9 +199,29 @@ def test_without_a_judge_distances_decide():
 def test_difference_is_paired_by_training_seed():
     paired = difference(fig([0.5, 0.7, 0.9]), fig([0.4, 0.6, 0.7]))
     assert paired.mean == pytest.approx(0.4 / 3)
-    assert paired.spread == pytest.approx(np.std([0.1, 0.1, 0.2], ddof=1))
+    assert paired.spread == pytest.approx(4.302653 * np.std([0.1, 0.1, 0.2], ddof=1) / np.sqrt(3))
     single = difference(fig([0.5], low=0.4, high=0.6), fig([0.2], low=0.16, high=0.24))
     assert (single.mean, single.spread) == (pytest.approx(0.3), pytest.approx(np.hypot(0.1, 0.04)))
+
+
+def test_a_difference_without_any_spread_is_not_measured():
+    """One value each: no spread is known, which is not a spread of 0."""
+    lone = difference(fig([0.5]), fig([0.2]))
+    assert (lone.mean, lone.spread, lone.verdict()) == (pytest.approx(0.3), None, "not measured")
+    half = difference(fig([0.5], low=0.4, high=0.6), fig([0.2]))
+    assert (half.spread, half.verdict()) == (None, "not measured")
+    assert "spread unknown" in lone.text()
+    seeds = figure({0: [0.5, 0.7]}).to_dict()  # sampling seeds of one run
+    assert difference(seeds, seeds).spread == pytest.approx(np.sqrt(2) * 12.7062 * np.std([0.5, 0.7], ddof=1) / 2**0.5)
+
+
+def test_a_difference_goes_by_items_where_they_are_paired():
+    by_item = {"mean": 0.3, "ci_low": 0.28, "ci_high": 0.32, "items": 40}
+    first, second = fig([0.5], low=0.4, high=0.6), fig([0.2], low=0.16, high=0.24)
+    paired = difference(first, second, by_item)
+    assert paired.spread == pytest.approx(0.02) and "40 paired items" in paired.basis
+    seeds = difference(fig([0.5, 0.7]), fig([0.4, 0.7]), by_item)  # the seeds differ more than the items
+    assert seeds.spread == pytest.approx(12.7062 * 0.05, rel=1e-4) and "2 paired training seeds" in seeds.basis
 
 
 def test_charts():

@@ -1,5 +1,6 @@
 """What a further round is made of: the gate between two models, and imagined triplets."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def test_copying_is_told(models: dict[str, Path], triplets: Path, monkeypatch: p
     """A model that hands back its sources; rows whose target is the source do not count."""
     vlm = load_model(models["fdm"])
     held_out = read_gate_set(triplets, vlm)
-    still = GateSet(held_out.source_BN, held_out.target_BN.clone(), held_out.actions, held_out.subsets)
+    still = GateSet(held_out.source_BN, held_out.target_BN.clone(), held_out.actions, held_out.subsets, held_out.ids)
     still.target_BN[:6] = still.source_BN[:6]
     kept = torch.cat((still.source_BN[:7], (still.source_BN[7:] + 1) % 16))
     monkeypatch.setattr(gates, "sample_observations", lambda *_, **__: kept[:, None])
@@ -147,13 +148,21 @@ def test_the_better_model_goes_on(models: dict[str, Path], triplets: Path, tmp_p
     assert not (tmp_path / "wrong").exists()
 
 
-def test_actions_are_paired_within_subsets_by_the_seed() -> None:
+def test_actions_are_paired_within_subsets_by_the_seeds() -> None:
     said = [("a", "x"), ("a", "x"), ("a", "y"), ("b", "z")]
-    found = pair_actions(["a", "b", "c", "a"], said, each=2, seed=1)
+    found = pair_actions(["a", "b", "c", "a"], said, each=2, seeds=[1, 2, 3, 4])
     assert [sorted(words) for words in found] == [["x", "y"], ["z"], [], ["x", "y"]]
-    assert pair_actions(["a"] * 3, said, each=1, seed=1) == pair_actions(["a"] * 5, said, each=1, seed=1)[:3]
-    counts = [pair_actions(["a"] * 3000, said, each=1, seed=2).count([word]) for word in ("x", "y")]
+    seeds = [row_seed(1, str(row)) for row in range(3000)]
+    paired = pair_actions(["a"] * 3000, said, each=1, seeds=seeds)
+    assert pair_actions(["a"] * 9, said, each=1, seeds=seeds[8::-1]) == paired[8::-1]  # no place counts
+    counts = [paired.count([word]) for word in ("x", "y")]
     assert counts[0] + counts[1] == 3000 and 1900 < counts[0] < 2100  # as often as it was said
+
+
+def row_seed(seed: int, *names: str) -> int:
+    """The formula of the format's description, written out again."""
+    text = f"[{seed}," + ",".join(f'"{name}"' for name in names) + "]"
+    return int(hashlib.sha256(text.encode()).hexdigest()[:16], 16) // 2
 
 
 def recipe(models: dict[str, Path], triplets: Path, out: Path, **more: Any) -> ImagineRecipe:
@@ -174,10 +183,12 @@ def test_imagined_triplets_are_the_verifiers_choice(
     given = sorted(read_table(triplets).to_pylist(), key=lambda row: row["triplet_id"])
     vectors = codec.vqgan.quantize.embedding.weight.detach()
     for row in rows:
-        place, source = next((n, one) for n, one in enumerate(given) if one["source_codes"] == row["source_codes"])
+        source = next(one for one in given if one["source_codes"] == row["source_codes"])
         said = {one["action"] for one in given if one["class_label"] == source["class_label"]}
         assert row["action"] in said and row["origin"] == "fdm" and row["source_image"] == source["source_image"]
-        drawn = sample_observations(fdm, [row["source_codes"]], [row["action"]], num_samples=3, seed=place)[0]
+        seed = row_seed(0, source["triplet_id"])
+        seed = row_seed(seed, row["action"])
+        drawn = sample_observations(fdm, [row["source_codes"]], [row["action"]], num_samples=3, seed=seed)[0]
         scores = score_actions(idm, [row["source_codes"]] * 3, drawn, [row["action"]] * 3)
         best = max(range(3), key=lambda k: (scores[k].logprob, -k))
         assert row["target_codes"] == drawn[best].tolist()

@@ -48,7 +48,7 @@ def gates_of(out: Path) -> list[dict[str, Any]]:
 def held_out_rows(tiny_base: Path) -> Any:
     rows = random_rows(tiny_base, 12, seed=3)
     source, target = (torch.tensor([row[name] for row in rows]) for name in ("source_codes", "target_codes"))
-    return source, target, [row["action"] for row in rows]
+    return source, target, [row["action"] for row in rows], [row["triplet_id"] for row in rows]
 
 
 @pytest.mark.parametrize("task", ["fdm", "idm"])
@@ -59,7 +59,7 @@ def test_gates_are_what_evaluation_finds_of_the_trained_model(
     gates = gates_of(tmp_path / "out")
     assert [line["step"] for line in gates] == [3, 6]
     vlm = load_model(tmp_path / "out" / "model")
-    source, target, actions = held_out_rows(tiny_base)
+    source, target, actions, ids = held_out_rows(tiny_base)
 
     def scorer(source: torch.Tensor, target: torch.Tensor, actions: Any) -> Likelihoods:
         if task == "fdm":
@@ -70,7 +70,7 @@ def test_gates_are_what_evaluation_finds_of_the_trained_model(
 
     truth = scorer(source, target, actions)
     assert gates[-1]["nats"] == pytest.approx(float((-truth.sums / truth.tokens).mean()), abs=1e-4)
-    wanted = probe(scorer, source, target, actions, ["random"] * 12)
+    wanted = probe(scorer, source, target, actions, ["random"] * 12, ids=ids)
     for kind in NEGATIVES:
         assert gates[-1][f"prefers.{kind}"] == pytest.approx(wanted[kind].share), kind
     assert gates[-1]["preference"] == pytest.approx(np.mean([wanted[kind].share for kind in NEGATIVES]))

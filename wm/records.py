@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -115,6 +116,46 @@ def stable_id(*parts: object) -> str:
     """24 hexadecimal digits that depend on the parts alone: the same row has the same id in every run."""
     text = "\x1f".join("" if part is None else str(part) for part in parts)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def derive_seed(seed: int, *parts: object) -> int:
+    """Derive a 63-bit seed from another seed and what names the row that it is for.
+
+    The same in every process, and independent of the seeds of other rows: rows that share one seed share their noise,
+    so that a mean over them averages nothing out.
+
+    Args:
+        seed: The seed of a whole run, 0 or more.
+        parts: Strings or integers that name the row.
+
+    Returns:
+        The first 63 bits of the SHA-256 of ``[seed, *parts]`` as JSON, which fit an ``int64`` column.
+    """
+    text = json.dumps([seed, *parts], separators=(",", ":"))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def row_seeds(seed: int, ids: Iterable[str | None]) -> list[int]:
+    """Derive a seed for each row from the run's seed and the row's id.
+
+    A row's seed does not change with the order of the rows, with their number or with how they are split. Only where an
+    id occurs again does the row's place among those of the same id count, so that such rows stay independent too.
+
+    Args:
+        seed: The seed of the whole run, 0 or more.
+        ids: Ids of the rows; a missing one is an empty string.
+
+    Returns:
+        One 63-bit seed a row.
+    """
+    occurrences: Counter[str] = Counter()
+    seeds = []
+    for row_id in ids:
+        name = row_id or ""
+        earlier = occurrences[name]
+        occurrences[name] += 1
+        seeds.append(derive_seed(seed, name, earlier) if earlier else derive_seed(seed, name))
+    return seeds
 
 
 def reject_row(

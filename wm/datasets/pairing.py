@@ -6,21 +6,29 @@ import numpy as np
 
 
 def pair_actions(
-    sources: Sequence[str], actions: Sequence[tuple[str, str]], *, each: int, seed: int
+    sources: Sequence[str], actions: Sequence[tuple[str, str]], *, each: int, seeds: Sequence[int]
 ) -> list[list[str]]:
-    """For every source ``each`` different actions (fewer where there are fewer), a function of the seed, the source's
-    place and the actions.
+    """Choose ``each`` different actions for every source (fewer where there are fewer).
 
-    ``sources``: the subset of each source; ``actions``: (subset, words); an action is offered to sources of its own
-    subset only, and as often as it was said, so that the mix of actions stays what people did.
+    An action is offered to sources of its own subset only, and as often as it was said, so that the mix of actions
+    stays what people did.
+
+    Args:
+        sources: The subset of each source.
+        actions: Pairs of (subset, words).
+        each: Actions of a source.
+        seeds: One a source, see :func:`wm.records.row_seeds`.
+
+    Returns:
+        The actions of each source, a function of its seed, its subset and the actions.
     """
     said: dict[str, list[str]] = {}
     for subset, words in actions:
         said.setdefault(subset, []).append(words)
-    return [_draw(said.get(subset, []), each, [seed, place]) for place, subset in enumerate(sources)]
+    return [_draw(said.get(subset, []), each, seed) for subset, seed in zip(sources, seeds, strict=True)]
 
 
-def _draw(words: list[str], each: int, seed: list[int]) -> list[str]:
+def _draw(words: list[str], each: int, seed: int) -> list[str]:
     order = np.random.default_rng(seed).permutation(len(words))
     chosen: dict[str, None] = {}
     for place in order:

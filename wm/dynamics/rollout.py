@@ -21,8 +21,7 @@ from wm.dynamics.verify import Candidate
 from wm.errors import InputError
 from wm.models.protocol import UnifiedVLM
 from wm.sampling.decoder import Decoder
-from wm.sampling.engine import seeds_of
-from wm.sampling.noise import Sampling
+from wm.sampling.noise import Sampling, seeds_of
 
 
 @dataclass(frozen=True)

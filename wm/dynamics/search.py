@@ -19,8 +19,7 @@ from wm.dynamics.verify import Candidate, rank_candidates
 from wm.models.protocol import UnifiedVLM
 from wm.sampling.batches import rows_at_once
 from wm.sampling.decoder import Decoder
-from wm.sampling.engine import seeds_of
-from wm.sampling.noise import Sampling
+from wm.sampling.noise import Sampling, seeds_of
 
 CodesRow: TypeAlias = tuple[int, ...]
 

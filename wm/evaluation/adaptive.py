@@ -16,6 +16,7 @@ from wm.dynamics.settings import Search
 from wm.dynamics.stopping import is_enough, rounds
 from wm.evaluation.scoring import Bank
 from wm.evaluation.stats import Floats, figure
+from wm.evaluation.tables import TOPS
 
 Places = npt.NDArray[np.int64]
 
@@ -112,6 +113,7 @@ def _row(label: str, margin: float | None, replays: Mapping[tuple[str, int, int]
         name: figure(
             {run: [float(seed.mean()) for seed in seeds] for run, seeds in runs.items()},
             np.mean([np.mean(seeds, axis=0) for seeds in runs.values()], axis=0),
+            top=TOPS.get(name),
         ).to_dict()
         for name, runs in values.items()
     }

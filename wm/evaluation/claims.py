@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from wm.config import Recipe
+from wm.evaluation.stats import half_interval, student_quantile
 from wm.evaluation.summary import spread_text
+from wm.evaluation.tables import PROPOSED, Choice
 
 Verdict: TypeAlias = Literal["shows", "within the spread", "does not show", "not measured"]
 CHANCE_MARGIN = 0.15
@@ -52,46 +54,78 @@ class Claim:
 
 @dataclass(frozen=True)
 class Difference:
-    """``mean`` of first − second; ``spread``: what it must exceed to count; ``basis``: what the spread is."""
+    """``mean`` of first - second; ``spread``: what it must exceed to count, None if unknown; ``basis``: what the spread
+    is."""
 
     mean: float
-    spread: float
+    spread: float | None
     basis: str
 
     def verdict(self, *, higher_is_better: bool = True) -> Verdict:
+        if self.spread is None:
+            return "not measured"
         gain = self.mean if higher_is_better else -self.mean
         if abs(gain) <= self.spread:
             return "within the spread"
         return "shows" if gain > 0 else "does not show"
 
     def text(self) -> str:
-        return f"difference {self.mean:+.3f}, spread {self.spread:.3f}"
+        return f"difference {self.mean:+.3f}, spread {'unknown' if self.spread is None else f'{self.spread:.3f}'}"
 
 
-def difference(first: FigureDict, second: FigureDict) -> Difference:
-    """Compare two figures: run by run where both have the same training seeds (at least two), else by the
-    spread of each.
+def difference(first: FigureDict, second: FigureDict, by_item: Mapping[str, Any] | None = None) -> Difference:
+    """Compare two figures; what both have in common cancels: training seeds, test items, their sampling noise.
 
-    A figure's own spread is its standard deviation over training seeds, or, with one run, half its 95 %
-    interval over items, or, without that, its standard deviation over sampling seeds; two spreads add in
-    squares.
+    The spread is half a 95 % interval: Student's over the differences of training seeds that both have (two at least),
+    and that over the items, compared one by one; the larger of the two where both are known. Without either it is the
+    two figures' own half intervals, added in squares.
+
+    Args:
+        first: A figure of ``tables.json``.
+        second: Another.
+        by_item: Their row of ``differences`` in ``tables.json``, if it has one.
+
+    Returns:
+        The difference, its spread unknown where the figures are one value each.
     """
     seeds = sorted(set(first["runs"]) & set(second["runs"]))
-    if len(seeds) >= 2:
-        gaps = [first["runs"][seed] - second["runs"][seed] for seed in seeds]
-        mean = sum(gaps) / len(gaps)
-        std = math.sqrt(sum((gap - mean) ** 2 for gap in gaps) / (len(gaps) - 1))
-        return Difference(mean, std, f"the standard deviation of the difference over {len(gaps)} paired training seeds")
-    spread = math.hypot(_own_spread(first), _own_spread(second))
-    return Difference(first["mean"] - second["mean"], spread, "the two figures' own spreads, added in squares")
+    paired = len(seeds) > 1
+    gaps = [first["runs"][seed] - second["runs"][seed] for seed in seeds]
+    mean = sum(gaps) / len(gaps) if paired else first["mean"] - second["mean"]
+    over_items = None if by_item is None or by_item["ci_low"] is None else (by_item["ci_high"] - by_item["ci_low"]) / 2
+    over_seeds = half_interval(gaps) if paired else _own_halves(first, second, over_items is None)
+    known = [half for half in (over_seeds, over_items) if half is not None]
+    if not known:
+        return Difference(mean, None, "one value each, which has no spread")
+    spread = max(known)
+    if spread == over_items:
+        return Difference(
+            mean, spread, f"half the 95 % interval over {by_item['items'] if by_item else 0} paired items"
+        )
+    if paired:
+        return Difference(mean, spread, f"half the 95 % interval over {len(gaps)} paired training seeds")
+    return Difference(mean, spread, "half the two figures' own 95 % intervals, added in squares")
 
 
-def _own_spread(figure: FigureDict) -> float:
-    if figure["over"] == "training seeds" and figure["std"] is not None:
-        return float(figure["std"])
+def _own_halves(first: FigureDict, second: FigureDict, with_items: bool) -> float | None:
+    """Add the half intervals of two figures in squares; without those over items, the ones that are known."""
+    halves = [half for one in (first, second) if (half := _own_half(one, with_items)) is not None]
+    is_known = len(halves) == 2 if with_items else bool(halves)
+    return math.hypot(*halves) if is_known else None
+
+
+def _own_half(figure: FigureDict, with_items: bool) -> float | None:
+    """Over training seeds; with one run over items, or, without that, over sampling seeds."""
+    values = list(figure["runs"].values())
+    if len(values) > 1:
+        return half_interval(values)
+    if not with_items:
+        return None
     if figure["ci_low"] is not None:
         return float(figure["ci_high"] - figure["ci_low"]) / 2
-    return float(figure["std"] or 0.0)
+    if figure["std"] is None:
+        return None
+    return student_quantile(0.95, figure["n"] - 1) * float(figure["std"]) / math.sqrt(figure["n"])
 
 
 class Figures:
@@ -105,6 +139,9 @@ class Figures:
         self._probe: dict[tuple[str, str], dict[str, FigureDict]] = {}
         for row in tables["probe"]:
             self._probe.setdefault((row["role"], row["label"]), {})[row["negative"]] = row["metrics"]["share"]
+        self._differences = {
+            (row["metric"], tuple(row["first"]), tuple(row["second"])): row for row in tables.get("differences", [])
+        }
 
     def fdm(self, label: str, choice: str, k: int, metric: str) -> FigureDict | None:
         found: FigureDict | None = self._fdm.get((label, choice, k), {}).get(metric)
@@ -113,6 +150,11 @@ class Figures:
     def idm(self, label: str, metric: str) -> FigureDict | None:
         found: FigureDict | None = self._idm.get(label, {}).get(metric)
         return found
+
+    def by_item(self, metric: str, first: Choice, second: Choice) -> Mapping[str, Any] | None:
+        """The row of a difference, whichever of the two was first: its interval is as wide."""
+        pairs = ((metric, first, second), (metric, second, first))
+        return next((row for pair in pairs if (row := self._differences.get(pair)) is not None), None)
 
     def probe(self, role: str, label: str) -> dict[str, FigureDict]:
         """Kind of negative → share."""
@@ -142,7 +184,8 @@ def _asymmetry(figures: Figures, labels: Labels) -> Claim:
     if idm is None or fdm is None:
         return Claim("asymmetry", title, "not measured", [])
     how = "greedy" if choice == "greedy" else "mean of samples"
-    gap = difference(idm, fdm)
+    pair = (labels.idm, PROPOSED, 1), (labels.finetuned, choice, 1)
+    gap = difference(idm, fdm, figures.by_item("right", *pair))
     measured = [
         f"{labels.idm}: share of actions that imply the target state {spread_text(idm)}",
         f"{labels.finetuned} ({how}): share of predictions that show the target state {spread_text(fdm)}",
@@ -224,7 +267,11 @@ def _versus(figures: Figures, key: str, title: str, pair: tuple[str, str], metri
             rows.append((name, first, second))
     if not rows:
         return Claim(key, title, "not measured", [])
-    gaps = [(name, first, second, difference(first, second)) for name, first, second in rows]
+    choices = [(label, "idm", 1) for label in pair]
+    gaps = [
+        (name, first, second, difference(first, second, figures.by_item(name, choices[0], choices[1])))
+        for name, first, second in rows
+    ]
     measured = [
         f"{METRIC_WORDS.get(name, name)}: {pair[0]} {spread_text(first)}, {pair[1]} {spread_text(second)}; "
         + gap.text()
@@ -245,7 +292,7 @@ def _verification(figures: Figures, label: str) -> Claim:
         best = figures.fdm(label, "oracle", top, name)
         if top == 1 or one is None or many is None:
             continue
-        gap = difference(many, one)
+        gap = difference(many, one, figures.by_item(name, (label, "idm", 1), (label, "idm", top)))
         decisive = decisive or gap
         measured.append(
             f"{METRIC_WORDS[name]}: K = 1 {spread_text(one)}, K = {top} {spread_text(many)}, "

@@ -31,12 +31,13 @@ COLLAPSED_COPIES = 0.5
 
 @dataclass(frozen=True)
 class GateSet:
-    """B held-out triplets as codes int64 (B, N)."""
+    """B held-out triplets as codes int64 (B, N), with their ids."""
 
     source_BN: torch.Tensor  # noqa: N815
     target_BN: torch.Tensor  # noqa: N815
     actions: list[str]
     subsets: list[str]
+    ids: list[str]
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -49,7 +50,8 @@ class Gate:
     ``nats_B``: of each triplet the negative log-likelihood of its completion in nats a token (an IDM's action, an FDM's
     target image). ``preference``: kind of negative → comparison. Of an FDM, by its greedy predictions:
     ``unchanged_share``: mean share of image tokens it leaves as they are; ``copies``: share of predictions that leave
-    all of them, among triplets whose target differs from the source; ``true_unchanged_share``: of the true targets.
+    all of them, among triplets whose target differs from the source (None if there is none);
+    ``true_unchanged_share``: of the true targets.
     """
 
     nats_B: Floats  # noqa: N815
@@ -97,7 +99,7 @@ def read_gate_set(folder: str | Path, vlm: Coded, *, limit: int = 0, subset: Sub
     Raises :class:`InputError` for none, and for codes that are missing or of another codec.
     """
     place = Path(folder) / "triplets" if (Path(folder) / "triplets").is_dir() else Path(folder)
-    table = read_table(place, columns=["codec", "source_codes", "target_codes", "action", subset])
+    table = read_table(place, columns=["triplet_id", "codec", "source_codes", "target_codes", "action", subset])
     if not table.num_rows:
         raise InputError(f"no triplet in {folder}")
     rows = table.take(spread_rows(table.num_rows, limit or None)).to_pylist()
@@ -108,7 +110,13 @@ def read_gate_set(folder: str | Path, vlm: Coded, *, limit: int = 0, subset: Sub
                 "jobs.ingest and the model's codec"
             )
     source_BN, target_BN = (torch.tensor([row[name] for row in rows]) for name in ("source_codes", "target_codes"))
-    return GateSet(source_BN, target_BN, [row["action"] for row in rows], [row[subset] or "" for row in rows])
+    return GateSet(
+        source_BN,
+        target_BN,
+        actions=[row["action"] for row in rows],
+        subsets=[row[subset] or "" for row in rows],
+        ids=[row["triplet_id"] or "" for row in rows],
+    )
 
 
 @torch.inference_mode()
@@ -127,7 +135,7 @@ def gate(vlm: UnifiedVLM, role: Role, held_out: GateSet, *, batch_size: int | No
 
     source_BN, target_BN = held_out.source_BN, held_out.target_BN
     truth = scorer(source_BN, target_BN, held_out.actions)
-    found = probe(scorer, source_BN, target_BN, held_out.actions, held_out.subsets, seed=seed)
+    found = probe(scorer, source_BN, target_BN, held_out.actions, held_out.subsets, ids=held_out.ids, seed=seed)
     nats_B = -truth.sums / truth.tokens
     if role == "idm":
         return Gate(nats_B, found)
@@ -142,6 +150,6 @@ def gate(vlm: UnifiedVLM, role: Role, held_out: GateSet, *, batch_size: int | No
         nats_B,
         found,
         unchanged_share=float(same_BN.double().mean()),
-        copies=float(copied_B.double().mean()) if len(copied_B) else 0.0,
+        copies=float(copied_B.double().mean()) if len(copied_B) else None,
         true_unchanged_share=float(truly_BN.double().mean()),
     )

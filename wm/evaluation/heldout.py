@@ -12,7 +12,7 @@ from wm.errors import InputError
 from wm.evaluation.stats import Floats
 from wm.images import Pixels, decode_image, fit_square
 from wm.models import ImageCodec, change_map
-from wm.records import read_table
+from wm.records import read_table, row_seeds
 
 SubsetColumn: TypeAlias = Literal["dataset", "class_label", "split"]
 _COLUMNS = ("triplet_id", "source_image", "target_image", "codec", "source_codes", "target_codes", "change")
@@ -34,6 +34,10 @@ class HeldOut:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def sampling_seeds(self, seed: int) -> list[int]:
+        """Derive the sampling seed of each triplet from that of the run, see :func:`wm.records.row_seeds`."""
+        return row_seeds(seed, self.ids)
 
 
 def read_held_out(

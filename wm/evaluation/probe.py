@@ -10,8 +10,17 @@ import torch
 
 from wm.errors import InputError
 from wm.evaluation.stats import Floats, pearson
+from wm.evaluation.words import same_text
+from wm.records import derive_seed, row_seeds
 
 NEGATIVES = ("random_action", "random_observation", "copy", "inverse")
+NO_NEGATIVE = {
+    "random_action": "no triplet has another action in its subset",
+    "random_observation": "no triplet has another target in its subset",
+    "copy": "no triplet",
+    "inverse": "no triplet",
+}
+"""Why a comparison is absent."""
 TIE_NATS = 1e-4
 """Log-likelihoods closer than this are equal: batches of other shapes differ by about 1e-5 on equal input."""
 
@@ -53,6 +62,7 @@ def probe(
     actions: Sequence[str],
     subsets: Sequence[str],
     *,
+    ids: Sequence[str] | None = None,
     seed: int = 0,
 ) -> dict[str, Preference]:
     """Compare each trajectory with its four negatives, all from the same subset (rows with equal
@@ -61,18 +71,23 @@ def probe(
     Random action: another action of the subset that reads differently. Random observation: the target of
     another row, different from the true one. Copy: target := source. Inverse: source and target swapped.
     The same triples serve IDM and FDM; what is scored is the scorer's choice. A row whose subset offers no
-    such action or target is left out of that kind, which its ``pairs`` tell. Raises :class:`InputError` on
-    lengths that differ.
+    such action or target is left out of that kind, which its ``pairs`` tell. Which one is compared is a function
+    of ``seed`` and the row's id (its number without ``ids``), whatever the order of the rows. Raises
+    :class:`InputError` on lengths that differ.
     """
     rows = len(actions)
-    if not rows or len(source_BN) != rows or len(target_BN) != rows or len(subsets) != rows:
+    names = [str(row) for row in range(rows)] if ids is None else ids
+    if not rows or any(len(column) != rows for column in (source_BN, target_BN, subsets, names)):
         raise InputError(
             f"the probe needs as many sources, targets, actions and subsets and at least one; "
             f"got {len(source_BN)}, {len(target_BN)}, {rows} and {len(subsets)}"
         )
     reference = scorer(source_BN, target_BN, actions)
-    other_action = pick_others([" ".join(text.lower().split()) for text in actions], subsets, seed=seed)
-    other_target = pick_others([tuple(row.tolist()) for row in target_BN], subsets, seed=seed + 1)
+    words = [same_text(text) for text in actions]
+    other_action = pick_others(words, subsets, names, seed=derive_seed(seed, "action"))
+    other_target = pick_others(
+        [tuple(row.tolist()) for row in target_BN], subsets, names, seed=derive_seed(seed, "target")
+    )
     results = {}
     for kind in NEGATIVES:
         chosen = {"random_action": other_action, "random_observation": other_target}.get(kind)
@@ -93,18 +108,27 @@ def probe(
     return results
 
 
-def pick_others(values: Sequence[object], subsets: Sequence[str], *, seed: int) -> Indices:
-    """For each row a row of the same subset with another value, uniform and fixed by ``seed``; −1 where
-    none is."""
-    rng = np.random.default_rng(seed)
+def pick_others(values: Sequence[object], subsets: Sequence[str], ids: Sequence[str], *, seed: int) -> Indices:
+    """Pick for each row a row of the same subset with another value, uniformly.
+
+    Args:
+        values: What must differ, one a row.
+        subsets: Rows with equal ones may be picked for each other.
+        ids: Names of the rows. The pick depends on them and on ``seed``, not on the order of the rows.
+        seed: 0 or more.
+
+    Returns:
+        Index of the row picked for each; -1 where the subset holds no other value.
+    """
     members: dict[str, list[int]] = {}
-    for row, subset in enumerate(subsets):
-        members.setdefault(subset, []).append(row)
+    for row in sorted(range(len(values)), key=lambda row: ids[row]):
+        members.setdefault(subsets[row], []).append(row)
     chosen = np.full(len(values), -1, dtype=np.int64)
-    for row, subset in enumerate(subsets):
-        others = [other for other in members[subset] if values[other] != values[row]]
+    for row, row_seed in enumerate(row_seeds(seed, ids)):
+        others = [other for other in members[subsets[row]] if values[other] != values[row]]
         if others:
-            chosen[row] = others[int(rng.integers(len(others)))]
+            # A 63-bit hash modulo a number of rows is uniform to 1 part in 10^12.
+            chosen[row] = others[row_seed % len(others)]
     return chosen
 
 

@@ -9,7 +9,7 @@ from wm.evaluation.claims import Claim, Labels, judge_claims
 from wm.evaluation.findings import Findings, same_training
 from wm.evaluation.page import prose, section, table
 from wm.evaluation.report_adaptive import adaptive_part
-from wm.evaluation.summary import row_name
+from wm.evaluation.summary import probe_notes, row_name, text_notes
 
 _BADGES = {"shows": "yes", "does not show": "no", "within the spread": "open", "not measured": "none"}
 _SHARES = {"right", "copied", "unchanged_tokens", "state_equivalent", "exact_match"}
@@ -138,9 +138,10 @@ def _best(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> dict[str
     return best
 
 
-def _cell(figure: Mapping[str, Any] | None, name: str, is_best: bool = False) -> str:
+def _cell(figure: Mapping[str, Any] | None, name: str, is_best: bool = False, why: str = "") -> str:
     if figure is None:
-        return '<td class="soft">–</td>'
+        hint = f' title="{escape(why)}"' if why else ""
+        return f'<td class="soft"{hint}>–</td>'
     scale, digits = (100, 1) if name in _SHARES else (1, 3 if name == "l1" else 2)
     text = f"{figure['mean'] * scale:.{digits}f}"
     if figure["std"] is not None:
@@ -168,13 +169,15 @@ def curves(tables: Mapping[str, Any], metrics: Sequence[str]) -> str:
                 if choice == "idm" and len(rows) < 2:
                     continue
                 figures = [row["metrics"][metric] for row in rows]
+                # One value has no spread, which is not a spread of 0: then no band is drawn.
+                with_band = choice == "idm" and all(figure["std"] is not None for figure in figures)
                 lines.append(
                     Line(
                         label if choice == "idm" or not verified else "",
                         [row["k"] for row in rows],
                         [figure["mean"] * scale for figure in figures],
                         colour,
-                        [(figure["std"] or 0.0) * scale for figure in figures] if choice == "idm" else [],
+                        [figure["std"] * scale for figure in figures] if with_band else [],
                         dashed=choice == "oracle",
                     )
                 )
@@ -214,12 +217,21 @@ def inverse_section(findings: Findings) -> str:
     tables = findings.tables
     if tables is None or not tables["idm"]:
         return ""
-    names = [name for name in _WORDS if any(name in row["metrics"] for row in tables["idm"])]
-    rows = [[escape(row["label"]), *(_cell(row["metrics"].get(name), name) for name in names)] for row in tables["idm"]]
+    known = {name for row in tables["idm"] for part in ("metrics", "absent") for name in row.get(part, {})}
+    names = [name for name in _WORDS if name in known]
+    rows = [
+        [
+            escape(row["label"]),
+            *(_cell(row["metrics"].get(name), name, why=row.get("absent", {}).get(name, "")) for name in names),
+        ]
+        for row in tables["idm"]
+    ]
     how = "Greedy actions against the reference actions: ROUGE F1, corpus BLEU divided by 100, exact match."
     if "state_equivalent" in names:
         how += " Right: the action, done in the source, gives the target state, however it is worded."
-    return section("inverse", "Inverse dynamics", prose(how), table(["model", *(_WORDS[n] for n in names)], rows))
+    tokens = " ".join(f"{word}." for word in text_notes(tables["idm"], _WORDS))
+    parts = [prose(how), table(["model", *(_WORDS[n] for n in names)], rows), *([prose(tokens)] if tokens else [])]
+    return section("inverse", "Inverse dynamics", *parts)
 
 
 def probe_section(findings: Findings) -> str:
@@ -247,6 +259,8 @@ def probe_section(findings: Findings) -> str:
         if rows:
             header = ["model", *(kind.replace("_", " ") for kind in kinds)]
             parts += [f"<h3>{escape(word)}</h3>", table(header, rows)]
+    missing = probe_notes(tables)
+    parts += [prose(" ".join(f"{line.replace('_', ' ')}." for line in missing))] if missing else []
     return section("probe", "Preference probe", *parts)
 
 

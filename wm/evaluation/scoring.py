@@ -98,11 +98,31 @@ def sample_bank(
     decoder: Decoder | None = None,
     verifier_decoder: Decoder | None = None,
 ) -> Bank:
-    """Sample ``num_candidates`` observations for each triplet, verify and score them; equal ones are scored
-    once. ``block``: draw them speculatively, with so many codes of the source drafted a pass; 0: one code a pass.
-    The decoders, here as below, are the models' as they are now; made here without them."""
+    """Sample ``num_candidates`` observations for each triplet, verify and score them; equal ones are scored once.
+
+    Every triplet has noise of its own, made of ``seed`` and its id: K candidates of B triplets are K x B independent
+    samples, and two models that are given the same triplet and seed see the same noise, which their difference cancels.
+
+    Args:
+        fdm: The forward model.
+        verifier: The inverse model that scores the candidates, if any.
+        held_out: The triplets.
+        codec: Decodes the candidates.
+        judge_many: Scores decoded candidates, if there is a judge.
+        num_candidates: Candidates of each triplet, K.
+        sampling: How a code is sampled.
+        seed: Sampling seed of the whole set.
+        batch_size: Rows of a pass.
+        block: Sample speculatively, with so many codes of the source drafted a pass; 0: one code a pass.
+        decoder: That of ``fdm`` as it is now; made here without it.
+        verifier_decoder: That of ``verifier`` as it is now; made here without it.
+
+    Returns:
+        The candidates with their figures.
+    """
     sources, actions = held_out.source_codes, held_out.actions
-    settings: dict[str, Any] = {"num_samples": num_candidates, "sampling": sampling, "seed": seed}
+    settings: dict[str, Any] = {"num_samples": num_candidates, "sampling": sampling}
+    settings["seed"] = held_out.sampling_seeds(seed)
     settings |= {"batch_size": batch_size, "decoder": decoder}
     with torch.inference_mode():
         if block:

@@ -1,7 +1,9 @@
 """Means with their spread. Small numbers of runs, so the spread is always given with its count."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -16,8 +18,8 @@ class Figure:
 
     ``std`` (n − 1 in the denominator) is taken ``over`` runs of different training seeds, or over sampling
     seeds where there is one run only; it is None where there is one value only, because one value has no
-    spread. ``ci_low``, ``ci_high``: 95 % bootstrap interval over the test items, None where items do not
-    apply. ``runs``: training seed → that run's value.
+    spread. ``ci_low``, ``ci_high``: 95 % interval over the test items (:func:`mean_interval`), the runs taken as
+    they are; None where items do not apply. ``runs``: training seed → that run's value.
     """
 
     mean: float
@@ -36,18 +38,23 @@ def figure(
     by_run: Mapping[int, Sequence[float]],
     items: Floats | None = None,
     *,
-    seed: int = 0,
     over: str = "sampling seeds",
+    top: float | None = None,
 ) -> Figure:
-    """Aggregate ``by_run``: training seed → values of that run's sampling seeds (at least one, all runs
-    alike).
+    """Aggregate the values of runs to a mean with its spread.
 
-    ``items``: one value an item (mean over runs and seeds) for the bootstrap interval; NaN marks an item
-    left out. ``over`` names what the values of one run are.
+    Args:
+        by_run: Training seed → values of that run's sampling seeds (at least one, all runs alike).
+        items: One value an item (mean over runs and seeds) for the interval; NaN marks an item left out.
+        over: What the values of one run are.
+        top: The largest value that an item can have, the least being 0; None if there are no such bounds.
+
+    Returns:
+        The figure.
     """
     runs = {str(run): float(np.mean(values)) for run, values in sorted(by_run.items())}
     values = list(runs.values()) if len(runs) > 1 else [float(value) for value in next(iter(by_run.values()))]
-    low, high = (None, None) if items is None else bootstrap_interval(items, seed=seed)
+    low, high = (None, None) if items is None else mean_interval(items, top=top)
     return Figure(
         mean=float(np.mean(list(runs.values()))),
         std=sample_std(values),
@@ -64,17 +71,81 @@ def sample_std(values: Sequence[float]) -> float | None:
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
-def bootstrap_interval(
-    items: Floats, *, seed: int = 0, resamples: int = 1000, level: float = 0.95
-) -> tuple[float | None, float | None]:
-    """Percentile interval of the mean under resampling of items; (None, None) for fewer than two items."""
+def mean_interval(items: Floats, *, top: float | None = None, level: float = 0.95) -> tuple[float | None, float | None]:
+    """Bound the mean of the population that the items are a sample of.
+
+    Student's interval; within bounds, where few items differ from a bound, Wilson's score interval for as many
+    independent yes-or-no items as would vary alike. The percentile bootstrap, which resamples the items, covers too
+    little of small sets (.88 for 8 items, .93 for 20) and has no width where all items are equal.
+
+    Args:
+        items: One value an item; NaN marks an item left out.
+        top: The largest value that an item can have, the least being 0; None if there are no such bounds.
+        level: Share of samples whose interval covers the mean.
+
+    Returns:
+        Lower and upper bound; ``(None, None)`` for fewer than two items.
+    """
     known = items[~np.isnan(items)]
-    if len(known) < 2:
+    count = len(known)
+    if count < 2:
         return None, None
-    rng = np.random.default_rng(seed)
-    means = known[rng.integers(0, len(known), size=(resamples, len(known)))].mean(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    mean, variance = float(known.mean()), float(known.var(ddof=1)) / count
+    quantile = student_quantile(level, count - 1)
+    on_bound = top is not None and mean in (0.0, top)
+    if top is None or (variance == 0 and not on_bound):
+        half = quantile * math.sqrt(variance)
+        return mean - half, mean + half
+    share = mean / top
+    # Yes-or-no items vary most of all; so many of them vary as these items do.
+    size = max(count, share * (1 - share) * top**2 / variance) if variance else count
+    weight = 1 + quantile**2 / size
+    centre = (share + quantile**2 / (2 * size)) / weight
+    half = quantile / weight * math.sqrt(share * (1 - share) / size + (quantile / (2 * size)) ** 2)
+    return max(0.0, centre - half) * top, min(1.0, centre + half) * top
+
+
+def student_quantile(level: float, degrees: int) -> float:
+    """Compute how many standard errors a two-sided interval of Student's t reaches to each side.
+
+    Hill's algorithm 396 (Communications of the ACM 13, 1970): six digits.
+
+    Args:
+        level: Share of the distribution inside, 0 to 1.
+        degrees: Degrees of freedom, at least 1.
+
+    Returns:
+        The quantile, such as 12.706 for .95 and 1.
+    """
+    tail = 1 - level
+    if degrees == 1:
+        return 1 / math.tan(tail * math.pi / 2)
+    if degrees == 2:
+        return math.sqrt(2 / (tail * (2 - tail)) - 2)
+    a = 1 / (degrees - 0.5)
+    b = 48 / a**2
+    c = ((20700 * a / b - 98) * a - 16) * a + 96.36
+    d = ((94.5 / (b + c) - 3) / b + 1) * math.sqrt(a * math.pi / 2) * degrees
+    y = (d * tail) ** (2 / degrees)
+    if y > 0.05 + a:
+        # Expansion about the normal quantile.
+        x = NormalDist().inv_cdf(tail / 2)
+        y = x**2
+        if degrees < 5:
+            c += 0.3 * (degrees - 4.5) * (x + 0.6)
+        c = (((0.05 * d * x - 5) * x - 7) * x - 2) * x + b + c
+        y = (((((0.4 * y + 6.3) * y + 36) * y + 94.5) / c - y - 3) / b + 1) * x
+        y = math.expm1(a * y**2)
+    else:
+        y = (1 / (((degrees + 6) / (degrees * y) - 0.089 * d - 0.822) * (degrees + 2) * 3) + 0.5 / (degrees + 4)) * y
+        y = (y - 1) * (degrees + 1) / (degrees + 2) + 1 / ((d * tail) ** (2 / degrees))
+    return math.sqrt(degrees * y)
+
+
+def half_interval(values: Sequence[float], level: float = 0.95) -> float | None:
+    """Compute half the width of Student's interval of the mean; None for fewer than two values."""
+    std = sample_std(values)
+    return None if std is None else student_quantile(level, len(values) - 1) * std / math.sqrt(len(values))
 
 
 def pearson(first: Floats, second: Floats) -> float | None:

@@ -54,9 +54,11 @@ def format_tables(tables: Mapping[str, Any]) -> str:
         ]
         blocks.append(_grid([f"adaptive N, {metric}", "draws", "adaptive", "fixed N, as many"], rows))
     if tables["idm"]:
-        names = list(tables["idm"][0]["metrics"])
+        names = list(
+            dict.fromkeys(name for row in tables["idm"] for part in ("metrics", "absent") for name in row.get(part, {}))
+        )
         rows = [[row["label"], *(spread_text(row["metrics"].get(name)) for name in names)] for row in tables["idm"]]
-        blocks.append(_grid(["inverse dynamics", *names], rows))
+        blocks.append("\n".join([_grid(["inverse dynamics", *names], rows), *text_notes(tables["idm"], {})]))
     if tables["probe"]:
         kinds = list(dict.fromkeys(row["negative"] for row in tables["probe"]))
         shares: dict[tuple[str, str], dict[str, str]] = {}
@@ -66,8 +68,35 @@ def format_tables(tables: Mapping[str, Any]) -> str:
         rows = [
             [f"{label} ({role})", *(found.get(kind, "–") for kind in kinds)] for (role, label), found in shares.items()
         ]
-        blocks.append(_grid(["preference for the truth", *kinds], rows))
+        blocks.append("\n".join([_grid(["preference for the truth", *kinds], rows), *probe_notes(tables)]))
     return "\n\n".join(blocks)
+
+
+def text_notes(rows: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> list[str]:
+    """Say by which tokens text metrics were computed, and why one is absent.
+
+    Args:
+        rows: ``idm`` of ``tables.json``.
+        words: Metric → its name on the page; others go by their own.
+
+    Returns:
+        A line for each way of computing and for each reason.
+    """
+    metrics: dict[str, dict[str, None]] = {}
+    for row in rows:
+        notes = [(note, name) for name, note in row.get("notes", {}).items()]
+        notes += [(f"absent: {why}", name) for name, why in row.get("absent", {}).items()]
+        for note, name in notes:
+            metrics.setdefault(note, {})[words.get(name, name)] = None
+    return [f"{', '.join(names)}: {note}" for note, names in metrics.items()]
+
+
+def probe_notes(tables: Mapping[str, Any]) -> list[str]:
+    """Say which comparisons of the probe are absent, and why: a line for each kind of negative."""
+    labels: dict[tuple[str, str], list[str]] = {}
+    for row in tables.get("absent", []):
+        labels.setdefault((row["negative"], row["reason"]), []).append(f"{row['label']} ({row['role']})")
+    return [f"{kind} absent of {', '.join(of)}: {reason}" for (kind, reason), of in labels.items()]
 
 
 def print_tables(tables: Mapping[str, Any]) -> None:

@@ -3,18 +3,38 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 
-from wm.evaluation.probe import NEGATIVES, Preference
+from wm.evaluation.probe import NEGATIVES, NO_NEGATIVE, Preference
 from wm.evaluation.scoring import Bank
-from wm.evaluation.stats import Figure, Floats, figure
+from wm.evaluation.stats import Figure, Floats, figure, mean_interval
+from wm.evaluation.text import TextReport
 from wm.evaluation.verification import verification_curve
 
+Choice = tuple[str, str, int]
+"""(label, choice, k) of a row."""
 Key = tuple[str, int, int]
 """(label, training seed, sampling seed)."""
 NO_RUN = 0
+TOPS = {
+    "final": 10.0,
+    "editing_success": 10.0,
+    "minimal_editing": 10.0,
+    "right": 1.0,
+    "copied": 1.0,
+    "state_equivalent": 1.0,
+}
+"""The largest value of metrics that have bounds, the least being 0."""
+COMPARED = ("final", "editing_success", "minimal_editing", "right", "copied", "l1")
+"""Metrics whose differences between models are kept, item by item."""
+PROPOSED = "propose"
+"""``choice`` of an inverse model's greedy action among :func:`difference_rows`."""
+
+Samples = Mapping[str, Mapping[int, list[Floats]]]
+"""Metric → training seed → one (B,) a sampling seed."""
 
 
 @dataclass
@@ -29,12 +49,17 @@ class Collected:
     greedy: dict[Key, Bank] = field(default_factory=dict)
     idm: dict[tuple[str, int], tuple[dict[str, float], dict[str, Floats]]] = field(default_factory=dict)
     """(label, training seed) → (figures of the set, figures of each item)."""
+    texts: dict[tuple[str, int], TextReport] = field(default_factory=dict)
+    """(label, training seed) → how its text metrics were computed, and which could not be."""
     probes: dict[tuple[str, str, int], dict[str, Preference]] = field(default_factory=dict)
     """(role, label, training seed) → kind of negative → preference."""
 
 
 def build_tables(collected: Collected) -> dict[str, Any]:
-    """``{"fdm": rows, "idm": rows, "probe": rows, "items", "k", "subsets"}``, ready for JSON."""
+    """``{"fdm": rows, "idm": rows, "probe": rows, "absent", "differences", "items", "k", "subsets"}``, ready for JSON.
+
+    ``absent``: comparisons of the probe that cannot be made, with the reason.
+    """
     return {
         "items": len(collected.subsets),
         "k": list(collected.ks),
@@ -42,6 +67,13 @@ def build_tables(collected: Collected) -> dict[str, Any]:
         "fdm": fdm_rows(collected),
         "idm": idm_rows(collected),
         "probe": probe_rows(collected),
+        "absent": [
+            {"role": role, "label": label, "negative": kind, "reason": NO_NEGATIVE[kind]}
+            for role, label in dict.fromkeys((role, label) for role, label, _ in collected.probes)
+            for kind in NEGATIVES
+            if not any(kind in kinds for key, kinds in collected.probes.items() if key[:2] == (role, label))
+        ],
+        "differences": difference_rows(collected),
     }
 
 
@@ -52,9 +84,17 @@ def fdm_rows(collected: Collected) -> list[dict[str, Any]]:
     """
     rows = []
     for label, metrics in collected.references.items():
-        samples = {name: {NO_RUN: [values]} for name, values in metrics.items()}
+        samples: Samples = {name: {NO_RUN: [values]} for name, values in metrics.items()}
         rows.append(_row(label, "none", 1, samples, collected.subsets, over="items"))
-    gathered: dict[tuple[str, str, int], dict[str, dict[int, list[Floats]]]] = {}
+    gathered = _forward_samples(collected)
+    for label, choice, k in sorted(gathered, key=lambda key: _place(key, list(gathered))):
+        rows.append(_row(label, choice, k, gathered[label, choice, k], collected.subsets, over="sampling seeds"))
+    return rows
+
+
+def _forward_samples(collected: Collected) -> dict[Choice, dict[str, dict[int, list[Floats]]]]:
+    """Sort the figures of each item by label, choice and k."""
+    gathered: dict[Choice, dict[str, dict[int, list[Floats]]]] = {}
     for (label, run, _), bank in collected.banks.items():
         distinct = np.array([len({tuple(codes) for codes in item.tolist()}) for item in bank.codes])
         for (choice, k), metrics in verification_curve(bank.metrics, bank.ranking, bank.best, collected.ks).items():
@@ -62,13 +102,64 @@ def fdm_rows(collected: Collected) -> list[dict[str, Any]]:
             _gather(gathered, (label, choice, k), run, {**metrics, **extra})
     for (label, run, _), bank in collected.greedy.items():
         _gather(gathered, (label, "greedy", 1), run, {name: value[:, 0] for name, value in bank.metrics.items()})
-    for label, choice, k in sorted(gathered, key=lambda key: _place(key, list(gathered))):
-        samples = gathered[label, choice, k]
-        rows.append(_row(label, choice, k, samples, collected.subsets, over="sampling seeds"))
+    return gathered
+
+
+def difference_rows(collected: Collected) -> list[dict[str, Any]]:
+    """Compare predictions triplet by triplet: whatever makes a triplet hard or lucky for both cancels.
+
+    Compared are the labels with each other (greedy, and the inverse model's choice at k = 1 and at the largest k), each
+    label's choice at the largest k with k = 1, and inverse with forward models by the share that is right.
+
+    Args:
+        collected: What the units gave.
+
+    Returns:
+        One row a pair and metric, ``first`` and ``second`` as ``[label, choice, k]``: ``mean`` of first - second, its
+        95 % interval over the ``items`` and the training seeds (``runs``) it is of: those that both have, if there are
+        two at least, else all of each.
+    """
+    values: dict[Choice, dict[str, dict[int, Floats]]] = {
+        key: {
+            name: {run: np.mean(seeds, axis=0) for run, seeds in runs.items()}
+            for name, runs in samples.items()
+            if name in COMPARED
+        }
+        for key, samples in _forward_samples(collected).items()
+        if key[1] != "oracle"
+    }
+    for (label, run), (_, by_item) in collected.idm.items():
+        if "state_equivalent" in by_item:
+            of_label = values.setdefault((label, PROPOSED, 1), {"right": {}})
+            of_label["right"][run] = by_item["state_equivalent"]
+    top = max(collected.ks)
+    rows = []
+    for first, second in combinations(values, 2):
+        same_choice = first[1:] == second[1:] and first[2] in (1, top)
+        by_k = first[0] == second[0] and first[1] == second[1] and (first[2], second[2]) == (1, top)
+        crossed = PROPOSED in (first[1], second[1]) and second[2] == first[2] == 1
+        if same_choice or by_k or crossed:
+            rows += [
+                {"metric": name, "first": list(first), "second": list(second)} | _paired(runs, values[second][name])
+                for name, runs in values[first].items()
+                if name in values[second]
+            ]
     return rows
 
 
-def _place(key: tuple[str, str, int], keys: Sequence[tuple[str, str, int]]) -> tuple[int, int, int]:
+def _paired(first: Mapping[int, Floats], second: Mapping[int, Floats]) -> dict[str, Any]:
+    """Compare two (B,) a training seed item by item."""
+    common = sorted(set(first) & set(second))
+    runs = [common, common] if len(common) > 1 else [sorted(first), sorted(second)]
+    first_B, second_B = (
+        np.mean([of_run[run] for run in chosen], axis=0) for of_run, chosen in zip((first, second), runs, strict=True)
+    )
+    low, high = mean_interval(first_B - second_B)
+    facts = {"mean": float((first_B - second_B).mean()), "ci_low": low, "ci_high": high, "items": len(first_B)}
+    return facts | {"runs": runs}
+
+
+def _place(key: Choice, keys: Sequence[Choice]) -> tuple[int, int, int]:
     """Rows of a label stay together: greedy, then verified by k, then the oracle by k."""
     label, choice, k = key
     labels = [one for one, _, _ in keys]
@@ -76,7 +167,10 @@ def _place(key: tuple[str, str, int], keys: Sequence[tuple[str, str, int]]) -> t
 
 
 def idm_rows(collected: Collected) -> list[dict[str, Any]]:
-    """One row a label: text metrics, and ``state_equivalent`` where a world can check actions."""
+    """One row a label: text metrics, and ``state_equivalent`` where a world can check actions.
+
+    ``notes``: metric → by which tokens it was computed; ``absent``: metric → why it cannot be had.
+    """
     by_label: dict[str, dict[int, tuple[dict[str, float], dict[str, Floats]]]] = defaultdict(dict)
     for (label, run), found in collected.idm.items():
         by_label[label][run] = found
@@ -84,14 +178,17 @@ def idm_rows(collected: Collected) -> list[dict[str, Any]]:
     for label, runs in by_label.items():
         names = next(iter(runs.values()))[0]
         figures = {}
-        for name in names:
+        for name in [name for name in names if all(name in of_set for of_set, _ in runs.values())]:
             items = [by_item[name] for _, by_item in runs.values() if name in by_item]
             figures[name] = figure(
                 {run: [of_set[name]] for run, (of_set, _) in runs.items()},
                 np.mean(items, axis=0) if items else None,
                 over="one greedy answer",
+                top=TOPS.get(name),
             )
-        rows.append({"label": label, "metrics": _as_dicts(figures)})
+        texts = [report for (name, _), report in sorted(collected.texts.items()) if name == label]
+        notes, absent = ({**texts[0].notes}, {**texts[0].absent}) if texts else ({}, {})
+        rows.append({"label": label, "metrics": _as_dicts(figures), "notes": notes, "absent": absent})
     return rows
 
 
@@ -124,8 +221,8 @@ def probe_rows(collected: Collected) -> list[dict[str, Any]]:
 
 
 def _gather(
-    gathered: dict[tuple[str, str, int], dict[str, dict[int, list[Floats]]]],
-    key: tuple[str, str, int],
+    gathered: dict[Choice, dict[str, dict[int, list[Floats]]]],
+    key: Choice,
     run: int,
     metrics: Mapping[str, Floats],
 ) -> None:
@@ -138,19 +235,22 @@ def _row(
     label: str,
     choice: str,
     k: int,
-    samples: Mapping[str, Mapping[int, list[Floats]]],
+    samples: Samples,
     subsets: Sequence[str],
     *,
     over: str,
 ) -> dict[str, Any]:
-    """``samples``: metric → training seed → one (B,) a sampling seed."""
+    """Make the row of one choice of one label."""
     figures: dict[str, Figure] = {}
     by_subset: dict[str, dict[str, float]] = defaultdict(dict)
     members = {name: np.array([subset == name for subset in subsets]) for name in sorted(set(subsets))}
     for metric, runs in samples.items():
         items = np.mean([np.mean(seeds, axis=0) for seeds in runs.values()], axis=0)
         figures[metric] = figure(
-            {run: [float(values.mean()) for values in seeds] for run, seeds in runs.items()}, items, over=over
+            {run: [float(values.mean()) for values in seeds] for run, seeds in runs.items()},
+            items,
+            over=over,
+            top=TOPS.get(metric),
         )
         for name, inside in members.items():
             by_subset[name][metric] = float(items[inside].mean())

@@ -34,7 +34,7 @@ from wm.evaluation.scoring import (
     sample_bank,
 )
 from wm.evaluation.tables import Collected
-from wm.evaluation.text import text_metrics
+from wm.evaluation.text import report_text
 from wm.models import ImageCodec, UnifiedVLM, base_of, read_manifest
 
 Ask: TypeAlias = Literal["sample", "greedy", "probe", "propose"]
@@ -204,6 +204,7 @@ def _probe(bench: Bench, unit: Unit) -> dict[str, Any]:
         held_out.target_codes,
         held_out.actions,
         held_out.subsets,
+        ids=held_out.ids,
         seed=unit.seed,
     )
     return {kind: asdict(preference) for kind, preference in found.items()}
@@ -238,7 +239,9 @@ def collect(bench: Bench, units: Sequence[Unit], folder: Path, ks: Sequence[int]
             found = {kind: Preference(**values) for kind, values in facts.items()}
             collected.probes[entry.role, entry.label, entry.run] = found
         elif unit.ask == "propose":
-            figures = text_metrics(facts["texts"], held_out.actions)
+            report = report_text(facts["texts"], held_out.actions)
+            collected.texts[entry.label, entry.run] = report
+            figures = dict(report.figures)
             figures["mean_logprob"] = float(arrays["mean_logprob"].mean())
             by_item = {}
             if "right" in arrays:

@@ -21,7 +21,7 @@ from wm.sampling.checks import need_prefixes
 from wm.sampling.decoder import Decoder
 from wm.sampling.graphs import static_steps
 from wm.sampling.guidance import CONDITIONS, Candidates
-from wm.sampling.noise import Sampling, choose, noise_of
+from wm.sampling.noise import Sampling, choose, noise_of, seeds_of
 from wm.sampling.slots import Slots
 
 
@@ -58,7 +58,7 @@ def sample_images(
 
     ``first_candidate``: the images are candidates ``first_candidate`` to ``first_candidate + K - 1``, so that what was
     drawn before can be gone on with. ``seed``: one for all rows, or one a row. Rows with equal seeds share their
-    noise. ``batch_size`` bounds
+    noise, so that what is averaged over rows needs a seed a row (:func:`wm.records.row_seeds`). ``batch_size`` bounds
     the candidate rows that are decoded together (half as many, with a warning in the log, where memory does not
     suffice). Prefixes may differ in length. ``on_progress`` is called after every ``progress_tokens`` tokens (one
     line of the image without it), and anew from the first if a batch had to be halved; only then does the device
@@ -141,14 +141,6 @@ def _read(vlm: UnifiedVLM, decoder: Decoder, sampling: Sampling, prefixes: Seque
 def line_of(vlm: UnifiedVLM) -> int:
     """Slots of one line of the image, its end among them."""
     return vlm.row_tokens + 1 if vlm.row_tokens else max(1, round(vlm.tokens_per_image**0.5))
-
-
-def seeds_of(seed: int | Sequence[int], count: int) -> list[int]:
-    """One seed a row; :class:`InputError` for another number of them."""
-    seeds = [seed] * count if isinstance(seed, int) else list(seed)
-    if len(seeds) != count:
-        raise InputError(f"expected one seed or {count}, got {len(seeds)}")
-    return seeds
 
 
 def decode_slots(

@@ -3,6 +3,8 @@
 Shape suffixes: R rows, V image codes.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from pydantic import Field
@@ -48,6 +50,25 @@ def uniform_noise(seed: int, candidate: int, length: int) -> np.ndarray[tuple[in
 def noise_of(seeds: list[int], candidates: range, length: int) -> Tensor:
     """float64 (seeds x candidates, length): :func:`uniform_noise` of each seed's candidates."""
     return torch.from_numpy(np.stack([uniform_noise(seed, k, length) for seed in seeds for k in candidates]))
+
+
+def seeds_of(seed: int | Sequence[int], count: int) -> list[int]:
+    """Give every row its seed.
+
+    Args:
+        seed: One for all rows, which then share their noise, or one a row.
+        count: Number of rows.
+
+    Returns:
+        ``count`` seeds.
+
+    Raises:
+        InputError: For another number of seeds.
+    """
+    seeds = [seed] * count if isinstance(seed, int) else list(seed)
+    if len(seeds) != count:
+        raise InputError(f"expected one seed or {count}, got {len(seeds)}")
+    return seeds
 
 
 def choose(logits_RV: Tensor, noise_R: Tensor, sampling: Sampling) -> Tensor:

@@ -22,9 +22,8 @@ from wm.models.protocol import UnifiedVLM
 from wm.sampling.batches import halving, positions_at_once, prefixes_at_once, tails_at_once
 from wm.sampling.checks import need_prefixes
 from wm.sampling.decoder import Decoder
-from wm.sampling.engine import seeds_of
 from wm.sampling.guidance import CONDITIONS, Candidates
-from wm.sampling.noise import Sampling, choose, noise_of
+from wm.sampling.noise import Sampling, choose, noise_of, seeds_of
 from wm.sampling.slots import Slots
 
 

@@ -15,7 +15,7 @@ from wm.models.protocol import UnifiedVLM
 from wm.sampling.batches import halving, positions_at_once, rows_at_once
 from wm.sampling.checks import need_finite, need_prefixes
 from wm.sampling.decoder import Decoder, Group
-from wm.sampling.noise import Sampling, choose, noise_of
+from wm.sampling.noise import Sampling, choose, noise_of, seeds_of
 
 GREEDY = Sampling(greedy=True)
 
@@ -44,9 +44,10 @@ class TextToken(NamedTuple):
 class TextRun:
     """``num_samples`` texts after each of some prefixes, as they grow; :func:`advance_texts` adds a token to each.
 
-    Text k of a prefix draws with the noise of (``seed``, k, place), so that neither the number of texts nor company
-    changes it. ``num_top``: how many of the likeliest tokens are told beside each. A text has at most
-    ``max_new_tokens`` tokens before its end. Raises :class:`InputError` for settings that cannot be used.
+    Text k of a prefix draws with the noise of (its ``seed``, k, place), so that neither the number of texts nor company
+    changes it; ``seed`` is one for all prefixes, which then share their noise, or one a prefix. ``num_top``: how many
+    of the likeliest tokens are told beside each. A text has at most ``max_new_tokens`` tokens before its end. Raises
+    :class:`InputError` for settings that cannot be used.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class TextRun:
         *,
         num_samples: int = 1,
         sampling: Sampling = GREEDY,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         num_top: int = 0,
         max_new_tokens: int = 32,
     ) -> None:
@@ -68,7 +69,7 @@ class TextRun:
             raise InputError("guidance is for images; texts are drawn without it")
         self.prefixes, self.num_samples, self.sampling, self.num_top = prefixes, num_samples, sampling, num_top
         self.max_new_tokens = max_new_tokens
-        self.noise_RS = noise_of([seed], range(num_samples), max_new_tokens + 1).repeat(len(prefixes), 1)
+        self.noise_RS = noise_of(seeds_of(seed, len(prefixes)), range(num_samples), max_new_tokens + 1)
         self.is_open = [True] * (len(prefixes) * num_samples)
         """Of each text, whether it has no end yet."""
         self._step = 0
