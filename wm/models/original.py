@@ -19,8 +19,9 @@ from tokenizers import Tokenizer
 from transformers import ChameleonConfig, ChameleonVQVAEConfig, PreTrainedTokenizerFast
 
 from wm.errors import InputError
+from wm.models.folder_checks import read_json
 from wm.models.pickled import need_downloaded
-from wm.models.weights import has_weights, read_json
+from wm.models.weights import has_weights
 
 PARAMS, CONSOLIDATE = "params.json", "consolidate_params.json"
 TOKENIZER, VQGAN_CKPT, VQGAN_YAML = "text_tokenizer.json", "vqgan.ckpt", "vqgan.yaml"
