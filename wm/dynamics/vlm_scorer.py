@@ -195,18 +195,17 @@ def _read_processor(folder: Path) -> Any:
     from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
     from transformers.models.auto.processing_auto import processor_class_from_name
 
-    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     with quiet_transformers():
         try:
-            return AutoProcessor.from_pretrained(folder, **local)
+            return AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except ImportError:
             whole = processor_class_from_name(_processor_name(folder))
             if whole is None:
                 raise
         template = next((_template(file) for name in _TEMPLATES if (file := folder / name).is_file()), None)
         parts: dict[str, Any] = dict.fromkeys(whole.get_attributes())
-        parts["tokenizer"] = AutoTokenizer.from_pretrained(folder, **local)
-        parts["image_processor"] = AutoImageProcessor.from_pretrained(folder, **local)
+        for part, auto in (("tokenizer", AutoTokenizer), ("image_processor", AutoImageProcessor)):
+            parts[part] = auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     images_only = type(whole.__name__, (whole,), {"check_argument_for_proper_class": lambda *_: None})
     return images_only(**parts, chat_template=template or parts["tokenizer"].chat_template)
 

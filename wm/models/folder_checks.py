@@ -68,6 +68,7 @@ _VOCABULARIES = frozenset({"vocabulary_map", "id2label", "label2id", "added_toke
 _LAYER_KEYS = ("layers", "depth", "num_res_blocks", "n_layer", "n_layers")
 _VOCABULARY_KEYS = ("vocab_size", "num_embeddings", "codebook_size", "n_embed")
 _SIDE_KEYS = ("image_size", "resolution")
+# Widths need no bound of their own: a wide model of few layers is built at once, and compared with the weights.
 _POSITIVE_KEYS = ("hidden_size", "intermediate_size", "vocab_size", "num_attention_heads", "num_key_value_heads")
 
 

@@ -49,13 +49,24 @@ def check_folder_exists(folder: Path) -> None:
         raise InputError(f"{str(folder)[:200]!r} cannot be read: {error}") from error
     if is_file:
         raise InputError(f"{folder} is a file, expected a model folder{_file_hint(folder)}")
-    message = f"no such model folder: {str(folder)[:300]}"
-    if _HUB_ID.fullmatch(str(folder)):
-        message += (
-            f"; models are read from folders, nothing is downloaded: if {folder} is a name of the Hugging Face hub, "
-            f"run `{_download_of(str(folder))}` and give that folder"
-        )
-    raise InputError(message)
+    raise InputError(f"no such model folder: {str(folder)[:300]}{hub_hint(folder)}")
+
+
+def hub_hint(folder: str | Path) -> str:
+    """Write what to run where a name of the Hugging Face hub was given in place of a folder.
+
+    Args:
+        folder: A path that is no folder.
+
+    Returns:
+        The end of a message, empty where the path cannot be such a name.
+    """
+    if not _HUB_ID.fullmatch(str(folder)):
+        return ""
+    return (
+        f"; models are read from folders, nothing is downloaded: if {folder} is a name of the Hugging Face hub, run "
+        f"`{_download_of(str(folder))}` and give that folder"
+    )
 
 
 def explain_unreadable(folder: Path) -> None:
@@ -74,10 +85,10 @@ def explain_unreadable(folder: Path) -> None:
         raise InputError(f"{folder} is a repository of the Hugging Face cache; give its snapshot: {snapshots[-1]}")
     if (folder / "model_index.json").is_file():
         raise InputError(f"{folder} is a pipeline of diffusers, which has no language model over image codes{_read()}")
-    if not (folder / "config.json").is_file():
-        _explain_without_config(folder)
-    else:
+    if (folder / "config.json").exists():
         _explain_config(folder, read_json(folder / "config.json"))
+    else:
+        _explain_without_config(folder)
 
 
 def _explain_without_config(folder: Path) -> None:

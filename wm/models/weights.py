@@ -159,6 +159,8 @@ def read_header(file: Path) -> dict[str, TensorPlace]:
 
 def _place_in(file: Path, entry: Mapping[str, Any], start: int) -> TensorPlace:
     begin, end = entry["data_offsets"]
+    if begin < 0:
+        raise ValueError(f"a tensor begins at {begin}")
     return TensorPlace(file, entry["dtype"], tuple(entry["shape"]), start + begin, start + end)
 
 
