@@ -68,7 +68,7 @@ def _servable(entry: Path, base_id: str) -> Manifest | None:
 
 
 _logged: dict[Path, str] = {}
-"""The last line about each folder that is not served: listings come every few seconds, the same line is written once."""
+"""The last line about each folder that is not served: listings come often, the same line is written once."""
 
 
 def _log_once(folder: Path, line: str) -> None:
