@@ -26,6 +26,7 @@ from jobs._benchmark_serving_server import FAITHFUL, WIDE, Library, random_model
 from wm.config import Recipe
 from wm.errors import InputError
 from wm.images import decode_image, encode_png
+from wm.models import hub_hint
 from wm.models.nano import TINY, NanoPreset
 from wm.paths import InputPath, OutputPath
 
@@ -79,7 +80,7 @@ def run(recipe: BenchmarkRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     for key in ("fdm", "idm", "base"):
         folder = getattr(recipe, key)
         if folder and not Path(folder).is_dir():
-            raise InputError(f"{key} = {folder!r}: no such model folder")
+            raise InputError(f"{key} = {folder!r}: no such model folder{hub_hint(folder)}")
     if dry_run:
         print(f"benchmark serve: would measure servers of {recipe.replicas} replicas")
         return {}

@@ -11,7 +11,7 @@ from jobs._devices import need_device
 from wm.config import Recipe
 from wm.dynamics import Roles, Sampling, Weights, load_roles, need_one_base
 from wm.errors import InputError
-from wm.models import ImageCodec, is_adapter, model_folder, read_manifest
+from wm.models import ImageCodec, hub_hint, is_adapter, model_folder, read_manifest
 from wm.models.checkpoints import need_manifest
 from wm.paths import InputPath
 from wm.sampling.guidance import need_guidable
@@ -51,7 +51,7 @@ def need_roles(recipe: RolesRecipe) -> None:
     for role in ("fdm", "idm"):
         folder = getattr(recipe, role)
         if not Path(folder).is_dir():
-            raise InputError(f"{role} = {folder!r}: no such model folder")
+            raise InputError(f"{role} = {folder!r}: no such model folder{hub_hint(folder)}")
         manifest = need_manifest(model_folder(folder)) if is_adapter(folder) else read_manifest(folder)
         if manifest is not None and manifest.task not in (None, role):
             raise InputError(f"{role} = {folder!r} was trained as {manifest.task}")
@@ -60,7 +60,7 @@ def need_roles(recipe: RolesRecipe) -> None:
     if len(set(codecs.values())) > 1:
         raise InputError(f"fdm speaks codec {codecs['fdm']}, idm {codecs['idm']}: they cannot read each other's images")
     if recipe.base and not Path(recipe.base).is_dir():
-        raise InputError(f"base = {recipe.base!r}: no such model folder")
+        raise InputError(f"base = {recipe.base!r}: no such model folder{hub_hint(recipe.base)}")
     if recipe.base and not (is_adapter(recipe.fdm) or is_adapter(recipe.idm)):
         raise InputError(f"base = {recipe.base!r}, but neither fdm nor idm is an adapter")
     if recipe.weights == "shared":

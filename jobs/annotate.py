@@ -169,11 +169,12 @@ def _require_machine(recipe: AnnotateRecipe, num_shards: int) -> None:
 
 
 def _require_model(key: str, folder: str) -> None:
-    from wm.models import is_model_folder, model_folder
+    from wm.models import explain_unreadable, hub_hint, is_model_folder, model_folder
 
     if not model_folder(folder).is_dir():
-        raise InputError(f"{key} = {folder!r}: no such model folder")
+        raise InputError(f"{key} = {folder!r}: no such model folder{hub_hint(folder)}")
     if not is_model_folder(folder):
+        explain_unreadable(model_folder(folder))
         raise InputError(
             f"{key} = {folder!r} is no model folder: it has neither config.json nor adapter_config.json, nor an "
             "original release's params.json"

@@ -28,7 +28,7 @@ from wm.evaluation.tables import build_tables
 from wm.evaluation.units import Bench, Entry, Unit, collect, run_unit, units_of
 from wm.images import Pixels
 from wm.judging import JudgeScore
-from wm.models import ImageCodec, is_adapter, load_codec, model_folder, read_manifest
+from wm.models import ImageCodec, hub_hint, is_adapter, load_codec, model_folder, read_manifest
 from wm.models.sharing import need_shareable
 from wm.paths import InputPath, OutputPath
 from wm.runs import Run, digest_of, read_run, write_json
@@ -214,7 +214,7 @@ def _checked(entry: Entry, entries: dict[str, Entry], recipe: EvaluateRecipe) ->
     if not re.fullmatch(r"[\w-]+", entry.name):
         raise InputError(f"{where}: a name holds letters, digits, - and _ only")
     if not Path(entry.path).is_dir():
-        raise InputError(f"{where}.path: no such model folder: {entry.path}")
+        raise InputError(f"{where}.path: no such model folder: {entry.path}{hub_hint(entry.path)}")
     if entry.reads == "pixels" and (entry.role != "idm" or not recipe.probe):
         raise InputError(f"{where}.reads = 'pixels': such a model is an idm, and only the probe (probe = true) asks it")
     manifest = read_manifest(entry.path)

@@ -16,24 +16,65 @@ from wm.dynamics import Role, load_role
 from wm.errors import InputError
 from wm.models import read_manifest
 from wm.models.adapters import is_adapter
+from wm.models.folder_checks import check_no_code
 from wm.models.manifest import Manifest, is_model_folder, model_folder
 
 logger = logging.getLogger("ray.serve")
 
 
 def adapters_in(folder: str | Path, base_id: str) -> dict[str, tuple[Path, Manifest]]:
-    """Folder and manifest of every adapter of a base in a folder, by model name. What is none is passed over, an
-    adapter of another base with a line in the log."""
-    found = {}
-    for entry in sorted(Path(folder).iterdir()):
-        if not is_model_folder(entry) or not is_adapter(entry):
+    """List the adapters of a base that a folder holds.
+
+    One that cannot be served costs itself alone: a line in the log names it and why, once until its reason changes.
+
+    Args:
+        folder: Holds a folder for each adapter; anything else in it is passed over.
+        base_id: Of the base that is loaded.
+
+    Returns:
+        Folder and manifest of each, by model name, in the order of the names.
+    """
+    try:
+        entries = sorted(Path(folder).iterdir())
+    except OSError as error:
+        _log_once(Path(folder), f"the folder of adapters {str(folder)!r} cannot be listed: {error}")
+        return {}
+    adapters = {}
+    for entry in entries:
+        try:
+            manifest = _servable(entry, base_id)
+        except (InputError, OSError) as error:
+            _log_once(entry, f"adapter {str(entry)!r} is not served: {error}")
             continue
-        manifest = read_manifest(entry)
-        if manifest is None or manifest.task is None or manifest.base_id != base_id:
-            logger.warning("adapter %s is not served: it says no task, or is of another base than %s", entry, base_id)
-            continue
-        found[ADAPTER + entry.name] = model_folder(entry), manifest
-    return found
+        if manifest is not None:
+            adapters[ADAPTER + entry.name] = model_folder(entry), manifest
+            _logged.pop(entry, None)
+    return adapters
+
+
+def _servable(entry: Path, base_id: str) -> Manifest | None:
+    """The manifest of an adapter that can be served, None for what is no adapter; :class:`InputError` says why not."""
+    if not is_model_folder(entry) or not is_adapter(entry):
+        return None
+    if not entry.name.isprintable() or entry.name != entry.name.encode("utf-8", "replace").decode():
+        raise InputError("its name is no printable text in UTF-8, and cannot be a model's name")
+    manifest = read_manifest(entry)
+    if manifest is None:
+        raise InputError("it has no manifest, which says what base it is of")
+    if manifest.task is None or manifest.base_id != base_id:
+        raise InputError(f"it says no task, or is of another base than {base_id}")
+    check_no_code(model_folder(entry))
+    return manifest
+
+
+_logged: dict[Path, str] = {}
+"""The last line about each folder that is not served: listings come often, the same line is written once."""
+
+
+def _log_once(folder: Path, line: str) -> None:
+    if _logged.get(folder) != line:
+        _logged[folder] = line
+        logger.warning("%s", line)
 
 
 class Adapters:
@@ -48,7 +89,7 @@ class Adapters:
             folder, manifest = await asyncio.to_thread(self._found, name)
             try:
                 role = await asyncio.to_thread(load_role, folder, over=self._base)
-            except InputError as error:
+            except (InputError, OSError) as error:
                 logger.error("adapter %s cannot be served: %s", folder, error)
                 message = f"model {name!r} cannot be loaded; the server's log says why"
                 raise ApiError(message, status=503, kind="server_error", code="model_not_loadable") from error
@@ -64,7 +105,7 @@ class Adapters:
     def described(self) -> list[dict[str, Any]]:
         """What ``GET /v1/models`` tells of each, beside what it tells of the base."""
         return [
-            {"id": name, "task": manifest.task, "created": int(folder.stat().st_mtime)}
+            {"id": name, "task": manifest.task, "created": _changed_s(folder)}
             for name, (folder, manifest) in adapters_in(self._folder, self._base.model.base_id).items()
         ]
 
@@ -73,3 +114,11 @@ class Adapters:
         if found is None:
             raise ApiError(f"no such model: {name!r:.80}", status=404, param="model", code="model_not_found")
         return found
+
+
+def _changed_s(folder: Path) -> int:
+    """When a folder was last changed, in seconds; 0 if it has been removed since it was listed."""
+    try:
+        return int(folder.stat().st_mtime)
+    except OSError:
+        return 0

@@ -173,14 +173,16 @@ def check_models(recipe: ServeRecipe) -> None:
     Reads the codecs, not the language models: those are read by the replicas.
     """
     from wm.dynamics import check_block, need_one_base
-    from wm.models import load_codec, read_manifest
+    from wm.models import hub_hint, load_codec, read_manifest
 
     if recipe.keys:
         read_keys(recipe.keys)
     for key in ("fdm", "idm", "base", "adapters"):
         folder = getattr(recipe, key)
         if folder is not None and not Path(folder).is_dir():
-            raise InputError(f"{key} = {folder!r}: no such {'' if key == 'adapters' else 'model '}folder")
+            if key == "adapters":
+                raise InputError(f"{key} = {folder!r}: no such folder")
+            raise InputError(f"{key} = {folder!r}: no such model folder{hub_hint(folder)}")
     manifests = {folder: read_manifest(folder) for folder in (recipe.fdm, recipe.idm)}
     codecs = [
         manifest.codec_id if manifest is not None else load_codec(recipe.base or folder).codec_id

@@ -73,7 +73,7 @@ def gemma_config(tokenizer, *, tied=True, num_codes=CODES) -> GemmaConfig:
 
 
 def liquid_tokenizer(**roles) -> PreTrainedTokenizerFast:
-    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<unused0>", "<boi>", "<eoi>"]
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<unused0>", "<boi>", "<eoi>", "<unconditional>"]
     return word_tokenizer(special, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", **roles)
 
 

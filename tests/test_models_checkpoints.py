@@ -270,7 +270,10 @@ def test_tied_weights_that_differ_are_refused(tiny_base, tmp_path):
 def test_damaged_tokenizers_are_told(tiny_base, tmp_path, file, text):
     folder = copy_of(tiny_base, tmp_path)
     (folder / file).write_text(text)
-    with pytest.raises(InputError, match=r"the tokenizer \(tokenizer.json, …\) cannot be read"):
+    damaged = r"the tokenizer \(tokenizer.json, …\) cannot be read"
+    if file == "tokenizer_config.json":
+        damaged = r"tokenizer_config.json(: expected a JSON object| is no readable JSON)"
+    with pytest.raises(InputError, match=damaged):
         load_model(folder)
 
 

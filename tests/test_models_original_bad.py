@@ -131,6 +131,8 @@ def test_nothing_in_a_file_is_run(release, tmp_path):
         ({"dim": None}, "params.json: dim is None, expected a positive whole number"),
         ({"n_heads": 3}, "n_heads 3, .* do not divide evenly"),
         ({"n_layers": 3}, r"26 missing: consolidated.00.pth: layers.2"),
+        ({"n_layers": 10**6}, "params.json: n_layers is 1,000,000, expected at most 1,024"),
+        ({"vocab_size": 10**12}, "vocab_size is 1,000,000,000,000, expected at most 4,194,304"),
         ({"vocab_size": 44}, r"2 misshapen|4 misshapen"),
         ({"vocab_size": 30}, "vocab_size is 30, but .*text_tokenizer.json numbers its tokens up to 39"),
         ({"qk_normalization": False}, "qk_normalization is false"),

@@ -20,7 +20,9 @@ from wm.dynamics.scoring import need_equal
 from wm.errors import InputError
 from wm.images import Pixels
 from wm.models.chameleon_files import quiet_transformers
-from wm.models.weights import read_json
+from wm.models.folder_checks import check_amount, check_config, check_no_code, neutralise, read_json, refusing
+from wm.models.unreadable import check_folder_exists, explain_unreadable
+from wm.models.weights import count_numbers, list_tensors
 from wm.sampling.batches import halving
 
 PROMPT = (
@@ -139,23 +141,17 @@ def load_vlm_scorer(
 
     Raises :class:`InputError` for a folder of another kind of model, or without processor or chat template.
     """
-    from transformers import AutoConfig, AutoModelForImageTextToText
-
     path = Path(folder)
+    check_folder_exists(path)
     read_json(path / "config.json")
-    try:
-        config = AutoConfig.from_pretrained(path, local_files_only=True)
-        config = getattr(config, "thinker_config", config)  # of Qwen2.5-Omni only the part that reads and writes text
-        with quiet_transformers():
-            model, found = AutoModelForImageTextToText.from_pretrained(
-                path, config=config, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
-            )
-            processor = _read_processor(path)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError) as error:
-        raise InputError(
-            f"{path} is no model that reads images and text: {' '.join(str(error).split())[:300]}"
-        ) from error
-    missing = sorted(found["missing_keys"])
+    explain_unreadable(path)
+    check_no_code(path)
+    if (path / "adapter_config.json").is_file():
+        raise InputError(f"{path} holds an adapter beside a model, expected a model alone: merge it before")
+    check_config(read_json(path / "config.json"), path / "config.json")
+    with refusing(f"{path} is no model that reads images and text"):
+        model, missing = _read_model(path, dtype)
+        processor = _read_processor(path)
     if missing:
         raise InputError(f"{path}: {len(missing)} tensors are missing: {', '.join(missing[:6])}")
     if not getattr(processor, "chat_template", None):
@@ -164,7 +160,34 @@ def load_vlm_scorer(
         raise InputError(f"{path}: the tokenizer names no end-of-sequence token")
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
-    return VLMScorer(model.to(device).eval(), processor, prompt)
+    scorer = VLMScorer(model.to(device).eval(), processor, prompt)
+    with refusing(f"{path}: the chat template cannot be used"):
+        scorer._prefix()
+    return scorer
+
+
+def _read_model(folder: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
+    """The model, and the names of tensors that the files do not hold."""
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config = neutralise(getattr(config, "thinker_config", config))  # of Qwen2.5-Omni only what reads and writes text
+    with torch.device("meta"):
+        skeleton = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
+    check_amount(skeleton, count_numbers(list_tensors(folder)), str(folder))
+    if any(folder.glob("shard-*-model-*.safetensors")):  # which transformers would prefer to what was checked
+        raise InputError(f"{folder} holds shards of a distributed checkpoint, expected model.safetensors or its shards")
+    with quiet_transformers():
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    return model, sorted(report["missing_keys"])
 
 
 def _read_processor(folder: Path) -> Any:
@@ -172,16 +195,17 @@ def _read_processor(folder: Path) -> Any:
     from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
     from transformers.models.auto.processing_auto import processor_class_from_name
 
-    try:
-        return AutoProcessor.from_pretrained(folder, local_files_only=True)
-    except ImportError:
-        whole = processor_class_from_name(_processor_name(folder))
-        if whole is None:
-            raise
-    template = next((_template(file) for name in _TEMPLATES if (file := folder / name).is_file()), None)
-    parts: dict[str, Any] = dict.fromkeys(whole.get_attributes())
-    parts["tokenizer"] = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    parts["image_processor"] = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+    with quiet_transformers():
+        try:
+            return AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except ImportError:
+            whole = processor_class_from_name(_processor_name(folder))
+            if whole is None:
+                raise
+        template = next((_template(file) for name in _TEMPLATES if (file := folder / name).is_file()), None)
+        parts: dict[str, Any] = dict.fromkeys(whole.get_attributes())
+        for part, auto in (("tokenizer", AutoTokenizer), ("image_processor", AutoImageProcessor)):
+            parts[part] = auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     images_only = type(whole.__name__, (whole,), {"check_argument_for_proper_class": lambda *_: None})
     return images_only(**parts, chat_template=template or parts["tokenizer"].chat_template)
 

@@ -15,6 +15,7 @@ from wm.models.manifest import Manifest, is_model_folder, model_folder, read_man
 from wm.models.original_save import save_original
 from wm.models.prompts import flatten, pack
 from wm.models.protocol import Segment, Task, UnifiedVLM
+from wm.models.unreadable import explain_unreadable, hub_hint
 
 __all__ = [
     "FAMILIES",
@@ -26,7 +27,9 @@ __all__ = [
     "base_id_of",
     "base_of",
     "change_map",
+    "explain_unreadable",
     "flatten",
+    "hub_hint",
     "is_adapter",
     "is_model_folder",
     "load_chameleon",

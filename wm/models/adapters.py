@@ -4,12 +4,15 @@ PEFT itself starts what is missing at random and passes over what it does not kn
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from wm.errors import InputError
+from wm.models.folder_checks import check_config, check_no_code, one_line, read_json, refusing
 from wm.models.manifest import Manifest, model_folder, need_same_codec
 from wm.models.protocol import UnifiedVLM
 from wm.models.weights import check_tensors, read_header
@@ -17,6 +20,8 @@ from wm.models.weights import check_tensors, read_header
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MERGE_ERRORS = (NotImplementedError, ValueError, RuntimeError, AttributeError)
 """What PEFT raises for an adapter that it cannot add into a weight."""
+_SMALL_RANK = 1024
+"""Ranks up to this one may be set without being used: it takes little memory to find out."""
 
 
 def is_adapter(path: str | Path) -> bool:
@@ -37,16 +42,16 @@ def attach(vlm: UnifiedVLM, folder: Path, manifest: Manifest) -> Any:
     if not file.is_file():
         raise InputError(f"no {ADAPTER_WEIGHTS} in {folder} (pickled weights are never read)")
     found = {name: place.shape for name, place in read_header(file).items()}
+    config = read_adapter_config(folder, found)
     try:
         with quiet_peft():
-            adapted = PeftModel.from_pretrained(vlm.module, str(folder), local_files_only=True).eval()
+            adapted = PeftModel.from_pretrained(vlm.module, str(folder), config=config, local_files_only=True).eval()
     except KeyError as error:
         raise InputError(f"{file}: tensors do not fit the adapter's configuration; missing: {error}") from error
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise InputError(f"adapter {folder} does not fit its base: {' '.join(str(error).split())[:400]}") from error
-    config = adapted.peft_config[adapted.active_adapter]
-    if config.is_prompt_learning:
-        raise InputError(f"adapter {folder} is {config.peft_type.value}: expected one of weights (LoRA, …), no prompt")
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # PEFT raises what odd settings make of its code
+        raise InputError(f"adapter {folder} does not fit its base: {one_line(error)}") from error
     own = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     # PEFT saves embeddings and heads beside adapters of them, and reads them again.
     beside = adapted.state_dict().keys() - own.keys()
@@ -56,6 +61,51 @@ def attach(vlm: UnifiedVLM, folder: Path, manifest: Manifest) -> Any:
         str(file),
     )
     return adapted
+
+
+def read_adapter_config(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+    """Read the PEFT configuration of an adapter folder, before PEFT builds anything of it.
+
+    Args:
+        folder: Holds ``adapter_config.json``.
+        shapes: Of the adapter's stored tensors, by name.
+
+    Returns:
+        The configuration, of PEFT's class for its ``peft_type``.
+
+    Raises:
+        InputError: It names code, other adapters or another base's tokenizer, is of a type that PEFT does not know or
+            that adds no weights, or has a rank that its tensors have not.
+    """
+    from peft.config import PromptLearningConfig
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+    from peft.utils import PeftType
+
+    file = folder / ADAPTER_CONFIG
+    values = read_json(file)
+    check_no_code(folder)
+    check_config(values, file)
+    kind = values.get("peft_type")
+    if kind not in list(PeftType) or kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        raise InputError(f"{file}: peft_type is {kind!r:.60}, which PEFT does not know")
+    config_class = PEFT_TYPE_TO_CONFIG_MAPPING[kind]
+    if issubclass(config_class, PromptLearningConfig):
+        raise InputError(f"adapter {folder} is {kind}: expected one of weights (LoRA, …), no prompt")
+    if kind == PeftType.XLORA:
+        raise InputError(f"adapter {folder} is {kind}, which loads other adapters by name: expected one of weights")
+    _check_ranks(values, shapes, file)
+    with refusing(f"{file} is no configuration of {kind}"):
+        return config_class.from_pretrained(str(folder), local_files_only=True)
+
+
+def _check_ranks(values: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], file: Path) -> None:
+    """Memory for the ranks is taken before PEFT compares them with the file."""
+    largest = max((max(shape, default=0) for shape in shapes.values()), default=0)
+    pattern = values.get("rank_pattern") or {}
+    ranks = [values.get("r"), *(pattern.values() if isinstance(pattern, dict) else [pattern])]
+    for rank in ranks:
+        if rank is not None and (type(rank) is not int or not 0 <= rank <= max(largest, _SMALL_RANK)):
+            raise InputError(f"{file}: rank {rank!r:.60} fits no tensor of the adapter (largest side: {largest:,})")
 
 
 def merged(adapted: Any, folder: Path) -> Any:

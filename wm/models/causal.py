@@ -162,6 +162,31 @@ class CausalVLM:
             frame=self.frame,
         )
 
+    def check_guidance(self) -> None:
+        """Raise :class:`InputError` if the family's forward prompts have no part that can be left out."""
+        if self.row_tokens:
+            raise InputError(
+                f"guidance is not supported for {self.family}: its images hold more than codes, such as their size"
+            )
+
+    def unconditional_prefixes(self, prefix: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Make the two prompts that guidance compares a forward prompt with.
+
+        Here as in Chameleon's release: what is left out leaves no trace.
+
+        Args:
+            prefix: Vocabulary ids of the whole prompt.
+
+        Returns:
+            The prompt without its text, and the one without anything: ``bos boi``.
+        """
+        return [token for token in prefix if token in self._image_ids], [self.bos_id, self.boi_id]
+
+    @cached_property
+    def _image_ids(self) -> frozenset[int]:
+        """Vocabulary ids that are no text of a forward prompt: codes, what stands around them, and its begin."""
+        return frozenset((*self._row_of_code, self.bos_id, self.boi_id, self.eoi_id))
+
     def body(self, ids_BT: Tensor, cache: Any = None, positions_BT: Tensor | None = None) -> Tensor:
         """Hidden states (B, T, H) of vocabulary ids (B, T); ``cache`` is read and extended in place."""
         return self._run({"input_ids": ids_BT}, cache, positions_BT)

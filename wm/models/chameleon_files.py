@@ -5,14 +5,24 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from wm.errors import InputError
+from wm.models.folder_checks import check_amount, check_config, check_no_code, neutralise, read_json, refusing
 from wm.models.original import find_release, read_original_tokenizer
 from wm.models.original_weights import open_original, pairs_to_halves
-from wm.models.weights import CODEC_PREFIX, TensorPlace, check_tensors, list_tensors, read_json, read_places
+from wm.models.pickled import need_downloaded
+from wm.models.unreadable import explain_missing_tokenizer
+from wm.models.weights import (
+    CODEC_PREFIX,
+    TensorPlace,
+    check_floats,
+    check_tensors,
+    count_numbers,
+    list_tensors,
+    read_places,
+)
 
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _COMPUTED = "rotary_emb.inv_freq"
@@ -30,8 +40,7 @@ def read_chameleon_module(
     """
     release = find_release(folder)
     if torch.device(device).type == "meta":
-        with torch.device("meta"):
-            skeleton = ChameleonForConditionalGeneration(open_original(release)[0] if release else _read_config(folder))
+        skeleton = _skeleton(open_original(release)[0] if release else _read_config(folder), folder)
         del skeleton.model.vqmodel
         return skeleton.eval()
     if release is not None:
@@ -42,8 +51,10 @@ def read_chameleon_module(
     # What is memory-mapped is copied: the model must not hang on a file that may be overwritten.
     tensors = {name: tensor.to(dtype, copy=places[name].make is not None) for name, tensor in read_places(places)}
     # The image tokenizer that transformers adds is made of random numbers and thrown away.
-    with quiet_transformers(), torch.random.fork_rng(devices=[]):
-        module = ChameleonForConditionalGeneration.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype)
+    with quiet_transformers(), torch.random.fork_rng(devices=[]), refusing(f"{folder} cannot be loaded"):
+        module = ChameleonForConditionalGeneration.from_pretrained(
+            None, config=config, state_dict=tensors, dtype=dtype, local_files_only=True, trust_remote_code=False
+        )
     del module.model.vqmodel
     module.config.name_or_path = str(folder)  # PEFT notes it in adapters
     return module.to(device).eval()
@@ -53,17 +64,23 @@ def _read_config(folder: Path) -> ChameleonConfig:
     values = read_json(folder / "config.json")
     if values.get("model_type") != "chameleon":
         raise InputError(f"{folder}: model_type is {values.get('model_type')!r}, expected 'chameleon'")
-    try:
-        return ChameleonConfig.from_pretrained(folder, local_files_only=True)
-    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"{folder / 'config.json'} is no configuration of Chameleon: {reason}") from error
+    check_no_code(folder)
+    check_config(values, folder / "config.json")
+    with refusing(f"{folder / 'config.json'} is no configuration of Chameleon"):
+        config = ChameleonConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    neutralise(config)
+    return config
+
+
+def _skeleton(config: ChameleonConfig, folder: Path) -> ChameleonForConditionalGeneration:
+    with refusing(f"{folder}: its configuration describes no Chameleon"), torch.device("meta"):
+        return ChameleonForConditionalGeneration(config)
 
 
 def _checked(config: ChameleonConfig, places: Mapping[str, TensorPlace], folder: Path) -> dict[str, TensorPlace]:
     """The places of the tensors that the language model has, or an error that lists what does not fit."""
-    with torch.device("meta"):
-        skeleton = ChameleonForConditionalGeneration(config)
+    skeleton = _skeleton(config, folder)
+    check_amount(skeleton, count_numbers(places), str(folder))
     spare = {_HEAD} if config.tie_word_embeddings else set()
     if spare and _HEAD in places and _EMBEDDING in places:
         tied = dict(read_places({name: places[name] for name in (_HEAD, _EMBEDDING)}))
@@ -76,6 +93,7 @@ def _checked(config: ChameleonConfig, places: Mapping[str, TensorPlace], folder:
     expected = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items() if counts(name)}
     kept = {name: place for name, place in places.items() if counts(name)}
     check_tensors(expected, {name: place.shape for name, place in kept.items()}, str(folder))
+    check_floats(skeleton.state_dict(), kept, str(folder))
     return kept
 
 
@@ -99,9 +117,8 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     if release is not None:
         return read_original_tokenizer(release)
     if not (folder / "tokenizer.json").is_file():
-        raise InputError(f"no tokenizer.json in {folder}")
-    try:
-        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # the library raises bare exceptions, and whatever odd files make of its code
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{folder}: the tokenizer (tokenizer.json, …) cannot be read: {reason}") from error
+        explain_missing_tokenizer(folder)
+    need_downloaded(folder / "tokenizer.json")
+    check_no_code(folder)
+    with refusing(f"{folder}: the tokenizer (tokenizer.json, …) cannot be read"):
+        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

@@ -24,13 +24,15 @@ from wm.models.chameleon import ChameleonVLM
 from wm.models.chameleon_files import read_chameleon_module, read_tokenizer
 from wm.models.codec import ImageCodec
 from wm.models.codec_files import chameleon_codec_shape, read_codec
+from wm.models.folder_checks import check_no_code, read_json, refusing
 from wm.models.folders import Family
 from wm.models.manifest import MANIFEST, Manifest, model_folder, need_same_codec, read_manifest
 from wm.models.original import find_release
 from wm.models.original_weights import open_original
 from wm.models.protocol import Task, UnifiedVLM
 from wm.models.sharing import need_shareable, twin_of
-from wm.models.weights import CODEC_PREFIX, fingerprint, fingerprint_of, read_json
+from wm.models.unreadable import check_folder_exists, explain_unreadable
+from wm.models.weights import CODEC_PREFIX, fingerprint, fingerprint_of
 from wm.runs import write_json
 
 
@@ -41,12 +43,13 @@ def base_id_of(folder: str | Path) -> str:
     Face folder that :func:`save_model` writes of it. See :func:`wm.models.weights.fingerprint_of`.
     """
     path = model_folder(folder)
-    release = find_release(path)
-    if release is not None:
-        config, places = open_original(release)
-        return "chameleon-" + fingerprint_of(json.loads(config.to_json_string()), places)
-    family = read_json(path / "config.json").get("model_type", "unknown")
-    return f"{family}-" + fingerprint(path, keep=lambda name: not name.startswith((CODEC_PREFIX, "vqmodel.")))
+    with refusing(f"{path} is no model folder that can be read"):
+        release = find_release(path)
+        if release is not None:
+            config, places = open_original(release)
+            return "chameleon-" + fingerprint_of(json.loads(config.to_json_string()), places)
+        family = read_json(path / "config.json").get("model_type", "unknown")
+        return f"{family}-" + fingerprint(path, keep=lambda name: not name.startswith((CODEC_PREFIX, "vqmodel.")))
 
 
 def load_codec(
@@ -66,7 +69,8 @@ def load_codec(
         codec = load_codec(base_folder, device, decoder=decoder)
     else:
         manifest = read_manifest(folder)
-        codec = family_of(folder).read_codec(folder, device, given)
+        with refusing(f"{folder} holds no image codec that can be read"):
+            codec = family_of(folder).read_codec(folder, device, given)
     if manifest is not None:
         need_same_codec(codec.codec_id, manifest.codec_id, folder)
         if given is None and codec.has_decoder and manifest.decoder_id not in ("", codec.decoder_id):
@@ -117,11 +121,16 @@ FAMILIES = {
 def family_of(folder: Path) -> Family:
     """The family of a full folder; :class:`InputError` if it is none of :data:`FAMILIES`.
 
-    A folder without ``config.json`` that is an original release, or a tokenizer of one, is Chameleon's.
+    A folder without ``config.json`` that is an original release, or a tokenizer of one, is Chameleon's. Nothing that
+    the folder names is run: one that needs code is refused.
     """
-    model_type = "chameleon" if find_release(folder) else read_json(folder / "config.json").get("model_type")
-    if model_type not in FAMILIES:
-        raise InputError(f"{folder}: model_type is {model_type!r}; supported: {', '.join(FAMILIES)}")
+    if find_release(folder):
+        return _family("chameleon")
+    explain_unreadable(folder)
+    model_type = read_json(folder / "config.json").get("model_type")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise InputError(f"{folder}: model_type is {model_type!r:.60}; supported: {', '.join(FAMILIES)}")
+    check_no_code(folder)
     return _family(model_type)
 
 
@@ -149,8 +158,7 @@ def load_model(
     both, and for one that cannot share its base.
     """
     folder = model_folder(path)
-    if not folder.is_dir():
-        raise InputError(f"no such model folder: {folder}")
+    check_folder_exists(folder)
     if over is not None:
         return _load_over(folder, over, base, merge)
     if not (folder / ADAPTER_CONFIG).is_file():
@@ -260,11 +268,12 @@ def save_model(
 
 
 def _load_full(folder: Path, device: str | torch.device, dtype: torch.dtype) -> UnifiedVLM:
-    release = find_release(folder)
-    if release is not None:
-        release.need_model()
-    family = family_of(folder)
-    vlm: UnifiedVLM = family.load(folder, device, dtype, _facts_of(folder, family.read_codec(folder, "cpu", None)))
+    with refusing(f"{folder} is no model that can be loaded"):
+        release = find_release(folder)
+        if release is not None:
+            release.need_model()
+        family = family_of(folder)
+        vlm: UnifiedVLM = family.load(folder, device, dtype, _facts_of(folder, family.read_codec(folder, "cpu", None)))
     return vlm
 
 

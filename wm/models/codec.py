@@ -3,6 +3,7 @@
 Shape suffixes: B images, H and W pixels, C = 3 channels, N image tokens in row-major order, D code width.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 from transformers import ChameleonVQVAEConfig
 
 from wm.errors import InputError
+from wm.models.folder_checks import read_json
 from wm.models.vqgan import VQGAN
-from wm.models.weights import CODEC_PREFIX, read_json, tensor_digest
+from wm.models.weights import CODEC_PREFIX, tensor_digest
 
 PixelBatch: TypeAlias = npt.NDArray[np.uint8] | Tensor
 _IDENTITY_KEYS = (
@@ -63,9 +65,19 @@ class PixelScale:
         if not isinstance(values, dict):
             return default or cls()
         means, stds = values.get("image_mean", [cls.mean]), values.get("image_std", [cls.std])
+        rescale = values.get("rescale_factor", cls.rescale)
+        if not all(isinstance(numbers, list) and numbers for numbers in (means, stds)) or not all(
+            isinstance(number, int | float) and math.isfinite(number) for number in (rescale, *means, *stds)
+        ):
+            raise InputError(
+                f"{path}: expected numbers for rescale_factor, image_mean and image_std (the last two by channel), got "
+                f"{rescale!r:.60}, {means!r:.60} and {stds!r:.60}"
+            )
         if len(set(means)) != 1 or len(set(stds)) != 1:
             raise InputError(f"{path}: expected one mean and deviation for all channels, got {means} and {stds}")
-        return cls(float(values.get("rescale_factor", cls.rescale)), float(means[0]), float(stds[0]))
+        if stds[0] == 0 or rescale == 0:
+            raise InputError(f"{path}: rescale_factor and image_std must not be 0, got {rescale} and {stds[0]}")
+        return cls(float(rescale), float(means[0]), float(stds[0]))
 
 
 class ImageCodec(nn.Module):

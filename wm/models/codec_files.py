@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import ChameleonVQVAEConfig
 
 from wm.errors import InputError
 from wm.models.codec import ImageCodec, PixelScale, identity_of
+from wm.models.folder_checks import check_config, check_no_code, neutralise, read_json, refusing
 from wm.models.original import VQGAN_CKPT, VQGAN_YAML, find_release
 from wm.models.original_vqgan import (
     IGNORED_PREFIX,
@@ -18,8 +18,9 @@ from wm.models.original_vqgan import (
     vqgan_file,
     yaml_beside,
 )
+from wm.models.unreadable import explain_missing_codec
 from wm.models.vqgan import VQGAN
-from wm.models.weights import CODEC_PREFIX, check_tensors, load_tensors, read_json
+from wm.models.weights import CODEC_PREFIX, check_floats, check_tensors, load_tensors, place_of
 
 _DECODER = "decoder."
 ORIGINAL_SCALE = PixelScale(rescale=2 / 255)
@@ -65,17 +66,21 @@ def _read_original_codec(file: Path, decoder: Path | None) -> ImageCodec:
 
 
 def _read_vq_config(folder: Path) -> ChameleonVQVAEConfig:
-    values = read_json(folder / "config.json").get("vq_config") or {}
-    try:
-        return ChameleonVQVAEConfig(**values)
-    except (StrictDataclassError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"{folder / 'config.json'}: vq_config is no configuration of a VQGAN: {reason}") from error
+    file = folder / "config.json"
+    values = read_json(file)
+    check_no_code(folder)
+    check_config(values, file)
+    with refusing(f"{file}: vq_config is no configuration of a VQGAN"):
+        config = ChameleonVQVAEConfig(**values.get("vq_config") or {})
+    neutralise(config)
+    return config
 
 
 def _read_transformers_codec(folder: Path, decoder: Path | None) -> ImageCodec:
     config = _read_vq_config(folder)
     stored = load_tensors(folder, CODEC_PREFIX)
+    if not stored:
+        explain_missing_codec(folder, "chameleon")
     tensors = {name: tensor for name, tensor in stored.items() if not name.startswith(IGNORED_PREFIX)}
     if decoder is None and not _has_decoder(tensors) and (folder / VQGAN_CKPT).is_file():
         decoder = folder / VQGAN_CKPT
@@ -96,11 +101,8 @@ def _assemble(
     ignored: tuple[str, ...] = (),
 ) -> ImageCodec:
     """``prefix``: what stands before the tensors' names in the file."""
-    try:
-        with torch.device("meta"):
-            vqgan = VQGAN(config)
-    except (ValueError, ZeroDivisionError) as error:
-        raise InputError(f"{where}: its configuration describes no VQGAN: {error}") from error
+    with refusing(f"{where}: its configuration describes no VQGAN"), torch.device("meta"):
+        vqgan = VQGAN(config)
     has_decoder = _has_decoder(tensors)
     expected = {
         prefix + name: tensor.shape
@@ -110,10 +112,12 @@ def _assemble(
     check_tensors(expected, {prefix + name: tensor.shape for name, tensor in tensors.items()}, where)
     if not has_decoder:
         vqgan.decoder = None  # type: ignore[assignment]
+    check_floats(vqgan.state_dict(), {name: place_of(Path(where), tensor) for name, tensor in tensors.items()}, where)
     # A copy: what is memory-mapped must not hang on a file that may be replaced.
     copies = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
-    vqgan.load_state_dict(copies, assign=True)
-    codec = ImageCodec(vqgan, scale, has_decoder=has_decoder, where=where)
+    with refusing(f"{where} holds no image codec that can be used"):
+        vqgan.load_state_dict(copies, assign=True)
+        codec = ImageCodec(vqgan, scale, has_decoder=has_decoder, where=where)
     codec.ignored = ignored
     return codec
 

@@ -24,6 +24,7 @@ from wm.models.causal import CausalVLM, Facts, special_ids, token_ids
 from wm.models.chameleon import check_vocabulary
 from wm.models.chameleon_files import read_tokenizer
 from wm.models.codec import ImageCodec
+from wm.models.folder_checks import MAX_SIDE_PX
 from wm.models.folders import (
     Device,
     Family,
@@ -164,7 +165,11 @@ def read_emu3_codec(folder: Path, device: Device, decoder: Path | None) -> Image
     config = read_config(folder, Emu3Config).vq_config
     side = _side_px(folder, config)
     return read_own_codec(
-        folder, lambda: Emu3VQ(Emu3VQVAE(config), side), prefixes=(CODEC_PREFIX, "vqmodel."), device=device
+        folder,
+        lambda: Emu3VQ(Emu3VQVAE(config), side),
+        family="emu3",
+        prefixes=(CODEC_PREFIX, "vqmodel."),
+        device=device,
     )
 
 
@@ -178,6 +183,8 @@ def emu3_codec_shape(folder: Path) -> tuple[int, int]:
 def _side_px(folder: Path, config: Any) -> int:
     """Side of the images that the folder is made for."""
     pixels = read_image_processor(folder).get("min_pixels", 512 * 512)
+    if type(pixels) is not int or not 0 < pixels <= MAX_SIDE_PX**2:
+        raise InputError(f"{folder}: min_pixels is {pixels!r:.60}, expected a whole number up to {MAX_SIDE_PX**2:,}")
     side, factor = isqrt(pixels), 2 ** (len(config.channel_multiplier) - 1)
     if side * side != pixels or side % factor:
         raise InputError(f"{folder}: min_pixels is {pixels}, expected the square of a multiple of {factor}")

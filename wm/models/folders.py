@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -13,7 +12,18 @@ from wm.errors import InputError
 from wm.models.causal import Facts
 from wm.models.chameleon_files import quiet_transformers
 from wm.models.codec import ImageCodec, PixelScale
-from wm.models.weights import CODEC_PREFIX, check_tensors, list_tensors, load_tensors, read_json
+from wm.models.folder_checks import check_amount, check_config, check_no_code, neutralise, read_json, refusing
+from wm.models.unreadable import explain_missing_codec
+from wm.models.weights import (
+    CODEC_PREFIX,
+    check_floats,
+    check_tensors,
+    count_numbers,
+    list_tensors,
+    load_tensors,
+    place_of,
+    read_places,
+)
 from wm.runs import write_json
 
 Device: TypeAlias = str | torch.device
@@ -45,28 +55,64 @@ def read_module(
     without: tuple[str, ...] = (),
     renames: Renames = (),
 ) -> Any:
-    """The Hugging Face model of a folder, in evaluation mode.
+    """Read the Hugging Face model of a folder, in evaluation mode.
 
-    Names and shapes are checked against the configuration before a weight is read; :class:`InputError` lists
-    what is missing or misshapen. ``without``: prefixes of modules that are not needed; they are
-    neither expected nor kept. On the device ``meta`` no weight file is looked at.
+    Names, shapes, types and amount are checked against the configuration before a weight is read. transformers is
+    given the tensors, never the folder, so that it reads nothing that was not checked.
+
+    Args:
+        folder: Holds the weight files.
+        model_class: The model's class in transformers.
+        config: As :func:`read_config` returns it.
+        device: On ``meta`` no weight file is looked at.
+        dtype: Of the model's weights.
+        without: Prefixes of modules that are not needed; they are neither expected nor kept.
+        renames: Names in older files.
+
+    Returns:
+        The model.
+
+    Raises:
+        InputError: The configuration describes no such model, or the tensors do not fit it; all that are missing,
+            misshapen or surplus are listed.
     """
-    with torch.device("meta"):
-        skeleton = model_class(config)
+    skeleton = build_skeleton(model_class, config, folder)
     if torch.device(device).type == "meta":
         return _without(skeleton, without).eval()
-    expected = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
-    found = {rename(name, renames): place.shape for name, place in list_tensors(folder).items()}
+    places = list_tensors(folder)
+    wanted = skeleton.state_dict()
+    expected = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
+    found = {rename(name, renames): place for name, place in places.items()}
+    shapes = {name: place.shape for name, place in found.items()}
     spare = {"lm_head.weight"} if getattr(config, "tie_word_embeddings", False) else set()
     if spare:
         _need_tied(folder, found)
-    check_tensors(_but(expected, spare, without), _but(found, spare, without), str(folder))
-    try:
-        with quiet_transformers():
-            module = model_class.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+    check_tensors(_but(expected, spare, without), _but(shapes, spare, without), str(folder))
+    check_floats(wanted, found, str(folder))
+    check_amount(skeleton, count_numbers(places), str(folder))
+    # What is memory-mapped is copied: the model must not hang on a file that may be overwritten.
+    tensors = {
+        name: tensor.to(dtype if tensor.is_floating_point() else tensor.dtype, copy=places[name].make is not None)
+        for name, tensor in read_places(places)
+    }
+    # Parts that the file does not hold are made of random numbers, and thrown away below.
+    with quiet_transformers(), torch.random.fork_rng(devices=[]), refusing(f"{folder} cannot be loaded"):
+        module = model_class.from_pretrained(
+            None, config=config, state_dict=tensors, dtype=dtype, local_files_only=True, trust_remote_code=False
+        )
+    module.config.name_or_path = str(folder)  # PEFT notes it in adapters
     return _without(module, without).to(device).eval()
+
+
+def build_skeleton(model_class: Any, config: Any, folder: Path) -> Any:
+    """Build a model without data, on the device ``meta``.
+
+    Raises:
+        InputError: The configuration of ``folder`` describes no such model.
+    """
+    what = f"{folder / 'config.json'} describes no {model_class.__name__}"
+    with refusing(what), torch.device("meta"):
+        return model_class(config)
 
 
 def _without(module: Any, prefixes: tuple[str, ...]) -> Any:
@@ -77,12 +123,24 @@ def _without(module: Any, prefixes: tuple[str, ...]) -> Any:
 
 
 def read_config(folder: Path, config_class: Any) -> Any:
-    """The configuration of a folder; :class:`InputError` if it is not one of this class."""
-    try:
-        return config_class.from_pretrained(folder, local_files_only=True)
-    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError, OSError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"{folder / 'config.json'} is no {config_class.__name__}: {reason}") from error
+    """Read the configuration of a folder.
+
+    Args:
+        folder: Holds ``config.json``, which may name no code and no sizes that cannot be built.
+        config_class: Its class in transformers.
+
+    Returns:
+        The configuration, without a choice of attention.
+
+    Raises:
+        InputError: It is not one of this class.
+    """
+    file = folder / "config.json"
+    check_no_code(folder)
+    check_config(read_json(file), file)
+    with refusing(f"{file} is no {config_class.__name__}"):
+        config = config_class.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    return neutralise(config)
 
 
 def _but(shapes: Mapping[str, Any], spare: set[str], without: tuple[str, ...]) -> dict[str, Any]:
@@ -129,29 +187,43 @@ def read_image_processor(folder: Path) -> dict[str, Any]:
 
 
 def read_own_codec(
-    folder: Path, build: Callable[[], Any], *, prefixes: Sequence[str], device: Device = "cpu"
+    folder: Path, build: Callable[[], Any], *, family: str, prefixes: Sequence[str], device: Device = "cpu"
 ) -> ImageCodec:
     """The codec of a family that keeps its VQ model, with decoder, beside the language model.
 
-    ``build``: an empty model with the interface of :class:`~wm.models.vqgan.VQGAN`. ``prefixes``: what tensor names
-    may begin with. The scale of pixels comes from the image processor's configuration, which must be there.
+    Args:
+        folder: A full folder, with the image processor's configuration, which says how pixels are scaled.
+        build: Makes an empty model with the interface of :class:`~wm.models.vqgan.VQGAN`.
+        family: Named where the weights hold no codec.
+        prefixes: What tensor names may begin with.
+        device: Where to put the codec.
+
+    Returns:
+        The codec, in float32.
+
+    Raises:
+        InputError: It is not there, or does not fit its configuration.
     """
     read_image_processor(folder)
-    with torch.device("meta"):
+    with refusing(f"{folder / 'config.json'}: vq_config describes no image codec"), torch.device("meta"):
         vqgan = build()
     tensors: dict[str, Tensor] = {}
     for prefix in prefixes:
         tensors = tensors or load_tensors(folder, prefix)
-    expected = {name: tensor.shape for name, tensor in vqgan.state_dict().items()}
+    if not tensors:
+        explain_missing_codec(folder, family)
+    wanted = vqgan.state_dict()
+    expected = {name: tensor.shape for name, tensor in wanted.items()}
     check_tensors(expected, {name: tensor.shape for name, tensor in tensors.items()}, f"{folder} ({prefixes[0]}*)")
+    check_floats(wanted, {name: place_of(folder, tensor) for name, tensor in tensors.items()}, str(folder))
     # Copies: what is memory-mapped must not hang on a file that may be replaced.
     copies = {
         name: tensor.to(torch.float32, copy=True) if tensor.is_floating_point() else tensor.clone()
         for name, tensor in tensors.items()
     }
-    vqgan.load_state_dict(copies, assign=True)
-    codec = ImageCodec(vqgan, PixelScale.read(folder), where=str(folder))
-    return codec.to(device)
+    with refusing(f"{folder} holds no image codec that can be used"):
+        vqgan.load_state_dict(copies, assign=True)
+        return ImageCodec(vqgan, PixelScale.read(folder), where=str(folder)).to(device)
 
 
 def write_weights(vlm: Any, tensors: Mapping[str, Tensor], folder: Path) -> None:

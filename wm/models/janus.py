@@ -90,6 +90,18 @@ class JanusVLM(CausalVLM):
             )
         return super().layout(task, source=source, action=action, target=target)
 
+    def unconditional_prefixes(self, prefix: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Put padding in place of what is left out, token by token, as the authors' ``generation_inference.py`` does.
+
+        Args:
+            prefix: Vocabulary ids of a forward prompt.
+
+        Returns:
+            The prompt with padding for its text, and with padding for all but its first and last token.
+        """
+        image = [token if token in self._image_ids else self.pad_id for token in prefix]
+        return image, [*prefix[:1], *[self.pad_id] * (len(prefix) - 2), *prefix[-1:]]
+
     def body(self, ids_BT: Tensor, cache: Any = None, positions_BT: Tensor | None = None) -> Tensor:
         """Hidden states (B, T, H); text by its embeddings, codes by the generation embeddings and their aligner."""
         is_code_BT1 = (ids_BT >= self.num_text)[..., None]
@@ -181,7 +193,9 @@ def read_janus_codec(folder: Path, device: Device, decoder: Path | None) -> Imag
     if decoder is not None:
         raise InputError(f"decoder = {decoder}: Janus' VQ model has its own decoder")
     config = read_config(folder, JanusConfig).vq_config
-    return read_own_codec(folder, lambda: JanusVQ(JanusVQVAE(config)), prefixes=(CODEC_PREFIX,), device=device)
+    return read_own_codec(
+        folder, lambda: JanusVQ(JanusVQVAE(config)), family="janus", prefixes=(CODEC_PREFIX,), device=device
+    )
 
 
 def write_janus(vlm: JanusVLM, codec: ImageCodec, tensors: Mapping[str, Tensor], folder: Path) -> None:

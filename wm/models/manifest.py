@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Literal
 
+from pydantic import Field
+
 from wm.config import Recipe
 from wm.errors import InputError
+from wm.models.folder_checks import read_json
 from wm.models.original import find_release
-from wm.models.weights import read_json
 from wm.runs import write_json
 
 MANIFEST = "wm_model.json"
@@ -29,7 +31,7 @@ class Manifest(Recipe):
     """What it was fine-tuned for; none for a base."""
     recipe_digest: str = ""
     """Digest of the recipe that made it."""
-    action_slot_tokens: int = 0
+    action_slot_tokens: int = Field(default=0, ge=0, le=4096)
     """Length to which forward prompts pad the action; 0: not at all. Part of the prompt layout."""
     base_path: str = ""
     """An adapter's base folder, relative to the adapter's; a hint that ``base=`` overrides."""
@@ -60,13 +62,20 @@ def is_model_folder(path: str | Path) -> bool:
 
 
 def _has_config(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+    try:
+        return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+    except (OSError, ValueError) as error:  # no permission, a name that is too long
+        raise InputError(f"{str(folder)[:200]!r} cannot be read: {error}") from error
 
 
 def read_manifest(folder: str | Path) -> Manifest | None:
     """The manifest of a model folder, or None if it has none (a released checkpoint)."""
     path = model_folder(folder) / MANIFEST
-    return Manifest.parse(read_json(path), str(path)) if path.is_file() else None
+    try:
+        is_there = path.is_file()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    return Manifest.parse(read_json(path), str(path)) if is_there else None
 
 
 def need_same_codec(found: str, wanted: str, where: str | Path) -> None:

@@ -19,8 +19,9 @@ from tokenizers import Tokenizer
 from transformers import ChameleonConfig, ChameleonVQVAEConfig, PreTrainedTokenizerFast
 
 from wm.errors import InputError
+from wm.models.folder_checks import MAX_LAYERS, MAX_VOCABULARY, MAX_WHOLE_NUMBER, read_json
 from wm.models.pickled import need_downloaded
-from wm.models.weights import has_weights, read_json
+from wm.models.weights import has_weights
 
 PARAMS, CONSOLIDATE = "params.json", "consolidate_params.json"
 TOKENIZER, VQGAN_CKPT, VQGAN_YAML = "text_tokenizer.json", "vqgan.ckpt", "vqgan.yaml"
@@ -127,7 +128,8 @@ def read_config(release: Release, vocabulary: dict[str, int], vq_config: Chamele
     """
     folder = release.need_model()
     where, params = folder / PARAMS, read_params(folder)
-    dim, layers, heads = (_positive(params, name, where) for name in ("dim", "n_layers", "n_heads"))
+    dim, heads = (_positive(params, name, where) for name in ("dim", "n_heads"))
+    layers = _positive(params, "n_layers", where, most=MAX_LAYERS)
     kv_heads = _positive(params, "n_kv_heads", where) if params.get("n_kv_heads") is not None else heads
     parts = _positive(params, "model_parallel_size", where, 1)
     parts = len(shard_files(folder, parts))
@@ -141,7 +143,7 @@ def read_config(release: Release, vocabulary: dict[str, int], vq_config: Chamele
     theta = _number(params, "rope_theta", where, 10_000.0)
     highest = max(vocabulary.values(), default=0)
     unset = params.get("vocab_size") in (None, -1)
-    rows = highest + 1 if unset else _positive(params, "vocab_size", where)
+    rows = highest + 1 if unset else _positive(params, "vocab_size", where, most=MAX_VOCABULARY)
     if rows <= highest:
         raise InputError(
             f"{where}: vocab_size is {rows}, but {release.tokenizer / TOKENIZER} numbers its tokens up to {highest}: "
@@ -201,10 +203,14 @@ def _rename_image_token(values: dict[str, Any]) -> None:
                 token["content"] = IMAGE_TOKEN
 
 
-def _positive(params: dict[str, Any], name: str, where: Path, default: int | None = None) -> int:
+def _positive(
+    params: dict[str, Any], name: str, where: Path, default: int | None = None, *, most: int = MAX_WHOLE_NUMBER
+) -> int:
     value = params.get(name, default)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InputError(f"{where}: {name} is {value!r}, expected a positive whole number")
+        raise InputError(f"{where}: {name} is {value!r:.60}, expected a positive whole number")
+    if value > most:
+        raise InputError(f"{where}: {name} is {value:,}, expected at most {most:,}")
     return value
 
 

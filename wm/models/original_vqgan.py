@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import ChameleonVQVAEConfig
 
 from wm.errors import InputError
+from wm.models.folder_checks import check_config, one_line, refusing
 from wm.models.original import VQGAN_CKPT, VQGAN_YAML
 from wm.models.pickled import need_downloaded, read_pickled, tensors_of
 
@@ -79,8 +80,8 @@ def read_vqgan_config(file: Path) -> ChameleonVQVAEConfig:
         ddconfig: dict[str, Any] = params["ddconfig"]
         named = {ours: ddconfig.get(theirs) for theirs, ours in _RENAMED.items()}
         sizes = {"embed_dim": params["embed_dim"], "num_embeddings": params["n_embed"]}
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
+        reason = one_line(error)
         raise InputError(f"{file}: expected model.params with embed_dim, n_embed and ddconfig: {reason}") from error
     if params.get("remap") is not None:
         raise InputError(f"{file}: remap is {params['remap']!r}; a remapped codebook is not supported")
@@ -110,7 +111,9 @@ def _config(values: dict[str, Any], file: Path) -> ChameleonVQVAEConfig:
     if wrong or not values["channel_multiplier"]:
         name = wrong[0] if wrong else "channel_multiplier"
         raise InputError(f"{file}: {name} is {values[name]!r}, expected whole numbers")
-    return ChameleonVQVAEConfig(**values, double_latent=False)
+    check_config(values, file)
+    with refusing(f"{file} is no configuration of a VQGAN"):
+        return ChameleonVQVAEConfig(**values, double_latent=False)
 
 
 def write_vqgan_yaml(config: ChameleonVQVAEConfig, file: Path) -> None:

@@ -84,6 +84,14 @@ class UnifiedVLM(Protocol):
         """The longest sequence that the transformer was made for."""
         ...
 
+    def check_guidance(self) -> None:
+        """Raise ``InputError`` if images cannot be sampled with guidance."""
+        ...
+
+    def unconditional_prefixes(self, prefix: Sequence[int]) -> tuple[list[int], list[int]]:
+        """A forward prompt without its text, and without anything, as the family was trained to read them."""
+        ...
+
     def body(self, ids_BT: Tensor, cache: Any = None, positions_BT: Tensor | None = None) -> Tensor:
         """Hidden states (B, T, H) after the last norm; ``cache`` (transformers' ``Cache``) is extended."""
         ...

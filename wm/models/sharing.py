@@ -13,8 +13,9 @@ from torch import Tensor
 
 from wm.errors import InputError
 from wm.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from wm.models.folder_checks import read_json
 from wm.models.protocol import UnifiedVLM
-from wm.models.weights import read_header, read_json
+from wm.models.weights import read_header
 
 KEEPS_BASE = (True, False, "gaussian", "eva", "orthogonal")
 """Values of ``init_lora_weights`` that leave the base as it is. With the others (``pissa``, ``olora``, ``corda``,

@@ -9,8 +9,10 @@ from wm.errors import InputError
 from wm.models.adapters import is_adapter
 from wm.models.causal import CausalVLM, Facts
 from wm.models.checkpoints import adapter_base, family_of, load_codec
+from wm.models.folder_checks import refusing
 from wm.models.manifest import model_folder, read_manifest
 from wm.models.original import find_release
+from wm.models.unreadable import check_folder_exists
 from wm.models.weights import weight_files
 
 
@@ -22,16 +24,16 @@ def load_skeleton(path: str | Path, *, without_codec: bool = False) -> CausalVLM
     or empty. Raises :class:`InputError` for a folder that is no model of a known family.
     """
     folder = model_folder(path)
-    if not folder.is_dir():
-        raise InputError(f"no such model folder: {folder}")
+    check_folder_exists(folder)
     slot_tokens = None
     if is_adapter(folder):
         manifest, folder = adapter_base(folder)
         slot_tokens = manifest.action_slot_tokens
-    facts = _facts_without_weights(folder) if without_codec and not has_weights(folder) else _facts(folder)
-    if slot_tokens is not None:
-        facts = replace(facts, action_slot_tokens=slot_tokens)
-    vlm: CausalVLM = family_of(folder).load(folder, "meta", torch.float32, facts)
+    with refusing(f"{folder} is no model that can be read"):
+        facts = _facts_without_weights(folder) if without_codec and not has_weights(folder) else _facts(folder)
+        if slot_tokens is not None:
+            facts = replace(facts, action_slot_tokens=slot_tokens)
+        vlm: CausalVLM = family_of(folder).load(folder, "meta", torch.float32, facts)
     return vlm
 
 

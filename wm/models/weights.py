@@ -6,6 +6,7 @@ Safetensors are preferred; where there are none, ``.bin`` files are read as tens
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from wm.errors import InputError
+from wm.models.folder_checks import one_line, read_json, refusing
 from wm.models.pickled import need_downloaded, read_pickled, tensors_of
 
 INDEX = "model.safetensors.index.json"
@@ -38,6 +40,18 @@ _DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+_DTYPE_BITS = {
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
+    **dict.fromkeys(("F32", "I32", "U32"), 32),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
+    **dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F8_E8M0", "I8", "U8", "BOOL"), 8),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    "F4": 4,
+}
+"""Bits of a number of each type that safetensors knows."""
+_FLOATS = ("F64", "F32", "F16", "BF16")
+MAX_HEADER_BYTES = 100_000_000
+"""The longest header of a safetensors file, as the format's own library bounds it."""
 CODEC_PREFIX = "model.vqmodel."
 _WHOLE_BYTES = 1 << 20
 _SAMPLES = 16
@@ -72,19 +86,6 @@ def place_of(file: Path, tensor: Tensor, make: Callable[[], Tensor] | None = Non
     """The place of a tensor at hand; ``make`` where it is made of it only when asked for."""
     name = _DTYPES.get(tensor.dtype, str(tensor.dtype))
     return TensorPlace(file, name, tuple(tensor.shape), make=make or (lambda: tensor))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; :class:`InputError` names the file."""
-    try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise InputError(f"no {path.name} in {path.parent}; expected a Hugging Face model folder") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-        raise InputError(f"{path} is no readable JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
 
 
 def has_weights(folder: Path) -> bool:
@@ -142,24 +143,41 @@ def read_header(file: Path) -> dict[str, TensorPlace]:
         length = int.from_bytes(stream.read(8), "little")
         if not 2 <= length <= size - 8:
             raise InputError(f"{file} is no whole safetensors file ({size} bytes)")
-        try:
+        if length > MAX_HEADER_BYTES:
+            raise InputError(f"{file}: its header has {length:,} bytes, expected at most {MAX_HEADER_BYTES:,}")
+        with refusing(f"{file} is no readable safetensors file"):
             header = json.loads(stream.read(length))
-            entries = {name: value for name, value in header.items() if name != "__metadata__"}
             places = {
-                name: TensorPlace(
-                    file,
-                    entry["dtype"],
-                    tuple(entry["shape"]),
-                    8 + length + entry["data_offsets"][0],
-                    8 + length + entry["data_offsets"][1],
-                )
-                for name, entry in entries.items()
+                name: _place_in(file, entry, 8 + length) for name, entry in header.items() if name != "__metadata__"
             }
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{file} is no readable safetensors file: {error}") from error
     if any(place.end > size for place in places.values()):
         raise InputError(f"{file} is truncated: {size} bytes, its header promises more")
+    for name, place in places.items():
+        _check_place(name, place, file)
     return places
+
+
+def _place_in(file: Path, entry: Mapping[str, Any], start: int) -> TensorPlace:
+    begin, end = entry["data_offsets"]
+    if begin < 0:
+        raise ValueError(f"a tensor begins at {begin}")
+    return TensorPlace(file, entry["dtype"], tuple(entry["shape"]), start + begin, start + end)
+
+
+def _check_place(name: str, place: TensorPlace, file: Path) -> None:
+    """Raise :class:`InputError` if an entry of a header contradicts itself."""
+    if not all(type(side) is int and side >= 0 for side in place.shape):
+        raise InputError(f"{file}: tensor {name!r:.80} has the shape {place.shape!r:.80}, expected whole numbers")
+    bits = _DTYPE_BITS.get(place.dtype) if isinstance(place.dtype, str) else None
+    if bits is None:
+        raise InputError(
+            f"{file}: tensor {name!r:.80} has the type {place.dtype!r:.40}, which safetensors does not know"
+        )
+    if place.begin < 8 or (place.end - place.begin) * 8 != math.prod(place.shape) * bits:
+        raise InputError(
+            f"{file}: tensor {name!r:.80} has {place.end - place.begin} bytes in the file, which is not what "
+            f"{place.shape!r:.80} of {place.dtype} take"
+        )
 
 
 def load_tensors(folder: Path, prefix: str) -> dict[str, Tensor]:
@@ -180,7 +198,7 @@ def read_places(places: Mapping[str, TensorPlace]) -> Iterator[tuple[str, Tensor
                     if place.make is None and place.file == file:
                         yield name, stream.get_tensor(name)
         except (SafetensorError, OSError) as error:
-            raise InputError(f"{file} cannot be read: {error}") from error
+            raise InputError(f"{file} cannot be read: {one_line(error)}") from error
 
 
 def check_tensors(
@@ -207,6 +225,34 @@ def check_tensors(
     ]
     if parts:
         raise InputError(f"{where}: tensors do not fit the configuration; " + "; ".join(parts))
+
+
+def check_floats(expected: Mapping[str, Tensor], found: Mapping[str, TensorPlace], where: str) -> None:
+    """Check that weights are stored as floats where the model has floats.
+
+    Args:
+        expected: The model's tensors by name.
+        found: What is stored, by the same names; others are passed over.
+        where: Named in the error.
+
+    Raises:
+        InputError: A tensor is stored as whole numbers: quantised, or of something else.
+    """
+    wrong = [
+        f"{name} ({place.dtype})"
+        for name, place in found.items()
+        if name in expected and expected[name].is_floating_point() and place.dtype not in _FLOATS
+    ]
+    if wrong:
+        raise InputError(
+            f"{where}: {len(wrong)} tensors are not stored as numbers of {', '.join(_FLOATS)}: "
+            f"{', '.join(wrong[:_LISTED])}{', …' if len(wrong) > _LISTED else ''}"
+        )
+
+
+def count_numbers(places: Mapping[str, TensorPlace]) -> int:
+    """Count the numbers of stored tensors."""
+    return sum(math.prod(place.shape) for place in places.values())
 
 
 def fingerprint(folder: Path, keep: Callable[[str], bool]) -> str:

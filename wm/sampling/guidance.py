@@ -4,6 +4,8 @@ Guidance has two scales, as in Chameleon's release: three rows a candidate, one 
 prompt without its text, one after nothing; their logits are mixed as in InstructPix2Pix (arXiv 2211.09800, equation
 3; the release's ``InBatchInstructCFGLogitsProcessor``):
 ``none + image scale x (image - none) + text scale x (whole - image)``.
+What stands in place of a text or an image that is left out is the family's to say
+(:meth:`wm.models.protocol.UnifiedVLM.unconditional_prefixes`): each was trained with another prompt for it.
 
 Shape suffixes: C conditions (3, or 1 without guidance), P sources, K candidates of each, R = P x K rows, S new tokens
 a row, V image codes, H hidden width.
@@ -14,7 +16,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from wm.errors import InputError
 from wm.models.protocol import UnifiedVLM
 from wm.sampling.cache import Prefix
 from wm.sampling.checks import need_finite
@@ -27,20 +28,14 @@ CONDITIONS = 3
 
 def need_guidable(vlm: UnifiedVLM) -> None:
     """Raise :class:`InputError` if the family's prompts cannot be taken apart."""
-    if vlm.row_tokens:
-        raise InputError(
-            f"guidance is not supported for {vlm.family}: its images hold more than codes, such as their size"
-        )
+    vlm.check_guidance()
 
 
 def guided_prefixes(vlm: UnifiedVLM, prefixes: Sequence[Sequence[int]]) -> list[list[int]]:
-    """The prefixes, then each without its text (its image tokens, ``bos``, and what opens and closes an image are
-    left), then ``bos boi`` as often."""
+    """Put the prompts of guidance behind the prefixes: all without their text, then all without anything."""
     need_guidable(vlm)
-    kept = {*vlm.image_rows.tolist(), vlm.bos_id, vlm.boi_id, vlm.eoi_id}
-    whole = [list(prefix) for prefix in prefixes]
-    images = [[token for token in prefix if token in kept] for prefix in prefixes]
-    return [*whole, *images, *([vlm.bos_id, vlm.boi_id] for _ in prefixes)]
+    image, none = zip(*(vlm.unconditional_prefixes(prefix) for prefix in prefixes), strict=True)
+    return [*map(list, prefixes), *image, *none]
 
 
 def mix(logits_CRV: Tensor, text_scale: float, image_scale: float) -> Tensor:

@@ -1,0 +1,301 @@
+"""Check a model folder before anything of transformers or PEFT reads it: no code, no sizes that cannot be.
+
+A configuration may name code (``auto_map``), a kernel that is fetched from the hub (``attn_implementation =
+"OWNER/NAME"``), another model that is loaded beside (``audio_tokenizer``), or sizes that take hours to build. Whether
+the folder fits one of our families is not known here.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wm.errors import InputError
+
+MAX_JSON_BYTES = 256 << 20
+"""The largest JSON file that is read; released tokenizers have up to 35 MB."""
+MAX_LAYERS = 1024
+"""The most layers (or blocks) of one kind; the deepest released models have under 200."""
+MAX_LEVELS = 16
+"""The most resolutions of an image codec: each halves the side."""
+MAX_VOCABULARY = 1 << 22
+"""The most tokens or codes; released vocabularies end at 0.3 million."""
+MAX_SIDE_PX = 1 << 14
+"""The largest side of an image that a configuration may name."""
+MAX_WHOLE_NUMBER = 1 << 31
+"""No other whole number of a configuration is larger: ids, widths, positions, pixels."""
+MAX_LISTED = 1 << 16
+"""The most entries of a list in a configuration."""
+MAX_DEPTH = 64
+"""The most objects and lists inside each other in a configuration."""
+
+CONFIG_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "audio_tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.json",
+    "adapter_config.json",
+)
+"""What transformers and PEFT read of a folder beside weights and vocabulary."""
+_CODE_KEYS = ("auto_map", "custom_pipelines", "custom_generate")
+_KERNEL_KEYS = ("kernel_config", "use_kernels", "allow_all_kernels", "fusion_config")
+_IMPLEMENTATION_KEYS = (
+    "attn_implementation",
+    "_attn_implementation",
+    "_attn_implementation_internal",
+    "experts_implementation",
+    "_experts_implementation",
+    "_experts_implementation_internal",
+)
+IMPLEMENTATIONS = frozenset(
+    ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "grouped_mm", "batched_mm")
+)
+"""Implementations that are part of torch, transformers or an installed package. Older versions wrote them into
+configurations; they are passed over, as :func:`neutralise` chooses anew."""
+_QUANTISED_KEYS = ("quantization_config", "compression_config")
+_OTHER_FILE_KEYS = ("transformers_weights", "audio_tokenizer")
+_VOCABULARIES = frozenset({"vocabulary_map", "id2label", "label2id", "added_tokens_decoder", "vocab"})
+"""Objects whose keys are data (tokens, labels), and are not looked at."""
+_LAYER_KEYS = ("layers", "depth", "num_res_blocks", "n_layer", "n_layers")
+_VOCABULARY_KEYS = ("vocab_size", "num_embeddings", "codebook_size", "n_embed")
+_SIDE_KEYS = ("image_size", "resolution")
+# Widths need no bound of their own: a wide model of few layers is built at once, and compared with the weights.
+_POSITIVE_KEYS = ("hidden_size", "intermediate_size", "vocab_size", "num_attention_heads", "num_key_value_heads")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a file.
+
+    Args:
+        path: The file, UTF-8 with or without byte-order mark, at most :data:`MAX_JSON_BYTES`.
+
+    Returns:
+        The object.
+
+    Raises:
+        InputError: The file is absent, no file, too large, or holds no JSON object.
+    """
+    try:
+        if not path.is_file():
+            if path.exists():
+                raise InputError(f"{path} is no file; expected JSON")
+            raise InputError(f"no {path.name} in {path.parent}; expected a Hugging Face model folder")
+        size = path.stat().st_size
+        if size > MAX_JSON_BYTES:
+            raise InputError(f"{path} has {size:,} bytes; expected a JSON file of at most {MAX_JSON_BYTES:,}")
+        text = path.read_text(encoding="utf-8-sig")
+        if text.startswith("version https://git-lfs"):
+            raise InputError(f"{path} is a git-lfs pointer, not the file itself; fetch it with `git lfs pull`")
+        value = json.loads(text, parse_constant=_parse_constant)
+    except InputError:
+        raise
+    except RecursionError as error:
+        raise InputError(f"{path} is no readable JSON: its values are nested too deeply") from error
+    except (ValueError, OSError) as error:  # a whole number of 5,000 digits is a plain ValueError
+        raise InputError(f"{path} is no readable JSON: {one_line(error)}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def check_no_code(folder: Path) -> None:
+    """Refuse a folder whose configurations name code, kernels, quantisers or other models.
+
+    Nothing of the folder is given to transformers or PEFT before. Files of code that nothing names are harmless, as
+    they are never imported.
+
+    Args:
+        folder: A full model folder, or one of an adapter, a codec or a processor.
+
+    Raises:
+        InputError: A configuration names what is never run or fetched; the message says the file, the key and the
+            value.
+    """
+    for name in CONFIG_FILES:
+        file = folder / name
+        if file.is_file():
+            _check_no_code_in(read_json(file), file, "")
+    if (folder / "custom_generate").exists():
+        raise InputError(
+            f"{folder / 'custom_generate'} holds code for sampling; code of a model folder is never run: remove it"
+        )
+
+
+def check_config(values: Mapping[str, Any], file: Path) -> None:
+    """Check the numbers of a configuration against bounds, so that building the model ends.
+
+    Args:
+        values: The object in ``file``.
+        file: Named in errors.
+
+    Raises:
+        InputError: A number is not finite or beyond its bound, or a list is too long.
+    """
+    _check_numbers(values, file, "")
+
+
+def neutralise(config: Any) -> Any:
+    """Take the choice of attention and experts from a configuration: the class's own default is used.
+
+    Args:
+        config: A configuration of transformers, changed in place, as are those inside it.
+
+    Returns:
+        ``config``.
+    """
+    config._attn_implementation = None
+    config._experts_implementation = None
+    for value in list(vars(config).values()):
+        # Not every nested configuration is among `sub_configs`, through which transformers passes the choice on.
+        if hasattr(value, "_attn_implementation_internal"):
+            neutralise(value)
+    return config
+
+
+def check_amount(module: Any, stored: int, where: str) -> None:
+    """Refuse a model of far more numbers than its weight files hold, before memory is taken for it.
+
+    Args:
+        module: A model without data (on the device ``meta``).
+        stored: Numbers in the weight files.
+        where: Named in the error.
+
+    Raises:
+        InputError: The model has more than eight times as many numbers, and more than a small model.
+    """
+    wanted = sum(tensor.numel() for tensor in module.parameters()) + sum(tensor.numel() for tensor in module.buffers())
+    # Parts that a family leaves out, or ties, are built all the same: a factor of 8 covers them in every release.
+    if wanted > max(8 * stored, 1 << 28):
+        raise InputError(f"{where}: config.json describes {wanted:,} numbers, but the weights hold {stored:,}")
+
+
+@contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Turn whatever a library raises for a damaged folder into one line.
+
+    Args:
+        what: The start of the message: which file or folder is no what.
+
+    Raises:
+        InputError: Something was raised inside; a GPU without memory is passed on as it is.
+    """
+    try:
+        yield
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # the libraries raise bare exceptions, and whatever odd files make of their code
+        raise InputError(f"{what}: {one_line(error)}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error in one line of at most 300 characters, its type where it has none."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _parse_constant(name: str) -> float:
+    if name == "NaN":
+        raise ValueError("it holds NaN")
+    return float(name)
+
+
+def _check_no_code_in(value: Any, file: Path, path: str, depth: int = 0) -> None:
+    if depth > MAX_DEPTH:
+        raise InputError(f"{file}: {path:.80}… is nested too deeply, expected at most {MAX_DEPTH} levels")
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            if isinstance(item, dict | list):
+                _check_no_code_in(item, file, f"{path}[{index}]", depth + 1)
+    if not isinstance(value, dict):
+        return
+    for key, item in value.items():
+        place = f"{path}.{key}" if path else str(key)
+        _check_no_code_key(key, item, file, place)
+        if key not in _VOCABULARIES:
+            _check_no_code_in(item, file, place, depth + 1)
+
+
+def _check_no_code_key(key: str, value: Any, file: Path, place: str) -> None:
+    if value is None or value is False or value in ({}, []):
+        return
+    if key in _CODE_KEYS:
+        raise InputError(
+            f"{file}: {place} = {_shown(value)} names code of the folder's own, which is never run; expected a model "
+            "that transformers has a class for (if it has one, remove the key)"
+        )
+    if key in _KERNEL_KEYS:
+        raise InputError(f"{file}: {place} = {_shown(value)} asks for kernels, which are never fetched; remove the key")
+    if key in _IMPLEMENTATION_KEYS:
+        choices = list(value.values()) if isinstance(value, dict) else [value]
+        unknown = [
+            choice
+            for choice in choices
+            if choice is not None and not (isinstance(choice, str) and choice in IMPLEMENTATIONS)
+        ]
+        if unknown:
+            raise InputError(
+                f"{file}: {place} = {_shown(unknown[0])} names a kernel, which is never fetched or run; expected one "
+                "of eager and sdpa, or no such key"
+            )
+    if key in _QUANTISED_KEYS:
+        method = value.get("quant_method") if isinstance(value, dict) else value
+        raise InputError(
+            f"{file}: {place} says that the weights are quantised ({_shown(method)}), which needs code and kernels of "
+            "others; expected weights in float32, bfloat16 or float16"
+        )
+    if key in _OTHER_FILE_KEYS and file.name != "special_tokens_map.json":
+        raise InputError(f"{file}: {place} = {_shown(value)} names other weights to be read, which is not done")
+    if key == "auto_mapping" and isinstance(value, dict):
+        library = str(value.get("parent_library", "transformers"))
+        if library.split(".", maxsplit=1)[0] not in ("transformers", "peft", "wm"):
+            raise InputError(f"{file}: {place} = {_shown(library)} names code of others, which is never run")
+    if key == "megatron_config" or (key == "megatron_core" and value != "megatron.core"):
+        raise InputError(f"{file}: {place} = {_shown(value)} asks for Megatron's layers, which are not supported")
+
+
+def _check_numbers(value: Any, file: Path, path: str) -> None:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if key not in _VOCABULARIES:
+                _check_bounds(str(key), item, file, f"{path}.{key}" if path else str(key))
+                _check_numbers(item, file, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list):
+        if len(value) > MAX_LISTED:
+            raise InputError(f"{file}: {path} has {len(value):,} entries, expected at most {MAX_LISTED:,}")
+        for index, item in enumerate(value):
+            _check_numbers(item, file, f"{path}[{index}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{file}: {path} is {value}, expected a finite number")
+    elif isinstance(value, int) and abs(value) > MAX_WHOLE_NUMBER:
+        raise InputError(f"{file}: {path} is {_shown(value)}, expected a whole number of at most {MAX_WHOLE_NUMBER:,}")
+
+
+def _check_bounds(key: str, value: Any, file: Path, place: str) -> None:
+    """Bounds of what decides how long a model takes to build."""
+    if key == "channel_multiplier" and isinstance(value, list) and len(value) > MAX_LEVELS:
+        raise InputError(f"{file}: {place} has {len(value):,} entries, expected at most {MAX_LEVELS}")
+    if not isinstance(value, int) or isinstance(value, bool):
+        return
+    most = None
+    if key.endswith(_LAYER_KEYS):
+        most = MAX_LAYERS
+    elif key in _VOCABULARY_KEYS:
+        most = MAX_VOCABULARY
+    elif key in _SIDE_KEYS:
+        most = MAX_SIDE_PX
+    if most is not None and not 0 <= value <= most:
+        raise InputError(f"{file}: {place} is {_shown(value)}, expected 0 to {most:,}")
+    if key in _POSITIVE_KEYS and value < 1:
+        raise InputError(f"{file}: {place} is {value}, expected a positive whole number")
+
+
+def _shown(value: Any) -> str:
+    return f"{value!r:.80}"

@@ -1,0 +1,200 @@
+"""Explain model folders of layouts that are not read: which layout is, and what to download or run instead.
+
+Only names and small files are looked at; nothing of the folder is loaded, run or fetched.
+"""
+
+import re
+from pathlib import Path
+from typing import Any, NoReturn
+
+from wm.errors import InputError
+from wm.models.folder_checks import read_json
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+READ_LAYOUTS = {
+    "chameleon": "hf download leloykun/Anole-7b-v0.1-hf --local-dir MODEL",
+    "liquid": "hf download Junfeng5/Liquid_V1_7B --local-dir MODEL",
+    "emu3": "hf download BAAI/Emu3-Gen-hf --local-dir MODEL",
+    "janus": "hf download deepseek-community/Janus-Pro-7B --local-dir MODEL",
+}
+"""The command that downloads a folder of the layout that is read, by family."""
+LIQUID_VQGAN = (
+    "hf download Junfeng5/Liquid_demo chameleon/vqgan.ckpt chameleon/vqgan.yaml --repo-type space --local-dir FOLDER, "
+    "then move FOLDER/chameleon to MODEL/vqgan"
+)
+"""How to get Chameleon's VQGAN, which Liquid's release leaves out."""
+_LIQUID_VQGAN_NAMES = ("vqgan.ckpt", "chameleon/vqgan.ckpt", "tokenizer/vqgan.ckpt")
+_LUMINA_CLASSES = ("ChameleonXLLMXForConditionalGeneration", "ChameleonXLLMXForConditionalGeneration_ck")
+_CONVERTERS = {
+    "emu3": "src/transformers/models/emu3/convert_emu3_weights_to_hf.py --vq_model_id VQ --llm_model_id THIS "
+    "--output_dir MODEL",
+    "janus": "src/transformers/models/janus/convert_janus_weights_to_hf.py --local_dir THIS --output_dir MODEL",
+}
+
+
+def check_folder_exists(folder: Path) -> None:
+    """Raise :class:`InputError` if there is no folder at a path, saying what seems to be meant.
+
+    Args:
+        folder: A path that should be a model folder.
+
+    Raises:
+        InputError: It is a file, a name of the Hugging Face hub, or nothing.
+    """
+    try:
+        if folder.is_dir():
+            return
+        is_file = folder.is_file()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{str(folder)[:200]!r} cannot be read: {error}") from error
+    if is_file:
+        raise InputError(f"{folder} is a file, expected a model folder{_file_hint(folder)}")
+    raise InputError(f"no such model folder: {str(folder)[:300]}{hub_hint(folder)}")
+
+
+def hub_hint(folder: str | Path) -> str:
+    """Write what to run where a name of the Hugging Face hub was given in place of a folder.
+
+    Args:
+        folder: A path that is no folder.
+
+    Returns:
+        The end of a message, empty where the path cannot be such a name.
+    """
+    if not _HUB_ID.fullmatch(str(folder)):
+        return ""
+    return (
+        f"; models are read from folders, nothing is downloaded: if {folder} is a name of the Hugging Face hub, run "
+        f"`{_download_of(str(folder))}` and give that folder"
+    )
+
+
+def explain_unreadable(folder: Path) -> None:
+    """Raise :class:`InputError` for a folder of a known layout that is not read.
+
+    Args:
+        folder: A folder that should be a full model, of whatever layout.
+
+    Raises:
+        InputError: It is one of another program or of an authors' own release; the message says what to download or
+            run.
+    """
+    check_folder_exists(folder)
+    snapshots = sorted(path for path in folder.glob("snapshots/*") if path.is_dir())
+    if snapshots:
+        raise InputError(f"{folder} is a repository of the Hugging Face cache; give its snapshot: {snapshots[-1]}")
+    if (folder / "model_index.json").is_file():
+        raise InputError(f"{folder} is a pipeline of diffusers, which has no language model over image codes{_read()}")
+    if (folder / "config.json").exists():
+        _explain_config(folder, read_json(folder / "config.json"))
+    else:
+        _explain_without_config(folder)
+
+
+def _explain_without_config(folder: Path) -> None:
+    gguf = sorted(folder.glob("*.gguf"))
+    if gguf:
+        raise InputError(
+            f"{folder} holds {gguf[0].name}: GGUF files of llama.cpp are not read, as they leave the image codes' part "
+            f"out; expected safetensors with config.json{_read()}"
+        )
+    if (folder / "adapter_config.json").is_file():
+        raise InputError(f"{folder} holds an adapter alone, expected a full model")
+    weights = sorted(path.name for pattern in ("*.safetensors", "*.bin", "*.pt") for path in folder.glob(pattern))
+    if weights:
+        raise InputError(f"{folder} holds {weights[0]} but no config.json; download the whole model folder{_read()}")
+
+
+def _explain_config(folder: Path, config: dict[str, Any]) -> None:
+    model_type, architectures = config.get("model_type"), config.get("architectures")
+    names = architectures if isinstance(architectures, list) else []
+    if model_type == "Emu3":
+        _refuse_original(folder, "emu3", f"Emu3 (model_type {model_type!r}, with its VQ model in another folder)")
+    if model_type == "Emu3VisionVQ" or "Emu3VisionVQModel" in names:
+        raise InputError(
+            f"{folder} is Emu3's VQ model alone (Emu3-VisionTokenizer); expected language model and VQ model in one "
+            f"folder, as transformers writes it: `{READ_LAYOUTS['emu3']}`"
+        )
+    if model_type == "multi_modality" and any(key.startswith("gen_") for key in config):
+        _refuse_original(folder, "janus", f"Janus (model_type {model_type!r})")
+    if model_type == "chameleon" and any(name in _LUMINA_CLASSES for name in names):
+        raise InputError(
+            f"{folder} is Lumina-mGPT ({names[0]}), a Chameleon with another prompt and without its image tokenizer, "
+            f"which is not read; expected transformers' layout of Chameleon or Anole: `{READ_LAYOUTS['chameleon']}`"
+        )
+
+
+def _refuse_original(folder: Path, family: str, what: str) -> NoReturn:
+    raise InputError(
+        f"{folder} is the authors' own layout of {what}, which needs code of its own and is not read; expected "
+        f"transformers' layout: `{READ_LAYOUTS[family]}`, or convert it with `python {_CONVERTERS[family]}` of "
+        "transformers' sources"
+    )
+
+
+def explain_missing_vqgan(folder: Path) -> NoReturn:
+    """Raise :class:`InputError` for a Liquid folder without the folder ``vqgan``.
+
+    Raises:
+        InputError: Always; it says where the files are, or how to get them.
+    """
+    misplaced = next((name for name in _LIQUID_VQGAN_NAMES if (folder / name).is_file()), None)
+    remedy = (
+        f"move {misplaced} and its vqgan.yaml into {folder / 'vqgan'}"
+        if misplaced
+        else f"the release leaves it out: `{LIQUID_VQGAN}`"
+    )
+    raise InputError(f"{folder} has no folder vqgan with Chameleon's VQGAN, whose codes Liquid speaks; {remedy}")
+
+
+def explain_missing_codec(folder: Path, family: str) -> NoReturn:
+    """Raise :class:`InputError` for a folder whose weights hold no image codec.
+
+    Args:
+        folder: A full folder in transformers' layout.
+        family: A key of :data:`READ_LAYOUTS`.
+
+    Raises:
+        InputError: Always.
+    """
+    raise InputError(
+        f"{folder}: the weights hold no image codec (no tensors model.vqmodel.*); expected language model and codec in "
+        f"one folder, as transformers writes it: `{READ_LAYOUTS[family]}`"
+    )
+
+
+def explain_missing_tokenizer(folder: Path) -> NoReturn:
+    """Raise :class:`InputError` for a folder without ``tokenizer.json``.
+
+    Raises:
+        InputError: Always; where there is a tokenizer of another kind it says how to convert it.
+    """
+    other = next((name for name in ("tokenizer.model", "emu3.tiktoken", "vocab.json") if (folder / name).is_file()), "")
+    hint = ""
+    if other:
+        code = f"from transformers import AutoTokenizer as T; T.from_pretrained({str(folder)!r}).save_pretrained(OUT)"
+        hint = f"; it has {other}, of which transformers makes one: `{code}`"
+    raise InputError(f"no tokenizer.json in {folder}{hint}")
+
+
+def _read() -> str:
+    return "; what is read: " + ", ".join(f"{family} (`{command}`)" for family, command in READ_LAYOUTS.items())
+
+
+def _download_of(hub_id: str) -> str:
+    """The command for a repository, or for the one in transformers' layout where it is an authors' own."""
+    name = hub_id.lower()
+    local = hub_id.split("/")[1]
+    if name.startswith("deepseek-ai/janus-pro-"):
+        hub_id = f"deepseek-community/Janus-Pro-{hub_id.rsplit('-', 1)[1]}"
+    elif name in ("baai/emu3-gen", "baai/emu3-chat"):
+        hub_id += "-hf"
+    return f"hf download {hub_id} --local-dir {local}"
+
+
+def _file_hint(file: Path) -> str:
+    if file.suffix == ".gguf":
+        return f"; GGUF files of llama.cpp are not read{_read()}"
+    if file.suffix in (".safetensors", ".bin", ".json", ".pt"):
+        return f": {file.parent}"
+    return ""
