@@ -13,6 +13,7 @@ from jobs._annotate_shards import (
     shards_with,
     sole_writer,
     summarise,
+    table7,
     tidy,
     write_shard,
 )
@@ -223,3 +224,11 @@ def test_two_drivers_cannot_write_one_folder(tmp_path):
         pass
     with sole_writer(tmp_path):  # the first has let go
         pass
+
+
+def test_means_over_nothing_are_none():
+    names = ("video_s", "decoded", "videos_with_triplets", "observations", "triplets", "words")
+    table = table7(dict.fromkeys(names, 0))
+    means = ("mean_length_s", "observations_per_video", "actions_per_video", "words_per_action")
+    assert {name: table[name] for name in means} == dict.fromkeys(means)
+    assert (table["samples"], table["total_length_h"]) == (0, 0)

@@ -10,6 +10,7 @@ from wm.errors import InputError
 from wm.evaluation.charts import Line, line_chart, nice_ticks, thin_out
 from wm.evaluation.claims import Labels, difference, judge_claims
 from wm.evaluation.page import heat_uri
+from wm.evaluation.report_figures import curves
 from wm.evaluation.stats import figure
 from wm.images import encode_png
 
@@ -222,6 +223,15 @@ def test_a_difference_goes_by_items_where_they_are_paired():
     assert paired.spread == pytest.approx(0.02) and "40 paired items" in paired.basis
     seeds = difference(fig([0.5, 0.7]), fig([0.4, 0.7]), by_item)  # the seeds differ more than the items
     assert seeds.spread == pytest.approx(12.7062 * 0.05, rel=1e-4) and "2 paired training seeds" in seeds.basis
+
+
+def test_one_value_draws_no_band():
+    """A curve whose figures have one value each has no spread to draw; with two it has."""
+    rows = [fdm_row("A", "idm", k, l1=fig([0.3 - k / 100])) for k in (1, 8)]
+    rows += [fdm_row("A", "oracle", 8, l1=fig([0.1]))]
+    assert "<polygon" not in curves({"fdm": rows}, ["l1"])
+    rows = [fdm_row("A", "idm", k, l1=fig([0.3, 0.2])) for k in (1, 8)] + rows[2:]
+    assert "<polygon" in curves({"fdm": rows}, ["l1"])
 
 
 def test_charts():

@@ -14,6 +14,7 @@ from training_data import random_rows, write_triplets
 
 from jobs import gate as gate_job
 from jobs import imagine as imagine_job
+from jobs._train_screen import gate_lines
 from jobs.gate import GateRecipe, gain_of
 from jobs.imagine import ImagineRecipe
 from wm.datasets.pairing import pair_actions
@@ -105,6 +106,17 @@ def test_copying_is_told(models: dict[str, Path], triplets: Path, monkeypatch: p
     assert (found.copies, found.unchanged_share, found.has_collapsed) == (0.5, 7 / 8, True)
     monkeypatch.setattr(gates, "sample_observations", lambda *_, **__: (still.source_BN[:, None] + 1) % 16)
     assert not gate(vlm, "fdm", still).has_collapsed
+
+
+def test_copies_are_unknown_where_no_target_differs(models: dict[str, Path], triplets: Path) -> None:
+    """A mean over no triplet is not 0."""
+    vlm = load_model(models["fdm"])
+    held_out = read_gate_set(triplets, vlm)
+    still = GateSet(held_out.source_BN, held_out.source_BN, held_out.actions, held_out.subsets, held_out.ids)
+    found = gate(vlm, "fdm", still)
+    assert found.copies is None and not found.has_collapsed and "copies" not in found.figures()
+    line = gate_lines({"step": 3, **found.figures(), "has_collapsed": False})[0]
+    assert "copies unknown (no held-out target differs from its source), leaves" in line
 
 
 def test_gain_and_its_error() -> None:
