@@ -111,9 +111,10 @@ def test_json_images(fields):
             "response_format = 'url': input should be 'b64_json'",
         ),
         ({"output_format": "gif"}, "output_format", "'png', 'jpeg' or 'webp'"),
-        ({"output_compression": "50"}, "output_compression", "png is lossless"),
+        ({"output_compression": "101"}, "output_compression", "less than or equal to 100"),
         ({"partial_images": "2"}, "partial_images", "partial_images = 2 needs stream = true"),
-        ({"quality": "high"}, "quality", "quality = 'high'"),
+        ({"background": "transparent"}, "background", "input should be 'auto' or 'opaque'"),
+        ({"guidance": "2", "guidance_scale": "3"}, "guidance", "guidance = 2 and guidance_scale = 3 are two names"),
         ({"colour": "red"}, "colour", "unknown field 'colour'; the fields are image, prompt"),
     ],
 )
