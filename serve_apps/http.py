@@ -155,9 +155,10 @@ async def _api_error(_: Request, error: Exception) -> JSONResponse:
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    method = "GET" if request.method == "HEAD" else request.method  # whose answers are equally long
     message = {
-        404: f"no such path: {request.method} {request.url.path}",
-        405: f"method {request.method} is not allowed for {request.url.path}",
+        404: f"no such path: {method} {request.url.path}",
+        405: f"method {method} is not allowed for {request.url.path}",
     }.get(error.status_code, str(error.detail))
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
     answer = ApiError(message, status=error.status_code, code=code, headers=error.headers)
