@@ -70,6 +70,9 @@ def test_image_field_names_of_the_client(name):
         {"images": [DATA_URL]},
         {"image": DATA_URL},
         {"image": base64.b64encode(PNG).decode()},
+        {"images": [{"image_url": {"url": DATA_URL, "detail": "high"}}], "image": None},
+        {"images": [{"type": "input_image", "image_url": DATA_URL, "file_id": None}]},
+        {"image": {"url": DATA_URL}},
     ],
 )
 def test_json_images(fields):

@@ -6,6 +6,7 @@ import json
 import httpx2
 import openai
 import pytest
+from openai.types.chat import ParsedChatCompletionMessage
 from serve_local import local_app
 from serve_questions import URLS, folders_of, messages
 from starlette.testclient import TestClient
@@ -90,6 +91,8 @@ def test_an_answer_as_the_client_dumps_it_is_a_history(client, alone):
         json.loads(message.model_dump_json()),
         {**message.model_dump(), "annotations": [], "audio": None, "function_call": None, "tool_calls": None},
     ]
+    parsed = ParsedChatCompletionMessage.model_validate(message.to_dict())  # of client.chat.completions.parse
+    dumps += [parsed, parsed.model_dump()]
     assert {"refusal", "annotations", "audio", "function_call", "tool_calls"} <= set(dumps[1])
     for dump in dumps:
         history = [*OLD, dump, *NEW]

@@ -223,8 +223,8 @@ def _images_of(messages: Any) -> tuple[tuple[str, bytes], tuple[str, bytes]]:
         num_parts += len(content)
         if num_parts > MAX_PARTS:
             raise ApiError(f"{name}: at most {MAX_PARTS:,} parts are read in a turn", param=name)
-        for place, part in enumerate(content):
-            references += _reference_of(part, f"{name}[{place}]")
+        for row, part in enumerate(content):
+            references += _reference_of(part, f"{name}[{row}]")
     # Images before these two, of this turn too, are a history: nobody decodes them.
     images = [(name, data_url_bytes(reference, name)) for name, reference in references[-2:]]
     if len(images) < 2:
@@ -252,9 +252,9 @@ def _check_message(message: Any, name: str) -> None:
         for index, part in enumerate(content):
             kind = part.get("type") if isinstance(part, Mapping) else None
             if kind != "text":
-                place = f"{name}.content[{index}].type"
+                field = f"{name}.content[{index}].type"
                 raise ApiError(
-                    f"{place} = {kind!r:.80}: expected text, for images stand in messages of the user", param=place
+                    f"{field} = {kind!r:.80}: expected text, for images stand in messages of the user", param=field
                 )
 
 
@@ -282,21 +282,21 @@ def _check_content(message: Mapping[str, Any], name: str, *, optional: Sequence[
     return content
 
 
-def _reference_of(part: Any, place: str) -> list[tuple[str, Any]]:
+def _reference_of(part: Any, name: str) -> list[tuple[str, Any]]:
     """Where the image of a part is, with the name of its field; empty for a text."""
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "text":
-        _check_object(part, place, required=("type", "text"), optional=IGNORED_OF_PARTS)
-        _check_text(part["text"], f"{place}.text")
+        _check_object(part, name, required=("type", "text"), optional=IGNORED_OF_PARTS)
+        _check_text(part["text"], f"{name}.text")
         return []
     if kind != "image_url":
-        raise ApiError(f"{place}.type = {kind!r:.80}: expected text or image_url", param=f"{place}.type")
-    _check_object(part, place, required=("type", "image_url"), optional=(*IGNORED_OF_IMAGES, *IGNORED_OF_PARTS))
-    name, reference = f"{place}.image_url", part["image_url"]
+        raise ApiError(f"{name}.type = {kind!r:.80}: expected text or image_url", param=f"{name}.type")
+    _check_object(part, name, required=("type", "image_url"), optional=(*IGNORED_OF_IMAGES, *IGNORED_OF_PARTS))
+    field, reference = f"{name}.image_url", part["image_url"]
     if isinstance(reference, str):
-        return [(name, reference)]
-    _check_object(reference, name, required=("url",), optional=IGNORED_OF_IMAGES)
-    return [(f"{name}.url", reference["url"])]
+        return [(field, reference)]
+    _check_object(reference, field, required=("url",), optional=IGNORED_OF_IMAGES)
+    return [(f"{field}.url", reference["url"])]
 
 
 def _check_text(value: Any, name: str) -> None:
