@@ -7,7 +7,6 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -15,12 +14,12 @@ from starlette.middleware import Middleware
 
 from serve_apps.openapi import DescribedApp
 from wm.api import ApiError, Edit, EditFields, Limits, edit_from_form, edit_from_json
+from wm.api.ignored import IgnoredFields, json_schema
 from wm.api.pictures import DATA_URL_SCHEMA, PIXEL_URL
 
 logger = logging.getLogger("ray.serve")
 
 MAX_FIELDS = 64
-MAX_FIELD_BYTES = 1_000_000
 
 
 def create_app(title: str, layers: Sequence[Middleware] = ()) -> FastAPI:
@@ -50,7 +49,7 @@ async def read_edit(request: Request, limits: Limits) -> Edit:
         limited_body(request, limits),
         max_files=MAX_FIELDS,
         max_fields=MAX_FIELDS,
-        max_part_size=min(MAX_FIELD_BYTES, limits.max_body_bytes),
+        max_part_size=limits.max_body_bytes,  # a text may be an image in base64
     )
     try:
         form = await parser.parse()
@@ -58,11 +57,18 @@ async def read_edit(request: Request, limits: Limits) -> Edit:
         raise ApiError(f"the form cannot be read: {error.message}", code="invalid_form") from error
     try:
         items = [
-            (name, await value.read() if isinstance(value, UploadFile) else value) for name, value in form.multi_items()
+            (name, await value.read() if isinstance(value, UploadFile) else value)
+            for name, value in form.multi_items()
+            if not _is_no_file(value)
         ]
     finally:
         await form.close()
     return edit_from_form(items, limits)
+
+
+def _is_no_file(value: UploadFile | str) -> bool:
+    """Whether a part is what a browser sends where no file was chosen: empty and without a name."""
+    return isinstance(value, UploadFile) and not value.filename and not value.size
 
 
 async def read_json(request: Request, limits: Limits) -> bytes:
@@ -99,7 +105,7 @@ async def limited_body(request: Request, limits: Limits) -> AsyncGenerator[bytes
 
 def edit_openapi() -> dict[str, object]:
     """The request body of an edit for the OpenAPI page (the handler reads the body by itself)."""
-    fields = EditFields.model_json_schema()
+    form_fields, fields = EditFields.model_json_schema(), json_schema(EditFields)
     source = {
         "type": "string",
         "format": "binary",
@@ -113,7 +119,10 @@ def edit_openapi() -> dict[str, object]:
     }
     references = {"type": "array", "minItems": 1, "maxItems": 1, "items": reference}
     required = fields["required"]
-    form = fields | {"properties": {"image": source} | fields["properties"], "required": ["image", *required]}
+    form = form_fields | {
+        "properties": {"image": source} | form_fields["properties"],
+        "required": ["image", *required],
+    }
     json = fields | {
         "properties": {"images": references} | fields["properties"],
         "required": ["images", *required],
@@ -126,9 +135,9 @@ def edit_openapi() -> dict[str, object]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-def json_openapi(fields: type[BaseModel], images: Iterable[str], example: Mapping[str, Any]) -> dict[str, Any]:
+def json_openapi(fields: type[IgnoredFields], images: Iterable[str], example: Mapping[str, Any]) -> dict[str, Any]:
     """The JSON body of a request for the OpenAPI page: ``fields``, and its ``images`` as data URLs, all needed."""
-    schema = fields.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema = json_schema(fields, ref_template="#/components/schemas/{model}")
     schema["properties"] = dict.fromkeys(images, DATA_URL_SCHEMA) | schema["properties"]
     schema["required"] = [*images, *schema.get("required", [])]
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema, "example": example}}}}
@@ -146,9 +155,10 @@ async def _api_error(_: Request, error: Exception) -> JSONResponse:
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    method = "GET" if request.method == "HEAD" else request.method  # whose answers are equally long
     message = {
-        404: f"no such path: {request.method} {request.url.path}",
-        405: f"method {request.method} is not allowed for {request.url.path}",
+        404: f"no such path: {method} {request.url.path}",
+        405: f"method {method} is not allowed for {request.url.path}",
     }.get(error.status_code, str(error.detail))
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
     answer = ApiError(message, status=error.status_code, code=code, headers=error.headers)

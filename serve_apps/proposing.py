@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 from serve_apps import metrics
 from serve_apps.messages import WhatHappened
 from serve_apps.model_thread import ModelThread
-from wm.dynamics.idm import Proposing
+from wm.dynamics.idm import Proposing, count_free_positions
 from wm.models.protocol import UnifiedVLM
 from wm.sampling import Decoder, Sampling
 from wm.sampling.texts import TextRun, TextToken, advance_texts
@@ -27,7 +27,10 @@ class Proposer:
         """How many tokens the actions follow; then, step by step, a list of their next tokens, as dicts. Others have
         their turn after ``tokens_a_turn`` of them."""
         sampling = Sampling(**question.sampling)
-        proposing = Proposing(self._idm, source, target, sampling=sampling, **question.settings)
+        # A bound beyond the model's own changes no answer; without a free position, Proposing says so.
+        bound = max(1, count_free_positions(self._idm, source, target))
+        settings = {**question.settings, "max_new_tokens": min(question.settings["max_new_tokens"], bound)}
+        proposing = Proposing(self._idm, source, target, sampling=sampling, **settings)
         yield proposing.prompt_tokens
         with metrics.stage("propose"):
             while not proposing.run.has_ended:

@@ -99,7 +99,7 @@ class ServeRecipe(Recipe):
     max_beam: int = Field(8, ge=1)
     """Sequences that a rollout may keep after each step."""
     max_new_tokens: int = Field(256, ge=1)
-    """Tokens that a chat completion may ask for; 32 for one that does not say."""
+    """Tokens of a chat completion at most, also where it asks for more; 32 for one that does not say."""
     max_scores: int = Field(256, ge=1)
     """Targets x actions that a request may score."""
     temperature: float = Field(1.0, ge=0)

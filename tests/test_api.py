@@ -70,6 +70,9 @@ def test_image_field_names_of_the_client(name):
         {"images": [DATA_URL]},
         {"image": DATA_URL},
         {"image": base64.b64encode(PNG).decode()},
+        {"images": [{"image_url": {"url": DATA_URL, "detail": "high"}}], "image": None},
+        {"images": [{"type": "input_image", "image_url": DATA_URL, "file_id": None}]},
+        {"image": {"url": DATA_URL}},
     ],
 )
 def test_json_images(fields):
@@ -111,9 +114,10 @@ def test_json_images(fields):
             "response_format = 'url': input should be 'b64_json'",
         ),
         ({"output_format": "gif"}, "output_format", "'png', 'jpeg' or 'webp'"),
-        ({"output_compression": "50"}, "output_compression", "png is lossless"),
+        ({"output_compression": "101"}, "output_compression", "less than or equal to 100"),
         ({"partial_images": "2"}, "partial_images", "partial_images = 2 needs stream = true"),
-        ({"quality": "high"}, "quality", "quality = 'high'"),
+        ({"background": "transparent"}, "background", "input should be 'auto' or 'opaque'"),
+        ({"guidance": "2", "guidance_scale": "3"}, "guidance", "guidance = 2 and guidance_scale = 3 are two names"),
         ({"colour": "red"}, "colour", "unknown field 'colour'; the fields are image, prompt"),
     ],
 )

@@ -221,13 +221,23 @@ def test_errors_reach_the_client_with_their_kind(client):
     assert (caught.value.param, caught.value.code) == ("stop", "unsupported_value")
 
 
-def test_what_the_model_has_no_positions_for_has_its_status_in_a_stream_too(folders):
-    with TestClient(local_app(ServeRecipe(**folders, max_new_tokens=1000))) as http:
-        for stream in (False, True):
-            asked = {"messages": messages(), "max_tokens": 84, "stream": stream}
-            reply = http.post("/v1/chat/completions", json=asked)
-            assert reply.status_code == 400
-            assert "84 new tokens" in reply.json()["error"]["message"]
+def test_a_bound_beyond_the_servers_or_the_models_is_theirs(folders, library):
+    """A client's max_tokens suits other models; an action is shorter, or its finish_reason says that it is cut off."""
+    idm, codes = library
+    num_free = idm.max_positions - len(flatten(idm.layout("idm", source=codes[0], target=codes[1])))
+    for limit in (40, 1000):
+        (expected,) = propose_actions(idm, [codes[0]], [codes[1]], max_new_tokens=min(limit, num_free))
+        with TestClient(local_app(ServeRecipe(**folders, max_new_tokens=limit))) as http:
+            for bound in ({"max_tokens": 100_000}, {"max_completion_tokens": 10**30}, {"max_tokens": num_free + 1}):
+                asked = {"messages": messages(), "logprobs": True} | bound
+                reply = http.post("/v1/chat/completions", json=asked).json()
+                assert reply["choices"][0]["message"]["content"] == expected.text
+                assert reply["usage"]["completion_tokens"] == expected.num_tokens
+                assert reply["choices"][0]["finish_reason"] == "length"
+                stream = http.post("/v1/chat/completions", json=asked | {"stream": True})
+                assert stream.status_code == 200 and '"finish_reason":"length"' in stream.text.replace(" ", "")
+            both = {"messages": messages(), "max_tokens": 4096, "max_completion_tokens": 8192}
+            assert http.post("/v1/chat/completions", json=both).status_code == 200
 
 
 def test_a_client_that_leaves_stops_the_decoding(folders, client):

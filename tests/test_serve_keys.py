@@ -85,7 +85,16 @@ def bearer(token):
     ],
 )
 @pytest.mark.parametrize(
-    "line", ["POST /v1/images/edits", "GET /v1/models", "POST /v1/rollouts", "GET /v1/nothing", "POST /", "GET /v2"]
+    "line",
+    [
+        "POST /v1/images/edits",
+        "GET /v1/models",
+        "POST /v1/rollouts",
+        "POST /v1/wm/score",
+        "GET /v1/nothing",
+        "POST /",
+        "GET /v2",
+    ],
 )
 def test_without_a_key_nothing_is_told(http, line, headers, code, challenge):
     reply = http.request(*line.split(), headers=headers)
@@ -136,7 +145,7 @@ def test_with_a_key(http):
 def test_the_limits_of_a_key(http):
     carol = bearer("wm-carol")
     assert [model["id"] for model in http.get("/v1/models", headers=carol).json()["data"]] == ["fdm"]
-    for path in ("/v1/images/edits", "/v1/rollouts"):
+    for path in ("/v1/images/edits", "/v1/rollouts", "/v1/wm/rollouts"):
         asked = EDIT if "edits" in path else {"image": URL, "actions": ["move it"]}
         reply = http.post(path, json=asked | {"best_of": 4}, headers=carol)
         assert (reply.status_code, reply.json()["error"]["message"]) == (400, "best_of = 4: at most 3 are accepted")

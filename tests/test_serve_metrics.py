@@ -87,6 +87,8 @@ def test_a_rollout_counts_each_step(http, kept):
     assert sum(kept["wm_candidates"]) == drawn
     assert sum(kept["wm_tokens_drawn"]) == drawn * TOKENS_PER_IMAGE
     assert kept["wm_requests", "/v1/rollouts", "200"] == [1]
+    http.post("/v1/wm/rollouts", json=asked)
+    assert kept["wm_requests", "/v1/wm/rollouts", "200"] == [1]
 
 
 def test_errors_are_counted_by_status_and_the_route_not_the_path(http, kept):

@@ -209,7 +209,8 @@ def test_a_long_rollout_starves_no_short_request(tiny_base):
         ({"colour": 1}, "colour", "unknown field 'colour'; the fields are image, "),
         ({"model": "idm"}, "model", "predicts no images"),
         ({"size": "10x20"}, "size", "square"),
-        ({"output_compression": 3}, "output_compression", "png is lossless"),
+        ({"output_compression": 101}, "output_compression", "less than or equal to 100"),
+        ({"mask": URL}, "mask", "mask is not supported: this server takes no mask"),
     ],
 )
 def test_bad_rollouts_are_told_before_any_work(http, fields, param, says):

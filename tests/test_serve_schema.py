@@ -28,7 +28,9 @@ CHECKS = [
     openapi_checks.response_headers_conformance,
     openapi_checks.response_schema_conformance,
 ]
-WORK = ["/v1/images/edits", "/v1/chat/completions", "/v1/score", "/v1/rollouts"]
+WORK = ["/v1/images/edits", "/v1/chat/completions", "/v1/wm/score", "/v1/wm/rollouts"]
+ALSO = ["/v1/score", "/v1/rollouts"]
+"""Older names of the two above."""
 READ = ["/v1/models", "/v1/models/{model_id}", "/health"]
 
 
@@ -112,5 +114,5 @@ def test_the_schema_tells_every_error_in_one_form(app):
         for operation in methods.values()
         if "text/event-stream" in operation["responses"]["200"]["content"]
     ]
-    assert streams == ["/v1/images/edits", "/v1/chat/completions", "/v1/rollouts"]
-    assert set(found["paths"]) == set(WORK + READ), "every endpoint is asked above"
+    assert streams == ["/v1/images/edits", "/v1/chat/completions", "/v1/rollouts", "/v1/wm/rollouts"]
+    assert set(found["paths"]) == set(WORK + ALSO + READ), "every endpoint is asked above"

@@ -298,10 +298,24 @@ def test_health_and_openapi(http):
         "/v1/images/edits",
         "/v1/chat/completions",
         "/v1/score",
+        "/v1/wm/score",
+        "/v1/wm/rollouts",
         "/v1/models",
         "/v1/models/{model_id}",
         "/health",
     } <= set(paths)
+
+
+def test_head_over_ray_serve_has_no_body(http, port):
+    for path in ("/", "/docs", "/openapi.json", "/health", "/v1/models", "/v1/models/fdm", "/v1/models/none"):
+        get = http.get(path)
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(f"HEAD {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode())
+            head, _, body = b"".join(iter(lambda: connection.recv(65536), b"")).partition(b"\r\n\r\n")
+        assert head.startswith(f"HTTP/1.1 {get.status_code} ".encode()) and body == b""
+        lines = dict(line.split(": ", 1) for line in head.decode().lower().split("\r\n")[1:])
+        assert lines["content-length"] == str(len(get.content))
+        assert lines["content-type"] == get.headers["content-type"]
 
 
 def test_it_listens_on_loopback_alone(port):

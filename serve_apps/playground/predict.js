@@ -50,7 +50,7 @@ export async function rollout(source, actions, settings, { onStep = () => {}, si
     image: dataUrl(item.b64_json, settings.output_format), action: String(item.action ?? ""), verification: item.verification || {},
   });
   let place = 0;
-  for await (const event of stream("v1/rollouts", { image: source, actions, ...settings, stream: true }, signal)) {
+  for await (const event of stream("v1/wm/rollouts", { image: source, actions, ...settings, stream: true }, signal)) {
     if (event.type === "rollout.step") onStep(step(event), place++);
     if (event.type === "rollout.completed" || event.type === "reply") return { ...event, steps: event.steps.map(step) };
   }

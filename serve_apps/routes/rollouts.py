@@ -1,4 +1,7 @@
-"""``POST /v1/rollouts``: several actions one after the other, each prediction verified and then gone on from."""
+"""``POST /v1/wm/rollouts``: several actions one after the other, each prediction verified and then continued from.
+
+``/v1/rollouts`` is the same: its older name.
+"""
 
 import asyncio
 import base64
@@ -24,9 +27,11 @@ from wm.replies import encode_picture, usage_of
 
 router = APIRouter()
 EXAMPLE = {"image": PIXEL_URL, "actions": ["move the red cup left", "open the drawer"], "best_of": 8, "seed": 7}
+_BODY = json_openapi(RolloutFields, {"image"}, EXAMPLE)
 
 
-@router.post("/v1/rollouts", openapi_extra=json_openapi(RolloutFields, {"image"}, EXAMPLE))
+@router.post("/v1/wm/rollouts", openapi_extra=_BODY)
+@router.post("/v1/rollouts", openapi_extra=_BODY)
 async def roll_out(request: Request, graph: GraphOf) -> Response:
     """Predict what the source looks like after each of ``actions``, taken one after the other."""
     asked = rollout_from_json(await read_json(request, graph.limits), graph.limits)

@@ -1,4 +1,7 @@
-"""``POST /v1/score``: how likely the inverse dynamics model finds each of some actions, for each of some targets."""
+"""``POST /v1/wm/score``: how likely the inverse dynamics model finds each of some actions, for each of some targets.
+
+``/v1/score`` is the same: its older name, which means something else on other servers of language models.
+"""
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
@@ -12,9 +15,11 @@ from wm.replies_chat import score_reply
 
 router = APIRouter()
 EXAMPLE = {"image": PIXEL_URL, "targets": [PIXEL_URL], "actions": ["move the red cup left", "take the red cup"]}
+_BODY = json_openapi(ScoreFields, (), EXAMPLE)
 
 
-@router.post("/v1/score", openapi_extra=json_openapi(ScoreFields, (), EXAMPLE))
+@router.post("/v1/wm/score", openapi_extra=_BODY)
+@router.post("/v1/score", openapi_extra=_BODY)
 async def score(request: Request, graph: GraphOf) -> JSONResponse:
     """Score every action between the source and every target; ``best`` is the likeliest of all."""
     asked = score_from_json(await read_json(request, graph.limits), graph.limits)

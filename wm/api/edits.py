@@ -6,13 +6,13 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from wm.api.checks import MAX_SEED, check_action, check_length, explained, image_bytes, object_of
+from wm.api.checks import MAX_SEED, check_action, check_length, explained, image_bytes, object_of, without_nulls
 from wm.api.errors import ApiError, Limits
-from wm.api.fields import PictureFields, PicturesAsked
+from wm.api.fields import UNSUPPORTED, PictureFields, PicturesAsked, check_supported
 
 IMAGE_FIELDS = ("image", "image[]", "images")
 
@@ -28,14 +28,6 @@ class EditFields(PictureFields):
     """How many candidates to draw and verify; at least n."""
     verify: bool = True
     """Whether the inverse dynamics model ranks the candidates; false returns n draws as they come."""
-    response_format: Literal["b64_json"] = "b64_json"
-    """Pictures come inside the reply; this server keeps no files to link to."""
-    background: Literal["auto", "opaque"] = "auto"
-    """Predictions are always opaque."""
-    quality: Literal["auto", "standard"] = "auto"
-    """There is one quality."""
-    moderation: Literal["auto", "low"] = "auto"
-    """Nothing is moderated."""
     stream: bool = False
     """Whether to answer with server-sent events: previews as the image grows, then the predictions, best first."""
     partial_images: int = Field(0, ge=0, le=3)
@@ -69,29 +61,51 @@ class Edit(PicturesAsked):
 
 
 def edit_from_form(items: Iterable[tuple[str, str | bytes]], limits: Limits) -> Edit:
-    """Check the parts of a multipart form (file parts as bytes, fields as text)."""
+    """Check the parts of a multipart form (file parts as bytes, fields as text).
+
+    A text field that is empty is the same as left out, as HTML forms send it. ``name[key]`` is a part of ``name``.
+    """
     values: dict[str, Any] = {}
     images: list[bytes] = []
     for name, value in items:
-        if name in IMAGE_FIELDS:
-            images.append(value if isinstance(value, bytes) else image_bytes(value, name))
+        base = name.partition("[")[0]
+        if base in IMAGE_FIELDS:
+            images += _images_of_part(value, base)
+        elif base in UNSUPPORTED:
+            if value:
+                check_supported([base])
         elif isinstance(value, bytes):
-            expected = "this server takes no mask" if name == "mask" else "the file goes into the field image"
-            raise ApiError(f"field {name!r} is a file; {expected}", param=name, code="unknown_parameter")
+            message = f"field {name!r:.80} is a file; the file goes into the field image"
+            raise ApiError(message, param=name, code="unknown_parameter")
+        elif base in EditFields.ignored() or (not value and name != "prompt"):
+            continue
         elif name in values:
-            raise ApiError(f"field {name!r} is given more than once", param=name)
+            raise ApiError(f"field {name!r:.80} is given more than once", param=name)
         else:
-            values[name] = value
+            values[name] = value.removeprefix("\ufeff")  # of a file that was read as UTF-8 with its byte-order mark
     return _check(values, images, limits, strict=False)
+
+
+def _images_of_part(value: str | bytes, name: str) -> list[bytes]:
+    """The image of a part of a form: a file, a text, or a file without a name, which forms have as text."""
+    if isinstance(value, bytes):
+        return [value]
+    if not value or value.isascii() or value.lstrip()[:5].lower() == "data:":
+        return [image_bytes(value, name)] if value else []
+    try:
+        return [value.encode("latin-1")]  # as such text is read where it is no UTF-8
+    except UnicodeEncodeError:
+        return [image_bytes(value, name)]
 
 
 def edit_from_json(body: bytes, limits: Limits) -> Edit:
     """Check a JSON body: ``images: [{"image_url": "data:…"}]`` as OpenAI has it, or ``image: "base64"``."""
-    values = object_of(body)
+    values = without_nulls(object_of(body))
     references: list[Any] = []
     for name in ("image", "images"):
         given = values.pop(name, [])
         references += given if isinstance(given, list) else [given]
+    check_supported(values)
     images = [image_bytes(reference, "image") for reference in references]
     return _check(values, images, limits, strict=True)
 
@@ -101,13 +115,13 @@ def _check(values: Mapping[str, Any], images: Sequence[bytes], limits: Limits, *
         fields = EditFields.model_validate(values, strict=strict)
     except ValidationError as error:
         raise explained(error, EditFields.names()) from error
+    check_length(fields.prompt, "prompt", limits)
     if len(images) != 1:
         raise ApiError(
             f"{len(images)} images are given; expected exactly one, the source, in the field image",
             param="image",
             code="missing_required_parameter" if not images else "invalid_value",
         )
-    check_length(fields.prompt, "prompt", limits)
     return Edit(
         image=images[0],
         prompt=fields.prompt.strip(),

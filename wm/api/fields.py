@@ -1,23 +1,35 @@
 """Fields that every request for pictures has."""
 
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from wm.api.checks import MAX_SEED
 from wm.api.errors import ApiError
+from wm.api.ignored import IgnoredFields
 
 MAX_SIDE_PX = 2048
 MAX_GUIDANCE = 100
 OutputFormat = Literal["png", "jpeg", "webp"]
+SCALE_NAMES = {"guidance": "guidance_scale", "guidance_image": "image_guidance_scale"}
+"""Scales of guidance, and what Diffusers and its clients call them."""
 
 
-class PictureFields(BaseModel):
+UNSUPPORTED = {
+    "mask": "this server takes no mask",
+    "markup": "this server takes no markup",
+    "frame_count": "a prediction is one frame",
+    "frame_duration_ms": "a prediction is one frame",
+    "svg": "predictions are png, jpeg or webp",
+}
+"""Fields of OpenAI's clients that would change the answer, and why this server has none."""
+
+
+class PictureFields(IgnoredFields):
     """How pictures are drawn, and how they are given back."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     model: str | None = None
     """A forward dynamics model of GET /v1/models; the served one if left out."""
@@ -38,41 +50,79 @@ class PictureFields(BaseModel):
     """Classifier-free guidance: scale of what the action adds to the source image; 1 for none."""
     guidance_image: float | None = Field(None, ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)
     """Scale of what the source image adds to nothing at all; 1 for none. With either, three times the work."""
+    guidance_scale: float | None = Field(None, ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)
+    """Another name of guidance."""
+    image_guidance_scale: float | None = Field(None, ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)
+    """Another name of guidance_image."""
     size: str = Field("auto", pattern=r"^(auto|[1-9]\d{0,4}x[1-9]\d{0,4})$")
     """auto (the model's own size) or WIDTHxHEIGHT, square: the prediction is scaled to it."""
     output_format: OutputFormat = "png"
     """png is lossless."""
     output_compression: int | None = Field(None, ge=0, le=100)
-    """Quality of jpeg and webp, 100 if left out."""
+    """Quality of jpeg and webp, 100 if left out; no effect on png, which is lossless."""
+    background: Literal["auto", "opaque"] = "auto"
+    """Predictions are always opaque."""
+    response_format: Literal["b64_json"] = "b64_json"
+    """Pictures come inside the reply; this server keeps no files to link to."""
     user: str | None = Field(None, max_length=256)
     """Your name for the end user; returned as safety_identifier."""
     safety_identifier: str | None = Field(None, max_length=256)
     """As user, and preferred over it."""
+    quality: object = None
+    """No effect: there is one quality."""
+    input_fidelity: object = None
+    """No effect: the source image is always read in full."""
+    moderation: object = None
+    """No effect: nothing is moderated."""
+    style: object = None
+    """No effect."""
+    complexity: object = None
+    """No effect."""
 
     @model_validator(mode="after")
-    def _compressible(self) -> Self:
-        if self.output_compression is not None and self.output_format == "png":
-            raise ApiError(
-                "output_compression is for output_format jpeg and webp; png is lossless",
-                param="output_compression",
-            )
+    def _one_scale_each(self) -> Self:
+        for name, other in SCALE_NAMES.items():
+            scales = {getattr(self, name), getattr(self, other)} - {None}
+            if len(scales) > 1:
+                raise ApiError(
+                    f"{name} = {getattr(self, name):g} and {other} = {getattr(self, other):g} are two names of one "
+                    "thing; give one of them",
+                    param=name,
+                    code="invalid_value",
+                )
         return self
 
     @classmethod
     def names(cls) -> list[str]:
-        """Of everything that can be asked for: the image, a request's own fields, those of all."""
-        own = [name for name in cls.model_fields if name not in PictureFields.model_fields]
-        return ["image", *own, *PictureFields.model_fields]
+        """Return the names of everything that has an effect: the image, a request's own fields, those of all."""
+        return ["image", *cls.effective()]
 
     def asked(self) -> dict[str, Any]:
         """The values of :class:`PicturesAsked` but ``image``, by name; :class:`ApiError` for a size that is none."""
-        as_given = ("model", "verifier", "margin", "temperature", "top_k", "top_p", "guidance", "guidance_image")
-        return {name: getattr(self, name) for name in (*as_given, "output_format")} | {
-            "seed": secrets.randbelow(MAX_SEED + 1) if self.seed is None else self.seed,
-            "side_px": side_of(self.size),
-            "output_compression": 100 if self.output_compression is None else self.output_compression,
-            "safety_identifier": self.safety_identifier or self.user or None,
-        }
+        as_given = ("model", "verifier", "margin", "temperature", "top_k", "top_p")
+        scales = {name: self._scale(name) for name in SCALE_NAMES}
+        return (
+            {name: getattr(self, name) for name in (*as_given, "output_format")}
+            | scales
+            | {
+                "seed": secrets.randbelow(MAX_SEED + 1) if self.seed is None else self.seed,
+                "side_px": side_of(self.size),
+                "output_compression": 100 if self.output_compression is None else self.output_compression,
+                "safety_identifier": self.safety_identifier or self.user or None,
+            }
+        )
+
+    def _scale(self, name: str) -> float | None:
+        scale: float | None = getattr(self, name)
+        other: float | None = getattr(self, SCALE_NAMES[name])
+        return other if scale is None else scale
+
+
+def check_supported(names: Iterable[str]) -> None:
+    """Raise :class:`ApiError` for the first of :data:`UNSUPPORTED` among the names of a request's fields."""
+    for name in names:
+        if name in UNSUPPORTED:
+            raise ApiError(f"{name} is not supported: {UNSUPPORTED[name]}", param=name, code="unsupported_value")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,8 @@ PIXEL_URL = (
 DATA_URL_SCHEMA = {
     "type": "string",
     "pattern": "^data:image/[a-z]+;base64,[A-Za-z0-9+/]+={0,2}$",
-    "description": "A data URL of PNG, JPEG, WebP or BMP: data:image/png;base64,…",
+    "description": "A data URL of PNG, JPEG, WebP or BMP: data:image/png;base64,… Also read: base64 in lines, without "
+    "padding, URL-safe.",
     "examples": [PIXEL_URL],
 }
 TOGETHER = 2
@@ -27,7 +28,7 @@ TOGETHER = 2
 
 def data_url_bytes(reference: Any, name: str) -> bytes:
     """The bytes of a data URL; addresses, paths and bare base64 are refused."""
-    if isinstance(reference, str) and not re.match(r"(?i)data:", reference) and "://" not in reference[:64]:
+    if isinstance(reference, str) and not re.match(r"(?ai)\s*data:", reference) and "://" not in reference[:64]:
         raise ApiError(f"{name}: expected a data URL that starts with data:image/…;base64,", param=name)
     if not isinstance(reference, str):
         raise ApiError(f"{name}: expected a data URL, got {type(reference).__name__}", param=name)

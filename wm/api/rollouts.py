@@ -1,13 +1,15 @@
-"""Requests for rollouts, ``POST /v1/rollouts``: a source image and several actions, one after the other. JSON, in the
-manner of OpenAI's image edits."""
+"""Requests for rollouts, ``POST /v1/wm/rollouts``: a source image and several actions, one after the other.
+
+JSON, in the manner of OpenAI's image edits.
+"""
 
 from dataclasses import dataclass
 
 from pydantic import Field, ValidationError
 
-from wm.api.checks import MAX_SEED, check_action, check_length, explained, image_bytes, object_of
+from wm.api.checks import MAX_SEED, check_action, check_length, explained, image_bytes, object_of, without_nulls
 from wm.api.errors import ApiError, Limits
-from wm.api.fields import PictureFields, PicturesAsked
+from wm.api.fields import PictureFields, PicturesAsked, check_supported
 
 
 class RolloutFields(PictureFields):
@@ -38,8 +40,9 @@ class RolloutAsked(PicturesAsked):
 
 def rollout_from_json(body: bytes, limits: Limits) -> RolloutAsked:
     """Check a JSON body; :class:`ApiError` names what is wrong with it."""
-    values = object_of(body)
+    values = without_nulls(object_of(body))
     given = values.pop("image", None)
+    check_supported(values)
     try:
         fields = RolloutFields.model_validate(values, strict=True)
     except ValidationError as error:

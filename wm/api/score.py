@@ -1,25 +1,24 @@
 """Requests to score actions: how likely the inverse dynamics model finds each of them between a source and a target.
 
-``POST /v1/score``, a form of our own.
+``POST /v1/wm/score``, a form of our own.
 """
 
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import Field, ValidationError, WithJsonSchema
 
-from wm.api.checks import check_action, check_length, explained, object_of
+from wm.api.checks import check_action, check_length, explained, object_of, without_nulls
 from wm.api.errors import ApiError, Limits
+from wm.api.ignored import IgnoredFields
 from wm.api.pictures import DATA_URL_SCHEMA, data_url_bytes
 
 DataUrl = WithJsonSchema(DATA_URL_SCHEMA)
 Words = WithJsonSchema({"type": "string", "pattern": r"^[^\x00]*[^\s\x00][^\x00]*$"})
 
 
-class ScoreFields(BaseModel):
+class ScoreFields(IgnoredFields):
     """The fields of a request."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     image: Annotated[str, DataUrl]
     """The source: a data URL of PNG, JPEG, WebP or BMP."""
@@ -42,11 +41,11 @@ class ScoreAsked:
 
 def score_from_json(body: bytes, limits: Limits) -> ScoreAsked:
     """Check a JSON body; :class:`ApiError` names what is wrong."""
-    values = object_of(body)
+    values = without_nulls(object_of(body))
     try:
         fields = ScoreFields.model_validate(values, strict=True)
     except ValidationError as error:
-        raise explained(error, ScoreFields.model_fields) from error
+        raise explained(error, ScoreFields.effective()) from error
     count = len(fields.targets) * len(fields.actions)
     if count > limits.max_scores:
         raise ApiError(

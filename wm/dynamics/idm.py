@@ -80,12 +80,18 @@ def propose_actions(
     """
     sources, targets = code_lists("source", source_BN), code_lists("target", target_BN)
     need_equal(sources=len(sources), targets=len(targets))
-    prefixes = [
-        flatten(idm.layout("idm", source=source, target=target))
-        for source, target in zip(sources, targets, strict=True)
-    ]
+    prefixes = [_prefix(idm, source, target) for source, target in zip(sources, targets, strict=True)]
     completions = generate_texts(idm, prefixes, max_new_tokens=max_new_tokens, batch_size=batch_size, decoder=decoder)
     return [ScoredAction(idm.detokenize(item.ids), item.logprob, item.num_tokens) for item in completions]
+
+
+def _prefix(idm: UnifiedVLM, source_N: Sequence[int], target_N: Sequence[int]) -> list[int]:
+    return flatten(idm.layout("idm", source=source_N, target=target_N))
+
+
+def count_free_positions(idm: UnifiedVLM, source_N: Sequence[int], target_N: Sequence[int]) -> int:
+    """Count the model's positions behind both images: as many tokens an action between them can have."""
+    return idm.max_positions - len(_prefix(idm, source_N, target_N))
 
 
 class Proposing:
@@ -110,7 +116,7 @@ class Proposing:
         num_top: int = 0,
         max_new_tokens: int = 32,
     ) -> None:
-        prefix = flatten(idm.layout("idm", source=source_N, target=target_N))
+        prefix = _prefix(idm, source_N, target_N)
         self.prompt_tokens = len(prefix)
         length = len(prefix) + max_new_tokens
         if length > idm.max_positions:
