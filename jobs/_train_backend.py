@@ -18,11 +18,11 @@ from ray.train.torch.config import (
 )
 
 _HOST = "127.0.0.1"
-_stores: list[dist.TCPStore] = []
+_stores: list[Any] = []
 """Of this process, so that it lives as long."""
 
 
-class LoopbackTorchConfig(TorchConfig):
+class LoopbackTorchConfig(TorchConfig):  # type: ignore[misc]
     """:class:`ray.train.torch.TorchConfig` for workers that are all on this machine."""
 
     @property
@@ -31,7 +31,7 @@ class LoopbackTorchConfig(TorchConfig):
         return _LoopbackBackend
 
 
-class _LoopbackBackend(_TorchBackend):
+class _LoopbackBackend(_TorchBackend):  # type: ignore[misc]
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         """Start the store in the first worker, then the process group in all."""
         uses_gpu = worker_group.get_resources_per_worker().get("GPU", 0) > 0
@@ -60,7 +60,7 @@ def _serve_store(timeout_s: float) -> int:
 
     listener = socket.create_server((_HOST, 0))
     port: int = listener.getsockname()[1]
-    store = dist.TCPStore(
+    store = dist.TCPStore(  # type: ignore[attr-defined]
         _HOST,
         port,
         is_master=True,

@@ -327,6 +327,21 @@ def test_it_listens_on_loopback_alone(port):
     assert listening == {"127.0.0.1"}
 
 
+def test_no_process_of_the_server_listens_elsewhere(client):
+    """Serve's replicas would, for calls of each other."""
+    edit(client)
+    listening = {}
+    for process in psutil.Process().children(recursive=True):
+        try:
+            for connection in process.net_connections("inet"):
+                if connection.status == psutil.CONN_LISTEN:
+                    listening.setdefault(process.name(), set()).add(connection.laddr.ip)
+        except psutil.NoSuchProcess:
+            continue
+    assert {name for name in listening if "ServeReplica" in name}
+    assert set.union(*listening.values()) <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}, listening
+
+
 def test_a_streamed_answer_over_ray_serve(client, port):
     asked = {"seed": 7, "best_of": 4, "return_candidates": True}
     plain = edit(client, n=2, extra_body=asked)

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from wm.models.protocol import UnifiedVLM
+from wm.private_session import loopback_interface
 from wm.training.loss import completion_losses
 from wm.training.recipe import TrainRecipe
 from wm.training.schedule import learning_rate
@@ -158,7 +159,13 @@ def need_process_group(device: torch.device) -> None:
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         store = dist.HashStore()  # type: ignore[attr-defined]
+        # Gloo listens even for one process: on the address of the host's name, unless an interface is named.
+        is_named, loopback = "GLOO_SOCKET_IFNAME" in os.environ, loopback_interface()
+        if loopback:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
+        if not is_named:
+            os.environ.pop("GLOO_SOCKET_IFNAME", None)
         os.environ.setdefault("LOCAL_RANK", "0")  # a launcher would say so, and DeepSpeed looks
 
 
