@@ -282,7 +282,7 @@ def test_reading_the_matrix_keeps_no_frame_alive(stored, tmp_path):
     gc.disable()
     try:
         assert sum(1 for _ in frames(path)) == COUNT
-        alive = sum(isinstance(thing, av.VideoFrame) for thing in gc.get_objects())
+        alive = sum(type(thing) is av.VideoFrame for thing in gc.get_objects())
     finally:
         gc.enable()
     assert alive <= 2

@@ -61,8 +61,9 @@ class Orientation:
     def filters(self) -> str:
         """The same in ffmpeg's filters, empty for a frame that is stored upright."""
         if self.transposed:
-            base = "cclock" if self.vertical_flip else "clock"
-            return f"transpose={base}" + ("_flip" if self.vertical_flip == self.horizontal_flip else "")
+            if self.vertical_flip == self.horizontal_flip:
+                return "transpose=clock_flip" if self.vertical_flip else "transpose=cclock_flip"
+            return "transpose=cclock" if self.vertical_flip else "transpose=clock"
         return ",".join(["hflip"] * self.horizontal_flip + ["vflip"] * self.vertical_flip)
 
 
