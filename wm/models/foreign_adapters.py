@@ -310,8 +310,8 @@ def _expected(vlm: CausalVLM, config: Mapping[str, Any], folder: Path) -> set[st
 
 
 def _as_saved(name: str, expected: set[str]) -> str:
-    """A tensor's name as PEFT writes it: some without ``.weight`` at the end, those that all layers share (VeRA) without
-    the prefix."""
+    """A tensor's name as PEFT writes it: some without ``.weight`` at the end, those that all layers share
+    (VeRA) without the prefix."""
     full = _PREFIX + name
     return next((option for option in (full, full.removesuffix(".weight"), name) if option in expected), full)
 
