@@ -193,8 +193,8 @@ def test_exif_orientations(orientation: int) -> None:
     np.testing.assert_array_equal(decoded, turns[orientation - 1](expected))
 
 
-def test_four_channel_jpegs_are_read_as_by_ffmpeg_or_opencv() -> None:
-    """CMYK as Adobe writes it (inverted), plain, and with a colour transform (YCCK)."""
+def test_a_cmyk_jpeg_is_read_as_by_opencv() -> None:
+    """Inks as Adobe writes them (inverted); also against the plain formula."""
     cmyk = np.zeros((16, 16, 4), np.uint8)
     cmyk[:8, :, 1], cmyk[8:, :, 2], cmyk[:, 8:, 3] = 200, 100, 60
     data = io.BytesIO()

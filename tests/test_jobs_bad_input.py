@@ -27,6 +27,7 @@ JOBS = (
     "report",
     "predict",
     "bootstrap",
+    "convert",
 )
 Call = Callable[..., str]
 

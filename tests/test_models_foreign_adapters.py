@@ -102,7 +102,6 @@ CASES = {
     "embeddings": LoraConfig(r=2, target_modules=["q_proj", "embed_tokens"]),
     "saved": LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]),
     "one layer": LoraConfig(r=2, target_modules=NAMES, layers_to_transform=[1]),
-    "lora_bias": LoraConfig(r=2, target_modules=NAMES, lora_bias=True),
     "ia3": IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
     "loha": LoHaConfig(r=2, target_modules=["q_proj"]),
     "lokr": LoKrConfig(r=2, target_modules=["q_proj"]),
@@ -246,6 +245,7 @@ def edit(folder, **changes):
         ({"task_type": "SEQ_CLS"}, "task_type = 'SEQ_CLS'; expected CAUSAL_LM or none"),
         ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens = .* is not supported"),
         ({"layer_replication": [[0, 2], [1, 2]]}, "layer_replication = .* is not supported"),
+        ({"lora_bias": True}, "lora_bias = True, which cannot be added into layers without a bias, is not supported"),
         ({"target_parameters": ["a"]}, "target_parameters = .* is not supported"),
         ({"use_new_trick": True}, "use_new_trick = True is unknown to the installed PEFT"),
         ({"target_modules": ["c_attn"]}, "does not fit its base: .*c_attn"),
@@ -274,7 +274,7 @@ def test_prompts_pickles_and_other_folders_are_refused(adapter, bases, tmp_path)
     shutil.copy(adapter / "adapter_config.json", tmp_path / "run" / "checkpoint-20")
     with pytest.raises(InputError, match=r"has no adapter_config.json.*it has adapters in checkpoint-20"):
         convert(tmp_path / "run", base, tmp_path / "out")
-    with pytest.raises(InputError, match="base = .* is an adapter itself"):
+    with pytest.raises(InputError, match=r"base = .* is an adapter itself"):
         convert(adapter, adapter, tmp_path / "out")
     with pytest.raises(InputError, match="adapter = 'nowhere': no such folder"):
         convert("nowhere", base, tmp_path / "out")
@@ -287,12 +287,12 @@ def test_an_adapter_of_another_base_is_named_with_both_numbers(adapter, bases, t
     save_file(tensors | {name: torch.zeros(2, 2 * width)}, adapter / ADAPTER)
     with pytest.raises(InputError, match=rf"is no adapter of .*{2 * width}.*{width}"):
         convert(adapter, bases["chameleon"], tmp_path / "out")
-    more = {name.replace("layers.1", "layers.7"): tensor for name, tensor in tensors.items()}
+    more = {name.replace("layers.1", "layers.7"): tensor.clone() for name, tensor in tensors.items()}
     save_file(tensors | more, adapter / ADAPTER)
-    with pytest.raises(InputError, match="has tensors of 8 layers, but base .* has 2"):
+    with pytest.raises(InputError, match=r"has tensors of 8 layers, but base .* has 2"):
         convert(adapter, bases["chameleon"], tmp_path / "out")
     save_file({name: tensor for name, tensor in tensors.items() if "layers.1" not in name}, adapter / ADAPTER)
-    with pytest.raises(InputError, match="it has tensors of 1 layers, the base has 2; .*missing"):
+    with pytest.raises(InputError, match=r"it has tensors of 1 layers, the base has 2; .*missing"):
         convert(adapter, bases["chameleon"], tmp_path / "out")
 
 

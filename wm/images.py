@@ -138,7 +138,7 @@ def _all_16_bits(data: bytes) -> npt.NDArray[np.uint16]:
     pixels_HWC = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels_HWC is None or pixels_HWC.ndim != 3 or pixels_HWC.dtype != np.uint16:
         raise ValueError("its 16-bit pixels cannot be decoded")
-    return pixels_HWC[..., 2::-1]
+    return np.asarray(pixels_HWC[..., 2::-1], np.uint16)
 
 
 def fit_square(pixels_HWC: Pixels, side_px: int) -> Pixels:

@@ -110,10 +110,28 @@ def _check_ranks(values: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]
 
 def merged(adapted: Any, folder: Path) -> Any:
     """The bare model with an adapter added into its weights."""
+    _untie(adapted)
     try:
         return adapted.merge_and_unload()
     except MERGE_ERRORS as error:
         raise InputError(f"adapter {folder} cannot be merged: {' '.join(str(error).split())[:300]}") from error
+
+
+def _untie(adapted: Any) -> None:
+    """Give the head a weight of its own where it shares the embeddings' and one of the two carries an adapter: adding
+    it into the shared weight would change the other one as well."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    inner = adapted.get_base_model()
+    layers = [inner.get_input_embeddings(), inner.get_output_embeddings()]
+    bare = [layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer for layer in layers]
+    weights = [getattr(layer, "weight", None) for layer in bare]
+    if weights[0] is None or weights[0] is not weights[1]:
+        return
+    if any(isinstance(layer, BaseTunerLayer) for layer in layers):
+        bare[1].weight = torch.nn.Parameter(weights[1].detach().clone(), requires_grad=False)
+        inner.config.tie_word_embeddings = False
+        inner.config.get_text_config().tie_word_embeddings = False
 
 
 @contextmanager

@@ -35,6 +35,7 @@ TASK_TYPES = (None, "", "CAUSAL_LM")
 _UNSUPPORTED = {
     "alora_invocation_tokens": "which switch the adapter on at a token",
     "arrow_config": "a router over several adapters",
+    "lora_bias": "which cannot be added into layers without a bias",
     "layer_replication": "which repeats layers of the base",
     "megatron_config": "for layers of Megatron",
     "target_parameters": "adapters of single parameters",
@@ -108,7 +109,7 @@ def convert_adapter(adapter: str | Path, base: str | Path, out: Path, *, task: T
     if unused or any(target != names[name] for name, target in used.items()):
         config = _explicit(config, {names[name]: target for name, target in used.items()}, folder)
     expected = _expected(vlm, config, folder)
-    renamed = {name: _as_saved(_PREFIX + target, expected) for name, target in used.items()}
+    renamed = {name: _as_saved(target, expected) for name, target in used.items()}
     doubles = len(renamed) - len(set(renamed.values()))
     if doubles:
         raise InputError(f"{folder / ADAPTER_WEIGHTS}: {doubles} tensors have a name that another one has too")
@@ -309,9 +310,10 @@ def _expected(vlm: CausalVLM, config: Mapping[str, Any], folder: Path) -> set[st
 
 
 def _as_saved(name: str, expected: set[str]) -> str:
-    """A name as PEFT writes it: of some parameters without ``.weight`` at the end."""
-    short = name.removesuffix(".weight")
-    return short if name not in expected and short in expected else name
+    """A tensor's name as PEFT writes it: some without ``.weight`` at the end, those that all layers share
+    (VeRA) without the prefix."""
+    full = _PREFIX + name
+    return next((option for option in (full, full.removesuffix(".weight"), name) if option in expected), full)
 
 
 @contextmanager
