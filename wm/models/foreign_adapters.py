@@ -23,10 +23,11 @@ from wm.errors import InputError
 from wm.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, attach, is_adapter, quiet_peft
 from wm.models.causal import CausalVLM
 from wm.models.checkpoints import base_id_of
+from wm.models.folder_checks import read_json
 from wm.models.manifest import MANIFEST, Manifest, model_folder, read_manifest
 from wm.models.protocol import Task
 from wm.models.skeleton import load_skeleton
-from wm.models.weights import read_header, read_json, read_places
+from wm.models.weights import read_header, read_places
 from wm.runs import write_json
 
 PEFT_TYPES = ("LORA", "IA3", "LOHA", "LOKR", "ADALORA", "VERA")
