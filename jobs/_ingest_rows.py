@@ -59,9 +59,16 @@ class IngestRecipe(Recipe):
     """Processes that decode and encode."""
 
 
-def entries_of(recipe: IngestRecipe) -> list[Entry]:
-    """The rows that the recipe takes, in the order of the list; the same in every process."""
-    found: list[Entry] = [*(list_narrated if recipe.layout == "epic" else list_items)(recipe.root, recipe.file)]
+def entries_of(recipe: IngestRecipe, passed_over: dict[str, Any] | None = None) -> list[Entry]:
+    """The rows that the recipe takes, in the order of the list; the same in every process.
+
+    ``passed_over``: takes the record of the videos that no row names (:func:`wm.datasets.narrated.list_narrated`).
+    """
+    found: list[Entry]
+    if recipe.layout == "epic":
+        found = [*list_narrated(recipe.root, recipe.file, passed_over)]
+    else:
+        found = [*list_items(recipe.root, recipe.file)]
     found = found[: recipe.limit]
     if recipe.sample is None or recipe.sample >= len(found):
         return found

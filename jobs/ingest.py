@@ -14,6 +14,7 @@ from wm.datasets.aurora import Item, Problem
 from wm.datasets.card import write_dataset_card
 from wm.datasets.changes import count_changes
 from wm.datasets.narrated import Narrated
+from wm.datasets.passed_over import describe
 from wm.errors import InputError
 from wm.records import (
     REJECT_SCHEMA,
@@ -132,7 +133,8 @@ class Ingestor:
 
 def run(recipe: IngestRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     """Ingest into ``recipe.out``; returns the run's record."""
-    entries = entries_of(recipe)
+    passed_over: dict[str, Any] = {}
+    entries = entries_of(recipe, passed_over)
     inputs = {"file": digest_of(Path(recipe.root) / recipe.file)}
     if recipe.codec:
         inputs["codec"] = digest_of(recipe.codec)
@@ -140,6 +142,8 @@ def run(recipe: IngestRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     whole = stage.is_whole()
     if recipe.codec and not whole:
         _require_codec(recipe.codec)
+    for line in describe(passed_over):
+        print(f"  {line}")
     if dry_run or whole:
         print(
             f"ingest: {'already whole in' if whole else 'would write'} {recipe.out}: {len(entries):,} rows of "
@@ -152,7 +156,7 @@ def run(recipe: IngestRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     counts = _counts(Path(recipe.out), len(entries), has_codes=recipe.codec is not None)
     fill_empty_tables(recipe.out, STAGE_TABLES, "part-00000.parquet")  # before the card, which names every table
     write_dataset_card(recipe.out, title=f"{recipe.dataset}: triplets", license=recipe.license, split=recipe.split)
-    record = stage.finish(counts)
+    record = stage.finish(counts, passed_over=passed_over)
     print(
         f"ingest: {counts['rows']:,} rows → {counts['triplets']:,} triplets in {recipe.out}/triplets, "
         f"{counts['rejects']:,} rejects in {recipe.out}/rejects"

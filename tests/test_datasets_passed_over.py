@@ -144,7 +144,7 @@ EXPECTED = {
 }
 
 
-def test_other_files_are_counted_by_ending_in_a_folder_and_a_bucket(tmp_path):
+def test_other_files_are_counted_in_a_folder_and_a_bucket(tmp_path):
     root = put(tmp_path / "set", *NAMES)
     assert passed_over_of(list_videos(str(root))) == EXPECTED
     with pytest.MonkeyPatch.context() as patch, s3_server(patch) as client:

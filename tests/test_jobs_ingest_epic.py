@@ -99,3 +99,20 @@ def test_what_is_wrong_with_the_table_is_told_first(kitchen: Path, tmp_path: Pat
     assert not (tmp_path / "out").exists()
     problems = [entry for entry in list_narrated(kitchen, "table.csv") if isinstance(entry, Problem)]
     assert [problem.reason for problem in problems] == ["duplicate", "missing_field"]
+
+
+def test_videos_that_no_segment_names_are_counted(kitchen: Path, tmp_path: Path) -> None:
+    (tmp_path / "P01").symlink_to(kitchen / "P01")
+    (tmp_path / "P09.mp4").touch()
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "table.csv").write_text(TABLE)
+    record: dict[str, dict[str, object]] = {}
+    entries = list_narrated(tmp_path, "table.csv", record)
+    assert (
+        next(entry.video for entry in entries if not isinstance(entry, Problem)) == f"{tmp_path}/P01/videos/P01_1.MP4"
+    )
+    assert {kind: (entry["count"], entry["examples"]) for kind, entry in record.items()} == {
+        "other_endings": (2, ["notes.txt", "table.csv"]),
+        "unnamed": (1, ["P09.mp4"]),
+        "absent": (1, ["P02_7"]),
+    }

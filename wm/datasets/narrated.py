@@ -5,6 +5,7 @@ A segment's source and target are its first and last frame, its action the narra
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from wm.datasets.annotations import Shelf, epic_key
 from wm.datasets.aurora import Problem
@@ -25,10 +26,12 @@ class Narrated:
     end_s: float
 
 
-def list_narrated(root: str | Path, file: str) -> list[Narrated | Problem]:
+def list_narrated(root: str | Path, file: str, passed_over: dict[str, Any] | None = None) -> list[Narrated | Problem]:
     """The segments of the CSV ``file`` (relative to ``root``, or anywhere), sorted by video and time, so that a
     shard's segments are of few videos.
 
+    ``passed_over``: takes the record of what is there and no segment names, and of what is named and not there
+    (:meth:`wm.datasets.passed_over.PassedOver.record`).
     A segment without narration, or one that is there already, is a :class:`Problem`; a video that is not there shows
     when it is read. Raises :class:`InputError` if root or file is missing or the file is no such table.
     """
@@ -37,12 +40,17 @@ def list_narrated(root: str | Path, file: str) -> list[Narrated | Problem]:
         raise InputError(f"no such folder: root = {root}")
     if not path.is_file():
         raise InputError(f"no such file: {path} (EPIC-Kitchens: a CSV such as EPIC_100_train.csv)")
-    shelf = Shelf(find_videos(str(root)))
+    found = find_videos(str(root))
+    shelf = Shelf(found)
     segments = sorted(read_segments(path, file), key=lambda one: (one.video_id, one.start_s, one.end_s, one.name))
     if not segments:
         raise InputError(f"{path} lists no segment")
     met: set[str] = set()
-    return [_entry(shelf, segment, met) for segment in segments]
+    entries = [_entry(shelf, segment, met) for segment in segments]
+    shelf.count_left()
+    if passed_over is not None:
+        passed_over.update(found.passed_over.record())
+    return entries
 
 
 def _entry(shelf: Shelf, segment: Segment, met: set[str]) -> Narrated | Problem:
