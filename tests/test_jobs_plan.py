@@ -86,7 +86,7 @@ def test_a_folder_of_videos_is_probed(rates: list[str], tmp_path: Path) -> None:
 
 
 def test_a_list_with_times_needs_no_probing(rates: list[str], tmp_path: Path) -> None:
-    lines = ["uri,start_s,end_s", "a.mp4,1.0,3.0", "a.mp4,5.0,9.0", "s3://bucket/b.mp4,,"]
+    lines = ["uri,start_s,end_s", "a.mp4,1.0,3.0", "a.mp4,,4.0", "s3://bucket/b.mp4,,"]
     (tmp_path / "list.csv").write_text("\n".join(lines))
     plan = planned(rates, videos=str(tmp_path / "list.csv"), mean_length_s=6.0, fps=10.0)
     assert plan["work"]["length_s"] == 12 and plan["work"]["frames"] == 120

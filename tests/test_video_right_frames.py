@@ -22,10 +22,11 @@ brightness it is rounding; of colour, taken at a quarter of the size, also how c
 
 def ffmpeg_frames(path, kind):
     """(pictures, times in s) as ffmpeg gives them: every frame once, upright. ``kind``: gray, the luma plane with the
-    range it has in the file, or rgb24."""
+    range it has in the file, or rgb24, in square pixels."""
     plane = ",extractplanes=y" if kind == "gray" else ""
+    square = "" if kind == "gray" else "scale=iw*sar:ih,"
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-copyts", "-i", str(path), "-map", "0:v:0"]
-    command += ["-vf", "showinfo" + plane, "-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", kind, "-"]
+    command += ["-vf", square + "showinfo" + plane, "-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", kind, "-"]
     done = subprocess.run(command, capture_output=True, timeout=120, check=False)
     lines = [line for line in done.stderr.decode(errors="replace").splitlines() if "showinfo" in line]
     times = [float(found[1]) for line in lines if (found := re.search(r"pts_time:(\S+)", line))]

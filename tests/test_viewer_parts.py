@@ -155,6 +155,13 @@ def test_a_triplet_finds_the_clip_it_was_cut_from(tmp_path: Path) -> None:
     found = list(read_rows(source, [Pick(source.triplets[0], 0, np.arange(4))]))
     starts = [row.clip["start_s"] if row.clip else None for row in found]
     assert starts == [5.0, 10.0, None, None]
+    # A list that rounds upwards: the frame at 10.0 s is the second segment's all the same.
+    for clips[1]["end_s"], clips[2]["start_s"] in ((10.0001, 10.0001), (9.9999, 10.0001)):
+        for segment in clips[1:]:
+            segment["frame_s"] = 0.04
+        write_table(clips, out / "clips" / name, CLIPS)
+        found = list(read_rows(source, [Pick(source.triplets[0], 0, np.arange(4))]))
+        assert [row.clip["key"] if row.clip else None for row in found] == ["a", "b", None, None]
     assert found[2].pair is not None and found[2].pair["difference"] == 3.5 and found[2].pair["cut"] is None
 
 

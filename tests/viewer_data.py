@@ -16,7 +16,7 @@ from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA, reject_row, triplet_row, w
 CLIPS = pa.schema(
     [
         *((name, pa.string()) for name in ("key", "uri", "class_label")),
-        *((name, pa.float64()) for name in ("start_s", "end_s")),
+        *((name, pa.float64()) for name in ("start_s", "end_s", "frame_s")),
         ("num_frames", pa.int32()),
         ("keyframes", pa.list_(pa.int32())),
         ("times_s", pa.list_(pa.float64())),

@@ -140,11 +140,13 @@ def frames(
             stream = _video_stream(container, path)
             stream.thread_type = "NONE"  # threads hold frames back and cost more than they bring on one core
             attempt = Tally()
-            walk: Iterator[TimedFrame] | None = _timed(container, stream, attempt)
+            walk = _timed(container, stream, attempt)
             if margin is not None:
-                walk = _seek(container, stream, walk, begin, begin - margin * (_mean_step_s(stream) or _USUAL_STEP_S))
-            if walk is None:
-                continue
+                target_s = begin - margin * (_mean_step_s(stream) or _USUAL_STEP_S)
+                sought = _seek(container, stream, walk, begin, target_s)
+                if sought is None:
+                    continue
+                walk = sought
             yield from _between(walk, begin, end, path, sample_aspect(stream.sample_aspect_ratio))
             tally.errors += attempt.errors
             tally.last_error = attempt.last_error or tally.last_error

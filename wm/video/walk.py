@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from wm.video.decode import RawFrame, Tally, frames, num_halvings, shrink, small_size
 from wm.video.errors import VideoError
-from wm.video.geometry import SQUARE_SAMPLES, Orientation, SampleAspect, to_square_pixels
+from wm.video.geometry import SQUARE_SAMPLES, Orientation, SampleAspect, to_square_luma
 from wm.video.motion import Luma, MotionKind, MotionMeter, farneback_motion
 
 CHECK_SIDE_PX = 40
@@ -83,7 +83,7 @@ class Walk:
                 self.orientation_changes.append((raw.index, orientation))
             luma = motion_luma(raw, self.side_px, self.small_px)
             thumb = thumbnail(luma)
-            self.motion.append(meter.next(to_square_pixels(luma, raw.upright_aspect)) * scale)
+            self.motion.append(meter.next(to_square_luma(luma, raw.upright_aspect)) * scale)
             # A sum of whole numbers, the same wherever the arrays lie
             self.steps.append(cv2.norm(thumb, before, cv2.NORM_L1) / thumb.size if before is not None else 0.0)
             self.thumbs[raw.index] = before = thumb
@@ -113,7 +113,7 @@ class Walk:
                 self.held = None
         if self.quarters is not None:
             quarter = raw.luma(max(self.sampled_px) // 4)
-            self.quarters.append(to_square_pixels(quarter, raw.upright_aspect))
+            self.quarters.append(to_square_luma(quarter, raw.upright_aspect))
             if len(self.quarters) * self.quarters[-1].size > MAX_QUARTER_BYTES:
                 self.quarters = None
 
