@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from wm.cli import main as cli_main
 from wm.config import Recipe
 from wm.errors import InputError
+from wm.paths import InputPath, OutputPath
 from wm.runs import Run, digest_of, read_run
 
 if TYPE_CHECKING:
@@ -19,13 +20,13 @@ if TYPE_CHECKING:
 class ConvertRecipe(Recipe):
     """Which adapter, of which base, for what."""
 
-    adapter: str
+    adapter: InputPath
     """Folder with adapter_config.json and adapter_model.safetensors."""
-    base: str
+    base: InputPath
     """Model folder of the full model that it was trained on."""
     task: Literal["idm", "fdm"]
     """What it was trained for: idm = from two images to the action, fdm = from image and action to the next image."""
-    out: str
+    out: OutputPath
     """Folder for out/model and out/run.json; give out wherever a model folder is expected."""
 
 

@@ -130,11 +130,11 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
     path = tmp_path / "t.parquet"
     write_table([triplet_row(**values(triplet_id="old"))], path, TRIPLET_SCHEMA)
 
-    def half(table: pa.Table, where: Path, **_: Any) -> None:
-        Path(where).write_bytes(b"PAR1 half")
+    def half(writer: Any, *_: Any) -> None:
+        assert any(file.suffix == ".tmp" for file in tmp_path.iterdir())  # the file is open and has its first bytes
         raise reason
 
-    monkeypatch.setattr(records.pq, "write_table", half)
+    monkeypatch.setattr(records.pq.ParquetWriter, "write_table", half)
     with pytest.raises(type(reason)):
         write_table([triplet_row(**values(triplet_id="new"))], path, TRIPLET_SCHEMA)
     monkeypatch.undo()
