@@ -15,7 +15,8 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from serve_apps.proxy import IMPORT_PATH, has_layers
+from serve_apps.proxy import IMPORT_PATH, has_layers, set_environment
+from serve_apps.quiet import quiet_end, without_ray_threads
 from serve_apps.recipe import ServeRecipe, check_models
 from serve_apps.world_model import build
 from wm import cli
@@ -27,6 +28,7 @@ FEWER_THREADS = ("RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD", "RAY_SERVE_RUN_RO
 a thread of their own. Without the other two a request changes threads less often."""
 OBJECT_STORE_BYTES = 256 * 2**20
 PROXY_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 NO_LAYERS = (
     "warning: the proxy of this Ray session lacks the layers of serve_apps: it obeys strangers' headers, and "
     f"loses what a killed HTTP process was asked. Set {PROXY_VARIABLE}={IMPORT_PATH} on every node before Ray starts"
@@ -69,6 +71,7 @@ def start(recipe: StartRecipe) -> None:
     """
     check_models(recipe)
     _check_port(recipe.host, recipe.port)
+    set_environment(recipe.keys and str(Path(recipe.keys).resolve()), recipe.cors_origins)
     _connect()
     from ray import serve
 
@@ -101,8 +104,9 @@ def stop() -> None:
     from ray import serve
 
     if ray.is_initialized():  # else serve would start it anew
-        serve.shutdown()
-        ray.shutdown()
+        with quiet_end():
+            serve.shutdown()
+            ray.shutdown()
 
 
 def run(recipe: StartRecipe, *, dry_run: bool = False) -> None:
@@ -127,6 +131,11 @@ def _serve_until_interrupted(recipe: StartRecipe, url: str) -> None:
     print(f"starting: fdm {recipe.fdm}, idm {recipe.idm}", flush=True)
     if recipe.open and not recipe.keys and not _is_loopback(recipe.host):
         print(f"warning: whoever reaches {recipe.host} port {recipe.port} may ask: no keys are given", file=sys.stderr)
+    with without_ray_threads():
+        _start_and_wait(recipe, url)
+
+
+def _start_and_wait(recipe: StartRecipe, url: str) -> None:
     try:
         start(recipe)
         # After Ray has set its own handler, which aborts.
@@ -140,6 +149,9 @@ def _serve_until_interrupted(recipe: StartRecipe, url: str) -> None:
     except KeyboardInterrupt:
         print("stopping", flush=True)
     finally:
+        # Whoever is impatient and asks again does not break off what is ending already: half a session would be left.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         stop()
 
 
@@ -151,12 +163,17 @@ def _connect() -> None:
     for name in ("ray.serve", "ray._private.authentication.authentication_token_setup"):
         logging.getLogger(name).setLevel(logging.ERROR)
     import ray
+    from ray._private import ray_constants
 
     if ray.is_initialized():
         return
     if os.environ.get("RAY_ADDRESS"):
         ray.init()
         return
+    # The session's ports, that of the metrics among them, are for this machine alone, wherever the server listens. Ray
+    # knows this setting for systems with a firewall; this process has read the variable already, others will.
+    os.environ.setdefault(LOOPBACK_VARIABLE, "0")
+    ray_constants.ENABLE_RAY_CLUSTER = os.environ[LOOPBACK_VARIABLE] != "0"
     named = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ)
     if not named and not (Path.home() / ".ray" / "auth_token").exists():
         # A token of this session's own, so that Ray writes none into the home folder.
