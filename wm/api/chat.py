@@ -130,7 +130,7 @@ class ChatAsked:
 
 def chat_from_json(body: bytes, limits: Limits) -> ChatAsked:
     """Check a JSON body; :class:`ApiError` names what is wrong."""
-    values = object_of(body)
+    values = object_of(body, limits)
     _need_neutral(values)
     if "messages" not in values:
         raise ApiError("messages is missing", param="messages", code="missing_required_parameter")

@@ -77,9 +77,9 @@ def edit_from_form(items: Iterable[tuple[str, str | bytes]], limits: Limits) -> 
             images.append(value if isinstance(value, bytes) else image_bytes(value, name))
         elif isinstance(value, bytes):
             expected = "this server takes no mask" if name == "mask" else "the file goes into the field image"
-            raise ApiError(f"field {name!r} is a file; {expected}", param=name, code="unknown_parameter")
+            raise ApiError(f"field {name!r:.80} is a file; {expected}", param=name, code="unknown_parameter")
         elif name in values:
-            raise ApiError(f"field {name!r} is given more than once", param=name)
+            raise ApiError(f"field {name!r:.80} is given more than once", param=name)
         else:
             values[name] = value
     return _check(values, images, limits, strict=False)
@@ -87,7 +87,7 @@ def edit_from_form(items: Iterable[tuple[str, str | bytes]], limits: Limits) -> 
 
 def edit_from_json(body: bytes, limits: Limits) -> Edit:
     """Check a JSON body: ``images: [{"image_url": "data:…"}]`` as OpenAI has it, or ``image: "base64"``."""
-    values = object_of(body)
+    values = object_of(body, limits)
     references: list[Any] = []
     for name in ("image", "images"):
         given = values.pop(name, [])
