@@ -15,6 +15,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from serve_apps.loopback import keep_session_local
 from serve_apps.proxy import IMPORT_PATH, has_layers, set_environment
 from serve_apps.quiet import quiet_end, without_ray_threads
 from serve_apps.recipe import ServeRecipe, check_models
@@ -28,7 +29,6 @@ FEWER_THREADS = ("RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD", "RAY_SERVE_RUN_RO
 a thread of their own. Without the other two a request changes threads less often."""
 OBJECT_STORE_BYTES = 256 * 2**20
 PROXY_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
-LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 NO_LAYERS = (
     "warning: the proxy of this Ray session lacks the layers of serve_apps: it obeys strangers' headers, and "
     f"loses what a killed HTTP process was asked. Set {PROXY_VARIABLE}={IMPORT_PATH} on every node before Ray starts"
@@ -163,17 +163,13 @@ def _connect() -> None:
     for name in ("ray.serve", "ray._private.authentication.authentication_token_setup"):
         logging.getLogger(name).setLevel(logging.ERROR)
     import ray
-    from ray._private import ray_constants
 
     if ray.is_initialized():
         return
     if os.environ.get("RAY_ADDRESS"):
         ray.init()
         return
-    # The session's ports, that of the metrics among them, are for this machine alone, wherever the server listens. Ray
-    # knows this setting for systems with a firewall; this process has read the variable already, others will.
-    os.environ.setdefault(LOOPBACK_VARIABLE, "0")
-    ray_constants.ENABLE_RAY_CLUSTER = os.environ[LOOPBACK_VARIABLE] != "0"
+    keep_session_local()
     named = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ)
     if not named and not (Path.home() / ".ray" / "auth_token").exists():
         # A token of this session's own, so that Ray writes none into the home folder.

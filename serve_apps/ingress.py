@@ -1,5 +1,6 @@
 """The deployment that speaks HTTP."""
 
+import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -11,6 +12,7 @@ from serve_apps.guard import Guarded
 from serve_apps.http import create_app
 from serve_apps.keys import KeyRing
 from serve_apps.layers import Bounded, Traced
+from serve_apps.loopback import keep_replica_local
 from serve_apps.recipe import ServeRecipe
 from serve_apps.routes import chat, edits, models, playground, reference, rollouts, score
 
@@ -45,6 +47,8 @@ class Ingress:
     """OpenAI's HTTP interface in front of the sampler and the verifier."""
 
     def __init__(self, recipe: ServeRecipe, sampler: DeploymentHandle, verifier: DeploymentHandle) -> None:
+        # Before Ray opens the port: it does so once this is made.
+        keep_replica_local(ray.util.get_node_ip_address())
         self._graph = Graph(recipe, sampler, verifier)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
