@@ -9,11 +9,13 @@ import sys
 import time
 from collections.abc import Sequence
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Self
 
 from pydantic import Field, model_validator
 
-from serve_apps.proxy import IMPORT_PATH, has_layers
+from serve_apps.proxy import IMPORT_PATH, has_layers, set_environment
+from serve_apps.quiet import quiet_end, without_ray_threads
 from serve_apps.recipe import ServeRecipe, check_models
 from serve_apps.world_model import build
 from wm import cli
@@ -68,6 +70,7 @@ def start(recipe: StartRecipe) -> None:
     """
     check_models(recipe)
     _check_port(recipe.host, recipe.port)
+    set_environment(recipe.keys and str(Path(recipe.keys).resolve()), recipe.cors_origins)
     _connect()
     from ray import serve
 
@@ -100,8 +103,9 @@ def stop() -> None:
     from ray import serve
 
     if ray.is_initialized():  # else serve would start it anew
-        serve.shutdown()
-        ray.shutdown()
+        with quiet_end():
+            serve.shutdown()
+            ray.shutdown()
 
 
 def run(recipe: StartRecipe, *, dry_run: bool = False) -> None:
@@ -126,6 +130,11 @@ def _serve_until_interrupted(recipe: StartRecipe, url: str) -> None:
     print(f"starting: fdm {recipe.fdm}, idm {recipe.idm}", flush=True)
     if recipe.open and not recipe.keys and not _is_loopback(recipe.host):
         print(f"warning: whoever reaches {recipe.host} port {recipe.port} may ask: no keys are given", file=sys.stderr)
+    with without_ray_threads():
+        _start_and_wait(recipe, url)
+
+
+def _start_and_wait(recipe: StartRecipe, url: str) -> None:
     try:
         start(recipe)
         # After Ray has set its own handler, which aborts.
@@ -139,6 +148,9 @@ def _serve_until_interrupted(recipe: StartRecipe, url: str) -> None:
     except KeyboardInterrupt:
         print("stopping", flush=True)
     finally:
+        # Whoever is impatient and asks again does not break off what is ending already: half a session would be left.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         stop()
 
 

@@ -1,22 +1,29 @@
-"""The served graph as the routes see it: the two roles, the limits, and how a picture is made ready."""
+"""The served graph as the routes see it: the two roles, the limits, and blocking work in fair shares."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from copy import copy
 from dataclasses import replace
-from typing import Annotated, Any
+from functools import partial
+from ipaddress import ip_address, ip_network
+from typing import Annotated, Any, TypeVar
 
+import numpy as np
 from fastapi import Depends, Request
 from ray.serve.handle import DeploymentHandle
 
 from serve_apps import metrics
 from serve_apps.calls import call, method_of, stream
 from serve_apps.catalog import Catalog
+from serve_apps.fair import FairThreads, PixelBudget
 from serve_apps.keys import Key
 from serve_apps.recipe import FDM, IDM, ServeRecipe
-from wm.api import ApiError, prepare_images
-from wm.errors import InputError
-from wm.images import Pixels, decode_image, fit_square
+from wm.api import ApiError, Limits, count_pixels_of, prepare_image
+from wm.images import Pixels
+
+T = TypeVar("T")
+SMALL_BYTES = 2**16
+"""A body of so many bytes is parsed where it was read: changing threads would cost more."""
 
 
 class Graph:
@@ -26,9 +33,11 @@ class Graph:
         self.recipe, self.limits = recipe, recipe.limits()
         self._handles = {FDM: sampler, IDM: verifier}
         self._key: Key | None = None
+        self._client = ""
         self._catalog = Catalog(recipe, self.call)
-        # A large picture takes 0.1 GB while it is scaled down: few at a time.
-        self._decoding = asyncio.Semaphore(2)
+        # A large image takes 0.1 GB while it is scaled down: few threads.
+        self._threads = FairThreads()
+        self._budget = PixelBudget(*recipe.pixel_budget())
 
     async def call(self, role: str, method: str, *arguments: Any, model: str = FDM) -> Any:
         """What a method of ``fdm`` or ``idm`` returns; see :func:`serve_apps.calls.call`. ``model``: which one is at
@@ -54,29 +63,66 @@ class Graph:
         """All of them."""
         return [entry for entry in await self._catalog.entries() if self._may_use(entry["id"])]
 
+    async def work(self, cost: float, function: Callable[[], T]) -> T:
+        """Call a blocking function in a thread, when it is this client's turn.
+
+        Args:
+            cost: Of the work, in bytes or pixels that are gone through.
+            function: Takes no arguments.
+
+        Returns:
+            What ``function`` returns.
+        """
+        return await self._threads.run(self._client, cost, function)
+
+    async def parse(self, parse: Callable[[bytes, Limits], T], body: bytes) -> T:
+        """Check a body; what is long enough to hold up others is parsed off the event loop."""
+        check = partial(parse, body, self.limits)
+        return check() if len(body) <= SMALL_BYTES else await self.work(len(body), check)
+
     async def prepare(self, image: bytes, side_px: int, name: str = "image") -> Pixels:
-        """The picture, square, of the model's size; uint8 (side_px, side_px, 3). 400 for what is none."""
-
-        def prepare() -> Pixels:
-            return fit_square(decode_image(image, name, self.limits.max_pixels), side_px)
-
-        async with self._decoding:
-            try:
-                with metrics.stage("prepare"):
-                    return await asyncio.to_thread(prepare)
-            except InputError as error:
-                raise ApiError(str(error), param=name, code="invalid_image") from error
+        """Decode an image and fit it to the model: see :meth:`prepare_all`. Returns uint8 (side_px, side_px, 3)."""
+        images_BHWC = await self.prepare_all([(name, image)], side_px)
+        pixels_HWC: Pixels = images_BHWC[0]
+        return pixels_HWC
 
     async def prepare_all(self, images: Sequence[tuple[str, bytes]], side_px: int) -> Pixels:
-        """Several named pictures, uint8 (B, side_px, side_px, 3); see :func:`wm.api.prepare_images`."""
-        async with self._decoding:
-            with metrics.stage("prepare"):
-                return await asyncio.to_thread(prepare_images, images, side_px, self.limits)
+        """Decode named images and fit them to the model.
+
+        Each image is a job of its own, so that a request of many, or of large ones, lets others go between.
+
+        Returns:
+            uint8 (B, side_px, side_px, 3).
+
+        Raises:
+            ApiError: 400 for what is no image or has too many pixels; 429 or 503 where too many wait to be decoded.
+        """
+        with metrics.stage("prepare"):
+            counts = await self.work(
+                sum(len(data) for _, data in images), partial(count_pixels_of, images, self.limits)
+            )
+            with self._budget.reserve(self._client, sum(counts)):
+                fitted: list[Pixels] = [
+                    await self.work(count, partial(prepare_image, name, data, side_px, self.limits))
+                    for (name, data), count in zip(images, counts, strict=True)
+                ]
+        return np.stack(fitted)
+
+    def for_client(self, address: str) -> "Graph":
+        """Return the same graph, whose work is charged to an address. An IPv6 host owns a network of 64 bits."""
+        graph = copy(self)
+        try:
+            parsed = ip_address(address)
+        except ValueError:
+            graph._client = address
+        else:
+            graph._client = str(parsed if parsed.version == 4 else ip_network((parsed, 64), strict=False))
+        return graph
 
     def for_key(self, key: Key) -> "Graph":
-        """The same one, within the limits of a key."""
+        """The same one, within the limits of a key, whose work is charged to the key."""
         graph = copy(self)
-        graph._key = key
+        graph._key, graph._client = key, key.sha256
         if key.max_best_of is not None:
             most = min(key.max_best_of, self.limits.max_best_of)
             default = min(most, self.limits.default_best_of)
@@ -95,7 +141,9 @@ async def _graph(request: Request) -> Graph:
     # async: FastAPI sends what is not to a thread, which costs more than all of this.
     found: Graph = request.app.state.graph
     key: Key | None = getattr(request.state, "key", None)
-    return found if key is None else found.for_key(key)
+    if key is not None:
+        return found.for_key(key)
+    return found.for_client(request.client.host if request.client else "")
 
 
 GraphOf = Annotated[Graph, Depends(_graph)]

@@ -64,25 +64,34 @@ class Allowance:
 
 
 class Guarded:
-    """Lets requests with a key of ``ring`` pass, within the key's limits; ``request.state.key`` is its entry."""
+    """Lets requests with a key of ``ring`` pass, within the key's limits; ``request.state.key`` is its entry.
 
-    def __init__(self, app: ASGIApp, ring: KeyRing, clock: Callable[[], float] = time.monotonic) -> None:
-        self._app, self._ring, self._clock = app, ring, clock
+    ``names_keys``: whether metrics have the keys' names, rather than their :attr:`~serve_apps.keys.Key.label`.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        ring: KeyRing,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        names_keys: bool = False,
+    ) -> None:
+        self._app, self._ring, self._clock, self._names_keys = app, ring, clock, names_keys
         self._allowances: dict[str, Allowance] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or is_page(scope):
             await self._app(scope, receive, send)
             return
-        token = _token(scope)
-        key = None if token is None else self._ring.find(token)
-        if key is None:
-            await error_response(_who_are_you(token))(scope, receive, send)
+        key = find_key(scope, self._ring)
+        if isinstance(key, ApiError):
+            await error_response(key)(scope, receive, send)
             return
         allowance = self._allowance(key)
         refused = allowance.take()
         if refused is not None:
-            metrics.record(metrics.RATE_LIMITED, key=key.name)
+            metrics.record(metrics.RATE_LIMITED, key=key.name if self._names_keys else key.label)
             await error_response(refused)(scope, receive, send)
             return
         scope.setdefault("state", {})["key"] = key
@@ -103,6 +112,13 @@ class Guarded:
         if found is None or found.key != key:
             found = self._allowances[key.sha256] = Allowance(key, self._clock)
         return found
+
+
+def find_key(scope: Scope, ring: KeyRing | None) -> Key | ApiError:
+    """Return the entry of a request's key, or the answer to a request without a known one."""
+    token = _token(scope)
+    key = None if token is None or ring is None else ring.find(token)
+    return _who_are_you(token) if key is None else key
 
 
 def _token(scope: Scope) -> bytes | None:

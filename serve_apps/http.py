@@ -1,13 +1,16 @@
 """HTTP around ``wm.api``: the body read under a limit, forms taken apart, every error in OpenAI's shape."""
 
+import asyncio
 import logging
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from starlette.datastructures import UploadFile
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.middleware import Middleware
@@ -20,6 +23,12 @@ from wm.api.pictures import DATA_URL_SCHEMA, PIXEL_URL
 logger = logging.getLogger("ray.serve")
 
 MAX_FIELDS = 64
+MAX_BOUNDARIES = 2 * MAX_FIELDS + 2
+"""Of a form: one before each file and each field, one at the end, and one more."""
+MAX_PADDING_BYTES = 1000
+T = TypeVar("T")
+RunBlocking: TypeAlias = Callable[[float, Callable[[], Edit]], Awaitable[Edit]]
+"""Calls a blocking function, whose cost in bytes is given, off the event loop."""
 
 
 def create_app(title: str, layers: Sequence[Middleware] = ()) -> FastAPI:
@@ -33,42 +42,102 @@ def create_app(title: str, layers: Sequence[Middleware] = ()) -> FastAPI:
     return app
 
 
-async def read_edit(request: Request, limits: Limits) -> Edit:
-    """The checked request; :class:`ApiError` (400, 413 or 415) names what is wrong with it."""
+async def _in_thread(_: float, function: Callable[[], Edit]) -> Edit:
+    return await asyncio.to_thread(function)
+
+
+async def read_edit(request: Request, limits: Limits, run_blocking: RunBlocking = _in_thread) -> Edit:
+    """Read and check an edit, a form or JSON; the body is parsed off the event loop.
+
+    Args:
+        request: Its body is read here.
+        limits: What one request may ask for.
+        run_blocking: Where the body is parsed.
+
+    Raises:
+        ApiError: 400, 413 or 415; it names what is wrong.
+    """
     kind = _content_type(request)
-    if kind == "application/json":
-        return edit_from_json(await read_json(request, limits), limits)
-    if kind != "multipart/form-data":
+    if kind not in ("application/json", "multipart/form-data"):
         raise ApiError(
             f"content-type {kind!r:.80} is not supported; send multipart/form-data or application/json",
             status=415,
             code="unsupported_media_type",
         )
-    parser = MultiPartParser(
-        request.headers,
-        limited_body(request, limits),
+    body = await _read_body(request, limits)
+    parse = edit_from_json if kind == "application/json" else partial(_edit_from_form_body, request.headers)
+    return await run_blocking(len(body), partial(parse, body, limits))
+
+
+def _edit_from_form_body(headers: Headers, body: bytes, limits: Limits) -> Edit:
+    _check_boundaries(headers, body)
+
+    async def stream() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    parser = _InMemoryParser(
+        headers,
+        stream(),
         max_files=MAX_FIELDS,
         max_fields=MAX_FIELDS,
         max_part_size=limits.max_body_bytes,  # a text may be an image in base64
     )
     try:
-        form = await parser.parse()
+        form = _run_to_end(parser.parse())
     except MultiPartException as error:
         raise ApiError(f"the form cannot be read: {error.message}", code="invalid_form") from error
     try:
         items = [
-            (name, await value.read() if isinstance(value, UploadFile) else value)
+            (name, value.file.read() if isinstance(value, UploadFile) else value)
             for name, value in form.multi_items()
             if not _is_no_file(value)
         ]
     finally:
-        await form.close()
+        _run_to_end(form.close())
     return edit_from_form(items, limits)
 
 
 def _is_no_file(value: UploadFile | str) -> bool:
     """Whether a part is what a browser sends where no file was chosen: empty and without a name."""
     return isinstance(value, UploadFile) and not value.filename and not value.size
+
+
+def _check_boundaries(headers: Headers, body: bytes) -> None:
+    """Refuse a form that the parser would go through byte by byte: seconds for a body of boundaries, or of the spaces
+    that may follow one."""
+    _, parameters = parse_options_header(headers["content-type"])
+    if not parameters.get(b"boundary"):
+        return  # the parser says so
+    boundary = b"--" + parameters[b"boundary"]
+    count, position = 0, body.find(boundary)
+    while position >= 0:
+        count += 1
+        end = position + len(boundary)
+        padding = body[end : end + MAX_PADDING_BYTES + 1]
+        if len(padding) > MAX_PADDING_BYTES and not padding.strip(b" \t"):
+            raise ApiError("the form cannot be read: too many spaces after a boundary", code="invalid_form")
+        if count > MAX_BOUNDARIES:
+            raise ApiError(
+                f"the form cannot be read: more than {MAX_BOUNDARIES} boundaries between its parts", code="invalid_form"
+            )
+        position = body.find(boundary, end)
+
+
+class _InMemoryParser(MultiPartParser):
+    """Starlette's parser for a body that is in memory already: no part goes to a file on disk, none is waited for."""
+
+    spool_max_size = 2**63 - 1
+
+
+def _run_to_end(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that never waits, in a thread without an event loop."""
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    coroutine.close()
+    raise RuntimeError("the coroutine waits for something")
 
 
 async def read_json(request: Request, limits: Limits) -> bytes:
@@ -80,7 +149,15 @@ async def read_json(request: Request, limits: Limits) -> bytes:
             status=415,
             code="unsupported_media_type",
         )
-    return b"".join([chunk async for chunk in limited_body(request, limits)])
+    return await _read_body(request, limits)
+
+
+async def _read_body(request: Request, limits: Limits) -> bytes:
+    # A buffer, not a list: a body of many small pieces costs no more than its bytes.
+    body = bytearray()
+    async for chunk in limited_body(request, limits):
+        body += chunk
+    return bytes(body)
 
 
 def _content_type(request: Request) -> str:

@@ -1,16 +1,18 @@
 """The deployment that speaks HTTP."""
 
+import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.middleware import Middleware
 
+from serve_apps.cors import cors_layers
 from serve_apps.graph import Graph
 from serve_apps.guard import Guarded
 from serve_apps.http import create_app
 from serve_apps.keys import KeyRing
 from serve_apps.layers import Bounded, Traced
-from serve_apps.loopback import listen_on_loopback
+from serve_apps.loopback import keep_replica_local
 from serve_apps.recipe import ServeRecipe
 from serve_apps.routes import chat, edits, models, playground, reference, rollouts, score
 
@@ -25,10 +27,19 @@ def app_of(graph: Graph, *, adds_id: bool = True) -> FastAPI:
 
 
 def _layers(recipe: ServeRecipe, adds_id: bool) -> list[Middleware]:
-    """Outermost first."""
-    guard = [Middleware(Guarded, ring=KeyRing(recipe.keys))] if recipe.keys else []
-    bounds = Middleware(Bounded, most=recipe.max_requests, most_bytes=recipe.max_held_bytes, timeout_s=recipe.timeout_s)
-    return [Middleware(Traced, adds_id=adds_id), *guard, bounds]
+    """Outermost first. A browser must be able to read every error, so that its layer is around all that refuse."""
+    cors = cors_layers(recipe.cors_origins)
+    guard = []
+    if recipe.keys:
+        guard = [Middleware(Guarded, ring=KeyRing(recipe.keys), names_keys=recipe.key_names_in_metrics)]
+    bounds = Middleware(
+        Bounded,
+        most=recipe.max_requests,
+        most_bytes=recipe.max_held_bytes,
+        most_bytes_each=max(recipe.max_body_bytes, recipe.max_held_bytes // 2),
+        timeout_s=recipe.timeout_s,
+    )
+    return [*cors, Middleware(Traced, adds_id=adds_id), *guard, bounds]
 
 
 @serve.ingress()
@@ -36,7 +47,8 @@ class Ingress:
     """OpenAI's HTTP interface in front of the sampler and the verifier."""
 
     def __init__(self, recipe: ServeRecipe, sampler: DeploymentHandle, verifier: DeploymentHandle) -> None:
-        listen_on_loopback()
+        # Before Ray opens the port: it does so once this is made.
+        keep_replica_local(ray.util.get_node_ip_address())
         self._graph = Graph(recipe, sampler, verifier)
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -28,7 +28,7 @@ class KeyLimits(Recipe):
     """Whose a key is and what it may do. Each replica of the ingress counts for itself."""
 
     name: str
-    """Whose key it is; in log lines and metrics, never in answers."""
+    """Whose key it is; never in answers, and in metrics only with key_names_in_metrics."""
     requests_per_minute: int = Field(60, ge=1)
     """Requests in a minute; as many may come at once, after a minute without any."""
     concurrent_requests: int = Field(8, ge=1)
@@ -44,6 +44,11 @@ class Key(KeyLimits):
 
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     """SHA-256 of the key, 64 hexadecimal digits."""
+
+    @property
+    def label(self) -> str:
+        """What metrics call the key, which strangers may read: 8 digits that the operator finds in the key file."""
+        return self.sha256[:8]
 
 
 class _KeyFile(Recipe):

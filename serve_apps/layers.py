@@ -6,6 +6,7 @@ import logging
 import math
 import time
 import uuid
+from collections import Counter
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -66,11 +67,22 @@ class Traced:
 class Bounded:
     """At most ``most`` requests at a time, bodies of at most ``most_bytes`` together, each within ``timeout_s``: else
     503, or 408, or an event ``error`` where a stream has begun. What is given up is cancelled, in the replicas too.
-    Pages are always answered."""
+    Pages are always answered. ``most_bytes_each``: of the bodies of one API key together, else 429: the others find
+    room whatever it sends."""
 
-    def __init__(self, app: ASGIApp, *, most: int, timeout_s: float, most_bytes: float = math.inf) -> None:
-        self._app, self._most, self._timeout_s, self._most_bytes = app, most, timeout_s, most_bytes
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        most: int,
+        timeout_s: float,
+        most_bytes: float = math.inf,
+        most_bytes_each: float = math.inf,
+    ) -> None:
+        self._app, self._most, self._timeout_s = app, most, timeout_s
+        self._most_bytes, self._most_bytes_each = most_bytes, most_bytes_each
         self._in_progress = self._held_bytes = 0
+        self._held_bytes_each: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or is_page(scope):
@@ -81,6 +93,8 @@ class Bounded:
             await error_response(error)(scope, receive, send)
             return
         mine_bytes = 0
+        key = scope.get("state", {}).get("key")
+        owner = None if key is None else key.sha256
 
         async def held() -> Message:
             nonlocal mine_bytes
@@ -88,6 +102,10 @@ class Bounded:
             size_bytes = len(message.get("body", b""))
             if self._held_bytes + size_bytes > self._most_bytes:
                 raise _overloaded(f"the requests being answered may have {self._most_bytes:,} bytes together")
+            if owner is not None:
+                if self._held_bytes_each[owner] + size_bytes > self._most_bytes_each:
+                    raise _too_much(f"the requests of this key may have {self._most_bytes_each:,} bytes together")
+                self._held_bytes_each[owner] += size_bytes
             self._held_bytes += size_bytes
             mine_bytes += size_bytes
             return message
@@ -98,6 +116,10 @@ class Bounded:
         finally:
             self._count(-1)
             self._held_bytes -= mine_bytes
+            if owner is not None:
+                self._held_bytes_each[owner] -= mine_bytes
+                if not self._held_bytes_each[owner]:
+                    del self._held_bytes_each[owner]
 
     async def _in_time(self, scope: Scope, receive: Receive, send: Send) -> None:
         started: Message | None = None
@@ -140,6 +162,12 @@ class Bounded:
 
 def _overloaded(why: str) -> ApiError:
     return ApiError.unavailable(f"{why}; try again soon", "overloaded")
+
+
+def _too_much(why: str) -> ApiError:
+    message = f"rate limit reached: {why}; try again in 1s"
+    headers = {"Retry-After": "1"}
+    return ApiError(message, status=429, kind="requests", code="rate_limit_exceeded", headers=headers)
 
 
 def _endpoint(scope: dict[str, Any] | Scope) -> str:

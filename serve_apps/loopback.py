@@ -1,30 +1,36 @@
 """Keep Ray Serve's calls between deployments on this machine, where the session is of this machine alone.
 
-Each replica listens for such calls on all addresses, whatever the address of its node. Ray has no setting for it; the
-session's token guards that server all the same.
+Each replica listens for such calls on all addresses, whatever the address of its node, and unpickles what it is sent.
+Ray has no setting for it; the session's token guards that port all the same. That Ray's own processes listen on
+loopback is the concern of :mod:`wm.private_session`.
 """
 
+import logging
 from ipaddress import ip_address
 from typing import Any
 
-ALL_ADDRESSES = "[::]:0"
+ALL_ADDRESSES = "[::]"
+
+logger = logging.getLogger("ray.serve")
 
 
-def listen_on_loopback() -> None:
-    """Let the replica of this process listen on its node's address if that is loopback; to be called while it is
-    constructed, for Serve starts that server afterwards."""
-    import ray
+def keep_replica_local(node_address: str) -> None:
+    """Bind the port of a Ray Serve replica to its node's address, in the replica's process, where that is loopback.
 
-    if not ray.is_initialized() or not ip_address(ray.util.get_node_ip_address()).is_loopback:
-        return
+    On a cluster the replicas of other nodes call it: there Ray's port stays as Ray has it.
+    """
     from ray.serve._private import replica
 
-    host, add_port = ray.util.get_node_ip_address(), replica.add_port_to_grpc_server
+    if not ip_address(node_address).is_loopback:
+        return
+    add_port = getattr(replica, "add_port_to_grpc_server", None)
+    if add_port is None:
+        logger.warning(
+            "this version of Ray Serve names the port of a replica otherwise: it may listen on all addresses"
+        )
+        return
 
-    def add_loopback_port(server: Any, address: str) -> int:
-        if address == ALL_ADDRESSES:
-            address = f"[{host}]:0" if ":" in host else f"{host}:0"
-        port: int = add_port(server, address)
-        return port
+    def add_local_port(server: Any, address: str) -> Any:
+        return add_port(server, address.replace(ALL_ADDRESSES, node_address))
 
-    replica.add_port_to_grpc_server = add_loopback_port
+    replica.add_port_to_grpc_server = add_local_port

@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from serve_apps.cors import check_origins
 from serve_apps.keys import read_keys
 from wm.api import MAX_GUIDANCE, Limits
+from wm.api.pictures import TOGETHER
 from wm.config import Recipe
 from wm.errors import InputError
 from wm.paths import InputPath, OptionalInputPath
@@ -81,10 +83,20 @@ class ServeRecipe(Recipe):
     """Key file: every request needs `Authorization: Bearer KEY`; the pages and /health do not. Asks for no key if left
     out. `python -m serve_apps.keys name=NAME` makes a key, `--help` tells what an entry can say. The file is read again
     when it changes."""
+    key_names_in_metrics: bool = False
+    """Whether metrics call a key by its name. If not, by the first 8 digits of its sha256 in the key file: whoever can
+    read the metrics then learns no names."""
+    cors_origins: list[str] = []
+    """Origins of other web pages that may ask this server from a browser, such as https://app.example or
+    http://localhost:3000; ["*"]: all. None if left out. Keys are asked for all the same."""
     max_body_bytes: int = Field(20_000_000, ge=1)
     """Size of a request."""
     max_pixels: int = Field(40_000_000, ge=1)
     """Width x height of the source image, checked before it is decoded."""
+    max_pending_pixels: int | None = Field(None, ge=1)
+    """Pixels of the images that one client (a key, or an address where no keys are given) may have waiting to be
+    decoded or being decoded; more are answered 429. All clients together may have four times as many, more are answered
+    503. 8 x max_pixels if left out."""
     max_prompt_chars: int = Field(1000, ge=1)
     """Length of the action."""
     best_of: int = Field(8, ge=1)
@@ -116,6 +128,18 @@ class ServeRecipe(Recipe):
     """Codes drafted a pass from the source image (speculative sampling): the same candidates in fewer passes, where
     actions leave most of an image as it was. 0: one code a pass."""
 
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, value: Any) -> Any:
+        """``serve run`` and ``key=value`` pass a list as text: A,B."""
+        return [origin.strip() for origin in value.split(",")] if isinstance(value, str) else value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, origins: list[str]) -> list[str]:
+        check_origins(origins)
+        return origins
+
     @model_validator(mode="after")
     def _counted_once(self) -> Self:
         for name in ("verifier_replicas", "verifier_max_replicas"):
@@ -128,6 +152,11 @@ class ServeRecipe(Recipe):
             raise ValueError(
                 f"max_held_bytes = {self.max_held_bytes} is less than max_body_bytes = {self.max_body_bytes}: of one "
                 "request alone"
+            )
+        if self.max_pending_pixels is not None and self.max_pending_pixels < TOGETHER * self.max_pixels:
+            raise ValueError(
+                f"max_pending_pixels = {self.max_pending_pixels} is less than {TOGETHER} x max_pixels = "
+                f"{TOGETHER * self.max_pixels}: of one request alone"
             )
         if self.adapters and self.roles == "merged":
             raise ValueError(
@@ -150,6 +179,11 @@ class ServeRecipe(Recipe):
             "guidance_text": self.guidance if asked.guidance is None else asked.guidance,
             "guidance_image": self.guidance_image if asked.guidance_image is None else asked.guidance_image,
         }
+
+    def pixel_budget(self) -> tuple[int, int]:
+        """Pixels that may wait to be decoded: of all clients together, and of each."""
+        each = 8 * self.max_pixels if self.max_pending_pixels is None else self.max_pending_pixels
+        return 4 * each, each
 
     def limits(self) -> Limits:
         return Limits(

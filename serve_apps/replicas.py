@@ -5,11 +5,12 @@ from collections.abc import AsyncGenerator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import ray
 from ray.serve.handle import DeploymentHandle
 
 from serve_apps.calls import call, method_of
 from serve_apps.joined import Joined
-from serve_apps.loopback import listen_on_loopback
+from serve_apps.loopback import keep_replica_local
 from serve_apps.messages import Found, Preview, Question, RolloutFound, ScoresAsked, StepFound, WhatHappened
 from serve_apps.recipe import FDM, IDM, ServeRecipe
 from wm.images import Pixels
@@ -30,7 +31,8 @@ class Replica:
         from serve_apps.adapters import Adapters
         from serve_apps.process import start_process
 
-        listen_on_loopback()
+        if ray.is_initialized():  # not where a test makes one in its own process
+            keep_replica_local(ray.util.get_node_ip_address())
         self._verifier_handle = verifier
         # A call for each verifier. Where copies come with the load, each question counts as one, and goes by itself.
         self._most_calls = None if recipe.verifier_max_replicas else recipe.verifier_replicas

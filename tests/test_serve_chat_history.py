@@ -131,12 +131,12 @@ def test_a_turn_without_two_images_says_what_to_send(client, history, says):
     assert says in caught.value.message and "older turns are not asked about, send them again" in caught.value.message
 
 
-def test_of_ten_thousand_turns_two_images_are_decoded(monkeypatch):
+def test_of_three_thousand_turns_two_images_are_decoded(monkeypatch):
     decoded = []
     monkeypatch.setattr(
         chat, "data_url_bytes", lambda reference, name: decoded.append(name) or data_url_bytes(reference, name)
     )
-    body = json.dumps({"messages": [*[*OLD, ASSISTANT] * 10_000, *NEW]}).encode()
+    body = json.dumps({"messages": [*[*OLD, ASSISTANT] * 3_000, *NEW]}).encode()
     asked = chat_from_json(body, Limits())
     assert decoded == [name for name, _ in asked.images]
-    assert decoded == [f"messages[20000].content[{row}].image_url.url" for row in (1, 2)]
+    assert decoded == [f"messages[6000].content[{row}].image_url.url" for row in (1, 2)]

@@ -13,9 +13,11 @@ from serve_local import local_app
 from starlette.testclient import TestClient
 
 from serve_apps import keys as keys_module
+from serve_apps import metrics
 from serve_apps.__main__ import StartRecipe
 from serve_apps.__main__ import main as serve_main
 from serve_apps.guard import Allowance, Guarded, duration, is_page
+from serve_apps.ingress import _layers
 from serve_apps.keys import Key, KeyRing, main, read_keys
 from serve_apps.recipe import ServeRecipe
 from wm.errors import InputError
@@ -166,6 +168,30 @@ def test_requests_a_minute(http):
     assert 28 <= int(reply.headers["retry-after"]) <= 30
     assert reply.headers["x-ratelimit-remaining-requests"] == "0"
     assert http.get("/v1/models", headers=bearer("wm-alice")).status_code == 200, "others are not held up"
+
+
+@pytest.mark.parametrize("names_keys", [False, True])
+def test_metrics_name_keys_only_where_the_recipe_says_so(tiny_base, key_file, names_keys):
+    models = {"fdm": str(tiny_base), "idm": str(tiny_base)}
+    recipe = ServeRecipe(**models, keys=str(key_file), key_names_in_metrics=names_keys)
+    (guard,) = [layer for layer in _layers(recipe, True) if layer.cls is Guarded]
+    labels = []
+    metrics.record_to(lambda metric, value, tags: labels.append(tags))
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def send(message):
+        """Nobody reads it."""
+
+    scope = {"type": "http", "method": "GET", "path": "/v1/models", "headers": [(b"authorization", b"Bearer wm-bob")]}
+    guarded = guard.cls(app, **guard.kwargs)
+    try:
+        for _ in range(3):
+            asyncio.run(guarded(dict(scope), None, send))
+    finally:
+        metrics.record_to(None)
+    assert labels == [{"key": "bob" if names_keys else digest("wm-bob")[:8]}]
 
 
 def test_requests_at_a_time(app, http, monkeypatch):

@@ -1,6 +1,7 @@
 """The layers around the app: bounds in number and time, ids, and what nobody expected; with plain ASGI apps."""
 
 import asyncio
+import hashlib
 import json
 from importlib import import_module
 from pkgutil import iter_modules
@@ -17,8 +18,17 @@ from starlette.routing import Route
 from serve_apps import metrics, routes
 from serve_apps.guard import is_page
 from serve_apps.http import create_app
+from serve_apps.keys import Key
 from serve_apps.layers import GONE, Bounded, Traced
-from serve_apps.proxy import WithoutOrders, has_layers, layers
+from serve_apps.proxy import (
+    KEYS_VARIABLE,
+    ORIGINS_VARIABLE,
+    GuardedPages,
+    WithoutOrders,
+    has_layers,
+    layers,
+    set_environment,
+)
 from serve_apps.recipe import ServeRecipe
 from serve_apps.repeat import Repeated
 from wm.api import ApiError
@@ -186,6 +196,42 @@ def test_bodies_are_held_up_to_a_bound_together():
     asyncio.run(run())
 
 
+def test_the_bodies_of_one_key_leave_room_for_others():
+    async def run():
+        go, lengths = asyncio.Event(), []
+
+        async def app(scope, receive, send):
+            lengths.append(len((await receive())["body"]))
+            await go.wait()
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+
+        bounded = Bounded(app, most=10, timeout_s=60, most_bytes=200, most_bytes_each=100)
+
+        async def send_body(name, size):
+            async def receive():
+                return {"type": "http.request", "body": b"a" * size}
+
+            answer = Answer()
+            key = Key(name=name, sha256=hashlib.sha256(name.encode()).hexdigest())
+            try:
+                await bounded(scope_of() | {"state": {"key": key}}, receive, answer)
+            except ApiError as error:
+                return error
+            return answer.status
+
+        waiting = [asyncio.create_task(send_body("alice", size)) for size in (60, 40)]
+        await asyncio.sleep(0)
+        refused = await send_body("alice", 1)
+        assert (refused.status, refused.headers["Retry-After"]) == (429, "1")
+        waiting.append(asyncio.create_task(send_body("bob", 100)))
+        await asyncio.sleep(0)
+        go.set()
+        assert await asyncio.gather(*waiting) == [200] * 3 and lengths == [60, 40, 100]
+        assert await send_body("alice", 100) == 200 and not bounded._held_bytes_each
+
+    asyncio.run(run())
+
+
 def test_a_bound_that_lets_nothing_in_is_refused():
     with pytest.raises(InputError, match="max_held_bytes = 5 is less than max_body_bytes = 6"):
         ServeRecipe.parse({"fdm": "a", "idm": "b", "max_held_bytes": 5, "max_body_bytes": 6}, "test")
@@ -255,7 +301,7 @@ def test_orders_to_the_proxy_are_removed_and_nothing_else():
     scope = scope_of(headers=[(name, b"?1") for name in orders] + kept)
     asyncio.run(WithoutOrders(app)(scope, None, None))
     assert seen == [(name.encode(), value) for name, value in kept]
-    assert [layer.cls for layer in layers()] == [WithoutOrders, Repeated]
+    assert [layer.cls for layer in layers()] == [WithoutOrders, GuardedPages, Repeated]
 
 
 @pytest.mark.parametrize("around", [layers(), []])
@@ -268,6 +314,52 @@ def test_a_proxy_tells_whether_it_has_the_layers(around):
     assert has_layers("127.0.0.1", httpx2.URL(url).port) is None
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("/-/routes", "127.0.0.1", {}, 200),
+        ("/-/routes", "::1", {}, 200),
+        ("/-/routes", "::ffff:127.0.0.1", {}, 200),
+        ("/-/routes", "10.0.0.7", {}, 401),
+        ("/-/routes", "2001:db8::1", {}, 401),
+        ("/-/routes", "", {}, 401),
+        ("/-/routes", "testclient", {}, 401),
+        ("/-/routes", "127.0.0.1", {"x-forwarded-for": b"10.0.0.7"}, 401),
+        ("/-/routes", "127.0.0.1", {"Forwarded": b"for=10.0.0.7"}, 401),
+        ("/wm/-/routes", "10.0.0.7", {}, 401),
+        ("/-/anything", "10.0.0.7", {}, 401),
+        ("/-/routes", "10.0.0.7", {"authorization": b"Bearer wm-alice"}, 200),
+        ("/-/routes", "10.0.0.7", {"authorization": b"Bearer wm-mallory"}, 401),
+        ("/-/healthz", "10.0.0.7", {}, 200),
+        ("/health", "10.0.0.7", {}, 200),
+    ],
+)
+def test_pages_of_rays_proxy_need_a_key_beyond_loopback(tmp_path, case):
+    path, client, headers, status = case
+    keys = tmp_path / "keys.toml"
+    keys.write_text(f'[[keys]]\nname = "alice"\nsha256 = "{hashlib.sha256(b"wm-alice").hexdigest()}"\n')
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"routes"})
+
+    for name, expected in ((str(keys), status), (None, 401 if "authorization" in headers else status)):
+        set_environment(name, [])
+        (layer,) = [layer for layer in layers() if layer.cls is GuardedPages]
+        scope = scope_of(path, "GET", list(headers.items())) | {"client": (client, 1) if client else None}
+        answer = ask(layer.cls(app, **layer.kwargs), scope)
+        assert answer.status == expected
+        assert expected == 200 or "www-authenticate" in dict(answer.headers)
+    set_environment(None, [])
+
+
+@pytest.mark.parametrize("name", [KEYS_VARIABLE, ORIGINS_VARIABLE])
+def test_a_proxy_whose_settings_are_wrong_guards_all(monkeypatch, caplog, name):
+    monkeypatch.setenv(name, "no/such/file")
+    assert [layer.cls for layer in layers()] == [WithoutOrders, GuardedPages, Repeated]
+    assert layers()[1].kwargs == {"ring": None} and name in caplog.text
+
+
 def test_websockets_and_the_lifespan_pass():
     seen = []
 
@@ -275,9 +367,15 @@ def test_websockets_and_the_lifespan_pass():
         seen.append(scope["type"])
 
     for kind in ("websocket", "lifespan"):
-        for layer in (Traced(app, adds_id=True), Bounded(app, most=1, timeout_s=1), WithoutOrders(app), Repeated(app)):
+        around = (
+            Traced(app, adds_id=True),
+            Bounded(app, most=1, timeout_s=1),
+            WithoutOrders(app),
+            GuardedPages(app, None),
+        )
+        for layer in (*around, Repeated(app)):
             asyncio.run(layer({"type": kind, "headers": []}, None, None))
-    assert seen == ["websocket"] * 4 + ["lifespan"] * 4
+    assert seen == ["websocket"] * 5 + ["lifespan"] * 5
 
 
 def test_every_page_of_the_app_is_one_and_nothing_that_works_is():

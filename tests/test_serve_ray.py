@@ -6,11 +6,13 @@ import http.client
 import re
 import socket
 import time
+from ipaddress import ip_address
 from pathlib import Path
 
 import httpx2
 import numpy as np
 import openai
+import psutil
 import pytest
 import ray
 
@@ -19,20 +21,26 @@ from serve_apps.__main__ import StartRecipe, start, stop
 from serve_apps.proxy import has_layers
 from wm.images import encode_png
 
-KEY = "wm-alice"
+KEY, RARE_KEY = "wm-alice", "wm-ursula"
 TIMEOUT_S = 2.0
 REPORT_S = 0.5
 URL = "data:image/png;base64," + base64.b64encode(encode_png(np.zeros((16, 16, 3), np.uint8))).decode()
-LONG = {"image": URL, "actions": ["move it"] * 64, "best_of": 64, "beam": 4, "seed": 1}
-LONG_TOKENS = (1 + 63 * 4) * 64 * 4
-"""What it would draw if nobody stopped it: about 30 seconds of work."""
+LONG = {"image": URL, "actions": ["move it"] * 64, "best_of": 64, "beam": 8, "seed": 1}
+LONG_TOKENS = (1 + 63 * 8) * 64 * 4
+"""What it would draw if nobody stopped it: several times what a fast machine draws within the time limit."""
 
 
 @pytest.fixture(scope="module")
 def port(tiny_base, tmp_path_factory):
     keys = tmp_path_factory.mktemp("keys") / "keys.toml"
-    digest = hashlib.sha256(KEY.encode()).hexdigest()
-    keys.write_text(f'[[keys]]\nname = "alice"\nsha256 = "{digest}"\nrequests_per_minute = 1000\n')
+    limits = {KEY: 1000, RARE_KEY: 1}
+    keys.write_text(
+        "".join(
+            f'[[keys]]\nname = "{key.removeprefix("wm-")}"\nsha256 = "{hashlib.sha256(key.encode()).hexdigest()}"\n'
+            f"requests_per_minute = {limit}\n"
+            for key, limit in limits.items()
+        )
+    )
     with socket.create_server(("127.0.0.1", 0)) as free:
         number = free.getsockname()[1]
     recipe = StartRecipe(
@@ -187,6 +195,43 @@ def test_an_id_is_in_the_answer_and_in_the_log_lines_of_all_who_worked_on_it(cli
 
 def test_the_proxy_has_our_layers(port):
     assert has_layers("127.0.0.1", port) is True
+
+
+def test_no_process_of_the_session_listens_beyond_loopback(client):
+    """By the system's own table: Ray's ports, that of the metrics and those of the replicas among them."""
+    this = psutil.Process()
+    found = {}
+    for process in (this, *this.children(recursive=True)):
+        for connection in process.net_connections("inet"):
+            if connection.status == psutil.CONN_LISTEN:
+                found[connection.laddr.port] = connection.laddr.ip
+    assert ray.nodes()[0]["MetricsExportPort"] in found and len(found) > 8
+    beyond = {port: address for port, address in found.items() if not is_loopback(address)}
+    assert not beyond, beyond
+
+
+def is_loopback(text):
+    address = ip_address(text)
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
+def test_metrics_and_routes_tell_no_key(port, client):
+    asked = {"headers": {"authorization": f"Bearer {RARE_KEY}"}}
+    statuses = [httpx2.get(f"http://127.0.0.1:{port}/v1/models", **asked).status_code for _ in range(3)]
+    assert statuses == [200, 429, 429]
+    label = f'key="{hashlib.sha256(RARE_KEY.encode()).hexdigest()[:8]}"'
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and label not in exported()[1].get("ray_wm_rate_limited_total", ()):
+        time.sleep(REPORT_S)
+    assert label in exported()[1]["ray_wm_rate_limited_total"]
+    text = httpx2.get(f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics").text
+    assert "alice" not in text and "ursula" not in text
+    routes = f"http://127.0.0.1:{port}/-/routes"
+    assert httpx2.get(routes).status_code == 200
+    assert httpx2.get(routes, headers={"x-forwarded-for": "10.0.0.7"}).status_code == 401
+    key = {"authorization": f"Bearer {KEY}", "x-forwarded-for": "10.0.0.7"}
+    assert httpx2.get(routes, headers=key).status_code == 200
+    assert httpx2.get(f"http://127.0.0.1:{port}/-/healthz", headers={"x-forwarded-for": "10.0.0.7"}).text == "success"
 
 
 @pytest.mark.parametrize(

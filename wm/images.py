@@ -3,6 +3,8 @@
 import io
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import numpy as np
@@ -51,6 +53,22 @@ def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Pixels
 
     The size is checked before a pixel is decoded. Raises :class:`InputError` that calls the image ``name``.
     """
+    with _open_image(data, name, max_pixels) as image:
+        image.load()  # metadata may follow the pixels
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        pixels_HWC = _rgb(image, data)
+        return pixels_HWC if turn is None else np.array(Image.fromarray(pixels_HWC).transpose(turn))
+
+
+def count_pixels(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> int:
+    """Read width x height of an image without decoding it. Raises as :func:`decode_image` does."""
+    with _open_image(data, name, max_pixels) as image:
+        return image.width * image.height
+
+
+@contextmanager
+def _open_image(data: bytes, name: str, max_pixels: int) -> Iterator[Image.Image]:
+    """Open an image whose size is accepted. What fails inside the block is an :class:`InputError` too."""
     if not data:
         raise InputError(f"{name} is empty; expected an image ({', '.join(FORMATS)})")
     try:
@@ -61,10 +79,7 @@ def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Pixels
                     raise InputError(
                         f"{name} has {image.width} x {image.height} pixels; at most {max_pixels:,} are accepted"
                     )
-                image.load()  # metadata may follow the pixels
-                turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-                pixels_HWC = _rgb(image, data)
-                return pixels_HWC if turn is None else np.array(Image.fromarray(pixels_HWC).transpose(turn))
+                yield image
     except InputError:
         raise
     except Image.DecompressionBombError as error:

@@ -25,7 +25,7 @@ _CONTENT = {"application/json": {"schema": chat_schema(), "example": EXAMPLE}}
 @router.post("/v1/chat/completions", openapi_extra={"requestBody": {"required": True, "content": _CONTENT}})
 async def complete_chat(request: Request, graph: GraphOf) -> Response:
     """Name the action between two images, the source and the target; texts beside them change nothing."""
-    asked = chat_from_json(await read_json(request, graph.limits), graph.limits)
+    asked = await graph.parse(chat_from_json, await read_json(request, graph.limits))
     model = await graph.model(asked.model or IDM, task=IDM)
     question = WhatHappened(
         await graph.prepare_all(asked.images, model["side_px"]),

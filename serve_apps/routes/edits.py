@@ -1,9 +1,9 @@
 """``POST /v1/images/edits``: the source after an action, as OpenAI's clients ask for it."""
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -26,7 +26,7 @@ router = APIRouter()
 @router.post("/v1/images/edits", openapi_extra=edit_openapi())
 async def edit_image(request: Request, graph: GraphOf) -> Response:
     """Predict what the source looks like after the action in ``prompt``; best candidates first."""
-    edit = await read_edit(request, graph.limits)
+    edit = await read_edit(request, graph.limits, graph.work)
     model = await graph.model(edit.model or FDM, task=FDM)
     verifier = (await graph.model(edit.verifier, task=IDM))["id"] if edit.verifier else IDM
     with metrics.stages_s() as own:
@@ -35,7 +35,7 @@ async def edit_image(request: Request, graph: GraphOf) -> Response:
         if edit.stream:
             return await event_stream(_events(graph, edit, model, question))
         found: Found = await graph.call(FDM, "predict", question, model=question.model)
-        reply = edit_reply(edit, **await _answer(edit, model, found))
+        reply = edit_reply(edit, **await _answer(graph, edit, model, found))
     return JSONResponse(reply, headers={"Server-Timing": metrics.server_timing({**found.stages_s, **own})})
 
 
@@ -64,20 +64,20 @@ async def _events(
     side_px, index = edit.side_px or model["side_px"], 0
     async for item in graph.stream(FDM, "predict_with_previews", question, model=question.model):
         if isinstance(item, Preview):
-            picture = await asyncio.to_thread(_encoded, edit, item.pixels)
+            picture = await _encode(graph, edit, model, item.pixels)
             yield preview_event(
                 edit, picture, index=index, progress=item.progress, side_px=side_px, created_s=int(time.time())
             )
             index += 1
             continue
-        for event in edit_events(edit, **await _answer(edit, model, item)):
+        for event in edit_events(edit, **await _answer(graph, edit, model, item)):
             yield event
 
 
-async def _answer(edit: Edit, model: dict[str, Any], found: Found) -> dict[str, Any]:
+async def _answer(graph: Graph, edit: Edit, model: dict[str, Any], found: Found) -> dict[str, Any]:
     """The arguments of a reply beside the request."""
     with metrics.stage("encode_picture"):
-        pictures = await asyncio.to_thread(lambda: [_encoded(edit, pixels) for pixels in found.pixels])
+        pictures = [await _encode(graph, edit, model, pixels) for pixels in found.pixels]
     facts = {
         "model": model["id"],
         "side_px": edit.side_px or model["side_px"],
@@ -93,5 +93,7 @@ async def _answer(edit: Edit, model: dict[str, Any], found: Found) -> dict[str, 
     }
 
 
-def _encoded(edit: Edit, pixels_HWC: Pixels) -> bytes:
-    return encode_picture(pixels_HWC, edit.output_format, edit.output_compression, edit.side_px)
+async def _encode(graph: Graph, edit: Edit, model: dict[str, Any], pixels_HWC: Pixels) -> bytes:
+    side_px = edit.side_px or model["side_px"]
+    encode = partial(encode_picture, pixels_HWC, edit.output_format, edit.output_compression, edit.side_px)
+    return await graph.work(side_px**2, encode)

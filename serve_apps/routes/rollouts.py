@@ -3,11 +3,11 @@
 ``/v1/rollouts`` is the same: its older name.
 """
 
-import asyncio
 import base64
 import time
 import uuid
 from collections.abc import AsyncGenerator
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -34,7 +34,7 @@ _BODY = json_openapi(RolloutFields, {"image"}, EXAMPLE)
 @router.post("/v1/rollouts", openapi_extra=_BODY)
 async def roll_out(request: Request, graph: GraphOf) -> Response:
     """Predict what the source looks like after each of ``actions``, taken one after the other."""
-    asked = rollout_from_json(await read_json(request, graph.limits), graph.limits)
+    asked = await graph.parse(rollout_from_json, await read_json(request, graph.limits))
     model = await graph.model(asked.model or FDM, task=FDM)
     verifier = (await graph.model(asked.verifier, task=IDM))["id"] if asked.verifier else IDM
     events = _events(graph, asked, model, verifier, await graph.prepare(asked.image, model["side_px"]))
@@ -69,18 +69,17 @@ async def _events(
     facts |= {"safety_identifier": asked.safety_identifier} if asked.safety_identifier else {}
     async for item in graph.stream(FDM, "roll_out", question, model=question.model):
         if isinstance(item, StepFound):
-            told = await asyncio.to_thread(_step, asked, item)
             if asked.stream:
-                yield {"type": "rollout.step"} | told
+                yield {"type": "rollout.step"} | await _step(graph, asked, model, item)
         else:
             with metrics.stage("encode_picture"):
-                whole = await asyncio.to_thread(_whole, asked, model, item)
+                whole = await _whole(graph, asked, model, item)
             yield {"type": "rollout.completed"} | facts | whole
 
 
-def _whole(asked: RolloutAsked, model: dict[str, Any], found: RolloutFound) -> dict[str, Any]:
+async def _whole(graph: Graph, asked: RolloutAsked, model: dict[str, Any], found: RolloutFound) -> dict[str, Any]:
     return {
-        "steps": [_step(asked, step) for step in found.steps],
+        "steps": [await _step(graph, asked, model, step) for step in found.steps],
         "logprob": found.endings[0].logprob,
         "mean_logprob": found.endings[0].mean_logprob,
         "beam": [
@@ -88,7 +87,7 @@ def _whole(asked: RolloutAsked, model: dict[str, Any], found: RolloutFound) -> d
                 "logprob": ending.logprob,
                 "mean_logprob": ending.mean_logprob,
                 "guarded": ending.guarded,
-                "b64_json": _encoded(asked, ending.pixels),
+                "b64_json": await _encode(graph, asked, model, ending.pixels),
             }
             for ending in found.endings
         ],
@@ -96,18 +95,20 @@ def _whole(asked: RolloutAsked, model: dict[str, Any], found: RolloutFound) -> d
     }
 
 
-def _step(asked: RolloutAsked, found: StepFound) -> dict[str, Any]:
+async def _step(graph: Graph, asked: RolloutAsked, model: dict[str, Any], found: StepFound) -> dict[str, Any]:
     """``logprob``: sum over the sequence's actions so far, nats."""
     return {
         "step": found.step,
         "action": found.action,
-        "b64_json": _encoded(asked, found.pixels),
+        "b64_json": await _encode(graph, asked, model, found.pixels),
         "verification": found.entry,
         "logprob": found.logprob,
         "drawn": found.num_drawn,
     }
 
 
-def _encoded(asked: RolloutAsked, pixels_HWC: Pixels) -> str:
-    picture = encode_picture(pixels_HWC, asked.output_format, asked.output_compression, asked.side_px)
-    return base64.b64encode(picture).decode()
+async def _encode(graph: Graph, asked: RolloutAsked, model: dict[str, Any], pixels_HWC: Pixels) -> str:
+    """Base64 of an image in the format that was asked for. Each is a job of its own, so that others go between."""
+    side_px = asked.side_px or model["side_px"]
+    encode = partial(encode_picture, pixels_HWC, asked.output_format, asked.output_compression, asked.side_px)
+    return base64.b64encode(await graph.work(side_px**2, encode)).decode()

@@ -22,7 +22,7 @@ _BODY = json_openapi(ScoreFields, (), EXAMPLE)
 @router.post("/v1/score", openapi_extra=_BODY)
 async def score(request: Request, graph: GraphOf) -> JSONResponse:
     """Score every action between the source and every target; ``best`` is the likeliest of all."""
-    asked = score_from_json(await read_json(request, graph.limits), graph.limits)
+    asked = await graph.parse(score_from_json, await read_json(request, graph.limits))
     model = await graph.model(asked.model or IDM, task=IDM)
     images_BHWC = await graph.prepare_all(asked.images, model["side_px"])
     scores = await graph.call(IDM, "score", model["id"], images_BHWC, asked.actions, model=model["id"])

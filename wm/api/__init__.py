@@ -8,7 +8,7 @@ from wm.api.checks import MAX_SEED
 from wm.api.edits import Edit, EditFields, edit_from_form, edit_from_json
 from wm.api.errors import ApiError, Limits
 from wm.api.fields import MAX_GUIDANCE, OutputFormat
-from wm.api.pictures import prepare_images
+from wm.api.pictures import count_pixels_of, prepare_image
 from wm.api.rollouts import RolloutAsked, RolloutFields, rollout_from_json
 from wm.api.score import ScoreAsked, ScoreFields, score_from_json
 
@@ -27,9 +27,10 @@ __all__ = [
     "ScoreAsked",
     "ScoreFields",
     "chat_from_json",
+    "count_pixels_of",
     "edit_from_form",
     "edit_from_json",
-    "prepare_images",
+    "prepare_image",
     "rollout_from_json",
     "score_from_json",
 ]

@@ -16,10 +16,12 @@ from wm.api.errors import ApiError, Limits
 from wm.api.ignored import IgnoredFields, json_schema
 from wm.api.pictures import DATA_URL_SCHEMA, PIXEL_URL, data_url_bytes
 
-MAX_MESSAGES = 50_000
+MAX_MESSAGES = 10_000
 """Of a history; with two a question, more than anybody asks. The size of a body bounds what they hold."""
 MAX_PARTS = 1_000
 """Of the last turn."""
+MAX_CHAT_VALUES = 16 * MAX_MESSAGES
+"""JSON values of a body: as many as a history of answers has that a client kept with all their fields."""
 INSTRUCTIONS = ("system", "developer")
 ANSWERS = ("assistant", "tool", "function")
 ROLES = ("user", *INSTRUCTIONS, *ANSWERS)
@@ -144,7 +146,7 @@ class ChatAsked:
 
 def chat_from_json(body: bytes, limits: Limits) -> ChatAsked:
     """Check a JSON body; :class:`ApiError` names what is wrong."""
-    values = without_nulls(object_of(body))
+    values = without_nulls(object_of(body, limits, max_values=MAX_CHAT_VALUES))
     _check_neutral(values)
     if "messages" not in values:
         raise ApiError("messages is missing", param="messages", code="missing_required_parameter")

@@ -9,16 +9,19 @@ from pydantic import ValidationError
 
 from wm.api.encoded import decode_base64, find_digits
 from wm.api.errors import ApiError, Limits
+from wm.api.structure import MAX_VALUES, check_structure
 
 MAX_SEED = 2**31 - 1
 """Seeds are 31-bit: every JSON reader and every generator takes them whole."""
 IGNORED_OF_IMAGES = ("type", "detail", "format")
 """What clients say of an image beside where it is: images are read in one size, and their format from their bytes."""
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
-def object_of(body: bytes) -> dict[str, Any]:
+def object_of(body: bytes, limits: Limits, *, max_values: int = MAX_VALUES) -> dict[str, Any]:
     """The JSON object that a body is. Its texts are Unicode: halves of surrogate pairs, which JSON can spell, could be
     given back in no answer."""
+    check_structure(body, max_values + limits.max_actions + limits.max_scores)
     try:
         text = body.decode("utf-8-sig")  # RFC 8259: a reader may pass over a byte-order mark
         values = json.loads(text)
@@ -46,7 +49,7 @@ def check_action(text: str, name: str) -> None:
         raise ApiError(f"{name} is empty; expected the action to take in the image, in words", param=name)
     if "\0" in text:
         raise ApiError(f"{name} contains a NUL character", param=name, code="invalid_value")
-    if any("\ud800" <= char <= "\udfff" for char in text):
+    if _HALF_PAIR.search(text):
         raise ApiError(f"{name} is not valid Unicode: it holds half a surrogate pair", param=name)
 
 

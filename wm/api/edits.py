@@ -100,7 +100,7 @@ def _images_of_part(value: str | bytes, name: str) -> list[bytes]:
 
 def edit_from_json(body: bytes, limits: Limits) -> Edit:
     """Check a JSON body: ``images: [{"image_url": "data:…"}]`` as OpenAI has it, or ``image: "base64"``."""
-    values = without_nulls(object_of(body))
+    values = without_nulls(object_of(body, limits))
     references: list[Any] = []
     for name in ("image", "images"):
         given = values.pop(name, [])

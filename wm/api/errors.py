@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+MAX_MESSAGE_CHARS = 2000
+MAX_PARAM_CHARS = 200
+
 
 class ApiError(Exception):
     """An answer that is an error: an HTTP status and the four parts of OpenAI's error object."""
@@ -18,6 +21,8 @@ class ApiError(Exception):
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
+        # What a client sent may be part of either, and is repeated to it and to the log: never at any length.
+        message, param = _shorten(message, MAX_MESSAGE_CHARS), param and _shorten(param, MAX_PARAM_CHARS)
         super().__init__(message)
         self.message, self.status, self.kind, self.param, self.code = message, status, kind, param, code
         self.headers = dict(headers or {})
@@ -35,6 +40,10 @@ class ApiError(Exception):
     def body(self) -> dict[str, Any]:
         """``{"error": {message, type, param, code}}``."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+
+def _shorten(text: str, max_chars: int) -> str:
+    return text if len(text) <= max_chars else text[: max_chars - 1] + "…"
 
 
 @dataclass(frozen=True)

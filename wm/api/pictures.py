@@ -4,12 +4,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from wm.api.checks import image_bytes
 from wm.api.errors import ApiError, Limits
 from wm.errors import InputError
-from wm.images import Pixels, decode_image, fit_square
+from wm.images import Pixels, count_pixels, decode_image, fit_square
 
 PIXEL_URL = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4XmNoaGgAAAMEAYGyFkehAAAAAElFTkSuQmCC"
@@ -35,25 +33,40 @@ def data_url_bytes(reference: Any, name: str) -> bytes:
     return image_bytes(reference, name)
 
 
-def prepare_images(images: Sequence[tuple[str, bytes]], side_px: int, limits: Limits) -> Pixels:
-    """uint8 (B, side, side, 3): named images decoded and fitted, as the model reads them.
+def count_pixels_of(images: Sequence[tuple[str, bytes]], limits: Limits) -> list[int]:
+    """Read the sizes of named images, without decoding a pixel.
 
-    One may have ``limits.max_pixels``, all of them :data:`TOGETHER` times as many; what is too large is not decoded.
-    An image that cannot be read is an :class:`ApiError` that names it.
+    Args:
+        images: The name of each, for errors, and its bytes.
+        limits: One image may have ``max_pixels``, all of them :data:`TOGETHER` times as many.
+
+    Returns:
+        Width x height of each.
+
+    Raises:
+        ApiError: It names the image that cannot be read or is too large.
     """
-    left, fitted = TOGETHER * limits.max_pixels, []
+    counts: list[int] = []
     for name, data in images:
-        if left <= 0:
-            raise _too_many(name, limits)
         try:
-            pixels_HWC = decode_image(data, name, limits.max_pixels)
+            counts.append(count_pixels(data, name, limits.max_pixels))
         except InputError as error:
             raise ApiError(str(error), param=name, code="invalid_image") from error
-        left -= pixels_HWC.shape[0] * pixels_HWC.shape[1]
-        if left < 0:
+        if sum(counts) > TOGETHER * limits.max_pixels:
             raise _too_many(name, limits)
-        fitted.append(fit_square(pixels_HWC, side_px))
-    return np.stack(fitted)
+    return counts
+
+
+def prepare_image(name: str, data: bytes, side_px: int, limits: Limits) -> Pixels:
+    """Decode an image and fit it to the model, as uint8 (side_px, side_px, 3).
+
+    Raises:
+        ApiError: It names the image that cannot be read.
+    """
+    try:
+        return fit_square(decode_image(data, name, limits.max_pixels), side_px)
+    except InputError as error:
+        raise ApiError(str(error), param=name, code="invalid_image") from error
 
 
 def _too_many(name: str, limits: Limits) -> ApiError:

@@ -15,7 +15,7 @@ from wm.api.fields import PictureFields, PicturesAsked, check_supported
 class RolloutFields(PictureFields):
     """The fields of a rollout beside its image."""
 
-    actions: list[str] = Field(min_length=1)
+    actions: list[str] = Field(min_length=1, fail_fast=True)
     """The actions to take, in words, in their order."""
     best_of: int | None = Field(None, ge=1, le=MAX_SEED)
     """How many candidates to draw and verify at each step, for each sequence kept."""
@@ -40,7 +40,7 @@ class RolloutAsked(PicturesAsked):
 
 def rollout_from_json(body: bytes, limits: Limits) -> RolloutAsked:
     """Check a JSON body; :class:`ApiError` names what is wrong with it."""
-    values = without_nulls(object_of(body))
+    values = without_nulls(object_of(body, limits))
     given = values.pop("image", None)
     check_supported(values)
     try:
@@ -53,8 +53,8 @@ def rollout_from_json(body: bytes, limits: Limits) -> RolloutAsked:
         message = f"{len(fields.actions)} actions are given; at most {limits.max_actions} are accepted"
         raise ApiError(message, param="actions", code="array_above_max_length")
     for place, action in enumerate(fields.actions):
-        check_action(action, f"actions[{place}]")
         check_length(action, f"actions[{place}]", limits)
+        check_action(action, f"actions[{place}]")
     for name, most in (("best_of", limits.max_best_of), ("beam", limits.max_beam)):
         if (getattr(fields, name) or 0) > most:
             message = f"{name} = {getattr(fields, name)}: at most {most} are accepted"

@@ -22,9 +22,9 @@ class ScoreFields(IgnoredFields):
 
     image: Annotated[str, DataUrl]
     """The source: a data URL of PNG, JPEG, WebP or BMP."""
-    targets: list[Annotated[str, DataUrl]] = Field(min_length=1)
+    targets: list[Annotated[str, DataUrl]] = Field(min_length=1, fail_fast=True)
     """What it may have become: data URLs."""
-    actions: list[Annotated[str, Words]] = Field(min_length=1)
+    actions: list[Annotated[str, Words]] = Field(min_length=1, fail_fast=True)
     """What may have happened, in words. Every target is scored with every action."""
     model: str | None = None
     """An inverse dynamics model of GET /v1/models; the served one if left out."""
@@ -41,7 +41,7 @@ class ScoreAsked:
 
 def score_from_json(body: bytes, limits: Limits) -> ScoreAsked:
     """Check a JSON body; :class:`ApiError` names what is wrong."""
-    values = without_nulls(object_of(body))
+    values = without_nulls(object_of(body, limits))
     try:
         fields = ScoreFields.model_validate(values, strict=True)
     except ValidationError as error:
