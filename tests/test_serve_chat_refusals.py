@@ -35,8 +35,8 @@ BIG = "data:image/png;base64," + base64.b64encode(encode_png(np.zeros((30, 30, 3
     ("fields", "param", "says"),
     [
         ({"messages": None}, "messages", "messages is missing"),
-        ({"messages": []}, "messages", "expected a list of 1 to 50,000 messages"),
-        ({"messages": [{"role": "user", "content": "x"}] * 50_001}, "messages", "1 to 50,000 messages"),
+        ({"messages": []}, "messages", "expected a list of 1 to 10,000 messages"),
+        ({"messages": [{"role": "user", "content": "x"}] * 10_001}, "messages", "1 to 10,000 messages"),
         ({"messages": ["x"]}, "messages[0]", "expected an object with role, content"),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "messages[0].content is missing"),
         ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content", "text or a list of parts"),
