@@ -13,19 +13,21 @@ from typing import Any, NamedTuple
 from pydantic import Field, field_validator
 
 from jobs import annotate, evaluate, gate, imagine, ingest, pretrain, relabel, report, select, tabletop, train
-from jobs._annotate_recipe import AnnotateRecipe
-from jobs._ingest_rows import IngestRecipe
+from jobs.annotate.recipe import AnnotateRecipe
+from jobs.ingest.rows import IngestRecipe
+from jobs.select.job import SelectRecipe
+from jobs.train.job import need_machine
 from wm.cli import main as cli_main
 from wm.config import Recipe
-from wm.datasets.aurora import list_items
-from wm.datasets.videos import list_videos
+from wm.datasets.pairs.aurora import list_items
+from wm.datasets.videos.videos import list_videos
 from wm.errors import InputError, OtherRunError
-from wm.evaluation.findings import SUPERSEDED
+from wm.evaluation.report.findings import SUPERSEDED
 from wm.models import load_codec
 from wm.paths import OptionalInputPath, OutputPath
 from wm.runs import check_place, given, read_run
 from wm.training import TrainRecipe
-from wm.training.schedule import schedule_warnings
+from wm.training.planning.schedule import schedule_warnings
 
 Settings = dict[str, Any]
 
@@ -166,7 +168,7 @@ class _Plan:
         recipe = {"videos": self.videos, "idm": f"{idm}/model"}
         annotated = self.add(f"annotated{tail}", annotate, AnnotateRecipe, "annotate", **recipe)
         triplets = f"{annotated}/triplets"
-        chosen = self.add(f"selected{tail}", select, select.SelectRecipe, "select", triplets=triplets)
+        chosen = self.add(f"selected{tail}", select, SelectRecipe, "select", triplets=triplets)
         return annotated, {"path": annotated, "selection": chosen}
 
     def one_seed(self, seed: int) -> None:
@@ -233,7 +235,7 @@ def run(recipe: BootstrapRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         print(f"bootstrap: {len(stages)} stages into {recipe.out}")
         for number, stage in enumerate(stages, 1):
             state = _state(stage, Path(recipe.out) / stage.name)
-            print(f"  {number:>2} {stage.name:<24} {stage.run.__module__:<16} {state}")
+            print(f"  {number:>2} {stage.name:<24} {stage.run.__module__.removesuffix('.job'):<16} {state}")
             for line in _warnings(stage):
                 print(f"     warning: {line}")
         return {}
@@ -266,7 +268,7 @@ def _check_given(recipe: BootstrapRecipe, stages: list[Stage]) -> None:
         list_videos(recipe.videos, **more)
     for stage in stages:
         if isinstance(stage.recipe, TrainRecipe):
-            train.need_machine(stage.recipe)
+            need_machine(stage.recipe)
 
 
 def _state(stage: Stage, folder: Path) -> str:

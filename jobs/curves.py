@@ -18,12 +18,12 @@ from pydantic import Field
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.config import Recipe
-from wm.datasets.layouts import Layout
-from wm.datasets.videos import describe, list_videos, listing_digest, passed_over_of
+from wm.datasets.videos.layouts import Layout
+from wm.datasets.videos.videos import describe, list_videos, listing_digest, passed_over_of
+from wm.files.storage import StorageError, download, is_remote
 from wm.paths import InputPath, OptionalInputPath, OutputPath
 from wm.records import write_table
 from wm.runs import Run, read_run
-from wm.storage import StorageError, download, is_remote
 from wm.video import KEYFRAME_RULES, ClipReader, ClipSettings, MotionKind, Reader, Scan, VideoError
 from wm.video.errors import check_name
 from wm.viewer.curves import Choice, draw_curve

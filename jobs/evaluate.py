@@ -13,17 +13,17 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from jobs._devices import need_device
-from jobs._roles import DType
+from jobs.shared.devices import need_device
+from jobs.shared.roles import DType
 from wm import cli
 from wm.config import Recipe
 from wm.dynamics import Sampling, Weights, check_block
 from wm.errors import InputError
 from wm.evaluation.adaptive import adaptive_rows
-from wm.evaluation.gallery import write_gallery
 from wm.evaluation.heldout import HeldOut, SubsetColumn, read_held_out
-from wm.evaluation.scoring import ActionCheck, Codes, JudgeMany
-from wm.evaluation.summary import print_tables
+from wm.evaluation.metrics.images import ActionCheck, Codes, JudgeMany
+from wm.evaluation.report.gallery import write_gallery
+from wm.evaluation.report.summary import print_tables
 from wm.evaluation.tables import build_tables
 from wm.evaluation.units import Bench, Entry, Unit, collect, run_unit, units_of
 from wm.images import Pixels
@@ -292,7 +292,7 @@ def _need_fit(entry: Entry, codec: ImageCodec) -> None:
 
 def _oracle(held_out: HeldOut) -> tuple[JudgeMany, ActionCheck]:
     """The tabletop's judge, which reads the true pairs back into states once."""
-    from wm.tabletop.oracle import action_is_right, judge_states, read_states
+    from wm.nano.world.oracle import action_is_right, judge_states, read_states
 
     sources, targets = read_states(held_out.source_pixels), read_states(held_out.target_pixels)
 
@@ -316,7 +316,7 @@ def _work(recipe: EvaluateRecipe, bench: Bench, units: Sequence[Unit], parts: Pa
         return
     import ray
 
-    from jobs._ray import connect
+    from jobs.shared.ray_session import connect
 
     connect()
     task = ray.remote(num_cpus=1, max_retries=2)(_remote_unit)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from jobs._ray import connect, num_logical_cpus
+from jobs.shared.ray_session import connect, num_logical_cpus
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.config import Recipe

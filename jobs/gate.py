@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from jobs._devices import need_device
+from jobs.shared.devices import need_device
 from wm.cli import main as cli_main
 from wm.config import Recipe
 from wm.errors import InputError

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from pydantic import Field, field_validator
 
-from jobs._roles import RolesRecipe, need_actions, need_roles, read_roles
+from jobs.shared.roles import RolesRecipe, need_actions, need_roles, read_roles
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.datasets.card import write_dataset_card
 from wm.datasets.changes import count_changes
-from wm.datasets.pairing import pair_actions
+from wm.datasets.pairs.pairing import pair_actions
 from wm.dynamics import Candidate, Roles, Search, check_block, predict_observations
 from wm.errors import InputError
 from wm.evaluation.heldout import spread_rows

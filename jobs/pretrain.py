@@ -87,27 +87,27 @@ def run(recipe: PretrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
 
 def schedule_warnings(recipe: PretrainRecipe) -> list[str]:
     """Return a line for each training that is too short for its warm-up."""
-    from wm.training.codec_training import codec_warnings
-    from wm.training.pretraining import pretrain_warning
+    from wm.nano.train_codec import codec_warnings
+    from wm.nano.train_language_model import pretrain_warning
 
     line = pretrain_warning(_pretrain_settings(recipe))
     return [*codec_warnings(_codec_settings(recipe)), *([line] if line else [])]
 
 
 def _codec_settings(recipe: PretrainRecipe) -> Any:
-    from wm.training.codec_training import CodecSettings
+    from wm.nano.train_codec import CodecSettings
 
     return CodecSettings(encoder_steps=recipe.encoder_steps, decoder_steps=recipe.decoder_steps, seed=recipe.seed)
 
 
 def _pretrain_settings(recipe: PretrainRecipe) -> Any:
-    from wm.training.pretraining import PretrainSettings
+    from wm.nano.train_language_model import PretrainSettings
 
     return PretrainSettings(steps=recipe.steps, batch=recipe.batch, seed=recipe.seed)
 
 
 def _preset(recipe: PretrainRecipe) -> Any:
-    from wm.models.nano import NanoPreset
+    from wm.nano.preset import NanoPreset
 
     return NanoPreset(action_slot_tokens=recipe.action_slot_tokens)
 
@@ -121,9 +121,9 @@ def _codec(recipe: PretrainRecipe) -> tuple[Any, dict[str, float]]:
     from safetensors.torch import load_file, save_file
 
     from wm.models import ImageCodec
-    from wm.models.nano import build_codec
-    from wm.tabletop.scenes import random_camera, random_state, render
-    from wm.training.codec_training import train_codec
+    from wm.nano.preset import build_codec
+    from wm.nano.train_codec import train_codec
+    from wm.nano.world.scenes import random_camera, random_state, render
 
     blank = build_codec(_preset(recipe))
     kept, facts = Path(recipe.out) / "codec.safetensors", Path(recipe.out) / "codec.json"
@@ -154,9 +154,9 @@ def _documents(recipe: PretrainRecipe, codec: Any) -> tuple[Any, Any]:
     import torch
 
     from wm.models import pack
-    from wm.models.nano import build_nano
-    from wm.tabletop.actions import vocabulary
-    from wm.tabletop.documents import sample_document
+    from wm.nano.preset import build_nano
+    from wm.nano.world.actions import vocabulary
+    from wm.nano.world.documents import sample_document
 
     rng = np.random.default_rng([recipe.seed, 22])
     documents = []
@@ -176,7 +176,7 @@ def _documents(recipe: PretrainRecipe, codec: Any) -> tuple[Any, Any]:
 
 
 def _language_model(recipe: PretrainRecipe, vlm: Any, ids_MT: Any) -> dict[str, float]:
-    from wm.training.pretraining import pretrain
+    from wm.nano.train_language_model import pretrain
 
     with progress_bar(recipe.steps, "step", "language model") as bar:
 

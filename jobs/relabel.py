@@ -15,12 +15,12 @@ from wm.config import Recipe
 from wm.datasets.card import write_dataset_card
 from wm.errors import InputError
 from wm.images import decode_image, fit_square
+from wm.nano.world.actions import action_between
+from wm.nano.world.oracle import read_states
+from wm.nano.world.scenes import SIDE_PX
 from wm.paths import InputPath, OutputPath
 from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA, read_table, reject_row, write_table
 from wm.runs import Run, digest_of
-from wm.tabletop.actions import action_between
-from wm.tabletop.oracle import read_states
-from wm.tabletop.scenes import SIDE_PX
 
 
 class RelabelRecipe(Recipe):
@@ -69,7 +69,7 @@ def run(recipe: RelabelRecipe, *, dry_run: bool = False) -> dict[str, Any]:
 def _chosen_rows(recipe: RelabelRecipe) -> list[dict[str, Any]]:
     import pyarrow.compute as pc
 
-    from wm.datasets.selection import SELECTION_SCHEMA
+    from wm.datasets.selection.algorithm import SELECTION_SCHEMA
 
     chosen = read_table(recipe.selection, SELECTION_SCHEMA, ["triplet_id"]).column("triplet_id").combine_chunks()
     table = read_table(recipe.triplets)

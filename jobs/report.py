@@ -8,9 +8,9 @@ from pydantic import Field
 
 from wm import cli
 from wm.config import Recipe
-from wm.evaluation.claims import Labels
-from wm.evaluation.findings import read_findings
-from wm.evaluation.report import render_report
+from wm.evaluation.report.claims import Labels
+from wm.evaluation.report.findings import read_findings
+from wm.evaluation.report.report import render_report
 from wm.paths import InputPath, OutputPath
 from wm.runs import Run, digest_of, write_text
 

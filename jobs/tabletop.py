@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from jobs._ray import connect
+from jobs.shared.ray_session import connect
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.config import Recipe
@@ -40,7 +40,7 @@ def write_clips(folder: str, seeds: list[int]) -> str:
     """Draw and encode the clips of these seeds that do not stand yet; returns what is wrong with the disk, or ""."""
     import cv2
 
-    from wm.tabletop.videos import clip_path, plan_clip, write_clip
+    from wm.nano.world.videos import clip_path, plan_clip, write_clip
 
     cv2.setNumThreads(1)
     for seed in seeds:
@@ -102,7 +102,7 @@ def _write_videos(recipe: TabletopRecipe, folder: Path) -> None:
 
 
 def _write_pairs(recipe: TabletopRecipe, root: Path, splits: dict[str, int]) -> None:
-    from wm.tabletop.triplets import write_triplets
+    from wm.nano.world.triplets import write_triplets
 
     with progress_bar(sum(splits.values()), "pair", "tabletop pairs") as bar:
         for split, count in splits.items():

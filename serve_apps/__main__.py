@@ -14,7 +14,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from serve_apps.proxy import IMPORT_PATH, has_layers, set_environment
+from serve_apps.middleware.proxy import IMPORT_PATH, has_layers, set_environment
 from serve_apps.quiet import quiet_end, without_ray_threads
 from serve_apps.recipe import ServeRecipe, check_models
 from serve_apps.world_model import build

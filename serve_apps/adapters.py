@@ -9,9 +9,9 @@ from typing import Any, cast
 
 from ray import serve
 
+from serve_apps.openai import ApiError
 from serve_apps.process import Process
 from serve_apps.recipe import ADAPTER
-from wm.api import ApiError
 from wm.dynamics import Role, load_role
 from wm.errors import InputError
 from wm.models import read_manifest

@@ -12,8 +12,8 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
 from serve_apps import metrics
+from serve_apps.openai import ApiError
 from serve_apps.recipe import FDM, IDM
-from wm.api import ApiError
 from wm.errors import InputError
 
 TRIES = 4

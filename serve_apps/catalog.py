@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from serve_apps.openai import ApiError
 from serve_apps.recipe import FDM, IDM, OTHER_CODEC, ServeRecipe
-from wm.api import ApiError
 
 REFRESH_S = 5.0
 """After so long the folder of adapters is looked at again."""

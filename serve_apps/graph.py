@@ -17,8 +17,8 @@ from serve_apps.calls import call, method_of, stream
 from serve_apps.catalog import Catalog
 from serve_apps.fair import FairThreads, PixelBudget
 from serve_apps.keys import Key
+from serve_apps.openai import ApiError, Limits, count_pixels_of, prepare_image
 from serve_apps.recipe import FDM, IDM, ServeRecipe
-from wm.api import ApiError, Limits, count_pixels_of, prepare_image
 from wm.images import Pixels
 
 T = TypeVar("T")

@@ -1,4 +1,4 @@
-"""HTTP around ``wm.api``: the body read under a limit, forms taken apart, every error in OpenAI's shape."""
+"""HTTP around ``serve_apps.openai``: the body read under a limit, forms taken apart, every error in OpenAI's shape."""
 
 import asyncio
 import logging
@@ -15,10 +15,10 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.middleware import Middleware
 
+from serve_apps.openai import ApiError, Edit, EditFields, Limits, edit_from_form, edit_from_json
+from serve_apps.openai.ignored_fields import IgnoredFields, json_schema
+from serve_apps.openai.pictures import DATA_URL_SCHEMA, PIXEL_URL
 from serve_apps.openapi import DescribedApp
-from wm.api import ApiError, Edit, EditFields, Limits, edit_from_form, edit_from_json
-from wm.api.ignored import IgnoredFields, json_schema
-from wm.api.pictures import DATA_URL_SCHEMA, PIXEL_URL
 
 logger = logging.getLogger("ray.serve")
 

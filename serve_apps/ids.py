@@ -6,7 +6,7 @@ import uuid
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-from wm.api import ApiError
+from serve_apps.openai import ApiError
 
 _ID = re.compile(r"[\x21-\x7e]{1,512}")
 

@@ -6,13 +6,13 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.middleware import Middleware
 
-from serve_apps.cors import cors_layers
 from serve_apps.graph import Graph
-from serve_apps.guard import Guarded
 from serve_apps.http import create_app
 from serve_apps.keys import KeyRing
-from serve_apps.layers import Bounded, Traced
 from serve_apps.loopback import keep_replica_local
+from serve_apps.middleware.api_keys_guard import Guarded
+from serve_apps.middleware.cors import cors_layers
+from serve_apps.middleware.trace_and_bounds import Bounded, Traced
 from serve_apps.recipe import ServeRecipe
 from serve_apps.routes import chat, edits, models, playground, reference, rollouts, score
 

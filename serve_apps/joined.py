@@ -6,7 +6,7 @@ from contextvars import Context, copy_context
 from dataclasses import dataclass
 from typing import Any
 
-from wm.api import ApiError
+from serve_apps.openai import ApiError
 
 MOST_TOGETHER = 16
 """Questions in one call."""

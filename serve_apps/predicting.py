@@ -11,10 +11,10 @@ from torch import Tensor
 
 from serve_apps import metrics
 from serve_apps.messages import Ending, Found, Preview, Question, RolloutFound, StepFound
+from serve_apps.openai.edit_replies import choose, unranked_entries
 from wm.dynamics import Candidate, Prediction, RolloutState, Sampling, ScoredAction, Search, SearchState, Start
 from wm.images import Pixels
 from wm.judging import unchanged_share
-from wm.replies import choose, unranked_entries
 
 Score = Callable[[str, Any, str, Any], Awaitable[Sequence[tuple[float, int]]]]
 """From an IDM's name, source codes (N,), an action, candidates' codes (K, N): each one's logprob in nats and tokens."""

@@ -5,10 +5,10 @@ from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from serve_apps.cors import check_origins
 from serve_apps.keys import read_keys
-from wm.api import MAX_GUIDANCE, Limits
-from wm.api.pictures import TOGETHER
+from serve_apps.middleware.cors import check_origins
+from serve_apps.openai import MAX_GUIDANCE, Limits
+from serve_apps.openai.pictures import TOGETHER
 from wm.config import Recipe
 from wm.errors import InputError
 from wm.paths import InputPath, OptionalInputPath

@@ -7,7 +7,7 @@ from typing import Any
 from starlette.responses import StreamingResponse
 
 from serve_apps import metrics
-from wm.api import ApiError
+from serve_apps.openai import ApiError
 
 
 async def event_stream(events: AsyncGenerator[dict[str, Any], None], *, done: bool = False) -> StreamingResponse:

@@ -9,7 +9,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 # Read when a Ray session starts: tests of the server may come after others, in their session.
-os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "serve_apps.proxy:layers")
+os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "serve_apps.middleware.proxy:layers")
 
 import pytest
 import torch
@@ -30,9 +30,9 @@ def shared_data() -> Path:
 def ray_session() -> None:
     """A Ray session of this process. It takes 10 s to start, so that all tests share one, as jobs of one process do:
     it starts when the first test or job asks for it, and again after a test that ended it."""
-    from jobs import _ray
+    from jobs.shared import ray_session as shared_ray_session
 
-    _ray.connect()
+    shared_ray_session.connect()
 
 
 @pytest.fixture
@@ -49,15 +49,15 @@ def _ray_session_ends_with_the_tests() -> Iterator[None]:
 
 def _end_ray_session() -> None:
     if "ray" in sys.modules:
-        from jobs import _ray
+        from jobs.shared import ray_session as shared_ray_session
 
-        _ray.shutdown()
+        shared_ray_session.shutdown()
 
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random Chameleon (16 px, 4 tokens an image, 16 codes); read only."""
-    from wm.models.nano import write_random_base
+    from wm.nano.preset import write_random_base
 
     path = tmp_path_factory.mktemp("models") / "tiny_base"
     write_random_base(path, seed=0)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wm.api import ApiError, Limits, edit_from_form, edit_from_json
+from serve_apps.openai import ApiError, Limits, edit_from_form, edit_from_json
+from serve_apps.openai.edit_replies import edit_reply, encode_picture, unchanged_share
 from wm.images import decode_image, encode_png
-from wm.replies import edit_reply, encode_picture, unchanged_share
 
 LIMITS = Limits(max_prompt_chars=50, max_best_of=16, default_best_of=4)
 PNG = encode_png(np.full((4, 4, 3), 7, np.uint8))

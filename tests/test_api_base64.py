@@ -9,8 +9,16 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 
-from wm.api import ApiError, Limits, chat_from_json, edit_from_form, edit_from_json, rollout_from_json, score_from_json
-from wm.api.encoded import decode_base64
+from serve_apps.openai import (
+    ApiError,
+    Limits,
+    chat_from_json,
+    edit_from_form,
+    edit_from_json,
+    rollout_from_json,
+    score_from_json,
+)
+from serve_apps.openai.base64_images import decode_base64
 
 LIMITS = Limits()
 DATA = np.random.default_rng(3).bytes(301)  # with a + and a / among its digits, and padding

@@ -7,9 +7,9 @@ from types import ModuleType
 
 import pytest
 import torch
-from models_families import CODES, seeded, tiny_codec, word_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tests.helpers.models_families import CODES, seeded, tiny_codec, word_tokenizer
 from wm.dynamics import Sampling, propose_actions, sample_observations, verify
 from wm.models import FAMILIES, flatten, load_codec, load_model, save_model
 from wm.models.folders import write_codec_folder

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from wm.datasets.aurora import Item, Problem, list_items, load_pair
+from wm.datasets.pairs.aurora import Item, Problem, list_items, load_pair
 from wm.errors import InputError
 from wm.images import encode_png
 

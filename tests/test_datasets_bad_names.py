@@ -10,22 +10,22 @@ from urllib.parse import unquote_to_bytes, urlsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from annotate_data import recipe, rows
-from video_files import marked_frame, write_video
 
 import jobs.annotate
-from jobs._annotate_annotator import Annotator
-from jobs._annotate_decoder import Decoder
-from jobs._annotate_shards import shard_table
+from jobs.annotate.annotator import Annotator
+from jobs.annotate.decoder import Decoder
+from jobs.annotate.shards import shard_table
 from jobs.curves import CurvesRecipe
 from jobs.curves import run as run_curves
-from jobs.ingest import IngestRecipe
+from jobs.ingest.job import IngestRecipe
+from tests.helpers.annotate_data import recipe, rows
+from tests.helpers.video_files import marked_frame, write_video
 from wm.config import Recipe
-from wm.datasets.aurora import Item, Problem, list_items
-from wm.datasets.videos import list_videos, listing_digest, passed_over_of
+from wm.datasets.pairs.aurora import Item, Problem, list_items
+from wm.datasets.videos.videos import list_videos, listing_digest, passed_over_of
 from wm.errors import InputError
+from wm.files.uris import escape_path, escape_text, local_path
 from wm.images import encode_png
-from wm.uris import escape_path, escape_text, local_path
 
 BAD = b"caf\xe9 100%.mp4"
 
@@ -123,7 +123,7 @@ def test_each_becomes_a_reject_and_the_others_are_annotated(
         decoder.reader.close()
 
     monkeypatch.setattr(jobs.annotate, "_annotate", annotate)
-    record = jobs.annotate.run(recipe(tree, tiny_base, tmp_path / "out"))
+    record = jobs.annotate.job.run(recipe(tree, tiny_base, tmp_path / "out"))
     triplets, rejects = rows(tmp_path / "out")
     assert record["counts"]["rejects_by_reason"] == {"failed/bad_name": 2} and record["counts"]["videos"] == 3
     assert {row["video_uri"] for row in triplets} == {f"{tree}/wave/good.mp4"}

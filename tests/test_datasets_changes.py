@@ -6,8 +6,8 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from triplet_files import triplet
 
+from tests.helpers.triplet_files import triplet
 from wm.datasets.changes import Changes, changed_codes, count_changes, count_rows, sum_changes
 from wm.errors import InputError
 from wm.records import TRIPLET_SCHEMA, write_table

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from triplet_files import picture, triplet, write_output
 
+from tests.helpers.triplet_files import picture, triplet, write_output
 from wm.datasets.export import PROVENANCE, Context, Part, RowFilter, Slice, plan_export, read_selection, write_part
 from wm.datasets.export.plan import _Cutter
 from wm.datasets.export.rows import file_key, first_image_size, image_of, iterate_rows, json_row
-from wm.datasets.selection import SELECTION_SCHEMA
+from wm.datasets.selection.algorithm import SELECTION_SCHEMA
 from wm.errors import InputError
 from wm.images import fit_square
 from wm.records import TRIPLET_SCHEMA, stable_id, write_table

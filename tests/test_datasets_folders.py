@@ -1,9 +1,9 @@
 """Folders and globs in an object store: the same videos as in the same local tree."""
 
 import pytest
-from storage_servers import gs_server, s3_server
 
-from wm.datasets.videos import list_videos, listing_digest
+from tests.helpers.storage_servers import gs_server, s3_server
+from wm.datasets.videos.videos import list_videos, listing_digest
 from wm.errors import InputError
 
 NAMES = [

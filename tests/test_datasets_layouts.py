@@ -2,8 +2,8 @@
 
 import pytest
 
-from wm.datasets.layouts import class_rule
-from wm.datasets.videos import list_videos, listing_note
+from wm.datasets.videos.layouts import class_rule
+from wm.datasets.videos.videos import list_videos, listing_note
 from wm.errors import InputError
 
 UCF = ["HandstandPushups/v_HandStandPushups_g01_c01.avi", "YoYo/v_YoYo_g25_c03.avi"]

@@ -5,9 +5,9 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from storage_servers import http_server
 
-from wm.datasets.videos import LISTING_SCHEMA, list_videos, listing_digest, listing_note
+from tests.helpers.storage_servers import http_server
+from wm.datasets.videos.videos import LISTING_SCHEMA, list_videos, listing_digest, listing_note
 from wm.errors import InputError
 
 ROWS = [

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import imageio_ffmpeg
 import pytest
-from storage_servers import s3_server
-from video_files import marked_frame, write_video
 
-from jobs.annotate import run as run_annotate
+from jobs.annotate.job import run as run_annotate
 from jobs.curves import CurvesRecipe
 from jobs.curves import run as run_curves
-from jobs.plan import PlanRecipe
-from jobs.plan import run as run_plan
-from wm.datasets.passed_over import MAX_ENDINGS, MAX_NAMES, PassedOver, describe
-from wm.datasets.videos import VIDEO_SUFFIXES, list_videos, listing_note, passed_over_of
+from jobs.plan.job import PlanRecipe
+from jobs.plan.job import run as run_plan
+from tests.helpers.storage_servers import s3_server
+from tests.helpers.video_files import marked_frame, write_video
+from wm.datasets.videos.passed_over import MAX_ENDINGS, MAX_NAMES, PassedOver, describe
+from wm.datasets.videos.videos import VIDEO_SUFFIXES, list_videos, listing_note, passed_over_of
 from wm.errors import InputError
 from wm.video import scan_video
 
@@ -273,9 +273,8 @@ def test_plan_says_what_was_passed_over(clips, tmp_path, capsys):
 
 
 def test_annotate_says_what_was_passed_over(clips, tmp_path, tiny_base, capsys, monkeypatch):
-    from annotate_data import recipe
-
     import jobs.annotate
+    from tests.helpers.annotate_data import recipe
 
     one = recipe(clips, tiny_base, tmp_path / "out")
     run_annotate(one, dry_run=True)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wm.datasets.selection import (
+from wm.datasets.selection.algorithm import (
     SELECTION_SCHEMA,
     candidates,
     choose,
@@ -21,7 +21,7 @@ from wm.datasets.selection import (
     select_top_k,
     tally,
 )
-from wm.datasets.selection_rows import Criteria, id_words, keep_best, scored
+from wm.datasets.selection.rows import Criteria, id_words, keep_best, scored
 from wm.errors import InputError
 
 Row = dict[str, Any]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from wm.datasets.videos import LISTING_SCHEMA, list_videos, listing_digest, listing_note
+from wm.datasets.videos.videos import LISTING_SCHEMA, list_videos, listing_digest, listing_note
 from wm.errors import InputError
 
 

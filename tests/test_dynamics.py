@@ -5,8 +5,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from models_reference import lively, reference_logprob
 
+from tests.helpers.models_reference import lively, reference_logprob
 from wm.dynamics import (
     Sampling,
     ScoredAction,

@@ -7,8 +7,8 @@ from itertools import count
 import numpy as np
 import pytest
 import torch
-from models_reference import gather_actions, lively, reference_logits
 
+from tests.helpers.models_reference import gather_actions, lively, reference_logits
 from wm.dynamics import Decoder, Sampling, ScoredAction, propose_actions, score_actions
 from wm.dynamics.idm import Proposing
 from wm.errors import InputError

@@ -4,8 +4,8 @@ import hashlib
 
 import numpy as np
 import pytest
-from models_reference import lively
 
+from tests.helpers.models_reference import lively
 from wm.dynamics import Sampling, Search, predict_observations, roll_out, sample_observations, verify
 from wm.dynamics.rollout import step_seed
 from wm.errors import InputError

@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from models_reference import lively
 
+from tests.helpers.models_reference import lively
 from wm.dynamics import Sampling, Search, predict_observations, sample_observations, speculate_observations, verify
 from wm.dynamics.stopping import expected_gain, is_enough, rounds
 from wm.errors import InputError

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from wm.evaluation.adaptive import adaptive_rows, replay_adaptive, replay_fixed
-from wm.evaluation.report_adaptive import adaptive_part
-from wm.evaluation.scoring import Bank
+from wm.evaluation.metrics.images import Bank
+from wm.evaluation.report.adaptive import adaptive_part
 
 
 def bank_of(seed, *, items=6, total=8, max_unchanged=1.0):

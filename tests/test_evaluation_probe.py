@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from wm.errors import InputError
+from wm.evaluation.metrics.stats import figure, pearson, sample_std
 from wm.evaluation.probe import NEGATIVES, Likelihoods, pick_others, probe
-from wm.evaluation.stats import figure, pearson, sample_std
 
 ROWS, TOKENS = 12, 4
 

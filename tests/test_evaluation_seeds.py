@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models_reference import lively
-from training_data import random_rows, write_triplets
 
-from jobs import _predict_triplets
-from jobs._predict_triplets import predict_triplets
+from jobs.predict import triplets
+from jobs.predict.triplets import predict_triplets
+from tests.helpers.models_reference import lively
+from tests.helpers.training_data import random_rows, write_triplets
 from wm.dynamics import Search, predict_observations
 from wm.dynamics.roles import Role, Roles
 from wm.evaluation.heldout import HeldOut
-from wm.evaluation.scoring import sample_bank
+from wm.evaluation.metrics.images import sample_bank
 from wm.models import load_codec, load_model
 from wm.records import derive_seed, read_table, row_seeds
 from wm.sampling import Decoder, Sampling
@@ -94,12 +94,12 @@ def test_predictions_are_the_same_in_any_parts(role, held_out, tmp_path, monkeyp
     search = Search(best_of=4, margin=0.6, top=4)
     tables = []
     for place, (rows, part) in enumerate((([*range(ROWS)], 64), ([8, 3, 1, 0, 2, 7, 6, 5, 4], 2), ([6, 1], 1))):
-        monkeypatch.setattr(_predict_triplets, "ROWS_PER_PART", part)
+        monkeypatch.setattr(triplets, "ROWS_PER_PART", part)
         out, chosen = tmp_path / str(place), take(held_out, rows)
         list(predict_triplets(
             Roles(role, role), chosen, out, search=search, sampling=Sampling(), seed=5, batch_size=part,
         ))  # fmt: skip
-        found = read_table(out / "predictions", _predict_triplets.SCHEMA).to_pylist()
+        found = read_table(out / "predictions", triplets.SCHEMA).to_pylist()
         tables.append({(row["triplet_id"], row["rank"]): (row["codes"], row["seed"], row["draws"]) for row in found})
     assert tables[1] == tables[0] and len(tables[0]) > ROWS
     assert all(tables[0][key] == row for key, row in tables[2].items())

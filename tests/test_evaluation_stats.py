@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from wm.evaluation.claims import difference
+from wm.evaluation.metrics.images import Bank
+from wm.evaluation.metrics.stats import figure, half_interval, mean_interval, student_quantile
 from wm.evaluation.probe import Preference
-from wm.evaluation.scoring import Bank
-from wm.evaluation.stats import figure, half_interval, mean_interval, student_quantile
+from wm.evaluation.report.claims import difference
 from wm.evaluation.tables import Collected, build_tables, difference_rows
 from wm.records import row_seeds
 from wm.sampling import uniform_noise

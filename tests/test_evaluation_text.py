@@ -5,7 +5,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu import corpus_bleu
 
 from wm.errors import InputError
-from wm.evaluation.text import TEXT_METRICS, text_metrics
+from wm.evaluation.metrics.text import TEXT_METRICS, text_metrics
 
 
 def test_identical_texts_score_one():

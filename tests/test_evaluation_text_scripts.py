@@ -9,13 +9,13 @@ from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import Tokenizer
 from sacrebleu.metrics.bleu import BLEU
 
-from wm.evaluation.findings import Findings
+from wm.evaluation.metrics.text import ROUGE_METRICS, TEXT_METRICS, report_text, text_metrics
+from wm.evaluation.metrics.words import bleu_tokenizer, normalise, same_text, split_words
 from wm.evaluation.probe import Preference
-from wm.evaluation.report_figures import inverse_section, probe_section
-from wm.evaluation.summary import format_tables
+from wm.evaluation.report.figures import inverse_section, probe_section
+from wm.evaluation.report.findings import Findings
+from wm.evaluation.report.summary import format_tables
 from wm.evaluation.tables import Collected, build_tables
-from wm.evaluation.text import ROUGE_METRICS, TEXT_METRICS, report_text, text_metrics
-from wm.evaluation.words import bleu_tokenizer, normalise, same_text, split_words
 
 SPACED = {
     "ru": ("intl", ["открой дверь", "возьми красную чашку со стола", "Закрой ящик"],

@@ -12,20 +12,20 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from annotate_data import decode, recipe, write_videos
 from PIL import Image
-from video_files import read_mark, write_video
 
-from jobs._annotate_annotator import Annotator
-from jobs._annotate_decoder import Decoder
-from jobs._annotate_metrics import Metrics
-from jobs._annotate_pairs import even_chunks, halve_when_full
-from jobs._annotate_shards import shard_table
-from jobs._annotate_tables import DECODED_SCHEMA, PAIRS_SCHEMA
-from jobs.annotate import AnnotateRecipe, _watch, run
+from jobs.annotate.annotator import Annotator
+from jobs.annotate.decoder import Decoder
+from jobs.annotate.job import AnnotateRecipe, _watch, run
+from jobs.annotate.metrics import Metrics
+from jobs.annotate.pairs import even_chunks, halve_when_full
+from jobs.annotate.shards import shard_table
+from jobs.annotate.tables import DECODED_SCHEMA, PAIRS_SCHEMA
+from tests.helpers.annotate_data import decode, recipe, write_videos
+from tests.helpers.video_files import read_mark, write_video
 from wm.cli import main as cli_main
 from wm.datasets.filters import Filters
-from wm.datasets.videos import list_videos
+from wm.datasets.videos.videos import list_videos
 from wm.errors import InputError
 from wm.images import fit_square
 
@@ -245,7 +245,7 @@ def test_trouble_of_the_machine_ends_the_run_and_is_no_reject(videos, tiny_base,
 
     annotator = Annotator(one.annotator_settings())
     with monkeypatch.context() as patch:
-        patch.setattr("jobs._annotate_shards.write_table", full)
+        patch.setattr("jobs.annotate.shards.write_table", full)
         answer = annotator(clips)
     assert answer["errno"] == [errno.ENOSPC] and "No space left" in answer["problem"][0]
     decoder = Decoder(one.clip_settings(), one.download_settings(), one.dataset)

@@ -10,12 +10,12 @@ import uuid
 from pathlib import Path
 
 import pytest
-from video_files import marked_frame, write_video
 
 from cluster.local_nodes import local_nodes
-from jobs._annotate_shards import summarise
-from jobs._processes import actor_processes
-from jobs.annotate import AnnotateRecipe, run
+from jobs.annotate.job import AnnotateRecipe, run
+from jobs.annotate.shards import summarise
+from jobs.shared.processes import actor_processes
+from tests.helpers.video_files import marked_frame, write_video
 from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA, read_table
 
 NUM_GOOD, NUM_BAD = 44, 4

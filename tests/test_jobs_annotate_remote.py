@@ -6,13 +6,13 @@ import time
 from pathlib import Path
 
 import pytest
-from storage_servers import http_server, s3_server
-from video_files import marked_frame, write_video
 
-from jobs._annotate_decoder import Decoder
-from jobs._annotate_recipe import AnnotateRecipe
-from jobs._annotate_shards import shard_table
-from wm.datasets.listing import Entry, make_listing
+from jobs.annotate.decoder import Decoder
+from jobs.annotate.recipe import AnnotateRecipe
+from jobs.annotate.shards import shard_table
+from tests.helpers.storage_servers import http_server, s3_server
+from tests.helpers.video_files import marked_frame, write_video
+from wm.datasets.videos.listing import Entry, make_listing
 from wm.records import REJECT_SCHEMA, read_table
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,11 +9,11 @@ import urllib.request
 
 import numpy as np
 import pytest
-from annotate_data import recipe, rows, write_videos
-from video_files import write_video
 
-from jobs.annotate import run
-from wm.datasets.videos import list_videos
+from jobs.annotate.job import run
+from tests.helpers.annotate_data import recipe, rows, write_videos
+from tests.helpers.video_files import write_video
+from wm.datasets.videos.videos import list_videos
 from wm.errors import InputError
 
 

@@ -7,7 +7,7 @@ import shutil
 import pyarrow as pa
 import pytest
 
-from jobs._annotate_shards import (
+from jobs.annotate.shards import (
     TABLES,
     cut_shards,
     shards_with,
@@ -17,7 +17,7 @@ from jobs._annotate_shards import (
     tidy,
     write_shard,
 )
-from jobs._annotate_tables import CLIPS_SCHEMA, PAIRS_SCHEMA
+from jobs.annotate.tables import CLIPS_SCHEMA, PAIRS_SCHEMA
 from wm.errors import InputError
 from wm.records import fill_empty_tables, read_table, reject_row, triplet_row
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_data import random_rows, write_triplets
 
+from tests.helpers.training_data import random_rows, write_triplets
 from wm.cli import progress_bar
 
 JOBS = (

@@ -8,10 +8,10 @@ import sys
 import numpy as np
 import pytest
 
-from jobs import benchmark
-from jobs._benchmark_clips import H264, SHAPES, XVID, made_clips, scene
-from jobs._benchmark_common import interleaved, spread
-from jobs._benchmark_keyframes import decode, jaccard, naive, spearman
+from jobs.benchmark import job as benchmark
+from jobs.benchmark.clips import H264, SHAPES, XVID, made_clips, scene
+from jobs.benchmark.harness import interleaved, spread
+from jobs.benchmark.keyframes import decode, jaccard, naive, spearman
 from wm.video.decode import frames
 
 HEADLINES = [

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from jobs import _benchmark_gpu
-from jobs._benchmark_gpu import SHAPE, TINY, BenchmarkRecipe
-from jobs._benchmark_gpu_training import step_flops
-from jobs._benchmark_gpu_work import bytes_moved, weight_bytes
-from jobs._benchmark_sampling_models import ShapeModel
-from jobs.benchmark import main
+from jobs.benchmark import gpu as benchmark_gpu
+from jobs.benchmark.gpu import SHAPE, TINY, BenchmarkRecipe
+from jobs.benchmark.gpu_training import step_flops
+from jobs.benchmark.gpu_work import bytes_moved, weight_bytes
+from jobs.benchmark.job import main
+from jobs.benchmark.sampling_models import ShapeModel
 from wm.sampling import Decoder
 
 ABSENT = ("ray", "deepspeed", "decord", "av", "openai", "rouge_score", "sacrebleu", "cv2", "matplotlib", "boto3")
@@ -82,7 +82,7 @@ def test_flops_of_a_training_step():
 def test_what_is_measured_stands_when_the_time_is_up(tmp_path):
     """And what fails is named, and does not end the run."""
     recipe = BenchmarkRecipe(out=str(tmp_path / "gpu.json"), device="cpu", quick=True, seconds=1000.0)
-    record = _benchmark_gpu.Record(recipe, TINY)
+    record = benchmark_gpu.Record(recipe, TINY)
     assert record.measure("first", lambda: {"s": 1.0})["s"] == 1.0
 
     def broken():
@@ -112,7 +112,7 @@ def test_bad_settings_are_told(tmp_path, capsys):
 def test_models_sampling_and_the_benchmark_need_no_ray():
     """Nor anything else that a bare GPU machine lacks: they are imported where it cannot be found."""
     modules = ("wm.models", "wm.sampling", "wm.dynamics", "wm.training.loss", "wm.training.adapters")
-    lines = [f"ABSENT = {ABSENT!r}", HIDING, *(f"import {name}" for name in (*modules, "jobs._benchmark_gpu"))]
+    lines = [f"ABSENT = {ABSENT!r}", HIDING, *(f"import {name}" for name in (*modules, "jobs.benchmark.gpu"))]
     root = str(Path(__file__).resolve().parents[1])
     command = [sys.executable, "-c", "\n".join(["import sys", f"sys.path.insert(0, {root!r})", *lines])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from jobs._benchmark_sampling_models import Shape, ShapeModel, generate
-from jobs._benchmark_sampling_work import count_sampling, count_scoring, score_unshared, turns
-from jobs.benchmark import main
+from jobs.benchmark.job import main
+from jobs.benchmark.sampling_models import Shape, ShapeModel, generate
+from jobs.benchmark.sampling_work import count_sampling, count_scoring, score_unshared, turns
 from wm.dynamics.scoring import completion_logprobs
 from wm.sampling import Decoder
 

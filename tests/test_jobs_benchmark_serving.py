@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from jobs._benchmark_serving_load import Tally, percentiles, server_timing
-from jobs.benchmark import main
+from jobs.benchmark.job import main
+from jobs.benchmark.serving_load import Tally, percentiles, server_timing
 
 
 @pytest.mark.timeout(600)

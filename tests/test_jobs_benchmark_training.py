@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
-from jobs._benchmark_training_counts import MaskOfBytes, peak_bytes, saved_bytes, with_masks_of_bytes
-from jobs._benchmark_training_models import Shape, module_of, our_step, ours, peft_step, with_peft
-from jobs.benchmark import main
+from jobs.benchmark.job import main
+from jobs.benchmark.training_counts import MaskOfBytes, peak_bytes, saved_bytes, with_masks_of_bytes
+from jobs.benchmark.training_models import Shape, module_of, our_step, ours, peft_step, with_peft
 from wm.training import Lora
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`", "ignore:Model has `tie_word")

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from jobs.curves import CURVES_SCHEMA, CurvesRecipe, evenly_spaced, main, run, safe_name
-from tests.video_files import marked_frame, write_video
+from tests.helpers.video_files import marked_frame, write_video
 from wm.video import KEYFRAME_RULES, choose_keyframes, scan_video
 from wm.viewer.curves import COLOURS, Choice, draw_curve
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from models_roles import write_roles
 
 from jobs import evaluate
 from jobs.evaluate import EvaluateRecipe
+from tests.helpers.models_roles import write_roles
 from wm.dynamics import Decoder, Sampling, sample_observations, verify
 from wm.errors import InputError
 from wm.evaluation import units as units_module
@@ -213,9 +213,9 @@ def test_goes_on_where_it_stopped(tiny_base, triplets, tmp_path, monkeypatch):
 
 
 def test_oracle_judges_the_tabletop(tmp_path):
-    from wm.models.nano import NanoPreset, write_random_base
-    from wm.tabletop.actions import vocabulary
-    from wm.tabletop.triplets import sample_triplet
+    from wm.nano.preset import NanoPreset, write_random_base
+    from wm.nano.world.actions import vocabulary
+    from wm.nano.world.triplets import sample_triplet
 
     base = tmp_path / "base"
     preset = NanoPreset(hidden_size=32, num_layers=1, num_heads=2, mlp_size=32)
@@ -285,7 +285,7 @@ def test_dry_run_writes_nothing(tiny_base, triplets, tmp_path, capsys):
 
 
 def test_another_codec_is_refused_before_models_are_loaded(tiny_base, triplets, tmp_path):
-    from wm.models.nano import write_random_base
+    from wm.nano.preset import write_random_base
 
     write_random_base(tmp_path / "other", seed=9)
     models = {"x": {"path": str(tmp_path / "other"), "role": "fdm", "label": "X"}}

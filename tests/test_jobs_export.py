@@ -11,14 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from export_data import COUNT, provenance, recipe, select, write_world
 from PIL import Image
-from triplet_files import LABELS, picture, triplet, write_output
 
 from jobs import export
 from jobs.export import main, run
-from wm.datasets.aurora import Item, list_items, load_pair
+from tests.helpers.export_data import COUNT, provenance, recipe, select, write_world
+from tests.helpers.triplet_files import LABELS, picture, triplet, write_output
 from wm.datasets.export import PROVENANCE
+from wm.datasets.pairs.aurora import Item, list_items, load_pair
 from wm.errors import InputError, OtherRunError
 from wm.images import encode_png
 from wm.records import TRIPLET_SCHEMA, triplet_row, write_table

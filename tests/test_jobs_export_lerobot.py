@@ -10,11 +10,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from export_data import COUNT, provenance, recipe, write_world
 from PIL import Image
-from triplet_files import picture, triplet, write_output
 
 from jobs.export import run
+from tests.helpers.export_data import COUNT, provenance, recipe, write_world
+from tests.helpers.triplet_files import picture, triplet, write_output
 from wm.datasets.export import PROVENANCE
 from wm.errors import InputError
 from wm.images import decode_image, fit_square

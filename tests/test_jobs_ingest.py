@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.ingest import IngestRecipe, main, run
+from jobs.ingest.job import IngestRecipe, main, run
 from wm.errors import InputError, OtherRunError
 from wm.images import decode_image, encode_png, fit_square
 from wm.models import load_codec

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from video_files import marked_frame, read_mark, write_video
 
-from jobs.ingest import IngestRecipe, run
-from wm.datasets.aurora import Problem
-from wm.datasets.narrated import list_narrated
+from jobs.ingest.job import IngestRecipe, run
+from tests.helpers.video_files import marked_frame, read_mark, write_video
+from wm.datasets.pairs.aurora import Problem
+from wm.datasets.pairs.narrated import list_narrated
 from wm.errors import InputError
 from wm.images import decode_image
 from wm.records import REJECT_SCHEMA, read_table

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from video_files import marked_frame, write_video
 
-from jobs.plan import PlanRecipe, main, run
+from jobs.plan.job import PlanRecipe, main, run
+from tests.helpers.video_files import marked_frame, write_video
 from wm.errors import InputError
 from wm.runs import write_json
 

@@ -10,15 +10,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from training_data import random_rows, write_triplets
 
-from jobs import _predict_triplets, predict
-from jobs.predict import PredictRecipe, main
+from jobs.predict import job as predict
+from jobs.predict import triplets as predict_triplets
+from jobs.predict.job import PredictRecipe, main
+from tests.helpers.training_data import random_rows, write_triplets
 from wm.dynamics import Search, predict_observations, roll_out
 from wm.errors import InputError, OtherRunError
 from wm.images import decode_image, encode_png
 from wm.models import load_codec, load_model
-from wm.models.nano import write_random_base
+from wm.nano.preset import write_random_base
 from wm.records import row_seeds
 
 ACTIONS = ["put", "move the red cup"]
@@ -94,7 +95,7 @@ def test_a_rollout_is_written_whole(tiny_base, tmp_path, picture, capsys):
 
 
 def test_triplets_are_predicted_in_parts_and_gone_on_with(tiny_base, tmp_path, triplets, monkeypatch):
-    monkeypatch.setattr(_predict_triplets, "ROWS_PER_PART", 2)
+    monkeypatch.setattr(predict_triplets, "ROWS_PER_PART", 2)
     more = {"triplets": str(triplets), "best_of": 4, "top": 2, "seed": 3, "margin": 0.9, "block": 2}
     recipe = recipe_of(tiny_base, tmp_path, **more)
     done: list[int] = []
@@ -105,14 +106,14 @@ def test_triplets_are_predicted_in_parts_and_gone_on_with(tiny_base, tmp_path, t
         done.append(1)
         return predict_observations(*arguments, **settings)
 
-    monkeypatch.setattr(_predict_triplets, "predict_observations", stop)
+    monkeypatch.setattr(predict_triplets, "predict_observations", stop)
     with pytest.raises(KeyboardInterrupt):
         predict.run(recipe)
     parts = tmp_path / "out" / "predictions"
     assert [path.name for path in parts.iterdir()] == ["part-00000.parquet"]
     assert not (tmp_path / "out" / "run.json").exists()
     kept = (parts / "part-00000.parquet").stat().st_mtime_ns
-    monkeypatch.setattr(_predict_triplets, "predict_observations", predict_observations)
+    monkeypatch.setattr(predict_triplets, "predict_observations", predict_observations)
     record = predict.run(recipe)
     assert (parts / "part-00000.parquet").stat().st_mtime_ns == kept
     rows = pq.read_table(parts).to_pylist()

@@ -9,12 +9,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from models_roles import write_roles
 from safetensors.torch import load_file, save_file
-from training_data import random_rows, write_triplets
 
-from jobs import _roles, predict
-from jobs.predict import PredictRecipe
+from jobs.predict import job as predict
+from jobs.predict.job import PredictRecipe
+from jobs.shared import roles as shared_roles
+from tests.helpers.models_roles import write_roles
+from tests.helpers.training_data import random_rows, write_triplets
 from wm.dynamics import Search, predict_observations
 from wm.errors import InputError
 from wm.images import encode_png
@@ -49,8 +50,10 @@ def predicted(recipe: PredictRecipe) -> tuple[list[list[int]], list[float]]:
 @pytest.mark.parametrize(("weights", "dtype"), [*itertools.product(["merged", "shared"], ["float32", "bfloat16"])])
 def test_predictions_are_those_of_the_models_loaded_alone(folders, triplets, monkeypatch, weights, dtype):
     asked, out = [], folders / f"{weights}-{dtype}"
-    read = _roles.load_roles
-    monkeypatch.setattr(_roles, "load_roles", lambda *paths, **how: asked.append(read(*paths, **how)) or asked[-1])
+    read = shared_roles.load_roles
+    monkeypatch.setattr(
+        shared_roles, "load_roles", lambda *paths, **how: asked.append(read(*paths, **how)) or asked[-1]
+    )
     recipe = recipe_of(folders, out, triplets=str(triplets), weights=weights, dtype=dtype)
     codes, logprobs = predicted(recipe)
     assert asked[0].fdm.decoder.dtype is getattr(torch, dtype)
@@ -78,7 +81,7 @@ def test_a_base_is_for_the_adapter_beside_a_full_model(folders, triplets, tmp_pa
 
 
 def test_weights_that_cannot_be_shared_are_told_before_they_are_read(folders, triplets, tmp_path, monkeypatch):
-    monkeypatch.setattr(_roles, "load_roles", lambda *paths, **how: pytest.fail("was read"))
+    monkeypatch.setattr(shared_roles, "load_roles", lambda *paths, **how: pytest.fail("was read"))
     recipe = recipe_of(folders, tmp_path / "out", idm=str(folders / "full"), triplets=str(triplets), weights="shared")
     with pytest.raises(
         InputError, match=r"sharing weights needs both roles over one base, but fdm .* is an adapter of"
@@ -99,7 +102,7 @@ def test_guidance_that_the_family_has_not_is_told_first(folders, triplets, tmp_p
     def refuse(vlm):
         raise InputError("guidance is not supported")
 
-    monkeypatch.setattr(_roles, "need_guidable", refuse)
+    monkeypatch.setattr(shared_roles, "need_guidable", refuse)
     with pytest.raises(InputError, match="guidance is not supported"):
         predict.run(recipe_of(folders, tmp_path / "out", triplets=str(triplets), sampling={"guidance_text": 2.0}))
     assert not (tmp_path / "out").exists()

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from jobs.relabel import RelabelRecipe, run
-from wm.datasets.selection import SELECTION_SCHEMA
+from wm.datasets.selection.algorithm import SELECTION_SCHEMA
 from wm.errors import InputError
 from wm.images import encode_png
+from wm.nano.world.actions import Action, action_between, actions_of, parse_action, random_action
+from wm.nano.world.oracle import action_is_right
+from wm.nano.world.scenes import Camera, State, random_state, render
 from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA, read_table, triplet_row, write_table
-from wm.tabletop.actions import Action, action_between, actions_of, parse_action, random_action
-from wm.tabletop.oracle import action_is_right
-from wm.tabletop.scenes import Camera, State, random_state, render
 
 
 def _row(number: int, source: State, target: State, action: str) -> dict[str, Any]:

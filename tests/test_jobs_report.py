@@ -7,11 +7,11 @@ import pytest
 from jobs import report
 from jobs.report import ReportRecipe
 from wm.errors import InputError
-from wm.evaluation.charts import Line, line_chart, nice_ticks, thin_out
-from wm.evaluation.claims import Labels, difference, judge_claims
-from wm.evaluation.page import heat_uri
-from wm.evaluation.report_figures import curves
-from wm.evaluation.stats import figure
+from wm.evaluation.metrics.stats import figure
+from wm.evaluation.report.charts import Line, line_chart, nice_ticks, thin_out
+from wm.evaluation.report.claims import Labels, difference, judge_claims
+from wm.evaluation.report.figures import curves
+from wm.evaluation.report.page import heat_uri
 from wm.images import encode_png
 
 NASTY = "move <script>alert('x')</script> & \"cup\""

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models_reference import lively, reference_logits
-from output_tables import check_stage
-from training_data import random_rows, write_triplets
 
 from jobs import gate as gate_job
 from jobs import imagine as imagine_job
-from jobs._train_screen import gate_lines
 from jobs.gate import GateRecipe, gain_of
 from jobs.imagine import ImagineRecipe
-from wm.datasets.pairing import pair_actions
+from jobs.train.report import gate_lines
+from tests.helpers.models_reference import lively, reference_logits
+from tests.helpers.output_tables import check_stage
+from tests.helpers.training_data import random_rows, write_triplets
+from wm.datasets.pairs.pairing import pair_actions
 from wm.dynamics import Sampling, Search, sample_observations, score_actions
 from wm.errors import InputError
 from wm.evaluation import gates

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import jobs._select_files
-from jobs.select import SelectRecipe, main, run
-from wm.datasets.selection import COLUMNS, SELECTION_SCHEMA, select_top_k
+import jobs.select.files
+from jobs.select.job import SelectRecipe, main, run
+from wm.datasets.selection.algorithm import COLUMNS, SELECTION_SCHEMA, select_top_k
 from wm.errors import InputError, OtherRunError
 from wm.images import encode_png
 from wm.records import TRIPLET_SCHEMA, read_table, triplet_row, write_table
@@ -142,8 +142,8 @@ def test_any_files_give_the_selection_of_one_table(
     annotation(place / "a", rows, cuts)
     settings_ = {"k": k, "score": wanted[0], "min_score": wanted[1], "rows_per_part": rows_per_part}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jobs._select_files, "BATCH_ROWS", batch_rows)
-        patch.setattr(jobs._select_files, "GROUP_FILES", 2)
+        patch.setattr(jobs.select.files, "BATCH_ROWS", batch_rows)
+        patch.setattr(jobs.select.files, "GROUP_FILES", 2)
         run(SelectRecipe(triplets=str(place / "a"), out=str(place / "out"), **settings_))
     expected = select_top_k(columns_of(rows, COLUMNS), k, *wanted)
     assert chosen_of(place / "out").equals(expected)
@@ -261,7 +261,7 @@ def test_a_killed_run_leaves_nothing_in_the_next(tmp_path: Path, monkeypatch: py
     rows = made_rows(100)
     annotation(tmp_path / "a", rows, [])
     recipe_ = SelectRecipe(triplets=str(tmp_path / "a"), out=str(tmp_path / "out"), k=50, rows_per_part=10)
-    choose = jobs._select_files.choose
+    choose = jobs.select.files.choose
 
     def broken(rows: pa.Table, plan: Any, part: int) -> pa.Table:
         if part == 2:
@@ -269,7 +269,7 @@ def test_a_killed_run_leaves_nothing_in_the_next(tmp_path: Path, monkeypatch: py
         return choose(rows, plan, part)
 
     with monkeypatch.context() as patch:
-        patch.setattr(jobs._select_files, "choose", broken)
+        patch.setattr(jobs.select.files, "choose", broken)
         with pytest.raises(OSError, match="No space left"):
             run(recipe_)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["run.unfinished.json", "selection"]
@@ -337,7 +337,7 @@ def write_coded(folder: Path, rows: list[dict[str, Any]], cut: int = 70) -> None
 def test_rows_whose_codes_do_not_change_are_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: int, rows_per_part: int
 ) -> None:
-    monkeypatch.setattr(jobs._select_files, "CODE_BATCH_ROWS", 32)
+    monkeypatch.setattr(jobs.select.files, "CODE_BATCH_ROWS", 32)
     rows = coded(made_rows(200, seed=2))
     write_coded(tmp_path / "a", rows)
 

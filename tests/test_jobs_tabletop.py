@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from jobs.tabletop import TabletopRecipe, run, write_clips
-from wm.datasets.aurora import Item, list_items, load_pair
-from wm.datasets.videos import list_videos
+from wm.datasets.pairs.aurora import Item, list_items, load_pair
+from wm.datasets.videos.videos import list_videos
 from wm.errors import OtherRunError
+from wm.nano.world.oracle import action_is_right
+from wm.nano.world.videos import clip_path, plan_clip
 from wm.runs import read_run, write_json
-from wm.tabletop.oracle import action_is_right
-from wm.tabletop.videos import clip_path, plan_clip
 
 
 def recipe(out: Path, **changes: Any) -> TabletopRecipe:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs._tasks import each
+from jobs.shared.tasks import each
 from wm.cli import cause_to_tell
 from wm.errors import InputError
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kills import children
-from release_config import VOCABULARY, write_release_config
-from training_data import random_rows, write_triplets
 
-from jobs.train import main, run
+from jobs.train.job import main, run
+from tests.helpers.kills import children
+from tests.helpers.release_config import VOCABULARY, write_release_config
+from tests.helpers.training_data import random_rows, write_triplets
 from wm.errors import InputError
 from wm.models import load_model
 from wm.records import triplet_row
@@ -197,7 +197,7 @@ def test_another_process_joins_the_session_that_is_named(ray_session: None) -> N
 
     address = ray.get_runtime_context().gcs_address
     script = (
-        "from jobs import _ray; _ray.connect(); _ray.connect(); "
+        "from jobs.shared import ray_session; ray_session.connect(); ray_session.connect(); "
         "import ray; print(ray.get_runtime_context().gcs_address)"
     )
     joined = subprocess.run(

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training_data import random_rows, write_triplets
 
-from jobs.train import main, run
+from jobs.train.job import main, run
+from tests.helpers.training_data import random_rows, write_triplets
 from wm.errors import InputError
 from wm.models import load_codec
 from wm.training import TrainRecipe

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from training_data import random_rows, write_triplets
 
-from jobs._train_screen import gate_lines, last_line, table_of
-from jobs.train import main, run
+from jobs.train.job import main, run
+from jobs.train.report import gate_lines, last_line, table_of
+from tests.helpers.training_data import random_rows, write_triplets
 from wm.dynamics import score_actions
 from wm.dynamics.fdm import score_observations
 from wm.errors import InputError

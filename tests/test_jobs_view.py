@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.view import ViewRecipe, main, run
-from tests.viewer_data import triplet, write_annotation
+from tests.helpers.viewer_data import triplet, write_annotation
 from wm.errors import OtherRunError
 
 

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from models_folders import IDS, copy_of, logits, rewrite, with_adapter
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import ChameleonForConditionalGeneration
 
+from tests.helpers.models_folders import IDS, copy_of, logits, rewrite, with_adapter
 from wm.errors import InputError
 from wm.models import (
     base_id_of,
@@ -15,7 +15,7 @@ from wm.models import (
     read_manifest,
     save_model,
 )
-from wm.models.nano import write_random_base
+from wm.nano.preset import write_random_base
 
 
 @pytest.fixture

@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from models_reference import lively, reference_logits
 from torch.nn import functional as F
 from transformers import ChameleonForConditionalGeneration
 from transformers.models.chameleon.modeling_chameleon import ChameleonImageVocabularyMapping
 
+from tests.helpers.models_reference import lively, reference_logits
 from wm.errors import InputError
 from wm.models import load_model, pack
-from wm.models.chameleon import image_rows_of, image_token_name
-from wm.models.nano import TINY, TINY_WORDS, build_nano
+from wm.models.families.chameleon import image_rows_of, image_token_name
+from wm.nano.preset import TINY, TINY_WORDS, build_nano
 
 SOURCE, TARGET = [3, 0, 15, 7], [3, 1, 15, 9]
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from models_folders import IDS, copy_of, logits, rewrite
-from models_reference import lively, reference_logits
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer, ChameleonForConditionalGeneration
 
+from tests.helpers.models_folders import IDS, copy_of, logits, rewrite
+from tests.helpers.models_reference import lively, reference_logits
 from wm.errors import InputError
 from wm.models import (
     base_id_of,
@@ -21,8 +21,8 @@ from wm.models import (
     read_manifest,
     save_model,
 )
-from wm.models.nano import write_random_base
 from wm.models.weights import fingerprint, list_tensors
+from wm.nano.preset import write_random_base
 
 
 def test_full_model_round_trip_is_exact(tiny_base, tmp_path):

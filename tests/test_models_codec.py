@@ -9,9 +9,9 @@ from transformers.models.chameleon.image_processing_pil_chameleon import Chamele
 
 from wm.errors import InputError
 from wm.models import change_map, load_codec
-from wm.models.codec import ImageCodec, PixelScale
-from wm.models.nano import TINY, build_codec
-from wm.models.vqgan import VQGAN, ChannelNorm
+from wm.models.codec.codec import ImageCodec, PixelScale
+from wm.models.codec.vqgan import VQGAN, ChannelNorm
+from wm.nano.preset import TINY, build_codec
 
 CONFIG = {
     "embed_dim": 8,

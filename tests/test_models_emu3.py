@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from models_families import ACTION, GRID, OTHER, greedy_by_hand, write_emu3
 from transformers import Emu3ForConditionalGeneration
 
+from tests.helpers.models_families import ACTION, GRID, OTHER, greedy_by_hand, write_emu3
 from wm.dynamics import Sampling, propose_actions, sample_observations, score_observations, verify
 from wm.errors import InputError
 from wm.models import flatten, load_codec, load_model, pack

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from models_families import ACTION, GRID, write_emu3, write_janus, write_liquid
 from transformers import Emu3ForConditionalGeneration, JanusForConditionalGeneration
 
+from tests.helpers.models_families import ACTION, GRID, write_emu3, write_janus, write_liquid
 from wm.errors import InputError
 from wm.models import flatten, load_codec, load_model, save_model
 

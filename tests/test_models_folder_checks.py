@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from models_families import write_emu3, write_janus, write_liquid
-from models_folders import copy_of, logits, rewrite, with_adapter
-from models_vlms import WRITERS
 from safetensors.torch import load_file, save_file
 from transformers.integrations import hub_kernels
 
+from tests.helpers.models_families import write_emu3, write_janus, write_liquid
+from tests.helpers.models_folders import copy_of, logits, rewrite, with_adapter
+from tests.helpers.models_vlms import WRITERS
 from wm.dynamics.vlm_scorer import load_vlm_scorer
 from wm.errors import InputError
 from wm.models import base_id_of, load_codec, load_model, save_model, weights

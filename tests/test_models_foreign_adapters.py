@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from models_families import write_emu3, write_janus, write_liquid
-from models_folders import IDS
 from peft import (
     AdaLoraConfig,
     IA3Config,
@@ -28,10 +26,12 @@ from transformers import (
 )
 
 from jobs.convert import ConvertRecipe, run
+from tests.helpers.models_families import write_emu3, write_janus, write_liquid
+from tests.helpers.models_folders import IDS
 from wm.dynamics import load_role
 from wm.errors import InputError
 from wm.models import base_id_of, load_codec, load_model, read_manifest
-from wm.models.nano import write_random_base
+from wm.nano.preset import write_random_base
 from wm.runs import read_run
 
 CLASSES = {

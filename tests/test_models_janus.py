@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from models_families import ACTION, GRID, OTHER, greedy_by_hand, write_janus
 from torch.nn import functional as F
 from transformers import JanusForConditionalGeneration
 
+from tests.helpers.models_families import ACTION, GRID, OTHER, greedy_by_hand, write_janus
 from wm.dynamics import Sampling, propose_actions, sample_observations, score_observations, verify
 from wm.errors import InputError
 from wm.models import flatten, load_codec, load_model, pack

@@ -5,11 +5,19 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from models_families import ACTION, SOURCE, TARGET, greedy_by_hand, liquid_tokenizer, tiny_codec, write_liquid
-from models_release import random_whole, write_release
 from safetensors.torch import load_file, save_file
 from transformers import GemmaForCausalLM
 
+from tests.helpers.models_families import (
+    ACTION,
+    SOURCE,
+    TARGET,
+    greedy_by_hand,
+    liquid_tokenizer,
+    tiny_codec,
+    write_liquid,
+)
+from tests.helpers.models_release import random_whole, write_release
 from wm.dynamics import Sampling, propose_actions, sample_observations, score_actions, score_observations, verify
 from wm.errors import InputError
 from wm.models import flatten, load_codec, load_model, pack, save_model

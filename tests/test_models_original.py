@@ -4,7 +4,11 @@ import json
 
 import pytest
 import torch
-from models_release import (
+from safetensors.torch import load_file, save_file
+from transformers import ChameleonForConditionalGeneration, ChameleonVQVAEConfig
+from transformers.models.chameleon.modeling_chameleon import ChameleonImageVocabularyMapping
+
+from tests.helpers.models_release import (
     IDS,
     NUM_CODES,
     Sizes,
@@ -17,16 +21,12 @@ from models_release import (
     vocabulary,
     write_release,
 )
-from safetensors.torch import load_file, save_file
-from transformers import ChameleonForConditionalGeneration, ChameleonVQVAEConfig
-from transformers.models.chameleon.modeling_chameleon import ChameleonImageVocabularyMapping
-
 from wm.errors import InputError
 from wm.models import base_id_of, is_model_folder, load_model, read_manifest, save_model
-from wm.models.chameleon import image_rows_of
-from wm.models.original import find_release, mlp_size, read_config
+from wm.models.families.chameleon import image_rows_of
 from wm.models.original_save import params_of
-from wm.models.original_weights import half_split, interleaved
+from wm.models.release.read import find_release, mlp_size, read_config
+from wm.models.release.weights import half_split, interleaved
 
 PLAIN = Sizes()
 

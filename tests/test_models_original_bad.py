@@ -5,13 +5,13 @@ import shutil
 
 import pytest
 import torch
-from models_release import (
+
+from tests.helpers.models_release import (
     logits,
     random_whole,
     tokenizer_json,
     write_release,
 )
-
 from wm.errors import InputError
 from wm.models import load_model
 

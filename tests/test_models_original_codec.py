@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from models_release import NUM_CODES, PlainVqgan, random_vqgan, random_whole, vqgan_yaml, write_release
 from safetensors.torch import load_file, save_file
 
+from tests.helpers.models_release import NUM_CODES, PlainVqgan, random_vqgan, random_whole, vqgan_yaml, write_release
 from wm.errors import InputError
 from wm.models import load_codec, load_model, read_manifest, save_model
-from wm.models.original_vqgan import read_vqgan_config, write_vqgan_yaml
+from wm.models.release.vqgan import read_vqgan_config, write_vqgan_yaml
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from models_release import PlainVqgan, Sizes, Whole, original_logits, random_whole, write_release
 
+from tests.helpers.models_release import PlainVqgan, Sizes, Whole, original_logits, random_whole, write_release
 from wm.errors import InputError
 from wm.models import load_codec, load_model, save_model
-from wm.models.nano import TINY, TINY_WORDS, write_random_base
 from wm.models.original_save import save_original
+from wm.nano.preset import TINY, TINY_WORDS, write_random_base
 
 IDS = [0, 21, 4, 5, 6, 19, 20, 24, 25, 9]
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from models_reference import lively
 
+from tests.helpers.models_reference import lively
 from wm.errors import InputError
 from wm.models import Segment, flatten, load_model, pack
 from wm.models.prompts import SpecialIds, layout

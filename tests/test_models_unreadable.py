@@ -4,11 +4,11 @@ import json
 import shutil
 
 import pytest
-from models_families import write_emu3, write_janus, write_liquid
-from models_folders import copy_of
 from safetensors.torch import load_file, save_file
 
-from jobs import annotate
+from jobs.annotate import job as annotate
+from tests.helpers.models_families import write_emu3, write_janus, write_liquid
+from tests.helpers.models_folders import copy_of
 from wm.dynamics.vlm_scorer import load_vlm_scorer
 from wm.errors import InputError
 from wm.models import hub_hint, load_codec, load_model

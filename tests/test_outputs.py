@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from triplet_files import LABELS, picture, triplet, write_output
 
-from jobs import _ray
+from jobs.shared import ray_session as shared_ray_session
+from tests.helpers.triplet_files import LABELS, picture, triplet, write_output
 from wm.datasets.card import license_lines, license_sentence, write_dataset_card
 from wm.errors import InputError
 from wm.records import read_table
@@ -153,7 +153,7 @@ def test_pandas_reads_values_lists_and_nulls(out: Path) -> None:
 def test_ray_data_reads_it_in_parallel(out: Path, ray_session: None) -> None:
     import ray
 
-    _ray.quiet_data()
+    shared_ray_session.quiet_data()
     found = ray.data.read_parquet(str(out / "triplets")).take_all()
     by_id = {row["triplet_id"]: row for row in found}
     assert len(by_id) == len(found) == 10

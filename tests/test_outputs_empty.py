@@ -8,25 +8,25 @@ import datasets
 import numpy as np
 import pandas as pd
 import pytest
-from annotate_data import recipe as annotate_recipe
-from annotate_data import write_videos
-from export_data import recipe as export_recipe
-from output_tables import check_stage, check_table
-from triplet_files import picture, triplet, write_output
 
 import jobs.annotate
 import jobs.ingest
-from jobs._annotate_annotator import Annotator
-from jobs._annotate_decoder import Decoder
-from jobs._annotate_shards import shard_table
+from jobs.annotate.annotator import Annotator
+from jobs.annotate.decoder import Decoder
+from jobs.annotate.shards import shard_table
 from jobs.export import run as run_export
-from jobs.ingest import Ingestor, IngestRecipe
+from jobs.ingest.job import Ingestor, IngestRecipe
 from jobs.relabel import RelabelRecipe
 from jobs.relabel import run as run_relabel
-from jobs.select import SelectRecipe
-from jobs.select import run as run_select
+from jobs.select.job import SelectRecipe
+from jobs.select.job import run as run_select
+from tests.helpers.annotate_data import recipe as annotate_recipe
+from tests.helpers.annotate_data import write_videos
+from tests.helpers.export_data import recipe as export_recipe
+from tests.helpers.output_tables import check_stage, check_table
+from tests.helpers.triplet_files import picture, triplet, write_output
 from wm.datasets.card import split_names, write_dataset_card
-from wm.datasets.selection import SELECTION_SCHEMA
+from wm.datasets.selection.algorithm import SELECTION_SCHEMA
 from wm.images import encode_png
 from wm.records import STAGE_TABLES, TRIPLET_SCHEMA, fill_empty_tables, write_table
 
@@ -88,7 +88,7 @@ def test_annotations_of_every_outcome_open(
 
     monkeypatch.setattr(jobs.annotate, "_annotate", annotate)
     videos = write_videos(tmp_path / "videos") / folder
-    counts = jobs.annotate.run(annotate_recipe(videos, tiny_base, tmp_path / "out"))["counts"]
+    counts = jobs.annotate.job.run(annotate_recipe(videos, tiny_base, tmp_path / "out"))["counts"]
     assert counts["triplets"] >= triplets and counts["filtered"] + counts["failed"] >= rejects
     check_stage(tmp_path / "out", counts["triplets"], counts["filtered"] + counts["failed"])
     for name in ("clips", "pairs"):
@@ -112,14 +112,14 @@ def test_ingested_sets_of_every_outcome_open(
     rows = [{"instruction": "x", "input": "a.png", "output": "a.png"}] * good
     rows += [{"instruction": "x", "input": "a.png", "output": "gone.png"}] * bad
     (root / "rows.json").write_text(json.dumps(rows))
-    jobs.ingest.run(IngestRecipe(root=str(root), file="rows.json", out=str(tmp_path / "out"), shard_rows=2))
+    jobs.ingest.job.run(IngestRecipe(root=str(root), file="rows.json", out=str(tmp_path / "out"), shard_rows=2))
     check_stage(tmp_path / "out", good, bad)
 
 
 @pytest.mark.parametrize(("labels", "triplets", "rejects"), [("truth", 0, 3), ("shuffled", 3, 0)])
 def test_relabelled_sets_of_every_outcome_open(tmp_path: Path, labels: Any, triplets: int, rejects: int) -> None:
     """Between two equal images of the tabletop there is no action."""
-    from wm.tabletop.scenes import Camera, random_state, render
+    from wm.nano.world.scenes import Camera, random_state, render
 
     rng = np.random.default_rng(0)
     image = {"bytes": encode_png(render(random_state(rng), Camera(), rng)), "path": None}

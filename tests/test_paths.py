@@ -14,7 +14,7 @@ from wm.config import Recipe
 from wm.errors import InputError
 from wm.paths import SUBMITTED_JOB, absolute_path, check_tracking_uri, path_key
 from wm.training import TrainRecipe
-from wm.training.boards import need_packages
+from wm.training.monitoring.trackers import need_packages
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -23,6 +23,7 @@ NO_PATHS = {
     *(
         "action",
         "PredictRecipe.actions",
+        "cors_origins",
         "classes",
         "dataset",
         "label",
@@ -98,7 +99,8 @@ def test_every_text_key_is_marked_as_path_or_known_as_none() -> None:
 
 def test_every_job_has_an_output_key() -> None:
     names = {kind.__name__ for kind, _ in OUTPUTS}
-    commands = {path.stem for path in (ROOT / "jobs").glob("[a-z]*.py")} - {"benchmark"}
+    packages = {path.parent.name for path in (ROOT / "jobs").glob("*/__main__.py")}
+    commands = {path.stem for path in (ROOT / "jobs").glob("[a-z]*.py")} | packages - {"benchmark"}
     assert len(commands) >= 17
     assert {name for name in commands if f"{name.title()}Recipe" not in names} == set()
     assert {name for kind, name in OUTPUTS if kind is TrainRecipe} == {"out", "token_cache", "checkpoints"}

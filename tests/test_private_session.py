@@ -136,7 +136,7 @@ def test_ray_reads_the_variable_and_the_constant() -> None:
 WORKER = """
 import sys
 import torch, torch.distributed as dist
-from jobs._train_backend import _serve_store, _set_store
+from jobs.train.torch_backend import _serve_store, _set_store
 rank, port = int(sys.argv[1]), int(sys.argv[2])
 if rank == 0:
     port = _serve_store(60)

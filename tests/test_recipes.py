@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from jobs.annotate import AnnotateRecipe
+from jobs.annotate.job import AnnotateRecipe
 from jobs.bootstrap import BootstrapRecipe, plan, run
-from jobs.ingest import IngestRecipe
-from jobs.plan import PlanRecipe
-from jobs.select import SelectRecipe
+from jobs.ingest.job import IngestRecipe
+from jobs.plan.job import PlanRecipe
+from jobs.select.job import SelectRecipe
 from wm.config import Recipe, read_toml
 from wm.errors import InputError
 from wm.training import TrainRecipe

@@ -5,12 +5,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models_reference import lively, reference_logits
 
+from tests.helpers.models_reference import lively, reference_logits
 from wm.dynamics import score_actions
 from wm.errors import InputError
 from wm.models import flatten, load_model
-from wm.models.nano import NanoPreset, build_nano
+from wm.nano.preset import NanoPreset, build_nano
 from wm.sampling import (
     Decoder,
     Sampling,

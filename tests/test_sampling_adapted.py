@@ -4,14 +4,14 @@ import copy
 
 import pytest
 import torch
-from models_reference import lively, reference_logits
 from peft import IA3Config, LoraConfig, get_peft_model
 
+from tests.helpers.models_reference import lively, reference_logits
 from wm.errors import InputError
 from wm.models import flatten, load_model
 from wm.sampling import Decoder, Sampling, sample_images
 from wm.sampling.adapted import Matrix, matrix_of
-from wm.sampling.linear import linear, linears
+from wm.sampling.kernels.linear import linear, linears
 
 EVERY = r".*\.layers\.\d+\..*(q|k|v|o|gate|up|down)_proj"
 pytestmark = pytest.mark.filterwarnings("ignore:Model has `tie_word", "ignore:`is_gradient_checkpointing`")
@@ -99,7 +99,7 @@ def test_products_with_copies_and_a_low_rank_part(monkeypatch, rows, bias, turne
     matrix = Matrix(found.weight, bias, found.low_rank)
     whole = found.weight.double() + (found.low_rank.down.double() @ found.low_rank.up.double()).T
     exact = given.double() @ whole.T + (0 if bias is None else bias.double())
-    monkeypatch.setattr("wm.sampling.linear.TURNED_UP_TO", turned_up_to)
+    monkeypatch.setattr("wm.sampling.kernels.linear.TURNED_UP_TO", turned_up_to)
     product = linear(matrix, 8)
     assert (product.turned is None) == (turned_up_to == 0) == (product.packed is not None)
     close = {"atol": 1e-5, "rtol": 1e-5}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from wm.sampling.attention import attend_shared, attend_step
+from wm.sampling.kernels.attention import attend_shared, attend_step
 
 ROWS, HEADS, WIDTH, PREFIX = 3, 4, 16, 37
 # At a scale of 12 nearly all weight is on one key; there the rounding of scores in fewer bits is all one would see.

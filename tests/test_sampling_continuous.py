@@ -4,12 +4,12 @@ import random
 
 import pytest
 import torch
-from models_reference import lively
 
+from tests.helpers.models_reference import lively
 from wm.errors import InputError
 from wm.models import flatten, load_model
 from wm.sampling import Decoder, ImagePool, ImageRequest, Sampling, sample_images
-from wm.sampling import continuous as module
+from wm.sampling import scheduler as module
 
 
 @pytest.fixture(scope="module")

@@ -4,20 +4,20 @@ import copy
 from types import SimpleNamespace
 
 import pytest
-import sampling_reference
 import torch
 import transformers
-from models_reference import lively, reference_logits
 from peft import LoraConfig, get_peft_model
 from transformers import ChameleonConfig, ChameleonModel, GemmaConfig, GemmaModel, LlamaConfig, LlamaModel
 
+from tests.helpers import sampling_reference
+from tests.helpers.models_reference import lively, reference_logits
 from wm.errors import InputError
 from wm.models import flatten, load_model
 from wm.sampling import Decoder, Sampling, generate_texts, sample_images
 from wm.sampling.adapted import Matrix
-from wm.sampling.attention import attend_shared, attend_tails
-from wm.sampling.linear import Linear, Linears, linear, linears
-from wm.sampling.view import view_of_modules
+from wm.sampling.kernels.attention import attend_shared, attend_tails
+from wm.sampling.kernels.linear import Linear, Linears, linear, linears
+from wm.sampling.weights_view import view_of_modules
 
 SIZES = {
     "vocab_size": 61,
@@ -241,7 +241,7 @@ def test_tails_are_used_where_nothing_is_padded(vlm, monkeypatch):
 
     with torch.no_grad():
         plain = hidden(sources, 0)
-        monkeypatch.setattr("wm.sampling.decoder.can_flash", lambda query: calls.append(1) or True)
+        monkeypatch.setattr("wm.sampling.model_runner.can_flash", lambda query: calls.append(1) or True)
         torch.testing.assert_close(hidden(sources, 0), plain, atol=2e-5, rtol=2e-5)
         assert len(calls) == len(decoder.view.layers)
         hidden([sources[0], sources[1][:-1]], 0)
@@ -344,7 +344,7 @@ def test_decoders_of_another_kind_are_refused(vlm):
 @pytest.mark.parametrize("turned_up_to", [24 * 40 - 1, 24 * 40])
 def test_products_with_copies_are_the_plain_ones(monkeypatch, rows, bias, turned_up_to):
     """A large matrix is packed, a small one turned."""
-    monkeypatch.setattr("wm.sampling.linear.TURNED_UP_TO", turned_up_to)
+    monkeypatch.setattr("wm.sampling.kernels.linear.TURNED_UP_TO", turned_up_to)
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(24, 40, generator=generator)
     given, other = torch.randn(rows, 40, generator=generator), torch.randn(rows, 24, generator=generator)

@@ -9,15 +9,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from models_families import write_emu3, write_janus, write_liquid
-from models_reference import lively
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.helpers.models_families import write_emu3, write_janus, write_liquid
+from tests.helpers.models_reference import lively
 from wm.models import flatten, load_model
-from wm.models.nano import TINY, TINY_WORDS, NanoPreset, build_nano
-from wm.sampling import Decoder, Sampling, graphs, sample_images, triton_attention
-from wm.sampling.graphs import StaticSteps, compiled_parts
+from wm.nano.preset import TINY, TINY_WORDS, NanoPreset, build_nano
+from wm.sampling import Decoder, Sampling, sample_images
 from wm.sampling.guidance import Candidates
+from wm.sampling.kernels import cuda_graphs, triton_attention
+from wm.sampling.kernels.cuda_graphs import StaticSteps, compiled_parts
 from wm.sampling.slots import Slots
 
 PRESET = NanoPreset(**{**vars(TINY), "channel_multiplier": (1, 1, 1)})
@@ -72,7 +73,7 @@ def both(vlm, dtype, count=3, **settings):
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("family", ["chameleon", "swin", "liquid", "emu3", "janus"])
 def test_codes_are_those_of_plain_decoding(models, family, sampling, monkeypatch):
-    monkeypatch.setattr(graphs, "BUCKET", 5)
+    monkeypatch.setattr(cuda_graphs, "BUCKET", 5)
     if family == "emu3" and sampling == "guided":
         pytest.skip("no guidance for this family")
     for dtype in (torch.float64, torch.float32):
@@ -85,21 +86,21 @@ def test_codes_are_those_of_plain_decoding(models, family, sampling, monkeypatch
 @pytest.mark.parametrize("bucket", [1, 4, 15, 16, 128])
 @pytest.mark.parametrize("num_samples", [1, 8])
 def test_buckets_change_nothing(models, bucket, num_samples, monkeypatch):
-    monkeypatch.setattr(graphs, "BUCKET", bucket)
+    monkeypatch.setattr(cuda_graphs, "BUCKET", bucket)
     plain, static = both(models["chameleon"], torch.float32, count=1, num_samples=num_samples, seed=2)
     assert torch.equal(static, plain)
 
 
 def test_no_more_is_read_than_the_bucket_holds(models, monkeypatch):
     seen = []
-    monkeypatch.setattr(graphs, "BUCKET", 6)
-    attend = graphs.attend_shared
+    monkeypatch.setattr(cuda_graphs, "BUCKET", 6)
+    attend = cuda_graphs.attend_shared
 
     def watch(query, prefix_keys, prefix_values, own_keys, own_values, **hidden):
         seen.append(own_keys.shape[2])
         return attend(query, prefix_keys, prefix_values, own_keys, own_values, **hidden)
 
-    monkeypatch.setattr(graphs, "attend_shared", watch)
+    monkeypatch.setattr(cuda_graphs, "attend_shared", watch)
     both(models["chameleon"], torch.float32, count=1, num_samples=2)
     layers = PRESET.num_layers
     assert seen == [6] * 6 * layers + [12] * 6 * layers + [16] * 3 * layers, "15 steps: the last code needs none"
@@ -262,7 +263,7 @@ def test_what_cannot_be_recorded_is_called(models, monkeypatch, caplog):
         raise RuntimeError("operation not permitted\nwhen the stream is capturing")
 
     monkeypatch.setattr(StaticSteps, "record", broken)
-    monkeypatch.setattr(graphs, "can_attend", lambda decoder: decoder.kernels)
+    monkeypatch.setattr(cuda_graphs, "can_attend", lambda decoder: decoder.kernels)
     decoder = Decoder(vlm, stepping="compiled")
     with caplog.at_level(logging.WARNING):
         assert torch.equal(sample_images(vlm, prefixes, num_samples=2, decoder=decoder), expected)

@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from models_families import CODES, GRID, write_emu3, write_janus, write_liquid
 from transformers import GemmaForCausalLM, JanusForConditionalGeneration
 
+from tests.helpers.models_families import CODES, GRID, write_emu3, write_janus, write_liquid
 from wm.errors import InputError
 from wm.models import flatten, load_model
 from wm.sampling import Decoder, sample_images
-from wm.sampling.continuous import ImagePool, ImageRequest
 from wm.sampling.guidance import guided_prefixes
 from wm.sampling.noise import Sampling, uniform_noise
+from wm.sampling.scheduler import ImagePool, ImageRequest
 from wm.sampling.speculative import speculate_images
 
 ACTION = "move the red cup"

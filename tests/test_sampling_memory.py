@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from models_reference import lively
 
+from tests.helpers.models_reference import lively
 from wm.models import flatten, load_model
 from wm.sampling import Decoder, sample_images, speculate_images
 from wm.sampling.batches import (

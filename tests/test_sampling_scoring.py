@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from models_reference import lively, reference_logprob
 
+from tests.helpers.models_reference import lively, reference_logprob
 from wm.dynamics import score_actions, score_observations
 from wm.dynamics.scoring import completion_logprobs
 from wm.models import flatten, load_model

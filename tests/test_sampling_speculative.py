@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from models_reference import lively
 
+from tests.helpers.models_reference import lively
 from wm.dynamics import sample_observations, speculate_observations
 from wm.errors import InputError
 from wm.models import flatten
-from wm.models.nano import TINY, TINY_WORDS, NanoPreset, build_nano
+from wm.nano.preset import TINY, TINY_WORDS, NanoPreset, build_nano
 from wm.sampling import Decoder, Sampling, sample_images, speculate_images
 
 PRESET = NanoPreset(**{**vars(TINY), "channel_multiplier": (1, 1, 1)})

@@ -5,10 +5,10 @@ import os
 import shutil
 
 import pytest
-from models_roles import add_adapter
 
 from serve_apps import adapters as served
 from serve_apps.adapters import adapters_in
+from tests.helpers.models_roles import add_adapter
 from wm.models import base_id_of, load_model, save_model
 
 ADAPTER_CONFIG, MANIFEST = "adapter_config.json", "wm_model.json"

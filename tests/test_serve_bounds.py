@@ -7,14 +7,14 @@ import tracemalloc
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from serve_hostile import BODIES, PATHS, PNG
-from serve_local import local_app
 from starlette.testclient import TestClient
 
 from serve_apps.graph import SMALL_BYTES
+from serve_apps.openai import ApiError, Limits, chat_from_json, edit_from_json, rollout_from_json, score_from_json
+from serve_apps.openai.body_structure import MAX_DEPTH, MAX_NUMBER_CHARS, check_structure
 from serve_apps.recipe import ServeRecipe
-from wm.api import ApiError, Limits, chat_from_json, edit_from_json, rollout_from_json, score_from_json
-from wm.api.structure import MAX_DEPTH, MAX_NUMBER_CHARS, check_structure
+from tests.helpers.serve_hostile import BODIES, PATHS, PNG
+from tests.helpers.serve_local import local_app
 
 PARSERS = {
     "/v1/images/edits": edit_from_json,
@@ -164,7 +164,7 @@ def http(tiny_base):
 
 @pytest.mark.parametrize("path", PATHS)
 def test_large_bodies_are_parsed_off_the_event_loop(http, path, monkeypatch):
-    from wm.api import checks
+    from serve_apps.openai import checks
 
     names = []
 

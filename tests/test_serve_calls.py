@@ -7,7 +7,7 @@ from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import BackPressureError
 
 from serve_apps.calls import TRIES, call, stream
-from wm.api import ApiError
+from serve_apps.openai import ApiError
 
 
 class Busy:

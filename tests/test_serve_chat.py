@@ -9,9 +9,6 @@ import numpy as np
 import openai
 import pytest
 import torch
-from models_reference import gather_actions, reference_logits
-from serve_local import local_app, local_graph
-from serve_questions import ACTIONS, URLS, folders_of, library_of, messages, score
 from starlette.testclient import TestClient
 
 from serve_apps import metrics
@@ -20,6 +17,9 @@ from serve_apps.messages import WhatHappened
 from serve_apps.model_thread import ModelThread
 from serve_apps.proposing import Proposer
 from serve_apps.recipe import ServeRecipe
+from tests.helpers.models_reference import gather_actions, reference_logits
+from tests.helpers.serve_local import local_app, local_graph
+from tests.helpers.serve_questions import ACTIONS, URLS, folders_of, library_of, messages, score
 from wm.dynamics import Sampling, propose_actions, score_actions
 from wm.dynamics.idm import Proposing
 from wm.models import flatten

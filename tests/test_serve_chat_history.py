@@ -7,13 +7,13 @@ import httpx2
 import openai
 import pytest
 from openai.types.chat import ParsedChatCompletionMessage
-from serve_local import local_app
-from serve_questions import URLS, folders_of, messages
 from starlette.testclient import TestClient
 
+from serve_apps.openai import Limits, chat, chat_from_json
+from serve_apps.openai.pictures import data_url_bytes
 from serve_apps.recipe import ServeRecipe
-from wm.api import Limits, chat, chat_from_json
-from wm.api.pictures import data_url_bytes
+from tests.helpers.serve_local import local_app
+from tests.helpers.serve_questions import URLS, folders_of, messages
 
 SETTINGS = {"n": 2, "temperature": 0.8, "seed": 5, "logprobs": True, "top_logprobs": 2, "max_tokens": 9}
 ASSISTANT = {"role": "assistant", "content": "move the red cup left"}

@@ -5,11 +5,11 @@ import json
 
 import numpy as np
 import pytest
-from serve_local import local_app
-from serve_questions import URLS, folders_of, messages
 from starlette.testclient import TestClient
 
 from serve_apps.recipe import ServeRecipe
+from tests.helpers.serve_local import local_app
+from tests.helpers.serve_questions import URLS, folders_of, messages
 from wm.images import encode_png
 
 

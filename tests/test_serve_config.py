@@ -13,7 +13,7 @@ from ray.serve.schema import ServeDeploySchema
 from serve_apps.__main__ import main as serve_main
 from serve_apps.recipe import ServeRecipe
 from wm.errors import InputError
-from wm.models.nano import write_random_base
+from wm.nano.preset import write_random_base
 
 ROOT = Path(__file__).resolve().parents[1]
 

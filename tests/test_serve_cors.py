@@ -5,15 +5,15 @@ import hashlib
 import threading
 
 import pytest
-from serve_hostile import BODIES, PNG
-from serve_local import local_app
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from serve_apps.proxy import layers, set_environment
+from serve_apps.middleware.proxy import layers, set_environment
 from serve_apps.recipe import ServeRecipe
+from tests.helpers.serve_hostile import BODIES, PNG
+from tests.helpers.serve_local import local_app
 from wm.errors import InputError
 
 PAGE, OTHER = "https://app.example", "https://evil.example"

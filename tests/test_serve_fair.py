@@ -6,8 +6,8 @@ import threading
 import pytest
 
 from serve_apps.fair import FairThreads, PixelBudget
+from serve_apps.openai import ApiError
 from serve_apps.recipe import ServeRecipe
-from wm.api import ApiError
 from wm.errors import InputError
 
 

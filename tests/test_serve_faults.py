@@ -10,10 +10,10 @@ import httpx2
 import numpy as np
 import openai
 import pytest
-from kills import children
 from ray import serve
 
 from serve_apps.__main__ import APPLICATION, StartRecipe, start, stop
+from tests.helpers.kills import children
 from wm.images import encode_png
 
 KILLS = int(os.environ.get("WM_KILLS", "3"))

@@ -7,13 +7,9 @@ import openai
 import pytest
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase
 from openai.types.image_edit_params import ImageEditParamsBase
-from serve_hostile import BODIES, PNG, URL
-from serve_local import local_app
-from serve_questions import folders_of, messages
 from starlette.testclient import TestClient
 
-from serve_apps.recipe import ServeRecipe
-from wm.api import (
+from serve_apps.openai import (
     ChatFields,
     EditFields,
     Limits,
@@ -23,7 +19,11 @@ from wm.api import (
     edit_from_json,
     rollout_from_json,
 )
-from wm.api.chat import NEUTRAL, chat_schema
+from serve_apps.openai.chat import NEUTRAL, chat_schema
+from serve_apps.recipe import ServeRecipe
+from tests.helpers.serve_hostile import BODIES, PNG, URL
+from tests.helpers.serve_local import local_app
+from tests.helpers.serve_questions import folders_of, messages
 
 CHAT, EDITS = "/v1/chat/completions", "/v1/images/edits"
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}

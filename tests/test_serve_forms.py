@@ -6,11 +6,11 @@ import json
 import numpy as np
 import openai
 import pytest
-from serve_hostile import BODIES, PNG, saved
-from serve_local import local_app
 from starlette.testclient import TestClient
 
 from serve_apps.recipe import ServeRecipe
+from tests.helpers.serve_hostile import BODIES, PNG, saved
+from tests.helpers.serve_local import local_app
 from wm.images import encode_png
 
 EDITS = "/v1/images/edits"

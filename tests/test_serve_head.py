@@ -3,11 +3,11 @@
 import hashlib
 
 import pytest
-from serve_local import local_app
 from starlette.testclient import TestClient
 
 from serve_apps.recipe import ServeRecipe
 from serve_apps.routes import chat, edits, models, playground, reference, rollouts, score
+from tests.helpers.serve_local import local_app
 
 PAGES = ["/", "/docs", "/docs/files/swagger-ui.css", "/openapi.json", "/health", "/playground/predict.js"]
 PAGES += ["/playground/samples", "/playground/samples/0.png"]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from serve_hostile import (
+
+from tests.helpers.serve_hostile import (
     BAD_IMAGES,
     BODIES,
     GOOD_IMAGES,

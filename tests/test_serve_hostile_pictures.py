@@ -3,7 +3,8 @@
 import base64
 
 import pytest
-from serve_hostile import (
+
+from tests.helpers.serve_hostile import (
     BAD_IMAGES,
     BODIES,
     FRAMES,
@@ -15,7 +16,6 @@ from serve_hostile import (
     url_of,
     with_image,
 )
-
 from wm.images import decode_image, encode_png
 
 

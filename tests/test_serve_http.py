@@ -9,7 +9,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse
 
 from serve_apps.http import create_app, edit_openapi, read_edit
-from wm.api import Limits
+from serve_apps.openai import Limits
 from wm.images import encode_png
 
 PNG = encode_png(np.zeros((4, 4, 3), np.uint8))

@@ -6,7 +6,7 @@ from contextvars import ContextVar
 import pytest
 
 from serve_apps.joined import MOST_TOGETHER, Joined
-from wm.api import ApiError
+from serve_apps.openai import ApiError
 
 WHO = ContextVar("WHO", default="nobody")
 

@@ -9,17 +9,17 @@ import threading
 import numpy as np
 import openai
 import pytest
-from serve_local import local_app
 from starlette.testclient import TestClient
 
 from serve_apps import keys as keys_module
 from serve_apps import metrics
 from serve_apps.__main__ import StartRecipe
 from serve_apps.__main__ import main as serve_main
-from serve_apps.guard import Allowance, Guarded, duration, is_page
 from serve_apps.ingress import _layers
 from serve_apps.keys import Key, KeyRing, main, read_keys
+from serve_apps.middleware.api_keys_guard import Allowance, Guarded, duration, is_page
 from serve_apps.recipe import ServeRecipe
+from tests.helpers.serve_local import local_app
 from wm.errors import InputError
 from wm.images import encode_png
 

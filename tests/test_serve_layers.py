@@ -9,18 +9,16 @@ from pkgutil import iter_modules
 import httpx2
 import pytest
 from fastapi import Request
-from playground_server import served
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from serve_apps import metrics, routes
-from serve_apps.guard import is_page
 from serve_apps.http import create_app
 from serve_apps.keys import Key
-from serve_apps.layers import GONE, Bounded, Traced
-from serve_apps.proxy import (
+from serve_apps.middleware.api_keys_guard import is_page
+from serve_apps.middleware.proxy import (
     KEYS_VARIABLE,
     ORIGINS_VARIABLE,
     GuardedPages,
@@ -29,9 +27,11 @@ from serve_apps.proxy import (
     layers,
     set_environment,
 )
+from serve_apps.middleware.retry import Repeated
+from serve_apps.middleware.trace_and_bounds import GONE, Bounded, Traced
+from serve_apps.openai import ApiError
 from serve_apps.recipe import ServeRecipe
-from serve_apps.repeat import Repeated
-from wm.api import ApiError
+from tests.helpers.playground_server import served
 from wm.errors import InputError
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from serve_local import local_app
 from starlette.testclient import TestClient
 
 from serve_apps import metrics
 from serve_apps.recipe import ServeRecipe
+from tests.helpers.serve_local import local_app
 from wm.dynamics import speculate_observations
 from wm.images import encode_png
 from wm.models import load_codec, load_model

@@ -5,9 +5,9 @@ import threading
 
 import pytest
 import torch
-from models_reference import lively
 
 from serve_apps.model_thread import ModelThread
+from tests.helpers.models_reference import lively
 from wm.dynamics.fdm import forward_prefix
 from wm.models import load_model
 from wm.sampling import Decoder, ImagePool, ImageRequest, Sampling, sample_images

@@ -11,8 +11,8 @@ from fastapi.testclient import TestClient
 from serve_apps.http import create_app
 from serve_apps.routes.playground import router, samples
 from wm.images import decode_image
-from wm.tabletop import parse_action, read_states
-from wm.tabletop.scenes import SIDE_PX
+from wm.nano.world import parse_action, read_states
+from wm.nano.world.scenes import SIDE_PX
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "serve_apps" / "playground"

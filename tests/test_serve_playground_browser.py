@@ -10,10 +10,10 @@ import pytest
 from PIL import Image, ImageSequence
 
 from serve_apps.recipe import ServeRecipe
-from tests.browser import Browser
-from tests.playground_pages import NOISE, SIDE_PX, act, frames, pixels_of, start, watched
-from tests.playground_server import served
-from tests.serve_local import local_app
+from tests.helpers.browser import Browser
+from tests.helpers.playground_pages import NOISE, SIDE_PX, act, frames, pixels_of, start, watched
+from tests.helpers.playground_server import served
+from tests.helpers.serve_local import local_app
 from wm.images import encode_png
 
 

@@ -5,9 +5,9 @@ import time
 import numpy as np
 import pytest
 
-from tests.browser import Browser
-from tests.playground_pages import act, frames, pixels_of, start, watched
-from tests.playground_server import HOSTILE, KEY, Scripted, picture, served
+from tests.helpers.browser import Browser
+from tests.helpers.playground_pages import act, frames, pixels_of, start, watched
+from tests.helpers.playground_server import HOSTILE, KEY, Scripted, picture, served
 
 
 @pytest.fixture(scope="module")

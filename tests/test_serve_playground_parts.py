@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
-from tests.browser import Browser
-from tests.playground_pages import SIDE_PX, frames, pixels_of, watched
-from tests.playground_server import Scripted, picture, served
+from tests.helpers.browser import Browser
+from tests.helpers.playground_pages import SIDE_PX, frames, pixels_of, watched
+from tests.helpers.playground_server import Scripted, picture, served
 from wm.images import decode_image, fit_square
 
 

@@ -18,7 +18,7 @@ import ray
 
 from serve_apps import metrics
 from serve_apps.__main__ import StartRecipe, start, stop
-from serve_apps.proxy import has_layers
+from serve_apps.middleware.proxy import has_layers
 from wm.images import encode_png
 
 KEY, RARE_KEY = "wm-alice", "wm-ursula"

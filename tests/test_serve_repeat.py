@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from serve_apps.repeat import Repeated
+from serve_apps.middleware.retry import Repeated
 
 SCOPE = {"type": "http", "method": "POST", "path": "/v1/images/edits", "headers": []}
 PIECES = [b"one ", b"two ", b"three"]

@@ -9,15 +9,15 @@ import socket
 import httpx2
 import numpy as np
 import pytest
-from models_families import write_emu3
-from models_roles import add_adapter, write_roles
 from PIL import Image
-from serve_local import local_replicas
 
 from serve_apps.__main__ import StartRecipe, start, stop
 from serve_apps.__main__ import main as serve_main
 from serve_apps.messages import Question
 from serve_apps.recipe import FDM, IDM, ServeRecipe
+from tests.helpers.models_families import write_emu3
+from tests.helpers.models_roles import add_adapter, write_roles
+from tests.helpers.serve_local import local_replicas
 from wm.dynamics import (
     Sampling,
     load_role,
@@ -30,7 +30,7 @@ from wm.dynamics import (
 from wm.errors import InputError
 from wm.images import decode_image, encode_png, fit_square
 from wm.models import load_codec, load_model, save_model
-from wm.models.nano import write_random_base
+from wm.nano.preset import write_random_base
 
 ACTION = "move the red cup left"
 SOURCE = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)

@@ -8,13 +8,13 @@ import re
 import httpx2
 import numpy as np
 import pytest
-from serve_local import local_app
 from starlette.testclient import TestClient
 
-from jobs._benchmark_serving_load import server_timing
+from jobs.benchmark.serving_load import server_timing
 from serve_apps import metrics
 from serve_apps.predicting import preview_places
 from serve_apps.recipe import ServeRecipe
+from tests.helpers.serve_local import local_app
 from wm.dynamics import Sampling, Search, predict_observations, roll_out, sample_observations
 from wm.images import decode_image, encode_png
 from wm.models import load_codec, load_model

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode, checks
 from schemathesis.specs.openapi import checks as openapi_checks
-from serve_local import local_app
 
 from serve_apps.recipe import ServeRecipe
+from tests.helpers.serve_local import local_app
 from wm.images import encode_png
 
 CASES = int(os.environ.get("WM_SCHEMA_CASES", "200"))

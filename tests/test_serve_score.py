@@ -4,11 +4,11 @@ import base64
 
 import numpy as np
 import pytest
-from serve_local import local_app
-from serve_questions import ACTIONS, URLS, folders_of, library_of, score
 from starlette.testclient import TestClient
 
 from serve_apps.recipe import ServeRecipe
+from tests.helpers.serve_local import local_app
+from tests.helpers.serve_questions import ACTIONS, URLS, folders_of, library_of, score
 from wm.dynamics import score_actions
 from wm.images import encode_png
 

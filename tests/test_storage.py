@@ -4,10 +4,10 @@ import pickle
 import time
 
 import pytest
-from storage_servers import closed_port, fill, gs_server, http_server, s3_server, silent_port
 
+from tests.helpers.storage_servers import closed_port, fill, gs_server, http_server, s3_server, silent_port
 from wm.errors import InputError
-from wm.storage import StorageError, download, list_files, read_bytes
+from wm.files.storage import StorageError, download, list_files, read_bytes
 from wm.video.errors import REASONS
 
 ODD_KEYS = ["a b/x+1.mp4", "a b/ü#?.mp4", "deep/er/y%20.mp4", "z.mp4"]

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from wm.errors import InputError
-from wm.tabletop.actions import Action, random_action
-from wm.tabletop.oracle import UNREADABLE, action_is_right, judge, judge_states, read_states
-from wm.tabletop.scenes import NUM_CELLS, Camera, State, random_crumbs, random_state, render
-from wm.tabletop.triplets import sample_triplet
+from wm.nano.world.actions import Action, random_action
+from wm.nano.world.oracle import UNREADABLE, action_is_right, judge, judge_states, read_states
+from wm.nano.world.scenes import NUM_CELLS, Camera, State, random_crumbs, random_state, render
+from wm.nano.world.triplets import sample_triplet
 
 
 def pairs(count: int, seed: int) -> list[tuple[State, Action, State]]:

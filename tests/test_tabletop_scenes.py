@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from wm.tabletop.actions import (
+from wm.nano.world.actions import (
     KINDS,
     SHARES,
     Action,
@@ -13,9 +13,9 @@ from wm.tabletop.actions import (
     random_action,
     vocabulary,
 )
-from wm.tabletop.documents import sample_document
-from wm.tabletop.oracle import read_states
-from wm.tabletop.scenes import (
+from wm.nano.world.documents import sample_document
+from wm.nano.world.oracle import read_states
+from wm.nano.world.scenes import (
     BACKGROUNDS,
     CELL_PX,
     COLOURS,

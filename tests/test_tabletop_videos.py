@@ -7,14 +7,14 @@ import av
 import numpy as np
 import pytest
 
-from wm.datasets.videos import list_videos
+from wm.datasets.videos.videos import list_videos
 from wm.errors import InputError
-from wm.tabletop import videos
-from wm.tabletop.actions import KINDS
-from wm.tabletop.oracle import action_is_right, read_states
-from wm.tabletop.scenes import MARGIN_PX, SIDE_PX, State
-from wm.tabletop.triplets import write_triplets
-from wm.tabletop.videos import CLASSES, Clip, clip_path, plan_clip, write_clip
+from wm.nano.world import videos
+from wm.nano.world.actions import KINDS
+from wm.nano.world.oracle import action_is_right, read_states
+from wm.nano.world.scenes import MARGIN_PX, SIDE_PX, State
+from wm.nano.world.triplets import write_triplets
+from wm.nano.world.videos import CLASSES, Clip, clip_path, plan_clip, write_clip
 
 CENTRE = np.s_[:, :, MARGIN_PX : MARGIN_PX + SIDE_PX]
 

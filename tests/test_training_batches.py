@@ -8,14 +8,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from models_families import write_emu3, write_janus, write_liquid
-from training_data import random_rows, write_triplets
 
+from tests.helpers.models_families import write_emu3, write_janus, write_liquid
+from tests.helpers.training_data import random_rows, write_triplets
 from wm.errors import InputError
 from wm.models import flatten, load_model
-from wm.models.nano import TINY, NanoPreset, write_random_base
+from wm.nano.preset import TINY, NanoPreset, write_random_base
 from wm.training import Source, TokenSet, Weights, open_tokens, recognition_weights
-from wm.training.order import SampleOrder
+from wm.training.data.order import SampleOrder
 
 
 def opened(
@@ -254,7 +254,7 @@ def test_bad_tables_and_selections_are_named(tiny_base: Path, tmp_path: Path) ->
 
 
 def test_a_codebook_above_65536_keeps_its_codes(tiny_base: Path, tmp_path: Path) -> None:
-    from wm.training.sources import CodecShape, choose_rows, read_pieces
+    from wm.training.data.sources import CodecShape, choose_rows, read_pieces
 
     write_triplets(random_rows(tiny_base, 3), tmp_path)
     table = pq.read_table(tmp_path / "part.parquet")

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from storage_servers import s3_server
-from training_data import random_rows, write_triplets
 
+from tests.helpers.storage_servers import s3_server
+from tests.helpers.training_data import random_rows, write_triplets
 from wm.errors import InputError
 from wm.training import METRICS, MODEL, TrainRecipe, World, fit
-from wm.training.checkpoint_store import MANIFEST, Checkpoint, CheckpointStore
-from wm.training.checkpoints import FAILED, kept_of, tidy
-from wm.training.state_files import StateReader, contents_of, write_tensors
+from wm.training.checkpoint.checkpoints import FAILED, kept_of, tidy
+from wm.training.checkpoint.state_files import StateReader, contents_of, write_tensors
+from wm.training.checkpoint.store import MANIFEST, Checkpoint, CheckpointStore
 from wm.training.zero import Part
 
 HERE = World(0, 1, torch.device("cpu"))

@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from models_families import write_janus, write_liquid
 from torch import Tensor
 
-from jobs._benchmark_training_counts import peak_bytes
+from jobs.benchmark.training_counts import peak_bytes
+from tests.helpers.models_families import write_janus, write_liquid
 from wm.models import load_model, pack
-from wm.training import Lora, chunked_loss, completion_loss, prepare
-from wm.training.chunked_loss import plain_head, weighted_nll
+from wm.training import Lora, completion_loss, prepare
+from wm.training.kernels import chunked_loss
+from wm.training.kernels.chunked_loss import plain_head, weighted_nll
 from wm.training.loss import completion_losses
 
 pytestmark = pytest.mark.filterwarnings("ignore:Model has `tie_word")

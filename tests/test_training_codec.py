@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from wm.models.codec import ImageCodec
-from wm.models.nano import TINY, build_codec
-from wm.models.vqgan import VQGAN
-from wm.training import codec_training
-from wm.training.codec_training import CodecSettings, _Codebook, _merge, _patches, _spread_seeds, train_codec
-from wm.training.muon import Muon, orthogonalise
+from wm.models.codec.codec import ImageCodec
+from wm.models.codec.vqgan import VQGAN
+from wm.nano import train_codec as nano_train_codec
+from wm.nano.muon import Muon, orthogonalise
+from wm.nano.preset import TINY, build_codec
+from wm.nano.train_codec import CodecSettings, _Codebook, _merge, _patches, _spread_seeds, train_codec
 
 
 def pictures(count: int, seed: int = 0) -> Tensor:
@@ -201,7 +201,7 @@ def test_the_context_loss_is_zero_for_an_encoder_that_sees_one_patch_alone() -> 
     generator = torch.Generator().manual_seed(0)
     pixels = pictures(16).float() / 127.5 - 1
     for kind, is_zero in ((Local(), True), (Global(), False)):
-        loss = codec_training._context_loss(kind, pixels, kind.features(pixels), generator)
+        loss = nano_train_codec._context_loss(kind, pixels, kind.features(pixels), generator)
         assert (float(loss) < 1e-8) == is_zero
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_data import random_rows, write_triplets
-from training_ranks import fit_on_ranks
 
+from tests.helpers.training_data import random_rows, write_triplets
+from tests.helpers.training_ranks import fit_on_ranks
 from wm.training import METRICS, MODEL, TrainRecipe
 
 STEPS = 8

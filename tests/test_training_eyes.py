@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from event_files import read_events
-from training_data import random_rows, write_triplets
 
+from tests.helpers.event_files import read_events
+from tests.helpers.training_data import random_rows, write_triplets
 from wm.errors import InputError
 from wm.models import load_model
 from wm.training import METRICS, TrainRecipe, World, fit, open_tokens, prepare
-from wm.training.batches import NUM_QUANTILES
-from wm.training.boards import Boards, Histogram, need_packages, open_boards
-from wm.training.flops import peak_of, step_work
-from wm.training.metrics import WEIGHT_EDGES, source_names
-from wm.training.plan import order_of
+from wm.training.data.batches import NUM_QUANTILES
+from wm.training.monitoring.metrics import WEIGHT_EDGES, source_names
+from wm.training.monitoring.trackers import Boards, Histogram, need_packages, open_boards
+from wm.training.planning.flops import peak_of, step_work
+from wm.training.planning.plan import order_of
 
 HERE = World(0, 1, torch.device("cpu"))
 STEPS, BATCH, EVERY = 6, 8, 3

@@ -6,21 +6,21 @@ from typing import Any
 
 import pytest
 import torch
-from models_families import write_emu3, write_janus, write_liquid
 from torch import Tensor
 from transformers.models.chameleon.modeling_chameleon import ChameleonRMSNorm
 from transformers.models.emu3.modeling_emu3 import Emu3RMSNorm
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from jobs._benchmark_training_counts import saved_bytes
+from jobs.benchmark.training_counts import saved_bytes
+from tests.helpers.models_families import write_emu3, write_janus, write_liquid
 from wm.models import load_model, pack
-from wm.models.nano import write_random_base
+from wm.nano.preset import write_random_base
 from wm.training import Lora, completion_loss, prepare
-from wm.training.fast_layers import LAYERS, _stack, speed_up
-from wm.training.fused import Norm, gated_down, project, rms_norm
-from wm.training.low_rank import Projection
-from wm.training.settle import recompute_layers
+from wm.training.kernels.autograd import Norm, gated_down, project, rms_norm
+from wm.training.kernels.layers import LAYERS, _stack, speed_up
+from wm.training.kernels.lora_linear import Projection
+from wm.training.planning.settle import recompute_layers
 
 pytestmark = pytest.mark.filterwarnings("ignore:Model has `tie_word", "ignore:`is_gradient_checkpointing`")
 
@@ -130,7 +130,7 @@ def test_loss_and_gradients_equal_peft_in_single_precision(tmp_path: Path, famil
 def test_the_fast_pass_runs_in_training_and_the_former_one_in_evaluation(
     tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import wm.training.fast_layers as module
+    import wm.training.kernels.layers as module
 
     calls = []
     forward = module._layer_forward

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from models_families import write_janus, write_liquid
-from training_data import random_rows, write_triplets
 
+from tests.helpers.models_families import write_janus, write_liquid
+from tests.helpers.training_data import random_rows, write_triplets
 from wm.errors import InputError
 from wm.models import load_model, pack, save_model
 from wm.training import Lora, TrainRecipe, World, completion_loss, fit, prepare
@@ -86,7 +86,7 @@ def test_only_rows_and_adapters_change_and_a_saved_folder_gives_them_back(tmp_pa
 
 
 def test_sampling_sees_the_trained_rows(tmp_path: Path) -> None:
-    from wm.sampling.view import decoder_view
+    from wm.sampling.weights_view import decoder_view
 
     for tied in (True, False):
         folder = tmp_path / str(tied)

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_data import random_rows, write_triplets
 
+from tests.helpers.training_data import random_rows, write_triplets
 from wm.models import load_model, read_manifest
 from wm.training import METRICS, MODEL, DivergedError, SampleOrder, TrainRecipe, World, fit
 from wm.training.step import learning_rate

@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from release_config import NUM_CODES, VOCABULARY, write_release_config
 from torch import Tensor
 
+from tests.helpers.release_config import NUM_CODES, VOCABULARY, write_release_config
 from wm.models import load_model
 from wm.models.skeleton import load_skeleton
 from wm.training import TrainRecipe, prepare
-from wm.training.fits import GIB, RESERVED_BYTES, disk_complaints, memory_complaints
-from wm.training.layouts import RowLayout, Template
-from wm.training.memory import StepMemory, step_memory
-from wm.training.settle import recompute_layers
-from wm.training.sources import CodecShape
+from wm.training.data.prompt_batches import RowLayout, Template
+from wm.training.data.sources import CodecShape
+from wm.training.planning.fit_check import GIB, RESERVED_BYTES, disk_complaints, memory_complaints
+from wm.training.planning.memory import StepMemory, step_memory
+from wm.training.planning.settle import recompute_layers
 from wm.training.step import Stepper, need_process_group
 
 WORDS = 4

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wm.training.order import SampleOrder, rank_slice
+from wm.training.data.order import SampleOrder, rank_slice
 
 
 def test_an_epoch_shows_every_row_once_and_the_next_in_another_order() -> None:

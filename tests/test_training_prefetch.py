@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from wm.training.prefetch import prefetched
+from wm.training.data.prefetch import prefetched
 
 
 def threads() -> list[str]:

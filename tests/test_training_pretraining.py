@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from models_reference import lively, reference_logits
 from torch import Tensor
 from torch.nn import functional as F
 
+from tests.helpers.models_reference import lively, reference_logits
 from wm.models import UnifiedVLM, pack
-from wm.models.nano import TINY, TINY_WORDS, build_nano
-from wm.training.pretraining import PretrainSettings, _loss, _schedule, pretrain
+from wm.nano.preset import TINY, TINY_WORDS, build_nano
+from wm.nano.train_language_model import PretrainSettings, _loss, _schedule, pretrain
 
 
 def model(action_slot_tokens: int = 6) -> UnifiedVLM:

@@ -6,20 +6,20 @@ from typing import Any
 
 import pytest
 import torch
-from training_data import random_rows, write_triplets
 from transformers import TrainingArguments
 from transformers.optimization import get_cosine_with_min_lr_schedule_with_warmup
 
 from jobs import pretrain
 from jobs.bootstrap import BootstrapRecipe
 from jobs.bootstrap import run as run_bootstrap
-from jobs.train import run
+from jobs.train.job import run
+from tests.helpers.training_data import random_rows, write_triplets
 from wm.config import Recipe
 from wm.errors import InputError
 from wm.runs import Run
 from wm.training import TrainRecipe
-from wm.training.checkpoints import Checkpoint, need_same
-from wm.training.schedule import learning_rate, schedule_warnings
+from wm.training.checkpoint.checkpoints import Checkpoint, need_same
+from wm.training.planning.schedule import learning_rate, schedule_warnings
 
 PAPER = Path(__file__).resolve().parents[1] / "jobs" / "recipes" / "paper"
 

@@ -9,10 +9,10 @@ import torch
 
 from wm.models.skeleton import load_skeleton
 from wm.training import TrainRecipe, prepare
-from wm.training.memory import StepMemory
-from wm.training.settle import chooser, settled
-from wm.training.sources import Source
-from wm.training.tokenised import SourceFacts
+from wm.training.data.sources import Source
+from wm.training.data.tokenized import SourceFacts
+from wm.training.planning.memory import StepMemory
+from wm.training.planning.settle import chooser, settled
 
 
 def recipe_of(base: Path, **values: Any) -> TrainRecipe:
@@ -61,7 +61,7 @@ def test_the_first_that_fits_is_taken_else_the_leanest(tiny_base: Path, monkeypa
         recomputes = all(layer.gradient_checkpointing for layer in vlm.decoder.layers)
         return StepMemory(0, 0, 0, 0, 0, 0, 0, peak=peaks[stage, recomputes])
 
-    monkeypatch.setattr("wm.training.settle.step_memory", step_memory)
+    monkeypatch.setattr("wm.training.planning.settle.step_memory", step_memory)
     for usable, wanted in ((100, (1, False)), (95, (2, False)), (60, (1, True)), (55, (2, True)), (49, (3, True))):
         assert chooser(recipe, vlm, facts, usable)(tuple(peaks)) == wanted
     assert chooser(recipe, vlm, facts, 7)(tuple(peaks)) == (3, True)

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from training_data import random_rows, write_triplets
 
+from tests.helpers.training_data import random_rows, write_triplets
 from wm.models import load_model
 from wm.training import Lora, Source, TrainRecipe, Weights, completion_loss, open_tokens, prepare
-from wm.training.order import SampleOrder
+from wm.training.data.order import SampleOrder
 from wm.training.step import Stepper, learning_rate, need_process_group
 from wm.training.zero import deepspeed_config, loading
 

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from training_data import random_rows, write_triplets
 
+from tests.helpers.training_data import random_rows, write_triplets
 from wm.errors import InputError
 from wm.models import load_model
-from wm.models.nano import TINY_WORDS, write_random_base
-from wm.training import Source, TokenSet, Weights, open_tokens, token_cache
+from wm.nano.preset import TINY_WORDS, write_random_base
+from wm.training import Source, TokenSet, Weights, open_tokens
+from wm.training.data import token_cache
 
 
 def opened(base: Path, root: Path, *sources: Source, task: str = "fdm", seed: int = 0) -> TokenSet:

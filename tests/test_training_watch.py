@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from event_files import read_events
-from training_data import random_rows, write_triplets
 
+from tests.helpers.event_files import read_events
+from tests.helpers.training_data import random_rows, write_triplets
 from wm.errors import InputError
 from wm.images import decode_image
 from wm.models import load_model, read_manifest
 from wm.models.protocol import UnifiedVLM
 from wm.training import METRICS, MODEL, TrainRecipe, World, fit
-from wm.training.watch import GATES, LAST, SAMPLES, Gated, Sample
+from wm.training.monitoring.evaluation import GATES, LAST, SAMPLES, Gated, Sample
 
 HERE = World(0, 1, torch.device("cpu"))
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wm.errors import InputError
-from wm.uris import Place, ends_in, is_remote, join_uri, local_path, parse_place, path_in, scheme_of
+from wm.files.uris import Place, ends_in, is_remote, join_uri, local_path, parse_place, path_in, scheme_of
 
 names = st.text(st.characters(exclude_characters="/", exclude_categories=["Cs"]), min_size=1).filter(
     lambda name: name not in (".", "..")

@@ -3,8 +3,8 @@
 import cv2
 import numpy as np
 import pytest
-from video_files import write_video
 
+from tests.helpers.video_files import write_video
 from wm.video import KEYFRAME_RULES, bounded, choose_keyframes, scan_video
 from wm.video import walk as walk_module
 from wm.video.bounded import search_keyframes

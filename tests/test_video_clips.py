@@ -6,8 +6,8 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
-from video_files import marked_frame, read_mark, write_video
 
+from tests.helpers.video_files import marked_frame, read_mark, write_video
 from wm.images import fit_square
 from wm.video import ClipReader, ClipSettings, VideoError
 from wm.video import clips as clips_module

@@ -7,8 +7,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from video_files import marked_frame, read_mark, write_video
 
+from tests.helpers.video_files import marked_frame, read_mark, write_video
 from wm.video.decode import Tally, frames, small_size
 from wm.video.errors import VideoError
 from wm.video.fetch import fetch_decord, fetch_pyav, same_frame

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from video_files import decord_frame, hold_memory, marked_frame, write_video
 
+from tests.helpers.video_files import decord_frame, hold_memory, marked_frame, write_video
 from wm.video import ClipReader, ClipSettings, isolation
 from wm.video.errors import VideoError
 from wm.video.isolation import IsolatedProcess, resident_mb

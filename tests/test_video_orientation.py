@@ -9,10 +9,10 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
-from annotate_data import decode, recipe
 from PIL import Image
-from video_files import ffmpeg_images, marked_frame, run_ffmpeg, write_video
 
+from tests.helpers.annotate_data import decode, recipe
+from tests.helpers.video_files import ffmpeg_images, marked_frame, run_ffmpeg, write_video
 from wm.images import decode_image
 from wm.video import ClipReader, ClipSettings, VideoError, scan_video
 from wm.video.decode import frames

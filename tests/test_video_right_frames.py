@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from video_files import marked_frame, write_video
 
+from tests.helpers.video_files import marked_frame, write_video
 from wm.video import ClipReader, ClipSettings, VideoError, scan_video
 from wm.video.decode import frames, shrink
 from wm.video.fetch import fetch_pyav

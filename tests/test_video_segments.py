@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from video_files import marked_frame, read_mark, write_video
 
-from wm.datasets.videos import list_videos
+from tests.helpers.video_files import marked_frame, read_mark, write_video
+from wm.datasets.videos.videos import list_videos
 from wm.video import ClipReader, ClipSettings, VideoError, scan_video
 from wm.video import decode as decode_module
 from wm.video.decode import frames

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pytest
 
-from tests.viewer_data import HOSTILE, look, mark, triplet, write_annotation
+from tests.helpers.viewer_data import HOSTILE, look, mark, triplet, write_annotation
 from wm.records import TRIPLET_SCHEMA, stable_id, write_table
 from wm.viewer import Limits, open_source, plan_page, write_page
 

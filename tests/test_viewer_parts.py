@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.viewer_data import CLIPS, HOSTILE, clip, picture, triplet, write_annotation
+from tests.helpers.viewer_data import CLIPS, HOSTILE, clip, picture, triplet, write_annotation
 from wm.errors import InputError
 from wm.records import TRIPLET_SCHEMA, write_table
 from wm.viewer.pictures import EDGE_PX, make_sprite

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from models_vlms import WRITERS
 from safetensors.torch import load_file, save_file
 
+from tests.helpers.models_vlms import WRITERS
 from wm.dynamics import ScoredAction
 from wm.dynamics.vlm_scorer import load_vlm_scorer
 from wm.errors import InputError

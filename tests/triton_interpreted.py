@@ -7,15 +7,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from models_families import write_emu3
-from models_reference import lively
 from test_sampling_graphs import PRESET, SAMPLINGS, prefixes_of
 
+from tests.helpers.models_families import write_emu3
+from tests.helpers.models_reference import lively
 from wm.models import load_model
-from wm.models.nano import TINY_WORDS, NanoPreset, build_nano
-from wm.sampling import Decoder, graphs, sample_images
-from wm.sampling.attention import attend_shared
-from wm.sampling.triton_attention import StepAttention
+from wm.nano.preset import TINY_WORDS, NanoPreset, build_nano
+from wm.sampling import Decoder, sample_images
+from wm.sampling.kernels import cuda_graphs
+from wm.sampling.kernels.attention import attend_shared
+from wm.sampling.kernels.triton_attention import StepAttention
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float16, 2e-3)])
@@ -51,7 +52,7 @@ def test_a_step_of_attention(dtype, tolerance, sizes):
 
 @pytest.mark.parametrize("family", ["chameleon", "emu3"])
 def test_codes_are_those_of_plain_decoding(family, tmp_path, monkeypatch):
-    monkeypatch.setattr(graphs, "can_attend", lambda decoder: True)
+    monkeypatch.setattr(cuda_graphs, "can_attend", lambda decoder: True)
     if family == "chameleon":
         torch.manual_seed(0)
         vlm = lively(build_nano(TINY_WORDS, NanoPreset(**{**vars(PRESET), "num_layers": 1}))[0])

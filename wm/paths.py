@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
 
-from wm.uris import is_remote, local_path
+from wm.files.uris import is_remote, local_path
 
 SUBMITTED_JOB: Final = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Variable that Ray sets for the command of ``ray job submit``."""

@@ -12,11 +12,11 @@ from starlette.responses import Response
 from serve_apps.graph import Graph, GraphOf
 from serve_apps.http import read_json
 from serve_apps.messages import WhatHappened
+from serve_apps.openai import ChatAsked, chat_from_json
+from serve_apps.openai.chat import EXAMPLE, chat_schema
+from serve_apps.openai.chat_replies import ChatChunks, Head, chat_reply
 from serve_apps.recipe import IDM
 from serve_apps.sse import event_stream
-from wm.api import ChatAsked, chat_from_json
-from wm.api.chat import EXAMPLE, chat_schema
-from wm.replies_chat import ChatChunks, Head, chat_reply
 
 router = APIRouter()
 _CONTENT = {"application/json": {"schema": chat_schema(), "example": EXAMPLE}}

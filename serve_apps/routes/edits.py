@@ -14,11 +14,11 @@ from serve_apps import metrics
 from serve_apps.graph import Graph, GraphOf
 from serve_apps.http import edit_openapi, read_edit
 from serve_apps.messages import Found, Preview, Question
+from serve_apps.openai import Edit
+from serve_apps.openai.edit_replies import edit_events, edit_reply, encode_picture, preview_event
 from serve_apps.recipe import FDM, IDM
 from serve_apps.sse import event_stream
-from wm.api import Edit
 from wm.images import Pixels
-from wm.replies import edit_events, edit_reply, encode_picture, preview_event
 
 router = APIRouter()
 

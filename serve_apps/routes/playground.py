@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from fastapi import APIRouter, Request, Response
 
-from wm.api import ApiError
+from serve_apps.openai import ApiError
 from wm.images import encode_png
-from wm.tabletop import State, actions_of, random_state, render
-from wm.tabletop.actions import KINDS
-from wm.tabletop.scenes import random_camera
+from wm.nano.world import State, actions_of, random_state, render
+from wm.nano.world.actions import KINDS
+from wm.nano.world.scenes import random_camera
 
 TYPES = {
     "html": "text/html; charset=utf-8",

@@ -18,12 +18,12 @@ from serve_apps import metrics
 from serve_apps.graph import Graph, GraphOf
 from serve_apps.http import json_openapi, read_json
 from serve_apps.messages import Question, RolloutFound, StepFound
+from serve_apps.openai import RolloutAsked, RolloutFields, rollout_from_json
+from serve_apps.openai.edit_replies import encode_picture, usage_of
+from serve_apps.openai.pictures import PIXEL_URL
 from serve_apps.recipe import FDM, IDM
 from serve_apps.sse import event_stream
-from wm.api import RolloutAsked, RolloutFields, rollout_from_json
-from wm.api.pictures import PIXEL_URL
 from wm.images import Pixels
-from wm.replies import encode_picture, usage_of
 
 router = APIRouter()
 EXAMPLE = {"image": PIXEL_URL, "actions": ["move the red cup left", "open the drawer"], "best_of": 8, "seed": 7}

@@ -8,10 +8,10 @@ from fastapi.responses import JSONResponse
 
 from serve_apps.graph import GraphOf
 from serve_apps.http import json_openapi, read_json
+from serve_apps.openai import ScoreFields, score_from_json
+from serve_apps.openai.chat_replies import score_reply
+from serve_apps.openai.pictures import PIXEL_URL
 from serve_apps.recipe import IDM
-from wm.api import ScoreFields, score_from_json
-from wm.api.pictures import PIXEL_URL
-from wm.replies_chat import score_reply
 
 router = APIRouter()
 EXAMPLE = {"image": PIXEL_URL, "targets": [PIXEL_URL], "actions": ["move the red cup left", "take the red cup"]}

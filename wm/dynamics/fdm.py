@@ -9,8 +9,8 @@ from wm.dynamics.idm import Codes
 from wm.dynamics.scoring import code_lists, completion_logprobs, need_equal
 from wm.models.prompts import flatten
 from wm.models.protocol import UnifiedVLM
-from wm.sampling.decoder import Decoder
 from wm.sampling.engine import OnProgress, sample_images
+from wm.sampling.model_runner import Decoder
 from wm.sampling.noise import Sampling
 from wm.sampling.speculative import Speculation, speculate_images
 

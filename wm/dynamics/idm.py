@@ -12,7 +12,7 @@ from wm.dynamics.scoring import code_lists, completion_logprobs, need_equal
 from wm.errors import InputError
 from wm.models.prompts import flatten
 from wm.models.protocol import UnifiedVLM
-from wm.sampling.decoder import Decoder
+from wm.sampling.model_runner import Decoder
 from wm.sampling.noise import Sampling
 from wm.sampling.pieces import TextPieces
 from wm.sampling.texts import GREEDY, TextRun, TextToken, generate_texts

@@ -23,7 +23,7 @@ from wm.models.checkpoints import base_of, load_model
 from wm.models.manifest import model_folder
 from wm.models.protocol import UnifiedVLM
 from wm.models.sharing import held_bytes, need_shareable
-from wm.sampling.decoder import Decoder
+from wm.sampling.model_runner import Decoder
 
 Weights: TypeAlias = Literal["merged", "shared"]
 """See above."""

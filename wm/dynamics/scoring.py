@@ -13,7 +13,7 @@ from wm.models.prompts import flatten
 from wm.models.protocol import Segment, UnifiedVLM
 from wm.sampling.batches import halving, positions_at_once, rows_at_once
 from wm.sampling.checks import need_finite
-from wm.sampling.decoder import Decoder
+from wm.sampling.model_runner import Decoder
 
 LOGITS_AT_ONCE = 1024
 """Bound on the positions whose logits exist at the same time: 1024 x 65,536 float32 are 268 MB."""

@@ -18,7 +18,7 @@ from wm.dynamics.stopping import is_enough, rounds
 from wm.dynamics.verify import Candidate, rank_candidates
 from wm.models.protocol import UnifiedVLM
 from wm.sampling.batches import rows_at_once
-from wm.sampling.decoder import Decoder
+from wm.sampling.model_runner import Decoder
 from wm.sampling.noise import Sampling, seeds_of
 
 CodesRow: TypeAlias = tuple[int, ...]

@@ -17,7 +17,7 @@ from wm.dynamics.scoring import as_codes, code_lists, need_equal
 from wm.errors import InputError
 from wm.judging import unchanged_share
 from wm.models.protocol import UnifiedVLM
-from wm.sampling.decoder import Decoder
+from wm.sampling.model_runner import Decoder
 
 CandidateCodes: TypeAlias = Tensor | npt.NDArray[np.integer[npt.NBitBase]] | Sequence[Sequence[Sequence[int]]]
 """Codebook ids (B, K, N)."""

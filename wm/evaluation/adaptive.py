@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from wm.dynamics.settings import Search
 from wm.dynamics.stopping import is_enough, rounds
-from wm.evaluation.scoring import Bank
-from wm.evaluation.stats import Floats, figure
+from wm.evaluation.metrics.images import Bank
+from wm.evaluation.metrics.stats import Floats, figure
 from wm.evaluation.tables import TOPS
 
 Places = npt.NDArray[np.int64]

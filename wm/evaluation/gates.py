@@ -17,8 +17,8 @@ from wm.dynamics.fdm import score_observations
 from wm.dynamics.idm import score_actions
 from wm.errors import InputError
 from wm.evaluation.heldout import SubsetColumn, spread_rows
+from wm.evaluation.metrics.stats import Floats
 from wm.evaluation.probe import Likelihoods, Preference, probe
-from wm.evaluation.stats import Floats
 from wm.models import UnifiedVLM
 from wm.records import read_table
 from wm.sampling import Decoder, Sampling

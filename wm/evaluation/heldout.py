@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from wm.errors import InputError
-from wm.evaluation.stats import Floats
+from wm.evaluation.metrics.stats import Floats
 from wm.images import Pixels, decode_image, fit_square
 from wm.models import ImageCodec, change_map
 from wm.records import read_table, row_seeds

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import torch
 
 from wm.errors import InputError
-from wm.evaluation.stats import Floats, pearson
-from wm.evaluation.words import same_text
+from wm.evaluation.metrics.stats import Floats, pearson
+from wm.evaluation.metrics.words import same_text
 from wm.records import derive_seed, row_seeds
 
 NEGATIVES = ("random_action", "random_observation", "copy", "inverse")

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from wm.evaluation.metrics.images import Bank
+from wm.evaluation.metrics.stats import Figure, Floats, figure, mean_interval
+from wm.evaluation.metrics.text import TextReport
 from wm.evaluation.probe import NEGATIVES, NO_NEGATIVE, Preference
-from wm.evaluation.scoring import Bank
-from wm.evaluation.stats import Figure, Floats, figure, mean_interval
-from wm.evaluation.text import TextReport
 from wm.evaluation.verification import verification_curve
 
 Choice = tuple[str, str, int]

@@ -20,8 +20,7 @@ from wm.dynamics.verify import NO_GUARD
 from wm.dynamics.vlm_scorer import VLMScorer, load_vlm_scorer
 from wm.errors import InputError
 from wm.evaluation.heldout import HeldOut
-from wm.evaluation.probe import Preference, Scorer, probe
-from wm.evaluation.scoring import (
+from wm.evaluation.metrics.images import (
     ActionCheck,
     Bank,
     JudgeMany,
@@ -33,8 +32,9 @@ from wm.evaluation.scoring import (
     propose,
     sample_bank,
 )
+from wm.evaluation.metrics.text import report_text
+from wm.evaluation.probe import Preference, Scorer, probe
 from wm.evaluation.tables import Collected
-from wm.evaluation.text import report_text
 from wm.models import ImageCodec, UnifiedVLM, base_of, read_manifest
 
 Ask: TypeAlias = Literal["sample", "greedy", "probe", "propose"]

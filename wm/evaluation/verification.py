@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wm.errors import InputError
-from wm.evaluation.stats import Floats
+from wm.evaluation.metrics.stats import Floats
 
 
 def best_in_groups(score_BK: Floats, k: int) -> npt.NDArray[np.int64]:

@@ -10,7 +10,7 @@ from wm.models.checkpoints import (
     load_model,
     save_model,
 )
-from wm.models.codec import ImageCodec, change_map
+from wm.models.codec.codec import ImageCodec, change_map
 from wm.models.manifest import Manifest, is_model_folder, model_folder, read_manifest
 from wm.models.original_save import save_original
 from wm.models.prompts import flatten, pack

@@ -10,9 +10,9 @@ from transformers.utils import logging as transformers_logging
 
 from wm.errors import InputError
 from wm.models.folder_checks import check_amount, check_config, check_no_code, neutralise, read_json, refusing
-from wm.models.original import find_release, read_original_tokenizer
-from wm.models.original_weights import open_original, pairs_to_halves
-from wm.models.pickled import need_downloaded
+from wm.models.release.pickled import need_downloaded
+from wm.models.release.read import find_release, read_original_tokenizer
+from wm.models.release.weights import open_original, pairs_to_halves
 from wm.models.unreadable import explain_missing_tokenizer
 from wm.models.weights import (
     CODEC_PREFIX,
@@ -33,7 +33,7 @@ def read_chameleon_module(
     folder: Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
 ) -> ChameleonForConditionalGeneration:
     """The Hugging Face model of a folder, its own or an original release, without its image tokenizer
-    (:class:`~wm.models.codec.ImageCodec` is that).
+    (:class:`~wm.models.codec.codec.ImageCodec` is that).
 
     Names and shapes are checked against the configuration before a weight is read; one :class:`InputError`
     lists what is missing, misshapen or too much. On the device ``meta`` no weight is read.

@@ -20,16 +20,16 @@ from torch import Tensor
 from wm.errors import InputError
 from wm.models.adapters import ADAPTER_CONFIG, attach, merged
 from wm.models.causal import CausalVLM, Facts
-from wm.models.chameleon import ChameleonVLM
 from wm.models.chameleon_files import read_chameleon_module, read_tokenizer
-from wm.models.codec import ImageCodec
-from wm.models.codec_files import chameleon_codec_shape, read_codec
+from wm.models.codec.codec import ImageCodec
+from wm.models.codec.files import chameleon_codec_shape, read_codec
+from wm.models.families.chameleon import ChameleonVLM
 from wm.models.folder_checks import check_no_code, read_json, refusing
 from wm.models.folders import Family
 from wm.models.manifest import MANIFEST, Manifest, model_folder, need_same_codec, read_manifest
-from wm.models.original import find_release
-from wm.models.original_weights import open_original
 from wm.models.protocol import Task, UnifiedVLM
+from wm.models.release.read import find_release
+from wm.models.release.weights import open_original
 from wm.models.sharing import need_shareable, twin_of
 from wm.models.unreadable import check_folder_exists, explain_unreadable
 from wm.models.weights import CODEC_PREFIX, fingerprint, fingerprint_of
@@ -111,9 +111,9 @@ def _facts_of(folder: Path, codec: ImageCodec) -> Facts:
 
 FAMILIES = {
     "chameleon": "wm.models.checkpoints",
-    "gemma": "wm.models.liquid",
-    "emu3": "wm.models.emu3",
-    "janus": "wm.models.janus",
+    "gemma": "wm.models.families.liquid",
+    "emu3": "wm.models.families.emu3",
+    "janus": "wm.models.families.janus",
 }
 """The module whose ``FAMILY`` reads and writes folders, by the ``model_type`` of their ``config.json``."""
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from wm.errors import InputError
 from wm.models.causal import Facts
 from wm.models.chameleon_files import quiet_transformers
-from wm.models.codec import ImageCodec, PixelScale
+from wm.models.codec.codec import ImageCodec, PixelScale
 from wm.models.folder_checks import check_amount, check_config, check_no_code, neutralise, read_json, refusing
 from wm.models.unreadable import explain_missing_codec
 from wm.models.weights import (
@@ -193,7 +193,7 @@ def read_own_codec(
 
     Args:
         folder: A full folder, with the image processor's configuration, which says how pixels are scaled.
-        build: Makes an empty model with the interface of :class:`~wm.models.vqgan.VQGAN`.
+        build: Makes an empty model with the interface of :class:`~wm.models.codec.vqgan.VQGAN`.
         family: Named where the weights hold no codec.
         prefixes: What tensor names may begin with.
         device: Where to put the codec.
@@ -245,7 +245,7 @@ def write_tensors(tensors: Mapping[str, Tensor], folder: Path) -> None:
 
 
 def write_codec_folder(codec: ImageCodec, folder: Path) -> None:
-    """A VQGAN of Chameleon's architecture in a folder of its own, which :func:`~wm.models.codec_files.read_codec`
+    """A VQGAN of Chameleon's architecture in a folder of its own, which :func:`~wm.models.codec.files.read_codec`
     reads."""
     folder.mkdir()
     write_tensors({CODEC_PREFIX + name: tensor for name, tensor in codec.vqgan.state_dict().items()}, folder)
@@ -254,5 +254,5 @@ def write_codec_folder(codec: ImageCodec, folder: Path) -> None:
 
 
 def scale_config(scale: PixelScale) -> dict[str, Any]:
-    """What :meth:`~wm.models.codec.PixelScale.read` reads of a ``preprocessor_config.json``."""
+    """What :meth:`~wm.models.codec.codec.PixelScale.read` reads of a ``preprocessor_config.json``."""
     return {"rescale_factor": scale.rescale, "image_mean": [scale.mean] * 3, "image_std": [scale.std] * 3}

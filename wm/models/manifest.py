@@ -8,7 +8,7 @@ from pydantic import Field
 from wm.config import Recipe
 from wm.errors import InputError
 from wm.models.folder_checks import read_json
-from wm.models.original import find_release
+from wm.models.release.read import find_release
 from wm.runs import write_json
 
 MANIFEST = "wm_model.json"
@@ -44,7 +44,7 @@ class Manifest(Recipe):
 def model_folder(path: str | Path) -> Path:
     """The model folder meant by ``path``: itself, or the ``model`` in the folder of the run that trained it.
 
-    An original release (:mod:`wm.models.original`) is meant by its root, its model or its tokenizer folder.
+    An original release (:mod:`wm.models.release.read`) is meant by its root, its model or its tokenizer folder.
     """
     folder = Path(path)
     if not _has_config(folder) and _has_config(folder / "model"):

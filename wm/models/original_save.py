@@ -1,4 +1,4 @@
-"""Write a Chameleon in the layout of the original release (see :mod:`wm.models.original`)."""
+"""Write a Chameleon in the layout of the original release (see :mod:`wm.models.release.read`)."""
 
 import hashlib
 import json
@@ -11,12 +11,12 @@ from torch import Tensor
 from transformers import ChameleonConfig
 
 from wm.errors import InputError
-from wm.models.chameleon import ChameleonVLM
 from wm.models.checkpoints import preprocessor_config, written_aside
-from wm.models.codec import ImageCodec
-from wm.models.codec_files import ORIGINAL_SCALE, read_codec
+from wm.models.codec.codec import ImageCodec
+from wm.models.codec.files import ORIGINAL_SCALE, read_codec
+from wm.models.families.chameleon import ChameleonVLM
 from wm.models.manifest import need_same_codec
-from wm.models.original import (
+from wm.models.release.read import (
     CONSOLIDATE,
     IMAGE_TOKEN,
     IMAGE_TOKEN_WAS,
@@ -26,8 +26,8 @@ from wm.models.original import (
     VQGAN_YAML,
     mlp_size,
 )
-from wm.models.original_vqgan import write_vqgan_yaml
-from wm.models.original_weights import interleaved
+from wm.models.release.vqgan import write_vqgan_yaml
+from wm.models.release.weights import interleaved
 from wm.runs import write_json
 
 

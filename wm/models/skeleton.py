@@ -11,7 +11,7 @@ from wm.models.causal import CausalVLM, Facts
 from wm.models.checkpoints import adapter_base, family_of, load_codec
 from wm.models.folder_checks import refusing
 from wm.models.manifest import model_folder, read_manifest
-from wm.models.original import find_release
+from wm.models.release.read import find_release
 from wm.models.unreadable import check_folder_exists
 from wm.models.weights import weight_files
 

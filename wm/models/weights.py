@@ -1,7 +1,7 @@
 """The tensors of a Hugging Face folder, read without loading the model: names, shapes, bytes, fingerprints.
 
 Safetensors are preferred; where there are none, ``.bin`` files are read as tensors alone
-(:mod:`wm.models.pickled`).
+(:mod:`wm.models.release.pickled`).
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from wm.errors import InputError
 from wm.models.folder_checks import one_line, read_json, refusing
-from wm.models.pickled import need_downloaded, read_pickled, tensors_of
+from wm.models.release.pickled import need_downloaded, read_pickled, tensors_of
 
 INDEX = "model.safetensors.index.json"
 _LAYOUTS = (

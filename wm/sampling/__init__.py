@@ -1,9 +1,9 @@
 """Decoding of image and text completions."""
 
-from wm.sampling.continuous import Grown, ImagePool, ImageRequest
-from wm.sampling.decoder import Decoder
 from wm.sampling.engine import Progress, sample_images
+from wm.sampling.model_runner import Decoder
 from wm.sampling.noise import Sampling, draw, probabilities, uniform_noise
+from wm.sampling.scheduler import Grown, ImagePool, ImageRequest
 from wm.sampling.speculative import Speculation, speculate_images
 from wm.sampling.texts import Completion, generate_texts
 

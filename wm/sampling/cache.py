@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wm.sampling.view import DecoderView
+from wm.sampling.weights_view import DecoderView
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from wm.errors import InputError
 from wm.models.protocol import UnifiedVLM
 from wm.sampling.batches import halving, positions_at_once, prefixes_at_once, tails_at_once
 from wm.sampling.checks import need_prefixes
-from wm.sampling.decoder import Decoder
-from wm.sampling.graphs import static_steps
 from wm.sampling.guidance import CONDITIONS, Candidates
+from wm.sampling.kernels.cuda_graphs import static_steps
+from wm.sampling.model_runner import Decoder
 from wm.sampling.noise import Sampling, choose, noise_of, seeds_of
 from wm.sampling.slots import Slots
 
@@ -63,9 +63,9 @@ def sample_images(
     suffice). Prefixes may differ in length. ``on_progress`` is called after every ``progress_tokens`` tokens (one
     line of the image without it), and anew from the first if a batch had to be halved; only then does the device
     wait for the host. ``decoder``: a
-    :class:`~wm.sampling.decoder.Decoder` of this model as it is now; made here without it. What was chosen (rows at
-    once, way of decoding) is logged, for each decoder once as information. Raises :class:`InputError` for settings and
-    prefixes that cannot be, and for a model that gives no numbers (nan, infinity).
+    :class:`~wm.sampling.model_runner.Decoder` of this model as it is now; made here without it. What was chosen (rows
+    at once, way of decoding) is logged, for each decoder once as information. Raises :class:`InputError` for settings
+    and prefixes that cannot be, and for a model that gives no numbers (nan, infinity).
     """
     sampling = sampling or Sampling()
     if num_samples < 1:

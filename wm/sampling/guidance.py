@@ -19,7 +19,7 @@ from torch import Tensor
 from wm.models.protocol import UnifiedVLM
 from wm.sampling.cache import Prefix
 from wm.sampling.checks import need_finite
-from wm.sampling.decoder import Decoder, Group
+from wm.sampling.model_runner import Decoder, Group
 from wm.sampling.noise import Sampling
 from wm.sampling.slots import Slots
 
@@ -77,7 +77,7 @@ class Candidates:
 
     def extend(self, codes_RS: Tensor, places: int | Tensor, filled: int) -> Tensor:
         """Logits (R, S, V) after each of S codes, the first of which belongs to ``places``; see
-        :meth:`wm.sampling.decoder.Decoder.extend`."""
+        :meth:`wm.sampling.model_runner.Decoder.extend`."""
         ids = self._rows_of_code[codes_RS].repeat(self.conditions, 1)
         if isinstance(places, Tensor):
             places = places.repeat(self.conditions)

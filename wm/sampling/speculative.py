@@ -21,8 +21,8 @@ from wm.errors import InputError
 from wm.models.protocol import UnifiedVLM
 from wm.sampling.batches import halving, positions_at_once, prefixes_at_once, tails_at_once
 from wm.sampling.checks import need_prefixes
-from wm.sampling.decoder import Decoder
 from wm.sampling.guidance import CONDITIONS, Candidates
+from wm.sampling.model_runner import Decoder
 from wm.sampling.noise import Sampling, choose, noise_of, seeds_of
 from wm.sampling.slots import Slots
 

@@ -14,7 +14,7 @@ from wm.errors import InputError
 from wm.models.protocol import UnifiedVLM
 from wm.sampling.batches import halving, positions_at_once, rows_at_once
 from wm.sampling.checks import need_finite, need_prefixes
-from wm.sampling.decoder import Decoder, Group
+from wm.sampling.model_runner import Decoder, Group
 from wm.sampling.noise import Sampling, choose, noise_of, seeds_of
 
 GREEDY = Sampling(greedy=True)

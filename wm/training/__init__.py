@@ -1,12 +1,12 @@
 """Training of inverse and forward dynamics models: rows, loss, adapters, DeepSpeed steps. Free of Ray."""
 
 from wm.training.adapters import Lora, ParameterCounts, prepare
-from wm.training.batches import TokenSet, open_tokens
+from wm.training.data.batches import TokenSet, open_tokens
+from wm.training.data.order import SampleOrder, rank_slice
+from wm.training.data.sources import Source
 from wm.training.loop import METRICS, MODEL, DivergedError, FitSummary, World, fit
 from wm.training.loss import Weights, completion_loss, recognition_weights
-from wm.training.order import SampleOrder, rank_slice
 from wm.training.recipe import TrainRecipe
-from wm.training.sources import Source
 
 __all__ = [
     "METRICS",

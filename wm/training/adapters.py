@@ -11,8 +11,8 @@ from wm.config import Recipe
 from wm.errors import InputError
 from wm.models.adapters import quiet_peft
 from wm.models.protocol import UnifiedVLM
-from wm.training.fast_layers import speed_up
 from wm.training.image_rows import look_up_rows, own_row_targets
+from wm.training.kernels.layers import speed_up
 
 ATTENTION_AND_MLP = r".*\.layers\.\d+\..*(q|k|v|o|gate|up|down)_proj"
 

@@ -14,19 +14,19 @@ import torch.distributed as dist
 
 from wm.models import load_model, save_model
 from wm.training.adapters import ParameterCounts, prepare
-from wm.training.batches import TokenSet
-from wm.training.boards import Boards, open_boards
-from wm.training.checkpoints import Checkpoints, identity_of
-from wm.training.divergence import DivergedError, Finite
-from wm.training.flops import peak_tflops, step_work
-from wm.training.metrics import METRICS, Done, Metrics, World
-from wm.training.order import Indices, SampleOrder, rank_slice
-from wm.training.plan import check_data, order_of
-from wm.training.prefetch import prefetched
+from wm.training.checkpoint.checkpoints import Checkpoints, identity_of
+from wm.training.data.batches import TokenSet
+from wm.training.data.order import Indices, SampleOrder, rank_slice
+from wm.training.data.prefetch import prefetched
+from wm.training.monitoring.evaluation import LAST, MODEL, Watch, Watcher
+from wm.training.monitoring.metrics import METRICS, Done, Metrics, World
+from wm.training.monitoring.non_finite import DivergedError, Finite
+from wm.training.monitoring.trackers import Boards, open_boards
+from wm.training.planning.flops import peak_tflops, step_work
+from wm.training.planning.plan import check_data, order_of
+from wm.training.planning.settle import recompute_layers, settled_on_ranks
 from wm.training.recipe import TrainRecipe
-from wm.training.settle import recompute_layers, settled_on_ranks
 from wm.training.step import MicroBatch, Stepper, need_process_group
-from wm.training.watch import LAST, MODEL, Watch, Watcher
 from wm.training.zero import loading
 
 __all__ = ["METRICS", "MODEL", "DivergedError", "FitSummary", "World", "fit"]
@@ -54,7 +54,7 @@ class FitSummary:
     collapsed_at: tuple[int, ...] = ()
     """Steps at whose gates the model handed back its source."""
     checkpoints: dict[str, Any] = field(default_factory=dict)
-    """See :class:`wm.training.checkpoints.Report`."""
+    """See :class:`wm.training.checkpoint.checkpoints.Report`."""
     zero_stage: int = 0
     """Of DeepSpeed, as the recipe wants it or as it was chosen."""
     recomputes: bool = False

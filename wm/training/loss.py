@@ -9,7 +9,7 @@ from torch import Tensor
 
 from wm.config import Recipe
 from wm.models.protocol import UnifiedVLM
-from wm.training.chunked_loss import weighted_nll
+from wm.training.kernels.chunked_loss import weighted_nll
 
 
 class Weights(Recipe):
@@ -58,7 +58,7 @@ def completion_losses(
     batch. Equation 2 divides by the tokens of an image, which is the same number for every row.
 
     Logits are made only at positions that predict a completion token, over the whole vocabulary, a chunk of
-    positions at a time, and are kept by nobody (:mod:`wm.training.chunked_loss`).
+    positions at a time, and are kept by nobody (:mod:`wm.training.kernels.chunked_loss`).
     """
     predicted_BT = is_completion_BT[:, 1:]
     hidden_MH = vlm.body(ids_BT[:, :-1])[predicted_BT]

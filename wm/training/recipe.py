@@ -8,13 +8,13 @@ from pydantic import Field, field_validator, model_validator
 
 from wm.config import Recipe
 from wm.errors import InputError
+from wm.files.uris import OBJECT_STORES, scheme_of
 from wm.models.protocol import Task
 from wm.paths import InputPath, OutputPath, OutputPathOrUri
 from wm.training.adapters import Lora
+from wm.training.data.order import SampleOrder
+from wm.training.data.sources import Source
 from wm.training.loss import Weights
-from wm.training.order import SampleOrder
-from wm.training.sources import Source
-from wm.uris import OBJECT_STORES, scheme_of
 
 TOKENS = ".tokens"
 """Below ``out``, while a run lasts: the tokenised triplets."""

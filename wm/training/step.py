@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from wm.models.protocol import UnifiedVLM
 from wm.private_session import loopback_interface
 from wm.training.loss import completion_losses
+from wm.training.planning.schedule import learning_rate
 from wm.training.recipe import TrainRecipe
-from wm.training.schedule import learning_rate
 from wm.training.zero import (
     Part,
     deepspeed_config,
@@ -27,7 +27,7 @@ from wm.training.zero import (
 )
 
 MicroBatch = tuple[Tensor, Tensor, Tensor]
-"""``ids_BT``, ``is_completion_BT``, ``weight_BT``: what :meth:`wm.training.batches.TokenSet.batch` gives."""
+"""``ids_BT``, ``is_completion_BT``, ``weight_BT``: what :meth:`wm.training.data.batches.TokenSet.batch` gives."""
 
 
 class LossModule(nn.Module):

@@ -3,7 +3,7 @@
 import os
 from typing import Final
 
-from wm.uris import is_remote, is_text, local_path
+from wm.files.uris import is_remote, is_text, local_path
 
 REASONS: Final = {
     "missing_file": "nothing is there, or the link leads nowhere",

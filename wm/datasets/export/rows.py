@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from wm.datasets.export.plan import Part, Plan, Slice
-from wm.datasets.selection import SELECTION_SCHEMA
+from wm.datasets.selection.algorithm import SELECTION_SCHEMA
 from wm.errors import InputError
 from wm.images import FORMATS, decode_image, encode_png, fit_square
 from wm.records import TRIPLET_SCHEMA, read_table, stable_id

@@ -1,0 +1,166 @@
+"""The CPU actor of ``annotate``: videos in, key-frames with their numbers out."""
+
+import fcntl
+import shutil
+import tempfile
+import time
+import weakref
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from jobs.annotate.metrics import Metrics
+from jobs.annotate.tables import DECODED_SCHEMA
+from wm.files.storage import download, is_remote
+from wm.video import ClipReader, ClipSettings, VideoError
+from wm.video.errors import check_name
+from wm.video.facts import FrameFacts, pair_difference
+
+_PREFIX, _LOCK = "wm-annotate-", ".owner"
+
+
+@dataclass(frozen=True)
+class DownloadSettings:
+    """``time_limit_s``: for one file. ``max_bytes``: larger files are rejected before the disk is full."""
+
+    time_limit_s: float
+    max_bytes: int
+
+
+class Scratch:
+    """A folder for downloads, removed with its owner; one whose owner was killed is removed by the next that is made.
+
+    A lock that ends with the process tells whether the owner lives.
+    """
+
+    def __init__(self) -> None:
+        for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+            with suppress(OSError), (left / _LOCK).open("r") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left, ignore_errors=True)
+        folder = tempfile.TemporaryDirectory(prefix=_PREFIX)
+        self.path = Path(folder.name)
+        lock = (self.path / _LOCK).open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        weakref.finalize(self, lock.close)
+        weakref.finalize(self, folder.cleanup)  # before the lock is let go: the last one made is called first
+
+
+class Decoder:
+    """A shard's videos to their key-frames. Holds the child process in which native decoders run."""
+
+    def __init__(self, clips: ClipSettings, downloads: DownloadSettings, dataset: str) -> None:
+        """``clips``: how they are read. ``downloads``: limits for remote ones. ``dataset``: name for the metrics."""
+        self.reader = ClipReader(clips)
+        self.downloads = downloads
+        self.metrics = Metrics(dataset)
+        self._scratch = Scratch()
+        self._held_uri = ""
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Rows of a listing with ``path, shard, shard_rows`` to rows of :data:`DECODED_SCHEMA`."""
+        rows = []
+        for video in batch.to_pylist():
+            path = video.pop("path")
+            try:
+                row = video | self._read(video, path)
+            except (
+                OSError,
+                RuntimeError,
+            ) as error:  # the machine's trouble (no space, no child that starts), not the video's
+                told = f"cannot decode {video['uri']} on this machine: {getattr(error, 'strerror', None) or error}"
+                row = video | {"problem": told, "errno": getattr(error, "errno", None) or 0}
+            rows.append(row)
+            self.metrics.video(row)
+        return pa.Table.from_pylist(rows, schema=DECODED_SCHEMA)
+
+    def _read(self, video: dict[str, Any], path: str) -> dict[str, Any]:
+        seconds: dict[str, float] = {}
+        begin = time.perf_counter()
+        try:
+            check_name(path)
+            if is_remote(path):
+                path = self._local_copy(path, seconds)
+            clip = self.reader.read(path, start_s=video["start_s"], end_s=video["end_s"])
+        except VideoError as error:
+            failed_s = time.perf_counter() - begin - seconds.get("download_s", 0.0)
+            return seconds | {
+                "outcome": "failed",
+                "reason": error.reason,
+                "detail": _named(error.detail, path, video),
+                "failed_s": failed_s,
+            }
+        scan, chosen = clip.scan, clip.scan.keyframes
+        row = seconds | {
+            "num_frames": scan.num_frames,
+            "duration_s": scan.duration_s,
+            "frame_s": scan.duration_s / scan.num_frames,
+            "height_px": scan.size_px[0],
+            "width_px": scan.size_px[1],
+            "orientation": scan.orientations[0].filters,
+            "sample_aspect_ratio": str(scan.sample_aspect),
+            "reader": clip.reader,
+            "fallback": clip.fallback.replace(path, video["uri"]),
+            "errors": scan.errors,
+            "keyframes": chosen,
+            "times_s": scan.times_s[chosen].tolist(),
+            "motion": scan.motion.tolist(),
+            "scan_s": clip.scan_s,
+            "fetch_s": clip.fetch_s,
+        }
+        if len(chosen) < 2:
+            detail = f"{path}: {len(chosen)} key-frame among {scan.num_frames} frames; a pair needs two"
+            detail = _named(detail, path, video)
+            return row | {"outcome": "filtered", "reason": "too_few_keyframes", "detail": detail}
+        return row | {"images": clip.images_png} | _measured(clip.facts, scan.cuts)
+
+    def _local_copy(self, uri: str, seconds: dict[str, float]) -> str:
+        """Fetch a remote file by the killable child; it is kept until another one is asked for, because the segments
+        of one long video follow each other."""
+        path = self._scratch.path / "video"
+        if uri != self._held_uri or not path.exists():
+            self._held_uri = ""
+            for left in path.parent.iterdir():  # a child that was killed leaves an unfinished file
+                left.unlink()
+            begin = time.perf_counter()
+            limits = self.downloads
+            self.reader.process.call(
+                limits.time_limit_s + 5.0, fetch_remote, uri, str(path), limits.time_limit_s, limits.max_bytes
+            )
+            seconds["download_s"] = time.perf_counter() - begin
+            self._held_uri = uri
+        return str(path)
+
+
+def fetch_remote(uri: str, path: str, time_limit_s: float, max_bytes: int) -> None:
+    """Download; runs in the child. Raises :class:`VideoError` for what is the file's or its server's fault."""
+    from wm.files.storage import StorageError
+
+    try:
+        download(uri, path, time_limit_s=time_limit_s, max_bytes=max_bytes)
+    except StorageError as error:
+        raise VideoError(error.reason, error.detail) from error
+
+
+def _named(detail: str, path: str, video: dict[str, Any]) -> str:
+    """Where a video was read from is told by its URI: a local copy's name means nothing, and differs every time."""
+    told = detail.replace(path, video["uri"])
+    if video["uri"] not in told:  # a time-out's or a crash's
+        told = f"{video['uri']}: {told}"
+    if video["start_s"] is None and video["end_s"] is None:
+        return told
+    return f"segment {video['key'].rpartition('#')[2]}: {told}"
+
+
+def _measured(facts: list[FrameFacts], cuts: list[float]) -> dict[str, Any]:
+    return {
+        "difference": [0.0, *(pair_difference(a, b) for a, b in pairwise(facts))],
+        "cut": cuts,
+        "luma": [fact.luma for fact in facts],
+        "sharpness": [fact.sharpness for fact in facts],
+        "phash": [fact.phash for fact in facts],
+    }

@@ -1,0 +1,54 @@
+"""Prometheus metrics of ``annotate``, through Ray's own exporter (every node serves them; see Ray's "metrics").
+
+``ray_wm_annotate_videos_total{outcome}``, ``ray_wm_annotate_pairs_total{outcome}``,
+``ray_wm_annotate_rejects_total{reason}``, ``ray_wm_annotate_stage_seconds_total{stage}``,
+``ray_wm_annotate_frames_total``; each with ``dataset``, the recipe's name for what is annotated.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jobs.annotate.tables import DECODE_STAGES
+
+
+class Metrics:
+    """Counters of one actor; Ray adds them up by node and process."""
+
+    def __init__(self, dataset: str) -> None:
+        from ray.util.metrics import Counter
+
+        def counter(name: str, told: str, *tags: str) -> Any:
+            made = Counter(f"wm_annotate_{name}", told, tag_keys=("dataset", *tags))
+            made.set_default_tags({"dataset": dataset})
+            return made
+
+        self._videos = counter("videos", "Videos decoded, by outcome", "outcome")
+        self._frames = counter("frames", "Frames decoded")
+        self._pairs = counter("pairs", "Pairs proposed, by outcome", "outcome")
+        self._rejects = counter("rejects", "Reject rows, by reason", "reason")
+        self._seconds = counter("stage_seconds", "Seconds spent, by stage", "stage")
+
+    def video(self, row: Mapping[str, Any]) -> None:
+        """Count a decoded video."""
+        self._videos.inc(1, {"outcome": row.get("outcome") or "ok"})
+        self._frames_seen(row.get("num_frames") or 0)
+        for stage in DECODE_STAGES:
+            self._spent(stage, row.get(f"{stage}_s") or 0.0)
+
+    def shard(self, counts: Mapping[str, Any]) -> None:
+        """Count a written shard (the counts of :func:`jobs.annotate.shards.write_shard`)."""
+        for outcome, number in (("ok", counts["triplets"]), ("filtered", counts["pairs"] - counts["triplets"])):
+            if number:
+                self._pairs.inc(number, {"outcome": outcome})
+        for reason, number in counts["reasons"].items():
+            self._rejects.inc(number, {"reason": reason})
+        for stage in ("encode", "idm", "write"):
+            self._spent(stage, counts["seconds"].get(stage, 0.0))
+
+    def _frames_seen(self, frames: int) -> None:
+        if frames:
+            self._frames.inc(frames)
+
+    def _spent(self, stage: str, seconds: float) -> None:
+        if seconds > 0:
+            self._seconds.inc(seconds, {"stage": stage})

@@ -1,0 +1,263 @@
+"""Trials of ``annotate``: memory over many clips, scale-out of the CPU stages, a run that is broken on purpose."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import cycle, islice
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import pyarrow.compute as pc
+
+from jobs.annotate.annotator import Annotator
+from jobs.annotate.decoder import Decoder
+from jobs.annotate.recipe import AnnotateRecipe
+from jobs.annotate.shards import cut_shards, shard_name, shard_table, summarise
+from jobs.shared.processes import actor_processes
+from wm.cli import progress_bar
+from wm.datasets.videos.videos import list_videos
+from wm.records import REJECT_SCHEMA, read_table
+
+_MARK = "WM_BENCHMARK_RUN"
+_WINDOW = 500
+_KILL_EVERY_S = 1.5
+
+
+def many_clips(folder: Path, sources: Sequence[Path], count: int, seed: int = 0, poisoned: int = 0) -> Path:
+    """``count`` files in ten classes, ``poisoned`` of them no videos (cut off, random bytes, empty, text, a link that
+    leads nowhere), the rest hard links to ``sources``; returns the folder."""
+    rng = random.Random(seed)
+    bad = set(rng.sample(range(count), poisoned))
+    for number, source in enumerate(islice(cycle(sources), count)):
+        path = folder / f"class {number % 10}" / f"clip-{number:05d}{source.suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if number in bad:
+            _poison(path, source, rng, len(bad))
+            bad.discard(number)
+        else:
+            os.link(source, path)
+    return folder
+
+
+def _poison(path: Path, source: Path, rng: random.Random, kind: int) -> None:
+    match kind % 5:
+        case 0:
+            path.write_bytes(source.read_bytes()[:400] + rng.randbytes(20_000))
+        case 1:
+            path.write_bytes(rng.randbytes(50_000))
+        case 2:
+            path.touch()
+        case 3:
+            path.write_text("no video\n" * 1000)
+        case _:
+            path.symlink_to("nowhere.mp4")
+
+
+def memory_growth(
+    folder: Path, sources: Sequence[Path], idm: Path, count: int, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Resident memory of a decoder, its child and an annotator in one process while they annotate ``count`` clips.
+
+    ``ratio``: the mean over the last 500 over that over the first 500, after the first shard (which loads everything).
+    ``settings``: further keys of ``annotate``. ``rates``: of all stages in this run, in which nothing else works.
+    """
+    videos = many_clips(folder / "memory", sources, count)
+    recipe = _recipe(videos, idm, folder / "memory-out", **settings)
+    listing = list_videos(recipe.videos)
+    decoder = Decoder(recipe.clip_settings(), recipe.download_settings(), recipe.dataset)
+    annotator = Annotator(recipe.annotator_settings())
+    sizes: list[int] = []
+    bar = progress_bar(count, "clip", "memory")
+    for number, (start, rows) in cut_shards(listing, recipe.videos_per_shard).items():
+        annotator(decoder(shard_table(listing, number, start, rows)))
+        sizes += [resident_bytes(os.getpid())] * rows
+        bar.update(rows)
+    bar.close()
+    decoder.reader.close()
+    size = min(_WINDOW, count // 4)
+    sizes = sizes[recipe.videos_per_shard :]
+    first, last = mean(sizes[:size]), mean(sizes[-size:])
+    counts = summarise(Path(recipe.out))
+    return {
+        "ratio": last / first,
+        "clips": count,
+        "first_mib": round(first / 2**20, 1),
+        "last_mib": round(last / 2**20, 1),
+        "peak_mib": round(max(sizes) / 2**20, 1),
+        "counts": {name: counts[name] for name in ("videos", "triplets", "filtered", "failed")},
+        "rates": stage_rates(counts),
+    }
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident memory of a process and its children."""
+    total = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            total += resident_bytes(int(child))
+    fields = Path(f"/proc/{pid}/statm").read_text().split()
+    return total + int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def stage_rates(counts: dict[str, Any]) -> dict[str, float]:
+    """How much of each stage's work one actor does a second, from a run's counts."""
+    seconds, work = counts["stage_s"], {}
+    if seconds.get("scan"):
+        work["scan_frames_per_s"] = counts["frames"] / seconds["scan"]
+    for name, amount, stage in (
+        ("fetch_images_per_s", counts["keyframes_of_paired"], "fetch"),
+        ("encode_images_per_s", counts["keyframes_of_paired"], "encode"),
+        ("idm_pairs_per_s", counts["pairs"], "idm"),
+        ("write_triplets_per_s", counts["triplets"], "write"),
+    ):
+        if seconds.get(stage):
+            work[name] = amount / seconds[stage]
+    return {name: round(value, 2) for name, value in work.items()}
+
+
+def scale_out(folder: Path, sources: Sequence[Path], idm: Path, clips: int, rounds: int) -> dict[str, Any]:
+    """Throughput of the CPU stages (decoding actors under Ray Data, as in ``annotate``) with four logical workers over
+    one. Rounds alternate. Counted between the moments when all workers work and when the first has nothing left, so
+    that starting processes does not count."""
+    videos = many_clips(folder / "scale", sources, clips)
+    rates: dict[int, list[float]] = {1: [], 4: []}
+    for _ in range(rounds):
+        for workers, found in rates.items():
+            found.append(_decode_rate(_recipe(videos, idm, folder / "scale-out", num_workers=workers), workers))
+    ratios = [four / one for one, four in zip(rates[1], rates[4], strict=True)]
+    return {
+        "ratio": median(ratios),
+        "ratios": [round(value, 3) for value in ratios],
+        "clips_per_s": {str(workers): round(median(found), 2) for workers, found in rates.items()},
+    }
+
+
+class TimedDecoder(Decoder):
+    """A decoder that keeps the pictures to itself and says when each clip of a shard was done, and by whom."""
+
+    def __call__(self, batch: Any) -> dict[str, Any]:
+        """One row a shard: clips, when it was done, by which process."""
+        rows = super().__call__(batch).num_rows
+        return {"clips": [rows], "done_s": [time.time()], "worker": [os.getpid()]}
+
+
+def _decode_rate(recipe: AnnotateRecipe, workers: int) -> float:
+    from jobs.shared.ray_session import connect, quiet_data
+
+    connect()
+    import ray
+    from ray.data import ActorPoolStrategy
+
+    quiet_data()
+    listing = list_videos(recipe.videos)
+    shards = cut_shards(listing, 4)
+    done = (
+        ray.data.from_blocks([shard_table(listing, number, *rows) for number, rows in shards.items()])
+        .map_batches(
+            TimedDecoder,
+            fn_constructor_args=(recipe.clip_settings(), recipe.download_settings(), recipe.dataset),
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=workers),
+            num_cpus=recipe.cpus_per_worker,
+        )
+        .take_all()
+    )
+    times: dict[int, list[float]] = {}
+    for row in sorted(done, key=lambda row: row["done_s"]):
+        times.setdefault(row["worker"], []).append(row["done_s"])
+    begin, end = max(found[0] for found in times.values()), min(found[-1] for found in times.values())
+    return float(sum(row["clips"] for row in done if begin < row["done_s"] <= end) / (end - begin))
+
+
+def broken_run(
+    folder: Path, sources: Sequence[Path], idm: Path, *, clips: int, poisoned: int, kills: int
+) -> dict[str, Any]:
+    """Annotate ``clips`` files of which ``poisoned`` are none, while ``kills`` workers are killed one after another;
+    then count what is lost or there twice against an undisturbed run over the good ones."""
+    videos = many_clips(folder / "broken", sources, clips, poisoned=poisoned)
+    out, quiet = folder / "broken-out", folder / "quiet-out"
+    begin = time.perf_counter()
+    killed = _annotate_and_kill(_command(videos, idm, out), out, kills)
+    broken_s = time.perf_counter() - begin
+    begin = time.perf_counter()
+    subprocess.run(_command(videos, idm, quiet), check=True, capture_output=True)
+    quiet_s = time.perf_counter() - begin
+    found, expected = _ids(out), _ids(quiet)
+    rejects = read_table(out / "rejects", REJECT_SCHEMA, ["outcome", "uri"])
+    failed = rejects.filter(pc.equal(rejects["outcome"], "failed"))["uri"].to_pylist()
+    return {
+        "clips": clips,
+        "poisoned": poisoned,
+        "killed_workers": killed,
+        "triplets": found.total(),
+        "failed": len(failed),
+        "lost": len(expected - found),
+        "strange": len(found.keys() - expected.keys()),
+        "twice": found.total() - len(found),
+        "unaccounted_videos": clips - _accounted(out),
+        "broken_s": round(broken_s, 1),
+        "undisturbed_s": round(quiet_s, 1),
+    }
+
+
+def _annotate_and_kill(command: list[str], out: Path, kills: int) -> Counter[str]:
+    """Run a command; while it works, kill decoders and annotators in turn. Returns how many of each were killed."""
+    mark = uuid.uuid4().hex
+    killed: Counter[str] = Counter()
+    with (out.parent / f"{out.name}.log").open("wb") as log:
+        process = subprocess.Popen(command, env=os.environ | {_MARK: mark}, stdout=log, stderr=log)
+        actors = cycle(["Decoder", "Annotator"])
+        while killed.total() < kills and process.poll() is None:
+            actor = next(actors)
+            at_work = actor_processes(_MARK, mark, f"({actor})).submit")
+            if at_work and (out / "shards" / f"{shard_name(0)}.json").exists():
+                os.kill(at_work[0], signal.SIGKILL)
+                killed[actor] += 1
+                time.sleep(_KILL_EVERY_S)
+            time.sleep(0.02)
+        if process.wait():
+            raise RuntimeError(f"the broken run ended with status {process.returncode}; see {log.name}")
+    return killed
+
+
+def _ids(out: Path) -> Counter[str]:
+    return Counter(read_table(out / "triplets", columns=["triplet_id"])["triplet_id"].to_pylist())
+
+
+def _accounted(out: Path) -> int:
+    used = set(read_table(out / "triplets", columns=["video_uri"])["video_uri"].to_pylist())
+    left = set(read_table(out / "rejects", REJECT_SCHEMA, ["uri"])["uri"].to_pylist())
+    return len(used | left)
+
+
+def _recipe(videos: Path, idm: Path, out: Path, **more: Any) -> AnnotateRecipe:
+    shutil.rmtree(out, ignore_errors=True)
+    values = {
+        "videos": str(videos),
+        "idm": str(idm),
+        "out": str(out),
+        "filters": {"action": "score", "unchanged": "score"},
+    }
+    return AnnotateRecipe.parse(values | {"max_new_tokens": 8} | more, "the benchmark")
+
+
+def _command(videos: Path, idm: Path, out: Path) -> list[str]:
+    settings = {
+        "videos": videos,
+        "idm": idm,
+        "out": out,
+        "filters.action": "score",
+        "filters.unchanged": "score",
+        "max_new_tokens": 8,
+    }
+    settings |= {"videos_per_shard": 4}
+    return [sys.executable, "-m", "jobs.annotate", *(f"{key}={value}" for key, value in settings.items())]

@@ -1,0 +1,37 @@
+"""Measure this machine: python -m jobs.benchmark NAME out=FILE.json key=value. The JSON feeds jobs.plan."""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from wm.cli import main as cli_main
+
+BENCHMARKS = {
+    "annotate": "jobs.benchmark.annotate",
+    "gpu": "jobs.benchmark.gpu",
+    "keyframes": "jobs.benchmark.keyframes",
+    "sampling": "jobs.benchmark.sampling",
+    "serve": "jobs.benchmark.serving",
+    "training": "jobs.benchmark.training",
+}
+"""Name → module with a class ``BenchmarkRecipe``, a function ``run`` and a docstring that says what is measured."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line: the first word names the benchmark."""
+    name, *rest = [*(sys.argv[1:] if argv is None else argv), ""]
+    if name in ("-h", "--help"):
+        print(
+            f"{__doc__}\n\nNAME is one of {', '.join(BENCHMARKS)}; python -m jobs.benchmark NAME --help lists its keys."
+        )
+        return 0
+    if name not in BENCHMARKS:
+        print(f"error: benchmark {name!r}; expected one of {', '.join(BENCHMARKS)}", file=sys.stderr)
+        return 2
+    module = import_module(BENCHMARKS[name])
+    recipe, run, about = module.BenchmarkRecipe, module.run, module.__doc__ or ""
+    return cli_main(recipe, run, name=f"benchmark {name}", description=about, argv=rest[:-1])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""Both roles over one base, adapters beside the weights, against two merged copies: seconds a step, bytes of
+weights."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+
+from jobs.benchmark.sampling_models import Shape, ShapeModel
+from jobs.benchmark.sampling_work import one_step, turns
+from wm.dynamics.roles import Role, Roles
+from wm.models.adapters import quiet_peft
+from wm.models.sharing import twin_of
+from wm.sampling import Decoder
+from wm.training.adapters import ATTENTION_AND_MLP, Lora
+
+
+def role_figures(
+    shape: Shape, rows: int, ratios: dict[str, float], *, rounds: int, repeats: int
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Adds ``shared_over_merged_step_b1``, ``…_b8`` and ``shared_over_merged_bytes`` to the ratios; returns seconds of
+    a step in each round, and bytes. Adapters have the training recipe's rank and are on every matrix of a layer."""
+    shared, merged = (_roles(shape, rows, is_shared) for is_shared in (True, False))
+    place = shape.target // 2
+    work: dict[str, Callable[[], object]] = {
+        f"{name}_b{count}": one_step(roles.fdm.model, roles.fdm.decoder, count, place)  # type: ignore[arg-type]
+        for count in (1, rows)
+        for name, roles in (("shared", shared), ("merged", merged))
+    }
+    seconds = turns(work, rounds, repeats=repeats)
+    for count, name in ((1, "b1"), (rows, "b8")):
+        ratios[f"shared_over_merged_step_{name}"] = min(seconds[f"shared_b{count}"]) / min(seconds[f"merged_b{count}"])
+    sizes = {"shared": shared.num_bytes(), "merged": merged.num_bytes()}
+    ratios["shared_over_merged_bytes"] = sizes["shared"] / sizes["merged"]
+    return seconds, {"bytes": sizes, "rank": Lora().r}
+
+
+def _roles(shape: Shape, rows: int, is_shared: bool) -> Roles:
+    base: Any = ShapeModel(shape)
+    roles: list[Role] = []
+    for seed in (1, 2):
+        model: Any = twin_of(base) if is_shared else ShapeModel(shape)
+        with torch.random.fork_rng(devices=[]), quiet_peft():
+            torch.manual_seed(seed)
+            size = {"r": Lora().r, "lora_alpha": Lora().alpha, "target_modules": ATTENTION_AND_MLP}
+            config = LoraConfig(**size, init_lora_weights=False)
+            model.module = get_peft_model(model.module, config).eval()
+        if not is_shared:
+            model.module = model.module.merge_and_unload()
+        beside = roles[0].decoder if roles and is_shared else None
+        roles.append(Role(model, Decoder(model, rows=rows, merge=not is_shared, beside=beside)))
+    return Roles(*roles)

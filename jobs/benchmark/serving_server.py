@@ -1,0 +1,79 @@
+"""The two sides of the serving benchmark: a server in a process of its own, and the library in this one."""
+
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wm.dynamics import Prediction, Search, load_role, predict_observations
+from wm.errors import InputError
+from wm.images import decode_image, encode_png, fit_square
+from wm.models import load_codec
+from wm.nano.preset import NanoPreset, write_random_base
+
+MAX_PIXELS = 40_000_000
+WIDE = NanoPreset(max_positions=1024, side_px=256)
+"""The nano model's sizes with 256 tokens an image."""
+FAITHFUL = replace(WIDE, hidden_size=512, num_layers=8, num_heads=8, mlp_size=1376)
+"""As many tokens, and the decoder's shape of the sampling benchmark: a token costs more than a share of the codec's
+work, as in real models."""
+
+
+@contextmanager
+def served(settings: dict[str, Any]) -> Iterator[str]:
+    """The address of ``python -m serve_apps`` with these keys, until the block ends."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = [f"{key}={value}" for key, value in settings.items() if value not in ("", None)]
+    command = [sys.executable, "-m", "serve_apps", *words, f"port={port}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        said: list[str] = []
+        try:
+            for line in process.stdout:
+                said.append(line.rstrip())
+                if line.startswith("serving at"):
+                    break
+            else:
+                raise InputError(f"the server did not start: {' '.join(said)[-600:]}")
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.communicate(timeout=120)
+
+
+def random_model(folder: Path, preset: NanoPreset) -> str:
+    """A base with random weights; both roles can be it: what an answer costs does not depend on the weights."""
+    words = ["move", "the", "red", "cup", "left", "put", "it", "in", "the", "bowl"]
+    write_random_base(folder, words=tuple(dict.fromkeys(words)), preset=preset)
+    return str(folder)
+
+
+class Library:
+    """The answer that a server gives, in this process: from an encoded picture to another."""
+
+    def __init__(self, fdm: str, idm: str, base: str | None) -> None:
+        self._fdm, self._idm = load_role(fdm, base=base), load_role(idm, base=base)
+        self.codec = load_codec(base or fdm)
+        self.tokens_per_image = self._fdm.model.tokens_per_image
+
+    def answer(self, picture: bytes, action: str, seed: int, best_of: int) -> tuple[bytes, Prediction]:
+        """The best candidate as PNG, and what was found."""
+        pixels_HWC = fit_square(decode_image(picture, "picture", MAX_PIXELS), self.codec.side_px)
+        (found,) = predict_observations(
+            self._fdm.model,
+            self._idm.model,
+            self.codec.encode(pixels_HWC[None]),
+            [action],
+            search=Search(best_of=best_of),
+            seed=seed,
+            fdm_decoder=self._fdm.decoder,
+            idm_decoder=self._idm.decoder,
+        )
+        return encode_png(self.codec.decode(np.array([found.best.codes]))[0]), found

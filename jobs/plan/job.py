@@ -1,0 +1,98 @@
+"""Plan an annotation before paying for it: hours, bottleneck and cost on a cluster.
+
+The work comes from a list of videos (videos=, read as jobs.annotate reads it) or from hours= and mean_length_s=; the
+rates from what python -m jobs.benchmark measured (rates=FILE.json, or rates=["keyframes.json", "annotate.json"]); the
+cluster from nodes (in a recipe: one [[nodes]] table a kind of machine). from_run=DIR takes frame rate, key-frames,
+pairs and stored size from a finished annotation, such as one of the first 1,000 videos. Time to start the cluster and
+to download videos is not in it.
+"""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jobs.plan.work import PlanRecipe, read_rates, work_of
+from wm.cli import main as cli_main
+from wm.datasets.planning import Node, as_numbers, estimate, rates_from, stage_seconds, with_one_more
+from wm.datasets.videos.passed_over import describe
+from wm.runs import write_json
+
+
+def run(recipe: PlanRecipe, *, dry_run: bool = False) -> dict[str, Any]:
+    """Print the plan, write it to ``recipe.out`` if that is given; returns it."""
+    rates = rates_from(read_rates(recipe.rates), recipe.motion, recipe.shape)
+    work, bytes_per_triplet, notes, passed_over = work_of(recipe)
+    seconds = stage_seconds(work, rates)
+    nodes = [Node(**node.model_dump()) for node in recipe.nodes]
+    settings: dict[str, Any] = {
+        "annotate_on": recipe.annotate_on,
+        "cpus_per_annotator": recipe.cpus_per_annotator,
+        "efficiency": recipe.efficiency,
+    }
+    found = estimate(seconds, nodes, **settings)
+    more = {node.name: estimate(seconds, with_one_more(nodes, node.name), **settings) for node in nodes}
+    plan = {
+        "work": {name: round(value) for name, value in vars(work).items()},
+        "notes": notes,
+        "passed_over": passed_over,
+        "rates": vars(rates),
+        "stage_hours": {stage: round(value / 3600, 6) for stage, value in seconds.items()},
+        **as_numbers(found),
+        "storage_gb": round(work.triplets * bytes_per_triplet / 1e9, 3),
+        "one_more": {name: {"hours": round(one.hours, 6), "cost": one.cost} for name, one in more.items()},
+        "recipe": recipe.model_dump(mode="json"),
+    }
+    _tell(plan)
+    if recipe.out and not dry_run:
+        path = Path(recipe.out)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, plan)
+        print(f"plan → {path}")
+    return plan
+
+
+_UNITS = {"scan": "frames", "fetch": "images", "encode": "images", "idm": "pairs", "write": "triplets"}
+
+
+def _tell(plan: Mapping[str, Any]) -> None:
+    work = plan["work"]
+    print(
+        f"plan: {work['videos']:,} videos, {_span(work['length_s'] / 3600)} of video → "
+        f"{work['triplets']:,} triplets, {plan['storage_gb']:,.3g} GB"
+    )
+    for line in describe(plan["passed_over"]):
+        print(f"  {line}")
+    for note in plan["notes"]:
+        print(f"  ({note})")
+    print(f"  {'stage':<8}{'work':>16} {'':<9}{'rate /s':>12}{'time of one':>15}")
+    for stage, unit in _UNITS.items():
+        amount = f"{work['frames' if stage == 'scan' else unit]:,}"
+        span = _span(plan["stage_hours"][stage])
+        print(f"  {stage:<8}{amount:>16} {unit:<9}{plan['rates'][stage]:>12,.1f}{span:>15}")
+    for pool, units in plan["capacity"].items():
+        what = {"cpu": "cores", "gpu": "GPUs"}[pool]
+        needed, busy = plan["needed_hours"][pool], plan["busy"][pool]
+        print(f"  {pool}: {_span(needed)} of one; {units:g} {what}, {busy:.0%} busy")
+    print(f"  takes {_span(plan['hours'])}; {plan['bottleneck']} is the bottleneck; {_cost(plan['cost'])}")
+    for name, one in plan["one_more"].items():
+        print(f"  one more {name}: {_span(one['hours'])}, {_cost(one['cost'])}")
+
+
+def _span(hours: float) -> str:
+    if hours >= 1:
+        return f"{hours:,.2f} h"
+    return f"{60 * hours:.1f} min" if hours >= 1 / 60 else f"{3600 * hours:.1f} s"
+
+
+def _cost(cost: float | None) -> str:
+    return "cost not known (a node has no price_per_hour)" if cost is None else f"costs {cost:,.2f}"
+
+
+def main() -> int:
+    """Command line."""
+    return cli_main(PlanRecipe, run, name="plan", description=__doc__ or "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,227 @@
+"""The recipe of ``plan``, and what it makes of it: rates from benchmarks, work from a list, hours or a finished run."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BeforeValidator, Field, model_validator
+
+from wm.config import Recipe
+from wm.datasets.planning import MotionRate, Pool, Rule, Work, expected_keyframes
+from wm.datasets.videos.videos import Layout, list_videos, passed_over_of
+from wm.errors import InputError
+from wm.files.storage import is_remote
+from wm.paths import INPUT, OptionalInputPath, OutputPath
+from wm.records import table_files
+from wm.runs import read_run
+
+DEFAULT_FPS = 25.0
+BYTES_PER_TRIPLET = 190_000
+"""Two PNG images of 340 x 256 pixels (91 kB each in the mean over frames of real clips), codes and change."""
+
+
+class NodeKind(Recipe):
+    """Machines of one kind."""
+
+    name: str
+    """What the table calls it."""
+    count: int = Field(default=1, ge=0)
+    """How many."""
+    cpus: int = Field(ge=1)
+    """Cores of one; the rates are those of such a core."""
+    gpus: int = Field(default=0, ge=0)
+    """GPUs of one; the annotator's rates are those of such a GPU."""
+    price_per_hour: float | None = Field(default=None, ge=0)
+    """Price of one for an hour, in any currency."""
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+class PlanRecipe(Recipe):
+    """Which videos, measured rates, which cluster."""
+
+    rates: Annotated[list[str], BeforeValidator(_as_list), INPUT] = Field(min_length=1)
+    """JSON files of jobs.benchmark; of a rate that several have, the last one counts."""
+    nodes: list[NodeKind] = Field(min_length=1)
+    """Kinds of machines: name, count, cpus, gpus, price_per_hour."""
+    videos: OptionalInputPath = None
+    """Folder, glob or list, as for jobs.annotate; or give hours and mean_length_s."""
+    layout: Layout = "auto"
+    """As for jobs.annotate."""
+    annotations: OptionalInputPath = None
+    """As for jobs.annotate."""
+    hours: float | None = Field(default=None, gt=0)
+    """Hours of video in all, where there is no list."""
+    mean_length_s: float | None = Field(default=None, gt=0)
+    """Mean length of a video (of those without times in the list). Left out: from_run's, or probed."""
+    probe: int = Field(default=50, ge=0)
+    """Local videos whose headers are read for length and frame rate, where nothing else tells them."""
+    fps: float | None = Field(default=None, gt=0)
+    """Frames a second. Left out: from_run's, or probed, or 25."""
+    from_run: OptionalInputPath = None
+    """Folder of a finished annotation: frames, key-frames, pairs, triplets a video and bytes a triplet are its own."""
+    keyframes_per_video: float | None = Field(default=None, ge=0)
+    """Left out: from_run's, or what the paper's Table 7 has for the length and keyframe_rule."""
+    keyframe_rule: Rule = "top_then_spacing"
+    """As for jobs.annotate."""
+    motion: MotionRate = "dis"
+    """As for jobs.annotate; farneback takes the rate exact_frames_per_s."""
+    shape: str = ""
+    """Take the motion rate of this shape of clips, such as xvid or h264 (dis_frames_per_s_h264)."""
+    annotate_on: Pool = "gpu"
+    """Where codec and IDM run: gpu, or cpu (then their rates are those of a core)."""
+    cpus_per_annotator: float = Field(default=1.0, ge=0)
+    """Cores that a GPU's annotator keeps busy, taken from decoding."""
+    efficiency: float = Field(default=0.9, gt=0, le=1)
+    """Share of the slower pool's time at work: 0.9 is what the scale-out benchmark asks for."""
+    bytes_per_triplet: int | None = Field(default=None, ge=1)
+    """Stored size. Left out: from_run's, or 190 kB (two PNG images of 340 x 256)."""
+    out: OutputPath = ""
+    """File for the plan as JSON; empty: printed only."""
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [node.name for node in self.nodes]
+        if len(set(names)) < len(names):
+            raise ValueError("nodes of the same name; expected one entry for each kind")
+        return self
+
+
+@dataclass(frozen=True)
+class Habits:
+    """What one video is like; None where it is not known. Key-frames, pairs and triplets are of one that decodes."""
+
+    length_s: float | None = None
+    fps: float | None = None
+    keyframes: float | None = None
+    pairs: float | None = None
+    triplets: float | None = None
+    decoded: float = 1.0
+    bytes_per_triplet: float = BYTES_PER_TRIPLET
+
+
+def read_rates(files: Sequence[str]) -> dict[str, float]:
+    """The numbers under ``rates`` of benchmark files; a later file comes first.
+
+    Raises :class:`InputError` naming the file and what was expected.
+    """
+    found: dict[str, float] = {}
+    for file in files:
+        path = Path(file)
+        if not path.is_file():
+            raise InputError(f"rates: no such file: {file}")
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8, a number of too many digits
+            raise InputError(f"rates: {file} is not JSON: {error}") from error
+        rates = record.get("rates") if isinstance(record, dict) else None
+        if not isinstance(rates, dict) or not rates:
+            raise InputError(f"rates: {file} holds no object 'rates'; python -m jobs.benchmark writes such files")
+        for name, value in rates.items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise InputError(f"rates: {file} has {name} = {value!r:.60}; expected a number")
+            found[name] = float(value)
+    return found
+
+
+def work_of(recipe: PlanRecipe) -> tuple[Work, float, list[str], dict[str, Any]]:
+    """What there is to do, bytes a triplet, what was assumed for it, and what the listing passed over."""
+    if (recipe.videos is None) == (recipe.hours is None):
+        raise InputError("give either videos, or hours and mean_length_s")
+    notes: list[str] = []
+    passed_over: dict[str, Any] = {}
+    habits = _habits_of_run(recipe.from_run) if recipe.from_run else Habits()
+    if recipe.from_run:
+        notes.append(f"what a video gives: from {recipe.from_run}")
+    mean_s, fps = recipe.mean_length_s or habits.length_s, recipe.fps or habits.fps
+    if recipe.hours is not None:
+        if mean_s is None:
+            raise InputError("hours needs mean_length_s, the mean length of a video in seconds, or from_run")
+        videos, total_s = max(1, round(recipe.hours * 3600 / mean_s)), recipe.hours * 3600
+    else:
+        listing = list_videos(str(recipe.videos), layout=recipe.layout, annotations=recipe.annotations)
+        videos, passed_over = listing.num_rows, passed_over_of(listing)
+        if videos == 0:
+            raise InputError(f"videos = {recipe.videos!r} holds no video")
+        given_s = pc.subtract(listing["end_s"], pc.fill_null(listing["start_s"], 0.0))
+        num_given = videos - given_s.null_count
+        if mean_s is None and num_given < videos:
+            mean_s, probed_fps, told = _probe(listing.filter(pc.is_null(given_s)), recipe.probe)
+            fps = fps or probed_fps
+            notes.append(told)
+        total_s = (pc.sum(given_s).as_py() or 0.0) + (videos - num_given) * (mean_s or 0.0)
+    if fps is None:
+        fps = DEFAULT_FPS
+        notes.append(f"{fps:g} frames/s: assumed; give fps")
+    length_s = total_s / videos
+    keyframes = recipe.keyframes_per_video
+    pairs = None if keyframes is None else max(0.0, keyframes - 1)
+    if keyframes is None:
+        keyframes, pairs = habits.keyframes, habits.pairs
+    if keyframes is None or pairs is None:
+        keyframes = expected_keyframes(length_s, recipe.keyframe_rule)
+        pairs = keyframes - 1
+        notes.append(
+            f"{keyframes:.2f} key-frames a video of {length_s:.2f} s: as in the paper's Table 7 for "
+            f"{recipe.keyframe_rule}, every video counted as one with pairs"
+        )
+    kept = habits.triplets / habits.pairs if habits.pairs and habits.triplets is not None else 1.0
+    decoded = videos * habits.decoded
+    frames = total_s * fps * habits.decoded
+    work = Work(videos, total_s, frames, decoded * keyframes, decoded * pairs, decoded * pairs * kept)
+    return work, float(recipe.bytes_per_triplet or habits.bytes_per_triplet), notes, passed_over
+
+
+def _habits_of_run(folder: str) -> Habits:
+    record = read_run(folder) or {}
+    counts = record.get("counts") or {}
+    if record.get("stage") != "annotate" or not counts.get("decoded") or not counts.get("video_s"):
+        raise InputError(f"from_run = {folder!r} is no finished annotation with videos that decode (run.json)")
+    decoded, triplets = counts["decoded"], counts["triplets"]
+    stored = sum(file.stat().st_size for file in table_files(Path(folder) / "triplets")) if triplets else 0
+    return Habits(
+        length_s=counts["video_s"] / decoded,
+        fps=counts["frames"] / counts["video_s"],
+        keyframes=counts["keyframes_of_paired"] / decoded,
+        pairs=counts["pairs"] / decoded,
+        triplets=triplets / decoded,
+        decoded=decoded / counts["videos"],
+        bytes_per_triplet=stored / triplets if triplets else BYTES_PER_TRIPLET,
+    )
+
+
+def _probe(listing: pa.Table, at_most: int) -> tuple[float, float, str]:
+    """(mean length in s, frames/s, what was done) from the headers of local videos, evenly spread over the list."""
+    import av
+
+    paths = [uri for uri in listing["uri"].to_pylist() if not is_remote(uri)]
+    picked = sorted({int(row) for row in np.linspace(0, len(paths) - 1, min(at_most, len(paths)))}) if paths else []
+    lengths: list[float] = []
+    frames: list[float] = []
+    for row in picked:
+        path = Path(paths[row])
+        try:
+            if not path.is_file():
+                continue
+            with av.open(str(path)) as container:
+                stream = next(iter(container.streams.video), None)
+                if stream is None or not container.duration or not stream.average_rate:
+                    continue
+                lengths.append(container.duration / av.time_base)
+                frames.append(lengths[-1] * float(stream.average_rate))
+        except (av.FFmpegError, OSError):
+            continue  # what cannot be read is a reject of the annotation, and here one video less to learn from
+    if not lengths:
+        raise InputError(
+            f"how long are the videos? None of {len(picked)} headers told; give mean_length_s, or from_run, the folder "
+            "of a finished annotation of some of them"
+        )
+    told = f"length and frame rate: from the headers of {len(lengths)} of {len(picked)} local videos"
+    return sum(lengths) / len(lengths), sum(frames) / sum(lengths), told

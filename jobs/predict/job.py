@@ -1,0 +1,174 @@
+"""Predict what an image looks like after one action or several, each prediction verified: image=FILE with actions=[…]
+gives pictures and a storyboard, triplets=FOLDER a table of predictions."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field, model_validator
+
+from jobs.predict.rollout_image import write_rollout
+from jobs.predict.triplets import parts_of, predict_triplets
+from jobs.shared.roles import RolesRecipe, need_actions, need_roles, read_roles
+from wm.cli import main as cli_main
+from wm.cli import progress_bar
+from wm.dynamics import Roles, Search, StepDone, check_block, roll_out
+from wm.errors import InputError
+from wm.evaluation.heldout import HeldOut, read_held_out
+from wm.images import Pixels, decode_image, fit_square
+from wm.models import ImageCodec, load_codec
+from wm.paths import InputPath, OutputPath
+from wm.runs import Run, digest_of, read_run
+
+_ACTION_CHARS = 1000
+"""Of an action, as on the server."""
+
+
+class PredictRecipe(Search, RolesRecipe):
+    """Which models, from what, and how to search."""
+
+    image: InputPath = ""
+    """The source picture (PNG, JPEG, WebP, BMP), cut to the models' square."""
+    actions: list[str] = []
+    """With image: what is done, one action after the other."""
+    triplets: InputPath = ""
+    """Instead of image: folder of triplets, whose actions are done in their source images."""
+    limit: int = Field(default=0, ge=0)
+    """With triplets: use so many, spread evenly over the set; 0: all."""
+    out: OutputPath
+    """Output folder."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Of the draws: the same seed gives the same predictions."""
+
+    @model_validator(mode="after")
+    def _need_one_source(self) -> "PredictRecipe":
+        if bool(self.image) == bool(self.triplets):
+            raise ValueError("give image=FILE with actions=[…], or triplets=FOLDER, and not both")
+        if self.image and not self.actions:
+            raise ValueError("actions = []: expected one action or more to be done in the image")
+        if self.triplets and self.actions:
+            raise ValueError("actions belong to image; triplets have their own")
+        if self.image and self.limit:
+            raise ValueError(f"limit = {self.limit} belongs to triplets")
+        if self.triplets and self.beam > 1:
+            raise ValueError(f"beam = {self.beam} belongs to actions one after the other; a triplet has one action")
+        for action in self.actions:
+            if not action.strip() or len(action) > _ACTION_CHARS:
+                said = "is empty" if not action.strip() else f"has {len(action)} letters"
+                raise ValueError(f"action {action!r:.60} {said}; expected some words, {_ACTION_CHARS} letters at most")
+        return self
+
+    def search(self) -> Search:
+        """The settings of the search alone."""
+        return Search.model_validate({name: getattr(self, name) for name in Search.model_fields})
+
+
+def run(recipe: PredictRecipe, *, dry_run: bool = False) -> dict[str, Any]:
+    """Predict and write; returns the run's record (empty on a dry run)."""
+    need_roles(recipe)
+    inputs = {"fdm": digest_of(recipe.fdm), "idm": digest_of(recipe.idm)}
+    inputs |= {name: digest_of(path) for name in ("base", "image", "triplets") if (path := getattr(recipe, name))}
+    stage = Run(recipe.out, "predict", recipe, inputs)
+    if stage.is_whole():
+        print(f"predict: already whole in {recipe.out}")
+        return read_run(recipe.out) or {}
+    with stage.timed("read"):
+        codec = load_codec(recipe.base or recipe.fdm, recipe.device)
+        check_block(recipe.block, codec.tokens_per_image)
+        if recipe.image:
+            codec.need_decoder()
+        source = _read_image(recipe.image, codec) if recipe.image else None
+        held_out = None if recipe.image else read_held_out(recipe.triplets, codec, limit=recipe.limit or None)
+    if dry_run:
+        rows = f"{len(recipe.actions)} actions in {recipe.image}" if held_out is None else f"{len(held_out)} triplets"
+        print(f"predict: would predict {rows}, best of {recipe.best_of}, into {recipe.out}")
+        return {}
+    with stage.timed("load"):
+        roles = read_roles(recipe, codec)
+    if source is not None:
+        return _one_image(recipe, stage, source, codec, roles)
+    assert held_out is not None
+    return _many(recipe, stage, held_out, roles)
+
+
+def _one_image(
+    recipe: PredictRecipe, stage: Run, source_HWC: Pixels, codec: ImageCodec, roles: Roles
+) -> dict[str, Any]:
+    source_1N = codec.encode(source_HWC[None])
+    need_actions(roles, source_1N[0].tolist(), recipe.actions)  # before the folder is made
+    stage.start()
+    with stage.timed("predict"), progress_bar(len(recipe.actions), "step", "predict") as bar:
+
+        def told(done: StepDone) -> None:
+            bar.set_postfix_str(f"{done.draws} candidates")
+            bar.update()
+
+        with torch.inference_mode():
+            rollout = roll_out(
+                roles.fdm.model, roles.idm.model, source_1N, [recipe.actions], search=recipe.search(),
+                sampling=recipe.sampling, seed=recipe.seed, batch_size=recipe.batch_size, on_step=told,
+                fdm_decoder=roles.fdm.decoder, idm_decoder=roles.idm.decoder,
+            )[0]  # fmt: skip
+    with stage.timed("write"):
+        counts = write_rollout(rollout, source_HWC, codec, stage.out, top=recipe.top)
+    record = stage.finish(counts)
+    for number, one in enumerate(rollout.best.candidates, 1):
+        drawn = sum(len(found.candidates) for found in rollout.steps[number - 1].predictions)
+        print(
+            f"  step {number}: {recipe.actions[number - 1]}: {one.score.mean_logprob:.3f} nats/token, "
+            f"{one.unchanged_share:.0%} of tokens unchanged, best of {drawn}"
+        )
+    print(f"predict: {counts['steps']} steps, {counts['draws']} candidates: {stage.out / 'storyboard.png'}")
+    return record
+
+
+def _many(recipe: PredictRecipe, stage: Run, held_out: HeldOut, roles: Roles) -> dict[str, Any]:
+    need_actions(roles, held_out.source_codes[0].tolist(), held_out.actions)
+    stage.start()
+    with stage.timed("predict"), torch.inference_mode(), progress_bar(len(held_out), "triplet", "predict") as bar:
+        for done in predict_triplets(
+            roles, held_out, stage.out, search=recipe.search(), sampling=recipe.sampling,
+            seed=recipe.seed, batch_size=recipe.batch_size,
+        ):  # fmt: skip
+            bar.update(done)
+    counts = count_parts([path for path, _ in parts_of(held_out, stage.out)])
+    record = stage.finish(counts)
+    print(
+        f"predict: {counts['triplets']} triplets, {counts['draws_each']:.2f} candidates each, "
+        f"{counts['unchanged_share']:.0%} of tokens unchanged: {stage.out / 'predictions'}"
+    )
+    return record
+
+
+def count_parts(files: list[Path]) -> dict[str, Any]:
+    """Of the best predictions: how many, mean draws, mean log-likelihood a token, mean unchanged share."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(files, columns=["rank", "draws", "logprob", "action_tokens", "unchanged_share"])
+    best = table.filter(pc.equal(table["rank"], 0)).to_pandas()
+    return {
+        "triplets": len(best),
+        "rows": table.num_rows,
+        "draws": int(best["draws"].sum()),
+        "draws_each": float(best["draws"].mean()),
+        "mean_logprob": float((best["logprob"] / best["action_tokens"]).mean()),
+        "unchanged_share": float(best["unchanged_share"].mean()),
+    }
+
+
+def _read_image(path: str, codec: ImageCodec) -> Pixels:
+    file = Path(path)
+    if not file.is_file():
+        raise InputError(f"image = {path!r}: no such file")
+    return fit_square(decode_image(file.read_bytes(), f"image {path}"), codec.side_px)
+
+
+def main() -> int:
+    """Command line."""
+    return cli_main(PredictRecipe, run, name="predict", description=__doc__ or "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

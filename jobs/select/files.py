@@ -1,0 +1,327 @@
+"""What ``select`` does with files: read a few columns of many, share rows out over parts, sort a part, write it.
+
+Each function takes a group of files or one part, holds no more than that in memory, and writes aside and then renames:
+it may run on any node that sees the folders, and again.
+"""
+
+import itertools
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from wm.datasets.changes import CODE_COLUMNS, Changes, changed_codes, count_rows, sum_changes
+from wm.datasets.selection.algorithm import (
+    CANDIDATE_SCHEMA,
+    SELECTION_SCHEMA,
+    Plan,
+    Tally,
+    candidates,
+    choose,
+    merge_tallies,
+    tally,
+)
+from wm.datasets.selection.rows import (
+    COLUMNS,
+    Criteria,
+    Ints,
+    Words,
+    has_changed,
+    id_words,
+    keep_best,
+    refuse_repeats,
+    scored,
+    wanted_classes,
+)
+from wm.errors import InputError
+from wm.records import TRIPLET_SCHEMA, write_parquet
+
+GROUP_ROWS = 2_000_000
+GROUP_FILES = 512
+BATCH_ROWS = 262_144
+"""Rows of one read, and of one spilled block: what a task holds at once (some 60 bytes a row)."""
+
+ROW_GROUP_ROWS = 131_072
+CODE_BATCH_ROWS = 8_192
+"""The same where image codes are read: 4 kB a row with 1,024 codes an image."""
+
+HASHES = ["source_hash", "target_hash"]
+PAIR_SCHEMA = pa.schema(
+    [
+        ("triplet_id", pa.string()),
+        ("class_label", pa.string()),
+        ("action_logprob", pa.float64()),
+        ("action_tokens", pa.int32()),
+        ("source_hash", pa.uint64()),
+        ("target_hash", pa.uint64()),
+    ]
+)
+"""What is kept of an annotation's ``pairs``, and :data:`PAIR_COLUMNS` what is read."""
+PAIR_COLUMNS = [*PAIR_SCHEMA.names, "outcome"]
+
+Files = list[tuple[str, int]]
+"""(path, rows) of each."""
+
+_HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+"""2**64 divided by the golden ratio: Fibonacci hashing (Knuth, The Art of Computer Programming 3, 6.4)."""
+
+
+class PartResult(NamedTuple):
+    """A written part: of each class in it how many rows were chosen, and their lowest and highest score."""
+
+    rows: int
+    by_class: list[tuple[str, int, float, float]]
+    id_spills: list[str]
+
+
+def survey(files: Sequence[str], columns: Sequence[str]) -> Files:
+    """Each file with its rows, from its footer; :class:`InputError` if a column that is needed is not there."""
+    rows = []
+    for file in files:
+        with _open(file) as parquet:
+            names = parquet.schema_arrow.names
+            missing = [name for name in columns if name not in names]
+            if missing:
+                raise InputError(f"{file} lacks the column {missing[0]!r}; columns found: {', '.join(names)}")
+            _require_types(file, parquet.schema_arrow, columns)
+            rows.append((file, parquet.metadata.num_rows))
+    return rows
+
+
+def _require_types(file: str, found: pa.Schema, columns: Sequence[str]) -> None:
+    for name in columns:
+        expected = PAIR_SCHEMA.field(name).type if name in PAIR_SCHEMA.names else pa.string()
+        kind = found.field(name).type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        both = [(pa.types.is_integer, pa.types.is_floating), (pa.types.is_string, pa.types.is_large_string)]
+        alike = any(any(test(kind) for test in tests) and any(test(expected) for test in tests) for tests in both)
+        if not alike:
+            raise InputError(f"{file} has {name} as {kind}, expected {expected}")
+
+
+def group(files: Files) -> list[tuple[list[str]]]:
+    """Files that one task reads: up to ``GROUP_ROWS`` rows or ``GROUP_FILES`` files, at least one."""
+    groups: list[tuple[list[str]]] = []
+    held = 0
+    for file, rows in files:
+        if not groups or held + rows > GROUP_ROWS or len(groups[-1][0]) >= GROUP_FILES:
+            groups.append(([],))
+            held = 0
+        groups[-1][0].append(file)
+        held += rows
+    return groups
+
+
+def count(files: Sequence[str], criteria: Criteria) -> tuple[Tally, int, Changes]:
+    """The rows of a group of files counted by class and score, how many were read, and in how many of the wanted
+    classes' rows the image codes change. Ids are not read."""
+    names = [name for name in COLUMNS if name != "triplet_id"]
+    rows = 0
+    changes: list[Changes] = []
+
+    def tallies() -> Iterator[Tally]:
+        nonlocal rows
+        for file in files:
+            for batch in read_rows(file, names, criteria):
+                rows += batch.num_rows
+                table = _scored(file, batch, criteria)
+                if "changed_codes" in table.column_names:
+                    changes.append(count_rows(table.column("changed_codes"), criteria.min_changed_codes))
+                else:
+                    changes.append(Changes(table.num_rows, 0, table.num_rows))
+                yield tally(table, criteria)
+
+    return merge_tallies(tallies()), rows, sum_changes(changes)
+
+
+def unchanged_ids(files: Sequence[str], criteria: Criteria) -> pa.Array:
+    """The ids of the rows in which too few image codes change."""
+    ids = [pa.array([], pa.string())]
+    for file in files:
+        for batch in read_rows(file, ["triplet_id"], criteria):
+            rows = batch.filter(pa.array(~has_changed(batch, criteria)))
+            ids.append(rows.column("triplet_id").cast(pa.string()).combine_chunks())
+    return pa.concat_arrays(ids)
+
+
+def spill_candidates(files: Sequence[str], plan: Plan, criteria: Criteria, folder: str) -> tuple[list[str], int]:
+    """Write the group's candidates, sorted by part, into files of the folder; returns these and the rows read."""
+    writer = _Spill(Path(folder), plan.num_parts, CANDIDATE_SCHEMA)
+    rows = 0
+    for file in files:
+        for batch in read_rows(file, COLUMNS, criteria):
+            rows += batch.num_rows
+            writer.add(*candidates(_scored(file, batch, criteria), plan, criteria))
+    return writer.close(), rows
+
+
+def write_part(part: int, spills: Sequence[str], plan: Plan, out: str, ids: str | None) -> PartResult:
+    """Sort one part and write ``out/part-NNNNN.parquet``; its ids, shared out by hash, go into the folder ``ids``."""
+    chosen = choose(_gather(spills, part, CANDIDATE_SCHEMA), plan, part)
+    write_parquet(chosen, Path(out) / f"part-{part:05d}.parquet", row_group_size=ROW_GROUP_ROWS)
+    id_spills: list[str] = []
+    if ids is not None:
+        table = chosen.select(["triplet_id"])
+        writer = _Spill(Path(ids), plan.num_parts, table.schema)
+        writer.add(table, _bucket(id_words(table.column("triplet_id")), plan.num_parts))
+        id_spills = writer.close()
+    return PartResult(chosen.num_rows, _by_class(chosen), id_spills)
+
+
+def check_ids(part: int, spills: Sequence[str]) -> None:
+    """Raise :class:`InputError` if an id stands twice among those of one hash."""
+    ids = _gather(spills, part, pa.schema([SELECTION_SCHEMA.field("triplet_id")])).column("triplet_id")
+    refuse_repeats(ids, id_words(ids))
+
+
+def spill_pairs(
+    files: Sequence[str], criteria: Criteria, folder: str, num_parts: int, unchanged: pa.Array
+) -> tuple[list[str], int]:
+    """Share the rows of ``pairs`` files that became triplets out by their two hashes; the files, and how many rows
+    became triplets. Those whose id is in ``unchanged`` are counted and left out."""
+    writer = _Spill(Path(folder), num_parts, PAIR_SCHEMA)
+    rows = 0
+    for file in files:
+        for batch in read_batches(file, PAIR_COLUMNS):
+            kept = batch.filter(pc.equal(batch.column("outcome"), "ok")).select(PAIR_SCHEMA.names).cast(PAIR_SCHEMA)
+            kept = wanted_classes(kept, criteria)
+            rows += kept.num_rows
+            if any(kept.column(name).null_count for name in HASHES):
+                raise InputError(
+                    f"{file} has pairs without perceptual hashes; deduplicate needs an annotation made with "
+                    "filters.near_duplicate = score or on"
+                )
+            kept = kept.filter(pc.invert(pc.is_in(kept.column("triplet_id"), unchanged)))
+            words = [kept.column(name).to_numpy() for name in HASHES]
+            writer.add(kept, _bucket(words, num_parts))
+    return writer.close(), rows
+
+
+def write_unique(part: int, spills: Sequence[str], criteria: Criteria, folder: str) -> tuple[str, int]:
+    """Write the best row of each pair of hashes in one part; the file, in the shape of triplets, and its rows."""
+    kept = keep_best(_gather(spills, part, PAIR_SCHEMA), HASHES, criteria)
+    path = Path(folder) / f"unique-{part:05d}.parquet"
+    write_parquet(kept.select(COLUMNS), path, row_group_size=ROW_GROUP_ROWS)
+    return str(path), kept.num_rows
+
+
+def read_rows(file: str, columns: Sequence[str], criteria: Criteria) -> Iterator[pa.Table]:
+    """A file's rows as :func:`read_batches` gives them; with ``changed_codes`` where the criteria ask for changes and
+    the file has codes."""
+    if not criteria.min_changed_codes or not _has_codes(file):
+        yield from read_batches(file, columns)
+        return
+    for batch in read_batches(file, [*columns, *CODE_COLUMNS], CODE_BATCH_ROWS):
+        yield batch.select(columns).append_column("changed_codes", changed_codes(batch))
+
+
+def _has_codes(file: str) -> bool:
+    with _open(file) as parquet:
+        schema = parquet.schema_arrow
+    if any(name not in schema.names for name in CODE_COLUMNS):
+        return False
+    for name in CODE_COLUMNS:
+        kind = schema.field(name).type
+        is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+        if not is_list or not pa.types.is_integer(kind.value_type):
+            raise InputError(f"{file} has {name} as {kind}, expected {TRIPLET_SCHEMA.field(name).type}")
+    return True
+
+
+def read_batches(file: str, columns: Sequence[str], batch_rows: int | None = None) -> Iterator[pa.Table]:
+    """A file's rows, ``BATCH_ROWS`` at a time unless ``batch_rows`` is given, these columns only."""
+    with _open(file) as parquet:
+        try:
+            for batch in parquet.iter_batches(batch_rows or BATCH_ROWS, columns=list(columns)):
+                yield pa.Table.from_batches([batch])
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{file} is damaged: {_line(error)}") from error
+
+
+class _Spill:
+    """Rows on their way to parts: Arrow files of one record batch a part, so that a part is read from each at once."""
+
+    def __init__(self, folder: Path, num_parts: int, schema: pa.Schema) -> None:
+        self._folder, self._num_parts, self._schema = folder, num_parts, schema
+        self._held: list[tuple[pa.Table, Ints]] = []
+        self._num_held = 0
+        self._files: list[str] = []
+
+    def add(self, rows: pa.Table, parts: Ints) -> None:
+        """Take rows and the part of each."""
+        if rows.num_rows:
+            self._held.append((rows, parts))
+            self._num_held += rows.num_rows
+        if self._num_held >= BATCH_ROWS:
+            self._write()
+
+    def close(self) -> list[str]:
+        """Write what is held; the files written."""
+        if self._num_held:
+            self._write()
+        return self._files
+
+    def _write(self) -> None:
+        parts = np.concatenate([parts for _, parts in self._held])
+        order = np.argsort(parts, kind="stable")
+        rows = pa.concat_tables([rows for rows, _ in self._held]).take(pa.array(order)).combine_chunks()
+        batch = rows.to_batches()[0]
+        bounds = np.searchsorted(parts[order], np.arange(self._num_parts + 1))
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / f"{uuid.uuid4().hex}.arrow"  # of a task done twice, the first files are read by none
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, self._schema) as writer:
+            for start, stop in itertools.pairwise(bounds.tolist()):
+                writer.write_batch(batch.slice(start, stop - start))
+        self._files.append(str(path))
+        self._held, self._num_held = [], 0
+
+
+def _gather(spills: Sequence[str], part: int, schema: pa.Schema) -> pa.Table:
+    """All rows of one part."""
+    batches = []
+    for path in spills:
+        with pa.memory_map(path) as source:
+            batches.append(pa.ipc.open_file(source).get_batch(part))
+    return pa.Table.from_batches(batches, schema=schema).combine_chunks()
+
+
+def _bucket(words: Sequence[Words], num_parts: int) -> Ints:
+    """A part for each row that depends on the words alone."""
+    mixed = np.zeros(len(words[0]), np.uint64)
+    for word in words:
+        mixed = (mixed ^ word) * _HASH_FACTOR
+        mixed ^= mixed >> np.uint64(32)
+    return (mixed % np.uint64(num_parts)).astype(np.int64)
+
+
+def _by_class(chosen: pa.Table) -> list[tuple[str, int, float, float]]:
+    sums = chosen.group_by("class_label").aggregate([("score", "count"), ("score", "min"), ("score", "max")])
+    names = ("class_label", "score_count", "score_min", "score_max")
+    return list(zip(*(sums.column(name).to_pylist() for name in names), strict=True))
+
+
+def _scored(file: str, batch: pa.Table, criteria: Criteria) -> pa.Table:
+    try:
+        return scored(batch, criteria)
+    except InputError:
+        if "triplet_id" in batch.column_names:
+            raise
+        for whole in read_batches(file, COLUMNS):  # raises the same with the name of the triplet
+            scored(whole, criteria)
+        raise
+
+
+def _open(file: str) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(file)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{file} is not a readable Parquet file: {_line(error)}") from error
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,220 @@
+"""Choose the best annotated triplets: stratified top-K over classes (Algorithm 1). Writes ids, never images.
+
+Rows are counted and sorted by tasks that each hold a few files or one part; this process holds counts by class and
+score. Several selections (another k, score, classes) go over one annotation, each into its own folder, and read only
+the columns they need. What is chosen depends on the rows alone: not on their order, on the files they stand in, or on
+where the tasks ran.
+"""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import pyarrow as pa
+from pydantic import Field
+from tqdm import tqdm
+
+from jobs.select.files import Files
+from jobs.select.passes import (
+    WORK,
+    choose_all,
+    clear,
+    count_all,
+    find_files,
+    find_unchanged,
+    leave_out_repeats,
+    places,
+)
+from wm.cli import main as cli_main
+from wm.cli import progress_bar
+from wm.config import Recipe
+from wm.datasets.card import write_dataset_card
+from wm.datasets.changes import Changes
+from wm.datasets.selection.algorithm import Tally, make_plan
+from wm.datasets.selection.rows import COLUMNS, Criteria, Score
+from wm.errors import InputError
+from wm.paths import InputPath, OutputPath
+from wm.runs import Run, digest_of, read_run
+
+BAR_ROWS = 1_000_000
+CLASSES_TOLD = 20
+
+
+class SelectRecipe(Recipe):
+    """Which triplets, how many."""
+
+    HOW: ClassVar[frozenset[str]] = frozenset({"run_on"})
+
+    triplets: InputPath
+    """Folder of annotated triplets (jobs.annotate writes it), or the annotation's own folder."""
+    out: OutputPath
+    """Folder for the selection: out/selection holds triplet_id, score, rank and order."""
+    k: int = Field(ge=1)
+    """How many to choose (the paper: 7,000 of each video set). Fewer stand in the result if there are fewer."""
+    score: Score = "mean"
+    """Rank by the mean log-likelihood per action token, or by its sum."""
+    min_score: float | None = None
+    """Leave out rows whose score is below this, in nats."""
+    min_changed_codes: int = Field(default=1, ge=0)
+    """Leave out rows with fewer image codes that differ between source and target: a copy of its source teaches
+    copying. 0: leave none out. Rows without codes are not held to it, and are counted."""
+    classes: list[str] = []
+    """Choose among these classes only ("" = rows without one). Empty: all."""
+    deduplicate: Literal["off", "exact"] = "off"
+    """exact: of triplets whose two images have equal perceptual hashes (in the annotation's pairs), only the
+    best scored can be chosen. Hashes that differ by a few bits are compared at annotation, within a shard
+    (filters.near_duplicate)."""
+    rows_per_part: int = Field(default=1_000_000, ge=1)
+    """Rows that are sorted at once, about; one file of the result holds no more."""
+    run_on: Literal["auto", "here", "ray"] = "auto"
+    """here: in this process; ray: as Ray tasks; auto: as tasks beyond 4 million rows or 2,048 files."""
+
+
+def run(recipe: SelectRecipe, *, dry_run: bool = False) -> dict[str, Any]:
+    """Select, write ``out/selection`` and ``out/run.json``; returns the run's record."""
+    stage = Run(recipe.out, "select", recipe, {"triplets": digest_of(recipe.triplets)})
+    if stage.is_whole():
+        record = read_run(recipe.out) or {}
+        _tell(record["counts"], f"already whole in {recipe.out}:")
+        return record
+    on_ray = {"auto": None, "here": False, "ray": True}[recipe.run_on]
+    files, remote = find_files(places(recipe.triplets)[0], COLUMNS, recipe.triplets, on_ray)
+    num_rows = sum(rows for _, rows in files)
+    classes = frozenset(recipe.classes) if recipe.classes else None
+    is_filtered = _is_filtered(recipe)
+    min_changed_codes = 0 if is_filtered else recipe.min_changed_codes
+    criteria = Criteria(recipe.score, recipe.min_score, classes, min_changed_codes)
+    with _bar(num_rows if dry_run else 2 * num_rows) as bar:
+        with stage.timed("count_s"):
+            counts, changes = count_all(files, criteria, remote, bar)
+        _require_classes(recipe, counts)
+        if dry_run:
+            plan = make_plan(counts, recipe.k, recipe.rows_per_part)
+            quotas = zip(plan.labels, plan.quota_C.tolist(), strict=True)
+            summary = _summary(counts, {label: (rows, None, None) for label, rows in quotas})
+        else:
+            stage.start()
+            found = (counts, changes)
+            summary = _select(recipe, stage, files, criteria, counted=found, on_ray=remote, bar=bar)
+        summary |= _change_counts(recipe, changes, is_filtered)
+    if dry_run:
+        doubt = " (equal pictures not yet left out)" if recipe.deduplicate == "exact" else ""
+        _tell(summary, f"would choose{doubt}")
+        return {}
+    title = f"the {summary['chosen']:,} best of {summary['triplets']:,} triplets"
+    write_dataset_card(recipe.out, title=title, rows={"selection": summary["chosen"]})
+    record = stage.finish(summary)
+    _tell(record["counts"], f"→ {recipe.out}/selection:")
+    return record
+
+
+def _select(
+    recipe: SelectRecipe,
+    stage: Run,
+    files: Files,
+    criteria: Criteria,
+    *,
+    counted: tuple[Tally, Changes],
+    on_ray: bool,
+    bar: Any,
+) -> dict[str, Any]:
+    """Everything after the first count; nothing is left of it when the rows are not fit to be selected from."""
+    out = Path(recipe.out).absolute()
+    clear(out, WORK, "selection")  # of a run that was killed
+    counts, changes = counted
+    available = counts
+    try:
+        if recipe.deduplicate == "exact":
+            with stage.timed("deduplicate_s"):
+                num_triplets = int(counts.seen_C.sum())
+                unchanged = find_unchanged(files, criteria, on_ray) if changes.unchanged else pa.array([], pa.string())
+                pairs = places(recipe.triplets)[1]
+                files = leave_out_repeats(pairs, criteria, num_triplets, out / WORK, unchanged=unchanged, on_ray=on_ray)
+                bar.total += sum(rows for _, rows in files)
+                available, _ = count_all(files, criteria, on_ray, bar)
+        plan = make_plan(available, recipe.k, recipe.rows_per_part)
+        bar.total += int(plan.quota_C.sum())
+        with stage.timed("select_s"):
+            chosen = choose_all(files, plan, criteria, out, on_ray=on_ray, bar=bar)
+    except InputError:
+        clear(out, "selection")
+        stage.abandon()
+        raise
+    finally:
+        clear(out, WORK)
+    if available is counts:
+        return _summary(counts, chosen)
+    num_repeats = int(counts.seen_C.sum() - available.seen_C.sum()) - changes.unchanged
+    return _summary(counts, chosen) | {"repeats": num_repeats}
+
+
+def _is_filtered(recipe: SelectRecipe) -> bool:
+    """Whether the annotation has left the unchanged pairs out itself, so that no code need be read."""
+    record = read_run(places(recipe.triplets)[1].parent) or {}
+    filters = (record.get("recipe") or {}).get("filters") or {}
+    if record.get("stage") != "annotate" or filters.get("unchanged") != "on":
+        return False
+    return bool(filters.get("min_changed_codes", 0) >= recipe.min_changed_codes)
+
+
+def _change_counts(recipe: SelectRecipe, changes: Changes, is_filtered: bool) -> dict[str, int]:
+    """Count rows left out because too few codes change, and rows of which that is not known; nothing where no row was
+    looked at."""
+    if not recipe.min_changed_codes:
+        return {}
+    if is_filtered:
+        return {"unchanged_codes": 0}
+    known = {"unchanged_codes": changes.unchanged} if changes.without_codes < changes.rows else {}
+    return known | ({"without_codes": changes.without_codes} if changes.without_codes else {})
+
+
+def _bar(num_rows: int) -> Any:
+    """A progress bar, where there is time to look at it."""
+    return progress_bar(num_rows, "row", "select") if num_rows >= BAR_ROWS else tqdm(total=num_rows, disable=True)
+
+
+def _require_classes(recipe: SelectRecipe, counts: Tally) -> None:
+    absent = sorted(set(recipe.classes) - set(counts.labels))
+    if absent:
+        raise InputError(f"classes names {absent[0]!r}, which no triplet in {recipe.triplets} has")
+
+
+def _summary(counts: Tally, chosen: Mapping[str, tuple[int, float | None, float | None]]) -> dict[str, Any]:
+    """Counts for ``run.json``; ``chosen``: of each class how many, lowest and highest score."""
+    seen = dict(zip(counts.labels, counts.seen_C.tolist(), strict=True))
+    return {
+        "triplets": int(counts.seen_C.sum()),
+        "chosen": sum(rows for rows, _, _ in chosen.values()),
+        "classes": len(counts.labels),
+        "by_class": {
+            label: {"triplets": seen[label], "chosen": rows, "lowest": lowest, "highest": highest}
+            for label, (rows, lowest, highest) in sorted(chosen.items())
+            if rows
+        },
+    }
+
+
+def _tell(counts: Mapping[str, Any], where: str) -> None:
+    print(f"select: {counts['chosen']:,} of {counts['triplets']:,} triplets {where}")
+    if counts.get("unchanged_codes"):
+        print(f"  {counts['unchanged_codes']:,} left out: too few of their image codes change (min_changed_codes)")
+    if counts.get("without_codes"):
+        print(f"  {counts['without_codes']:,} have no image codes, so whether they change is not known")
+    by_class = counts["by_class"]
+    for label, found in list(by_class.items())[:CLASSES_TOLD]:
+        told = f"  {label or '(no class)':<24} {found['chosen']:>7,} of {found['triplets']:>7,}"
+        if found["lowest"] is not None:
+            told += f"   score {found['lowest']:.3f} to {found['highest']:.3f}"
+        print(told)
+    if len(by_class) > CLASSES_TOLD:
+        print(f"  … and {len(by_class) - CLASSES_TOLD:,} more classes")
+
+
+def main() -> int:
+    """Command line."""
+    return cli_main(SelectRecipe, run, name="select", description=__doc__ or "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

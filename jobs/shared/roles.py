@@ -1,0 +1,91 @@
+"""Jobs that ask a forward and an inverse model: their keys, what is told of the two before any work, the reading."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+
+from jobs.shared.devices import need_device
+from wm.config import Recipe
+from wm.dynamics import Roles, Sampling, Weights, load_roles, need_one_base
+from wm.errors import InputError
+from wm.models import ImageCodec, hub_hint, is_adapter, model_folder, read_manifest
+from wm.models.checkpoints import need_manifest
+from wm.paths import InputPath
+from wm.sampling.guidance import need_guidable
+
+DType = Literal["float32", "bfloat16", "float16"]
+
+
+class RolesRecipe(Recipe):
+    """The two models and where they run."""
+
+    HOW: ClassVar[frozenset[str]] = frozenset({"batch_size"})
+
+    fdm: InputPath
+    """Model folder of the forward model: full weights or an adapter."""
+    idm: InputPath
+    """Model folder of the inverse model that verifies."""
+    base: InputPath = ""
+    """Base folder of the adapters; empty: the one their manifests name."""
+    sampling: Sampling = Sampling()
+    """How candidates are drawn."""
+    batch_size: int | None = Field(default=None, ge=1)
+    """Rows a forward pass; left out: as the memory allows."""
+    device: str = "cpu"
+    """Where the models run."""
+    dtype: DType = "float32"
+    """Type of their weights; bfloat16 halves the memory."""
+    weights: Weights = "merged"
+    """merged: each model has weights of its own. shared: adapters of one base are applied beside one copy of its
+    weights, for a single GPU: about half the memory, a little slower, the same up to rounding."""
+
+
+def need_roles(recipe: RolesRecipe) -> None:
+    """What the folders tell: that they are there, their tasks, that both speak of one codec, and that weights can be
+    shared if they are to be. No model is read."""
+    need_device(recipe.device)
+    codecs = {}
+    for role in ("fdm", "idm"):
+        folder = getattr(recipe, role)
+        if not Path(folder).is_dir():
+            raise InputError(f"{role} = {folder!r}: no such model folder{hub_hint(folder)}")
+        manifest = need_manifest(model_folder(folder)) if is_adapter(folder) else read_manifest(folder)
+        if manifest is not None and manifest.task not in (None, role):
+            raise InputError(f"{role} = {folder!r} was trained as {manifest.task}")
+        if manifest is not None:
+            codecs[role] = manifest.codec_id
+    if len(set(codecs.values())) > 1:
+        raise InputError(f"fdm speaks codec {codecs['fdm']}, idm {codecs['idm']}: they cannot read each other's images")
+    if recipe.base and not Path(recipe.base).is_dir():
+        raise InputError(f"base = {recipe.base!r}: no such model folder{hub_hint(recipe.base)}")
+    if recipe.base and not (is_adapter(recipe.fdm) or is_adapter(recipe.idm)):
+        raise InputError(f"base = {recipe.base!r}, but neither fdm nor idm is an adapter")
+    if recipe.weights == "shared":
+        need_one_base(recipe.fdm, recipe.idm, recipe.base or None)
+
+
+def read_roles(recipe: RolesRecipe, codec: ImageCodec) -> Roles:
+    """Both models with their decoders; :class:`InputError` if they speak of another codec than that of the images, or
+    if guidance is asked of a family that has none."""
+    roles = load_roles(
+        recipe.fdm, recipe.idm,
+        weights=recipe.weights, base=recipe.base or None, device=recipe.device, dtype=getattr(torch, recipe.dtype),
+    )  # fmt: skip
+    if roles.fdm.model.codec_id != codec.codec_id:
+        raise InputError(
+            f"{recipe.fdm} and {recipe.idm} speak codec {roles.fdm.model.codec_id}, that of the images is "
+            f"{codec.codec_id}"
+        )
+    if recipe.sampling.is_guided:
+        need_guidable(roles.fdm.model)
+    return roles
+
+
+def need_actions(roles: Roles, source_N: Sequence[int], actions: Iterable[str]) -> None:
+    """:class:`InputError` for an action that one of the models cannot read; to be called before any of the work."""
+    for action in dict.fromkeys(actions):
+        roles.fdm.model.layout("fdm", source=source_N, action=action)
+        roles.idm.model.layout("idm", source=source_N, target=source_N, action=action)

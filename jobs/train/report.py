@@ -1,0 +1,217 @@
+"""What training shows in the terminal: a progress bar, gates as they come, tables at the end. It reads the files that
+the first worker writes, wherever that runs."""
+
+import json
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from wm.cli import progress_bar
+from wm.training import METRICS, MODEL, TrainRecipe
+from wm.training.checkpoint.checkpoints import FAILED
+from wm.training.monitoring.evaluation import GATES, LAST
+from wm.training.planning.plan import Plan
+
+_POLL_S = 0.5
+_TABLE_ROWS = 8
+_COLUMNS = ("step", "epoch", "loss", "lr", "grad norm", "samples/s", "tokens/s", "MFU", "peak GiB")
+
+
+@contextmanager
+def progress(out: Path, task: str, num_steps: int) -> Iterator[None]:
+    """A bar that follows ``metrics.jsonl``, above which the lines of ``gates.jsonl`` appear, and why a checkpoint could
+    not be written."""
+    done = threading.Event()
+    bar = progress_bar(num_steps, "step", f"train {task}")
+    shown = {line["step"] for line in _lines(out / GATES)}
+    failures = {""}
+
+    def show() -> None:
+        line = last_line(out / METRICS)
+        if line is not None and line["step"] != bar.n:
+            bar.set_postfix(loss=f"{line['loss']:.3f}", refresh=False)
+            bar.update(line["step"] - bar.n)
+        for gated in _lines(out / GATES):
+            if gated["step"] not in shown:
+                shown.add(gated["step"])
+                for text in gate_lines(gated):
+                    bar.write(text)
+        failure = (out / FAILED).read_text().strip() if (out / FAILED).is_file() else ""
+        if failure not in failures:
+            failures.add(failure)
+            bar.write(f"warning: {failure}")
+
+    def follow() -> None:
+        while not done.wait(_POLL_S):
+            show()
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        show()
+        bar.close()
+
+
+def gate_lines(gated: Mapping[str, Any]) -> list[str]:
+    """A line of ``gates.jsonl`` in words, and a warning if the model has collapsed."""
+    parts = [
+        f"gate at step {gated['step']:,}: {gated['nats']:.4f} nats a token",
+        f"prefers the truth {gated['preference']:.0%}",
+    ]
+    if "copies" in gated:
+        parts.append(f"copies {gated['copies']:.0%}")
+    elif "unchanged_share" in gated:
+        parts.append("copies unknown (no held-out target differs from its source)")
+    if "unchanged_share" in gated:
+        parts.append(
+            f"leaves {gated['unchanged_share']:.0%} of the tokens (the truth {gated['true_unchanged_share']:.0%})"
+        )
+    lines = [", ".join(parts)]
+    if gated["has_collapsed"]:
+        lines.append(
+            f"warning: at step {gated['step']:,} the model hands back {gated['copies']:.0%} of the held-out sources "
+            "unchanged: it has collapsed into copying"
+        )
+    return lines
+
+
+def print_plan(recipe: TrainRecipe, found: Plan) -> None:
+    """What a dry run found out."""
+    print(f"train {recipe.task} on {recipe.base} into {recipe.out}")
+    for part in found.sources:
+        left_out = "".join(f", {count:,} x {reason}" for reason, count in part["left_out"].items())
+        print(
+            f"  {part['rows']:>11,} rows, weight {part['weight']:g} ({part['epoch_share']:.1%} of an epoch), "
+            f"{part['skipped']} skipped{left_out}: {part['path']}"
+        )
+    print(f"  {found.rows_per_epoch:>11,} rows an epoch")
+    print(f"  {found.num_steps:>11,} steps of {recipe.global_batch} = {found.epochs:.2f} epochs")
+    print(
+        f"  {found.warmup_steps:>11,} of them warm the learning rate up to {recipe.lr * found.peak_share:.3g}"
+        + ("" if found.peak_share == 1 else f", {found.peak_share:.1%} of lr = {recipe.lr:g}")
+    )
+    print(
+        f"  {found.tokens_per_batch:>11,} tokens a batch (mean), {found.completion_tokens_per_batch:,} of them "
+        f"learned; {found.num_steps * found.tokens_per_batch:,} in all; rows of up to {found.longest_row}"
+    )
+    print(f"  {found.trained_parameters:>11,} of {found.total_parameters:,} parameters trained")
+    print(
+        f"  {recipe.num_workers:>11} workers x {recipe.micro_batch_size} rows x {recipe.accumulation_steps} "
+        f"passes, {recipe.precision}, ZeRO-{found.zero_stage}"
+        + (", layers computed again in the backward pass" if found.recomputes else "")
+    )
+    parts = {name: count for name, count in found.memory.as_dict().items() if name != "peak" and count}
+    print(f"  {_bytes(found.memory.peak):>11} of memory a worker at most, when its rows are the longest:")
+    for name, count in parts.items():
+        print(f"  {_bytes(count):>11} {_PARTS[name]}")
+    for line in found.does_not_fit:
+        print(f"will not fit: {line}")
+    for line in found.warnings:
+        print(f"warning: {line}")
+
+
+_PARTS = {
+    "weights": "frozen weights",
+    "trained": "trained weights",
+    "optimizer": "optimiser: moments, fp32 copy",
+    "gradients": "gradients",
+    "communication": "buffers of the exchange between workers",
+    "activations": "activations kept for the backward pass",
+    "logits": "head and loss",
+}
+
+
+def _bytes(count: int) -> str:
+    if count >= 1 << 30:
+        return f"{count / (1 << 30):,.2f} GiB"
+    return f"{count / (1 << 20):,.1f} MiB" if count >= 1 << 20 else f"{count / (1 << 10):,.1f} KiB"
+
+
+def print_summary(recipe: TrainRecipe, summary: Mapping[str, Any], wall_s: float) -> None:
+    """Tables, times, and where things are."""
+    out = Path(recipe.out)
+    for text in table_of(_lines(out / METRICS)):
+        print(text)
+    resumed = f", gone on from step {summary['resumed_at_step']}" if summary["resumed_at_step"] else ""
+    counts = summary["parameters"]
+    print(
+        f"train {recipe.task}: {summary['num_steps']:,} steps in {summary['steps_s']:.1f} s "
+        f"({summary['samples_per_s']:.0f} triplets/s; {wall_s:.1f} s with start-up){resumed}\n"
+        f"  loss {summary['first_loss']:.4f} -> {summary['last_loss']:.4f}; "
+        f"{counts['trained']:,} of {counts['total']:,} parameters trained"
+    )
+    if "gate" in summary:
+        print(f"  {gate_lines(summary['gate'] | {'has_collapsed': False})[0]}")
+    if "collapsed_at" in summary:
+        steps = ", ".join(f"{step:,}" for step in summary["collapsed_at"])
+        print(f"  warning: collapsed into copying at the gates of steps {steps}")
+    if "best" in summary:
+        step = summary["best"]["step"]
+        print(
+            f"  best by {recipe.best_by}: step {step:,} ({summary['best'][recipe.best_by]:.4f}); the last: {out / LAST}"
+        )
+    failed = summary["checkpoints"].get("failed", 0)
+    if failed:
+        print(f"  warning: {failed} checkpoints could not be written; {summary['checkpoints']['last_failure']}")
+    print(f"  model: {out / MODEL}   curve: {out / METRICS}")
+
+
+def table_of(lines: Sequence[Mapping[str, Any]], count: int = _TABLE_ROWS) -> list[str]:
+    """At most ``count`` lines of ``metrics.jsonl`` that end a window, evenly spread, the last among them; then the
+    last one's losses by source and by change."""
+    ends = [line for line in lines if "tokens_per_s" in line]
+    if not ends:
+        return []
+    chosen = sorted({round((number + 1) * len(ends) / count) for number in range(count)} - {0})
+    rows = [_COLUMNS, *(_row(ends[number - 1]) for number in chosen)]
+    used = [place for place in range(len(_COLUMNS)) if any(row[place] for row in rows[1:])]
+    widths = {place: max(len(row[place]) for row in rows) for place in used}
+    table = ["  " + "  ".join(row[place].rjust(widths[place]) for place in used) for row in rows]
+    last = ends[-1]
+    for title, name in (("source", "loss_by_source"), ("change, least to most", "loss_by_change")):
+        if len(last[name]) > 1:
+            table.append(f"  loss by {title}: " + ", ".join(f"{key} {mean:.4f}" for key, mean in last[name].items()))
+    return table
+
+
+def _row(line: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        f"{line['step']:,}",
+        f"{line['epoch']:.2f}",
+        f"{line['loss']:.4f}",
+        f"{line['lr']:.2e}",
+        f"{line['grad_norm']:.3f}",
+        f"{line['samples_per_s']:,.0f}",
+        f"{line['tokens_per_s']:,.0f}",
+        f"{line['mfu']:.1%}" if "mfu" in line else "",
+        f"{line['memory_peak_bytes'] / 2**30:.2f}",
+    )
+
+
+def last_line(path: Path) -> dict[str, Any] | None:
+    """The last whole line of a file of JSON objects, or None."""
+    lines = _whole_lines(path, 16_384)
+    return json.loads(lines[-1]) if lines else None
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in _whole_lines(path)]
+
+
+def _whole_lines(path: Path, last_bytes: int | None = None) -> list[bytes]:
+    """Lines that have been written to their end, of the last so many bytes of the file."""
+    try:
+        with path.open("rb") as file:
+            if last_bytes is not None:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - last_bytes))
+            lines = file.read().splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    return [line for line in lines if line.startswith(b"{") and line.endswith(b"}\n")]

@@ -1,0 +1,143 @@
+"""Layers in Ray Serve's proxy, in front of all applications: ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` names
+:func:`layers`. ``python -m serve_apps`` sets it for the session it starts; on a cluster it belongs into the environment
+of every node, as ``cluster/Dockerfile`` has it.
+
+The proxy takes orders from headers of whoever asks: to wait for ever, to go on working when the client has left, to
+use another model. It also fails (500) on those that are no UTF-8. Neither is a stranger's to choose. And it loses what
+a killed process was asked: see :mod:`serve_apps.middleware.retry`.
+"""
+
+import http.client
+import logging
+import os
+from collections.abc import Sequence
+from ipaddress import ip_address
+
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from serve_apps.http import error_response
+from serve_apps.ids import wrong_id
+from serve_apps.keys import KeyRing
+from serve_apps.middleware.api_keys_guard import find_key
+from serve_apps.middleware.cors import check_origins, cors_layers
+from serve_apps.middleware.retry import Repeated
+from serve_apps.openai import ApiError
+from wm.errors import InputError
+
+logger = logging.getLogger("ray.serve")
+
+IMPORT_PATH = "serve_apps.middleware.proxy:layers"
+KEYS_VARIABLE, ORIGINS_VARIABLE = "WM_SERVE_KEYS", "WM_SERVE_CORS_ORIGINS"
+"""The key file and the origins (with commas between them) of a server, for what the proxy answers by itself. Set by
+``python -m serve_apps`` for its own session."""
+PROBE = "/-/healthz"
+FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-real-ip")
+ORDERS = (
+    b"x-request-timeout-seconds",
+    b"x-request-disconnect-disabled",
+    b"serve-multiplexed-model-id",
+    b"x-session-id",
+)
+"""With - or _ between the words."""
+
+
+class WithoutOrders:
+    """Removes the headers that are orders to the proxy, and refuses an ``x-request-id`` that is none."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] in ("http", "websocket"):
+            headers = [(name, value) for name, value in scope["headers"] if not _is_order(name)]
+            scope = {**scope, "headers": headers}
+        error = wrong_id(scope) if scope["type"] == "http" else None
+        await (self._app if error is None else error_response(error))(scope, receive, send)
+
+
+def _is_order(name: bytes) -> bool:
+    return name.lower().replace(b"_", b"-") in ORDERS or not name.isascii()
+
+
+class GuardedPages:
+    """Ask for a key before the pages of Ray's proxy itself, such as ``/-/routes``, which names all applications.
+
+    Who asks from this machine needs none, unless something forwarded the request. :data:`PROBE` says nothing but that
+    the proxy lives, and load balancers ask for it without a key.
+    """
+
+    def __init__(self, app: ASGIApp, ring: KeyRing | None) -> None:
+        self._app, self._ring = app, ring
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and "/-/" in scope["path"] and not scope["path"].endswith(PROBE):
+            key = None if _is_local(scope) else find_key(scope, self._ring)
+            if isinstance(key, ApiError):
+                await error_response(key)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def _is_local(scope: Scope) -> bool:
+    """Whether a request comes from this machine, and did not come to it through a proxy."""
+    if any(name.decode("latin-1").lower() in FORWARDED for name, _ in scope["headers"]):
+        return False
+    try:
+        address = ip_address((scope.get("client") or ("",))[0])
+    except ValueError:
+        return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
+def set_environment(keys: str | None, origins: Sequence[str]) -> None:
+    """Set for the proxy of a session that starts after this what :func:`layers` reads there."""
+    for name, value in ((KEYS_VARIABLE, keys), (ORIGINS_VARIABLE, ",".join(origins))):
+        if value:
+            os.environ[name] = value
+        else:
+            os.environ.pop(name, None)
+
+
+def layers() -> list[Middleware]:
+    """Build what the proxy puts around itself, outermost first."""
+    return [
+        *cors_layers(_read_origins()),
+        Middleware(WithoutOrders),
+        Middleware(GuardedPages, ring=_read_ring()),
+        Middleware(Repeated),
+    ]
+
+
+def _read_ring() -> KeyRing | None:
+    """The keys, if the environment names a file of them. Without it nobody beyond this machine passes."""
+    path = os.environ.get(KEYS_VARIABLE)
+    try:
+        return KeyRing(path) if path else None
+    except (InputError, OSError) as error:
+        logger.error("%s: %s; the proxy's own pages are for this machine alone", KEYS_VARIABLE, error)
+        return None
+
+
+def _read_origins() -> list[str]:
+    text = os.environ.get(ORIGINS_VARIABLE, "")
+    origins = [origin.strip() for origin in text.split(",") if origin.strip()]
+    try:
+        check_origins(origins)
+    except ValueError as error:
+        logger.error("%s: %s; answers of the proxy itself are for pages of no other origin", ORIGINS_VARIABLE, error)
+        return []
+    return origins
+
+
+def has_layers(host: str, port: int) -> bool | None:
+    """Whether the proxy that listens there has them: they refuse an ``x-request-id`` that is none even of what Ray's
+    proxy answers by itself. None: nobody answers."""
+    connection = http.client.HTTPConnection({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port, timeout=10)
+    try:
+        connection.request("GET", "/-/healthz", headers={"x-request-id": "no id"})
+        return connection.getresponse().status == 400
+    except (OSError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()

@@ -1,0 +1,150 @@
+"""Answers of the inverse dynamics model: OpenAI's chat completions, whole or in chunks, and scores.
+
+A *step* is a list of tokens, one of each action that still grows: ``wm.dynamics.idm.ActionToken`` as plain dicts.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from serve_apps.openai.chat import ChatAsked
+from serve_apps.openai.score import ScoreAsked
+
+Token: TypeAlias = Mapping[str, Any]
+LEAST_LOGPROB = -9999.0
+"""What OpenAI gives for a token of no probability; JSON has no infinity."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """What every part of an answer begins with. ``created_s``: Unix time. ``prompt_tokens``: those of both images."""
+
+    id: str
+    created_s: int
+    model: str
+    prompt_tokens: int
+
+    def of(self, kind: str) -> dict[str, Any]:
+        """The fields of an object of OpenAI's."""
+        return {"id": self.id, "object": kind, "created": self.created_s, "model": self.model}
+
+
+def chat_reply(asked: ChatAsked, head: Head, steps: Iterable[Sequence[Token]]) -> dict[str, Any]:
+    """OpenAI's ``ChatCompletion``. Every choice has the ``logprob`` of its action (nats, the end included), the
+    ``mean_logprob`` and ``tokens``; the first one's stand beside ``choices`` too, with the ``seed``."""
+    tokens = _by_choice(steps)
+    choices = [_choice(asked, index, row) for index, row in sorted(tokens.items())]
+    belief = {name: choices[0][name] for name in ("logprob", "mean_logprob", "tokens")}
+    usage = _usage(head, sum(map(len, tokens.values())))
+    reply = {"choices": choices, "usage": usage, "system_fingerprint": None, "seed": asked.seed}
+    return head.of("chat.completion") | reply | belief
+
+
+class ChatChunks:
+    """The same answer as OpenAI's ``chat.completion.chunk`` objects. The last chunk of a choice has its ``logprob``,
+    ``mean_logprob`` and ``tokens``."""
+
+    def __init__(self, asked: ChatAsked, head: Head) -> None:
+        self._asked, self._head = asked, head
+        self._logprobs: dict[int, list[float]] = {index: [] for index in range(asked.n)}
+
+    def opening(self) -> list[dict[str, Any]]:
+        """Who speaks; one for each choice."""
+        delta = {"role": "assistant", "content": "", "refusal": None}
+        return [self._chunk(index, delta, None, None) for index in range(self._asked.n)]
+
+    def step(self, tokens: Sequence[Token]) -> list[dict[str, Any]]:
+        """What a step adds; nothing for a token that releases no text where nobody asked for its probability."""
+        chunks = []
+        for token in tokens:
+            index, finish = token["sample"], token["finish"]
+            self._logprobs[index].append(token["chosen"]["logprob"])
+            logprobs = _logprobs(self._asked, [token])
+            if token["released"] or (logprobs and finish is None):
+                chunks.append(
+                    self._chunk(index, {"content": token["released"]}, logprobs if not finish else None, None)
+                )
+            if finish is not None:
+                last = self._chunk(index, {}, logprobs, finish)
+                last["choices"][0] |= _belief(self._logprobs[index])
+                chunks.append(last)
+        return chunks
+
+    def closing(self) -> list[dict[str, Any]]:
+        """The count of tokens, for who asked for it."""
+        if not self._asked.include_usage:
+            return []
+        usage = _usage(self._head, sum(map(len, self._logprobs.values())))
+        return [self._plain() | {"choices": [], "usage": usage}]
+
+    def _plain(self) -> dict[str, Any]:
+        return self._head.of("chat.completion.chunk") | {"system_fingerprint": None, "seed": self._asked.seed}
+
+    def _chunk(self, index: int, delta: dict[str, Any], logprobs: Any, finish: str | None) -> dict[str, Any]:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        return self._plain() | {"choices": [choice]} | ({"usage": None} if self._asked.include_usage else {})
+
+
+def score_reply(asked: ScoreAsked, scores: Sequence[Sequence[tuple[float, int]]], *, model: str) -> dict[str, Any]:
+    """``scores[t][a]``: log-probability (nats, the end included) of action a for target t, and the number of its
+    tokens. ``best``: the likeliest of all, of equal ones the first."""
+    data: list[dict[str, Any]] = [
+        {"target": target, "action": action, "text": asked.actions[action]} | _sums(logprob, count)
+        for target, row in enumerate(scores)
+        for action, (logprob, count) in enumerate(row)
+    ]
+    return {"object": "list", "model": model, "data": data, "best": max(data, key=lambda entry: entry["logprob"])}
+
+
+def _by_choice(steps: Iterable[Sequence[Token]]) -> dict[int, list[Token]]:
+    tokens: dict[int, list[Token]] = {}
+    for step in steps:
+        for token in step:
+            tokens.setdefault(token["sample"], []).append(token)
+    return tokens
+
+
+def _choice(asked: ChatAsked, index: int, tokens: Sequence[Token]) -> dict[str, Any]:
+    text = "".join(token["released"] for token in tokens)
+    return {
+        "index": index,
+        "message": {"role": "assistant", "content": text, "refusal": None},
+        "logprobs": _logprobs(asked, tokens),
+        "finish_reason": tokens[-1]["finish"],
+    } | _belief([token["chosen"]["logprob"] for token in tokens])
+
+
+def _belief(logprobs: Sequence[float]) -> dict[str, Any]:
+    return _sums(sum(logprobs), len(logprobs))
+
+
+def _sums(logprob: float, count: int) -> dict[str, Any]:
+    return {"logprob": logprob, "mean_logprob": logprob / count, "tokens": count}
+
+
+def _usage(head: Head, completion_tokens: int) -> dict[str, int]:
+    return {
+        "prompt_tokens": head.prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": head.prompt_tokens + completion_tokens,
+    }
+
+
+def _logprobs(asked: ChatAsked, tokens: Sequence[Token]) -> dict[str, Any] | None:
+    if not asked.logprobs:
+        return None
+    content = [
+        _entry(token["chosen"]) | {"top_logprobs": [_entry(belief) for belief in token["top"]]} for token in tokens
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _entry(belief: Mapping[str, Any]) -> dict[str, Any]:
+    """What is no text of its own has its name in the vocabulary and no bytes: the end, a part of a character, white
+    space that comes with the next token. The bytes of the others join to the text."""
+    text = belief["text"]
+    return {
+        "token": text or belief["name"],
+        "logprob": max(belief["logprob"], LEAST_LOGPROB),
+        "bytes": list(text.encode()) if text else None,
+    }

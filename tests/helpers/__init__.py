@@ -1,0 +1,1 @@
+"""Share between tests: made data, tiny checkpoints, reference implementations, local servers."""

@@ -1,0 +1,74 @@
+"""Several ranks of a training run on this machine, without Ray: processes forked from one that has imported all."""
+
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.distributed as dist
+
+from wm.training import TrainRecipe, World, fit
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_PRELOAD = [
+    "tests.helpers.training_ranks",
+    "deepspeed",
+    "deepspeed.runtime.zero.muon.muon_optimizer",  # 4 s of torch.compile's parts, which every rank under ZeRO asks for
+    "deepspeed.runtime.zero.stage3",
+    "peft",
+    "torch.utils.tensorboard",
+    "transformers",
+]
+
+
+def fit_on_ranks(recipe: TrainRecipe, *, on: Callable[[TrainRecipe, World], Any] | None = None) -> list[Any]:
+    """``fit`` (or ``on``, a function of a module) on ``recipe.num_ranks`` processes; what each returned, or the error
+    that it raised."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    _start_server()
+    queue = _CONTEXT.SimpleQueue()
+    ranks = [
+        _CONTEXT.Process(target=_rank, args=(recipe.model_dump(), rank, port, on, queue), daemon=True)
+        for rank in range(recipe.num_ranks)
+    ]
+    for process in ranks:
+        process.start()
+    found = dict(queue.get() for _ in ranks)
+    for process in ranks:
+        process.join()
+    return [found[rank] for rank in range(recipe.num_ranks)]
+
+
+def _start_server() -> None:
+    """Its imports are found by its own environment alone."""
+    # The test modules, whose functions the ranks are given, and the repository, of which this module is a part.
+    tests = Path(__file__).parents[1]
+    paths = os.pathsep.join([str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")])
+    _CONTEXT.set_forkserver_preload(_PRELOAD)
+    with patch.dict(os.environ, {"PYTHONPATH": paths, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}):
+        multiprocessing.forkserver.ensure_running()
+
+
+def _fit(recipe: TrainRecipe, world: World) -> dict[str, Any]:
+    return fit(recipe, world, digest="d").as_dict()
+
+
+def _rank(values: dict[str, Any], rank: int, port: int, on: Callable[..., Any] | None, queue: Any) -> None:
+    recipe = TrainRecipe.parse(values, "test")
+    os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=recipe.num_ranks)
+    try:
+        queue.put((rank, (on or _fit)(recipe, World(rank, recipe.num_ranks, torch.device("cpu")))))
+    except Exception as error:
+        traceback.print_exc()
+        queue.put((rank, error))
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,1 @@
+"""Read human-labelled image pairs: AURORA's layout and narrated video segments."""

@@ -1,0 +1,64 @@
+"""People's actions as segments of long videos (EPIC-Kitchens-55 and -100): rows of a CSV beside a folder of videos.
+
+A segment's source and target are its first and last frame, its action the narration (paper, section 3.1).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wm.datasets.pairs.aurora import Problem
+from wm.datasets.pairs.epic import Segment, read_segments
+from wm.datasets.videos.annotations import Shelf, epic_key
+from wm.datasets.videos.folders import find_videos
+from wm.errors import InputError
+
+
+@dataclass(frozen=True)
+class Narrated:
+    """A segment with its action. ``uri``: video and segment, unique; ``video``: path of the file; times in seconds."""
+
+    uri: str
+    task: str
+    video: str
+    action: str
+    start_s: float
+    end_s: float
+
+
+def list_narrated(root: str | Path, file: str, passed_over: dict[str, Any] | None = None) -> list[Narrated | Problem]:
+    """The segments of the CSV ``file`` (relative to ``root``, or anywhere), sorted by video and time, so that a
+    shard's segments are of few videos.
+
+    ``passed_over``: takes the record of what is there and no segment names, and of what is named and not there
+    (:meth:`wm.datasets.videos.passed_over.PassedOver.record`).
+    A segment without narration, or one that is there already, is a :class:`Problem`; a video that is not there shows
+    when it is read. Raises :class:`InputError` if root or file is missing or the file is no such table.
+    """
+    path = Path(root) / file
+    if not Path(root).is_dir():
+        raise InputError(f"no such folder: root = {root}")
+    if not path.is_file():
+        raise InputError(f"no such file: {path} (EPIC-Kitchens: a CSV such as EPIC_100_train.csv)")
+    found = find_videos(str(root))
+    shelf = Shelf(found)
+    segments = sorted(read_segments(path, file), key=lambda one: (one.video_id, one.start_s, one.end_s, one.name))
+    if not segments:
+        raise InputError(f"{path} lists no segment")
+    met: set[str] = set()
+    entries = [_entry(shelf, segment, met) for segment in segments]
+    shelf.count_left()
+    if passed_over is not None:
+        passed_over.update(found.passed_over.record())
+    return entries
+
+
+def _entry(shelf: Shelf, segment: Segment, met: set[str]) -> Narrated | Problem:
+    key = epic_key(shelf, segment)
+    uri = f"{key}#{segment.name}"
+    if uri in met:
+        return Problem(uri, segment.verb, "duplicate", f"{uri} is listed twice")
+    met.add(uri)
+    if not segment.narration:
+        return Problem(uri, segment.verb, "missing_field", f"{uri}: no narration, which is the action")
+    return Narrated(uri, segment.verb, shelf.uri(key), segment.narration, segment.start_s, segment.end_s)

@@ -1,0 +1,1 @@
+"""Select triplets by stratified top-K (Algorithm 1)."""

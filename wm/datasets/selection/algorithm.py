@@ -1,0 +1,275 @@
+"""Stratified top-K sampling with action-class uniformity: Algorithm 1 of the paper (appendix E), in pieces.
+
+The loop takes rows in the order of (rank in class, class). So which rows it takes follows from counts alone: class c
+gives its best ``quota[c]`` rows (:func:`quotas`). That makes an exact selection possible over files of which only one
+is ever in memory:
+
+1. :func:`tally` counts each file's rows by class and score bin; :func:`merge_tallies` adds the counts up;
+2. :func:`make_plan` turns counts into quotas, the worst bin that each class still needs, and parts: ranges of
+   (class, bin) with few enough rows to be sorted in memory;
+3. :func:`candidates` keeps a file's rows that may be chosen, with the part of each;
+4. :func:`choose` sorts one part and gives the chosen rows their rank and their turn, as the loop over everything would.
+
+:func:`select_top_k` does all of it for one table. Nothing here knows of files or of other processes.
+"""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from wm.datasets.selection.rows import (
+    COLUMNS,
+    Booleans,
+    Criteria,
+    Floats,
+    Ints,
+    Score,
+    has_changed,
+    id_words,
+    refuse_repeats,
+    scored,
+)
+from wm.errors import InputError
+
+__all__ = ["COLUMNS", "SELECTION_SCHEMA", "Criteria", "Score", "select_top_k"]
+
+SELECTION_SCHEMA = pa.schema(
+    [
+        ("triplet_id", pa.string()),
+        ("class_label", pa.string()),
+        ("score", pa.float64()),
+        ("rank_in_class", pa.int64()),
+        ("order", pa.int64()),
+    ]
+)
+"""What was chosen and why: ``score`` is what ranked it, ``rank_in_class`` its place among its class (0 = best),
+``order`` the turn at which the round robin took it."""
+
+CANDIDATE_SCHEMA = pa.schema([("triplet_id", pa.string()), ("class_code", pa.int32()), ("score", pa.float64())])
+"""Rows on their way to :func:`choose`; ``class_code`` indexes :attr:`Plan.labels`."""
+
+_BIN_BITS = 5
+"""Score bins an octave: 2**5, each 2 to 3 per cent wide: enough to cut one large class into parts, few enough that
+their counts stay small (a class with scores from -8 to -0.05 has 230)."""
+_SLOT_BITS = 12 + _BIN_BITS
+"""Bits of a bin number: sign and exponent of a double, and the first bits of its fraction."""
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Rows counted by class and score bin, over S slots (class, bin) that hold any.
+
+    ``labels``: class names, sorted. ``seen_C``: rows of each class before ``min_score``. ``key_S``: class number and
+    bin in one number that ascends with (class, score from best to worst). ``count_S``: rows in the slot.
+    """
+
+    labels: list[str]
+    seen_C: Ints  # noqa: N815 - the shape is part of the name
+    key_S: Ints  # noqa: N815
+    count_S: Ints  # noqa: N815
+
+    @property
+    def available_C(self) -> Ints:  # noqa: N802
+        """Rows of each class that meet the criteria."""
+        sums = np.bincount(self.key_S >> _SLOT_BITS, weights=self.count_S, minlength=len(self.labels))
+        return np.rint(sums).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many rows each class gives, and how the candidates are shared out over parts.
+
+    ``last_key_C``: the worst slot a class needs (-1 = none). ``first_key_P``: where each part begins; a part holds
+    whole slots. ``earlier_P``: candidates that the class of a part's first slot has in earlier parts.
+    """
+
+    labels: list[str]
+    available_C: Ints  # noqa: N815
+    quota_C: Ints  # noqa: N815
+    last_key_C: Ints  # noqa: N815
+    first_key_P: Ints  # noqa: N815
+    earlier_P: Ints  # noqa: N815
+    num_candidates: int
+    _codes: dict[str, int] = field(repr=False)
+
+    @property
+    def num_parts(self) -> int:
+        """Parts, at least one."""
+        return len(self.first_key_P)
+
+    def codes_of(self, labels: pa.ChunkedArray) -> Ints:
+        """Class numbers of a column of labels without nulls; -1 for a class that the plan does not know."""
+        encoded = pc.dictionary_encode(labels.combine_chunks())
+        encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
+        codes_D = np.array([self._codes.get(label, -1) for label in encoded.dictionary.to_pylist()], np.int64)
+        return codes_D[encoded.indices.to_numpy(zero_copy_only=False)] if len(labels) else np.zeros(0, np.int64)
+
+
+def tally(rows: pa.Table, criteria: Criteria) -> Tally:
+    """Count the rows of a table that :func:`scored` gave."""
+    encoded = pc.dictionary_encode(rows.column("class_label").combine_chunks())
+    encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
+    names = [str(label) for label in encoded.dictionary.to_pylist()]
+    labels = sorted(names)
+    place = {label: number for number, label in enumerate(labels)}
+    code_D = np.array([place[name] for name in names], np.int64)
+    codes = code_D[encoded.indices.to_numpy(zero_copy_only=False)] if rows.num_rows else np.zeros(0, np.int64)
+    scores = rows.column("score").to_numpy()
+    seen_C = np.bincount(codes, minlength=len(labels)).astype(np.int64)
+    wanted = _meet(rows, criteria)
+    key_S, count_S = np.unique(_keys(codes[wanted], scores[wanted]), return_counts=True)
+    return Tally(labels, seen_C, key_S, count_S.astype(np.int64))
+
+
+def merge_tallies(tallies: Iterable[Tally]) -> Tally:
+    """The sum. Memory: some tens of bytes a slot, whatever the number of rows."""
+    waiting: list[Tally] = []
+    num_waiting = 0
+    for one in tallies:
+        waiting.append(one)
+        num_waiting += len(one.key_S) + len(one.labels)
+        if num_waiting > max(2**20, 2 * (len(waiting[0].key_S) + len(waiting[0].labels))):
+            waiting, num_waiting = [_merged(waiting)], 0
+    return _merged(waiting)
+
+
+def _merged(tallies: Collection[Tally]) -> Tally:
+    labels = sorted({label for one in tallies for label in one.labels})
+    place = {label: number for number, label in enumerate(labels)}
+    seen_C = np.zeros(len(labels), np.int64)
+    keys = [np.zeros(0, np.int64)]
+    for one in tallies:
+        code_D = np.array([place[label] for label in one.labels], np.int64)
+        seen_C[code_D] += one.seen_C
+        if len(one.key_S):
+            keys.append(code_D[one.key_S >> _SLOT_BITS] << _SLOT_BITS | one.key_S & (1 << _SLOT_BITS) - 1)
+    key_S, slot = np.unique(np.concatenate(keys), return_inverse=True)
+    count_S = np.zeros(len(key_S), np.int64)
+    np.add.at(count_S, slot, np.concatenate([np.zeros(0, np.int64), *(one.count_S for one in tallies)]))
+    return Tally(labels, seen_C, key_S, count_S)
+
+
+def quotas(available_C: Ints, k: int) -> Ints:
+    """How many rows the loop takes of each class, in the order of names: R whole rounds, R as large as k allows, and
+    one more of the first classes that still have a row."""
+    low, high = 0, int(available_C.max(initial=0))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if np.minimum(available_C, middle).sum() <= k else (low, middle - 1)
+    quota_C = np.minimum(available_C, low)
+    quota_C[np.flatnonzero(available_C > low)[: k - int(quota_C.sum())]] += 1
+    return quota_C
+
+
+def make_plan(counts: Tally, k: int, rows_per_part: int = 1_000_000) -> Plan:
+    """Quotas of the classes and parts of about ``rows_per_part`` candidates (a slot is never divided)."""
+    if k < 1:
+        raise InputError(f"k = {k}; expected at least 1")
+    available_C = counts.available_C
+    quota_C = quotas(available_C, k)
+    class_S = counts.key_S >> _SLOT_BITS
+    before_S = np.cumsum(counts.count_S) - counts.count_S
+    first_of_class_C = np.searchsorted(class_S, np.arange(len(counts.labels)))
+    if len(class_S):
+        before_S = before_S - before_S[first_of_class_C[class_S]]
+    needed_S = before_S < quota_C[class_S]
+    last_key_C = np.full(len(counts.labels), -1, np.int64)
+    last_key_C[class_S[needed_S]] = counts.key_S[needed_S]  # keys ascend: the last assignment stands
+    key_S, count_S = counts.key_S[needed_S], counts.count_S[needed_S]
+    part_S = (np.cumsum(count_S) - count_S) // rows_per_part
+    starts_P = np.flatnonzero(np.diff(part_S, prepend=-1)) if len(part_S) else np.zeros(0, np.int64)
+    first_key_P = key_S[starts_P] if len(starts_P) else np.zeros(1, np.int64)
+    earlier_P = before_S[needed_S][starts_P] if len(starts_P) else np.zeros(1, np.int64)
+    place = {label: number for number, label in enumerate(counts.labels)}
+    return Plan(counts.labels, available_C, quota_C, last_key_C, first_key_P, earlier_P, int(count_S.sum()), place)
+
+
+def candidates(rows: pa.Table, plan: Plan, criteria: Criteria) -> tuple[pa.Table, Ints]:
+    """Of rows that :func:`scored` gave: those that may be chosen, as :data:`CANDIDATE_SCHEMA`, and their parts."""
+    scores = rows.column("score").to_numpy()
+    codes = plan.codes_of(rows.column("class_label"))
+    keys = _keys(codes, scores)
+    last_keys = np.append(plan.last_key_C, -1)[codes]  # of an unknown class, whose code is -1: none
+    wanted = np.flatnonzero(_meet(rows, criteria) & (codes >= 0) & (keys <= last_keys))
+    ids = rows.column("triplet_id").cast(pa.string()).take(pa.array(wanted))
+    columns = [ids.combine_chunks(), pa.array(codes[wanted], pa.int32()), pa.array(scores[wanted])]
+    parts = np.searchsorted(plan.first_key_P, keys[wanted], side="right") - 1
+    return pa.Table.from_arrays(columns, schema=CANDIDATE_SCHEMA), parts.astype(np.int64)
+
+
+def choose(part_rows: pa.Table, plan: Plan, part: int) -> pa.Table:
+    """The chosen rows among all candidates of one part, as :data:`SELECTION_SCHEMA` in the order of their turns.
+
+    Raises :class:`InputError` if an id stands twice among them.
+    """
+    if part_rows.num_rows == 0:
+        return SELECTION_SCHEMA.empty_table()
+    words = id_words(part_rows.column("triplet_id"))
+    refuse_repeats(part_rows.column("triplet_id"), words)
+    codes = part_rows.column("class_code").to_numpy().astype(np.int64)
+    scores = part_rows.column("score").to_numpy()
+    by_class = np.lexsort((*words[::-1], -scores, codes))
+    codes = codes[by_class]
+    first_class = int(plan.first_key_P[part]) >> _SLOT_BITS
+    ranks = np.arange(len(codes)) - np.searchsorted(codes, codes) + plan.earlier_P[part] * (codes == first_class)
+    within = ranks < plan.quota_C[codes]
+    codes, ranks, by_class = codes[within], ranks[within], by_class[within]
+    turns = _turns(codes, ranks, first_class, plan.available_C)
+    in_turn = np.argsort(turns)
+    rows = pa.array(by_class[in_turn])
+    labels = pa.array([plan.labels[code] for code in codes[in_turn]], pa.string())
+    columns = [part_rows.column("triplet_id").take(rows), labels, part_rows.column("score").take(rows)]
+    return pa.table([*columns, ranks[in_turn], turns[in_turn]], schema=SELECTION_SCHEMA)
+
+
+def _turns(codes: Ints, ranks: Ints, first_class: int, available_C: Ints) -> Ints:
+    """The turn of each chosen row of a part: rows of earlier rounds, and classes before its own in its round.
+
+    A part holds a range of classes of which only the first may have begun before it. So the classes before a row's own
+    in round r are: those before the range that have more than r rows; the first, if it has; and rows of this part.
+    """
+    sizes = np.sort(available_C)
+    below = np.concatenate([[0], np.cumsum(sizes)])
+    small = np.searchsorted(sizes, ranks, side="right")  # classes with r rows or fewer
+    turns = below[small] + (len(sizes) - small) * ranks
+    before = np.sort(available_C[:first_class])
+    turns += len(before) - np.searchsorted(before, ranks, side="right")
+    later = codes > first_class
+    turns[later] += ranks[later] < available_C[first_class]
+    by_round = np.flatnonzero(later)[np.lexsort((codes[later], ranks[later]))]
+    in_round = ranks[by_round]
+    turns[by_round] += np.arange(len(by_round)) - np.searchsorted(in_round, in_round)
+    return np.asarray(turns, np.int64)
+
+
+def select_top_k(triplets: pa.Table, k: int, score: Score = "mean", min_score: float | None = None) -> pa.Table:
+    """Choose ``k`` rows: classes take turns, each giving its best remaining row, until k are taken or none is left.
+
+    ``triplets`` has :data:`COLUMNS`. ``score``: "mean" log-likelihood per action token, or its "sum", in nats.
+    Where Algorithm 1 leaves ties open: classes take their turns in the order of their names, and of equal scores the
+    lower triplet id goes first. So the result depends on the set of rows alone, not on their order.
+    ``min_score`` leaves out rows below it. Returns a table of :data:`SELECTION_SCHEMA` in order of selection.
+    """
+    criteria = Criteria(score, min_score)
+    rows = scored(triplets, criteria)
+    refuse_repeats(rows.column("triplet_id"), id_words(rows.column("triplet_id")))
+    plan = make_plan(tally(rows, criteria), k, rows_per_part=max(1, rows.num_rows))
+    return choose(candidates(rows, plan, criteria)[0], plan, 0)
+
+
+def _meet(rows: pa.Table, criteria: Criteria) -> Booleans:
+    """Mark the rows that may be chosen."""
+    has_score = True if criteria.min_score is None else rows.column("score").to_numpy() >= criteria.min_score
+    return has_changed(rows, criteria) & has_score
+
+
+def _keys(codes: Ints, scores: Floats) -> Ints:
+    """Class and score bin in one number. The bits of a double, those of negative ones inverted, sort as the numbers do;
+    the first of them are the bin."""
+    bits = scores.view(np.int64)
+    ascending = (bits ^ ((bits >> 63) & np.int64(2**63 - 1))) >> (64 - _SLOT_BITS)  # from -2**16 to 2**16 - 1
+    worst_last = (1 << _SLOT_BITS - 1) - 1 - ascending
+    return (codes << _SLOT_BITS) | worst_last

@@ -1,0 +1,1 @@
+"""List videos: folders, list files and the layouts of the usual data sets."""

@@ -1,0 +1,290 @@
+"""List files: .txt (one URI a line), .csv, .tsv, .jsonl and .parquet with ``uri`` and optional columns."""
+
+import codecs
+import csv
+import itertools
+import math
+import os
+import posixpath
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from wm.datasets.videos.listing import Entry
+from wm.errors import InputError
+from wm.files.storage import StorageError, download
+from wm.files.uris import is_name, is_remote, is_text, join_uri, local_path, scheme_of
+from wm.runs import parse_json
+
+LIST_SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")
+COLUMNS = ("uri", "class_label", "start_s", "end_s", "license")
+"""Columns that are read; ``uri`` must be there, others may be missing or empty, more are left alone."""
+
+ESCAPE = "surrogateescape"
+"""How names that are no UTF-8 are read (PEP 383): as the file system gives them, so that each row stays."""
+
+_LIMIT_S = 600.0
+_LIMIT_BYTES = 4 << 30
+Resolver = Callable[[str], tuple[str, str]]
+"""From what a list says to URI and key."""
+Row = tuple[str, Sequence[Any]]
+"""Where a row stands, in words for a message, and its values in the order of :data:`COLUMNS`."""
+
+
+def is_list_name(uri: str) -> bool:
+    """Whether a name ends as a list file's does."""
+    return uri.lower().endswith(LIST_SUFFIXES)
+
+
+@contextmanager
+def local_copy(uri: str, what: str) -> Iterator[Path]:
+    """The file behind a path or URI as a local path; a remote one is fetched and removed afterwards.
+
+    Raises :class:`InputError` that begins with ``what`` and names the file.
+    """
+    if not is_remote(uri):
+        path = Path(local_path(uri))
+        if not path.is_file():
+            raise InputError(f"{what} = {uri!r}: no such file")
+        if not os.access(path, os.R_OK):
+            raise InputError(f"{what} = {uri!r} may not be read")
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="wm-") as folder:
+        path = Path(folder, "list")
+        try:
+            download(uri, path, time_limit_s=_LIMIT_S, max_bytes=_LIMIT_BYTES)
+        except StorageError as error:
+            raise InputError(f"{what} = {uri!r}: {error.detail}") from error
+        yield path
+
+
+def read_list(path: Path, name: str, label: Callable[[str], str]) -> Iterator[Entry]:
+    """The entries of the list at ``path``, called ``name`` in messages; one without a class gets ``label(key)``.
+
+    Relative URIs are relative to the folder of ``name``. Every row counts, whether something is there or not; a local
+    ``uri`` may hold bytes that are no UTF-8, as file names do.
+    Raises :class:`InputError` naming file, line and what was expected: no ``uri``, times that are no numbers, negative
+    or not in order, an unknown scheme, text that is none, an empty list.
+    """
+    bare = name.split("?", 1)[0] if is_remote(name) else name
+    suffix = Path(bare).suffix.lower()
+    if suffix == ".parquet":
+        rows = _parquet_rows(path, name)
+    elif suffix == ".jsonl":
+        rows = _jsonl_rows(path, name)
+    elif suffix == ".txt":
+        rows = _txt_rows(path, name)
+    else:
+        _refuse_utf16(path, name)
+        rows = csv_rows(path, name, COLUMNS, ("uri",), "\t" if suffix == ".tsv" else ",", errors=ESCAPE)
+    resolve = _remote_resolver(name) if is_remote(name) else _local_resolver(local_path(name))
+    rows = iter(rows)
+    first = next(rows, None)
+    if first is None:
+        raise InputError(f"videos = {name!r} lists no video; expected one row a video, with its uri")
+    for where, values in itertools.chain([first], rows):
+        yield _entry(where, values, resolve, label)
+
+
+def csv_rows(
+    path: Path,
+    name: str,
+    columns: Sequence[str],
+    required: Sequence[str],
+    delimiter: str = ",",
+    *,
+    errors: str = "strict",
+) -> Iterator[Row]:
+    """Rows of a CSV file with a header: place in words and the values of ``columns``, empty where there is none.
+
+    ``errors``: of decoding; with ``surrogateescape`` bytes that are no UTF-8 stay in the values (PEP 383).
+    Raises :class:`InputError` if a required column, or its value in a row, is missing, or a row is too long.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="", errors=errors) as file:
+            reader = csv.reader(file, delimiter=delimiter)
+            header = [title.strip() for title in next(reader, [])]
+            for title in required:
+                if title not in header:
+                    found = ", ".join(header)[:200] or "none"
+                    raise InputError(f"{name} line 1: no column {title!r}; columns found: {found}")
+            places = [header.index(title) if title in header else -1 for title in columns]
+            needed = [(header.index(title), title) for title in required]
+            for row in reader:
+                if not any(row):
+                    continue
+                where = f"{name} line {reader.line_num}"
+                if len(row) > len(header):
+                    raise InputError(f"{where}: {len(row)} fields, expected the {len(header)} of the header")
+                for place, title in needed:
+                    if place >= len(row) or not row[place].strip():
+                        raise InputError(f"{where}: no value for {title!r}")
+                yield where, [row[place] if 0 <= place < len(row) else "" for place in places]
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name} is no list (not UTF-8 text)") from error
+    except csv.Error as error:
+        raise InputError(f"{name} line {reader.line_num}: {error}; expected comma- or tab-separated values") from error
+
+
+def _refuse_utf16(path: Path, name: str) -> None:
+    """Refuse UTF-16, whose bytes would be taken for names that are no UTF-8."""
+    with path.open("rb") as file:
+        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise InputError(f"{name} is no list (not UTF-8 text but UTF-16); save it as UTF-8")
+
+
+def _txt_rows(path: Path, name: str) -> Iterator[Row]:
+    _refuse_utf16(path, name)
+    with path.open(encoding="utf-8-sig", errors=ESCAPE) as file:
+        for number, line in enumerate(file, 1):
+            text = line.strip()
+            if text and not text.startswith("#"):
+                yield f"{name} line {number}", (text, "", None, None, "")
+
+
+def _jsonl_rows(path: Path, name: str) -> Iterator[Row]:
+    _refuse_utf16(path, name)
+    with path.open(encoding="utf-8-sig", errors=ESCAPE) as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            where = f"{name} line {number}"
+            row = parse_json(line, where)
+            if not isinstance(row, dict):
+                raise InputError(f"{where}: {line.strip()!r:.60}; expected an object with uri")
+            yield where, [row.get(title) for title in COLUMNS]
+
+
+def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
+    try:
+        with pq.ParquetFile(path) as file:
+            titles = file.schema_arrow.names
+            if "uri" not in titles:
+                raise InputError(f"{name}: no column 'uri'; columns found: {', '.join(titles)[:200]}")
+            number = 0
+            for batch in file.iter_batches(columns=[title for title in COLUMNS if title in titles]):
+                empty = [None] * batch.num_rows
+                columns = [_values(batch, title, name) if title in titles else empty for title in COLUMNS]
+                for values in zip(*columns, strict=True):
+                    number += 1
+                    yield f"{name} row {number}", values
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{name} is not a readable Parquet file: {' '.join(str(error).split())}") from error
+
+
+def _values(batch: pa.RecordBatch, title: str, name: str) -> list[Any]:
+    column, kind = batch.column(title), pa.float64() if title in ("start_s", "end_s") else pa.string()
+    if pa.types.is_boolean(column.type):
+        raise InputError(f"{name}: column {title!r} holds bool, expected {kind}")
+    try:
+        values = column.cast(kind)
+        values.validate(full=True)  # a file may call text what is no UTF-8
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        if kind == pa.string() and "UTF8" in str(error):
+            return [value if value is None else value.decode("utf-8", ESCAPE) for value in _bytes_of(column)]
+        raise InputError(f"{name}: column {title!r} holds {column.type}, expected {kind}") from None
+    # pandas writes a missing number as NaN when told to keep its types.
+    if kind == pa.float64():
+        values = pc.if_else(pc.is_nan(values), pa.scalar(None, kind), values)
+    return list(values.to_pylist())
+
+
+def _bytes_of(column: pa.Array) -> list[bytes | None]:
+    """The bytes of a column of text or bytes."""
+    large = pa.types.is_large_string(column.type) or pa.types.is_large_binary(column.type)
+    values: list[bytes | None] = column.cast(pa.large_binary() if large else pa.binary()).to_pylist()
+    return values
+
+
+def _check_text(where: str, title: str, text: str, is_local: bool = False) -> None:
+    """Refuse what no table can hold: a zero byte, and in all but local names what is no Unicode text."""
+    if "\0" in text:
+        raise InputError(f"{where}: {title} = {text!r:.60} holds a zero byte; expected text")
+    if is_text(text) or (is_local and is_name(text)):
+        return
+    raise InputError(f"{where}: {title} = {text!r:.60} is no Unicode text; expected UTF-8 without lone surrogates")
+
+
+def _entry(where: str, row: Sequence[Any], resolve: Resolver, label: Callable[[str], str]) -> Entry:
+    written, class_label, start_s, end_s, licence = row
+    for title, value in (("uri", written), ("class_label", class_label), ("license", licence)):
+        if value is not None and not isinstance(value, str):
+            raise InputError(f"{where}: {title} = {value!r:.60}, expected text")
+        if title != "uri":
+            _check_text(where, title, value or "")
+    if not written or not written.strip():
+        raise InputError(f"{where}: no value for 'uri'")
+    try:
+        uri, key = resolve(written.strip())
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    for text in (written.strip(), uri):  # as it is written first; %00 shows in the path only
+        _check_text(where, "uri", text, is_local=not is_remote(uri))
+    class_label = (class_label or "").strip() or label(key)
+    start_s, end_s = _seconds(start_s, "start_s", where), _seconds(end_s, "end_s", where)
+    if start_s is None and end_s is None:
+        return Entry(uri, key, class_label, None, None, licence or "")
+    if end_s is not None and end_s <= (start_s or 0.0):
+        raise InputError(f"{where}: end_s = {end_s:g}, expected more than start_s = {start_s or 0.0:g}")
+    return Entry(uri, segment_key(key, start_s, end_s), class_label, start_s, end_s, licence or "")
+
+
+def segment_key(key: str, start_s: float | None, end_s: float | None) -> str:
+    """``key#start-end`` with the times in full, so that no two segments share one."""
+    return f"{key}#{'' if start_s is None else repr(start_s)}-{'' if end_s is None else repr(end_s)}"
+
+
+def _seconds(value: Any, title: str, where: str) -> float | None:
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    try:
+        seconds = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise InputError(f"{where}: {title} = {value!r:.60}, expected seconds, 0 or more")
+    return seconds
+
+
+def _local_resolver(name: str) -> Resolver:
+    folder = os.path.dirname(name)  # noqa: PTH120 - joined a million times; pathlib costs ten times as much
+
+    def resolve(written: str) -> tuple[str, str]:
+        if "://" in written and scheme_of(written):
+            if is_remote(written):
+                return written, written
+            written = local_path(written)
+        if "./" in written or "//" in written:
+            written = posixpath.normpath(written)
+        return os.path.join(folder, written), written  # noqa: PTH118
+
+    return resolve
+
+
+def _remote_resolver(name: str) -> Resolver:
+    folder = parent_uri(name)
+
+    def resolve(written: str) -> tuple[str, str]:
+        if "://" in written and scheme_of(written):
+            if not is_remote(written):
+                raise InputError(f"{written!r:.200} is local; a remote list may name remote files only")
+            return written, written
+        if written.startswith("/"):
+            raise InputError(f"{written!r:.200} is an absolute path; a remote list may name URIs and relative paths")
+        return join_uri(folder, written), written
+
+    return resolve
+
+
+def parent_uri(uri: str) -> str:
+    """The folder that a remote file lies in; an object store's options are kept, an HTTP query is not."""
+    if scheme_of(uri) in ("http", "https"):
+        return join_uri(uri.split("?", 1)[0].split("#", 1)[0].rpartition("/")[0], "")
+    return join_uri(uri, "..")

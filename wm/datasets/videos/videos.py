@@ -1,0 +1,137 @@
+"""Which videos a specification names: a folder, a glob, a list file, one file, or the same in an object store."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from wm.datasets.videos.annotations import Shelf, annotated
+from wm.datasets.videos.folders import VIDEO_SUFFIXES, Found, find_videos, is_glob, is_video_name
+from wm.datasets.videos.layouts import LAYOUTS, Layout, class_rule
+from wm.datasets.videos.list_files import is_list_name, local_copy, parent_uri, read_list
+from wm.datasets.videos.listing import LISTING_SCHEMA, Entry, listing_digest, listing_note, make_listing, passed_over_of
+from wm.datasets.videos.passed_over import describe
+from wm.errors import InputError
+from wm.files.uris import is_remote, local_path, path_in
+
+__all__ = [
+    "LISTING_SCHEMA",
+    "VIDEO_SUFFIXES",
+    "Layout",
+    "describe",
+    "list_videos",
+    "listing_digest",
+    "listing_note",
+    "passed_over_of",
+]
+
+
+def list_videos(spec: str, *, layout: Layout = "auto", annotations: str | None = None) -> pa.Table:
+    """The videos that ``spec`` names: a table of ``LISTING_SCHEMA``, sorted by key, each key once.
+
+    ``spec``, local or with a scheme (``file``, ``s3``, ``gs``, ``http``, ``https``):
+
+    - a folder (``s3://bucket/prefix/``): every file below it with a video's suffix (:data:`VIDEO_SUFFIXES`, any case),
+      broken ones and those behind links too; names that start with a dot are left out. Not over HTTP, which has no
+      listing.
+    - a glob (``*``, ``?``, ``[``, ``**``): the matching files with a video's suffix.
+    - a list file, ``.txt`` (one URI a line, ``#`` starts a comment), ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet``
+      with ``uri`` and optional ``class_label, start_s, end_s, license``; relative URIs are relative to the list's
+      folder. Every row counts, whether something is there or not.
+    - any other file: itself.
+
+    ``layout``: how places tell classes (:func:`wm.datasets.videos.layouts.class_rule`); a class in a list comes first.
+    ``annotations``: Kinetics-700's CSV, a split file of UCF-101 or EPIC-Kitchens' segments (which need it), told apart
+    by their first line under ``auto``; then its rows are the listing, and ``spec`` is where the videos are looked for.
+
+    Notes (:func:`listing_note`): ``duplicates``: entries left out because their key was there already; ``unnamed``:
+    videos that are there and that the annotations do not name. :func:`passed_over_of` gives these and whatever else was
+    there and is not listed, counted and with examples. A file whose name is no UTF-8 is listed under an escaped one.
+
+    Raises :class:`InputError` naming the specification, or file, line and what was expected.
+    """
+    if not spec:
+        raise InputError("videos is empty; expected a folder, a glob, a list or a video file, or the URI of one")
+    if layout not in LAYOUTS:
+        raise InputError(f"layout = {layout!r}; expected one of {', '.join(LAYOUTS)}")
+    if not is_remote(spec):
+        spec = local_path(spec)
+    if annotations:
+        return _by_table(spec, layout, annotations)
+    if layout == "epic":
+        raise InputError("layout = 'epic' needs annotations, the CSV of segments such as EPIC_100_train.csv")
+    if _is_list(spec):
+        listing = _read_list(spec, layout)
+    else:
+        found, rule = _found(spec), class_rule(layout)
+        entries = (Entry(uri, key, rule(key)) for uri, key in found.files)
+        listing = make_listing(entries, found.notes, found.passed_over)
+    _require_classes(listing, spec, layout)
+    return listing
+
+
+def _is_list(spec: str) -> bool:
+    return is_list_name(path_in(spec)) and (is_remote(spec) or Path(spec).is_file())
+
+
+def _found(spec: str) -> Found:
+    """The videos of a specification that is no list."""
+    name = path_in(spec).rpartition("/")[2]
+    if is_remote(spec):
+        is_file = bool(name) and not is_glob(spec) and (is_video_name(name) or spec.lower().startswith("http"))
+        return Found(parent_uri(spec), [(spec, name)]) if is_file else find_videos(spec)
+    path = Path(spec)
+    if path.is_file():
+        return Found(os.path.dirname(spec) or ".", [(spec, path.name)])  # noqa: PTH120 - as it is written
+    if path.is_dir() or is_glob(spec):
+        return find_videos(spec)
+    raise InputError(f"videos = {spec!r}: no such file or folder")
+
+
+def _read_list(spec: str, layout: Layout) -> pa.Table:
+    with local_copy(spec, "videos") as path:
+        return make_listing(read_list(path, spec, class_rule(layout, is_list=True)), {})
+
+
+def _by_table(spec: str, layout: Layout, annotations: str) -> pa.Table:
+    found = _from_list(spec) if _is_list(spec) else _found(spec)
+    with local_copy(annotations, "annotations") as path:
+        shelf = Shelf(found)
+        listing = make_listing(
+            _counted(annotated(layout, path, annotations, shelf), shelf), found.notes, found.passed_over
+        )
+    metadata = {**listing.schema.metadata, "unnamed": str(shelf.num_unnamed)}
+    return listing.replace_schema_metadata(metadata)
+
+
+def _counted(entries: Iterator[Entry], shelf: Shelf) -> Iterator[Entry]:
+    """Pass the entries on; then count the videos that no row took."""
+    yield from entries
+    shelf.count_left()
+
+
+def _from_list(spec: str) -> Found:
+    """A list file as the place where annotated videos are looked for."""
+    listing = _read_list(spec, "folder")
+    if pc.any(pc.is_valid(listing["start_s"])).as_py() or pc.any(pc.is_valid(listing["end_s"])).as_py():
+        raise InputError(
+            f"videos = {spec!r} lists segments; with annotations, which bring their own, list whole videos"
+        )
+    root = parent_uri(spec) if is_remote(spec) else os.path.dirname(spec) or "."  # noqa: PTH120
+
+    def files() -> Iterator[tuple[str, str]]:
+        for batch in listing.select(["uri", "key"]).to_batches():
+            yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+
+    return Found(root, files())
+
+
+def _require_classes(listing: pa.Table, spec: str, layout: Layout) -> None:
+    """A layout that was named and fits no video at all was not the right one."""
+    if layout in ("auto", "folder") or pc.any(pc.not_equal(listing["class_label"], "")).as_py():
+        return
+    shapes = {"ucf101": "Class/v_Class_g01_c01.avi", "kinetics": "class/NAME.mp4 or train/class/NAME.mp4"}
+    expected = shapes.get(layout, "training/class/NAME.mp4")
+    raise InputError(f"layout = {layout!r} fits none of the {listing.num_rows} videos in {spec!r}; expected {expected}")

@@ -1,0 +1,1 @@
+"""Compute metrics of texts and images, and their statistics."""

@@ -1,0 +1,1 @@
+"""Build the HTML report: data, figures, claims and pages."""

@@ -1,0 +1,102 @@
+"""The wall of examples: pictures of sources, targets and candidates with what the verifier and judge gave
+them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wm.evaluation.metrics.images import Bank
+from wm.evaluation.units import Bench, Entry, Unit, bank_of, load_part
+from wm.images import Pixels, encode_png
+
+
+def pick_items(subsets: Sequence[str], count: int) -> list[int]:
+    """``count`` rows, taken in turn from each subset in order, so that none is left out."""
+    rows = list(enumerate(subsets))
+    queues = [[row for row, name in rows if name == subset] for subset in dict.fromkeys(subsets)]
+    longest = max((len(queue) for queue in queues), default=0)
+    turns = [queue[turn] for turn in range(longest) for queue in queues if turn < len(queue)]
+    return sorted(turns[:count])
+
+
+def write_gallery(bench: Bench, units: Sequence[Unit], parts: Path, out: Path, count: int) -> list[dict[str, Any]]:
+    """Write PNG files below ``out/examples`` and return what ``examples.json`` holds.
+
+    Of each label the entry of the lowest training seed is shown with its first sampling seed. Equal
+    candidates are one entry with ``times``; the best by the verifier comes first, and ``chosen`` is its
+    place.
+    """
+    folder = out / "examples"
+    folder.mkdir(parents=True, exist_ok=True)
+    held_out = bench.held_out
+    items = pick_items(held_out.subsets, count)
+    examples: list[dict[str, Any]] = []
+    for item in items:
+        examples.append(
+            {
+                "triplet_id": held_out.ids[item],
+                "subset": held_out.subsets[item],
+                "action": held_out.actions[item],
+                "source": _picture(folder, f"{item:05d}-source", held_out.source_pixels[item]),
+                "target": _picture(folder, f"{item:05d}-target", held_out.target_pixels[item]),
+                "change": [round(float(value), 4) for value in held_out.change[item]],
+                "proposed": [],
+                "models": [],
+            }
+        )
+    for unit in _shown(bench.entries, units):
+        entry = bench.entries[unit.entry]
+        facts, arrays = load_part(unit.file(parts))
+        for item, example in zip(items, examples, strict=True):
+            if unit.ask == "propose":
+                right = bool(arrays["right"][item]) if "right" in arrays else None
+                example["proposed"].append({"label": entry.label, "text": facts["texts"][item], "right": right})
+            else:
+                shown = _candidates(
+                    bench, bank_of(arrays, bench.max_unchanged), item, folder, f"{item:05d}-{unit.entry}"
+                )
+                example["models"].append({"label": entry.label, "seed": entry.run, **shown})
+    return examples
+
+
+def _shown(entries: dict[str, Entry], units: Sequence[Unit]) -> list[Unit]:
+    """The sampling unit of each FDM label and the proposing unit of each IDM label."""
+    first: dict[tuple[str, str], Unit] = {}
+    for unit in sorted(units, key=lambda unit: (entries[unit.entry].run, unit.seed)):
+        if unit.ask in ("sample", "propose"):
+            first.setdefault((unit.ask, entries[unit.entry].label), unit)
+    return [unit for unit in units if unit in first.values()]
+
+
+def _candidates(bench: Bench, bank: Bank, item: int, folder: Path, stem: str) -> dict[str, Any]:
+    codes_KN = bank.codes[item]
+    distinct, first, times = np.unique(codes_KN, axis=0, return_index=True, return_counts=True)
+    score_K = None if bank.verifier is None else bank.verifier[item]
+    ranking_K = None if bank.ranking is None else bank.ranking[item]
+    order = sorted(
+        range(len(distinct)),
+        key=lambda one: (0.0 if ranking_K is None else -ranking_K[first[one]], int(first[one])),
+    )
+    pictures = bench.codec.decode(distinct)
+    candidates = []
+    for rank, one in enumerate(order):
+        place = int(first[one])
+        figures = {name: round(float(value[item, place]), 4) for name, value in bank.metrics.items()}
+        candidates.append(
+            {
+                "image": _picture(folder, f"{stem}-{rank}", pictures[one]),
+                "times": int(times[one]),
+                "logprob": None if score_K is None else round(float(score_K[place]), 4),
+                "metrics": figures,
+            }
+        )
+    return {"candidates": candidates, "chosen": None if score_K is None else 0}
+
+
+def _picture(folder: Path, stem: str, pixels_HWC: Pixels) -> str:
+    """Write a PNG; its path relative to the evaluation's folder."""
+    path = folder / f"{stem}.png"
+    path.write_bytes(encode_png(pixels_HWC))
+    return f"{folder.name}/{path.name}"

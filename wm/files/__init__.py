@@ -1,0 +1,1 @@
+"""Find, read and download files: local paths, object stores and web servers."""

@@ -1,0 +1,1 @@
+"""Encode images into codes and decode them: the VQGAN and its files."""

@@ -1,0 +1,220 @@
+"""Images to codebook ids and back. Tokenising needs the VQGAN's tensors alone, never the language model's.
+
+Shape suffixes: B images, H and W pixels, C = 3 channels, N image tokens in row-major order, D code width.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from transformers import ChameleonVQVAEConfig
+
+from wm.errors import InputError
+from wm.models.codec.vqgan import VQGAN
+from wm.models.folder_checks import read_json
+from wm.models.weights import CODEC_PREFIX, tensor_digest
+
+PixelBatch: TypeAlias = npt.NDArray[np.uint8] | Tensor
+_IDENTITY_KEYS = (
+    "embed_dim",
+    "num_embeddings",
+    "latent_channels",
+    "resolution",
+    "base_channels",
+    "channel_multiplier",
+    "num_res_blocks",
+    "attn_resolutions",
+    "attn_type",
+    "norm_over",
+)
+
+
+@dataclass(frozen=True)
+class PixelScale:
+    """uint8 to network input: ``(x * rescale - mean) / std``, as Chameleon's image processor.
+
+    The defaults are those of the released ``preprocessor_config.json`` (0.0078, not 2/255: 255 becomes
+    0.989).
+    """
+
+    rescale: float = 0.0078
+    mean: float = 1.0
+    std: float = 1.0
+
+    def apply(self, pixels_BHWC: Tensor) -> Tensor:
+        """uint8 (B, H, W, 3) to float32 (B, 3, H, W)."""
+        scaled = pixels_BHWC.permute(0, 3, 1, 2).to(torch.float32) * self.rescale
+        return (scaled - self.mean) / self.std
+
+    @classmethod
+    def read(cls, folder: Path, default: "PixelScale | None" = None) -> "PixelScale":
+        """From the folder's ``preprocessor_config.json``, or the ``image_processor`` of ``processor_config.json``, as
+        newer versions of transformers save it; ``default``, or the released values, where both are absent."""
+        path = folder / "preprocessor_config.json"
+        values = read_json(path) if path.is_file() else None
+        if values is None and (folder / "processor_config.json").is_file():
+            path = folder / "processor_config.json"
+            values = read_json(path).get("image_processor")
+        if not isinstance(values, dict):
+            return default or cls()
+        means, stds = values.get("image_mean", [cls.mean]), values.get("image_std", [cls.std])
+        rescale = values.get("rescale_factor", cls.rescale)
+        if not all(isinstance(numbers, list) and numbers for numbers in (means, stds)) or not all(
+            isinstance(number, int | float) and math.isfinite(number) for number in (rescale, *means, *stds)
+        ):
+            raise InputError(
+                f"{path}: expected numbers for rescale_factor, image_mean and image_std (the last two by channel), got "
+                f"{rescale!r:.60}, {means!r:.60} and {stds!r:.60}"
+            )
+        if len(set(means)) != 1 or len(set(stds)) != 1:
+            raise InputError(f"{path}: expected one mean and deviation for all channels, got {means} and {stds}")
+        if stds[0] == 0 or rescale == 0:
+            raise InputError(f"{path}: rescale_factor and image_std must not be 0, got {rescale} and {stds[0]}")
+        return cls(float(rescale), float(means[0]), float(stds[0]))
+
+
+class ImageCodec(nn.Module):
+    """A VQGAN with its pixel scale and identity. Evaluation only; no gradients.
+
+    ``codec_id`` hashes what decides which codes an image gets and what they stand for (encoder, quantiser,
+    their configuration and the pixel scale); the decoder is left out, so that adding one to a checkpoint that
+    came without keeps all code made before valid. ``decoder_id`` hashes that and the decoder: the same pixels
+    from the same codes. ``ignored`` names tensors of the checkpoint that play no part (those of its training).
+    """
+
+    ignored: tuple[str, ...] = ()
+
+    def __init__(self, vqgan: VQGAN, scale: PixelScale, *, has_decoder: bool = True, where: str = "this codec") -> None:
+        super().__init__()
+        self.vqgan = vqgan.eval().requires_grad_(False)
+        self.scale = scale
+        self.has_decoder = has_decoder
+        self.where = where
+        self.side_px: int = vqgan.config.resolution
+        self.tokens_per_image: int = vqgan.side_tokens**2
+        self.num_codes: int = vqgan.config.num_embeddings
+        self.codec_id = codec_id_of(vqgan.state_dict(), vqgan.config, scale)
+        # Convolution kernels may differ with the batch size: a fixed one keeps codes independent of
+        # the company. One, where an image has work enough for a processor; four small images cost a request for one of
+        # them little, and many of them not much more each than larger batches would.
+        self.chunk = max(1, min(4, 128**2 // self.side_px**2))
+
+    @cached_property
+    def decoder_id(self) -> str | None:
+        """``vqd-`` and 16 hexadecimal digits of encoder, codebook and decoder together; None without decoder."""
+        if not self.has_decoder:
+            return None
+        return "vqd-" + tensor_digest(self.vqgan.decoder.state_dict(), self.codec_id)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        device: torch.device = self.vqgan.quantize.embedding.weight.device
+        return device
+
+    def encode(self, pixels_BHWC: PixelBatch) -> Tensor:
+        """uint8 RGB (B, side, side, 3) to codebook ids, int64 (B, N)."""
+        return self.encode_with_features(pixels_BHWC)[0]
+
+    @torch.no_grad()
+    def encode_with_features(self, pixels_BHWC: PixelBatch) -> tuple[Tensor, Tensor]:
+        """Codes int64 (B, N) and pre-quantised features ``quant_conv(encoder(x))`` float32 (B, N, D).
+
+        Images are run in batches of one fixed size (the last one filled up), so that an image's codes do not
+        depend on the images beside it. Raises :class:`InputError` on another shape or type.
+        """
+        pixels = self._check_pixels(pixels_BHWC)
+        codes, features = [], []
+        for chunk in torch.split(pixels, self.chunk):
+            filled = torch.cat([chunk, chunk.new_zeros(self.chunk - len(chunk), *chunk.shape[1:])])
+            features_BND = self.vqgan.features(self.scale.apply(filled.to(self.device)))
+            codes.append(self.vqgan.nearest(features_BND)[: len(chunk)])
+            features.append(features_BND[: len(chunk)])
+        if not codes:
+            width = self.vqgan.config.embed_dim
+            empty = torch.zeros((0, self.tokens_per_image), dtype=torch.int64, device=self.device)
+            return empty, torch.zeros((0, self.tokens_per_image, width), device=self.device)
+        return torch.cat(codes), torch.cat(features)
+
+    @torch.no_grad()
+    def decode(self, codes_BN: Tensor | npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+        """Codebook ids (B, N) to uint8 RGB (B, side, side, 3).
+
+        Raises :class:`InputError` on a wrong length, an id outside [0, num_codes), or a checkpoint without
+        decoder.
+        """
+        self.need_decoder()
+        codes = self._check_codes(codes_BN)
+        images = []
+        for chunk in torch.split(codes, self.chunk):
+            filled = torch.cat([chunk, chunk.new_zeros(self.chunk - len(chunk), chunk.shape[1])])
+            pixels_BCHW = self.vqgan.decode_features(self.vqgan.quantize.embedding(filled))[: len(chunk)]
+            # The decoder was trained on [-1, 1], whatever constant the image processor rounds 2/255 to.
+            images.append(((pixels_BCHW.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu())
+        if not images:
+            return np.zeros((0, self.side_px, self.side_px, 3), dtype=np.uint8)
+        return np.asarray(torch.cat(images).numpy())
+
+    def need_decoder(self) -> None:
+        """Raise :class:`InputError` if images cannot be drawn; for jobs that will draw some after long work."""
+        if not self.has_decoder:
+            raise InputError(
+                f"{self.where} holds no {CODEC_PREFIX}decoder.* weights: it encodes images but draws none; put the "
+                "release's tokenizer/vqgan.ckpt into it, or give that file as the decoder"
+            )
+
+    def _check_pixels(self, pixels_BHWC: PixelBatch) -> Tensor:
+        pixels = torch.as_tensor(pixels_BHWC)
+        if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (self.side_px, self.side_px, 3):
+            raise InputError(
+                f"expected uint8 pixels (B, {self.side_px}, {self.side_px}, 3), "
+                f"got {pixels.dtype} {tuple(pixels.shape)}"
+            )
+        return pixels
+
+    def _check_codes(self, codes_BN: Tensor | npt.NDArray[Any]) -> Tensor:
+        array = torch.as_tensor(codes_BN)
+        fractional = array.is_floating_point() or array.is_complex() or array.dtype == torch.bool
+        if fractional or array.ndim != 2 or array.shape[1] != self.tokens_per_image:
+            raise InputError(
+                f"expected integer codes (B, {self.tokens_per_image}), got {array.dtype} {tuple(array.shape)}"
+            )
+        codes = array.to(self.device, torch.int64)
+        bad = codes[(codes < 0) | (codes >= self.num_codes)]
+        if bad.numel():
+            raise InputError(f"code {int(bad[0])} is outside the codebook [0, {self.num_codes})")
+        return codes
+
+
+def change_map(source_features_BND: Tensor, target_features_BND: Tensor) -> Tensor:
+    """Squared L2 distance per image token (B, N) between pre-quantised features.
+
+    The recognition model of paper section 3.2: where the target differs from the source, not normalised.
+    """
+    if source_features_BND.shape != target_features_BND.shape:
+        shapes = f"{tuple(source_features_BND.shape)} and {tuple(target_features_BND.shape)}"
+        raise InputError(f"source and target features differ in shape: {shapes}")
+    return (target_features_BND.float() - source_features_BND.float()).square().sum(-1)
+
+
+def codec_id_of(tensors: Mapping[str, Tensor], config: ChameleonVQVAEConfig, scale: PixelScale) -> str:
+    """``vq-`` and 16 hexadecimal digits; see :class:`ImageCodec`."""
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("decoder.")}
+    identity = identity_of(config)
+    return "vq-" + tensor_digest(kept, identity, asdict(scale))
+
+
+def identity_of(config: ChameleonVQVAEConfig) -> dict[str, Any]:
+    """What of a configuration decides an image's codes, with one spelling for what can be spelled in two ways."""
+    values = {key: getattr(config, key, None) for key in _IDENTITY_KEYS}
+    if values["norm_over"] == "groups":
+        values["norm_over"] = None
+    values["attn_resolutions"] = values["attn_resolutions"] or None
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}

@@ -1,0 +1,183 @@
+"""The VQGAN of Chameleon with both halves: transformers' encoder and quantiser, and the decoder it leaves
+out.
+
+The decoder is that of Esser et al., "Taming Transformers for High-Resolution Image Synthesis" (arXiv
+2012.09841), with the parameter names of the released weights, so that they load unchanged. Shape suffixes: B
+images, C channels, H and W pixels or latent cells, N = H x W cells, D code width.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import ChameleonVQVAEConfig
+from transformers.models.chameleon.modeling_chameleon import (
+    ChameleonVQVAEEncoder,
+    ChameleonVQVAEEncoderAttnBlock,
+    ChameleonVQVAEEncoderResnetBlock,
+    ChameleonVQVAEVectorQuantizer,
+)
+
+
+class Upsample(nn.Module):
+    """Twice the side by nearest neighbour, then a 3 x 3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+
+    def forward(self, hidden_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C, 2H, 2W)."""
+        enlarged: Tensor = F.interpolate(hidden_BCHW, scale_factor=2.0, mode="nearest")
+        return self.conv(enlarged)  # type: ignore[no-any-return]
+
+
+class UpLevel(nn.Module):
+    """One resolution of the decoder: residual blocks, attention if any, the way up unless last."""
+
+    def __init__(self, config: ChameleonVQVAEConfig, block_in: int, block_out: int, attend: bool, grow: bool) -> None:
+        super().__init__()
+        self.block = nn.ModuleList()
+        self.attn = nn.ModuleList()
+        for _ in range(config.num_res_blocks + 1):
+            self.block.append(ChameleonVQVAEEncoderResnetBlock(config, block_in, block_out))
+            if attend:
+                self.attn.append(ChameleonVQVAEEncoderAttnBlock(block_out))
+            block_in = block_out
+        if grow:
+            self.upsample = Upsample(block_out)
+        self.grow = grow
+
+    def forward(self, hidden_BCHW: Tensor) -> Tensor:
+        """(B, in, H, W) to (B, out, H, W), or twice the side."""
+        for index, block in enumerate(self.block):
+            hidden_BCHW = block(hidden_BCHW)
+            if len(self.attn) > 0:
+                hidden_BCHW = self.attn[index](hidden_BCHW)
+        return self.upsample(hidden_BCHW) if self.grow else hidden_BCHW
+
+
+class Middle(nn.Module):
+    """The two blocks at the lowest resolution, attention between them."""
+
+    def __init__(self, config: ChameleonVQVAEConfig, channels: int) -> None:
+        super().__init__()
+        self.block_1 = ChameleonVQVAEEncoderResnetBlock(config, channels, channels)
+        vanilla = config.attn_type == "vanilla"
+        self.attn_1 = ChameleonVQVAEEncoderAttnBlock(channels) if vanilla else nn.Identity()
+        self.block_2 = ChameleonVQVAEEncoderResnetBlock(config, channels, channels)
+
+    def forward(self, hidden_BCHW: Tensor) -> Tensor:
+        """Keeps the shape."""
+        return self.block_2(self.attn_1(self.block_1(hidden_BCHW)))  # type: ignore[no-any-return]
+
+
+class Decoder(nn.Module):
+    """Latent (B, latent_channels, h, w) to pixels (B, 3, h·f, w·f) in [-1, 1], f = 2^(levels - 1)."""
+
+    def __init__(self, config: ChameleonVQVAEConfig) -> None:
+        super().__init__()
+        multipliers = tuple(config.channel_multiplier)
+        channels = config.base_channels * multipliers[-1]
+        side = config.resolution // 2 ** (len(multipliers) - 1)
+        attended = set(config.attn_resolutions or ()) if config.attn_type == "vanilla" else set()
+        self.conv_in = nn.Conv2d(config.latent_channels, channels, kernel_size=3, padding=1)
+        self.mid = Middle(config, channels)
+        levels: list[UpLevel] = []
+        for level in reversed(range(len(multipliers))):
+            out = config.base_channels * multipliers[level]
+            levels.insert(0, UpLevel(config, channels, out, side in attended, grow=level > 0))
+            channels, side = out, side * 2
+        self.up = nn.ModuleList(levels)
+        self.norm_out = nn.GroupNorm(num_groups=32, num_channels=channels, eps=1e-6)
+        self.conv_out = nn.Conv2d(channels, config.in_channels, kernel_size=3, padding=1)
+
+    def forward(self, latent_BCHW: Tensor) -> Tensor:
+        """See the class."""
+        hidden_BCHW = self.mid(self.conv_in(latent_BCHW))
+        for index in reversed(range(len(self.up))):
+            hidden_BCHW = self.up[index](hidden_BCHW)
+        return self.conv_out(F.silu(self.norm_out(hidden_BCHW)))  # type: ignore[no-any-return]
+
+
+class ChannelNorm(nn.Module):
+    """Normalisation over the channels of each place alone, with the parameters (and names) of a group norm.
+
+    Group norm takes its statistics over the whole picture, so in a small picture a change in one corner
+    changes the codes of all others. With this in its place a code depends on the pixels near it only.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, hidden_BCHW: Tensor) -> Tensor:
+        """Keeps the shape."""
+        hidden_BHWC = hidden_BCHW.permute(0, 2, 3, 1)
+        shape = (hidden_BHWC.shape[-1],)
+        return F.layer_norm(hidden_BHWC, shape, self.weight, self.bias, self.eps).permute(0, 3, 1, 2)
+
+
+def _norm_over_channels(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.GroupNorm):
+            setattr(module, name, ChannelNorm(child.num_channels, child.eps))
+        else:
+            _norm_over_channels(child)
+
+
+class VQGAN(nn.Module):
+    """Encoder, quantiser and decoder; no opinion on pixels' scale (see :mod:`wm.models.codec.codec`).
+
+    ``config.norm_over = "channels"`` (an addition to transformers' configuration, for small pictures)
+    replaces group norm by :class:`ChannelNorm`; without it the released architecture is built.
+    """
+
+    def __init__(self, config: ChameleonVQVAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = ChameleonVQVAEEncoder(config)
+        self.quantize = ChameleonVQVAEVectorQuantizer(config)
+        self.quant_conv = nn.Conv2d(config.latent_channels, config.embed_dim, 1)
+        self.post_quant_conv = nn.Conv2d(config.embed_dim, config.latent_channels, 1)
+        self.decoder = Decoder(config)
+        if getattr(config, "norm_over", "groups") == "channels":
+            _norm_over_channels(self)
+
+    @property
+    def side_tokens(self) -> int:
+        """Image tokens along a side."""
+        side: int = self.config.resolution // 2 ** (len(self.config.channel_multiplier) - 1)
+        return side
+
+    def features(self, pixels_BCHW: Tensor) -> Tensor:
+        """Pre-quantised features ``quant_conv(encoder(x))`` as (B, N, D), row-major."""
+        features_BDHW: Tensor = self.quant_conv(self.encoder(pixels_BCHW))
+        return features_BDHW.flatten(2).transpose(1, 2)
+
+    def nearest(self, features_BND: Tensor) -> Tensor:
+        """Codebook ids (B, N) of the codes nearest in squared L2 distance; the lower id of equal ones."""
+        codebook = self.quantize.embedding.weight
+        flat = features_BND.reshape(-1, features_BND.shape[-1])
+        distance = torch.addmm(codebook.square().sum(1), flat, codebook.T, alpha=-2)
+        return distance.argmin(dim=1).view(features_BND.shape[:-1])
+
+    def decode_features(self, quantised_BND: Tensor) -> Tensor:
+        """Pixels (B, C, H, W) from code vectors (B, N, D)."""
+        side = self.side_tokens
+        latent = quantised_BND.transpose(1, 2).reshape(len(quantised_BND), -1, side, side)
+        return self.decoder(self.post_quant_conv(latent))  # type: ignore[no-any-return]
+
+    def reconstruct(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Training entry: (reconstruction (B, C, H, W), features (B, N, D), codes (B, N)).
+
+        Gradients pass the quantiser straight through to the encoder; codebook and commitment terms are the
+        caller's.
+        """
+        features_BND = self.features(pixels_BCHW)
+        codes_BN = self.nearest(features_BND.detach())
+        quantised_BND = features_BND + (self.quantize.embedding(codes_BN) - features_BND).detach()
+        return self.decode_features(quantised_BND), features_BND, codes_BN
+
+    forward = reconstruct

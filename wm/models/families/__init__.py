@@ -1,0 +1,1 @@
+"""Hold the model families, one file each."""

@@ -1,0 +1,203 @@
+"""Emu3 (arXiv 2409.18869): one transformer over text and the codes of its own VQ model, which has a decoder.
+
+An image is ``<|image start|> H*W <|image token|>``, H rows of W codes with ``<|extra_200|>`` after each,
+``<|extra_201|> <|image end|>`` (transformers' ``Emu3Processor`` and ``Emu3ImageVocabularyMapping``, as the authors'
+own processor). Size and row ends are given, neither learned nor drawn. Emu3 takes images of any size; a world model
+needs one: the square of ``min_pixels`` in ``preprocessor_config.json`` (512 x 512 pixels, 64 x 64 codes in
+transformers' defaults).
+"""
+
+import re
+from collections.abc import Mapping
+from math import isqrt
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Emu3Config, Emu3ForConditionalGeneration
+from transformers.models.emu3.modeling_emu3 import Emu3VQVAE
+
+from wm.errors import InputError
+from wm.models.causal import CausalVLM, Facts, special_ids, token_ids
+from wm.models.chameleon_files import read_tokenizer
+from wm.models.codec.codec import ImageCodec
+from wm.models.families.chameleon import check_vocabulary
+from wm.models.folder_checks import MAX_SIDE_PX
+from wm.models.folders import (
+    Device,
+    Family,
+    read_config,
+    read_image_processor,
+    read_module,
+    read_own_codec,
+    scale_config,
+    write_weights,
+)
+from wm.models.prompts import ImageFrame
+from wm.models.weights import CODEC_PREFIX
+from wm.runs import write_json
+
+RENAMES = (
+    ("text_model.lm_head.", "lm_head."),
+    ("text_model.model.", "model.text_model."),
+    ("text_model.", "model.text_model."),
+    ("vqmodel.", CODEC_PREFIX),
+)
+"""Names in folders written by older versions of transformers, the released ones among them."""
+_RELEASED = {
+    "boi": "<|image start|>",
+    "eoi": "<|image end|>",
+    "image_wrapper": "<|image token|>",
+    "eof": "<|extra_201|>",
+    "eol": "<|extra_200|>",
+}
+_VISUAL = re.compile(r"<\|visual token (\d{6})\|>")
+
+
+class Emu3VLM(CausalVLM):
+    """See :class:`~wm.models.causal.CausalVLM`; both directions are supported."""
+
+    family = "emu3"
+
+    def __init__(self, module: Emu3ForConditionalGeneration, tokenizer: Any, facts: Facts) -> None:
+        where = str(facts.folder or "this tokenizer")
+        vocabulary: dict[str, int] = dict(module.config.vocabulary_map or {}) or tokenizer.get_vocab()
+        check_vocabulary(tokenizer, vocabulary, module.config.text_config.vocab_size)
+        names = {role: str(getattr(tokenizer, f"{role}_token", None) or name) for role, name in _RELEASED.items()}
+        ids = token_ids(vocabulary, names, where)
+        spoken = {role: str(getattr(tokenizer, f"{role}_token")) for role in ("bos", "eos", "pad")}
+        special = special_ids(vocabulary, spoken | {role: names[role] for role in ("boi", "eoi")}, where)
+        side = isqrt(facts.tokens_per_image)
+        size: list[int] = tokenizer(f"{side}*{side}", add_special_tokens=False)["input_ids"]
+        super().__init__(
+            module,
+            tokenizer,
+            facts,
+            special=special,
+            image_rows=_image_rows(vocabulary, facts.num_codes, where),
+            text_rows=_text_rows(tokenizer, vocabulary, special.eos, module.config.text_config.vocab_size),
+            frame=ImageFrame(
+                opening=(special.boi, *size, ids["image_wrapper"]),
+                closing=(ids["eol"], ids["eof"], special.eoi),
+                row_tokens=side,
+                row_end=ids["eol"],
+            ),
+        )
+
+    @property
+    def decoder(self) -> Any:
+        """The text model, which image codes pass through as well."""
+        return self.inner.model.text_model
+
+
+def _image_rows(vocabulary: Mapping[str, int], num_codes: int, where: str) -> Tensor:
+    rows = torch.full((num_codes,), -1, dtype=torch.int64)
+    for name, row in vocabulary.items():
+        match = _VISUAL.fullmatch(name)
+        if match is None:
+            continue
+        if int(match[1]) >= num_codes:
+            raise InputError(f"{where}: vocabulary token {name!r} names no code of a codebook of {num_codes}")
+        rows[int(match[1])] = row
+    missing = (rows < 0).nonzero().flatten().tolist()
+    if missing:
+        raise InputError(f"{where}: no vocabulary token for {len(missing)} image codes, {missing[0]} among them")
+    return rows
+
+
+def _text_rows(tokenizer: Any, vocabulary: Mapping[str, int], eos: int, size: int) -> Tensor:
+    barred = {row for name, row in vocabulary.items() if name.startswith("<|")} | set(tokenizer.all_special_ids)
+    spoken = set(tokenizer.get_vocab().values()) - barred | {eos}
+    return torch.tensor(sorted(row for row in spoken if row < size), dtype=torch.int64)
+
+
+class Emu3VQ(nn.Module):
+    """Emu3's VQ model for single images, with the interface of :class:`~wm.models.codec.vqgan.VQGAN` and transformers'
+    tensor names. A still is a video of ``temporal_downsample_factor`` equal frames, of which the first is kept."""
+
+    def __init__(self, vq: Emu3VQVAE, side_px: int) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.quantize = vq.encoder, vq.decoder, vq.quantize
+        self.quant_conv, self.post_quant_conv = vq.quant_conv, vq.post_quant_conv
+        facts = {name: getattr(vq.config, name, None) for name in vq.config.to_dict()}
+        self.config = SimpleNamespace(**facts | {"resolution": side_px, "num_embeddings": vq.config.codebook_size})
+        self.frames: int = vq.config.temporal_downsample_factor
+        self.side_tokens = side_px // vq.spatial_scale_factor
+
+    def features(self, pixels_BCHW: Tensor) -> Tensor:
+        """Pre-quantised features (B, N, D), row-major."""
+        frames_BTCHW = pixels_BCHW[:, None].repeat(1, self.frames, 1, 1, 1)
+        hidden_BCTHW = self.encoder(frames_BTCHW).permute(0, 2, 1, 3, 4)
+        features_BDTHW: Tensor = self.quant_conv(hidden_BCTHW)
+        return features_BDTHW[:, :, 0].flatten(2).transpose(1, 2)
+
+    def nearest(self, features_BND: Tensor) -> Tensor:
+        """Codebook ids (B, N)."""
+        side = self.side_tokens
+        grid_BTDHW = features_BND.transpose(1, 2).reshape(len(features_BND), 1, -1, side, side)
+        codes: Tensor = self.quantize(grid_BTDHW)
+        return codes.flatten(1)
+
+    def decode_features(self, quantised_BND: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W) in [-1, 1] from code vectors (B, N, D)."""
+        side = self.side_tokens
+        quantised_BDTHW = quantised_BND.transpose(1, 2).reshape(len(quantised_BND), -1, 1, side, side).contiguous()
+        latent = self.post_quant_conv(quantised_BDTHW)
+        frames: Tensor = self.decoder(latent.permute(0, 2, 1, 3, 4), quantised_BDTHW.permute(0, 2, 1, 3, 4))
+        return frames.view(len(quantised_BND), self.frames, *frames.shape[1:])[:, 0]
+
+
+def load_emu3(folder: Path, device: Device, dtype: torch.dtype, facts: Facts) -> Emu3VLM:
+    """A full folder, of this version of transformers or of older ones."""
+    config = read_config(folder, Emu3Config)
+    module = read_module(
+        folder, Emu3ForConditionalGeneration, config, device, dtype, without=(CODEC_PREFIX,), renames=RENAMES
+    )
+    return Emu3VLM(module, read_tokenizer(folder), facts)
+
+
+def read_emu3_codec(folder: Path, device: Device, decoder: Path | None) -> ImageCodec:
+    """The VQ model of a full folder."""
+    if decoder is not None:
+        raise InputError(f"decoder = {decoder}: Emu3's VQ model has its own decoder")
+    config = read_config(folder, Emu3Config).vq_config
+    side = _side_px(folder, config)
+    return read_own_codec(
+        folder,
+        lambda: Emu3VQ(Emu3VQVAE(config), side),
+        family="emu3",
+        prefixes=(CODEC_PREFIX, "vqmodel."),
+        device=device,
+    )
+
+
+def emu3_codec_shape(folder: Path) -> tuple[int, int]:
+    """Tokens an image and codes, from the configurations."""
+    config = read_config(folder, Emu3Config).vq_config
+    side = _side_px(folder, config) // 2 ** (len(config.channel_multiplier) - 1)
+    return side * side, config.codebook_size
+
+
+def _side_px(folder: Path, config: Any) -> int:
+    """Side of the images that the folder is made for."""
+    pixels = read_image_processor(folder).get("min_pixels", 512 * 512)
+    if type(pixels) is not int or not 0 < pixels <= MAX_SIDE_PX**2:
+        raise InputError(f"{folder}: min_pixels is {pixels!r:.60}, expected a whole number up to {MAX_SIDE_PX**2:,}")
+    side, factor = isqrt(pixels), 2 ** (len(config.channel_multiplier) - 1)
+    if side * side != pixels or side % factor:
+        raise InputError(f"{folder}: min_pixels is {pixels}, expected the square of a multiple of {factor}")
+    return side
+
+
+def write_emu3(vlm: Emu3VLM, codec: ImageCodec, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Model and VQ model in one file, as transformers does."""
+    own = {CODEC_PREFIX + name: tensor for name, tensor in codec.vqgan.state_dict().items()}
+    write_weights(vlm, {**tensors, **own}, folder)
+    size = {"min_pixels": codec.side_px**2, "max_pixels": codec.side_px**2}
+    kind = {"image_processor_type": "Emu3ImageProcessor", "processor_class": "Emu3Processor"}
+    write_json(folder / "preprocessor_config.json", kind | scale_config(codec.scale) | size)
+
+
+FAMILY = Family(load_emu3, read_emu3_codec, write_emu3, emu3_codec_shape)

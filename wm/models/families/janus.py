@@ -1,0 +1,220 @@
+"""Janus-Pro (arXiv 2501.17811): a Llama that draws images by codes and understands them by SigLIP features.
+
+Image codes have embeddings and a head of their own, which are no rows of the vocabulary; here code c is vocabulary id
+``text vocabulary + c`` all the same, and :meth:`JanusVLM.body` and :meth:`JanusVLM.head` know what such an id means.
+
+**Forward dynamics is supported**: the source image enters by its codes through the generation embeddings, as the codes
+of a half-drawn image do. The release was not trained to read a source this way: fine-tune it. **Inverse dynamics is
+not**: Janus understands images by SigLIP features of pixels, and codes alone have none. As a judge of actions it serves
+through :mod:`wm.dynamics.vlm_scorer`.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import JanusConfig, JanusForConditionalGeneration
+from transformers.models.janus.modeling_janus import JanusVQVAE
+
+from wm.errors import InputError
+from wm.models.causal import CausalVLM, Facts, special_ids
+from wm.models.chameleon_files import read_tokenizer
+from wm.models.codec.codec import ImageCodec
+from wm.models.folders import (
+    Device,
+    Family,
+    read_config,
+    read_module,
+    read_own_codec,
+    scale_config,
+    write_weights,
+)
+from wm.models.protocol import Segment, Task
+from wm.models.weights import CODEC_PREFIX, load_tensors
+from wm.runs import write_json
+
+UNDERSTANDING = ("model.vision_model.", "model.aligner.")
+"""Tensors of the half that reads pixels: not loaded, and written back unchanged."""
+
+
+class JanusVLM(CausalVLM):
+    """See :class:`~wm.models.causal.CausalVLM`; forward dynamics only."""
+
+    family = "janus"
+
+    def __init__(self, module: JanusForConditionalGeneration, tokenizer: Any, facts: Facts) -> None:
+        where = str(facts.folder or "this tokenizer")
+        self.num_text: int = module.config.text_config.vocab_size
+        if len(tokenizer) > self.num_text:
+            raise InputError(f"{where}: the tokenizer has {len(tokenizer)} tokens, the model {self.num_text}")
+        names = {
+            "bos": tokenizer.bos_token,
+            "eos": tokenizer.eos_token,
+            "pad": tokenizer.pad_token or tokenizer.eos_token,
+            "boi": getattr(tokenizer, "boi_token", None) or "<begin_of_image>",
+            "eoi": getattr(tokenizer, "eoi_token", None) or "<end_of_image>",
+        }
+        special = special_ids(tokenizer.get_vocab(), {role: str(name) for role, name in names.items()}, where)
+        barred = set(tokenizer.all_special_ids) | set(vars(special).values())
+        super().__init__(
+            module,
+            tokenizer,
+            facts,
+            special=special,
+            image_rows=torch.arange(self.num_text, self.num_text + facts.num_codes),
+            text_rows=torch.tensor(sorted(set(tokenizer.get_vocab().values()) - barred | {special.eos})),
+        )
+
+    @property
+    def decoder(self) -> Any:
+        """The Llama."""
+        return self.inner.model.language_model
+
+    def layout(
+        self,
+        task: Task,
+        *,
+        source: Sequence[int],
+        action: str | None = None,
+        target: Sequence[int] | None = None,
+    ) -> list[Segment]:
+        """As everywhere; :class:`InputError` for inverse dynamics, see above."""
+        if task == "idm":
+            raise InputError(
+                "janus cannot serve as an inverse model: it understands images by SigLIP features of their pixels, not "
+                "by codes; as a judge of actions in the probe it reads pixels (reads = 'pixels')"
+            )
+        return super().layout(task, source=source, action=action, target=target)
+
+    def unconditional_prefixes(self, prefix: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Put padding in place of what is left out, token by token, as the authors' ``generation_inference.py`` does.
+
+        Args:
+            prefix: Vocabulary ids of a forward prompt.
+
+        Returns:
+            The prompt with padding for its text, and with padding for all but its first and last token.
+        """
+        image = [token if token in self._image_ids else self.pad_id for token in prefix]
+        return image, [*prefix[:1], *[self.pad_id] * (len(prefix) - 2), *prefix[-1:]]
+
+    def body(self, ids_BT: Tensor, cache: Any = None, positions_BT: Tensor | None = None) -> Tensor:
+        """Hidden states (B, T, H); text by its embeddings, codes by the generation embeddings and their aligner."""
+        is_code_BT1 = (ids_BT >= self.num_text)[..., None]
+        text_BTH = self.decoder.embed_tokens(ids_BT.clamp(max=self.num_text - 1))
+        codes_BTH = self._embed_codes((ids_BT - self.num_text).clamp(min=0))
+        return self._run({"inputs_embeds": torch.where(is_code_BT1, codes_BTH, text_BTH)}, cache, positions_BT)
+
+    def head(self, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Logits of the given rows, all of the text or all of the image codes: two heads, two distributions.
+
+        Without ``rows`` the log-probabilities of both stand side by side (…, text + codes). A cross-entropy over
+        them is that of the head the token belongs to, plus ln 2, whatever the weights: the right gradient.
+        """
+        if rows is None:
+            sides = (self.inner.lm_head(hidden), self.image_head(hidden))
+            return torch.cat([torch.log_softmax(side, dim=-1) for side in sides], dim=-1)
+        if rows is self.image_rows:
+            return self.image_head(hidden)
+        if bool((rows >= self.num_text).all()):
+            return self.image_head(hidden)[..., rows - self.num_text]
+        if bool((rows >= self.num_text).any()):
+            raise InputError("janus has one head for text and one for image codes: rows of both cannot be compared")
+        return super().head(hidden, rows)
+
+    def image_head(self, hidden: Tensor) -> Tensor:
+        """Logits (…, num_codes) of the image codes."""
+        logits: Tensor = self.inner.model.generation_head(hidden)
+        return logits
+
+    @property
+    def code_embeddings_CH(self) -> Tensor:  # noqa: N802
+        """What the Llama reads for each code (num_codes, H)."""
+        with torch.no_grad():
+            return self._embed_codes(torch.arange(self.num_codes, device=self.device))
+
+    def _embed_codes(self, codes: Tensor) -> Tensor:
+        embedded: Tensor = self.inner.model.generation_aligner(self.inner.model.generation_embeddings(codes))
+        return embedded
+
+
+class JanusVQ(nn.Module):
+    """Janus' VQ model (LlamaGen's, arXiv 2406.06525) with the interface of :class:`~wm.models.codec.vqgan.VQGAN` and
+    transformers' tensor names.
+
+    Codes are compared by direction: features and codebook are scaled to length 1 before, as in the authors'
+    ``vq_model.py`` (``codebook_l2_norm``). transformers does so when it decodes and leaves it out when it encodes,
+    which it never does for its own purposes; codes made here are the authors'.
+    """
+
+    def __init__(self, vq: JanusVQVAE) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.quantize = vq.encoder, vq.decoder, vq.quantize
+        self.quant_conv, self.post_quant_conv = vq.quant_conv, vq.post_quant_conv
+        facts = {name: getattr(vq.config, name, None) for name in vq.config.to_dict()}
+        self.side_tokens: int = vq.config.num_patches
+        side_px = self.side_tokens * 2 ** (len(vq.config.channel_multiplier) - 1)
+        self.config = SimpleNamespace(**facts | {"resolution": side_px})
+
+    def features(self, pixels_BCHW: Tensor) -> Tensor:
+        """Features of length 1 before they are quantised (B, N, D), row-major."""
+        features_BDHW: Tensor = self.quant_conv(self.encoder(pixels_BCHW))
+        return F.normalize(features_BDHW.flatten(2).transpose(1, 2), dim=-1)
+
+    def nearest(self, features_BND: Tensor) -> Tensor:
+        """Codebook ids (B, N): the nearest in direction."""
+        codebook_CD = F.normalize(self.quantize.embedding.weight, dim=-1)
+        distance = codebook_CD.square().sum(1) - 2 * features_BND @ codebook_CD.T
+        return distance.argmin(dim=-1)
+
+    def decode_features(self, quantised_BND: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W) in [-1, 1] from code vectors (B, N, D)."""
+        side = self.side_tokens
+        latent_BDHW = F.normalize(quantised_BND, dim=-1).transpose(1, 2).reshape(len(quantised_BND), -1, side, side)
+        # Another memory layout would be another convolution kernel, of other rounding than transformers'.
+        pixels_BCHW: Tensor = self.decoder(self.post_quant_conv(latent_BDHW.contiguous()))
+        return pixels_BCHW
+
+
+def load_janus(folder: Path, device: Device, dtype: torch.dtype, facts: Facts) -> JanusVLM:
+    """A full folder; the half that understands pixels is left on disk."""
+    config = read_config(folder, JanusConfig)
+    without = (CODEC_PREFIX, *UNDERSTANDING)
+    module = read_module(folder, JanusForConditionalGeneration, config, device, dtype, without=without)
+    return JanusVLM(module, read_tokenizer(folder), facts)
+
+
+def read_janus_codec(folder: Path, device: Device, decoder: Path | None) -> ImageCodec:
+    """The VQ model of a full folder."""
+    if decoder is not None:
+        raise InputError(f"decoder = {decoder}: Janus' VQ model has its own decoder")
+    config = read_config(folder, JanusConfig).vq_config
+    return read_own_codec(
+        folder, lambda: JanusVQ(JanusVQVAE(config)), family="janus", prefixes=(CODEC_PREFIX,), device=device
+    )
+
+
+def write_janus(vlm: JanusVLM, codec: ImageCodec, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """All of it in one file, as transformers does; the half that was not loaded comes from the model's folder."""
+    if vlm.folder is None:
+        raise InputError(f"cannot write {folder}: the model was not read from a folder that has its SigLIP weights")
+    own = {CODEC_PREFIX + name: tensor for name, tensor in codec.vqgan.state_dict().items()}
+    for prefix in UNDERSTANDING:
+        own |= {prefix + name: tensor for name, tensor in load_tensors(vlm.folder, prefix).items()}
+    write_weights(vlm, {**tensors, **own}, folder)
+    kind = {"image_processor_type": "JanusImageProcessor", "processor_class": "JanusProcessor"}
+    size = {"size": {"height": codec.side_px, "width": codec.side_px}}
+    write_json(folder / "preprocessor_config.json", kind | scale_config(codec.scale) | size)
+
+
+def janus_codec_shape(folder: Path) -> tuple[int, int]:
+    """Tokens an image and codes, from the configuration."""
+    config = read_config(folder, JanusConfig).vq_config
+    return config.num_patches**2, config.num_embeddings
+
+
+FAMILY = Family(load_janus, read_janus_codec, write_janus, janus_codec_shape)

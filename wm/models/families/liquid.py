@@ -1,0 +1,136 @@
+"""Liquid (arXiv 2412.04332): a Gemma whose vocabulary goes on with the image codes of Chameleon's VQGAN.
+
+What the authors' evaluation code shows, and this file relies on: the model is a ``GemmaForCausalLM``; code c
+is vocabulary id ``len(tokenizer) + c`` (released: 256,000 + 8,192 = 264,192 rows); images stand between
+``<boi>`` and ``<eoi>``, two tokens of the text vocabulary; the VQGAN comes apart from the model, as
+``vqgan.yaml`` and ``vqgan.ckpt``. Here it stands in the model folder's own folder ``vqgan``. Classifier-free guidance
+compares ``TEXT <boi>`` with ``<unconditional><boi>``: the release has learned that word in place of a text.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GemmaConfig, GemmaForCausalLM
+
+from wm.errors import InputError
+from wm.models.causal import CausalVLM, Facts, special_ids
+from wm.models.chameleon_files import read_tokenizer
+from wm.models.codec.codec import ImageCodec
+from wm.models.codec.files import chameleon_codec_shape, read_codec
+from wm.models.folders import Device, Family, read_config, read_module, write_codec_folder, write_weights
+from wm.models.prompts import SpecialIds
+from wm.models.unreadable import explain_missing_vqgan
+
+CODEC_FOLDER = "vqgan"
+UNCONDITIONAL = "<unconditional>"
+"""Stands in place of the text in prompts without one."""
+
+
+class LiquidVLM(CausalVLM):
+    """See :class:`~wm.models.causal.CausalVLM`; both directions are supported."""
+
+    family = "liquid"
+
+    def __init__(self, module: GemmaForCausalLM, tokenizer: Any, facts: Facts) -> None:
+        num_text, size = len(tokenizer), module.config.vocab_size
+        if size != num_text + facts.num_codes:
+            raise InputError(
+                f"{facts.folder or 'this model'}: vocab_size is {size}, expected {num_text} tokens of the tokenizer "
+                f"and {facts.num_codes} image codes, together {num_text + facts.num_codes}"
+            )
+        special = _special(tokenizer, str(facts.folder or "this tokenizer"))
+        super().__init__(
+            module,
+            tokenizer,
+            facts,
+            special=special,
+            image_rows=torch.arange(num_text, size),
+            text_rows=_text_rows(tokenizer, special),
+        )
+        self._unconditional_ids = _unconditional_ids(tokenizer)
+        if len(self._unconditional_ids) == 1:  # a token of its own, which no action may hold
+            self._forbidden |= set(self._unconditional_ids)
+
+    def check_guidance(self) -> None:
+        """Raise :class:`InputError` if the tokenizer cannot write the unconditional prompt."""
+        if not self._unconditional_ids:
+            raise InputError(
+                f"guidance is not supported for {self.folder or 'this model'}: its tokenizer has no {UNCONDITIONAL!r}, "
+                "which Liquid's release has learned in place of a text"
+            )
+
+    def unconditional_prefixes(self, prefix: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Put the unconditional word in place of the text; without an image it is all there is.
+
+        Args:
+            prefix: Vocabulary ids of a forward prompt.
+
+        Returns:
+            ``bos boi SOURCE eoi <unconditional> boi`` and ``bos <unconditional> boi``. Where actions are padded to a
+            fixed length, so is the word after an image, so that source and target keep their distance.
+        """
+        self.check_guidance()
+        padding = [self.pad_id] * (self.action_slot_tokens - len(self._unconditional_ids))
+        image: list[int] = []
+        is_text_before = False
+        for token in prefix:
+            is_text = token not in self._image_ids
+            if not is_text:
+                image.append(token)
+            elif not is_text_before:
+                # The word stands for a whole run of text.
+                image += [*self._unconditional_ids, *(padding if self.eoi_id in image else [])]
+            is_text_before = is_text
+        return image, [self.bos_id, *self._unconditional_ids, self.boi_id]
+
+
+def _special(tokenizer: Any, where: str) -> SpecialIds:
+    """By name; ``boi_token`` and ``eoi_token`` of the tokenizer's configuration go before the released names."""
+    names = {
+        "bos": tokenizer.bos_token or "<bos>",
+        "eos": tokenizer.eos_token or "<eos>",
+        "pad": tokenizer.pad_token or "<pad>",
+        "boi": getattr(tokenizer, "boi_token", None) or "<boi>",
+        "eoi": getattr(tokenizer, "eoi_token", None) or "<eoi>",
+    }
+    return special_ids(tokenizer.get_vocab(), {role: str(name) for role, name in names.items()}, where)
+
+
+def _unconditional_ids(tokenizer: Any) -> tuple[int, ...]:
+    """As the authors' code has them, which writes the word as text; none where the tokenizer cannot spell it."""
+    ids = tuple(tokenizer(UNCONDITIONAL, add_special_tokens=False)["input_ids"])
+    return () if tokenizer.unk_token_id in ids else ids
+
+
+def _text_rows(tokenizer: Any, special: SpecialIds) -> Tensor:
+    vocabulary = tokenizer.get_vocab()
+    barred = {row for name, row in vocabulary.items() if name.startswith("<unused") or name == UNCONDITIONAL}
+    barred |= set(tokenizer.all_special_ids) | set(vars(special).values())
+    return torch.tensor(sorted(set(range(len(tokenizer))) - barred | {special.eos}), dtype=torch.int64)
+
+
+def load_liquid(folder: Path, device: Device, dtype: torch.dtype, facts: Facts) -> LiquidVLM:
+    """A full folder; embeddings tied or not, as ``config.json`` says."""
+    config = read_config(folder, GemmaConfig)
+    return LiquidVLM(read_module(folder, GemmaForCausalLM, config, device, dtype), read_tokenizer(folder), facts)
+
+
+def read_liquid_codec(folder: Path, device: Device, decoder: Path | None) -> ImageCodec:
+    """Chameleon's VQGAN from the folder ``vqgan``: ``vqgan.ckpt`` with ``vqgan.yaml``, or Hugging Face's layout."""
+    if not (folder / CODEC_FOLDER).is_dir():
+        explain_missing_vqgan(folder)
+    return read_codec(folder / CODEC_FOLDER, device, decoder=decoder)
+
+
+def write_liquid(vlm: LiquidVLM, codec: ImageCodec, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """The Gemma in the folder, the VQGAN in its folder ``vqgan``, in the layout of a Chameleon folder."""
+    write_weights(vlm, tensors, folder)
+    write_codec_folder(codec, folder / CODEC_FOLDER)
+
+
+FAMILY = Family(
+    load_liquid, read_liquid_codec, write_liquid, lambda folder: chameleon_codec_shape(folder / CODEC_FOLDER)
+)

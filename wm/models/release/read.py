@@ -1,0 +1,223 @@
+"""Meta's original release of Chameleon (and Anole's, the same layout): its files, configuration and tokenizer.
+
+    models/7b/{consolidated.pth, params.json, consolidate_params.json, checklist.chk}
+    models/30b/{consolidated.00.pth … consolidated.03.pth, …}
+    tokenizer/{text_tokenizer.json, vqgan.ckpt, vqgan.yaml, checklist.chk}
+
+The same files in one flat folder are understood too. Sources of the layout: ``chameleon/download_data.py``,
+``chameleon/inference/{loader,transformer,vocab}.py`` of facebookresearch/chameleon, and transformers'
+``convert_chameleon_weights_to_hf.py``.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+from transformers import ChameleonConfig, ChameleonVQVAEConfig, PreTrainedTokenizerFast
+
+from wm.errors import InputError
+from wm.models.folder_checks import MAX_LAYERS, MAX_VOCABULARY, MAX_WHOLE_NUMBER, read_json
+from wm.models.release.pickled import need_downloaded
+from wm.models.weights import has_weights
+
+PARAMS, CONSOLIDATE = "params.json", "consolidate_params.json"
+TOKENIZER, VQGAN_CKPT, VQGAN_YAML = "text_tokenizer.json", "vqgan.ckpt", "vqgan.yaml"
+IMAGE_TOKEN, IMAGE_TOKEN_WAS = "<image>", "<reserved08707>"
+SEPARATOR = "<reserved08706>"
+_SHARD = re.compile(r"consolidated\.(\d+)\.pth")
+
+
+@dataclass(frozen=True)
+class Release:
+    """Folders of an original release; ``root`` is the path that was asked for."""
+
+    root: Path
+    model: Path | None
+    """Holds ``params.json`` and ``consolidated*.pth``; None if there is only a tokenizer folder."""
+    tokenizer: Path
+    """Holds ``text_tokenizer.json``, ``vqgan.ckpt`` and ``vqgan.yaml``."""
+
+    def need_model(self) -> Path:
+        """``model``, or an :class:`InputError` that says what was looked for."""
+        if self.model is None:
+            raise InputError(f"no {PARAMS} and consolidated*.pth in {self.root}; expected models/7b/{PARAMS} or so")
+        return self.model
+
+
+def find_release(path: Path) -> Release | None:
+    """The original release at ``path``, or None if the folder is none.
+
+    ``path`` may be the release's root, its model folder, its tokenizer folder, a flat folder of all files, or
+    ``vqgan.ckpt`` itself. A folder with Hugging Face weights is none. Raises :class:`InputError` if several
+    models are in it.
+    """
+    if path.is_file():
+        return Release(path, None, path.parent) if path.suffix == ".ckpt" else None
+    if not path.is_dir() or has_weights(path) or (path / "adapter_config.json").is_file():
+        return None
+    model = _model_folder(path)
+    if model is None and (path / "config.json").is_file():
+        return None  # a Hugging Face folder whose weights are not there
+    around = [path, path / "tokenizer"]
+    if model is not None:
+        around += [model, model / "tokenizer", model.parent / "tokenizer", model.parent.parent / "tokenizer"]
+    for folder in around:
+        if any((folder / name).is_file() for name in (TOKENIZER, VQGAN_CKPT)):
+            return Release(path, model, folder)
+    return Release(path, model, path / "tokenizer") if model is not None else None
+
+
+def _model_folder(path: Path) -> Path | None:
+    if _holds_model(path):
+        return path
+    found = [
+        folder
+        for parent in (path / "models", path)
+        if parent.is_dir()
+        for folder in sorted(parent.iterdir())
+        if folder.is_dir() and _holds_model(folder)
+    ]
+    if len(found) > 1:
+        raise InputError(f"{path} holds {len(found)} models; give one of {', '.join(map(str, found))}")
+    return found[0] if found else None
+
+
+def _holds_model(folder: Path) -> bool:
+    return (folder / PARAMS).is_file() or any(folder.glob("consolidated*.pth"))
+
+
+def shard_files(folder: Path, model_parallel_size: int) -> list[Path]:
+    """``consolidated.pth``, or ``consolidated.00.pth`` and so on, in order.
+
+    Raises :class:`InputError` if one is missing or their number is not ``model_parallel_size``.
+    """
+    if (folder / "consolidated.pth").is_file():
+        return [folder / "consolidated.pth"]
+    found = {int(match[1]): file for file in folder.iterdir() if (match := _SHARD.fullmatch(file.name))}
+    expected = range(model_parallel_size)
+    missing = [f"consolidated.{rank:02d}.pth" for rank in expected if rank not in found]
+    if missing:
+        names = ", ".join(["consolidated.pth"] if model_parallel_size == 1 else missing)
+        raise InputError(f"{folder}: {names} not there; {PARAMS} promises {model_parallel_size} model-parallel part(s)")
+    if len(found) != model_parallel_size:
+        raise InputError(
+            f"{folder} holds {len(found)} files consolidated.NN.pth, but {PARAMS} and {CONSOLIDATE} say "
+            f"model_parallel_size is {model_parallel_size}"
+        )
+    return [found[rank] for rank in expected]
+
+
+def read_params(folder: Path) -> dict[str, Any]:
+    """``params.json``, its ``model`` section and ``consolidate_params.json`` in one, the later winning."""
+    params = read_json(folder / PARAMS)
+    model = params.get("model", {})
+    if not isinstance(model, dict):
+        raise InputError(f"{folder / PARAMS}: 'model' is {model!r:.60}, expected an object")
+    consolidate = read_json(folder / CONSOLIDATE) if (folder / CONSOLIDATE).is_file() else {}
+    return {**params, **model, **consolidate}
+
+
+def read_config(release: Release, vocabulary: dict[str, int], vq_config: ChameleonVQVAEConfig) -> ChameleonConfig:
+    """The Hugging Face configuration of the same model.
+
+    Raises :class:`InputError` for a parameter that is absent or has no meaning in Chameleon, and for a
+    vocabulary that does not fit ``vocab_size``.
+    """
+    folder = release.need_model()
+    where, params = folder / PARAMS, read_params(folder)
+    dim, heads = (_positive(params, name, where) for name in ("dim", "n_heads"))
+    layers = _positive(params, "n_layers", where, most=MAX_LAYERS)
+    kv_heads = _positive(params, "n_kv_heads", where) if params.get("n_kv_heads") is not None else heads
+    parts = _positive(params, "model_parallel_size", where, 1)
+    parts = len(shard_files(folder, parts))
+    if dim % heads or heads % kv_heads or kv_heads % parts or dim // heads % 2:
+        raise InputError(
+            f"{where}: dim {dim}, n_heads {heads}, n_kv_heads {kv_heads} and {parts} part(s) do not divide evenly"
+        )
+    if not params.get("qk_normalization", True):
+        raise InputError(f"{where}: qk_normalization is false; Chameleon normalises queries and keys")
+    multiplier = _number(params, "ffn_dim_multiplier", where, 1.0)
+    theta = _number(params, "rope_theta", where, 10_000.0)
+    highest = max(vocabulary.values(), default=0)
+    unset = params.get("vocab_size") in (None, -1)
+    rows = highest + 1 if unset else _positive(params, "vocab_size", where, most=MAX_VOCABULARY)
+    if rows <= highest:
+        raise InputError(
+            f"{where}: vocab_size is {rows}, but {release.tokenizer / TOKENIZER} numbers its tokens up to {highest}: "
+            "another model's tokenizer?"
+        )
+    return ChameleonConfig(
+        vocab_size=rows,
+        hidden_size=dim,
+        intermediate_size=mlp_size(dim, multiplier, _positive(params, "multiple_of", where, 256)),
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        rms_norm_eps=_number(params, "norm_eps", where, 1e-5),
+        rope_parameters={"rope_type": "default", "rope_theta": theta},
+        max_position_embeddings=int(params.get("max_seq_len") or (4096 if theta <= 10_000 else 16_384)),
+        model_parallel_size=parts,
+        swin_norm=bool(params.get("swin_norm", False)),
+        tie_word_embeddings=False,
+        bos_token_id=vocabulary.get("<s>"),
+        pad_token_id=vocabulary.get("<pad>"),
+        eos_token_id=vocabulary.get("</s>"),
+        vq_config=vq_config.to_dict(),
+        vocabulary_map=dict(sorted(vocabulary.items(), key=lambda item: item[1])),
+    )
+
+
+def mlp_size(dim: int, multiplier: float, multiple_of: int) -> int:
+    """Width of the feed-forward layer: two thirds of 4 ``dim``, times the multiplier, rounded up to a multiple."""
+    width = int(multiplier * int(2 * 4 * dim / 3))
+    return multiple_of * ((width + multiple_of - 1) // multiple_of)
+
+
+def read_original_tokenizer(release: Release) -> PreTrainedTokenizerFast:
+    """The tokenizer of ``text_tokenizer.json``; as in the Hugging Face release ``<reserved08707>`` becomes
+    ``<image>``."""
+    path = release.tokenizer / TOKENIZER
+    need_downloaded(path)
+    values = read_json(path)
+    _rename_image_token(values)
+    try:
+        tokenizer = Tokenizer.from_str(json.dumps(values))
+    except Exception as error:  # the library raises bare exceptions
+        raise InputError(f"{path} is no tokenizer: {str(error)[:200]}") from error
+    vocabulary = tokenizer.get_vocab()
+    roles = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "pad": "<pad>", "sep": SEPARATOR}
+    named = {f"{role}_token": name for role, name in roles.items() if name in vocabulary}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **named)
+
+
+def _rename_image_token(values: dict[str, Any]) -> None:
+    model = values.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocabulary, dict) and IMAGE_TOKEN not in vocabulary and IMAGE_TOKEN_WAS in vocabulary:
+        vocabulary[IMAGE_TOKEN] = vocabulary.pop(IMAGE_TOKEN_WAS)
+        for token in values.get("added_tokens") or []:
+            if token.get("content") == IMAGE_TOKEN_WAS:
+                token["content"] = IMAGE_TOKEN
+
+
+def _positive(
+    params: dict[str, Any], name: str, where: Path, default: int | None = None, *, most: int = MAX_WHOLE_NUMBER
+) -> int:
+    value = params.get(name, default)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InputError(f"{where}: {name} is {value!r:.60}, expected a positive whole number")
+    if value > most:
+        raise InputError(f"{where}: {name} is {value:,}, expected at most {most:,}")
+    return value
+
+
+def _number(params: dict[str, Any], name: str, where: Path, default: float) -> float:
+    value = params.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+        raise InputError(f"{where}: {name} is {value!r}, expected a number above 0")
+    return float(value)

@@ -1,0 +1,137 @@
+"""``vqgan.ckpt`` and ``vqgan.yaml``: the image tokenizer of the original release, encoder and decoder.
+
+The checkpoint is that of taming-transformers: ``state_dict`` with ``encoder.*``, ``decoder.*``,
+``quantize.embedding.weight``, ``quant_conv.*``, ``post_quant_conv.*`` and, if training left them in, ``loss.*``,
+which are ignored. The tensors have the names that :class:`wm.models.codec.vqgan.VQGAN` has.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+from torch import Tensor
+from transformers import ChameleonVQVAEConfig
+
+from wm.errors import InputError
+from wm.models.folder_checks import check_config, one_line, refusing
+from wm.models.release.pickled import need_downloaded, read_pickled, tensors_of
+from wm.models.release.read import VQGAN_CKPT, VQGAN_YAML
+
+IGNORED_PREFIX = "loss."
+_RENAMED = {
+    "ch": "base_channels",
+    "ch_mult": "channel_multiplier",
+    "z_channels": "latent_channels",
+    "num_res_blocks": "num_res_blocks",
+    "attn_resolutions": "attn_resolutions",
+    "resolution": "resolution",
+}
+_FIXED = {"in_channels": 3, "out_ch": 3, "double_z": False, "use_linear_attn": False, "resamp_with_conv": True}
+_FIXED |= {"give_pre_end": False, "tanh_out": False}
+_DEFAULTS = {"double_z": True, "use_linear_attn": False, "resamp_with_conv": True}
+_DEFAULTS |= {"give_pre_end": False, "tanh_out": False}
+
+
+@dataclass(frozen=True)
+class VqganCheckpoint:
+    """What ``vqgan.ckpt`` holds."""
+
+    file: Path
+    tensors: dict[str, Tensor]
+    ignored: tuple[str, ...]
+    """Names of tensors of its training (``loss.*``), which play no part here."""
+
+
+def read_vqgan_checkpoint(path: Path) -> VqganCheckpoint:
+    """The tensors of ``vqgan.ckpt``; ``path`` is the file or a folder that holds it (or its ``tokenizer``)."""
+    file = vqgan_file(path)
+    value = read_pickled(file)
+    state = value.get("state_dict", value)
+    if not isinstance(state, dict):
+        raise InputError(f"{file}: state_dict is a {type(state).__name__}, expected a dictionary of tensors")
+    kept = {name: entry for name, entry in state.items() if not str(name).startswith(IGNORED_PREFIX)}
+    tensors = tensors_of(kept, file)
+    if not any(name.startswith(("encoder.", "decoder.")) for name in tensors):
+        raise InputError(f"{file} is no VQGAN checkpoint: expected state_dict with encoder.* and decoder.*")
+    return VqganCheckpoint(file, tensors, tuple(sorted(set(map(str, state)) - set(tensors))))
+
+
+def vqgan_file(path: Path) -> Path:
+    """``path`` if it is a file, else the ``vqgan.ckpt`` in it or in its ``tokenizer`` folder."""
+    if not path.is_dir():
+        need_downloaded(path)
+        return path
+    for folder in (path, path / "tokenizer"):
+        if (folder / VQGAN_CKPT).is_file():
+            return folder / VQGAN_CKPT
+    raise InputError(f"no {VQGAN_CKPT} in {path}")
+
+
+def read_vqgan_config(file: Path) -> ChameleonVQVAEConfig:
+    """The configuration in ``vqgan.yaml`` (``model.params`` with its ``ddconfig``).
+
+    Raises :class:`InputError` for an architecture other than Chameleon's.
+    """
+    need_downloaded(file)
+    try:
+        values = yaml.safe_load(file.read_text())
+        params: dict[str, Any] = values["model"]["params"]
+        ddconfig: dict[str, Any] = params["ddconfig"]
+        named = {ours: ddconfig.get(theirs) for theirs, ours in _RENAMED.items()}
+        sizes = {"embed_dim": params["embed_dim"], "num_embeddings": params["n_embed"]}
+    except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
+        reason = one_line(error)
+        raise InputError(f"{file}: expected model.params with embed_dim, n_embed and ddconfig: {reason}") from error
+    if params.get("remap") is not None:
+        raise InputError(f"{file}: remap is {params['remap']!r}; a remapped codebook is not supported")
+    for name, wanted in _FIXED.items():
+        given = ddconfig.get(name, _DEFAULTS.get(name))
+        if given != wanted:
+            raise InputError(f"{file}: ddconfig.{name} is {given!r}, expected {wanted!r} (Chameleon's tokenizer)")
+    attention = ddconfig.get("attn_type", "vanilla")
+    if attention not in ("vanilla", "none"):
+        raise InputError(f"{file}: ddconfig.attn_type is {attention!r}, expected 'vanilla' or 'none'")
+    return _config({**named, **sizes, "attn_type": attention}, file)
+
+
+def _config(values: dict[str, Any], file: Path) -> ChameleonVQVAEConfig:
+    lists = ("channel_multiplier", "attn_resolutions")
+    values["attn_resolutions"] = values["attn_resolutions"] or []
+    wrong = [
+        name
+        for name, value in values.items()
+        if name != "attn_type"
+        and not (
+            isinstance(value, list) and all(type(item) is int for item in value)
+            if name in lists
+            else type(value) is int and value >= (0 if name == "num_res_blocks" else 1)
+        )
+    ]
+    if wrong or not values["channel_multiplier"]:
+        name = wrong[0] if wrong else "channel_multiplier"
+        raise InputError(f"{file}: {name} is {values[name]!r}, expected whole numbers")
+    check_config(values, file)
+    with refusing(f"{file} is no configuration of a VQGAN"):
+        return ChameleonVQVAEConfig(**values, double_latent=False)
+
+
+def write_vqgan_yaml(config: ChameleonVQVAEConfig, file: Path) -> None:
+    """The inverse of :func:`read_vqgan_config`."""
+    ddconfig: dict[str, Any] = {theirs: _plain(getattr(config, ours)) for theirs, ours in _RENAMED.items()}
+    ddconfig |= {"double_z": False, "in_channels": 3, "out_ch": 3, "dropout": 0.0}
+    ddconfig["attn_resolutions"] = ddconfig["attn_resolutions"] or []
+    if config.attn_type != "vanilla":
+        ddconfig["attn_type"] = "none"
+    params = {"embed_dim": config.embed_dim, "n_embed": config.num_embeddings, "ddconfig": ddconfig}
+    values = {"model": {"target": "taming.models.vqgan.VQModel", "params": params}}
+    file.write_text(yaml.safe_dump(values, sort_keys=False))
+
+
+def yaml_beside(file: Path) -> Path:
+    """The ``vqgan.yaml`` in the folder of a ``vqgan.ckpt``."""
+    return file.parent / VQGAN_YAML
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,148 @@
+"""What can happen on the table, in words and back."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from wm.nano.world.scenes import COLOURS, POSITIONS, SHAPES, State, object_id, object_name
+
+Kind = Literal["move", "add", "remove", "recolour"]
+KINDS: tuple[Kind, ...] = ("move", "add", "remove", "recolour")
+SHARES = {"move": 0.45, "add": 0.2, "remove": 0.2, "recolour": 0.15}
+"""How often each kind happens in the supervised set."""
+
+_TEMPLATES: dict[Kind, tuple[str, str]] = {
+    "move": ("move the {colour} {shape} to the {position}", "put the {colour} {shape} on the {position}"),
+    "add": ("add a {colour} {shape} at the {position}", "place a {colour} {shape} in the {position}"),
+    "remove": ("remove the {colour} {shape}", "take away the {colour} {shape}"),
+    "recolour": ("make the {colour} {shape} {new_colour}", "paint the {colour} {shape} {new_colour}"),
+}
+_VERBS: dict[str, Kind] = {
+    "move": "move",
+    "put": "move",
+    "add": "add",
+    "place": "add",
+    "remove": "remove",
+    "take": "remove",
+    "make": "recolour",
+    "paint": "recolour",
+}
+
+
+@dataclass(frozen=True)
+class Action:
+    """``thing``: object id. ``cell``: where to (move, add). ``becomes``: object id afterwards (recolour)."""
+
+    kind: Kind
+    thing: int
+    cell: int | None = None
+    becomes: int | None = None
+
+    def apply(self, state: State) -> State | None:
+        """The state afterwards; None if the action cannot happen there."""
+        place = state.place_of(self.thing)
+        if (place is None) != (self.kind == "add"):
+            return None
+        cleared = state if place is None else state.put(place, 0)
+        if self.kind == "remove":
+            return cleared
+        if self.kind == "recolour":
+            possible = self.becomes is not None and self.becomes not in state.cells
+            return cleared.put(place or 0, self.becomes or 0) if possible else None
+        if self.cell is None or state.cells[self.cell]:
+            return None
+        return cleared.put(self.cell, self.thing)
+
+    def text(self, paraphrase: int = 0) -> str:
+        """The action in words; ``paraphrase`` is 0 or 1."""
+        colour, shape = object_name(self.thing)
+        return _TEMPLATES[self.kind][paraphrase].format(
+            colour=colour,
+            shape=shape,
+            position=POSITIONS[self.cell] if self.cell is not None else "",
+            new_colour=object_name(self.becomes)[0] if self.becomes else "",
+        )
+
+
+def actions_of(state: State, kind: Kind) -> list[Action]:
+    """Every action of a kind that can happen in a state."""
+    if kind == "move":
+        return [Action("move", thing, cell=cell) for thing in state.things() for cell in state.free()]
+    if kind == "remove":
+        return [Action("remove", thing) for thing in state.things()]
+    everything = [object_id(colour, shape) for colour in COLOURS for shape in SHAPES]
+    if kind == "add":
+        absent = [thing for thing in everything if thing not in state.cells]
+        return [Action("add", thing, cell=cell) for thing in absent for cell in state.free()]
+    return [
+        Action("recolour", thing, becomes=other)
+        for thing in state.things()
+        for other in everything
+        if object_name(other)[1] == object_name(thing)[1] and other not in state.cells
+    ]
+
+
+def action_between(source: State, target: State) -> Action | None:
+    """The one action that leads from a state to another; None if there is none, or a cell could not be read."""
+    readable = min(*source.cells, *target.cells) >= 0
+    found = [
+        action
+        for kind in KINDS
+        for action in (actions_of(source, kind) if readable else [])
+        if action.apply(source) == target
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+def random_action(state: State, rng: np.random.Generator, kind: Kind | None = None) -> Action:
+    """An action that can happen; its kind drawn by :data:`SHARES` unless given. The table keeps 1 to 5 objects."""
+    crowd = len(state.things())
+    kind = kind or KINDS[int(rng.choice(len(KINDS), p=[SHARES[name] for name in KINDS]))]
+    if (kind == "add" and crowd >= 5) or (kind == "remove" and crowd <= 1):
+        kind = "move"
+    # Every colour of every shape here may stand on the table already: then nothing can be recoloured.
+    choices = actions_of(state, kind) or actions_of(state, "move")
+    return choices[int(rng.integers(len(choices)))]
+
+
+def parse_action(text: str) -> Action | None:
+    """Read an action in words leniently: a verb, then the first colour, shape, position and, for a recolouring, the
+    last colour; any other word is passed over. None if that leaves it undetermined."""
+    words = text.lower().replace(".", " ").replace(",", " ").split()
+    kind = next((_VERBS[word] for word in words if word in _VERBS), None)
+    colours = [word for word in words if word in COLOURS]
+    shapes = [word for word in words if word in SHAPES]
+    places = [POSITIONS.index(word) for word in words if word in POSITIONS]
+    if kind is None or not colours or not shapes:
+        return None
+    thing = object_id(colours[0], shapes[0])
+    if kind in ("move", "add"):
+        return Action(kind, thing, cell=places[0]) if places else None
+    if kind == "recolour":
+        return Action(kind, thing, becomes=object_id(colours[-1], shapes[0])) if len(colours) > 1 else None
+    return Action(kind, thing)
+
+
+def vocabulary() -> list[str]:
+    """Every word that an action or a caption can hold, sorted."""
+    words = {*COLOURS, *SHAPES, *POSITIONS, "and", "empty"}
+    for templates in _TEMPLATES.values():
+        for template in templates:
+            words |= {word for word in template.split() if "{" not in word}
+    return sorted(words)
+
+
+def caption(state: State, rng: np.random.Generator, cells: Sequence[int] = (), max_cells: int = 3) -> str:
+    """What stands where: "red circle top-left empty center", in random order, at most three cells.
+
+    Of the ``cells`` given; without any, of those with an object.
+    """
+    chosen = rng.permutation(list(cells) or [cell for cell, thing in enumerate(state.cells) if thing])[:max_cells]
+    parts = [(*_named(state.cells[int(cell)]), POSITIONS[int(cell)]) for cell in chosen]
+    return " ".join(word for part in parts for word in part) or "empty"
+
+
+def _named(thing: int) -> tuple[str, ...]:
+    return object_name(thing) if thing else ("empty",)

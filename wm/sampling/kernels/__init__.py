@@ -1,0 +1,1 @@
+"""Hold the fast kernels of sampling: attention, linear layers, CUDA graphs, Triton."""

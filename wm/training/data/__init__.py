@@ -1,0 +1,1 @@
+"""Feed training: sources of triplets, token cache, order of rows, batches."""

@@ -1,0 +1,261 @@
+"""The tokens of a source on disk: written once from Parquet, memory-mapped by every worker of a node.
+
+A folder named by a digest of all that decides its content (the Parquet files, the selection, limit and seed, codec and
+tokenizer) holds
+
+| file | what |
+| --- | --- |
+| ``rows.bin`` | a row's codes of the source, codes of the target (uint16 or uint32) and ``change`` (float32) |
+| ``actions.bin`` | int32 vocabulary ids of the actions one after another |
+| ``action_ends.npy``, ``change_mean.npy``, ``name_ends.npy``, ``names.bin`` | of each row; mean of ``change``; ids |
+| ``order.npy`` | int64: where each row stands, rows being numbered in the order of their ``triplet_id`` |
+| ``facts.json`` | counts; the sizes that the files must have |
+
+Rows stand in the order of the Parquet files, so that writing is one pass forwards; training draws rows at random
+anyhow. Task, weights and prompt layout are not in it: an inverse and a forward model share one. It is written aside
+and renamed when whole, under a lock: of several workers of a node one writes and the others wait. Where locks do not
+reach (nodes that share a folder over a network), two may write, and the one that comes second throws its own away.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from wm.errors import InputError
+from wm.records import table_files
+from wm.runs import digest_of, write_json
+from wm.training.data.sources import Chosen, CodecShape, Source
+from wm.training.data.tokenized import Reader, SourceFacts, need_rows
+
+FORMAT = 1
+_FACTS = "facts.json"
+
+Array = npt.NDArray[Any]
+
+
+class SourceTokens:
+    """A source's rows, R of them sorted by ``triplet_id``; nothing is read but what is asked for."""
+
+    def __init__(self, folder: Path, source: Source) -> None:
+        facts = json.loads((folder / _FACTS).read_text())
+        _need_sizes(folder, facts["sizes"])
+        self.folder = folder
+        self._record = _record_type(facts["codes"], facts["tokens_per_image"])
+        self._rows = _mapped(folder / "rows.bin", np.dtype("u1"), (facts["rows"], self._record.itemsize))
+        self._actions = _mapped(folder / "actions.bin", np.dtype("<i4"), (facts["action_tokens"],))
+        self._names = _mapped(folder / "names.bin", np.dtype("u1"), (facts["name_bytes"],))
+        self._order_R, self._action_ends, self._name_ends, change_mean = (
+            np.load(folder / f"{name}.npy", mmap_mode="r")
+            for name in ("order", "action_ends", "name_ends", "change_mean")
+        )
+        lengths = np.diff(self._action_ends, prepend=0).astype(np.int32)
+        self.facts = SourceFacts(
+            source, facts["rows"], facts["skipped"], facts["left_out"], lengths[np.asarray(self._order_R)]
+        )
+        self.change_mean_R: npt.NDArray[np.float32] = change_mean[np.asarray(self._order_R)]
+
+    def gather(self, rows_B: npt.NDArray[np.int64]) -> tuple[Array, Array, npt.NDArray[np.float32]]:
+        """Codes of source and target and ``change``, each (B, N)."""
+        # Bytes, because numpy copies a row of them at once and a structure field by field.
+        records = self._rows[self._order_R[rows_B]].view(self._record)[:, 0]
+        return records["source"], records["target"], records["change"]
+
+    def actions(self, rows_B: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Vocabulary ids of the rows' actions, one after another."""
+        at = self._order_R[rows_B]
+        length_B = self.facts.action_tokens_R[rows_B].astype(np.int64)
+        within = np.arange(length_B.sum()) - np.repeat(np.cumsum(length_B) - length_B, length_B)
+        ids_A: npt.NDArray[np.int64] = self._actions[np.repeat(self._action_ends[at] - length_B, length_B) + within]
+        return ids_A.astype(np.int64)
+
+    def names(self, rows_B: npt.NDArray[np.int64]) -> list[str]:
+        """``triplet_id`` of rows."""
+        return [
+            bytes(self._names[int(self._name_ends[at - 1]) if at else 0 : int(self._name_ends[at])]).decode()
+            for at in self._order_R[rows_B].tolist()
+        ]
+
+
+def open_source(root: Path, source: Source, number: int, reader: Reader, speech: str) -> SourceTokens:
+    """The tokens of the recipe's source ``number`` from the cache in ``root``; they are made if they are not there.
+
+    ``speech``: the reader's :meth:`~wm.training.data.tokenized.Reader.speech_digest`. Raises :class:`InputError` on
+    anything wrong with the rows, and if the disk has not the room.
+    """
+    folder = root / _key(source, number, reader, speech)
+    if not (folder / _FACTS).is_file():
+        with _made_folder(root), _locked(root / f".{folder.name}.lock"):
+            if not (folder / _FACTS).is_file():
+                _write(folder, source, number, reader)
+    return SourceTokens(folder, source)
+
+
+def find_source(root: Path, source: Source, number: int, reader: Reader, speech: str) -> SourceTokens | None:
+    """As :func:`open_source`, but None if the tokens are not there."""
+    folder = root / _key(source, number, reader, speech)
+    return SourceTokens(folder, source) if (folder / _FACTS).is_file() else None
+
+
+def _write(folder: Path, source: Source, number: int, reader: Reader) -> None:
+    _remove_leftovers(folder)
+    chosen = reader.choose(source, number)
+    _need_room(folder.parent, chosen.num_rows, reader.codec)
+    prefix = f".{folder.name}.{platform.node()}.{os.getpid()}."
+    aside = Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=folder.parent))
+    try:
+        _write_files(aside, source, chosen, reader)
+        aside.chmod(0o755)
+        with suppress(OSError):  # another node was quicker
+            aside.rename(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Of writers of this node that were killed; those of other nodes may be at work."""
+    for rest in folder.parent.glob(f".{folder.name}.{platform.node()}.*.tmp"):
+        if not Path(f"/proc/{rest.name.split('.')[-3]}").exists():
+            shutil.rmtree(rest, ignore_errors=True)
+
+
+def _write_files(aside: Path, source: Source, chosen: Chosen, reader: Reader) -> None:
+    codec, left_out = reader.codec, Counter[str]()
+    lengths, name_lengths, means, ranks = [], [], [], []
+    record = _record_type(codec.code_type.str, codec.tokens_per_image)
+    with ExitStack() as stack:
+        rows, actions, names = (
+            stack.enter_context(_synced(aside / f"{name}.bin")) for name in ("rows", "actions", "names")
+        )
+        for piece, ids_A, length_P in reader.pieces(source, chosen, left_out):
+            block = np.empty(len(piece.rank_P), record)
+            block["source"], block["target"], block["change"] = piece.source_PN, piece.target_PN, piece.change_PN
+            rows.write(block.tobytes())
+            actions.write(ids_A.astype("<i4", copy=False).tobytes())
+            texts = [name.encode() for name in piece.names.to_pylist()]
+            names.write(b"".join(texts))
+            lengths.append(length_P)
+            name_lengths.append(np.array([len(text) for text in texts], np.int32))
+            means.append(piece.change_PN.mean(axis=1, dtype=np.float64).astype(np.float32))
+            ranks.append(piece.rank_P)
+    rank_R = np.concatenate(ranks) if ranks else np.zeros(0, np.int64)
+    need_rows(source, len(rank_R), left_out)
+    arrays = {
+        "order": np.argsort(rank_R),
+        "action_ends": np.concatenate(lengths).cumsum(dtype=np.int64),
+        "name_ends": np.concatenate(name_lengths).cumsum(dtype=np.int64),
+        "change_mean": np.concatenate(means),
+    }
+    for name, values in arrays.items():
+        with _synced(aside / f"{name}.npy") as file:
+            np.save(file, values)
+    write_json(
+        aside / _FACTS,
+        {
+            "rows": len(rank_R),
+            "skipped": chosen.num_skipped,
+            "left_out": dict(+left_out),
+            "codes": codec.code_type.str,
+            "tokens_per_image": codec.tokens_per_image,
+            "action_tokens": int(arrays["action_ends"][-1]),
+            "name_bytes": int(arrays["name_ends"][-1]),
+            "sizes": {file.name: file.stat().st_size for file in sorted(aside.iterdir())},
+        },
+    )
+
+
+def _key(source: Source, number: int, reader: Reader, speech: str) -> str:
+    """32 hexadecimal digits of all that the content depends on."""
+    codec = reader.codec
+    facts = [
+        FORMAT,
+        speech,
+        [codec.codec_id, codec.tokens_per_image, codec.num_codes],
+        [digest_of(source.path), _files_digest(source.folder)],
+        [digest_of(source.selection), _files_digest(Path(source.selection))] if source.selection else [],
+        [source.limit, reader.seed, number] if source.limit else [],
+    ]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
+def _files_digest(folder: Path) -> str:
+    """Names, sizes and times of Parquet files: a table that was made anew in place is another one."""
+    facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in table_files(folder)]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def _record_type(codes: str, tokens_per_image: int) -> np.dtype[Any]:
+    return np.dtype(
+        [("source", codes, tokens_per_image), ("target", codes, tokens_per_image), ("change", "<f4", tokens_per_image)]
+    )
+
+
+def _mapped(path: Path, kind: np.dtype[Any], shape: tuple[int, ...]) -> Array:
+    return np.memmap(path, kind, "r", shape=shape)
+
+
+def _need_sizes(folder: Path, sizes: dict[str, int]) -> None:
+    for name, size in sizes.items():
+        found = (folder / name).stat().st_size if (folder / name).is_file() else -1
+        if found != size:
+            raise InputError(f"{folder / name} has {found} bytes, expected {size}; remove {folder}, it is made anew")
+
+
+def cache_bytes(num_rows: int, codec: CodecShape) -> int:
+    """Size of so many rows in the cache, without what is little: actions and ids."""
+    return num_rows * _record_type(codec.code_type.str, codec.tokens_per_image).itemsize
+
+
+def _need_room(root: Path, num_rows: int, codec: CodecShape) -> None:
+    need = cache_bytes(num_rows, codec)
+    free = shutil.disk_usage(root).free
+    if need > free:
+        raise InputError(
+            f"the tokens of {num_rows:,} triplets need {need / 1e9:.1f} GB in {root}, which has {free / 1e9:.1f} GB "
+            "free; give another folder as token_cache"
+        )
+
+
+@contextmanager
+def _synced(path: Path) -> Iterator[BinaryIO]:
+    with path.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())  # or a power cut leaves the name without its content
+
+
+@contextmanager
+def _made_folder(root: Path) -> Iterator[None]:
+    """``root``; what had to be made for it vanishes again if nothing came into it."""
+    made = [folder for folder in (root, *root.parents) if not folder.exists()]
+    root.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            for folder in made:
+                folder.rmdir()
+        raise
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Held by one process of a node at a time; a killed one lets go."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise

@@ -1,0 +1,1 @@
+"""Hold the fast layers of training and their backward passes."""

@@ -1,0 +1,1 @@
+"""Watch a training run: metrics, trackers, evaluation, non-finite losses."""

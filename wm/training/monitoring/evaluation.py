@@ -1,0 +1,213 @@
+"""Gates and samples while a model trains, the best model so far, and the telling of both.
+
+What a gate asks is not known here (:mod:`wm.evaluation` stands above this room): a :class:`Watcher` does it. The first
+worker asks while the others wait for what it found, and nothing that training goes by is changed: neither weights,
+nor modes of modules, nor states of random generators.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+
+from wm.images import Pixels, encode_png
+from wm.models import save_model
+from wm.models.protocol import UnifiedVLM
+from wm.runs import write_json
+from wm.training.monitoring.metrics import World, cut
+from wm.training.monitoring.trackers import Boards
+from wm.training.recipe import TrainRecipe
+
+GATES = "gates.jsonl"
+SAMPLES = "samples"
+MODEL, LAST = "model", "last"
+BEST = ".best.json"
+
+
+@dataclass(frozen=True)
+class Gated:
+    """What a gate found: figures by name, ``nats`` (less is better) and ``preference`` (more is better) among them."""
+
+    figures: dict[str, float]
+    has_collapsed: bool
+    """Whether the model hands back its source instead of a prediction."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Predictions as a picture, and in words."""
+
+    pixels_HWC: Pixels  # noqa: N815
+    text: str
+
+
+class Watcher(Protocol):
+    """Looks at a model through held-out triplets. On the first worker alone."""
+
+    def prepare(self, vlm: UnifiedVLM) -> None:
+        """Read what is needed; :class:`wm.errors.InputError` if it does not fit the model."""
+        ...
+
+    def gate(self, vlm: UnifiedVLM) -> Gated:
+        """Ask the model as it is now."""
+        ...
+
+    def sample(self, vlm: UnifiedVLM) -> Sample:
+        """Let the model as it is now predict."""
+        ...
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best gate so far and where its model is."""
+
+    step: int
+    value: float
+    folder: str
+
+
+class Watch:
+    """What is due after which step. Every rank has one and calls it in step; ``watcher`` counts on rank 0 alone."""
+
+    def __init__(
+        self, recipe: TrainRecipe, world: World, watcher: Watcher | None, first: int, *, digest: str, boards: Boards
+    ) -> None:
+        """``first``: steps done; gates of later ones, from a run that was killed, are dropped. ``digest``: of the
+        recipe, for the best model's manifest."""
+        self._recipe, self._world, self._watcher = recipe, world, watcher
+        self._digest, self._boards = digest, boards
+        self._out = Path(recipe.out)
+        self.gates: list[dict[str, Any]] = []
+        """Lines of ``gates.jsonl`` so far; on every rank those of this process."""
+        self.best: Best | None = None
+        """On rank 0, with ``best_by``."""
+        self._is_asked = world.rank == 0 and bool(recipe.gate_every or recipe.sample_every)
+        if self._is_asked and watcher is None:
+            raise ValueError("gate_every and sample_every need a watcher")
+        if self._is_asked and recipe.gate_every:
+            self.gates = cut(self._out / GATES, first)
+            self._find_best()
+
+    def prepare(self, vlm: UnifiedVLM) -> None:
+        """Before the first step."""
+        if (
+            self._watcher is not None
+            and self._world.rank == 0
+            and (self._recipe.gate_every or self._recipe.sample_every)
+        ):
+            self._watcher.prepare(vlm)
+
+    def is_due(self, done: int, is_last: bool) -> bool:
+        """Whether a gate or sample follows step ``done`` (from 1)."""
+        return self._gate_due(done, is_last) or self._sample_due(done, is_last)
+
+    def look(self, vlm: UnifiedVLM, done: int, is_last: bool) -> dict[str, Any] | None:
+        """Do what is due after step ``done``; a collective. Returns the gate's line, if there was a gate."""
+        line: list[dict[str, Any] | None] = [None]
+        if self._world.rank == 0:
+            with _undisturbed(vlm):
+                if self._gate_due(done, is_last):
+                    line[0] = self._gate(vlm, done)
+                if self._sample_due(done, is_last):
+                    self._sample(vlm, done)
+            self._boards.flush()
+        if self._world.size > 1:
+            device = self._world.device if self._world.device.type == "cuda" else None
+            dist.broadcast_object_list(line, src=0, device=device)
+        if line[0] is not None:
+            self.gates.append(line[0])
+        return line[0]
+
+    def publish(self) -> None:
+        """Rank 0, at the end: the best model takes its place; repeated after a kill, it changes nothing."""
+        if self.best is None:
+            return
+        folder, place = self._out / self.best.folder, self._out / MODEL
+        if folder.exists():
+            retired = self._out / f".{MODEL}.old"
+            shutil.rmtree(retired, ignore_errors=True)
+            if place.exists():
+                place.rename(retired)
+            folder.rename(place)
+            shutil.rmtree(retired, ignore_errors=True)
+
+    def _gate_due(self, done: int, is_last: bool) -> bool:
+        every = self._recipe.gate_every
+        return bool(every) and (is_last or done % every == 0)
+
+    def _sample_due(self, done: int, is_last: bool) -> bool:
+        every = self._recipe.sample_every
+        return bool(every) and (is_last or done % every == 0)
+
+    def _gate(self, vlm: UnifiedVLM, done: int) -> dict[str, Any]:
+        assert self._watcher is not None
+        begin = time.perf_counter()
+        found = self._watcher.gate(vlm)
+        wall_s = round(time.perf_counter() - begin, 3)
+        line = {"step": done, **found.figures, "has_collapsed": found.has_collapsed, "wall_s": wall_s}
+        with (self._out / GATES).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        self._boards.scalars(done, {f"gate/{name}": value for name, value in found.figures.items()})
+        if found.has_collapsed:
+            self._boards.text(done, "gate/collapse", f"step {done}: the model hands back its source")
+        if self._recipe.best_by:
+            self._keep_if_best(vlm, done, found.figures[self._recipe.best_by])
+        return line
+
+    def _sample(self, vlm: UnifiedVLM, done: int) -> None:
+        assert self._watcher is not None
+        sample = self._watcher.sample(vlm)
+        folder = self._out / SAMPLES
+        folder.mkdir(exist_ok=True)
+        for name, data in (
+            (f"step-{done:06d}.png", encode_png(sample.pixels_HWC)),
+            (f"step-{done:06d}.txt", sample.text.encode()),
+        ):
+            aside = folder / f".{name}.{os.getpid()}.tmp"
+            aside.write_bytes(data)
+            aside.replace(folder / name)
+        self._boards.picture(done, "samples", sample.pixels_HWC)
+        self._boards.text(done, "samples/text", sample.text)
+
+    def _find_best(self) -> None:
+        """The best model of a run that was killed; folders that it was about to write or remove are swept up."""
+        note = self._out / BEST
+        if self._recipe.best_by and note.is_file():
+            self.best = Best(**json.loads(note.read_text()))
+        for folder in self._out.glob(".best-*"):
+            if self.best is None or folder.name != self.best.folder:
+                shutil.rmtree(folder)
+
+    def _keep_if_best(self, vlm: UnifiedVLM, done: int, value: float) -> None:
+        sign = -1 if self._recipe.best_by == "nats" else 1
+        if self.best is not None and sign * value <= sign * self.best.value:
+            return
+        before, self.best = self.best, Best(done, value, f".best-{done:08d}")
+        save_model(vlm, self._out / self.best.folder, task=self._recipe.task, recipe_digest=self._digest)
+        write_json(self._out / BEST, self.best.__dict__)
+        if before is not None:
+            shutil.rmtree(self._out / before.folder, ignore_errors=True)
+
+
+@contextmanager
+def _undisturbed(vlm: UnifiedVLM) -> Iterator[None]:
+    """Evaluation without gradients, after which modes and random states are what they were."""
+    training = {module: module.training for module in vlm.module.modules()}
+    devices = [vlm.device] if vlm.device.type == "cuda" else []
+    vlm.module.eval()
+    try:
+        with torch.random.fork_rng(devices), torch.no_grad():
+            yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+        if devices:
+            torch.cuda.empty_cache()

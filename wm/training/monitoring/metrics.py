@@ -1,0 +1,273 @@
+"""What a run tells of itself while it goes: ``metrics.jsonl``, one line a step, and from it the boards.
+
+The figures of a window (the steps between two writes) stand in its last line. What ranks know apart is summed in one
+exchange a window; nothing else waits for another rank or for the device.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from wm.training.data.batches import NUM_QUANTILES, TokenSet
+from wm.training.data.order import Indices, rank_slice
+from wm.training.monitoring.trackers import Boards, Histogram
+from wm.training.planning.flops import StepWork, mfu
+from wm.training.recipe import TrainRecipe
+from wm.training.step import MicroBatch
+
+METRICS = "metrics.jsonl"
+WEIGHT_EDGES: npt.NDArray[np.float64] = np.concatenate(([0.0], 2.0 ** np.arange(-6, 7), [np.inf]))
+"""Edges of the bins into which recognition weights are counted: powers of two about their mean, 1."""
+
+
+@dataclass(frozen=True)
+class World:
+    """This worker among the others."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished step as this rank saw it, P of the global batch's rows being its own."""
+
+    step: int
+    """From 1."""
+    loss: float
+    """This rank's contribution: the mean over ranks is the loss of the global batch."""
+    lr: float
+    grad_norm: float
+    rows: Indices
+    """The global batch."""
+    num_learned: int
+    """Completion tokens of the global batch."""
+    rows_2P: Tensor  # noqa: N815
+    """See :func:`wm.training.step.row_nll`."""
+    micro_batches: Sequence[MicroBatch]
+
+
+class Metrics:
+    """Figures of all ranks, exchanged and written once in ``log_every`` steps."""
+
+    def __init__(
+        self,
+        world: World,
+        recipe: TrainRecipe,
+        first: int,
+        *,
+        tokens: TokenSet,
+        image_rows: Tensor,
+        rows_per_epoch: int,
+        work: StepWork | None,
+        peak_tflops: float | None,
+        boards: Boards,
+    ) -> None:
+        """``first``: steps already done; lines of later ones, from a run that was killed, are dropped.
+        ``image_rows``: vocabulary ids of the image codes. ``work``, ``peak_tflops``: for the MFU, or None."""
+        self._path = Path(recipe.out) / METRICS
+        self._world, self._recipe, self._tokens, self._boards = world, recipe, tokens, boards
+        self._image_rows = image_rows.cpu()
+        self._rows_per_epoch = rows_per_epoch
+        self._work, self._peak = work, peak_tflops
+        self._sources = source_names([source.path for source in recipe.triplets])
+        self._pending: list[dict[str, float]] = []
+        self._window = _Window(self._num_groups, world.device)
+        self._since = time.perf_counter()
+        self._paused_s = 0.0
+        self.paused_s = 0.0
+        """Seconds spent inside :meth:`paused`, over all."""
+        self.losses: list[float] = []
+        if world.rank == 0:
+            self.losses = [line["loss"] for line in cut(self._path, first)]
+        _forget_peak(world.device)
+
+    @property
+    def _num_groups(self) -> int:
+        return len(self._sources) + NUM_QUANTILES
+
+    def add(self, done: Done) -> None:
+        """Note a finished step."""
+        epoch = done.step * self._recipe.global_batch / self._rows_per_epoch
+        self._pending.append(
+            {
+                "step": done.step,
+                "epoch": round(epoch, 4),
+                "loss": done.loss,
+                "lr": done.lr,
+                "grad_norm": done.grad_norm,
+            }
+        )
+        own = rank_slice(done.rows, self._world.rank, self._world.size)
+        lengths_B = self._tokens.lengths(done.rows)
+        window = self._window
+        window.add(self._tokens.source_of(own), done.rows_2P)
+        window.add(len(self._sources) + self._tokens.change_quantile_of(own), done.rows_2P)
+        window.num_tokens += int(lengths_B.sum())
+        window.flops += self._work.flops(lengths_B, done.num_learned) if self._work else float("nan")
+        window.micro_batches = done.micro_batches
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens inside is no training: its time and its memory do not count."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - begin
+            self._paused_s += seconds
+            self.paused_s += seconds
+            _forget_peak(self._world.device)
+
+    def flush(self) -> list[float]:
+        """Average the pending losses over ranks (a collective), append their lines; returns the losses."""
+        losses, sums_2G, weights, peak_bytes = self._exchange()
+        now = time.perf_counter()
+        seconds = max(now - self._since - self._paused_s, 1e-9)
+        self._since, self._paused_s = now, 0.0
+        if self._world.rank == 0:
+            speed = round(len(losses) * self._recipe.global_batch / seconds, 1)
+            lines: list[dict[str, Any]] = [
+                line | {"loss": value, "samples_per_s": speed}
+                for line, value in zip(self._pending, losses, strict=True)
+            ]
+            lines[-1] |= self._figures(seconds, sums_2G, weights, peak_bytes)
+            with self._path.open("a") as file:
+                file.write("".join(json.dumps(line) + "\n" for line in lines))
+            self.losses.extend(losses)
+            self._show(lines, weights)
+        self._pending = []
+        self._window = _Window(self._num_groups, self._world.device)
+        _forget_peak(self._world.device)
+        return losses
+
+    def _exchange(self) -> tuple[list[float], npt.NDArray[np.float64], Histogram, int]:
+        """Over all ranks: losses of the steps, sums of the groups (2, G), weights, and the largest peak of memory."""
+        device = self._world.device
+        weights = self._weights()
+        parts = (
+            torch.tensor([line["loss"] for line in self._pending], dtype=torch.float64, device=device),
+            self._window.sums_2G.flatten(),
+            torch.from_numpy(weights.as_vector()).to(device),
+        )
+        summed = torch.cat(parts)
+        dist.all_reduce(summed)
+        peak = torch.tensor([_peak_bytes(device)], dtype=torch.float64, device=device)
+        dist.all_reduce(peak, op=dist.ReduceOp.MAX)
+        losses, groups, counted = (part.cpu() for part in torch.split(summed, [len(part) for part in parts]))
+        values: list[float] = (losses / self._world.size).tolist()
+        return (
+            values,
+            groups.numpy().reshape(2, -1),
+            Histogram.of_vector(WEIGHT_EDGES, counted.numpy()),
+            int(peak.item()),
+        )
+
+    def _weights(self) -> Histogram:
+        """Recognition weights of the last step's rows of this rank."""
+        values = [np.zeros(0, np.float32)]
+        if self._recipe.task == "fdm" and self._recipe.weights.enabled:
+            for ids_BT, is_completion_BT, weight_BT in self._window.micro_batches:
+                is_weighted_BT = is_completion_BT & torch.isin(ids_BT, self._image_rows.to(ids_BT.device))
+                values.append(weight_BT[is_weighted_BT].cpu().numpy())
+        return Histogram.count(WEIGHT_EDGES, np.concatenate(values))
+
+    def _figures(
+        self, seconds: float, sums_2G: npt.NDArray[np.float64], weights: Histogram, peak_bytes: int
+    ) -> dict[str, Any]:
+        """Of the window: what its last line holds besides."""
+        share = mfu(self._window.flops, seconds, peak=self._peak, num_devices=self._world.size)
+        means = [None if count == 0 else round(float(total / count), 6) for total, count in sums_2G.T]
+        by_source = dict(zip(self._sources, means, strict=False))
+        by_change = {str(number + 1): mean for number, mean in enumerate(means[len(self._sources) :])}
+        return {
+            "tokens_per_s": round(self._window.num_tokens / seconds, 1),
+            **({} if share is None else {"mfu": round(share, 4)}),
+            "memory_peak_bytes": peak_bytes,
+            "loss_by_source": {name: mean for name, mean in by_source.items() if mean is not None},
+            "loss_by_change": {name: mean for name, mean in by_change.items() if mean is not None},
+            **({"weight_counts": [int(count) for count in weights.counts]} if weights.counts.any() else {}),
+        }
+
+    def _show(self, lines: Sequence[dict[str, Any]], weights: Histogram) -> None:
+        for line in lines:
+            self._boards.scalars(line["step"], {f"train/{name}": line[name] for name in ("loss", "lr", "grad_norm")})
+        last = lines[-1]
+        figures = {f"speed/{name}": last[name] for name in ("samples_per_s", "tokens_per_s", "mfu") if name in last}
+        figures["memory/peak_gib"] = last["memory_peak_bytes"] / 2**30
+        figures["train/epoch"] = last["epoch"]
+        figures |= {f"loss_by_source/{name}": mean for name, mean in last["loss_by_source"].items()}
+        figures |= {f"loss_by_change/quarter_{name}": mean for name, mean in last["loss_by_change"].items()}
+        self._boards.scalars(last["step"], figures)
+        if weights.counts.any():
+            self._boards.histogram(last["step"], "recognition_weights", weights)
+        self._boards.flush()
+
+
+class _Window:
+    """What is summed over the steps between two writes; groups G are sources, then quantiles of change."""
+
+    def __init__(self, num_groups: int, device: torch.device) -> None:
+        self.sums_2G = torch.zeros(2, num_groups, dtype=torch.float64, device=device)
+        self.num_tokens, self.flops = 0, 0.0
+        self.micro_batches: Sequence[MicroBatch] = ()
+
+    def add(self, group_P: npt.NDArray[np.int64], rows_2P: Tensor) -> None:
+        index = torch.from_numpy(group_P).to(self.sums_2G.device, non_blocking=True)
+        self.sums_2G.index_add_(1, index, rows_2P.to(self.sums_2G))
+
+
+def source_names(paths: Sequence[str]) -> list[str]:
+    """A short name for each source: its folder's, with a number where two have the same."""
+    names: list[str] = []
+    for path in paths:
+        place = Path(path)
+        name = place.parent.name if place.name == "triplets" and place.parent.name else place.name
+        count = sum(other == name or other.startswith(f"{name}#") for other in names)
+        names.append(f"{name}#{count + 1}" if count else name)
+    return names
+
+
+def cut(path: Path, first: int) -> list[dict[str, Any]]:
+    """Keep the lines of the first ``first`` steps, and return them; in a new file: a worker left over from before a
+    kill, if one still writes, writes into the old one."""
+    kept = []
+    if path.is_file():
+        for text in path.read_text().splitlines():
+            try:
+                line = json.loads(text)
+            except json.JSONDecodeError:  # the line that was being written when the run was killed
+                break
+            if line["step"] <= first:
+                kept.append(line)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    aside.replace(path)
+    return kept
+
+
+def _peak_bytes(device: torch.device) -> int:
+    """Most memory that tensors had on a GPU since :func:`_forget_peak`; on a CPU, the process's most so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+def _forget_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)

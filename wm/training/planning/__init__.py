@@ -1,0 +1,1 @@
+"""Plan a training run: memory, FLOPs, batch sizes and what fits."""

@@ -1,0 +1,85 @@
+"""Whether a run fits the devices and the disk that it asks for, before it asks for them."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from wm.training.data.sources import CodecShape
+from wm.training.data.token_cache import cache_bytes
+from wm.training.planning.memory import StepMemory
+from wm.training.recipe import TrainRecipe
+
+GIB = 1 << 30
+RESERVED_BYTES = 3 * GIB // 2
+"""Of a GPU, what is no tensor: CUDA's context, work spaces of libraries, holes between tensors."""
+_STATE_BYTES = 12
+"""Of a checkpoint, a trained parameter: its fp32 value and AdamW's moments."""
+
+
+def device_bytes(recipe: TrainRecipe) -> int | None:
+    """Memory of one device: the recipe's ``device_gib``, else that of the GPU here, or a rank's share of this machine's
+    memory where no GPU is used. None: a GPU that is elsewhere."""
+    if recipe.device_gib:
+        return int(recipe.device_gib * GIB)
+    if not recipe.use_gpu:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // recipe.num_ranks
+    if torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    return None
+
+
+def usable_bytes(recipe: TrainRecipe) -> int | None:
+    """What tensors may take of :func:`device_bytes`."""
+    found = device_bytes(recipe)
+    return found - RESERVED_BYTES * recipe.use_gpu if found is not None else None
+
+
+def memory_complaints(recipe: TrainRecipe, memory: StepMemory) -> list[str]:
+    """One line if the step does not fit the device, with the largest micro-batch that would; else none."""
+    usable = usable_bytes(recipe)
+    if usable is None or memory.peak <= usable:
+        return []
+    kind = "GPU" if recipe.use_gpu else "worker's share of the memory"
+    line = f"a step needs {memory.peak / GIB:.1f} GiB, a {kind} has room for {max(usable, 0) / GIB:.1f} GiB of tensors"
+    fitting = _largest_micro_batch(recipe, memory, usable)
+    if fitting:
+        return [f"{line}: micro_batch = {fitting} would fit"]
+    least = _peak_at(recipe, memory, 1)
+    return [f"{line}: not even micro_batch = 1 would fit ({least / GIB:.1f} GiB)"]
+
+
+def disk_complaints(recipe: TrainRecipe, codec: CodecShape, rows: Sequence[int], num_trained: int) -> list[str]:
+    """One line a folder that has not the room: for tokens of ``rows`` of each source that are not in the cache yet,
+    and for two checkpoints."""
+    wanted: dict[Path, dict[str, int]] = {}
+    wanted.setdefault(_existing(recipe.token_root), {})["tokens"] = sum(cache_bytes(count, codec) for count in rows)
+    wanted.setdefault(_existing(Path(recipe.out)), {})["two checkpoints"] = 2 * _STATE_BYTES * num_trained
+    found = []
+    for folder, parts in wanted.items():
+        free = shutil.disk_usage(folder).free
+        if sum(parts.values()) > free:
+            said = " and ".join(f"{name} of {count / GIB:.1f} GiB" for name, count in parts.items() if count)
+            found.append(f"{said} come to {folder}, where {free / GIB:.1f} GiB are free")
+    return found
+
+
+def _largest_micro_batch(recipe: TrainRecipe, memory: StepMemory, usable: int) -> int:
+    """0: none."""
+    share = recipe.global_batch // recipe.num_ranks
+    sizes = [size for size in range(1, recipe.micro_batch_size) if share % size == 0]
+    return max((size for size in sizes if _peak_at(recipe, memory, size) <= usable), default=0)
+
+
+def _peak_at(recipe: TrainRecipe, memory: StepMemory, size: int) -> int:
+    """All that the passes take grows with the rows, but for gradients."""
+    fixed = memory.weights + memory.trained + memory.optimizer + memory.gradients + memory.communication
+    return fixed + (memory.peak - fixed) * size // recipe.micro_batch_size
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest above it that is there."""
+    folder = folder.absolute()
+    return next(place for place in (folder, *folder.parents) if place.is_dir())

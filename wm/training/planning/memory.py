@@ -1,0 +1,240 @@
+"""How much memory a training step takes on one device, found out without weights and without that device.
+
+The step itself is run on torch's ``meta`` device, where tensors have shapes and no numbers, and every storage that it
+makes is counted while it lives: what the layers keep is what they would keep. Attention is counted as the kernels do
+it that keep no scores (FlashAttention, arXiv 2205.14135). What DeepSpeed holds is added by formula (Rajbhandari et al.,
+arXiv 1910.02054).
+"""
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from wm.models.causal import CausalVLM
+from wm.training.data.prompt_batches import Template
+from wm.training.loss import completion_losses
+from wm.training.recipe import TrainRecipe
+from wm.training.zero import deepspeed_config
+
+_FP32 = 4
+_MOMENTS = 2
+"""Of AdamW, each in fp32."""
+ZERO3_LIVE = 1_000_000_000
+"""Parameters that ZeRO-3 has gathered at a time (DeepSpeed's ``stage3_max_live_parameters``)."""
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes of tensors on one device. The parts are each at its largest, which is not at the same moment for all;
+    ``peak`` is the most at any moment."""
+
+    weights: int
+    """Frozen weights, and buffers."""
+    trained: int
+    """Trained weights: the adapter, or in full fine-tuning the model."""
+    optimizer: int
+    """AdamW's moments and DeepSpeed's fp32 copy of what is trained."""
+    gradients: int
+    communication: int
+    """Buffers in which gradients are exchanged, and what ZeRO-3 has gathered."""
+    activations: int
+    """What the layers keep from the forward for the backward pass, of one micro-batch."""
+    logits: int
+    """What the head and the loss take beyond that."""
+    peak: int
+
+    def as_dict(self) -> dict[str, int]:
+        """Plain values."""
+        return asdict(self)
+
+
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """While it is on: bytes of the storages that torch makes, ``live`` now and ``peak``; on any device."""
+
+    def __init__(self, known: Iterable[Tensor] = ()) -> None:
+        """``known``: tensors that are there already and do not count."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live = self.peak = 0
+        self._held = {tensor.untyped_storage()._cdata: 0 for tensor in known}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """See torch."""
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            return True  # transformers asks whether positions follow one another: ours do
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._note(tensor)
+        return result
+
+    def _note(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage._cdata in self._held:
+            return
+        count = storage.nbytes()
+        self._held[storage._cdata] = count
+        weakref.finalize(storage, self._forget, storage._cdata)
+        self.live += count
+        self.peak = max(self.peak, self.live)
+
+    def _forget(self, key: int) -> None:
+        self.live -= self._held.pop(key)
+
+
+@contextmanager
+def _scores_unkept() -> Iterator[None]:
+    """Attention that keeps queries, keys, values, its result and a number a row, as its fused kernels do.
+
+    The function itself is exchanged, where all that transformers' layers call finds it, also in a backward pass that
+    computes layers again: torch's modes for functions do not reach there.
+    """
+    former = F.scaled_dot_product_attention
+
+    def counted(query: Tensor, key: Tensor, value: Tensor, *others: Any, **named: Any) -> Any:
+        if not query.is_meta:
+            return former(query, key, value, *others, **named)
+        return _Attention.apply(query, key, value)  # type: ignore[no-untyped-call]
+
+    F.scaled_dot_product_attention = counted
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = former
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        rows, heads, length, _ = query.shape
+        result = query.new_empty((rows, length, heads, value.shape[-1])).transpose(1, 2)  # as the kernels lay it out
+        ctx.save_for_backward(query, key, value, result, query.new_empty(query.shape[:-1], dtype=torch.float32))
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
+
+
+def step_memory(vlm: CausalVLM, recipe: TrainRecipe, template: Template, *, stage: int) -> StepMemory:
+    """Of one rank's step on micro-batches of rows like ``template``, under ZeRO ``stage``.
+
+    ``vlm``: prepared for training (:func:`wm.training.adapters.prepare`), on the meta device; it is left in the
+    recipe's precision. Under ``precision = "autocast"`` activations are counted in float32, more than they are.
+    """
+    if recipe.precision == "bf16":
+        vlm.module.to(torch.bfloat16)
+    trained = [parameter for parameter in vlm.module.parameters() if parameter.requires_grad]
+    frozen = [parameter for parameter in vlm.module.parameters() if not parameter.requires_grad]
+    ranks = recipe.num_ranks
+    num_trained, own_trained = _sum(trained), -(-_sum(trained) // ranks)
+    weights, adapter = _bytes([*frozen, *vlm.module.buffers()]), _bytes(trained)
+    masters = _FP32 if stage > 0 or recipe.precision == "bf16" else 0
+    optimizer = (masters + _MOMENTS * _FP32) * (own_trained if stage > 0 else num_trained)
+    gradients = _bytes(trained) if stage < 2 else -(-_bytes(trained) // ranks)
+    communication = _buffers(recipe, num_trained, trained[0].element_size(), stage)
+    if stage == 3:
+        gathered = min(ZERO3_LIVE * trained[0].element_size(), weights + adapter)
+        weights, adapter = -(-weights // ranks), -(-adapter // ranks)
+        communication += gathered if ranks > 1 else 0
+    seen = _run(vlm, recipe, template, trained, shards=1 if stage < 2 else ranks)
+    # The step itself: this rank's gradients once more, in fp32.
+    update = gradients + _FP32 * (own_trained if stage > 0 else num_trained)
+    still = weights + adapter + optimizer + communication
+    return StepMemory(
+        weights=weights,
+        trained=adapter,
+        optimizer=optimizer,
+        gradients=gradients,
+        communication=communication,
+        activations=seen.activations,
+        logits=seen.logits,
+        peak=still + max(seen.peak, update),
+    )
+
+
+@dataclass
+class _Seen:
+    activations: int = 0
+    logits: int = 0
+    peak: int = 0
+    """Gradients included."""
+
+
+def _run(vlm: CausalVLM, recipe: TrainRecipe, template: Template, trained: list[nn.Parameter], *, shards: int) -> _Seen:
+    """One micro-batch, or two where gradients are accumulated; of gradients one of so many ``shards`` is kept."""
+    seen = _Seen()
+    is_completion_BT = torch.from_numpy(template.is_completion_T).repeat(recipe.micro_batch_size, 1)
+    with torch.device("meta"):
+        ids_BT = torch.zeros(is_completion_BT.shape, dtype=torch.int64)
+        weight_BT = torch.ones(is_completion_BT.shape)
+    live = LiveBytes((*vlm.module.parameters(), *vlm.module.buffers(), ids_BT, weight_BT, is_completion_BT))
+    before = 0
+
+    def note(*_: Any) -> None:
+        seen.activations = live.live - before
+        seen.peak, live.peak = max(seen.peak, live.peak), live.live
+
+    with _sharded(trained, shards), _noted(vlm.decoder, note), _scores_unkept(), live:
+        for _ in range(min(2, recipe.accumulation_steps)):
+            before = live.live
+            loss = completion_losses(vlm, ids_BT, is_completion_BT, weight_BT, 1.0)[0]
+            seen.logits = live.peak - before - seen.activations
+            loss.backward()  # type: ignore[no-untyped-call]
+            del loss
+    seen.peak = max(seen.peak, live.peak)
+    for parameter in trained:
+        parameter.grad = None
+    return seen
+
+
+@contextmanager
+def _noted(module: nn.Module, note: Callable[..., None]) -> Iterator[None]:
+    handle = module.register_forward_hook(note)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _sharded(trained: list[nn.Parameter], shards: int) -> Iterator[None]:
+    """Of each gradient, once it is made, a share is kept: ZeRO from stage 2 on hands the rest to other ranks."""
+    kept: dict[Tensor, Tensor] = {}
+
+    def keep_share(parameter: Tensor) -> None:
+        if parameter not in kept:
+            kept[parameter] = parameter.new_empty(-(-parameter.numel() // shards))
+        parameter.grad = None
+
+    hooked = trained if shards > 1 else []
+    handles = [one.register_post_accumulate_grad_hook(keep_share) for one in hooked]  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _buffers(recipe: TrainRecipe, num_trained: int, element_size: int, stage: int) -> int:
+    """Of contiguous gradients: two, for the exchange goes on beside the computation."""
+    settled = recipe.model_copy(update={"zero_stage": stage})
+    zero = deepspeed_config(settled, num_trained)["zero_optimization"]
+    if stage == 0 or not zero["contiguous_gradients"]:
+        return 0
+    return int(zero["reduce_bucket_size"]) * element_size * (2 if zero["overlap_comm"] else 1)
+
+
+def _sum(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors)
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -1,0 +1,93 @@
+"""What ``auto`` stands for in a recipe: the ZeRO stage, and whether layers are computed again, by what fits.
+
+The first of these that fits, the cheapest first: shards of the optimiser's state (stage 1) cost no more communication
+than none do, nor do those of gradients (2) without accumulation; computing layers again costs a third more arithmetic;
+shards of the weights (3) are fetched anew for each layer, forward and backward (Rajbhandari et al., arXiv 1910.02054).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from wm.models.causal import CausalVLM
+from wm.models.protocol import UnifiedVLM
+from wm.models.skeleton import load_skeleton
+from wm.training.adapters import prepare
+from wm.training.data.prompt_batches import RowLayout
+from wm.training.data.tokenized import SourceFacts
+from wm.training.monitoring.metrics import World
+from wm.training.planning.fit_check import usable_bytes
+from wm.training.planning.memory import step_memory
+from wm.training.recipe import TrainRecipe
+
+CHOICES = ((1, False), (2, False), (1, True), (2, True), (3, False), (3, True))
+"""Stage, and whether layers are computed again."""
+
+
+def recompute_layers(vlm: UnifiedVLM, on: bool) -> None:
+    """Keep only the input of each layer for the backward pass, which computes the layer again (activation
+    checkpointing); or keep all."""
+    inner: Any = vlm.inner  # type: ignore[attr-defined]
+    if on:
+        # On the meta device there is no random state to go back to.
+        settings = {"use_reentrant": False, "preserve_rng_state": vlm.device.type != "meta"}
+        inner.activation_checkpointing_enable(settings)
+    else:
+        inner.activation_checkpointing_disable()
+
+
+def settled(recipe: TrainRecipe, choose: Callable[[Sequence[tuple[int, bool]]], tuple[int, bool]]) -> TrainRecipe:
+    """The recipe with a stage and a word on recomputing in place of ``auto``; ``choose`` is asked if there are several.
+
+    A stage that spreads over one rank what it holds anyway is no choice, nor is 3 where a gate wants a whole
+    model or rows of image codes a whole matrix.
+    """
+    whole = recipe.gate_every or recipe.sample_every or recipe.lora.train_image_rows
+    stages = [1] if recipe.num_ranks == 1 else [1, 2] if whole else [1, 2, 3]
+    stages = stages if recipe.zero_stage == "auto" else [recipe.zero_stage]
+    words = [False, True] if recipe.checkpoint_activations == "auto" else [recipe.checkpoint_activations]
+    choices = [choice for choice in CHOICES if choice[0] in stages and choice[1] in words]
+    if stages == [0]:
+        choices = [(0, word) for word in words]
+    stage, recomputes = choices[0] if len(choices) == 1 else choose(choices)
+    return recipe.model_copy(update={"zero_stage": stage, "checkpoint_activations": recomputes})
+
+
+def chooser(
+    recipe: TrainRecipe, vlm: CausalVLM, facts: Sequence[SourceFacts], usable: int | None
+) -> Callable[[Sequence[tuple[int, bool]]], tuple[int, bool]]:
+    """Takes the first choice whose step fits into ``usable`` bytes (None: not known, so the first), else the leanest.
+
+    ``vlm``: as :func:`wm.training.planning.memory.step_memory` wants it.
+    """
+    longest = max(int(part.action_tokens_R.max()) for part in facts)
+    template = RowLayout(vlm, recipe.task).template(longest)
+
+    def choose(choices: Sequence[tuple[int, bool]]) -> tuple[int, bool]:
+        if usable is None:
+            return choices[0]
+        peaks = {}
+        for stage, recomputes in choices:
+            recompute_layers(vlm, recomputes)
+            peaks[stage, recomputes] = step_memory(vlm, recipe, template, stage=stage).peak
+            if peaks[stage, recomputes] <= usable:
+                return stage, recomputes
+        return min(peaks, key=lambda choice: peaks[choice])
+
+    return choose
+
+
+def settled_on_ranks(recipe: TrainRecipe, facts: Sequence[SourceFacts], world: World) -> TrainRecipe:
+    """:func:`settled`, the same on all ranks, by the device with the least memory; a collective."""
+
+    def choose(choices: Sequence[tuple[int, bool]]) -> tuple[int, bool]:
+        usable = torch.tensor([usable_bytes(recipe) or 0], dtype=torch.float64, device=world.device)
+        dist.all_reduce(usable, op=dist.ReduceOp.MIN)
+        vlm = load_skeleton(recipe.base, without_codec=True)
+        with torch.device("meta"):
+            prepare(vlm, recipe.lora, recipe.seed)
+        return chooser(recipe, vlm, facts, int(usable.item()) or None)(choices)
+
+    return settled(recipe, choose)
