@@ -3,12 +3,19 @@
 import asyncio
 import threading
 
+import numpy as np
 import pytest
+from serve_local import local_graph
 
 from serve_apps.fair import FairThreads, PixelBudget
+from serve_apps.graph import Graph
+from serve_apps.keys import Key
 from serve_apps.openai import ApiError
 from serve_apps.recipe import ServeRecipe
 from wm.errors import InputError
+from wm.images import decode_image, encode_png, fit_square
+
+PNG = encode_png(np.random.default_rng(0).integers(0, 256, (8, 10, 3), np.uint8))
 
 
 class Gate:
@@ -164,3 +171,36 @@ def test_a_budget_of_less_than_one_request_is_refused():
     assert ServeRecipe.parse(models | {"max_pending_pixels": 20}, "test").pixel_budget() == (80, 20)
     with pytest.raises(InputError, match="max_pending_pixels = 19 is less than 2 x max_pixels = 20"):
         ServeRecipe.parse(models | {"max_pending_pixels": 19}, "test")
+
+
+def test_work_is_charged_to_the_key_or_the_network():
+    graph = Graph(ServeRecipe(fdm="a", idm="b"), None, None)
+    key = Key(name="alice", sha256="0" * 64)
+    assert graph.for_key(key)._client == key.sha256
+    clients = [graph.for_client(address)._client for address in ("10.0.0.7", "2001:db8::1", "2001:db8::2", "unix", "")]
+    assert clients == ["10.0.0.7", "2001:db8::/64", "2001:db8::/64", "unix", ""]
+    assert graph.for_key(key)._threads is graph.for_client("10.0.0.7")._threads
+
+
+def test_images_beyond_the_budget_are_refused_and_others_answered(tiny_base):
+    """Two requests of 2 x 100 pixels fit into the budget of a client; the third comes while they are decoded."""
+
+    async def run():
+        graph = local_graph(ServeRecipe(fdm=str(tiny_base), idm=str(tiny_base), max_pixels=100, max_pending_pixels=400))
+        gate = Gate()
+        images = [("image", PNG), ("targets[0]", PNG)]
+        alice, bob = graph.for_client("10.0.0.1"), graph.for_client("10.0.0.2")
+        # One job of hers holds the thread that she may have: what follows has been counted, and waits.
+        held = asyncio.create_task(alice.work(1, gate.job("held")))
+        await until(lambda: gate.order == ["held"])
+        with alice._budget.reserve(alice._client, 400):
+            assert (await bob.prepare_all(images, 16)).shape == (2, 16, 16, 3)
+            gate.let(1)
+            await held
+            with pytest.raises(ApiError) as refused:
+                await alice.prepare_all(images, 16)
+            assert (refused.value.status, refused.value.code) == (429, "rate_limit_exceeded")
+        expected = np.stack([fit_square(decode_image(PNG, "image"), 16)] * 2)
+        assert np.array_equal(await alice.prepare_all(images, 16), expected), "every bit is the library's"
+
+    asyncio.run(run())

@@ -24,9 +24,10 @@ from wm.images import encode_png
 KEY, RARE_KEY = "wm-alice", "wm-ursula"
 TIMEOUT_S = 2.0
 REPORT_S = 0.5
+MOST_ACTIONS = 256
 URL = "data:image/png;base64," + base64.b64encode(encode_png(np.zeros((16, 16, 3), np.uint8))).decode()
-LONG = {"image": URL, "actions": ["move it"] * 64, "best_of": 64, "beam": 8, "seed": 1}
-LONG_TOKENS = (1 + 63 * 8) * 64 * 4
+LONG = {"image": URL, "actions": ["move it"] * MOST_ACTIONS, "best_of": 64, "beam": 8, "seed": 1}
+LONG_TOKENS = (1 + (MOST_ACTIONS - 1) * 8) * 64 * 4
 """What it would draw if nobody stopped it: several times what a fast machine draws within the time limit."""
 
 
@@ -50,6 +51,7 @@ def port(tiny_base, tmp_path_factory):
         port=number,
         cpus_per_replica=0.5,
         timeout_s=TIMEOUT_S,
+        max_actions=MOST_ACTIONS,
     )
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("RAY_metrics_report_interval_ms", str(int(1000 * REPORT_S)))
