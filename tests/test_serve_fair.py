@@ -5,13 +5,13 @@ import threading
 
 import numpy as np
 import pytest
-from serve_local import local_graph
 
 from serve_apps.fair import FairThreads, PixelBudget
 from serve_apps.graph import Graph
 from serve_apps.keys import Key
 from serve_apps.openai import ApiError
 from serve_apps.recipe import ServeRecipe
+from tests.helpers.serve_local import local_graph
 from wm.errors import InputError
 from wm.images import decode_image, encode_png, fit_square
 
