@@ -22,7 +22,7 @@ SOURCE, TARGET = [3, 0, 15, 7], [3, 1, 15, 9]
 def example(monkeypatch):
     """The new file as a module, and its line in the table."""
     file, line = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-    module = ModuleType("wm.models.llama_vq")
+    module = ModuleType("wm.models.families.llama_vq")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     exec(compile(file, "CONTRIBUTING.md", "exec"), module.__dict__)
     monkeypatch.setattr(sys.modules["wm.models.checkpoints"], "FAMILIES", table := dict(FAMILIES))
