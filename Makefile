@@ -42,6 +42,7 @@ schema: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell wm jobs serve_apps cluster tests README.md CHANGELOG.md CONTRIBUTING.md
 
 types: install
 	$(BIN)/mypy
