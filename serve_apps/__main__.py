@@ -20,7 +20,7 @@ from serve_apps.recipe import ServeRecipe, check_models
 from serve_apps.world_model import build
 from wm import cli
 from wm.errors import InputError
-from wm.private_session import private_session
+from wm.private_session import joined_session, private_session
 
 APPLICATION = "world_model"
 FEWER_THREADS = ("RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD", "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP")
@@ -165,11 +165,13 @@ def _connect() -> None:
 
     if ray.is_initialized():
         return
-    if os.environ.get("RAY_ADDRESS", "") not in ("", "local"):
-        ray.init()
-        return
     from ray._private import ray_constants
 
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address not in ("", "local"):
+        with joined_session(ray_constants, address):
+            ray.init()
+        return
     with private_session(ray_constants) as private:
         ray.init(
             "local",

@@ -49,6 +49,31 @@ def private_session(constants: Any) -> Iterator[dict[str, Any]]:
     if notice:
         print(notice, file=sys.stderr)
     set_private_token()
+    with _on_loopback(constants):
+        yield {"_temp_dir": str(folder / _RAYS_FOLDER)}
+
+
+@contextmanager
+def joined_session(constants: Any, address: str) -> Iterator[None]:
+    """Prepare the environment for ``ray.init(address)``: a session on loopback is joined from loopback.
+
+    Ray would otherwise take the address of the host's name for this node's, and wait for a raylet there without an end.
+
+    Args:
+        constants: The module ``ray._private.ray_constants``.
+        address: What ``RAY_ADDRESS`` names: ``host:port``, or another form, which Ray resolves itself.
+    """
+    host = address.rpartition(":")[0].strip("[]")
+    if host not in ("127.0.0.1", "localhost", "::1"):
+        yield
+        return
+    with _on_loopback(constants):
+        yield
+
+
+@contextmanager
+def _on_loopback(constants: Any) -> Iterator[None]:
+    """Let the processes of Ray that are started within take 127.0.0.1 for the node's address."""
     loopback = loopback_interface()
     variables = {LOOPBACK_ONLY: "0"} | dict.fromkeys(_NETWORK_INTERFACES, loopback)
     # Only while processes are started, which inherit it: a cluster joined later is none of this machine alone.
@@ -56,7 +81,7 @@ def private_session(constants: Any) -> Iterator[dict[str, Any]]:
     os.environ.update({name: value for name, value in variables.items() if value and name not in os.environ})
     is_cluster, constants.ENABLE_RAY_CLUSTER = constants.ENABLE_RAY_CLUSTER, False
     try:
-        yield {"_temp_dir": str(folder / _RAYS_FOLDER)}
+        yield
     finally:
         constants.ENABLE_RAY_CLUSTER = is_cluster
         for name, value in before.items():

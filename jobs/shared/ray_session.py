@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from wm.errors import InputError
-from wm.private_session import private_session
+from wm.private_session import joined_session, private_session
 
 MIN_LOGICAL_CPUS = 8
 """Logical CPUs of a private session at least: with fewer, training workers and a data set wait for
@@ -38,13 +38,14 @@ def connect(num_cpus: int | None = None, *, object_store_bytes: int = OBJECT_STO
 
     if ray.is_initialized():
         return
-    if not is_private():
-        _follow_token()
-        with _quiet_core():
-            ray.init(os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level=logging.ERROR)
-        return
     from ray._private import ray_constants
 
+    if not is_private():
+        _follow_token()
+        address = os.environ["RAY_ADDRESS"]
+        with joined_session(ray_constants, address), _quiet_core():
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+        return
     with private_session(ray_constants) as private, _quiet_core(), _started_in_time():
         ray.init(
             "local",
