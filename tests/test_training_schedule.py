@@ -103,12 +103,25 @@ def test_c_idm_on_300_triplets_reaches_9_percent() -> None:
             ["warmup_ratio = 0.5 takes 50% of the run's 100 steps; give warmup_ratio=0.05 (5 of"],
         ),
         ({"warmup_steps": 0}, 100, []),
+        # The share of a run of 3 steps is rounded up to 1, which has the peak: no shorter warm-up is to be had.
+        ({"warmup_ratio": 0.05}, 3, []),
+        ({"warmup_steps": 1}, 1, []),
+        ({"warmup_steps": 2}, 3, ["warmup_steps = 2 takes 67% of the run's 3 steps; give"]),
     ],
 )
 def test_a_long_warmup_is_reported(values: dict[str, Any], num_steps: int, beginnings: list[str]) -> None:
     lines = schedule_warnings(recipe_of(checkpoint_every=1, **values), num_steps)
     assert len(lines) == len(beginnings)
     assert all(line.startswith(start) for line, start in zip(lines, beginnings, strict=True)), lines
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "warmup_steps", "share"),
+    [(1000, 10**7, "0.01%"), (3, 10**12, "3e-10%"), (999_999, 10**6, "99.9999%"), (47, 500, "9.4%")],
+)
+def test_the_peak_is_no_false_zero_or_whole(num_steps: int, warmup_steps: int, share: str) -> None:
+    [line] = schedule_warnings(recipe_of(checkpoint_every=1, warmup_steps=warmup_steps), num_steps)
+    assert f"gets no further than {share} of its peak" in line
 
 
 def test_intervals_beyond_the_run_are_reported() -> None:
@@ -130,6 +143,8 @@ def test_intervals_beyond_the_run_are_reported() -> None:
         ({"warmup_steps": 0.05}, "a share of the run is warmup_ratio = 0.05"),
         ({"warmup_ratio": 1.5}, "warmup_ratio = 1.5: "),
         ({"warmup_ratio": -0.1}, "warmup_ratio = -0.1: "),
+        ({"warmup_steps": 10**400}, "input should be less than or equal to 1000000000000"),
+        ({"epochs": 1e300}, "epochs = 1e+300: input should be less than or equal to 1000000000"),
     ],
 )
 def test_a_warmup_that_makes_no_sense_is_refused(values: dict[str, Any], problem: str) -> None:
@@ -169,12 +184,12 @@ def test_a_run_from_before_a_key_was_added_is_the_same_run(tmp_path: Path) -> No
     assert record["recipe"].pop("warmup_ratio", "absent") is None
     path.write_text(json.dumps(record))
     assert not Run(recipe.out, "train", recipe).is_whole()
-    with pytest.raises(InputError, match=r"recipe warmup_ratio = None there, 0\.1 here"):
+    with pytest.raises(InputError, match=r"recipe warmup_ratio = not set there, 0\.1 here"):
         Run(recipe.out, "train", recipe_of(out=recipe.out, warmup_ratio=0.1)).is_whole()
-    checkpoint = Checkpoint("step-1", {"identity": {"lr": 1.0}})
-    need_same(checkpoint, {"lr": 1.0, "warmup_ratio": None}, "place")
-    with pytest.raises(InputError, match=r"warmup_ratio = None there, 0\.1 here"):
-        need_same(checkpoint, {"lr": 1.0, "warmup_ratio": 0.1}, "place")
+    checkpoint = Checkpoint("step-1", {"identity": {"lr": 1.0, "lora": {}}})
+    need_same(checkpoint, {"lr": 1.0, "warmup_ratio": None, "lora": {"margin": None}}, "place")
+    with pytest.raises(InputError, match=r"warmup_ratio = not set there, 0\.1 here"):
+        need_same(checkpoint, {"lr": 1.0, "lora": {}, "warmup_ratio": 0.1}, "place")
 
 
 def test_null_keys_of_tables_do_not_tell_runs_apart(tmp_path: Path) -> None:
@@ -196,7 +211,7 @@ def test_null_keys_of_tables_do_not_tell_runs_apart(tmp_path: Path) -> None:
     path.write_text(json.dumps(record))
     assert not is_whole()
     for values in ({"margin": 0.0}, {"best_of": 2}):
-        with pytest.raises(InputError, match=r"recipe search = .* there"):
+        with pytest.raises(InputError, match=r"recipe search\.(margin|best_of) = .* there"):
             is_whole(**values)
 
 

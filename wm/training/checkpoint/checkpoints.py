@@ -20,7 +20,7 @@ from torch import Tensor
 
 from wm.errors import InputError
 from wm.models import base_id_of
-from wm.runs import write_text
+from wm.runs import given, write_text
 from wm.training.checkpoint.state_files import HostCopy, StateReader, contents_of, write_tensors
 from wm.training.checkpoint.store import Checkpoint, CheckpointStore
 from wm.training.data.tokenized import SourceFacts
@@ -82,12 +82,14 @@ def identity_of(recipe: TrainRecipe, base_id: str, facts: Sequence[SourceFacts])
 
 def need_same(checkpoint: Checkpoint, identity: Mapping[str, Any], place: str) -> None:
     """Raise :class:`InputError` that names the first key in which a checkpoint differs from this run."""
-    theirs = checkpoint.manifest["identity"]
-    for key in sorted(set(theirs) | set(identity)):
-        if theirs.get(key) != identity.get(key):
+    # A key that is null, in a table too, is the same as one that an older version did not have.
+    theirs, ours = given(checkpoint.manifest["identity"]), given(identity)
+    for key in sorted(set(theirs) | set(ours)):
+        if theirs.get(key) != ours.get(key):
+            there, here = (f"{side[key]!r:.80}" if key in side else "not set" for side in (theirs, ours))
             raise InputError(
-                f"checkpoint {checkpoint.name} of {place} is of another recipe: {key} = {theirs.get(key)!r:.80} there, "
-                f"{identity.get(key)!r:.80} here; choose another place (out or checkpoints), or remove it"
+                f"checkpoint {checkpoint.name} of {place} is of another recipe: {key} = {there} there, {here} here; "
+                "choose another folder (out or checkpoints), or remove it"
             )
 
 
