@@ -15,7 +15,7 @@ from wm.models.protocol import UnifiedVLM
 
 
 def own_row_targets(vlm: UnifiedVLM) -> dict[str, list[int]]:
-    """PEFT's ``trainable_token_indices``: module name to vocabulary ids of the image codes. The head of tied
+    """Return PEFT's ``trainable_token_indices``: module name to vocabulary ids of the image codes. The head of tied
     embeddings follows them.
 
     Raises :class:`InputError` for a family whose image codes are no rows of the vocabulary.
@@ -61,7 +61,7 @@ def _looked_up_class(former: type[Any]) -> type[Any]:
 
 
 def _places(layer: Any, adapter: str, device: torch.device) -> Tensor:
-    """int64 (vocabulary,): the place of an id among the trained rows, or -1."""
+    """Return int64 (vocabulary,): the position of an id among the trained rows, or -1."""
     found: Tensor | None = vars(layer).get("_wm_places")
     if found is None or found.device != device:
         ids = torch.tensor(layer.token_indices[adapter], device=device)

@@ -183,22 +183,22 @@ class TrainRecipe(Recipe):
 
     @property
     def num_ranks(self) -> int:
-        """Processes that train: one even without Ray."""
+        """Return the processes that train: one even without Ray."""
         return max(1, self.num_workers)
 
     @property
     def micro_batch_size(self) -> int:
-        """Triplets of one forward pass on one worker."""
+        """Return the triplets of one forward pass on one worker."""
         return self.micro_batch or self.global_batch // self.num_ranks
 
     @property
     def accumulation_steps(self) -> int:
-        """Forward passes of one worker a step."""
+        """Return the forward passes of one worker a step."""
         return self.global_batch // self.num_ranks // self.micro_batch_size
 
     @property
     def token_root(self) -> Path:
-        """Where the tokenised triplets are."""
+        """Return the folder of the tokenised triplets."""
         return Path(self.token_cache or Path(self.out) / TOKENS)
 
     def num_steps(self, order: SampleOrder) -> int:

@@ -55,20 +55,19 @@ class Report:
     """How long each took from its copy until it was whole."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for ``run.json``."""
+        """Return plain values, for ``run.json``."""
         longest = round(max(self.seconds, default=0.0), 3)
         facts = {"written": self.written, "failed": self.failed, "waited_s": round(self.waited_s, 3)}
         return facts | {"longest_write_s": longest} | ({"last_failure": self.last_failure} if self.failed else {})
 
 
 def place_of(recipe: TrainRecipe) -> str:
-    """Where the checkpoints of a recipe lie."""
+    """Return the folder or URI in which a recipe's checkpoints are stored."""
     return recipe.checkpoints or str(Path(recipe.out) / "checkpoints")
 
 
 def identity_of(recipe: TrainRecipe, base_id: str, facts: Sequence[SourceFacts]) -> dict[str, Any]:
-    """What a checkpoint belongs to: the recipe without what may change between two starts of a run, its folders known
-    by what is in them."""
+    """Return what a checkpoint belongs to: the recipe's identity settings, its folders known by what is in them."""
     kept = {
         key: value
         for key, value in recipe.model_dump(mode="json").items()
@@ -107,8 +106,8 @@ def need_own(recipe: TrainRecipe, facts: Sequence[SourceFacts]) -> None:
 
 
 def best_of(found: Sequence[Checkpoint], recipe: TrainRecipe, count: int) -> list[Checkpoint]:
-    """The ``count`` best by the recipe's ``keep_best_by``, best first; of equal ones the later. Those that have no such
-    metric, or no number for it, are none."""
+    """Rank checkpoints by the recipe's ``keep_best_by`` and return the ``count`` best, best first; of equal ones the
+    later. Those without a finite value of that metric are left out."""
     by = recipe.keep_best_by
     sign = -1.0 if by == "preference" else 1.0
     measured = [one for one in found if math.isfinite(one.metrics.get(by, math.nan))]
@@ -116,8 +115,8 @@ def best_of(found: Sequence[Checkpoint], recipe: TrainRecipe, count: int) -> lis
 
 
 def kept_of(found: Sequence[Checkpoint], recipe: TrainRecipe, *, going_on: bool) -> list[str]:
-    """Names of the checkpoints to keep, of ``found`` in the order of their steps; while a run is ``going_on`` the
-    newest is always one of them."""
+    """Return the names of the checkpoints to keep, of ``found`` in the order of their steps; while a run is
+    ``going_on`` the newest is always one of them."""
     num_last = max(recipe.keep_last, 1 if going_on else 0)
     newest = list(found)[-num_last:] if num_last else []
     chosen = {one.name for one in (*newest, *best_of(found, recipe, recipe.keep_best))}
@@ -125,7 +124,7 @@ def kept_of(found: Sequence[Checkpoint], recipe: TrainRecipe, *, going_on: bool)
 
 
 def tidy(recipe: TrainRecipe) -> None:
-    """After a run that is whole: remove all but the checkpoints that the recipe wants to stay."""
+    """Remove, after a complete run, all but the checkpoints that the recipe wants to stay."""
     store = CheckpointStore(place_of(recipe))
     store.remove_all_but(kept_of(store.checkpoints(), recipe, going_on=False))
     (Path(recipe.out) / FAILED).unlink(missing_ok=True)
@@ -161,7 +160,8 @@ class Checkpoints:
         return self._found[-1] if self._found else None
 
     def is_due(self, done: int, is_last: bool) -> bool:
-        """Whether a checkpoint follows step ``done`` (from 1). After the last one only if checkpoints shall stay."""
+        """Return whether a checkpoint follows step ``done`` (from 1). After the last one only if checkpoints shall
+        stay."""
         if is_last:
             return bool(self._recipe.keep_last or self._recipe.keep_best)
         return done % self._recipe.checkpoint_every == 0
@@ -201,13 +201,13 @@ class Checkpoints:
         write.thread.start()
 
     def last_whole(self) -> int | None:
-        """Waits for what is being written; the step of the newest whole checkpoint. All ranks call it."""
+        """Wait for the write in progress; return the step of the newest complete checkpoint. All ranks call it."""
         self.wait()
         found = self._from_first(self._found)
         return found[-1].step if found else None
 
     def wait(self) -> None:
-        """Until nothing is being written."""
+        """Block until nothing is being written."""
         if self._write is not None:
             self._write.thread.join()
             error, self._write = self._write.error, None
@@ -243,7 +243,7 @@ class Checkpoints:
             write.error = error
 
     def _make_whole(self, name: str, outcomes: Sequence[Mapping[str, Any]], manifest: dict[str, Any]) -> None:
-        """On rank 0: the last word on a checkpoint whose files are written, or not."""
+        """Complete on rank 0 a checkpoint whose files are written, or report why it is not."""
         try:
             failures = [outcome["error"] for outcome in outcomes if outcome["error"]]
             if failures:

@@ -23,7 +23,7 @@ Contents = dict[str, list[tuple[int, int]]]
 
 
 def contents_of(parts: Iterable[Part]) -> Contents:
-    """What a file of these parts holds."""
+    """List what a file of these parts holds."""
     found: Contents = {}
     for part in parts:
         found.setdefault(part.name, []).append((part.start, part.count))
@@ -83,7 +83,7 @@ class StateReader:
             found.sort()
 
     def files_for(self, parts: Iterable[Part]) -> set[str]:
-        """The files that hold something of these parts."""
+        """Return the files that hold something of these parts."""
         return {file for part in parts for _, _, file in self._pieces(part.name, part.start, part.count)}
 
     def fill(self, part: Part) -> None:

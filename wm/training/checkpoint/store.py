@@ -83,12 +83,12 @@ class CheckpointStore:
             self._write(f"{self._root}/{_OWNER}", token.encode())
 
     def is_claimed_by(self, token: str) -> bool:
-        """Whether no later attempt has claimed the place."""
+        """Return whether no later attempt has claimed the place."""
         with self._errors(), self._fs.open_input_stream(f"{self._root}/{_OWNER}") as stream:
             return bool(stream.read().decode() == token)
 
     def checkpoints(self) -> list[Checkpoint]:
-        """The whole ones, by step. Raises :class:`InputError` for a manifest that is damaged."""
+        """List the complete checkpoints, by step. Raises :class:`InputError` for a manifest that is damaged."""
         found = []
         for name in self._folders():
             path = f"{self._root}/{name}/{MANIFEST}"
@@ -106,7 +106,8 @@ class CheckpointStore:
 
     @contextmanager
     def writing(self, name: str, file: str) -> Iterator[BinaryIO]:
-        """A file of the checkpoint ``name`` to write to, on any rank; whole in an object store when it is closed."""
+        """Open a file of the checkpoint ``name`` for writing, on any rank; complete in an object store when it is
+        closed."""
         folder = self._aside(name)
         with self._errors():
             if self._is_local:
@@ -163,7 +164,7 @@ class CheckpointStore:
 
     @contextmanager
     def at_hand(self, checkpoint: Checkpoint, files: Sequence[str]) -> Iterator[Path]:
-        """A local folder with these files of a checkpoint, each of the size that the manifest says.
+        """Provide a local folder with these files of a checkpoint, each of the size that the manifest says.
 
         Raises :class:`InputError` for one that is missing or of another size.
         """
@@ -219,7 +220,7 @@ class CheckpointStore:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """pyarrow's own exceptions as :class:`OSError`."""
+        """Raise pyarrow's own exceptions as :class:`OSError`."""
         try:
             yield
         except pa.ArrowException as error:
@@ -227,7 +228,7 @@ class CheckpointStore:
 
 
 def _to_disk(path: Path) -> None:
-    """Or a power cut leaves a name without its content."""
+    """Flush to the disk: otherwise a power cut leaves a name without its content."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

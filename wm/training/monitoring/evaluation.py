@@ -43,7 +43,7 @@ class Gated:
 
 @dataclass(frozen=True)
 class Sample:
-    """Predictions as a picture, and in words."""
+    """Predictions as an image, and in words."""
 
     pixels_HWC: Pixels  # noqa: N815
     text: str
@@ -97,7 +97,7 @@ class Watch:
             self._find_best()
 
     def prepare(self, vlm: UnifiedVLM) -> None:
-        """Before the first step."""
+        """Read, before the first step, what evaluation needs."""
         if (
             self._watcher is not None
             and self._world.rank == 0
@@ -106,7 +106,7 @@ class Watch:
             self._watcher.prepare(vlm)
 
     def is_due(self, done: int, is_last: bool) -> bool:
-        """Whether a gate or sample follows step ``done`` (from 1)."""
+        """Return whether a gate or sample follows step ``done`` (from 1)."""
         return self._gate_due(done, is_last) or self._sample_due(done, is_last)
 
     def look(self, vlm: UnifiedVLM, done: int, is_last: bool) -> dict[str, Any] | None:
@@ -127,7 +127,7 @@ class Watch:
         return line[0]
 
     def publish(self) -> None:
-        """Rank 0, at the end: the best model takes its place; repeated after a kill, it changes nothing."""
+        """Move the best model to ``out/model``, on rank 0 at the end; repeated after a kill, it changes nothing."""
         if self.best is None:
             return
         folder, place = self._out / self.best.folder, self._out / MODEL
@@ -178,7 +178,7 @@ class Watch:
         self._boards.text(done, "samples/text", sample.text)
 
     def _find_best(self) -> None:
-        """The best model of a run that was killed; folders that it was about to write or remove are swept up."""
+        """Load the note of the best model of a killed run; remove folders that it was about to write or remove."""
         note = self._out / BEST
         if self._recipe.best_by and note.is_file():
             self.best = Best(**json.loads(note.read_text()))
@@ -199,7 +199,7 @@ class Watch:
 
 @contextmanager
 def _undisturbed(vlm: UnifiedVLM) -> Iterator[None]:
-    """Evaluation without gradients, after which modes and random states are what they were."""
+    """Evaluate without gradients and restore modes and random states."""
     training = {module: module.training for module in vlm.module.modules()}
     devices = [vlm.device] if vlm.device.type == "cuda" else []
     vlm.module.eval()

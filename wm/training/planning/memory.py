@@ -52,7 +52,7 @@ class StepMemory:
     peak: int
 
     def as_dict(self) -> dict[str, int]:
-        """Plain values."""
+        """Return plain values."""
         return asdict(self)
 
 
@@ -91,7 +91,8 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @contextmanager
 def _scores_unkept() -> Iterator[None]:
-    """Attention that keeps queries, keys, values, its result and a number a row, as its fused kernels do.
+    """Replace attention by one that keeps queries, keys, values, its result and a number a row, as its fused kernels
+    do.
 
     The function itself is exchanged, where all that transformers' layers call finds it, also in a backward pass that
     computes layers again: torch's modes for functions do not reach there.
@@ -124,7 +125,7 @@ class _Attention(torch.autograd.Function):
 
 
 def step_memory(vlm: CausalVLM, recipe: TrainRecipe, template: Template, *, stage: int) -> StepMemory:
-    """Of one rank's step on micro-batches of rows like ``template``, under ZeRO ``stage``.
+    """Estimate the memory of one rank's step on micro-batches of rows like ``template``, under ZeRO ``stage``.
 
     ``vlm``: prepared for training (:func:`wm.training.adapters.prepare`), on the meta device; it is left in the
     recipe's precision. Under ``precision = "autocast"`` activations are counted in float32, more than they are.
@@ -169,7 +170,7 @@ class _Seen:
 
 
 def _run(vlm: CausalVLM, recipe: TrainRecipe, template: Template, trained: list[nn.Parameter], *, shards: int) -> _Seen:
-    """One micro-batch, or two where gradients are accumulated; of gradients one of so many ``shards`` is kept."""
+    """Run one micro-batch, or two where gradients are accumulated; of gradients one of so many ``shards`` is kept."""
     seen = _Seen()
     is_completion_BT = torch.from_numpy(template.is_completion_T).repeat(recipe.micro_batch_size, 1)
     with torch.device("meta"):
@@ -206,7 +207,7 @@ def _noted(module: nn.Module, note: Callable[..., None]) -> Iterator[None]:
 
 @contextmanager
 def _sharded(trained: list[nn.Parameter], shards: int) -> Iterator[None]:
-    """Of each gradient, once it is made, a share is kept: ZeRO from stage 2 on hands the rest to other ranks."""
+    """Keep a share of each gradient: ZeRO from stage 2 on hands the rest to other ranks."""
     kept: dict[Tensor, Tensor] = {}
 
     def keep_share(parameter: Tensor) -> None:
@@ -224,7 +225,7 @@ def _sharded(trained: list[nn.Parameter], shards: int) -> Iterator[None]:
 
 
 def _buffers(recipe: TrainRecipe, num_trained: int, element_size: int, stage: int) -> int:
-    """Of contiguous gradients: two, for the exchange goes on beside the computation."""
+    """Count the buffers of contiguous gradients: two, as the exchange overlaps the computation."""
     settled = recipe.model_copy(update={"zero_stage": stage})
     zero = deepspeed_config(settled, num_trained)["zero_optimization"]
     if stage == 0 or not zero["contiguous_gradients"]:
