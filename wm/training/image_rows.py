@@ -62,10 +62,10 @@ def _looked_up_class(former: type[Any]) -> type[Any]:
 
 def _places(layer: Any, adapter: str, device: torch.device) -> Tensor:
     """Return int64 (vocabulary,): the position of an id among the trained rows, or -1."""
-    found: Tensor | None = vars(layer).get("_wm_places")
-    if found is None or found.device != device:
+    positions: Tensor | None = vars(layer).get("_wm_places")
+    if positions is None or positions.device != device:
         ids = torch.tensor(layer.token_indices[adapter], device=device)
-        found = torch.full((layer.base_layer.num_embeddings,), -1, dtype=torch.int64, device=device)
-        found[ids] = torch.arange(len(ids), device=device)
-        vars(layer)["_wm_places"] = found
-    return found
+        positions = torch.full((layer.base_layer.num_embeddings,), -1, dtype=torch.int64, device=device)
+        positions[ids] = torch.arange(len(ids), device=device)
+        vars(layer)["_wm_places"] = positions
+    return positions

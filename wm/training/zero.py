@@ -176,17 +176,17 @@ def gathered(module: nn.Module, keep: bool, *, trained_only: bool) -> dict[str, 
     One parameter at a time is whole on a device. ``trained_only``: those with gradients, else all, and buffers that are
     saved.
     """
-    found: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         if trained_only and not parameter.requires_grad:
             continue
         with _whole(parameter):
             if keep:
-                found[name] = parameter.detach().to("cpu", copy=True)
+                weights[name] = parameter.detach().to("cpu", copy=True)
     if keep and not trained_only:
         saved = module.state_dict().keys()
-        found |= {name: buffer.detach().cpu() for name, buffer in module.named_buffers() if name in saved}
-    return found
+        weights |= {name: buffer.detach().cpu() for name, buffer in module.named_buffers() if name in saved}
+    return weights
 
 
 def _whole(parameter: nn.Parameter) -> Any:
@@ -206,11 +206,11 @@ def _sharded_part(optimizer: Any, parameter: Any, name: str) -> Iterator[Part]:
 
 
 def _partition_part(optimizer: Any, parameter: Any, name: str) -> Iterator[Part]:
-    place = parameter._hp_mapping
-    if place is not None:  # else the parameter lies in the partitions of other ranks
-        group, where = place.param_group_index, place.hp_fragment_address
+    mapping = parameter._hp_mapping
+    if mapping is not None:  # else the parameter lies in the partitions of other ranks
+        group, where = mapping.param_group_index, mapping.hp_fragment_address
         flat = optimizer.single_partition_of_fp32_groups[group]
-        yield Part(name, place.lp_fragment_address.start, _values(optimizer, flat, where.start, where.numel))
+        yield Part(name, mapping.lp_fragment_address.start, _values(optimizer, flat, where.start, where.numel))
 
 
 def _masters(optimizer: Any) -> dict[nn.Parameter, Tensor]:

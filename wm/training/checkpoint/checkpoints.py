@@ -68,7 +68,7 @@ def place_of(recipe: TrainRecipe) -> str:
 
 def identity_of(recipe: TrainRecipe, base_id: str, facts: Sequence[SourceFacts]) -> dict[str, Any]:
     """Return what a checkpoint belongs to: the recipe's identity settings, its folders known by what is in them."""
-    kept = {
+    settings = {
         key: value
         for key, value in recipe.model_dump(mode="json").items()
         if key not in (*recipe.HOW, "out", "base", "triplets", "held_out")
@@ -76,7 +76,7 @@ def identity_of(recipe: TrainRecipe, base_id: str, facts: Sequence[SourceFacts])
     sources = [
         {"path": Path(part.source.path).name, "weight": part.source.weight, "rows": part.num_rows} for part in facts
     ]
-    return kept | {"base": base_id, "triplets": sources}
+    return settings | {"base": base_id, "triplets": sources}
 
 
 def need_same(checkpoint: Checkpoint, identity: Mapping[str, Any], place: str) -> None:
@@ -105,22 +105,22 @@ def need_own(recipe: TrainRecipe, facts: Sequence[SourceFacts]) -> None:
         need_same(checkpoint, identity_of(recipe, base_id_of(recipe.base), facts), store.place)
 
 
-def best_of(found: Sequence[Checkpoint], recipe: TrainRecipe, count: int) -> list[Checkpoint]:
+def best_of(checkpoints: Sequence[Checkpoint], recipe: TrainRecipe, count: int) -> list[Checkpoint]:
     """Rank checkpoints by the recipe's ``keep_best_by`` and return the ``count`` best, best first; of equal ones the
     later. Those without a finite value of that metric are left out."""
     by = recipe.keep_best_by
     sign = -1.0 if by == "preference" else 1.0
-    measured = [one for one in found if math.isfinite(one.metrics.get(by, math.nan))]
-    return sorted(measured, key=lambda one: (sign * one.metrics[by], -one.step))[:count]
+    measured = [checkpoint for checkpoint in checkpoints if math.isfinite(checkpoint.metrics.get(by, math.nan))]
+    return sorted(measured, key=lambda checkpoint: (sign * checkpoint.metrics[by], -checkpoint.step))[:count]
 
 
-def kept_of(found: Sequence[Checkpoint], recipe: TrainRecipe, *, going_on: bool) -> list[str]:
-    """Return the names of the checkpoints to keep, of ``found`` in the order of their steps; while a run is
+def kept_of(checkpoints: Sequence[Checkpoint], recipe: TrainRecipe, *, going_on: bool) -> list[str]:
+    """Return the names of the checkpoints to keep, of ``checkpoints`` in the order of their steps; while a run is
     ``going_on`` the newest is always one of them."""
     num_last = max(recipe.keep_last, 1 if going_on else 0)
-    newest = list(found)[-num_last:] if num_last else []
-    chosen = {one.name for one in (*newest, *best_of(found, recipe, recipe.keep_best))}
-    return [one.name for one in found if one.name in chosen]
+    newest = list(checkpoints)[-num_last:] if num_last else []
+    names = {checkpoint.name for checkpoint in (*newest, *best_of(checkpoints, recipe, recipe.keep_best))}
+    return [checkpoint.name for checkpoint in checkpoints if checkpoint.name in names]
 
 
 def tidy(recipe: TrainRecipe) -> None:
@@ -159,20 +159,20 @@ class Checkpoints:
         """The whole checkpoint with the most steps, or None; the same on all ranks."""
         return self._found[-1] if self._found else None
 
-    def is_due(self, done: int, is_last: bool) -> bool:
-        """Return whether a checkpoint follows step ``done`` (from 1). After the last one only if checkpoints shall
+    def is_due(self, num_steps: int, is_last: bool) -> bool:
+        """Return whether a checkpoint follows step ``num_steps`` (from 1). After the last one only if checkpoints shall
         stay."""
         if is_last:
             return bool(self._recipe.keep_last or self._recipe.keep_best)
-        return done % self._recipe.checkpoint_every == 0
+        return num_steps % self._recipe.checkpoint_every == 0
 
     def load(self, checkpoint: Checkpoint, stepper: Stepper) -> int:
         """Put a checkpoint into the stepper, whatever number of ranks wrote it; returns its step."""
         files = checkpoint.manifest["files"]
         contents = {name: facts["contents"] for name, facts in files.items()}
         parts = stepper.parts_to_read()
-        wanted = sorted(StateReader(Path(checkpoint.name), contents).files_for(parts))
-        with self._store.at_hand(checkpoint, wanted) as folder:
+        file_names = sorted(StateReader(Path(checkpoint.name), contents).files_for(parts))
+        with self._store.at_hand(checkpoint, file_names) as folder:
             reader = StateReader(folder, contents)
             for part in parts:
                 reader.fill(part)
@@ -203,8 +203,8 @@ class Checkpoints:
     def last_whole(self) -> int | None:
         """Wait for the write in progress; return the step of the newest complete checkpoint. All ranks call it."""
         self.wait()
-        found = self._from_first(self._found)
-        return found[-1].step if found else None
+        checkpoints = self._from_first(self._found)
+        return checkpoints[-1].step if checkpoints else None
 
     def wait(self) -> None:
         """Block until nothing is being written."""
@@ -262,30 +262,30 @@ class Checkpoints:
             self._tell(name, error)
 
     def _tell(self, name: str, error: Exception) -> None:
-        told = (
+        message = (
             f"checkpoint of step {int(name.split('-')[1])} could not be written: {' '.join(str(error).split())[:600]}"
         )
         newest = f"step {self._found[-1].step}" if self._found else "none"
-        told += f"; training goes on, the last whole checkpoint is {newest}"
+        message += f"; training goes on, the last whole checkpoint is {newest}"
         self.report.failed += 1
-        self.report.last_failure = told
-        _log.warning(told)
+        self.report.last_failure = message
+        _log.warning(message)
         try:
             self._store.discard(name)
-            write_text(Path(self._recipe.out) / FAILED, told + "\n")
+            write_text(Path(self._recipe.out) / FAILED, message + "\n")
         except OSError:  # the log has it
             return
 
     def _from_all(self, mine: T) -> list[T]:
         if self._group is None:
             return [mine]
-        found: list[Any] = [None] * self._num_ranks
-        dist.all_gather_object(found, mine, group=self._group)
-        return found
+        values: list[Any] = [None] * self._num_ranks
+        dist.all_gather_object(values, mine, group=self._group)
+        return values
 
     def _from_first(self, mine: T) -> T:
         if self._group is None:
             return mine
-        found = [mine]
-        dist.broadcast_object_list(found, src=0, group=self._group)
-        return found[0]
+        values = [mine]
+        dist.broadcast_object_list(values, src=0, group=self._group)
+        return values[0]

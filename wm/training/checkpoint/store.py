@@ -89,18 +89,18 @@ class CheckpointStore:
 
     def checkpoints(self) -> list[Checkpoint]:
         """List the complete checkpoints, by step. Raises :class:`InputError` for a manifest that is damaged."""
-        found = []
+        complete = []
         for name in self._folders():
             path = f"{self._root}/{name}/{MANIFEST}"
             if _NAME.fullmatch(name) and self._fs.get_file_info(path).is_file:
-                found.append(Checkpoint(name, self._read_manifest(path)))
-        return sorted(found, key=lambda checkpoint: (checkpoint.step, checkpoint.name))
+                complete.append(Checkpoint(name, self._read_manifest(path)))
+        return sorted(complete, key=lambda checkpoint: (checkpoint.step, checkpoint.name))
 
     def remove_unfinished(self) -> None:
         """Remove what attempts that were killed have left of checkpoints."""
-        whole = {checkpoint.name for checkpoint in self.checkpoints()}
+        complete = {checkpoint.name for checkpoint in self.checkpoints()}
         for name in self._folders():
-            if _NAME.fullmatch(name.removeprefix(".")) and name not in whole:
+            if _NAME.fullmatch(name.removeprefix(".")) and name not in complete:
                 with self._errors():
                     self._fs.delete_dir(f"{self._root}/{name}")
 
@@ -171,12 +171,12 @@ class CheckpointStore:
         folder = f"{self._root}/{checkpoint.name}"
         with self._errors():
             for file in files:
-                info, wanted = self._fs.get_file_info(f"{folder}/{file}"), checkpoint.manifest["files"][file]["bytes"]
-                if not info.is_file or info.size != wanted:
-                    found = f"{info.size:,} bytes" if info.is_file else "nothing"
+                info, expected = self._fs.get_file_info(f"{folder}/{file}"), checkpoint.manifest["files"][file]["bytes"]
+                if not info.is_file or info.size != expected:
+                    actual = f"{info.size:,} bytes" if info.is_file else "nothing"
                     raise InputError(
-                        f"checkpoint {checkpoint.name} of {self.place}: expected {wanted:,} bytes in {file}, "
-                        f"found {found}"
+                        f"checkpoint {checkpoint.name} of {self.place}: expected {expected:,} bytes in {file}, "
+                        f"found {actual}"
                     )
         if self._is_local:
             yield Path(folder)
@@ -198,8 +198,8 @@ class CheckpointStore:
         from pyarrow import fs
 
         with self._errors():
-            found = self._fs.get_file_info(fs.FileSelector(self._root, allow_not_found=True))
-        return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
+            infos = self._fs.get_file_info(fs.FileSelector(self._root, allow_not_found=True))
+        return sorted(info.base_name for info in infos if info.type == fs.FileType.Directory)
 
     def _read_manifest(self, path: str) -> dict[str, Any]:
         with self._errors(), self._fs.open_input_stream(path) as stream:

@@ -84,8 +84,8 @@ class TokenSet:
 
     def lengths(self, rows: Indices) -> npt.NDArray[np.int64]:
         """Count the tokens of each of these rows, int64 (B,)."""
-        found, at = np.unique(self._action_tokens[rows], return_inverse=True)
-        return np.array([self._layout.length(int(length)) for length in found], np.int64)[at]
+        unique, at = np.unique(self._action_tokens[rows], return_inverse=True)
+        return np.array([self._layout.length(int(length)) for length in unique], np.int64)[at]
 
     def source_of(self, rows: Indices) -> npt.NDArray[np.int64]:
         """Return the number of the source of each of these rows, int64 (B,)."""
@@ -121,10 +121,10 @@ class TokenSet:
             local = self._local(number, rows[at])
             parts.append((at, *self._sources[number].gather(local)))
             ends = np.cumsum(self._action_tokens[rows[at]])
-            for place, action in zip(
+            for position, action in zip(
                 at.tolist(), np.split(self._sources[number].actions(local), ends[:-1]), strict=True
             ):
-                actions[place] = action
+                actions[position] = action
         shape = (len(rows), parts[0][1].shape[1])
         source_BN, target_BN = np.empty(shape, np.int64), np.empty(shape, np.int64)
         change_BN = np.empty(shape, np.float32)

@@ -113,14 +113,14 @@ def _write(folder: Path, source: Source, number: int, reader: Reader) -> None:
     chosen = reader.choose(source, number)
     _need_room(folder.parent, chosen.num_rows, reader.codec)
     prefix = f".{folder.name}.{platform.node()}.{os.getpid()}."
-    aside = Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=folder.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=folder.parent))
     try:
-        _write_files(aside, source, chosen, reader)
-        aside.chmod(0o755)
+        _write_files(temporary, source, chosen, reader)
+        temporary.chmod(0o755)
         with suppress(OSError):  # another node was quicker
-            aside.rename(folder)
+            temporary.rename(folder)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _remove_leftovers(folder: Path) -> None:
@@ -207,9 +207,9 @@ def _mapped(path: Path, kind: np.dtype[Any], shape: tuple[int, ...]) -> Array:
 
 def _need_sizes(folder: Path, sizes: dict[str, int]) -> None:
     for name, size in sizes.items():
-        found = (folder / name).stat().st_size if (folder / name).is_file() else -1
-        if found != size:
-            raise InputError(f"{folder / name} has {found} bytes, expected {size}; remove {folder}, it is made anew")
+        actual = (folder / name).stat().st_size if (folder / name).is_file() else -1
+        if actual != size:
+            raise InputError(f"{folder / name} has {actual} bytes, expected {size}; remove {folder}, it is made anew")
 
 
 def cache_bytes(num_rows: int, codec: CodecShape) -> int:
@@ -238,13 +238,13 @@ def _synced(path: Path) -> Iterator[BinaryIO]:
 @contextmanager
 def _made_folder(root: Path) -> Iterator[None]:
     """Create ``root``, and remove what was created for it if the block fails."""
-    made = [folder for folder in (root, *root.parents) if not folder.exists()]
+    created = [folder for folder in (root, *root.parents) if not folder.exists()]
     root.mkdir(parents=True, exist_ok=True)
     try:
         yield
     except BaseException:
         with suppress(OSError):
-            for folder in made:
+            for folder in created:
                 folder.rmdir()
         raise
 

@@ -236,8 +236,8 @@ def source_names(paths: Sequence[str]) -> list[str]:
     """Return a short name for each source: its folder's, with a number where two have the same."""
     names: list[str] = []
     for path in paths:
-        place = Path(path)
-        name = place.parent.name if place.name == "triplets" and place.parent.name else place.name
+        folder = Path(path)
+        name = folder.parent.name if folder.name == "triplets" and folder.parent.name else folder.name
         count = sum(other == name or other.startswith(f"{name}#") for other in names)
         names.append(f"{name}#{count + 1}" if count else name)
     return names
@@ -246,7 +246,7 @@ def source_names(paths: Sequence[str]) -> list[str]:
 def cut(path: Path, first: int) -> list[dict[str, Any]]:
     """Keep the lines of the first ``first`` steps, and return them; in a new file: a worker left over from before a
     kill, if one still writes, writes into the old one."""
-    kept = []
+    lines = []
     if path.is_file():
         for text in path.read_text().splitlines():
             try:
@@ -254,11 +254,11 @@ def cut(path: Path, first: int) -> list[dict[str, Any]]:
             except json.JSONDecodeError:  # the line that was being written when the run was killed
                 break
             if line["step"] <= first:
-                kept.append(line)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    aside.replace(path)
-    return kept
+                lines.append(line)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    temporary.replace(path)
+    return lines
 
 
 def _peak_bytes(device: torch.device) -> int:

@@ -48,9 +48,9 @@ class Finite:
                 raise DivergedError(self._tell(step, loss, last_checkpoint()))
 
     def _tell(self, step: Done, loss: float, saved: int | None) -> str:
-        kept = f"the checkpoint of step {saved} is kept" if saved is not None else "there is no checkpoint yet"
+        checkpoint = f"the checkpoint of step {saved} is kept" if saved is not None else "there is no checkpoint yet"
         rate, norm = f"lr {step.lr:.3g}", f"gradient norm {step.grad_norm:.3g}"
-        return f"loss is {loss:.6g} at step {step.step} ({rate}, {norm}); {kept}; {self._tell_rows(step)}"
+        return f"loss is {loss:.6g} at step {step.step} ({rate}, {norm}); {checkpoint}; {self._tell_rows(step)}"
 
     def _tell_rows(self, step: Done) -> str:
         is_bad_B = self._bad_rows(step)
@@ -59,12 +59,14 @@ class Finite:
             which, rows = f"{'all' if count else 'none'} of the step's {total} triplets have", step.rows
         else:
             which, rows = f"{count} of the step's {total} triplets have", step.rows[is_bad_B]
-        shown = rows[:_NAMED]
-        told = [
+        examples = rows[:_NAMED]
+        names = [
             f"{self._names[source]}/{name}"
-            for source, name in zip(self._tokens.source_of(shown).tolist(), self._tokens.names(shown), strict=True)
+            for source, name in zip(
+                self._tokens.source_of(examples).tolist(), self._tokens.names(examples), strict=True
+            )
         ]
-        return f"{which} a likelihood that is no number: {', '.join(told)}{', …' if len(rows) > _NAMED else ''}"
+        return f"{which} a non-finite likelihood: {', '.join(names)}{', …' if len(rows) > _NAMED else ''}"
 
     def _bad_rows(self, step: Done) -> npt.NDArray[np.bool_]:
         """Return bool (B,) of the global batch; a collective."""

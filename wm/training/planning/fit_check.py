@@ -33,8 +33,8 @@ def device_bytes(recipe: TrainRecipe) -> int | None:
 
 def usable_bytes(recipe: TrainRecipe) -> int | None:
     """Return what tensors may take of :func:`device_bytes`."""
-    found = device_bytes(recipe)
-    return found - RESERVED_BYTES * recipe.use_gpu if found is not None else None
+    total = device_bytes(recipe)
+    return total - RESERVED_BYTES * recipe.use_gpu if total is not None else None
 
 
 def memory_complaints(recipe: TrainRecipe, memory: StepMemory) -> list[str]:
@@ -54,16 +54,16 @@ def memory_complaints(recipe: TrainRecipe, memory: StepMemory) -> list[str]:
 def disk_complaints(recipe: TrainRecipe, codec: CodecShape, rows: Sequence[int], num_trained: int) -> list[str]:
     """Return one line a folder that has not the room: for tokens of ``rows`` of each source that are not in the cache
     yet, and for two checkpoints."""
-    wanted: dict[Path, dict[str, int]] = {}
-    wanted.setdefault(_existing(recipe.token_root), {})["tokens"] = sum(cache_bytes(count, codec) for count in rows)
-    wanted.setdefault(_existing(Path(recipe.out)), {})["two checkpoints"] = 2 * _STATE_BYTES * num_trained
-    found = []
-    for folder, parts in wanted.items():
+    needs: dict[Path, dict[str, int]] = {}
+    needs.setdefault(_existing(recipe.token_root), {})["tokens"] = sum(cache_bytes(count, codec) for count in rows)
+    needs.setdefault(_existing(Path(recipe.out)), {})["two checkpoints"] = 2 * _STATE_BYTES * num_trained
+    lines = []
+    for folder, parts in needs.items():
         free = shutil.disk_usage(folder).free
         if sum(parts.values()) > free:
-            said = " and ".join(f"{name} of {count / GIB:.1f} GiB" for name, count in parts.items() if count)
-            found.append(f"{said} come to {folder}, where {free / GIB:.1f} GiB are free")
-    return found
+            text = " and ".join(f"{name} of {count / GIB:.1f} GiB" for name, count in parts.items() if count)
+            lines.append(f"{text} come to {folder}, where {free / GIB:.1f} GiB are free")
+    return lines
 
 
 def _largest_micro_batch(recipe: TrainRecipe, memory: StepMemory, usable: int) -> int:
@@ -82,4 +82,4 @@ def _peak_at(recipe: TrainRecipe, memory: StepMemory, size: int) -> int:
 def _existing(folder: Path) -> Path:
     """Return the folder, or the nearest existing one above it."""
     folder = folder.absolute()
-    return next(place for place in (folder, *folder.parents) if place.is_dir())
+    return next(candidate for candidate in (folder, *folder.parents) if candidate.is_dir())

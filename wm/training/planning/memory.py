@@ -145,7 +145,7 @@ def step_memory(vlm: CausalVLM, recipe: TrainRecipe, template: Template, *, stag
         gathered = min(ZERO3_LIVE * trained[0].element_size(), weights + adapter)
         weights, adapter = -(-weights // ranks), -(-adapter // ranks)
         communication += gathered if ranks > 1 else 0
-    seen = _run(vlm, recipe, template, trained, shards=1 if stage < 2 else ranks)
+    usage = _run(vlm, recipe, template, trained, shards=1 if stage < 2 else ranks)
     # The step itself: this rank's gradients once more, in fp32.
     update = gradients + _FP32 * (own_trained if stage > 0 else num_trained)
     still = weights + adapter + optimizer + communication
@@ -155,9 +155,9 @@ def step_memory(vlm: CausalVLM, recipe: TrainRecipe, template: Template, *, stag
         optimizer=optimizer,
         gradients=gradients,
         communication=communication,
-        activations=seen.activations,
-        logits=seen.logits,
-        peak=still + max(seen.peak, update),
+        activations=usage.activations,
+        logits=usage.logits,
+        peak=still + max(usage.peak, update),
     )
 
 
@@ -171,7 +171,7 @@ class _Seen:
 
 def _run(vlm: CausalVLM, recipe: TrainRecipe, template: Template, trained: list[nn.Parameter], *, shards: int) -> _Seen:
     """Run one micro-batch, or two where gradients are accumulated; of gradients one of so many ``shards`` is kept."""
-    seen = _Seen()
+    usage = _Seen()
     is_completion_BT = torch.from_numpy(template.is_completion_T).repeat(recipe.micro_batch_size, 1)
     with torch.device("meta"):
         ids_BT = torch.zeros(is_completion_BT.shape, dtype=torch.int64)
@@ -180,20 +180,20 @@ def _run(vlm: CausalVLM, recipe: TrainRecipe, template: Template, trained: list[
     before = 0
 
     def note(*_: Any) -> None:
-        seen.activations = live.live - before
-        seen.peak, live.peak = max(seen.peak, live.peak), live.live
+        usage.activations = live.live - before
+        usage.peak, live.peak = max(usage.peak, live.peak), live.live
 
     with _sharded(trained, shards), _noted(vlm.decoder, note), _scores_unkept(), live:
         for _ in range(min(2, recipe.accumulation_steps)):
             before = live.live
             loss = completion_losses(vlm, ids_BT, is_completion_BT, weight_BT, 1.0)[0]
-            seen.logits = live.peak - before - seen.activations
+            usage.logits = live.peak - before - usage.activations
             loss.backward()  # type: ignore[no-untyped-call]
             del loss
-    seen.peak = max(seen.peak, live.peak)
+    usage.peak = max(usage.peak, live.peak)
     for parameter in trained:
         parameter.grad = None
-    return seen
+    return usage
 
 
 @contextmanager
@@ -208,11 +208,11 @@ def _noted(module: nn.Module, note: Callable[..., None]) -> Iterator[None]:
 @contextmanager
 def _sharded(trained: list[nn.Parameter], shards: int) -> Iterator[None]:
     """Keep a share of each gradient: ZeRO from stage 2 on hands the rest to other ranks."""
-    kept: dict[Tensor, Tensor] = {}
+    shares: dict[Tensor, Tensor] = {}
 
     def keep_share(parameter: Tensor) -> None:
-        if parameter not in kept:
-            kept[parameter] = parameter.new_empty(-(-parameter.numel() // shards))
+        if parameter not in shares:
+            shares[parameter] = parameter.new_empty(-(-parameter.numel() // shards))
         parameter.grad = None
 
     hooked = trained if shards > 1 else []

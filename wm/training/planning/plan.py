@@ -138,6 +138,6 @@ def _survey(recipe: TrainRecipe, vlm: UnifiedVLM, codec: CodecShape) -> list[tup
     speech = reader.speech_digest()
     facts = []
     for number, source in enumerate(recipe.triplets):
-        kept = find_source(recipe.token_root, source, number, reader, speech)
-        facts.append((kept.facts, True) if kept is not None else (reader.survey(source, number), False))
+        cached = find_source(recipe.token_root, source, number, reader, speech)
+        facts.append((cached.facts, True) if cached is not None else (reader.survey(source, number), False))
     return facts

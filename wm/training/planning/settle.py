@@ -44,8 +44,8 @@ def settled(recipe: TrainRecipe, choose: Callable[[Sequence[tuple[int, bool]]], 
     A stage that spreads over one rank what it holds anyway is no choice, nor is 3 where a gate wants a whole
     model or rows of image codes a whole matrix.
     """
-    whole = recipe.gate_every or recipe.sample_every or recipe.lora.train_image_rows
-    stages = [1] if recipe.num_ranks == 1 else [1, 2] if whole else [1, 2, 3]
+    needs_unsharded = recipe.gate_every or recipe.sample_every or recipe.lora.train_image_rows
+    stages = [1] if recipe.num_ranks == 1 else [1, 2] if needs_unsharded else [1, 2, 3]
     stages = stages if recipe.zero_stage == "auto" else [recipe.zero_stage]
     words = [False, True] if recipe.checkpoint_activations == "auto" else [recipe.checkpoint_activations]
     choices = [choice for choice in CHOICES if choice[0] in stages and choice[1] in words]
