@@ -1,6 +1,7 @@
 """The learning rate against transformers' schedules, and what a run too short for its schedule is told."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from tests.helpers.training_data import random_rows, write_triplets
 from wm.config import Recipe
 from wm.errors import InputError
 from wm.runs import Run
-from wm.training import TrainRecipe
+from wm.training import TrainRecipe, World, fit
 from wm.training.checkpoint.checkpoints import Checkpoint, need_same
 from wm.training.planning.schedule import learning_rate, schedule_warnings
+from wm.training.step import Stepper
 
 PAPER = Path(__file__).resolve().parents[1] / "jobs" / "recipes" / "paper"
 
@@ -44,6 +46,43 @@ def test_rates_are_those_of_transformers(num_steps: int, warmup_steps: int, floo
     settings = {"num_steps": num_steps, "warmup_steps": warmup_steps, "floor": floor}
     rates = [learning_rate(step, peak=2e-4, **settings) for step in range(num_steps)]
     assert rates == pytest.approx(rates_of_transformers(2e-4, **settings), rel=1e-9, abs=1e-18)
+
+
+@pytest.mark.parametrize("warmup", [{"warmup_ratio": 0.45}, {"warmup_steps": 30}])
+def test_adamw_gets_these_rates_also_after_a_resume(
+    warmup: dict[str, Any], tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    triplets = write_triplets(random_rows(tiny_base, 12), tmp_path / "triplets")
+    values = {"base": str(tiny_base), "triplets": str(triplets), "out": str(tmp_path / "out"), "steps": 7}
+    recipe = recipe_of(**values, **warmup, global_batch=2, lr=1e-3, lr_floor=0.1, checkpoint_every=2, log_to=[])
+    rates = rates_of_transformers(1e-3, num_steps=7, warmup_steps=recipe.num_warmup_steps(7), floor=0.1)
+    used: list[list[float]] = []
+    adamw_step, train_step = torch.optim.AdamW.step, Stepper.step
+
+    def note(self: torch.optim.AdamW, *args: Any) -> Any:
+        used.append([group["lr"] for group in self.param_groups])
+        return adamw_step(self, *args)
+
+    def die(self: Stepper, step: int, *args: Any) -> float:
+        if step == 3:
+            raise KeyboardInterrupt
+        return train_step(self, step, *args)
+
+    def fit_once() -> list[list[float]]:
+        used.clear()
+        fit(recipe, World(0, 1, torch.device("cpu")), digest="d")
+        return list(used)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", note)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Stepper, "step", die)
+        fit_once()
+    assert used == [[pytest.approx(rate)] * len(used[0]) for rate in rates[:3]]
+    while not list((tmp_path / "out" / "checkpoints").glob("step-*/checkpoint.json")):
+        time.sleep(0.01)
+    assert fit_once() == [[pytest.approx(rate)] * len(used[0]) for rate in rates[2:]]
+    logged = [json.loads(line)["lr"] for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert logged == pytest.approx(rates)
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.01, 0.03, 0.1, 0.5])
