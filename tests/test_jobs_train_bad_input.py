@@ -137,5 +137,5 @@ def test_a_checkpoint_of_another_recipe_is_refused_before_any_work(
     run(TrainRecipe.parse(values, "test"))
     capsys.readouterr()
     error = refused(capsys, tmp_path / "other", values | {"out": str(tmp_path / "other"), "seed": 7})
-    assert "is of another recipe: seed = 0 there, 7 here; choose another place" in error
+    assert "is of another recipe: seed = 0 there, 7 here; choose another folder" in error
     nothing_but_tokens(tmp_path / "other")

@@ -104,7 +104,7 @@ def test_a_run_that_diverges_names_the_step_and_its_rows(tiny_base: Path, triple
     recipe = recipe_of(tiny_base, triplets, tmp_path, lr=1e30, grad_clip=0, lora={"enabled": False})
     message = (
         r"loss is nan at step 2 \(lr .*e\+29, gradient norm inf\); there is no checkpoint yet; all of the step's 8 "
-        r"triplets have a likelihood that is no number: triplets\d/[0-9a-f]{24}, .*, …$"
+        r"triplets have a non-finite likelihood: triplets\d/[0-9a-f]{24}, .*, …$"
     )
     with pytest.raises(DivergedError, match=message):
         fit(recipe, HERE, digest="")
@@ -137,7 +137,7 @@ def test_a_row_that_breaks_the_loss_is_named_and_the_last_good_checkpoint_kept(
     told = re.sub(r"norm [0-9.]+\)", "norm)", str(error.value))
     assert told == (
         f"loss is nan at step 5 (lr {learning_rate(4, peak=1e-2, num_steps=8, warmup_steps=0, floor=0):.3g}, gradient "
-        f"norm); the checkpoint of step 3 is kept; 1 of the step's 8 triplets have a likelihood that is no number: "
+        f"norm); the checkpoint of step 3 is kept; 1 of the step's 8 triplets have a non-finite likelihood: "
         f"{triplets.name}/{wanted}"
     )
     (kept,) = (tmp_path / "checkpoints").glob("step-*")

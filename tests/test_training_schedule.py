@@ -1,6 +1,7 @@
 """The learning rate against transformers' schedules, and what a run too short for its schedule is told."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from tests.helpers.training_data import random_rows, write_triplets
 from wm.config import Recipe
 from wm.errors import InputError
 from wm.runs import Run
-from wm.training import TrainRecipe
+from wm.training import TrainRecipe, World, fit
 from wm.training.checkpoint.checkpoints import Checkpoint, need_same
 from wm.training.planning.schedule import learning_rate, schedule_warnings
+from wm.training.step import Stepper
 
 PAPER = Path(__file__).resolve().parents[1] / "jobs" / "recipes" / "paper"
 
@@ -44,6 +46,43 @@ def test_rates_are_those_of_transformers(num_steps: int, warmup_steps: int, floo
     settings = {"num_steps": num_steps, "warmup_steps": warmup_steps, "floor": floor}
     rates = [learning_rate(step, peak=2e-4, **settings) for step in range(num_steps)]
     assert rates == pytest.approx(rates_of_transformers(2e-4, **settings), rel=1e-9, abs=1e-18)
+
+
+@pytest.mark.parametrize("warmup", [{"warmup_ratio": 0.45}, {"warmup_steps": 30}])
+def test_adamw_gets_these_rates_also_after_a_resume(
+    warmup: dict[str, Any], tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    triplets = write_triplets(random_rows(tiny_base, 12), tmp_path / "triplets")
+    values = {"base": str(tiny_base), "triplets": str(triplets), "out": str(tmp_path / "out"), "steps": 7}
+    recipe = recipe_of(**values, **warmup, global_batch=2, lr=1e-3, lr_floor=0.1, checkpoint_every=2, log_to=[])
+    rates = rates_of_transformers(1e-3, num_steps=7, warmup_steps=recipe.num_warmup_steps(7), floor=0.1)
+    used: list[list[float]] = []
+    adamw_step, train_step = torch.optim.AdamW.step, Stepper.step
+
+    def note(self: torch.optim.AdamW, *args: Any) -> Any:
+        used.append([group["lr"] for group in self.param_groups])
+        return adamw_step(self, *args)
+
+    def die(self: Stepper, step: int, *args: Any) -> float:
+        if step == 3:
+            raise KeyboardInterrupt
+        return train_step(self, step, *args)
+
+    def fit_once() -> list[list[float]]:
+        used.clear()
+        fit(recipe, World(0, 1, torch.device("cpu")), digest="d")
+        return list(used)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", note)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Stepper, "step", die)
+        fit_once()
+    assert used == [[pytest.approx(rate)] * len(used[0]) for rate in rates[:3]]
+    while not list((tmp_path / "out" / "checkpoints").glob("step-*/checkpoint.json")):
+        time.sleep(0.01)
+    assert fit_once() == [[pytest.approx(rate)] * len(used[0]) for rate in rates[2:]]
+    logged = [json.loads(line)["lr"] for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert logged == pytest.approx(rates)
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.01, 0.03, 0.1, 0.5])
@@ -103,12 +142,25 @@ def test_c_idm_on_300_triplets_reaches_9_percent() -> None:
             ["warmup_ratio = 0.5 takes 50% of the run's 100 steps; give warmup_ratio=0.05 (5 of"],
         ),
         ({"warmup_steps": 0}, 100, []),
+        # The share of a run of 3 steps is rounded up to 1, which has the peak: no shorter warm-up is to be had.
+        ({"warmup_ratio": 0.05}, 3, []),
+        ({"warmup_steps": 1}, 1, []),
+        ({"warmup_steps": 2}, 3, ["warmup_steps = 2 takes 67% of the run's 3 steps; give"]),
     ],
 )
 def test_a_long_warmup_is_reported(values: dict[str, Any], num_steps: int, beginnings: list[str]) -> None:
     lines = schedule_warnings(recipe_of(checkpoint_every=1, **values), num_steps)
     assert len(lines) == len(beginnings)
     assert all(line.startswith(start) for line, start in zip(lines, beginnings, strict=True)), lines
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "warmup_steps", "share"),
+    [(1000, 10**7, "0.01%"), (3, 10**12, "3e-10%"), (999_999, 10**6, "99.9999%"), (47, 500, "9.4%")],
+)
+def test_the_peak_is_no_false_zero_or_whole(num_steps: int, warmup_steps: int, share: str) -> None:
+    [line] = schedule_warnings(recipe_of(checkpoint_every=1, warmup_steps=warmup_steps), num_steps)
+    assert f"gets no further than {share} of its peak" in line
 
 
 def test_intervals_beyond_the_run_are_reported() -> None:
@@ -130,6 +182,8 @@ def test_intervals_beyond_the_run_are_reported() -> None:
         ({"warmup_steps": 0.05}, "a share of the run is warmup_ratio = 0.05"),
         ({"warmup_ratio": 1.5}, "warmup_ratio = 1.5: "),
         ({"warmup_ratio": -0.1}, "warmup_ratio = -0.1: "),
+        ({"warmup_steps": 10**400}, "input should be less than or equal to 1000000000000"),
+        ({"epochs": 1e300}, "epochs = 1e+300: input should be less than or equal to 1000000000"),
     ],
 )
 def test_a_warmup_that_makes_no_sense_is_refused(values: dict[str, Any], problem: str) -> None:
@@ -169,12 +223,12 @@ def test_a_run_from_before_a_key_was_added_is_the_same_run(tmp_path: Path) -> No
     assert record["recipe"].pop("warmup_ratio", "absent") is None
     path.write_text(json.dumps(record))
     assert not Run(recipe.out, "train", recipe).is_whole()
-    with pytest.raises(InputError, match=r"recipe warmup_ratio = None there, 0\.1 here"):
+    with pytest.raises(InputError, match=r"recipe warmup_ratio = not set there, 0\.1 here"):
         Run(recipe.out, "train", recipe_of(out=recipe.out, warmup_ratio=0.1)).is_whole()
-    checkpoint = Checkpoint("step-1", {"identity": {"lr": 1.0}})
-    need_same(checkpoint, {"lr": 1.0, "warmup_ratio": None}, "place")
-    with pytest.raises(InputError, match=r"warmup_ratio = None there, 0\.1 here"):
-        need_same(checkpoint, {"lr": 1.0, "warmup_ratio": 0.1}, "place")
+    checkpoint = Checkpoint("step-1", {"identity": {"lr": 1.0, "lora": {}}})
+    need_same(checkpoint, {"lr": 1.0, "warmup_ratio": None, "lora": {"margin": None}}, "place")
+    with pytest.raises(InputError, match=r"warmup_ratio = not set there, 0\.1 here"):
+        need_same(checkpoint, {"lr": 1.0, "lora": {}, "warmup_ratio": 0.1}, "place")
 
 
 def test_null_keys_of_tables_do_not_tell_runs_apart(tmp_path: Path) -> None:
@@ -196,7 +250,7 @@ def test_null_keys_of_tables_do_not_tell_runs_apart(tmp_path: Path) -> None:
     path.write_text(json.dumps(record))
     assert not is_whole()
     for values in ({"margin": 0.0}, {"best_of": 2}):
-        with pytest.raises(InputError, match=r"recipe search = .* there"):
+        with pytest.raises(InputError, match=r"recipe search\.(margin|best_of) = .* there"):
             is_whole(**values)
 
 

@@ -39,8 +39,9 @@ class Trained:
 
 
 def training_figures(record: Measures, model: ShapeModel, repeats: int) -> None:
-    """Samples a second and the share of the device's product rate (MFU, by the products that a step needs: those of
-    the forward pass and as many for the gradients of activations; what checkpointing does again does not count)."""
+    """Return samples a second and the share of the device's product rate (MFU, by the products that a step needs:
+    those of the forward pass and as many for the gradients of activations; what checkpointing does again does not
+    count)."""
     vlm: Any = Trained(model)
     with torch.enable_grad():
         prepare(vlm, Lora(), seed=0)

@@ -128,7 +128,7 @@ def sampling_figures(
 
 
 def _least(record: Measures, names: Sequence[str]) -> float:
-    """The least seconds among what was measured; 0 if nothing was."""
+    """Return the min of the measured seconds; 0 if there are none."""
     return min((record.figures[name]["s"] for name in names if name in record.figures), default=0.0)
 
 
@@ -187,7 +187,7 @@ def _sample(record: Measures, model: Any, decoder: Decoder, *, count: int, repea
 
 
 def weight_bytes(view: DecoderView, num_codes: int) -> int:
-    """What every step reads: all layers, the last norm and the image codes' rows of the head."""
+    """Count the bytes that every step reads: all layers, the last norm and the image codes' rows of the head."""
     layer = view.layers[0]
     matrices = (layer.query, layer.key, layer.value, layer.out, layer.gate, layer.up, layer.down)
     head_norms = [part for pair in (layer.query_norm, layer.key_norm) if pair is not None for part in pair]
@@ -230,7 +230,7 @@ def scoring_figures(record: Measures, model: Any, repeats: int) -> None:
 
 
 def generate_figures(record: Measures, model: ShapeModel, caches: Sequence[str]) -> None:
-    """transformers' generate at N = ROWS, once after a few tokens to warm up (a whole image where it compiles)."""
+    """Time transformers' generate at N = ROWS, once after a few tokens to warm up (a whole image where it compiles)."""
     prefix = model.shape.ids(model.shape.prefix)
     for cache in caches:
 

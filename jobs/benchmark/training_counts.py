@@ -83,7 +83,7 @@ class MaskOfBytes(nn.Module):
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
-        """The input with a share ``p`` of it zero and the rest scaled up, in training."""
+        """Return the input with a share ``p`` of it zero and the rest scaled up, in training."""
         return torch.native_dropout(x, self.p, True)[0] if self.training else x
 
 

@@ -52,7 +52,7 @@ def loader_work(shape: LoaderShape) -> Iterator[dict[str, Callable[[], object]]]
 
 
 def write_nano(folder: Path) -> None:
-    """A model of the nano world's size with random weights."""
+    """Build a model of the nano world's size with random weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         vlm, codec = build_nano(TINY_WORDS, NanoPreset())

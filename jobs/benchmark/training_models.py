@@ -68,7 +68,7 @@ class FullLogits(ChameleonForConditionalGeneration):  # type: ignore[misc]
     """transformers' model with its own loss over all logits, those of images left as they are."""
 
     def forward(self, input_ids: Tensor, labels: Tensor, **_: Any) -> Tensor:
-        """The loss; ``labels`` are -100 where nothing is learned."""
+        """Return the loss; ``labels`` are -100 where nothing is learned."""
         hidden_BTH = self.model(input_ids=input_ids, use_cache=False).last_hidden_state
         loss: Tensor = ForCausalLMLoss(self.lm_head(hidden_BTH), labels, self.config.vocab_size)
         return loss
@@ -111,7 +111,7 @@ def with_peft(module: FullLogits, lora: Lora) -> Any:
 
 
 def ours(module: FullLogits, lora: Lora, shape: Shape) -> CausalVLM:
-    """The same model prepared for training by :mod:`wm.training`."""
+    """Build the same model prepared for training by :mod:`wm.training`."""
     vlm = CausalVLM(
         module,
         None,
@@ -132,7 +132,7 @@ def peft_step(model: nn.Module, batch: MicroBatch) -> Callable[[], Tensor]:
 
 
 def our_step(vlm: CausalVLM, batch: MicroBatch) -> Callable[[], Tensor]:
-    """The same of ours."""
+    """Return the same of our own model."""
     num_tokens = int(batch[1].sum())
     return _step(vlm.module, lambda: completion_loss(vlm, *batch, num_tokens))
 

@@ -15,7 +15,7 @@ from wm.models.protocol import UnifiedVLM
 
 
 def own_row_targets(vlm: UnifiedVLM) -> dict[str, list[int]]:
-    """PEFT's ``trainable_token_indices``: module name to vocabulary ids of the image codes. The head of tied
+    """Return PEFT's ``trainable_token_indices``: module name to vocabulary ids of the image codes. The head of tied
     embeddings follows them.
 
     Raises :class:`InputError` for a family whose image codes are no rows of the vocabulary.
@@ -61,11 +61,11 @@ def _looked_up_class(former: type[Any]) -> type[Any]:
 
 
 def _places(layer: Any, adapter: str, device: torch.device) -> Tensor:
-    """int64 (vocabulary,): the place of an id among the trained rows, or -1."""
-    found: Tensor | None = vars(layer).get("_wm_places")
-    if found is None or found.device != device:
+    """Return int64 (vocabulary,): the position of an id among the trained rows, or -1."""
+    positions: Tensor | None = vars(layer).get("_wm_places")
+    if positions is None or positions.device != device:
         ids = torch.tensor(layer.token_indices[adapter], device=device)
-        found = torch.full((layer.base_layer.num_embeddings,), -1, dtype=torch.int64, device=device)
-        found[ids] = torch.arange(len(ids), device=device)
-        vars(layer)["_wm_places"] = found
-    return found
+        positions = torch.full((layer.base_layer.num_embeddings,), -1, dtype=torch.int64, device=device)
+        positions[ids] = torch.arange(len(ids), device=device)
+        vars(layer)["_wm_places"] = positions
+    return positions

@@ -1,7 +1,10 @@
-"""The training run of one worker: rows to steps, metrics, checkpoints, model. Where the others are is a
-callback."""
+"""Train one rank: rows to steps, metrics, checkpoints, model.
+
+Knows nothing of Ray, nor how a model is evaluated: that is a :class:`Watcher` that the caller passes.
+"""
 
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -13,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from wm.models import load_model, save_model
+from wm.models.protocol import UnifiedVLM
 from wm.training.adapters import ParameterCounts, prepare
 from wm.training.checkpoint.checkpoints import Checkpoints, identity_of
 from wm.training.data.batches import TokenSet
@@ -34,7 +38,7 @@ __all__ = ["METRICS", "MODEL", "DivergedError", "FitSummary", "World", "fit"]
 
 @dataclass(frozen=True)
 class FitSummary:
-    """What a run did, on rank 0."""
+    """Figures of a finished run, on rank 0."""
 
     num_steps: int
     resumed_at_step: int
@@ -54,16 +58,27 @@ class FitSummary:
     collapsed_at: tuple[int, ...] = ()
     """Steps at whose gates the model handed back its source."""
     checkpoints: dict[str, Any] = field(default_factory=dict)
-    """See :class:`wm.training.checkpoint.checkpoints.Report`."""
+    """Fields of :class:`wm.training.checkpoint.checkpoints.Report`."""
     zero_stage: int = 0
     """Of DeepSpeed, as the recipe wants it or as it was chosen."""
     recomputes: bool = False
     """Whether layers were computed again in the backward pass."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for ``run.json``; what there was no gate for is left out."""
+        """Return plain values, for ``run.json``; what there was no gate for is left out."""
         gated = ("gate", "best", "collapsed_at")
         return {name: value for name, value in asdict(self).items() if name not in gated or value}
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """A rank's part of a global batch, in memory from which a GPU can fetch it."""
+
+    micro_batches: list[MicroBatch]
+    num_tokens: int
+    """Completion tokens of the complete global batch."""
+    rows: Indices
+    """Of the complete global batch."""
 
 
 def fit(
@@ -75,23 +90,40 @@ def fit(
 ) -> FitSummary:
     """Train and write ``out/model`` and ``out/metrics.jsonl``. Every rank of the process group calls it.
 
-    Goes on from the newest checkpoint of the recipe, if there is one. ``digest`` names the recipe in the model's
-    manifest; ``watcher`` looks through held-out triplets where the recipe asks for gates or samples.
-    Raises :class:`InputError` on bad input and :class:`DivergedError` when the loss is no number.
+    The run resumes from the newest checkpoint of the recipe, if there is one.
+
+    Args:
+        recipe: The run; all ranks have the same.
+        world: Rank, world size and device of this process.
+        digest: Names the recipe in the model's manifest.
+        watcher: Evaluates on held-out triplets where the recipe asks for gates or samples; used on rank 0 alone.
+
+    Returns:
+        Figures of the run; losses are NaN on ranks other than 0.
+
+    Raises:
+        InputError: The data, the base model or a checkpoint does not fit the recipe.
+        DivergedError: The loss or a gradient is non-finite.
     """
     begin = time.perf_counter()
     torch.set_num_threads(recipe.threads_per_worker)
     need_process_group(world.device)
+
+    # 1. Data first: bad rows should cost seconds, not the loading of a 7B model.
     tokens = check_data(recipe)
     recipe = settled_on_ranks(recipe, tokens.facts, world)
-    with loading(recipe, world.device):
-        vlm = load_model(recipe.base, device=world.device, dtype=_dtype(recipe))
     order = order_of(recipe, tokens.facts)
     num_steps = recipe.num_steps(order)
+
+    # 2. Model and optimiser. Stage 3 shards weights while they are read, so the context surrounds the loading alone.
+    with loading(recipe, world.device):
+        vlm = load_model(recipe.base, device=world.device, dtype=_dtype(recipe))
     counts = prepare(vlm, recipe.lora, recipe.seed)
     work = step_work(vlm)
     recompute_layers(vlm, bool(recipe.checkpoint_activations))
     stepper = Stepper(vlm, recipe, num_steps)
+
+    # 3. Resume. What lies behind the checkpoint in logs and gates is dropped by the same step.
     checkpoints = Checkpoints(recipe, world.rank, world.size, identity_of(recipe, vlm.base_id, tokens.facts))
     first = checkpoints.load(checkpoints.newest, stepper) if checkpoints.newest is not None else 0
     boards = open_boards(recipe, first) if world.rank == 0 else Boards()
@@ -109,46 +141,31 @@ def fit(
         boards=boards,
     )
     setup_s = time.perf_counter() - begin
-    finite, saved = Finite(world, tokens), first
-    make = partial(_step_batch, tokens=tokens, order=order, recipe=recipe, world=world)
-    with closing(prefetched(make, range(first, num_steps))) as batches:
-        for step, ready in enumerate(batches, first):
-            # Dropout that depends on the step alone: a resumed run draws what the uninterrupted one would have
-            # drawn.
-            torch.manual_seed((((recipe.seed << 32) + step) * world.size + world.rank) % (1 << 63))
-            micro_batches = [_moved(parts, world.device) for parts in ready.micro_batches]
-            loss = stepper.step(step, micro_batches, ready.num_tokens)
-            done, is_last = step + 1, step + 1 == num_steps
-            told = Done(
-                done,
-                loss,
-                stepper.rate(step),
-                stepper.grad_norm,
-                ready.rows,
-                ready.num_tokens,
-                stepper.rows,
-                ready.micro_batches,
-            )
-            metrics.add(told)
-            finite.add(told)
-            is_due = watch.is_due(done, is_last)
-            if is_last or is_due or done % recipe.log_every == 0 or checkpoints.is_due(done, is_last):
-                finite.need(metrics.flush(), checkpoints.last_whole)
-            if is_due:
-                with metrics.paused():
-                    watch.look(vlm, done, is_last)
-            if checkpoints.is_due(done, is_last):
-                checkpoints.save(done, stepper, _measured(metrics, watch, done - saved))
-                saved = done
+
+    # 4. Steps.
+    _train_steps(
+        range(first, num_steps),
+        build_batch=partial(_step_batch, tokens=tokens, order=order, recipe=recipe, world=world),
+        vlm=vlm,
+        stepper=stepper,
+        metrics=metrics,
+        finite=Finite(world, tokens),
+        watch=watch,
+        checkpoints=checkpoints,
+    )
     steps_s = time.perf_counter() - begin - setup_s - metrics.paused_s
+
+    # 5. Model. Gathering sharded weights is a collective, so all ranks take part and rank 0 alone writes.
     weights = stepper.weights(keep=world.rank == 0)
     if world.rank == 0:
         name = LAST if recipe.best_by else MODEL
         save_model(vlm, Path(recipe.out) / name, task=recipe.task, recipe_digest=digest, state_dict=weights)
         watch.publish()
     checkpoints.close()
+    # No rank leaves before the model is written: Ray would take down a group that has lost a member.
     dist.barrier()
     boards.close()
+
     losses = metrics.losses
     return FitSummary(
         num_steps=num_steps,
@@ -169,22 +186,61 @@ def fit(
     )
 
 
-def _measured(metrics: Metrics, watch: Watch, num_steps: int) -> dict[str, float]:
-    """On rank 0: what a checkpoint may be chosen by. Mean loss of the last ``num_steps`` steps, and the last gate's."""
-    found = {"loss": float(np.mean(metrics.losses[-num_steps:]))} if metrics.losses else {}
+def _train_steps(
+    steps: range,
+    *,
+    build_batch: Callable[[int], StepBatch],
+    vlm: UnifiedVLM,
+    stepper: Stepper,
+    metrics: Metrics,
+    finite: Finite,
+    watch: Watch,
+    checkpoints: Checkpoints,
+) -> None:
+    """Run the steps, and after each what is due: logs, the check for divergence, evaluation, a checkpoint."""
+    recipe, world = metrics.recipe, metrics.world
+    last_saved = steps.start
+    with closing(prefetched(build_batch, steps)) as batches:
+        for step, batch in zip(steps, batches, strict=True):
+            # 4.1 Dropout depends on the step alone: a resumed run samples the masks of an uninterrupted one.
+            torch.manual_seed((((recipe.seed << 32) + step) * world.size + world.rank) % (1 << 63))
+            micro_batches = [_move_to(parts, world.device) for parts in batch.micro_batches]
+            loss = stepper.step(step, micro_batches, batch.num_tokens)
+
+            # 4.2 Note the step. Nothing here waits for another rank or for the device.
+            num_steps, is_last = step + 1, step + 1 == steps.stop
+            step_result = Done(
+                num_steps,
+                loss,
+                stepper.rate(step),
+                stepper.grad_norm,
+                batch.rows,
+                batch.num_tokens,
+                stepper.rows,
+                batch.micro_batches,
+            )
+            metrics.add(step_result)
+            finite.add(step_result)
+
+            # 4.3 Check for divergence before evaluation and checkpoint: neither may see non-finite weights.
+            is_watch_due, is_checkpoint_due = watch.is_due(num_steps, is_last), checkpoints.is_due(num_steps, is_last)
+            if is_last or is_watch_due or is_checkpoint_due or num_steps % recipe.log_every == 0:
+                finite.need(metrics.flush(), checkpoints.last_whole)
+
+            # 4.4 Evaluate before the checkpoint, whose rank among the others may depend on the figures.
+            if is_watch_due:
+                with metrics.paused():
+                    watch.look(vlm, num_steps, is_last)
+            if is_checkpoint_due:
+                checkpoints.save(num_steps, stepper, _checkpoint_figures(metrics, watch, num_steps - last_saved))
+                last_saved = num_steps
+
+
+def _checkpoint_figures(metrics: Metrics, watch: Watch, num_steps: int) -> dict[str, float]:
+    """Return on rank 0 what a checkpoint may be chosen by: mean loss of the last ``num_steps`` steps, last gate's."""
+    figures = {"loss": float(np.mean(metrics.losses[-num_steps:]))} if metrics.losses else {}
     gate = watch.gates[-1] if watch.gates else {}
-    return found | {name: gate[name] for name in ("nats", "preference") if name in gate}
-
-
-@dataclass(frozen=True)
-class StepBatch:
-    """What one rank needs for a step, in memory from which a GPU can fetch it."""
-
-    micro_batches: list[MicroBatch]
-    num_tokens: int
-    """Completion tokens of the whole global batch."""
-    rows: Indices
-    """Of the whole global batch."""
+    return figures | {name: gate[name] for name in ("nats", "preference") if name in gate}
 
 
 def _step_batch(step: int, tokens: TokenSet, order: SampleOrder, recipe: TrainRecipe, world: World) -> StepBatch:
@@ -196,7 +252,7 @@ def _step_batch(step: int, tokens: TokenSet, order: SampleOrder, recipe: TrainRe
     return StepBatch(parts, tokens.num_completion_tokens(global_rows), global_rows)
 
 
-def _moved(parts: MicroBatch, device: torch.device) -> MicroBatch:
+def _move_to(parts: MicroBatch, device: torch.device) -> MicroBatch:
     ids_BT, is_completion_BT, weight_BT = (part.to(device, non_blocking=True) for part in parts)
     return ids_BT, is_completion_BT, weight_BT
 

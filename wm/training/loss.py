@@ -26,7 +26,7 @@ class Weights(Recipe):
 
 
 def recognition_weights(change_RN: Tensor, settings: Weights) -> Tensor:
-    """Weights (R, N) float32 from the raw squared L2 feature distances ``change_RN`` (R, N), each 0 or more.
+    """Compute weights (R, N) float32 from the raw squared L2 feature distances ``change_RN`` (R, N), each 0 or more.
 
     w = change / mean(change) over the image, so an image weighs as much as without weights and a video's
     overall contrast does not matter; then ``floor + (1 - floor) * w``; then the clip. Two equal images
@@ -42,15 +42,16 @@ def recognition_weights(change_RN: Tensor, settings: Weights) -> Tensor:
 def completion_loss(
     vlm: UnifiedVLM, ids_BT: Tensor, is_completion_BT: Tensor, weight_BT: Tensor, num_tokens: float
 ) -> Tensor:
-    """The loss of :func:`completion_losses` alone."""
+    """Return the loss of :func:`completion_losses` alone."""
     return completion_losses(vlm, ids_BT, is_completion_BT, weight_BT, num_tokens)[0]
 
 
 def completion_losses(
     vlm: UnifiedVLM, ids_BT: Tensor, is_completion_BT: Tensor, weight_BT: Tensor, num_tokens: float
 ) -> tuple[Tensor, Tensor]:
-    """Weighted negative log-likelihood of the completion tokens in nats, summed and divided by ``num_tokens``;
-    and each token's own, unweighted (M,), without gradient, in the order of ``is_completion_BT[:, 1:].nonzero()``.
+    """Return the weighted negative log-likelihood of the completion tokens in nats, summed and divided by
+    ``num_tokens``; and each token's own, unweighted (M,), without gradient, in the order of ``is_completion_BT[:,
+    1:].nonzero()``.
 
     ``ids_BT`` int64, ``is_completion_BT`` bool (false at position 0), ``weight_BT`` float32. ``num_tokens``
     is a count of completion tokens, not a sum of weights: with the global batch's count every token of it

@@ -16,6 +16,8 @@ from wm.training.data.order import SampleOrder
 from wm.training.data.sources import Source
 from wm.training.loss import Weights
 
+MAX_STEPS = 10**12
+"""More than any run has, and still exact as a float."""
 TOKENS = ".tokens"
 """Below ``out``, while a run lasts: the tokenised triplets."""
 
@@ -37,9 +39,9 @@ class TrainRecipe(Recipe):
     """Tables of triplets: ``[[triplets]]`` tables in the file, or triplets=FOLDER for one."""
     out: OutputPath
     """Output folder; the trained model is written to ``out/model``."""
-    steps: int = Field(default=0, ge=0)
+    steps: int = Field(default=0, ge=0, le=MAX_STEPS)
     """Optimiser steps; 0: given by ``epochs``."""
-    epochs: float = Field(default=0.0, ge=0)
+    epochs: float = Field(default=0.0, ge=0, le=1e9)
     """Passes over the triplets; 0: given by ``steps``."""
     global_batch: int = Field(default=32, ge=1)
     """Triplets a step, over all workers; how they are spread changes nothing but the draw of dropout."""
@@ -47,7 +49,7 @@ class TrainRecipe(Recipe):
     """Triplets a worker takes at a time, gradients being accumulated; 0: its whole share."""
     lr: float = Field(default=2e-4, gt=0)
     """Peak learning rate of AdamW."""
-    warmup_steps: int = Field(default=0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0, le=MAX_STEPS)
     """Steps of linear warm-up; cosine decay follows."""
     warmup_ratio: float | None = Field(default=None, ge=0, le=1)
     """Instead of warmup_steps: the warm-up as a share of the run's steps, rounded up, which fits a run of any
@@ -181,22 +183,22 @@ class TrainRecipe(Recipe):
 
     @property
     def num_ranks(self) -> int:
-        """Processes that train: one even without Ray."""
+        """Return the processes that train: one even without Ray."""
         return max(1, self.num_workers)
 
     @property
     def micro_batch_size(self) -> int:
-        """Triplets of one forward pass on one worker."""
+        """Return the triplets of one forward pass on one worker."""
         return self.micro_batch or self.global_batch // self.num_ranks
 
     @property
     def accumulation_steps(self) -> int:
-        """Forward passes of one worker a step."""
+        """Return the forward passes of one worker a step."""
         return self.global_batch // self.num_ranks // self.micro_batch_size
 
     @property
     def token_root(self) -> Path:
-        """Where the tokenised triplets are."""
+        """Return the folder of the tokenised triplets."""
         return Path(self.token_cache or Path(self.out) / TOKENS)
 
     def num_steps(self, order: SampleOrder) -> int:

@@ -42,14 +42,14 @@ class LossModule(nn.Module):
     def forward(
         self, ids_BT: Tensor, is_completion_BT: Tensor, weight_BT: Tensor, num_tokens: float
     ) -> tuple[Tensor, Tensor]:
-        """The loss, and of each row the summed likelihood of its completion: see :func:`row_nll`."""
+        """Return the loss, and of each row the summed likelihood of its completion: see :func:`row_nll`."""
         with torch.autocast(ids_BT.device.type, dtype=torch.bfloat16, enabled=self._autocast):
             loss, nll_M = completion_losses(self._vlm, ids_BT, is_completion_BT, weight_BT, num_tokens)
         return loss, row_nll(nll_M, is_completion_BT)
 
 
 def row_nll(nll_M: Tensor, is_completion_BT: Tensor) -> Tensor:
-    """(2, B) float32: negative log-likelihood of each row's completion, summed and unweighted, and its tokens.
+    """Return (2, B) float32: negative log-likelihood of each row's completion, summed and unweighted, and its tokens.
 
     ``nll_M``: of each completion token, row after row. Nothing is waited for on a GPU.
     """
@@ -112,7 +112,7 @@ class Stepper:
         return float(total) / self._recipe.accumulation_steps
 
     def rate(self, step: int) -> float:
-        """Learning rate of ``step`` (from 0)."""
+        """Return the learning rate of ``step`` (from 0)."""
         recipe = self._recipe
         return learning_rate(
             step,
@@ -124,15 +124,15 @@ class Stepper:
 
     @property
     def grad_norm(self) -> float:
-        """Norm of the last step's gradient over all ranks, before clipping."""
+        """Return the norm of the last step's gradient over all ranks, before clipping."""
         return float(self._engine.get_global_grad_norm()) if self._norm is None else self._norm
 
     def parts(self) -> list[Part]:
-        """What this rank writes into a checkpoint; the parts of all ranks are the whole state."""
+        """Return what this rank writes into a checkpoint; the parts of all ranks are the whole state."""
         return parts_of(self._engine, self._names)
 
     def parts_to_read(self) -> list[Part]:
-        """What this rank's optimiser needs of a checkpoint: to be written to, then :meth:`was_read`."""
+        """Return what this rank's optimiser needs of a checkpoint: to be written to, then :meth:`was_read`."""
         return parts_of(self._engine, self._names, every_rank=True)
 
     def was_read(self, steps: int) -> None:
@@ -141,21 +141,21 @@ class Stepper:
         push_weights(self._engine)
 
     def weights(self, keep: bool) -> dict[str, Tensor] | None:
-        """What :func:`wm.models.save_model` needs as ``state_dict``, on ranks that ``keep`` it: None where the model
-        has its weights whole. All ranks call it."""
+        """Gather what :func:`wm.models.save_model` needs as ``state_dict``, on ranks that ``keep`` it: None where the
+        model has its weights unsharded. All ranks call it."""
         if self._recipe.zero_stage != 3:
             return None
         has_adapter = hasattr(self._vlm.module, "get_base_model")
         return gathered(self._vlm.module, keep, trained_only=has_adapter)
 
     def _note_norm(self, *_: object) -> None:
-        """Stage 0 in fp32, where DeepSpeed would clip and not say what: before the optimiser's step."""
+        """Clip and note the norm before the optimiser's step: in stage 0 and fp32 DeepSpeed would not report it."""
         limit = self._recipe.grad_clip or math.inf
         self._norm = float(nn.utils.clip_grad_norm_(list(self._names), limit))
 
 
 def need_process_group(device: torch.device) -> None:
-    """A process group of one, for training without Ray; nothing if there is one already."""
+    """Create a process group of one, for training without Ray, unless there is one already."""
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         store = dist.HashStore()  # type: ignore[attr-defined]

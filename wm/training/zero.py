@@ -39,12 +39,12 @@ class Part:
 
     @property
     def count(self) -> int:
-        """Number of elements."""
+        """Return the number of elements."""
         return self.values["weight"].numel()
 
 
 def deepspeed_config(recipe: TrainRecipe, num_trained: int) -> dict[str, Any]:
-    """The DeepSpeed dictionary of a recipe whose ``zero_stage`` is settled: there is no second file.
+    """Build the DeepSpeed dictionary of a recipe whose ``zero_stage`` is settled: there is no second file.
 
     Communication buffers are no larger than the ``num_trained`` parameters: the defaults ask for 2 GB.
     """
@@ -72,7 +72,7 @@ def deepspeed_config(recipe: TrainRecipe, num_trained: int) -> dict[str, Any]:
 
 
 def deepspeed_ready(device: torch.device) -> Any:
-    """The module, ready for its ``initialize``; the process group is there."""
+    """Import DeepSpeed, ready for its ``initialize``; the process group must exist."""
     on_cpu = device.type == "cpu"
     if on_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -91,7 +91,7 @@ def deepspeed_ready(device: torch.device) -> Any:
 
 @contextmanager
 def loading(recipe: TrainRecipe, device: torch.device) -> Iterator[None]:
-    """Models that are read inside are sharded while they are read, if the stage is 3: none is ever whole on a rank."""
+    """Shard models that are loaded inside while they are read, if the stage is 3: none is ever complete on a rank."""
     if recipe.zero_stage != 3:
         yield
         return
@@ -107,7 +107,7 @@ def loading(recipe: TrainRecipe, device: torch.device) -> Iterator[None]:
 
 
 def share_head(owner: nn.Module, vlm: UnifiedVLM) -> None:
-    """Under stage 3 have the head's matrix whole while ``owner`` runs: the loss reads it without calling the head."""
+    """Gather under stage 3 the head's matrix while ``owner`` runs: the loss reads it without calling the head."""
     from deepspeed.runtime.zero import register_external_parameter
 
     head = getattr(getattr(vlm, "inner", None), "lm_head", None)
@@ -117,7 +117,7 @@ def share_head(owner: nn.Module, vlm: UnifiedVLM) -> None:
 
 
 def parts_of(engine: Any, names: Mapping[nn.Parameter, str], *, every_rank: bool = False) -> list[Part]:
-    """What this rank's optimiser holds of the named trained parameters, in their order.
+    """List what this rank's optimiser holds of the named trained parameters, in their order.
 
     Together the ranks hold each element once; what all hold alike (stage 0) is told of rank 0 alone, or of
     ``every_rank``. Moments that do not exist before the first step are made, as zeros.
@@ -171,22 +171,22 @@ def push_weights(engine: Any) -> None:
 
 @torch.no_grad()
 def gathered(module: nn.Module, keep: bool, *, trained_only: bool) -> dict[str, Tensor]:
-    """Weights by name, whole, on the host: on ranks that ``keep`` them, on others nothing. All ranks call it.
+    """Gather unsharded weights by name, on the host: on ranks that ``keep`` them, on others nothing. All ranks call it.
 
     One parameter at a time is whole on a device. ``trained_only``: those with gradients, else all, and buffers that are
     saved.
     """
-    found: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         if trained_only and not parameter.requires_grad:
             continue
         with _whole(parameter):
             if keep:
-                found[name] = parameter.detach().to("cpu", copy=True)
+                weights[name] = parameter.detach().to("cpu", copy=True)
     if keep and not trained_only:
         saved = module.state_dict().keys()
-        found |= {name: buffer.detach().cpu() for name, buffer in module.named_buffers() if name in saved}
-    return found
+        weights |= {name: buffer.detach().cpu() for name, buffer in module.named_buffers() if name in saved}
+    return weights
 
 
 def _whole(parameter: nn.Parameter) -> Any:
@@ -206,21 +206,21 @@ def _sharded_part(optimizer: Any, parameter: Any, name: str) -> Iterator[Part]:
 
 
 def _partition_part(optimizer: Any, parameter: Any, name: str) -> Iterator[Part]:
-    place = parameter._hp_mapping
-    if place is not None:  # else the parameter lies in the partitions of other ranks
-        group, where = place.param_group_index, place.hp_fragment_address
+    mapping = parameter._hp_mapping
+    if mapping is not None:  # else the parameter lies in the partitions of other ranks
+        group, where = mapping.param_group_index, mapping.hp_fragment_address
         flat = optimizer.single_partition_of_fp32_groups[group]
-        yield Part(name, place.lp_fragment_address.start, _values(optimizer, flat, where.start, where.numel))
+        yield Part(name, mapping.lp_fragment_address.start, _values(optimizer, flat, where.start, where.numel))
 
 
 def _masters(optimizer: Any) -> dict[nn.Parameter, Tensor]:
-    """Of stage 0 in bfloat16: the fp32 copy of each parameter. Empty in fp32, where there is none."""
+    """Map each parameter of stage 0 in bfloat16 to its fp32 copy. Empty in fp32, where there is none."""
     groups = zip(getattr(optimizer, "fp16_groups", []), getattr(optimizer, "fp32_groups", []), strict=True)
     return {low: high for lows, highs in groups for low, high in zip(lows, highs, strict=True)}
 
 
 def _states(optimizer: Any) -> dict[Tensor, dict[str, Tensor]]:
-    """AdamW's own state, by the tensor that it works on."""
+    """Return AdamW's own state, by the tensor that it works on."""
     states: dict[Tensor, dict[str, Tensor]] = getattr(optimizer, "optimizer", optimizer).state
     return states
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from wm.errors import InputError
 from wm.models import base_id_of
-from wm.runs import write_text
+from wm.runs import given, write_text
 from wm.training.checkpoint.state_files import HostCopy, StateReader, contents_of, write_tensors
 from wm.training.checkpoint.store import Checkpoint, CheckpointStore
 from wm.training.data.tokenized import SourceFacts
@@ -55,21 +55,20 @@ class Report:
     """How long each took from its copy until it was whole."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for ``run.json``."""
+        """Return plain values, for ``run.json``."""
         longest = round(max(self.seconds, default=0.0), 3)
         facts = {"written": self.written, "failed": self.failed, "waited_s": round(self.waited_s, 3)}
         return facts | {"longest_write_s": longest} | ({"last_failure": self.last_failure} if self.failed else {})
 
 
 def place_of(recipe: TrainRecipe) -> str:
-    """Where the checkpoints of a recipe lie."""
+    """Return the folder or URI in which a recipe's checkpoints are stored."""
     return recipe.checkpoints or str(Path(recipe.out) / "checkpoints")
 
 
 def identity_of(recipe: TrainRecipe, base_id: str, facts: Sequence[SourceFacts]) -> dict[str, Any]:
-    """What a checkpoint belongs to: the recipe without what may change between two starts of a run, its folders known
-    by what is in them."""
-    kept = {
+    """Return what a checkpoint belongs to: the recipe's identity settings, its folders known by what is in them."""
+    settings = {
         key: value
         for key, value in recipe.model_dump(mode="json").items()
         if key not in (*recipe.HOW, "out", "base", "triplets", "held_out")
@@ -77,17 +76,19 @@ def identity_of(recipe: TrainRecipe, base_id: str, facts: Sequence[SourceFacts])
     sources = [
         {"path": Path(part.source.path).name, "weight": part.source.weight, "rows": part.num_rows} for part in facts
     ]
-    return kept | {"base": base_id, "triplets": sources}
+    return settings | {"base": base_id, "triplets": sources}
 
 
 def need_same(checkpoint: Checkpoint, identity: Mapping[str, Any], place: str) -> None:
     """Raise :class:`InputError` that names the first key in which a checkpoint differs from this run."""
-    theirs = checkpoint.manifest["identity"]
-    for key in sorted(set(theirs) | set(identity)):
-        if theirs.get(key) != identity.get(key):
+    # A key that is null, in a table too, is the same as one that an older version did not have.
+    theirs, ours = given(checkpoint.manifest["identity"]), given(identity)
+    for key in sorted(set(theirs) | set(ours)):
+        if theirs.get(key) != ours.get(key):
+            there, here = (f"{side[key]!r:.80}" if key in side else "not set" for side in (theirs, ours))
             raise InputError(
-                f"checkpoint {checkpoint.name} of {place} is of another recipe: {key} = {theirs.get(key)!r:.80} there, "
-                f"{identity.get(key)!r:.80} here; choose another place (out or checkpoints), or remove it"
+                f"checkpoint {checkpoint.name} of {place} is of another recipe: {key} = {there} there, {here} here; "
+                "choose another folder (out or checkpoints), or remove it"
             )
 
 
@@ -104,26 +105,26 @@ def need_own(recipe: TrainRecipe, facts: Sequence[SourceFacts]) -> None:
         need_same(checkpoint, identity_of(recipe, base_id_of(recipe.base), facts), store.place)
 
 
-def best_of(found: Sequence[Checkpoint], recipe: TrainRecipe, count: int) -> list[Checkpoint]:
-    """The ``count`` best by the recipe's ``keep_best_by``, best first; of equal ones the later. Those that have no such
-    metric, or no number for it, are none."""
+def best_of(checkpoints: Sequence[Checkpoint], recipe: TrainRecipe, count: int) -> list[Checkpoint]:
+    """Rank checkpoints by the recipe's ``keep_best_by`` and return the ``count`` best, best first; of equal ones the
+    later. Those without a finite value of that metric are left out."""
     by = recipe.keep_best_by
     sign = -1.0 if by == "preference" else 1.0
-    measured = [one for one in found if math.isfinite(one.metrics.get(by, math.nan))]
-    return sorted(measured, key=lambda one: (sign * one.metrics[by], -one.step))[:count]
+    measured = [checkpoint for checkpoint in checkpoints if math.isfinite(checkpoint.metrics.get(by, math.nan))]
+    return sorted(measured, key=lambda checkpoint: (sign * checkpoint.metrics[by], -checkpoint.step))[:count]
 
 
-def kept_of(found: Sequence[Checkpoint], recipe: TrainRecipe, *, going_on: bool) -> list[str]:
-    """Names of the checkpoints to keep, of ``found`` in the order of their steps; while a run is ``going_on`` the
-    newest is always one of them."""
+def kept_of(checkpoints: Sequence[Checkpoint], recipe: TrainRecipe, *, going_on: bool) -> list[str]:
+    """Return the names of the checkpoints to keep, of ``checkpoints`` in the order of their steps; while a run is
+    ``going_on`` the newest is always one of them."""
     num_last = max(recipe.keep_last, 1 if going_on else 0)
-    newest = list(found)[-num_last:] if num_last else []
-    chosen = {one.name for one in (*newest, *best_of(found, recipe, recipe.keep_best))}
-    return [one.name for one in found if one.name in chosen]
+    newest = list(checkpoints)[-num_last:] if num_last else []
+    names = {checkpoint.name for checkpoint in (*newest, *best_of(checkpoints, recipe, recipe.keep_best))}
+    return [checkpoint.name for checkpoint in checkpoints if checkpoint.name in names]
 
 
 def tidy(recipe: TrainRecipe) -> None:
-    """After a run that is whole: remove all but the checkpoints that the recipe wants to stay."""
+    """Remove, after a complete run, all but the checkpoints that the recipe wants to stay."""
     store = CheckpointStore(place_of(recipe))
     store.remove_all_but(kept_of(store.checkpoints(), recipe, going_on=False))
     (Path(recipe.out) / FAILED).unlink(missing_ok=True)
@@ -158,19 +159,20 @@ class Checkpoints:
         """The whole checkpoint with the most steps, or None; the same on all ranks."""
         return self._found[-1] if self._found else None
 
-    def is_due(self, done: int, is_last: bool) -> bool:
-        """Whether a checkpoint follows step ``done`` (from 1). After the last one only if checkpoints shall stay."""
+    def is_due(self, num_steps: int, is_last: bool) -> bool:
+        """Return whether a checkpoint follows step ``num_steps`` (from 1). After the last one only if checkpoints shall
+        stay."""
         if is_last:
             return bool(self._recipe.keep_last or self._recipe.keep_best)
-        return done % self._recipe.checkpoint_every == 0
+        return num_steps % self._recipe.checkpoint_every == 0
 
     def load(self, checkpoint: Checkpoint, stepper: Stepper) -> int:
         """Put a checkpoint into the stepper, whatever number of ranks wrote it; returns its step."""
         files = checkpoint.manifest["files"]
         contents = {name: facts["contents"] for name, facts in files.items()}
         parts = stepper.parts_to_read()
-        wanted = sorted(StateReader(Path(checkpoint.name), contents).files_for(parts))
-        with self._store.at_hand(checkpoint, wanted) as folder:
+        file_names = sorted(StateReader(Path(checkpoint.name), contents).files_for(parts))
+        with self._store.at_hand(checkpoint, file_names) as folder:
             reader = StateReader(folder, contents)
             for part in parts:
                 reader.fill(part)
@@ -199,13 +201,13 @@ class Checkpoints:
         write.thread.start()
 
     def last_whole(self) -> int | None:
-        """Waits for what is being written; the step of the newest whole checkpoint. All ranks call it."""
+        """Wait for the write in progress; return the step of the newest complete checkpoint. All ranks call it."""
         self.wait()
-        found = self._from_first(self._found)
-        return found[-1].step if found else None
+        checkpoints = self._from_first(self._found)
+        return checkpoints[-1].step if checkpoints else None
 
     def wait(self) -> None:
-        """Until nothing is being written."""
+        """Block until nothing is being written."""
         if self._write is not None:
             self._write.thread.join()
             error, self._write = self._write.error, None
@@ -241,7 +243,7 @@ class Checkpoints:
             write.error = error
 
     def _make_whole(self, name: str, outcomes: Sequence[Mapping[str, Any]], manifest: dict[str, Any]) -> None:
-        """On rank 0: the last word on a checkpoint whose files are written, or not."""
+        """Complete on rank 0 a checkpoint whose files are written, or report why it is not."""
         try:
             failures = [outcome["error"] for outcome in outcomes if outcome["error"]]
             if failures:
@@ -260,30 +262,30 @@ class Checkpoints:
             self._tell(name, error)
 
     def _tell(self, name: str, error: Exception) -> None:
-        told = (
+        message = (
             f"checkpoint of step {int(name.split('-')[1])} could not be written: {' '.join(str(error).split())[:600]}"
         )
         newest = f"step {self._found[-1].step}" if self._found else "none"
-        told += f"; training goes on, the last whole checkpoint is {newest}"
+        message += f"; training goes on, the last whole checkpoint is {newest}"
         self.report.failed += 1
-        self.report.last_failure = told
-        _log.warning(told)
+        self.report.last_failure = message
+        _log.warning(message)
         try:
             self._store.discard(name)
-            write_text(Path(self._recipe.out) / FAILED, told + "\n")
+            write_text(Path(self._recipe.out) / FAILED, message + "\n")
         except OSError:  # the log has it
             return
 
     def _from_all(self, mine: T) -> list[T]:
         if self._group is None:
             return [mine]
-        found: list[Any] = [None] * self._num_ranks
-        dist.all_gather_object(found, mine, group=self._group)
-        return found
+        values: list[Any] = [None] * self._num_ranks
+        dist.all_gather_object(values, mine, group=self._group)
+        return values
 
     def _from_first(self, mine: T) -> T:
         if self._group is None:
             return mine
-        found = [mine]
-        dist.broadcast_object_list(found, src=0, group=self._group)
-        return found[0]
+        values = [mine]
+        dist.broadcast_object_list(values, src=0, group=self._group)
+        return values[0]

@@ -23,11 +23,11 @@ Contents = dict[str, list[tuple[int, int]]]
 
 
 def contents_of(parts: Iterable[Part]) -> Contents:
-    """What a file of these parts holds."""
-    found: Contents = {}
+    """List what a file of these parts holds."""
+    contents: Contents = {}
     for part in parts:
-        found.setdefault(part.name, []).append((part.start, part.count))
-    return found
+        contents.setdefault(part.name, []).append((part.start, part.count))
+    return contents
 
 
 class HostCopy:
@@ -42,10 +42,10 @@ class HostCopy:
         for part in parts:
             for kind, values in part.values.items():
                 key = f"{kind}/{part.start}/{part.name}"
-                held = self._tensors.get(key)
-                if held is None or held.shape != values.shape:
-                    held = self._tensors[key] = torch.empty(values.shape, dtype=torch.float32, pin_memory=on_gpu)
-                held.copy_(values, non_blocking=on_gpu)
+                host_tensor = self._tensors.get(key)
+                if host_tensor is None or host_tensor.shape != values.shape:
+                    host_tensor = self._tensors[key] = torch.empty(values.shape, dtype=torch.float32, pin_memory=on_gpu)
+                host_tensor.copy_(values, non_blocking=on_gpu)
         if on_gpu:
             torch.cuda.synchronize()
         return self._tensors
@@ -83,7 +83,7 @@ class StateReader:
             found.sort()
 
     def files_for(self, parts: Iterable[Part]) -> set[str]:
-        """The files that hold something of these parts."""
+        """Return the files that hold something of these parts."""
         return {file for part in parts for _, _, file in self._pieces(part.name, part.start, part.count)}
 
     def fill(self, part: Part) -> None:
@@ -91,8 +91,8 @@ class StateReader:
         for start, count, file in self._pieces(part.name, part.start, part.count):
             begin, end = max(start, part.start), min(start + count, part.start + part.count)
             for kind, values in part.values.items():
-                found = self._slice(file, f"{kind}/{start}/{part.name}", begin - start, end - start)
-                values[begin - part.start : end - part.start].copy_(found)
+                stored = self._slice(file, f"{kind}/{start}/{part.name}", begin - start, end - start)
+                values[begin - part.start : end - part.start].copy_(stored)
 
     def _pieces(self, name: str, start: int, count: int) -> list[tuple[int, int, str]]:
         runs = self._runs.get(name, [])

@@ -83,30 +83,31 @@ class CheckpointStore:
             self._write(f"{self._root}/{_OWNER}", token.encode())
 
     def is_claimed_by(self, token: str) -> bool:
-        """Whether no later attempt has claimed the place."""
+        """Return whether no later attempt has claimed the place."""
         with self._errors(), self._fs.open_input_stream(f"{self._root}/{_OWNER}") as stream:
             return bool(stream.read().decode() == token)
 
     def checkpoints(self) -> list[Checkpoint]:
-        """The whole ones, by step. Raises :class:`InputError` for a manifest that is damaged."""
-        found = []
+        """List the complete checkpoints, by step. Raises :class:`InputError` for a manifest that is damaged."""
+        complete = []
         for name in self._folders():
             path = f"{self._root}/{name}/{MANIFEST}"
             if _NAME.fullmatch(name) and self._fs.get_file_info(path).is_file:
-                found.append(Checkpoint(name, self._read_manifest(path)))
-        return sorted(found, key=lambda checkpoint: (checkpoint.step, checkpoint.name))
+                complete.append(Checkpoint(name, self._read_manifest(path)))
+        return sorted(complete, key=lambda checkpoint: (checkpoint.step, checkpoint.name))
 
     def remove_unfinished(self) -> None:
         """Remove what attempts that were killed have left of checkpoints."""
-        whole = {checkpoint.name for checkpoint in self.checkpoints()}
+        complete = {checkpoint.name for checkpoint in self.checkpoints()}
         for name in self._folders():
-            if _NAME.fullmatch(name.removeprefix(".")) and name not in whole:
+            if _NAME.fullmatch(name.removeprefix(".")) and name not in complete:
                 with self._errors():
                     self._fs.delete_dir(f"{self._root}/{name}")
 
     @contextmanager
     def writing(self, name: str, file: str) -> Iterator[BinaryIO]:
-        """A file of the checkpoint ``name`` to write to, on any rank; whole in an object store when it is closed."""
+        """Open a file of the checkpoint ``name`` for writing, on any rank; complete in an object store when it is
+        closed."""
         folder = self._aside(name)
         with self._errors():
             if self._is_local:
@@ -163,19 +164,19 @@ class CheckpointStore:
 
     @contextmanager
     def at_hand(self, checkpoint: Checkpoint, files: Sequence[str]) -> Iterator[Path]:
-        """A local folder with these files of a checkpoint, each of the size that the manifest says.
+        """Provide a local folder with these files of a checkpoint, each of the size that the manifest says.
 
         Raises :class:`InputError` for one that is missing or of another size.
         """
         folder = f"{self._root}/{checkpoint.name}"
         with self._errors():
             for file in files:
-                info, wanted = self._fs.get_file_info(f"{folder}/{file}"), checkpoint.manifest["files"][file]["bytes"]
-                if not info.is_file or info.size != wanted:
-                    found = f"{info.size:,} bytes" if info.is_file else "nothing"
+                info, expected = self._fs.get_file_info(f"{folder}/{file}"), checkpoint.manifest["files"][file]["bytes"]
+                if not info.is_file or info.size != expected:
+                    actual = f"{info.size:,} bytes" if info.is_file else "nothing"
                     raise InputError(
-                        f"checkpoint {checkpoint.name} of {self.place}: expected {wanted:,} bytes in {file}, "
-                        f"found {found}"
+                        f"checkpoint {checkpoint.name} of {self.place}: expected {expected:,} bytes in {file}, "
+                        f"found {actual}"
                     )
         if self._is_local:
             yield Path(folder)
@@ -197,8 +198,8 @@ class CheckpointStore:
         from pyarrow import fs
 
         with self._errors():
-            found = self._fs.get_file_info(fs.FileSelector(self._root, allow_not_found=True))
-        return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
+            infos = self._fs.get_file_info(fs.FileSelector(self._root, allow_not_found=True))
+        return sorted(info.base_name for info in infos if info.type == fs.FileType.Directory)
 
     def _read_manifest(self, path: str) -> dict[str, Any]:
         with self._errors(), self._fs.open_input_stream(path) as stream:
@@ -219,7 +220,7 @@ class CheckpointStore:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """pyarrow's own exceptions as :class:`OSError`."""
+        """Raise pyarrow's own exceptions as :class:`OSError`."""
         try:
             yield
         except pa.ArrowException as error:
@@ -227,7 +228,7 @@ class CheckpointStore:
 
 
 def _to_disk(path: Path) -> None:
-    """Or a power cut leaves a name without its content."""
+    """Flush to the disk: otherwise a power cut leaves a name without its content."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -58,8 +58,12 @@ class TokenSet:
         return self.num_rows
 
     def batch(self, rows: Indices) -> tuple[Tensor, Tensor, Tensor]:
-        """``ids_BT`` int64, ``is_completion_BT`` bool, ``weight_BT`` float32 of these rows, padded on the right to
-        the longest; weights are 1 outside the image that is learned."""
+        """Build the batch of these rows, padded on the right to the longest.
+
+        Returns:
+            ``ids_BT`` int64, ``is_completion_BT`` bool, ``weight_BT`` float32, which is 1 outside the image that is
+            learned.
+        """
         source_BN, target_BN, change_BN, action_A = self._gather(rows)
         ids_BT, is_completion_BT, groups = self._layout.fill(
             source_BN, target_BN, action_A, self._action_tokens[rows].astype(np.int64)
@@ -72,29 +76,29 @@ class TokenSet:
         return torch.from_numpy(ids_BT), torch.from_numpy(is_completion_BT), torch.from_numpy(weight_BT)
 
     def num_completion_tokens(self, rows: Indices) -> int:
-        """Completion tokens in these rows together; nothing is read."""
+        """Count the completion tokens in these rows together; nothing is read."""
         return sum(
             int(count) * self._layout.template(int(length)).num_completion_tokens
             for length, count in zip(*np.unique(self._action_tokens[rows], return_counts=True), strict=True)
         )
 
     def lengths(self, rows: Indices) -> npt.NDArray[np.int64]:
-        """Tokens of each of these rows, int64 (B,)."""
-        found, at = np.unique(self._action_tokens[rows], return_inverse=True)
-        return np.array([self._layout.length(int(length)) for length in found], np.int64)[at]
+        """Count the tokens of each of these rows, int64 (B,)."""
+        unique, at = np.unique(self._action_tokens[rows], return_inverse=True)
+        return np.array([self._layout.length(int(length)) for length in unique], np.int64)[at]
 
     def source_of(self, rows: Indices) -> npt.NDArray[np.int64]:
-        """Number of the source of each of these rows, int64 (B,)."""
+        """Return the number of the source of each of these rows, int64 (B,)."""
         number_B: npt.NDArray[np.int64] = np.searchsorted(self._starts, rows, side="right") - 1
         return number_B
 
     def change_quantile_of(self, rows: Indices) -> npt.NDArray[np.int64]:
-        """Which part of all rows, sorted by their mean ``change``, each row belongs to: 0 (least) to
+        """Return which part of all rows, sorted by their mean ``change``, each belongs to: 0 (least) to
         ``NUM_QUANTILES`` - 1. Rows that change equally belong together."""
         return np.searchsorted(self.change_edges, self._change_mean[rows].astype(np.float64), side="left")
 
     def names(self, rows: Indices) -> list[str]:
-        """``triplet_id`` of these rows."""
+        """Return the ``triplet_id`` of these rows."""
         number_B = self.source_of(rows)
         return [
             self._sources[number].names(self._local(number, rows[at : at + 1]))[0]
@@ -102,7 +106,7 @@ class TokenSet:
         ]
 
     def _local(self, number: int, rows: Indices) -> Indices:
-        """Rows of one source as its tokens number them."""
+        """Convert row numbers to those within one source."""
         local_B: Indices = self._rows[number][rows - self._starts[number]]
         return local_B
 
@@ -117,10 +121,10 @@ class TokenSet:
             local = self._local(number, rows[at])
             parts.append((at, *self._sources[number].gather(local)))
             ends = np.cumsum(self._action_tokens[rows[at]])
-            for place, action in zip(
+            for position, action in zip(
                 at.tolist(), np.split(self._sources[number].actions(local), ends[:-1]), strict=True
             ):
-                actions[place] = action
+                actions[position] = action
         shape = (len(rows), parts[0][1].shape[1])
         source_BN, target_BN = np.empty(shape, np.int64), np.empty(shape, np.int64)
         change_BN = np.empty(shape, np.float32)
@@ -130,7 +134,7 @@ class TokenSet:
 
 
 def fitting_rows(facts: SourceFacts, layout: RowLayout, max_positions: int) -> tuple[Indices, SourceFacts]:
-    """Numbers of the rows that the model has positions for, and the facts of these alone.
+    """Return the numbers of the rows that the model has positions for, and the facts of these alone.
 
     The last token of a row is predicted and not read: it needs no position.
     """
@@ -151,7 +155,7 @@ def fitting_rows(facts: SourceFacts, layout: RowLayout, max_positions: int) -> t
 def open_tokens(
     sources: Sequence[Source], vlm: UnifiedVLM, task: Task, weights: Weights, *, root: Path, seed: int
 ) -> TokenSet:
-    """The rows of all sources, from the token cache in ``root``, which is made where it is missing.
+    """Open the rows of all sources in the token cache in ``root``, which is written where it is missing.
 
     Raises :class:`InputError` that names the source for a missing folder, another schema, no usable row,
     rows without codes, and rows whose codes were made by another codec than the model's.

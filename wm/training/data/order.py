@@ -22,7 +22,13 @@ class SampleOrder:
     """
 
     def __init__(self, counts: Sequence[int], weights: Sequence[float], seed: int) -> None:
-        """``counts``: rows of each source. ``weights``: positive, one a source. ``seed``: 0 or more."""
+        """Set the sources whose rows are ordered.
+
+        Args:
+            counts: Rows of each source.
+            weights: Positive, one a source.
+            seed: 0 or more.
+        """
         self._counts = tuple(counts)
         self._weights = tuple(weights)
         self._seed = seed
@@ -31,16 +37,16 @@ class SampleOrder:
         self._epoch = lru_cache(maxsize=2)(self._shuffle)
 
     def steps_of(self, epochs: float, global_batch: int) -> int:
-        """Steps that show ``epochs`` epochs; the last batch runs into the next epoch rather than being
+        """Return the steps that show ``epochs`` epochs; the last batch runs into the next epoch rather than being
         short."""
         return int(np.ceil(round(epochs * self.rows_per_epoch) / global_batch))
 
     def epoch(self, number: int) -> Indices:
-        """Row numbers of one epoch, int64 (rows_per_epoch,), in training order."""
+        """Return the row numbers of one epoch, int64 (rows_per_epoch,), in training order."""
         return self._epoch(number)
 
     def batch(self, step: int, global_batch: int) -> Indices:
-        """Row numbers of the global batch of ``step`` (from 0), int64 (global_batch,)."""
+        """Return the row numbers of the global batch of ``step`` (from 0), int64 (global_batch,)."""
         position, end = step * global_batch, (step + 1) * global_batch
         parts = []
         while position < end:
@@ -62,7 +68,6 @@ class SampleOrder:
 
 
 def rank_slice(rows: Indices, rank: int, num_ranks: int) -> Indices:
-    """The contiguous part of a global batch that one rank trains on; ``len(rows)`` is a multiple of
-    ``num_ranks``."""
+    """Return the contiguous part of a global batch for one rank; ``len(rows)`` is a multiple of ``num_ranks``."""
     share = len(rows) // num_ranks
     return rows[rank * share : (rank + 1) * share]

@@ -11,7 +11,7 @@ Made = TypeVar("Made")
 
 
 def prefetched(make: Callable[[Item], Made], items: Iterable[Item], depth: int = 2) -> Generator[Made, None, None]:
-    """``make(item)`` of every item, in their order, at most ``depth`` of them ahead.
+    """Yield ``make(item)`` of every item, in their order, at most ``depth`` of them ahead.
 
     An exception of ``make`` is raised where its value would have come. Close the iterator (``contextlib.closing``)
     to end the thread before the items end. A thread is enough: making a batch is a few copies, in which numpy lets

@@ -43,7 +43,7 @@ class RowLayout:
     """Lays out rows for one model and task."""
 
     def __init__(self, vlm: UnifiedVLM, task: Task) -> None:
-        """Raises :class:`wm.errors.InputError` if the model's family does not know the task."""
+        """Prepare the layouts; :class:`wm.errors.InputError` if the model's family does not know the task."""
         self._vlm, self._task = vlm, task
         self._templates: dict[int, Template] = {}
         image = [0] * vlm.tokens_per_image

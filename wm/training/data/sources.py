@@ -124,8 +124,9 @@ def choose_rows(source: Source, generator: np.random.Generator) -> Chosen:
 
 
 def read_pieces(source: Source, chosen: Chosen, codec: CodecShape) -> Iterator[Piece]:
-    """The rows used, piece by piece; raises :class:`InputError`, at the latest at the end, for rows without codes,
-    with another codec's, of another length, outside the codebook, and for a ``change`` that is no number from 0 up."""
+    """Read the rows used, a chunk at a time; raises :class:`InputError`, at the latest at the end, for rows without
+    codes, with another codec's, of another length, outside the codebook, and for a ``change`` that is no number from 0
+    up."""
     checks = _Checks(source.folder, codec, int(chosen.is_checked_F.sum()))
     rows_at_a_time = max(1, min(4096, _VALUES_AT_A_TIME // codec.tokens_per_image))
     start = 0
@@ -250,7 +251,7 @@ def _is_list_of_integers(kind: pa.DataType) -> bool:
 
 
 def _selected(table: pa.Table, source: Source) -> pa.Array:
-    """The ids of the selection; all of them must be in the table."""
+    """Read the ids of the selection; all of them must be in the table."""
     files = [str(file) for file in table_files(source.selection)]
     if not files:
         raise InputError(f"no Parquet file below selection {source.selection}")

@@ -67,13 +67,13 @@ class SourceTokens:
         self.change_mean_R: npt.NDArray[np.float32] = change_mean[np.asarray(self._order_R)]
 
     def gather(self, rows_B: npt.NDArray[np.int64]) -> tuple[Array, Array, npt.NDArray[np.float32]]:
-        """Codes of source and target and ``change``, each (B, N)."""
+        """Return the codes of source and target and ``change``, each (B, N)."""
         # Bytes, because numpy copies a row of them at once and a structure field by field.
         records = self._rows[self._order_R[rows_B]].view(self._record)[:, 0]
         return records["source"], records["target"], records["change"]
 
     def actions(self, rows_B: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Vocabulary ids of the rows' actions, one after another."""
+        """Return the vocabulary ids of the rows' actions, one after another."""
         at = self._order_R[rows_B]
         length_B = self.facts.action_tokens_R[rows_B].astype(np.int64)
         within = np.arange(length_B.sum()) - np.repeat(np.cumsum(length_B) - length_B, length_B)
@@ -81,7 +81,7 @@ class SourceTokens:
         return ids_A.astype(np.int64)
 
     def names(self, rows_B: npt.NDArray[np.int64]) -> list[str]:
-        """``triplet_id`` of rows."""
+        """Return the ``triplet_id`` of rows."""
         return [
             bytes(self._names[int(self._name_ends[at - 1]) if at else 0 : int(self._name_ends[at])]).decode()
             for at in self._order_R[rows_B].tolist()
@@ -89,7 +89,7 @@ class SourceTokens:
 
 
 def open_source(root: Path, source: Source, number: int, reader: Reader, speech: str) -> SourceTokens:
-    """The tokens of the recipe's source ``number`` from the cache in ``root``; they are made if they are not there.
+    """Open the tokens of the recipe's source ``number`` in the cache in ``root``; they are written if missing.
 
     ``speech``: the reader's :meth:`~wm.training.data.tokenized.Reader.speech_digest`. Raises :class:`InputError` on
     anything wrong with the rows, and if the disk has not the room.
@@ -103,7 +103,7 @@ def open_source(root: Path, source: Source, number: int, reader: Reader, speech:
 
 
 def find_source(root: Path, source: Source, number: int, reader: Reader, speech: str) -> SourceTokens | None:
-    """As :func:`open_source`, but None if the tokens are not there."""
+    """Open the tokens as :func:`open_source` does, but return None if the tokens are not there."""
     folder = root / _key(source, number, reader, speech)
     return SourceTokens(folder, source) if (folder / _FACTS).is_file() else None
 
@@ -113,18 +113,18 @@ def _write(folder: Path, source: Source, number: int, reader: Reader) -> None:
     chosen = reader.choose(source, number)
     _need_room(folder.parent, chosen.num_rows, reader.codec)
     prefix = f".{folder.name}.{platform.node()}.{os.getpid()}."
-    aside = Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=folder.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=folder.parent))
     try:
-        _write_files(aside, source, chosen, reader)
-        aside.chmod(0o755)
+        _write_files(temporary, source, chosen, reader)
+        temporary.chmod(0o755)
         with suppress(OSError):  # another node was quicker
-            aside.rename(folder)
+            temporary.rename(folder)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Of writers of this node that were killed; those of other nodes may be at work."""
+    """Remove the files of killed writers of this node; those of other nodes may be at work."""
     for rest in folder.parent.glob(f".{folder.name}.{platform.node()}.*.tmp"):
         if not Path(f"/proc/{rest.name.split('.')[-3]}").exists():
             shutil.rmtree(rest, ignore_errors=True)
@@ -176,7 +176,7 @@ def _write_files(aside: Path, source: Source, chosen: Chosen, reader: Reader) ->
 
 
 def _key(source: Source, number: int, reader: Reader, speech: str) -> str:
-    """32 hexadecimal digits of all that the content depends on."""
+    """Digest all that the content depends on to 32 hexadecimal digits."""
     codec = reader.codec
     facts = [
         FORMAT,
@@ -190,7 +190,7 @@ def _key(source: Source, number: int, reader: Reader, speech: str) -> str:
 
 
 def _files_digest(folder: Path) -> str:
-    """Names, sizes and times of Parquet files: a table that was made anew in place is another one."""
+    """Digest names, sizes and times of Parquet files: a table that was made anew in place is another one."""
     facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in table_files(folder)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
@@ -207,13 +207,13 @@ def _mapped(path: Path, kind: np.dtype[Any], shape: tuple[int, ...]) -> Array:
 
 def _need_sizes(folder: Path, sizes: dict[str, int]) -> None:
     for name, size in sizes.items():
-        found = (folder / name).stat().st_size if (folder / name).is_file() else -1
-        if found != size:
-            raise InputError(f"{folder / name} has {found} bytes, expected {size}; remove {folder}, it is made anew")
+        actual = (folder / name).stat().st_size if (folder / name).is_file() else -1
+        if actual != size:
+            raise InputError(f"{folder / name} has {actual} bytes, expected {size}; remove {folder}, it is made anew")
 
 
 def cache_bytes(num_rows: int, codec: CodecShape) -> int:
-    """Size of so many rows in the cache, without what is little: actions and ids."""
+    """Return the bytes of so many rows in the cache, but for actions and ids, which are few."""
     return num_rows * _record_type(codec.code_type.str, codec.tokens_per_image).itemsize
 
 
@@ -237,21 +237,21 @@ def _synced(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _made_folder(root: Path) -> Iterator[None]:
-    """``root``; what had to be made for it vanishes again if nothing came into it."""
-    made = [folder for folder in (root, *root.parents) if not folder.exists()]
+    """Create ``root``, and remove what was created for it if the block fails."""
+    created = [folder for folder in (root, *root.parents) if not folder.exists()]
     root.mkdir(parents=True, exist_ok=True)
     try:
         yield
     except BaseException:
         with suppress(OSError):
-            for folder in made:
+            for folder in created:
                 folder.rmdir()
         raise
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Held by one process of a node at a time; a killed one lets go."""
+    """Lock a file for one process of a node at a time; a killed one lets go."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         try:

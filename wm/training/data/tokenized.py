@@ -48,19 +48,19 @@ class Reader:
     seed: int
 
     def speech_digest(self) -> str:
-        """Of the tokenizer, and of what an action may not hold."""
+        """Digest the tokenizer and the ids that an action may not hold."""
         tokenizer = getattr(self.vlm.tokenizer, "backend_tokenizer", None)
         spoken = tokenizer.to_str() if tokenizer is not None else json.dumps(self.vlm.tokenizer.get_vocab())
         return hashlib.sha256((spoken + json.dumps(sorted(self.vlm.reserved_ids))).encode()).hexdigest()
 
     def choose(self, source: Source, number: int) -> Chosen:
-        """The rows used of the recipe's source ``number``, which with the seed draws the limit."""
+        """Choose the rows used of the recipe's source ``number``, which with the seed samples the limit."""
         return choose_rows(source, np.random.default_rng([self.seed, number]))
 
     def pieces(
         self, source: Source, chosen: Chosen, left_out: Counter[str]
     ) -> Iterator[tuple[Piece, npt.NDArray[np.int32], npt.NDArray[np.int32]]]:
-        """Pieces without the rows that are left out, which are counted; ``ids_A`` and ``length_P`` of their
+        """Yield chunks without the rows that are left out, which are counted, with ``ids_A`` and ``length_P`` of their
         actions."""
         reserved = np.array(sorted(self.vlm.reserved_ids), np.int64)
         for piece in read_pieces(source, chosen, self.codec):

@@ -13,7 +13,8 @@ def lowered() -> torch.autocast:
 
 
 def lowered_to(device: torch.device) -> torch.dtype | None:
-    """The precision that autocast asks for; None if it is off, as it always is where tensors have no numbers (meta)."""
+    """Return the precision that autocast asks for; None if it is off, as it always is where tensors have no numbers
+    (meta)."""
     kind = device.type
     return torch.get_autocast_dtype(kind) if kind != "meta" and torch.is_autocast_enabled(kind) else None
 

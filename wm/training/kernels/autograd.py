@@ -62,7 +62,7 @@ def gated_down(gate: Tensor, up: Tensor, activation: str, layer: Projection, *, 
 
 
 def rms_norm(x: Tensor, norm: Norm) -> Tensor:
-    """The norm by itself, keeping its input."""
+    """Apply the norm by itself, keeping its input."""
     with as_given(x.device):
         result: Tensor = _RmsNorm.apply(norm, x, norm.weight_I)  # type: ignore[no-untyped-call]
     return result

@@ -31,7 +31,7 @@ class Head(NamedTuple):
 
 
 def weighted_nll(vlm: UnifiedVLM, hidden_MH: Tensor, target_M: Tensor, weight_M: Tensor) -> tuple[Tensor, Tensor]:
-    """The sum of ``weight_M`` times the negative log-likelihood of ``target_M`` (int64 vocabulary ids), and the
+    """Sum ``weight_M`` times the negative log-likelihood of ``target_M`` (int64 vocabulary ids), and the
     negative log-likelihoods (M,) by themselves, in nats and without gradient.
 
     Computed in float32 (float64 for a float64 model) from logits in the model's precision.
@@ -46,7 +46,7 @@ def weighted_nll(vlm: UnifiedVLM, hidden_MH: Tensor, target_M: Tensor, weight_M:
 
 
 def plain_head(vlm: UnifiedVLM) -> Head | None:
-    """The head's matrix, if vocabulary logits are that matrix times the hidden state and nothing else.
+    """Return the head's matrix, if vocabulary logits are that matrix times the hidden state and nothing else.
 
     None for a family with another head (Janus has two) and for a head under a LoRA adapter.
     """

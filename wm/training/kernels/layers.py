@@ -79,7 +79,7 @@ def _stack(vlm: UnifiedVLM) -> Any:
 
 @cache
 def _fast_class(former: Any) -> type[nn.Module]:
-    """A subclass, so that transformers' checkpointing wraps the new forward as it wrapped the old one."""
+    """Build a subclass, so that transformers' checkpointing wraps the new forward as it wrapped the old one."""
 
     def forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         parts = _parts(self) if self.training and not args and kwargs.get("past_key_values") is None else None
@@ -122,7 +122,7 @@ def _layer_forward(layer: Any, parts: dict[str, Projection], hidden_BTH: Tensor,
 
 
 def _attend(attention: Any, query: Tensor, key: Tensor, value: Tensor, given: dict[str, Any]) -> Tensor:
-    """What transformers' attention does between its projections: (B, T, A x D)."""
+    """Compute what transformers' attention does between its projections: (B, T, A x D)."""
     from transformers.models.llama.modeling_llama import (
         ALL_ATTENTION_FUNCTIONS,
         apply_rotary_pos_emb,
@@ -148,7 +148,7 @@ _TAKEN = ("attention_mask", "position_ids", "past_key_values", "use_cache", "pos
 
 
 def _parts(layer: Any) -> dict[str, Projection] | None:
-    """The seven linear layers by name, or None if one is of another make or the activation is unknown."""
+    """Return the seven linear layers by name, or None if one is of another make or the activation is unknown."""
     attention, mlp = layer.self_attn, layer.mlp
     found = {
         name: read_projection(getattr(owner, name))
@@ -163,7 +163,7 @@ _MLP = ("gate_proj", "up_proj", "down_proj")
 
 
 def read_projection(module: Any) -> Projection | None:
-    """What a linear layer computes now: bare, or under one plain LoRA adapter of PEFT; None for all else."""
+    """Describe what a linear layer computes now: bare, or under one plain LoRA adapter of PEFT; None for all else."""
     if type(module) is nn.Linear:
         return Projection(module.weight, module.bias)
     from peft.tuners.lora.layer import Linear as LoraLinear
@@ -191,7 +191,7 @@ def _norm(module: Any) -> Norm:
 
 
 def _left(layer: Any, states: Tensor) -> Tensor:
-    """What the layer's own dropout leaves, where it has one (Emu3)."""
+    """Apply the layer's own dropout, where it has one (Emu3)."""
     dropout = getattr(layer, "dropout", None)
     return states if dropout is None else dropout(states)
 

@@ -72,12 +72,12 @@ _DOWN, _UP = 2, 3
 
 
 def tensors_of(layers: Sequence[Projection]) -> list[Tensor | None]:
-    """The tensors of all layers, as :func:`linear` takes them."""
+    """List the tensors of all layers, as :func:`linear` takes them."""
     return [tensor for layer in layers for tensor in (layer.weight_OI, layer.bias_O, layer.down_RI, layer.up_OR)]
 
 
 def products_of(layers: Sequence[Projection], dtype: torch.dtype, *, one_mask: bool, training: bool) -> Products:
-    """What :func:`linear` needs beside tensors; seeds of masks are drawn here."""
+    """Return what :func:`linear` needs beside tensors; seeds of masks are sampled here."""
     members: dict[tuple[float, int], list[int]] = {}
     for number, layer in enumerate(layers):
         if layer.down_RI is not None:
@@ -93,7 +93,7 @@ def products_of(layers: Sequence[Projection], dtype: torch.dtype, *, one_mask: b
 
 
 def linear(given_XI: Tensor, call: Products, tensors: Sequence[Tensor | None]) -> tuple[list[Tensor], list[Tensor]]:
-    """The results of every layer; and of every group its masked input times its A^T, side by side."""
+    """Return the results of every layer; and of every group its masked input times its A^T, side by side."""
     parts = _by_layer(tensors)
     results = []
     for weight, bias, *_ in parts:
@@ -170,6 +170,6 @@ def _need(tensor: Tensor | None) -> Tensor:
 
 
 def _stacked(parts: Sequence[Sequence[Tensor | None]], group: Group, dtype: torch.dtype) -> Tensor:
-    """The A of a group's adapters on top of each other."""
+    """Stack the A of a group's adapters."""
     downs = [_need(parts[number][_DOWN]).to(dtype) for number in group.numbers]
     return downs[0] if len(downs) == 1 else torch.cat(downs)

@@ -43,7 +43,7 @@ class Gated:
 
 @dataclass(frozen=True)
 class Sample:
-    """Predictions as a picture, and in words."""
+    """Predictions as an image, and in words."""
 
     pixels_HWC: Pixels  # noqa: N815
     text: str
@@ -97,7 +97,7 @@ class Watch:
             self._find_best()
 
     def prepare(self, vlm: UnifiedVLM) -> None:
-        """Before the first step."""
+        """Read, before the first step, what evaluation needs."""
         if (
             self._watcher is not None
             and self._world.rank == 0
@@ -105,19 +105,19 @@ class Watch:
         ):
             self._watcher.prepare(vlm)
 
-    def is_due(self, done: int, is_last: bool) -> bool:
-        """Whether a gate or sample follows step ``done`` (from 1)."""
-        return self._gate_due(done, is_last) or self._sample_due(done, is_last)
+    def is_due(self, num_steps: int, is_last: bool) -> bool:
+        """Return whether a gate or sample follows step ``num_steps`` (from 1)."""
+        return self._gate_due(num_steps, is_last) or self._sample_due(num_steps, is_last)
 
-    def look(self, vlm: UnifiedVLM, done: int, is_last: bool) -> dict[str, Any] | None:
-        """Do what is due after step ``done``; a collective. Returns the gate's line, if there was a gate."""
+    def look(self, vlm: UnifiedVLM, num_steps: int, is_last: bool) -> dict[str, Any] | None:
+        """Do what is due after step ``num_steps``; a collective. Returns the gate's line, if there was a gate."""
         line: list[dict[str, Any] | None] = [None]
         if self._world.rank == 0:
             with _undisturbed(vlm):
-                if self._gate_due(done, is_last):
-                    line[0] = self._gate(vlm, done)
-                if self._sample_due(done, is_last):
-                    self._sample(vlm, done)
+                if self._gate_due(num_steps, is_last):
+                    line[0] = self._gate(vlm, num_steps)
+                if self._sample_due(num_steps, is_last):
+                    self._sample(vlm, num_steps)
             self._boards.flush()
         if self._world.size > 1:
             device = self._world.device if self._world.device.type == "cuda" else None
@@ -127,58 +127,58 @@ class Watch:
         return line[0]
 
     def publish(self) -> None:
-        """Rank 0, at the end: the best model takes its place; repeated after a kill, it changes nothing."""
+        """Move the best model to ``out/model``, on rank 0 at the end; repeated after a kill, it changes nothing."""
         if self.best is None:
             return
-        folder, place = self._out / self.best.folder, self._out / MODEL
+        folder, target = self._out / self.best.folder, self._out / MODEL
         if folder.exists():
             retired = self._out / f".{MODEL}.old"
             shutil.rmtree(retired, ignore_errors=True)
-            if place.exists():
-                place.rename(retired)
-            folder.rename(place)
+            if target.exists():
+                target.rename(retired)
+            folder.rename(target)
             shutil.rmtree(retired, ignore_errors=True)
 
-    def _gate_due(self, done: int, is_last: bool) -> bool:
+    def _gate_due(self, num_steps: int, is_last: bool) -> bool:
         every = self._recipe.gate_every
-        return bool(every) and (is_last or done % every == 0)
+        return bool(every) and (is_last or num_steps % every == 0)
 
-    def _sample_due(self, done: int, is_last: bool) -> bool:
+    def _sample_due(self, num_steps: int, is_last: bool) -> bool:
         every = self._recipe.sample_every
-        return bool(every) and (is_last or done % every == 0)
+        return bool(every) and (is_last or num_steps % every == 0)
 
-    def _gate(self, vlm: UnifiedVLM, done: int) -> dict[str, Any]:
+    def _gate(self, vlm: UnifiedVLM, num_steps: int) -> dict[str, Any]:
         assert self._watcher is not None
         begin = time.perf_counter()
-        found = self._watcher.gate(vlm)
+        result = self._watcher.gate(vlm)
         wall_s = round(time.perf_counter() - begin, 3)
-        line = {"step": done, **found.figures, "has_collapsed": found.has_collapsed, "wall_s": wall_s}
+        line = {"step": num_steps, **result.figures, "has_collapsed": result.has_collapsed, "wall_s": wall_s}
         with (self._out / GATES).open("a") as file:
             file.write(json.dumps(line) + "\n")
-        self._boards.scalars(done, {f"gate/{name}": value for name, value in found.figures.items()})
-        if found.has_collapsed:
-            self._boards.text(done, "gate/collapse", f"step {done}: the model hands back its source")
+        self._boards.scalars(num_steps, {f"gate/{name}": value for name, value in result.figures.items()})
+        if result.has_collapsed:
+            self._boards.text(num_steps, "gate/collapse", f"step {num_steps}: the model hands back its source")
         if self._recipe.best_by:
-            self._keep_if_best(vlm, done, found.figures[self._recipe.best_by])
+            self._keep_if_best(vlm, num_steps, result.figures[self._recipe.best_by])
         return line
 
-    def _sample(self, vlm: UnifiedVLM, done: int) -> None:
+    def _sample(self, vlm: UnifiedVLM, num_steps: int) -> None:
         assert self._watcher is not None
         sample = self._watcher.sample(vlm)
         folder = self._out / SAMPLES
         folder.mkdir(exist_ok=True)
         for name, data in (
-            (f"step-{done:06d}.png", encode_png(sample.pixels_HWC)),
-            (f"step-{done:06d}.txt", sample.text.encode()),
+            (f"step-{num_steps:06d}.png", encode_png(sample.pixels_HWC)),
+            (f"step-{num_steps:06d}.txt", sample.text.encode()),
         ):
-            aside = folder / f".{name}.{os.getpid()}.tmp"
-            aside.write_bytes(data)
-            aside.replace(folder / name)
-        self._boards.picture(done, "samples", sample.pixels_HWC)
-        self._boards.text(done, "samples/text", sample.text)
+            temporary = folder / f".{name}.{os.getpid()}.tmp"
+            temporary.write_bytes(data)
+            temporary.replace(folder / name)
+        self._boards.picture(num_steps, "samples", sample.pixels_HWC)
+        self._boards.text(num_steps, "samples/text", sample.text)
 
     def _find_best(self) -> None:
-        """The best model of a run that was killed; folders that it was about to write or remove are swept up."""
+        """Load the note of the best model of a killed run; remove folders that it was about to write or remove."""
         note = self._out / BEST
         if self._recipe.best_by and note.is_file():
             self.best = Best(**json.loads(note.read_text()))
@@ -186,11 +186,11 @@ class Watch:
             if self.best is None or folder.name != self.best.folder:
                 shutil.rmtree(folder)
 
-    def _keep_if_best(self, vlm: UnifiedVLM, done: int, value: float) -> None:
+    def _keep_if_best(self, vlm: UnifiedVLM, num_steps: int, value: float) -> None:
         sign = -1 if self._recipe.best_by == "nats" else 1
         if self.best is not None and sign * value <= sign * self.best.value:
             return
-        before, self.best = self.best, Best(done, value, f".best-{done:08d}")
+        before, self.best = self.best, Best(num_steps, value, f".best-{num_steps:08d}")
         save_model(vlm, self._out / self.best.folder, task=self._recipe.task, recipe_digest=self._digest)
         write_json(self._out / BEST, self.best.__dict__)
         if before is not None:
@@ -199,7 +199,7 @@ class Watch:
 
 @contextmanager
 def _undisturbed(vlm: UnifiedVLM) -> Iterator[None]:
-    """Evaluation without gradients, after which modes and random states are what they were."""
+    """Evaluate without gradients and restore modes and random states."""
     training = {module: module.training for module in vlm.module.modules()}
     devices = [vlm.device] if vlm.device.type == "cuda" else []
     vlm.module.eval()

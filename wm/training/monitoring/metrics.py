@@ -1,4 +1,4 @@
-"""What a run tells of itself while it goes: ``metrics.jsonl``, one line a step, and from it the boards.
+"""Log what a run does while it trains: ``metrics.jsonl``, one line a step, and from it the boards.
 
 The figures of a window (the steps between two writes) stand in its last line. What ranks know apart is summed in one
 exchange a window; nothing else waits for another rank or for the device.
@@ -80,7 +80,7 @@ class Metrics:
         """``first``: steps already done; lines of later ones, from a run that was killed, are dropped.
         ``image_rows``: vocabulary ids of the image codes. ``work``, ``peak_tflops``: for the MFU, or None."""
         self._path = Path(recipe.out) / METRICS
-        self._world, self._recipe, self._tokens, self._boards = world, recipe, tokens, boards
+        self.world, self.recipe, self._tokens, self._boards = world, recipe, tokens, boards
         self._image_rows = image_rows.cpu()
         self._rows_per_epoch = rows_per_epoch
         self._work, self._peak = work, peak_tflops
@@ -102,7 +102,7 @@ class Metrics:
 
     def add(self, done: Done) -> None:
         """Note a finished step."""
-        epoch = done.step * self._recipe.global_batch / self._rows_per_epoch
+        epoch = done.step * self.recipe.global_batch / self._rows_per_epoch
         self._pending.append(
             {
                 "step": done.step,
@@ -112,7 +112,7 @@ class Metrics:
                 "grad_norm": done.grad_norm,
             }
         )
-        own = rank_slice(done.rows, self._world.rank, self._world.size)
+        own = rank_slice(done.rows, self.world.rank, self.world.size)
         lengths_B = self._tokens.lengths(done.rows)
         window = self._window
         window.add(self._tokens.source_of(own), done.rows_2P)
@@ -123,7 +123,7 @@ class Metrics:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What happens inside is no training: its time and its memory do not count."""
+        """Leave time and memory of the block out of the figures: it is no training."""
         begin = time.perf_counter()
         try:
             yield
@@ -131,7 +131,7 @@ class Metrics:
             seconds = time.perf_counter() - begin
             self._paused_s += seconds
             self.paused_s += seconds
-            _forget_peak(self._world.device)
+            _forget_peak(self.world.device)
 
     def flush(self) -> list[float]:
         """Average the pending losses over ranks (a collective), append their lines; returns the losses."""
@@ -139,8 +139,8 @@ class Metrics:
         now = time.perf_counter()
         seconds = max(now - self._since - self._paused_s, 1e-9)
         self._since, self._paused_s = now, 0.0
-        if self._world.rank == 0:
-            speed = round(len(losses) * self._recipe.global_batch / seconds, 1)
+        if self.world.rank == 0:
+            speed = round(len(losses) * self.recipe.global_batch / seconds, 1)
             lines: list[dict[str, Any]] = [
                 line | {"loss": value, "samples_per_s": speed}
                 for line, value in zip(self._pending, losses, strict=True)
@@ -151,13 +151,14 @@ class Metrics:
             self.losses.extend(losses)
             self._show(lines, weights)
         self._pending = []
-        self._window = _Window(self._num_groups, self._world.device)
-        _forget_peak(self._world.device)
+        self._window = _Window(self._num_groups, self.world.device)
+        _forget_peak(self.world.device)
         return losses
 
     def _exchange(self) -> tuple[list[float], npt.NDArray[np.float64], Histogram, int]:
-        """Over all ranks: losses of the steps, sums of the groups (2, G), weights, and the largest peak of memory."""
-        device = self._world.device
+        """Exchange between all ranks: losses of the steps, sums of the groups (2, G), weights, and the largest peak of
+        memory."""
+        device = self.world.device
         weights = self._weights()
         parts = (
             torch.tensor([line["loss"] for line in self._pending], dtype=torch.float64, device=device),
@@ -169,7 +170,7 @@ class Metrics:
         peak = torch.tensor([_peak_bytes(device)], dtype=torch.float64, device=device)
         dist.all_reduce(peak, op=dist.ReduceOp.MAX)
         losses, groups, counted = (part.cpu() for part in torch.split(summed, [len(part) for part in parts]))
-        values: list[float] = (losses / self._world.size).tolist()
+        values: list[float] = (losses / self.world.size).tolist()
         return (
             values,
             groups.numpy().reshape(2, -1),
@@ -178,9 +179,9 @@ class Metrics:
         )
 
     def _weights(self) -> Histogram:
-        """Recognition weights of the last step's rows of this rank."""
+        """Count the recognition weights of the last step's rows of this rank."""
         values = [np.zeros(0, np.float32)]
-        if self._recipe.task == "fdm" and self._recipe.weights.enabled:
+        if self.recipe.task == "fdm" and self.recipe.weights.enabled:
             for ids_BT, is_completion_BT, weight_BT in self._window.micro_batches:
                 is_weighted_BT = is_completion_BT & torch.isin(ids_BT, self._image_rows.to(ids_BT.device))
                 values.append(weight_BT[is_weighted_BT].cpu().numpy())
@@ -189,8 +190,8 @@ class Metrics:
     def _figures(
         self, seconds: float, sums_2G: npt.NDArray[np.float64], weights: Histogram, peak_bytes: int
     ) -> dict[str, Any]:
-        """Of the window: what its last line holds besides."""
-        share = mfu(self._window.flops, seconds, peak=self._peak, num_devices=self._world.size)
+        """Return the figures of the window that its last line holds besides."""
+        share = mfu(self._window.flops, seconds, peak=self._peak, num_devices=self.world.size)
         means = [None if count == 0 else round(float(total / count), 6) for total, count in sums_2G.T]
         by_source = dict(zip(self._sources, means, strict=False))
         by_change = {str(number + 1): mean for number, mean in enumerate(means[len(self._sources) :])}
@@ -232,11 +233,11 @@ class _Window:
 
 
 def source_names(paths: Sequence[str]) -> list[str]:
-    """A short name for each source: its folder's, with a number where two have the same."""
+    """Return a short name for each source: its folder's, with a number where two have the same."""
     names: list[str] = []
     for path in paths:
-        place = Path(path)
-        name = place.parent.name if place.name == "triplets" and place.parent.name else place.name
+        folder = Path(path)
+        name = folder.parent.name if folder.name == "triplets" and folder.parent.name else folder.name
         count = sum(other == name or other.startswith(f"{name}#") for other in names)
         names.append(f"{name}#{count + 1}" if count else name)
     return names
@@ -245,7 +246,7 @@ def source_names(paths: Sequence[str]) -> list[str]:
 def cut(path: Path, first: int) -> list[dict[str, Any]]:
     """Keep the lines of the first ``first`` steps, and return them; in a new file: a worker left over from before a
     kill, if one still writes, writes into the old one."""
-    kept = []
+    lines = []
     if path.is_file():
         for text in path.read_text().splitlines():
             try:
@@ -253,15 +254,15 @@ def cut(path: Path, first: int) -> list[dict[str, Any]]:
             except json.JSONDecodeError:  # the line that was being written when the run was killed
                 break
             if line["step"] <= first:
-                kept.append(line)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    aside.replace(path)
-    return kept
+                lines.append(line)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    temporary.replace(path)
+    return lines
 
 
 def _peak_bytes(device: torch.device) -> int:
-    """Most memory that tensors had on a GPU since :func:`_forget_peak`; on a CPU, the process's most so far."""
+    """Return the max memory of tensors on a GPU since :func:`_forget_peak`; on a CPU, the process's most so far."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

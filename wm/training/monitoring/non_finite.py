@@ -1,4 +1,4 @@
-"""A loss that is no number: found before a checkpoint is taken of it, and told with the rows that it came from."""
+"""Stop at a non-finite loss before a checkpoint is taken of it, and report the rows that it came from."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ _NAMED = 4
 
 
 class DivergedError(InputError):
-    """Loss or gradient is no number; raised on every rank at once."""
+    """Loss or gradient is non-finite; raised on every rank at once."""
 
 
 class Finite:
@@ -33,11 +33,11 @@ class Finite:
         self._steps.append(done)
 
     def need(self, losses: Sequence[float], last_checkpoint: Callable[[], int | None]) -> None:
-        """Raise :class:`DivergedError` at the first noted step whose loss or gradient is no number; else forget them.
+        """Raise :class:`DivergedError` at the first noted step whose loss or gradient is non-finite; else forget them.
 
-        ``losses``: of the global batch, of every noted step. A finite loss with a gradient that is no number counts:
-        the weights that it leaves are none either. ``last_checkpoint``: waits for checkpoints and gives the step of the
-        last whole one; all ranks call it.
+        ``losses``: of the global batch, of every noted step. A finite loss with a non-finite gradient counts:
+        the weights that it leaves are non-finite too. ``last_checkpoint``: waits for checkpoints and gives the step of
+        the last whole one; all ranks call it.
         """
         steps, self._steps = self._steps, []
         is_bad = torch.tensor([not math.isfinite(step.grad_norm) for step in steps], device=self._world.device)
@@ -48,9 +48,9 @@ class Finite:
                 raise DivergedError(self._tell(step, loss, last_checkpoint()))
 
     def _tell(self, step: Done, loss: float, saved: int | None) -> str:
-        kept = f"the checkpoint of step {saved} is kept" if saved is not None else "there is no checkpoint yet"
+        checkpoint = f"the checkpoint of step {saved} is kept" if saved is not None else "there is no checkpoint yet"
         rate, norm = f"lr {step.lr:.3g}", f"gradient norm {step.grad_norm:.3g}"
-        return f"loss is {loss:.6g} at step {step.step} ({rate}, {norm}); {kept}; {self._tell_rows(step)}"
+        return f"loss is {loss:.6g} at step {step.step} ({rate}, {norm}); {checkpoint}; {self._tell_rows(step)}"
 
     def _tell_rows(self, step: Done) -> str:
         is_bad_B = self._bad_rows(step)
@@ -59,15 +59,17 @@ class Finite:
             which, rows = f"{'all' if count else 'none'} of the step's {total} triplets have", step.rows
         else:
             which, rows = f"{count} of the step's {total} triplets have", step.rows[is_bad_B]
-        shown = rows[:_NAMED]
-        told = [
+        examples = rows[:_NAMED]
+        names = [
             f"{self._names[source]}/{name}"
-            for source, name in zip(self._tokens.source_of(shown).tolist(), self._tokens.names(shown), strict=True)
+            for source, name in zip(
+                self._tokens.source_of(examples).tolist(), self._tokens.names(examples), strict=True
+            )
         ]
-        return f"{which} a likelihood that is no number: {', '.join(told)}{', …' if len(rows) > _NAMED else ''}"
+        return f"{which} a non-finite likelihood: {', '.join(names)}{', …' if len(rows) > _NAMED else ''}"
 
     def _bad_rows(self, step: Done) -> npt.NDArray[np.bool_]:
-        """bool (B,) of the global batch; a collective."""
+        """Return bool (B,) of the global batch; a collective."""
         flags = torch.zeros(len(step.rows), device=self._world.device)
         share = len(step.rows) // self._world.size
         own = flags[self._world.rank * share : (self._world.rank + 1) * share]

@@ -42,22 +42,22 @@ class Histogram:
 
     @classmethod
     def count(cls, edges: npt.NDArray[np.float64], values: npt.NDArray[np.float32]) -> Self:
-        """Of values from the first edge on."""
+        """Count values from the first edge on."""
         exact = values.astype(np.float64)
         counts = np.histogram(exact, bins=edges)[0].astype(np.float64)
         return cls(edges, counts, float(exact.sum()), float(np.square(exact).sum()))
 
     def as_vector(self) -> npt.NDArray[np.float64]:
-        """For a sum over workers."""
+        """Return one vector, to be summed over workers."""
         return np.concatenate((self.counts, [self.total, self.squares]))
 
     @classmethod
     def of_vector(cls, edges: npt.NDArray[np.float64], vector: npt.NDArray[np.float64]) -> Self:
-        """What :meth:`as_vector` gave, summed."""
+        """Restore what :meth:`as_vector` gave, summed."""
         return cls(edges, vector[:-2], float(vector[-2]), float(vector[-1]))
 
     def limits(self) -> tuple[float, float]:
-        """Outermost edges of the bins that hold something; a finite one in the place of infinity."""
+        """Return the outermost edges of the bins that hold something; a finite one in the place of infinity."""
         filled = np.flatnonzero(self.counts)
         low, high = self.edges[filled[0]], self.edges[filled[-1] + 1]
         return float(low), float(high if np.isfinite(high) else 2 * self.edges[-2])
@@ -67,27 +67,27 @@ class Board(Protocol):
     """One place for figures. ``step``: steps done."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Figures of a step."""
+        """Log figures of a step."""
         ...
 
     def histogram(self, step: int, name: str, histogram: Histogram) -> None:
-        """How values spread; a place without histograms leaves it out."""
+        """Log a histogram; a tracker without histograms leaves it out."""
         ...
 
     def picture(self, step: int, name: str, pixels_HWC: Pixels) -> None:
-        """A picture, uint8 RGB."""
+        """Log an image, uint8 RGB."""
         ...
 
     def text(self, step: int, name: str, text: str) -> None:
-        """A few lines."""
+        """Log a few lines."""
         ...
 
     def flush(self) -> None:
-        """Let others see what has been told."""
+        """Let others see what has been logged."""
         ...
 
     def close(self) -> None:
-        """No more is told."""
+        """Finish: nothing more is logged."""
         ...
 
 
@@ -152,7 +152,7 @@ def _check_mlflow_uri() -> None:
 
 
 def open_boards(recipe: TrainRecipe, first: int) -> Boards:
-    """The places that the recipe names, for a run of which ``first`` steps are done."""
+    """Open the trackers that the recipe names, for a run of which ``first`` steps are done."""
     need_packages(recipe.log_to)
     opened: dict[str, Any] = {"tensorboard": TensorBoard, "mlflow": MLflow, "wandb": WandB}
     return Boards([opened[place](recipe, first) for place in recipe.log_to])

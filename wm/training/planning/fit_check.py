@@ -1,4 +1,4 @@
-"""Whether a run fits the devices and the disk that it asks for, before it asks for them."""
+"""Check whether a run fits the devices and the disk that it asks for, before it asks for them."""
 
 import os
 import shutil
@@ -20,8 +20,8 @@ _STATE_BYTES = 12
 
 
 def device_bytes(recipe: TrainRecipe) -> int | None:
-    """Memory of one device: the recipe's ``device_gib``, else that of the GPU here, or a rank's share of this machine's
-    memory where no GPU is used. None: a GPU that is elsewhere."""
+    """Return the memory of one device: the recipe's ``device_gib``, else that of the GPU here, or a rank's share of
+    this machine's memory where no GPU is used. None: a GPU that is elsewhere."""
     if recipe.device_gib:
         return int(recipe.device_gib * GIB)
     if not recipe.use_gpu:
@@ -32,13 +32,13 @@ def device_bytes(recipe: TrainRecipe) -> int | None:
 
 
 def usable_bytes(recipe: TrainRecipe) -> int | None:
-    """What tensors may take of :func:`device_bytes`."""
-    found = device_bytes(recipe)
-    return found - RESERVED_BYTES * recipe.use_gpu if found is not None else None
+    """Return what tensors may take of :func:`device_bytes`."""
+    total = device_bytes(recipe)
+    return total - RESERVED_BYTES * recipe.use_gpu if total is not None else None
 
 
 def memory_complaints(recipe: TrainRecipe, memory: StepMemory) -> list[str]:
-    """One line if the step does not fit the device, with the largest micro-batch that would; else none."""
+    """Return one line if the step does not fit the device, with the largest micro-batch that would; else none."""
     usable = usable_bytes(recipe)
     if usable is None or memory.peak <= usable:
         return []
@@ -52,34 +52,34 @@ def memory_complaints(recipe: TrainRecipe, memory: StepMemory) -> list[str]:
 
 
 def disk_complaints(recipe: TrainRecipe, codec: CodecShape, rows: Sequence[int], num_trained: int) -> list[str]:
-    """One line a folder that has not the room: for tokens of ``rows`` of each source that are not in the cache yet,
-    and for two checkpoints."""
-    wanted: dict[Path, dict[str, int]] = {}
-    wanted.setdefault(_existing(recipe.token_root), {})["tokens"] = sum(cache_bytes(count, codec) for count in rows)
-    wanted.setdefault(_existing(Path(recipe.out)), {})["two checkpoints"] = 2 * _STATE_BYTES * num_trained
-    found = []
-    for folder, parts in wanted.items():
+    """Return one line a folder that has not the room: for tokens of ``rows`` of each source that are not in the cache
+    yet, and for two checkpoints."""
+    needs: dict[Path, dict[str, int]] = {}
+    needs.setdefault(_existing(recipe.token_root), {})["tokens"] = sum(cache_bytes(count, codec) for count in rows)
+    needs.setdefault(_existing(Path(recipe.out)), {})["two checkpoints"] = 2 * _STATE_BYTES * num_trained
+    lines = []
+    for folder, parts in needs.items():
         free = shutil.disk_usage(folder).free
         if sum(parts.values()) > free:
-            said = " and ".join(f"{name} of {count / GIB:.1f} GiB" for name, count in parts.items() if count)
-            found.append(f"{said} come to {folder}, where {free / GIB:.1f} GiB are free")
-    return found
+            text = " and ".join(f"{name} of {count / GIB:.1f} GiB" for name, count in parts.items() if count)
+            lines.append(f"{text} come to {folder}, where {free / GIB:.1f} GiB are free")
+    return lines
 
 
 def _largest_micro_batch(recipe: TrainRecipe, memory: StepMemory, usable: int) -> int:
-    """0: none."""
+    """Return the largest that fits; 0: none."""
     share = recipe.global_batch // recipe.num_ranks
     sizes = [size for size in range(1, recipe.micro_batch_size) if share % size == 0]
     return max((size for size in sizes if _peak_at(recipe, memory, size) <= usable), default=0)
 
 
 def _peak_at(recipe: TrainRecipe, memory: StepMemory, size: int) -> int:
-    """All that the passes take grows with the rows, but for gradients."""
+    """Scale the peak: all that the passes take grows with the rows, but for gradients."""
     fixed = memory.weights + memory.trained + memory.optimizer + memory.gradients + memory.communication
     return fixed + (memory.peak - fixed) * size // recipe.micro_batch_size
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest above it that is there."""
+    """Return the folder, or the nearest existing one above it."""
     folder = folder.absolute()
-    return next(place for place in (folder, *folder.parents) if place.is_dir())
+    return next(candidate for candidate in (folder, *folder.parents) if candidate.is_dir())

@@ -53,7 +53,7 @@ class StepWork:
     """Attention: times the square of a row's length."""
 
     def flops(self, lengths_B: npt.NDArray[np.int64], num_learned: int) -> float:
-        """Of rows of so many tokens, ``num_learned`` of which are learned."""
+        """Return the operations of rows of so many tokens, ``num_learned`` of which are learned."""
         lengths = lengths_B.astype(np.float64)
         return float(
             self.per_token * lengths.sum()
@@ -63,7 +63,7 @@ class StepWork:
 
 
 def step_work(vlm: UnifiedVLM) -> StepWork | None:
-    """What training this prepared model asks for; None for a model of another make than :class:`CausalVLM`."""
+    """Count what training this prepared model asks for; None for a model of another make than :class:`CausalVLM`."""
     if not isinstance(vlm, CausalVLM):
         return None
     stack = vlm.decoder
@@ -78,7 +78,7 @@ def step_work(vlm: UnifiedVLM) -> StepWork | None:
 
 
 def peak_tflops(recipe: TrainRecipe, device: torch.device) -> float | None:
-    """Of one device: the recipe's, else what :data:`PEAK_TFLOPS` says of it; None if neither knows.
+    """Return the peak of one device: the recipe's, else what :data:`PEAK_TFLOPS` says of it; None if neither knows.
 
     The table is about products in bfloat16: it says nothing of a run in fp32.
     """
@@ -90,7 +90,7 @@ def peak_tflops(recipe: TrainRecipe, device: torch.device) -> float | None:
 
 
 def peak_of(name: str) -> float | None:
-    """Peak of a device by its name; None for one that the table does not know, or a slice of one (MIG)."""
+    """Return the peak of a device by its name; None for one that the table does not know, or a slice of one (MIG)."""
     words = name.replace("-", " ").split()
     if "MIG" in words:
         return None
@@ -98,18 +98,18 @@ def peak_of(name: str) -> float | None:
 
 
 def _matrices(module: nn.Module) -> float:
-    """Of the linear layers, adapters among them; norms' weights may have two dimensions too, and are none."""
+    """Sum over the linear layers, adapters among them; norms' weights may have two dimensions too, and are none."""
     weights = [layer.weight for layer in module.modules() if isinstance(layer, nn.Linear)]
     return float(sum(_count(weight) * (TRAINED if weight.requires_grad else FROZEN) for weight in weights))
 
 
 def _count(weight: Tensor) -> int:
-    """DeepSpeed's stage 3 empties the parameters that it has dealt out, and notes their size."""
+    """Count elements; DeepSpeed's stage 3 empties the parameters that it has sharded, and notes their size."""
     return int(getattr(weight, "ds_numel", weight.numel()))
 
 
 def mfu(flops: float, seconds: float, *, peak: float | None, num_devices: int) -> float | None:
-    """Share of the devices' peak (TFLOP/s each); None where that is unknown."""
+    """Return the share of the devices' peak (TFLOP/s each); None where that is unknown."""
     if not peak or not seconds or not math.isfinite(flops):
         return None
     return flops / seconds / (peak * 1e12 * num_devices)

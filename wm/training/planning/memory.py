@@ -52,7 +52,7 @@ class StepMemory:
     peak: int
 
     def as_dict(self) -> dict[str, int]:
-        """Plain values."""
+        """Return plain values."""
         return asdict(self)
 
 
@@ -91,7 +91,8 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @contextmanager
 def _scores_unkept() -> Iterator[None]:
-    """Attention that keeps queries, keys, values, its result and a number a row, as its fused kernels do.
+    """Replace attention by one that keeps queries, keys, values, its result and a number a row, as its fused kernels
+    do.
 
     The function itself is exchanged, where all that transformers' layers call finds it, also in a backward pass that
     computes layers again: torch's modes for functions do not reach there.
@@ -124,7 +125,7 @@ class _Attention(torch.autograd.Function):
 
 
 def step_memory(vlm: CausalVLM, recipe: TrainRecipe, template: Template, *, stage: int) -> StepMemory:
-    """Of one rank's step on micro-batches of rows like ``template``, under ZeRO ``stage``.
+    """Estimate the memory of one rank's step on micro-batches of rows like ``template``, under ZeRO ``stage``.
 
     ``vlm``: prepared for training (:func:`wm.training.adapters.prepare`), on the meta device; it is left in the
     recipe's precision. Under ``precision = "autocast"`` activations are counted in float32, more than they are.
@@ -144,7 +145,7 @@ def step_memory(vlm: CausalVLM, recipe: TrainRecipe, template: Template, *, stag
         gathered = min(ZERO3_LIVE * trained[0].element_size(), weights + adapter)
         weights, adapter = -(-weights // ranks), -(-adapter // ranks)
         communication += gathered if ranks > 1 else 0
-    seen = _run(vlm, recipe, template, trained, shards=1 if stage < 2 else ranks)
+    usage = _run(vlm, recipe, template, trained, shards=1 if stage < 2 else ranks)
     # The step itself: this rank's gradients once more, in fp32.
     update = gradients + _FP32 * (own_trained if stage > 0 else num_trained)
     still = weights + adapter + optimizer + communication
@@ -154,9 +155,9 @@ def step_memory(vlm: CausalVLM, recipe: TrainRecipe, template: Template, *, stag
         optimizer=optimizer,
         gradients=gradients,
         communication=communication,
-        activations=seen.activations,
-        logits=seen.logits,
-        peak=still + max(seen.peak, update),
+        activations=usage.activations,
+        logits=usage.logits,
+        peak=still + max(usage.peak, update),
     )
 
 
@@ -169,8 +170,8 @@ class _Seen:
 
 
 def _run(vlm: CausalVLM, recipe: TrainRecipe, template: Template, trained: list[nn.Parameter], *, shards: int) -> _Seen:
-    """One micro-batch, or two where gradients are accumulated; of gradients one of so many ``shards`` is kept."""
-    seen = _Seen()
+    """Run one micro-batch, or two where gradients are accumulated; of gradients one of so many ``shards`` is kept."""
+    usage = _Seen()
     is_completion_BT = torch.from_numpy(template.is_completion_T).repeat(recipe.micro_batch_size, 1)
     with torch.device("meta"):
         ids_BT = torch.zeros(is_completion_BT.shape, dtype=torch.int64)
@@ -179,20 +180,20 @@ def _run(vlm: CausalVLM, recipe: TrainRecipe, template: Template, trained: list[
     before = 0
 
     def note(*_: Any) -> None:
-        seen.activations = live.live - before
-        seen.peak, live.peak = max(seen.peak, live.peak), live.live
+        usage.activations = live.live - before
+        usage.peak, live.peak = max(usage.peak, live.peak), live.live
 
     with _sharded(trained, shards), _noted(vlm.decoder, note), _scores_unkept(), live:
         for _ in range(min(2, recipe.accumulation_steps)):
             before = live.live
             loss = completion_losses(vlm, ids_BT, is_completion_BT, weight_BT, 1.0)[0]
-            seen.logits = live.peak - before - seen.activations
+            usage.logits = live.peak - before - usage.activations
             loss.backward()  # type: ignore[no-untyped-call]
             del loss
-    seen.peak = max(seen.peak, live.peak)
+    usage.peak = max(usage.peak, live.peak)
     for parameter in trained:
         parameter.grad = None
-    return seen
+    return usage
 
 
 @contextmanager
@@ -206,12 +207,12 @@ def _noted(module: nn.Module, note: Callable[..., None]) -> Iterator[None]:
 
 @contextmanager
 def _sharded(trained: list[nn.Parameter], shards: int) -> Iterator[None]:
-    """Of each gradient, once it is made, a share is kept: ZeRO from stage 2 on hands the rest to other ranks."""
-    kept: dict[Tensor, Tensor] = {}
+    """Keep a share of each gradient: ZeRO from stage 2 on hands the rest to other ranks."""
+    shares: dict[Tensor, Tensor] = {}
 
     def keep_share(parameter: Tensor) -> None:
-        if parameter not in kept:
-            kept[parameter] = parameter.new_empty(-(-parameter.numel() // shards))
+        if parameter not in shares:
+            shares[parameter] = parameter.new_empty(-(-parameter.numel() // shards))
         parameter.grad = None
 
     hooked = trained if shards > 1 else []
@@ -224,7 +225,7 @@ def _sharded(trained: list[nn.Parameter], shards: int) -> Iterator[None]:
 
 
 def _buffers(recipe: TrainRecipe, num_trained: int, element_size: int, stage: int) -> int:
-    """Of contiguous gradients: two, for the exchange goes on beside the computation."""
+    """Count the buffers of contiguous gradients: two, as the exchange overlaps the computation."""
     settled = recipe.model_copy(update={"zero_stage": stage})
     zero = deepspeed_config(settled, num_trained)["zero_optimization"]
     if stage == 0 or not zero["contiguous_gradients"]:

@@ -51,7 +51,7 @@ class Plan:
     """What of the schedule the run is too short for, a line each."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return asdict(self)
 
 
@@ -65,7 +65,7 @@ def check_data(recipe: TrainRecipe) -> TokenSet:
 
 
 def order_of(recipe: TrainRecipe, facts: Sequence[SourceFacts]) -> SampleOrder:
-    """The order in which the recipe shows these rows.
+    """Build the order in which the recipe shows these rows.
 
     Raises :class:`InputError` for a source of which an epoch shows no row.
     """
@@ -132,11 +132,12 @@ def plan(recipe: TrainRecipe) -> Plan:
 
 
 def _survey(recipe: TrainRecipe, vlm: UnifiedVLM, codec: CodecShape) -> list[tuple[SourceFacts, bool]]:
-    """Of each source, from the token cache where an earlier run left it, else by reading all rows; and which it was."""
+    """Survey each source, from the token cache where an earlier run left it, else by reading all rows; and which it
+    was."""
     reader = Reader(vlm, codec, recipe.seed)
     speech = reader.speech_digest()
     facts = []
     for number, source in enumerate(recipe.triplets):
-        kept = find_source(recipe.token_root, source, number, reader, speech)
-        facts.append((kept.facts, True) if kept is not None else (reader.survey(source, number), False))
+        cached = find_source(recipe.token_root, source, number, reader, speech)
+        facts.append((cached.facts, True) if cached is not None else (reader.survey(source, number), False))
     return facts

@@ -49,14 +49,21 @@ def warmup_warning(warmup_steps: int, num_steps: int, peak: float, *, name: str,
         name: How the warm-up is given, such as ``warmup_steps = 500``.
         remedy: What to give instead.
     """
-    if warmup_steps <= LONG_WARMUP * num_steps:
+    # A warm-up of one step has the peak at once: there is nothing that a shorter one would gain.
+    if warmup_steps <= max(1, LONG_WARMUP * num_steps):
         return ""
     if warmup_steps > num_steps:
         return (
             f"{name} is longer than the run of {num_steps:,} steps: the learning rate gets no further than "
-            f"{peak:.1%} of its peak; give {remedy}"
+            f"{_percent(peak)} of its peak; give {remedy}"
         )
     return f"{name} takes {warmup_steps / num_steps:.0%} of the run's {num_steps:,} steps; give {remedy}"
+
+
+def _percent(share: float) -> str:
+    """Write a share of less than 1 so that it reads neither 0 nor 100 %."""
+    # Below .05 % one digit after the point would be a false zero, above 99.95 % a false whole.
+    return f"{share:.1%}" if 0.0005 <= share < 0.9995 else f"{100 * share:.{12 if share > 0.5 else 2}g}%"
 
 
 def _warmup_warnings(recipe: TrainRecipe, num_steps: int) -> list[str]:

@@ -39,13 +39,13 @@ def recompute_layers(vlm: UnifiedVLM, on: bool) -> None:
 
 
 def settled(recipe: TrainRecipe, choose: Callable[[Sequence[tuple[int, bool]]], tuple[int, bool]]) -> TrainRecipe:
-    """The recipe with a stage and a word on recomputing in place of ``auto``; ``choose`` is asked if there are several.
+    """Replace ``auto`` in the recipe by a ZeRO stage and a choice on recomputing; ``choose`` decides between several.
 
     A stage that spreads over one rank what it holds anyway is no choice, nor is 3 where a gate wants a whole
     model or rows of image codes a whole matrix.
     """
-    whole = recipe.gate_every or recipe.sample_every or recipe.lora.train_image_rows
-    stages = [1] if recipe.num_ranks == 1 else [1, 2] if whole else [1, 2, 3]
+    needs_unsharded = recipe.gate_every or recipe.sample_every or recipe.lora.train_image_rows
+    stages = [1] if recipe.num_ranks == 1 else [1, 2] if needs_unsharded else [1, 2, 3]
     stages = stages if recipe.zero_stage == "auto" else [recipe.zero_stage]
     words = [False, True] if recipe.checkpoint_activations == "auto" else [recipe.checkpoint_activations]
     choices = [choice for choice in CHOICES if choice[0] in stages and choice[1] in words]
@@ -58,7 +58,8 @@ def settled(recipe: TrainRecipe, choose: Callable[[Sequence[tuple[int, bool]]], 
 def chooser(
     recipe: TrainRecipe, vlm: CausalVLM, facts: Sequence[SourceFacts], usable: int | None
 ) -> Callable[[Sequence[tuple[int, bool]]], tuple[int, bool]]:
-    """Takes the first choice whose step fits into ``usable`` bytes (None: not known, so the first), else the leanest.
+    """Return a function that takes the first choice that fits into ``usable`` bytes (None: unknown, so the first),
+    else the leanest.
 
     ``vlm``: as :func:`wm.training.planning.memory.step_memory` wants it.
     """
@@ -80,7 +81,7 @@ def chooser(
 
 
 def settled_on_ranks(recipe: TrainRecipe, facts: Sequence[SourceFacts], world: World) -> TrainRecipe:
-    """:func:`settled`, the same on all ranks, by the device with the least memory; a collective."""
+    """Apply :func:`settled`, the same on all ranks, by the device with the least memory; a collective."""
 
     def choose(choices: Sequence[tuple[int, bool]]) -> tuple[int, bool]:
         usable = torch.tensor([usable_bytes(recipe) or 0], dtype=torch.float64, device=world.device)
