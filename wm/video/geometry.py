@@ -1,7 +1,8 @@
 """Convert stored samples to the image that a player shows: orientation of the display matrix, square pixels.
 
 ffmpeg's own output is the reference for both: it lays a frame as its display matrix says before any filter, and
-``scale=iw*sar:ih`` makes its pixels square.
+``scale=iw*sar:ih`` makes its pixels square. Margins that only a container declares (``clap`` of MP4, ``PixelCrop`` of
+Matroska) are kept: PyAV does not report them.
 """
 
 import math
