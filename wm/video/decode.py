@@ -23,6 +23,7 @@ import av
 import cv2
 import numpy as np
 from av.codec.context import Flags
+from av.container import InputContainer
 
 from wm.images import Pixels
 from wm.video.errors import VideoError
@@ -80,7 +81,7 @@ class RawFrame:
 
     index: int
     time_s: float
-    frame: Any = field(repr=False)
+    frame: av.VideoFrame = field(repr=False)
     orientation: Orientation = UPRIGHT
     sample_aspect: SampleAspect = SQUARE_SAMPLES
 
@@ -215,12 +216,12 @@ def _select(
         raise VideoError("no_frames", f"{path}: no frame from {begin:g} s to {end:g} s; {where}")
 
 
-def _mean_step_s(stream: Any) -> float:
+def _mean_step_s(stream: av.VideoStream) -> float:
     """Return the mean time between two frames by the header; 0 where it has none."""
     return float(1 / stream.average_rate) if stream.average_rate else 0.0
 
 
-def _iterate_timed(container: Any, stream: Any, tally: Tally) -> Iterator[TimedFrame]:
+def _iterate_timed(container: InputContainer, stream: av.VideoStream, tally: Tally) -> Iterator[TimedFrame]:
     """Iterate over frames and their times; one without a time stamp follows at the stream's mean rate."""
     step_s = _mean_step_s(stream)
     time_s, base = -step_s, None
@@ -239,7 +240,7 @@ def _iterate_timed(container: Any, stream: Any, tally: Tally) -> Iterator[TimedF
             yield time_s, frame
 
 
-def _stamp(container: Any, frame: Any) -> int | None:
+def _stamp(container: InputContainer, frame: av.VideoFrame) -> int | None:
     """Return when a frame is shown, in its time base.
 
     AVI stores no such times: those computed for its reordered frames are out of order, and the order of decoding
@@ -250,7 +251,7 @@ def _stamp(container: Any, frame: Any) -> int | None:
 
 
 def _seek(
-    container: Any, stream: Any, walk: Iterator[TimedFrame], begin: float, target_s: float
+    container: InputContainer, stream: av.VideoStream, walk: Iterator[TimedFrame], begin: float, target_s: float
 ) -> Iterator[TimedFrame] | None:
     """Return the walk from a key-frame at or before ``target_s`` on; None where seeking leads to none (no index, or it
     is wrong), or to none before the segment. What comes before that key-frame is dropped: it may refer to frames that
@@ -308,7 +309,7 @@ def _halve(luma_HW: Any, side_px: int) -> Any:
     return cv2.resize(luma_HW[: 2 * height, : 2 * width], (width, height), interpolation=cv2.INTER_AREA)
 
 
-def _luma_plane(frame: Any) -> tuple[Any, int, bool]:
+def _luma_plane(frame: av.VideoFrame) -> tuple[Any, int, bool]:
     """Return full-size brightness, the bits it has above 8, and whether its range is still the studio's.
 
     The brightness is a view of the frame's memory where it has a plane of its own.
@@ -326,7 +327,7 @@ def _luma_plane(frame: Any) -> tuple[Any, int, bool]:
 
 
 @contextmanager
-def _open(path: str | Path) -> Iterator[Any]:
+def _open(path: str | Path) -> Iterator[InputContainer]:
     name = str(path)
     # FFmpeg opens folders and devices too, and its messages name no file.
     check_file(name)
@@ -358,7 +359,7 @@ def check_file(name: str) -> None:
         raise VideoError("empty_file", f"{name}: 0 bytes")
 
 
-def _video_stream(container: Any, path: str | Path) -> Any:
+def _video_stream(container: InputContainer, path: str | Path) -> av.VideoStream:
     cover = av.stream.Disposition.attached_pic  # a sound file's cover is a video stream of one image
     streams = [stream for stream in container.streams.video if not stream.disposition & cover]
     if not streams:
@@ -368,7 +369,7 @@ def _video_stream(container: Any, path: str | Path) -> Any:
     return streams[0]
 
 
-def _packets(container: Any, stream: Any, tally: Tally) -> Iterator[Any]:
+def _packets(container: InputContainer, stream: av.VideoStream, tally: Tally) -> Iterator[Any]:
     try:
         yield from container.demux(stream)
     except av.error.FFmpegError as error:

@@ -7,13 +7,17 @@ later than it is: by half of the step between frames, which no rounding reaches.
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-TimedFrame: TypeAlias = tuple[float, Any]
+import av
+
+TimedFrame: TypeAlias = tuple[float, av.VideoFrame]
 """Presentation time in the file's own clock (s), decoded frame."""
 
 
-def mark_segment(timed: Iterable[TimedFrame], begin_s: float, end_s: float) -> Iterator[tuple[float, Any, bool]]:
+def mark_segment(
+    timed: Iterable[TimedFrame], begin_s: float, end_s: float
+) -> Iterator[tuple[float, av.VideoFrame, bool]]:
     """Give each frame with its time and whether it is in the half-open segment from ``begin_s`` to ``end_s``, up to the
     first frame behind it.
 
