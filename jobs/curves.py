@@ -57,19 +57,19 @@ class CurvesRecipe(Recipe):
     annotations: OptionalInputPath = None
     """The data set's own table, for layouts that have one (see jobs.annotate)."""
     limit: int = Field(default=20, ge=1)
-    """Clips at most, evenly spaced over the sorted list."""
+    """Max number of clips, evenly spaced over the sorted list."""
     motion: MotionKind = "dis"
     """Optical flow (see jobs.annotate)."""
     motion_side_px: int = Field(default=40, ge=16)
     """Frames are halved as long as their long side stays this or more, and dis runs on what is left."""
     max_keyframes: int = Field(default=6, ge=2)
-    """K_f: key-frames of a video at most."""
+    """K_f: max number of key-frames of a video."""
     min_interval: int = Field(default=20, ge=1)
-    """I_f: frames between two key-frames at least."""
+    """I_f: min number of frames between two key-frames."""
     reader: Reader = "auto"
     """Who reads the chosen frames (see jobs.annotate)."""
     image_side_px: int = Field(default=160, ge=16)
-    """Short side of the frames in the strip at most."""
+    """Max short side of the frames in the strip."""
     time_limit_s: float = Field(default=120.0, gt=0)
     """A clip that takes longer is skipped; for a download again as much."""
 

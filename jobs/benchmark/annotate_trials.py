@@ -195,6 +195,7 @@ def _decode_rate(recipe: AnnotateRecipe, workers: int) -> float:
         .take_all()
     )
     times: dict[int, list[float]] = {}
+    # By worker, in the order of time.
     for row in sorted(shard_rows, key=lambda row: row["done_s"]):
         times.setdefault(row["worker"], []).append(row["done_s"])
     # Only while every worker works.
@@ -279,13 +280,9 @@ def _count_videos(out: Path) -> int:
 
 def _recipe(videos: Path, idm: Path, out: Path, **more: Any) -> AnnotateRecipe:
     shutil.rmtree(out, ignore_errors=True)
-    values = {
-        "videos": str(videos),
-        "idm": str(idm),
-        "out": str(out),
-        "filters": {"action": "score", "unchanged": "score"},
-    }
-    return AnnotateRecipe.parse(values | {"max_new_tokens": 8} | more, "the benchmark")
+    values = {"videos": str(videos), "idm": str(idm), "out": str(out), "max_new_tokens": 8}
+    filters = {"action": "score", "unchanged": "score"}
+    return AnnotateRecipe.parse(values | {"filters": filters} | more, "the benchmark")
 
 
 def _command(videos: Path, idm: Path, out: Path) -> list[str]:
@@ -296,6 +293,6 @@ def _command(videos: Path, idm: Path, out: Path) -> list[str]:
         "filters.action": "score",
         "filters.unchanged": "score",
         "max_new_tokens": 8,
+        "videos_per_shard": 4,
     }
-    settings |= {"videos_per_shard": 4}
     return [sys.executable, "-m", "jobs.annotate", *(f"{key}={value}" for key, value in settings.items())]

@@ -65,7 +65,7 @@ def made_clips(folder: Path, shape: Shape, count: int, length_s: float | None = 
 
 
 def real_clips(folder: Path, shape: Shape, videos: Sequence[Path]) -> list[Path]:
-    """Re-encode real videos, cut to the shape's length (a longer video gives its first two parts at most).
+    """Re-encode real videos, cut to the shape's length (a long video gives its first two parts).
 
     Raises:
         InputError: No video is long enough.

@@ -39,7 +39,7 @@ class BenchmarkRecipe(Recipe):
     videos: InputPath = ""
     """Folder, glob or list of real videos, re-encoded to both shapes; without it, clips are made."""
     clips: int = Field(default=8, ge=1)
-    """Made clips of each shape; of real ones, videos at most (each gives two clips at most)."""
+    """Synthetic clips of each shape; of real ones, max number of videos (each gives up to two clips)."""
     rounds: int = Field(default=3, ge=1)
     """Turns that each kind of work takes on a clip; their median counts."""
     quick: bool = False

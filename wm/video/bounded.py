@@ -125,7 +125,7 @@ class _Search:
         self.motion_T = np.zeros(len(step_log_T))
         self.refined_T = np.zeros(len(step_log_T), dtype=bool)
         self.measured_T = self.refined_T.copy()
-        self.measured_T[0] = True
+        self.measured_T[0] = True  # it moves 0 by definition
         self.order: list[int] = []
         self._update_bounds()
 
@@ -158,9 +158,11 @@ class _Search:
 
     def _regress(self, bound: Bound, logs_T2: Floats) -> tuple[Floats, Floats]:
         """Regress log motion and its upper bound on the measurements (Rasmussen & Williams 2006, eq. 2.23, 2.24)."""
+        # The newest measurements only: the inverse grows with the cube of their number.
         at_M = np.asarray(self.order[-_MAX_LEARNT:], dtype=np.intp)
         logs_T2 = logs_T2 - logs_T2[at_M if len(at_M) else slice(None)].mean(axis=0)
         prior_T = logs_T2 @ np.asarray(bound.powers)
+        # Nothing measured: no bound is known, and order alone decides.
         if not len(at_M):
             return prior_T, prior_T
         # Residuals of the measured frames, spread by how much another frame resembles each.

@@ -24,7 +24,7 @@ EncodedFrame: TypeAlias = tuple[bytes, FrameFacts]
 """A key-frame as PNG bytes, and its measurements."""
 
 DECORD_LIMIT_S = 20.0
-"""decord either answers in well under a second or never: after this long PyAV is asked instead."""
+"""decord either answers in well under a second or never: after this time PyAV reads instead."""
 
 
 @dataclass(frozen=True)

@@ -177,9 +177,10 @@ def frames(
                 target_s = begin - margin * (_mean_step_s(stream) or _USUAL_STEP_S)
                 seek_walk = _seek(container, stream, walk, begin, target_s)
                 if seek_walk is None:
-                    continue
+                    continue  # from further back, in the end from the beginning
                 walk = seek_walk
             yield from _select(walk, begin, end, path, sample_aspect(stream.sample_aspect_ratio))
+            # Only of the attempt that was used: frames that were passed over are not the caller's.
             tally.errors += attempt.errors
             tally.last_error = attempt.last_error or tally.last_error
             return
@@ -234,7 +235,7 @@ def _iterate_timed(container: InputContainer, stream: av.VideoStream, tally: Tal
             tally.add(error)
             continue
         for frame in decoded:
-            base = base or frame.time_base  # asked for once: it makes a fraction, and multiplying fractions is slow
+            base = base or frame.time_base  # read once: it makes a fraction, and multiplying fractions is slow
             stamp = _stamp(container, frame)
             time_s = stamp * base.numerator / base.denominator if stamp is not None else time_s + step_s
             yield time_s, frame
@@ -264,7 +265,7 @@ def _seek(
         if frame.key_frame:
             following = next(walk, None)
             has_stamp = _stamp(container, frame) is not None
-            # The frame after it too must be in time: then this one lies before the segment, see mark_segment.
+            # The frame after it too must be in time: then this one is before the segment, see mark_segment.
             in_time = following is not None and time_s < following[0] <= begin
             return chain([(time_s, frame), following], walk) if following and has_stamp and in_time else None
     return None

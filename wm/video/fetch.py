@@ -34,9 +34,9 @@ SAME_IMAGE = 0.1
 def fetch_decord(path: str | Path, scan: Scan) -> list[Pixels]:
     """Read the scan's key-frames by decord's random access.
 
-    Of a whole video decord must count as many frames as the motion pass did; in a segment a frame is identified by its
-    time. decord knows of a display matrix no more than its angle, and that of some containers only, so its frames are
-    laid anew. May hang or crash in native code: call it in a process that can be killed.
+    Of a complete video decord must count as many frames as the motion pass did; in a segment a frame is identified by
+    its time. decord knows of a display matrix no more than its angle, and that of some containers only, so its frames
+    are laid anew. May hang or crash in native code: call it in a process that can be killed.
 
     Args:
         path: The local file that was scanned.

@@ -98,6 +98,7 @@ class IsolatedProcess:
         self._stderr.close()
 
     def _start(self) -> Connection:
+        """Return the pipe to a child that runs; start one where there is none."""
         process = self._process
         if self._pipe is not None and process is not None and process.poll() is None and self._is_small(process.pid):
             return self._pipe
@@ -105,6 +106,7 @@ class IsolatedProcess:
         self.close()
         self._stderr.seek(0)
         self._stderr.truncate()
+        # A socket pair, not stdin: what native code prints must not meet the answers.
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
@@ -129,6 +131,7 @@ class IsolatedProcess:
         return resident_mb(pid) <= self.resident_limit_mb
 
     def _boot_line(self, fd: int) -> str:
+        # The parent's import path: an empty entry means its working folder.
         path = [entry or str(Path.cwd()) for entry in sys.path]
         return _BOOT.format(path=path, fd=fd, mib=self.memory_limit_mb, parent=os.getpid())
 

@@ -122,6 +122,7 @@ class Walk:
             self.decoded.append(raw)
             if len(self.decoded) * raw.num_bytes > MAX_HELD_BYTES:
                 self.decoded = None
+        # Small frames may fit where full ones do not.
         if self.quarters is not None:
             quarter = raw.luma(max(self.sampled_px) // 4)
             self.quarters.append(to_square_luma(quarter, raw.upright_aspect))
@@ -172,6 +173,7 @@ class Walk:
 
     def _grey(self, decoded: list[RawFrame], frame: int) -> Luma:
         """Return the full-size brightness of a frame. A few are cached: neighbours are measured together."""
+        # The oldest is dropped: the search moves on and rarely returns.
         if frame not in self.greys:
             if len(self.greys) == MAX_GREYS:
                 del self.greys[next(iter(self.greys))]
@@ -204,6 +206,7 @@ class Walk:
 
     def _drop_thumbs(self) -> None:
         """Keep only the thumbnails of frames that may still be chosen, their neighbours', and the newest."""
+        # Sorted as the key-frame rule sorts, so that a candidate keeps its thumbnails.
         most = np.argsort(-np.asarray(self.motion), kind="stable")[: self.max_chosen]
         keep = {index for frame in most.tolist() for index in self._near(frame)}
         newest = len(self.motion) - 1 - CHECK_NEIGHBOURS
@@ -242,6 +245,7 @@ def _check_num_frames(path: str | Path, num_frames: int, tally: Tally) -> None:
         return
     if num_frames == 1:
         raise VideoError("one_frame", f"{path}: one frame; a pair needs two")
+    # Damage and emptiness are different reasons.
     if tally.errors:
         raise VideoError("decode_error", f"{path}: no frame decoded, {tally.errors} errors: {tally.last_error}")
     raise VideoError("no_frames", f"{path}: a video stream without frames")
