@@ -10,7 +10,6 @@ of which most frames are good.
 
 import math
 import os
-import re
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -37,16 +36,14 @@ from wm.video.geometry import (
     square_width,
     to_square_pixels,
 )
+from wm.video.luma import halve, luma_plane, shrink, widen_range
 from wm.video.motion import Luma
 from wm.video.segments import TimedFrame, mark_segment
 
-_PLANAR_YUV = re.compile(r"(yuvj?a?4\d\dp(\d+le)?|nv12|nv21|nv16|nv24)")
-_FULL_RANGE = 2
 _SEEK_MARGINS = (2, 250)
 """Frames before a segment that are sought: a key-frame next to its begin does not say how long the frame before it is
 shown."""
 _USUAL_STEP_S = 0.04
-_WIDEN = np.clip((np.arange(256) - 16.0) * (255.0 / 219.0) + 0.5, 0, 255).astype(np.uint8)
 
 
 @dataclass
@@ -122,17 +119,17 @@ class RawFrame:
 
         See :func:`shrink`; uint8 (height, width), full range.
         """
-        plane, excess_bits, widen = _luma_plane(self.frame)
+        plane, excess_bits, widen = luma_plane(self.frame)
         small = plane
         if self.orientation is not UPRIGHT:
             # Laid after one halving: cheaper, and less than a pixel away from laying the frame itself.
-            small = np.array(self.orientation.apply(_halve(small, side_px)), order="C")
+            small = np.array(self.orientation.apply(halve(small, side_px)), order="C")
         small = shrink(small, side_px)
         # Shrunk first: depth and range then cost next to nothing.
         if excess_bits:
             small = (small >> excess_bits).astype(np.uint8)
         if widen:
-            return np.asarray(cv2.LUT(small, _WIDEN), dtype=np.uint8)
+            return widen_range(small)
         # A copy where nothing was computed: the plane belongs to the frame, which returns to the decoder's pool.
         return np.asarray(small.copy() if small is plane else small, dtype=np.uint8)
 
@@ -269,62 +266,6 @@ def _seek(
             in_time = following is not None and time_s < following[0] <= begin
             return chain([(time_s, frame), following], walk) if following and has_stamp and in_time else None
     return None
-
-
-def small_size(height_px: int, width_px: int, side_px: int) -> tuple[int, int]:
-    """Compute the (height, width) that :func:`shrink` leaves of a frame."""
-    halvings = num_halvings(height_px, width_px, side_px)
-    return height_px >> halvings, width_px >> halvings
-
-
-def num_halvings(height_px: int, width_px: int, side_px: int) -> int:
-    """Count how often :func:`shrink` halves a frame."""
-    halvings = 0
-    while max(height_px, width_px) >> halvings + 1 >= side_px and min(height_px, width_px) >> halvings + 1:
-        halvings += 1
-    return halvings
-
-
-def shrink(luma_HW: Any, side_px: int) -> Any:
-    """Halve as often as the long side stays ``side_px`` or more; a last odd row or column is left out.
-
-    Means of 2 x 2 pixels: the one reduction that costs next to nothing, and exact to the last bit everywhere.
-    """
-    while (smaller := _halve(luma_HW, side_px)) is not luma_HW:
-        luma_HW = smaller
-    return luma_HW
-
-
-def grey_luma(rgb_HWC: Pixels, side_px: int) -> Luma:
-    """Compute what :meth:`RawFrame.luma` gives from another reader's upright colour frame, to compare."""
-    grey: Luma = shrink(cv2.cvtColor(rgb_HWC, cv2.COLOR_RGB2GRAY), side_px)
-    return grey
-
-
-def _halve(luma_HW: Any, side_px: int) -> Any:
-    height, width = luma_HW.shape
-    if max(height, width) // 2 < side_px or min(height, width) < 2:
-        return luma_HW
-    # Even sides only: then each mean is of exactly four pixels.
-    height, width = height // 2, width // 2
-    return cv2.resize(luma_HW[: 2 * height, : 2 * width], (width, height), interpolation=cv2.INTER_AREA)
-
-
-def _luma_plane(frame: av.VideoFrame) -> tuple[Any, int, bool]:
-    """Return full-size brightness, the bits it has above 8, and whether its range is still the studio's.
-
-    The brightness is a view of the frame's memory where it has a plane of its own.
-    """
-    name = frame.format.name
-    if not _PLANAR_YUV.fullmatch(name):
-        return frame.reformat(format="gray").to_ndarray(), 0, False  # swscale widens the range by itself
-    bits = frame.format.components[0].bits
-    plane = frame.planes[0]
-    kind = np.uint8 if bits == 8 else np.uint16
-    # Rows are padded to the alignment of the decoder.
-    rows = np.frombuffer(plane, kind).reshape(-1, plane.line_size // np.dtype(kind).itemsize)
-    widen = frame.color_range != _FULL_RANGE and not name.startswith("yuvj")
-    return rows[: frame.height, : frame.width], bits - 8, widen
 
 
 @contextmanager

@@ -13,9 +13,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from wm.video.decode import RawFrame, Tally, frames, num_halvings, shrink, small_size
+from wm.video.decode import RawFrame, Tally, frames
 from wm.video.errors import VideoError
 from wm.video.geometry import SQUARE_SAMPLES, Orientation, SampleAspect, to_square_luma
+from wm.video.luma import num_halvings, shrink, small_size
 from wm.video.motion import Luma, MotionKind, MotionMeter, farneback_motion
 
 CHECK_SIDE_PX = 40
