@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from tests.helpers.video_files import marked_frame, read_mark, write_video
-from wm.video.decode import Tally, frames, small_size
+from wm.video.decode import Tally, frames
 from wm.video.errors import VideoError
 from wm.video.fetch import fetch_decord, fetch_pyav, same_frame
+from wm.video.luma import small_size
 from wm.video.scan import scan_video
 from wm.video.walk import thumbnail
 

@@ -232,6 +232,19 @@ def test_the_ratio_of_container_and_codec(stored, tmp_path, name):
     assert (scan.sample_aspect.ratio == 1) == (name == "unknown.mp4")
 
 
+def test_columns_that_the_codec_crops_are_left_out(stored, tmp_path):
+    """On the left too, by less than the 32 bytes to which decoders keep their rows aligned."""
+    crop = "h264_metadata=crop_left=16:crop_right=8:crop_top=4"
+    run_ffmpeg("-i", stored, "-c", "copy", "-bsf:v", crop, tmp_path / "a.mp4")
+    for path in (tmp_path / "a.mp4", lay(tmp_path / "a.mp4", tmp_path / "laid.mp4", 90, True)):
+        scan = check_readers(path, decord=False)
+        assert sorted(scan.size_px) == [92, 104]
+        clips = ClipReader(ClipSettings(min_interval=4))
+        clip = clips.read(path)
+        clips.close()
+        assert clip.reader == "pyav" and "frame_mismatch" in clip.fallback
+
+
 def test_ratios_beyond_bounds_are_left_alone():
     assert str(sample_aspect(Fraction(64, 45))) == "64:45" and str(sample_aspect(None)) == "1:1"
     assert str(sample_aspect(Fraction(65535))) == "65535:1 (not applied)"

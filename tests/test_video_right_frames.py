@@ -9,8 +9,9 @@ import pytest
 
 from tests.helpers.video_files import marked_frame, write_video
 from wm.video import ClipReader, ClipSettings, VideoError, scan_video
-from wm.video.decode import frames, shrink
+from wm.video.decode import frames
 from wm.video.fetch import fetch_pyav
+from wm.video.luma import shrink
 
 imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
 

@@ -1,4 +1,7 @@
-"""The CPU actor of ``annotate``: videos in, key-frames with their numbers out."""
+"""Decode videos to key-frames with their numbers: the CPU actor of ``annotate``.
+
+Knows no model and writes no table.
+"""
 
 import fcntl
 import shutil
@@ -25,7 +28,12 @@ _PREFIX, _LOCK = "wm-annotate-", ".owner"
 
 @dataclass(frozen=True)
 class DownloadSettings:
-    """``time_limit_s``: for one file. ``max_bytes``: larger files are rejected before the disk is full."""
+    """Limits of downloads.
+
+    Attributes:
+        time_limit_s: For one file.
+        max_bytes: Larger files are rejected before the disk is full.
+    """
 
     time_limit_s: float
     max_bytes: int
@@ -34,67 +42,83 @@ class DownloadSettings:
 class Scratch:
     """A folder for downloads, removed with its owner; one whose owner was killed is removed by the next that is made.
 
-    A lock that ends with the process tells whether the owner lives.
+    A lock that ends with the process shows whether the owner is alive.
     """
 
     def __init__(self) -> None:
-        for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-            with suppress(OSError), (left / _LOCK).open("r") as lock:
+        # A free lock: its owner was killed and could not clean up.
+        for orphan in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+            with suppress(OSError), (orphan / _LOCK).open("r") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(left, ignore_errors=True)
+                shutil.rmtree(orphan, ignore_errors=True)
         folder = tempfile.TemporaryDirectory(prefix=_PREFIX)
         self.path = Path(folder.name)
         lock = (self.path / _LOCK).open("w")
         fcntl.flock(lock, fcntl.LOCK_EX)
         weakref.finalize(self, lock.close)
-        weakref.finalize(self, folder.cleanup)  # before the lock is let go: the last one made is called first
+        weakref.finalize(self, folder.cleanup)  # before the lock is released: finalizers run last in, first out
 
 
 class Decoder:
-    """A shard's videos to their key-frames. Holds the child process in which native decoders run."""
+    """Actor that turns a shard's videos into their key-frames. Owns the child process in which native decoders run."""
 
     def __init__(self, clips: ClipSettings, downloads: DownloadSettings, dataset: str) -> None:
-        """``clips``: how they are read. ``downloads``: limits for remote ones. ``dataset``: name for the metrics."""
+        """Prepare the reader; nothing is started yet.
+
+        Args:
+            clips: Settings of reading.
+            downloads: Limits for remote videos.
+            dataset: Name for the metrics.
+        """
         self.reader = ClipReader(clips)
         self.downloads = downloads
         self.metrics = Metrics(dataset)
         self._scratch = Scratch()
-        self._held_uri = ""
+        self._local_uri = ""
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Rows of a listing with ``path, shard, shard_rows`` to rows of :data:`DECODED_SCHEMA`."""
+        """Decode a batch.
+
+        Args:
+            batch: Rows of a listing with ``path, shard, shard_rows``.
+
+        Returns:
+            As many rows of :data:`DECODED_SCHEMA`, in the same order.
+        """
         rows = []
         for video in batch.to_pylist():
             path = video.pop("path")
             try:
                 row = video | self._read(video, path)
-            except (
-                OSError,
-                RuntimeError,
-            ) as error:  # the machine's trouble (no space, no child that starts), not the video's
-                told = f"cannot decode {video['uri']} on this machine: {getattr(error, 'strerror', None) or error}"
-                row = video | {"problem": told, "errno": getattr(error, "errno", None) or 0}
+            except (OSError, RuntimeError) as error:
+                # The machine's trouble (no space, no child that starts), not the video's: no reject.
+                message = f"cannot decode {video['uri']} on this machine: {getattr(error, 'strerror', None) or error}"
+                row = video | {"problem": message, "errno": getattr(error, "errno", None) or 0}
             rows.append(row)
             self.metrics.video(row)
         return pa.Table.from_pylist(rows, schema=DECODED_SCHEMA)
 
     def _read(self, video: dict[str, Any], path: str) -> dict[str, Any]:
+        """Read one video; return its outcome with numbers and images, or with the reason of its failure."""
         seconds: dict[str, float] = {}
         begin = time.perf_counter()
         try:
+            # Before anything is read: no table can hold such a name.
             check_name(path)
             if is_remote(path):
                 path = self._local_copy(path, seconds)
             clip = self.reader.read(path, start_s=video["start_s"], end_s=video["end_s"])
         except VideoError as error:
+            # Without the download, which has its own column.
             failed_s = time.perf_counter() - begin - seconds.get("download_s", 0.0)
             return seconds | {
                 "outcome": "failed",
                 "reason": error.reason,
-                "detail": _named(error.detail, path, video),
+                "detail": _name_video(error.detail, path, video),
                 "failed_s": failed_s,
             }
-        scan, chosen = clip.scan, clip.scan.keyframes
+        # Numbers are recorded of filtered videos too: they show what another setting would give.
+        scan, keyframes = clip.scan, clip.scan.keyframes
         row = seconds | {
             "num_frames": scan.num_frames,
             "duration_s": scan.duration_s,
@@ -106,38 +130,51 @@ class Decoder:
             "reader": clip.reader,
             "fallback": clip.fallback.replace(path, video["uri"]),
             "errors": scan.errors,
-            "keyframes": chosen,
-            "times_s": scan.times_s[chosen].tolist(),
+            "keyframes": keyframes,
+            "times_s": scan.times_s[keyframes].tolist(),
             "motion": scan.motion.tolist(),
             "scan_s": clip.scan_s,
             "fetch_s": clip.fetch_s,
         }
-        if len(chosen) < 2:
-            detail = f"{path}: {len(chosen)} key-frame among {scan.num_frames} frames; a pair needs two"
-            detail = _named(detail, path, video)
+        if len(keyframes) < 2:
+            detail = f"{path}: {len(keyframes)} key-frame among {scan.num_frames} frames; a pair needs two"
+            detail = _name_video(detail, path, video)
             return row | {"outcome": "filtered", "reason": "too_few_keyframes", "detail": detail}
-        return row | {"images": clip.images_png} | _measured(clip.facts, scan.cuts)
+        return row | {"images": clip.images_png} | _list_facts(clip.facts, scan.cuts)
 
     def _local_copy(self, uri: str, seconds: dict[str, float]) -> str:
-        """Fetch a remote file by the killable child; it is kept until another one is asked for, because the segments
-        of one long video follow each other."""
+        """Fetch a remote file by the killable child and return its local path.
+
+        It is kept until another file is needed, because the segments of one long video follow each other.
+        """
         path = self._scratch.path / "video"
-        if uri != self._held_uri or not path.exists():
-            self._held_uri = ""
-            for left in path.parent.iterdir():  # a child that was killed leaves an unfinished file
-                left.unlink()
+        if uri != self._local_uri or not path.exists():
+            self._local_uri = ""
+            for leftover in path.parent.iterdir():  # a child that was killed leaves an unfinished file
+                leftover.unlink()
             begin = time.perf_counter()
+            # The child enforces the limit itself; a little more time lets it say so.
             limits = self.downloads
             self.reader.process.call(
                 limits.time_limit_s + 5.0, fetch_remote, uri, str(path), limits.time_limit_s, limits.max_bytes
             )
             seconds["download_s"] = time.perf_counter() - begin
-            self._held_uri = uri
+            self._local_uri = uri
         return str(path)
 
 
 def fetch_remote(uri: str, path: str, time_limit_s: float, max_bytes: int) -> None:
-    """Download; runs in the child. Raises :class:`VideoError` for what is the file's or its server's fault."""
+    """Download a file; runs in the child.
+
+    Args:
+        uri: Remote address.
+        path: Local file to write.
+        time_limit_s: For the complete download.
+        max_bytes: Larger files are refused.
+
+    Raises:
+        VideoError: For what is the file's or its server's fault.
+    """
     from wm.files.storage import StorageError
 
     try:
@@ -146,17 +183,18 @@ def fetch_remote(uri: str, path: str, time_limit_s: float, max_bytes: int) -> No
         raise VideoError(error.reason, error.detail) from error
 
 
-def _named(detail: str, path: str, video: dict[str, Any]) -> str:
-    """Where a video was read from is told by its URI: a local copy's name means nothing, and differs every time."""
-    told = detail.replace(path, video["uri"])
-    if video["uri"] not in told:  # a time-out's or a crash's
-        told = f"{video['uri']}: {told}"
+def _name_video(detail: str, path: str, video: dict[str, Any]) -> str:
+    """Name a video by its URI: a local copy's name means nothing, and differs every time."""
+    message = detail.replace(path, video["uri"])
+    if video["uri"] not in message:  # a time-out's or a crash's
+        message = f"{video['uri']}: {message}"
     if video["start_s"] is None and video["end_s"] is None:
-        return told
-    return f"segment {video['key'].rpartition('#')[2]}: {told}"
+        return message
+    return f"segment {video['key'].rpartition('#')[2]}: {message}"
 
 
-def _measured(facts: list[FrameFacts], cuts: list[float]) -> dict[str, Any]:
+def _list_facts(facts: list[FrameFacts], cuts: list[float]) -> dict[str, Any]:
+    """List the measurements of each key-frame, by column."""
     return {
         "difference": [0.0, *(pair_difference(a, b) for a, b in pairwise(facts))],
         "cut": cuts,

@@ -1,7 +1,7 @@
-"""Annotation: memory over many clips, scale-out of the CPU stages over workers, a run in which files are poisoned and
-workers killed, and the rate of each stage for jobs.plan.
+"""Measure annotation: memory over many clips, scale-out of the CPU stages over workers, a run that is broken on
+purpose (poisoned files, killed workers), and the rate of each stage for jobs.plan.
 
-The clips are of UCF-101's shape, made here or re-encoded from real ones. The model is a random one of nano size unless
+The clips are of UCF-101's shape, synthetic or re-encoded from real ones. The model is a random one of nano size unless
 idm= names another: give it to measure the rates of the annotator that you will use.
 """
 
@@ -57,7 +57,11 @@ class BenchmarkRecipe(Recipe):
 
 
 def run(recipe: BenchmarkRecipe, *, dry_run: bool = False) -> dict[str, Any]:
-    """Run the trials and write ``recipe.out``; returns what was written."""
+    """Run the trials, write ``recipe.out``, and return the record.
+
+    Raises:
+        InputError: A setting that leaves no good file, or a list that cannot be read.
+    """
     check_out(recipe.out)
     if recipe.poisoned >= recipe.broken_clips:
         raise InputError(f"poisoned = {recipe.poisoned} of broken_clips = {recipe.broken_clips}: expected fewer")
@@ -73,6 +77,7 @@ def run(recipe: BenchmarkRecipe, *, dry_run: bool = False) -> dict[str, Any]:
 
 
 def _run_trials(recipe: BenchmarkRecipe, folder: Path, sources: list[Path]) -> dict[str, Any]:
+    """Run each trial of the recipe on its own clips and collect the figures."""
     from wm.nano.preset import write_random_base
 
     if sources:
@@ -86,17 +91,18 @@ def _run_trials(recipe: BenchmarkRecipe, folder: Path, sources: list[Path]) -> d
     parts: dict[str, Any] = {"rates": {}}
     if "memory" in recipe.trials:
         settings = {"gpus_per_annotator": recipe.gpus_per_annotator, "dtype": recipe.dtype} if recipe.idm else {}
-        found = memory_growth(folder, clips, Path(recipe.idm or nano), recipe.memory_clips, settings)
-        ratios["memory_growth"], parts["rates"] = round(found.pop("ratio"), 4), found.pop("rates")
-        spreads["memory_growth"] = {name: found[name] for name in ("first_mib", "last_mib", "peak_mib", "clips")}
-        parts["memory"] = found
+        memory = memory_growth(folder, clips, Path(recipe.idm or nano), recipe.memory_clips, settings)
+        ratios["memory_growth"], parts["rates"] = round(memory.pop("ratio"), 4), memory.pop("rates")
+        spreads["memory_growth"] = {name: memory[name] for name in ("first_mib", "last_mib", "peak_mib", "clips")}
+        parts["memory"] = memory
     if "scale" in recipe.trials:
+        # Longer clips, so that decoding and not the start of processes is measured.
         if not sources and not recipe.quick:
             clips = made_clips(folder / "long", XVID, _SOURCES)
-        found = scale_out(folder, clips, nano, recipe.scale_clips, recipe.scale_rounds)
-        ratios["scale_out_2_cores"] = round(found.pop("ratio"), 3)
-        spreads["scale_out_2_cores"] = spread(found["ratios"])
-        parts["scale"] = found
+        scale = scale_out(folder, clips, nano, recipe.scale_clips, recipe.scale_rounds)
+        ratios["scale_out_2_cores"] = round(scale.pop("ratio"), 3)
+        spreads["scale_out_2_cores"] = spread(scale["ratios"])
+        parts["scale"] = scale
     if "broken" in recipe.trials:
         parts["broken"] = broken_run(
             folder, clips, nano, clips=recipe.broken_clips, poisoned=recipe.poisoned, kills=recipe.kills
@@ -110,11 +116,11 @@ def _run_trials(recipe: BenchmarkRecipe, folder: Path, sources: list[Path]) -> d
         settings=recipe.model_dump(exclude={"out"}) | {"model": recipe.idm or "random nano base"},
         **parts,
     )
-    _tell(record, recipe.out)
+    _print_record(record, recipe.out)
     return record
 
 
-def _tell(record: dict[str, Any], out: str) -> None:
+def _print_record(record: dict[str, Any], out: str) -> None:
     for name, value in (record["ratios"] | record["rates"]).items():
         print(f"{name:28s}{value:12,.3f}")
     for trial in ("memory", "scale", "broken"):

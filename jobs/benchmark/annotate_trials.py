@@ -1,4 +1,4 @@
-"""Trials of ``annotate``: memory over many clips, scale-out of the CPU stages, a run that is broken on purpose."""
+"""Run trials of ``annotate``: memory over many clips, scale-out of the CPU stages, a run that is broken on purpose."""
 
 import os
 import random
@@ -32,8 +32,18 @@ _KILL_EVERY_S = 1.5
 
 
 def many_clips(folder: Path, sources: Sequence[Path], count: int, seed: int = 0, poisoned: int = 0) -> Path:
-    """``count`` files in ten classes, ``poisoned`` of them no videos (cut off, random bytes, empty, text, a link that
-    leads nowhere), the rest hard links to ``sources``; returns the folder."""
+    """Write files in ten classes: hard links to videos, and poisoned ones.
+
+    Args:
+        folder: Where to write.
+        sources: Videos to link to, in turn.
+        count: Number of files.
+        seed: Chooses which are poisoned.
+        poisoned: How many are no videos (truncated, random bytes, empty, text, a broken link).
+
+    Returns:
+        The folder.
+    """
     rng = random.Random(seed)
     bad = set(rng.sample(range(count), poisoned))
     for number, source in enumerate(islice(cycle(sources), count)):
@@ -64,10 +74,18 @@ def _poison(path: Path, source: Path, rng: random.Random, kind: int) -> None:
 def memory_growth(
     folder: Path, sources: Sequence[Path], idm: Path, count: int, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Resident memory of a decoder, its child and an annotator in one process while they annotate ``count`` clips.
+    """Measure resident memory of a decoder, its child and an annotator in one process.
 
-    ``ratio``: the mean over the last 500 over that over the first 500, after the first shard (which loads everything).
-    ``settings``: further keys of ``annotate``. ``rates``: of all stages in this run, in which nothing else works.
+    Args:
+        folder: Working folder.
+        sources: Videos.
+        idm: Model folder.
+        count: Clips to annotate.
+        settings: Further keys of ``annotate``.
+
+    Returns:
+        ``ratio``: the mean over the last 500 clips over that over the first 500, after the first shard (which loads
+        everything); ``rates`` of all stages in this run, in which nothing else works; counts and MiB.
     """
     videos = many_clips(folder / "memory", sources, count)
     recipe = _recipe(videos, idm, folder / "memory-out", **settings)
@@ -76,12 +94,14 @@ def memory_growth(
     annotator = Annotator(recipe.annotator_settings())
     sizes: list[int] = []
     bar = progress_bar(count, "clip", "memory")
+    # In one process without Ray: memory is this code's own.
     for number, (start, rows) in cut_shards(listing, recipe.videos_per_shard).items():
         annotator(decoder(shard_table(listing, number, start, rows)))
         sizes += [resident_bytes(os.getpid())] * rows
         bar.update(rows)
     bar.close()
     decoder.reader.close()
+    # The first shard loads models and libraries.
     size = min(_WINDOW, count // 4)
     sizes = sizes[recipe.videos_per_shard :]
     first, last = mean(sizes[:size]), mean(sizes[-size:])
@@ -98,7 +118,7 @@ def memory_growth(
 
 
 def resident_bytes(pid: int) -> int:
-    """Resident memory of a process and its children."""
+    """Return the resident memory of a process and its children, in bytes."""
     total = 0
     for task in Path(f"/proc/{pid}/task").iterdir():
         for child in (task / "children").read_text().split():
@@ -108,7 +128,7 @@ def resident_bytes(pid: int) -> int:
 
 
 def stage_rates(counts: dict[str, Any]) -> dict[str, float]:
-    """How much of each stage's work one actor does a second, from a run's counts."""
+    """Compute how much of each stage's work one actor does a second, from a run's counts."""
     seconds, work = counts["stage_s"], {}
     if seconds.get("scan"):
         work["scan_frames_per_s"] = counts["frames"] / seconds["scan"]
@@ -124,27 +144,30 @@ def stage_rates(counts: dict[str, Any]) -> dict[str, float]:
 
 
 def scale_out(folder: Path, sources: Sequence[Path], idm: Path, clips: int, rounds: int) -> dict[str, Any]:
-    """Throughput of the CPU stages (decoding actors under Ray Data, as in ``annotate``) with four logical workers over
-    one. Rounds alternate. Counted between the moments when all workers work and when the first has nothing left, so
-    that starting processes does not count."""
+    """Measure the throughput of the CPU stages with four logical workers over one.
+
+    Decoding actors run under Ray Data, as in ``annotate``; rounds alternate. Clips are counted between the moments when
+    all workers work and when the first has nothing left, so that starting processes does not count.
+    """
     videos = many_clips(folder / "scale", sources, clips)
     rates: dict[int, list[float]] = {1: [], 4: []}
+    # Rounds alternate, so that a machine that slows down slows both.
     for _ in range(rounds):
-        for workers, found in rates.items():
-            found.append(_decode_rate(_recipe(videos, idm, folder / "scale-out", num_workers=workers), workers))
-    ratios = [four / one for one, four in zip(rates[1], rates[4], strict=True)]
+        for workers, values in rates.items():
+            values.append(_decode_rate(_recipe(videos, idm, folder / "scale-out", num_workers=workers), workers))
+    ratios = [four_workers / one_worker for one_worker, four_workers in zip(rates[1], rates[4], strict=True)]
     return {
         "ratio": median(ratios),
         "ratios": [round(value, 3) for value in ratios],
-        "clips_per_s": {str(workers): round(median(found), 2) for workers, found in rates.items()},
+        "clips_per_s": {str(workers): round(median(values), 2) for workers, values in rates.items()},
     }
 
 
 class TimedDecoder(Decoder):
-    """A decoder that keeps the pictures to itself and says when each clip of a shard was done, and by whom."""
+    """A decoder that returns no images but when each shard was finished, and by which process."""
 
     def __call__(self, batch: Any) -> dict[str, Any]:
-        """One row a shard: clips, when it was done, by which process."""
+        """Decode a shard; return one row: clips, when it was finished (s), process id."""
         rows = super().__call__(batch).num_rows
         return {"clips": [rows], "done_s": [time.time()], "worker": [os.getpid()]}
 
@@ -159,7 +182,7 @@ def _decode_rate(recipe: AnnotateRecipe, workers: int) -> float:
     quiet_data()
     listing = list_videos(recipe.videos)
     shards = cut_shards(listing, 4)
-    done = (
+    shard_rows = (
         ray.data.from_blocks([shard_table(listing, number, *rows) for number, rows in shards.items()])
         .map_batches(
             TimedDecoder,
@@ -172,17 +195,30 @@ def _decode_rate(recipe: AnnotateRecipe, workers: int) -> float:
         .take_all()
     )
     times: dict[int, list[float]] = {}
-    for row in sorted(done, key=lambda row: row["done_s"]):
+    # By worker, in the order of time.
+    for row in sorted(shard_rows, key=lambda row: row["done_s"]):
         times.setdefault(row["worker"], []).append(row["done_s"])
-    begin, end = max(found[0] for found in times.values()), min(found[-1] for found in times.values())
-    return float(sum(row["clips"] for row in done if begin < row["done_s"] <= end) / (end - begin))
+    # Only while every worker works.
+    begin, end = max(ends[0] for ends in times.values()), min(ends[-1] for ends in times.values())
+    return float(sum(row["clips"] for row in shard_rows if begin < row["done_s"] <= end) / (end - begin))
 
 
 def broken_run(
     folder: Path, sources: Sequence[Path], idm: Path, *, clips: int, poisoned: int, kills: int
 ) -> dict[str, Any]:
-    """Annotate ``clips`` files of which ``poisoned`` are none, while ``kills`` workers are killed one after another;
-    then count what is lost or there twice against an undisturbed run over the good ones."""
+    """Annotate while workers are killed, and compare with an undisturbed run.
+
+    Args:
+        folder: Working folder.
+        sources: Videos.
+        idm: Model folder.
+        clips: Number of files.
+        poisoned: How many of them are no videos.
+        kills: Workers to kill, one after another.
+
+    Returns:
+        Counts of triplets that are lost, strange or there twice, of videos without a row, and seconds.
+    """
     videos = many_clips(folder / "broken", sources, clips, poisoned=poisoned)
     out, quiet = folder / "broken-out", folder / "quiet-out"
     begin = time.perf_counter()
@@ -191,26 +227,27 @@ def broken_run(
     begin = time.perf_counter()
     subprocess.run(_command(videos, idm, quiet), check=True, capture_output=True)
     quiet_s = time.perf_counter() - begin
-    found, expected = _ids(out), _ids(quiet)
+    triplets, expected = _count_ids(out), _count_ids(quiet)
+    # Each poisoned file must be a failure, and nothing else may be one.
     rejects = read_table(out / "rejects", REJECT_SCHEMA, ["outcome", "uri"])
     failed = rejects.filter(pc.equal(rejects["outcome"], "failed"))["uri"].to_pylist()
     return {
         "clips": clips,
         "poisoned": poisoned,
         "killed_workers": killed,
-        "triplets": found.total(),
+        "triplets": triplets.total(),
         "failed": len(failed),
-        "lost": len(expected - found),
-        "strange": len(found.keys() - expected.keys()),
-        "twice": found.total() - len(found),
-        "unaccounted_videos": clips - _accounted(out),
+        "lost": len(expected - triplets),
+        "strange": len(triplets.keys() - expected.keys()),
+        "twice": triplets.total() - len(triplets),
+        "unaccounted_videos": clips - _count_videos(out),
         "broken_s": round(broken_s, 1),
         "undisturbed_s": round(quiet_s, 1),
     }
 
 
 def _annotate_and_kill(command: list[str], out: Path, kills: int) -> Counter[str]:
-    """Run a command; while it works, kill decoders and annotators in turn. Returns how many of each were killed."""
+    """Run a command and kill its decoders and annotators in turn; return how many of each were killed."""
     mark = uuid.uuid4().hex
     killed: Counter[str] = Counter()
     with (out.parent / f"{out.name}.log").open("wb") as log:
@@ -219,6 +256,7 @@ def _annotate_and_kill(command: list[str], out: Path, kills: int) -> Counter[str
         while killed.total() < kills and process.poll() is None:
             actor = next(actors)
             at_work = actor_processes(_MARK, mark, f"({actor})).submit")
+            # Not before the first shard is stored: else nothing could be lost.
             if at_work and (out / "shards" / f"{shard_name(0)}.json").exists():
                 os.kill(at_work[0], signal.SIGKILL)
                 killed[actor] += 1
@@ -229,25 +267,22 @@ def _annotate_and_kill(command: list[str], out: Path, kills: int) -> Counter[str
     return killed
 
 
-def _ids(out: Path) -> Counter[str]:
+def _count_ids(out: Path) -> Counter[str]:
     return Counter(read_table(out / "triplets", columns=["triplet_id"])["triplet_id"].to_pylist())
 
 
-def _accounted(out: Path) -> int:
-    used = set(read_table(out / "triplets", columns=["video_uri"])["video_uri"].to_pylist())
-    left = set(read_table(out / "rejects", REJECT_SCHEMA, ["uri"])["uri"].to_pylist())
-    return len(used | left)
+def _count_videos(out: Path) -> int:
+    """Count the videos that have a triplet or a reject."""
+    with_triplets = set(read_table(out / "triplets", columns=["video_uri"])["video_uri"].to_pylist())
+    with_rejects = set(read_table(out / "rejects", REJECT_SCHEMA, ["uri"])["uri"].to_pylist())
+    return len(with_triplets | with_rejects)
 
 
 def _recipe(videos: Path, idm: Path, out: Path, **more: Any) -> AnnotateRecipe:
     shutil.rmtree(out, ignore_errors=True)
-    values = {
-        "videos": str(videos),
-        "idm": str(idm),
-        "out": str(out),
-        "filters": {"action": "score", "unchanged": "score"},
-    }
-    return AnnotateRecipe.parse(values | {"max_new_tokens": 8} | more, "the benchmark")
+    values = {"videos": str(videos), "idm": str(idm), "out": str(out), "max_new_tokens": 8}
+    filters = {"action": "score", "unchanged": "score"}
+    return AnnotateRecipe.parse(values | {"filters": filters} | more, "the benchmark")
 
 
 def _command(videos: Path, idm: Path, out: Path) -> list[str]:
@@ -258,6 +293,6 @@ def _command(videos: Path, idm: Path, out: Path) -> list[str]:
         "filters.action": "score",
         "filters.unchanged": "score",
         "max_new_tokens": 8,
+        "videos_per_shard": 4,
     }
-    settings |= {"videos_per_shard": 4}
     return [sys.executable, "-m", "jobs.annotate", *(f"{key}={value}" for key, value in settings.items())]

@@ -1,4 +1,4 @@
-"""What benchmarks share: interleaved CPU time, spread, the machine, the versions, the JSON."""
+"""Share among benchmarks: interleaved CPU time, spread, the machine, the versions, the JSON."""
 
 import os
 import platform
@@ -20,12 +20,21 @@ Item = TypeVar("Item")
 def interleaved(
     work: Mapping[str, Callable[[Item], object]], items: Sequence[Item], rounds: int, repeats: Mapping[str, int]
 ) -> dict[str, list[float]]:
-    """CPU seconds of each kind of work on each item: the median of ``rounds`` rounds (after one to warm up, on the
-    first item), in which all kinds take turns on an item, so that a machine that slows down slows all of them.
+    """Measure CPU seconds of each kind of work on each item.
 
-    ``repeats``: kinds that are too quick to be timed once a turn; the least of so many is taken.
+    All kinds take turns on an item, so that a machine that slows down slows all of them.
+
+    Args:
+        work: Function by kind.
+        items: Inputs of the functions.
+        rounds: Turns on each item; their median counts (after one to warm up, on the first item).
+        repeats: Kinds that are too quick to be timed once a turn; the min of so many counts.
+
+    Returns:
+        Seconds by kind, in the order of the items.
     """
     seconds: dict[str, list[float]] = {name: [] for name in work}
+    # Warm up: caches, and libraries that are loaded on first use.
     for name, function in work.items():
         if items and repeats.get(name, 1) > 1:
             function(items[0])
@@ -34,8 +43,8 @@ def interleaved(
         for _ in range(rounds):
             for name, function in work.items():
                 turns[name].append(min(_cpu_s(function, item) for _ in range(repeats.get(name, 1))))
-        for name, found in turns.items():
-            seconds[name].append(float(np.median(found)))
+        for name, turn_s in turns.items():
+            seconds[name].append(float(np.median(turn_s)))
     return seconds
 
 
@@ -46,14 +55,14 @@ def _cpu_s(function: Callable[[Item], object], item: Item) -> float:
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Least, quartiles, most, and how many."""
-    least, low, median, high, most = np.quantile(np.asarray(values, dtype=np.float64), [0, 0.25, 0.5, 0.75, 1])
-    named = {"min": least, "q25": low, "median": median, "q75": high, "max": most}
-    return {name: round(float(value), 4) for name, value in named.items()} | {"count": len(values)}
+    """Compute min, quartiles, max and count."""
+    smallest, low, median, high, largest = np.quantile(np.asarray(values, dtype=np.float64), [0, 0.25, 0.5, 0.75, 1])
+    quantiles = {"min": smallest, "q25": low, "median": median, "q75": high, "max": largest}
+    return {name: round(float(value), 4) for name, value in quantiles.items()} | {"count": len(values)}
 
 
 def machine() -> dict[str, Any]:
-    """What ran it; nothing that names it."""
+    """Describe the machine, without anything that identifies it."""
     return {
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
@@ -63,18 +72,19 @@ def machine() -> dict[str, Any]:
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
-    """Of Python and of the packages that are installed."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of the packages."""
+    by_name = {"python": platform.python_version()}
     for package in packages:
         try:
-            found[package] = version(package)
+            by_name[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            by_name[package] = "not installed"
+    return by_name
 
 
 def check_out(out: str) -> None:
     """Refuse a name at which no JSON file can be written, before anything is measured."""
+    # A measurement may take hours: its output must be possible.
     path = Path(out)
     check_place(path.parent)
     if path.suffix != ".json" or path.is_dir():
@@ -82,7 +92,17 @@ def check_out(out: str) -> None:
 
 
 def write_benchmark(out: str, name: str, packages: Sequence[str], **parts: Any) -> dict[str, Any]:
-    """Write the record of a benchmark, aside and then renamed; returns it."""
+    """Write the record of a benchmark, to a temporary file that is then renamed.
+
+    Args:
+        out: JSON file.
+        name: The benchmark's.
+        packages: Whose versions are recorded.
+        **parts: Figures and settings.
+
+    Returns:
+        The record.
+    """
     record = {
         "benchmark": name,
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -98,7 +118,8 @@ def write_benchmark(out: str, name: str, packages: Sequence[str], **parts: Any) 
 
 
 def _cpu_model() -> str:
+    # platform.processor() is empty on most Linux systems.
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
-    found = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return found[0] if found else platform.processor() or platform.machine()
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()

@@ -1,4 +1,4 @@
-"""From a video file to key-frame pairs: decoding, optical flow, the paper's key-frame rule, isolation."""
+"""Turn a video file into key-frame pairs: decoding, optical flow, the paper's key-frame rule, isolation."""
 
 from wm.video.clips import Clip, ClipReader, ClipSettings
 from wm.video.errors import REASONS, VideoError

@@ -1,4 +1,4 @@
-"""Key-frames by a costly measure of motion, taken of few frames.
+"""Choose key-frames by a costly measure of motion, run on few frames.
 
 Cheap stand-ins of every frame's motion are known, and a better one can be had of some. A Gaussian process over time
 learns, from the frames measured so far, what the measure makes of them, and gives each other frame an upper bound. The
@@ -22,9 +22,14 @@ Ask = Callable[[list[int]], Sequence[float]]
 
 @dataclass(frozen=True)
 class Bound:
-    """How motion follows from stand-ins: like their product, each to its power. The upper bound lies ``sds`` standard
-    deviations above what is expected, less a factor of exp(``discount``): frames that well known ones nearly equal are
-    not worth a measurement."""
+    """How motion follows from stand-ins: like their product, each to its power.
+
+    Attributes:
+        powers: Exponent of each stand-in.
+        sds: Standard deviations from the expectation to the upper bound.
+        discount: Logarithm of the factor taken off the bound: frames that measured ones nearly equal are not worth a
+            measurement.
+    """
 
     powers: tuple[float, ...]
     sds: float
@@ -65,41 +70,53 @@ def search_keyframes(
     rule: KeyframeRule,
     batch: int = 1,
 ) -> tuple[Floats, Mask]:
-    """(motion of each frame in px/frame, which of them were measured); unmeasured motion is what is expected of it.
+    """Measure the frames that can enter the choice of key-frames, and expect the motion of the others.
 
-    ``flow_T``, ``step_T``: the stand-ins of :data:`COARSE`. ``measure``: frames to their motion; frame 0 has none
-    before it, moves 0 and is never asked for. ``refine``: frames to their first stand-in of :data:`FINE`, or None.
-    ``batch``: how many frames at least should be measured at once, where asking is costly.
+    Args:
+        flow_T: First stand-in of :data:`COARSE` for each frame, px/frame.
+        step_T: Second stand-in of :data:`COARSE`, grey levels.
+        measure: Maps frame numbers to motion, px/frame; frame 0 moves 0 and is never measured.
+        refine: Maps frame numbers to their first stand-in of :data:`FINE`; None where there is none.
+        max_keyframes: ``K_f`` of :func:`wm.video.keyframes.choose_keyframes`.
+        min_interval: ``I_f`` of the same.
+        rule: Which reading of the paper's rule.
+        batch: Min number of frames to measure at once, where a call is costly.
+
+    Returns:
+        float64 (T,) motion in px/frame, measured or expected; bool (T,) which of it was measured.
     """
     search = _Search(flow_T, step_T)
 
-    def wanted(upper_T: Floats, known_T: Mask) -> list[int]:
+    def list_unmeasured(upper_T: Floats, measured_T: Mask) -> list[int]:
         if rule == "top_then_spacing":
-            chosen = np.argsort(-upper_T, kind="stable")[:max_keyframes].tolist()
+            candidates = np.argsort(-upper_T, kind="stable")[:max_keyframes].tolist()
         else:
-            chosen = choose_keyframes(upper_T, max_keyframes=max_keyframes, min_interval=min_interval, rule=rule)
-            chosen.sort(key=lambda frame: -upper_T[frame])
-        return [frame for frame in chosen if not known_T[frame]]
+            candidates = choose_keyframes(upper_T, max_keyframes=max_keyframes, min_interval=min_interval, rule=rule)
+            candidates.sort(key=lambda frame: -upper_T[frame])
+        return [frame for frame in candidates if not measured_T[frame]]
 
-    while asked := wanted(search.upper_T, search.measured_T):
+    while frames := list_unmeasured(search.upper_T, search.measured_T):
+        # 1. The better stand-in first: it may rule a frame out at little cost.
         if refine is not None:
-            unrefined = [frame for frame in asked if not search.refined_T[frame]]
+            unrefined = [frame for frame in frames if not search.refined_T[frame]]
             if unrefined:
                 search.refine(unrefined, refine(unrefined))
                 if search.order:
                     continue
-        believed_T, known_T, more = search.upper_T.copy(), search.measured_T.copy(), asked
-        while more and len(asked) < batch:  # go on as if what is asked for turned out as expected
-            known_T[more] = True
-            believed_T[more] = search.expected_T[more]
-            more = wanted(believed_T, known_T)
-            asked = asked + more
-        search.measure(asked, measure(asked))
+        # 2. Fill the batch as if each measurement turned out as expected.
+        assumed_T, measured_T, more = search.upper_T.copy(), search.measured_T.copy(), frames
+        while more and len(frames) < batch:
+            measured_T[more] = True
+            assumed_T[more] = search.expected_T[more]
+            more = list_unmeasured(assumed_T, measured_T)
+            frames = frames + more
+        # 3. Measure, and learn from it.
+        search.measure(frames, measure(frames))
     return search.expected_T, search.measured_T
 
 
 class _Search:
-    """What is known of each frame: a stand-in, a better one, or its motion."""
+    """Knowledge of each frame: a stand-in, a better one, or its motion."""
 
     def __init__(self, flow_T: Sequence[float], step_T: Sequence[float]) -> None:
         step_log_T = np.log(np.asarray(step_T) + STEP_FLOOR)
@@ -108,48 +125,54 @@ class _Search:
         self.motion_T = np.zeros(len(step_log_T))
         self.refined_T = np.zeros(len(step_log_T), dtype=bool)
         self.measured_T = self.refined_T.copy()
-        self.measured_T[0] = True
+        self.measured_T[0] = True  # it moves 0 by definition
         self.order: list[int] = []
-        self._learn()
+        self._update_bounds()
 
     def refine(self, frames: list[int], flow: Sequence[float]) -> None:
+        """Replace the first stand-in of some frames by the better one."""
         self.fine_T2[frames, 0] = np.log(np.asarray(flow) + FLOW_FLOOR_PX)
         self.refined_T[frames] = True
-        self._learn()
+        self._update_bounds()
 
     def measure(self, frames: list[int], motion: Sequence[float]) -> None:
+        """Add measured motion of some frames."""
         self.motion_T[frames] = motion
         self.measured_T[frames] = True
         self.order += frames
-        self._learn()
+        self._update_bounds()
 
-    def _learn(self) -> None:
+    def _update_bounds(self) -> None:
         """Set ``expected_T`` and ``upper_T``, px/frame."""
         log_T, bound_T = self._regress(COARSE, self.coarse_T2)
+        # Before the first measurement the finer model has no factor to go by.
         if self.order and self.refined_T.any():
             fine_log_T, fine_bound_T = self._regress(FINE, self.fine_T2)
             log_T = np.where(self.refined_T, fine_log_T, log_T)
             bound_T = np.where(self.refined_T, fine_bound_T, bound_T)
-        self.expected_T = self._or_measured(log_T)
-        self.upper_T = self._or_measured(bound_T)
+        self.expected_T = self._merge_measured(log_T)
+        self.upper_T = self._merge_measured(bound_T)
 
-    def _or_measured(self, log_T: Floats) -> Floats:
+    def _merge_measured(self, log_T: Floats) -> Floats:
         return np.where(self.measured_T, self.motion_T, np.maximum(np.exp(log_T) - FLOW_FLOOR_PX, 0.0))
 
     def _regress(self, bound: Bound, logs_T2: Floats) -> tuple[Floats, Floats]:
-        """Expected log motion and its upper bound, given what was measured (Rasmussen & Williams 2006, equations 2.23
-        and 2.24)."""
+        """Regress log motion and its upper bound on the measurements (Rasmussen & Williams 2006, eq. 2.23, 2.24)."""
+        # The newest measurements only: the inverse grows with the cube of their number.
         at_M = np.asarray(self.order[-_MAX_LEARNT:], dtype=np.intp)
         logs_T2 = logs_T2 - logs_T2[at_M if len(at_M) else slice(None)].mean(axis=0)
         prior_T = logs_T2 @ np.asarray(bound.powers)
+        # Nothing measured: no bound is known, and order alone decides.
         if not len(at_M):
             return prior_T, prior_T
-        surprise_M = np.log(self.motion_T[at_M] + FLOW_FLOOR_PX) - prior_T[at_M]
+        # Residuals of the measured frames, spread by how much another frame resembles each.
+        residual_M = np.log(self.motion_T[at_M] + FLOW_FLOOR_PX) - prior_T[at_M]
         inverse_MM = np.linalg.inv(_covariance(logs_T2, at_M, at_M) + _NOISE_SD**2 * np.eye(len(at_M)))
-        weights_M = inverse_MM @ surprise_M
-        # How much larger than expected this clip's surprises are; a few expected ones keep it steady at first.
-        scale = np.sqrt((surprise_M @ weights_M + _PRIOR_SAMPLES) / (len(at_M) + _PRIOR_SAMPLES))
+        weights_M = inverse_MM @ residual_M
+        # How much larger than expected this clip's residuals are; a few expected ones keep it steady at first.
+        scale = np.sqrt((residual_M @ weights_M + _PRIOR_SAMPLES) / (len(at_M) + _PRIOR_SAMPLES))
         mean_T, var_T = np.empty_like(prior_T), np.empty_like(prior_T)
+        # In blocks: the covariance of a long clip with its measured frames would fill the memory.
         for begin in range(0, len(prior_T), _BLOCK):
             block = np.arange(begin, min(begin + _BLOCK, len(prior_T)))
             across_BM = _covariance(logs_T2, block, at_M)

@@ -1,5 +1,7 @@
-"""The inside of :class:`wm.video.isolation.IsolatedProcess`: receive a call, answer it, until the pipe
-closes."""
+"""Serve the calls of :class:`wm.video.isolation.IsolatedProcess` in its child, until the pipe closes.
+
+Knows neither time limits nor restarts: those are the parent's.
+"""
 
 import errno
 import os
@@ -14,36 +16,43 @@ from wm.video.errors import VideoError
 
 _WATCH_S = 1.0
 _DAMAGES = ("no_frames", "one_frame", "decode_error", "frame_mismatch")
-_NEAR = 0.9
-"""A call that fails on bad data, and raised the most memory ever taken to this share of the limit, ran out of it."""
+_PEAK_SHARE = 0.9
+"""Share of the memory limit: a call that fails on bad data, and raised the peak beyond it, ran out of memory."""
 
 
 def main(fd: int, memory_limit_mb: int, parent: int) -> None:
-    """Serve calls over the socket ``fd``. ``parent``: process id of the owner; this process ends when it
-    does."""
+    """Serve calls over a socket.
+
+    Args:
+        fd: File descriptor of the socket.
+        memory_limit_mb: Max address space in MiB, 0 = none.
+        parent: Process id of the owner; this process ends with it.
+    """
     if memory_limit_mb:
         limit = memory_limit_mb * 2**20
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
     pipe = Connection(fd)
     pipe.send("ready")
+    # The pipe's end is the only way to stop.
     while True:
         try:
             function, args, kwargs = pipe.recv()
         except (EOFError, OSError):
             return
+        # The peak never falls: only its growth can be this call's.
         peak_mb = peak_memory_mb() if memory_limit_mb else 0.0
         kind, value = answer(function, args, kwargs)
         if memory_limit_mb and isinstance(value, VideoError) and value.reason in _DAMAGES:
-            # Decoders call a refused allocation bad data.
+            # Decoders report a refused allocation as bad data.
             peaked_mb = peak_memory_mb()
-            if peak_mb < peaked_mb and peaked_mb > _NEAR * memory_limit_mb:
+            if peak_mb < peaked_mb and peaked_mb > _PEAK_SHARE * memory_limit_mb:
                 value = VideoError("out_of_memory", f"{peaked_mb:.0f} of {memory_limit_mb} MiB taken; {value.detail}")
         pipe.send((kind, value))
 
 
 def peak_memory_mb() -> float:
-    """The most address space that this process has had, in MiB; 0 where the system does not tell."""
+    """Return the peak address space of this process in MiB; 0 where the system does not report it."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     except OSError:
@@ -52,13 +61,18 @@ def peak_memory_mb() -> float:
 
 
 def answer(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, Any]:
-    """("result", value) or ("error", VideoError), or an OSError where this machine's disk is full: that is not the
-    file's fault. Every exception becomes an answer: one file must not stop the rest."""
+    """Call a function and turn every exception into an answer: one file must not stop the rest.
+
+    Returns:
+        ("result", value) or ("error", VideoError); ("error", OSError) where this machine's disk is full, which is not
+        the file's fault.
+    """
     try:
         return "result", function(*args, **kwargs)
     except VideoError as error:
         return "error", error
     except MemoryError as error:
+        # The limit of address space, in Python's own code.
         return "error", VideoError("out_of_memory", f"{error or 'memory limit reached'}")
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -66,8 +80,8 @@ def answer(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tupl
         return "error", VideoError("unexpected_error", f"{type(error).__name__}: {error}"[:500])
 
 
-def _end_with(parent: int) -> None:
-    """A decoder that spins hears no signal and reads no pipe; a thread still sees that the owner is gone."""
+def _exit_with(parent: int) -> None:
+    """Exit once the owner has ended: a decoder that spins handles no signal and reads no pipe, but a thread runs."""
     while os.getppid() == parent:
         time.sleep(_WATCH_S)
     os._exit(1)

@@ -1,4 +1,7 @@
-"""A video's key-frames as pictures: scan, choose, fetch, with every native decoder in a child process."""
+"""Read a video's key-frames as images: scan, choose, fetch, with every native decoder in a child process.
+
+Knows nothing of lists, pairs or remote files.
+"""
 
 import time
 from dataclasses import dataclass
@@ -17,20 +20,22 @@ from wm.video.keyframes import KeyframeRule
 from wm.video.motion import MotionKind
 from wm.video.scan import Scan, scan_video
 
-Picture: TypeAlias = tuple[bytes, FrameFacts]
-"""A key-frame as PNG bytes, and what was measured of it."""
+EncodedFrame: TypeAlias = tuple[bytes, FrameFacts]
+"""A key-frame as PNG bytes, and its measurements."""
 
 DECORD_LIMIT_S = 20.0
-"""decord either answers in well under a second or never: after this long PyAV is asked instead."""
+"""decord either answers in well under a second or never: after this time PyAV reads instead."""
 
 
 @dataclass(frozen=True)
 class ClipSettings:
-    """How clips are read. Names as in :func:`wm.video.scan.scan_video`.
+    """Settings of reading clips; the others are named as in :func:`wm.video.scan.scan_video`.
 
-    ``image_side_px``: short side of the stored pictures at most (Lanczos), 0 = full size. ``time_limit_s``:
-    for the motion pass, and again for fetching by PyAV. ``memory_limit_mb``: of the child that decodes, 0 =
-    none.
+    Attributes:
+        reader: Who serves the images: ``decord``, ``pyav``, or ``auto`` (decord first, PyAV where it fails).
+        image_side_px: Max short side of the stored images (Lanczos), 0 = full size.
+        time_limit_s: For the motion pass, and again for fetching by PyAV.
+        memory_limit_mb: Of the child that decodes, 0 = none.
     """
 
     motion: MotionKind = "dis"
@@ -46,12 +51,16 @@ class ClipSettings:
 
 @dataclass(frozen=True)
 class Clip:
-    """A scanned video and the PNG bytes of its key-frames (none if there are fewer than two, as no pair can
-    be made).
+    """A scanned video and the images of its key-frames.
 
-    ``facts``: what was measured of each picture as it is stored. ``reader``: who served the pictures, ``decord`` or
-    ``pyav``; empty if there are none. ``fallback``: why decord did not, when it was asked first. ``scan_s``,
-    ``fetch_s``: seconds that the two passes took.
+    Attributes:
+        scan: Times, motion and key-frames.
+        images_png: PNG bytes of each key-frame; none if there are fewer than two, as no pair can be made.
+        facts: Measurements of each image as it is stored.
+        reader: Who served the images, ``decord`` or ``pyav``; empty if there are none.
+        fallback: Why decord did not, where it was tried first.
+        scan_s: Seconds of the motion pass.
+        fetch_s: Seconds of fetching.
     """
 
     scan: Scan
@@ -64,19 +73,30 @@ class Clip:
 
 
 class ClipReader:
-    """Reads clips one after the other through one :class:`IsolatedProcess`."""
+    """A reader of clips, one after the other, through one :class:`IsolatedProcess`."""
 
     def __init__(self, settings: ClipSettings) -> None:
         self.settings = settings
         self.process = IsolatedProcess(settings.memory_limit_mb)
 
     def read(self, path: str | Path, start_s: float | None = None, end_s: float | None = None) -> Clip:
-        """Key-frames of a file, or of its part in [start_s, end_s) on the file's own clock.
+        """Read the key-frames of a file, or of a segment of it.
 
-        Raises :class:`VideoError`; the reader stays usable after any.
+        Args:
+            path: A local file.
+            start_s: Begin of the half-open segment on the file's own clock, within half a frame step; None: of the
+                file.
+            end_s: Its end.
+
+        Returns:
+            The clip; without images where it has fewer than two key-frames.
+
+        Raises:
+            VideoError: Any reason; the reader stays usable afterwards.
         """
         settings = self.settings
-        begin = time.perf_counter()
+        begin_s = time.perf_counter()
+        # 1. The motion pass chooses the key-frames.
         scan = self.process.call(
             settings.time_limit_s,
             scan_video,
@@ -89,56 +109,71 @@ class ClipReader:
             start_s=start_s,
             end_s=end_s,
         )
-        scanned = time.perf_counter()
+        scan_end_s = time.perf_counter()
         if len(scan.keyframes) < 2:
-            return Clip(scan, [], [], "", scan_s=scanned - begin)
-        pictures, reader, fallback = self._pictures(path, scan)
+            return Clip(scan, [], [], "", scan_s=scan_end_s - begin_s)
+        # 2. Only those are read in colour.
+        encoded, reader, fallback = self._fetch_images(path, scan)
         return Clip(
             scan,
-            [png for png, _ in pictures],
-            [facts for _, facts in pictures],
+            [png for png, _ in encoded],
+            [facts for _, facts in encoded],
             reader,
             fallback,
-            scan_s=scanned - begin,
-            fetch_s=time.perf_counter() - scanned,
+            scan_s=scan_end_s - begin_s,
+            fetch_s=time.perf_counter() - scan_end_s,
         )
 
     def close(self) -> None:
+        """End the child process."""
         self.process.close()
 
-    def _pictures(self, path: str | Path, scan: Scan) -> tuple[list[Picture], Literal["decord", "pyav"], str]:
-        """The key-frames, who read them, and why decord did not."""
+    def _fetch_images(self, path: str | Path, scan: Scan) -> tuple[list[EncodedFrame], Literal["decord", "pyav"], str]:
+        """Return the key-frames, who read them, and why decord did not."""
         settings, fallback = self.settings, ""
-        whole = scan.start_s is None and scan.end_s is None  # of a segment's file decord would read every packet first
-        if settings.reader == "decord" or (settings.reader == "auto" and whole):
+        # Before it seeks, decord reads every packet of the file: too slow for a segment of a long one.
+        is_complete = scan.start_s is None and scan.end_s is None
+        if settings.reader == "decord" or (settings.reader == "auto" and is_complete):
             try:
                 return self._fetch("decord", min(settings.time_limit_s, DECORD_LIMIT_S), path, scan), "decord", ""
             except VideoError as error:
+                # Asked for by name, decord's failure is the answer; else PyAV reads what decord cannot.
                 if settings.reader == "decord":
                     raise
                 fallback = str(error)
         return self._fetch("pyav", settings.time_limit_s, path, scan), "pyav", fallback
 
-    def _fetch(self, reader: Literal["decord", "pyav"], limit_s: float, path: str | Path, scan: Scan) -> list[Picture]:
-        return self.process.call(limit_s, fetch_pictures, reader, str(path), scan, self.settings)
+    def _fetch(
+        self, reader: Literal["decord", "pyav"], limit_s: float, path: str | Path, scan: Scan
+    ) -> list[EncodedFrame]:
+        return self.process.call(limit_s, fetch_encoded, reader, str(path), scan, self.settings)
 
 
-def fetch_pictures(reader: Literal["decord", "pyav"], path: str, scan: Scan, settings: ClipSettings) -> list[Picture]:
-    """PNG bytes and facts of the scan's key-frames, in time order; runs in the child."""
+def fetch_encoded(
+    reader: Literal["decord", "pyav"], path: str, scan: Scan, settings: ClipSettings
+) -> list[EncodedFrame]:
+    """Fetch PNG bytes and facts of the scan's key-frames, in time order; runs in the child."""
     images = fetch_decord(path, scan) if reader == "decord" else fetch_pyav(path, scan)
     limited = [limit_short_side(image, settings.image_side_px) for image in images]
     return [(encode_png(image), frame_facts(image)) for image in limited]
 
 
 def limit_short_side(pixels_HWC: Pixels, side_px: int) -> Pixels:
-    """Shrink so that the short side is ``side_px`` (0: leave it); smaller pictures are left as they are.
+    """Shrink an image so that its short side is at most ``side_px``.
 
-    Same filter and rounding as :func:`wm.images.fit_square`, so a codec of this side finds nothing left to
-    scale.
+    Same filter and rounding as :func:`wm.images.fit_square`, so a codec of this side finds nothing left to scale.
+
+    Args:
+        pixels_HWC: uint8 RGB.
+        side_px: Max short side; 0 leaves every image as it is.
+
+    Returns:
+        The smaller image, or the image itself.
     """
     height, width = pixels_HWC.shape[:2]
     if side_px == 0 or min(height, width) <= side_px:
         return pixels_HWC
+    # Rounding must not push the short side below the limit.
     scale = side_px / min(height, width)
     size = (max(side_px, round(width * scale)), max(side_px, round(height * scale)))
     return np.asarray(Image.fromarray(pixels_HWC).resize(size, Image.Resampling.LANCZOS))

@@ -1,13 +1,15 @@
-"""Every frame of a video or of a segment of it, once, in order: its brightness at a small size and its time (PyAV).
+"""Decode every frame of a video, or of a segment of it, once and in order (PyAV), with its time.
 
 An error in one packet costs the frames of that packet. The display matrix (rotated, mirrored) is applied, pixels are
-made square, studio range is widened to 0..255, deep colour is reduced to 8 bits. Why PyAV and not decord here: decord
-converts every frame to RGB, which the motion pass does not need, and gives up on files of which most frames are good.
+made square, studio range is widened to 0..255, deep colour is reduced to 8 bits. Knows nothing of
+motion or key-frames.
+
+Why PyAV and not decord: decord converts every frame to RGB, which the motion pass does not need, and gives up on files
+of which most frames are good.
 """
 
 import math
 import os
-import re
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +21,8 @@ from typing import Any
 import av
 import cv2
 import numpy as np
+from av.codec.context import Flags
+from av.container import InputContainer
 
 from wm.images import Pixels
 from wm.video.errors import VideoError
@@ -32,46 +36,55 @@ from wm.video.geometry import (
     square_width,
     to_square_pixels,
 )
+from wm.video.luma import halve, luma_plane, shrink, widen_range
 from wm.video.motion import Luma
 from wm.video.segments import TimedFrame, mark_segment
 
-_PLANAR_YUV = re.compile(r"(yuvj?a?4\d\dp(\d+le)?|nv12|nv21|nv16|nv24)")
-_FULL_RANGE = 2
 _SEEK_MARGINS = (2, 250)
-"""Frames before a segment that are sought; a key-frame next to its begin does not tell how long the frame before it is
+"""Frames before a segment that are sought: a key-frame next to its begin does not say how long the frame before it is
 shown."""
 _USUAL_STEP_S = 0.04
-_WIDEN = np.clip((np.arange(256) - 16.0) * (255.0 / 219.0) + 0.5, 0, 255).astype(np.uint8)
 
 
 @dataclass
 class Tally:
-    """Filled while frames are read. ``errors``: packets or reads that failed; ``last_error``: the newest,
-    in words."""
+    """Errors while frames are read.
+
+    Attributes:
+        errors: Packets or reads that failed.
+        last_error: Message of the newest.
+    """
 
     errors: int = 0
     last_error: str = ""
 
     def add(self, error: BaseException) -> None:
+        """Count an error and keep its message."""
         self.errors += 1
         self.last_error = str(error)
 
 
 @dataclass(slots=True)
 class RawFrame:
-    """One decoded frame. ``index`` counts the frames given from 0; ``time_s`` is its presentation time in the
-    file's own clock (a clip need not start at 0). ``orientation``: how to lay it upright. ``sample_aspect``: how its
-    pixels are made square."""
+    """One decoded frame.
+
+    Attributes:
+        index: Number of the frame from 0, in the segment that is read.
+        time_s: Presentation time in the file's own clock (a clip need not start at 0).
+        frame: The ``av.VideoFrame`` as it is stored.
+        orientation: How to lay it upright.
+        sample_aspect: How its pixels are made square.
+    """
 
     index: int
     time_s: float
-    frame: Any = field(repr=False)
+    frame: av.VideoFrame = field(repr=False)
     orientation: Orientation = UPRIGHT
     sample_aspect: SampleAspect = SQUARE_SAMPLES
 
     @property
     def num_bytes(self) -> int:
-        """Memory that the decoded frame holds."""
+        """Memory of the decoded frame."""
         return sum(plane.buffer_size for plane in self.frame.planes)
 
     @property
@@ -80,39 +93,44 @@ class RawFrame:
         return self.sample_aspect.upright(self.orientation)
 
     def sampled_px(self) -> tuple[int, int]:
-        """(height, width) of the upright frame in its stored samples."""
+        """Return (height, width) of the upright frame in its stored samples."""
         height, width = self.frame.height, self.frame.width
         return (width, height) if self.orientation.transposed else (height, width)
 
     def size_px(self) -> tuple[int, int]:
-        """(height, width) of the upright frame in square pixels."""
+        """Return (height, width) of the upright frame in square pixels."""
         height, width = self.sampled_px()
         return height, square_width(width, self.upright_aspect)
 
     def rgb(self) -> Pixels:
-        """Upright full-size colour in square pixels."""
+        """Convert to upright full-size colour in square pixels: uint8 RGB (height, width, 3)."""
         upright = np.ascontiguousarray(self.orientation.apply(self.frame.to_ndarray(format="rgb24")))
         return to_square_pixels(upright, self.upright_aspect)
 
     def grey(self) -> Luma:
-        """Upright full-size brightness by way of RGB, as OpenCV's own reader and ``cvtColor`` give it: where colours
-        are outside RGB's range it is not the luma of the file."""
+        """Convert to upright full-size brightness by way of RGB, as OpenCV's own reader and ``cvtColor`` do.
+
+        Where colours are outside RGB's range it is not the luma of the file.
+        """
         return np.asarray(cv2.cvtColor(self.rgb(), cv2.COLOR_RGB2GRAY), dtype=np.uint8)
 
     def luma(self, side_px: int) -> Luma:
-        """Upright brightness in stored samples, halved as long as its long side stays ``side_px`` or more (see
-        :func:`shrink`)."""
-        plane, excess_bits, widen = _luma_plane(self.frame)
+        """Compute upright brightness in stored samples, halved while its long side stays ``side_px`` or more.
+
+        See :func:`shrink`; uint8 (height, width), full range.
+        """
+        plane, excess_bits, widen = luma_plane(self.frame)
         small = plane
         if self.orientation is not UPRIGHT:
-            # after one halving, which is cheaper and less than a pixel away from laying the frame itself
-            small = np.array(self.orientation.apply(_halved(small, side_px)), order="C")
+            # Laid after one halving: cheaper, and less than a pixel away from laying the frame itself.
+            small = np.array(self.orientation.apply(halve(small, side_px)), order="C")
         small = shrink(small, side_px)
+        # Shrunk first: depth and range then cost next to nothing.
         if excess_bits:
             small = (small >> excess_bits).astype(np.uint8)
         if widen:
-            return np.asarray(cv2.LUT(small, _WIDEN), dtype=np.uint8)
-        # A copy where nothing was made anew: the plane belongs to the frame, which goes back to the decoder's pool.
+            return widen_range(small)
+        # A copy where nothing was computed: the plane belongs to the frame, which returns to the decoder's pool.
         return np.asarray(small.copy() if small is plane else small, dtype=np.uint8)
 
 
@@ -121,54 +139,66 @@ def frames(
 ) -> Generator[RawFrame]:
     """Decode the first video stream in one thread. The file is closed when the iterator is.
 
-    ``start_s``, ``end_s``: only the frames of this half-open segment of the file's own clock, within half a frame step
-    (:mod:`wm.video.segments`; None: from its beginning, to its end); ``index`` then counts from the first of them. The
-    file is sought to a key-frame before ``start_s`` where that leads to a frame in time, and otherwise walked from its
-    beginning.
+    The file is sought to a key-frame before ``start_s`` where that leads to a frame in time, and otherwise walked from
+    its beginning.
 
-    Raises :class:`VideoError`: ``missing_file``, ``not_a_file``, ``unreadable``, ``empty_file``,
-    ``not_a_video``, ``no_video_stream``; ``no_frames`` for an empty segment or one beyond the file's end;
-    ``odd_orientation``. Errors after that are counted in ``tally`` and the next packet is tried.
+    Args:
+        path: A local file.
+        tally: Counts the errors after opening; the next packet is tried.
+        start_s: Begin of a half-open segment of the file's own clock, within half a frame step
+            (:mod:`wm.video.segments`). None: from the file's beginning.
+        end_s: Its end. None: to the file's end.
+
+    Returns:
+        The frames in order; ``index`` counts from the first of the segment.
+
+    Raises:
+        VideoError: ``missing_file``, ``not_a_file``, ``unreadable``, ``empty_file``, ``not_a_video``,
+            ``no_video_stream``; ``no_frames`` for an empty segment or one beyond the file's end; ``odd_orientation``.
     """
     tally = tally if tally is not None else Tally()
     begin = -math.inf if start_s is None else start_s
     end = math.inf if end_s is None else end_s
     if not begin < end:
         raise VideoError("no_frames", f"{path}: the segment from {start_s} s to {end_s} s is empty")
+    # Each attempt opens the file anew: a demuxer that was sought wrong is not to be trusted.
     for margin in (None,) if start_s is None else (*_SEEK_MARGINS, None):
         with _open(path) as container:
             stream = _video_stream(container, path)
             stream.thread_type = "NONE"  # threads hold frames back and cost more than they bring on one core
+            # Without this flag a decoder crops at multiples of 32 bytes, and shows columns that ffmpeg leaves out.
+            stream.codec_context.flags |= Flags.unaligned
             attempt = Tally()
-            walk = _timed(container, stream, attempt)
+            walk = _iterate_timed(container, stream, attempt)
             if margin is not None:
                 target_s = begin - margin * (_mean_step_s(stream) or _USUAL_STEP_S)
-                sought = _seek(container, stream, walk, begin, target_s)
-                if sought is None:
-                    continue
-                walk = sought
-            yield from _between(walk, begin, end, path, sample_aspect(stream.sample_aspect_ratio))
+                seek_walk = _seek(container, stream, walk, begin, target_s)
+                if seek_walk is None:
+                    continue  # from further back, in the end from the beginning
+                walk = seek_walk
+            yield from _select(walk, begin, end, path, sample_aspect(stream.sample_aspect_ratio))
+            # Only of the attempt that was used: frames that were passed over are not the caller's.
             tally.errors += attempt.errors
             tally.last_error = attempt.last_error or tally.last_error
             return
 
 
 def stream_start_s(path: str | Path) -> float:
-    """When the first video stream begins, in the file's own clock."""
+    """Return when the first video stream begins, in the file's own clock."""
     with _open(path) as container:
         stream = _video_stream(container, path)
         return float(stream.start_time * stream.time_base) if stream.start_time is not None else 0.0
 
 
-def _between(
+def _select(
     walk: Iterator[TimedFrame], begin: float, end: float, path: str | Path, aspect: SampleAspect
 ) -> Iterator[RawFrame]:
     """Give the frames of the segment, numbered, with how they lie."""
     index, time_s = 0, None
     orientation: Orientation | None = None
-    # Of a whole file nothing is looked for, and each frame is given before the next one is decoded.
-    whole = begin == -math.inf and end == math.inf
-    for time_s, frame, inside in ((*timed, True) for timed in walk) if whole else mark_segment(walk, begin, end):
+    # A complete file needs no look ahead: each frame is given before the next one is decoded.
+    is_complete = begin == -math.inf and end == math.inf
+    for time_s, frame, inside in ((*timed, True) for timed in walk) if is_complete else mark_segment(walk, begin, end):
         # A container's matrix is every frame's; a codec's comes with a key-frame and holds for the frames after it.
         if orientation is None or frame.key_frame:
             try:
@@ -178,18 +208,19 @@ def _between(
         if inside:
             yield RawFrame(index, time_s, frame, orientation, aspect)
             index += 1
+    # An empty selection names the frame nearest to it, so that a wrong clock is seen.
     if not index and time_s is not None:
         where = f"the last is at {time_s:.3f} s" if time_s < begin else f"there is one at {time_s:.3f} s"
         raise VideoError("no_frames", f"{path}: no frame from {begin:g} s to {end:g} s; {where}")
 
 
-def _mean_step_s(stream: Any) -> float:
+def _mean_step_s(stream: av.VideoStream) -> float:
     """Return the mean time between two frames by the header; 0 where it has none."""
     return float(1 / stream.average_rate) if stream.average_rate else 0.0
 
 
-def _timed(container: Any, stream: Any, tally: Tally) -> Iterator[TimedFrame]:
-    """Each frame with its time; one without a time stamp follows the one before it at the stream's mean rate."""
+def _iterate_timed(container: InputContainer, stream: av.VideoStream, tally: Tally) -> Iterator[TimedFrame]:
+    """Iterate over frames and their times; one without a time stamp follows at the stream's mean rate."""
     step_s = _mean_step_s(stream)
     time_s, base = -step_s, None
     for packet in _packets(container, stream, tally):
@@ -201,21 +232,24 @@ def _timed(container: Any, stream: Any, tally: Tally) -> Iterator[TimedFrame]:
             tally.add(error)
             continue
         for frame in decoded:
-            base = base or frame.time_base  # asked for once: it makes a fraction, and multiplying fractions is slow
+            base = base or frame.time_base  # read once: it makes a fraction, and multiplying fractions is slow
             stamp = _stamp(container, frame)
             time_s = stamp * base.numerator / base.denominator if stamp is not None else time_s + step_s
             yield time_s, frame
 
 
-def _stamp(container: Any, frame: Any) -> int | None:
-    """When a frame is shown, in its time base. AVI stores no such times: those that are made up for its reordered
-    frames are out of order, and the order of decoding gives the right ones, as in ffmpeg."""
+def _stamp(container: InputContainer, frame: av.VideoFrame) -> int | None:
+    """Return when a frame is shown, in its time base.
+
+    AVI stores no such times: those computed for its reordered frames are out of order, and the order of decoding
+    gives the right ones, as in ffmpeg.
+    """
     stamp: int | None = frame.dts if container.format.name == "avi" else frame.pts
     return stamp
 
 
 def _seek(
-    container: Any, stream: Any, walk: Iterator[TimedFrame], begin: float, target_s: float
+    container: InputContainer, stream: av.VideoStream, walk: Iterator[TimedFrame], begin: float, target_s: float
 ) -> Iterator[TimedFrame] | None:
     """Return the walk from a key-frame at or before ``target_s`` on; None where seeking leads to none (no index, or it
     is wrong), or to none before the segment. What comes before that key-frame is dropped: it may refer to frames that
@@ -227,68 +261,17 @@ def _seek(
     for time_s, frame in walk:
         if frame.key_frame:
             following = next(walk, None)
-            known = _stamp(container, frame) is not None
-            # The frame after it too must be in time: then this one lies before the segment, see mark_segment.
+            has_stamp = _stamp(container, frame) is not None
+            # The frame after it too must be in time: then this one is before the segment, see mark_segment.
             in_time = following is not None and time_s < following[0] <= begin
-            return chain([(time_s, frame), following], walk) if following and known and in_time else None
+            return chain([(time_s, frame), following], walk) if following and has_stamp and in_time else None
     return None
 
 
-def small_size(height_px: int, width_px: int, side_px: int) -> tuple[int, int]:
-    """(height, width) that :func:`shrink` leaves of a frame."""
-    halvings = num_halvings(height_px, width_px, side_px)
-    return height_px >> halvings, width_px >> halvings
-
-
-def num_halvings(height_px: int, width_px: int, side_px: int) -> int:
-    """How often :func:`shrink` halves a frame."""
-    halvings = 0
-    while max(height_px, width_px) >> halvings + 1 >= side_px and min(height_px, width_px) >> halvings + 1:
-        halvings += 1
-    return halvings
-
-
-def shrink(luma_HW: Any, side_px: int) -> Any:
-    """Halve as often as the long side stays ``side_px`` or more; a last odd row or column is left out.
-
-    Means of 2 x 2 pixels: the one reduction that costs next to nothing, and exact to the last bit everywhere.
-    """
-    while (smaller := _halved(luma_HW, side_px)) is not luma_HW:
-        luma_HW = smaller
-    return luma_HW
-
-
-def grey_luma(rgb_HWC: Pixels, side_px: int) -> Luma:
-    """What :meth:`RawFrame.luma` gives, from the upright colour frame (another reader's, to compare)."""
-    grey: Luma = shrink(cv2.cvtColor(rgb_HWC, cv2.COLOR_RGB2GRAY), side_px)
-    return grey
-
-
-def _halved(luma_HW: Any, side_px: int) -> Any:
-    height, width = luma_HW.shape
-    if max(height, width) // 2 < side_px or min(height, width) < 2:
-        return luma_HW
-    height, width = height // 2, width // 2
-    return cv2.resize(luma_HW[: 2 * height, : 2 * width], (width, height), interpolation=cv2.INTER_AREA)
-
-
-def _luma_plane(frame: Any) -> tuple[Any, int, bool]:
-    """Full-size brightness (a view of the frame's memory where it has any), the bits it has above 8, and whether its
-    range is still the studio's."""
-    name = frame.format.name
-    if not _PLANAR_YUV.fullmatch(name):
-        return frame.reformat(format="gray").to_ndarray(), 0, False  # swscale widens the range by itself
-    bits = frame.format.components[0].bits
-    plane = frame.planes[0]
-    kind = np.uint8 if bits == 8 else np.uint16
-    rows = np.frombuffer(plane, kind).reshape(-1, plane.line_size // np.dtype(kind).itemsize)
-    widen = frame.color_range != _FULL_RANGE and not name.startswith("yuvj")
-    return rows[: frame.height, : frame.width], bits - 8, widen
-
-
 @contextmanager
-def _open(path: str | Path) -> Iterator[Any]:
+def _open(path: str | Path) -> Iterator[InputContainer]:
     name = str(path)
+    # FFmpeg opens folders and devices too, and its messages name no file.
     check_file(name)
     try:
         container = av.open(name)
@@ -305,10 +288,10 @@ def _open(path: str | Path) -> Iterator[Any]:
 def check_file(name: str) -> None:
     """Raise :class:`VideoError` unless ``name`` is a readable file with something in it."""
     try:
-        found = Path(name).exists()
+        exists = Path(name).exists()
     except OSError as error:  # a name that no file can have
         raise VideoError("missing_file", f"{name:.300}: {error.strerror}") from error
-    if not found:
+    if not exists:
         raise VideoError("missing_file", f"{name}: no such file")
     if not Path(name).is_file():
         raise VideoError("not_a_file", f"{name}: expected a file")
@@ -318,8 +301,8 @@ def check_file(name: str) -> None:
         raise VideoError("empty_file", f"{name}: 0 bytes")
 
 
-def _video_stream(container: Any, path: str | Path) -> Any:
-    cover = av.stream.Disposition.attached_pic  # a sound file's cover is a video stream of one picture
+def _video_stream(container: InputContainer, path: str | Path) -> av.VideoStream:
+    cover = av.stream.Disposition.attached_pic  # a sound file's cover is a video stream of one image
     streams = [stream for stream in container.streams.video if not stream.disposition & cover]
     if not streams:
         raise VideoError("no_video_stream", f"{path}: no video stream ({len(container.streams)} others)")
@@ -328,7 +311,7 @@ def _video_stream(container: Any, path: str | Path) -> Any:
     return streams[0]
 
 
-def _packets(container: Any, stream: Any, tally: Tally) -> Iterator[Any]:
+def _packets(container: InputContainer, stream: av.VideoStream, tally: Tally) -> Iterator[Any]:
     try:
         yield from container.demux(stream)
     except av.error.FFmpegError as error:

@@ -1,4 +1,4 @@
-"""The first and the last frame of a segment: what happens between them is what its annotator put into words."""
+"""Read the first and the last frame of a segment: what happens between them is what its annotator put into words."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from wm.video.errors import VideoError
 
 @dataclass(frozen=True)
 class Ends:
-    """Two pictures as PNG bytes, their times in the file's own clock, and how many frames the segment has."""
+    """Two images as PNG bytes, their times in the file's own clock, and how many frames the segment has."""
 
     source_png: bytes
     target_png: bytes
@@ -23,14 +23,23 @@ class Ends:
 
 
 def segment_ends(path: str | Path, start_s: float | None, end_s: float | None, image_side_px: int) -> Ends:
-    """First and last frame whose time is in [``start_s``, ``end_s``) (None: from the beginning, to the end).
+    """Read the first and the last frame of a segment.
 
-    ``image_side_px``: short side of the pictures at most, 0 = full size. For a child process
-    (:class:`wm.video.isolation.IsolatedProcess`). Raises :class:`VideoError`, ``one_frame`` among its reasons.
+    May hang or crash in native code: call it through :class:`wm.video.isolation.IsolatedProcess`.
+
+    Args:
+        path: A local file.
+        start_s: Begin of the half-open segment in the file's own clock, within half a frame step; None: of the file.
+        end_s: Its end.
+        image_side_px: Max short side of the images, 0 = full size.
+
+    Raises:
+        VideoError: As :func:`wm.video.decode.frames` does, and ``one_frame``, ``decode_error``.
     """
     tally = Tally()
     first: RawFrame | None = None
     last: RawFrame | None = None
+    # Only two decoded frames are in memory, and only they are converted to colour.
     for last in frames(path, tally, start_s=start_s, end_s=end_s):
         first = first or last
     if first is None or last is None:

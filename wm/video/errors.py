@@ -1,4 +1,4 @@
-"""Why a video gave no key-frames, as a slug to count by and a sentence to read."""
+"""Name why a video gave no key-frames, as a slug to count by and a sentence to read."""
 
 import os
 from typing import Final
@@ -27,13 +27,17 @@ REASONS: Final = {
 
 
 class VideoError(Exception):
-    """A video could not be used. ``reason`` is a key of :data:`REASONS`, ``detail`` names the thing in
-    words."""
+    """A video could not be used.
+
+    Attributes:
+        reason: A key of :data:`REASONS`.
+        detail: The file and the cause in words.
+    """
 
     def __init__(self, reason: str, detail: str) -> None:
         if reason not in REASONS:
             raise ValueError(f"unknown reason {reason!r}; expected one of {', '.join(REASONS)}")
-        super().__init__(reason, detail)  # both arguments, so that it travels between processes whole
+        super().__init__(reason, detail)  # both arguments, so that it travels between processes complete
         self.reason = reason
         self.detail = detail
 
@@ -42,7 +46,7 @@ class VideoError(Exception):
 
 
 def check_name(uri: str) -> None:
-    """Refuse a local file whose name is no UTF-8: it would stand under another name in every table.
+    """Refuse a local file whose name is no UTF-8: it would have another name in every table.
 
     Args:
         uri: As a listing names it: a path, a remote URI, or the ``file://`` URI of such a name.

@@ -1,7 +1,8 @@
-"""From stored samples to the picture that a player shows: the display matrix's orientation, square pixels.
+"""Convert stored samples to the image that a player shows: orientation of the display matrix, square pixels.
 
 ffmpeg's own output is the reference for both: it lays a frame as its display matrix says before any filter, and
-``scale=iw*sar:ih`` makes its pixels square.
+``scale=iw*sar:ih`` makes its pixels square. Margins that only a container declares (``clap`` of MP4, ``PixelCrop`` of
+Matroska) are kept: PyAV does not report them.
 """
 
 import math
@@ -32,9 +33,12 @@ _NO_FRAME = av.VideoFrame(2, 2, "gray")
 
 @dataclass(frozen=True, slots=True)
 class Orientation:
-    """One of the eight ways to lay a frame: rows and columns exchanged (or not), then each of them reversed (or not).
+    """One of the eight ways to lay a frame.
 
-    ``vertical_flip``: the order of rows is reversed, as by ffmpeg's ``vflip``; ``horizontal_flip``: that of columns.
+    Attributes:
+        transposed: Rows and columns are exchanged, before the flips.
+        vertical_flip: The order of rows is reversed, as by ffmpeg's ``vflip``.
+        horizontal_flip: The order of columns is reversed.
     """
 
     transposed: bool = False
@@ -42,7 +46,7 @@ class Orientation:
     horizontal_flip: bool = False
 
     def apply(self, pixels: Any) -> Any:
-        """Lay an array of shape (height, width, ...) upright. Returns a view, or the array itself."""
+        """Lay an array of shape (height, width, ...) upright; return a view, or the array itself."""
         if self.transposed:
             pixels = pixels.swapaxes(0, 1)
         if self.vertical_flip:
@@ -100,14 +104,15 @@ def parse_display_matrix(matrix: bytes) -> Orientation:
     """Read a display matrix as FFmpeg stores it: nine native int32, rows (a, b, u), (c, d, v), (x, y, w).
 
     A stored sample at (p, q) is shown at (ap + cq, bp + dq), up to shift and scale. Like ffmpeg, angles are rounded to
-    whole degrees and a matrix that flattens the picture counts as none.
+    whole degrees and a matrix that flattens the image counts as none.
 
     Raises:
-        VideoError: ``odd_orientation`` for an angle that is no multiple of 90 degrees: the upright picture would be no
+        VideoError: ``odd_orientation`` for an angle that is no multiple of 90 degrees: the upright image would be no
             rectangle.
     """
     a, b, _, c, d, *_ = struct.unpack("=9i", matrix)
     x_scale, y_scale = math.hypot(a, c), math.hypot(b, d)
+    # Compared by signs only: real matrices are scaled in many ways.
     if not x_scale or not y_scale:
         return UPRIGHT
     degrees = round(math.degrees(math.atan2(b / y_scale, a / x_scale)))
@@ -132,9 +137,15 @@ def _without_unnamed_side_data(frame: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class SampleAspect:
-    """Width over height of a stored sample (``ratio``, 1 where the file has none), and of a sample of the upright
-    frame, by which its pixels are made square: as it lies in the file or ``transposed``. Both are the object
-    :data:`SQUARE` where there is nothing to scale: fractions are slow to compare."""
+    """Shape of a stored sample, and of a sample of the upright frame, by which its pixels are made square.
+
+    The latter two are the object :data:`SQUARE` where there is nothing to scale: fractions are slow to compare.
+
+    Attributes:
+        ratio: Width over height of a stored sample, 1 where the file has none.
+        as_stored: The same as it is applied to a frame that is not transposed.
+        transposed: And to one that is.
+    """
 
     ratio: Fraction
     as_stored: Fraction
@@ -153,6 +164,7 @@ class SampleAspect:
 def sample_aspect(ratio: Fraction | None) -> SampleAspect:
     """Build the aspect of a stream's ``sample_aspect_ratio``; an absurd one is not applied."""
     ratio = ratio or SQUARE
+    # Either way of the ratio, without division.
     in_bounds = 1 <= MAX_SAMPLE_ASPECT_RATIO * ratio <= MAX_SAMPLE_ASPECT_RATIO**2
     applied = ratio if in_bounds and ratio != SQUARE else SQUARE
     return SampleAspect(ratio, applied, SQUARE if applied is SQUARE else 1 / applied)
@@ -173,6 +185,7 @@ def to_square_pixels(pixels: Pixels, aspect: Fraction) -> Pixels:
         pixels: the image; returned as it is where ``aspect`` is 1.
         aspect: width over height of one of its samples.
     """
+    # Identity first: it is nearly always that, and fractions are slow to compare.
     if aspect is SQUARE or aspect == SQUARE:
         return pixels
     height_px, width_px = pixels.shape[:2]
@@ -185,8 +198,8 @@ def to_square_luma(luma: Any, aspect: Fraction) -> Any:
     if aspect is SQUARE:
         return luma
     height_px, width_px = luma.shape
-    wanted_px = square_width(width_px, aspect)
-    if wanted_px == width_px:  # clips scaled by ffmpeg have ratios such as 256:255
+    square_px = square_width(width_px, aspect)
+    if square_px == width_px:  # clips scaled by ffmpeg have ratios such as 256:255
         return luma
-    interpolation = cv2.INTER_AREA if wanted_px < width_px else cv2.INTER_LINEAR
-    return cv2.resize(luma, (wanted_px, height_px), interpolation=interpolation)
+    interpolation = cv2.INTER_AREA if square_px < width_px else cv2.INTER_LINEAR
+    return cv2.resize(luma, (square_px, height_px), interpolation=interpolation)

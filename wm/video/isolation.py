@@ -1,4 +1,4 @@
-"""A child process that can be killed: native decoders crash, hang for ever and eat memory.
+"""Run calls in a child process that can be killed: native decoders crash, hang for ever and eat memory.
 
 One child lives as long as its owner and takes one call at a time, so a call costs a pipe's round trip and
 not a process. It is plain ``python`` on :mod:`wm.video.child` rather than ``multiprocessing``'s spawn,
@@ -23,18 +23,21 @@ Result = TypeVar("Result")
 
 _START_LIMIT_S = 120.0
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-"""A pool of threads a core would take address space and bring nothing."""
+"""A pool of threads would take address space and gain nothing."""
 _BOOT = "import sys; sys.path[:] = {path!r}; from wm.video.child import main; main({fd}, {mib}, {parent})"
 
 
 class IsolatedProcess:
-    """Calls functions in a child process under a time limit; a hang, crash or memory overrun ends only the
-    child."""
+    """A child process that runs functions under a time limit; a hang, crash or memory overrun ends only the child."""
 
     def __init__(self, memory_limit_mb: int = 0, resident_limit_mb: int = 1024) -> None:
-        """``memory_limit_mb``: address space of the child in MiB (RLIMIT_AS); 0 = no limit. ``resident_limit_mb``: a
-        child that holds more resident memory than this after a call is replaced by a fresh one before the next:
-        readers and allocators keep some of what they take."""
+        """Prepare the process; it starts with the first call.
+
+        Args:
+            memory_limit_mb: Address space of the child in MiB (RLIMIT_AS); 0 = no limit.
+            resident_limit_mb: A child of more resident memory than this after a call is replaced before the next:
+                readers and allocators leak.
+        """
         self.memory_limit_mb = memory_limit_mb
         self.resident_limit_mb = resident_limit_mb
         self.starts = 0
@@ -43,13 +46,22 @@ class IsolatedProcess:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the object
 
     def call(self, limit_s: float, function: Callable[Args, Result], *args: Args.args, **kwargs: Args.kwargs) -> Result:
-        """``function(*args, **kwargs)`` in the child; function, arguments and result must pickle.
+        """Call ``function(*args, **kwargs)`` in the child; function, arguments and result must pickle.
 
-        Raises :class:`VideoError` as the function raised it, or with ``time_out``, ``crashed``,
-        ``out_of_memory`` or ``unexpected_error`` (any other exception of the function); an :class:`OSError` if the
-        disk is full. After a time-out or crash the next call starts a fresh child.
+        After a time-out or crash the next call starts a fresh child.
+
+        Args:
+            limit_s: Time limit; the child is killed at its end.
+            function: A function that the child can import.
+            *args: Its arguments.
+            **kwargs: Its keyword arguments.
+
+        Raises:
+            VideoError: As the function raised it, or with ``time_out``, ``crashed``, ``out_of_memory`` or
+                ``unexpected_error`` (any other exception of the function).
+            OSError: The disk is full.
         """
-        pipe = self._started()
+        pipe = self._start()
         try:
             pipe.send((function, args, kwargs))
             if not pipe.poll(limit_s):
@@ -57,9 +69,9 @@ class IsolatedProcess:
                 raise VideoError("time_out", f"no answer within {limit_s:g} s")
             kind, value = pipe.recv()
         except (EOFError, OSError) as error:
-            raise VideoError("crashed", self._obituary()) from error
+            raise VideoError("crashed", self._describe_end()) from error
         except BaseException:
-            self.close()  # interrupted: an answer left in the pipe must not meet the next question
+            self.close()  # interrupted: an answer left in the pipe must not meet the next call
             raise
         if kind == "error":
             raise value
@@ -85,13 +97,16 @@ class IsolatedProcess:
         self.close()
         self._stderr.close()
 
-    def _started(self) -> Connection:
+    def _start(self) -> Connection:
+        """Return the pipe to a child that runs; start one where there is none."""
         process = self._process
         if self._pipe is not None and process is not None and process.poll() is None and self._is_small(process.pid):
             return self._pipe
+        # One that ended, or leaks, is replaced.
         self.close()
         self._stderr.seek(0)
         self._stderr.truncate()
+        # A socket pair, not stdin: what native code prints must not meet the answers.
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
@@ -109,21 +124,23 @@ class IsolatedProcess:
                 self._pipe.recv()
                 return self._pipe
         except (EOFError, OSError):
-            pass  # it died while starting; told just below with what it printed
-        raise RuntimeError(f"the video process did not start: {self._obituary()}")
+            pass  # it ended while starting; reported just below with what it printed
+        raise RuntimeError(f"the video process did not start: {self._describe_end()}")
 
     def _is_small(self, pid: int) -> bool:
         return resident_mb(pid) <= self.resident_limit_mb
 
     def _boot_line(self, fd: int) -> str:
+        # The parent's import path: an empty entry means its working folder.
         path = [entry or str(Path.cwd()) for entry in sys.path]
         return _BOOT.format(path=path, fd=fd, mib=self.memory_limit_mb, parent=os.getpid())
 
-    def _obituary(self) -> str:
-        """How the child ended, and the last line it printed; cleans up after it."""
+    def _describe_end(self) -> str:
+        """Describe how the child ended, with the last line it printed; clean up after it."""
         process = self._process
         status = None
         if process is not None:
+            # Its pipe closes before its status can be read.
             deadline = time.monotonic() + 2
             while process.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.01)
@@ -136,7 +153,7 @@ class IsolatedProcess:
 
 
 def resident_mb(pid: int) -> float:
-    """Resident memory of a process in MiB; 0 where the system does not tell."""
+    """Return the resident memory of a process in MiB; 0 where the system does not report it."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
     except (OSError, IndexError, ValueError):

@@ -1,4 +1,4 @@
-"""How much a frame moves: the mean length of the optical-flow vectors that lead to it.
+"""Measure how much a frame moves: the mean length of the optical-flow vectors that lead to it.
 
 Two flows. ``dis``: OpenCV's DIS (Kroeger et al. 2016), at a small size; quick. ``farneback``: dense polynomial
 expansion (Farnebäck 2003) at the settings people copy from OpenCV's tutorial (0.5, 3, 15, 3, 5, 1.2), at full size,
@@ -24,37 +24,45 @@ cv2.setNumThreads(1)  # one process a core: threads inside each only get in one 
 
 
 class MotionMeter:
-    """Feeds on frames of one clip in order and says how far each moved from the one before."""
+    """A meter of motion from each frame of a clip to the next."""
 
     def __init__(self, kind: MotionKind) -> None:
         self.kind = kind
         self._previous: Luma | None = None
-        self._dis = _dis() if kind == "dis" else None
+        self._dis = _build_dis() if kind == "dis" else None
 
     def next(self, luma_HW: Luma) -> float:
-        """Mean flow magnitude from the frame before, px/frame of the frame given; 0 for the first frame.
+        """Measure the mean flow magnitude from the frame before.
 
-        A frame of another shape than the one before it counts as 0: there is no flow between the two.
+        Args:
+            luma_HW: The next frame in order, uint8.
+
+        Returns:
+            px/frame at the size of ``luma_HW``; 0 for the first frame, and for one of another shape than the one
+            before it: there is no flow between the two.
         """
         previous, self._previous = self._previous, luma_HW
         if previous is None or previous.shape != luma_HW.shape:
             return 0.0
         if self._dis is None:
             return farneback_motion(previous, luma_HW)
-        before, after = _padded(previous), _padded(luma_HW)
+        before, after = _pad(previous), _pad(luma_HW)
         return _mean_length(self._dis.calc(before, after, None)[: luma_HW.shape[0], : luma_HW.shape[1]])
 
 
 def farneback_motion(before_HW: Luma, after_HW: Luma) -> float:
-    """Mean length in pixels of Farnebäck's flow between two frames of one shape."""
-    before, after = _padded(before_HW), _padded(after_HW)
+    """Measure the mean length in pixels of Farnebäck's flow between two uint8 frames of one shape."""
+    before, after = _pad(before_HW), _pad(after_HW)
     flow_HW2 = cv2.calcOpticalFlowFarneback(before, after, None, 0.5, 3, 15, 3, 5, 1.2, 0)
     return _mean_length(flow_HW2[: before_HW.shape[0], : before_HW.shape[1]])
 
 
-def _dis() -> cv2.DISOpticalFlow:
-    """The ultra-fast preset, with its finest level at the size of the frames given, patches side by side instead of
-    half overlapping, and without spatial propagation: as close to Farnebäck at a third of the time."""
+def _build_dis() -> cv2.DISOpticalFlow:
+    """Build DIS for small frames: as close to Farnebäck as the ultra-fast preset at a third of the time.
+
+    Its finest level is at the size of the frames, patches are side by side instead of half overlapping, and there is no
+    spatial propagation.
+    """
     dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
     dis.setFinestScale(0)
     dis.setPatchSize(_DIS_PATCH_PX)
@@ -69,8 +77,9 @@ def _mean_length(flow_HW2: npt.NDArray[np.float32]) -> float:
     return float(np.sqrt(squares_HW2[..., 0] + squares_HW2[..., 1]).mean(dtype=np.float64))
 
 
-def _padded(luma_HW: Luma) -> Luma:
-    """At least 16 x 16, the last row and column repeated: DIS refuses smaller frames."""
+def _pad(luma_HW: Luma) -> Luma:
+    """Pad to at least 16 x 16 by repeating the last row and column: DIS refuses smaller frames."""
+    # Repeated edges do not move, and are cut off the flow afterwards.
     height, width = luma_HW.shape
     if height >= _MIN_SIDE_PX and width >= _MIN_SIDE_PX:
         return luma_HW

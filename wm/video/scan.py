@@ -1,8 +1,11 @@
-"""The motion pass: one walk over all frames gives times, motion, key-frames and what a chosen frame must
-look like."""
+"""Run the motion pass: one walk over all frames gives times, motion, key-frames and thumbnails to prove them by.
+
+Reads no colour: :mod:`wm.video.fetch` does.
+"""
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -17,20 +20,25 @@ from wm.video.walk import WALK_BATCH, Checks, Walk
 
 @dataclass(frozen=True)
 class Scan:
-    """What the motion pass found. T = ``num_frames``.
+    """Result of the motion pass; frames count from the first of the segment.
 
-    ``times_s``: float64 presentation times in the file's own clock. ``motion``: float32 mean flow magnitude
-    in px/frame of the full-size frame, 0 for the first. ``measured``: bool, false where ``motion`` is an expectation
-    and no measurement (only with ``farneback``). ``keyframes``: chosen indices in time order, all of them measured.
-    ``size_px``: (height, width) upright, in square pixels. ``errors``: packets that could not be decoded and were
-    skipped. ``orientations``: for each key-frame, how it lies in the file. ``sample_aspect``: how its pixels are made
-    square.
-    ``cuts``: for each key-frame, how much the most cut-like frame since the key-frame before looks like the first of
-    a new shot (:func:`wm.video.facts.cut_scores_of`; above 3: a hard cut lies between the two).
-    Frames count from the first of the segment ``start_s`` to ``end_s`` (seconds in the file's own clock, half-open
-    within half a frame step;
-    None: the file's beginning, its end). ``motion_side_px``, ``small_px``: the size at which it was seen, in stored
-    samples, which a second reading must use too.
+    Attributes:
+        num_frames: T.
+        size_px: (height, width) upright, in square pixels.
+        times_s: float64 (T,), presentation times in the file's own clock.
+        motion: float32 (T,), mean flow magnitude in px/frame of the full-size frame, 0 for the first.
+        measured: bool (T,), false where ``motion`` is an expectation (only with ``farneback``).
+        keyframes: Frame numbers in time order, all of them measured.
+        checks: Thumbnails of each key-frame and its neighbours.
+        errors: Packets that could not be decoded and were skipped.
+        motion_side_px: Size at which the frames were measured; a second reading must use it too.
+        small_px: The same as (height, width), in stored samples.
+        orientations: For each key-frame, how it lies in the file.
+        sample_aspect: How its pixels are made square.
+        start_s: Begin of the segment in the file's own clock (half-open, within half a frame step); None: of the file.
+        end_s: Its end.
+        cuts: For each key-frame, how much the most cut-like frame since the key-frame before looks like the first of
+            a new shot (:func:`wm.video.facts.cut_scores_of`; above 3: a hard cut is between the two).
     """
 
     num_frames: int
@@ -51,9 +59,17 @@ class Scan:
 
     @property
     def duration_s(self) -> float:
-        """From the first frame's time to the last's, plus one mean frame."""
+        """Time from the first frame to the last, plus one mean frame."""
         span_s = float(self.times_s[-1] - self.times_s[0])
         return span_s * self.num_frames / max(1, self.num_frames - 1)
+
+
+class _Choice(TypedDict):
+    """Settings of :func:`wm.video.keyframes.choose_keyframes`."""
+
+    max_keyframes: int
+    min_interval: int
+    rule: KeyframeRule
 
 
 def scan_video(
@@ -71,57 +87,72 @@ def scan_video(
 
     ``dis`` sees frames halved as long as their long side stays ``motion_side_px`` or more. ``farneback`` gives the
     key-frames that full-size Farnebäck on every frame would give, but runs it only where the choice can still change
-    (:mod:`wm.video.bounded`); clips too small to be halved are measured whole, by their luma. ``start_s``, ``end_s``:
-    only this segment, see :func:`wm.video.decode.frames`.
+    (:mod:`wm.video.bounded`); clips too small to be halved are measured at full size, by their luma.
 
-    Memory is bounded whatever the length: see the limits in :mod:`wm.video.walk`, and some 100 bytes a frame.
+    Memory is bounded at any length: see the limits in :mod:`wm.video.walk`, and some 100 bytes a frame.
 
-    Raises :class:`VideoError` (see :func:`wm.video.decode.frames`), and ``no_frames``, ``one_frame``,
-    ``decode_error``.
+    Args:
+        path: A local file.
+        motion: Kind of optical flow.
+        motion_side_px: Frames are halved while their long side stays this or more.
+        max_keyframes: ``K_f`` of :func:`wm.video.keyframes.choose_keyframes`.
+        min_interval: ``I_f`` of the same, in frames.
+        rule: Which reading of the paper's rule.
+        start_s: Begin of the segment, see :func:`wm.video.decode.frames`.
+        end_s: Its end.
+
+    Raises:
+        VideoError: As :func:`wm.video.decode.frames` does, and ``no_frames``, ``one_frame``, ``decode_error``.
     """
-    # Each chosen frame rules out fewer than two intervals of others.
+    # 1. Walk once. Each key-frame rules out fewer than two intervals of others.
     max_chosen = max_keyframes * (2 * min_interval - 1)
     walk = Walk(path, motion, motion_side_px, max_chosen, start_s=start_s, end_s=end_s)
     walk.read()
-    if walk.bounded:
-        found_T, measured_T = search_keyframes(
-            walk.motion,
-            walk.steps,
-            walk.measure,
-            walk.refine if walk.quarters is not None else None,
-            max_keyframes=max_keyframes,
-            min_interval=min_interval,
-            rule=rule,
-            batch=1 if walk.held is not None else WALK_BATCH,
-        )
-    else:
-        found_T, measured_T = np.asarray(walk.motion), np.ones(len(walk.motion), dtype=bool)
-    walk.held = walk.quarters = None
-    motion_T = found_T.astype(np.float32)
-    chosen = choose_keyframes(motion_T, max_keyframes=max_keyframes, min_interval=min_interval, rule=rule)
+    # 2. Exact motion only where it can change the choice.
+    choice: _Choice = {"max_keyframes": max_keyframes, "min_interval": min_interval, "rule": rule}
+    expected_T, measured_T = _measure_motion(walk, choice)
+    # 3. Choose; the decoded frames are no longer needed.
+    walk.decoded = walk.quarters = None
+    motion_T = expected_T.astype(np.float32)
+    keyframes = choose_keyframes(motion_T, **choice)
     return Scan(
         num_frames=len(walk.times_s),
         size_px=walk.size_px,
         times_s=np.asarray(walk.times_s),
         motion=motion_T,
         measured=measured_T,
-        keyframes=chosen,
-        checks=walk.checks(chosen),
+        keyframes=keyframes,
+        checks=walk.checks(keyframes),
         errors=walk.tally.errors,
         motion_side_px=motion_side_px,
         small_px=walk.small_px,
-        orientations=walk.orientations(chosen),
+        orientations=walk.orientations(keyframes),
         sample_aspect=walk.sample_aspect,
         start_s=start_s,
         end_s=end_s,
-        cuts=_cuts_between(np.asarray(walk.steps), chosen),
+        cuts=_max_cut_scores(np.asarray(walk.steps), keyframes),
     )
 
 
-def _cuts_between(steps_T: npt.NDArray[np.float64], chosen: list[int]) -> list[float]:
-    """The highest cut score in (key-frame before, key-frame], for each; the first counts from the clip's start."""
+def _measure_motion(walk: Walk, choice: _Choice) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """Return the motion of each frame in px/frame, and which of it was measured and not only expected."""
+    if not walk.bounded:
+        return np.asarray(walk.motion), np.ones(len(walk.motion), dtype=bool)
+    return search_keyframes(
+        walk.motion,
+        walk.steps,
+        walk.measure,
+        walk.refine if walk.quarters is not None else None,
+        **choice,
+        # A walk costs the same for one frame as for many; frames in memory cost only themselves.
+        batch=1 if walk.decoded is not None else WALK_BATCH,
+    )
+
+
+def _max_cut_scores(steps_T: npt.NDArray[np.float64], keyframes: list[int]) -> list[float]:
+    """Return the max cut score in (key-frame before, key-frame], for each; the first counts from the clip's start."""
     cut_T = cut_scores_of(steps_T)
     return [
         float(cut_T[before + 1 : frame + 1].max(initial=0.0))
-        for before, frame in zip([-1, *chosen], chosen, strict=False)
+        for before, frame in zip([-1, *keyframes], keyframes, strict=False)
     ]
