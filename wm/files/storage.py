@@ -183,7 +183,11 @@ def _check_status(uri: str, status: int) -> None:
 
 
 def _object_chunks(uri: str, stall_limit_s: float) -> Iterator[bytes]:
-    place = parse_place(uri)
+    try:
+        place = parse_place(uri)
+    except InputError as error:
+        # A row of a list, which costs itself and not the run.
+        raise StorageError("unreadable", str(error)) from error
     try:
         with _filesystem(place, stall_limit_s).open_input_stream(f"{place.bucket}/{place.key}") as stream:
             while chunk := stream.read(_PART_BYTES):

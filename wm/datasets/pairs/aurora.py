@@ -5,6 +5,7 @@ target image carry no ``output``. The tabletop's supervised set is written in th
 """
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,10 +42,10 @@ def list_items(root: str | Path, file: str) -> list[Item | Problem]:
     Raises :class:`InputError` if root or file is missing, is no JSON list, is empty, or has no usable row at all.
     """
     path = Path(root) / file
-    if not Path(root).is_dir():
-        raise InputError(f"no such folder: root = {root}")
-    if not path.is_file():
-        raise InputError(f"no such file: {path} (AURORA layout: a JSON list of instruction, input, output)")
+    if not os.path.isdir(root):  # noqa: PTH112 - of a name that is too long, pathlib raises
+        raise InputError(f"no such folder: root = {root!s:.200}")
+    if not os.path.isfile(path):  # noqa: PTH113
+        raise InputError(f"no such file: {path!s:.400} (AURORA layout: a JSON list of instruction, input, output)")
     try:
         rows = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8, a number of too many digits

@@ -3,6 +3,7 @@
 A segment's source and target are its first and last frame, its action the narration (paper, section 3.1).
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from wm.datasets.pairs.epic import Segment, read_segments
 from wm.datasets.videos.annotations import Shelf, epic_key
 from wm.datasets.videos.folders import find_videos
 from wm.errors import InputError
+from wm.files.uris import escape_path, is_text
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,10 @@ def list_narrated(root: str | Path, file: str, passed_over: dict[str, Any] | Non
     when it is read. Raises :class:`InputError` if root or file is missing or the file is no such table.
     """
     path = Path(root) / file
-    if not Path(root).is_dir():
-        raise InputError(f"no such folder: root = {root}")
-    if not path.is_file():
-        raise InputError(f"no such file: {path} (EPIC-Kitchens: a CSV such as EPIC_100_train.csv)")
+    if not os.path.isdir(root):  # noqa: PTH112 - of a name that is too long, pathlib raises
+        raise InputError(f"no such folder: root = {root!s:.200}")
+    if not os.path.isfile(path):  # noqa: PTH113
+        raise InputError(f"no such file: {path!s:.400} (EPIC-Kitchens: a CSV such as EPIC_100_train.csv)")
     found = find_videos(str(root))
     shelf = Shelf(found)
     segments = sorted(read_segments(path, file), key=lambda one: (one.video_id, one.start_s, one.end_s, one.name))
@@ -59,6 +61,12 @@ def _entry(shelf: Shelf, segment: Segment, met: set[str]) -> Narrated | Problem:
     if uri in met:
         return Problem(uri, segment.verb, "duplicate", f"{uri} is listed twice")
     met.add(uri)
+    video = shelf.uri(key)
+    if not is_text(video):
+        # No table holds such a name; percent-encoded, its bytes can be had again.
+        uri = f"{escape_path(video)}#{segment.name}"
+        detail = f"{uri}: the file name {os.fsencode(video)!r} is not UTF-8; rename the file"
+        return Problem(uri, segment.verb, "bad_name", detail)
     if not segment.narration:
         return Problem(uri, segment.verb, "missing_field", f"{uri}: no narration, which is the action")
-    return Narrated(uri, segment.verb, shelf.uri(key), segment.narration, segment.start_s, segment.end_s)
+    return Narrated(uri, segment.verb, video, segment.narration, segment.start_s, segment.end_s)

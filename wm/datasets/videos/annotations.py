@@ -141,7 +141,7 @@ def _ucf101(path: Path, name: str, shelf: Shelf) -> Iterator[Entry]:
                 if not line.strip():
                     continue
                 found = _UCF_LINE.fullmatch(line.strip())
-                if found is None:
+                if found is None or "\0" in line:
                     place = f"{name} line {number}: {line.strip()!r:.60}"
                     raise InputError(f"{place}, expected a line such as Class/v_Class_g01_c01.avi 1")
                 label, file_name = found.groups()

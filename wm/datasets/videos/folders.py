@@ -64,13 +64,13 @@ def find_videos(spec: str) -> Found:
     if is_remote(spec):
         return _find_remote(spec)
     passed_over = PassedOver()
-    if Path(spec).is_dir():
+    if os.path.isdir(spec):  # noqa: PTH112 - of a name that is too long, pathlib raises
         walk = _Walk(str(Path(spec)), Pattern("**"), passed_over)
         words = ("is an empty folder", "holds")
         return Found(spec, _videos_of(walk.files(), spec, words, passed_over), passed_over=passed_over)
     root = fixed_part(spec)
-    if not Path(root).is_dir():
-        raise InputError(f"videos = {spec!r}: no such folder: {root}")
+    if not os.path.isdir(root):  # noqa: PTH112
+        raise InputError(f"videos = {spec!r:.200}: no such folder: {root:.200}")
     below = spec[len(root) :] if root != "." or spec.startswith("./") else spec
     walk = _Walk(root, Pattern(below), passed_over)
     words = ("matches no file", "matches")
@@ -210,14 +210,18 @@ def _entries(path: str) -> Iterator["os.DirEntry[str]"]:
             yield from entries
     except OSError as error:
         name = error.filename or path
-        raise InputError(f"cannot list the folder {name!r}: {error.strerror}; every folder must be readable") from error
+        raise InputError(
+            f"cannot list the folder {name!r:.200}: {error.strerror}; every folder must be readable"
+        ) from error
 
 
 def _identity(path: str) -> tuple[int, int]:
     try:
         facts = os.stat(path)  # noqa: PTH116 - of every folder
     except OSError as error:
-        raise InputError(f"cannot list the folder {path!r}: {error.strerror}; every folder must be readable") from error
+        raise InputError(
+            f"cannot list the folder {path!r:.200}: {error.strerror}; every folder must be readable"
+        ) from error
     return facts.st_dev, facts.st_ino
 
 

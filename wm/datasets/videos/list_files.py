@@ -50,8 +50,8 @@ def local_copy(uri: str, what: str) -> Iterator[Path]:
     """
     if not is_remote(uri):
         path = Path(local_path(uri))
-        if not path.is_file():
-            raise InputError(f"{what} = {uri!r}: no such file")
+        if not os.path.isfile(path):  # noqa: PTH113 - of a name that is too long, pathlib raises
+            raise InputError(f"{what} = {uri!r:.200}: no such file")
         if not os.access(path, os.R_OK):
             raise InputError(f"{what} = {uri!r} may not be read")
         yield path
@@ -126,6 +126,8 @@ def csv_rows(
                 for place, title in needed:
                     if place >= len(row) or not row[place].strip():
                         raise InputError(f"{where}: no value for {title!r}")
+                if errors == "strict" and any("\0" in value for value in row):
+                    raise InputError(f"{where} holds a zero byte; expected text")
                 yield where, [row[place] if 0 <= place < len(row) else "" for place in places]
     except UnicodeDecodeError as error:
         raise InputError(f"{name} is no list (not UTF-8 text)") from error
@@ -250,7 +252,7 @@ def _seconds(value: Any, title: str, where: str) -> float | None:
         seconds = math.nan
     if not (math.isfinite(seconds) and seconds >= 0):
         raise InputError(f"{where}: {title} = {value!r:.60}, expected seconds, 0 or more")
-    return seconds
+    return seconds + 0.0  # -0.0 becomes 0.0: a segment has one key
 
 
 def _local_resolver(name: str) -> Resolver:

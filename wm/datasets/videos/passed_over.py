@@ -100,6 +100,8 @@ def describe(record: Mapping[str, Any]) -> list[str]:
             line += f" ({', '.join(counted)})"
         if names:
             more = ", …" if count > len(names) else ""
-            line += f": {', '.join(repr(name) if ',' in name else name for name in names)}{more}"
+            line += (
+                f": {', '.join(name if name.isprintable() and ',' not in name else repr(name) for name in names)}{more}"
+            )
         lines.append(line)
     return lines

@@ -73,7 +73,7 @@ def list_videos(spec: str, *, layout: Layout = "auto", annotations: str | None =
 
 
 def _is_list(spec: str) -> bool:
-    return is_list_name(path_in(spec)) and (is_remote(spec) or Path(spec).is_file())
+    return is_list_name(path_in(spec)) and (is_remote(spec) or os.path.isfile(spec))  # noqa: PTH113
 
 
 def _found(spec: str) -> Found:
@@ -82,12 +82,11 @@ def _found(spec: str) -> Found:
     if is_remote(spec):
         is_file = bool(name) and not is_glob(spec) and (is_video_name(name) or spec.lower().startswith("http"))
         return Found(parent_uri(spec), [(spec, name)]) if is_file else find_videos(spec)
-    path = Path(spec)
-    if path.is_file():
-        return Found(os.path.dirname(spec) or ".", [(spec, path.name)])  # noqa: PTH120 - as it is written
-    if path.is_dir() or is_glob(spec):
+    if os.path.isfile(spec):  # noqa: PTH113 - of a name that is too long, pathlib raises
+        return Found(os.path.dirname(spec) or ".", [(spec, Path(spec).name)])  # noqa: PTH120 - as it is written
+    if os.path.isdir(spec) or is_glob(spec):  # noqa: PTH112
         return find_videos(spec)
-    raise InputError(f"videos = {spec!r}: no such file or folder")
+    raise InputError(f"videos = {spec!r:.200}: no such file or folder")
 
 
 def _read_list(spec: str, layout: Layout) -> pa.Table:
