@@ -1,4 +1,4 @@
-"""AURORA's layout: one JSON list a split, ``out/SPLIT.json``, and image files in ``out/images/PART``.
+"""Write AURORA's layout: one JSON list a split, ``out/SPLIT.json``, and image files in ``out/images/PART``.
 
 A row is ``{input, output, instruction, task}`` and the provenance columns beside them, so that
 :mod:`wm.datasets.pairs.aurora` (and AURORA's own code, which looks at those keys alone) reads it back.
@@ -30,7 +30,7 @@ from wm.runs import write_text
 
 
 def write(context: Context, part: Part, tick: Callable[[int], Any]) -> dict[str, Any]:
-    """The images of a part as one folder, its rows as JSON lines among the marks."""
+    """Write the images of a part as one folder, its rows as JSON lines among the marks."""
     out, name = Path(context.out), f"{part.number:06d}"
     folder = out / "images" / name
     hidden = aside(folder)

@@ -1,4 +1,4 @@
-"""LeRobot's data-set layout, version 3.0: every triplet is an episode of two frames.
+"""Write LeRobot's data-set layout, version 3.0: every triplet is an episode of two frames.
 
 Followed: ``lerobot-dataset-v3.mdx`` of LeRobot's documentation and what its ``lerobot.datasets`` reads
 (``meta/info.json``, ``meta/stats.json``, ``meta/tasks.parquet``, ``meta/episodes`` and ``data`` in chunks of files);
@@ -38,7 +38,7 @@ WRITE_BATCH = 16
 
 
 def write(context: Context, part: Part, tick: Callable[[int], Any]) -> dict[str, Any]:
-    """One part as one file of ``data`` and one of ``meta/episodes``."""
+    """Write one part as one file of ``data`` and one of ``meta/episodes``."""
     assert context.tasks is not None
     data, episodes = (Path(context.out) / path for path in _paths(part.number))
     rows, licenses, stats = 0, Counter[str](), Stats()
@@ -99,7 +99,7 @@ def _episode(row: Mapping[str, Any], episode: int, part: int) -> dict[str, Any]:
 
 @contextmanager
 def _parquet(path: Path, schema: pa.Schema, rows_an_episode: int) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
-    """A Parquet file written in small row groups, aside and then renamed."""
+    """Open a Parquet file that is written in small row groups to a temporary file and then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     hidden = aside(path)
     pending: list[dict[str, Any]] = []

@@ -1,6 +1,6 @@
-"""Writing the parts of an export and what stands above them; a part that is marked is whole and is not written again.
+"""Write the parts of an export and the files above them; a marked part is complete and is not written again.
 
-The marks (JSON with counts) lie in ``out/.parts`` until the export is whole.
+The marks (JSON with counts) are in ``out/.parts`` until the export is whole.
 """
 
 import json
@@ -60,7 +60,7 @@ def write_part(name: str, context: Context, part: Part, tick: Tick = lambda rows
 
 
 def read_marks(out: str | Path) -> dict[int, dict[str, Any]]:
-    """Number → facts of every part that is whole."""
+    """Load the facts of every complete part, by the part's number."""
     marks = {}
     for path in sorted(marks_folder(out).glob("part-*.json")):
         try:
@@ -86,10 +86,10 @@ def finish_export(name: str, context: Context, plan: Plan) -> list[dict[str, Any
 
 
 def remove_marks(out: str | Path) -> None:
-    """Once the export is whole the marks say nothing more."""
+    """Remove the marks, which say nothing more once the export is complete."""
     shutil.rmtree(marks_folder(out), ignore_errors=True)
 
 
 def marks_folder(out: str | Path) -> Path:
-    """Where marks and fragments lie."""
+    """Return the folder of marks and fragments."""
     return Path(out) / ".parts"

@@ -1,4 +1,4 @@
-"""AURORA's layout (McGill-NLP/AURORA): a JSON list of ``{instruction, input, output}`` and images beside it.
+"""Read AURORA's layout (McGill-NLP/AURORA): a JSON list of ``{instruction, input, output}`` and images beside it.
 
 Paths are relative to the root. Rows of AURORA-Bench also carry ``task``; those of tasks that are judged without a
 target image carry no ``output``. The tabletop's supervised set is written in the same layout.
@@ -37,9 +37,10 @@ class Problem:
 
 
 def list_items(root: str | Path, file: str) -> list[Item | Problem]:
-    """The rows of ``root/file``, in order; a row with a missing field or a wrong type is a :class:`Problem`.
+    """List the rows of ``root/file``, in order; a row with a missing field or a wrong type is a :class:`Problem`.
 
-    Raises :class:`InputError` if root or file is missing, is no JSON list, is empty, or has no usable row at all.
+    Raises:
+        InputError: Root or file is missing, is no JSON list, is empty, or has no usable row at all.
     """
     path = Path(root) / file
     if not os.path.isdir(root):  # noqa: PTH112 - of a name that is too long, pathlib raises
@@ -56,15 +57,15 @@ def list_items(root: str | Path, file: str) -> list[Item | Problem]:
             "expected a non-empty list of rows"
         )
     default_task = path.parent.name
-    found = [_read_row(row, f"{file}#{index}", default_task) for index, row in enumerate(rows)]
-    problems = [entry for entry in found if isinstance(entry, Problem)]
-    if len(problems) == len(found):
+    entries = [_read_row(row, f"{file}#{index}", default_task) for index, row in enumerate(rows)]
+    problems = [entry for entry in entries if isinstance(entry, Problem)]
+    if len(problems) == len(entries):
         raise InputError(f"{path}: no usable row; the first: {problems[0].detail}")
-    return found
+    return entries
 
 
 def load_pair(root: str | Path, item: Item) -> tuple[Pixels, Pixels] | Problem:
-    """Both images of an item; a :class:`Problem` that names the file if one is missing, outside root or no image."""
+    """Load both images of an item; a :class:`Problem` names a file that is missing, outside root or no image."""
     images = []
     for relative in (item.source, item.target):
         try:
