@@ -94,6 +94,7 @@ def run(recipe: ExportRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         raise
     with stage.timed("finish_s"):
         facts = finish_export(recipe.format, context, plan)
+    # Licences stay with the data: they are reported even where rows name none.
     licenses = Counter[str]()
     for fact in facts:
         licenses.update(fact["licenses"])
@@ -181,6 +182,7 @@ def _write(recipe: ExportRecipe, context: Context, plan: Plan) -> int:
     num_done = plan.exported - sum(part.rows for part in pending)
     if num_done:
         print(f"export: resumes, {len(plan.parts) - len(pending):,} of {len(plan.parts):,} parts are finished")
+    # Ray takes seconds to start: not worth it for a small export.
     automatic = num_logical_cpus() if plan.num_bytes >= SMALL_BYTES else 1
     workers = min(recipe.num_workers or automatic, len(pending))
     with progress_bar(plan.exported, "row", "export", num_done) as bar:

@@ -56,6 +56,7 @@ def run(recipe: RelabelRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         write_table(rejects, Path(recipe.out) / "rejects" / "part-00000.parquet", REJECT_SCHEMA)
         write_table(triplets, Path(recipe.out) / "triplets" / "part-00000.parquet", TRIPLET_SCHEMA)
         write_dataset_card(recipe.out, title=f"triplets with {recipe.labels} labels")
+    # How many labels stay as they were says how far the control is from the original.
     agree = sum(row["action"] == action for row, action in zip(rows, actions, strict=True))
     counts = {"rows": len(rows), "triplets": len(triplets), "rejects": len(rejects), "same_words": agree}
     record = stage.finish(counts)

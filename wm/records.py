@@ -212,6 +212,7 @@ def check_triplet(row: Mapping[str, Any]) -> None:
     for column in ("source_image", "target_image"):
         if not row[column] or not row[column].get("bytes"):
             fail(column, "an image with bytes")
+    # Codes without their codec, or of two lengths, would train a model on noise.
     codes = [row["source_codes"], row["target_codes"], row["change"]]
     values = [value for value in codes if value is not None]
     if values and (len(values) < 3 or len({len(value) for value in values}) != 1):
@@ -251,6 +252,7 @@ def write_parquet(
         with pq.ParquetWriter(temporary, table.schema, compression="zstd", **options) as writer:
             if table.num_rows:  # an empty row group would stop Hugging Face's datasets: "BatchSize must be greater"
                 writer.write_table(table, row_group_size)
+        # A rename can reach the disk before the content does.
         if is_durable:
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())

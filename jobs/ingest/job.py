@@ -59,6 +59,7 @@ class Ingestor:
         entries = self.entries[shard["start"] : shard["stop"]]
         triplets: list[dict[str, Any]] = []
         problems: list[Problem] = []
+        # Batches bound the memory; decoding and encoding alternate in one actor.
         for start in range(0, len(entries), ENCODE_BATCH):
             rows = []
             for entry in entries[start : start + ENCODE_BATCH]:
@@ -133,6 +134,7 @@ class Ingestor:
 
 def run(recipe: IngestRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     """Ingest into ``recipe.out``; returns the run's record."""
+    # 1. Read the list before anything is written: a wrong one costs nothing.
     passed_over: dict[str, Any] = {}
     entries = entries_of(recipe, passed_over)
     inputs = {"file": digest_of(Path(recipe.root) / recipe.file)}
@@ -150,6 +152,7 @@ def run(recipe: IngestRecipe, *, dry_run: bool = False) -> dict[str, Any]:
             f"{recipe.file}, {'codes by ' + recipe.codec if recipe.codec else 'no codes (no codec given)'}"
         )
         return (read_run(recipe.out) or {}) if is_finished else {}
+    # 2. Write shard by shard: a killed run resumes at the first one that is missing.
     stage.start()
     with stage.timed("ingest_s"):
         _ingest(recipe, len(entries))
@@ -208,6 +211,7 @@ def _count_rows(out: Path, num_rows: int, has_codes: bool) -> dict[str, Any]:
     reasons: Counter[str] = Counter()
     if (out / "rejects").is_dir():
         reasons.update(read_table(out / "rejects", REJECT_SCHEMA, ["reason"]).column("reason").to_pylist())
+    # Rows in = triplets + rejects, or something was lost in silence.
     if triplets.num_rows + sum(reasons.values()) != num_rows:
         raise InputError(
             f"{out}: {triplets.num_rows} triplets and {sum(reasons.values())} rejects do not add up to "

@@ -75,6 +75,7 @@ def entries_of(recipe: IngestRecipe, passed_over: dict[str, Any] | None = None) 
         return entries
     import numpy as np
 
+    # Sorted again, so that a shard's segments stay together and each video is opened once.
     rows = np.random.default_rng(recipe.seed).choice(len(entries), recipe.sample, replace=False)
     return [entries[row] for row in np.sort(rows)]
 

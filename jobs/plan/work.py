@@ -162,6 +162,7 @@ def work_of(recipe: PlanRecipe) -> tuple[Work, float, list[str], dict[str, Any]]
             raise InputError(f"videos = {recipe.videos!r} holds no video")
         given_s = pc.subtract(listing["end_s"], pc.fill_null(listing["start_s"], 0.0))
         num_given = videos - given_s.null_count
+        # Segments bring their length; only complete videos have to be opened.
         if mean_s is None and num_given < videos:
             mean_s, probed_fps, note = _probe_headers(listing.filter(pc.is_null(given_s)), recipe.probe)
             fps = fps or probed_fps
@@ -170,6 +171,7 @@ def work_of(recipe: PlanRecipe) -> tuple[Work, float, list[str], dict[str, Any]]
     if fps is None:
         fps = DEFAULT_FPS
         notes.append(f"{fps:g} frames/s: assumed; give fps")
+    # Key-frames of a video: from the recipe, else a finished run, else the paper's table.
     length_s = total_s / videos
     keyframes = recipe.keyframes_per_video
     pairs = None if keyframes is None else max(0.0, keyframes - 1)

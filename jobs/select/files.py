@@ -194,6 +194,7 @@ def spill_pairs(
             pairs = batch.filter(pc.equal(batch.column("outcome"), "ok")).select(PAIR_SCHEMA.names).cast(PAIR_SCHEMA)
             pairs = wanted_classes(pairs, criteria)
             rows += pairs.num_rows
+            # Rows without hashes would all look like repeats of each other.
             if any(pairs.column(name).null_count for name in HASHES):
                 raise InputError(
                     f"{file} has pairs without perceptual hashes; deduplicate needs an annotation made with "
@@ -274,6 +275,7 @@ class _Spill:
     def _write(self) -> None:
         parts = np.concatenate([parts for _, parts in self._held])
         order = np.argsort(parts, kind="stable")
+        # One batch a part: a part is later read from every file without its other rows.
         rows = pa.concat_tables([rows for rows, _ in self._held]).take(pa.array(order)).combine_chunks()
         batch = rows.to_batches()[0]
         bounds = np.searchsorted(parts[order], np.arange(self._num_parts + 1))

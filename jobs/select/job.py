@@ -83,6 +83,7 @@ def run(recipe: SelectRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     num_rows = sum(rows for _, rows in files)
     classes = frozenset(recipe.classes) if recipe.classes else None
     is_filtered = _is_filtered(recipe)
+    # Codes are 4 kB a row: they are read only where the annotation has not filtered on them.
     min_changed_codes = 0 if is_filtered else recipe.min_changed_codes
     criteria = Criteria(recipe.score, recipe.min_score, classes, min_changed_codes)
     with _create_bar(num_rows if dry_run else 2 * num_rows) as bar:
@@ -125,6 +126,7 @@ def _select(
     counts, changes = counted
     available = counts
     try:
+        # 1. Leave repeats out first: a quota must not be spent on rows that go later.
         if recipe.deduplicate == "exact":
             with stage.timed("deduplicate_s"):
                 num_triplets = int(counts.seen_C.sum())
@@ -133,6 +135,7 @@ def _select(
                 files = leave_out_repeats(pairs, criteria, num_triplets, out / WORK, unchanged=unchanged, on_ray=on_ray)
                 bar.total += sum(rows for _, rows in files)
                 available, _ = count_all(files, criteria, on_ray, bar)
+        # 2. Quotas follow from counts alone, so that no pass holds all rows.
         plan = make_plan(available, recipe.k, recipe.rows_per_part)
         bar.total += int(plan.quota_C.sum())
         with stage.timed("select_s"):
@@ -145,6 +148,7 @@ def _select(
         clear(out, WORK)
     if available is counts:
         return _build_summary(counts, by_class)
+    # Unchanged rows are not among the repeats: they were left out before.
     num_repeats = int(counts.seen_C.sum() - available.seen_C.sum()) - changes.unchanged
     return _build_summary(counts, by_class) | {"repeats": num_repeats}
 

@@ -86,6 +86,7 @@ def leave_out_repeats(
     for new_spills, rows in spilled:
         spills += new_spills
         num_rows += rows
+    # The two tables must be of one annotation, or rows would vanish without a count.
     if num_rows != num_triplets:
         raise InputError(f"{pairs} holds {num_rows:,} pairs that became triplets, expected {num_triplets:,}")
     parts = [(part,) for part in range(num_parts)]
@@ -112,6 +113,7 @@ def choose_all(
             before = by_class.get(label, (0, lowest, highest))
             by_class[label] = (before[0] + rows, min(before[1], lowest), max(before[2], highest))
         bar.update(part.rows)
+    # Counted in an earlier pass: another number now means another input.
     if sum(rows for rows, _, _ in by_class.values()) != plan.quota_C.sum():
         raise InputError("the triplets changed while they were read; run the command again")
     if ids is not None:

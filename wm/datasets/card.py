@@ -63,6 +63,7 @@ def write_dataset_card(
         counts.setdefault(name, _count(table_files(folder / name)))
     head = [*license_lines([license]), "configs:"]
     for number, name in enumerate(tables):
+        # The first table is the default: triplets, also where they have no row.
         head += [f"- config_name: {name}", *["  default: true"] * (number == 0), "  data_files:"]
         head += [f"  - split: {split if _SPLIT.fullmatch(split) else 'train'}", f"    path: {name}/*.parquet"]
     path = folder / "README.md"

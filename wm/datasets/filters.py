@@ -141,6 +141,7 @@ def is_phrase(text: str) -> bool:
     if not _LETTER.search(text):
         return False
     words = text.lower().split()
+    # A degenerate decoder repeats one word or two in turn.
     for span in (1, 2):
         repeats = 1
         for at in range(span, len(words) - span + 1, span):
@@ -168,6 +169,7 @@ def repeat_bits(
     is_kept_P = np.ones(len(hashes), bool) if kept_P is None else np.asarray(kept_P, bool).copy()
     nearest: list[int | None] = []
     for row, pair in enumerate(hashes):
+        # A pair that is itself left out may not push others out.
         earlier = hashes[:row][is_kept_P[:row]]
         bits = int(np.bitwise_count(earlier ^ pair).max(axis=1).min()) if len(earlier) else None
         nearest.append(bits)

@@ -177,9 +177,11 @@ def estimate(
     needed_hours: dict[Pool, float] = dict.fromkeys(capacity, 0.0)
     for stage, value in seconds.items():
         needed_hours["cpu" if stage in ("scan", "fetch") else annotate_on] += value / 3600
+    # Both pools work at the same time, so the slower one sets the pace.
     alone = {pool: needed_hours[pool] / capacity[pool] / efficiency for pool in capacity}
     bottleneck = max(alone, key=lambda pool: alone[pool])
     hours = alone[bottleneck]
+    # One unknown price makes the sum unknown: a part of a cost would be taken for all of it.
     prices = [node.price_per_hour for node in nodes if node.count]
     known_prices = [price for price in prices if price is not None]
     an_hour = sum(node.count * (node.price_per_hour or 0.0) for node in nodes)

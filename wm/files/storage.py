@@ -134,6 +134,7 @@ def _copy_within(uri: str, sink: BinaryIO, time_limit_s: float, max_bytes: int |
 
 def _copy(uri: str, sink: BinaryIO, time_limit_s: float, max_bytes: int | None, stopped: threading.Event) -> int:
     read = _iterate_object if scheme_of(uri) in OBJECT_STORES else _iterate_http
+    # A broken connection begins again from nothing: servers need not know ranges.
     for attempt in range(_ATTEMPTS):
         sink.seek(0)
         sink.truncate()
@@ -143,6 +144,7 @@ def _copy(uri: str, sink: BinaryIO, time_limit_s: float, max_bytes: int | None, 
                 size += len(chunk)
                 if max_bytes is not None and size > max_bytes:
                     raise StorageError("unreadable", f"{uri}: larger than {max_bytes:,} bytes")
+                # The caller has given up: the file is removed, nothing more is written to it.
                 if stopped.is_set():
                     return size
                 sink.write(chunk)
@@ -169,6 +171,7 @@ def _iterate_http(uri: str, stall_limit_s: float) -> Iterator[bytes]:
     except (requests.Timeout, urllib3.exceptions.TimeoutError) as error:
         raise StorageError("time_out", f"{uri}: no answer within {stall_limit_s:g} s") from error
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+        # A refused name or address fails again; a broken connection may not.
         passing = isinstance(error, (requests.ConnectionError, urllib3.exceptions.ProtocolError))
         raise StorageError("unreadable", f"{uri}: {_to_line(error)}", passing) from error
 
@@ -233,6 +236,7 @@ def _open_filesystem(
     if kind == "gs":
         limit = timedelta(seconds=max(1.0, stall_limit_s))
         return fs.GcsFileSystem(anonymous=login[0], retry_time_limit=limit, **settings)
+    # A bucket's region is asked of AWS once; a server of one's own has none.
     if not region and not address:
         try:
             region = fs.resolve_s3_region(bucket)

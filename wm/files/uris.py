@@ -119,6 +119,7 @@ def parse_place(uri: str) -> Place:
     head, mark, query = rest.rpartition("?")
     if mark:
         pairs = parse_qsl(query, keep_blank_values=True)
+        # A question mark may be part of a key: only known options end it.
         if pairs and all(name in _OPTIONS for name, _ in pairs):
             rest, options = head, tuple(pairs)
     bucket, _, key = rest.partition("/")

@@ -99,6 +99,7 @@ def write_page(
     first. ``on_rows``: called with the number of rows just written.
     """
     temporary, folder = out / ".page.tmp", out / "page"
+    # Left by a run that was killed: its blocks would mix with the new ones.
     for stale in (temporary, folder):
         if stale.exists():
             shutil.rmtree(stale)
@@ -153,6 +154,7 @@ def _write_blocks(rows: Iterator[Row], folder: Path, limits: Limits, on_rows: Ca
     with ThreadPoolExecutor(limits.threads) as pool:
         for block in _iterate_blocks(rows):
             pairs = [(_image_bytes(row, "source_image"), _image_bytes(row, "target_image")) for row in block]
+            # Images leave memory with their block: the columns of all rows stay until the end.
             for row in block:
                 del row.triplet["source_image"], row.triplet["target_image"]
             waiting.append((block, pool.submit(make_sprite, pairs, limits.picture_px, WEBP_QUALITY)))
@@ -188,6 +190,7 @@ def _build_data(source: Source, plan: Plan, columns: _Columns) -> dict[str, Any]
     names = triplets.counts
     classes = len({name.split("\x1f", 1)[1] for name in names} if plan.order else names)
     notes = []
+    # A sample must not be taken for the whole data set.
     if triplets.taken < triplets.total:
         first = "; selected triplets come first" if source.selection else ""
         notes.append(

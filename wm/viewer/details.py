@@ -56,6 +56,7 @@ def details(block: Sequence[Row]) -> dict[str, Any]:
     for row in block:
         clip_number = None
         if row.clip is not None:
+            # Rows of one video share its curve, which is the largest thing in a block.
             if id(row.clip) not in numbers:
                 numbers[id(row.clip)] = len(clips)
                 clips.append(_clip(row.clip))

@@ -57,6 +57,7 @@ def make_sprite(pairs: Sequence[tuple[bytes | None, bytes | None]], side_px: int
     for number, row in enumerate(cells):
         for column, cell in enumerate(row):
             if cell is not None:
+                # The browser scales the sprite as a whole and would blend neighbours at the edges.
                 edged = np.pad(cell, ((EDGE_PX, EDGE_PX), (EDGE_PX, EDGE_PX), (0, 0)), mode="edge")
                 top, start_px = number * height, column * width
                 canvas_HWC[top : top + edged.shape[0], start_px : start_px + edged.shape[1]] = edged

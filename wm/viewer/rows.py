@@ -110,6 +110,7 @@ def _find_clip(
 ) -> dict[str, Any] | None:
     """Find the clip that a triplet was cut from: that of its pair's key; without a pairs table, that of its video
     and of its segment where a video has several."""
+    # A clip without a curve has nothing to show.
     usable = [clip for clip in clips if clip["motion"] and clip["keyframes"]]
     if pair is not None and pair["key"] is not None:
         return next((clip for clip in usable if clip["key"] == pair["key"]), None)

@@ -69,6 +69,7 @@ def draw(
         groups += 1
         for entry in keys.value_counts().to_pylist():
             counts[entry["values"]] += entry["counts"]
+    # Strata that come first get their rows before the others share what remains.
     ahead = {name: count for name, count in counts.items() if first(name)}
     quota = allocate(ahead, limit)
     quota |= allocate({name: count for name, count in counts.items() if name not in ahead}, limit - sum(quota.values()))
@@ -93,6 +94,7 @@ def allocate(counts: Mapping[str, int], limit: int) -> dict[str, int]:
     exact = {name: rest * spare_of[name] / spare for name in quota}
     for name in quota:
         quota[name] += int(exact[name])
+    # Largest remainder: rounding down left a few rows to share out.
     by_remainder = sorted(quota, key=lambda name: (int(exact[name]) - exact[name], name))
     for name in by_remainder[: limit - sum(quota.values())]:
         quota[name] += 1

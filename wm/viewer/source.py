@@ -44,6 +44,7 @@ def open_source(folder: str | Path, selection: str | Path | None = None) -> Sour
     if not (path / "triplets").is_dir() and path.name == "triplets" and read_run(path.parent) is not None:
         root = path.parent
     triplets = root / "triplets" if (root / "triplets").is_dir() else root
+    # A bare folder of triplets has no sibling tables; anything beside it is not ours.
     files = _list_checked(triplets, "triplets")
     if not files:
         raise InputError(f"no Parquet file below {triplets}")

@@ -44,6 +44,7 @@ def write(context: Context, part: Part, tick: Callable[[int], Any]) -> dict[str,
     rows, licenses, stats = 0, Counter[str](), Stats()
     with _parquet(data, DATA_SCHEMA, 2) as add_frames, _parquet(episodes, EPISODE_SCHEMA, 1) as add_episode:
         for row in iterate_rows(part, context):
+            # Tasks are sorted, so that a number needs no dictionary of millions of texts.
             task = bisect_left(context.tasks, row["action"], key=lambda value: value.as_py())
             images = [image_of(row, f"{side}_image", context) for side in ("source", "target")]
             frames = _frames(row, part.first_row + rows, task, images)

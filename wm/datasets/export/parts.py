@@ -48,6 +48,7 @@ def write_part(name: str, context: Context, part: Part, tick: Tick = lambda rows
     Raises :class:`InputError` for rows that cannot be exported, ``OSError`` where the disk fails.
     """
     facts = FORMATS[name].write(context, part, tick)
+    # The plan counted them; other rows now would break the numbering of later parts.
     if facts["rows"] != part.rows:
         raise InputError(
             f"part {part.number} of the export has {facts['rows']} rows instead of {part.rows}; "

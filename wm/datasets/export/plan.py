@@ -135,6 +135,7 @@ class _Tally:
             return np.ones(count, bool)
         is_exported = np.ones(count, bool)
         if self.filter.ids is not None:
+            # Selection first, split second: a row is counted under one reason only.
             is_exported = self._meet(table.column("triplet_id"))
             self.not_selected += int((~is_exported).sum())
         if self.filter.split is not None:
@@ -150,6 +151,7 @@ class _Tally:
     def _meet(self, ids: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
         positions = self.filter.places(ids)
         hits = positions[positions >= 0]
+        # An id that occurs twice would be exported twice under one file name.
         if self._met[hits].any() or len(np.unique(hits)) != len(hits):
             twice = next(position for position in hits if self._met[position] or (hits == position).sum() > 1)
             raise InputError(f"triplet_id {self._name(twice)} stands twice in the triplets; export needs a clean set")
@@ -185,6 +187,7 @@ class _Cutter:
         positions = np.flatnonzero(is_exported)
         self.total_bytes += len(positions) * row_bytes
         while len(positions):
+            # A part ends at whichever limit comes first; a row larger than a part gets its own.
             capacity = min(self.max_rows - self._rows, int((self.max_bytes - self._bytes) // max(1, row_bytes)))
             if capacity < 1 and self._rows:
                 self._close()
@@ -222,6 +225,7 @@ def _row_groups(file: Path, tally: _Tally) -> Iterable[tuple[int, npt.NDArray[np
             first = 0
             for number in range(opened.num_row_groups):
                 group = opened.metadata.row_group(number)
+                # Small columns only: images are never read for a plan.
                 columns = tally.columns
                 table = opened.read_row_group(number, columns=columns) if columns else None
                 is_exported = tally.add(group.num_rows, table)

@@ -104,6 +104,7 @@ def iterate_rows(part: Part, context: Context) -> Iterator[dict[str, Any]]:
     ids: set[str] = set()
     for span in part.slices:
         for row in _iterate_slice(span, context.rows):
+            # Every format needs both: a name for its files and the text itself.
             for name in ("triplet_id", "action"):
                 if not row[name]:
                     raise InputError(f"triplet {row['triplet_id']} in {span.file} has no {name}")
@@ -121,6 +122,7 @@ def _iterate_slice(span: Slice, rows: RowFilter) -> Iterator[dict[str, Any]]:
         # Without pre_buffer and with a buffer, pages are read as they are needed, not a row group of images at once.
         with pq.ParquetFile(span.file, buffer_size=2**20, pre_buffer=False) as file:
             names = [name for name in [*PROVENANCE, *IMAGES] if name in file.schema_arrow.names]
+            # Columns that came later are null in data sets written before.
             missing = dict.fromkeys(set(PROVENANCE) - set(names))
             groups, first = _overlapping_groups(file.metadata, span)
             for batch in file.iter_batches(BATCH_ROWS, row_groups=groups, columns=names):

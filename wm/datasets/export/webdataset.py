@@ -35,6 +35,7 @@ def write(context: Context, part: Part, tick: Callable[[int], Any]) -> dict[str,
     hidden = aside(path)
     rows, licenses, images = 0, Counter[str](), set[str]()
     try:
+        # USTAR without times and owners: the same rows give the same bytes.
         with tarfile.open(hidden, "w", format=tarfile.USTAR_FORMAT) as tar:
             for row in iterate_rows(part, context):
                 members = _members(row, context)

@@ -59,6 +59,7 @@ def list_items(root: str | Path, file: str) -> list[Item | Problem]:
     default_task = path.parent.name
     entries = [_read_row(row, f"{file}#{index}", default_task) for index, row in enumerate(rows)]
     problems = [entry for entry in entries if isinstance(entry, Problem)]
+    # Not one usable row means another layout, not a data set of rejects.
     if len(problems) == len(entries):
         raise InputError(f"{path}: no usable row; the first: {problems[0].detail}")
     return entries
@@ -69,6 +70,7 @@ def load_pair(root: str | Path, item: Item) -> tuple[Pixels, Pixels] | Problem:
     images = []
     for relative in (item.source, item.target):
         try:
+            # Links are resolved first: a list from elsewhere may name any file of this machine.
             path = (Path(root) / relative).resolve()
             if not path.is_relative_to(Path(root).resolve()):
                 return Problem(item.uri, item.task, "path_outside_root", f"{relative} leads out of {root}")

@@ -63,6 +63,7 @@ def list_narrated(root: str | Path, file: str, passed_over: dict[str, Any] | Non
 
 def _entry(shelf: Shelf, segment: Segment, met: set[str]) -> Narrated | Problem:
     key = epic_key(shelf, segment)
+    # Ids are made of it, so a segment listed twice must not become two triplets.
     uri = f"{key}#{segment.name}"
     if uri in met:
         return Problem(uri, segment.verb, "duplicate", f"{uri} is listed twice")

@@ -29,6 +29,7 @@ def pair_actions(
 
 
 def _draw(words: list[str], each: int, seed: int) -> list[str]:
+    # A generator for each source: its actions do not change with the number of sources.
     order = np.random.default_rng(seed).permutation(len(words))
     sample: dict[str, None] = {}
     for position in order:

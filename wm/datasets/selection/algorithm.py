@@ -131,6 +131,7 @@ def merge_tallies(tallies: Iterable[Tally]) -> Tally:
     for counts in tallies:
         waiting.append(counts)
         num_waiting += len(counts.key_S) + len(counts.labels)
+        # Merging rarely keeps the cost near one pass over all slots, whatever the number of files.
         if num_waiting > max(2**20, 2 * (len(waiting[0].key_S) + len(waiting[0].labels))):
             waiting, num_waiting = [_merge_all(waiting)], 0
     return _merge_all(waiting)
@@ -166,6 +167,7 @@ def quotas(available_C: Ints, k: int) -> Ints:
     """
     low, high = 0, int(available_C.max(initial=0))
     while low < high:
+        # Rows taken grow with the number of rounds, so that bisection finds the last one that fits.
         middle = (low + high + 1) // 2
         low, high = (middle, high) if np.minimum(available_C, middle).sum() <= k else (low, middle - 1)
     quota_C = np.minimum(available_C, low)
@@ -184,6 +186,7 @@ def make_plan(counts: Tally, k: int, rows_per_part: int = 1_000_000) -> Plan:
     first_of_class_C = np.searchsorted(class_S, np.arange(len(counts.labels)))
     if len(class_S):
         before_S = before_S - before_S[first_of_class_C[class_S]]
+    # A slot is needed if fewer better rows of its class come before it than the quota.
     needed_S = before_S < quota_C[class_S]
     last_key_C = np.full(len(counts.labels), -1, np.int64)
     last_key_C[class_S[needed_S]] = counts.key_S[needed_S]  # keys ascend: the last assignment stands
@@ -222,6 +225,7 @@ def choose(part_rows: pa.Table, plan: Plan, part: int) -> pa.Table:
     scores = part_rows.column("score").to_numpy()
     by_class = np.lexsort((*words[::-1], -scores, codes))
     codes = codes[by_class]
+    # Only the first class of a part may have rows in earlier parts: its ranks start later.
     first_class = int(plan.first_key_P[part]) >> _SLOT_BITS
     ranks = np.arange(len(codes)) - np.searchsorted(codes, codes) + plan.earlier_P[part] * (codes == first_class)
     within = ranks < plan.quota_C[codes]

@@ -96,6 +96,7 @@ def id_words(ids: pa.ChunkedArray) -> list[Words]:
     offsets = np.frombuffer(offset_bytes, np.int32)[texts.offset : texts.offset + len(texts) + 1]
     data = np.frombuffer(data_bytes or b"", np.uint8)[offsets[0] : offsets[-1]]
     lengths = np.diff(offsets)
+    # Padded to words of 8 bytes, compared big-endian: numbers then sort as the texts do.
     width = max(8, -(-int(lengths.max()) // 8) * 8)
     if int(lengths.min()) == width:
         return list(data.view(">u8").reshape(len(texts), -1).T.astype(np.uint64))

@@ -32,10 +32,13 @@ class Shelf:
         self._keys: dict[str, str | list[str]] = {}
         for uri, key in videos.files:
             self.num_unnamed += 1
+            # Tables name videos without folder and suffix, and downloads differ in case.
             stem = key.rpartition("/")[2].rpartition(".")[0].lower()
+            # Most names occur once: a string alone, as a list for each costs 60 bytes a video.
             keys = self._keys.setdefault(stem, key)
             if keys is not key:
                 self._keys[stem] = [*keys, key] if isinstance(keys, list) else [keys, key]
+            # Videos of a list file lie anywhere; of a folder the URI follows from the key.
             if uri != self._head + key + self._tail:
                 self._odd[key] = uri
         self._asked: set[str] = set()
@@ -87,6 +90,7 @@ def annotated(layout: Layout, path: Path, name: str, shelf: Shelf) -> Iterator[E
     if kind not in readers:
         raise InputError(f"layout = {layout!r} takes no annotations; those that do: {', '.join(readers)}")
     entries = readers[kind](path, name, shelf)
+    # A table without rows is an error now, not an annotation of nothing later.
     first = next(entries, None)
     if first is None:
         raise InputError(f"annotations = {name!r} lists no video")
@@ -125,6 +129,7 @@ def _kinetics(path: Path, name: str, shelf: Shelf) -> Iterator[Entry]:
             raise InputError(f"{where}: time_end = {end}, expected more than time_start = {start}")
         stem = f"{video}_{start:06d}_{end:06d}"
         keys = shelf.ask(stem)
+        # The same clip may be in the folders of several splits; the row names its own.
         of_split = [key for key in keys if split and split in key.split("/")[:-1]]
         for key in of_split or keys or [f"{stem}.mp4"]:
             yield Entry(shelf.uri(key), key, label)
@@ -154,6 +159,7 @@ def _ucf101(path: Path, name: str, shelf: Shelf) -> Iterator[Entry]:
                 label, file_name = match.groups()
                 keys = shelf.ask(file_name.rpartition(".")[0])
                 official = f"{label}/{file_name}"
+                # Of videos of one name, the one in the class's folder is meant.
                 keys = [key for key in keys if f"/{key}".endswith(f"/{official}")] or keys or [official]
                 for key in keys:
                     yield Entry(shelf.uri(key), key, label)

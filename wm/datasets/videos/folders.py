@@ -184,6 +184,7 @@ class _Walk:
             elif self._pattern.takes(folder.states, entry.name):
                 self._passed_over.add("folders", f"{below}/")
             return
+        # A folder inside itself never ends; a link that was followed already would list everything twice.
         identity, is_link = _read_identity(entry.path), entry.is_symlink()
         link = (folder.inside[-1][0], entry.inode())
         if identity in folder.inside or (is_link and link in self._followed):
@@ -247,6 +248,7 @@ def _find_remote(spec: str) -> Found:
         )
     address, pattern = parse_place(spec), ""
     if any(mark in address.key for mark in MARKS):
+        # Only the prefix before the first mark can be asked of the store.
         fixed = fixed_part(address.key)
         fixed = "" if fixed == "." else fixed
         address, pattern = replace(address, key=fixed), address.key[len(fixed) :].lstrip("/")
@@ -304,6 +306,7 @@ def _iterate_objects(table: pa.Table, root: str, objects: _Objects, notes: dict[
             if not objects.takes(path):
                 continue
             if is_video_name(path.rpartition("/")[2]):
+                # A sum does not depend on the order in which the store lists.
                 versions += int.from_bytes(hashlib.sha256(repr(row).encode()).digest()[:16])
             yield f"{head}{path}{tail}", path
     notes["versions"] = f"{versions % (1 << 128):032x}"

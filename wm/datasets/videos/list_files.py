@@ -57,6 +57,7 @@ def local_copy(uri: str, what: str) -> Iterator[Path]:
             raise InputError(f"{what} = {uri!r} may not be read")
         yield path
         return
+    # Parsed from disk: a list of millions of rows does not fit into memory twice.
     with tempfile.TemporaryDirectory(prefix="wm-") as folder:
         path = Path(folder, "list")
         try:
@@ -94,6 +95,7 @@ def read_list(path: Path, name: str, label: Callable[[str], str]) -> Iterator[En
         rows = csv_rows(path, name, COLUMNS, ("uri",), "\t" if suffix == ".tsv" else ",", errors=ESCAPE)
     resolve = _remote_resolver(name) if is_remote(name) else _local_resolver(local_path(name))
     rows = iter(rows)
+    # A generator: an empty list must fail here, before anything is written for it.
     first = next(rows, None)
     if first is None:
         raise InputError(f"videos = {name!r} lists no video; expected one row a video, with its uri")
@@ -140,6 +142,7 @@ def csv_rows(
                 if not any(row):
                     continue
                 where = f"{name} line {reader.line_num}"
+                # More fields than titles: an unquoted comma has shifted the values.
                 if len(row) > len(header):
                     raise InputError(f"{where}: {len(row)} fields, expected the {len(header)} of the header")
                 for position, title in required_positions:
@@ -248,6 +251,7 @@ def _build_entry(where: str, row: Sequence[Any], resolve: Resolver, label: Calla
         raise InputError(f"{where}: {error}") from None
     for text in (address.strip(), uri):  # as it is written first; %00 shows in the path only
         _check_text(where, "uri", text, is_local=not is_remote(uri))
+    # A class in the list comes before what the path says.
     class_label = (class_label or "").strip() or label(key)
     start_s, end_s = _to_seconds(start_s, "start_s", where), _to_seconds(end_s, "end_s", where)
     if start_s is None and end_s is None:
@@ -282,6 +286,7 @@ def _local_resolver(name: str) -> Resolver:
             if is_remote(address):
                 return address, address
             address = local_path(address)
+        # Normalised only where it can change anything: this runs once a row of millions.
         if "./" in address or "//" in address:
             address = posixpath.normpath(address)
         return os.path.join(folder, address), address  # noqa: PTH118

@@ -63,6 +63,7 @@ def make_listing(entries: Iterator[Entry], notes: Mapping[str, str], passed_over
     while batch := list(itertools.islice(entries, _BATCH_ROWS)):
         try:
             values = [pa.array(v, f.type) for v, f in zip(zip(*batch, strict=True), LISTING_SCHEMA, strict=True)]
+        # Rare, so every entry is tried as it is first: looking at a million names costs seconds.
         except UnicodeEncodeError:
             batch = [_escape_entry(entry, passed_over) for entry in batch]
             values = [pa.array(v, f.type) for v, f in zip(zip(*batch, strict=True), LISTING_SCHEMA, strict=True)]
@@ -70,8 +71,10 @@ def make_listing(entries: Iterator[Entry], notes: Mapping[str, str], passed_over
     table = pa.concat_tables(batches) if batches else LISTING_SCHEMA.empty_table()
     columns = dict(zip(table.column_names, table.columns, strict=True))
     num_entries = table.num_rows
+    # The sorted copy is built from the columns one by one; nothing else may hold them.
     del table, batches
     order = _order_of_first(columns["key"])
+    # A key makes ids: two rows of one key would become triplets of one id.
     if num_entries > len(order):
         passed_over.add("duplicates", _first_twice(columns["key"]), num_entries - len(order))
     sorted_columns = {}
@@ -131,6 +134,7 @@ def _describe_batch(batch: pa.RecordBatch) -> bytes:
 
 def _read_version(uri: str) -> str:
     if "://" in uri:
+        # A request for each of a million files would take hours; the store's listing has given size and time.
         if is_remote(uri):
             return "remote"
         uri = local_path(uri)

@@ -56,6 +56,7 @@ def list_videos(spec: str, *, layout: Layout = "auto", annotations: str | None =
         raise InputError("videos is empty; expected a folder, a glob, a list or a video file, or the URI of one")
     if layout not in LAYOUTS:
         raise InputError(f"layout = {layout!r}; expected one of {', '.join(LAYOUTS)}")
+    # ``file://`` and a plain path are one place, and get the same keys.
     if not is_remote(spec):
         spec = local_path(spec)
     if annotations:
@@ -80,6 +81,7 @@ def _find(spec: str) -> Found:
     """Find the videos of a specification that is no list."""
     name = path_in(spec).rpartition("/")[2]
     if is_remote(spec):
+        # HTTP has no folders: whatever is named there is a file.
         is_file = bool(name) and not is_glob(spec) and (is_video_name(name) or spec.lower().startswith("http"))
         return Found(parent_uri(spec), [(spec, name)]) if is_file else find_videos(spec)
     if os.path.isfile(spec):  # noqa: PTH113 - of a name that is too long, pathlib raises
