@@ -96,7 +96,7 @@ def _read_actions(rows: list[dict[str, Any]]) -> list[str | None]:
 
 
 def _relabel_row(row: dict[str, Any], action: str | None) -> dict[str, Any]:
-    """People's words in place of the model's: no likelihood belongs to them."""
+    """Replace the model's words by human ones, which have no likelihood."""
     return {**row, "action": action, "action_logprob": None, "action_tokens": None, "origin": "human"}
 
 

@@ -52,9 +52,15 @@ class Ingestor:
             self.codec = load_codec(recipe.codec)
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
-        """``shard``: number, start and stop (half open) of rows. Returns how many, and what is wrong with the disk.
+        """Write the triplets and rejects of one shard.
 
-        The rejects are written first, so a shard whose triplets file stands is whole.
+        The rejects are written first, so a shard whose triplets file exists is complete.
+
+        Args:
+            shard: ``number``, ``start`` and ``stop`` (half open) of rows.
+
+        Returns:
+            ``rows``, how many were done, and ``problem``, the error of the disk or "".
         """
         entries = self.entries[shard["start"] : shard["stop"]]
         triplets: list[dict[str, Any]] = []

@@ -93,7 +93,13 @@ def plan_page(source: Source, limits: Limits) -> Plan:
 
 
 def write_page(
-    source: Source, plan: Plan, out: Path, limits: Limits, *, title: str, on_rows: Callable[[int], Any] = lambda _: None
+    source: Source,
+    plan: Plan,
+    out: Path,
+    limits: Limits,
+    *,
+    title: str,
+    on_rows: Callable[[int], object] = lambda _: None,
 ) -> dict[str, int]:
     """Write ``out/index.html`` and ``out/page``; returns counts. Both appear whole or not at all, the page's folder
     first. ``on_rows``: called with the number of rows just written.
@@ -147,7 +153,7 @@ def _load_selection(paths: Iterable[Path]) -> dict[str, int]:
     return order
 
 
-def _write_blocks(rows: Iterator[Row], folder: Path, limits: Limits, on_rows: Callable[[int], Any]) -> _Columns:
+def _write_blocks(rows: Iterator[Row], folder: Path, limits: Limits, on_rows: Callable[[int], object]) -> _Columns:
     """Write blocks, images in a few threads (Pillow and zlib release the interpreter), two blocks each ahead."""
     columns = _Columns()
     waiting: deque[tuple[list[Row], Future[Sprite]]] = deque()

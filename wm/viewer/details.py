@@ -49,7 +49,7 @@ def index_columns(
 
 
 def details(block: Sequence[Row]) -> dict[str, Any]:
-    """``rows``: one entry a row; ``clips``: each clip of theirs once."""
+    """Build the details of a block: ``rows`` with one entry a row, ``clips`` with each of their clips once."""
     clips: list[dict[str, Any]] = []
     numbers: dict[int, int] = {}
     rows = []

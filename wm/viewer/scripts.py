@@ -12,8 +12,10 @@ MAX_CURVE_POINTS = 600
 
 
 def script(function: str, *arguments: Any) -> str:
-    """``wm.FUNCTION(…);`` with JSON arguments that hold no character with a meaning outside of a string: ASCII
-    only (so no U+2028), and no ``<``, ``>`` or ``&``, so that no ``</script>`` can stand in it."""
+    """Return ``wm.FUNCTION(…);`` with JSON arguments that hold no character with a meaning outside of a string.
+
+    ASCII only (so no U+2028), and no ``<``, ``>`` or ``&``, so that it cannot hold ``</script>``.
+    """
     texts = [json.dumps(plain(value), ensure_ascii=True, separators=(",", ":"), allow_nan=False) for value in arguments]
     safe = ",".join(texts).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     return f"wm.{function}({safe});\n"

@@ -9,8 +9,14 @@ Figures = list[list[str]]
 
 
 def figures(record: Mapping[str, Any] | None, triplets: Sample, rejects: Sample, classes: int) -> Figures:
-    """[name, value] pairs: rows, then the columns of the paper's Table 7 as far as ``record`` (a stage's
-    ``run.json``) has the counts for them."""
+    """List [name, value] pairs: rows, then the columns of the paper's Table 7 as far as they were counted.
+
+    Args:
+        record: A stage's ``run.json``, or None.
+        triplets: The sampled triplets.
+        rejects: The sampled rejects.
+        classes: Number of classes.
+    """
     outcomes = {"filtered": 0, "failed": 0}
     for name, count in rejects.counts.items():
         outcome = name.split("\x1f", 1)[0]

@@ -29,7 +29,7 @@ from wm.datasets.export.rows import (
 from wm.runs import write_text
 
 
-def write(context: Context, part: Part, tick: Callable[[int], Any]) -> dict[str, Any]:
+def write(context: Context, part: Part, tick: Callable[[int], object]) -> dict[str, Any]:
     """Write the images of a part as one folder, its rows as JSON lines among the marks."""
     out, name = Path(context.out), f"{part.number:06d}"
     folder = out / "images" / name

@@ -37,7 +37,7 @@ WRITE_BATCH = 16
 """Parquet ends a page at the end of such a batch at the earliest: small pages let readers stream images."""
 
 
-def write(context: Context, part: Part, tick: Callable[[int], Any]) -> dict[str, Any]:
+def write(context: Context, part: Part, tick: Callable[[int], object]) -> dict[str, Any]:
     """Write one part as one file of ``data`` and one of ``meta/episodes``."""
     assert context.tasks is not None
     data, episodes = (Path(context.out) / path for path in _paths(part.number))

@@ -16,7 +16,7 @@ from wm.datasets.export.rows import Context
 from wm.errors import InputError
 from wm.runs import write_json
 
-Tick = Callable[[int], Any]
+Tick = Callable[[int], object]
 """Hears how many more rows are written."""
 
 

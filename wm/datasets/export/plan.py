@@ -68,14 +68,21 @@ def plan_export(
     max_bytes: int,
     max_rows: int,
     with_tasks: bool = False,
-    on_file: Callable[[int, int], Any] = lambda num_read, total: None,
+    on_file: Callable[[int, int], object] = lambda num_read, total: None,
 ) -> Plan:
     """Cut a data set into parts of about ``max_bytes`` of images and at most ``max_rows`` rows.
 
-    ``with_tasks``: also gather the splits and the different actions (their texts are held in memory).
-    ``on_file`` hears how many files are read, of how many.
-    Raises :class:`InputError` for files of another schema, ids of the selection that are absent or stand twice, and
-    if nothing would be left.
+    Args:
+        triplets: Folder of Parquet files.
+        rows: Which rows are exported.
+        max_bytes: Estimated bytes of images of a part.
+        max_rows: Rows of a part.
+        with_tasks: Also gather the splits and the different actions (their texts stay in memory).
+        on_file: Called with the number of files read, and of all.
+
+    Raises:
+        InputError: A file has another schema, an id of the selection is absent or occurs twice, or nothing would be
+            left.
     """
     files = _triplet_files(triplets)
     cutter, tally = _Cutter(max_bytes, max_rows), _Tally(rows, with_tasks)

@@ -29,7 +29,7 @@ from wm.datasets.export.rows import (
 from wm.runs import write_text
 
 
-def write(context: Context, part: Part, tick: Callable[[int], Any]) -> dict[str, Any]:
+def write(context: Context, part: Part, tick: Callable[[int], object]) -> dict[str, Any]:
     """Write one part as one tar file."""
     path = Path(context.out) / f"shard-{part.number:06d}.tar"
     hidden = aside(path)

@@ -200,7 +200,7 @@ def make_plan(counts: Tally, k: int, rows_per_part: int = 1_000_000) -> Plan:
 
 
 def candidates(rows: pa.Table, plan: Plan, criteria: Criteria) -> tuple[pa.Table, Ints]:
-    """Of rows that :func:`scored` gave: those that may be chosen, as :data:`CANDIDATE_SCHEMA`, and their parts."""
+    """Return the rows of :func:`scored` that may be chosen, as :data:`CANDIDATE_SCHEMA`, and the part of each."""
     scores = rows.column("score").to_numpy()
     codes = plan.codes_of(rows.column("class_label"))
     keys = _encode_keys(codes, scores)
@@ -261,10 +261,17 @@ def _compute_turns(codes: Ints, ranks: Ints, first_class: int, available_C: Ints
 def select_top_k(triplets: pa.Table, k: int, score: Score = "mean", min_score: float | None = None) -> pa.Table:
     """Choose ``k`` rows: classes take turns, each giving its best remaining row, until k are taken or none is left.
 
-    ``triplets`` has :data:`COLUMNS`. ``score``: "mean" log-likelihood per action token, or its "sum", in nats.
     Where Algorithm 1 leaves ties open: classes take their turns in the order of their names, and of equal scores the
     lower triplet id goes first. So the result depends on the set of rows alone, not on their order.
-    ``min_score`` leaves out rows below it. Returns a table of :data:`SELECTION_SCHEMA` in order of selection.
+
+    Args:
+        triplets: Table with :data:`COLUMNS`.
+        k: Rows to choose.
+        score: "mean" log-likelihood per action token, or its "sum", in nats.
+        min_score: Rows below it are left out.
+
+    Returns:
+        A table of :data:`SELECTION_SCHEMA` in order of selection.
     """
     criteria = Criteria(score, min_score)
     rows = scored(triplets, criteria)

@@ -33,10 +33,14 @@ class Criteria:
 
 
 def scored(table: pa.Table, criteria: Criteria) -> pa.Table:
-    """``class_label`` (null becomes ""), ``score`` (nats) and, if they are there, ``triplet_id`` and ``changed_codes``
-    of the rows whose class is wanted, those below ``min_score`` or ``min_changed_codes`` included.
+    """Score the rows whose class the criteria take, those below ``min_score`` or ``min_changed_codes`` included.
 
-    Raises :class:`InputError` naming the first row without a likelihood.
+    Returns:
+        Columns ``class_label`` (null becomes ""), ``score`` (nats) and, if present, ``triplet_id`` and
+        ``changed_codes``.
+
+    Raises:
+        InputError: Names the first row without a likelihood.
     """
     table = wanted_classes(table, criteria)
     scores = _compute_scores(table, criteria)

@@ -119,7 +119,7 @@ def recognise(path: Path, name: str) -> Layout:
 
 
 def _kinetics(path: Path, name: str, shelf: Shelf) -> Iterator[Entry]:
-    """``label, youtube_id, time_start, time_end[, split]``: clips named ``{youtube_id}_{start:06d}_{end:06d}``."""
+    """Read ``label, youtube_id, time_start, time_end[, split]``: clips named ``{youtube_id}_{start:06d}_{end:06d}``."""
     for where, row in csv_rows(path, name, (*KINETICS, "split"), KINETICS):
         label, video, *times, split = (str(value).strip() for value in row)
         if "/" in video:

@@ -42,15 +42,18 @@ def list_videos(spec: str, *, layout: Layout = "auto", annotations: str | None =
       folder. Every row counts, whether something is there or not.
     - any other file: itself.
 
-    ``layout``: how places tell classes (:func:`wm.datasets.videos.layouts.class_rule`); a class in a list comes first.
-    ``annotations``: Kinetics-700's CSV, a split file of UCF-101 or EPIC-Kitchens' segments (which need it), told apart
-    by their first line under ``auto``; then its rows are the listing, and ``spec`` is where the videos are looked for.
-
     Notes (:func:`listing_note`): ``duplicates``: entries left out because their key was there already; ``unnamed``:
     videos that are there and that the annotations do not name. :func:`passed_over_of` gives these and whatever else was
     there and is not listed, counted and with examples. A file whose name is no UTF-8 is listed under an escaped one.
 
-    Raises :class:`InputError` naming the specification, or file, line and what was expected.
+    Args:
+        spec: What to list.
+        layout: How paths imply classes (:func:`wm.datasets.videos.layouts.class_rule`); a class in a list comes first.
+        annotations: Kinetics-700's CSV, a split file of UCF-101 or EPIC-Kitchens' segments (which need it), recognised
+            by the first line under ``auto``. Its rows are then the listing, and the videos are looked for in ``spec``.
+
+    Raises:
+        InputError: Names the specification, or file, line and what was expected.
     """
     if not spec:
         raise InputError("videos is empty; expected a folder, a glob, a list or a video file, or the URI of one")
