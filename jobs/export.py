@@ -176,7 +176,7 @@ def _describe(counts: dict[str, Any], plan: Plan) -> str:
 
 
 def _write(recipe: ExportRecipe, context: Context, plan: Plan) -> int:
-    """Write the parts that are not whole yet; returns how many."""
+    """Write the parts that are not complete yet; returns how many."""
     marks = read_marks(recipe.out)
     pending = [part for part in plan.parts if part.number not in marks]
     num_done = plan.exported - sum(part.rows for part in pending)

@@ -1,4 +1,4 @@
-"""Define the triplet and reject tables: schemas, ids, validation, and Parquet files written whole or not at all.
+"""Define the triplet and reject tables: schemas, ids, validation, and Parquet files written completely or not at all.
 
 Imports nothing else of ``wm`` but its exception. Every stage exchanges these two tables
 (rows in = triplets out + rejects out).
@@ -125,7 +125,7 @@ def derive_seed(seed: int, *parts: object) -> int:
     so that a mean over them averages nothing out.
 
     Args:
-        seed: The seed of a whole run, 0 or more.
+        seed: The seed of a run, 0 or more.
         parts: Strings or integers that name the row.
 
     Returns:
@@ -142,7 +142,7 @@ def row_seeds(seed: int, ids: Iterable[str | None]) -> list[int]:
     id occurs again does the row's place among those of the same id count, so that such rows stay independent too.
 
     Args:
-        seed: The seed of the whole run, 0 or more.
+        seed: The seed of the run, 0 or more.
         ids: Ids of the rows; a missing one is an empty string.
 
     Returns:

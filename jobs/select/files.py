@@ -61,7 +61,7 @@ PAIR_SCHEMA = pa.schema(
         ("target_hash", pa.uint64()),
     ]
 )
-"""What is kept of an annotation's ``pairs``, and :data:`PAIR_COLUMNS` what is read."""
+"""Columns that are kept of an annotation's ``pairs``, and :data:`PAIR_COLUMNS` what is read."""
 PAIR_COLUMNS = [*PAIR_SCHEMA.names, "outcome"]
 
 Files = list[tuple[str, int]]
@@ -177,7 +177,7 @@ def write_part(part: int, spills: Sequence[str], plan: Plan, out: str, ids: str 
 
 
 def check_ids(part: int, spills: Sequence[str]) -> None:
-    """Raise :class:`InputError` if an id stands twice among those of one hash."""
+    """Raise :class:`InputError` if an id occurs twice among those of one hash."""
     ids = _read_part(spills, part, pa.schema([SELECTION_SCHEMA.field("triplet_id")])).column("triplet_id")
     refuse_repeats(ids, id_words(ids))
 

@@ -38,7 +38,7 @@ class StorageError(Exception):
     request may well succeed later."""
 
     def __init__(self, reason: str, detail: str, transient: bool = False) -> None:
-        super().__init__(reason, detail, transient)  # all arguments, so that it travels between processes whole
+        super().__init__(reason, detail, transient)  # all arguments, so that it travels between processes unchanged
         self.reason, self.detail, self.transient = reason, detail, transient
 
     def __str__(self) -> str:
@@ -108,7 +108,7 @@ def download(uri: str, path: str | Path, *, time_limit_s: float = 600.0, max_byt
 
 
 def _copy_within(uri: str, sink: BinaryIO, time_limit_s: float, max_bytes: int | None) -> int:
-    """Copy in a thread that is left behind when the time is over: no socket option bounds the whole of a request."""
+    """Copy in a thread that is left behind when the time is over: no socket option bounds a complete request."""
     if not is_remote(uri):
         raise InputError(f"{uri!r:.200} is no remote URI; expected s3://, gs://, http:// or https://")
     stopped = threading.Event()

@@ -36,7 +36,7 @@ class Pick:
 
 @dataclass(frozen=True)
 class Sample:
-    """``counts``: rows of each stratum in the whole data set. ``picks``: in the order of the files."""
+    """``counts``: rows of each stratum in the complete data set. ``picks``: in the order of the files."""
 
     counts: dict[str, int]
     picks: list[Pick]

@@ -49,7 +49,7 @@ def write(context: Context, part: Part, tick: Callable[[int], object]) -> dict[s
         tick(1)
     (out / ".parts").mkdir(parents=True, exist_ok=True)
     write_text(_fragment(out, part.number), "".join(f"{line}\n" for line in lines))
-    # A folder that stands there is of a part that was not marked: no other is written again.
+    # A folder of this name is of a part that was not marked: no other is written again.
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(hidden, folder)
     return {"rows": len(lines), "licenses": dict(licenses)}

@@ -1,6 +1,6 @@
 """Write the parts of an export and the files above them; a marked part is complete and is not written again.
 
-The marks (JSON with counts) are in ``out/.parts`` until the export is whole.
+The marks (JSON with counts) are in ``out/.parts`` until the export is complete.
 """
 
 import json
@@ -32,7 +32,7 @@ class ExportFormat:
     write: Callable[[Context, Part, Tick], dict[str, Any]]
     finish: Callable[[Context, Plan, Sequence[dict[str, Any]]], None]
     numbers_tasks: bool = False
-    """Actions are numbered over the whole export, images have one size, rows one split."""
+    """Actions are numbered over the complete export, images have one size, rows one split."""
 
 
 FORMATS: dict[str, ExportFormat] = {

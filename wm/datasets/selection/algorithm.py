@@ -215,7 +215,7 @@ def candidates(rows: pa.Table, plan: Plan, criteria: Criteria) -> tuple[pa.Table
 def choose(part_rows: pa.Table, plan: Plan, part: int) -> pa.Table:
     """Choose among all candidates of one part; return :data:`SELECTION_SCHEMA` in the order of the rows' turns.
 
-    Raises :class:`InputError` if an id stands twice among them.
+    Raises :class:`InputError` if an id occurs twice among them.
     """
     if part_rows.num_rows == 0:
         return SELECTION_SCHEMA.empty_table()

@@ -40,7 +40,7 @@ _ENDINGS = tuple(sorted(VIDEO_SUFFIXES))
 class Found:
     """Videos of one place. ``files``: URI and key (path below ``root``) of each, in no order. Once ``files`` is read to
     its end, ``passed_over`` is complete, and ``notes`` holds for an object store ``versions``, a digest of the sizes
-    and times that it told; local files are looked at when that is asked."""
+    and times that it listed; local files are looked at when that is asked."""
 
     root: str
     files: Iterable[tuple[str, str]]

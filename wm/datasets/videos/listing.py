@@ -78,7 +78,7 @@ def make_listing(entries: Iterator[Entry], notes: Mapping[str, str], passed_over
     if num_entries > len(order):
         passed_over.add("duplicates", _first_twice(columns["key"]), num_entries - len(order))
     sorted_columns = {}
-    for name in LISTING_SCHEMA.names:  # column by column, so that no two whole copies stand beside each other
+    for name in LISTING_SCHEMA.names:  # column by column, so that no two complete copies exist at once
         sorted_columns[name] = columns.pop(name).take(order)
         pa.default_memory_pool().release_unused()
     metadata = {**notes, "duplicates": str(num_entries - len(order)), PASSED_OVER: passed_over.dumps()}
@@ -96,7 +96,7 @@ def _order_of_first(keys: pa.ChunkedArray) -> pa.Array:
 
 
 def _first_twice(keys: pa.ChunkedArray) -> str:
-    """Return the first key, in the order of the alphabet, that stands twice."""
+    """Return the first key, in alphabetical order, that occurs twice."""
     ordered = keys.take(pc.sort_indices(keys))
     twice = ordered[1:].filter(pc.equal(ordered[1:], ordered[:-1]))
     return str(twice[0].as_py())
@@ -116,7 +116,7 @@ def listing_digest(listing: pa.Table) -> str:
     """Compute 16 hexadecimal digits of what is listed, to detect that the input has changed.
 
     Keys, classes, segments and licences; of local files also size and time of change, looked up now by several threads;
-    of remote files what the object store's listing told of them (a file in a list is not asked about).
+    of remote files what the object store's listing said of them (a file in a list is not asked about).
     """
     digest = hashlib.sha256(listing_note(listing, "versions").encode())
     with ThreadPoolExecutor(_STAT_THREADS) as pool:
