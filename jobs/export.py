@@ -1,4 +1,4 @@
-"""Triplets for other people's code: AURORA JSON, WebDataset or LeRobot; images as stored, licence and source kept."""
+"""Export triplets to AURORA JSON, WebDataset or LeRobot; images as stored, licence and source kept."""
 
 import sys
 from collections import Counter
@@ -59,7 +59,7 @@ class ExportRecipe(Recipe):
     shard_mb: int = Field(default=256, ge=1)
     """Megabytes of images in a part (a tar file, a Parquet file, an image folder), about."""
     shard_rows: int = Field(default=10_000, ge=1)
-    """Rows in a part at most. A killed run goes on at the first unfinished part."""
+    """Rows in a part at most. A killed run resumes at the first unfinished part."""
     num_workers: int = Field(default=0, ge=0)
     """Processes that write; 1 = this one; 0 = this one below 1 GiB of images, else one for each logical CPU."""
 
@@ -75,52 +75,53 @@ def run(recipe: ExportRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         record = read_run(recipe.out) or {}
         print(f"export: already whole in {recipe.out}: {record['counts']['exported']:,} triplets as {recipe.format}")
         return record
-    _require_apart(recipe)
+    _check_apart(recipe)
     with stage.timed("plan_s"):
         rows = RowFilter(recipe.split, read_selection(recipe.selection) if recipe.selection else None)
-        plan = _plan(recipe, rows)
-        context = _context(recipe, rows, plan)
-    counts = _counts(plan)
+        plan = _build_plan(recipe, rows)
+        context = _build_context(recipe, rows, plan)
+    counts = _build_counts(plan)
     if dry_run:
-        print(f"export: would write {_told(counts, plan)} as {recipe.format} into {recipe.out}")
+        print(f"export: would write {_describe(counts, plan)} as {recipe.format} into {recipe.out}")
         return counts
     stage.start()
     try:
         with stage.timed("write_s"):
-            written = _write(recipe, context, plan)
+            num_written = _write(recipe, context, plan)
     except InputError:
         if not any(path.is_file() for path in Path(recipe.out).rglob("[!.]*") if path.name != "run.unfinished.json"):
             stage.abandon()  # nothing is kept: with other settings the folder can be used
         raise
     with stage.timed("finish_s"):
         facts = finish_export(recipe.format, context, plan)
+    # Licences stay with the data: they are reported even where rows name none.
     licenses = Counter[str]()
     for fact in facts:
         licenses.update(fact["licenses"])
     counts |= {"licenses": dict(licenses.most_common(MANY_LICENSES)), "different_licenses": len(licenses)}
-    record = stage.finish(counts, parts_written_now=written)
+    record = stage.finish(counts, parts_written_now=num_written)
     remove_marks(recipe.out)
-    print(f"export: {_told(counts, plan)} as {recipe.format} → {recipe.out}")
+    print(f"export: {_describe(counts, plan)} as {recipe.format} → {recipe.out}")
     print(f"  {license_sentence(licenses)}")
     return record
 
 
-def _require_apart(recipe: ExportRecipe) -> None:
-    """An export inside its own input would be read as triplets."""
+def _check_apart(recipe: ExportRecipe) -> None:
+    """Check that the export does not lie inside its own input, where it would be read as triplets."""
     out, source = Path(recipe.out).resolve(), Path(recipe.triplets).resolve()
     if out == source or source in out.parents:
         raise InputError(f"out = {recipe.out!r} lies in triplets = {recipe.triplets!r}; choose a folder outside it")
 
 
-def _plan(recipe: ExportRecipe, rows: RowFilter) -> Plan:
+def _build_plan(recipe: ExportRecipe, rows: RowFilter) -> Plan:
     bar: Any = None
 
-    def on_file(done: int, total: int) -> None:
+    def on_file(num_read: int, total: int) -> None:
         nonlocal bar
         if bar is None and total >= MANY_FILES:
             bar = progress_bar(total, "file", "export: plan")
         if bar is not None:
-            bar.update(done - bar.n)
+            bar.update(num_read - bar.n)
 
     try:
         return plan_export(
@@ -136,7 +137,7 @@ def _plan(recipe: ExportRecipe, rows: RowFilter) -> Plan:
             bar.close()
 
 
-def _context(recipe: ExportRecipe, rows: RowFilter, plan: Plan) -> Context:
+def _build_context(recipe: ExportRecipe, rows: RowFilter, plan: Plan) -> Context:
     context = Context(str(Path(recipe.out).absolute()), rows, recipe.side_px, tasks=plan.tasks)
     if not FORMATS[recipe.format].numbers_tasks:
         return context
@@ -147,7 +148,7 @@ def _context(recipe: ExportRecipe, rows: RowFilter, plan: Plan) -> Context:
     return replace(context, image_size=first_image_size(plan, context))
 
 
-def _counts(plan: Plan) -> dict[str, Any]:
+def _build_counts(plan: Plan) -> dict[str, Any]:
     counts = {
         "rows": plan.rows,
         "exported": plan.exported,
@@ -161,28 +162,30 @@ def _counts(plan: Plan) -> dict[str, Any]:
     return counts
 
 
-def _told(counts: dict[str, Any], plan: Plan) -> str:
-    left = [
+def _describe(counts: dict[str, Any], plan: Plan) -> str:
+    left_out = [
         f"{counts[key]:,} {words}"
         for key, words in (("not_selected", "not selected"), ("other_split", "of another split"))
         if counts[key]
     ]
+    omitted = f" ({', '.join(left_out)})" if left_out else ""
     return (
-        f"{counts['exported']:,} of {counts['rows']:,} triplets{' (' + ', '.join(left) + ')' if left else ''} in "
+        f"{counts['exported']:,} of {counts['rows']:,} triplets{omitted} in "
         f"{counts['parts']:,} parts, about {plan.num_bytes / 2**20:,.1f} MB of images"
     )
 
 
 def _write(recipe: ExportRecipe, context: Context, plan: Plan) -> int:
-    """Write the parts that are not whole yet; returns how many."""
+    """Write the parts that are not complete yet; returns how many."""
     marks = read_marks(recipe.out)
     pending = [part for part in plan.parts if part.number not in marks]
-    done = plan.exported - sum(part.rows for part in pending)
-    if done:
-        print(f"export: going on, {len(plan.parts) - len(pending):,} of {len(plan.parts):,} parts are finished")
+    num_done = plan.exported - sum(part.rows for part in pending)
+    if num_done:
+        print(f"export: resumes, {len(plan.parts) - len(pending):,} of {len(plan.parts):,} parts are finished")
+    # Ray takes seconds to start: not worth it for a small export.
     automatic = num_logical_cpus() if plan.num_bytes >= SMALL_BYTES else 1
     workers = min(recipe.num_workers or automatic, len(pending))
-    with progress_bar(plan.exported, "row", "export", done) as bar:
+    with progress_bar(plan.exported, "row", "export", num_done) as bar:
         if workers > 1:
             for rows in _write_with_ray(recipe.format, context, pending, workers):
                 bar.update(rows)
@@ -193,7 +196,7 @@ def _write(recipe: ExportRecipe, context: Context, plan: Plan) -> int:
 
 
 def _write_with_ray(name: str, context: Context, parts: Sequence[Part], workers: int) -> Iterator[int]:
-    """Rows of each part as it is finished; at most ``workers`` parts are under way at once."""
+    """Yield the rows of each part as it is finished; at most ``workers`` parts are under way at once."""
     connect()
     import ray
 
@@ -212,13 +215,13 @@ def _write_with_ray(name: str, context: Context, parts: Sequence[Part], workers:
         ready, running = ray.wait(running)
         for rows, problem in ray.get(ready):
             if problem:
-                raise InputError(f"{problem}; what is written is kept, the same command goes on")
+                raise InputError(f"{problem}; what is written is kept, the same command resumes")
             yield rows
         running += [write.remote(shared, part) for _, part in zip(ready, waiting, strict=False)]
 
 
 def main() -> int:
-    """Command line."""
+    """Run the command line."""
     return cli_main(ExportRecipe, run, name="export", description=__doc__ or "")
 
 

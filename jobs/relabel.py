@@ -1,6 +1,6 @@
-"""Controls for the nano world: the chosen annotated triplets with other labels, the true ones or shuffled ones.
+"""Write controls for the nano world: the chosen annotated triplets with other labels, the true ones or shuffled ones.
 
-What true labels give bounds what any inverse model could; what shuffled ones give is owed to seeing more pictures.
+What true labels give bounds what any inverse model could; what shuffled ones give is owed to seeing more images.
 """
 
 import sys
@@ -33,7 +33,7 @@ class RelabelRecipe(Recipe):
     out: OutputPath
     """Folder for out/triplets, out/rejects and out/run.json."""
     labels: Literal["truth", "shuffled"]
-    """truth: the one action that leads from source to target, read from the pictures; rows between which there is
+    """truth: the one action that leads from source to target, read from the images; rows between which there is
     none or more than one become rejects. shuffled: the inverse model's labels, dealt out anew among the rows."""
     seed: int = Field(default=0, ge=0)
     """Of the shuffling."""
@@ -43,19 +43,20 @@ def run(recipe: RelabelRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     """Write the relabelled triplets; returns the run's record."""
     inputs = {"triplets": digest_of(recipe.triplets), "selection": digest_of(recipe.selection)}
     stage = Run(recipe.out, "relabel", recipe, inputs)
-    whole = stage.is_whole()
-    if dry_run or whole:
-        print(f"relabel: {'already whole in' if whole else 'would write'} {recipe.out}, labels {recipe.labels}")
+    is_finished = stage.is_whole()
+    if dry_run or is_finished:
+        print(f"relabel: {'already whole in' if is_finished else 'would write'} {recipe.out}, labels {recipe.labels}")
         return {}
     stage.start()
-    rows = _chosen_rows(recipe)
+    rows = _load_chosen(recipe)
     with stage.timed("relabel_s"):
-        actions = _shuffled(rows, recipe.seed) if recipe.labels == "shuffled" else _true_actions(rows)
-        triplets = [_relabelled(row, action) for row, action in zip(rows, actions, strict=True) if action is not None]
-        rejects = [_reject(row) for row, action in zip(rows, actions, strict=True) if action is None]
+        actions = _shuffle_actions(rows, recipe.seed) if recipe.labels == "shuffled" else _read_actions(rows)
+        triplets = [_relabel_row(row, action) for row, action in zip(rows, actions, strict=True) if action is not None]
+        rejects = [_build_reject(row) for row, action in zip(rows, actions, strict=True) if action is None]
         write_table(rejects, Path(recipe.out) / "rejects" / "part-00000.parquet", REJECT_SCHEMA)
         write_table(triplets, Path(recipe.out) / "triplets" / "part-00000.parquet", TRIPLET_SCHEMA)
         write_dataset_card(recipe.out, title=f"triplets with {recipe.labels} labels")
+    # How many labels stay as they were says how far the control is from the original.
     agree = sum(row["action"] == action for row, action in zip(rows, actions, strict=True))
     counts = {"rows": len(rows), "triplets": len(triplets), "rejects": len(rejects), "same_words": agree}
     record = stage.finish(counts)
@@ -66,42 +67,40 @@ def run(recipe: RelabelRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     return record
 
 
-def _chosen_rows(recipe: RelabelRecipe) -> list[dict[str, Any]]:
+def _load_chosen(recipe: RelabelRecipe) -> list[dict[str, Any]]:
     import pyarrow.compute as pc
 
     from wm.datasets.selection.algorithm import SELECTION_SCHEMA
 
-    chosen = read_table(recipe.selection, SELECTION_SCHEMA, ["triplet_id"]).column("triplet_id").combine_chunks()
+    ids = read_table(recipe.selection, SELECTION_SCHEMA, ["triplet_id"]).column("triplet_id").combine_chunks()
     table = read_table(recipe.triplets)
-    rows: list[dict[str, Any]] = table.filter(pc.is_in(table.column("triplet_id"), chosen)).to_pylist()
-    if len(rows) != len(chosen):
-        raise InputError(
-            f"{recipe.selection} names {len(chosen)} triplets, {recipe.triplets} holds {len(rows)} of them"
-        )
+    rows: list[dict[str, Any]] = table.filter(pc.is_in(table.column("triplet_id"), ids)).to_pylist()
+    if len(rows) != len(ids):
+        raise InputError(f"{recipe.selection} names {len(ids)} triplets, {recipe.triplets} holds {len(rows)} of them")
     return sorted(rows, key=lambda row: row["triplet_id"])
 
 
-def _shuffled(rows: list[dict[str, Any]], seed: int) -> list[str | None]:
+def _shuffle_actions(rows: list[dict[str, Any]], seed: int) -> list[str | None]:
     order = np.random.default_rng([seed, 41]).permutation(len(rows))
     return [rows[int(index)]["action"] for index in order]
 
 
-def _true_actions(rows: list[dict[str, Any]]) -> list[str | None]:
+def _read_actions(rows: list[dict[str, Any]]) -> list[str | None]:
     def states(column: str) -> list[Any]:
-        pictures = [fit_square(decode_image(row[column]["bytes"], row["triplet_id"]), SIDE_PX) for row in rows]
-        return read_states(np.stack(pictures))
+        images = [fit_square(decode_image(row[column]["bytes"], row["triplet_id"]), SIDE_PX) for row in rows]
+        return read_states(np.stack(images))
 
     pairs = zip(states("source_image"), states("target_image"), strict=True)
-    found = [action_between(source, target) for source, target in pairs]
-    return [None if action is None else action.text(index % 2) for index, action in enumerate(found)]
+    actions = [action_between(source, target) for source, target in pairs]
+    return [None if action is None else action.text(index % 2) for index, action in enumerate(actions)]
 
 
-def _relabelled(row: dict[str, Any], action: str | None) -> dict[str, Any]:
-    """People's words in place of the model's: no likelihood belongs to them."""
+def _relabel_row(row: dict[str, Any], action: str | None) -> dict[str, Any]:
+    """Replace the model's words by human ones, which have no likelihood."""
     return {**row, "action": action, "action_logprob": None, "action_tokens": None, "origin": "human"}
 
 
-def _reject(row: dict[str, Any]) -> dict[str, Any]:
+def _build_reject(row: dict[str, Any]) -> dict[str, Any]:
     """Build the reject row of a triplet that the truth has no label for."""
     return reject_row(
         uri=row["triplet_id"],
@@ -116,7 +115,7 @@ def _reject(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Command line."""
+    """Run the command line."""
     return cli_main(RelabelRecipe, run, name="relabel", description=__doc__ or "")
 
 

@@ -31,14 +31,14 @@ class ViewRecipe(Recipe):
     limit: int = Field(default=10_000, ge=1, le=50_000)
     """Triplets on the page at most, and again rejects; of more, a sample stratified by class is shown."""
     picture_px: int = Field(default=256, ge=32, le=1024)
-    """Long side of the page's pictures at most; 128 makes the page about half as large."""
+    """Long side of the page's images at most; 128 makes the page about half as large."""
     title: str = ""
     """Headline; empty: the name of the data set's folder."""
     num_threads: int = Field(default=2, ge=1)
-    """Threads that make pictures."""
+    """Threads that encode images."""
 
     def limits(self) -> Limits:
-        """What the page may hold."""
+        """Return the limits of the page."""
         return Limits(rows=self.limit, picture_px=self.picture_px, threads=self.num_threads)
 
 
@@ -63,7 +63,7 @@ def run(recipe: ViewRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     stage.start()
     title = recipe.title or source.root.resolve().name
     with stage.timed("write_s"), progress_bar(plan.triplets.taken, "row", "view") as bar:
-        counts = write_page(source, plan, Path(recipe.out), recipe.limits(), title=title, told=bar.update)
+        counts = write_page(source, plan, Path(recipe.out), recipe.limits(), title=title, on_rows=bar.update)
     record = stage.finish(counts)
     print(
         f"view: {counts['shown']:,} of {counts['triplets']:,} triplets, {counts['rejects']:,} rejects → "
@@ -71,12 +71,12 @@ def run(recipe: ViewRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         f"{counts['bytes'] / 1e3 / max(1, counts['shown']):.1f} kB a row)"
     )
     if counts["unreadable_pictures"]:
-        print(f"  {counts['unreadable_pictures']:,} pictures could not be read")
+        print(f"  {counts['unreadable_pictures']:,} images could not be read")
     return record
 
 
 def main() -> int:
-    """Command line."""
+    """Run the command line."""
     return cli_main(ViewRecipe, run, name="view", description=__doc__ or "")
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import jobs.annotate
+import jobs.annotate.job
 from jobs.annotate.annotator import Annotator
 from jobs.annotate.decoder import Decoder
 from jobs.annotate.shards import shard_table
@@ -22,7 +22,8 @@ from tests.helpers.annotate_data import recipe, rows
 from tests.helpers.video_files import marked_frame, write_video
 from wm.config import Recipe
 from wm.datasets.pairs.aurora import Item, Problem, list_items
-from wm.datasets.videos.videos import list_videos, listing_digest, passed_over_of
+from wm.datasets.pairs.narrated import Narrated, list_narrated
+from wm.datasets.videos.videos import Layout, describe, list_videos, listing_digest, passed_over_of
 from wm.errors import InputError
 from wm.files.uris import escape_path, escape_text, local_path
 from wm.images import encode_png
@@ -122,7 +123,7 @@ def test_each_becomes_a_reject_and_the_others_are_annotated(
             annotator(decoder(shard_table(listing, number, *shard)))
         decoder.reader.close()
 
-    monkeypatch.setattr(jobs.annotate, "_annotate", annotate)
+    monkeypatch.setattr(jobs.annotate.job, "_annotate", annotate)
     record = jobs.annotate.job.run(recipe(tree, tiny_base, tmp_path / "out"))
     triplets, rejects = rows(tmp_path / "out")
     assert record["counts"]["rejects_by_reason"] == {"failed/bad_name": 2} and record["counts"]["videos"] == 3
@@ -184,3 +185,55 @@ def test_escapes_keep_text_and_bytes(tmp_path: Path) -> None:
     for name in (b"a\xe9 #?%41.mp4", b"\xff\xfe", "ä\udc80".encode("utf-8", "surrogateescape")):
         path = os.fsdecode(os.fsencode(tmp_path) + b"/" + name)
         assert local_path(escape_path(path)) == path and escape_path(path).isascii()
+
+
+def test_narrated_segments_of_such_a_video_are_problems(tmp_path: Path) -> None:
+    """EPIC-Kitchens: a video below a folder in Latin-1 once stopped the whole ingest when its row was written."""
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    Path(os.fsdecode(folder)).mkdir()
+    Path(os.fsdecode(folder), "P01_1.MP4").touch()
+    (tmp_path / "P02_7.MP4").touch()
+    rows = "".join(f"{video},00:00:00.0,00:00:01.0,cut,cut it\n" for video in ("P01_1", "P02_7"))
+    (tmp_path / "table.csv").write_text(f"video_id,start_timestamp,stop_timestamp,verb,narration\n{rows}")
+    problem, segment = list_narrated(tmp_path, "table.csv")
+    assert isinstance(problem, Problem) and problem.reason == "bad_name" and problem.detail.encode()
+    assert os.fsencode(local_path(problem.uri.partition("#")[0])) == folder + b"/P01_1.MP4"
+    assert isinstance(segment, Narrated) and segment.video == str(tmp_path / "P02_7.MP4")
+
+
+TABLES = {
+    "epic": "video_id,start_timestamp,stop_timestamp,verb\nv\0,00:00:00.0,00:00:01.0,cut\n",
+    "kinetics": "label,youtube_id,time_start,time_end\na\0,v,0,10\n",
+    "ucf101": "X/v_X_g01_c01.avi 1\nX\0/v_X_g01_c02.avi 1\n",
+}
+
+
+@pytest.mark.parametrize("layout", TABLES)
+def test_a_zero_byte_in_annotations_is_named_by_its_line(tree: Path, tmp_path: Path, layout: Layout) -> None:
+    (tmp_path / "table.csv").write_text(TABLES[layout])
+    with pytest.raises(InputError, match=r"line 2.*expected"):
+        list_videos(str(tree), layout=layout, annotations=str(tmp_path / "table.csv"))
+
+
+def test_names_longer_than_any_file_has_are_no_file(tmp_path: Path) -> None:
+    long = "a" * 5000
+    for call in (
+        lambda: list_videos(long),
+        lambda: list_videos(f"{long}/*.mp4"),
+        lambda: list_videos(f"{long}.csv"),
+        lambda: list_videos(str(tmp_path), annotations=long),
+        lambda: list_items(tmp_path, long),
+        lambda: list_items(long, "x.json"),
+        lambda: list_narrated(tmp_path, long),
+    ):
+        with pytest.raises(InputError, match="no such") as error:
+            call()
+        assert len(str(error.value)) < 700
+
+
+def test_examples_stay_in_one_line_each(tmp_path: Path) -> None:
+    """A file name may hold a line end."""
+    (tmp_path / "v.mp4").touch()
+    (tmp_path / "a\nb.txt").touch()
+    [line] = describe(passed_over_of(list_videos(str(tmp_path))))
+    assert line == r"files without a video's ending: 1 (1 .txt): 'a\nb.txt'"

@@ -173,3 +173,11 @@ def test_a_list_far_away(tmp_path):
 def test_a_list_far_away_names_no_local_file(tmp_path):
     with http_server({"/list.txt": b"file:///etc/passwd\n"}) as (root, _), pytest.raises(InputError, match="is local"):
         list_videos(f"{root}/list.txt")
+
+
+def test_a_segment_from_minus_zero_has_the_key_of_zero(tmp_path):
+    (tmp_path / "l.jsonl").write_text(
+        '{"uri": "a.mp4", "start_s": -0.0, "end_s": 1}\n{"uri": "a.mp4", "end_s": 1.0, "start_s": 0}'
+    )
+    found = list_videos(str(tmp_path / "l.jsonl"))
+    assert found["key"].to_pylist() == ["a.mp4#0.0-1.0"] and listing_note(found, "duplicates") == "1"

@@ -193,7 +193,7 @@ def test_a_killed_run_goes_on_to_the_same_files(
     first = {"aurora": "images/000000/*", "webdataset": "*-000000.tar", "lerobot": "*/*/file-000.parquet"}[name]
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob(first)}
     record = run(job)
-    assert record["parts_written_now"] == 2 and "going on, 1 of 3 parts are finished" in capsys.readouterr().out
+    assert record["parts_written_now"] == 2 and "resumes, 1 of 3 parts are finished" in capsys.readouterr().out
     assert contents(tmp_path / "out") == contents(expected)
     assert kept and all(path.stat().st_mtime_ns == time for path, time in kept.items())
     assert run(job) == record and "already whole" in capsys.readouterr().out
@@ -212,7 +212,7 @@ def test_several_processes_write_the_same_files(world: Path, tmp_path: Path) -> 
     rows = [triplet(0), triplet(1) | {"source_image": None}]
     write_table(rows, tmp_path / "bad" / "a.parquet", TRIPLET_SCHEMA)
     bad = recipe(tmp_path, tmp_path / "y", format="aurora", triplets=str(tmp_path / "bad"), shard_rows=1, num_workers=2)
-    with pytest.raises(InputError, match=r"0001 in .* has no source_image.*the same command goes on"):
+    with pytest.raises(InputError, match=r"0001 in .* has no source_image.*the same command resumes"):
         run(bad)
 
 

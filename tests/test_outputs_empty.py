@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import jobs.annotate
-import jobs.ingest
+import jobs.annotate.job
+import jobs.ingest.job
 from jobs.annotate.annotator import Annotator
 from jobs.annotate.decoder import Decoder
 from jobs.annotate.shards import shard_table
@@ -86,7 +86,7 @@ def test_annotations_of_every_outcome_open(
             annotator(decoder(shard_table(listing, number, *rows)))
         decoder.reader.close()
 
-    monkeypatch.setattr(jobs.annotate, "_annotate", annotate)
+    monkeypatch.setattr(jobs.annotate.job, "_annotate", annotate)
     videos = write_videos(tmp_path / "videos") / folder
     counts = jobs.annotate.job.run(annotate_recipe(videos, tiny_base, tmp_path / "out"))["counts"]
     assert counts["triplets"] >= triplets and counts["filtered"] + counts["failed"] >= rejects
@@ -105,7 +105,7 @@ def test_ingested_sets_of_every_outcome_open(
             stop = min(num_rows, start + recipe.shard_rows)
             Ingestor(recipe)({"number": number, "start": start, "stop": stop})
 
-    monkeypatch.setattr(jobs.ingest, "_ingest", ingest)
+    monkeypatch.setattr(jobs.ingest.job, "_ingest", ingest)
     root = tmp_path / "root"
     root.mkdir()
     (root / "a.png").write_bytes(encode_png(picture(0)))

@@ -190,3 +190,11 @@ def fault(uri, folder, reason, told, time_limit_s=20.0):
     assert uri in caught.value.detail and told in caught.value.detail
     assert "\n" not in caught.value.detail
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("uri", ["s3:///a.mp4", "gs://", "http://[x/a.mp4", "http://"])
+def test_a_uri_that_names_nothing_costs_itself(tmp_path, uri):
+    """A row of a list: any other exception stops the annotation of all rows."""
+    with pytest.raises(StorageError) as error:
+        download(uri, tmp_path / "video", time_limit_s=5)
+    assert error.value.reason == "unreadable" and not error.value.transient and not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""The triplet and reject tables: schemas, ids, validation, and Parquet files written whole or not at all.
+"""Define the triplet and reject tables: schemas, ids, validation, and Parquet files written completely or not at all.
 
 Imports nothing else of ``wm`` but its exception. Every stage exchanges these two tables
 (rows in = triplets out + rejects out).
@@ -58,7 +58,7 @@ _HF_FEATURES = {
 
 
 def _hf_metadata(fields: Sequence[tuple[str, pa.DataType]]) -> dict[bytes, bytes]:
-    """Hugging Face ``datasets`` features, so ``load_dataset("parquet")`` shows the two images as pictures."""
+    """Build Hugging Face ``datasets`` features, so that ``load_dataset("parquet")`` decodes the two images."""
 
     def feature(name: str, kind: pa.DataType) -> dict[str, Any]:
         if name in _HF_FEATURES:
@@ -113,7 +113,7 @@ STAGE_TABLES = {"triplets": TRIPLET_SCHEMA, "rejects": REJECT_SCHEMA}
 
 
 def stable_id(*parts: object) -> str:
-    """24 hexadecimal digits that depend on the parts alone: the same row has the same id in every run."""
+    """Compute 24 hexadecimal digits that depend on the parts alone: the same row has the same id in every run."""
     text = "\x1f".join("" if part is None else str(part) for part in parts)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
@@ -125,7 +125,7 @@ def derive_seed(seed: int, *parts: object) -> int:
     so that a mean over them averages nothing out.
 
     Args:
-        seed: The seed of a whole run, 0 or more.
+        seed: The seed of a run, 0 or more.
         parts: Strings or integers that name the row.
 
     Returns:
@@ -142,7 +142,7 @@ def row_seeds(seed: int, ids: Iterable[str | None]) -> list[int]:
     id occurs again does the row's place among those of the same id count, so that such rows stay independent too.
 
     Args:
-        seed: The seed of the whole run, 0 or more.
+        seed: The seed of the run, 0 or more.
         ids: Ids of the rows; a missing one is an empty string.
 
     Returns:
@@ -169,7 +169,7 @@ def reject_row(
     split: str = "",
     class_label: str = "",
 ) -> dict[str, Any]:
-    """A row of :data:`REJECT_SCHEMA`; its id depends on uri, stage and reason."""
+    """Build a row of :data:`REJECT_SCHEMA`; its id depends on dataset, uri, stage and reason."""
     return {
         "reject_id": stable_id(dataset, uri, stage, reason),
         "dataset": dataset,
@@ -184,7 +184,7 @@ def reject_row(
 
 
 def triplet_row(**values: Any) -> dict[str, Any]:
-    """A row of :data:`TRIPLET_SCHEMA` with nulls for what is not given; validated (see :func:`check_triplet`)."""
+    """Build a row of :data:`TRIPLET_SCHEMA`, nulls for absent values; validated (see :func:`check_triplet`)."""
     unknown = sorted(set(values) - set(TRIPLET_SCHEMA.names))
     if unknown:
         raise InputError(f"unknown triplet column {unknown[0]!r}; the columns are {', '.join(TRIPLET_SCHEMA.names)}")
@@ -212,18 +212,19 @@ def check_triplet(row: Mapping[str, Any]) -> None:
     for column in ("source_image", "target_image"):
         if not row[column] or not row[column].get("bytes"):
             fail(column, "an image with bytes")
+    # Codes without their codec, or of two lengths, would train a model on noise.
     codes = [row["source_codes"], row["target_codes"], row["change"]]
-    given = [value for value in codes if value is not None]
-    if given and (len(given) < 3 or len({len(value) for value in given}) != 1):
+    values = [value for value in codes if value is not None]
+    if values and (len(values) < 3 or len({len(value) for value in values}) != 1):
         fail("change", "source_codes, target_codes and change of one length, or none of them")
-    if given and not row["codec"]:
+    if values and not row["codec"]:
         fail("codec", "the id of the codec that made the codes")
     if row["origin"] == "idm" and (row["action_logprob"] is None or not row["action_tokens"]):
         fail("action_logprob", "a likelihood and a token count, because origin is idm")
 
 
 def write_table(rows: Iterable[Mapping[str, Any]], path: Path, schema: pa.Schema) -> int:
-    """Write rows as one Parquet file, aside and then renamed; returns how many. Overwrites ``path``."""
+    """Write rows as one Parquet file through a temporary file; returns how many. Overwrites ``path``."""
     table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
     # small batches end a page in time: else a row group's images share one, and no reader can stream them
     write_parquet(table, path, row_group_size=1024, is_durable=True, write_batch_size=16)
@@ -233,7 +234,7 @@ def write_table(rows: Iterable[Mapping[str, Any]], path: Path, schema: pa.Schema
 def write_parquet(
     table: pa.Table, path: Path, *, row_group_size: int, is_durable: bool = False, **options: Any
 ) -> None:
-    """Write a table as one Parquet file, aside and then renamed. Overwrites ``path``.
+    """Write a table as one Parquet file, to a temporary file that is then renamed. Overwrites ``path``.
 
     Args:
         table: The rows, maybe none.
@@ -246,17 +247,18 @@ def write_parquet(
         OSError: The disk is full or may not be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        with pq.ParquetWriter(aside, table.schema, compression="zstd", **options) as writer:
+        with pq.ParquetWriter(temporary, table.schema, compression="zstd", **options) as writer:
             if table.num_rows:  # an empty row group would stop Hugging Face's datasets: "BatchSize must be greater"
                 writer.write_table(table, row_group_size)
+        # A rename can reach the disk before the content does.
         if is_durable:
-            with aside.open("rb") as written:
-                os.fsync(written.fileno())
-        os.replace(aside, path)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
     except BaseException:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -274,7 +276,7 @@ def fill_empty_tables(out: str | Path, schemas: Mapping[str, pa.Schema], name: s
 
 
 def table_files(folder: str | Path) -> list[Path]:
-    """The finished Parquet files below ``folder`` (or the one file given), sorted; hidden names are left out."""
+    """List the finished Parquet files below ``folder`` (or the one file), sorted; hidden names are left out."""
     root = Path(folder)
     if root.is_file():
         return [root]
@@ -288,21 +290,22 @@ def table_files(folder: str | Path) -> list[Path]:
 
 
 def checked_files(folder: str | Path, schema: pa.Schema = TRIPLET_SCHEMA) -> list[Path]:
-    """:func:`table_files`, of which each has this schema's columns; only the ends of the files are read.
+    """List the files of :func:`table_files` and check their columns; only the ends of the files are read.
 
-    Raises :class:`InputError` if there is none, for a file that cannot be read, and for one of another schema.
+    Raises:
+        InputError: There is no file, one cannot be read, or one lacks a column of the schema.
     """
     files = table_files(folder)
     if not files:
         raise InputError(f"no Parquet file below {folder}")
     for file in files:
         try:
-            found = pq.read_schema(file)
+            stored = pq.read_schema(file)
         except (pa.ArrowInvalid, OSError) as error:
             raise InputError(f"{file} is not a readable Parquet file: {' '.join(str(error).split())}") from error
-        missing = [name for name in schema.names if name not in found.names and name not in LATER_COLUMNS]
+        missing = [name for name in schema.names if name not in stored.names and name not in LATER_COLUMNS]
         if missing:
-            raise InputError(f"{file} lacks the column {missing[0]!r}; columns found: {', '.join(found.names)}")
+            raise InputError(f"{file} lacks the column {missing[0]!r}; columns found: {', '.join(stored.names)}")
     return files
 
 
@@ -318,12 +321,12 @@ def read_table(
 
 
 def _unreadable(files: Sequence[Path], schema: pa.Schema) -> str:
-    """Which file could not be read, and why as far as its schema tells."""
+    """Find the file that could not be read, and why as far as its schema tells."""
     for file in files:
-        found = pq.read_schema(file)
+        stored = pq.read_schema(file)
         for name in schema.names:
-            if name in found.names and found.field(name).type != schema.field(name).type:
-                return f"{file} has {name} as {found.field(name).type}, expected {schema.field(name).type}"
+            if name in stored.names and stored.field(name).type != schema.field(name).type:
+                return f"{file} has {name} as {stored.field(name).type}, expected {schema.field(name).type}"
         try:
             pads.dataset(str(file), schema=schema).to_table()
         except (pa.ArrowException, OSError):

@@ -1,4 +1,4 @@
-"""A supervised set becomes triplets, with image codes and change weights if a codec is given: pairs of images in
+"""Turn a supervised set into triplets, with image codes and change weights if a codec is given: pairs of images in
 AURORA's layout, or EPIC-Kitchens' narrated segments of videos."""
 
 import sys
@@ -52,13 +52,20 @@ class Ingestor:
             self.codec = load_codec(recipe.codec)
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
-        """``shard``: number, start and stop (half open) of rows. Returns how many, and what is wrong with the disk.
+        """Write the triplets and rejects of one shard.
 
-        The rejects are written first, so a shard whose triplets file stands is whole.
+        The rejects are written first, so a shard whose triplets file exists is complete.
+
+        Args:
+            shard: ``number``, ``start`` and ``stop`` (half open) of rows.
+
+        Returns:
+            ``rows``, how many were done, and ``problem``, the error of the disk or "".
         """
         entries = self.entries[shard["start"] : shard["stop"]]
         triplets: list[dict[str, Any]] = []
         problems: list[Problem] = []
+        # Batches bound the memory; decoding and encoding alternate in one actor.
         for start in range(0, len(entries), ENCODE_BATCH):
             rows = []
             for entry in entries[start : start + ENCODE_BATCH]:
@@ -79,7 +86,7 @@ class Ingestor:
         return {"rows": len(entries), "problem": ""}
 
     def _codes(self, sources: list[Any], targets: list[Any]) -> list[dict[str, Any]]:
-        """The columns that the codec fills, for pairs of images of any size."""
+        """Encode pairs of images of any size; return the columns that the codec fills, one dict a pair."""
         if self.codec is None or not sources:
             return [{} for _ in sources]
         import numpy as np
@@ -133,27 +140,29 @@ class Ingestor:
 
 def run(recipe: IngestRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     """Ingest into ``recipe.out``; returns the run's record."""
+    # 1. Read the list before anything is written: a wrong one costs nothing.
     passed_over: dict[str, Any] = {}
     entries = entries_of(recipe, passed_over)
     inputs = {"file": digest_of(Path(recipe.root) / recipe.file)}
     if recipe.codec:
         inputs["codec"] = digest_of(recipe.codec)
     stage = Run(recipe.out, "ingest", recipe, inputs)
-    whole = stage.is_whole()
-    if recipe.codec and not whole:
-        _require_codec(recipe.codec)
+    is_finished = stage.is_whole()
+    if recipe.codec and not is_finished:
+        _check_codec(recipe.codec)
     for line in describe(passed_over):
         print(f"  {line}")
-    if dry_run or whole:
+    if dry_run or is_finished:
         print(
-            f"ingest: {'already whole in' if whole else 'would write'} {recipe.out}: {len(entries):,} rows of "
+            f"ingest: {'already whole in' if is_finished else 'would write'} {recipe.out}: {len(entries):,} rows of "
             f"{recipe.file}, {'codes by ' + recipe.codec if recipe.codec else 'no codes (no codec given)'}"
         )
-        return (read_run(recipe.out) or {}) if whole else {}
+        return (read_run(recipe.out) or {}) if is_finished else {}
+    # 2. Write shard by shard: a killed run resumes at the first one that is missing.
     stage.start()
     with stage.timed("ingest_s"):
         _ingest(recipe, len(entries))
-    counts = _counts(Path(recipe.out), len(entries), has_codes=recipe.codec is not None)
+    counts = _count_rows(Path(recipe.out), len(entries), has_codes=recipe.codec is not None)
     fill_empty_tables(recipe.out, STAGE_TABLES, "part-00000.parquet")  # before the card, which names every table
     write_dataset_card(recipe.out, title=f"{recipe.dataset}: triplets", license=recipe.license, split=recipe.split)
     record = stage.finish(counts, passed_over=passed_over)
@@ -168,7 +177,7 @@ def run(recipe: IngestRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     return record
 
 
-def _require_codec(folder: str) -> None:
+def _check_codec(folder: str) -> None:
     """Refuse a folder without a codec here: in an actor the same error would come late and without its words."""
     from wm.models import load_codec
 
@@ -188,7 +197,7 @@ def _ingest(recipe: IngestRecipe, num_rows: int) -> None:
 
     quiet_data()
     workers = min(recipe.num_workers, len(shards))
-    done = ray.data.from_items(shards, override_num_blocks=len(shards)).map(
+    results = ray.data.from_items(shards, override_num_blocks=len(shards)).map(
         Ingestor,
         fn_constructor_args=(recipe.with_absolute_paths(),),
         compute=ray.data.ActorPoolStrategy(size=workers),
@@ -196,18 +205,19 @@ def _ingest(recipe: IngestRecipe, num_rows: int) -> None:
     )
     done_rows = num_rows - sum(s["stop"] - s["start"] for s in shards)
     with progress_bar(num_rows, "row", "ingest", done_rows) as bar:
-        for row in done.iter_rows():
+        for row in results.iter_rows():
             if row["problem"]:
-                raise InputError(f"{row['problem']}; what is written is kept, the same command goes on")
+                raise InputError(f"{row['problem']}; what is written is kept, the same command resumes")
             bar.update(row["rows"])
 
 
-def _counts(out: Path, num_rows: int, has_codes: bool) -> dict[str, Any]:
+def _count_rows(out: Path, num_rows: int, has_codes: bool) -> dict[str, Any]:
     """Count what was written. Without a codec nothing is known of codes, so ``unchanged_codes`` is absent."""
     triplets = read_table(out / "triplets", columns=["class_label"])
     reasons: Counter[str] = Counter()
     if (out / "rejects").is_dir():
         reasons.update(read_table(out / "rejects", REJECT_SCHEMA, ["reason"]).column("reason").to_pylist())
+    # Rows in = triplets + rejects, or something was lost in silence.
     if triplets.num_rows + sum(reasons.values()) != num_rows:
         raise InputError(
             f"{out}: {triplets.num_rows} triplets and {sum(reasons.values())} rejects do not add up to "
@@ -226,7 +236,7 @@ def _counts(out: Path, num_rows: int, has_codes: bool) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Command line."""
+    """Run the command line."""
     return cli_main(IngestRecipe, run, name="ingest", description=__doc__ or "")
 
 

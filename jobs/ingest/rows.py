@@ -1,4 +1,4 @@
-"""What ``ingest`` is told, the rows that it takes, and the two pictures of a row."""
+"""Define the recipe of ``ingest``, list the rows that it takes, and load the two images of a row."""
 
 from typing import Any, Literal, NamedTuple
 
@@ -17,7 +17,7 @@ Entry = Item | Narrated | Problem
 
 
 class Pair(NamedTuple):
-    """A row that became two pictures. ``columns``: what the triplet's row holds of where they come from."""
+    """A row that became two images. ``columns``: what the triplet's row holds of where they come from."""
 
     source: Any
     target: Any
@@ -50,46 +50,47 @@ class IngestRecipe(Recipe):
     seed: int = Field(default=0, ge=0)
     """Of the draw."""
     image_side_px: int = Field(default=512, ge=0)
-    """Short side of frames taken from videos at most; 0: full size. Pictures that are files are kept as they are."""
+    """Short side of frames taken from videos at most; 0: full size. Images that are files are kept as they are."""
     time_limit_s: float = Field(default=120.0, gt=0)
     """For decoding one segment of a video; one that takes longer is a reject."""
     shard_rows: int = Field(default=256, ge=1)
-    """Rows of the list that go into one Parquet file; a killed run goes on at the next file."""
+    """Rows of the list that go into one Parquet file; a killed run resumes at the next file."""
     num_workers: int = Field(default=2, ge=1)
     """Processes that decode and encode."""
 
 
 def entries_of(recipe: IngestRecipe, passed_over: dict[str, Any] | None = None) -> list[Entry]:
-    """The rows that the recipe takes, in the order of the list; the same in every process.
+    """List the rows that the recipe takes, in the order of the list; the same in every process.
 
     ``passed_over``: takes the record of the videos that no row names
     (:func:`wm.datasets.pairs.narrated.list_narrated`).
     """
-    found: list[Entry]
+    entries: list[Entry]
     if recipe.layout == "epic":
-        found = [*list_narrated(recipe.root, recipe.file, passed_over)]
+        entries = [*list_narrated(recipe.root, recipe.file, passed_over)]
     else:
-        found = [*list_items(recipe.root, recipe.file)]
-    found = found[: recipe.limit]
-    if recipe.sample is None or recipe.sample >= len(found):
-        return found
+        entries = [*list_items(recipe.root, recipe.file)]
+    entries = entries[: recipe.limit]
+    if recipe.sample is None or recipe.sample >= len(entries):
+        return entries
     import numpy as np
 
-    chosen = np.random.default_rng(recipe.seed).choice(len(found), recipe.sample, replace=False)
-    return [found[place] for place in np.sort(chosen)]
+    # Sorted again, so that a shard's segments stay together and each video is opened once.
+    rows = np.random.default_rng(recipe.seed).choice(len(entries), recipe.sample, replace=False)
+    return [entries[row] for row in np.sort(rows)]
 
 
 def load_entry(recipe: IngestRecipe, process: IsolatedProcess, entry: Item | Narrated) -> Pair | Problem:
-    """The two pictures of a row, or what is wrong with them."""
+    """Load the two images of a row; return a :class:`Problem` if that fails."""
     if isinstance(entry, Item):
-        pictures = load_pair(recipe.root, entry)
-        if isinstance(pictures, Problem):
-            return pictures
+        loaded = load_pair(recipe.root, entry)
+        if isinstance(loaded, Problem):
+            return loaded
         images = [
-            {"bytes": encode_png(picture), "path": path}
-            for picture, path in zip(pictures, (entry.source, entry.target), strict=True)
+            {"bytes": encode_png(image), "path": path}
+            for image, path in zip(loaded, (entry.source, entry.target), strict=True)
         ]
-        return Pair(*pictures, {"source_image": images[0], "target_image": images[1]})
+        return Pair(*loaded, {"source_image": images[0], "target_image": images[1]})
     try:
         segment = (entry.video, entry.start_s, entry.end_s, recipe.image_side_px)
         ends = process.call(recipe.time_limit_s, segment_ends, *segment)

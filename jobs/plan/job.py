@@ -30,7 +30,7 @@ def run(recipe: PlanRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         "cpus_per_annotator": recipe.cpus_per_annotator,
         "efficiency": recipe.efficiency,
     }
-    found = estimate(seconds, nodes, **settings)
+    expected = estimate(seconds, nodes, **settings)
     more = {node.name: estimate(seconds, with_one_more(nodes, node.name), **settings) for node in nodes}
     plan = {
         "work": {name: round(value) for name, value in vars(work).items()},
@@ -38,12 +38,12 @@ def run(recipe: PlanRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         "passed_over": passed_over,
         "rates": vars(rates),
         "stage_hours": {stage: round(value / 3600, 6) for stage, value in seconds.items()},
-        **as_numbers(found),
+        **as_numbers(expected),
         "storage_gb": round(work.triplets * bytes_per_triplet / 1e9, 3),
-        "one_more": {name: {"hours": round(one.hours, 6), "cost": one.cost} for name, one in more.items()},
+        "one_more": {name: {"hours": round(result.hours, 6), "cost": result.cost} for name, result in more.items()},
         "recipe": recipe.model_dump(mode="json"),
     }
-    _tell(plan)
+    _print_plan(plan)
     if recipe.out and not dry_run:
         path = Path(recipe.out)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,10 +55,10 @@ def run(recipe: PlanRecipe, *, dry_run: bool = False) -> dict[str, Any]:
 _UNITS = {"scan": "frames", "fetch": "images", "encode": "images", "idm": "pairs", "write": "triplets"}
 
 
-def _tell(plan: Mapping[str, Any]) -> None:
+def _print_plan(plan: Mapping[str, Any]) -> None:
     work = plan["work"]
     print(
-        f"plan: {work['videos']:,} videos, {_span(work['length_s'] / 3600)} of video → "
+        f"plan: {work['videos']:,} videos, {_format_hours(work['length_s'] / 3600)} of video → "
         f"{work['triplets']:,} triplets, {plan['storage_gb']:,.3g} GB"
     )
     for line in describe(plan["passed_over"]):
@@ -68,29 +68,31 @@ def _tell(plan: Mapping[str, Any]) -> None:
     print(f"  {'stage':<8}{'work':>16} {'':<9}{'rate /s':>12}{'time of one':>15}")
     for stage, unit in _UNITS.items():
         amount = f"{work['frames' if stage == 'scan' else unit]:,}"
-        span = _span(plan["stage_hours"][stage])
+        span = _format_hours(plan["stage_hours"][stage])
         print(f"  {stage:<8}{amount:>16} {unit:<9}{plan['rates'][stage]:>12,.1f}{span:>15}")
     for pool, units in plan["capacity"].items():
-        what = {"cpu": "cores", "gpu": "GPUs"}[pool]
-        needed, busy = plan["needed_hours"][pool], plan["busy"][pool]
-        print(f"  {pool}: {_span(needed)} of one; {units:g} {what}, {busy:.0%} busy")
-    print(f"  takes {_span(plan['hours'])}; {plan['bottleneck']} is the bottleneck; {_cost(plan['cost'])}")
-    for name, one in plan["one_more"].items():
-        print(f"  one more {name}: {_span(one['hours'])}, {_cost(one['cost'])}")
+        unit_name = {"cpu": "cores", "gpu": "GPUs"}[pool]
+        needed_hours, busy = plan["needed_hours"][pool], plan["busy"][pool]
+        print(f"  {pool}: {_format_hours(needed_hours)} of one; {units:g} {unit_name}, {busy:.0%} busy")
+    print(
+        f"  takes {_format_hours(plan['hours'])}; {plan['bottleneck']} is the bottleneck; {_format_cost(plan['cost'])}"
+    )
+    for name, larger in plan["one_more"].items():
+        print(f"  one more {name}: {_format_hours(larger['hours'])}, {_format_cost(larger['cost'])}")
 
 
-def _span(hours: float) -> str:
+def _format_hours(hours: float) -> str:
     if hours >= 1:
         return f"{hours:,.2f} h"
     return f"{60 * hours:.1f} min" if hours >= 1 / 60 else f"{3600 * hours:.1f} s"
 
 
-def _cost(cost: float | None) -> str:
+def _format_cost(cost: float | None) -> str:
     return "cost not known (a node has no price_per_hour)" if cost is None else f"costs {cost:,.2f}"
 
 
 def main() -> int:
-    """Command line."""
+    """Run the command line."""
     return cli_main(PlanRecipe, run, name="plan", description=__doc__ or "")
 
 

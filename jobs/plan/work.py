@@ -1,4 +1,7 @@
-"""The recipe of ``plan``, and what it makes of it: rates from benchmarks, work from a list, hours or a finished run."""
+"""Define the recipe of ``plan`` and compute its work.
+
+Rates come from benchmarks, work from a list, hours or a finished run.
+"""
 
 import json
 from collections.abc import Sequence
@@ -40,14 +43,14 @@ class NodeKind(Recipe):
     """Price of one for an hour, in any currency."""
 
 
-def _as_list(value: Any) -> Any:
+def _to_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
 class PlanRecipe(Recipe):
     """Which videos, measured rates, which cluster."""
 
-    rates: Annotated[list[str], BeforeValidator(_as_list), INPUT] = Field(min_length=1)
+    rates: Annotated[list[str], BeforeValidator(_to_list), INPUT] = Field(min_length=1)
     """JSON files of jobs.benchmark; of a rate that several have, the last one counts."""
     nodes: list[NodeKind] = Field(min_length=1)
     """Kinds of machines: name, count, cpus, gpus, price_per_hour."""
@@ -108,11 +111,11 @@ class Habits:
 
 
 def read_rates(files: Sequence[str]) -> dict[str, float]:
-    """The numbers under ``rates`` of benchmark files; a later file comes first.
+    """Load the numbers under ``rates`` of benchmark files; of a rate in several files, the last one counts.
 
     Raises :class:`InputError` naming the file and what was expected.
     """
-    found: dict[str, float] = {}
+    all_rates: dict[str, float] = {}
     for file in files:
         path = Path(file)
         if not path.is_file():
@@ -127,17 +130,24 @@ def read_rates(files: Sequence[str]) -> dict[str, float]:
         for name, value in rates.items():
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise InputError(f"rates: {file} has {name} = {value!r:.60}; expected a number")
-            found[name] = float(value)
-    return found
+            all_rates[name] = float(value)
+    return all_rates
 
 
 def work_of(recipe: PlanRecipe) -> tuple[Work, float, list[str], dict[str, Any]]:
-    """What there is to do, bytes a triplet, what was assumed for it, and what the listing passed over."""
+    """Compute the work of a recipe.
+
+    Returns:
+        The work, bytes a triplet, notes on what was assumed, and the record of what the listing passed over.
+
+    Raises:
+        InputError: The recipe names no work, or nothing tells how long a video is.
+    """
     if (recipe.videos is None) == (recipe.hours is None):
         raise InputError("give either videos, or hours and mean_length_s")
     notes: list[str] = []
     passed_over: dict[str, Any] = {}
-    habits = _habits_of_run(recipe.from_run) if recipe.from_run else Habits()
+    habits = _load_habits(recipe.from_run) if recipe.from_run else Habits()
     if recipe.from_run:
         notes.append(f"what a video gives: from {recipe.from_run}")
     mean_s, fps = recipe.mean_length_s or habits.length_s, recipe.fps or habits.fps
@@ -152,14 +162,16 @@ def work_of(recipe: PlanRecipe) -> tuple[Work, float, list[str], dict[str, Any]]
             raise InputError(f"videos = {recipe.videos!r} holds no video")
         given_s = pc.subtract(listing["end_s"], pc.fill_null(listing["start_s"], 0.0))
         num_given = videos - given_s.null_count
+        # Segments bring their length; only complete videos have to be opened.
         if mean_s is None and num_given < videos:
-            mean_s, probed_fps, told = _probe(listing.filter(pc.is_null(given_s)), recipe.probe)
+            mean_s, probed_fps, note = _probe_headers(listing.filter(pc.is_null(given_s)), recipe.probe)
             fps = fps or probed_fps
-            notes.append(told)
+            notes.append(note)
         total_s = (pc.sum(given_s).as_py() or 0.0) + (videos - num_given) * (mean_s or 0.0)
     if fps is None:
         fps = DEFAULT_FPS
         notes.append(f"{fps:g} frames/s: assumed; give fps")
+    # Key-frames of a video: from the recipe, else a finished run, else the paper's table.
     length_s = total_s / videos
     keyframes = recipe.keyframes_per_video
     pairs = None if keyframes is None else max(0.0, keyframes - 1)
@@ -172,14 +184,14 @@ def work_of(recipe: PlanRecipe) -> tuple[Work, float, list[str], dict[str, Any]]
             f"{keyframes:.2f} key-frames a video of {length_s:.2f} s: as in the paper's Table 7 for "
             f"{recipe.keyframe_rule}, every video counted as one with pairs"
         )
-    kept = habits.triplets / habits.pairs if habits.pairs and habits.triplets is not None else 1.0
+    kept_share = habits.triplets / habits.pairs if habits.pairs and habits.triplets is not None else 1.0
     decoded = videos * habits.decoded
     frames = total_s * fps * habits.decoded
-    work = Work(videos, total_s, frames, decoded * keyframes, decoded * pairs, decoded * pairs * kept)
+    work = Work(videos, total_s, frames, decoded * keyframes, decoded * pairs, decoded * pairs * kept_share)
     return work, float(recipe.bytes_per_triplet or habits.bytes_per_triplet), notes, passed_over
 
 
-def _habits_of_run(folder: str) -> Habits:
+def _load_habits(folder: str) -> Habits:
     record = read_run(folder) or {}
     counts = record.get("counts") or {}
     if record.get("stage") != "annotate" or not counts.get("decoded") or not counts.get("video_s"):
@@ -197,8 +209,8 @@ def _habits_of_run(folder: str) -> Habits:
     )
 
 
-def _probe(listing: pa.Table, at_most: int) -> tuple[float, float, str]:
-    """(mean length in s, frames/s, what was done) from the headers of local videos, evenly spread over the list."""
+def _probe_headers(listing: pa.Table, at_most: int) -> tuple[float, float, str]:
+    """Measure (mean length in s, frames/s, a note) from the headers of local videos, evenly spread over the list."""
     import av
 
     paths = [uri for uri in listing["uri"].to_pylist() if not is_remote(uri)]
@@ -223,5 +235,5 @@ def _probe(listing: pa.Table, at_most: int) -> tuple[float, float, str]:
             f"how long are the videos? None of {len(picked)} headers told; give mean_length_s, or from_run, the folder "
             "of a finished annotation of some of them"
         )
-    told = f"length and frame rate: from the headers of {len(lengths)} of {len(picked)} local videos"
-    return sum(lengths) / len(lengths), sum(frames) / sum(lengths), told
+    note = f"length and frame rate: from the headers of {len(lengths)} of {len(picked)} local videos"
+    return sum(lengths) / len(lengths), sum(frames) / sum(lengths), note

@@ -1,4 +1,4 @@
-"""What ``select`` does with files: read a few columns of many, share rows out over parts, sort a part, write it.
+"""Do the file work of ``select``: read a few columns of many, share rows out over parts, sort a part, write it.
 
 Each function takes a group of files or one part, holds no more than that in memory, and writes aside and then renames:
 it may run on any node that sees the folders, and again.
@@ -61,7 +61,7 @@ PAIR_SCHEMA = pa.schema(
         ("target_hash", pa.uint64()),
     ]
 )
-"""What is kept of an annotation's ``pairs``, and :data:`PAIR_COLUMNS` what is read."""
+"""Columns that are kept of an annotation's ``pairs``, and :data:`PAIR_COLUMNS` what is read."""
 PAIR_COLUMNS = [*PAIR_SCHEMA.names, "outcome"]
 
 Files = list[tuple[str, int]]
@@ -80,7 +80,7 @@ class PartResult(NamedTuple):
 
 
 def survey(files: Sequence[str], columns: Sequence[str]) -> Files:
-    """Each file with its rows, from its footer; :class:`InputError` if a column that is needed is not there."""
+    """Read each file's number of rows from its footer; :class:`InputError` if a required column is not there."""
     rows = []
     for file in files:
         with _open(file) as parquet:
@@ -88,15 +88,15 @@ def survey(files: Sequence[str], columns: Sequence[str]) -> Files:
             missing = [name for name in columns if name not in names]
             if missing:
                 raise InputError(f"{file} lacks the column {missing[0]!r}; columns found: {', '.join(names)}")
-            _require_types(file, parquet.schema_arrow, columns)
+            _check_types(file, parquet.schema_arrow, columns)
             rows.append((file, parquet.metadata.num_rows))
     return rows
 
 
-def _require_types(file: str, found: pa.Schema, columns: Sequence[str]) -> None:
+def _check_types(file: str, schema: pa.Schema, columns: Sequence[str]) -> None:
     for name in columns:
         expected = PAIR_SCHEMA.field(name).type if name in PAIR_SCHEMA.names else pa.string()
-        kind = found.field(name).type
+        kind = schema.field(name).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         both = [(pa.types.is_integer, pa.types.is_floating), (pa.types.is_string, pa.types.is_large_string)]
         alike = any(any(test(kind) for test in tests) and any(test(expected) for test in tests) for tests in both)
@@ -105,21 +105,24 @@ def _require_types(file: str, found: pa.Schema, columns: Sequence[str]) -> None:
 
 
 def group(files: Files) -> list[tuple[list[str]]]:
-    """Files that one task reads: up to ``GROUP_ROWS`` rows or ``GROUP_FILES`` files, at least one."""
+    """Group files that one task reads: up to ``GROUP_ROWS`` rows or ``GROUP_FILES`` files, at least one."""
     groups: list[tuple[list[str]]] = []
-    held = 0
+    group_rows = 0
     for file, rows in files:
-        if not groups or held + rows > GROUP_ROWS or len(groups[-1][0]) >= GROUP_FILES:
+        if not groups or group_rows + rows > GROUP_ROWS or len(groups[-1][0]) >= GROUP_FILES:
             groups.append(([],))
-            held = 0
+            group_rows = 0
         groups[-1][0].append(file)
-        held += rows
+        group_rows += rows
     return groups
 
 
 def count(files: Sequence[str], criteria: Criteria) -> tuple[Tally, int, Changes]:
-    """The rows of a group of files counted by class and score, how many were read, and in how many of the wanted
-    classes' rows the image codes change. Ids are not read."""
+    """Count the rows of a group of files by class and score; ids are not read.
+
+    Returns:
+        The tally, the number of rows read, and in how many rows of the requested classes the image codes change.
+    """
     names = [name for name in COLUMNS if name != "triplet_id"]
     rows = 0
     changes: list[Changes] = []
@@ -129,7 +132,7 @@ def count(files: Sequence[str], criteria: Criteria) -> tuple[Tally, int, Changes
         for file in files:
             for batch in read_rows(file, names, criteria):
                 rows += batch.num_rows
-                table = _scored(file, batch, criteria)
+                table = _score_batch(file, batch, criteria)
                 if "changed_codes" in table.column_names:
                     changes.append(count_rows(table.column("changed_codes"), criteria.min_changed_codes))
                 else:
@@ -140,7 +143,7 @@ def count(files: Sequence[str], criteria: Criteria) -> tuple[Tally, int, Changes
 
 
 def unchanged_ids(files: Sequence[str], criteria: Criteria) -> pa.Array:
-    """The ids of the rows in which too few image codes change."""
+    """Return the ids of the rows in which too few image codes change."""
     ids = [pa.array([], pa.string())]
     for file in files:
         for batch in read_rows(file, ["triplet_id"], criteria):
@@ -156,26 +159,26 @@ def spill_candidates(files: Sequence[str], plan: Plan, criteria: Criteria, folde
     for file in files:
         for batch in read_rows(file, COLUMNS, criteria):
             rows += batch.num_rows
-            writer.add(*candidates(_scored(file, batch, criteria), plan, criteria))
+            writer.add(*candidates(_score_batch(file, batch, criteria), plan, criteria))
     return writer.close(), rows
 
 
 def write_part(part: int, spills: Sequence[str], plan: Plan, out: str, ids: str | None) -> PartResult:
     """Sort one part and write ``out/part-NNNNN.parquet``; its ids, shared out by hash, go into the folder ``ids``."""
-    chosen = choose(_gather(spills, part, CANDIDATE_SCHEMA), plan, part)
-    write_parquet(chosen, Path(out) / f"part-{part:05d}.parquet", row_group_size=ROW_GROUP_ROWS)
+    selection = choose(_read_part(spills, part, CANDIDATE_SCHEMA), plan, part)
+    write_parquet(selection, Path(out) / f"part-{part:05d}.parquet", row_group_size=ROW_GROUP_ROWS)
     id_spills: list[str] = []
     if ids is not None:
-        table = chosen.select(["triplet_id"])
+        table = selection.select(["triplet_id"])
         writer = _Spill(Path(ids), plan.num_parts, table.schema)
-        writer.add(table, _bucket(id_words(table.column("triplet_id")), plan.num_parts))
+        writer.add(table, _assign_parts(id_words(table.column("triplet_id")), plan.num_parts))
         id_spills = writer.close()
-    return PartResult(chosen.num_rows, _by_class(chosen), id_spills)
+    return PartResult(selection.num_rows, _summarise_classes(selection), id_spills)
 
 
 def check_ids(part: int, spills: Sequence[str]) -> None:
-    """Raise :class:`InputError` if an id stands twice among those of one hash."""
-    ids = _gather(spills, part, pa.schema([SELECTION_SCHEMA.field("triplet_id")])).column("triplet_id")
+    """Raise :class:`InputError` if an id occurs twice among those of one hash."""
+    ids = _read_part(spills, part, pa.schema([SELECTION_SCHEMA.field("triplet_id")])).column("triplet_id")
     refuse_repeats(ids, id_words(ids))
 
 
@@ -188,31 +191,34 @@ def spill_pairs(
     rows = 0
     for file in files:
         for batch in read_batches(file, PAIR_COLUMNS):
-            kept = batch.filter(pc.equal(batch.column("outcome"), "ok")).select(PAIR_SCHEMA.names).cast(PAIR_SCHEMA)
-            kept = wanted_classes(kept, criteria)
-            rows += kept.num_rows
-            if any(kept.column(name).null_count for name in HASHES):
+            pairs = batch.filter(pc.equal(batch.column("outcome"), "ok")).select(PAIR_SCHEMA.names).cast(PAIR_SCHEMA)
+            pairs = wanted_classes(pairs, criteria)
+            rows += pairs.num_rows
+            # Rows without hashes would all look like repeats of each other.
+            if any(pairs.column(name).null_count for name in HASHES):
                 raise InputError(
                     f"{file} has pairs without perceptual hashes; deduplicate needs an annotation made with "
                     "filters.near_duplicate = score or on"
                 )
-            kept = kept.filter(pc.invert(pc.is_in(kept.column("triplet_id"), unchanged)))
-            words = [kept.column(name).to_numpy() for name in HASHES]
-            writer.add(kept, _bucket(words, num_parts))
+            pairs = pairs.filter(pc.invert(pc.is_in(pairs.column("triplet_id"), unchanged)))
+            words = [pairs.column(name).to_numpy() for name in HASHES]
+            writer.add(pairs, _assign_parts(words, num_parts))
     return writer.close(), rows
 
 
 def write_unique(part: int, spills: Sequence[str], criteria: Criteria, folder: str) -> tuple[str, int]:
     """Write the best row of each pair of hashes in one part; the file, in the shape of triplets, and its rows."""
-    kept = keep_best(_gather(spills, part, PAIR_SCHEMA), HASHES, criteria)
+    best = keep_best(_read_part(spills, part, PAIR_SCHEMA), HASHES, criteria)
     path = Path(folder) / f"unique-{part:05d}.parquet"
-    write_parquet(kept.select(COLUMNS), path, row_group_size=ROW_GROUP_ROWS)
-    return str(path), kept.num_rows
+    write_parquet(best.select(COLUMNS), path, row_group_size=ROW_GROUP_ROWS)
+    return str(path), best.num_rows
 
 
 def read_rows(file: str, columns: Sequence[str], criteria: Criteria) -> Iterator[pa.Table]:
-    """A file's rows as :func:`read_batches` gives them; with ``changed_codes`` where the criteria ask for changes and
-    the file has codes."""
+    """Iterate over a file's rows as :func:`read_batches` does.
+
+    A column ``changed_codes`` is added where the criteria ask for changes and the file has codes.
+    """
     if not criteria.min_changed_codes or not _has_codes(file):
         yield from read_batches(file, columns)
         return
@@ -234,13 +240,13 @@ def _has_codes(file: str) -> bool:
 
 
 def read_batches(file: str, columns: Sequence[str], batch_rows: int | None = None) -> Iterator[pa.Table]:
-    """A file's rows, ``BATCH_ROWS`` at a time unless ``batch_rows`` is given, these columns only."""
+    """Iterate over these columns of a file, ``BATCH_ROWS`` rows at a time unless ``batch_rows`` is given."""
     with _open(file) as parquet:
         try:
             for batch in parquet.iter_batches(batch_rows or BATCH_ROWS, columns=list(columns)):
                 yield pa.Table.from_batches([batch])
         except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{file} is damaged: {_line(error)}") from error
+            raise InputError(f"{file} is damaged: {_to_line(error)}") from error
 
 
 class _Spill:
@@ -261,7 +267,7 @@ class _Spill:
             self._write()
 
     def close(self) -> list[str]:
-        """Write what is held; the files written."""
+        """Write the remaining rows; return the files written."""
         if self._num_held:
             self._write()
         return self._files
@@ -269,6 +275,7 @@ class _Spill:
     def _write(self) -> None:
         parts = np.concatenate([parts for _, parts in self._held])
         order = np.argsort(parts, kind="stable")
+        # One batch a part: a part is later read from every file without its other rows.
         rows = pa.concat_tables([rows for rows, _ in self._held]).take(pa.array(order)).combine_chunks()
         batch = rows.to_batches()[0]
         bounds = np.searchsorted(parts[order], np.arange(self._num_parts + 1))
@@ -281,8 +288,8 @@ class _Spill:
         self._held, self._num_held = [], 0
 
 
-def _gather(spills: Sequence[str], part: int, schema: pa.Schema) -> pa.Table:
-    """All rows of one part."""
+def _read_part(spills: Sequence[str], part: int, schema: pa.Schema) -> pa.Table:
+    """Read all rows of one part from the spilled files."""
     batches = []
     for path in spills:
         with pa.memory_map(path) as source:
@@ -290,8 +297,8 @@ def _gather(spills: Sequence[str], part: int, schema: pa.Schema) -> pa.Table:
     return pa.Table.from_batches(batches, schema=schema).combine_chunks()
 
 
-def _bucket(words: Sequence[Words], num_parts: int) -> Ints:
-    """A part for each row that depends on the words alone."""
+def _assign_parts(words: Sequence[Words], num_parts: int) -> Ints:
+    """Assign each row a part that depends on its words alone."""
     mixed = np.zeros(len(words[0]), np.uint64)
     for word in words:
         mixed = (mixed ^ word) * _HASH_FACTOR
@@ -299,20 +306,20 @@ def _bucket(words: Sequence[Words], num_parts: int) -> Ints:
     return (mixed % np.uint64(num_parts)).astype(np.int64)
 
 
-def _by_class(chosen: pa.Table) -> list[tuple[str, int, float, float]]:
-    sums = chosen.group_by("class_label").aggregate([("score", "count"), ("score", "min"), ("score", "max")])
+def _summarise_classes(selection: pa.Table) -> list[tuple[str, int, float, float]]:
+    sums = selection.group_by("class_label").aggregate([("score", "count"), ("score", "min"), ("score", "max")])
     names = ("class_label", "score_count", "score_min", "score_max")
     return list(zip(*(sums.column(name).to_pylist() for name in names), strict=True))
 
 
-def _scored(file: str, batch: pa.Table, criteria: Criteria) -> pa.Table:
+def _score_batch(file: str, batch: pa.Table, criteria: Criteria) -> pa.Table:
     try:
         return scored(batch, criteria)
     except InputError:
         if "triplet_id" in batch.column_names:
             raise
-        for whole in read_batches(file, COLUMNS):  # raises the same with the name of the triplet
-            scored(whole, criteria)
+        for full_batch in read_batches(file, COLUMNS):  # raises the same with the name of the triplet
+            scored(full_batch, criteria)
         raise
 
 
@@ -320,8 +327,8 @@ def _open(file: str) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(file)
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{file} is not a readable Parquet file: {_line(error)}") from error
+        raise InputError(f"{file} is not a readable Parquet file: {_to_line(error)}") from error
 
 
-def _line(error: BaseException) -> str:
+def _to_line(error: BaseException) -> str:
     return " ".join(str(error).split())

@@ -76,36 +76,37 @@ def run(recipe: SelectRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     stage = Run(recipe.out, "select", recipe, {"triplets": digest_of(recipe.triplets)})
     if stage.is_whole():
         record = read_run(recipe.out) or {}
-        _tell(record["counts"], f"already whole in {recipe.out}:")
+        _print_counts(record["counts"], f"already whole in {recipe.out}:")
         return record
     on_ray = {"auto": None, "here": False, "ray": True}[recipe.run_on]
     files, remote = find_files(places(recipe.triplets)[0], COLUMNS, recipe.triplets, on_ray)
     num_rows = sum(rows for _, rows in files)
     classes = frozenset(recipe.classes) if recipe.classes else None
     is_filtered = _is_filtered(recipe)
+    # Codes are 4 kB a row: they are read only where the annotation has not filtered on them.
     min_changed_codes = 0 if is_filtered else recipe.min_changed_codes
     criteria = Criteria(recipe.score, recipe.min_score, classes, min_changed_codes)
-    with _bar(num_rows if dry_run else 2 * num_rows) as bar:
+    with _create_bar(num_rows if dry_run else 2 * num_rows) as bar:
         with stage.timed("count_s"):
             counts, changes = count_all(files, criteria, remote, bar)
-        _require_classes(recipe, counts)
+        _check_classes(recipe, counts)
         if dry_run:
             plan = make_plan(counts, recipe.k, recipe.rows_per_part)
             quotas = zip(plan.labels, plan.quota_C.tolist(), strict=True)
-            summary = _summary(counts, {label: (rows, None, None) for label, rows in quotas})
+            summary = _build_summary(counts, {label: (rows, None, None) for label, rows in quotas})
         else:
             stage.start()
-            found = (counts, changes)
-            summary = _select(recipe, stage, files, criteria, counted=found, on_ray=remote, bar=bar)
-        summary |= _change_counts(recipe, changes, is_filtered)
+            counted = (counts, changes)
+            summary = _select(recipe, stage, files, criteria, counted=counted, on_ray=remote, bar=bar)
+        summary |= _count_changes(recipe, changes, is_filtered)
     if dry_run:
-        doubt = " (equal pictures not yet left out)" if recipe.deduplicate == "exact" else ""
-        _tell(summary, f"would choose{doubt}")
+        doubt = " (equal images not yet left out)" if recipe.deduplicate == "exact" else ""
+        _print_counts(summary, f"would choose{doubt}")
         return {}
     title = f"the {summary['chosen']:,} best of {summary['triplets']:,} triplets"
     write_dataset_card(recipe.out, title=title, rows={"selection": summary["chosen"]})
     record = stage.finish(summary)
-    _tell(record["counts"], f"→ {recipe.out}/selection:")
+    _print_counts(record["counts"], f"→ {recipe.out}/selection:")
     return record
 
 
@@ -119,12 +120,13 @@ def _select(
     on_ray: bool,
     bar: Any,
 ) -> dict[str, Any]:
-    """Everything after the first count; nothing is left of it when the rows are not fit to be selected from."""
+    """Select after the first count; nothing is left of it when the rows are not fit to be selected from."""
     out = Path(recipe.out).absolute()
     clear(out, WORK, "selection")  # of a run that was killed
     counts, changes = counted
     available = counts
     try:
+        # 1. Leave repeats out first: a quota must not be spent on rows that go later.
         if recipe.deduplicate == "exact":
             with stage.timed("deduplicate_s"):
                 num_triplets = int(counts.seen_C.sum())
@@ -133,10 +135,11 @@ def _select(
                 files = leave_out_repeats(pairs, criteria, num_triplets, out / WORK, unchanged=unchanged, on_ray=on_ray)
                 bar.total += sum(rows for _, rows in files)
                 available, _ = count_all(files, criteria, on_ray, bar)
+        # 2. Quotas follow from counts alone, so that no pass holds all rows.
         plan = make_plan(available, recipe.k, recipe.rows_per_part)
         bar.total += int(plan.quota_C.sum())
         with stage.timed("select_s"):
-            chosen = choose_all(files, plan, criteria, out, on_ray=on_ray, bar=bar)
+            by_class = choose_all(files, plan, criteria, out, on_ray=on_ray, bar=bar)
     except InputError:
         clear(out, "selection")
         stage.abandon()
@@ -144,75 +147,79 @@ def _select(
     finally:
         clear(out, WORK)
     if available is counts:
-        return _summary(counts, chosen)
+        return _build_summary(counts, by_class)
+    # Unchanged rows are not among the repeats: they were left out before.
     num_repeats = int(counts.seen_C.sum() - available.seen_C.sum()) - changes.unchanged
-    return _summary(counts, chosen) | {"repeats": num_repeats}
+    return _build_summary(counts, by_class) | {"repeats": num_repeats}
 
 
 def _is_filtered(recipe: SelectRecipe) -> bool:
-    """Whether the annotation has left the unchanged pairs out itself, so that no code need be read."""
+    """Return whether the annotation has left the unchanged pairs out itself, so that no code need be read."""
     record = read_run(places(recipe.triplets)[1].parent) or {}
-    filters = (record.get("recipe") or {}).get("filters") or {}
-    if record.get("stage") != "annotate" or filters.get("unchanged") != "on":
+    settings = record.get("recipe")
+    filters = settings.get("filters") if isinstance(settings, dict) else None
+    if record.get("stage") != "annotate" or not isinstance(filters, dict) or filters.get("unchanged") != "on":
         return False
-    return bool(filters.get("min_changed_codes", 0) >= recipe.min_changed_codes)
+    # An older run has no such key; a file that was edited may hold anything.
+    bound = filters.get("min_changed_codes")
+    return isinstance(bound, int) and bound >= recipe.min_changed_codes
 
 
-def _change_counts(recipe: SelectRecipe, changes: Changes, is_filtered: bool) -> dict[str, int]:
+def _count_changes(recipe: SelectRecipe, changes: Changes, is_filtered: bool) -> dict[str, int]:
     """Count rows left out because too few codes change, and rows of which that is not known; nothing where no row was
     looked at."""
     if not recipe.min_changed_codes:
         return {}
     if is_filtered:
         return {"unchanged_codes": 0}
-    known = {"unchanged_codes": changes.unchanged} if changes.without_codes < changes.rows else {}
-    return known | ({"without_codes": changes.without_codes} if changes.without_codes else {})
+    counts = {"unchanged_codes": changes.unchanged} if changes.without_codes < changes.rows else {}
+    return counts | ({"without_codes": changes.without_codes} if changes.without_codes else {})
 
 
-def _bar(num_rows: int) -> Any:
-    """A progress bar, where there is time to look at it."""
+def _create_bar(num_rows: int) -> Any:
+    """Create a progress bar, disabled where a run is too short to look at it."""
     return progress_bar(num_rows, "row", "select") if num_rows >= BAR_ROWS else tqdm(total=num_rows, disable=True)
 
 
-def _require_classes(recipe: SelectRecipe, counts: Tally) -> None:
+def _check_classes(recipe: SelectRecipe, counts: Tally) -> None:
     absent = sorted(set(recipe.classes) - set(counts.labels))
     if absent:
         raise InputError(f"classes names {absent[0]!r}, which no triplet in {recipe.triplets} has")
 
 
-def _summary(counts: Tally, chosen: Mapping[str, tuple[int, float | None, float | None]]) -> dict[str, Any]:
-    """Counts for ``run.json``; ``chosen``: of each class how many, lowest and highest score."""
-    seen = dict(zip(counts.labels, counts.seen_C.tolist(), strict=True))
+def _build_summary(counts: Tally, by_class: Mapping[str, tuple[int, float | None, float | None]]) -> dict[str, Any]:
+    """Build the counts for ``run.json``; ``by_class``: (chosen rows, lowest score, highest score) of each class."""
+    rows_of = dict(zip(counts.labels, counts.seen_C.tolist(), strict=True))
     return {
         "triplets": int(counts.seen_C.sum()),
-        "chosen": sum(rows for rows, _, _ in chosen.values()),
+        "chosen": sum(rows for rows, _, _ in by_class.values()),
         "classes": len(counts.labels),
         "by_class": {
-            label: {"triplets": seen[label], "chosen": rows, "lowest": lowest, "highest": highest}
-            for label, (rows, lowest, highest) in sorted(chosen.items())
+            label: {"triplets": rows_of[label], "chosen": rows, "lowest": lowest, "highest": highest}
+            for label, (rows, lowest, highest) in sorted(by_class.items())
             if rows
         },
     }
 
 
-def _tell(counts: Mapping[str, Any], where: str) -> None:
+def _print_counts(counts: Mapping[str, Any], where: str) -> None:
     print(f"select: {counts['chosen']:,} of {counts['triplets']:,} triplets {where}")
     if counts.get("unchanged_codes"):
         print(f"  {counts['unchanged_codes']:,} left out: too few of their image codes change (min_changed_codes)")
     if counts.get("without_codes"):
         print(f"  {counts['without_codes']:,} have no image codes, so whether they change is not known")
     by_class = counts["by_class"]
-    for label, found in list(by_class.items())[:CLASSES_TOLD]:
-        told = f"  {label or '(no class)':<24} {found['chosen']:>7,} of {found['triplets']:>7,}"
-        if found["lowest"] is not None:
-            told += f"   score {found['lowest']:.3f} to {found['highest']:.3f}"
-        print(told)
+    for label, counts_of_class in list(by_class.items())[:CLASSES_TOLD]:
+        line = f"  {label or '(no class)':<24} {counts_of_class['chosen']:>7,} of {counts_of_class['triplets']:>7,}"
+        if counts_of_class["lowest"] is not None:
+            line += f"   score {counts_of_class['lowest']:.3f} to {counts_of_class['highest']:.3f}"
+        print(line)
     if len(by_class) > CLASSES_TOLD:
         print(f"  … and {len(by_class) - CLASSES_TOLD:,} more classes")
 
 
 def main() -> int:
-    """Command line."""
+    """Run the command line."""
     return cli_main(SelectRecipe, run, name="select", description=__doc__ or "")
 
 

@@ -1,4 +1,4 @@
-"""The passes of ``select`` over its files. This process hands out groups and parts, and adds up counts."""
+"""Run the passes of ``select`` over its files. This process hands out groups and parts, and adds up counts."""
 
 import shutil
 from collections.abc import Iterable, Sequence
@@ -37,25 +37,26 @@ WORK = ".work"
 
 
 def places(triplets: str) -> tuple[Path, Path]:
-    """(triplets, pairs) of an annotation, given its own folder or that of its triplets."""
+    """Return the folders (triplets, pairs) of an annotation, from its own folder or that of its triplets."""
     root = Path(triplets).absolute()
     inner = root / "triplets"
     return (inner, root / "pairs") if inner.is_dir() else (root, root.parent / "pairs")
 
 
 def find_files(folder: Path, columns: Sequence[str], name: str, on_ray: bool | None) -> tuple[Files, bool]:
-    """The Parquet files of a folder, sorted, with their rows; and whether tasks run on Ray (None = if it pays)."""
+    """List the Parquet files of a folder, sorted, with their rows; and decide whether tasks run on Ray (None = if it
+    pays)."""
     paths = [str(path) for path in table_files(folder)]
     if not paths:
         raise InputError(f"no Parquet file below {name}")
     some = [(paths[start : start + GROUP_FILES],) for start in range(0, len(paths), GROUP_FILES)]
     remote = len(paths) > FILES_HERE if on_ray is None else on_ray
-    files = sorted(file for found in each(survey, some, columns, on_ray=remote) for file in found)
+    files = sorted(file for part in each(survey, some, columns, on_ray=remote) for file in part)
     return files, sum(rows for _, rows in files) > ROWS_HERE or remote if on_ray is None else on_ray
 
 
 def count_all(files: Files, criteria: Criteria, on_ray: bool, bar: Any) -> tuple[Tally, Changes]:
-    """Rows by class and score bin, and by whether their image codes change."""
+    """Count rows by class and score bin, and by whether their image codes change."""
     changes: list[Changes] = []
 
     def tallies() -> Iterable[Tally]:
@@ -68,23 +69,24 @@ def count_all(files: Files, criteria: Criteria, on_ray: bool, bar: Any) -> tuple
 
 
 def find_unchanged(files: Files, criteria: Criteria, on_ray: bool) -> pa.Array:
-    """The ids of the rows in which too few image codes change: a few per cent of all, held in this process."""
+    """Return the ids of the rows in which too few image codes change: a few per cent of all, held in this process."""
     return pa.concat_arrays(list(each(unchanged_ids, group(files), criteria, on_ray=on_ray)))
 
 
 def leave_out_repeats(
     pairs: Path, criteria: Criteria, num_triplets: int, work: Path, *, unchanged: pa.Array, on_ray: bool | None
 ) -> Files:
-    """Files of the best row of each pair of hashes, in the shape that the other passes read. Rows whose id is in
+    """Write the best row of each pair of hashes into files that the other passes read. Rows whose id is in
     ``unchanged`` are not among them: they could push a pair that does change out."""
     files, remote = find_files(pairs, PAIR_COLUMNS, f"{pairs}, which deduplicate = 'exact' reads", on_ray)
     num_parts = max(1, -(-sum(rows for _, rows in files) // 1_000_000))
     spills: list[str] = []
     num_rows = 0
     spilled = each(spill_pairs, group(files), criteria, str(work / "pairs"), num_parts, unchanged, on_ray=remote)
-    for written, rows in spilled:
-        spills += written
+    for new_spills, rows in spilled:
+        spills += new_spills
         num_rows += rows
+    # The two tables must be of one annotation, or rows would vanish without a count.
     if num_rows != num_triplets:
         raise InputError(f"{pairs} holds {num_rows:,} pairs that became triplets, expected {num_triplets:,}")
     parts = [(part,) for part in range(num_parts)]
@@ -98,8 +100,8 @@ def choose_all(
     work = out / WORK
     spills: list[str] = []
     candidates = each(spill_candidates, group(files), plan, criteria, str(work / "candidates"), on_ray=on_ray)
-    for written, rows in candidates:
-        spills += written
+    for new_spills, rows in candidates:
+        spills += new_spills
         bar.update(rows)
     parts = [(part,) for part in range(plan.num_parts)]
     ids = str(work / "ids") if plan.num_parts > 1 else None  # a single part sees all ids itself
@@ -111,6 +113,7 @@ def choose_all(
             before = by_class.get(label, (0, lowest, highest))
             by_class[label] = (before[0] + rows, min(before[1], lowest), max(before[2], highest))
         bar.update(part.rows)
+    # Counted in an earlier pass: another number now means another input.
     if sum(rows for rows, _, _ in by_class.values()) != plan.quota_C.sum():
         raise InputError("the triplets changed while they were read; run the command again")
     if ids is not None:

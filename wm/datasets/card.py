@@ -1,4 +1,7 @@
-"""The README.md of a data set: what it holds, and the YAML head by which ``load_dataset(folder)`` finds its tables."""
+"""Write the README.md of a data set.
+
+It says what the set holds; by its YAML head ``load_dataset(folder)`` finds the tables.
+"""
 
 import json
 import re
@@ -53,17 +56,18 @@ def write_dataset_card(
     """
     folder = Path(out)
     counts = dict(rows or {})
-    found = [name for name in TABLES if (folder / name).is_dir() and table_files(folder / name)]
-    if not found:
+    tables = [name for name in TABLES if (folder / name).is_dir() and table_files(folder / name)]
+    if not tables:
         raise InputError(f"{folder} has none of the tables {', '.join(TABLES)}; there is nothing to describe")
-    for name in found:
+    for name in tables:
         counts.setdefault(name, _count(table_files(folder / name)))
     head = [*license_lines([license]), "configs:"]
-    for number, name in enumerate(found):
+    for number, name in enumerate(tables):
+        # The first table is the default: triplets, also where they have no row.
         head += [f"- config_name: {name}", *["  default: true"] * (number == 0), "  data_files:"]
         head += [f"  - split: {split if _SPLIT.fullmatch(split) else 'train'}", f"    path: {name}/*.parquet"]
     path = folder / "README.md"
-    write_text(path, "\n".join(["---", *head, "---", "", *_body(folder, title, license, found, counts)]) + "\n")
+    write_text(path, "\n".join(["---", *head, "---", "", *_body(folder, title, license, tables, counts)]) + "\n")
     return path
 
 
@@ -88,44 +92,44 @@ def split_names(splits: Sequence[str]) -> list[str]:
 
 
 def license_lines(licenses: Sequence[str]) -> list[str]:
-    """The YAML lines of the hub's ``license`` for the different licences of a data set; none if none is given."""
-    given = sorted({text.strip() for text in licenses if text.strip()})
-    if not given:
+    """Build the YAML lines of the hub's ``license`` for the different licences of a data set; none if none is given."""
+    names = sorted({text.strip() for text in licenses if text.strip()})
+    if not names:
         return []
-    if len(given) == 1 and given[0].lower() in KNOWN_LICENSES:
-        return [f"license: {given[0].lower()}"]
-    name = ", ".join(given) if len(given) <= MANY_LICENSES else f"{len(given)} licences, one in each row"
+    if len(names) == 1 and names[0].lower() in KNOWN_LICENSES:
+        return [f"license: {names[0].lower()}"]
+    name = ", ".join(names) if len(names) <= MANY_LICENSES else f"{len(names)} licences, one in each row"
     # JSON's strings are YAML's.
     return ["license: other", f"license_name: {json.dumps(name, ensure_ascii=False)}"]
 
 
 def license_sentence(counts: Mapping[str, int]) -> str:
-    """The licences of a data set with their rows, the commonest first, for people."""
+    """Describe the licences of a data set with their rows, the commonest first."""
     most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    told = [f"{' '.join(name.split()) or 'not given'} ({count:,})" for name, count in most[:MANY_LICENSES]]
-    more = [f"and {len(most) - len(told):,} more"] if len(most) > len(told) else []
-    return f"Licences: {', '.join([*told, *more])}."
+    texts = [f"{' '.join(name.split()) or 'not given'} ({count:,})" for name, count in most[:MANY_LICENSES]]
+    more = [f"and {len(most) - len(texts):,} more"] if len(most) > len(texts) else []
+    return f"Licences: {', '.join([*texts, *more])}."
 
 
-def _body(folder: Path, title: str, license: str, found: Sequence[str], counts: Mapping[str, int]) -> list[str]:
+def _body(folder: Path, title: str, license: str, tables: Sequence[str], counts: Mapping[str, int]) -> list[str]:
     lines = [f"# {' '.join(title.split())}", "", "| table | rows | what |", "| --- | --- | --- |"]
-    lines += [f"| `{name}` | {counts[name]:,} | {TABLES[name]} |" for name in found]
+    lines += [f"| `{name}` | {counts[name]:,} | {TABLES[name]} |" for name in tables]
     lines.append("")
-    if "triplets" in found:
+    if "triplets" in tables:
         licence = " ".join(license.split()) or "not given"
         lines += [f"Licence: {licence}. Every triplet carries its own in `license`.", ""]
     lines += ["```python", "from datasets import load_dataset", ""]
-    images = "; images come as PIL pictures" if found[0] == "triplets" else ""
-    lines += [f'{found[0]} = load_dataset("{folder.name}")  # the path of this folder{images}']
-    lines += [f'{name} = load_dataset("{folder.name}", "{name}")' for name in found[1:]]
+    images = "; images come as PIL images" if tables[0] == "triplets" else ""
+    lines += [f'{tables[0]} = load_dataset("{folder.name}")  # the path of this folder{images}']
+    lines += [f'{name} = load_dataset("{folder.name}", "{name}")' for name in tables[1:]]
     lines += ["```", ""]
-    if empty := [f"`{name}`" for name in found if not counts[name]]:
+    if empty := [f"`{name}`" for name in tables if not counts[name]]:
         lines += [
             f"Without rows: {', '.join(empty)}. `load_dataset` can open such a table with `streaming=True` only (else",
             "it says that the split corresponds to no data); pandas, Ray Data and DuckDB give its columns and no row.",
             "",
         ]
-    if "triplets" in found:
+    if "triplets" in tables:
         lines += [
             "Without a card: `pandas.read_parquet`, `ray.data.read_parquet` and DuckDB's `read_parquet` on",
             "`triplets/*.parquet`; an image is a struct of `bytes` and `path`.",

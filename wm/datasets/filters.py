@@ -72,8 +72,12 @@ FILTER_OF = {
 
 
 def picture_findings(pair: Mapping[str, Any], filters: Filters) -> list[str]:
-    """Which thresholds a pair's pictures are beyond, of the filters that are not off. ``pair``: a row of numbers, None
-    where not measured: ``difference, cut, luma, sharpness, repeat_bits``."""
+    """List the thresholds that a pair's images are beyond, of the filters that are not off.
+
+    Args:
+        pair: Numbers ``difference, cut, luma, sharpness, repeat_bits``, None where not measured.
+        filters: Modes and thresholds.
+    """
     bits = pair["repeat_bits"]
     beyond = {
         "static": _below(pair["difference"], filters.static_difference),
@@ -82,7 +86,7 @@ def picture_findings(pair: Mapping[str, Any], filters: Filters) -> list[str]:
         "blurred_frame": _below(pair["sharpness"], filters.blurred_sharpness),
         "near_duplicate": bits is not None and bits <= filters.near_duplicate_bits,
     }
-    return [reason for reason, found in beyond.items() if found and mode_of(reason, filters) != "off"]
+    return [reason for reason, is_beyond in beyond.items() if is_beyond and mode_of(reason, filters) != "off"]
 
 
 def code_findings(changed_codes: int, filters: Filters) -> list[str]:
@@ -100,33 +104,44 @@ def code_findings(changed_codes: int, filters: Filters) -> list[str]:
 
 
 def action_findings(text: str, mean_logprob: float, finished: bool, filters: Filters) -> list[str]:
-    """The same for its action. ``mean_logprob``: nats per token. ``finished``: the IDM ended the text by itself."""
+    """List the thresholds that a pair's action is beyond, of the filters that are not off.
+
+    Args:
+        text: The action.
+        mean_logprob: Mean log-likelihood, in nats per token.
+        finished: The IDM ended the text by itself.
+        filters: Modes and thresholds.
+
+    Returns:
+        Reasons, in the order in which they are reported; ``["empty_action"]`` alone for a text without words.
+    """
     if not text.strip():
         return ["empty_action"]
     beyond = {
         "unparsed_action": not (finished and is_phrase(text)),
         "unlikely_action": mean_logprob < filters.min_likelihood,
     }
-    return [reason for reason, found in beyond.items() if found and mode_of(reason, filters) != "off"]
+    return [reason for reason, is_beyond in beyond.items() if is_beyond and mode_of(reason, filters) != "off"]
 
 
 def reason_of(findings: Sequence[str], filters: Filters) -> str:
-    """Which finding takes a pair out: the first whose filter is on ("" = none). No text is no triplet in any case."""
+    """Return the finding that filters a pair: the first whose filter is on ("" = none), and an empty action always."""
     taking = (reason for reason in findings if reason == "empty_action" or mode_of(reason, filters) == "on")
     return next(taking, "")
 
 
 def mode_of(reason: str, filters: Filters) -> Mode:
-    """Whether the filter behind a reason is off, score or on."""
+    """Return the mode of the filter behind a reason."""
     mode: Mode = getattr(filters, FILTER_OF[reason])
     return mode
 
 
 def is_phrase(text: str) -> bool:
-    """Has a letter and is not one word (or pair of words) over and over."""
+    """Return whether a text has a letter and is not one word (or pair of words) over and over."""
     if not _LETTER.search(text):
         return False
     words = text.lower().split()
+    # A degenerate decoder repeats one word or two in turn.
     for span in (1, 2):
         repeats = 1
         for at in range(span, len(words) - span + 1, span):
@@ -139,20 +154,27 @@ def is_phrase(text: str) -> bool:
 def repeat_bits(
     hashes_P2: Sequence[tuple[int, int]], filters: Filters, kept_P: Sequence[bool] | None = None
 ) -> list[int | None]:
-    """For each pair, by how many bits it differs from the nearest earlier one (the larger of source and target).
+    """Compute by how many bits each pair differs from the nearest earlier one (the larger of source and target).
 
-    ``hashes_P2``: (source, target) perceptual hashes in order. Earlier pairs count if they are kept: not filtered
-    for another reason (``kept_P``), nor, where the filter is on, as a repeat themselves. None: there is no earlier one.
+    Args:
+        hashes_P2: (source, target) perceptual hashes of P pairs, in order.
+        filters: Modes and thresholds.
+        kept_P: Pairs that no other filter takes out; None: all. Only these count as earlier ones, and where the filter
+            is on only those that are no repeats themselves.
+
+    Returns:
+        Bits of each pair, 0 to 64; None where there is no earlier pair.
     """
     hashes = np.asarray(hashes_P2, dtype=np.uint64).reshape(-1, 2)
-    kept = np.ones(len(hashes), bool) if kept_P is None else np.asarray(kept_P, bool).copy()
+    is_kept_P = np.ones(len(hashes), bool) if kept_P is None else np.asarray(kept_P, bool).copy()
     nearest: list[int | None] = []
     for row, pair in enumerate(hashes):
-        earlier = hashes[:row][kept[:row]]
+        # A pair that is itself left out may not push others out.
+        earlier = hashes[:row][is_kept_P[:row]]
         bits = int(np.bitwise_count(earlier ^ pair).max(axis=1).min()) if len(earlier) else None
         nearest.append(bits)
         if filters.near_duplicate == "on" and bits is not None and bits <= filters.near_duplicate_bits:
-            kept[row] = False
+            is_kept_P[row] = False
     return nearest
 
 

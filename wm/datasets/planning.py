@@ -1,4 +1,4 @@
-"""How long an annotation takes on a cluster, what holds it up and what it costs: plain arithmetic over measured rates.
+"""Estimate how long an annotation takes on a cluster, its bottleneck and its cost: arithmetic over measured rates.
 
 CPU cores measure motion and fetch key-frames; annotators (a GPU each, or cores) encode images, read actions and write.
 Both work at the same time, so the slower of the two pools sets the pace.
@@ -71,12 +71,15 @@ class Rates:
 
 
 def expected_keyframes(length_s: float, rule: Rule = "top_then_spacing") -> float:
-    """Key-frames of a video of this length that has two or more (see ``_OBSERVATIONS``; between its lengths on a
-    straight line, beyond them the nearest). Videos without a pair are not known before a run, so this errs upwards."""
+    """Interpolate the number of key-frames of a video of this length that has two or more.
+
+    Linear between the lengths of ``_OBSERVATIONS``, beyond them the nearest value. Videos without a pair are not known
+    before a run, so this errs upwards.
+    """
     return float(np.interp(length_s, _LENGTHS_S, _OBSERVATIONS[rule]))
 
 
-def rates_from(found: Mapping[str, float], motion: MotionRate = "dis", shape: str = "") -> Rates:
+def rates_from(measured: Mapping[str, float], motion: MotionRate = "dis", shape: str = "") -> Rates:
     """Pick the rates that a plan needs; ``shape``: take the motion rate measured on clips of this shape.
 
     Raises :class:`InputError` naming a rate that is missing, and the benchmark that makes it.
@@ -90,19 +93,19 @@ def rates_from(found: Mapping[str, float], motion: MotionRate = "dis", shape: st
         "write_triplets_per_s",
     ]
     for name in names:
-        if name not in found:
+        if name not in measured:
             benchmark = MADE_BY.get(name, "keyframes")
             raise InputError(
                 f"rates lack {name!r}; python -m jobs.benchmark {benchmark} out=FILE.json measures it. "
-                f"There are {', '.join(sorted(found)) or 'none'}"
+                f"There are {', '.join(sorted(measured)) or 'none'}"
             )
-        if not found[name] > 0:
-            raise InputError(f"rate {name} = {found[name]!r}; expected more than 0")
-    return Rates(*(float(found[name]) for name in names))
+        if not measured[name] > 0:
+            raise InputError(f"rate {name} = {measured[name]!r}; expected more than 0")
+    return Rates(*(float(measured[name]) for name in names))
 
 
 def stage_seconds(work: Work, rates: Rates) -> dict[str, float]:
-    """Seconds of one core (``scan``, ``fetch``) or one annotator (``encode``, ``idm``, ``write``)."""
+    """Compute the seconds of one core (``scan``, ``fetch``) or one annotator (``encode``, ``idm``, ``write``)."""
     return {
         "scan": work.frames / rates.scan,
         "fetch": work.images / rates.fetch,
@@ -125,9 +128,12 @@ class Estimate:
 
 
 def capacities(nodes: Sequence[Node], annotate_on: Pool, cpus_per_annotator: float) -> dict[Pool, float]:
-    """Cores that decode, and annotators, of a cluster. A GPU takes ``cpus_per_annotator`` cores of its node with it.
+    """Count the cores that decode, and the annotators, of a cluster.
 
-    Raises :class:`InputError` if there is no node, no GPU though annotators need one, or no core left over.
+    A GPU takes ``cpus_per_annotator`` cores of its node with it.
+
+    Raises:
+        InputError: There is no node, no GPU though annotators need one, or no core left over.
     """
     if sum(node.count for node in nodes) < 1:
         raise InputError("nodes holds no node; expected at least one with count = 1 or more")
@@ -144,10 +150,10 @@ def capacities(nodes: Sequence[Node], annotate_on: Pool, cpus_per_annotator: flo
             raise InputError(
                 f"node {node.name!r}: {node.gpus} gpus take {cpus_per_annotator:g} cpus each, it has {node.cpus}"
             )
-    left = sum(node.count * (node.cpus - node.gpus * cpus_per_annotator) for node in nodes)
-    if left <= 0:
+    spare_cpus = sum(node.count * (node.cpus - node.gpus * cpus_per_annotator) for node in nodes)
+    if spare_cpus <= 0:
         raise InputError("no cpus are left for decoding beside the annotators; add nodes with more cpus")
-    return {"cpu": float(left), "gpu": gpus}
+    return {"cpu": float(spare_cpus), "gpu": gpus}
 
 
 def estimate(
@@ -158,32 +164,44 @@ def estimate(
     cpus_per_annotator: float = 1.0,
     efficiency: float = 0.9,
 ) -> Estimate:
-    """Wall clock and cost. ``seconds``: see :func:`stage_seconds`. ``efficiency``: how much of a pool is at work."""
+    """Estimate wall clock and cost.
+
+    Args:
+        seconds: Seconds of each stage, from :func:`stage_seconds`.
+        nodes: The cluster.
+        annotate_on: Pool that codec and IDM run on.
+        cpus_per_annotator: Cores that a GPU's annotator keeps busy.
+        efficiency: Share of a pool's time at work, 0 to 1.
+    """
     capacity = capacities(nodes, annotate_on, cpus_per_annotator)
-    needed: dict[Pool, float] = dict.fromkeys(capacity, 0.0)
+    needed_hours: dict[Pool, float] = dict.fromkeys(capacity, 0.0)
     for stage, value in seconds.items():
-        needed["cpu" if stage in ("scan", "fetch") else annotate_on] += value / 3600
-    alone = {pool: needed[pool] / capacity[pool] / efficiency for pool in capacity}
+        needed_hours["cpu" if stage in ("scan", "fetch") else annotate_on] += value / 3600
+    # Both pools work at the same time, so the slower one sets the pace.
+    alone = {pool: needed_hours[pool] / capacity[pool] / efficiency for pool in capacity}
     bottleneck = max(alone, key=lambda pool: alone[pool])
     hours = alone[bottleneck]
+    # One unknown price makes the sum unknown: a part of a cost would be taken for all of it.
     prices = [node.price_per_hour for node in nodes if node.count]
-    known = [price for price in prices if price is not None]
+    known_prices = [price for price in prices if price is not None]
     an_hour = sum(node.count * (node.price_per_hour or 0.0) for node in nodes)
-    busy = {pool: needed[pool] / capacity[pool] / hours if hours else 0.0 for pool in capacity}
-    return Estimate(hours, bottleneck, capacity, needed, busy, hours * an_hour if len(known) == len(prices) else None)
+    busy = {pool: needed_hours[pool] / capacity[pool] / hours if hours else 0.0 for pool in capacity}
+    return Estimate(
+        hours, bottleneck, capacity, needed_hours, busy, hours * an_hour if len(known_prices) == len(prices) else None
+    )
 
 
 def with_one_more(nodes: Sequence[Node], name: str) -> list[Node]:
-    """The cluster with one more node of a kind."""
+    """Return the cluster with one more node of a kind."""
     return [replace(node, count=node.count + 1) if node.name == name else node for node in nodes]
 
 
-def as_numbers(found: Estimate, digits: int = 6) -> dict[str, object]:
-    """For JSON, rounded."""
+def as_numbers(result: Estimate, digits: int = 6) -> dict[str, object]:
+    """Convert an estimate to JSON values, rounded."""
 
     def rounded(value: object) -> object:
         if isinstance(value, dict):
             return {key: rounded(part) for key, part in value.items()}
         return round(value, digits) if isinstance(value, float) else value
 
-    return {key: rounded(value) for key, value in asdict(found).items()}
+    return {key: rounded(value) for key, value in asdict(result).items()}

@@ -1,4 +1,4 @@
-"""Files that lie elsewhere: ``s3://`` and ``gs://`` (through ``pyarrow.fs``), ``http://`` and ``https://``.
+"""Read remote files: ``s3://`` and ``gs://`` (through ``pyarrow.fs``), ``http://`` and ``https://``.
 
 Credentials are the usual ones (environment, profile files, the machine's role); where there are none, access is
 anonymous. An S3-compatible server is named in the URI (see :mod:`wm.files.uris`) or by ``AWS_ENDPOINT_URL``.
@@ -38,7 +38,7 @@ class StorageError(Exception):
     request may well succeed later."""
 
     def __init__(self, reason: str, detail: str, transient: bool = False) -> None:
-        super().__init__(reason, detail, transient)  # all arguments, so that it travels between processes whole
+        super().__init__(reason, detail, transient)  # all arguments, so that it travels between processes unchanged
         self.reason, self.detail, self.transient = reason, detail, transient
 
     def __str__(self) -> str:
@@ -46,7 +46,7 @@ class StorageError(Exception):
 
 
 def list_files(prefix: str) -> pa.Table:
-    """Every object below an ``s3://`` or ``gs://`` folder, in depth: a table of :data:`FILES_SCHEMA`, unsorted.
+    """List every object below an ``s3://`` or ``gs://`` folder, in depth: a table of :data:`FILES_SCHEMA`, unsorted.
 
     A million objects take one request a thousand and about 0.5 GB. Raises :class:`StorageError` (``missing_file`` if
     nothing is there); :class:`InputError` for HTTP, which has no listing.
@@ -57,18 +57,18 @@ def list_files(prefix: str) -> pa.Table:
         raise InputError(
             f"{prefix!r:.200} cannot be listed: only s3:// and gs:// folders can; name a file or a list file"
         )
-    place = parse_place(prefix)
-    root = f"{place.bucket}/{place.key}".rstrip("/")
+    address = parse_place(prefix)
+    root = f"{address.bucket}/{address.key}".rstrip("/")
     try:
-        found = _filesystem(place, _CONNECT_LIMIT_S).get_file_info(fs.FileSelector(root, recursive=True))
+        objects = _get_filesystem(address, _CONNECT_LIMIT_S).get_file_info(fs.FileSelector(root, recursive=True))
     except OSError as error:
-        raise _object_error(prefix, error) from error
+        raise _convert_error(prefix, error) from error
     batches, rows = [], []
-    while found:  # emptied as it is read: two forms of a million names would not fit
-        info = found.pop()
+    while objects:  # emptied as it is read: two forms of a million names would not fit
+        info = objects.pop()
         if info.type == fs.FileType.File:
             rows.append((info.path[len(root) + 1 :], info.size, info.mtime_ns))
-        if len(rows) == _BATCH_ROWS or (rows and not found):
+        if len(rows) == _BATCH_ROWS or (rows and not objects):
             columns = [pa.array(values) for values in zip(*rows, strict=True)]
             batches.append(pa.table(columns, names=FILES_SCHEMA.names).cast(FILES_SCHEMA))
             rows = []
@@ -76,39 +76,39 @@ def list_files(prefix: str) -> pa.Table:
 
 
 def object_store(uri: str, *, stall_limit_s: float = 60.0) -> tuple[Any, str]:
-    """The ``pyarrow.fs`` client of an ``s3://`` or ``gs://`` URI and the path in it, to write to as well as to read."""
-    place = parse_place(uri)
-    return _filesystem(place, stall_limit_s), f"{place.bucket}/{place.key}".rstrip("/")
+    """Return the ``pyarrow.fs`` client of an ``s3://`` or ``gs://`` URI and the path in it, to read and to write."""
+    address = parse_place(uri)
+    return _get_filesystem(address, stall_limit_s), f"{address.bucket}/{address.key}".rstrip("/")
 
 
 def read_bytes(uri: str, *, time_limit_s: float = 60.0, max_bytes: int = 1 << 30) -> bytes:
-    """The whole of a remote file; raises :class:`StorageError` as :func:`download` does."""
+    """Read a complete remote file; raises :class:`StorageError` as :func:`download` does."""
     sink = io.BytesIO()
     _copy_within(uri, sink, time_limit_s, max_bytes)
     return sink.getvalue()
 
 
 def download(uri: str, path: str | Path, *, time_limit_s: float = 600.0, max_bytes: int | None = None) -> int:
-    """Copy a remote file to the local ``path`` (written aside, then renamed); returns its size in bytes.
+    """Copy a remote file to the local ``path`` (to a temporary file, then renamed); returns its size in bytes.
 
     Ends within ``time_limit_s`` whatever the server does. Errors that may pass (429, 5xx, a broken connection) are
     tried three times. Raises :class:`StorageError`: ``missing_file`` (404, no such key), ``unreadable`` (refused, no
     server, damaged on the way, larger than ``max_bytes``), ``time_out``; ``OSError`` if ``path`` cannot be written.
     """
     path = Path(path)
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        with aside.open("wb") as sink:
+        with temporary.open("wb") as sink:
             size = _copy_within(uri, sink, time_limit_s, max_bytes)
-        os.replace(aside, path)
+        os.replace(temporary, path)
     except BaseException:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     return size
 
 
 def _copy_within(uri: str, sink: BinaryIO, time_limit_s: float, max_bytes: int | None) -> int:
-    """Copy in a thread that is left behind when the time is over: no socket option bounds the whole of a request."""
+    """Copy in a thread that is left behind when the time is over: no socket option bounds a complete request."""
     if not is_remote(uri):
         raise InputError(f"{uri!r:.200} is no remote URI; expected s3://, gs://, http:// or https://")
     stopped = threading.Event()
@@ -133,7 +133,8 @@ def _copy_within(uri: str, sink: BinaryIO, time_limit_s: float, max_bytes: int |
 
 
 def _copy(uri: str, sink: BinaryIO, time_limit_s: float, max_bytes: int | None, stopped: threading.Event) -> int:
-    read = _object_chunks if scheme_of(uri) in OBJECT_STORES else _http_chunks
+    read = _iterate_object if scheme_of(uri) in OBJECT_STORES else _iterate_http
+    # A broken connection begins again from nothing: servers need not know ranges.
     for attempt in range(_ATTEMPTS):
         sink.seek(0)
         sink.truncate()
@@ -143,6 +144,7 @@ def _copy(uri: str, sink: BinaryIO, time_limit_s: float, max_bytes: int | None, 
                 size += len(chunk)
                 if max_bytes is not None and size > max_bytes:
                     raise StorageError("unreadable", f"{uri}: larger than {max_bytes:,} bytes")
+                # The caller has given up: the file is removed, nothing more is written to it.
                 if stopped.is_set():
                     return size
                 sink.write(chunk)
@@ -153,8 +155,8 @@ def _copy(uri: str, sink: BinaryIO, time_limit_s: float, max_bytes: int | None, 
     raise AssertionError("unreachable")
 
 
-def _http_chunks(uri: str, stall_limit_s: float) -> Iterator[bytes]:
-    """The body, piece by piece. Redirects are followed ten times, to http and https only."""
+def _iterate_http(uri: str, stall_limit_s: float) -> Iterator[bytes]:
+    """Yield the body in chunks. Redirects are followed ten times, to http and https only."""
     import requests
     import urllib3
 
@@ -169,8 +171,9 @@ def _http_chunks(uri: str, stall_limit_s: float) -> Iterator[bytes]:
     except (requests.Timeout, urllib3.exceptions.TimeoutError) as error:
         raise StorageError("time_out", f"{uri}: no answer within {stall_limit_s:g} s") from error
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+        # A refused name or address fails again; a broken connection may not.
         passing = isinstance(error, (requests.ConnectionError, urllib3.exceptions.ProtocolError))
-        raise StorageError("unreadable", f"{uri}: {_one_line(error)}", passing) from error
+        raise StorageError("unreadable", f"{uri}: {_to_line(error)}", passing) from error
 
 
 def _check_status(uri: str, status: int) -> None:
@@ -182,19 +185,23 @@ def _check_status(uri: str, status: int) -> None:
         raise StorageError("unreadable", f"{uri}: HTTP status {status}")
 
 
-def _object_chunks(uri: str, stall_limit_s: float) -> Iterator[bytes]:
-    place = parse_place(uri)
+def _iterate_object(uri: str, stall_limit_s: float) -> Iterator[bytes]:
     try:
-        with _filesystem(place, stall_limit_s).open_input_stream(f"{place.bucket}/{place.key}") as stream:
+        address = parse_place(uri)
+    except InputError as error:
+        # A row of a list, which costs itself and not the run.
+        raise StorageError("unreadable", str(error)) from error
+    try:
+        with _get_filesystem(address, stall_limit_s).open_input_stream(f"{address.bucket}/{address.key}") as stream:
             while chunk := stream.read(_PART_BYTES):
                 yield chunk
     except (OSError, pa.ArrowException) as error:
-        raise _object_error(uri, error) from error
+        raise _convert_error(uri, error) from error
 
 
-def _object_error(uri: str, error: Exception) -> StorageError:
-    """pyarrow tells the kinds of remote errors apart by their words only."""
-    text = _one_line(error)
+def _convert_error(uri: str, error: Exception) -> StorageError:
+    """Convert an error of pyarrow, which tells the kinds of remote errors apart by their words only."""
+    text = _to_line(error)
     if isinstance(error, FileNotFoundError) or re.search(r"NO_SUCH_(KEY|BUCKET)|NOT_FOUND", text):
         return StorageError("missing_file", f"{uri}: no such object or bucket")
     if re.search(r"curlCode: 28|[Tt]imeout|DEADLINE_EXCEEDED", text):
@@ -202,18 +209,18 @@ def _object_error(uri: str, error: Exception) -> StorageError:
     return StorageError("unreadable", f"{uri}: {text}")
 
 
-def _filesystem(place: Place, stall_limit_s: float) -> Any:
-    """The client for a place; one is kept for every server, login, bucket and process (its threads survive no fork)."""
-    given = dict(place.options)
-    endpoint = given.get("endpoint_override") or (_s3_endpoint() if place.scheme == "s3" else "")
-    given_scheme, _, address = endpoint.rpartition("://")
-    scheme = given.get("scheme") or given_scheme or "https"
-    has_login = _has_aws_login() if place.scheme == "s3" else _has_google_login()
-    anonymous = given.get("anonymous", "").lower() in ("true", "1") or not has_login
-    region = given.get("region") or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ""
+def _get_filesystem(address: Place, stall_limit_s: float) -> Any:
+    """Return the client for an address, one for every server, login, bucket and process (threads survive no fork)."""
+    options = dict(address.options)
+    endpoint = options.get("endpoint_override") or (_s3_endpoint() if address.scheme == "s3" else "")
+    endpoint_scheme, _, host = endpoint.rpartition("://")
+    scheme = options.get("scheme") or endpoint_scheme or "https"
+    has_login = _has_aws_login() if address.scheme == "s3" else _has_google_login()
+    anonymous = options.get("anonymous", "").lower() in ("true", "1") or not has_login
+    region = options.get("region") or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ""
     login = (anonymous, os.environ.get("AWS_ACCESS_KEY_ID", ""))
-    server = (address.rstrip("/"), scheme, region)
-    return _open_filesystem(place.scheme, place.bucket, server, login, stall_limit_s, os.getpid())
+    server = (host.rstrip("/"), scheme, region)
+    return _open_filesystem(address.scheme, address.bucket, server, login, stall_limit_s, os.getpid())
 
 
 @lru_cache(maxsize=64)
@@ -229,11 +236,12 @@ def _open_filesystem(
     if kind == "gs":
         limit = timedelta(seconds=max(1.0, stall_limit_s))
         return fs.GcsFileSystem(anonymous=login[0], retry_time_limit=limit, **settings)
+    # A bucket's region is asked of AWS once; a server of one's own has none.
     if not region and not address:
         try:
             region = fs.resolve_s3_region(bucket)
         except OSError as error:
-            raise _object_error(f"s3://{bucket}", error) from error
+            raise _convert_error(f"s3://{bucket}", error) from error
     return fs.S3FileSystem(
         anonymous=login[0],
         region=region or "us-east-1",
@@ -248,13 +256,13 @@ def _s3_endpoint() -> str:
 
 
 def _has_aws_login() -> bool:
-    """Whether the SDK has somewhere to look; without this it would ask a metadata server that is not there."""
+    """Return whether the SDK has somewhere to look; without this it would ask a metadata server that is not there."""
     names = ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_FULL_URI")
     files = (os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials", "~/.aws/config")
     return (
         any(os.environ.get(name) for name in (*names, "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"))
         or any(Path(file).expanduser().is_file() for file in files)
-        or _board("sys_vendor").startswith("Amazon")
+        or _read_board("sys_vendor").startswith("Amazon")
     )
 
 
@@ -263,17 +271,17 @@ def _has_google_login() -> bool:
     return (
         bool(os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"))
         or (folder / "application_default_credentials.json").is_file()
-        or _board("product_name").startswith("Google")
+        or _read_board("product_name").startswith("Google")
     )
 
 
-def _board(name: str) -> str:
-    """What the machine says it is: how the vendors' own libraries tell that a metadata server is there."""
+def _read_board(name: str) -> str:
+    """Read what the machine says it is: how the vendors' own libraries tell that a metadata server is there."""
     try:
         return Path("/sys/class/dmi/id", name).read_text().strip()
     except OSError:
         return ""
 
 
-def _one_line(error: Exception) -> str:
+def _to_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]

@@ -1,4 +1,4 @@
-"""Where a file lies: local paths and ``file://``, ``s3://``, ``gs://``, ``http://`` and ``https://`` URIs.
+"""Parse and build file locations: local paths and ``file://``, ``s3://``, ``gs://``, ``http://`` and ``https://`` URIs.
 
 A URI of an object store may carry options of its own, under pyarrow's names: ``?endpoint_override=HOST:PORT``,
 ``scheme=http``, ``region=``, ``anonymous=true``. A ``?`` that is followed by anything else belongs to the key: keys are
@@ -32,30 +32,30 @@ class Place:
 
     @property
     def uri(self) -> str:
-        """The URI again."""
+        """Return the URI again."""
         query = f"?{urlencode(self.options)}" if self.options else ""
         return f"{self.scheme}://{self.bucket}/{self.key}{query}"
 
 
 def scheme_of(uri: str) -> str:
-    """The scheme in lower case, empty for a plain local path; :class:`InputError` names the known schemes."""
-    found = _SCHEME.match(uri)
-    if found is None:
+    """Return the scheme in lower case, empty for a plain local path; :class:`InputError` names the known schemes."""
+    match = _SCHEME.match(uri)
+    if match is None:
         return ""
-    scheme = found[1].lower()
+    scheme = match[1].lower()
     if scheme not in SCHEMES:
-        known = ", ".join(f"{name}://" for name in SCHEMES)
-        raise InputError(f"{uri!r:.200}: unknown scheme {scheme!r}; expected a local path or one of {known}")
+        schemes = ", ".join(f"{name}://" for name in SCHEMES)
+        raise InputError(f"{uri!r:.200}: unknown scheme {scheme!r}; expected a local path or one of {schemes}")
     return scheme
 
 
 def is_remote(uri: str) -> bool:
-    """Whether a URI names something that must be fetched before it can be opened."""
+    """Return whether a URI names something that must be downloaded before it can be opened."""
     return scheme_of(uri) not in ("", "file")
 
 
 def local_path(uri: str) -> str:
-    """The path that a ``file://`` URI names; a plain path as it is. :class:`InputError` on a remote URI."""
+    """Convert a ``file://`` URI to its path; a plain path stays as it is. :class:`InputError` on a remote URI."""
     if is_remote(uri):
         raise InputError(f"{uri!r:.200} is remote; expected a local path")
     if not scheme_of(uri):
@@ -75,7 +75,7 @@ def _split(uri: str) -> SplitResult:
 
 
 def is_text(name: str) -> bool:
-    """Tell whether a name is Unicode text: one from the file system may hold bytes that are no UTF-8 (PEP 383)."""
+    """Return whether a name is Unicode text: one from the file system may hold bytes that are no UTF-8 (PEP 383)."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -84,7 +84,7 @@ def is_text(name: str) -> bool:
 
 
 def is_name(name: str) -> bool:
-    """Tell whether a name may be one of a local file: text, with bytes that are no UTF-8 as PEP 383 writes them."""
+    """Return whether a name may be one of a local file: text, with bytes that are no UTF-8 as PEP 383 writes them."""
     try:
         return "\0" not in name and bool(name.encode("utf-8", "surrogateescape"))
     except UnicodeEncodeError:
@@ -110,7 +110,7 @@ def escape_path(path: str) -> str:
 
 
 def parse_place(uri: str) -> Place:
-    """Bucket, key and options of an ``s3://`` or ``gs://`` URI."""
+    """Split an ``s3://`` or ``gs://`` URI into bucket, key and options."""
     scheme = scheme_of(uri)
     if scheme not in OBJECT_STORES:
         raise InputError(f"{uri!r:.200}: expected s3://bucket/key or gs://bucket/key")
@@ -119,6 +119,7 @@ def parse_place(uri: str) -> Place:
     head, mark, query = rest.rpartition("?")
     if mark:
         pairs = parse_qsl(query, keep_blank_values=True)
+        # A question mark may be part of a key: only known options end it.
         if pairs and all(name in _OPTIONS for name, _ in pairs):
             rest, options = head, tuple(pairs)
     bucket, _, key = rest.partition("/")
@@ -128,12 +129,12 @@ def parse_place(uri: str) -> Place:
 
 
 def join_uri(folder: str, name: str) -> str:
-    """The URI of ``name`` (a path, for HTTP a reference) in the remote folder ``folder``, options kept."""
+    """Return the URI of ``name`` (a path, for HTTP a reference) in the remote folder ``folder``, options kept."""
     if scheme_of(folder) not in OBJECT_STORES:
         _split(name)
         return urljoin(folder if folder.endswith("/") else f"{folder}/", name)
-    place = parse_place(folder)
-    parts = [*place.key.rstrip("/").split("/"), *name.split("/")]
+    address = parse_place(folder)
+    parts = [*address.key.rstrip("/").split("/"), *name.split("/")]
     key: list[str] = []
     for part in parts:
         if part == ".." and key:
@@ -142,11 +143,11 @@ def join_uri(folder: str, name: str) -> str:
             raise InputError(f"{name!r:.200} leads out of the bucket of {folder}")
         elif part not in ("", "."):
             key.append(part)
-    return replace(place, key="/".join(key)).uri
+    return replace(address, key="/".join(key)).uri
 
 
 def path_in(uri: str) -> str:
-    """The path that a URI names, without host, bucket, options and query; of a local one the path."""
+    """Return the path that a URI names, without host, bucket, options and query; of a local one the path."""
     scheme = scheme_of(uri)
     if scheme in OBJECT_STORES:
         return parse_place(uri).key
@@ -154,7 +155,7 @@ def path_in(uri: str) -> str:
 
 
 def ends_in(folder: str) -> tuple[str, str]:
-    """What comes before and after a path below ``folder``, local or remote, to make a URI of it; for many paths."""
+    """Return what comes before and after a path below ``folder``, local or remote, in its URI; for many paths."""
     scheme = scheme_of(folder)
     if scheme in OBJECT_STORES:
         head, _, tail = join_uri(folder, "\0").partition("\0")

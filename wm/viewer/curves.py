@@ -1,4 +1,4 @@
-"""Drawing of a clip's motion curve with the key-frames that each rule chooses, and the frames themselves."""
+"""Draw a clip's motion curve with the key-frames that each rule chooses, and the frames themselves."""
 
 import io
 import os
@@ -49,17 +49,17 @@ def draw_curve(
     # No mathematics in names: a file may be called $x_1$.mp4.
     _draw_motion(figure.add_subplot(grid[0, :]), title, times_s, motion, choices)
     for number, choice in enumerate(choices):
-        _draw_strip(figure, [grid[number + 1, place] for place in range(widest)], times_s, choice, COLOURS[number])
+        _draw_strip(figure, [grid[number + 1, cell] for cell in range(widest)], times_s, choice, COLOURS[number])
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name in a script without a font here
         canvas.print_png(buffer)
-    aside = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        aside.write_bytes(buffer.getvalue())
-        os.replace(aside, path)
+        temporary.write_bytes(buffer.getvalue())
+        os.replace(temporary, path)
     except BaseException:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -73,11 +73,11 @@ def _draw_motion(
     axes.plot(times_s, motion, color="#5b636b", linewidth=1)
     top = float(motion.max()) or 1.0
     for number, choice in enumerate(choices):
-        chosen = list(choice.frames)
-        place: dict[str, Any] = {"marker": "ov^"[number], "s": 60 - 24 * number, "zorder": 3 + number}
-        name = f"{choice.rule} ({len(chosen)})"
-        axes.scatter(times_s[chosen], motion[chosen], color=COLOURS[number], label=name, **place)
-        axes.vlines(times_s[chosen], 0, motion[chosen], color=COLOURS[number], linewidth=0.8, alpha=0.6)
+        frames = list(choice.frames)
+        marker: dict[str, Any] = {"marker": "ov^"[number], "s": 60 - 24 * number, "zorder": 3 + number}
+        name = f"{choice.rule} ({len(frames)})"
+        axes.scatter(times_s[frames], motion[frames], color=COLOURS[number], label=name, **marker)
+        axes.vlines(times_s[frames], 0, motion[frames], color=COLOURS[number], linewidth=0.8, alpha=0.6)
     axes.set_title(title, fontsize=10, loc="left", parse_math=False)
     axes.set_xlabel("time (s)", fontsize=9)
     axes.set_ylabel("motion (px/frame)", fontsize=9)
@@ -98,15 +98,15 @@ def _strip_height_in(choice: Choice, cell_in: float) -> float:
 def _draw_strip(
     figure: Any, cells: Sequence[Any], times_s: npt.NDArray[np.float64], choice: Choice, colour: str
 ) -> None:
-    for place, cell in enumerate(cells):
+    for position, cell in enumerate(cells):
         axes = figure.add_subplot(cell)
         axes.set_axis_off()
-        above = choice.rule if place == 0 else ""
+        above = choice.rule if position == 0 else ""
         below = ""
-        if place < len(choice.images):
-            frame = choice.frames[place]
-            axes.imshow(decode_image(choice.images[place], f"frame {frame}"))
+        if position < len(choice.images):
+            frame = choice.frames[position]
+            axes.imshow(decode_image(choice.images[position], f"frame {frame}"))
             below = f"frame {frame}, {times_s[frame]:.2f} s"
-        elif place == 0:
+        elif position == 0:
             below = f"{len(choice.frames)} key-frame: no pair"
         axes.set_title(f"{above}\n{below}", fontsize=9, color=colour, loc="left", pad=3)

@@ -1,4 +1,4 @@
-"""From rows to what the page is told of them: the columns of all rows, and the details of a block."""
+"""Convert rows to the data of the page: the columns of all rows, and the details of a block."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ _PAIR_FACTS = {
 
 
 def score(row: Mapping[str, Any]) -> float | None:
-    """Mean log-likelihood per action token, nats; null without a likelihood."""
+    """Compute the mean log-likelihood per action token, in nats; None without a likelihood."""
     logprob, tokens = row["action_logprob"], row["action_tokens"]
     return rounded(logprob / tokens, 6) if logprob is not None and tokens else None
 
@@ -49,18 +49,19 @@ def index_columns(
 
 
 def details(block: Sequence[Row]) -> dict[str, Any]:
-    """``rows``: one entry a row; ``clips``: each clip of theirs once."""
+    """Build the details of a block: ``rows`` with one entry a row, ``clips`` with each of their clips once."""
     clips: list[dict[str, Any]] = []
     numbers: dict[int, int] = {}
     rows = []
     for row in block:
-        place = None
+        clip_number = None
         if row.clip is not None:
+            # Rows of one video share its curve, which is the largest thing in a block.
             if id(row.clip) not in numbers:
                 numbers[id(row.clip)] = len(clips)
                 clips.append(_clip(row.clip))
-            place = numbers[id(row.clip)]
-        rows.append(_detail(row) | {"clip": place})
+            clip_number = numbers[id(row.clip)]
+        rows.append(_detail(row) | {"clip": clip_number})
     return {"rows": rows, "clips": clips}
 
 

@@ -1,5 +1,7 @@
-"""Pictures of the page: the rows of a block as one sprite, two cells a row, re-encoded and never passed on as
-they came."""
+"""Encode the images of the page: the rows of a block as one sprite, two cells a row, never the stored bytes.
+
+Not known here: where the images come from, and the page.
+"""
 
 import io
 from collections.abc import Sequence
@@ -12,16 +14,16 @@ from wm.errors import InputError
 from wm.images import Pixels, decode_image
 
 EDGE_PX = 1
-"""A picture's edge is repeated around it, so that scaling does not draw in its neighbour."""
+"""An image's edge is repeated around it, so that scaling does not draw in its neighbour."""
 
 
 @dataclass(frozen=True)
 class Sprite:
     """``data``: WebP bytes. ``size_px``: (width, height) of the whole.
 
-    ``cell_px``: (width, height) from one cell to the next; column 0 holds sources, column 1 targets; a picture lies
+    ``cell_px``: (width, height) from one cell to the next; column 0 holds sources, column 1 targets; an image lies
     ``EDGE_PX`` inside its cell. ``sizes_px``: for each row (source width, source height, target width, target
-    height), 0 0 where a picture could not be read.
+    height), 0 0 where an image could not be read.
     """
 
     data: bytes
@@ -31,11 +33,11 @@ class Sprite:
 
 
 def shrink(data: bytes | None, side_px: int) -> Pixels | None:
-    """Decode and shrink to a long side of at most ``side_px``; None if there is no readable picture."""
+    """Decode and shrink to a long side of at most ``side_px``; None if there is no readable image."""
     if not data:
         return None
     try:
-        pixels_HWC = decode_image(data, "picture")
+        pixels_HWC = decode_image(data, "image")
     except InputError:
         return None  # counted by the caller and shown as missing
     if max(pixels_HWC.shape[:2]) <= side_px:
@@ -46,7 +48,7 @@ def shrink(data: bytes | None, side_px: int) -> Pixels | None:
 
 
 def make_sprite(pairs: Sequence[tuple[bytes | None, bytes | None]], side_px: int, quality: int) -> Sprite:
-    """One picture of all (source, target) image bytes of a block; ``quality``: WebP's, 1 to 100."""
+    """Draw all (source, target) images of a block into one image; ``quality``: WebP's, 1 to 100."""
     cells = [[shrink(data, side_px) for data in pair] for pair in pairs]
     sizes = [[(cell.shape[1], cell.shape[0]) if cell is not None else (0, 0) for cell in row] for row in cells]
     width = max(1, *(size[0] for row in sizes for size in row)) + 2 * EDGE_PX
@@ -55,9 +57,10 @@ def make_sprite(pairs: Sequence[tuple[bytes | None, bytes | None]], side_px: int
     for number, row in enumerate(cells):
         for column, cell in enumerate(row):
             if cell is not None:
+                # The browser scales the sprite as a whole and would blend neighbours at the edges.
                 edged = np.pad(cell, ((EDGE_PX, EDGE_PX), (EDGE_PX, EDGE_PX), (0, 0)), mode="edge")
-                top, left = number * height, column * width
-                canvas_HWC[top : top + edged.shape[0], left : left + edged.shape[1]] = edged
+                top, start_px = number * height, column * width
+                canvas_HWC[top : top + edged.shape[0], start_px : start_px + edged.shape[1]] = edged
     buffer = io.BytesIO()
     Image.fromarray(canvas_HWC).save(buffer, "WEBP", quality=quality, method=3)
     return Sprite(

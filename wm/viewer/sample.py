@@ -1,4 +1,7 @@
-"""Which rows of a data set that is larger than the page: each stratum its share, evenly over its rows."""
+"""Sample the rows of a data set that is larger than the page: each stratum its share, evenly over its rows.
+
+Not known here: what a stratum means.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,10 +17,10 @@ from wm.errors import InputError
 from wm.viewer.source import open_parquet
 
 MAX_GROUPS = 1000
-"""Row groups that are opened at most, about: a row group's pictures cannot be read one by one."""
+"""Row groups that are opened at most, about: a row group's images cannot be read one by one."""
 
 BATCH_ROWS = 64
-"""Rows with pictures that are held at a time."""
+"""Rows with images that are in memory at a time."""
 
 Rows = npt.NDArray[np.int64]
 
@@ -33,7 +36,7 @@ class Pick:
 
 @dataclass(frozen=True)
 class Sample:
-    """``counts``: rows of each stratum in the whole data set. ``picks``: in the order of the files."""
+    """``counts``: rows of each stratum in the complete data set. ``picks``: in the order of the files."""
 
     counts: dict[str, int]
     picks: list[Pick]
@@ -54,7 +57,7 @@ def draw(
     limit: int,
     first: Callable[[str], bool] = lambda _: False,
 ) -> Sample:
-    """At most ``limit`` rows, stratified; all rows if there are no more than that.
+    """Sample at most ``limit`` rows, stratified; all rows if there are no more than that.
 
     ``stratum_of``: table of ``columns`` (absent ones are null) to one text a row. ``first``: strata that get
     their rows before any other does. Two passes over the narrow columns alone; the same files give the same
@@ -62,16 +65,17 @@ def draw(
     """
     counts: Counter[str] = Counter()
     groups = 0
-    for _, _, keys in _keys(files, columns, stratum_of):
+    for _, _, keys in _iterate_keys(files, columns, stratum_of):
         groups += 1
         for entry in keys.value_counts().to_pylist():
             counts[entry["values"]] += entry["counts"]
+    # Strata that come first get their rows before the others share what remains.
     ahead = {name: count for name, count in counts.items() if first(name)}
     quota = allocate(ahead, limit)
     quota |= allocate({name: count for name, count in counts.items() if name not in ahead}, limit - sum(quota.values()))
     run = -(-limit // MAX_GROUPS) if groups > MAX_GROUPS else 1
-    wanted = {name: regular_positions(counts[name], number, run) for name, number in quota.items()}
-    return Sample(dict(counts), list(_picks(files, columns, stratum_of, wanted)))
+    positions = {name: regular_positions(counts[name], number, run) for name, number in quota.items()}
+    return Sample(dict(counts), list(_iterate_picks(files, columns, stratum_of, positions)))
 
 
 def allocate(counts: Mapping[str, int], limit: int) -> dict[str, int]:
@@ -85,52 +89,53 @@ def allocate(counts: Mapping[str, int], limit: int) -> dict[str, int]:
     rest = limit - len(quota)
     if rest <= 0:
         return quota
-    left = {name: counts[name] - 1 for name in quota}
-    spare = sum(left.values())
-    exact = {name: rest * left[name] / spare for name in quota}
+    spare_of = {name: counts[name] - 1 for name in quota}
+    spare = sum(spare_of.values())
+    exact = {name: rest * spare_of[name] / spare for name in quota}
     for name in quota:
         quota[name] += int(exact[name])
+    # Largest remainder: rounding down left a few rows to share out.
     by_remainder = sorted(quota, key=lambda name: (int(exact[name]) - exact[name], name))
     for name in by_remainder[: limit - sum(quota.values())]:
         quota[name] += 1
     return quota
 
 
-def regular_positions(count: int, wanted: int, run: int = 1) -> Rows:
-    """``wanted`` of ``count`` positions, ascending, evenly spaced; ``run``: neighbours taken together (then up to
-    ``run`` fewer than wanted)."""
-    if wanted >= count:
+def regular_positions(count: int, number: int, run: int = 1) -> Rows:
+    """Choose ``number`` of ``count`` positions, ascending, evenly spaced; ``run``: neighbours chosen together (then up
+    to ``run`` fewer than ``number``)."""
+    if number >= count:
         return np.arange(count, dtype=np.int64)
-    blocks, chosen = -(-count // run), -(-wanted // run)
-    starts = ((np.arange(chosen) + 0.5) * blocks / chosen).astype(np.int64) * run
+    blocks, num_blocks = -(-count // run), -(-number // run)
+    starts = ((np.arange(num_blocks) + 0.5) * blocks / num_blocks).astype(np.int64) * run
     positions = (starts[:, None] + np.arange(run)).ravel()
-    return positions[positions < count][:wanted]
+    return positions[positions < count][:number]
 
 
-def _picks(
+def _iterate_picks(
     files: Sequence[Path],
     columns: Sequence[str],
     stratum_of: Callable[[pa.Table], pa.Array],
-    wanted: Mapping[str, Rows],
+    positions: Mapping[str, Rows],
 ) -> Iterator[Pick]:
-    seen: Counter[str] = Counter()
-    for file, group, keys in _keys(files, columns, stratum_of):
+    rows_before: Counter[str] = Counter()
+    for file, group, keys in _iterate_keys(files, columns, stratum_of):
         encoded = keys.dictionary_encode()
         codes = encoded.indices.to_numpy(zero_copy_only=False)
         rows = [np.empty(0, dtype=np.int64)]
         for code, name in enumerate(encoded.dictionary.to_pylist()):
             mine = np.flatnonzero(codes == code)
-            start = seen[name]
-            seen[name] += len(mine)
-            if name in wanted:
-                low, high = np.searchsorted(wanted[name], [start, start + len(mine)])
-                rows.append(mine[wanted[name][low:high] - start])
-        chosen = np.sort(np.concatenate(rows))
-        if len(chosen):
-            yield Pick(file, group, chosen)
+            start = rows_before[name]
+            rows_before[name] += len(mine)
+            if name in positions:
+                low, high = np.searchsorted(positions[name], [start, start + len(mine)])
+                rows.append(mine[positions[name][low:high] - start])
+        picked = np.sort(np.concatenate(rows))
+        if len(picked):
+            yield Pick(file, group, picked)
 
 
-def _keys(
+def _iterate_keys(
     files: Sequence[Path], columns: Sequence[str], stratum_of: Callable[[pa.Table], pa.Array]
 ) -> Iterator[tuple[Path, int, Any]]:
     for file in files:
@@ -141,34 +146,34 @@ def _keys(
 
 
 def read_group(parquet: Any, file: Path, group: int, columns: Sequence[str]) -> pa.Table:
-    """Columns of one row group in the order asked for, null where the file lacks one.
+    """Read columns of one row group in this order, null where the file lacks one.
 
     Raises :class:`InputError` that names a damaged file.
     """
-    found = [name for name in columns if name in parquet.schema_arrow.names]
+    names = [name for name in columns if name in parquet.schema_arrow.names]
     try:
-        table = parquet.read_row_group(group, columns=found, use_threads=False)
+        table = parquet.read_row_group(group, columns=names, use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{file} is damaged: {' '.join(str(error).split())}") from error
-    return _completed(table, columns, parquet.metadata.row_group(group).num_rows)
+    return _add_missing(table, columns, parquet.metadata.row_group(group).num_rows)
 
 
 def read_batches(
     parquet: Any, file: Path, pick: Pick, columns: Sequence[str], batch_rows: int = BATCH_ROWS
 ) -> Iterator[pa.Table]:
-    """The picked rows of a row group, from ``batch_rows`` of its rows at a time; as :func:`read_group` otherwise."""
-    found = [name for name in columns if name in parquet.schema_arrow.names]
+    """Read the picked rows of a row group, ``batch_rows`` of its rows at a time; as :func:`read_group` otherwise."""
+    names = [name for name in columns if name in parquet.schema_arrow.names]
     start = 0
     try:
-        for batch in parquet.iter_batches(batch_rows, row_groups=[pick.group], columns=found, use_threads=False):
+        for batch in parquet.iter_batches(batch_rows, row_groups=[pick.group], columns=names, use_threads=False):
             low, high = np.searchsorted(pick.rows, [start, start + batch.num_rows])
             if high > low:
                 rows = pa.Table.from_batches([batch]).take(pa.array(pick.rows[low:high] - start))
-                yield _completed(rows, columns, rows.num_rows)
+                yield _add_missing(rows, columns, rows.num_rows)
             start += batch.num_rows
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{file} is damaged: {' '.join(str(error).split())}") from error
 
 
-def _completed(table: pa.Table, columns: Sequence[str], num_rows: int) -> pa.Table:
+def _add_missing(table: pa.Table, columns: Sequence[str], num_rows: int) -> pa.Table:
     return pa.table({name: table[name] if name in table.column_names else pa.nulls(num_rows) for name in columns})

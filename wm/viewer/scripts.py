@@ -1,4 +1,4 @@
-"""Data as scripts: a page opened from a folder may load scripts, but fetch nothing."""
+"""Write data as scripts: a page opened from a folder may load scripts, but fetch nothing."""
 
 import base64
 import json
@@ -12,15 +12,17 @@ MAX_CURVE_POINTS = 600
 
 
 def script(function: str, *arguments: Any) -> str:
-    """``wm.FUNCTION(…);`` with JSON arguments that hold no character with a meaning outside of a string: ASCII
-    only (so no U+2028), and no ``<``, ``>`` or ``&``, so that no ``</script>`` can stand in it."""
+    """Return ``wm.FUNCTION(…);`` with JSON arguments that hold no character with a meaning outside of a string.
+
+    ASCII only (so no U+2028), and no ``<``, ``>`` or ``&``, so that it cannot hold ``</script>``.
+    """
     texts = [json.dumps(plain(value), ensure_ascii=True, separators=(",", ":"), allow_nan=False) for value in arguments]
     safe = ",".join(texts).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     return f"wm.{function}({safe});\n"
 
 
 def plain(value: Any) -> Any:
-    """Numbers that JSON has no name for become null."""
+    """Replace numbers that JSON has no name for by None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -31,19 +33,19 @@ def plain(value: Any) -> Any:
 
 
 def column(values: Sequence[Any]) -> dict[str, Any]:
-    """A column of few different values: ``values`` sorted (null first), and for each row its number there."""
+    """Encode a column of few different values: ``values`` sorted (null first), and for each row its number there."""
     order = sorted(set(values), key=lambda value: (value is not None, value))
-    number = {value: place for place, value in enumerate(order)}
+    number = {value: position for position, value in enumerate(order)}
     return {"values": order, "codes": [number[value] for value in values]}
 
 
 def rounded(value: float | None, digits: int) -> float | None:
-    """Rounded; null if not finite."""
+    """Round a number; None if it is None or not finite."""
     return round(float(value), digits) if value is not None and math.isfinite(value) else None
 
 
 def change_map(change_N: Sequence[float] | None) -> dict[str, Any] | None:
-    """Squared distances per image token as bytes of the share of the largest; null unless N is a square number
+    """Encode squared distances per image token as bytes of the share of the largest; None unless N is a square number
     and all are finite."""
     if not change_N:
         return None
@@ -62,7 +64,7 @@ def change_map(change_N: Sequence[float] | None) -> dict[str, Any] | None:
 
 
 def curve(motion_T: Sequence[float], max_points: int = MAX_CURVE_POINTS) -> dict[str, Any]:
-    """A motion curve with at most ``max_points`` points: the largest value of every ``step`` frames, as peaks are
+    """Reduce a motion curve to at most ``max_points`` points: the largest value of every ``step`` frames, as peaks are
     what matters; ``frames`` = T."""
     values_T = np.nan_to_num(np.asarray(motion_T, dtype=np.float64))
     step = max(1, -(-len(values_T) // max_points))

@@ -1,4 +1,4 @@
-"""Where the tables of a data set lie: an annotation's folder, an ingest's, or a bare folder of triplets."""
+"""Find the tables of a data set: an annotation's folder, an ingest's, or a bare folder of triplets."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,55 +39,60 @@ def open_source(folder: str | Path, selection: str | Path | None = None) -> Sour
 
     Raises :class:`InputError` naming what is missing.
     """
-    given = Path(folder)
-    root = given
-    if not (given / "triplets").is_dir() and given.name == "triplets" and read_run(given.parent) is not None:
-        root = given.parent
+    path = Path(folder)
+    root = path
+    if not (path / "triplets").is_dir() and path.name == "triplets" and read_run(path.parent) is not None:
+        root = path.parent
     triplets = root / "triplets" if (root / "triplets").is_dir() else root
-    files = _checked(triplets, "triplets")
+    # A bare folder of triplets has no sibling tables; anything beside it is not ours.
+    files = _list_checked(triplets, "triplets")
     if not files:
         raise InputError(f"no Parquet file below {triplets}")
-    whole = triplets != root
+    is_stage_output = triplets != root
     return Source(
         root=root,
         triplets=files,
-        rejects=_checked(root / "rejects", "rejects") if whole else [],
-        clips=_by_stem(root / "clips") if whole else {},
-        pairs=_by_stem(root / "pairs") if whole else {},
-        selection=_selection_files(Path(selection)) if selection is not None else [],
+        rejects=_list_checked(root / "rejects", "rejects") if is_stage_output else [],
+        clips=_index_by_stem(root / "clips") if is_stage_output else {},
+        pairs=_index_by_stem(root / "pairs") if is_stage_output else {},
+        selection=_list_selection(Path(selection)) if selection is not None else [],
         record=read_run(root) if root.is_dir() else None,
     )
 
 
-def _selection_files(folder: Path) -> list[Path]:
+def _list_selection(folder: Path) -> list[Path]:
     inner = folder / "selection"
-    files = _checked(inner if inner.is_dir() else folder, "selection")
+    files = _list_checked(inner if inner.is_dir() else folder, "selection")
     if not files:
         raise InputError(f"no Parquet file below {folder}")
     return files
 
 
-def _checked(folder: Path, kind: str) -> list[Path]:
-    """The finished files below a folder (none if it is not there and need not be), each with its needed columns."""
+def _list_checked(folder: Path, kind: str) -> list[Path]:
+    """List the finished files below a folder (none if it is optional and absent), each with its required columns."""
     if kind == "rejects" and not folder.is_dir():
         return []
     files = table_files(folder)
     for file in files:
-        found = open_parquet(file).schema_arrow.names
-        missing = [name for name in NEEDED[kind] if name not in found]
+        names = open_parquet(file).schema_arrow.names
+        missing = [name for name in NEEDED[kind] if name not in names]
         if missing:
             raise InputError(
-                f"{file} is no table of {kind}: it lacks the column {missing[0]!r}; columns found: {', '.join(found)}"
+                f"{file} is no table of {kind}: it lacks the column {missing[0]!r}; columns found: {', '.join(names)}"
             )
     return files
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
+def _index_by_stem(folder: Path) -> dict[str, Path]:
     return {file.stem: file for file in table_files(folder)} if folder.is_dir() else {}
 
 
 def open_parquet(file: Path) -> pq.ParquetFile:
-    """Reads in small pieces: a row group of pictures may be large. Raises :class:`InputError` that names the file."""
+    """Open a Parquet file to be read in small parts: a row group of images may be large.
+
+    Raises:
+        InputError: Names the file, which cannot be read.
+    """
     try:
         return pq.ParquetFile(file, buffer_size=1 << 20)
     except (pa.ArrowException, OSError) as error:

@@ -1,4 +1,4 @@
-"""The head of the page: what the data set holds, in a few figures."""
+"""Summarise a data set for the head of the page: what the data set holds, in a few figures."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,17 +9,23 @@ Figures = list[list[str]]
 
 
 def figures(record: Mapping[str, Any] | None, triplets: Sample, rejects: Sample, classes: int) -> Figures:
-    """[name, value] pairs: rows, then the columns of the paper's Table 7 as far as ``record`` (a stage's
-    ``run.json``) has the counts for them."""
+    """List [name, value] pairs: rows, then the columns of the paper's Table 7 as far as they were counted.
+
+    Args:
+        record: A stage's ``run.json``, or None.
+        triplets: The sampled triplets.
+        rejects: The sampled rejects.
+        classes: Number of classes.
+    """
     outcomes = {"filtered": 0, "failed": 0}
     for name, count in rejects.counts.items():
         outcome = name.split("\x1f", 1)[0]
         outcomes[outcome] = outcomes.get(outcome, 0) + count
-    found: Figures = [["triplets", f"{triplets.total:,}"], ["classes", f"{classes:,}"]]
+    result: Figures = [["triplets", f"{triplets.total:,}"], ["classes", f"{classes:,}"]]
     if rejects.total:
-        found += [[name, f"{count:,}"] for name, count in outcomes.items()]
+        result += [[name, f"{count:,}"] for name, count in outcomes.items()]
     counts = record.get("counts") if record else None
-    return found + table_7(counts if isinstance(counts, Mapping) else {})
+    return result + table_7(counts if isinstance(counts, Mapping) else {})
 
 
 _TABLE_7 = {
@@ -33,8 +39,8 @@ _TABLE_7 = {
 
 
 def table_7(counts: Mapping[str, Any]) -> Figures:
-    """The columns of the paper's Table 7 that a run counted (``counts["table7"]``); from an older run's counts what
-    follows from them."""
+    """Format the columns of the paper's Table 7 that a run counted (``counts["table7"]``); from an older run's counts
+    what follows from them."""
     table = counts.get("table7")
     if not isinstance(table, Mapping):
         table = _from_counts(counts)
@@ -44,12 +50,12 @@ def table_7(counts: Mapping[str, Any]) -> Figures:
 def _from_counts(counts: Mapping[str, Any]) -> dict[str, float]:
     names = ("video_s", "videos", "videos_with_triplets", "triplets")
     video_s, videos, used, triplets = (counts[name] if _is_number(counts.get(name)) else 0 for name in names)
-    found: dict[str, float] = {}
+    table: dict[str, float] = {}
     if video_s and videos:
-        found |= {"mean_length_s": video_s / videos, "total_length_h": video_s / 3600}
+        table |= {"mean_length_s": video_s / videos, "total_length_h": video_s / 3600}
     if used:
-        found |= {"samples": used, "actions_per_video": triplets / used}
-    return found
+        table |= {"samples": used, "actions_per_video": triplets / used}
+    return table
 
 
 def _is_number(value: Any) -> bool:

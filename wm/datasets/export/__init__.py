@@ -1,7 +1,7 @@
-"""Triplets in the layouts that other people's code reads: AURORA JSON, WebDataset tar files, LeRobot v3.0.
+"""Export triplets in the layouts that other people's code reads: AURORA JSON, WebDataset tar files, LeRobot v3.0.
 
 An export is planned first (:func:`plan_export`: which rows go into which part), then each part is written on its own
-(:func:`write_part`: whole or not at all, in any order, by any process), and at the end :func:`finish_export` writes
+(:func:`write_part`: atomically, in any order, by any process), and at the end :func:`finish_export` writes
 what speaks of all parts. Images keep their stored bytes unless a size is asked for.
 """
 

@@ -1,4 +1,4 @@
-"""AURORA's layout: one JSON list a split, ``out/SPLIT.json``, and image files in ``out/images/PART``.
+"""Write AURORA's layout: one JSON list a split, ``out/SPLIT.json``, and image files in ``out/images/PART``.
 
 A row is ``{input, output, instruction, task}`` and the provenance columns beside them, so that
 :mod:`wm.datasets.pairs.aurora` (and AURORA's own code, which looks at those keys alone) reads it back.
@@ -29,8 +29,8 @@ from wm.datasets.export.rows import (
 from wm.runs import write_text
 
 
-def write(context: Context, part: Part, tick: Callable[[int], Any]) -> dict[str, Any]:
-    """The images of a part as one folder, its rows as JSON lines among the marks."""
+def write(context: Context, part: Part, tick: Callable[[int], object]) -> dict[str, Any]:
+    """Write the images of a part as one folder, its rows as JSON lines among the marks."""
     out, name = Path(context.out), f"{part.number:06d}"
     folder = out / "images" / name
     hidden = aside(folder)
@@ -49,7 +49,7 @@ def write(context: Context, part: Part, tick: Callable[[int], Any]) -> dict[str,
         tick(1)
     (out / ".parts").mkdir(parents=True, exist_ok=True)
     write_text(_fragment(out, part.number), "".join(f"{line}\n" for line in lines))
-    # A folder that stands there is of a part that was not marked: no other is written again.
+    # A folder of this name is of a part that was not marked: no other is written again.
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(hidden, folder)
     return {"rows": len(lines), "licenses": dict(licenses)}

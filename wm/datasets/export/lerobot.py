@@ -1,4 +1,4 @@
-"""LeRobot's data-set layout, version 3.0: every triplet is an episode of two frames.
+"""Write LeRobot's data-set layout, version 3.0: every triplet is an episode of two frames.
 
 Followed: ``lerobot-dataset-v3.mdx`` of LeRobot's documentation and what its ``lerobot.datasets`` reads
 (``meta/info.json``, ``meta/stats.json``, ``meta/tasks.parquet``, ``meta/episodes`` and ``data`` in chunks of files);
@@ -37,13 +37,14 @@ WRITE_BATCH = 16
 """Parquet ends a page at the end of such a batch at the earliest: small pages let readers stream images."""
 
 
-def write(context: Context, part: Part, tick: Callable[[int], Any]) -> dict[str, Any]:
-    """One part as one file of ``data`` and one of ``meta/episodes``."""
+def write(context: Context, part: Part, tick: Callable[[int], object]) -> dict[str, Any]:
+    """Write one part as one file of ``data`` and one of ``meta/episodes``."""
     assert context.tasks is not None
     data, episodes = (Path(context.out) / path for path in _paths(part.number))
     rows, licenses, stats = 0, Counter[str](), Stats()
     with _parquet(data, DATA_SCHEMA, 2) as add_frames, _parquet(episodes, EPISODE_SCHEMA, 1) as add_episode:
         for row in iterate_rows(part, context):
+            # Tasks are sorted, so that a number needs no dictionary of millions of texts.
             task = bisect_left(context.tasks, row["action"], key=lambda value: value.as_py())
             images = [image_of(row, f"{side}_image", context) for side in ("source", "target")]
             frames = _frames(row, part.first_row + rows, task, images)
@@ -99,7 +100,7 @@ def _episode(row: Mapping[str, Any], episode: int, part: int) -> dict[str, Any]:
 
 @contextmanager
 def _parquet(path: Path, schema: pa.Schema, rows_an_episode: int) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
-    """A Parquet file written in small row groups, aside and then renamed."""
+    """Open a Parquet file that is written in small row groups to a temporary file and then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     hidden = aside(path)
     pending: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""What stands above the episodes in LeRobot's layout: features, schemas, statistics, ``meta/info.json``, the card."""
+"""Write what describes LeRobot's episodes: features, schemas, statistics, ``meta/info.json``, the card."""
 
 import json
 import os
@@ -121,10 +121,10 @@ class Stats:
             "min": np.where(occurs, values, np.inf).min(0).tolist(),
             "max": np.where(occurs, values, -np.inf).max(0).tolist(),
         }
-        self.moments[name] = _merged(self.moments[name], new) if name in self.moments else new
+        self.moments[name] = _merge_moments(self.moments[name], new) if name in self.moments else new
 
 
-def _merged(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+def _merge_moments(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     """Merge the moments of two groups of values (Chan, Golub and LeVeque 1979)."""
     number = a["values"] + b["values"]
     step = np.subtract(b["mean"], a["mean"])
@@ -140,7 +140,7 @@ def _merged(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
 
 
 def finish(context: Context, plan: Plan, facts: Sequence[dict[str, Any]]) -> None:
-    """``meta/tasks.parquet``, ``meta/stats.json``, ``meta/info.json`` and the data-set card."""
+    """Write ``meta/tasks.parquet``, ``meta/stats.json``, ``meta/info.json`` and the data-set card."""
     import pandas as pd
 
     assert context.tasks is not None and context.image_size is not None
@@ -162,7 +162,7 @@ def _statistics(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     moments: dict[str, dict[str, Any]] = {}
     for part in parts:
         for name, new in part.items():
-            moments[name] = _merged(moments[name], new) if name in moments else new
+            moments[name] = _merge_moments(moments[name], new) if name in moments else new
     stats = {}
     for name, sums in moments.items():
         std = np.sqrt(np.array(sums["deviations"]) / sums["values"])

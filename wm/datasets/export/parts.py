@@ -1,6 +1,6 @@
-"""Writing the parts of an export and what stands above them; a part that is marked is whole and is not written again.
+"""Write the parts of an export and the files above them; a marked part is complete and is not written again.
 
-The marks (JSON with counts) lie in ``out/.parts`` until the export is whole.
+The marks (JSON with counts) are in ``out/.parts`` until the export is complete.
 """
 
 import json
@@ -16,7 +16,7 @@ from wm.datasets.export.rows import Context
 from wm.errors import InputError
 from wm.runs import write_json
 
-Tick = Callable[[int], Any]
+Tick = Callable[[int], object]
 """Hears how many more rows are written."""
 
 
@@ -32,7 +32,7 @@ class ExportFormat:
     write: Callable[[Context, Part, Tick], dict[str, Any]]
     finish: Callable[[Context, Plan, Sequence[dict[str, Any]]], None]
     numbers_tasks: bool = False
-    """Actions are numbered over the whole export, images have one size, rows one split."""
+    """Actions are numbered over the complete export, images have one size, rows one split."""
 
 
 FORMATS: dict[str, ExportFormat] = {
@@ -48,6 +48,7 @@ def write_part(name: str, context: Context, part: Part, tick: Tick = lambda rows
     Raises :class:`InputError` for rows that cannot be exported, ``OSError`` where the disk fails.
     """
     facts = FORMATS[name].write(context, part, tick)
+    # The plan counted them; other rows now would break the numbering of later parts.
     if facts["rows"] != part.rows:
         raise InputError(
             f"part {part.number} of the export has {facts['rows']} rows instead of {part.rows}; "
@@ -60,7 +61,7 @@ def write_part(name: str, context: Context, part: Part, tick: Tick = lambda rows
 
 
 def read_marks(out: str | Path) -> dict[int, dict[str, Any]]:
-    """Number → facts of every part that is whole."""
+    """Load the facts of every complete part, by the part's number."""
     marks = {}
     for path in sorted(marks_folder(out).glob("part-*.json")):
         try:
@@ -86,10 +87,10 @@ def finish_export(name: str, context: Context, plan: Plan) -> list[dict[str, Any
 
 
 def remove_marks(out: str | Path) -> None:
-    """Once the export is whole the marks say nothing more."""
+    """Remove the marks, which say nothing more once the export is complete."""
     shutil.rmtree(marks_folder(out), ignore_errors=True)
 
 
 def marks_folder(out: str | Path) -> Path:
-    """Where marks and fragments lie."""
+    """Return the folder of marks and fragments."""
     return Path(out) / ".parts"

@@ -1,4 +1,4 @@
-"""Which rows go into which part of an export: decided from footers and small columns, without reading an image."""
+"""Plan which rows go into which part of an export: decided from footers and small columns, without reading an image."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -68,20 +68,27 @@ def plan_export(
     max_bytes: int,
     max_rows: int,
     with_tasks: bool = False,
-    on_file: Callable[[int, int], Any] = lambda done, total: None,
+    on_file: Callable[[int, int], object] = lambda num_read, total: None,
 ) -> Plan:
     """Cut a data set into parts of about ``max_bytes`` of images and at most ``max_rows`` rows.
 
-    ``with_tasks``: also gather the splits and the different actions (their texts are held in memory).
-    ``on_file`` hears how many files are read, of how many.
-    Raises :class:`InputError` for files of another schema, ids of the selection that are absent or stand twice, and
-    if nothing would be left.
+    Args:
+        triplets: Folder of Parquet files.
+        rows: Which rows are exported.
+        max_bytes: Estimated bytes of images of a part.
+        max_rows: Rows of a part.
+        with_tasks: Also gather the splits and the different actions (their texts stay in memory).
+        on_file: Called with the number of files read, and of all.
+
+    Raises:
+        InputError: A file has another schema, an id of the selection is absent or occurs twice, or nothing would be
+            left.
     """
     files = _triplet_files(triplets)
     cutter, tally = _Cutter(max_bytes, max_rows), _Tally(rows, with_tasks)
     for number, file in enumerate(files, 1):
-        for first, wanted, row_bytes in _row_groups(file, tally):
-            cutter.add(str(file), first, wanted, row_bytes)
+        for first, is_exported, row_bytes in _row_groups(file, tally):
+            cutter.add(str(file), first, is_exported, row_bytes)
         on_file(number, len(files))
     tally.check(triplets)
     parts = cutter.finish()
@@ -113,7 +120,7 @@ def _triplet_files(triplets: str | Path) -> list[Path]:
 
 
 class _Tally:
-    """Counts, and which ids of the selection were met."""
+    """Counts of rows, and which ids of the selection were met."""
 
     def __init__(self, rows: "RowFilter", with_tasks: bool) -> None:
         self.filter = rows
@@ -125,7 +132,7 @@ class _Tally:
 
     @property
     def columns(self) -> list[str]:
-        """What must be read of each row."""
+        """List the columns that must be read of each row."""
         return list(dict.fromkeys([*self.filter.columns, *(["split", "action"] if self.with_tasks else [])]))
 
     def add(self, count: int, table: pa.Table | None) -> npt.NDArray[np.bool_]:
@@ -133,32 +140,34 @@ class _Tally:
         self.rows += count
         if table is None:
             return np.ones(count, bool)
-        wanted = np.ones(count, bool)
+        is_exported = np.ones(count, bool)
         if self.filter.ids is not None:
-            wanted = self._meet(table.column("triplet_id"))
-            self.not_selected += int((~wanted).sum())
+            # Selection first, split second: a row is counted under one reason only.
+            is_exported = self._meet(table.column("triplet_id"))
+            self.not_selected += int((~is_exported).sum())
         if self.filter.split is not None:
             mine = np.array([value == self.filter.split for value in table.column("split").to_pylist()], bool)
-            self.other_split += int((wanted & ~mine).sum())
-            wanted &= mine
+            self.other_split += int((is_exported & ~mine).sum())
+            is_exported &= mine
         if self.with_tasks:
-            kept = table.filter(pa.array(wanted))
-            self.splits.update(split or "" for split in kept.column("split").unique().to_pylist())
-            self.tasks.update(action or "" for action in kept.column("action").unique().to_pylist())
-        return wanted
+            exported = table.filter(pa.array(is_exported))
+            self.splits.update(split or "" for split in exported.column("split").unique().to_pylist())
+            self.tasks.update(action or "" for action in exported.column("action").unique().to_pylist())
+        return is_exported
 
     def _meet(self, ids: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
-        places = self.filter.places(ids)
-        chosen = places[places >= 0]
-        if self._met[chosen].any() or len(np.unique(chosen)) != len(chosen):
-            twice = next(place for place in chosen if self._met[place] or (chosen == place).sum() > 1)
+        positions = self.filter.places(ids)
+        hits = positions[positions >= 0]
+        # An id that occurs twice would be exported twice under one file name.
+        if self._met[hits].any() or len(np.unique(hits)) != len(hits):
+            twice = next(position for position in hits if self._met[position] or (hits == position).sum() > 1)
             raise InputError(f"triplet_id {self._name(twice)} stands twice in the triplets; export needs a clean set")
-        self._met[chosen] = True
-        return places >= 0
+        self._met[hits] = True
+        return positions >= 0
 
-    def _name(self, place: int) -> str:
+    def _name(self, position: int) -> str:
         assert self.filter.ids is not None
-        return bytes(self.filter.ids[place]).decode()
+        return bytes(self.filter.ids[position]).decode()
 
     def check(self, triplets: str | Path) -> None:
         """Raise :class:`InputError` if the selection names ids that were not met."""
@@ -180,27 +189,28 @@ class _Cutter:
         self._slices: list[Slice] = []
         self._rows, self._bytes, self._first = 0, 0.0, 0
 
-    def add(self, file: str, first: int, wanted: npt.NDArray[np.bool_], row_bytes: float) -> None:
+    def add(self, file: str, first: int, is_exported: npt.NDArray[np.bool_], row_bytes: float) -> None:
         """Take the wanted rows of a row group whose first row is number ``first`` of its file."""
-        places = np.flatnonzero(wanted)
-        self.total_bytes += len(places) * row_bytes
-        while len(places):
-            room = min(self.max_rows - self._rows, int((self.max_bytes - self._bytes) // max(1, row_bytes)))
-            if room < 1 and self._rows:
+        positions = np.flatnonzero(is_exported)
+        self.total_bytes += len(positions) * row_bytes
+        while len(positions):
+            # A part ends at whichever limit comes first; a row larger than a part gets its own.
+            capacity = min(self.max_rows - self._rows, int((self.max_bytes - self._bytes) // max(1, row_bytes)))
+            if capacity < 1 and self._rows:
                 self._close()
                 continue
-            taken, places = places[: max(1, room)], places[max(1, room) :]
-            self._append(Slice(file, first + int(taken[0]), first + int(taken[-1]) + 1))
-            self._rows += len(taken)
-            self._bytes += len(taken) * row_bytes
+            batch, positions = positions[: max(1, capacity)], positions[max(1, capacity) :]
+            self._append(Slice(file, first + int(batch[0]), first + int(batch[-1]) + 1))
+            self._rows += len(batch)
+            self._bytes += len(batch) * row_bytes
 
-    def _append(self, piece: Slice) -> None:
+    def _append(self, span: Slice) -> None:
         last = self._slices[-1] if self._slices else None
-        if last is not None and last.file == piece.file:
+        if last is not None and last.file == span.file:
             # Rows between the two are unwanted, or they would stand in one of them.
-            self._slices[-1] = Slice(last.file, last.start, piece.stop)
+            self._slices[-1] = Slice(last.file, last.start, span.stop)
         else:
-            self._slices.append(piece)
+            self._slices.append(span)
 
     def _close(self) -> None:
         self._parts.append(Part(len(self._parts), self._first, self._rows, tuple(self._slices)))
@@ -208,37 +218,38 @@ class _Cutter:
         self._slices, self._rows, self._bytes = [], 0, 0.0
 
     def finish(self) -> list[Part]:
-        """All parts, the last one closed."""
+        """Close the last part and return all parts."""
         if self._rows:
             self._close()
         return self._parts
 
 
 def _row_groups(file: Path, tally: _Tally) -> Iterable[tuple[int, npt.NDArray[np.bool_], float]]:
-    """(number of its first row, which rows are wanted, image bytes a row) of every row group of a file."""
+    """Yield (number of the first row, mask of the exported rows, image bytes a row) of every row group of a file."""
     try:
         with pq.ParquetFile(file) as opened:
-            _require_columns(file, opened.schema_arrow)
+            _check_columns(file, opened.schema_arrow)
             first = 0
             for number in range(opened.num_row_groups):
                 group = opened.metadata.row_group(number)
+                # Small columns only: images are never read for a plan.
                 columns = tally.columns
                 table = opened.read_row_group(number, columns=columns) if columns else None
-                wanted = tally.add(group.num_rows, table)
-                yield first, wanted, _image_bytes(group) / max(1, group.num_rows)
+                is_exported = tally.add(group.num_rows, table)
+                yield first, is_exported, _image_bytes(group) / max(1, group.num_rows)
                 first += group.num_rows
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{file} is not a readable Parquet file: {' '.join(str(error).split())}") from error
 
 
-def _require_columns(file: Path, found: pa.Schema) -> None:
+def _check_columns(file: Path, schema: pa.Schema) -> None:
     for field_ in TRIPLET_SCHEMA:
-        if field_.name not in found.names:
+        if field_.name not in schema.names:
             if field_.name in _OPTIONAL:
                 continue
-            raise InputError(f"{file} lacks the column {field_.name!r}; columns found: {', '.join(found.names)}")
-        if found.field(field_.name).type != field_.type:
-            raise InputError(f"{file} has {field_.name} as {found.field(field_.name).type}, expected {field_.type}")
+            raise InputError(f"{file} lacks the column {field_.name!r}; columns found: {', '.join(schema.names)}")
+        if schema.field(field_.name).type != field_.type:
+            raise InputError(f"{file} has {field_.name} as {schema.field(field_.name).type}, expected {field_.type}")
 
 
 def _image_bytes(group: Any) -> int:

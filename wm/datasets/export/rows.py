@@ -1,4 +1,4 @@
-"""Rows of a triplet data set, read in a stream: which are wanted, their provenance, their images."""
+"""Stream the rows of a triplet data set: which are exported, their provenance, their images."""
 
 import io
 import math
@@ -46,22 +46,22 @@ class RowFilter:
 
     @property
     def columns(self) -> list[str]:
-        """What must be read to decide."""
+        """List the columns that must be read to decide."""
         return ["triplet_id"] * (self.ids is not None) + ["split"] * (self.split is not None)
 
     def places(self, ids: pa.Array) -> npt.NDArray[np.int64]:
-        """Where each id stands in the selection, -1 where it does not."""
+        """Return the position of each id in the selection, -1 where it is absent."""
         assert self.ids is not None
         encoded = [(text or "").encode() for text in ids.to_pylist()]
         # A longer id is in no selection; cut to the width it could look like one that is.
         width = self.ids.dtype.itemsize
-        wanted = np.array([text if len(text) <= width else b"" for text in encoded], dtype=self.ids.dtype)
-        found = np.searchsorted(self.ids, wanted)
-        hit = self.ids[np.minimum(found, len(self.ids) - 1)] == wanted
-        return np.where(hit, found, -1).astype(np.int64)
+        queries = np.array([text if len(text) <= width else b"" for text in encoded], dtype=self.ids.dtype)
+        positions = np.searchsorted(self.ids, queries)
+        hit = self.ids[np.minimum(positions, len(self.ids) - 1)] == queries
+        return np.where(hit, positions, -1).astype(np.int64)
 
     def wanted(self, table: pa.RecordBatch | pa.Table) -> npt.NDArray[np.bool_]:
-        """True for each row to be exported; ``table`` has :attr:`columns`."""
+        """Mark each row to be exported; ``table`` has :attr:`columns`."""
         keep = np.ones(table.num_rows, bool)
         if self.ids is not None:
             keep &= self.places(table.column("triplet_id")) >= 0
@@ -86,7 +86,7 @@ class Context:
 
 
 def read_selection(folder: str | Path) -> npt.NDArray[np.bytes_]:
-    """The chosen ids, sorted, of a selection: its folder of Parquet files, or the output folder of jobs.select."""
+    """Load the chosen ids, sorted, of a selection: its folder of Parquet files, or the output folder of jobs.select."""
     root = Path(folder)
     root = root / "selection" if (root / "selection").is_dir() else root
     ids = read_table(root, SELECTION_SCHEMA, ["triplet_id"]).column("triplet_id").to_pylist()
@@ -96,51 +96,53 @@ def read_selection(folder: str | Path) -> npt.NDArray[np.bytes_]:
 
 
 def iterate_rows(part: Part, context: Context) -> Iterator[dict[str, Any]]:
-    """The wanted rows of a part in order, ``PROVENANCE`` and both images (dicts with ``bytes``).
+    """Iterate over the exported rows of a part in order: ``PROVENANCE`` and both images (dicts with ``bytes``).
 
     Raises :class:`InputError` that names row and file if id, action or an image is missing, or an id stands twice in
     the part.
     """
-    seen: set[str] = set()
-    for piece in part.slices:
-        for row in _iterate_slice(piece, context.rows):
+    ids: set[str] = set()
+    for span in part.slices:
+        for row in _iterate_slice(span, context.rows):
+            # Every format needs both: a name for its files and the text itself.
             for name in ("triplet_id", "action"):
                 if not row[name]:
-                    raise InputError(f"triplet {row['triplet_id']} in {piece.file} has no {name}")
-            if row["triplet_id"] in seen:
-                raise InputError(f"triplet_id {row['triplet_id']} stands twice; the second time in {piece.file}")
-            seen.add(row["triplet_id"])
+                    raise InputError(f"triplet {row['triplet_id']} in {span.file} has no {name}")
+            if row["triplet_id"] in ids:
+                raise InputError(f"triplet_id {row['triplet_id']} stands twice; the second time in {span.file}")
+            ids.add(row["triplet_id"])
             for name in IMAGES:
                 if not row[name] or not row[name]["bytes"]:
-                    raise InputError(f"triplet {row['triplet_id']} in {piece.file} has no {name}; export needs both")
+                    raise InputError(f"triplet {row['triplet_id']} in {span.file} has no {name}; export needs both")
             yield row
 
 
-def _iterate_slice(piece: Slice, rows: RowFilter) -> Iterator[dict[str, Any]]:
+def _iterate_slice(span: Slice, rows: RowFilter) -> Iterator[dict[str, Any]]:
     try:
         # Without pre_buffer and with a buffer, pages are read as they are needed, not a row group of images at once.
-        with pq.ParquetFile(piece.file, buffer_size=2**20, pre_buffer=False) as file:
+        with pq.ParquetFile(span.file, buffer_size=2**20, pre_buffer=False) as file:
             names = [name for name in [*PROVENANCE, *IMAGES] if name in file.schema_arrow.names]
+            # Columns that came later are null in data sets written before.
             missing = dict.fromkeys(set(PROVENANCE) - set(names))
-            groups, first = _overlapping_groups(file.metadata, piece)
+            groups, first = _overlapping_groups(file.metadata, span)
             for batch in file.iter_batches(BATCH_ROWS, row_groups=groups, columns=names):
-                begin, end = max(piece.start - first, 0), min(piece.stop - first, batch.num_rows)
+                begin, end = max(span.start - first, 0), min(span.stop - first, batch.num_rows)
                 first += batch.num_rows
                 if begin < end:
-                    kept = batch.slice(begin, end - begin)
-                    for row in kept.filter(pa.array(rows.wanted(kept))).to_pylist():
+                    rows_batch = batch.slice(begin, end - begin)
+                    for row in rows_batch.filter(pa.array(rows.wanted(rows_batch))).to_pylist():
                         yield row | missing
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{piece.file} is damaged: {' '.join(str(error).split())}") from error
+        raise InputError(f"{span.file} is damaged: {' '.join(str(error).split())}") from error
 
 
-def _overlapping_groups(metadata: Any, piece: Slice) -> tuple[list[int], int]:
-    """Row groups that hold rows of a slice, and the number of the first one's first row."""
+def _overlapping_groups(metadata: Any, span: Slice) -> tuple[list[int], int]:
+    """Find the row groups that hold rows of a slice, and the number of the first one's first row."""
     groups: list[int] = []
     first = row = 0
     for number in range(metadata.num_row_groups):
         stop = row + metadata.row_group(number).num_rows
-        if stop > piece.start and row < piece.stop:
+        if stop > span.start and row < span.stop:
             first = row if not groups else first
             groups.append(number)
         row = stop
@@ -148,27 +150,27 @@ def _overlapping_groups(metadata: Any, piece: Slice) -> tuple[list[int], int]:
 
 
 def image_of(row: dict[str, Any], name: str, context: Context) -> tuple[bytes, str]:
-    """One image of a row as (bytes, file suffix without a dot): as stored, or a PNG of ``side_px``.
+    """Return one image of a row as (bytes, file suffix without a dot): as stored, or a PNG of ``side_px``.
 
     Raises :class:`InputError` for bytes that are no image, or one whose size is not the wanted one.
     """
-    data, said = row[name]["bytes"], f"{name} of triplet {row['triplet_id']}"
+    data, label = row[name]["bytes"], f"{name} of triplet {row['triplet_id']}"
     if context.side_px:
-        return encode_png(fit_square(decode_image(data, said), context.side_px)), "png"
+        return encode_png(fit_square(decode_image(data, label), context.side_px)), "png"
     suffix = next((suffix for magic, suffix in _SUFFIXES.items() if data.startswith(magic)), "")
     suffix = "webp" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else suffix
     if not suffix:
-        raise InputError(f"{said} is no image ({', '.join(FORMATS)})")
-    if context.image_size and (size := image_size(data, said)) != context.image_size:
+        raise InputError(f"{label} is no image ({', '.join(FORMATS)})")
+    if context.image_size and (size := image_size(data, label)) != context.image_size:
         raise InputError(
-            f"{said} has {size[1]} x {size[0]} pixels, the first image {context.image_size[1]} x "
+            f"{label} has {size[1]} x {size[0]} pixels, the first image {context.image_size[1]} x "
             f"{context.image_size[0]}; this format needs one size: give side_px"
         )
     return data, suffix
 
 
 def image_size(data: bytes, name: str) -> tuple[int, int]:
-    """(height, width) from an image's header; no pixel is decoded."""
+    """Read (height, width) from an image's header; no pixel is decoded."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return image.height, image.width
@@ -177,7 +179,7 @@ def image_size(data: bytes, name: str) -> tuple[int, int]:
 
 
 def first_image_size(plan: Plan, context: Context) -> tuple[int, int]:
-    """(height, width) of the first exported image: the size that all must have where a layout knows one only."""
+    """Return (height, width) of the first exported image, which all must have where a layout knows one size only."""
     if context.side_px:
         return context.side_px, context.side_px
     row = next(iterate_rows(plan.parts[0], context))
@@ -185,17 +187,17 @@ def first_image_size(plan: Plan, context: Context) -> tuple[int, int]:
 
 
 def aside(path: Path) -> Path:
-    """A hidden name beside ``path`` to write under before the renaming; no two writers share one."""
+    """Return a hidden name beside ``path`` to write under before the renaming; no two writers share one."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
 
 
 def file_key(triplet_id: str) -> str:
-    """A name for files: the id itself where it is a plain one, else a digest of it (dots end a WebDataset key)."""
+    """Return a name for files: the id itself if it is a plain one, else a digest of it (dots end a WebDataset key)."""
     return triplet_id if _PLAIN_KEY.fullmatch(triplet_id) else stable_id(triplet_id)
 
 
 def json_row(row: dict[str, Any]) -> dict[str, Any]:
-    """The provenance of a row for JSON, which knows no NaN and no infinity: they become null."""
+    """Return the provenance of a row for JSON, which knows no NaN and no infinity: they become null."""
     return {
         name: None if isinstance(row[name], float) and not math.isfinite(row[name]) else row[name]
         for name in PROVENANCE

@@ -1,4 +1,4 @@
-"""WebDataset: ``out/shard-000000.tar`` and so on, each row four files of one key.
+"""Write WebDataset: ``out/shard-000000.tar`` and so on, each row four files of one key.
 
 ``KEY.source.png`` and ``KEY.target.png`` (or .jpg, .webp: as stored), ``KEY.txt`` (the action) and ``KEY.json`` (the
 provenance columns); beside the tar files a data-set card. The tar files depend on the rows alone: no time, no owner,
@@ -29,12 +29,13 @@ from wm.datasets.export.rows import (
 from wm.runs import write_text
 
 
-def write(context: Context, part: Part, tick: Callable[[int], Any]) -> dict[str, Any]:
-    """One part as one tar file."""
+def write(context: Context, part: Part, tick: Callable[[int], object]) -> dict[str, Any]:
+    """Write one part as one tar file."""
     path = Path(context.out) / f"shard-{part.number:06d}.tar"
     hidden = aside(path)
     rows, licenses, images = 0, Counter[str](), set[str]()
     try:
+        # USTAR without times and owners: the same rows give the same bytes.
         with tarfile.open(hidden, "w", format=tarfile.USTAR_FORMAT) as tar:
             for row in iterate_rows(part, context):
                 members = _members(row, context)
@@ -66,8 +67,11 @@ def _members(row: dict[str, Any], context: Context) -> dict[str, bytes]:
 
 
 def finish(context: Context, plan: Plan, facts: Sequence[dict[str, Any]]) -> None:
-    """The data-set card. It names every column with its type: ``datasets`` would guess from the first five rows, and
-    fail at the first value of a column that is null in all of them."""
+    """Write the data-set card.
+
+    It names every column with its type: ``datasets`` would guess from the first five rows, and fail at the first value
+    of a column that is null in all of them.
+    """
     licenses = Counter[str]()
     for fact in facts:
         licenses.update(fact["licenses"])

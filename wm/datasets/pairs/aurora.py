@@ -1,10 +1,11 @@
-"""AURORA's layout (McGill-NLP/AURORA): a JSON list of ``{instruction, input, output}`` and images beside it.
+"""Read AURORA's layout (McGill-NLP/AURORA): a JSON list of ``{instruction, input, output}`` and images beside it.
 
 Paths are relative to the root. Rows of AURORA-Bench also carry ``task``; those of tasks that are judged without a
 target image carry no ``output``. The tabletop's supervised set is written in the same layout.
 """
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,15 +37,16 @@ class Problem:
 
 
 def list_items(root: str | Path, file: str) -> list[Item | Problem]:
-    """The rows of ``root/file``, in order; a row with a missing field or a wrong type is a :class:`Problem`.
+    """List the rows of ``root/file``, in order; a row with a missing field or a wrong type is a :class:`Problem`.
 
-    Raises :class:`InputError` if root or file is missing, is no JSON list, is empty, or has no usable row at all.
+    Raises:
+        InputError: Root or file is missing, is no JSON list, is empty, or has no usable row at all.
     """
     path = Path(root) / file
-    if not Path(root).is_dir():
-        raise InputError(f"no such folder: root = {root}")
-    if not path.is_file():
-        raise InputError(f"no such file: {path} (AURORA layout: a JSON list of instruction, input, output)")
+    if not os.path.isdir(root):  # noqa: PTH112 - of a name that is too long, pathlib raises
+        raise InputError(f"no such folder: root = {root!s:.200}")
+    if not os.path.isfile(path):  # noqa: PTH113
+        raise InputError(f"no such file: {path!s:.400} (AURORA layout: a JSON list of instruction, input, output)")
     try:
         rows = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8, a number of too many digits
@@ -55,18 +57,20 @@ def list_items(root: str | Path, file: str) -> list[Item | Problem]:
             "expected a non-empty list of rows"
         )
     default_task = path.parent.name
-    found = [_read_row(row, f"{file}#{index}", default_task) for index, row in enumerate(rows)]
-    problems = [entry for entry in found if isinstance(entry, Problem)]
-    if len(problems) == len(found):
+    entries = [_read_row(row, f"{file}#{index}", default_task) for index, row in enumerate(rows)]
+    problems = [entry for entry in entries if isinstance(entry, Problem)]
+    # Not one usable row means another layout, not a data set of rejects.
+    if len(problems) == len(entries):
         raise InputError(f"{path}: no usable row; the first: {problems[0].detail}")
-    return found
+    return entries
 
 
 def load_pair(root: str | Path, item: Item) -> tuple[Pixels, Pixels] | Problem:
-    """Both images of an item; a :class:`Problem` that names the file if one is missing, outside root or no image."""
+    """Load both images of an item; a :class:`Problem` names a file that is missing, outside root or no image."""
     images = []
     for relative in (item.source, item.target):
         try:
+            # Links are resolved first: a list from elsewhere may name any file of this machine.
             path = (Path(root) / relative).resolve()
             if not path.is_relative_to(Path(root).resolve()):
                 return Problem(item.uri, item.task, "path_outside_root", f"{relative} leads out of {root}")

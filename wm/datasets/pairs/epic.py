@@ -1,4 +1,4 @@
-"""Segments of EPIC-Kitchens-55 and -100: rows of a CSV with time stamps, each a part of a long video."""
+"""Read segments of EPIC-Kitchens-55 and -100: rows of a CSV with time stamps, each a part of a long video."""
 
 import re
 from collections.abc import Iterator
@@ -27,9 +27,14 @@ class Segment(NamedTuple):
 
 
 def read_segments(path: Path, name: str) -> Iterator[Segment]:
-    """The rows of ``EPIC_100_train.csv``, ``EPIC_train_action_labels.csv`` and the like, called ``name`` in messages.
+    """Read the rows of ``EPIC_100_train.csv``, ``EPIC_train_action_labels.csv`` and the like.
 
-    Raises :class:`InputError` naming file, line and what was expected.
+    Args:
+        path: The CSV.
+        name: What messages call it.
+
+    Raises:
+        InputError: Names file, line and what was expected.
     """
     for where, row in csv_rows(path, name, COLUMNS, REQUIRED):
         video_id, start, stop, verb, participant, narration_id, narration = (str(value).strip() for value in row)
@@ -45,13 +50,13 @@ def read_segments(path: Path, name: str) -> Iterator[Segment]:
 
 
 def seconds_of(stamp: str, where: str) -> float:
-    """``HH:MM:SS.ss`` in seconds."""
-    found = _TIME.fullmatch(stamp)
-    if found is None:
+    """Convert ``HH:MM:SS.ss`` to seconds; ``where`` names the row in the message of an :class:`InputError`."""
+    match = _TIME.fullmatch(stamp)
+    if match is None:
         raise InputError(f"{where}: time stamp {stamp!r:.40}, expected HH:MM:SS.ss")
-    return int(found[1]) * 3600 + int(found[2]) * 60 + float(found[3])
+    return int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3])
 
 
 def places(participant: str, video_id: str) -> tuple[str, ...]:
-    """Where a video usually lies below the root, the official place first, without suffix."""
+    """List the usual paths of a video below the root, the official one first, without suffix."""
     return f"{participant}/videos/{video_id}", f"{participant}/{video_id}", video_id

@@ -1,4 +1,4 @@
-"""Which actions to imagine in which sources: words that were said elsewhere, of the same kind of scene."""
+"""Choose which actions to imagine in which sources: actions of other rows, of the same kind of scene."""
 
 from collections.abc import Sequence
 
@@ -22,17 +22,18 @@ def pair_actions(
     Returns:
         The actions of each source, a function of its seed, its subset and the actions.
     """
-    said: dict[str, list[str]] = {}
+    words_of: dict[str, list[str]] = {}
     for subset, words in actions:
-        said.setdefault(subset, []).append(words)
-    return [_draw(said.get(subset, []), each, seed) for subset, seed in zip(sources, seeds, strict=True)]
+        words_of.setdefault(subset, []).append(words)
+    return [_draw(words_of.get(subset, []), each, seed) for subset, seed in zip(sources, seeds, strict=True)]
 
 
 def _draw(words: list[str], each: int, seed: int) -> list[str]:
+    # A generator for each source: its actions do not change with the number of sources.
     order = np.random.default_rng(seed).permutation(len(words))
-    chosen: dict[str, None] = {}
-    for place in order:
-        chosen.setdefault(words[int(place)])
-        if len(chosen) == each:
+    sample: dict[str, None] = {}
+    for position in order:
+        sample.setdefault(words[int(position)])
+        if len(sample) == each:
             break
-    return list(chosen)
+    return list(sample)

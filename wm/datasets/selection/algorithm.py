@@ -1,4 +1,4 @@
-"""Stratified top-K sampling with action-class uniformity: Algorithm 1 of the paper (appendix E), in pieces.
+"""Select by stratified top-K sampling with action-class uniformity: Algorithm 1 of the paper (appendix E), in pieces.
 
 The loop takes rows in the order of (rank in class, class). So which rows it takes follows from counts alone: class c
 gives its best ``quota[c]`` rows (:func:`quotas`). That makes an exact selection possible over files of which only one
@@ -114,49 +114,60 @@ def tally(rows: pa.Table, criteria: Criteria) -> Tally:
     encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
     names = [str(label) for label in encoded.dictionary.to_pylist()]
     labels = sorted(names)
-    place = {label: number for number, label in enumerate(labels)}
-    code_D = np.array([place[name] for name in names], np.int64)
+    code_of = {label: number for number, label in enumerate(labels)}
+    code_D = np.array([code_of[name] for name in names], np.int64)
     codes = code_D[encoded.indices.to_numpy(zero_copy_only=False)] if rows.num_rows else np.zeros(0, np.int64)
     scores = rows.column("score").to_numpy()
     seen_C = np.bincount(codes, minlength=len(labels)).astype(np.int64)
-    wanted = _meet(rows, criteria)
-    key_S, count_S = np.unique(_keys(codes[wanted], scores[wanted]), return_counts=True)
+    is_candidate = _mark_candidates(rows, criteria)
+    key_S, count_S = np.unique(_encode_keys(codes[is_candidate], scores[is_candidate]), return_counts=True)
     return Tally(labels, seen_C, key_S, count_S.astype(np.int64))
 
 
 def merge_tallies(tallies: Iterable[Tally]) -> Tally:
-    """The sum. Memory: some tens of bytes a slot, whatever the number of rows."""
+    """Add tallies up. Memory: some tens of bytes a slot, whatever the number of rows."""
     waiting: list[Tally] = []
     num_waiting = 0
-    for one in tallies:
-        waiting.append(one)
-        num_waiting += len(one.key_S) + len(one.labels)
+    for counts in tallies:
+        waiting.append(counts)
+        num_waiting += len(counts.key_S) + len(counts.labels)
+        # Merging rarely keeps the cost near one pass over all slots, whatever the number of files.
         if num_waiting > max(2**20, 2 * (len(waiting[0].key_S) + len(waiting[0].labels))):
-            waiting, num_waiting = [_merged(waiting)], 0
-    return _merged(waiting)
+            waiting, num_waiting = [_merge_all(waiting)], 0
+    return _merge_all(waiting)
 
 
-def _merged(tallies: Collection[Tally]) -> Tally:
-    labels = sorted({label for one in tallies for label in one.labels})
-    place = {label: number for number, label in enumerate(labels)}
+def _merge_all(tallies: Collection[Tally]) -> Tally:
+    labels = sorted({label for counts in tallies for label in counts.labels})
+    code_of = {label: number for number, label in enumerate(labels)}
     seen_C = np.zeros(len(labels), np.int64)
     keys = [np.zeros(0, np.int64)]
-    for one in tallies:
-        code_D = np.array([place[label] for label in one.labels], np.int64)
-        seen_C[code_D] += one.seen_C
-        if len(one.key_S):
-            keys.append(code_D[one.key_S >> _SLOT_BITS] << _SLOT_BITS | one.key_S & (1 << _SLOT_BITS) - 1)
+    for counts in tallies:
+        code_D = np.array([code_of[label] for label in counts.labels], np.int64)
+        seen_C[code_D] += counts.seen_C
+        if len(counts.key_S):
+            keys.append(code_D[counts.key_S >> _SLOT_BITS] << _SLOT_BITS | counts.key_S & (1 << _SLOT_BITS) - 1)
     key_S, slot = np.unique(np.concatenate(keys), return_inverse=True)
     count_S = np.zeros(len(key_S), np.int64)
-    np.add.at(count_S, slot, np.concatenate([np.zeros(0, np.int64), *(one.count_S for one in tallies)]))
+    np.add.at(count_S, slot, np.concatenate([np.zeros(0, np.int64), *(counts.count_S for counts in tallies)]))
     return Tally(labels, seen_C, key_S, count_S)
 
 
 def quotas(available_C: Ints, k: int) -> Ints:
-    """How many rows the loop takes of each class, in the order of names: R whole rounds, R as large as k allows, and
-    one more of the first classes that still have a row."""
+    """Compute how many rows the loop takes of each class, in the order of names.
+
+    R complete rounds, R as large as k allows, and one more row of the first classes that still have one.
+
+    Args:
+        available_C: int64, rows of each class that meet the criteria.
+        k: Rows to choose.
+
+    Returns:
+        int64, rows of each class, at most ``k`` in all.
+    """
     low, high = 0, int(available_C.max(initial=0))
     while low < high:
+        # Rows taken grow with the number of rounds, so that bisection finds the last one that fits.
         middle = (low + high + 1) // 2
         low, high = (middle, high) if np.minimum(available_C, middle).sum() <= k else (low, middle - 1)
     quota_C = np.minimum(available_C, low)
@@ -175,6 +186,7 @@ def make_plan(counts: Tally, k: int, rows_per_part: int = 1_000_000) -> Plan:
     first_of_class_C = np.searchsorted(class_S, np.arange(len(counts.labels)))
     if len(class_S):
         before_S = before_S - before_S[first_of_class_C[class_S]]
+    # A slot is needed if fewer better rows of its class come before it than the quota.
     needed_S = before_S < quota_C[class_S]
     last_key_C = np.full(len(counts.labels), -1, np.int64)
     last_key_C[class_S[needed_S]] = counts.key_S[needed_S]  # keys ascend: the last assignment stands
@@ -183,27 +195,27 @@ def make_plan(counts: Tally, k: int, rows_per_part: int = 1_000_000) -> Plan:
     starts_P = np.flatnonzero(np.diff(part_S, prepend=-1)) if len(part_S) else np.zeros(0, np.int64)
     first_key_P = key_S[starts_P] if len(starts_P) else np.zeros(1, np.int64)
     earlier_P = before_S[needed_S][starts_P] if len(starts_P) else np.zeros(1, np.int64)
-    place = {label: number for number, label in enumerate(counts.labels)}
-    return Plan(counts.labels, available_C, quota_C, last_key_C, first_key_P, earlier_P, int(count_S.sum()), place)
+    code_of = {label: number for number, label in enumerate(counts.labels)}
+    return Plan(counts.labels, available_C, quota_C, last_key_C, first_key_P, earlier_P, int(count_S.sum()), code_of)
 
 
 def candidates(rows: pa.Table, plan: Plan, criteria: Criteria) -> tuple[pa.Table, Ints]:
-    """Of rows that :func:`scored` gave: those that may be chosen, as :data:`CANDIDATE_SCHEMA`, and their parts."""
+    """Return the rows of :func:`scored` that may be chosen, as :data:`CANDIDATE_SCHEMA`, and the part of each."""
     scores = rows.column("score").to_numpy()
     codes = plan.codes_of(rows.column("class_label"))
-    keys = _keys(codes, scores)
+    keys = _encode_keys(codes, scores)
     last_keys = np.append(plan.last_key_C, -1)[codes]  # of an unknown class, whose code is -1: none
-    wanted = np.flatnonzero(_meet(rows, criteria) & (codes >= 0) & (keys <= last_keys))
-    ids = rows.column("triplet_id").cast(pa.string()).take(pa.array(wanted))
-    columns = [ids.combine_chunks(), pa.array(codes[wanted], pa.int32()), pa.array(scores[wanted])]
-    parts = np.searchsorted(plan.first_key_P, keys[wanted], side="right") - 1
+    chosen_rows = np.flatnonzero(_mark_candidates(rows, criteria) & (codes >= 0) & (keys <= last_keys))
+    ids = rows.column("triplet_id").cast(pa.string()).take(pa.array(chosen_rows))
+    columns = [ids.combine_chunks(), pa.array(codes[chosen_rows], pa.int32()), pa.array(scores[chosen_rows])]
+    parts = np.searchsorted(plan.first_key_P, keys[chosen_rows], side="right") - 1
     return pa.Table.from_arrays(columns, schema=CANDIDATE_SCHEMA), parts.astype(np.int64)
 
 
 def choose(part_rows: pa.Table, plan: Plan, part: int) -> pa.Table:
-    """The chosen rows among all candidates of one part, as :data:`SELECTION_SCHEMA` in the order of their turns.
+    """Choose among all candidates of one part; return :data:`SELECTION_SCHEMA` in the order of the rows' turns.
 
-    Raises :class:`InputError` if an id stands twice among them.
+    Raises :class:`InputError` if an id occurs twice among them.
     """
     if part_rows.num_rows == 0:
         return SELECTION_SCHEMA.empty_table()
@@ -213,11 +225,12 @@ def choose(part_rows: pa.Table, plan: Plan, part: int) -> pa.Table:
     scores = part_rows.column("score").to_numpy()
     by_class = np.lexsort((*words[::-1], -scores, codes))
     codes = codes[by_class]
+    # Only the first class of a part may have rows in earlier parts: its ranks start later.
     first_class = int(plan.first_key_P[part]) >> _SLOT_BITS
     ranks = np.arange(len(codes)) - np.searchsorted(codes, codes) + plan.earlier_P[part] * (codes == first_class)
     within = ranks < plan.quota_C[codes]
     codes, ranks, by_class = codes[within], ranks[within], by_class[within]
-    turns = _turns(codes, ranks, first_class, plan.available_C)
+    turns = _compute_turns(codes, ranks, first_class, plan.available_C)
     in_turn = np.argsort(turns)
     rows = pa.array(by_class[in_turn])
     labels = pa.array([plan.labels[code] for code in codes[in_turn]], pa.string())
@@ -225,8 +238,8 @@ def choose(part_rows: pa.Table, plan: Plan, part: int) -> pa.Table:
     return pa.table([*columns, ranks[in_turn], turns[in_turn]], schema=SELECTION_SCHEMA)
 
 
-def _turns(codes: Ints, ranks: Ints, first_class: int, available_C: Ints) -> Ints:
-    """The turn of each chosen row of a part: rows of earlier rounds, and classes before its own in its round.
+def _compute_turns(codes: Ints, ranks: Ints, first_class: int, available_C: Ints) -> Ints:
+    """Compute the turn of each chosen row of a part: rows of earlier rounds, and classes before its own in its round.
 
     A part holds a range of classes of which only the first may have begun before it. So the classes before a row's own
     in round r are: those before the range that have more than r rows; the first, if it has; and rows of this part.
@@ -248,10 +261,17 @@ def _turns(codes: Ints, ranks: Ints, first_class: int, available_C: Ints) -> Int
 def select_top_k(triplets: pa.Table, k: int, score: Score = "mean", min_score: float | None = None) -> pa.Table:
     """Choose ``k`` rows: classes take turns, each giving its best remaining row, until k are taken or none is left.
 
-    ``triplets`` has :data:`COLUMNS`. ``score``: "mean" log-likelihood per action token, or its "sum", in nats.
     Where Algorithm 1 leaves ties open: classes take their turns in the order of their names, and of equal scores the
     lower triplet id goes first. So the result depends on the set of rows alone, not on their order.
-    ``min_score`` leaves out rows below it. Returns a table of :data:`SELECTION_SCHEMA` in order of selection.
+
+    Args:
+        triplets: Table with :data:`COLUMNS`.
+        k: Rows to choose.
+        score: "mean" log-likelihood per action token, or its "sum", in nats.
+        min_score: Rows below it are left out.
+
+    Returns:
+        A table of :data:`SELECTION_SCHEMA` in order of selection.
     """
     criteria = Criteria(score, min_score)
     rows = scored(triplets, criteria)
@@ -260,15 +280,17 @@ def select_top_k(triplets: pa.Table, k: int, score: Score = "mean", min_score: f
     return choose(candidates(rows, plan, criteria)[0], plan, 0)
 
 
-def _meet(rows: pa.Table, criteria: Criteria) -> Booleans:
+def _mark_candidates(rows: pa.Table, criteria: Criteria) -> Booleans:
     """Mark the rows that may be chosen."""
     has_score = True if criteria.min_score is None else rows.column("score").to_numpy() >= criteria.min_score
     return has_changed(rows, criteria) & has_score
 
 
-def _keys(codes: Ints, scores: Floats) -> Ints:
-    """Class and score bin in one number. The bits of a double, those of negative ones inverted, sort as the numbers do;
-    the first of them are the bin."""
+def _encode_keys(codes: Ints, scores: Floats) -> Ints:
+    """Encode class and score bin in one number.
+
+    The bits of a double, those of negative ones inverted, sort as the numbers do; the first of them are the bin.
+    """
     bits = scores.view(np.int64)
     ascending = (bits ^ ((bits >> 63) & np.int64(2**63 - 1))) >> (64 - _SLOT_BITS)  # from -2**16 to 2**16 - 1
     worst_last = (1 << _SLOT_BITS - 1) - 1 - ascending

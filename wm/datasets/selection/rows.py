@@ -1,4 +1,4 @@
-"""Rows that selection works on: read from triplets, scored, and told apart by their ids."""
+"""Prepare the rows that selection works on: score them, filter them, and compare their ids."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,19 +33,23 @@ class Criteria:
 
 
 def scored(table: pa.Table, criteria: Criteria) -> pa.Table:
-    """``class_label`` (null becomes ""), ``score`` (nats) and, if they are there, ``triplet_id`` and ``changed_codes``
-    of the rows whose class is wanted, those below ``min_score`` or ``min_changed_codes`` included.
+    """Score the rows whose class the criteria take, those below ``min_score`` or ``min_changed_codes`` included.
 
-    Raises :class:`InputError` naming the first row without a likelihood.
+    Returns:
+        Columns ``class_label`` (null becomes ""), ``score`` (nats) and, if present, ``triplet_id`` and
+        ``changed_codes``.
+
+    Raises:
+        InputError: Names the first row without a likelihood.
     """
     table = wanted_classes(table, criteria)
-    scores = _scores(table, criteria)
+    scores = _compute_scores(table, criteria)
     names = [name for name in ("triplet_id", "class_label", "changed_codes") if name in table.column_names]
     return table.select(names).append_column("score", pa.array(scores))
 
 
 def wanted_classes(table: pa.Table, criteria: Criteria) -> pa.Table:
-    """The rows whose ``class_label`` is wanted, as text: null becomes ""."""
+    """Return the rows whose ``class_label`` the criteria take, as text: null becomes ""."""
     labels = pc.fill_null(table.column("class_label").cast(pa.string()), "")
     table = table.set_column(table.schema.get_field_index("class_label"), "class_label", labels)
     if criteria.classes is None:
@@ -62,20 +66,20 @@ def has_changed(table: pa.Table, criteria: Criteria) -> Booleans:
 
 
 def keep_best(table: pa.Table, keys: Sequence[str], criteria: Criteria) -> pa.Table:
-    """Of rows that are equal in all integer columns ``keys``, the best scored; of equal scores, the lower id."""
+    """Keep the best of the rows that are equal in all integer columns ``keys``; of equal scores, the lower id."""
     if table.num_rows == 0:
         return table
     values = [table.column(name).to_numpy() for name in keys]
-    order = np.lexsort((*id_words(table.column("triplet_id"))[::-1], -_scores(table, criteria), *values))
+    order = np.lexsort((*id_words(table.column("triplet_id"))[::-1], -_compute_scores(table, criteria), *values))
     is_first = np.ones(len(order), bool)
     is_first[1:] = np.logical_or.reduce([column[order][1:] != column[order][:-1] for column in values])
     return table.take(pa.array(order[is_first]))
 
 
-def _scores(table: pa.Table, criteria: Criteria) -> Floats:
-    scores = _doubles(table.column("action_logprob"))
+def _compute_scores(table: pa.Table, criteria: Criteria) -> Floats:
+    scores = _to_doubles(table.column("action_logprob"))
     if criteria.score == "mean":
-        tokens = _doubles(table.column("action_tokens"))
+        tokens = _to_doubles(table.column("action_tokens"))
         scores = scores / np.where(tokens > 0, tokens, np.nan)
     if np.isnan(scores).any():
         row = int(np.flatnonzero(np.isnan(scores))[0])
@@ -96,6 +100,7 @@ def id_words(ids: pa.ChunkedArray) -> list[Words]:
     offsets = np.frombuffer(offset_bytes, np.int32)[texts.offset : texts.offset + len(texts) + 1]
     data = np.frombuffer(data_bytes or b"", np.uint8)[offsets[0] : offsets[-1]]
     lengths = np.diff(offsets)
+    # Padded to words of 8 bytes, compared big-endian: numbers then sort as the texts do.
     width = max(8, -(-int(lengths.max()) // 8) * 8)
     if int(lengths.min()) == width:
         return list(data.view(">u8").reshape(len(texts), -1).T.astype(np.uint64))
@@ -115,5 +120,5 @@ def refuse_repeats(ids: pa.ChunkedArray, words: list[Words]) -> None:
         )
 
 
-def _doubles(column: pa.ChunkedArray) -> Floats:
+def _to_doubles(column: pa.ChunkedArray) -> Floats:
     return np.asarray(column.cast(pa.float64()).to_numpy(zero_copy_only=False), np.float64)

@@ -1,4 +1,4 @@
-"""Listings that a data set's own table gives: Kinetics-700's CSV, UCF-101's split files, EPIC-Kitchens' segments.
+"""List videos by a data set's own table: Kinetics-700's CSV, UCF-101's split files, EPIC-Kitchens' segments.
 
 The table decides what is listed: a row whose video is not there stays, under the path where it should lie, and becomes
 a reject when it is read; a video that no row names is left out and counted.
@@ -24,23 +24,26 @@ _UCF_LINE = re.compile(r"([^/\s]+)/([^/]+\.\w+?)(?:\s+\d+)?")
 class Shelf:
     """The videos that are there, by name."""
 
-    def __init__(self, found: Found) -> None:
+    def __init__(self, videos: Found) -> None:
         """Index what was found: some 300 bytes a video."""
         self.num_unnamed = 0
-        self._head, self._tail = ends_in(found.root)
+        self._head, self._tail = ends_in(videos.root)
         self._odd: dict[str, str] = {}
         self._keys: dict[str, str | list[str]] = {}
-        for uri, key in found.files:
+        for uri, key in videos.files:
             self.num_unnamed += 1
+            # Tables name videos without folder and suffix, and downloads differ in case.
             stem = key.rpartition("/")[2].rpartition(".")[0].lower()
-            known = self._keys.setdefault(stem, key)
-            if known is not key:
-                self._keys[stem] = [*known, key] if isinstance(known, list) else [known, key]
+            # Most names occur once: a string alone, as a list for each costs 60 bytes a video.
+            keys = self._keys.setdefault(stem, key)
+            if keys is not key:
+                self._keys[stem] = [*keys, key] if isinstance(keys, list) else [keys, key]
+            # Videos of a list file lie anywhere; of a folder the URI follows from the key.
             if uri != self._head + key + self._tail:
                 self._odd[key] = uri
         self._asked: set[str] = set()
         self._used: set[str] = set()
-        self._passed_over = found.passed_over
+        self._passed_over = videos.passed_over
 
     def uri(self, key: str) -> str:
         """Return how to open the video of this key, whether it is there or not; the video is then a listed one."""
@@ -48,7 +51,7 @@ class Shelf:
         return self._odd.get(key) or self._head + key + self._tail
 
     def ask(self, stem: str) -> list[str]:
-        """Sorted keys of the videos of this name (no folder, no suffix; in any case), which are then named ones."""
+        """Return the sorted keys of the videos of this name (no folder, no suffix; any case) and count them."""
         keys = self._keys_of(stem.lower())
         if not keys:
             self._passed_over.add("absent", stem)
@@ -71,15 +74,23 @@ class Shelf:
 
 
 def annotated(layout: Layout, path: Path, name: str, shelf: Shelf) -> Iterator[Entry]:
-    """What the table at ``path``, called ``name`` in messages, lists of the videos on the shelf.
+    """List the videos that a data set's table names.
 
-    Raises :class:`InputError` naming file, line and what was expected.
+    Args:
+        layout: Kind of table; ``auto``: by its first line.
+        path: The table.
+        name: What messages call it.
+        shelf: The videos that are there.
+
+    Raises:
+        InputError: Names file, line and what was expected.
     """
     readers = {"kinetics": _kinetics, "ucf101": _ucf101, "epic": _epic}
     kind = recognise(path, name) if layout == "auto" else layout
     if kind not in readers:
         raise InputError(f"layout = {layout!r} takes no annotations; those that do: {', '.join(readers)}")
     entries = readers[kind](path, name, shelf)
+    # A table without rows is an error now, not an annotation of nothing later.
     first = next(entries, None)
     if first is None:
         raise InputError(f"annotations = {name!r} lists no video")
@@ -87,7 +98,7 @@ def annotated(layout: Layout, path: Path, name: str, shelf: Shelf) -> Iterator[E
 
 
 def recognise(path: Path, name: str) -> Layout:
-    """The layout whose table this is, by its first line."""
+    """Recognise the layout whose table this is by its first line."""
     try:
         with path.open(encoding="utf-8-sig") as file:
             line = file.readline(65536)
@@ -108,7 +119,7 @@ def recognise(path: Path, name: str) -> Layout:
 
 
 def _kinetics(path: Path, name: str, shelf: Shelf) -> Iterator[Entry]:
-    """``label, youtube_id, time_start, time_end[, split]``: clips named ``{youtube_id}_{start:06d}_{end:06d}``."""
+    """Read ``label, youtube_id, time_start, time_end[, split]``: clips named ``{youtube_id}_{start:06d}_{end:06d}``."""
     for where, row in csv_rows(path, name, (*KINETICS, "split"), KINETICS):
         label, video, *times, split = (str(value).strip() for value in row)
         if "/" in video:
@@ -118,6 +129,7 @@ def _kinetics(path: Path, name: str, shelf: Shelf) -> Iterator[Entry]:
             raise InputError(f"{where}: time_end = {end}, expected more than time_start = {start}")
         stem = f"{video}_{start:06d}_{end:06d}"
         keys = shelf.ask(stem)
+        # The same clip may be in the folders of several splits; the row names its own.
         of_split = [key for key in keys if split and split in key.split("/")[:-1]]
         for key in of_split or keys or [f"{stem}.mp4"]:
             yield Entry(shelf.uri(key), key, label)
@@ -140,13 +152,14 @@ def _ucf101(path: Path, name: str, shelf: Shelf) -> Iterator[Entry]:
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue
-                found = _UCF_LINE.fullmatch(line.strip())
-                if found is None:
-                    place = f"{name} line {number}: {line.strip()!r:.60}"
-                    raise InputError(f"{place}, expected a line such as Class/v_Class_g01_c01.avi 1")
-                label, file_name = found.groups()
+                match = _UCF_LINE.fullmatch(line.strip())
+                if match is None or "\0" in line:
+                    position = f"{name} line {number}: {line.strip()!r:.60}"
+                    raise InputError(f"{position}, expected a line such as Class/v_Class_g01_c01.avi 1")
+                label, file_name = match.groups()
                 keys = shelf.ask(file_name.rpartition(".")[0])
                 official = f"{label}/{file_name}"
+                # Of videos of one name, the one in the class's folder is meant.
                 keys = [key for key in keys if f"/{key}".endswith(f"/{official}")] or keys or [official]
                 for key in keys:
                     yield Entry(shelf.uri(key), key, label)
@@ -162,12 +175,12 @@ def _epic(path: Path, name: str, shelf: Shelf) -> Iterator[Entry]:
 
 
 def epic_key(shelf: Shelf, segment: Segment) -> str:
-    """The video of a segment: in one of the usual places if it is there, else the only or first of its name, else
+    """Return the key of a segment's video: at one of the usual paths if it is there, else the first of its name, else
     where it should be."""
     keys = shelf.ask(segment.video_id)
     usual = places(segment.participant, segment.video_id)
     by_place = {key.rpartition(".")[0].lower(): key for key in reversed(keys)}
-    for place in usual:
-        if place.lower() in by_place:
-            return by_place[place.lower()]
+    for path in usual:
+        if path.lower() in by_place:
+            return by_place[path.lower()]
     return keys[0] if keys else f"{usual[0]}.MP4"

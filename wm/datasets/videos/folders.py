@@ -1,4 +1,7 @@
-"""Video files below a folder or matching a glob, local or in an object store, and what was passed over there."""
+"""Find video files below a folder or matching a glob, local or in an object store, and count what is passed over.
+
+Not known here: classes, lists and what is in a file.
+"""
 
 import hashlib
 import os
@@ -27,7 +30,7 @@ _RAW_STREAMS = """
     264 265 266 av1 avc avs2 avs3 cavs dirac dnxhd dnxhr drc evc h261 h263 h264 h265 h266 h26l hevc obu vc1 vc2 vvc
 """
 VIDEO_SUFFIXES = frozenset(f".{name}" for name in f"{_CONTAINERS} {_RAW_STREAMS}".split())
-"""Endings of video files, in lower case: of the containers and raw streams that FFmpeg demuxes into pictures. Left out:
+"""Endings of video files, in lower case: of the containers and raw streams that FFmpeg demuxes into frames. Left out:
 those that are mostly something else (``.dat``, ``.ogg``, ``.webp``), and raw pixels, whose size no file tells."""
 
 _ENDINGS = tuple(sorted(VIDEO_SUFFIXES))
@@ -37,7 +40,7 @@ _ENDINGS = tuple(sorted(VIDEO_SUFFIXES))
 class Found:
     """Videos of one place. ``files``: URI and key (path below ``root``) of each, in no order. Once ``files`` is read to
     its end, ``passed_over`` is complete, and ``notes`` holds for an object store ``versions``, a digest of the sizes
-    and times that it told; local files are looked at when that is asked."""
+    and times that it listed; local files are looked at when that is asked."""
 
     root: str
     files: Iterable[tuple[str, str]]
@@ -46,7 +49,7 @@ class Found:
 
 
 def is_video_name(name: str) -> bool:
-    """Whether a file name ends in one of :data:`VIDEO_SUFFIXES`, in any case, and is not hidden."""
+    """Return whether a file name ends in one of :data:`VIDEO_SUFFIXES`, in any case, and is not hidden."""
     return name.lower().endswith(_ENDINGS) and not name.startswith(".")
 
 
@@ -64,13 +67,13 @@ def find_videos(spec: str) -> Found:
     if is_remote(spec):
         return _find_remote(spec)
     passed_over = PassedOver()
-    if Path(spec).is_dir():
+    if os.path.isdir(spec):  # noqa: PTH112 - of a name that is too long, pathlib raises
         walk = _Walk(str(Path(spec)), Pattern("**"), passed_over)
         words = ("is an empty folder", "holds")
         return Found(spec, _videos_of(walk.files(), spec, words, passed_over), passed_over=passed_over)
     root = fixed_part(spec)
-    if not Path(root).is_dir():
-        raise InputError(f"videos = {spec!r}: no such folder: {root}")
+    if not os.path.isdir(root):  # noqa: PTH112
+        raise InputError(f"videos = {spec!r:.200}: no such folder: {root:.200}")
     below = spec[len(root) :] if root != "." or spec.startswith("./") else spec
     walk = _Walk(root, Pattern(below), passed_over)
     words = ("matches no file", "matches")
@@ -78,7 +81,7 @@ def find_videos(spec: str) -> Found:
 
 
 def is_glob(spec: str) -> bool:
-    """Whether a specification that is no file or folder is a pattern; over HTTP ``?`` begins a query."""
+    """Return whether a specification that is no file or folder is a pattern; over HTTP ``?`` begins a query."""
     return any(mark in path_in(spec) for mark in MARKS)
 
 
@@ -95,11 +98,13 @@ def _videos_of(
             passed_over.add_file(key)
     if num_videos:
         return
-    told = "; ".join(describe(passed_over.record()))
+    summary = "; ".join(describe(passed_over.record()))
     num_files = passed_over.count("other_endings")
     if not num_files:
-        raise InputError(f"videos = {spec!r} {words[0]}{f' ({told})' if told else ''}")
-    raise InputError(f"videos = {spec!r} {words[1]} no video: none of {num_files} files has a video's ending ({told})")
+        raise InputError(f"videos = {spec!r} {words[0]}{f' ({summary})' if summary else ''}")
+    raise InputError(
+        f"videos = {spec!r} {words[1]} no video: none of {num_files} files has a video's ending ({summary})"
+    )
 
 
 class _Folder(NamedTuple):
@@ -127,13 +132,13 @@ class _Walk:
     def files(self) -> Iterator[tuple[str, str]]:
         """Yield URI and path below the root of every file that the pattern matches and that is not hidden."""
         head, _ = ends_in(self._root)
-        folders = [_Folder(self._root, "", self._pattern.start, (_identity(self._root),))]
+        folders = [_Folder(self._root, "", self._pattern.start, (_read_identity(self._root),))]
         while folders or self._links:
             # Folders that need no link come first: what can be reached both ways is named by its own path.
             folder = folders.pop() if folders else self._links.popleft()
             later = []
             # 1. Files as they come: a folder may hold a million.
-            for entry in _entries(folder.path):
+            for entry in _iterate_entries(folder.path):
                 if entry.is_symlink() or entry.is_dir(follow_symlinks=False):
                     later.append(entry)
                 elif self._takes(folder, entry, folder.below + entry.name):
@@ -142,7 +147,7 @@ class _Walk:
             deeper: list[_Folder] = []
             for entry in sorted(later, key=lambda entry: entry.name):
                 below = folder.below + entry.name
-                target = _target(entry)
+                target = _resolve_target(entry)
                 if target == "folder":
                     self._enter(folder, entry, below, deeper)
                 else:
@@ -152,7 +157,7 @@ class _Walk:
             folders += reversed(deeper)
 
     def _takes(self, folder: _Folder, entry: "os.DirEntry[str]", below: str) -> bool:
-        """Tell whether a file is taken, and count what is to be said of it."""
+        """Return whether a file is taken, and count what is to be said of it."""
         if self._pattern.takes(folder.states, entry.name):
             if is_video_name(entry.name):
                 self._count_repeats(folder, entry, below)
@@ -179,23 +184,24 @@ class _Walk:
             elif self._pattern.takes(folder.states, entry.name):
                 self._passed_over.add("folders", f"{below}/")
             return
-        identity, is_link = _identity(entry.path), entry.is_symlink()
+        # A folder inside itself never ends; a link that was followed already would list everything twice.
+        identity, is_link = _read_identity(entry.path), entry.is_symlink()
         link = (folder.inside[-1][0], entry.inode())
         if identity in folder.inside or (is_link and link in self._followed):
             self._passed_over.add("looping_links", below)
             return
         inside = (*folder.inside, identity)
-        found = _Folder(entry.path, f"{below}/", states, inside, is_link or folder.is_linked)
+        child = _Folder(entry.path, f"{below}/", states, inside, is_link or folder.is_linked)
         if is_link:
             self._followed.add(link)
-            self._links.append(found)
+            self._links.append(child)
         else:
-            deeper.append(found)
+            deeper.append(child)
 
     def _count_repeats(self, folder: _Folder, entry: "os.DirEntry[str]", below: str) -> None:
         """Count a file that a link gives a second name: both are listed, as their classes may differ."""
         is_linked = folder.is_linked or entry.is_symlink()
-        identity = hash(_identity(entry.path) if entry.is_symlink() else (folder.inside[-1][0], entry.inode()))
+        identity = hash(_read_identity(entry.path) if entry.is_symlink() else (folder.inside[-1][0], entry.inode()))
         if identity in self._seen and (is_linked or identity in self._linked):
             self._passed_over.add("repeats", below)
         self._seen.add(identity)
@@ -203,26 +209,30 @@ class _Walk:
             self._linked.add(identity)
 
 
-def _entries(path: str) -> Iterator["os.DirEntry[str]"]:
+def _iterate_entries(path: str) -> Iterator["os.DirEntry[str]"]:
     """Yield what is in a folder, in no order; :class:`InputError` if it may not be read."""
     try:
         with os.scandir(path) as entries:
             yield from entries
     except OSError as error:
         name = error.filename or path
-        raise InputError(f"cannot list the folder {name!r}: {error.strerror}; every folder must be readable") from error
+        raise InputError(
+            f"cannot list the folder {name!r:.200}: {error.strerror}; every folder must be readable"
+        ) from error
 
 
-def _identity(path: str) -> tuple[int, int]:
+def _read_identity(path: str) -> tuple[int, int]:
     try:
         facts = os.stat(path)  # noqa: PTH116 - of every folder
     except OSError as error:
-        raise InputError(f"cannot list the folder {path!r}: {error.strerror}; every folder must be readable") from error
+        raise InputError(
+            f"cannot list the folder {path!r:.200}: {error.strerror}; every folder must be readable"
+        ) from error
     return facts.st_dev, facts.st_ino
 
 
-def _target(entry: "os.DirEntry[str]") -> str:
-    """What a folder or link leads to: ``file``, ``folder``, or "" for nothing that can be reached."""
+def _resolve_target(entry: "os.DirEntry[str]") -> str:
+    """Return what a folder or link leads to: ``file``, ``folder``, or "" for nothing that can be reached."""
     try:
         if entry.is_dir(follow_symlinks=False):
             return "folder"
@@ -236,12 +246,13 @@ def _find_remote(spec: str) -> Found:
         raise InputError(
             f"videos = {spec!r}: HTTP has no listing; give the URI of a video, or a list file with one row a video"
         )
-    place, pattern = parse_place(spec), ""
-    if any(mark in place.key for mark in MARKS):
-        fixed = fixed_part(place.key)
+    address, pattern = parse_place(spec), ""
+    if any(mark in address.key for mark in MARKS):
+        # Only the prefix before the first mark can be asked of the store.
+        fixed = fixed_part(address.key)
         fixed = "" if fixed == "." else fixed
-        place, pattern = replace(place, key=fixed), place.key[len(fixed) :].lstrip("/")
-    root = place.uri
+        address, pattern = replace(address, key=fixed), address.key[len(fixed) :].lstrip("/")
+    root = address.uri
     try:
         table = list_files(root)
     except StorageError as error:
@@ -249,7 +260,7 @@ def _find_remote(spec: str) -> Found:
     notes: dict[str, str] = {}
     passed_over = PassedOver()
     words = ("matches no file", "matches") if pattern else ("holds no file", "holds")
-    files = _read_off(table, root, _Objects(Pattern(pattern or "**"), passed_over), notes)
+    files = _iterate_objects(table, root, _Objects(Pattern(pattern or "**"), passed_over), notes)
     return Found(root, _videos_of(files, spec, words, passed_over), notes, passed_over)
 
 
@@ -261,7 +272,7 @@ class _Objects:
         self._folders: dict[str, States] = {"": pattern.start}
 
     def takes(self, path: str) -> bool:
-        """Tell whether an object is taken; count it if it is not because it is hidden."""
+        """Return whether an object is taken; count it if it is not because it is hidden."""
         folder, _, name = path.rpartition("/")
         states = self._states(folder)
         if self._pattern.takes(states, name):
@@ -271,7 +282,7 @@ class _Objects:
         return False
 
     def _states(self, folder: str) -> States:
-        """How far the pattern is matched in a folder; each folder is looked at, and counted, once."""
+        """Return how far the pattern is matched in a folder; each folder is looked at, and counted, once."""
         if folder not in self._folders:
             parent, _, name = folder.rpartition("/")
             before = self._states(parent)
@@ -284,9 +295,9 @@ class _Objects:
         return self._folders[folder]
 
 
-def _read_off(table: pa.Table, root: str, objects: _Objects, notes: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """URI and path of the files that are wanted, and the note ``versions``: a digest of path, size and time of the
-    videos among them that does not depend on their order."""
+def _iterate_objects(table: pa.Table, root: str, objects: _Objects, notes: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield URI and path of the files that the pattern takes, and note ``versions``: a digest of path, size and time of
+    the videos among them that does not depend on their order."""
     head, tail = ends_in(root)
     versions = 0
     for batch in table.to_batches(max_chunksize=16384):
@@ -295,6 +306,7 @@ def _read_off(table: pa.Table, root: str, objects: _Objects, notes: dict[str, st
             if not objects.takes(path):
                 continue
             if is_video_name(path.rpartition("/")[2]):
+                # A sum does not depend on the order in which the store lists.
                 versions += int.from_bytes(hashlib.sha256(repr(row).encode()).digest()[:16])
             yield f"{head}{path}{tail}", path
     notes["versions"] = f"{versions % (1 << 128):032x}"

@@ -1,4 +1,4 @@
-"""Which class a video is of, told by where it lies: the layouts of UCF-101, Kinetics-700, Moments in Time."""
+"""Derive a video's class from its path: the layouts of UCF-101, Kinetics-700, Moments in Time."""
 
 import re
 from collections.abc import Callable
@@ -14,8 +14,9 @@ _KINETICS_NAME = re.compile(r".{11}_\d{6}_\d{6}\.[^.]+")
 
 
 def class_rule(layout: Layout, is_list: bool = False) -> Callable[[str], str]:
-    """The function from a key to a class, empty where the layout tells none. It looks at one key alone, so a video's
-    class does not change with its neighbours.
+    """Return the function from a key to a class, empty where the layout has none.
+
+    It looks at one key alone, so a video's class does not change with its neighbours.
 
     - ``folder``: the folder that the video lies in, at any depth; none directly below the root.
     - ``ucf101``: ``{Class}/v_{Class}_gNN_cNN.avi`` → the folder; without a folder the class in the name.
@@ -60,8 +61,8 @@ def _auto_in_list(parts: list[str]) -> str:
 
 
 def _auto(parts: list[str]) -> str:
-    found = _auto_in_list(parts)
-    if found or len(parts) != 2:
-        return found
+    label = _auto_in_list(parts)
+    if label or len(parts) != 2:
+        return label
     is_flat_split = parts[0].lower() in _SPLITS and _KINETICS_NAME.fullmatch(parts[1])
     return "" if is_flat_split else parts[0]

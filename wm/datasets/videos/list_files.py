@@ -1,4 +1,4 @@
-"""List files: .txt (one URI a line), .csv, .tsv, .jsonl and .parquet with ``uri`` and optional columns."""
+"""Read list files: .txt (one URI a line), .csv, .tsv, .jsonl and .parquet with ``uri`` and optional columns."""
 
 import codecs
 import csv
@@ -38,24 +38,26 @@ Row = tuple[str, Sequence[Any]]
 
 
 def is_list_name(uri: str) -> bool:
-    """Whether a name ends as a list file's does."""
+    """Return whether a name ends as a list file's does."""
     return uri.lower().endswith(LIST_SUFFIXES)
 
 
 @contextmanager
 def local_copy(uri: str, what: str) -> Iterator[Path]:
-    """The file behind a path or URI as a local path; a remote one is fetched and removed afterwards.
+    """Open the file behind a path or URI as a local path; a remote one is downloaded and removed afterwards.
 
-    Raises :class:`InputError` that begins with ``what`` and names the file.
+    Raises:
+        InputError: Begins with ``what`` and names the file.
     """
     if not is_remote(uri):
         path = Path(local_path(uri))
-        if not path.is_file():
-            raise InputError(f"{what} = {uri!r}: no such file")
+        if not os.path.isfile(path):  # noqa: PTH113 - of a name that is too long, pathlib raises
+            raise InputError(f"{what} = {uri!r:.200}: no such file")
         if not os.access(path, os.R_OK):
             raise InputError(f"{what} = {uri!r} may not be read")
         yield path
         return
+    # Parsed from disk: a list of millions of rows does not fit into memory twice.
     with tempfile.TemporaryDirectory(prefix="wm-") as folder:
         path = Path(folder, "list")
         try:
@@ -66,12 +68,19 @@ def local_copy(uri: str, what: str) -> Iterator[Path]:
 
 
 def read_list(path: Path, name: str, label: Callable[[str], str]) -> Iterator[Entry]:
-    """The entries of the list at ``path``, called ``name`` in messages; one without a class gets ``label(key)``.
+    """Read the entries of a list file.
 
-    Relative URIs are relative to the folder of ``name``. Every row counts, whether something is there or not; a local
-    ``uri`` may hold bytes that are no UTF-8, as file names do.
-    Raises :class:`InputError` naming file, line and what was expected: no ``uri``, times that are no numbers, negative
-    or not in order, an unknown scheme, text that is none, an empty list.
+    Every row counts, whether something is there or not; a local ``uri`` may hold bytes that are no UTF-8, as file
+    names do.
+
+    Args:
+        path: The list, a local file.
+        name: Its path or URI as the user wrote it: relative URIs are relative to its folder.
+        label: From a key to the class of an entry without one.
+
+    Raises:
+        InputError: Names file, line and what was expected: no ``uri``, times that are no numbers, negative or not in
+            order, an unknown scheme, text that is none, an empty list.
     """
     bare = name.split("?", 1)[0] if is_remote(name) else name
     suffix = Path(bare).suffix.lower()
@@ -82,15 +91,16 @@ def read_list(path: Path, name: str, label: Callable[[str], str]) -> Iterator[En
     elif suffix == ".txt":
         rows = _txt_rows(path, name)
     else:
-        _refuse_utf16(path, name)
+        _check_encoding(path, name)
         rows = csv_rows(path, name, COLUMNS, ("uri",), "\t" if suffix == ".tsv" else ",", errors=ESCAPE)
     resolve = _remote_resolver(name) if is_remote(name) else _local_resolver(local_path(name))
     rows = iter(rows)
+    # A generator: an empty list must fail here, before anything is written for it.
     first = next(rows, None)
     if first is None:
         raise InputError(f"videos = {name!r} lists no video; expected one row a video, with its uri")
     for where, values in itertools.chain([first], rows):
-        yield _entry(where, values, resolve, label)
+        yield _build_entry(where, values, resolve, label)
 
 
 def csv_rows(
@@ -102,10 +112,21 @@ def csv_rows(
     *,
     errors: str = "strict",
 ) -> Iterator[Row]:
-    """Rows of a CSV file with a header: place in words and the values of ``columns``, empty where there is none.
+    """Read the rows of a CSV file with a header.
 
-    ``errors``: of decoding; with ``surrogateescape`` bytes that are no UTF-8 stay in the values (PEP 383).
-    Raises :class:`InputError` if a required column, or its value in a row, is missing, or a row is too long.
+    Args:
+        path: The file.
+        name: What messages call it.
+        columns: Titles of the values of a row.
+        required: Titles that must be there, each with a value in every row.
+        delimiter: Character between two fields.
+        errors: How bytes that are no UTF-8 are decoded; ``surrogateescape`` keeps them in the values (PEP 383).
+
+    Yields:
+        Position of a row in words and its values, empty where there is none.
+
+    Raises:
+        InputError: A required column or value is missing, or a row is too long or holds a zero byte.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="", errors=errors) as file:
@@ -113,27 +134,30 @@ def csv_rows(
             header = [title.strip() for title in next(reader, [])]
             for title in required:
                 if title not in header:
-                    found = ", ".join(header)[:200] or "none"
-                    raise InputError(f"{name} line 1: no column {title!r}; columns found: {found}")
-            places = [header.index(title) if title in header else -1 for title in columns]
-            needed = [(header.index(title), title) for title in required]
+                    titles = ", ".join(header)[:200] or "none"
+                    raise InputError(f"{name} line 1: no column {title!r}; columns found: {titles}")
+            positions = [header.index(title) if title in header else -1 for title in columns]
+            required_positions = [(header.index(title), title) for title in required]
             for row in reader:
                 if not any(row):
                     continue
                 where = f"{name} line {reader.line_num}"
+                # More fields than titles: an unquoted comma has shifted the values.
                 if len(row) > len(header):
                     raise InputError(f"{where}: {len(row)} fields, expected the {len(header)} of the header")
-                for place, title in needed:
-                    if place >= len(row) or not row[place].strip():
+                for position, title in required_positions:
+                    if position >= len(row) or not row[position].strip():
                         raise InputError(f"{where}: no value for {title!r}")
-                yield where, [row[place] if 0 <= place < len(row) else "" for place in places]
+                if errors == "strict" and any("\0" in value for value in row):
+                    raise InputError(f"{where} holds a zero byte; expected text")
+                yield where, [row[position] if 0 <= position < len(row) else "" for position in positions]
     except UnicodeDecodeError as error:
         raise InputError(f"{name} is no list (not UTF-8 text)") from error
     except csv.Error as error:
         raise InputError(f"{name} line {reader.line_num}: {error}; expected comma- or tab-separated values") from error
 
 
-def _refuse_utf16(path: Path, name: str) -> None:
+def _check_encoding(path: Path, name: str) -> None:
     """Refuse UTF-16, whose bytes would be taken for names that are no UTF-8."""
     with path.open("rb") as file:
         if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
@@ -141,7 +165,7 @@ def _refuse_utf16(path: Path, name: str) -> None:
 
 
 def _txt_rows(path: Path, name: str) -> Iterator[Row]:
-    _refuse_utf16(path, name)
+    _check_encoding(path, name)
     with path.open(encoding="utf-8-sig", errors=ESCAPE) as file:
         for number, line in enumerate(file, 1):
             text = line.strip()
@@ -150,7 +174,7 @@ def _txt_rows(path: Path, name: str) -> Iterator[Row]:
 
 
 def _jsonl_rows(path: Path, name: str) -> Iterator[Row]:
-    _refuse_utf16(path, name)
+    _check_encoding(path, name)
     with path.open(encoding="utf-8-sig", errors=ESCAPE) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -171,7 +195,7 @@ def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
             number = 0
             for batch in file.iter_batches(columns=[title for title in COLUMNS if title in titles]):
                 empty = [None] * batch.num_rows
-                columns = [_values(batch, title, name) if title in titles else empty for title in COLUMNS]
+                columns = [_to_values(batch, title, name) if title in titles else empty for title in COLUMNS]
                 for values in zip(*columns, strict=True):
                     number += 1
                     yield f"{name} row {number}", values
@@ -179,7 +203,7 @@ def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
         raise InputError(f"{name} is not a readable Parquet file: {' '.join(str(error).split())}") from error
 
 
-def _values(batch: pa.RecordBatch, title: str, name: str) -> list[Any]:
+def _to_values(batch: pa.RecordBatch, title: str, name: str) -> list[Any]:
     column, kind = batch.column(title), pa.float64() if title in ("start_s", "end_s") else pa.string()
     if pa.types.is_boolean(column.type):
         raise InputError(f"{name}: column {title!r} holds bool, expected {kind}")
@@ -188,7 +212,7 @@ def _values(batch: pa.RecordBatch, title: str, name: str) -> list[Any]:
         values.validate(full=True)  # a file may call text what is no UTF-8
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         if kind == pa.string() and "UTF8" in str(error):
-            return [value if value is None else value.decode("utf-8", ESCAPE) for value in _bytes_of(column)]
+            return [value if value is None else value.decode("utf-8", ESCAPE) for value in _to_bytes(column)]
         raise InputError(f"{name}: column {title!r} holds {column.type}, expected {kind}") from None
     # pandas writes a missing number as NaN when told to keep its types.
     if kind == pa.float64():
@@ -196,8 +220,8 @@ def _values(batch: pa.RecordBatch, title: str, name: str) -> list[Any]:
     return list(values.to_pylist())
 
 
-def _bytes_of(column: pa.Array) -> list[bytes | None]:
-    """The bytes of a column of text or bytes."""
+def _to_bytes(column: pa.Array) -> list[bytes | None]:
+    """Return the bytes of a column of text or bytes."""
     large = pa.types.is_large_string(column.type) or pa.types.is_large_binary(column.type)
     values: list[bytes | None] = column.cast(pa.large_binary() if large else pa.binary()).to_pylist()
     return values
@@ -212,23 +236,24 @@ def _check_text(where: str, title: str, text: str, is_local: bool = False) -> No
     raise InputError(f"{where}: {title} = {text!r:.60} is no Unicode text; expected UTF-8 without lone surrogates")
 
 
-def _entry(where: str, row: Sequence[Any], resolve: Resolver, label: Callable[[str], str]) -> Entry:
-    written, class_label, start_s, end_s, licence = row
-    for title, value in (("uri", written), ("class_label", class_label), ("license", licence)):
+def _build_entry(where: str, row: Sequence[Any], resolve: Resolver, label: Callable[[str], str]) -> Entry:
+    address, class_label, start_s, end_s, licence = row
+    for title, value in (("uri", address), ("class_label", class_label), ("license", licence)):
         if value is not None and not isinstance(value, str):
             raise InputError(f"{where}: {title} = {value!r:.60}, expected text")
         if title != "uri":
             _check_text(where, title, value or "")
-    if not written or not written.strip():
+    if not address or not address.strip():
         raise InputError(f"{where}: no value for 'uri'")
     try:
-        uri, key = resolve(written.strip())
+        uri, key = resolve(address.strip())
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
-    for text in (written.strip(), uri):  # as it is written first; %00 shows in the path only
+    for text in (address.strip(), uri):  # as it is written first; %00 shows in the path only
         _check_text(where, "uri", text, is_local=not is_remote(uri))
+    # A class in the list comes before what the path says.
     class_label = (class_label or "").strip() or label(key)
-    start_s, end_s = _seconds(start_s, "start_s", where), _seconds(end_s, "end_s", where)
+    start_s, end_s = _to_seconds(start_s, "start_s", where), _to_seconds(end_s, "end_s", where)
     if start_s is None and end_s is None:
         return Entry(uri, key, class_label, None, None, licence or "")
     if end_s is not None and end_s <= (start_s or 0.0):
@@ -237,11 +262,11 @@ def _entry(where: str, row: Sequence[Any], resolve: Resolver, label: Callable[[s
 
 
 def segment_key(key: str, start_s: float | None, end_s: float | None) -> str:
-    """``key#start-end`` with the times in full, so that no two segments share one."""
+    """Return ``key#start-end`` with the times in full, so that no two segments share one."""
     return f"{key}#{'' if start_s is None else repr(start_s)}-{'' if end_s is None else repr(end_s)}"
 
 
-def _seconds(value: Any, title: str, where: str) -> float | None:
+def _to_seconds(value: Any, title: str, where: str) -> float | None:
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
     try:
@@ -250,20 +275,21 @@ def _seconds(value: Any, title: str, where: str) -> float | None:
         seconds = math.nan
     if not (math.isfinite(seconds) and seconds >= 0):
         raise InputError(f"{where}: {title} = {value!r:.60}, expected seconds, 0 or more")
-    return seconds
+    return seconds + 0.0  # -0.0 becomes 0.0: a segment has one key
 
 
 def _local_resolver(name: str) -> Resolver:
     folder = os.path.dirname(name)  # noqa: PTH120 - joined a million times; pathlib costs ten times as much
 
-    def resolve(written: str) -> tuple[str, str]:
-        if "://" in written and scheme_of(written):
-            if is_remote(written):
-                return written, written
-            written = local_path(written)
-        if "./" in written or "//" in written:
-            written = posixpath.normpath(written)
-        return os.path.join(folder, written), written  # noqa: PTH118
+    def resolve(address: str) -> tuple[str, str]:
+        if "://" in address and scheme_of(address):
+            if is_remote(address):
+                return address, address
+            address = local_path(address)
+        # Normalised only where it can change anything: this runs once a row of millions.
+        if "./" in address or "//" in address:
+            address = posixpath.normpath(address)
+        return os.path.join(folder, address), address  # noqa: PTH118
 
     return resolve
 
@@ -271,20 +297,20 @@ def _local_resolver(name: str) -> Resolver:
 def _remote_resolver(name: str) -> Resolver:
     folder = parent_uri(name)
 
-    def resolve(written: str) -> tuple[str, str]:
-        if "://" in written and scheme_of(written):
-            if not is_remote(written):
-                raise InputError(f"{written!r:.200} is local; a remote list may name remote files only")
-            return written, written
-        if written.startswith("/"):
-            raise InputError(f"{written!r:.200} is an absolute path; a remote list may name URIs and relative paths")
-        return join_uri(folder, written), written
+    def resolve(address: str) -> tuple[str, str]:
+        if "://" in address and scheme_of(address):
+            if not is_remote(address):
+                raise InputError(f"{address!r:.200} is local; a remote list may name remote files only")
+            return address, address
+        if address.startswith("/"):
+            raise InputError(f"{address!r:.200} is an absolute path; a remote list may name URIs and relative paths")
+        return join_uri(folder, address), address
 
     return resolve
 
 
 def parent_uri(uri: str) -> str:
-    """The folder that a remote file lies in; an object store's options are kept, an HTTP query is not."""
+    """Return the folder of a remote file; an object store's options are kept, an HTTP query is not."""
     if scheme_of(uri) in ("http", "https"):
         return join_uri(uri.split("?", 1)[0].split("#", 1)[0].rpartition("/")[0], "")
     return join_uri(uri, "..")

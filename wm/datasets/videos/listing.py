@@ -1,4 +1,4 @@
-"""The listing of videos: one Arrow row a video or segment, so that millions fit into memory."""
+"""Build the listing of videos: one Arrow row a video or segment, so that millions fit into memory."""
 
 import hashlib
 import itertools
@@ -52,30 +52,33 @@ class Entry(NamedTuple):
 
 
 def make_listing(entries: Iterator[Entry], notes: Mapping[str, str], passed_over: PassedOver | None = None) -> pa.Table:
-    """The entries as a table of :data:`LISTING_SCHEMA`, sorted by key, each key once (the first one met).
+    """Build a table of :data:`LISTING_SCHEMA` from entries, sorted by key, each key once (the first entry counts).
 
     The schema's metadata hold ``notes`` and ``passed_over`` (both read after the entries), and ``duplicates``, how many
     entries were left out because their key was there already. An entry whose file name is no UTF-8 stays, its name
-    escaped: see :func:`_escape`.
+    escaped: see :func:`_escape_entry`.
     """
     passed_over = passed_over or PassedOver()
     batches = []
     while batch := list(itertools.islice(entries, _BATCH_ROWS)):
         try:
             values = [pa.array(v, f.type) for v, f in zip(zip(*batch, strict=True), LISTING_SCHEMA, strict=True)]
+        # Rare, so every entry is tried as it is first: looking at a million names costs seconds.
         except UnicodeEncodeError:
-            batch = [_escape(entry, passed_over) for entry in batch]
+            batch = [_escape_entry(entry, passed_over) for entry in batch]
             values = [pa.array(v, f.type) for v, f in zip(zip(*batch, strict=True), LISTING_SCHEMA, strict=True)]
         batches.append(pa.Table.from_arrays(values, schema=LISTING_SCHEMA))
     table = pa.concat_tables(batches) if batches else LISTING_SCHEMA.empty_table()
     columns = dict(zip(table.column_names, table.columns, strict=True))
     num_entries = table.num_rows
+    # The sorted copy is built from the columns one by one; nothing else may hold them.
     del table, batches
     order = _order_of_first(columns["key"])
+    # A key makes ids: two rows of one key would become triplets of one id.
     if num_entries > len(order):
         passed_over.add("duplicates", _first_twice(columns["key"]), num_entries - len(order))
     sorted_columns = {}
-    for name in LISTING_SCHEMA.names:  # column by column, so that no two whole copies stand beside each other
+    for name in LISTING_SCHEMA.names:  # column by column, so that no two complete copies exist at once
         sorted_columns[name] = columns.pop(name).take(order)
         pa.default_memory_pool().release_unused()
     metadata = {**notes, "duplicates": str(num_entries - len(order)), PASSED_OVER: passed_over.dumps()}
@@ -93,7 +96,7 @@ def _order_of_first(keys: pa.ChunkedArray) -> pa.Array:
 
 
 def _first_twice(keys: pa.ChunkedArray) -> str:
-    """Return the first key, in the order of the alphabet, that stands twice."""
+    """Return the first key, in alphabetical order, that occurs twice."""
     ordered = keys.take(pc.sort_indices(keys))
     twice = ordered[1:].filter(pc.equal(ordered[1:], ordered[:-1]))
     return str(twice[0].as_py())
@@ -105,32 +108,33 @@ def passed_over_of(listing: pa.Table) -> dict[str, Any]:
 
 
 def listing_note(listing: pa.Table, name: str) -> str:
-    """What the listing tells of itself: ``layout``, ``duplicates`` or ``unnamed`` (see ``list_videos``)."""
+    """Return a note of the listing, such as ``duplicates`` or ``unnamed`` (see ``list_videos``); "" if it has none."""
     return str((listing.schema.metadata or {}).get(name.encode(), b"").decode())
 
 
 def listing_digest(listing: pa.Table) -> str:
-    """16 hexadecimal digits of what is listed: has the input changed?
+    """Compute 16 hexadecimal digits of what is listed, to detect that the input has changed.
 
     Keys, classes, segments and licences; of local files also size and time of change, looked up now by several threads;
-    of remote files what the object store's listing told of them (a file in a list is not asked about).
+    of remote files what the object store's listing said of them (a file in a list is not asked about).
     """
     digest = hashlib.sha256(listing_note(listing, "versions").encode())
     with ThreadPoolExecutor(_STAT_THREADS) as pool:
         batches = listing.to_batches(max_chunksize=_STAT_ROWS)
         for start in range(0, len(batches), 64):  # a few at a time: their texts are larger than the table
-            for part in pool.map(_facts, batches[start : start + 64]):
+            for part in pool.map(_describe_batch, batches[start : start + 64]):
                 digest.update(part)
     return digest.hexdigest()[:16]
 
 
-def _facts(batch: pa.RecordBatch) -> bytes:
+def _describe_batch(batch: pa.RecordBatch) -> bytes:
     rows = zip(*(column.to_pylist() for column in batch.columns), strict=True)
-    return "".join(f"{row[1:]!r}\x1f{_version(row[0])}\n" for row in rows).encode(errors="surrogateescape")
+    return "".join(f"{row[1:]!r}\x1f{_read_version(row[0])}\n" for row in rows).encode(errors="surrogateescape")
 
 
-def _version(uri: str) -> str:
+def _read_version(uri: str) -> str:
     if "://" in uri:
+        # A request for each of a million files would take hours; the store's listing has given size and time.
         if is_remote(uri):
             return "remote"
         uri = local_path(uri)
@@ -141,7 +145,7 @@ def _version(uri: str) -> str:
     return f"{facts.st_size}\x1f{facts.st_mtime_ns}"
 
 
-def _escape(entry: Entry, passed_over: PassedOver) -> Entry:
+def _escape_entry(entry: Entry, passed_over: PassedOver) -> Entry:
     r"""Return an entry whose texts are Unicode: tables, JSON and logs hold nothing else.
 
     The video is not opened under its own name: it becomes a reject, ``bad_name``

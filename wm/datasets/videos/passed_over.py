@@ -1,6 +1,6 @@
-"""What a listing of videos passed over: how many of each kind, and a few by name.
+"""Count what a listing of videos passes over: how many of each kind, and a few by name.
 
-Knows no file system: whoever lists tells it the names.
+Knows no file system: the caller passes the names.
 """
 
 import bisect
@@ -63,7 +63,7 @@ class PassedOver:
         self._endings[f".{ending.lower()}" if is_ending else ""] += 1
 
     def count(self, kind: str) -> int:
-        """How many of a kind were passed over."""
+        """Return how many of a kind were passed over."""
         return self._counts[kind]
 
     def record(self) -> dict[str, Any]:
@@ -100,6 +100,8 @@ def describe(record: Mapping[str, Any]) -> list[str]:
             line += f" ({', '.join(counted)})"
         if names:
             more = ", …" if count > len(names) else ""
-            line += f": {', '.join(repr(name) if ',' in name else name for name in names)}{more}"
+            line += (
+                f": {', '.join(name if name.isprintable() and ',' not in name else repr(name) for name in names)}{more}"
+            )
         lines.append(line)
     return lines

@@ -1,4 +1,4 @@
-"""Globs over paths, matched folder by folder, so that a walk leaves out what cannot match; local and remote alike."""
+"""Match globs over paths, folder by folder, so that a walk leaves out what cannot match; local and remote alike."""
 
 import fnmatch
 from typing import Final, TypeAlias
@@ -22,11 +22,11 @@ class Pattern:
         self.start: States = self._close({0})
 
     def takes(self, states: States, name: str) -> bool:
-        """Tell whether a file of this name matches."""
+        """Return whether a file of this name matches."""
         return any(self._ends(state, name) for state in states if self._may_be_hidden(state, name))
 
     def could_take(self, states: States, name: str) -> bool:
-        """Tell whether a file matches, or would if its name did not begin with a dot."""
+        """Return whether a file matches, or would if its name did not begin with a dot."""
         return any(self._ends(state, name) for state in states)
 
     def enter(self, states: States, name: str) -> States:
@@ -34,7 +34,7 @@ class Pattern:
         return self._enter(frozenset(state for state in states if self._may_be_hidden(state, name)), name)
 
     def could_enter(self, states: States, name: str) -> bool:
-        """Tell whether something below a folder may match, or might if its name did not begin with a dot."""
+        """Return whether something below a folder may match, or might if its name did not begin with a dot."""
         return bool(self._enter(states, name))
 
     def _enter(self, states: States, name: str) -> States:
