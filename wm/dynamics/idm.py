@@ -127,6 +127,7 @@ class Proposing:
     ) -> None:
         prefix = _prefix(idm, source_N, target_N)
         self.prompt_tokens = len(prefix)
+        # Refused before any pass: positions beyond the model's would be garbage, not an error.
         length = len(prefix) + max_new_tokens
         if length > idm.max_positions:
             raise InputError(

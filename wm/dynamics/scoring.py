@@ -49,6 +49,7 @@ def completion_logprobs(
     results: list[tuple[float, int]] = [(0.0, 0)] * len(segments_list)
     if not segments_list:
         return results
+    # Sequences are cut where others may differ, and grouped by what they share.
     parts = [_split(segments) for segments in segments_list]
     longest = max(len(part.head) + len(part.tail) for part in parts)
     at_once = rows_at_once(longest, batch_size, positions_at_once(vlm))
@@ -139,6 +140,7 @@ def token_logprobs(
     """Compute the log-probability of each target vocabulary id, float64 (Q,); the log-softmax is in float32 at
     least."""
     if rows is not None:
+        # Vocabulary ids to their index among the rows; -1, which gather refuses, for all others.
         index_V = torch.full((int(rows.max()) + 1,), -1, dtype=torch.int64, device=rows.device)
         index_V[rows] = torch.arange(len(rows), device=rows.device)
         targets_Q = index_V[targets_Q]

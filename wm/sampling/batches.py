@@ -66,6 +66,7 @@ def positions_at_once(vlm: UnifiedVLM, held_bytes: int = 0) -> int:
 
 def position_bytes(config: Any, vlm: UnifiedVLM) -> int:
     """Return the bytes of one token in one row: keys and values of all layers, and one layer's activations."""
+    # An estimate: MEMORY_SHARE leaves space for what it leaves out.
     width: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     cached = 2 * config.num_hidden_layers * config.num_key_value_heads * width
     activations = 8 * config.hidden_size + 3 * config.intermediate_size

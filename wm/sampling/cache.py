@@ -76,6 +76,7 @@ class Rows:
 def new_rows(view: DecoderView, num_rows: int, capacity: int) -> Rows:
     """Reserve ``capacity`` tokens for each of ``num_rows`` candidates, in the type of the model's weights."""
     shape = (num_rows, view.num_groups, capacity, view.head_width)
+    # Zeros, not empty memory: NaN in unwritten positions would pass through a masked softmax as 0 x NaN.
     like = view.layers[0].key.weight
 
     def reserve() -> tuple[Tensor, ...]:

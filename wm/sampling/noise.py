@@ -4,6 +4,8 @@ Shape suffixes: R rows, V image codes.
 """
 
 from collections.abc import Sequence
+from operator import index
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,9 +69,14 @@ def seeds_of(seed: int | Sequence[int], count: int) -> list[int]:
         ``count`` seeds.
 
     Raises:
-        InputError: For another number of seeds.
+        InputError: For another number of seeds, and for seeds that are not integers.
     """
-    seeds = [seed] * count if isinstance(seed, int) else list(seed)
+    # NumPy's integers and scalar tensors are integers too; a float is not: the generator's key would truncate it.
+    try:
+        values: list[Any] = [seed] * count if isinstance(seed, int) or getattr(seed, "ndim", 1) == 0 else list(seed)
+        seeds = [index(value) for value in values]
+    except TypeError as error:
+        raise InputError(f"seed = {seed!r:.80}: expected integers of at least 0") from error
     if len(seeds) != count:
         raise InputError(f"expected one seed or {count}, got {len(seeds)}")
     return seeds

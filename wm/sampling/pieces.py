@@ -59,6 +59,7 @@ class TextPieces:
 
         A run of byte tokens is decoded in one (and is unreadable in one), so it waits for another token.
         """
+        # Step back over byte tokens at the end.
         last = len(self._ids)
         while last and _BYTE.fullmatch(self.name(self._ids[last - 1])):
             last -= 1

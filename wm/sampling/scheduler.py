@@ -186,6 +186,7 @@ class ImagePool:
         state = self._states.pop(key, None)
         if state is not None:
             state.is_dropped = True
+            # Its waiting chunks first, then the rows that decode.
             self._waiting = deque(chunk for chunk in self._waiting if chunk.state is not state)
             self._remove_dropped()
 
@@ -260,6 +261,7 @@ class ImagePool:
         scheduled = list[_Chunk]()
         while self._waiting:
             chunk = self._waiting[0]
+            # As many candidates as fit into a share of the budget beside their prefix; at least one.
             share = budget // CHUNKS_PER_BUDGET // chunk.conditions - len(chunk.state.request.prefix)
             count = min(len(chunk.candidates), max(1, share // length))
             part = _Chunk(chunk.state, chunk.candidates[:count])
@@ -282,6 +284,7 @@ class ImagePool:
         requests, slots = [chunk.state.request for chunk in chunks], self._slots
         sampling = requests[0].sampling
         candidates = Candidates(self._vlm, self._decoder, sampling, [request.prefix for request in requests])
+        # Noise by candidate number, so that a chunk's images are those of the request in one.
         noises = [
             noise_of([r.seed], p.candidates, self._vlm.tokens_per_image) for r, p in zip(requests, chunks, strict=True)
         ]
@@ -375,6 +378,7 @@ class ImagePool:
             state, candidates, codes_KN = chunk.state, chunk.candidates, chunk_KN
             if state.is_dropped:
                 continue
+            # A request is finished with its last chunk, whichever that is: preempted ones come late.
             if is_complete:
                 state.missing -= len(candidates)
                 if not state.missing:

@@ -139,6 +139,7 @@ def attend_step(
     weights = _softmax(both)
     prefix_weights, own_weights = weights[..., :prefix_length], weights[..., prefix_length:]
     mixed = torch.bmm(own_weights.reshape(-1, 1, filled), own_values_RGFD.flatten(0, 1)).view(num_rows, heads, width)
+    # Added in place: the sum of both parts is the softmax over all positions.
     mixed += torch.bmm(prefix_weights.transpose(0, 1), prefix_values_GTD).transpose(0, 1)
     return mixed.view(num_rows, -1)
 

@@ -114,6 +114,7 @@ def attend_parts(
     position = tl.load(position_at).to(tl.int32)
     members_M = tl.arange(0, BLOCK_M)
     columns_D = tl.arange(0, WIDTH)
+    # Programs below this number read prefixes, the others rows' own tokens.
     prefix_programs = num_prefixes * GROUPS * row_blocks * prefix_parts
     if program < prefix_programs:
         part = program % prefix_parts
@@ -125,11 +126,13 @@ def attend_parts(
         is_query_M = members_M < each * SHARE
         rows_M = prefix * each + members_M // SHARE
         heads_M = group * SHARE + members_M % SHARE
+        # The prefix may end before this chunk: padding is never read.
         first = part * CHUNK
         last = tl.minimum(first + CHUNK, tl.load(lengths + prefix).to(tl.int32))
         lse_out = lse_parts + part * num_rows * HEADS
         mixed_out = mixed_parts + part.to(tl.int64) * num_rows * HEADS * WIDTH
         if first < last:
+            # 64 bits: a cache of 7B models at many rows has more than 2**31 numbers.
             offset = (prefix * GROUPS + group).to(tl.int64) * prefix_capacity * WIDTH
             _part(
                 query,
@@ -162,6 +165,7 @@ def attend_parts(
         group = rest % GROUPS
         row = rest // GROUPS
         is_query_M = members_M < SHARE
+        # One row's queries of a group fill a part of the tile; the rest is masked.
         rows_M = row + members_M * 0
         heads_M = group * SHARE + members_M % SHARE
         first = part * CHUNK
@@ -194,6 +198,7 @@ def attend_parts(
                 BLOCK_N,
                 True,
             )
+            # Only the chunk that holds the position stores the new pair, after all have read it from its source.
             if position < last:
                 stored = offset + position * WIDTH
                 tl.store(own_keys + stored + columns_D, tl.load(new_key + columns_D))
