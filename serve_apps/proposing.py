@@ -36,7 +36,7 @@ class Proposer:
             while not proposing.run.has_ended:
                 # Tokens become text here, not in the thread, which has models to run.
                 for step in await self._thread.together(self.advance, (proposing.run, tokens_a_turn)):
-                    yield [asdict(token) for token in proposing.told(step)]
+                    yield [asdict(token) for token in proposing.describe_step(step)]
 
     def advance(self, asked: Sequence[tuple[TextRun, int]]) -> list[_Steps]:
         """Of each, as many steps as are asked for, or up to its end: each step one pass for all of them."""

@@ -44,7 +44,7 @@ class Proposal:
 def advance_proposals(vlm, decoder, proposals):
     """What the next token of each is."""
     steps = advance_texts(vlm, decoder, [each.run for each in proposals])
-    return [each.told(step) for each, step in zip(proposals, steps, strict=True)]
+    return [each.describe_step(step) for each, step in zip(proposals, steps, strict=True)]
 
 
 def propose_many(vlm, decoder, proposals, delays=None):

@@ -88,7 +88,7 @@ def test_weights_of_the_base_are_there_once(folders):
 
 
 def test_packed_copies_are_there_once(folders):
-    """In float32 on a CPU every matrix but the embedding is there twice, once turned."""
+    """In float32 on a CPU every matrix but the embedding is there twice, once transposed."""
     one = load_role(folders / "base")
     shared = load_roles(folders / "fdm", folders / "idm", weights="shared")
     merged = load_roles(folders / "fdm", folders / "idm", weights="merged")
@@ -98,7 +98,7 @@ def test_packed_copies_are_there_once(folders):
     mine, theirs = shared.fdm.decoder, shared.idm.decoder
     for (name, first), (_, second) in zip(mine.matrices(), theirs.matrices(), strict=True):
         parts = zip(getattr(first, "parts", (first,)), getattr(second, "parts", (second,)), strict=True)
-        assert all(a.turned is b.turned and a.turned is not None for a, b in parts), name
+        assert all(a.transposed is b.transposed and a.transposed is not None for a, b in parts), name
     down, up = adapter_numbers()
     # Stacked (q, k, v): down and up once more, and between the blocks of up zeros, twice as many as numbers.
     stacked = 2 * 3 * RANK * (32 + 32 + 2 * 32)
@@ -220,7 +220,7 @@ def test_half_of_what_does_not_fit_with_shared_weights(folders, monkeypatch, cap
             roles.fdm.model, SOURCE, ACTIONS, num_samples=6, seed=[3, 4], decoder=roles.fdm.decoder
         )
     assert torch.equal(fewer, drawn)
-    assert "out of memory with 6 at once; going on with 3" in caplog.text
+    assert "out of memory with 6 at once; continuing with 3" in caplog.text
     assert max(tries) == 12
     monkeypatch.undo()
 

@@ -219,8 +219,8 @@ def test_a_batch_too_large_for_memory_is_halved_until_it_fits(caplog):
     assert numbers.tolist() == [[item, -item] for item in range(10)]
     assert seen == [2] * 5
     assert [record.getMessage() for record in caplog.records] == [
-        "out of memory with 10 at once; going on with 5",
-        "out of memory with 5 at once; going on with 2",
+        "out of memory with 10 at once; continuing with 5",
+        "out of memory with 5 at once; continuing with 2",
     ]
 
     def never(batch):

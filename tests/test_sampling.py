@@ -22,6 +22,7 @@ from wm.sampling import (
     uniform_noise,
 )
 from wm.sampling.batches import POSITIONS_AT_ONCE
+from wm.sampling.noise import seeds_of
 
 
 @pytest.fixture(scope="module")
@@ -243,3 +244,15 @@ def test_the_choice_of_a_batch_is_told_once(vlm, caplog):
     assert [record.getMessage() for record in caplog.records] == [
         f"3 sources, 2 candidates each, 4 rows at once (at most {POSITIONS_AT_ONCE} positions), plain decoding"
     ]
+
+
+def test_seeds_may_be_numpy_integers_but_no_floats():
+    expected = [uniform_noise(7, 0, 5), uniform_noise(2**63 - 1, 0, 5)]
+    for seeds in ([7, 2**63 - 1], np.array([7, 2**63 - 1]), torch.tensor([7, 2**63 - 1])):
+        noise = [uniform_noise(seed, 0, 5) for seed in seeds_of(seeds, 2)]
+        assert np.array_equal(noise, expected)
+    for seed in (np.int64(7), torch.tensor(7)):
+        assert seeds_of(seed, 3) == [7, 7, 7] and type(seeds_of(seed, 1)[0]) is int
+    for seed in (1.5, [0, 1.5], np.array([0.0, 1.0]), "12"):
+        with pytest.raises(InputError, match=r"seed = .*expected integers of at least 0"):
+            seeds_of(seed, 2)

@@ -90,8 +90,8 @@ def test_several_adapters_at_once_add_up():
 
 @pytest.mark.parametrize("rows", [1, 2, 8, 33])
 @pytest.mark.parametrize("bias", [None, torch.linspace(-1, 1, 40)])
-@pytest.mark.parametrize("turned_up_to", [0, 24 * 40])
-def test_products_with_copies_and_a_low_rank_part(monkeypatch, rows, bias, turned_up_to):
+@pytest.mark.parametrize("transposed_up_to", [0, 24 * 40])
+def test_products_with_copies_and_a_low_rank_part(monkeypatch, rows, bias, transposed_up_to):
     """float32: within 1e-5 of the whole matrix in float64, numbers being near 10."""
     generator = torch.Generator().manual_seed(0)
     given, other = (torch.randn(rows, size, generator=generator) for size in (24, 40))
@@ -99,9 +99,9 @@ def test_products_with_copies_and_a_low_rank_part(monkeypatch, rows, bias, turne
     matrix = Matrix(found.weight, bias, found.low_rank)
     whole = found.weight.double() + (found.low_rank.down.double() @ found.low_rank.up.double()).T
     exact = given.double() @ whole.T + (0 if bias is None else bias.double())
-    monkeypatch.setattr("wm.sampling.kernels.linear.TURNED_UP_TO", turned_up_to)
+    monkeypatch.setattr("wm.sampling.kernels.linear.TRANSPOSED_UP_TO", transposed_up_to)
     product = linear(matrix, 8)
-    assert (product.turned is None) == (turned_up_to == 0) == (product.packed is not None)
+    assert (product.transposed is None) == (transposed_up_to == 0) == (product.packed is not None)
     close = {"atol": 1e-5, "rtol": 1e-5}
     torch.testing.assert_close(product(given).double(), exact, **close)
     torch.testing.assert_close(product.plus(given, other).double(), exact + other, **close)

@@ -97,7 +97,7 @@ def test_float64_images_of_mixed_places_are_exact(tiny_base):
         request = request_of(vlm, number, 3)
         requests[pool.add(request)] = request
         collected.advance()
-    assert len({cohort.place for cohort in pool._cohorts}) > 1, "they should stand at several places"
+    assert len({batch.position for batch in pool._running}) > 1, "they should be at several positions"
     collected.run()
     for key, request in requests.items():
         assert torch.equal(collected.images(key, request), alone(vlm, decoder, request))
@@ -174,7 +174,7 @@ def test_too_little_memory_halves_the_room_and_nothing_is_lost(vlm, decoder, mon
         collected.run()
 
 
-def test_steps_that_are_recorded_take_one_cohort_after_the_other(vlm):
+def test_steps_that_are_recorded_take_one_batch_after_the_other(vlm):
     static = Decoder(vlm, stepping="static")
     pool = ImagePool(vlm, static)
     requests = {}
@@ -182,11 +182,11 @@ def test_steps_that_are_recorded_take_one_cohort_after_the_other(vlm):
         request = request_of(vlm, number, 2, SETTINGS[number % 2 * 2])
         requests[pool.add(request)] = request
     collected = Collected(pool)
-    cohorts = set()
+    batches = set()
     while pool.num_requests:
         collected.advance()
-        cohorts.add(len(pool._cohorts))
-    assert cohorts <= {0, 1}
+        batches.add(len(pool._running))
+    assert batches <= {0, 1}
     for key, request in requests.items():
         assert torch.equal(collected.images(key, request), alone(vlm, Decoder(vlm), request))
 

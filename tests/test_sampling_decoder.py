@@ -341,15 +341,17 @@ def test_decoders_of_another_kind_are_refused(vlm):
 
 @pytest.mark.parametrize("rows", [1, 2, 8, 33])
 @pytest.mark.parametrize("bias", [None, torch.linspace(-1, 1, 24)])
-@pytest.mark.parametrize("turned_up_to", [24 * 40 - 1, 24 * 40])
-def test_products_with_copies_are_the_plain_ones(monkeypatch, rows, bias, turned_up_to):
-    """A large matrix is packed, a small one turned."""
-    monkeypatch.setattr("wm.sampling.kernels.linear.TURNED_UP_TO", turned_up_to)
+@pytest.mark.parametrize("transposed_up_to", [24 * 40 - 1, 24 * 40])
+def test_products_with_copies_are_the_plain_ones(monkeypatch, rows, bias, transposed_up_to):
+    """A large matrix is packed, a small one transposed."""
+    monkeypatch.setattr("wm.sampling.kernels.linear.TRANSPOSED_UP_TO", transposed_up_to)
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(24, 40, generator=generator)
     given, other = torch.randn(rows, 40, generator=generator), torch.randn(rows, 24, generator=generator)
     packed, plain = linear(Matrix(weight, bias), 8), Linear(weight, bias, None)
-    assert packed.weight is None and (packed.packed is None) == (turned_up_to == 24 * 40) == (packed.turned is not None)
+    assert packed.weight is None and (packed.packed is None) == (transposed_up_to == 24 * 40) == (
+        packed.transposed is not None
+    )
     for how in (
         lambda matrix: matrix(given),
         lambda matrix: matrix.plus(given, other),

@@ -289,7 +289,7 @@ def test_want_of_memory_halves_the_batch_and_keeps_recording(models, monkeypatch
     decoder = Decoder(vlm, stepping="graph")
     with caplog.at_level(logging.WARNING):
         assert torch.equal(sample_images(vlm, prefixes, num_samples=4, decoder=decoder), expected)
-    assert "out of memory with 2 at once; going on with 1" in caplog.text
+    assert "out of memory with 2 at once; continuing with 1" in caplog.text
     assert "failed" not in caplog.text and decoder.stepping == "graph"
 
 

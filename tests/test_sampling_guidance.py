@@ -105,6 +105,40 @@ def test_guided_images_are_those_of_a_plain_loop(folder, vlm):
     assert [by_hand(vlm, logits_of, chameleon, candidate) for candidate in range(count)] != expected
 
 
+@torch.no_grad()
+def test_mixed_scales_lengths_and_seeds_share_no_prompt(vlm):
+    """Requests of other scales, actions and seeds in one batch or pool, plain or by static steps: each is what its own
+    prompts give without a cache."""
+
+    def expected(prefix, sampling, seed):
+        prompts, codes = [prefix, *vlm.unconditional_prefixes(prefix)], []
+        for noise in uniform_noise(seed, 0, vlm.tokens_per_image):
+            ids = [int(vlm.image_rows[code]) for code in codes]
+            bodies = [vlm.body(torch.tensor([[*prompt, *ids]]))[:, -1] for prompt in prompts]
+            full, image, none = (vlm.head(hidden, vlm.image_rows)[0] for hidden in bodies)
+            logits = none + sampling.guidance_image * (image - none) + sampling.guidance_text * (full - image)
+            codes.append(int((torch.softmax(logits, -1).cumsum(-1) <= noise).sum()))
+        return codes
+
+    prefixes = [forward_prefix(vlm, action) for action in ("cup", "move the red cup the cup", ACTION)]
+    seeds = [5, 2**63 - 1, 0]
+    scales = [(0.0, 1.0), (1.0, 2.5), (0.0, 0.0), (7.5, 1.5)]
+    samplings = [Sampling(guidance_text=text, guidance_image=image) for text, image in scales]
+    images = {s: [expected(p, s, seed) for p, seed in zip(prefixes, seeds, strict=True)] for s in samplings}
+    for stepping in ("plain", "static"):
+        decoder = Decoder(vlm, stepping=stepping)
+        for sampling in samplings:
+            codes = sample_images(vlm, prefixes, num_samples=1, sampling=sampling, seed=seeds, decoder=decoder)
+            assert codes[:, 0].tolist() == images[sampling], (stepping, sampling)
+        pool, keys, codes = ImagePool(vlm, decoder, line_tokens=1), {}, {}
+        waiting = [(row, sampling) for row in range(len(prefixes)) for sampling in samplings]
+        while waiting or pool.num_requests:
+            for row, sampling in [waiting.pop()] if waiting else []:
+                keys[pool.add(ImageRequest(tuple(prefixes[row]), 1, sampling, seeds[row]))] = row, sampling
+            codes |= {output.key: output.codes[0].tolist() for output in pool.advance() if output.is_whole}
+        assert codes == {key: images[sampling][row] for key, (row, sampling) in keys.items()}, stepping
+
+
 def test_liquid_is_guided_as_in_the_authors_text_to_image(tmp_path):
     """``TEXT<boi>`` against ``<unconditional><boi>``: uncond + scale x (cond - uncond)."""
     write_liquid(tmp_path / "liquid")

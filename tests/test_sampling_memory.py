@@ -38,8 +38,8 @@ def test_half_of_what_does_not_fit(vlm, monkeypatch, caplog):
     monkeypatch.setattr(Decoder, "reserve", small)
     with caplog.at_level(logging.WARNING):
         assert torch.equal(sample_images(vlm, prefixes, num_samples=6, seed=3), whole)
-    assert "out of memory with 4 at once; going on with 2" in caplog.text
-    assert "out of memory with 6 at once; going on with 3" in caplog.text
+    assert "out of memory with 4 at once; continuing with 2" in caplog.text
+    assert "out of memory with 6 at once; continuing with 3" in caplog.text
     monkeypatch.setattr(Decoder, "reserve", lambda self, num_rows, room: small(self, num_rows + 4, room))
     with pytest.raises(torch.OutOfMemoryError):
         sample_images(vlm, prefixes, num_samples=6, seed=3)
@@ -107,7 +107,7 @@ def test_a_cpus_words_for_want_of_memory(words, caplog):
         done.append((start, stop))
 
     halving(work, 5, 5)
-    assert done == [(0, 2), (2, 4), (4, 5)] and "out of memory with 5 at once; going on with 2" in caplog.text
+    assert done == [(0, 2), (2, 4), (4, 5)] and "out of memory with 5 at once; continuing with 2" in caplog.text
     with pytest.raises(RuntimeError, match=re.escape(words)):
         halving(lambda start, stop: work(0, 9), 2, 2)
 

@@ -137,7 +137,7 @@ def test_sampling_is_the_librarys_and_a_seed_repeats(client, library):
     steps, decoder = [], Decoder(idm)
     while not proposing.run.has_ended:
         (step,) = advance_texts(idm, decoder, [proposing.run])
-        steps.append(proposing.told(step))
+        steps.append(proposing.describe_step(step))
     expected = gather_actions(steps)
     reply = ask(client, **settings)
     assert [choice.message.content for choice in reply.choices] == [action.text for action in expected]

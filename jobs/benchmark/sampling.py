@@ -1,5 +1,5 @@
-"""Sampling: our engine against transformers' generate, its steps against their bare matrix products, scoring with a
-shared source, speculation, both roles over one base.
+"""Measure sampling: our engine against transformers' generate, its steps against their bare matrix products, scoring
+with a shared source, speculation, both roles over one base.
 
 Random weights of a stated shape, except for speculation on a trained model (fdm=FOLDER triplets=FOLDER). All
 times are CPU seconds of one thread, the least of the rounds, in which all kinds of work take turns. A step's bare
@@ -20,9 +20,9 @@ from jobs.benchmark.sampling_roles import role_figures
 from jobs.benchmark.sampling_speculation import nano_figures, speculation_figures
 from jobs.benchmark.sampling_work import (
     bare_products,
+    build_step,
     count_sampling,
     count_scoring,
-    one_step,
     score_unshared,
     torch_products,
     turns,
@@ -62,14 +62,14 @@ class BenchmarkRecipe(Recipe):
     """Tiny shapes, one round: shows that it works, measures nothing."""
 
     @model_validator(mode="after")
-    def _need_both(self) -> "BenchmarkRecipe":
+    def _check_both(self) -> "BenchmarkRecipe":
         if bool(self.fdm) != bool(self.triplets):
             raise ValueError("fdm and triplets: give both or neither")
         return self
 
 
 def shapes(quick: bool) -> tuple[Shape, Shape, Shape]:
-    """The faithful shape, the long one, and the one for counts of speculation."""
+    """Build the faithful shape, the long one, and the one for counts of speculation."""
     if quick:
         tiny = Shape(width=32, layers=2, heads=2, vocabulary=64, codes=16, prefix=12, target=9)
         return tiny, Shape(32, 2, 2, 64, 16, prefix=20, target=16), Shape(32, 1, 2, 64, 16, prefix=12, target=25)
@@ -83,6 +83,7 @@ def run(recipe: BenchmarkRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     if dry_run:
         print(f"benchmark sampling: would measure {recipe.rounds} rounds")
         return {}
+    # One thread: CPU seconds of several depend on what else runs.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -115,12 +116,12 @@ def _measure(recipe: BenchmarkRecipe) -> tuple[dict[str, float], dict[str, Any],
 def _faithful(shape: Shape, rounds: int, repeats: int) -> tuple[dict[str, float], dict[str, Any]]:
     model = ShapeModel(shape)
     decoder = Decoder(model, rows=ROWS)  # type: ignore[arg-type]
-    place = shape.target // 2
+    position = shape.target // 2
     work: dict[str, Callable[[], object]] = {
         **_against_generate(model, ROWS),
         **{f"ours_n{n}_ready": _ours(model, n, decoder) for n in (1, ROWS)},
-        **{f"step_b{n}": one_step(model, decoder, n, place) for n in (1, ROWS)},
-        **{f"gemm_b{n}": bare_products(decoder, n, shape.prefix, place + 1) for n in (1, ROWS)},
+        **{f"step_b{n}": build_step(model, decoder, n, position) for n in (1, ROWS)},
+        **{f"gemm_b{n}": bare_products(decoder, n, shape.prefix, position + 1) for n in (1, ROWS)},
         **{f"weights_b{n}": bare_products(decoder, n, 1, 1, attention=False) for n in (1, ROWS)},
         **{f"torch_b{n}": torch_products(decoder, n) for n in (1, ROWS)},
         "idm_shared": lambda: completion_logprobs(model, scored, decoder=decoder),  # type: ignore[arg-type]
@@ -136,10 +137,10 @@ def _faithful(shape: Shape, rounds: int, repeats: int) -> tuple[dict[str, float]
         "n8_over_n1": ours,
     }
     for products in ("gemm", "weights", "torch"):
-        many, one = least[f"{products}_b{ROWS}"], least[f"{products}_b1"]
-        ratios[f"{products}_n8_over_n1"] = many / one
-        ratios[f"n8_over_n1_over_{products}"] = ours / (many / one)
-        ratios[f"step_over_{products}_b1"] = least["step_b1"] / one
+        many, single = least[f"{products}_b{ROWS}"], least[f"{products}_b1"]
+        ratios[f"{products}_n8_over_n1"] = many / single
+        ratios[f"n8_over_n1_over_{products}"] = ours / (many / single)
+        ratios[f"step_over_{products}_b1"] = least["step_b1"] / single
         ratios[f"step_over_{products}_b8"] = least[f"step_b{ROWS}"] / many
     return ratios, {"faithful": seconds}
 
@@ -151,7 +152,7 @@ def _ours(model: ShapeModel, num_samples: int, decoder: Decoder | None) -> Calla
 
 
 def _against_generate(model: ShapeModel, rows: int) -> dict[str, Callable[[], object]]:
-    """transformers with either cache, and ours with the making of the decoder (packing of weights) in it."""
+    """Build the work: transformers with either cache, and ours, the building of the decoder (packing) included."""
     prefix = model.shape.ids(model.shape.prefix)
     theirs = {cache: (lambda cache=cache: generate(model, prefix, rows, cache)) for cache in CACHES}
     return {**theirs, "ours": _ours(model, rows, None)}
@@ -162,7 +163,7 @@ def _over_ours(seconds: Mapping[str, list[float]]) -> float:
 
 
 def _counts(shape: Shape, figures: dict[str, Any]) -> dict[str, float]:
-    """Against N times one: FLOPs in which a multiplication with its addition are two, cache bytes in float32."""
+    """Count against N times one: FLOPs in which a multiplication with its addition are two, cache bytes in float32."""
     model = ShapeModel(shape).double()
     sampler, idm = count_sampling(model, ROWS), count_scoring(model, ROWS, ACTION_TOKENS)
     figures["counts"] = {"sampler": sampler, "idm": idm}

@@ -1,4 +1,4 @@
-"""Models of a stated shape with random weights, and transformers' own ``generate`` on them."""
+"""Build models of a stated shape with random weights, and transformers' own ``generate`` on them."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from wm.models.protocol import Segment
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a decoder and of what it is asked for. ``mlp`` is ``mlp_width``, or the least multiple of
+    """The shape of a decoder and of its work. ``mlp`` is ``mlp_width``, or the least multiple of
     32 above 8/3 of the width."""
 
     width: int = 512
@@ -33,7 +33,7 @@ class Shape:
         return -(-self.width * 8 // 3) // 32 * 32 + 32
 
     def ids(self, count: int, seed: int = 0) -> list[int]:
-        """Random text ids."""
+        """Generate random text ids."""
         generator = torch.Generator().manual_seed(seed)
         first = 4 + self.codes
         return torch.randint(first, self.vocabulary, (count,), generator=generator).tolist()
@@ -53,7 +53,7 @@ class Unmasked(ChameleonForConditionalGeneration):  # type: ignore[misc]
         logits_to_keep: int = 0,
         **_: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits of the last ``logits_to_keep`` places, or of all."""
+        """Compute logits of the last ``logits_to_keep`` positions, or of all."""
         output = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -86,6 +86,7 @@ class ShapeModel:
             vq_config={"base_channels": 32, "channel_multiplier": [1], "num_res_blocks": 0, "resolution": 16},
             vocabulary_map={"<image>": 3},
         )
+        # Weights of a large shape are created in their type and on their device, never in float32 on the CPU.
         default = torch.get_default_dtype()
         with torch.random.fork_rng(devices=[]), torch.device(device):
             torch.manual_seed(seed)
@@ -94,19 +95,20 @@ class ShapeModel:
                 self.module: Any = Unmasked(config).eval()
             finally:
                 torch.set_default_dtype(default)
+        # Codes are all that is decoded here.
         del self.module.model.vqmodel
         self.image_rows = torch.arange(4, 4 + shape.codes, device=device)
         self.tokens_per_image, self.row_tokens, self.row_end_id = shape.target, 0, -1
         self.device = self.image_rows.device
 
     def double(self) -> "ShapeModel":
-        """The same in float64, where every product is a plain one that can be counted."""
+        """Convert to float64, where every product is a plain one that can be counted."""
         nn.Module.double(self.module)
         return self
 
     def scored(self, count: int, action_tokens: int, number: int = 0) -> list[list[Segment]]:
-        """``count`` inverse prompts of source ``number`` and as many targets: ``prefix`` tokens, TARGET eoi | ACTION
-        eos."""
+        """Build ``count`` inverse prompts of source ``number`` and as many targets: ``prefix`` tokens, TARGET eoi |
+        ACTION eos."""
         shape = self.shape
         source = shape.prefix - 4
         generator = torch.Generator().manual_seed(1 + number)
@@ -127,8 +129,16 @@ class ShapeModel:
 def generate(
     model: ShapeModel, prefix: list[int], num_samples: int, cache: str, *, tokens: int = 0, compiled: bool = False
 ) -> Tensor:
-    """transformers' ``generate(num_return_sequences=…)``: ids (K, prefix + target). ``cache``: dynamic or static.
-    ``tokens``: fewer than the target has. ``compiled``: as transformers compiles it where it can."""
+    """Run transformers' ``generate(num_return_sequences=…)``: ids (K, prefix + target).
+
+    Args:
+        model: The model.
+        prefix: Vocabulary ids.
+        num_samples: Images, K.
+        cache: ``dynamic`` or ``static``.
+        tokens: Fewer than the target has; 0: all.
+        compiled: As transformers compiles it where it can.
+    """
     tokens = tokens or model.shape.target
     ids: Tensor = model.module.generate(
         input_ids=torch.tensor([prefix], device=model.device),

@@ -1,5 +1,4 @@
-"""Both roles over one base, adapters beside the weights, against two merged copies: seconds a step, bytes of
-weights."""
+"""Measure both roles over one base, adapters beside the weights, against two merged copies: seconds a step, bytes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from jobs.benchmark.sampling_models import Shape, ShapeModel
-from jobs.benchmark.sampling_work import one_step, turns
+from jobs.benchmark.sampling_work import build_step, turns
 from wm.dynamics.roles import Role, Roles
 from wm.models.adapters import quiet_peft
 from wm.models.sharing import twin_of
@@ -19,12 +18,12 @@ from wm.training.adapters import ATTENTION_AND_MLP, Lora
 def role_figures(
     shape: Shape, rows: int, ratios: dict[str, float], *, rounds: int, repeats: int
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Adds ``shared_over_merged_step_b1``, ``…_b8`` and ``shared_over_merged_bytes`` to the ratios; returns seconds of
-    a step in each round, and bytes. Adapters have the training recipe's rank and are on every matrix of a layer."""
-    shared, merged = (_roles(shape, rows, is_shared) for is_shared in (True, False))
-    place = shape.target // 2
+    """Add ``shared_over_merged_step_b1``, ``…_b8`` and ``shared_over_merged_bytes`` to the ratios; return seconds of a
+    step in each round, and bytes. Adapters have the training recipe's rank and are on every matrix of a layer."""
+    shared, merged = (_build_roles(shape, rows, is_shared) for is_shared in (True, False))
+    position = shape.target // 2
     work: dict[str, Callable[[], object]] = {
-        f"{name}_b{count}": one_step(roles.fdm.model, roles.fdm.decoder, count, place)  # type: ignore[arg-type]
+        f"{name}_b{count}": build_step(roles.fdm.model, roles.fdm.decoder, count, position)  # type: ignore[arg-type]
         for count in (1, rows)
         for name, roles in (("shared", shared), ("merged", merged))
     }
@@ -36,7 +35,7 @@ def role_figures(
     return seconds, {"bytes": sizes, "rank": Lora().r}
 
 
-def _roles(shape: Shape, rows: int, is_shared: bool) -> Roles:
+def _build_roles(shape: Shape, rows: int, is_shared: bool) -> Roles:
     base: Any = ShapeModel(shape)
     roles: list[Role] = []
     for seed in (1, 2):
@@ -44,6 +43,7 @@ def _roles(shape: Shape, rows: int, is_shared: bool) -> Roles:
         with torch.random.fork_rng(devices=[]), quiet_peft():
             torch.manual_seed(seed)
             size = {"r": Lora().r, "lora_alpha": Lora().alpha, "target_modules": ATTENTION_AND_MLP}
+            # Random adapters: those that PEFT starts with would change nothing.
             config = LoraConfig(**size, init_lora_weights=False)
             model.module = get_peft_model(model.module, config).eval()
         if not is_shared:

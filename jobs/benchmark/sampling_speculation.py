@@ -1,4 +1,4 @@
-"""What speculation saves: on drafts of known quality, and on a trained model with the source image as draft."""
+"""Measure what speculation saves: on drafts of known quality, and on a trained model with the source image as draft."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ SAMPLINGS = {"temperature_1": Sampling(), "greedy": Sampling(greedy=True)}
 
 
 def made_draft(codes_BKN: Tensor, num_codes: int, seed: int = 0) -> Tensor:
-    """Each code right with probability ALPHA, else another one, independently."""
+    """Build drafts in which each code is right with probability ALPHA, else another one, independently."""
     generator = torch.Generator().manual_seed(seed)
     other = (codes_BKN + torch.randint(1, num_codes, codes_BKN.shape, generator=generator)) % num_codes
     return torch.where(torch.rand(codes_BKN.shape, generator=generator) < ALPHA, codes_BKN, other)
@@ -29,7 +29,7 @@ def made_draft(codes_BKN: Tensor, num_codes: int, seed: int = 0) -> Tensor:
 def speculation_figures(
     shape: Shape, timed: Shape, rows: int, ratios: dict[str, float], *, rounds: int
 ) -> dict[str, Any]:
-    """Counts on ``shape``, seconds on ``timed``; adds to ``ratios``.
+    """Measure counts on ``shape`` and seconds on ``timed``, and add to ``ratios``.
 
     ``ragged_n8_over_n1``: tokens a pass of N rows until the slowest is done, over those of one row alone.
     """
@@ -53,24 +53,25 @@ def speculation_figures(
             decoder=decoder,
         )
 
+    # Fixed and renewed drafts, and each row alone: a batch waits for its slowest row.
     fixed = [speculate(source, rows, False) for source in range(SOURCES)]
     redrafted = [speculate(source, rows, True) for source in range(SOURCES)]
     alone = [speculate(source, 1, False) for source in range(SOURCES)]
     same = [
-        torch.equal(one.codes[0, k], codes_BKN[b, k])
+        torch.equal(result.codes[0, k], codes_BKN[b, k])
         for run in (fixed, redrafted, alone)
-        for b, one in enumerate(run)
-        for k in range(one.codes.shape[1])
+        for b, result in enumerate(run)
+        for k in range(result.codes.shape[1])
     ]
-    passes = torch.cat([one.passes for one in fixed]).double()
+    passes = torch.cat([result.passes for result in fixed]).double()
     per_pass = float((shape.target - 1) / passes.mean())
     formula = (1 - ALPHA ** (block + 1)) / (1 - ALPHA)
-    together = sum(one.batch_passes for one in fixed)
-    singly = float(torch.cat([one.passes for one in alone]).double().sum())
+    together = sum(result.batch_passes for result in fixed)
+    singly = float(torch.cat([result.passes for result in alone]).double().sum())
     ratios["speculative_over_formula"] = per_pass / formula
     ratios["speculative_identical"] = sum(same) / len(same)
     ratios["ragged_n8_over_n1"] = singly / together
-    examined = sum(int(one.examined.sum()) for one in fixed)
+    examined = sum(int(result.examined.sum()) for result in fixed)
     return {
         "shape": vars(shape),
         "alpha": ALPHA,
@@ -78,15 +79,15 @@ def speculation_figures(
         "images_compared": len(same),
         "tokens_per_pass": per_pass,
         "formula": formula,
-        "acceptance": sum(int(one.confirmed.sum()) for one in fixed) / examined,
+        "acceptance": sum(int(result.confirmed.sum()) for result in fixed) / examined,
         "tokens_per_pass_by_row": [round(value, 3) for value in ((shape.target - 1) / passes).flatten().tolist()],
         "rows_mean_over_n1": singly / float(passes.mean(dim=1).sum()),
-        "seconds": _seconds(timed, rows, rounds),
+        "seconds": _measure_seconds(timed, rows, rounds),
     }
 
 
-def _seconds(shape: Shape, rows: int, rounds: int) -> dict[str, Any]:
-    """CPU seconds of sequential and of speculative sampling with a made draft, for one row and for N."""
+def _measure_seconds(shape: Shape, rows: int, rounds: int) -> dict[str, Any]:
+    """Measure CPU seconds of sequential and of speculative sampling with a made draft, for one row and for N."""
     model: Any = ShapeModel(shape)
     block = min(BLOCK, shape.target - 1)
     decoder, prefix = Decoder(model, rows=rows), shape.ids(shape.prefix)
@@ -105,8 +106,8 @@ def _seconds(shape: Shape, rows: int, rounds: int) -> dict[str, Any]:
 def nano_figures(
     fdm: str, base: str, triplets: str, ratios: dict[str, float], *, items: int, rows: int
 ) -> dict[str, Any]:
-    """Passes of a trained model, drafts being its triplets' source images; adds ``speculative_nano``: sequential over
-    speculative passes at temperature 1 with the block that saves most (the smallest within 1 % of it)."""
+    """Count passes of a trained model, drafts being its triplets' source images. Adds ``speculative_nano``: sequential
+    over speculative passes at temperature 1 with the block that saves most (the smallest within 1 % of it)."""
     from wm.evaluation.heldout import read_held_out
 
     vlm = load_model(fdm, base=base or None)
@@ -118,13 +119,14 @@ def nano_figures(
     ]
     decoder = Decoder(vlm)
     seeds = held_out.sampling_seeds(0)
-    found: dict[str, Any] = {"items": len(prefixes), "rows": rows, "tokens_per_image": vlm.tokens_per_image}
+    figures: dict[str, Any] = {"items": len(prefixes), "rows": rows, "tokens_per_image": vlm.tokens_per_image}
+    # The largest block is a complete image but its first code.
     blocks = sorted({block for block in BLOCKS if block < vlm.tokens_per_image} | {vlm.tokens_per_image - 1})
     for name, sampling in SAMPLINGS.items():
         codes = sample_images(vlm, prefixes, num_samples=rows, sampling=sampling, seed=seeds, decoder=decoder)
         for redraft in (True, False):
             for block in blocks:
-                one = speculate_images(
+                result = speculate_images(
                     vlm,
                     prefixes,
                     sources,
@@ -135,14 +137,14 @@ def nano_figures(
                     redraft=redraft,
                     decoder=decoder,
                 )
-                sequential = (vlm.tokens_per_image - 1) * one.passes.numel()
-                found[f"{name}_block_{block}{'_redrafted' if redraft else ''}"] = {
-                    "sequential_over_speculative": sequential / int(one.passes.sum()),
-                    "acceptance": int(one.confirmed.sum()) / int(one.examined.sum()),
-                    "identical": float((one.codes == codes).all(-1).double().mean()),
+                sequential = (vlm.tokens_per_image - 1) * result.passes.numel()
+                figures[f"{name}_block_{block}{'_redrafted' if redraft else ''}"] = {
+                    "sequential_over_speculative": sequential / int(result.passes.sum()),
+                    "acceptance": int(result.confirmed.sum()) / int(result.examined.sum()),
+                    "identical": float((result.codes == codes).all(-1).double().mean()),
                     "unchanged_tokens": float((codes == sources[:, None]).double().mean()),
                 }
-    saved = {block: found[f"temperature_1_block_{block}"]["sequential_over_speculative"] for block in blocks}
-    chosen = min(block for block in blocks if saved[block] >= 0.99 * max(saved.values()))
-    ratios["speculative_nano"] = saved[chosen]
-    return found | {"block": chosen}
+    saved = {block: figures[f"temperature_1_block_{block}"]["sequential_over_speculative"] for block in blocks}
+    best_block = min(block for block in blocks if saved[block] >= 0.99 * max(saved.values()))
+    ratios["speculative_nano"] = saved[best_block]
+    return figures | {"block": best_block}

@@ -1,4 +1,4 @@
-"""What a world model does: propose and score actions, sample and score observations, verify, search, roll out."""
+"""Propose and score actions, sample and score observations, verify, search, roll out."""
 
 from wm.dynamics.fdm import sample_observations, score_observations, speculate_observations
 from wm.dynamics.idm import ScoredAction, propose_actions, score_actions

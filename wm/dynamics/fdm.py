@@ -1,4 +1,4 @@
-"""Forward dynamics p(target | source, action): sample observations, or score given ones (paper, 3.2)."""
+"""Sample observations from forward dynamics p(target | source, action), or score given ones (paper, 3.2)."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from wm.dynamics.idm import Codes
-from wm.dynamics.scoring import code_lists, completion_logprobs, need_equal
+from wm.dynamics.scoring import check_equal_lengths, code_lists, completion_logprobs
 from wm.models.prompts import flatten
 from wm.models.protocol import UnifiedVLM
 from wm.sampling.engine import OnProgress, sample_images
@@ -16,7 +16,7 @@ from wm.sampling.speculative import Speculation, speculate_images
 
 
 def forward_prefix(fdm: UnifiedVLM, source_N: Sequence[int] | Tensor, action: str) -> tuple[int, ...]:
-    """Vocabulary ids of everything before the target's first code."""
+    """Build the vocabulary ids of everything before the target's first code."""
     source = source_N.tolist() if isinstance(source_N, Tensor) else source_N
     return tuple(flatten(fdm.layout("fdm", source=source, action=action)))
 
@@ -34,15 +34,27 @@ def sample_observations(
     on_progress: OnProgress | None = None,
     decoder: Decoder | None = None,
 ) -> Tensor:
-    """Codebook ids int64 (B, K, N) on the CPU: ``num_samples`` candidates of each (source, action).
+    """Sample candidates of each (source, action).
 
-    Candidate k of a row depends on (source, action, seed, k) alone; see :mod:`wm.sampling.engine`. Those given are
-    ``first_candidate`` and the ones after it: draws of N at once and in rounds are the same. ``seed`` may be one a
-    row. Greedy sampling gives K equal candidates. ``decoder``: of ``fdm`` as it is now, to be used for many calls;
-    made here without it. ``on_progress`` is given the codes so far after each line of tokens.
+    Candidate k of a row depends on (source, action, seed, k) alone; see :mod:`wm.sampling.engine`.
+
+    Args:
+        fdm: The forward model.
+        source_BN: Codebook ids of the source images.
+        actions: One a row.
+        num_samples: Candidates of each row, K; greedy sampling gives K equal ones.
+        first_candidate: Number of the first one: sampling in rounds gives the candidates of sampling at once.
+        sampling: How a code is sampled.
+        seed: One for all rows, which then share their noise, or one a row.
+        batch_size: Bound on the candidate rows of a pass; what memory holds without it.
+        on_progress: Called with the codes so far after each line of the image.
+        decoder: Of ``fdm`` as it is now, to be used for many calls; built here without it.
+
+    Returns:
+        Codebook ids, int64 (B, K, N) on the CPU.
     """
     sources = code_lists("source", source_BN)
-    need_equal(sources=len(sources), actions=len(actions))
+    check_equal_lengths(sources=len(sources), actions=len(actions))
     prefixes = [forward_prefix(fdm, source, action) for source, action in zip(sources, actions, strict=True)]
     return sample_images(
         fdm,
@@ -70,13 +82,13 @@ def speculate_observations(
     batch_size: int | None = None,
     decoder: Decoder | None = None,
 ) -> Speculation:
-    """The candidates of :func:`sample_observations` in fewer passes, each of ``block`` codes drafted from the source.
+    """Sample the candidates of :func:`sample_observations` in fewer passes of ``block`` codes drafted from the source.
 
     It pays where an action leaves most of the image as it was and passes are few rows wide;
-    ``python -m jobs.benchmark sampling fdm=FOLDER triplets=FOLDER`` tells which block is best.
+    ``python -m jobs.benchmark sampling fdm=FOLDER triplets=FOLDER`` reports which block is best.
     """
     sources = code_lists("source", source_BN)
-    need_equal(sources=len(sources), actions=len(actions))
+    check_equal_lengths(sources=len(sources), actions=len(actions))
     return speculate_images(
         fdm,
         [forward_prefix(fdm, source, action) for source, action in zip(sources, actions, strict=True)],
@@ -100,13 +112,21 @@ def score_observations(
     batch_size: int | None = None,
     decoder: Decoder | None = None,
 ) -> list[float]:
-    """log p(target b | source b, actions[b]) in nats, summed over the image's tokens.
+    """Score each target: log p(target b | source b, actions[b]) in nats, summed over the image's tokens.
 
-    Normalised over the image codes: the distribution that :func:`sample_observations` draws from at
-    temperature 1. ``decoder`` as above.
+    Normalised over the image codes: the distribution that :func:`sample_observations` samples from at
+    temperature 1.
+
+    Args:
+        fdm: The forward model.
+        source_BN: Codebook ids of the source images.
+        actions: One a row.
+        target_BN: Codebook ids of the target images.
+        batch_size: Bound on the rows of a pass; what memory holds without it.
+        decoder: Of ``fdm`` as it is now, to be used for many calls; built here without it.
     """
     sources, targets = code_lists("source", source_BN), code_lists("target", target_BN)
-    need_equal(sources=len(sources), actions=len(actions), targets=len(targets))
+    check_equal_lengths(sources=len(sources), actions=len(actions), targets=len(targets))
     segments = [
         fdm.layout("fdm", source=source, action=action, target=target)
         for source, action, target in zip(sources, actions, targets, strict=True)

@@ -1,4 +1,4 @@
-"""Inverse dynamics p(action | source, target): propose an action, or score given ones (paper section 3.1)."""
+"""Propose an action by inverse dynamics p(action | source, target), or score given ones (paper section 3.1)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from wm.dynamics.scoring import code_lists, completion_logprobs, need_equal
+from wm.dynamics.scoring import check_equal_lengths, code_lists, completion_logprobs
 from wm.errors import InputError
 from wm.models.prompts import flatten
 from wm.models.protocol import UnifiedVLM
@@ -44,7 +44,7 @@ class Belief:
     """A token and its log-probability in nats."""
 
     name: str
-    """As the tokenizer has it."""
+    """The tokenizer's name of the token."""
     text: str
     """What it adds to the text. Empty for the end, for a part of a character, and for white space, which what comes
     next brings."""
@@ -54,14 +54,14 @@ class Belief:
 @dataclass(frozen=True)
 class ActionToken:
     """A token of a proposed action, or its end. ``released``: the text that is final with it; those of an action join
-    to the whole. ``top``: the likeliest tokens in its place, likeliest first."""
+    to the complete text. ``top``: the likeliest tokens in its position, likeliest first."""
 
     sample: int
     released: str
     chosen: Belief
     top: tuple[Belief, ...]
     finish: Literal["stop", "length"] | None
-    """Of the end: whether the model ended the action, or had used up its tokens."""
+    """At the end: whether the model ended the action, or had used up its tokens."""
 
 
 def propose_actions(
@@ -73,13 +73,21 @@ def propose_actions(
     batch_size: int | None = None,
     decoder: Decoder | None = None,
 ) -> list[ScoredAction]:
-    """The greedy action of each (source, target) pair, ended after at most ``max_new_tokens`` tokens.
+    """Propose the greedy action of each (source, target) pair.
 
-    The text may be empty: an untrained model may end at once. ``decoder``: of ``idm`` as it is now, to be used for
-    many calls; made here without it.
+    Args:
+        idm: The inverse model.
+        source_BN: Codebook ids of the source images.
+        target_BN: Codebook ids of the target images.
+        max_new_tokens: Tokens after which an action is ended.
+        batch_size: Bound on the rows of a pass; what memory holds without it.
+        decoder: Of ``idm`` as it is now, to be used for many calls; built here without it.
+
+    Returns:
+        One action a pair. Its text may be empty: an untrained model may end at once.
     """
     sources, targets = code_lists("source", source_BN), code_lists("target", target_BN)
-    need_equal(sources=len(sources), targets=len(targets))
+    check_equal_lengths(sources=len(sources), targets=len(targets))
     prefixes = [_prefix(idm, source, target) for source, target in zip(sources, targets, strict=True)]
     completions = generate_texts(idm, prefixes, max_new_tokens=max_new_tokens, batch_size=batch_size, decoder=decoder)
     return [ScoredAction(idm.detokenize(item.ids), item.logprob, item.num_tokens) for item in completions]
@@ -98,10 +106,11 @@ class Proposing:
     """``num_samples`` actions of one pair of images as they grow.
 
     :func:`wm.sampling.texts.advance_texts` adds a token to each text of ``run``, and of others' in the same pass;
-    :meth:`told` says what these tokens are. Greedy: the action of :func:`propose_actions`. The settings are those of
-    :class:`wm.sampling.texts.TextRun`, which says how tokens are drawn. Raises :class:`InputError` for what cannot be
-    done, among it more ``max_new_tokens`` than the model has positions for. ``prompt_tokens``: how many tokens the
-    actions follow.
+    :meth:`describe_step` describes these tokens. Greedy: the action of :func:`propose_actions`. The settings are those
+    of :class:`wm.sampling.texts.TextRun`. ``prompt_tokens``: how many tokens the actions follow.
+
+    Raises:
+        InputError: For settings that cannot be, among them more ``max_new_tokens`` than the model has positions for.
     """
 
     def __init__(
@@ -118,6 +127,7 @@ class Proposing:
     ) -> None:
         prefix = _prefix(idm, source_N, target_N)
         self.prompt_tokens = len(prefix)
+        # Refused before any pass: positions beyond the model's would be garbage, not an error.
         length = len(prefix) + max_new_tokens
         if length > idm.max_positions:
             raise InputError(
@@ -132,23 +142,26 @@ class Proposing:
             num_top=num_top,
             max_new_tokens=max_new_tokens,
         )
-        self._pieces = [TextPieces(idm) for _ in range(num_samples)]
+        self._texts = [TextPieces(idm) for _ in range(num_samples)]
         self._eos_id = idm.eos_id
 
-    def told(self, step: Sequence[TextToken | None]) -> list[ActionToken]:
-        """What a step of the run says: the next token of every action that had not ended. To be called once a step."""
+    def describe_step(self, step: Sequence[TextToken | None]) -> list[ActionToken]:
+        """Describe the next token of every action that had not ended. Call it once a step."""
         return [
-            self._token(sample, self._pieces[sample], token) for sample, token in enumerate(step) if token is not None
+            self._describe_token(sample, self._texts[sample], token)
+            for sample, token in enumerate(step)
+            if token is not None
         ]
 
-    def _token(self, sample: int, pieces: TextPieces, token: TextToken) -> ActionToken:
+    def _describe_token(self, sample: int, text: TextPieces, token: TextToken) -> ActionToken:
         pairs = ((token.id, token.logprob), *token.top)
-        chosen, *top = [
-            Belief(pieces.name(row), "" if row == self._eos_id else pieces.of(row), logprob) for row, logprob in pairs
+        # Alternatives are described before the token is appended: all continue the same text.
+        belief, *top = [
+            Belief(text.name(row), "" if row == self._eos_id else text.of(row), logprob) for row, logprob in pairs
         ]
         if token.id != self._eos_id:
-            return ActionToken(sample, pieces.add(token.id), chosen, tuple(top), None)
-        return ActionToken(sample, pieces.end(), chosen, tuple(top), "length" if token.is_cut else "stop")
+            return ActionToken(sample, text.add(token.id), belief, tuple(top), None)
+        return ActionToken(sample, text.end(), belief, tuple(top), "length" if token.is_cut else "stop")
 
 
 def score_actions(
@@ -160,12 +173,21 @@ def score_actions(
     batch_size: int | None = None,
     decoder: Decoder | None = None,
 ) -> list[ScoredAction]:
-    """log p(actions[b] | source b, target b) of each row. An empty action is an :class:`InputError`.
+    """Score each action: log p(actions[b] | source b, target b) in nats. A source that several rows share is read once.
 
-    A source that several rows share is read once. ``decoder`` as above.
+    Args:
+        idm: The inverse model.
+        source_BN: Codebook ids of the source images.
+        target_BN: Codebook ids of the target images.
+        actions: One a row.
+        batch_size: Bound on the rows of a pass; what memory holds without it.
+        decoder: Of ``idm`` as it is now, to be used for many calls; built here without it.
+
+    Raises:
+        InputError: For codes that do not fit the model, and for an empty action.
     """
     sources, targets = code_lists("source", source_BN), code_lists("target", target_BN)
-    need_equal(sources=len(sources), targets=len(targets), actions=len(actions))
+    check_equal_lengths(sources=len(sources), targets=len(targets), actions=len(actions))
     segments = [
         idm.layout("idm", source=source, target=target, action=action)
         for source, target, action in zip(sources, targets, actions, strict=True)

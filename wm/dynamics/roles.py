@@ -1,4 +1,4 @@
-"""Both roles for one device: a forward and an inverse model, over one copy of their base's weights or two.
+"""Load both roles for one device: a forward and an inverse model, over one copy of their base's weights or two.
 
 ``merged``: each role's adapter is merged into weights of its own. Fast, and two models' worth of memory.
 ``shared``: one base in memory, each role's low-rank adapters applied beside it, batch by batch. What both roles need of
@@ -26,18 +26,18 @@ from wm.models.sharing import held_bytes, need_shareable
 from wm.sampling.model_runner import Decoder
 
 Weights: TypeAlias = Literal["merged", "shared"]
-"""See above."""
+"""How two roles hold their base, as the module's text explains."""
 
 
 @dataclass(frozen=True)
 class Role:
-    """A model and its decoder, made once and used for every call."""
+    """A model and its decoder, built once and used for every call."""
 
     model: UnifiedVLM
     decoder: Decoder
 
     def weights(self) -> Iterator[Tensor]:
-        """Every tensor of weights that the two hold; some more than once."""
+        """Iterate over the tensors of weights that the two hold; some come more than once."""
         module = self.model.module
         return chain(module.parameters(), module.buffers(), self.decoder.weights())
 
@@ -50,7 +50,7 @@ class Roles:
     idm: Role
 
     def num_bytes(self) -> int:
-        """Memory of all weights; what both roles hold counts once."""
+        """Return the bytes of all weights; what both roles hold counts once."""
         return held_bytes(chain(self.fdm.weights(), self.idm.weights()))
 
 
@@ -63,11 +63,18 @@ def load_role(
     rows: int = 8,
     over: Role | None = None,
 ) -> Role:
-    """One model; an adapter is merged into the weights, so that there is no second copy of them.
+    """Load one model; an adapter is merged into the weights, so that there is no second copy of them.
 
-    ``base``: of an adapter, the one that its manifest names without it. ``rows``: how many token rows a pass usually
-    has (a hint). ``over``: its bare base, whose weights are shared instead; ``device`` and ``dtype`` are then its.
-    Raises :class:`InputError` as :func:`wm.models.load_model`.
+    Args:
+        path: A full model or an adapter.
+        base: Base of an adapter; the one that its manifest names without it.
+        device: Where the weights go.
+        dtype: Their type.
+        rows: How many token rows a pass usually has (a hint).
+        over: The bare base, whose weights are shared instead; ``device`` and ``dtype`` are then its own.
+
+    Raises:
+        InputError: As :func:`wm.models.load_model`.
     """
     if over is not None:
         model = load_model(path, base=base, over=over.model)
@@ -86,11 +93,21 @@ def load_roles(
     dtype: torch.dtype = torch.float32,
     rows: int = 8,
 ) -> Roles:
-    """Both roles from their folders, each a full model or an adapter.
+    """Load both roles from their folders, each a full model or an adapter.
 
-    ``base`` is for those that are adapters. With ``shared`` both must be adapters of one base, or that base itself;
-    :class:`InputError` says which is not, before weights are read. The rest as in :func:`load_role`.
+    Args:
+        fdm: The forward model.
+        idm: The inverse model.
+        weights: How they hold their base. With ``shared`` both must be adapters of one base, or that base itself.
+        base: Base of those that are adapters; the one that the manifest names without it.
+        device: Where the weights go.
+        dtype: Their type.
+        rows: How many token rows a pass usually has (a hint).
+
+    Raises:
+        InputError: For models that cannot share a base, before weights are read, and for two image codecs.
     """
+    # Refused before any weights are read: loading takes minutes.
     over = None
     if weights == "shared":
         over = load_role(need_one_base(fdm, idm, base), device=device, dtype=dtype, rows=rows)
@@ -105,13 +122,13 @@ def load_roles(
 
 
 def need_one_base(fdm: str | Path, idm: str | Path, base: str | Path | None = None) -> Path:
-    """The folder of the base whose weights both can share; :class:`InputError` if they cannot. Loads nothing."""
-    found = {name: base_of(path, _base_for(path, base)) for name, path in (("fdm", fdm), ("idm", idm))}
-    (folder, first), (_, second) = found["fdm"], found["idm"]
+    """Return the folder of the base whose weights both can share; :class:`InputError` if they cannot. Loads nothing."""
+    bases = {name: base_of(path, _base_for(path, base)) for name, path in (("fdm", fdm), ("idm", idm))}
+    (folder, first), (_, second) = bases["fdm"], bases["idm"]
     if first != second:
         parts = [
             f"{name} {path} is " + ("an adapter of " if where != model_folder(path) else "a full model: ") + base_id
-            for (name, (where, base_id)), path in zip(found.items(), (fdm, idm), strict=True)
+            for (name, (where, base_id)), path in zip(bases.items(), (fdm, idm), strict=True)
         ]
         raise InputError(f"sharing weights needs both roles over one base, but {' and '.join(parts)}")
     for path in (fdm, idm):
@@ -121,5 +138,5 @@ def need_one_base(fdm: str | Path, idm: str | Path, base: str | Path | None = No
 
 
 def _base_for(path: str | Path, base: str | Path | None) -> str | Path | None:
-    """A full model has none."""
+    """Return the base of an adapter, None for a full model."""
     return base if is_adapter(path) else None

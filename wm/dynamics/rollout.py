@@ -1,10 +1,10 @@
-"""Rollouts: several actions one after the other, each prediction verified and then taken as the next source.
+"""Roll out several actions one after the other: each prediction is verified and is then the next source.
 
 A beam search over candidates. A sequence of observations is scored by the sum of the log-likelihoods of its actions,
 log p(a_1, …, a_T | o_0, …, o_T), which the inverse model gives step by step: at every step all sequences have had the
-same actions, hence as many tokens, so that sum and mean rank alike and the sum is the likelihood of the whole. The
+same actions, hence as many tokens, so that sum and mean rank alike and the sum is the likelihood of the sequence. The
 forward model sees the present observation alone, so sequences that end in the same observation have the same future:
-they are merged, the better past is kept. Nothing stops a rollout before its last action.
+they are merged, and the better past stays. Nothing stops a rollout before its last action.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from itertools import islice
 from typing import TypeAlias
 
 from wm.dynamics.idm import Codes
-from wm.dynamics.scoring import code_lists, need_equal
+from wm.dynamics.scoring import check_equal_lengths, code_lists
 from wm.dynamics.search import CodesRow, OnRound, Prediction, predict_observations
 from wm.dynamics.settings import Search
 from wm.dynamics.verify import Candidate
@@ -41,8 +41,8 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Step:
-    """What a step did. ``predictions``: one for each sequence that was kept before it, best first; ``beam``: the
-    sequences kept after it, best first; ``parents``: the place of each in the beam before."""
+    """The result of a step. ``predictions``: one for each sequence of the beam before it, best first; ``beam``: the
+    sequences after it, best first; ``parents``: the index of each one's parent in the beam before."""
 
     action: str
     predictions: tuple[Prediction, ...]
@@ -64,12 +64,13 @@ class Rollout:
 
     @property
     def best(self) -> Trajectory:
+        """The best sequence of all steps."""
         return self.trajectories[0]
 
 
 @dataclass(frozen=True)
 class StepDone:
-    """``step``: its number from 0. ``rollouts``: indices of those that had it. ``draws``: candidates drawn in it."""
+    """``step``: its number from 0. ``rollouts``: indices of those that had it. ``draws``: candidates sampled in it."""
 
     step: int
     rollouts: tuple[int, ...]
@@ -81,10 +82,10 @@ _START = Trajectory((), 0.0, 0)
 
 
 def step_seed(seed: int, step: int, source: Sequence[int]) -> int:
-    """The seed of a step's draws: ``seed`` itself at step 0, later a 48-bit number made of (seed, step, codes of the
+    """Derive the seed of a step: ``seed`` itself at step 0, later a 48-bit hash of (seed, step, codes of the
     observation that the step starts from).
 
-    So draws depend neither on the batch nor on the beam's width or order, a rollout of one action is a plain
+    So candidates depend neither on the batch nor on the beam's width or order, a rollout of one action is a plain
     prediction, and a number of this size survives JSON.
     """
     if step == 0:
@@ -108,29 +109,49 @@ def roll_out(
     on_step: OnStep | None = None,
     on_round: OnRound | None = None,
 ) -> list[Rollout]:
-    """One rollout a source, ``actions_BT[b]`` from source b on; they may differ in length. All go on together.
+    """Roll out ``actions_BT[b]`` from source b on; lengths may differ, and all rollouts share their passes.
 
-    ``search.beam`` sequences are kept after each step, those with the fewest candidates above the copy guard first,
-    then by falling sum of log-likelihoods, then by the place of the sequence they continue, then by index. With a
-    beam of 1 this is :func:`~wm.dynamics.search.predict_observations` again and again. The rest as there.
+    ``search.beam`` sequences remain after each step, those with the fewest candidates above the copy guard first,
+    then by falling sum of log-likelihoods, then by the index of the sequence they continue, then by their own. With a
+    beam of 1 this is :func:`~wm.dynamics.search.predict_observations` again and again.
+
+    Args:
+        fdm: The forward model.
+        idm: The inverse model.
+        source_BN: Codebook ids of the first observations.
+        actions_BT: One action or more for each source.
+        search: Number of candidates, adaptive N, beam, copy guard.
+        sampling: How a code is sampled.
+        seed: One for all rollouts, or one each.
+        batch_size: Bound on the candidate rows of a pass; what memory holds without it.
+        fdm_decoder: Of ``fdm`` as it is now; built here without it.
+        idm_decoder: Of ``idm`` as it is now; built here without it.
+        on_step: Called after each step.
+        on_round: Called after each round of candidates.
+
+    Raises:
+        InputError: For codes, actions or settings that do not fit the models, before any work.
     """
     sources = [tuple(codes) for codes in code_lists("source", source_BN)]
-    need_equal(sources=len(sources), rollouts=len(actions_BT))
+    check_equal_lengths(sources=len(sources), rollouts=len(actions_BT))
     seeds = seeds_of(seed, len(sources))
     for row, actions in enumerate(actions_BT):
         if isinstance(actions, str) or not actions:
             raise InputError(f"actions of rollout {row} = {actions!r:.80}: expected a list of one action or more")
     if not sources:
         return []
-    for row, actions in enumerate(actions_BT):  # an action that no model can read is told now, not at its step
+    # 1. An action that no model can read fails now, not at its step, when others are computed.
+    for row, actions in enumerate(actions_BT):
         for action in dict.fromkeys(actions):
             fdm.layout("fdm", source=sources[row], action=action)
             idm.layout("idm", source=sources[row], target=sources[row], action=action)
     fdm_decoder, idm_decoder = fdm_decoder or Decoder(fdm), idm_decoder or Decoder(idm)
     states = [RolloutState(*row, search) for row in zip(sources, actions_BT, seeds, strict=True)]
+    # 2. All rollouts step by step: those of one step are one batch.
     for step in range(max(map(len, actions_BT))):
         live = [row for row, state in enumerate(states) if not state.is_done]
         starts = [start for row in live for start in states[row].starts()]
+        # The beams of all rollouts are one batch; each takes back as many predictions as it has sequences.
         predictions = iter(
             predict_observations(
                 fdm,
@@ -146,16 +167,16 @@ def roll_out(
                 on_round=on_round,
             )
         )
-        done = [states[row].add(list(islice(predictions, len(states[row].starts())))) for row in live]
+        steps = [states[row].add(list(islice(predictions, len(states[row].starts())))) for row in live]
         if on_step is not None:
-            draws = sum(len(found.candidates) for one in done for found in one.predictions)
-            on_step(StepDone(step, tuple(live), draws))
+            num_candidates = sum(len(item.candidates) for result in steps for item in result.predictions)
+            on_step(StepDone(step, tuple(live), num_candidates))
     return [state.rollout() for state in states]
 
 
 @dataclass(frozen=True)
 class Start:
-    """What a step predicts from: codes of an observation, the action, the seed of the draws."""
+    """The input of a prediction: codes of an observation, the action, the seed of its candidates."""
 
     source: CodesRow
     action: str
@@ -163,7 +184,7 @@ class Start:
 
 
 class RolloutState:
-    """One rollout, apart from who predicts: predict from each of :meth:`starts`, tell :meth:`add`, until
+    """One rollout, apart from who predicts: predict from each of :meth:`starts`, pass the result to :meth:`add`, until
     :attr:`is_done`."""
 
     def __init__(self, source: CodesRow, actions: Sequence[str], seed: int, search: Search) -> None:
@@ -172,22 +193,23 @@ class RolloutState:
 
     @property
     def is_done(self) -> bool:
+        """Whether all actions have their step."""
         return len(self._steps) == len(self._actions)
 
     def starts(self) -> list[Start]:
-        """Of the next step, one for each sequence kept so far."""
+        """List the inputs of the next step, one for each sequence of the beam."""
         step = len(self._steps)
-        sources = [_present(entry, self._source) for entry in self._beam]
+        sources = [_get_present(entry, self._source) for entry in self._beam]
         return [Start(codes, self._actions[step], step_seed(self._seed, step, codes)) for codes in sources]
 
     def add(self, predictions: Sequence[Prediction]) -> Step:
-        """The step that these make, one for each of :meth:`starts`."""
-        step = _advance(self._actions[len(self._steps)], self._beam, tuple(predictions), self._search)
+        """Append the step of these predictions, one for each of :meth:`starts`."""
+        step = _build_step(self._actions[len(self._steps)], self._beam, tuple(predictions), self._search)
         self._steps.append(step)
         return step
 
     def rollout(self) -> Rollout:
-        """Of the steps so far, at least one."""
+        """Return the steps so far, at least one."""
         return Rollout(self._source, tuple(self._steps))
 
     @property
@@ -195,26 +217,28 @@ class RolloutState:
         return self._steps[-1].beam if self._steps else (_START,)
 
 
-def _present(entry: Trajectory, source: CodesRow) -> CodesRow:
+def _get_present(entry: Trajectory, source: CodesRow) -> CodesRow:
     return entry.candidates[-1].codes if entry.candidates else source
 
 
-def _advance(action: str, beam: Sequence[Trajectory], predictions: tuple[Prediction, ...], search: Search) -> Step:
-    """Every distinct candidate continues its sequence; of those with equal ends the best stays."""
+def _build_step(action: str, beam: Sequence[Trajectory], predictions: tuple[Prediction, ...], search: Search) -> Step:
+    """Continue each sequence by its distinct candidates; of those with equal ends the best stays."""
     grown = [
-        (_longer(entry, candidate, search.max_unchanged), parent)
+        (_extend(entry, candidate, search.max_unchanged), parent)
         for parent, (entry, prediction) in enumerate(zip(beam, predictions, strict=True))
         for candidate in prediction.distinct
     ]
+    # Ties go to the better parent, then to the lower index, so that the same input gives the same beam.
     grown.sort(key=lambda item: (item[0].guarded, -item[0].logprob, item[1], item[0].candidates[-1].index))
-    kept: dict[CodesRow, tuple[Trajectory, int]] = {}
+    # Sorted by rank, so the first with an end is the best with it.
+    by_end: dict[CodesRow, tuple[Trajectory, int]] = {}
     for trajectory, parent in grown:
-        kept.setdefault(trajectory.candidates[-1].codes, (trajectory, parent))
-    best = list(kept.values())[: search.beam]
+        by_end.setdefault(trajectory.candidates[-1].codes, (trajectory, parent))
+    best = list(by_end.values())[: search.beam]
     return Step(action, predictions, tuple(item for item, _ in best), tuple(parent for _, parent in best))
 
 
-def _longer(entry: Trajectory, candidate: Candidate, max_unchanged: float) -> Trajectory:
+def _extend(entry: Trajectory, candidate: Candidate, max_unchanged: float) -> Trajectory:
     return Trajectory(
         (*entry.candidates, candidate),
         entry.logprob + candidate.score.logprob,

@@ -1,4 +1,4 @@
-"""Log-probabilities of given completions, shared by both directions of the dynamics."""
+"""Compute log-probabilities of given completions, for both directions of the dynamics."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from wm.errors import InputError
 from wm.models.prompts import flatten
 from wm.models.protocol import Segment, UnifiedVLM
 from wm.sampling.batches import halving, positions_at_once, rows_at_once
-from wm.sampling.checks import need_finite
+from wm.sampling.checks import check_finite
 from wm.sampling.model_runner import Decoder
 
 LOGITS_AT_ONCE = 1024
@@ -28,26 +28,38 @@ def completion_logprobs(
     batch_size: int | None = None,
     decoder: Decoder | None = None,
 ) -> list[tuple[float, int]]:
-    """(sum of the completion's log-probabilities in nats, number of its tokens) of each sequence.
+    """Score the completion of each sequence.
 
-    Normalised over ``rows`` of the vocabulary, which must then hold every completion token, or over all of
-    it. What several sequences share up to their second image (the source of all candidates) is read once;
-    neither order nor company changes a result (beyond rounding), attention being causal. ``decoder``: of this
-    model as it is now; made here without it.
+    What several sequences share up to their second image (the source of all candidates) is read once. Neither order
+    nor batch changes a result (beyond rounding), attention being causal.
+
+    Args:
+        vlm: The model.
+        segments_list: Prompts with their completions.
+        rows: Vocabulary ids to normalise over, which must hold every completion token; all of them without.
+        batch_size: Bound on the rows of a pass; what memory holds without it.
+        decoder: Of this model as it is now, to be used for many calls; built here without it.
+
+    Returns:
+        (sum of the completion's log-probabilities in nats, number of its tokens) of each sequence.
+
+    Raises:
+        InputError: For a model that gives non-finite numbers.
     """
     results: list[tuple[float, int]] = [(0.0, 0)] * len(segments_list)
     if not segments_list:
         return results
+    # Sequences are cut where others may differ, and grouped by what they share.
     parts = [_split(segments) for segments in segments_list]
     longest = max(len(part.head) + len(part.tail) for part in parts)
     at_once = rows_at_once(longest, batch_size, positions_at_once(vlm))
     decoder = decoder or Decoder(vlm, rows=min(len(parts), at_once) * longest)
-    for group in _groups(parts, at_once):
+    for group in _group_by_head(parts, at_once):
 
         def score(start: int, stop: int, group: list[list[int]] = group) -> None:
             batch = group[start:stop]
-            found = _score(vlm, decoder, [[parts[row] for row in members] for members in batch], rows)
-            for row, result in zip((row for members in batch for row in members), found, strict=True):
+            scores = _score(vlm, decoder, [[parts[row] for row in members] for members in batch], rows)
+            for row, result in zip((row for members in batch for row in members), scores, strict=True):
                 results[row] = result
 
         halving(score, len(group), max(1, at_once // len(group[0])))
@@ -55,8 +67,7 @@ def completion_logprobs(
 
 
 class _Part(NamedTuple):
-    """A sequence as what others may share, and the rest, of whose tokens those at the places ``scored`` are
-    scored."""
+    """A sequence as what others may share, and the rest, of whose tokens those at positions ``scored`` are scored."""
 
     head: tuple[int, ...]
     tail: tuple[int, ...]
@@ -64,59 +75,61 @@ class _Part(NamedTuple):
 
 
 def _split(segments: Sequence[Segment]) -> _Part:
-    """The head ends before the second image, or where the completion begins."""
-    images = [place for place, segment in enumerate(segments) if segment.is_image]
-    first_scored = next((place for place, segment in enumerate(segments) if segment.is_completion), len(segments))
+    """Split a sequence before its second image, or where the completion begins."""
+    images = [index for index, segment in enumerate(segments) if segment.is_image]
+    first_scored = next((index for index, segment in enumerate(segments) if segment.is_completion), len(segments))
     cut = min(images[1] if len(images) > 1 else first_scored, first_scored)
     flags = [segment.is_completion for segment in segments[cut:] for _ in segment.ids]
-    scored = tuple(place for place, is_scored in enumerate(flags) if is_scored)
+    scored = tuple(index for index, is_scored in enumerate(flags) if is_scored)
     return _Part(tuple(flatten(segments[:cut])), tuple(flatten(segments[cut:])), scored)
 
 
-def _groups(parts: Sequence[_Part], at_once: int) -> Iterator[list[list[int]]]:
-    """Lists of (rows with the same head), equally many rows each and at most ``at_once``, of about equal length."""
+def _group_by_head(parts: Sequence[_Part], at_once: int) -> Iterator[list[list[int]]]:
+    """Group rows by their head: lists of equally many rows each, at most ``at_once``, of about equal length."""
     sharing: dict[tuple[int, ...], list[int]] = {}
     for row, part in enumerate(parts):
         sharing.setdefault(part.head, []).append(row)
     by_count: dict[int, list[list[int]]] = {}
     for rows in sharing.values():
         for start in range(0, len(rows), at_once):
-            piece = rows[start : start + at_once]
-            by_count.setdefault(len(piece), []).append(piece)
-    for pieces in by_count.values():
-        yield sorted(pieces, key=lambda piece: len(parts[piece[0]].head) + max(len(parts[row].tail) for row in piece))
+            # The engine reads as many rows of each prefix as of any other.
+            chunk = rows[start : start + at_once]
+            by_count.setdefault(len(chunk), []).append(chunk)
+    for chunks in by_count.values():
+        yield sorted(chunks, key=lambda chunk: len(parts[chunk[0]].head) + max(len(parts[row].tail) for row in chunk))
 
 
 def _score(
     vlm: UnifiedVLM, decoder: Decoder, batch: Sequence[Sequence[_Part]], rows: Tensor | None
 ) -> list[tuple[float, int]]:
-    """Of each part, those of the first head first. All heads have as many parts."""
+    """Score the parts, those of the first head first. All heads have equally many parts."""
     parts = [part for members in batch for part in members]
+    # 1. Hidden states: a head that is not shared is read with its tail, which saves a pass.
     if len(batch[0]) == 1:
         ids = [[*part.head, *part.tail] for part in parts]
-        hidden_RTH = decoder.hidden(_padded(ids, vlm.pad_id, decoder.device))
+        hidden_RTH = decoder.hidden(_pad(ids, vlm.pad_id, decoder.device))
         before = [len(part.head) - 1 for part in parts]
     else:
         prefix, last_PH = decoder.prefill([members[0].head for members in batch])
-        tails_RS = _padded([part.tail for part in parts], vlm.pad_id, decoder.device)
+        tails_RS = _pad([part.tail for part in parts], vlm.pad_id, decoder.device)
         cache = decoder.reserve(len(parts), tails_RS.shape[1])
         hidden_RSH = decoder.extend(tails_RS, prefix, cache, 0, tails_RS.shape[1])
         last_R1H = last_PH.repeat_interleave(len(batch[0]), dim=0)[:, None]
         hidden_RTH = torch.cat((last_R1H, hidden_RSH), dim=1)
         before = [0] * len(parts)
     row_Q = torch.tensor([row for row, part in enumerate(parts) for _ in part.scored], dtype=torch.int64)
-    # The token at place p of a tail is predicted by the one before it.
-    place_Q = [start + place for start, part in zip(before, parts, strict=True) for place in part.scored]
-    targets_Q = [part.tail[place] for part in parts for place in part.scored]
-    hidden_QH = hidden_RTH[row_Q.to(decoder.device), torch.tensor(place_Q, dtype=torch.int64, device=decoder.device)]
+    # 2. The token at position p of a tail is predicted by the one before it.
+    position_Q = [start + index for start, part in zip(before, parts, strict=True) for index in part.scored]
+    targets_Q = [part.tail[index] for part in parts for index in part.scored]
+    hidden_QH = hidden_RTH[row_Q.to(decoder.device), torch.tensor(position_Q, dtype=torch.int64, device=decoder.device)]
     targets = torch.tensor(targets_Q, dtype=torch.int64, device=decoder.device)
     sums_R = torch.zeros(len(parts), dtype=torch.float64)
     sums_R = sums_R.index_add(0, row_Q, token_logprobs(vlm, decoder, hidden_QH, targets, rows).cpu())
-    need_finite(sums_R, "log-probabilities", vlm)
+    check_finite(sums_R, "log-probabilities", vlm)
     return [(total, len(part.scored)) for total, part in zip(sums_R.tolist(), parts, strict=True)]
 
 
-def _padded(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> Tensor:
+def _pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> Tensor:
     longest = max(map(len, rows))
     return torch.tensor([[*ids, *[pad_id] * (longest - len(ids))] for ids in rows], device=device)
 
@@ -124,12 +137,15 @@ def _padded(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) ->
 def token_logprobs(
     vlm: UnifiedVLM, decoder: Decoder, hidden_QH: Tensor, targets_Q: Tensor, rows: Tensor | None = None
 ) -> Tensor:
-    """float64 (Q,): log-probability of each target vocabulary id, the log-softmax taken in float32 at least."""
+    """Compute the log-probability of each target vocabulary id, float64 (Q,); the log-softmax is in float32 at
+    least."""
     if rows is not None:
-        place_V = torch.full((int(rows.max()) + 1,), -1, dtype=torch.int64, device=rows.device)
-        place_V[rows] = torch.arange(len(rows), device=rows.device)
-        targets_Q = place_V[targets_Q]
-    found = []
+        # Vocabulary ids to their index among the rows; -1, which gather refuses, for all others.
+        index_V = torch.full((int(rows.max()) + 1,), -1, dtype=torch.int64, device=rows.device)
+        index_V[rows] = torch.arange(len(rows), device=rows.device)
+        targets_Q = index_V[targets_Q]
+    # In chunks: the logits of all positions at once would be larger than the model.
+    logprobs = []
     for hidden, targets in zip(
         torch.split(hidden_QH, LOGITS_AT_ONCE), torch.split(targets_Q, LOGITS_AT_ONCE), strict=True
     ):
@@ -137,12 +153,14 @@ def token_logprobs(
             logits = decoder.logits(hidden)
         else:
             logits = decoder.image_logits(hidden) if rows is vlm.image_rows else decoder.logits(hidden)[:, rows]
-        found.append(torch.log_softmax(logits, dim=-1, dtype=decoder.exact).gather(1, targets[:, None])[:, 0].double())
-    return torch.cat(found) if found else torch.zeros(0, dtype=torch.float64, device=hidden_QH.device)
+        logprobs.append(
+            torch.log_softmax(logits, dim=-1, dtype=decoder.exact).gather(1, targets[:, None])[:, 0].double()
+        )
+    return torch.cat(logprobs) if logprobs else torch.zeros(0, dtype=torch.float64, device=hidden_QH.device)
 
 
 def code_lists(name: str, codes: Tensor | npt.NDArray[Any] | Sequence[Sequence[int]]) -> list[list[int]]:
-    """Codes (B, N) as lists; :class:`InputError` for another number of dimensions."""
+    """Convert codes (B, N) to lists; :class:`InputError` for another number of dimensions."""
     tensor = as_codes(codes, name)
     if tensor.ndim != 2:
         raise InputError(f"{name}: expected codes (B, N), got shape {tuple(tensor.shape)}")
@@ -151,15 +169,15 @@ def code_lists(name: str, codes: Tensor | npt.NDArray[Any] | Sequence[Sequence[i
 
 
 def as_codes(codes: Any, name: str) -> Tensor:
-    """A tensor of codes from a tensor, an array, or nested lists (of either); :class:`InputError` for numbers that are
-    not whole ones."""
+    """Convert a tensor, an array, or nested lists (of either) to a tensor; :class:`InputError` for numbers that are not
+    integers."""
     tensor = codes if isinstance(codes, Tensor) else torch.as_tensor(np.asarray(codes))
     if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype is torch.bool):
         raise InputError(f"{name}: expected codebook ids, whole numbers, got {tensor.dtype} {tuple(tensor.shape)}")
     return tensor
 
 
-def need_equal(**lengths: int) -> None:
+def check_equal_lengths(**lengths: int) -> None:
     """Raise :class:`InputError` unless all lengths are the same."""
     if len(set(lengths.values())) > 1:
         raise InputError("expected as many of each, got " + ", ".join(f"{n} {name}" for name, n in lengths.items()))

@@ -1,7 +1,8 @@
-"""Verified predictions: candidates drawn in rounds, scored after each, until another draw is not worth its cost.
+"""Search for verified predictions: sample candidates in rounds, score each round, stop when another is not worth its
+cost.
 
-Candidate k is a function of (source, action, seed, k), so that what is drawn in rounds is what would be drawn at once,
-and a larger budget only adds candidates. Rows that are not settled go on together in one batch. Shape suffixes: B rows,
+Candidate k is a function of (source, action, seed, k), so that rounds give what sampling at once would give,
+and a larger budget only adds candidates. Rows that are not settled continue in one batch. Shape suffixes: B rows,
 N image tokens.
 """
 
@@ -12,7 +13,7 @@ from typing import TypeAlias
 
 from wm.dynamics.fdm import sample_observations, speculate_observations
 from wm.dynamics.idm import Codes, ScoredAction, score_actions
-from wm.dynamics.scoring import code_lists, need_equal
+from wm.dynamics.scoring import check_equal_lengths, code_lists
 from wm.dynamics.settings import Search, check_search
 from wm.dynamics.stopping import is_enough, rounds
 from wm.dynamics.verify import Candidate, rank_candidates
@@ -26,10 +27,10 @@ CodesRow: TypeAlias = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was found for one (source, action).
+    """The candidates of one (source, action).
 
-    ``candidates``: every draw, best first. ``rounds``: in how many rounds they were drawn. ``passes``: of the forward
-    model, summed over the draws, where drawing was speculative, else None.
+    ``candidates``: all that were sampled, best first. ``rounds``: in how many rounds. ``passes``: of the forward model,
+    summed over the candidates, where sampling was speculative, else None.
     """
 
     candidates: tuple[Candidate, ...]
@@ -38,6 +39,7 @@ class Prediction:
 
     @property
     def best(self) -> Candidate:
+        """The candidate of rank 0."""
         return self.candidates[0]
 
     @property
@@ -46,13 +48,13 @@ class Prediction:
         return tuple(candidate for candidate in self.candidates if candidate.duplicate_of is None)
 
     def top(self, count: int) -> tuple[Candidate, ...]:
-        """The ``count`` best candidates that differ; fewer where fewer were drawn."""
+        """Return the ``count`` best candidates that differ; fewer where fewer were sampled."""
         return self.distinct[:count]
 
 
 @dataclass(frozen=True)
 class Round:
-    """What a round did: ``candidates`` (their numbers) of ``rows`` rows, of which ``settled`` need no more."""
+    """A finished round: ``candidates`` (their numbers) of ``rows`` rows, of which ``settled`` need no more."""
 
     candidates: range
     rows: int
@@ -76,30 +78,45 @@ def predict_observations(
     idm_decoder: Decoder | None = None,
     on_round: OnRound | None = None,
 ) -> list[Prediction]:
-    """The verified prediction of each (source, action), by the settings ``search`` (``beam`` belongs to rollouts,
-    ``top`` is left to the caller, see :meth:`Prediction.top`).
+    """Predict and verify the observation after each (source, action).
 
     A row's result depends on its source, action and seed alone (up to rounding, see :mod:`wm.sampling.engine`).
-    ``fdm_decoder``, ``idm_decoder``: of the models as they are now, to be used for many calls; made here without them.
-    ``on_round`` is called after each round. Raises :class:`~wm.errors.InputError` for codes, actions or settings that
-    do not fit the models.
+
+    Args:
+        fdm: The forward model.
+        idm: The inverse model.
+        source_BN: Codebook ids of the source images.
+        actions: One a row.
+        search: Number of candidates, adaptive N, copy guard; ``beam`` belongs to rollouts, ``top`` is left to the
+            caller (:meth:`Prediction.top`).
+        sampling: How a code is sampled.
+        seed: One for all rows, or one a row.
+        batch_size: Bound on the candidate rows of a pass; what memory holds without it.
+        fdm_decoder: Of ``fdm`` as it is now, to be used for many calls; built here without it.
+        idm_decoder: Of ``idm`` as it is now; built here without it.
+        on_round: Called after each round.
+
+    Raises:
+        InputError: For codes, actions or settings that do not fit the models.
     """
     check_search(search, fdm)
     sampling = sampling or Sampling()
     sources = code_lists("source", source_BN)
-    need_equal(sources=len(sources), actions=len(actions))
+    check_equal_lengths(sources=len(sources), actions=len(actions))
     rows = [
         SearchState(*row, search, sampling) for row in zip(sources, actions, seeds_of(seed, len(sources)), strict=True)
     ]
     if not rows:
         return []
+    # 1. Decoders for the widest round.
     widest = len(rows) * search.best_of
-    fdm_decoder = fdm_decoder or Decoder(fdm, rows=_row_hint(fdm, widest, batch_size) * (search.block + 1))
-    idm_decoder = idm_decoder or Decoder(idm, rows=_row_hint(idm, widest, batch_size) * len(sources[0]))
+    fdm_decoder = fdm_decoder or Decoder(fdm, rows=_hint_rows(fdm, widest, batch_size) * (search.block + 1))
+    idm_decoder = idm_decoder or Decoder(idm, rows=_hint_rows(idm, widest, batch_size) * len(sources[0]))
+    # 2. Rounds, each in one batch, until every row is settled.
     still_open = rows
     while still_open:
         candidates = still_open[0].candidates  # all have had the same rounds
-        _draw(
+        _sample(
             fdm, still_open, candidates, block=search.block, sampling=sampling, batch_size=batch_size,
             decoder=fdm_decoder,
         )  # fmt: skip
@@ -112,8 +129,10 @@ def predict_observations(
 
 
 class SearchState:
-    """The search for one (source, action), apart from who draws and who scores: draw :attr:`candidates`, tell
-    :meth:`add_draws`; score :meth:`unscored`, tell :meth:`add_scores`; until there is nothing left to draw.
+    """The search for one (source, action), apart from who samples and who scores.
+
+    Sample :attr:`candidates` and pass them to :meth:`add_draws`; score :meth:`unscored` and pass the scores to
+    :meth:`add_scores`; until there is nothing left to sample.
 
     ``source``: N codebook ids. A search done in steps by several processes is the same as
     :func:`predict_observations`.
@@ -121,50 +140,51 @@ class SearchState:
 
     def __init__(self, source: Sequence[int], action: str, seed: int, search: Search, sampling: Sampling) -> None:
         self.source, self.action, self.seed = source, action, seed
-        self._search, self._rounds = search, _rounds(search, sampling)
-        self._drawn: list[CodesRow] = []
+        self._search, self._rounds = search, _plan_rounds(search, sampling)
+        self._sampled: list[CodesRow] = []
         self._scores: dict[CodesRow, ScoredAction] = {}
         self._num_rounds = 0
         self._passes: int | None = None
         self.candidates = next(self._rounds)
-        """Numbers of those to draw next; empty: the search is done."""
+        """Numbers of those to sample next; empty: the search is finished."""
 
     def add_draws(self, codes: Sequence[Sequence[int]], passes: int | None = None) -> None:
-        """The codes (K, N) of :attr:`candidates`, and how many ``passes`` speculative drawing took."""
-        need_equal(candidates=len(self.candidates), draws=len(codes))
-        self._drawn += [tuple(row) for row in codes]
+        """Add the codes (K, N) of :attr:`candidates`, and the ``passes`` that speculative sampling took."""
+        check_equal_lengths(candidates=len(self.candidates), draws=len(codes))
+        self._sampled += [tuple(row) for row in codes]
         self._num_rounds += 1
         if passes is not None:
             self._passes = (self._passes or 0) + passes
 
     def unscored(self) -> list[CodesRow]:
-        """What was drawn and is not scored yet, each of equal candidates once."""
-        return [codes for codes in dict.fromkeys(self._drawn) if codes not in self._scores]
+        """List the candidates that are not scored yet, each of equal ones once."""
+        return [codes for codes in dict.fromkeys(self._sampled) if codes not in self._scores]
 
     def add_scores(self, scores: Sequence[ScoredAction]) -> None:
-        """One for each of :meth:`unscored`; :attr:`candidates` is then what to draw next."""
+        """Add one score for each of :meth:`unscored`; :attr:`candidates` is then what to sample next."""
         self._scores |= zip(self.unscored(), scores, strict=True)
         self.candidates = range(0) if self._is_settled() else next(self._rounds, range(0))
 
     def _is_settled(self) -> bool:
         best = self.prediction().best
+        # A copy of the source must not end the search: the guard ranks it last anyway.
         allowed = best.unchanged_share <= self._search.max_unchanged
-        return is_enough(len(self._drawn), best.score.mean_logprob if allowed else None, self._search.margin)
+        return is_enough(len(self._sampled), best.score.mean_logprob if allowed else None, self._search.margin)
 
     def prediction(self) -> Prediction:
-        """Of what was drawn and scored so far."""
+        """Rank what was sampled and scored so far."""
         ranked = rank_candidates(
-            self.source, self._drawn, self._scores, seed=self.seed, max_unchanged=self._search.max_unchanged
+            self.source, self._sampled, self._scores, seed=self.seed, max_unchanged=self._search.max_unchanged
         )
         return Prediction(tuple(ranked), self._num_rounds, self._passes)
 
 
-def _rounds(search: Search, sampling: Sampling) -> Iterator[range]:
-    """Greedy candidates are all equal, so that one round tells everything."""
+def _plan_rounds(search: Search, sampling: Sampling) -> Iterator[range]:
+    """Plan the rounds: greedy candidates are all equal, so that one round is enough."""
     return iter([range(search.best_of)]) if sampling.greedy else rounds(search)
 
 
-def _draw(
+def _sample(
     fdm: UnifiedVLM,
     rows: Sequence[SearchState],
     candidates: range,
@@ -178,21 +198,22 @@ def _draw(
     seeds = [row.seed for row in rows]
     passes_B: list[int] | None = None
     if block:
-        found = speculate_observations(
+        speculation = speculate_observations(
             fdm, sources, actions, num_samples=len(candidates), block=block, first_candidate=candidates.start,
             sampling=sampling, seed=seeds, batch_size=batch_size, decoder=decoder,
         )  # fmt: skip
-        codes_BKN, passes_B = found.codes, found.passes.sum(dim=1).tolist()
+        codes_BKN, passes_B = speculation.codes, speculation.passes.sum(dim=1).tolist()
     else:
         codes_BKN = sample_observations(
             fdm, sources, actions, num_samples=len(candidates), first_candidate=candidates.start,
             sampling=sampling, seed=seeds, batch_size=batch_size, decoder=decoder,
         )  # fmt: skip
-    for place, (row, codes_KN) in enumerate(zip(rows, codes_BKN.tolist(), strict=True)):
-        row.add_draws(codes_KN, passes_B[place] if passes_B is not None else None)
+    for index, (row, codes_KN) in enumerate(zip(rows, codes_BKN.tolist(), strict=True)):
+        row.add_draws(codes_KN, passes_B[index] if passes_B is not None else None)
 
 
 def _score(idm: UnifiedVLM, rows: Sequence[SearchState], batch_size: int | None, decoder: Decoder) -> None:
+    # All rows in one call: equal sources are then read once, whichever row they are of.
     new = [(row, codes) for row in rows for codes in row.unscored()]
     scores = iter(score_actions(
         idm, [row.source for row, _ in new], [codes for _, codes in new], [row.action for row, _ in new],
@@ -202,5 +223,5 @@ def _score(idm: UnifiedVLM, rows: Sequence[SearchState], batch_size: int | None,
         row.add_scores(list(islice(scores, len(row.unscored()))))
 
 
-def _row_hint(vlm: UnifiedVLM, rows: int, batch_size: int | None) -> int:
+def _hint_rows(vlm: UnifiedVLM, rows: int, batch_size: int | None) -> int:
     return min(rows, rows_at_once(2 * vlm.tokens_per_image, batch_size))

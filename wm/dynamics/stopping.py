@@ -1,4 +1,4 @@
-"""When further candidates are not worth their cost: adaptive N, as search with recall.
+"""Decide when further candidates are not worth their cost: adaptive N, as search with recall.
 
 Candidates of one (source, action) are independent draws, each is scored as soon as it is there, and the best so far may
 always be taken: the search with recall of Weitzman (Optimal Search for the Best Alternative, Econometrica 1979), where
@@ -11,7 +11,7 @@ is at most 0, so that it gains at most 0 - best. Hence
 
 which is also what Rothschild's search from an unknown distribution (Journal of Political Economy 1974) gives for a
 Dirichlet prior of the weight of one draw, all of it at certainty. A draw that convinces the verifier ends the search at
-once, one that nearly does soon, and where nothing convinces it goes on, but not for ever.
+once, one that nearly does soon, and where nothing convinces it continues, but not forever.
 """
 
 from collections.abc import Iterator
@@ -20,24 +20,34 @@ from wm.dynamics.settings import Search
 
 
 def expected_gain(count: int, best: float) -> float:
-    """What one more draw after ``count`` is expected to add at most to the best score, at least 0.
+    """Bound the expected gain of one more candidate over the best score.
 
-    ``best``: the largest mean log-likelihood of the action so far, nats a token, at most 0.
+    Args:
+        count: Candidates so far.
+        best: Largest mean log-likelihood of the action so far, nats a token, at most 0.
+
+    Returns:
+        Nats a token, at least 0.
     """
     return -best / (count + 1)
 
 
 def is_enough(count: int, best: float | None, margin: float | None) -> bool:
-    """Whether to stop after ``count`` draws. ``best``: of the candidates that the copy guard lets pass, None if there
-    is none. ``margin`` None: never."""
+    """Return whether to stop after ``count`` candidates.
+
+    Args:
+        count: Candidates so far.
+        best: Best score among those that the copy guard lets pass; None if there is none.
+        margin: Gain, nats a token, that is not worth another candidate; None: never stop.
+    """
     return margin is not None and best is not None and expected_gain(count, best) <= margin
 
 
 def rounds(search: Search) -> Iterator[range]:
-    """The candidates of each round: the first ``at_least``, then each time as many as were drawn so far, at most
-    ``best_of`` in all. Without a margin one round."""
-    done, size = 0, search.best_of if search.margin is None else search.at_least
-    while done < search.best_of:
-        stop = min(search.best_of, done + size)
-        yield range(done, stop)
-        done = size = stop
+    """Iterate over the candidates of each round: the first ``at_least``, then each time as many as there are so far, at
+    most ``best_of`` in all. Without a margin one round."""
+    count, size = 0, search.best_of if search.margin is None else search.at_least
+    while count < search.best_of:
+        stop = min(search.best_of, count + size)
+        yield range(count, stop)
+        count = size = stop

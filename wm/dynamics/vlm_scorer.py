@@ -1,8 +1,8 @@
-"""Any vision-language model of transformers as an inverse model that reads pixels: log p(action | two images).
+"""Score actions by any vision-language model of transformers that reads pixels: log p(action | two images).
 
 One adapter over ``AutoModelForImageTextToText`` and the model's own processor and chat template (Qwen2-VL,
 Qwen2.5-VL, the thinker of Qwen2.5-Omni, LLaVA, LLaVA-NeXT, LLaVA-Interleave, Janus, …). Such a model has no image
-codes, so it can score actions for the preference probe, and nothing else.
+codes, so it can score actions for the preference probe, and neither propose nor predict.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from wm.dynamics.idm import ScoredAction
-from wm.dynamics.scoring import need_equal
+from wm.dynamics.scoring import check_equal_lengths
 from wm.errors import InputError
 from wm.images import Pixels
 from wm.models.chameleon_files import quiet_transformers
@@ -50,16 +50,27 @@ class VLMScorer:
         *,
         batch_size: int = 8,
     ) -> list[ScoredAction]:
-        """Sum of log-probabilities in nats of each action and the end token after both images and the prompt.
+        """Score each action and the end token after both images and the prompt.
 
-        Images: uint8 RGB (B, H, W, 3) of any size, or lists of (H, W, 3). Normalised over the whole
-        vocabulary, in float32 or the model's type if that is wider. Rows are padded on the right, so neither
-        their order nor their company changes a score, up to rounding. Where memory does not suffice for
-        ``batch_size`` rows, half as many are run, and the log says so.
+        Rows are padded on the right, so neither their order nor their batch changes a score, up to rounding.
+
+        Args:
+            source_BHWC: uint8 RGB of any size, or lists of (H, W, 3).
+            target_BHWC: The same, as many.
+            actions: One a row.
+            batch_size: Rows of a pass; halved, with a warning in the log, where memory does not suffice.
+
+        Returns:
+            Sums of log-probabilities in nats, normalised over the complete vocabulary in float32, or in the model's
+            type if that is wider.
+
+        Raises:
+            InputError: For other images, and for an action that is empty or holds a special token.
         """
-        need_equal(sources=len(source_BHWC), targets=len(target_BHWC), actions=len(actions))
+        check_equal_lengths(sources=len(source_BHWC), targets=len(target_BHWC), actions=len(actions))
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {batch_size}")
+        # Checked before the first pass: the last image may be the wrong one.
         for name, images in (("source", source_BHWC), ("target", target_BHWC)):
             for image in images:
                 _check_pixels(name, image)
@@ -82,34 +93,35 @@ class VLMScorer:
             add_special_tokens=not _begins(prefix, self.processor.tokenizer.bos_token),
             return_tensors="pt",
         )
+        # Integers are ids and masks, which have no other type.
         device, dtype = self.model.device, self.model.dtype
-        inputs = {name: _moved(value, device, dtype) for name, value in inputs.items()}
+        inputs = {name: _move_to(value, device, dtype) for name, value in inputs.items()}
         ids_BT, mask_BT = inputs["input_ids"], inputs["attention_mask"]
         end_B = mask_BT.sum(1)
-        # The union of the places that predict an action's token: logits of all others are never made.
-        places = sorted(
+        # The union of the positions that predict an action's token: logits of all others are never made.
+        positions = sorted(
             {end - 1 - back for end, n in zip(end_B.tolist(), counts, strict=True) for back in range(1, n + 1)}
         )
-        kept_P = torch.tensor(places, device=device)
-        logits_BPV = self._logits(inputs, kept_P)
+        position_P = torch.tensor(positions, device=device)
+        logits_BPV = self._logits(inputs, position_P)
         scores = []
         for row, (action, count) in enumerate(zip(actions, counts, strict=True)):
             end = int(end_B[row])
-            wanted_P = (kept_P >= end - 1 - count) & (kept_P < end - 1)
-            logits_NV = logits_BPV[row, wanted_P]
+            is_action_P = (position_P >= end - 1 - count) & (position_P < end - 1)
+            logits_NV = logits_BPV[row, is_action_P]
             logprobs_NV = torch.log_softmax(logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float(), -1)
-            chosen_N = logprobs_NV.gather(1, ids_BT[row, end - count : end, None])[:, 0].double()
-            scores.append(ScoredAction(action, float(chosen_N.sum()), count))
+            logprob_N = logprobs_NV.gather(1, ids_BT[row, end - count : end, None])[:, 0].double()
+            scores.append(ScoredAction(action, float(logprob_N.sum()), count))
         return scores
 
-    def _logits(self, inputs: dict[str, Any], places_P: Tensor) -> Tensor:
-        """(B, P, V) at these places of every row."""
+    def _logits(self, inputs: dict[str, Any], position_P: Tensor) -> Tensor:
+        """Compute logits (B, P, V) at these positions of every row."""
         if "logits_to_keep" in signature(self.model.forward).parameters:
-            return self.model(**inputs, use_cache=False, logits_to_keep=places_P).logits  # type: ignore[no-any-return]
-        return self.model(**inputs, use_cache=False).logits[:, places_P]  # type: ignore[no-any-return]
+            return self.model(**inputs, use_cache=False, logits_to_keep=position_P).logits  # type: ignore[no-any-return]
+        return self.model(**inputs, use_cache=False).logits[:, position_P]  # type: ignore[no-any-return]
 
     def _prefix(self) -> str:
-        """The chat with both images and the prompt, up to where the answer begins."""
+        """Write the chat with both images and the prompt, up to where the answer begins."""
         content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": self.prompt}]
         chat = [{"role": "user", "content": content}]
         text: str = self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
@@ -119,15 +131,16 @@ class VLMScorer:
         return f"{prefix}{action}{self.processor.tokenizer.eos_token}"
 
     def _count(self, prefix: str, action: str) -> int:
-        """Tokens of the action and the end: those after the part that the prompt alone has in common."""
+        """Count the tokens of the action and the end: those after the part that the prompt alone has in common."""
         if not action.strip():
             raise InputError(f"action {action!r} is empty; expected some words")
         tokenizer = self.processor.tokenizer
         if any(token in action for token in tokenizer.all_special_tokens):
             raise InputError(f"action {action!r:.80} holds a special token of the model")
-        alone = tokenizer(prefix, add_special_tokens=False)["input_ids"]
-        whole = tokenizer(self._text(prefix, action), add_special_tokens=False)["input_ids"]
-        return len(whole) - _common(alone, whole)
+        # A tokenizer may join the prompt's last characters with the action's first: only the common part is prompt.
+        prompt_ids = tokenizer(prefix, add_special_tokens=False)["input_ids"]
+        full_ids = tokenizer(self._text(prefix, action), add_special_tokens=False)["input_ids"]
+        return len(full_ids) - _count_common(prompt_ids, full_ids)
 
 
 def load_vlm_scorer(
@@ -137,9 +150,16 @@ def load_vlm_scorer(
     dtype: torch.dtype = torch.float32,
     prompt: str = PROMPT,
 ) -> VLMScorer:
-    """The scorer of a Hugging Face folder (safetensors; nothing is downloaded, no code of the folder is run).
+    """Load the scorer of a Hugging Face folder (safetensors; nothing is downloaded, no code of the folder is run).
 
-    Raises :class:`InputError` for a folder of another kind of model, or without processor or chat template.
+    Args:
+        folder: Holds model, processor and chat template.
+        device: Where the weights go.
+        dtype: Their type.
+        prompt: The question, asked after the two images.
+
+    Raises:
+        InputError: For a folder of another kind of model, or without processor or chat template.
     """
     path = Path(folder)
     check_folder_exists(path)
@@ -158,6 +178,7 @@ def load_vlm_scorer(
         raise InputError(f"{path} has no chat template, which the question is asked with")
     if processor.tokenizer.eos_token is None:
         raise InputError(f"{path}: the tokenizer names no end-of-sequence token")
+    # Padding is masked, so that any token will do.
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
     scorer = VLMScorer(model.to(device).eval(), processor, prompt)
@@ -167,11 +188,12 @@ def load_vlm_scorer(
 
 
 def _read_model(folder: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
-    """The model, and the names of tensors that the files do not hold."""
+    """Load the model; also return the names of tensors that the files do not hold."""
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     config = neutralise(getattr(config, "thinker_config", config))  # of Qwen2.5-Omni only what reads and writes text
+    # Built without memory first: a config that asks for far more than the files hold is refused before it is built.
     with torch.device("meta"):
         skeleton = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
     check_amount(skeleton, count_numbers(list_tensors(folder)), str(folder))
@@ -191,7 +213,7 @@ def _read_model(folder: Path, dtype: torch.dtype) -> tuple[Any, list[str]]:
 
 
 def _read_processor(folder: Path) -> Any:
-    """The folder's processor; without torchvision its video half cannot be made, and is left out."""
+    """Load the folder's processor; without torchvision its video half cannot be built, and is left out."""
     from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
     from transformers.models.auto.processing_auto import processor_class_from_name
 
@@ -199,22 +221,24 @@ def _read_processor(folder: Path) -> Any:
         try:
             return AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except ImportError:
-            whole = processor_class_from_name(_processor_name(folder))
-            if whole is None:
+            processor_class = processor_class_from_name(_read_processor_name(folder))
+            if processor_class is None:
                 raise
-        template = next((_template(file) for name in _TEMPLATES if (file := folder / name).is_file()), None)
-        parts: dict[str, Any] = dict.fromkeys(whole.get_attributes())
+        template = next((_read_template(file) for name in _TEMPLATES if (file := folder / name).is_file()), None)
+        parts: dict[str, Any] = dict.fromkeys(processor_class.get_attributes())
         for part, auto in (("tokenizer", AutoTokenizer), ("image_processor", AutoImageProcessor)):
             parts[part] = auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    images_only = type(whole.__name__, (whole,), {"check_argument_for_proper_class": lambda *_: None})
+    images_only = type(
+        processor_class.__name__, (processor_class,), {"check_argument_for_proper_class": lambda *_: None}
+    )
     return images_only(**parts, chat_template=template or parts["tokenizer"].chat_template)
 
 
-def _template(file: Path) -> str:
+def _read_template(file: Path) -> str:
     return file.read_text() if file.suffix == ".jinja" else str(read_json(file)["chat_template"])
 
 
-def _processor_name(folder: Path) -> str:
+def _read_processor_name(folder: Path) -> str:
     for file in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
         if (folder / file).is_file() and "processor_class" in (values := read_json(folder / file)):
             return str(values["processor_class"])
@@ -227,17 +251,17 @@ def _check_pixels(name: str, image: Any) -> None:
         raise InputError(f"{name} image: expected uint8 pixels (H, W, 3), got {array.dtype} {array.shape}")
 
 
-def _moved(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+def _move_to(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
     if not isinstance(value, Tensor):
         return value
     return value.to(device, dtype) if value.is_floating_point() else value.to(device)
 
 
 def _begins(prefix: str, bos: str | None) -> bool:
-    """Whether the template has written the beginning-of-sequence token, which must not come twice."""
+    """Return whether the template has written the beginning-of-sequence token, which must not come twice."""
     return bool(bos) and prefix.startswith(str(bos))
 
 
-def _common(first: Sequence[int], second: Sequence[int]) -> int:
+def _count_common(first: Sequence[int], second: Sequence[int]) -> int:
     pairs: Iterator[tuple[int, int]] = zip(first, second, strict=False)
-    return next((place for place, (one, other) in enumerate(pairs) if one != other), min(len(first), len(second)))
+    return next((index for index, (token, other) in enumerate(pairs) if token != other), min(len(first), len(second)))

@@ -1,9 +1,9 @@
-"""The matrices of a model that may carry PEFT adapters: with what the adapters add merged into a copy, or beside it.
+"""Read the matrices of a model that may carry PEFT adapters: merged into a copy of the weight, or kept beside it.
 
 A LoRA layer computes ``W x + b + scale * up (down x)`` (Hu et al., arXiv 2106.09685). Kept apart, ``W`` stays the
 base's own tensor, so that several models over one base hold it once; that costs two thin products more a matrix. What
 has no such form (DoRA, embeddings, other kinds of adapters) is merged into a copy of that one matrix, by PEFT's own
-code.
+code. This module does not know what a matrix is for.
 """
 
 import copy
@@ -37,10 +37,17 @@ class Matrix:
 
 
 def matrix_of(module: nn.Module, *, merge: bool = True) -> Matrix:
-    """Weight and bias of a linear or embedding layer with its active adapters, if any: merged into a copy of the
-    weight, or without ``merge`` kept beside it where they are low-rank.
+    """Read weight and bias of a linear or embedding layer with its active adapters.
 
-    Raises :class:`InputError` for an adapter that PEFT cannot merge.
+    Args:
+        module: A layer, wrapped by PEFT or not.
+        merge: Merge adapters into a copy of the weight; without, low-rank ones are kept beside the base's own tensor.
+
+    Returns:
+        The matrix; its tensors are detached.
+
+    Raises:
+        InputError: For an adapter that PEFT cannot merge.
     """
     module = chosen(module)
     names = _active(module)
@@ -58,13 +65,13 @@ def matrix_of(module: nn.Module, *, merge: bool = True) -> Matrix:
 
 
 def plain(module: nn.Module) -> Any:
-    """A layer that is no matrix (a norm), as active adapters make it."""
+    """Return a layer that is no matrix (a norm) with its active adapters merged."""
     module = chosen(module)
     return bare(_merged_copy(module) if _active(module) else module)
 
 
 def chosen(module: nn.Module) -> nn.Module:
-    """The module itself, or where an adapter brought a whole one of its own (``modules_to_save``), that."""
+    """Return the module that computes: the given one, or an adapter's own complete copy of it (``modules_to_save``)."""
     saved: Any = getattr(module, "modules_to_save", None)
     if saved is None:
         return module
@@ -74,7 +81,7 @@ def chosen(module: nn.Module) -> nn.Module:
 
 
 def bare(module: nn.Module) -> Any:
-    """The layer under PEFT's wrappers."""
+    """Return the layer under PEFT's wrappers."""
     for name in ("base_layer", "original_module"):
         inner = getattr(module, name, None)
         if inner is not None:
@@ -88,7 +95,7 @@ def _names(module: Any) -> list[str]:
 
 
 def _active(module: Any) -> list[str]:
-    """The adapters that change what the layer computes now."""
+    """List the adapters that change what the layer computes now."""
     if not hasattr(module, "base_layer") or module.disable_adapters or module.merged:
         return []
     present = module._get_available_adapters()
@@ -96,7 +103,7 @@ def _active(module: Any) -> list[str]:
 
 
 def _apart(module: Any, names: list[str]) -> Matrix | None:
-    """Weight and adapters side by side; None for what is not a sum of a linear layer and low-rank ones."""
+    """Keep weight and adapters side by side; None for what is not a sum of a linear layer and low-rank ones."""
     from peft.tuners.lora.layer import Linear as LoraLinear
 
     base = module.base_layer
@@ -107,17 +114,20 @@ def _apart(module: Any, names: list[str]) -> Matrix | None:
     downs, ups = [], []
     for name in names:
         scale, down, up = module.scaling[name], module.lora_A[name], module.lora_B[name]
+        # Transposed once here, so that a step multiplies without transposing; the scale is folded into ``up``.
         downs.append(down.weight.detach().to(weight).T)
         ups.append((up.weight.detach() * scale).to(weight).T.contiguous())
         if up.bias is not None:
             added = (up.bias.detach() * scale).to(weight)
             bias = added if bias is None else bias + added
+    # Several adapters add up, so their ranks side by side are one adapter: two thin products, not two each.
     if len(names) == 1:
         return Matrix(weight, bias, LowRank(downs[0], ups[0]))
     return Matrix(weight, bias, LowRank(torch.cat(downs, dim=1), torch.cat(ups)))
 
 
 def _merged_copy(module: Any) -> nn.Module:
+    # PEFT merges in place, and the model must stay as it is.
     own: Any = copy.deepcopy(module)
     try:
         own.merge()

@@ -1,7 +1,7 @@
-"""Keys and values: those of a prefix once, those of its candidates each, in room reserved before the first token.
+"""Hold keys and values: a prefix's once, each candidate's own in a cache reserved before the first token.
 
 Shape suffixes: P prefixes, K candidates of each, R = P x K rows (a prefix's rows are neighbours), T prefix tokens, C
-room for a candidate's tokens, G groups (heads of keys and values), D head width.
+capacity of a row in tokens, G groups (heads of keys and values), D head width.
 """
 
 from collections.abc import Sequence
@@ -23,28 +23,28 @@ class Prefix:
 
     @property
     def count(self) -> int:
-        """P."""
+        """Number of prefixes, P."""
         return len(self.lengths)
 
     @property
     def is_padded(self) -> bool:
-        """Whether some prefix is shorter than the room for it."""
+        """Whether some prefix is shorter than the longest one."""
         return min(self.lengths) < self.keys[0].shape[2]
 
     def padding(self) -> Tensor | None:
-        """True where there is padding, (P, T); None if there is none."""
+        """Return a bool mask (P, T), true where there is padding; None if there is none."""
         if not self.is_padded:
             return None
         lengths_P = torch.tensor(self.lengths, device=self.keys[0].device)
         return torch.arange(self.keys[0].shape[2], device=lengths_P.device) >= lengths_P[:, None]
 
     def select(self, which: Sequence[int]) -> "Prefix":
-        """Only these prefixes, in this order."""
+        """Return these prefixes alone, in this order: a copy."""
         index = torch.tensor(which, device=self.keys[0].device)
         return Prefix(
             tuple(keys[index] for keys in self.keys),
             tuple(values[index] for values in self.values),
-            tuple(self.lengths[place] for place in which),
+            tuple(self.lengths[prefix] for prefix in which),
         )
 
     def num_bytes(self) -> int:
@@ -60,12 +60,12 @@ class Rows:
     values: tuple[Tensor, ...]
 
     @property
-    def room(self) -> int:
-        """C."""
+    def capacity(self) -> int:
+        """Tokens that each row has memory for, C."""
         return self.keys[0].shape[2]
 
     def select(self, rows: Tensor) -> "Rows":
-        """Only these rows (int64), in this order: a copy."""
+        """Return these rows (int64) alone, in this order: a copy."""
         return Rows(tuple(keys[rows] for keys in self.keys), tuple(values[rows] for values in self.values))
 
     def num_bytes(self) -> int:
@@ -73,9 +73,10 @@ class Rows:
         return sum(tensor.numel() * tensor.element_size() for tensor in (*self.keys, *self.values))
 
 
-def new_rows(view: DecoderView, num_rows: int, room: int) -> Rows:
-    """Room for ``room`` tokens of each of ``num_rows`` candidates, in the type of the model's weights."""
-    shape = (num_rows, view.num_groups, room, view.head_width)
+def new_rows(view: DecoderView, num_rows: int, capacity: int) -> Rows:
+    """Reserve ``capacity`` tokens for each of ``num_rows`` candidates, in the type of the model's weights."""
+    shape = (num_rows, view.num_groups, capacity, view.head_width)
+    # Zeros, not empty memory: NaN in unwritten positions would pass through a masked softmax as 0 x NaN.
     like = view.layers[0].key.weight
 
     def reserve() -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""What is asked of prefixes before and of numbers after a pass."""
+"""Check prefixes before and numbers after a pass."""
 
 from collections.abc import Sequence
 
@@ -7,8 +7,8 @@ from torch import Tensor
 from wm.errors import InputError
 
 
-def need_prefixes(prefixes: Sequence[Sequence[int]], vocabulary: int) -> None:
-    """:class:`InputError` for an empty prefix, or an id outside the vocabulary."""
+def check_prefixes(prefixes: Sequence[Sequence[int]], vocabulary: int) -> None:
+    """Raise :class:`InputError` for an empty prefix, or an id outside the vocabulary."""
     for row, ids in enumerate(prefixes):
         if not len(ids):
             raise InputError(f"prefix {row} is empty; expected one vocabulary id or more")
@@ -17,12 +17,17 @@ def need_prefixes(prefixes: Sequence[Sequence[int]], vocabulary: int) -> None:
             raise InputError(f"prefix {row}: id {bad} is outside the vocabulary [0, {vocabulary})")
 
 
-def need_finite(values: Tensor, what: str, vlm: object) -> None:
-    """:class:`InputError` if a model gives nan or infinity, from which codes would be drawn in silence all the same.
-    The device is waited for."""
+def check_finite(values: Tensor, name: str, vlm: object) -> None:
+    """Raise :class:`InputError` if a model gives non-finite numbers, from which codes would be sampled in silence.
+
+    Args:
+        values: What the model has computed; reading it waits for the device.
+        name: Plural noun for ``values`` in the message.
+        vlm: The model, named in the message.
+    """
     if not bool(values.isfinite().all()):
-        name = " ".join(str(getattr(vlm, part, "")) for part in ("family", "base_id")).strip() or type(vlm).__name__
+        model = " ".join(str(getattr(vlm, part, "")) for part in ("family", "base_id")).strip() or type(vlm).__name__
         raise InputError(
-            f"model {name}: {what} are nan or infinite; expected numbers. Its weights are damaged, or {values.dtype} "
+            f"model {model}: {name} are nan or infinite; expected numbers. Its weights are damaged, or {values.dtype} "
             "does not reach as far as they do (bfloat16 and float32 do)"
         )

@@ -1,10 +1,10 @@
-"""Candidates of several sources on one cache, with or without classifier-free guidance.
+"""Decode candidates of several sources on one cache, with or without classifier-free guidance.
 
-Guidance has two scales, as in Chameleon's release: three rows a candidate, one after the whole prompt, one after the
+Guidance has two scales, as in Chameleon's release: three rows a candidate, one after the full prompt, one after the
 prompt without its text, one after nothing; their logits are mixed as in InstructPix2Pix (arXiv 2211.09800, equation
 3; the release's ``InBatchInstructCFGLogitsProcessor``):
-``none + image scale x (image - none) + text scale x (whole - image)``.
-What stands in place of a text or an image that is left out is the family's to say
+``none + image scale x (image - none) + text scale x (full - image)``.
+What replaces a text or an image that is left out is the family's to say
 (:meth:`wm.models.protocol.UnifiedVLM.unconditional_prefixes`): each was trained with another prompt for it.
 
 Shape suffixes: C conditions (3, or 1 without guidance), P sources, K candidates of each, R = P x K rows, S new tokens
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from wm.models.protocol import UnifiedVLM
 from wm.sampling.cache import Prefix
-from wm.sampling.checks import need_finite
+from wm.sampling.checks import check_finite
 from wm.sampling.model_runner import Decoder, Group
 from wm.sampling.noise import Sampling
 from wm.sampling.slots import Slots
@@ -39,13 +39,20 @@ def guided_prefixes(vlm: UnifiedVLM, prefixes: Sequence[Sequence[int]]) -> list[
 
 
 def mix(logits_CRV: Tensor, text_scale: float, image_scale: float) -> Tensor:
-    """(R, V) of the logits of (whole, image, none), stacked."""
-    whole_RV, image_RV, none_RV = logits_CRV.unbind(0)
-    return none_RV + image_scale * (image_RV - none_RV) + text_scale * (whole_RV - image_RV)
+    """Mix the logits of (full prompt, without text, without anything), stacked, to (R, V)."""
+    full_RV, image_RV, none_RV = logits_CRV.unbind(0)
+    return none_RV + image_scale * (image_RV - none_RV) + text_scale * (full_RV - image_RV)
 
 
 class Candidates:
-    """The sources' prefixes, read once, and K candidates of each that grow from them."""
+    """The sources' prefixes, read once, and K candidates of each that grow from them.
+
+    Args:
+        vlm: The model; its family says what the prompts of guidance are.
+        decoder: Of this model as it is now.
+        sampling: Scales of guidance; nothing else of it is used.
+        prefixes: Vocabulary ids, one or more each.
+    """
 
     def __init__(
         self, vlm: UnifiedVLM, decoder: Decoder, sampling: Sampling, prefixes: Sequence[Sequence[int]]
@@ -55,59 +62,64 @@ class Candidates:
         if sampling.is_guided:
             prefixes = guided_prefixes(vlm, prefixes)
         self._all, self._last_PH = decoder.prefill(prefixes)
-        need_finite(self._last_PH, "hidden states of the prompt", vlm)
+        # Checked once a prompt, where the host waits anyway; in every step it would stall the device.
+        check_finite(self._last_PH, "hidden states of the prompt", vlm)
         self._prefix = self._all
+        # No rows yet: :meth:`start` reserves them, and static steps have their own.
         self._rows = decoder.reserve(0, 0)
 
-    def start(self, each: int, room: int) -> Tensor:
-        """Begin anew with ``each`` candidates a source and room for ``room`` tokens of each: logits (R, V) of the
-        first token."""
+    def start(self, each: int, capacity: int) -> Tensor:
+        """Begin anew with ``each`` candidates a source of ``capacity`` tokens each; return the first token's logits
+        (R, V)."""
         self._prefix = self._all
-        self._rows = self.decoder.reserve(self._prefix.count * each, room)
+        self._rows = self.decoder.reserve(self._prefix.count * each, capacity)
         return self.start_logits(each)
 
     @property
     def prefix(self) -> Prefix:
-        """Of all sources, under all conditions."""
+        """Keys and values of all sources, under all conditions."""
         return self._all
 
     def start_logits(self, each: int) -> Tensor:
-        """Logits (R, V) of the first token of ``each`` candidates a source."""
+        """Compute the logits (R, V) of the first token of ``each`` candidates a source."""
         return self.mixing()(self._last_PH.repeat_interleave(each, dim=0))
 
-    def extend(self, codes_RS: Tensor, places: int | Tensor, filled: int) -> Tensor:
-        """Logits (R, S, V) after each of S codes, the first of which belongs to ``places``; see
+    def extend(self, codes_RS: Tensor, positions: int | Tensor, filled: int) -> Tensor:
+        """Compute the logits (R, S, V) after each of S codes, the first of which belongs to ``positions``; see
         :meth:`wm.sampling.model_runner.Decoder.extend`."""
         ids = self._rows_of_code[codes_RS].repeat(self.conditions, 1)
-        if isinstance(places, Tensor):
-            places = places.repeat(self.conditions)
-        hidden = self.decoder.extend(ids, self._prefix, self._rows, places, filled)
+        # All conditions grow by the same codes: guidance mixes their logits, not their images.
+        if isinstance(positions, Tensor):
+            positions = positions.repeat(self.conditions)
+        hidden = self.decoder.extend(ids, self._prefix, self._rows, positions, filled)
         return self.mixing()(hidden.flatten(0, 1)).view(*codes_RS.shape, -1)
 
-    def group(self, code_R: Tensor, place: int) -> Group:
-        """One code of each row, to be decoded together with other candidates'."""
-        return Group(self._rows_of_code[code_R].repeat(self.conditions), self._prefix, self._rows, place)
+    def group(self, code_R: Tensor, position: int) -> Group:
+        """Return one code of each row, to be decoded in one pass with other candidates'."""
+        return Group(self._rows_of_code[code_R].repeat(self.conditions), self._prefix, self._rows, position)
 
     def keep(self, sources: Sequence[int], rows: Sequence[int]) -> None:
-        """Go on with these sources and rows only, equally many of each source, in this order."""
+        """Drop all but these sources and rows, equally many of each source, in this order."""
         num_sources, num_rows = self._prefix.count // self.conditions, len(self._rows.keys[0]) // self.conditions
         conditions = range(self.conditions)
+        # Prefixes are large and mostly stay: copied only when a source leaves.
         if list(sources) != list(range(num_sources)):
             self._prefix = self._prefix.select([c * num_sources + source for c in conditions for source in sources])
+        # Rows go condition by condition, as the prefixes do.
         index = torch.tensor([c * num_rows + row for c in conditions for row in rows], device=self.decoder.device)
         self._rows = self._rows.select(index)
 
     def mixing(self) -> Callable[[Tensor], Tensor]:
-        """Hidden states (C x R, H) to logits (R, V), all conditions mixed; holds nothing of the sources."""
-        decoder, mixed = self.decoder, _mixer(self.conditions, self._sampling)
-        return lambda hidden_XH: mixed(decoder.image_logits(hidden_XH))
+        """Build the map of hidden states (C x R, H) to logits (R, V), conditions mixed; it refers to no source."""
+        decoder, mix_conditions = self.decoder, _build_mixer(self.conditions, self._sampling)
+        return lambda hidden_XH: mix_conditions(decoder.image_logits(hidden_XH))
 
-    def mixed(self, logits_XV: Tensor) -> Tensor:
-        """Logits (C x R, V) to (R, V), all conditions mixed."""
-        return _mixer(self.conditions, self._sampling)(logits_XV)
+    def mix(self, logits_XV: Tensor) -> Tensor:
+        """Mix the conditions of logits (C x R, V) to (R, V)."""
+        return _build_mixer(self.conditions, self._sampling)(logits_XV)
 
 
-def _mixer(conditions: int, sampling: Sampling) -> Callable[[Tensor], Tensor]:
+def _build_mixer(conditions: int, sampling: Sampling) -> Callable[[Tensor], Tensor]:
     scales = sampling.guidance_text, sampling.guidance_image
     if conditions == 1:
         return lambda logits_XV: logits_XV

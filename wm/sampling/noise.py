@@ -1,9 +1,11 @@
-"""How a code is drawn: the distribution under the settings, and noise that is a function of where it is used.
+"""Sample a code: the distribution under the settings, and noise that is a function of (seed, candidate, position).
 
 Shape suffixes: R rows, V image codes.
 """
 
 from collections.abc import Sequence
+from operator import index
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +17,7 @@ from wm.errors import InputError
 
 
 class Sampling(Recipe):
-    """How an image token is drawn. The defaults draw from the model's distribution as it is."""
+    """How a token is sampled. The defaults sample from the model's distribution as it is."""
 
     temperature: float = Field(default=1.0, gt=0)
     """Logits are divided by it."""
@@ -37,9 +39,13 @@ class Sampling(Recipe):
 
 
 def uniform_noise(seed: int, candidate: int, length: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """``length`` numbers in [0, 1): position i always gets the same one, whatever ``length`` is.
+    """Generate float64 noise in [0, 1) for positions 0 to ``length - 1``.
 
-    Philox, a counter-based generator, with (seed, candidate) as its key.
+    Philox, a counter-based generator, with (seed, candidate) as its key: a position's noise is the same whatever
+    ``length`` is.
+
+    Raises:
+        InputError: For a negative seed or candidate.
     """
     if seed < 0 or candidate < 0:
         raise InputError(f"seed and candidate must not be negative, got {seed} and {candidate}")
@@ -48,7 +54,7 @@ def uniform_noise(seed: int, candidate: int, length: int) -> np.ndarray[tuple[in
 
 
 def noise_of(seeds: list[int], candidates: range, length: int) -> Tensor:
-    """float64 (seeds x candidates, length): :func:`uniform_noise` of each seed's candidates."""
+    """Stack :func:`uniform_noise` of each seed's candidates: float64 (seeds x candidates, length)."""
     return torch.from_numpy(np.stack([uniform_noise(seed, k, length) for seed in seeds for k in candidates]))
 
 
@@ -63,23 +69,28 @@ def seeds_of(seed: int | Sequence[int], count: int) -> list[int]:
         ``count`` seeds.
 
     Raises:
-        InputError: For another number of seeds.
+        InputError: For another number of seeds, and for seeds that are not integers.
     """
-    seeds = [seed] * count if isinstance(seed, int) else list(seed)
+    # NumPy's integers and scalar tensors are integers too; a float is not: the generator's key would truncate it.
+    try:
+        values: list[Any] = [seed] * count if isinstance(seed, int) or getattr(seed, "ndim", 1) == 0 else list(seed)
+        seeds = [index(value) for value in values]
+    except TypeError as error:
+        raise InputError(f"seed = {seed!r:.80}: expected integers of at least 0") from error
     if len(seeds) != count:
         raise InputError(f"expected one seed or {count}, got {len(seeds)}")
     return seeds
 
 
 def choose(logits_RV: Tensor, noise_R: Tensor, sampling: Sampling) -> Tensor:
-    """int64 (R,): the code that the noise picks from each row's distribution; the largest logit if greedy."""
+    """Pick each row's code, int64 (R,), by its noise; the largest logit if greedy."""
     if sampling.greedy:
         return logits_RV.argmax(-1)
     return draw(probabilities(logits_RV, sampling), noise_R)
 
 
 def probabilities(logits_RV: Tensor, sampling: Sampling) -> Tensor:
-    """float64 probabilities (R, V) after temperature, then top-k, then top-p; of equal logits the lower index
+    """Compute float64 probabilities (R, V) after temperature, then top-k, then top-p; of equal logits the lower index
     stays.
 
     With ``greedy`` all mass is on the largest logit.
@@ -94,19 +105,21 @@ def probabilities(logits_RV: Tensor, sampling: Sampling) -> Tensor:
     probs_RV = torch.softmax(logits_RV, dim=-1)
     if not sampling.top_k and sampling.top_p == 1.0:
         return probs_RV
+    # A stable sort, so that ties are broken alike on every device.
     sorted_RV, order_RV = probs_RV.sort(dim=-1, descending=True, stable=True)
     if sampling.top_k:
         sorted_RV[:, sampling.top_k :].zero_()
         sorted_RV = sorted_RV / sorted_RV.sum(-1, keepdim=True)
     if sampling.top_p < 1.0:
+        # The mass before a code decides: the code that reaches top_p stays, so that at least one does.
         before_RV = sorted_RV.cumsum(-1) - sorted_RV
         sorted_RV = sorted_RV.masked_fill(before_RV >= sampling.top_p, 0)
-    kept_RV = torch.zeros_like(probs_RV).scatter(-1, order_RV, sorted_RV)
-    return kept_RV / kept_RV.sum(-1, keepdim=True)
+    truncated_RV = torch.zeros_like(probs_RV).scatter(-1, order_RV, sorted_RV)
+    return truncated_RV / truncated_RV.sum(-1, keepdim=True)
 
 
 def draw(probs_RV: Tensor, noise_R: Tensor) -> Tensor:
-    """int64 (R,): the first index whose cumulative probability exceeds the noise in [0, 1)."""
+    """Pick the first index, int64 (R,), whose cumulative probability exceeds the noise in [0, 1)."""
     cumulative_RV = probs_RV.cumsum(-1)
     # Rounding may leave the last sum below the noise, or the noise at 0 before codes of no mass.
     threshold_R1 = noise_R.to(probs_RV)[:, None] * cumulative_RV[:, -1:]

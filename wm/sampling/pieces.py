@@ -1,7 +1,7 @@
-"""What each token adds to a text that grows.
+"""Split a growing text into what each token adds.
 
-A token is no piece of text: a character may take several, a space may belong to what comes after it, and what stands
-there may change with the next one. The whole text is always ``vlm.detokenize`` of all tokens.
+A token is not a stretch of text: a character may take several, a space may belong to the token after it, and earlier
+text may change with the next token. The complete text is always ``vlm.detokenize`` of all tokens.
 """
 
 import re
@@ -15,45 +15,51 @@ _BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
 class TextPieces:
-    """The pieces of one text. Those that :meth:`add` and :meth:`end` give join to the whole, exactly."""
+    """The increments of one text. Those that :meth:`add` and :meth:`end` return join to the complete text, exactly."""
 
     def __init__(self, vlm: UnifiedVLM) -> None:
         self._vlm = vlm
         self._ids: list[int] = []
-        self._told = self._released = ""
-        # Spaces before punctuation are then taken out of the whole: the last word is not final.
+        self._reported = self._released = ""
+        # The tokenizer then removes spaces before punctuation, so that the last word is not final.
         self._holds_words = bool(getattr(vlm.tokenizer, "clean_up_tokenization_spaces", False))
 
     def of(self, token: int) -> str:
-        """What a token would add now; empty for a part of a character, for white space, which the next token brings,
-        and for the end."""
+        """Return what a token would add now; empty for a part of a character, for white space, which the next token
+        brings, and for the end."""
         text = self._readable([*self._ids, token])
-        common = next((at for at, pair in enumerate(zip(self._told, text, strict=False)) if pair[0] != pair[1]), None)
-        return text[len(self._told) if common is None else common :]
+        common = next(
+            (at for at, pair in enumerate(zip(self._reported, text, strict=False)) if pair[0] != pair[1]), None
+        )
+        return text[len(self._reported) if common is None else common :]
 
     def name(self, token: int) -> str:
-        """Of a vocabulary id, as the tokenizer has it."""
+        """Return the tokenizer's name of a vocabulary id."""
         return str(self._vlm.tokenizer.convert_ids_to_tokens(token))
 
     def add(self, token: int) -> str:
-        """The text that is final with this token, and was not before; may be empty."""
+        """Append a token and return the text that is final with it and was not before; may be empty."""
         self._ids.append(token)
         text = self._readable(self._ids)
         # Bytes that are no character yet may make those before them unreadable for a while.
-        self._told = self._told if self._told.startswith(text) else text
+        self._reported = self._reported if self._reported.startswith(text) else text
         return self._release(self._final())
 
     def end(self) -> str:
-        """What was held back."""
+        """Return the text that was not final."""
         return self._release(self._vlm.detokenize(self._ids))
 
     def _release(self, text: str) -> str:
-        piece = text[len(self._released) :]
-        self._released += piece
-        return piece
+        increment = text[len(self._released) :]
+        self._released += increment
+        return increment
 
     def _final(self) -> str:
-        """A run of byte tokens is read as a whole (and is unreadable as a whole), so it waits for another token."""
+        """Return the text that later tokens cannot change.
+
+        A run of byte tokens is decoded in one (and is unreadable in one), so it waits for another token.
+        """
+        # Step back over byte tokens at the end.
         last = len(self._ids)
         while last and _BYTE.fullmatch(self.name(self._ids[last - 1])):
             last -= 1

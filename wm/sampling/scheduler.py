@@ -1,16 +1,16 @@
-"""Images of many requests decoded together: a request joins while others are half done, and leaves when it is whole.
+"""Decode the images of many requests in one batch: a request joins while others are half done (continuous batching).
 
-A server's requests come one by one. Weights are read once a step for all of them, whatever place each has reached;
-attention goes cohort by cohort (those that joined together and have as many candidates, under the same settings). New
-ones join at the end of a line of the image, in the order they came. A request of many candidates is taken in pieces,
-so that it never holds all of the memory. The images are those of :func:`~wm.sampling.engine.sample_images`, since noise
-is a function of (seed, candidate, position); what a request shares its steps with changes hidden states by rounding
-alone.
+A server's requests come one by one. Weights are read once a step for all of them, whatever position each has reached;
+attention goes running batch by running batch (requests that joined together and have as many candidates, under the same
+settings). New requests join at the end of a line of the image, in the order they came. A request of many candidates is
+scheduled in chunks, so that it never takes all of the token budget. The images are those of
+:func:`~wm.sampling.engine.sample_images`, since noise is a function of (seed, candidate, position); other requests
+change hidden states by rounding alone.
 
-Where steps are recorded (a GPU, see :mod:`wm.sampling.kernels.cuda_graphs`) a cohort is decoded whole before the next
-joins: what one recording saves is more than joining late does.
+Where steps are recorded (a GPU, see :mod:`wm.sampling.kernels.cuda_graphs`) a batch is decoded to its end before
+the next joins: one recording saves more than joining early does. This module knows nothing of threads or clients.
 
-Shape suffixes: K candidates, N image tokens, n those done, L slots of an image, R rows of a cohort, X of all cohorts.
+Shape suffixes: K candidates, N image tokens, n those done, L slots of an image, R rows of a running batch, X of all.
 """
 
 import logging
@@ -24,15 +24,15 @@ from torch import Tensor
 from wm.errors import InputError
 from wm.models.protocol import UnifiedVLM
 from wm.sampling.batches import is_out_of_memory, positions_at_once
-from wm.sampling.checks import need_prefixes
+from wm.sampling.checks import check_prefixes
 from wm.sampling.engine import decode_slots, line_of
 from wm.sampling.guidance import CONDITIONS, Candidates, need_guidable
 from wm.sampling.model_runner import Decoder
 from wm.sampling.noise import Sampling, choose, noise_of
 from wm.sampling.slots import Slots
 
-PIECES = 4
-"""Of the room there is, a request takes at most one part in so many at a time."""
+CHUNKS_PER_BUDGET = 4
+"""A chunk takes at most one part in so many of the token budget."""
 
 logger = logging.getLogger(__name__)
 
@@ -48,38 +48,39 @@ class ImageRequest:
     first_candidate: int = 0
 
     def __post_init__(self) -> None:
-        for name, value, least in (
+        for name, value, minimum in (
             ("num_samples", self.num_samples, 1),
             ("seed", self.seed, 0),
             ("first_candidate", self.first_candidate, 0),
         ):
-            if value < least:
-                raise InputError(f"{name} must be at least {least}, got {value}")
+            if value < minimum:
+                raise InputError(f"{name} must be at least {minimum}, got {value}")
 
     @property
     def candidates(self) -> range:
+        """Numbers of the candidates."""
         return range(self.first_candidate, self.first_candidate + self.num_samples)
 
 
 @dataclass(frozen=True)
 class Grown:
-    """What a request has after a line. ``codes``: int64 (K, n) on the CPU, whole if n = N and all K are there.
-
-    ``candidates``: which of them these are: a piece of the request's.
-    """
+    """What a chunk of a request has after a line of the image: the step's output."""
 
     key: int
+    """As :meth:`ImagePool.add` returned it."""
     candidates: range
+    """Numbers of the chunk's candidates."""
     codes: Tensor
+    """int64 (K, n) on the CPU: the first n codes of each."""
     is_whole: bool
-    """Whether these images are done."""
+    """Whether these images are complete: n = N."""
     is_last: bool
     """Whether nothing of the request is left to decode after these."""
 
 
 @dataclass
-class _Order:
-    """A request that is not done. ``missing``: candidates that are not decoded."""
+class _RequestState:
+    """A request that is not finished. ``missing``: candidates that are not decoded."""
 
     key: int
     request: ImageRequest
@@ -88,61 +89,68 @@ class _Order:
 
 
 @dataclass(frozen=True)
-class _Piece:
-    order: _Order
+class _Chunk:
+    """Candidates of a request that are decoded in one running batch."""
+
+    state: _RequestState
     candidates: range
 
     @property
     def rows(self) -> int:
-        """That its candidates take, those of guidance among them."""
+        """Rows of its candidates, those of guidance among them."""
         return len(self.candidates) * self.conditions
 
     def positions(self, length: int) -> int:
-        """That are held for images of ``length`` tokens: the prefix once, and the rows."""
-        return self.conditions * (len(self.order.request.prefix) + len(self.candidates) * length)
+        """Count the tokens to store for images of ``length`` tokens: the prefix once, and the rows."""
+        return self.conditions * (len(self.state.request.prefix) + len(self.candidates) * length)
 
     @property
     def conditions(self) -> int:
-        return CONDITIONS if self.order.request.sampling.is_guided else 1
+        """Rows a candidate: 3 with guidance."""
+        return CONDITIONS if self.state.request.sampling.is_guided else 1
 
     @property
     def kind(self) -> tuple[int, Sampling]:
-        """Pieces of one kind can be one cohort."""
-        return len(self.candidates), self.order.request.sampling
+        """Chunks of one kind can be one running batch."""
+        return len(self.candidates), self.state.request.sampling
 
 
-class _Cohort:
-    """Pieces at one place. ``codes_RL``: what fills the slots of their rows, up to ``place``."""
+class _RunningBatch:
+    """Chunks at one position. ``codes_RL``: what fills the slots of their rows, up to ``position``."""
 
-    def __init__(self, pieces: Sequence[_Piece], candidates: Candidates, noise_RL: Tensor) -> None:
-        self.pieces, self.candidates, self.noise_RL = list(pieces), candidates, noise_RL
-        self.each, self.sampling = pieces[0].kind
+    def __init__(self, chunks: Sequence[_Chunk], candidates: Candidates, noise_RL: Tensor) -> None:
+        self.chunks, self.candidates, self.noise_RL = list(chunks), candidates, noise_RL
+        self.each, self.sampling = chunks[0].kind
         self.codes_RL = torch.zeros(noise_RL.shape, dtype=torch.int64, device=noise_RL.device)
         self.logits_RV = torch.zeros(0)
-        self.place = 0
+        self.position = 0
         self.lines: Iterator[Tensor] | None = None
-        """Where the cohort is decoded by itself."""
+        """The decoding, where it is done by recorded steps."""
 
     @property
     def rows(self) -> int:
+        """Rows of all chunks, those of guidance among them."""
         return len(self.noise_RL) * self.candidates.conditions
 
-    def keep(self, which: Sequence[int]) -> None:
-        """These pieces only."""
-        rows = [piece * self.each + row for piece in which for row in range(self.each)]
+    def keep(self, indices: Sequence[int]) -> None:
+        """Drop all but these chunks."""
+        rows = [chunk * self.each + row for chunk in indices for row in range(self.each)]
         index = torch.tensor(rows, device=self.codes_RL.device)
-        self.candidates.keep(which, rows)
+        self.candidates.keep(indices, rows)
         self.noise_RL, self.codes_RL, self.logits_RV = self.noise_RL[index], self.codes_RL[index], self.logits_RV[index]
-        self.pieces = [self.pieces[piece] for piece in which]
+        self.chunks = [self.chunks[chunk] for chunk in indices]
 
 
 class ImagePool:
     """The requests being decoded, and those that wait. Not for two threads at once.
 
-    ``positions``: bound on the tokens held at a time, a prefix once for all of a piece's rows; what the memory holds
-    without it (as :func:`~wm.sampling.batches.positions_at_once` has it). Halved, with a warning in the log, where that
-    was too much.
-    ``line_tokens``: after how many tokens requests join and progress is told; a line of the image without it.
+    Args:
+        vlm: The forward model.
+        decoder: Of this model as it is now.
+        positions: Token budget: bound on the tokens stored at a time, a prefix once for all of a chunk's rows; what
+            the memory holds without it (:func:`~wm.sampling.batches.positions_at_once`). Halved, with a warning in the
+            log, where memory does not suffice.
+        line_tokens: After how many tokens requests join and progress is returned; a line of the image without it.
     """
 
     def __init__(
@@ -151,63 +159,69 @@ class ImagePool:
         self._vlm, self._decoder, self._slots = vlm, decoder, Slots(vlm)
         self._positions = positions
         self._line = line_tokens or line_of(vlm)
-        self._waiting: deque[_Piece] = deque()
-        self._cohorts: list[_Cohort] = []
-        self._orders: dict[int, _Order] = {}
+        self._waiting: deque[_Chunk] = deque()
+        self._running: list[_RunningBatch] = []
+        self._states: dict[int, _RequestState] = {}
         self._next_key = 0
 
     def add(self, request: ImageRequest) -> int:
-        """The key by which its images will come."""
-        need_prefixes([request.prefix], len(self._decoder.view.embedding))
+        """Queue a request and return the key of its outputs.
+
+        Raises:
+            InputError: For a prefix or guidance that the model cannot read.
+        """
+        check_prefixes([request.prefix], len(self._decoder.view.embedding))
         if request.sampling.is_guided:
             need_guidable(self._vlm)
-        # Greedy candidates are all equal: one is drawn.
+        # Greedy candidates are all equal: one is decoded.
         candidates = request.candidates[:1] if request.sampling.greedy else request.candidates
-        order = _Order(self._next_key, request, len(candidates))
+        state = _RequestState(self._next_key, request, len(candidates))
         self._next_key += 1
-        self._orders[order.key] = order
-        self._waiting.append(_Piece(order, candidates))
-        return order.key
+        self._states[state.key] = state
+        self._waiting.append(_Chunk(state, candidates))
+        return state.key
 
     def drop(self, key: int) -> None:
-        """Forget a request, whatever is done of it, and what its rows hold; one that is done already is none."""
-        order = self._orders.pop(key, None)
-        if order is not None:
-            order.is_dropped = True
-            self._waiting = deque(piece for piece in self._waiting if piece.order is not order)
+        """Abort a request and free its rows; one that is finished already is ignored."""
+        state = self._states.pop(key, None)
+        if state is not None:
+            state.is_dropped = True
+            # Its waiting chunks first, then the rows that decode.
+            self._waiting = deque(chunk for chunk in self._waiting if chunk.state is not state)
             self._remove_dropped()
 
     @property
     def num_requests(self) -> int:
-        """That are not done."""
-        return len(self._orders)
+        """Requests that are not finished."""
+        return len(self._states)
 
     @property
     def num_waiting(self) -> int:
-        """Requests of which some candidates wait for room."""
-        return len({piece.order.key for piece in self._waiting})
+        """Requests of which some candidates wait for their turn."""
+        return len({chunk.state.key for chunk in self._waiting})
 
     @property
     def num_rows(self) -> int:
-        """Being decoded, those of guidance among them."""
-        return sum(cohort.rows for cohort in self._cohorts)
+        """Rows being decoded, those of guidance among them."""
+        return sum(batch.rows for batch in self._running)
 
     @torch.no_grad()
     def advance(self) -> list[Grown]:
-        """Let requests join, decode a line of every image, and tell what each piece has now.
+        """Schedule waiting requests, decode a line of every image, and return what each chunk has now.
 
-        Raises the error of a single candidate that does not fit into memory.
+        Nothing is returned where memory did not suffice: a batch is then preempted, and the next call continues with
+        less. Raises the error of a single candidate that does not fit into memory.
         """
-        error = self._tried()
+        error = self._try_line()
         if error is not None:
-            self._shed(error)
+            self._preempt_last(error)
             return []
-        grown = [entry for cohort in self._cohorts for entry in self._grown(cohort)]
-        self._cohorts = [cohort for cohort in self._cohorts if cohort.place < self._slots.count]
-        return grown
+        outputs = [output for batch in self._running for output in self._build_outputs(batch)]
+        self._running = [batch for batch in self._running if batch.position < self._slots.count]
+        return outputs
 
-    def _tried(self) -> BaseException | None:
-        """Returns, rather than raises, a lack of memory, so that no traceback keeps tensors alive."""
+    def _try_line(self) -> BaseException | None:
+        """Decode a line and return the error if memory ran out: raised, its traceback would keep tensors alive."""
         try:
             self._admit()
             self._decode_line()
@@ -217,87 +231,101 @@ class ImagePool:
             return error.with_traceback(None)
         return None
 
-    # Joining and leaving.
+    # Scheduling and preemption.
 
     def _admit(self) -> None:
-        if not self._waiting or (self._cohorts and not self._is_plain):
+        """Start a running batch for each kind of chunk that the budget has space for."""
+        # Recorded steps serve one batch at a time.
+        if not self._waiting or (self._running and not self._is_plain):
             return
-        groups: dict[tuple[int, Sampling], list[_Piece]] = {}
-        for piece in self._taken(self._room()):
-            groups.setdefault(piece.kind, []).append(piece)
+        groups: dict[tuple[int, Sampling], list[_Chunk]] = {}
+        for chunk in self._schedule(self._token_budget()):
+            groups.setdefault(chunk.kind, []).append(chunk)
         while groups:
             kind = next(iter(groups))
             try:
-                self._cohorts.append(self._cohort(groups[kind]))
+                self._running.append(self._start_batch(groups[kind]))
             except BaseException:
-                self._waiting.extendleft(piece for group in reversed(groups.values()) for piece in reversed(group))
+                # Back to the head of the queue, in their order: an error costs no request its turn.
+                self._waiting.extendleft(chunk for group in reversed(groups.values()) for chunk in reversed(group))
                 raise
             del groups[kind]
 
-    def _taken(self, room: int) -> list[_Piece]:
-        """From the head of the queue, as many as have room now; in pieces, of which the first of each request goes
-        before the second of any."""
+    def _schedule(self, budget: int) -> list[_Chunk]:
+        """Take chunks from the head of the queue while the token budget lasts.
+
+        The first chunk of each request goes before the second of any.
+        """
         length = self._slots.count
-        free = room - sum(piece.positions(length) for cohort in self._cohorts for piece in cohort.pieces)
-        taken = list[_Piece]()
+        free = budget - sum(chunk.positions(length) for batch in self._running for chunk in batch.chunks)
+        scheduled = list[_Chunk]()
         while self._waiting:
-            piece = self._waiting[0]
-            share = room // PIECES // piece.conditions - len(piece.order.request.prefix)
-            count = min(len(piece.candidates), max(1, share // length))
-            part = _Piece(piece.order, piece.candidates[:count])
-            alone = not taken and not self._cohorts
-            if not alone and (part.positions(length) > free or (not self._is_plain and part.kind != taken[0].kind)):
+            chunk = self._waiting[0]
+            # As many candidates as fit into a share of the budget beside their prefix; at least one.
+            share = budget // CHUNKS_PER_BUDGET // chunk.conditions - len(chunk.state.request.prefix)
+            count = min(len(chunk.candidates), max(1, share // length))
+            part = _Chunk(chunk.state, chunk.candidates[:count])
+            # One chunk always runs, whatever it takes: else a large request would wait forever.
+            is_first = not scheduled and not self._running
+            if not is_first and (
+                part.positions(length) > free or (not self._is_plain and part.kind != scheduled[0].kind)
+            ):
                 break
             self._waiting.popleft()
-            if count < len(piece.candidates):
-                self._waiting.append(_Piece(piece.order, piece.candidates[count:]))
-            taken.append(part)
+            # The rest queues up behind the others, so that no request keeps a later one waiting.
+            if count < len(chunk.candidates):
+                self._waiting.append(_Chunk(chunk.state, chunk.candidates[count:]))
+            scheduled.append(part)
             free -= part.positions(length)
-        return taken
+        return scheduled
 
-    def _cohort(self, pieces: Sequence[_Piece]) -> _Cohort:
-        requests, slots = [piece.order.request for piece in pieces], self._slots
+    def _start_batch(self, chunks: Sequence[_Chunk]) -> _RunningBatch:
+        """Read the prefixes of chunks of one kind and make them a running batch."""
+        requests, slots = [chunk.state.request for chunk in chunks], self._slots
         sampling = requests[0].sampling
         candidates = Candidates(self._vlm, self._decoder, sampling, [request.prefix for request in requests])
+        # Noise by candidate number, so that a chunk's images are those of the request in one.
         noises = [
-            noise_of([r.seed], p.candidates, self._vlm.tokens_per_image) for r, p in zip(requests, pieces, strict=True)
+            noise_of([r.seed], p.candidates, self._vlm.tokens_per_image) for r, p in zip(requests, chunks, strict=True)
         ]
-        cohort = _Cohort(pieces, candidates, slots.spread(torch.cat(noises).to(self._decoder.device), 0))
+        batch = _RunningBatch(chunks, candidates, slots.spread(torch.cat(noises).to(self._decoder.device), 0))
         if self._is_plain:
-            cohort.logits_RV = candidates.start(cohort.each, slots.count)
+            batch.logits_RV = candidates.start(batch.each, slots.count)
         else:
-            cohort.lines = decode_slots(
-                candidates, cohort.noise_RL, cohort.each, sampling, line=self._line, slots=slots
-            )
-        return cohort
+            batch.lines = decode_slots(candidates, batch.noise_RL, batch.each, sampling, line=self._line, slots=slots)
+        return batch
 
     def _remove_dropped(self) -> None:
-        for cohort in list(self._cohorts):
-            kept = [at for at, piece in enumerate(cohort.pieces) if not piece.order.is_dropped]
-            if not kept:
-                self._cohorts.remove(cohort)
-            elif len(kept) < len(cohort.pieces) and cohort.lines is None:
-                cohort.keep(kept)
+        """Free the rows of aborted requests; recorded steps have fixed rows and run to their end."""
+        for batch in list(self._running):
+            remaining = [index for index, chunk in enumerate(batch.chunks) if not chunk.state.is_dropped]
+            if not remaining:
+                self._running.remove(batch)
+            elif len(remaining) < len(batch.chunks) and batch.lines is None:
+                batch.keep(remaining)
 
-    def _shed(self, error: BaseException) -> None:
-        """After a lack of memory: half the room, and the last cohort back to the queue. What was decoded of it is
-        forgotten; it will be the same."""
-        room = self._room()
-        if self._cohorts:
-            cohort = self._cohorts.pop()
-            self._waiting.extendleft(reversed(cohort.pieces))
-        if not self._cohorts and room <= 1:
+    def _preempt_last(self, error: BaseException) -> None:
+        """After a lack of memory, halve the token budget and requeue the last running batch.
+
+        Its codes are recomputed later and are the same, noise being a function of the position.
+        """
+        budget = self._token_budget()
+        if self._running:
+            batch = self._running.pop()
+            self._waiting.extendleft(reversed(batch.chunks))
+        if not self._running and budget <= 1:
             raise error
-        self._positions = max(1, room // 2)
-        logger.warning("out of memory with %d positions held; going on with %d", room, self._positions)
+        self._positions = max(1, budget // 2)
+        logger.warning("out of memory with a budget of %d tokens; continuing with %d", budget, self._positions)
+        # Buffers of earlier images are the cheapest memory to give up.
         self._decoder.held = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _room(self) -> int:
-        """Bound on the positions held."""
-        held = self._decoder.held
-        held_bytes = 0 if held is None else held.num_bytes
+    def _token_budget(self) -> int:
+        """Bound the tokens stored at a time."""
+        steps = self._decoder.held
+        held_bytes = 0 if steps is None else steps.num_bytes
         return self._positions if self._positions is not None else positions_at_once(self._vlm, held_bytes)
 
     @property
@@ -307,48 +335,55 @@ class ImagePool:
     # Decoding.
 
     def _decode_line(self) -> None:
-        for cohort in self._cohorts:
-            if cohort.lines is not None:
-                codes_RL = next(cohort.lines)
-                cohort.place = codes_RL.shape[1]
-                cohort.codes_RL[:, : cohort.place] = codes_RL
+        """Decode a line of every running batch."""
+        # 1. Batches of recorded steps decode a line each by themselves.
+        for batch in self._running:
+            if batch.lines is not None:
+                codes_RL = next(batch.lines)
+                batch.position = codes_RL.shape[1]
+                batch.codes_RL[:, : batch.position] = codes_RL
+        # 2. All others advance together, so that a step reads the weights once.
         for _ in range(self._line):
-            going = [c for c in self._cohorts if c.lines is None and c.place < self._slots.count]
-            if not going:
+            unfinished = [c for c in self._running if c.lines is None and c.position < self._slots.count]
+            if not unfinished:
                 break
-            self._step(going)
+            self._step(unfinished)
 
-    def _step(self, cohorts: Sequence[_Cohort]) -> None:
-        """One code of every row."""
+    def _step(self, batches: Sequence[_RunningBatch]) -> None:
+        """Sample one code of every row, then compute the logits of the next in one pass."""
+        # 1. Sampling, batch by batch: settings and positions differ.
         groups = []
-        for cohort in cohorts:
-            place = cohort.place
-            code_R = self._slots.settle(choose(cohort.logits_RV, cohort.noise_RL[:, place], cohort.sampling), place)
-            cohort.codes_RL[:, place] = code_R
-            cohort.place += 1
-            groups.append(cohort.candidates.group(code_R, place))
-        going = [at for at, cohort in enumerate(cohorts) if cohort.place < self._slots.count]
-        if not going:
+        for batch in batches:
+            position = batch.position
+            code_R = self._slots.settle(choose(batch.logits_RV, batch.noise_RL[:, position], batch.sampling), position)
+            batch.codes_RL[:, position] = code_R
+            batch.position += 1
+            groups.append(batch.candidates.group(code_R, position))
+        # 2. The pass, without batches that are complete: nothing follows their last code.
+        unfinished = [index for index, batch in enumerate(batches) if batch.position < self._slots.count]
+        if not unfinished:
             return
-        counts = [len(groups[at].ids) for at in going]
-        logits_XV = self._decoder.image_logits(self._decoder.step_together([groups[at] for at in going]))
-        for at, logits in zip(going, torch.split_with_sizes(logits_XV, counts), strict=True):
-            cohorts[at].logits_RV = cohorts[at].candidates.mixed(logits)
+        counts = [len(groups[index].ids) for index in unfinished]
+        logits_XV = self._decoder.image_logits(self._decoder.step_together([groups[index] for index in unfinished]))
+        for index, logits in zip(unfinished, torch.split_with_sizes(logits_XV, counts), strict=True):
+            batches[index].logits_RV = batches[index].candidates.mix(logits)
 
-    def _grown(self, cohort: _Cohort) -> Iterator[Grown]:
-        codes_RN = self._slots.codes(cohort.codes_RL[:, : cohort.place]).to("cpu", copy=True)
-        is_whole = cohort.place == self._slots.count
-        for piece, drawn_KN in zip(
-            cohort.pieces, codes_RN.view(len(cohort.pieces), cohort.each, -1).unbind(0), strict=True
+    def _build_outputs(self, batch: _RunningBatch) -> Iterator[Grown]:
+        """Build each chunk's output, and forget requests that are finished with it."""
+        codes_RN = self._slots.codes(batch.codes_RL[:, : batch.position]).to("cpu", copy=True)
+        is_complete = batch.position == self._slots.count
+        for chunk, chunk_KN in zip(
+            batch.chunks, codes_RN.view(len(batch.chunks), batch.each, -1).unbind(0), strict=True
         ):
-            order, candidates, codes_KN = piece.order, piece.candidates, drawn_KN
-            if order.is_dropped:
+            state, candidates, codes_KN = chunk.state, chunk.candidates, chunk_KN
+            if state.is_dropped:
                 continue
-            if is_whole:
-                order.missing -= len(candidates)
-                if not order.missing:
-                    del self._orders[order.key]
-            if order.request.sampling.greedy:
-                candidates = order.request.candidates
-                codes_KN = drawn_KN.expand(len(candidates), -1)
-            yield Grown(order.key, candidates, codes_KN, is_whole, not order.missing)
+            # A request is finished with its last chunk, whichever that is: preempted ones come late.
+            if is_complete:
+                state.missing -= len(candidates)
+                if not state.missing:
+                    del self._states[state.key]
+            if state.request.sampling.greedy:
+                candidates = state.request.candidates
+                codes_KN = chunk_KN.expand(len(candidates), -1)
+            yield Grown(state.key, candidates, codes_KN, is_complete, not state.missing)

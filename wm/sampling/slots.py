@@ -1,7 +1,7 @@
-"""The tokens of an image: its codes, and in some families an end of each row but the last, which is given.
+"""Lay out the tokens of an image: its codes, and in some families an end of each row but the last.
 
-To the engine a row end is one more code, the number after the codebook's last: it is never drawn, its places always
-hold it, and it is left out of what is handed on. L slots are N codes and the row ends between them.
+To the engine a row end is one more code, the number after the codebook's last: it is never sampled, its slots always
+hold it, and it is left out of the results. L slots are N codes and the row ends between them.
 """
 
 import torch
@@ -11,40 +11,41 @@ from wm.models.protocol import UnifiedVLM
 
 
 class Slots:
-    """Of one family's images. ``count``: L. ``rows``: vocabulary id of each code, then of the row end."""
+    """The slots of one family's images. ``count``: L. ``rows``: vocabulary id of each code, then of the row end."""
 
     def __init__(self, vlm: UnifiedVLM) -> None:
         self.row_end = len(vlm.image_rows)
         line = vlm.row_tokens or vlm.tokens_per_image
         ends = (vlm.tokens_per_image - 1) // line
         self.count = vlm.tokens_per_image + ends
+        # The row end is the code after the last, so that one table maps codes and row ends to the vocabulary.
         self.rows = vlm.image_rows
         if ends:
             self.rows = torch.cat((vlm.image_rows, vlm.image_rows.new_tensor([vlm.row_end_id])))
         is_end = (torch.arange(self.count) + 1) % (line + 1) == 0 if ends else torch.zeros(self.count, dtype=torch.bool)
         self._is_end: list[bool] = is_end.tolist()
-        self._code_places = (~is_end).nonzero().flatten()
+        self._code_positions = (~is_end).nonzero().flatten()
         self.is_end_L = is_end.to(vlm.device)
 
     def spread(self, values_N: Tensor, fill: float) -> Tensor:
-        """(..., N) to (..., L): ``fill`` at row ends."""
+        """Spread (..., N) over slots (..., L), with ``fill`` at row ends."""
         if self.count == values_N.shape[-1]:
             return values_N
         spread = values_N.new_full((*values_N.shape[:-1], self.count), fill)
-        spread[..., self._code_places.to(values_N.device)] = values_N
+        spread[..., self._code_positions.to(values_N.device)] = values_N
         return spread
 
     def codes(self, values_L: Tensor) -> Tensor:
-        """(..., l) of the first l slots to the codes among them."""
-        places = self._code_places[self._code_places < values_L.shape[-1]]
-        return values_L if len(places) == values_L.shape[-1] else values_L[..., places.to(values_L.device)]
+        """Take the codes from the first l slots (..., l)."""
+        positions = self._code_positions[self._code_positions < values_L.shape[-1]]
+        return values_L if len(positions) == values_L.shape[-1] else values_L[..., positions.to(values_L.device)]
 
-    def settle(self, codes_R: Tensor, place: int) -> Tensor:
-        """What stands at a place: the drawn codes, or the row end."""
-        return torch.full_like(codes_R, self.row_end) if self._is_end[place] else codes_R
+    def settle(self, codes_R: Tensor, position: int) -> Tensor:
+        """Return what fills a slot: the sampled codes, or the row end."""
+        return torch.full_like(codes_R, self.row_end) if self._is_end[position] else codes_R
 
-    def settle_at(self, codes_RS: Tensor, places_RS: Tensor) -> Tensor:
-        """:meth:`settle` with a place for each."""
-        if self.count == len(self._code_places):
+    def settle_at(self, codes_RS: Tensor, positions_RS: Tensor) -> Tensor:
+        """Do as :meth:`settle`, with a position for each code."""
+        if self.count == len(self._code_positions):
             return codes_RS
-        return codes_RS.masked_fill(self.is_end_L[places_RS], self.row_end)
+        return codes_RS.masked_fill(self.is_end_L[positions_RS], self.row_end)

@@ -1,4 +1,4 @@
-"""What the engine reads of a decoder: its weights, with adapters, without the modules that hold them.
+"""View a decoder as its weights, with adapters, without the modules that hold them.
 
 Any decoder of the Llama kind has this view: pre-norm (or Chameleon's Swin norm, where the norms come after
 attention and MLP), RMS norms, rotary positions, gated MLP, grouped keys, and perhaps layer norms of queries and
@@ -41,7 +41,7 @@ class LayerView:
 
 @dataclass(frozen=True)
 class DecoderView:
-    """A whole decoder. Tensors are those of the model where no adapter and no rule of the family changes them."""
+    """A complete decoder. Tensors are those of the model where no adapter and no rule of the family changes them."""
 
     layers: tuple[LayerView, ...]
     embedding: Tensor
@@ -57,13 +57,13 @@ class DecoderView:
     """Heads of keys and values; ``num_heads`` is a multiple of it."""
     head_width: int
     activation: str
-    """Of the gate: ``silu``, ``gelu`` or ``gelu_tanh``."""
+    """Activation of the gate: ``silu``, ``gelu`` or ``gelu_tanh``."""
     norm_after: bool
-    """Swin norm: norms of what attention and MLP return instead of what they are given."""
+    """Swin norm: what attention and MLP return is normalised, not their inputs."""
     inverse_frequencies: Tensor
     """float32 (width / 2,), or float64 for a float64 model: radians a position."""
     rotary_scale: float
-    """Of cosine and sine."""
+    """Factor of cosine and sine."""
     image_head: Callable[[Tensor], Tensor] | None = None
     """Hidden states to logits of the image codes, where these are not rows of ``head``."""
 
@@ -81,7 +81,7 @@ _LAYER_PARTS = (
     *(f"mlp.{name}." for name in ("gate_proj", "up_proj", "down_proj")),
     *("input_layernorm.", "post_attention_layernorm."),
 )
-"""Where a layer's weights may be."""
+"""Prefixes of the names that a layer's weights may have."""
 _OTHER_RULES = (
     *("sliding_window", "attn_logit_softcapping", "final_logit_softcapping", "logit_scale", "logits_scaling"),
     *("residual_multiplier", "embedding_multiplier"),
@@ -90,18 +90,24 @@ _OTHER_RULES = (
 
 
 def decoder_view(vlm: UnifiedVLM, *, merge: bool = True) -> DecoderView:
-    """The view of a model as it is now, active adapters merged into copies of the weights that they change, or without
-    ``merge`` beside them (:mod:`wm.sampling.adapted`). A view that a family gives is taken as it is.
+    """View a model as it is now. A view that a family gives is used as it is.
 
-    Raises :class:`InputError` for a decoder that is not of the Llama kind and whose family gives no view.
+    Args:
+        vlm: The model.
+        merge: Merge active adapters into copies of the weights that they change; without, keep them beside the
+            weights (:mod:`wm.sampling.adapted`).
+
+    Raises:
+        InputError: For a decoder that is not of the Llama kind and whose family gives no view.
     """
     own = getattr(vlm, "decoder_view", None)
     if own is not None:
-        given: DecoderView = own()
-        return given
+        family_view: DecoderView = own()
+        return family_view
+    # PEFT's wrapper hides the model; adapters are read module by module.
     get_base = getattr(vlm.module, "get_base_model", None)
     inner: Any = get_base() if get_base is not None else vlm.module
-    view = view_of_modules(_stack(inner), inner.lm_head, merge=merge)
+    view = view_of_modules(_find_stack(inner), inner.lm_head, merge=merge)
     codes_CH: Tensor | None = getattr(vlm, "code_embeddings_CH", None)
     if codes_CH is None:
         return view
@@ -110,8 +116,8 @@ def decoder_view(vlm: UnifiedVLM, *, merge: bool = True) -> DecoderView:
     return replace(view, embedding=torch.cat((view.embedding, codes_CH)), image_head=image_head)
 
 
-def _stack(inner: nn.Module) -> Any:
-    """The first module that has embeddings, layers and a last norm."""
+def _find_stack(inner: nn.Module) -> Any:
+    """Find the first module that has embeddings, layers and a last norm."""
     for module in inner.modules():
         if all(hasattr(module, name) for name in ("embed_tokens", "layers", "norm", "rotary_emb")):
             return module
@@ -119,12 +125,14 @@ def _stack(inner: nn.Module) -> Any:
 
 
 def view_of_modules(stack: Any, head: nn.Module, *, merge: bool = True) -> DecoderView:
-    """The view of transformers' modules: ``stack`` as ``LlamaModel``, ``head`` its linear output layer.
+    """View transformers' modules: ``stack`` as ``LlamaModel``, ``head`` its linear output layer.
 
-    Raises :class:`InputError` for weights or rules that a Llama has not, rather than leave them out in silence.
+    Raises:
+        InputError: For weights or rules that a Llama has not, rather than leave them out in silence.
     """
     config, first = stack.config, stack.layers[0]
-    _need_llama(config, first)
+    _check_llama(config, first)
+    # Gemma writes hidden_activation where others write hidden_act.
     activation = _ACTIVATIONS.get(getattr(config, "hidden_act", None) or config.hidden_activation)
     if activation is None:
         raise InputError(f"the decoder's activation {config.hidden_act!r} is none of {', '.join(_ACTIVATIONS)}")
@@ -150,23 +158,27 @@ def view_of_modules(stack: Any, head: nn.Module, *, merge: bool = True) -> Decod
     )
 
 
-def _need_llama(config: Any, layer: Any) -> None:
+def _check_llama(config: Any, layer: Any) -> None:
+    """Raise :class:`InputError` for weights or rules that this view would leave out."""
     where = f"{type(layer).__name__} is no decoder of the Llama kind; its family must give decoder_view():"
+    # Better refused than computed without a part of it.
     for name, _ in layer.named_parameters():
         if not name.startswith(_LAYER_PARTS):
             raise InputError(f"{where} it has the weights {name}")
     for name in _OTHER_RULES:
         value = getattr(config, name, None)
+        # Qwen2 states a window that it does not use.
         is_off = name == "sliding_window" and getattr(config, "use_sliding_window", True) is False
         if not is_off and value not in (None, 0, 1):
             raise InputError(f"{where} {name} = {value!r}")
+    # Queries are scaled by the engine itself, so another factor would be lost.
     scaling, width = getattr(layer.self_attn, "scaling", None), layer.self_attn.head_dim
     if scaling is not None and not math.isclose(scaling, width**-0.5):
         raise InputError(f"{where} queries are scaled by {scaling}, not by {width}**-0.5")
 
 
 def _follows(head: nn.Module, words: nn.Module) -> bool:
-    """Whether the head's trained rows are the embeddings' (tied): then one matrix with them is enough."""
+    """Return whether the head's trained rows are the embeddings' (tied): then one matrix with them is enough."""
     rows: Any = getattr(head, "token_adapter", None)
     return rows is not None and rows.tied_adapter is not None and rows.tied_adapter is words.token_adapter
 
@@ -189,7 +201,7 @@ def _layer(layer: Any, merge: bool) -> LayerView:
 
 
 def _norm_weight(norm: Any) -> Tensor:
-    """Gemma's norms multiply by 1 + weight."""
+    """Return the factor of a norm: Gemma's multiply by 1 + weight."""
     norm = plain(norm)
     weight: Tensor = norm.weight.detach()
     return weight + 1 if type(norm).__name__.startswith("Gemma") else weight
@@ -210,7 +222,7 @@ def _layer_norm(norm: Any) -> tuple[Tensor, Tensor] | None:
 
 
 def _inverse_frequencies(rotary: Any, dtype: torch.dtype) -> Tensor:
-    """As transformers has them, in float32; recomputed for a float64 model if they are of the default kind."""
+    """Return transformers' own in float32; recomputed for a float64 model if they are of the default kind."""
     inverse: Tensor = rotary.inv_freq.detach()
     parameters = getattr(rotary.config, "rope_parameters", None) or {}
     if dtype is not torch.float64 or parameters.get("rope_type", "default") != "default":

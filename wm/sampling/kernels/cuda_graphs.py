@@ -1,18 +1,18 @@
-"""Decoding steps of fixed shapes, so that a GPU can replay them without the host.
+"""Decode by steps of fixed shapes, so that a GPU can replay them without the host.
 
-One step is: draw a code from the logits with the step's noise, embed it, pass all layers over caches of fixed size,
-take the logits of the image codes. Nothing in it depends on a number that only the device knows, and the place of the
-step is a tensor on the device, so that the host never waits and the same recording serves every step. A step reads
-the candidates' caches up to the end of the current bucket of places, masked beyond the place itself: one recording a
-bucket. Where Triton is at hand (:mod:`wm.sampling.kernels.triton_attention`) the place itself ends the reading, and one
-recording serves all.
+One step is: sample a code from the logits with the step's noise, embed it, pass all layers over caches of fixed size,
+take the logits of the image codes. Nothing in it depends on a number that only the device knows, and the position of
+the step is a tensor on the device, so that the host never waits and the same recording serves every step. A step reads
+the candidates' caches up to the end of the current bucket of positions, masked beyond the step's own: one recording a
+bucket. Where Triton is at hand (:mod:`wm.sampling.kernels.triton_attention`) the position itself ends the reading, and
+one recording serves all.
 
 How (``stepping`` of :class:`~wm.sampling.model_runner.Decoder`): ``static`` calls the step, on any device; ``graph``
-records it as a CUDA graph; ``compiled`` has torch.compile fuse what stands around attention first. What fails is
+records it as a CUDA graph; ``compiled`` has torch.compile fuse what surrounds attention first. What fails is
 replaced by the next simpler way: ``compiled``, ``graph``, that without Triton, then ``plain``, which is no step of this
 module.
 
-Shape suffixes of :mod:`wm.sampling.cache`, and: L slots of an image, V image codes, F places of a bucket.
+Shape suffixes of :mod:`wm.sampling.cache`, and: L slots of an image, V image codes, F positions of a bucket.
 """
 
 import logging
@@ -30,7 +30,7 @@ from wm.sampling.noise import Sampling, choose
 from wm.sampling.slots import Slots
 
 BUCKET = 128
-"""Places by which the reading of the candidates' caches grows."""
+"""Positions by which the reading of the candidates' caches grows."""
 PREFIX_MULTIPLE = 64
 """Prefixes are padded to a multiple of it, so that actions of other lengths find the same recording."""
 SIMPLER: dict[Stepping, Stepping] = {"compiled": "graph", "graph": "plain"}
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 class StaticSteps:
     """Buffers for ``each`` candidates of so many prefixes (of all conditions), and the step that works on them.
 
-    ``codes_RL``: what fills the slots. A new image begins with :meth:`begin` and goes on with :meth:`advance`.
+    ``codes_RL``: what fills the slots. A new image begins with :meth:`begin` and grows by :meth:`advance`.
     """
 
     def __init__(self, candidates: Candidates, each: int, slots: Slots, sampling: Sampling) -> None:
@@ -51,34 +51,36 @@ class StaticSteps:
         self._decoder, self._slots, self._sampling = decoder, slots, sampling
         self._mixed, self._conditions = candidates.mixing(), candidates.conditions
         view, device = decoder.view, decoder.device
-        prefixes, _, prefix_room, length, _ = self.key
+        prefixes, _, prefix_capacity, length, _ = self.key
         num_rows = prefixes * each
-        drawn = num_rows // self._conditions
-        shape = (len(view.layers), prefixes, view.num_groups, prefix_room, view.head_width)
+        num_images = num_rows // self._conditions
+        shape = (len(view.layers), prefixes, view.num_groups, prefix_capacity, view.head_width)
+        # Every tensor of a step is allocated here, once: a recording refers to memory, not to values.
         self._prefix_keys = torch.zeros(shape, dtype=decoder.dtype, device=device)
         self._prefix_values = torch.zeros_like(self._prefix_keys)
         self._rows = decoder.reserve(num_rows, length)
         self._lengths_P = torch.ones(prefixes, dtype=torch.int64, device=device)
         self._starts_R = torch.ones(num_rows, dtype=torch.int64, device=device)
         self._each = each
-        self._rotation = decoder.rotations(slice(0, prefix_room + length), prefix_room + length)
-        self._places_F = torch.arange(length, device=device)
-        self._places_T = torch.arange(prefix_room, device=device)
-        self._place_1 = torch.zeros(1, dtype=torch.int64, device=device)
-        self._noise_LR = torch.zeros((length, drawn), dtype=torch.float64, device=device)
-        self._logits_RV = torch.zeros((drawn, len(decoder.image_rows)), dtype=decoder.dtype, device=device)
-        self.codes_RL = torch.zeros((drawn, length), dtype=torch.int64, device=device)
+        self._rotation = decoder.rotations(slice(0, prefix_capacity + length), prefix_capacity + length)
+        self._positions_F = torch.arange(length, device=device)
+        self._positions_T = torch.arange(prefix_capacity, device=device)
+        self._position_1 = torch.zeros(1, dtype=torch.int64, device=device)
+        self._noise_LR = torch.zeros((length, num_images), dtype=torch.float64, device=device)
+        self._logits_RV = torch.zeros((num_images, len(decoder.image_rows)), dtype=decoder.dtype, device=device)
+        self.codes_RL = torch.zeros((num_images, length), dtype=torch.int64, device=device)
         self._parts: Parts | None = None
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        self._kernel = StepAttention(num_rows, prefixes, prefix_room, length, view) if can_attend(decoder) else None
+        self._kernel = StepAttention(num_rows, prefixes, prefix_capacity, length, view) if can_attend(decoder) else None
 
     @property
     def num_bytes(self) -> int:
-        """Of the caches."""
+        """Bytes of the caches."""
         return 2 * self._prefix_keys.numel() * self._prefix_keys.element_size() + self._rows.num_bytes()
 
     def begin(self, candidates: Candidates, noise_RL: Tensor) -> None:
         """Take over the prefixes of ``candidates`` and the noise (0 at row ends)."""
+        # Copied into the buffers that the recordings read. What is beyond a prefix is masked by its length.
         prefix = candidates.prefix
         longest = prefix.keys[0].shape[2]
         for layer, (keys, values) in enumerate(zip(prefix.keys, prefix.values, strict=True)):
@@ -88,50 +90,51 @@ class StaticSteps:
         self._starts_R.copy_(self._lengths_P.repeat_interleave(self._each))
         self._noise_LR.copy_(noise_RL.T)
         self._logits_RV.copy_(candidates.start_logits(self._each))
-        self._place_1.zero_()
+        self._position_1.zero_()
 
-    def advance(self, place: int) -> None:
-        """Draw the code of ``place``, where all before it have been drawn; its successor's logits too, if there is
-        one."""
-        if place + 1 == self.codes_RL.shape[1]:
-            self._draw()
+    def advance(self, position: int) -> None:
+        """Sample the code of ``position``, all before it being there, and compute the logits of the next, if any."""
+        # Nothing follows the last code: its pass through the layers is spared.
+        if position + 1 == self.codes_RL.shape[1]:
+            self._sample()
             return
-        bucket = self._bucket(place)
+        bucket = self._bucket(position)
         if bucket in self._graphs:
             self._graphs[bucket].replay()
         else:
-            self.step(bucket)
+            self.step(bucket)  # a stepping that records nothing
 
     def step(self, filled: int) -> None:
-        """One step at the place that the device knows, of a bucket that ends at ``filled``."""
-        decoder, place_1 = self._decoder, self._place_1
-        ids_R = self._slots.rows[self._draw()].repeat(self._conditions)
-        positions_R = self._starts_R + place_1
+        """Take one step at the position that the device knows, in a bucket that ends at ``filled``."""
+        decoder, position_1 = self._decoder, self._position_1
+        ids_R = self._slots.rows[self._sample()].repeat(self._conditions)
+        positions_R = self._starts_R + position_1
         rotation = (self._rotation[0][positions_R], self._rotation[1][positions_R])
         hidden_RH = decoder.run(ids_R, rotation, self._attend(filled), self._parts)
         self._logits_RV.copy_(self._mixed(hidden_RH))
-        place_1.add_(1)
+        position_1.add_(1)
 
-    def _draw(self) -> Tensor:
-        """int64 (R,): the codes at the place, which are stored."""
-        place_1 = self._place_1
-        noise_R = self._noise_LR.index_select(0, place_1)[0]
+    def _sample(self) -> Tensor:
+        """Sample and store the codes int64 (R,) at the position."""
+        position_1 = self._position_1
+        noise_R = self._noise_LR.index_select(0, position_1)[0]
         code_R = choose(self._logits_RV, noise_R, self._sampling)
-        code_R = self._slots.settle_at(code_R, place_1.expand(len(code_R)))
-        self.codes_RL.index_copy_(1, place_1, code_R[:, None])
+        code_R = self._slots.settle_at(code_R, position_1.expand(len(code_R)))
+        self.codes_RL.index_copy_(1, position_1, code_R[:, None])
         return code_R
 
     def _attend(self, filled: int) -> Attend:
-        rows, place_1 = self._rows, self._place_1
+        rows, position_1 = self._rows, self._position_1
         if self._kernel is not None:
-            return self._kernel.of(self._prefix_keys, self._prefix_values, rows, self._lengths_P, place_1)
-        padding_PT = self._places_T >= self._lengths_P[:, None]
-        hidden_11F = (self._places_F[:filled] > place_1)[None, None]
+            return self._kernel.of(self._prefix_keys, self._prefix_values, rows, self._lengths_P, position_1)
+        # Masks are computed from tensors on the device, so that a replay computes them anew.
+        padding_PT = self._positions_T >= self._lengths_P[:, None]
+        hidden_11F = (self._positions_F[:filled] > position_1)[None, None]
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             own_keys, own_values = rows.keys[layer], rows.values[layer]
-            own_keys.index_copy_(2, place_1, key[:, :, None])
-            own_values.index_copy_(2, place_1, value[:, :, None])
+            own_keys.index_copy_(2, position_1, key[:, :, None])
+            own_values.index_copy_(2, position_1, value[:, :, None])
             own = own_keys[:, :, :filled], own_values[:, :, :filled]
             shared = self._prefix_keys[layer], self._prefix_values[layer]
             mixed = attend_shared(query[:, None], *shared, *own, prefix_hidden_PT=padding_PT, own_hidden=hidden_11F)
@@ -139,13 +142,13 @@ class StaticSteps:
 
         return attend
 
-    def _bucket(self, place: int) -> int:
-        """End of the bucket that holds a place."""
+    def _bucket(self, position: int) -> int:
+        """Return the end of the bucket that holds a position."""
         length = self.codes_RL.shape[1]
-        return length if self._kernel is not None else min(length, (place // BUCKET + 1) * BUCKET)
+        return length if self._kernel is not None else min(length, (position // BUCKET + 1) * BUCKET)
 
     def compile(self) -> None:
-        """Fuse what stands around attention; the kernels are made at the first step."""
+        """Fuse what surrounds attention; the kernels are made at the first step."""
         self._parts = compiled_parts(self._decoder)
 
     def record(self) -> None:
@@ -153,13 +156,15 @@ class StaticSteps:
         and work spaces."""
         stream = torch.cuda.Stream(self._decoder.device)  # type: ignore[no-untyped-call]
         pool = torch.cuda.graph_pool_handle()
-        for bucket in sorted({self._bucket(place) for place in range(self.codes_RL.shape[1] - 1)}, reverse=True):
+        for bucket in sorted({self._bucket(position) for position in range(self.codes_RL.shape[1] - 1)}, reverse=True):
+            # A side stream, as recordings need; the longest bucket first, whose memory serves all others.
             stream.wait_stream(torch.cuda.current_stream(self._decoder.device))
             with torch.cuda.stream(stream):
                 for _ in range(2):
-                    self._place_1.zero_()
+                    self._position_1.zero_()
                     self.step(bucket)
             torch.cuda.current_stream(self._decoder.device).wait_stream(stream)
+            # One memory pool for all recordings: they never run at the same time.
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                 self.step(bucket)
@@ -167,42 +172,47 @@ class StaticSteps:
 
 
 def compiled_parts(decoder: Decoder, backend: str | Callable[..., object] = "inductor") -> Parts:
-    """The halves of a layer around attention, each compiled once for all layers."""
+    """Compile the halves of a layer around attention, each once for all layers."""
     before = torch.compile(decoder.before, backend=backend, fullgraph=True, dynamic=False)
     after = torch.compile(decoder.after, backend=backend, fullgraph=True, dynamic=False)
     return Parts(before, after)
 
 
 def key_of(candidates: Candidates, each: int, slots: Slots, sampling: Sampling) -> Key:
-    """What must be equal for buffers and recordings to serve again: prefixes, candidates of each, room of a prefix,
-    slots, settings."""
+    """Return what must be equal for buffers and recordings to serve again: number of prefixes, candidates of each,
+    capacity for a prefix, slots, settings."""
     prefix = candidates.prefix
-    room = -(-prefix.keys[0].shape[2] // PREFIX_MULTIPLE) * PREFIX_MULTIPLE
-    return prefix.count, each, room, slots.count, sampling
+    capacity = -(-prefix.keys[0].shape[2] // PREFIX_MULTIPLE) * PREFIX_MULTIPLE
+    return prefix.count, each, capacity, slots.count, sampling
 
 
 def static_steps(
     candidates: Candidates, noise_RL: Tensor, each: int, sampling: Sampling, slots: Slots
 ) -> StaticSteps | None:
-    """Steps that are ready to begin, those that the decoder holds where they fit; None where images are decoded
-    plainly. Raises :class:`torch.OutOfMemoryError` where there is no room.
+    """Return steps that are ready to begin, those that the decoder holds where they fit.
 
-    They are taken from the decoder, so that two threads never share them: put them back when the image is done.
+    They leave the decoder, so that two threads never share them: put them back when the image is done.
+
+    Returns:
+        None where images are decoded plainly.
+
+    Raises:
+        torch.OutOfMemoryError: Where memory does not suffice.
     """
     decoder = candidates.decoder
     steps: StaticSteps | None = decoder.held
     decoder.held = None
     if steps is not None and steps.key != key_of(candidates, each, slots, sampling):
-        steps = None  # before room for others is asked for
+        steps = None  # freed before memory for others is reserved
     while steps is None and decoder.stepping != "plain":
-        steps = _made(candidates, each, sampling, slots)
+        steps = _build_steps(candidates, each, sampling, slots)
     if steps is not None:
         steps.begin(candidates, noise_RL)
     return steps
 
 
-def _made(candidates: Candidates, each: int, sampling: Sampling, slots: Slots) -> StaticSteps | None:
-    """None, and a simpler way from now on, where that cannot be done."""
+def _build_steps(candidates: Candidates, each: int, sampling: Sampling, slots: Slots) -> StaticSteps | None:
+    """Build steps as the decoder's stepping says; where that fails, choose a simpler stepping and return None."""
     decoder = candidates.decoder
     try:
         steps = StaticSteps(candidates, each, slots, sampling)
@@ -211,17 +221,18 @@ def _made(candidates: Candidates, each: int, sampling: Sampling, slots: Slots) -
         if decoder.stepping != "static":
             steps.record()
     except torch.OutOfMemoryError:
-        raise
+        raise  # a simpler stepping needs no less memory; the caller halves its batch
     except Exception as error:
         if decoder.stepping not in SIMPLER:
             raise
         text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         way = f"{decoder.stepping} decoding{' with Triton kernels' if can_attend(decoder) else ''}"
+        # The kernels are given up before the recording is: a graph without them is still quicker than no graph.
         if decoder.stepping == "graph" and can_attend(decoder):
             decoder.kernels = False
         else:
             decoder.stepping = SIMPLER[decoder.stepping]
-        logger.warning("%s failed (%s); going on with %s decoding", way, text, decoder.stepping)
+        logger.warning("%s failed (%s); continuing with %s decoding", way, text, decoder.stepping)
         return None
     logger.info(
         "%s decoding of %d rows: %.2f GB of caches", decoder.stepping, steps.key[0] * each, steps.num_bytes / 1e9

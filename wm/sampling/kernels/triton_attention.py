@@ -1,9 +1,9 @@
-"""Attention of a step on a GPU in two kernels: parts of all places at once, then their merger.
+"""Attend for a step on a GPU in two kernels: chunks of all positions at once, then their merger.
 
-Prefix and own places are cut into chunks, so that even one row keeps every multiprocessor busy (as in flash decoding,
-https://pytorch.org/blog/flash-decoding). A chunk of a prefix is read once for all candidates' queries of a group of
-heads. Scores stay in registers; the parts are merged by the log of the sum of exponentials. How far to read is read
-from the device, so that one recording serves every step, and the new keys and values are stored on the way.
+Prefix and own positions are cut into chunks, so that even one row keeps every multiprocessor busy (as in flash
+decoding, https://pytorch.org/blog/flash-decoding). A chunk of a prefix is read once for all candidates' queries of a
+group of heads. Scores stay in registers; the parts are merged by the log of the sum of exponentials. How far to read is
+read from the device, so that one recording serves every step, and the new keys and values are stored on the way.
 """
 
 from importlib.util import find_spec
@@ -17,16 +17,16 @@ from wm.sampling.model_runner import Attend, Decoder
 from wm.sampling.weights_view import DecoderView
 
 QUERIES = 16
-"""A program's: the least that the matrix units take."""
+"""Queries of a program: the fewest that the matrix units take."""
 BLOCK = 64
-"""Places that a program reads at a time."""
+"""Positions that a program reads at a time."""
 BUSY = 528
 """Programs that keep a large GPU busy (four for each of 132 multiprocessors)."""
 
 
 def can_attend(decoder: Decoder) -> bool:
-    """Whether Triton is at hand and wanted and the kernels know the decoder's type and heads: their width, and no more
-    to a group than a program has queries."""
+    """Return whether Triton is at hand and wanted and the kernels know the decoder's type and heads: their width, and
+    no more to a group than a program has queries."""
     view = decoder.view
     of_type = decoder.dtype in (torch.bfloat16, torch.float16, torch.float32)
     of_shape = view.head_width in (16, 32, 64, 128, 256) and view.num_heads // view.num_groups <= QUERIES
@@ -36,32 +36,43 @@ def can_attend(decoder: Decoder) -> bool:
 
 
 class StepAttention:
-    """Room for the parts of one step's attention."""
+    """The buffers of one step's attention, and the call of its kernels."""
 
-    def __init__(self, num_rows: int, num_prefixes: int, prefix_room: int, room: int, view: DecoderView) -> None:
+    def __init__(
+        self, num_rows: int, num_prefixes: int, prefix_capacity: int, capacity: int, view: DecoderView
+    ) -> None:
         self._view, self._num_rows, self._num_prefixes = view, num_rows, num_prefixes
-        self._prefix_room, self._room = prefix_room, room
+        self._prefix_capacity, self._capacity = prefix_capacity, capacity
         self._each = num_rows // num_prefixes
         self._row_blocks = -(-self._each * (view.num_heads // view.num_groups) // QUERIES)
+        # The largest chunk that still gives every multiprocessor work: fewer parts to merge.
         self._chunk = next(size for size in (256, 128, BLOCK) if self._programs(size) >= BUSY or size == BLOCK)
-        self._parts = -(-prefix_room // self._chunk), -(-room // self._chunk)
+        self._parts = -(-prefix_capacity // self._chunk), -(-capacity // self._chunk)
         device = view.embedding.device
         shape = (sum(self._parts), num_rows, view.num_heads, view.head_width)
+        # In float32: the merger weighs parts by exponentials of differences.
         self._mixed_parts = torch.zeros(shape, dtype=torch.float32, device=device)
         self._lse_parts = torch.zeros(shape[:-1], dtype=torch.float32, device=device)
 
     def _programs(self, chunk: int) -> int:
-        prefix = self._num_prefixes * self._row_blocks * -(-self._prefix_room // chunk)
-        # On average half of the own places are filled.
-        return self._view.num_groups * (prefix + self._num_rows * -(-self._room // chunk) // 2)
+        prefix = self._num_prefixes * self._row_blocks * -(-self._prefix_capacity // chunk)
+        # On average half of the own positions are filled.
+        return self._view.num_groups * (prefix + self._num_rows * -(-self._capacity // chunk) // 2)
 
-    def of(self, prefix_keys: Tensor, prefix_values: Tensor, rows: Rows, lengths_P: Tensor, place_1: Tensor) -> Attend:
-        """What the decoder calls in each layer. ``prefix_keys``: (layers, P, G, T, D), ``lengths_P`` of them are there;
-        ``rows`` are filled before ``place_1``, where the new keys and values are stored."""
+    def of(
+        self, prefix_keys: Tensor, prefix_values: Tensor, rows: Rows, lengths_P: Tensor, position_1: Tensor
+    ) -> Attend:
+        """Build the function that the decoder calls in each layer.
+
+        ``prefix_keys`` (layers, P, G, T, D) are filled up to ``lengths_P``; ``rows`` up to ``position_1``, where the
+        new keys and values are stored.
+        """
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             own = rows.keys[layer], rows.values[layer]
-            return self(query, key, value, (prefix_keys[layer], prefix_values[layer]), own, until=(lengths_P, place_1))
+            return self(
+                query, key, value, (prefix_keys[layer], prefix_values[layer]), own, until=(lengths_P, position_1)
+            )
 
         return attend
 
@@ -75,7 +86,8 @@ class StepAttention:
         *,
         until: tuple[Tensor, Tensor],
     ) -> Tensor:
-        """(R, A x D): of each row's query, scaled already, to its prefix and its places up to the new one."""
+        """Attend from each row's query, scaled already, to its prefix and its own tokens up to the new one: (R, A x
+        D)."""
         kernels: Any = _kernels()
         view, (prefix_parts, own_parts) = self._view, self._parts
         query_RAD, key_RGD, value_RGD = map(_with_heads_in_order, (query_RAD, key_RGD, value_RGD))
@@ -95,8 +107,8 @@ class StepAttention:
             self._num_rows,
             self._num_prefixes,
             self._each,
-            self._prefix_room,
-            self._room,
+            self._prefix_capacity,
+            self._capacity,
             prefix_parts,
             own_parts,
             self._row_blocks,
@@ -127,11 +139,12 @@ class StepAttention:
 
 
 def _kernels() -> Any:
+    # Imported here: Triton is not everywhere.
     from wm.sampling.kernels import triton_kernels
 
     return triton_kernels
 
 
 def _with_heads_in_order(new: Tensor) -> Tensor:
-    """(R, heads, D) in which a row's heads stand side by side, whatever stands between rows."""
+    """Return (R, heads, D) with a row's heads side by side in memory, whatever is between rows."""
     return new if new.stride()[1:] == (new.shape[2], 1) else new.contiguous()
