@@ -31,6 +31,7 @@ from wm.judging import JudgeScore
 from wm.models import ImageCodec, hub_hint, is_adapter, load_codec, model_folder, read_manifest
 from wm.models.sharing import need_shareable
 from wm.paths import InputPath, OutputPath
+from wm.records import SEED_SCHEME
 from wm.runs import Run, digest_of, read_run, write_json
 
 Role = Literal["idm", "fdm"]
@@ -80,27 +81,27 @@ class EvaluateRecipe(Recipe):
     k: list[int] = Field([1, 2, 4, 8], min_length=1)
     """Numbers of candidates to choose among."""
     sampling: Sampling = Sampling()
-    """How candidates are drawn, guidance included."""
+    """How candidates are sampled, guidance included."""
     block: int = Field(0, ge=0)
-    """Draw candidates speculatively, so many codes of the source drafted a pass: the same ones in fewer passes. 0: one
-    code a pass."""
+    """Sample candidates speculatively, so many codes of the source drafted a pass: the same ones in fewer passes; 0:
+    one code a pass."""
     max_unchanged: float = Field(1.0, ge=0, le=1)
     """Copy guard: candidates with a larger share of unchanged image tokens are chosen last; 1: off."""
     margins: list[float] = [1.0, 0.5, 0.3, 0.2, 0.1, 0.05]
     """Adaptive N is replayed on the candidates with these margins (nats an action token, see wm.dynamics.stopping),
     the largest k being the budget; []: not."""
     at_least: int = Field(1, ge=1)
-    """Candidates of its first round; each later round doubles what was drawn."""
+    """Candidates of its first round; each later round doubles the number sampled."""
     greedy: bool = True
     """Evaluate the greedy prediction too."""
     probe: bool = True
     """Run the preference probe."""
     subset: SubsetColumn = "dataset"
-    """Column that tells subsets apart: figures by subset, and negatives of the probe, go by it."""
+    """Column that separates subsets: figures by subset, and negatives of the probe, go by it."""
     limit: int = Field(0, ge=0)
     """Use so many triplets, spread evenly over the set; 0: all."""
     examples: int = Field(12, ge=0)
-    """How many examples to keep with pictures."""
+    """How many examples to keep with images."""
     max_new_tokens: int = Field(32, ge=1)
     """Longest action an IDM may propose, tokens."""
     batch_size: int = Field(64, ge=1)
@@ -117,21 +118,21 @@ class EvaluateRecipe(Recipe):
 
     @field_validator("seeds", "k")
     @classmethod
-    def _counts(cls, values: list[int], info: ValidationInfo) -> list[int]:
-        least = 1 if info.field_name == "k" else 0
-        if len(set(values)) != len(values) or min(values) < least:
-            raise ValueError(f"expected different whole numbers from {least} up")
+    def _check_counts(cls, values: list[int], info: ValidationInfo) -> list[int]:
+        min_value = 1 if info.field_name == "k" else 0
+        if len(set(values)) != len(values) or min(values) < min_value:
+            raise ValueError(f"expected different whole numbers from {min_value} up")
         return sorted(values)
 
     @field_validator("margins")
     @classmethod
-    def _margins(cls, values: list[float]) -> list[float]:
+    def _check_margins(cls, values: list[float]) -> list[float]:
         if len(set(values)) != len(values) or min(values, default=0.0) < 0:
             raise ValueError("expected different numbers from 0 up")
         return sorted(values, reverse=True)
 
     @model_validator(mode="after")
-    def _need_budget(self) -> "EvaluateRecipe":
+    def _check_budget(self) -> "EvaluateRecipe":
         if self.at_least > 1 and not self.margins:
             raise ValueError(f"at_least = {self.at_least} is a setting of the replay, which margins = [] turns off")
         if self.at_least > max(self.k):
@@ -140,21 +141,32 @@ class EvaluateRecipe(Recipe):
 
 
 def run(recipe: EvaluateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
-    """Evaluate; returns the record that ``run.json`` holds. Writes ``tables.json``, ``examples.json``,
-    ``examples/``.
+    """Evaluate every model and write ``tables.json``, ``examples.json`` and ``examples/`` below ``out``.
 
-    A stopped evaluation goes on with the units left.
+    A stopped evaluation resumes with the units whose files are missing.
+
+    Args:
+        recipe: The models, the held-out triplets and the settings.
+        dry_run: Check the recipe and report the number of units only.
+
+    Returns:
+        The record that ``run.json`` holds; empty on a dry run.
+
+    Raises:
+        InputError: On a model, triplets or a folder that does not fit.
     """
     entries = entries_of(recipe)
     units = units_of(entries, recipe.seeds, greedy=recipe.greedy, with_probe=recipe.probe)
     inputs = {"triplets": digest_of(recipe.triplets)}
     inputs |= {f"model {name}": digest_of(entry.path) for name, entry in entries.items()}
+    inputs["seeds"] = SEED_SCHEME  # parts of another scheme would be mixed with new ones
     job = Run(recipe.out, "evaluate", recipe, inputs)
     if job.is_whole():
         print(f"{recipe.out} is whole: nothing to do")
         return read_run(recipe.out) or {}
+    # Read before the folder is made, so that bad input leaves nothing behind.
     with job.timed("read"):
-        bench = _bench(recipe)
+        bench = _build_bench(recipe)
     if dry_run:
         print(
             f"would evaluate {len(entries)} models on {len(bench.held_out)} triplets in {len(units)} units "
@@ -164,9 +176,10 @@ def run(recipe: EvaluateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     job.start()
     parts = job.out / "parts"
     with job.timed("models"), cli.progress_bar(len(units), "unit", "evaluate") as bar:
-        for unit in _work(recipe, bench, units, parts):
+        for unit in _run_units(recipe, bench, units, parts):
             bar.set_postfix_str(f"{unit.entry} {unit.ask}")
             bar.update()
+    # Tables are made of the files alone: a resumed run gives what an uninterrupted one would.
     with job.timed("tables"):
         collected = collect(bench, units, parts, recipe.k)
         tables = build_tables(collected) | {
@@ -192,24 +205,24 @@ def run(recipe: EvaluateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
 
 
 def entries_of(recipe: EvaluateRecipe) -> dict[str, Entry]:
-    """The models to evaluate, each checked: its folder is there, its task fits its role, its verifier is an
-    IDM."""
-    found: dict[str, Entry] = {}
+    """Build the models to evaluate, each checked: its folder exists, its task fits its role, its verifier is an IDM."""
+    # Both roles of the base are evaluated: it knows both prompts, though it was trained on neither.
+    entries: dict[str, Entry] = {}
     if recipe.base and recipe.zero_shot:
         for role in ROLES:
-            found[f"zero-shot-{role}"] = Entry(
+            entries[f"zero-shot-{role}"] = Entry(
                 f"zero-shot-{role}", recipe.base, role, recipe.zero_shot_label, 0, "", ""
             )
-    for name, one in recipe.models.items():
-        if name in found:
+    for name, model in recipe.models.items():
+        if name in entries:
             raise InputError(f"models.{name}: this name is kept for the base; choose another")
-        found[name] = Entry(name, one.path, one.role, one.label, one.seed, one.idm, one.base, one.reads)
-    if not found:
+        entries[name] = Entry(name, model.path, model.role, model.label, model.seed, model.idm, model.base, model.reads)
+    if not entries:
         raise InputError("nothing to evaluate: give base, or models as tables [models.NAME]")
-    return {name: _checked(entry, found, recipe) for name, entry in found.items()}
+    return {name: _check_entry(entry, entries, recipe) for name, entry in entries.items()}
 
 
-def _checked(entry: Entry, entries: dict[str, Entry], recipe: EvaluateRecipe) -> Entry:
+def _check_entry(entry: Entry, entries: dict[str, Entry], recipe: EvaluateRecipe) -> Entry:
     where = f"models.{entry.name}"
     if not re.fullmatch(r"[\w-]+", entry.name):
         raise InputError(f"{where}: a name holds letters, digits, - and _ only")
@@ -223,9 +236,10 @@ def _checked(entry: Entry, entries: dict[str, Entry], recipe: EvaluateRecipe) ->
     verifier = (entry.verifier or recipe.idm) if entry.role == "fdm" else ""
     if entry.verifier and entry.role == "idm":
         raise InputError(f"{where}.idm = {entry.verifier!r}: an IDM is not verified; leave it out")
-    if verifier and (verifier not in entries or not _verifies(entries[verifier])):
-        idms = ", ".join(name for name, one in entries.items() if _verifies(one)) or "none"
+    if verifier and (verifier not in entries or not _can_verify(entries[verifier])):
+        idms = ", ".join(name for name, other_entry in entries.items() if _can_verify(other_entry)) or "none"
         raise InputError(f"{where}: verifier {verifier!r} is no IDM of this recipe; those are {idms}")
+    # Such entries would be averaged as one run in the tables.
     for other in entries.values():
         twin = (other.label, other.role, other.run) == (entry.label, entry.role, entry.run)
         if twin and other.name != entry.name:
@@ -234,26 +248,27 @@ def _checked(entry: Entry, entries: dict[str, Entry], recipe: EvaluateRecipe) ->
     return replace(entry, verifier=verifier, base=entry.base or (recipe.base if is_adapter else ""))
 
 
-def _verifies(entry: Entry) -> bool:
+def _can_verify(entry: Entry) -> bool:
     return entry.role == "idm" and entry.reads == "codes"
 
 
-def _bench(recipe: EvaluateRecipe) -> Bench:
+def _build_bench(recipe: EvaluateRecipe) -> Bench:
     entries = entries_of(recipe)
     need_device(recipe.device)
+    # A model of pixels has no codec; the images must be compared through that of another.
     with_codes = [entry.path for entry in entries.values() if entry.reads == "codes"]
     codec_path = recipe.codec or recipe.base or next(iter(with_codes), "")
     if not codec_path:
-        raise InputError("every model reads pixels: give codec, a model folder whose codes tell the images apart")
+        raise InputError("every model reads pixels: give codec, a model folder whose codes distinguish the images")
     codec = load_codec(codec_path, recipe.device)
     for entry in entries.values():
-        _need_fit(entry, codec)
+        _check_fit(entry, codec)
         if recipe.weights == "shared" and is_adapter(entry.path):
             need_shareable(model_folder(entry.path))
     check_block(recipe.block, codec.tokens_per_image)
     codec.need_decoder()
     held_out = read_held_out(recipe.triplets, codec, limit=recipe.limit or None, subset=recipe.subset)
-    judge_many, action_is_right = _oracle(held_out) if recipe.judge == "oracle" else (None, None)
+    judge_many, action_is_right = _build_oracle(held_out) if recipe.judge == "oracle" else (None, None)
     return Bench(
         held_out=held_out,
         codec=codec,
@@ -272,7 +287,7 @@ def _bench(recipe: EvaluateRecipe) -> Bench:
     )
 
 
-def _need_fit(entry: Entry, codec: ImageCodec) -> None:
+def _check_fit(entry: Entry, codec: ImageCodec) -> None:
     """Refuse a model of another codec or base by its manifest, before any model is loaded."""
     manifest = read_manifest(entry.path)
     if manifest is None or entry.reads == "pixels":
@@ -290,25 +305,38 @@ def _need_fit(entry: Entry, codec: ImageCodec) -> None:
         )
 
 
-def _oracle(held_out: HeldOut) -> tuple[JudgeMany, ActionCheck]:
-    """The tabletop's judge, which reads the true pairs back into states once."""
-    from wm.nano.world.oracle import action_is_right, judge_states, read_states
+def _build_oracle(held_out: HeldOut) -> tuple[JudgeMany, ActionCheck | None]:
+    """Build the tabletop's judge, which reads the true pairs back into states once, and its check of actions."""
+    from wm.nano.world.actions import parse_action
+    from wm.nano.world.oracle import UNREADABLE, action_is_right, judge_states, read_states
 
     sources, targets = read_states(held_out.source_pixels), read_states(held_out.target_pixels)
+    # Cells that show nothing known are equal to each other: the oracle would call noise right.
+    unreadable = sum(
+        UNREADABLE in (*source.cells, *target.cells) for source, target in zip(sources, targets, strict=True)
+    )
+    if 2 * unreadable > len(held_out):
+        raise InputError(
+            f"judge = 'oracle' reads images of the tabletop world; {unreadable} of {len(held_out)} held-out triplets "
+            "show something else. Use judge = 'none'"
+        )
 
     def judge_many(items_M: Codes, predicted_MHWC: Pixels) -> list[JudgeScore]:
         scores = []
+        # In parts: the comparison with all templates takes 75 x 13 floats a cell.
         for begin in range(0, len(items_M), 256):
             predicted = read_states(predicted_MHWC[begin : begin + 256])
             for item, state in zip(items_M[begin : begin + 256].tolist(), predicted, strict=True):
                 scores.append(judge_states(sources[item], targets[item], state))
         return scores
 
-    return judge_many, action_is_right
+    # Where no reference is in the tabletop's words, no answer would be right.
+    reads_actions = any(parse_action(action) is not None for action in held_out.actions)
+    return judge_many, action_is_right if reads_actions else None
 
 
-def _work(recipe: EvaluateRecipe, bench: Bench, units: Sequence[Unit], parts: Path) -> Iterator[Unit]:
-    """Do every unit, here or in Ray tasks; yields each when its file is there."""
+def _run_units(recipe: EvaluateRecipe, bench: Bench, units: Sequence[Unit], parts: Path) -> Iterator[Unit]:
+    """Run every unit, in this process or in Ray tasks; yield each when its file exists."""
     if recipe.num_workers == 0:
         for unit in units:
             run_unit(bench, unit, parts)
@@ -319,38 +347,40 @@ def _work(recipe: EvaluateRecipe, bench: Bench, units: Sequence[Unit], parts: Pa
     from jobs.shared.ray_session import connect
 
     connect()
-    task = ray.remote(num_cpus=1, max_retries=2)(_remote_unit)
+    task = ray.remote(num_cpus=1, max_retries=2)(_run_remote_unit)
     values = recipe.with_absolute_paths().model_dump(mode="json")
     waiting = list(units)
     running: dict[Any, Unit] = {}
     while waiting or running:
+        # No more at a time than asked for: each worker holds models of its own.
         while waiting and len(running) < recipe.num_workers:
             unit = waiting.pop(0)
             running[task.remote(values, tuple(unit), str(parts.resolve()))] = unit
         ready, _ = ray.wait(list(running), num_returns=1)
         for reference in ready:
             problem = ray.get(reference)
+            # As text, because an exception of a task would arrive wrapped in its traceback.
             if problem:
                 raise InputError(problem)
             yield running.pop(reference)
 
 
-def _remote_unit(values: dict[str, Any], unit: tuple[str, Any, int], parts: str) -> str:
-    """Do a unit in a worker process; returns what is wrong with the input, or an empty text."""
+def _run_remote_unit(values: dict[str, Any], unit: tuple[str, Any, int], parts: str) -> str:
+    """Run a unit in a worker process; return what is wrong with the input, or an empty text."""
     # Imported by name: started with ``python -m``, this module is ``__main__`` here and something else in a worker.
-    from jobs.evaluate import _worker_bench
+    from jobs.evaluate import _build_worker_bench
 
     torch.set_num_threads(1)  # as many tasks as cores run at a time
     try:
-        run_unit(_worker_bench(json.dumps(values)), Unit(*unit), Path(parts))
+        run_unit(_build_worker_bench(json.dumps(values)), Unit(*unit), Path(parts))
     except InputError as error:
         return str(error)
     return ""
 
 
 @lru_cache(maxsize=1)
-def _worker_bench(recipe_json: str) -> Bench:
-    return _bench(EvaluateRecipe.model_validate_json(recipe_json))
+def _build_worker_bench(recipe_json: str) -> Bench:
+    return _build_bench(EvaluateRecipe.model_validate_json(recipe_json))
 
 
 def main() -> int:

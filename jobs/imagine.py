@@ -24,6 +24,7 @@ from wm.models import ImageCodec, load_codec
 from wm.paths import InputPath, OutputPath
 from wm.records import (
     REJECT_SCHEMA,
+    SEED_SCHEME,
     STAGE_TABLES,
     TRIPLET_SCHEMA,
     derive_seed,
@@ -93,7 +94,8 @@ def run(recipe: ImagineRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     """Predict, verify and write; returns the run's record. A stopped run goes on with the parts that are not there."""
     need_roles(recipe)
     names = ("fdm", "idm", "sources", "actions", *(["base"] if recipe.base else []))
-    stage = Run(recipe.out, "imagine", recipe, {name: digest_of(getattr(recipe, name)) for name in names})
+    inputs = {name: digest_of(getattr(recipe, name)) for name in names}
+    stage = Run(recipe.out, "imagine", recipe, inputs | {"seeds": SEED_SCHEME})
     whole = stage.is_whole()
     if whole:
         print(f"imagine: already whole in {recipe.out}")

@@ -10,7 +10,7 @@ from rouge_score.tokenizers import Tokenizer
 from sacrebleu.metrics.bleu import BLEU
 
 from wm.evaluation.metrics.text import ROUGE_METRICS, TEXT_METRICS, report_text, text_metrics
-from wm.evaluation.metrics.words import bleu_tokenizer, normalise, same_text, split_words
+from wm.evaluation.metrics.words import bleu_tokenizer, count_words, normalise, same_text, split_words
 from wm.evaluation.probe import Preference
 from wm.evaluation.report.figures import inverse_section, probe_section
 from wm.evaluation.report.findings import Findings
@@ -103,6 +103,23 @@ def test_words_of_ascii_are_those_of_rouge_score():
     for _ in range(500):
         text = "".join(chr(rng.randrange(128)) for _ in range(30))
         assert split_words(normalise(text)) == tokenize(text, None)
+
+
+def test_words_are_counted_in_every_script():
+    """As ``str.split`` where words stand between blanks; characters where they do not (marks are no words)."""
+    english = "pick-up  the cup_2, don't -\tnow!"
+    assert count_words(english) == len(english.split()) == 6
+    for text in (text for _, texts, _ in SPACED.values() for text in texts):
+        assert count_words(text) == len(text.split())
+    assert [count_words(text) for text in ("打开门", "打开 door。", "ドアを開ける", "เปิดประตู", "", " 。")] == [
+        3,
+        3,
+        6,
+        7,
+        0,
+        1,
+    ]
+    assert count_words("打开门。") == 3
 
 
 def test_short_narrations_have_a_bleu():

@@ -212,30 +212,67 @@ def test_goes_on_where_it_stopped(tiny_base, triplets, tmp_path, monkeypatch):
         assert (tmp_path / "out/parts" / name).stat().st_mtime_ns == time
 
 
-def test_oracle_judges_the_tabletop(tmp_path):
+@pytest.fixture(scope="module")
+def nano_base(tmp_path_factory):
     from wm.nano.preset import NanoPreset, write_random_base
     from wm.nano.world.actions import vocabulary
-    from wm.nano.world.triplets import sample_triplet
 
-    base = tmp_path / "base"
+    base = tmp_path_factory.mktemp("nano") / "base"
     preset = NanoPreset(hidden_size=32, num_layers=1, num_heads=2, mlp_size=32)
     write_random_base(base, seed=0, words=vocabulary(), preset=preset)
+    return base
+
+
+def judge_tabletop(base, out, *, pixels_of=None, actions=None):
+    from wm.nano.world.triplets import sample_triplet
+
     rng = np.random.default_rng(5)
-    drawn = [sample_triplet(rng) for _ in range(4)]
-    folder = write_triplets(tmp_path / "set", lambda i: (drawn[i][0], drawn[i][2]), [one[1] for one in drawn])
-    recipe = {
-        "triplets": str(folder),
-        "out": str(tmp_path / "out"),
-        "base": str(base),
-        "judge": "oracle",
-        "k": [1, 2],
-    }
+    samples = [sample_triplet(rng) for _ in range(4)]
+    pixels_of = pixels_of or (lambda i: (samples[i][0], samples[i][2]))
+    folder = write_triplets(out / "set", pixels_of, actions or [sample[1] for sample in samples])
+    recipe = {"triplets": str(folder), "out": str(out / "out"), "base": str(base), "judge": "oracle", "k": [1, 2]}
     evaluate.run(EvaluateRecipe.parse(recipe, "test"))
-    tables = json.loads((tmp_path / "out/tables.json").read_text())
+    return json.loads((out / "out/tables.json").read_text())
+
+
+def test_oracle_judges_the_tabletop(nano_base, tmp_path):
+    tables = judge_tabletop(nano_base, tmp_path)
     copy = next(row for row in tables["fdm"] if row["label"] == "Copy")["metrics"]
     assert (copy["final"]["mean"], copy["copied"]["mean"], copy["right"]["mean"]) == (0.0, 1.0, 0.0)
     assert copy["minimal_editing"]["mean"] == 10.0
     assert tables["idm"][0]["metrics"]["state_equivalent"]["mean"] == 0.0
+
+
+def test_oracle_refuses_images_of_another_world(nano_base, tmp_path):
+    """Cells that show nothing known equal each other: noise would be right, 10 of 10."""
+
+    def noise(index):
+        return tuple(np.random.default_rng(index).integers(0, 256, (2, 48, 48, 3), dtype=np.uint8))
+
+    with pytest.raises(InputError, match="judge = 'oracle' reads images of the tabletop world; 4 of 4 held-out"):
+        judge_tabletop(nano_base, tmp_path, pixels_of=noise)
+    assert not (tmp_path / "out").exists()
+
+
+def test_right_is_absent_where_no_reference_can_be_read(nano_base, tmp_path, capsys):
+    """Not 0: the judge knows no such words, so that no answer would be right."""
+    (row,) = judge_tabletop(nano_base, tmp_path, actions=["red circle", "blue", "left square", "green"])["idm"]
+    assert "state_equivalent" not in row["metrics"]
+    assert row["absent"]["state_equivalent"] == "the judge reads none of the reference actions"
+    assert "state_equivalent: absent: the judge reads none" in capsys.readouterr().out
+
+
+def test_parts_of_another_seed_scheme_are_not_mixed_in(tiny_base, triplets, tmp_path, monkeypatch):
+    recipe = recipe_of(tiny_base, triplets, tmp_path / "out")
+    monkeypatch.setattr(evaluate, "run_unit", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        evaluate.run(recipe)
+    path = tmp_path / "out/run.unfinished.json"
+    record = json.loads(path.read_text())
+    del record["inputs"]["seeds"]  # as before each row had its own
+    path.write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"another run, unfinished \(inputs seeds = None there, \"of the run's seed"):
+        evaluate.run(recipe)
 
 
 def test_stored_codes_are_taken_only_from_this_codec(tiny_base, tmp_path):

@@ -1,4 +1,4 @@
-"""What a judge of predicted images gives: the neutral place that worlds, metrics and jobs share."""
+"""Define what a judge of predicted images returns; shared by worlds, metrics and jobs, and knows none of them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,6 +37,6 @@ Judge: TypeAlias = Callable[[Pixels, Pixels, Pixels, str], JudgeScore]
 
 
 def unchanged_share(source_N: Sequence[int], candidate_N: Sequence[int]) -> float:
-    """Share of image tokens that a candidate has in common with its source, place by place, 0 to 1 (1: a copy)."""
+    """Compute the share of positions with the same image token in source and candidate, 0 to 1 (1: a copy)."""
     same = sum(int(a) == int(b) for a, b in zip(source_N, candidate_N, strict=True))
     return same / len(source_N)

@@ -135,6 +135,10 @@ def derive_seed(seed: int, *parts: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
+SEED_SCHEME = "of the run's seed and the row's id"
+"""How rows get their seeds, recorded among a run's inputs: a folder half done in another way is not resumed."""
+
+
 def row_seeds(seed: int, ids: Iterable[str | None]) -> list[int]:
     """Derive a seed for each row from the run's seed and the row's id.
 

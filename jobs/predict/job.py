@@ -1,5 +1,5 @@
 """Predict what an image looks like after one action or several, each prediction verified: image=FILE with actions=[…]
-gives pictures and a storyboard, triplets=FOLDER a table of predictions."""
+gives images and a storyboard, triplets=FOLDER a table of predictions."""
 
 import sys
 from pathlib import Path
@@ -19,6 +19,7 @@ from wm.evaluation.heldout import HeldOut, read_held_out
 from wm.images import Pixels, decode_image, fit_square
 from wm.models import ImageCodec, load_codec
 from wm.paths import InputPath, OutputPath
+from wm.records import SEED_SCHEME
 from wm.runs import Run, digest_of, read_run
 
 _ACTION_CHARS = 1000
@@ -29,7 +30,7 @@ class PredictRecipe(Search, RolesRecipe):
     """Which models, from what, and how to search."""
 
     image: InputPath = ""
-    """The source picture (PNG, JPEG, WebP, BMP), cut to the models' square."""
+    """The source image (PNG, JPEG, WebP, BMP), cut to the models' square."""
     actions: list[str] = []
     """With image: what is done, one action after the other."""
     triplets: InputPath = ""
@@ -39,10 +40,10 @@ class PredictRecipe(Search, RolesRecipe):
     out: OutputPath
     """Output folder."""
     seed: int = Field(default=0, ge=0, lt=2**63)
-    """Of the draws: the same seed gives the same predictions."""
+    """Of the samples: the same seed gives the same predictions."""
 
     @model_validator(mode="after")
-    def _need_one_source(self) -> "PredictRecipe":
+    def _check_source(self) -> "PredictRecipe":
         if bool(self.image) == bool(self.triplets):
             raise ValueError("give image=FILE with actions=[…], or triplets=FOLDER, and not both")
         if self.image and not self.actions:
@@ -55,20 +56,24 @@ class PredictRecipe(Search, RolesRecipe):
             raise ValueError(f"beam = {self.beam} belongs to actions one after the other; a triplet has one action")
         for action in self.actions:
             if not action.strip() or len(action) > _ACTION_CHARS:
-                said = "is empty" if not action.strip() else f"has {len(action)} letters"
-                raise ValueError(f"action {action!r:.60} {said}; expected some words, {_ACTION_CHARS} letters at most")
+                problem = "is empty" if not action.strip() else f"has {len(action)} letters"
+                raise ValueError(
+                    f"action {action!r:.60} {problem}; expected some words, {_ACTION_CHARS} letters at most"
+                )
         return self
 
     def search(self) -> Search:
-        """The settings of the search alone."""
+        """Return the settings of the search alone."""
         return Search.model_validate({name: getattr(self, name) for name in Search.model_fields})
 
 
 def run(recipe: PredictRecipe, *, dry_run: bool = False) -> dict[str, Any]:
-    """Predict and write; returns the run's record (empty on a dry run)."""
+    """Predict and write; return the run's record (empty on a dry run)."""
     need_roles(recipe)
     inputs = {"fdm": digest_of(recipe.fdm), "idm": digest_of(recipe.idm)}
     inputs |= {name: digest_of(path) for name in ("base", "image", "triplets") if (path := getattr(recipe, name))}
+    if recipe.triplets:
+        inputs["seeds"] = SEED_SCHEME  # parts of another scheme would be mixed with new ones
     stage = Run(recipe.out, "predict", recipe, inputs)
     if stage.is_whole():
         print(f"predict: already whole in {recipe.out}")
@@ -84,15 +89,16 @@ def run(recipe: PredictRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         rows = f"{len(recipe.actions)} actions in {recipe.image}" if held_out is None else f"{len(held_out)} triplets"
         print(f"predict: would predict {rows}, best of {recipe.best_of}, into {recipe.out}")
         return {}
+    # Models come last: a wrong recipe or image must not wait for 7B weights.
     with stage.timed("load"):
         roles = read_roles(recipe, codec)
     if source is not None:
-        return _one_image(recipe, stage, source, codec, roles)
+        return _predict_image(recipe, stage, source, codec, roles)
     assert held_out is not None
-    return _many(recipe, stage, held_out, roles)
+    return _predict_triplets(recipe, stage, held_out, roles)
 
 
-def _one_image(
+def _predict_image(
     recipe: PredictRecipe, stage: Run, source_HWC: Pixels, codec: ImageCodec, roles: Roles
 ) -> dict[str, Any]:
     source_1N = codec.encode(source_HWC[None])
@@ -100,38 +106,40 @@ def _one_image(
     stage.start()
     with stage.timed("predict"), progress_bar(len(recipe.actions), "step", "predict") as bar:
 
-        def told(done: StepDone) -> None:
-            bar.set_postfix_str(f"{done.draws} candidates")
+        def report_step(step: StepDone) -> None:
+            bar.set_postfix_str(f"{step.draws} candidates")
             bar.update()
 
         with torch.inference_mode():
             rollout = roll_out(
                 roles.fdm.model, roles.idm.model, source_1N, [recipe.actions], search=recipe.search(),
-                sampling=recipe.sampling, seed=recipe.seed, batch_size=recipe.batch_size, on_step=told,
+                sampling=recipe.sampling, seed=recipe.seed, batch_size=recipe.batch_size, on_step=report_step,
                 fdm_decoder=roles.fdm.decoder, idm_decoder=roles.idm.decoder,
             )[0]  # fmt: skip
     with stage.timed("write"):
         counts = write_rollout(rollout, source_HWC, codec, stage.out, top=recipe.top)
     record = stage.finish(counts)
-    for number, one in enumerate(rollout.best.candidates, 1):
-        drawn = sum(len(found.candidates) for found in rollout.steps[number - 1].predictions)
+    for number, candidate in enumerate(rollout.best.candidates, 1):
+        count = sum(len(prediction.candidates) for prediction in rollout.steps[number - 1].predictions)
         print(
-            f"  step {number}: {recipe.actions[number - 1]}: {one.score.mean_logprob:.3f} nats/token, "
-            f"{one.unchanged_share:.0%} of tokens unchanged, best of {drawn}"
+            f"  step {number}: {recipe.actions[number - 1]}: {candidate.score.mean_logprob:.3f} nats/token, "
+            f"{candidate.unchanged_share:.0%} of tokens unchanged, best of {count}"
         )
     print(f"predict: {counts['steps']} steps, {counts['draws']} candidates: {stage.out / 'storyboard.png'}")
     return record
 
 
-def _many(recipe: PredictRecipe, stage: Run, held_out: HeldOut, roles: Roles) -> dict[str, Any]:
+def _predict_triplets(recipe: PredictRecipe, stage: Run, held_out: HeldOut, roles: Roles) -> dict[str, Any]:
+    # Every action before the first prediction: one that is too long would else fail after hours.
     need_actions(roles, held_out.source_codes[0].tolist(), held_out.actions)
     stage.start()
     with stage.timed("predict"), torch.inference_mode(), progress_bar(len(held_out), "triplet", "predict") as bar:
-        for done in predict_triplets(
+        for count in predict_triplets(
             roles, held_out, stage.out, search=recipe.search(), sampling=recipe.sampling,
             seed=recipe.seed, batch_size=recipe.batch_size,
         ):  # fmt: skip
-            bar.update(done)
+            bar.update(count)
+    # Counted from the files, parts of an earlier attempt included.
     counts = count_parts([path for path, _ in parts_of(held_out, stage.out)])
     record = stage.finish(counts)
     print(
@@ -142,7 +150,7 @@ def _many(recipe: PredictRecipe, stage: Run, held_out: HeldOut, roles: Roles) ->
 
 
 def count_parts(files: list[Path]) -> dict[str, Any]:
-    """Of the best predictions: how many, mean draws, mean log-likelihood a token, mean unchanged share."""
+    """Count the best predictions: how many, mean candidates, mean log-likelihood a token, mean unchanged share."""
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
@@ -166,7 +174,7 @@ def _read_image(path: str, codec: ImageCodec) -> Pixels:
 
 
 def main() -> int:
-    """Command line."""
+    """Run the command line; return its exit status."""
     return cli_main(PredictRecipe, run, name="predict", description=__doc__ or "")
 
 

@@ -1,4 +1,4 @@
-"""What a rollout from one image leaves behind: pictures, ``prediction.json``, the storyboard."""
+"""Write what a rollout from one image gives: images, ``prediction.json``, the storyboard."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,142 +14,164 @@ from wm.models import ImageCodec
 from wm.runs import write_json
 
 _SHOWN = 4
-"""Pictures a step on the storyboard, at least, if there are so many."""
+"""Min images a step on the storyboard, if there are so many."""
 
 
-class Pictures:
+class ImageWriter:
     """Decodes images of the rollout once each and writes them as PNG files below ``out``."""
 
     def __init__(self, codec: ImageCodec, out: Path) -> None:
         self._codec, self._out = codec, out
         self._known: dict[tuple[int, ...], Pixels] = {}
 
-    def of(self, codes_N: tuple[int, ...]) -> Pixels:
-        """uint8 RGB (side, side, 3)."""
+    def decode(self, codes_N: tuple[int, ...]) -> Pixels:
+        """Decode codes to uint8 RGB (side, side, 3)."""
+        # Candidates repeat, in one step and from step to step.
         if codes_N not in self._known:
             self._known[codes_N] = self._codec.decode(torch.tensor([codes_N]))[0]
         return self._known[codes_N]
 
     def write(self, codes_N: tuple[int, ...], name: str) -> str:
-        """Write ``name`` below the folder; returns it."""
+        """Write ``name`` below the folder; return the name."""
         path = self._out / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encode_png(self.of(codes_N)))
+        path.write_bytes(encode_png(self.decode(codes_N)))
         return name
 
 
 def write_rollout(rollout: Rollout, source_HWC: Pixels, codec: ImageCodec, out: Path, *, top: int) -> dict[str, int]:
-    """Write everything; returns the counts for ``run.json``.
+    """Write the images, ``prediction.json`` and the storyboard of a rollout.
 
-    Of each sequence kept before a step the ``top`` best distinct candidates, and all that were kept, have pictures;
-    scores are there of all.
+    Every candidate has its scores in ``prediction.json``; images are written of the ``top`` best distinct candidates of
+    each sequence before a step, and of all that stay in the beam.
+
+    Args:
+        rollout: Steps, beam and candidates.
+        source_HWC: uint8 RGB (side, side, 3), as read.
+        codec: Decodes the candidates.
+        out: Folder to write into.
+        top: Distinct candidates with an image, 1 or more.
+
+    Returns:
+        Counts for ``run.json``: steps, draws, sequences.
     """
-    pictures = Pictures(codec, out)
+    writer = ImageWriter(codec, out)
     (out / "source.png").write_bytes(encode_png(source_HWC))
-    pictures.write(rollout.source, "source-codes.png")
+    writer.write(rollout.source, "source-codes.png")
     best = rollout.best.candidates
-    chosen = [pictures.write(one.codes, f"step-{number}.png") for number, one in enumerate(best, 1)]
-    steps = [_step(step, number, rollout, pictures, top) for number, step in enumerate(rollout.steps)]
+    images = [writer.write(candidate.codes, f"step-{number}.png") for number, candidate in enumerate(best, 1)]
+    steps = [_describe_step(step, number, rollout, writer, top) for number, step in enumerate(rollout.steps)]
     record = {
         "source": {"image": "source.png", "decoded": "source-codes.png", "codes": list(rollout.source)},
         "actions": [step.action for step in rollout.steps],
-        "images": chosen,
+        "images": images,
         "sequences": [
             {
                 "logprob": entry.logprob,
                 "mean_logprob": entry.mean_logprob,
                 "above_guard": entry.guarded,
-                "codes": [list(one.codes) for one in entry.candidates],
+                "codes": [list(candidate.codes) for candidate in entry.candidates],
             }
             for entry in rollout.trajectories
         ],
         "steps": steps,
     }
     write_json(out / "prediction.json", record)
-    draw_storyboard(_columns(rollout, source_HWC, pictures), out / "storyboard.png")
-    draws = sum(len(found.candidates) for step in rollout.steps for found in step.predictions)
-    return {"steps": len(steps), "draws": draws, "sequences": len(rollout.trajectories)}
+    draw_storyboard(_build_columns(rollout, source_HWC, writer), out / "storyboard.png")
+    count = sum(len(prediction.candidates) for step in rollout.steps for prediction in step.predictions)
+    return {"steps": len(steps), "draws": count, "sequences": len(rollout.trajectories)}
 
 
-def _step(step: Step, number: int, rollout: Rollout, pictures: Pictures, top: int) -> dict[str, Any]:
+def _describe_step(step: Step, number: int, rollout: Rollout, writer: ImageWriter, top: int) -> dict[str, Any]:
     before = (
         [rollout.source] if number == 0 else [entry.candidates[-1].codes for entry in rollout.steps[number - 1].beam]
     )
     expansions = []
-    for parent, (source_N, found) in enumerate(zip(before, step.predictions, strict=True)):
-        kept = {
-            entry.candidates[-1].codes: place for place, entry in enumerate(step.beam) if step.parents[place] == parent
+    for parent, (source_N, prediction) in enumerate(zip(before, step.predictions, strict=True)):
+        beam_ranks = {
+            entry.candidates[-1].codes: beam_rank
+            for beam_rank, entry in enumerate(step.beam)
+            if step.parents[beam_rank] == parent
         }
         candidates = []
-        for rank, one in enumerate(found.distinct):
-            place = kept.get(one.codes)
-            shown = rank < top or place is not None
+        for rank, candidate in enumerate(prediction.distinct):
+            beam_rank = beam_ranks.get(candidate.codes)
+            has_image = rank < top or beam_rank is not None
             stem = f"candidates/step-{number + 1}-from-{parent}-rank-{rank}.png"
-            image = pictures.write(one.codes, stem) if shown else None
-            candidates.append(_candidate(one, found) | {"image": image, "kept_as": place})
+            image = writer.write(candidate.codes, stem) if has_image else None
+            candidates.append(_describe_candidate(candidate, prediction) | {"image": image, "kept_as": beam_rank})
         expansions.append(
             {
                 "from": parent,
                 "source_codes": list(source_N),
-                "seed": found.best.seed,
-                "draws": len(found.candidates),
-                "rounds": found.rounds,
-                "passes": found.passes,
+                "seed": prediction.best.seed,
+                "draws": len(prediction.candidates),
+                "rounds": prediction.rounds,
+                "passes": prediction.passes,
                 "candidates": candidates,
             }
         )
-    chosen = rollout.best.candidates[number]
+    best = rollout.best.candidates[number]
     return {
         "action": step.action,
         "image": f"step-{number + 1}.png",
-        "logprob": chosen.score.logprob,
-        "mean_logprob": chosen.score.mean_logprob,
-        "unchanged_share": chosen.unchanged_share,
+        "logprob": best.score.logprob,
+        "mean_logprob": best.score.mean_logprob,
+        "unchanged_share": best.unchanged_share,
         "expansions": expansions,
     }
 
 
-def _candidate(one: Candidate, found: Prediction) -> dict[str, Any]:
+def _describe_candidate(candidate: Candidate, prediction: Prediction) -> dict[str, Any]:
     return {
-        "index": one.index,
-        "times": sum(other.codes == one.codes for other in found.candidates),
-        "logprob": one.score.logprob,
-        "mean_logprob": one.score.mean_logprob,
-        "tokens": one.score.num_tokens,
-        "unchanged_share": one.unchanged_share,
-        "codes": list(one.codes),
+        "index": candidate.index,
+        "times": sum(other.codes == candidate.codes for other in prediction.candidates),
+        "logprob": candidate.score.logprob,
+        "mean_logprob": candidate.score.mean_logprob,
+        "tokens": candidate.score.num_tokens,
+        "unchanged_share": candidate.unchanged_share,
+        "codes": list(candidate.codes),
     }
 
 
-def _columns(rollout: Rollout, source_HWC: Pixels, pictures: Pictures) -> list[Column]:
-    columns = [Column("source", [Shot(source_HWC, ["as given"]), Shot(pictures.of(rollout.source), ["as tokens"])])]
+def _build_columns(rollout: Rollout, source_HWC: Pixels, writer: ImageWriter) -> list[Column]:
+    columns = [Column("source", [Shot(source_HWC, ["as given"]), Shot(writer.decode(rollout.source), ["as tokens"])])]
     for number, step in enumerate(rollout.steps):
         way = rollout.best.candidates[: number + 1]
         shots = []
-        for place, (entry, parent) in enumerate(zip(step.beam, step.parents, strict=True)):
+        for rank, (entry, parent) in enumerate(zip(step.beam, step.parents, strict=True)):
             total = [f"sum {entry.logprob:.2f} nats, from {parent + 1}"] if len(step.beam) > 1 else []
-            lines = [f"{place + 1}.  {_score(entry.candidates[-1])}", *total, _changed(entry.candidates[-1])]
+            lines = [
+                f"{rank + 1}.  {_format_score(entry.candidates[-1])}",
+                *total,
+                _format_change(entry.candidates[-1]),
+            ]
             shots.append(
-                Shot(pictures.of(entry.candidates[-1].codes), lines, CHOSEN if entry.candidates == way else KEPT)
+                Shot(writer.decode(entry.candidates[-1].codes), lines, CHOSEN if entry.candidates == way else KEPT)
             )
         shots += [
-            Shot(pictures.of(one.codes), [_score(one), _changed(one)], OTHER)
-            for one in _left(step)[: max(0, _SHOWN - len(shots))]
+            Shot(writer.decode(candidate.codes), [_format_score(candidate), _format_change(candidate)], OTHER)
+            for candidate in _list_rest(step)[: max(0, _SHOWN - len(shots))]
         ]
         columns.append(Column(f"{number + 1}. {step.action}", shots))
     return columns
 
 
-def _left(step: Step) -> Sequence[Candidate]:
-    """Distinct candidates that the beam did not keep, best first."""
-    kept = {entry.candidates[-1].codes for entry in step.beam}
-    left = {one.codes: one for found in step.predictions for one in found.distinct if one.codes not in kept}
-    return sorted(left.values(), key=lambda one: -one.score.logprob)
+def _list_rest(step: Step) -> Sequence[Candidate]:
+    """List the distinct candidates that the beam did not keep, best first."""
+    beam = {entry.candidates[-1].codes for entry in step.beam}
+    rest = {
+        candidate.codes: candidate
+        for prediction in step.predictions
+        for candidate in prediction.distinct
+        if candidate.codes not in beam
+    }
+    return sorted(rest.values(), key=lambda candidate: -candidate.score.logprob)
 
 
-def _score(one: Candidate) -> str:
-    return f"{one.score.mean_logprob:.3f} nats/token"
+def _format_score(candidate: Candidate) -> str:
+    return f"{candidate.score.mean_logprob:.3f} nats/token"
 
 
-def _changed(one: Candidate) -> str:
-    return f"{one.unchanged_share:.0%} of tokens unchanged"
+def _format_change(candidate: Candidate) -> str:
+    return f"{candidate.unchanged_share:.0%} of tokens unchanged"

@@ -1,4 +1,4 @@
-"""Predictions for the triplets of a folder: Parquet parts, each whole or absent, so that a stopped run goes on."""
+"""Predict for the triplets of a folder: Parquet parts, each complete or absent, so that a stopped run resumes."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,12 +31,12 @@ SCHEMA = pa.schema(
     ]
 )
 """One row a triplet and rank (0: the prediction). ``seed`` (the triplet's own, made of the recipe's and of its id) and
-``candidate`` (its number) make the same draw again;
-``times``: how often it was drawn among ``draws``; ``passes``: of the forward model, where drawing was speculative."""
+``candidate`` (its number) reproduce the sample;
+``times``: how often it was sampled among ``draws``; ``passes``: of the forward model, if speculative."""
 
 
 def parts_of(held_out: HeldOut, out: Path) -> list[tuple[Path, range]]:
-    """Every file with the rows it is of."""
+    """List every part's file with the row numbers it holds."""
     starts = range(0, len(held_out), ROWS_PER_PART)
     return [
         (out / f"predictions/part-{number:05d}.parquet", range(start, min(start + ROWS_PER_PART, len(held_out))))
@@ -54,42 +54,55 @@ def predict_triplets(
     seed: int,
     batch_size: int | None,
 ) -> Iterator[int]:
-    """Write the parts that are not there; yields the number of triplets of each that is done.
+    """Write the parts that do not exist yet.
 
     Every triplet has noise of its own, made of ``seed`` and its id, whatever part it is in.
+
+    Args:
+        roles: The forward model and the inverse model that verifies.
+        held_out: The triplets, B of them.
+        out: Folder of the run; parts are written to ``out/predictions``.
+        search: How candidates are searched for and how many are stored.
+        sampling: How a code is sampled.
+        seed: Seed of the run, 0 or more.
+        batch_size: Rows of a forward pass; None: as the memory allows.
+
+    Yields:
+        The number of triplets of each part, when its file exists.
     """
     seeds = held_out.sampling_seeds(seed)
     for path, rows in parts_of(held_out, out):
+        # Parts are written in one rename: an existing one is complete.
         if not path.exists():
             actions = [held_out.actions[row] for row in rows]
-            found = predict_observations(
+            predictions = predict_observations(
                 roles.fdm.model, roles.idm.model, held_out.source_codes[rows.start : rows.stop], actions,
                 search=search, sampling=sampling, seed=seeds[rows.start : rows.stop], batch_size=batch_size,
                 fdm_decoder=roles.fdm.decoder, idm_decoder=roles.idm.decoder,
             )  # fmt: skip
             lines = [
                 {"triplet_id": held_out.ids[row], "action": action, "codec": roles.fdm.model.codec_id} | line
-                for row, action, one in zip(rows, actions, found, strict=True)
-                for line in _lines(one, search.top)
+                for row, action, prediction in zip(rows, actions, predictions, strict=True)
+                for line in _build_rows(prediction, search.top)
             ]
             write_table(lines, path, SCHEMA)
         yield len(rows)
 
 
-def _lines(found: Prediction, top: int) -> list[dict[str, Any]]:
+def _build_rows(prediction: Prediction, top: int) -> list[dict[str, Any]]:
     return [
         {
             "rank": rank,
-            "codes": list(one.codes),
-            "logprob": one.score.logprob,
-            "action_tokens": one.score.num_tokens,
-            "unchanged_share": one.unchanged_share,
-            "seed": one.seed,
-            "candidate": one.index,
-            "times": sum(other.codes == one.codes for other in found.candidates),
-            "draws": len(found.candidates),
-            "rounds": found.rounds,
-            "passes": found.passes,
+            "codes": list(candidate.codes),
+            "logprob": candidate.score.logprob,
+            "action_tokens": candidate.score.num_tokens,
+            "unchanged_share": candidate.unchanged_share,
+            "seed": candidate.seed,
+            "candidate": candidate.index,
+            "times": sum(other.codes == candidate.codes for other in prediction.candidates),
+            "draws": len(prediction.candidates),
+            "rounds": prediction.rounds,
+            "passes": prediction.passes,
         }
-        for rank, one in enumerate(found.top(top))
+        for rank, candidate in enumerate(prediction.top(top))
     ]

@@ -1,4 +1,4 @@
-"""Metrics, the preference probe, verification at several K, tables and the report."""
+"""Evaluate models: metrics, the preference probe, verification at several K, tables and the report."""
 
 from wm.evaluation.metrics.text import text_metrics
 from wm.evaluation.probe import NEGATIVES, Likelihoods, Preference, probe

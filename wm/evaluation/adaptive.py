@@ -1,8 +1,8 @@
-"""Adaptive N against fixed N from one bank of candidates: how many draws the rule takes, and what they are worth.
+"""Compare adaptive N with fixed N on one bank of candidates: how many the rule takes, and what they are worth.
 
-The bank's K candidates of an item are independent draws, so every rotation of their order is a fair replay: the rule of
-:mod:`wm.dynamics.stopping` is run on each and the item's figure is the mean over the K rotations. A fixed N is replayed
-in the same rotations (its first N draws), so that both see the same luck.
+The bank's K candidates of an item are independent samples, so every rotation of their order is a fair replay: the rule
+of :mod:`wm.dynamics.stopping` is run on each, and the item's figure is the mean over the K rotations. A fixed N is
+replayed in the same rotations (its first N candidates), so that both see the same luck.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,32 +30,33 @@ class Replay:
 
 
 def replay_fixed(bank: Bank, count: int) -> Replay:
-    """The verifier's best of the first ``count`` draws of each rotation. The bank must have been verified."""
+    """Choose the verifier's best of the first ``count`` candidates of each rotation; the bank must be verified."""
     items, total = bank.codes.shape[:2]
     stops_BK = np.full((items, total), count)
     return _replay(bank, stops_BK)
 
 
 def replay_adaptive(bank: Bank, margin: float, at_least: int) -> Replay:
-    """The same where the rule stops, the bank's K being the budget."""
+    """Choose among the candidates up to where the rule stops, the bank's K being the budget."""
     assert bank.verifier is not None and bank.action_tokens is not None
     items, total = bank.codes.shape[:2]
-    ends = [one.stop for one in rounds(Search(best_of=total, margin=margin, at_least=at_least))]
+    ends = [round_.stop for round_ in rounds(Search(best_of=total, margin=margin, at_least=at_least))]
     mean_BK = bank.verifier / bank.action_tokens[:, None]
     allowed_BK = bank.allowed
     stops_BK = np.empty((items, total), dtype=np.int64)
+    # The rule is sequential in the candidates, so that it cannot be run on all items at once.
     for item in range(items):
         for first in range(total):
             order = [(first + step) % total for step in range(total)]
             stops_BK[item, first] = next(
-                end for end in ends if end == total or _enough(order[:end], mean_BK[item], allowed_BK[item], margin)
+                end for end in ends if end == total or _can_stop(order[:end], mean_BK[item], allowed_BK[item], margin)
             )
     return _replay(bank, stops_BK)
 
 
-def _enough(seen: Sequence[int], mean_K: Floats, allowed_K: npt.NDArray[np.bool_], margin: float) -> bool:
-    fine = [mean_K[place] for place in seen if allowed_K[place]]
-    return is_enough(len(seen), float(max(fine)) if fine else None, margin)
+def _can_stop(order: Sequence[int], mean_K: Floats, allowed_K: npt.NDArray[np.bool_], margin: float) -> bool:
+    fine = [mean_K[index] for index in order if allowed_K[index]]
+    return is_enough(len(order), float(max(fine)) if fine else None, margin)
 
 
 def _replay(bank: Bank, stops_BK: Places) -> Replay:
@@ -66,6 +67,7 @@ def _replay(bank: Bank, stops_BK: Places) -> Replay:
     for first in range(total):
         order = (first + np.arange(total)) % total
         rotated_BK = bank.ranking[:, order].copy()
+        # Beyond the stop nothing was sampled.
         rotated_BK[np.arange(total)[None, :] >= stops_BK[:, first, None]] = -np.inf
         chosen_BK[:, first] = order[rotated_BK.argmax(axis=1)]
     metrics = {
@@ -77,7 +79,7 @@ def _replay(bank: Bank, stops_BK: Places) -> Replay:
 def adaptive_rows(
     banks: Mapping[tuple[str, int, int], Bank], margins: Sequence[float], at_least: int
 ) -> list[dict[str, Any]]:
-    """Rows for ``tables.json``: of each label fixed N from 1 to K (``margin`` None), then each margin, largest first.
+    """Build rows for ``tables.json``: of each label fixed N from 1 to K (``margin`` None), then each margin, falling.
 
     Each has ``metrics``, ``draws`` among them. Rows of a margin have ``fixed``: what fixed N gives for as many draws
     on average, between whole numbers in a straight line, by metric. Banks without a verifier are left out.
@@ -89,14 +91,18 @@ def adaptive_rows(
     for label in dict.fromkeys(label for label, _, _ in verified):
         own = {key: bank for key, bank in verified.items() if key[0] == label}
         total = next(iter(own.values())).codes.shape[1]
-        fixed = [_row(label, None, {key: replay_fixed(bank, count) for key, bank in own.items()})
+        fixed = [_build_row(label, None, {key: replay_fixed(bank, count) for key, bank in own.items()})
                  for count in range(1, total + 1)]  # fmt: skip
         rows += fixed
         for margin in sorted(margins, reverse=True) if total > 1 else []:
-            row = _row(label, margin, {key: replay_adaptive(bank, margin, at_least) for key, bank in own.items()})
-            draws = row["metrics"]["draws"]["mean"]
+            row = _build_row(label, margin, {key: replay_adaptive(bank, margin, at_least) for key, bank in own.items()})
+            count_mean = row["metrics"]["draws"]["mean"]
             row["fixed"] = {
-                name: float(np.interp(draws, range(1, total + 1), [one["metrics"][name]["mean"] for one in fixed]))
+                name: float(
+                    np.interp(
+                        count_mean, range(1, total + 1), [fixed_row["metrics"][name]["mean"] for fixed_row in fixed]
+                    )
+                )
                 for name in row["metrics"]
                 if name != "draws"
             }
@@ -104,10 +110,10 @@ def adaptive_rows(
     return rows
 
 
-def _row(label: str, margin: float | None, replays: Mapping[tuple[str, int, int], Replay]) -> dict[str, Any]:
+def _build_row(label: str, margin: float | None, replays: Mapping[tuple[str, int, int], Replay]) -> dict[str, Any]:
     values: dict[str, dict[int, list[Floats]]] = {}
-    for (_, run, _), one in replays.items():
-        for name, of_items in {"draws": one.draws, **one.metrics}.items():
+    for (_, run, _), replay in replays.items():
+        for name, of_items in {"draws": replay.draws, **replay.metrics}.items():
             values.setdefault(name, {}).setdefault(run, []).append(of_items)
     figures = {
         name: figure(

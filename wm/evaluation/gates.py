@@ -1,7 +1,7 @@
-"""Is a model good enough to go on with? The preference probe, the likelihood of the truth and the copying of sources,
-on held-out triplets. Reads codes only: no image is decoded.
+"""Evaluate a model on held-out triplets as codes: preference probe, likelihood of the truth, copying of sources.
 
-Training asks every so many steps, :mod:`jobs.gate` when a model of a later round stands against the one before.
+No image is decoded. Training does so every so many steps, :mod:`jobs.gate` to compare the model of a later round with
+the one before.
 """
 
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ class GateSet:
 
 @dataclass(frozen=True)
 class Gate:
-    """What the gate saw of one model.
+    """Figures of one model.
 
     ``nats_B``: of each triplet the negative log-likelihood of its completion in nats a token (an IDM's action, an FDM's
     target image). ``preference``: kind of negative → comparison. Of an FDM, by its greedy predictions:
@@ -62,21 +62,21 @@ class Gate:
 
     @property
     def has_collapsed(self) -> bool:
-        """Whether the model copies its source at least as often as :data:`COLLAPSED_COPIES`."""
+        """Return whether the model copies its source at least as often as :data:`COLLAPSED_COPIES`."""
         return self.copies is not None and self.copies >= COLLAPSED_COPIES
 
     def figures(self) -> dict[str, float]:
-        """Flat, for logs: ``nats`` (mean), ``prefers.KIND`` (share), and the shares of an FDM."""
-        named = {"nats": float(self.nats_B.mean()), "preference": self.value("preference")}
-        named |= {f"prefers.{kind}": found.share for kind, found in self.preference.items()}
+        """Return the figures flat, for logs: ``nats`` (mean), ``prefers.KIND`` (share), and the shares of an FDM."""
+        by_name = {"nats": float(self.nats_B.mean()), "preference": self.value("preference")}
+        by_name |= {f"prefers.{kind}": preference.share for kind, preference in self.preference.items()}
         shares = ("unchanged_share", "copies", "true_unchanged_share")
-        return named | {name: value for name in shares if (value := getattr(self, name)) is not None}
+        return by_name | {name: value for name in shares if (value := getattr(self, name)) is not None}
 
     def value(self, metric: GateMetric) -> float:
-        """``nats``: mean, lower is better. ``preference``: mean share over the kinds of negatives, higher is better."""
+        """Return mean ``nats`` (lower is better), or the mean share over the kinds of negatives (higher is better)."""
         if metric == "nats":
             return float(self.nats_B.mean())
-        return float(np.mean([found.share for found in self.preference.values()]))
+        return float(np.mean([preference.share for preference in self.preference.values()]))
 
 
 class Coded(Protocol):
@@ -84,22 +84,32 @@ class Coded(Protocol):
 
     @property
     def codec_id(self) -> str:
-        """Which codec."""
+        """Return the hash of the codec."""
         ...
 
     @property
     def tokens_per_image(self) -> int:
-        """Codes of an image."""
+        """Return the number of codes of an image."""
         ...
 
 
 def read_gate_set(folder: str | Path, vlm: Coded, *, limit: int = 0, subset: SubsetColumn = "dataset") -> GateSet:
-    """Triplets below ``folder`` (with ``limit`` so many, spread evenly).
+    """Read triplets as codes.
 
-    Raises :class:`InputError` for none, and for codes that are missing or of another codec.
+    Args:
+        folder: Folder of triplets, or of a stage that has them below ``triplets``.
+        vlm: A model or codec whose codes the triplets must have.
+        limit: Use so many triplets, spread evenly over the set; 0: all.
+        subset: Column that separates subsets.
+
+    Returns:
+        The triplets.
+
+    Raises:
+        InputError: For no triplet, and for codes that are missing or of another codec.
     """
-    place = Path(folder) / "triplets" if (Path(folder) / "triplets").is_dir() else Path(folder)
-    table = read_table(place, columns=["triplet_id", "codec", "source_codes", "target_codes", "action", subset])
+    triplets = Path(folder) / "triplets" if (Path(folder) / "triplets").is_dir() else Path(folder)
+    table = read_table(triplets, columns=["triplet_id", "codec", "source_codes", "target_codes", "action", subset])
     if not table.num_rows:
         raise InputError(f"no triplet in {folder}")
     rows = table.take(spread_rows(table.num_rows, limit or None)).to_pylist()
@@ -121,7 +131,19 @@ def read_gate_set(folder: str | Path, vlm: Coded, *, limit: int = 0, subset: Sub
 
 @torch.inference_mode()
 def gate(vlm: UnifiedVLM, role: Role, held_out: GateSet, *, batch_size: int | None = None, seed: int = 0) -> Gate:
-    """Ask a model. ``seed``: of the probe's random negatives."""
+    """Evaluate a model on held-out triplets.
+
+    Args:
+        vlm: An inverse or forward model.
+        role: Which of the two it is.
+        held_out: The triplets, B of them.
+        batch_size: Rows of a forward pass; None: as the memory allows.
+        seed: Seed of the probe's random negatives.
+
+    Returns:
+        Likelihoods, preferences and, of a forward model, how much it copies.
+    """
+    # One decoder for all questions: its buffers and graphs are reused.
     decoder = Decoder(vlm)
 
     def scorer(source_BN: torch.Tensor, target_BN: torch.Tensor, actions: Sequence[str]) -> Likelihoods:
@@ -130,25 +152,26 @@ def gate(vlm: UnifiedVLM, role: Role, held_out: GateSet, *, batch_size: int | No
             return Likelihoods(np.array(sums), np.full(len(actions), float(target_BN.shape[1])))
         scored = score_actions(vlm, source_BN, target_BN, actions, batch_size=batch_size, decoder=decoder)
         return Likelihoods(
-            np.array([one.logprob for one in scored]), np.array([float(one.num_tokens) for one in scored])
+            np.array([action.logprob for action in scored]), np.array([float(action.num_tokens) for action in scored])
         )
 
     source_BN, target_BN = held_out.source_BN, held_out.target_BN
     truth = scorer(source_BN, target_BN, held_out.actions)
-    found = probe(scorer, source_BN, target_BN, held_out.actions, held_out.subsets, ids=held_out.ids, seed=seed)
+    preference = probe(scorer, source_BN, target_BN, held_out.actions, held_out.subsets, ids=held_out.ids, seed=seed)
     nats_B = -truth.sums / truth.tokens
     if role == "idm":
-        return Gate(nats_B, found)
-    drawn_B1N = sample_observations(
+        return Gate(nats_B, preference)
+    greedy_B1N = sample_observations(
         vlm, source_BN, held_out.actions, num_samples=1, sampling=Sampling(greedy=True),
         batch_size=batch_size, decoder=decoder,
     )  # fmt: skip
-    same_BN, truly_BN = drawn_B1N[:, 0] == source_BN, target_BN == source_BN
+    # A target equal to its source is rightly copied: it says nothing of a collapse.
+    same_BN, truly_BN = greedy_B1N[:, 0] == source_BN, target_BN == source_BN
     moved_B = ~truly_BN.all(dim=1)
     copied_B = same_BN.all(dim=1)[moved_B]
     return Gate(
         nats_B,
-        found,
+        preference,
         unchanged_share=float(same_BN.double().mean()),
         copies=float(copied_B.double().mean()) if len(copied_B) else None,
         true_unchanged_share=float(truly_BN.double().mean()),

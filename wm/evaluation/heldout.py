@@ -1,4 +1,4 @@
-"""The held-out triplets an evaluation reads: pixels at the codec's size, codes, actions, change weights."""
+"""Read the held-out triplets of an evaluation: pixels at the codec's size, codes, actions, change weights."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,10 +43,19 @@ class HeldOut:
 def read_held_out(
     folder: str | Path, codec: ImageCodec, *, limit: int | None = None, subset: SubsetColumn = "dataset"
 ) -> HeldOut:
-    """Read triplets below ``folder``; with ``limit``, that many rows spread evenly over the set.
+    """Read triplets below ``folder``. Codes and change weights stored by this very codec are used, others computed.
 
-    Codes and change weights stored by this very codec are taken as they are; others are made anew.
-    Raises :class:`InputError` on an empty set, a bad image or stored codes of the wrong length.
+    Args:
+        folder: Parquet files of triplets.
+        codec: Encodes the images; its side is the size of the pixels.
+        limit: That many rows, spread evenly over the set; None: all.
+        subset: Column that separates subsets.
+
+    Returns:
+        The triplets.
+
+    Raises:
+        InputError: On an empty set, a bad image or stored codes of the wrong length.
     """
     table = read_table(folder, columns=[*_COLUMNS, "action", subset])
     if not table.num_rows:
@@ -58,8 +67,9 @@ def read_held_out(
             decode_image(row[name]["bytes"], f"{name} of triplet {row['triplet_id']} in {folder}") for row in rows
         ]
         sides.append(np.stack([fit_square(pixels, codec.side_px) for pixels in images]))
+    # All or none: change weights of two codecs would not compare.
     ready = all(row["codec"] == codec.codec_id and row["change"] is not None for row in rows)
-    source_BN, target_BN, change_BN = _stored(rows, codec, folder) if ready else _encoded(codec, *sides)
+    source_BN, target_BN, change_BN = _stack_codes(rows, codec, folder) if ready else _encode(codec, *sides)
     return HeldOut(
         ids=[row["triplet_id"] for row in rows],
         actions=[row["action"] for row in rows],
@@ -73,13 +83,13 @@ def read_held_out(
 
 
 def spread_rows(total: int, limit: int | None) -> list[int]:
-    """Row numbers, all of them or ``limit`` evenly spaced ones: sets are often sorted by subset."""
+    """List row numbers, all of them or ``limit`` evenly spaced ones: sets are often sorted by subset."""
     if limit is None or limit >= total:
         return list(range(total))
     return [int(row * total / limit) for row in range(limit)]
 
 
-def _stored(
+def _stack_codes(
     rows: Sequence[dict[str, object]], codec: ImageCodec, folder: str | Path
 ) -> tuple[torch.Tensor, torch.Tensor, Floats]:
     arrays = []
@@ -92,7 +102,7 @@ def _stored(
     return source_BN, target_BN, arrays[2].astype(np.float64)
 
 
-def _encoded(codec: ImageCodec, source_BHWC: Pixels, target_BHWC: Pixels) -> tuple[torch.Tensor, torch.Tensor, Floats]:
+def _encode(codec: ImageCodec, source_BHWC: Pixels, target_BHWC: Pixels) -> tuple[torch.Tensor, torch.Tensor, Floats]:
     source_BN, source_BND = codec.encode_with_features(source_BHWC)
     target_BN, target_BND = codec.encode_with_features(target_BHWC)
     change_BN: Floats = change_map(source_BND, target_BND).double().cpu().numpy()

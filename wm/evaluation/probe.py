@@ -1,4 +1,4 @@
-"""The preference probe: is the true trajectory likelier than a manipulated one? (paper section 2)."""
+"""Run the preference probe: is the true trajectory likelier than a manipulated one? (paper section 2)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -65,15 +65,28 @@ def probe(
     ids: Sequence[str] | None = None,
     seed: int = 0,
 ) -> dict[str, Preference]:
-    """Compare each trajectory with its four negatives, all from the same subset (rows with equal
-    ``subsets``).
+    """Compare each trajectory with its four negatives, all from the same subset.
 
     Random action: another action of the subset that reads differently. Random observation: the target of
     another row, different from the true one. Copy: target := source. Inverse: source and target swapped.
-    The same triples serve IDM and FDM; what is scored is the scorer's choice. A row whose subset offers no
-    such action or target is left out of that kind, which its ``pairs`` tell. Which one is compared is a function
-    of ``seed`` and the row's id (its number without ``ids``), whatever the order of the rows. Raises
-    :class:`InputError` on lengths that differ.
+    The same triples serve IDM and FDM; what is scored is the scorer's choice.
+
+    Args:
+        scorer: Log-likelihoods of the model.
+        source_BN: Codes of the sources.
+        target_BN: Codes of the targets.
+        actions: Actions, B of them.
+        subsets: Name of each row's subset.
+        ids: Names of the rows; without, their numbers. The negatives depend on them and on ``seed``, whatever the order
+            of the rows.
+        seed: 0 or more.
+
+    Returns:
+        Kind of negative → comparison. A row whose subset has no such negative is left out, which ``pairs`` reports; a
+        kind without a row is absent.
+
+    Raises:
+        InputError: On lengths that differ.
     """
     rows = len(actions)
     names = [str(row) for row in range(rows)] if ids is None else ids
@@ -82,29 +95,32 @@ def probe(
             f"the probe needs as many sources, targets, actions and subsets and at least one; "
             f"got {len(source_BN)}, {len(target_BN)}, {rows} and {len(subsets)}"
         )
+    # 1. Score the truth once for all kinds.
     reference = scorer(source_BN, target_BN, actions)
+    # 2. Pick negatives: actions that differ in case or blanks alone are the same action.
     words = [same_text(text) for text in actions]
     other_action = pick_others(words, subsets, names, seed=derive_seed(seed, "action"))
     other_target = pick_others(
         [tuple(row.tolist()) for row in target_BN], subsets, names, seed=derive_seed(seed, "target")
     )
+    # 3. Compare with each kind, on the rows that have a negative of it.
     results = {}
     for kind in NEGATIVES:
-        chosen = {"random_action": other_action, "random_observation": other_target}.get(kind)
-        kept = np.arange(rows) if chosen is None else np.flatnonzero(chosen >= 0)
-        if not len(kept):
+        picks = {"random_action": other_action, "random_observation": other_target}.get(kind)
+        pairs = np.arange(rows) if picks is None else np.flatnonzero(picks >= 0)
+        if not len(pairs):
             continue
-        source, target, texts = source_BN[kept], target_BN[kept], [actions[int(row)] for row in kept]
+        source, target, texts = source_BN[pairs], target_BN[pairs], [actions[int(row)] for row in pairs]
         if kind == "random_action":
-            texts = [actions[int(other_action[row])] for row in kept]
+            texts = [actions[int(other_action[row])] for row in pairs]
         elif kind == "random_observation":
-            target = target_BN[other_target[kept]]
+            target = target_BN[other_target[pairs]]
         elif kind == "copy":
             target = source
         else:
             source, target = target, source
         negative = scorer(source, target, texts)
-        results[kind] = _compare(Likelihoods(reference.sums[kept], reference.tokens[kept]), negative)
+        results[kind] = _compare(Likelihoods(reference.sums[pairs], reference.tokens[pairs]), negative)
     return results
 
 
@@ -123,27 +139,27 @@ def pick_others(values: Sequence[object], subsets: Sequence[str], ids: Sequence[
     members: dict[str, list[int]] = {}
     for row in sorted(range(len(values)), key=lambda row: ids[row]):
         members.setdefault(subsets[row], []).append(row)
-    chosen = np.full(len(values), -1, dtype=np.int64)
+    picks = np.full(len(values), -1, dtype=np.int64)
     for row, row_seed in enumerate(row_seeds(seed, ids)):
         others = [other for other in members[subsets[row]] if values[other] != values[row]]
         if others:
             # A 63-bit hash modulo a number of rows is uniform to 1 part in 10^12.
-            chosen[row] = others[row_seed % len(others)]
-    return chosen
+            picks[row] = others[row_seed % len(others)]
+    return picks
 
 
 def _compare(reference: Likelihoods, negative: Likelihoods) -> Preference:
     gap = reference.sums - negative.sums
     gap_per_token = reference.sums / reference.tokens - negative.sums / negative.tokens
     return Preference(
-        share=_share(gap),
-        share_per_token=_share(gap_per_token),
+        share=_compute_share(gap),
+        share_per_token=_compute_share(gap_per_token),
         pearson_r=pearson(reference.sums, negative.sums),
         pairs=len(gap),
         ties=int((np.abs(gap) <= TIE_NATS).sum()),
     )
 
 
-def _share(gap_B: Floats) -> float:
+def _compute_share(gap_B: Floats) -> float:
     tie = np.abs(gap_B) <= TIE_NATS
     return float(np.where(tie, 0.5, gap_B > 0).mean())

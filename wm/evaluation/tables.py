@@ -1,4 +1,4 @@
-"""Parts of single models and seeds, gathered into the figures of the tables."""
+"""Gather the parts of single models and seeds into the figures of the tables."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ TOPS = {
     "copied": 1.0,
     "state_equivalent": 1.0,
 }
-"""The largest value of metrics that have bounds, the least being 0."""
+"""Max value of metrics that have bounds, the min being 0."""
 COMPARED = ("final", "editing_success", "minimal_editing", "right", "copied", "l1")
 """Metrics whose differences between models are kept, item by item."""
 PROPOSED = "propose"
@@ -56,7 +56,7 @@ class Collected:
 
 
 def build_tables(collected: Collected) -> dict[str, Any]:
-    """``{"fdm": rows, "idm": rows, "probe": rows, "absent", "differences", "items", "k", "subsets"}``, ready for JSON.
+    """Build ``fdm``, ``idm``, ``probe``, ``absent``, ``differences``, ``items``, ``k`` and ``subsets``, ready for JSON.
 
     ``absent``: comparisons of the probe that cannot be made, with the reason.
     """
@@ -78,26 +78,27 @@ def build_tables(collected: Collected) -> dict[str, Any]:
 
 
 def fdm_rows(collected: Collected) -> list[dict[str, Any]]:
-    """One row a label, choice and k. ``choice``: ``none`` (references), ``greedy``, ``idm`` or ``oracle``.
+    """Build one row a label, choice and k. ``choice``: ``none`` (references), ``greedy``, ``idm`` or ``oracle``.
 
     At k = 1 nothing is chosen: the row averages all candidates.
     """
     rows = []
     for label, metrics in collected.references.items():
         samples: Samples = {name: {NO_RUN: [values]} for name, values in metrics.items()}
-        rows.append(_row(label, "none", 1, samples, collected.subsets, over="items"))
-    gathered = _forward_samples(collected)
-    for label, choice, k in sorted(gathered, key=lambda key: _place(key, list(gathered))):
-        rows.append(_row(label, choice, k, gathered[label, choice, k], collected.subsets, over="sampling seeds"))
+        rows.append(_build_row(label, "none", 1, samples, collected.subsets, over="items"))
+    gathered = _gather_samples(collected)
+    for label, choice, k in sorted(gathered, key=lambda key: _sort_key(key, list(gathered))):
+        rows.append(_build_row(label, choice, k, gathered[label, choice, k], collected.subsets, over="sampling seeds"))
     return rows
 
 
-def _forward_samples(collected: Collected) -> dict[Choice, dict[str, dict[int, list[Floats]]]]:
+def _gather_samples(collected: Collected) -> dict[Choice, dict[str, dict[int, list[Floats]]]]:
     """Sort the figures of each item by label, choice and k."""
     gathered: dict[Choice, dict[str, dict[int, list[Floats]]]] = {}
     for (label, run, _), bank in collected.banks.items():
         distinct = np.array([len({tuple(codes) for codes in item.tolist()}) for item in bank.codes])
         for (choice, k), metrics in verification_curve(bank.metrics, bank.ranking, bank.best, collected.ks).items():
+            # A figure of the bank, not of a choice: it is given once.
             extra = {"distinct_candidates": distinct.astype(np.float64)} if k == 1 else {}
             _gather(gathered, (label, choice, k), run, {**metrics, **extra})
     for (label, run, _), bank in collected.greedy.items():
@@ -125,7 +126,7 @@ def difference_rows(collected: Collected) -> list[dict[str, Any]]:
             for name, runs in samples.items()
             if name in COMPARED
         }
-        for key, samples in _forward_samples(collected).items()
+        for key, samples in _gather_samples(collected).items()
         if key[1] != "oracle"
     }
     for (label, run), (_, by_item) in collected.idm.items():
@@ -140,40 +141,42 @@ def difference_rows(collected: Collected) -> list[dict[str, Any]]:
         crossed = PROPOSED in (first[1], second[1]) and second[2] == first[2] == 1
         if same_choice or by_k or crossed:
             rows += [
-                {"metric": name, "first": list(first), "second": list(second)} | _paired(runs, values[second][name])
+                {"metric": name, "first": list(first), "second": list(second)}
+                | _compare_items(runs, values[second][name])
                 for name, runs in values[first].items()
                 if name in values[second]
             ]
     return rows
 
 
-def _paired(first: Mapping[int, Floats], second: Mapping[int, Floats]) -> dict[str, Any]:
+def _compare_items(first: Mapping[int, Floats], second: Mapping[int, Floats]) -> dict[str, Any]:
     """Compare two (B,) a training seed item by item."""
+    # Runs of the same training seed share data order and start, which their difference cancels.
     common = sorted(set(first) & set(second))
     runs = [common, common] if len(common) > 1 else [sorted(first), sorted(second)]
     first_B, second_B = (
-        np.mean([of_run[run] for run in chosen], axis=0) for of_run, chosen in zip((first, second), runs, strict=True)
+        np.mean([of_run[run] for run in seeds], axis=0) for of_run, seeds in zip((first, second), runs, strict=True)
     )
     low, high = mean_interval(first_B - second_B)
     facts = {"mean": float((first_B - second_B).mean()), "ci_low": low, "ci_high": high, "items": len(first_B)}
     return facts | {"runs": runs}
 
 
-def _place(key: Choice, keys: Sequence[Choice]) -> tuple[int, int, int]:
-    """Rows of a label stay together: greedy, then verified by k, then the oracle by k."""
+def _sort_key(key: Choice, keys: Sequence[Choice]) -> tuple[int, int, int]:
+    """Return the sort key of a row: a label stays together, greedy, then verified by k, then the oracle by k."""
     label, choice, k = key
-    labels = [one for one, _, _ in keys]
+    labels = [name for name, _, _ in keys]
     return labels.index(label), ("greedy", "idm", "oracle").index(choice), k
 
 
 def idm_rows(collected: Collected) -> list[dict[str, Any]]:
-    """One row a label: text metrics, and ``state_equivalent`` where a world can check actions.
+    """Build one row a label: text metrics, and ``state_equivalent`` where a world can check actions.
 
     ``notes``: metric → by which tokens it was computed; ``absent``: metric → why it cannot be had.
     """
     by_label: dict[str, dict[int, tuple[dict[str, float], dict[str, Floats]]]] = defaultdict(dict)
-    for (label, run), found in collected.idm.items():
-        by_label[label][run] = found
+    for (label, run), figures_and_items in collected.idm.items():
+        by_label[label][run] = figures_and_items
     rows = []
     for label, runs in by_label.items():
         names = next(iter(runs.values()))[0]
@@ -188,12 +191,12 @@ def idm_rows(collected: Collected) -> list[dict[str, Any]]:
             )
         texts = [report for (name, _), report in sorted(collected.texts.items()) if name == label]
         notes, absent = ({**texts[0].notes}, {**texts[0].absent}) if texts else ({}, {})
-        rows.append({"label": label, "metrics": _as_dicts(figures), "notes": notes, "absent": absent})
+        rows.append({"label": label, "metrics": _to_dicts(figures), "notes": notes, "absent": absent})
     return rows
 
 
 def probe_rows(collected: Collected) -> list[dict[str, Any]]:
-    """One row a role, label and kind of negative."""
+    """Build one row a role, label and kind of negative."""
     gathered: dict[tuple[str, str, str], dict[int, Preference]] = defaultdict(dict)
     for (role, label, run), kinds in collected.probes.items():
         for kind, preference in kinds.items():
@@ -206,15 +209,15 @@ def probe_rows(collected: Collected) -> list[dict[str, Any]]:
             for name in ("share", "share_per_token", "pearson_r")
             if all(getattr(preference, name) is not None for preference in runs.values())
         }
-        one = next(iter(runs.values()))
+        first_preference = next(iter(runs.values()))
         rows.append(
             {
                 "role": role,
                 "label": label,
                 "negative": kind,
-                "pairs": one.pairs,
+                "pairs": first_preference.pairs,
                 "ties": {str(run): preference.ties for run, preference in runs.items()},
-                "metrics": _as_dicts(figures),
+                "metrics": _to_dicts(figures),
             }
         )
     return rows
@@ -231,7 +234,7 @@ def _gather(
         of_key.setdefault(name, {}).setdefault(run, []).append(values)
 
 
-def _row(
+def _build_row(
     label: str,
     choice: str,
     k: int,
@@ -258,10 +261,10 @@ def _row(
         "label": label,
         "choice": choice,
         "k": k,
-        "metrics": _as_dicts(figures),
+        "metrics": _to_dicts(figures),
         "by_subset": dict(by_subset) if len(members) > 1 else {},
     }
 
 
-def _as_dicts(figures: Mapping[str, Figure]) -> dict[str, Any]:
-    return {name: one.to_dict() for name, one in figures.items()}
+def _to_dicts(figures: Mapping[str, Figure]) -> dict[str, Any]:
+    return {name: value.to_dict() for name, value in figures.items()}

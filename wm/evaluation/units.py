@@ -1,6 +1,6 @@
-"""One evaluation cut into units (a model, what is asked of it, a seed), each kept in a file of its own.
+"""Cut an evaluation into units (a model, a question, a seed), each stored in a file of its own.
 
-A unit's file appears when it is whole, so an evaluation that was stopped goes on with the units left.
+A unit's file appears when it is complete, so that a stopped evaluation resumes with the units whose files are missing.
 """
 
 import json
@@ -89,16 +89,16 @@ class Bench:
     dtype: torch.dtype = torch.float32
     weights: Weights = "merged"
     block: int = 0
-    """Codes drafted a pass where candidates are drawn speculatively; 0: one code a pass."""
+    """Codes drafted a pass where candidates are sampled speculatively; 0: one code a pass."""
     max_unchanged: float = NO_GUARD
     """The copy guard of the choice among candidates."""
 
     def model(self, name: str) -> UnifiedVLM:
-        """The model of an entry, checked against the codec of the bench."""
+        """Load the model of an entry, checked against the codec of the bench."""
         return self.role(name).model
 
     def role(self, name: str) -> Role:
-        """The model of an entry with its decoder, made once; the last few stay loaded."""
+        """Load the model of an entry with its decoder, built once; the last few stay loaded."""
         entry = self.entries[name]
         role = _load(entry.path, entry.base, self.device, self.dtype, self.weights)
         model = role.model
@@ -109,7 +109,7 @@ class Bench:
         return role
 
     def scorer(self, name: str) -> Scorer:
-        """The probe's scorer of an entry."""
+        """Build the probe's scorer of an entry."""
         entry = self.entries[name]
         if entry.reads == "pixels":
             return pixel_scorer(
@@ -128,6 +128,7 @@ def _load_scorer(path: str, device: str, dtype: torch.dtype) -> VLMScorer:
 @lru_cache(maxsize=_MODELS_KEPT)
 def _load(path: str, base: str, device: str, dtype: torch.dtype, weights: Weights) -> Role:
     manifest = read_manifest(path)
+    # Over a shared base only an adapter can be applied; other models have weights of their own.
     alone = weights == "merged" or (manifest is not None and manifest.kind == "full")
     over = None if alone else _load_base(str(base_of(path, base or None)[0].resolve()), device, dtype)
     return load_role(path, base=base or None, device=device, dtype=dtype, over=over)
@@ -139,7 +140,17 @@ def _load_base(path: str, device: str, dtype: torch.dtype) -> Role:
 
 
 def units_of(entries: dict[str, Entry], seeds: Sequence[int], *, greedy: bool, with_probe: bool) -> list[Unit]:
-    """Every unit, those of one entry together."""
+    """List every unit, those of one entry together.
+
+    Args:
+        entries: The models by name.
+        seeds: Sampling seeds, at least one.
+        greedy: Evaluate forward models' greedy predictions too.
+        with_probe: Run the preference probe.
+
+    Returns:
+        The units.
+    """
     units = []
     for name, entry in entries.items():
         if entry.role == "fdm":
@@ -152,8 +163,7 @@ def units_of(entries: dict[str, Entry], seeds: Sequence[int], *, greedy: bool, w
 
 
 def run_unit(bench: Bench, unit: Unit, folder: Path) -> Path:
-    """Do one unit and write its file below ``folder``; returns the file. Does nothing if it is there
-    already."""
+    """Run one unit and write its file below ``folder``; return the file. An existing file is returned as it is."""
     path = unit.file(folder)
     if path.exists():
         return path
@@ -170,6 +180,7 @@ def run_unit(bench: Bench, unit: Unit, folder: Path) -> Path:
 
 
 def _sample(bench: Bench, unit: Unit) -> dict[str, npt.NDArray[Any]]:
+    # Greedy candidates are all equal: one is enough, and there is nothing to verify.
     greedy = unit.ask == "greedy"
     verifier = bench.entries[unit.entry].verifier
     fdm, idm = bench.role(unit.entry), bench.role(verifier) if verifier and not greedy else None
@@ -198,7 +209,7 @@ def _sample(bench: Bench, unit: Unit) -> dict[str, npt.NDArray[Any]]:
 
 def _probe(bench: Bench, unit: Unit) -> dict[str, Any]:
     held_out = bench.held_out
-    found = probe(
+    preferences = probe(
         bench.scorer(unit.entry),
         held_out.source_codes,
         held_out.target_codes,
@@ -207,7 +218,7 @@ def _probe(bench: Bench, unit: Unit) -> dict[str, Any]:
         ids=held_out.ids,
         seed=unit.seed,
     )
-    return {kind: asdict(preference) for kind, preference in found.items()}
+    return {kind: asdict(preference) for kind, preference in preferences.items()}
 
 
 def _propose(bench: Bench, unit: Unit) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
@@ -227,7 +238,17 @@ def _propose(bench: Bench, unit: Unit) -> tuple[dict[str, Any], dict[str, npt.ND
 
 
 def collect(bench: Bench, units: Sequence[Unit], folder: Path, ks: Sequence[int]) -> Collected:
-    """Read every unit's file; Copy and the codec's ceiling are measured here."""
+    """Collect every unit's file, and the figures of Copy and of the codec's ceiling, which are measured here.
+
+    Args:
+        bench: The models and the held-out set.
+        units: Units whose files exist.
+        folder: Folder of the files.
+        ks: Numbers of candidates to choose among.
+
+    Returns:
+        Figures by label, training seed and sampling seed.
+    """
     held_out = bench.held_out
     collected = Collected(subsets=held_out.subsets, ks=ks)
     collected.references[COPY] = copy_metrics(held_out, bench.judge_many)
@@ -236,10 +257,12 @@ def collect(bench: Bench, units: Sequence[Unit], folder: Path, ks: Sequence[int]
         entry = bench.entries[unit.entry]
         facts, arrays = load_part(unit.file(folder))
         if unit.ask == "probe":
-            found = {kind: Preference(**values) for kind, values in facts.items()}
-            collected.probes[entry.role, entry.label, entry.run] = found
+            preferences = {kind: Preference(**values) for kind, values in facts.items()}
+            collected.probes[entry.role, entry.label, entry.run] = preferences
         elif unit.ask == "propose":
             report = report_text(facts["texts"], held_out.actions)
+            if bench.judge_many is not None and "right" not in arrays:
+                report.absent["state_equivalent"] = "the judge reads none of the reference actions"
             collected.texts[entry.label, entry.run] = report
             figures = dict(report.figures)
             figures["mean_logprob"] = float(arrays["mean_logprob"].mean())
@@ -255,7 +278,7 @@ def collect(bench: Bench, units: Sequence[Unit], folder: Path, ks: Sequence[int]
 
 
 def bank_of(arrays: dict[str, npt.NDArray[Any]], max_unchanged: float = NO_GUARD) -> Bank:
-    """The bank that a ``sample`` or ``greedy`` unit's file holds, with the copy guard for its choice."""
+    """Build the bank that a ``sample`` or ``greedy`` unit's file holds, with the copy guard for its choice."""
     return Bank(
         codes=arrays["codes"].astype(np.int64),
         metrics={name[7:]: value for name, value in arrays.items() if name.startswith("metric.")},
@@ -267,18 +290,19 @@ def bank_of(arrays: dict[str, npt.NDArray[Any]], max_unchanged: float = NO_GUARD
 
 def _save(path: Path, facts: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Renamed when complete: a file that exists is never done again.
     try:
-        with aside.open("wb") as file:
+        with temporary.open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, facts=np.array(json.dumps(facts)), **arrays)
-        aside.replace(path)
+        temporary.replace(path)
     except BaseException:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
 def load_part(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
-    """(facts, arrays) of a unit's file."""
+    """Load a unit's file: (facts, arrays)."""
     with np.load(path, allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
     return json.loads(str(arrays.pop("facts"))), arrays

@@ -1,4 +1,4 @@
-"""Verification at several K from one bank of candidates (paper section 3.3, figure 4).
+"""Evaluate verification at several K from one bank of candidates (paper section 3.3, figure 4).
 
 Max K candidates an item are sampled once. For each K the bank is cut into consecutive groups of K; in each
 group the verifier's best is chosen, and the figure of an item is the mean over its groups. So K = 1
@@ -17,10 +17,17 @@ from wm.evaluation.metrics.stats import Floats
 
 
 def best_in_groups(score_BK: Floats, k: int) -> npt.NDArray[np.int64]:
-    """Index into the bank of the best candidate of each group of ``k``: shape (B, K // k).
+    """Find the best candidate of each group of ``k``.
 
-    Equal scores: the lower index. Candidates beyond the last whole group are not used.
-    Raises :class:`InputError` unless 1 ≤ k ≤ K.
+    Args:
+        score_BK: What the choice maximises. Of equal scores the lower index is chosen.
+        k: Candidates of a group; those beyond the last complete group are not used.
+
+    Returns:
+        Indices into the bank, (B, K // k).
+
+    Raises:
+        InputError: Unless 1 ≤ k ≤ K.
     """
     items, total = score_BK.shape
     if not 1 <= k <= total:
@@ -32,16 +39,16 @@ def best_in_groups(score_BK: Floats, k: int) -> npt.NDArray[np.int64]:
 
 
 def chosen_values(metric_BK: Floats, score_BK: Floats, k: int) -> Floats:
-    """The metric of the candidate chosen by ``score_BK`` at this k, averaged over groups: shape (B,)."""
-    chosen = best_in_groups(score_BK, k)
-    values: Floats = np.take_along_axis(metric_BK, chosen, axis=1).mean(axis=1)
+    """Return the metric of the candidate chosen by ``score_BK`` at this k, averaged over groups: shape (B,)."""
+    index_BG = best_in_groups(score_BK, k)
+    values: Floats = np.take_along_axis(metric_BK, index_BG, axis=1).mean(axis=1)
     return values
 
 
 def verification_curve(
     metrics: Mapping[str, Floats], verifier_BK: Floats | None, best_BK: Floats, ks: Sequence[int]
 ) -> dict[tuple[str, int], dict[str, Floats]]:
-    """(choice, k) → metric → value of each item (B,), for each choice and each k.
+    """Compute (choice, k) → metric → value of each item (B,), for each choice and each k.
 
     ``metrics``: name → (B, K). Choices: ``idm`` by ``verifier_BK`` (left out if None, except k = 1, where
     there is nothing to choose) and, for each k above 1, ``oracle`` by ``best_BK``; higher is better in both.

@@ -1,1 +1,1 @@
-"""Hold the toy world and its base, so that the whole loop runs with no download."""
+"""Hold the toy world and its base, so that the complete loop runs with no download."""

@@ -1,4 +1,4 @@
-"""Muon: momentum whose update is orthogonalised (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon).
+"""Implement Muon: momentum whose update is orthogonalised (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 
 ``torch.optim.Muon`` takes matrices only; this one also takes convolutions, as (out, in · height · width) matrices.
 For training the nano world's models from nothing, where it needs a fraction of AdamW's steps.
@@ -36,10 +36,12 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
-    """A matrix with the same singular vectors and singular values near 1 (0.7 to 1.2)."""
+    """Compute a matrix with the same singular vectors and singular values near 1 (0.7 to 1.2)."""
     a, b, c = _QUINTIC
+    # The Gram matrix of the shorter side is the smaller one.
     wide: Tensor = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     wide = wide / (wide.norm() + 1e-7)
+    # Newton-Schulz iteration: matrix products only, which run on every device.
     for _ in range(steps):
         gram = wide @ wide.T
         wide = a * wide + (b * gram + c * gram @ gram) @ wide

@@ -1,4 +1,4 @@
-"""Small Chameleons that go through the real path: the same classes, files and loader as a 7B checkpoint."""
+"""Build small Chameleons that go through the real path: the same classes, files and loader as a 7B checkpoint."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -70,7 +70,7 @@ TINY_WORDS = (
 
 
 def build_tokenizer(words: Sequence[str], num_codes: int) -> PreTrainedTokenizerFast:
-    """A word-level, lower-casing tokenizer; special and image tokens as in the release, then the words."""
+    """Build a word-level, lower-casing tokenizer; special and image tokens as in the release, then the words."""
     images = [image_token_name(code) for code in range(num_codes)]
     structure = [EOI_TOKEN, BOI_TOKEN, SEPARATOR, "<image>"]
     spoken = sorted({word.lower() for word in words})
@@ -91,7 +91,7 @@ def build_tokenizer(words: Sequence[str], num_codes: int) -> PreTrainedTokenizer
 
 
 def build_codec(preset: NanoPreset) -> ImageCodec:
-    """A codec with random weights; train its ``vqgan`` and build a new :class:`ImageCodec` of it."""
+    """Build a codec with random weights; train its ``vqgan`` and build a new :class:`ImageCodec` of it."""
     config = ChameleonVQVAEConfig(
         embed_dim=preset.code_width,
         num_embeddings=preset.num_codes,
@@ -109,10 +109,15 @@ def build_codec(preset: NanoPreset) -> ImageCodec:
 def build_nano(
     words: Sequence[str], preset: NanoPreset | None = None, *, codec: ImageCodec | None = None
 ) -> tuple[ChameleonVLM, ImageCodec]:
-    """A Chameleon with random weights (from torch's global generator) that speaks ``words`` and a codec's
-    images.
+    """Build a Chameleon with random weights, from torch's global generator.
 
-    Without ``codec`` a random one is made. Its ``base_id`` is empty until it has been saved and loaded.
+    Args:
+        words: Vocabulary of the tokenizer.
+        preset: Sizes; those of the nano base without it.
+        codec: Whose images it reads and writes; a random one without it.
+
+    Returns:
+        The model, whose ``base_id`` is empty until it has been saved and loaded, and its codec.
     """
     preset = preset or NanoPreset()
     codec = codec or build_codec(preset)
@@ -134,6 +139,7 @@ def build_nano(
         vocabulary_map=dict(sorted(vocabulary.items(), key=lambda item: item[1])),
     )
     module = ChameleonForConditionalGeneration(config)
+    # The codec is a model of its own here; a second one would be saved beside it.
     del module.model.vqmodel
     vlm = ChameleonVLM(
         module.eval(),
@@ -151,6 +157,7 @@ def write_random_base(
     path: str | Path, seed: int = 0, *, words: Sequence[str] = TINY_WORDS, preset: NanoPreset = TINY
 ) -> UnifiedVLM:
     """Write a base with random weights in the real format and load it; same seed, same weights."""
+    # The caller's generator stays as it is.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         vlm, codec = build_nano(words, preset)

@@ -1,4 +1,4 @@
-"""Training a small VQGAN from nothing, for the nano world (a 7B checkpoint brings its own codec).
+"""Train a small VQGAN from nothing, for the nano world (a 7B checkpoint brings its own codec).
 
 Three steps, none of which changes the format of the result:
 
@@ -53,9 +53,16 @@ class CodecSettings:
 
 
 def train_codec(vqgan: VQGAN, pixels_BCHW: Tensor, settings: CodecSettings, report: Report) -> dict[str, float]:
-    """Train in place on ``pixels_BCHW`` (uint8, all images); returns figures: losses, codes in use.
+    """Train a VQGAN in place. Pixels are scaled as Chameleon's image processor does (x / 127.5 - 1).
 
-    Pixels are scaled as Chameleon's image processor does (x / 127.5 - 1).
+    Args:
+        vqgan: The network, with random weights.
+        pixels_BCHW: uint8, all images.
+        settings: Steps, rates and noise.
+        report: Called with stage, step, steps and loss.
+
+    Returns:
+        Figures: losses, codes in use.
     """
     generator = torch.Generator().manual_seed(settings.seed)
     for module in vqgan.modules():
@@ -110,8 +117,8 @@ def _train_encoder(
         report("codec encoder", step + 1, settings.encoder_steps, smooth)
     vqgan.encoder.eval()
     codebook.start(_many_features(vqgan, pixels_BCHW, settings, generator), keep=True)
-    kept = _merge(vqgan, probe, _many_features(vqgan, pixels_BCHW, settings, generator), settings.merge_rms)
-    return smooth, kept
+    num_codes = _merge(vqgan, probe, _many_features(vqgan, pixels_BCHW, settings, generator), settings.merge_rms)
+    return smooth, num_codes
 
 
 def _train_decoder(
@@ -138,25 +145,27 @@ def _train_decoder(
 
 
 def _context_loss(vqgan: VQGAN, pixels_BCHW: Tensor, features_BND: Tensor, generator: torch.Generator) -> Tensor:
-    """A patch means the same among other neighbours and after a small shake of the camera: its feature in a collage
-    of patches from other images of the batch, all shifted by up to 1 px, must equal its feature at home. Else one
-    changed patch would change the codes around it."""
+    """Compute how far a patch's feature moves among other neighbours and after a small shake of the camera.
+
+    Its feature in a collage of patches from other images of the batch, all shifted by up to 1 px, must equal that in
+    its own image. Else one changed patch would change the codes around it.
+    """
     batch, tokens = features_BND.shape[:2]
     grid = vqgan.side_tokens
     owner_BN = torch.argsort(torch.rand(tokens, batch, generator=generator), dim=1).T
     side = pixels_BCHW.shape[-1] // grid
     patches = pixels_BCHW.reshape(batch, -1, grid, side, grid, side).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
-    place = torch.arange(tokens)
-    collage = patches[owner_BN, place].reshape(batch, grid, grid, -1, side, side).permute(0, 3, 1, 4, 2, 5)
+    position = torch.arange(tokens)
+    collage = patches[owner_BN, position].reshape(batch, grid, grid, -1, side, side).permute(0, 3, 1, 4, 2, 5)
     with lowered():
         moved_BND = vqgan.features(collage.flatten(4, 5).flatten(2, 3))
-    home_BND = features_BND[owner_BN, place]
+    home_BND = features_BND[owner_BN, position]
     scale = home_BND.detach().var(dim=(0, 1)).mean() + 1e-6
     return F.mse_loss(moved_BND.float(), home_BND) / scale * 0.1
 
 
 class _Codebook:
-    """The K code vectors, moved by exponential averages of what is assigned to them; unused ones start anew."""
+    """The K code vectors, moved by exponential averages of what is assigned to them; unused ones are reset."""
 
     decay = 0.95
     dead_below = 0.02
@@ -197,7 +206,7 @@ class _Codebook:
 
 
 def _spread_seeds(features_MD: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """k-means++ (Arthur and Vassilvitskii 2007): a seed is drawn by its squared distance to the seeds so far."""
+    """k-means++ (Arthur and Vassilvitskii 2007): a seed is sampled by its squared distance to the seeds so far."""
     seeds = [features_MD[torch.randint(len(features_MD), (1,), generator=generator)]]
     nearest_M = (features_MD - seeds[0]).square().sum(1)
     for _ in range(count - 1):
@@ -215,22 +224,22 @@ def _merge(vqgan: VQGAN, probe: nn.Module, features_MD: Tensor, merge_rms: float
     """
     vectors_KD = vqgan.quantize.embedding.weight.data
     counts_K = torch.bincount(torch.cdist(features_MD, vectors_KD).argmin(1), minlength=len(vectors_KD))
-    pictures_KP = probe(vectors_KD)
-    kept: list[int] = []
+    images_KP = probe(vectors_KD)
+    centres: list[int] = []
     for code in counts_K.argsort(descending=True).tolist():
-        distances = [(pictures_KP[code] - pictures_KP[other]).square().mean().sqrt().item() for other in kept]
+        distances = [(images_KP[code] - images_KP[other]).square().mean().sqrt().item() for other in centres]
         if counts_K[code] == 0 or (distances and min(distances) < merge_rms):
             continue
-        kept.append(code)
+        centres.append(code)
     for _ in range(10):  # Lloyd's rounds, so that those that stay share out what the merged ones covered
-        owner_M = torch.cdist(features_MD, vectors_KD[kept]).argmin(1)
-        counts = torch.bincount(owner_M, minlength=len(kept)).float()[:, None]
-        sums = torch.zeros_like(vectors_KD[kept]).index_add_(0, owner_M, features_MD)
-        vectors_KD[kept] = torch.where(counts > 0, sums / counts.clamp(min=1), vectors_KD[kept])
+        owner_M = torch.cdist(features_MD, vectors_KD[centres]).argmin(1)
+        counts = torch.bincount(owner_M, minlength=len(centres)).float()[:, None]
+        sums = torch.zeros_like(vectors_KD[centres]).index_add_(0, owner_M, features_MD)
+        vectors_KD[centres] = torch.where(counts > 0, sums / counts.clamp(min=1), vectors_KD[centres])
     gone_K = torch.ones(len(vectors_KD), dtype=torch.bool)
-    gone_K[kept] = False
-    vectors_KD[gone_K] = vectors_KD[kept].abs().max() * 100
-    return len(kept)
+    gone_K[centres] = False
+    vectors_KD[gone_K] = vectors_KD[centres].abs().max() * 100
+    return len(centres)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Next-token training of a small model from nothing on tokenised documents (the nano base)."""
+"""Train a small model from nothing to predict the next token of tokenised documents (the nano base)."""
 
 import math
 import time
@@ -31,14 +31,21 @@ class PretrainSettings:
 
 
 def pretrain(vlm: UnifiedVLM, ids_MT: Tensor, settings: PretrainSettings, report: Report) -> dict[str, float]:
-    """Train ``vlm.module`` in place on documents ``ids_MT`` (int64, right padded with the pad id).
+    """Train ``vlm.module`` in place to predict the next token; the loss is the mean over all tokens but pads.
 
-    The loss is the mean over all tokens but pads. Returns the smoothed final loss and the seconds taken.
+    Args:
+        vlm: The model.
+        ids_MT: Documents, int64, right padded with the pad id.
+        settings: Steps, batch and rates.
+        report: Called with step and smoothed loss.
+
+    Returns:
+        The smoothed final loss and the seconds taken.
     """
     parameters = [(name, p) for name, p in vlm.module.named_parameters() if p.requires_grad]
     matrices = [p for name, p in parameters if p.ndim == 2 and ".layers." in name]
-    chosen = {id(p) for p in matrices}
-    rest = [p for _, p in parameters if id(p) not in chosen]
+    matrix_ids = {id(p) for p in matrices}
+    rest = [p for _, p in parameters if id(p) not in matrix_ids]
     optimizers: list[torch.optim.Optimizer] = [
         Muon(matrices, lr=settings.muon_lr),
         torch.optim.AdamW(rest, lr=settings.lr, betas=(0.9, 0.95), weight_decay=0.0),
@@ -80,5 +87,5 @@ def _loss(vlm: UnifiedVLM, ids_BT: Tensor) -> Tensor:
 
 def _schedule(step: int, settings: PretrainSettings) -> float:
     """Linear warm-up, flat, then linear to zero over the last 40 %."""
-    left = (settings.steps - step) / (0.4 * settings.steps)
-    return min(1.0, (step + 1) / settings.warmup_steps, left)
+    remaining = (settings.steps - step) / (0.4 * settings.steps)
+    return min(1.0, (step + 1) / settings.warmup_steps, remaining)

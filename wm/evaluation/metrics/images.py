@@ -1,4 +1,4 @@
-"""What one model gives on the held-out triplets: candidates with their scores, actions, likelihoods."""
+"""Ask one model about the held-out triplets: candidates with their scores, actions, likelihoods."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -51,28 +51,31 @@ class Bank:
 
     @property
     def allowed(self) -> npt.NDArray[np.bool_]:
-        """(B, K): candidates that the copy guard lets pass."""
+        """Return which candidates pass the copy guard, (B, K)."""
         passing: npt.NDArray[np.bool_] = self.metrics["unchanged_tokens"] <= self.max_unchanged
         return passing
 
     @property
     def ranking(self) -> Floats | None:
-        """What the choice maximises, (B, K): the verifier's log-likelihood, candidates above the guard below all
-        others of their item, in their own order (as :func:`wm.dynamics.verify.rank_candidates`)."""
+        """Return what the choice maximises, (B, K): the verifier's log-likelihood.
+
+        Candidates above the guard come below all others of their item, in their own order (as
+        :func:`wm.dynamics.verify.rank_candidates`).
+        """
         if self.verifier is None or bool(self.allowed.all()):
             return self.verifier
+        # Lowered by more than the range of all scores, so that no allowed candidate can come below.
         span = float(self.verifier.max() - self.verifier.min()) + 1.0
         return np.where(self.allowed, self.verifier, self.verifier - span)
 
     @property
     def best(self) -> Floats:
-        """What the oracle best-of-N maximises: the judge's final score, or closeness in L1 without a
-        judge."""
+        """Return what the oracle best-of-N maximises: the judge's final score, or closeness in L1 without a judge."""
         return self.metrics["final"] if "final" in self.metrics else -self.metrics["l1"]
 
 
 def judge_each(judge: Judge, held_out: HeldOut) -> JudgeMany:
-    """A judge of single pictures as a judge of many."""
+    """Build a judge of many images from a judge of one."""
 
     def judge_many(items_M: Codes, predicted_MHWC: Pixels) -> list[JudgeScore]:
         return [
@@ -111,11 +114,11 @@ def sample_bank(
         judge_many: Scores decoded candidates, if there is a judge.
         num_candidates: Candidates of each triplet, K.
         sampling: How a code is sampled.
-        seed: Sampling seed of the whole set.
+        seed: Sampling seed of the run.
         batch_size: Rows of a pass.
         block: Sample speculatively, with so many codes of the source drafted a pass; 0: one code a pass.
-        decoder: That of ``fdm`` as it is now; made here without it.
-        verifier_decoder: That of ``verifier`` as it is now; made here without it.
+        decoder: That of ``fdm`` as it is now; built here without it.
+        verifier_decoder: That of ``verifier`` as it is now; built here without it.
 
     Returns:
         The candidates with their figures.
@@ -126,18 +129,19 @@ def sample_bank(
     settings |= {"batch_size": batch_size, "decoder": decoder}
     with torch.inference_mode():
         if block:
-            drawn = speculate_observations(fdm, sources, actions, block=block, **settings).codes
+            codes = speculate_observations(fdm, sources, actions, block=block, **settings).codes
         else:
-            drawn = sample_observations(fdm, sources, actions, **settings)
-    codes_BKN = drawn.cpu().numpy().astype(np.int64)
-    items_M, codes_MN, place_BK = distinct_candidates(codes_BKN)
+            codes = sample_observations(fdm, sources, actions, **settings)
+    codes_BKN = codes.cpu().numpy().astype(np.int64)
+    # Decoding and judging cost most, and candidates of one item are often equal.
+    items_M, codes_MN, index_BK = distinct_candidates(codes_BKN)
     metrics = image_metrics(held_out, codec, judge_many, items_M, codes_MN)
     verifier_BK = tokens_B = None
     if verifier is not None:
         verifier_BK, tokens_B = verifier_scores(
             verifier, held_out, codes_BKN, batch_size=batch_size, decoder=verifier_decoder
         )
-    return Bank(codes_BKN, {name: value_M[place_BK] for name, value_M in metrics.items()}, verifier_BK, tokens_B)
+    return Bank(codes_BKN, {name: value_M[index_BK] for name, value_M in metrics.items()}, verifier_BK, tokens_B)
 
 
 def verifier_scores(
@@ -148,7 +152,7 @@ def verifier_scores(
     batch_size: int = 32,
     decoder: Decoder | None = None,
 ) -> tuple[Floats, Floats]:
-    """log p(action | source, candidate) of the inverse model, (B, K), and the tokens of each action, (B,)."""
+    """Compute log p(action | source, candidate) in nats, (B, K), and the number of tokens of each action, (B,)."""
     with torch.inference_mode():
         ranked = verify_batch(
             verifier,
@@ -159,6 +163,7 @@ def verifier_scores(
             decoder=decoder,
         )
     score_BK = np.zeros(codes_BKN.shape[:2])
+    # Verification returns candidates by rank; the bank keeps the order of sampling.
     for item, candidates in enumerate(ranked):
         for candidate in candidates:
             score_BK[item, candidate.index] = candidate.score.logprob
@@ -166,8 +171,16 @@ def verifier_scores(
 
 
 def distinct_candidates(codes_BKN: Codes) -> tuple[Codes, Codes, Codes]:
-    """(item of each distinct candidate (M,), its codes (M, N), where each of (B, K) is found among them)."""
+    """Reduce candidates to the distinct ones of each item.
+
+    Args:
+        codes_BKN: Codebook ids.
+
+    Returns:
+        The item of each distinct candidate (M,), its codes (M, N), and the index among them of each of (B, K).
+    """
     items, candidates, _ = codes_BKN.shape
+    # The item is a column of its own, so that equal codes of two items stay two.
     numbered = np.concatenate(
         [
             np.repeat(np.arange(items), candidates)[:, None],
@@ -175,24 +188,33 @@ def distinct_candidates(codes_BKN: Codes) -> tuple[Codes, Codes, Codes]:
         ],
         axis=1,
     )
-    distinct, place = np.unique(numbered, axis=0, return_inverse=True)
-    return distinct[:, 0], distinct[:, 1:], place.reshape(items, candidates)
+    distinct, index = np.unique(numbered, axis=0, return_inverse=True)
+    return distinct[:, 0], distinct[:, 1:], index.reshape(items, candidates)
 
 
 def image_metrics(
     held_out: HeldOut, codec: ImageCodec, judge_many: JudgeMany | None, items_M: Codes, codes_MN: Codes
 ) -> dict[str, Floats]:
-    """Metric → (M,) for predicted codes: the image metrics, and with a judge its figures."""
+    """Score predicted codes: metric → (M,), the image metrics, and with a judge its figures."""
     source_MN = held_out.source_codes.numpy()[items_M]
     unchanged_M: Floats = (codes_MN == source_MN).mean(axis=1)
-    return picture_metrics(held_out, judge_many, items_M, codec.decode(codes_MN)) | {"unchanged_tokens": unchanged_M}
+    return pixel_metrics(held_out, judge_many, items_M, codec.decode(codes_MN)) | {"unchanged_tokens": unchanged_M}
 
 
-def picture_metrics(
+def pixel_metrics(
     held_out: HeldOut, judge_many: JudgeMany | None, items_M: Codes, predicted_MHWC: Pixels
 ) -> dict[str, Floats]:
-    """``l1``: mean absolute difference to the target over pixels, 0 to 1; and the judge's figures, if there
-    is one."""
+    """Score predicted images against their targets.
+
+    Args:
+        held_out: The triplets.
+        judge_many: Scores the images too, if there is a judge.
+        items_M: Row of the held-out set that each image is of.
+        predicted_MHWC: uint8 RGB at the codec's size.
+
+    Returns:
+        Metric → (M,). ``l1``: mean absolute difference to the target over pixels, 0 to 1; and the judge's figures.
+    """
     gaps = [
         np.abs(held_out.target_pixels[item].astype(np.int16) - predicted).mean() / 255.0
         for item, predicted in zip(items_M.tolist(), predicted_MHWC, strict=True)
@@ -206,16 +228,15 @@ def picture_metrics(
 
 
 def copy_metrics(held_out: HeldOut, judge_many: JudgeMany | None) -> dict[str, Floats]:
-    """The source given as the prediction: metric → (B,)."""
+    """Score the source as the prediction: metric → (B,)."""
     items = np.arange(len(held_out))
-    return picture_metrics(held_out, judge_many, items, held_out.source_pixels) | {
+    return pixel_metrics(held_out, judge_many, items, held_out.source_pixels) | {
         "unchanged_tokens": np.ones(len(held_out))
     }
 
 
 def ceiling_metrics(held_out: HeldOut, codec: ImageCodec, judge_many: JudgeMany | None) -> dict[str, Floats]:
-    """The true target through the codec, which no prediction of codes can beat by more than luck: metric →
-    (B,)."""
+    """Score the true target through the codec, which predictions of codes beat by luck alone: metric → (B,)."""
     return image_metrics(held_out, codec, judge_many, np.arange(len(held_out)), held_out.target_codes.numpy())
 
 
@@ -228,8 +249,19 @@ def propose(
     batch_size: int = 32,
     decoder: Decoder | None = None,
 ) -> tuple[list[str], list[float], Floats | None]:
-    """Greedy actions of an IDM: (texts, mean log-probability a token, right or not (B,) if there is a
-    check)."""
+    """Propose the greedy action of an IDM for each triplet.
+
+    Args:
+        idm: The inverse model.
+        held_out: The triplets, B of them.
+        action_is_right: Checks an action in the true images, if a world can.
+        max_new_tokens: Max length of an action.
+        batch_size: Rows of a pass.
+        decoder: That of ``idm`` as it is now; built here without it.
+
+    Returns:
+        The texts, their mean log-probability a token in nats, and 1.0 or 0.0 for right or wrong (B,), or None.
+    """
     with torch.inference_mode():
         proposed = propose_actions(
             idm,
@@ -239,7 +271,7 @@ def propose(
             batch_size=batch_size,
             decoder=decoder,
         )
-    texts = [one.text for one in proposed]
+    texts = [answer.text for answer in proposed]
     right_B = None
     if action_is_right is not None:
         checked = [
@@ -247,25 +279,27 @@ def propose(
             for source, target, text in zip(held_out.source_pixels, held_out.target_pixels, texts, strict=True)
         ]
         right_B = np.array(checked, dtype=np.float64)
-    return texts, [one.mean_logprob for one in proposed], right_B
+    return texts, [answer.mean_logprob for answer in proposed], right_B
 
 
 def idm_scorer(idm: UnifiedVLM, *, batch_size: int = 32, decoder: Decoder | None = None) -> Scorer:
-    """log p(action | source, target) and the action's tokens, for the probe."""
+    """Build the probe's scorer: log p(action | source, target) and the action's tokens."""
 
     def scorer(source_BN: torch.Tensor, target_BN: torch.Tensor, actions: Sequence[str]) -> Likelihoods:
         with torch.inference_mode():
             scored = score_actions(idm, source_BN, target_BN, actions, batch_size=batch_size, decoder=decoder)
         return Likelihoods(
-            np.array([one.logprob for one in scored]), np.array([float(one.num_tokens) for one in scored])
+            np.array([action.logprob for action in scored]), np.array([float(action.num_tokens) for action in scored])
         )
 
     return scorer
 
 
 def pixel_scorer(vlm: VLMScorer, held_out: HeldOut, *, batch_size: int = 8) -> Scorer:
-    """As :func:`idm_scorer` of a model that sees the true pictures: the probe tells images apart by their codes,
-    and of images with the same codes the first of the set stands for all."""
+    """Build a scorer as :func:`idm_scorer` of a model that reads true images.
+
+    The probe distinguishes images by their codes; of images with equal codes the first of the set is read for all.
+    """
     images: dict[tuple[int, ...], Pixels] = {}
     for codes_BN, pixels_BHWC in (
         (held_out.source_codes, held_out.source_pixels),
@@ -278,14 +312,14 @@ def pixel_scorer(vlm: VLMScorer, held_out: HeldOut, *, batch_size: int = 8) -> S
         sources, targets = ([images[tuple(row)] for row in side.tolist()] for side in (source_BN, target_BN))
         scored = vlm.score_actions(sources, targets, actions, batch_size=batch_size)
         return Likelihoods(
-            np.array([one.logprob for one in scored]), np.array([float(one.num_tokens) for one in scored])
+            np.array([action.logprob for action in scored]), np.array([float(action.num_tokens) for action in scored])
         )
 
     return scorer
 
 
 def fdm_scorer(fdm: UnifiedVLM, *, batch_size: int = 32, decoder: Decoder | None = None) -> Scorer:
-    """log p(target | source, action) and the image's tokens, for the probe."""
+    """Build the probe's scorer: log p(target | source, action) and the image's tokens."""
 
     def scorer(source_BN: torch.Tensor, target_BN: torch.Tensor, actions: Sequence[str]) -> Likelihoods:
         with torch.inference_mode():

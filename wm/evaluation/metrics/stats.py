@@ -1,4 +1,4 @@
-"""Means with their spread. Small numbers of runs, so the spread is always given with its count."""
+"""Compute means with their spread, which is always given with the number of runs that it is of."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -47,7 +47,7 @@ def figure(
         by_run: Training seed → values of that run's sampling seeds (at least one, all runs alike).
         items: One value an item (mean over runs and seeds) for the interval; NaN marks an item left out.
         over: What the values of one run are.
-        top: The largest value that an item can have, the least being 0; None if there are no such bounds.
+        top: Max value of an item, the min being 0; None if there are no such bounds.
 
     Returns:
         The figure.
@@ -67,7 +67,7 @@ def figure(
 
 
 def sample_std(values: Sequence[float]) -> float | None:
-    """Standard deviation with n − 1 in the denominator; None for fewer than two values."""
+    """Compute the standard deviation with n − 1 in the denominator; None for fewer than two values."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
@@ -80,19 +80,21 @@ def mean_interval(items: Floats, *, top: float | None = None, level: float = 0.9
 
     Args:
         items: One value an item; NaN marks an item left out.
-        top: The largest value that an item can have, the least being 0; None if there are no such bounds.
+        top: Max value of an item, the min being 0; None if there are no such bounds.
         level: Share of samples whose interval covers the mean.
 
     Returns:
         Lower and upper bound; ``(None, None)`` for fewer than two items.
     """
-    known = items[~np.isnan(items)]
-    count = len(known)
+    values = items[~np.isnan(items)]
+    count = len(values)
+    # One value says nothing of how far the next would be.
     if count < 2:
         return None, None
-    mean, variance = float(known.mean()), float(known.var(ddof=1)) / count
+    mean, variance = float(values.mean()), float(values.var(ddof=1)) / count
     quantile = student_quantile(level, count - 1)
     on_bound = top is not None and mean in (0.0, top)
+    # Student's interval is of no width where all items are equal, which on a bound happens by chance.
     if top is None or (variance == 0 and not on_bound):
         half = quantile * math.sqrt(variance)
         return mean - half, mean + half
@@ -149,7 +151,7 @@ def half_interval(values: Sequence[float], level: float = 0.95) -> float | None:
 
 
 def pearson(first: Floats, second: Floats) -> float | None:
-    """Pearson's r; None where it is not defined (fewer than two pairs, or one side constant)."""
+    """Compute Pearson's r; None where it is not defined (fewer than two pairs, or one side constant)."""
     if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return None
     return float(np.corrcoef(first, second)[0, 1])

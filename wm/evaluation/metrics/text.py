@@ -1,4 +1,4 @@
-"""How close predicted actions are to the reference ones, as text (paper section 4.2, table 1).
+"""Measure how close predicted actions are to the reference ones, as text (paper section 4.2, table 1).
 
 Any script is read; no model of a language is, so that words of scripts without spaces are compared by characters.
 """
@@ -86,24 +86,28 @@ class _UnicodeWords(Tokenizer):  # type: ignore[misc]
 
 
 def _add_rouge(report: TextReport, pairs: Sequence[tuple[str, str]]) -> None:
+    # Without a stemmer, which knows English only.
     scorer = RougeScorer(list(ROUGE_METRICS), tokenizer=_UnicodeWords())
     scores = [scorer.score(reference, text) for text, reference in pairs]
     lengths = [len(split_words(reference)) for _, reference in pairs]
     tokens = "words of rouge_score" if all(text.isascii() for pair in pairs for text in pair) else "Unicode words"
     if any(has_unspaced(reference) for _, reference in pairs):
         tokens += ", characters in scripts without spaces"
-    for name, needed in ROUGE_METRICS.items():
-        values = [score[name].fmeasure for score, length in zip(scores, lengths, strict=True) if length >= needed]
-        words = "a word" if needed == 1 else "two words"
+    for name, min_words in ROUGE_METRICS.items():
+        values = [score[name].fmeasure for score, length in zip(scores, lengths, strict=True) if length >= min_words]
+        words = "a word" if min_words == 1 else "two words"
         if not values:
             report.absent[name] = f"no reference has {words}"
             continue
         report.figures[name] = sum(values) / len(values)
-        whole = "" if len(values) == len(pairs) else f"; over the {len(values)} of {len(pairs)} references with {words}"
-        report.notes[name] = tokens + whole
+        coverage = (
+            "" if len(values) == len(pairs) else f"; over the {len(values)} of {len(pairs)} references with {words}"
+        )
+        report.notes[name] = tokens + coverage
 
 
 def _add_bleu(report: TextReport, pairs: Sequence[tuple[str, str]]) -> None:
+    # By the reference alone: a prediction in another script must not choose how it is compared.
     names = [bleu_tokenizer(reference) for _, reference in pairs]
     tokenize = {name: BLEU(tokenize=name).tokenizer for name in set(names)}
     texts, references = (

@@ -1,4 +1,4 @@
-"""Words of texts in any script, without a model of any language: by the categories of Unicode."""
+"""Split texts of any script into words by the categories of Unicode, without a model of any language."""
 
 import re
 import unicodedata
@@ -16,7 +16,7 @@ _IS_UNSPACED = re.compile(f"[{_HAN}{_OTHER_UNSPACED}]")
 _WIDTH_FORMS = re.compile("[\uff00-\uffef\u3000]+")
 _ZERO_WIDTH_SPACE = "\u200b"
 _PRESENTATION = re.compile("[\ufe00-\ufe0f]")
-"""Variation selectors, which choose between pictures of a character."""
+"""Variation selectors, which choose between forms of a character."""
 _FIRST_NON_LATIN = 0x370
 """Letters before it are Latin ones or marks of phonetics."""
 
@@ -53,6 +53,7 @@ def split_words(text: str) -> list[str]:
     is_open = is_unspaced = False
     for character in unicodedata.normalize("NFC", text.casefold()):
         kind = unicodedata.category(character)[0]
+        # A mark belongs to the letter before it, as vowels do in Hindi.
         if kind == "M" and words and is_open:
             words[-1] += character
             continue
@@ -69,6 +70,11 @@ def split_words(text: str) -> list[str]:
     return words
 
 
+def count_words(text: str) -> int:
+    """Count the words of a text: runs between blanks, and single characters in scripts without spaces."""
+    return sum(len(split_words(word)) if has_unspaced(word) else 1 for word in normalise(text).split())
+
+
 def bleu_tokenizer(reference: str) -> str:
     """Name the tokeniser of sacrebleu that knows the script of a text."""
     if reference.isascii():
@@ -81,17 +87,17 @@ def bleu_tokenizer(reference: str) -> str:
 
 
 def same_text(text: str) -> str:
-    """Give texts that differ in case, blanks or form alone the same key."""
+    """Map texts that differ in case, blanks or form alone to the same key."""
     return " ".join(unicodedata.normalize("NFC", normalise(text).casefold()).split())
 
 
 def has_unspaced(text: str) -> bool:
-    """Whether a text has characters of a script without spaces between words."""
+    """Return whether a text has characters of a script without spaces between words."""
     return _IS_UNSPACED.search(text) is not None
 
 
 def _is_foreign_letter(character: str) -> bool:
-    """Whether this is a letter of another script than Latin."""
+    """Return whether this is a letter of another script than Latin."""
     if ord(character) < _FIRST_NON_LATIN or not unicodedata.category(character).startswith("L"):
         return False
     return not unicodedata.name(character, "").startswith(("LATIN", "MODIFIER LETTER"))

@@ -1,4 +1,4 @@
-"""Line charts as inline SVG in the page's own colours, so that they follow light and dark."""
+"""Draw line charts as inline SVG in the page's own colours, so that they follow light and dark."""
 
 import math
 from collections.abc import Sequence
@@ -53,15 +53,26 @@ def line_chart(
     even_x: bool = False,
     from_zero: bool = False,
 ) -> str:
-    """A figure with its legend. ``even_x``: equal distances between the x values that occur (K = 1, 2, 4,
-    8)."""
-    shown = [line for line in lines if line.xs]
-    if not shown:
+    """Draw a chart with its legend.
+
+    Args:
+        title: Text above the chart.
+        lines: Series; those without a point are left out.
+        x_label: Text below the x axis.
+        y_label: Text beside the y axis.
+        even_x: Equal distances between the x values that occur (K = 1, 2, 4, 8).
+        from_zero: Start the y axis at 0.
+
+    Returns:
+        HTML; empty without a point.
+    """
+    series = [line for line in lines if line.xs]
+    if not series:
         return ""
-    stops = sorted({x for line in shown for x in line.xs})
-    floor = 0.0 if all(y >= 0 for line in shown for y in line.ys) else -math.inf
-    lows = [max(y - b, floor) for line in shown for y, b in _with_band(line)]
-    highs = [y + b for line in shown for y, b in _with_band(line)]
+    stops = sorted({x for line in series for x in line.xs})
+    floor = 0.0 if all(y >= 0 for line in series for y in line.ys) else -math.inf
+    lows = [max(y - b, floor) for line in series for y, b in _with_band(line)]
+    highs = [y + b for line in series for y, b in _with_band(line)]
     y_ticks = nice_ticks(min([*lows, 0.0] if from_zero else lows), max(highs))
     x_ticks: Sequence[float] = stops
     if not even_x:
@@ -70,12 +81,12 @@ def line_chart(
         stops = sorted({*stops, *x_ticks})
     frame = _Frame(stops, even_x, y_ticks[0], y_ticks[-1])
     parts = _axes(frame, x_ticks, y_ticks, x_label, y_label)
-    for line in shown:
+    for line in series:
         parts += _band(line, frame) + _stroke(line, frame)
     drawing = "".join(parts)
     name = escape(title)
     svg = f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{name}">{drawing}</svg>'
-    return f"<figure><figcaption>{name}</figcaption>{legend(shown)}{svg}</figure>"
+    return f"<figure><figcaption>{name}</figcaption>{legend(series)}{svg}</figure>"
 
 
 def _axes(frame: _Frame, x_ticks: Sequence[float], y_ticks: Sequence[float], x_label: str, y_label: str) -> list[str]:
@@ -97,14 +108,14 @@ def _axes(frame: _Frame, x_ticks: Sequence[float], y_ticks: Sequence[float], x_l
 
 def legend(lines: Sequence[Line]) -> str:
     """One entry a name; lines without a name share the entry of their colour."""
-    seen: dict[str, str] = {}
+    styles: dict[str, str] = {}
     for line in lines:
         if not line.name:
             continue
         dash = ' class="dash"' if line.dashed else ""
         stroke = f'<i{dash} style="border-color:var(--c{line.colour % COLOURS})"></i>'
-        seen.setdefault(line.name, f"<span>{stroke}{escape(line.name)}</span>")
-    return f'<div class="legend">{"".join(seen.values())}</div>'
+        styles.setdefault(line.name, f"<span>{stroke}{escape(line.name)}</span>")
+    return f'<div class="legend">{"".join(styles.values())}</div>'
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -119,7 +130,7 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def thin_out(values: Sequence[float], points: int = 120) -> list[tuple[float, float]]:
-    """(index, mean) of ``points`` equal stretches: a noisy curve made readable without hiding its course."""
+    """Return (index, mean) of ``points`` equal stretches: a noisy curve becomes readable and keeps its course."""
     if len(values) <= points:
         return [(float(index), float(value)) for index, value in enumerate(values)]
     edges = [round(index * len(values) / points) for index in range(points + 1)]

@@ -1,4 +1,4 @@
-"""What the paper claims, against what was measured. Every verdict is computed from the figures."""
+"""Hold the paper's claims against what was measured. Every verdict is computed from the figures."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -93,11 +93,11 @@ def difference(first: FigureDict, second: FigureDict, by_item: Mapping[str, Any]
     gaps = [first["runs"][seed] - second["runs"][seed] for seed in seeds]
     mean = sum(gaps) / len(gaps) if paired else first["mean"] - second["mean"]
     over_items = None if by_item is None or by_item["ci_low"] is None else (by_item["ci_high"] - by_item["ci_low"]) / 2
-    over_seeds = half_interval(gaps) if paired else _own_halves(first, second, over_items is None)
-    known = [half for half in (over_seeds, over_items) if half is not None]
-    if not known:
+    over_seeds = half_interval(gaps) if paired else _add_halves(first, second, over_items is None)
+    halves = [half for half in (over_seeds, over_items) if half is not None]
+    if not halves:
         return Difference(mean, None, "one value each, which has no spread")
-    spread = max(known)
+    spread = max(halves)
     if spread == over_items:
         return Difference(
             mean, spread, f"half the 95 % interval over {by_item['items'] if by_item else 0} paired items"
@@ -107,15 +107,15 @@ def difference(first: FigureDict, second: FigureDict, by_item: Mapping[str, Any]
     return Difference(mean, spread, "half the two figures' own 95 % intervals, added in squares")
 
 
-def _own_halves(first: FigureDict, second: FigureDict, with_items: bool) -> float | None:
+def _add_halves(first: FigureDict, second: FigureDict, with_items: bool) -> float | None:
     """Add the half intervals of two figures in squares; without those over items, the ones that are known."""
-    halves = [half for one in (first, second) if (half := _own_half(one, with_items)) is not None]
+    halves = [half for figure in (first, second) if (half := _compute_half(figure, with_items)) is not None]
     is_known = len(halves) == 2 if with_items else bool(halves)
     return math.hypot(*halves) if is_known else None
 
 
-def _own_half(figure: FigureDict, with_items: bool) -> float | None:
-    """Over training seeds; with one run over items, or, without that, over sampling seeds."""
+def _compute_half(figure: FigureDict, with_items: bool) -> float | None:
+    """Compute half an interval over training seeds; with one run over items, or else over sampling seeds."""
     values = list(figure["runs"].values())
     if len(values) > 1:
         return half_interval(values)
@@ -129,7 +129,7 @@ def _own_half(figure: FigureDict, with_items: bool) -> float | None:
 
 
 class Figures:
-    """Look-up in ``tables.json``."""
+    """Look up figures in ``tables.json``."""
 
     def __init__(self, tables: Mapping[str, Any]) -> None:
         self.judged = tables["judge"] != "none"
@@ -144,59 +144,58 @@ class Figures:
         }
 
     def fdm(self, label: str, choice: str, k: int, metric: str) -> FigureDict | None:
-        found: FigureDict | None = self._fdm.get((label, choice, k), {}).get(metric)
-        return found
+        figure: FigureDict | None = self._fdm.get((label, choice, k), {}).get(metric)
+        return figure
 
     def idm(self, label: str, metric: str) -> FigureDict | None:
-        found: FigureDict | None = self._idm.get(label, {}).get(metric)
-        return found
+        figure: FigureDict | None = self._idm.get(label, {}).get(metric)
+        return figure
 
     def by_item(self, metric: str, first: Choice, second: Choice) -> Mapping[str, Any] | None:
-        """The row of a difference, whichever of the two was first: its interval is as wide."""
+        """Find the row of a difference, whichever of the two was first: its interval is as wide."""
         pairs = ((metric, first, second), (metric, second, first))
         return next((row for pair in pairs if (row := self._differences.get(pair)) is not None), None)
 
     def probe(self, role: str, label: str) -> dict[str, FigureDict]:
-        """Kind of negative → share."""
+        """Return kind of negative → share."""
         return self._probe.get((role, label), {})
 
 
 def judge_claims(tables: Mapping[str, Any], labels: Labels) -> list[Claim]:
-    """The claims in the paper's order."""
+    """Judge the claims, in the paper's order."""
     figures = Figures(tables)
     return [
-        _probe_before(figures, "idm", labels.zero_shot),
-        _probe_before(figures, "fdm", labels.zero_shot),
-        _probe_after(figures, "idm", [labels.idm]),
-        _probe_after(figures, "fdm", [labels.finetuned, labels.bootstrapped]),
-        _asymmetry(figures, labels),
-        _bootstrapping(figures, labels),
-        _weights(figures, labels),
-        *(_verification(figures, label) for label in (labels.finetuned, labels.bootstrapped)),
+        _judge_probe_before(figures, "idm", labels.zero_shot),
+        _judge_probe_before(figures, "fdm", labels.zero_shot),
+        _judge_probe_after(figures, "idm", [labels.idm]),
+        _judge_probe_after(figures, "fdm", [labels.finetuned, labels.bootstrapped]),
+        _judge_asymmetry(figures, labels),
+        _judge_bootstrapping(figures, labels),
+        _judge_weights(figures, labels),
+        *(_judge_verification(figures, label) for label in (labels.finetuned, labels.bootstrapped)),
     ]
 
 
-def _asymmetry(figures: Figures, labels: Labels) -> Claim:
+def _judge_asymmetry(figures: Figures, labels: Labels) -> Claim:
     title = "Inverse dynamics is learned far better than forward dynamics from the same data and steps"
     idm = figures.idm(labels.idm, "state_equivalent")
     choice = "greedy" if figures.fdm(labels.finetuned, "greedy", 1, "right") else "idm"
     fdm = figures.fdm(labels.finetuned, choice, 1, "right")
     if idm is None or fdm is None:
         return Claim("asymmetry", title, "not measured", [])
-    how = "greedy" if choice == "greedy" else "mean of samples"
+    wording = "greedy" if choice == "greedy" else "mean of samples"
     pair = (labels.idm, PROPOSED, 1), (labels.finetuned, choice, 1)
     gap = difference(idm, fdm, figures.by_item("right", *pair))
     measured = [
         f"{labels.idm}: share of actions that imply the target state {spread_text(idm)}",
-        f"{labels.finetuned} ({how}): share of predictions that show the target state {spread_text(fdm)}",
+        f"{labels.finetuned} ({wording}): share of predictions that show the target state {spread_text(fdm)}",
         f"{gap.text()} ({gap.basis})",
     ]
     return Claim("asymmetry", title, gap.verdict(), measured)
 
 
-def _probe_before(figures: Figures, role: str, label: str) -> Claim:
-    """A mean near one half would let a strong preference for copies hide behind another: each kind must be
-    near."""
+def _judge_probe_before(figures: Figures, role: str, label: str) -> Claim:
+    """Require each kind of negative near chance: in a mean, a strong preference for copies could hide."""
     title = f"Before fine-tuning, preference for true trajectories is near chance ({_ROLE_WORDS[role]})"
     shares = figures.probe(role, label)
     if not shares:
@@ -204,61 +203,61 @@ def _probe_before(figures: Figures, role: str, label: str) -> Claim:
     off = [kind for kind, figure in shares.items() if abs(figure["mean"] - 0.5) > CHANCE_MARGIN]
     low, high = 0.5 - CHANCE_MARGIN, 0.5 + CHANCE_MARGIN
     measured = [
-        f"{label}: mean {_mean_share(shares):.2f} ({_shares(shares)})",
-        f"near chance is {low:.2f} to {high:.2f} for each; outside: {_kinds(off)}",
+        f"{label}: mean {_compute_mean_share(shares):.2f} ({_format_shares(shares)})",
+        f"near chance is {low:.2f} to {high:.2f} for each; outside: {_join_kinds(off)}",
     ]
     return Claim(f"probe-{role}-before", title, "does not show" if off else "shows", measured)
 
 
-def _probe_after(figures: Figures, role: str, labels: Sequence[str]) -> Claim:
+def _judge_probe_after(figures: Figures, role: str, labels: Sequence[str]) -> Claim:
     title = f"After fine-tuning, preference for true trajectories is far above chance ({_ROLE_WORDS[role]})"
-    found = {label: figures.probe(role, label) for label in labels if figures.probe(role, label)}
-    if not found:
+    by_label = {label: figures.probe(role, label) for label in labels if figures.probe(role, label)}
+    if not by_label:
         return Claim(f"probe-{role}-after", title, "not measured", [])
     measured = []
-    for label, shares in found.items():
+    for label, shares in by_label.items():
         low = [kind for kind, figure in shares.items() if figure["mean"] < FAR_ABOVE]
-        exceptions = f"below {FAR_ABOVE:.2f}: {_kinds(low)}"
-        measured.append(f"{label}: mean {_mean_share(shares):.2f} ({_shares(shares)}); {exceptions}")
-    measured.append(f"far above is a mean of {FAR_ABOVE:.2f} or more{' for each' if len(found) > 1 else ''}")
-    far = all(_mean_share(shares) >= FAR_ABOVE for shares in found.values())
+        exceptions = f"below {FAR_ABOVE:.2f}: {_join_kinds(low)}"
+        measured.append(f"{label}: mean {_compute_mean_share(shares):.2f} ({_format_shares(shares)}); {exceptions}")
+    measured.append(f"far above is a mean of {FAR_ABOVE:.2f} or more{' for each' if len(by_label) > 1 else ''}")
+    far = all(_compute_mean_share(shares) >= FAR_ABOVE for shares in by_label.values())
     return Claim(f"probe-{role}-after", title, "shows" if far else "does not show", measured)
 
 
-def _kinds(names: Sequence[str]) -> str:
+def _join_kinds(names: Sequence[str]) -> str:
     return ", ".join(name.replace("_", " ") for name in names) or "none"
 
 
-def _mean_share(shares: Mapping[str, FigureDict]) -> float:
+def _compute_mean_share(shares: Mapping[str, FigureDict]) -> float:
     return float(sum(figure["mean"] for figure in shares.values()) / len(shares))
 
 
-def _shares(shares: Mapping[str, FigureDict]) -> str:
+def _format_shares(shares: Mapping[str, FigureDict]) -> str:
     return ", ".join(f"{kind.replace('_', ' ')} {figure['mean']:.2f}" for kind, figure in shares.items())
 
 
-def _headline(figures: Figures) -> tuple[str, bool]:
-    """(metric, higher is better)."""
+def _choose_headline(figures: Figures) -> tuple[str, bool]:
+    """Return the metric of the headline, and whether higher is better."""
     if figures.judged:
         return "final", True
     return "l1", False
 
 
-def _bootstrapping(figures: Figures, labels: Labels) -> Claim:
+def _judge_bootstrapping(figures: Figures, labels: Labels) -> Claim:
     title = "Training on videos annotated by the inverse model improves the forward model"
     pair = (labels.bootstrapped, labels.finetuned)
-    return _versus(figures, "bootstrapping", title, pair, ("final", "right", "copied"))
+    return _compare_labels(figures, "bootstrapping", title, pair, ("final", "right", "copied"))
 
 
-def _weights(figures: Figures, labels: Labels) -> Claim:
+def _judge_weights(figures: Figures, labels: Labels) -> Claim:
     title = "Recognition weights raise editing success"
     pair = (labels.bootstrapped, labels.unweighted)
-    return _versus(figures, "weights", title, pair, ("editing_success", "copied", "minimal_editing", "final"))
+    return _compare_labels(figures, "weights", title, pair, ("editing_success", "copied", "minimal_editing", "final"))
 
 
-def _versus(figures: Figures, key: str, title: str, pair: tuple[str, str], metrics: Sequence[str]) -> Claim:
-    """The first metric decides; without a judge, the headline metric alone."""
-    metric, higher = _headline(figures)
+def _compare_labels(figures: Figures, key: str, title: str, pair: tuple[str, str], metrics: Sequence[str]) -> Claim:
+    """Compare two labels: the first metric decides; without a judge, the headline metric alone."""
+    metric, higher = _choose_headline(figures)
     names = metrics if figures.judged else (metric,)
     rows = []
     for name in names:
@@ -281,21 +280,21 @@ def _versus(figures: Figures, key: str, title: str, pair: tuple[str, str], metri
     return Claim(key, title, gaps[0][3].verdict(higher_is_better=higher), measured)
 
 
-def _verification(figures: Figures, label: str) -> Claim:
+def _judge_verification(figures: Figures, label: str) -> Claim:
     key, top = f"verification-{label}", figures.top_k
     title = f"Verification by the inverse model improves {label} from K = 1 to K = {top}"
-    metric, higher = _headline(figures)
+    metric, higher = _choose_headline(figures)
     names = ["right", metric] if figures.judged else [metric]
     measured, decisive = [], None
     for name in names:
-        one, many = figures.fdm(label, "idm", 1, name), figures.fdm(label, "idm", top, name)
+        single, many = figures.fdm(label, "idm", 1, name), figures.fdm(label, "idm", top, name)
         best = figures.fdm(label, "oracle", top, name)
-        if top == 1 or one is None or many is None:
+        if top == 1 or single is None or many is None:
             continue
-        gap = difference(many, one, figures.by_item(name, (label, "idm", 1), (label, "idm", top)))
+        gap = difference(many, single, figures.by_item(name, (label, "idm", 1), (label, "idm", top)))
         decisive = decisive or gap
         measured.append(
-            f"{METRIC_WORDS[name]}: K = 1 {spread_text(one)}, K = {top} {spread_text(many)}, "
+            f"{METRIC_WORDS[name]}: K = 1 {spread_text(single)}, K = {top} {spread_text(many)}, "
             f"oracle best of {top} {spread_text(best)}; {gap.text()}"
         )
     if decisive is None:

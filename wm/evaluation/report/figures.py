@@ -1,4 +1,4 @@
-"""Sections of the report that show the evaluation's figures."""
+"""Render the sections of the report that show the evaluation's figures."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -33,22 +33,22 @@ _WORDS = {
 
 
 def claims_section(findings: Findings, labels: Labels, notes: Mapping[str, str]) -> str:
-    """One card a claim."""
+    """Render one card a claim."""
     if findings.tables is None:
         return ""
     cards = []
     for claim in judge_claims(findings.tables, labels):
         extra = [equal_training(findings, labels)] if claim.key == "asymmetry" else []
-        cards.append(_card(claim, [line for line in extra if line], notes.get(claim.key, "")))
-    how = (
+        cards.append(_render_card(claim, [line for line in extra if line], notes.get(claim.key, "")))
+    explanation = (
         "Each verdict is computed from the figures below: “shows” if the difference has the claimed sign "
         "and exceeds its spread, “does not show” if it exceeds it with the other sign, else “within the "
         "spread”."
     )
-    return section("claims", "Claims", prose(how), f'<div class="claims">{"".join(cards)}</div>')
+    return section("claims", "Claims", prose(explanation), f'<div class="claims">{"".join(cards)}</div>')
 
 
-def _card(claim: Claim, extra: Sequence[str], note: str) -> str:
+def _render_card(claim: Claim, extra: Sequence[str], note: str) -> str:
     lines = "".join(f"<li>{escape(line)}</li>" for line in [*claim.measured, *extra])
     badge = f'<span class="badge {_BADGES[claim.verdict]}">{escape(claim.verdict)}</span>'
     body = f"<ul>{lines}</ul>" if lines else prose("The figures this needs are not in the tables.", "soft small")
@@ -57,7 +57,7 @@ def _card(claim: Claim, extra: Sequence[str], note: str) -> str:
 
 
 def equal_training(findings: Findings, labels: Labels) -> str:
-    """Whether inverse and forward model were trained on equal data for equal steps, from their recipes."""
+    """Say whether inverse and forward model were trained on equal data for equal steps, from their recipes."""
     runs = findings.of("train")
     idm = next((stage for stage in runs if findings.label_of(stage) == labels.idm), None)
     fdm = next((stage for stage in runs if findings.label_of(stage) == labels.finetuned), None)
@@ -70,40 +70,40 @@ def equal_training(findings: Findings, labels: Labels) -> str:
 
 
 def forward_section(findings: Findings) -> str:
-    """The table of labels by K, and the verification curves."""
+    """Render the table of labels by K, and the verification curves."""
     tables = findings.tables
     if tables is None or not tables["fdm"]:
         return ""
     judged = tables["judge"] != "none"
     columns = ["final", "editing_success", "minimal_editing", "right", "copied"] if judged else []
     columns = columns or ["l1", "unchanged_tokens"]
-    chosen = [row for row in tables["fdm"] if row["choice"] != "oracle"]
+    rows = [row for row in tables["fdm"] if row["choice"] != "oracle"]
     oracle = [row for row in tables["fdm"] if row["choice"] == "oracle"]
-    parts = [prose(_how(tables, judged)), _forward_table(chosen, columns)]
+    parts = [prose(_explain_table(tables, judged)), _render_forward_table(rows, columns)]
     if oracle:
-        bound = _forward_table(oracle, columns)
+        bound = _render_forward_table(oracle, columns)
         parts.append(f"<details><summary>Oracle best-of-N, the bound of any choice</summary>{bound}</details>")
     parts.append(curves(tables, ["right", "final"] if judged else ["l1"]))
-    shown = ["right", "final"] if judged else ["l1"]
-    parts.append(adaptive_part(tables, [(name, _WORDS[name], 100 if name in _SHARES else 1) for name in shown]))
-    by_subset = _subset_table(tables, "final" if judged else "l1")
+    metrics = ["right", "final"] if judged else ["l1"]
+    parts.append(adaptive_part(tables, [(name, _WORDS[name], 100 if name in _SHARES else 1) for name in metrics]))
+    by_subset = _render_subset_table(tables, "final" if judged else "l1")
     if by_subset:
         parts += ["<h3>By subset</h3>", by_subset]
     return section("forward", "Forward dynamics", *parts)
 
 
-def _forward_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    best = _best(rows, columns)
+def _render_forward_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    best = _find_best(rows, columns)
     cells, kinds = [], []
     for index, row in enumerate(rows):
-        figures = [_cell(row["metrics"].get(name), name, index == best.get(name)) for name in columns]
+        figures = [_render_cell(row["metrics"].get(name), name, index == best.get(name)) for name in columns]
         first = index == 0 or rows[index - 1]["label"] != row["label"]
-        cells.append([escape(row["label"]) if first else "", escape(_choice(row)), *figures])
+        cells.append([escape(row["label"]) if first else "", escape(_name_choice(row)), *figures])
         kinds.append(("first" if first else "") + (" dim" if row["choice"] == "none" else ""))
     return table(["model", "prediction", *(_WORDS[name] for name in columns)], cells, kinds)
 
 
-def _how(tables: Mapping[str, Any], judged: bool) -> str:
+def _explain_table(tables: Mapping[str, Any], judged: bool) -> str:
     text = (
         "K = 1 averages all candidates sampled; at larger K the inverse model chooses; the oracle "
         "(dashed) chooses by the true score and bounds any choice from above. Copy gives the source back; "
@@ -115,14 +115,14 @@ def _how(tables: Mapping[str, Any], judged: bool) -> str:
     return text + (scale if judged else " L1 is the mean absolute difference to the target, 0 to 1.")
 
 
-def _choice(row: Mapping[str, Any]) -> str:
+def _name_choice(row: Mapping[str, Any]) -> str:
     if row["choice"] in ("none", "greedy"):
         return "–" if row["choice"] == "none" else "greedy"
     return f"K = {row['k']}" if row["choice"] == "idm" else f"oracle, best of {row['k']}"
 
 
-def _best(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> dict[str, int]:
-    """Column → row of the best figure among honest predictions."""
+def _find_best(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> dict[str, int]:
+    """Map each column to the row of the best figure among honest predictions."""
     best = {}
     for name in columns:
         if name in ("copied", "unchanged_tokens", "minimal_editing"):
@@ -133,12 +133,13 @@ def _best(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> dict[str
             for index, row in enumerate(rows)
             if row["choice"] in ("idm", "greedy") and name in row["metrics"]
         ]
+        # A column of zeros has no best.
         if honest and max(honest)[0] != 0:
             best[name] = -max(honest)[1]
     return best
 
 
-def _cell(figure: Mapping[str, Any] | None, name: str, is_best: bool = False, why: str = "") -> str:
+def _render_cell(figure: Mapping[str, Any] | None, name: str, is_best: bool = False, why: str = "") -> str:
     if figure is None:
         hint = f' title="{escape(why)}"' if why else ""
         return f'<td class="soft"{hint}>–</td>'
@@ -154,7 +155,7 @@ def _cell(figure: Mapping[str, Any] | None, name: str, is_best: bool = False, wh
 
 
 def curves(tables: Mapping[str, Any], metrics: Sequence[str]) -> str:
-    """Figure against K for every label: chosen by the inverse model, and by the oracle (dashed)."""
+    """Chart each metric against K for every label: chosen by the inverse model, and by the oracle (dashed)."""
     labels = list(dict.fromkeys(row["label"] for row in tables["fdm"] if row["choice"] == "oracle"))
     charts = []
     for metric in metrics:
@@ -195,8 +196,8 @@ def curves(tables: Mapping[str, Any], metrics: Sequence[str]) -> str:
     return f'<div class="charts">{inside}</div>' if inside else ""
 
 
-def _subset_table(tables: Mapping[str, Any], metric: str) -> str:
-    """The headline metric by subset, for K = 1 and for the largest K chosen by the inverse model."""
+def _render_subset_table(tables: Mapping[str, Any], metric: str) -> str:
+    """Render the headline metric by subset, for K = 1 and for the largest K chosen by the inverse model."""
     top = max(tables["k"])
     rows = [row for row in tables["fdm"] if row["by_subset"] and (row["choice"] != "oracle") and row["k"] in (1, top)]
     if not rows:
@@ -213,29 +214,33 @@ def _subset_table(tables: Mapping[str, Any], metric: str) -> str:
 
 
 def inverse_section(findings: Findings) -> str:
-    """Text metrics of the inverse models."""
+    """Render the text metrics of the inverse models."""
     tables = findings.tables
     if tables is None or not tables["idm"]:
         return ""
-    known = {name for row in tables["idm"] for part in ("metrics", "absent") for name in row.get(part, {})}
-    names = [name for name in _WORDS if name in known]
+    metrics = {name for row in tables["idm"] for part in ("metrics", "absent") for name in row.get(part, {})}
+    names = [name for name in _WORDS if name in metrics]
     rows = [
         [
             escape(row["label"]),
-            *(_cell(row["metrics"].get(name), name, why=row.get("absent", {}).get(name, "")) for name in names),
+            *(_render_cell(row["metrics"].get(name), name, why=row.get("absent", {}).get(name, "")) for name in names),
         ]
         for row in tables["idm"]
     ]
-    how = "Greedy actions against the reference actions: ROUGE F1, corpus BLEU divided by 100, exact match."
+    explanation = "Greedy actions against the reference actions: ROUGE F1, corpus BLEU divided by 100, exact match."
     if "state_equivalent" in names:
-        how += " Right: the action, done in the source, gives the target state, however it is worded."
+        explanation += " Right: the action, done in the source, gives the target state, however it is worded."
     tokens = " ".join(f"{word}." for word in text_notes(tables["idm"], _WORDS))
-    parts = [prose(how), table(["model", *(_WORDS[n] for n in names)], rows), *([prose(tokens)] if tokens else [])]
+    parts = [
+        prose(explanation),
+        table(["model", *(_WORDS[n] for n in names)], rows),
+        *([prose(tokens)] if tokens else []),
+    ]
     return section("inverse", "Inverse dynamics", *parts)
 
 
 def probe_section(findings: Findings) -> str:
-    """Share of true trajectories preferred, by model and kind of negative."""
+    """Render the share of true trajectories preferred, by model and kind of negative."""
     tables = findings.tables
     if tables is None or not tables["probe"]:
         return ""
@@ -250,12 +255,12 @@ def probe_section(findings: Findings) -> str:
         ("idm", "Inverse: likelihood of the action"),
         ("fdm", "Forward: likelihood of the target"),
     ):
-        found = [row for row in tables["probe"] if row["role"] == role]
-        labels = list(dict.fromkeys(row["label"] for row in found))
+        of_role = [row for row in tables["probe"] if row["role"] == role]
+        labels = list(dict.fromkeys(row["label"] for row in of_role))
         rows = []
         for label in labels:
-            by_kind = {row["negative"]: row for row in found if row["label"] == label}
-            rows.append([escape(label), *(_probe_cell(by_kind.get(kind)) for kind in kinds)])
+            by_kind = {row["negative"]: row for row in of_role if row["label"] == label}
+            rows.append([escape(label), *(_render_probe_cell(by_kind.get(kind)) for kind in kinds)])
         if rows:
             header = ["model", *(kind.replace("_", " ") for kind in kinds)]
             parts += [f"<h3>{escape(word)}</h3>", table(header, rows)]
@@ -264,7 +269,7 @@ def probe_section(findings: Findings) -> str:
     return section("probe", "Preference probe", *parts)
 
 
-def _probe_cell(row: Mapping[str, Any] | None) -> str:
+def _render_probe_cell(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return '<td class="soft">–</td>'
     share = row["metrics"]["share"]

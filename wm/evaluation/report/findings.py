@@ -1,4 +1,4 @@
-"""What a run folder holds for the report: stages by their ``run.json``, losses, tables, examples."""
+"""Read what a run folder holds for the report: stages by their ``run.json``, losses, tables, examples."""
 
 import json
 from collections.abc import Sequence
@@ -49,11 +49,11 @@ class Findings:
     examples: list[dict[str, Any]] | None
 
     def of(self, kind: str) -> list[Stage]:
-        """Stages of one kind, in order of time."""
+        """List the stages of one kind, in order of time."""
         return [stage for stage in self.stages if stage.kind == kind]
 
     def label_of(self, stage: Stage) -> str:
-        """What the evaluation calls the model of a training stage; else the stage's own name."""
+        """Find the evaluation's label of a training stage's model; else the stage's own name."""
         if self.evaluation is not None:
             own = stage.folder.resolve()
             for entry in self.evaluation.record["recipe"].get("models", {}).values():
@@ -82,6 +82,7 @@ def read_findings(folder: str | Path) -> Findings:
             stages.append(Stage(name if name != "." else root.name, path.parent, record))
     if not stages:
         raise InputError(f"{root} holds no finished stage (no run.json up to {_DEPTH} folders deep)")
+    # By time, so that the last evaluation is the one reported.
     stages.sort(key=lambda stage: str(stage.record.get("finished_at", "")))
     evaluated = [stage for stage in stages if stage.kind == "evaluate"]
     last = evaluated[-1] if evaluated else None
@@ -96,7 +97,7 @@ def read_findings(folder: str | Path) -> Findings:
 
 
 def read_losses(stage: Stage) -> LossCurve | None:
-    """``metrics.jsonl`` of a stage (an object a line, with ``step`` and ``loss``), or None if it has none."""
+    """Read ``metrics.jsonl`` of a stage (an object a line, with ``step`` and ``loss``); None if it has none."""
     path = stage.folder / "metrics.jsonl"
     if not path.is_file():
         return None
@@ -114,20 +115,20 @@ def read_losses(stage: Stage) -> LossCurve | None:
 
 
 def same_training(first: Stage, second: Stage) -> list[str] | None:
-    """In which of steps, epochs, batch and triplets two training runs differ; empty: equal data and steps.
+    """List in which of steps, epochs, batch and triplets two training runs differ; empty: equal data and steps.
 
     None if a recipe does not say what it was trained on.
     """
     keys: Sequence[str] = ("steps", "epochs", "global_batch", "triplets")
-    one, other = first.record.get("recipe", {}), second.record.get("recipe", {})
-    if "triplets" not in one or "triplets" not in other:
+    recipe, other = first.record.get("recipe", {}), second.record.get("recipe", {})
+    if "triplets" not in recipe or "triplets" not in other:
         return None
-    return [f"{key}: {one.get(key)!r} and {other.get(key)!r}" for key in keys if one.get(key) != other.get(key)]
+    return [f"{key}: {recipe.get(key)!r} and {other.get(key)!r}" for key in keys if recipe.get(key) != other.get(key)]
 
 
 def _read_json(path: Path) -> Any:
     if not path.is_file():
-        raise InputError(f"{path} is missing, though its stage says it is whole")
+        raise InputError(f"{path} is missing, though its stage is complete")
     try:
         return json.loads(path.read_text())
     except (ValueError, RecursionError) as error:  # ValueError: no JSON, no UTF-8, a number of too many digits

@@ -1,5 +1,4 @@
-"""The wall of examples: pictures of sources, targets and candidates with what the verifier and judge gave
-them."""
+"""Write the wall of examples: images of sources, targets and candidates with the scores of verifier and judge."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from wm.images import Pixels, encode_png
 
 
 def pick_items(subsets: Sequence[str], count: int) -> list[int]:
-    """``count`` rows, taken in turn from each subset in order, so that none is left out."""
+    """Choose ``count`` rows, in turn from each subset in order, so that none is left out."""
     rows = list(enumerate(subsets))
     queues = [[row for row, name in rows if name == subset] for subset in dict.fromkeys(subsets)]
     longest = max((len(queue) for queue in queues), default=0)
@@ -22,11 +21,19 @@ def pick_items(subsets: Sequence[str], count: int) -> list[int]:
 
 
 def write_gallery(bench: Bench, units: Sequence[Unit], parts: Path, out: Path, count: int) -> list[dict[str, Any]]:
-    """Write PNG files below ``out/examples`` and return what ``examples.json`` holds.
+    """Write PNG files below ``out/examples``.
 
-    Of each label the entry of the lowest training seed is shown with its first sampling seed. Equal
-    candidates are one entry with ``times``; the best by the verifier comes first, and ``chosen`` is its
-    place.
+    Args:
+        bench: The models and the held-out set.
+        units: Units of the evaluation, whose files exist. Of each label the lowest training seed and its first
+            sampling seed are shown.
+        parts: Folder of the units' files.
+        out: Folder of the evaluation.
+        count: Number of triplets.
+
+    Returns:
+        The content of ``examples.json``. Equal candidates are one entry with ``times``; the best by the verifier comes
+        first, and ``chosen`` is its index.
     """
     folder = out / "examples"
     folder.mkdir(parents=True, exist_ok=True)
@@ -39,14 +46,14 @@ def write_gallery(bench: Bench, units: Sequence[Unit], parts: Path, out: Path, c
                 "triplet_id": held_out.ids[item],
                 "subset": held_out.subsets[item],
                 "action": held_out.actions[item],
-                "source": _picture(folder, f"{item:05d}-source", held_out.source_pixels[item]),
-                "target": _picture(folder, f"{item:05d}-target", held_out.target_pixels[item]),
+                "source": _write_image(folder, f"{item:05d}-source", held_out.source_pixels[item]),
+                "target": _write_image(folder, f"{item:05d}-target", held_out.target_pixels[item]),
                 "change": [round(float(value), 4) for value in held_out.change[item]],
                 "proposed": [],
                 "models": [],
             }
         )
-    for unit in _shown(bench.entries, units):
+    for unit in _choose_units(bench.entries, units):
         entry = bench.entries[unit.entry]
         facts, arrays = load_part(unit.file(parts))
         for item, example in zip(items, examples, strict=True):
@@ -54,15 +61,15 @@ def write_gallery(bench: Bench, units: Sequence[Unit], parts: Path, out: Path, c
                 right = bool(arrays["right"][item]) if "right" in arrays else None
                 example["proposed"].append({"label": entry.label, "text": facts["texts"][item], "right": right})
             else:
-                shown = _candidates(
+                models = _write_candidates(
                     bench, bank_of(arrays, bench.max_unchanged), item, folder, f"{item:05d}-{unit.entry}"
                 )
-                example["models"].append({"label": entry.label, "seed": entry.run, **shown})
+                example["models"].append({"label": entry.label, "seed": entry.run, **models})
     return examples
 
 
-def _shown(entries: dict[str, Entry], units: Sequence[Unit]) -> list[Unit]:
-    """The sampling unit of each FDM label and the proposing unit of each IDM label."""
+def _choose_units(entries: dict[str, Entry], units: Sequence[Unit]) -> list[Unit]:
+    """Choose the sampling unit of each FDM label and the proposing unit of each IDM label."""
     first: dict[tuple[str, str], Unit] = {}
     for unit in sorted(units, key=lambda unit: (entries[unit.entry].run, unit.seed)):
         if unit.ask in ("sample", "propose"):
@@ -70,32 +77,32 @@ def _shown(entries: dict[str, Entry], units: Sequence[Unit]) -> list[Unit]:
     return [unit for unit in units if unit in first.values()]
 
 
-def _candidates(bench: Bench, bank: Bank, item: int, folder: Path, stem: str) -> dict[str, Any]:
+def _write_candidates(bench: Bench, bank: Bank, item: int, folder: Path, stem: str) -> dict[str, Any]:
     codes_KN = bank.codes[item]
     distinct, first, times = np.unique(codes_KN, axis=0, return_index=True, return_counts=True)
     score_K = None if bank.verifier is None else bank.verifier[item]
     ranking_K = None if bank.ranking is None else bank.ranking[item]
     order = sorted(
         range(len(distinct)),
-        key=lambda one: (0.0 if ranking_K is None else -ranking_K[first[one]], int(first[one])),
+        key=lambda index: (0.0 if ranking_K is None else -ranking_K[first[index]], int(first[index])),
     )
-    pictures = bench.codec.decode(distinct)
+    images = bench.codec.decode(distinct)
     candidates = []
-    for rank, one in enumerate(order):
-        place = int(first[one])
-        figures = {name: round(float(value[item, place]), 4) for name, value in bank.metrics.items()}
+    for rank, index in enumerate(order):
+        position = int(first[index])
+        figures = {name: round(float(value[item, position]), 4) for name, value in bank.metrics.items()}
         candidates.append(
             {
-                "image": _picture(folder, f"{stem}-{rank}", pictures[one]),
-                "times": int(times[one]),
-                "logprob": None if score_K is None else round(float(score_K[place]), 4),
+                "image": _write_image(folder, f"{stem}-{rank}", images[index]),
+                "times": int(times[index]),
+                "logprob": None if score_K is None else round(float(score_K[position]), 4),
                 "metrics": figures,
             }
         )
     return {"candidates": candidates, "chosen": None if score_K is None else 0}
 
 
-def _picture(folder: Path, stem: str, pixels_HWC: Pixels) -> str:
+def _write_image(folder: Path, stem: str, pixels_HWC: Pixels) -> str:
     """Write a PNG; its path relative to the evaluation's folder."""
     path = folder / f"{stem}.png"
     path.write_bytes(encode_png(pixels_HWC))

@@ -1,4 +1,4 @@
-"""HTML of the report: one page, styles inside, pictures as data URIs, nothing loaded from anywhere."""
+"""Render the HTML of the report: one page, styles inside, images as data URIs, nothing loaded from anywhere."""
 
 import base64
 import io
@@ -18,7 +18,7 @@ THUMB_PX = 192
 
 
 def page(title: str, body: Iterable[str]) -> str:
-    """The whole document."""
+    """Render the complete document."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -29,12 +29,12 @@ def page(title: str, body: Iterable[str]) -> str:
 
 
 def section(anchor: str, title: str, *parts: str) -> str:
-    """A headed part of the page."""
+    """Render a headed part of the page."""
     return f'<section id="{anchor}"><h2>{escape(title)}</h2>' + "\n".join(parts) + "</section>"
 
 
 def prose(text: str, kind: str = "soft") -> str:
-    """A paragraph of plain text."""
+    """Render a paragraph of plain text."""
     return f'<p class="{kind}">{escape(text)}</p>'
 
 
@@ -45,10 +45,16 @@ def table(
     *,
     wrap_last: bool = False,
 ) -> str:
-    """A table that scrolls sideways where it must.
+    """Render a table that scrolls sideways where it must.
 
-    ``header``: plain text. ``rows``: cells as HTML, each a whole ``<td>`` if it starts so. ``wrap_last``:
-    the last column is running text.
+    Args:
+        header: Plain text.
+        rows: Cells as HTML, each a complete ``<td>`` if it starts so.
+        row_classes: CSS classes of the rows.
+        wrap_last: The last column is running text.
+
+    Returns:
+        HTML.
     """
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     lines = []
@@ -61,8 +67,8 @@ def table(
     return f'<div class="{kind}"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def picture_uri(path: Path) -> str:
-    """A PNG file as a data URI, shrunk to :data:`THUMB_PX` if larger."""
+def image_uri(path: Path) -> str:
+    """Encode a PNG file as a data URI, shrunk to :data:`THUMB_PX` if larger."""
     data = path.read_bytes()
     pixels_HWC = decode_image(data, str(path))
     if max(pixels_HWC.shape[:2]) <= THUMB_PX:
@@ -75,7 +81,7 @@ def picture_uri(path: Path) -> str:
 
 
 def heat_uri(weights_N: Floats) -> str:
-    """Weights of a square of image tokens (row-major) as a see-through picture, the largest being opaque."""
+    """Weights of a square of image tokens (row-major) as a see-through image, the largest being opaque."""
     side = round(len(weights_N) ** 0.5)
     if side * side != len(weights_N):
         side = 0

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that stands alone."""
+"""Render the report of a run: one HTML file that needs no other."""
 
 import time
 from collections.abc import Mapping
@@ -14,10 +14,19 @@ from wm.evaluation.report.wall import wall_section
 
 
 def render_report(folder: str | Path, labels: Labels, notes: Mapping[str, str], *, title: str = "") -> str:
-    """HTML of everything found below ``folder``; what is missing is left out and named.
+    """Render everything found below ``folder`` as HTML; what is missing is left out and named.
 
-    ``notes``: claim key → text shown with that claim. Raises :class:`InputError` if there is nothing to
-    report.
+    Args:
+        folder: Folder of the run, with its stages' folders below it.
+        labels: Which label of the tables plays which part in the claims.
+        notes: Claim key → text shown with that claim.
+        title: Headline; empty: the name of the folder.
+
+    Returns:
+        The page.
+
+    Raises:
+        InputError: If there is nothing to report.
     """
     findings = read_findings(folder)
     name = title or f"World model run: {findings.folder.resolve().name}"
@@ -34,13 +43,13 @@ def render_report(folder: str | Path, labels: Labels, notes: Mapping[str, str], 
     present = [(anchor, word, html) for anchor, word, html in sections if html]
     missing = [word for _, word, html in sections if not html]
     links = "".join(f'<a href="#{anchor}">{escape(word)}</a>' for anchor, word, _ in present)
-    head = [f"<h1>{escape(name)}</h1>", prose(_about(findings)), f"<nav>{links}</nav>"]
+    head = [f"<h1>{escape(name)}</h1>", prose(_describe_run(findings)), f"<nav>{links}</nav>"]
     if missing:
         head.append(prose(f"Left out, because this run folder holds nothing for it: {', '.join(missing)}."))
     return page(name, [*head, *(html for _, _, html in present)])
 
 
-def _about(findings: Findings) -> str:
+def _describe_run(findings: Findings) -> str:
     parts = []
     if findings.tables is not None:
         tables = findings.tables
@@ -58,7 +67,7 @@ def _about(findings: Findings) -> str:
 
 
 def duration(seconds: float) -> str:
-    """``8.4 s``, ``3 min 20 s``, ``1 h 05 min``."""
+    """Format seconds: ``8.4 s``, ``3 min 20 s``, ``1 h 05 min``."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

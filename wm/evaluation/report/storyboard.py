@@ -1,4 +1,4 @@
-"""One picture of a rollout: the source, then a column a step with the candidates kept and the next best ones."""
+"""Draw one image of a rollout: the source, then a column a step with the beam and the next best candidates."""
 
 import io
 import textwrap
@@ -11,7 +11,7 @@ from typing import Any
 from wm.images import Pixels
 
 CHOSEN, KEPT, OTHER = "#1667c7", "#7aa9d8", "#d5d8db"
-"""Frames of pictures: on the way to the best sequence, kept by the beam, drawn and left."""
+"""Outlines of images: on the way to the best sequence, in the beam, sampled and left out."""
 _CELL_IN, _BELOW_IN, _TITLE_IN, _DPI = 1.7, 0.62, 0.24, 110
 _LETTERS = 22
 """That fit into a column's width."""
@@ -19,7 +19,7 @@ _LETTERS = 22
 
 @dataclass(frozen=True)
 class Shot:
-    """A picture (uint8 RGB (H, W, 3)) with the lines below it; ``frame``: colour of its outline."""
+    """An image (uint8 RGB (H, W, 3)) with the lines below it; ``frame``: colour of its outline."""
 
     pixels: Pixels
     below: Sequence[str]
@@ -28,7 +28,7 @@ class Shot:
 
 @dataclass(frozen=True)
 class Column:
-    """What stands below a title, best first."""
+    """What is drawn below a title, best first."""
 
     title: str
     shots: Sequence[Shot]
@@ -45,8 +45,8 @@ def draw_storyboard(columns: Sequence[Column], path: Path) -> None:
     row_in = _CELL_IN + _BELOW_IN
     width_in, height_in = len(columns) * (_CELL_IN + 0.35) + 0.2, head_in + rows * row_in
     figure = Figure(figsize=(width_in, height_in), dpi=_DPI, facecolor="white")
-    for place, (column, title) in enumerate(zip(columns, titles, strict=True)):
-        left_in = 0.2 + place * (_CELL_IN + 0.35)
+    for index, (column, title) in enumerate(zip(columns, titles, strict=True)):
+        left_in = 0.2 + index * (_CELL_IN + 0.35)
         # No mathematics in actions, and no font for some scripts: both are the user's own words.
         figure.text(
             left_in / width_in, 1 - 0.1 / height_in, title,

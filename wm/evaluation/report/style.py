@@ -1,4 +1,4 @@
-"""The report's style sheet: follows light and dark, and folds to one column on a phone."""
+"""Hold the report's style sheet: follows light and dark, and folds to one column on a phone."""
 
 STYLE = """
 :root {

@@ -1,4 +1,4 @@
-"""The tables as plain text, for the terminal."""
+"""Format the tables as plain text, for the terminal."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ CHOICE_WORDS = {"none": "", "greedy": "greedy", "idm": "", "oracle": "oracle"}
 
 
 def spread_text(figure: Mapping[str, Any] | None, *, digits: int = 3) -> str:
-    """``0.370 ± 0.042``; without ± where there is one value; an en dash for a missing figure."""
+    """Format a figure as ``0.370 ± 0.042``; without ± where there is one value; an en dash for a missing figure."""
     if figure is None:
         return "–"
     text = f"{figure['mean']:.{digits}f}"
@@ -15,7 +15,7 @@ def spread_text(figure: Mapping[str, Any] | None, *, digits: int = 3) -> str:
 
 
 def row_name(row: Mapping[str, Any]) -> str:
-    """``C-FT, K = 4`` and the like."""
+    """Name a row: ``C-FT, K = 4`` and the like."""
     if row["choice"] == "none":
         return str(row["label"])
     if row["choice"] == "greedy":
@@ -26,16 +26,16 @@ def row_name(row: Mapping[str, Any]) -> str:
 
 
 def main_metrics(tables: Mapping[str, Any]) -> list[str]:
-    """The columns of the forward table, as the judge allows."""
+    """List the columns of the forward table, as the judge allows."""
     judged = ["final", "editing_success", "minimal_editing", "right", "copied"]
     return [*(judged if tables["judge"] != "none" else []), "l1", "unchanged_tokens"]
 
 
 def format_tables(tables: Mapping[str, Any]) -> str:
-    """All tables of ``tables.json`` as aligned text."""
+    """Format all tables of ``tables.json`` as aligned text."""
     columns = main_metrics(tables)
     blocks = [
-        _grid(
+        _format_grid(
             ["forward dynamics", *columns],
             [[row_name(row), *(spread_text(row["metrics"].get(name)) for name in columns)] for row in tables["fdm"]],
         )
@@ -52,13 +52,13 @@ def format_tables(tables: Mapping[str, Any]) -> str:
             ]
             for row in adaptive
         ]
-        blocks.append(_grid([f"adaptive N, {metric}", "draws", "adaptive", "fixed N, as many"], rows))
+        blocks.append(_format_grid([f"adaptive N, {metric}", "draws", "adaptive", "fixed N, as many"], rows))
     if tables["idm"]:
         names = list(
             dict.fromkeys(name for row in tables["idm"] for part in ("metrics", "absent") for name in row.get(part, {}))
         )
         rows = [[row["label"], *(spread_text(row["metrics"].get(name)) for name in names)] for row in tables["idm"]]
-        blocks.append("\n".join([_grid(["inverse dynamics", *names], rows), *text_notes(tables["idm"], {})]))
+        blocks.append("\n".join([_format_grid(["inverse dynamics", *names], rows), *text_notes(tables["idm"], {})]))
     if tables["probe"]:
         kinds = list(dict.fromkeys(row["negative"] for row in tables["probe"]))
         shares: dict[tuple[str, str], dict[str, str]] = {}
@@ -66,9 +66,10 @@ def format_tables(tables: Mapping[str, Any]) -> str:
             of_model = shares.setdefault((row["role"], row["label"]), {})
             of_model[row["negative"]] = spread_text(row["metrics"].get("share"))
         rows = [
-            [f"{label} ({role})", *(found.get(kind, "–") for kind in kinds)] for (role, label), found in shares.items()
+            [f"{label} ({role})", *(by_kind.get(kind, "–") for kind in kinds)]
+            for (role, label), by_kind in shares.items()
         ]
-        blocks.append("\n".join([_grid(["preference for the truth", *kinds], rows), *probe_notes(tables)]))
+        blocks.append("\n".join([_format_grid(["preference for the truth", *kinds], rows), *probe_notes(tables)]))
     return "\n\n".join(blocks)
 
 
@@ -104,7 +105,7 @@ def print_tables(tables: Mapping[str, Any]) -> None:
     print(format_tables(tables))
 
 
-def _grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _format_grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     lines = []
     for first, *others in [header, *rows]:

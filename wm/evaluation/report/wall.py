@@ -1,4 +1,4 @@
-"""The wall of examples."""
+"""Render the wall of examples."""
 
 from collections.abc import Mapping
 from html import escape
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from wm.evaluation.report.findings import Findings
-from wm.evaluation.report.page import heat_uri, picture_uri, prose, section
+from wm.evaluation.report.page import heat_uri, image_uri, prose, section
 
 
 def wall_section(findings: Findings) -> str:
@@ -16,31 +16,31 @@ def wall_section(findings: Findings) -> str:
     if not findings.examples or findings.evaluation is None:
         return ""
     folder = findings.evaluation.folder
-    cards = [_example(example, folder) for example in findings.examples]
-    how = (
+    cards = [_render_example(example, folder) for example in findings.examples]
+    explanation = (
         "Candidates stand best first by the inverse model's log-likelihood of the action (nats, below each "
-        "picture); the chosen one is outlined, ×n counts equal candidates, s is the judge's score. Change: "
+        "image); the chosen one is outlined, ×n counts equal candidates, s is the judge's score. Change: "
         "squared feature distance between source and target by image token, which weights the loss."
     )
-    return section("wall", "Examples", prose(how), f'<div class="wall">{"".join(cards)}</div>')
+    return section("wall", "Examples", prose(explanation), f'<div class="wall">{"".join(cards)}</div>')
 
 
-def _example(example: Mapping[str, Any], folder: Path) -> str:
-    source, target = (picture_uri(folder / example[name]) for name in ("source", "target"))
+def _render_example(example: Mapping[str, Any], folder: Path) -> str:
+    source, target = (image_uri(folder / example[name]) for name in ("source", "target"))
     weights_N = np.array(example["change"], dtype=np.float64)
     layers = f'<img src="{target}" alt=""><img src="{heat_uri(weights_N)}" alt="">'
     most = f"change, up to {weights_N.max():.2g}"
     top = (
-        f'<div class="strip">{_shot(source, "source", "source", "big")}'
-        f"{_shot(target, 'target', 'target', 'big')}"
+        f'<div class="strip">{_render_shot(source, "source", "source", "big")}'
+        f"{_render_shot(target, 'target', 'target', 'big')}"
         f'<div class="shot big"><div class="heat">{layers}</div>{most}</div></div>'
     )
-    said = "".join(_proposal(one) for one in example["proposed"])
-    models = "".join(_model(one, folder) for one in example["models"])
-    return f'<div class="card"><div class="action">{escape(example["action"])}</div>{top}{said}{models}</div>'
+    proposals = "".join(_render_proposal(proposal) for proposal in example["proposed"])
+    models = "".join(_render_model(proposal, folder) for proposal in example["models"])
+    return f'<div class="card"><div class="action">{escape(example["action"])}</div>{top}{proposals}{models}</div>'
 
 
-def _proposal(proposed: Mapping[str, Any]) -> str:
+def _render_proposal(proposed: Mapping[str, Any]) -> str:
     mark = ""
     if proposed["right"] is not None:
         mark = ' <span class="yes-text">✓</span>' if proposed["right"] else ' <span class="no-text">✗</span>'
@@ -48,14 +48,15 @@ def _proposal(proposed: Mapping[str, Any]) -> str:
     return f'<div class="small soft">{escape(proposed["label"])} says: {text}{mark}</div>'
 
 
-def _model(model: Mapping[str, Any], folder: Path) -> str:
+def _render_model(model: Mapping[str, Any], folder: Path) -> str:
     shots = "".join(
-        _candidate(one, folder, chosen=index == model["chosen"]) for index, one in enumerate(model["candidates"])
+        _render_candidate(candidate, folder, is_chosen=index == model["chosen"])
+        for index, candidate in enumerate(model["candidates"])
     )
     return f'<div class="model"><b>{escape(model["label"])}</b><div class="strip">{shots}</div></div>'
 
 
-def _candidate(candidate: Mapping[str, Any], folder: Path, *, chosen: bool) -> str:
+def _render_candidate(candidate: Mapping[str, Any], folder: Path, *, is_chosen: bool) -> str:
     lines = []
     if candidate["logprob"] is not None:
         lines.append(f"{candidate['logprob']:.2f}")
@@ -67,10 +68,10 @@ def _candidate(candidate: Mapping[str, Any], folder: Path, *, chosen: bool) -> s
         lines.append(f"L1 {metrics['l1']:.3f}")
     if candidate["times"] > 1:
         lines[-1] += f" ×{candidate['times']}"
-    uri = picture_uri(folder / candidate["image"])
-    return _shot(uri, "candidate", "<br>".join(lines), "chosen" if chosen else "")
+    uri = image_uri(folder / candidate["image"])
+    return _render_shot(uri, "candidate", "<br>".join(lines), "chosen" if is_chosen else "")
 
 
-def _shot(uri: str, alt: str, below: str, kind: str) -> str:
+def _render_shot(uri: str, alt: str, below: str, kind: str) -> str:
     """``below`` is HTML."""
     return f'<div class="shot {kind}"><img src="{uri}" alt="{escape(alt)}">{below}</div>'

@@ -1,7 +1,7 @@
-"""A procedural toy world with exact state, so that the whole loop runs and is measured with no download.
+"""Simulate a procedural toy world with exact state, so that the complete loop runs and is measured offline.
 
-``scenes``: states and their pictures. ``actions``: what can happen, in words and back. ``videos``: unlabelled clips.
-``triplets``: a supervised set in AURORA's layout. ``oracle``: a judge that reads pictures back into states.
+``scenes``: states and their images. ``actions``: what can happen, in words and back. ``videos``: unlabelled clips.
+``triplets``: a supervised set in AURORA's layout. ``oracle``: a judge that reads images back into states.
 """
 
 from wm.nano.world.actions import Action, actions_of, parse_action

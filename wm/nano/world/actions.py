@@ -1,4 +1,4 @@
-"""What can happen on the table, in words and back."""
+"""Define what can happen on the table, in words and back."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,22 +41,22 @@ class Action:
     becomes: int | None = None
 
     def apply(self, state: State) -> State | None:
-        """The state afterwards; None if the action cannot happen there."""
-        place = state.place_of(self.thing)
-        if (place is None) != (self.kind == "add"):
+        """Return the state afterwards; None if the action cannot happen there."""
+        cell = state.place_of(self.thing)
+        if (cell is None) != (self.kind == "add"):
             return None
-        cleared = state if place is None else state.put(place, 0)
+        cleared = state if cell is None else state.put(cell, 0)
         if self.kind == "remove":
             return cleared
         if self.kind == "recolour":
             possible = self.becomes is not None and self.becomes not in state.cells
-            return cleared.put(place or 0, self.becomes or 0) if possible else None
+            return cleared.put(cell or 0, self.becomes or 0) if possible else None
         if self.cell is None or state.cells[self.cell]:
             return None
         return cleared.put(self.cell, self.thing)
 
     def text(self, paraphrase: int = 0) -> str:
-        """The action in words; ``paraphrase`` is 0 or 1."""
+        """Say the action in words; ``paraphrase`` is 0 or 1."""
         colour, shape = object_name(self.thing)
         return _TEMPLATES[self.kind][paraphrase].format(
             colour=colour,
@@ -67,7 +67,7 @@ class Action:
 
 
 def actions_of(state: State, kind: Kind) -> list[Action]:
-    """Every action of a kind that can happen in a state."""
+    """List every action of a kind that can happen in a state."""
     if kind == "move":
         return [Action("move", thing, cell=cell) for thing in state.things() for cell in state.free()]
     if kind == "remove":
@@ -85,19 +85,19 @@ def actions_of(state: State, kind: Kind) -> list[Action]:
 
 
 def action_between(source: State, target: State) -> Action | None:
-    """The one action that leads from a state to another; None if there is none, or a cell could not be read."""
+    """Find the one action that leads from a state to another; None if there is none, or a cell could not be read."""
     readable = min(*source.cells, *target.cells) >= 0
-    found = [
+    actions = [
         action
         for kind in KINDS
         for action in (actions_of(source, kind) if readable else [])
         if action.apply(source) == target
     ]
-    return found[0] if len(found) == 1 else None
+    return actions[0] if len(actions) == 1 else None
 
 
 def random_action(state: State, rng: np.random.Generator, kind: Kind | None = None) -> Action:
-    """An action that can happen; its kind drawn by :data:`SHARES` unless given. The table keeps 1 to 5 objects."""
+    """Sample an action that can happen; its kind by :data:`SHARES` unless given. The table keeps 1 to 5 objects."""
     crowd = len(state.things())
     kind = kind or KINDS[int(rng.choice(len(KINDS), p=[SHARES[name] for name in KINDS]))]
     if (kind == "add" and crowd >= 5) or (kind == "remove" and crowd <= 1):
@@ -108,18 +108,19 @@ def random_action(state: State, rng: np.random.Generator, kind: Kind | None = No
 
 
 def parse_action(text: str) -> Action | None:
-    """Read an action in words leniently: a verb, then the first colour, shape, position and, for a recolouring, the
+    """Parse an action in words leniently: a verb, then the first colour, shape, position and, for a recolouring, the
     last colour; any other word is passed over. None if that leaves it undetermined."""
+    # Commas and full stops are the punctuation that answers come with.
     words = text.lower().replace(".", " ").replace(",", " ").split()
     kind = next((_VERBS[word] for word in words if word in _VERBS), None)
     colours = [word for word in words if word in COLOURS]
     shapes = [word for word in words if word in SHAPES]
-    places = [POSITIONS.index(word) for word in words if word in POSITIONS]
+    cells = [POSITIONS.index(word) for word in words if word in POSITIONS]
     if kind is None or not colours or not shapes:
         return None
     thing = object_id(colours[0], shapes[0])
     if kind in ("move", "add"):
-        return Action(kind, thing, cell=places[0]) if places else None
+        return Action(kind, thing, cell=cells[0]) if cells else None
     if kind == "recolour":
         return Action(kind, thing, becomes=object_id(colours[-1], shapes[0])) if len(colours) > 1 else None
     return Action(kind, thing)
@@ -135,14 +136,21 @@ def vocabulary() -> list[str]:
 
 
 def caption(state: State, rng: np.random.Generator, cells: Sequence[int] = (), max_cells: int = 3) -> str:
-    """What stands where: "red circle top-left empty center", in random order, at most three cells.
+    """Say which object is where: "red circle top-left empty center", in random order.
 
-    Of the ``cells`` given; without any, of those with an object.
+    Args:
+        state: The table.
+        rng: Orders and samples the cells.
+        cells: Cells to choose from; without any, those with an object.
+        max_cells: Max number of cells to name.
+
+    Returns:
+        The caption; "empty" for a table without objects.
     """
-    chosen = rng.permutation(list(cells) or [cell for cell, thing in enumerate(state.cells) if thing])[:max_cells]
-    parts = [(*_named(state.cells[int(cell)]), POSITIONS[int(cell)]) for cell in chosen]
+    order = rng.permutation(list(cells) or [cell for cell, thing in enumerate(state.cells) if thing])[:max_cells]
+    parts = [(*_split_name(state.cells[int(cell)]), POSITIONS[int(cell)]) for cell in order]
     return " ".join(word for part in parts for word in part) or "empty"
 
 
-def _named(thing: int) -> tuple[str, ...]:
+def _split_name(thing: int) -> tuple[str, ...]:
     return object_name(thing) if thing else ("empty",)

@@ -1,9 +1,9 @@
-"""Two pictures and a caption: what the nano base reads before it ever sees an action.
+"""Make documents of two images and a caption: what the nano base reads before it ever sees an action.
 
 The analogue of the interleaved documents that a unified vision-language model is pre-trained on. As there, text about
-pictures is far more common than pictures drawn from text. Captions say what stands where in the second picture, and
+images is far more common than images generated from text. Captions say which object is where in the second image, and
 where it shows the table some time after the first, what is different there. No document names an action, and none
-draws a picture of a changed table.
+generates an image of a changed table.
 """
 
 from typing import Literal
@@ -17,15 +17,15 @@ from wm.nano.world.scenes import State, random_camera, random_state, render
 Reading = Literal["understand", "draw"]
 
 UNDERSTAND_SHARE = 0.8
-"""Documents [picture][picture][caption]; the rest are [picture][caption][picture]."""
+"""Documents [image][image][caption]; the rest are [image][caption][image]."""
 LATER_SHARE = 0.6
-"""Of the first kind: those whose second picture shows the table one to three changes later."""
+"""Of the first kind: those whose second image shows the table one to three changes later."""
 SAME_SHARE = 0.75
-"""Of the others: those whose two pictures show one state, under two cameras. The rest show another scene."""
+"""Of the others: those whose two images show one state, under two cameras. The rest show another scene."""
 
 
 def sample_document(rng: np.random.Generator) -> tuple[Reading, Pixels, str, Pixels]:
-    """(order, first picture, caption of the second, second picture)."""
+    """Sample (order, first image, caption of the second, second image)."""
     reading: Reading = "understand" if rng.random() < UNDERSTAND_SHARE else "draw"
     first = random_state(rng)
     if reading == "understand" and rng.random() < LATER_SHARE:
@@ -34,8 +34,8 @@ def sample_document(rng: np.random.Generator) -> tuple[Reading, Pixels, str, Pix
     else:
         second = first if rng.random() < SAME_SHARE else random_state(rng)
         changed = []
-    pictures = [render(state, random_camera(rng), rng) for state in (first, second)]
-    return reading, pictures[0], caption(second, rng, changed), pictures[1]
+    images = [render(state, random_camera(rng), rng) for state in (first, second)]
+    return reading, images[0], caption(second, rng, changed), images[1]
 
 
 def _later(state: State, rng: np.random.Generator) -> State:

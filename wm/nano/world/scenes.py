@@ -1,4 +1,4 @@
-"""States of the tabletop and their pictures.
+"""Define states of the tabletop and render their images.
 
 A table of 3 x 3 cells of 16 px (48 x 48 px), 2 to 4 objects, each of another colour and shape, on one of three
 table tops. The sizes are those of the prototype that reproduced the paper's claims at laptop scale.
@@ -52,34 +52,34 @@ class State:
     cells: tuple[int, ...]
 
     def place_of(self, thing: int) -> int | None:
-        """The cell an object stands in, or None."""
+        """Return the cell of an object, or None."""
         return self.cells.index(thing) if thing in self.cells else None
 
     def things(self) -> list[int]:
-        """The objects on the table, by cell."""
+        """List the objects on the table, by cell."""
         return [thing for thing in self.cells if thing]
 
     def free(self) -> list[int]:
-        """The empty cells."""
+        """List the empty cells."""
         return [cell for cell, thing in enumerate(self.cells) if not thing]
 
     def put(self, cell: int, thing: int) -> "State":
-        """The state with ``cell`` holding ``thing`` (0 = nothing)."""
+        """Return the state with ``cell`` holding ``thing`` (0 = nothing)."""
         return State(self.background, (*self.cells[:cell], thing, *self.cells[cell + 1 :]))
 
 
 def object_id(colour: str, shape: str) -> int:
-    """1 to 12 for a colour and a shape."""
+    """Return the id, 1 to 12, of a colour and a shape."""
     return 1 + list(COLOURS).index(colour) * len(SHAPES) + SHAPES.index(shape)
 
 
 def object_name(thing: int) -> tuple[str, str]:
-    """(colour, shape) of an object id from 1 to 12."""
+    """Return (colour, shape) of an object id from 1 to 12."""
     return list(COLOURS)[(thing - 1) // len(SHAPES)], SHAPES[(thing - 1) % len(SHAPES)]
 
 
 def random_state(rng: np.random.Generator) -> State:
-    """2 to 4 different objects in different cells."""
+    """Sample a state of 2 to 4 different objects in different cells."""
     count = int(rng.integers(2, 5))
     cells = [0] * NUM_CELLS
     things = rng.choice(NUM_OBJECTS, count, replace=False) + 1
@@ -90,7 +90,7 @@ def random_state(rng: np.random.Generator) -> State:
 
 @dataclass(frozen=True)
 class Camera:
-    """What differs between two pictures of one state: a shift in px (right, down; -2 to 2), sensor noise (standard
+    """What differs between two images of one state: a shift in px (right, down; -2 to 2), sensor noise (standard
     deviation in grey levels) and crumbs (x, y in px on the wide table, darkness in grey levels)."""
 
     shift_px: tuple[float, float] = (0.0, 0.0)
@@ -110,33 +110,34 @@ class Sprite:
 
 
 def sprites_of(state: State) -> list[Sprite]:
-    """The objects of a state at rest."""
+    """List the sprites of a state at rest."""
     return [resting(thing, cell) for cell, thing in enumerate(state.cells) if thing]
 
 
 def resting(thing: int, cell: int, opacity: float = 1.0) -> Sprite:
-    """One object at rest in a cell."""
+    """Return the sprite of an object at rest in a cell."""
     colour, shape = object_name(thing)
     row, column = divmod(cell, GRID)
     return Sprite(SHAPES.index(shape), COLOURS[colour], column * CELL_PX, row * CELL_PX, opacity)
 
 
 def render(state: State, camera: Camera, rng: np.random.Generator) -> Pixels:
-    """A picture (48, 48, 3) of a state at rest."""
+    """Render an image (48, 48, 3) of a state at rest."""
     wide = render_sprites(state.background, sprites_of(state), camera, rng)
     return wide[:, MARGIN_PX : MARGIN_PX + SIDE_PX]
 
 
 def render_sprites(background: int, sprites: list[Sprite], camera: Camera, rng: np.random.Generator) -> Pixels:
-    """A frame (48, 64, 3) of the wide table."""
-    canvas = _table(background).copy()
+    """Render a frame (48, 64, 3) of the wide table."""
+    canvas = _render_table(background).copy()
     for x_px, y_px, darkness in camera.crumbs:
         canvas[y_px + 2 : y_px + 4, x_px + 2 : x_px + 4] -= darkness
     for sprite in sprites:
-        top, left = sprite.top_px + 2, sprite.left_px + 2 + MARGIN_PX
-        box = canvas[top : top + CELL_PX, left : left + CELL_PX]
-        alpha = _mask(sprite.shape)[..., None] * sprite.opacity
+        top, column = sprite.top_px + 2, sprite.left_px + 2 + MARGIN_PX
+        box = canvas[top : top + CELL_PX, column : column + CELL_PX]
+        alpha = _render_mask(sprite.shape)[..., None] * sprite.opacity
         box += alpha * (np.asarray(sprite.rgb, np.float32) - box)
+    # Shift and crop in one resampling; the canvas has 2 px to spare on each side.
     right, down = camera.shift_px
     move = np.asarray([[1, 0, right - 2], [0, 1, down - 2]], np.float32)
     view = np.asarray(cv2.warpAffine(canvas, move, (SIDE_PX + 2 * MARGIN_PX, SIDE_PX), flags=cv2.INTER_LINEAR))
@@ -147,14 +148,14 @@ def render_sprites(background: int, sprites: list[Sprite], camera: Camera, rng: 
 
 
 def random_camera(rng: np.random.Generator, shifted_share: float = 0.3, crumbed_share: float = 0.2) -> Camera:
-    """A camera for one picture: shifted by up to 1 px in 30 % of them, crumbs on the table in 20 %."""
+    """Sample a camera for one image: shifted by up to 1 px in 30 % of them, crumbs on the table in 20 %."""
     shift = tuple(float(value) for value in rng.uniform(-1, 1, 2)) if rng.random() < shifted_share else (0.0, 0.0)
     crumbs = random_crumbs(rng) if rng.random() < crumbed_share else ()
     return Camera((shift[0], shift[1]), crumbs=crumbs)
 
 
 def random_crumbs(rng: np.random.Generator) -> tuple[tuple[int, int, int], ...]:
-    """1 to 4 crumbs of 2 x 2 px, where four cells meet (an object never hides them)."""
+    """Sample 1 to 4 crumbs of 2 x 2 px, where four cells meet (an object never hides them)."""
     corners = rng.integers(0, (4, 4), (int(rng.integers(1, 5)), 2))
     return tuple(
         (int(x) * CELL_PX + MARGIN_PX - 1, int(y) * CELL_PX - (1 if y else 0), int(rng.integers(20, 50)))
@@ -163,8 +164,8 @@ def random_crumbs(rng: np.random.Generator) -> tuple[tuple[int, int, int], ...]:
 
 
 @cache
-def _mask(shape: int) -> FloatImage:
-    """Coverage (16, 16) from 0 to 1 of a shape at most 12 px wide, four samples a side and px."""
+def _render_mask(shape: int) -> FloatImage:
+    """Compute the coverage (16, 16), 0 to 1, of a shape at most 12 px wide, four samples a side and px."""
     grid = (np.arange(CELL_PX * 4) + 0.5) / 4 - CELL_PX / 2
     x, y = np.meshgrid(grid, grid)
     half = 6.0
@@ -178,8 +179,8 @@ def _mask(shape: int) -> FloatImage:
 
 
 @cache
-def _table(background: int) -> FloatImage:
-    """The bare table (52, 68, 3): the wide view and 2 px around it for the camera's shift."""
+def _render_table(background: int) -> FloatImage:
+    """Render the bare table (52, 68, 3): the wide view and 2 px around it for the camera's shift."""
     height, width = SIDE_PX + 4, SIDE_PX + 2 * MARGIN_PX + 4
     y, x = np.mgrid[0:height, 0:width] - 2
     tops = {"linen": (238, 228, 212), "slate": (62, 64, 72), "checker": (150, 150, 156)}

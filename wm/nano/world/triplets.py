@@ -1,4 +1,4 @@
-"""A supervised set of the tabletop, written as AURORA writes its own: a JSON list and PNG images."""
+"""Write a supervised set of the tabletop as AURORA writes its own: a JSON list and PNG images."""
 
 import json
 import os
@@ -16,7 +16,7 @@ SPLIT_SEEDS = {"train": 11, "tune": 12, "test": 13}
 
 
 def sample_triplet(rng: np.random.Generator) -> tuple[Pixels, str, Pixels]:
-    """(source picture, action in words, target picture); the camera moves in 30 % of the pairs."""
+    """Sample (source image, action in words, target image); the camera moves in 30 % of the pairs."""
     state = random_state(rng)
     action = random_action(state, rng)
     after = action.apply(state)
@@ -31,7 +31,18 @@ def sample_triplet(rng: np.random.Generator) -> tuple[Pixels, str, Pixels]:
 def write_triplets(
     root: Path, split: str, count: int, seed: int = 0, progress: Callable[[int], object] | None = None
 ) -> Path:
-    """Write ``root/data/tabletop/{split}.json`` and its images, the JSON last; returns the JSON's path."""
+    """Write ``root/data/tabletop/{split}.json`` and its images, the JSON last.
+
+    Args:
+        root: Folder of the data set.
+        split: Name of the split.
+        count: Number of triplets.
+        seed: The same seed gives the same triplets.
+        progress: Called after each triplet.
+
+    Returns:
+        The path of the JSON file.
+    """
     folder = root / "data" / "tabletop"
     images = folder / "images" / split
     images.mkdir(parents=True, exist_ok=True)
@@ -47,7 +58,7 @@ def write_triplets(
         if progress is not None:
             progress(1)
     path = folder / f"{split}.json"
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(json.dumps(rows, indent=1))
-    os.replace(aside, path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(rows, indent=1))
+    os.replace(temporary, path)
     return path

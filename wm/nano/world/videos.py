@@ -1,4 +1,4 @@
-"""Unlabelled clips of the tabletop: several actions each, with still stretches, a drifting camera and crumbs.
+"""Write unlabelled clips of the tabletop: several actions each, with still stretches, a drifting camera and crumbs.
 
 Stop-motion: most actions happen between two frames, some take two to four. So a key-frame by motion is mostly the
 frame right after an action, and now and then one in mid-action, which is the noise that real key-frames have.
@@ -34,14 +34,14 @@ from wm.nano.world.scenes import (
 
 FPS = 25
 CLASSES: dict[Kind, str] = {"move": "moving", "add": "adding", "remove": "removing", "recolour": "painting"}
-"""Class folders, as UCF-101 has. 60 % of a clip's actions are drawn of its class; on a full table an addition, and on
+"""Class folders, as UCF-101 has. 60 % of a clip's actions are sampled of its class; on a full table an addition, and on
 an all but bare one a removal, becomes a move: 35 % of the actions of such clips are of their class, of the others'
 two thirds or more."""
 
 
 @dataclass(frozen=True)
 class Moment:
-    """A resting state from ``frame`` on (the first frame that shows it whole), and the action that led to it."""
+    """A resting state from ``frame`` on (the first frame that shows it complete), and the action that led to it."""
 
     frame: int
     state: State
@@ -74,19 +74,29 @@ class Clip:
         if last + 1 == len(self.moments):
             return sprites_of(state)
         coming = self.moments[last + 1]
-        progress = 1 - (coming.frame - index) / self._duration(last + 1)
+        progress = 1 - (coming.frame - index) / self._sample_duration(last + 1)
         if progress <= 0 or coming.action is None:
             return sprites_of(state)
-        return _in_action(state, coming.action, progress)
+        return _move_sprites(state, coming.action, progress)
 
-    def _duration(self, number: int) -> int:
-        """Frames that an action takes: 1 (between two frames) for 85 % of them, else 2 to 4."""
+    def _sample_duration(self, number: int) -> int:
+        """Sample the frames that an action takes: 1 (between two frames) for 85 % of them, else 2 to 4."""
         rng = np.random.default_rng([self.seed, 2, number])
         return 1 if rng.random() < 0.85 else int(rng.integers(2, 5))
 
 
 def plan_clip(seed: int, actions: tuple[int, int] = (4, 7), rest_frames: tuple[int, int] = (10, 18)) -> Clip:
-    """The clip of a seed: its class is ``seed % 4``; so many actions (inclusive range) with rests between them."""
+    """Plan the clip of a seed, whose class is ``seed % 4``.
+
+    Args:
+        seed: 0 or more; the same seed gives the same clip.
+        actions: Min and max number of actions.
+        rest_frames: Min and max number of still frames before, between and after them.
+
+    Returns:
+        The clip.
+    """
+    # A stream of its own for the plan: more frames or noise leave the actions as they are.
     rng = np.random.default_rng([seed, 0])
     kind = KINDS[seed % len(KINDS)]
     state = random_state(rng)
@@ -105,14 +115,17 @@ def plan_clip(seed: int, actions: tuple[int, int] = (4, 7), rest_frames: tuple[i
 
 
 def write_clip(clip: Clip, path: Path) -> None:
-    """Encode a clip: ``.mp4`` as H.264, ``.avi`` as MPEG-4 part 2, 25 frames/s; written aside, then renamed."""
+    """Encode a clip: ``.mp4`` as H.264, ``.avi`` as MPEG-4 part 2, 25 frames/s.
+
+    It is written to a temporary file, then renamed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{os.getpid()}.{path.name}")
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
-        _encode(clip, aside)
-        os.replace(aside, path)
+        _encode(clip, temporary)
+        os.replace(temporary, path)
     except BaseException:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -121,6 +134,7 @@ def _encode(clip: Clip, path: Path) -> None:
     with av.open(str(path), "w", format=path.suffix[1:]) as container:
         stream = container.add_stream(codec, rate=Fraction(FPS), options=options)
         stream.width, stream.height, stream.pix_fmt = SIDE_PX + 2 * MARGIN_PX, SIDE_PX, "yuv420p"
+        # The same bytes on every machine.
         stream.thread_count = 1
         if codec == "mpeg4":
             stream.bit_rate = 600_000
@@ -130,27 +144,27 @@ def _encode(clip: Clip, path: Path) -> None:
 
 
 def clip_path(folder: Path, clip: Clip) -> Path:
-    """Where a clip goes: a folder a class; every third file is an avi."""
+    """Return the path of a clip: a folder a class; every third file is an avi."""
     suffix = ".avi" if clip.seed % 3 == 2 else ".mp4"
     return folder / clip.class_label / f"clip_{clip.seed:06d}{suffix}"
 
 
-def _in_action(state: State, action: Action, progress: float) -> list[Sprite]:
-    """The sprites at a ``progress`` strictly between 0 and 1 of an action."""
-    place = state.place_of(action.thing)
-    others = [resting(thing, cell) for cell, thing in enumerate(state.cells) if thing and cell != place]
+def _move_sprites(state: State, action: Action, progress: float) -> list[Sprite]:
+    """List the sprites at a ``progress`` strictly between 0 and 1 of an action."""
+    origin = state.place_of(action.thing)
+    others = [resting(thing, cell) for cell, thing in enumerate(state.cells) if thing and cell != origin]
     if action.kind == "add" and action.cell is not None:
         return [*others, resting(action.thing, action.cell, progress)]
-    if place is None:
+    if origin is None:
         raise ValueError(f"{action} cannot happen in {state}")
     if action.kind == "remove":
-        return [*others, resting(action.thing, place, 1 - progress)]
-    now = resting(action.thing, place)
+        return [*others, resting(action.thing, origin, 1 - progress)]
+    now = resting(action.thing, origin)
     if action.kind == "recolour" and action.becomes is not None:
         goal = COLOURS[object_name(action.becomes)[0]]
         mixed = [a + (b - a) * progress for a, b in zip(now.rgb, goal, strict=True)]
         return [*others, Sprite(now.shape, (mixed[0], mixed[1], mixed[2]), now.left_px, now.top_px)]
     row, column = divmod(action.cell or 0, GRID)
-    left = round(now.left_px + (column * CELL_PX - now.left_px) * progress)
+    column_px = round(now.left_px + (column * CELL_PX - now.left_px) * progress)
     top = round(now.top_px + (row * CELL_PX - now.top_px) * progress)
-    return [*others, Sprite(now.shape, now.rgb, left, top)]
+    return [*others, Sprite(now.shape, now.rgb, column_px, top)]
