@@ -229,7 +229,8 @@ def _resample_rows(
 
 
 def _lanczos(num_rows: int, num_scaled: int, row: int) -> tuple[range, npt.NDArray[np.int64]]:
-    """The rows that a scaled row is made of, and their weights in units of 2**-22: Pillow's, computed as it does."""
+    """Compute the rows that a scaled row is made of, and their weights in units of 2**-22: Pillow's, computed as it
+    does."""
     scale = num_rows / num_scaled
     filter_scale = max(1.0, scale)
     center, support = (row + 0.5) * scale, 3 * filter_scale

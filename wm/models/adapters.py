@@ -13,6 +13,7 @@ import torch
 
 from wm.errors import InputError
 from wm.models.folder_checks import check_config, check_no_code, one_line, read_json, refusing
+from wm.models.layer_patterns import check_patterns
 from wm.models.manifest import Manifest, model_folder, need_same_codec
 from wm.models.protocol import UnifiedVLM
 from wm.models.weights import check_tensors, read_header
@@ -30,7 +31,7 @@ def is_adapter(path: str | Path) -> bool:
 
 
 def attach(vlm: UnifiedVLM, folder: Path, manifest: Manifest) -> Any:
-    """The model's module with the adapter of a folder; the model takes the adapter's prompt layout.
+    """Attach the adapter of a folder to a model and return its module; the model takes the adapter's prompt layout.
 
     Raises :class:`InputError` for another codec, a file that is absent or cut short, and missing, misshapen or extra
     tensors, which it lists.
@@ -43,6 +44,7 @@ def attach(vlm: UnifiedVLM, folder: Path, manifest: Manifest) -> Any:
         raise InputError(f"no {ADAPTER_WEIGHTS} in {folder} (pickled weights are never read)")
     found = {name: place.shape for name, place in read_header(file).items()}
     config = read_adapter_config(folder, found)
+    check_patterns(config, [name for name, _ in vlm.module.named_modules()], folder / ADAPTER_CONFIG)
     try:
         with quiet_peft():
             adapted = PeftModel.from_pretrained(vlm.module, str(folder), config=config, local_files_only=True).eval()
@@ -109,7 +111,7 @@ def _check_ranks(values: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]
 
 
 def merged(adapted: Any, folder: Path) -> Any:
-    """The bare model with an adapter added into its weights."""
+    """Return the bare model with an adapter added into its weights."""
     _untie(adapted)
     try:
         return adapted.merge_and_unload()

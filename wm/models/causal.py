@@ -215,7 +215,7 @@ class CausalVLM:
         return list(known)
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        """The text of vocabulary ids, without special and image tokens and outer white space."""
+        """Return the text of vocabulary ids, without special and image tokens and outer white space."""
         spoken = [int(token) for token in ids if int(token) not in self._forbidden]
         text: str = self.tokenizer.decode(spoken, skip_special_tokens=True)
         return text.strip()
@@ -260,7 +260,7 @@ class CausalVLM:
 
 
 def span_of(rows: Tensor) -> slice | None:
-    """The slice that ``rows`` are, if they are consecutive, as in the released vocabularies."""
+    """Return the slice that ``rows`` are, if they are consecutive, as in the released vocabularies."""
     first, count = int(rows[0]), len(rows)
     consecutive = torch.equal(rows, torch.arange(first, first + count, device=rows.device))
     return slice(first, first + count) if consecutive else None

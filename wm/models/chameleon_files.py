@@ -32,7 +32,7 @@ _COMPUTED = "rotary_emb.inv_freq"
 def read_chameleon_module(
     folder: Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
 ) -> ChameleonForConditionalGeneration:
-    """The Hugging Face model of a folder, its own or an original release, without its image tokenizer
+    """Read the Hugging Face model of a folder, its own or an original release, without its image tokenizer
     (:class:`~wm.models.codec.codec.ImageCodec` is that).
 
     Names and shapes are checked against the configuration before a weight is read; one :class:`InputError`
@@ -78,7 +78,7 @@ def _skeleton(config: ChameleonConfig, folder: Path) -> ChameleonForConditionalG
 
 
 def _checked(config: ChameleonConfig, places: Mapping[str, TensorPlace], folder: Path) -> dict[str, TensorPlace]:
-    """The places of the tensors that the language model has, or an error that lists what does not fit."""
+    """Return the places of the tensors that the language model has, or an error that lists what does not fit."""
     skeleton = _skeleton(config, folder)
     check_amount(skeleton, count_numbers(places), str(folder))
     spare = {_HEAD} if config.tie_word_embeddings else set()
@@ -112,7 +112,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a folder; :class:`InputError` if it has none."""
+    """Read the tokenizer of a folder; :class:`InputError` if it has none."""
     release = find_release(folder)
     if release is not None:
         return read_original_tokenizer(release)

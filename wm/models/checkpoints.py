@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from wm.errors import InputError
-from wm.models.adapters import ADAPTER_CONFIG, attach, merged
+from wm.models.adapters import ADAPTER_CONFIG, attach, is_adapter, merged
 from wm.models.causal import CausalVLM, Facts
 from wm.models.chameleon_files import read_chameleon_module, read_tokenizer
 from wm.models.codec.codec import ImageCodec
@@ -55,7 +55,8 @@ def base_id_of(folder: str | Path) -> str:
 def load_codec(
     path: str | Path, device: str | torch.device = "cpu", *, decoder: str | Path | None = None
 ) -> ImageCodec:
-    """The image codec of a full model folder of any layout, or of an adapter folder's base. Reads no other weights.
+    """Read the image codec of a full model folder of any layout, or of an adapter folder's base. Reads no other
+    weights.
 
     ``decoder``: a ``vqgan.ckpt`` (or a folder with one) to take the decoder from, for a Hugging Face folder that
     came without; a file of that name inside such a folder is found by itself. Raises :class:`InputError` if
@@ -84,7 +85,7 @@ def load_codec(
 def load_chameleon(
     folder: Path, device: str | torch.device, dtype: torch.dtype, facts: Facts | None = None
 ) -> ChameleonVLM:
-    """A full Chameleon folder. A manifest, where there is one, must name the codec that is in the folder."""
+    """Load a full Chameleon folder. A manifest, where there is one, must name the codec that is in the folder."""
     facts = facts or _facts_of(folder, read_codec(folder))
     return ChameleonVLM(
         read_chameleon_module(folder, device, dtype),
@@ -119,7 +120,7 @@ FAMILIES = {
 
 
 def family_of(folder: Path) -> Family:
-    """The family of a full folder; :class:`InputError` if it is none of :data:`FAMILIES`.
+    """Return the family of a full folder; :class:`InputError` if it is none of :data:`FAMILIES`.
 
     A folder without ``config.json`` that is an original release, or a tokenizer of one, is Chameleon's. Nothing that
     the folder names is run: one that needs code is refused.
@@ -278,13 +279,13 @@ def _load_full(folder: Path, device: str | torch.device, dtype: torch.dtype) -> 
 
 
 def adapter_base(folder: Path) -> tuple[Manifest, Path]:
-    """The manifest of an adapter folder, and the folder of the base that it names."""
+    """Read the manifest of an adapter folder, and the folder of the base that it names."""
     manifest = need_manifest(folder)
     return manifest, _base_folder(folder, manifest, None)
 
 
 def need_manifest(folder: Path) -> Manifest:
-    """The manifest of an adapter folder; :class:`InputError` that says how to write one if there is none."""
+    """Read the manifest of an adapter folder; :class:`InputError` that says how to write one if there is none."""
     manifest = read_manifest(folder)
     if manifest is None:
         raise InputError(
@@ -297,10 +298,21 @@ def need_manifest(folder: Path) -> Manifest:
 def _base_folder(folder: Path, manifest: Manifest, base: str | Path | None) -> Path:
     if base is None and not manifest.base_path:
         raise InputError(f"adapter {folder} does not say where its base is; give base=")
-    chosen = model_folder(base) if base is not None else Path(os.path.normpath(folder.resolve() / manifest.base_path))
-    if not chosen.is_dir():
-        raise InputError(f"adapter {folder}: its base {manifest.base_id} is not at {chosen}; give base=")
-    return chosen
+    base_folder = (
+        model_folder(base) if base is not None else Path(os.path.normpath(folder.resolve() / manifest.base_path))
+    )
+    try:
+        is_folder = base_folder.is_dir()
+    except (OSError, ValueError):  # a name that is too long, or holds a zero byte
+        is_folder = False
+    if not is_folder:
+        raise InputError(
+            f"adapter {folder}: its base {manifest.base_id} is not at {str(base_folder)!r:.300}; give base="
+        )
+    # Adapters of adapters are not made here, and a chain of them may be a circle.
+    if is_adapter(base_folder):
+        raise InputError(f"adapter {folder}: its base {base_folder} is an adapter itself, expected a full model folder")
+    return base_folder
 
 
 def _need_family(vlm: UnifiedVLM) -> CausalVLM:
@@ -310,7 +322,7 @@ def _need_family(vlm: UnifiedVLM) -> CausalVLM:
 
 
 def _write_full(vlm: ChameleonVLM, codec: ImageCodec, tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """The Hugging Face folder; the decoder stands beside the tensors that the class knows, as in Anole."""
+    """Write the Hugging Face folder; the decoder stands beside the tensors that the class knows, as in Anole."""
     config = vlm.inner.config
     tensors = dict(tensors)
     if config.tie_word_embeddings:
@@ -345,7 +357,7 @@ def preprocessor_config(codec: ImageCodec) -> dict[str, Any]:
 
 @contextmanager
 def written_aside(out: Path) -> Iterator[Path]:
-    """A new folder beside ``out`` that takes its name at the end, and vanishes if anything goes wrong."""
+    """Make a new folder beside ``out`` that takes its name at the end, and vanishes if anything goes wrong."""
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:

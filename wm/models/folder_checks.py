@@ -197,7 +197,7 @@ def refusing(what: str) -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error in one line of at most 300 characters, its type where it has none."""
+    """Put the message of an error in one line of at most 300 characters, its type where it has none."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 

@@ -161,7 +161,7 @@ def rename(name: str, renames: Renames) -> str:
 
 
 def _need_tied(folder: Path, found: Mapping[str, Any]) -> None:
-    """A file may hold the head beside embeddings that it is tied to, but not another one."""
+    """Check that a file holds the same head beside embeddings that it is tied to, or none."""
     if "lm_head.weight" not in found:
         return
     head = load_tensors(folder, "lm_head.")["weight"]
@@ -174,8 +174,8 @@ def _need_tied(folder: Path, found: Mapping[str, Any]) -> None:
 
 
 def read_image_processor(folder: Path) -> dict[str, Any]:
-    """The image processor's configuration: a file of its own, or part of ``processor_config.json`` as newer versions of
-    transformers write it."""
+    """Read the image processor's configuration: a file of its own, or part of ``processor_config.json`` as newer
+    versions of transformers write it."""
     if (folder / "preprocessor_config.json").is_file():
         return read_json(folder / "preprocessor_config.json")
     values: Any = {}
@@ -189,7 +189,7 @@ def read_image_processor(folder: Path) -> dict[str, Any]:
 def read_own_codec(
     folder: Path, build: Callable[[], Any], *, family: str, prefixes: Sequence[str], device: Device = "cpu"
 ) -> ImageCodec:
-    """The codec of a family that keeps its VQ model, with decoder, beside the language model.
+    """Read the codec of a family that keeps its VQ model, with decoder, beside the language model.
 
     Args:
         folder: A full folder, with the image processor's configuration, which says how pixels are scaled.
@@ -245,7 +245,7 @@ def write_tensors(tensors: Mapping[str, Tensor], folder: Path) -> None:
 
 
 def write_codec_folder(codec: ImageCodec, folder: Path) -> None:
-    """A VQGAN of Chameleon's architecture in a folder of its own, which :func:`~wm.models.codec.files.read_codec`
+    """Write a VQGAN of Chameleon's architecture in a folder of its own, which :func:`~wm.models.codec.files.read_codec`
     reads."""
     folder.mkdir()
     write_tensors({CODEC_PREFIX + name: tensor for name, tensor in codec.vqgan.state_dict().items()}, folder)
@@ -254,5 +254,5 @@ def write_codec_folder(codec: ImageCodec, folder: Path) -> None:
 
 
 def scale_config(scale: PixelScale) -> dict[str, Any]:
-    """What :meth:`~wm.models.codec.codec.PixelScale.read` reads of a ``preprocessor_config.json``."""
+    """Return what :meth:`~wm.models.codec.codec.PixelScale.read` reads of a ``preprocessor_config.json``."""
     return {"rescale_factor": scale.rescale, "image_mean": [scale.mean] * 3, "image_std": [scale.std] * 3}

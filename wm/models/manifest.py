@@ -42,7 +42,7 @@ class Manifest(Recipe):
 
 
 def model_folder(path: str | Path) -> Path:
-    """The model folder meant by ``path``: itself, or the ``model`` in the folder of the run that trained it.
+    """Return the model folder meant by ``path``: itself, or the ``model`` in the folder of the run that trained it.
 
     An original release (:mod:`wm.models.release.read`) is meant by its root, its model or its tokenizer folder.
     """
@@ -69,7 +69,7 @@ def _has_config(folder: Path) -> bool:
 
 
 def read_manifest(folder: str | Path) -> Manifest | None:
-    """The manifest of a model folder, or None if it has none (a released checkpoint)."""
+    """Read the manifest of a model folder, or None if it has none (a released checkpoint)."""
     path = model_folder(folder) / MANIFEST
     try:
         is_there = path.is_file()

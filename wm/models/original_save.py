@@ -92,7 +92,7 @@ def params_of(config: ChameleonConfig, parts: int) -> dict[str, Any]:
 
 
 def split(config: ChameleonConfig, tensors: Mapping[str, Tensor], parts: int) -> list[dict[str, Tensor]]:
-    """transformers' tensors as those of each model-parallel file; the inverse of ``original_weights``."""
+    """Split transformers' tensors into those of each model-parallel file; the inverse of ``original_weights``."""
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads or config.num_attention_heads
     whole = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
     embedding = whole["model.embed_tokens.weight"]

@@ -46,11 +46,11 @@ class ImageFrame:
     row_end: int = -1
 
     def given(self, ids: Sequence[int]) -> Segment:
-        """The codes of an image of the prompt, row ends among them."""
+        """Return the codes of an image of the prompt, row ends among them."""
         return Segment(tuple(flatten(self.drawn(ids))), False, True)
 
     def drawn(self, ids: Sequence[int]) -> list[Segment]:
-        """The codes of a completion; row ends between them are no part of it."""
+        """Return the codes of a completion; row ends between them are no part of it."""
         step = self.row_tokens or max(1, len(ids))
         segments: list[Segment] = []
         for start in range(0, len(ids), step):

@@ -182,7 +182,7 @@ def _read() -> str:
 
 
 def _download_of(hub_id: str) -> str:
-    """The command for a repository, or for the one in transformers' layout where it is an authors' own."""
+    """Return the command for a repository, or for the one in transformers' layout where it is an authors' own."""
     name = hub_id.lower()
     local = hub_id.split("/")[1]
     if name.startswith("deepseek-ai/janus-pro-"):

@@ -83,7 +83,7 @@ class TensorPlace:
 
 
 def place_of(file: Path, tensor: Tensor, make: Callable[[], Tensor] | None = None) -> TensorPlace:
-    """The place of a tensor at hand; ``make`` where it is made of it only when asked for."""
+    """Return the place of a tensor at hand; ``make`` where it is made of it only when asked for."""
     name = _DTYPES.get(tensor.dtype, str(tensor.dtype))
     return TensorPlace(file, name, tuple(tensor.shape), make=make or (lambda: tensor))
 
@@ -94,7 +94,7 @@ def has_weights(folder: Path) -> bool:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The weight files of a model folder, safetensors or ``.bin``: one, or the shards that the index names."""
+    """List the weight files of a model folder, safetensors or ``.bin``: one, or the shards that the index names."""
     for single, index in _LAYOUTS:
         if (folder / single).is_file():
             return [folder / single]
@@ -181,7 +181,7 @@ def _check_place(name: str, place: TensorPlace, file: Path) -> None:
 
 
 def load_tensors(folder: Path, prefix: str) -> dict[str, Tensor]:
-    """The tensors whose name starts with ``prefix`` (removed from the keys); nothing else is read."""
+    """Read the tensors whose name starts with ``prefix`` (removed from the keys); nothing else is read."""
     wanted = {name: place for name, place in list_tensors(folder).items() if name.startswith(prefix)}
     return {name.removeprefix(prefix): tensor for name, tensor in read_places(wanted)}
 

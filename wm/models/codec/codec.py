@@ -212,7 +212,8 @@ def codec_id_of(tensors: Mapping[str, Tensor], config: ChameleonVQVAEConfig, sca
 
 
 def identity_of(config: ChameleonVQVAEConfig) -> dict[str, Any]:
-    """What of a configuration decides an image's codes, with one spelling for what can be spelled in two ways."""
+    """Return what of a configuration decides an image's codes, with one spelling for what can be spelled in two
+    ways."""
     values = {key: getattr(config, key, None) for key in _IDENTITY_KEYS}
     if values["norm_over"] == "groups":
         values["norm_over"] = None

@@ -28,7 +28,7 @@ ORIGINAL_SCALE = PixelScale(rescale=2 / 255)
 
 
 def read_codec(path: Path, device: str | torch.device = "cpu", *, decoder: Path | None = None) -> ImageCodec:
-    """The codec of a Chameleon folder, from its image tokenizer's tensors alone; no other weights are read.
+    """Read the codec of a Chameleon folder, from its image tokenizer's tensors alone; no other weights are read.
 
     ``path``: a Hugging Face folder (``model.vqmodel.*``), or an original release, its ``tokenizer`` folder or
     its ``vqgan.ckpt`` (with ``vqgan.yaml`` beside). ``decoder``: a ``vqgan.ckpt``, or a folder that has one, to

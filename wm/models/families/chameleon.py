@@ -24,7 +24,7 @@ _DIGITS = str.maketrans("ABCDEFGHIJ", "0123456789")
 
 
 def image_token_name(code: int) -> str:
-    """The vocabulary name of a codebook id: ``IMGIMG``, its decimal digits as letters A to J, ``Z``."""
+    """Return the vocabulary name of a codebook id: ``IMGIMG``, its decimal digits as letters A to J, ``Z``."""
     return "IMGIMG" + "".join(chr(ord("A") + int(digit)) for digit in str(code)) + "Z"
 
 

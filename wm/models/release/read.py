@@ -48,7 +48,7 @@ class Release:
 
 
 def find_release(path: Path) -> Release | None:
-    """The original release at ``path``, or None if the folder is none.
+    """Find the original release at ``path``, or None if the folder is none.
 
     ``path`` may be the release's root, its model folder, its tokenizer folder, a flat folder of all files, or
     ``vqgan.ckpt`` itself. A folder with Hugging Face weights is none. Raises :class:`InputError` if several
@@ -121,7 +121,7 @@ def read_params(folder: Path) -> dict[str, Any]:
 
 
 def read_config(release: Release, vocabulary: dict[str, int], vq_config: ChameleonVQVAEConfig) -> ChameleonConfig:
-    """The Hugging Face configuration of the same model.
+    """Build the Hugging Face configuration of the same model.
 
     Raises :class:`InputError` for a parameter that is absent or has no meaning in Chameleon, and for a
     vocabulary that does not fit ``vocab_size``.
@@ -177,7 +177,7 @@ def mlp_size(dim: int, multiplier: float, multiple_of: int) -> int:
 
 
 def read_original_tokenizer(release: Release) -> PreTrainedTokenizerFast:
-    """The tokenizer of ``text_tokenizer.json``; as in the Hugging Face release ``<reserved08707>`` becomes
+    """Read the tokenizer of ``text_tokenizer.json``; as in the Hugging Face release ``<reserved08707>`` becomes
     ``<image>``."""
     path = release.tokenizer / TOKENIZER
     need_downloaded(path)

@@ -44,7 +44,7 @@ class VqganCheckpoint:
 
 
 def read_vqgan_checkpoint(path: Path) -> VqganCheckpoint:
-    """The tensors of ``vqgan.ckpt``; ``path`` is the file or a folder that holds it (or its ``tokenizer``)."""
+    """Read the tensors of ``vqgan.ckpt``; ``path`` is the file or a folder that holds it (or its ``tokenizer``)."""
     file = vqgan_file(path)
     value = read_pickled(file)
     state = value.get("state_dict", value)
@@ -69,7 +69,7 @@ def vqgan_file(path: Path) -> Path:
 
 
 def read_vqgan_config(file: Path) -> ChameleonVQVAEConfig:
-    """The configuration in ``vqgan.yaml`` (``model.params`` with its ``ddconfig``).
+    """Read the configuration in ``vqgan.yaml`` (``model.params`` with its ``ddconfig``).
 
     Raises :class:`InputError` for an architecture other than Chameleon's.
     """
@@ -117,7 +117,7 @@ def _config(values: dict[str, Any], file: Path) -> ChameleonVQVAEConfig:
 
 
 def write_vqgan_yaml(config: ChameleonVQVAEConfig, file: Path) -> None:
-    """The inverse of :func:`read_vqgan_config`."""
+    """Invert :func:`read_vqgan_config`."""
     ddconfig: dict[str, Any] = {theirs: _plain(getattr(config, ours)) for theirs, ours in _RENAMED.items()}
     ddconfig |= {"double_z": False, "in_channels": 3, "out_ch": 3, "dropout": 0.0}
     ddconfig["attn_resolutions"] = ddconfig["attn_resolutions"] or []
@@ -129,7 +129,7 @@ def write_vqgan_yaml(config: ChameleonVQVAEConfig, file: Path) -> None:
 
 
 def yaml_beside(file: Path) -> Path:
-    """The ``vqgan.yaml`` in the folder of a ``vqgan.ckpt``."""
+    """Return the ``vqgan.yaml`` in the folder of a ``vqgan.ckpt``."""
     return file.parent / VQGAN_YAML
 
 

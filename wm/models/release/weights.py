@@ -34,7 +34,7 @@ _LAYER_NORMS = {"input_layernorm": "attention_norm", "post_attention_layernorm":
 
 
 def open_original(release: Release) -> tuple[ChameleonConfig, dict[str, TensorPlace]]:
-    """Configuration and language-model tensors of a release, under transformers' names; nothing is read yet.
+    """Open configuration and language-model tensors of a release, under transformers' names; nothing is read yet.
 
     Raises :class:`InputError` for files that are absent or damaged, and one that lists all tensors that are
     missing, misshapen or too many.
@@ -49,7 +49,7 @@ def open_original(release: Release) -> tuple[ChameleonConfig, dict[str, TensorPl
 
 
 def read_parts(files: Sequence[Path]) -> list[dict[str, Tensor]]:
-    """The tensors of each file, memory-mapped, without those :data:`IGNORED`."""
+    """Read the tensors of each file, memory-mapped, without those :data:`IGNORED`."""
     parts = []
     for file in files:
         value = read_pickled(file)
@@ -108,7 +108,7 @@ def check_parts(config: ChameleonConfig, parts: Sequence[Mapping[str, Tensor]], 
 def to_transformers(
     config: ChameleonConfig, parts: Sequence[Mapping[str, Tensor]], files: Sequence[Path]
 ) -> dict[str, TensorPlace]:
-    """transformers' names; each tensor is put together when it is asked for, in the type it is stored in."""
+    """Map to transformers' names; each tensor is put together when it is asked for, in the type it is stored in."""
     makers = _Makers(config, parts).all()
     # Shapes and types are had from tensors without data, so that nothing is read to learn them.
     phantom = [{name: tensor.to("meta") for name, tensor in part.items()} for part in parts]
@@ -194,7 +194,7 @@ class _Makers:
 
 
 def pairs_to_halves(config: ChameleonConfig, places: Mapping[str, TensorPlace]) -> dict[str, TensorPlace]:
-    """transformers' names as Anole's training code saves them, in transformers' order; others as they are.
+    """Map transformers' names as Anole's training code saves them, in transformers' order; others as they are.
 
     That code (a fork of an early transformers) has the names of today's, but keeps the original's order of pairs and
     its one norm for all heads: (K,) instead of (H, K), by which it is told apart.
@@ -231,6 +231,6 @@ def half_split(weight_XD: Tensor, heads: int) -> Tensor:
 
 
 def interleaved(weight_XD: Tensor, heads: int) -> Tensor:
-    """The inverse of :func:`half_split`."""
+    """Invert :func:`half_split`."""
     rows, width = weight_XD.shape
     return weight_XD.reshape(heads, 2, rows // heads // 2, width).transpose(1, 2).reshape(rows, width)
