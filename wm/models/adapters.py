@@ -33,8 +33,17 @@ def is_adapter(path: str | Path) -> bool:
 def attach(vlm: UnifiedVLM, folder: Path, manifest: Manifest) -> Any:
     """Attach the adapter of a folder to a model and return its module; the model takes the adapter's prompt layout.
 
-    Raises :class:`InputError` for another codec, a file that is absent or cut short, and missing, misshapen or extra
-    tensors, which it lists.
+    Args:
+        vlm: The bare base, whose module is wrapped.
+        folder: The adapter's folder.
+        manifest: The adapter's manifest.
+
+    Returns:
+        The module as PEFT wraps it, in evaluation mode.
+
+    Raises:
+        InputError: The codec is another one, a file is absent or cut short, or tensors are missing, misshapen or extra
+            (they are listed).
     """
     from peft import PeftModel, get_peft_model_state_dict
 
@@ -42,8 +51,9 @@ def attach(vlm: UnifiedVLM, folder: Path, manifest: Manifest) -> Any:
     file = folder / ADAPTER_WEIGHTS
     if not file.is_file():
         raise InputError(f"no {ADAPTER_WEIGHTS} in {folder} (pickled weights are never read)")
-    found = {name: place.shape for name, place in read_header(file).items()}
-    config = read_adapter_config(folder, found)
+    stored_shapes = {name: location.shape for name, location in read_header(file).items()}
+    # Checked before PEFT builds anything: ranks take memory, and expressions time.
+    config = read_adapter_config(folder, stored_shapes)
     check_patterns(config, [name for name, _ in vlm.module.named_modules()], folder / ADAPTER_CONFIG)
     try:
         with quiet_peft():
@@ -54,12 +64,13 @@ def attach(vlm: UnifiedVLM, folder: Path, manifest: Manifest) -> Any:
         raise
     except Exception as error:  # PEFT raises what odd settings make of its code
         raise InputError(f"adapter {folder} does not fit its base: {one_line(error)}") from error
+    # PEFT starts missing tensors at random and passes over unknown ones, so both are looked for here.
     own = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     # PEFT saves embeddings and heads beside adapters of them, and reads them again.
     beside = adapted.state_dict().keys() - own.keys()
     check_tensors(
         {name: tensor.shape for name, tensor in own.items()},
-        {name: shape for name, shape in found.items() if name not in beside},
+        {name: shape for name, shape in stored_shapes.items() if name not in beside},
         str(file),
     )
     return adapted

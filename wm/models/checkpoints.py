@@ -46,8 +46,8 @@ def base_id_of(folder: str | Path) -> str:
     with refusing(f"{path} is no model folder that can be read"):
         release = find_release(path)
         if release is not None:
-            config, places = open_original(release)
-            return "chameleon-" + fingerprint_of(json.loads(config.to_json_string()), places)
+            config, locations = open_original(release)
+            return "chameleon-" + fingerprint_of(json.loads(config.to_json_string()), locations)
         family = read_json(path / "config.json").get("model_type", "unknown")
         return f"{family}-" + fingerprint(path, keep=lambda name: not name.startswith((CODEC_PREFIX, "vqmodel.")))
 
@@ -58,23 +58,32 @@ def load_codec(
     """Read the image codec of a full model folder of any layout, or of an adapter folder's base. Reads no other
     weights.
 
-    ``decoder``: a ``vqgan.ckpt`` (or a folder with one) to take the decoder from, for a Hugging Face folder that
-    came without; a file of that name inside such a folder is found by itself. Raises :class:`InputError` if
-    tensors do not fit, or encoder, codebook or decoder are not those that the folder's manifest names.
+    Args:
+        path: A full model folder, or an adapter's.
+        device: Where to put the codec.
+        decoder: A ``vqgan.ckpt`` (or a folder with one) to take the decoder from, for a Hugging Face folder that came
+            without; a file of that name inside such a folder is found by itself.
+
+    Returns:
+        The codec, in float32.
+
+    Raises:
+        InputError: Tensors do not fit, or encoder, codebook or decoder are not those that the folder's manifest names.
     """
     folder = model_folder(path)
-    given = Path(decoder) if decoder is not None else None
+    decoder_path = Path(decoder) if decoder is not None else None
     manifest: Manifest | None
+    # An adapter has no codec of its own, but its manifest names the one that it was trained with.
     if (folder / ADAPTER_CONFIG).is_file():
         manifest, base_folder = adapter_base(folder)
         codec = load_codec(base_folder, device, decoder=decoder)
     else:
         manifest = read_manifest(folder)
         with refusing(f"{folder} holds no image codec that can be read"):
-            codec = family_of(folder).read_codec(folder, device, given)
+            codec = family_of(folder).read_codec(folder, device, decoder_path)
     if manifest is not None:
         need_same_codec(codec.codec_id, manifest.codec_id, folder)
-        if given is None and codec.has_decoder and manifest.decoder_id not in ("", codec.decoder_id):
+        if decoder_path is None and codec.has_decoder and manifest.decoder_id not in ("", codec.decoder_id):
             raise InputError(
                 f"{folder} was made with the codec and decoder {manifest.decoder_id}, but those here are "
                 f"{codec.decoder_id}; give decoder= to use another decoder"
@@ -149,14 +158,23 @@ def load_model(
     merge: bool = False,
     over: UnifiedVLM | None = None,
 ) -> UnifiedVLM:
-    """Load a full model folder, or an adapter folder onto its base (``base``, else the one its manifest
-    names).
+    """Load a full model folder, or an adapter folder onto its base, in evaluation mode.
 
-    The model is in evaluation mode. ``merge`` adds an adapter into the weights: faster to run, equal up to
-    rounding, and no longer an adapter. ``over``: the base as it was loaded before, whose weights are then not read
-    again but shared, as is their device and type; see :mod:`wm.models.sharing`. Raises :class:`InputError` for a
-    folder that is no model, for missing or misshapen tensors, for an adapter made for another base or codec, naming
-    both, and for one that cannot share its base.
+    Args:
+        path: A model folder, or the folder of the run that trained it.
+        base: An adapter's base folder; None: the one that its manifest names.
+        device: Where to put the weights.
+        dtype: Type of the weights.
+        merge: Add an adapter into the weights: faster to run, equal up to rounding, and no longer an adapter.
+        over: The base as it was loaded before, whose weights are then not read again but shared, as is their device
+            and type; see :mod:`wm.models.sharing`.
+
+    Returns:
+        The model.
+
+    Raises:
+        InputError: The folder is no model, tensors are missing or misshapen, the adapter was made for another base or
+            codec (both are named), or it cannot share its base.
     """
     folder = model_folder(path)
     check_folder_exists(folder)
@@ -168,6 +186,7 @@ def load_model(
         return _load_full(folder, device, dtype)
     manifest = need_manifest(folder)
     base_folder = _base_folder(folder, manifest, base)
+    # Compared before gigabytes are loaded: an adapter of another base would load without an error.
     _need_base(folder, manifest, base_id_of(base_folder), base_folder)
     vlm = _load_full(base_folder, device, dtype)
     adapted = attach(vlm, folder, manifest)
@@ -185,9 +204,9 @@ def base_of(path: str | Path, base: str | Path | None = None) -> tuple[Path, str
         return folder, base_id_of(folder)
     manifest = need_manifest(folder)
     base_folder = _base_folder(folder, manifest, base)
-    found = base_id_of(base_folder)
-    _need_base(folder, manifest, found, base_folder)
-    return base_folder, found
+    actual_id = base_id_of(base_folder)
+    _need_base(folder, manifest, actual_id, base_folder)
+    return base_folder, actual_id
 
 
 def _load_over(folder: Path, over: UnifiedVLM, base: str | Path | None, merge: bool) -> UnifiedVLM:
@@ -209,9 +228,9 @@ def _load_over(folder: Path, over: UnifiedVLM, base: str | Path | None, merge: b
     return vlm
 
 
-def _need_base(folder: Path, manifest: Manifest, found: str, where: str | Path) -> None:
-    if found != manifest.base_id:
-        raise InputError(f"adapter {folder} was trained on base {manifest.base_id}, but {where} is {found}")
+def _need_base(folder: Path, manifest: Manifest, actual_id: str, where: str | Path) -> None:
+    if actual_id != manifest.base_id:
+        raise InputError(f"adapter {folder} was trained on base {manifest.base_id}, but {where} is {actual_id}")
 
 
 def save_model(
@@ -224,12 +243,23 @@ def save_model(
     recipe_digest: str = "",
     state_dict: Mapping[str, Tensor] | None = None,
 ) -> Manifest:
-    """Write a model folder that :func:`load_model` and the Hugging Face classes load; an existing one is
-    replaced.
+    """Write a model folder that :func:`load_model` and the Hugging Face classes load; an existing one is replaced.
 
-    ``kind`` defaults to ``adapter`` for a model that carries one and to ``full`` otherwise. A full folder
-    needs the codec's tensors: ``codec``, or the folder the model was read from. ``state_dict`` replaces the
-    module's own (for weights gathered from several processes; for an adapter, that of the PEFT model).
+    Args:
+        vlm: The model, with or without an adapter.
+        path: The folder to write.
+        kind: None: ``adapter`` for a model that carries one, ``full`` otherwise.
+        task: What the model was trained for; None for a base.
+        codec: Its tensors become part of a full folder; None: those of the folder that the model was read from.
+        recipe_digest: Digest of the recipe that made the model.
+        state_dict: Replaces the module's own tensors (gathered from several processes; for an adapter, those of the
+            PEFT model).
+
+    Returns:
+        The manifest that was written.
+
+    Raises:
+        InputError: ``kind`` does not fit the model, the codec is absent or another one, or the family cannot be saved.
     """
     model = _need_family(vlm)
     has_adapter = model.module is not model.inner
@@ -243,6 +273,7 @@ def save_model(
         codec = family_of(model.folder).read_codec(model.folder, "cpu", None)
     if codec is not None:
         need_same_codec(codec.codec_id, model.codec_id, out)
+    # Written beside its place and renamed: a process that is killed leaves no half of a model.
     with written_aside(out) as aside:
         base_path = ""
         if kind == "adapter":
@@ -363,6 +394,7 @@ def written_aside(out: Path) -> Iterator[Path]:
     try:
         yield aside
         aside.chmod(0o755)
+        # A folder cannot be replaced in one step: the old one is moved away first, and removed last.
         if out.exists():
             retired = aside.with_name(aside.name + ".old")
             out.rename(retired)

@@ -91,7 +91,7 @@ def convert_adapter(adapter: str | Path, base: str | Path, out: Path, *, task: T
     """
     folder, base_folder = _check_folders(adapter, base)
     config = _read_adapter_config(folder)
-    places = read_header(folder / ADAPTER_WEIGHTS)
+    locations = read_header(folder / ADAPTER_WEIGHTS)
     vlm = load_skeleton(base_folder)
     base_id = base_id_of(base_folder)
     _check_tokenizer(folder, vlm)
@@ -101,11 +101,11 @@ def convert_adapter(adapter: str | Path, base: str | Path, out: Path, *, task: T
         vlm.layout("idm", source=codes, target=codes)
 
     # 1. Names: what is each tensor called in today's class?
-    names = {name: _canonical(name) for name in places}
+    names = {name: _canonical(name) for name in locations}
     moved = {name: _to_base_name(canonical, vlm) for name, canonical in names.items()}
     unused = {name for name, target in moved.items() if _UNUSED.match(target)}
     in_codec = [name for name, target in moved.items() if _CODEC.match(target)]
-    tensors = dict(read_places({name: place for name, place in places.items() if name not in unused}))
+    tensors = dict(read_places({name: location for name, location in locations.items() if name not in unused}))
     _check_codec(folder, in_codec, tensors)
     unused |= set(in_codec)
     used = {name: target for name, target in moved.items() if name not in unused}
@@ -184,9 +184,11 @@ def _read_adapter_config(folder: Path) -> dict[str, Any]:
     for key, meaning in _UNSUPPORTED.items():
         if config.get(key):
             raise InputError(f"{where}: {key} = {config[key]!r:.60}, {meaning}, is not supported")
-    known = PEFT_TYPE_TO_CONFIG_MAPPING[kind].__dataclass_fields__.keys() | {"peft_type", "auto_mapping"}
+    known_keys = PEFT_TYPE_TO_CONFIG_MAPPING[kind].__dataclass_fields__.keys() | {"peft_type", "auto_mapping"}
     # PEFT would pass over a key of a later version, whatever it does to the layers.
-    unknown = sorted(key for key, value in config.items() if key not in known and value not in (None, False, {}, []))
+    unknown = sorted(
+        key for key, value in config.items() if key not in known_keys and value not in (None, False, {}, [])
+    )
     if unknown:
         raise InputError(f"{where}: {unknown[0]} = {config[unknown[0]]!r:.60} is unknown to the installed PEFT")
     with refusing(str(where)):

@@ -78,7 +78,7 @@ def read_manifest(folder: str | Path) -> Manifest | None:
     return Manifest.parse(read_json(path), str(path)) if is_there else None
 
 
-def need_same_codec(found: str, wanted: str, where: str | Path) -> None:
+def need_same_codec(actual: str, expected: str, where: str | Path) -> None:
     """Raise :class:`InputError` naming both if a model was made with another codec than it would get."""
-    if found != wanted:
-        raise InputError(f"{where} was made with image codec {wanted}, but the codec here is {found}")
+    if actual != expected:
+        raise InputError(f"{where} was made with image codec {expected}, but the codec here is {actual}")

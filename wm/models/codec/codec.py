@@ -206,9 +206,9 @@ def change_map(source_features_BND: Tensor, target_features_BND: Tensor) -> Tens
 
 def codec_id_of(tensors: Mapping[str, Tensor], config: ChameleonVQVAEConfig, scale: PixelScale) -> str:
     """``vq-`` and 16 hexadecimal digits; see :class:`ImageCodec`."""
-    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("decoder.")}
+    encoder_tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("decoder.")}
     identity = identity_of(config)
-    return "vq-" + tensor_digest(kept, identity, asdict(scale))
+    return "vq-" + tensor_digest(encoder_tensors, identity, asdict(scale))
 
 
 def identity_of(config: ChameleonVQVAEConfig) -> dict[str, Any]:

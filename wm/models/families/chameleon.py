@@ -82,8 +82,8 @@ def _text_rows(
     reserved = ("IMGIMG", "<reserved", "<racm3", "<eoss", "<image>")
     barred = {row for name, row in vocabulary.items() if name.startswith(reserved)}
     barred |= set(tokenizer.all_special_ids) | set(vars(special).values())
-    named = set(vocabulary.values()) - barred | {special.eos}
-    return torch.tensor(sorted(row for row in named if row < size), dtype=torch.int64)
+    text_ids = set(vocabulary.values()) - barred | {special.eos}
+    return torch.tensor(sorted(row for row in text_ids if row < size), dtype=torch.int64)
 
 
 def _special_ids(tokenizer: PreTrainedTokenizerFast, vocabulary: Mapping[str, int]) -> prompts.SpecialIds:
