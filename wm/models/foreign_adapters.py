@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from wm.errors import InputError
-from wm.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, attach, is_adapter, quiet_peft
+from wm.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, attach, is_adapter, quiet_peft, read_adapter_config
 from wm.models.causal import CausalVLM
 from wm.models.checkpoints import base_id_of
 from wm.models.folder_checks import read_json, refusing
@@ -172,7 +172,6 @@ def _check_folders(adapter: str | Path, base: str | Path) -> tuple[Path, Path]:
 
 def _read_adapter_config(folder: Path) -> dict[str, Any]:
     """Read the configuration, of a kind and with keys that this version of PEFT knows and the engine can run."""
-    from peft import PeftConfig
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     config, where = read_json(folder / ADAPTER_CONFIG), folder / ADAPTER_CONFIG
@@ -191,8 +190,8 @@ def _read_adapter_config(folder: Path) -> dict[str, Any]:
     )
     if unknown:
         raise InputError(f"{where}: {unknown[0]} = {config[unknown[0]]!r:.60} is unknown to the installed PEFT")
-    with refusing(str(where)):
-        PeftConfig.from_pretrained(str(folder), local_files_only=True)
+    # The checks of every adapter come before PEFT builds anything: no code, no sizes that cannot be.
+    read_adapter_config(folder, {name: entry.shape for name, entry in read_header(folder / ADAPTER_WEIGHTS).items()})
     return config
 
 
