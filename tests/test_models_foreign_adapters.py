@@ -141,6 +141,14 @@ def test_every_family_gives_the_logits_of_peft(family, targets, bases, tmp_path)
     assert (manifest.base_id, manifest.codec_id) == (base_id_of(base), load_codec(base).codec_id)
 
 
+def test_a_task_that_the_family_has_not_is_refused(bases, tmp_path):
+    config = LoraConfig(r=2, target_modules=IN_DECODER["janus"])
+    adapter = train_elsewhere(bases["janus"], "janus", tmp_path / "adapter", config)
+    with pytest.raises(InputError, match="janus cannot serve as an inverse model"):
+        convert(adapter, bases["janus"], tmp_path / "out", task="idm")
+    assert not (tmp_path / "out").exists()
+
+
 def rename_tensors(folder, change):
     save_file({change(name): tensor for name, tensor in load_file(folder / ADAPTER).items()}, folder / ADAPTER)
 
@@ -167,7 +175,7 @@ def test_names_of_other_classes_are_brought_to_todays(family, bases, tmp_path):
         values["target_modules"] = "no such layer of today"
         values["rank_pattern"] = {f"{other}.0.mlp.up_proj": 1}
         (copy / "adapter_config.json").write_text(json.dumps(values))
-        record = convert(copy, bases[family], tmp_path / f"out{number}")
+        record = convert(copy, bases[family], tmp_path / f"out{number}", task="fdm")
         assert record["counts"]["renamed"] == record["counts"]["tensors"]
         assert torch.equal(our_logits(tmp_path / f"out{number}"), expected)
 

@@ -49,9 +49,18 @@ def encode_png(pixels_HWC: Pixels) -> bytes:
 
 
 def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Pixels:
-    """Decode PNG, JPEG, WebP or BMP bytes to RGB, EXIF rotation applied; see :func:`_rgb` for other modes.
+    """Decode PNG, JPEG, WebP or BMP bytes to RGB, EXIF orientation applied and transparency put on white.
 
-    The size is checked before a pixel is decoded. Raises :class:`InputError` that calls the image ``name``.
+    Args:
+        data: The file's bytes; its size in pixels is checked before a pixel is decoded.
+        name: What errors call the image.
+        max_pixels: The largest width x height.
+
+    Returns:
+        uint8, shape (height, width, 3).
+
+    Raises:
+        InputError: The bytes are no such image, or one of more pixels.
     """
     with _open_image(data, name, max_pixels) as image:
         image.load()  # metadata may follow the pixels
@@ -75,6 +84,7 @@ def _open_image(data: bytes, name: str, max_pixels: int) -> Iterator[Image.Image
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                # Only the header is read so far: a small file may hold gigabytes of pixels.
                 if image.width * image.height > max_pixels:
                     raise InputError(
                         f"{name} has {image.width} x {image.height} pixels; at most {max_pixels:,} are accepted"
@@ -110,6 +120,7 @@ def _rgb(image: Image.Image, data: bytes) -> Pixels:
     if not image.has_transparency_data:
         return np.array(image.convert("RGB"))
     rgba_HWC = np.array(image.convert("RGBA"))
+    # Over white: colour x alpha + 255 x (1 - alpha).
     alpha_HW1 = rgba_HWC[..., 3:].astype(np.float32) / 255
     # In place: three copies of a large image in float32 would take 1.5 GB.
     rgb_HWC = rgba_HWC[..., :3].astype(np.float32)
@@ -129,6 +140,7 @@ def _transparent_key(image: Image.Image, data: bytes) -> npt.NDArray[np.bool_] |
     The value is in the file's own bits (PNG specification, 11.3.2.1): 0 to 3 with 2 bits a pixel, of which Pillow makes
     0 to 255, and 0 to 65,535 with 16, of which it keeps the upper 8. Its own conversion compares one with the other.
     """
+    # Palettes carry bytes here, and are converted right by Pillow.
     value = image.info.get("transparency")
     if image.format != "PNG" or not isinstance(value, int | tuple):
         return None
@@ -160,6 +172,13 @@ def fit_square(pixels_HWC: Pixels, side_px: int) -> Pixels:
     """Scale the short side to ``side_px`` and cut the centre square: Chameleon's image preparation.
 
     Lanczos, as in the release's image processor (facebookresearch/chameleon, image_tokenizer.py: resize, centre crop).
+
+    Args:
+        pixels_HWC: uint8 RGB of any size.
+        side_px: Side of the square, in pixels.
+
+    Returns:
+        uint8, shape (side_px, side_px, 3).
     """
     if pixels_HWC.shape[:2] == (side_px, side_px):
         return pixels_HWC
@@ -167,8 +186,8 @@ def fit_square(pixels_HWC: Pixels, side_px: int) -> Pixels:
     if size[0] * size[1] > min(MAX_PIXELS, MAX_ASPECT * side_px**2):
         return _fit_strip(pixels_HWC, side_px, size)
     image = Image.fromarray(pixels_HWC).resize(size, _LANCZOS)
-    left, top = (size[0] - side_px) // 2, (size[1] - side_px) // 2
-    return np.array(image.crop((left, top, left + side_px, top + side_px)))
+    left_px, top_px = (size[0] - side_px) // 2, (size[1] - side_px) // 2
+    return np.array(image.crop((left_px, top_px, left_px + side_px, top_px + side_px)))
 
 
 def _scaled(pixels_HWC: Pixels, side_px: int) -> tuple[int, int]:
@@ -188,11 +207,13 @@ def _fit_strip(pixels_HWC: Pixels, side_px: int, size: tuple[int, int]) -> Pixel
     """
     height, width = pixels_HWC.shape[:2]
     if width >= height:
-        left = (size[0] - side_px) // 2
-        middle_HWC = _resample_rows(pixels_HWC.swapaxes(0, 1), size[0], range(left, left + side_px)).swapaxes(0, 1)
+        left_px = (size[0] - side_px) // 2
+        middle_HWC = _resample_rows(pixels_HWC.swapaxes(0, 1), size[0], range(left_px, left_px + side_px)).swapaxes(
+            0, 1
+        )
         return _resize(middle_HWC, (side_px, side_px))
-    top = (size[1] - side_px) // 2
-    middle = range(top, top + side_px)
+    top_px = (size[1] - side_px) // 2
+    middle = range(top_px, top_px + side_px)
     if width > side_px and _TALL_FIRST:
         return _resize(_resample_rows(pixels_HWC, size[1], middle), (side_px, side_px))
     # Of the rows only those that the filter of the middle reaches are scaled.
@@ -229,7 +250,8 @@ def _resample_rows(
 
 
 def _lanczos(num_rows: int, num_scaled: int, row: int) -> tuple[range, npt.NDArray[np.int64]]:
-    """The rows that a scaled row is made of, and their weights in units of 2**-22: Pillow's, computed as it does."""
+    """Compute the rows that a scaled row is made of, and their weights in units of 2**-22: Pillow's, computed as it
+    does."""
     scale = num_rows / num_scaled
     filter_scale = max(1.0, scale)
     center, support = (row + 0.5) * scale, 3 * filter_scale

@@ -20,6 +20,7 @@ from wm.dynamics.scoring import check_equal_lengths
 from wm.errors import InputError
 from wm.images import Pixels
 from wm.models.chameleon_files import quiet_transformers
+from wm.models.chat_templates import check_chat_template
 from wm.models.folder_checks import check_amount, check_config, check_no_code, neutralise, read_json, refusing
 from wm.models.unreadable import check_folder_exists, explain_unreadable
 from wm.models.weights import count_numbers, list_tensors
@@ -122,10 +123,12 @@ class VLMScorer:
 
     def _prefix(self) -> str:
         """Write the chat with both images and the prompt, up to where the answer begins."""
-        content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": self.prompt}]
-        chat = [{"role": "user", "content": content}]
-        text: str = self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        text: str = self.processor.apply_chat_template(self._chat(), add_generation_prompt=True, tokenize=False)
         return text
+
+    def _chat(self) -> list[dict[str, object]]:
+        content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": self.prompt}]
+        return [{"role": "user", "content": content}]
 
     def _text(self, prefix: str, action: str) -> str:
         return f"{prefix}{action}{self.processor.tokenizer.eos_token}"
@@ -182,6 +185,9 @@ def load_vlm_scorer(
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
     scorer = VLMScorer(model.to(device).eval(), processor, prompt)
+    # Jinja cannot be interrupted here: another process tries the template first.
+    tokens = {role: value for role, value in processor.tokenizer.special_tokens_map.items() if isinstance(value, str)}
+    check_chat_template(processor.chat_template, scorer._chat(), tokens, path)
     with refusing(f"{path}: the chat template cannot be used"):
         scorer._prefix()
     return scorer

@@ -13,6 +13,7 @@ import torch
 
 from wm.errors import InputError
 from wm.models.folder_checks import check_config, check_no_code, one_line, read_json, refusing
+from wm.models.layer_patterns import check_patterns
 from wm.models.manifest import Manifest, model_folder, need_same_codec
 from wm.models.protocol import UnifiedVLM
 from wm.models.weights import check_tensors, read_header
@@ -30,10 +31,19 @@ def is_adapter(path: str | Path) -> bool:
 
 
 def attach(vlm: UnifiedVLM, folder: Path, manifest: Manifest) -> Any:
-    """The model's module with the adapter of a folder; the model takes the adapter's prompt layout.
+    """Attach the adapter of a folder to a model and return its module; the model takes the adapter's prompt layout.
 
-    Raises :class:`InputError` for another codec, a file that is absent or cut short, and missing, misshapen or extra
-    tensors, which it lists.
+    Args:
+        vlm: The bare base, whose module is wrapped.
+        folder: The adapter's folder.
+        manifest: The adapter's manifest.
+
+    Returns:
+        The module as PEFT wraps it, in evaluation mode.
+
+    Raises:
+        InputError: The codec is another one, a file is absent or cut short, or tensors are missing, misshapen or extra
+            (they are listed).
     """
     from peft import PeftModel, get_peft_model_state_dict
 
@@ -41,8 +51,10 @@ def attach(vlm: UnifiedVLM, folder: Path, manifest: Manifest) -> Any:
     file = folder / ADAPTER_WEIGHTS
     if not file.is_file():
         raise InputError(f"no {ADAPTER_WEIGHTS} in {folder} (pickled weights are never read)")
-    found = {name: place.shape for name, place in read_header(file).items()}
-    config = read_adapter_config(folder, found)
+    stored_shapes = {name: location.shape for name, location in read_header(file).items()}
+    # Checked before PEFT builds anything: ranks take memory, and expressions time.
+    config = read_adapter_config(folder, stored_shapes)
+    check_patterns(config, [name for name, _ in vlm.module.named_modules()], folder / ADAPTER_CONFIG)
     try:
         with quiet_peft():
             adapted = PeftModel.from_pretrained(vlm.module, str(folder), config=config, local_files_only=True).eval()
@@ -52,12 +64,13 @@ def attach(vlm: UnifiedVLM, folder: Path, manifest: Manifest) -> Any:
         raise
     except Exception as error:  # PEFT raises what odd settings make of its code
         raise InputError(f"adapter {folder} does not fit its base: {one_line(error)}") from error
+    # PEFT starts missing tensors at random and passes over unknown ones, so both are looked for here.
     own = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     # PEFT saves embeddings and heads beside adapters of them, and reads them again.
     beside = adapted.state_dict().keys() - own.keys()
     check_tensors(
         {name: tensor.shape for name, tensor in own.items()},
-        {name: shape for name, shape in found.items() if name not in beside},
+        {name: shape for name, shape in stored_shapes.items() if name not in beside},
         str(file),
     )
     return adapted
@@ -109,7 +122,7 @@ def _check_ranks(values: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]
 
 
 def merged(adapted: Any, folder: Path) -> Any:
-    """The bare model with an adapter added into its weights."""
+    """Return the bare model with an adapter added into its weights."""
     _untie(adapted)
     try:
         return adapted.merge_and_unload()

@@ -67,11 +67,12 @@ class CausalVLM:
         self.boi_id, self.eoi_id = special.boi, special.eoi
         self.frame = frame or prompts.ImageFrame((special.boi,), (special.eoi,))
         self.row_tokens, self.row_end_id = self.frame.row_tokens, self.frame.row_end
-        place = "cpu" if self.device.type == "meta" else self.device
-        self.image_rows = image_rows.to(place)
-        self.text_rows = text_rows.to(place)
+        row_device = "cpu" if self.device.type == "meta" else self.device
+        self.image_rows = image_rows.to(row_device)
+        self.text_rows = text_rows.to(row_device)
         self._row_of_code: list[int] = image_rows.tolist()
         self._image_span = span_of(image_rows)
+        # Actions come from untrusted clients: they must not hold image codes or structure tokens.
         structural = (*self.frame.opening, *self.frame.closing, self.row_end_id)
         spoken = set(text_rows.tolist()) - {special.eos}
         self._forbidden = {*self._row_of_code, *vars(special).values(), *structural} - spoken
@@ -132,6 +133,7 @@ class CausalVLM:
             target=None if target is None else self._to_rows("target", target),
         )
         length = sum(len(segment.ids) for segment in segments)
+        # The image that will be sampled needs positions too.
         if task == "fdm" and target is None:
             row_ends = (self.tokens_per_image - 1) // self.row_tokens if self.row_tokens else 0
             length += self.tokens_per_image + row_ends
@@ -204,18 +206,18 @@ class CausalVLM:
         return lm_head(hidden)[..., rows]  # type: ignore[no-any-return]
 
     def tokenize_action(self, text: str) -> list[int]:
-        """Vocabulary ids of a text, without special tokens."""
-        known = self._known_texts.get(text)
-        if known is None:
-            known = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        """Convert a text to vocabulary ids without special tokens."""
+        ids = self._known_texts.get(text)
+        if ids is None:
+            ids = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
             if len(self._known_texts) >= MOST_KNOWN:
                 self._known_texts.clear()
             if len(text) <= KNOWN_CHARS:
-                self._known_texts[text] = known
-        return list(known)
+                self._known_texts[text] = ids
+        return list(ids)
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        """The text of vocabulary ids, without special and image tokens and outer white space."""
+        """Return the text of vocabulary ids, without special and image tokens and outer white space."""
         spoken = [int(token) for token in ids if int(token) not in self._forbidden]
         text: str = self.tokenizer.decode(spoken, skip_special_tokens=True)
         return text.strip()
@@ -260,7 +262,7 @@ class CausalVLM:
 
 
 def span_of(rows: Tensor) -> slice | None:
-    """The slice that ``rows`` are, if they are consecutive, as in the released vocabularies."""
+    """Return the slice that ``rows`` are, if they are consecutive, as in the released vocabularies."""
     first, count = int(rows[0]), len(rows)
     consecutive = torch.equal(rows, torch.arange(first, first + count, device=rows.device))
     return slice(first, first + count) if consecutive else None

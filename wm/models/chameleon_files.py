@@ -32,7 +32,7 @@ _COMPUTED = "rotary_emb.inv_freq"
 def read_chameleon_module(
     folder: Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
 ) -> ChameleonForConditionalGeneration:
-    """The Hugging Face model of a folder, its own or an original release, without its image tokenizer
+    """Read the Hugging Face model of a folder, its own or an original release, without its image tokenizer
     (:class:`~wm.models.codec.codec.ImageCodec` is that).
 
     Names and shapes are checked against the configuration before a weight is read; one :class:`InputError`
@@ -44,12 +44,12 @@ def read_chameleon_module(
         del skeleton.model.vqmodel
         return skeleton.eval()
     if release is not None:
-        config, places = open_original(release)
+        config, locations = open_original(release)
     else:
         config = _read_config(folder)
-        places = _checked(config, pairs_to_halves(config, list_tensors(folder)), folder)
+        locations = _checked(config, pairs_to_halves(config, list_tensors(folder)), folder)
     # What is memory-mapped is copied: the model must not hang on a file that may be overwritten.
-    tensors = {name: tensor.to(dtype, copy=places[name].make is not None) for name, tensor in read_places(places)}
+    tensors = {name: tensor.to(dtype, copy=locations[name].make is not None) for name, tensor in read_places(locations)}
     # The image tokenizer that transformers adds is made of random numbers and thrown away.
     with quiet_transformers(), torch.random.fork_rng(devices=[]), refusing(f"{folder} cannot be loaded"):
         module = ChameleonForConditionalGeneration.from_pretrained(
@@ -77,13 +77,13 @@ def _skeleton(config: ChameleonConfig, folder: Path) -> ChameleonForConditionalG
         return ChameleonForConditionalGeneration(config)
 
 
-def _checked(config: ChameleonConfig, places: Mapping[str, TensorPlace], folder: Path) -> dict[str, TensorPlace]:
-    """The places of the tensors that the language model has, or an error that lists what does not fit."""
+def _checked(config: ChameleonConfig, locations: Mapping[str, TensorPlace], folder: Path) -> dict[str, TensorPlace]:
+    """Return the places of the tensors that the language model has, or an error that lists what does not fit."""
     skeleton = _skeleton(config, folder)
-    check_amount(skeleton, count_numbers(places), str(folder))
+    check_amount(skeleton, count_numbers(locations), str(folder))
     spare = {_HEAD} if config.tie_word_embeddings else set()
-    if spare and _HEAD in places and _EMBEDDING in places:
-        tied = dict(read_places({name: places[name] for name in (_HEAD, _EMBEDDING)}))
+    if spare and _HEAD in locations and _EMBEDDING in locations:
+        tied = dict(read_places({name: locations[name] for name in (_HEAD, _EMBEDDING)}))
         if not torch.equal(tied[_HEAD], tied[_EMBEDDING]):
             raise InputError(f"{folder}: config.json ties head and embedding, but {_HEAD} and {_EMBEDDING} differ")
 
@@ -91,10 +91,10 @@ def _checked(config: ChameleonConfig, places: Mapping[str, TensorPlace], folder:
         return not name.startswith(CODEC_PREFIX) and name not in spare and not name.endswith(_COMPUTED)
 
     expected = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items() if counts(name)}
-    kept = {name: place for name, place in places.items() if counts(name)}
-    check_tensors(expected, {name: place.shape for name, place in kept.items()}, str(folder))
-    check_floats(skeleton.state_dict(), kept, str(folder))
-    return kept
+    used = {name: location for name, location in locations.items() if counts(name)}
+    check_tensors(expected, {name: location.shape for name, location in used.items()}, str(folder))
+    check_floats(skeleton.state_dict(), used, str(folder))
+    return used
 
 
 @contextmanager
@@ -112,7 +112,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a folder; :class:`InputError` if it has none."""
+    """Read the tokenizer of a folder; :class:`InputError` if it has none."""
     release = find_release(folder)
     if release is not None:
         return read_original_tokenizer(release)

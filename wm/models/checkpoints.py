@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from wm.errors import InputError
-from wm.models.adapters import ADAPTER_CONFIG, attach, merged
+from wm.models.adapters import ADAPTER_CONFIG, attach, is_adapter, merged
 from wm.models.causal import CausalVLM, Facts
 from wm.models.chameleon_files import read_chameleon_module, read_tokenizer
 from wm.models.codec.codec import ImageCodec
@@ -46,8 +46,8 @@ def base_id_of(folder: str | Path) -> str:
     with refusing(f"{path} is no model folder that can be read"):
         release = find_release(path)
         if release is not None:
-            config, places = open_original(release)
-            return "chameleon-" + fingerprint_of(json.loads(config.to_json_string()), places)
+            config, locations = open_original(release)
+            return "chameleon-" + fingerprint_of(json.loads(config.to_json_string()), locations)
         family = read_json(path / "config.json").get("model_type", "unknown")
         return f"{family}-" + fingerprint(path, keep=lambda name: not name.startswith((CODEC_PREFIX, "vqmodel.")))
 
@@ -55,25 +55,35 @@ def base_id_of(folder: str | Path) -> str:
 def load_codec(
     path: str | Path, device: str | torch.device = "cpu", *, decoder: str | Path | None = None
 ) -> ImageCodec:
-    """The image codec of a full model folder of any layout, or of an adapter folder's base. Reads no other weights.
+    """Read the image codec of a full model folder of any layout, or of an adapter folder's base. Reads no other
+    weights.
 
-    ``decoder``: a ``vqgan.ckpt`` (or a folder with one) to take the decoder from, for a Hugging Face folder that
-    came without; a file of that name inside such a folder is found by itself. Raises :class:`InputError` if
-    tensors do not fit, or encoder, codebook or decoder are not those that the folder's manifest names.
+    Args:
+        path: A full model folder, or an adapter's.
+        device: Where to put the codec.
+        decoder: A ``vqgan.ckpt`` (or a folder with one) to take the decoder from, for a Hugging Face folder that came
+            without; a file of that name inside such a folder is found by itself.
+
+    Returns:
+        The codec, in float32.
+
+    Raises:
+        InputError: Tensors do not fit, or encoder, codebook or decoder are not those that the folder's manifest names.
     """
     folder = model_folder(path)
-    given = Path(decoder) if decoder is not None else None
+    decoder_path = Path(decoder) if decoder is not None else None
     manifest: Manifest | None
+    # An adapter has no codec of its own, but its manifest names the one that it was trained with.
     if (folder / ADAPTER_CONFIG).is_file():
         manifest, base_folder = adapter_base(folder)
         codec = load_codec(base_folder, device, decoder=decoder)
     else:
         manifest = read_manifest(folder)
         with refusing(f"{folder} holds no image codec that can be read"):
-            codec = family_of(folder).read_codec(folder, device, given)
+            codec = family_of(folder).read_codec(folder, device, decoder_path)
     if manifest is not None:
         need_same_codec(codec.codec_id, manifest.codec_id, folder)
-        if given is None and codec.has_decoder and manifest.decoder_id not in ("", codec.decoder_id):
+        if decoder_path is None and codec.has_decoder and manifest.decoder_id not in ("", codec.decoder_id):
             raise InputError(
                 f"{folder} was made with the codec and decoder {manifest.decoder_id}, but those here are "
                 f"{codec.decoder_id}; give decoder= to use another decoder"
@@ -84,7 +94,7 @@ def load_codec(
 def load_chameleon(
     folder: Path, device: str | torch.device, dtype: torch.dtype, facts: Facts | None = None
 ) -> ChameleonVLM:
-    """A full Chameleon folder. A manifest, where there is one, must name the codec that is in the folder."""
+    """Load a full Chameleon folder. A manifest, where there is one, must name the codec that is in the folder."""
     facts = facts or _facts_of(folder, read_codec(folder))
     return ChameleonVLM(
         read_chameleon_module(folder, device, dtype),
@@ -119,7 +129,7 @@ FAMILIES = {
 
 
 def family_of(folder: Path) -> Family:
-    """The family of a full folder; :class:`InputError` if it is none of :data:`FAMILIES`.
+    """Return the family of a full folder; :class:`InputError` if it is none of :data:`FAMILIES`.
 
     A folder without ``config.json`` that is an original release, or a tokenizer of one, is Chameleon's. Nothing that
     the folder names is run: one that needs code is refused.
@@ -148,14 +158,23 @@ def load_model(
     merge: bool = False,
     over: UnifiedVLM | None = None,
 ) -> UnifiedVLM:
-    """Load a full model folder, or an adapter folder onto its base (``base``, else the one its manifest
-    names).
+    """Load a full model folder, or an adapter folder onto its base, in evaluation mode.
 
-    The model is in evaluation mode. ``merge`` adds an adapter into the weights: faster to run, equal up to
-    rounding, and no longer an adapter. ``over``: the base as it was loaded before, whose weights are then not read
-    again but shared, as is their device and type; see :mod:`wm.models.sharing`. Raises :class:`InputError` for a
-    folder that is no model, for missing or misshapen tensors, for an adapter made for another base or codec, naming
-    both, and for one that cannot share its base.
+    Args:
+        path: A model folder, or the folder of the run that trained it.
+        base: An adapter's base folder; None: the one that its manifest names.
+        device: Where to put the weights.
+        dtype: Type of the weights.
+        merge: Add an adapter into the weights: faster to run, equal up to rounding, and no longer an adapter.
+        over: The base as it was loaded before, whose weights are then not read again but shared, as is their device
+            and type; see :mod:`wm.models.sharing`.
+
+    Returns:
+        The model.
+
+    Raises:
+        InputError: The folder is no model, tensors are missing or misshapen, the adapter was made for another base or
+            codec (both are named), or it cannot share its base.
     """
     folder = model_folder(path)
     check_folder_exists(folder)
@@ -167,6 +186,7 @@ def load_model(
         return _load_full(folder, device, dtype)
     manifest = need_manifest(folder)
     base_folder = _base_folder(folder, manifest, base)
+    # Compared before gigabytes are loaded: an adapter of another base would load without an error.
     _need_base(folder, manifest, base_id_of(base_folder), base_folder)
     vlm = _load_full(base_folder, device, dtype)
     adapted = attach(vlm, folder, manifest)
@@ -184,9 +204,9 @@ def base_of(path: str | Path, base: str | Path | None = None) -> tuple[Path, str
         return folder, base_id_of(folder)
     manifest = need_manifest(folder)
     base_folder = _base_folder(folder, manifest, base)
-    found = base_id_of(base_folder)
-    _need_base(folder, manifest, found, base_folder)
-    return base_folder, found
+    actual_id = base_id_of(base_folder)
+    _need_base(folder, manifest, actual_id, base_folder)
+    return base_folder, actual_id
 
 
 def _load_over(folder: Path, over: UnifiedVLM, base: str | Path | None, merge: bool) -> UnifiedVLM:
@@ -208,9 +228,9 @@ def _load_over(folder: Path, over: UnifiedVLM, base: str | Path | None, merge: b
     return vlm
 
 
-def _need_base(folder: Path, manifest: Manifest, found: str, where: str | Path) -> None:
-    if found != manifest.base_id:
-        raise InputError(f"adapter {folder} was trained on base {manifest.base_id}, but {where} is {found}")
+def _need_base(folder: Path, manifest: Manifest, actual_id: str, where: str | Path) -> None:
+    if actual_id != manifest.base_id:
+        raise InputError(f"adapter {folder} was trained on base {manifest.base_id}, but {where} is {actual_id}")
 
 
 def save_model(
@@ -223,12 +243,23 @@ def save_model(
     recipe_digest: str = "",
     state_dict: Mapping[str, Tensor] | None = None,
 ) -> Manifest:
-    """Write a model folder that :func:`load_model` and the Hugging Face classes load; an existing one is
-    replaced.
+    """Write a model folder that :func:`load_model` and the Hugging Face classes load; an existing one is replaced.
 
-    ``kind`` defaults to ``adapter`` for a model that carries one and to ``full`` otherwise. A full folder
-    needs the codec's tensors: ``codec``, or the folder the model was read from. ``state_dict`` replaces the
-    module's own (for weights gathered from several processes; for an adapter, that of the PEFT model).
+    Args:
+        vlm: The model, with or without an adapter.
+        path: The folder to write.
+        kind: None: ``adapter`` for a model that carries one, ``full`` otherwise.
+        task: What the model was trained for; None for a base.
+        codec: Its tensors become part of a full folder; None: those of the folder that the model was read from.
+        recipe_digest: Digest of the recipe that made the model.
+        state_dict: Replaces the module's own tensors (gathered from several processes; for an adapter, those of the
+            PEFT model).
+
+    Returns:
+        The manifest that was written.
+
+    Raises:
+        InputError: ``kind`` does not fit the model, the codec is absent or another one, or the family cannot be saved.
     """
     model = _need_family(vlm)
     has_adapter = model.module is not model.inner
@@ -242,6 +273,7 @@ def save_model(
         codec = family_of(model.folder).read_codec(model.folder, "cpu", None)
     if codec is not None:
         need_same_codec(codec.codec_id, model.codec_id, out)
+    # Written beside its place and renamed: a process that is killed leaves no half of a model.
     with written_aside(out) as aside:
         base_path = ""
         if kind == "adapter":
@@ -278,13 +310,13 @@ def _load_full(folder: Path, device: str | torch.device, dtype: torch.dtype) -> 
 
 
 def adapter_base(folder: Path) -> tuple[Manifest, Path]:
-    """The manifest of an adapter folder, and the folder of the base that it names."""
+    """Read the manifest of an adapter folder, and the folder of the base that it names."""
     manifest = need_manifest(folder)
     return manifest, _base_folder(folder, manifest, None)
 
 
 def need_manifest(folder: Path) -> Manifest:
-    """The manifest of an adapter folder; :class:`InputError` that says how to write one if there is none."""
+    """Read the manifest of an adapter folder; :class:`InputError` that says how to write one if there is none."""
     manifest = read_manifest(folder)
     if manifest is None:
         raise InputError(
@@ -297,10 +329,21 @@ def need_manifest(folder: Path) -> Manifest:
 def _base_folder(folder: Path, manifest: Manifest, base: str | Path | None) -> Path:
     if base is None and not manifest.base_path:
         raise InputError(f"adapter {folder} does not say where its base is; give base=")
-    chosen = model_folder(base) if base is not None else Path(os.path.normpath(folder.resolve() / manifest.base_path))
-    if not chosen.is_dir():
-        raise InputError(f"adapter {folder}: its base {manifest.base_id} is not at {chosen}; give base=")
-    return chosen
+    base_folder = (
+        model_folder(base) if base is not None else Path(os.path.normpath(folder.resolve() / manifest.base_path))
+    )
+    try:
+        is_folder = base_folder.is_dir()
+    except (OSError, ValueError):  # a name that is too long, or holds a zero byte
+        is_folder = False
+    if not is_folder:
+        raise InputError(
+            f"adapter {folder}: its base {manifest.base_id} is not at {str(base_folder)!r:.300}; give base="
+        )
+    # Adapters of adapters are not made here, and a chain of them may be a circle.
+    if is_adapter(base_folder):
+        raise InputError(f"adapter {folder}: its base {base_folder} is an adapter itself, expected a full model folder")
+    return base_folder
 
 
 def _need_family(vlm: UnifiedVLM) -> CausalVLM:
@@ -310,7 +353,7 @@ def _need_family(vlm: UnifiedVLM) -> CausalVLM:
 
 
 def _write_full(vlm: ChameleonVLM, codec: ImageCodec, tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """The Hugging Face folder; the decoder stands beside the tensors that the class knows, as in Anole."""
+    """Write the Hugging Face folder; the decoder stands beside the tensors that the class knows, as in Anole."""
     config = vlm.inner.config
     tensors = dict(tensors)
     if config.tie_word_embeddings:
@@ -345,12 +388,13 @@ def preprocessor_config(codec: ImageCodec) -> dict[str, Any]:
 
 @contextmanager
 def written_aside(out: Path) -> Iterator[Path]:
-    """A new folder beside ``out`` that takes its name at the end, and vanishes if anything goes wrong."""
+    """Make a new folder beside ``out`` that takes its name at the end, and vanishes if anything goes wrong."""
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         yield aside
         aside.chmod(0o755)
+        # A folder cannot be replaced in one step: the old one is moved away first, and removed last.
         if out.exists():
             retired = aside.with_name(aside.name + ".old")
             out.rename(retired)

@@ -93,6 +93,7 @@ def read_json(path: Path) -> dict[str, Any]:
         if size > MAX_JSON_BYTES:
             raise InputError(f"{path} has {size:,} bytes; expected a JSON file of at most {MAX_JSON_BYTES:,}")
         text = path.read_text(encoding="utf-8-sig")
+        # The most frequent damage: a clone without git-lfs.
         if text.startswith("version https://git-lfs"):
             raise InputError(f"{path} is a git-lfs pointer, not the file itself; fetch it with `git lfs pull`")
         value = json.loads(text, parse_constant=_parse_constant)
@@ -172,18 +173,20 @@ def check_amount(module: Any, stored: int, where: str) -> None:
     Raises:
         InputError: The model has more than eight times as many numbers, and more than a small model.
     """
-    wanted = sum(tensor.numel() for tensor in module.parameters()) + sum(tensor.numel() for tensor in module.buffers())
+    num_numbers = sum(tensor.numel() for tensor in module.parameters()) + sum(
+        tensor.numel() for tensor in module.buffers()
+    )
     # Parts that a family leaves out, or ties, are built all the same: a factor of 8 covers them in every release.
-    if wanted > max(8 * stored, 1 << 28):
-        raise InputError(f"{where}: config.json describes {wanted:,} numbers, but the weights hold {stored:,}")
+    if num_numbers > max(8 * stored, 1 << 28):
+        raise InputError(f"{where}: config.json describes {num_numbers:,} numbers, but the weights hold {stored:,}")
 
 
 @contextmanager
-def refusing(what: str) -> Iterator[None]:
+def refusing(subject: str) -> Iterator[None]:
     """Turn whatever a library raises for a damaged folder into one line.
 
     Args:
-        what: The start of the message: which file or folder is no what.
+        subject: The start of the message, such as "FILE is no tokenizer".
 
     Raises:
         InputError: Something was raised inside; a GPU without memory is passed on as it is.
@@ -193,11 +196,11 @@ def refusing(what: str) -> Iterator[None]:
     except (InputError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # the libraries raise bare exceptions, and whatever odd files make of their code
-        raise InputError(f"{what}: {one_line(error)}") from error
+        raise InputError(f"{subject}: {one_line(error)}") from error
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error in one line of at most 300 characters, its type where it has none."""
+    """Put the message of an error in one line of at most 300 characters, its type where it has none."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
@@ -216,23 +219,25 @@ def _check_no_code_in(value: Any, file: Path, path: str, depth: int = 0) -> None
                 _check_no_code_in(item, file, f"{path}[{index}]", depth + 1)
     if not isinstance(value, dict):
         return
+    # Any depth: transformers passes nested configurations on to its auto classes.
     for key, item in value.items():
-        place = f"{path}.{key}" if path else str(key)
-        _check_no_code_key(key, item, file, place)
+        key_path = f"{path}.{key}" if path else str(key)
+        _check_no_code_key(key, item, file, key_path)
         if key not in _VOCABULARIES:
-            _check_no_code_in(item, file, place, depth + 1)
+            _check_no_code_in(item, file, key_path, depth + 1)
 
 
-def _check_no_code_key(key: str, value: Any, file: Path, place: str) -> None:
+def _check_no_code_key(key: str, value: Any, file: Path, path: str) -> None:
     if value is None or value is False or value in ({}, []):
         return
     if key in _CODE_KEYS:
         raise InputError(
-            f"{file}: {place} = {_shown(value)} names code of the folder's own, which is never run; expected a model "
+            f"{file}: {path} = {_shown(value)} names code of the folder's own, which is never run; expected a model "
             "that transformers has a class for (if it has one, remove the key)"
         )
+    # transformers fetches kernels from the hub when a configuration asks for them.
     if key in _KERNEL_KEYS:
-        raise InputError(f"{file}: {place} = {_shown(value)} asks for kernels, which are never fetched; remove the key")
+        raise InputError(f"{file}: {path} = {_shown(value)} asks for kernels, which are never fetched; remove the key")
     if key in _IMPLEMENTATION_KEYS:
         choices = list(value.values()) if isinstance(value, dict) else [value]
         unknown = [
@@ -242,23 +247,24 @@ def _check_no_code_key(key: str, value: Any, file: Path, place: str) -> None:
         ]
         if unknown:
             raise InputError(
-                f"{file}: {place} = {_shown(unknown[0])} names a kernel, which is never fetched or run; expected one "
+                f"{file}: {path} = {_shown(unknown[0])} names a kernel, which is never fetched or run; expected one "
                 "of eager and sdpa, or no such key"
             )
     if key in _QUANTISED_KEYS:
         method = value.get("quant_method") if isinstance(value, dict) else value
         raise InputError(
-            f"{file}: {place} says that the weights are quantised ({_shown(method)}), which needs code and kernels of "
+            f"{file}: {path} says that the weights are quantised ({_shown(method)}), which needs code and kernels of "
             "others; expected weights in float32, bfloat16 or float16"
         )
+    # Another file would be read unchecked.
     if key in _OTHER_FILE_KEYS and file.name != "special_tokens_map.json":
-        raise InputError(f"{file}: {place} = {_shown(value)} names other weights to be read, which is not done")
+        raise InputError(f"{file}: {path} = {_shown(value)} names other weights to be read, which is not done")
     if key == "auto_mapping" and isinstance(value, dict):
         library = str(value.get("parent_library", "transformers"))
         if library.split(".", maxsplit=1)[0] not in ("transformers", "peft", "wm"):
-            raise InputError(f"{file}: {place} = {_shown(library)} names code of others, which is never run")
+            raise InputError(f"{file}: {path} = {_shown(library)} names code of others, which is never run")
     if key == "megatron_config" or (key == "megatron_core" and value != "megatron.core"):
-        raise InputError(f"{file}: {place} = {_shown(value)} asks for Megatron's layers, which are not supported")
+        raise InputError(f"{file}: {path} = {_shown(value)} asks for Megatron's layers, which are not supported")
 
 
 def _check_numbers(value: Any, file: Path, path: str) -> None:
@@ -278,10 +284,10 @@ def _check_numbers(value: Any, file: Path, path: str) -> None:
         raise InputError(f"{file}: {path} is {_shown(value)}, expected a whole number of at most {MAX_WHOLE_NUMBER:,}")
 
 
-def _check_bounds(key: str, value: Any, file: Path, place: str) -> None:
+def _check_bounds(key: str, value: Any, file: Path, path: str) -> None:
     """Bounds of what decides how long a model takes to build."""
     if key == "channel_multiplier" and isinstance(value, list) and len(value) > MAX_LEVELS:
-        raise InputError(f"{file}: {place} has {len(value):,} entries, expected at most {MAX_LEVELS}")
+        raise InputError(f"{file}: {path} has {len(value):,} entries, expected at most {MAX_LEVELS}")
     if not isinstance(value, int) or isinstance(value, bool):
         return
     most = None
@@ -292,9 +298,9 @@ def _check_bounds(key: str, value: Any, file: Path, place: str) -> None:
     elif key in _SIDE_KEYS:
         most = MAX_SIDE_PX
     if most is not None and not 0 <= value <= most:
-        raise InputError(f"{file}: {place} is {_shown(value)}, expected 0 to {most:,}")
+        raise InputError(f"{file}: {path} is {_shown(value)}, expected 0 to {most:,}")
     if key in _POSITIVE_KEYS and value < 1:
-        raise InputError(f"{file}: {place} is {value}, expected a positive whole number")
+        raise InputError(f"{file}: {path} is {value}, expected a positive whole number")
 
 
 def _shown(value: Any) -> str:

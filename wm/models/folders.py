@@ -76,26 +76,28 @@ def read_module(
         InputError: The configuration describes no such model, or the tensors do not fit it; all that are missing,
             misshapen or surplus are listed.
     """
+    # 1. Build the shapes alone, so that a wrong folder costs no memory.
     skeleton = build_skeleton(model_class, config, folder)
     if torch.device(device).type == "meta":
         return _without(skeleton, without).eval()
-    places = list_tensors(folder)
-    wanted = skeleton.state_dict()
-    expected = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
-    found = {rename(name, renames): place for name, place in places.items()}
-    shapes = {name: place.shape for name, place in found.items()}
+    # 2. Compare names, shapes, types and amount with the headers of the weight files.
+    locations = list_tensors(folder)
+    model_tensors = skeleton.state_dict()
+    expected = {name: tuple(tensor.shape) for name, tensor in model_tensors.items()}
+    stored = {rename(name, renames): location for name, location in locations.items()}
+    shapes = {name: location.shape for name, location in stored.items()}
     spare = {"lm_head.weight"} if getattr(config, "tie_word_embeddings", False) else set()
     if spare:
-        _need_tied(folder, found)
+        _need_tied(folder, stored)
     check_tensors(_but(expected, spare, without), _but(shapes, spare, without), str(folder))
-    check_floats(wanted, found, str(folder))
-    check_amount(skeleton, count_numbers(places), str(folder))
-    # What is memory-mapped is copied: the model must not hang on a file that may be overwritten.
+    check_floats(model_tensors, stored, str(folder))
+    check_amount(skeleton, count_numbers(locations), str(folder))
+    # 3. Read. What is memory-mapped is copied: the model must not depend on a file that may be overwritten.
     tensors = {
-        name: tensor.to(dtype if tensor.is_floating_point() else tensor.dtype, copy=places[name].make is not None)
-        for name, tensor in read_places(places)
+        name: tensor.to(dtype if tensor.is_floating_point() else tensor.dtype, copy=locations[name].make is not None)
+        for name, tensor in read_places(locations)
     }
-    # Parts that the file does not hold are made of random numbers, and thrown away below.
+    # 4. Build. Parts that the file does not hold get random numbers, and are removed below.
     with quiet_transformers(), torch.random.fork_rng(devices=[]), refusing(f"{folder} cannot be loaded"):
         module = model_class.from_pretrained(
             None, config=config, state_dict=tensors, dtype=dtype, local_files_only=True, trust_remote_code=False
@@ -110,8 +112,8 @@ def build_skeleton(model_class: Any, config: Any, folder: Path) -> Any:
     Raises:
         InputError: The configuration of ``folder`` describes no such model.
     """
-    what = f"{folder / 'config.json'} describes no {model_class.__name__}"
-    with refusing(what), torch.device("meta"):
+    subject = f"{folder / 'config.json'} describes no {model_class.__name__}"
+    with refusing(subject), torch.device("meta"):
         return model_class(config)
 
 
@@ -160,9 +162,9 @@ def rename(name: str, renames: Renames) -> str:
     return name
 
 
-def _need_tied(folder: Path, found: Mapping[str, Any]) -> None:
-    """A file may hold the head beside embeddings that it is tied to, but not another one."""
-    if "lm_head.weight" not in found:
+def _need_tied(folder: Path, stored: Mapping[str, Any]) -> None:
+    """Check that a file holds the same head beside embeddings that it is tied to, or none."""
+    if "lm_head.weight" not in stored:
         return
     head = load_tensors(folder, "lm_head.")["weight"]
     embeddings = next((name for name in list_tensors(folder) if name.endswith("embed_tokens.weight")), None)
@@ -174,8 +176,8 @@ def _need_tied(folder: Path, found: Mapping[str, Any]) -> None:
 
 
 def read_image_processor(folder: Path) -> dict[str, Any]:
-    """The image processor's configuration: a file of its own, or part of ``processor_config.json`` as newer versions of
-    transformers write it."""
+    """Read the image processor's configuration: a file of its own, or part of ``processor_config.json`` as newer
+    versions of transformers write it."""
     if (folder / "preprocessor_config.json").is_file():
         return read_json(folder / "preprocessor_config.json")
     values: Any = {}
@@ -189,7 +191,7 @@ def read_image_processor(folder: Path) -> dict[str, Any]:
 def read_own_codec(
     folder: Path, build: Callable[[], Any], *, family: str, prefixes: Sequence[str], device: Device = "cpu"
 ) -> ImageCodec:
-    """The codec of a family that keeps its VQ model, with decoder, beside the language model.
+    """Read the codec of a family that keeps its VQ model, with decoder, beside the language model.
 
     Args:
         folder: A full folder, with the image processor's configuration, which says how pixels are scaled.
@@ -212,10 +214,10 @@ def read_own_codec(
         tensors = tensors or load_tensors(folder, prefix)
     if not tensors:
         explain_missing_codec(folder, family)
-    wanted = vqgan.state_dict()
-    expected = {name: tensor.shape for name, tensor in wanted.items()}
+    model_tensors = vqgan.state_dict()
+    expected = {name: tensor.shape for name, tensor in model_tensors.items()}
     check_tensors(expected, {name: tensor.shape for name, tensor in tensors.items()}, f"{folder} ({prefixes[0]}*)")
-    check_floats(wanted, {name: place_of(folder, tensor) for name, tensor in tensors.items()}, str(folder))
+    check_floats(model_tensors, {name: place_of(folder, tensor) for name, tensor in tensors.items()}, str(folder))
     # Copies: what is memory-mapped must not hang on a file that may be replaced.
     copies = {
         name: tensor.to(torch.float32, copy=True) if tensor.is_floating_point() else tensor.clone()
@@ -229,10 +231,10 @@ def read_own_codec(
 def write_weights(vlm: Any, tensors: Mapping[str, Tensor], folder: Path) -> None:
     """``config.json``, ``model.safetensors`` and the tokenizer's files."""
     config = vlm.inner.config
-    kept = dict(tensors)
+    own_tensors = dict(tensors)
     if getattr(config, "tie_word_embeddings", False):
-        kept.pop("lm_head.weight", None)
-    write_tensors(kept, folder)
+        own_tensors.pop("lm_head.weight", None)
+    write_tensors(own_tensors, folder)
     config.architectures = [type(vlm.inner).__name__]
     config.save_pretrained(folder)
     vlm.tokenizer.save_pretrained(folder)
@@ -245,7 +247,7 @@ def write_tensors(tensors: Mapping[str, Tensor], folder: Path) -> None:
 
 
 def write_codec_folder(codec: ImageCodec, folder: Path) -> None:
-    """A VQGAN of Chameleon's architecture in a folder of its own, which :func:`~wm.models.codec.files.read_codec`
+    """Write a VQGAN of Chameleon's architecture in a folder of its own, which :func:`~wm.models.codec.files.read_codec`
     reads."""
     folder.mkdir()
     write_tensors({CODEC_PREFIX + name: tensor for name, tensor in codec.vqgan.state_dict().items()}, folder)
@@ -254,5 +256,5 @@ def write_codec_folder(codec: ImageCodec, folder: Path) -> None:
 
 
 def scale_config(scale: PixelScale) -> dict[str, Any]:
-    """What :meth:`~wm.models.codec.codec.PixelScale.read` reads of a ``preprocessor_config.json``."""
+    """Return what :meth:`~wm.models.codec.codec.PixelScale.read` reads of a ``preprocessor_config.json``."""
     return {"rescale_factor": scale.rescale, "image_mean": [scale.mean] * 3, "image_std": [scale.std] * 3}

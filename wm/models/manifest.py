@@ -42,7 +42,7 @@ class Manifest(Recipe):
 
 
 def model_folder(path: str | Path) -> Path:
-    """The model folder meant by ``path``: itself, or the ``model`` in the folder of the run that trained it.
+    """Return the model folder meant by ``path``: itself, or the ``model`` in the folder of the run that trained it.
 
     An original release (:mod:`wm.models.release.read`) is meant by its root, its model or its tokenizer folder.
     """
@@ -69,7 +69,7 @@ def _has_config(folder: Path) -> bool:
 
 
 def read_manifest(folder: str | Path) -> Manifest | None:
-    """The manifest of a model folder, or None if it has none (a released checkpoint)."""
+    """Read the manifest of a model folder, or None if it has none (a released checkpoint)."""
     path = model_folder(folder) / MANIFEST
     try:
         is_there = path.is_file()
@@ -78,7 +78,7 @@ def read_manifest(folder: str | Path) -> Manifest | None:
     return Manifest.parse(read_json(path), str(path)) if is_there else None
 
 
-def need_same_codec(found: str, wanted: str, where: str | Path) -> None:
+def need_same_codec(actual: str, expected: str, where: str | Path) -> None:
     """Raise :class:`InputError` naming both if a model was made with another codec than it would get."""
-    if found != wanted:
-        raise InputError(f"{where} was made with image codec {wanted}, but the codec here is {found}")
+    if actual != expected:
+        raise InputError(f"{where} was made with image codec {expected}, but the codec here is {actual}")

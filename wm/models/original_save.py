@@ -92,35 +92,35 @@ def params_of(config: ChameleonConfig, parts: int) -> dict[str, Any]:
 
 
 def split(config: ChameleonConfig, tensors: Mapping[str, Tensor], parts: int) -> list[dict[str, Tensor]]:
-    """transformers' tensors as those of each model-parallel file; the inverse of ``original_weights``."""
+    """Split transformers' tensors into those of each model-parallel file; the inverse of ``original_weights``."""
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads or config.num_attention_heads
-    whole = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
-    embedding = whole["model.embed_tokens.weight"]
+    tensor_of = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+    embedding = tensor_of["model.embed_tokens.weight"]
     files: list[dict[str, Tensor]] = [{} for _ in range(parts)]
 
     def put(name: str, tensor: Tensor, dim: int | None) -> None:
-        pieces = [tensor] * parts if dim is None else tensor.chunk(parts, dim)
-        for file, piece in zip(files, pieces, strict=True):
-            file[name] = piece.clone()
+        chunks = [tensor] * parts if dim is None else tensor.chunk(parts, dim)
+        for file, chunk in zip(files, chunks, strict=True):
+            file[name] = chunk.clone()
 
     put("tok_embeddings.weight", embedding, 1)
-    put("norm.weight", whole["model.norm.weight"], None)
-    put("output.weight", whole.get("lm_head.weight", embedding), 0)
+    put("norm.weight", tensor_of["model.norm.weight"], None)
+    put("output.weight", tensor_of.get("lm_head.weight", embedding), 0)
     for layer in range(config.num_hidden_layers):
         ours, theirs = f"model.layers.{layer}.", f"layers.{layer}."
-        put(f"{theirs}attention.wq.weight", interleaved(whole[f"{ours}self_attn.q_proj.weight"], heads), 0)
-        put(f"{theirs}attention.wk.weight", interleaved(whole[f"{ours}self_attn.k_proj.weight"], kv_heads), 0)
-        put(f"{theirs}attention.wv.weight", whole[f"{ours}self_attn.v_proj.weight"], 0)
-        put(f"{theirs}attention.wo.weight", whole[f"{ours}self_attn.o_proj.weight"], 1)
-        put(f"{theirs}feed_forward.w1.weight", whole[f"{ours}mlp.gate_proj.weight"], 0)
-        put(f"{theirs}feed_forward.w3.weight", whole[f"{ours}mlp.up_proj.weight"], 0)
-        put(f"{theirs}feed_forward.w2.weight", whole[f"{ours}mlp.down_proj.weight"], 1)
-        put(f"{theirs}attention_norm.weight", whole[f"{ours}input_layernorm.weight"], None)
-        put(f"{theirs}ffn_norm.weight", whole[f"{ours}post_attention_layernorm.weight"], None)
+        put(f"{theirs}attention.wq.weight", interleaved(tensor_of[f"{ours}self_attn.q_proj.weight"], heads), 0)
+        put(f"{theirs}attention.wk.weight", interleaved(tensor_of[f"{ours}self_attn.k_proj.weight"], kv_heads), 0)
+        put(f"{theirs}attention.wv.weight", tensor_of[f"{ours}self_attn.v_proj.weight"], 0)
+        put(f"{theirs}attention.wo.weight", tensor_of[f"{ours}self_attn.o_proj.weight"], 1)
+        put(f"{theirs}feed_forward.w1.weight", tensor_of[f"{ours}mlp.gate_proj.weight"], 0)
+        put(f"{theirs}feed_forward.w3.weight", tensor_of[f"{ours}mlp.up_proj.weight"], 0)
+        put(f"{theirs}feed_forward.w2.weight", tensor_of[f"{ours}mlp.down_proj.weight"], 1)
+        put(f"{theirs}attention_norm.weight", tensor_of[f"{ours}input_layernorm.weight"], None)
+        put(f"{theirs}ffn_norm.weight", tensor_of[f"{ours}post_attention_layernorm.weight"], None)
         for side in "qk":
             for kind in ("weight", "bias"):
                 name = f"{ours}self_attn.{side}_norm.{kind}"
-                per_part_PK = _norm_of_parts(whole[name], parts, name)
+                per_part_PK = _norm_of_parts(tensor_of[name], parts, name)
                 for file, norm_K in zip(files, per_part_PK, strict=True):
                     file[f"{theirs}attention.{side}_normalization.{kind}"] = norm_K.clone()
     return files

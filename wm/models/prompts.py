@@ -46,11 +46,11 @@ class ImageFrame:
     row_end: int = -1
 
     def given(self, ids: Sequence[int]) -> Segment:
-        """The codes of an image of the prompt, row ends among them."""
+        """Return the codes of an image of the prompt, row ends among them."""
         return Segment(tuple(flatten(self.drawn(ids))), False, True)
 
     def drawn(self, ids: Sequence[int]) -> list[Segment]:
-        """The codes of a completion; row ends between them are no part of it."""
+        """Return the codes of a completion; row ends between them are no part of it."""
         step = self.row_tokens or max(1, len(ids))
         segments: list[Segment] = []
         for start in range(0, len(ids), step):
@@ -87,6 +87,7 @@ def layout(
         raise InputError(f"unknown task {task!r}; expected 'idm' or 'fdm'")
     if action is None:
         raise InputError("a forward-dynamics prompt needs an action")
+    # A fixed distance between source and target, whatever the length of the action.
     padding = (special.pad,) * max(0, action_slot_tokens - len(action))
     prefix = [*opening, _text(*action, *padding, *frame.opening)]
     return prefix if target is None else [*prefix, *frame.drawn(target)]
@@ -110,6 +111,7 @@ def pack(segments_list: Sequence[Sequence[Segment]], pad_id: int) -> tuple[Tenso
     is_completion_BT = torch.zeros(ids_BT.shape, dtype=torch.bool)
     is_image_BT = torch.zeros(ids_BT.shape, dtype=torch.bool)
     for row, segments in enumerate(segments_list):
+        # Columns are filled segment by segment; what remains is padding.
         start = 0
         for segment in segments:
             span = slice(start, start + len(segment.ids))

@@ -60,7 +60,7 @@ class UnifiedVLM(Protocol):
         action: str | None = None,
         target: Sequence[int] | None = None,
     ) -> list[Segment]:
-        """The one prompt layout, of codebook ids and an action. Without completion: the prefix."""
+        """Build the one prompt layout, of codebook ids and an action. Without completion: the prefix."""
         ...
 
     def layout_ids(
@@ -89,7 +89,7 @@ class UnifiedVLM(Protocol):
         ...
 
     def unconditional_prefixes(self, prefix: Sequence[int]) -> tuple[list[int], list[int]]:
-        """A forward prompt without its text, and without anything, as the family was trained to read them."""
+        """Build a forward prompt without its text, and without anything, as the family was trained to read them."""
         ...
 
     def body(self, ids_BT: Tensor, cache: Any = None, positions_BT: Tensor | None = None) -> Tensor:
@@ -105,5 +105,5 @@ class UnifiedVLM(Protocol):
         ...
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        """The text of vocabulary ids, special tokens left out."""
+        """Return the text of vocabulary ids, special tokens left out."""
         ...

@@ -17,8 +17,9 @@ from wm.models.weights import weight_files
 
 
 def load_skeleton(path: str | Path, *, without_codec: bool = False) -> CausalVLM:
-    """The model of a full folder (or of an adapter's base) on the ``meta`` device: configuration, tokenizer and prompt
-    layout, shapes without numbers. Of the weights only the image codec's are read, whose id rows are compared with.
+    """Load the model of a full folder (or of an adapter's base) on the ``meta`` device: configuration, tokenizer and
+    prompt layout, shapes without numbers. Of the weights only the image codec's are read, whose id rows are compared
+    with.
 
     ``without_codec``: a folder whose weights are not there is taken too; ``codec_id`` is then what its manifest says,
     or empty. Raises :class:`InputError` for a folder that is no model of a known family.

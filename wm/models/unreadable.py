@@ -124,9 +124,9 @@ def _explain_config(folder: Path, config: dict[str, Any]) -> None:
         )
 
 
-def _refuse_original(folder: Path, family: str, what: str) -> NoReturn:
+def _refuse_original(folder: Path, family: str, subject: str) -> NoReturn:
     raise InputError(
-        f"{folder} is the authors' own layout of {what}, which needs code of its own and is not read; expected "
+        f"{folder} is the authors' own layout of {subject}, which needs code of its own and is not read; expected "
         f"transformers' layout: `{READ_LAYOUTS[family]}`, or convert it with `python {_CONVERTERS[family]}` of "
         "transformers' sources"
     )
@@ -182,7 +182,7 @@ def _read() -> str:
 
 
 def _download_of(hub_id: str) -> str:
-    """The command for a repository, or for the one in transformers' layout where it is an authors' own."""
+    """Return the command for a repository, or for the one in transformers' layout where it is an authors' own."""
     name = hub_id.lower()
     local = hub_id.split("/")[1]
     if name.startswith("deepseek-ai/janus-pro-"):

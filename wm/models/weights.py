@@ -83,7 +83,7 @@ class TensorPlace:
 
 
 def place_of(file: Path, tensor: Tensor, make: Callable[[], Tensor] | None = None) -> TensorPlace:
-    """The place of a tensor at hand; ``make`` where it is made of it only when asked for."""
+    """Return the place of a tensor at hand; ``make`` where it is made of it only when asked for."""
     name = _DTYPES.get(tensor.dtype, str(tensor.dtype))
     return TensorPlace(file, name, tuple(tensor.shape), make=make or (lambda: tensor))
 
@@ -94,7 +94,7 @@ def has_weights(folder: Path) -> bool:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The weight files of a model folder, safetensors or ``.bin``: one, or the shards that the index names."""
+    """List the weight files of a model folder, safetensors or ``.bin``: one, or the shards that the index names."""
     for single, index in _LAYOUTS:
         if (folder / single).is_file():
             return [folder / single]
@@ -110,6 +110,7 @@ def _indexed(index: Path) -> list[Path]:
     if not isinstance(shard_of, dict) or not all(isinstance(name, str) for name in shard_of.values()):
         raise InputError(f"{index}: expected a weight_map from tensor names to file names")
     names = sorted(set(shard_of.values()))
+    # A name with a folder in it could point anywhere on the disk.
     outside = [name for name in names if Path(name).name != name]
     if outside:
         raise InputError(f"{index} names {outside[0]!r}; expected file names of its own folder")
@@ -121,14 +122,14 @@ def _indexed(index: Path) -> list[Path]:
 
 def list_tensors(folder: Path) -> dict[str, TensorPlace]:
     """Every tensor of the folder's weight files; of safetensors only the headers are read."""
-    places: dict[str, TensorPlace] = {}
+    locations: dict[str, TensorPlace] = {}
     for file in weight_files(folder):
         if file.suffix == ".safetensors":
-            places.update(read_header(file))
+            locations.update(read_header(file))
         else:
             tensors = tensors_of(read_pickled(file), file)
-            places.update({name: place_of(file, tensor) for name, tensor in tensors.items()})
-    return places
+            locations.update({name: place_of(file, tensor) for name, tensor in tensors.items()})
+    return locations
 
 
 def read_header(file: Path) -> dict[str, TensorPlace]:
@@ -140,6 +141,7 @@ def read_header(file: Path) -> dict[str, TensorPlace]:
     need_downloaded(file)
     size = file.stat().st_size
     with file.open("rb") as stream:
+        # Bounds first: a damaged length would make the next read take all memory.
         length = int.from_bytes(stream.read(8), "little")
         if not 2 <= length <= size - 8:
             raise InputError(f"{file} is no whole safetensors file ({size} bytes)")
@@ -147,14 +149,14 @@ def read_header(file: Path) -> dict[str, TensorPlace]:
             raise InputError(f"{file}: its header has {length:,} bytes, expected at most {MAX_HEADER_BYTES:,}")
         with refusing(f"{file} is no readable safetensors file"):
             header = json.loads(stream.read(length))
-            places = {
+            locations = {
                 name: _place_in(file, entry, 8 + length) for name, entry in header.items() if name != "__metadata__"
             }
-    if any(place.end > size for place in places.values()):
+    if any(location.end > size for location in locations.values()):
         raise InputError(f"{file} is truncated: {size} bytes, its header promises more")
-    for name, place in places.items():
-        _check_place(name, place, file)
-    return places
+    for name, location in locations.items():
+        _check_place(name, location, file)
+    return locations
 
 
 def _place_in(file: Path, entry: Mapping[str, Any], start: int) -> TensorPlace:
@@ -164,59 +166,66 @@ def _place_in(file: Path, entry: Mapping[str, Any], start: int) -> TensorPlace:
     return TensorPlace(file, entry["dtype"], tuple(entry["shape"]), start + begin, start + end)
 
 
-def _check_place(name: str, place: TensorPlace, file: Path) -> None:
+def _check_place(name: str, location: TensorPlace, file: Path) -> None:
     """Raise :class:`InputError` if an entry of a header contradicts itself."""
-    if not all(type(side) is int and side >= 0 for side in place.shape):
-        raise InputError(f"{file}: tensor {name!r:.80} has the shape {place.shape!r:.80}, expected whole numbers")
-    bits = _DTYPE_BITS.get(place.dtype) if isinstance(place.dtype, str) else None
+    if not all(type(side) is int and side >= 0 for side in location.shape):
+        raise InputError(f"{file}: tensor {name!r:.80} has the shape {location.shape!r:.80}, expected whole numbers")
+    bits = _DTYPE_BITS.get(location.dtype) if isinstance(location.dtype, str) else None
     if bits is None:
         raise InputError(
-            f"{file}: tensor {name!r:.80} has the type {place.dtype!r:.40}, which safetensors does not know"
+            f"{file}: tensor {name!r:.80} has the type {location.dtype!r:.40}, which safetensors does not know"
         )
-    if place.begin < 8 or (place.end - place.begin) * 8 != math.prod(place.shape) * bits:
+    if location.begin < 8 or (location.end - location.begin) * 8 != math.prod(location.shape) * bits:
         raise InputError(
-            f"{file}: tensor {name!r:.80} has {place.end - place.begin} bytes in the file, which is not what "
-            f"{place.shape!r:.80} of {place.dtype} take"
+            f"{file}: tensor {name!r:.80} has {location.end - location.begin} bytes in the file, which is not what "
+            f"{location.shape!r:.80} of {location.dtype} take"
         )
 
 
 def load_tensors(folder: Path, prefix: str) -> dict[str, Tensor]:
-    """The tensors whose name starts with ``prefix`` (removed from the keys); nothing else is read."""
-    wanted = {name: place for name, place in list_tensors(folder).items() if name.startswith(prefix)}
-    return {name.removeprefix(prefix): tensor for name, tensor in read_places(wanted)}
+    """Read the tensors whose name starts with ``prefix`` (removed from the keys); nothing else is read."""
+    selection = {name: location for name, location in list_tensors(folder).items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): tensor for name, tensor in read_places(selection)}
 
 
-def read_places(places: Mapping[str, TensorPlace]) -> Iterator[tuple[str, Tensor]]:
+def read_places(locations: Mapping[str, TensorPlace]) -> Iterator[tuple[str, Tensor]]:
     """Names and tensors, one at a time and file by file, each in the type it is stored in."""
-    for name, place in places.items():
-        if place.make is not None:
-            yield name, place.make()
-    for file in sorted({place.file for place in places.values() if place.make is None}):
+    for name, location in locations.items():
+        if location.make is not None:
+            yield name, location.make()
+    for file in sorted({location.file for location in locations.values() if location.make is None}):
         try:
             with safe_open(file, framework="pt", device="cpu") as stream:
-                for name, place in places.items():
-                    if place.make is None and place.file == file:
+                for name, location in locations.items():
+                    if location.make is None and location.file == file:
                         yield name, stream.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise InputError(f"{file} cannot be read: {one_line(error)}") from error
 
 
 def check_tensors(
-    expected: Mapping[str, Iterable[int]], found: Mapping[str, Iterable[int]], where: str, *, extra: bool = True
+    expected: Mapping[str, Iterable[int]], actual: Mapping[str, Iterable[int]], where: str, *, extra: bool = True
 ) -> None:
     """Raise one :class:`InputError` that counts and lists missing, misshapen and (if ``extra``) surplus tensors.
 
     The first ten of each kind are named, with the shapes expected and found.
     """
-    want, got = ({name: tuple(shape) for name, shape in shapes.items()} for shapes in (expected, found))
+    expected_shapes, actual_shapes = (
+        {name: tuple(shape) for name, shape in shapes.items()} for shapes in (expected, actual)
+    )
     problems = {
-        "missing": [f"{name} (expected {want[name]})" for name in sorted(want.keys() - got.keys())],
-        "misshapen": [
-            f"{name} {got[name]} not {want[name]}"
-            for name in sorted(want.keys() & got.keys())
-            if want[name] != got[name]
+        "missing": [
+            f"{name} (expected {expected_shapes[name]})"
+            for name in sorted(expected_shapes.keys() - actual_shapes.keys())
         ],
-        "extra": [f"{name} {got[name]}" for name in sorted(got.keys() - want.keys()) if extra],
+        "misshapen": [
+            f"{name} {actual_shapes[name]} not {expected_shapes[name]}"
+            for name in sorted(expected_shapes.keys() & actual_shapes.keys())
+            if expected_shapes[name] != actual_shapes[name]
+        ],
+        "extra": [
+            f"{name} {actual_shapes[name]}" for name in sorted(actual_shapes.keys() - expected_shapes.keys()) if extra
+        ],
     }
     parts = [
         f"{len(names)} {kind}: {', '.join(names[:_LISTED])}{', …' if len(names) > _LISTED else ''}"
@@ -227,21 +236,21 @@ def check_tensors(
         raise InputError(f"{where}: tensors do not fit the configuration; " + "; ".join(parts))
 
 
-def check_floats(expected: Mapping[str, Tensor], found: Mapping[str, TensorPlace], where: str) -> None:
+def check_floats(expected: Mapping[str, Tensor], actual: Mapping[str, TensorPlace], where: str) -> None:
     """Check that weights are stored as floats where the model has floats.
 
     Args:
         expected: The model's tensors by name.
-        found: What is stored, by the same names; others are passed over.
+        actual: What is stored, by the same names; others are passed over.
         where: Named in the error.
 
     Raises:
         InputError: A tensor is stored as whole numbers: quantised, or of something else.
     """
     wrong = [
-        f"{name} ({place.dtype})"
-        for name, place in found.items()
-        if name in expected and expected[name].is_floating_point() and place.dtype not in _FLOATS
+        f"{name} ({location.dtype})"
+        for name, location in actual.items()
+        if name in expected and expected[name].is_floating_point() and location.dtype not in _FLOATS
     ]
     if wrong:
         raise InputError(
@@ -250,18 +259,18 @@ def check_floats(expected: Mapping[str, Tensor], found: Mapping[str, TensorPlace
         )
 
 
-def count_numbers(places: Mapping[str, TensorPlace]) -> int:
+def count_numbers(locations: Mapping[str, TensorPlace]) -> int:
     """Count the numbers of stored tensors."""
-    return sum(math.prod(place.shape) for place in places.values())
+    return sum(math.prod(location.shape) for location in locations.values())
 
 
 def fingerprint(folder: Path, keep: Callable[[str], bool]) -> str:
     """:func:`fingerprint_of` the configuration and kept tensors of a Hugging Face folder."""
-    places = {name: place for name, place in list_tensors(folder).items() if keep(name)}
-    return fingerprint_of(read_json(folder / "config.json"), places)
+    locations = {name: location for name, location in list_tensors(folder).items() if keep(name)}
+    return fingerprint_of(read_json(folder / "config.json"), locations)
 
 
-def fingerprint_of(config: Mapping[str, Any], places: Mapping[str, TensorPlace]) -> str:
+def fingerprint_of(config: Mapping[str, Any], locations: Mapping[str, TensorPlace]) -> str:
     """16 hexadecimal digits of configuration and weights, the same however the weights are stored and sharded.
 
     Of each tensor: name, type, shape, and its bytes; of one above 1 MiB, 16 evenly spaced pieces of 4 KiB. A
@@ -269,13 +278,14 @@ def fingerprint_of(config: Mapping[str, Any], places: Mapping[str, TensorPlace])
     """
     facts = {name: value for name, value in config.items() if name not in _VOLATILE_CONFIG_KEYS}
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    for name in sorted(places):
-        place = places[name]
-        data = place.data()
-        digest.update(f"{name}\x1f{place.dtype}\x1f{place.shape}\n".encode())
+    for name in sorted(locations):
+        location = locations[name]
+        data = location.data()
+        digest.update(f"{name}\x1f{location.dtype}\x1f{location.shape}\n".encode())
         if len(data) <= _WHOLE_BYTES:
             digest.update(data.tobytes())
             continue
+        # Large tensors are sampled, so that a 7B folder is identified in seconds.
         for sample in range(_SAMPLES):
             begin = sample * (len(data) - _SAMPLE_BYTES) // (_SAMPLES - 1)
             digest.update(data[begin : begin + _SAMPLE_BYTES].tobytes())

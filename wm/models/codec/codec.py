@@ -206,13 +206,14 @@ def change_map(source_features_BND: Tensor, target_features_BND: Tensor) -> Tens
 
 def codec_id_of(tensors: Mapping[str, Tensor], config: ChameleonVQVAEConfig, scale: PixelScale) -> str:
     """``vq-`` and 16 hexadecimal digits; see :class:`ImageCodec`."""
-    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("decoder.")}
+    encoder_tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("decoder.")}
     identity = identity_of(config)
-    return "vq-" + tensor_digest(kept, identity, asdict(scale))
+    return "vq-" + tensor_digest(encoder_tensors, identity, asdict(scale))
 
 
 def identity_of(config: ChameleonVQVAEConfig) -> dict[str, Any]:
-    """What of a configuration decides an image's codes, with one spelling for what can be spelled in two ways."""
+    """Return what of a configuration decides an image's codes, with one spelling for what can be spelled in two
+    ways."""
     values = {key: getattr(config, key, None) for key in _IDENTITY_KEYS}
     if values["norm_over"] == "groups":
         values["norm_over"] = None

@@ -28,7 +28,7 @@ ORIGINAL_SCALE = PixelScale(rescale=2 / 255)
 
 
 def read_codec(path: Path, device: str | torch.device = "cpu", *, decoder: Path | None = None) -> ImageCodec:
-    """The codec of a Chameleon folder, from its image tokenizer's tensors alone; no other weights are read.
+    """Read the codec of a Chameleon folder, from its image tokenizer's tensors alone; no other weights are read.
 
     ``path``: a Hugging Face folder (``model.vqmodel.*``), or an original release, its ``tokenizer`` folder or
     its ``vqgan.ckpt`` (with ``vqgan.yaml`` beside). ``decoder``: a ``vqgan.ckpt``, or a folder that has one, to
@@ -103,6 +103,7 @@ def _assemble(
     """``prefix``: what stands before the tensors' names in the file."""
     with refusing(f"{where}: its configuration describes no VQGAN"), torch.device("meta"):
         vqgan = VQGAN(config)
+    # Meta's release comes without decoder: it encodes all the same.
     has_decoder = _has_decoder(tensors)
     expected = {
         prefix + name: tensor.shape
@@ -139,8 +140,8 @@ def _with_decoder(
         # The folder may hold the same numbers rounded to a shorter type.
         if other.shape != tensor.shape or not torch.equal(other.to(tensor.dtype), tensor):
             raise InputError(f"the decoder in {file} belongs to another codec than {where}: {name} differs")
-    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(_DECODER)}
-    return kept | {name: tensor for name, tensor in checkpoint.tensors.items() if name.startswith(_DECODER)}
+    encoder_tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(_DECODER)}
+    return encoder_tensors | {name: tensor for name, tensor in checkpoint.tensors.items() if name.startswith(_DECODER)}
 
 
 def _need_same_architecture(config: ChameleonVQVAEConfig, other: ChameleonVQVAEConfig, where: str, file: Path) -> None:

@@ -67,7 +67,7 @@ class Middle(nn.Module):
         self.block_2 = ChameleonVQVAEEncoderResnetBlock(config, channels, channels)
 
     def forward(self, hidden_BCHW: Tensor) -> Tensor:
-        """Keeps the shape."""
+        """Keep the shape."""
         return self.block_2(self.attn_1(self.block_1(hidden_BCHW)))  # type: ignore[no-any-return]
 
 
@@ -113,7 +113,7 @@ class ChannelNorm(nn.Module):
         self.eps = eps
 
     def forward(self, hidden_BCHW: Tensor) -> Tensor:
-        """Keeps the shape."""
+        """Keep the shape."""
         hidden_BHWC = hidden_BCHW.permute(0, 2, 3, 1)
         shape = (hidden_BHWC.shape[-1],)
         return F.layer_norm(hidden_BHWC, shape, self.weight, self.bias, self.eps).permute(0, 3, 1, 2)

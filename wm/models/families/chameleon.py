@@ -24,7 +24,7 @@ _DIGITS = str.maketrans("ABCDEFGHIJ", "0123456789")
 
 
 def image_token_name(code: int) -> str:
-    """The vocabulary name of a codebook id: ``IMGIMG``, its decimal digits as letters A to J, ``Z``."""
+    """Return the vocabulary name of a codebook id: ``IMGIMG``, its decimal digits as letters A to J, ``Z``."""
     return "IMGIMG" + "".join(chr(ord("A") + int(digit)) for digit in str(code)) + "Z"
 
 
@@ -82,8 +82,8 @@ def _text_rows(
     reserved = ("IMGIMG", "<reserved", "<racm3", "<eoss", "<image>")
     barred = {row for name, row in vocabulary.items() if name.startswith(reserved)}
     barred |= set(tokenizer.all_special_ids) | set(vars(special).values())
-    named = set(vocabulary.values()) - barred | {special.eos}
-    return torch.tensor(sorted(row for row in named if row < size), dtype=torch.int64)
+    text_ids = set(vocabulary.values()) - barred | {special.eos}
+    return torch.tensor(sorted(row for row in text_ids if row < size), dtype=torch.int64)
 
 
 def _special_ids(tokenizer: PreTrainedTokenizerFast, vocabulary: Mapping[str, int]) -> prompts.SpecialIds:

@@ -150,7 +150,7 @@ class Emu3VQ(nn.Module):
 
 
 def load_emu3(folder: Path, device: Device, dtype: torch.dtype, facts: Facts) -> Emu3VLM:
-    """A full folder, of this version of transformers or of older ones."""
+    """Load a full folder, of this version of transformers or of older ones."""
     config = read_config(folder, Emu3Config)
     module = read_module(
         folder, Emu3ForConditionalGeneration, config, device, dtype, without=(CODEC_PREFIX,), renames=RENAMES
@@ -159,7 +159,7 @@ def load_emu3(folder: Path, device: Device, dtype: torch.dtype, facts: Facts) ->
 
 
 def read_emu3_codec(folder: Path, device: Device, decoder: Path | None) -> ImageCodec:
-    """The VQ model of a full folder."""
+    """Read the VQ model of a full folder."""
     if decoder is not None:
         raise InputError(f"decoder = {decoder}: Emu3's VQ model has its own decoder")
     config = read_config(folder, Emu3Config).vq_config

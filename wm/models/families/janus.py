@@ -181,7 +181,7 @@ class JanusVQ(nn.Module):
 
 
 def load_janus(folder: Path, device: Device, dtype: torch.dtype, facts: Facts) -> JanusVLM:
-    """A full folder; the half that understands pixels is left on disk."""
+    """Load a full folder; the half that understands pixels is left on disk."""
     config = read_config(folder, JanusConfig)
     without = (CODEC_PREFIX, *UNDERSTANDING)
     module = read_module(folder, JanusForConditionalGeneration, config, device, dtype, without=without)
@@ -189,7 +189,7 @@ def load_janus(folder: Path, device: Device, dtype: torch.dtype, facts: Facts) -
 
 
 def read_janus_codec(folder: Path, device: Device, decoder: Path | None) -> ImageCodec:
-    """The VQ model of a full folder."""
+    """Read the VQ model of a full folder."""
     if decoder is not None:
         raise InputError(f"decoder = {decoder}: Janus' VQ model has its own decoder")
     config = read_config(folder, JanusConfig).vq_config

@@ -113,7 +113,7 @@ def _text_rows(tokenizer: Any, special: SpecialIds) -> Tensor:
 
 
 def load_liquid(folder: Path, device: Device, dtype: torch.dtype, facts: Facts) -> LiquidVLM:
-    """A full folder; embeddings tied or not, as ``config.json`` says."""
+    """Load a full folder; embeddings tied or not, as ``config.json`` says."""
     config = read_config(folder, GemmaConfig)
     return LiquidVLM(read_module(folder, GemmaForCausalLM, config, device, dtype), read_tokenizer(folder), facts)
 
@@ -126,7 +126,7 @@ def read_liquid_codec(folder: Path, device: Device, decoder: Path | None) -> Ima
 
 
 def write_liquid(vlm: LiquidVLM, codec: ImageCodec, tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """The Gemma in the folder, the VQGAN in its folder ``vqgan``, in the layout of a Chameleon folder."""
+    """Write the Gemma in the folder, the VQGAN in its folder ``vqgan``, in the layout of a Chameleon folder."""
     write_weights(vlm, tensors, folder)
     write_codec_folder(codec, folder / CODEC_FOLDER)
 

@@ -19,7 +19,7 @@ _POINTER = b"version https://git-lfs"
 
 
 def read_pickled(file: Path) -> dict[str, Any]:
-    """The top-level dictionary of a file; its tensors are memory-mapped where the file's format allows it.
+    """Read the top-level dictionary of a file; its tensors are memory-mapped where the file's format allows it.
 
     Raises :class:`InputError` for a file that is absent, cut short, no dictionary, or that holds Python objects.
     """
@@ -41,7 +41,8 @@ def read_pickled(file: Path) -> dict[str, Any]:
 
 
 def tensors_of(value: Mapping[str, Any], file: Path, nullable: frozenset[str] = frozenset()) -> dict[str, Tensor]:
-    """The entries of a state dictionary; one that is no tensor is an error, unless it is None and ``nullable``."""
+    """Return the entries of a state dictionary; one that is no tensor is an error, unless it is None and
+    ``nullable``."""
     wrong = [name for name, entry in value.items() if not isinstance(entry, Tensor) and name not in nullable]
     if wrong:
         kind = type(value[wrong[0]]).__name__

@@ -48,7 +48,7 @@ class Release:
 
 
 def find_release(path: Path) -> Release | None:
-    """The original release at ``path``, or None if the folder is none.
+    """Find the original release at ``path``, or None if the folder is none.
 
     ``path`` may be the release's root, its model folder, its tokenizer folder, a flat folder of all files, or
     ``vqgan.ckpt`` itself. A folder with Hugging Face weights is none. Raises :class:`InputError` if several
@@ -73,16 +73,16 @@ def find_release(path: Path) -> Release | None:
 def _model_folder(path: Path) -> Path | None:
     if _holds_model(path):
         return path
-    found = [
+    folders = [
         folder
         for parent in (path / "models", path)
         if parent.is_dir()
         for folder in sorted(parent.iterdir())
         if folder.is_dir() and _holds_model(folder)
     ]
-    if len(found) > 1:
-        raise InputError(f"{path} holds {len(found)} models; give one of {', '.join(map(str, found))}")
-    return found[0] if found else None
+    if len(folders) > 1:
+        raise InputError(f"{path} holds {len(folders)} models; give one of {', '.join(map(str, folders))}")
+    return folders[0] if folders else None
 
 
 def _holds_model(folder: Path) -> bool:
@@ -96,18 +96,18 @@ def shard_files(folder: Path, model_parallel_size: int) -> list[Path]:
     """
     if (folder / "consolidated.pth").is_file():
         return [folder / "consolidated.pth"]
-    found = {int(match[1]): file for file in folder.iterdir() if (match := _SHARD.fullmatch(file.name))}
+    shard_of_rank = {int(match[1]): file for file in folder.iterdir() if (match := _SHARD.fullmatch(file.name))}
     expected = range(model_parallel_size)
-    missing = [f"consolidated.{rank:02d}.pth" for rank in expected if rank not in found]
+    missing = [f"consolidated.{rank:02d}.pth" for rank in expected if rank not in shard_of_rank]
     if missing:
         names = ", ".join(["consolidated.pth"] if model_parallel_size == 1 else missing)
         raise InputError(f"{folder}: {names} not there; {PARAMS} promises {model_parallel_size} model-parallel part(s)")
-    if len(found) != model_parallel_size:
+    if len(shard_of_rank) != model_parallel_size:
         raise InputError(
-            f"{folder} holds {len(found)} files consolidated.NN.pth, but {PARAMS} and {CONSOLIDATE} say "
+            f"{folder} holds {len(shard_of_rank)} files consolidated.NN.pth, but {PARAMS} and {CONSOLIDATE} say "
             f"model_parallel_size is {model_parallel_size}"
         )
-    return [found[rank] for rank in expected]
+    return [shard_of_rank[rank] for rank in expected]
 
 
 def read_params(folder: Path) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def read_params(folder: Path) -> dict[str, Any]:
 
 
 def read_config(release: Release, vocabulary: dict[str, int], vq_config: ChameleonVQVAEConfig) -> ChameleonConfig:
-    """The Hugging Face configuration of the same model.
+    """Build the Hugging Face configuration of the same model.
 
     Raises :class:`InputError` for a parameter that is absent or has no meaning in Chameleon, and for a
     vocabulary that does not fit ``vocab_size``.
@@ -177,7 +177,7 @@ def mlp_size(dim: int, multiplier: float, multiple_of: int) -> int:
 
 
 def read_original_tokenizer(release: Release) -> PreTrainedTokenizerFast:
-    """The tokenizer of ``text_tokenizer.json``; as in the Hugging Face release ``<reserved08707>`` becomes
+    """Read the tokenizer of ``text_tokenizer.json``; as in the Hugging Face release ``<reserved08707>`` becomes
     ``<image>``."""
     path = release.tokenizer / TOKENIZER
     need_downloaded(path)
@@ -189,8 +189,8 @@ def read_original_tokenizer(release: Release) -> PreTrainedTokenizerFast:
         raise InputError(f"{path} is no tokenizer: {str(error)[:200]}") from error
     vocabulary = tokenizer.get_vocab()
     roles = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "pad": "<pad>", "sep": SEPARATOR}
-    named = {f"{role}_token": name for role, name in roles.items() if name in vocabulary}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **named)
+    role_tokens = {f"{role}_token": name for role, name in roles.items() if name in vocabulary}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **role_tokens)
 
 
 def _rename_image_token(values: dict[str, Any]) -> None:

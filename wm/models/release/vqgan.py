@@ -33,6 +33,19 @@ _DEFAULTS = {"double_z": True, "use_linear_attn": False, "resamp_with_conv": Tru
 _DEFAULTS |= {"give_pre_end": False, "tanh_out": False}
 
 
+MAX_YAML_BYTES = 1 << 20
+"""The largest ``vqgan.yaml`` that is read; the released one has 500 bytes."""
+
+
+class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]
+    """Read YAML without aliases, with which a file of a kilobyte stands for gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not read")
+        return super().compose_node(parent, index)
+
+
 @dataclass(frozen=True)
 class VqganCheckpoint:
     """What ``vqgan.ckpt`` holds."""
@@ -44,14 +57,15 @@ class VqganCheckpoint:
 
 
 def read_vqgan_checkpoint(path: Path) -> VqganCheckpoint:
-    """The tensors of ``vqgan.ckpt``; ``path`` is the file or a folder that holds it (or its ``tokenizer``)."""
+    """Read the tensors of ``vqgan.ckpt``; ``path`` is the file or a folder that holds it (or its ``tokenizer``)."""
     file = vqgan_file(path)
     value = read_pickled(file)
     state = value.get("state_dict", value)
     if not isinstance(state, dict):
         raise InputError(f"{file}: state_dict is a {type(state).__name__}, expected a dictionary of tensors")
-    kept = {name: entry for name, entry in state.items() if not str(name).startswith(IGNORED_PREFIX)}
-    tensors = tensors_of(kept, file)
+    # What its training left behind plays no part.
+    entries = {name: entry for name, entry in state.items() if not str(name).startswith(IGNORED_PREFIX)}
+    tensors = tensors_of(entries, file)
     if not any(name.startswith(("encoder.", "decoder.")) for name in tensors):
         raise InputError(f"{file} is no VQGAN checkpoint: expected state_dict with encoder.* and decoder.*")
     return VqganCheckpoint(file, tensors, tuple(sorted(set(map(str, state)) - set(tensors))))
@@ -69,30 +83,34 @@ def vqgan_file(path: Path) -> Path:
 
 
 def read_vqgan_config(file: Path) -> ChameleonVQVAEConfig:
-    """The configuration in ``vqgan.yaml`` (``model.params`` with its ``ddconfig``).
+    """Read the configuration in ``vqgan.yaml`` (``model.params`` with its ``ddconfig``).
 
     Raises :class:`InputError` for an architecture other than Chameleon's.
     """
     need_downloaded(file)
+    size = file.stat().st_size
+    if size > MAX_YAML_BYTES:
+        raise InputError(f"{file} has {size:,} bytes, expected a YAML file of at most {MAX_YAML_BYTES:,}")
     try:
-        values = yaml.safe_load(file.read_text())
+        values = yaml.load(file.read_text(), Loader=_PlainLoader)
         params: dict[str, Any] = values["model"]["params"]
         ddconfig: dict[str, Any] = params["ddconfig"]
-        named = {ours: ddconfig.get(theirs) for theirs, ours in _RENAMED.items()}
+        renamed = {ours: ddconfig.get(theirs) for theirs, ours in _RENAMED.items()}
         sizes = {"embed_dim": params["embed_dim"], "num_embeddings": params["n_embed"]}
     except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
         reason = one_line(error)
         raise InputError(f"{file}: expected model.params with embed_dim, n_embed and ddconfig: {reason}") from error
     if params.get("remap") is not None:
         raise InputError(f"{file}: remap is {params['remap']!r}; a remapped codebook is not supported")
-    for name, wanted in _FIXED.items():
-        given = ddconfig.get(name, _DEFAULTS.get(name))
-        if given != wanted:
-            raise InputError(f"{file}: ddconfig.{name} is {given!r}, expected {wanted!r} (Chameleon's tokenizer)")
+    # The architecture is fixed in code: what a file says otherwise would be another model's codes.
+    for name, expected in _FIXED.items():
+        value = ddconfig.get(name, _DEFAULTS.get(name))
+        if value != expected:
+            raise InputError(f"{file}: ddconfig.{name} is {value!r:.80}, expected {expected!r} (Chameleon's tokenizer)")
     attention = ddconfig.get("attn_type", "vanilla")
     if attention not in ("vanilla", "none"):
         raise InputError(f"{file}: ddconfig.attn_type is {attention!r}, expected 'vanilla' or 'none'")
-    return _config({**named, **sizes, "attn_type": attention}, file)
+    return _config({**renamed, **sizes, "attn_type": attention}, file)
 
 
 def _config(values: dict[str, Any], file: Path) -> ChameleonVQVAEConfig:
@@ -117,7 +135,7 @@ def _config(values: dict[str, Any], file: Path) -> ChameleonVQVAEConfig:
 
 
 def write_vqgan_yaml(config: ChameleonVQVAEConfig, file: Path) -> None:
-    """The inverse of :func:`read_vqgan_config`."""
+    """Invert :func:`read_vqgan_config`."""
     ddconfig: dict[str, Any] = {theirs: _plain(getattr(config, ours)) for theirs, ours in _RENAMED.items()}
     ddconfig |= {"double_z": False, "in_channels": 3, "out_ch": 3, "dropout": 0.0}
     ddconfig["attn_resolutions"] = ddconfig["attn_resolutions"] or []
@@ -129,7 +147,7 @@ def write_vqgan_yaml(config: ChameleonVQVAEConfig, file: Path) -> None:
 
 
 def yaml_beside(file: Path) -> Path:
-    """The ``vqgan.yaml`` in the folder of a ``vqgan.ckpt``."""
+    """Return the ``vqgan.yaml`` in the folder of a ``vqgan.ckpt``."""
     return file.parent / VQGAN_YAML
 
 

@@ -34,7 +34,7 @@ _LAYER_NORMS = {"input_layernorm": "attention_norm", "post_attention_layernorm":
 
 
 def open_original(release: Release) -> tuple[ChameleonConfig, dict[str, TensorPlace]]:
-    """Configuration and language-model tensors of a release, under transformers' names; nothing is read yet.
+    """Open configuration and language-model tensors of a release, under transformers' names; nothing is read yet.
 
     Raises :class:`InputError` for files that are absent or damaged, and one that lists all tensors that are
     missing, misshapen or too many.
@@ -49,7 +49,7 @@ def open_original(release: Release) -> tuple[ChameleonConfig, dict[str, TensorPl
 
 
 def read_parts(files: Sequence[Path]) -> list[dict[str, Tensor]]:
-    """The tensors of each file, memory-mapped, without those :data:`IGNORED`."""
+    """Read the tensors of each file, memory-mapped, without those :data:`IGNORED`."""
     parts = []
     for file in files:
         value = read_pickled(file)
@@ -97,18 +97,18 @@ def check_parts(config: ChameleonConfig, parts: Sequence[Mapping[str, Tensor]], 
             f"feed-forward width of {config.intermediate_size}"
         )
     expected: dict[str, tuple[int, ...]] = {}
-    found: dict[str, tuple[int, ...]] = {}
+    actual: dict[str, tuple[int, ...]] = {}
     for part, file in zip(parts, files, strict=True):
         label = f"{file.name}: " if len(files) > 1 else ""
         expected |= {label + name: shape for name, shape in expected_part(config, len(parts), list(part)).items()}
-        found |= {label + name: tuple(tensor.shape) for name, tensor in part.items()}
-    check_tensors(expected, found, str(files[0] if len(files) == 1 else files[0].parent))
+        actual |= {label + name: tuple(tensor.shape) for name, tensor in part.items()}
+    check_tensors(expected, actual, str(files[0] if len(files) == 1 else files[0].parent))
 
 
 def to_transformers(
     config: ChameleonConfig, parts: Sequence[Mapping[str, Tensor]], files: Sequence[Path]
 ) -> dict[str, TensorPlace]:
-    """transformers' names; each tensor is put together when it is asked for, in the type it is stored in."""
+    """Map to transformers' names; each tensor is put together when it is asked for, in the type it is stored in."""
     makers = _Makers(config, parts).all()
     # Shapes and types are had from tensors without data, so that nothing is read to learn them.
     phantom = [{name: tensor.to("meta") for name, tensor in part.items()} for part in parts]
@@ -193,30 +193,30 @@ class _Makers:
         return torch.cat([part[f"{gates}w13.weight"].chunk(2)[index] for part in self.parts])
 
 
-def pairs_to_halves(config: ChameleonConfig, places: Mapping[str, TensorPlace]) -> dict[str, TensorPlace]:
-    """transformers' names as Anole's training code saves them, in transformers' order; others as they are.
+def pairs_to_halves(config: ChameleonConfig, locations: Mapping[str, TensorPlace]) -> dict[str, TensorPlace]:
+    """Map transformers' names as Anole's training code saves them, in transformers' order; others as they are.
 
     That code (a fork of an early transformers) has the names of today's, but keeps the original's order of pairs and
     its one norm for all heads: (K,) instead of (H, K), by which it is told apart.
     """
     head = config.hidden_size // config.num_attention_heads
-    if places.get("model.layers.0.self_attn.q_norm.weight", _NOWHERE).shape != (head,):
-        return dict(places)
+    if locations.get("model.layers.0.self_attn.q_norm.weight", _NOWHERE).shape != (head,):
+        return dict(locations)
     heads = {"q": config.num_attention_heads, "k": config.num_key_value_heads or config.num_attention_heads}
-    changed = dict(places)
-    for name, place in places.items():
+    changed = dict(locations)
+    for name, location in locations.items():
         match = _QUERY_OR_KEY.fullmatch(name)
-        if match is None or not place.shape or place.shape[0] % (head if match[2] == "norm" else heads[match[1]]):
+        if match is None or not location.shape or location.shape[0] % (head if match[2] == "norm" else heads[match[1]]):
             continue  # what does not fit is told by those who check shapes
         count = heads[match[1]]
-        shape = (count, head) if match[2] == "norm" else place.shape
-        changed[name] = replace(place, shape=shape, make=_reordered(name, place, match[2], count))
+        shape = (count, head) if match[2] == "norm" else location.shape
+        changed[name] = replace(location, shape=shape, make=_reordered(name, location, match[2], count))
     return changed
 
 
-def _reordered(name: str, place: TensorPlace, kind: str, heads: int) -> Maker:
+def _reordered(name: str, location: TensorPlace, kind: str, heads: int) -> Maker:
     def make() -> Tensor:
-        (_, tensor), *_ = read_places({name: place})
+        (_, tensor), *_ = read_places({name: location})
         if kind == "norm":
             return half_split(tensor[:, None], 1).T.repeat(heads, 1)
         return half_split(tensor, heads)
@@ -231,6 +231,6 @@ def half_split(weight_XD: Tensor, heads: int) -> Tensor:
 
 
 def interleaved(weight_XD: Tensor, heads: int) -> Tensor:
-    """The inverse of :func:`half_split`."""
+    """Invert :func:`half_split`."""
     rows, width = weight_XD.shape
     return weight_XD.reshape(heads, 2, rows // heads // 2, width).transpose(1, 2).reshape(rows, width)
