@@ -116,6 +116,8 @@ class Graph:
         except ValueError:
             graph._client = address
         else:
+            # A socket of both families has IPv4 clients as ::ffff:A.B.C.D, all of which are in one network of 64 bits.
+            parsed = getattr(parsed, "ipv4_mapped", None) or parsed
             graph._client = str(parsed if parsed.version == 4 else ip_network((parsed, 64), strict=False))
         return graph
 

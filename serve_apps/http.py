@@ -1,6 +1,7 @@
 """HTTP around ``serve_apps.openai``: the body read under a limit, forms taken apart, every error in OpenAI's shape."""
 
 import asyncio
+import codecs
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
@@ -26,6 +27,8 @@ MAX_FIELDS = 64
 MAX_BOUNDARIES = 2 * MAX_FIELDS + 2
 """Of a form: one before each file and each field, one at the end, and one more."""
 MAX_PADDING_BYTES = 1000
+CHARSETS = ("utf-8", "utf-8-sig", "ascii", "iso8859-1", "cp1252", "utf-16", "utf-16-le", "utf-16-be")
+"""Of a form's texts, as Python names them. Decoding takes a time that grows with the text, and no faster."""
 T = TypeVar("T")
 RunBlocking: TypeAlias = Callable[[float, Callable[[], Edit]], Awaitable[Edit]]
 """Calls a blocking function, whose cost in bytes is given, off the event loop."""
@@ -70,6 +73,7 @@ async def read_edit(request: Request, limits: Limits, run_blocking: RunBlocking 
 
 
 def _edit_from_form_body(headers: Headers, body: bytes, limits: Limits) -> Edit:
+    _check_charset(headers)
     _check_boundaries(headers, body)
 
     async def stream() -> AsyncGenerator[bytes, None]:
@@ -100,6 +104,18 @@ def _edit_from_form_body(headers: Headers, body: bytes, limits: Limits) -> Edit:
 def _is_no_file(value: UploadFile | str) -> bool:
     """Whether a part is what a browser sends where no file was chosen: empty and without a name."""
     return isinstance(value, UploadFile) and not value.filename and not value.size
+
+
+def _check_charset(headers: Headers) -> None:
+    """Refuse a form whose texts are not in one of :data:`CHARSETS`: Python has codecs that take hours for 1 MB."""
+    _, parameters = parse_options_header(headers["content-type"])
+    charset = parameters.get(b"charset", b"utf-8").decode("latin-1")
+    try:
+        name = codecs.lookup(charset).name
+    except (LookupError, ValueError):
+        return  # the parser reads the texts as Latin-1 then
+    if name not in CHARSETS:
+        raise ApiError(f"the form cannot be read: charset = {charset!r:.80}; expected utf-8", code="invalid_form")
 
 
 def _check_boundaries(headers: Headers, body: bytes) -> None:

@@ -143,8 +143,9 @@ class ModelThread:
             grown = pool.advance()
         except Exception as error:  # nobody's in particular, such as a device that is lost
             for pending in list(self._pending[pool].values()):
-                _tell(pending.loop, pending.future, error=error)
+                # Room first: whoever hears of the error and asks again at once finds it.
                 self._drop(pending)
+                _tell(pending.loop, pending.future, error=error)
             return
         self._record_fill()
         for entry in grown:

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from serve_apps.openai.checks import IGNORED_OF_IMAGES, MAX_SEED, explained, object_of, without_nulls
+from serve_apps.openai.checks import IGNORED_OF_IMAGES, MAX_SEED, check_names, explained, object_of, without_nulls
 from serve_apps.openai.errors import ApiError, Limits
 from serve_apps.openai.ignored_fields import IgnoredFields, json_schema
 from serve_apps.openai.pictures import DATA_URL_SCHEMA, PIXEL_URL, data_url_bytes
@@ -151,11 +151,15 @@ def chat_from_json(body: bytes, limits: Limits) -> ChatAsked:
     if "messages" not in values:
         raise ApiError("messages is missing", param="messages", code="missing_required_parameter")
     messages = values.pop("messages")
+    names = ["messages", *ChatFields.effective()]
+    check_names(values, ChatFields.model_fields, shown=names)
+    if isinstance(options := values.get("stream_options"), dict):
+        check_names(options, StreamOptions.model_fields, inside="stream_options")
     try:
         fields = ChatFields.model_validate(values, strict=True)
     except ValidationError as error:
-        raise explained(error, ["messages", *ChatFields.effective()]) from error
-    options = fields.stream_options or StreamOptions()
+        raise explained(error, names) from error
+    stream_options = fields.stream_options or StreamOptions()
     return ChatAsked(
         images=_images_of(messages),
         model=fields.model,
@@ -167,7 +171,7 @@ def chat_from_json(body: bytes, limits: Limits) -> ChatAsked:
         top_logprobs=fields.top_logprobs or 0,
         max_new_tokens=_max_new_tokens(fields, limits),
         stream=bool(fields.stream),
-        include_usage=bool(options.include_usage),
+        include_usage=bool(stream_options.include_usage),
     )
 
 
@@ -221,7 +225,7 @@ def _images_of(messages: Any) -> tuple[tuple[str, bytes], tuple[str, bytes]]:
     num_parts = 0
     for index in _last_turn(messages):
         name = f"messages[{index}].content"
-        content = _check_content(messages[index], f"messages[{index}]", optional=("name", "id"))
+        content = _check_content(messages[index], f"messages[{index}]", optional=("name", "id", *IGNORED_OF_PARTS))
         num_parts += len(content)
         if num_parts > MAX_PARTS:
             raise ApiError(f"{name}: at most {MAX_PARTS:,} parts are read in a turn", param=name)
