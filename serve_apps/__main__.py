@@ -89,7 +89,7 @@ def start(recipe: StartRecipe) -> None:
 
 
 def _why_not_running() -> str | None:
-    """The message of the :class:`InputError` that a replica met while it loaded its model, if it was one."""
+    """Return the message of the :class:`InputError` that a replica met while it loaded its model, if it was one."""
     from ray import serve
 
     deployments = serve.status().applications[APPLICATION].deployments.values()

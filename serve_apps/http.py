@@ -35,8 +35,8 @@ RunBlocking: TypeAlias = Callable[[float, Callable[[], Edit]], Awaitable[Edit]]
 
 
 def create_app(title: str, layers: Sequence[Middleware] = ()) -> FastAPI:
-    """A FastAPI app that answers every error with ``{"error": {message, type, param, code}}``; ``layers`` around it,
-    outermost first."""
+    """Build a FastAPI app that answers every error with ``{"error": {message, type, param, code}}``; ``layers`` around
+    it, outermost first."""
     app = DescribedApp(title=title, middleware=layers, docs_url=None, redoc_url=None)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
@@ -157,7 +157,7 @@ def _run_to_end(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 async def read_json(request: Request, limits: Limits) -> bytes:
-    """The body of a request that must be JSON; :class:`ApiError` (413 or 415) for one that is not."""
+    """Return the body of a request that must be JSON; :class:`ApiError` (413 or 415) for one that is not."""
     kind = _content_type(request)
     if kind != "application/json":
         raise ApiError(
@@ -181,7 +181,7 @@ def _content_type(request: Request) -> str:
 
 
 async def limited_body(request: Request, limits: Limits) -> AsyncGenerator[bytes, None]:
-    """The body as it arrives. Too large by its header or by what has come: 413, and no more is read."""
+    """Yield the body as it arrives. Too large by its header or by what has come: 413, and no more is read."""
     too_large = ApiError(
         f"the request is larger than {limits.max_body_bytes:,} bytes", status=413, code="request_too_large"
     )
@@ -197,7 +197,7 @@ async def limited_body(request: Request, limits: Limits) -> AsyncGenerator[bytes
 
 
 def edit_openapi() -> dict[str, object]:
-    """The request body of an edit for the OpenAPI page (the handler reads the body by itself)."""
+    """Return the request body of an edit for the OpenAPI page (the handler reads the body by itself)."""
     form_fields, fields = EditFields.model_json_schema(), json_schema(EditFields)
     source = {
         "type": "string",
@@ -229,7 +229,8 @@ def edit_openapi() -> dict[str, object]:
 
 
 def json_openapi(fields: type[IgnoredFields], images: Iterable[str], example: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON body of a request for the OpenAPI page: ``fields``, and its ``images`` as data URLs, all needed."""
+    """Return the JSON body of a request for the OpenAPI page: ``fields``, and its ``images`` as data URLs, all
+    needed."""
     schema = json_schema(fields, ref_template="#/components/schemas/{model}")
     schema["properties"] = dict.fromkeys(images, DATA_URL_SCHEMA) | schema["properties"]
     schema["required"] = [*images, *schema.get("required", [])]
@@ -237,7 +238,7 @@ def json_openapi(fields: type[IgnoredFields], images: Iterable[str], example: Ma
 
 
 def error_response(error: ApiError) -> JSONResponse:
-    """An error as it is sent."""
+    """Return an error as it is sent."""
     return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
 
 
@@ -266,6 +267,6 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _server_error(request: Request, error: Exception) -> JSONResponse:
-    """What went wrong goes to the log, not to the stranger who asked."""
+    """Log what went wrong; an untrusted client is not shown it."""
     logger.error("%s %s failed: %r", request.method, request.url.path, error)
     return await _api_error(request, ApiError.internal())

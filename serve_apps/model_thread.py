@@ -49,7 +49,8 @@ class ModelThread:
         self._thread.start()
 
     async def call(self, work: Callable[[], T]) -> T:
-        """What ``work`` returns, done in the thread; not done at all if the task is cancelled before its turn."""
+        """Return what ``work`` returns, done in the thread; not done at all if the task is cancelled before its
+        turn."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
 
@@ -67,7 +68,8 @@ class ModelThread:
         return await future
 
     async def together(self, work: Callable[[Sequence[Any]], Sequence[T]], item: Any) -> T:
-        """What ``work``, given a list, returns for ``item``: done in the thread, at once with the items of others that
+        """Return what ``work``, given a list, returns for ``item``: done in the thread, at once with the items of
+        others that
         wait for the same work by then. One that raises is tried again alone, so that it fails nobody else's."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()

@@ -169,7 +169,7 @@ class ServeRecipe(Recipe):
         return self
 
     def sampling(self, asked: Any) -> dict[str, Any]:
-        """Settings of ``wm.sampling.Sampling`` by name: a request's, this recipe's where it gives none."""
+        """Return settings of ``wm.sampling.Sampling`` by name: a request's, this recipe's where it gives none."""
         temperature = self.temperature if asked.temperature is None else asked.temperature
         return {
             "temperature": temperature or 1.0,

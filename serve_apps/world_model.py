@@ -22,7 +22,7 @@ FOR_REFUSALS = 256
 
 
 def build(args: ServeRecipe) -> serve.Application:
-    """The application of a recipe: what ``serve run`` and the YAML file name.
+    """Build the application of a recipe: what ``serve run`` and the YAML file name.
 
     Raises :class:`InputError` for models that are not there or do not go together (see :func:`check_models`).
     """

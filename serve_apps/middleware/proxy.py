@@ -110,7 +110,7 @@ def layers() -> list[Middleware]:
 
 
 def _read_ring() -> KeyRing | None:
-    """The keys, if the environment names a file of them. Without it nobody beyond this machine passes."""
+    """Read the keys, if the environment names a file of them. Without it nobody beyond this machine passes."""
     path = os.environ.get(KEYS_VARIABLE)
     try:
         return KeyRing(path) if path else None

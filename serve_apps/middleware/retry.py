@@ -117,7 +117,7 @@ class _Body:
         return self._is_whole
 
     def forget(self) -> None:
-        """Keeps nothing any more; what was rewound and not read again can still be read."""
+        """Keep nothing any more; what was rewound and not read again can still be read."""
         self._is_whole = False
         self._read.clear()
         self._room.free_bytes += self._held_bytes

@@ -171,6 +171,6 @@ def _too_much(why: str) -> ApiError:
 
 
 def _endpoint(scope: dict[str, Any] | Scope) -> str:
-    """The path of the route, with its parameters' names in place of their values: there are few."""
+    """Return the path of the route, with its parameters' names in place of their values: there are few."""
     found = getattr(scope.get("route"), "path", None)
     return found if isinstance(found, str) else "none"

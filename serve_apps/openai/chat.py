@@ -216,7 +216,7 @@ def _check_neutral(values: dict[str, Any]) -> None:
 
 
 def _images_of(messages: Any) -> tuple[tuple[str, bytes], tuple[str, bytes]]:
-    """The last two images of the user's last turn, with the names of their fields."""
+    """Return the last two images of the user's last turn, with the names of their fields."""
     if not isinstance(messages, list) or not 1 <= len(messages) <= MAX_MESSAGES:
         raise ApiError(f"messages: expected a list of 1 to {MAX_MESSAGES:,} messages", param="messages")
     for index, message in enumerate(messages):
@@ -265,7 +265,7 @@ def _check_message(message: Any, name: str) -> None:
 
 
 def _last_turn(messages: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Indices of the user's last messages with no answer in between, first one first."""
+    """Return indices of the user's last messages with no answer in between, first one first."""
     turn: list[int] = []
     for index in reversed(range(len(messages))):
         if messages[index]["role"] == "user":
@@ -276,7 +276,7 @@ def _last_turn(messages: Sequence[Mapping[str, Any]]) -> list[int]:
 
 
 def _check_content(message: Mapping[str, Any], name: str, *, optional: Sequence[str]) -> list[Any]:
-    """The parts of a user's message; none of a plain text, which changes nothing."""
+    """Return the parts of a user's message; none of a plain text, which changes nothing."""
     _check_object(message, name, required=("role", "content"), optional=optional)
     if not isinstance(message.get("name") or "", str):
         raise ApiError(f"{name}.name: expected text", param=f"{name}.name")

@@ -21,8 +21,8 @@ _HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
 def object_of(body: bytes, limits: Limits, *, max_values: int = MAX_VALUES) -> dict[str, Any]:
-    """The JSON object that a body is. Its texts are Unicode: halves of surrogate pairs, which JSON can spell, could be
-    given back in no answer."""
+    """Return the JSON object that a body is. Its texts are Unicode: halves of surrogate pairs, which JSON can spell,
+    could be given back in no answer."""
     check_structure(body, max_values + limits.max_actions + limits.max_scores)
     try:
         text = body.decode("utf-8-sig")  # RFC 8259: a reader may pass over a byte-order mark
@@ -46,7 +46,7 @@ def without_nulls(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_action(text: str, name: str) -> None:
-    """An action has words, and nothing that is no text."""
+    """Raise :class:`ApiError` unless an action has words, and nothing that is no text."""
     if not text.strip():
         raise ApiError(f"{name} is empty; expected the action to take in the image, in words", param=name)
     if "\0" in text:
@@ -94,7 +94,7 @@ def image_bytes(reference: Any, name: str) -> bytes:
 
 
 def _reference_in(reference: Mapping[str, Any], key: str, name: str) -> Any:
-    """What an object says of where the image is, under ``key`` or, where that is left out, as a whole."""
+    """Return what an object says of where the image is, under ``key`` or, where that is left out, as a whole."""
     if key not in reference and key == "image_url" and "url" in reference:
         return reference
     named = {field for field, value in reference.items() if value is not None}
@@ -128,7 +128,7 @@ def check_names(values: Iterable[str], known: Collection[str], *, inside: str = 
 
 
 def explained(error: ValidationError, fields: Iterable[str]) -> ApiError:
-    """The first mistake pydantic found, in OpenAI's words; ``fields``: the names that are known."""
+    """Return the first mistake pydantic found, in OpenAI's words; ``fields``: the names that are known."""
     item = error.errors()[0]
     parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"])
     name = "".join(parts).removeprefix(".")[:80] or None
