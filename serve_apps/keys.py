@@ -1,7 +1,7 @@
 """API keys: ``python -m serve_apps.keys name=alice >> keys.toml`` makes one and prints what the key file holds of it.
 
 A key is 256 random bits. The file holds SHA-256 of it: nobody finds such a key by trying, however fast the hash. Slow
-hashes are for passwords, which people make up; here one would only let strangers keep the server busy with guesses.
+hashes are for passwords, which people make up; here one would only let anybody keep the server busy with guesses.
 """
 
 import hashlib
@@ -47,7 +47,7 @@ class Key(KeyLimits):
 
     @property
     def label(self) -> str:
-        """What metrics call the key, which strangers may read: 8 digits that the operator finds in the key file."""
+        """Name of the key in metrics, which anybody may read: 8 digits that the operator finds in the key file."""
         return self.sha256[:8]
 
 

@@ -121,7 +121,7 @@ class ModelThread:
             return
         try:
             pending.key = pending.pool.add(request)
-        except Exception as error:  # told to the one who asked
+        except Exception as error:  # reported to the one who asked
             _tell(pending.loop, pending.future, error=error)
         else:
             self._pending.setdefault(pending.pool, {})[pending.key] = pending

@@ -34,7 +34,7 @@ class Replica:
         if ray.is_initialized():  # not where a test makes one in its own process
             keep_replica_local(ray.util.get_node_ip_address())
         self._verifier_handle = verifier
-        # A call for each verifier. Where copies come with the load, each question counts as one, and goes by itself.
+        # A call for each verifier. Where replicas come with the load, each question counts as one, and goes by itself.
         self._most_calls = None if recipe.verifier_max_replicas else recipe.verifier_replicas
         self._joined: dict[str, Joined] = {}
         self._process = start_process(recipe, tasks)

@@ -1,4 +1,4 @@
-"""Asks for a key, and counts what each key does: a layer around the app."""
+"""Ask for a key, and count what each key does: a middleware around the app."""
 
 import math
 import time

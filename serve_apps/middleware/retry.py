@@ -1,4 +1,4 @@
-"""A layer of Ray Serve's proxy that asks again where the process that speaks HTTP died before it answered.
+"""A middleware of Ray Serve's proxy that asks again where the process that speaks HTTP died before it answered.
 
 Ray Serve's proxy repeats nothing: a request in a killed replica is lost. Calls between our own deployments are repeated
 in ``serve_apps.calls``; this is the hop before them. Every request may be asked twice: an answer depends on what is

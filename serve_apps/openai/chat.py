@@ -98,7 +98,7 @@ class ChatFields(IgnoredFields):
     logprobs: bool | None = None
     """Whether each token comes with its log-probability. The last one is the end of the action."""
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    """How many of the likeliest tokens are told in each place; needs logprobs."""
+    """How many of the likeliest tokens are reported at each position; needs logprobs."""
     max_completion_tokens: int | None = Field(None, ge=1)
     """Tokens of an action before its end, at most as many as the server and the model allow; 32 if left out."""
     max_tokens: int | None = Field(None, ge=1)

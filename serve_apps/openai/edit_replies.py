@@ -72,7 +72,7 @@ def edit_events(
 ) -> list[dict[str, Any]]:
     """Return the end of a streamed answer: OpenAI's ``image_edit.completed``, one for each of the ``n`` best, best
     first. What
-    belongs to all of them is told in each, ``candidates`` in the first. Arguments as of :func:`edit_reply`."""
+    belongs to all of them is reported in each, ``candidates`` in the first. Arguments as of :func:`edit_reply`."""
     whole = edit_reply(edit, pictures=pictures, facts=facts, created_s=created_s)
     common = {key: whole[key] for key in ("background", "output_format", "size", "usage", "model", "seed", "best_of")}
     common |= {key: whole[key] for key in ("drawn", "distinct", "safety_identifier") if key in whole}
@@ -118,11 +118,11 @@ def _entry(data: bytes, verification: Mapping[str, Any]) -> dict[str, Any]:
 
 def _beside(edit: Edit, facts: Mapping[str, Any], entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return what is ours in a reply."""
-    told = {"model": facts["model"], "seed": edit.seed, "best_of": edit.best_of}
-    told |= {"drawn": facts["drawn"], "distinct": facts["distinct"]}
+    fields = {"model": facts["model"], "seed": edit.seed, "best_of": edit.best_of}
+    fields |= {"drawn": facts["drawn"], "distinct": facts["distinct"]}
     if edit.return_candidates:
-        told["candidates"] = [entry for entry in entries if entry["verification"]["duplicate_of"] is None]
-    return told | ({"safety_identifier": edit.safety_identifier} if edit.safety_identifier else {})
+        fields["candidates"] = [entry for entry in entries if entry["verification"]["duplicate_of"] is None]
+    return fields | ({"safety_identifier": edit.safety_identifier} if edit.safety_identifier else {})
 
 
 def unranked_entries(num_samples: int, seed: int) -> list[dict[str, Any]]:
