@@ -89,7 +89,7 @@ def start(recipe: StartRecipe) -> None:
 
 
 def _why_not_running() -> str | None:
-    """The message of the :class:`InputError` that a replica met while it loaded its model, if it was one."""
+    """Return the message of the :class:`InputError` that a replica met while it loaded its model, if it was one."""
     from ray import serve
 
     deployments = serve.status().applications[APPLICATION].deployments.values()
@@ -135,9 +135,11 @@ def _serve_until_interrupted(recipe: StartRecipe, url: str) -> None:
 
 
 def _start_and_wait(recipe: StartRecipe, url: str) -> None:
+    # A supervisor may give up a server that still loads: what Ray has started by then is ended too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         start(recipe)
-        # After Ray has set its own handler, which aborts.
+        # Again: Ray has set its own handler meanwhile, which aborts.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         print(
             f"serving at {url}/v1 (playground: {url}/, reference: {url}/docs). Ctrl-C stops it.",

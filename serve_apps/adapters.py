@@ -53,7 +53,8 @@ def adapters_in(folder: str | Path, base_id: str) -> dict[str, tuple[Path, Manif
 
 
 def _servable(entry: Path, base_id: str) -> Manifest | None:
-    """The manifest of an adapter that can be served, None for what is no adapter; :class:`InputError` says why not."""
+    """Return the manifest of an adapter that can be served, None for what is no adapter; :class:`InputError` says why
+    not."""
     if not is_model_folder(entry) or not is_adapter(entry):
         return None
     if not entry.name.isprintable() or entry.name != entry.name.encode("utf-8", "replace").decode():
@@ -99,11 +100,11 @@ class Adapters:
         self._load = cast(Callable[[str], Awaitable[Any]], serve.multiplexed(max_num_models_per_replica=most)(load))
 
     async def of(self, name: str) -> Any:
-        """What answers for an adapter."""
+        """Return what answers for an adapter."""
         return await self._load(name)
 
     def described(self) -> list[dict[str, Any]]:
-        """What ``GET /v1/models`` tells of each, beside what it tells of the base."""
+        """Describe what ``GET /v1/models`` reports of each, beside what it tells of the base."""
         return [
             {"id": name, "task": manifest.task, "created": _changed_s(folder)}
             for name, (folder, manifest) in adapters_in(self._folder, self._base.model.base_id).items()

@@ -22,12 +22,14 @@ logger = logging.getLogger("ray.serve")
 
 
 def method_of(handle: Any, name: str, model: str) -> Any:
-    """A method of a deployment handle, to be asked of a replica that has ``model`` in memory, where there is one."""
+    """Return a method of a deployment handle, to be asked of a replica that has ``model`` in memory, where there is
+    one."""
     return getattr(handle if model in {FDM, IDM} else handle.options(multiplexed_model_id=model), name)
 
 
 async def call(method: Any, *arguments: Any) -> Any:
-    """What a deployment handle's method returns. Raises :class:`ApiError` for what the client is to know. A caller that
+    """Return what a deployment handle's method returns. Raises :class:`ApiError` for what the client is to know. A
+    caller that
     is cancelled cancels it: Ray does so for a request whose client left, but not for one given up by its caller."""
     for tries_left in reversed(range(TRIES)):
         found = method.remote(*arguments)
@@ -42,8 +44,8 @@ async def call(method: Any, *arguments: Any) -> Any:
 
 
 async def stream(method: Any, *arguments: Any) -> AsyncGenerator[Any, None]:
-    """What a deployment handle's generator yields; after a replica's death another begins again, and what is known
-    already is passed over. Raises as :func:`call`."""
+    """Yield what a deployment handle's generator yields; after a replica's death another begins again, and what is
+    known already is passed over. Raises as :func:`call`."""
     given = 0
     for tries_left in reversed(range(TRIES)):
         found = method.options(stream=True).remote(*arguments)
@@ -67,7 +69,7 @@ def _cancel(found: Any) -> None:
 
 
 def _need_another_try(error: Exception, tries_left: int) -> None:
-    """Returns where another replica may be asked; else raises what the client is to know."""
+    """Return where another replica may be asked; else raises what the client is to know."""
     if isinstance(error, BackPressureError):
         raise ApiError.unavailable("the server is busy; try again soon", "overloaded") from error
     if isinstance(error, RayActorError):

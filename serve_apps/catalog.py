@@ -73,5 +73,5 @@ class Catalog:
 
 
 def _entry(name: str, created_s: int) -> dict[str, Any]:
-    """What OpenAI's clients read."""
+    """Return what OpenAI's clients read."""
     return {"id": name, "object": "model", "created": created_s, "owned_by": "wm"}

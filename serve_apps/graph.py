@@ -40,16 +40,17 @@ class Graph:
         self._budget = PixelBudget(*recipe.pixel_budget())
 
     async def call(self, role: str, method: str, *arguments: Any, model: str = FDM) -> Any:
-        """What a method of ``fdm`` or ``idm`` returns; see :func:`serve_apps.calls.call`. ``model``: which one is at
-        work, so that a replica that has it is asked."""
+        """Return what a method of ``fdm`` or ``idm`` returns; see :func:`serve_apps.calls.call`. ``model``: which one
+        is at work, so that a replica that has it is asked."""
         return await call(method_of(self._handles[role], method, model), *arguments)
 
     def stream(self, role: str, method: str, *arguments: Any, model: str = FDM) -> AsyncGenerator[Any, None]:
-        """What a generator of ``fdm`` or ``idm`` yields; see :func:`serve_apps.calls.stream`."""
+        """Yield what a generator of ``fdm`` or ``idm`` yields; see :func:`serve_apps.calls.stream`."""
         return stream(method_of(self._handles[role], method, model), *arguments)
 
     async def model(self, name: str, *, task: str | None = None) -> dict[str, Any]:
-        """What ``GET /v1/models`` tells of a model. 404 for an unknown name, 400 for one that does not do ``task``."""
+        """Describe what ``GET /v1/models`` reports of a model. 404 for an unknown name, 400 for one that does not do
+        ``task``."""
         if not self._may_use(name):
             message = f"this API key may not use the model {name!r:.80}"
             raise ApiError(message, status=403, param="model", code="model_not_found")
@@ -116,11 +117,13 @@ class Graph:
         except ValueError:
             graph._client = address
         else:
+            # A socket of both families has IPv4 clients as ::ffff:A.B.C.D, all of which are in one network of 64 bits.
+            parsed = getattr(parsed, "ipv4_mapped", None) or parsed
             graph._client = str(parsed if parsed.version == 4 else ip_network((parsed, 64), strict=False))
         return graph
 
     def for_key(self, key: Key) -> "Graph":
-        """The same one, within the limits of a key, whose work is charged to the key."""
+        """Return the same one, within the limits of a key, whose work is charged to the key."""
         graph = copy(self)
         graph._key, graph._client = key, key.sha256
         if key.max_best_of is not None:
@@ -133,7 +136,7 @@ class Graph:
         return self._key is None or self._key.models is None or model in self._key.models
 
     async def need_health(self) -> None:
-        """Returns once both models answer."""
+        """Return once both models answer."""
         await asyncio.gather(*(self.call(role, "describe", role) for role in self._handles))
 
 

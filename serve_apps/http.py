@@ -1,6 +1,7 @@
 """HTTP around ``serve_apps.openai``: the body read under a limit, forms taken apart, every error in OpenAI's shape."""
 
 import asyncio
+import codecs
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
@@ -26,14 +27,16 @@ MAX_FIELDS = 64
 MAX_BOUNDARIES = 2 * MAX_FIELDS + 2
 """Of a form: one before each file and each field, one at the end, and one more."""
 MAX_PADDING_BYTES = 1000
+CHARSETS = ("utf-8", "utf-8-sig", "ascii", "iso8859-1", "cp1252", "utf-16", "utf-16-le", "utf-16-be")
+"""Of a form's texts, as Python names them. Decoding takes a time that grows with the text, and no faster."""
 T = TypeVar("T")
 RunBlocking: TypeAlias = Callable[[float, Callable[[], Edit]], Awaitable[Edit]]
 """Calls a blocking function, whose cost in bytes is given, off the event loop."""
 
 
 def create_app(title: str, layers: Sequence[Middleware] = ()) -> FastAPI:
-    """A FastAPI app that answers every error with ``{"error": {message, type, param, code}}``; ``layers`` around it,
-    outermost first."""
+    """Build a FastAPI app that answers every error with ``{"error": {message, type, param, code}}``; ``layers`` around
+    it, outermost first."""
     app = DescribedApp(title=title, middleware=layers, docs_url=None, redoc_url=None)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
@@ -70,6 +73,7 @@ async def read_edit(request: Request, limits: Limits, run_blocking: RunBlocking 
 
 
 def _edit_from_form_body(headers: Headers, body: bytes, limits: Limits) -> Edit:
+    _check_charset(headers)
     _check_boundaries(headers, body)
 
     async def stream() -> AsyncGenerator[bytes, None]:
@@ -100,6 +104,18 @@ def _edit_from_form_body(headers: Headers, body: bytes, limits: Limits) -> Edit:
 def _is_no_file(value: UploadFile | str) -> bool:
     """Whether a part is what a browser sends where no file was chosen: empty and without a name."""
     return isinstance(value, UploadFile) and not value.filename and not value.size
+
+
+def _check_charset(headers: Headers) -> None:
+    """Refuse a form whose texts are not in one of :data:`CHARSETS`: Python has codecs that take hours for 1 MB."""
+    _, parameters = parse_options_header(headers["content-type"])
+    charset = parameters.get(b"charset", b"utf-8").decode("latin-1")
+    try:
+        name = codecs.lookup(charset).name
+    except (LookupError, ValueError):
+        return  # the parser reads the texts as Latin-1 then
+    if name not in CHARSETS:
+        raise ApiError(f"the form cannot be read: charset = {charset!r:.80}; expected utf-8", code="invalid_form")
 
 
 def _check_boundaries(headers: Headers, body: bytes) -> None:
@@ -141,7 +157,7 @@ def _run_to_end(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 async def read_json(request: Request, limits: Limits) -> bytes:
-    """The body of a request that must be JSON; :class:`ApiError` (413 or 415) for one that is not."""
+    """Return the body of a request that must be JSON; :class:`ApiError` (413 or 415) for one that is not."""
     kind = _content_type(request)
     if kind != "application/json":
         raise ApiError(
@@ -165,7 +181,7 @@ def _content_type(request: Request) -> str:
 
 
 async def limited_body(request: Request, limits: Limits) -> AsyncGenerator[bytes, None]:
-    """The body as it arrives. Too large by its header or by what has come: 413, and no more is read."""
+    """Yield the body as it arrives. Too large by its header or by what has come: 413, and no more is read."""
     too_large = ApiError(
         f"the request is larger than {limits.max_body_bytes:,} bytes", status=413, code="request_too_large"
     )
@@ -181,7 +197,7 @@ async def limited_body(request: Request, limits: Limits) -> AsyncGenerator[bytes
 
 
 def edit_openapi() -> dict[str, object]:
-    """The request body of an edit for the OpenAPI page (the handler reads the body by itself)."""
+    """Return the request body of an edit for the OpenAPI page (the handler reads the body by itself)."""
     form_fields, fields = EditFields.model_json_schema(), json_schema(EditFields)
     source = {
         "type": "string",
@@ -213,7 +229,8 @@ def edit_openapi() -> dict[str, object]:
 
 
 def json_openapi(fields: type[IgnoredFields], images: Iterable[str], example: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON body of a request for the OpenAPI page: ``fields``, and its ``images`` as data URLs, all needed."""
+    """Return the JSON body of a request for the OpenAPI page: ``fields``, and its ``images`` as data URLs, all
+    needed."""
     schema = json_schema(fields, ref_template="#/components/schemas/{model}")
     schema["properties"] = dict.fromkeys(images, DATA_URL_SCHEMA) | schema["properties"]
     schema["required"] = [*images, *schema.get("required", [])]
@@ -221,7 +238,7 @@ def json_openapi(fields: type[IgnoredFields], images: Iterable[str], example: Ma
 
 
 def error_response(error: ApiError) -> JSONResponse:
-    """An error as it is sent."""
+    """Return an error as it is sent."""
     return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
 
 
@@ -250,6 +267,6 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _server_error(request: Request, error: Exception) -> JSONResponse:
-    """What went wrong goes to the log, not to the stranger who asked."""
+    """Log what went wrong; an untrusted client is not shown it."""
     logger.error("%s %s failed: %r", request.method, request.url.path, error)
     return await _api_error(request, ApiError.internal())

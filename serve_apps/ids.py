@@ -12,7 +12,7 @@ _ID = re.compile(r"[\x21-\x7e]{1,512}")
 
 
 def given_id(scope: Scope) -> str | None:
-    """The client's own, if it sent one."""
+    """Return the client's own, if it sent one."""
     return Headers(scope=scope).get("x-request-id")
 
 

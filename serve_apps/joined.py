@@ -35,7 +35,7 @@ class Joined:
         self._under_way: set[asyncio.Task[None]] = set()
 
     async def __call__(self, question: Any) -> Any:
-        """The answer to a question."""
+        """Return the answer to a question."""
         loop = asyncio.get_running_loop()
         asked = _Asked(question, loop.create_future(), copy_context())
         self._waiting.append(asked)
@@ -78,7 +78,7 @@ def _open(asked: Sequence[_Asked]) -> list[_Asked]:
 
 
 def _cancel_with(task: "asyncio.Task[None]", sent: Sequence[_Asked]) -> None:
-    """Cancels ``task`` once all that await it are cancelled."""
+    """Cancel ``task`` once all that await it are cancelled."""
     awaited = len(sent)
 
     def left(answer: "asyncio.Future[Any]") -> None:

@@ -1,7 +1,7 @@
 """API keys: ``python -m serve_apps.keys name=alice >> keys.toml`` makes one and prints what the key file holds of it.
 
 A key is 256 random bits. The file holds SHA-256 of it: nobody finds such a key by trying, however fast the hash. Slow
-hashes are for passwords, which people make up; here one would only let strangers keep the server busy with guesses.
+hashes are for passwords, which people make up; here one would only let anybody keep the server busy with guesses.
 """
 
 import hashlib
@@ -47,7 +47,7 @@ class Key(KeyLimits):
 
     @property
     def label(self) -> str:
-        """What metrics call the key, which strangers may read: 8 digits that the operator finds in the key file."""
+        """Name of the key in metrics, which anybody may read: 8 digits that the operator finds in the key file."""
         return self.sha256[:8]
 
 
@@ -56,7 +56,7 @@ class _KeyFile(Recipe):
 
 
 def read_keys(path: str | Path) -> tuple[Key, ...]:
-    """The keys of a TOML file. Raises :class:`InputError` for a mistake in it, or a name or a key given twice."""
+    """Read the keys of a TOML file. Raises :class:`InputError` for a mistake in it, or a name or a key given twice."""
     if not Path(path).is_file():
         raise InputError(f"keys = {str(path)!r}: no such file; `python -m serve_apps.keys name=NAME >> FILE` makes one")
     keys = _KeyFile.parse(read_toml(Path(path)), str(path)).keys
@@ -78,7 +78,7 @@ class KeyRing:
         self.keys = read_keys(path)
 
     def find(self, token: bytes) -> Key | None:
-        """The entry of a key as a client sent it. Takes as long whichever it is."""
+        """Return the entry of a key as a client sent it. Takes as long whichever it is."""
         self._refresh()
         digest, found = hashlib.sha256(token).hexdigest(), None
         for key in self.keys:
@@ -107,7 +107,7 @@ class KeyRing:
 
 
 def entry_text(limits: KeyLimits, token: str) -> str:
-    """What a key file holds of a key."""
+    """Return what a key file holds of a key."""
     values: dict[str, object] = {"name": limits.name, "sha256": hashlib.sha256(token.encode()).hexdigest()}
     values |= {key: value for key, value in limits.model_dump(exclude={"name"}).items() if value is not None}
     return "[[keys]]\n" + "".join(f"{key} = {_toml(value)}\n" for key, value in values.items())
@@ -123,7 +123,7 @@ def _toml(value: object) -> str:
 
 
 def run(limits: KeyLimits, *, dry_run: bool = False) -> None:
-    """The entry goes to standard output, the key itself to standard error: ``>> keys.toml`` keeps the entry alone."""
+    """Print the entry to standard output, the key itself to standard error: ``>> keys.toml`` keeps the entry alone."""
     if dry_run:
         print(f"would make a key for {limits.name!r}")
         return

@@ -21,8 +21,13 @@ def keep_replica_local(node_address: str) -> None:
     """
     from ray.serve._private import replica
 
-    if not ip_address(node_address).is_loopback:
+    try:
+        address = ip_address(node_address)
+    except ValueError:
+        return  # a host name: of a cluster that was started with one
+    if not address.is_loopback:
         return
+    host = f"[{address}]" if address.version == 6 else str(address)
     add_port = getattr(replica, "add_port_to_grpc_server", None)
     if add_port is None:
         logger.warning(
@@ -30,7 +35,7 @@ def keep_replica_local(node_address: str) -> None:
         )
         return
 
-    def add_local_port(server: Any, address: str) -> Any:
-        return add_port(server, address.replace(ALL_ADDRESSES, node_address))
+    def add_local_port(server: Any, port_address: str) -> Any:
+        return add_port(server, port_address.replace(ALL_ADDRESSES, host))
 
     replica.add_port_to_grpc_server = add_local_port

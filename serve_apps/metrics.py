@@ -118,7 +118,7 @@ def record_to(recorder: Recorder | None) -> None:
 
 @contextmanager
 def stage(name: str) -> Iterator[None]:
-    """Times a stage of :data:`STAGES`; one that fails is not counted."""
+    """Time a stage of :data:`STAGES`; one that fails is not counted."""
     began_s = time.perf_counter()
     yield
     seconds = time.perf_counter() - began_s
@@ -140,7 +140,7 @@ def stages_s() -> Iterator[dict[str, float]]:
 
 
 def server_timing(stages: Mapping[str, float]) -> str:
-    """The value of a ``Server-Timing`` header (W3C Server Timing); there, durations are milliseconds."""
+    """Return the value of a ``Server-Timing`` header (W3C Server Timing); there, durations are milliseconds."""
     return ", ".join(f"{name};dur={1000 * seconds:.2f}" for name, seconds in stages.items())
 
 

@@ -49,7 +49,8 @@ class ModelThread:
         self._thread.start()
 
     async def call(self, work: Callable[[], T]) -> T:
-        """What ``work`` returns, done in the thread; not done at all if the task is cancelled before its turn."""
+        """Return what ``work`` returns, done in the thread; not done at all if the task is cancelled before its
+        turn."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
 
@@ -67,7 +68,8 @@ class ModelThread:
         return await future
 
     async def together(self, work: Callable[[Sequence[Any]], Sequence[T]], item: Any) -> T:
-        """What ``work``, given a list, returns for ``item``: done in the thread, at once with the items of others that
+        """Return what ``work``, given a list, returns for ``item``: done in the thread, at once with the items of
+        others that
         wait for the same work by then. One that raises is tried again alone, so that it fails nobody else's."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
@@ -119,7 +121,7 @@ class ModelThread:
             return
         try:
             pending.key = pending.pool.add(request)
-        except Exception as error:  # told to the one who asked
+        except Exception as error:  # reported to the one who asked
             _tell(pending.loop, pending.future, error=error)
         else:
             self._pending.setdefault(pending.pool, {})[pending.key] = pending
@@ -143,8 +145,9 @@ class ModelThread:
             grown = pool.advance()
         except Exception as error:  # nobody's in particular, such as a device that is lost
             for pending in list(self._pending[pool].values()):
-                _tell(pending.loop, pending.future, error=error)
+                # Room first: whoever hears of the error and asks again at once finds it.
                 self._drop(pending)
+                _tell(pending.loop, pending.future, error=error)
             return
         self._record_fill()
         for entry in grown:

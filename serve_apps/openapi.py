@@ -55,7 +55,7 @@ class DescribedApp(FastAPI):
     """A FastAPI app whose schema tells the errors too."""
 
     def openapi(self) -> dict[str, Any]:
-        """The schema; made once."""
+        """Return the schema; it is made once."""
         if self.openapi_schema is None:
             schema = super().openapi()
             components = schema.setdefault("components", {})

@@ -41,7 +41,7 @@ class Predictor:
         self._drawer, self._score = drawer, score
 
     async def predict(self, question: Question) -> Found:
-        """The answer to a question."""
+        """Return the answer to a question."""
         with metrics.stages_s() as stages:
             found = await self._predict(await self._drawer.encode(question.source), question)
         return replace(found, stages_s=stages)
@@ -167,7 +167,7 @@ def _record(prediction: Prediction) -> None:
 
 
 def entry_of(candidate: Candidate) -> dict[str, Any]:
-    """What the reply tells of a candidate; logprob in nats, rank 0 is best."""
+    """Return what the reply tells of a candidate; logprob in nats, rank 0 is best."""
     return {
         "logprob": candidate.score.logprob,
         "mean_logprob": candidate.score.mean_logprob,

@@ -27,7 +27,7 @@ class Process:
 
 
 def start_process(recipe: ServeRecipe, tasks: Sequence[str]) -> Process:
-    """Reads the recipe's models for ``tasks``. The process takes its number of threads."""
+    """Read the recipe's models for ``tasks``. The process takes its number of threads."""
     torch.set_num_threads(max(1, int(recipe.cpus_per_replica)))
     how: dict[str, Any] = {"device": recipe.device, "dtype": getattr(torch, recipe.dtype)}
     folders = {FDM: recipe.fdm, IDM: recipe.idm}
@@ -45,7 +45,7 @@ def start_process(recipe: ServeRecipe, tasks: Sequence[str]) -> Process:
 
 
 def described(model: UnifiedVLM, task: str, codec: ImageCodec) -> dict[str, Any]:
-    """What ``GET /v1/models`` tells of a model; ``side_px``: of the square images it reads and writes."""
+    """Describe what ``GET /v1/models`` reports of a model; ``side_px``: of the square images it reads and writes."""
     return {
         "task": task,
         "family": model.family,
@@ -58,6 +58,6 @@ def described(model: UnifiedVLM, task: str, codec: ImageCodec) -> dict[str, Any]
 
 @torch.no_grad()
 def decode_a_token(model: UnifiedVLM, decoder: Decoder) -> None:
-    """What a health check does; raises what that raises."""
+    """Decode a token, as a health check does; raises what that raises."""
     _, last_PH = decoder.prefill([[model.bos_id]])
     decoder.image_logits(last_PH)

@@ -35,7 +35,7 @@ class ServeRecipe(Recipe):
     """Folder with more adapters of the same base, one a folder: each is served as base:NAME, read when it is first
     asked for. fdm and idm are then adapters of that base too, applied as they run; not with roles = merged."""
     max_adapters: int = Field(4, ge=1)
-    """Of them in the memory of a copy at a time; the one that was asked for longest ago makes room."""
+    """Of them in the memory of a replica at a time; the one that was asked for longest ago makes room."""
     device: str = "cpu"
     """cpu or cuda."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -45,31 +45,31 @@ class ServeRecipe(Recipe):
     process, each with weights of its own. shared: both in one process over one copy of their base, for a single GPU;
     both must be adapters of it, which are applied as they run: a little slower, half the memory."""
     sampler_replicas: int = Field(1, ge=1)
-    """Copies of the FDM; of both models unless roles = apart."""
+    """Replicas of the FDM; of both models unless roles = apart."""
     verifier_replicas: int = Field(1, ge=1)
-    """Copies of the IDM, with roles = apart."""
+    """Replicas of the IDM, with roles = apart."""
     sampler_max_replicas: int = Field(0, ge=0)
-    """Copies of the FDM under load, from sampler_replicas on; 0: always as many as sampler_replicas."""
+    """Replicas of the FDM under load, from sampler_replicas on; 0: always as many as sampler_replicas."""
     verifier_max_replicas: int = Field(0, ge=0)
-    """Copies of the IDM under load, from verifier_replicas on; 0: always as many as verifier_replicas."""
+    """Replicas of the IDM under load, from verifier_replicas on; 0: always as many as verifier_replicas."""
     ingress_replicas: int = Field(1, ge=1)
     """Processes that speak HTTP; the limits of a key, and max_requests, are each one's."""
     target_ongoing_requests: float = Field(8, gt=0)
-    """Requests a copy has on average before another is added, where there may be more."""
+    """Requests a replica has on average before another is added, where there may be more."""
     upscale_delay_s: float = Field(10, ge=0)
-    """Seconds that the load stays above it before copies are added."""
+    """Seconds that the load stays above it before replicas are added."""
     downscale_delay_s: float = Field(120, ge=0)
-    """Seconds that the load stays below it before copies are taken away."""
+    """Seconds that the load stays below it before replicas are taken away."""
     cpus_per_replica: float = Field(1, gt=0)
-    """CPU cores of each copy; its threads too."""
+    """CPU cores of each replica; its threads too."""
     gpus_per_replica: float = Field(0, ge=0)
-    """GPUs of each copy; two copies can share one with 0.5."""
+    """GPUs of each replica; two replicas can share one with 0.5."""
     max_ongoing_requests: int = Field(16, ge=1)
-    """Requests a copy works on at a time: their images grow together, as many as the memory holds. The others wait."""
+    """Requests a replica works on at once: their images grow together, as many as the memory holds. The others wait."""
     health_check_timeout_s: float = Field(60, gt=0)
-    """Seconds in which a copy must decode a token when asked; one that does not is replaced. It is asked every 10 s."""
+    """Seconds in which a replica must decode a token when asked; one that does not is replaced. Asked every 10 s."""
     shutdown_timeout_s: float = Field(30, ge=0)
-    """Seconds that a copy which is taken away has to end its requests."""
+    """Seconds that a replica which is taken away has to end its requests."""
     max_queued_requests: int = Field(64, ge=1)
     """Requests that may wait for a model; more are answered 503."""
     max_requests: int = Field(256, ge=1)
@@ -169,7 +169,7 @@ class ServeRecipe(Recipe):
         return self
 
     def sampling(self, asked: Any) -> dict[str, Any]:
-        """Settings of ``wm.sampling.Sampling`` by name: a request's, this recipe's where it gives none."""
+        """Return settings of ``wm.sampling.Sampling`` by name: a request's, this recipe's where it gives none."""
         temperature = self.temperature if asked.temperature is None else asked.temperature
         return {
             "temperature": temperature or 1.0,

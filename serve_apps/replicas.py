@@ -34,7 +34,7 @@ class Replica:
         if ray.is_initialized():  # not where a test makes one in its own process
             keep_replica_local(ray.util.get_node_ip_address())
         self._verifier_handle = verifier
-        # A call for each verifier. Where copies come with the load, each question counts as one, and goes by itself.
+        # A call for each verifier. Where replicas come with the load, each question counts as one, and goes by itself.
         self._most_calls = None if recipe.verifier_max_replicas else recipe.verifier_replicas
         self._joined: dict[str, Joined] = {}
         self._process = start_process(recipe, tasks)
@@ -42,12 +42,12 @@ class Replica:
         self._adapters = Adapters(self._process, self._made) if recipe.adapters else None
 
     def describe(self, task: str) -> dict[str, Any]:
-        """What ``GET /v1/models`` tells of the recipe's model for a task."""
+        """Describe what ``GET /v1/models`` reports of the recipe's model for a task."""
         described: dict[str, Any] = self._own[task].describe()
         return described
 
     def describe_adapters(self) -> list[dict[str, Any]]:
-        """What it tells of the adapters, of both tasks."""
+        """Describe what it reports of the adapters, of both tasks."""
         return self._adapters.described() if self._adapters else []
 
     async def check_health(self) -> None:
@@ -98,7 +98,7 @@ class Replica:
         return Sampler(role, self._process, self._asked) if task == FDM else Verifier(role, self._process)
 
     async def _asked(self, model: str, source: Sequence[int], action: str, candidates: Sequence[Sequence[int]]) -> Any:
-        """The scores of an IDM, here or elsewhere."""
+        """Return the scores of an IDM, here or elsewhere."""
         asked = source, action, candidates
         if self._verifier_handle is not None and self._most_calls is not None:
             joined = self._joined.get(model)

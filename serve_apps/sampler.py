@@ -39,15 +39,15 @@ class Sampler:
         self._pool = ImagePool(self._model, self._decoder, line_tokens=line)
 
     def describe(self) -> dict[str, Any]:
-        """What ``GET /v1/models`` tells."""
+        """Describe what ``GET /v1/models`` reports."""
         return described(self._model, FDM, self._codec)
 
     async def check_health(self) -> None:
-        """Decodes a token, in its turn; raises what that raises."""
+        """Decode a token, in its turn; raises what that raises."""
         await self._thread.call(partial(decode_a_token, self._model, self._decoder))
 
     async def predict(self, question: Question) -> Found:
-        """The verified prediction."""
+        """Return the verified prediction."""
         return await self._predictor.predict(question)
 
     async def predict_with_previews(self, question: Question) -> AsyncGenerator[Preview | Found, None]:

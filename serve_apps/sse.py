@@ -37,7 +37,7 @@ async def event_stream(events: AsyncGenerator[dict[str, Any], None], *, done: bo
 
 
 def error_event(error: ApiError) -> str:
-    """The end of a stream that failed."""
+    """Return the end of a stream that failed."""
     return _line({"type": "error"} | error.body())
 
 

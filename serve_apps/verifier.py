@@ -29,11 +29,11 @@ class Verifier:
         self._proposer = Proposer(self._model, self._decoder, self._thread)
 
     def describe(self) -> dict[str, Any]:
-        """What ``GET /v1/models`` tells."""
+        """Describe what ``GET /v1/models`` reports."""
         return described(self._model, IDM, self._codec)
 
     async def check_health(self) -> None:
-        """Decodes a token, in its turn; raises what that raises."""
+        """Decode a token, in its turn; raises what that raises."""
         await self._thread.call(partial(decode_a_token, self._model, self._decoder))
 
     async def score_candidates(

@@ -18,11 +18,11 @@ from serve_apps.replicas import Replica
 SHIPPED = Path(__file__).with_name("world_model.yaml")
 PATHS = ("fdm", "idm", "base", "adapters", "keys")
 FOR_REFUSALS = 256
-"""Requests at a time beyond those being answered: pages, health checks, and what is told that there are too many."""
+"""Requests at a time beyond those being answered: pages, health checks, and those that are refused as too many."""
 
 
 def build(args: ServeRecipe) -> serve.Application:
-    """The application of a recipe: what ``serve run`` and the YAML file name.
+    """Build the application of a recipe: what ``serve run`` and the YAML file name.
 
     Raises :class:`InputError` for models that are not there or do not go together (see :func:`check_models`).
     """
@@ -59,14 +59,14 @@ def __getattr__(name: str) -> Any:
 
 
 def _deployed(args: ServeRecipe, role: str) -> dict[str, Any]:
-    """How many copies of a role there are, what each needs, how it is asked for."""
+    """Build the options of a deployment: how many replicas of a role, what each needs, how it is asked."""
     least, most = getattr(args, f"{role}_replicas"), getattr(args, f"{role}_max_replicas")
-    copies: dict[str, Any] = {"num_replicas": least}
+    options: dict[str, Any] = {"num_replicas": least}
     if most:
         scaling = {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": args.target_ongoing_requests}
         delays = {"upscale_delay_s": args.upscale_delay_s, "downscale_delay_s": args.downscale_delay_s}
-        copies = {"autoscaling_config": scaling | delays}
-    return copies | {
+        options = {"autoscaling_config": scaling | delays}
+    return options | {
         "max_constructor_retry_count": 2,
         "max_ongoing_requests": args.max_ongoing_requests,
         "max_queued_requests": args.max_queued_requests,

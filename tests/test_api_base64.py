@@ -1,7 +1,9 @@
 """Base64 as encoders write it, in every field that takes it; the right bytes are those that were encoded."""
 
 import base64
+import itertools
 import json
+import re
 import subprocess
 from email.base64mime import body_encode
 from urllib.parse import quote
@@ -18,7 +20,7 @@ from serve_apps.openai import (
     rollout_from_json,
     score_from_json,
 )
-from serve_apps.openai.base64_images import decode_base64
+from serve_apps.openai.base64_images import _has_blank_in_line, decode_base64
 
 LIMITS = Limits()
 DATA = np.random.default_rng(3).bytes(301)  # with a + and a / among its digits, and padding
@@ -181,3 +183,11 @@ def test_a_byte_order_mark_before_json_is_passed_over(read):
             read((text + "é").encode(codec), LIMITS)
     with pytest.raises(ApiError, match="the body is not valid JSON"):
         read(b"\xef\xbb\xbf" + text.encode("utf-8-sig"), LIMITS)
+
+
+def test_blanks_within_lines_are_found_as_a_pattern_finds_them():
+    """The pattern is right, and holds up all threads for a second where the text is 20 MB."""
+    for length in range(7):
+        for characters in itertools.product(b"a \t\n\r", repeat=length):
+            raw = bytes(characters)
+            assert _has_blank_in_line(raw) == (re.search(rb"\S[ \t]+\S", raw) is not None), raw

@@ -179,6 +179,9 @@ def test_work_is_charged_to_the_key_or_the_network():
     assert graph.for_key(key)._client == key.sha256
     clients = [graph.for_client(address)._client for address in ("10.0.0.7", "2001:db8::1", "2001:db8::2", "unix", "")]
     assert clients == ["10.0.0.7", "2001:db8::/64", "2001:db8::/64", "unix", ""]
+    # Behind a socket of both families: two clients of IPv4, not one network.
+    mapped = [graph.for_client(f"::ffff:10.0.0.{host}")._client for host in (7, 8)]
+    assert mapped == ["10.0.0.7", "10.0.0.8"]
     assert graph.for_key(key)._threads is graph.for_client("10.0.0.7")._threads
 
 

@@ -133,3 +133,18 @@ def test_headers_and_a_byte_order_mark_of_json(http, kind, path):
     for codec in ("utf-8", "utf-8-sig"):
         body = json.dumps(BODIES[path]).encode(codec)
         assert http.post(path, content=body, headers={"content-type": kind}).status_code == 200
+
+
+@pytest.mark.parametrize("charset", ["punycode", "idna", "hex", "unicode_escape", "UTF_7"])
+def test_texts_in_a_codec_that_may_take_hours_are_refused(http, charset):
+    """300 kB of punycode are decoded in half a minute, twice as many in four times as long."""
+    slow = b"a" * 500_000 + b"-" + b"9a" * 250_000
+    reply = post(http, ('; name="user"', slow), kind=f"multipart/form-data; boundary=b; charset={charset}")
+    error = reply.json()["error"]
+    assert (reply.status_code, error["code"]) == (400, "invalid_form") and f"charset = '{charset}'" in error["message"]
+
+
+@pytest.mark.parametrize("charset", ["utf-8", "UTF8", "us-ascii", "ISO-8859-1", "windows-1252", "nonsense"])
+def test_charsets_of_clients(http, expected, charset):
+    kind = f"multipart/form-data; boundary=b; charset={charset}"
+    assert data_of(post(http, ('; name="image"; filename="a.png"', PNG), kind=kind)) == expected[PNG]

@@ -195,7 +195,7 @@ def _ratios(seconds: dict[str, list[float]]) -> dict[str, float]:
 
 
 def _loaded(asked: Asked, recipe: BenchmarkRecipe) -> dict[str, Any]:
-    """Closed loops of 1 and of many clients in turns, then arrivals at rising rates."""
+    """Measure closed loops of 1 and of many clients in turns, then arrivals at rising rates."""
     rounds, each = (1, 4) if recipe.quick else (8, 40)
     loops: dict[str, list[Any]] = {"1": [], str(CLIENTS): []}
     closed_loop(asked, CLIENTS, 2 * CLIENTS)  # warm every replica up
@@ -219,7 +219,7 @@ def _loaded(asked: Asked, recipe: BenchmarkRecipe) -> dict[str, Any]:
 def _larger(
     preset: NanoPreset, folder: Path, name: str, ratios: dict[str, float], *, rounds: int
 ) -> dict[str, list[float]]:
-    """The first preview, and what HTTP adds, where an image has more tokens than the nano world's nine."""
+    """Measure the first preview, and what HTTP adds, where an image has more tokens than the nano world's nine."""
     model = random_model(folder, preset)
     library = Library(model, model, None)
     picture = encode_png(np.random.default_rng(1).integers(0, 256, (preset.side_px,) * 2 + (3,), np.uint8))

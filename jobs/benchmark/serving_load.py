@@ -23,7 +23,7 @@ class Asked:
     action: str
 
     def body(self, seed: int, **fields: Any) -> dict[str, Any]:
-        """A JSON edit."""
+        """Return a JSON edit."""
         image = "data:image/png;base64," + base64.b64encode(self.source_png).decode()
         return {"image": image, "prompt": self.action, "seed": seed, **fields}
 
@@ -117,7 +117,7 @@ def closed_loop(asked: Asked, clients: int, requests: int, **fields: Any) -> tup
 
 
 def open_loop(asked: Asked, rate_per_s: float, seconds: float, seed: int, **fields: Any) -> tuple[Tally, float]:
-    """Requests that arrive at random (Poisson), whatever becomes of those before; until all are answered."""
+    """Send requests that arrive at random (Poisson), whatever becomes of those before; until all are answered."""
     gaps = np.random.default_rng(seed).exponential(1 / rate_per_s, max(1, round(rate_per_s * seconds)))
 
     async def run() -> tuple[Tally, float]:

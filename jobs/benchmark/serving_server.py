@@ -27,7 +27,7 @@ work, as in real models."""
 
 @contextmanager
 def served(settings: dict[str, Any]) -> Iterator[str]:
-    """The address of ``python -m serve_apps`` with these keys, until the block ends."""
+    """Yield the address of ``python -m serve_apps`` with these keys, until the block ends."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     words = [f"{key}={value}" for key, value in settings.items() if value not in ("", None)]
@@ -49,7 +49,7 @@ def served(settings: dict[str, Any]) -> Iterator[str]:
 
 
 def random_model(folder: Path, preset: NanoPreset) -> str:
-    """A base with random weights; both roles can be it: what an answer costs does not depend on the weights."""
+    """Write a base with random weights; both roles can be it: what an answer costs does not depend on the weights."""
     words = ["move", "the", "red", "cup", "left", "put", "it", "in", "the", "bowl"]
     write_random_base(folder, words=tuple(dict.fromkeys(words)), preset=preset)
     return str(folder)
@@ -64,7 +64,7 @@ class Library:
         self.tokens_per_image = self._fdm.model.tokens_per_image
 
     def answer(self, picture: bytes, action: str, seed: int, best_of: int) -> tuple[bytes, Prediction]:
-        """The best candidate as PNG, and what was found."""
+        """Return the best candidate as PNG, and what was found."""
         pixels_HWC = fit_square(decode_image(picture, "picture", MAX_PIXELS), self.codec.side_px)
         (found,) = predict_observations(
             self._fdm.model,

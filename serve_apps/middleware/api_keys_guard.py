@@ -1,4 +1,4 @@
-"""Asks for a key, and counts what each key does: a layer around the app."""
+"""Ask for a key, and count what each key does: a middleware around the app."""
 
 import math
 import time
@@ -107,7 +107,7 @@ class Guarded:
             allowance.in_progress -= 1
 
     def _allowance(self, key: Key) -> Allowance:
-        """What is left to a key; anew where its limits are not those it had."""
+        """Return what is left to a key; anew where its limits are not those it had."""
         found = self._allowances.get(key.sha256)
         if found is None or found.key != key:
             found = self._allowances[key.sha256] = Allowance(key, self._clock)

@@ -1,9 +1,9 @@
-"""Layers in Ray Serve's proxy, in front of all applications: ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` names
+"""Middleware in Ray Serve's proxy, in front of all applications: ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` names
 :func:`layers`. ``python -m serve_apps`` sets it for the session it starts; on a cluster it belongs into the environment
 of every node, as ``cluster/Dockerfile`` has it.
 
 The proxy takes orders from headers of whoever asks: to wait for ever, to go on working when the client has left, to
-use another model. It also fails (500) on those that are no UTF-8. Neither is a stranger's to choose. And it loses what
+use another model. It also fails (500) on those that are no UTF-8. No untrusted client may choose either. It loses what
 a killed process was asked: see :mod:`serve_apps.middleware.retry`.
 """
 
@@ -110,7 +110,7 @@ def layers() -> list[Middleware]:
 
 
 def _read_ring() -> KeyRing | None:
-    """The keys, if the environment names a file of them. Without it nobody beyond this machine passes."""
+    """Read the keys, if the environment names a file of them. Without it nobody beyond this machine passes."""
     path = os.environ.get(KEYS_VARIABLE)
     try:
         return KeyRing(path) if path else None

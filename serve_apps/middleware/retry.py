@@ -1,4 +1,4 @@
-"""A layer of Ray Serve's proxy that asks again where the process that speaks HTTP died before it answered.
+"""A middleware of Ray Serve's proxy that asks again where the process that speaks HTTP died before it answered.
 
 Ray Serve's proxy repeats nothing: a request in a killed replica is lost. Calls between our own deployments are repeated
 in ``serve_apps.calls``; this is the hop before them. Every request may be asked twice: an answer depends on what is
@@ -117,7 +117,7 @@ class _Body:
         return self._is_whole
 
     def forget(self) -> None:
-        """Keeps nothing any more; what was rewound and not read again can still be read."""
+        """Keep nothing any more; what was rewound and not read again can still be read."""
         self._is_whole = False
         self._read.clear()
         self._room.free_bytes += self._held_bytes

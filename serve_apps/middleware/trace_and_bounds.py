@@ -1,5 +1,5 @@
-"""Layers around the app, in plain ASGI so that streams pass as they come: request ids, figures, bounds in number and
-time."""
+"""Middleware around the app, in plain ASGI so that streams pass as they come: request ids, figures, bounds in number
+and time."""
 
 import asyncio
 import logging
@@ -25,7 +25,7 @@ GONE = 499
 
 
 class Traced:
-    """Outermost: every answer has an ``x-request-id``, is counted and timed; what nobody expected is told as 500.
+    """Outermost: every answer has an ``x-request-id``, is counted and timed; what nobody expected is reported as 500.
 
     An id of the client's own is kept if it is printable ASCII without spaces, at most 512 characters, else refused, as
     OpenAI does. ``adds_id``: False behind Ray Serve's proxy, which adds the header to every answer by itself, and the
@@ -171,6 +171,6 @@ def _too_much(why: str) -> ApiError:
 
 
 def _endpoint(scope: dict[str, Any] | Scope) -> str:
-    """The path of the route, with its parameters' names in place of their values: there are few."""
+    """Return the path of the route, with its parameters' names in place of their values: there are few."""
     found = getattr(scope.get("route"), "path", None)
     return found if isinstance(found, str) else "none"

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from serve_apps.openai.checks import IGNORED_OF_IMAGES, MAX_SEED, explained, object_of, without_nulls
+from serve_apps.openai.checks import IGNORED_OF_IMAGES, MAX_SEED, check_names, explained, object_of, without_nulls
 from serve_apps.openai.errors import ApiError, Limits
 from serve_apps.openai.ignored_fields import IgnoredFields, json_schema
 from serve_apps.openai.pictures import DATA_URL_SCHEMA, PIXEL_URL, data_url_bytes
@@ -98,7 +98,7 @@ class ChatFields(IgnoredFields):
     logprobs: bool | None = None
     """Whether each token comes with its log-probability. The last one is the end of the action."""
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    """How many of the likeliest tokens are told in each place; needs logprobs."""
+    """How many of the likeliest tokens are reported at each position; needs logprobs."""
     max_completion_tokens: int | None = Field(None, ge=1)
     """Tokens of an action before its end, at most as many as the server and the model allow; 32 if left out."""
     max_tokens: int | None = Field(None, ge=1)
@@ -151,11 +151,15 @@ def chat_from_json(body: bytes, limits: Limits) -> ChatAsked:
     if "messages" not in values:
         raise ApiError("messages is missing", param="messages", code="missing_required_parameter")
     messages = values.pop("messages")
+    names = ["messages", *ChatFields.effective()]
+    check_names(values, ChatFields.model_fields, shown=names)
+    if isinstance(options := values.get("stream_options"), dict):
+        check_names(options, StreamOptions.model_fields, inside="stream_options")
     try:
         fields = ChatFields.model_validate(values, strict=True)
     except ValidationError as error:
-        raise explained(error, ["messages", *ChatFields.effective()]) from error
-    options = fields.stream_options or StreamOptions()
+        raise explained(error, names) from error
+    stream_options = fields.stream_options or StreamOptions()
     return ChatAsked(
         images=_images_of(messages),
         model=fields.model,
@@ -167,7 +171,7 @@ def chat_from_json(body: bytes, limits: Limits) -> ChatAsked:
         top_logprobs=fields.top_logprobs or 0,
         max_new_tokens=_max_new_tokens(fields, limits),
         stream=bool(fields.stream),
-        include_usage=bool(options.include_usage),
+        include_usage=bool(stream_options.include_usage),
     )
 
 
@@ -212,7 +216,7 @@ def _check_neutral(values: dict[str, Any]) -> None:
 
 
 def _images_of(messages: Any) -> tuple[tuple[str, bytes], tuple[str, bytes]]:
-    """The last two images of the user's last turn, with the names of their fields."""
+    """Return the last two images of the user's last turn, with the names of their fields."""
     if not isinstance(messages, list) or not 1 <= len(messages) <= MAX_MESSAGES:
         raise ApiError(f"messages: expected a list of 1 to {MAX_MESSAGES:,} messages", param="messages")
     for index, message in enumerate(messages):
@@ -221,7 +225,7 @@ def _images_of(messages: Any) -> tuple[tuple[str, bytes], tuple[str, bytes]]:
     num_parts = 0
     for index in _last_turn(messages):
         name = f"messages[{index}].content"
-        content = _check_content(messages[index], f"messages[{index}]", optional=("name", "id"))
+        content = _check_content(messages[index], f"messages[{index}]", optional=("name", "id", *IGNORED_OF_PARTS))
         num_parts += len(content)
         if num_parts > MAX_PARTS:
             raise ApiError(f"{name}: at most {MAX_PARTS:,} parts are read in a turn", param=name)
@@ -261,7 +265,7 @@ def _check_message(message: Any, name: str) -> None:
 
 
 def _last_turn(messages: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Indices of the user's last messages with no answer in between, first one first."""
+    """Return indices of the user's last messages with no answer in between, first one first."""
     turn: list[int] = []
     for index in reversed(range(len(messages))):
         if messages[index]["role"] == "user":
@@ -272,7 +276,7 @@ def _last_turn(messages: Sequence[Mapping[str, Any]]) -> list[int]:
 
 
 def _check_content(message: Mapping[str, Any], name: str, *, optional: Sequence[str]) -> list[Any]:
-    """The parts of a user's message; none of a plain text, which changes nothing."""
+    """Return the parts of a user's message; none of a plain text, which changes nothing."""
     _check_object(message, name, required=("role", "content"), optional=optional)
     if not isinstance(message.get("name") or "", str):
         raise ApiError(f"{name}.name: expected text", param=f"{name}.name")

@@ -25,7 +25,7 @@ class Head:
     prompt_tokens: int
 
     def of(self, kind: str) -> dict[str, Any]:
-        """The fields of an object of OpenAI's."""
+        """Return the fields of an object of OpenAI's."""
         return {"id": self.id, "object": kind, "created": self.created_s, "model": self.model}
 
 
@@ -54,7 +54,7 @@ class ChatChunks:
         return [self._chunk(index, delta, None, None) for index in range(self._asked.n)]
 
     def step(self, tokens: Sequence[Token]) -> list[dict[str, Any]]:
-        """What a step adds; nothing for a token that releases no text where nobody asked for its probability."""
+        """Return what a step adds; nothing for a token that releases no text where nobody asked for its probability."""
         chunks = []
         for token in tokens:
             index, finish = token["sample"], token["finish"]
@@ -71,7 +71,7 @@ class ChatChunks:
         return chunks
 
     def closing(self) -> list[dict[str, Any]]:
-        """The count of tokens, for who asked for it."""
+        """Return the count of tokens, for who asked for it."""
         if not self._asked.include_usage:
             return []
         usage = _usage(self._head, sum(map(len, self._logprobs.values())))
@@ -140,8 +140,8 @@ def _logprobs(asked: ChatAsked, tokens: Sequence[Token]) -> dict[str, Any] | Non
 
 
 def _entry(belief: Mapping[str, Any]) -> dict[str, Any]:
-    """What is no text of its own has its name in the vocabulary and no bytes: the end, a part of a character, white
-    space that comes with the next token. The bytes of the others join to the text."""
+    """Name what is no text of its own: it has its name in the vocabulary and no bytes: the end, a part of a character,
+    white space that comes with the next token. The bytes of the others join to the text."""
     text = belief["text"]
     return {
         "token": text or belief["name"],

@@ -44,7 +44,7 @@ def edit_reply(
     facts: Mapping[str, Any],
     created_s: int,
 ) -> dict[str, Any]:
-    """The answer: OpenAI's ``ImagesResponse`` with each picture's ``verification`` and the seed beside it.
+    """Return the answer: OpenAI's ``ImagesResponse`` with each picture's ``verification`` and the seed beside it.
 
     ``pictures``: encoded bytes and their verification, best first; those past the first ``n`` are ``candidates`` only,
     which are all of them, where the request asks for candidates. ``facts``: ``model``, ``side_px`` of the pictures,
@@ -70,8 +70,9 @@ def edit_events(
     facts: Mapping[str, Any],
     created_s: int,
 ) -> list[dict[str, Any]]:
-    """The end of a streamed answer: OpenAI's ``image_edit.completed``, one for each of the ``n`` best, best first. What
-    belongs to all of them is told in each, ``candidates`` in the first. Arguments as of :func:`edit_reply`."""
+    """Return the end of a streamed answer: OpenAI's ``image_edit.completed``, one for each of the ``n`` best, best
+    first. What
+    belongs to all of them is reported in each, ``candidates`` in the first. Arguments as of :func:`edit_reply`."""
     whole = edit_reply(edit, pictures=pictures, facts=facts, created_s=created_s)
     common = {key: whole[key] for key in ("background", "output_format", "size", "usage", "model", "seed", "best_of")}
     common |= {key: whole[key] for key in ("drawn", "distinct", "safety_identifier") if key in whole}
@@ -116,20 +117,20 @@ def _entry(data: bytes, verification: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _beside(edit: Edit, facts: Mapping[str, Any], entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What is ours in a reply."""
-    told = {"model": facts["model"], "seed": edit.seed, "best_of": edit.best_of}
-    told |= {"drawn": facts["drawn"], "distinct": facts["distinct"]}
+    """Return what is ours in a reply."""
+    fields = {"model": facts["model"], "seed": edit.seed, "best_of": edit.best_of}
+    fields |= {"drawn": facts["drawn"], "distinct": facts["distinct"]}
     if edit.return_candidates:
-        told["candidates"] = [entry for entry in entries if entry["verification"]["duplicate_of"] is None]
-    return told | ({"safety_identifier": edit.safety_identifier} if edit.safety_identifier else {})
+        fields["candidates"] = [entry for entry in entries if entry["verification"]["duplicate_of"] is None]
+    return fields | ({"safety_identifier": edit.safety_identifier} if edit.safety_identifier else {})
 
 
 def unranked_entries(num_samples: int, seed: int) -> list[dict[str, Any]]:
-    """The ``verification`` of candidates that nobody verified, in the order of their draws."""
+    """Return the ``verification`` of candidates that nobody verified, in the order of their draws."""
     unknown = dict.fromkeys(("logprob", "mean_logprob", "tokens", "rank"))
     return [unknown | {"seed": seed, "index": index, "duplicate_of": None} for index in range(num_samples)]
 
 
 def choose(entries: Sequence[dict[str, Any]], n: int) -> list[dict[str, Any]]:
-    """The first ``n`` entries that differ; equal pictures fill up only where fewer differ."""
+    """Return the first ``n`` entries that differ; equal pictures fill up only where fewer differ."""
     return sorted(entries, key=lambda entry: entry["duplicate_of"] is not None)[:n]

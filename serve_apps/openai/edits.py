@@ -95,7 +95,7 @@ def edit_from_form(items: Iterable[tuple[str, str | bytes]], limits: Limits) -> 
 
 
 def _images_of_part(value: str | bytes, name: str) -> list[bytes]:
-    """The image of a part of a form: a file, a text, or a file without a name, which forms have as text."""
+    """Return the image of a part of a form: a file, a text, or a file without a name, which forms have as text."""
     if isinstance(value, bytes):
         return [value]
     if not value or value.isascii() or value.lstrip()[:5].lower() == "data:":

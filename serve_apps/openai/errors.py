@@ -29,7 +29,7 @@ class ApiError(Exception):
 
     @classmethod
     def internal(cls) -> "ApiError":
-        """What a stranger is told of a fault of the server's."""
+        """Build the answer to a fault of the server's, which says nothing of it."""
         return cls("the server failed to answer", status=500, kind="server_error", code="internal_error")
 
     @classmethod

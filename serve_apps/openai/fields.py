@@ -98,7 +98,8 @@ class PictureFields(IgnoredFields):
         return ["image", *cls.effective()]
 
     def asked(self) -> dict[str, Any]:
-        """The values of :class:`PicturesAsked` but ``image``, by name; :class:`ApiError` for a size that is none."""
+        """Return the values of :class:`PicturesAsked` but ``image``, by name; :class:`ApiError` for a size that is
+        none."""
         as_given = ("model", "verifier", "margin", "temperature", "top_k", "top_p")
         scales = {name: self._scale(name) for name in SCALE_NAMES}
         return (

@@ -56,7 +56,7 @@ def json_schema(fields: type[IgnoredFields], **options: Any) -> dict[str, Any]:
 
 
 def _nullable(entry: dict[str, Any]) -> dict[str, Any]:
-    """The schema of a value, or null. One without a type allows null already."""
+    """Return the schema of a value, or null. One without a type allows null already."""
     notes = {key: entry[key] for key in ("title", "description", "default", "examples") if key in entry}
     kind = {key: value for key, value in entry.items() if key not in notes}
     choices = kind.get("anyOf", [kind])

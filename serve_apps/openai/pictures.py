@@ -25,7 +25,7 @@ TOGETHER = 2
 
 
 def data_url_bytes(reference: Any, name: str) -> bytes:
-    """The bytes of a data URL; addresses, paths and bare base64 are refused."""
+    """Return the bytes of a data URL; addresses, paths and bare base64 are refused."""
     if isinstance(reference, str) and not re.match(r"(?ai)\s*data:", reference) and "://" not in reference[:64]:
         raise ApiError(f"{name}: expected a data URL that starts with data:image/…;base64,", param=name)
     if not isinstance(reference, str):

@@ -40,7 +40,7 @@ async def edit_image(request: Request, graph: GraphOf) -> Response:
 
 
 def question_of(edit: Edit, source_HWC: Pixels, graph: Graph) -> Question:
-    """The request, with the recipe's settings where it gives none."""
+    """Return the request, with the recipe's settings where it gives none."""
     recipe = graph.recipe
     margin = recipe.margin if edit.margin is None else edit.margin
     search: dict[str, Any] = {"best_of": edit.best_of}
@@ -75,7 +75,7 @@ async def _events(
 
 
 async def _answer(graph: Graph, edit: Edit, model: dict[str, Any], found: Found) -> dict[str, Any]:
-    """The arguments of a reply beside the request."""
+    """Return the arguments of a reply beside the request."""
     with metrics.stage("encode_picture"):
         pictures = [await _encode(graph, edit, model, pixels) for pixels in found.pixels]
     facts = {

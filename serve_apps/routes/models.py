@@ -11,7 +11,7 @@ router = APIRouter()
 
 @get(router, "/v1/models")
 async def list_models(graph: GraphOf) -> JSONResponse:
-    """The models served, with the base and the codec each belongs to."""
+    """Return the models served, with the base and the codec each belongs to."""
     return JSONResponse({"object": "list", "data": await graph.models()})
 
 

@@ -63,7 +63,7 @@ def _asset(content: bytes, media_type: str) -> Asset:
 
 @cache
 def assets() -> Mapping[str, Asset]:
-    """The page's files by name: these and no others can be asked for."""
+    """Return the page's files by name: these and no others can be asked for."""
     found = {}
     for file in (files("serve_apps") / "playground").iterdir():
         media_type = TYPES.get(file.name.rpartition(".")[2])
@@ -82,7 +82,7 @@ class Sample:
 
 @cache
 def samples() -> tuple[Sample, ...]:
-    """The same ones every time."""
+    """Return the same ones every time."""
     rng = np.random.default_rng(SAMPLES_SEED)
     found = []
     for _ in range(NUM_SAMPLES):
@@ -102,7 +102,7 @@ def _actions(state: State, rng: np.random.Generator) -> tuple[str, ...]:
 
 @router.api_route("/", methods=["GET", "HEAD"])
 async def page(request: Request) -> Response:
-    """The page itself."""
+    """Return the page itself."""
     return _answer(request, assets()["index.html"])
 
 
@@ -127,7 +127,7 @@ async def sample_picture(request: Request, number: str) -> Response:
 
 @router.api_route("/playground/{name}", methods=["GET", "HEAD"])
 async def asset(request: Request, name: str) -> Response:
-    """A file of the page."""
+    """Return a file of the page."""
     if name not in assets():
         raise ApiError(f"no such file: {name!r:.80}", status=404, code="not_found")
     return _answer(request, assets()[name])

@@ -20,7 +20,7 @@ router = APIRouter(include_in_schema=False)
 
 @router.api_route("/docs", methods=["GET", "HEAD"])
 async def reference(request: Request) -> HTMLResponse:
-    """The page."""
+    """Return the page."""
     page = get_swagger_ui_html(
         openapi_url="openapi.json",
         title=request.app.title,
