@@ -1,4 +1,4 @@
-"""Several Ray nodes on this machine: ``python -m cluster.local_nodes --nodes 3 --cpus 2 -- COMMAND``.
+"""Start several Ray nodes on this machine: ``python -m cluster.local_nodes --nodes 3 --cpus 2 -- COMMAND``.
 
 Each node is a raylet with its own object store and logical CPUs, so that data really moves between nodes and
 a node can be taken away in the middle.
@@ -25,10 +25,19 @@ OBJECT_STORE_BYTES = 128 * 2**20
 def local_nodes(
     num_nodes: int = 2, *, cpus_per_node: int = 2, object_store_bytes: int = OBJECT_STORE_BYTES
 ) -> Iterator["Cluster"]:
-    """A cluster of ``num_nodes`` nodes, the head among them, that ends with the block.
+    """Run a cluster that ends with the block.
 
-    While it stands, ``RAY_ADDRESS`` names it, for this process and its children; nothing is connected yet.
-    Strangers are kept out by a token. ``cluster.add_node`` and ``remove_node`` change it.
+    Args:
+        num_nodes: Nodes, the head among them.
+        cpus_per_node: Logical CPUs of each.
+        object_store_bytes: Size of each node's object store.
+
+    Yields:
+        The cluster; ``add_node`` and ``remove_node`` change it. ``RAY_ADDRESS`` names it, for this process and its
+        children; nothing is connected yet. Untrusted clients are kept out by a token.
+
+    Raises:
+        ValueError: Fewer than one node or CPU.
     """
     if num_nodes < 1 or cpus_per_node < 1:
         raise ValueError(f"expected at least one node and one CPU, got {num_nodes} and {cpus_per_node}")
@@ -37,7 +46,7 @@ def local_nodes(
     from ray._private import ray_constants
     from ray.cluster_utils import Cluster
 
-    # As long as the cluster stands: who joins it by a loopback address must not take it for the host's own.
+    # As long as the cluster runs: who joins it by a loopback address must not take it for the host's own.
     with private_session(ray_constants) as private:
         node = {
             "num_cpus": cpus_per_node,
@@ -46,6 +55,7 @@ def local_nodes(
         }
         cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
         try:
+            # The head is there already.
             for _ in range(num_nodes - 1):
                 cluster.add_node(**node)
             cluster.wait_for_nodes()
