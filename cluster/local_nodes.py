@@ -41,6 +41,7 @@ def local_nodes(
     """
     if num_nodes < 1 or cpus_per_node < 1:
         raise ValueError(f"expected at least one node and one CPU, got {num_nodes} and {cpus_per_node}")
+    # A cluster that the user has joined is not changed, and is back afterwards.
     before = os.environ.pop("RAY_ADDRESS", None)
     _authenticate()
     from ray._private import ray_constants

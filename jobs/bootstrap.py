@@ -140,6 +140,7 @@ class _Plan:
         self.people = self.ingest("triplets", root, recipe.train_file, "train")
         test = self.ingest("test", root, recipe.test_file, "test")
         self.tuning = self.ingest("tune", root, recipe.gate_file, "tune") if recipe.rounds > 1 else ""
+        # Every seed trains models of its own on the same data.
         for seed in recipe.seeds:
             self.add_seed(seed)
         self.add(
@@ -152,6 +153,7 @@ class _Plan:
         """Append a stage; returns its folder."""
         fixed["out"] = str(self.out / name)
         keys = getattr(self.recipe, table)
+        # A user's path between stages would cut the chain in silence.
         for key in sorted(set(keys) & set(fixed) - {"weights"}):
             raise InputError(f"{table}.{key} = {keys[key]!r:.80}: bootstrap sets this key itself; leave it out")
         settings = {**keys, **fixed}
@@ -178,6 +180,7 @@ class _Plan:
     def add_seed(self, seed: int) -> None:
         recipe = self.recipe
         tail = "" if seed == recipe.seeds[0] else f"-seed{seed}"
+        # The inverse model learns from human-labelled triplets alone, then labels the videos.
         people: list[Settings] = [{"path": self.people}]
         idm = self.train(f"idm{tail}", "idm", seed, "IDM", triplets=people)
         annotated, selected = self.annotate_and_select(tail, idm)
@@ -219,6 +222,7 @@ class _Plan:
             imagined = self.add(f"imagined{tail}", imagine, imagine.ImagineRecipe, "imagine", **recipe, seed=seed)
             mixed = [*people, selected, {**self.recipe.imagined, "path": imagined}]
             variants["fdm-self"] = (f"C-FDM, {title}, self-training", mixed)
+        # Each new forward model must beat the best one before it.
         fdm = last.fdm
         for name, (label, triplets) in variants.items():
             trained = self.train(f"{name}{tail}", "fdm", seed, label, triplets=triplets)
@@ -275,6 +279,7 @@ def _check_inputs(recipe: BootstrapRecipe, stages: list[Stage]) -> None:
         raise InputError(f"{recipe.out} holds another run (of stage {record.get('stage')!r}); choose another out")
     if recipe.base_model is not None:
         load_codec(recipe.base_model)
+    # Files of the user's data set, which the stages read hours later.
     if recipe.supervised_root is not None:
         gates = [recipe.gate_file] if recipe.rounds > 1 else []
         for file in (recipe.train_file, recipe.test_file, *gates):
@@ -282,6 +287,7 @@ def _check_inputs(recipe: BootstrapRecipe, stages: list[Stage]) -> None:
     if recipe.videos is not None:
         more = {name: recipe.annotate[name] for name in ("layout", "annotations") if name in recipe.annotate}
         list_videos(recipe.videos, **more)
+    # CPUs and GPUs, which Ray would wait for without an end.
     for stage in stages:
         if isinstance(stage.recipe, TrainRecipe):
             need_machine(stage.recipe)
@@ -325,7 +331,7 @@ def _free_name(folder: Path, name: str) -> Path:
 
 
 def main() -> int:
-    """Command line."""
+    """Run the command line; returns the exit status."""
     return cli_main(BootstrapRecipe, run, name="bootstrap", description=__doc__ or "")
 
 

@@ -59,6 +59,7 @@ def run(recipe: ConvertRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     # Written elsewhere first: an adapter that is refused, and a dry run, leave no run behind.
     with tempfile.TemporaryDirectory() as folder:
         with stage.timed("convert_s"):
+            # Every check is in here; nothing of it is in out yet.
             conversion = convert_adapter(recipe.adapter, recipe.base, Path(folder), task=recipe.task, home=model)
         if dry_run:
             print(f"convert: would write {model}: {_summary(conversion)}")
@@ -81,7 +82,7 @@ def _summary(conversion: "Conversion") -> str:
 
 
 def main() -> int:
-    """Command line."""
+    """Run the command line; returns the exit status."""
     return cli_main(ConvertRecipe, run, name="convert", description=__doc__ or "")
 
 

@@ -68,6 +68,7 @@ def run(recipe: GateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     names = ("champion", "challenger", "triplets")
     stage = Run(recipe.out, "gate", recipe, {name: digest_of(getattr(recipe, name)) for name in names})
     is_complete = stage.is_whole()
+    # A model of the other task would be compared by figures that mean nothing.
     for name in names[:2]:
         manifest = read_manifest(getattr(recipe, name))
         if manifest is not None and manifest.task not in (None, recipe.role):
@@ -133,7 +134,7 @@ def _link_model(model: Path, link: Path) -> None:
 
 
 def main() -> int:
-    """Command line."""
+    """Run the command line; returns the exit status."""
     return cli_main(GateRecipe, run, name="gate", description=__doc__ or "")
 
 

@@ -69,6 +69,7 @@ def run(recipe: PretrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
 
     from wm.models import save_model
 
+    # Bootstrap runs the stages that follow in this process: its threads are set back.
     threads = torch.get_num_threads()
     torch.set_num_threads(recipe.threads)
     try:
@@ -175,6 +176,7 @@ def _build_documents(recipe: PretrainRecipe, codec: Any) -> tuple[Any, Any]:
             bar.update()
     first_MN = codec.encode(np.stack([document[1] for document in documents])).tolist()
     second_MN = codec.encode(np.stack([document[3] for document in documents])).tolist()
+    # For the initial weights; the documents have a generator of their own.
     torch.manual_seed(recipe.seed)
     vlm, _ = build_nano(vocabulary(), _preset(recipe), codec=codec)
     segments = [
@@ -197,7 +199,7 @@ def _train_language_model(recipe: PretrainRecipe, vlm: Any, ids_MT: Any) -> dict
 
 
 def main() -> int:
-    """Command line."""
+    """Run the command line; returns the exit status."""
     return cli_main(PretrainRecipe, run, name="pretrain", description=__doc__ or "")
 
 

@@ -114,7 +114,7 @@ def _write_pairs(recipe: TabletopRecipe, root: Path, splits: dict[str, int]) -> 
 
 
 def main() -> int:
-    """Command line."""
+    """Run the command line; returns the exit status."""
     return cli_main(TabletopRecipe, run, name="tabletop", description=__doc__ or "")
 
 

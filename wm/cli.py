@@ -65,6 +65,7 @@ def main(
     logging.getLogger("wm.sampling").setLevel(logging.INFO)  # it reports which batch size it chose
     out = ""
     try:
+        # Before the job starts: an error names the file or the key.
         recipe = load_recipe(recipe_class, arguments.settings)
         out = str(getattr(recipe, "out", ""))
         run(recipe, dry_run=arguments.dry_run)
@@ -101,6 +102,7 @@ def load_recipe(recipe_class: type[RecipeT], settings: Sequence[str]) -> RecipeT
     files = [text for text in settings if "=" not in text or _is_recipe_file(recipe_class, text)]
     if len(files) > 1:
         raise InputError(f"one recipe file at most, got {', '.join(files)}")
+    # A misspelt path with = is caught here, before it is taken for an unknown key.
     overrides = [text for text in settings if text not in files]
     for text in overrides:
         key = text.partition("=")[0]
@@ -123,6 +125,7 @@ def _is_recipe_file(recipe_class: type[Recipe], text: str) -> bool:
     if not os.path.isfile(text):  # noqa: PTH113 - of a text that is too long for a path Path.is_file raises
         return False
     key = text.partition("=")[0].split(".")[0]
+    # A .toml is meant as a recipe even where its name begins with a key.
     if key in recipe_class.model_fields and not text.lower().endswith(".toml"):
         raise InputError(
             f"{text!r:.200} is the key {key} with a value, and there is a file of that name here; write ./{text} for "
@@ -185,6 +188,7 @@ def describe_fields(recipe_class: type[BaseModel], prefix: str = "") -> str:
     lines = []
     for name, field in recipe_class.model_fields.items():
         kind = field.annotation
+        # Keys of tables are listed as they are given: with dots.
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             lines.append(describe_fields(kind, f"{prefix}{name}."))
             continue

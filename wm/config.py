@@ -31,6 +31,7 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _need_required_texts(self) -> Self:
+        # An empty path would silently mean the current folder.
         for name, field in type(self).model_fields.items():
             if field.is_required() and getattr(self, name) == "":
                 raise ValueError(f"{name} is empty")
@@ -126,6 +127,7 @@ def _apply_override(values: dict[str, Any], override: str, cls: type[BaseModel])
         if not isinstance(values, dict):
             raise InputError(f"override {override!r}: {table!r} is a value, not a table")
         owner = _field_class(owner, table)
+    # Without quotes, as a shell passes it: the field's type says whether it is a text.
     values[leaf] = text if _is_text_field(owner, leaf) else _toml_value(text)
 
 
@@ -160,6 +162,7 @@ def _toml_value(text: str) -> Any:
 
 def _describe(cls: type[BaseModel], item: Any) -> str:
     key = ".".join(str(part) for part in item["loc"]) or "recipe"
+    # The keys of the table in which the unknown one is, not of the recipe.
     if item["type"] == "extra_forbidden":
         owner: Any = cls
         for part in item["loc"][:-1]:
@@ -170,8 +173,9 @@ def _describe(cls: type[BaseModel], item: Any) -> str:
         return f"unknown key {key!r}; the keys{' there' if len(item['loc']) > 1 else ''} are {', '.join(keys)}"
     if item["type"] == "missing":
         return f"{key} is missing; give it in the file or as {key}=VALUE"
-    if item["type"] == "value_error":  # a recipe's own check; one of a whole table names the keys itself
+    if item["type"] == "value_error":  # a recipe's own check; that of a table names the keys itself
         problem = str(item["ctx"]["error"])
+        # A table's own check names its keys; a field's check is told by key and value.
         if not isinstance(item["input"], dict):
             return f"{key} = {item['input']!r:.80}: {problem}"
         return f"{key}: {problem}" if item["loc"] else problem

@@ -68,6 +68,7 @@ def check_output(name: str, path: str, *, takes_uri: bool = False) -> None:
     """
     if not path:
         return
+    # 1. URIs: only few outputs may go to an object store.
     if "://" in path:
         if not takes_uri:
             raise ValueError(f"{name} = {path!r:.200} is a URI; expected a local path, such as {name}=/mnt/shared/run")
@@ -81,6 +82,7 @@ def check_output(name: str, path: str, *, takes_uri: bool = False) -> None:
     except FileNotFoundError as error:
         raise ValueError(f"{name} = {path!r:.200} is relative, and the working directory was removed") from error
     is_cached = _is_in_package_cache(real)
+    # 2. Relative paths, which mean another folder where the job runs.
     if not local.is_absolute() and (is_cached or is_submitted_job()):
         home = ", as ~ is not expanded" if str(local).startswith("~") else ""
         folder = "Ray's package cache, which is removed with the session" if is_cached else "a folder of one node"
@@ -88,6 +90,7 @@ def check_output(name: str, path: str, *, takes_uri: bool = False) -> None:
             f"{name} = {path!r:.200} is relative{home}: in this Ray job it would be {real}, in {folder}, and the "
             f"output would be lost; {remedy}"
         )
+    # 3. Absolute paths that lead there nevertheless, such as $PWD/x in the submitted command.
     if is_cached:
         raise ValueError(
             f"{name} = {path!r:.200} leads to {real}, in Ray's package cache, which is removed with the session, and "

@@ -80,6 +80,7 @@ def private_folder() -> tuple[Path, str]:
     preferred = Path(os.environ.get(variable) or tempfile.gettempdir()).absolute()
     roots = list(dict.fromkeys([preferred, *map(Path, _SHORT_ROOTS), *_runtime_folder(os.environ)]))
     problem = ""
+    # The first that can be used; the reason of the named one is what the user needs.
     for root in roots:
         folder = root / f"ray-{os.geteuid()}"
         reason = _make_private(folder)
@@ -107,6 +108,7 @@ def loopback_interface() -> str:
 
 def _make_private(folder: Path) -> str:
     """Make a folder that this user alone may enter; returns why it cannot be used, or an empty text."""
+    # Bytes count, not letters: a folder may have a name in any script.
     size = len(os.fsencode(folder.parent))
     limit = _LONGEST_SOCKET - len(f"/{folder.name}/{_RAYS_FOLDER}/{_LONGEST_NAME}")
     if size > limit:

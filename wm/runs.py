@@ -72,10 +72,12 @@ class Run:
             InputError: ``out`` is no folder, or ``run.json`` is damaged.
         """
         check_place(self.out)
+        # The complete mark first: a kill between the last two steps leaves both.
         for name in (_COMPLETE, _UNFINISHED):
             record = read_run(self.out, name)
             if record is None:
                 continue
+            # Never overwritten: another recipe's output may be somebody's only copy.
             if self._key_of(record) != self.key:
                 state = "another run" if name == _COMPLETE else "another run, unfinished"
                 way_out = "choose another out" if name == _COMPLETE else "choose another out, or remove that folder"
@@ -99,6 +101,7 @@ class Run:
         try:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
+            # A full disk is no mistake of the recipe: it is reported as such.
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise InputError(f"out = {str(self.out)!r}: cannot make this folder: {error.strerror}") from error
@@ -256,6 +259,7 @@ def _difference(record: Mapping[str, Any], expected: Mapping[str, Any], runtime_
     """Name the first thing in which a recorded run differs from the expected one."""
     if record.get("stage") != expected["stage"]:
         return f"of stage {record.get('stage')!r}, not {expected['stage']!r}"
+    # The first difference is enough to decide what to do.
     old, new = record.get("recipe") or {}, expected["recipe"]
     for name in sorted((set(old) | set(new)) - set(runtime_keys)):
         if name not in old or name not in new or old[name] != new[name]:

@@ -66,6 +66,7 @@ class Annotator:
         self.problem = ""
         self.metrics = Metrics(settings.dataset)
         try:
+            # The codec stays in float32: its codes must not depend on the precision of the IDM.
             dtype = getattr(torch, settings.dtype)
             where = {"base": settings.base, "device": settings.device, "dtype": dtype}
             role = load_role(settings.idm, **where, rows=settings.idm_batch)  # once: it packs the weights
@@ -90,6 +91,7 @@ class Annotator:
         videos = batch.to_pylist()
         if self.problem:
             return _to_row(problem=self.problem)
+        # Trouble of the machine ends the run; trouble of a video is a reject.
         for video in videos:
             if video["problem"]:
                 return _to_row(problem=video["problem"], errno=video["errno"])

@@ -57,6 +57,7 @@ def run(recipe: AnnotateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     _check_model("idm", recipe.idm)
     _check_manifest(recipe.idm)
     inputs = {"videos": videos_digest, "idm": digest_of(recipe.idm)}
+    # The base decides what the codes mean: it is an input like the videos.
     if recipe.base:
         _check_model("base", recipe.base)
         _check_fit(recipe.idm, recipe.base)
@@ -171,6 +172,7 @@ def _show_progress(shards: Iterable[dict[str, Any]], total: int, num_pending: in
     """Draw the progress bar from finished shards; raise what ended the run."""
     started, pairs, reasons = time.perf_counter(), 0, Counter[str]()
     with progress_bar(total, "video", "annotate", done=total - num_pending) as bar:
+        # A full disk keeps its error number: it is no bad input.
         for shard in shards:
             if shard["errno"]:
                 raise OSError(shard["errno"], shard["problem"])

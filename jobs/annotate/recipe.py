@@ -119,6 +119,7 @@ class AnnotateRecipe(Recipe):
 
     @model_validator(mode="after")
     def _pools_grow(self) -> Self:
+        # 0 means no growth.
         for kind in ("workers", "annotators"):
             min_size, max_size = getattr(self, f"num_{kind}"), getattr(self, f"max_{kind}")
             if 0 < max_size < min_size:

@@ -48,6 +48,7 @@ def connect(num_cpus: int | None = None, *, object_store_bytes: int = OBJECT_STO
 
     if ray.is_initialized():
         return
+    # A cluster: its own settings hold.
     if not is_private():
         _follow_token()
         with _quiet_core():
@@ -107,7 +108,7 @@ def off_main_thread(work: Callable[[], T]) -> T:
     """Call ``work`` on another thread and wait for it, so that Ctrl-C ends this process as it does elsewhere.
 
     On the main thread Ray Train takes Ctrl-C for itself: it ends with status 0, or never while it waits for
-    workers, and goes on doing so in the stages that follow.
+    workers, and keeps doing so in the stages that follow.
     """
     outcome: Future[T] = Future()
 
@@ -136,6 +137,7 @@ def shutdown() -> None:
 
 def _set_environment() -> None:
     """Defaults that Ray reads when it is imported; what the user has set stays."""
+    # Nothing is sent to anyone.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Without it a CPU-only worker hides accelerators from itself and warns about it.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

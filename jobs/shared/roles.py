@@ -62,12 +62,14 @@ def need_roles(recipe: RolesRecipe) -> None:
             raise InputError(f"{role} = {folder!r} was trained as {manifest.task}")
         if manifest is not None:
             codecs[role] = manifest.codec_id
+    # Their codes would be numbers of different codebooks.
     if len(set(codecs.values())) > 1:
         raise InputError(f"fdm speaks codec {codecs['fdm']}, idm {codecs['idm']}: they cannot read each other's images")
     if recipe.base and not Path(recipe.base).is_dir():
         raise InputError(f"base = {recipe.base!r}: no such model folder{hub_hint(recipe.base)}")
     if recipe.base and not (is_adapter(recipe.fdm) or is_adapter(recipe.idm)):
         raise InputError(f"base = {recipe.base!r}, but neither fdm nor idm is an adapter")
+    # Shared weights need two adapters of one base.
     if recipe.weights == "shared":
         need_one_base(recipe.fdm, recipe.idm, recipe.base or None)
 

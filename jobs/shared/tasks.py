@@ -1,6 +1,6 @@
 """Run one function over many inputs, in this process or as Ray tasks on all nodes. Knows nothing of the function."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TypeVar
 
 from jobs.shared.ray_session import connect
@@ -18,7 +18,7 @@ def each(
     *shared: object,
     on_ray: bool,
     max_running: int | None = None,
-) -> Iterator[T]:
+) -> Generator[T, None, None]:
     """Call ``function(*arguments, *shared)`` for every tuple of arguments.
 
     Args:

@@ -36,6 +36,7 @@ def check_watch(recipe: TrainRecipe) -> None:
     need_packages(recipe.log_to)
     if not (recipe.gate_every or recipe.sample_every):
         return
+    # Read as the worker will read them, so that nothing fails after hours of training.
     codec = load_codec(recipe.base)
     held_out = read_gate_set(recipe.held_out, codec, limit=recipe.gate_limit)
     if recipe.gate_every and len(held_out) < 2:

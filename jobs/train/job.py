@@ -73,6 +73,7 @@ def run(recipe: TrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
             print(f"  left out: {count:,} x {reason}, of {part.source.path}")
     for line in schedule_warnings(recipe, num_steps):
         print(f"warning: {line}")
+    # 0 workers: this process, for tests and notebooks.
     train = _fit_here if recipe.num_workers == 0 else _fit_on_ray
     with stage.timed("train"), progress(Path(recipe.out), recipe.task, num_steps):
         summary = train(recipe.with_absolute_paths(), recipe.digest())
@@ -151,6 +152,7 @@ def _fit_on_ray(recipe: TrainRecipe, digest: str) -> dict[str, Any]:
                 raise cause from error
         raise
     summary: dict[str, Any] = result.return_value
+    # Returned by the worker, so that Ray does not try again.
     if "diverged" in summary:
         raise DivergedError(summary["diverged"])
     return summary
@@ -158,6 +160,7 @@ def _fit_on_ray(recipe: TrainRecipe, digest: str) -> dict[str, Any]:
 
 def _inputs(recipe: TrainRecipe) -> dict[str, str]:
     inputs = {"base": digest_of(recipe.base)}
+    # By number: two sources may have the same path with different selections.
     for number, source in enumerate(recipe.triplets):
         inputs[f"triplets{number}"] = digest_of(source.path)
         if source.selection:

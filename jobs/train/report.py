@@ -70,7 +70,7 @@ def progress(out: Path, task: str, num_steps: int) -> Iterator[None]:
 def gate_lines(gated: Mapping[str, Any]) -> list[str]:
     """Format a line of ``gates.jsonl``, with a warning if the model has collapsed."""
     parts = [
-        f"gate at step {gated['step']:,}: {gated['nats']:.4f} nats a token",
+        f"evaluation at step {gated['step']:,}: {gated['nats']:.4f} nats a token",
         f"prefers the truth {gated['preference']:.0%}",
     ]
     if "copies" in gated:
@@ -155,16 +155,18 @@ def print_summary(recipe: TrainRecipe, summary: Mapping[str, Any], wall_s: float
         f"  loss {summary['first_loss']:.4f} -> {summary['last_loss']:.4f}; "
         f"{counts['trained']:,} of {counts['total']:,} parameters trained"
     )
+    # The last evaluation, and the best one.
     if "gate" in summary:
         print(f"  {gate_lines(summary['gate'] | {'has_collapsed': False})[0]}")
     if "collapsed_at" in summary:
         steps = ", ".join(f"{step:,}" for step in summary["collapsed_at"])
-        print(f"  warning: collapsed into copying at the gates of steps {steps}")
+        print(f"  warning: collapsed into copying at the evaluations of steps {steps}")
     if "best" in summary:
         step = summary["best"]["step"]
         print(
             f"  best by {recipe.best_by}: step {step:,} ({summary['best'][recipe.best_by]:.4f}); the last: {out / LAST}"
         )
+    # A run that could not store checkpoints still ends well, but its user should know.
     failed = summary["checkpoints"].get("failed", 0)
     if failed:
         print(f"  warning: {failed} checkpoints could not be written; {summary['checkpoints']['last_failure']}")
