@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wm.private_session import private_session, set_private_token
@@ -54,7 +55,9 @@ def local_nodes(
             "object_store_memory": object_store_bytes,
             "temp_dir": private["_temp_dir"],
         }
-        cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+        folder = Path(private["_temp_dir"]).parent
+        with _own_address_file(folder):
+            cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
         try:
             # The head is there already.
             for _ in range(num_nodes - 1):
@@ -63,17 +66,36 @@ def local_nodes(
             os.environ["RAY_ADDRESS"] = cluster.address
             yield cluster
         finally:
-            cluster.shutdown()
+            with _own_address_file(folder):
+                cluster.shutdown()
             os.environ.pop("RAY_ADDRESS", None)
             if before is not None:
                 os.environ["RAY_ADDRESS"] = before
 
 
+@contextmanager
+def _own_address_file(folder: Path) -> Iterator[None]:
+    """Let Ray write the cluster's address below ``folder`` while it starts or ends one."""
+    # By default it is $TMPDIR/ray/ray_current_cluster: that folder may not exist or be another user's, and the file
+    # names the user's own cluster.
+    (folder / "ray").mkdir(exist_ok=True)
+    before = os.environ.get("RAY_TMPDIR")
+    os.environ["RAY_TMPDIR"] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ["RAY_TMPDIR"]
+        if before is not None:
+            os.environ["RAY_TMPDIR"] = before
+
+
 def _authenticate() -> None:
-    """Token authentication for this process and its children, with a token of their own if there is none."""
+    """Turn token authentication on for this process and its children, with a token of their own if there is none."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     set_private_token()
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    # The second by its own name: importing Ray sets the level of the first again.
+    for name in ("ray", "ray._private.authentication.authentication_token_setup"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     from ray._private.authentication.authentication_token_setup import enable_token_auth_by_default
 
     enable_token_auth_by_default()

@@ -4,8 +4,10 @@ Ray is imported only when a session is asked for, so that ``--help`` and bad inp
 runs in the session.
 """
 
+import atexit
 import logging
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -48,6 +50,9 @@ def connect(num_cpus: int | None = None, *, object_store_bytes: int = OBJECT_STO
 
     if ray.is_initialized():
         return
+    # Registered after Ray's own, so that it comes before: a second Ctrl-C while Ray ends would print a traceback of it,
+    # and leave processes behind.
+    atexit.register(_ignore_interrupts)
     # A cluster: its own settings hold.
     if not is_private():
         _follow_token()
@@ -133,6 +138,11 @@ def shutdown() -> None:
 
     if ray.is_initialized():
         ray.shutdown()
+
+
+def _ignore_interrupts() -> None:
+    """Ignore Ctrl-C from here on."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _set_environment() -> None:
