@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import jobs.annotate
+import jobs.annotate.job
 from jobs.annotate.annotator import Annotator
 from jobs.annotate.decoder import Decoder
 from jobs.annotate.shards import shard_table
@@ -122,7 +122,7 @@ def test_each_becomes_a_reject_and_the_others_are_annotated(
             annotator(decoder(shard_table(listing, number, *shard)))
         decoder.reader.close()
 
-    monkeypatch.setattr(jobs.annotate, "_annotate", annotate)
+    monkeypatch.setattr(jobs.annotate.job, "_annotate", annotate)
     record = jobs.annotate.job.run(recipe(tree, tiny_base, tmp_path / "out"))
     triplets, rejects = rows(tmp_path / "out")
     assert record["counts"]["rejects_by_reason"] == {"failed/bad_name": 2} and record["counts"]["videos"] == 3

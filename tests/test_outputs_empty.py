@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import jobs.annotate
+import jobs.annotate.job
 import jobs.ingest
 from jobs.annotate.annotator import Annotator
 from jobs.annotate.decoder import Decoder
@@ -86,7 +86,7 @@ def test_annotations_of_every_outcome_open(
             annotator(decoder(shard_table(listing, number, *rows)))
         decoder.reader.close()
 
-    monkeypatch.setattr(jobs.annotate, "_annotate", annotate)
+    monkeypatch.setattr(jobs.annotate.job, "_annotate", annotate)
     videos = write_videos(tmp_path / "videos") / folder
     counts = jobs.annotate.job.run(annotate_recipe(videos, tiny_base, tmp_path / "out"))["counts"]
     assert counts["triplets"] >= triplets and counts["filtered"] + counts["failed"] >= rejects

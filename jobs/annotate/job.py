@@ -115,7 +115,7 @@ def _annotate_missing(
         print(f"annotate: resuming, {listing.num_rows - num_pending:,} of {listing.num_rows:,} videos are finished")
     # 2. The actors do it.
     with stage.timed("annotate_s"):
-        _run_actors(recipe, listing, pending)
+        _annotate(recipe, listing, pending)
     # 3. Rows in = rows out + rejects, or the output is not complete.
     tidy(out)
     counts = {"listed": listing.num_rows} | summarise(out)
@@ -129,7 +129,7 @@ def _annotate_missing(
     return record
 
 
-def _run_actors(recipe: AnnotateRecipe, listing: pa.Table, pending: Mapping[int, tuple[int, int]]) -> None:
+def _annotate(recipe: AnnotateRecipe, listing: pa.Table, pending: Mapping[int, tuple[int, int]]) -> None:
     """Run the two actor pools over the pending shards; only counts come back to this process."""
     if not pending:
         return
