@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import jobs.annotate.job
-import jobs.ingest
+import jobs.ingest.job
 from jobs.annotate.annotator import Annotator
 from jobs.annotate.decoder import Decoder
 from jobs.annotate.shards import shard_table
@@ -105,7 +105,7 @@ def test_ingested_sets_of_every_outcome_open(
             stop = min(num_rows, start + recipe.shard_rows)
             Ingestor(recipe)({"number": number, "start": start, "stop": stop})
 
-    monkeypatch.setattr(jobs.ingest, "_ingest", ingest)
+    monkeypatch.setattr(jobs.ingest.job, "_ingest", ingest)
     root = tmp_path / "root"
     root.mkdir()
     (root / "a.png").write_bytes(encode_png(picture(0)))
