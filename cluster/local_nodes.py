@@ -1,4 +1,4 @@
-"""Several Ray nodes on this machine: ``python -m cluster.local_nodes --nodes 3 --cpus 2 -- COMMAND``.
+"""Start several Ray nodes on this machine: ``python -m cluster.local_nodes --nodes 3 --cpus 2 -- COMMAND``.
 
 Each node is a raylet with its own object store and logical CPUs, so that data really moves between nodes and
 a node can be taken away in the middle.
@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wm.private_session import private_session, set_private_token
@@ -25,44 +26,76 @@ OBJECT_STORE_BYTES = 128 * 2**20
 def local_nodes(
     num_nodes: int = 2, *, cpus_per_node: int = 2, object_store_bytes: int = OBJECT_STORE_BYTES
 ) -> Iterator["Cluster"]:
-    """A cluster of ``num_nodes`` nodes, the head among them, that ends with the block.
+    """Run a cluster that ends with the block.
 
-    While it stands, ``RAY_ADDRESS`` names it, for this process and its children; nothing is connected yet.
-    Strangers are kept out by a token. ``cluster.add_node`` and ``remove_node`` change it.
+    Args:
+        num_nodes: Nodes, the head among them.
+        cpus_per_node: Logical CPUs of each.
+        object_store_bytes: Size of each node's object store.
+
+    Yields:
+        The cluster; ``add_node`` and ``remove_node`` change it. ``RAY_ADDRESS`` names it, for this process and its
+        children; nothing is connected yet. Untrusted clients are kept out by a token.
+
+    Raises:
+        ValueError: Fewer than one node or CPU.
     """
     if num_nodes < 1 or cpus_per_node < 1:
         raise ValueError(f"expected at least one node and one CPU, got {num_nodes} and {cpus_per_node}")
+    # A cluster that the user has joined is not changed, and is back afterwards.
     before = os.environ.pop("RAY_ADDRESS", None)
     _authenticate()
     from ray._private import ray_constants
     from ray.cluster_utils import Cluster
 
-    # As long as the cluster stands: who joins it by a loopback address must not take it for the host's own.
+    # As long as the cluster runs: who joins it by a loopback address must not take it for the host's own.
     with private_session(ray_constants) as private:
         node = {
             "num_cpus": cpus_per_node,
             "object_store_memory": object_store_bytes,
             "temp_dir": private["_temp_dir"],
         }
-        cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+        folder = Path(private["_temp_dir"]).parent
+        with _own_address_file(folder):
+            cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
         try:
+            # The head is there already.
             for _ in range(num_nodes - 1):
                 cluster.add_node(**node)
             cluster.wait_for_nodes()
             os.environ["RAY_ADDRESS"] = cluster.address
             yield cluster
         finally:
-            cluster.shutdown()
+            with _own_address_file(folder):
+                cluster.shutdown()
             os.environ.pop("RAY_ADDRESS", None)
             if before is not None:
                 os.environ["RAY_ADDRESS"] = before
 
 
+@contextmanager
+def _own_address_file(folder: Path) -> Iterator[None]:
+    """Let Ray write the cluster's address below ``folder`` while it starts or ends one."""
+    # By default it is $TMPDIR/ray/ray_current_cluster: that folder may not exist or be another user's, and the file
+    # names the user's own cluster.
+    (folder / "ray").mkdir(exist_ok=True)
+    before = os.environ.get("RAY_TMPDIR")
+    os.environ["RAY_TMPDIR"] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ["RAY_TMPDIR"]
+        if before is not None:
+            os.environ["RAY_TMPDIR"] = before
+
+
 def _authenticate() -> None:
-    """Token authentication for this process and its children, with a token of their own if there is none."""
+    """Turn token authentication on for this process and its children, with a token of their own if there is none."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     set_private_token()
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    # The second by its own name: importing Ray sets the level of the first again.
+    for name in ("ray", "ray._private.authentication.authentication_token_setup"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     from ray._private.authentication.authentication_token_setup import enable_token_auth_by_default
 
     enable_token_auth_by_default()

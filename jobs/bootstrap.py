@@ -1,5 +1,5 @@
-"""The whole method, stage after stage: base → inverse model → annotate videos → select → forward models → evaluate →
-report. Stages exchange files: one whose output is whole and whose inputs are unchanged is not run again.
+"""Run the complete method stage by stage: base → inverse model → annotate videos → select → forward models → evaluate →
+report. Stages exchange files: one whose output is complete and whose inputs are unchanged is not run again.
 """
 
 import shutil
@@ -54,12 +54,12 @@ class BootstrapRecipe(Recipe):
     """Train the bootstrapped forward model without recognition weights too, for comparison."""
     rounds: int = Field(default=1, ge=1)
     """Rounds of annotate → select → train. From the second on the inverse model learns from what the one before
-    annotated too, the better of the two annotates anew (gate), and the better forward model goes on."""
+    annotated too, the better of the two annotates again (gate), and so does the better forward model."""
     self_training: bool = False
     """From the second round on: what the forward model predicts and the inverse model verifies (jobs.imagine) trains
     the next forward model too."""
     gate_file: str = "data/tabletop/tune.json"
-    """With rounds > 1: rows of the supervised root that decide which model goes on; neither for training nor for the
+    """With rounds > 1: rows of the supervised root that decide which model is used; neither for training nor for the
     report."""
     controls: bool = False
     """Train forward models on the true and on shuffled labels of the same clips too (tabletop only)."""
@@ -82,7 +82,7 @@ class BootstrapRecipe(Recipe):
     imagine: Settings = {}
     """Keys of jobs.imagine."""
     imagined: Settings = {}
-    """Keys of a source of triplets for jobs.train (weight, limit): how what was imagined is mixed in."""
+    """Keys of a source of triplets for jobs.train (weight, limit): how imagined triplets are mixed in."""
     fdm: Settings = {}
     """Keys of jobs.train for every forward model."""
     evaluate: Settings = {}
@@ -100,23 +100,27 @@ class BootstrapRecipe(Recipe):
 
 @dataclass(frozen=True)
 class Stage:
-    """``name``: folder below out. ``run``: the job's function, called with ``recipe``."""
+    """A job with its resolved recipe; ``name`` is its folder below out."""
 
     name: str
     run: Callable[..., Any]
     recipe: Recipe
 
 
-class _Standing(NamedTuple):
-    """After a round: folders whose ``model`` goes on, and the annotated triplets as a source for training."""
+class _RoundResult(NamedTuple):
+    """Folders of the best models after a round, and the annotated triplets as a source for training."""
 
     idm: str
     fdm: str
-    chosen: Settings
+    selected: Settings
 
 
 def plan(recipe: BootstrapRecipe) -> list[Stage]:
-    """Every stage in order with its resolved recipe; a wrong key in any table is an error here, before any work."""
+    """List every stage in order with its resolved recipe.
+
+    Raises:
+        InputError: A key in one of the tables is wrong.
+    """
     return _Plan(recipe).stages
 
 
@@ -133,11 +137,12 @@ class _Plan:
             world = self.add("world", tabletop, tabletop.TabletopRecipe, "tabletop")
         root = recipe.supervised_root or f"{world}/supervised"
         self.videos = recipe.videos or f"{world}/videos"
-        self.people = self.ingested("triplets", root, recipe.train_file, "train")
-        test = self.ingested("test", root, recipe.test_file, "test")
-        self.tuning = self.ingested("tune", root, recipe.gate_file, "tune") if recipe.rounds > 1 else ""
+        self.people = self.ingest("triplets", root, recipe.train_file, "train")
+        test = self.ingest("test", root, recipe.test_file, "test")
+        self.tuning = self.ingest("tune", root, recipe.gate_file, "tune") if recipe.rounds > 1 else ""
+        # Every seed trains models of its own on the same data.
         for seed in recipe.seeds:
-            self.one_seed(seed)
+            self.add_seed(seed)
         self.add(
             "evaluate", evaluate, evaluate.EvaluateRecipe, "evaluate",
             triplets=f"{test}/triplets", base=self.base, models=self.models, idm="idm",
@@ -147,40 +152,43 @@ class _Plan:
     def add(self, name: str, job: Any, kind: type[Recipe], table: str, **fixed: Any) -> str:
         """Append a stage; returns its folder."""
         fixed["out"] = str(self.out / name)
-        given = getattr(self.recipe, table)
-        for key in sorted(set(given) & set(fixed) - {"weights"}):
-            raise InputError(f"{table}.{key} = {given[key]!r:.80}: bootstrap sets this key itself; leave it out")
-        settings = {**given, **fixed}
+        keys = getattr(self.recipe, table)
+        # A user's path between stages would cut the chain in silence.
+        for key in sorted(set(keys) & set(fixed) - {"weights"}):
+            raise InputError(f"{table}.{key} = {keys[key]!r:.80}: bootstrap sets this key itself; leave it out")
+        settings = {**keys, **fixed}
         self.stages.append(Stage(name, job.run, kind.parse(settings, f"table [{table}] for stage {name}")))
         return str(fixed["out"])
 
-    def ingested(self, name: str, root: str, file: str, split: str) -> str:
+    def ingest(self, name: str, root: str, file: str, split: str) -> str:
         return self.add(name, ingest, IngestRecipe, "ingest", root=root, codec=self.base, file=file, split=split)
 
-    def trained(self, name: str, task: str, seed: int, label: str, **settings: Any) -> str:
+    def train(self, name: str, task: str, seed: int, label: str, **settings: Any) -> str:
         """Train a model, and evaluate it under ``label``; returns its stage's folder."""
         folder = self.add(name, train, TrainRecipe, task, base=self.base, seed=seed, task=task, **settings)
         self.models[name] = {"path": f"{folder}/model", "role": task, "label": label, "seed": seed}
         return folder
 
-    def annotated(self, tail: str, idm: str) -> tuple[str, Settings]:
+    def annotate_and_select(self, tail: str, idm: str) -> tuple[str, Settings]:
         """Annotate and select: the annotated folder, and the selected part of it as a source for training."""
         recipe = {"videos": self.videos, "idm": f"{idm}/model"}
         annotated = self.add(f"annotated{tail}", annotate, AnnotateRecipe, "annotate", **recipe)
         triplets = f"{annotated}/triplets"
-        chosen = self.add(f"selected{tail}", select, SelectRecipe, "select", triplets=triplets)
-        return annotated, {"path": annotated, "selection": chosen}
+        selected = self.add(f"selected{tail}", select, SelectRecipe, "select", triplets=triplets)
+        return annotated, {"path": annotated, "selection": selected}
 
-    def one_seed(self, seed: int) -> None:
+    def add_seed(self, seed: int) -> None:
         recipe = self.recipe
         tail = "" if seed == recipe.seeds[0] else f"-seed{seed}"
+        # The inverse model learns from human-labelled triplets alone, then labels the videos.
         people: list[Settings] = [{"path": self.people}]
-        idm = self.trained(f"idm{tail}", "idm", seed, "IDM", triplets=people)
-        annotated, chosen = self.annotated(tail, idm)
-        both = [*people, chosen]
+        idm = self.train(f"idm{tail}", "idm", seed, "IDM", triplets=people)
+        annotated, selected = self.annotate_and_select(tail, idm)
+        both = [*people, selected]
         weights = recipe.fdm.get("weights", {})
         # A value that is no table stays, so that the recipe's own check names it.
         plain = {**weights, "enabled": False} if isinstance(weights, dict) else weights
+        # The forward models that are compared: one label and its triplets each.
         variants: dict[str, tuple[str, Settings]] = {
             "fdm-ft": ("C-FT", {"triplets": people, "weights": plain}),
             "fdm": ("C-FDM", {"triplets": both}),
@@ -188,49 +196,61 @@ class _Plan:
         if recipe.unweighted:
             variants["fdm-unweighted"] = ("C-FDM, no weights", {"triplets": both, "weights": plain})
         for labels in ("truth", "shuffled") if recipe.controls else ():
-            source = {"triplets": f"{annotated}/triplets", "selection": f"{chosen['selection']}/selection"}
+            source = {"triplets": f"{annotated}/triplets", "selection": f"{selected['selection']}/selection"}
             control = self.add(
                 f"control-{labels}{tail}", relabel, relabel.RelabelRecipe, "relabel", **source, labels=labels, seed=seed
             )
             triplets = {"triplets": [*people, {"path": control}]}
             variants[f"fdm-{labels}"] = (f"C-FDM, {'true' if labels == 'truth' else labels} labels", triplets)
         for name, (label, settings) in variants.items():
-            self.trained(f"{name}{tail}", "fdm", seed, label, **settings)
+            self.train(f"{name}{tail}", "fdm", seed, label, **settings)
             self.models[f"{name}{tail}"]["idm"] = f"idm{tail}"
-        standing = _Standing(idm, str(self.out / f"fdm{tail}"), chosen)
+        standing = _RoundResult(idm, str(self.out / f"fdm{tail}"), selected)
         for number in range(2, recipe.rounds + 1):
-            standing = self.round(number, seed, tail, standing)
+            standing = self.add_round(number, seed, tail, standing)
 
-    def round(self, number: int, seed: int, seed_tail: str, last: _Standing) -> _Standing:
-        """A further round on what stands."""
-        tail, told = f"-r{number}{seed_tail}", f"round {number}"
+    def add_round(self, number: int, seed: int, seed_tail: str, last: _RoundResult) -> _RoundResult:
+        """Add a further round, which starts from the result of the last one."""
+        tail, title = f"-r{number}{seed_tail}", f"round {number}"
         people: list[Settings] = [{"path": self.people}]
-        trained = self.trained(f"idm{tail}", "idm", seed, f"IDM, {told}", triplets=[*people, last.chosen])
-        idm = self.gated(f"gate-idm{tail}", "idm", last.idm, trained)
-        annotated, chosen = self.annotated(tail, idm)
-        variants = {"fdm": (f"C-FDM, {told}", [*people, chosen])}
+        trained = self.train(f"idm{tail}", "idm", seed, f"IDM, {title}", triplets=[*people, last.selected])
+        idm = self.compare(f"gate-idm{tail}", "idm", last.idm, trained)
+        annotated, selected = self.annotate_and_select(tail, idm)
+        variants = {"fdm": (f"C-FDM, {title}", [*people, selected])}
         if self.recipe.self_training:
             recipe = {"fdm": f"{last.fdm}/model", "idm": f"{idm}/model", "sources": annotated, "actions": self.people}
             imagined = self.add(f"imagined{tail}", imagine, imagine.ImagineRecipe, "imagine", **recipe, seed=seed)
-            mixed = [*people, chosen, {**self.recipe.imagined, "path": imagined}]
-            variants["fdm-self"] = (f"C-FDM, {told}, self-training", mixed)
+            mixed = [*people, selected, {**self.recipe.imagined, "path": imagined}]
+            variants["fdm-self"] = (f"C-FDM, {title}, self-training", mixed)
+        # Each new forward model must beat the best one before it.
         fdm = last.fdm
         for name, (label, triplets) in variants.items():
-            trained = self.trained(f"{name}{tail}", "fdm", seed, label, triplets=triplets)
+            trained = self.train(f"{name}{tail}", "fdm", seed, label, triplets=triplets)
             # One verifier for the forward models of all rounds, which then differ in themselves alone.
             self.models[f"{name}{tail}"]["idm"] = f"idm{seed_tail}"
-            fdm = self.gated(f"gate-{name}{tail}", "fdm", fdm, trained)
-        return _Standing(idm, fdm, chosen)
+            fdm = self.compare(f"gate-{name}{tail}", "fdm", fdm, trained)
+        return _RoundResult(idm, fdm, selected)
 
-    def gated(self, name: str, role: str, champion: str, challenger: str) -> str:
+    def compare(self, name: str, role: str, champion: str, challenger: str) -> str:
         recipe = {"champion": f"{champion}/model", "challenger": f"{challenger}/model", "role": role}
         return self.add(name, gate, gate.GateRecipe, "gate", **recipe, triplets=self.tuning)
 
 
 def run(recipe: BootstrapRecipe, *, dry_run: bool = False) -> dict[str, Any]:
-    """Run what is not whole; returns ``{stage: run record}``."""
+    """Run every stage whose output is not complete.
+
+    Args:
+        recipe: Settings of all stages.
+        dry_run: Check everything and print the stages.
+
+    Returns:
+        Run record by stage; empty on a dry run.
+
+    Raises:
+        InputError: Something given is wrong; what can be checked is checked before the first stage.
+    """
     stages = plan(recipe)
-    _check_given(recipe, stages)
+    _check_inputs(recipe, stages)
     if dry_run:
         print(f"bootstrap: {len(stages)} stages into {recipe.out}")
         for number, stage in enumerate(stages, 1):
@@ -247,18 +267,19 @@ def run(recipe: BootstrapRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         _run_stage(stage, Path(recipe.out))
         records[stage.name] = read_run(Path(recipe.out) / stage.name)
     minutes, seconds = divmod(int(time.monotonic() - begin), 60)
-    print(f"\nbootstrap: whole in {minutes}:{seconds:02d}. Report: {Path(recipe.out) / 'report' / 'report.html'}")
+    print(f"\nbootstrap: complete in {minutes}:{seconds:02d}. Report: {Path(recipe.out) / 'report' / 'report.html'}")
     return records
 
 
-def _check_given(recipe: BootstrapRecipe, stages: list[Stage]) -> None:
-    """Look at what the user brings before the first stage: the one that needs it may come hours later."""
+def _check_inputs(recipe: BootstrapRecipe, stages: list[Stage]) -> None:
+    """Check what the user brings before the first stage: the one that needs it may come hours later."""
     check_place(Path(recipe.out))
-    found = read_run(recipe.out)
-    if found is not None:
-        raise InputError(f"{recipe.out} holds another run (of stage {found.get('stage')!r}); choose another out")
+    record = read_run(recipe.out)
+    if record is not None:
+        raise InputError(f"{recipe.out} holds another run (of stage {record.get('stage')!r}); choose another out")
     if recipe.base_model is not None:
         load_codec(recipe.base_model)
+    # Files of the user's data set, which the stages read hours later.
     if recipe.supervised_root is not None:
         gates = [recipe.gate_file] if recipe.rounds > 1 else []
         for file in (recipe.train_file, recipe.test_file, *gates):
@@ -266,23 +287,24 @@ def _check_given(recipe: BootstrapRecipe, stages: list[Stage]) -> None:
     if recipe.videos is not None:
         more = {name: recipe.annotate[name] for name in ("layout", "annotations") if name in recipe.annotate}
         list_videos(recipe.videos, **more)
+    # CPUs and GPUs, which Ray would wait for without an end.
     for stage in stages:
         if isinstance(stage.recipe, TrainRecipe):
             need_machine(stage.recipe)
 
 
 def _state(stage: Stage, folder: Path) -> str:
-    """What stands in a stage's folder. Whether inputs have changed shows only when the stages before have run."""
+    """Describe a stage's folder. Changed inputs show only when the stages before have run."""
     record = read_run(folder)
     if record is None:
         return "to do"
     is_same = given(record.get("recipe") or {}) == given(stage.recipe.model_dump(mode="json"))
-    return "whole" if is_same else "whole, of another recipe"
+    return "complete" if is_same else "complete, of another recipe"
 
 
 def _warnings(stage: Stage) -> list[str]:
-    """What is wrong with the schedule of a stage that trains. With ``epochs`` its length follows from triplets that
-    other stages write first: then the stage says it when it starts."""
+    """List what is wrong with the schedule of a stage that trains."""
+    # With ``epochs`` its length follows from triplets that other stages write first: then the stage itself warns.
     recipe = stage.recipe
     if isinstance(recipe, pretrain.PretrainRecipe):
         return pretrain.schedule_warnings(recipe)
@@ -290,14 +312,14 @@ def _warnings(stage: Stage) -> list[str]:
 
 
 def _run_stage(stage: Stage, out: Path) -> None:
-    """Run a stage; an output made by another recipe or from other inputs is put aside first, never overwritten."""
+    """Run a stage; an output of another recipe or of other inputs is moved away first, never overwritten."""
     try:
         stage.run(stage.recipe)
     except OtherRunError as error:
-        aside = _free_name(out / SUPERSEDED, stage.name)
-        aside.parent.mkdir(exist_ok=True)
-        shutil.move(out / stage.name, aside)
-        print(f"{stage.name}: {error}; the old one is now {aside}")
+        destination = _free_name(out / SUPERSEDED, stage.name)
+        destination.parent.mkdir(exist_ok=True)
+        shutil.move(out / stage.name, destination)
+        print(f"{stage.name}: {error}; the old one is now {destination}")
         stage.run(stage.recipe)
 
 
@@ -309,7 +331,7 @@ def _free_name(folder: Path, name: str) -> Path:
 
 
 def main() -> int:
-    """Command line."""
+    """Run the command line; returns the exit status."""
     return cli_main(BootstrapRecipe, run, name="bootstrap", description=__doc__ or "")
 
 

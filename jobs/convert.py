@@ -1,5 +1,6 @@
-"""Take over a PEFT adapter that another program trained (plain PEFT, LLaMA-Factory, ms-swift): check it against its
-base and write it with the manifest that every job and server asks for. No value of it is changed."""
+"""Convert a PEFT adapter that another program trained (plain PEFT, LLaMA-Factory, ms-swift): check it against its base
+and write it with the manifest that every job and server asks for. No value of it is changed.
+"""
 
 import shutil
 import sys
@@ -31,14 +32,25 @@ class ConvertRecipe(Recipe):
 
 
 def run(recipe: ConvertRecipe, *, dry_run: bool = False) -> dict[str, Any]:
-    """Check the adapter and write ``out/model``; returns the run's record."""
+    """Check the adapter and write ``out/model``.
+
+    Args:
+        recipe: Adapter, base and task.
+        dry_run: Check everything and write nothing.
+
+    Returns:
+        The run's record; empty on a dry run.
+
+    Raises:
+        InputError: A folder is missing, or the adapter does not belong to the base.
+    """
     for key in ("adapter", "base"):
         if not Path(getattr(recipe, key)).is_dir():
             raise InputError(f"{key} = {getattr(recipe, key)!r}: no such folder")
     inputs = {key: digest_of(getattr(recipe, key)) for key in ("adapter", "base")}
     stage = Run(recipe.out, "convert", recipe, inputs)
     if stage.is_whole():
-        print(f"convert: already whole in {recipe.out}")
+        print(f"convert: already complete in {recipe.out}")
         return read_run(recipe.out) or {}
     from wm.models.checkpoints import written_aside
     from wm.models.foreign_adapters import convert_adapter
@@ -47,13 +59,14 @@ def run(recipe: ConvertRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     # Written elsewhere first: an adapter that is refused, and a dry run, leave no run behind.
     with tempfile.TemporaryDirectory() as folder:
         with stage.timed("convert_s"):
+            # Every check is in here; nothing of it is in out yet.
             conversion = convert_adapter(recipe.adapter, recipe.base, Path(folder), task=recipe.task, home=model)
         if dry_run:
             print(f"convert: would write {model}: {_summary(conversion)}")
             return {}
         stage.start()
-        with written_aside(model) as aside:
-            shutil.copytree(folder, aside, dirs_exist_ok=True)
+        with written_aside(model) as temporary:
+            shutil.copytree(folder, temporary, dirs_exist_ok=True)
     counts = {"tensors": conversion.tensors, "renamed": conversion.renamed, "unused": conversion.unused}
     record = stage.finish(counts, manifest=conversion.manifest.model_dump(mode="json"))
     print(f"convert: {recipe.adapter} → {model}: {_summary(conversion)}")
@@ -69,7 +82,7 @@ def _summary(conversion: "Conversion") -> str:
 
 
 def main() -> int:
-    """Command line."""
+    """Run the command line; returns the exit status."""
     return cli_main(ConvertRecipe, run, name="convert", description=__doc__ or "")
 
 

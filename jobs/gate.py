@@ -1,5 +1,7 @@
-"""Does a new model replace the one before? Both are asked about the same held-out triplets; ``out/model`` leads to the
-better one, which the next stage goes on with."""
+"""Decide whether a new model replaces the one before, by the same held-out triplets for both.
+
+``out/model`` is a link to the better one, from which the next stage continues. Not known here: how either was trained.
+"""
 
 import os
 import sys
@@ -21,10 +23,10 @@ from wm.runs import Run, digest_of, read_run
 
 
 class GateRecipe(Recipe):
-    """Two models of one task, and what they are asked."""
+    """Two models of one task, and the triplets that they are evaluated on."""
 
     champion: InputPath
-    """Model folder that stands until now: full weights or an adapter."""
+    """Model folder in use until now: full weights or an adapter."""
     challenger: InputPath
     """Model folder that replaces it if it is better."""
     role: Role
@@ -44,47 +46,69 @@ class GateRecipe(Recipe):
     base: InputPath = ""
     """Base folder of adapters; empty: the one their manifests name."""
     batch_size: int | None = Field(default=None, ge=1)
-    """Rows a forward pass; left out: as the memory allows."""
+    """Rows in a forward pass; left out: as many as the memory allows."""
     device: str = "cpu"
     """Where the models run."""
 
 
 def run(recipe: GateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
-    """Ask both, decide, and lead ``out/model`` to the better one; returns the run's record."""
+    """Evaluate both, decide, and link ``out/model`` to the better one.
+
+    Args:
+        recipe: The two models and the triplets.
+        dry_run: Check everything and write nothing.
+
+    Returns:
+        The run's record; empty on a dry run.
+
+    Raises:
+        InputError: A model was trained for another task, or a folder is missing.
+    """
     need_device(recipe.device)
     names = ("champion", "challenger", "triplets")
     stage = Run(recipe.out, "gate", recipe, {name: digest_of(getattr(recipe, name)) for name in names})
-    whole = stage.is_whole()
+    is_complete = stage.is_whole()
+    # A model of the other task would be compared by figures that mean nothing.
     for name in names[:2]:
         manifest = read_manifest(getattr(recipe, name))
         if manifest is not None and manifest.task not in (None, recipe.role):
             raise InputError(f"{name} = {getattr(recipe, name)} was trained as {manifest.task}, not as {recipe.role}")
-    if dry_run or whole:
-        print(f"gate: {'already whole in' if whole else 'would decide in'} {recipe.out}")
-        return (read_run(recipe.out) or {}) if whole else {}
+    if dry_run or is_complete:
+        print(f"gate: {'already complete in' if is_complete else 'would decide in'} {recipe.out}")
+        return (read_run(recipe.out) or {}) if is_complete else {}
     stage.start()
-    found: dict[str, Gate] = {}
+    gates: dict[str, Gate] = {}
     for name in names[:2]:
         with stage.timed(name):
-            found[name] = _ask(recipe, getattr(recipe, name))
-    gain, error = gain_of(found["champion"], found["challenger"], recipe.metric)
-    promoted = gain > recipe.least_gain and not found["challenger"].has_collapsed
-    chosen = "challenger" if promoted else "champion"
-    _lead_to(Path(getattr(recipe, chosen)), stage.out / "model")
-    figures = {name: asked.figures() for name, asked in found.items()}
-    summary = {"promoted": chosen, "gain": gain, "standard_error": error, "figures": figures}
-    record = stage.finish({"triplets": len(found["champion"].nats_B)}, summary=summary)
+            gates[name] = _evaluate(recipe, getattr(recipe, name))
+    gain, error = gain_of(gates["champion"], gates["challenger"], recipe.metric)
+    # A model that copies its source has good likelihoods of what does not change: it never replaces one.
+    promoted = gain > recipe.least_gain and not gates["challenger"].has_collapsed
+    winner = "challenger" if promoted else "champion"
+    _link_model(Path(getattr(recipe, winner)), stage.out / "model")
+    figures = {name: result.figures() for name, result in gates.items()}
+    summary = {"promoted": winner, "gain": gain, "standard_error": error, "figures": figures}
+    record = stage.finish({"triplets": len(gates["champion"].nats_B)}, summary=summary)
     for name, values in figures.items():
         print(f"  {name:<10} " + "  ".join(f"{key} {value:.3f}" for key, value in values.items()))
-    if found["challenger"].has_collapsed:
-        print(f"  the challenger copies its source in {found['challenger'].copies:.0%} of the triplets: not promoted")
-    told = "" if error is None else f" ± {error:.4f} (standard error over triplets)"
-    print(f"gate: {recipe.metric} better by {gain:.4f}{told}: the {chosen} goes on, {stage.out / 'model'}")
+    if gates["challenger"].has_collapsed:
+        print(f"  the challenger copies its source in {gates['challenger'].copies:.0%} of the triplets: not promoted")
+    spread = "" if error is None else f" ± {error:.4f} (standard error over triplets)"
+    print(f"gate: {recipe.metric} better by {gain:.4f}{spread}: the {winner} is used, {stage.out / 'model'}")
     return record
 
 
 def gain_of(champion: Gate, challenger: Gate, metric: GateMetric) -> tuple[float, float | None]:
-    """By how much the challenger is better; for ``nats`` also the standard error of the mean over triplets."""
+    """Compute by how much the challenger is better.
+
+    Args:
+        champion: Figures of the model in use.
+        challenger: Figures of the new model, on the same triplets in the same order.
+        metric: ``nats`` (nats a token) or ``preference`` (a share).
+
+    Returns:
+        The gain in the metric's unit, and for ``nats`` the standard error of its mean over triplets, else None.
+    """
     if metric == "preference":
         return challenger.value(metric) - champion.value(metric), None
     gain_B = champion.nats_B - challenger.nats_B
@@ -92,7 +116,7 @@ def gain_of(champion: Gate, challenger: Gate, metric: GateMetric) -> tuple[float
     return float(gain_B.mean()), error
 
 
-def _ask(recipe: GateRecipe, path: str) -> Gate:
+def _evaluate(recipe: GateRecipe, path: str) -> Gate:
     manifest = read_manifest(path)
     is_adapter = manifest is not None and manifest.kind == "adapter"
     vlm = load_model(path, base=(recipe.base or None) if is_adapter else None, device=recipe.device)
@@ -100,16 +124,17 @@ def _ask(recipe: GateRecipe, path: str) -> Gate:
     return gate(vlm, recipe.role, held_out, batch_size=recipe.batch_size)
 
 
-def _lead_to(model: Path, link: Path) -> None:
-    """A relative link, so that the folder of all stages can be moved; made aside and then renamed."""
-    aside = link.with_name(f".{link.name}.{os.getpid()}")
-    aside.unlink(missing_ok=True)
-    aside.symlink_to(os.path.relpath(model.resolve(), link.parent.resolve()))
-    aside.replace(link)
+def _link_model(model: Path, link: Path) -> None:
+    """Write ``link`` to ``model`` under a temporary name, then rename it."""
+    temporary = link.with_name(f".{link.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    # Relative, so that the folder of all stages can be moved.
+    temporary.symlink_to(os.path.relpath(model.resolve(), link.parent.resolve()))
+    temporary.replace(link)
 
 
 def main() -> int:
-    """Command line."""
+    """Run the command line; returns the exit status."""
     return cli_main(GateRecipe, run, name="gate", description=__doc__ or "")
 
 

@@ -1,5 +1,6 @@
-"""Self-training: a forward model predicts what actions would do in source images, an inverse model verifies each
-prediction, and those it believes become triplets of origin ``fdm``, for jobs.select and jobs.train."""
+"""Imagine triplets for self-training: a forward model predicts what actions would do in source images, an inverse model
+verifies each prediction, and those it accepts become triplets of origin ``fdm``, for jobs.select and jobs.train.
+"""
 
 import sys
 from collections.abc import Iterator
@@ -44,12 +45,12 @@ _SOURCE_COLUMNS = ["triplet_id", "dataset", "class_label", "license", "source_im
 
 
 class ImagineRecipe(RolesRecipe):
-    """Models, source images, actions, and what is believed."""
+    """Models, source images, actions, and which predictions are accepted."""
 
     sources: InputPath
     """Folder of triplets whose source images are used."""
     actions: InputPath
-    """Folder of triplets whose actions are done, each only in sources of the same subset."""
+    """Folder of triplets whose actions are tried, each only in sources of the same subset."""
     subset: str = ""
     """Column that tells subsets apart, such as class_label; empty: any action in any source."""
     out: OutputPath
@@ -64,13 +65,13 @@ class ImagineRecipe(RolesRecipe):
     """Least mean log-likelihood of the action under the inverse model, nats a token; below it the row is a reject."""
     max_unchanged: float = Field(default=0.99, ge=0, le=1)
     """Largest share of unchanged image tokens; above it the row is a reject (a copy teaches copying). 1 keeps copies
-    too; how many triplets are copies stands in the counts as unchanged_codes."""
+    too; how many triplets are copies is in the counts as unchanged_codes."""
     dataset: str = "imagined"
     """Name for the dataset column."""
     split: str = "train"
     """Name for the split column."""
     seed: int = Field(default=0, ge=0, lt=2**62)
-    """Of the pairing and of the draws."""
+    """Of the pairing and of the sampling."""
 
     @field_validator("search")
     @classmethod
@@ -83,7 +84,7 @@ class ImagineRecipe(RolesRecipe):
 
 @dataclass(frozen=True)
 class _Try:
-    """An action to be done in a source."""
+    """An action to try in a source."""
 
     row: dict[str, Any]
     action: str
@@ -91,30 +92,40 @@ class _Try:
 
 
 def run(recipe: ImagineRecipe, *, dry_run: bool = False) -> dict[str, Any]:
-    """Predict, verify and write; returns the run's record. A stopped run goes on with the parts that are not there."""
+    """Predict, verify and write; a stopped run resumes with the parts that are not there.
+
+    Args:
+        recipe: Models, sources, actions.
+        dry_run: Check everything and print what would be tried.
+
+    Returns:
+        The run's record; empty on a dry run.
+
+    Raises:
+        InputError: Models, triplets or actions do not allow it.
+    """
     need_roles(recipe)
     names = ("fdm", "idm", "sources", "actions", *(["base"] if recipe.base else []))
     inputs = {name: digest_of(getattr(recipe, name)) for name in names}
     stage = Run(recipe.out, "imagine", recipe, inputs | {"seeds": SEED_SCHEME})
-    whole = stage.is_whole()
-    if whole:
-        print(f"imagine: already whole in {recipe.out}")
+    if stage.is_whole():
+        print(f"imagine: already complete in {recipe.out}")
         return read_run(recipe.out) or {}
     with stage.timed("read"):
         codec = load_codec(recipe.base or recipe.fdm, recipe.device)
         check_block(recipe.search.block, codec.tokens_per_image)
         codec.need_decoder()
-        tries = _tries(recipe)
+        tries = _pair_actions(recipe)
     if dry_run:
         print(f"imagine: would try {sum(map(len, tries)):,} actions in {len(tries):,} sources into {recipe.out}")
         return {}
     with stage.timed("load"):
         roles = read_roles(recipe, codec)
-    need_actions(roles, [0] * codec.tokens_per_image, (one.action for chosen in tries for one in chosen))
+    need_actions(roles, [0] * codec.tokens_per_image, (attempt.action for attempts in tries for attempt in attempts))
     stage.start()
     with stage.timed("imagine"), torch.inference_mode(), progress_bar(len(tries), "source", "imagine") as bar:
-        for done in _parts(recipe, tries, codec, roles):
-            bar.update(done)
+        for num_sources in _write_parts(recipe, tries, codec, roles):
+            bar.update(num_sources)
     counts = _counts(stage.out, sum(map(len, tries)))
     fill_empty_tables(recipe.out, STAGE_TABLES, "part-00000.parquet")  # before the card, which names every table
     title = f"{recipe.dataset}: triplets imagined by a forward and verified by an inverse model"
@@ -129,28 +140,29 @@ def run(recipe: ImagineRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     return record
 
 
-def _tries(recipe: ImagineRecipe) -> list[list[_Try]]:
-    """Of each source that has codes, in the order of the triplets' ids, its actions."""
+def _pair_actions(recipe: ImagineRecipe) -> list[list[_Try]]:
+    """Pair each source, in the order of the triplets' ids, with the actions to try in it."""
     table = read_table(_triplets(recipe.sources), columns=[*_SOURCE_COLUMNS, *_subset(recipe, _SOURCE_COLUMNS)])
     table = table.sort_by("triplet_id")
     if not table.num_rows:
         raise InputError(f"no triplet in {recipe.sources}")
-    said = read_table(_triplets(recipe.actions), columns=["triplet_id", "action", *_subset(recipe, [])])
-    said = said.sort_by("triplet_id")
+    actions_table = read_table(_triplets(recipe.actions), columns=["triplet_id", "action", *_subset(recipe, [])])
+    actions_table = actions_table.sort_by("triplet_id")
+    # Spread over the set, so that a limit does not take one class alone.
     rows = table.take(spread_rows(table.num_rows, recipe.limit or None)).to_pylist()
 
     def subset(row: dict[str, Any]) -> str:
         return str(row[recipe.subset] or "") if recipe.subset else ""
 
-    actions = [(subset(row), row["action"]) for row in said.to_pylist()]
+    actions = [(subset(row), row["action"]) for row in actions_table.to_pylist()]
     seeds = row_seeds(recipe.seed, (row["triplet_id"] for row in rows))
     paired = pair_actions([subset(row) for row in rows], actions, each=recipe.actions_each, seeds=seeds)
     if not any(paired):
         raise InputError(f"no action of {recipe.actions} is of the {recipe.subset} of any source in {recipe.sources}")
-    # Every try has noise of its own, made of the source's id and the action: neither the parts nor `limit` change it.
+    # Every try has noise of its own, from the source's id and the action: neither the parts nor `limit` change it.
     return [
-        [_Try(row, action, derive_seed(seed, action)) for action in chosen]
-        for row, seed, chosen in zip(rows, seeds, paired, strict=True)
+        [_Try(row, action, derive_seed(seed, action)) for action in row_actions]
+        for row, seed, row_actions in zip(rows, seeds, paired, strict=True)
     ]
 
 
@@ -165,40 +177,43 @@ def _triplets(folder: str) -> Path:
     return inner if inner.is_dir() else Path(folder)
 
 
-def _parts(recipe: ImagineRecipe, tries: list[list[_Try]], codec: ImageCodec, roles: Roles) -> Iterator[int]:
-    """Write the parts that are not there, rejects first: a part whose triplets file stands is whole."""
+def _write_parts(recipe: ImagineRecipe, tries: list[list[_Try]], codec: ImageCodec, roles: Roles) -> Iterator[int]:
+    """Write the parts that are not there, and yield each part's number of sources."""
     out = Path(recipe.out)
     for start in range(0, len(tries), SOURCES_PER_PART):
         sources = tries[start : start + SOURCES_PER_PART]
         name = f"part-{start // SOURCES_PER_PART:05d}.parquet"
         if not (out / "triplets" / name).exists():
-            chosen = [one for actions in sources for one in actions]
-            codes = _source_codes(codec, chosen)
-            found = predict_observations(
-                roles.fdm.model, roles.idm.model, codes, [one.action for one in chosen],
-                search=recipe.search, sampling=recipe.sampling, seed=[one.seed for one in chosen],
+            attempts = [attempt for actions in sources for attempt in actions]
+            codes = _load_or_encode(codec, attempts)
+            predictions = predict_observations(
+                roles.fdm.model, roles.idm.model, codes, [attempt.action for attempt in attempts],
+                search=recipe.search, sampling=recipe.sampling, seed=[attempt.seed for attempt in attempts],
                 batch_size=recipe.batch_size, fdm_decoder=roles.fdm.decoder, idm_decoder=roles.idm.decoder,
-            ) if chosen else []  # fmt: skip
+            ) if attempts else []  # fmt: skip
             rows = [
-                (one, source, prediction.best)
-                for one, source, prediction in zip(chosen, codes.tolist(), found, strict=True)
+                (attempt, source, prediction.best)
+                for attempt, source, prediction in zip(attempts, codes.tolist(), predictions, strict=True)
             ]
-            rejects = [_reject(recipe, one, best) for one, _, best in rows if _reason(recipe, best)]
-            kept = [row for row in rows if not _reason(recipe, row[2])]
+            rejects = [_build_reject(recipe, attempt, best) for attempt, _, best in rows if _reason(recipe, best)]
+            accepted = [row for row in rows if not _reason(recipe, row[2])]
+            # Rejects first: a part whose file of triplets is there is complete.
             if rejects:
                 write_table(rejects, out / "rejects" / name, REJECT_SCHEMA)
-            write_table(_triplet_rows(recipe, codec, kept), out / "triplets" / name, TRIPLET_SCHEMA)
+            write_table(_build_triplets(recipe, codec, accepted), out / "triplets" / name, TRIPLET_SCHEMA)
         yield len(sources)
 
 
-def _source_codes(codec: ImageCodec, chosen: list[_Try]) -> torch.Tensor:
-    """Stored codes of this codec are taken as they are, others made anew."""
+def _load_or_encode(codec: ImageCodec, attempts: list[_Try]) -> torch.Tensor:
+    """Return the source codes (M, N): the stored ones where they are of this codec, else those of the image."""
     codes = []
-    for one in chosen:
-        if one.row["codec"] == codec.codec_id and one.row["source_codes"]:
-            codes.append(torch.tensor(one.row["source_codes"]))
+    for attempt in attempts:
+        if attempt.row["codec"] == codec.codec_id and attempt.row["source_codes"]:
+            codes.append(torch.tensor(attempt.row["source_codes"]))
             continue
-        pixels = decode_image(one.row["source_image"]["bytes"], f"source_image of triplet {one.row['triplet_id']}")
+        pixels = decode_image(
+            attempt.row["source_image"]["bytes"], f"source_image of triplet {attempt.row['triplet_id']}"
+        )
         codes.append(codec.encode(fit_square(pixels, codec.side_px)[None])[0].cpu().long())
     return torch.stack(codes) if codes else torch.zeros((0, codec.tokens_per_image), dtype=torch.int64)
 
@@ -209,57 +224,59 @@ def _reason(recipe: ImagineRecipe, best: Candidate) -> str:
     return "unlikely" if best.score.mean_logprob < recipe.min_score else ""
 
 
-def _identity(recipe: ImagineRecipe, one: _Try) -> str:
-    return stable_id(recipe.dataset, recipe.split, one.row["triplet_id"], one.action, str(one.seed))
+def _identity(recipe: ImagineRecipe, attempt: _Try) -> str:
+    return stable_id(recipe.dataset, recipe.split, attempt.row["triplet_id"], attempt.action, str(attempt.seed))
 
 
-def _reject(recipe: ImagineRecipe, one: _Try, best: Candidate) -> dict[str, Any]:
+def _build_reject(recipe: ImagineRecipe, attempt: _Try, best: Candidate) -> dict[str, Any]:
     row = reject_row(
-        uri=f"{one.row['triplet_id']}: {one.action}",
+        uri=f"{attempt.row['triplet_id']}: {attempt.action}",
         stage="imagine",
         outcome="filtered",
         reason=_reason(recipe, best),
         detail=f"{best.score.mean_logprob:.3f} nats/token, {best.unchanged_share:.3f} of the tokens unchanged",
         dataset=recipe.dataset,
         split=recipe.split,
-        class_label=one.row["class_label"],
+        class_label=attempt.row["class_label"],
     )
-    return row | {"reject_id": _identity(recipe, one)}
+    return row | {"reject_id": _identity(recipe, attempt)}
 
 
-def _triplet_rows(
-    recipe: ImagineRecipe, codec: ImageCodec, kept: list[tuple[_Try, list[int], Candidate]]
+def _build_triplets(
+    recipe: ImagineRecipe, codec: ImageCodec, accepted: list[tuple[_Try, list[int], Candidate]]
 ) -> list[dict[str, Any]]:
-    if not kept:
+    if not accepted:
         return []
-    target_BN = torch.tensor([best.codes for _, _, best in kept])
+    target_BN = torch.tensor([best.codes for _, _, best in accepted])
+    # The stored image is what the codes decode to: there is no other.
     pixels_BHWC = codec.decode(target_BN)
-    change_BN = _change(codec, torch.tensor([source for _, source, _ in kept]), target_BN)
+    change_BN = _change(codec, torch.tensor([source for _, source, _ in accepted]), target_BN)
     return [
         triplet_row(
-            triplet_id=_identity(recipe, one),
+            triplet_id=_identity(recipe, attempt),
             dataset=recipe.dataset,
             split=recipe.split,
-            class_label=one.row["class_label"],
-            source_image=one.row["source_image"],
+            class_label=attempt.row["class_label"],
+            source_image=attempt.row["source_image"],
             target_image={"bytes": encode_png(pixels), "path": None},
             codec=codec.codec_id,
             source_codes=source,
             target_codes=list(best.codes),
             change=change,
-            action=one.action,
+            action=attempt.action,
             action_logprob=best.score.logprob,
             action_tokens=best.score.num_tokens,
             origin="fdm",
-            license=one.row["license"],
+            license=attempt.row["license"],
         )
-        for (one, source, best), pixels, change in zip(kept, pixels_BHWC, change_BN.tolist(), strict=True)
+        for (attempt, source, best), pixels, change in zip(accepted, pixels_BHWC, change_BN.tolist(), strict=True)
     ]
 
 
 def _change(codec: ImageCodec, source_BN: torch.Tensor, target_BN: torch.Tensor) -> torch.Tensor:
-    """Squared L2 distance of the codes' vectors (B, N): a predicted image has no features before quantisation, and
-    those of its decoded picture would differ from the codes that were predicted."""
+    """Compute the squared L2 distance of the codes' vectors (B, N)."""
+    # A predicted image has no features before quantisation, and those of its decoded image would differ from the codes
+    # that were predicted.
     vectors_VD = codec.vqgan.quantize.embedding.weight.detach().float().cpu()
     distance_BN: torch.Tensor = (vectors_VD[source_BN] - vectors_VD[target_BN]).square().sum(-1)
     return distance_BN
@@ -273,6 +290,7 @@ def _counts(out: Path, tries: int) -> dict[str, Any]:
             by_reason[reason] = by_reason.get(reason, 0) + 1
     rejects = sum(by_reason.values())
     triplets = changes.rows
+    # Rows in = rows out + rejects, always.
     if triplets + rejects != tries:
         raise InputError(f"{out}: {triplets} triplets and {rejects} rejects do not add up to {tries} tries")
     return {
@@ -285,7 +303,7 @@ def _counts(out: Path, tries: int) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Command line."""
+    """Run the command line; returns the exit status."""
     return cli_main(ImagineRecipe, run, name="imagine", description=__doc__ or "")
 
 

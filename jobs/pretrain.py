@@ -1,4 +1,4 @@
-"""Make the nano base from nothing: a VQGAN, then a Chameleon on captioned pairs of pictures, no action among them.
+"""Train the nano base from scratch: a VQGAN, then a Chameleon on captioned pairs of images, no action among them.
 
 It stands in for the pre-trained checkpoint (Anole-7B and the like) that a laptop cannot hold.
 """
@@ -27,13 +27,13 @@ class PretrainRecipe(Recipe):
     """CPU threads. Two are 1.6 times as fast on two idle cores, but many times slower as soon as anything else runs
     there (every small operation waits for both), and sums then depend on their number."""
     images: int = Field(default=4000, ge=64)
-    """Pictures that the codec is trained on."""
+    """Images that the codec is trained on."""
     encoder_steps: int = Field(default=300, ge=1)
     """Training steps of the codec's encoder and codebook."""
     decoder_steps: int = Field(default=500, ge=1)
     """Training steps of the codec's decoder."""
     documents: int = Field(default=8000, ge=64)
-    """Captioned pairs of pictures that the language model is trained on."""
+    """Captioned pairs of images that the language model is trained on."""
     steps: int = Field(default=1400, ge=1)
     """Training steps of the language model."""
     batch: int = Field(default=48, ge=1)
@@ -43,17 +43,25 @@ class PretrainRecipe(Recipe):
 
 
 def run(recipe: PretrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
-    """Train codec and language model, write ``out/model``; returns the run's record."""
+    """Train codec and language model and write ``out/model``.
+
+    Args:
+        recipe: Sizes and lengths.
+        dry_run: Print what would be done.
+
+    Returns:
+        The run's record; empty on a dry run.
+    """
     stage = Run(recipe.out, "pretrain", recipe)
-    whole = stage.is_whole()
-    if dry_run or whole:
+    is_complete = stage.is_whole()
+    if dry_run or is_complete:
         print(
-            f"pretrain: {'already whole in' if whole else 'would train into'} {recipe.out}/model: codec "
+            f"pretrain: {'already complete in' if is_complete else 'would train into'} {recipe.out}/model: codec "
             f"{recipe.encoder_steps} + {recipe.decoder_steps} steps, language model {recipe.steps} steps"
         )
-        for line in [] if whole else schedule_warnings(recipe):
+        for line in [] if is_complete else schedule_warnings(recipe):
             print(f"warning: {line}")
-        return (read_run(recipe.out) or {}) if whole else {}
+        return (read_run(recipe.out) or {}) if is_complete else {}
     stage.start()
     for line in schedule_warnings(recipe):
         print(f"warning: {line}")
@@ -61,15 +69,16 @@ def run(recipe: PretrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
 
     from wm.models import save_model
 
+    # Bootstrap runs the stages that follow in this process: its threads are set back.
     threads = torch.get_num_threads()
     torch.set_num_threads(recipe.threads)
     try:
         with stage.timed("codec_s"):
-            codec, codec_figures = _codec(recipe)
+            codec, codec_figures = _load_or_train_codec(recipe)
         with stage.timed("documents_s"):
-            vlm, ids_MT = _documents(recipe, codec)
+            vlm, ids_MT = _build_documents(recipe, codec)
         with stage.timed("language_model_s"):
-            figures = _language_model(recipe, vlm, ids_MT)
+            figures = _train_language_model(recipe, vlm, ids_MT)
     finally:
         torch.set_num_threads(threads)
     save_model(vlm, Path(recipe.out) / "model", kind="base", codec=codec, recipe_digest=recipe.digest())
@@ -112,8 +121,8 @@ def _preset(recipe: PretrainRecipe) -> Any:
     return NanoPreset(action_slot_tokens=recipe.action_slot_tokens)
 
 
-def _codec(recipe: PretrainRecipe) -> tuple[Any, dict[str, float]]:
-    """The trained codec; what a killed run had finished of it is taken up again."""
+def _load_or_train_codec(recipe: PretrainRecipe) -> tuple[Any, dict[str, float]]:
+    """Train the codec, or load it where a killed run had finished it; returns it with its figures."""
     import json
 
     import numpy as np
@@ -126,9 +135,9 @@ def _codec(recipe: PretrainRecipe) -> tuple[Any, dict[str, float]]:
     from wm.nano.world.scenes import random_camera, random_state, render
 
     blank = build_codec(_preset(recipe))
-    kept, facts = Path(recipe.out) / "codec.safetensors", Path(recipe.out) / "codec.json"
+    weights, facts = Path(recipe.out) / "codec.safetensors", Path(recipe.out) / "codec.json"
     if facts.exists():
-        blank.vqgan.load_state_dict(load_file(kept))
+        blank.vqgan.load_state_dict(load_file(weights))
         return ImageCodec(blank.vqgan, blank.scale), json.loads(facts.read_text())
     rng = np.random.default_rng([recipe.seed, 21])
     pixels = np.stack([render(random_state(rng), random_camera(rng), rng) for _ in range(recipe.images)])
@@ -143,13 +152,14 @@ def _codec(recipe: PretrainRecipe) -> tuple[Any, dict[str, float]]:
         figures = train_codec(
             vqgan, torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), _codec_settings(recipe), report
         )
-    save_file(vqgan.state_dict(), kept)
-    write_json(facts, figures)
+    save_file(vqgan.state_dict(), weights)
+    write_json(facts, figures)  # after the weights: where it is, they are complete
     return ImageCodec(vqgan, blank.scale), figures
 
 
-def _documents(recipe: PretrainRecipe, codec: Any) -> tuple[Any, Any]:
-    """A fresh language model and its documents as ids (M, T): image, caption, image or image, image, caption."""
+def _build_documents(recipe: PretrainRecipe, codec: Any) -> tuple[Any, Any]:
+    """Build an untrained language model and its documents as ids (M, T): image, caption, image, or image, image,
+    caption."""
     import numpy as np
     import torch
 
@@ -166,6 +176,7 @@ def _documents(recipe: PretrainRecipe, codec: Any) -> tuple[Any, Any]:
             bar.update()
     first_MN = codec.encode(np.stack([document[1] for document in documents])).tolist()
     second_MN = codec.encode(np.stack([document[3] for document in documents])).tolist()
+    # For the initial weights; the documents have a generator of their own.
     torch.manual_seed(recipe.seed)
     vlm, _ = build_nano(vocabulary(), _preset(recipe), codec=codec)
     segments = [
@@ -175,7 +186,7 @@ def _documents(recipe: PretrainRecipe, codec: Any) -> tuple[Any, Any]:
     return vlm, pack(segments, vlm.pad_id)[0]
 
 
-def _language_model(recipe: PretrainRecipe, vlm: Any, ids_MT: Any) -> dict[str, float]:
+def _train_language_model(recipe: PretrainRecipe, vlm: Any, ids_MT: Any) -> dict[str, float]:
     from wm.nano.train_language_model import pretrain
 
     with progress_bar(recipe.steps, "step", "language model") as bar:
@@ -188,7 +199,7 @@ def _language_model(recipe: PretrainRecipe, vlm: Any, ids_MT: Any) -> dict[str, 
 
 
 def main() -> int:
-    """Command line."""
+    """Run the command line; returns the exit status."""
     return cli_main(PretrainRecipe, run, name="pretrain", description=__doc__ or "")
 
 

@@ -1,12 +1,16 @@
-"""Write the nano world: supervised pairs in AURORA's layout and unlabelled videos, from a seed."""
+"""Write the nano world from a seed: supervised pairs in AURORA's layout and unlabelled videos.
+
+Not known here: how a scene is rendered (:mod:`wm.nano.world`).
+"""
 
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
-from jobs.shared.ray_session import connect
+from jobs.shared.tasks import each
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.config import Recipe
@@ -31,18 +35,26 @@ class TabletopRecipe(Recipe):
     seed: int = Field(default=0, ge=0)
     """Another seed, another world."""
     num_workers: int = Field(default=2, ge=1)
-    """Processes that draw and encode."""
+    """Processes that render and encode."""
     clips_per_task: int = Field(default=50, ge=1)
-    """Clips that one Ray task draws and encodes."""
+    """Clips that one Ray task renders and encodes."""
 
 
-def write_clips(folder: str, seeds: list[int]) -> str:
-    """Draw and encode the clips of these seeds that do not stand yet; returns what is wrong with the disk, or ""."""
+def write_clips(seeds: list[int], folder: str) -> tuple[int, str]:
+    """Render and encode the clips of these seeds that are not there yet.
+
+    Args:
+        seeds: One a clip.
+        folder: Absolute path; a subfolder for each class is made in it.
+
+    Returns:
+        Number of clips of the seeds, and what is wrong with the disk or an empty text.
+    """
     import cv2
 
     from wm.nano.world.videos import clip_path, plan_clip, write_clip
 
-    cv2.setNumThreads(1)
+    cv2.setNumThreads(1)  # the tasks share the cores already
     for seed in seeds:
         clip = plan_clip(seed)
         path = clip_path(Path(folder), clip)
@@ -50,21 +62,21 @@ def write_clips(folder: str, seeds: list[int]) -> str:
             try:
                 write_clip(clip, path)
             except OSError as error:
-                return f"cannot write {path}: {error}"
-    return ""
+                return len(seeds), f"cannot write {path}: {error}"
+    return len(seeds), ""
 
 
 def run(recipe: TabletopRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     """Write the world into ``recipe.out``; returns the run's record."""
     stage = Run(recipe.out, "tabletop", recipe)
-    whole = stage.is_whole()
+    is_complete = stage.is_whole()
     splits = {"train": recipe.train, "tune": recipe.tune, "test": recipe.test}
-    if dry_run or whole:
+    if dry_run or is_complete:
         print(
-            f"tabletop: {'already whole in' if whole else 'would write'} {recipe.out}: "
+            f"tabletop: {'already complete in' if is_complete else 'would write'} {recipe.out}: "
             f"{', '.join(f'{count:,} {split} pairs' for split, count in splits.items())}, {recipe.videos:,} clips"
         )
-        return (read_run(recipe.out) or {}) if whole else {}
+        return (read_run(recipe.out) or {}) if is_complete else {}
     stage.start()
     out = Path(recipe.out)
     with stage.timed("videos_s"):
@@ -79,26 +91,17 @@ def run(recipe: TabletopRecipe, *, dry_run: bool = False) -> dict[str, Any]:
 def _write_videos(recipe: TabletopRecipe, folder: Path) -> None:
     if not recipe.videos:
         return
-    connect()
-    import ray
-
-    first = recipe.seed * 1_000_000
+    first = recipe.seed * 1_000_000  # worlds of different seeds share no clip
     seeds = list(range(first, first + recipe.videos))
     step = recipe.clips_per_task
-    task = ray.remote(write_clips).options(num_cpus=1, max_retries=2)
-    parts = [seeds[at : at + step] for at in range(0, len(seeds), step)]
-    waiting: dict[Any, int] = {}
-    with progress_bar(len(seeds), "clip", "tabletop videos") as bar:
-        while parts or waiting:
-            # So many at a time: each logical CPU's worker would stay in memory for the stages that follow.
-            while parts and len(waiting) < recipe.num_workers:
-                part = parts.pop(0)
-                waiting[task.remote(str(folder.absolute()), part)] = len(part)
-            (done,), _ = ray.wait(list(waiting))
-            problem = ray.get(done)
+    parts = [(seeds[start : start + step],) for start in range(0, len(seeds), step)]
+    # As many tasks as workers: each logical CPU's worker would stay in memory for the stages that follow.
+    results = each(write_clips, parts, str(folder.absolute()), on_ray=True, max_running=recipe.num_workers)
+    with progress_bar(len(seeds), "clip", "tabletop videos") as bar, closing(results):
+        for num_clips, problem in results:
             if problem:
-                raise InputError(f"{problem}; what is written is kept, the same command goes on")
-            bar.update(waiting.pop(done))
+                raise InputError(f"{problem}; what is written is kept, the same command resumes")
+            bar.update(num_clips)
 
 
 def _write_pairs(recipe: TabletopRecipe, root: Path, splits: dict[str, int]) -> None:
@@ -111,7 +114,7 @@ def _write_pairs(recipe: TabletopRecipe, root: Path, splits: dict[str, int]) -> 
 
 
 def main() -> int:
-    """Command line."""
+    """Run the command line; returns the exit status."""
     return cli_main(TabletopRecipe, run, name="tabletop", description=__doc__ or "")
 
 

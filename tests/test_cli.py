@@ -206,7 +206,7 @@ def test_errors_of_the_job(wrap: Any, capsys: pytest.CaptureFixture[str]) -> Non
     shown = capsys.readouterr().err.splitlines()
     assert shown == [
         "error: [Errno 28] No space left on device: '/disk/x'",
-        "what is finished is kept, the same command goes on",
+        "what is finished is kept, the same command resumes",
     ]
     full = type("SafetensorError", (Exception,), {})("I/O error: No space left on device (os error 28)")
     assert Calls(wrap(full)).main("out=x") == 1
@@ -232,4 +232,4 @@ def test_input_errors_that_explain_a_disk_error_are_told(capsys: pytest.CaptureF
 
 def test_an_interruption_is_status_130(capsys: pytest.CaptureFixture[str]) -> None:
     assert Calls(KeyboardInterrupt()).main("out=x") == 130
-    assert capsys.readouterr().err == "interrupted; what is finished is kept, the same command goes on\n"
+    assert capsys.readouterr().err == "interrupted; what is finished is kept, the same command resumes\n"

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -91,9 +92,19 @@ def test_tasks_spread_over_nodes_and_one_may_go(no_ray_session):
 
 
 @pytest.mark.slow
-def test_a_command_runs_on_the_nodes_and_its_status_comes_back():
-    script = "import ray, sys; ray.init(); sys.exit(int(ray.cluster_resources()['CPU']))"
-    assert main(["--nodes", "1", "--cpus", "3", "--", sys.executable, "-c", script]) == 3
+def test_a_command_runs_on_the_nodes_and_its_status_comes_back(tmp_path):
+    """In a TMPDIR without a folder of Ray's, in which none is made: the user's own cluster has its address there."""
+    script = "import ray, sys; ray.init(logging_level='ERROR'); sys.exit(int(ray.cluster_resources()['CPU']))"
+    command = ["-m", "cluster.local_nodes", "--nodes", "1", "--cpus", "3", "--", sys.executable, "-c", script]
+    environment = {name: value for name, value in os.environ.items() if name not in ("RAY_TMPDIR", "RAY_ADDRESS")}
+    environment["TMPDIR"] = str(tmp_path / ("x" * 100))
+    ended = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert ended.returncode == 3, ended.stderr
+    assert ended.stdout.startswith("1 nodes with 3 CPUs each at 127.0.0.1:") and ended.stdout.count("\n") == 1
+    assert ended.stderr.startswith(f"note: TMPDIR = '{environment['TMPDIR']}' is too long")
+    assert list(tmp_path.rglob("*")) == [], ended.stderr
 
 
 def test_impossible_sizes_are_refused(capsys):

@@ -273,7 +273,7 @@ def test_plan_says_what_was_passed_over(clips, tmp_path, capsys):
 
 
 def test_annotate_says_what_was_passed_over(clips, tmp_path, tiny_base, capsys, monkeypatch):
-    import jobs.annotate
+    import jobs.annotate.job
     from tests.helpers.annotate_data import recipe
 
     one = recipe(clips, tiny_base, tmp_path / "out")

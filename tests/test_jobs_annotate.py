@@ -16,7 +16,7 @@ from PIL import Image
 
 from jobs.annotate.annotator import Annotator
 from jobs.annotate.decoder import Decoder
-from jobs.annotate.job import AnnotateRecipe, _watch, run
+from jobs.annotate.job import AnnotateRecipe, _show_progress, run
 from jobs.annotate.metrics import Metrics
 from jobs.annotate.pairs import even_chunks, halve_when_full
 from jobs.annotate.shards import shard_table
@@ -254,7 +254,7 @@ def test_trouble_of_the_machine_ends_the_run_and_is_no_reject(videos, tiny_base,
     answer = annotator(decoder(shard_table(listing, 0, 0, listing.num_rows)))
     assert "on this machine" in answer["problem"][0] and answer["errno"] == [errno.ENOSPC]
     with pytest.raises(OSError, match="No space left"):
-        _watch([{name: values[0] for name, values in answer.items()}], 2, 2)
+        _show_progress([{name: values[0] for name, values in answer.items()}], 2, 2)
 
 
 def test_too_little_memory_for_any_decoder_is_told_in_one_line(videos, tiny_base, tmp_path):
@@ -262,7 +262,7 @@ def test_too_little_memory_for_any_decoder_is_told_in_one_line(videos, tiny_base
     assert {row["errno"] for row in clips} == {0}
     assert all("on this machine: the video process did not start" in row["problem"] for row in clips)
     with pytest.raises(InputError, match="did not start"):
-        _watch([{"errno": 0, "problem": clips[0]["problem"]}], 2, 2)
+        _show_progress([{"errno": 0, "problem": clips[0]["problem"]}], 2, 2)
 
 
 def test_a_model_that_does_not_load_is_told_in_one_line(videos, tiny_base, tmp_path):

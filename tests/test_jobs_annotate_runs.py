@@ -96,7 +96,7 @@ def test_the_job_end_to_end_and_going_on_after_a_kill_and_with_what_was_listed(
         run(one)
     capsys.readouterr()
     mended = run(recipe(videos, tiny_base, out, dataset="metered", retry=["empty_file"]))
-    assert "goes on with the 6 videos that were listed then" in capsys.readouterr().out
+    assert "resumes with the 6 videos that were listed then" in capsys.readouterr().out
     now = mended["counts"]
     assert (mended["annotated_now"], now["videos"], now["failed"]) == (1, 6, 2)
     assert now["videos_with_triplets"] == counts["videos_with_triplets"] + 1

@@ -189,7 +189,7 @@ def test_a_full_disk_is_told_with_the_place_and_the_same_command_goes_on(
         assert train.main(argv) == 1
     told = capsys.readouterr().err
     assert "error: [Errno 28] No space left on device: 'o/model'\n" in told
-    assert "what is finished is kept, the same command goes on\n" in told
+    assert "what is finished is kept, the same command resumes\n" in told
     assert list((here / "o" / "checkpoints").iterdir())
     assert train.main(argv) == 0
     assert json.loads((here / "o" / "run.json").read_text())["summary"]["resumed_at_step"] > 0

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -189,3 +190,14 @@ def test_the_command_line(tiny_base, tmp_path, picture, monkeypatch, capsys):
     assert main() == 0
     assert "step 2: take: " in capsys.readouterr().out
     assert json.loads(Path("o/run.json").read_text())["recipe"]["max_unchanged"] == 0.5
+
+
+def test_a_folder_named_like_a_column_is_no_column(tmp_path: Path) -> None:
+    """Pyarrow reads ``rank=8`` in a list of files' paths as a value of the column ``rank``."""
+    folder = tmp_path / "rank=8" / "draws=2"
+    folder.mkdir(parents=True)
+    columns = {"rank": [0, 1], "draws": [4, 4], "logprob": [-2.0, -3.0], "action_tokens": [2, 2]}
+    pq.write_table(pa.table(columns | {"unchanged_share": [0.25, 0.5]}), folder / "part.parquet")
+    counts = predict.count_parts([folder / "part.parquet"])
+    assert counts["triplets"] == 1 and counts["rows"] == 2 and counts["draws"] == 4
+    assert counts["mean_logprob"] == -1.0 and counts["unchanged_share"] == 0.25

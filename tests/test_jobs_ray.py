@@ -100,3 +100,18 @@ def test_a_private_sessions_files_are_nobody_elses(ray_session: None) -> None:
                 ["/usr/bin/env", "python3", "-c", script], user=65534, capture_output=True, text=True, check=False
             )
             assert tried.returncode and "PermissionError" in tried.stderr, path
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_the_session_ends_prints_nothing() -> None:
+    script = """
+import atexit, os, signal
+atexit.register(os.kill, os.getpid(), signal.SIGINT)  # first in, last out: after Ray's own
+from jobs.shared import ray_session
+ray_session.connect()
+import ray
+print(ray.is_initialized())
+"""
+    command = [sys.executable, "-c", script]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "True\n", "")

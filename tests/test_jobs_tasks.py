@@ -41,6 +41,7 @@ def test_on_ray_a_killed_worker_costs_time_only(tmp_path: Path) -> None:
     numbers = [(number,) for number in range(40)]
     assert sorted(each(square, numbers, 1, on_ray=True)) == [square(number, 1) for number in range(40)]
     assert list(each(square, [], 1, on_ray=True)) == []
+    assert sorted(each(square, numbers, 1, on_ray=True, max_running=1)) == [square(number, 1) for number in range(40)]
     assert sorted(each(fragile, numbers[:8], str(tmp_path), on_ray=True)) == list(range(8))
     assert len(list(tmp_path.iterdir())) == 4
     with pytest.raises(InputError) as caught:

@@ -91,7 +91,7 @@ def test_a_model_that_copies_is_called_so(
     assert gate["unchanged_share"] > gate["true_unchanged_share"] == pytest.approx(0.75)
     assert record["summary"]["collapsed_at"] == (150,)
     told = capsys.readouterr()
-    assert "warning: collapsed into copying at the gates of steps 150" in told.out
+    assert "warning: collapsed into copying at the evaluations of steps 150" in told.out
     assert f"hands back {gate['copies']:.0%} of the held-out sources unchanged" in told.out + told.err
 
 
@@ -162,7 +162,7 @@ def test_gates_in_words() -> None:
     gated = {"step": 1200, "nats": 1.25, "preference": 0.875, "copies": 0.5, "unchanged_share": 0.9}
     first, warning = gate_lines(gated | {"true_unchanged_share": 0.75, "has_collapsed": True})
     assert first == (
-        "gate at step 1,200: 1.2500 nats a token, prefers the truth 88%, copies 50%, "
+        "evaluation at step 1,200: 1.2500 nats a token, prefers the truth 88%, copies 50%, "
         "leaves 90% of the tokens (the truth 75%)"
     )
     assert warning.startswith("warning: at step 1,200 the model hands back 50%")

@@ -237,7 +237,7 @@ def test_dry_run_and_a_second_run(adapter, bases, tmp_path, capsys):
     assert "would write" in capsys.readouterr().out
     record = run(recipe)
     assert run(recipe) == record == read_run(tmp_path / "out")
-    assert "already whole" in capsys.readouterr().out
+    assert "already complete" in capsys.readouterr().out
 
 
 def edit(folder, **changes):

@@ -1,4 +1,7 @@
-"""Strict recipes: a pydantic class per job, a TOML file, ``key=value`` overrides. Unknown key = error."""
+"""Load strict recipes: a pydantic class per job, a TOML file, ``key=value`` overrides. An unknown key is an error.
+
+Not known here: which jobs there are.
+"""
 
 import hashlib
 import json
@@ -24,10 +27,11 @@ class Recipe(BaseModel):
     )
 
     HOW: ClassVar[frozenset[str]] = frozenset()
-    """Keys that say how a run is done (workers, batches) and not what comes out: it may be gone on with other ones."""
+    """Keys of the runtime settings (workers, batches), which do not change the result: a run may resume with others."""
 
     @model_validator(mode="after")
     def _need_required_texts(self) -> Self:
+        # An empty path would silently mean the current folder.
         for name, field in type(self).model_fields.items():
             if field.is_required() and getattr(self, name) == "":
                 raise ValueError(f"{name} is empty")
@@ -56,7 +60,12 @@ class Recipe(BaseModel):
     def load(cls, path: str | Path | None, overrides: Sequence[str] = ()) -> Self:
         """Read a TOML file (or none: defaults only) and apply ``key=value`` overrides (dots go into tables).
 
-        Raises :class:`InputError` that names the key, the value, the file and what was expected.
+        Args:
+            path: The file, or None for defaults only.
+            overrides: Texts; values are read as TOML, and as text where they are none.
+
+        Raises:
+            InputError: It names the key, the value, the file and what was expected.
         """
         values = read_toml(Path(path)) if path is not None else {}
         where = str(path) if path is not None else "the command line"
@@ -87,7 +96,7 @@ def _is_text(value: str) -> bool:
 
 
 def _absolute(value: Any, is_path: bool) -> Any:
-    """Make the paths in a field's value absolute; ``is_path``: its texts are paths."""
+    """Make the paths in a field's value absolute, if its texts are paths; those of tables in it always."""
     if isinstance(value, Recipe):
         return value.with_absolute_paths()
     if isinstance(value, list):
@@ -118,11 +127,12 @@ def _apply_override(values: dict[str, Any], override: str, cls: type[BaseModel])
         if not isinstance(values, dict):
             raise InputError(f"override {override!r}: {table!r} is a value, not a table")
         owner = _field_class(owner, table)
+    # Without quotes, as a shell passes it: the field's type says whether it is a text.
     values[leaf] = text if _is_text_field(owner, leaf) else _toml_value(text)
 
 
 def _field_class(owner: Any, name: str) -> Any:
-    """What a field of a table is annotated with; ``owner`` may be a recipe, an optional one, a dict or list of them."""
+    """Return the annotation of a field of ``owner``: a recipe class, an optional one, a dict or list of them."""
     for kind in _alternatives(owner):
         if isinstance(kind, type) and issubclass(kind, BaseModel) and name in kind.model_fields:
             return kind.model_fields[name].annotation
@@ -132,12 +142,13 @@ def _field_class(owner: Any, name: str) -> Any:
 
 
 def _alternatives(annotation: Any) -> tuple[Any, ...]:
-    """The members of a union; of any other annotation, itself."""
+    """Return the members of a union; for any other annotation, itself."""
     return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
 
 
 def _is_text_field(owner: Any, name: str) -> bool:
-    """A field that takes text and no number keeps ``key=5`` as the text "5" (a folder may be called 5)."""
+    """Return whether a field takes text and no number."""
+    # It keeps key=5 as the text "5": a folder may be called 5.
     kinds = _alternatives(_field_class(owner, name))
     return str in kinds and not any(kind in (int, float, bool) for kind in kinds)
 
@@ -151,18 +162,20 @@ def _toml_value(text: str) -> Any:
 
 def _describe(cls: type[BaseModel], item: Any) -> str:
     key = ".".join(str(part) for part in item["loc"]) or "recipe"
+    # The keys of the table in which the unknown one is, not of the recipe.
     if item["type"] == "extra_forbidden":
         owner: Any = cls
         for part in item["loc"][:-1]:
             owner = _field_class(owner, str(part))
-        known: Iterable[str] = next(
+        keys: Iterable[str] = next(
             (kind.model_fields for kind in _alternatives(owner) if hasattr(kind, "model_fields")), {}
         )
-        return f"unknown key {key!r}; the keys{' there' if len(item['loc']) > 1 else ''} are {', '.join(known)}"
+        return f"unknown key {key!r}; the keys{' there' if len(item['loc']) > 1 else ''} are {', '.join(keys)}"
     if item["type"] == "missing":
         return f"{key} is missing; give it in the file or as {key}=VALUE"
-    if item["type"] == "value_error":  # a recipe's own check; one of a whole table names the keys itself
+    if item["type"] == "value_error":  # a recipe's own check; that of a table names the keys itself
         problem = str(item["ctx"]["error"])
+        # A table's own check names its keys; a field's check is told by key and value.
         if not isinstance(item["input"], dict):
             return f"{key} = {item['input']!r:.80}: {problem}"
         return f"{key}: {problem}" if item["loc"] else problem

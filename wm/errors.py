@@ -1,4 +1,4 @@
-"""The one exception whose message is meant for the person at the keyboard."""
+"""Define the one exception whose message is meant for the person at the keyboard."""
 
 
 class InputError(ValueError):

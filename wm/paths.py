@@ -24,9 +24,9 @@ class PathKey:
     """Annotation of a recipe key that holds a path, or a list of paths."""
 
     is_output: bool
-    """Whether something is written there."""
+    """True if something is written there."""
     takes_uri: bool = False
-    """Whether an output may be in an object store; inputs are checked by who reads them."""
+    """True if an output may be in an object store; inputs are checked by who reads them."""
 
 
 INPUT: Final = PathKey(is_output=False)
@@ -68,6 +68,7 @@ def check_output(name: str, path: str, *, takes_uri: bool = False) -> None:
     """
     if not path:
         return
+    # 1. URIs: only few outputs may go to an object store.
     if "://" in path:
         if not takes_uri:
             raise ValueError(f"{name} = {path!r:.200} is a URI; expected a local path, such as {name}=/mnt/shared/run")
@@ -81,13 +82,15 @@ def check_output(name: str, path: str, *, takes_uri: bool = False) -> None:
     except FileNotFoundError as error:
         raise ValueError(f"{name} = {path!r:.200} is relative, and the working directory was removed") from error
     is_cached = _is_in_package_cache(real)
+    # 2. Relative paths, which mean another folder where the job runs.
     if not local.is_absolute() and (is_cached or is_submitted_job()):
         home = ", as ~ is not expanded" if str(local).startswith("~") else ""
-        lost = "Ray's package cache, which is removed with the session" if is_cached else "a folder of one node"
+        folder = "Ray's package cache, which is removed with the session" if is_cached else "a folder of one node"
         raise ValueError(
-            f"{name} = {path!r:.200} is relative{home}: in this Ray job it would be {real}, in {lost}, and the output "
-            f"would be lost; {remedy}"
+            f"{name} = {path!r:.200} is relative{home}: in this Ray job it would be {real}, in {folder}, and the "
+            f"output would be lost; {remedy}"
         )
+    # 3. Absolute paths that lead there nevertheless, such as $PWD/x in the submitted command.
     if is_cached:
         raise ValueError(
             f"{name} = {path!r:.200} leads to {real}, in Ray's package cache, which is removed with the session, and "
@@ -115,7 +118,8 @@ def check_tracking_uri(name: str, uri: str) -> None:
 
 
 def _is_in_package_cache(path: Path) -> bool:
-    """Ray unpacks a job's working directory to ``SESSION/runtime_resources/working_dir_files/_ray_pkg_HASH``."""
+    """Return whether a path is in a folder to which Ray unpacks a job's files."""
+    # SESSION/runtime_resources/working_dir_files/_ray_pkg_HASH
     pairs = zip(path.parts, path.parts[1:], strict=False)
     is_below = any(parent == _CACHE_FOLDER and name.endswith("_files") for parent, name in pairs)
     return is_below or any(part.startswith(_PACKAGE_PREFIX) for part in path.parts)

@@ -102,15 +102,16 @@ def private_folder() -> tuple[Path, str]:
         InputError: No folder can be had.
     """
     variable = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
-    named = Path(os.environ.get(variable) or tempfile.gettempdir()).absolute()
-    roots = list(dict.fromkeys([named, *map(Path, _SHORT_ROOTS), *_runtime_folder(os.environ)]))
+    preferred = Path(os.environ.get(variable) or tempfile.gettempdir()).absolute()
+    roots = list(dict.fromkeys([preferred, *map(Path, _SHORT_ROOTS), *_runtime_folder(os.environ)]))
     problem = ""
+    # The first that can be used; the reason of the named one is what the user needs.
     for root in roots:
         folder = root / f"ray-{os.geteuid()}"
         reason = _make_private(folder)
         if not reason:
             return folder, f"note: {problem}; Ray's files are in {folder}" if problem else ""
-        problem = problem or f"{variable} = {str(named)!r} {reason}"
+        problem = problem or f"{variable} = {str(preferred)!r} {reason}"
     raise InputError(
         f"{problem}, and there is no other folder for Ray's files; set RAY_TMPDIR to a short path that you may write to"
     )
@@ -119,8 +120,8 @@ def private_folder() -> tuple[Path, str]:
 def set_private_token() -> None:
     """Give this process and its children a token for their session, so that Ray writes none into the home folder; one
     that the user has stays."""
-    named = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ)
-    if not named and not (Path.home() / ".ray" / "auth_token").exists():
+    is_set = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ)
+    if not is_set and not (Path.home() / ".ray" / "auth_token").exists():
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
@@ -132,10 +133,11 @@ def loopback_interface() -> str:
 
 def _make_private(folder: Path) -> str:
     """Make a folder that this user alone may enter; returns why it cannot be used, or an empty text."""
+    # Bytes count, not letters: a folder may have a name in any script.
     size = len(os.fsencode(folder.parent))
-    room = _LONGEST_SOCKET - len(f"/{folder.name}/{_RAYS_FOLDER}/{_LONGEST_NAME}")
-    if size > room:
-        return f"is too long for Ray's sockets ({size} bytes, at most {room})"
+    limit = _LONGEST_SOCKET - len(f"/{folder.name}/{_RAYS_FOLDER}/{_LONGEST_NAME}")
+    if size > limit:
+        return f"is too long for Ray's sockets ({size} bytes, at most {limit})"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         facts = folder.lstat()  # not what a link leads to: in a folder for all, somebody else may have made it
@@ -151,6 +153,6 @@ def _make_private(folder: Path) -> str:
 
 
 def _runtime_folder(environment: Mapping[str, str]) -> list[Path]:
-    """The folder that a login session has for sockets, if there is one."""
+    """List the folder that a login session has for sockets, if there is one."""
     folder = environment.get("XDG_RUNTIME_DIR")
     return [Path(folder)] if folder else []

@@ -1,4 +1,7 @@
-"""An output folder and its ``run.json``: whose it is, whether it is whole, what was counted and timed."""
+"""Keep an output folder and its ``run.json``: which run it is of, whether it is complete, its counts and times.
+
+Not known here: what a stage writes into the folder.
+"""
 
 import errno
 import hashlib
@@ -14,23 +17,30 @@ from wm import __version__
 from wm.config import Recipe
 from wm.errors import InputError, OtherRunError
 
-_WHOLE = "run.json"
+_COMPLETE = "run.json"
 _UNFINISHED = "run.unfinished.json"
 
 
 class Run:
     """One stage's output folder.
 
-    ``run.unfinished.json`` stands there while the stage works; it is renamed to ``run.json`` when the output is
-    whole. A folder that holds another stage's or another recipe's run is refused, so nothing is overwritten.
+    ``run.unfinished.json`` is there while the stage works; it becomes ``run.json`` when the output is
+    complete. A folder that holds another stage's or another recipe's run is refused, so nothing is overwritten.
     """
 
     def __init__(self, out: str | Path, stage: str, recipe: Recipe, inputs: Mapping[str, str] | None = None) -> None:
-        """``inputs``: name → digest of what the stage reads (see :func:`digest_of`)."""
+        """Prepare a run; nothing is read or written yet.
+
+        Args:
+            out: Its folder.
+            stage: Name of the stage.
+            recipe: As it was given.
+            inputs: Digest of each input by name (see :func:`digest_of`).
+        """
         self.out = Path(out)
         self.timings_s: dict[str, float] = {}
         self._started = time.time()
-        self._how = recipe.HOW
+        self._runtime_keys = recipe.HOW
         self._record: dict[str, Any] = {
             "stage": stage,
             "recipe": recipe.model_dump(mode="json"),
@@ -40,53 +50,69 @@ class Run:
         }
 
     @property
-    def key(self) -> tuple[Any, ...]:
+    def key(self) -> tuple[str, ...]:
+        """What makes it this run: stage, identity settings and inputs, each as JSON."""
         return self._key_of(self._record)
 
-    def _key_of(self, record: Mapping[str, Any]) -> tuple[Any, ...]:
-        parts = [record.get("stage"), self._what(record), record.get("inputs")]
+    def _key_of(self, record: Mapping[str, Any]) -> tuple[str, ...]:
+        parts = [record.get("stage"), self._identity_settings(record), record.get("inputs")]
         return tuple(json.dumps(part, sort_keys=True) for part in parts)
 
-    def _what(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """The recipe without the keys that do not change what comes out."""
-        return {name: value for name, value in given(record.get("recipe") or {}).items() if name not in self._how}
+    def _identity_settings(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the recipe without the keys that do not change the result."""
+        return {
+            name: value for name, value in given(record.get("recipe") or {}).items() if name not in self._runtime_keys
+        }
 
     def is_whole(self) -> bool:
-        """True if ``run.json`` of this very run stands in the folder; :class:`InputError` if another run does."""
+        """Return whether this very run is complete in its folder.
+
+        Raises:
+            OtherRunError: The folder holds another run.
+            InputError: ``out`` is no folder, or ``run.json`` is damaged.
+        """
         check_place(self.out)
-        for name in (_WHOLE, _UNFINISHED):
-            found = read_run(self.out, name)
-            if found is None:
+        # The complete mark first: a kill between the last two steps leaves both.
+        for name in (_COMPLETE, _UNFINISHED):
+            record = read_run(self.out, name)
+            if record is None:
                 continue
-            if self._key_of(found) != self.key:
-                state = "another run" if name == _WHOLE else "another run, unfinished"
-                way_out = "choose another out" if name == _WHOLE else "choose another out, or remove that folder"
+            # Never overwritten: another recipe's output may be somebody's only copy.
+            if self._key_of(record) != self.key:
+                state = "another run" if name == _COMPLETE else "another run, unfinished"
+                way_out = "choose another out" if name == _COMPLETE else "choose another out, or remove that folder"
                 raise OtherRunError(
-                    f"{self.out} holds {state} ({_difference(found, self._record, self._how)}); {way_out}"
+                    f"{self.out} holds {state} ({_difference(record, self._record, self._runtime_keys)}); {way_out}"
                 )
-            if name == _WHOLE:
+            if name == _COMPLETE:
                 return True
         return False
 
     def start(self) -> None:
-        """Create the folder and mark it unfinished. Call after :meth:`is_whole` returned False."""
-        strangers = [] if (self.out / _UNFINISHED).exists() else _visible(self.out)
-        if strangers:
-            raise InputError(f"{self.out} is not empty ({strangers[0]}) and is no run of wm; choose another out")
+        """Create the folder and mark it unfinished. Call after :meth:`is_whole` returned False.
+
+        Raises:
+            InputError: The folder holds files of something else, or cannot be made.
+        """
+        # Files that no run has marked are the user's own: nothing is written among them.
+        files = [] if (self.out / _UNFINISHED).exists() else _list_visible(self.out)
+        if files:
+            raise InputError(f"{self.out} is not empty ({files[0]}) and is no run of wm; choose another out")
         try:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
+            # A full disk is no mistake of the recipe: it is reported as such.
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise InputError(f"out = {str(self.out)!r}: cannot make this folder: {error.strerror}") from error
         write_json(self.out / _UNFINISHED, self._record)
 
     def reopen(self) -> None:
-        """Make a whole run of this very recipe unfinished again: a part of it is to be done anew."""
-        os.replace(self.out / _WHOLE, self.out / _UNFINISHED)
+        """Make a complete run of this very recipe unfinished again: a part of it is to be done anew."""
+        os.replace(self.out / _COMPLETE, self.out / _UNFINISHED)
 
     def abandon(self) -> None:
-        """Take the mark off a run of which nothing is kept, so that another recipe may use the folder."""
+        """Remove the mark of a run of which nothing is kept, so that another recipe may use the folder."""
         (self.out / _UNFINISHED).unlink(missing_ok=True)
 
     @contextmanager
@@ -99,7 +125,15 @@ class Run:
             self.timings_s[name] = round(self.timings_s.get(name, 0.0) + time.perf_counter() - begin, 3)
 
     def finish(self, counts: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-        """Write ``run.json`` (the output is whole from here on) and return it."""
+        """Write ``run.json``; the output is complete from here on.
+
+        Args:
+            counts: Rows, files and the like by name.
+            more: Further fields of the record.
+
+        Returns:
+            The record.
+        """
         record = self._record | {
             "counts": dict(counts),
             "timings_s": self.timings_s,
@@ -107,7 +141,7 @@ class Run:
             "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             **more,
         }
-        write_json(self.out / _WHOLE, record)
+        write_json(self.out / _COMPLETE, record)
         (self.out / _UNFINISHED).unlink(missing_ok=True)
         return record
 
@@ -122,8 +156,8 @@ def given(recipe: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def read_run(folder: str | Path, name: str = _WHOLE) -> dict[str, Any] | None:
-    """The parsed ``run.json`` of a folder, or None."""
+def read_run(folder: str | Path, name: str = _COMPLETE) -> dict[str, Any] | None:
+    """Load the ``run.json`` of a folder; None if there is none. Raises :class:`InputError` if it is damaged."""
     path = Path(folder) / name
     if not path.is_file():
         return None
@@ -141,7 +175,7 @@ def parse_json(text: str | bytes, where: str) -> Any:
 
     Args:
         text: The text, or its bytes in UTF-8.
-        where: Its place for the message, such as a file and a line.
+        where: Its origin for the message, such as a file and a line.
 
     Raises:
         InputError: It is no JSON, is nested too deeply, or has a number of more digits than Python reads.
@@ -159,33 +193,41 @@ def parse_json(text: str | bytes, where: str) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON aside, then rename."""
+    """Write JSON to a temporary file, then rename it."""
     write_text(path, json.dumps(value, indent=1, sort_keys=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text aside, then rename; nothing is left of a failed attempt."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Write UTF-8 text to a temporary file, then rename it; nothing is left of a failed attempt."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with aside.open("w", encoding="utf-8") as file:
+        with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())  # or a power cut leaves the name without its content
-        os.replace(aside, path)
+        os.replace(temporary, path)
     except BaseException:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
 def digest_of(path: str | Path) -> str:
-    """A digest of an input: of its ``run.json`` if it is a stage's output, else of names, sizes and times below it.
+    """Compute a digest of an input.
 
-    Raises :class:`InputError` if nothing is there.
+    Args:
+        path: A file or folder. For a stage's output, its ``run.json`` is digested, else names, sizes and times below.
+
+    Returns:
+        16 hexadecimal digits.
+
+    Raises:
+        InputError: Nothing is there.
     """
     root = Path(path)
     if not root.exists():
         raise InputError(f"no such file or folder: {root}")
     digest = hashlib.sha256()
+    # A stage's output, or a table in one: the run says what is in it, also where the files were copied.
     for folder in (root, root.parent):
         record = read_run(folder) if folder.is_dir() else None
         if record is not None:
@@ -202,25 +244,27 @@ def digest_of(path: str | Path) -> str:
 def check_place(out: Path) -> None:
     """Refuse a name at which no folder can be made."""
     try:
-        for place in (out, *out.parents):
-            if place.exists() and not place.is_dir():
-                raise InputError(f"out = {str(out)!r}: {place} is a file; expected a folder")
+        for path in (out, *out.parents):
+            if path.exists() and not path.is_dir():
+                raise InputError(f"out = {str(out)!r}: {path} is a file; expected a folder")
     except OSError as error:
         raise InputError(f"out = {str(out)!r:.300}: {error.strerror}") from error
 
 
-def _visible(folder: Path) -> list[str]:
+def _list_visible(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
 
 
-def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any], how: Collection[str]) -> str:
-    if found.get("stage") != wanted["stage"]:
-        return f"of stage {found.get('stage')!r}, not {wanted['stage']!r}"
-    old, new = found.get("recipe") or {}, wanted["recipe"]
-    for name in sorted((set(old) | set(new)) - set(how)):
+def _difference(record: Mapping[str, Any], expected: Mapping[str, Any], runtime_keys: Collection[str]) -> str:
+    """Name the first thing in which a recorded run differs from the expected one."""
+    if record.get("stage") != expected["stage"]:
+        return f"of stage {record.get('stage')!r}, not {expected['stage']!r}"
+    # The first difference is enough to decide what to do.
+    old, new = record.get("recipe") or {}, expected["recipe"]
+    for name in sorted((set(old) | set(new)) - set(runtime_keys)):
         if name not in old or name not in new or old[name] != new[name]:
             return f"recipe {_recipe_difference(name, old, new)}"
-    old, new = found.get("inputs") or {}, wanted["inputs"]
+    old, new = record.get("inputs") or {}, expected["inputs"]
     for name in sorted(set(old) | set(new)):
         if old.get(name) != new.get(name):
             return f"inputs {name} = {old.get(name)!r:.60} there, {new.get(name)!r:.60} here"

@@ -1,5 +1,7 @@
-"""Annotate videos without labels: key-frame pairs, their image codes, and the action an IDM reads from
-them."""
+"""Annotate videos without labels: key-frame pairs, their image codes, and the action an IDM reads from them.
+
+Not known here: how a video is decoded (decoder.py), how pairs become rows (annotator.py), what is on disk (shards.py).
+"""
 
 import json
 import sys
@@ -10,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from jobs.annotate.annotator import Annotator
 from jobs.annotate.decoder import Decoder
 from jobs.annotate.recipe import AnnotateRecipe
+from jobs.annotate.report import print_passed_over, print_plan, print_result
 from jobs.annotate.shards import (
     TABLES,
     cut_shards,
@@ -31,69 +33,90 @@ from jobs.shared.ray_session import connect, need, quiet_data
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.datasets.card import write_dataset_card
-from wm.datasets.videos.videos import describe, list_videos, listing_digest, passed_over_of
+from wm.datasets.videos.videos import list_videos, listing_digest, passed_over_of
 from wm.errors import InputError
 from wm.records import fill_empty_tables
 from wm.runs import Run, digest_of, read_run
 
 
 def run(recipe: AnnotateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
-    """Annotate into ``recipe.out``; returns the run's record (on a dry run: what would be done)."""
-    listing, listed = _listing(recipe)
-    _require_model("idm", recipe.idm)
-    _require_manifest(recipe.idm)
-    inputs = {"videos": listed, "idm": digest_of(recipe.idm)}
+    """Annotate into ``recipe.out``, or what is missing of a run that was interrupted.
+
+    Args:
+        recipe: Videos, IDM and how key-frames are chosen.
+        dry_run: Check everything and print what would be done.
+
+    Returns:
+        The run's record; on a dry run ``videos`` and ``whole``.
+
+    Raises:
+        InputError: Videos, models or the machine do not allow it.
+        OSError: The disk is full or not writable.
+    """
+    listing, videos_digest = _list_or_resume(recipe)
+    _check_model("idm", recipe.idm)
+    _check_manifest(recipe.idm)
+    inputs = {"videos": videos_digest, "idm": digest_of(recipe.idm)}
+    # The base decides what the codes mean: it is an input like the videos.
     if recipe.base:
-        _require_model("base", recipe.base)
-        _require_fit(recipe.idm, recipe.base)
+        _check_model("base", recipe.base)
+        _check_fit(recipe.idm, recipe.base)
         inputs["base"] = digest_of(recipe.base)
     stage = Run(recipe.out, "annotate", recipe, inputs)
-    whole = stage.is_whole()
-    again = shards_with(Path(recipe.out), recipe.retry) if recipe.retry else []
-    if whole and again and not dry_run:
+    is_complete = stage.is_whole()
+    retried = shards_with(Path(recipe.out), recipe.retry) if recipe.retry else []
+    if is_complete and retried and not dry_run:
         stage.reopen()
-    whole = whole and not again
+    is_complete = is_complete and not retried
     shards = cut_shards(listing, recipe.videos_per_shard)
-    if not whole:
-        _require_machine(recipe, len(shards))
-        _require_codec(recipe)
-    if dry_run or whole:
-        return _tell_plan(recipe, listing, whole)
+    # A finished run is reported even where its models are gone by now.
+    if not is_complete:
+        _check_machine(recipe, len(shards))
+        _check_codec(recipe)
+    if dry_run or is_complete:
+        return print_plan(recipe, listing, is_complete)
     stage.start()
     with sole_writer(Path(recipe.out)):
-        keep_listing(Path(recipe.out), listing, listed)
-        return _fill(recipe, stage, listing, shards, again)
+        keep_listing(Path(recipe.out), listing, videos_digest)
+        return _annotate_missing(recipe, stage, listing, shards, retried)
 
 
-def _listing(recipe: AnnotateRecipe) -> tuple[pa.Table, str]:
-    """The videos and their digest: as they are now, or, where a run is to be gone on with, as they were when it began
-    (a folder may grow meanwhile, and what failed may have been mended)."""
+def _list_or_resume(recipe: AnnotateRecipe) -> tuple[pa.Table, str]:
+    """List the videos, with their digest: as they are now, or for a resumed run as they were when it began."""
+    # A folder may grow meanwhile, and what failed may have been mended.
     listing = list_videos(recipe.videos, layout=recipe.layout, annotations=recipe.annotations).slice(0, recipe.limit)
-    listed = listing_digest(listing)
-    begun = kept_listing(Path(recipe.out))
-    goes_on = recipe.retry or read_run(recipe.out) is None
-    if begun is None or begun[1] == listed or not goes_on:
-        return listing, listed
-    then = f"the {begun[0].num_rows:,} videos that were listed then"
-    print(f"annotate: {recipe.videos} has changed since the run in {recipe.out} began; it goes on with {then}")
-    return begun
+    digest = listing_digest(listing)
+    stored = kept_listing(Path(recipe.out))
+    resumes = recipe.retry or read_run(recipe.out) is None
+    if stored is None or stored[1] == digest or not resumes:
+        return listing, digest
+    videos = f"the {stored[0].num_rows:,} videos that were listed then"
+    print(f"annotate: {recipe.videos} has changed since the run in {recipe.out} began; it resumes with {videos}")
+    return stored
 
 
-def _fill(
-    recipe: AnnotateRecipe, stage: Run, listing: pa.Table, shards: Mapping[int, tuple[int, int]], again: Iterable[Path]
+def _annotate_missing(
+    recipe: AnnotateRecipe,
+    stage: Run,
+    listing: pa.Table,
+    shards: Mapping[int, tuple[int, int]],
+    retried: Iterable[Path],
 ) -> dict[str, Any]:
-    """Annotate the shards that are not finished, and those whose marks are ``again``; returns the run's record."""
-    _tell_notes(listing)
+    """Annotate the shards that are not finished, and those whose marks are ``retried``; returns the run's record."""
+    # 1. What is left to do.
+    print_passed_over(listing)
     out = Path(recipe.out)
-    for mark in again:
+    for mark in retried:
         mark.unlink(missing_ok=True)
-    done = tidy(out)
-    pending = {number: rows for number, rows in shards.items() if number not in done}
+    finished = tidy(out)
+    pending = {number: rows for number, rows in shards.items() if number not in finished}
     num_pending = sum(rows for _, rows in pending.values())
-    if done:
-        print(f"annotate: going on, {listing.num_rows - num_pending:,} of {listing.num_rows:,} videos are finished")
+    if finished:
+        print(f"annotate: resuming, {listing.num_rows - num_pending:,} of {listing.num_rows:,} videos are finished")
+    # 2. The actors do it.
     with stage.timed("annotate_s"):
         _annotate(recipe, listing, pending)
+    # 3. Rows in = rows out + rejects, or the output is not complete.
     tidy(out)
     counts = {"listed": listing.num_rows} | summarise(out)
     if counts["videos"] != listing.num_rows:
@@ -102,12 +125,12 @@ def _fill(
     fill_empty_tables(out, TABLES, f"{shard_name(0)}.parquet")  # before the card, which names every table
     write_dataset_card(out, title=f"{recipe.dataset}: triplets", license=recipe.license, split=recipe.split)
     record = stage.finish(counts, annotated_now=num_pending, passed_over=passed_over_of(listing))
-    _tell_result(recipe, record)
+    print_result(recipe, record)
     return record
 
 
 def _annotate(recipe: AnnotateRecipe, listing: pa.Table, pending: Mapping[int, tuple[int, int]]) -> None:
-    """Run the two actor pools over the pending shards; the driver sees counts only."""
+    """Run the two actor pools over the pending shards; only counts come back to this process."""
     if not pending:
         return
     connect()
@@ -140,15 +163,16 @@ def _annotate(recipe: AnnotateRecipe, listing: pa.Table, pending: Mapping[int, t
                 num_gpus=recipe.gpus_per_annotator,
             )
         )
-        _watch(counts.iter_rows(), listing.num_rows, sum(rows for _, rows in pending.values()))
+        _show_progress(counts.iter_rows(), listing.num_rows, sum(rows for _, rows in pending.values()))
     finally:
         context.target_max_block_size = block_bytes
 
 
-def _watch(shards: Iterable[dict[str, Any]], total: int, num_pending: int) -> None:
+def _show_progress(shards: Iterable[dict[str, Any]], total: int, num_pending: int) -> None:
     """Draw the progress bar from finished shards; raise what ended the run."""
     started, pairs, reasons = time.perf_counter(), 0, Counter[str]()
     with progress_bar(total, "video", "annotate", done=total - num_pending) as bar:
+        # A full disk keeps its error number: it is no bad input.
         for shard in shards:
             if shard["errno"]:
                 raise OSError(shard["errno"], shard["problem"])
@@ -156,19 +180,19 @@ def _watch(shards: Iterable[dict[str, Any]], total: int, num_pending: int) -> No
                 raise InputError(shard["problem"])
             pairs += shard["pairs"]
             reasons.update(json.loads(shard["reasons"]))
-            told = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common(3))
+            summary = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common(3))
             rate = pairs / (time.perf_counter() - started)
-            bar.set_postfix_str(f"{rate:.1f} pairs/s{'; ' if told else ''}{told}", refresh=False)
+            bar.set_postfix_str(f"{rate:.1f} pairs/s{'; ' if summary else ''}{summary}", refresh=False)
             bar.update(shard["videos"])
 
 
-def _require_machine(recipe: AnnotateRecipe, num_shards: int) -> None:
+def _check_machine(recipe: AnnotateRecipe, num_shards: int) -> None:
     decoders, annotators = (pool.start for pool in recipe.pools(num_shards))
     key = f"num_workers = {recipe.num_workers}, num_annotators = {recipe.num_annotators}"
     need((decoders + annotators) * recipe.cpus_per_worker, annotators * recipe.gpus_per_annotator, key)
 
 
-def _require_model(key: str, folder: str) -> None:
+def _check_model(key: str, folder: str) -> None:
     from wm.models import explain_unreadable, hub_hint, is_model_folder, model_folder
 
     if not model_folder(folder).is_dir():
@@ -181,7 +205,7 @@ def _require_model(key: str, folder: str) -> None:
         )
 
 
-def _require_manifest(idm: str) -> None:
+def _check_manifest(idm: str) -> None:
     """Refuse an adapter without a manifest here: with ``base`` given, only the annotators would read it."""
     from wm.models import is_adapter, model_folder
     from wm.models.checkpoints import need_manifest
@@ -190,9 +214,9 @@ def _require_manifest(idm: str) -> None:
         need_manifest(model_folder(idm))
 
 
-def _require_codec(recipe: AnnotateRecipe) -> None:
-    """Read the codec here too: a damaged folder, an adapter without its base, or a threshold that no pair can reach is
-    reported before anything starts."""
+def _check_codec(recipe: AnnotateRecipe) -> None:
+    """Load the codec here too, so that a damaged folder, an adapter without its base, or a threshold that no pair can
+    reach is reported before anything starts."""
     from wm.models import load_codec
 
     num_codes = load_codec(recipe.base or recipe.idm).tokens_per_image
@@ -204,64 +228,19 @@ def _require_codec(recipe: AnnotateRecipe) -> None:
         )
 
 
-def _require_fit(idm: str, base: str) -> None:
+def _check_fit(idm: str, base: str) -> None:
     """Refuse a base that the adapter's manifest does not name, before anything is decoded."""
     from wm.models import read_manifest
 
-    adapter, found = read_manifest(idm), read_manifest(base)
+    adapter, full = read_manifest(idm), read_manifest(base)
     if adapter is not None and adapter.kind != "adapter":
-        raise InputError(f"idm = {idm!r} is a whole model and no adapter; leave base out")
-    if adapter is not None and found is not None and adapter.base_id != found.base_id:
-        raise InputError(f"adapter {idm} was trained on base {adapter.base_id}, but {base} is {found.base_id}")
-
-
-def _tell_plan(recipe: AnnotateRecipe, listing: pa.Table, whole: bool) -> dict[str, Any]:
-    classes = pc.count_distinct(listing.column("class_label")).as_py()
-    print(
-        f"annotate: {'already whole in' if whole else 'would write'} {recipe.out}: {listing.num_rows:,} videos of "
-        f"{classes:,} classes from {recipe.videos}, IDM {recipe.idm}"
-    )
-    _tell_notes(listing)
-    if not whole:
-        settings = recipe.model_dump(exclude={"videos", "idm", "out"}, exclude_none=True)
-        print("  " + ", ".join(f"{key} = {value}" for key, value in settings.items()))
-    return {"videos": listing.num_rows, "whole": whole}
-
-
-def _tell_notes(listing: pa.Table) -> None:
-    """Print what the listing passed over."""
-    for line in describe(passed_over_of(listing)):
-        print(f"  {line}")
-
-
-def _tell_result(recipe: AnnotateRecipe, record: dict[str, Any]) -> None:
-    counts, seconds = record["counts"], max(record["wall_s"], 1e-9)
-    print(
-        f"annotate: {counts['videos']:,} videos ({counts['video_s']:,.0f} s, {counts['frames']:,} frames) → "
-        f"{counts['triplets']:,} triplets of {counts['videos_with_triplets']:,} in {recipe.out}/triplets, "
-        f"{counts['filtered']:,} filtered and {counts['failed']:,} failed in {recipe.out}/rejects; "
-        f"{record['annotated_now'] / seconds:.1f} videos/s"
-    )
-    for reason, count in counts["rejects_by_reason"].items():
-        print(f"  {reason}: {count}")
-    found = ", ".join(f"{reason} {count}" for reason, count in counts["findings"].items())
-    print(f"  filters found among {counts['pairs']:,} pairs, those that only score too: {found or 'nothing'}")
-    readers = ", ".join(f"{reader} {count}" for reader, count in counts["readers"].items())
-    print(f"  frames read by: {readers or 'none'}; decord gave up on {counts['decord_fallbacks']}")
-    table = counts["table7"]
-    print("  mean length   total length   samples   observations/video   actions/video   words/action")
-    means = {name: "–" if table[name] is None else f"{table[name]:.2f}" for name in table}
-    per_video = f"{means['observations_per_video']:>20} {means['actions_per_video']:>15}"
-    print(
-        f"  {means['mean_length_s']:>9} s {table['total_length_h']:>12.4f} h {table['samples']:>9,} {per_video} "
-        f"{means['words_per_action']:>14}"
-    )
-    stages = ", ".join(f"{stage} {value:,.1f} s" for stage, value in counts["stage_s"].items() if value)
-    print(f"  time of all actors: {stages}")
+        raise InputError(f"idm = {idm!r} is a full model and no adapter; leave base out")
+    if adapter is not None and full is not None and adapter.base_id != full.base_id:
+        raise InputError(f"adapter {idm} was trained on base {adapter.base_id}, but {base} is {full.base_id}")
 
 
 def main() -> int:
-    """Command line."""
+    """Run the command line; returns the exit status."""
     return cli_main(AnnotateRecipe, run, name="annotate", description=__doc__ or "")
 
 

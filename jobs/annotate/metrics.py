@@ -1,4 +1,4 @@
-"""Prometheus metrics of ``annotate``, through Ray's own exporter (every node serves them; see Ray's "metrics").
+"""Count the work of ``annotate`` in Prometheus metrics, through Ray's own exporter (every node serves them).
 
 ``ray_wm_annotate_videos_total{outcome}``, ``ray_wm_annotate_pairs_total{outcome}``,
 ``ray_wm_annotate_rejects_total{reason}``, ``ray_wm_annotate_stage_seconds_total{stage}``,
@@ -17,10 +17,10 @@ class Metrics:
     def __init__(self, dataset: str) -> None:
         from ray.util.metrics import Counter
 
-        def counter(name: str, told: str, *tags: str) -> Any:
-            made = Counter(f"wm_annotate_{name}", told, tag_keys=("dataset", *tags))
-            made.set_default_tags({"dataset": dataset})
-            return made
+        def counter(name: str, description: str, *tags: str) -> Counter:
+            metric = Counter(f"wm_annotate_{name}", description, tag_keys=("dataset", *tags))
+            metric.set_default_tags({"dataset": dataset})
+            return metric
 
         self._videos = counter("videos", "Videos decoded, by outcome", "outcome")
         self._frames = counter("frames", "Frames decoded")
@@ -31,9 +31,9 @@ class Metrics:
     def video(self, row: Mapping[str, Any]) -> None:
         """Count a decoded video."""
         self._videos.inc(1, {"outcome": row.get("outcome") or "ok"})
-        self._frames_seen(row.get("num_frames") or 0)
+        self._add_frames(row.get("num_frames") or 0)
         for stage in DECODE_STAGES:
-            self._spent(stage, row.get(f"{stage}_s") or 0.0)
+            self._add_seconds(stage, row.get(f"{stage}_s") or 0.0)
 
     def shard(self, counts: Mapping[str, Any]) -> None:
         """Count a written shard (the counts of :func:`jobs.annotate.shards.write_shard`)."""
@@ -43,12 +43,12 @@ class Metrics:
         for reason, number in counts["reasons"].items():
             self._rejects.inc(number, {"reason": reason})
         for stage in ("encode", "idm", "write"):
-            self._spent(stage, counts["seconds"].get(stage, 0.0))
+            self._add_seconds(stage, counts["seconds"].get(stage, 0.0))
 
-    def _frames_seen(self, frames: int) -> None:
+    def _add_frames(self, frames: int) -> None:
         if frames:
             self._frames.inc(frames)
 
-    def _spent(self, stage: str, seconds: float) -> None:
+    def _add_seconds(self, stage: str, seconds: float) -> None:
         if seconds > 0:
             self._seconds.inc(seconds, {"stage": stage})

@@ -1,4 +1,4 @@
-"""A proposed pair on its way through the filters, and how work is cut into batches."""
+"""Hold a proposed pair on its way through the filters, and split work into batches. Knows neither codec nor IDM."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,20 +28,20 @@ class Pair:
     action: Any = None
 
     def ident(self, *more: str) -> tuple[Any, ...]:
-        """What this pair's ids are made of."""
+        """Return the parts of this pair's ids."""
         frames = self.video["keyframes"]
         return (self.video["key"], *more, frames[self.source], frames[self.target])
 
     def lower(self, column: str) -> float:
-        """The smaller of both frames' numbers."""
+        """Return the smaller of both frames' values in a column."""
         return float(min(self.video[column][self.source], self.video[column][self.target]))
 
     def hashes(self) -> tuple[int, int]:
-        """Perceptual hashes of both frames."""
+        """Return the perceptual hashes of both frames."""
         return self.video["phash"][self.source], self.video["phash"][self.target]
 
     def numbers(self, filters: Filters) -> dict[str, Any]:
-        """What the picture filters look at; None where a filter is off."""
+        """Return the figures that the image filters compare; None where a filter is off."""
         return {
             "repeat_bits": self.repeat_bits,
             "difference": self.video["difference"][self.target] if filters.static != "off" else None,
@@ -51,7 +51,7 @@ class Pair:
         }
 
     def row(self, dataset: str, filters: Filters) -> dict[str, Any]:
-        """This pair's row of :data:`jobs.annotate.tables.PAIRS_SCHEMA`."""
+        """Build this pair's row of :data:`jobs.annotate.tables.PAIRS_SCHEMA`."""
         frames, action = self.video["keyframes"], self.action
         hashes = self.hashes() if filters.near_duplicate != "off" else (None, None)
         return {
@@ -89,16 +89,23 @@ class Seconds:
         self.by_stage[stage] = self.by_stage.get(stage, 0.0) + time.perf_counter() - begin
 
 
-def even_chunks(items: Sequence[T], most: int) -> Iterator[list[T]]:
-    """Consecutive chunks of at most ``most`` whose sizes differ by one: 65 by 64 are 33 and 32, not 64 and 1."""
-    count = -(-len(items) // most)
+def even_chunks(items: Sequence[T], max_size: int) -> Iterator[list[T]]:
+    """Split items into consecutive chunks whose sizes differ by at most one: 65 by 64 are 33 and 32, not 64 and 1."""
+    count = -(-len(items) // max_size)
     for part in range(count):
         yield list(items[part * len(items) // count : (part + 1) * len(items) // count])
 
 
 def halve_when_full(function: Callable[[Any], Sequence[Any]], batch: Any) -> list[Any]:
-    """``function(batch)``, a tuple of one sequence or tensor a row; where memory does not hold the batch, that of its
-    parts, joined again (:func:`wm.sampling.batches.halving`)."""
+    """Call a function on a batch, or on parts of it where memory does not hold all of it.
+
+    Args:
+        function: Returns a tuple of sequences or tensors, each with a row for every row of its batch.
+        batch: Anything that has a length and can be sliced.
+
+    Returns:
+        The function's sequences and tensors for the complete batch.
+    """
     import torch
 
     from wm.sampling.batches import halving

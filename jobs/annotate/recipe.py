@@ -1,4 +1,4 @@
-"""The recipe of ``annotate``: which videos, how key-frames are chosen, which pairs are kept, on how many actors."""
+"""Define the recipe of ``annotate``: videos, choice of key-frames and pairs, actors. Knows nothing of the work."""
 
 from pathlib import Path
 from typing import ClassVar, Literal, Self
@@ -44,7 +44,7 @@ class AnnotateRecipe(Recipe):
     layout: Layout = "auto"
     """How class labels follow from names: auto, folder, ucf101, kinetics, moments, epic."""
     annotations: OptionalInputPath = None
-    """The data set's own CSV or split list, where labels or segments stand in one (Kinetics, EPIC-Kitchens,
+    """The data set's own CSV or split list, where labels or segments are in one (Kinetics, EPIC-Kitchens,
     UCF-101)."""
     base: OptionalInputPath = None
     """Base folder of an adapter; without it the one that the adapter's manifest names."""
@@ -80,7 +80,7 @@ class AnnotateRecipe(Recipe):
     image_side_px: int = Field(default=512, ge=0)
     """Short side of stored images at most; 0 = as large as the video."""
     time_limit_s: float = Field(default=120.0, gt=0)
-    """A video that takes longer is given up (each of: download, motion pass, fetching its pictures)."""
+    """A video that takes longer is given up (each of: download, motion pass, fetching its images)."""
     memory_limit_mb: int = Field(default=6000, ge=0)
     """Address space of a decoding process in MiB (at least 2000 is needed to start); 0 = no limit."""
     download_limit_mb: int = Field(default=4000, ge=1)
@@ -119,14 +119,15 @@ class AnnotateRecipe(Recipe):
 
     @model_validator(mode="after")
     def _pools_grow(self) -> Self:
+        # 0 means no growth.
         for kind in ("workers", "annotators"):
-            least, most = getattr(self, f"num_{kind}"), getattr(self, f"max_{kind}")
-            if 0 < most < least:
-                raise ValueError(f"max_{kind} = {most} is less than num_{kind} = {least}")
+            min_size, max_size = getattr(self, f"num_{kind}"), getattr(self, f"max_{kind}")
+            if 0 < max_size < min_size:
+                raise ValueError(f"max_{kind} = {max_size} is less than num_{kind} = {min_size}")
         return self
 
     def clip_settings(self) -> ClipSettings:
-        """How a decoding actor reads clips."""
+        """Build the settings with which a decoding actor reads clips."""
         return ClipSettings(
             motion=self.motion,
             motion_side_px=self.motion_side_px,
@@ -140,17 +141,17 @@ class AnnotateRecipe(Recipe):
         )
 
     def download_settings(self) -> DownloadSettings:
-        """How a decoding actor fetches remote videos."""
+        """Build the settings with which a decoding actor fetches remote videos."""
         return DownloadSettings(self.time_limit_s, self.download_limit_mb * 2**20)
 
     def pools(self, num_shards: int) -> tuple[range, range]:
-        """(decoders, annotators): from how many to how many of each (the range's stop) so many shards keep busy."""
+        """Compute the min and max (the range's stop) of decoders and of annotators that so many shards keep busy."""
         return _pool(self.num_workers, self.max_workers, num_shards), _pool(
             self.num_annotators, self.max_annotators, num_shards
         )
 
     def annotator_settings(self) -> AnnotatorSettings:
-        """What an annotating actor needs."""
+        """Build the settings of an annotating actor; its paths are absolute."""
         return AnnotatorSettings(
             out=str(Path(self.out).absolute()),
             idm=str(Path(self.idm).absolute()),
@@ -169,5 +170,5 @@ class AnnotateRecipe(Recipe):
         )
 
 
-def _pool(least: int, most: int, useful: int) -> range:
-    return range(min(least, useful), min(max(least, most), useful))
+def _pool(min_size: int, max_size: int, num_shards: int) -> range:
+    return range(min(min_size, num_shards), min(max(min_size, max_size), num_shards))

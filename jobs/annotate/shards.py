@@ -1,9 +1,9 @@
-"""Shards of an annotation on disk, and what makes them safe to interrupt.
+"""Write the shards of an annotation so that it may be interrupted at any time.
 
 The listing is cut into shards of consecutive videos, the same for every run of a recipe, so that a shard's name, its
-rows and the batches its images stand in never depend on what broke meanwhile. A shard is one Parquet file in each of
+rows and the batches of its images never depend on what broke meanwhile. A shard is one Parquet file in each of
 ``triplets``, ``rejects``, ``clips`` and ``pairs`` and then ``shards/NAME.json``, which holds its counts and commits
-it. Parquet files without their mark are leftovers of a killed run; they are removed before a run goes on, and so is a
+it. Parquet files without their mark are leftovers of a killed run; they are removed before a run resumes, and so is a
 mark whose files are not all there.
 """
 
@@ -35,19 +35,19 @@ _DIGEST = b"digest"
 
 
 def shard_size(num_videos: int, videos_per_shard: int) -> int:
-    """Videos in a shard: ``videos_per_shard``, fewer where there would not be enough shards to share out."""
+    """Compute the videos in a shard: ``videos_per_shard``, fewer where there would be too few shards for the actors."""
     return max(1, min(videos_per_shard, -(-num_videos // _SHARDS_AT_LEAST)))
 
 
 def cut_shards(listing: pa.Table, videos_per_shard: int) -> dict[int, tuple[int, int]]:
-    """Shard number → (first row, number of rows) of the listing."""
+    """Map each shard's number to its (first row, number of rows) of the listing."""
     size = shard_size(listing.num_rows, videos_per_shard)
     starts = range(0, listing.num_rows, size)
     return {number: (start, min(size, listing.num_rows - start)) for number, start in enumerate(starts)}
 
 
 def shard_table(listing: pa.Table, number: int, start: int, rows: int) -> pa.Table:
-    """The listing's rows of one shard, with where a worker finds each video."""
+    """Return the listing's rows of one shard, with a path for each video that holds in any worker."""
     table = listing.slice(start, rows)
     uris = table.column("uri").to_pylist()
     paths = [uri if scheme_of(uri) else os.path.abspath(uri) for uri in uris]  # noqa: PTH100 - links stay as named
@@ -58,16 +58,16 @@ def shard_table(listing: pa.Table, number: int, start: int, rows: int) -> pa.Tab
 
 
 def keep_listing(out: Path, listing: pa.Table, digest: str) -> None:
-    """Write down what a run is about, once: it is what a later start goes on with."""
+    """Store the listing with which a run began, once: a resumed run uses it."""
     path = out / _LISTING
     if not path.exists():
-        aside = path.with_suffix(".tmp")
-        pq.write_table(listing.replace_schema_metadata({**(listing.schema.metadata or {}), _DIGEST: digest}), aside)
-        aside.replace(path)
+        temporary = path.with_suffix(".tmp")
+        pq.write_table(listing.replace_schema_metadata({**(listing.schema.metadata or {}), _DIGEST: digest}), temporary)
+        temporary.replace(path)
 
 
 def kept_listing(out: Path) -> tuple[pa.Table, str] | None:
-    """The listing that a run in this folder began with, and its digest."""
+    """Load the listing that a run in this folder began with, and its digest; None if there is none."""
     path = out / _LISTING
     if not path.is_file():
         return None
@@ -87,10 +87,17 @@ def write_shard(
     rows: Mapping[str, Sequence[dict[str, Any]]],
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
-    """Write and commit one shard; returns its counts.
+    """Write and commit one shard.
 
-    ``videos``: rows of :data:`jobs.annotate.tables.DECODED_SCHEMA`. ``rows``: of triplets, rejects and pairs.
-    ``seconds``: spent on the shard before, by stage.
+    Args:
+        out: Folder of the run.
+        number: Of the shard.
+        videos: Rows of :data:`jobs.annotate.tables.DECODED_SCHEMA`.
+        rows: Rows of triplets, rejects and pairs.
+        seconds: Time spent on the shard before, by stage.
+
+    Returns:
+        The shard's counts.
     """
     begin, name = time.perf_counter(), shard_name(number)
     tables = {**rows, "clips": clip_rows(videos)}
@@ -99,6 +106,7 @@ def write_shard(
             write_table(tables[table], out / table / f"{name}.parquet", schema)
         else:
             (out / table / f"{name}.parquet").unlink(missing_ok=True)
+    # The tables first: the mark says that they are all there.
     counts = _counts(videos, rows, {**seconds, "write": time.perf_counter() - begin})
     (out / "shards").mkdir(parents=True, exist_ok=True)
     write_json(out / "shards" / f"{name}.json", counts)
@@ -110,8 +118,8 @@ def _counts(
 ) -> dict[str, Any]:
     triplets, rejects = rows["triplets"], rows["rejects"]
     # by key, not by URI: segments of one file are videos of their own
-    kept = [row for row in rows["pairs"] if row["outcome"] == "ok"]
-    observed = {(row["key"], row[side]) for row in kept for side in ("source_frame", "target_frame")}
+    accepted = [row for row in rows["pairs"] if row["outcome"] == "ok"]
+    observed = {(row["key"], row[side]) for row in accepted for side in ("source_frame", "target_frame")}
     decoded = [video for video in videos if video["num_frames"]]
     paired = [video for video in decoded if len(video["keyframes"]) >= 2]
     return {
@@ -124,7 +132,7 @@ def _counts(
         "keyframes_of_paired": sum(len(video["keyframes"]) for video in paired),
         "pairs": len(rows["pairs"]),
         "triplets": len(triplets),
-        "videos_with_triplets": len({row["key"] for row in kept}),
+        "videos_with_triplets": len({row["key"] for row in accepted}),
         "observations": len(observed),
         "words": sum(len(row["action"].split()) for row in triplets),
         "filtered": sum(row["outcome"] == "filtered" for row in rejects),
@@ -138,10 +146,10 @@ def _counts(
 
 
 def shards_with(out: Path, reasons: Sequence[str]) -> list[Path]:
-    """The marks of the finished shards in which a video failed for one of ``reasons``."""
-    wanted = {f"failed/{reason}" for reason in reasons}
+    """List the marks of the finished shards in which a video failed for one of ``reasons``."""
+    failures = {f"failed/{reason}" for reason in reasons}
     marks = sorted((out / "shards").glob("shard-*.json"))
-    return [path for path in marks if wanted & (_committed(path) or {"reasons": {}})["reasons"].keys()]
+    return [path for path in marks if failures & (_committed(path) or {"reasons": {}})["reasons"].keys()]
 
 
 @contextmanager
@@ -162,8 +170,8 @@ def sole_writer(out: Path) -> Iterator[None]:
 
 
 def _committed(mark: Path) -> dict[str, Any] | None:
-    """The counts of a shard; None where the mark is damaged or a file that it vouches for is gone (a power cut, a
-    copy that was broken off): then the shard is made again."""
+    """Load the counts of a shard; None where the mark is damaged or a file of it is missing."""
+    # After a power cut, or a copy that was broken off: then the shard is made again.
     try:
         counts = dict(json.loads(mark.read_text()))
         tables = _filled(counts)
@@ -174,7 +182,7 @@ def _committed(mark: Path) -> dict[str, Any] | None:
 
 
 def _filled(counts: Mapping[str, Any]) -> list[str]:
-    """The tables in which a shard has a row."""
+    """List the tables in which a shard has a row."""
     rows = {
         "rejects": counts["filtered"] + counts["failed"],
         "clips": counts["videos"],
@@ -185,17 +193,18 @@ def _filled(counts: Mapping[str, Any]) -> list[str]:
 
 
 def tidy(out: Path) -> set[int]:
-    """Remove what a killed run left half done; returns the numbers of the shards that are finished."""
-    done: set[int] = set()
+    """Remove what a killed run left unfinished; returns the numbers of the finished shards."""
+    finished: set[int] = set()
     names: dict[str, set[str]] = {table: set() for table in TABLES}
     for path in (out / "shards").glob("shard-*.json"):
         counts = _committed(path)
         if counts is None:
             path.unlink()
             continue
-        done.add(int(path.stem.removeprefix("shard-")))
+        finished.add(int(path.stem.removeprefix("shard-")))
         for table in _filled(counts):
             names[table].add(path.stem)
+    # Files without a mark, then temporary files.
     for table in TABLES:
         for path in (out / table).glob("*.parquet"):
             if path.stem not in names[table]:
@@ -203,11 +212,11 @@ def tidy(out: Path) -> set[int]:
     for table in (*TABLES, "shards"):
         for path in (out / table).glob(".*.tmp"):
             path.unlink()
-    return done
+    return finished
 
 
 def summarise(out: Path) -> dict[str, Any]:
-    """Counts of everything committed, summed over the shards, with the columns of the paper's Table 7."""
+    """Sum the counts of all committed shards, with the columns of the paper's Table 7."""
     total: dict[str, Any] = {}
     for path in sorted((out / "shards").glob("shard-*.json")):
         _add(total, json.loads(path.read_text()))
@@ -222,11 +231,19 @@ def summarise(out: Path) -> dict[str, Any]:
 
 
 def table7(counts: Mapping[str, Any]) -> dict[str, float | None]:
-    """The columns of the paper's Table 7. Lengths are those of all videos that decode; observations (key-frames that
-    stand in a triplet), actions and words are counted over the samples, which are videos with a triplet (the paper's
-    2.05 observations a video on average cannot be over all videos, as reading (a) leaves many with one). Where no
-    filter took a pair out, observations are all key-frames and one more than actions, as in the paper. A mean over
-    nothing is None."""
+    """Compute the columns of the paper's Table 7.
+
+    Lengths are those of all videos that decode; observations (key-frames in a triplet), actions and words are counted
+    over the samples, which are videos with a triplet (the paper's 2.05 observations a video on average cannot be over
+    all videos, as reading (a) leaves many with one). Where no filter took a pair out, observations are all key-frames
+    and one more than actions, as in the paper.
+
+    Args:
+        counts: Sums over the shards.
+
+    Returns:
+        Seconds, hours, and means a video or action; a mean over nothing is None.
+    """
     return {
         "mean_length_s": _ratio(counts["video_s"], counts["decoded"]),
         "total_length_h": round(counts["video_s"] / 3600, 4),
@@ -237,8 +254,8 @@ def table7(counts: Mapping[str, Any]) -> dict[str, float | None]:
     }
 
 
-def _ratio(part: float, whole: float) -> float | None:
-    return round(part / whole, 3) if whole else None
+def _ratio(numerator: float, denominator: float) -> float | None:
+    return round(numerator / denominator, 3) if denominator else None
 
 
 def _add(total: dict[str, Any], counts: Mapping[str, Any]) -> None:

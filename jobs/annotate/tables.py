@@ -1,5 +1,6 @@
-"""What ``annotate`` writes beside triplets and rejects: a row a video (``clips``) and a row a proposed pair
-(``pairs``); and the table that travels from decoders to annotators."""
+"""Define the tables of ``annotate`` beside triplets and rejects: a row a video (``clips``), a row a proposed pair
+(``pairs``), and the table that travels from decoders to annotators. Knows nothing of files.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -28,11 +29,11 @@ CLIPS_SCHEMA = pa.schema(
         ("motion", pa.list_(pa.float32())),
     ]
 )
-"""One row a video, failed ones too (their numbers are null). ``motion``: the whole curve, px/frame at full size, one
+"""One row a video, failed ones too (their numbers are null). ``motion``: the complete curve, px/frame at full size, one
 number a frame. ``keyframes``: chosen frames, ``times_s`` theirs in the file's own clock. ``frame_s``: mean seconds
 between two frames. ``height_px, width_px``: upright, in square pixels. ``orientation``: what laid the stored frames
 upright, as ffmpeg's filters, empty where nothing did. ``sample_aspect_ratio``: of the stored frames, ``1:1`` where
-their pixels are square. ``errors``: packets that could not be decoded. ``reader``: who served the pictures;
+their pixels are square. ``errors``: packets that could not be decoded. ``reader``: who read the frames;
 ``fallback``: why decord, asked first, did not."""
 
 PAIRS_SCHEMA = pa.schema(
@@ -101,5 +102,5 @@ DECODE_STAGES = ("download", "scan", "fetch", "failed")
 
 
 def clip_rows(videos: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of :data:`CLIPS_SCHEMA` from rows of :data:`DECODED_SCHEMA`."""
+    """Build rows of :data:`CLIPS_SCHEMA` from rows of :data:`DECODED_SCHEMA`."""
     return [{name: video[name] for name in CLIPS_SCHEMA.names} for video in videos]

@@ -154,7 +154,9 @@ def count_parts(files: list[Path]) -> dict[str, Any]:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    table = pq.read_table(files, columns=["rank", "draws", "logprob", "action_tokens", "unchanged_share"])
+    columns = ["rank", "draws", "logprob", "action_tokens", "unchanged_share"]
+    # Without partitioning: a folder such as runs/rank=8 is a name, not a column.
+    table = pq.read_table(files, columns=columns, partitioning=None)
     best = table.filter(pc.equal(table["rank"], 0)).to_pandas()
     return {
         "triplets": len(best),

@@ -1,4 +1,4 @@
-"""Where models run: a device that is not there is told before any work."""
+"""Check the device that a recipe names, before any work. Knows nothing of models."""
 
 import torch
 
@@ -6,7 +6,7 @@ from wm.errors import InputError
 
 
 def need_device(name: str) -> None:
-    """:class:`InputError` unless torch can put a tensor there."""
+    """Raise :class:`InputError` unless torch can put a tensor on the device ``name`` (``cpu``, ``cuda:1``)."""
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:  # no such name; a kind this torch was built without

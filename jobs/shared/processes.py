@@ -4,16 +4,22 @@ from pathlib import Path
 
 
 def actor_processes(variable: str, value: str, title: str) -> list[int]:
-    """Process ids of the actors whose title holds ``title``, in a session whose raylet has ``variable=value`` in its
-    environment. Ray writes a worker's title over its own environment, so that only its parent's tells whose it is."""
-    mark, found = f"{variable}={value}".encode(), []
+    """List the actors of one session by process id.
+
+    Args:
+        variable: Environment variable by which the session is recognised.
+        value: Its value there.
+        title: Part of the title that Ray gives the actor's process, such as the class's name.
+    """
+    mark, process_ids = f"{variable}={value}".encode(), []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             command = (folder / "cmdline").read_bytes()
+            # Ray writes a worker's title over its own environment: the raylet's, its parent, is intact.
             parent = (folder / "stat").read_text().rsplit(")", 1)[1].split()[1]
             environment = Path("/proc", parent, "environ").read_bytes()
         except OSError:
             continue  # it ended meanwhile, or is another user's
         if command.startswith(b"ray::") and title.encode() in command and mark in environment.split(b"\0"):
-            found.append(int(folder.name))
-    return found
+            process_ids.append(int(folder.name))
+    return process_ids

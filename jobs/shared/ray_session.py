@@ -1,7 +1,13 @@
-"""One Ray session for a job: start a private one, or join the cluster that ``RAY_ADDRESS`` names."""
+"""Start a private Ray session for a job, or join the cluster that ``RAY_ADDRESS`` names.
 
+Ray is imported only when a session is asked for, so that ``--help`` and bad input answer at once. Not known here: what
+runs in the session.
+"""
+
+import atexit
 import logging
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -26,18 +32,27 @@ _CORE_LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
 
 
 def connect(num_cpus: int | None = None, *, object_store_bytes: int = OBJECT_STORE_BYTES) -> None:
-    """Be in a Ray session; a second call in the same process does nothing.
+    """Connect this process to a Ray session; a second call in the same process does nothing.
 
     With ``RAY_ADDRESS`` set (as under ``ray job submit``) that cluster is joined. Otherwise a session of this
-    process alone is started, without dashboard, with ``num_cpus`` logical CPUs (default: the cores, at least
-    :data:`MIN_LOGICAL_CPUS`). Token authentication stays on: a session without it runs the code of anyone who
-    reaches its port.
+    process alone is started, without dashboard. Token authentication stays on: a session without it runs the code of
+    anyone who reaches its port.
+
+    Args:
+        num_cpus: Logical CPUs of a private session; None: the cores, at least :data:`MIN_LOGICAL_CPUS`.
+        object_store_bytes: Size of its object store.
+
+    Raises:
+        InputError: The session did not start in time, or there is no folder for its files.
     """
     _set_environment()
     import ray
 
     if ray.is_initialized():
         return
+    # Registered after Ray's own, so that it comes before: a second Ctrl-C while Ray ends would print a traceback of it,
+    # and leave processes behind.
+    atexit.register(_ignore_interrupts)
     from ray._private import ray_constants
 
     if not is_private():
@@ -72,14 +87,21 @@ def quiet_data() -> None:
 
 
 def need(cpus: float, gpus: float, key: str) -> None:
-    """Raise :class:`InputError`, naming the recipe's ``key``, if this machine can never give so much at once:
-    Ray would wait for it without an end. Of a cluster that is joined nothing is known: it may still grow.
+    """Check that this machine has the CPUs and GPUs that a job asks for at once.
+
+    Args:
+        cpus: Logical CPUs.
+        gpus: GPUs; a share of one counts as one.
+        key: Recipe key and value, for the message.
+
+    Raises:
+        InputError: It has fewer: Ray would wait for them without an end.
     """
     if not is_private():
-        return
-    have = num_logical_cpus()
-    if cpus > have:
-        raise InputError(f"{key} asks for {cpus:g} CPUs at once; a session on this machine has {have}")
+        return  # a cluster may still grow
+    num_cpus = num_logical_cpus()
+    if cpus > num_cpus:
+        raise InputError(f"{key} asks for {cpus:g} CPUs at once; a session on this machine has {num_cpus}")
     if gpus > 0:
         import torch
 
@@ -91,7 +113,7 @@ def off_main_thread(work: Callable[[], T]) -> T:
     """Call ``work`` on another thread and wait for it, so that Ctrl-C ends this process as it does elsewhere.
 
     On the main thread Ray Train takes Ctrl-C for itself: it ends with status 0, or never while it waits for
-    workers, and goes on doing so in the stages that follow.
+    workers, and keeps doing so in the stages that follow.
     """
     outcome: Future[T] = Future()
 
@@ -106,7 +128,7 @@ def off_main_thread(work: Callable[[], T]) -> T:
 
 
 def num_logical_cpus() -> int:
-    """What a private session counts as CPUs."""
+    """Return the number of CPUs that a private session claims to have."""
     return max(MIN_LOGICAL_CPUS, os.cpu_count() or 1)
 
 
@@ -118,8 +140,14 @@ def shutdown() -> None:
         ray.shutdown()
 
 
+def _ignore_interrupts() -> None:
+    """Ignore Ctrl-C from here on."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def _set_environment() -> None:
     """Defaults that Ray reads when it is imported; what the user has set stays."""
+    # Nothing is sent to anyone.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Without it a CPU-only worker hides accelerators from itself and warns about it.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -130,14 +158,15 @@ def _set_environment() -> None:
 
 @contextmanager
 def _started_in_time() -> Iterator[None]:
-    """Ray gives its processes 30 s to start, which no setting changes, and then raises a bare ``Exception``."""
+    """Report a session that did not start in one line."""
     try:
         yield
     except Exception as error:
+        # Ray gives its processes 30 s, which no setting changes, and then raises a bare Exception.
         if "timed out during startup" not in str(error):
             raise
-        told = "Ray did not start within 30 s: the machine is very busy, or /tmp is full; try the same command again"
-        raise InputError(told) from error
+        message = "Ray did not start within 30 s: the machine is very busy, or /tmp is full; try the same command again"
+        raise InputError(message) from error
 
 
 @contextmanager
@@ -153,9 +182,10 @@ def _quiet_core() -> Iterator[None]:
         return
     os.environ[_CORE_LOG_LEVEL] = "fatal"
     sys.stderr.flush()
+    # Ray's processes write to the file descriptor itself: replacing sys.stderr would not catch it.
     terminal = os.dup(2)
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
+    with tempfile.TemporaryFile() as output:
+        os.dup2(output.fileno(), 2)
         try:
             yield
         finally:
@@ -163,8 +193,8 @@ def _quiet_core() -> Iterator[None]:
             sys.stderr.flush()
             os.dup2(terminal, 2)
             os.close(terminal)
-            held.seek(0)
-            for line in held:
+            output.seek(0)
+            for line in output:
                 if f"Set ray log level from environment variable {_CORE_LOG_LEVEL}".encode() not in line:
                     os.write(2, line)
 
@@ -180,5 +210,5 @@ def _follow_token() -> None:
 
 
 def _has_token() -> bool:
-    named = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
-    return named or (Path.home() / ".ray" / "auth_token").exists()
+    is_in_environment = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
+    return is_in_environment or (Path.home() / ".ray" / "auth_token").exists()

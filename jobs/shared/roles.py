@@ -1,4 +1,4 @@
-"""Jobs that ask a forward and an inverse model: their keys, what is told of the two before any work, the reading."""
+"""Load the forward and the inverse model of a job, after checking their folders. Knows nothing of what they predict."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -31,9 +31,9 @@ class RolesRecipe(Recipe):
     base: InputPath = ""
     """Base folder of the adapters; empty: the one their manifests name."""
     sampling: Sampling = Sampling()
-    """How candidates are drawn."""
+    """How candidates are sampled."""
     batch_size: int | None = Field(default=None, ge=1)
-    """Rows a forward pass; left out: as the memory allows."""
+    """Rows in a forward pass; left out: as many as the memory allows."""
     device: str = "cpu"
     """Where the models run."""
     dtype: DType = "float32"
@@ -44,9 +44,14 @@ class RolesRecipe(Recipe):
 
 
 def need_roles(recipe: RolesRecipe) -> None:
-    """What the folders tell: that they are there, their tasks, that both speak of one codec, and that weights can be
-    shared if they are to be. No model is read."""
+    """Check both model folders by their manifests; no weights are read.
+
+    Raises:
+        InputError: A folder is missing or was trained for the other task, the two have different codecs, or their
+            weights cannot be shared although ``weights = shared``.
+    """
     need_device(recipe.device)
+    # Each folder by itself, then the two together.
     codecs = {}
     for role in ("fdm", "idm"):
         folder = getattr(recipe, role)
@@ -57,19 +62,28 @@ def need_roles(recipe: RolesRecipe) -> None:
             raise InputError(f"{role} = {folder!r} was trained as {manifest.task}")
         if manifest is not None:
             codecs[role] = manifest.codec_id
+    # Their codes would be numbers of different codebooks.
     if len(set(codecs.values())) > 1:
         raise InputError(f"fdm speaks codec {codecs['fdm']}, idm {codecs['idm']}: they cannot read each other's images")
     if recipe.base and not Path(recipe.base).is_dir():
         raise InputError(f"base = {recipe.base!r}: no such model folder{hub_hint(recipe.base)}")
     if recipe.base and not (is_adapter(recipe.fdm) or is_adapter(recipe.idm)):
         raise InputError(f"base = {recipe.base!r}, but neither fdm nor idm is an adapter")
+    # Shared weights need two adapters of one base.
     if recipe.weights == "shared":
         need_one_base(recipe.fdm, recipe.idm, recipe.base or None)
 
 
 def read_roles(recipe: RolesRecipe, codec: ImageCodec) -> Roles:
-    """Both models with their decoders; :class:`InputError` if they speak of another codec than that of the images, or
-    if guidance is asked of a family that has none."""
+    """Load both models with their decoders.
+
+    Args:
+        recipe: Folders and where the models run.
+        codec: The codec of the images, which must be that of the models.
+
+    Raises:
+        InputError: The models have another codec, or guidance is wanted of a family that has none.
+    """
     roles = load_roles(
         recipe.fdm, recipe.idm,
         weights=recipe.weights, base=recipe.base or None, device=recipe.device, dtype=getattr(torch, recipe.dtype),
@@ -85,7 +99,16 @@ def read_roles(recipe: RolesRecipe, codec: ImageCodec) -> Roles:
 
 
 def need_actions(roles: Roles, source_N: Sequence[int], actions: Iterable[str]) -> None:
-    """:class:`InputError` for an action that one of the models cannot read; to be called before any of the work."""
+    """Check that both models can read every action, before any of the work.
+
+    Args:
+        roles: The two models.
+        source_N: Image codes of any source.
+        actions: Action texts; each is checked once.
+
+    Raises:
+        InputError: One of the models cannot read an action.
+    """
     for action in dict.fromkeys(actions):
         roles.fdm.model.layout("fdm", source=source_N, action=action)
         roles.idm.model.layout("idm", source=source_N, target=source_N, action=action)

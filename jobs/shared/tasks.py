@@ -1,47 +1,64 @@
-"""One function over many inputs: here, or as Ray tasks on all nodes."""
+"""Run one function over many inputs, in this process or as Ray tasks on all nodes. Knows nothing of the function."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Generator, Sequence
+from typing import TypeVar
 
 from jobs.shared.ray_session import connect
 
 T = TypeVar("T")
 
 _TASKS_AHEAD = 2
-"""Tasks under way or waiting for each CPU: the driver keeps no longer a queue, so its memory is bounded."""
-_LAST_WORDS_S = 60.0
+"""Tasks running or queued for each CPU: with no longer a queue, the driver's memory is bounded."""
+_CANCEL_TIMEOUT_S = 60.0
 
 
-def each(function: Callable[..., T], inputs: Sequence[tuple[Any, ...]], *shared: Any, on_ray: bool) -> Iterator[T]:
-    """``function(*input, *shared)`` for every input; results as they finish, in no order.
+def each(
+    function: Callable[..., T],
+    inputs: Sequence[tuple[object, ...]],
+    *shared: object,
+    on_ray: bool,
+    max_running: int | None = None,
+) -> Generator[T, None, None]:
+    """Call ``function(*arguments, *shared)`` for every tuple of arguments.
 
-    ``shared`` goes to each node once. A task that loses its worker or node is done again elsewhere, so ``function``
-    must be safe to repeat. What it raises is raised here (Ray wraps it: see :func:`wm.cli.cause_to_tell`).
+    Args:
+        function: Must be safe to repeat: a task that loses its worker or node is done again elsewhere.
+        inputs: Arguments of each call.
+        shared: Arguments of every call; they go to each node once.
+        on_ray: As Ray tasks of one CPU each, or one after another in this process.
+        max_running: Tasks that run or wait at a time; None: two for each CPU of the session.
+
+    Yields:
+        Results as they finish, in no order. When the caller stops early, what still runs is cancelled.
+
+    Raises:
+        Exception: Whatever ``function`` raises (Ray wraps it: see :func:`wm.cli.cause_to_tell`).
     """
     if not on_ray:
-        for one in inputs:
-            yield function(*one, *shared)
+        for arguments in inputs:
+            yield function(*arguments, *shared)
         return
     connect()
     import ray
 
     remote = ray.remote(num_cpus=1)(function)
     references = [ray.put(value) for value in shared]
-    at_most = _TASKS_AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    limit = max_running or _TASKS_AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
     waiting = iter(inputs)
-    running: list[Any] = []
+    running: list[ray.ObjectRef] = []
     try:
         while True:
-            for one in waiting:
-                running.append(remote.remote(*one, *references))
-                if len(running) >= at_most:
+            # Fill up, then wait for one.
+            for arguments in waiting:
+                running.append(remote.remote(*arguments, *references))
+                if len(running) >= limit:
                     break
             if not running:
                 return
-            done, running = ray.wait(running)
-            yield ray.get(done[0])
-    finally:  # nobody may write any more when the caller tidies up
+            (finished,), running = ray.wait(running)
+            yield ray.get(finished)
+    finally:  # no task may still write when the caller tidies up
         for task in running:
             ray.cancel(task)
         if running:
-            ray.wait(running, num_returns=len(running), timeout=_LAST_WORDS_S)
+            ray.wait(running, num_returns=len(running), timeout=_CANCEL_TIMEOUT_S)

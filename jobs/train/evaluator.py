@@ -1,4 +1,7 @@
-"""What training asks of held-out triplets: the gate's figures, and predictions as pictures."""
+"""Evaluate a model in training on held-out triplets: the gate's figures, and predictions as images.
+
+Not known here: when it is evaluated, and where the figures go.
+"""
 
 import tempfile
 import textwrap
@@ -19,24 +22,28 @@ from wm.training import TrainRecipe
 from wm.training.monitoring.evaluation import Gated, Sample
 from wm.training.monitoring.trackers import need_packages
 
-_DRAWN = 2
+_NUM_SAMPLES = 2
 """Samples beside the greedy prediction."""
 _LETTERS, _LINES = 26, 3
 
 
 def check_watch(recipe: TrainRecipe) -> None:
-    """Raise :class:`InputError`, before any work, for packages that ``log_to`` needs, and a held-out set or a codec
-    that gates and samples cannot use."""
+    """Check, before any work, what evaluation and trackers need.
+
+    Raises:
+        InputError: A package of ``log_to`` is missing, or the held-out set or the codec cannot be used.
+    """
     need_packages(recipe.log_to)
     if not (recipe.gate_every or recipe.sample_every):
         return
+    # Read as the worker will read them, so that nothing fails after hours of training.
     codec = load_codec(recipe.base)
     held_out = read_gate_set(recipe.held_out, codec, limit=recipe.gate_limit)
     if recipe.gate_every and len(held_out) < 2:
         raise InputError(f"held_out = {recipe.held_out!r} has one triplet: the preference probe compares several")
     if recipe.sample_every and not codec.has_decoder:
         raise InputError(
-            f"sample_every = {recipe.sample_every}: the codec of {recipe.base} has no decoder to draw predictions with"
+            f"sample_every = {recipe.sample_every}: the codec of {recipe.base} has no decoder for images of predictions"
         )
 
 
@@ -50,7 +57,7 @@ class HeldOutWatcher:
         self._codec: ImageCodec
 
     def prepare(self, vlm: UnifiedVLM) -> None:
-        """Read the held-out triplets, and the codec where pictures are to be drawn."""
+        """Load the held-out triplets, and the codec where images are to be made."""
         recipe = self._recipe
         self._gate_set = read_gate_set(recipe.held_out, vlm, limit=recipe.gate_limit)
         self._shown = read_gate_set(recipe.held_out, vlm, limit=recipe.sample_rows)
@@ -58,67 +65,68 @@ class HeldOutWatcher:
             self._codec = load_codec(recipe.base, vlm.device)
 
     def gate(self, vlm: UnifiedVLM) -> Gated:
-        """See :func:`wm.evaluation.gates.gate`."""
-        found = gate(vlm, self._recipe.task, self._gate_set)
-        return Gated(found.figures(), found.has_collapsed)
+        """Compute the figures of :func:`wm.evaluation.gates.gate`, and whether the model has collapsed into copying."""
+        result = gate(vlm, self._recipe.task, self._gate_set)
+        return Gated(result.figures(), result.has_collapsed)
 
     def sample(self, vlm: UnifiedVLM) -> Sample:
-        """An FDM's greedy prediction and :data:`_DRAWN` samples between source and target, or an IDM's action."""
-        return self._observations(vlm) if self._recipe.task == "fdm" else self._actions(vlm)
+        """Predict for a few triplets: images between source and target for an FDM, or an IDM's actions."""
+        return self._sample_observations(vlm) if self._recipe.task == "fdm" else self._propose_actions(vlm)
 
-    def _observations(self, vlm: UnifiedVLM) -> Sample:
-        shown, decoder = self._shown, Decoder(vlm)
+    def _sample_observations(self, vlm: UnifiedVLM) -> Sample:
+        triplets, decoder = self._shown, Decoder(vlm)
         parts_BKN = [
             sample_observations(
                 vlm,
-                shown.source_BN,
-                shown.actions,
+                triplets.source_BN,
+                triplets.actions,
                 num_samples=count,
                 sampling=Sampling(greedy=greedy),
-                seed=row_seeds(0, shown.ids),
+                seed=row_seeds(0, triplets.ids),
                 decoder=decoder,
             )
-            for count, greedy in ((1, True), (_DRAWN, False))
+            for count, greedy in ((1, True), (_NUM_SAMPLES, False))
         ]
-        drawn_KBN = torch.cat(parts_BKN, dim=1).transpose(0, 1)
-        names = ["greedy", *(f"sample {number + 1}" for number in range(_DRAWN))]
-        columns = [self._column("source", shown.source_BN, [_folded(action) for action in shown.actions])]
+        # Columns: source, the greedy prediction, samples, target.
+        predicted_KBN = torch.cat(parts_BKN, dim=1).transpose(0, 1)
+        names = ["greedy", *(f"sample {number + 1}" for number in range(_NUM_SAMPLES))]
+        columns = [self._column("source", triplets.source_BN, [_wrap(action) for action in triplets.actions])]
         lines = []
-        for name, drawn_BN in zip(names, drawn_KBN, strict=True):
-            same_B = (drawn_BN == shown.source_BN).double().mean(dim=1).tolist()
-            right_B = (drawn_BN == shown.target_BN).double().mean(dim=1).tolist()
+        for name, predicted_BN in zip(names, predicted_KBN, strict=True):
+            same_B = (predicted_BN == triplets.source_BN).double().mean(dim=1).tolist()
+            right_B = (predicted_BN == triplets.target_BN).double().mean(dim=1).tolist()
             below = [
                 [f"{same:.0%} as source", f"{right:.0%} as target"] for same, right in zip(same_B, right_B, strict=True)
             ]
-            columns.append(self._column(name, drawn_BN, below))
+            columns.append(self._column(name, predicted_BN, below))
             lines += [
-                f"{action}: {name}: {', '.join(words)}" for action, words in zip(shown.actions, below, strict=True)
+                f"{action}: {name}: {', '.join(words)}" for action, words in zip(triplets.actions, below, strict=True)
             ]
-        columns.append(self._column("target", shown.target_BN, [[]] * len(shown), frame=CHOSEN))
-        return Sample(_drawn(columns), "\n".join(sorted(lines)))
+        columns.append(self._column("target", triplets.target_BN, [[]] * len(triplets), frame=CHOSEN))
+        return Sample(_draw_image(columns), "\n".join(sorted(lines)))
 
-    def _actions(self, vlm: UnifiedVLM) -> Sample:
-        shown = self._shown
-        said = [found.text for found in propose_actions(vlm, shown.source_BN, shown.target_BN)]
-        pairs = list(zip(said, shown.actions, strict=True))
+    def _propose_actions(self, vlm: UnifiedVLM) -> Sample:
+        triplets = self._shown
+        answers = [action.text for action in propose_actions(vlm, triplets.source_BN, triplets.target_BN)]
+        pairs = list(zip(answers, triplets.actions, strict=True))
         columns = [
-            self._column("source", shown.source_BN, [_folded(f"says: {text}") for text in said]),
-            self._column("target", shown.target_BN, [_folded(f"true: {action}") for action in shown.actions]),
+            self._column("source", triplets.source_BN, [_wrap(f"says: {text}") for text in answers]),
+            self._column("target", triplets.target_BN, [_wrap(f"true: {action}") for action in triplets.actions]),
         ]
-        return Sample(_drawn(columns), "\n".join(f"says: {text}   true: {action}" for text, action in pairs))
+        return Sample(_draw_image(columns), "\n".join(f"says: {text}   true: {action}" for text, action in pairs))
 
     def _column(self, title: str, codes_BN: torch.Tensor, below: list[list[str]], frame: str = OTHER) -> Column:
-        pictures = self._codec.decode(codes_BN.numpy().astype(np.uint16))
-        shots = [Shot(pixels, lines, frame) for pixels, lines in zip(pictures, below, strict=True)]
+        images = self._codec.decode(codes_BN.numpy().astype(np.uint16))
+        shots = [Shot(pixels, lines, frame) for pixels, lines in zip(images, below, strict=True)]
         return Column(title, shots)
 
 
-def _folded(text: str) -> list[str]:
-    """At most so many lines as there is room for below a picture."""
+def _wrap(text: str) -> list[str]:
+    """Split a text into as many lines as fit below an image; the rest is cut."""
     return textwrap.wrap(text, _LETTERS, max_lines=_LINES, placeholder=" …") or [""]
 
 
-def _drawn(columns: list[Column]) -> Pixels:
+def _draw_image(columns: list[Column]) -> Pixels:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "samples.png"
         draw_storyboard(columns, path)

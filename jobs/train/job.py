@@ -1,10 +1,10 @@
 """Fine-tune an inverse or forward dynamics model on triplets: ``python -m jobs.train recipe.toml task=idm
 key=value``.
 
-The trained model (PEFT adapter or full folder) is ``out/model``, the loss curve ``out/metrics.jsonl``; look on with
-``tensorboard --logdir OUT/tensorboard``. With held_out, gate_every and sample_every the model is asked about triplets
+The trained model (PEFT adapter or full folder) is ``out/model``, the loss curve ``out/metrics.jsonl``; watch it with
+``tensorboard --logdir OUT/tensorboard``. With held_out, gate_every and sample_every the model is evaluated on triplets
 that it does not train on: ``out/gates.jsonl``, ``out/samples``.
-Started again after a kill, the same command goes on from the last checkpoint.
+Started again after a kill, the same command resumes from the last checkpoint.
 """
 
 import json
@@ -37,16 +37,29 @@ Fit = Callable[[TrainRecipe, str], dict[str, Any]]
 
 
 def run(recipe: TrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
-    """Train, or with ``dry_run`` check everything and say what would be done; returns the run's record."""
+    """Train a model into ``out/model``.
+
+    Args:
+        recipe: What is trained on what, and how.
+        dry_run: Check everything and print what would be done.
+
+    Returns:
+        The run's record; on a dry run the plan.
+
+    Raises:
+        InputError: The recipe, the data or the machine does not allow it.
+        DivergedError: The loss became non-finite.
+    """
     stage = Run(recipe.out, "train", recipe, _inputs(recipe))
     if stage.is_whole():
-        print(f"{recipe.out} is whole: nothing to do (model in {Path(recipe.out) / MODEL})")
+        print(f"{recipe.out} is complete: nothing to do (model in {Path(recipe.out) / MODEL})")
         return dict(json.loads((Path(recipe.out) / "run.json").read_text()))
     check_watch(recipe)
     if dry_run:
-        found = _planned(recipe)
-        print_plan(recipe, found)
-        return found.as_dict()
+        training_plan = _plan_with_machine(recipe)
+        print_plan(recipe, training_plan)
+        return training_plan.as_dict()
+    # What fails at once is checked before the triplets are read, which may take minutes.
     need_machine(recipe)
     need_place(recipe)
     with stage.timed("check"):
@@ -60,6 +73,7 @@ def run(recipe: TrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
             print(f"  left out: {count:,} x {reason}, of {part.source.path}")
     for line in schedule_warnings(recipe, num_steps):
         print(f"warning: {line}")
+    # 0 workers: this process, for tests and notebooks.
     train = _fit_here if recipe.num_workers == 0 else _fit_on_ray
     with stage.timed("train"), progress(Path(recipe.out), recipe.task, num_steps):
         summary = train(recipe.with_absolute_paths(), recipe.digest())
@@ -69,6 +83,7 @@ def run(recipe: TrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         "steps": num_steps,
     }
     record = stage.finish(counts, summary=summary)
+    # Only a complete run gives up what a resumed one would need.
     tidy(recipe)
     for folder in (_RAY_NOTES, TOKENS):
         shutil.rmtree(Path(recipe.out) / folder, ignore_errors=True)
@@ -77,14 +92,14 @@ def run(recipe: TrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     return record
 
 
-def _planned(recipe: TrainRecipe) -> Plan:
-    """The plan; the machine that lacks workers or GPUs is told of like all else that does not fit."""
-    found = plan(recipe)
+def _plan_with_machine(recipe: TrainRecipe) -> Plan:
+    """Plan the training; what the machine lacks is listed with all else that does not fit."""
+    training_plan = plan(recipe)
     try:
         need_machine(recipe)
     except InputError as error:
-        return replace(found, does_not_fit=[*found.does_not_fit, str(error)])
-    return found
+        return replace(training_plan, does_not_fit=[*training_plan.does_not_fit, str(error)])
+    return training_plan
 
 
 def need_machine(recipe: TrainRecipe) -> None:
@@ -94,7 +109,7 @@ def need_machine(recipe: TrainRecipe) -> None:
 
 
 def _fit_here(recipe: TrainRecipe, digest: str) -> dict[str, Any]:
-    """In this process, without Ray."""
+    """Train in this process, without Ray."""
     import torch
 
     device = torch.device("cuda" if recipe.use_gpu else "cpu")
@@ -102,14 +117,14 @@ def _fit_here(recipe: TrainRecipe, digest: str) -> dict[str, Any]:
 
 
 def _fit_on_ray(recipe: TrainRecipe, digest: str) -> dict[str, Any]:
-    """On Ray Train, which starts the workers again when one dies; checkpoints are the workers' own affair."""
+    """Train on Ray Train, which restarts workers that die; they keep their checkpoints themselves."""
     ray_session.connect()
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from jobs.train.torch_backend import LoopbackTorchConfig
 
-    notes = Path(recipe.out) / _RAY_NOTES  # a former session's say that it is running, or has failed
+    notes = Path(recipe.out) / _RAY_NOTES  # those of an earlier session say that it is running, or has failed
     shutil.rmtree(notes, ignore_errors=True)
     trainer = TorchTrainer(
         fit_worker,
@@ -132,11 +147,12 @@ def _fit_on_ray(recipe: TrainRecipe, digest: str) -> dict[str, Any]:
         result = ray_session.off_main_thread(trainer.fit)
     except ray.train.WorkerGroupError as error:
         for failure in error.worker_failures.values():
-            told = cause_to_tell(failure)
-            if told is not None:
-                raise told from error
+            cause = cause_to_tell(failure)
+            if cause is not None:
+                raise cause from error
         raise
     summary: dict[str, Any] = result.return_value
+    # Returned by the worker, so that Ray does not try again.
     if "diverged" in summary:
         raise DivergedError(summary["diverged"])
     return summary
@@ -144,6 +160,7 @@ def _fit_on_ray(recipe: TrainRecipe, digest: str) -> dict[str, Any]:
 
 def _inputs(recipe: TrainRecipe) -> dict[str, str]:
     inputs = {"base": digest_of(recipe.base)}
+    # By number: two sources may have the same path with different selections.
     for number, source in enumerate(recipe.triplets):
         inputs[f"triplets{number}"] = digest_of(source.path)
         if source.selection:
@@ -154,7 +171,7 @@ def _inputs(recipe: TrainRecipe) -> dict[str, str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line."""
+    """Run the command line; returns the exit status."""
     return command_line(TrainRecipe, run, name="train", description=__doc__ or "", argv=argv)
 
 

@@ -1,5 +1,7 @@
-"""What training shows in the terminal: a progress bar, gates as they come, tables at the end. It reads the files that
-the first worker writes, wherever that runs."""
+"""Print what training does: a progress bar, evaluations as they come, tables at the end.
+
+It reads the files that the first worker writes, wherever that runs, and knows nothing of the training itself.
+"""
 
 import json
 import os
@@ -22,11 +24,17 @@ _COLUMNS = ("step", "epoch", "loss", "lr", "grad norm", "samples/s", "tokens/s",
 
 @contextmanager
 def progress(out: Path, task: str, num_steps: int) -> Iterator[None]:
-    """A bar that follows ``metrics.jsonl``, above which the lines of ``gates.jsonl`` appear, and why a checkpoint could
-    not be written."""
-    done = threading.Event()
+    """Show a bar that follows ``metrics.jsonl``; evaluations and failed checkpoints are printed above it.
+
+    Args:
+        out: Folder of the run.
+        task: ``idm`` or ``fdm``, for the bar's title.
+        num_steps: Steps of the training.
+    """
+    stop = threading.Event()
     bar = progress_bar(num_steps, "step", f"train {task}")
-    shown = {line["step"] for line in _lines(out / GATES)}
+    # What a resumed run finds there was printed before.
+    printed_steps = {line["step"] for line in _lines(out / GATES)}
     failures = {""}
 
     def show() -> None:
@@ -35,8 +43,8 @@ def progress(out: Path, task: str, num_steps: int) -> Iterator[None]:
             bar.set_postfix(loss=f"{line['loss']:.3f}", refresh=False)
             bar.update(line["step"] - bar.n)
         for gated in _lines(out / GATES):
-            if gated["step"] not in shown:
-                shown.add(gated["step"])
+            if gated["step"] not in printed_steps:
+                printed_steps.add(gated["step"])
                 for text in gate_lines(gated):
                     bar.write(text)
         failure = (out / FAILED).read_text().strip() if (out / FAILED).is_file() else ""
@@ -45,7 +53,7 @@ def progress(out: Path, task: str, num_steps: int) -> Iterator[None]:
             bar.write(f"warning: {failure}")
 
     def follow() -> None:
-        while not done.wait(_POLL_S):
+        while not stop.wait(_POLL_S):
             show()
 
     thread = threading.Thread(target=follow, daemon=True)
@@ -53,16 +61,16 @@ def progress(out: Path, task: str, num_steps: int) -> Iterator[None]:
     try:
         yield
     finally:
-        done.set()
+        stop.set()
         thread.join()
-        show()
+        show()  # what came after the last look
         bar.close()
 
 
 def gate_lines(gated: Mapping[str, Any]) -> list[str]:
-    """A line of ``gates.jsonl`` in words, and a warning if the model has collapsed."""
+    """Format a line of ``gates.jsonl``, with a warning if the model has collapsed."""
     parts = [
-        f"gate at step {gated['step']:,}: {gated['nats']:.4f} nats a token",
+        f"evaluation at step {gated['step']:,}: {gated['nats']:.4f} nats a token",
         f"prefers the truth {gated['preference']:.0%}",
     ]
     if "copies" in gated:
@@ -82,38 +90,38 @@ def gate_lines(gated: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def print_plan(recipe: TrainRecipe, found: Plan) -> None:
-    """What a dry run found out."""
+def print_plan(recipe: TrainRecipe, plan: Plan) -> None:
+    """Print what a dry run found out."""
     print(f"train {recipe.task} on {recipe.base} into {recipe.out}")
-    for part in found.sources:
+    for part in plan.sources:
         left_out = "".join(f", {count:,} x {reason}" for reason, count in part["left_out"].items())
         print(
             f"  {part['rows']:>11,} rows, weight {part['weight']:g} ({part['epoch_share']:.1%} of an epoch), "
             f"{part['skipped']} skipped{left_out}: {part['path']}"
         )
-    print(f"  {found.rows_per_epoch:>11,} rows an epoch")
-    print(f"  {found.num_steps:>11,} steps of {recipe.global_batch} = {found.epochs:.2f} epochs")
+    print(f"  {plan.rows_per_epoch:>11,} rows an epoch")
+    print(f"  {plan.num_steps:>11,} steps of {recipe.global_batch} = {plan.epochs:.2f} epochs")
     print(
-        f"  {found.warmup_steps:>11,} of them warm the learning rate up to {recipe.lr * found.peak_share:.3g}"
-        + ("" if found.peak_share == 1 else f", {found.peak_share:.1%} of lr = {recipe.lr:g}")
+        f"  {plan.warmup_steps:>11,} of them warm the learning rate up to {recipe.lr * plan.peak_share:.3g}"
+        + ("" if plan.peak_share == 1 else f", {plan.peak_share:.1%} of lr = {recipe.lr:g}")
     )
     print(
-        f"  {found.tokens_per_batch:>11,} tokens a batch (mean), {found.completion_tokens_per_batch:,} of them "
-        f"learned; {found.num_steps * found.tokens_per_batch:,} in all; rows of up to {found.longest_row}"
+        f"  {plan.tokens_per_batch:>11,} tokens a batch (mean), {plan.completion_tokens_per_batch:,} of them "
+        f"learned; {plan.num_steps * plan.tokens_per_batch:,} in all; rows of up to {plan.longest_row}"
     )
-    print(f"  {found.trained_parameters:>11,} of {found.total_parameters:,} parameters trained")
+    print(f"  {plan.trained_parameters:>11,} of {plan.total_parameters:,} parameters trained")
     print(
         f"  {recipe.num_workers:>11} workers x {recipe.micro_batch_size} rows x {recipe.accumulation_steps} "
-        f"passes, {recipe.precision}, ZeRO-{found.zero_stage}"
-        + (", layers computed again in the backward pass" if found.recomputes else "")
+        f"passes, {recipe.precision}, ZeRO-{plan.zero_stage}"
+        + (", layers computed again in the backward pass" if plan.recomputes else "")
     )
-    parts = {name: count for name, count in found.memory.as_dict().items() if name != "peak" and count}
-    print(f"  {_bytes(found.memory.peak):>11} of memory a worker at most, when its rows are the longest:")
+    parts = {name: count for name, count in plan.memory.as_dict().items() if name != "peak" and count}
+    print(f"  {_bytes(plan.memory.peak):>11} of memory a worker at most, when its rows are the longest:")
     for name, count in parts.items():
         print(f"  {_bytes(count):>11} {_PARTS[name]}")
-    for line in found.does_not_fit:
+    for line in plan.does_not_fit:
         print(f"will not fit: {line}")
-    for line in found.warnings:
+    for line in plan.warnings:
         print(f"warning: {line}")
 
 
@@ -135,11 +143,11 @@ def _bytes(count: int) -> str:
 
 
 def print_summary(recipe: TrainRecipe, summary: Mapping[str, Any], wall_s: float) -> None:
-    """Tables, times, and where things are."""
+    """Print tables, times, and where things are."""
     out = Path(recipe.out)
     for text in table_of(_lines(out / METRICS)):
         print(text)
-    resumed = f", gone on from step {summary['resumed_at_step']}" if summary["resumed_at_step"] else ""
+    resumed = f", resumed from step {summary['resumed_at_step']}" if summary["resumed_at_step"] else ""
     counts = summary["parameters"]
     print(
         f"train {recipe.task}: {summary['num_steps']:,} steps in {summary['steps_s']:.1f} s "
@@ -147,16 +155,18 @@ def print_summary(recipe: TrainRecipe, summary: Mapping[str, Any], wall_s: float
         f"  loss {summary['first_loss']:.4f} -> {summary['last_loss']:.4f}; "
         f"{counts['trained']:,} of {counts['total']:,} parameters trained"
     )
+    # The last evaluation, and the best one.
     if "gate" in summary:
         print(f"  {gate_lines(summary['gate'] | {'has_collapsed': False})[0]}")
     if "collapsed_at" in summary:
         steps = ", ".join(f"{step:,}" for step in summary["collapsed_at"])
-        print(f"  warning: collapsed into copying at the gates of steps {steps}")
+        print(f"  warning: collapsed into copying at the evaluations of steps {steps}")
     if "best" in summary:
         step = summary["best"]["step"]
         print(
             f"  best by {recipe.best_by}: step {step:,} ({summary['best'][recipe.best_by]:.4f}); the last: {out / LAST}"
         )
+    # A run that could not store checkpoints still ends well, but its user should know.
     failed = summary["checkpoints"].get("failed", 0)
     if failed:
         print(f"  warning: {failed} checkpoints could not be written; {summary['checkpoints']['last_failure']}")
@@ -164,16 +174,24 @@ def print_summary(recipe: TrainRecipe, summary: Mapping[str, Any], wall_s: float
 
 
 def table_of(lines: Sequence[Mapping[str, Any]], count: int = _TABLE_ROWS) -> list[str]:
-    """At most ``count`` lines of ``metrics.jsonl`` that end a window, evenly spread, the last among them; then the
-    last one's losses by source and by change."""
+    """Format lines of ``metrics.jsonl`` as a table, with the last one's losses by source and by change below.
+
+    Args:
+        lines: Parsed lines; only those that end a window are used.
+        count: Rows at most, evenly spread, the last among them.
+
+    Returns:
+        Lines of text; empty if no window has ended.
+    """
     ends = [line for line in lines if "tokens_per_s" in line]
     if not ends:
         return []
-    chosen = sorted({round((number + 1) * len(ends) / count) for number in range(count)} - {0})
-    rows = [_COLUMNS, *(_row(ends[number - 1]) for number in chosen)]
-    used = [place for place in range(len(_COLUMNS)) if any(row[place] for row in rows[1:])]
-    widths = {place: max(len(row[place]) for row in rows) for place in used}
-    table = ["  " + "  ".join(row[place].rjust(widths[place]) for place in used) for row in rows]
+    numbers = sorted({round((number + 1) * len(ends) / count) for number in range(count)} - {0})
+    rows = [_COLUMNS, *(_row(ends[number - 1]) for number in numbers)]
+    # Without columns that have no value, such as MFU where the peak is not known.
+    columns = [column for column in range(len(_COLUMNS)) if any(row[column] for row in rows[1:])]
+    widths = {column: max(len(row[column]) for row in rows) for column in columns}
+    table = ["  " + "  ".join(row[column].rjust(widths[column]) for column in columns) for row in rows]
     last = ends[-1]
     for title, name in (("source", "loss_by_source"), ("change, least to most", "loss_by_change")):
         if len(last[name]) > 1:
@@ -196,17 +214,17 @@ def _row(line: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def last_line(path: Path) -> dict[str, Any] | None:
-    """The last whole line of a file of JSON objects, or None."""
-    lines = _whole_lines(path, 16_384)
+    """Load the last complete line of a file of JSON objects, or None."""
+    lines = _complete_lines(path, 16_384)
     return json.loads(lines[-1]) if lines else None
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in _whole_lines(path)]
+    return [json.loads(line) for line in _complete_lines(path)]
 
 
-def _whole_lines(path: Path, last_bytes: int | None = None) -> list[bytes]:
-    """Lines that have been written to their end, of the last so many bytes of the file."""
+def _complete_lines(path: Path, last_bytes: int | None = None) -> list[bytes]:
+    """Read the lines that have been written to their end, of the last so many bytes of the file."""
     try:
         with path.open("rb") as file:
             if last_bytes is not None:

@@ -1,4 +1,4 @@
-"""Torch's process group of a private session, whose store listens on loopback alone.
+"""Set up torch's process group of a private session, whose store listens on loopback alone.
 
 Ray Train lets the first worker start torch's key-value store on all addresses, without a password. Here that worker
 binds the socket itself, and all of them join as clients.
@@ -27,7 +27,7 @@ class LoopbackTorchConfig(TorchConfig):  # type: ignore[misc]
 
     @property
     def backend_cls(self) -> type[_TorchBackend]:
-        """See :class:`TorchConfig`."""
+        """Return the backend that starts the store on loopback."""
         return _LoopbackBackend
 
 

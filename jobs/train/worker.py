@@ -1,4 +1,4 @@
-"""What each Ray Train worker does.
+"""Train as one worker of Ray Train.
 
 Apart from ``jobs.train`` because Ray's controller process imports the module of this function too: nothing
 heavy is imported at its top.
@@ -8,10 +8,13 @@ from typing import Any
 
 
 def fit_worker(config: dict[str, Any]) -> dict[str, Any]:
-    """Train as one rank of many; ``config`` holds the resolved recipe and its digest.
+    """Train as one rank of many; started again after a failure, resume from the newest checkpoint.
 
-    Started again after a failure, it goes on from the newest checkpoint. Divergence is returned, not raised: trying
-    again would give the same.
+    Args:
+        config: The resolved recipe (``recipe``) and its digest (``digest``).
+
+    Returns:
+        The summary of the training, or the message of a divergence under ``diverged``.
     """
     import ray.train
     import ray.train.torch
@@ -25,4 +28,5 @@ def fit_worker(config: dict[str, Any]) -> dict[str, Any]:
     try:
         return fit(recipe, world, digest=config["digest"], watcher=HeldOutWatcher(recipe)).as_dict()
     except DivergedError as error:
+        # Returned and not raised, or Ray would start the workers again, to the same end.
         return {"diverged": str(error)}

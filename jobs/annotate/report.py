@@ -1,0 +1,67 @@
+"""Print what ``annotate`` would do and has done. Knows nothing of how it is done."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs.annotate.recipe import AnnotateRecipe
+from wm.datasets.videos.videos import describe, passed_over_of
+
+
+def print_plan(recipe: AnnotateRecipe, listing: pa.Table, is_complete: bool) -> dict[str, Any]:
+    """Print what a dry run would do, or that nothing is left to do.
+
+    Args:
+        recipe: As it was given.
+        listing: The videos, a row each.
+        is_complete: True if the output is complete already.
+
+    Returns:
+        Number of ``videos``, and ``whole``: is_complete.
+    """
+    classes = pc.count_distinct(listing.column("class_label")).as_py()
+    print(
+        f"annotate: {'already complete in' if is_complete else 'would write'} {recipe.out}: "
+        f"{listing.num_rows:,} videos of {classes:,} classes from {recipe.videos}, IDM {recipe.idm}"
+    )
+    print_passed_over(listing)
+    if not is_complete:
+        settings = recipe.model_dump(exclude={"videos", "idm", "out"}, exclude_none=True)
+        print("  " + ", ".join(f"{key} = {value}" for key, value in settings.items()))
+    return {"videos": listing.num_rows, "whole": is_complete}
+
+
+def print_passed_over(listing: pa.Table) -> None:
+    """Print what the listing passed over."""
+    for line in describe(passed_over_of(listing)):
+        print(f"  {line}")
+
+
+def print_result(recipe: AnnotateRecipe, record: Mapping[str, Any]) -> None:
+    """Print the counts of a complete run, the columns of the paper's Table 7, and times by stage."""
+    counts, seconds = record["counts"], max(record["wall_s"], 1e-9)
+    print(
+        f"annotate: {counts['videos']:,} videos ({counts['video_s']:,.0f} s, {counts['frames']:,} frames) → "
+        f"{counts['triplets']:,} triplets of {counts['videos_with_triplets']:,} in {recipe.out}/triplets, "
+        f"{counts['filtered']:,} filtered and {counts['failed']:,} failed in {recipe.out}/rejects; "
+        f"{record['annotated_now'] / seconds:.1f} videos/s"
+    )
+    for reason, count in counts["rejects_by_reason"].items():
+        print(f"  {reason}: {count}")
+    findings = ", ".join(f"{reason} {count}" for reason, count in counts["findings"].items())
+    print(f"  filters found among {counts['pairs']:,} pairs, those that only score too: {findings or 'nothing'}")
+    readers = ", ".join(f"{reader} {count}" for reader, count in counts["readers"].items())
+    print(f"  frames read by: {readers or 'none'}; decord gave up on {counts['decord_fallbacks']}")
+    table = counts["table7"]
+    print("  mean length   total length   samples   observations/video   actions/video   words/action")
+    # A mean over nothing is a dash, never 0.
+    means = {name: "–" if table[name] is None else f"{table[name]:.2f}" for name in table}
+    per_video = f"{means['observations_per_video']:>20} {means['actions_per_video']:>15}"
+    print(
+        f"  {means['mean_length_s']:>9} s {table['total_length_h']:>12.4f} h {table['samples']:>9,} {per_video} "
+        f"{means['words_per_action']:>14}"
+    )
+    stages = ", ".join(f"{stage} {value:,.1f} s" for stage, value in counts["stage_s"].items() if value)
+    print(f"  time of all actors: {stages}")
