@@ -97,7 +97,7 @@ def run(recipe: CurvesRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     # By the digest a run over another set of videos is refused, and one over the same resumed.
     stage = Run(recipe.out, "curves", recipe, {"videos": listing_digest(listing)})
     if stage.is_whole():
-        print(f"curves: already whole in {recipe.out}")
+        print(f"curves: already complete in {recipe.out}")
         return read_run(recipe.out) or {}
     videos = listing.take(pa.array(evenly_spaced(listing.num_rows, recipe.limit))).to_pylist()
     passed_over = passed_over_of(listing)

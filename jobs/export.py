@@ -73,7 +73,7 @@ def run(recipe: ExportRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     if stage.is_whole():
         remove_marks(recipe.out)
         record = read_run(recipe.out) or {}
-        print(f"export: already whole in {recipe.out}: {record['counts']['exported']:,} triplets as {recipe.format}")
+        print(f"export: already complete in {recipe.out}: {record['counts']['exported']:,} triplets as {recipe.format}")
         return record
     _check_apart(recipe)
     with stage.timed("plan_s"):

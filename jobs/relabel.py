@@ -45,7 +45,9 @@ def run(recipe: RelabelRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     stage = Run(recipe.out, "relabel", recipe, inputs)
     is_finished = stage.is_whole()
     if dry_run or is_finished:
-        print(f"relabel: {'already whole in' if is_finished else 'would write'} {recipe.out}, labels {recipe.labels}")
+        print(
+            f"relabel: {'already complete in' if is_finished else 'would write'} {recipe.out}, labels {recipe.labels}"
+        )
         return {}
     stage.start()
     rows = _load_chosen(recipe)

@@ -50,7 +50,7 @@ def run(recipe: ViewRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         inputs["selection"] = digest_of(recipe.selection)
     stage = Run(recipe.out, "view", recipe, inputs)
     if stage.is_whole():
-        print(f"view: already whole in {recipe.out}/index.html")
+        print(f"view: already complete in {recipe.out}/index.html")
         return read_run(recipe.out) or {}
     with stage.timed("plan_s"):
         plan = plan_page(source, recipe.limits())

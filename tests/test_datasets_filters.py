@@ -92,6 +92,9 @@ def test_actions():
         ("pull it up pull it down pull it up", True),
         ("42 ... 17", False),
         ("_ _", False),
+        ("开开开开开", False),
+        ("打开左边的门", True),
+        ("慢慢打开门", True),
     ],
 )
 def test_what_a_phrase_is(text, phrase):

@@ -10,12 +10,12 @@ from rouge_score.tokenizers import Tokenizer
 from sacrebleu.metrics.bleu import BLEU
 
 from wm.evaluation.metrics.text import ROUGE_METRICS, TEXT_METRICS, report_text, text_metrics
-from wm.evaluation.metrics.words import bleu_tokenizer, count_words, normalise, same_text, split_words
 from wm.evaluation.probe import Preference
 from wm.evaluation.report.figures import inverse_section, probe_section
 from wm.evaluation.report.findings import Findings
 from wm.evaluation.report.summary import format_tables
 from wm.evaluation.tables import Collected, build_tables
+from wm.words import bleu_tokenizer, count_words, normalise, same_text, split_words
 
 SPACED = {
     "ru": ("intl", ["открой дверь", "возьми красную чашку со стола", "Закрой ящик"],

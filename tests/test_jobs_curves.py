@@ -51,7 +51,7 @@ def test_curves_of_clips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         picture = tmp_path / "out" / row["picture"]
         assert all(count_colour(picture, colour) > 30 for colour in COLOURS[: len(KEYFRAME_RULES)])
     assert not list((tmp_path / "out").glob(".*"))
-    assert run(recipe(tmp_path)) == record and "already whole" in capsys.readouterr().out
+    assert run(recipe(tmp_path)) == record and "already complete" in capsys.readouterr().out
 
 
 def test_marks_and_strips(tmp_path: Path) -> None:

@@ -196,7 +196,7 @@ def test_a_killed_run_goes_on_to_the_same_files(
     assert record["parts_written_now"] == 2 and "resumes, 1 of 3 parts are finished" in capsys.readouterr().out
     assert contents(tmp_path / "out") == contents(expected)
     assert kept and all(path.stat().st_mtime_ns == time for path, time in kept.items())
-    assert run(job) == record and "already whole" in capsys.readouterr().out
+    assert run(job) == record and "already complete" in capsys.readouterr().out
     with pytest.raises(OtherRunError, match="recipe shard_rows = 4 there, 5 here"):
         run(recipe(world, tmp_path / "out", format=name, shard_rows=5))
 

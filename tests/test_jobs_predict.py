@@ -89,7 +89,7 @@ def test_a_rollout_is_written_whole(tiny_base, tmp_path, picture, capsys):
     draws = sum(len(one.candidates) for step in expected.steps for one in step.predictions)
     assert record["counts"] == {"steps": 2, "draws": draws, "sequences": 2}
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
-    assert predict.run(recipe) == record and "already whole" in capsys.readouterr().out
+    assert predict.run(recipe) == record and "already complete" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     with pytest.raises(OtherRunError, match="another run"):
         predict.run(recipe_of(tiny_base, tmp_path, **{**more, "seed": 5}))

@@ -308,7 +308,7 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert main() == 0
     assert "triplets → " in capsys.readouterr().out
     assert main() == 0
-    assert "already whole" in capsys.readouterr().out
+    assert "already complete" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", [*given[:2], f"out={tmp_path / 'all'}", "k=300"])
     assert main() == 0
     assert "more classes" in capsys.readouterr().out

@@ -7,7 +7,20 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-BASE = {"wm", "cli", "config", "errors", "files", "images", "judging", "paths", "private_session", "records", "runs"}
+BASE = {
+    "wm",
+    "cli",
+    "config",
+    "errors",
+    "files",
+    "images",
+    "judging",
+    "paths",
+    "private_session",
+    "records",
+    "runs",
+    "words",
+}
 """Modules directly in ``wm``, and ``wm/files``: every room may import them, they import no room (only each other)."""
 
 ROOMS: dict[str, set[str]] = {

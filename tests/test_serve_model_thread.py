@@ -76,18 +76,22 @@ def test_a_cancelled_request_leaves_the_pool(vlm, thread, pool):
         doomed.cancel()
         with pytest.raises(asyncio.CancelledError):
             await doomed
+        is_cancelled.set()
         return await kept
 
-    held = threading.Event()
-    advance, keys = pool.advance, []
+    is_cancelled = threading.Event()
+    advance, keys, calls = pool.advance, [], []
 
-    def slowly():
+    def advance_until_cancelled():
+        # The first line is reported at once; before the next one the request is cancelled, however slow the machine is.
+        if calls:
+            is_cancelled.wait(60)
+        calls.append(1)
         grown = advance()
         keys.extend(entry.key for entry in grown if entry.is_last)
-        held.wait(0.05)
         return grown
 
-    pool.advance = slowly
+    pool.advance = advance_until_cancelled
     assert torch.equal(asyncio.run(ask()), alone(vlm, request_of(vlm, 2)))
     assert keys == [1] and pool.num_requests == pool.num_rows == 0
 

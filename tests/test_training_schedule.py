@@ -199,7 +199,7 @@ def test_dry_run_and_start_say_the_same(tiny_base: Path, tmp_path: Path, capsys:
     plan = run(recipe, dry_run=True)
     planned = capsys.readouterr().out
     assert (plan["num_steps"], plan["warmup_steps"], plan["peak_share"]) == (3, 30, 0.1)
-    assert "30 of them warm the learning rate up to 0.0001, 10.0% of lr = 0.001" in planned
+    assert "3 of them warm the learning rate up to 0.0001, 10.0% of lr = 0.001" in planned
     assert [f"warning: {line}" for line in plan["warnings"]] == planned.splitlines()[-2:]
     run(recipe)
     assert [line for line in capsys.readouterr().out.splitlines() if line in planned.splitlines()] == [

@@ -26,6 +26,7 @@ from wm.errors import InputError
 from wm.files.uris import scheme_of
 from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA, write_table
 from wm.runs import write_json
+from wm.words import count_words
 
 TABLES = {"rejects": REJECT_SCHEMA, "clips": CLIPS_SCHEMA, "pairs": PAIRS_SCHEMA, "triplets": TRIPLET_SCHEMA}
 
@@ -134,7 +135,7 @@ def _counts(
         "triplets": len(triplets),
         "videos_with_triplets": len({row["key"] for row in accepted}),
         "observations": len(observed),
-        "words": sum(len(row["action"].split()) for row in triplets),
+        "words": sum(count_words(row["action"]) for row in triplets),
         "filtered": sum(row["outcome"] == "filtered" for row in rejects),
         "failed": sum(row["outcome"] == "failed" for row in rejects),
         "reasons": dict(sorted(Counter(f"{row['outcome']}/{row['reason']}" for row in rejects).items())),

@@ -154,7 +154,7 @@ def run(recipe: IngestRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         print(f"  {line}")
     if dry_run or is_finished:
         print(
-            f"ingest: {'already whole in' if is_finished else 'would write'} {recipe.out}: {len(entries):,} rows of "
+            f"ingest: {'already complete in' if is_finished else 'would write'} {recipe.out}: {len(entries):,} rows of "
             f"{recipe.file}, {'codes by ' + recipe.codec if recipe.codec else 'no codes (no codec given)'}"
         )
         return (read_run(recipe.out) or {}) if is_finished else {}

@@ -76,7 +76,7 @@ def run(recipe: PredictRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         inputs["seeds"] = SEED_SCHEME  # parts of another scheme would be mixed with new ones
     stage = Run(recipe.out, "predict", recipe, inputs)
     if stage.is_whole():
-        print(f"predict: already whole in {recipe.out}")
+        print(f"predict: already complete in {recipe.out}")
         return read_run(recipe.out) or {}
     with stage.timed("read"):
         codec = load_codec(recipe.base or recipe.fdm, recipe.device)

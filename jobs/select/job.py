@@ -76,7 +76,7 @@ def run(recipe: SelectRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     stage = Run(recipe.out, "select", recipe, {"triplets": digest_of(recipe.triplets)})
     if stage.is_whole():
         record = read_run(recipe.out) or {}
-        _print_counts(record["counts"], f"already whole in {recipe.out}:")
+        _print_counts(record["counts"], f"already complete in {recipe.out}:")
         return record
     on_ray = {"auto": None, "here": False, "ray": True}[recipe.run_on]
     files, remote = find_files(places(recipe.triplets)[0], COLUMNS, recipe.triplets, on_ray)

@@ -101,8 +101,9 @@ def print_plan(recipe: TrainRecipe, plan: Plan) -> None:
         )
     print(f"  {plan.rows_per_epoch:>11,} rows an epoch")
     print(f"  {plan.num_steps:>11,} steps of {recipe.global_batch} = {plan.epochs:.2f} epochs")
+    num_warmup_steps = min(plan.warmup_steps, plan.num_steps)
     print(
-        f"  {plan.warmup_steps:>11,} of them warm the learning rate up to {recipe.lr * plan.peak_share:.3g}"
+        f"  {num_warmup_steps:>11,} of them warm the learning rate up to {recipe.lr * plan.peak_share:.3g}"
         + ("" if plan.peak_share == 1 else f", {plan.peak_share:.1%} of lr = {recipe.lr:g}")
     )
     print(

@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from wm.config import Recipe
+from wm.words import split_at_blanks
 
 Mode: TypeAlias = Literal["off", "score", "on"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -140,7 +141,7 @@ def is_phrase(text: str) -> bool:
     """Return whether a text has a letter and is not one word (or pair of words) over and over."""
     if not _LETTER.search(text):
         return False
-    words = text.lower().split()
+    words = split_at_blanks(text.lower())
     # A degenerate decoder repeats one word or two in turn.
     for span in (1, 2):
         repeats = 1

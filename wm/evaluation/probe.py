@@ -10,8 +10,8 @@ import torch
 
 from wm.errors import InputError
 from wm.evaluation.metrics.stats import Floats, pearson
-from wm.evaluation.metrics.words import same_text
 from wm.records import derive_seed, row_seeds
+from wm.words import same_text
 
 NEGATIVES = ("random_action", "random_observation", "copy", "inverse")
 NO_NEGATIVE = {

@@ -12,7 +12,7 @@ from rouge_score.tokenizers import Tokenizer
 from sacrebleu.metrics.bleu import BLEU
 
 from wm.errors import InputError
-from wm.evaluation.metrics.words import bleu_tokenizer, has_unspaced, normalise, same_text, split_words
+from wm.words import bleu_tokenizer, has_unspaced, normalise, same_text, split_words
 
 ROUGE_METRICS = {"rouge1": 1, "rouge2": 2, "rougeL": 1}
 """ROUGE's figures, each with the words that a reference needs for it."""

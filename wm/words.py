@@ -70,9 +70,14 @@ def split_words(text: str) -> list[str]:
     return words
 
 
+def split_at_blanks(text: str) -> list[str]:
+    """Split a text at its blanks, and into characters where the script writes none; signs stay with their words."""
+    return [part for word in normalise(text).split() for part in (split_words(word) if has_unspaced(word) else [word])]
+
+
 def count_words(text: str) -> int:
-    """Count the words of a text: runs between blanks, and single characters in scripts without spaces."""
-    return sum(len(split_words(word)) if has_unspaced(word) else 1 for word in normalise(text).split())
+    """Count the words of a text as :func:`split_at_blanks` finds them."""
+    return len(split_at_blanks(text))
 
 
 def bleu_tokenizer(reference: str) -> str:
