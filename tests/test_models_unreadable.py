@@ -108,11 +108,11 @@ def test_jobs_tell_it_as_well(tiny_base, tmp_path):
     with pytest.raises(
         InputError, match=r"idm = 'deepseek-ai/Janus-Pro-7B': no such model folder; .*deepseek-community"
     ):
-        annotate._require_model("idm", recipe["idm"])
+        annotate._check_model("idm", recipe["idm"])
     (tmp_path / "gguf").mkdir()
     (tmp_path / "gguf" / "anole-q4.gguf").write_bytes(b"GGUF")
     with pytest.raises(InputError, match=r"holds anole-q4.gguf: GGUF files of llama.cpp are not read"):
-        annotate._require_model("idm", str(tmp_path / "gguf"))
+        annotate._check_model("idm", str(tmp_path / "gguf"))
 
 
 def test_folders_of_other_programs_are_told(tiny_base, tmp_path):

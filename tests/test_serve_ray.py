@@ -16,6 +16,7 @@ import psutil
 import pytest
 import ray
 
+from jobs.shared import ray_session
 from serve_apps import metrics
 from serve_apps.__main__ import StartRecipe, start, stop
 from serve_apps.middleware.proxy import has_layers
@@ -55,6 +56,7 @@ def port(tiny_base, tmp_path_factory):
     )
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("RAY_metrics_report_interval_ms", str(int(1000 * REPORT_S)))
+        ray_session.shutdown()  # one that other tests have started has read neither this nor where the keys are
         try:
             start(recipe)
             yield number
