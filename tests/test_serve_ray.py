@@ -87,7 +87,7 @@ def exported():
 
 
 def drawn_in_the_end(before):
-    """Tokens drawn since, once no more are; fails where the drawing goes on."""
+    """Tokens drawn since, once no more are, 0 if none were; fails where the drawing goes on."""
     last, deadline = -1.0, time.monotonic() + 15
     while time.monotonic() < deadline:
         values, _ = exported()
@@ -97,6 +97,8 @@ def drawn_in_the_end(before):
             return drawn - before
         last = drawn
         time.sleep(4 * REPORT_S)
+    if last == before:
+        return 0.0
     raise AssertionError(f"tokens are still drawn: {last - before:,.0f}")
 
 
@@ -130,9 +132,12 @@ def test_a_time_limit_ends_a_stream_with_an_error_and_stops_the_decoding(client,
 @pytest.mark.parametrize("order", [{}, {"x-request-disconnect-disabled": "?1", "x-request-timeout-seconds": "0"}])
 def test_a_client_that_leaves_stops_the_decoding(client, before, order):
     """Whatever it orders Ray's proxy to do."""
-    with pytest.raises(httpx2.TimeoutException):
-        client.post("/v1/rollouts", json=LONG, timeout=0.7, headers=order)
-    assert 0 < drawn_in_the_end(before) < LONG_TOKENS / 4
+    drawn, timeouts_s = 0.0, iter((0.7, 1.2, 1.7))
+    while not drawn:  # a busy machine may not have begun when the client leaves
+        with pytest.raises(httpx2.TimeoutException):
+            client.post("/v1/rollouts", json=LONG, timeout=next(timeouts_s), headers=order)
+        drawn = drawn_in_the_end(before)
+    assert drawn < LONG_TOKENS / 4
 
 
 def test_a_client_that_leaves_a_stream_stops_the_decoding(client, before):
