@@ -14,8 +14,8 @@ from pydantic import Field, field_validator
 
 from jobs import annotate, evaluate, gate, imagine, ingest, pretrain, relabel, report, select, tabletop, train
 from jobs.annotate.recipe import AnnotateRecipe
-from jobs.ingest.rows import IngestRecipe
-from jobs.select.job import SelectRecipe
+from jobs.ingest.recipe import IngestRecipe
+from jobs.select.recipe import SelectRecipe
 from jobs.train.job import need_machine
 from wm.cli import main as cli_main
 from wm.config import Recipe

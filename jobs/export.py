@@ -3,13 +3,15 @@
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
-from jobs.shared.ray_session import connect, num_logical_cpus
+from jobs.shared.ray_session import num_logical_cpus
+from jobs.shared.tasks import each
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.config import Recipe
@@ -196,28 +198,20 @@ def _write(recipe: ExportRecipe, context: Context, plan: Plan) -> int:
 
 
 def _write_with_ray(name: str, context: Context, parts: Sequence[Part], workers: int) -> Iterator[int]:
-    """Yield the rows of each part as it is finished; at most ``workers`` parts are under way at once."""
-    connect()
-    import ray
+    """Yield the rows of each part as it is finished; at most ``workers`` parts are written at once."""
 
-    def write_one(shared: Context, part: Part) -> tuple[int, str]:
+    def write_one(part: Part, shared: Context) -> tuple[int, str]:
         try:
             return write_part(name, shared, part)["rows"], ""
         except (InputError, OSError) as error:
             # Raised in a worker it would reach the driver as a long trace of Ray.
             return 0, f"{error}"
 
-    write = ray.remote(num_cpus=1, max_retries=3)(write_one)
-    shared = ray.put(context)
-    waiting = iter(parts)
-    running = [write.remote(shared, part) for _, part in zip(range(workers), waiting, strict=False)]
-    while running:
-        ready, running = ray.wait(running)
-        for rows, problem in ray.get(ready):
+    with closing(each(write_one, [(part,) for part in parts], context, on_ray=True, max_running=workers)) as results:
+        for rows, problem in results:
             if problem:
                 raise InputError(f"{problem}; what is written is kept, the same command resumes")
             yield rows
-        running += [write.remote(shared, part) for _, part in zip(ready, waiting, strict=False)]
 
 
 def main() -> int:

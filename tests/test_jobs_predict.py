@@ -14,7 +14,8 @@ from PIL import Image
 
 from jobs.predict import job as predict
 from jobs.predict import triplets as predict_triplets
-from jobs.predict.job import PredictRecipe, main
+from jobs.predict.job import main
+from jobs.predict.recipe import PredictRecipe
 from tests.helpers.training_data import random_rows, write_triplets
 from wm.dynamics import Search, predict_observations, roll_out
 from wm.errors import InputError, OtherRunError

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from jobs.predict import job as predict
-from jobs.predict.job import PredictRecipe
+from jobs.predict.recipe import PredictRecipe
 from jobs.shared import roles as shared_roles
 from tests.helpers.models_roles import write_roles
 from tests.helpers.training_data import random_rows, write_triplets

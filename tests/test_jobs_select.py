@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import jobs.select.files
-from jobs.select.job import SelectRecipe, main, run
+from jobs.select.job import main, run
+from jobs.select.recipe import SelectRecipe
 from wm.datasets.selection.algorithm import COLUMNS, SELECTION_SCHEMA, select_top_k
 from wm.errors import InputError, OtherRunError
 from wm.images import encode_png

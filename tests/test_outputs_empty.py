@@ -18,8 +18,8 @@ from jobs.export import run as run_export
 from jobs.ingest.job import Ingestor, IngestRecipe
 from jobs.relabel import RelabelRecipe
 from jobs.relabel import run as run_relabel
-from jobs.select.job import SelectRecipe
 from jobs.select.job import run as run_select
+from jobs.select.recipe import SelectRecipe
 from tests.helpers.annotate_data import recipe as annotate_recipe
 from tests.helpers.annotate_data import write_videos
 from tests.helpers.export_data import recipe as export_recipe

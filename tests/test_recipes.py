@@ -10,7 +10,7 @@ from jobs.annotate.job import AnnotateRecipe
 from jobs.bootstrap import BootstrapRecipe, plan, run
 from jobs.ingest.job import IngestRecipe
 from jobs.plan.job import PlanRecipe
-from jobs.select.job import SelectRecipe
+from jobs.select.recipe import SelectRecipe
 from wm.config import Recipe, read_toml
 from wm.errors import InputError
 from wm.training import TrainRecipe

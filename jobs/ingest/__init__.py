@@ -1,6 +1,6 @@
 """Turn human-labelled data sets into triplets."""
 
 from jobs.ingest.job import main, run
-from jobs.ingest.rows import IngestRecipe
+from jobs.ingest.recipe import IngestRecipe
 
 __all__ = ["IngestRecipe", "main", "run"]

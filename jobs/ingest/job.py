@@ -6,7 +6,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from jobs.ingest.rows import IngestRecipe, Pair, entries_of, load_entry
+from jobs.ingest.recipe import IngestRecipe
+from jobs.ingest.rows import Pair, entries_of, load_entry
 from jobs.shared.ray_session import connect, quiet_data
 from wm.cli import main as cli_main
 from wm.cli import progress_bar

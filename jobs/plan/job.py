@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jobs.plan.work import PlanRecipe, read_rates, work_of
+from jobs.plan.recipe import PlanRecipe
+from jobs.plan.work import read_rates, work_of
 from wm.cli import main as cli_main
 from wm.datasets.planning import Node, as_numbers, estimate, rates_from, stage_seconds, with_one_more
 from wm.datasets.videos.passed_over import describe

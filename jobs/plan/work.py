@@ -1,4 +1,4 @@
-"""Define the recipe of ``plan`` and compute its work.
+"""Compute the work that ``plan`` is asked about.
 
 Rates come from benchmarks, work from a list, hours or a finished run.
 """
@@ -7,94 +7,23 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BeforeValidator, Field, model_validator
 
-from wm.config import Recipe
-from wm.datasets.planning import MotionRate, Pool, Rule, Work, expected_keyframes
-from wm.datasets.videos.videos import Layout, list_videos, passed_over_of
+from jobs.plan.recipe import PlanRecipe
+from wm.datasets.planning import Work, expected_keyframes
+from wm.datasets.videos.videos import list_videos, passed_over_of
 from wm.errors import InputError
 from wm.files.storage import is_remote
-from wm.paths import INPUT, OptionalInputPath, OutputPath
 from wm.records import table_files
 from wm.runs import read_run
 
 DEFAULT_FPS = 25.0
 BYTES_PER_TRIPLET = 190_000
 """Two PNG images of 340 x 256 pixels (91 kB each in the mean over frames of real clips), codes and change."""
-
-
-class NodeKind(Recipe):
-    """Machines of one kind."""
-
-    name: str
-    """What the table calls it."""
-    count: int = Field(default=1, ge=0)
-    """How many."""
-    cpus: int = Field(ge=1)
-    """Cores of one; the rates are those of such a core."""
-    gpus: int = Field(default=0, ge=0)
-    """GPUs of one; the annotator's rates are those of such a GPU."""
-    price_per_hour: float | None = Field(default=None, ge=0)
-    """Price of one for an hour, in any currency."""
-
-
-def _to_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-class PlanRecipe(Recipe):
-    """Which videos, measured rates, which cluster."""
-
-    rates: Annotated[list[str], BeforeValidator(_to_list), INPUT] = Field(min_length=1)
-    """JSON files of jobs.benchmark; of a rate that several have, the last one counts."""
-    nodes: list[NodeKind] = Field(min_length=1)
-    """Kinds of machines: name, count, cpus, gpus, price_per_hour."""
-    videos: OptionalInputPath = None
-    """Folder, glob or list, as for jobs.annotate; or give hours and mean_length_s."""
-    layout: Layout = "auto"
-    """As for jobs.annotate."""
-    annotations: OptionalInputPath = None
-    """As for jobs.annotate."""
-    hours: float | None = Field(default=None, gt=0)
-    """Hours of video in all, where there is no list."""
-    mean_length_s: float | None = Field(default=None, gt=0)
-    """Mean length of a video (of those without times in the list). Left out: from_run's, or probed."""
-    probe: int = Field(default=50, ge=0)
-    """Local videos whose headers are read for length and frame rate, where nothing else tells them."""
-    fps: float | None = Field(default=None, gt=0)
-    """Frames a second. Left out: from_run's, or probed, or 25."""
-    from_run: OptionalInputPath = None
-    """Folder of a finished annotation: frames, key-frames, pairs, triplets a video and bytes a triplet are its own."""
-    keyframes_per_video: float | None = Field(default=None, ge=0)
-    """Left out: from_run's, or what the paper's Table 7 has for the length and keyframe_rule."""
-    keyframe_rule: Rule = "top_then_spacing"
-    """As for jobs.annotate."""
-    motion: MotionRate = "dis"
-    """As for jobs.annotate; farneback takes the rate exact_frames_per_s."""
-    shape: str = ""
-    """Take the motion rate of this shape of clips, such as xvid or h264 (dis_frames_per_s_h264)."""
-    annotate_on: Pool = "gpu"
-    """Where codec and IDM run: gpu, or cpu (then their rates are those of a core)."""
-    cpus_per_annotator: float = Field(default=1.0, ge=0)
-    """Cores that a GPU's annotator keeps busy, taken from decoding."""
-    efficiency: float = Field(default=0.9, gt=0, le=1)
-    """Share of the slower pool's time at work: 0.9 is what the scale-out benchmark asks for."""
-    bytes_per_triplet: int | None = Field(default=None, ge=1)
-    """Stored size. Left out: from_run's, or 190 kB (two PNG images of 340 x 256)."""
-    out: OutputPath = ""
-    """File for the plan as JSON; empty: printed only."""
-
-    @model_validator(mode="after")
-    def _names_differ(self) -> Self:
-        names = [node.name for node in self.nodes]
-        if len(set(names)) < len(names):
-            raise ValueError("nodes of the same name; expected one entry for each kind")
-        return self
 
 
 @dataclass(frozen=True)

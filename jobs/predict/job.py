@@ -6,65 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field, model_validator
 
+from jobs.predict.recipe import PredictRecipe
 from jobs.predict.rollout_image import write_rollout
 from jobs.predict.triplets import parts_of, predict_triplets
-from jobs.shared.roles import RolesRecipe, need_actions, need_roles, read_roles
+from jobs.shared.roles import need_actions, need_roles, read_roles
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
-from wm.dynamics import Roles, Search, StepDone, check_block, roll_out
+from wm.dynamics import Roles, StepDone, check_block, roll_out
 from wm.errors import InputError
 from wm.evaluation.heldout import HeldOut, read_held_out
 from wm.images import Pixels, decode_image, fit_square
 from wm.models import ImageCodec, load_codec
-from wm.paths import InputPath, OutputPath
 from wm.records import SEED_SCHEME
 from wm.runs import Run, digest_of, read_run
-
-_ACTION_CHARS = 1000
-"""Of an action, as on the server."""
-
-
-class PredictRecipe(Search, RolesRecipe):
-    """Which models, from what, and how to search."""
-
-    image: InputPath = ""
-    """The source image (PNG, JPEG, WebP, BMP), cut to the models' square."""
-    actions: list[str] = []
-    """With image: what is done, one action after the other."""
-    triplets: InputPath = ""
-    """Instead of image: folder of triplets, whose actions are done in their source images."""
-    limit: int = Field(default=0, ge=0)
-    """With triplets: use so many, spread evenly over the set; 0: all."""
-    out: OutputPath
-    """Output folder."""
-    seed: int = Field(default=0, ge=0, lt=2**63)
-    """Of the samples: the same seed gives the same predictions."""
-
-    @model_validator(mode="after")
-    def _check_source(self) -> "PredictRecipe":
-        if bool(self.image) == bool(self.triplets):
-            raise ValueError("give image=FILE with actions=[…], or triplets=FOLDER, and not both")
-        if self.image and not self.actions:
-            raise ValueError("actions = []: expected one action or more to be done in the image")
-        if self.triplets and self.actions:
-            raise ValueError("actions belong to image; triplets have their own")
-        if self.image and self.limit:
-            raise ValueError(f"limit = {self.limit} belongs to triplets")
-        if self.triplets and self.beam > 1:
-            raise ValueError(f"beam = {self.beam} belongs to actions one after the other; a triplet has one action")
-        for action in self.actions:
-            if not action.strip() or len(action) > _ACTION_CHARS:
-                problem = "is empty" if not action.strip() else f"has {len(action)} letters"
-                raise ValueError(
-                    f"action {action!r:.60} {problem}; expected some words, {_ACTION_CHARS} letters at most"
-                )
-        return self
-
-    def search(self) -> Search:
-        """Return the settings of the search alone."""
-        return Search.model_validate({name: getattr(self, name) for name in Search.model_fields})
 
 
 def run(recipe: PredictRecipe, *, dry_run: bool = False) -> dict[str, Any]:

@@ -9,10 +9,9 @@ where the tasks ran.
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import pyarrow as pa
-from pydantic import Field
 from tqdm import tqdm
 
 from jobs.select.files import Files
@@ -26,49 +25,18 @@ from jobs.select.passes import (
     leave_out_repeats,
     places,
 )
+from jobs.select.recipe import SelectRecipe
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
-from wm.config import Recipe
 from wm.datasets.card import write_dataset_card
 from wm.datasets.changes import Changes
 from wm.datasets.selection.algorithm import Tally, make_plan
-from wm.datasets.selection.rows import COLUMNS, Criteria, Score
+from wm.datasets.selection.rows import COLUMNS, Criteria
 from wm.errors import InputError
-from wm.paths import InputPath, OutputPath
 from wm.runs import Run, digest_of, read_run
 
 BAR_ROWS = 1_000_000
 CLASSES_TOLD = 20
-
-
-class SelectRecipe(Recipe):
-    """Which triplets, how many."""
-
-    HOW: ClassVar[frozenset[str]] = frozenset({"run_on"})
-
-    triplets: InputPath
-    """Folder of annotated triplets (jobs.annotate writes it), or the annotation's own folder."""
-    out: OutputPath
-    """Folder for the selection: out/selection holds triplet_id, score, rank and order."""
-    k: int = Field(ge=1)
-    """How many to choose (the paper: 7,000 of each video set). Fewer stand in the result if there are fewer."""
-    score: Score = "mean"
-    """Rank by the mean log-likelihood per action token, or by its sum."""
-    min_score: float | None = None
-    """Leave out rows whose score is below this, in nats."""
-    min_changed_codes: int = Field(default=1, ge=0)
-    """Leave out rows with fewer image codes that differ between source and target: a copy of its source teaches
-    copying. 0: leave none out. Rows without codes are not held to it, and are counted."""
-    classes: list[str] = []
-    """Choose among these classes only ("" = rows without one). Empty: all."""
-    deduplicate: Literal["off", "exact"] = "off"
-    """exact: of triplets whose two images have equal perceptual hashes (in the annotation's pairs), only the
-    best scored can be chosen. Hashes that differ by a few bits are compared at annotation, within a shard
-    (filters.near_duplicate)."""
-    rows_per_part: int = Field(default=1_000_000, ge=1)
-    """Rows that are sorted at once, about; one file of the result holds no more."""
-    run_on: Literal["auto", "here", "ray"] = "auto"
-    """here: in this process; ray: as Ray tasks; auto: as tasks beyond 4 million rows or 2,048 files."""
 
 
 def run(recipe: SelectRecipe, *, dry_run: bool = False) -> dict[str, Any]:

@@ -1,0 +1,51 @@
+"""Define what ``predict`` is asked: models, source, search."""
+
+from pydantic import Field, model_validator
+
+from jobs.shared.roles import RolesRecipe
+from wm.dynamics import Search
+from wm.paths import InputPath, OutputPath
+
+_ACTION_CHARS = 1000
+"""Of an action, as on the server."""
+
+
+class PredictRecipe(Search, RolesRecipe):
+    """Which models, from what, and how to search."""
+
+    image: InputPath = ""
+    """The source image (PNG, JPEG, WebP, BMP), cut to the models' square."""
+    actions: list[str] = []
+    """With image: what is done, one action after the other."""
+    triplets: InputPath = ""
+    """Instead of image: folder of triplets, whose actions are done in their source images."""
+    limit: int = Field(default=0, ge=0)
+    """With triplets: use so many, spread evenly over the set; 0: all."""
+    out: OutputPath
+    """Output folder."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Of the samples: the same seed gives the same predictions."""
+
+    @model_validator(mode="after")
+    def _check_source(self) -> "PredictRecipe":
+        if bool(self.image) == bool(self.triplets):
+            raise ValueError("give image=FILE with actions=[…], or triplets=FOLDER, and not both")
+        if self.image and not self.actions:
+            raise ValueError("actions = []: expected one action or more to be done in the image")
+        if self.triplets and self.actions:
+            raise ValueError("actions belong to image; triplets have their own")
+        if self.image and self.limit:
+            raise ValueError(f"limit = {self.limit} belongs to triplets")
+        if self.triplets and self.beam > 1:
+            raise ValueError(f"beam = {self.beam} belongs to actions one after the other; a triplet has one action")
+        for action in self.actions:
+            if not action.strip() or len(action) > _ACTION_CHARS:
+                problem = "is empty" if not action.strip() else f"has {len(action)} letters"
+                raise ValueError(
+                    f"action {action!r:.60} {problem}; expected some words, {_ACTION_CHARS} letters at most"
+                )
+        return self
+
+    def search(self) -> Search:
+        """Return the settings of the search alone."""
+        return Search.model_validate({name: getattr(self, name) for name in Search.model_fields})
