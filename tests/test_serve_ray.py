@@ -6,6 +6,7 @@ import http.client
 import re
 import socket
 import time
+from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -211,9 +212,10 @@ def test_no_process_of_the_session_listens_beyond_loopback(client):
     this = psutil.Process()
     found = {}
     for process in (this, *this.children(recursive=True)):
-        for connection in process.net_connections("inet"):
-            if connection.status == psutil.CONN_LISTEN:
-                found[connection.laddr.port] = connection.laddr.ip
+        with suppress(psutil.NoSuchProcess):  # one that has just ended
+            for connection in process.net_connections("inet"):
+                if connection.status == psutil.CONN_LISTEN:
+                    found[connection.laddr.port] = connection.laddr.ip
     assert ray.nodes()[0]["MetricsExportPort"] in found and len(found) > 8
     beyond = {port: address for port, address in found.items() if not is_loopback(address)}
     assert not beyond, beyond

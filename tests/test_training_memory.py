@@ -101,7 +101,7 @@ def test_the_peak_is_that_of_real_steps(
 ) -> None:
     recipe = recipe_of(tiny_base, precision=precision, lora={"enabled": lora}, micro_batch=micro_batch)
     found, template = estimate(recipe)
-    weights, optimizer, peak = process.submit(profiled, recipe, template, False).result()
+    weights, optimizer, peak = least_peak(process, recipe, template, False)
     assert found.weights + found.trained == pytest.approx(weights, rel=0.01)
     assert found.optimizer == pytest.approx(optimizer, rel=0.01)
     assert found.peak == pytest.approx(peak, rel=0.05)
@@ -112,6 +112,13 @@ def process() -> Iterator[Executor]:
     """A process of its own: what threads and memory of other tests do must not be counted as the training's."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
         yield executor
+
+
+def least_peak(process: Executor, recipe: TrainRecipe, template: Template, recomputes: bool) -> tuple[int, int, int]:
+    """What :func:`profiled` finds, of three runs the one of the least peak: what the interpreter frees late adds to the
+    peak of a run, and nothing takes from it."""
+    runs = [process.submit(profiled, recipe, template, recomputes).result() for _ in range(3)]
+    return min(runs, key=lambda figures: figures[2])
 
 
 def profiled(recipe: TrainRecipe, template: Template, recomputes: bool) -> tuple[int, int, int]:
@@ -167,7 +174,7 @@ def test_layers_that_are_computed_again_keep_their_input_alone(tiny_base: Path, 
     inputs = layers * tokens * width * 4
     assert inputs <= recomputed[0].activations <= 2.5 * inputs  # the last norm's, the rotary angles and ids besides
     found, template = recomputed
-    assert found.peak == pytest.approx(process.submit(profiled, recipe, template, True).result()[2], rel=0.05)
+    assert found.peak == pytest.approx(least_peak(process, recipe, template, True)[2], rel=0.05)
 
 
 def test_stages_share_what_they_share(tiny_base: Path) -> None:
