@@ -102,7 +102,7 @@ class FairThreads:
         self._clients = {name: entry for name, entry in self._clients.items() if self._is_owing(entry)}
 
     def _is_owing(self, entry: _Client) -> bool:
-        """Whether a client has work here, or used more than its share while others waited."""
+        """Return whether a client has work here, or used more than its share while others waited."""
         return bool(entry.jobs or entry.num_running or (self._num_running and entry.used > self._clock))
 
     def _is_ready(self, entry: _Client) -> bool:
@@ -144,10 +144,10 @@ class PixelBudget:
             ApiError: 429 beyond the client's share, 503 beyond that of all, both with ``Retry-After``.
         """
         with self._lock:
-            held = self._pixels.get(client, 0)
-            if held + pixels > self._max_pixels_each:
+            in_use = self._pixels.get(client, 0)
+            if in_use + pixels > self._max_pixels_each:
                 raise ApiError(
-                    f"rate limit reached: the images being decoded for this client have {held:,} pixels, these "
+                    f"rate limit reached: the images being decoded for this client have {in_use:,} pixels, these "
                     f"{pixels:,}; at most {self._max_pixels_each:,} are accepted at a time; try again in 1s",
                     status=429,
                     kind="requests",
@@ -159,7 +159,7 @@ class PixelBudget:
                 raise ApiError.unavailable(
                     f"the images being decoded may have {most} pixels together; try again soon", "overloaded"
                 )
-            self._pixels[client] = held + pixels
+            self._pixels[client] = in_use + pixels
         try:
             yield
         finally:

@@ -102,7 +102,7 @@ def _edit_from_form_body(headers: Headers, body: bytes, limits: Limits) -> Edit:
 
 
 def _is_no_file(value: UploadFile | str) -> bool:
-    """Whether a part is what a browser sends where no file was chosen: empty and without a name."""
+    """Return whether a part is what a browser sends where no file was chosen: empty and without a name."""
     return isinstance(value, UploadFile) and not value.filename and not value.size
 
 

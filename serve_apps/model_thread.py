@@ -132,7 +132,7 @@ class ModelThread:
             self._record_fill()
 
     def _forget(self, pending: _Pending) -> bool:
-        """Whether the request was not done."""
+        """Return whether the request was not done."""
         requests = self._pending.get(pending.pool, {})
         was_open = requests.pop(pending.key, None) is not None
         if was_open and not requests:

@@ -57,20 +57,20 @@ def quiet_end() -> Iterator[None]:
     """
     sys.stderr.flush()
     terminal = os.dup(2)
-    with tempfile.TemporaryFile() as held, redirect_stdout(io.StringIO()):
-        os.dup2(held.fileno(), 2)
+    with tempfile.TemporaryFile() as buffer, redirect_stdout(io.StringIO()):
+        os.dup2(buffer.fileno(), 2)
         try:
             yield
         finally:
             sys.stderr.flush()
             os.dup2(terminal, 2)
             os.close(terminal)
-            held.seek(0)
-            for line in held:
+            buffer.seek(0)
+            for line in buffer:
                 if not is_rays(line):
                     os.write(2, line)
 
 
 def is_rays(line: bytes) -> bool:
-    """Tell whether a line has the form of Ray's native log, or of a message of its node."""
+    """Return whether a line has the form of Ray's native log, or of a message of its node."""
     return _NATIVE_LINE.match(line) is not None

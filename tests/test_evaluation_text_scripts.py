@@ -38,10 +38,10 @@ class Split(Tokenizer):
     """rouge_score's own interface: words as a function gives them."""
 
     def __init__(self, split):
-        self.tokenize = split
+        self._split = split
 
     def tokenize(self, text):
-        raise NotImplementedError
+        return self._split(text)
 
 
 def rouge_of(texts, references, split):

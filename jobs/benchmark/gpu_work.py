@@ -140,7 +140,7 @@ def _prefill(record: Measures, model: Any, repeats: int) -> dict[str, Any]:
 
 
 def _is_fused(work: Callable[[], object]) -> bool:
-    """Whether it runs where torch may use nothing but its flash attention."""
+    """Return whether it runs where torch may use nothing but its flash attention."""
     try:
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
             work()

@@ -117,6 +117,38 @@ def write_benchmark(out: str, name: str, packages: Sequence[str], **parts: Any) 
     return record
 
 
+def write_ratios(
+    out: str,
+    name: str,
+    packages: Sequence[str],
+    *,
+    ratios: Mapping[str, float],
+    spreads: Mapping[str, Mapping[str, float]],
+    **parts: Any,
+) -> dict[str, Any]:
+    """Write the record of a benchmark whose result is ratios, and print these with the times behind them.
+
+    Args:
+        out: JSON file.
+        name: Of the benchmark.
+        packages: Whose versions are recorded.
+        ratios: Ratio by name; kept with four digits.
+        spreads: :func:`spread` of the seconds of each kind of work.
+        parts: Further parts of the record.
+
+    Returns:
+        The record.
+    """
+    rounded = {ratio: round(value, 4) for ratio, value in ratios.items()}
+    record = write_benchmark(out, name, packages, ratios=rounded, spread=dict(spreads), **parts)
+    width = max(map(len, [*rounded, *spreads]), default=0) + 2
+    for ratio, value in rounded.items():
+        print(f"{ratio:{width}s}{value:9.3f}")
+    for work, figures in spreads.items():
+        print(f"{work:{width}s}{figures['min']:.4f} s min, {figures['median']:.4f} median, {figures['max']:.4f} max")
+    return record
+
+
 def _cpu_model() -> str:
     # platform.processor() is empty on most Linux systems.
     info = Path("/proc/cpuinfo")

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from jobs.benchmark.harness import check_out, spread, write_benchmark
+from jobs.benchmark.harness import check_out, spread, write_ratios
 from jobs.benchmark.sampling_models import Shape, ShapeModel, generate
 from jobs.benchmark.sampling_roles import role_figures
 from jobs.benchmark.sampling_speculation import nano_figures, speculation_figures
@@ -180,20 +180,16 @@ def _write(
     spreads = {
         f"{part}.{name}": spread(values) for part, measured in seconds.items() for name, values in measured.items()
     }
-    record = write_benchmark(
+    record = write_ratios(
         recipe.out,
         "sampling",
         PACKAGES,
-        ratios={name: round(value, 4) for name, value in ratios.items()},
+        ratios=ratios,
+        spreads=spreads,
         seconds=seconds,
-        spread=spreads,
         figures=figures,
         settings=recipe.model_dump(exclude={"out"}),
     )
-    for name, value in record["ratios"].items():
-        print(f"{name:32s}{value:9.3f}")
-    for name, parts in spreads.items():
-        print(f"{name:32s} s: {parts['min']:.4f} least, {parts['median']:.4f} median, {parts['max']:.4f} most")
     missing = "" if recipe.fdm else "; speculation on a trained model not measured (no fdm)"
     print(f"benchmark sampling: {recipe.rounds} rounds{missing}, written to {recipe.out}")
     return record

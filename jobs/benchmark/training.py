@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from jobs.benchmark.harness import check_out, spread, write_benchmark
+from jobs.benchmark.harness import check_out, spread, write_ratios
 from jobs.benchmark.training_counts import peak_bytes, saved_bytes, with_masks_of_bytes
 from jobs.benchmark.training_loader import LoaderShape, loader_work
 from jobs.benchmark.training_models import Shape, module_of, our_step, ours, peft_step, with_peft
@@ -135,19 +135,15 @@ def _write(
     recipe: BenchmarkRecipe, ratios: dict[str, float], seconds: dict[str, list[float]], figures: dict[str, Any]
 ) -> dict[str, Any]:
     spreads = {name: spread(values) for name, values in seconds.items()}
-    record = write_benchmark(
+    record = write_ratios(
         recipe.out,
         "training",
         PACKAGES,
-        ratios={name: round(value, 4) for name, value in ratios.items()},
+        ratios=ratios,
+        spreads=spreads,
         seconds=seconds,
-        spread=spreads,
         figures=figures,
         settings=recipe.model_dump(exclude={"out"}),
     )
-    for name, value in record["ratios"].items():
-        print(f"{name:44s}{value:9.3f}")
-    for name, parts in spreads.items():
-        print(f"{name:44s} s: {parts['min']:.4f} least, {parts['median']:.4f} median, {parts['max']:.4f} most")
     print(f"benchmark training: {len(seconds['loader'])} rounds, written to {recipe.out}")
     return record

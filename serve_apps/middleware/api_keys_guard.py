@@ -18,7 +18,7 @@ BELOW = ("/playground/", "/docs/files/")
 
 
 def is_page(scope: Scope) -> bool:
-    """Whether a request reads one of :data:`PAGES`. Whatever else there is, or will be, is guarded and limited."""
+    """Return whether a request reads one of :data:`PAGES`; whatever else there is is guarded and limited."""
     path: str = scope["path"]
     root = scope.get("root_path", "").rstrip("/")
     if root and (path == root or path.startswith(root + "/")):

@@ -49,7 +49,7 @@ def check_origins(origins: Sequence[str]) -> None:
 
 
 def _problem_of(origin: str) -> str | None:
-    """Tell what is wrong with an origin, or None."""
+    """Say what is wrong with an origin, or None."""
     # In this order: each check relies on those before it.
     spelling = {
         "any sandboxed page sends null; only '*' allows those": origin == "null",

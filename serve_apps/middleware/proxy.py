@@ -80,7 +80,7 @@ class GuardedPages:
 
 
 def _is_local(scope: Scope) -> bool:
-    """Whether a request comes from this machine, and did not come to it through a proxy."""
+    """Return whether a request comes from this machine, and did not come to it through a proxy."""
     if any(name.decode("latin-1").lower() in FORWARDED for name, _ in scope["headers"]):
         return False
     try:
@@ -131,8 +131,8 @@ def _read_origins() -> list[str]:
 
 
 def has_layers(host: str, port: int) -> bool | None:
-    """Whether the proxy that listens there has them: they refuse an ``x-request-id`` that is none even of what Ray's
-    proxy answers by itself. None: nobody answers."""
+    """Return whether the proxy that listens there has our middleware, which refuses a malformed ``x-request-id`` even
+    of what Ray's proxy answers by itself; None if nobody answers."""
     connection = http.client.HTTPConnection({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port, timeout=10)
     try:
         connection.request("GET", "/-/healthz", headers={"x-request-id": "no id"})

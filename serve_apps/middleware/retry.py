@@ -111,7 +111,7 @@ class _Body:
         return message
 
     def rewind(self) -> bool:
-        """Whether it can be read once more, from its beginning."""
+        """Return whether it can be read once more, from its beginning."""
         self._ahead.extendleft(reversed(self._read))
         self._read.clear()
         return self._is_whole

@@ -90,7 +90,7 @@ def _has_blank_in_line(raw: bytes) -> bool:
 
 
 def _is_folded(raw: bytes) -> bool:
-    """Whether blanks stand for line ends, as a shell joins the lines of ``base64``: after equally many digits each."""
+    """Return whether blanks stand for line ends, as a shell joins lines of ``base64``: each of equal length."""
     width = len(raw.split(None, 1)[0])
     if width < _MIN_LINE_CHARS or width % 4:
         return False

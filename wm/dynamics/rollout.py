@@ -193,7 +193,7 @@ class RolloutState:
 
     @property
     def is_done(self) -> bool:
-        """Whether all actions have their step."""
+        """Return whether all actions have their step."""
         return len(self._steps) == len(self._actions)
 
     def starts(self) -> list[Start]:

@@ -26,7 +26,7 @@ _SMALL_RANK = 1024
 
 
 def is_adapter(path: str | Path) -> bool:
-    """Whether a model folder holds a PEFT adapter alone."""
+    """Return whether a model folder holds a PEFT adapter alone."""
     return (model_folder(path) / ADAPTER_CONFIG).is_file()
 
 

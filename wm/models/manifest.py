@@ -53,7 +53,7 @@ def model_folder(path: str | Path) -> Path:
 
 
 def is_model_folder(path: str | Path) -> bool:
-    """Whether there is a model at ``path``, of whatever layout; nothing of it is read."""
+    """Return whether there is a model at ``path``, of whatever layout; nothing of it is read."""
     folder = model_folder(path)
     if _has_config(folder):
         return True

@@ -39,7 +39,7 @@ def load_skeleton(path: str | Path, *, without_codec: bool = False) -> CausalVLM
 
 
 def has_weights(path: str | Path) -> bool:
-    """Whether the weight files of a full folder are all there; not what is in them."""
+    """Return whether the weight files of a full folder are all there; not what is in them."""
     folder = model_folder(path)
     if find_release(folder) is not None:
         return True

@@ -89,7 +89,7 @@ def place_of(file: Path, tensor: Tensor, make: Callable[[], Tensor] | None = Non
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether a folder holds weights in the Hugging Face layout."""
+    """Return whether a folder holds weights in the Hugging Face layout."""
     return any((folder / name).is_file() for layout in _LAYOUTS for name in layout)
 
 

@@ -28,7 +28,7 @@ class Prefix:
 
     @property
     def is_padded(self) -> bool:
-        """Whether some prefix is shorter than the longest one."""
+        """Return whether some prefix is shorter than the longest one."""
         return min(self.lengths) < self.keys[0].shape[2]
 
     def padding(self) -> Tensor | None:

@@ -34,7 +34,7 @@ class Sampling(Recipe):
 
     @property
     def is_guided(self) -> bool:
-        """Whether logits without the condition are needed too."""
+        """Return whether logits without the condition are needed too."""
         return (self.guidance_text, self.guidance_image) != (1.0, 1.0)
 
 

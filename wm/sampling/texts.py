@@ -89,7 +89,7 @@ class TextRun:
 
     @property
     def has_ended(self) -> bool:
-        """Whether all texts have their end."""
+        """Return whether all texts have their end."""
         return not any(self.is_open)
 
     def begin(self, vlm: UnifiedVLM, decoder: Decoder) -> Tensor:
