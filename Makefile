@@ -37,7 +37,7 @@ serve: install
 	$(BIN)/python -m serve_apps fdm=runs/demo/fdm/model idm=runs/demo/idm/model
 
 schema: install
-	WM_SCHEMA_CASES=2000 $(BIN)/python -m pytest -q -rP tests/test_serve_schema.py
+	WM_SCHEMA_CASES=2000 $(BIN)/python -m pytest -q -rP tests/serve_apps/test_schema.py
 
 lint: install
 	$(BIN)/ruff check .

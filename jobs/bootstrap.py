@@ -25,7 +25,7 @@ from wm.errors import InputError, OtherRunError
 from wm.evaluation.report.findings import SUPERSEDED
 from wm.models import load_codec
 from wm.paths import OptionalInputPath, OutputPath
-from wm.runs import check_place, given, read_run
+from wm.runs import check_place, read_run
 from wm.training import TrainRecipe
 from wm.training.planning.schedule import schedule_warnings
 
@@ -298,7 +298,8 @@ def _state(stage: Stage, folder: Path) -> str:
     record = read_run(folder)
     if record is None:
         return "to do"
-    is_same = given(record.get("recipe") or {}) == given(stage.recipe.model_dump(mode="json"))
+    old, new = record.get("recipe") or {}, stage.recipe.model_dump(mode="json")
+    is_same = stage.recipe.identity_settings(old) == stage.recipe.identity_settings(new)
     return "complete" if is_same else "complete, of another recipe"
 
 

@@ -20,7 +20,7 @@ from wm.viewer import Limits, open_source, plan_page, write_page
 class ViewRecipe(Recipe):
     """Which data set, how many rows."""
 
-    HOW: ClassVar[frozenset[str]] = frozenset({"num_threads"})
+    RESUMABLE_KEYS: ClassVar[frozenset[str]] = frozenset({"num_threads"})
 
     triplets: InputPath
     """Output folder of annotate or ingest (with its rejects, clips and pairs), or a folder of Parquet triplets."""

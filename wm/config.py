@@ -3,11 +3,12 @@
 Not known here: which jobs there are.
 """
 
+import difflib
 import hashlib
 import json
 import tomllib
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self, Union, get_args, get_origin
 
@@ -26,8 +27,13 @@ class Recipe(BaseModel):
         extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
 
-    HOW: ClassVar[frozenset[str]] = frozenset()
-    """Keys of the runtime settings (workers, batches), which do not change the result: a run may resume with others."""
+    RESUMABLE_KEYS: ClassVar[frozenset[str]] = frozenset()
+    """Runtime settings (workers, batches), which do not change the result: a run may resume with others. Keys of tables
+    are dotted, such as ``optim.lr``; the name of a table stands for all of it."""
+
+    RENAMED_KEYS: ClassVar[Mapping[str, str]] = {}
+    """Keys of earlier versions: old name (dotted in a table that is gone) to today's dotted name, from this class on.
+    A recipe that uses one is refused with the new name; a record of an earlier run is read under it."""
 
     @model_validator(mode="after")
     def _need_required_texts(self) -> Self:
@@ -81,10 +87,70 @@ class Recipe(BaseModel):
         except ValidationError as error:
             raise InputError(f"{where}: " + "; ".join(_describe(cls, item) for item in error.errors())) from error
 
+    @classmethod
+    def identity_settings(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the settings that make a run what it is, from a recipe or the record of an earlier version's.
+
+        Args:
+            values: A recipe as plain values (``model_dump``), perhaps under names that were changed since.
+
+        Returns:
+            The values under today's names, without the runtime settings, and without keys that are null and tables that
+            are then empty: not to give a key is the same as not to know it, so that a run begun before a key was added
+            is still the same run.
+        """
+        return _drop_keys(_rename_keys(cls, values), cls.RESUMABLE_KEYS)
+
     def digest(self) -> str:
         """16 hexadecimal digits of the resolved recipe: what ``run.json`` compares."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _rename_keys(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Move recorded values to today's keys, those of tables in them too."""
+    renamed: dict[str, Any] = {}
+    moved: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        field = _field_class(cls, name)
+        table = next((kind for kind in _alternatives(field) if _is_recipe(kind)), None)
+        is_known = name in cls.model_fields
+        if not is_known and name in cls.RENAMED_KEYS:
+            moved.append((cls.RENAMED_KEYS[name], value))
+        elif not is_known and isinstance(value, Mapping):
+            # A table that is gone: each of its keys may have gone elsewhere.
+            moved += [(cls.RENAMED_KEYS.get(f"{name}.{key}", f"{name}.{key}"), item) for key, item in value.items()]
+        else:
+            renamed[name] = _rename_keys(table, value) if table and isinstance(value, Mapping) else value
+    for path, value in moved:
+        *tables, leaf = path.split(".")
+        target, owner = renamed, cls
+        for table_name in tables:
+            target = target.setdefault(table_name, {})
+            owner = _field_class(owner, table_name)
+        kind = next((kind for kind in _alternatives(_field_class(owner, leaf)) if _is_recipe(kind)), None)
+        target[leaf] = _rename_keys(kind, value) if kind and isinstance(value, Mapping) else value
+    return renamed
+
+
+def _drop_keys(values: Mapping[str, Any], keys: frozenset[str]) -> dict[str, Any]:
+    """Return nested values without dotted keys, null values and the tables left empty by that."""
+    rest: dict[str, Any] = {}
+    for name, value in values.items():
+        if name in keys or value is None:
+            continue
+        if isinstance(value, Mapping):
+            inner_keys = frozenset(key.removeprefix(f"{name}.") for key in keys if key.startswith(f"{name}."))
+            # A table of runtime settings only is left out, as it is where it was never given.
+            if table := _drop_keys(value, inner_keys):
+                rest[name] = table
+        else:
+            rest[name] = value
+    return rest
+
+
+def _is_recipe(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Recipe)
 
 
 def _is_text(value: str) -> bool:
@@ -167,10 +233,8 @@ def _describe(cls: type[BaseModel], item: Any) -> str:
         owner: Any = cls
         for part in item["loc"][:-1]:
             owner = _field_class(owner, str(part))
-        keys: Iterable[str] = next(
-            (kind.model_fields for kind in _alternatives(owner) if hasattr(kind, "model_fields")), {}
-        )
-        return f"unknown key {key!r}; the keys{' there' if len(item['loc']) > 1 else ''} are {', '.join(keys)}"
+        table = next((kind for kind in _alternatives(owner) if _is_recipe(kind)), Recipe)
+        return _describe_unknown_key(table, key, nested=len(item["loc"]) > 1, value=item["input"])
     if item["type"] == "missing":
         return f"{key} is missing; give it in the file or as {key}=VALUE"
     if item["type"] == "value_error":  # a recipe's own check; that of a table names the keys itself
@@ -180,3 +244,36 @@ def _describe(cls: type[BaseModel], item: Any) -> str:
             return f"{key} = {item['input']!r:.80}: {problem}"
         return f"{key}: {problem}" if item["loc"] else problem
     return f"{key} = {item['input']!r:.80}: {item['msg'].lower()}"
+
+
+def _describe_unknown_key(table: type[Recipe], key: str, *, nested: bool, value: Any) -> str:
+    """Say what an unknown key is called today, or which key is nearest, or which there are."""
+    prefix, _, leaf = key.rpartition(".")
+    prefix = f"{prefix}." if prefix else ""
+    renamed = table.RENAMED_KEYS
+    if leaf in renamed:
+        return f"unknown key {key!r}: it is called {prefix}{renamed[leaf]} now"
+    # A table that is gone: the keys that were given in it are named one by one.
+    if isinstance(value, Mapping):
+        moves = [
+            f"{key}.{name} is called {prefix}{renamed[f'{leaf}.{name}']} now"
+            for name in value
+            if f"{leaf}.{name}" in renamed
+        ]
+        if moves:
+            return f"unknown key {key!r}: {', '.join(moves)}"
+    # A key of a table, given without the table's name, is as near as one that is misspelt.
+    paths = {path.rpartition(".")[2]: path for path in reversed(_key_paths(table))}
+    nearest = difflib.get_close_matches(leaf, paths, n=1, cutoff=0.75)
+    hint = f"; did you mean {prefix}{paths[nearest[0]]}?" if nearest else ""
+    return f"unknown key {key!r}; the keys{' there' if nested else ''} are {', '.join(table.model_fields)}{hint}"
+
+
+def _key_paths(table: type[Recipe]) -> list[str]:
+    """List the dotted keys of a recipe, those of its tables after its own."""
+    own, nested = list(table.model_fields), []
+    for name in own:
+        for kind in _alternatives(table.model_fields[name].annotation):
+            if _is_recipe(kind):
+                nested += [f"{name}.{path}" for path in _key_paths(kind)]
+    return own + nested

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ class Run:
         self.out = Path(out)
         self.timings_s: dict[str, float] = {}
         self._started = time.time()
-        self._runtime_keys = recipe.HOW
+        self._recipe_class = type(recipe)
         self._record: dict[str, Any] = {
             "stage": stage,
             "recipe": recipe.model_dump(mode="json"),
@@ -55,14 +55,12 @@ class Run:
         return self._key_of(self._record)
 
     def _key_of(self, record: Mapping[str, Any]) -> tuple[str, ...]:
-        parts = [record.get("stage"), self._identity_settings(record), record.get("inputs")]
+        parts = [
+            record.get("stage"),
+            self._recipe_class.identity_settings(record.get("recipe") or {}),
+            record.get("inputs"),
+        ]
         return tuple(json.dumps(part, sort_keys=True) for part in parts)
-
-    def _identity_settings(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the recipe without the keys that do not change the result."""
-        return {
-            name: value for name, value in given(record.get("recipe") or {}).items() if name not in self._runtime_keys
-        }
 
     def is_whole(self) -> bool:
         """Return whether this very run is complete in its folder.
@@ -82,7 +80,7 @@ class Run:
                 state = "another run" if name == _COMPLETE else "another run, unfinished"
                 way_out = "choose another out" if name == _COMPLETE else "choose another out, or remove that folder"
                 raise OtherRunError(
-                    f"{self.out} holds {state} ({_difference(record, self._record, self._runtime_keys)}); {way_out}"
+                    f"{self.out} holds {state} ({_difference(record, self._record, self._recipe_class)}); {way_out}"
                 )
             if name == _COMPLETE:
                 return True
@@ -144,16 +142,6 @@ class Run:
         write_json(self.out / _COMPLETE, record)
         (self.out / _UNFINISHED).unlink(missing_ok=True)
         return record
-
-
-def given(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recorded recipe without the keys that are null, in its tables too: not to give a key is the same as not
-    to know it, so that a run begun before a key was added is still the same run."""
-    return {
-        name: given(value) if isinstance(value, Mapping) else value
-        for name, value in recipe.items()
-        if value is not None
-    }
 
 
 def read_run(folder: str | Path, name: str = _COMPLETE) -> dict[str, Any] | None:
@@ -255,13 +243,13 @@ def _list_visible(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
 
 
-def _difference(record: Mapping[str, Any], expected: Mapping[str, Any], runtime_keys: Collection[str]) -> str:
+def _difference(record: Mapping[str, Any], expected: Mapping[str, Any], recipe_class: type[Recipe]) -> str:
     """Name the first thing in which a recorded run differs from the expected one."""
     if record.get("stage") != expected["stage"]:
         return f"of stage {record.get('stage')!r}, not {expected['stage']!r}"
     # The first difference is enough to decide what to do.
-    old, new = record.get("recipe") or {}, expected["recipe"]
-    for name in sorted((set(old) | set(new)) - set(runtime_keys)):
+    old, new = (recipe_class.identity_settings(side.get("recipe") or {}) for side in (record, expected))
+    for name in sorted(set(old) | set(new)):
         if name not in old or name not in new or old[name] != new[name]:
             return f"recipe {_recipe_difference(name, old, new)}"
     old, new = record.get("inputs") or {}, expected["inputs"]

@@ -13,7 +13,7 @@ from wm.datasets.videos.videos import Layout
 from wm.paths import InputPath, OptionalInputPath, OutputPath
 from wm.video import REASONS, ClipSettings, KeyframeRule, MotionKind, Reader
 
-HOW = frozenset(
+RESUMABLE_KEYS = frozenset(
     {
         "num_workers",
         "max_workers",
@@ -32,7 +32,7 @@ HOW = frozenset(
 class AnnotateRecipe(Recipe):
     """Which videos, which IDM, how key-frames are chosen."""
 
-    HOW: ClassVar[frozenset[str]] = HOW
+    RESUMABLE_KEYS: ClassVar[frozenset[str]] = RESUMABLE_KEYS
 
     videos: InputPath
     """Folder, glob, one file, or list (.txt .csv .tsv .jsonl .parquet with uri and optional class_label, start_s,

@@ -12,7 +12,7 @@ from wm.paths import InputPath, OutputPath
 class SelectRecipe(Recipe):
     """Which triplets, how many."""
 
-    HOW: ClassVar[frozenset[str]] = frozenset({"run_on"})
+    RESUMABLE_KEYS: ClassVar[frozenset[str]] = frozenset({"run_on"})
 
     triplets: InputPath
     """Folder of annotated triplets (jobs.annotate writes it), or the annotation's own folder."""

@@ -22,7 +22,7 @@ DType = Literal["float32", "bfloat16", "float16"]
 class RolesRecipe(Recipe):
     """The two models and where they run."""
 
-    HOW: ClassVar[frozenset[str]] = frozenset({"batch_size"})
+    RESUMABLE_KEYS: ClassVar[frozenset[str]] = frozenset({"batch_size"})
 
     fdm: InputPath
     """Model folder of the forward model: full weights or an adapter."""

@@ -49,9 +49,8 @@ def fit_on_ranks(recipe: TrainRecipe, *, on: Callable[[TrainRecipe, World], Any]
 
 def _start_server() -> None:
     """Its imports are found by its own environment alone."""
-    # The test modules, whose functions the ranks are given, and the repository, of which this module is a part.
-    tests = Path(__file__).parents[1]
-    paths = os.pathsep.join([str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")])
+    # The repository, for the test modules whose functions the ranks are given.
+    paths = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     _CONTEXT.set_forkserver_preload(_PRELOAD)
     with patch.dict(os.environ, {"PYTHONPATH": paths, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}):
         multiprocessing.forkserver.ensure_running()

@@ -25,7 +25,7 @@ TOKENS = ".tokens"
 class TrainRecipe(Recipe):
     """One training run. The defaults of ``lora`` and ``weights`` are the paper's (appendix A.8)."""
 
-    HOW: ClassVar[frozenset[str]] = frozenset(
+    RESUMABLE_KEYS: ClassVar[frozenset[str]] = frozenset(
         {"token_cache", "log_to", "peak_tflops", "num_workers", "micro_batch", "use_gpu", "threads_per_worker"}
         | {"zero_stage", "checkpoint_activations", "max_failures", "checkpoint_every", "log_every"}
         | {"checkpoints", "keep_last", "keep_best", "keep_best_by", "device_gib"}

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from wm.errors import InputError
 from wm.models import base_id_of
-from wm.runs import given, write_text
+from wm.runs import write_text
 from wm.training.checkpoint.state_files import HostCopy, StateReader, contents_of, write_tensors
 from wm.training.checkpoint.store import Checkpoint, CheckpointStore
 from wm.training.data.tokenized import SourceFacts
@@ -70,8 +70,8 @@ def identity_of(recipe: TrainRecipe, base_id: str, facts: Sequence[SourceFacts])
     """Return what a checkpoint belongs to: the recipe's identity settings, its folders known by what is in them."""
     settings = {
         key: value
-        for key, value in recipe.model_dump(mode="json").items()
-        if key not in (*recipe.HOW, "out", "base", "triplets", "held_out")
+        for key, value in recipe.identity_settings(recipe.model_dump(mode="json")).items()
+        if key not in ("out", "base", "triplets", "held_out")
     }
     sources = [
         {"path": Path(part.source.path).name, "weight": part.source.weight, "rows": part.num_rows} for part in facts
@@ -82,7 +82,7 @@ def identity_of(recipe: TrainRecipe, base_id: str, facts: Sequence[SourceFacts])
 def need_same(checkpoint: Checkpoint, identity: Mapping[str, Any], place: str) -> None:
     """Raise :class:`InputError` that names the first key in which a checkpoint differs from this run."""
     # A key that is null, in a table too, is the same as one that an older version did not have.
-    theirs, ours = given(checkpoint.manifest["identity"]), given(identity)
+    theirs, ours = (TrainRecipe.identity_settings(side) for side in (checkpoint.manifest["identity"], identity))
     for key in sorted(set(theirs) | set(ours)):
         if theirs.get(key) != ours.get(key):
             there, here = (f"{side[key]!r:.80}" if key in side else "not set" for side in (theirs, ours))

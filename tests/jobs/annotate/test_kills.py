@@ -1,0 +1,137 @@
+"""``annotate`` under kill -9 of a worker, of the driver, of a node: what comes out is what an undisturbed run gives."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+from cluster.local_nodes import local_nodes
+from jobs.annotate.job import AnnotateRecipe, run
+from jobs.annotate.shards import summarise
+from jobs.shared.processes import actor_processes
+from tests.helpers.video_files import marked_frame, write_video
+from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA, read_table
+
+NUM_GOOD, NUM_BAD = 44, 4
+MARK = "WM_TEST_RUN"
+LIMIT_S = 180.0
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Forty-four clips and four files that are none, of the same names in two folders."""
+    root = tmp_path_factory.mktemp("clips")
+    made = [write_video(root / f"source{n}.mp4", [marked_frame(n + 3 * i) for i in range(50)]) for n in range(4)]
+    for number in range(NUM_GOOD):
+        path = root / "videos" / f"class {number % 2}" / f"clip{number // 2:03d}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(made[number % 4], path)
+    for number in range(NUM_BAD):
+        bad = root / "videos" / f"class {number % 2}" / f"poison{number}.mp4"
+        bad.write_bytes(made[0].read_bytes()[: 200 + 50 * number] + os.urandom(3000))
+    return root / "videos"
+
+
+def arguments_of(clips, idm, out, **more):
+    settings = {"videos": clips, "idm": idm, "out": out, "min_interval": 8, "filters.action": "score"}
+    settings |= {"filters.unchanged": "score"}
+    settings |= {"idm_batch": 1} | more  # so slow that there is something left to disturb after the first shard
+    return [f"{key}={value}" for key, value in settings.items()]
+
+
+def command(*given, **more):
+    return [sys.executable, "-m", "jobs.annotate", *arguments_of(*given, **more)]
+
+
+def start(arguments, mark):
+    environment = os.environ | {MARK: mark, "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
+    return subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process):
+    told, _ = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 0, told
+    return told
+
+
+def workers(mark, actor):
+    """Process ids of this run's actors of one kind."""
+    return actor_processes(MARK, mark, actor)
+
+
+def wait_for(condition, process):
+    end = time.monotonic() + LIMIT_S
+    while not condition():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def num_marks(out):
+    return len(list((out / "shards").glob("shard-*.json")))
+
+
+def contents(out):
+    """Everything an annotation says, in order; asserts that no id stands twice."""
+    triplets = read_table(out / "triplets", TRIPLET_SCHEMA).to_pylist()
+    rejects = read_table(out / "rejects", REJECT_SCHEMA).to_pylist()
+    for rows, name in ((triplets, "triplet_id"), (rejects, "reject_id")):
+        assert len({row[name] for row in rows}) == len(rows)
+        rows.sort(key=lambda row, name=name: row[name])
+    counts = summarise(out)
+    assert counts.pop("stage_s")
+    assert not list(out.rglob("*.tmp")) and not (out / "run.unfinished.json").exists()
+    return triplets, rejects, counts
+
+
+@pytest.fixture(scope="module")
+def undisturbed(clips, tiny_base, tmp_path_factory):
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    run(AnnotateRecipe.load(None, arguments_of(clips, tiny_base, out)))  # on this process's Ray session
+    triplets, rejects, counts = contents(out)
+    assert (counts["videos"], counts["failed"], counts["videos_with_triplets"]) == (
+        NUM_GOOD + NUM_BAD,
+        NUM_BAD,
+        NUM_GOOD,
+    )
+    return triplets, rejects, counts
+
+
+def test_a_killed_driver_goes_on_with_the_same_command_and_killed_workers_cost_nothing(
+    clips, tiny_base, tmp_path, undisturbed
+):
+    process = start(command(clips, tiny_base, tmp_path / "out"), uuid.uuid4().hex)
+    wait_for(lambda: num_marks(tmp_path / "out") >= 3, process)
+    process.kill()
+    process.wait()
+    finished = num_marks(tmp_path / "out")
+    assert 3 <= finished < 14
+    mark = uuid.uuid4().hex
+    process = start(command(clips, tiny_base, tmp_path / "out", num_workers=1, max_workers=3), mark)
+    for actor, marks in (("Decoder", finished), ("Annotator", finished + 1)):
+        wait_for(lambda marks=marks: num_marks(tmp_path / "out") >= marks, process)
+        wait_for(lambda actor=actor: workers(mark, f"({actor})).submit"), process)
+        os.kill(workers(mark, f"({actor}))")[0], signal.SIGKILL)
+    assert num_marks(tmp_path / "out") < 16
+    assert "videos are finished" in finish(process)
+    assert contents(tmp_path / "out") == undisturbed
+
+
+def test_a_lost_node_costs_nothing(clips, tiny_base, tmp_path, undisturbed):
+    mark = uuid.uuid4().hex
+    with local_nodes(3, cpus_per_node=1) as cluster:
+        more = {"num_workers": 3, "num_annotators": 2}
+        process = start(command(clips, tiny_base, tmp_path / "out", **more), mark)
+        wait_for(lambda: num_marks(tmp_path / "out") >= 2, process)
+        cluster.remove_node(cluster.worker_nodes.copy().pop(), allow_graceful=False)
+        assert num_marks(tmp_path / "out") < 16
+        finish(process)
+    assert contents(tmp_path / "out") == undisturbed

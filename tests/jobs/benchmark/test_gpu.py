@@ -1,0 +1,122 @@
+"""The GPU benchmark: its smallest run, on a CPU; what it counts; what a time-out and a failure leave; what it needs."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from jobs.benchmark import gpu as benchmark_gpu
+from jobs.benchmark.gpu import SHAPE, TINY, BenchmarkRecipe
+from jobs.benchmark.gpu_training import step_flops
+from jobs.benchmark.gpu_work import bytes_moved, weight_bytes
+from jobs.benchmark.job import main
+from jobs.benchmark.sampling_models import ShapeModel
+from wm.sampling import Decoder
+
+ABSENT = ("ray", "deepspeed", "decord", "av", "openai", "rouge_score", "sacrebleu", "cv2", "matplotlib", "boto3")
+"""What a bare GPU machine may lack; the real names are hidden from the import system, not from its list of packages."""
+HIDING = """
+import sys
+from importlib.machinery import PathFinder
+
+class Hiding:
+    find_distributions = PathFinder.find_distributions
+    invalidate_caches = PathFinder.invalidate_caches
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        return None if name.partition(".")[0] in ABSENT else PathFinder.find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Hiding
+"""
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_the_smallest_run_does_every_part(tmp_path, capsys):
+    out = tmp_path / "gpu.json"
+    assert main(["gpu", f"out={out}", "quick=true", "device=cpu"]) == 0
+    record = json.loads(out.read_text())
+    assert record["failed"] == {} and record["left_out"] == []
+    figures = record["figures"]
+    ways = {"sampling_n8_static", "sampling_n1_plain", "sampling_n32_plain", "hf_n8_dynamic", "hf_n8_static"}
+    assert set(figures) >= ways | {"idm_shared", "speculation_n8", "training_b8_kept", "training_b1_checkpointed"}
+    assert figures["check"]["static"] == {"identical": 1.0, "decoded": "static"}
+    assert figures["speculation_n1"]["identical_codes"] == 1.0
+    assert figures["prefill"]["fused_attention"]
+    names = {"n8_over_n1", "hf_over_ours_n8", "plain_over_static_n8", "bandwidth_share_n1_static"}
+    assert set(record["ratios"]) >= names | {"idm_unshared_over_shared", "sequential_over_speculative_n8"}
+    assert all(value > 0 for value in record["ratios"].values())
+    assert "0 failed, 0 left out" in capsys.readouterr().out
+
+
+def test_bytes_are_those_that_a_step_must_move():
+    """Counted by hand for two layers: matrices, norms of both kinds, head rows; caches."""
+    model = ShapeModel(TINY)
+    view = Decoder(model).view
+    layer = 4 * 32 * 32 + 3 * 32 * 48 + 2 * 32 + 4 * 2 * 16
+    assert weight_bytes(view, 16) == 4 * (2 * layer + 17 * 32)
+    steps, pair = 15, 2 * 2 * 32
+    own = 8 * sum(range(1, 16))
+    numbers = pair * (steps * 12 + own + 8 * steps) + 8 * steps * 32
+    assert bytes_moved(view, 16, TINY, 8) == steps * weight_bytes(view, 16) + 4 * numbers
+
+
+def test_the_large_shape_is_a_7b_model():
+    with torch.device("meta"):
+        parameters = 2 * 65_536 * 4096 + 32 * (4 * 4096**2 + 3 * 4096 * SHAPE.mlp)
+    assert 6.9e9 < parameters < 7.1e9 and SHAPE.mlp == 11_008
+    assert (SHAPE.codes, SHAPE.prefix, SHAPE.target) == (8192, 1060, 1024)
+
+
+def test_flops_of_a_training_step():
+    model = ShapeModel(TINY)
+    length = 12 + 16 - 1
+    weights = 2 * (4 * 32**2 + 3 * 32 * 48)
+    attended = 2 * 2 * 32 * length * (length + 1) // 2
+    assert step_flops(model, 3) == 4 * 3 * (length * weights + attended + 16 * 32 * 64)
+
+
+def test_what_is_measured_stands_when_the_time_is_up(tmp_path):
+    """And what fails is named, and does not end the run."""
+    recipe = BenchmarkRecipe(out=str(tmp_path / "gpu.json"), device="cpu", quick=True, seconds=1000.0)
+    record = benchmark_gpu.Record(recipe, TINY)
+    assert record.measure("first", lambda: {"s": 1.0})["s"] == 1.0
+
+    def broken():
+        raise torch.OutOfMemoryError("no\nroom")
+
+    assert record.measure("second", broken) is None
+    written = json.loads(Path(recipe.out).read_text())
+    assert written["figures"]["first"]["s"] == 1.0
+    assert written["failed"] == {"second": "OutOfMemoryError: no room"}
+    record._begin -= 2000
+    assert record.measure("third", lambda: {"s": 1.0}) is None
+    assert record.left_out == ["third"]
+
+
+def test_bad_settings_are_told(tmp_path, capsys):
+    out = f"out={tmp_path / 'gpu.json'}"
+    for settings, told in (
+        (["device=quantum"], "device = 'quantum': torch cannot use it"),
+        (["device=cpu", 'parts=["training", "idm"]'], "training must be the last"),
+        (["device=cpu", 'parts=["drawing"]'], "parts.0 = 'drawing'"),
+    ):
+        assert main(["gpu", out, *settings]) == 2
+        assert told in capsys.readouterr().err
+    assert not (tmp_path / "gpu.json").exists()
+
+
+def test_models_sampling_and_the_benchmark_need_no_ray():
+    """Nor anything else that a bare GPU machine lacks: they are imported where it cannot be found."""
+    modules = ("wm.models", "wm.sampling", "wm.dynamics", "wm.training.loss", "wm.training.adapters")
+    lines = [f"ABSENT = {ABSENT!r}", HIDING, *(f"import {name}" for name in (*modules, "jobs.benchmark.gpu"))]
+    root = str(Path(__file__).resolve().parents[3])
+    command = [sys.executable, "-c", "\n".join(["import sys", f"sys.path.insert(0, {root!r})", *lines])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    blocked = [sys.executable, "-c", "\n".join([f"ABSENT = {ABSENT!r}", HIDING, "import ray"])]
+    refused = subprocess.run(blocked, capture_output=True, text=True, check=False)
+    assert "No module named 'ray'" in refused.stderr

@@ -1,0 +1,172 @@
+"""The planning job: from videos, benchmark files and a cluster to hours and cost."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.plan.job import PlanRecipe, main, run
+from tests.helpers.video_files import marked_frame, write_video
+from wm.errors import InputError
+from wm.runs import write_json
+
+KEYFRAMES = {"dis_frames_per_s": 1000.0, "exact_frames_per_s": 100.0, "fetch_images_per_s": 50.0}
+ANNOTATE = {"encode_images_per_s": 20.0, "idm_pairs_per_s": 10.0, "write_triplets_per_s": 200.0}
+NODES = [
+    {"name": "gpu", "count": 1, "cpus": 9, "gpus": 1, "price_per_hour": 2.0},
+    {"name": "cpu", "count": 2, "cpus": 4, "price_per_hour": 0.5},
+]
+
+
+@pytest.fixture
+def rates(tmp_path: Path) -> list[str]:
+    for name, values in (("keyframes", KEYFRAMES), ("annotate", ANNOTATE)):
+        write_json(tmp_path / f"{name}.json", {"benchmark": name, "ratios": {}, "rates": values})
+    return [str(tmp_path / "keyframes.json"), str(tmp_path / "annotate.json")]
+
+
+def planned(rates: list[str], **values: Any) -> dict[str, Any]:
+    return run(PlanRecipe.parse({"rates": rates, "nodes": NODES} | values, "here"))
+
+
+def test_hours_and_cost_by_hand(rates: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "plans" / "plan.json"
+    given = {"hours": 2.0, "mean_length_s": 7.2, "fps": 20.0, "keyframes_per_video": 3.0}
+    plan = planned(rates, **given, out=str(out))
+    assert plan["work"] == {
+        "videos": 1000,
+        "length_s": 7200,
+        "frames": 144_000,
+        "images": 3000,
+        "pairs": 2000,
+        "triplets": 2000,
+    }
+    # CPU: 144 + 60 s on 9 - 1 + 2 x 4 cores. GPU: 150 + 200 + 10 s on one. Nine tenths of the time at work.
+    assert plan["hours"] == pytest.approx(360 / 0.9 / 3600, abs=1e-6) and plan["bottleneck"] == "gpu"
+    assert plan["cost"] == pytest.approx(3.0 / 9, abs=1e-6)
+    assert plan["busy"]["cpu"] == pytest.approx(204 / 16 / 400, abs=1e-6) and plan["busy"]["gpu"] == 0.9
+    assert plan["storage_gb"] == 0.38
+    assert plan["one_more"]["gpu"]["hours"] == pytest.approx(200 / 3600, abs=1e-6)
+    assert plan["one_more"]["gpu"]["cost"] == pytest.approx(5 * 200 / 3600, abs=1e-5)
+    assert plan["one_more"]["cpu"]["hours"] == plan["hours"]
+    assert json.loads(out.read_text()) == plan
+    told = capsys.readouterr().out
+    assert "1,000 videos, 2.00 h of video → 2,000 triplets, 0.38 GB" in told
+    assert "takes 6.7 min; gpu is the bottleneck; costs 0.33" in told and "one more gpu: 3.3 min, costs 0.28" in told
+    on_cores = planned(rates, **given, annotate_on="cpu", motion="farneback")
+    assert on_cores["hours"] == pytest.approx((1440 + 60 + 360) / 17 / 0.9 / 3600, abs=1e-6)
+    slow = planned([*rates, _file(tmp_path, {"rates": {"idm_pairs_per_s": 1.0}})], **given)
+    assert slow["stage_hours"]["idm"] == pytest.approx(2000 / 3600, abs=1e-6)
+
+
+def _file(folder: Path, value: Any) -> str:
+    write_json(folder / "more.json", value)
+    return str(folder / "more.json")
+
+
+def test_table_7_stands_in_for_what_is_not_known(rates: list[str]) -> None:
+    plan = planned(rates, hours=7.24, mean_length_s=7.24)
+    assert plan["work"]["videos"] == 3600 and plan["work"]["images"] == 10800 and plan["work"]["pairs"] == 7200
+    assert plan["work"]["frames"] == 3600 * 181
+    assert any("25 frames/s: assumed" in note for note in plan["notes"])
+    assert any("3.00 key-frames a video of 7.24 s" in note for note in plan["notes"])
+
+
+def test_a_folder_of_videos_is_probed(rates: list[str], tmp_path: Path) -> None:
+    for number, frames in enumerate((20, 40)):
+        write_video(tmp_path / "v" / f"{number}.mp4", [marked_frame(index) for index in range(frames)], fps=10)
+    (tmp_path / "v" / "broken.mp4").write_bytes(b"no video")
+    plan = planned(rates, videos=str(tmp_path / "v"))
+    assert plan["work"]["videos"] == 3
+    assert plan["work"]["length_s"] == pytest.approx(9, abs=0.5) and plan["work"]["frames"] == pytest.approx(90, abs=5)
+    assert any("headers of 2 of 3 local videos" in note for note in plan["notes"])
+    with pytest.raises(InputError, match=r"how long are the videos. None of 0 headers told"):
+        planned(rates, videos=str(tmp_path / "v"), probe=0)
+
+
+def test_a_list_with_times_needs_no_probing(rates: list[str], tmp_path: Path) -> None:
+    lines = ["uri,start_s,end_s", "a.mp4,1.0,3.0", "a.mp4,,4.0", "s3://bucket/b.mp4,,"]
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    plan = planned(rates, videos=str(tmp_path / "list.csv"), mean_length_s=6.0, fps=10.0)
+    assert plan["work"]["length_s"] == 12 and plan["work"]["frames"] == 120
+    with pytest.raises(InputError, match="how long are the videos"):
+        planned(rates, videos=str(tmp_path / "list.csv"))
+
+
+def test_a_finished_run_tells_what_videos_give(rates: list[str], tmp_path: Path) -> None:
+    counts = {"videos": 10, "decoded": 8, "frames": 2400, "video_s": 80.0}
+    counts |= {"keyframes_of_paired": 20, "pairs": 14, "triplets": 7}
+    write_json_in(tmp_path / "run", {"stage": "annotate", "counts": counts})
+    (tmp_path / "run" / "triplets").mkdir()
+    (tmp_path / "run" / "triplets" / "shard-000000.parquet").write_bytes(bytes(7000))
+    plan = planned(rates, hours=1.0, from_run=str(tmp_path / "run"))
+    # 360 videos of 10 s at 30 frames/s, of which 8 in 10 decode.
+    work = {"videos": 360, "length_s": 3600, "frames": 86_400, "images": 720, "pairs": 504, "triplets": 252}
+    assert plan["work"] == work and plan["storage_gb"] == 0.0
+    assert planned(rates, hours=1.0, from_run=str(tmp_path / "run"), bytes_per_triplet=10**6)["storage_gb"] == 0.252
+    write_json_in(tmp_path / "run", {"stage": "select", "counts": {}})
+    with pytest.raises(InputError, match="is no finished annotation"):
+        planned(rates, hours=1.0, from_run=str(tmp_path / "run"))
+
+
+def write_json_in(folder: Path, record: Any) -> None:
+    folder.mkdir(exist_ok=True)
+    write_json(folder / "run.json", record)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"nodes": []}, "nodes = "),
+        ({"nodes": [NODES[0] | {"count": 0}]}, "nodes holds no node"),
+        ({"nodes": NODES[1:]}, "annotate_on = 'gpu' and no node has gpus"),
+        ({"nodes": [NODES[0], NODES[0]]}, "nodes of the same name"),
+        ({"nodes": [NODES[0] | {"cores": 3}]}, "unknown key 'nodes.0.cores'"),
+        ({"hours": None}, "give either videos, or hours and mean_length_s"),
+        ({"videos": "v"}, "give either videos, or hours and mean_length_s"),
+        ({"mean_length_s": None}, "hours needs mean_length_s"),
+        ({"rates": ["nowhere.json"]}, "no such file: nowhere.json"),
+        ({"motion": "block"}, "motion = 'block'"),
+        ({"efficiency": 0.0}, r"efficiency = 0\.0"),
+    ],
+)
+def test_bad_input_is_named(rates: list[str], values: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said) as caught:
+        planned(**({"rates": rates, "hours": 1.0, "mean_length_s": 9.0} | values))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{}", "holds no object 'rates'"),
+        ("[1]", "holds no object 'rates'"),
+        ('{"rates": {}}', "holds no object 'rates'"),
+        ("{", "is not JSON"),
+        ('{"rates": {"idm_pairs_per_s": "fast"}}', "has idm_pairs_per_s = 'fast'; expected a number"),
+        ('{"rates": {"idm_pairs_per_s": -1}}', "rates lack 'dis_frames_per_s'; python -m jobs.benchmark keyframes"),
+    ],
+)
+def test_files_without_rates_are_named(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "rates.json").write_text(text)
+    with pytest.raises(InputError, match=said):
+        planned([str(tmp_path / "rates.json")], hours=1.0, mean_length_s=9.0)
+
+
+def test_the_command_line(
+    rates: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_json(tmp_path / "all.json", {"rates": KEYFRAMES | ANNOTATE})
+    recipe = Path(__file__).parents[2] / "jobs" / "recipes" / "plan" / "cluster.toml"
+    given = [str(recipe), f"rates={tmp_path / 'all.json'}", "hours=10", "mean_length_s=9.02", f"out={tmp_path / 'p'}"]
+    monkeypatch.setattr("sys.argv", ["plan", *given, "--dry-run"])
+    assert main() == 0 and not (tmp_path / "p").exists()
+    monkeypatch.setattr("sys.argv", ["plan", *given[:1], f"rates={json.dumps(rates)}", *given[2:]])
+    assert main() == 0 and (tmp_path / "p").is_file()
+    assert "costs" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["plan", "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    told = capsys.readouterr().out
+    assert "nodes[].price_per_hour" in told and "from_run" in told

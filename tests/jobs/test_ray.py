@@ -1,0 +1,128 @@
+"""What a user sees of Ray in an ordinary run: nothing. And who else reaches its session: nobody."""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from wm.images import encode_png
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_a_run_on_ray_prints_its_own_bar_and_nothing_else(tmp_path: Path) -> None:
+    """With a TMPDIR such as batch systems give, too long for a socket, one line more."""
+    long = tmp_path / "job-0123456789" / ("x" * 100)
+    long.mkdir(parents=True)
+    (tmp_path / "image.png").write_bytes(encode_png(np.zeros((8, 8, 3), np.uint8)))
+    rows = [{"instruction": f"move {number}", "input": "image.png", "output": "image.png"} for number in range(4)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    settings = [f"root={tmp_path}", "file=rows.json", f"out={tmp_path / 'out'}", "shard_rows=1"]
+    command = [sys.executable, "-m", "jobs.ingest", *settings]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_TMPDIR"} | {"TMPDIR": str(long)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=True)
+    assert done.stdout.startswith("ingest: 4 rows → 4 triplets") and done.stdout.count("\n") == 1
+    lines = [line for line in done.stderr.replace("\r", "\n").splitlines() if line.strip()]
+    note = f"note: TMPDIR = '{long}' is too long for Ray's sockets ({len(str(long))} bytes, at most "
+    assert lines.pop(0).startswith(note) and list(long.glob("*ray*")) == []
+    assert lines and all(line.startswith("ingest: ") and "/4 [" in line for line in lines), done.stderr
+
+
+def answers_of(process: psutil.Process, ask: Callable[[psutil.Process], Any]) -> list[Any]:
+    """What a process says of itself, in a list; nothing of one that has just ended, waited for or not yet."""
+    with suppress(psutil.NoSuchProcess):
+        return [ask(process)]
+    return []
+
+
+def session_processes() -> list[psutil.Process]:
+    """This process and those of its session, once an actor and a task have started workers."""
+    import ray
+
+    @ray.remote(num_cpus=0)
+    class Actor:
+        def pid(self) -> int:
+            return os.getpid()
+
+    @ray.remote(num_cpus=0)
+    def pid() -> int:
+        return os.getpid()
+
+    actor = Actor.remote()
+    workers = {ray.get(actor.pid.remote()), ray.get(pid.remote())}
+    me = psutil.Process()
+    processes = [me, *me.children(recursive=True)]
+    assert workers <= {process.pid for process in processes}
+    names = {text for process in processes for text in answers_of(process, psutil.Process.name)}
+    assert {"gcs_server", "raylet"} <= names and any("Agent" in name for name in names)
+    return processes
+
+
+@pytest.mark.slow
+def test_a_private_session_listens_on_loopback_alone(ray_session: None) -> None:
+    import ray
+
+    addresses = {}
+    for process in session_processes():
+        try:
+            connections = process.net_connections("inet")
+        except psutil.NoSuchProcess:
+            continue
+        for connection in connections:
+            if connection.status == psutil.CONN_LISTEN:
+                addresses[process.pid, connection.laddr.port] = (process.name(), connection.laddr.ip)
+    assert len(addresses) >= 6
+    open_ones = {name: ip for name, ip in addresses.values() if not _is_loopback(ip)}
+    assert open_ones == {}
+    assert [node["NodeManagerAddress"] for node in ray.nodes()] == ["127.0.0.1"]
+
+
+def _is_loopback(ip: str) -> bool:
+    address = ip_address(ip)
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
+@pytest.mark.slow
+def test_a_private_sessions_files_are_nobody_elses(ray_session: None) -> None:
+    from ray._private.worker import _global_node
+
+    session = Path(_global_node.get_session_dir_path())
+    folder = session.parents[1]
+    facts = folder.lstat()
+    assert stat.S_ISDIR(facts.st_mode) and stat.S_IMODE(facts.st_mode) == 0o700 and facts.st_uid == os.geteuid()
+    assert list(session.glob("logs/*")) and list(session.glob("sockets/*"))
+    token = os.environ.get("RAY_AUTH_TOKEN", "no token")
+    commands = [words for process in session_processes() for words in answers_of(process, psutil.Process.cmdline)]
+    assert len(commands) > 3 and not any(token in part for words in commands for part in words)
+    if os.geteuid() == 0:  # another user tries, if we may become one
+        for path in (session, session / "logs", session / "sockets", folder / "tmp" / "session_latest"):
+            script = f"import os; os.listdir({str(path)!r})"
+            tried = subprocess.run(
+                ["/usr/bin/env", "python3", "-c", script], user=65534, capture_output=True, text=True, check=False
+            )
+            assert tried.returncode and "PermissionError" in tried.stderr, path
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_the_session_ends_prints_nothing() -> None:
+    script = """
+import atexit, os, signal
+atexit.register(os.kill, os.getpid(), signal.SIGINT)  # first in, last out: after Ray's own
+from jobs.shared import ray_session
+ray_session.connect()
+import ray
+print(ray.is_initialized())
+"""
+    command = [sys.executable, "-c", script]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "True\n", "")

@@ -1,0 +1,263 @@
+"""The job: what it refuses and prints, in process and on Ray; kills in the middle change nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.train.job import main, run
+from tests.helpers.kills import children
+from tests.helpers.release_config import VOCABULARY, write_release_config
+from tests.helpers.training_data import random_rows, write_triplets
+from wm.errors import InputError
+from wm.models import load_model
+from wm.records import triplet_row
+from wm.training import TrainRecipe
+
+ROOT = Path(__file__).resolve().parents[3]
+STEPS, EVERY = 120, 30
+
+
+@pytest.fixture(scope="module")
+def triplets(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_triplets(random_rows(tiny_base, 100), tmp_path_factory.mktemp("triplets") / "triplets")
+
+
+def settings(base: Path, triplets: Path, out: Path, **values: Any) -> dict[str, Any]:
+    common = {"task": "fdm", "base": str(base), "triplets": str(triplets.parent), "out": str(out)}
+    return common | {"steps": STEPS, "global_batch": 8, "checkpoint_every": EVERY, "lr": 1e-3} | values
+
+
+def recipe_of(*args: Any, **values: Any) -> TrainRecipe:
+    return TrainRecipe.parse(settings(*args, **values), "test")
+
+
+def curve(out: Path) -> list[tuple[int, float]]:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"]) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_base: Path, triplets: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    out = tmp_path_factory.mktemp("uninterrupted") / "out"
+    run(recipe_of(tiny_base, triplets, out, num_workers=0, lora={"dropout": 0.0}))
+    return curve(out)
+
+
+def same(found: list[tuple[int, float]], wanted: list[tuple[int, float]]) -> None:
+    assert [step for step, _ in found] == [step for step, _ in wanted] == list(range(1, STEPS + 1))
+    assert [loss for _, loss in found] == pytest.approx([loss for _, loss in wanted], rel=2e-4)
+
+
+def test_a_run_leaves_model_curve_and_record_and_is_not_repeated(
+    tiny_base: Path, triplets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = recipe_of(tiny_base, triplets, tmp_path / "out", num_workers=0, steps=5, checkpoint_every=2)
+    record = run(recipe)
+    assert record["counts"] == {"triplets": 100, "skipped": 0, "steps": 5}
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "metrics.jsonl",
+        "model",
+        "run.json",
+        "tensorboard",
+    ]
+    assert load_model(tmp_path / "out" / "model").codec_id == load_model(tiny_base).codec_id
+    assert str(tmp_path / "out" / "model") in capsys.readouterr().out
+    before = (tmp_path / "out" / "metrics.jsonl").stat().st_mtime_ns
+    assert run(recipe) == record
+    assert (tmp_path / "out" / "metrics.jsonl").stat().st_mtime_ns == before
+    with pytest.raises(InputError, match="holds another run"):
+        run(recipe.model_copy(update={"lr": 0.5}))
+
+
+def test_a_dry_run_counts_and_writes_nothing(
+    tiny_base: Path, triplets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources = [{"path": str(triplets)}, {"path": str(triplets), "weight": 0.5, "limit": 10}]
+    values = settings(tiny_base, triplets, tmp_path / "out", steps=0, epochs=2) | {"triplets": sources}
+    plan = run(TrainRecipe.parse(values, "test"), dry_run=True)
+    assert [(source["rows"], source["weight"]) for source in plan["sources"]] == [(100, 1.0), (10, 0.5)]
+    assert (plan["rows_per_epoch"], plan["num_steps"]) == (105, 27)
+    assert plan["trained_parameters"] < plan["total_parameters"]
+    assert plan["completion_tokens_per_batch"] == 4 * 8
+    assert plan["tokens_per_batch"] > plan["completion_tokens_per_batch"]
+    assert [source["epoch_share"] for source in plan["sources"]] == [pytest.approx(100 / 105, abs=1e-4), 0.0476]
+    told = capsys.readouterr().out
+    assert "105 rows an epoch" in told and "activations kept for the backward pass" in told
+    assert "will not fit" not in told and plan["does_not_fit"] == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_needs_neither_gpus_nor_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = write_release_config(tmp_path / "anole-7b", num_layers=4)
+    rows = []
+    for name in ("one", "two"):
+        codes = {"codec": "codec-x", "source_codes": [1] * 1024, "target_codes": [2] * 1024, "change": [0.5] * 1024}
+        image = {"bytes": b"-", "path": None}
+        values = {"dataset": "d", "split": "train", "video_uri": name, "source_image": image, "target_image": image}
+        rows.append(triplet_row(**values, **codes, action="put the cup", origin="human"))
+    triplets = write_triplets(rows, tmp_path / "triplets")
+    values = {"use_gpu": True, "num_workers": 2, "precision": "bf16", "global_batch": 2, "device_gib": 4.7}
+    plan = run(recipe_of(base, triplets, tmp_path / "out", **values), dry_run=True)
+    assert (plan["zero_stage"], plan["recomputes"]) == (1, True) and len(plan["does_not_fit"]) == 1
+    assert "ZeRO-1, layers computed again in the backward pass" in capsys.readouterr().out
+    recipe = recipe_of(base, triplets, tmp_path / "out", checkpoint_activations=False, zero_stage=1, **values)
+    plan = run(recipe, dry_run=True)
+    assert plan["memory"]["weights"] == pytest.approx(
+        2 * (4 * (4 * 4096**2 + 3 * 4096 * 11008) + 2 * VOCABULARY * 4096), rel=1e-3
+    )
+    assert plan["longest_row"] > 2 * 1024 and plan["completion_tokens_per_batch"] >= 2 * 1024
+    no_room, no_gpus = plan["does_not_fit"]
+    assert "room for 3.2 GiB" in no_room and "asks for 2 GPUs" in no_gpus
+    told = capsys.readouterr().out
+    assert "2.51 GiB frozen weights" in told and told.count("will not fit: ") == 2
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="asks for 2 GPUs"):
+        run(recipe)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("learning_rate=1", "unknown key 'learning_rate'"),
+        ("lora.rank=1", "unknown key 'lora.rank'"),
+        ("task=both", "task = 'both'"),
+        ("steps=-1", "steps = -1"),
+        ("epochs=1.0", "give steps or epochs"),
+        ("num_workers=3", "no multiple of num_workers = 3"),
+        ("micro_batch=3", "micro_batch = 3 does not divide"),
+        ("base=nowhere", "nowhere"),
+        ("triplets=nowhere", "nowhere"),
+    ],
+)
+def test_bad_recipes_fail_before_any_work(
+    *,
+    tiny_base: Path,
+    triplets: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    setting: str,
+    message: str,
+) -> None:
+    out = tmp_path / "out"
+    good = [f"{key}={value}" for key, value in settings(tiny_base, triplets, out).items()]
+    assert main([*good, setting]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ") and errors.count("\n") == 1 and message in errors
+    assert not out.exists()
+
+
+def test_codes_of_another_codec_fail_before_any_work(tiny_base: Path, tmp_path: Path) -> None:
+    folder = write_triplets(random_rows(tiny_base, 3, codec="codec-other"), tmp_path / "triplets")
+    with pytest.raises(InputError, match=r"codec-other.*jobs\.ingest"):
+        run(recipe_of(tiny_base, folder, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "jobs" / "recipes" / "paper").glob("c-*.toml")), ids=lambda p: p.stem)
+def test_paper_recipes_parse_and_say_what_is_missing(path: Path) -> None:
+    recipe = TrainRecipe.load(path)
+    assert (recipe.lora.r, recipe.lora.alpha, recipe.lora.dropout) == (16, 32, 0.05)
+    assert recipe.weights.enabled == (path.stem.startswith("c-fdm") and path.stem != "c-fdm-no-weights")
+    with pytest.raises(InputError, match="models/anole-7b"):
+        run(recipe, dry_run=True)
+
+
+def when_checkpointed(out: Path, act: Callable[[], None]) -> threading.Thread:
+    """Do something as soon as there is a checkpoint of the run in ``out``."""
+
+    def watch() -> None:
+        deadline = time.monotonic() + 200
+        while time.monotonic() < deadline:
+            if any((out / "checkpoints").glob("step-*")):
+                act()
+                return
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+def kill_a_training_worker() -> None:
+    children("RayTrainWorker")[0].kill()
+
+
+@pytest.mark.slow
+def test_another_process_joins_the_session_that_is_named(ray_session: None) -> None:
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    script = (
+        "from jobs.shared import ray_session; ray_session.connect(); ray_session.connect(); "
+        "import ray; print(ray.get_runtime_context().gcs_address)"
+    )
+    joined = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env=os.environ | {"RAY_ADDRESS": address},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert joined.stdout.split() == [address]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"lora": {"targets": ".*no_such_layer"}, "max_failures": 0},
+            "^lora.targets = '.*no_such_layer' fits",
+        ),
+        ({"lora": {"enabled": False}, "lr": 1e30, "grad_clip": 0}, "^loss is nan at step"),
+    ],
+)
+def test_errors_of_workers_are_told_in_one_line(
+    *, tiny_base: Path, triplets: Path, tmp_path: Path, ray_session: None, values: Any, message: str
+) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        run(recipe_of(tiny_base, triplets, tmp_path / "out", num_workers=1, **values))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_two_workers_one_of_which_is_killed_equal_one_process(
+    tiny_base: Path, triplets: Path, tmp_path: Path, uninterrupted: list[Any], ray_session: None
+) -> None:
+    out = tmp_path / "out"
+    killer = when_checkpointed(out, kill_a_training_worker)
+    recipe = recipe_of(tiny_base, triplets, out, num_workers=2, lora={"dropout": 0.0})
+    record = run(recipe)
+    killer.join()
+    assert record["summary"]["resumed_at_step"] in range(EVERY, STEPS, EVERY)
+    same(curve(out), uninterrupted)
+    assert not (out / "checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_a_driver_that_is_killed_goes_on_from_its_checkpoint(
+    tiny_base: Path, triplets: Path, tmp_path: Path, uninterrupted: list[Any], ray_session: None
+) -> None:
+    out = tmp_path / "out"
+    values = settings(tiny_base, triplets, out, num_workers=2)
+    overrides = [f"{key}={value}" for key, value in values.items()] + ["lora.dropout=0.0"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "jobs.train", *overrides], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL
+    )
+    when_checkpointed(out, lambda: os.kill(driver.pid, signal.SIGKILL)).join()
+    assert driver.wait() == -signal.SIGKILL
+    assert not (out / "run.json").exists() and not (out / "model").exists()
+    record = run(recipe_of(tiny_base, triplets, out, num_workers=2, lora={"dropout": 0.0}))
+    assert record["summary"]["resumed_at_step"] in range(EVERY, STEPS, EVERY)
+    same(curve(out), uninterrupted)

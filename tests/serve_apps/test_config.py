@@ -1,0 +1,91 @@
+"""What a server is started with: the shipped files, text arguments, what is refused at once."""
+
+import json
+import socket
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import yaml
+from ray.serve._private.build_app import build_app
+from ray.serve.schema import ServeDeploySchema
+
+from serve_apps.__main__ import main as serve_main
+from serve_apps.recipe import ServeRecipe
+from wm.errors import InputError
+from wm.nano.preset import write_random_base
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_shipped_config_is_valid_and_keeps_to_loopback():
+    for file in sorted((ROOT / "serve_apps").glob("*.yaml")):
+        config = ServeDeploySchema.model_validate(yaml.safe_load(file.read_text()))
+        assert config.http_options.host == "127.0.0.1"
+        for application in config.applications:
+            module, _, name = application.import_path.partition(":")
+            assert callable(getattr(import_module(module), name))
+            recipe = ServeRecipe.model_validate(application.args)
+            assert config.http_options.request_timeout_s > recipe.timeout_s, "the app gives up before Ray's proxy"
+
+
+def test_the_shipped_config_for_one_gpu_is_valid():
+    """It is a comment: other arguments in the place of those given."""
+    text = (ROOT / "serve_apps" / "world_model_7b.yaml").read_text()
+    alternative = text.partition("in the place of the `args` above:\n")[2]
+    recipe = ServeRecipe.model_validate(yaml.safe_load("\n".join(line[1:] for line in alternative.splitlines())))
+    assert (recipe.roles, recipe.device, recipe.gpus_per_replica) == ("shared", "cuda", 1)
+    given = yaml.safe_load(text)["applications"][0]["args"]
+    assert {recipe.fdm, recipe.idm} == {given["fdm"], given["idm"]}
+
+
+def test_what_serve_build_reads(tiny_base, tmp_path, monkeypatch):
+    """``serve build serve_apps.world_model:app``: the application of the shipped file."""
+    monkeypatch.chdir(tmp_path)
+    module = import_module("serve_apps.world_model")
+    with pytest.raises(InputError, match="fdm = 'runs/demo/fdm/model': no such model folder"):
+        _ = module.app
+    for name in ("fdm", "idm"):
+        (tmp_path / "runs" / "demo" / name).mkdir(parents=True)
+        (tmp_path / "runs" / "demo" / name / "model").symlink_to(tiny_base)
+    found = build_app(module.app, name="world_model")
+    assert [deployment.name for deployment in found.deployments][-1] == "Ingress"
+    assert {deployment.name for deployment in found.deployments} == {"Ingress", "FDMSampler", "IDMVerifier"}
+    assert not hasattr(module, "application")
+
+
+def test_text_arguments_of_serve_run():
+    recipe = ServeRecipe.model_validate({"fdm": "a", "idm": "b", "best_of": "16", "temperature": "0.5"})
+    assert (recipe.best_of, recipe.temperature) == (16, 0.5)
+    assert recipe.limits().default_best_of == 16
+
+
+def test_a_start_that_cannot_work_is_refused_at_once(tiny_base, tmp_path, capsys):
+    write_random_base(tmp_path / "other", seed=1)
+    (tmp_path / "empty").mkdir()
+    good = f"fdm={tiny_base}"
+    cases = [
+        ([good], "idm is missing"),
+        ([good, "idm=nowhere"], "idm = 'nowhere': no such model folder"),
+        ([good, f"idm={tmp_path / 'empty'}"], "no config.json"),
+        ([good, f"idm={tmp_path / 'other'}"], "they cannot read each other's images"),
+        ([good, f"idm={tiny_base}", "port=99999"], "port = 99999"),
+        ([good, f"idm={tiny_base}", "bestof=3"], "unknown key 'bestof'"),
+    ]
+    for arguments, says in cases:
+        assert serve_main([*arguments, "--dry-run"]) == 2
+        error = capsys.readouterr().err
+        assert says in error and error.count("\n") == 1
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        number = taken.getsockname()[1]
+        assert serve_main([good, f"idm={tiny_base}", f"port={number}", "--dry-run"]) == 2
+        assert f"cannot listen on 127.0.0.1 port {number}" in capsys.readouterr().err
+    assert serve_main([good, f"idm={tiny_base}", f"port={number}", "--dry-run"]) == 0
+
+
+def test_build_refuses_missing_models():
+    from serve_apps.world_model import build
+
+    with pytest.raises(InputError, match="no such model folder"):
+        build(ServeRecipe(fdm="nowhere", idm="nowhere"))
+    assert json.dumps(ServeRecipe(fdm="a", idm="b").model_dump())
