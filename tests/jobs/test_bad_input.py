@@ -165,7 +165,7 @@ def test_a_refused_start_leaves_no_folder_in_the_way(
 def test_bootstrap_looks_at_what_is_brought_before_its_first_stage(flags: list[str], refused: Call, here: Path) -> None:
     given = ("idm.steps=2", "fdm.steps=2", "select.k=2", *flags)
     assert "videos = 'texts' holds no video" in refused("bootstrap", *given, "out=o", "videos=texts")
-    assert "no such folder: root = nowhere" in refused("bootstrap", *given, "out=o", "supervised_root=nowhere")
+    assert "no such folder: root = nowhere" in refused("bootstrap", *given, "out=o", "data.supervised_root=nowhere")
     assert "num_workers = 99" in refused("bootstrap", *given, "out=o", "idm.num_workers=99", "idm.global_batch=99")
     assert "unknown key 'colour'" in refused("bootstrap", *given, "out=o", "idm.colour=1")
     assert "file is a file; expected a folder" in refused("bootstrap", *given, "out=file")

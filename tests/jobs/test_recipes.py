@@ -116,7 +116,7 @@ def test_every_stage_of_a_loop_resolves(path: Path) -> None:
     assert both[1]["selection"] == f"{recipe.out}/selected"
     assert by_name["fdm-ft"]["triplets"] == both[:1] and not by_name["fdm-ft"]["weights"]["enabled"]
     assert by_name["fdm"]["weights"]["enabled"]
-    assert not recipe.unweighted or not by_name["fdm-unweighted"]["weights"]["enabled"]
+    assert not recipe.variants.unweighted or not by_name["fdm-unweighted"]["weights"]["enabled"]
     models = by_name["evaluate"]["models"]
     assert {model["role"] for model in models.values()} == {"idm", "fdm"}
     for model in models.values():
@@ -155,7 +155,7 @@ def test_further_rounds_go_on_with_what_the_gates_promote() -> None:
         assert by_name[f"imagined{third}"]["fdm"] == f"o/gate-fdm-self{second}/model"
         assert by_name[f"gate-idm{third}"]["champion"] == f"o/gate-idm{second}/model"
         assert sources(f"idm{third}") == [people, again]
-    assert by_name["tune"]["file"] == recipe.gate_file and by_name["evaluate"]["triplets"] == "o/test/triplets"
+    assert by_name["tune"]["file"] == recipe.data.tune_file and by_name["evaluate"]["triplets"] == "o/test/triplets"
     assert {model["seed"] for model in by_name["evaluate"]["models"].values()} == {0, 4}
 
 
@@ -195,8 +195,15 @@ def test_a_mistake_in_any_table_is_told_before_any_work(tmp_path: Path, override
 
 
 def test_own_data_and_base_replace_the_nano_world(tmp_path: Path) -> None:
-    own = ["base_model=models/anole", "supervised_root=data/mine", "train_file=a.json", "test_file=b.json"]
-    stages = {stage.name: stage.recipe.model_dump() for stage in plan(BootstrapRecipe.load(DEMO, [*own, "videos=v/*"]))}
+    own = [
+        "base_model=models/anole",
+        "data.supervised_root=data/mine",
+        "data.train_file=a.json",
+        "data.test_file=b.json",
+    ]
+    stages = {
+        stage.name: stage.recipe.model_dump() for stage in plan(BootstrapRecipe.load(DEMO, [*own, "data.videos=v/*"]))
+    }
     assert "base" not in stages and "world" not in stages
     assert stages["triplets"]["root"] == "data/mine" and stages["triplets"]["file"] == "a.json"
     assert stages["test"]["file"] == "b.json" and stages["annotated"]["videos"] == "v/*"

@@ -50,7 +50,7 @@ NO_PATHS = {
     *("Labels.zero_shot", "Labels.finetuned", "Labels.bootstrapped", "Labels.unweighted", "Labels.idm"),
     *("ModelEntry.idm", "EvaluateRecipe.idm"),
     # Relative to another key.
-    *("IngestRecipe.file", "BootstrapRecipe.train_file", "BootstrapRecipe.test_file", "BootstrapRecipe.gate_file"),
+    *("IngestRecipe.file", "DataSettings.train_file", "DataSettings.test_file", "DataSettings.tune_file"),
     # Of a model's manifest, which is no command.
     *("base_id", "codec_id", "decoder_id", "recipe_digest", "Manifest.base_path"),
 }

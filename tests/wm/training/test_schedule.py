@@ -257,7 +257,8 @@ def test_null_keys_of_tables_do_not_tell_runs_apart(tmp_path: Path) -> None:
 def test_bootstrap_and_pretrain_say_it_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = {"idm": {"steps": 50, "warmup_steps": 100}, "fdm": {"epochs": 1.0, "warmup_steps": 100}}
     settings |= {"select": {"k": 1}, "pretrain": {"steps": 25, "encoder_steps": 5}}  # type: ignore[dict-item]
-    run_bootstrap(BootstrapRecipe(out=str(tmp_path / "out"), unweighted=False, **settings), dry_run=True)  # type: ignore[arg-type]
+    values = {"out": str(tmp_path / "out"), "variants": {"unweighted": False}, **settings}
+    run_bootstrap(BootstrapRecipe.parse(values, "test"), dry_run=True)
     told = [line.strip() for line in capsys.readouterr().out.splitlines() if "warning" in line]
     assert [line.split(" is longer")[0] for line in told if "longer" in line] == [
         "warning: the warm-up of 10 steps of the codec's encoder",
