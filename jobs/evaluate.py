@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from jobs.shared.devices import DType, check_device
+from jobs.shared.tasks import each
 from wm import cli
 from wm.config import Recipe
 from wm.dynamics import BaseSharing, Sampling, check_draft_length
@@ -359,40 +361,22 @@ def _run_units(recipe: EvaluateRecipe, bench: Bench, units: Sequence[Unit], part
             run_unit(bench, unit, parts)
             yield unit
         return
-    import ray
-
-    from jobs.shared.ray_session import connect
-
-    connect()
-    task = ray.remote(num_cpus=1, max_retries=2)(_run_remote_unit)
-    values = recipe.with_absolute_paths().model_dump(mode="json")
-    waiting = list(units)
-    running: dict[Any, Unit] = {}
-    while waiting or running:
-        # No more at a time than asked for: each worker holds models of its own.
-        while waiting and len(running) < recipe.num_workers:
-            unit = waiting.pop(0)
-            running[task.remote(values, tuple(unit), str(parts.resolve()))] = unit
-        ready, _ = ray.wait(list(running), num_returns=1)
-        for reference in ready:
-            problem = ray.get(reference)
-            # As text, because an exception of a task would arrive wrapped in its traceback.
-            if problem:
-                raise InputError(problem)
-            yield running.pop(reference)
+    shared = (recipe.with_absolute_paths().model_dump(mode="json"), str(parts.resolve()))
+    inputs = [(tuple(unit),) for unit in units]
+    # No more at a time than asked for: each worker holds models of its own.
+    with closing(each(_run_remote_unit, inputs, *shared, on_ray=True, max_running=recipe.num_workers)) as results:
+        for fields in results:
+            yield Unit(*fields)
 
 
-def _run_remote_unit(values: dict[str, Any], unit: tuple[str, Any, int], parts: str) -> str:
-    """Run a unit in a worker process; return what is wrong with the input, or an empty text."""
+def _run_remote_unit(fields: tuple[str, Any, int], values: dict[str, Any], parts: str) -> tuple[str, Any, int]:
+    """Run a unit, given by its fields, in a worker process; return them."""
     # Imported by name: started with ``python -m``, this module is ``__main__`` here and something else in a worker.
     from jobs.evaluate import _build_worker_bench
 
     torch.set_num_threads(1)  # as many tasks as cores run at a time
-    try:
-        run_unit(_build_worker_bench(json.dumps(values)), Unit(*unit), Path(parts))
-    except InputError as error:
-        return str(error)
-    return ""
+    run_unit(_build_worker_bench(json.dumps(values)), Unit(*fields), Path(parts))
+    return fields
 
 
 @lru_cache(maxsize=1)
