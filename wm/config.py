@@ -207,6 +207,16 @@ def _field_class(owner: Any, name: str) -> Any:
     return None
 
 
+def table_class(annotation: Any) -> type[Recipe] | None:
+    """Return the recipe class of the tables that a field holds, itself or in a list or dict; None if it holds none."""
+    for kind in _alternatives(annotation):
+        item = get_args(kind)[-1] if get_origin(kind) in (dict, list) else kind
+        if _is_recipe(item):
+            found: type[Recipe] = item
+            return found
+    return None
+
+
 def _alternatives(annotation: Any) -> tuple[Any, ...]:
     """Return the members of a union; for any other annotation, itself."""
     return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
