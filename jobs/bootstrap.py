@@ -16,7 +16,7 @@ from jobs import annotate, evaluate, gate, imagine, ingest, pretrain, relabel, r
 from jobs.annotate.recipe import AnnotateRecipe
 from jobs.ingest.recipe import IngestRecipe
 from jobs.select.recipe import SelectRecipe
-from jobs.train.job import need_machine
+from jobs.train.job import check_machine
 from wm.cli import main as cli_main
 from wm.config import Recipe
 from wm.datasets.pairs.aurora import list_items
@@ -82,7 +82,7 @@ class BootstrapRecipe(Recipe):
     imagine: Settings = {}
     """Keys of jobs.imagine."""
     imagined: Settings = {}
-    """Keys of a source of triplets for jobs.train (weight, limit): how imagined triplets are mixed in."""
+    """Keys of a source of triplets for jobs.train (mix_weight, limit): how imagined triplets are mixed in."""
     fdm: Settings = {}
     """Keys of jobs.train for every forward model."""
     evaluate: Settings = {}
@@ -154,7 +154,7 @@ class _Plan:
         fixed["out"] = str(self.out / name)
         keys = getattr(self.recipe, table)
         # A user's path between stages would cut the chain in silence.
-        for key in sorted(set(keys) & set(fixed) - {"weights"}):
+        for key in sorted(set(keys) & set(fixed) - {"recognition"}):
             raise InputError(f"{table}.{key} = {keys[key]!r:.80}: bootstrap sets this key itself; leave it out")
         settings = {**keys, **fixed}
         self.stages.append(Stage(name, job.run, kind.parse(settings, f"table [{table}] for stage {name}")))
@@ -185,16 +185,16 @@ class _Plan:
         idm = self.train(f"idm{tail}", "idm", seed, "IDM", triplets=people)
         annotated, selected = self.annotate_and_select(tail, idm)
         both = [*people, selected]
-        weights = recipe.fdm.get("weights", {})
+        recognition = recipe.fdm.get("recognition", {})
         # A value that is no table stays, so that the recipe's own check names it.
-        plain = {**weights, "enabled": False} if isinstance(weights, dict) else weights
+        plain = {**recognition, "enabled": False} if isinstance(recognition, dict) else recognition
         # The forward models that are compared: one label and its triplets each.
         variants: dict[str, tuple[str, Settings]] = {
-            "fdm-ft": ("C-FT", {"triplets": people, "weights": plain}),
+            "fdm-ft": ("C-FT", {"triplets": people, "recognition": plain}),
             "fdm": ("C-FDM", {"triplets": both}),
         }
         if recipe.unweighted:
-            variants["fdm-unweighted"] = ("C-FDM, no weights", {"triplets": both, "weights": plain})
+            variants["fdm-unweighted"] = ("C-FDM, no weights", {"triplets": both, "recognition": plain})
         for labels in ("truth", "shuffled") if recipe.controls else ():
             source = {"triplets": f"{annotated}/triplets", "selection": f"{selected['selection']}/selection"}
             control = self.add(
@@ -290,7 +290,7 @@ def _check_inputs(recipe: BootstrapRecipe, stages: list[Stage]) -> None:
     # CPUs and GPUs, which Ray would wait for without an end.
     for stage in stages:
         if isinstance(stage.recipe, TrainRecipe):
-            need_machine(stage.recipe)
+            check_machine(stage.recipe)
 
 
 def _state(stage: Stage, folder: Path) -> str:
@@ -309,7 +309,7 @@ def _warnings(stage: Stage) -> list[str]:
     recipe = stage.recipe
     if isinstance(recipe, pretrain.PretrainRecipe):
         return pretrain.schedule_warnings(recipe)
-    return schedule_warnings(recipe, recipe.steps) if isinstance(recipe, TrainRecipe) and recipe.steps else []
+    return schedule_warnings(recipe, recipe.max_steps) if isinstance(recipe, TrainRecipe) and recipe.max_steps else []
 
 
 def _run_stage(stage: Stage, out: Path) -> None:

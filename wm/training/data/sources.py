@@ -10,7 +10,7 @@ Shape suffixes: F rows of all files in their order, P rows of a piece, N tokens 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -36,9 +36,11 @@ Array = npt.NDArray[Any]
 class Source(Recipe):
     """One table of triplets."""
 
+    RENAMED_KEYS: ClassVar[dict[str, str]] = {"weight": "mix_weight"}
+
     path: InputPath
     """Folder of triplet Parquet files, or a stage's output folder that holds ``triplets``."""
-    weight: float = Field(default=1.0, gt=0.0)
+    mix_weight: float = Field(default=1.0, gt=0.0)
     """How often each row appears in an epoch: 2 twice, 0.5 a random half of the rows, anew each epoch."""
     limit: int = Field(default=0, ge=0)
     """Keep this many rows, drawn once with the recipe's seed; 0: all."""

@@ -223,7 +223,7 @@ def _need_room(root: Path, num_rows: int, codec: CodecShape) -> None:
     if need > free:
         raise InputError(
             f"the tokens of {num_rows:,} triplets need {need / 1e9:.1f} GB in {root}, which has {free / 1e9:.1f} GB "
-            "free; give another folder as token_cache"
+            "free; give another folder as data.token_cache"
         )
 
 

@@ -14,14 +14,19 @@ from tests.helpers.training_data import random_rows, write_triplets
 from wm.errors import InputError
 from wm.models import flatten, load_model
 from wm.nano.preset import TINY, NanoPreset, write_random_base
-from wm.training import Source, TokenSet, Weights, open_tokens, recognition_weights
+from wm.training import RecognitionWeights, Source, TokenSet, open_tokens, recognition_weights
 from wm.training.data.order import SampleOrder
 
 
 def opened(
-    base: Path, root: Path, *sources: Source, task: str = "fdm", weights: Weights | None = None, seed: int = 0
+    base: Path,
+    root: Path,
+    *sources: Source,
+    task: str = "fdm",
+    recognition: RecognitionWeights | None = None,
+    seed: int = 0,
 ) -> TokenSet:
-    return open_tokens(sources, load_model(base), task, weights or Weights(), root=root, seed=seed)
+    return open_tokens(sources, load_model(base), task, recognition or RecognitionWeights(), root=root, seed=seed)
 
 
 def ids_of(tokens: TokenSet, source: int) -> list[str]:
@@ -52,7 +57,9 @@ def test_every_row_is_its_layout_with_its_weights(
         with pytest.raises(InputError, match="janus cannot serve as an inverse model"):
             opened(base, tmp_path / "tokens", Source(path=str(folder)), task=task)
         return
-    tokens = opened(base, tmp_path / "tokens", Source(path=str(folder)), task=task, weights=Weights(floor=0.5))
+    tokens = opened(
+        base, tmp_path / "tokens", Source(path=str(folder)), task=task, recognition=RecognitionWeights(floor=0.5)
+    )
     assert len(tokens) == 9
     by_name = {row["triplet_id"]: row for row in rows}
     ids_BT, is_completion_BT, weight_BT = tokens.batch(np.arange(9))
@@ -71,7 +78,7 @@ def test_every_row_is_its_layout_with_its_weights(
         assert tokens.num_completion_tokens(np.array([number])) == sum(learned)
         weights = weight_BT[number][is_completion_BT[number]]
         if task == "fdm":
-            expected = recognition_weights(torch.tensor([row["change"]]), Weights(floor=0.5))[0]
+            expected = recognition_weights(torch.tensor([row["change"]]), RecognitionWeights(floor=0.5))[0]
             assert torch.equal(weights, expected)
         else:
             assert weights.tolist() == [1.0] * len(weights)
