@@ -175,7 +175,10 @@ TABLES = [name for name, value in tomllib.loads(DEMO.read_text()).items() if isi
     [
         *[(f"{table}.nonsense=1", rf"table \[{table}\].*unknown key 'nonsense'; the keys are ") for table in TABLES],
         ("nonsense=1", "unknown key 'nonsense'; the keys are out, seeds"),
-        ("fdm.recognition.nonsense=1", r"table \[fdm\].*unknown key 'recognition.nonsense'; the keys there are enabled"),
+        (
+            "fdm.recognition.nonsense=1",
+            r"table \[fdm\].*unknown key 'recognition.nonsense'; the keys there are enabled",
+        ),
         ("evaluate.sampling.heat=1", r"table \[evaluate\].*unknown key 'sampling.heat'"),
         ("idm.max_steps=many", r"table \[idm\] for stage idm: max_steps = 'many'"),
         ("fdm.recognition=3", r"table \[fdm\] for stage fdm.*: recognition = 3"),
