@@ -16,7 +16,7 @@ from wm.models.checkpoints import save_model
 from wm.nano.preset import TINY_WORDS, NanoPreset, build_nano
 from wm.records import TRIPLET_SCHEMA, triplet_row, write_table
 from wm.training import Lora, RecognitionWeights, SampleOrder, Source, TokenSet, completion_loss, open_tokens, prepare
-from wm.training.data.prefetch import prefetched
+from wm.training.data.prefetch import prefetch
 from wm.training.step import MicroBatch
 
 
@@ -90,7 +90,7 @@ def _load(tokens: TokenSet, order: SampleOrder, shape: LoaderShape) -> int:
         rows = order.batch(step, shape.batch)
         return tokens.batch(rows), tokens.num_completion_tokens(rows)
 
-    with closing(prefetched(make, range(shape.batches))) as batches:
+    with closing(prefetch(make, range(shape.batches))) as batches:
         return sum(count for _, count in batches)
 
 

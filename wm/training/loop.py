@@ -21,7 +21,7 @@ from wm.training.checkpoint.identity import identity_of
 from wm.training.checkpoint.manager import CheckpointManager
 from wm.training.data.batches import TokenSet
 from wm.training.data.order import Indices, SampleOrder, rank_slice
-from wm.training.data.prefetch import prefetched
+from wm.training.data.prefetch import prefetch
 from wm.training.monitoring.evaluation import LAST, MODEL, EvaluationLine, Evaluator, PeriodicEvaluation
 from wm.training.monitoring.metrics import METRICS, Metrics, RankInfo, StepResult
 from wm.training.monitoring.non_finite import DivergedError, DivergenceCheck
@@ -172,7 +172,7 @@ class _Run:
         """Run the steps, and after each what is due: logs, the check for divergence, evaluation, a checkpoint."""
         recipe, rank_info = self.recipe, self.rank_info
         last_saved = steps.start
-        with closing(prefetched(build_batch, steps)) as batches:
+        with closing(prefetch(build_batch, steps)) as batches:
             for step, batch in zip(steps, batches, strict=True):
                 # 4.1 Dropout depends on the step alone: a resumed run samples the masks of an uninterrupted one.
                 torch.manual_seed((((recipe.seed << 32) + step) * rank_info.size + rank_info.rank) % (1 << 63))

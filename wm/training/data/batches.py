@@ -18,7 +18,7 @@ from wm.training.data.order import Indices
 from wm.training.data.prompt_batches import RowLayout
 from wm.training.data.sources import CodecShape, Source
 from wm.training.data.token_cache import SourceTokens, open_source
-from wm.training.data.tokenized import Reader, SourceFacts
+from wm.training.data.tokenized import SourceFacts, SourceReader
 from wm.training.loss import RecognitionWeights, recognition_weights
 
 TOO_LONG = "row too long for the model"
@@ -162,7 +162,7 @@ def open_tokens(
     Raises :class:`InputError` that names the source for a missing folder, another schema, no usable row,
     rows without codes, and rows whose codes were made by another codec than the model's.
     """
-    reader = Reader(vlm, CodecShape(vlm.codec_id, vlm.tokens_per_image, len(vlm.image_rows)), seed)
-    speech = reader.speech_digest()
+    reader = SourceReader(vlm, CodecShape(vlm.codec_id, vlm.tokens_per_image, len(vlm.image_rows)), seed)
+    speech = reader.tokenizer_digest()
     parts = [open_source(root, source, number, reader, speech) for number, source in enumerate(sources)]
     return TokenSet(parts, vlm, task, weights)

@@ -16,7 +16,7 @@ from wm.training.data.order import SampleOrder
 from wm.training.data.prompt_batches import RowLayout
 from wm.training.data.sources import CodecShape
 from wm.training.data.token_cache import find_source
-from wm.training.data.tokenized import Reader, SourceFacts
+from wm.training.data.tokenized import SourceFacts, SourceReader
 from wm.training.planning.fit_check import disk_complaints, memory_complaints, usable_bytes
 from wm.training.planning.memory import StepMemory, step_memory
 from wm.training.planning.schedule import peak_share, schedule_warnings
@@ -136,8 +136,8 @@ def plan(recipe: TrainRecipe) -> Plan:
 def _survey(recipe: TrainRecipe, vlm: UnifiedVLM, codec: CodecShape) -> list[tuple[SourceFacts, bool]]:
     """Survey each source, from the token cache where an earlier run left it, else by reading all rows; and which it
     was."""
-    reader = Reader(vlm, codec, recipe.seed)
-    speech = reader.speech_digest()
+    reader = SourceReader(vlm, codec, recipe.seed)
+    speech = reader.tokenizer_digest()
     facts = []
     for number, source in enumerate(recipe.triplets):
         cached = find_source(recipe.token_root, source, number, reader, speech)

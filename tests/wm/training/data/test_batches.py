@@ -261,7 +261,7 @@ def test_bad_tables_and_selections_are_named(tiny_base: Path, tmp_path: Path) ->
 
 
 def test_a_codebook_above_65536_keeps_its_codes(tiny_base: Path, tmp_path: Path) -> None:
-    from wm.training.data.sources import CodecShape, choose_rows, read_pieces
+    from wm.training.data.sources import CodecShape, read_chunks, select_rows
 
     write_triplets(random_rows(tiny_base, 3), tmp_path)
     table = pq.read_table(tmp_path / "part.parquet")
@@ -270,6 +270,6 @@ def test_a_codebook_above_65536_keeps_its_codes(tiny_base: Path, tmp_path: Path)
     pq.write_table(table.set_column(at, "source_codes", wide), tmp_path / "part.parquet")
     source = Source(path=str(tmp_path))
     codec = CodecShape(table.column("codec")[0].as_py(), 4, 1 << 17)
-    (piece,) = read_pieces(source, choose_rows(source, np.random.default_rng(0)), codec)
+    (piece,) = read_chunks(source, select_rows(source, np.random.default_rng(0)), codec)
     assert piece.source_PN.dtype == np.uint32 and piece.source_PN.tolist() == wide.to_pylist()
     assert CodecShape("", 4, 32_768).code_type == CodecShape("", 4, 65_536).code_type == np.uint16

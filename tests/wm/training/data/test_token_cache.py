@@ -1,4 +1,4 @@
-"""The token cache: written once, found again, never half, made anew when anything it depends on changes."""
+"""The token cache: written once, found again, never half, written again when anything it depends on changes."""
 
 import multiprocessing
 import os
@@ -94,7 +94,9 @@ def test_a_file_of_another_size_is_refused(tiny_base: Path, triplets: Path, tmp_
     opened(tiny_base, root, source)
     (name,) = folders(root)
     os.truncate(root / name / "rows.bin", 100)
-    with pytest.raises(InputError, match=r"rows.bin has 100 bytes, expected 640; remove .*, it is made anew"):
+    with pytest.raises(
+        InputError, match=r"rows.bin has 100 bytes, expected 640; remove .*, which is then written again"
+    ):
         opened(tiny_base, root, source)
 
 
