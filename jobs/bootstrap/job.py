@@ -11,7 +11,7 @@ from jobs.annotate.recipe import AnnotateRecipe
 from jobs.bootstrap import report
 from jobs.bootstrap.plan import Stage, plan
 from jobs.bootstrap.recipe import BootstrapRecipe
-from jobs.train.job import need_machine
+from jobs.train.job import check_machine
 from wm.cli import main as cli_main
 from wm.datasets.pairs.aurora import list_items
 from wm.datasets.videos.videos import list_videos
@@ -71,7 +71,7 @@ def _check_inputs(recipe: BootstrapRecipe, stages: Sequence[Stage]) -> None:
     # 3. CPUs and GPUs, which Ray would wait for without an end.
     for stage in stages:
         if isinstance(stage.recipe, TrainRecipe):
-            need_machine(stage.recipe)
+            check_machine(stage.recipe)
 
 
 def _run_stage(stage: Stage, out: Path) -> None:

@@ -15,9 +15,6 @@ from wm.config import Recipe
 from wm.errors import InputError
 from wm.training import TrainRecipe
 
-_RECOGNITION = "weights"
-"""Table of jobs.train with the recognition weights, which some variants turn off."""
-
 
 @dataclass(frozen=True)
 class Stage:
@@ -105,7 +102,7 @@ class _Plan:
         folder = str(self.out / name)
         fixed["out"] = folder
         keys: Settings = getattr(self.recipe, table)
-        for key in sorted(set(keys) & set(fixed) - {_RECOGNITION}):
+        for key in sorted(set(keys) & set(fixed) - {"recognition"}):
             raise InputError(f"{table}.{key} = {keys[key]!r:.80}: bootstrap sets this key itself; leave it out")
         self.stages.append(Stage(name, run, kind.parse({**keys, **fixed}, f"table [{table}] for stage {name}")))
         return folder
@@ -148,9 +145,9 @@ class _Plan:
         wanted = self.recipe.variants
         human: list[Settings] = [{"path": self.human}]
         both = [*human, selected]
-        weights = self.recipe.fdm.get(_RECOGNITION, {})
+        recognition = self.recipe.fdm.get("recognition", {})
         # A value that is no table stays, so that the recipe's own check names it.
-        plain = {_RECOGNITION: {**weights, "enabled": False} if isinstance(weights, dict) else weights}
+        plain = {"recognition": {**recognition, "enabled": False} if isinstance(recognition, dict) else recognition}
         variants = [
             _Variant(f"fdm-ft{tail}", "C-FT", {"triplets": human, **plain}),
             _Variant(f"fdm{tail}", "C-FDM", {"triplets": both}),

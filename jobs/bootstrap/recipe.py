@@ -86,7 +86,7 @@ class BootstrapRecipe(Recipe):
     imagine: Settings = {}
     """Keys of jobs.imagine."""
     imagined: Settings = {}
-    """Keys of a source of triplets for jobs.train (weight, limit): how imagined triplets are mixed in."""
+    """Keys of a source of triplets for jobs.train (mix_weight, limit): how imagined triplets are mixed in."""
     fdm: Settings = {}
     """Keys of jobs.train for every forward model."""
     evaluate: Settings = {}

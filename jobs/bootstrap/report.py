@@ -57,4 +57,4 @@ def _list_warnings(stage: Stage) -> list[str]:
     if isinstance(recipe, PretrainRecipe):
         return pretrain_warnings(recipe)
     # With ``epochs`` its length follows from triplets that other stages write first: then the stage itself warns.
-    return schedule_warnings(recipe, recipe.steps) if isinstance(recipe, TrainRecipe) and recipe.steps else []
+    return schedule_warnings(recipe, recipe.max_steps) if isinstance(recipe, TrainRecipe) and recipe.max_steps else []
