@@ -5,21 +5,30 @@ Not known here: which jobs there are. Neither Ray nor torch is imported.
 
 import argparse
 import errno
+import json
 import logging
 import os
 import re
 import sys
+import textwrap
+import types
 from collections.abc import Callable, Sequence
-from typing import NoReturn, TypeVar, get_args, get_origin
+from typing import Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
+from pydantic.fields import FieldInfo
 from tqdm import tqdm
 
-from wm.config import Recipe
+from wm.config import Recipe, table_class
 from wm.errors import InputError
+from wm.paths import path_key
 
 RecipeT = TypeVar("RecipeT", bound=Recipe)
+
+_HELP_WIDTH = 100
+_KEYS_HEADING = """keys of the recipe, in the TOML file or as key=value, which overrides the file:
+  a key of a table is given by its dotted name, or in the file below [table]:  sampling.top_p=0.9
+  texts need no quotes on the command line, lists and tables are TOML:         seeds='[0, 1]'"""
+_TYPE_WORDS = {str: "text", int: "integer", float: "number", bool: "true | false", object: "value"}
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -50,7 +59,7 @@ def main(
     parser = argparse.ArgumentParser(
         prog=prog or f"python -m jobs.{name}",
         description=description,
-        epilog="recipe keys:\n" + describe_fields(recipe_class),
+        epilog=f"{_KEYS_HEADING}\n\n{describe_fields(recipe_class)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -183,28 +192,65 @@ def _is_about_memory(error: BaseException) -> bool:
     return is_torchs or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
-def describe_fields(recipe_class: type[BaseModel], prefix: str = "") -> str:
-    """Describe every key of a recipe in a line: name, type, default, help; tables in it by their dotted keys."""
+def describe_fields(recipe_class: type[Recipe], prefix: str = "", indent: str = "  ") -> str:
+    """Describe every key of a recipe: name, type and default in a line, help below; keys of tables are indented.
+
+    Args:
+        recipe_class: The recipe.
+        prefix: Dotted name of the table that it is, with a dot at the end; empty: none.
+        indent: Blanks before each line.
+
+    Returns:
+        Lines of at most 100 characters, but for long names and defaults.
+    """
     lines = []
     for name, field in recipe_class.model_fields.items():
-        kind = field.annotation
-        # Keys of tables are listed as they are given: with dots.
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            lines.append(describe_fields(kind, f"{prefix}{name}."))
-            continue
-        table = _table_inside(kind)
-        default = "required" if field.default is PydanticUndefined and field.default_factory is None else ""
-        default = default or f"default {field.get_default(call_default_factory=True)!r}"
-        kind_name = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+        path = f"{prefix}{name}"
         help_text = " ".join((field.description or "").split())
-        lines.append(f"  {prefix}{name}: {kind_name}, {default}. {help_text}")
+        table = table_class(field.annotation)
+        origin = get_origin(field.annotation)
+        # A table has no value of its own: its keys are listed, each with its default.
+        if table is not None and origin not in (list, dict):
+            lines += textwrap.wrap(
+                f"[{path}] {help_text}", _HELP_WIDTH, initial_indent=indent, subsequent_indent=indent
+            )
+            lines.append(describe_fields(table, f"{path}.", f"{indent}  "))
+            continue
+        lines.append(f"{indent}{path}: {_describe_type(field)}{_describe_default(field)}")
+        lines += textwrap.wrap(
+            help_text, _HELP_WIDTH, initial_indent=f"{indent}    ", subsequent_indent=f"{indent}    "
+        )
         if table is not None:
-            path = f"{name}.NAME." if get_origin(kind) is dict else f"{name}[]."
-            lines.append(describe_fields(table, f"{prefix}{path}"))
+            item = f"{path}.NAME." if origin is dict else f"{path}[]."
+            lines.append(describe_fields(table, item, f"{indent}  "))
     return "\n".join(lines)
 
 
-def _table_inside(kind: object) -> type[BaseModel] | None:
-    """Return the recipe class that a list or dict of tables holds, or None."""
-    item = get_args(kind)[-1] if get_origin(kind) in (list, dict) else None
-    return item if isinstance(item, type) and issubclass(item, BaseModel) else None
+def _describe_type(field: FieldInfo) -> str:
+    """Say what a key takes, in words of TOML."""
+    if path_key(field.metadata) is not None:
+        return "list of paths" if get_origin(field.annotation) is list else "path"
+    return _type_words(field.annotation)
+
+
+def _type_words(kind: object) -> str:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return " | ".join(str(value) for value in arguments)
+    if origin in (Union, types.UnionType):
+        return " | ".join(_type_words(argument) for argument in arguments if argument is not types.NoneType)
+    if origin is list:
+        return f"list of {_type_words(arguments[0])}"
+    if origin is dict:
+        return "table"
+    if isinstance(kind, type):
+        return "table" if issubclass(kind, Recipe) else _TYPE_WORDS.get(kind, kind.__name__)
+    return str(kind)
+
+
+def _describe_default(field: FieldInfo) -> str:
+    if field.is_required():
+        return ", required"
+    default = field.get_default(call_default_factory=True)
+    # As it is written in a recipe: true, "text", ["a", "b"].
+    return ", optional" if default is None else f" = {json.dumps(default, ensure_ascii=False, default=str)}"

@@ -112,8 +112,6 @@ def _rename_keys(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     renamed: dict[str, Any] = {}
     moved: list[tuple[str, Any]] = []
     for name, value in values.items():
-        field = _field_class(cls, name)
-        table = next((kind for kind in _alternatives(field) if _is_recipe(kind)), None)
         is_known = name in cls.model_fields
         if not is_known and name in cls.RENAMED_KEYS:
             moved.append((cls.RENAMED_KEYS[name], value))
@@ -121,16 +119,25 @@ def _rename_keys(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:
             # A table that is gone: each of its keys may have gone elsewhere.
             moved += [(cls.RENAMED_KEYS.get(f"{name}.{key}", f"{name}.{key}"), item) for key, item in value.items()]
         else:
-            renamed[name] = _rename_keys(table, value) if table and isinstance(value, Mapping) else value
+            renamed[name] = _rename_in_value(_field_class(cls, name), value)
     for path, value in moved:
         *tables, leaf = path.split(".")
         target, owner = renamed, cls
         for table_name in tables:
             target = target.setdefault(table_name, {})
             owner = _field_class(owner, table_name)
-        kind = next((kind for kind in _alternatives(_field_class(owner, leaf)) if _is_recipe(kind)), None)
-        target[leaf] = _rename_keys(kind, value) if kind and isinstance(value, Mapping) else value
+        target[leaf] = _rename_in_value(_field_class(owner, leaf), value)
     return renamed
+
+
+def _rename_in_value(annotation: Any, value: Any) -> Any:
+    """Move recorded keys of a field's value, where it is a table or a list of tables."""
+    for kind in _alternatives(annotation):
+        if _is_recipe(kind) and isinstance(value, Mapping):
+            return _rename_keys(kind, value)
+        if get_origin(kind) is list and isinstance(value, list):
+            return [_rename_in_value(get_args(kind)[0], item) for item in value]
+    return value
 
 
 def _drop_keys(values: Mapping[str, Any], keys: frozenset[str]) -> dict[str, Any]:
@@ -204,6 +211,16 @@ def _field_class(owner: Any, name: str) -> Any:
             return kind.model_fields[name].annotation
         if get_origin(kind) in (dict, list):
             return get_args(kind)[-1]
+    return None
+
+
+def table_class(annotation: Any) -> type[Recipe] | None:
+    """Return the recipe class of the tables that a field holds, itself or in a list or dict; None if it holds none."""
+    for kind in _alternatives(annotation):
+        item = get_args(kind)[-1] if get_origin(kind) in (dict, list) else kind
+        if _is_recipe(item):
+            found: type[Recipe] = item
+            return found
     return None
 
 

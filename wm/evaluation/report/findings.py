@@ -1,7 +1,6 @@
 """Read what a run folder holds for the report: stages by their ``run.json``, losses, tables, examples."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,11 +118,13 @@ def same_training(first: Stage, second: Stage) -> list[str] | None:
 
     None if a recipe does not say what it was trained on.
     """
-    keys: Sequence[str] = ("steps", "epochs", "global_batch", "triplets")
-    recipe, other = first.record.get("recipe", {}), second.record.get("recipe", {})
-    if "triplets" not in recipe or "triplets" not in other:
+    # Records of earlier versions have the former names.
+    former = {"max_steps": "steps", "epochs": "epochs", "global_batch_size": "global_batch", "triplets": "triplets"}
+    recipes = (stage.record.get("recipe", {}) for stage in (first, second))
+    recipe, other = ({key: values.get(key, values.get(old)) for key, old in former.items()} for values in recipes)
+    if recipe["triplets"] is None or other["triplets"] is None:
         return None
-    return [f"{key}: {recipe.get(key)!r} and {other.get(key)!r}" for key in keys if recipe.get(key) != other.get(key)]
+    return [f"{key}: {recipe[key]!r} and {other[key]!r}" for key in former if recipe[key] != other[key]]
 
 
 def _read_json(path: Path) -> Any:
