@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from wm.models.protocol import Segment
+from wm.models.prompts import Segment
 
 
 @dataclass(frozen=True)

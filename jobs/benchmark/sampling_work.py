@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from jobs.benchmark.sampling_models import ShapeModel
 from wm.dynamics.scoring import completion_logprobs, token_logprobs
-from wm.models.protocol import Segment
+from wm.models.prompts import Segment
 from wm.sampling import Decoder, sample_images
 from wm.sampling.noise import Sampling, choose
 

@@ -28,7 +28,7 @@ from jobs.benchmark.training_loader import LoaderShape, loader_work
 from jobs.benchmark.training_models import Shape, module_of, our_step, ours, peft_step, with_peft
 from wm.config import Recipe
 from wm.models.adapters import quiet_peft
-from wm.models.protocol import Task
+from wm.models.prompts import Task
 from wm.paths import OutputPath
 from wm.training import Lora
 

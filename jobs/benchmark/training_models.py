@@ -13,9 +13,8 @@ from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from wm.models import pack
-from wm.models.causal import CausalVLM, Facts
-from wm.models.prompts import SpecialIds, layout
-from wm.models.protocol import Task
+from wm.models.prompts import SpecialIds, Task, layout
+from wm.models.vlm import Facts, UnifiedVLM
 from wm.training import Lora, completion_loss, prepare
 from wm.training.step import MicroBatch
 
@@ -110,9 +109,9 @@ def with_peft(module: FullLogits, lora: Lora) -> Any:
     return get_peft_model(module, config).train()
 
 
-def ours(module: FullLogits, lora: Lora, shape: Shape) -> CausalVLM:
+def ours(module: FullLogits, lora: Lora, shape: Shape) -> UnifiedVLM:
     """Build the same model prepared for training by :mod:`wm.training`."""
-    vlm = CausalVLM(
+    vlm = UnifiedVLM(
         module,
         None,
         Facts("random", "random", shape.tokens_per_image, shape.codes),
@@ -131,7 +130,7 @@ def peft_step(model: nn.Module, batch: MicroBatch) -> Callable[[], Tensor]:
     return _step(model, lambda: model(input_ids=ids_BT, labels=labels_BT))
 
 
-def our_step(vlm: CausalVLM, batch: MicroBatch) -> Callable[[], Tensor]:
+def our_step(vlm: UnifiedVLM, batch: MicroBatch) -> Callable[[], Tensor]:
     """Return the same of our own model."""
     num_tokens = int(batch[1].sum())
     return _step(vlm.module, lambda: completion_loss(vlm, *batch, num_tokens))

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from wm.errors import InputError
-from wm.models.protocol import UnifiedVLM
+from wm.models.vlm import UnifiedVLM
 from wm.training.data.sources import Chosen, CodecShape, Piece, Source, choose_rows, read_pieces
 
 EMPTY, RESERVED = "empty action", "reserved token in the action"

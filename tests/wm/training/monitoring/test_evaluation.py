@@ -13,7 +13,7 @@ from tests.helpers.training_data import random_rows, write_triplets
 from wm.errors import InputError
 from wm.images import decode_image
 from wm.models import load_model, read_manifest
-from wm.models.protocol import UnifiedVLM
+from wm.models.vlm import UnifiedVLM
 from wm.training import METRICS, MODEL, TrainRecipe, World, fit
 from wm.training.monitoring.evaluation import GATES, LAST, SAMPLES, Gated, Sample
 
