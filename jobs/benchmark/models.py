@@ -82,7 +82,7 @@ def random_module(
         torch.manual_seed(seed)
         torch.set_default_dtype(dtype)
         try:
-            module = module_class(config)
+            module: Module = module_class(config)
         finally:
             torch.set_default_dtype(default)
     # Codes are all that is decoded here.
@@ -96,7 +96,7 @@ class RandomVLM(UnifiedVLM):
     def __init__(self, module: ChameleonForConditionalGeneration, shape: DecoderShape, tokens_per_image: int) -> None:
         super().__init__(
             module,
-            None,  # type: ignore[arg-type]
+            None,
             Facts("random weights", "none", tokens_per_image, shape.codes),
             special=SPECIAL,
             image_rows=torch.arange(FIRST_CODE, shape.first_text),
