@@ -385,6 +385,7 @@ def _build_worker_bench(recipe_json: str) -> Bench:
 
 
 def main() -> int:
+    """Run the command line."""
     return cli.main(EvaluateRecipe, run, name="evaluate", description=__doc__ or "")
 
 

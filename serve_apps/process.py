@@ -10,7 +10,7 @@ from serve_apps.model_thread import ModelThread
 from serve_apps.recipe import FDM, IDM, ServeRecipe
 from wm.dynamics import Role, load_role, load_roles, need_one_base
 from wm.models import ImageCodec, load_codec
-from wm.models.protocol import UnifiedVLM
+from wm.models.vlm import UnifiedVLM
 from wm.sampling import Decoder
 
 

@@ -8,7 +8,7 @@ from serve_apps import metrics
 from serve_apps.messages import WhatHappened
 from serve_apps.model_thread import ModelThread
 from wm.dynamics.idm import Proposing, count_free_positions
-from wm.models.protocol import UnifiedVLM
+from wm.models.vlm import UnifiedVLM
 from wm.sampling import Decoder, Sampling
 from wm.sampling.texts import TextRun, TextToken, advance_texts
 

@@ -7,27 +7,24 @@ idm= names another: give it to measure the rates of the annotator that you will 
 
 import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from statistics import median
+from typing import Literal
 
 from pydantic import Field
 
 from jobs.benchmark.annotate_trials import broken_run, memory_growth, scale_out
-from jobs.benchmark.clips import XVID, made_clips, real_clips
-from jobs.benchmark.harness import check_out, spread, write_benchmark
-from wm.config import Recipe
-from wm.datasets.videos.videos import list_videos
+from jobs.benchmark.clips import XVID, list_sources, made_clips, real_clips
+from jobs.benchmark.harness import CommonRecipe, Figures, check_out, spread, write_record
 from wm.errors import InputError
-from wm.paths import InputPath, OutputPath
+from wm.paths import InputPath
 
 PACKAGES = ("wm", "av", "decord", "numpy", "opencv-python-headless", "pyarrow", "ray", "torch")
 _SOURCES = 12
 
 
-class BenchmarkRecipe(Recipe):
+class BenchmarkRecipe(CommonRecipe):
     """Which trials, how large."""
 
-    out: OutputPath
-    """JSON file to write."""
     videos: InputPath = ""
     """Folder, glob or list of real videos, re-encoded; without it, clips are made."""
     idm: InputPath = ""
@@ -52,11 +49,9 @@ class BenchmarkRecipe(Recipe):
     """How many of them are no videos."""
     kills: int = Field(default=5, ge=0)
     """Workers killed in the broken run."""
-    quick: bool = False
-    """A few clips a trial: shows that it works, measures nothing."""
 
 
-def run(recipe: BenchmarkRecipe, *, dry_run: bool = False) -> dict[str, Any]:
+def run(recipe: BenchmarkRecipe, *, dry_run: bool = False) -> Figures:
     """Run the trials, write ``recipe.out``, and return the record.
 
     Raises:
@@ -65,7 +60,7 @@ def run(recipe: BenchmarkRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     check_out(recipe.out)
     if recipe.poisoned >= recipe.broken_clips:
         raise InputError(f"poisoned = {recipe.poisoned} of broken_clips = {recipe.broken_clips}: expected fewer")
-    sources = [Path(str(row["uri"])) for row in list_videos(recipe.videos).to_pylist()] if recipe.videos else []
+    sources = list_sources(recipe.videos)
     if recipe.quick:
         small = {"memory_clips": 40, "scale_clips": 32, "scale_rounds": 1, "clip_s": 2.0}
         recipe = recipe.model_copy(update=small | {"broken_clips": 40, "poisoned": 3, "kills": 1})
@@ -76,7 +71,7 @@ def run(recipe: BenchmarkRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         return _run_trials(recipe, Path(name), sources)
 
 
-def _run_trials(recipe: BenchmarkRecipe, folder: Path, sources: list[Path]) -> dict[str, Any]:
+def _run_trials(recipe: BenchmarkRecipe, folder: Path, sources: list[Path]) -> Figures:
     """Run each trial of the recipe on its own clips and collect the figures."""
     from wm.nano.preset import write_random_base
 
@@ -87,43 +82,33 @@ def _run_trials(recipe: BenchmarkRecipe, folder: Path, sources: list[Path]) -> d
     nano = folder / "nano"
     write_random_base(nano)
     ratios: dict[str, float] = {}
+    rates: dict[str, float] = {}
     spreads: dict[str, dict[str, float]] = {}
-    parts: dict[str, Any] = {"rates": {}}
+    trials: dict[str, Figures] = {}
     if "memory" in recipe.trials:
-        settings = {"gpus_per_annotator": recipe.gpus_per_annotator, "dtype": recipe.dtype} if recipe.idm else {}
-        memory = memory_growth(folder, clips, Path(recipe.idm or nano), recipe.memory_clips, settings)
-        ratios["memory_growth"], parts["rates"] = round(memory.pop("ratio"), 4), memory.pop("rates")
-        spreads["memory_growth"] = {name: memory[name] for name in ("first_mib", "last_mib", "peak_mib", "clips")}
-        parts["memory"] = memory
+        of_idm = {"gpus_per_annotator": recipe.gpus_per_annotator, "dtype": recipe.dtype} if recipe.idm else {}
+        memory, counts, rates = memory_growth(folder, clips, Path(recipe.idm or nano), recipe.memory_clips, of_idm)
+        ratios["memory_growth"] = memory.pop("ratio")
+        spreads["memory_growth"] = memory
+        trials["memory"] = memory | {"counts": counts}
     if "scale" in recipe.trials:
         # Longer clips, so that decoding and not the start of processes is measured.
         if not sources and not recipe.quick:
             clips = made_clips(folder / "long", XVID, _SOURCES)
-        scale = scale_out(folder, clips, nano, recipe.scale_clips, recipe.scale_rounds)
-        ratios["scale_out_2_cores"] = round(scale.pop("ratio"), 3)
-        spreads["scale_out_2_cores"] = spread(scale["ratios"])
-        parts["scale"] = scale
+        speed_ups, trials["scale"] = scale_out(folder, clips, nano, recipe.scale_clips, recipe.scale_rounds)
+        spreads["scale_out_2_cores"] = spread(speed_ups)
+        ratios["scale_out_2_cores"] = round(median(speed_ups), 3)
     if "broken" in recipe.trials:
-        parts["broken"] = broken_run(
+        trials["broken"] = broken_run(
             folder, clips, nano, clips=recipe.broken_clips, poisoned=recipe.poisoned, kills=recipe.kills
         )
-    record = write_benchmark(
-        recipe.out,
-        "annotate",
-        PACKAGES,
-        ratios=ratios,
-        spread=spreads,
-        settings=recipe.model_dump(exclude={"out"}) | {"model": recipe.idm or "random nano base"},
-        **parts,
+    settings = recipe.settings() | {"model": recipe.idm or "random nano base"}
+    record = write_record(
+        recipe.out, "annotate", PACKAGES, ratios=ratios, spread=spreads, settings=settings, rates=rates, **trials
     )
-    _print_record(record, recipe.out)
-    return record
-
-
-def _print_record(record: dict[str, Any], out: str) -> None:
-    for name, value in (record["ratios"] | record["rates"]).items():
+    for name, value in (ratios | rates).items():
         print(f"{name:28s}{value:12,.3f}")
-    for trial in ("memory", "scale", "broken"):
-        if trial in record:
-            print(f"{trial}: " + ", ".join(f"{name} {value}" for name, value in record[trial].items()))
-    print(f"benchmark annotate: written to {out}")
+    for trial, figures in trials.items():
+        print(f"{trial}: " + ", ".join(f"{name} {value}" for name, value in figures.items()))
+    print(f"benchmark annotate: written to {recipe.out}")
+    return record

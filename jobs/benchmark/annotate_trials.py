@@ -15,12 +15,14 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.annotate.annotator import Annotator
 from jobs.annotate.decoder import Decoder
 from jobs.annotate.recipe import AnnotateRecipe
 from jobs.annotate.shards import cut_shards, shard_name, shard_table, summarise
+from jobs.benchmark.harness import Figures
 from jobs.shared.processes import actor_processes
 from wm.cli import progress_bar
 from wm.datasets.videos.videos import list_videos
@@ -29,22 +31,13 @@ from wm.records import REJECT_SCHEMA, read_table
 _MARK = "WM_BENCHMARK_RUN"
 _WINDOW = 500
 _KILL_EVERY_S = 1.5
+_FILTERS = {"action": "score", "unchanged": "score"}
+"""Nothing is filtered out by a random model's actions."""
 
 
-def many_clips(folder: Path, sources: Sequence[Path], count: int, seed: int = 0, poisoned: int = 0) -> Path:
-    """Write files in ten classes: hard links to videos, and poisoned ones.
-
-    Args:
-        folder: Where to write.
-        sources: Videos to link to, in turn.
-        count: Number of files.
-        seed: Chooses which are poisoned.
-        poisoned: How many are no videos (truncated, random bytes, empty, text, a broken link).
-
-    Returns:
-        The folder.
-    """
-    rng = random.Random(seed)
+def _write_files(folder: Path, sources: Sequence[Path], count: int, poisoned: int = 0) -> Path:
+    """Write files in ten classes, hard links to videos and ``poisoned`` ones among them; return the folder."""
+    rng = random.Random(0)
     bad = set(rng.sample(range(count), poisoned))
     for number, source in enumerate(islice(cycle(sources), count)):
         path = folder / f"class {number % 10}" / f"clip-{number:05d}{source.suffix}"
@@ -72,8 +65,8 @@ def _poison(path: Path, source: Path, rng: random.Random, kind: int) -> None:
 
 
 def memory_growth(
-    folder: Path, sources: Sequence[Path], idm: Path, count: int, settings: Mapping[str, Any]
-) -> dict[str, Any]:
+    folder: Path, sources: Sequence[Path], idm: Path, count: int, settings: Mapping[str, object]
+) -> tuple[dict[str, float], dict[str, int], dict[str, float]]:
     """Measure resident memory of a decoder, its child and an annotator in one process.
 
     Args:
@@ -84,10 +77,10 @@ def memory_growth(
         settings: Further keys of ``annotate``.
 
     Returns:
-        ``ratio``: the mean over the last 500 clips over that over the first 500, after the first shard (which loads
-        everything); ``rates`` of all stages in this run, in which nothing else works; counts and MiB.
+        MiB, and their ``ratio``: the mean over the last 500 clips over that over the first 500, after the first shard
+        (which loads everything). The run's counts. Rates of all stages in this run, in which nothing else works.
     """
-    videos = many_clips(folder / "memory", sources, count)
+    videos = _write_files(folder / "memory", sources, count)
     recipe = _recipe(videos, idm, folder / "memory-out", **settings)
     listing = list_videos(recipe.videos)
     decoder = Decoder(recipe.clip_settings(), recipe.download_settings(), recipe.dataset)
@@ -97,7 +90,7 @@ def memory_growth(
     # In one process without Ray: memory is this code's own.
     for number, (start, rows) in cut_shards(listing, recipe.videos_per_shard).items():
         annotator(decoder(shard_table(listing, number, start, rows)))
-        sizes += [resident_bytes(os.getpid())] * rows
+        sizes += [_resident_bytes(os.getpid())] * rows
         bar.update(rows)
     bar.close()
     decoder.reader.close()
@@ -106,58 +99,63 @@ def memory_growth(
     sizes = sizes[recipe.videos_per_shard :]
     first, last = mean(sizes[:size]), mean(sizes[-size:])
     counts = summarise(Path(recipe.out))
-    return {
+    memory = {
         "ratio": last / first,
         "clips": count,
         "first_mib": round(first / 2**20, 1),
         "last_mib": round(last / 2**20, 1),
         "peak_mib": round(max(sizes) / 2**20, 1),
-        "counts": {name: counts[name] for name in ("videos", "triplets", "filtered", "failed")},
-        "rates": stage_rates(counts),
     }
+    return memory, {name: counts[name] for name in ("videos", "triplets", "filtered", "failed")}, _stage_rates(counts)
 
 
-def resident_bytes(pid: int) -> int:
+def _resident_bytes(pid: int) -> int:
     """Return the resident memory of a process and its children, in bytes."""
     total = 0
     for task in Path(f"/proc/{pid}/task").iterdir():
         for child in (task / "children").read_text().split():
-            total += resident_bytes(int(child))
+            total += _resident_bytes(int(child))
     fields = Path(f"/proc/{pid}/statm").read_text().split()
     return total + int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def stage_rates(counts: dict[str, Any]) -> dict[str, float]:
+def _stage_rates(counts: Mapping[str, Any]) -> dict[str, float]:
     """Compute how much of each stage's work one actor does a second, from a run's counts."""
-    seconds, work = counts["stage_s"], {}
-    if seconds.get("scan"):
-        work["scan_frames_per_s"] = counts["frames"] / seconds["scan"]
-    for name, amount, stage in (
-        ("fetch_images_per_s", counts["keyframes_of_paired"], "fetch"),
-        ("encode_images_per_s", counts["keyframes_of_paired"], "encode"),
-        ("idm_pairs_per_s", counts["pairs"], "idm"),
-        ("write_triplets_per_s", counts["triplets"], "write"),
-    ):
-        if seconds.get(stage):
-            work[name] = amount / seconds[stage]
-    return {name: round(value, 2) for name, value in work.items()}
+    amounts = {
+        "scan_frames": counts["frames"],
+        "fetch_images": counts["keyframes_of_paired"],
+        "encode_images": counts["keyframes_of_paired"],
+        "idm_pairs": counts["pairs"],
+        "write_triplets": counts["triplets"],
+    }
+    seconds = {name: counts["stage_s"].get(name.split("_")[0]) for name in amounts}
+    return {f"{name}_per_s": round(amounts[name] / value, 2) for name, value in seconds.items() if value}
 
 
-def scale_out(folder: Path, sources: Sequence[Path], idm: Path, clips: int, rounds: int) -> dict[str, Any]:
+def scale_out(folder: Path, sources: Sequence[Path], idm: Path, clips: int, rounds: int) -> tuple[list[float], Figures]:
     """Measure the throughput of the CPU stages with four logical workers over one.
 
     Decoding actors run under Ray Data, as in ``annotate``; rounds alternate. Clips are counted between the moments when
     all workers work and when the first has nothing left, so that starting processes does not count.
+
+    Args:
+        folder: Working folder.
+        sources: Videos.
+        idm: Model folder, which is named and not loaded.
+        clips: Clips of each run.
+        rounds: Runs with one worker and with four.
+
+    Returns:
+        The ratio of each round, and the figures.
     """
-    videos = many_clips(folder / "scale", sources, clips)
+    videos = _write_files(folder / "scale", sources, clips)
     rates: dict[int, list[float]] = {1: [], 4: []}
     # Rounds alternate, so that a machine that slows down slows both.
     for _ in range(rounds):
         for workers, values in rates.items():
             values.append(_decode_rate(_recipe(videos, idm, folder / "scale-out", num_workers=workers), workers))
     ratios = [four_workers / one_worker for one_worker, four_workers in zip(rates[1], rates[4], strict=True)]
-    return {
-        "ratio": median(ratios),
+    return ratios, {
         "ratios": [round(value, 3) for value in ratios],
         "clips_per_s": {str(workers): round(median(values), 2) for workers, values in rates.items()},
     }
@@ -166,7 +164,7 @@ def scale_out(folder: Path, sources: Sequence[Path], idm: Path, clips: int, roun
 class TimedDecoder(Decoder):
     """A decoder that returns no images but when each shard was finished, and by which process."""
 
-    def __call__(self, batch: Any) -> dict[str, Any]:
+    def __call__(self, batch: pa.Table) -> dict[str, list[float]]:
         """Decode a shard; return one row: clips, when it was finished (s), process id."""
         rows = super().__call__(batch).num_rows
         return {"clips": [rows], "done_s": [time.time()], "worker": [os.getpid()]}
@@ -203,9 +201,7 @@ def _decode_rate(recipe: AnnotateRecipe, workers: int) -> float:
     return float(sum(row["clips"] for row in shard_rows if begin < row["done_s"] <= end) / (end - begin))
 
 
-def broken_run(
-    folder: Path, sources: Sequence[Path], idm: Path, *, clips: int, poisoned: int, kills: int
-) -> dict[str, Any]:
+def broken_run(folder: Path, sources: Sequence[Path], idm: Path, *, clips: int, poisoned: int, kills: int) -> Figures:
     """Annotate while workers are killed, and compare with an undisturbed run.
 
     Args:
@@ -219,7 +215,7 @@ def broken_run(
     Returns:
         Counts of triplets that are lost, strange or there twice, of videos without a row, and seconds.
     """
-    videos = many_clips(folder / "broken", sources, clips, poisoned=poisoned)
+    videos = _write_files(folder / "broken", sources, clips, poisoned=poisoned)
     out, quiet = folder / "broken-out", folder / "quiet-out"
     begin = time.perf_counter()
     killed = _annotate_and_kill(_command(videos, idm, out), out, kills)
@@ -278,21 +274,13 @@ def _count_videos(out: Path) -> int:
     return len(with_triplets | with_rejects)
 
 
-def _recipe(videos: Path, idm: Path, out: Path, **more: Any) -> AnnotateRecipe:
+def _recipe(videos: Path, idm: Path, out: Path, **settings: object) -> AnnotateRecipe:
     shutil.rmtree(out, ignore_errors=True)
-    values = {"videos": str(videos), "idm": str(idm), "out": str(out), "max_new_tokens": 8}
-    filters = {"action": "score", "unchanged": "score"}
-    return AnnotateRecipe.parse(values | {"filters": filters} | more, "the benchmark")
+    values = {"videos": str(videos), "idm": str(idm), "out": str(out), "max_new_tokens": 8, "filters": _FILTERS}
+    return AnnotateRecipe.parse(values | settings, "the benchmark")
 
 
 def _command(videos: Path, idm: Path, out: Path) -> list[str]:
-    settings = {
-        "videos": videos,
-        "idm": idm,
-        "out": out,
-        "filters.action": "score",
-        "filters.unchanged": "score",
-        "max_new_tokens": 8,
-        "videos_per_shard": 4,
-    }
+    settings = {"videos": videos, "idm": idm, "out": out, "max_new_tokens": 8, "videos_per_shard": 4}
+    settings |= {f"filters.{key}": value for key, value in _FILTERS.items()}
     return [sys.executable, "-m", "jobs.annotate", *(f"{key}={value}" for key, value in settings.items())]

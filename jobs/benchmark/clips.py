@@ -12,6 +12,7 @@ import av
 import cv2
 import numpy as np
 
+from wm.datasets.videos.videos import list_videos
 from wm.errors import InputError
 from wm.images import Pixels
 from wm.video import VideoError
@@ -48,6 +49,11 @@ H264 = Shape("h264", ".mp4", "libx264", "", 256, 340, 25, 9.0, (("crf", "23"), (
 SHAPES = (XVID, H264)
 
 
+def list_sources(videos: str) -> list[Path]:
+    """List the real videos of a recipe's ``videos`` key; none where it is empty."""
+    return [Path(str(row["uri"])) for row in list_videos(videos).to_pylist()] if videos else []
+
+
 def made_clips(folder: Path, shape: Shape, count: int, length_s: float | None = None) -> list[Path]:
     """Write synthetic scenes (the same in every run).
 
@@ -56,6 +62,9 @@ def made_clips(folder: Path, shape: Shape, count: int, length_s: float | None = 
         shape: Size, rate and codec.
         count: Number of clips.
         length_s: Length of each; None: the shape's.
+
+    Returns:
+        The files.
     """
     num_frames = round(shape.fps * length_s) if length_s else shape.num_frames
     return [
@@ -66,6 +75,14 @@ def made_clips(folder: Path, shape: Shape, count: int, length_s: float | None = 
 
 def real_clips(folder: Path, shape: Shape, videos: Sequence[Path]) -> list[Path]:
     """Re-encode real videos, cut to the shape's length (a long video gives its first two parts).
+
+    Args:
+        folder: Where to write.
+        shape: Size, rate and codec.
+        videos: Local files; those that cannot be decoded are left out, with a message.
+
+    Returns:
+        The files.
 
     Raises:
         InputError: No video is long enough.
@@ -81,7 +98,16 @@ def real_clips(folder: Path, shape: Shape, videos: Sequence[Path]) -> list[Path]
 
 
 def encode(path: Path, shape: Shape, images: Iterable[Pixels]) -> Path:
-    """Encode uint8 RGB images of the shape's size to a file; return its path."""
+    """Encode images to a file.
+
+    Args:
+        path: The file; its folder is made.
+        shape: Size, rate and codec.
+        images: uint8 RGB, of the shape's size.
+
+    Returns:
+        ``path``.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(shape.codec, rate=Fraction(shape.fps), options=dict(shape.options))
@@ -127,8 +153,8 @@ def scene(seed: int, shape: Shape, num_frames: int) -> Iterator[Pixels]:
         shape: Height and width.
         num_frames: Length.
 
-    Returns:
-        An iterator over uint8 RGB frames.
+    Yields:
+        uint8 RGB frames, shape (height, width, 3).
     """
     rng = np.random.default_rng(seed)
     height, width = shape.height_px, shape.width_px

@@ -1,25 +1,79 @@
-"""Share among benchmarks: interleaved CPU time, spread, the machine, the versions, the JSON."""
+"""Share among benchmarks: common keys, seconds of work that takes turns, spread, the machine, the record as JSON."""
 
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 
+from wm.config import Recipe
 from wm.errors import InputError
+from wm.paths import OutputPath
 from wm.runs import check_place, write_json
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
+Seconds: TypeAlias = dict[str, list[float]]
+"""Seconds of each round by kind of work."""
+Figures: TypeAlias = dict[str, object]
+"""Parts of a record, by name: what JSON can hold."""
+
+SHORT_S = 0.05
+"""Work shorter than this is repeated within a turn."""
+SLOWER = 1.25
+"""Of alternatives, one that takes this many times the quickest's time is timed once."""
+
+
+class CommonRecipe(Recipe):
+    """Keys of every benchmark."""
+
+    out: OutputPath
+    """JSON file to write."""
+    quick: bool = False
+    """Tiny sizes, one round: shows that it works, measures nothing."""
+
+    def settings(self) -> Figures:
+        """Return the keys that a record keeps."""
+        return self.model_dump(exclude={"out"})
+
+
+def turns(
+    work: Mapping[str, Callable[[], object]], rounds: int, alternatives: Sequence[str] = (), repeats: int = 1
+) -> Seconds:
+    """Measure CPU seconds of each kind of work in each round, in which all kinds take turns, after one to warm up.
+
+    Args:
+        work: Function by kind.
+        rounds: Turns of each kind.
+        alternatives: Kinds of which only the quickest will count; one that took over :data:`SLOWER` times another's
+            time in warming up is timed in that round alone.
+        repeats: Times that work shorter than :data:`SHORT_S` is done in a turn; the shortest counts.
+
+    Returns:
+        Seconds by kind, one of each round.
+    """
+    # The first round warms up: it packs weights and fills caches, and does not count.
+    first = {name: cpu_seconds(function) for name, function in work.items()}
+    quickest = min((first[name] for name in alternatives), default=0.0)
+    slow = {name for name in alternatives if first[name] > SLOWER * quickest}
+    seconds: Seconds = {name: [first[name]] if name in slow else [] for name in work}
+    for _ in range(rounds):
+        for name, function in work.items():
+            if name not in slow:
+                times = repeats if first[name] < SHORT_S else 1
+                seconds[name].append(min(cpu_seconds(function) for _ in range(times)))
+    return seconds
 
 
 def interleaved(
     work: Mapping[str, Callable[[Item], object]], items: Sequence[Item], rounds: int, repeats: Mapping[str, int]
-) -> dict[str, list[float]]:
+) -> Seconds:
     """Measure CPU seconds of each kind of work on each item.
 
     All kinds take turns on an item, so that a machine that slows down slows all of them.
@@ -33,25 +87,47 @@ def interleaved(
     Returns:
         Seconds by kind, in the order of the items.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in work}
+    seconds: Seconds = {name: [] for name in work}
     # Warm up: caches, and libraries that are loaded on first use.
     for name, function in work.items():
         if items and repeats.get(name, 1) > 1:
             function(items[0])
     for item in items:
-        turns: dict[str, list[float]] = {name: [] for name in work}
+        by_round: Seconds = {name: [] for name in work}
         for _ in range(rounds):
             for name, function in work.items():
-                turns[name].append(min(_cpu_s(function, item) for _ in range(repeats.get(name, 1))))
-        for name, turn_s in turns.items():
-            seconds[name].append(float(np.median(turn_s)))
+                times = (cpu_seconds(function, item) for _ in range(repeats.get(name, 1)))
+                by_round[name].append(min(times))
+        for name, values in by_round.items():
+            seconds[name].append(float(np.median(values)))
     return seconds
 
 
-def _cpu_s(function: Callable[[Item], object], item: Item) -> float:
+def cpu_seconds(function: Callable[..., object], *arguments: object) -> float:
+    """Measure the CPU seconds that a call takes in this process, all threads together."""
     begin = time.process_time()
-    function(item)
+    function(*arguments)
     return time.process_time() - begin
+
+
+def wall_seconds(function: Callable[[], Result]) -> tuple[float, Result]:
+    """Measure the wall seconds that a call takes; return them and its result."""
+    begin = time.perf_counter()
+    result = function()
+    return time.perf_counter() - begin, result
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch compute with so many threads inside the block: CPU seconds of several depend on what else runs."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -61,7 +137,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {name: round(float(value), 4) for name, value in quantiles.items()} | {"count": len(values)}
 
 
-def machine() -> dict[str, Any]:
+def machine() -> Figures:
     """Describe the machine, without anything that identifies it."""
     return {
         "cpu": _cpu_model(),
@@ -69,6 +145,14 @@ def machine() -> dict[str, Any]:
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "system": f"{platform.system()} {platform.machine()}",
     }
+
+
+def _cpu_model() -> str:
+    # platform.processor() is empty on most Linux systems.
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
@@ -91,14 +175,17 @@ def check_out(out: str) -> None:
         raise InputError(f"out = {out!r}: expected the name of a .json file")
 
 
-def write_benchmark(out: str, name: str, packages: Sequence[str], **parts: Any) -> dict[str, Any]:
+def write_record(
+    out: str, name: str, packages: Sequence[str], *, ratios: Mapping[str, float], **parts: object
+) -> Figures:
     """Write the record of a benchmark, to a temporary file that is then renamed.
 
     Args:
         out: JSON file.
         name: The benchmark's.
         packages: Whose versions are recorded.
-        **parts: Figures and settings.
+        ratios: Ratio by name; kept with four digits.
+        parts: Further parts of the record.
 
     Returns:
         The record.
@@ -109,6 +196,7 @@ def write_benchmark(out: str, name: str, packages: Sequence[str], **parts: Any) 
         "command": " ".join(["python", "-m", "jobs.benchmark", *sys.argv[1:]]),
         "machine": machine(),
         "versions": versions(packages),
+        "ratios": {ratio: round(value, 4) for ratio, value in ratios.items()},
         **parts,
     }
     path = Path(out)
@@ -117,41 +205,11 @@ def write_benchmark(out: str, name: str, packages: Sequence[str], **parts: Any) 
     return record
 
 
-def write_ratios(
-    out: str,
-    name: str,
-    packages: Sequence[str],
-    *,
-    ratios: Mapping[str, float],
-    spreads: Mapping[str, Mapping[str, float]],
-    **parts: Any,
-) -> dict[str, Any]:
-    """Write the record of a benchmark whose result is ratios, and print these with the times behind them.
-
-    Args:
-        out: JSON file.
-        name: Of the benchmark.
-        packages: Whose versions are recorded.
-        ratios: Ratio by name; kept with four digits.
-        spreads: :func:`spread` of the seconds of each kind of work.
-        parts: Further parts of the record.
-
-    Returns:
-        The record.
-    """
-    rounded = {ratio: round(value, 4) for ratio, value in ratios.items()}
-    record = write_benchmark(out, name, packages, ratios=rounded, spread=dict(spreads), **parts)
-    width = max(map(len, [*rounded, *spreads]), default=0) + 2
-    for ratio, value in rounded.items():
+def print_ratios(ratios: Mapping[str, float], spreads: Mapping[str, Mapping[str, float]] | None = None) -> None:
+    """Print ratios, and below them the seconds behind them (:func:`spread`), where there are some."""
+    spreads = spreads or {}
+    width = max(map(len, [*ratios, *spreads]), default=0) + 2
+    for ratio, value in ratios.items():
         print(f"{ratio:{width}s}{value:9.3f}")
     for work, figures in spreads.items():
         print(f"{work:{width}s}{figures['min']:.4f} s min, {figures['median']:.4f} median, {figures['max']:.4f} max")
-    return record
-
-
-def _cpu_model() -> str:
-    # platform.processor() is empty on most Linux systems.
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()

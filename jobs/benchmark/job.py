@@ -31,7 +31,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     module = import_module(BENCHMARKS[name])
     recipe, run, about = module.BenchmarkRecipe, module.run, module.__doc__ or ""
     return cli_main(recipe, run, name=f"benchmark {name}", description=about, argv=rest[:-1])
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,13 +1,11 @@
 """Measure both roles over one base, adapters beside the weights, against two merged copies: seconds a step, bytes."""
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from peft import LoraConfig, get_peft_model
 
+from jobs.benchmark.harness import Figures, Seconds, turns
 from jobs.benchmark.sampling_models import Shape, ShapeModel
-from jobs.benchmark.sampling_work import build_step, turns
+from jobs.benchmark.sampling_work import build_step
 from wm.dynamics.roles import Role, Roles
 from wm.models.adapters import quiet_peft
 from wm.models.sharing import twin_of
@@ -17,13 +15,26 @@ from wm.training.adapters import ATTENTION_AND_MLP, Lora
 
 def role_figures(
     shape: Shape, rows: int, ratios: dict[str, float], *, rounds: int, repeats: int
-) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Add ``shared_over_merged_step_b1``, ``…_b8`` and ``shared_over_merged_bytes`` to the ratios; return seconds of a
-    step in each round, and bytes. Adapters have the training recipe's rank and are on every matrix of a layer."""
-    shared, merged = (_build_roles(shape, rows, is_shared) for is_shared in (True, False))
+) -> tuple[Seconds, Figures]:
+    """Measure a step of each way, and the bytes of both roles.
+
+    Adapters have the training recipe's rank and are on every matrix of a layer.
+
+    Args:
+        shape: Of the base.
+        rows: Candidates of a source, N; a single one is measured too.
+        ratios: Gets ``shared_over_merged_step_b1``, ``…_b8`` and ``shared_over_merged_bytes``.
+        rounds: Turns of each kind of step.
+        repeats: Times that a short step is done in a turn.
+
+    Returns:
+        Seconds of a step in each round, and the figures.
+    """
+    base = ShapeModel(shape)
+    shared, merged = (_build_roles(base, rows, is_shared) for is_shared in (True, False))
     position = shape.target // 2
-    work: dict[str, Callable[[], object]] = {
-        f"{name}_b{count}": build_step(roles.fdm.model, roles.fdm.decoder, count, position)  # type: ignore[arg-type]
+    work = {
+        f"{name}_b{count}": build_step(base, roles.fdm.decoder, count, position)
         for count in (1, rows)
         for name, roles in (("shared", shared), ("merged", merged))
     }
@@ -35,11 +46,10 @@ def role_figures(
     return seconds, {"bytes": sizes, "rank": Lora().r}
 
 
-def _build_roles(shape: Shape, rows: int, is_shared: bool) -> Roles:
-    base: Any = ShapeModel(shape)
+def _build_roles(base: ShapeModel, rows: int, is_shared: bool) -> Roles:
     roles: list[Role] = []
     for seed in (1, 2):
-        model: Any = twin_of(base) if is_shared else ShapeModel(shape)
+        model = twin_of(base) if is_shared else ShapeModel(base.shape)
         with torch.random.fork_rng(devices=[]), quiet_peft():
             torch.manual_seed(seed)
             size = {"r": Lora().r, "lora_alpha": Lora().alpha, "target_modules": ATTENTION_AND_MLP}

@@ -1,9 +1,7 @@
 """Build the work that the sampling benchmark times and counts."""
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,46 +10,26 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from jobs.benchmark.sampling_models import ShapeModel
 from wm.dynamics.scoring import completion_logprobs, token_logprobs
-from wm.models.protocol import Segment
+from wm.models import flatten
+from wm.models.prompts import Segment
+from wm.models.vlm import UnifiedVLM
 from wm.sampling import Decoder, sample_images
 from wm.sampling.noise import Sampling, choose
 
-SHORT_S = 0.05
-SLOWER = 1.25
-
-
-def turns(
-    work: Mapping[str, Callable[[], object]], rounds: int, either: Sequence[str] = (), repeats: int = 1
-) -> dict[str, list[float]]:
-    """Measure CPU seconds of each kind of work in each round, in which all take turns, after one to warm up.
-
-    What is shorter than 50 ms is done ``repeats`` times a turn, and the shortest counts. ``either``: kinds of
-    which only the quickest will count; one that took over 1.25 times another's time in warming up is timed in that
-    round alone.
-    """
-    # The first round warms up: it packs weights and fills caches, and does not count.
-    first = {name: _measure_cpu_s(function) for name, function in work.items()}
-    quickest = min((first[name] for name in either), default=0.0)
-    slow = {name for name in either if first[name] > SLOWER * quickest}
-    seconds: dict[str, list[float]] = {name: [first[name]] if name in slow else [] for name in work}
-    for _ in range(rounds):
-        for name, function in work.items():
-            if name not in slow:
-                times = repeats if first[name] < SHORT_S else 1
-                seconds[name].append(min(_measure_cpu_s(function) for _ in range(times)))
-    return seconds
-
-
-def _measure_cpu_s(function: Callable[[], object]) -> float:
-    begin = time.process_time()
-    function()
-    return time.process_time() - begin
-
 
 def build_step(model: ShapeModel, decoder: Decoder, rows: int, position: int) -> Callable[[], Tensor]:
-    """Build a step: one token of ``rows`` candidates at ``position``, from its id to the sampled code."""
+    """Build a step: one token of each candidate, from its id to the sampled code.
+
+    Args:
+        model: The model.
+        decoder: Its decoder.
+        rows: Number of candidates.
+        position: Position in the image; the cache is filled up to it.
+
+    Returns:
+        The step, which may be done again and again.
+    """
     prefix, _ = decoder.prefill([model.shape.ids(model.shape.prefix)])
-    # The cache is filled up to the position, as half-way through an image.
     cache = decoder.reserve(rows, model.shape.target)
     decoder.extend(torch.tensor([model.shape.ids(position)] * rows), prefix, cache, 0, position)
     ids_R1 = torch.full((rows, 1), 5)
@@ -70,7 +48,15 @@ def bare_products(
 ) -> Callable[[], None]:
     """Build the matrix products of one step, in their order and in the engine's layouts, on random rows and caches.
 
-    ``attention``: also the four of each layer's attention; without, those with weights alone.
+    Args:
+        decoder: Whose weights are multiplied.
+        rows: Number of candidates.
+        prefix_length: Positions of the prefix, which all candidates share.
+        filled: Positions of each candidate's own.
+        attention: Also the four products of each layer's attention; without, those with weights alone.
+
+    Returns:
+        The products, without a result.
     """
     view = decoder.view
     groups, width = view.num_groups, view.head_width
@@ -113,17 +99,24 @@ def torch_products(decoder: Decoder, rows: int) -> Callable[[], None]:
     return multiply
 
 
-def score_unshared(model: Any, decoder: Decoder, scored: Sequence[Sequence[Segment]]) -> Tensor:
-    """Score the same actions, every sequence read from its start; all are of one length."""
-    ids_RT = torch.tensor(
-        [[token for part in segments for token in part.ids] for segments in scored], device=decoder.device
-    )
-    count = len(scored[0][-1].ids)
+def score_unshared(model: UnifiedVLM, decoder: Decoder, prompts: Sequence[Sequence[Segment]]) -> Tensor:
+    """Score actions with every prompt read from its start.
+
+    Args:
+        model: The model.
+        decoder: Its decoder.
+        prompts: Segments of each prompt, all of one length; the last one is its action.
+
+    Returns:
+        Sum of each action's log-probabilities in nats, (R,).
+    """
+    ids_RT = torch.tensor([flatten(segments) for segments in prompts], device=decoder.device)
+    count = len(prompts[0][-1].ids)
     hidden_QH = decoder.hidden(ids_RT)[:, -count - 1 : -1].flatten(0, 1)
-    return token_logprobs(model, decoder, hidden_QH, ids_RT[:, -count:].flatten()).view(len(scored), count).sum(1)
+    return token_logprobs(model, decoder, hidden_QH, ids_RT[:, -count:].flatten()).view(len(prompts), count).sum(1)
 
 
-def count_sampling(model: Any, rows: int) -> dict[str, int]:
+def count_sampling(model: ShapeModel, rows: int) -> dict[str, int]:
     """Count FLOPs and cache bytes of N candidates of a prefix, and of N prefixes with a candidate each."""
     decoder, prefix = Decoder(model), model.shape.ids(model.shape.prefix)
     counts: dict[str, int] = {}
@@ -137,12 +130,12 @@ def count_sampling(model: Any, rows: int) -> dict[str, int]:
     return counts
 
 
-def count_scoring(model: Any, rows: int, action_tokens: int) -> dict[str, int]:
+def count_scoring(model: ShapeModel, rows: int, action_tokens: int) -> dict[str, int]:
     """Count the FLOPs of N inverse prompts with one source."""
-    decoder, scored = Decoder(model), model.scored(rows, action_tokens)
+    decoder, prompts = Decoder(model), model.inverse_prompts(rows, action_tokens)
     return {
-        "flops_shared": _count_flops(lambda: completion_logprobs(model, scored, decoder=decoder)),
-        "flops_naive": _count_flops(lambda: score_unshared(model, decoder, scored)),
+        "flops_shared": _count_flops(lambda: completion_logprobs(model, prompts, decoder=decoder)),
+        "flops_naive": _count_flops(lambda: score_unshared(model, decoder, prompts)),
     }
 
 

@@ -1,13 +1,12 @@
-"""The two sides of the serving benchmark: a server in a process of its own, and the library in this one."""
+"""Run the two sides of the serving benchmark: a server in a process of its own, and the library in this one."""
 
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,29 +25,29 @@ work, as in real models."""
 
 
 @contextmanager
-def served(settings: dict[str, Any]) -> Iterator[str]:
+def serve(settings: Mapping[str, object]) -> Iterator[str]:
     """Yield the address of ``python -m serve_apps`` with these keys, until the block ends."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as free_socket:
+        port = free_socket.getsockname()[1]
     words = [f"{key}={value}" for key, value in settings.items() if value not in ("", None)]
     command = [sys.executable, "-m", "serve_apps", *words, f"port={port}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
-        said: list[str] = []
+        lines: list[str] = []
         try:
             for line in process.stdout:
-                said.append(line.rstrip())
+                lines.append(line.rstrip())
                 if line.startswith("serving at"):
                     break
             else:
-                raise InputError(f"the server did not start: {' '.join(said)[-600:]}")
+                raise InputError(f"the server did not start: {' '.join(lines)[-600:]}")
             yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
             process.communicate(timeout=120)
 
 
-def random_model(folder: Path, preset: NanoPreset) -> str:
+def write_random_model(folder: Path, preset: NanoPreset) -> str:
     """Write a base with random weights; both roles can be it: what an answer costs does not depend on the weights."""
     words = ["move", "the", "red", "cup", "left", "put", "it", "in", "the", "bowl"]
     write_random_base(folder, words=tuple(dict.fromkeys(words)), preset=preset)
@@ -56,17 +55,27 @@ def random_model(folder: Path, preset: NanoPreset) -> str:
 
 
 class Library:
-    """The answer that a server gives, in this process: from an encoded picture to another."""
+    """Give a server's answer in this process: from an encoded image to another."""
 
     def __init__(self, fdm: str, idm: str, base: str | None) -> None:
         self._fdm, self._idm = load_role(fdm, base=base), load_role(idm, base=base)
         self.codec = load_codec(base or fdm)
         self.tokens_per_image = self._fdm.model.tokens_per_image
 
-    def answer(self, picture: bytes, action: str, seed: int, best_of: int) -> tuple[bytes, Prediction]:
-        """Return the best candidate as PNG, and what was found."""
-        pixels_HWC = fit_square(decode_image(picture, "picture", MAX_PIXELS), self.codec.side_px)
-        (found,) = predict_observations(
+    def answer(self, image: bytes, action: str, seed: int, best_of: int) -> tuple[bytes, Prediction]:
+        """Predict the image after an action.
+
+        Args:
+            image: The encoded source.
+            action: The action's words.
+            seed: Of the candidates.
+            best_of: Number of candidates.
+
+        Returns:
+            The best candidate as PNG, and the prediction.
+        """
+        pixels_HWC = fit_square(decode_image(image, "image", MAX_PIXELS), self.codec.side_px)
+        (prediction,) = predict_observations(
             self._fdm.model,
             self._idm.model,
             self.codec.encode(pixels_HWC[None]),
@@ -76,4 +85,4 @@ class Library:
             fdm_decoder=self._fdm.decoder,
             idm_decoder=self._idm.decoder,
         )
-        return encode_png(self.codec.decode(np.array([found.best.codes]))[0]), found
+        return encode_png(self.codec.decode(np.array([prediction.best.codes]))[0]), prediction

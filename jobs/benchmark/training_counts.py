@@ -1,8 +1,7 @@
-"""Exact counts of the bytes of tensors: at the peak of some work, and kept for the backward pass. Free of Ray."""
+"""Count the bytes of tensors exactly: at the peak of some work, and kept for the backward pass. Free of Ray."""
 
 import weakref
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,32 +10,34 @@ from torch.utils._pytree import tree_leaves
 
 
 class PeakBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Bytes of the storages that operations make while it is on: alive now, and at most. What was there before does
-    not count; nor what a kernel allocates and frees inside."""
+    """Count the bytes of storages that operations make while it is on: ``alive`` now, and at their ``peak``.
+
+    Storages from before do not count; nor does what a kernel allocates and frees inside.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.alive = self.peak = 0
-        self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
-
-    def know(self, tensors: Iterable[Tensor]) -> None:
-        """Tensors that are there before."""
-        for tensor in tensors:
-            self._known.add(tensor.untyped_storage())
+        self._counted: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def __torch_dispatch__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+        self,
+        function: Callable[..., object],
+        types: Sequence[type],
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         result = function(*args, **(kwargs or {}))
-        # Operations in place and views return storages that were there: those of their arguments are known.
-        self.know(tensor for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage() not in self._known:
-                self._count(tensor.untyped_storage())
+        # Operations in place and views return storages that exist already: those of their arguments.
+        for storage in _iterate_storages((args, kwargs)):
+            self._counted.add(storage)
+        for storage in _iterate_storages(result):
+            if storage not in self._counted:
+                self._count(storage)
         return result
 
     def _count(self, storage: torch.UntypedStorage) -> None:
-        self._known.add(storage)
+        self._counted.add(storage)
         size = storage.nbytes()
         self.alive += size
         self.peak = max(self.peak, self.alive)
@@ -46,25 +47,37 @@ class PeakBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.alive -= size
 
 
+def _iterate_storages(values: object) -> Iterable[torch.UntypedStorage]:
+    return (leaf.untyped_storage() for leaf in tree_leaves(values) if isinstance(leaf, Tensor))
+
+
 def peak_bytes(work: Callable[[], object]) -> int:
-    """Most bytes of tensors alive at a time that ``work`` made."""
-    counted = PeakBytes()
-    with counted:
+    """Count the bytes of tensors that ``work`` makes, where most of them are alive."""
+    counter = PeakBytes()
+    with counter:
         work()
-    return counted.peak
+    return counter.peak
 
 
 def saved_bytes(forward: Callable[[], object], model: nn.Module) -> int:
-    """Bytes that ``forward`` keeps for its backward pass, each storage once; parameters and buffers do not count."""
+    """Count the bytes that a forward pass keeps for its backward pass.
+
+    Args:
+        forward: The pass; its result is kept until the count is done.
+        model: Its parameters and buffers do not count.
+
+    Returns:
+        Bytes of storages, each counted once.
+    """
     own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
     sizes: dict[int, int] = {}
-    held: list[Tensor] = []  # alive until the end, so that no two storages have one address
+    alive: list[Tensor] = []  # until the end, so that no two storages have one address
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             sizes[storage.data_ptr()] = storage.nbytes()
-            held.append(tensor)
+            alive.append(tensor)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -74,9 +87,11 @@ def saved_bytes(forward: Callable[[], object], model: nn.Module) -> int:
     return total
 
 
-class MaskOfBytes(nn.Module):
-    """``nn.Dropout`` as a GPU computes it: it keeps a byte an element. On a CPU torch keeps a number of the
-    input's precision."""
+class ByteMask(nn.Module):
+    """``nn.Dropout`` as a GPU computes it, which keeps a byte an element.
+
+    On a CPU torch keeps a number of the input's precision.
+    """
 
     def __init__(self, p: float) -> None:
         super().__init__()
@@ -87,9 +102,9 @@ class MaskOfBytes(nn.Module):
         return torch.native_dropout(x, self.p, True)[0] if self.training else x
 
 
-def with_masks_of_bytes(model: nn.Module) -> None:
-    """Replace every dropout of a model."""
+def use_byte_masks(model: nn.Module) -> None:
+    """Replace every dropout of a model by a :class:`ByteMask`."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if type(child) is nn.Dropout:
-                setattr(module, name, MaskOfBytes(child.p))
+                setattr(module, name, ByteMask(child.p))

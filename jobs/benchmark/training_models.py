@@ -1,151 +1,94 @@
-"""Models of a stated shape with random weights, trained by transformers and PEFT as they come, and by us.
-
-Free of Ray.
-"""
+"""Build the models that the training benchmark compares: transformers and PEFT as they come, and ours. Free of Ray."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
-from transformers import ChameleonConfig, ChameleonForConditionalGeneration
+from torch import Tensor
+from transformers import ChameleonForConditionalGeneration
 from transformers.loss.loss_utils import ForCausalLMLoss
 
+from jobs.benchmark.models import FIRST_CODE, SPECIAL, DecoderShape, RandomVLM, random_module, train_step
 from wm.models import pack
-from wm.models.causal import CausalVLM, Facts
-from wm.models.prompts import SpecialIds, layout
-from wm.models.protocol import Task
+from wm.models.prompts import Task, layout
 from wm.training import Lora, completion_loss, prepare
 from wm.training.step import MicroBatch
 
-LEARNING_RATE = 2e-4
-_SPECIAL = SpecialIds(bos=0, boi=1, eoi=2, pad=3, eos=0)
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 @dataclass(frozen=True)
-class Shape:
-    """Of a Chameleon and of what it is trained on. ``mlp`` is the least multiple of 32 above 8/3 of the width, unless
-    given."""
+class Shape(DecoderShape):
+    """A decoder, and the rows that it is trained on."""
 
-    width: int = 512
     layers: int = 4
-    heads: int = 8
     vocabulary: int = 65_536
     codes: int = 8192
     tokens_per_image: int = 512
     action_tokens: int = 12
     rows: int = 1
-    mlp_width: int = 0
 
-    @property
-    def mlp(self) -> int:
-        """Width of the gated MLP."""
-        return self.mlp_width or (self.width * 8 // 3) // 32 * 32 + 32
-
-    def batch(self, task: Task, seed: int = 0, device: str = "cpu") -> MicroBatch:
-        """Random triplets in the project's prompt layout: ids, which of them are learned, weights of 1."""
+    def batch(self, task: Task, seed: int = 0) -> MicroBatch:
+        """Build random triplets in the project's prompt layout: ids, which of them are learned, weights of 1."""
         generator = torch.Generator().manual_seed(seed)
 
-        def draw(first: int, last: int, count: int) -> list[int]:
-            return torch.randint(first, last, (count,), generator=generator).tolist()
+        def ids(first: int, stop: int, count: int) -> list[int]:
+            return torch.randint(first, stop, (count,), generator=generator).tolist()
 
         rows = [
             layout(
                 task,
-                special=_SPECIAL,
-                source=draw(4, 4 + self.codes, self.tokens_per_image),
-                action=draw(4 + self.codes, self.vocabulary, self.action_tokens),
-                target=draw(4, 4 + self.codes, self.tokens_per_image),
+                special=SPECIAL,
+                source=ids(FIRST_CODE, self.first_text, self.tokens_per_image),
+                action=ids(self.first_text, self.vocabulary, self.action_tokens),
+                target=ids(FIRST_CODE, self.first_text, self.tokens_per_image),
             )
             for _ in range(self.rows)
         ]
-        ids_BT, is_completion_BT, _ = pack(rows, _SPECIAL.pad)
-        return ids_BT.to(device), is_completion_BT.to(device), torch.ones(ids_BT.shape, device=device)
+        ids_BT, is_completion_BT, _ = pack(rows, SPECIAL.pad)
+        return ids_BT, is_completion_BT, torch.ones(ids_BT.shape)
 
 
 class FullLogits(ChameleonForConditionalGeneration):  # type: ignore[misc]
     """transformers' model with its own loss over all logits, those of images left as they are."""
 
-    def forward(self, input_ids: Tensor, labels: Tensor, **_: Any) -> Tensor:
+    def forward(self, input_ids: Tensor, labels: Tensor, **_: object) -> Tensor:
         """Return the loss; ``labels`` are -100 where nothing is learned."""
         hidden_BTH = self.model(input_ids=input_ids, use_cache=False).last_hidden_state
         loss: Tensor = ForCausalLMLoss(self.lm_head(hidden_BTH), labels, self.config.vocab_size)
         return loss
 
 
-def module_of(shape: Shape, device: str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0) -> FullLogits:
-    """Random weights, made where and as they are used."""
-    config = ChameleonConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.width,
-        intermediate_size=shape.mlp,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.heads,
-        max_position_embeddings=4 * shape.tokens_per_image + 64,
-        bos_token_id=_SPECIAL.bos,
-        eos_token_id=None,
-        pad_token_id=_SPECIAL.pad,
-        vq_config={"base_channels": 32, "channel_multiplier": [1], "num_res_blocks": 0, "resolution": 16},
-        vocabulary_map={"<image>": 3},
-    )
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.random.fork_rng(), torch.device(device):
-            torch.manual_seed(seed)
-            module = FullLogits(config)
-    finally:
-        torch.set_default_dtype(before)
-    del module.model.vqmodel
-    return module
+def build_module(shape: Shape, dtype: torch.dtype = torch.float32) -> FullLogits:
+    """Build the model that both sides train, with the same weights in every call."""
+    return random_module(FullLogits, shape, 4 * shape.tokens_per_image + 64, dtype=dtype)
 
 
-def with_peft(module: FullLogits, lora: Lora) -> Any:
-    """PEFT's LoRA with all that is not named here as PEFT has it."""
+def add_peft(module: FullLogits, lora: Lora) -> "PeftModel":
+    """Add PEFT's LoRA, with all that is not named here as PEFT has it."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets)
     return get_peft_model(module, config).train()
 
 
-def ours(module: FullLogits, lora: Lora, shape: Shape) -> CausalVLM:
-    """Build the same model prepared for training by :mod:`wm.training`."""
-    vlm = CausalVLM(
-        module,
-        None,
-        Facts("random", "random", shape.tokens_per_image, shape.codes),
-        special=_SPECIAL,
-        image_rows=torch.arange(4, 4 + shape.codes),
-        text_rows=torch.arange(4 + shape.codes, shape.vocabulary),
-    )
+def build_ours(module: FullLogits, lora: Lora, shape: Shape) -> RandomVLM:
+    """Prepare the same model for training by :mod:`wm.training`."""
+    vlm = RandomVLM(module, shape, shape.tokens_per_image)
     prepare(vlm, lora, seed=0)
     return vlm
 
 
-def peft_step(model: nn.Module, batch: MicroBatch) -> Callable[[], Tensor]:
-    """Forward, backward and optimiser of transformers' model with PEFT's adapters; returns the loss."""
+def peft_step(model: "PeftModel", batch: MicroBatch) -> Callable[[], Tensor]:
+    """Build a step of transformers' model with PEFT's adapters."""
     ids_BT, is_completion_BT, _ = batch
     labels_BT = ids_BT.masked_fill(~is_completion_BT, -100)
-    return _step(model, lambda: model(input_ids=ids_BT, labels=labels_BT))
+    return train_step(model, lambda: model(input_ids=ids_BT, labels=labels_BT))
 
 
-def our_step(vlm: CausalVLM, batch: MicroBatch) -> Callable[[], Tensor]:
-    """Return the same of our own model."""
+def our_step(vlm: RandomVLM, batch: MicroBatch) -> Callable[[], Tensor]:
+    """Build a step of our own model."""
     num_tokens = int(batch[1].sum())
-    return _step(vlm.module, lambda: completion_loss(vlm, *batch, num_tokens))
-
-
-def _step(model: nn.Module, loss_of: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, fused=True)
-
-    def step() -> Tensor:
-        loss = loss_of()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss.detach()
-
-    return step
+    return train_step(vlm.module, lambda: completion_loss(vlm, *batch, num_tokens))

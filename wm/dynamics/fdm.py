@@ -8,7 +8,7 @@ from torch import Tensor
 from wm.dynamics.idm import Codes
 from wm.dynamics.scoring import check_equal_lengths, code_lists, completion_logprobs
 from wm.models.prompts import flatten
-from wm.models.protocol import UnifiedVLM
+from wm.models.vlm import UnifiedVLM
 from wm.sampling.engine import OnProgress, sample_images
 from wm.sampling.model_runner import Decoder
 from wm.sampling.noise import Sampling

@@ -21,8 +21,8 @@ from wm.errors import InputError
 from wm.models.adapters import is_adapter
 from wm.models.checkpoints import base_of, load_model
 from wm.models.manifest import model_folder
-from wm.models.protocol import UnifiedVLM
 from wm.models.sharing import held_bytes, need_shareable
+from wm.models.vlm import UnifiedVLM
 from wm.sampling.model_runner import Decoder
 
 BaseSharing: TypeAlias = Literal["merged", "shared"]

@@ -19,7 +19,7 @@ from wm.dynamics.search import CodesRow, OnRound, Prediction, predict_observatio
 from wm.dynamics.settings import Search
 from wm.dynamics.verify import Candidate
 from wm.errors import InputError
-from wm.models.protocol import UnifiedVLM
+from wm.models.vlm import UnifiedVLM
 from wm.sampling.model_runner import Decoder
 from wm.sampling.noise import Sampling, seeds_of
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from wm.errors import InputError
-from wm.models.prompts import flatten
-from wm.models.protocol import Segment, UnifiedVLM
+from wm.models.prompts import Segment, flatten
+from wm.models.vlm import UnifiedVLM
 from wm.sampling.batches import halving, positions_at_once, rows_at_once
 from wm.sampling.checks import check_finite
 from wm.sampling.model_runner import Decoder

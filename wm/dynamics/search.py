@@ -17,7 +17,7 @@ from wm.dynamics.scoring import check_equal_lengths, code_lists
 from wm.dynamics.settings import Search, check_search
 from wm.dynamics.stopping import is_enough, rounds
 from wm.dynamics.verify import Candidate, rank_candidates
-from wm.models.protocol import UnifiedVLM
+from wm.models.vlm import UnifiedVLM
 from wm.sampling.batches import rows_at_once
 from wm.sampling.model_runner import Decoder
 from wm.sampling.noise import Sampling, seeds_of

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from wm.config import Recipe
 from wm.errors import InputError
-from wm.models.protocol import UnifiedVLM
+from wm.models.vlm import UnifiedVLM
 
 
 class Search(Recipe):

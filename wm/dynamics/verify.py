@@ -16,7 +16,7 @@ from wm.dynamics.idm import Codes, ScoredAction, score_actions
 from wm.dynamics.scoring import as_codes, check_equal_lengths, code_lists
 from wm.errors import InputError
 from wm.judging import unchanged_share
-from wm.models.protocol import UnifiedVLM
+from wm.models.vlm import UnifiedVLM
 from wm.sampling.model_runner import Decoder
 
 CandidateCodes: TypeAlias = Tensor | npt.NDArray[np.integer[npt.NBitBase]] | Sequence[Sequence[Sequence[int]]]

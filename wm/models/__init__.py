@@ -13,9 +13,9 @@ from wm.models.checkpoints import (
 from wm.models.codec.codec import ImageCodec, change_map
 from wm.models.manifest import Manifest, is_model_folder, model_folder, read_manifest
 from wm.models.original_save import save_original
-from wm.models.prompts import flatten, pack
-from wm.models.protocol import Segment, Task, UnifiedVLM
+from wm.models.prompts import Segment, Task, flatten, pack
 from wm.models.unreadable import explain_unreadable, hub_hint
+from wm.models.vlm import UnifiedVLM
 
 __all__ = [
     "FAMILIES",

@@ -15,7 +15,7 @@ from wm.errors import InputError
 from wm.models.folder_checks import check_config, check_no_code, one_line, read_json, refusing
 from wm.models.layer_patterns import check_patterns
 from wm.models.manifest import Manifest, model_folder, need_same_codec
-from wm.models.protocol import UnifiedVLM
+from wm.models.vlm import UnifiedVLM
 from wm.models.weights import check_tensors, read_header
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from wm.errors import InputError
 from wm.models.adapters import ADAPTER_CONFIG, attach, is_adapter, merged
-from wm.models.causal import CausalVLM, Facts
 from wm.models.chameleon_files import read_chameleon_module, read_tokenizer
 from wm.models.codec.codec import ImageCodec
 from wm.models.codec.files import chameleon_codec_shape, read_codec
@@ -27,11 +26,12 @@ from wm.models.families.chameleon import ChameleonVLM
 from wm.models.folder_checks import check_no_code, read_json, refusing
 from wm.models.folders import Family
 from wm.models.manifest import MANIFEST, Manifest, model_folder, need_same_codec, read_manifest
-from wm.models.protocol import Task, UnifiedVLM
+from wm.models.prompts import Task
 from wm.models.release.read import find_release
 from wm.models.release.weights import open_original
 from wm.models.sharing import need_shareable, twin_of
 from wm.models.unreadable import check_folder_exists, explain_unreadable
+from wm.models.vlm import Facts, UnifiedVLM
 from wm.models.weights import CODEC_PREFIX, fingerprint, fingerprint_of
 from wm.runs import write_json
 
@@ -217,7 +217,7 @@ def _load_over(folder: Path, over: UnifiedVLM, base: str | Path | None, merge: b
             raise InputError(
                 f"{folder} is a full model with weights of its own, no adapter of {over.base_id}: it cannot share them"
             )
-        if folder != over.folder:  # type: ignore[attr-defined]
+        if folder != over.folder:
             need_same_codec(load_codec(folder).codec_id, over.codec_id, folder)
         return twin_of(over)
     manifest = need_manifest(folder)
@@ -261,7 +261,7 @@ def save_model(
     Raises:
         InputError: ``kind`` does not fit the model, the codec is absent or another one, or the family cannot be saved.
     """
-    model = _need_family(vlm)
+    model = vlm
     has_adapter = model.module is not model.inner
     kind = kind or ("adapter" if has_adapter else "full")
     if (kind == "adapter") != has_adapter:
@@ -346,12 +346,6 @@ def _base_folder(folder: Path, manifest: Manifest, base: str | Path | None) -> P
     return base_folder
 
 
-def _need_family(vlm: UnifiedVLM) -> CausalVLM:
-    if not isinstance(vlm, CausalVLM):
-        raise InputError(f"cannot save a model of family {vlm.family!r}; supported: {', '.join(FAMILIES)}")
-    return vlm
-
-
 def _write_full(vlm: ChameleonVLM, codec: ImageCodec, tensors: Mapping[str, Tensor], folder: Path) -> None:
     """Write the Hugging Face folder; the decoder stands beside the tensors that the class knows, as in Anole."""
     config = vlm.inner.config
@@ -368,6 +362,7 @@ def _write_full(vlm: ChameleonVLM, codec: ImageCodec, tensors: Mapping[str, Tens
 
 
 def preprocessor_config(codec: ImageCodec) -> dict[str, Any]:
+    """Build the ``preprocessor_config.json`` that transformers reads beside a model of this codec."""
     scale = codec.scale
     return {
         "image_processor_type": "ChameleonImageProcessor",

@@ -9,11 +9,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from wm.errors import InputError
-from wm.models.causal import Facts
 from wm.models.chameleon_files import quiet_transformers
 from wm.models.codec.codec import ImageCodec, PixelScale
 from wm.models.folder_checks import check_amount, check_config, check_no_code, neutralise, read_json, refusing
 from wm.models.unreadable import explain_missing_codec
+from wm.models.vlm import Facts
 from wm.models.weights import (
     CODEC_PREFIX,
     check_floats,
@@ -35,7 +35,7 @@ class Family(NamedTuple):
     """How folders of one ``model_type`` are read and written."""
 
     load: Callable[[Path, Device, torch.dtype, Facts], Any]
-    """A full folder as a :class:`~wm.models.protocol.UnifiedVLM`; its codec was read and is described by the
+    """A full folder as a :class:`~wm.models.UnifiedVLM`; its codec was read and is described by the
     facts."""
     read_codec: Callable[[Path, Device, Path | None], ImageCodec]
     """The image codec of a full folder, perhaps with the decoder of another file; reads no other weights."""

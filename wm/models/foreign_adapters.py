@@ -21,13 +21,13 @@ from torch import Tensor
 
 from wm.errors import InputError
 from wm.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, attach, is_adapter, quiet_peft, read_adapter_config
-from wm.models.causal import CausalVLM
 from wm.models.checkpoints import base_id_of
 from wm.models.folder_checks import read_json, refusing
 from wm.models.layer_patterns import check_patterns
 from wm.models.manifest import MANIFEST, Manifest, model_folder, read_manifest
-from wm.models.protocol import Task
+from wm.models.prompts import Task
 from wm.models.skeleton import load_skeleton
+from wm.models.vlm import UnifiedVLM
 from wm.models.weights import read_header, read_places
 from wm.runs import write_json
 
@@ -195,7 +195,7 @@ def _read_adapter_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _check_tokenizer(folder: Path, vlm: CausalVLM) -> None:
+def _check_tokenizer(folder: Path, vlm: UnifiedVLM) -> None:
     """Refuse an adapter whose own tokenizer, if one is beside it, gives a token another id than the base's."""
     if not (folder / "tokenizer.json").is_file():
         return
@@ -225,7 +225,7 @@ def _canonical(name: str) -> str:
     return _ADAPTER_NAME.sub(without_adapter_name, name).replace(".modules_to_save.", ".")
 
 
-def _to_base_name(name: str, vlm: CausalVLM) -> str:
+def _to_base_name(name: str, vlm: UnifiedVLM) -> str:
     """Return the name under which the base's class has the layer; the same name if it has it already or has none like
     it."""
     inner = vlm.inner
@@ -254,14 +254,14 @@ def _check_codec(folder: Path, names: Iterable[str], tensors: Mapping[str, Tenso
         raise InputError(f"adapter {folder} changes the image codec by {name}: its codes would be no one's")
 
 
-def _check_layers(folder: Path, base: Path, vlm: CausalVLM, names: Iterable[str]) -> None:
+def _check_layers(folder: Path, base: Path, vlm: UnifiedVLM, names: Iterable[str]) -> None:
     count = len(vlm.decoder.layers)
     last = max((int(number) for name in names for number in _LAYER.findall(name)), default=-1)
     if last >= count:
         raise InputError(f"adapter {folder} has tensors of {last + 1} layers, but base {base} has {count}")
 
 
-def _layer_counts(names: Iterable[str], vlm: CausalVLM) -> str:
+def _layer_counts(names: Iterable[str], vlm: UnifiedVLM) -> str:
     """Say, for a message, if the adapter stops before the base does."""
     last = max((int(number) for name in names for number in _LAYER.findall(name)), default=-1)
     count = len(vlm.decoder.layers)
@@ -299,7 +299,7 @@ def _pattern_value(patterns: Mapping[str, Any], layer: str, default: Any) -> Any
     return default
 
 
-def _expected(vlm: CausalVLM, config: Mapping[str, Any], folder: Path) -> set[str]:
+def _expected(vlm: UnifiedVLM, config: Mapping[str, Any], folder: Path) -> set[str]:
     """List the names under which PEFT saves such an adapter of the base."""
     from peft import PeftModel, get_peft_model_state_dict
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING

@@ -13,12 +13,23 @@ after the codes, and which token ends a row of them. Such tokens are given, neit
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from wm.errors import InputError
-from wm.models.protocol import Segment, Task
+
+Task: TypeAlias = Literal["idm", "fdm"]
+"""``idm``: (source, target) to action. ``fdm``: (source, action) to target."""
+
+
+class Segment(NamedTuple):
+    """A run of vocabulary ids of one kind. ``is_completion``: the part that is learned, scored or sampled."""
+
+    ids: tuple[int, ...]
+    is_completion: bool
+    is_image: bool
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from wm.errors import InputError
 from wm.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from wm.models.folder_checks import read_json
-from wm.models.protocol import UnifiedVLM
+from wm.models.vlm import UnifiedVLM
 from wm.models.weights import read_header
 
 KEEPS_BASE = (True, False, "gaussian", "eva", "orthogonal")

@@ -7,16 +7,16 @@ import torch
 
 from wm.errors import InputError
 from wm.models.adapters import is_adapter
-from wm.models.causal import CausalVLM, Facts
 from wm.models.checkpoints import adapter_base, family_of, load_codec
 from wm.models.folder_checks import refusing
 from wm.models.manifest import model_folder, read_manifest
 from wm.models.release.read import find_release
 from wm.models.unreadable import check_folder_exists
+from wm.models.vlm import Facts, UnifiedVLM
 from wm.models.weights import weight_files
 
 
-def load_skeleton(path: str | Path, *, without_codec: bool = False) -> CausalVLM:
+def load_skeleton(path: str | Path, *, without_codec: bool = False) -> UnifiedVLM:
     """Load the model of a full folder (or of an adapter's base) on the ``meta`` device: configuration, tokenizer and
     prompt layout, shapes without numbers. Of the weights only the image codec's are read, whose id rows are compared
     with.
@@ -34,7 +34,7 @@ def load_skeleton(path: str | Path, *, without_codec: bool = False) -> CausalVLM
         facts = _facts_without_weights(folder) if without_codec and not has_weights(folder) else _facts(folder)
         if slot_tokens is not None:
             facts = replace(facts, action_slot_tokens=slot_tokens)
-        vlm: CausalVLM = family_of(folder).load(folder, "meta", torch.float32, facts)
+        vlm: UnifiedVLM = family_of(folder).load(folder, "meta", torch.float32, facts)
     return vlm
 
 

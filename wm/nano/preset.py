@@ -18,7 +18,7 @@ from wm.models.checkpoints import load_model, save_model
 from wm.models.codec.codec import ImageCodec, PixelScale
 from wm.models.codec.vqgan import VQGAN
 from wm.models.families.chameleon import BOI_TOKEN, EOI_TOKEN, ChameleonVLM, image_token_name
-from wm.models.protocol import UnifiedVLM
+from wm.models.vlm import UnifiedVLM
 
 SEPARATOR = "<reserved08706>"
 _SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from wm.errors import InputError
-from wm.models.protocol import UnifiedVLM
+from wm.models.vlm import UnifiedVLM
 
 POSITIONS_AT_ONCE = 16_384
 """Default bound on the tokens in one forward pass or cache on a CPU: 8.6 GB of bfloat16 cache for a 7B model."""
@@ -70,7 +70,8 @@ def position_bytes(config: Any, vlm: UnifiedVLM) -> int:
     width: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     cached = 2 * config.num_hidden_layers * config.num_key_value_heads * width
     activations = 8 * config.hidden_size + 3 * config.intermediate_size
-    return int(cached + activations) * next(vlm.module.parameters()).element_size()
+    weight: torch.Tensor = next(vlm.module.parameters())
+    return int(cached + activations) * weight.element_size()
 
 
 def halving(work: Callable[[int, int], object], count: int, at_once: int) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from wm.errors import InputError
-from wm.models.protocol import UnifiedVLM
+from wm.models.vlm import UnifiedVLM
 from wm.sampling.batches import halving, positions_at_once, prefixes_at_once, tails_at_once
 from wm.sampling.checks import check_prefixes
 from wm.sampling.guidance import CONDITIONS, Candidates

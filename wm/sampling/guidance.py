@@ -5,7 +5,7 @@ prompt without its text, one after nothing; their logits are mixed as in Instruc
 3; the release's ``InBatchInstructCFGLogitsProcessor``):
 ``none + image scale x (image - none) + text scale x (full - image)``.
 What replaces a text or an image that is left out is the family's to say
-(:meth:`wm.models.protocol.UnifiedVLM.unconditional_prefixes`): each was trained with another prompt for it.
+(:meth:`wm.models.UnifiedVLM.unconditional_prefixes`): each was trained with another prompt for it.
 
 Shape suffixes: C conditions (3, or 1 without guidance), P sources, K candidates of each, R = P x K rows, S new tokens
 a row, V image codes, H hidden width.
@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from wm.models.protocol import UnifiedVLM
+from wm.models.vlm import UnifiedVLM
 from wm.sampling.cache import Prefix
 from wm.sampling.checks import check_finite
 from wm.sampling.model_runner import Decoder, Group

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from wm.models.protocol import UnifiedVLM
+from wm.models.vlm import UnifiedVLM
 from wm.sampling.adapted import LowRank, Matrix
 from wm.sampling.cache import Prefix, Rows, new_rows
 from wm.sampling.kernels.attention import attend_causal, attend_shared, attend_step, attend_tails, can_flash

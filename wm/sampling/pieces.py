@@ -7,7 +7,7 @@ text may change with the next token. The complete text is always ``vlm.detokeniz
 import re
 from collections.abc import Sequence
 
-from wm.models.protocol import UnifiedVLM
+from wm.models.vlm import UnifiedVLM
 
 _UNREADABLE = "\ufffd"
 """Bytes that are no character, or not yet."""

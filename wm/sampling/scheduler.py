@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from wm.errors import InputError
-from wm.models.protocol import UnifiedVLM
+from wm.models.vlm import UnifiedVLM
 from wm.sampling.batches import is_out_of_memory, positions_at_once
 from wm.sampling.checks import check_prefixes
 from wm.sampling.engine import decode_slots, line_of

@@ -7,7 +7,7 @@ hold it, and it is left out of the results. L slots are N codes and the row ends
 import torch
 from torch import Tensor
 
-from wm.models.protocol import UnifiedVLM
+from wm.models.vlm import UnifiedVLM
 
 
 class Slots:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from wm.errors import InputError
-from wm.models.protocol import UnifiedVLM
+from wm.models.vlm import UnifiedVLM
 from wm.sampling.batches import halving, positions_at_once, rows_at_once
 from wm.sampling.checks import check_finite, check_prefixes
 from wm.sampling.model_runner import Decoder, Group

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from wm.errors import InputError
-from wm.models.protocol import UnifiedVLM
+from wm.models.vlm import UnifiedVLM
 from wm.sampling.adapted import Matrix, bare, matrix_of, plain
 
 

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from wm.config import Recipe
 from wm.errors import InputError
 from wm.models.adapters import quiet_peft
-from wm.models.protocol import UnifiedVLM
+from wm.models.vlm import UnifiedVLM
 from wm.training.image_rows import look_up_rows, own_row_targets
 from wm.training.kernels.layers import speed_up
 

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from wm.errors import InputError
-from wm.models.causal import CausalVLM
-from wm.models.protocol import UnifiedVLM
+from wm.models.vlm import UnifiedVLM
 
 
 def own_row_targets(vlm: UnifiedVLM) -> dict[str, list[int]]:
@@ -20,8 +19,8 @@ def own_row_targets(vlm: UnifiedVLM) -> dict[str, list[int]]:
 
     Raises :class:`InputError` for a family whose image codes are no rows of the vocabulary.
     """
-    plain = isinstance(vlm, CausalVLM) and type(vlm).head is CausalVLM.head and type(vlm).body is CausalVLM.body
-    if not isinstance(vlm, CausalVLM) or not plain:
+    plain = type(vlm).head is UnifiedVLM.head and type(vlm).body is UnifiedVLM.body
+    if not plain:
         raise InputError(
             f"lora.train_image_rows: image codes of family {vlm.family!r} are no rows of its vocabulary, expected a "
             "family that embeds them as words; train the whole model (lora.enabled=false) instead"

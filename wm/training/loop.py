@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from wm.models import load_model, save_model
-from wm.models.protocol import UnifiedVLM
+from wm.models.vlm import UnifiedVLM
 from wm.training.adapters import ParameterCounts, prepare
 from wm.training.checkpoint.identity import identity_of
 from wm.training.checkpoint.manager import CheckpointManager

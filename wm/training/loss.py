@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from wm.config import Recipe
-from wm.models.protocol import UnifiedVLM
+from wm.models.vlm import UnifiedVLM
 from wm.training.kernels.chunked_loss import weighted_nll
 
 

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from wm.config import Recipe
 from wm.errors import InputError
-from wm.models.protocol import Task
+from wm.models.prompts import Task
 from wm.paths import InputPath, OutputPath
 from wm.training.adapters import Lora
 from wm.training.data.order import SampleOrder

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from wm.models.protocol import UnifiedVLM
+from wm.models.vlm import UnifiedVLM
 from wm.private_session import loopback_interface
 from wm.training.loss import completion_losses
 from wm.training.planning.schedule import learning_rate

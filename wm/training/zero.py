@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from wm.models.protocol import UnifiedVLM
+from wm.models.vlm import UnifiedVLM
 from wm.training.recipe import TrainRecipe
 
 KINDS = ("weight", "exp_avg", "exp_avg_sq")

@@ -3,15 +3,16 @@
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from jobs.benchmark import gpu as benchmark_gpu
-from jobs.benchmark.gpu import SHAPE, TINY, BenchmarkRecipe
+from jobs.benchmark.gpu import SHAPE, TINY
+from jobs.benchmark.gpu_record import Record, bytes_moved, weight_bytes
 from jobs.benchmark.gpu_training import step_flops
-from jobs.benchmark.gpu_work import bytes_moved, weight_bytes
+from jobs.benchmark.harness import write_record
 from jobs.benchmark.job import main
 from jobs.benchmark.sampling_models import ShapeModel
 from wm.sampling import Decoder
@@ -81,15 +82,15 @@ def test_flops_of_a_training_step():
 
 def test_what_is_measured_stands_when_the_time_is_up(tmp_path):
     """And what fails is named, and does not end the run."""
-    recipe = BenchmarkRecipe(out=str(tmp_path / "gpu.json"), device="cpu", quick=True, seconds=1000.0)
-    record = benchmark_gpu.Record(recipe, TINY)
+    out = tmp_path / "gpu.json"
+    record = Record(TINY, "cpu", 1000.0, partial(write_record, str(out), "gpu", ()))
     assert record.measure("first", lambda: {"s": 1.0})["s"] == 1.0
 
     def broken():
         raise torch.OutOfMemoryError("no\nroom")
 
     assert record.measure("second", broken) is None
-    written = json.loads(Path(recipe.out).read_text())
+    written = json.loads(out.read_text())
     assert written["figures"]["first"]["s"] == 1.0
     assert written["failed"] == {"second": "OutOfMemoryError: no room"}
     record._begin -= 2000

@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
+from jobs.benchmark.harness import turns
 from jobs.benchmark.job import main
 from jobs.benchmark.sampling_models import Shape, ShapeModel, generate
-from jobs.benchmark.sampling_work import count_sampling, count_scoring, score_unshared, turns
+from jobs.benchmark.sampling_work import count_sampling, count_scoring, score_unshared
 from wm.dynamics.scoring import completion_logprobs
 from wm.sampling import Decoder
 
@@ -85,10 +86,10 @@ def test_counts_follow_from_the_shape():
 
 def test_unshared_scores_are_the_shared_ones():
     model = ShapeModel(Shape(32, 2, 2, 64, 16, prefix=12, target=9)).double()
-    scored = model.scored(8, 3)
+    prompts = model.inverse_prompts(8, 3)
     with torch.no_grad():
-        unshared = score_unshared(model, Decoder(model), scored)
-    shared = [logprob for logprob, _ in completion_logprobs(model, scored)]
+        unshared = score_unshared(model, Decoder(model), prompts)
+    shared = [logprob for logprob, _ in completion_logprobs(model, prompts)]
     assert unshared.tolist() == pytest.approx(shared, abs=1e-10)
 
 

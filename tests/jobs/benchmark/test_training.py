@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from jobs.benchmark.job import main
-from jobs.benchmark.training_counts import MaskOfBytes, peak_bytes, saved_bytes, with_masks_of_bytes
-from jobs.benchmark.training_models import Shape, module_of, our_step, ours, peft_step, with_peft
+from jobs.benchmark.training_counts import ByteMask, peak_bytes, saved_bytes, use_byte_masks
+from jobs.benchmark.training_models import Shape, add_peft, build_module, build_ours, our_step, peft_step
 from wm.training import Lora
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`", "ignore:Model has `tie_word")
@@ -50,9 +50,9 @@ def test_both_sides_take_the_same_step():
     """Without dropout: the losses of three steps are one another's."""
     lora = Lora(dropout=0.0)
     batch = TINY.batch("fdm")
-    vlm = ours(module_of(TINY), lora, TINY)
+    vlm = build_ours(build_module(TINY), lora, TINY)
     own = our_step(vlm, batch)
-    hf = with_peft(module_of(TINY), lora)
+    hf = add_peft(build_module(TINY), lora)
     hf.load_state_dict(vlm.module.state_dict())
     theirs = peft_step(hf, batch)
     losses = [(float(theirs()), float(own())) for _ in range(3)]
@@ -91,8 +91,8 @@ def test_saved_bytes_count_a_storage_once_and_no_parameter():
 
 def test_masks_of_bytes_drop_as_dropout_does():
     model = torch.nn.Sequential(torch.nn.Dropout(0.25), torch.nn.Sequential(torch.nn.Dropout(0.5)))
-    with_masks_of_bytes(model)
-    assert [type(model[0]), type(model[1][0])] == [MaskOfBytes, MaskOfBytes] and model[0].p == 0.25
+    use_byte_masks(model)
+    assert [type(model[0]), type(model[1][0])] == [ByteMask, ByteMask] and model[0].p == 0.25
     torch.manual_seed(0)
     x = torch.ones(10_000, requires_grad=True)
     dropped = model[0](x)

@@ -250,7 +250,6 @@ def test_arithmetic_is_what_torch_counts(tiny_base: Path, lora: bool) -> None:
     vlm.inner.set_attn_implementation("eager")  # of the fused kernels for CPUs torch counts nothing
     prepare(vlm, Lora(enabled=lora, dropout=0.0, fast=False), 0)
     work = step_work(vlm)
-    assert work is not None
     rows, length, learned = 2, 41, 7
     ids = torch.zeros(rows, length, dtype=torch.int64)
     read = length - 1  # the last token is predicted and not read

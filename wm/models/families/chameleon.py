@@ -1,5 +1,5 @@
 """Chameleon and Anole (same architecture): the Hugging Face model as a
-:class:`~wm.models.protocol.UnifiedVLM`.
+:class:`~wm.models.UnifiedVLM`.
 
 transformers' own ``forward`` sets every image logit to the smallest number, so it can neither learn nor draw
 images; here the inner model and the head are called directly and nothing is masked.
@@ -15,7 +15,7 @@ from transformers import ChameleonForConditionalGeneration, PreTrainedTokenizerF
 
 from wm.errors import InputError
 from wm.models import prompts
-from wm.models.causal import CausalVLM, Facts
+from wm.models.vlm import Facts, UnifiedVLM
 
 BOI_TOKEN = "<racm3:break>"
 EOI_TOKEN = "<eoss>"
@@ -46,8 +46,8 @@ def image_rows_of(vocabulary: Mapping[str, int], num_codes: int) -> Tensor:
     return rows
 
 
-class ChameleonVLM(CausalVLM):
-    """See :class:`~wm.models.causal.CausalVLM`; ``folder``: where base and codec were read."""
+class ChameleonVLM(UnifiedVLM):
+    """See :class:`~wm.models.UnifiedVLM`; ``folder``: where base and codec were read."""
 
     family = "chameleon"
 

@@ -20,7 +20,6 @@ from transformers import Emu3Config, Emu3ForConditionalGeneration
 from transformers.models.emu3.modeling_emu3 import Emu3VQVAE
 
 from wm.errors import InputError
-from wm.models.causal import CausalVLM, Facts, special_ids, token_ids
 from wm.models.chameleon_files import read_tokenizer
 from wm.models.codec.codec import ImageCodec
 from wm.models.families.chameleon import check_vocabulary
@@ -36,6 +35,7 @@ from wm.models.folders import (
     write_weights,
 )
 from wm.models.prompts import ImageFrame
+from wm.models.vlm import Facts, UnifiedVLM, special_ids, token_ids
 from wm.models.weights import CODEC_PREFIX
 from wm.runs import write_json
 
@@ -56,8 +56,8 @@ _RELEASED = {
 _VISUAL = re.compile(r"<\|visual token (\d{6})\|>")
 
 
-class Emu3VLM(CausalVLM):
-    """See :class:`~wm.models.causal.CausalVLM`; both directions are supported."""
+class Emu3VLM(UnifiedVLM):
+    """See :class:`~wm.models.UnifiedVLM`; both directions are supported."""
 
     family = "emu3"
 

@@ -21,7 +21,6 @@ from transformers import JanusConfig, JanusForConditionalGeneration
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from wm.errors import InputError
-from wm.models.causal import CausalVLM, Facts, special_ids
 from wm.models.chameleon_files import read_tokenizer
 from wm.models.codec.codec import ImageCodec
 from wm.models.folders import (
@@ -33,7 +32,8 @@ from wm.models.folders import (
     scale_config,
     write_weights,
 )
-from wm.models.protocol import Segment, Task
+from wm.models.prompts import Segment, Task
+from wm.models.vlm import Facts, UnifiedVLM, special_ids
 from wm.models.weights import CODEC_PREFIX, load_tensors
 from wm.runs import write_json
 
@@ -41,8 +41,8 @@ UNDERSTANDING = ("model.vision_model.", "model.aligner.")
 """Tensors of the half that reads pixels: not loaded, and written back unchanged."""
 
 
-class JanusVLM(CausalVLM):
-    """See :class:`~wm.models.causal.CausalVLM`; forward dynamics only."""
+class JanusVLM(UnifiedVLM):
+    """See :class:`~wm.models.UnifiedVLM`; forward dynamics only."""
 
     family = "janus"
 

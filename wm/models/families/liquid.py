@@ -16,21 +16,21 @@ from torch import Tensor
 from transformers import GemmaConfig, GemmaForCausalLM
 
 from wm.errors import InputError
-from wm.models.causal import CausalVLM, Facts, special_ids
 from wm.models.chameleon_files import read_tokenizer
 from wm.models.codec.codec import ImageCodec
 from wm.models.codec.files import chameleon_codec_shape, read_codec
 from wm.models.folders import Device, Family, read_config, read_module, write_codec_folder, write_weights
 from wm.models.prompts import SpecialIds
 from wm.models.unreadable import explain_missing_vqgan
+from wm.models.vlm import Facts, UnifiedVLM, special_ids
 
 CODEC_FOLDER = "vqgan"
 UNCONDITIONAL = "<unconditional>"
 """Stands in place of the text in prompts without one."""
 
 
-class LiquidVLM(CausalVLM):
-    """See :class:`~wm.models.causal.CausalVLM`; both directions are supported."""
+class LiquidVLM(UnifiedVLM):
+    """See :class:`~wm.models.UnifiedVLM`; both directions are supported."""
 
     family = "liquid"
 
@@ -52,7 +52,7 @@ class LiquidVLM(CausalVLM):
         )
         self._unconditional_ids = _unconditional_ids(tokenizer)
         if len(self._unconditional_ids) == 1:  # a token of its own, which no action may hold
-            self._forbidden |= set(self._unconditional_ids)
+            self._reserved_ids |= set(self._unconditional_ids)
 
     def check_guidance(self) -> None:
         """Raise :class:`InputError` if the tokenizer cannot write the unconditional prompt."""

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from wm.errors import InputError
-from wm.models.protocol import Task, UnifiedVLM
+from wm.models.prompts import Task
+from wm.models.vlm import UnifiedVLM
 from wm.training.data.order import Indices
 from wm.training.data.prompt_batches import RowLayout
 from wm.training.data.sources import CodecShape, Source

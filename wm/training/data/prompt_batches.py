@@ -1,6 +1,6 @@
 """Many rows of one prompt layout at once, without a Python list per token.
 
-What :meth:`~wm.models.protocol.UnifiedVLM.layout` makes of a row depends, but for the values, on the length of its
+What :meth:`~wm.models.UnifiedVLM.layout` makes of a row depends, but for the values, on the length of its
 action alone. So each length is laid out once, with place-holders for what differs between rows; rows of that length
 are then copies with their values put into the places. No rule of any layout is repeated here.
 
@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from wm.models.protocol import Task, UnifiedVLM
+from wm.models.prompts import Task
+from wm.models.vlm import UnifiedVLM
 
 Ids = npt.NDArray[np.int64]
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from wm.errors import InputError
-from wm.models.protocol import UnifiedVLM
+from wm.models.vlm import UnifiedVLM
 from wm.training.data.sources import CodecShape, RowChunk, RowSelection, Source, read_chunks, select_rows
 
 EMPTY, RESERVED = "empty action", "reserved token in the action"

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from wm.models.causal import CausalVLM
-from wm.models.protocol import UnifiedVLM
+from wm.models.vlm import UnifiedVLM
 from wm.training.kernels.autocast import as_given, lowered_to
 
 CHUNK_LOGITS = 1 << 23
@@ -50,7 +49,7 @@ def plain_head(vlm: UnifiedVLM) -> Head | None:
 
     None for a family with another head (Janus has two) and for a head under a LoRA adapter.
     """
-    if not isinstance(vlm, CausalVLM) or type(vlm).head is not CausalVLM.head or "head" in vars(vlm):
+    if type(vlm).head is not UnifiedVLM.head or "head" in vars(vlm):
         return None
     module: Any = vlm.inner.lm_head
     tokens: Any = getattr(module, "token_adapter", None)  # PEFT's trainable rows
@@ -79,7 +78,7 @@ def _by_recomputing(vlm: UnifiedVLM, hidden_MH: Tensor, target_M: Tensor, weight
         wide = logits_CV if logits_CV.dtype == torch.float64 else logits_CV.float()
         return torch.nn.functional.cross_entropy(wide, target_C, reduction="none")
 
-    rows = _rows_of_a_chunk(vlm.inner.lm_head.weight.shape[0]) if isinstance(vlm, CausalVLM) else len(target_M)
+    rows = _rows_of_a_chunk(vlm.inner.lm_head.weight.shape[0])
     parts = [
         checkpoint(chunk_nll, hidden_CH, target_C, use_reentrant=False, preserve_rng_state=False)
         for hidden_CH, target_C in zip(

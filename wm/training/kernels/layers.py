@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wm.models.protocol import UnifiedVLM
+from wm.models.vlm import UnifiedVLM
 from wm.training.kernels.autograd import Norm, gated_down, project, rms_norm
 from wm.training.kernels.lora_linear import Projection
 

@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from wm.images import Pixels, encode_png
 from wm.models import save_model
-from wm.models.protocol import UnifiedVLM
+from wm.models.vlm import UnifiedVLM
 from wm.runs import write_json
 from wm.training.monitoring.metrics import RankInfo, drop_lines_after
 from wm.training.monitoring.trackers import Trackers

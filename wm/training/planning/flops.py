@@ -14,8 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from wm.models.causal import CausalVLM
-from wm.models.protocol import UnifiedVLM
+from wm.models.vlm import UnifiedVLM
 from wm.training.recipe import TrainRecipe
 
 FROZEN, TRAINED = 4, 6
@@ -62,10 +61,8 @@ class StepWork:
         )
 
 
-def step_work(vlm: UnifiedVLM) -> StepWork | None:
-    """Count what training this prepared model asks for; None for a model of another make than :class:`CausalVLM`."""
-    if not isinstance(vlm, CausalVLM):
-        return None
+def step_work(vlm: UnifiedVLM) -> StepWork:
+    """Count what training this prepared model asks for."""
     stack = vlm.decoder
     config = stack.config
     head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

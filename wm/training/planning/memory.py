@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from wm.models.causal import CausalVLM
+from wm.models.vlm import UnifiedVLM
 from wm.training.data.prompt_batches import Template
 from wm.training.loss import completion_losses
 from wm.training.recipe import TrainRecipe
@@ -124,7 +124,7 @@ class _Attention(torch.autograd.Function):
         return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
 
 
-def step_memory(vlm: CausalVLM, recipe: TrainRecipe, template: Template, *, stage: int) -> StepMemory:
+def step_memory(vlm: UnifiedVLM, recipe: TrainRecipe, template: Template, *, stage: int) -> StepMemory:
     """Estimate the memory of one rank's step on micro-batches of rows like ``template``, under ZeRO ``stage``.
 
     ``vlm``: prepared for training (:func:`wm.training.adapters.prepare`), on the meta device; it is left in the
@@ -169,7 +169,9 @@ class _Seen:
     """Gradients included."""
 
 
-def _run(vlm: CausalVLM, recipe: TrainRecipe, template: Template, trained: list[nn.Parameter], *, shards: int) -> _Seen:
+def _run(
+    vlm: UnifiedVLM, recipe: TrainRecipe, template: Template, trained: list[nn.Parameter], *, shards: int
+) -> _Seen:
     """Run one micro-batch, or two where gradients are accumulated; of gradients one of so many ``shards`` is kept."""
     usage = _Seen()
     is_completion_BT = torch.from_numpy(template.is_completion_T).repeat(recipe.rows_per_pass, 1)

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from wm.errors import InputError
-from wm.models.protocol import UnifiedVLM
 from wm.models.skeleton import load_skeleton
+from wm.models.vlm import UnifiedVLM
 from wm.training.adapters import prepare
 from wm.training.data.batches import TokenSet, fitting_rows, open_tokens
 from wm.training.data.order import SampleOrder

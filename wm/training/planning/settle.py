@@ -11,9 +11,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from wm.models.causal import CausalVLM
-from wm.models.protocol import UnifiedVLM
 from wm.models.skeleton import load_skeleton
+from wm.models.vlm import UnifiedVLM
 from wm.training.adapters import prepare
 from wm.training.data.prompt_batches import RowLayout
 from wm.training.data.tokenized import SourceFacts
@@ -29,7 +28,7 @@ CHOICES = ((1, False), (2, False), (1, True), (2, True), (3, False), (3, True))
 def recompute_layers(vlm: UnifiedVLM, on: bool) -> None:
     """Keep only the input of each layer for the backward pass, which computes the layer again (activation
     checkpointing); or keep all."""
-    inner: Any = vlm.inner  # type: ignore[attr-defined]
+    inner: Any = vlm.inner
     if on:
         # On the meta device there is no random state to go back to.
         settings = {"use_reentrant": False, "preserve_rng_state": vlm.device.type != "meta"}
@@ -60,7 +59,7 @@ def settled(recipe: TrainRecipe, choose: Callable[[Sequence[tuple[int, bool]]], 
 
 
 def chooser(
-    recipe: TrainRecipe, vlm: CausalVLM, facts: Sequence[SourceFacts], usable: int | None
+    recipe: TrainRecipe, vlm: UnifiedVLM, facts: Sequence[SourceFacts], usable: int | None
 ) -> Callable[[Sequence[tuple[int, bool]]], tuple[int, bool]]:
     """Return a function that takes the first choice that fits into ``usable`` bytes (None: unknown, so the first),
     else the leanest.

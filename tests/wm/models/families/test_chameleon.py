@@ -100,7 +100,7 @@ def test_text_round_trip_lower_cases_and_marks_unknown_words(vlm):
 
 
 def test_tokens_kept_are_the_tokenizers_whatever_became_of_the_list_and_few(tiny_base, monkeypatch):
-    monkeypatch.setattr("wm.models.causal.MOST_KNOWN", 3)
+    monkeypatch.setattr("wm.models.vlm.MAX_CACHED_TEXTS", 3)
     vlm = load_model(tiny_base)
     texts = ["move the red cup", "put", "the blue cup " * 200, "left", "take the block up", "down"]
     plain = [vlm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
@@ -108,8 +108,8 @@ def test_tokens_kept_are_the_tokenizers_whatever_became_of_the_list_and_few(tiny
         for text, ids in zip(texts, plain, strict=True):
             vlm.tokenize_action(text).append(0)
             assert vlm.tokenize_action(text) == ids
-            assert len(vlm._known_texts) <= 3 and all(len(known) <= 1000 for known in vlm._known_texts)
-    assert vlm._known_texts["down"] == tuple(plain[-1])
+            assert len(vlm._token_cache) <= 3 and all(len(known) <= 1000 for known in vlm._token_cache)
+    assert vlm._token_cache["down"] == tuple(plain[-1])
 
 
 @pytest.mark.parametrize("kind", [tuple, np.array, torch.tensor, lambda codes: [np.int32(code) for code in codes]])

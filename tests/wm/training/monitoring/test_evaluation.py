@@ -13,7 +13,7 @@ from tests.helpers.training_data import merge_tables, random_rows, write_triplet
 from wm.errors import InputError
 from wm.images import decode_image
 from wm.models import load_model, read_manifest
-from wm.models.protocol import UnifiedVLM
+from wm.models.vlm import UnifiedVLM
 from wm.training import METRICS, MODEL, RankInfo, TrainRecipe, fit
 from wm.training.monitoring.evaluation import EVALUATIONS, LAST, SAMPLES, EvaluationResult, Sample
 

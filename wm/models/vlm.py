@@ -1,14 +1,18 @@
-"""What every family has in common: one causal transformer of the Hugging Face library behind
-:class:`~wm.models.protocol.UnifiedVLM`.
+"""The model that the rest of ``wm`` works with: one causal transformer of the Hugging Face library whose vocabulary
+holds both text and image codes.
 
-A family derives from :class:`CausalVLM`, gives it its token ids, and overrides what differs.
+A family derives from :class:`UnifiedVLM`, gives it its token ids, and overrides what differs. Folders, adapters and
+sampling are not known here.
+
+Shape suffixes: B rows, T tokens, N image tokens, K candidates, D codec features, H hidden width.
 """
 
+import sys
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +20,14 @@ from torch.nn import functional as F
 
 from wm.errors import InputError
 from wm.models import prompts
-from wm.models.protocol import Segment, Task
+from wm.models.prompts import Segment, Task
 
-MOST_KNOWN, KNOWN_CHARS = 1024, 1000
-"""Texts whose tokens are kept, and how long one may be: the candidates of a source share an action."""
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import Cache, PreTrainedModel, PreTrainedTokenizerFast
+
+MAX_CACHED_TEXTS, MAX_CACHED_CHARS = 1024, 1000
+"""Texts whose tokens are cached, and how long one may be: the candidates of a source share an action."""
 
 
 @dataclass(frozen=True)
@@ -31,24 +39,35 @@ class Facts:
     tokens_per_image: int
     num_codes: int
     action_slot_tokens: int = 0
+    """Length to which a forward prompt pads its action; 0: not at all."""
     folder: Path | None = None
     """Where base and codec were read; None for a model made in memory."""
 
 
-class CausalVLM:
-    """See :class:`~wm.models.protocol.UnifiedVLM`.
-
-    ``special``: structure tokens. ``image_rows``: int64 (num_codes,), codebook id to vocabulary id.
-    ``text_rows``: int64, what a generated text may use, the end among it. ``frame``: what stands around an
-    image's codes; ``boi CODES eoi`` without.
-    """
+class UnifiedVLM:
+    """A causal language model whose vocabulary holds both text and image codes."""
 
     family = ""
+    """Name of the family, as manifests and messages have it."""
+    module: "PreTrainedModel | PeftModel"
+    """The Hugging Face model, wrapped by PEFT when it carries an adapter."""
+    tokens_per_image: int
+    num_codes: int
+    image_rows: Tensor
+    """int64 (num_codes,): codebook id to vocabulary id."""
+    text_rows: Tensor
+    """int64: vocabulary ids that a generated text may use, end-of-sequence among them."""
+    action_slot_tokens: int
+    """Length to which a forward prompt pads its action with ``pad_id``; 0: not at all."""
+    row_tokens: int
+    """Codes after which an image has ``row_end_id``, between its rows; 0: its codes are one run."""
+    row_end_id: int
+    """Vocabulary id that is fed, not sampled, after every ``row_tokens`` codes; -1: none."""
 
     def __init__(
         self,
-        module: Any,
-        tokenizer: Any,
+        module: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerFast",
         facts: Facts,
         *,
         special: prompts.SpecialIds,
@@ -56,12 +75,23 @@ class CausalVLM:
         text_rows: Tensor,
         frame: prompts.ImageFrame | None = None,
     ) -> None:
-        self.module: Any = module
+        """Put a model together; nothing is read.
+
+        Args:
+            module: The Hugging Face model.
+            tokenizer: Its tokenizer.
+            facts: Of its codec and its folder.
+            special: The structure tokens.
+            image_rows: int64 (num_codes,), codebook id to vocabulary id.
+            text_rows: int64, vocabulary ids that a generated text may use, the end among them.
+            frame: The tokens around an image's codes; None: ``boi CODES eoi``.
+        """
+        self.module = module
         self.tokenizer = tokenizer
         self.base_id, self.codec_id, self.folder = facts.base_id, facts.codec_id, facts.folder
         self.tokens_per_image, self.num_codes = facts.tokens_per_image, facts.num_codes
         self.action_slot_tokens = facts.action_slot_tokens
-        self._known_texts: dict[str, tuple[int, ...]] = {}
+        self._token_cache: dict[str, tuple[int, ...]] = {}
         self.special = special
         self.bos_id, self.eos_id, self.pad_id = special.bos, special.eos, special.pad
         self.boi_id, self.eoi_id = special.boi, special.eoi
@@ -74,17 +104,17 @@ class CausalVLM:
         self._image_span = span_of(image_rows)
         # Actions come from untrusted clients: they must not hold image codes or structure tokens.
         structural = (*self.frame.opening, *self.frame.closing, self.row_end_id)
-        spoken = set(text_rows.tolist()) - {special.eos}
-        self._forbidden = {*self._row_of_code, *vars(special).values(), *structural} - spoken
+        speakable = set(text_rows.tolist()) - {special.eos}
+        self._reserved_ids = {*self._row_of_code, *vars(special).values(), *structural} - speakable
 
     @property
-    def inner(self) -> Any:
+    def inner(self) -> "PreTrainedModel":
         """The Hugging Face model under a possible adapter."""
         get_base = getattr(self.module, "get_base_model", None)
         return get_base() if get_base is not None else self.module
 
     @property
-    def decoder(self) -> Any:
+    def decoder(self) -> "PreTrainedModel":
         """The transformer that turns vocabulary ids into hidden states after the last norm."""
         return self.inner.model
 
@@ -97,20 +127,13 @@ class CausalVLM:
     @property
     def reserved_ids(self) -> Set[int]:
         """Vocabulary ids that no action may hold: image codes and structure."""
-        return self._forbidden
-
-    @property
-    def max_positions(self) -> int:
-        """The longest sequence that the transformer was made for."""
-        longest: int = self.inner.config.get_text_config().max_position_embeddings
-        return longest
+        return self._reserved_ids
 
     @cached_property
-    def _most_positions(self) -> int | None:
-        """The same, None where the configuration does not say; kept, as configurations are slow to ask."""
-        config = self.inner.config
-        most: int | None = getattr(getattr(config, "text_config", config), "max_position_embeddings", None)
-        return most
+    def max_positions(self) -> int:
+        """The longest sequence that the transformer was made for; cached, as configurations are slow to ask."""
+        longest: int | None = getattr(self.inner.config.get_text_config(), "max_position_embeddings", None)
+        return sys.maxsize if longest is None else longest
 
     def layout(
         self,
@@ -137,11 +160,10 @@ class CausalVLM:
         if task == "fdm" and target is None:
             row_ends = (self.tokens_per_image - 1) // self.row_tokens if self.row_tokens else 0
             length += self.tokens_per_image + row_ends
-        most = self._most_positions
-        if action_ids is not None and most is not None and length > most:
+        if action_ids is not None and length > self.max_positions:
             raise InputError(
                 f"action {action!r:.80} has {len(action_ids):,} tokens: with both images the sequence has {length:,}, "
-                f"the model {most:,} positions"
+                f"the model {self.max_positions:,} positions"
             )
         return segments
 
@@ -189,7 +211,7 @@ class CausalVLM:
         """Vocabulary ids that are no text of a forward prompt: codes, what stands around them, and its begin."""
         return frozenset((*self._row_of_code, self.bos_id, self.boi_id, self.eoi_id))
 
-    def body(self, ids_BT: Tensor, cache: Any = None, positions_BT: Tensor | None = None) -> Tensor:
+    def body(self, ids_BT: Tensor, cache: "Cache | None" = None, positions_BT: Tensor | None = None) -> Tensor:
         """Hidden states (B, T, H) of vocabulary ids (B, T); ``cache`` is read and extended in place."""
         return self._run({"input_ids": ids_BT}, cache, positions_BT)
 
@@ -207,22 +229,22 @@ class CausalVLM:
 
     def tokenize_action(self, text: str) -> list[int]:
         """Convert a text to vocabulary ids without special tokens."""
-        ids = self._known_texts.get(text)
+        ids = self._token_cache.get(text)
         if ids is None:
             ids = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-            if len(self._known_texts) >= MOST_KNOWN:
-                self._known_texts.clear()
-            if len(text) <= KNOWN_CHARS:
-                self._known_texts[text] = ids
+            if len(self._token_cache) >= MAX_CACHED_TEXTS:
+                self._token_cache.clear()
+            if len(text) <= MAX_CACHED_CHARS:
+                self._token_cache[text] = ids
         return list(ids)
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """Return the text of vocabulary ids, without special and image tokens and outer white space."""
-        spoken = [int(token) for token in ids if int(token) not in self._forbidden]
+        spoken = [int(token) for token in ids if int(token) not in self._reserved_ids]
         text: str = self.tokenizer.decode(spoken, skip_special_tokens=True)
         return text.strip()
 
-    def _run(self, inputs: dict[str, Tensor], cache: Any, positions_BT: Tensor | None) -> Tensor:
+    def _run(self, inputs: dict[str, Tensor], cache: "Cache | None", positions_BT: Tensor | None) -> Tensor:
         hidden_BTH: Tensor = self.decoder(
             **inputs,
             past_key_values=cache,
@@ -236,7 +258,7 @@ class CausalVLM:
         ids = self.tokenize_action(action)
         if not ids:
             raise InputError(f"action {action!r} is empty; expected some words")
-        structural = [token for token in ids if token in self._forbidden]
+        structural = [token for token in ids if token in self._reserved_ids]
         if structural:
             name = self.tokenizer.convert_ids_to_tokens(structural[0])
             raise InputError(f"action {action!r:.80} holds the reserved token {name!r}")
@@ -248,15 +270,15 @@ class CausalVLM:
             tensor = torch.as_tensor(codes)
             if tensor.is_floating_point():
                 raise InputError(f"{name} image: expected codebook ids, whole numbers, got {tensor.dtype}")
-            self._need_as_many(name, tuple(tensor.shape))
+            self._check_length(name, tuple(tensor.shape))
             values = tensor.to(torch.int64).tolist()
-        self._need_as_many(name, (len(values),))
+        self._check_length(name, (len(values),))
         if min(values) < 0 or max(values) >= self.num_codes:
             bad = next(code for code in values if not 0 <= code < self.num_codes)
             raise InputError(f"{name} image: code {bad} is outside the codebook [0, {self.num_codes})")
         return [self._row_of_code[code] for code in values]
 
-    def _need_as_many(self, name: str, shape: tuple[int, ...]) -> None:
+    def _check_length(self, name: str, shape: tuple[int, ...]) -> None:
         if shape != (self.tokens_per_image,):
             raise InputError(f"{name} image: expected {self.tokens_per_image} codes, got shape {shape}")
 
