@@ -114,7 +114,7 @@ def run(recipe: ImagineRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     with stage.timed("read"):
         codec = load_codec(recipe.base or recipe.fdm, recipe.device)
         check_block(recipe.search.block, codec.tokens_per_image)
-        codec.need_decoder()
+        codec.check_decoder()
         tries = _pair_actions(recipe)
     if dry_run:
         print(f"imagine: would try {sum(map(len, tries)):,} actions in {len(tries):,} sources into {recipe.out}")

@@ -37,7 +37,7 @@ def run(recipe: PredictRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         codec = load_codec(recipe.base or recipe.fdm, recipe.device)
         check_block(recipe.block, codec.tokens_per_image)
         if recipe.image:
-            codec.need_decoder()
+            codec.check_decoder()
         source = _read_image(recipe.image, codec) if recipe.image else None
         held_out = None if recipe.image else read_held_out(recipe.triplets, codec, limit=recipe.limit or None)
     if dry_run:

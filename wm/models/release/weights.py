@@ -9,9 +9,7 @@ keys is one a file there and one a head in transformers. Source: ``chameleon/inf
 Shape suffixes: V vocabulary, D model width, H heads, K head width, M feed-forward width, P parts.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -20,20 +18,20 @@ from torch import Tensor
 from transformers import ChameleonConfig
 
 from wm.errors import InputError
-from wm.models.release.pickled import read_pickled, tensors_of
-from wm.models.release.read import VQGAN_YAML, Release, read_config, read_original_tokenizer, shard_files
-from wm.models.release.vqgan import read_vqgan_config
-from wm.models.weights import TensorPlace, check_tensors, place_of, read_places
+from wm.models.codec.taming import VQGAN_YAML, read_vqgan_config
+from wm.models.families.chameleon import half_split
+from wm.models.pickled import read_pickled, tensors_of
+from wm.models.release.read import Release, read_config, read_original_tokenizer, shard_files
+from wm.models.tensor_checks import check_tensors
+from wm.models.weights import StoredTensor, describe_tensor
 
 IGNORED = frozenset({"rope.freqs"})
 """A buffer of the release that is computed, not learned; Anole's own converter writes None for it."""
 Maker: TypeAlias = Callable[[], Tensor]
-_QUERY_OR_KEY = re.compile(r"model\.layers\.\d+\.self_attn\.([qk])_(proj|norm)\.(?:weight|bias)")
-_NOWHERE = TensorPlace(Path(), "", ())
 _LAYER_NORMS = {"input_layernorm": "attention_norm", "post_attention_layernorm": "ffn_norm"}
 
 
-def open_original(release: Release) -> tuple[ChameleonConfig, dict[str, TensorPlace]]:
+def open_original(release: Release) -> tuple[ChameleonConfig, dict[str, StoredTensor]]:
     """Open configuration and language-model tensors of a release, under transformers' names; nothing is read yet.
 
     Raises :class:`InputError` for files that are absent or damaged, and one that lists all tensors that are
@@ -41,7 +39,7 @@ def open_original(release: Release) -> tuple[ChameleonConfig, dict[str, TensorPl
     """
     vocabulary = read_original_tokenizer(release).get_vocab()
     config = read_config(release, vocabulary, read_vqgan_config(release.tokenizer / VQGAN_YAML))
-    files = shard_files(release.need_model(), config.model_parallel_size or 1)
+    files = shard_files(release.model, config.model_parallel_size or 1)
     parts = read_parts(files)
     check_parts(config, parts, files)
     config.vq_config.dtype = parts[0]["norm.weight"].dtype  # where transformers notes the type that weights are in
@@ -107,13 +105,13 @@ def check_parts(config: ChameleonConfig, parts: Sequence[Mapping[str, Tensor]], 
 
 def to_transformers(
     config: ChameleonConfig, parts: Sequence[Mapping[str, Tensor]], files: Sequence[Path]
-) -> dict[str, TensorPlace]:
+) -> dict[str, StoredTensor]:
     """Map to transformers' names; each tensor is put together when it is asked for, in the type it is stored in."""
     makers = _Makers(config, parts).all()
     # Shapes and types are had from tensors without data, so that nothing is read to learn them.
     phantom = [{name: tensor.to("meta") for name, tensor in part.items()} for part in parts]
     shadows = _Makers(config, phantom).all()
-    return {name: place_of(files[0], shadows[name](), make) for name, make in makers.items()}
+    return {name: describe_tensor(files[0], shadows[name](), make) for name, make in makers.items()}
 
 
 class _Makers:
@@ -191,46 +189,3 @@ class _Makers:
             return self._joined(f"{gates}{name}.weight", 0)
         index = ("w1", "w3").index(name)
         return torch.cat([part[f"{gates}w13.weight"].chunk(2)[index] for part in self.parts])
-
-
-def pairs_to_halves(config: ChameleonConfig, locations: Mapping[str, TensorPlace]) -> dict[str, TensorPlace]:
-    """Map transformers' names as Anole's training code saves them, in transformers' order; others as they are.
-
-    That code (a fork of an early transformers) has the names of today's, but keeps the original's order of pairs and
-    its one norm for all heads: (K,) instead of (H, K), by which it is told apart.
-    """
-    head = config.hidden_size // config.num_attention_heads
-    if locations.get("model.layers.0.self_attn.q_norm.weight", _NOWHERE).shape != (head,):
-        return dict(locations)
-    heads = {"q": config.num_attention_heads, "k": config.num_key_value_heads or config.num_attention_heads}
-    changed = dict(locations)
-    for name, location in locations.items():
-        match = _QUERY_OR_KEY.fullmatch(name)
-        if match is None or not location.shape or location.shape[0] % (head if match[2] == "norm" else heads[match[1]]):
-            continue  # what does not fit is told by those who check shapes
-        count = heads[match[1]]
-        shape = (count, head) if match[2] == "norm" else location.shape
-        changed[name] = replace(location, shape=shape, make=_reordered(name, location, match[2], count))
-    return changed
-
-
-def _reordered(name: str, location: TensorPlace, kind: str, heads: int) -> Maker:
-    def make() -> Tensor:
-        (_, tensor), *_ = read_places({name: location})
-        if kind == "norm":
-            return half_split(tensor[:, None], 1).T.repeat(heads, 1)
-        return half_split(tensor, heads)
-
-    return make
-
-
-def half_split(weight_XD: Tensor, heads: int) -> Tensor:
-    """Rows of each head from the order of pairs (0, 1, 2, 3, …) to that of halves (0, 2, …, 1, 3, …)."""
-    rows, width = weight_XD.shape
-    return weight_XD.reshape(heads, rows // heads // 2, 2, width).transpose(1, 2).reshape(rows, width)
-
-
-def interleaved(weight_XD: Tensor, heads: int) -> Tensor:
-    """Invert :func:`half_split`."""
-    rows, width = weight_XD.shape
-    return weight_XD.reshape(heads, 2, rows // heads // 2, width).transpose(1, 2).reshape(rows, width)
