@@ -210,23 +210,20 @@ def save_model(
     if (kind == "adapter") != has_adapter:
         raise InputError(f"kind={kind!r}, but the model has {'an' if has_adapter else 'no'} adapter")
     out = Path(path)
-    if kind != "adapter" and codec is None:
-        if vlm.folder is None:
-            raise InputError(f"cannot write {out}: give the codec, the model was not read from a folder that has one")
-        codec = family_of(vlm.folder).read_codec(vlm.folder, "cpu", None)
+    if kind != "adapter":
+        codec = codec or _codec_of(vlm, out)
     if codec is not None:
         check_same_codec(codec.codec_id, vlm.codec_id, out)
     # Written beside its place and renamed: a process that is killed leaves no half of a model.
     with replace_folder(out) as folder:
         base_path = ""
-        if kind == "adapter":
+        if kind != "adapter" and codec is not None:
+            tensors = state_dict if state_dict is not None else vlm.inner.state_dict()
+            load_family(vlm.inner.config.model_type).write(vlm, codec, tensors, folder)
+        else:
             vlm.module.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)
             if vlm.folder is not None:
                 base_path = os.path.relpath(vlm.folder.resolve(), out.resolve())
-        else:
-            assert codec is not None
-            tensors = state_dict if state_dict is not None else vlm.inner.state_dict()
-            load_family(vlm.inner.config.model_type).write(vlm, codec, tensors, folder)
         manifest = Manifest(
             family=vlm.family,
             kind=kind,
@@ -240,3 +237,9 @@ def save_model(
         )
         manifest.write(folder)
     return manifest
+
+
+def _codec_of(vlm: UnifiedVLM, out: Path) -> ImageCodec:
+    if vlm.folder is None:
+        raise InputError(f"cannot write {out}: give the codec, the model was not read from a folder that has one")
+    return family_of(vlm.folder).read_codec(vlm.folder, "cpu", None)

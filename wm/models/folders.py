@@ -86,21 +86,10 @@ def read_module(
         return _without(skeleton, without).eval()
     # 2. Compare names, shapes, types and amount with the headers of the weight files.
     locations = adapt(list_tensors(folder))
-    model_tensors = skeleton.state_dict()
-    expected = {name: tuple(tensor.shape) for name, tensor in model_tensors.items()}
-    stored = {rename(name, renames): location for name, location in locations.items()}
-    is_tied = bool(getattr(config, "tie_word_embeddings", False))
-    if is_tied:
-        _check_tied(folder, locations)
-    spare = {_HEAD} if is_tied else set()
-    used = _but(stored, spare, without)
-    check_tensors(
-        _but(expected, spare, without), {name: location.shape for name, location in used.items()}, str(folder)
-    )
-    check_floats(model_tensors, used, str(folder))
-    check_amount(skeleton, count_numbers(locations), str(folder))
+    today = {name: rename(name, renames) for name in locations}
+    used = _check_stored(skeleton, {today[name]: location for name, location in locations.items()}, without, folder)
     # 3. Read. What is memory-mapped is copied: the model must not depend on a file that may be overwritten.
-    selection = {name: location for name, location in locations.items() if rename(name, renames) in used}
+    selection = {name: location for name, location in locations.items() if today[name] in used}
     tensors = {
         name: tensor.to(dtype if tensor.is_floating_point() else tensor.dtype, copy=locations[name].make is not None)
         for name, tensor in read_stored(selection)
@@ -112,6 +101,23 @@ def read_module(
         )
     module.config.name_or_path = str(folder)  # PEFT notes it in adapters
     return _without(module, without).to(device).eval()
+
+
+def _check_stored(
+    skeleton: "PreTrainedModel", stored: Mapping[str, StoredTensor], without: tuple[str, ...], folder: Path
+) -> dict[str, StoredTensor]:
+    """Return the stored tensors that a model needs, or raise :class:`InputError` for all that do not fit."""
+    model_tensors = skeleton.state_dict()
+    is_tied = bool(getattr(skeleton.config, "tie_word_embeddings", False))
+    if is_tied:
+        _check_tied(folder, stored)
+    spare = {_HEAD} if is_tied else set()
+    used, expected = _but(stored, spare, without), _but(model_tensors, spare, without)
+    shapes = {name: tensor.shape for name, tensor in used.items()}
+    check_tensors({name: tensor.shape for name, tensor in expected.items()}, shapes, str(folder))
+    check_floats(model_tensors, used, str(folder))
+    check_amount(skeleton, count_numbers(stored), str(folder))
+    return used
 
 
 def build_skeleton(model_class: "type[PreTrainedModel]", config: "PreTrainedConfig", folder: Path) -> "PreTrainedModel":

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -75,12 +75,15 @@ def convert_adapter(adapter: str | Path, base: str | Path, out: Path, *, task: T
         task: What it was trained for.
         home: Where ``out`` will be in the end; the manifest names the base relative to it.
 
+    Returns:
+        What was taken over.
+
     Raises:
         InputError: It is no adapter of this base, of a kind that is not supported, or pickled.
     """
+    # 1. Check what can be checked without the adapter's tensors.
     folder, base_folder = _check_folders(adapter, base)
     config = _read_adapter_config(folder)
-    locations = read_header(folder / ADAPTER_WEIGHTS)
     vlm = load_skeleton(base_folder)
     base_id = base_id_of(base_folder)
     _check_tokenizer(folder, vlm)
@@ -88,27 +91,8 @@ def convert_adapter(adapter: str | Path, base: str | Path, out: Path, *, task: T
     if task == "idm":  # a family that reads no pairs of images refuses here, not in the first job that uses the adapter
         codes = [0] * vlm.tokens_per_image
         vlm.layout("idm", source=codes, target=codes)
-
-    # 1. Names: what is each tensor called in today's class?
-    names = {name: canonical_name(name) for name in locations}
-    moved = {name: to_base_name(canonical, vlm) for name, canonical in names.items()}
-    unused = {name for name, target in moved.items() if UNUSED.match(target)}
-    in_codec = [name for name, target in moved.items() if CODEC.match(target)]
-    tensors = dict(read_stored({name: location for name, location in locations.items() if name not in unused}))
-    _check_codec(folder, in_codec, tensors)
-    unused |= set(in_codec)
-    used = {name: target for name, target in moved.items() if name not in unused}
-    _check_layers(folder, base_folder, vlm, used.values())
-
-    # 2. The configuration that finds exactly these layers in today's class.
-    if unused or any(target != names[name] for name, target in used.items()):
-        config = to_explicit_config(config, {names[name]: target for name, target in used.items()}, folder)
-    expected = _expected(vlm, config, folder)
-    renamed = {name: to_saved_name(target, expected) for name, target in used.items()}
-    doubles = len(renamed) - len(set(renamed.values()))
-    if doubles:
-        raise InputError(f"{folder / ADAPTER_WEIGHTS}: {doubles} tensors have a name that another one has too")
-
+    # 2. Bring names and configuration to those of today's class.
+    adapted = _adapt(folder, base_folder, vlm, config)
     # 3. Write, and attach what was written to the base's shapes as loading does.
     manifest = Manifest(
         family=vlm.family,
@@ -119,21 +103,54 @@ def convert_adapter(adapter: str | Path, base: str | Path, out: Path, *, task: T
         action_slot_tokens=vlm.action_slot_tokens,
         base_path=os.path.relpath(base_folder.resolve(), home.resolve()),
     )
-    ready = {renamed[name]: tensors[name].contiguous() for name in used}
-    save_file(ready, out / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    tensors = {adapted.saved_names[name]: tensor.contiguous() for name, tensor in adapted.tensors.items()}
+    save_file(tensors, out / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     # The start of training (PiSSA, OLoRA, …) takes numbers, which the shapes lack; it plays no part in the check.
-    write_json(out / ADAPTER_CONFIG, config | ({"init_lora_weights": True} if config["peft_type"] == "LORA" else {}))
+    start = {"init_lora_weights": True} if config["peft_type"] == "LORA" else {}
+    write_json(out / ADAPTER_CONFIG, adapted.config | start)
     try:
         with quiet_peft(), _quiet_meta():
             attach(vlm, out, manifest)
     except InputError as error:
         reason = str(error).replace(str(out), str(folder))
-        counts = _layer_counts(used.values(), vlm)
+        counts = _layer_counts(adapted.saved_names.values(), vlm)
         raise InputError(f"{folder} is no adapter of {base_folder}: {counts}{reason}") from error
-    write_json(out / ADAPTER_CONFIG, config)
+    write_json(out / ADAPTER_CONFIG, adapted.config)
     manifest.write(out)
-    changed = sum(name != target for name, target in renamed.items())
-    return AdapterConversion(manifest, len(ready), changed, len(unused))
+    num_renamed = sum(name != saved_name for name, saved_name in adapted.saved_names.items())
+    return AdapterConversion(manifest, len(tensors), num_renamed, adapted.num_unused)
+
+
+class _Adapted(NamedTuple):
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    """By their names in the file."""
+    saved_names: dict[str, str]
+    """Name in the file to the name that PEFT gives it today."""
+    num_unused: int
+
+
+def _adapt(folder: Path, base_folder: Path, vlm: UnifiedVLM, config: dict[str, Any]) -> _Adapted:
+    """Find the names of an adapter's tensors in today's class, and the configuration that finds these layers."""
+    locations = read_header(folder / ADAPTER_WEIGHTS)
+    names = {name: canonical_name(name) for name in locations}
+    base_names = {name: to_base_name(canonical, vlm) for name, canonical in names.items()}
+    unused = {name for name, base_name in base_names.items() if UNUSED.match(base_name)}
+    in_codec = [name for name, base_name in base_names.items() if CODEC.match(base_name)]
+    tensors = dict(read_stored({name: location for name, location in locations.items() if name not in unused}))
+    _check_codec(folder, in_codec, tensors)
+    unused |= set(in_codec)
+    used = {name: base_name for name, base_name in base_names.items() if name not in unused}
+    _check_layers(folder, base_folder, vlm, used.values())
+    # Where all names are today's, the adapter's own configuration finds its layers, and is kept as it is.
+    if unused or any(base_name != names[name] for name, base_name in used.items()):
+        config = to_explicit_config(config, {names[name]: base_name for name, base_name in used.items()}, folder)
+    expected = _expected(vlm, config, folder)
+    saved_names = {name: to_saved_name(base_name, expected) for name, base_name in used.items()}
+    num_doubles = len(saved_names) - len(set(saved_names.values()))
+    if num_doubles:
+        raise InputError(f"{folder / ADAPTER_WEIGHTS}: {num_doubles} tensors have a name that another one has too")
+    return _Adapted(config, {name: tensors[name] for name in used}, saved_names, len(unused))
 
 
 def _check_folders(adapter: str | Path, base: str | Path) -> tuple[Path, Path]:

@@ -12,12 +12,17 @@ _MAX_LISTED = 10
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
-def check_tensors(
-    expected: Mapping[str, Iterable[int]], actual: Mapping[str, Iterable[int]], where: str, *, extra: bool = True
-) -> None:
-    """Raise one :class:`InputError` that counts and lists missing, misshapen and (if ``extra``) surplus tensors.
+def check_tensors(expected: Mapping[str, Iterable[int]], actual: Mapping[str, Iterable[int]], where: str) -> None:
+    """Check that the tensors of a file are those of a model.
 
-    The first ten of each kind are named, with the shapes expected and found.
+    Args:
+        expected: Shapes by name.
+        actual: Shapes by name.
+        where: Named in the error.
+
+    Raises:
+        InputError: Tensors are missing, misshapen or extra; each kind is counted, and its first ten are named with the
+            shapes.
     """
     expected_shapes, actual_shapes = (
         {name: tuple(shape) for name, shape in shapes.items()} for shapes in (expected, actual)
@@ -32,9 +37,7 @@ def check_tensors(
             for name in sorted(expected_shapes.keys() & actual_shapes.keys())
             if expected_shapes[name] != actual_shapes[name]
         ],
-        "extra": [
-            f"{name} {actual_shapes[name]}" for name in sorted(actual_shapes.keys() - expected_shapes.keys()) if extra
-        ],
+        "extra": [f"{name} {actual_shapes[name]}" for name in sorted(actual_shapes.keys() - expected_shapes.keys())],
     }
     parts = [
         f"{len(names)} {kind}: {', '.join(names[:_MAX_LISTED])}{', …' if len(names) > _MAX_LISTED else ''}"
