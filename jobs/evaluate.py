@@ -30,7 +30,7 @@ from wm.evaluation.units import Bench, Entry, Unit, collect, run_unit, units_of
 from wm.images import Pixels
 from wm.judging import JudgeScore
 from wm.models import ImageCodec, hub_hint, is_adapter, load_codec, model_folder, read_manifest
-from wm.models.sharing import need_shareable
+from wm.models.sharing import check_shareable
 from wm.paths import InputPath, OutputPath
 from wm.records import SEED_SCHEME
 from wm.runs import Run, digest_of, read_run, write_json
@@ -283,9 +283,9 @@ def _build_bench(recipe: EvaluateRecipe) -> Bench:
     for entry in entries.values():
         _check_fit(entry, codec)
         if recipe.base_sharing == "shared" and is_adapter(entry.path):
-            need_shareable(model_folder(entry.path))
+            check_shareable(model_folder(entry.path))
     check_draft_length(recipe.num_draft_tokens, codec.tokens_per_image)
-    codec.need_decoder()
+    codec.check_decoder()
     held_out = read_held_out(recipe.triplets, codec, limit=recipe.limit or None, subset=recipe.subset)
     judge_many, action_is_right = _build_oracle(held_out) if recipe.judge == "oracle" else (None, None)
     return Bench(

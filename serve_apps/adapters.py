@@ -15,9 +15,8 @@ from serve_apps.recipe import ADAPTER
 from wm.dynamics import Role, load_role
 from wm.errors import InputError
 from wm.models import read_manifest
-from wm.models.adapters import is_adapter
 from wm.models.folder_checks import check_no_code
-from wm.models.manifest import Manifest, is_model_folder, model_folder
+from wm.models.manifest import Manifest, is_adapter, is_model_folder, model_folder
 
 logger = logging.getLogger("ray.serve")
 

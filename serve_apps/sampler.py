@@ -32,7 +32,7 @@ class Sampler:
             need_guidable(self._model)
         check_draft_length(self._block, self._model.tokens_per_image)
         self._thread, self._codec = process.thread, process.codec
-        self._codec.need_decoder()
+        self._codec.check_decoder()
         self._predictor = Predictor(self, score)
         # Requests join, and progress is told, often enough for an early preview, seldom enough to cost nothing.
         line = max(1, self._model.tokens_per_image // LINES)

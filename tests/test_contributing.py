@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tests.helpers.models_families import CODES, seeded, tiny_codec, word_tokenizer
 from wm.dynamics import Sampling, propose_actions, sample_observations, verify
 from wm.models import FAMILIES, flatten, load_codec, load_model, save_model
-from wm.models.folders import write_codec_folder
+from wm.models.folder_writing import write_codec_folder
 
 TEXT = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
 SOURCE, TARGET = [3, 0, 15, 7], [3, 1, 15, 9]
@@ -25,7 +25,7 @@ def example(monkeypatch):
     module = ModuleType("wm.models.families.llama_vq")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     exec(compile(file, "CONTRIBUTING.md", "exec"), module.__dict__)
-    monkeypatch.setattr(sys.modules["wm.models.checkpoints"], "FAMILIES", table := dict(FAMILIES))
+    monkeypatch.setattr(sys.modules["wm.models.families"], "FAMILIES", table := dict(FAMILIES))
     exec(line, {"FAMILIES": table})
 
 

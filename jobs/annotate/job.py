@@ -199,19 +199,15 @@ def _check_model(key: str, folder: str) -> None:
         raise InputError(f"{key} = {folder!r}: no such model folder{hub_hint(folder)}")
     if not is_model_folder(folder):
         explain_unreadable(model_folder(folder))
-        raise InputError(
-            f"{key} = {folder!r} is no model folder: it has neither config.json nor adapter_config.json, nor an "
-            "original release's params.json"
-        )
+        raise InputError(f"{key} = {folder!r} is no model folder: it has neither config.json nor adapter_config.json")
 
 
 def _check_manifest(idm: str) -> None:
     """Refuse an adapter without a manifest here: with ``base`` given, only the annotators would read it."""
-    from wm.models import is_adapter, model_folder
-    from wm.models.checkpoints import need_manifest
+    from wm.models import is_adapter, read_adapter_manifest
 
     if is_adapter(idm):
-        need_manifest(model_folder(idm))
+        read_adapter_manifest(idm)
 
 
 def _check_codec(recipe: AnnotateRecipe) -> None:

@@ -60,7 +60,7 @@ def run(recipe: ImagineRecipe, *, dry_run: bool = False) -> RunRecord:
     with stage.timed("read"):
         codec = load_codec(recipe.base or recipe.fdm, recipe.resources.device)
         check_draft_length(recipe.search.num_draft_tokens, codec.tokens_per_image)
-        codec.need_decoder()
+        codec.check_decoder()
         tries = pair_tries(recipe)
     num_tries = sum(map(len, tries))
     if dry_run:

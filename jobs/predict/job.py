@@ -48,7 +48,7 @@ def run(recipe: PredictRecipe, *, dry_run: bool = False) -> RunRecord:
         codec = load_codec(recipe.base or recipe.fdm, recipe.resources.device)
         check_draft_length(recipe.search.num_draft_tokens, codec.tokens_per_image)
         if recipe.image:
-            codec.need_decoder()
+            codec.check_decoder()
         source = _load_image(recipe.image, codec) if recipe.image else None
         held_out = None if recipe.image else read_held_out(recipe.triplets, codec, limit=recipe.limit or None)
     if dry_run:

@@ -10,8 +10,7 @@ from jobs.shared.devices import RolesDeviceSettings, check_device
 from wm.config import Recipe
 from wm.dynamics import Roles, Sampling, load_roles, need_one_base
 from wm.errors import InputError
-from wm.models import ImageCodec, hub_hint, is_adapter, model_folder, read_manifest
-from wm.models.checkpoints import need_manifest
+from wm.models import ImageCodec, hub_hint, is_adapter, read_adapter_manifest, read_manifest
 from wm.paths import InputPath
 from wm.sampling.guidance import need_guidable
 
@@ -53,7 +52,7 @@ def check_roles(recipe: RolesRecipe) -> None:
         folder = getattr(recipe, role)
         if not Path(folder).is_dir():
             raise InputError(f"{role} = {folder!r}: no such model folder{hub_hint(folder)}")
-        manifest = need_manifest(model_folder(folder)) if is_adapter(folder) else read_manifest(folder)
+        manifest = read_adapter_manifest(folder) if is_adapter(folder) else read_manifest(folder)
         if manifest is not None and manifest.task not in (None, role):
             raise InputError(f"{role} = {folder!r} was trained as {manifest.task}")
         if manifest is not None:

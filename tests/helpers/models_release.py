@@ -1,4 +1,4 @@
-"""Tiny checkpoints in the layout of Meta's release, and its transformer written out: nothing of ``wm`` is used.
+"""Tiny checkpoints in the layout of Meta's release, and its transformer written out: nothing of ``wm`` is used for it.
 
 The writer follows ``chameleon/download_data.py`` (files), ``chameleon/inference/transformer.py`` (names, shapes,
 fusing, the split under model parallelism) and ``vqgan.yaml``; the transformer computes logits from those very
@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import torch
 import yaml
 from torch.nn import functional as F
+
+from wm.models.release.convert import finish_folder, plan_conversion, write_weight_files
 
 NUM_CODES = 16
 WORDS = ("blue", "cup", "left", "move", "put", "red", "right", "take", "the", "to")
@@ -382,6 +384,16 @@ class PlainVqgan:
         weights = torch.softmax(torch.einsum("bci,bcj->bij", q, k) / h.shape[1] ** 0.5, -1)
         mixed = torch.einsum("bij,bcj->bci", weights, v).view_as(h)
         return self._block(f"{name}.block_2", h + self._conv(f"{name}.attn_1.proj_out", mixed, 0))
+
+
+def convert(release, out):
+    """Convert a release as ``jobs.convert`` does, without its run."""
+    conversion = plan_conversion(release)
+    out.mkdir(parents=True)
+    for _ in write_weight_files(conversion, out):
+        pass
+    finish_folder(conversion, out)
+    return out
 
 
 IDS = [0, 21, 4, 5, 6, 19, 20, 24, 25, 9]

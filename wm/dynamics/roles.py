@@ -18,10 +18,9 @@ import torch
 from torch import Tensor
 
 from wm.errors import InputError
-from wm.models.adapters import is_adapter
 from wm.models.checkpoints import base_of, load_model
-from wm.models.manifest import model_folder
-from wm.models.sharing import held_bytes, need_shareable
+from wm.models.manifest import is_adapter, model_folder
+from wm.models.sharing import check_shareable, held_bytes
 from wm.models.vlm import UnifiedVLM
 from wm.sampling.model_runner import Decoder
 
@@ -133,7 +132,7 @@ def need_one_base(fdm: str | Path, idm: str | Path, base: str | Path | None = No
         raise InputError(f"sharing weights needs both roles over one base, but {' and '.join(parts)}")
     for path in (fdm, idm):
         if is_adapter(path):
-            need_shareable(model_folder(path))
+            check_shareable(model_folder(path))
     return folder
 
 

@@ -19,11 +19,13 @@ from wm.dynamics.idm import ScoredAction
 from wm.dynamics.scoring import check_equal_lengths
 from wm.errors import InputError
 from wm.images import Pixels
-from wm.models.chameleon_files import quiet_transformers
 from wm.models.chat_templates import check_chat_template
-from wm.models.folder_checks import check_amount, check_config, check_no_code, neutralise, read_json, refusing
+from wm.models.config_bounds import check_config
+from wm.models.folder_checks import check_no_code, neutralise, read_json, refusing
+from wm.models.folders import quiet_transformers
+from wm.models.tensor_checks import check_amount, count_numbers
 from wm.models.unreadable import check_folder_exists, explain_unreadable
-from wm.models.weights import count_numbers, list_tensors
+from wm.models.weights import list_tensors
 from wm.sampling.batches import halving
 
 PROMPT = (

@@ -1,18 +1,17 @@
 """Image codec, model families, the one prompt layout, and folders of real checkpoints in and out."""
 
-from wm.models.adapters import is_adapter
-from wm.models.checkpoints import (
-    FAMILIES,
-    base_id_of,
-    base_of,
-    load_chameleon,
-    load_codec,
-    load_model,
-    save_model,
-)
+from wm.models.checkpoints import base_of, load_codec, load_model, save_model
 from wm.models.codec.codec import ImageCodec, change_map
-from wm.models.manifest import Manifest, is_model_folder, model_folder, read_manifest
-from wm.models.original_save import save_original
+from wm.models.families import FAMILIES
+from wm.models.identity import base_id_of
+from wm.models.manifest import (
+    Manifest,
+    is_adapter,
+    is_model_folder,
+    model_folder,
+    read_adapter_manifest,
+    read_manifest,
+)
 from wm.models.prompts import Segment, Task, flatten, pack
 from wm.models.unreadable import explain_unreadable, hub_hint
 from wm.models.vlm import UnifiedVLM
@@ -32,12 +31,11 @@ __all__ = [
     "hub_hint",
     "is_adapter",
     "is_model_folder",
-    "load_chameleon",
     "load_codec",
     "load_model",
     "model_folder",
     "pack",
+    "read_adapter_manifest",
     "read_manifest",
     "save_model",
-    "save_original",
 ]

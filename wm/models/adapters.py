@@ -12,22 +12,19 @@ from typing import Any
 import torch
 
 from wm.errors import InputError
-from wm.models.folder_checks import check_config, check_no_code, one_line, read_json, refusing
+from wm.models.config_bounds import check_config
+from wm.models.folder_checks import check_no_code, one_line, read_json, refusing
 from wm.models.layer_patterns import check_patterns
-from wm.models.manifest import Manifest, model_folder, need_same_codec
+from wm.models.manifest import ADAPTER_CONFIG, Manifest, check_same_codec
+from wm.models.tensor_checks import check_tensors
 from wm.models.vlm import UnifiedVLM
-from wm.models.weights import check_tensors, read_header
+from wm.models.weights import read_header
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 MERGE_ERRORS = (NotImplementedError, ValueError, RuntimeError, AttributeError)
 """What PEFT raises for an adapter that it cannot add into a weight."""
 _SMALL_RANK = 1024
 """Ranks up to this one may be set without being used: it takes little memory to find out."""
-
-
-def is_adapter(path: str | Path) -> bool:
-    """Return whether a model folder holds a PEFT adapter alone."""
-    return (model_folder(path) / ADAPTER_CONFIG).is_file()
 
 
 def attach(vlm: UnifiedVLM, folder: Path, manifest: Manifest) -> Any:
@@ -47,7 +44,7 @@ def attach(vlm: UnifiedVLM, folder: Path, manifest: Manifest) -> Any:
     """
     from peft import PeftModel, get_peft_model_state_dict
 
-    need_same_codec(vlm.codec_id, manifest.codec_id, folder)
+    check_same_codec(vlm.codec_id, manifest.codec_id, folder)
     file = folder / ADAPTER_WEIGHTS
     if not file.is_file():
         raise InputError(f"no {ADAPTER_WEIGHTS} in {folder} (pickled weights are never read)")

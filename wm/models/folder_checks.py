@@ -1,13 +1,12 @@
-"""Check a model folder before anything of transformers or PEFT reads it: no code, no sizes that cannot be.
+"""Check a model folder before anything of transformers or PEFT reads it: readable JSON that names no code.
 
 A configuration may name code (``auto_map``), a kernel that is fetched from the hub (``attn_implementation =
-"OWNER/NAME"``), another model that is loaded beside (``audio_tokenizer``), or sizes that take hours to build. Whether
-the folder fits one of our families is not known here.
+"OWNER/NAME"``), or another model that is loaded beside (``audio_tokenizer``). Whether the folder fits one of our
+families is not known here.
 """
 
 import json
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,21 +14,10 @@ from typing import Any
 import torch
 
 from wm.errors import InputError
+from wm.models.config_bounds import VOCABULARY_KEYS
 
 MAX_JSON_BYTES = 256 << 20
 """The largest JSON file that is read; released tokenizers have up to 35 MB."""
-MAX_LAYERS = 1024
-"""The most layers (or blocks) of one kind; the deepest released models have under 200."""
-MAX_LEVELS = 16
-"""The most resolutions of an image codec: each halves the side."""
-MAX_VOCABULARY = 1 << 22
-"""The most tokens or codes; released vocabularies end at 0.3 million."""
-MAX_SIDE_PX = 1 << 14
-"""The largest side of an image that a configuration may name."""
-MAX_WHOLE_NUMBER = 1 << 31
-"""No other whole number of a configuration is larger: ids, widths, positions, pixels."""
-MAX_LISTED = 1 << 16
-"""The most entries of a list in a configuration."""
 MAX_DEPTH = 64
 """The most objects and lists inside each other in a configuration."""
 
@@ -63,13 +51,6 @@ IMPLEMENTATIONS = frozenset(
 configurations; they are passed over, as :func:`neutralise` chooses anew."""
 _QUANTISED_KEYS = ("quantization_config", "compression_config")
 _OTHER_FILE_KEYS = ("transformers_weights", "audio_tokenizer")
-_VOCABULARIES = frozenset({"vocabulary_map", "id2label", "label2id", "added_tokens_decoder", "vocab"})
-"""Objects whose keys are data (tokens, labels), and are not looked at."""
-_LAYER_KEYS = ("layers", "depth", "num_res_blocks", "n_layer", "n_layers")
-_VOCABULARY_KEYS = ("vocab_size", "num_embeddings", "codebook_size", "n_embed")
-_SIDE_KEYS = ("image_size", "resolution")
-# Widths need no bound of their own: a wide model of few layers is built at once, and compared with the weights.
-_POSITIVE_KEYS = ("hidden_size", "intermediate_size", "vocab_size", "num_attention_heads", "num_key_value_heads")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -131,19 +112,6 @@ def check_no_code(folder: Path) -> None:
         )
 
 
-def check_config(values: Mapping[str, Any], file: Path) -> None:
-    """Check the numbers of a configuration against bounds, so that building the model ends.
-
-    Args:
-        values: The object in ``file``.
-        file: Named in errors.
-
-    Raises:
-        InputError: A number is not finite or beyond its bound, or a list is too long.
-    """
-    _check_numbers(values, file, "")
-
-
 def neutralise(config: Any) -> Any:
     """Take the choice of attention and experts from a configuration: the class's own default is used.
 
@@ -160,25 +128,6 @@ def neutralise(config: Any) -> Any:
         if hasattr(value, "_attn_implementation_internal"):
             neutralise(value)
     return config
-
-
-def check_amount(module: Any, stored: int, where: str) -> None:
-    """Refuse a model of far more numbers than its weight files hold, before memory is taken for it.
-
-    Args:
-        module: A model without data (on the device ``meta``).
-        stored: Numbers in the weight files.
-        where: Named in the error.
-
-    Raises:
-        InputError: The model has more than eight times as many numbers, and more than a small model.
-    """
-    num_numbers = sum(tensor.numel() for tensor in module.parameters()) + sum(
-        tensor.numel() for tensor in module.buffers()
-    )
-    # Parts that a family leaves out, or ties, are built all the same: a factor of 8 covers them in every release.
-    if num_numbers > max(8 * stored, 1 << 28):
-        raise InputError(f"{where}: config.json describes {num_numbers:,} numbers, but the weights hold {stored:,}")
 
 
 @contextmanager
@@ -223,7 +172,7 @@ def _check_no_code_in(value: Any, file: Path, path: str, depth: int = 0) -> None
     for key, item in value.items():
         key_path = f"{path}.{key}" if path else str(key)
         _check_no_code_key(key, item, file, key_path)
-        if key not in _VOCABULARIES:
+        if key not in VOCABULARY_KEYS:
             _check_no_code_in(item, file, key_path, depth + 1)
 
 
@@ -265,42 +214,6 @@ def _check_no_code_key(key: str, value: Any, file: Path, path: str) -> None:
             raise InputError(f"{file}: {path} = {_shown(library)} names code of others, which is never run")
     if key == "megatron_config" or (key == "megatron_core" and value != "megatron.core"):
         raise InputError(f"{file}: {path} = {_shown(value)} asks for Megatron's layers, which are not supported")
-
-
-def _check_numbers(value: Any, file: Path, path: str) -> None:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if key not in _VOCABULARIES:
-                _check_bounds(str(key), item, file, f"{path}.{key}" if path else str(key))
-                _check_numbers(item, file, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, list):
-        if len(value) > MAX_LISTED:
-            raise InputError(f"{file}: {path} has {len(value):,} entries, expected at most {MAX_LISTED:,}")
-        for index, item in enumerate(value):
-            _check_numbers(item, file, f"{path}[{index}]")
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise InputError(f"{file}: {path} is {value}, expected a finite number")
-    elif isinstance(value, int) and abs(value) > MAX_WHOLE_NUMBER:
-        raise InputError(f"{file}: {path} is {_shown(value)}, expected a whole number of at most {MAX_WHOLE_NUMBER:,}")
-
-
-def _check_bounds(key: str, value: Any, file: Path, path: str) -> None:
-    """Bounds of what decides how long a model takes to build."""
-    if key == "channel_multiplier" and isinstance(value, list) and len(value) > MAX_LEVELS:
-        raise InputError(f"{file}: {path} has {len(value):,} entries, expected at most {MAX_LEVELS}")
-    if not isinstance(value, int) or isinstance(value, bool):
-        return
-    most = None
-    if key.endswith(_LAYER_KEYS):
-        most = MAX_LAYERS
-    elif key in _VOCABULARY_KEYS:
-        most = MAX_VOCABULARY
-    elif key in _SIDE_KEYS:
-        most = MAX_SIDE_PX
-    if most is not None and not 0 <= value <= most:
-        raise InputError(f"{file}: {path} is {_shown(value)}, expected 0 to {most:,}")
-    if key in _POSITIVE_KEYS and value < 1:
-        raise InputError(f"{file}: {path} is {value}, expected a positive whole number")
 
 
 def _shown(value: Any) -> str:

@@ -8,27 +8,35 @@ written that :func:`wm.models.load_model` takes. Nothing is trained, and no valu
 
 import copy
 import os
-import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors.torch import save_file
 from torch import Tensor
 
 from wm.errors import InputError
-from wm.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, attach, is_adapter, quiet_peft, read_adapter_config
-from wm.models.checkpoints import base_id_of
+from wm.models.adapters import ADAPTER_WEIGHTS, attach, quiet_peft, read_adapter_config
 from wm.models.folder_checks import read_json, refusing
+from wm.models.foreign_names import (
+    CODEC,
+    LAYER,
+    UNUSED,
+    canonical_name,
+    to_base_name,
+    to_explicit_config,
+    to_saved_name,
+)
+from wm.models.identity import base_id_of
 from wm.models.layer_patterns import check_patterns
-from wm.models.manifest import MANIFEST, Manifest, model_folder, read_manifest
+from wm.models.manifest import ADAPTER_CONFIG, MANIFEST, Manifest, is_adapter, model_folder, read_manifest
 from wm.models.prompts import Task
 from wm.models.skeleton import load_skeleton
 from wm.models.vlm import UnifiedVLM
-from wm.models.weights import read_header, read_places
+from wm.models.weights import read_header, read_stored
 from wm.runs import write_json
 
 PEFT_TYPES = ("LORA", "IA3", "LOHA", "LOKR", "ADALORA", "VERA")
@@ -45,28 +53,9 @@ _UNSUPPORTED = {
 }
 """Keys of a LoRA configuration that must not be set: the engine runs the base's own layers."""
 
-_PREFIX = "base_model.model."
-_WRAPPERS = re.compile(r"(^module\.|\b_orig_mod\.|\b_fsdp_wrapped_module\.)")
-_ADAPTER_NAME = re.compile(r"(?<=\.)((?:lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))|modules_to_save)\.(\w+)")
-_PARAMETER = re.compile(r"\.(?:lora_\w+|ia3_l|hada_\w+|lokr_\w+|vera_\w+)(?:\.|$)")
-_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
-_DECODERS = sorted(
-    [
-        *("", "model.", "model.model.", "language_model.", "language_model.model.", "model.language_model."),
-        *("text_model.", "text_model.model.", "model.text_model.", "model.text_model.model."),
-    ],
-    key=len,
-    reverse=True,
-)
-"""What the language model's layers are called under, in today's classes, older ones and the authors' own."""
-_HEADS = ("lm_head", "model.lm_head", "language_model.lm_head", "text_model.lm_head")
-_UNUSED = re.compile(r"^(?:model\.)?(?:vision_model|vision_tower|aligner)\.")
-"""Parts of a base that read pixels for understanding: no prediction passes through them."""
-_CODEC = re.compile(r"^(?:model\.)?vqmodel\.")
-
 
 @dataclass(frozen=True)
-class Conversion:
+class AdapterConversion:
     """What was taken over. ``renamed``: tensors that got another name; ``unused``: those left out because no prediction
     depends on them."""
 
@@ -76,7 +65,7 @@ class Conversion:
     unused: int
 
 
-def convert_adapter(adapter: str | Path, base: str | Path, out: Path, *, task: Task, home: Path) -> Conversion:
+def convert_adapter(adapter: str | Path, base: str | Path, out: Path, *, task: Task, home: Path) -> AdapterConversion:
     """Check an adapter folder against a base and write it with its manifest.
 
     Args:
@@ -86,12 +75,15 @@ def convert_adapter(adapter: str | Path, base: str | Path, out: Path, *, task: T
         task: What it was trained for.
         home: Where ``out`` will be in the end; the manifest names the base relative to it.
 
+    Returns:
+        What was taken over.
+
     Raises:
         InputError: It is no adapter of this base, of a kind that is not supported, or pickled.
     """
+    # 1. Check what can be checked without the adapter's tensors.
     folder, base_folder = _check_folders(adapter, base)
     config = _read_adapter_config(folder)
-    locations = read_header(folder / ADAPTER_WEIGHTS)
     vlm = load_skeleton(base_folder)
     base_id = base_id_of(base_folder)
     _check_tokenizer(folder, vlm)
@@ -99,27 +91,8 @@ def convert_adapter(adapter: str | Path, base: str | Path, out: Path, *, task: T
     if task == "idm":  # a family that reads no pairs of images refuses here, not in the first job that uses the adapter
         codes = [0] * vlm.tokens_per_image
         vlm.layout("idm", source=codes, target=codes)
-
-    # 1. Names: what is each tensor called in today's class?
-    names = {name: _canonical(name) for name in locations}
-    moved = {name: _to_base_name(canonical, vlm) for name, canonical in names.items()}
-    unused = {name for name, target in moved.items() if _UNUSED.match(target)}
-    in_codec = [name for name, target in moved.items() if _CODEC.match(target)]
-    tensors = dict(read_places({name: location for name, location in locations.items() if name not in unused}))
-    _check_codec(folder, in_codec, tensors)
-    unused |= set(in_codec)
-    used = {name: target for name, target in moved.items() if name not in unused}
-    _check_layers(folder, base_folder, vlm, used.values())
-
-    # 2. The configuration that finds exactly these layers in today's class.
-    if unused or any(target != names[name] for name, target in used.items()):
-        config = _explicit(config, {names[name]: target for name, target in used.items()}, folder)
-    expected = _expected(vlm, config, folder)
-    renamed = {name: _as_saved(target, expected) for name, target in used.items()}
-    doubles = len(renamed) - len(set(renamed.values()))
-    if doubles:
-        raise InputError(f"{folder / ADAPTER_WEIGHTS}: {doubles} tensors have a name that another one has too")
-
+    # 2. Bring names and configuration to those of today's class.
+    adapted = _adapt(folder, base_folder, vlm, config)
     # 3. Write, and attach what was written to the base's shapes as loading does.
     manifest = Manifest(
         family=vlm.family,
@@ -130,21 +103,54 @@ def convert_adapter(adapter: str | Path, base: str | Path, out: Path, *, task: T
         action_slot_tokens=vlm.action_slot_tokens,
         base_path=os.path.relpath(base_folder.resolve(), home.resolve()),
     )
-    ready = {renamed[name]: tensors[name].contiguous() for name in used}
-    save_file(ready, out / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    tensors = {adapted.saved_names[name]: tensor.contiguous() for name, tensor in adapted.tensors.items()}
+    save_file(tensors, out / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     # The start of training (PiSSA, OLoRA, …) takes numbers, which the shapes lack; it plays no part in the check.
-    write_json(out / ADAPTER_CONFIG, config | ({"init_lora_weights": True} if config["peft_type"] == "LORA" else {}))
+    start = {"init_lora_weights": True} if config["peft_type"] == "LORA" else {}
+    write_json(out / ADAPTER_CONFIG, adapted.config | start)
     try:
         with quiet_peft(), _quiet_meta():
             attach(vlm, out, manifest)
     except InputError as error:
         reason = str(error).replace(str(out), str(folder))
-        counts = _layer_counts(used.values(), vlm)
+        counts = _layer_counts(adapted.saved_names.values(), vlm)
         raise InputError(f"{folder} is no adapter of {base_folder}: {counts}{reason}") from error
-    write_json(out / ADAPTER_CONFIG, config)
+    write_json(out / ADAPTER_CONFIG, adapted.config)
     manifest.write(out)
-    changed = sum(name != target for name, target in renamed.items())
-    return Conversion(manifest, len(ready), changed, len(unused))
+    num_renamed = sum(name != saved_name for name, saved_name in adapted.saved_names.items())
+    return AdapterConversion(manifest, len(tensors), num_renamed, adapted.num_unused)
+
+
+class _Adapted(NamedTuple):
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    """By their names in the file."""
+    saved_names: dict[str, str]
+    """Name in the file to the name that PEFT gives it today."""
+    num_unused: int
+
+
+def _adapt(folder: Path, base_folder: Path, vlm: UnifiedVLM, config: dict[str, Any]) -> _Adapted:
+    """Find the names of an adapter's tensors in today's class, and the configuration that finds these layers."""
+    locations = read_header(folder / ADAPTER_WEIGHTS)
+    names = {name: canonical_name(name) for name in locations}
+    base_names = {name: to_base_name(canonical, vlm) for name, canonical in names.items()}
+    unused = {name for name, base_name in base_names.items() if UNUSED.match(base_name)}
+    in_codec = [name for name, base_name in base_names.items() if CODEC.match(base_name)]
+    tensors = dict(read_stored({name: location for name, location in locations.items() if name not in unused}))
+    _check_codec(folder, in_codec, tensors)
+    unused |= set(in_codec)
+    used = {name: base_name for name, base_name in base_names.items() if name not in unused}
+    _check_layers(folder, base_folder, vlm, used.values())
+    # Where all names are today's, the adapter's own configuration finds its layers, and is kept as it is.
+    if unused or any(base_name != names[name] for name, base_name in used.items()):
+        config = to_explicit_config(config, {names[name]: base_name for name, base_name in used.items()}, folder)
+    expected = _expected(vlm, config, folder)
+    saved_names = {name: to_saved_name(base_name, expected) for name, base_name in used.items()}
+    num_doubles = len(saved_names) - len(set(saved_names.values()))
+    if num_doubles:
+        raise InputError(f"{folder / ADAPTER_WEIGHTS}: {num_doubles} tensors have a name that another one has too")
+    return _Adapted(config, {name: tensors[name] for name in used}, saved_names, len(unused))
 
 
 def _check_folders(adapter: str | Path, base: str | Path) -> tuple[Path, Path]:
@@ -215,34 +221,6 @@ def _check_tokenizer(folder: Path, vlm: UnifiedVLM) -> None:
         )
 
 
-def _canonical(name: str) -> str:
-    """Return a tensor's name without wrappers, PEFT's prefix and the adapter's name."""
-    name = _WRAPPERS.sub("", name).removeprefix(_PREFIX)
-
-    def without_adapter_name(match: re.Match[str]) -> str:
-        return match[0] if match[2] in ("weight", "bias") else match[1]
-
-    return _ADAPTER_NAME.sub(without_adapter_name, name).replace(".modules_to_save.", ".")
-
-
-def _to_base_name(name: str, vlm: UnifiedVLM) -> str:
-    """Return the name under which the base's class has the layer; the same name if it has it already or has none like
-    it."""
-    inner = vlm.inner
-    modules = {path for path, _ in inner.named_modules()}
-    layer = _PARAMETER.split(name)[0] if _PARAMETER.search(name) else name.rpartition(".")[0]
-    layer = layer.removesuffix(".base_layer")
-    if layer in modules:
-        return name
-    decoder = next(path for path, module in inner.named_modules() if module is vlm.decoder)
-    for prefix in _DECODERS:
-        rest = name.removeprefix(prefix)
-        if name.startswith(prefix) and rest.startswith(("layers.", "embed_tokens.", "norm.")):
-            return f"{decoder}.{rest}"
-    head = next((prefix for prefix in _HEADS if name.startswith(f"{prefix}.")), None)
-    return name if head is None else f"lm_head{name.removeprefix(head)}"
-
-
 def _check_codec(folder: Path, names: Iterable[str], tensors: Mapping[str, Tensor]) -> None:
     """Refuse an adapter that changes the image codec. One that a list of layer names put there stays at its start,
     where its second factor is zero: it is left out."""
@@ -256,47 +234,16 @@ def _check_codec(folder: Path, names: Iterable[str], tensors: Mapping[str, Tenso
 
 def _check_layers(folder: Path, base: Path, vlm: UnifiedVLM, names: Iterable[str]) -> None:
     count = len(vlm.decoder.layers)
-    last = max((int(number) for name in names for number in _LAYER.findall(name)), default=-1)
+    last = max((int(number) for name in names for number in LAYER.findall(name)), default=-1)
     if last >= count:
         raise InputError(f"adapter {folder} has tensors of {last + 1} layers, but base {base} has {count}")
 
 
 def _layer_counts(names: Iterable[str], vlm: UnifiedVLM) -> str:
     """Say, for a message, if the adapter stops before the base does."""
-    last = max((int(number) for name in names for number in _LAYER.findall(name)), default=-1)
+    last = max((int(number) for name in names for number in LAYER.findall(name)), default=-1)
     count = len(vlm.decoder.layers)
     return f"it has tensors of {last + 1} layers, the base has {count}; " if last + 1 < count else ""
-
-
-def _explicit(config: Mapping[str, Any], names: Mapping[str, str], folder: Path) -> dict[str, Any]:
-    """Build the configuration of a LoRA with its layers under other names: every layer by its full name, with its own
-    rank and alpha where they differ. ``names``: canonical names of the tensors to names in the base."""
-    if config["peft_type"] != "LORA":
-        raise InputError(
-            f"{folder / ADAPTER_WEIGHTS}: names of another class than the base's can be taken over of LoRA only"
-        )
-    layers = {
-        _PARAMETER.split(old)[0]: _PARAMETER.split(new)[0] for old, new in names.items() if _PARAMETER.search(old)
-    }
-    explicit = dict(config) | {"target_modules": sorted(set(layers.values()))}
-    explicit |= dict.fromkeys(("layers_to_transform", "layers_pattern", "exclude_modules"))
-    for key, default in (("rank_pattern", config.get("r")), ("alpha_pattern", config.get("lora_alpha"))):
-        values = {new: _pattern_value(config.get(key) or {}, old, default) for old, new in layers.items()}
-        explicit[key] = {new: value for new, value in values.items() if value != default}
-    if saved := config.get("modules_to_save"):
-        others = {old: new for old, new in names.items() if not _PARAMETER.search(old)}
-        paths = {old.rpartition(".")[0]: new.rpartition(".")[0] for old, new in others.items()}
-        explicit["modules_to_save"] = [paths.get(name, name) for name in saved]
-    return explicit
-
-
-def _pattern_value(patterns: Mapping[str, Any], layer: str, default: Any) -> Any:
-    """Return the value of the first pattern that fits a layer, as PEFT looks for it."""
-    with refusing(f"a pattern of the adapter's ranks or alphas does not fit {layer}"):
-        for pattern, value in patterns.items():
-            if re.match(rf"(.*\.)?({pattern})$", layer):
-                return value
-    return default
 
 
 def _expected(vlm: UnifiedVLM, config: Mapping[str, Any], folder: Path) -> set[str]:
@@ -311,13 +258,6 @@ def _expected(vlm: UnifiedVLM, config: Mapping[str, Any], folder: Path) -> set[s
     with refusing(f"adapter {folder} does not fit its base"), quiet_peft(), _quiet_meta():
         adapted = PeftModel(copy.deepcopy(vlm.module), kind(**values | {"inference_mode": True}))
         return set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
-
-
-def _as_saved(name: str, expected: set[str]) -> str:
-    """Return a tensor's name as PEFT writes it: some without ``.weight`` at the end, those that all layers share (VeRA)
-    without the prefix."""
-    full = _PREFIX + name
-    return next((option for option in (full, full.removesuffix(".weight"), name) if option in expected), full)
 
 
 @contextmanager

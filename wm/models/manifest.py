@@ -1,5 +1,6 @@
 """``wm_model.json``, beside the weights: what a folder holds and what it was made for."""
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -8,10 +9,11 @@ from pydantic import Field
 from wm.config import Recipe
 from wm.errors import InputError
 from wm.models.folder_checks import read_json
-from wm.models.release.read import find_release
+from wm.models.unreadable import convert_command, find_release_models
 from wm.runs import write_json
 
 MANIFEST = "wm_model.json"
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 class Manifest(Recipe):
@@ -42,10 +44,7 @@ class Manifest(Recipe):
 
 
 def model_folder(path: str | Path) -> Path:
-    """Return the model folder meant by ``path``: itself, or the ``model`` in the folder of the run that trained it.
-
-    An original release (:mod:`wm.models.release.read`) is meant by its root, its model or its tokenizer folder.
-    """
+    """Return the model folder meant by ``path``: itself, or the ``model`` in the folder of the run that made it."""
     folder = Path(path)
     if not _has_config(folder) and _has_config(folder / "model"):
         return folder / "model"
@@ -53,17 +52,18 @@ def model_folder(path: str | Path) -> Path:
 
 
 def is_model_folder(path: str | Path) -> bool:
-    """Return whether there is a model at ``path``, of whatever layout; nothing of it is read."""
-    folder = model_folder(path)
-    if _has_config(folder):
-        return True
-    release = find_release(folder)
-    return release is not None and release.model is not None
+    """Return whether there is a model at ``path``, full or an adapter; nothing of it is read."""
+    return _has_config(model_folder(path))
+
+
+def is_adapter(path: str | Path) -> bool:
+    """Return whether a model folder holds a PEFT adapter alone."""
+    return (model_folder(path) / ADAPTER_CONFIG).is_file()
 
 
 def _has_config(folder: Path) -> bool:
     try:
-        return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+        return any((folder / name).is_file() for name in ("config.json", ADAPTER_CONFIG))
     except (OSError, ValueError) as error:  # no permission, a name that is too long
         raise InputError(f"{str(folder)[:200]!r} cannot be read: {error}") from error
 
@@ -78,7 +78,83 @@ def read_manifest(folder: str | Path) -> Manifest | None:
     return Manifest.parse(read_json(path), str(path)) if is_there else None
 
 
-def need_same_codec(actual: str, expected: str, where: str | Path) -> None:
+def read_adapter_manifest(folder: str | Path) -> Manifest:
+    """Read the manifest of an adapter folder.
+
+    Args:
+        folder: An adapter's folder, or that of the run that trained it.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        InputError: There is none; the message says how to write one.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        path = model_folder(folder)
+        raise InputError(
+            f"adapter {path} has no {MANIFEST}, which names the base and codec it was made for; one that was trained "
+            f"elsewhere gets it by: python -m jobs.convert adapter={path} base=BASE task=idm out=OUT"
+        )
+    return manifest
+
+
+def adapter_base(folder: Path, base: str | Path | None = None) -> Path:
+    """Find the base of an adapter; its identity is not compared.
+
+    Args:
+        folder: The adapter's folder.
+        base: The base's folder; None: the one that the manifest names.
+
+    Returns:
+        A full model folder.
+
+    Raises:
+        InputError: It is not there, or is no full model that can be read.
+    """
+    manifest = read_adapter_manifest(folder)
+    if base is None and not manifest.base_path:
+        raise InputError(f"adapter {folder} does not say where its base is; give base=")
+    given = base if base is not None else os.path.normpath(folder.resolve() / manifest.base_path)
+    try:
+        base_folder = model_folder(given)
+        is_folder = base_folder.is_dir()
+    except (InputError, OSError, ValueError):  # a name that is too long, or holds a zero byte
+        base_folder, is_folder = Path(given), False
+    if not is_folder:
+        raise InputError(
+            f"adapter {folder}: its base {manifest.base_id} is not at {str(base_folder)!r:.300}; give base="
+        )
+    # Adapters of adapters are not made here, and a chain of them may be a circle.
+    if is_adapter(base_folder):
+        raise InputError(f"adapter {folder}: its base {base_folder} is an adapter itself, expected a full model folder")
+    # Earlier versions trained on releases as they are; the converted folder has the same id.
+    if find_release_models(base_folder):
+        raise InputError(
+            f"adapter {folder} was trained on the original release {base_folder}: {convert_command(base_folder)} as "
+            f"base=, or as base_path in {folder / MANIFEST}"
+        )
+    return base_folder
+
+
+def check_same_base(folder: Path, base_id: str, where: str | Path) -> None:
+    """Check that an adapter was trained on a base.
+
+    Args:
+        folder: The adapter's folder.
+        base_id: Of the base at hand.
+        where: Named in the error.
+
+    Raises:
+        InputError: It was trained on another; both are named.
+    """
+    expected = read_adapter_manifest(folder).base_id
+    if base_id != expected:
+        raise InputError(f"adapter {folder} was trained on base {expected}, but {where} is {base_id}")
+
+
+def check_same_codec(actual: str, expected: str, where: str | Path) -> None:
     """Raise :class:`InputError` naming both if a model was made with another codec than it would get."""
     if actual != expected:
         raise InputError(f"{where} was made with image codec {expected}, but the codec here is {actual}")

@@ -12,8 +12,9 @@ from pathlib import Path
 from torch import Tensor
 
 from wm.errors import InputError
-from wm.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from wm.models.adapters import ADAPTER_WEIGHTS
 from wm.models.folder_checks import read_json
+from wm.models.manifest import ADAPTER_CONFIG
 from wm.models.vlm import UnifiedVLM
 from wm.models.weights import read_header
 
@@ -32,7 +33,7 @@ def twin_of(vlm: UnifiedVLM) -> UnifiedVLM:
     return twin
 
 
-def need_shareable(folder: Path) -> None:
+def check_shareable(folder: Path) -> None:
     """Raise :class:`InputError` if loading the adapter of a folder changes its base."""
     config = read_json(folder / ADAPTER_CONFIG)
     if config.get("bias", "none") != "none":

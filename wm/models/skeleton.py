@@ -6,11 +6,10 @@ from pathlib import Path
 import torch
 
 from wm.errors import InputError
-from wm.models.adapters import is_adapter
-from wm.models.checkpoints import adapter_base, family_of, load_codec
+from wm.models.checkpoints import load_codec
+from wm.models.families import family_of
 from wm.models.folder_checks import refusing
-from wm.models.manifest import model_folder, read_manifest
-from wm.models.release.read import find_release
+from wm.models.manifest import adapter_base, is_adapter, model_folder, read_adapter_manifest, read_manifest
 from wm.models.unreadable import check_folder_exists
 from wm.models.vlm import Facts, UnifiedVLM
 from wm.models.weights import weight_files
@@ -21,30 +20,34 @@ def load_skeleton(path: str | Path, *, without_codec: bool = False) -> UnifiedVL
     prompt layout, shapes without numbers. Of the weights only the image codec's are read, whose id rows are compared
     with.
 
-    ``without_codec``: a folder whose weights are not there is taken too; ``codec_id`` is then what its manifest says,
-    or empty. Raises :class:`InputError` for a folder that is no model of a known family.
+    Args:
+        path: A full model folder, or an adapter's.
+        without_codec: Take a folder whose weights are not there too; ``codec_id`` is then what its manifest says, or
+            empty.
+
+    Returns:
+        The model.
+
+    Raises:
+        InputError: The folder is no model of a known family.
     """
     folder = model_folder(path)
     check_folder_exists(folder)
     slot_tokens = None
     if is_adapter(folder):
-        manifest, folder = adapter_base(folder)
-        slot_tokens = manifest.action_slot_tokens
+        slot_tokens = read_adapter_manifest(folder).action_slot_tokens
+        folder = adapter_base(folder)
     with refusing(f"{folder} is no model that can be read"):
         facts = _facts_without_weights(folder) if without_codec and not has_weights(folder) else _facts(folder)
         if slot_tokens is not None:
             facts = replace(facts, action_slot_tokens=slot_tokens)
-        vlm: UnifiedVLM = family_of(folder).load(folder, "meta", torch.float32, facts)
-    return vlm
+        return family_of(folder).load(folder, "meta", torch.float32, facts)
 
 
 def has_weights(path: str | Path) -> bool:
     """Return whether the weight files of a full folder are all there; not what is in them."""
-    folder = model_folder(path)
-    if find_release(folder) is not None:
-        return True
     try:
-        return bool(weight_files(folder))
+        return bool(weight_files(model_folder(path)))
     except InputError:
         return False
 

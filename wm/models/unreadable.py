@@ -4,11 +4,13 @@ Only names and small files are looked at; nothing of the folder is loaded, run o
 """
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any, NoReturn
 
 from wm.errors import InputError
 from wm.models.folder_checks import read_json
+from wm.models.weights import has_weights
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 READ_LAYOUTS = {
@@ -69,6 +71,49 @@ def hub_hint(folder: str | Path) -> str:
     )
 
 
+def find_release_models(folder: Path) -> list[Path]:
+    """List the folders of Meta's original layout of Chameleon (Anole's too) at a path; nothing is read.
+
+    Args:
+        folder: A release (``models/7b``, …, ``tokenizer``), its ``models``, one of these, or a flat folder of it all.
+
+    Returns:
+        Folders that hold ``params.json`` or ``consolidated*.pth``; none for a folder with Hugging Face's weights.
+    """
+    if not folder.is_dir() or has_weights(folder) or (folder / "adapter_config.json").is_file():
+        return []
+    if _is_release_model(folder):
+        return [folder]
+    if (folder / "config.json").is_file():
+        return []  # a Hugging Face folder whose weights are not there
+    inside = [*sorted(folder.glob("models/*/")), *sorted(folder.glob("*/"))]
+    return [path for path in inside if _is_release_model(path)]
+
+
+def _is_release_model(folder: Path) -> bool:
+    return (folder / "params.json").is_file() or any(folder.glob("consolidated*.pth"))
+
+
+def convert_command(release: Path) -> str:
+    """Write the command that brings an original release over, and the folder to give then."""
+    out = release.with_name(f"{release.name}-hf") if release.name else release / "hf"
+    command = f"python -m jobs.convert release={shlex.quote(str(release))} out={shlex.quote(str(out))}"
+    return f"run `{command}` once and give {out}"
+
+
+def explain_release(folder: Path) -> None:
+    """Raise :class:`InputError` for an original release, which is read after conversion only.
+
+    Args:
+        folder: A folder that should be a full model.
+
+    Raises:
+        InputError: It is one; the message says the command.
+    """
+    if find_release_models(folder):
+        raise InputError(f"{folder} is an original release of Chameleon (or Anole): {convert_command(folder)}")
+
+
 def explain_unreadable(folder: Path) -> None:
     """Raise :class:`InputError` for a folder of a known layout that is not read.
 
@@ -80,6 +125,7 @@ def explain_unreadable(folder: Path) -> None:
             run.
     """
     check_folder_exists(folder)
+    explain_release(folder)
     snapshots = sorted(path for path in folder.glob("snapshots/*") if path.is_dir())
     if snapshots:
         raise InputError(f"{folder} is a repository of the Hugging Face cache; give its snapshot: {snapshots[-1]}")
@@ -100,6 +146,13 @@ def _explain_without_config(folder: Path) -> None:
         )
     if (folder / "adapter_config.json").is_file():
         raise InputError(f"{folder} holds an adapter alone, expected a full model")
+    if any((folder / name).is_file() for name in ("text_tokenizer.json", "vqgan.ckpt")):
+        raise InputError(f"{folder} holds a tokenizer or an image codec alone, expected a full model{_read()}")
+    if (folder / "tokenizer" / "vqgan.ckpt").is_file():
+        raise InputError(
+            f"{folder} holds the tokenizer of an original release, but no params.json and consolidated*.pth in "
+            f"models/7b or so; its image codec alone is {folder / 'tokenizer'}"
+        )
     weights = sorted(path.name for pattern in ("*.safetensors", "*.bin", "*.pt") for path in folder.glob(pattern))
     if weights:
         raise InputError(f"{folder} holds {weights[0]} but no config.json; download the whole model folder{_read()}")

@@ -8,7 +8,7 @@ Shape suffixes: B rows, T tokens, N image tokens, K candidates, D codec features
 """
 
 import sys
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -288,16 +288,3 @@ def span_of(rows: Tensor) -> slice | None:
     first, count = int(rows[0]), len(rows)
     consecutive = torch.equal(rows, torch.arange(first, first + count, device=rows.device))
     return slice(first, first + count) if consecutive else None
-
-
-def special_ids(vocabulary: Mapping[str, int], names: Mapping[str, str], where: str) -> prompts.SpecialIds:
-    """Ids of the five structure tokens from their names (``bos``, ``eos``, ``pad``, ``boi``, ``eoi``)."""
-    return prompts.SpecialIds(**token_ids(vocabulary, names, where))
-
-
-def token_ids(vocabulary: Mapping[str, int], names: Mapping[str, str], where: str) -> dict[str, int]:
-    """Role to vocabulary id from role to name; :class:`InputError` for a name the vocabulary has not."""
-    missing = [f"{role} {name!r}" for role, name in names.items() if name not in vocabulary]
-    if missing:
-        raise InputError(f"{where}: the tokenizer has no token {missing[0]}")
-    return {role: vocabulary[name] for role, name in names.items()}

@@ -18,7 +18,7 @@ from wm.models.checkpoints import load_model, save_model
 from wm.models.codec.codec import ImageCodec, PixelScale
 from wm.models.codec.vqgan import VQGAN
 from wm.models.families.chameleon import BOI_TOKEN, EOI_TOKEN, ChameleonVLM, image_token_name
-from wm.models.vlm import UnifiedVLM
+from wm.models.vlm import Facts, UnifiedVLM
 
 SEPARATOR = "<reserved08706>"
 _SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
@@ -144,11 +144,7 @@ def build_nano(
     vlm = ChameleonVLM(
         module.eval(),
         tokenizer,
-        base_id="",
-        codec_id=codec.codec_id,
-        tokens_per_image=codec.tokens_per_image,
-        num_codes=codec.num_codes,
-        action_slot_tokens=preset.action_slot_tokens,
+        Facts("", codec.codec_id, codec.tokens_per_image, codec.num_codes, preset.action_slot_tokens),
     )
     return vlm, codec
 

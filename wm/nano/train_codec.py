@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAEEncoderResnetBlock
 
-from wm.models.codec.vqgan import VQGAN
+from wm.models.codec.vqgan import VQModel
 from wm.nano.muon import Muon
 from wm.training.kernels.autocast import lowered
 from wm.training.planning.schedule import LONG_WARMUP, warmup_warning
@@ -52,7 +52,7 @@ class CodecSettings:
     seed: int = 0
 
 
-def train_codec(vqgan: VQGAN, pixels_BCHW: Tensor, settings: CodecSettings, report: Report) -> dict[str, float]:
+def train_codec(vqgan: VQModel, pixels_BCHW: Tensor, settings: CodecSettings, report: Report) -> dict[str, float]:
     """Train a VQGAN in place. Pixels are scaled as Chameleon's image processor does (x / 127.5 - 1).
 
     Args:
@@ -78,7 +78,7 @@ def train_codec(vqgan: VQGAN, pixels_BCHW: Tensor, settings: CodecSettings, repo
 
 
 def _train_encoder(
-    vqgan: VQGAN, pixels_BCHW: Tensor, settings: CodecSettings, generator: torch.Generator, report: Report
+    vqgan: VQModel, pixels_BCHW: Tensor, settings: CodecSettings, generator: torch.Generator, report: Report
 ) -> tuple[float, int]:
     side = pixels_BCHW.shape[-1] // vqgan.side_tokens
     width = vqgan.config.embed_dim
@@ -122,7 +122,7 @@ def _train_encoder(
 
 
 def _train_decoder(
-    vqgan: VQGAN, pixels_BCHW: Tensor, settings: CodecSettings, generator: torch.Generator, report: Report
+    vqgan: VQModel, pixels_BCHW: Tensor, settings: CodecSettings, generator: torch.Generator, report: Report
 ) -> float:
     modules = nn.ModuleList([vqgan.decoder, vqgan.post_quant_conv]).train()
     for block in vqgan.decoder.modules():
@@ -144,7 +144,7 @@ def _train_decoder(
     return smooth
 
 
-def _context_loss(vqgan: VQGAN, pixels_BCHW: Tensor, features_BND: Tensor, generator: torch.Generator) -> Tensor:
+def _context_loss(vqgan: VQModel, pixels_BCHW: Tensor, features_BND: Tensor, generator: torch.Generator) -> Tensor:
     """Compute how far a patch's feature moves among other neighbours and after a small shake of the camera.
 
     Its feature in a collage of patches from other images of the batch, all shifted by up to 1 px, must equal that in
@@ -217,7 +217,7 @@ def _spread_seeds(features_MD: Tensor, count: int, generator: torch.Generator) -
 
 
 @torch.no_grad()
-def _merge(vqgan: VQGAN, probe: nn.Module, features_MD: Tensor, merge_rms: float) -> int:
+def _merge(vqgan: VQModel, probe: nn.Module, features_MD: Tensor, merge_rms: float) -> int:
     """Merge codes that look alike (see :class:`CodecSettings`), most used first; returns how many stay.
 
     A merged code's vector moves out of reach, so that its row stays in the table and is never the nearest.
@@ -244,7 +244,7 @@ def _merge(vqgan: VQGAN, probe: nn.Module, features_MD: Tensor, merge_rms: float
 
 @torch.no_grad()
 def _many_features(
-    vqgan: VQGAN, pixels_BCHW: Tensor, settings: CodecSettings, generator: torch.Generator, images: int = 1024
+    vqgan: VQModel, pixels_BCHW: Tensor, settings: CodecSettings, generator: torch.Generator, images: int = 1024
 ) -> Tensor:
     """Features (M, D) of noisy images for k-means."""
     clean_BCHW = _batch(pixels_BCHW, images, generator)

@@ -9,8 +9,8 @@ import pytest
 from tests.helpers.models_folders import with_adapter
 from wm.errors import InputError
 from wm.models import base_of, load_codec, load_model, save_model
+from wm.models.codec.taming import read_vqgan_config
 from wm.models.layer_patterns import check_patterns
-from wm.models.release.vqgan import read_vqgan_config
 from wm.models.skeleton import load_skeleton
 
 FILE = Path("adapter_config.json")

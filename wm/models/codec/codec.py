@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from transformers import ChameleonVQVAEConfig
 
 from wm.errors import InputError
-from wm.models.codec.vqgan import VQGAN
+from wm.models.codec.vqgan import VQModel
 from wm.models.folder_checks import read_json
-from wm.models.weights import CODEC_PREFIX, tensor_digest
+from wm.models.identity import tensor_digest
+from wm.models.weights import CODEC_PREFIX
 
 PixelBatch: TypeAlias = npt.NDArray[np.uint8] | Tensor
 _IDENTITY_KEYS = (
@@ -57,13 +58,11 @@ class PixelScale:
     def read(cls, folder: Path, default: "PixelScale | None" = None) -> "PixelScale":
         """From the folder's ``preprocessor_config.json``, or the ``image_processor`` of ``processor_config.json``, as
         newer versions of transformers save it; ``default``, or the released values, where both are absent."""
-        path = folder / "preprocessor_config.json"
-        values = read_json(path) if path.is_file() else None
-        if values is None and (folder / "processor_config.json").is_file():
-            path = folder / "processor_config.json"
-            values = read_json(path).get("image_processor")
-        if not isinstance(values, dict):
+        values, path = read_image_processor(folder), folder / "preprocessor_config.json"
+        if not values:
             return default or cls()
+        if not path.is_file():
+            path = folder / "processor_config.json"
         means, stds = values.get("image_mean", [cls.mean]), values.get("image_std", [cls.std])
         rescale = values.get("rescale_factor", cls.rescale)
         if not all(isinstance(numbers, list) and numbers for numbers in (means, stds)) or not all(
@@ -80,6 +79,17 @@ class PixelScale:
         return cls(float(rescale), float(means[0]), float(stds[0]))
 
 
+def read_image_processor(folder: Path) -> dict[str, Any]:
+    """Read the image processor's configuration: a file of its own, or part of ``processor_config.json`` as newer
+    versions of transformers write it; empty where there is none."""
+    if (folder / "preprocessor_config.json").is_file():
+        return read_json(folder / "preprocessor_config.json")
+    values: Any = None
+    if (folder / "processor_config.json").is_file():
+        values = read_json(folder / "processor_config.json").get("image_processor")
+    return values if isinstance(values, dict) else {}
+
+
 class ImageCodec(nn.Module):
     """A VQGAN with its pixel scale and identity. Evaluation only; no gradients.
 
@@ -91,7 +101,9 @@ class ImageCodec(nn.Module):
 
     ignored: tuple[str, ...] = ()
 
-    def __init__(self, vqgan: VQGAN, scale: PixelScale, *, has_decoder: bool = True, where: str = "this codec") -> None:
+    def __init__(
+        self, vqgan: VQModel, scale: PixelScale, *, has_decoder: bool = True, where: str = "this codec"
+    ) -> None:
         super().__init__()
         self.vqgan = vqgan.eval().requires_grad_(False)
         self.scale = scale
@@ -150,7 +162,7 @@ class ImageCodec(nn.Module):
         Raises :class:`InputError` on a wrong length, an id outside [0, num_codes), or a checkpoint without
         decoder.
         """
-        self.need_decoder()
+        self.check_decoder()
         codes = self._check_codes(codes_BN)
         images = []
         for chunk in torch.split(codes, self.chunk):
@@ -162,7 +174,7 @@ class ImageCodec(nn.Module):
             return np.zeros((0, self.side_px, self.side_px, 3), dtype=np.uint8)
         return np.asarray(torch.cat(images).numpy())
 
-    def need_decoder(self) -> None:
+    def check_decoder(self) -> None:
         """Raise :class:`InputError` if images cannot be drawn; for jobs that will draw some after long work."""
         if not self.has_decoder:
             raise InputError(

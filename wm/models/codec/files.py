@@ -1,6 +1,6 @@
-"""Image codecs read from model folders of every layout: Hugging Face's, with or without decoder, and the original."""
+"""Read image codecs from model folders: the VQ model in Hugging Face weights, and VQGAN checkpoints of their own."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -8,61 +8,109 @@ from torch import Tensor
 from transformers import ChameleonVQVAEConfig
 
 from wm.errors import InputError
-from wm.models.codec.codec import ImageCodec, PixelScale, identity_of
-from wm.models.codec.vqgan import VQGAN
-from wm.models.folder_checks import check_config, check_no_code, neutralise, read_json, refusing
-from wm.models.release.read import VQGAN_CKPT, VQGAN_YAML, find_release
-from wm.models.release.vqgan import (
+from wm.models.codec.codec import ImageCodec, PixelScale, identity_of, read_image_processor
+from wm.models.codec.taming import (
     IGNORED_PREFIX,
+    VQGAN_CKPT,
+    VQGAN_YAML,
     read_vqgan_checkpoint,
     read_vqgan_config,
     vqgan_file,
     yaml_beside,
 )
+from wm.models.codec.vqgan import VQGAN, VQModel
+from wm.models.config_bounds import check_config
+from wm.models.folder_checks import check_no_code, neutralise, read_json, refusing
+from wm.models.tensor_checks import check_floats, check_tensors
 from wm.models.unreadable import explain_missing_codec
-from wm.models.weights import CODEC_PREFIX, check_floats, check_tensors, load_tensors, place_of
+from wm.models.weights import CODEC_PREFIX, describe_tensor, load_tensors
 
 _DECODER = "decoder."
-ORIGINAL_SCALE = PixelScale(rescale=2 / 255)
+EXACT_SCALE = PixelScale(rescale=2 / 255)
 """[0, 255] to [-1, 1] exactly, as ``chameleon/inference/image_tokenizer.py``; transformers rounds 2/255 to 0.0078."""
 
 
-def read_codec(path: Path, device: str | torch.device = "cpu", *, decoder: Path | None = None) -> ImageCodec:
-    """Read the codec of a Chameleon folder, from its image tokenizer's tensors alone; no other weights are read.
+def is_vqgan(path: Path) -> bool:
+    """Return whether a path is a VQGAN checkpoint of its own: ``vqgan.ckpt``, or a folder that has one and no model."""
+    if path.is_file():
+        return path.suffix == ".ckpt"
+    return (path / VQGAN_CKPT).is_file() and not (path / "config.json").is_file()
 
-    ``path``: a Hugging Face folder (``model.vqmodel.*``), or an original release, its ``tokenizer`` folder or
-    its ``vqgan.ckpt`` (with ``vqgan.yaml`` beside). ``decoder``: a ``vqgan.ckpt``, or a folder that has one, to
-    take the decoder from; a Hugging Face folder without decoder finds a ``vqgan.ckpt`` inside by itself.
 
-    Raises :class:`InputError` for tensors that do not fit, and for a decoder trained with another codebook.
+def read_codec(path: Path, device: str | torch.device = "cpu", decoder: Path | None = None) -> ImageCodec:
+    """Read a codec of Chameleon's architecture from its own tensors; no other weights are read.
+
+    Args:
+        path: A Hugging Face folder (``model.vqmodel.*``), or ``vqgan.ckpt`` with ``vqgan.yaml`` beside, or the folder
+            of these two.
+        device: Where to put the codec.
+        decoder: A ``vqgan.ckpt``, or a folder that has one, to take the decoder from. A Hugging Face folder without
+            decoder finds a ``vqgan.ckpt`` inside by itself.
+
+    Returns:
+        The codec, in float32.
+
+    Raises:
+        InputError: Tensors do not fit, or the decoder was trained with another codebook.
     """
-    release = find_release(path)
-    if release is None:
-        codec = _read_transformers_codec(path, decoder)
-    else:
-        file = path if path.is_file() else release.tokenizer / VQGAN_CKPT
-        codec = _read_original_codec(file, decoder)
+    codec = _read_checkpoint(path, decoder) if is_vqgan(path) else _read_transformers_codec(path, decoder)
     return codec.to(device)
 
 
+def read_own_codec(
+    folder: Path,
+    build: Callable[[], VQModel],
+    *,
+    family: str,
+    prefixes: Sequence[str],
+    device: str | torch.device = "cpu",
+    decoder: Path | None = None,
+) -> ImageCodec:
+    """Read the codec of a family that keeps its VQ model, with decoder, beside the language model.
+
+    Args:
+        folder: A full folder, with the image processor's configuration, which says how pixels are scaled.
+        build: Makes an empty model with the interface of :class:`~wm.models.codec.vqgan.VQGAN`.
+        family: Named where the weights hold no codec.
+        prefixes: What tensor names may begin with.
+        device: Where to put the codec.
+        decoder: Refused: the VQ model has one.
+
+    Returns:
+        The codec, in float32.
+
+    Raises:
+        InputError: It is not there, or does not fit its configuration.
+    """
+    if decoder is not None:
+        raise InputError(f"decoder = {decoder}: {family.capitalize()}'s VQ model has its own decoder")
+    if not read_image_processor(folder):
+        raise InputError(f"no preprocessor_config.json in {folder}, which says how pixels are scaled")
+    tensors: dict[str, Tensor] = {}
+    for prefix in prefixes:
+        tensors = tensors or load_tensors(folder, prefix)
+    if not tensors:
+        explain_missing_codec(folder, family)
+    return _assemble(build, tensors, PixelScale.read(folder), str(folder), prefix=prefixes[0]).to(device)
+
+
 def chameleon_codec_shape(path: Path) -> tuple[int, int]:
-    """Tokens an image and codes of the codec of a folder that :func:`read_codec` reads, from its configuration."""
-    release = find_release(path)
-    folder = release.tokenizer if release else path
-    is_original = (folder / VQGAN_YAML).is_file()
-    config = read_vqgan_config(folder / VQGAN_YAML) if is_original else _read_vq_config(path)
+    """Return the tokens an image and the codes of a codec that :func:`read_codec` reads, from its configuration."""
+    is_checkpoint = (path / VQGAN_YAML).is_file() and not (path / "config.json").is_file()
+    config = read_vqgan_config(path / VQGAN_YAML) if is_checkpoint else _read_vq_config(path)
     side = config.resolution // 2 ** (len(config.channel_multiplier) - 1)
     return side * side, config.num_embeddings
 
 
-def _read_original_codec(file: Path, decoder: Path | None) -> ImageCodec:
-    checkpoint = read_vqgan_checkpoint(file)
+def _read_checkpoint(path: Path, decoder: Path | None) -> ImageCodec:
+    checkpoint = read_vqgan_checkpoint(path)
+    file = checkpoint.file
     config = read_vqgan_config(yaml_beside(file))
     tensors = checkpoint.tensors
     if decoder is not None:
         tensors = _with_decoder(tensors, config, decoder, str(file))
-    scale = PixelScale.read(file.parent, ORIGINAL_SCALE)
-    return _assemble(config, tensors, scale, str(file), ignored=checkpoint.ignored)
+    scale = PixelScale.read(file.parent, EXACT_SCALE)
+    return _assemble_vqgan(config, tensors, scale, str(file), ignored=checkpoint.ignored)
 
 
 def _read_vq_config(folder: Path) -> ChameleonVQVAEConfig:
@@ -88,34 +136,53 @@ def _read_transformers_codec(folder: Path, decoder: Path | None) -> ImageCodec:
         tensors = _with_decoder(tensors, config, decoder, str(folder))
     ignored = tuple(sorted(set(stored) - set(tensors)))
     scale = PixelScale.read(folder)
-    return _assemble(config, tensors, scale, str(folder), prefix=CODEC_PREFIX, ignored=ignored)
+    return _assemble_vqgan(config, tensors, scale, str(folder), prefix=CODEC_PREFIX, ignored=ignored)
 
 
-def _assemble(
+def _assemble_vqgan(
     config: ChameleonVQVAEConfig,
     tensors: Mapping[str, Tensor],
     scale: PixelScale,
     where: str,
     *,
     prefix: str = "",
+    ignored: tuple[str, ...],
+) -> ImageCodec:
+    # Chameleon as transformers converts it comes without decoder: it encodes all the same.
+    has_decoder = _has_decoder(tensors)
+    return _assemble(
+        lambda: VQGAN(config), tensors, scale, where, prefix=prefix, has_decoder=has_decoder, ignored=ignored
+    )
+
+
+def _assemble(
+    build: Callable[[], VQModel],
+    tensors: Mapping[str, Tensor],
+    scale: PixelScale,
+    where: str,
+    *,
+    prefix: str = "",
+    has_decoder: bool = True,
     ignored: tuple[str, ...] = (),
 ) -> ImageCodec:
-    """``prefix``: what stands before the tensors' names in the file."""
-    with refusing(f"{where}: its configuration describes no VQGAN"), torch.device("meta"):
-        vqgan = VQGAN(config)
-    # Meta's release comes without decoder: it encodes all the same.
-    has_decoder = _has_decoder(tensors)
+    """Build a codec of tensors, which have ``prefix`` before their names in the file."""
+    with refusing(f"{where}: its configuration describes no image codec"), torch.device("meta"):
+        vqgan = build()
+    model_tensors = vqgan.state_dict()
     expected = {
         prefix + name: tensor.shape
-        for name, tensor in vqgan.state_dict().items()
+        for name, tensor in model_tensors.items()
         if has_decoder or not name.startswith(_DECODER)
     }
     check_tensors(expected, {prefix + name: tensor.shape for name, tensor in tensors.items()}, where)
     if not has_decoder:
         vqgan.decoder = None  # type: ignore[assignment]
-    check_floats(vqgan.state_dict(), {name: place_of(Path(where), tensor) for name, tensor in tensors.items()}, where)
-    # A copy: what is memory-mapped must not hang on a file that may be replaced.
-    copies = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
+    check_floats(model_tensors, {name: describe_tensor(Path(where), tensor) for name, tensor in tensors.items()}, where)
+    # Copies: what is memory-mapped must not depend on a file that may be replaced.
+    copies = {
+        name: tensor.to(torch.float32, copy=True) if tensor.is_floating_point() else tensor.clone()
+        for name, tensor in tensors.items()
+    }
     with refusing(f"{where} holds no image codec that can be used"):
         vqgan.load_state_dict(copies, assign=True)
         codec = ImageCodec(vqgan, scale, has_decoder=has_decoder, where=where)
@@ -126,13 +193,13 @@ def _assemble(
 def _with_decoder(
     tensors: Mapping[str, Tensor], config: ChameleonVQVAEConfig, decoder: Path, where: str
 ) -> dict[str, Tensor]:
-    """``tensors`` with the decoder of a separate checkpoint, which must be of the same encoder and codebook."""
+    """Replace the decoder by that of a separate checkpoint, which must be of the same encoder and codebook."""
     checkpoint = read_vqgan_checkpoint(vqgan_file(decoder))
     file = checkpoint.file
     if not _has_decoder(checkpoint.tensors):
         raise InputError(f"{file} holds no decoder.* weights")
     if yaml_beside(file).is_file():
-        _need_same_architecture(config, read_vqgan_config(yaml_beside(file)), where, yaml_beside(file))
+        _check_same_architecture(config, read_vqgan_config(yaml_beside(file)), where, yaml_beside(file))
     for name, tensor in tensors.items():
         other = checkpoint.tensors.get(name)
         if name.startswith(_DECODER) or other is None:
@@ -144,11 +211,11 @@ def _with_decoder(
     return encoder_tensors | {name: tensor for name, tensor in checkpoint.tensors.items() if name.startswith(_DECODER)}
 
 
-def _need_same_architecture(config: ChameleonVQVAEConfig, other: ChameleonVQVAEConfig, where: str, file: Path) -> None:
-    ours, theirs = identity_of(config), identity_of(other)
-    for key in ours:
-        if ours[key] != theirs[key] and key != "norm_over":  # the file cannot say that
-            raise InputError(f"{file} is of another codec than {where}: {key} is {theirs[key]!r}, not {ours[key]!r}")
+def _check_same_architecture(config: ChameleonVQVAEConfig, other: ChameleonVQVAEConfig, where: str, file: Path) -> None:
+    values, other_values = identity_of(config), identity_of(other)
+    for key, value in values.items():
+        if value != other_values[key] and key != "norm_over":  # the file cannot say that
+            raise InputError(f"{file} is of another codec than {where}: {key} is {other_values[key]!r}, not {value!r}")
 
 
 def _has_decoder(tensors: Mapping[str, Tensor]) -> bool:

@@ -6,10 +6,12 @@ The decoder is that of Esser et al., "Taming Transformers for High-Resolution Im
 images, C channels, H and W pixels or latent cells, N = H x W cells, D code width.
 """
 
+from types import SimpleNamespace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import ChameleonVQVAEConfig
+from transformers import ChameleonVQVAEConfig, PreTrainedModel
 from transformers.models.chameleon.modeling_chameleon import (
     ChameleonVQVAEEncoder,
     ChameleonVQVAEEncoderAttnBlock,
@@ -127,7 +129,51 @@ def _norm_over_channels(module: nn.Module) -> None:
             _norm_over_channels(child)
 
 
-class VQGAN(nn.Module):
+class VQModel(nn.Module):
+    """A VQ model of any family, as :class:`~wm.models.codec.codec.ImageCodec` uses it.
+
+    A family's own class takes the parts of transformers' class over, under its tensor names, and says how it uses them.
+    """
+
+    config: ChameleonVQVAEConfig | SimpleNamespace
+    side_tokens: int
+    """Image tokens along a side."""
+    encoder: nn.Module
+    decoder: nn.Module
+    quantize: ChameleonVQVAEVectorQuantizer
+    """Or another class with the codebook as ``embedding``."""
+    quant_conv: nn.Module
+    post_quant_conv: nn.Module
+
+    def take_parts(self, vq: PreTrainedModel, side_tokens: int, side_px: int, num_codes: int) -> None:
+        """Take the parts and the configuration of transformers' model over.
+
+        Args:
+            vq: Encoder, decoder, quantiser and the convolutions around it.
+            side_tokens: Image tokens along a side.
+            side_px: Pixels along a side.
+            num_codes: Codes of the codebook.
+        """
+        self.encoder, self.decoder, self.quantize = vq.encoder, vq.decoder, vq.quantize
+        self.quant_conv, self.post_quant_conv = vq.quant_conv, vq.post_quant_conv
+        self.side_tokens = side_tokens
+        values = {name: getattr(vq.config, name, None) for name in vq.config.to_dict()}
+        self.config = SimpleNamespace(**values | {"resolution": side_px, "num_embeddings": num_codes})
+
+    def features(self, pixels_BCHW: Tensor) -> Tensor:
+        """Return pre-quantised features (B, N, D), row-major, of scaled pixels."""
+        raise NotImplementedError
+
+    def nearest(self, features_BND: Tensor) -> Tensor:
+        """Return the codebook ids (B, N) of features."""
+        raise NotImplementedError
+
+    def decode_features(self, quantised_BND: Tensor) -> Tensor:
+        """Return pixels (B, 3, H, W) in [-1, 1] of code vectors (B, N, D)."""
+        raise NotImplementedError
+
+
+class VQGAN(VQModel):
     """Encoder, quantiser and decoder; no opinion on pixels' scale (see :mod:`wm.models.codec.codec`).
 
     ``config.norm_over = "channels"`` (an addition to transformers' configuration, for small pictures)
@@ -137,6 +183,7 @@ class VQGAN(nn.Module):
     def __init__(self, config: ChameleonVQVAEConfig) -> None:
         super().__init__()
         self.config = config
+        self.side_tokens = config.resolution // 2 ** (len(config.channel_multiplier) - 1)
         self.encoder = ChameleonVQVAEEncoder(config)
         self.quantize = ChameleonVQVAEVectorQuantizer(config)
         self.quant_conv = nn.Conv2d(config.latent_channels, config.embed_dim, 1)
@@ -144,12 +191,6 @@ class VQGAN(nn.Module):
         self.decoder = Decoder(config)
         if getattr(config, "norm_over", "groups") == "channels":
             _norm_over_channels(self)
-
-    @property
-    def side_tokens(self) -> int:
-        """Image tokens along a side."""
-        side: int = self.config.resolution // 2 ** (len(self.config.channel_multiplier) - 1)
-        return side
 
     def features(self, pixels_BCHW: Tensor) -> Tensor:
         """Pre-quantised features ``quant_conv(encoder(x))`` as (B, N, D), row-major."""
@@ -168,16 +209,3 @@ class VQGAN(nn.Module):
         side = self.side_tokens
         latent = quantised_BND.transpose(1, 2).reshape(len(quantised_BND), -1, side, side)
         return self.decoder(self.post_quant_conv(latent))  # type: ignore[no-any-return]
-
-    def reconstruct(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Training entry: (reconstruction (B, C, H, W), features (B, N, D), codes (B, N)).
-
-        Gradients pass the quantiser straight through to the encoder; codebook and commitment terms are the
-        caller's.
-        """
-        features_BND = self.features(pixels_BCHW)
-        codes_BN = self.nearest(features_BND.detach())
-        quantised_BND = features_BND + (self.quantize.embedding(codes_BN) - features_BND).detach()
-        return self.decode_features(quantised_BND), features_BND, codes_BN
-
-    forward = reconstruct

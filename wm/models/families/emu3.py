@@ -11,33 +11,30 @@ import re
 from collections.abc import Mapping
 from math import isqrt
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Emu3Config, Emu3ForConditionalGeneration
 from transformers.models.emu3.modeling_emu3 import Emu3VQVAE
 
 from wm.errors import InputError
-from wm.models.chameleon_files import read_tokenizer
-from wm.models.codec.codec import ImageCodec
-from wm.models.families.chameleon import check_vocabulary
-from wm.models.folder_checks import MAX_SIDE_PX
+from wm.models.codec.codec import ImageCodec, read_image_processor
+from wm.models.codec.files import read_own_codec
+from wm.models.codec.vqgan import VQModel
+from wm.models.config_bounds import MAX_SIDE_PX
+from wm.models.folder_writing import codec_tensors, write_image_processor, write_weights
 from wm.models.folders import (
     Device,
     Family,
     read_config,
-    read_image_processor,
     read_module,
-    read_own_codec,
-    scale_config,
-    write_weights,
+    read_tokenizer,
 )
 from wm.models.prompts import ImageFrame
-from wm.models.vlm import Facts, UnifiedVLM, special_ids, token_ids
+from wm.models.vlm import Facts, UnifiedVLM
+from wm.models.vocabulary import check_vocabulary, code_rows, special_ids, text_rows, token_ids
 from wm.models.weights import CODEC_PREFIX
-from wm.runs import write_json
 
 RENAMES = (
     ("text_model.lm_head.", "lm_head."),
@@ -67,8 +64,16 @@ class Emu3VLM(UnifiedVLM):
         check_vocabulary(tokenizer, vocabulary, module.config.text_config.vocab_size)
         names = {role: str(getattr(tokenizer, f"{role}_token", None) or name) for role, name in _RELEASED.items()}
         ids = token_ids(vocabulary, names, where)
-        spoken = {role: str(getattr(tokenizer, f"{role}_token")) for role in ("bos", "eos", "pad")}
-        special = special_ids(vocabulary, spoken | {role: names[role] for role in ("boi", "eoi")}, where)
+        special = special_ids(
+            tokenizer,
+            vocabulary,
+            where,
+            bos="<|extra_203|>",
+            eos="<|extra_204|>",
+            pad="<|endoftext|>",
+            boi=names["boi"],
+            eoi=names["eoi"],
+        )
         side = isqrt(facts.tokens_per_image)
         size: list[int] = tokenizer(f"{side}*{side}", add_special_tokens=False)["input_ids"]
         super().__init__(
@@ -76,8 +81,10 @@ class Emu3VLM(UnifiedVLM):
             tokenizer,
             facts,
             special=special,
-            image_rows=_image_rows(vocabulary, facts.num_codes, where),
-            text_rows=_text_rows(tokenizer, vocabulary, special.eos, module.config.text_config.vocab_size),
+            image_rows=code_rows(vocabulary, facts.num_codes, _code_of, where),
+            text_rows=text_rows(
+                tokenizer, tokenizer.get_vocab(), special, module.config.text_config.vocab_size, ("<|",)
+            ),
             frame=ImageFrame(
                 opening=(special.boi, *size, ids["image_wrapper"]),
                 closing=(ids["eol"], ids["eof"], special.eoi),
@@ -92,39 +99,19 @@ class Emu3VLM(UnifiedVLM):
         return self.inner.model.text_model
 
 
-def _image_rows(vocabulary: Mapping[str, int], num_codes: int, where: str) -> Tensor:
-    rows = torch.full((num_codes,), -1, dtype=torch.int64)
-    for name, row in vocabulary.items():
-        match = _VISUAL.fullmatch(name)
-        if match is None:
-            continue
-        if int(match[1]) >= num_codes:
-            raise InputError(f"{where}: vocabulary token {name!r} names no code of a codebook of {num_codes}")
-        rows[int(match[1])] = row
-    missing = (rows < 0).nonzero().flatten().tolist()
-    if missing:
-        raise InputError(f"{where}: no vocabulary token for {len(missing)} image codes, {missing[0]} among them")
-    return rows
+def _code_of(name: str) -> int | None:
+    match = _VISUAL.fullmatch(name)
+    return int(match[1]) if match else None
 
 
-def _text_rows(tokenizer: Any, vocabulary: Mapping[str, int], eos: int, size: int) -> Tensor:
-    barred = {row for name, row in vocabulary.items() if name.startswith("<|")} | set(tokenizer.all_special_ids)
-    spoken = set(tokenizer.get_vocab().values()) - barred | {eos}
-    return torch.tensor(sorted(row for row in spoken if row < size), dtype=torch.int64)
-
-
-class Emu3VQ(nn.Module):
-    """Emu3's VQ model for single images, with the interface of :class:`~wm.models.codec.vqgan.VQGAN` and transformers'
-    tensor names. A still is a video of ``temporal_downsample_factor`` equal frames, of which the first is kept."""
+class Emu3VQ(VQModel):
+    """Emu3's VQ model for single images, under transformers' tensor names. A still is a video of
+    ``temporal_downsample_factor`` equal frames, of which the first is kept."""
 
     def __init__(self, vq: Emu3VQVAE, side_px: int) -> None:
         super().__init__()
-        self.encoder, self.decoder, self.quantize = vq.encoder, vq.decoder, vq.quantize
-        self.quant_conv, self.post_quant_conv = vq.quant_conv, vq.post_quant_conv
-        facts = {name: getattr(vq.config, name, None) for name in vq.config.to_dict()}
-        self.config = SimpleNamespace(**facts | {"resolution": side_px, "num_embeddings": vq.config.codebook_size})
+        self.take_parts(vq, side_px // vq.spatial_scale_factor, side_px, vq.config.codebook_size)
         self.frames: int = vq.config.temporal_downsample_factor
-        self.side_tokens = side_px // vq.spatial_scale_factor
 
     def features(self, pixels_BCHW: Tensor) -> Tensor:
         """Pre-quantised features (B, N, D), row-major."""
@@ -160,8 +147,6 @@ def load_emu3(folder: Path, device: Device, dtype: torch.dtype, facts: Facts) ->
 
 def read_emu3_codec(folder: Path, device: Device, decoder: Path | None) -> ImageCodec:
     """Read the VQ model of a full folder."""
-    if decoder is not None:
-        raise InputError(f"decoder = {decoder}: Emu3's VQ model has its own decoder")
     config = read_config(folder, Emu3Config).vq_config
     side = _side_px(folder, config)
     return read_own_codec(
@@ -170,6 +155,7 @@ def read_emu3_codec(folder: Path, device: Device, decoder: Path | None) -> Image
         family="emu3",
         prefixes=(CODEC_PREFIX, "vqmodel."),
         device=device,
+        decoder=decoder,
     )
 
 
@@ -193,11 +179,15 @@ def _side_px(folder: Path, config: Any) -> int:
 
 def write_emu3(vlm: Emu3VLM, codec: ImageCodec, tensors: Mapping[str, Tensor], folder: Path) -> None:
     """Model and VQ model in one file, as transformers does."""
-    own = {CODEC_PREFIX + name: tensor for name, tensor in codec.vqgan.state_dict().items()}
-    write_weights(vlm, {**tensors, **own}, folder)
-    size = {"min_pixels": codec.side_px**2, "max_pixels": codec.side_px**2}
-    kind = {"image_processor_type": "Emu3ImageProcessor", "processor_class": "Emu3Processor"}
-    write_json(folder / "preprocessor_config.json", kind | scale_config(codec.scale) | size)
+    write_weights(vlm, {**tensors, **codec_tensors(codec)}, folder)
+    write_image_processor(
+        codec.scale,
+        folder,
+        image_processor_type="Emu3ImageProcessor",
+        processor_class="Emu3Processor",
+        min_pixels=codec.side_px**2,
+        max_pixels=codec.side_px**2,
+    )
 
 
 FAMILY = Family(load_emu3, read_emu3_codec, write_emu3, emu3_codec_shape)

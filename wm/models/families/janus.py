@@ -11,31 +11,30 @@ through :mod:`wm.dynamics.vlm_scorer`.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import JanusConfig, JanusForConditionalGeneration
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from wm.errors import InputError
-from wm.models.chameleon_files import read_tokenizer
 from wm.models.codec.codec import ImageCodec
+from wm.models.codec.files import read_own_codec
+from wm.models.codec.vqgan import VQModel
+from wm.models.folder_writing import codec_tensors, write_image_processor, write_weights
 from wm.models.folders import (
     Device,
     Family,
     read_config,
     read_module,
-    read_own_codec,
-    scale_config,
-    write_weights,
+    read_tokenizer,
 )
 from wm.models.prompts import Segment, Task
-from wm.models.vlm import Facts, UnifiedVLM, special_ids
+from wm.models.vlm import Facts, UnifiedVLM
+from wm.models.vocabulary import special_ids, text_rows
 from wm.models.weights import CODEC_PREFIX, load_tensors
-from wm.runs import write_json
 
 UNDERSTANDING = ("model.vision_model.", "model.aligner.")
 """Tensors of the half that reads pixels: not loaded, and written back unchanged."""
@@ -51,22 +50,24 @@ class JanusVLM(UnifiedVLM):
         self.num_text: int = module.config.text_config.vocab_size
         if len(tokenizer) > self.num_text:
             raise InputError(f"{where}: the tokenizer has {len(tokenizer)} tokens, the model {self.num_text}")
-        names = {
-            "bos": tokenizer.bos_token,
-            "eos": tokenizer.eos_token,
-            "pad": tokenizer.pad_token or tokenizer.eos_token,
-            "boi": getattr(tokenizer, "boi_token", None) or "<begin_of_image>",
-            "eoi": getattr(tokenizer, "eoi_token", None) or "<end_of_image>",
-        }
-        special = special_ids(tokenizer.get_vocab(), {role: str(name) for role, name in names.items()}, where)
-        barred = set(tokenizer.all_special_ids) | set(vars(special).values())
+        vocabulary, eos = tokenizer.get_vocab(), str(tokenizer.eos_token)
+        special = special_ids(
+            tokenizer,
+            vocabulary,
+            where,
+            bos=str(tokenizer.bos_token),
+            eos=eos,
+            pad=eos,
+            boi="<begin_of_image>",
+            eoi="<end_of_image>",
+        )
         super().__init__(
             module,
             tokenizer,
             facts,
             special=special,
             image_rows=torch.arange(self.num_text, self.num_text + facts.num_codes),
-            text_rows=torch.tensor(sorted(set(tokenizer.get_vocab().values()) - barred | {special.eos})),
+            text_rows=text_rows(tokenizer, vocabulary, special, self.num_text),
         )
 
     @property
@@ -142,9 +143,8 @@ class JanusVLM(UnifiedVLM):
         return embedded
 
 
-class JanusVQ(nn.Module):
-    """Janus' VQ model (LlamaGen's, arXiv 2406.06525) with the interface of :class:`~wm.models.codec.vqgan.VQGAN` and
-    transformers' tensor names.
+class JanusVQ(VQModel):
+    """Janus' VQ model (LlamaGen's, arXiv 2406.06525) under transformers' tensor names.
 
     Codes are compared by direction: features and codebook are scaled to length 1 before, as in the authors'
     ``vq_model.py`` (``codebook_l2_norm``). transformers does so when it decodes and leaves it out when it encodes,
@@ -153,12 +153,9 @@ class JanusVQ(nn.Module):
 
     def __init__(self, vq: JanusVQVAE) -> None:
         super().__init__()
-        self.encoder, self.decoder, self.quantize = vq.encoder, vq.decoder, vq.quantize
-        self.quant_conv, self.post_quant_conv = vq.quant_conv, vq.post_quant_conv
-        facts = {name: getattr(vq.config, name, None) for name in vq.config.to_dict()}
-        self.side_tokens: int = vq.config.num_patches
-        side_px = self.side_tokens * 2 ** (len(vq.config.channel_multiplier) - 1)
-        self.config = SimpleNamespace(**facts | {"resolution": side_px})
+        side = vq.config.num_patches
+        side_px = side * 2 ** (len(vq.config.channel_multiplier) - 1)
+        self.take_parts(vq, side, side_px, vq.config.num_embeddings)
 
     def features(self, pixels_BCHW: Tensor) -> Tensor:
         """Features of length 1 before they are quantised (B, N, D), row-major."""
@@ -190,11 +187,14 @@ def load_janus(folder: Path, device: Device, dtype: torch.dtype, facts: Facts) -
 
 def read_janus_codec(folder: Path, device: Device, decoder: Path | None) -> ImageCodec:
     """Read the VQ model of a full folder."""
-    if decoder is not None:
-        raise InputError(f"decoder = {decoder}: Janus' VQ model has its own decoder")
     config = read_config(folder, JanusConfig).vq_config
     return read_own_codec(
-        folder, lambda: JanusVQ(JanusVQVAE(config)), family="janus", prefixes=(CODEC_PREFIX,), device=device
+        folder,
+        lambda: JanusVQ(JanusVQVAE(config)),
+        family="janus",
+        prefixes=(CODEC_PREFIX,),
+        device=device,
+        decoder=decoder,
     )
 
 
@@ -202,13 +202,17 @@ def write_janus(vlm: JanusVLM, codec: ImageCodec, tensors: Mapping[str, Tensor],
     """All of it in one file, as transformers does; the half that was not loaded comes from the model's folder."""
     if vlm.folder is None:
         raise InputError(f"cannot write {folder}: the model was not read from a folder that has its SigLIP weights")
-    own = {CODEC_PREFIX + name: tensor for name, tensor in codec.vqgan.state_dict().items()}
+    own = codec_tensors(codec)
     for prefix in UNDERSTANDING:
         own |= {prefix + name: tensor for name, tensor in load_tensors(vlm.folder, prefix).items()}
     write_weights(vlm, {**tensors, **own}, folder)
-    kind = {"image_processor_type": "JanusImageProcessor", "processor_class": "JanusProcessor"}
-    size = {"size": {"height": codec.side_px, "width": codec.side_px}}
-    write_json(folder / "preprocessor_config.json", kind | scale_config(codec.scale) | size)
+    write_image_processor(
+        codec.scale,
+        folder,
+        image_processor_type="JanusImageProcessor",
+        processor_class="JanusProcessor",
+        size={"height": codec.side_px, "width": codec.side_px},
+    )
 
 
 def janus_codec_shape(folder: Path) -> tuple[int, int]:

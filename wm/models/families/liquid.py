@@ -16,13 +16,13 @@ from torch import Tensor
 from transformers import GemmaConfig, GemmaForCausalLM
 
 from wm.errors import InputError
-from wm.models.chameleon_files import read_tokenizer
 from wm.models.codec.codec import ImageCodec
 from wm.models.codec.files import chameleon_codec_shape, read_codec
-from wm.models.folders import Device, Family, read_config, read_module, write_codec_folder, write_weights
-from wm.models.prompts import SpecialIds
+from wm.models.folder_writing import write_codec_folder, write_weights
+from wm.models.folders import Device, Family, read_config, read_module, read_tokenizer
 from wm.models.unreadable import explain_missing_vqgan
-from wm.models.vlm import Facts, UnifiedVLM, special_ids
+from wm.models.vlm import Facts, UnifiedVLM
+from wm.models.vocabulary import special_ids, text_rows
 
 CODEC_FOLDER = "vqgan"
 UNCONDITIONAL = "<unconditional>"
@@ -41,14 +41,17 @@ class LiquidVLM(UnifiedVLM):
                 f"{facts.folder or 'this model'}: vocab_size is {size}, expected {num_text} tokens of the tokenizer "
                 f"and {facts.num_codes} image codes, together {num_text + facts.num_codes}"
             )
-        special = _special(tokenizer, str(facts.folder or "this tokenizer"))
+        vocabulary, where = tokenizer.get_vocab(), str(facts.folder or "this tokenizer")
+        special = special_ids(
+            tokenizer, vocabulary, where, bos="<bos>", eos="<eos>", pad="<pad>", boi="<boi>", eoi="<eoi>"
+        )
         super().__init__(
             module,
             tokenizer,
             facts,
             special=special,
             image_rows=torch.arange(num_text, size),
-            text_rows=_text_rows(tokenizer, special),
+            text_rows=text_rows(tokenizer, vocabulary, special, num_text, ("<unused", UNCONDITIONAL)),
         )
         self._unconditional_ids = _unconditional_ids(tokenizer)
         if len(self._unconditional_ids) == 1:  # a token of its own, which no action may hold
@@ -87,29 +90,10 @@ class LiquidVLM(UnifiedVLM):
         return image, [self.bos_id, *self._unconditional_ids, self.boi_id]
 
 
-def _special(tokenizer: Any, where: str) -> SpecialIds:
-    """By name; ``boi_token`` and ``eoi_token`` of the tokenizer's configuration go before the released names."""
-    names = {
-        "bos": tokenizer.bos_token or "<bos>",
-        "eos": tokenizer.eos_token or "<eos>",
-        "pad": tokenizer.pad_token or "<pad>",
-        "boi": getattr(tokenizer, "boi_token", None) or "<boi>",
-        "eoi": getattr(tokenizer, "eoi_token", None) or "<eoi>",
-    }
-    return special_ids(tokenizer.get_vocab(), {role: str(name) for role, name in names.items()}, where)
-
-
 def _unconditional_ids(tokenizer: Any) -> tuple[int, ...]:
     """As the authors' code has them, which writes the word as text; none where the tokenizer cannot spell it."""
     ids = tuple(tokenizer(UNCONDITIONAL, add_special_tokens=False)["input_ids"])
     return () if tokenizer.unk_token_id in ids else ids
-
-
-def _text_rows(tokenizer: Any, special: SpecialIds) -> Tensor:
-    vocabulary = tokenizer.get_vocab()
-    barred = {row for name, row in vocabulary.items() if name.startswith("<unused") or name == UNCONDITIONAL}
-    barred |= set(tokenizer.all_special_ids) | set(vars(special).values())
-    return torch.tensor(sorted(set(range(len(tokenizer))) - barred | {special.eos}), dtype=torch.int64)
 
 
 def load_liquid(folder: Path, device: Device, dtype: torch.dtype, facts: Facts) -> LiquidVLM:

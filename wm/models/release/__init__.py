@@ -1,1 +1,1 @@
-"""Read original releases (Meta, Anole) that are not in the Hugging Face layout."""
+"""Convert original releases (Meta's Chameleon, Anole) to Hugging Face folders; nothing else reads them."""

@@ -19,12 +19,14 @@ from tokenizers import Tokenizer
 from transformers import ChameleonConfig, ChameleonVQVAEConfig, PreTrainedTokenizerFast
 
 from wm.errors import InputError
-from wm.models.folder_checks import MAX_LAYERS, MAX_VOCABULARY, MAX_WHOLE_NUMBER, read_json
-from wm.models.release.pickled import need_downloaded
-from wm.models.weights import has_weights
+from wm.models.codec.taming import VQGAN_CKPT
+from wm.models.config_bounds import MAX_LAYERS, MAX_VOCABULARY, MAX_WHOLE_NUMBER
+from wm.models.folder_checks import read_json
+from wm.models.pickled import check_downloaded
+from wm.models.unreadable import find_release_models
 
 PARAMS, CONSOLIDATE = "params.json", "consolidate_params.json"
-TOKENIZER, VQGAN_CKPT, VQGAN_YAML = "text_tokenizer.json", "vqgan.ckpt", "vqgan.yaml"
+TOKENIZER = "text_tokenizer.json"
 IMAGE_TOKEN, IMAGE_TOKEN_WAS = "<image>", "<reserved08707>"
 SEPARATOR = "<reserved08706>"
 _SHARD = re.compile(r"consolidated\.(\d+)\.pth")
@@ -32,61 +34,37 @@ _SHARD = re.compile(r"consolidated\.(\d+)\.pth")
 
 @dataclass(frozen=True)
 class Release:
-    """Folders of an original release; ``root`` is the path that was asked for."""
+    """Folders of an original release."""
 
-    root: Path
-    model: Path | None
-    """Holds ``params.json`` and ``consolidated*.pth``; None if there is only a tokenizer folder."""
+    model: Path
+    """Holds ``params.json`` and ``consolidated*.pth``."""
     tokenizer: Path
     """Holds ``text_tokenizer.json``, ``vqgan.ckpt`` and ``vqgan.yaml``."""
 
-    def need_model(self) -> Path:
-        """``model``, or an :class:`InputError` that says what was looked for."""
-        if self.model is None:
-            raise InputError(f"no {PARAMS} and consolidated*.pth in {self.root}; expected models/7b/{PARAMS} or so")
-        return self.model
 
+def find_release(path: Path) -> Release:
+    """Find the parts of the original release at a path.
 
-def find_release(path: Path) -> Release | None:
-    """Find the original release at ``path``, or None if the folder is none.
+    Args:
+        path: The release's root, its model folder, or a flat folder of all files.
 
-    ``path`` may be the release's root, its model folder, its tokenizer folder, a flat folder of all files, or
-    ``vqgan.ckpt`` itself. A folder with Hugging Face weights is none. Raises :class:`InputError` if several
-    models are in it.
+    Returns:
+        Its folders.
+
+    Raises:
+        InputError: There is none, or several models are in it.
     """
-    if path.is_file():
-        return Release(path, None, path.parent) if path.suffix == ".ckpt" else None
-    if not path.is_dir() or has_weights(path) or (path / "adapter_config.json").is_file():
-        return None
-    model = _model_folder(path)
-    if model is None and (path / "config.json").is_file():
-        return None  # a Hugging Face folder whose weights are not there
-    around = [path, path / "tokenizer"]
-    if model is not None:
-        around += [model, model / "tokenizer", model.parent / "tokenizer", model.parent.parent / "tokenizer"]
-    for folder in around:
+    models = find_release_models(path)
+    if not models:
+        raise InputError(f"no {PARAMS} and consolidated*.pth in {path}; expected models/7b/{PARAMS} or so")
+    if len(models) > 1:
+        raise InputError(f"{path} holds {len(models)} models; give one of {', '.join(map(str, models))}")
+    model = models[0]
+    # The tokenizer serves models of all sizes, so that it is beside the folder of models.
+    for folder in (path, path / "tokenizer", model, *(parent / "tokenizer" for parent in (model, *model.parents[:2]))):
         if any((folder / name).is_file() for name in (TOKENIZER, VQGAN_CKPT)):
-            return Release(path, model, folder)
-    return Release(path, model, path / "tokenizer") if model is not None else None
-
-
-def _model_folder(path: Path) -> Path | None:
-    if _holds_model(path):
-        return path
-    folders = [
-        folder
-        for parent in (path / "models", path)
-        if parent.is_dir()
-        for folder in sorted(parent.iterdir())
-        if folder.is_dir() and _holds_model(folder)
-    ]
-    if len(folders) > 1:
-        raise InputError(f"{path} holds {len(folders)} models; give one of {', '.join(map(str, folders))}")
-    return folders[0] if folders else None
-
-
-def _holds_model(folder: Path) -> bool:
-    return (folder / PARAMS).is_file() or any(folder.glob("consolidated*.pth"))
+            return Release(model, folder)
+    return Release(model, path / "tokenizer")
 
 
 def shard_files(folder: Path, model_parallel_size: int) -> list[Path]:
@@ -126,7 +104,7 @@ def read_config(release: Release, vocabulary: dict[str, int], vq_config: Chamele
     Raises :class:`InputError` for a parameter that is absent or has no meaning in Chameleon, and for a
     vocabulary that does not fit ``vocab_size``.
     """
-    folder = release.need_model()
+    folder = release.model
     where, params = folder / PARAMS, read_params(folder)
     dim, heads = (_positive(params, name, where) for name in ("dim", "n_heads"))
     layers = _positive(params, "n_layers", where, most=MAX_LAYERS)
@@ -180,7 +158,7 @@ def read_original_tokenizer(release: Release) -> PreTrainedTokenizerFast:
     """Read the tokenizer of ``text_tokenizer.json``; as in the Hugging Face release ``<reserved08707>`` becomes
     ``<image>``."""
     path = release.tokenizer / TOKENIZER
-    need_downloaded(path)
+    check_downloaded(path)
     values = read_json(path)
     _rename_image_token(values)
     try:

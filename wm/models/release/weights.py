@@ -1,17 +1,16 @@
-"""Language-model tensors between the original release's names and shapes and transformers'.
+"""Bring the language-model tensors of an original release to transformers' names and shapes.
 
-Three things differ besides names. Rotary positions turn neighbouring pairs (2i, 2i + 1) of a head in the
-original and pairs (i, i + d/2) in transformers, so the rows of query and key projections, and the scale and
-bias of their norms, are reordered. Queries, keys and values may be fused (``wqkv``), as may the two gates
-(``w13``). Under model parallelism heads, gates and vocabulary are split over the files; the norm of queries and
-keys is one a file there and one a head in transformers. Source: ``chameleon/inference/transformer.py``.
+Three things differ besides names. Rotary positions turn other pairs of a head (see
+:func:`~wm.models.families.chameleon.half_split`), so the rows of query and key projections, and the scale and bias of
+their norms, are reordered. Queries, keys and values may be fused (``wqkv``), as may the two gates (``w13``). Under
+model parallelism heads, gates and vocabulary are split over the files; the norm of queries and keys is one a file there
+and one a head in transformers. Source: ``chameleon/inference/transformer.py``.
 
 Shape suffixes: V vocabulary, D model width, H heads, K head width, M feed-forward width, P parts.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -20,77 +19,113 @@ from torch import Tensor
 from transformers import ChameleonConfig
 
 from wm.errors import InputError
-from wm.models.release.pickled import read_pickled, tensors_of
-from wm.models.release.read import VQGAN_YAML, Release, read_config, read_original_tokenizer, shard_files
-from wm.models.release.vqgan import read_vqgan_config
-from wm.models.weights import TensorPlace, check_tensors, place_of, read_places
+from wm.models.codec.taming import VQGAN_YAML, read_vqgan_config
+from wm.models.families.chameleon import half_split
+from wm.models.pickled import read_pickled, tensors_of
+from wm.models.release.read import Release, read_config, read_original_tokenizer, shard_files
+from wm.models.tensor_checks import check_tensors
+from wm.models.weights import StoredTensor, describe_tensor
 
 IGNORED = frozenset({"rope.freqs"})
 """A buffer of the release that is computed, not learned; Anole's own converter writes None for it."""
-Maker: TypeAlias = Callable[[], Tensor]
-_QUERY_OR_KEY = re.compile(r"model\.layers\.\d+\.self_attn\.([qk])_(proj|norm)\.(?:weight|bias)")
-_NOWHERE = TensorPlace(Path(), "", ())
-_LAYER_NORMS = {"input_layernorm": "attention_norm", "post_attention_layernorm": "ffn_norm"}
+Join: TypeAlias = Callable[[Sequence[Tensor]], Tensor]
+"""Makes one tensor of those of all parts."""
 
 
-def open_original(release: Release) -> tuple[ChameleonConfig, dict[str, TensorPlace]]:
-    """Open configuration and language-model tensors of a release, under transformers' names; nothing is read yet.
+def open_original(release: Release) -> tuple[ChameleonConfig, dict[str, StoredTensor]]:
+    """Open configuration and language-model tensors of a release; no weights are read yet.
 
-    Raises :class:`InputError` for files that are absent or damaged, and one that lists all tensors that are
-    missing, misshapen or too many.
+    Args:
+        release: Its folders.
+
+    Returns:
+        The configuration, and the tensors under transformers' names, each put together when it is asked for, in the
+        type it is stored in.
+
+    Raises:
+        InputError: Files are absent or damaged, or tensors are missing, misshapen or too many (all are listed).
     """
     vocabulary = read_original_tokenizer(release).get_vocab()
     config = read_config(release, vocabulary, read_vqgan_config(release.tokenizer / VQGAN_YAML))
-    files = shard_files(release.need_model(), config.model_parallel_size or 1)
-    parts = read_parts(files)
-    check_parts(config, parts, files)
+    files = shard_files(release.model, config.model_parallel_size or 1)
+    parts = [_unfuse(config, _read_part(file), len(files)) for file in files]
+    _check_parts(config, parts, files)
     config.vq_config.dtype = parts[0]["norm.weight"].dtype  # where transformers notes the type that weights are in
-    return config, to_transformers(config, parts, files)
+    stored: dict[str, StoredTensor] = {}
+    for name, (original_name, join) in _joins(config).items():
+        tensors = [part[original_name] for part in parts]
+        # The shape is found with tensors without data, so that nothing is read to learn it.
+        shape_only = join([tensor.to("meta") for tensor in tensors])
+        stored[name] = describe_tensor(files[0], shape_only, partial(join, tensors))
+    return config, stored
 
 
-def read_parts(files: Sequence[Path]) -> list[dict[str, Tensor]]:
-    """Read the tensors of each file, memory-mapped, without those :data:`IGNORED`."""
-    parts = []
-    for file in files:
-        value = read_pickled(file)
-        if set(value) == {"model"} and isinstance(value["model"], dict):
-            value = value["model"]
-        tensors = tensors_of(value, file, IGNORED)
-        parts.append({name: tensor for name, tensor in tensors.items() if name not in IGNORED})
-    return parts
+def _read_part(file: Path) -> dict[str, Tensor]:
+    """Read the tensors of a file, memory-mapped, without those :data:`IGNORED`."""
+    value = read_pickled(file)
+    if set(value) == {"model"} and isinstance(value["model"], dict):
+        value = value["model"]
+    return {name: tensor for name, tensor in tensors_of(value, file, IGNORED).items() if name not in IGNORED}
 
 
-def expected_part(config: ChameleonConfig, parts: int, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of one file; fused projections where ``names`` has fused ones."""
-    dim, heads, mlp = config.hidden_size, config.num_attention_heads, config.intermediate_size // parts
-    head = dim // heads
-    q, kv = dim // parts, head * (config.num_key_value_heads or heads) // parts
-    shapes: dict[str, tuple[int, ...]] = {
-        "tok_embeddings.weight": (config.vocab_size, dim // parts),
-        "norm.weight": (dim,),
-        "output.weight": (config.vocab_size // parts, dim),
+def _head_rows(config: ChameleonConfig, num_parts: int) -> tuple[int, int]:
+    """Return the rows of the query projection and of the key or value projection in one part."""
+    width = config.hidden_size // config.num_attention_heads
+    return config.hidden_size // num_parts, width * (
+        config.num_key_value_heads or config.num_attention_heads
+    ) // num_parts
+
+
+def _unfuse(config: ChameleonConfig, part: dict[str, Tensor], num_parts: int) -> dict[str, Tensor]:
+    """Take fused projections apart: a part's queries, then its keys, then its values; its w1, then its w3."""
+    q, kv = _head_rows(config, num_parts)
+    mlp = config.intermediate_size // num_parts
+    fused = (
+        ("attention", "wqkv", {"wq": q, "wk": kv, "wv": kv}),
+        ("feed_forward", "w13", {"w1": mlp, "w3": mlp}),
+    )
+    for layer in range(config.num_hidden_layers):
+        for module, name, rows in fused:
+            base = f"layers.{layer}.{module}."
+            tensor = part.get(f"{base}{name}.weight")
+            # One of another size stays as it is, to be reported by its own name.
+            if tensor is not None and tensor.shape[:1] == (sum(rows.values()),):
+                del part[f"{base}{name}.weight"]
+                for side, chunk in zip(rows, torch.split(tensor, list(rows.values())), strict=True):
+                    part[f"{base}{side}.weight"] = chunk
+    return part
+
+
+def _expected_part(config: ChameleonConfig, num_parts: int) -> dict[str, tuple[int, ...]]:
+    """Return names and shapes of one file."""
+    dim, mlp = config.hidden_size, config.intermediate_size // num_parts
+    q, kv = _head_rows(config, num_parts)
+    layer_shapes = {
+        "attention_norm": (dim,),
+        "ffn_norm": (dim,),
+        "attention.wq": (q, dim),
+        "attention.wk": (kv, dim),
+        "attention.wv": (kv, dim),
+        "attention.wo": (dim, q),
+        "feed_forward.w1": (mlp, dim),
+        "feed_forward.w2": (dim, mlp),
+        "feed_forward.w3": (mlp, dim),
     }
-    present = set(names)
+    shapes: dict[str, tuple[int, ...]] = {
+        "tok_embeddings.weight": (config.vocab_size, dim // num_parts),
+        "norm.weight": (dim,),
+        "output.weight": (config.vocab_size // num_parts, dim),
+    }
+    head = (dim // config.num_attention_heads,)
     for layer in range(config.num_hidden_layers):
         base = f"layers.{layer}."
-        attention, mlp_base = f"{base}attention.", f"{base}feed_forward."
-        shapes |= {f"{base}{norm}.weight": (dim,) for norm in _LAYER_NORMS.values()}
-        shapes |= {f"{attention}{side}_normalization.{part}": (head,) for side in "qk" for part in ("weight", "bias")}
-        if f"{attention}wqkv.weight" in present:
-            shapes[f"{attention}wqkv.weight"] = (q + 2 * kv, dim)
-        else:
-            shapes |= {f"{attention}w{side}.weight": (q if side == "q" else kv, dim) for side in "qkv"}
-        shapes[f"{attention}wo.weight"] = (dim, q)
-        if f"{mlp_base}w13.weight" in present:
-            shapes[f"{mlp_base}w13.weight"] = (2 * mlp, dim)
-        else:
-            shapes |= {f"{mlp_base}{gate}.weight": (mlp, dim) for gate in ("w1", "w3")}
-        shapes[f"{mlp_base}w2.weight"] = (dim, mlp)
+        shapes |= {f"{base}{name}.weight": shape for name, shape in layer_shapes.items()}
+        shapes |= {f"{base}attention.{side}_normalization.{kind}": head for side in "qk" for kind in ("weight", "bias")}
     return shapes
 
 
-def check_parts(config: ChameleonConfig, parts: Sequence[Mapping[str, Tensor]], files: Sequence[Path]) -> None:
-    """One :class:`InputError` for all missing, misshapen and extra tensors of all files."""
+def _check_parts(config: ChameleonConfig, parts: Sequence[Mapping[str, Tensor]], files: Sequence[Path]) -> None:
+    """Raise one :class:`InputError` for all missing, misshapen and extra tensors of all files."""
     if config.intermediate_size % len(parts) or config.vocab_size % len(parts):
         raise InputError(
             f"{files[0].parent}: {len(parts)} parts do not divide a vocabulary of {config.vocab_size} and a "
@@ -100,137 +135,61 @@ def check_parts(config: ChameleonConfig, parts: Sequence[Mapping[str, Tensor]], 
     actual: dict[str, tuple[int, ...]] = {}
     for part, file in zip(parts, files, strict=True):
         label = f"{file.name}: " if len(files) > 1 else ""
-        expected |= {label + name: shape for name, shape in expected_part(config, len(parts), list(part)).items()}
+        expected |= {label + name: shape for name, shape in _expected_part(config, len(parts)).items()}
         actual |= {label + name: tuple(tensor.shape) for name, tensor in part.items()}
     check_tensors(expected, actual, str(files[0] if len(files) == 1 else files[0].parent))
 
 
-def to_transformers(
-    config: ChameleonConfig, parts: Sequence[Mapping[str, Tensor]], files: Sequence[Path]
-) -> dict[str, TensorPlace]:
-    """Map to transformers' names; each tensor is put together when it is asked for, in the type it is stored in."""
-    makers = _Makers(config, parts).all()
-    # Shapes and types are had from tensors without data, so that nothing is read to learn them.
-    phantom = [{name: tensor.to("meta") for name, tensor in part.items()} for part in parts]
-    shadows = _Makers(config, phantom).all()
-    return {name: place_of(files[0], shadows[name](), make) for name, make in makers.items()}
+def _joins(config: ChameleonConfig) -> dict[str, tuple[str, Join]]:
+    """Return transformers' names with the original name and how the parts become one."""
+    rows, columns = partial(_concatenate, dim=0), partial(_concatenate, dim=1)
+    layer_joins: dict[str, tuple[str, Join]] = {
+        "input_layernorm.weight": ("attention_norm.weight", _average),
+        "post_attention_layernorm.weight": ("ffn_norm.weight", _average),
+        "self_attn.v_proj.weight": ("attention.wv.weight", rows),
+        "self_attn.o_proj.weight": ("attention.wo.weight", columns),
+        "mlp.gate_proj.weight": ("feed_forward.w1.weight", rows),
+        "mlp.up_proj.weight": ("feed_forward.w3.weight", rows),
+        "mlp.down_proj.weight": ("feed_forward.w2.weight", columns),
+    }
+    num_heads = {"q": config.num_attention_heads, "k": config.num_key_value_heads or config.num_attention_heads}
+    for side, heads in num_heads.items():
+        layer_joins[f"self_attn.{side}_proj.weight"] = (
+            f"attention.w{side}.weight",
+            partial(_reorder_rows, heads=heads),
+        )
+        for kind in ("weight", "bias"):
+            original_name = f"attention.{side}_normalization.{kind}"
+            layer_joins[f"self_attn.{side}_norm.{kind}"] = (original_name, partial(_repeat_norms, heads=heads))
+    joins: dict[str, tuple[str, Join]] = {
+        "model.embed_tokens.weight": ("tok_embeddings.weight", columns),
+        "model.norm.weight": ("norm.weight", _average),
+        "lm_head.weight": ("output.weight", rows),
+    }
+    for layer in range(config.num_hidden_layers):
+        for name, (original_name, join) in layer_joins.items():
+            joins[f"model.layers.{layer}.{name}"] = (f"layers.{layer}.{original_name}", join)
+    return joins
 
 
-class _Makers:
-    def __init__(self, config: ChameleonConfig, parts: Sequence[Mapping[str, Tensor]]) -> None:
-        self.config, self.parts = config, parts
-        self.heads: int = config.num_attention_heads
-        self.kv_heads: int = config.num_key_value_heads or self.heads
-        self.head: int = config.hidden_size // self.heads
-
-    def all(self) -> dict[str, Maker]:
-        makers: dict[str, Maker] = {
-            "model.embed_tokens.weight": lambda: self._joined("tok_embeddings.weight", 1),
-            "model.norm.weight": lambda: self._replicated("norm.weight"),
-            "lm_head.weight": lambda: self._joined("output.weight", 0),
-        }
-        for layer in range(self.config.num_hidden_layers):
-            makers |= self._layer(f"layers.{layer}.")
-        return makers
-
-    def _layer(self, base: str) -> dict[str, Maker]:
-        attention, gates = f"{base}attention.", f"{base}feed_forward."
-        makers: dict[str, Maker] = {
-            "self_attn.q_proj.weight": lambda: half_split(self._qkv(attention, "q"), self.heads),
-            "self_attn.k_proj.weight": lambda: half_split(self._qkv(attention, "k"), self.kv_heads),
-            "self_attn.v_proj.weight": lambda: self._qkv(attention, "v"),
-            "self_attn.o_proj.weight": lambda: self._joined(f"{attention}wo.weight", 1),
-            "mlp.gate_proj.weight": lambda: self._gate(gates, "w1"),
-            "mlp.up_proj.weight": lambda: self._gate(gates, "w3"),
-            "mlp.down_proj.weight": lambda: self._joined(f"{gates}w2.weight", 1),
-        }
-        for side, heads in (("q", self.heads), ("k", self.kv_heads)):
-            for part in ("weight", "bias"):
-                makers[f"self_attn.{side}_norm.{part}"] = self._norm_maker(
-                    f"{attention}{side}_normalization.{part}", heads
-                )
-        for ours, theirs in _LAYER_NORMS.items():
-            makers[f"{ours}.weight"] = self._replicated_maker(f"{base}{theirs}.weight")
-        return {f"model.{base}{name}": make for name, make in makers.items()}
-
-    def _joined(self, name: str, dim: int) -> Tensor:
-        tensors = [part[name] for part in self.parts]
-        return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)
-
-    def _replicated(self, name: str) -> Tensor:
-        """Every file has a copy; should they have drifted apart, their mean, as in transformers' conversion."""
-        tensors = [part[name] for part in self.parts]
-        if len(tensors) == 1 or tensors[0].is_meta or all(torch.equal(tensors[0], other) for other in tensors[1:]):
-            return tensors[0]
-        return torch.stack([tensor.double() for tensor in tensors]).mean(0).to(tensors[0].dtype)
-
-    def _replicated_maker(self, name: str) -> Maker:
-        return lambda: self._replicated(name)
-
-    def _norm_maker(self, name: str, heads: int) -> Maker:
-        """(P, K) in the order of pairs to (H, K) in the order of halves: a part's norm serves all its heads."""
-
-        def make() -> Tensor:
-            per_part_PK = torch.stack([part[name] for part in self.parts])
-            halves_PK = per_part_PK.view(len(self.parts), -1, 2).transpose(1, 2).reshape(len(self.parts), -1)
-            return halves_PK.repeat_interleave(heads // len(self.parts), 0)
-
-        return make
-
-    def _qkv(self, attention: str, side: str) -> Tensor:
-        """Rows of all heads; a fused projection holds a part's queries, then its keys, then its values."""
-        if f"{attention}w{side}.weight" in self.parts[0]:
-            return self._joined(f"{attention}w{side}.weight", 0)
-        q, kv = (heads * self.head // len(self.parts) for heads in (self.heads, self.kv_heads))
-        spans = {"q": slice(0, q), "k": slice(q, q + kv), "v": slice(q + kv, q + 2 * kv)}
-        return torch.cat([part[f"{attention}wqkv.weight"][spans[side]] for part in self.parts])
-
-    def _gate(self, gates: str, name: str) -> Tensor:
-        """w1 (under the non-linearity) or w3; fused, a part's w1 stands before its w3."""
-        if f"{gates}{name}.weight" in self.parts[0]:
-            return self._joined(f"{gates}{name}.weight", 0)
-        index = ("w1", "w3").index(name)
-        return torch.cat([part[f"{gates}w13.weight"].chunk(2)[index] for part in self.parts])
+def _concatenate(tensors: Sequence[Tensor], dim: int) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim)
 
 
-def pairs_to_halves(config: ChameleonConfig, locations: Mapping[str, TensorPlace]) -> dict[str, TensorPlace]:
-    """Map transformers' names as Anole's training code saves them, in transformers' order; others as they are.
-
-    That code (a fork of an early transformers) has the names of today's, but keeps the original's order of pairs and
-    its one norm for all heads: (K,) instead of (H, K), by which it is told apart.
-    """
-    head = config.hidden_size // config.num_attention_heads
-    if locations.get("model.layers.0.self_attn.q_norm.weight", _NOWHERE).shape != (head,):
-        return dict(locations)
-    heads = {"q": config.num_attention_heads, "k": config.num_key_value_heads or config.num_attention_heads}
-    changed = dict(locations)
-    for name, location in locations.items():
-        match = _QUERY_OR_KEY.fullmatch(name)
-        if match is None or not location.shape or location.shape[0] % (head if match[2] == "norm" else heads[match[1]]):
-            continue  # what does not fit is told by those who check shapes
-        count = heads[match[1]]
-        shape = (count, head) if match[2] == "norm" else location.shape
-        changed[name] = replace(location, shape=shape, make=_reordered(name, location, match[2], count))
-    return changed
+def _reorder_rows(tensors: Sequence[Tensor], heads: int) -> Tensor:
+    return half_split(_concatenate(tensors, 0), heads)
 
 
-def _reordered(name: str, location: TensorPlace, kind: str, heads: int) -> Maker:
-    def make() -> Tensor:
-        (_, tensor), *_ = read_places({name: location})
-        if kind == "norm":
-            return half_split(tensor[:, None], 1).T.repeat(heads, 1)
-        return half_split(tensor, heads)
-
-    return make
+def _average(tensors: Sequence[Tensor]) -> Tensor:
+    """Every file has a copy; should they differ, return their mean, as transformers' conversion does."""
+    first = tensors[0]
+    if len(tensors) == 1 or first.is_meta or all(torch.equal(first, other) for other in tensors[1:]):
+        return first
+    return torch.stack([tensor.double() for tensor in tensors]).mean(0).to(first.dtype)
 
 
-def half_split(weight_XD: Tensor, heads: int) -> Tensor:
-    """Rows of each head from the order of pairs (0, 1, 2, 3, …) to that of halves (0, 2, …, 1, 3, …)."""
-    rows, width = weight_XD.shape
-    return weight_XD.reshape(heads, rows // heads // 2, 2, width).transpose(1, 2).reshape(rows, width)
-
-
-def interleaved(weight_XD: Tensor, heads: int) -> Tensor:
-    """Invert :func:`half_split`."""
-    rows, width = weight_XD.shape
-    return weight_XD.reshape(heads, 2, rows // heads // 2, width).transpose(1, 2).reshape(rows, width)
+def _repeat_norms(tensors: Sequence[Tensor], heads: int) -> Tensor:
+    """(P, K) in the order of pairs to (H, K) in the order of halves: a part's norm serves all its heads."""
+    per_part_PK = torch.stack(list(tensors))
+    halves_PK = per_part_PK.view(len(tensors), -1, 2).transpose(1, 2).reshape(len(tensors), -1)
+    return halves_PK.repeat_interleave(heads // len(tensors), 0)

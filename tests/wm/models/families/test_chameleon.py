@@ -10,7 +10,8 @@ from transformers.models.chameleon.modeling_chameleon import ChameleonImageVocab
 from tests.helpers.models_reference import lively, reference_logits
 from wm.errors import InputError
 from wm.models import load_model, pack
-from wm.models.families.chameleon import image_rows_of, image_token_name
+from wm.models.families.chameleon import image_token_code, image_token_name
+from wm.models.vocabulary import code_rows
 from wm.nano.preset import TINY, TINY_WORDS, build_nano
 
 SOURCE, TARGET = [3, 0, 15, 7], [3, 1, 15, 9]
@@ -76,16 +77,20 @@ def test_image_rows_agree_with_transformers_mapping_under_a_shuffled_vocabulary(
     rows = np.random.default_rng(0).permutation(len(codes)) + 4
     vocabulary = {image_token_name(code): int(row) for code, row in zip(codes, rows, strict=True)}
     theirs = ChameleonImageVocabularyMapping(vocabulary | {"<image>": 999}).img2bpe
-    assert image_rows_of(vocabulary, 130).tolist() == [theirs[code] for code in codes] == rows.tolist()
+    assert (
+        code_rows(vocabulary, 130, image_token_code, "here").tolist()
+        == [theirs[code] for code in codes]
+        == rows.tolist()
+    )
     assert image_token_name(8191) == "IMGIMGIBJBZ"
 
 
 def test_image_rows_name_what_is_missing():
     vocabulary = {image_token_name(code): code for code in range(7)}
     with pytest.raises(InputError, match="no token for 1 image codes, 7 among them"):
-        image_rows_of(vocabulary, 8)
+        code_rows(vocabulary, 8, image_token_code, "here")
     with pytest.raises(InputError, match="names no code of a codebook of 5"):
-        image_rows_of(vocabulary, 5)
+        code_rows(vocabulary, 5, image_token_code, "here")
 
 
 def test_text_rows_are_the_words_and_the_end(vlm):
@@ -99,7 +104,7 @@ def test_text_round_trip_lower_cases_and_marks_unknown_words(vlm):
     assert vlm.detokenize([vlm.bos_id, *vlm.image_rows.tolist()[:2], *ids, vlm.eos_id]) == "move the red left"
 
 
-def test_tokens_kept_are_the_tokenizers_whatever_became_of_the_list_and_few(tiny_base, monkeypatch):
+def test_cached_tokens_equal_the_tokenizers_and_are_few(tiny_base, monkeypatch):
     monkeypatch.setattr("wm.models.vlm.MAX_CACHED_TEXTS", 3)
     vlm = load_model(tiny_base)
     texts = ["move the red cup", "put", "the blue cup " * 200, "left", "take the block up", "down"]
@@ -108,7 +113,7 @@ def test_tokens_kept_are_the_tokenizers_whatever_became_of_the_list_and_few(tiny
         for text, ids in zip(texts, plain, strict=True):
             vlm.tokenize_action(text).append(0)
             assert vlm.tokenize_action(text) == ids
-            assert len(vlm._token_cache) <= 3 and all(len(known) <= 1000 for known in vlm._token_cache)
+            assert len(vlm._token_cache) <= 3 and all(len(text) <= 1000 for text in vlm._token_cache)
     assert vlm._token_cache["down"] == tuple(plain[-1])
 
 

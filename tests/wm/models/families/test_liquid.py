@@ -71,7 +71,7 @@ def test_liquid_names_its_own_tokens(liquid_folder, tmp_path):
     assert vlm.tokenizer.convert_ids_to_tokens(vlm.boi_id) == "<unused0>"
     path = folder / "tokenizer.json"
     path.write_text(path.read_text().replace("<eoi>", "<end>"))
-    with pytest.raises(InputError, match="the tokenizer has no token eoi '<eoi>'"):
+    with pytest.raises(InputError, match="the vocabulary has no token eoi '<eoi>'"):
         load_model(folder)
 
 
@@ -187,7 +187,7 @@ def test_liquid_with_the_vqgan_as_it_is_released(liquid_folder, tmp_path):
     for name in ("vqgan.ckpt", "vqgan.yaml"):
         shutil.copy(release / "tokenizer" / name, folder / "vqgan" / name)
     codec = load_codec(folder)
-    assert codec.codec_id == load_codec(release).codec_id == load_model(folder).codec_id
+    assert codec.codec_id == load_codec(release / "tokenizer").codec_id == load_model(folder).codec_id
     assert codec.has_decoder
     save_model(load_model(folder), tmp_path / "again", kind="full", task="fdm")
     again = load_codec(tmp_path / "again")

@@ -1,4 +1,4 @@
-"""Original releases that are damaged, incomplete or another model's: told in one line that names the file."""
+"""Original releases that are damaged, incomplete or another model's: one line that names the file."""
 
 import json
 import shutil
@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.helpers.models_release import (
+    convert,
     logits,
     random_whole,
     tokenizer_json,
@@ -14,6 +15,7 @@ from tests.helpers.models_release import (
 )
 from wm.errors import InputError
 from wm.models import load_model
+from wm.models.release.convert import plan_conversion
 
 
 def spoil_params(folder, **changes):
@@ -48,7 +50,7 @@ def test_all_unfitting_tensors_of_all_parts_are_one_error(release):
     part = torch.load(first, weights_only=True)
     torch.save({name: value for name, value in part.items() if "attention.w" not in name}, first)
     with pytest.raises(InputError) as error:
-        load_model(release)
+        plan_conversion(release)
     message = str(error.value)
     assert "\n" not in message
     for words in (
@@ -67,30 +69,30 @@ def test_only_ten_of_each_kind_are_named(release):
         part = torch.load(file, weights_only=True)
         torch.save({name: value for name, value in part.items() if "layers" not in name}, file)
     with pytest.raises(InputError, match=r"52 missing: (consolidated[^(]+\(expected \([^)]+\)\), ){10}…$"):
-        load_model(release)
+        plan_conversion(release)
 
 
 def test_missing_and_surplus_files_are_named(release):
     folder = release / "models/7b"
     (folder / "consolidated.01.pth").rename(folder / "aside")
     with pytest.raises(InputError, match=r"7b: consolidated.01.pth not there; params.json promises 2"):
-        load_model(release)
+        plan_conversion(release)
     (folder / "aside").rename(folder / "consolidated.01.pth")
     shutil.copy(folder / "consolidated.01.pth", folder / "consolidated.02.pth")
     with pytest.raises(InputError, match=r"holds 3 files consolidated.NN.pth, but .* model_parallel_size is 2"):
-        load_model(release)
+        plan_conversion(release)
     (folder / "consolidated.02.pth").unlink()
     for name in ("text_tokenizer.json", "vqgan.yaml", "vqgan.ckpt"):
         (release / "tokenizer" / name).rename(folder / "aside")
         with pytest.raises(InputError, match=rf"no {name} in .*tokenizer"):
-            load_model(release)
+            plan_conversion(release)
         (folder / "aside").rename(release / "tokenizer" / name)
     (folder / "params.json").unlink()
     with pytest.raises(InputError, match=r"no params.json in .*7b"):
-        load_model(release)
+        plan_conversion(release)
     shutil.rmtree(folder)
     with pytest.raises(InputError, match=r"no params.json and consolidated\*.pth in .*copy; expected models/7b"):
-        load_model(release)
+        plan_conversion(release)
 
 
 def test_half_downloaded_and_foreign_files(release):
@@ -104,13 +106,13 @@ def test_half_downloaded_and_foreign_files(release):
     ):
         file.write_bytes(data)
         with pytest.raises(InputError, match=message):
-            load_model(release)
+            plan_conversion(release)
     torch.save([1, 2], file)
     with pytest.raises(InputError, match="expected a dictionary of tensors, got list"):
-        load_model(release)
+        plan_conversion(release)
     torch.save({"norm.weight": "words"}, file)
     with pytest.raises(InputError, match=r"expected tensors only, but 'norm.weight' is a str"):
-        load_model(release)
+        plan_conversion(release)
 
 
 def test_nothing_in_a_file_is_run(release, tmp_path):
@@ -121,7 +123,7 @@ def test_nothing_in_a_file_is_run(release, tmp_path):
     file = release / "models/7b/consolidated.01.pth"
     torch.save({"norm.weight": Trap()}, file)
     with pytest.raises(InputError, match=r"holds Python objects besides tensors, which are never loaded"):
-        load_model(release)
+        plan_conversion(release)
     assert not (tmp_path / "sprung").exists()
 
 
@@ -143,7 +145,7 @@ def test_nothing_in_a_file_is_run(release, tmp_path):
 def test_params_that_do_not_fit(release, changes, message):
     spoil_params(release, **changes)
     with pytest.raises(InputError, match=message):
-        load_model(release)
+        plan_conversion(release)
 
 
 def test_another_familys_checkpoint(release):
@@ -153,7 +155,7 @@ def test_another_familys_checkpoint(release):
         part = torch.load(file, weights_only=True)
         torch.save({name: value for name, value in part.items() if "normalization" not in name}, file)
     with pytest.raises(InputError, match=r"16 missing: consolidated.00.pth: layers.0.attention.k_normalization.bias"):
-        load_model(release)
+        plan_conversion(release)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +165,7 @@ def test_another_familys_checkpoint(release):
         ("IMGIMGAZ", "IMGIMGBGZ", "'IMGIMGBGZ' names no code"),
         ("IMGIMGAZ", "IMGIMGABZ", "two tokens for image code 1"),
         ("IMGIMGAZ", "hello", "no token for 1 image codes, 0 among them"),
-        ("<racm3:break>", "<racm4>", "no token '<racm3:break>'"),
+        ("<racm3:break>", "<racm4>", "no token boi '<racm3:break>'"),
     ],
 )
 def test_vocabularies_that_do_not_fit(release, old, new, message):
@@ -175,18 +177,18 @@ def test_vocabularies_that_do_not_fit(release, old, new, message):
             token["content"] = new
     (release / "tokenizer/text_tokenizer.json").write_text(json.dumps(values))
     with pytest.raises(InputError, match=message):
-        load_model(release)
+        plan_conversion(release)
     (release / "tokenizer/text_tokenizer.json").write_text('{"model": 3}')
     with pytest.raises(InputError, match=r"text_tokenizer.json is no tokenizer"):
-        load_model(release)
+        plan_conversion(release)
 
 
-def test_params_may_be_flat(release):
-    expected = logits(load_model(release))
+def test_params_may_be_flat(release, tmp_path):
+    expected = logits(load_model(convert(release, tmp_path / "nested")))
     path = release / "models/7b/params.json"
     values = json.loads(path.read_text())
     path.write_text(json.dumps({**values.pop("model"), "model_parallel_size": 2, "vocab_size": -1}))
-    assert torch.equal(logits(load_model(release)), expected)
+    assert torch.equal(logits(load_model(convert(release, tmp_path / "flat"))), expected)
 
 
 @pytest.mark.parametrize(
@@ -204,5 +206,5 @@ def test_any_damaged_file_is_named_in_one_line(release, name):
     for data in (whole[:middle], short, b"[]", b"null", b"3", b"\xff\xfe", b"\0" * 50, whole[:9] + whole[99:]):
         file.write_bytes(data)
         with pytest.raises(InputError) as error:
-            load_model(release)
+            plan_conversion(release)
         assert file.name in str(error.value) and "\n" not in str(error.value)

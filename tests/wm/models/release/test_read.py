@@ -12,6 +12,7 @@ from tests.helpers.models_release import (
     IDS,
     NUM_CODES,
     Sizes,
+    convert,
     logits,
     original_logits,
     part_of,
@@ -22,11 +23,11 @@ from tests.helpers.models_release import (
     write_release,
 )
 from wm.errors import InputError
-from wm.models import base_id_of, is_model_folder, load_model, read_manifest, save_model
-from wm.models.families.chameleon import image_rows_of
-from wm.models.original_save import params_of
-from wm.models.release.read import find_release, mlp_size, read_config
-from wm.models.release.weights import half_split, interleaved
+from wm.models import load_model, save_model
+from wm.models.families.chameleon import half_split, image_token_code
+from wm.models.release.convert import plan_conversion
+from wm.models.release.read import find_release, read_config
+from wm.models.vocabulary import code_rows
 
 PLAIN = Sizes()
 
@@ -36,12 +37,12 @@ GROUPED = Sizes(heads=8, kv_heads=4, dim=64, mlp=96, swin=True, theta=50_000.0)
 
 def as_transformers_folder(original, whole, folder):
     """The same weights in a folder written by hand in the Hugging Face layout."""
-    config = load_model(original).inner.config
+    model = plan_conversion(original).vlm
     folder.mkdir()
     tensors = transformers_names(whole) | {f"model.vqmodel.{name}": value for name, value in random_vqgan().items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    config.save_pretrained(folder)
-    load_model(original).tokenizer.save_pretrained(folder)
+    model.inner.config.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
     return folder
 
 
@@ -50,8 +51,8 @@ def as_transformers_folder(original, whole, folder):
 @pytest.mark.parametrize("fused", [False, True], ids=["apart", "fused"])
 def test_logits_are_those_of_the_original_transformer(tmp_path, sizes, parts, fused):
     whole = random_whole(sizes, parts)
-    write_release(tmp_path, whole, fused=fused)
-    vlm = load_model(tmp_path, dtype=torch.float64)
+    release = write_release(tmp_path / "release", whole, fused=fused)
+    vlm = load_model(convert(release, tmp_path / "hf"), dtype=torch.float64)
     expected = original_logits(whole, IDS)
     assert expected.std() > 0.5
     # transformers computes norms and angles in float32, whatever the type of the weights
@@ -63,11 +64,11 @@ def test_logits_are_those_of_the_original_transformer(tmp_path, sizes, parts, fu
 
 @pytest.mark.parametrize("sizes", [PLAIN, GROUPED], ids=["7B-like", "34B-like"])
 @pytest.mark.parametrize("parts", [1, 2])
-def test_both_layouts_and_transformers_agree_to_the_last_bit(tmp_path, sizes, parts):
+def test_converted_and_hand_written_folders_agree_to_the_bit(tmp_path, sizes, parts):
     whole = random_whole(sizes, parts)
     original = write_release(tmp_path / "original", whole)
     folder = as_transformers_folder(original, whole, tmp_path / "hf")
-    ours, theirs = load_model(original), load_model(folder)
+    ours, theirs = load_model(convert(original, tmp_path / "converted")), load_model(folder)
     assert torch.equal(logits(ours), logits(theirs))
     assert ours.codec_id != theirs.codec_id  # transformers' pixel scale is another
     module = ChameleonForConditionalGeneration.from_pretrained(folder).eval()
@@ -79,7 +80,7 @@ def test_both_layouts_and_transformers_agree_to_the_last_bit(tmp_path, sizes, pa
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
-def test_what_anoles_training_code_saves(tmp_path, file):
+def test_folders_of_anoles_training_code_are_reordered(tmp_path, file):
     """transformers' names, but pairs in the original's order and one norm for all heads of queries and keys."""
     sizes = Sizes(heads=8, kv_heads=4, dim=64, mlp=96)
     whole = random_whole(sizes)
@@ -110,90 +111,59 @@ def test_what_anoles_training_code_saves(tmp_path, file):
         load_model(folder)
 
 
-@pytest.mark.parametrize("flat", [False, True])
 @pytest.mark.parametrize("single", [False, True])
-def test_every_place_is_found(tmp_path, flat, single):
+def test_release_is_found_in_every_place(tmp_path, single):
     whole = random_whole()
-    root = write_release(tmp_path / "anole", whole, flat=flat, single=single)
-    expected = logits(load_model(root))
-    if not flat:
-        for path in ("models", "models/7b"):
-            vlm = load_model(root / path)
-            assert torch.equal(logits(vlm), expected)
-            assert base_id_of(root / path) == base_id_of(root) == vlm.base_id
-        # Anole's release has a config.json of its own beside params.json
-        (root / "models/7b/config.json").write_text('{"model_type": "something else"}')
-        assert torch.equal(logits(load_model(root / "models/7b")), expected)
-        assert is_model_folder(root) and is_model_folder(root / "models/7b") and not is_model_folder(root / "tokenizer")
-        write_release(root, whole, size="30b")
-        with pytest.raises(InputError, match=r"holds 2 models; give one of .*30b, .*7b"):
-            load_model(root)
+    root = write_release(tmp_path / "anole", whole, single=single)
+    expected = logits(load_model(convert(root, tmp_path / "root")))
+    # Anole's release has a config.json of its own beside params.json
+    (root / "models/7b/config.json").write_text('{"model_type": "something else"}')
+    for path in ("models", "models/7b"):
+        assert torch.equal(logits(load_model(convert(root / path, tmp_path / path))), expected)
+    flat = write_release(tmp_path / "flat", whole, flat=True, single=single)
+    assert torch.equal(logits(load_model(convert(flat, tmp_path / "from-flat"))), expected)
+    write_release(root, whole, size="30b")
+    with pytest.raises(InputError, match=r"holds 2 models; give one of .*30b, .*7b"):
+        plan_conversion(root)
 
 
-def test_the_buffer_that_anoles_converter_leaves_empty(tmp_path):
+def test_empty_rope_buffer_and_older_files_are_read(tmp_path):
+    """Anole's converter leaves the buffer empty; other programs wrap the tensors or write torch's older format."""
     whole = random_whole()
-    write_release(tmp_path, whole)
-    expected = logits(load_model(tmp_path))
-    file = tmp_path / "models/7b/consolidated.pth"
+    release = write_release(tmp_path / "release", whole)
+    expected = logits(load_model(convert(release, tmp_path / "plain")))
+    file = release / "models/7b/consolidated.pth"
     torch.save(part_of(whole, 0) | {"rope.freqs": None}, file)
-    assert torch.equal(logits(load_model(tmp_path)), expected)
+    assert torch.equal(logits(load_model(convert(release, tmp_path / "empty"))), expected)
     torch.save({"model": part_of(whole, 0)}, file)
-    assert torch.equal(logits(load_model(tmp_path)), expected)
+    assert torch.equal(logits(load_model(convert(release, tmp_path / "wrapped"))), expected)
     torch.save(part_of(whole, 0), file, _use_new_zipfile_serialization=False)
-    assert torch.equal(logits(load_model(tmp_path)), expected)
+    assert torch.equal(logits(load_model(convert(release, tmp_path / "old"))), expected)
 
 
-def test_norms_that_drifted_apart_between_parts_are_averaged(tmp_path):
+def test_norms_that_differ_between_parts_are_averaged(tmp_path):
     whole = random_whole(parts=2)
-    write_release(tmp_path, whole)
-    file = tmp_path / "models/7b/consolidated.01.pth"
+    release = write_release(tmp_path / "release", whole)
+    file = release / "models/7b/consolidated.01.pth"
     second = part_of(whole, 1)
     second["norm.weight"] += 0.5
     torch.save(second, file)
     whole.tensors["norm.weight"] = whole.tensors["norm.weight"] + 0.25
-    torch.testing.assert_close(load_model(tmp_path).inner.model.norm.weight.data, whole.tensors["norm.weight"])
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_hugging_face_copy_has_the_same_identity(tmp_path, dtype):
-    original = write_release(tmp_path / "original", random_whole(parts=2, dtype=dtype))
-    vlm = load_model(original, dtype=dtype)
-    assert next(vlm.inner.parameters()).dtype == dtype
-    manifest = save_model(vlm, tmp_path / "copy", kind="base")
-    again = load_model(tmp_path / "copy", dtype=dtype)
-    assert manifest.base_id == vlm.base_id == base_id_of(original) == again.base_id
-    assert manifest.codec_id == vlm.codec_id == again.codec_id
-    assert torch.equal(logits(again), logits(vlm))
-    assert read_manifest(tmp_path / "copy").decoder_id.startswith("vqd-")
-
-
-def test_an_adapter_moves_between_the_layouts(tmp_path):
-    from peft import LoraConfig, get_peft_model
-
-    original = write_release(tmp_path / "original", random_whole())
-    save_model(load_model(original), tmp_path / "copy", kind="base")
-    vlm = load_model(original)
-    targets = r".*\.layers\.\d+\..*(q|k|v|o|gate|up|down)_proj"
-    vlm.module = get_peft_model(vlm.module, LoraConfig(r=2, target_modules=targets, init_lora_weights=False)).eval()
-    save_model(vlm, tmp_path / "adapter", task="fdm")
-    expected = logits(vlm)
-    assert torch.equal(logits(load_model(tmp_path / "adapter")), expected)
-    assert torch.equal(logits(load_model(tmp_path / "adapter", base=tmp_path / "copy")), expected)
-    assert torch.equal(logits(load_model(tmp_path / "adapter", base=original / "models/7b")), expected)
+    norm = load_model(convert(release, tmp_path / "hf")).inner.model.norm.weight.data
+    torch.testing.assert_close(norm, whole.tensors["norm.weight"])
 
 
 def test_loading_leaves_the_random_generator_alone(tmp_path):
-    write_release(tmp_path, random_whole())
+    release = write_release(tmp_path / "release", random_whole())
     torch.manual_seed(3)
     expected = torch.rand(3)
     torch.manual_seed(3)
-    load_model(tmp_path)
+    load_model(convert(release, tmp_path / "hf"))
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_the_image_tokens_are_mapped_by_name_as_in_transformers(tmp_path):
-    write_release(tmp_path, random_whole())
-    vlm = load_model(tmp_path)
+def test_image_tokens_are_mapped_by_name_as_in_transformers(tmp_path):
+    vlm = load_model(convert(write_release(tmp_path / "release", random_whole()), tmp_path / "hf"))
     words = vocabulary()
     words["<image>"] = words.pop("<reserved08707>")
     assert vlm.inner.config.vocabulary_map == words == vlm.tokenizer.get_vocab()
@@ -202,14 +172,15 @@ def test_the_image_tokens_are_mapped_by_name_as_in_transformers(tmp_path):
     assert torch.equal(vlm.image_rows, mapping.convert_img2bpe(torch.arange(NUM_CODES)).long())
     shuffled = dict(zip(words, torch.randperm(len(words)).tolist(), strict=True))
     mapping = ChameleonImageVocabularyMapping(shuffled)
-    assert torch.equal(image_rows_of(shuffled, NUM_CODES), mapping.convert_img2bpe(torch.arange(NUM_CODES)).long())
+    assert torch.equal(
+        code_rows(shuffled, NUM_CODES, image_token_code, ""), mapping.convert_img2bpe(torch.arange(NUM_CODES)).long()
+    )
     assert (vlm.boi_id, vlm.eoi_id, vlm.bos_id, vlm.pad_id, vlm.eos_id) == (21, 20, 0, 1, 2)
     assert vlm.tokenize_action("Put the red cup") == [words[word] for word in ("put", "the", "red", "cup")]
 
 
-def test_half_split_and_back():
+def test_half_split_puts_even_rows_of_a_head_first():
     weight = torch.arange(16 * 3).reshape(16, 3)
-    assert torch.equal(interleaved(half_split(weight, 2), 2), weight)
     assert half_split(weight, 2)[:, 0].div(3, rounding_mode="floor").tolist() == [
         *(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15)
     ]
@@ -241,5 +212,3 @@ def test_the_released_sizes(tmp_path, sizes, params):
         *(config.hidden_size, config.intermediate_size, config.num_attention_heads, config.num_key_value_heads),
         *(config.swin_norm, config.model_parallel_size),
     )
-    back = params_of(config, parts)["model"]
-    assert mlp_size(back["dim"], back["ffn_dim_multiplier"], back["multiple_of"]) == config.intermediate_size

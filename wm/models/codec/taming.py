@@ -14,10 +14,11 @@ from torch import Tensor
 from transformers import ChameleonVQVAEConfig
 
 from wm.errors import InputError
-from wm.models.folder_checks import check_config, one_line, refusing
-from wm.models.release.pickled import need_downloaded, read_pickled, tensors_of
-from wm.models.release.read import VQGAN_CKPT, VQGAN_YAML
+from wm.models.config_bounds import check_config
+from wm.models.folder_checks import one_line, refusing
+from wm.models.pickled import check_downloaded, read_pickled, tensors_of
 
+VQGAN_CKPT, VQGAN_YAML = "vqgan.ckpt", "vqgan.yaml"
 IGNORED_PREFIX = "loss."
 _RENAMED = {
     "ch": "base_channels",
@@ -74,7 +75,7 @@ def read_vqgan_checkpoint(path: Path) -> VqganCheckpoint:
 def vqgan_file(path: Path) -> Path:
     """``path`` if it is a file, else the ``vqgan.ckpt`` in it or in its ``tokenizer`` folder."""
     if not path.is_dir():
-        need_downloaded(path)
+        check_downloaded(path)
         return path
     for folder in (path, path / "tokenizer"):
         if (folder / VQGAN_CKPT).is_file():
@@ -87,7 +88,7 @@ def read_vqgan_config(file: Path) -> ChameleonVQVAEConfig:
 
     Raises :class:`InputError` for an architecture other than Chameleon's.
     """
-    need_downloaded(file)
+    check_downloaded(file)
     size = file.stat().st_size
     if size > MAX_YAML_BYTES:
         raise InputError(f"{file} has {size:,} bytes, expected a YAML file of at most {MAX_YAML_BYTES:,}")
@@ -134,22 +135,6 @@ def _config(values: dict[str, Any], file: Path) -> ChameleonVQVAEConfig:
         return ChameleonVQVAEConfig(**values, double_latent=False)
 
 
-def write_vqgan_yaml(config: ChameleonVQVAEConfig, file: Path) -> None:
-    """Invert :func:`read_vqgan_config`."""
-    ddconfig: dict[str, Any] = {theirs: _plain(getattr(config, ours)) for theirs, ours in _RENAMED.items()}
-    ddconfig |= {"double_z": False, "in_channels": 3, "out_ch": 3, "dropout": 0.0}
-    ddconfig["attn_resolutions"] = ddconfig["attn_resolutions"] or []
-    if config.attn_type != "vanilla":
-        ddconfig["attn_type"] = "none"
-    params = {"embed_dim": config.embed_dim, "n_embed": config.num_embeddings, "ddconfig": ddconfig}
-    values = {"model": {"target": "taming.models.vqgan.VQModel", "params": params}}
-    file.write_text(yaml.safe_dump(values, sort_keys=False))
-
-
 def yaml_beside(file: Path) -> Path:
     """Return the ``vqgan.yaml`` in the folder of a ``vqgan.ckpt``."""
     return file.parent / VQGAN_YAML
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

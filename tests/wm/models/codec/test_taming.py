@@ -9,10 +9,17 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from tests.helpers.models_release import NUM_CODES, PlainVqgan, random_vqgan, random_whole, vqgan_yaml, write_release
+from tests.helpers.models_release import (
+    NUM_CODES,
+    PlainVqgan,
+    convert,
+    random_vqgan,
+    random_whole,
+    vqgan_yaml,
+    write_release,
+)
 from wm.errors import InputError
 from wm.models import load_codec, load_model, read_manifest, save_model
-from wm.models.release.vqgan import read_vqgan_config, write_vqgan_yaml
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +46,7 @@ def plain():
 def without_decoder(release, tmp_path):
     """The Hugging Face copy as transformers' own conversion leaves it."""
     folder = tmp_path / "hf"
-    save_model(load_model(release), folder, kind="base")
+    convert(release, folder)
     edit(folder, lambda tensors: [tensors.pop(name) for name in list(tensors) if ".decoder." in name])
     (folder / "wm_model.json").unlink()
     return folder
@@ -56,7 +63,7 @@ def as_uint8(pixels_BCHW):
 
 
 def test_codes_features_and_pixels_are_the_references(pristine, pixels, plain):
-    codec = load_codec(pristine)
+    codec = load_codec(pristine / "tokenizer")
     codes_BN, features_BND = codec.encode_with_features(pixels)
     expected_BND = plain.features(pixels)
     torch.testing.assert_close(features_BND.double(), expected_BND, atol=1e-4, rtol=1e-4)
@@ -70,7 +77,7 @@ def test_codes_features_and_pixels_are_the_references(pristine, pixels, plain):
 
 
 def test_in_float64_it_is_the_reference_to_rounding(pristine, pixels, plain):
-    codec = load_codec(pristine)
+    codec = load_codec(pristine / "tokenizer")
     codec.vqgan.double()
     scaled = torch.as_tensor(pixels).double().permute(0, 3, 1, 2) / 255 * 2 - 1
     features_BND = codec.vqgan.features(scaled)
@@ -81,26 +88,27 @@ def test_in_float64_it_is_the_reference_to_rounding(pristine, pixels, plain):
     torch.testing.assert_close(ours, plain.pixels(codes_BN), atol=1e-11, rtol=1e-11)
 
 
-def test_every_path_to_it_is_the_same_codec(release, pixels):
-    codec = load_codec(release)
-    assert load_model(release).codec_id == codec.codec_id
-    for path in ("tokenizer", "tokenizer/vqgan.ckpt", "models/7b"):
-        other = load_codec(release / path)
-        assert (other.codec_id, other.decoder_id) == (codec.codec_id, codec.decoder_id)
-        assert torch.equal(other.encode(pixels), codec.encode(pixels))
+def test_every_path_to_a_checkpoint_is_the_same_codec(release, tmp_path, pixels):
+    codec = load_codec(release / "tokenizer")
+    assert load_codec(convert(release, tmp_path / "hf")).codec_id == codec.codec_id
+    other = load_codec(release / "tokenizer/vqgan.ckpt")
+    assert (other.codec_id, other.decoder_id) == (codec.codec_id, codec.decoder_id)
+    assert torch.equal(other.encode(pixels), codec.encode(pixels))
+    with pytest.raises(InputError, match=r"is an original release of Chameleon .*run `python -m jobs.convert release="):
+        load_codec(release)
     shutil.rmtree(release / "models")
     (release / "tokenizer/text_tokenizer.json").unlink()
-    assert load_codec(release).codec_id == load_codec(release / "tokenizer").codec_id == codec.codec_id
-    with pytest.raises(InputError, match=r"no params.json and consolidated\*.pth"):
-        load_model(release)
+    assert load_codec(release / "tokenizer").codec_id == codec.codec_id
+    with pytest.raises(InputError, match=r"no params.json and consolidated\*.pth .*codec alone is .*tokenizer"):
+        load_codec(release)
 
 
 def test_tensors_of_training_are_ignored_by_name(pristine):
-    assert load_codec(pristine).ignored == ("loss.logvar", "loss.perceptual_loss.lin0.model.1.weight")
+    assert load_codec(pristine / "tokenizer").ignored == ("loss.logvar", "loss.perceptual_loss.lin0.model.1.weight")
 
 
 def test_identities_cover_encoder_codebook_and_decoder(release):
-    codec = load_codec(release)
+    codec = load_codec(release / "tokenizer")
     file = release / "tokenizer/vqgan.ckpt"
     for name, same_codes in (
         ("encoder.mid.attn_1.k.bias", False),
@@ -110,15 +118,14 @@ def test_identities_cover_encoder_codebook_and_decoder(release):
         tensors = random_vqgan()
         tensors[name][0] += 1e-3
         torch.save({"state_dict": tensors}, file)
-        other = load_codec(release)
+        other = load_codec(release / "tokenizer")
         assert (other.codec_id == codec.codec_id) == same_codes
         assert other.decoder_id != codec.decoder_id
 
 
-def test_through_the_hugging_face_layout_and_back(release, tmp_path, pixels):
-    codec = load_codec(release)
-    save_model(load_model(release), tmp_path / "copy", kind="base")
-    copy = load_codec(tmp_path / "copy")
+def test_conversion_keeps_the_codec_to_the_bit(release, tmp_path, pixels):
+    codec = load_codec(release / "tokenizer")
+    copy = load_codec(convert(release, tmp_path / "copy"))
     assert (copy.codec_id, copy.decoder_id) == (codec.codec_id, codec.decoder_id)
     codes_BN, features_BND = codec.encode_with_features(pixels)
     again_BN, again_BND = copy.encode_with_features(pixels)
@@ -129,7 +136,7 @@ def test_through_the_hugging_face_layout_and_back(release, tmp_path, pixels):
 
 def test_a_decoder_from_a_separate_file(without_decoder, release, tmp_path, pixels):
     blind = load_codec(without_decoder)
-    whole = load_codec(release)
+    whole = load_codec(release / "tokenizer")
     assert (blind.has_decoder, blind.decoder_id) == (False, None)
     codes_BN = blind.encode(pixels)
     message = rf"{without_decoder} holds no model.vqmodel.decoder.* weights.*put the release's tokenizer/vqgan.ckpt"
@@ -159,7 +166,7 @@ def test_a_decoder_fits_a_folder_rounded_to_a_shorter_type(without_decoder, rele
 
     edit(without_decoder, shorten)
     rounded = load_codec(without_decoder)
-    assert rounded.codec_id != load_codec(release).codec_id
+    assert rounded.codec_id != load_codec(release / "tokenizer").codec_id
     codec = load_codec(without_decoder, decoder=release)
     assert codec.codec_id == rounded.codec_id
     codec.decode(codec.encode(pixels))
@@ -193,7 +200,7 @@ def test_another_codecs_decoder_is_refused(without_decoder, release):
 
 
 def test_a_manifest_binds_the_decoder(release, tmp_path):
-    save_model(load_model(release), tmp_path / "copy")
+    convert(release, tmp_path / "copy")
 
     def retrain(tensors):
         tensors["model.vqmodel.decoder.conv_out.bias"] += 1
@@ -215,7 +222,7 @@ def test_all_unfitting_tensors_are_one_error(release):
     tensors["colorize"] = torch.zeros(3, 1)
     torch.save({"state_dict": tensors}, release / "tokenizer/vqgan.ckpt")
     with pytest.raises(InputError) as error:
-        load_codec(release)
+        load_codec(release / "tokenizer")
     assert str(error.value) == (
         f"{release / 'tokenizer/vqgan.ckpt'}: tensors do not fit the configuration; "
         "1 missing: encoder.mid.attn_1.k.bias (expected (64,)); 1 misshapen: quant_conv.bias (9,) not (8,); "
@@ -227,16 +234,16 @@ def test_lightning_checkpoints_say_how_to_rewrite_them(release):
     file = release / "tokenizer/vqgan.ckpt"
     torch.save({"state_dict": random_vqgan(), "callbacks": {"best": np.random.default_rng(0)}}, file)
     with pytest.raises(InputError, match=r"vqgan.ckpt holds Python objects besides tensors.*rewrite it once with `c ="):
-        load_codec(release)
+        load_codec(release / "tokenizer")
     torch.save({"weights": 3}, file)
     with pytest.raises(InputError, match=r"vqgan.ckpt: expected tensors only, but 'weights' is a int"):
-        load_codec(release)
+        load_codec(release / "tokenizer")
     torch.save({"state_dict": {"fc.weight": torch.zeros(2)}}, file)
     with pytest.raises(InputError, match=r"is no VQGAN checkpoint: expected state_dict with encoder"):
-        load_codec(release)
+        load_codec(release / "tokenizer")
     torch.save({"state_dict": [1]}, file)
     with pytest.raises(InputError, match=r"state_dict is a list, expected a dictionary"):
-        load_codec(release)
+        load_codec(release / "tokenizer")
 
 
 @pytest.mark.parametrize(
@@ -247,7 +254,7 @@ def test_lightning_checkpoints_say_how_to_rewrite_them(release):
         ({"attn_type": "linear"}, "ddconfig.attn_type is 'linear', expected 'vanilla' or 'none'"),
         ({"ch_mult": "1,1"}, "channel_multiplier is '1,1', expected whole numbers"),
         ({"ch": 0}, "base_channels is 0, expected whole numbers"),
-        ({"ch": 48}, r"describes no VQGAN: num_channels \(48\) must be divisible"),
+        ({"ch": 48}, r"describes no image codec: num_channels \(48\) must be divisible"),
         ({"ch_mult": []}, "channel_multiplier is .., expected whole numbers"),
         ({"num_res_blocks": 2}, r"48 missing: decoder.up.0.block.2.conv1.bias \(expected \(32,\)\)"),
         ({"ch_mult": [1, 2, 2]}, r"\d+ misshapen"),
@@ -259,27 +266,21 @@ def test_lightning_checkpoints_say_how_to_rewrite_them(release):
 def test_the_yaml_is_checked_against_the_tensors(release, changes, message):
     (release / "tokenizer/vqgan.yaml").write_text(yaml.safe_dump(vqgan_yaml(**changes)))
     with pytest.raises(InputError, match=message):
-        load_codec(release)
+        load_codec(release / "tokenizer")
 
 
 @pytest.mark.parametrize("text", ["", "model: 3", "model: {params: {}}", "a: [", "model: {params: {embed_dim: 8}}"])
 def test_a_yaml_that_is_none(release, text):
     (release / "tokenizer/vqgan.yaml").write_text(text)
     with pytest.raises(InputError, match=r"vqgan.yaml"):
-        load_codec(release)
+        load_codec(release / "tokenizer")
 
 
 def test_the_yaml_runs_nothing(release, tmp_path):
     (release / "tokenizer/vqgan.yaml").write_text(f"!!python/object/apply:os.mkdir ['{tmp_path / 'sprung'}']")
     with pytest.raises(InputError, match=r"vqgan.yaml: expected model.params"):
-        load_codec(release)
+        load_codec(release / "tokenizer")
     assert not (tmp_path / "sprung").exists()
-
-
-def test_the_yaml_is_written_as_it_is_read(release, tmp_path):
-    config = read_vqgan_config(release / "tokenizer/vqgan.yaml")
-    write_vqgan_yaml(config, tmp_path / "vqgan.yaml")
-    assert read_vqgan_config(tmp_path / "vqgan.yaml").to_dict() == config.to_dict()
 
 
 def test_a_remapped_codebook_is_not_supported(release):
@@ -287,14 +288,14 @@ def test_a_remapped_codebook_is_not_supported(release):
     values["model"]["params"]["remap"] = "used.npy"
     (release / "tokenizer/vqgan.yaml").write_text(yaml.safe_dump(values))
     with pytest.raises(InputError, match=r"remap is 'used.npy'"):
-        load_codec(release)
+        load_codec(release / "tokenizer")
 
 
 def test_a_scale_beside_the_checkpoint_comes_first(release, pixels):
-    before = load_codec(release)
+    before = load_codec(release / "tokenizer")
     values = {"rescale_factor": 0.0078, "image_mean": [1.0] * 3, "image_std": [1.0] * 3}
     (release / "tokenizer/preprocessor_config.json").write_text(json.dumps(values))
-    after = load_codec(release)
+    after = load_codec(release / "tokenizer")
     assert (before.scale.rescale, after.scale.rescale) == (2 / 255, 0.0078)
     assert after.codec_id != before.codec_id
 

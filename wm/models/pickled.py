@@ -23,7 +23,7 @@ def read_pickled(file: Path) -> dict[str, Any]:
 
     Raises :class:`InputError` for a file that is absent, cut short, no dictionary, or that holds Python objects.
     """
-    need_downloaded(file)
+    check_downloaded(file)
     try:
         value = _load(file)
     except InputError:  # a ValueError too
@@ -50,7 +50,7 @@ def tensors_of(value: Mapping[str, Any], file: Path, nullable: frozenset[str] = 
     return {str(name): entry for name, entry in value.items() if isinstance(entry, Tensor)}
 
 
-def need_downloaded(file: Path) -> None:
+def check_downloaded(file: Path) -> None:
     """Raise :class:`InputError` if a file is absent, empty, or a git-lfs pointer in place of the file itself."""
     if not file.is_file():
         raise InputError(f"no {file.name} in {file.parent}")
