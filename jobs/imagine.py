@@ -189,7 +189,7 @@ def _write_parts(recipe: ImagineRecipe, tries: list[list[_Try]], codec: ImageCod
             predictions = predict_observations(
                 roles.fdm.model, roles.idm.model, codes, [attempt.action for attempt in attempts],
                 search=recipe.search, sampling=recipe.sampling, seed=[attempt.seed for attempt in attempts],
-                batch_size=recipe.batch_size, fdm_decoder=roles.fdm.decoder, idm_decoder=roles.idm.decoder,
+                batch_size=recipe.batch_size, fdm_runner=roles.fdm.runner, idm_runner=roles.idm.runner,
             ) if attempts else []  # fmt: skip
             rows = [
                 (attempt, source, prediction.best)

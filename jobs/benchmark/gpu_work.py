@@ -14,9 +14,10 @@ from jobs.benchmark.sampling_speculation import made_draft
 from jobs.benchmark.sampling_work import score_unshared
 from wm.dynamics.scoring import completion_logprobs
 from wm.models import UnifiedVLM
-from wm.sampling import Decoder, Sampling, sample_images, speculate_images
+from wm.sampling import Sampling, sample_images, speculate_images
 from wm.sampling.batches import positions_at_once, rows_at_once
 from wm.sampling.kernels.triton_attention import can_attend
+from wm.sampling.llama_runner import LlamaRunner
 from wm.sampling.model_runner import Stepping
 from wm.sampling.weights_view import DecoderView
 
@@ -84,13 +85,13 @@ def check_figures(device: str, stepping: Sequence[Stepping]) -> dict[str, Any]:
     model: Any = ShapeModel(shape, device=device)
     prefixes = [shape.ids(150), shape.ids(131, 1)]
     settings: dict[str, Any] = {"num_samples": 4, "sampling": Sampling(temperature=0.8, top_k=20, top_p=0.95)}
-    plain = sample_images(model, prefixes, decoder=Decoder(model, stepping="plain"), **settings)
+    plain = sample_images(model, prefixes, runner=LlamaRunner(model, stepping="plain"), **settings)
     found: dict[str, Any] = {}
     for way in stepping:
-        decoder = Decoder(model, stepping=way)
-        codes = [sample_images(model, prefixes, decoder=decoder, **settings) for _ in range(2)]
+        runner = LlamaRunner(model, stepping=way)
+        codes = [sample_images(model, prefixes, runner=runner, **settings) for _ in range(2)]
         same = [float((one == plain).all(-1).double().mean()) for one in codes]
-        found[way] = {"identical": min(same), "decoded": decoder.stepping}
+        found[way] = {"identical": min(same), "decoded": runner.stepping}
     return found
 
 
@@ -109,8 +110,8 @@ def sampling_figures(
         for way in stepping:
 
             def decode(count: int = count, way: Stepping = way) -> dict[str, Any]:
-                decoder = Decoder(cast(UnifiedVLM, model), stepping=way, kernels=kernels)
-                return _sample(record, model, decoder, count=count, repeats=repeats)
+                runner = LlamaRunner(cast(UnifiedVLM, model), stepping=way, kernels=kernels)
+                return _sample(record, model, runner, count=count, repeats=repeats)
 
             record.measure(f"sampling_n{count}_{way}", decode)
     ways = {count: [f"sampling_n{count}_{way}" for way in stepping] for count in rows}
@@ -133,10 +134,10 @@ def _least(record: Measures, names: Sequence[str]) -> float:
 
 
 def _prefill(record: Measures, model: Any, repeats: int) -> dict[str, Any]:
-    decoder, prefix = Decoder(model, stepping="plain"), model.shape.ids(model.shape.prefix)
-    seconds_of(lambda: decoder.prefill([prefix]), record.device, 1)
-    found = {"s": statistics.median(seconds_of(lambda: decoder.prefill([prefix]), record.device, repeats))}
-    return found | {"fused_attention": _is_fused(lambda: decoder.prefill([prefix]))}
+    runner, prefix = LlamaRunner(model, stepping="plain"), model.shape.ids(model.shape.prefix)
+    seconds_of(lambda: runner.prefill([prefix]), record.device, 1)
+    found = {"s": statistics.median(seconds_of(lambda: runner.prefill([prefix]), record.device, repeats))}
+    return found | {"fused_attention": _is_fused(lambda: runner.prefill([prefix]))}
 
 
 def _is_fused(work: Callable[[], object]) -> bool:
@@ -149,15 +150,15 @@ def _is_fused(work: Callable[[], object]) -> bool:
     return True
 
 
-def _sample(record: Measures, model: Any, decoder: Decoder, *, count: int, repeats: int) -> dict[str, Any]:
+def _sample(record: Measures, model: Any, runner: LlamaRunner, *, count: int, repeats: int) -> dict[str, Any]:
     shape = model.shape
     prefix = shape.ids(shape.prefix)
     positions = positions_at_once(model)
 
     def work() -> Tensor:
-        return sample_images(model, [prefix], num_samples=count, decoder=decoder)
+        return sample_images(model, [prefix], num_samples=count, runner=runner)
 
-    if decoder.stepping == "plain":  # nothing to record: a few tokens warm up
+    if runner.stepping == "plain":  # nothing to record: a few tokens warm up
         model.tokens_per_image = min(SHORT, shape.target)
         try:
             first = seconds_of(work, record.device, 1)
@@ -167,18 +168,18 @@ def _sample(record: Measures, model: Any, decoder: Decoder, *, count: int, repea
         first = seconds_of(work, record.device, 1)
     times = seconds_of(work, record.device, repeats)
     median = statistics.median(times)
-    moved = bytes_moved(decoder.view, len(model.image_rows), shape, count)
+    moved = bytes_moved(runner.view, len(model.image_rows), shape, count)
     found = {
         "s": median,
         "all_s": times,
         "first_s": first[0],
-        "decoded": decoder.stepping,
-        "kernels": can_attend(decoder),
+        "decoded": runner.stepping,
+        "kernels": can_attend(runner),
         "s_per_token": median / shape.target,
         "rows_at_once": rows_at_once(shape.prefix + shape.target, None, positions),
         "gigabytes_moved": moved / 1e9,
-        "weights_gb": weight_bytes(decoder.view, len(model.image_rows)) / 1e9,
-        "caches_gb": 0.0 if decoder.held is None else decoder.held.num_bytes / 1e9,
+        "weights_gb": weight_bytes(runner.view, len(model.image_rows)) / 1e9,
+        "caches_gb": 0.0 if runner.static_steps is None else runner.static_steps.num_bytes / 1e9,
     }
     if "ceilings" in record.figures and "prefill" in record.figures:
         steps_s = median - record.figures["prefill"]["s"]
@@ -208,13 +209,13 @@ def bytes_moved(view: DecoderView, num_codes: int, shape: Shape, rows: int) -> i
 
 def scoring_figures(record: Measures, model: Any, repeats: int) -> None:
     """Pairs a second that the inverse model scores: ROWS candidates of each of SOURCES sources."""
-    decoder = Decoder(model, stepping="plain")
+    runner = LlamaRunner(model, stepping="plain")
     scored = [segments for number in range(SOURCES) for segments in model.scored(ROWS, ACTION_TOKENS, number)]
     one = scored[:ROWS]
     works: dict[str, tuple[int, Callable[[], object]]] = {
-        "idm_shared": (len(scored), lambda: completion_logprobs(model, scored, decoder=decoder)),
-        "idm_shared_one_source": (ROWS, lambda: completion_logprobs(model, one, decoder=decoder)),
-        "idm_unshared_one_source": (ROWS, lambda: score_unshared(model, decoder, one)),
+        "idm_shared": (len(scored), lambda: completion_logprobs(model, scored, runner=runner)),
+        "idm_shared_one_source": (ROWS, lambda: completion_logprobs(model, one, runner=runner)),
+        "idm_unshared_one_source": (ROWS, lambda: score_unshared(model, runner, one)),
     }
     for name, (pairs, work) in works.items():
 
@@ -254,8 +255,8 @@ def speculation_figures(record: Measures, model: Any, repeats: int) -> None:
     for count in (1, ROWS):
 
         def timed(count: int = count) -> dict[str, Any]:
-            decoder = Decoder(model)
-            settings: dict[str, Any] = {"num_samples": count, "decoder": decoder}
+            runner = LlamaRunner(model)
+            settings: dict[str, Any] = {"num_samples": count, "runner": runner}
             codes = sample_images(model, [prefix], **settings)
             drafts = made_draft(codes, model.shape.codes)
 

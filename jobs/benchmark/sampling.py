@@ -30,7 +30,8 @@ from jobs.benchmark.sampling_work import (
 from wm.config import Recipe
 from wm.dynamics.scoring import completion_logprobs
 from wm.paths import InputPath, OutputPath
-from wm.sampling import Decoder, sample_images
+from wm.sampling import sample_images
+from wm.sampling.llama_runner import LlamaRunner
 
 PACKAGES = ("wm", "torch", "transformers", "numpy")
 ROWS = 8
@@ -115,17 +116,17 @@ def _measure(recipe: BenchmarkRecipe) -> tuple[dict[str, float], dict[str, Any],
 
 def _faithful(shape: Shape, rounds: int, repeats: int) -> tuple[dict[str, float], dict[str, Any]]:
     model = ShapeModel(shape)
-    decoder = Decoder(model, rows=ROWS)  # type: ignore[arg-type]
+    runner = LlamaRunner(model, rows=ROWS)  # type: ignore[arg-type]
     position = shape.target // 2
     work: dict[str, Callable[[], object]] = {
         **_against_generate(model, ROWS),
-        **{f"ours_n{n}_ready": _ours(model, n, decoder) for n in (1, ROWS)},
-        **{f"step_b{n}": build_step(model, decoder, n, position) for n in (1, ROWS)},
-        **{f"gemm_b{n}": bare_products(decoder, n, shape.prefix, position + 1) for n in (1, ROWS)},
-        **{f"weights_b{n}": bare_products(decoder, n, 1, 1, attention=False) for n in (1, ROWS)},
-        **{f"torch_b{n}": torch_products(decoder, n) for n in (1, ROWS)},
-        "idm_shared": lambda: completion_logprobs(model, scored, decoder=decoder),  # type: ignore[arg-type]
-        "idm_unshared": lambda: score_unshared(model, decoder, scored),
+        **{f"ours_n{n}_ready": _ours(model, n, runner) for n in (1, ROWS)},
+        **{f"step_b{n}": build_step(model, runner, n, position) for n in (1, ROWS)},
+        **{f"gemm_b{n}": bare_products(runner, n, shape.prefix, position + 1) for n in (1, ROWS)},
+        **{f"weights_b{n}": bare_products(runner, n, 1, 1, attention=False) for n in (1, ROWS)},
+        **{f"torch_b{n}": torch_products(runner, n) for n in (1, ROWS)},
+        "idm_shared": lambda: completion_logprobs(model, scored, runner=runner),  # type: ignore[arg-type]
+        "idm_unshared": lambda: score_unshared(model, runner, scored),
     }
     scored = model.scored(ROWS, ACTION_TOKENS)
     seconds = turns(work, rounds, CACHES, repeats)
@@ -145,14 +146,14 @@ def _faithful(shape: Shape, rounds: int, repeats: int) -> tuple[dict[str, float]
     return ratios, {"faithful": seconds}
 
 
-def _ours(model: ShapeModel, num_samples: int, decoder: Decoder | None) -> Callable[[], Tensor]:
+def _ours(model: ShapeModel, num_samples: int, runner: LlamaRunner | None) -> Callable[[], Tensor]:
     prefix = model.shape.ids(model.shape.prefix)
     vlm: Any = model
-    return lambda: sample_images(vlm, [prefix], num_samples=num_samples, decoder=decoder)
+    return lambda: sample_images(vlm, [prefix], num_samples=num_samples, runner=runner)
 
 
 def _against_generate(model: ShapeModel, rows: int) -> dict[str, Callable[[], object]]:
-    """Build the work: transformers with either cache, and ours, the building of the decoder (packing) included."""
+    """Build the work: transformers with either cache, and ours, the building of the runner (packing) included."""
     prefix = model.shape.ids(model.shape.prefix)
     theirs = {cache: (lambda cache=cache: generate(model, prefix, rows, cache)) for cache in CACHES}
     return {**theirs, "ours": _ours(model, rows, None)}

@@ -11,7 +11,7 @@ from jobs.benchmark.sampling_work import build_step, turns
 from wm.dynamics.roles import Role, Roles
 from wm.models.adapters import quiet_peft
 from wm.models.sharing import twin_of
-from wm.sampling import Decoder
+from wm.sampling import build_model_runner
 from wm.training.adapters import ATTENTION_AND_MLP, Lora
 
 
@@ -23,7 +23,7 @@ def role_figures(
     shared, merged = (_build_roles(shape, rows, is_shared) for is_shared in (True, False))
     position = shape.target // 2
     work: dict[str, Callable[[], object]] = {
-        f"{name}_b{count}": build_step(roles.fdm.model, roles.fdm.decoder, count, position)  # type: ignore[arg-type]
+        f"{name}_b{count}": build_step(roles.fdm.model, roles.fdm.runner, count, position)  # type: ignore[arg-type]
         for count in (1, rows)
         for name, roles in (("shared", shared), ("merged", merged))
     }
@@ -48,6 +48,6 @@ def _build_roles(shape: Shape, rows: int, is_shared: bool) -> Roles:
             model.module = get_peft_model(model.module, config).eval()
         if not is_shared:
             model.module = model.module.merge_and_unload()
-        beside = roles[0].decoder if roles and is_shared else None
-        roles.append(Role(model, Decoder(model, rows=rows, merge=not is_shared, beside=beside)))
+        beside = roles[0].runner if roles and is_shared else None
+        roles.append(Role(model, build_model_runner(model, rows=rows, merge=not is_shared, beside=beside)))
     return Roles(*roles)

@@ -8,7 +8,7 @@ from torch import Tensor
 from jobs.benchmark.sampling_models import Shape, ShapeModel
 from jobs.benchmark.sampling_work import turns
 from wm.models import flatten, load_codec, load_model
-from wm.sampling import Decoder, Sampling, Speculation, sample_images, speculate_images
+from wm.sampling import Sampling, Speculation, build_model_runner, sample_images, speculate_images
 
 ALPHA = 0.8
 """Share of right codes in a made draft."""
@@ -35,10 +35,10 @@ def speculation_figures(
     """
     block = min(BLOCK, shape.target - 1)
     model: Any = ShapeModel(shape)
-    decoder = Decoder(model, rows=rows * (block + 1))
+    runner = build_model_runner(model, rows=rows * (block + 1))
     prefixes = [shape.ids(shape.prefix, seed) for seed in range(SOURCES)]
     seeds = list(range(SOURCES))
-    codes_BKN = sample_images(model, prefixes, num_samples=rows, seed=seeds, decoder=decoder)
+    codes_BKN = sample_images(model, prefixes, num_samples=rows, seed=seeds, runner=runner)
     drafts_BKN = made_draft(codes_BKN, shape.codes)
 
     def speculate(source: int, count: int, redraft: bool) -> Speculation:
@@ -50,7 +50,7 @@ def speculation_figures(
             block=block,
             seed=seeds[source],
             redraft=redraft,
-            decoder=decoder,
+            runner=runner,
         )
 
     # Fixed and renewed drafts, and each row alone: a batch waits for its slowest row.
@@ -90,12 +90,12 @@ def _measure_seconds(shape: Shape, rows: int, rounds: int) -> dict[str, Any]:
     """Measure CPU seconds of sequential and of speculative sampling with a made draft, for one row and for N."""
     model: Any = ShapeModel(shape)
     block = min(BLOCK, shape.target - 1)
-    decoder, prefix = Decoder(model, rows=rows), shape.ids(shape.prefix)
-    codes = sample_images(model, [prefix], num_samples=rows, decoder=decoder)
+    runner, prefix = build_model_runner(model, rows=rows), shape.ids(shape.prefix)
+    codes = sample_images(model, [prefix], num_samples=rows, runner=runner)
     drafts = made_draft(codes, shape.codes)
     work: dict[str, Any] = {}
     for count in (1, rows):
-        settings = {"num_samples": count, "decoder": decoder}
+        settings = {"num_samples": count, "runner": runner}
         work[f"sequential_n{count}"] = lambda settings=settings: sample_images(model, [prefix], **settings)
         work[f"speculative_n{count}"] = lambda settings=settings, count=count: speculate_images(
             model, [prefix], drafts[:, :count], block=block, **settings
@@ -117,13 +117,13 @@ def nano_figures(
         flatten(vlm.layout("fdm", source=source, action=action))
         for source, action in zip(sources.tolist(), held_out.actions, strict=True)
     ]
-    decoder = Decoder(vlm)
+    runner = build_model_runner(vlm)
     seeds = held_out.sampling_seeds(0)
     figures: dict[str, Any] = {"items": len(prefixes), "rows": rows, "tokens_per_image": vlm.tokens_per_image}
     # The largest block is a complete image but its first code.
     blocks = sorted({block for block in BLOCKS if block < vlm.tokens_per_image} | {vlm.tokens_per_image - 1})
     for name, sampling in SAMPLINGS.items():
-        codes = sample_images(vlm, prefixes, num_samples=rows, sampling=sampling, seed=seeds, decoder=decoder)
+        codes = sample_images(vlm, prefixes, num_samples=rows, sampling=sampling, seed=seeds, runner=runner)
         for redraft in (True, False):
             for block in blocks:
                 result = speculate_images(
@@ -135,7 +135,7 @@ def nano_figures(
                     sampling=sampling,
                     seed=seeds,
                     redraft=redraft,
-                    decoder=decoder,
+                    runner=runner,
                 )
                 sequential = (vlm.tokens_per_image - 1) * result.passes.numel()
                 figures[f"{name}_block_{block}{'_redrafted' if redraft else ''}"] = {

@@ -73,7 +73,7 @@ class Library:
             [action],
             search=Search(best_of=best_of),
             seed=seed,
-            fdm_decoder=self._fdm.decoder,
-            idm_decoder=self._idm.decoder,
+            fdm_runner=self._fdm.runner,
+            idm_runner=self._idm.runner,
         )
         return encode_png(self.codec.decode(np.array([found.best.codes]))[0]), found

@@ -14,7 +14,6 @@ from wm.errors import InputError
 from wm.models import ImageCodec, hub_hint, is_adapter, model_folder, read_manifest
 from wm.models.checkpoints import need_manifest
 from wm.paths import InputPath
-from wm.sampling.guidance import need_guidable
 
 DType = Literal["float32", "bfloat16", "float16"]
 
@@ -94,7 +93,7 @@ def read_roles(recipe: RolesRecipe, codec: ImageCodec) -> Roles:
             f"{codec.codec_id}"
         )
     if recipe.sampling.is_guided:
-        need_guidable(roles.fdm.model)
+        roles.fdm.model.check_guidance()
     return roles
 
 
