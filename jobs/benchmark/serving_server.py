@@ -71,7 +71,7 @@ class Library:
             self._idm.model,
             self.codec.encode(pixels_HWC[None]),
             [action],
-            search=Search(best_of=best_of),
+            search=Search(num_candidates=best_of),
             seed=seed,
             fdm_runner=self._fdm.runner,
             idm_runner=self._idm.runner,

@@ -50,7 +50,7 @@ SETTINGS = [
     Sampling(),
     Sampling(greedy=True),
     Sampling(temperature=0.7, top_k=9, top_p=0.95),
-    Sampling(guidance_text=2.0, guidance_image=1.5),
+    Sampling(guidance_scale=2.0, image_guidance_scale=1.5),
 ]
 SIZES = {
     "hidden_size": 32,
@@ -291,7 +291,7 @@ def test_drafts_are_switched_off_on_fallback(decoders, caplog):
     prefixes, drafts = prefixes_of(vlm, 2), torch.tensor([source_of(vlm, 0), source_of(vlm, 1)])
     runner = build_model_runner(vlm)
     for _ in range(2):
-        speculation = speculate_images(vlm, prefixes, drafts, num_samples=3, block=2, seed=4, runner=runner)
+        speculation = speculate_images(vlm, prefixes, drafts, num_samples=3, num_draft_tokens=2, seed=4, runner=runner)
     assert torch.equal(speculation.codes, sample_images(vlm, prefixes, num_samples=3, seed=4, runner=runner))
     assert speculation.passes.tolist() == [[3] * 3] * 2 and speculation.acceptance.isnan().all()
     assert [record.getMessage() for record in caplog.records if "draft" in record.getMessage()] == [
@@ -338,7 +338,7 @@ def test_two_adapters_over_one_base_on_fallback(decoders):
         *(Role(vlm, build_model_runner(vlm, merge=False, beside=runner)) for vlm in (adapt(base), adapt(base, r=2)))
     )
     sources, actions = [source_of(base, 1), source_of(base, 2)], ["put", ACTION]
-    settings = {"search": Search(best_of=3), "seed": 5}
+    settings = {"search": Search(num_candidates=3), "seed": 5}
     ready = predict_observations(
         roles.fdm.model, roles.idm.model, sources, actions, fdm_runner=roles.fdm.runner, idm_runner=roles.idm.runner,
         **settings,
