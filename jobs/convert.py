@@ -1,4 +1,4 @@
-"""Bring a model that another program wrote into this project's form. One of two:
+"""Bring a model that another program wrote into this project's form, in one of two ways.
 
 release=DIR out=DIR                         Meta's original release of Chameleon, or Anole's (params.json,
                                             consolidated*.pth, tokenizer/vqgan.ckpt), becomes a Hugging Face folder.

@@ -30,7 +30,8 @@ class Question:
 @dataclass(frozen=True)
 class WhatHappened:
     """Which action lies between two images. ``images``: uint8 (2, height, width, 3), source and target, square, of the
-    model's size. ``settings``, ``sampling``: of ``wm.dynamics.idm.Proposing`` and ``wm.sampling.Sampling`` by name."""
+    model's size. ``settings``, ``sampling``: of ``wm.dynamics.idm.ProposalStream`` and ``wm.sampling.Sampling``, by
+    name."""
 
     images: Pixels
     settings: Mapping[str, Any]

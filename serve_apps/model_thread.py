@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from serve_apps import metrics
-from wm.sampling import Grown, ImagePool, ImageRequest
+from wm.sampling import ImageEngine, ImageRequest, StepOutput
 
 T = TypeVar("T")
 _Item: TypeAlias = "tuple[Any, asyncio.AbstractEventLoop, asyncio.Future[Any]]"
@@ -25,10 +25,10 @@ MAX_TOGETHER = 32
 class _Pending:
     """A request whose images are awaited by a task of an event loop."""
 
-    pool: ImagePool
+    pool: ImageEngine
     loop: asyncio.AbstractEventLoop
     future: "asyncio.Future[Tensor]"
-    on_line: Callable[[Grown], object] | None
+    on_line: Callable[[StepOutput], object] | None
     key: int = -1
     pieces: dict[int, Tensor] = field(default_factory=dict)
     """Whole ones, by their first candidate."""
@@ -42,7 +42,7 @@ class ModelThread:
 
     def __init__(self) -> None:
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._pending: dict[ImagePool, dict[int, _Pending]] = {}
+        self._pending: dict[ImageEngine, dict[int, _Pending]] = {}
         """Requests that are not done, by their pool and key; no pool without any."""
         self._joint: dict[Callable[[Sequence[Any]], Sequence[Any]], list[_Item]] = {}
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
@@ -77,7 +77,7 @@ class ModelThread:
         return await future
 
     async def images(
-        self, pool: ImagePool, request: ImageRequest, on_line: Callable[[Grown], object] | None = None
+        self, pool: ImageEngine, request: ImageRequest, on_line: Callable[[StepOutput], object] | None = None
     ) -> Tensor:
         """int64 (K, N): the images of a request, grown in ``pool`` with those of others (a pool belongs to one thread).
         ``on_line`` is called in the event loop with what each line adds. A
@@ -120,7 +120,7 @@ class ModelThread:
         if pending.future.cancelled():
             return
         try:
-            pending.key = pending.pool.add(request)
+            pending.key = pending.pool.add_request(request)
         except Exception as error:  # reported to the one who asked
             _tell(pending.loop, pending.future, error=error)
         else:
@@ -128,7 +128,7 @@ class ModelThread:
 
     def _drop(self, pending: _Pending) -> None:
         if self._forget(pending):
-            pending.pool.drop(pending.key)
+            pending.pool.abort_request(pending.key)
             self._record_fill()
 
     def _forget(self, pending: _Pending) -> bool:
@@ -139,10 +139,10 @@ class ModelThread:
             del self._pending[pending.pool]
         return was_open
 
-    def _advance(self, pool: ImagePool) -> None:
+    def _advance(self, pool: ImageEngine) -> None:
         began_s = time.monotonic()
         try:
-            grown = pool.advance()
+            grown = pool.step()
         except Exception as error:  # nobody's in particular, such as a device that is lost
             for pending in list(self._pending[pool].values()):
                 # Room first: whoever hears of the error and asks again at once finds it.
@@ -151,21 +151,21 @@ class ModelThread:
             return
         self._record_fill()
         for entry in grown:
-            self._deliver(self._pending[pool][entry.key], entry, began_s)
+            self._deliver(self._pending[pool][entry.request_id], entry, began_s)
 
     def _record_fill(self) -> None:
-        metrics.record(metrics.ROWS, sum(pool.num_rows for pool in self._pending))
+        metrics.record(metrics.ROWS, sum(pool.num_running_rows for pool in self._pending))
         metrics.record(metrics.WAITING, sum(pool.num_waiting for pool in self._pending))
 
-    def _deliver(self, pending: _Pending, grown: Grown, began_s: float) -> None:
+    def _deliver(self, pending: _Pending, grown: StepOutput, began_s: float) -> None:
         if not pending.is_begun:
             pending.is_begun = True
             metrics.record(metrics.STAGE_SECONDS, began_s - pending.asked_s, stage="queue")
         if pending.on_line is not None:
             _schedule(pending.loop, pending.on_line, grown)
-        if grown.is_whole:
+        if grown.is_complete:
             pending.pieces[grown.candidates.start] = grown.codes
-        if grown.is_last:
+        if grown.is_finished:
             self._forget(pending)
             _tell(pending.loop, pending.future, torch.cat([pending.pieces[first] for first in sorted(pending.pieces)]))
 

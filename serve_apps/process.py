@@ -11,7 +11,7 @@ from serve_apps.recipe import FDM, IDM, ServeRecipe
 from wm.dynamics import Role, load_role, load_roles, need_one_base
 from wm.models import ImageCodec, load_codec
 from wm.models.vlm import UnifiedVLM
-from wm.sampling import Decoder
+from wm.sampling import ModelRunner
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def described(model: UnifiedVLM, task: str, codec: ImageCodec) -> dict[str, Any]
 
 
 @torch.no_grad()
-def decode_a_token(model: UnifiedVLM, decoder: Decoder) -> None:
+def decode_a_token(model: UnifiedVLM, runner: ModelRunner) -> None:
     """Decode a token, as a health check does; raises what that raises."""
-    _, last_PH = decoder.prefill([[model.bos_id]])
-    decoder.image_logits(last_PH)
+    _, last_PH = runner.prefill([[model.bos_id]])
+    runner.image_logits(last_PH)

@@ -14,8 +14,7 @@ from serve_apps.recipe import FDM
 from wm.dynamics import Role, Sampling, Start, check_draft_length, speculate_observations
 from wm.dynamics.fdm import forward_prefix
 from wm.images import Pixels
-from wm.sampling import ImagePool, ImageRequest
-from wm.sampling.guidance import need_guidable
+from wm.sampling import ImageEngine, ImageRequest
 
 LINES = 16
 """In so many parts an image grows, at least, where it has as many tokens."""
@@ -27,16 +26,16 @@ class Sampler:
 
     def __init__(self, role: Role, process: Process, score: Score) -> None:
         recipe = process.recipe
-        self._model, self._decoder, self._block = role.model, role.decoder, recipe.block
+        self._model, self._runner, self._block = role.model, role.runner, recipe.block
         if (recipe.guidance, recipe.guidance_image) != (1.0, 1.0):
-            need_guidable(self._model)
+            self._model.check_guidance()
         check_draft_length(self._block, self._model.tokens_per_image)
         self._thread, self._codec = process.thread, process.codec
         self._codec.check_decoder()
         self._predictor = Predictor(self, score)
         # Requests join, and progress is told, often enough for an early preview, seldom enough to cost nothing.
         line = max(1, self._model.tokens_per_image // LINES)
-        self._pool = ImagePool(self._model, self._decoder, line_tokens=line)
+        self._pool = ImageEngine(self._model, self._runner, line_tokens=line)
 
     def describe(self) -> dict[str, Any]:
         """Describe what ``GET /v1/models`` reports."""
@@ -44,7 +43,7 @@ class Sampler:
 
     async def check_health(self) -> None:
         """Decode a token, in its turn; raises what that raises."""
-        await self._thread.call(partial(decode_a_token, self._model, self._decoder))
+        await self._thread.call(partial(decode_a_token, self._model, self._runner))
 
     async def predict(self, question: Question) -> Found:
         """Return the verified prediction."""
@@ -115,7 +114,7 @@ class Sampler:
             first_candidate=candidates.start,
             sampling=sampling,
             seed=start.seed,
-            decoder=self._decoder,
+            runner=self._runner,
         )
         if found.examined.any():
             metrics.record(metrics.ACCEPTED, float(found.confirmed.sum() / found.examined.sum()))

@@ -24,9 +24,9 @@ class Verifier:
     """Tells how likely one IDM finds an action between a source and each candidate, and which one it sees itself."""
 
     def __init__(self, role: Role, process: Process) -> None:
-        self._model, self._decoder = role.model, role.decoder
+        self._model, self._runner = role.model, role.runner
         self._thread, self._codec = process.thread, process.codec
-        self._proposer = Proposer(self._model, self._decoder, self._thread)
+        self._proposer = Proposer(self._model, self._runner, self._thread)
 
     def describe(self) -> dict[str, Any]:
         """Describe what ``GET /v1/models`` reports."""
@@ -34,7 +34,7 @@ class Verifier:
 
     async def check_health(self) -> None:
         """Decode a token, in its turn; raises what that raises."""
-        await self._thread.call(partial(decode_a_token, self._model, self._decoder))
+        await self._thread.call(partial(decode_a_token, self._model, self._runner))
 
     async def score_candidates(
         self, source: Sequence[int], action: str, candidates: Sequence[Sequence[int]]
@@ -79,5 +79,5 @@ class Verifier:
     def _score(self, asked: Sequence[tuple[Any, str, Any]]) -> list[list[tuple[float, int]]]:
         rows = [(source, codes, action) for source, action, candidates in asked for codes in candidates]
         sources, targets, actions = zip(*rows, strict=True)
-        scores = iter(score_actions(self._model, sources, targets, actions, decoder=self._decoder))
+        scores = iter(score_actions(self._model, sources, targets, actions, runner=self._runner))
         return [[(found.logprob, found.num_tokens) for found in islice(scores, len(each))] for _, _, each in asked]

@@ -70,7 +70,7 @@ class Annotator:
             dtype = getattr(torch, settings.dtype)
             where = {"base": settings.base, "device": settings.device, "dtype": dtype}
             role = load_role(settings.idm, **where, rows=settings.idm_batch)  # once: it packs the weights
-            self.idm, self.decoder = role.model, role.decoder
+            self.idm, self.runner = role.model, role.runner
             self.codec = load_codec(settings.base or settings.idm, device=settings.device)
             self.name = annotator_name(settings.idm, self.idm.base_id)
         except InputError as error:
@@ -219,7 +219,7 @@ class Annotator:
             def propose(rows: list[tuple[list[int], list[int]]]) -> tuple[list[Any]]:
                 sources, targets = zip(*rows, strict=True)
                 limits = {"max_new_tokens": self.settings.max_new_tokens, "batch_size": len(rows)}
-                return (propose_actions(self.idm, sources, targets, decoder=self.decoder, **limits),)
+                return (propose_actions(self.idm, sources, targets, runner=self.runner, **limits),)
 
             for pair, action in zip(chunk, halve_when_full(propose, codes)[0], strict=True):
                 finished = action.num_tokens <= self.settings.max_new_tokens

@@ -12,9 +12,10 @@ from jobs.benchmark.sampling_models import Shape, ShapeModel, generate
 from jobs.benchmark.sampling_speculation import random_draft
 from jobs.benchmark.sampling_work import score_unshared
 from wm.dynamics.scoring import completion_logprobs
-from wm.sampling import Decoder, Sampling, sample_images, speculate_images
+from wm.sampling import Sampling, sample_images, speculate_images
 from wm.sampling.batches import positions_at_once, rows_at_once
 from wm.sampling.kernels.triton_attention import can_attend
+from wm.sampling.llama_runner import LlamaRunner
 from wm.sampling.model_runner import Stepping
 
 ROWS = 8
@@ -43,13 +44,13 @@ def check_decoding(device: str, stepping: Sequence[Stepping]) -> Figures:
     prefixes = [shape.ids(150), shape.ids(131, 1)]
     sampling = Sampling(temperature=0.8, top_k=20, top_p=0.95)
     sample = partial(sample_images, model, prefixes, num_samples=4, sampling=sampling)
-    plain = sample(decoder=Decoder(model, stepping="plain"))
+    plain = sample(runner=LlamaRunner(model, stepping="plain"))
     figures: Figures = {}
     for way in stepping:
-        decoder = Decoder(model, stepping=way)
+        runner = LlamaRunner(model, stepping=way)
         # Twice: a graph is recorded in the first run and replayed in the second.
-        shares = [float((sample(decoder=decoder) == plain).all(-1).double().mean()) for _ in range(2)]
-        figures[way] = {"identical": min(shares), "decoded": decoder.stepping}
+        shares = [float((sample(runner=runner) == plain).all(-1).double().mean()) for _ in range(2)]
+        figures[way] = {"identical": min(shares), "decoded": runner.stepping}
     return figures
 
 
@@ -77,8 +78,8 @@ def measure_sampling(
         for way in stepping:
 
             def decode(count: int = count, way: Stepping = way) -> Figures:
-                decoder = Decoder(model, stepping=way, kernels=kernels)
-                return _measure_decoder(record, model, decoder, count=count, repeats=repeats)
+                runner = LlamaRunner(model, stepping=way, kernels=kernels)
+                return _measure_runner(record, model, runner, count=count, repeats=repeats)
 
             record.measure(f"sampling_n{count}_{way}", decode)
     best = {count: _min_seconds(record, [f"sampling_n{count}_{way}" for way in stepping]) for count in rows}
@@ -99,10 +100,10 @@ def _min_seconds(record: Record, names: Sequence[str]) -> float:
 
 
 def _measure_prefill(record: Record, model: ShapeModel, repeats: int) -> Figures:
-    decoder, prefix = Decoder(model, stepping="plain"), model.shape.ids(model.shape.prefix)
+    runner, prefix = LlamaRunner(model, stepping="plain"), model.shape.ids(model.shape.prefix)
 
     def prefill() -> object:
-        return decoder.prefill([prefix])
+        return runner.prefill([prefix])
 
     time_runs(prefill, record.device, 1)
     return {"s": time_runs(prefill, record.device, repeats)["s"], "fused_attention": _can_fuse(prefill)}
@@ -118,33 +119,33 @@ def _can_fuse(work: Callable[[], object]) -> bool:
     return True
 
 
-def _measure_decoder(record: Record, model: ShapeModel, decoder: Decoder, *, count: int, repeats: int) -> Figures:
+def _measure_runner(record: Record, model: ShapeModel, runner: LlamaRunner, *, count: int, repeats: int) -> Figures:
     shape = model.shape
     prefix = shape.ids(shape.prefix)
     positions = positions_at_once(model)
 
     def work() -> Tensor:
-        return sample_images(model, [prefix], num_samples=count, decoder=decoder)
+        return sample_images(model, [prefix], num_samples=count, runner=runner)
 
     # Plain decoding has nothing to record: a few tokens warm up.
-    if decoder.stepping == "plain":
+    if runner.stepping == "plain":
         model.tokens_per_image = min(SHORT, shape.target)
     try:
         first = time_runs(work, record.device, 1)
     finally:
         model.tokens_per_image = shape.target
     times = time_runs(work, record.device, repeats)
-    num_bytes = bytes_moved(decoder.view, len(model.image_rows), shape, count)
+    num_bytes = bytes_moved(runner.view, len(model.image_rows), shape, count)
     figures: Figures = {
         **times,
         "first_s": first["s"],
-        "decoded": decoder.stepping,
-        "kernels": can_attend(decoder),
+        "decoded": runner.stepping,
+        "kernels": can_attend(runner),
         "s_per_token": times["s"] / shape.target,
         "rows_at_once": rows_at_once(shape.prefix + shape.target, None, positions),
         "gigabytes_moved": num_bytes / 1e9,
-        "weights_gb": weight_bytes(decoder.view, len(model.image_rows)) / 1e9,
-        "caches_gb": 0.0 if decoder.held is None else decoder.held.num_bytes / 1e9,
+        "weights_gb": weight_bytes(runner.view, len(model.image_rows)) / 1e9,
+        "caches_gb": 0.0 if runner.static_steps is None else runner.static_steps.num_bytes / 1e9,
     }
     copied_per_s, prefill_s = record.number("ceilings", "copy_bytes_per_s"), record.number("prefill")
     if copied_per_s and prefill_s:
@@ -154,13 +155,13 @@ def _measure_decoder(record: Record, model: ShapeModel, decoder: Decoder, *, cou
 
 def measure_scoring(record: Record, model: ShapeModel, repeats: int) -> None:
     """Measure pairs a second that the inverse model scores: ROWS candidates of each of SOURCES sources."""
-    decoder = Decoder(model, stepping="plain")
+    runner = LlamaRunner(model, stepping="plain")
     prompts = [prompt for number in range(SOURCES) for prompt in model.inverse_prompts(ROWS, ACTION_TOKENS, number)]
     of_one_source = prompts[:ROWS]
     works: Mapping[str, tuple[int, Callable[[], object]]] = {
-        "idm_shared": (len(prompts), lambda: completion_logprobs(model, prompts, decoder=decoder)),
-        "idm_shared_one_source": (ROWS, lambda: completion_logprobs(model, of_one_source, decoder=decoder)),
-        "idm_unshared_one_source": (ROWS, lambda: score_unshared(model, decoder, of_one_source)),
+        "idm_shared": (len(prompts), lambda: completion_logprobs(model, prompts, runner=runner)),
+        "idm_shared_one_source": (ROWS, lambda: completion_logprobs(model, of_one_source, runner=runner)),
+        "idm_unshared_one_source": (ROWS, lambda: score_unshared(model, runner, of_one_source)),
     }
     for name, (pairs, work) in works.items():
 
@@ -205,12 +206,12 @@ def measure_speculation(record: Record, model: ShapeModel, repeats: int) -> None
     for count in (1, ROWS):
 
         def run(count: int = count) -> Figures:
-            decoder = Decoder(model)
-            sample = partial(sample_images, model, prefixes, num_samples=count, decoder=decoder)
+            runner = LlamaRunner(model)
+            sample = partial(sample_images, model, prefixes, num_samples=count, runner=runner)
             codes = sample()
             drafts = random_draft(codes, model.shape.codes)
             speculate = partial(
-                speculate_images, model, prefixes, drafts, num_samples=count, num_draft_tokens=block, decoder=decoder
+                speculate_images, model, prefixes, drafts, num_samples=count, num_draft_tokens=block, runner=runner
             )
             result = speculate()
             return {

@@ -37,7 +37,8 @@ from jobs.benchmark.sampling_work import (
 )
 from wm.dynamics.scoring import completion_logprobs
 from wm.paths import InputPath
-from wm.sampling import Decoder, sample_images
+from wm.sampling import sample_images
+from wm.sampling.llama_runner import LlamaRunner
 
 PACKAGES = ("wm", "torch", "transformers", "numpy")
 ROWS = 8
@@ -127,18 +128,18 @@ def _measure(recipe: BenchmarkRecipe) -> tuple[dict[str, float], dict[str, Secon
 
 def _measure_faithful(shape: Shape, rounds: int, repeats: int) -> Seconds:
     model = ShapeModel(shape)
-    decoder = Decoder(model, rows=ROWS)
+    runner = LlamaRunner(model, rows=ROWS)
     position = shape.target // 2
     prompts = model.inverse_prompts(ROWS, ACTION_TOKENS)
     work: dict[str, Callable[[], object]] = {
         **_against_generate(model),
-        **{f"ours_n{n}_ready": _sample(model, n, decoder) for n in (1, ROWS)},
-        **{f"step_b{n}": build_step(model, decoder, n, position) for n in (1, ROWS)},
-        **{f"gemm_b{n}": bare_products(decoder, n, shape.prefix, position + 1) for n in (1, ROWS)},
-        **{f"weights_b{n}": bare_products(decoder, n, 1, 1, attention=False) for n in (1, ROWS)},
-        **{f"torch_b{n}": torch_products(decoder, n) for n in (1, ROWS)},
-        "idm_shared": lambda: completion_logprobs(model, prompts, decoder=decoder),
-        "idm_unshared": lambda: score_unshared(model, decoder, prompts),
+        **{f"ours_n{n}_ready": _sample(model, n, runner) for n in (1, ROWS)},
+        **{f"step_b{n}": build_step(model, runner, n, position) for n in (1, ROWS)},
+        **{f"gemm_b{n}": bare_products(runner, n, shape.prefix, position + 1) for n in (1, ROWS)},
+        **{f"weights_b{n}": bare_products(runner, n, 1, 1, attention=False) for n in (1, ROWS)},
+        **{f"torch_b{n}": torch_products(runner, n) for n in (1, ROWS)},
+        "idm_shared": lambda: completion_logprobs(model, prompts, runner=runner),
+        "idm_unshared": lambda: score_unshared(model, runner, prompts),
     }
     return turns(work, rounds, CACHES, repeats)
 
@@ -160,13 +161,13 @@ def _faithful_ratios(seconds: Seconds) -> dict[str, float]:
     return ratios
 
 
-def _sample(model: ShapeModel, num_samples: int, decoder: Decoder | None) -> Callable[[], Tensor]:
+def _sample(model: ShapeModel, num_samples: int, runner: LlamaRunner | None) -> Callable[[], Tensor]:
     prefix = model.shape.ids(model.shape.prefix)
-    return lambda: sample_images(model, [prefix], num_samples=num_samples, decoder=decoder)
+    return lambda: sample_images(model, [prefix], num_samples=num_samples, runner=runner)
 
 
 def _against_generate(model: ShapeModel) -> dict[str, Callable[[], object]]:
-    """Build the work: transformers with either cache, and ours, the building of the decoder (packing) included."""
+    """Build the work: transformers with either cache, and ours, the building of the runner (packing) included."""
     prefix = model.shape.ids(model.shape.prefix)
     theirs = {cache: (lambda cache=cache: generate(model, prefix, ROWS, cache)) for cache in CACHES}
     return {**theirs, "ours": _sample(model, ROWS, None)}

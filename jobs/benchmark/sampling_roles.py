@@ -9,7 +9,7 @@ from jobs.benchmark.sampling_work import build_step
 from wm.dynamics.roles import Role, Roles
 from wm.models.adapters import quiet_peft
 from wm.models.sharing import twin_of
-from wm.sampling import Decoder
+from wm.sampling import build_model_runner
 from wm.training.adapters import ATTENTION_AND_MLP, Lora
 
 
@@ -34,7 +34,7 @@ def role_figures(
     shared, merged = (_build_roles(base, rows, is_shared) for is_shared in (True, False))
     position = shape.target // 2
     work = {
-        f"{name}_b{count}": build_step(base, roles.fdm.decoder, count, position)
+        f"{name}_b{count}": build_step(base, roles.fdm.runner, count, position)
         for count in (1, rows)
         for name, roles in (("shared", shared), ("merged", merged))
     }
@@ -58,6 +58,6 @@ def _build_roles(base: ShapeModel, rows: int, is_shared: bool) -> Roles:
             model.module = get_peft_model(model.module, config).eval()
         if not is_shared:
             model.module = model.module.merge_and_unload()
-        beside = roles[0].decoder if roles and is_shared else None
-        roles.append(Role(model, Decoder(model, rows=rows, merge=not is_shared, beside=beside)))
+        beside = roles[0].runner if roles and is_shared else None
+        roles.append(Role(model, build_model_runner(model, rows=rows, merge=not is_shared, beside=beside)))
     return Roles(*roles)

@@ -9,7 +9,7 @@ from torch import Tensor
 from jobs.benchmark.harness import Figures, Seconds, turns
 from jobs.benchmark.sampling_models import Shape, ShapeModel
 from wm.models import flatten, load_codec, load_model
-from wm.sampling import Decoder, Sampling, Speculation, sample_images, speculate_images
+from wm.sampling import Sampling, Speculation, build_model_runner, sample_images, speculate_images
 
 ALPHA = 0.8
 """Share of right codes in a random draft."""
@@ -52,9 +52,9 @@ def speculation_figures(shape: Shape, timed: Shape, rows: int, ratios: dict[str,
     """
     model = ShapeModel(shape)
     block = min(BLOCK, shape.target - 1)
-    decoder = Decoder(model, rows=rows * (block + 1))
+    runner = build_model_runner(model, rows=rows * (block + 1))
     prefixes = [shape.ids(shape.prefix, seed) for seed in range(SOURCES)]
-    codes_BKN = sample_images(model, prefixes, num_samples=rows, seed=list(range(SOURCES)), decoder=decoder)
+    codes_BKN = sample_images(model, prefixes, num_samples=rows, seed=list(range(SOURCES)), runner=runner)
     drafts_BKN = random_draft(codes_BKN, shape.codes)
 
     def speculate(count: int, redraft: bool) -> list[Speculation]:
@@ -67,7 +67,7 @@ def speculation_figures(shape: Shape, timed: Shape, rows: int, ratios: dict[str,
                 num_draft_tokens=block,
                 seed=source,
                 redraft=redraft,
-                decoder=decoder,
+                runner=runner,
             )
             for source in range(SOURCES)
         ]
@@ -107,12 +107,12 @@ def _measure_seconds(shape: Shape, rows: int, rounds: int) -> Seconds:
     """Measure CPU seconds of sequential and of speculative sampling with a random draft, for one row and for N."""
     model = ShapeModel(shape)
     block = min(BLOCK, shape.target - 1)
-    decoder, prefixes = Decoder(model, rows=rows), [shape.ids(shape.prefix)]
-    drafts = random_draft(sample_images(model, prefixes, num_samples=rows, decoder=decoder), shape.codes)
+    runner, prefixes = build_model_runner(model, rows=rows), [shape.ids(shape.prefix)]
+    drafts = random_draft(sample_images(model, prefixes, num_samples=rows, runner=runner), shape.codes)
     work: dict[str, Callable[[], object]] = {}
     for count in (1, rows):
-        sample = partial(sample_images, model, prefixes, num_samples=count, decoder=decoder)
-        speculate = partial(speculate_images, num_samples=count, num_draft_tokens=block, decoder=decoder)
+        sample = partial(sample_images, model, prefixes, num_samples=count, runner=runner)
+        speculate = partial(speculate_images, num_samples=count, num_draft_tokens=block, runner=runner)
         work[f"sequential_n{count}"] = sample
         work[f"speculative_n{count}"] = partial(speculate, model, prefixes, drafts[:, :count])
     return turns(work, rounds)
@@ -142,14 +142,14 @@ def trained_figures(fdm: str, base: str, triplets: str, ratios: dict[str, float]
         flatten(vlm.layout("fdm", source=source, action=action))
         for source, action in zip(sources.tolist(), held_out.actions, strict=True)
     ]
-    decoder = Decoder(vlm)
+    runner = build_model_runner(vlm)
     seeds = held_out.sampling_seeds(0)
     figures: Figures = {"items": len(prefixes), "rows": rows, "tokens_per_image": vlm.tokens_per_image}
     # The largest block is a complete image but its first code.
     blocks = sorted({block for block in BLOCKS if block < vlm.tokens_per_image} | {vlm.tokens_per_image - 1})
     savings: dict[str, float] = {}
     for name, sampling in SAMPLINGS.items():
-        codes = sample_images(vlm, prefixes, num_samples=rows, sampling=sampling, seed=seeds, decoder=decoder)
+        codes = sample_images(vlm, prefixes, num_samples=rows, sampling=sampling, seed=seeds, runner=runner)
         for redraft in (True, False):
             for block in blocks:
                 result = speculate_images(
@@ -161,7 +161,7 @@ def trained_figures(fdm: str, base: str, triplets: str, ratios: dict[str, float]
                     sampling=sampling,
                     seed=seeds,
                     redraft=redraft,
-                    decoder=decoder,
+                    runner=runner,
                 )
                 kind = f"{name}_block_{block}{'_redrafted' if redraft else ''}"
                 sequential = (vlm.tokens_per_image - 1) * result.passes.numel()

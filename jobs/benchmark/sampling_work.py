@@ -13,43 +13,44 @@ from wm.dynamics.scoring import completion_logprobs, token_logprobs
 from wm.models import flatten
 from wm.models.prompts import Segment
 from wm.models.vlm import UnifiedVLM
-from wm.sampling import Decoder, sample_images
-from wm.sampling.noise import Sampling, choose
+from wm.sampling import ModelRunner, sample_images
+from wm.sampling.llama_runner import LlamaRunner
+from wm.sampling.noise import Sampling, sample_tokens
 
 
-def build_step(model: ShapeModel, decoder: Decoder, rows: int, position: int) -> Callable[[], Tensor]:
+def build_step(model: ShapeModel, runner: ModelRunner, rows: int, position: int) -> Callable[[], Tensor]:
     """Build a step: one token of each candidate, from its id to the sampled code.
 
     Args:
         model: The model.
-        decoder: Its decoder.
+        runner: Its runner.
         rows: Number of candidates.
         position: Position in the image; the cache is filled up to it.
 
     Returns:
         The step, which may be done again and again.
     """
-    prefix, _ = decoder.prefill([model.shape.ids(model.shape.prefix)])
-    cache = decoder.reserve(rows, model.shape.target)
-    decoder.extend(torch.tensor([model.shape.ids(position)] * rows), prefix, cache, 0, position)
+    prefix, _ = runner.prefill([model.shape.ids(model.shape.prefix)])
+    cache = runner.reserve(rows, model.shape.target)
+    runner.extend(torch.tensor([model.shape.ids(position)] * rows), prefix, cache, 0, position)
     ids_R1 = torch.full((rows, 1), 5)
     noise_R = torch.full((rows,), 0.5, dtype=torch.float64)
     sampling = Sampling()
 
     def step() -> Tensor:
-        hidden_RSH = decoder.extend(ids_R1, prefix, cache, position, position + 1)
-        return choose(decoder.image_logits(hidden_RSH[:, 0]), noise_R, sampling)
+        hidden_RSH = runner.extend(ids_R1, prefix, cache, position, position + 1)
+        return sample_tokens(runner.image_logits(hidden_RSH[:, 0]), noise_R, sampling)
 
     return step
 
 
 def bare_products(
-    decoder: Decoder, rows: int, prefix_length: int, filled: int, *, attention: bool = True
+    runner: LlamaRunner, rows: int, prefix_length: int, filled: int, *, attention: bool = True
 ) -> Callable[[], None]:
     """Build the matrix products of one step, in their order and in the engine's layouts, on random rows and caches.
 
     Args:
-        decoder: Whose weights are multiplied.
+        runner: Whose weights are multiplied.
         rows: Number of candidates.
         prefix_length: Positions of the prefix, which all candidates share.
         filled: Positions of each candidate's own.
@@ -58,7 +59,7 @@ def bare_products(
     Returns:
         The products, without a result.
     """
-    view = decoder.view
+    view = runner.view
     groups, width = view.num_groups, view.head_width
     inputs = {name: torch.randn(rows, len(view.norm)) for name in ("project", "gate", "up", "head")}
     inputs["out"] = torch.randn(rows, view.num_heads * width)
@@ -70,7 +71,7 @@ def bare_products(
 
     def multiply() -> None:
         layer = 0
-        for name, matrix in decoder.matrices():
+        for name, matrix in runner.matrices():
             matrix(inputs[name])
             if attention and name == "project":
                 torch.bmm(query, shared[layer][0].transpose(1, 2))
@@ -82,14 +83,14 @@ def bare_products(
     return multiply
 
 
-def torch_products(decoder: Decoder, rows: int) -> Callable[[], None]:
+def torch_products(runner: LlamaRunner, rows: int) -> Callable[[], None]:
     """Build the products with weights in torch's own layout."""
     matrices = [
         matrix.weight
-        for layer in decoder.view.layers
+        for layer in runner.view.layers
         for matrix in (layer.query, layer.key, layer.value, layer.out, layer.gate, layer.up, layer.down)
     ]
-    matrices.append(decoder.view.head.weight[: len(decoder.image_rows)])
+    matrices.append(runner.view.head.weight[: len(runner.image_rows)])
     products = [(weight, torch.randn(rows, weight.shape[1])) for weight in matrices]
 
     def multiply() -> None:
@@ -99,43 +100,43 @@ def torch_products(decoder: Decoder, rows: int) -> Callable[[], None]:
     return multiply
 
 
-def score_unshared(model: UnifiedVLM, decoder: Decoder, prompts: Sequence[Sequence[Segment]]) -> Tensor:
+def score_unshared(model: UnifiedVLM, runner: LlamaRunner, prompts: Sequence[Sequence[Segment]]) -> Tensor:
     """Score actions with every prompt read from its start.
 
     Args:
         model: The model.
-        decoder: Its decoder.
+        runner: Its runner.
         prompts: Segments of each prompt, all of one length; the last one is its action.
 
     Returns:
         Sum of each action's log-probabilities in nats, (R,).
     """
-    ids_RT = torch.tensor([flatten(segments) for segments in prompts], device=decoder.device)
+    ids_RT = torch.tensor([flatten(segments) for segments in prompts], device=runner.device)
     count = len(prompts[0][-1].ids)
-    hidden_QH = decoder.hidden(ids_RT)[:, -count - 1 : -1].flatten(0, 1)
-    return token_logprobs(model, decoder, hidden_QH, ids_RT[:, -count:].flatten()).view(len(prompts), count).sum(1)
+    hidden_QH = runner.forward(ids_RT)[:, -count - 1 : -1].flatten(0, 1)
+    return token_logprobs(model, runner, hidden_QH, ids_RT[:, -count:].flatten()).view(len(prompts), count).sum(1)
 
 
 def count_sampling(model: ShapeModel, rows: int) -> dict[str, int]:
     """Count FLOPs and cache bytes of N candidates of a prefix, and of N prefixes with a candidate each."""
-    decoder, prefix = Decoder(model), model.shape.ids(model.shape.prefix)
+    runner, prefix = LlamaRunner(model), model.shape.ids(model.shape.prefix)
     counts: dict[str, int] = {}
     for name, prefixes, each in (("shared", 1, rows), ("naive", rows, 1)):
         counts[f"flops_{name}"] = _count_flops(
-            partial(sample_images, model, [prefix] * prefixes, num_samples=each, decoder=decoder)
+            partial(sample_images, model, [prefix] * prefixes, num_samples=each, runner=runner)
         )
-        prefix_cache, _ = decoder.prefill([prefix] * prefixes)
-        cache = decoder.reserve(prefixes * each, model.shape.target)
+        prefix_cache, _ = runner.prefill([prefix] * prefixes)
+        cache = runner.reserve(prefixes * each, model.shape.target)
         counts[f"bytes_{name}"] = (prefix_cache.num_bytes() + cache.num_bytes()) // 2  # of float64
     return counts
 
 
 def count_scoring(model: ShapeModel, rows: int, action_tokens: int) -> dict[str, int]:
     """Count the FLOPs of N inverse prompts with one source."""
-    decoder, prompts = Decoder(model), model.inverse_prompts(rows, action_tokens)
+    runner, prompts = LlamaRunner(model), model.inverse_prompts(rows, action_tokens)
     return {
-        "flops_shared": _count_flops(lambda: completion_logprobs(model, prompts, decoder=decoder)),
-        "flops_naive": _count_flops(lambda: score_unshared(model, decoder, prompts)),
+        "flops_shared": _count_flops(lambda: completion_logprobs(model, prompts, runner=runner)),
+        "flops_naive": _count_flops(lambda: score_unshared(model, runner, prompts)),
     }
 
 

@@ -82,7 +82,7 @@ class Library:
             [action],
             search=Search(num_candidates=best_of),
             seed=seed,
-            fdm_decoder=self._fdm.decoder,
-            idm_decoder=self._idm.decoder,
+            fdm_runner=self._fdm.runner,
+            idm_runner=self._idm.runner,
         )
         return encode_png(self.codec.decode(np.array([prediction.best.codes]))[0]), prediction

@@ -110,7 +110,7 @@ def _predict(recipe: ImagineRecipe, attempts: list[Try], codec: ImageCodec, role
     predictions = predict_observations(
         roles.fdm.model, roles.idm.model, source_BN, [attempt.action for attempt in attempts],
         search=recipe.search, sampling=recipe.sampling, seed=[attempt.seed for attempt in attempts],
-        batch_size=recipe.resources.batch_size, fdm_decoder=roles.fdm.decoder, idm_decoder=roles.idm.decoder,
+        batch_size=recipe.resources.batch_size, fdm_runner=roles.fdm.runner, idm_runner=roles.idm.runner,
     )  # fmt: skip
     return [
         Outcome(attempt, source_codes, prediction.best)

@@ -78,7 +78,7 @@ def _predict_image(recipe: PredictRecipe, stage: Run, source_HWC: Pixels, codec:
             rollout = roll_out(
                 roles.fdm.model, roles.idm.model, source_1N, [recipe.actions], search=recipe.search,
                 sampling=recipe.sampling, seed=recipe.seed, batch_size=recipe.resources.batch_size,
-                on_step=report_step, fdm_decoder=roles.fdm.decoder, idm_decoder=roles.idm.decoder,
+                on_step=report_step, fdm_runner=roles.fdm.runner, idm_runner=roles.idm.runner,
             )[0]  # fmt: skip
     with stage.timed("write"):
         counts = write_rollout(rollout, source_HWC, codec, stage.out, num_return=recipe.search.num_return)

@@ -79,7 +79,7 @@ def predict_triplets(
             predictions = predict_observations(
                 roles.fdm.model, roles.idm.model, held_out.source_codes[rows.start : rows.stop], actions,
                 search=search, sampling=sampling, seed=seeds[rows.start : rows.stop], batch_size=batch_size,
-                fdm_decoder=roles.fdm.decoder, idm_decoder=roles.idm.decoder,
+                fdm_runner=roles.fdm.runner, idm_runner=roles.idm.runner,
             )  # fmt: skip
             table_rows = [
                 {"triplet_id": held_out.ids[row], "action": action, "codec": roles.fdm.model.codec_id} | columns

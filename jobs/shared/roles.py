@@ -12,7 +12,6 @@ from wm.dynamics import Roles, Sampling, load_roles, need_one_base
 from wm.errors import InputError
 from wm.models import ImageCodec, hub_hint, is_adapter, read_adapter_manifest, read_manifest
 from wm.paths import InputPath
-from wm.sampling.guidance import need_guidable
 
 
 class RolesRecipe(Recipe):
@@ -90,7 +89,7 @@ def load_recipe_roles(recipe: RolesRecipe, codec: ImageCodec) -> Roles:
             f"{codec.codec_id}"
         )
     if recipe.sampling.is_guided:
-        need_guidable(roles.fdm.model)
+        roles.fdm.model.check_guidance()
     return roles
 
 

@@ -17,7 +17,7 @@ from wm.evaluation.report.storyboard import CHOSEN, OTHER, Column, Shot, draw_st
 from wm.images import Pixels, decode_image
 from wm.models import ImageCodec, UnifiedVLM, load_codec
 from wm.records import row_seeds
-from wm.sampling import Decoder, Sampling
+from wm.sampling import Sampling, build_model_runner
 from wm.training import TrainRecipe
 from wm.training.monitoring.evaluation import EvaluationResult, Sample
 from wm.training.monitoring.trackers import check_trackers
@@ -78,7 +78,7 @@ class HeldOutEvaluator:
         return self._sample_observations(vlm) if self._recipe.task == "fdm" else self._propose_actions(vlm)
 
     def _sample_observations(self, vlm: UnifiedVLM) -> Sample:
-        triplets, decoder = self._sample_triplets, Decoder(vlm)
+        triplets, runner = self._sample_triplets, build_model_runner(vlm)
         parts_BKN = [
             sample_observations(
                 vlm,
@@ -87,7 +87,7 @@ class HeldOutEvaluator:
                 num_samples=count,
                 sampling=Sampling(greedy=greedy),
                 seed=row_seeds(0, triplets.ids),
-                decoder=decoder,
+                runner=runner,
             )
             for count, greedy in ((1, True), (_NUM_SAMPLES, False))
         ]

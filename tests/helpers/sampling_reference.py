@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from wm.models.vlm import UnifiedVLM
-from wm.sampling.noise import Sampling, draw, probabilities, uniform_noise
+from wm.sampling.noise import Sampling, invert_cdf, probabilities, uniform_noise
 
 
 @torch.no_grad()
@@ -61,7 +61,7 @@ def _decode_images(
         if sampling.greedy:
             codes.append(logits_RV.argmax(-1))
         else:
-            codes.append(draw(probabilities(logits_RV, sampling), noise_RN[:, position]))
+            codes.append(invert_cdf(probabilities(logits_RV, sampling), noise_RN[:, position]))
     return torch.stack(codes, dim=1)
 
 

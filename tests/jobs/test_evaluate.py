@@ -9,7 +9,7 @@ import torch
 from jobs import evaluate
 from jobs.evaluate import EvaluateRecipe
 from tests.helpers.models_roles import write_roles
-from wm.dynamics import Decoder, Sampling, sample_observations, verify
+from wm.dynamics import Sampling, sample_observations, verify
 from wm.errors import InputError
 from wm.evaluation import units as units_module
 from wm.evaluation.heldout import read_held_out, spread_rows
@@ -17,6 +17,7 @@ from wm.evaluation.units import Unit, bank_of, load_part
 from wm.images import encode_png
 from wm.models import checkpoints, load_codec, load_model
 from wm.records import TRIPLET_SCHEMA, triplet_row, write_table
+from wm.sampling.llama_runner import LlamaRunner
 
 ITEMS = 6
 
@@ -147,7 +148,7 @@ def test_adapters_over_one_base_give_the_same_tables(tiny_base, triplets, tmp_pa
         "other": {"path": str(folders / "full"), "role": "idm", "label": "Full"},
     }
     read, decoders = [], []
-    load_full, ready = checkpoints._load_full, Decoder.__init__
+    load_full, ready = checkpoints._load_full, LlamaRunner.__init__
 
     def counted_load(folder, *how):
         read.append(folder.name)
@@ -158,7 +159,7 @@ def test_adapters_over_one_base_give_the_same_tables(tiny_base, triplets, tmp_pa
         ready(self, vlm, **how)
 
     monkeypatch.setattr(checkpoints, "_load_full", counted_load)
-    monkeypatch.setattr(Decoder, "__init__", counted_init)
+    monkeypatch.setattr(LlamaRunner, "__init__", counted_init)
     parts, reads = {}, {}
     for weights in ("merged", "shared"):
         units_module._load.cache_clear()

@@ -20,6 +20,7 @@ from wm.dynamics import Search, predict_observations
 from wm.errors import InputError
 from wm.images import encode_png
 from wm.models import load_model
+from wm.models.families.chameleon import ChameleonVLM
 from wm.records import row_seeds
 
 GREY = {"bytes": encode_png(np.zeros((16, 16, 3), np.uint8)), "path": None}
@@ -62,7 +63,7 @@ def test_predictions_are_those_of_the_models_loaded_alone(folders, triplets, mon
     )
     recipe = recipe_of(folders, out, triplets=str(triplets), resources={"base_sharing": base_sharing, "dtype": dtype})
     codes, logprobs = predicted(recipe)
-    assert asked[0].fdm.decoder.dtype is getattr(torch, dtype)
+    assert asked[0].fdm.runner.dtype is getattr(torch, dtype)
     shares = asked[0].fdm.model.inner.lm_head.weight is asked[0].idm.model.inner.lm_head.weight
     assert shares == (base_sharing == "shared")
     if dtype == "bfloat16":  # other rounding, other draws
@@ -114,7 +115,7 @@ def test_guidance_that_the_family_has_not_is_told_first(folders, triplets, tmp_p
     def refuse(vlm):
         raise InputError("guidance is not supported")
 
-    monkeypatch.setattr(shared_roles, "need_guidable", refuse)
+    monkeypatch.setattr(ChameleonVLM, "check_guidance", refuse)
     with pytest.raises(InputError, match="guidance is not supported"):
         predict.run(recipe_of(folders, tmp_path / "out", triplets=str(triplets), sampling={"guidance_scale": 2.0}))
     assert not (tmp_path / "out").exists()

@@ -10,7 +10,7 @@ from serve_apps.model_thread import ModelThread
 from tests.helpers.models_reference import lively
 from wm.dynamics.fdm import forward_prefix
 from wm.models import load_model
-from wm.sampling import Decoder, ImagePool, ImageRequest, Sampling, sample_images
+from wm.sampling import ImageEngine, ImageRequest, Sampling, build_model_runner, sample_images
 
 ACTIONS = ["put", "move the red cup left", "take the block"]
 
@@ -22,7 +22,7 @@ def vlm(tiny_base):
 
 @pytest.fixture
 def pool(vlm):
-    return ImagePool(vlm, Decoder(vlm), line_tokens=1)
+    return ImageEngine(vlm, build_model_runner(vlm), line_tokens=1)
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_a_cancelled_request_leaves_the_pool(vlm, thread, pool):
         return await kept
 
     is_cancelled = threading.Event()
-    advance, keys, calls = pool.advance, [], []
+    advance, keys, calls = pool.step, [], []
 
     def advance_until_cancelled():
         # The first line is reported at once; before the next one the request is cancelled, however slow the machine is.
@@ -88,12 +88,12 @@ def test_a_cancelled_request_leaves_the_pool(vlm, thread, pool):
             is_cancelled.wait(60)
         calls.append(1)
         grown = advance()
-        keys.extend(entry.key for entry in grown if entry.is_last)
+        keys.extend(entry.request_id for entry in grown if entry.is_finished)
         return grown
 
-    pool.advance = advance_until_cancelled
+    pool.step = advance_until_cancelled
     assert torch.equal(asyncio.run(ask()), alone(vlm, request_of(vlm, 2)))
-    assert keys == [1] and pool.num_requests == pool.num_rows == 0
+    assert keys == [1] and pool.num_unfinished == pool.num_running_rows == 0
 
 
 def test_work_that_is_cancelled_before_its_turn_is_not_done(thread):
@@ -120,12 +120,12 @@ def test_errors_reach_those_who_asked_and_the_thread_goes_on(vlm, thread, pool):
 
     with pytest.raises(ValueError, match="of this work"):
         asyncio.run(thread.call(fail))
-    advance = pool.advance
-    pool.advance = fail
+    advance = pool.step
+    pool.step = fail
     with pytest.raises(ValueError, match="of this work"):
         asyncio.run(thread.images(pool, request_of(vlm, 1)))
-    assert pool.num_requests == 0
-    pool.advance = advance
+    assert pool.num_unfinished == 0
+    pool.step = advance
     assert torch.equal(asyncio.run(thread.images(pool, request_of(vlm, 1))), alone(vlm, request_of(vlm, 1)))
 
 
@@ -159,7 +159,7 @@ def test_work_of_a_kind_that_waits_is_done_at_once_and_its_errors_are_its_own(vl
 
 def test_pools_of_several_models_take_turns(vlm, thread, pool, tiny_base):
     other = lively(load_model(tiny_base), seed=4)
-    second, order = ImagePool(other, Decoder(other), line_tokens=1), []
+    second, order = ImageEngine(other, build_model_runner(other), line_tokens=1), []
 
     async def ask():
         return await asyncio.gather(
@@ -183,4 +183,4 @@ def test_nothing_is_held_for_those_who_left(vlm, thread, pool):
         await thread.call(lambda: None)
 
     asyncio.run(leave())
-    assert pool.num_requests == pool.num_rows == 0
+    assert pool.num_unfinished == pool.num_running_rows == 0

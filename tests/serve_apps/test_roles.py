@@ -118,7 +118,7 @@ def test_each_model_is_described_as_itself(folders):
 @pytest.mark.parametrize("settings", [{}, {"guidance_scale": 2.5}, {"top_k": 3}])
 def test_drafted_blocks_give_the_same_candidates(folders, block, settings, monkeypatch):
     plain = answer(apart(recipe_of(folders)), **settings)
-    monkeypatch.setattr("wm.sampling.ImagePool.add", None)  # sequential sampling is not what runs
+    monkeypatch.setattr("wm.sampling.ImageEngine.add", None)  # sequential sampling is not what runs
     drafted = answer(apart(recipe_of(folders, block=block)), **settings)
     assert drafted.entries == plain.entries
     assert np.array_equal(drafted.pixels, plain.pixels)
@@ -211,7 +211,7 @@ def test_over_http_the_requests_guidance_comes_before_the_recipes(http, folders,
     source_BN = codec.encode(SOURCE[None])
     sampling = Sampling(guidance_scale=text, image_guidance_scale=image)
     drawn = sample_observations(roles.fdm.model, source_BN, [ACTION], num_samples=4, sampling=sampling, seed=7)
-    best = verify(roles.idm.model, source_BN[0], ACTION, drawn[0], decoder=roles.idm.decoder)[0]
+    best = verify(roles.idm.model, source_BN[0], ACTION, drawn[0], runner=roles.idm.runner)[0]
     reply = ask(http, **fields)
     assert reply.status_code == 200, reply.text
     (picture,) = reply.json()["data"]
@@ -247,8 +247,8 @@ def test_adapters_answer_as_the_library_with_them(http, folders, adapters, model
     fdm, idm = (load_role(path, over=over) for path in paths)
     codec = load_codec(folders / "fdm")
     source_BN = codec.encode(SOURCE[None])
-    drawn = sample_observations(fdm.model, source_BN, [ACTION], num_samples=4, seed=7, decoder=fdm.decoder)
-    best = verify(idm.model, source_BN[0], ACTION, drawn[0], decoder=idm.decoder)[0]
+    drawn = sample_observations(fdm.model, source_BN, [ACTION], num_samples=4, seed=7, runner=fdm.runner)
+    best = verify(idm.model, source_BN[0], ACTION, drawn[0], runner=idm.runner)[0]
     named = {"model": "fdm" if model == "fdm" else f"base:{model}", "guidance": 1}
     reply = ask(http, **named, **({"verifier": f"base:{verifier}"} if verifier else {}))
     assert reply.status_code == 200, reply.text
@@ -266,11 +266,11 @@ def test_scores_and_chats_of_an_adapter_are_its_own(http, folders, adapters):
     codes_1N = codec.encode(SOURCE[None])
     for name, path in (("base:seer", adapters / "seer"), ("idm", folders / "idm")):
         role = load_role(path, over=over)
-        (expected,) = score_actions(role.model, codes_1N, codes_1N, [ACTION], decoder=role.decoder)
+        (expected,) = score_actions(role.model, codes_1N, codes_1N, [ACTION], runner=role.runner)
         asked = {"model": name, "image": url, "targets": [url], "actions": [ACTION]}
         (entry,) = http.post("/v1/score", json=asked).json()["data"]
         assert entry["logprob"] == pytest.approx(expected.logprob, abs=1e-5)
-        (proposed,) = propose_actions(role.model, codes_1N, codes_1N, decoder=role.decoder)
+        (proposed,) = propose_actions(role.model, codes_1N, codes_1N, runner=role.runner)
         image = {"type": "image_url", "image_url": {"url": url}}
         message = {"role": "user", "content": [image, image]}
         chat = http.post("/v1/chat/completions", json={"model": name, "messages": [message]}).json()

@@ -7,13 +7,11 @@ from wm.dynamics.rollout import Rollout, RolloutState, Start, Step, StepDone, Tr
 from wm.dynamics.search import Prediction, SearchState, predict_observations
 from wm.dynamics.settings import Search, check_draft_length, check_search
 from wm.dynamics.verify import Candidate, verify, verify_batch
-from wm.sampling.model_runner import Decoder
 from wm.sampling.noise import Sampling
 
 __all__ = [
     "BaseSharing",
     "Candidate",
-    "Decoder",
     "Prediction",
     "Role",
     "Roles",

@@ -9,8 +9,8 @@ from wm.dynamics.idm import Codes
 from wm.dynamics.scoring import check_equal_lengths, code_lists, completion_logprobs
 from wm.models.prompts import flatten
 from wm.models.vlm import UnifiedVLM
-from wm.sampling.engine import OnProgress, sample_images
-from wm.sampling.model_runner import Decoder
+from wm.sampling.images import OnProgress, sample_images
+from wm.sampling.model_runner import ModelRunner
 from wm.sampling.noise import Sampling
 from wm.sampling.speculative import Speculation, speculate_images
 
@@ -32,11 +32,11 @@ def sample_observations(
     seed: int | Sequence[int] = 0,
     batch_size: int | None = None,
     on_progress: OnProgress | None = None,
-    decoder: Decoder | None = None,
+    runner: ModelRunner | None = None,
 ) -> Tensor:
     """Sample candidates of each (source, action).
 
-    Candidate k of a row depends on (source, action, seed, k) alone; see :mod:`wm.sampling.engine`.
+    Candidate k of a row depends on (source, action, seed, k) alone; see :mod:`wm.sampling.images`.
 
     Args:
         fdm: The forward model.
@@ -48,7 +48,7 @@ def sample_observations(
         seed: One for all rows, which then share their noise, or one a row.
         batch_size: Bound on the candidate rows of a pass; what memory holds without it.
         on_progress: Called with the codes so far after each line of the image.
-        decoder: Of ``fdm`` as it is now, to be used for many calls; built here without it.
+        runner: Runs ``fdm`` as it is now, to be used for many calls; built here without it.
 
     Returns:
         Codebook ids, int64 (B, K, N) on the CPU.
@@ -65,7 +65,7 @@ def sample_observations(
         seed=seed,
         batch_size=batch_size,
         on_progress=on_progress,
-        decoder=decoder,
+        runner=runner,
     )
 
 
@@ -80,7 +80,7 @@ def speculate_observations(
     sampling: Sampling | None = None,
     seed: int | Sequence[int] = 0,
     batch_size: int | None = None,
-    decoder: Decoder | None = None,
+    runner: ModelRunner | None = None,
 ) -> Speculation:
     """Sample the candidates of :func:`sample_observations` in fewer passes, each drafting ``num_draft_tokens`` codes.
 
@@ -99,7 +99,7 @@ def speculate_observations(
         sampling=sampling,
         seed=seed,
         batch_size=batch_size,
-        decoder=decoder,
+        runner=runner,
     )
 
 
@@ -110,7 +110,7 @@ def score_observations(
     target_BN: Codes,
     *,
     batch_size: int | None = None,
-    decoder: Decoder | None = None,
+    runner: ModelRunner | None = None,
 ) -> list[float]:
     """Score each target: log p(target b | source b, actions[b]) in nats, summed over the image's tokens.
 
@@ -123,7 +123,7 @@ def score_observations(
         actions: One a row.
         target_BN: Codebook ids of the target images.
         batch_size: Bound on the rows of a pass; what memory holds without it.
-        decoder: Of ``fdm`` as it is now, to be used for many calls; built here without it.
+        runner: Runs ``fdm`` as it is now, to be used for many calls; built here without it.
     """
     sources, targets = code_lists("source", source_BN), code_lists("target", target_BN)
     check_equal_lengths(sources=len(sources), actions=len(actions), targets=len(targets))
@@ -131,5 +131,5 @@ def score_observations(
         fdm.layout("fdm", source=source, action=action, target=target)
         for source, action, target in zip(sources, actions, targets, strict=True)
     ]
-    scores = completion_logprobs(fdm, segments, rows=fdm.image_rows, batch_size=batch_size, decoder=decoder)
+    scores = completion_logprobs(fdm, segments, rows=fdm.image_rows, batch_size=batch_size, runner=runner)
     return [logprob for logprob, _ in scores]

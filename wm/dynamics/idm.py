@@ -12,10 +12,10 @@ from wm.dynamics.scoring import check_equal_lengths, code_lists, completion_logp
 from wm.errors import InputError
 from wm.models.prompts import flatten
 from wm.models.vlm import UnifiedVLM
-from wm.sampling.model_runner import Decoder
+from wm.sampling.model_runner import ModelRunner
 from wm.sampling.noise import Sampling
 from wm.sampling.pieces import TextPieces
-from wm.sampling.texts import GREEDY, TextRun, TextToken, generate_texts
+from wm.sampling.texts import GREEDY, TextBatch, TextToken, generate_texts
 
 Codes: TypeAlias = Tensor | npt.NDArray[np.integer[npt.NBitBase]] | Sequence[Sequence[int]]
 """Codebook ids (B, N)."""
@@ -71,7 +71,7 @@ def propose_actions(
     *,
     max_new_tokens: int = 32,
     batch_size: int | None = None,
-    decoder: Decoder | None = None,
+    runner: ModelRunner | None = None,
 ) -> list[ScoredAction]:
     """Propose the greedy action of each (source, target) pair.
 
@@ -81,7 +81,7 @@ def propose_actions(
         target_BN: Codebook ids of the target images.
         max_new_tokens: Tokens after which an action is ended.
         batch_size: Bound on the rows of a pass; what memory holds without it.
-        decoder: Of ``idm`` as it is now, to be used for many calls; built here without it.
+        runner: Runs ``idm`` as it is now, to be used for many calls; built here without it.
 
     Returns:
         One action a pair. Its text may be empty: an untrained model may end at once.
@@ -89,7 +89,7 @@ def propose_actions(
     sources, targets = code_lists("source", source_BN), code_lists("target", target_BN)
     check_equal_lengths(sources=len(sources), targets=len(targets))
     prefixes = [_prefix(idm, source, target) for source, target in zip(sources, targets, strict=True)]
-    completions = generate_texts(idm, prefixes, max_new_tokens=max_new_tokens, batch_size=batch_size, decoder=decoder)
+    completions = generate_texts(idm, prefixes, max_new_tokens=max_new_tokens, batch_size=batch_size, runner=runner)
     return [ScoredAction(idm.detokenize(item.ids), item.logprob, item.num_tokens) for item in completions]
 
 
@@ -102,12 +102,12 @@ def count_free_positions(idm: UnifiedVLM, source_N: Sequence[int], target_N: Seq
     return idm.max_positions - len(_prefix(idm, source_N, target_N))
 
 
-class Proposing:
+class ProposalStream:
     """``num_samples`` actions of one pair of images as they grow.
 
-    :func:`wm.sampling.texts.advance_texts` adds a token to each text of ``run``, and of others' in the same pass;
+    :func:`wm.sampling.texts.decode_texts` adds a token to each text of ``batch``, and of others' in the same pass;
     :meth:`describe_step` describes these tokens. Greedy: the action of :func:`propose_actions`. The settings are those
-    of :class:`wm.sampling.texts.TextRun`. ``prompt_tokens``: how many tokens the actions follow.
+    of :class:`wm.sampling.texts.TextBatch`. ``prompt_tokens``: how many tokens the actions follow.
 
     Raises:
         InputError: For settings that cannot be, among them more ``max_new_tokens`` than the model has positions for.
@@ -116,6 +116,7 @@ class Proposing:
     def __init__(
         self,
         idm: UnifiedVLM,
+        runner: ModelRunner,
         source_N: Sequence[int],
         target_N: Sequence[int],
         *,
@@ -134,7 +135,9 @@ class Proposing:
                 f"{max_new_tokens:,} new tokens: with both images the sequence would have {length:,}, the model "
                 f"{idm.max_positions:,} positions"
             )
-        self.run = TextRun(
+        self.batch = TextBatch(
+            idm,
+            runner,
             [prefix],
             num_samples=num_samples,
             sampling=sampling,
@@ -171,7 +174,7 @@ def score_actions(
     actions: Sequence[str],
     *,
     batch_size: int | None = None,
-    decoder: Decoder | None = None,
+    runner: ModelRunner | None = None,
 ) -> list[ScoredAction]:
     """Score each action: log p(actions[b] | source b, target b) in nats. A source that several rows share is read once.
 
@@ -181,7 +184,7 @@ def score_actions(
         target_BN: Codebook ids of the target images.
         actions: One a row.
         batch_size: Bound on the rows of a pass; what memory holds without it.
-        decoder: Of ``idm`` as it is now, to be used for many calls; built here without it.
+        runner: Runs ``idm`` as it is now, to be used for many calls; built here without it.
 
     Raises:
         InputError: For codes that do not fit the model, and for an empty action.
@@ -192,5 +195,5 @@ def score_actions(
         idm.layout("idm", source=source, target=target, action=action)
         for source, target, action in zip(sources, targets, actions, strict=True)
     ]
-    scores = completion_logprobs(idm, segments, batch_size=batch_size, decoder=decoder)
+    scores = completion_logprobs(idm, segments, batch_size=batch_size, runner=runner)
     return [ScoredAction(action, logprob, count) for action, (logprob, count) in zip(actions, scores, strict=True)]

@@ -22,7 +22,7 @@ from wm.models.checkpoints import base_of, load_model
 from wm.models.manifest import is_adapter, model_folder
 from wm.models.sharing import check_shareable, held_bytes
 from wm.models.vlm import UnifiedVLM
-from wm.sampling.model_runner import Decoder
+from wm.sampling.model_runner import ModelRunner, build_model_runner
 
 BaseSharing: TypeAlias = Literal["merged", "shared"]
 """How two roles hold their base, as the module's text explains."""
@@ -30,15 +30,15 @@ BaseSharing: TypeAlias = Literal["merged", "shared"]
 
 @dataclass(frozen=True)
 class Role:
-    """A model and its decoder, built once and used for every call."""
+    """A model and its runner, built once and used for every call."""
 
     model: UnifiedVLM
-    decoder: Decoder
+    runner: ModelRunner
 
     def weights(self) -> Iterator[Tensor]:
         """Iterate over the tensors of weights that the two hold; some come more than once."""
         module = self.model.module
-        return chain(module.parameters(), module.buffers(), self.decoder.weights())
+        return chain(module.parameters(), module.buffers(), self.runner.weights())
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,9 @@ def load_role(
     """
     if over is not None:
         model = load_model(path, base=base, over=over.model)
-        return Role(model, Decoder(model, rows=rows, merge=False, beside=over.decoder))
+        return Role(model, build_model_runner(model, rows=rows, merge=False, beside=over.runner))
     model = load_model(path, base=base, device=device, dtype=dtype, merge=True)
-    return Role(model, Decoder(model, rows=rows))
+    return Role(model, build_model_runner(model, rows=rows))
 
 
 def load_roles(

@@ -20,8 +20,8 @@ from wm.dynamics.settings import Search
 from wm.dynamics.verify import Candidate
 from wm.errors import InputError
 from wm.models.vlm import UnifiedVLM
-from wm.sampling.model_runner import Decoder
-from wm.sampling.noise import Sampling, seeds_of
+from wm.sampling.model_runner import ModelRunner, build_model_runner
+from wm.sampling.noise import Sampling, expand_seeds
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,8 @@ def roll_out(
     sampling: Sampling | None = None,
     seed: int | Sequence[int] = 0,
     batch_size: int | None = None,
-    fdm_decoder: Decoder | None = None,
-    idm_decoder: Decoder | None = None,
+    fdm_runner: ModelRunner | None = None,
+    idm_runner: ModelRunner | None = None,
     on_step: OnStep | None = None,
     on_round: OnRound | None = None,
 ) -> list[Rollout]:
@@ -124,8 +124,8 @@ def roll_out(
         sampling: How a code is sampled.
         seed: One for all rollouts, or one each.
         batch_size: Bound on the candidate rows of a pass; what memory holds without it.
-        fdm_decoder: Of ``fdm`` as it is now; built here without it.
-        idm_decoder: Of ``idm`` as it is now; built here without it.
+        fdm_runner: Runs ``fdm`` as it is now; built here without it.
+        idm_runner: Runs ``idm`` as it is now; built here without it.
         on_step: Called after each step.
         on_round: Called after each round of candidates.
 
@@ -134,7 +134,7 @@ def roll_out(
     """
     sources = [tuple(codes) for codes in code_lists("source", source_BN)]
     check_equal_lengths(sources=len(sources), rollouts=len(actions_BT))
-    seeds = seeds_of(seed, len(sources))
+    seeds = expand_seeds(seed, len(sources))
     for row, actions in enumerate(actions_BT):
         if isinstance(actions, str) or not actions:
             raise InputError(f"actions of rollout {row} = {actions!r:.80}: expected a list of one action or more")
@@ -145,7 +145,7 @@ def roll_out(
         for action in dict.fromkeys(actions):
             fdm.layout("fdm", source=sources[row], action=action)
             idm.layout("idm", source=sources[row], target=sources[row], action=action)
-    fdm_decoder, idm_decoder = fdm_decoder or Decoder(fdm), idm_decoder or Decoder(idm)
+    fdm_runner, idm_runner = fdm_runner or build_model_runner(fdm), idm_runner or build_model_runner(idm)
     states = [RolloutState(*row, search) for row in zip(sources, actions_BT, seeds, strict=True)]
     # 2. All rollouts step by step: those of one step are one batch.
     for step in range(max(map(len, actions_BT))):
@@ -162,8 +162,8 @@ def roll_out(
                 sampling=sampling,
                 seed=[start.seed for start in starts],
                 batch_size=batch_size,
-                fdm_decoder=fdm_decoder,
-                idm_decoder=idm_decoder,
+                fdm_runner=fdm_runner,
+                idm_runner=idm_runner,
                 on_round=on_round,
             )
         )

@@ -13,7 +13,7 @@ from wm.models.prompts import Segment, flatten
 from wm.models.vlm import UnifiedVLM
 from wm.sampling.batches import halving, positions_at_once, rows_at_once
 from wm.sampling.checks import check_finite
-from wm.sampling.model_runner import Decoder
+from wm.sampling.model_runner import ModelRunner, build_model_runner
 
 LOGITS_AT_ONCE = 1024
 """Bound on the positions whose logits exist at the same time: 1024 x 65,536 float32 are 268 MB."""
@@ -26,7 +26,7 @@ def completion_logprobs(
     *,
     rows: Tensor | None = None,
     batch_size: int | None = None,
-    decoder: Decoder | None = None,
+    runner: ModelRunner | None = None,
 ) -> list[tuple[float, int]]:
     """Score the completion of each sequence.
 
@@ -38,7 +38,7 @@ def completion_logprobs(
         segments_list: Prompts with their completions.
         rows: Vocabulary ids to normalise over, which must hold every completion token; all of them without.
         batch_size: Bound on the rows of a pass; what memory holds without it.
-        decoder: Of this model as it is now, to be used for many calls; built here without it.
+        runner: Runs this model as it is now, to be used for many calls; built here without it.
 
     Returns:
         (sum of the completion's log-probabilities in nats, number of its tokens) of each sequence.
@@ -53,12 +53,12 @@ def completion_logprobs(
     parts = [_split(segments) for segments in segments_list]
     longest = max(len(part.head) + len(part.tail) for part in parts)
     at_once = rows_at_once(longest, batch_size, positions_at_once(vlm))
-    decoder = decoder or Decoder(vlm, rows=min(len(parts), at_once) * longest)
+    runner = runner or build_model_runner(vlm, rows=min(len(parts), at_once) * longest)
     for group in _group_by_head(parts, at_once):
 
         def score(start: int, stop: int, group: list[list[int]] = group) -> None:
             batch = group[start:stop]
-            scores = _score(vlm, decoder, [[parts[row] for row in members] for members in batch], rows)
+            scores = _score(vlm, runner, [[parts[row] for row in members] for members in batch], rows)
             for row, result in zip((row for members in batch for row in members), scores, strict=True):
                 results[row] = result
 
@@ -100,20 +100,20 @@ def _group_by_head(parts: Sequence[_Part], at_once: int) -> Iterator[list[list[i
 
 
 def _score(
-    vlm: UnifiedVLM, decoder: Decoder, batch: Sequence[Sequence[_Part]], rows: Tensor | None
+    vlm: UnifiedVLM, runner: ModelRunner, batch: Sequence[Sequence[_Part]], rows: Tensor | None
 ) -> list[tuple[float, int]]:
     """Score the parts, those of the first head first. All heads have equally many parts."""
     parts = [part for members in batch for part in members]
     # 1. Hidden states: a head that is not shared is read with its tail, which saves a pass.
     if len(batch[0]) == 1:
         ids = [[*part.head, *part.tail] for part in parts]
-        hidden_RTH = decoder.hidden(_pad(ids, vlm.pad_id, decoder.device))
+        hidden_RTH = runner.forward(_pad(ids, vlm.pad_id, runner.device))
         before = [len(part.head) - 1 for part in parts]
     else:
-        prefix, last_PH = decoder.prefill([members[0].head for members in batch])
-        tails_RS = _pad([part.tail for part in parts], vlm.pad_id, decoder.device)
-        cache = decoder.reserve(len(parts), tails_RS.shape[1])
-        hidden_RSH = decoder.extend(tails_RS, prefix, cache, 0, tails_RS.shape[1])
+        prefix, last_PH = runner.prefill([members[0].head for members in batch])
+        tails_RS = _pad([part.tail for part in parts], vlm.pad_id, runner.device)
+        cache = runner.reserve(len(parts), tails_RS.shape[1])
+        hidden_RSH = runner.extend(tails_RS, prefix, cache, 0, tails_RS.shape[1])
         last_R1H = last_PH.repeat_interleave(len(batch[0]), dim=0)[:, None]
         hidden_RTH = torch.cat((last_R1H, hidden_RSH), dim=1)
         before = [0] * len(parts)
@@ -121,10 +121,10 @@ def _score(
     # 2. The token at position p of a tail is predicted by the one before it.
     position_Q = [start + index for start, part in zip(before, parts, strict=True) for index in part.scored]
     targets_Q = [part.tail[index] for part in parts for index in part.scored]
-    hidden_QH = hidden_RTH[row_Q.to(decoder.device), torch.tensor(position_Q, dtype=torch.int64, device=decoder.device)]
-    targets = torch.tensor(targets_Q, dtype=torch.int64, device=decoder.device)
+    hidden_QH = hidden_RTH[row_Q.to(runner.device), torch.tensor(position_Q, dtype=torch.int64, device=runner.device)]
+    targets = torch.tensor(targets_Q, dtype=torch.int64, device=runner.device)
     sums_R = torch.zeros(len(parts), dtype=torch.float64)
-    sums_R = sums_R.index_add(0, row_Q, token_logprobs(vlm, decoder, hidden_QH, targets, rows).cpu())
+    sums_R = sums_R.index_add(0, row_Q, token_logprobs(vlm, runner, hidden_QH, targets, rows).cpu())
     check_finite(sums_R, "log-probabilities", vlm)
     return [(total, len(part.scored)) for total, part in zip(sums_R.tolist(), parts, strict=True)]
 
@@ -135,7 +135,7 @@ def _pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> Te
 
 
 def token_logprobs(
-    vlm: UnifiedVLM, decoder: Decoder, hidden_QH: Tensor, targets_Q: Tensor, rows: Tensor | None = None
+    vlm: UnifiedVLM, runner: ModelRunner, hidden_QH: Tensor, targets_Q: Tensor, rows: Tensor | None = None
 ) -> Tensor:
     """Compute the log-probability of each target vocabulary id, float64 (Q,); the log-softmax is in float32 at
     least."""
@@ -150,11 +150,11 @@ def token_logprobs(
         torch.split(hidden_QH, LOGITS_AT_ONCE), torch.split(targets_Q, LOGITS_AT_ONCE), strict=True
     ):
         if rows is None:
-            logits = decoder.logits(hidden)
+            logits = runner.logits(hidden)
         else:
-            logits = decoder.image_logits(hidden) if rows is vlm.image_rows else decoder.logits(hidden)[:, rows]
+            logits = runner.image_logits(hidden) if rows is vlm.image_rows else runner.logits(hidden)[:, rows]
         logprobs.append(
-            torch.log_softmax(logits, dim=-1, dtype=decoder.exact).gather(1, targets[:, None])[:, 0].double()
+            torch.log_softmax(logits, dim=-1, dtype=runner.exact).gather(1, targets[:, None])[:, 0].double()
         )
     return torch.cat(logprobs) if logprobs else torch.zeros(0, dtype=torch.float64, device=hidden_QH.device)
 

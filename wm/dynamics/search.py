@@ -19,8 +19,8 @@ from wm.dynamics.stopping import is_enough, rounds
 from wm.dynamics.verify import Candidate, rank_candidates
 from wm.models.vlm import UnifiedVLM
 from wm.sampling.batches import rows_at_once
-from wm.sampling.model_runner import Decoder
-from wm.sampling.noise import Sampling, seeds_of
+from wm.sampling.model_runner import ModelRunner, build_model_runner
+from wm.sampling.noise import Sampling, expand_seeds
 
 CodesRow: TypeAlias = tuple[int, ...]
 
@@ -74,13 +74,13 @@ def predict_observations(
     sampling: Sampling | None = None,
     seed: int | Sequence[int] = 0,
     batch_size: int | None = None,
-    fdm_decoder: Decoder | None = None,
-    idm_decoder: Decoder | None = None,
+    fdm_runner: ModelRunner | None = None,
+    idm_runner: ModelRunner | None = None,
     on_round: OnRound | None = None,
 ) -> list[Prediction]:
     """Predict and verify the observation after each (source, action).
 
-    A row's result depends on its source, action and seed alone (up to rounding, see :mod:`wm.sampling.engine`).
+    A row's result depends on its source, action and seed alone (up to rounding, see :mod:`wm.sampling.images`).
 
     Args:
         fdm: The forward model.
@@ -92,8 +92,8 @@ def predict_observations(
         sampling: How a code is sampled.
         seed: One for all rows, or one a row.
         batch_size: Bound on the candidate rows of a pass; what memory holds without it.
-        fdm_decoder: Of ``fdm`` as it is now, to be used for many calls; built here without it.
-        idm_decoder: Of ``idm`` as it is now; built here without it.
+        fdm_runner: Runs ``fdm`` as it is now, to be used for many calls; built here without it.
+        idm_runner: Runs ``idm`` as it is now; built here without it.
         on_round: Called after each round.
 
     Raises:
@@ -104,23 +104,26 @@ def predict_observations(
     sources = code_lists("source", source_BN)
     check_equal_lengths(sources=len(sources), actions=len(actions))
     rows = [
-        SearchState(*row, search, sampling) for row in zip(sources, actions, seeds_of(seed, len(sources)), strict=True)
+        SearchState(*row, search, sampling)
+        for row in zip(sources, actions, expand_seeds(seed, len(sources)), strict=True)
     ]
     if not rows:
         return []
-    # 1. Decoders for the widest round.
+    # 1. Runners for the widest round.
     widest = len(rows) * search.num_candidates
-    fdm_decoder = fdm_decoder or Decoder(fdm, rows=_hint_rows(fdm, widest, batch_size) * (search.num_draft_tokens + 1))
-    idm_decoder = idm_decoder or Decoder(idm, rows=_hint_rows(idm, widest, batch_size) * len(sources[0]))
+    fdm_runner = fdm_runner or build_model_runner(
+        fdm, rows=_hint_rows(fdm, widest, batch_size) * (search.num_draft_tokens + 1)
+    )
+    idm_runner = idm_runner or build_model_runner(idm, rows=_hint_rows(idm, widest, batch_size) * len(sources[0]))
     # 2. Rounds, each in one batch, until every row is settled.
     still_open = rows
     while still_open:
         candidates = still_open[0].candidates  # all have had the same rounds
         _sample(
             fdm, still_open, candidates, num_draft_tokens=search.num_draft_tokens, sampling=sampling,
-            batch_size=batch_size, decoder=fdm_decoder,
+            batch_size=batch_size, runner=fdm_runner,
         )  # fmt: skip
-        _score(idm, still_open, batch_size, idm_decoder)
+        _score(idm, still_open, batch_size, idm_runner)
         number = len(still_open)
         still_open = [row for row in still_open if row.candidates]
         if on_round is not None:
@@ -192,7 +195,7 @@ def _sample(
     num_draft_tokens: int,
     sampling: Sampling,
     batch_size: int | None,
-    decoder: Decoder,
+    runner: ModelRunner,
 ) -> None:
     sources, actions = [row.source for row in rows], [row.action for row in rows]
     seeds = [row.seed for row in rows]
@@ -200,24 +203,24 @@ def _sample(
     if num_draft_tokens:
         speculation = speculate_observations(
             fdm, sources, actions, num_samples=len(candidates), num_draft_tokens=num_draft_tokens,
-            first_candidate=candidates.start, sampling=sampling, seed=seeds, batch_size=batch_size, decoder=decoder,
+            first_candidate=candidates.start, sampling=sampling, seed=seeds, batch_size=batch_size, runner=runner,
         )  # fmt: skip
         codes_BKN, passes_B = speculation.codes, speculation.passes.sum(dim=1).tolist()
     else:
         codes_BKN = sample_observations(
             fdm, sources, actions, num_samples=len(candidates), first_candidate=candidates.start,
-            sampling=sampling, seed=seeds, batch_size=batch_size, decoder=decoder,
+            sampling=sampling, seed=seeds, batch_size=batch_size, runner=runner,
         )  # fmt: skip
     for index, (row, codes_KN) in enumerate(zip(rows, codes_BKN.tolist(), strict=True)):
         row.add_draws(codes_KN, passes_B[index] if passes_B is not None else None)
 
 
-def _score(idm: UnifiedVLM, rows: Sequence[SearchState], batch_size: int | None, decoder: Decoder) -> None:
+def _score(idm: UnifiedVLM, rows: Sequence[SearchState], batch_size: int | None, runner: ModelRunner) -> None:
     # All rows in one call: equal sources are then read once, whichever row they are of.
     new = [(row, codes) for row in rows for codes in row.unscored()]
     scores = iter(score_actions(
         idm, [row.source for row, _ in new], [codes for _, codes in new], [row.action for row, _ in new],
-        batch_size=batch_size, decoder=decoder,
+        batch_size=batch_size, runner=runner,
     ) if new else [])  # fmt: skip
     for row in rows:
         row.add_scores(list(islice(scores, len(row.unscored()))))

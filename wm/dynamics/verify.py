@@ -17,7 +17,7 @@ from wm.dynamics.scoring import as_codes, check_equal_lengths, code_lists
 from wm.errors import InputError
 from wm.judging import unchanged_share
 from wm.models.vlm import UnifiedVLM
-from wm.sampling.model_runner import Decoder
+from wm.sampling.model_runner import ModelRunner
 
 CandidateCodes: TypeAlias = Tensor | npt.NDArray[np.integer[npt.NBitBase]] | Sequence[Sequence[Sequence[int]]]
 """Codebook ids (B, K, N)."""
@@ -51,13 +51,13 @@ def verify(
     *,
     seed: int = 0,
     max_unchanged: float = NO_GUARD,
-    decoder: Decoder | None = None,
+    runner: ModelRunner | None = None,
 ) -> list[Candidate]:
     """Rank all K candidates of one (source, action), best first; see :func:`verify_batch`."""
     source = as_codes(source_N, "source")[None]
     candidates_1KN = as_codes(candidates_KN, "candidates")[None]
     return verify_batch(
-        idm, source, [action], candidates_1KN, seeds=[seed], max_unchanged=max_unchanged, decoder=decoder
+        idm, source, [action], candidates_1KN, seeds=[seed], max_unchanged=max_unchanged, runner=runner
     )[0]
 
 
@@ -70,7 +70,7 @@ def verify_batch(
     seeds: Sequence[int] | None = None,
     max_unchanged: float = NO_GUARD,
     batch_size: int | None = None,
-    decoder: Decoder | None = None,
+    runner: ModelRunner | None = None,
 ) -> list[list[Candidate]]:
     """Rank each row's K candidates by falling log-probability of the action, then by rising index.
 
@@ -84,7 +84,7 @@ def verify_batch(
         seeds: One a row, recorded in the candidates; 0 without.
         max_unchanged: Candidates with a larger share of unchanged tokens come last, see :func:`rank_candidates`.
         batch_size: Bound on the rows of a pass; what memory holds without it.
-        decoder: Of ``idm`` as it is now, to be used for many calls; built here without it.
+        runner: Runs ``idm`` as it is now, to be used for many calls; built here without it.
 
     Raises:
         InputError: For codes and actions that do not fit the model.
@@ -104,7 +104,7 @@ def verify_batch(
         [codes for _, codes in distinct],
         [actions[row] for row, _ in distinct],
         batch_size=batch_size,
-        decoder=decoder,
+        runner=runner,
     )
     tables: list[dict[tuple[int, ...], ScoredAction]] = [{} for _ in rows]
     for (row, codes), score in zip(distinct, scores, strict=True):

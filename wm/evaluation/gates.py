@@ -21,7 +21,7 @@ from wm.evaluation.metrics.stats import Floats
 from wm.evaluation.probe import Likelihoods, Preference, probe
 from wm.models import UnifiedVLM
 from wm.records import read_table
-from wm.sampling import Decoder, Sampling
+from wm.sampling import Sampling, build_model_runner
 
 Role: TypeAlias = Literal["idm", "fdm"]
 GateMetric: TypeAlias = Literal["nats", "preference"]
@@ -143,14 +143,14 @@ def gate(vlm: UnifiedVLM, role: Role, held_out: GateSet, *, batch_size: int | No
     Returns:
         Likelihoods, preferences and, of a forward model, how much it copies.
     """
-    # One decoder for all questions: its buffers and graphs are reused.
-    decoder = Decoder(vlm)
+    # One runner for all questions: its buffers and graphs are reused.
+    runner = build_model_runner(vlm)
 
     def scorer(source_BN: torch.Tensor, target_BN: torch.Tensor, actions: Sequence[str]) -> Likelihoods:
         if role == "fdm":
-            sums = score_observations(vlm, source_BN, actions, target_BN, batch_size=batch_size, decoder=decoder)
+            sums = score_observations(vlm, source_BN, actions, target_BN, batch_size=batch_size, runner=runner)
             return Likelihoods(np.array(sums), np.full(len(actions), float(target_BN.shape[1])))
-        scored = score_actions(vlm, source_BN, target_BN, actions, batch_size=batch_size, decoder=decoder)
+        scored = score_actions(vlm, source_BN, target_BN, actions, batch_size=batch_size, runner=runner)
         return Likelihoods(
             np.array([action.logprob for action in scored]), np.array([float(action.num_tokens) for action in scored])
         )
@@ -163,7 +163,7 @@ def gate(vlm: UnifiedVLM, role: Role, held_out: GateSet, *, batch_size: int | No
         return Gate(nats_B, preference)
     greedy_B1N = sample_observations(
         vlm, source_BN, held_out.actions, num_samples=1, sampling=Sampling(greedy=True),
-        batch_size=batch_size, decoder=decoder,
+        batch_size=batch_size, runner=runner,
     )  # fmt: skip
     # A target equal to its source is rightly copied: it says nothing of a collapse.
     same_BN, truly_BN = greedy_B1N[:, 0] == source_BN, target_BN == source_BN

@@ -117,7 +117,7 @@ class Bench:
             )
         scorer_of = idm_scorer if entry.role == "idm" else fdm_scorer
         role = self.role(name)
-        return scorer_of(role.model, batch_size=self.batch_size, decoder=role.decoder)
+        return scorer_of(role.model, batch_size=self.batch_size, runner=role.runner)
 
 
 @lru_cache(maxsize=1)
@@ -194,8 +194,8 @@ def _sample(bench: Bench, unit: Unit) -> dict[str, npt.NDArray[Any]]:
         sampling=bench.sampling.model_copy(update={"greedy": True}) if greedy else bench.sampling,
         seed=unit.seed,
         batch_size=bench.batch_size,
-        decoder=fdm.decoder,
-        verifier_decoder=idm.decoder if idm else None,
+        runner=fdm.runner,
+        verifier_runner=idm.runner if idm else None,
         num_draft_tokens=bench.num_draft_tokens,
     )
     arrays: dict[str, npt.NDArray[Any]] = {f"metric.{name}": value for name, value in bank.metrics.items()}
@@ -229,7 +229,7 @@ def _propose(bench: Bench, unit: Unit) -> tuple[dict[str, Any], dict[str, npt.ND
         bench.action_is_right,
         max_new_tokens=bench.max_new_tokens,
         batch_size=bench.batch_size,
-        decoder=role.decoder,
+        runner=role.runner,
     )
     arrays: dict[str, npt.NDArray[Any]] = {"mean_logprob": np.array(mean_logprobs)}
     if right_B is not None:

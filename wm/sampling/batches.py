@@ -4,13 +4,19 @@ Knows a model's sizes alone, not what is computed with it.
 """
 
 import logging
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 
 from wm.errors import InputError
 from wm.models.vlm import UnifiedVLM
+from wm.sampling.guidance import count_conditions
+from wm.sampling.noise import Sampling
+
+Prefilled = TypeVar("Prefilled")
 
 POSITIONS_AT_ONCE = 16_384
 """Default bound on the tokens in one forward pass or cache on a CPU: 8.6 GB of bfloat16 cache for a 7B model."""
@@ -72,6 +78,91 @@ def position_bytes(config: Any, vlm: UnifiedVLM) -> int:
     activations = 8 * config.hidden_size + 3 * config.intermediate_size
     weight: torch.Tensor = next(vlm.module.parameters())
     return int(cached + activations) * weight.element_size()
+
+
+@dataclass(frozen=True)
+class ImagePlan:
+    """How the images after some prefixes are cut into batches."""
+
+    order: tuple[int, ...]
+    """Indices of the prefixes by length, so that few are padded."""
+    num_distinct: int
+    """Candidates of each prefix that are decoded: greedy ones are all equal, so that one is."""
+    positions: int
+    """Bound on the tokens stored at a time."""
+    sources_at_once: int
+    """Prefixes of a batch with all their candidates."""
+    candidates_at_once: int
+    """Candidates of a batch, where it has a single prefix."""
+    conditions: int
+    """Rows of each candidate: 3 with guidance."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the largest batch, those of guidance among them."""
+        num_candidates = min(self.num_distinct, self.candidates_at_once)
+        return num_candidates * min(len(self.order), self.sources_at_once) * self.conditions
+
+    def run(
+        self,
+        prefill: Callable[[Sequence[int]], Prefilled],
+        decode: Callable[[Sequence[int], Prefilled, int, int], None],
+    ) -> None:
+        """Decode batch by batch; one that does not fit into memory is halved.
+
+        Args:
+            prefill: Reads the prefixes of these indices.
+            decode: Decodes candidates ``first`` to ``last - 1`` after these prefixes, given what ``prefill`` returned.
+        """
+
+        def decode_sources(start: int, stop: int) -> None:
+            sources = self.order[start:stop]
+            candidates = prefill(sources)
+            # Several sources were batched so that all their candidates fit; those of one may be too many.
+            if len(sources) > 1:
+                decode(sources, candidates, 0, self.num_distinct)
+            else:
+                halving(partial(decode, sources, candidates), self.num_distinct, self.candidates_at_once)
+
+        halving(decode_sources, len(self.order), self.sources_at_once)
+
+
+def plan_images(
+    vlm: UnifiedVLM,
+    prefixes: Sequence[Sequence[int]],
+    *,
+    num_samples: int,
+    sampling: Sampling,
+    batch_size: int | None,
+    held_bytes: int = 0,
+) -> ImagePlan:
+    """Plan batches by a budget of tokens: a prefix counts once, each of its rows for a complete image.
+
+    Args:
+        vlm: The model.
+        prefixes: Vocabulary ids.
+        num_samples: Candidates of each prefix.
+        sampling: Says how many rows a candidate has, and whether candidates differ.
+        batch_size: Bound on the candidate rows of a pass; what memory holds without it.
+        held_bytes: Memory that will be freed before the first pass.
+
+    Raises:
+        InputError: For a number of candidates or a batch size below 1.
+    """
+    if num_samples < 1:
+        raise InputError(f"num_samples must be at least 1, got {num_samples}")
+    num_distinct, conditions = 1 if sampling.greedy else num_samples, count_conditions(sampling)
+    longest = max(map(len, prefixes), default=0) * conditions
+    tail = vlm.tokens_per_image * conditions
+    positions = positions_at_once(vlm, held_bytes)
+    return ImagePlan(
+        order=tuple(sorted(range(len(prefixes)), key=lambda row: len(prefixes[row]))),
+        num_distinct=num_distinct,
+        positions=positions,
+        sources_at_once=prefixes_at_once(longest, tail, num_distinct, batch_size, positions),
+        candidates_at_once=tails_at_once(longest, tail, batch_size, positions),
+        conditions=conditions,
+    )
 
 
 def halving(work: Callable[[int, int], object], count: int, at_once: int) -> None:

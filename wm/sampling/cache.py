@@ -60,6 +60,11 @@ class Rows:
     values: tuple[Tensor, ...]
 
     @property
+    def num_rows(self) -> int:
+        """Number of rows, R."""
+        return len(self.keys[0])
+
+    @property
     def capacity(self) -> int:
         """Tokens that each row has memory for, C."""
         return self.keys[0].shape[2]

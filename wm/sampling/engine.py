@@ -1,200 +1,213 @@
-"""Sample images: each source's prefix is read once, its candidates are decoded in one batch, with image logits alone.
+"""Decode the images of many requests in one batch: a request joins while others are half done (continuous batching).
 
-Noise is a function of (seed, candidate, position) and nothing else, so candidate k is the same whether it is
-sampled alone, among more candidates, or beside other sources (up to the rounding of the hidden states, which
-may differ with the size of a batch and matters only where the noise falls on the very boundary between two
-codes). Shape suffixes: B sources, K candidates, R rows, N image tokens, n those done, V image codes, H hidden width.
+A server's requests come one by one. Weights are read once a step for all of them, whatever position each has reached;
+attention goes running batch by running batch (requests that joined together and have as many candidates, under the same
+settings). New requests join at the end of a line of the image, in the order they came. The images are those of
+:func:`~wm.sampling.images.sample_images`, since noise is a function of (seed, candidate, position); other requests
+change hidden states by rounding alone.
+
+Where steps are recorded (a GPU, see :mod:`wm.sampling.kernels.cuda_graphs`) a batch is decoded to its end before
+the next joins: one recording saves more than joining early does. This module knows nothing of threads or clients.
+
+Shape suffixes: K candidates, N image tokens, n those done.
 """
 
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
 
-from wm.errors import InputError
 from wm.models.vlm import UnifiedVLM
-from wm.sampling.batches import halving, positions_at_once, prefixes_at_once, tails_at_once
+from wm.sampling.batches import is_out_of_memory
 from wm.sampling.checks import check_prefixes
-from wm.sampling.guidance import CONDITIONS, Candidates
-from wm.sampling.kernels.cuda_graphs import static_steps
-from wm.sampling.model_runner import Decoder
-from wm.sampling.noise import Sampling, choose, noise_of, seeds_of
-from wm.sampling.slots import Slots
+from wm.sampling.decoding import decode_step
+from wm.sampling.guidance import Candidates
+from wm.sampling.image_batch import ImageBatch
+from wm.sampling.model_runner import ModelRunner
+from wm.sampling.noise import Sampling, stack_noise
+from wm.sampling.requests import Chunk, ImageRequest, RequestState, StepOutput
+from wm.sampling.scheduler import Scheduler
+from wm.sampling.slots import Slots, count_line_slots
 
 
-@dataclass(frozen=True)
-class Progress:
-    """The first n codes of the ``candidates`` of ``sources`` (indices of prefixes)."""
+class _RunningBatch:
+    """Chunks of one kind, and their images. ``lines``: their decoding, where it is done by recorded steps."""
 
-    sources: tuple[int, ...]
-    candidates: range
-    codes: Tensor
-    """int64 (sources, candidates, n) on the CPU."""
-    tokens_per_image: int
+    def __init__(self, chunks: Sequence[Chunk], images: ImageBatch, lines: Iterator[None] | None) -> None:
+        self.chunks, self.images, self.lines = list(chunks), images, lines
 
-
-logger = logging.getLogger(__name__)
-OnProgress: TypeAlias = Callable[[Progress], None]
+    def keep(self, indices: Sequence[int]) -> None:
+        """Drop all but these chunks."""
+        self.images.keep(indices)
+        self.chunks = [self.chunks[index] for index in indices]
 
 
-@torch.no_grad()
-def sample_images(
-    vlm: UnifiedVLM,
-    prefixes: Sequence[Sequence[int]],
-    *,
-    num_samples: int,
-    first_candidate: int = 0,
-    sampling: Sampling | None = None,
-    seed: int | Sequence[int] = 0,
-    batch_size: int | None = None,
-    on_progress: OnProgress | None = None,
-    progress_tokens: int | None = None,
-    decoder: Decoder | None = None,
-) -> Tensor:
-    """Sample ``num_samples`` images after each prefix.
-
-    Rows at once and the way of decoding are logged, for each decoder once as information.
+class ImageEngine:
+    """The requests being decoded, and those that wait. Not for two threads at once.
 
     Args:
         vlm: The forward model.
-        prefixes: Vocabulary ids, one or more each; they may differ in length.
-        num_samples: Candidates of each prefix, at least 1.
-        first_candidate: Number of the first one; they are numbered up to ``first_candidate + num_samples - 1``, so
-            that sampling in rounds gives the images of sampling at once.
-        sampling: Temperature, truncation, guidance; the model's distribution as it is without.
-        seed: One for all prefixes, which then share their noise, or one a prefix. What is averaged over prefixes
-            needs a seed of each (:func:`wm.records.row_seeds`).
-        batch_size: Bound on the candidate rows of a pass; what memory holds without it. Halved, with a warning in the
-            log, where memory does not suffice.
-        on_progress: Called after every ``progress_tokens`` tokens, and anew from the first if a batch was halved;
-            only then does the device wait for the host.
-        progress_tokens: A line of the image without it.
-        decoder: Of this model as it is now, to be used for many calls; built here without it.
-
-    Returns:
-        Codebook ids, int64 (B, K, N) on the CPU.
-
-    Raises:
-        InputError: For settings and prefixes that cannot be, and for a model that gives non-finite numbers.
+        runner: Runs this model as it is now.
+        token_budget: Bound on the tokens stored at a time, a prefix once for all of a chunk's rows; what the memory
+            holds without it. Halved, with a warning in the log, where memory does not suffice.
+        line_tokens: After how many tokens requests join and progress is returned; a line of the image without it.
     """
-    sampling = sampling or Sampling()
-    if num_samples < 1:
-        raise InputError(f"num_samples must be at least 1, got {num_samples}")
-    if first_candidate < 0:
-        raise InputError(f"first_candidate must not be negative, got {first_candidate}")
-    if progress_tokens is not None and progress_tokens < 1:
-        raise InputError(f"progress_tokens must be at least 1, got {progress_tokens}")
-    seeds = seeds_of(seed, len(prefixes))
-    # 1. Greedy candidates are all equal: one is decoded and repeated.
-    distinct, length = 1 if sampling.greedy else num_samples, vlm.tokens_per_image
-    codes_BKN = torch.zeros((len(prefixes), distinct, length), dtype=torch.int64)
-    if not prefixes:
-        return codes_BKN.new_zeros((0, num_samples, length))
-    # 2. Token budget: a prefix counts once, each of its rows for a complete image, all for every condition.
-    conditions = CONDITIONS if sampling.is_guided else 1
-    # Buffers of earlier images are freed when a batch of another shape begins, so their memory counts as free.
-    held_bytes = decoder.held.num_bytes if decoder is not None and decoder.held is not None else 0
-    positions = positions_at_once(vlm, held_bytes)
-    longest, tail = max(map(len, prefixes)) * conditions, length * conditions
-    sources_at_once = prefixes_at_once(longest, tail, distinct, batch_size, positions)
-    at_once = tails_at_once(longest, tail, batch_size, positions)
-    rows = min(distinct, at_once) * min(len(prefixes), sources_at_once) * conditions
-    is_own_decoder = decoder is None
-    decoder = decoder or Decoder(vlm, rows=rows)
-    check_prefixes(prefixes, len(decoder.view.embedding))
-    logger.log(
-        logging.DEBUG if decoder.is_logged else logging.INFO,
-        "%d sources, %d candidates each, %d rows at once (at most %d positions), %s decoding",
-        *(len(prefixes), distinct, rows, positions, decoder.stepping),
-    )
-    decoder.is_logged = True
-    slots = Slots(vlm)
-    line = progress_tokens or line_of(vlm)
-    # 3. Batches by length, so that few prefixes are padded.
-    order = sorted(range(len(prefixes)), key=lambda row: len(prefixes[row]))
 
-    def sample(start: int, stop: int) -> None:
-        sources = order[start:stop]
-        candidates = _prefill(vlm, decoder, sampling, [prefixes[row] for row in sources])
+    def __init__(
+        self,
+        vlm: UnifiedVLM,
+        runner: ModelRunner,
+        *,
+        token_budget: int | None = None,
+        line_tokens: int | None = None,
+    ) -> None:
+        self._vlm, self._runner, self._slots = vlm, runner, Slots(vlm)
+        self._scheduler = Scheduler(vlm, runner, self._slots.count, token_budget)
+        self._line = line_tokens or count_line_slots(vlm)
+        self._running: list[_RunningBatch] = []
+        self._states: dict[int, RequestState] = {}
+        self._next_id = 0
 
-        def decode(first: int, last: int) -> None:
-            numbers = range(first_candidate + first, first_candidate + last)
-            noise_RN = noise_of([seeds[row] for row in sources], numbers, length).to(decoder.device)
-            # Without a listener nothing leaves the device before the images are complete.
-            every = line if on_progress else slots.count
-            for codes_RL in decode_slots(
-                candidates, slots.spread(noise_RN, 0), last - first, sampling, line=every, slots=slots
-            ):
-                codes = slots.codes(codes_RL).view(len(sources), last - first, -1)
-                codes = codes.to("cpu", copy=True)  # the next images are written into the same buffers
-                if on_progress is not None:
-                    on_progress(Progress(tuple(sources), numbers, codes, length))
-            codes_BKN[sources, first:last] = codes
+    def add_request(self, request: ImageRequest) -> int:
+        """Queue a request and return the id of its outputs.
 
-        # Several sources were batched so that all their candidates fit; those of one may be too many.
-        if len(sources) > 1:
-            decode(0, distinct)
-        else:
-            halving(decode, distinct, at_once)
+        Raises:
+            InputError: For a prefix or guidance that the model cannot read.
+        """
+        check_prefixes([request.prefix], self._runner.vocabulary_size)
+        if request.sampling.is_guided:
+            self._vlm.check_guidance()
+        # Greedy candidates are all equal: one is decoded.
+        candidates = request.candidates[:1] if request.sampling.greedy else request.candidates
+        state = RequestState(self._next_id, request, len(candidates))
+        self._next_id += 1
+        self._states[state.request_id] = state
+        self._scheduler.add(state, candidates)
+        return state.request_id
 
-    halving(sample, len(prefixes), sources_at_once)
-    if is_own_decoder:
-        decoder.held = None  # which refers to the decoder: the two would wait for the garbage collector
-    return codes_BKN.repeat(1, num_samples // distinct, 1)
+    def abort_request(self, request_id: int) -> None:
+        """Abort a request and free its rows; one that is finished already is ignored."""
+        state = self._states.pop(request_id, None)
+        if state is None:
+            return
+        state.is_aborted = True
+        # Its waiting chunks first, then the rows that decode. Recorded steps have fixed rows and run to their end.
+        self._scheduler.remove(state)
+        for batch in list(self._running):
+            remaining = [index for index, chunk in enumerate(batch.chunks) if not chunk.state.is_aborted]
+            if not remaining:
+                self._running.remove(batch)
+            elif len(remaining) < len(batch.chunks) and batch.lines is None:
+                batch.keep(remaining)
 
+    @property
+    def num_unfinished(self) -> int:
+        """Requests that are not finished."""
+        return len(self._states)
 
-def _prefill(vlm: UnifiedVLM, decoder: Decoder, sampling: Sampling, prefixes: Sequence[Sequence[int]]) -> Candidates:
-    """Read the prefixes; once more without the buffers of earlier images where memory does not suffice."""
-    try:
-        return Candidates(vlm, decoder, sampling, prefixes)
-    except torch.OutOfMemoryError:
-        if decoder.held is None:
-            raise
-    decoder.held = None  # the buffers of images before
-    torch.cuda.empty_cache()
-    return Candidates(vlm, decoder, sampling, prefixes)
+    @property
+    def num_waiting(self) -> int:
+        """Requests of which some candidates wait for their turn."""
+        return len({chunk.state.request_id for chunk in self._scheduler.waiting})
 
+    @property
+    def num_running_rows(self) -> int:
+        """Rows being decoded, those of guidance among them."""
+        return sum(batch.images.num_rows for batch in self._running)
 
-def line_of(vlm: UnifiedVLM) -> int:
-    """Return the number of slots of one line of the image, its end among them."""
-    return vlm.row_tokens + 1 if vlm.row_tokens else max(1, round(vlm.tokens_per_image**0.5))
+    @torch.no_grad()
+    def step(self) -> list[StepOutput]:
+        """Schedule waiting requests, decode a line of every image, and return what each chunk has now.
 
+        Nothing is returned where memory did not suffice: a batch is then preempted, and the next call continues with
+        less. Raises the error of a single candidate that does not fit into memory.
+        """
+        error = self._try_line()
+        if error is not None:
+            self._preempt_last(error)
+            return []
+        outputs = [output for batch in self._running for output in self._build_outputs(batch)]
+        self._running = [batch for batch in self._running if not batch.images.is_complete]
+        return outputs
 
-def decode_slots(
-    candidates: Candidates, noise_RL: Tensor, each: int, sampling: Sampling, *, line: int, slots: Slots
-) -> Iterator[Tensor]:
-    """Decode images slot by slot, and yield int64 (R, l) on the device after every ``line`` slots and at the end.
+    def _try_line(self) -> BaseException | None:
+        """Decode a line and return the error if memory ran out: raised, its traceback would keep tensors alive."""
+        try:
+            self._start_batches()
+            self._decode_line()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return error.with_traceback(None)
+        return None
 
-    Args:
-        candidates: The prefixes, read.
-        noise_RL: float64 in [0, 1); 0 at row ends.
-        each: Candidates of each prefix; R is P x ``each``.
-        sampling: How a code is sampled.
-        line: Slots between two yields.
-        slots: The family's image layout.
-    """
-    length = noise_RL.shape[1]
-    # 1. Recorded or static steps, where the decoder has them.
-    steps = static_steps(candidates, noise_RL, each, sampling, slots)
-    if steps is not None:
-        for position in range(length):
-            steps.advance(position)
-            if (position + 1) % line == 0 or position + 1 == length:
-                yield steps.codes_RL[:, : position + 1]
-        # Put back only at the end: a generator that is left half-way must not lend its buffers to another image.
-        candidates.decoder.held = steps
-        return
-    # 2. Plain steps. A step's noise is side by side in memory: it is read row by row of the transpose.
-    noise_LR = noise_RL.T.contiguous()
-    codes_RL = torch.empty(noise_RL.shape, dtype=torch.int64, device=noise_RL.device)
-    logits_RV = candidates.start(each, length)
-    for position in range(length):
-        code_R = slots.settle(choose(logits_RV, noise_LR[position], sampling), position)
-        codes_RL[:, position] = code_R
-        if (position + 1) % line == 0 or position + 1 == length:
-            yield codes_RL[:, : position + 1]
-        if position + 1 < length:  # nothing follows the last code: its pass is spared
-            logits_RV = candidates.extend(code_R[:, None], position, position + 1)[:, 0]
+    def _start_batches(self) -> None:
+        """Start a running batch for each kind of chunk that is scheduled."""
+        groups: dict[tuple[int, Sampling], list[Chunk]] = {}
+        for chunk in self._scheduler.schedule([chunk for batch in self._running for chunk in batch.chunks]):
+            groups.setdefault(chunk.kind, []).append(chunk)
+        while groups:
+            kind = next(iter(groups))
+            try:
+                self._running.append(self._start_batch(groups[kind]))
+            except BaseException:
+                # An error costs no request its turn.
+                self._scheduler.requeue(chunk for group in groups.values() for chunk in group)
+                raise
+            del groups[kind]
+
+    def _start_batch(self, chunks: Sequence[Chunk]) -> _RunningBatch:
+        """Read the prefixes of chunks of one kind and make them a running batch."""
+        requests = [chunk.state.request for chunk in chunks]
+        each, sampling = chunks[0].kind
+        candidates = Candidates(self._vlm, self._runner, sampling, [request.prefix for request in requests])
+        # Noise by candidate number, so that a chunk's images are those of the request in one.
+        noise_RN = torch.cat(
+            [
+                stack_noise([request.seed], chunk.candidates, self._vlm.tokens_per_image)
+                for request, chunk in zip(requests, chunks, strict=True)
+            ]
+        )
+        images = ImageBatch(candidates, noise_RN, each, sampling, self._slots)
+        if self._scheduler.runs_one_batch:
+            return _RunningBatch(chunks, images, images.decode(self._line))
+        images.start()
+        return _RunningBatch(chunks, images, None)
+
+    def _decode_line(self) -> None:
+        """Decode a line of every running batch."""
+        # 1. Batches of recorded steps decode a line each by themselves.
+        for batch in self._running:
+            if batch.lines is not None:
+                next(batch.lines)
+        # 2. All others advance together, so that a step reads the weights once.
+        plain = [batch.images for batch in self._running if batch.lines is None]
+        for _ in range(self._line):
+            if incomplete := [images for images in plain if not images.is_complete]:
+                decode_step(self._runner, incomplete, self._runner.image_logits)
+
+    def _preempt_last(self, error: BaseException) -> None:
+        """After a lack of memory, give up the batch that started last, and free what can be computed again."""
+        chunks = self._running.pop().chunks if self._running else []
+        self._scheduler.preempt(chunks, [chunk for batch in self._running for chunk in batch.chunks], error)
+        # Buffers of earlier images are the cheapest memory to give up.
+        self._runner.static_steps = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _build_outputs(self, batch: _RunningBatch) -> Iterator[StepOutput]:
+        """Build each chunk's output, and forget requests that are finished with it."""
+        is_complete = batch.images.is_complete
+        codes_BKN = batch.images.copy_codes().view(len(batch.chunks), batch.images.each, -1)
+        for index, chunk in enumerate(batch.chunks):
+            state, candidates, codes_KN = chunk.state, chunk.candidates, codes_BKN[index]
+            if state.is_aborted:
+                continue
+            # A request is finished with its last chunk, whichever that is: preempted ones come late.
+            if is_complete:
+                state.missing -= len(candidates)
+                if not state.missing:
+                    del self._states[state.request_id]
+            if state.request.sampling.greedy:
+                candidates = state.request.candidates
+                codes_KN = codes_KN.expand(len(candidates), -1)
+            yield StepOutput(state.request_id, candidates, codes_KN, is_complete, not state.missing)

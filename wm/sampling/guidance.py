@@ -17,28 +17,27 @@ import torch
 from torch import Tensor
 
 from wm.models.vlm import UnifiedVLM
-from wm.sampling.cache import Prefix
 from wm.sampling.checks import check_finite
-from wm.sampling.model_runner import Decoder, Group
+from wm.sampling.model_runner import ModelRunner, PrefixCache, StepInput
 from wm.sampling.noise import Sampling
 from wm.sampling.slots import Slots
 
 CONDITIONS = 3
 
 
-def need_guidable(vlm: UnifiedVLM) -> None:
-    """Raise :class:`InputError` if the family's prompts cannot be taken apart."""
-    vlm.check_guidance()
+def count_conditions(sampling: Sampling) -> int:
+    """Count the rows of each candidate: 3 with guidance."""
+    return CONDITIONS if sampling.is_guided else 1
 
 
 def guided_prefixes(vlm: UnifiedVLM, prefixes: Sequence[Sequence[int]]) -> list[list[int]]:
     """Put the prompts of guidance behind the prefixes: all without their text, then all without anything."""
-    need_guidable(vlm)
+    vlm.check_guidance()
     image, none = zip(*(vlm.unconditional_prefixes(prefix) for prefix in prefixes), strict=True)
     return [*map(list, prefixes), *image, *none]
 
 
-def mix(logits_CRV: Tensor, text_scale: float, image_scale: float) -> Tensor:
+def mix_logits(logits_CRV: Tensor, text_scale: float, image_scale: float) -> Tensor:
     """Mix the logits of (full prompt, without text, without anything), stacked, to (R, V)."""
     full_RV, image_RV, none_RV = logits_CRV.unbind(0)
     return none_RV + image_scale * (image_RV - none_RV) + text_scale * (full_RV - image_RV)
@@ -49,70 +48,70 @@ class Candidates:
 
     Args:
         vlm: The model; its family says what the prompts of guidance are.
-        decoder: Of this model as it is now.
+        runner: Runs the model.
         sampling: Scales of guidance; nothing else of it is used.
         prefixes: Vocabulary ids, one or more each.
     """
 
     def __init__(
-        self, vlm: UnifiedVLM, decoder: Decoder, sampling: Sampling, prefixes: Sequence[Sequence[int]]
+        self, vlm: UnifiedVLM, runner: ModelRunner, sampling: Sampling, prefixes: Sequence[Sequence[int]]
     ) -> None:
-        self.decoder, self._sampling, self._rows_of_code = decoder, sampling, Slots(vlm).rows
-        self.conditions = CONDITIONS if sampling.is_guided else 1
+        self.runner, self._sampling, self._rows_of_code = runner, sampling, Slots(vlm).rows
+        self.conditions = count_conditions(sampling)
         if sampling.is_guided:
             prefixes = guided_prefixes(vlm, prefixes)
-        self._all, self._last_PH = decoder.prefill(prefixes)
+        self._all, self._last_PH = runner.prefill(prefixes)
         # Checked once a prompt, where the host waits anyway; in every step it would stall the device.
         check_finite(self._last_PH, "hidden states of the prompt", vlm)
         self._prefix = self._all
         # No rows yet: :meth:`start` reserves them, and static steps have their own.
-        self._rows = decoder.reserve(0, 0)
+        self._rows = runner.reserve(0, 0)
 
     def start(self, each: int, capacity: int) -> Tensor:
         """Begin anew with ``each`` candidates a source of ``capacity`` tokens each; return the first token's logits
         (R, V)."""
         self._prefix = self._all
-        self._rows = self.decoder.reserve(self._prefix.count * each, capacity)
+        self._rows = self.runner.reserve(self._prefix.count * each, capacity)
         return self.start_logits(each)
 
     @property
-    def prefix(self) -> Prefix:
+    def prefix(self) -> PrefixCache:
         """Keys and values of all sources, under all conditions."""
         return self._all
 
     def start_logits(self, each: int) -> Tensor:
         """Compute the logits (R, V) of the first token of ``each`` candidates a source."""
-        return self.mixing()(self._last_PH.repeat_interleave(each, dim=0))
+        return self.build_head()(self._last_PH.repeat_interleave(each, dim=0))
 
     def extend(self, codes_RS: Tensor, positions: int | Tensor, filled: int) -> Tensor:
         """Compute the logits (R, S, V) after each of S codes, the first of which belongs to ``positions``; see
-        :meth:`wm.sampling.model_runner.Decoder.extend`."""
+        :meth:`wm.sampling.model_runner.ModelRunner.extend`."""
         ids = self._rows_of_code[codes_RS].repeat(self.conditions, 1)
         # All conditions grow by the same codes: guidance mixes their logits, not their images.
         if isinstance(positions, Tensor):
             positions = positions.repeat(self.conditions)
-        hidden = self.decoder.extend(ids, self._prefix, self._rows, positions, filled)
-        return self.mixing()(hidden.flatten(0, 1)).view(*codes_RS.shape, -1)
+        hidden = self.runner.extend(ids, self._prefix, self._rows, positions, filled)
+        return self.build_head()(hidden.flatten(0, 1)).view(*codes_RS.shape, -1)
 
-    def group(self, code_R: Tensor, position: int) -> Group:
-        """Return one code of each row, to be decoded in one pass with other candidates'."""
-        return Group(self._rows_of_code[code_R].repeat(self.conditions), self._prefix, self._rows, position)
+    def build_input(self, code_R: Tensor, position: int) -> StepInput:
+        """Build the part of one code a row in a pass of several batches."""
+        return StepInput(self._rows_of_code[code_R].repeat(self.conditions), self._prefix, self._rows, position)
 
     def keep(self, sources: Sequence[int], rows: Sequence[int]) -> None:
         """Drop all but these sources and rows, equally many of each source, in this order."""
-        num_sources, num_rows = self._prefix.count // self.conditions, len(self._rows.keys[0]) // self.conditions
+        num_sources, num_rows = self._prefix.count // self.conditions, self._rows.num_rows // self.conditions
         conditions = range(self.conditions)
         # Prefixes are large and mostly stay: copied only when a source leaves.
         if list(sources) != list(range(num_sources)):
             self._prefix = self._prefix.select([c * num_sources + source for c in conditions for source in sources])
         # Rows go condition by condition, as the prefixes do.
-        index = torch.tensor([c * num_rows + row for c in conditions for row in rows], device=self.decoder.device)
+        index = torch.tensor([c * num_rows + row for c in conditions for row in rows], device=self.runner.device)
         self._rows = self._rows.select(index)
 
-    def mixing(self) -> Callable[[Tensor], Tensor]:
+    def build_head(self) -> Callable[[Tensor], Tensor]:
         """Build the map of hidden states (C x R, H) to logits (R, V), conditions mixed; it refers to no source."""
-        decoder, mix_conditions = self.decoder, _build_mixer(self.conditions, self._sampling)
-        return lambda hidden_XH: mix_conditions(decoder.image_logits(hidden_XH))
+        runner, mix_conditions = self.runner, _build_mixer(self.conditions, self._sampling)
+        return lambda hidden_XH: mix_conditions(runner.image_logits(hidden_XH))
 
     def mix(self, logits_XV: Tensor) -> Tensor:
         """Mix the conditions of logits (C x R, V) to (R, V)."""
@@ -123,4 +122,4 @@ def _build_mixer(conditions: int, sampling: Sampling) -> Callable[[Tensor], Tens
     scales = sampling.guidance_scale, sampling.image_guidance_scale
     if conditions == 1:
         return lambda logits_XV: logits_XV
-    return lambda logits_XV: mix(logits_XV.view(conditions, -1, logits_XV.shape[-1]), *scales)
+    return lambda logits_XV: mix_logits(logits_XV.view(conditions, -1, logits_XV.shape[-1]), *scales)

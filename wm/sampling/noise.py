@@ -58,12 +58,12 @@ def uniform_noise(seed: int, candidate: int, length: int) -> np.ndarray[tuple[in
     return np.random.Generator(np.random.Philox(key=key)).random(length)
 
 
-def noise_of(seeds: list[int], candidates: range, length: int) -> Tensor:
+def stack_noise(seeds: list[int], candidates: range, length: int) -> Tensor:
     """Stack :func:`uniform_noise` of each seed's candidates: float64 (seeds x candidates, length)."""
     return torch.from_numpy(np.stack([uniform_noise(seed, k, length) for seed in seeds for k in candidates]))
 
 
-def seeds_of(seed: int | Sequence[int], count: int) -> list[int]:
+def expand_seeds(seed: int | Sequence[int], count: int) -> list[int]:
     """Give every row its seed.
 
     Args:
@@ -87,11 +87,11 @@ def seeds_of(seed: int | Sequence[int], count: int) -> list[int]:
     return seeds
 
 
-def choose(logits_RV: Tensor, noise_R: Tensor, sampling: Sampling) -> Tensor:
-    """Pick each row's code, int64 (R,), by its noise; the largest logit if greedy."""
+def sample_tokens(logits_RV: Tensor, noise_R: Tensor, sampling: Sampling) -> Tensor:
+    """Sample each row's token, int64 (R,), by its noise; the largest logit if greedy."""
     if sampling.greedy:
         return logits_RV.argmax(-1)
-    return draw(probabilities(logits_RV, sampling), noise_R)
+    return invert_cdf(probabilities(logits_RV, sampling), noise_R)
 
 
 def probabilities(logits_RV: Tensor, sampling: Sampling) -> Tensor:
@@ -123,7 +123,7 @@ def probabilities(logits_RV: Tensor, sampling: Sampling) -> Tensor:
     return truncated_RV / truncated_RV.sum(-1, keepdim=True)
 
 
-def draw(probs_RV: Tensor, noise_R: Tensor) -> Tensor:
+def invert_cdf(probs_RV: Tensor, noise_R: Tensor) -> Tensor:
     """Pick the first index, int64 (R,), whose cumulative probability exceeds the noise in [0, 1)."""
     cumulative_RV = probs_RV.cumsum(-1)
     # Rounding may leave the last sum below the noise, or the noise at 0 before codes of no mass.

@@ -49,3 +49,8 @@ class Slots:
         if self.count == len(self._code_positions):
             return codes_RS
         return codes_RS.masked_fill(self.is_end_L[positions_RS], self.row_end)
+
+
+def count_line_slots(vlm: UnifiedVLM) -> int:
+    """Count the slots of one line of the image, its end among them."""
+    return vlm.row_tokens + 1 if vlm.row_tokens else max(1, round(vlm.tokens_per_image**0.5))

@@ -12,20 +12,25 @@ tokens.
 Shape suffixes: B sources, K candidates, R rows, N image tokens, S = num_draft_tokens + 1 tokens a pass, V image codes.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from wm.errors import InputError
 from wm.models.vlm import UnifiedVLM
-from wm.sampling.batches import halving, positions_at_once, prefixes_at_once, tails_at_once
+from wm.sampling.batches import plan_images
 from wm.sampling.checks import check_prefixes
-from wm.sampling.guidance import CONDITIONS, Candidates
-from wm.sampling.model_runner import Decoder
-from wm.sampling.noise import Sampling, choose, noise_of, seeds_of
+from wm.sampling.guidance import Candidates
+from wm.sampling.images import Progress, sample_images
+from wm.sampling.model_runner import ModelRunner, build_model_runner
+from wm.sampling.noise import Sampling, expand_seeds, sample_tokens, stack_noise
 from wm.sampling.slots import Slots
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class Speculation:
     """Images and what they cost. All tensors are on the CPU."""
 
     codes: Tensor
-    """int64 (B, K, N): those of :func:`wm.sampling.engine.sample_images`."""
+    """int64 (B, K, N): those of :func:`wm.sampling.images.sample_images`."""
     passes: Tensor
     """int64 (B, K): passes until the row was complete, the reading of the prefix not counted; sequentially N - 1."""
     confirmed: Tensor
@@ -67,9 +72,9 @@ def speculate_images(
     seed: int | Sequence[int] = 0,
     batch_size: int | None = None,
     redraft: bool = False,
-    decoder: Decoder | None = None,
+    runner: ModelRunner | None = None,
 ) -> Speculation:
-    """Sample the images of :func:`wm.sampling.engine.sample_images` in fewer passes.
+    """Sample the images of :func:`wm.sampling.images.sample_images` in fewer passes.
 
     Args:
         vlm: The forward model.
@@ -84,7 +89,8 @@ def speculate_images(
         redraft: Replace the draft after a wrong code by the samples there, as Jacobi decoding does. Without it the
             draft stays, which is better for source images: samples after a code that is still the source's take the
             change for not yet made.
-        decoder: Of this model as it is now, to be used for many calls; built here without it.
+        runner: Runs this model as it is now, to be used for many calls; built here without it. Where it cannot check
+            drafts, images are sampled one code a pass, and the log says so once.
 
     Returns:
         The images and their costs.
@@ -94,58 +100,71 @@ def speculate_images(
     """
     sampling = sampling or Sampling()
     length, slots = vlm.tokens_per_image, Slots(vlm)
-    if num_samples < 1:
-        raise InputError(f"num_samples must be at least 1, got {num_samples}")
     if first_candidate < 0:
         raise InputError(f"first_candidate must not be negative, got {first_candidate}")
     if not 1 <= num_draft_tokens < length:
         raise InputError(
             f"num_draft_tokens must be 1 to {length - 1} (an image has {length} tokens), got {num_draft_tokens}"
         )
-    distinct = 1 if sampling.greedy else num_samples
-    drafts_BKN = _to_drafts(drafts, len(prefixes), distinct, length, len(vlm.image_rows))
-    seeds = seeds_of(seed, len(prefixes))
-    codes_BKN = torch.zeros((len(prefixes), distinct, length), dtype=torch.int64)
-    counts_3BK = torch.zeros((3, len(prefixes), distinct), dtype=torch.int64)
+    seeds = expand_seeds(seed, len(prefixes))
+    if runner is not None:
+        runner.static_steps = None  # buffers of images that were decoded another way, in memory that is needed here
+    # Budget as in sequential sampling; drafts need no more than their length at a time.
+    plan = plan_images(vlm, prefixes, num_samples=num_samples, sampling=sampling, batch_size=batch_size)
+    drafts_BKN = _to_drafts(drafts, len(prefixes), plan.num_distinct, length, len(vlm.image_rows))
+    runner = runner or build_model_runner(vlm, rows=plan.num_rows * (num_draft_tokens + 1))
+    if not runner.can_draft:
+        return _sample_without_drafts(
+            vlm, prefixes, num_samples=num_samples, first_candidate=first_candidate, sampling=sampling, seed=seeds,
+            batch_size=batch_size, runner=runner,
+        )  # fmt: skip
+    check_prefixes(prefixes, runner.vocabulary_size)
+    codes_BKN = torch.zeros((len(prefixes), plan.num_distinct, length), dtype=torch.int64)
+    counts_3BK = torch.zeros((3, len(prefixes), plan.num_distinct), dtype=torch.int64)
     batch_passes = 0
-    # Token budget as in sequential sampling; drafts need no more than their length at a time.
-    conditions = CONDITIONS if sampling.is_guided else 1
-    if decoder is not None:
-        decoder.held = None  # buffers of images that were decoded another way, in memory that is needed here
-    longest, tail = max(map(len, prefixes), default=0) * conditions, length * conditions
-    positions = positions_at_once(vlm)
-    sources_at_once = prefixes_at_once(longest, tail, distinct, batch_size, positions)
-    at_once = tails_at_once(longest, tail, batch_size, positions)
-    rows_hint = min(distinct, at_once) * min(len(prefixes), sources_at_once) * conditions
-    decoder = decoder or Decoder(vlm, rows=rows_hint * (num_draft_tokens + 1))
-    check_prefixes(prefixes, len(decoder.view.embedding))
-    order = sorted(range(len(prefixes)), key=lambda row: len(prefixes[row]))
 
-    def sample(start: int, stop: int) -> None:
-        sources = order[start:stop]
-        candidates = Candidates(vlm, decoder, sampling, [prefixes[row] for row in sources])
+    def decode(sources: Sequence[int], candidates: Candidates, first: int, last: int) -> None:
+        nonlocal batch_passes
+        rows, numbers = list(sources), range(first_candidate + first, first_candidate + last)
+        noise_RL = slots.spread(stack_noise([seeds[row] for row in rows], numbers, length), 0)
+        drafts_RL = slots.spread(drafts_BKN[rows, first:last].flatten(0, 1), slots.row_end)
+        batch = _RaggedBatch(candidates, sampling, drafts_RL, noise_RL, slots=slots)
+        batch_passes += batch.run(len(rows), last - first, num_draft_tokens, redraft)
+        codes_BKN[rows, first:last] = slots.codes(batch.codes_RN).cpu().view(len(rows), last - first, length)
+        counts_3BK[:, rows, first:last] = batch.counts_3R.cpu().view(3, len(rows), -1)
 
-        def decode(first: int, last: int) -> None:
-            nonlocal batch_passes
-            numbers = range(first_candidate + first, first_candidate + last)
-            noise_RL = slots.spread(noise_of([seeds[row] for row in sources], numbers, length), 0)
-            drafts_RL = slots.spread(drafts_BKN[sources, first:last].flatten(0, 1), slots.row_end)
-            batch = _RaggedBatch(candidates, sampling, drafts_RL, noise_RL, decoder=decoder, slots=slots)
-            passes = batch.run(len(sources), last - first, num_draft_tokens, redraft)
-            codes_BKN[sources, first:last] = slots.codes(batch.codes_RN).cpu().view(len(sources), last - first, length)
-            counts_3BK[:, sources, first:last] = batch.counts_3R.cpu().view(3, len(sources), -1)
-            batch_passes += passes
-
-        if len(sources) > 1:
-            decode(0, distinct)
-        else:
-            halving(decode, distinct, at_once)
-
-    if prefixes:
-        halving(sample, len(prefixes), sources_at_once)
-    repeats = num_samples // distinct
+    plan.run(lambda rows: Candidates(vlm, runner, sampling, [prefixes[row] for row in rows]), decode)
+    repeats = num_samples // plan.num_distinct
     passes, confirmed, examined = counts_3BK.repeat(1, 1, repeats).unbind(0)
     return Speculation(codes_BKN.repeat(1, repeats, 1), passes, confirmed, examined, batch_passes)
+
+
+def _sample_without_drafts(
+    vlm: UnifiedVLM,
+    prefixes: Sequence[Sequence[int]],
+    *,
+    num_samples: int,
+    first_candidate: int,
+    sampling: Sampling,
+    seed: Sequence[int],
+    batch_size: int | None,
+    runner: ModelRunner,
+) -> Speculation:
+    """Sample the same images one code a pass, by a runner whose rows cannot be at positions of their own."""
+    _log_no_drafts(type(runner).__name__)
+    batches: list[Progress] = []
+    codes_BKN = sample_images(
+        vlm, prefixes, num_samples=num_samples, first_candidate=first_candidate, sampling=sampling, seed=seed,
+        batch_size=batch_size, runner=runner, on_progress=batches.append, progress_tokens=vlm.tokens_per_image + 1,
+    )  # fmt: skip
+    passes = Slots(vlm).count - 1
+    none_BK = torch.zeros(codes_BKN.shape[:2], dtype=torch.int64)
+    return Speculation(codes_BKN, none_BK + passes, none_BK, none_BK, passes * len(batches))
+
+
+@cache
+def _log_no_drafts(runner: str) -> None:
+    logger.warning("%s cannot check drafts: images are sampled one code a pass, and are the same", runner)
 
 
 def _to_drafts(drafts: Tensor, sources: int, candidates: int, length: int, num_codes: int) -> Tensor:
@@ -176,11 +195,10 @@ class _RaggedBatch:
         drafts_RN: Tensor,
         noise_RN: Tensor,
         *,
-        decoder: Decoder,
         slots: Slots,
     ) -> None:
         self._slots = slots
-        self._candidates, self._sampling, self._device = candidates, sampling, decoder.device
+        self._candidates, self._sampling, self._device = candidates, sampling, candidates.runner.device
         self.codes_RN = drafts_RN.to(self._device).clone()
         self._noise_RN = noise_RN.to(self._device)
         self.counts_3R = torch.zeros((3, len(drafts_RN)), dtype=torch.int64, device=self._device)
@@ -191,7 +209,7 @@ class _RaggedBatch:
         num_rows, length = self.codes_RN.shape
         # The first code follows the prefix alone, so that it is never a draft. Capacity for a draft beyond the end.
         logits_RV = self._candidates.start(each, length + num_draft_tokens)
-        self.codes_RN[:, 0] = choose(logits_RV, self._noise_RN[:, 0], self._sampling)
+        self.codes_RN[:, 0] = sample_tokens(logits_RV, self._noise_RN[:, 0], self._sampling)
         lengths = [1] * num_rows
         grid = [list(range(source * each, (source + 1) * each)) for source in range(num_sources)]
         passes = 0
@@ -218,7 +236,7 @@ class _RaggedBatch:
             self.codes_RN[rows_R[:, None], read_RS], length_R - 1, max(lengths) + num_draft_tokens
         )
         noise_RS = self._noise_RN[rows_R[:, None], sample_RS]
-        new_RS = choose(logits_RSV.flatten(0, 1), noise_RS.flatten(), self._sampling).view(noise_RS.shape)
+        new_RS = sample_tokens(logits_RSV.flatten(0, 1), noise_RS.flatten(), self._sampling).view(noise_RS.shape)
         new_RS = self._slots.settle_at(new_RS, sample_RS)
         # 2. Accept the draft up to the first wrong code, and the sample in that code's position.
         inside_RS = length_R[:, None] + steps_S < length

@@ -87,6 +87,62 @@ _OTHER_RULES = (
     *("residual_multiplier", "embedding_multiplier"),
 )
 """Keys of configurations that change what a decoder computes, unless they are absent, None, 0 or 1."""
+_KNOWN_LAYERS = tuple(
+    f"{name}DecoderLayer"
+    for name in ("Chameleon", "ChameleonSwin", "Emu3", "Gemma", "Granite", "Llama", "Mistral", "Qwen2")
+)
+"""Classes of layers that compute what a view says. Others may have a Llama's weights and pair or rotate them
+otherwise."""
+
+
+def find_unsupported(vlm: UnifiedVLM) -> str | None:
+    """Return why a model has no view as a Llama, or None where it has one.
+
+    The first difference is named: a weight, a rule of the configuration, or a class of layers that is not known.
+    """
+    if getattr(vlm, "decoder_view", None) is not None:
+        return None
+    inner = base_module(vlm)
+    stack = _find_stack(inner)
+    if stack is None:
+        return f"{type(inner).__name__} has no decoder of the Llama kind"
+    for layer in stack.layers:
+        difference = _name_unknown_weight(layer) or _name_unknown_rule(stack.config) or _name_unknown_module(layer)
+        if difference is not None:
+            return f"{type(layer).__name__} is not of the Llama kind: {difference}"
+    return None
+
+
+def _name_unknown_weight(layer: nn.Module) -> str | None:
+    """Name a weight of a layer that a view would leave out."""
+    names = (name for name, _ in layer.named_parameters() if not name.startswith(_LAYER_PARTS))
+    name = next(names, None)
+    return None if name is None else f"it has the weights {name}"
+
+
+def _name_unknown_rule(config: Any) -> str | None:
+    """Name a rule of a configuration that a view would leave out."""
+    for name in _OTHER_RULES:
+        value = getattr(config, name, None)
+        # Qwen2 states a window that it does not use.
+        is_off = name == "sliding_window" and getattr(config, "use_sliding_window", True) is False
+        if not is_off and value not in (None, 0, 1):
+            return f"{name} = {value!r}"
+    activation = _activation_name(config)
+    return None if activation in _ACTIVATIONS else f"its activation {activation!r} is none of {', '.join(_ACTIVATIONS)}"
+
+
+def _name_unknown_module(layer: Any) -> str | None:
+    """Name a part of a layer that computes something else than a view says."""
+    attention, kind = layer.self_attn, type(layer).__name__
+    scaling, width = getattr(attention, "scaling", None), attention.head_dim
+    # Queries are scaled by the runner itself, so that another factor would be lost.
+    if scaling is not None and not math.isclose(scaling, width**-0.5):
+        return f"queries are scaled by {scaling}, not by {width}**-0.5"
+    query_norm = getattr(attention, "q_norm", None)
+    if query_norm is not None and not isinstance(bare(query_norm), nn.LayerNorm):
+        return f"queries are normalised by {type(bare(query_norm)).__name__}"
+    return None if kind in _KNOWN_LAYERS else f"its rules are not known ({', '.join(_KNOWN_LAYERS)} are)"
 
 
 def decoder_view(vlm: UnifiedVLM, *, merge: bool = True) -> DecoderView:
@@ -104,9 +160,11 @@ def decoder_view(vlm: UnifiedVLM, *, merge: bool = True) -> DecoderView:
     if own is not None:
         family_view: DecoderView = own()
         return family_view
+    reason = find_unsupported(vlm)
+    if reason is not None:
+        raise InputError(f"{reason}; its family must give decoder_view()")
     # PEFT's wrapper hides the model; adapters are read module by module.
-    get_base = getattr(vlm.module, "get_base_model", None)
-    inner: Any = get_base() if get_base is not None else vlm.module
+    inner = base_module(vlm)
     view = view_of_modules(_find_stack(inner), inner.lm_head, merge=merge)
     codes_CH: Tensor | None = getattr(vlm, "code_embeddings_CH", None)
     if codes_CH is None:
@@ -116,26 +174,22 @@ def decoder_view(vlm: UnifiedVLM, *, merge: bool = True) -> DecoderView:
     return replace(view, embedding=torch.cat((view.embedding, codes_CH)), image_head=image_head)
 
 
+def base_module(vlm: UnifiedVLM) -> Any:
+    """Return the Hugging Face model under a possible adapter."""
+    get_base = getattr(vlm.module, "get_base_model", None)
+    return get_base() if get_base is not None else vlm.module
+
+
 def _find_stack(inner: nn.Module) -> Any:
-    """Find the first module that has embeddings, layers and a last norm."""
-    for module in inner.modules():
-        if all(hasattr(module, name) for name in ("embed_tokens", "layers", "norm", "rotary_emb")):
-            return module
-    raise InputError(f"{type(inner).__name__} has no decoder of the Llama kind; its family must give decoder_view()")
+    """Find the first module that has embeddings, layers and a last norm; None if there is none."""
+    names = ("embed_tokens", "layers", "norm", "rotary_emb")
+    return next((module for module in inner.modules() if all(hasattr(module, name) for name in names)), None)
 
 
 def view_of_modules(stack: Any, head: nn.Module, *, merge: bool = True) -> DecoderView:
-    """View transformers' modules: ``stack`` as ``LlamaModel``, ``head`` its linear output layer.
-
-    Raises:
-        InputError: For weights or rules that a Llama has not, rather than leave them out in silence.
-    """
-    config, first = stack.config, stack.layers[0]
-    _check_llama(config, first)
-    # Gemma writes hidden_activation where others write hidden_act.
-    activation = _ACTIVATIONS.get(getattr(config, "hidden_act", None) or config.hidden_activation)
-    if activation is None:
-        raise InputError(f"the decoder's activation {config.hidden_act!r} is none of {', '.join(_ACTIVATIONS)}")
+    """View transformers' modules, which are of the Llama kind: ``stack`` as ``LlamaModel``, ``head`` its linear output
+    layer."""
+    first = stack.layers[0]
     attention = first.self_attn
     width = attention.head_dim
     query, key = (bare(module).weight for module in (attention.q_proj, attention.k_proj))
@@ -151,30 +205,16 @@ def view_of_modules(stack: Any, head: nn.Module, *, merge: bool = True) -> Decod
         num_heads=query.shape[0] // width,
         num_groups=key.shape[0] // width,
         head_width=width,
-        activation=activation,
+        activation=_ACTIVATIONS[_activation_name(stack.config)],
         norm_after="Swin" in type(first).__name__,
         inverse_frequencies=_inverse_frequencies(stack.rotary_emb, query.dtype),
         rotary_scale=float(getattr(stack.rotary_emb, "attention_scaling", 1.0)),
     )
 
 
-def _check_llama(config: Any, layer: Any) -> None:
-    """Raise :class:`InputError` for weights or rules that this view would leave out."""
-    where = f"{type(layer).__name__} is no decoder of the Llama kind; its family must give decoder_view():"
-    # Better refused than computed without a part of it.
-    for name, _ in layer.named_parameters():
-        if not name.startswith(_LAYER_PARTS):
-            raise InputError(f"{where} it has the weights {name}")
-    for name in _OTHER_RULES:
-        value = getattr(config, name, None)
-        # Qwen2 states a window that it does not use.
-        is_off = name == "sliding_window" and getattr(config, "use_sliding_window", True) is False
-        if not is_off and value not in (None, 0, 1):
-            raise InputError(f"{where} {name} = {value!r}")
-    # Queries are scaled by the engine itself, so another factor would be lost.
-    scaling, width = getattr(layer.self_attn, "scaling", None), layer.self_attn.head_dim
-    if scaling is not None and not math.isclose(scaling, width**-0.5):
-        raise InputError(f"{where} queries are scaled by {scaling}, not by {width}**-0.5")
+def _activation_name(config: Any) -> str:
+    # Gemma writes hidden_activation where others write hidden_act.
+    return str(getattr(config, "hidden_act", None) or config.hidden_activation)
 
 
 def _follows(head: nn.Module, words: nn.Module) -> bool:
@@ -216,8 +256,6 @@ def _layer_norm(norm: Any) -> tuple[Tensor, Tensor] | None:
     if norm is None:
         return None
     norm = plain(norm)
-    if not isinstance(norm, nn.LayerNorm):
-        raise InputError(f"queries are normalised by {type(norm).__name__}, which the sampling engine does not know")
     return norm.weight.detach(), norm.bias.detach()
 
 

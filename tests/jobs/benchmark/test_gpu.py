@@ -15,7 +15,7 @@ from jobs.benchmark.gpu_training import step_flops
 from jobs.benchmark.harness import write_record
 from jobs.benchmark.job import main
 from jobs.benchmark.sampling_models import ShapeModel
-from wm.sampling import Decoder
+from wm.sampling import build_model_runner
 
 ABSENT = ("ray", "deepspeed", "decord", "av", "openai", "rouge_score", "sacrebleu", "cv2", "matplotlib", "boto3")
 """What a bare GPU machine may lack; the real names are hidden from the import system, not from its list of packages."""
@@ -56,7 +56,7 @@ def test_the_smallest_run_does_every_part(tmp_path, capsys):
 def test_bytes_are_those_that_a_step_must_move():
     """Counted by hand for two layers: matrices, norms of both kinds, head rows; caches."""
     model = ShapeModel(TINY)
-    view = Decoder(model).view
+    view = build_model_runner(model).view
     layer = 4 * 32 * 32 + 3 * 32 * 48 + 2 * 32 + 4 * 2 * 16
     assert weight_bytes(view, 16) == 4 * (2 * layer + 17 * 32)
     steps, pair = 15, 2 * 2 * 32

@@ -10,7 +10,7 @@ from jobs.benchmark.job import main
 from jobs.benchmark.sampling_models import Shape, ShapeModel, generate
 from jobs.benchmark.sampling_work import count_sampling, count_scoring, score_unshared
 from wm.dynamics.scoring import completion_logprobs
-from wm.sampling import Decoder
+from wm.sampling import build_model_runner
 
 NAMES = {
     "hf_over_ours_n8",
@@ -88,7 +88,7 @@ def test_unshared_scores_are_the_shared_ones():
     model = ShapeModel(Shape(32, 2, 2, 64, 16, prefix=12, target=9)).double()
     prompts = model.inverse_prompts(8, 3)
     with torch.no_grad():
-        unshared = score_unshared(model, Decoder(model), prompts)
+        unshared = score_unshared(model, build_model_runner(model), prompts)
     shared = [logprob for logprob, _ in completion_logprobs(model, prompts)]
     assert unshared.tolist() == pytest.approx(shared, abs=1e-10)
 

@@ -21,10 +21,11 @@ from tests.helpers.models_reference import gather_actions, reference_logits
 from tests.helpers.serve_local import local_app, local_graph
 from tests.helpers.serve_questions import ACTIONS, URLS, folders_of, library_of, messages, score
 from wm.dynamics import Sampling, propose_actions, score_actions
-from wm.dynamics.idm import Proposing
+from wm.dynamics.idm import ProposalStream
 from wm.models import flatten
-from wm.sampling import Decoder
-from wm.sampling.texts import advance_texts
+from wm.sampling import build_model_runner
+from wm.sampling.llama_runner import LlamaRunner
+from wm.sampling.texts import decode_texts
 
 
 @pytest.fixture(scope="module")
@@ -131,12 +132,12 @@ def test_a_stream_is_the_same_answer(client, settings):
 def test_sampling_is_the_librarys_and_a_seed_repeats(client, library):
     idm, codes = library
     settings = {"n": 4, "temperature": 0.7, "top_p": 0.95, "seed": 2**31 - 1}
-    proposing = Proposing(
-        idm, codes[0], codes[1], num_samples=4, sampling=Sampling(temperature=0.7, top_p=0.95), seed=2**31 - 1
+    steps, runner = [], build_model_runner(idm)
+    proposing = ProposalStream(
+        idm, runner, codes[0], codes[1], num_samples=4, sampling=Sampling(temperature=0.7, top_p=0.95), seed=2**31 - 1
     )
-    steps, decoder = [], Decoder(idm)
-    while not proposing.run.has_ended:
-        (step,) = advance_texts(idm, decoder, [proposing.run])
+    while not proposing.batch.is_finished:
+        (step,) = decode_texts(runner, [proposing.batch])
         steps.append(proposing.describe_step(step))
     expected = gather_actions(steps)
     reply = ask(client, **settings)
@@ -330,8 +331,8 @@ def test_what_goes_wrong_in_company_loses_no_token(library, monkeypatch):
     idm, codes = library
     asked = WhatHappened(np.zeros((2, 16, 16, 3), np.uint8), {"max_new_tokens": 20}, {"greedy": True})
     (expected,) = propose_actions(idm, [codes[0]], [codes[1]], max_new_tokens=20)
-    proposer = Proposer(idm, Decoder(idm), ModelThread())
-    step_together, tries = Decoder.step_together, []
+    proposer = Proposer(idm, build_model_runner(idm), ModelThread())
+    step_together, tries = LlamaRunner.step, []
 
     def small(self, groups):
         tries.append(len(groups))
@@ -339,7 +340,7 @@ def test_what_goes_wrong_in_company_loses_no_token(library, monkeypatch):
             raise torch.OutOfMemoryError("no room")
         return step_together(self, groups)
 
-    monkeypatch.setattr(Decoder, "step_together", small)
+    monkeypatch.setattr(LlamaRunner, "step", small)
 
     async def all_at_once():
         async def one(tokens_a_turn):

@@ -1,4 +1,4 @@
-"""Proposing, scoring, sampling and verifying, against sums of log-probabilities written out by hand."""
+"""ProposalStream, scoring, sampling and verifying, against sums of log-probabilities written out by hand."""
 
 import sys
 

@@ -9,12 +9,15 @@ import pytest
 import torch
 
 from tests.helpers.models_reference import gather_actions, lively, reference_logits
-from wm.dynamics import Decoder, Sampling, ScoredAction, propose_actions, score_actions
-from wm.dynamics.idm import Proposing
+from wm.dynamics import Sampling, ScoredAction, propose_actions, score_actions
+from wm.dynamics.idm import ProposalStream
 from wm.errors import InputError
 from wm.models import flatten, load_model
+from wm.sampling import build_model_runner
+from wm.sampling.llama_layers import LlamaLayers
+from wm.sampling.llama_runner import LlamaRunner
 from wm.sampling.noise import uniform_noise
-from wm.sampling.texts import advance_texts
+from wm.sampling.texts import decode_texts
 
 SOURCE, TARGET = [3, 1, 4, 1], [5, 9, 2, 6]
 PAIRS = np.random.default_rng(4).integers(0, 16, (2, 12, 4))
@@ -29,8 +32,8 @@ def vlm(tiny_base):
 
 
 @pytest.fixture(scope="module")
-def decoder(vlm):
-    return Decoder(vlm)
+def runner(vlm):
+    return build_model_runner(vlm)
 
 
 @dataclass
@@ -41,22 +44,22 @@ class Proposal:
     tokens: list
 
 
-def advance_proposals(vlm, decoder, proposals):
+def advance_proposals(vlm, runner, proposals):
     """What the next token of each is."""
-    steps = advance_texts(vlm, decoder, [each.run for each in proposals])
+    steps = decode_texts(runner, [each.batch for each in proposals])
     return [each.describe_step(step) for each, step in zip(proposals, steps, strict=True)]
 
 
-def propose_many(vlm, decoder, proposals, delays=None):
+def propose_many(vlm, runner, proposals, delays=None):
     """All in one batch, which each joins after its delay and leaves with its end."""
     waiting = list(zip(delays or [0] * len(proposals), proposals, strict=True))
     steps = {id(each): [] for each in proposals}
     for turn in count():
-        now = [each for delay, each in waiting if delay <= turn and not each.run.has_ended]
+        now = [each for delay, each in waiting if delay <= turn and not each.batch.is_finished]
         if not now and all(delay <= turn for delay, _ in waiting):
             break
         if now:
-            for each, step in zip(now, advance_proposals(vlm, decoder, now), strict=True):
+            for each, step in zip(now, advance_proposals(vlm, runner, now), strict=True):
                 steps[id(each)].append(step)
     return [told(steps[id(each)]) for each in proposals]
 
@@ -69,8 +72,8 @@ def told(steps):
     ]
 
 
-def propose(vlm, decoder, source=SOURCE, target=TARGET, **settings):
-    return propose_many(vlm, decoder, [Proposing(vlm, source, target, **settings)])[0]
+def propose(vlm, runner, source=SOURCE, target=TARGET, **settings):
+    return propose_many(vlm, runner, [ProposalStream(vlm, runner, source, target, **settings)])[0]
 
 
 def ids_of(vlm, proposal):
@@ -79,9 +82,9 @@ def ids_of(vlm, proposal):
 
 
 @pytest.mark.parametrize("sampling", [Sampling(greedy=True), DRAWN, Sampling(temperature=1.5, top_p=0.9, top_k=7)])
-def test_log_probabilities_are_the_models_own_whatever_the_draw(vlm, decoder, sampling):
+def test_log_probabilities_are_the_models_own_whatever_the_draw(vlm, runner, sampling):
     """log_softmax over the whole vocabulary of plain forward passes in float64."""
-    found = propose(vlm, decoder, num_samples=3, sampling=sampling, seed=3, num_top=5, max_new_tokens=6)
+    found = propose(vlm, runner, num_samples=3, sampling=sampling, seed=3, num_top=5, max_new_tokens=6)
     prefix = flatten(vlm.layout("idm", source=SOURCE, target=TARGET))
     names = {row: name for name, row in vlm.tokenizer.get_vocab().items()}
     spoken = vlm.text_rows.tolist()
@@ -99,11 +102,11 @@ def test_log_probabilities_are_the_models_own_whatever_the_draw(vlm, decoder, sa
             assert [belief.logprob for belief in token.top] == pytest.approx(truth, abs=1e-9)
 
 
-def test_greedy_is_the_action_that_is_proposed_and_scored(vlm, decoder):
-    whole = propose_actions(vlm, *PAIRS, max_new_tokens=12, decoder=decoder)
+def test_greedy_is_the_action_that_is_proposed_and_scored(vlm, runner):
+    whole = propose_actions(vlm, *PAIRS, max_new_tokens=12, runner=runner)
     kinds = Counter()
     for source, target, expected in zip(*PAIRS, whole, strict=True):
-        (proposal,) = propose(vlm, decoder, source, target, max_new_tokens=12)
+        (proposal,) = propose(vlm, runner, source, target, max_new_tokens=12)
         assert (proposal.action.text, proposal.action.num_tokens) == (expected.text, expected.num_tokens)
         assert proposal.action.logprob == pytest.approx(expected.logprob, abs=1e-10)
         assert sum(token.chosen.logprob for token in proposal.tokens) == proposal.action.logprob
@@ -111,26 +114,26 @@ def test_greedy_is_the_action_that_is_proposed_and_scored(vlm, decoder):
         assert set(finish[:-1]) <= {None} and finish[-1] == ("length" if len(finish) == 13 else "stop")
         kinds[finish[-1]] += 1
         if expected.text:
-            (score,) = score_actions(vlm, [source], [target], [expected.text], decoder=decoder)
+            (score,) = score_actions(vlm, [source], [target], [expected.text], runner=runner)
             assert proposal.action.logprob == pytest.approx(score.logprob, abs=1e-9)
     assert len(kinds) == 2, "the test sees both ends"
 
 
-def test_the_end_that_the_model_chose_at_the_last_moment_is_no_cut(vlm, decoder):
+def test_the_end_that_the_model_chose_at_the_last_moment_is_no_cut(vlm, runner):
     for source, target in zip(*PAIRS, strict=True):
-        (free,) = propose(vlm, decoder, source, target, max_new_tokens=20)
+        (free,) = propose(vlm, runner, source, target, max_new_tokens=20)
         length = len(free.tokens) - 1
         if free.tokens[-1].finish == "stop" and length > 1:
-            (exact,) = propose(vlm, decoder, source, target, max_new_tokens=length)
-            (short,) = propose(vlm, decoder, source, target, max_new_tokens=length - 1)
+            (exact,) = propose(vlm, runner, source, target, max_new_tokens=length)
+            (short,) = propose(vlm, runner, source, target, max_new_tokens=length - 1)
             assert (exact.tokens[-1].finish, exact.action.text) == ("stop", free.action.text)
             assert short.tokens[-1].finish == "length" and free.action.text.startswith(short.action.text)
             return
     raise AssertionError("no pair of the test ends by itself")
 
 
-def test_texts_join_and_bytes_belong_to_their_tokens(vlm, decoder):
-    for proposal in propose(vlm, decoder, num_samples=8, sampling=DRAWN, seed=1, num_top=3):
+def test_texts_join_and_bytes_belong_to_their_tokens(vlm, runner):
+    for proposal in propose(vlm, runner, num_samples=8, sampling=DRAWN, seed=1, num_top=3):
         spoken = [row for row in ids_of(vlm, proposal) if row != vlm.eos_id]
         assert proposal.action.text == vlm.detokenize(spoken)
         assert "".join(token.chosen.text for token in proposal.tokens) == proposal.action.text
@@ -140,10 +143,10 @@ def test_texts_join_and_bytes_belong_to_their_tokens(vlm, decoder):
             assert all(belief == token.chosen for belief in same)
 
 
-def test_a_seed_repeats_and_the_number_of_draws_changes_none(vlm, decoder):
+def test_a_seed_repeats_and_the_number_of_draws_changes_none(vlm, runner):
     def texts(number, seed):
         return [
-            proposal.action.text for proposal in propose(vlm, decoder, num_samples=number, sampling=DRAWN, seed=seed)
+            proposal.action.text for proposal in propose(vlm, runner, num_samples=number, sampling=DRAWN, seed=seed)
         ]
 
     many = texts(8, 7)
@@ -151,11 +154,11 @@ def test_a_seed_repeats_and_the_number_of_draws_changes_none(vlm, decoder):
     assert len(set(many)) > 4 and texts(8, 8) != many
 
 
-def test_draws_follow_the_noise(vlm, decoder):
+def test_draws_follow_the_noise(vlm, runner):
     """By inversion in the order of the vocabulary, written out: one token at a time from plain forward passes."""
     temperature = 0.8
     prefix = flatten(vlm.layout("idm", source=SOURCE, target=TARGET))
-    for sample, proposal in enumerate(propose(vlm, decoder, num_samples=3, sampling=DRAWN, seed=9)):
+    for sample, proposal in enumerate(propose(vlm, runner, num_samples=3, sampling=DRAWN, seed=9)):
         noise, ids = uniform_noise(9, sample, 33), []
         while len(ids) < 32 and vlm.eos_id not in ids:
             logits_V = reference_logits(vlm, [*prefix, *ids])[-1][vlm.text_rows] / temperature
@@ -164,7 +167,7 @@ def test_draws_follow_the_noise(vlm, decoder):
         assert [*ids, vlm.eos_id][: len(proposal.tokens)] == ids_of(vlm, proposal)
 
 
-def test_company_changes_nothing(vlm, decoder):
+def test_company_changes_nothing(vlm, runner):
     """Of several requests in one batch, that join and end at several times."""
     settings = [
         {"num_samples": 3, "sampling": DRAWN, "seed": 5},
@@ -173,63 +176,68 @@ def test_company_changes_nothing(vlm, decoder):
         {"num_top": 2, "max_new_tokens": 9},
     ]
     pairs = list(zip(*PAIRS, strict=True))
-    proposals = [Proposing(vlm, *pairs[row], **each) for row, each in enumerate(settings)]
-    together = propose_many(vlm, decoder, proposals, delays=[2, 0, 1, 30])
+    proposals = [ProposalStream(vlm, runner, *pairs[row], **each) for row, each in enumerate(settings)]
+    together = propose_many(vlm, runner, proposals, delays=[2, 0, 1, 30])
     for found, pair, each in zip(together, pairs, settings, strict=False):
-        alone = propose(vlm, decoder, *pair, **each)
+        alone = propose(vlm, runner, *pair, **each)
         for one, other in zip(found, alone, strict=True):
             assert one.action.text == other.action.text
             assert [token.chosen.name for token in one.tokens] == [token.chosen.name for token in other.tokens]
             assert one.action.logprob == pytest.approx(other.action.logprob, abs=1e-10)
 
 
-def test_weights_are_read_once_for_all_and_nothing_ahead(vlm, decoder, monkeypatch):
+def test_weights_are_read_once_for_all_and_nothing_ahead(vlm, runner, monkeypatch):
     passes = []
-    run = Decoder.run
-    monkeypatch.setattr(Decoder, "run", lambda self, ids_X, *rest: passes.append(len(ids_X)) or run(self, ids_X, *rest))
-    first = Proposing(vlm, SOURCE, TARGET, num_samples=4, sampling=DRAWN, seed=2)
-    second = Proposing(vlm, TARGET, SOURCE)
+    run = LlamaLayers.run
+    monkeypatch.setattr(
+        LlamaLayers, "run", lambda self, ids_X, *rest: passes.append(len(ids_X)) or run(self, ids_X, *rest)
+    )
+    first = ProposalStream(vlm, runner, SOURCE, TARGET, num_samples=4, sampling=DRAWN, seed=2)
+    second = ProposalStream(vlm, runner, TARGET, SOURCE)
     assert passes == []
     assert first.prompt_tokens == len(flatten(vlm.layout("idm", source=SOURCE, target=TARGET)))
-    assert len(advance_proposals(vlm, decoder, [first])[0]) == 4 and passes == [first.prompt_tokens]
-    advance_proposals(vlm, decoder, [first, second])
-    assert passes[1:] == [4, second.prompt_tokens]
-    advance_proposals(vlm, decoder, [second, first])
+    assert len(advance_proposals(vlm, runner, [first])[0]) == 4 and passes == [first.prompt_tokens]
+    advance_proposals(vlm, runner, [first, second])
+    assert passes[1:] == [second.prompt_tokens, 4]
+    advance_proposals(vlm, runner, [second, first])
     assert passes[3:] == [5]
     assert torch.is_grad_enabled()
 
 
-def test_what_fails_may_be_tried_again(vlm, decoder, monkeypatch):
+def test_what_fails_may_be_tried_again(vlm, runner, monkeypatch):
     """As a batch that does not fit into memory, one by one."""
-    expected = propose(vlm, decoder, num_samples=2, sampling=DRAWN, seed=4)
-    kept, other = Proposing(vlm, SOURCE, TARGET, num_samples=2, sampling=DRAWN, seed=4), Proposing(vlm, TARGET, SOURCE)
-    steps = [advance_proposals(vlm, decoder, [kept])[0]]
-    advance_proposals(vlm, decoder, [other])
-    logits, calls = Decoder.logits, []
+    expected = propose(vlm, runner, num_samples=2, sampling=DRAWN, seed=4)
+    kept, other = (
+        ProposalStream(vlm, runner, SOURCE, TARGET, num_samples=2, sampling=DRAWN, seed=4),
+        ProposalStream(vlm, runner, TARGET, SOURCE),
+    )
+    steps = [advance_proposals(vlm, runner, [kept])[0]]
+    advance_proposals(vlm, runner, [other])
+    logits, calls = LlamaRunner.logits, []
 
     def full(self, hidden_XH):
         calls.append(len(hidden_XH))
-        if len(calls) == 2:
+        if len(calls) == 1:
             raise torch.OutOfMemoryError("no room")
         return logits(self, hidden_XH)
 
-    monkeypatch.setattr(Decoder, "logits", full)
+    monkeypatch.setattr(LlamaRunner, "logits", full)
     with pytest.raises(torch.OutOfMemoryError):
-        advance_proposals(vlm, decoder, [kept, other])
+        advance_proposals(vlm, runner, [kept, other])
     monkeypatch.undo()
-    while not kept.run.has_ended:
-        steps += advance_proposals(vlm, decoder, [kept])
+    while not kept.batch.is_finished:
+        steps += advance_proposals(vlm, runner, [kept])
     found = told(steps)
     assert [one.action.text for one in found] == [one.action.text for one in expected]
     assert [one.action.logprob for one in found] == pytest.approx([one.action.logprob for one in expected], abs=1e-10)
 
 
-def test_numbers_that_are_none_are_told(vlm, decoder, monkeypatch):
-    proposing = Proposing(vlm, SOURCE, TARGET)
-    advance_proposals(vlm, decoder, [proposing])
-    monkeypatch.setattr(Decoder, "logits", lambda self, hidden_XH: torch.full((1, 60), torch.nan))
+def test_numbers_that_are_none_are_told(vlm, runner, monkeypatch):
+    proposing = ProposalStream(vlm, runner, SOURCE, TARGET)
+    advance_proposals(vlm, runner, [proposing])
+    monkeypatch.setattr(LlamaRunner, "logits", lambda self, hidden_XH: torch.full((1, 60), torch.nan))
     with pytest.raises(InputError, match="log-probabilities are nan or infinite; expected numbers"):
-        advance_proposals(vlm, decoder, [proposing])
+        advance_proposals(vlm, runner, [proposing])
 
 
 @pytest.mark.parametrize(
@@ -245,6 +253,6 @@ def test_numbers_that_are_none_are_told(vlm, decoder, monkeypatch):
         ({"target_N": [1, 2]}, r"target image: expected 4 codes, got shape \(2,\)"),
     ],
 )
-def test_bad_settings_are_refused_before_any_work(vlm, settings, says):
+def test_bad_settings_are_refused_before_any_work(vlm, runner, settings, says):
     with pytest.raises(InputError, match=says):
-        Proposing(vlm, **{"source_N": SOURCE, "target_N": TARGET} | settings)
+        ProposalStream(vlm, runner, **{"source_N": SOURCE, "target_N": TARGET} | settings)

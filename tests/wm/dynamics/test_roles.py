@@ -15,7 +15,8 @@ from wm.dynamics import load_role, load_roles, sample_observations, score_action
 from wm.errors import InputError
 from wm.models import base_id_of, load_model, save_model
 from wm.models.sharing import held_bytes, twin_of
-from wm.sampling import Decoder
+from wm.sampling import build_model_runner
+from wm.sampling.llama_runner import LlamaRunner
 
 SOURCE = torch.tensor([[3, 1, 4, 1], [5, 9, 2, 6]])
 ACTIONS = ["move the red cup up", "put the block to the left"]
@@ -39,9 +40,9 @@ def adapter_numbers():
 
 def answers(roles):
     drawn_BKN = sample_observations(
-        roles.fdm.model, SOURCE, ACTIONS, num_samples=6, seed=[3, 4], decoder=roles.fdm.decoder
+        roles.fdm.model, SOURCE, ACTIONS, num_samples=6, seed=[3, 4], runner=roles.fdm.runner
     )
-    ranked = verify(roles.idm.model, SOURCE[0], ACTIONS[0], drawn_BKN[0], decoder=roles.idm.decoder)
+    ranked = verify(roles.idm.model, SOURCE[0], ACTIONS[0], drawn_BKN[0], runner=roles.idm.runner)
     return drawn_BKN, ranked
 
 
@@ -52,9 +53,9 @@ def test_answers_are_those_of_the_models_loaded_alone(folders, weights, dtype):
     roles = load_roles(folders / "fdm", folders / "idm", base_sharing=weights, dtype=dtype)
     drawn_BKN, ranked = answers(roles)
     fdm, idm = (load_model(folders / task, dtype=dtype) for task in ("fdm", "idm"))
-    expected = sample_observations(fdm, SOURCE, ACTIONS, num_samples=6, seed=[3, 4], decoder=Decoder(fdm))
+    expected = sample_observations(fdm, SOURCE, ACTIONS, num_samples=6, seed=[3, 4], runner=build_model_runner(fdm))
     assert torch.equal(drawn_BKN, expected)
-    truth = verify(idm, SOURCE[0], ACTIONS[0], expected[0], decoder=Decoder(idm))
+    truth = verify(idm, SOURCE[0], ACTIONS[0], expected[0], runner=build_model_runner(idm))
     assert [(one.codes, one.index, one.rank) for one in ranked] == [(one.codes, one.index, one.rank) for one in truth]
     scores, exact = ([one.score.logprob for one in found] for found in (ranked, truth))
     if weights == "merged":
@@ -78,7 +79,7 @@ def test_modules_of_both_roles_keep_their_own_adapter(folders):
 
 def test_weights_of_the_base_are_there_once(folders):
     """To the byte. In float64 nothing is packed: one base and two adapters, whose ``up`` is there once more with its
-    scale multiplied in; or two bases. A decoder's own are the scaled norms of two layers' heads, and 8 frequencies."""
+    scale multiplied in; or two bases. A runner's own are the scaled norms of two layers' heads, and 8 frequencies."""
     base, (down, up) = base_bytes(folders / "base", torch.float64), adapter_numbers()
     own = 2 * 2 * (2 + 2) * 16 * 8 + 8 * 8
     shared = load_roles(folders / "fdm", folders / "idm", base_sharing="shared", dtype=torch.float64)
@@ -95,7 +96,7 @@ def test_packed_copies_are_there_once(folders):
     alone = held_bytes(one.weights())
     assert alone > 1.5 * base_bytes(folders / "base", torch.float32)
     assert merged.num_bytes() == 2 * alone
-    mine, theirs = shared.fdm.decoder, shared.idm.decoder
+    mine, theirs = shared.fdm.runner, shared.idm.runner
     for (name, first), (_, second) in zip(mine.matrices(), theirs.matrices(), strict=True):
         parts = zip(getattr(first, "parts", (first,)), getattr(second, "parts", (second,)), strict=True)
         assert all(a.transposed is b.transposed and a.transposed is not None for a, b in parts), name
@@ -108,10 +109,10 @@ def test_packed_copies_are_there_once(folders):
 
 def test_a_decoder_of_another_base_beside_it_changes_nothing(folders):
     first, other = load_model(folders / "base"), load_model(folders / "full")
-    beside = Decoder(other, beside=Decoder(first))
+    beside = build_model_runner(other, beside=build_model_runner(first))
     ids = torch.tensor([[0, 21, 4, 5, 6]])
     with torch.no_grad():
-        assert torch.equal(beside.hidden(ids), Decoder(other).hidden(ids))
+        assert torch.equal(beside.forward(ids), build_model_runner(other).forward(ids))
 
 
 def test_the_base_may_play_a_role(folders):
@@ -205,7 +206,7 @@ def test_half_of_what_does_not_fit_with_shared_weights(folders, monkeypatch, cap
     """The same answers, and not a byte of weights more."""
     roles = load_roles(folders / "fdm", folders / "idm", base_sharing="shared")
     before, (drawn, ranked) = roles.num_bytes(), answers(roles)
-    reserve, hidden = Decoder.reserve, Decoder.hidden
+    reserve, hidden = LlamaRunner.reserve, LlamaRunner.forward
     tries = []
 
     def small(self, num_rows, room):
@@ -214,10 +215,10 @@ def test_half_of_what_does_not_fit_with_shared_weights(folders, monkeypatch, cap
             raise torch.OutOfMemoryError("no room")
         return reserve(self, num_rows, room)
 
-    monkeypatch.setattr(Decoder, "reserve", small)
+    monkeypatch.setattr(LlamaRunner, "reserve", small)
     with caplog.at_level(logging.WARNING):
         fewer = sample_observations(
-            roles.fdm.model, SOURCE, ACTIONS, num_samples=6, seed=[3, 4], decoder=roles.fdm.decoder
+            roles.fdm.model, SOURCE, ACTIONS, num_samples=6, seed=[3, 4], runner=roles.fdm.runner
         )
     assert torch.equal(fewer, drawn)
     assert "out of memory with 6 at once; continuing with 3" in caplog.text
@@ -229,22 +230,22 @@ def test_half_of_what_does_not_fit_with_shared_weights(folders, monkeypatch, cap
             raise torch.OutOfMemoryError("no room")
         return hidden(self, ids_BT)
 
-    monkeypatch.setattr(Decoder, "hidden", short)
-    scored = score_actions(roles.idm.model, SOURCE, SOURCE.flip(0), ACTIONS, decoder=roles.idm.decoder)
+    monkeypatch.setattr(LlamaRunner, "forward", short)
+    scored = score_actions(roles.idm.model, SOURCE, SOURCE.flip(0), ACTIONS, runner=roles.idm.runner)
     monkeypatch.undo()
-    truth = score_actions(roles.idm.model, SOURCE, SOURCE.flip(0), ACTIONS, decoder=roles.idm.decoder)
+    truth = score_actions(roles.idm.model, SOURCE, SOURCE.flip(0), ACTIONS, runner=roles.idm.runner)
     assert [one.logprob for one in scored] == pytest.approx([one.logprob for one in truth], abs=1e-5)
     assert answers(roles)[1] == ranked
     assert roles.num_bytes() == before
 
 
 def test_packed_copies_of_one_role_alone_are_not_kept_by_the_other(folders, tmp_path):
-    """A DoRA adapter's merged matrices go with its decoder."""
+    """A DoRA adapter's merged matrices go with its runner."""
     save_model(add_adapter(load_model(folders / "base"), 1, use_dora=True), tmp_path / "dora", task="idm")
     base = load_role(folders / "base")
-    before = len(base.decoder._packs._made)
+    before = len(base.runner._packs._made)
     first = load_role(folders / "fdm", over=base)
-    assert len(first.decoder._packs._made) == 0
+    assert len(first.runner._packs._made) == 0
     second = load_role(tmp_path / "dora", over=base)
-    assert len(second.decoder._packs._made) == 2 * 5
-    assert len(base.decoder._packs._made) == before
+    assert len(second.runner._packs._made) == 2 * 5
+    assert len(base.runner._packs._made) == before

@@ -20,8 +20,8 @@ from wm.evaluation.heldout import HeldOut
 from wm.evaluation.metrics.images import sample_bank
 from wm.models import load_codec, load_model
 from wm.records import derive_seed, read_table, row_seeds
-from wm.sampling import Decoder, Sampling
-from wm.sampling.texts import TextRun, advance_texts
+from wm.sampling import Sampling, build_model_runner
+from wm.sampling.texts import TextBatch, decode_texts
 
 ROWS = 9
 
@@ -29,7 +29,7 @@ ROWS = 9
 @pytest.fixture(scope="module")
 def role(tiny_base: Path) -> Role:
     model = lively(load_model(tiny_base))
-    return Role(model, Decoder(model))
+    return Role(model, build_model_runner(model))
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_order_batch_and_subset_change_no_candidate(role, held_out, tiny_base, b
     def candidates(part: HeldOut, batch_size: int) -> dict[str, Any]:
         bank = sample_bank(
             role.model, role.model, part, load_codec(tiny_base), None, num_candidates=3, sampling=sampling, seed=4,
-            batch_size=batch_size, num_draft_tokens=block, decoder=role.decoder, verifier_decoder=role.decoder,
+            batch_size=batch_size, num_draft_tokens=block, runner=role.runner, verifier_runner=role.runner,
         )  # fmt: skip
         return {name: codes.tolist() for name, codes in zip(part.ids, bank.codes, strict=True)}
 
@@ -121,7 +121,7 @@ def test_the_spread_over_seeds_is_that_of_independent_samples(role, tiny_base) -
     first = np.stack([
         sample_bank(
             role.model, None, held_out, codec, None, num_candidates=2, sampling=Sampling(), seed=seed, batch_size=96,
-            decoder=role.decoder,
+            runner=role.runner,
         ).codes[:, :, 0]
         for seed in seeds
     ])  # fmt: skip
@@ -139,7 +139,7 @@ def test_two_models_see_the_same_noise(role, held_out, tiny_base) -> None:
     values = [
         sample_bank(
             role.model, None, held_out, load_codec(tiny_base), None, num_candidates=3, sampling=Sampling(), seed=seed,
-            batch_size=batch_size, decoder=role.decoder,
+            batch_size=batch_size, runner=role.runner,
         ).metrics["unchanged_tokens"]
         for batch_size in (64, 5)
         for seed in (0, 1)
@@ -155,10 +155,12 @@ def test_texts_of_several_prefixes_have_a_seed_each(role, held_out) -> None:
     sampled = Sampling(temperature=3.0)
 
     def texts(prefixes: int, seed: Any) -> list[list[int]]:
-        run = TextRun([ids] * prefixes, num_samples=2, sampling=sampled, seed=seed, max_new_tokens=6)
+        run = TextBatch(
+            model, role.runner, [ids] * prefixes, num_samples=2, sampling=sampled, seed=seed, max_new_tokens=6
+        )
         rows: list[list[int]] = [[] for _ in range(prefixes * 2)]
-        while not run.has_ended:
-            (step,) = advance_texts(model, role.decoder, [run])
+        while not run.is_finished:
+            (step,) = decode_texts(role.runner, [run])
             for ids_so_far, token in zip(rows, step, strict=True):
                 ids_so_far.extend([token.id] if token is not None else [])
         return rows
@@ -173,6 +175,6 @@ def test_repeated_triplets_are_sampled_apart(role, tiny_base, tmp_path) -> None:
     ids = read_table(folder, columns=["triplet_id"])["triplet_id"].to_pylist()
     bank = sample_bank(
         role.model, None, held_out_of(ids, rows), load_codec(tiny_base), None, num_candidates=1,
-        sampling=Sampling(temperature=3.0), seed=0, decoder=role.decoder,
+        sampling=Sampling(temperature=3.0), seed=0, runner=role.runner,
     )  # fmt: skip
     assert len(set(ids)) == 1 and len(np.unique(bank.codes[:, 0], axis=0)) > 6

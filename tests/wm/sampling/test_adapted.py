@@ -9,7 +9,7 @@ from peft import IA3Config, LoraConfig, get_peft_model
 from tests.helpers.models_reference import lively, reference_logits
 from wm.errors import InputError
 from wm.models import flatten, load_model
-from wm.sampling import Decoder, Sampling, sample_images
+from wm.sampling import Sampling, build_model_runner, sample_images
 from wm.sampling.adapted import Matrix, matrix_of
 from wm.sampling.kernels.linear import linear, linears
 
@@ -114,15 +114,15 @@ def test_products_with_copies_and_a_low_rank_part(monkeypatch, rows, bias, trans
     torch.testing.assert_close(stacked(given).double(), expected, **close)
 
 
-def logits_of(decoder, ids, split):
+def logits_of(runner, ids, split):
     with torch.no_grad():
-        prefix, last_PH = decoder.prefill([ids[:split]])
-        rows = decoder.reserve(1, len(ids) - split)
+        prefix, last_PH = runner.prefill([ids[:split]])
+        rows = runner.reserve(1, len(ids) - split)
         rest = [
-            decoder.extend(torch.tensor([[token]]), prefix, rows, place, place + 1)[0]
+            runner.extend(torch.tensor([[token]]), prefix, rows, place, place + 1)[0]
             for place, token in enumerate(ids[split:])
         ]
-        return decoder.logits(torch.cat((last_PH, *rest)))
+        return runner.logits(torch.cat((last_PH, *rest)))
 
 
 @pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"use_dora": True}])
@@ -130,7 +130,7 @@ def test_float64_logits_are_those_of_the_decoder_written_out(vlm, settings):
     vlm.module.double()
     adapted(vlm, **settings).module.double()
     ids = flatten(vlm.layout("fdm", source=[3, 1, 4, 1], action="move the red cup up", target=[5, 9, 2, 6]))
-    ours = logits_of(Decoder(vlm, merge=False), ids, 8)
+    ours = logits_of(build_model_runner(vlm, merge=False), ids, 8)
     merged = copy.deepcopy(vlm)
     merged.module = merged.module.merge_and_unload()
     torch.testing.assert_close(ours, reference_logits(merged, ids)[7:], atol=1e-11, rtol=1e-11)
@@ -166,10 +166,10 @@ def test_logits_equal_pefts_unmerged_forward(vlm, settings, dtype):
     assert (theirs - bare).abs().max() > 0.1, "the adapter does nothing"
     tolerance = 2e-5 if dtype is torch.float64 else 5e-4
     for merge in (False, True):
-        decoder = Decoder(vlm, merge=merge)
-        torch.testing.assert_close(logits_of(decoder, ids, 8), theirs, atol=tolerance, rtol=tolerance)
+        runner = build_model_runner(vlm, merge=merge)
+        torch.testing.assert_close(logits_of(runner, ids, 8), theirs, atol=tolerance, rtol=tolerance)
         with torch.no_grad():
-            images = decoder.image_logits(decoder.hidden(torch.tensor([ids]))[0, 7:])
+            images = runner.image_logits(runner.forward(torch.tensor([ids]))[0, 7:])
         torch.testing.assert_close(images, theirs[:, vlm.image_rows], atol=tolerance, rtol=tolerance)
 
 
@@ -180,7 +180,9 @@ def test_samples_are_those_of_merged_weights(vlm, dtype, sampling):
     adapted(vlm).module.to(dtype)
     prefixes = [flatten(vlm.layout("fdm", source=[k, 5, 9, 0], action="put the cup")) for k in range(3)]
     apart, merged = (
-        sample_images(vlm, prefixes, num_samples=5, sampling=sampling, seed=4, decoder=Decoder(vlm, merge=merge))
+        sample_images(
+            vlm, prefixes, num_samples=5, sampling=sampling, seed=4, runner=build_model_runner(vlm, merge=merge)
+        )
         for merge in (False, True)
     )
     assert torch.equal(apart, merged)
@@ -193,8 +195,8 @@ def test_bfloat16_is_as_close_to_float64_apart_as_merged(vlm):
     exact.module.double()
     rounded.module.to(torch.bfloat16)
     ids = flatten(vlm.layout("fdm", source=[3, 1, 4, 1], action="move the red cup up", target=[5, 9, 2, 6]))
-    truth = logits_of(Decoder(exact), ids, 8)
-    apart, merged = (logits_of(Decoder(rounded, merge=merge), ids, 8).double() for merge in (False, True))
+    truth = logits_of(build_model_runner(exact), ids, 8)
+    apart, merged = (logits_of(build_model_runner(rounded, merge=merge), ids, 8).double() for merge in (False, True))
     assert (apart - truth).std() < 1.2 * (merged - truth).std() < 0.5 * truth.std()
 
 
@@ -208,7 +210,7 @@ def test_adapters_of_other_kinds_are_merged_by_peft(vlm):
     ids = flatten(vlm.layout("fdm", source=[3, 1, 4, 1], action="put the cup", target=[5, 9, 2, 6]))
     with torch.no_grad():
         theirs = vlm.head(vlm.body(torch.tensor([ids])))[0, 7:]
-    torch.testing.assert_close(logits_of(Decoder(vlm, merge=False), ids, 8), theirs, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits_of(build_model_runner(vlm, merge=False), ids, 8), theirs, atol=1e-4, rtol=1e-4)
 
 
 def test_what_peft_cannot_merge_is_an_input_error():

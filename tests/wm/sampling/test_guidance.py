@@ -7,10 +7,9 @@ from transformers import GemmaForCausalLM, JanusForConditionalGeneration
 from tests.helpers.models_families import CODES, GRID, write_emu3, write_janus, write_liquid
 from wm.errors import InputError
 from wm.models import flatten, load_model
-from wm.sampling import Decoder, sample_images
+from wm.sampling import ImageEngine, ImageRequest, build_model_runner, sample_images
 from wm.sampling.guidance import guided_prefixes
 from wm.sampling.noise import Sampling, uniform_noise
-from wm.sampling.scheduler import ImagePool, ImageRequest
 from wm.sampling.speculative import speculate_images
 
 ACTION = "move the red cup"
@@ -93,11 +92,11 @@ def test_guided_images_are_those_of_a_plain_loop(folder, vlm):
     drafts = torch.tensor([SOURCES[vlm.family]])
     speculation = speculate_images(vlm, [prefix], drafts, num_samples=count, num_draft_tokens=2, sampling=sampling)
     assert speculation.codes[0].tolist() == expected
-    pool = ImagePool(vlm, Decoder(vlm, rows=12))
-    pool.add(ImageRequest(tuple(prefix), count, sampling))
+    pool = ImageEngine(vlm, build_model_runner(vlm, rows=12))
+    pool.add_request(ImageRequest(tuple(prefix), count, sampling))
     images = {}
-    while pool.num_requests:
-        images |= {grown.candidates.start: grown.codes.tolist() for grown in pool.advance() if grown.is_whole}
+    while pool.num_unfinished:
+        images |= {grown.candidates.start: grown.codes.tolist() for grown in pool.step() if grown.is_complete}
     assert [codes for _, piece in sorted(images.items()) for codes in piece] == expected
     # Chameleon's prompts, which were taken for every family's, give other images.
     text = set(vlm.tokenize_action(ACTION))
@@ -126,16 +125,16 @@ def test_mixed_scales_lengths_and_seeds_share_no_prompt(vlm):
     samplings = [Sampling(guidance_scale=text, image_guidance_scale=image) for text, image in scales]
     images = {s: [expected(p, s, seed) for p, seed in zip(prefixes, seeds, strict=True)] for s in samplings}
     for stepping in ("plain", "static"):
-        decoder = Decoder(vlm, stepping=stepping)
+        runner = build_model_runner(vlm, stepping=stepping)
         for sampling in samplings:
-            codes = sample_images(vlm, prefixes, num_samples=1, sampling=sampling, seed=seeds, decoder=decoder)
+            codes = sample_images(vlm, prefixes, num_samples=1, sampling=sampling, seed=seeds, runner=runner)
             assert codes[:, 0].tolist() == images[sampling], (stepping, sampling)
-        pool, keys, codes = ImagePool(vlm, decoder, line_tokens=1), {}, {}
+        pool, keys, codes = ImageEngine(vlm, runner, line_tokens=1), {}, {}
         waiting = [(row, sampling) for row in range(len(prefixes)) for sampling in samplings]
-        while waiting or pool.num_requests:
+        while waiting or pool.num_unfinished:
             for row, sampling in [waiting.pop()] if waiting else []:
-                keys[pool.add(ImageRequest(tuple(prefixes[row]), 1, sampling, seeds[row]))] = row, sampling
-            codes |= {output.key: output.codes[0].tolist() for output in pool.advance() if output.is_whole}
+                keys[pool.add_request(ImageRequest(tuple(prefixes[row]), 1, sampling, seeds[row]))] = row, sampling
+            codes |= {output.request_id: output.codes[0].tolist() for output in pool.step() if output.is_complete}
         assert codes == {key: images[sampling][row] for key, (row, sampling) in keys.items()}, stepping
 
 

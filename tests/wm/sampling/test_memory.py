@@ -9,7 +9,7 @@ import torch
 
 from tests.helpers.models_reference import lively
 from wm.models import flatten, load_model
-from wm.sampling import Decoder, sample_images, speculate_images
+from wm.sampling import build_model_runner, sample_images, speculate_images
 from wm.sampling.batches import (
     POSITIONS_AT_ONCE,
     halving,
@@ -18,6 +18,7 @@ from wm.sampling.batches import (
     rows_at_once,
     tails_at_once,
 )
+from wm.sampling.llama_runner import LlamaRunner
 
 
 @pytest.fixture(scope="module")
@@ -28,19 +29,19 @@ def vlm(tiny_base):
 def test_half_of_what_does_not_fit(vlm, monkeypatch, caplog):
     prefixes = [flatten(vlm.layout("fdm", source=[k, 5, 9, 0], action="put the cup")) for k in range(4)]
     whole = sample_images(vlm, prefixes, num_samples=6, seed=3)
-    reserve = Decoder.reserve
+    reserve = LlamaRunner.reserve
 
     def small(self, num_rows, room):
         if num_rows > 4:
             raise torch.OutOfMemoryError("no room")
         return reserve(self, num_rows, room)
 
-    monkeypatch.setattr(Decoder, "reserve", small)
+    monkeypatch.setattr(LlamaRunner, "reserve", small)
     with caplog.at_level(logging.WARNING):
         assert torch.equal(sample_images(vlm, prefixes, num_samples=6, seed=3), whole)
     assert "out of memory with 4 at once; continuing with 2" in caplog.text
     assert "out of memory with 6 at once; continuing with 3" in caplog.text
-    monkeypatch.setattr(Decoder, "reserve", lambda self, num_rows, room: small(self, num_rows + 4, room))
+    monkeypatch.setattr(LlamaRunner, "reserve", lambda self, num_rows, room: small(self, num_rows + 4, room))
     with pytest.raises(torch.OutOfMemoryError):
         sample_images(vlm, prefixes, num_samples=6, seed=3)
 
@@ -68,8 +69,10 @@ def test_a_prefix_is_counted_once_for_all_its_rows(vlm, monkeypatch):
     prefix = flatten(vlm.layout("fdm", source=[1, 5, 9, 0], action="put the cup"))
     room = len(prefix) + 6 * vlm.tokens_per_image
     reserved = []
-    reserve = Decoder.reserve
-    monkeypatch.setattr(Decoder, "reserve", lambda self, rows, room: reserved.append(rows) or reserve(self, rows, room))
+    reserve = LlamaRunner.reserve
+    monkeypatch.setattr(
+        LlamaRunner, "reserve", lambda self, rows, room: reserved.append(rows) or reserve(self, rows, room)
+    )
     for positions, expected in ((room, [0, 6]), (room - 1, [0, 5, 1])):
         monkeypatch.setattr("wm.sampling.batches.POSITIONS_AT_ONCE", positions)
         reserved.clear()
@@ -80,18 +83,18 @@ def test_a_prefix_is_counted_once_for_all_its_rows(vlm, monkeypatch):
 def test_buffers_of_images_before_make_room(vlm, monkeypatch):
     """A prefix that does not fit beside them is read again without them."""
     prefix = flatten(vlm.layout("fdm", source=[1, 5, 9, 0], action="put the cup"))
-    decoder = Decoder(vlm, stepping="static")
-    expected = sample_images(vlm, [prefix], num_samples=2, decoder=decoder)
-    prefill = Decoder.prefill
+    runner = build_model_runner(vlm, stepping="static")
+    expected = sample_images(vlm, [prefix], num_samples=2, runner=runner)
+    prefill = LlamaRunner.prefill
 
     def full(self, prefixes):
-        if self.held is not None:
+        if self.static_steps is not None:
             raise torch.OutOfMemoryError("no room")
         return prefill(self, prefixes)
 
-    monkeypatch.setattr(Decoder, "prefill", full)
-    assert decoder.held is not None
-    assert torch.equal(sample_images(vlm, [prefix], num_samples=2, decoder=decoder), expected)
+    monkeypatch.setattr(LlamaRunner, "prefill", full)
+    assert runner.static_steps is not None
+    assert torch.equal(sample_images(vlm, [prefix], num_samples=2, runner=runner), expected)
 
 
 @pytest.mark.parametrize(
@@ -113,14 +116,14 @@ def test_a_cpus_words_for_want_of_memory(words, caplog):
 
 
 def test_drafting_gives_the_buffers_of_images_back(vlm):
-    decoder = Decoder(vlm, stepping="static")
+    runner = build_model_runner(vlm, stepping="static")
     prefix = flatten(vlm.layout("fdm", source=[1, 5, 9, 0], action="put the cup"))
-    expected = sample_images(vlm, [prefix], num_samples=2, decoder=decoder)
-    assert decoder.held is not None
+    expected = sample_images(vlm, [prefix], num_samples=2, runner=runner)
+    assert runner.static_steps is not None
     found = speculate_images(
-        vlm, [prefix], torch.tensor([[1, 5, 9, 0]]), num_samples=2, num_draft_tokens=2, decoder=decoder
+        vlm, [prefix], torch.tensor([[1, 5, 9, 0]]), num_samples=2, num_draft_tokens=2, runner=runner
     )
-    assert decoder.held is None and torch.equal(found.codes, expected)
+    assert runner.static_steps is None and torch.equal(found.codes, expected)
 
 
 def test_other_errors_are_not_taken_for_want_of_memory():

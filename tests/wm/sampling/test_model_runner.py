@@ -13,11 +13,11 @@ from tests.helpers import sampling_reference
 from tests.helpers.models_reference import lively, reference_logits
 from wm.errors import InputError
 from wm.models import flatten, load_model
-from wm.sampling import Decoder, Sampling, generate_texts, sample_images
+from wm.sampling import Sampling, build_model_runner, generate_texts, sample_images
 from wm.sampling.adapted import Matrix
 from wm.sampling.kernels.attention import attend_shared, attend_tails
 from wm.sampling.kernels.linear import Linear, Linears, linear, linears
-from wm.sampling.weights_view import view_of_modules
+from wm.sampling.weights_view import decoder_view, find_unsupported, view_of_modules
 
 SIZES = {
     "vocab_size": 61,
@@ -81,14 +81,14 @@ def test_passes_equal_transformers(name, dtype):
     model = Bare(STACKS[name](), dtype)
     # transformers takes norms and angles in float32 whatever the model's type is.
     tolerance = {torch.float64: 2e-6, torch.float32: 1e-5}[dtype]
-    decoder = Decoder(model)
+    runner = build_model_runner(model)
     prefixes = [[1, 7, 8, 9, 2], [4, 4, 17], [30, 31, 32, 33, 34, 35, 2]]
     continuations = torch.randint(0, 61, (6, 9), generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
-        prefix, last_PH = decoder.prefill(prefixes)
-        rows = decoder.reserve(6, 9)
-        by_one = [decoder.extend(continuations[:, k : k + 1], prefix, rows, k, k + 1) for k in range(4)]
-        block = decoder.extend(continuations[:, 4:], prefix, rows, 4, 9)
+        prefix, last_PH = runner.prefill(prefixes)
+        rows = runner.reserve(6, 9)
+        by_one = [runner.extend(continuations[:, k : k + 1], prefix, rows, k, k + 1) for k in range(4)]
+        block = runner.extend(continuations[:, 4:], prefix, rows, 4, 9)
     ours_RSH = torch.cat([*by_one, block], dim=1)
     for row in range(6):
         ids = prefixes[row // 2]
@@ -106,11 +106,11 @@ def test_bfloat16_is_as_close_to_float64_as_transformers_is(name):
     prefixes = torch.randint(0, 61, (8, 11), generator=torch.Generator().manual_seed(3))
     continuations = torch.randint(0, 61, (8, 9), generator=torch.Generator().manual_seed(4))
     rounded.lm_head.to(torch.bfloat16)
-    decoder = Decoder(rounded)
+    runner = build_model_runner(rounded)
     with torch.no_grad():
-        prefix, _ = decoder.prefill(prefixes.tolist())
-        rows = decoder.reserve(8, 9)
-        ours = torch.cat([decoder.extend(continuations[:, k : k + 1], prefix, rows, k, k + 1) for k in range(9)], 1)
+        prefix, _ = runner.prefill(prefixes.tolist())
+        rows = runner.reserve(8, 9)
+        ours = torch.cat([runner.extend(continuations[:, k : k + 1], prefix, rows, k, k + 1) for k in range(9)], 1)
         ids = torch.cat((prefixes, continuations), 1)
         theirs, truth = (m.stack(input_ids=ids).last_hidden_state[:, 11:].double() for m in (rounded, exact))
     assert (ours.double() - truth).std() < 1.1 * (theirs - truth).std() < 0.1
@@ -120,17 +120,17 @@ def test_rows_at_places_of_their_own():
     """Blocks that begin elsewhere in each row, with wrong tokens left behind them, as speculation leaves them."""
     torch.manual_seed(0)
     model = Bare(STACKS["chameleon"](), torch.float64)
-    decoder = Decoder(model)
+    runner = build_model_runner(model)
     continuations = torch.randint(0, 61, (3, 8), generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
-        prefix, _ = decoder.prefill([[1, 7, 8, 9, 2]])
-        rows = decoder.reserve(3, 9)
+        prefix, _ = runner.prefill([[1, 7, 8, 9, 2]])
+        rows = runner.reserve(3, 9)
         wrong = continuations.clone()
         wrong[0, 2:], wrong[1, 5:], wrong[2, 0:] = 3, 3, 3
-        decoder.extend(wrong, prefix, rows, 0, 8)
+        runner.extend(wrong, prefix, rows, 0, 8)
         places = torch.tensor([2, 5, 0])
         block = torch.stack([continuations[row, place : place + 3] for row, place in enumerate(places.tolist())])
-        hidden_RSH = decoder.extend(block, prefix, rows, places, 8)
+        hidden_RSH = runner.extend(block, prefix, rows, places, 8)
     for row, place in enumerate(places.tolist()):
         theirs = model.hidden([1, 7, 8, 9, 2, *continuations[row].tolist()])
         torch.testing.assert_close(hidden_RSH[row], theirs[5 + place : 8 + place], atol=2e-6, rtol=2e-6)
@@ -140,15 +140,15 @@ def test_float64_logits_are_those_of_the_decoder_written_out(vlm):
     vlm.module.double()
     prefix = flatten(vlm.layout("fdm", source=[3, 1, 4, 1], action="move the red cup up"))
     continuation = vlm.image_rows[torch.tensor([[5, 9, 2], [6, 5, 3]])]
-    decoder = Decoder(vlm)
+    runner = build_model_runner(vlm)
     with torch.no_grad():
-        shared, last_PH = decoder.prefill([prefix])
-        hidden_RSH = decoder.extend(continuation, shared, decoder.reserve(2, 3), 0, 3)
+        shared, last_PH = runner.prefill([prefix])
+        hidden_RSH = runner.extend(continuation, shared, runner.reserve(2, 3), 0, 3)
         for row in range(2):
             expected = reference_logits(vlm, [*prefix, *continuation[row].tolist()])[len(prefix) - 1 :]
-            ours = decoder.logits(torch.cat((last_PH, hidden_RSH[row])))
+            ours = runner.logits(torch.cat((last_PH, hidden_RSH[row])))
             torch.testing.assert_close(ours, expected, atol=1e-11, rtol=1e-11)
-            images = decoder.image_logits(last_PH)[0]
+            images = runner.image_logits(last_PH)[0]
             torch.testing.assert_close(images, expected[0, vlm.image_rows], atol=1e-11, rtol=1e-11)
 
 
@@ -189,11 +189,11 @@ def test_adapters_are_merged_and_left_as_they_are(vlm):
 
 
 def test_the_prefix_is_held_once(vlm):
-    decoder = Decoder(vlm)
-    prefix, _ = decoder.prefill([[1, 2, 3, 4, 5]])
-    layers, groups, width = len(decoder.view.layers), decoder.view.num_groups, decoder.view.head_width
+    runner = build_model_runner(vlm)
+    prefix, _ = runner.prefill([[1, 2, 3, 4, 5]])
+    layers, groups, width = len(runner.view.layers), runner.view.num_groups, runner.view.head_width
     assert prefix.num_bytes() == 2 * layers * groups * width * 5 * 4
-    assert decoder.reserve(8, 4).num_bytes() == 2 * layers * groups * width * 8 * 4 * 4
+    assert runner.reserve(8, 4).num_bytes() == 2 * layers * groups * width * 8 * 4 * 4
 
 
 def test_progress_is_the_image_as_it_grows(vlm):
@@ -233,20 +233,20 @@ def test_tails_are_used_where_nothing_is_padded(vlm, monkeypatch):
     """The kernels for GPUs, taken for those for CPUs, give what scoring gives without them."""
     sources = [flatten(vlm.layout("fdm", source=[k, 5, 9, 0], action="put")) for k in range(2)]
     tails = torch.randint(0, 16, (6, 5), generator=torch.Generator().manual_seed(2))
-    decoder, calls = Decoder(vlm), []
+    runner, calls = build_model_runner(vlm), []
 
     def hidden(prefixes, place):
-        prefix, _ = decoder.prefill(prefixes)
-        return decoder.extend(tails, prefix, decoder.reserve(6, 5 + place), place, 5 + place)
+        prefix, _ = runner.prefill(prefixes)
+        return runner.extend(tails, prefix, runner.reserve(6, 5 + place), place, 5 + place)
 
     with torch.no_grad():
         plain = hidden(sources, 0)
-        monkeypatch.setattr("wm.sampling.model_runner.can_flash", lambda query: calls.append(1) or True)
+        monkeypatch.setattr("wm.sampling.llama_runner.can_flash", lambda query: calls.append(1) or True)
         torch.testing.assert_close(hidden(sources, 0), plain, atol=2e-5, rtol=2e-5)
-        assert len(calls) == len(decoder.view.layers)
+        assert len(calls) == len(runner.view.layers)
         hidden([sources[0], sources[1][:-1]], 0)
         hidden(sources, 1)
-    assert len(calls) == len(decoder.view.layers), "not for padded prefixes, nor after other tokens"
+    assert len(calls) == len(runner.view.layers), "not for padded prefixes, nor after other tokens"
 
 
 def test_guidance_is_the_mix_of_three_prompts(vlm):
@@ -290,22 +290,27 @@ def test_texts_do_not_depend_on_their_company(vlm):
 
 
 @pytest.mark.parametrize(
-    ("kind", "more", "says"),
+    ("kind", "more", "reason"),
     [
-        ("Gemma2", {}, r"has the weights pre_feedforward_layernorm\.weight"),
-        ("Olmo2", {}, r"has the weights post_feedforward_layernorm\.weight"),
+        ("Gemma2", {}, "it has the weights pre_feedforward_layernorm.weight"),
+        ("Olmo2", {}, "it has the weights post_feedforward_layernorm.weight"),
         ("Mistral", {"sliding_window": 8}, "sliding_window = 8"),
-        ("Granite", {"residual_multiplier": 0.2}, r"residual_multiplier = 0\.2"),
-        ("Granite", {"logits_scaling": 3.0}, r"logits_scaling = 3\.0"),
-        ("Granite", {}, r"queries are scaled by 1\.0, not by 8\*\*-0\.5"),
-        ("Mixtral", {}, r"has the weights mlp\."),
+        ("Granite", {"residual_multiplier": 0.2}, "residual_multiplier = 0.2"),
+        ("Granite", {"logits_scaling": 3.0}, "logits_scaling = 3.0"),
+        ("Granite", {}, "queries are scaled by 1.0, not by 8**-0.5"),
+        ("Mixtral", {}, "it has the weights mlp.gate.weight"),
+        ("Qwen3", {}, "queries are normalised by Qwen3RMSNorm"),
+        ("Llama", {"hidden_act": "relu"}, "its activation 'relu' is none of silu, swish, gelu"),
+        # Rotates pairs of neighbours, with the weights and the configuration of a Llama.
+        ("Helium", {}, "its rules are not known"),
     ],
 )
-def test_what_a_llama_has_not_is_refused_and_not_left_out(kind, more, says):
+def test_decoder_of_another_kind_is_named_with_reason(kind, more, reason):
     config = getattr(transformers, f"{kind}Config")(**SIZES, head_dim=8, **more)
-    module = getattr(transformers, f"{kind}ForCausalLM")(config)
-    with pytest.raises(InputError, match=rf"{kind}DecoderLayer is no decoder of the Llama kind; .*{says}"):
-        view_of_modules(module.model, module.lm_head)
+    vlm = SimpleNamespace(module=getattr(transformers, f"{kind}ForCausalLM")(config))
+    assert find_unsupported(vlm).startswith(f"{kind}DecoderLayer is not of the Llama kind: {reason}")
+    with pytest.raises(InputError, match="its family must give decoder_view"):
+        decoder_view(vlm)
 
 
 @pytest.mark.parametrize(
@@ -317,26 +322,16 @@ def test_other_names_for_a_llama_are_taken(kind, more):
     torch.manual_seed(0)
     config = getattr(transformers, f"{kind}Config")(**SIZES, pad_token_id=0, **more)
     module = getattr(transformers, f"{kind}ForCausalLM")(config).double().eval()
-    decoder = Decoder(SimpleNamespace(module=module, image_rows=torch.arange(4), device=torch.device("cpu")))
+    runner = build_model_runner(SimpleNamespace(module=module, image_rows=torch.arange(4), device=torch.device("cpu")))
     ids = torch.tensor([[3, 1, 4, 1, 5]])
     with torch.no_grad():
-        found = decoder.logits(decoder.hidden(ids)[0])
+        found = runner.logits(runner.forward(ids)[0])
         torch.testing.assert_close(found, module(ids).logits[0], rtol=0, atol=1e-6)  # their angles are float32
 
 
-def test_decoders_of_another_kind_are_refused(vlm):
-    class Other:
-        module = torch.nn.Linear(2, 2)
-
-    with pytest.raises(InputError, match=r"Linear has no decoder of the Llama kind; its family must give decoder_view"):
-        Decoder(Other())
-    vlm.inner.model.config.hidden_act = "relu"
-    with pytest.raises(InputError, match="activation 'relu' is none of silu"):
-        Decoder(vlm)
-    vlm.inner.model.config.hidden_act = "silu"
-    vlm.inner.model.layers[0].self_attn.q_norm = torch.nn.RMSNorm(16)
-    with pytest.raises(InputError, match="queries are normalised by RMSNorm"):
-        Decoder(vlm)
+def test_module_that_is_no_decoder_is_refused():
+    with pytest.raises(InputError, match="Linear cannot be sampled from: it is no model of transformers"):
+        build_model_runner(SimpleNamespace(module=torch.nn.Linear(2, 2)))
 
 
 @pytest.mark.parametrize("rows", [1, 2, 8, 33])

@@ -12,17 +12,17 @@ from wm.errors import InputError
 from wm.models import flatten, load_model
 from wm.nano.preset import NanoPreset, build_nano
 from wm.sampling import (
-    Decoder,
     Sampling,
-    draw,
+    build_model_runner,
     generate_texts,
+    invert_cdf,
     probabilities,
     sample_images,
     speculate_images,
     uniform_noise,
 )
 from wm.sampling.batches import POSITIONS_AT_ONCE
-from wm.sampling.noise import seeds_of
+from wm.sampling.noise import expand_seeds
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def test_greedy_probability_is_all_on_the_first_maximum():
 def test_draw_at_the_edges():
     probs = torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0]], dtype=torch.float64)
     cases = {0.0: 1, 0.2499: 1, 0.25: 3, 0.999999: 3, 1.0: 3}
-    assert {noise: int(draw(probs, torch.tensor([noise]).double())) for noise in cases} == cases
+    assert {noise: int(invert_cdf(probs, torch.tensor([noise]).double())) for noise in cases} == cases
 
 
 def test_noise_is_a_function_of_seed_candidate_and_position():
@@ -240,9 +240,9 @@ def test_a_temperature_next_to_none_is_greedy():
 
 def test_the_choice_of_a_batch_is_told_once(vlm, caplog):
     caplog.set_level("INFO", logger="wm.sampling")
-    decoder = Decoder(vlm)
+    runner = build_model_runner(vlm)
     for _ in range(2):
-        sample_images(vlm, [[0, 1]] * 3, num_samples=2, batch_size=4, decoder=decoder)
+        sample_images(vlm, [[0, 1]] * 3, num_samples=2, batch_size=4, runner=runner)
     assert [record.getMessage() for record in caplog.records] == [
         f"3 sources, 2 candidates each, 4 rows at once (at most {POSITIONS_AT_ONCE} positions), plain decoding"
     ]
@@ -251,10 +251,10 @@ def test_the_choice_of_a_batch_is_told_once(vlm, caplog):
 def test_seeds_may_be_numpy_integers_but_no_floats():
     expected = [uniform_noise(7, 0, 5), uniform_noise(2**63 - 1, 0, 5)]
     for seeds in ([7, 2**63 - 1], np.array([7, 2**63 - 1]), torch.tensor([7, 2**63 - 1])):
-        noise = [uniform_noise(seed, 0, 5) for seed in seeds_of(seeds, 2)]
+        noise = [uniform_noise(seed, 0, 5) for seed in expand_seeds(seeds, 2)]
         assert np.array_equal(noise, expected)
     for seed in (np.int64(7), torch.tensor(7)):
-        assert seeds_of(seed, 3) == [7, 7, 7] and type(seeds_of(seed, 1)[0]) is int
+        assert expand_seeds(seed, 3) == [7, 7, 7] and type(expand_seeds(seed, 1)[0]) is int
     for seed in (1.5, [0, 1.5], np.array([0.0, 1.0]), "12"):
         with pytest.raises(InputError, match=r"seed = .*expected integers of at least 0"):
-            seeds_of(seed, 2)
+            expand_seeds(seed, 2)

@@ -8,8 +8,9 @@ import torch
 from tests.helpers.models_reference import lively
 from wm.errors import InputError
 from wm.models import flatten, load_model
-from wm.sampling import Decoder, ImagePool, ImageRequest, Sampling, sample_images
+from wm.sampling import ImageEngine, ImageRequest, Sampling, build_model_runner, sample_images
 from wm.sampling import scheduler as module
+from wm.sampling.llama_runner import LlamaRunner
 
 
 @pytest.fixture(scope="module")
@@ -18,8 +19,8 @@ def vlm(tiny_base):
 
 
 @pytest.fixture(scope="module")
-def decoder(vlm):
-    return Decoder(vlm)
+def runner(vlm):
+    return build_model_runner(vlm)
 
 
 def request_of(vlm, number, count=2, sampling=None, first=0):
@@ -28,7 +29,7 @@ def request_of(vlm, number, count=2, sampling=None, first=0):
     return ImageRequest(tuple(prefix), count, sampling or Sampling(), seed=number, first_candidate=first)
 
 
-def alone(vlm, decoder, request):
+def alone(vlm, runner, request):
     return sample_images(
         vlm,
         [request.prefix],
@@ -36,7 +37,7 @@ def alone(vlm, decoder, request):
         first_candidate=request.first_candidate,
         sampling=request.sampling,
         seed=request.seed,
-        decoder=decoder,
+        runner=runner,
     )[0]
 
 
@@ -47,18 +48,18 @@ class Collected:
         self.pool, self.codes, self.last, self.order = pool, {}, {}, []
 
     def advance(self):
-        for grown in self.pool.advance():
-            assert grown.key not in self.last, "something came after the last"
-            if grown.is_whole:
+        for grown in self.pool.step():
+            assert grown.request_id not in self.last, "something came after the last"
+            if grown.is_complete:
                 for candidate, codes in zip(grown.candidates, grown.codes.tolist(), strict=True):
-                    assert candidate not in self.codes.setdefault(grown.key, {})
-                    self.codes[grown.key][candidate] = codes
-            if grown.is_last:
-                self.last[grown.key] = True
-                self.order.append(grown.key)
+                    assert candidate not in self.codes.setdefault(grown.request_id, {})
+                    self.codes[grown.request_id][candidate] = codes
+            if grown.is_finished:
+                self.last[grown.request_id] = True
+                self.order.append(grown.request_id)
 
     def run(self):
-        while self.pool.num_requests:
+        while self.pool.num_unfinished:
             self.advance()
 
     def images(self, key, request):
@@ -71,85 +72,85 @@ SETTINGS = [Sampling(), Sampling(greedy=True), Sampling(temperature=0.7, top_k=9
 
 
 @pytest.mark.parametrize("positions", [None, 400, 1])
-def test_requests_that_come_at_any_time_get_what_they_get_alone(vlm, decoder, positions):
+def test_requests_that_come_at_any_time_get_what_they_get_alone(vlm, runner, positions):
     rng = random.Random(5)
-    pool = ImagePool(vlm, decoder, positions=positions, line_tokens=1)
+    pool = ImageEngine(vlm, runner, token_budget=positions, line_tokens=1)
     collected, requests = Collected(pool), {}
     for number in range(12):
         request = request_of(vlm, number, rng.randint(1, 5), rng.choice(SETTINGS), first=rng.randint(0, 3))
-        requests[pool.add(request)] = request
+        requests[pool.add_request(request)] = request
         for _ in range(rng.randint(0, 2)):
             collected.advance()
     collected.run()
     for key, request in requests.items():
-        assert torch.equal(collected.images(key, request), alone(vlm, decoder, request)), request
+        assert torch.equal(collected.images(key, request), alone(vlm, runner, request)), request
     assert len({str(collected.codes[key]) for key in requests}) == len(requests)
-    assert pool.num_rows == pool.num_waiting == 0
+    assert pool.num_running_rows == pool.num_waiting == 0
 
 
 def test_float64_images_of_mixed_places_are_exact(tiny_base):
     vlm = lively(load_model(tiny_base, dtype=torch.float64))
-    decoder = Decoder(vlm)
-    pool = ImagePool(vlm, decoder, line_tokens=1)
+    runner = build_model_runner(vlm)
+    pool = ImageEngine(vlm, runner, line_tokens=1)
     collected = Collected(pool)
     requests = {}
     for number in range(3):
         request = request_of(vlm, number, 3)
-        requests[pool.add(request)] = request
+        requests[pool.add_request(request)] = request
         collected.advance()
-    assert len({batch.position for batch in pool._running}) > 1, "they should be at several positions"
+    assert len({batch.images.position for batch in pool._running}) > 1, "they should be at several positions"
     collected.run()
     for key, request in requests.items():
-        assert torch.equal(collected.images(key, request), alone(vlm, decoder, request))
+        assert torch.equal(collected.images(key, request), alone(vlm, runner, request))
 
 
-def test_lines_are_told_as_they_are_done(vlm, decoder):
-    pool = ImagePool(vlm, decoder)
+def test_lines_are_told_as_they_are_done(vlm, runner):
+    pool = ImageEngine(vlm, runner)
     request = request_of(vlm, 3)
-    key = pool.add(request)
-    expected = alone(vlm, decoder, request)
+    key = pool.add_request(request)
+    expected = alone(vlm, runner, request)
     lengths = []
-    while pool.num_requests:
-        (grown,) = pool.advance()
-        assert grown.key == key and torch.equal(grown.codes, expected[:, : grown.codes.shape[1]])
-        assert grown.is_whole == grown.is_last == (grown.codes.shape[1] == vlm.tokens_per_image)
+    while pool.num_unfinished:
+        (grown,) = pool.step()
+        assert grown.request_id == key and torch.equal(grown.codes, expected[:, : grown.codes.shape[1]])
+        assert grown.is_complete == grown.is_finished == (grown.codes.shape[1] == vlm.tokens_per_image)
         lengths.append(grown.codes.shape[1])
     assert lengths == sorted(set(lengths)) and lengths[-1] == vlm.tokens_per_image and len(lengths) > 1
 
 
-def test_a_dropped_request_leaves_and_the_others_go_on(vlm, decoder):
-    pool = ImagePool(vlm, decoder, line_tokens=1)
+def test_a_dropped_request_leaves_and_the_others_go_on(vlm, runner):
+    pool = ImageEngine(vlm, runner, line_tokens=1)
     requests = [request_of(vlm, number) for number in range(3)]
-    keys = [pool.add(request) for request in requests]
+    keys = [pool.add_request(request) for request in requests]
     collected = Collected(pool)
     collected.advance()
-    rows = pool.num_rows
-    pool.drop(keys[1])
-    pool.drop(999)
+    rows = pool.num_running_rows
+    pool.abort_request(keys[1])
+    pool.abort_request(999)
     collected.advance()
-    assert pool.num_rows == rows - 2
+    assert pool.num_running_rows == rows - 2
     collected.run()
     assert keys[1] not in collected.codes
     for key, request in ((keys[0], requests[0]), (keys[2], requests[2])):
-        assert torch.equal(collected.images(key, request), alone(vlm, decoder, request))
-    waiting = pool.add(requests[0])
-    pool.drop(waiting)
-    assert pool.num_requests == pool.num_waiting == 0 and pool.advance() == []
+        assert torch.equal(collected.images(key, request), alone(vlm, runner, request))
+    waiting = pool.add_request(requests[0])
+    pool.abort_request(waiting)
+    assert pool.num_unfinished == pool.num_waiting == 0 and pool.step() == []
 
 
-def test_a_large_request_lets_small_ones_pass(vlm, decoder):
+def test_a_large_request_lets_small_ones_pass(vlm, runner):
     length = len(request_of(vlm, 0).prefix) + 4 + vlm.tokens_per_image
-    pool = ImagePool(vlm, decoder, positions=8 * length)
-    large = pool.add(request_of(vlm, 0, 40))
-    small = [pool.add(request_of(vlm, number, 1)) for number in range(1, 4)]
+    pool = ImageEngine(vlm, runner, token_budget=8 * length)
+    large = pool.add_request(request_of(vlm, 0, 40))
+    small = [pool.add_request(request_of(vlm, number, 1)) for number in range(1, 4)]
     collected = Collected(pool)
     collected.run()
     assert collected.order == [*small, large]
 
 
-def test_too_little_memory_halves_the_room_and_nothing_is_lost(vlm, decoder, monkeypatch, caplog):
-    pool = ImagePool(vlm, decoder)
-    held = Decoder.step_together
+def test_too_little_memory_halves_the_room_and_nothing_is_lost(vlm, runner, monkeypatch, caplog):
+    pool = ImageEngine(vlm, runner)
+    held = LlamaRunner.step
     most = 6
 
     def limited(self, groups):
@@ -157,38 +158,38 @@ def test_too_little_memory_halves_the_room_and_nothing_is_lost(vlm, decoder, mon
             raise torch.OutOfMemoryError("no memory")
         return held(self, groups)
 
-    monkeypatch.setattr(Decoder, "step_together", limited)
+    monkeypatch.setattr(LlamaRunner, "step", limited)
     requests = {}
     for number in range(5):
         request = request_of(vlm, number, 3)
-        requests[pool.add(request)] = request
+        requests[pool.add_request(request)] = request
     collected = Collected(pool)
     with caplog.at_level("WARNING", logger=module.__name__):
         collected.run()
     assert "out of memory" in caplog.text
     for key, request in requests.items():
-        assert torch.equal(collected.images(key, request), alone(vlm, decoder, request))
+        assert torch.equal(collected.images(key, request), alone(vlm, runner, request))
     most = 0
-    pool.add(requests[0])
+    pool.add_request(requests[0])
     with pytest.raises(torch.OutOfMemoryError, match="no memory"):
         collected.run()
 
 
 def test_steps_that_are_recorded_take_one_batch_after_the_other(vlm):
-    static = Decoder(vlm, stepping="static")
-    pool = ImagePool(vlm, static)
+    static = build_model_runner(vlm, stepping="static")
+    pool = ImageEngine(vlm, static)
     requests = {}
     for number in range(5):
         request = request_of(vlm, number, 2, SETTINGS[number % 2 * 2])
-        requests[pool.add(request)] = request
+        requests[pool.add_request(request)] = request
     collected = Collected(pool)
     batches = set()
-    while pool.num_requests:
+    while pool.num_unfinished:
         collected.advance()
         batches.add(len(pool._running))
     assert batches <= {0, 1}
     for key, request in requests.items():
-        assert torch.equal(collected.images(key, request), alone(vlm, Decoder(vlm), request))
+        assert torch.equal(collected.images(key, request), alone(vlm, build_model_runner(vlm), request))
 
 
 @pytest.mark.parametrize("field", ["num_samples", "seed", "first_candidate"])
@@ -198,8 +199,8 @@ def test_numbers_below_the_least_are_refused(field):
 
 
 @pytest.mark.parametrize(("prefix", "says"), [((), "prefix 0 is empty"), ((10**9,), "outside the vocabulary")])
-def test_prefixes_that_are_none_are_refused_when_they_come(vlm, decoder, prefix, says):
-    pool = ImagePool(vlm, decoder)
+def test_prefixes_that_are_none_are_refused_when_they_come(vlm, runner, prefix, says):
+    pool = ImageEngine(vlm, runner)
     with pytest.raises(InputError, match=says):
-        pool.add(ImageRequest(prefix, 1))
-    assert pool.num_requests == 0
+        pool.add_request(ImageRequest(prefix, 1))
+    assert pool.num_unfinished == 0

@@ -8,7 +8,8 @@ from tests.helpers.models_reference import lively, reference_logprob
 from wm.dynamics import score_actions, score_observations
 from wm.dynamics.scoring import completion_logprobs
 from wm.models import flatten, load_model
-from wm.sampling import Decoder
+from wm.sampling import build_model_runner
+from wm.sampling.llama_layers import LlamaLayers
 
 
 @pytest.fixture(scope="module")
@@ -57,20 +58,20 @@ def test_observation_scores_in_float64(vlm):
         )
         for source, target, action in zip(source_BN, target_BN, actions, strict=True)
     ]
-    decoder = Decoder(vlm)
+    runner = build_model_runner(vlm)
     assert score_observations(vlm, source_BN, actions, target_BN) == pytest.approx(expected, abs=1e-10)
-    assert score_observations(vlm, source_BN, actions, target_BN, decoder=decoder) == pytest.approx(expected, abs=1e-10)
+    assert score_observations(vlm, source_BN, actions, target_BN, runner=runner) == pytest.approx(expected, abs=1e-10)
 
 
 def test_a_shared_source_is_read_once(vlm, monkeypatch):
     tokens = []
-    run = Decoder.run
+    run = LlamaLayers.run
 
     def counting(self, ids_X, *rest):
         tokens.append(len(ids_X))
         return run(self, ids_X, *rest)
 
-    monkeypatch.setattr(Decoder, "run", counting)
+    monkeypatch.setattr(LlamaLayers, "run", counting)
     target_BN = np.random.default_rng(1).integers(0, 16, (8, 4))
     score_actions(vlm, [[1, 2, 3, 4]] * 8, target_BN, ["put the cup"] * 8)
     # bos boi SOURCE eoi boi once, then TARGET eoi, three words and the end of each.

@@ -8,7 +8,7 @@ from wm.dynamics import sample_observations, speculate_observations
 from wm.errors import InputError
 from wm.models import flatten
 from wm.nano.preset import TINY, TINY_WORDS, NanoPreset, build_nano
-from wm.sampling import Decoder, Sampling, sample_images, speculate_images
+from wm.sampling import Sampling, build_model_runner, sample_images, speculate_images
 
 PRESET = NanoPreset(**{**vars(TINY), "channel_multiplier": (1, 1, 1)})
 """16 tokens an image."""
@@ -82,7 +82,14 @@ def test_counts_of_a_fixed_draft_are_those_of_a_slow_walk(vlm):
     drafts_BKN = draft_of(codes_BKN, 0.7)
     block = 3
     found = speculate_images(
-        vlm, prefixes, drafts_BKN, num_samples=5, num_draft_tokens=block, seed=4, redraft=False, decoder=Decoder(vlm)
+        vlm,
+        prefixes,
+        drafts_BKN,
+        num_samples=5,
+        num_draft_tokens=block,
+        seed=4,
+        redraft=False,
+        runner=build_model_runner(vlm),
     )
     for source in range(3):
         for candidate in range(5):

@@ -9,7 +9,6 @@ import numpy.typing as npt
 import torch
 
 from wm.dynamics import (
-    Decoder,
     Sampling,
     propose_actions,
     sample_observations,
@@ -26,6 +25,7 @@ from wm.evaluation.probe import Likelihoods, Scorer
 from wm.images import Pixels
 from wm.judging import Judge, JudgeScore
 from wm.models import ImageCodec, UnifiedVLM
+from wm.sampling import ModelRunner
 
 JUDGE_METRICS = ("final", "editing_success", "minimal_editing", "right", "copied")
 IMAGE_METRICS = ("l1", "unchanged_tokens")
@@ -98,8 +98,8 @@ def sample_bank(
     seed: int,
     batch_size: int = 32,
     num_draft_tokens: int = 0,
-    decoder: Decoder | None = None,
-    verifier_decoder: Decoder | None = None,
+    runner: ModelRunner | None = None,
+    verifier_runner: ModelRunner | None = None,
 ) -> Bank:
     """Sample ``num_candidates`` observations for each triplet, verify and score them; equal ones are scored once.
 
@@ -117,8 +117,8 @@ def sample_bank(
         seed: Sampling seed of the run.
         batch_size: Rows of a pass.
         num_draft_tokens: Sample speculatively, with so many codes of the source drafted a pass; 0: one code a pass.
-        decoder: That of ``fdm`` as it is now; built here without it.
-        verifier_decoder: That of ``verifier`` as it is now; built here without it.
+        runner: That of ``fdm`` as it is now; built here without it.
+        verifier_runner: That of ``verifier`` as it is now; built here without it.
 
     Returns:
         The candidates with their figures.
@@ -126,7 +126,7 @@ def sample_bank(
     sources, actions = held_out.source_codes, held_out.actions
     settings: dict[str, Any] = {"num_samples": num_candidates, "sampling": sampling}
     settings["seed"] = held_out.sampling_seeds(seed)
-    settings |= {"batch_size": batch_size, "decoder": decoder}
+    settings |= {"batch_size": batch_size, "runner": runner}
     with torch.inference_mode():
         if num_draft_tokens:
             codes = speculate_observations(fdm, sources, actions, num_draft_tokens=num_draft_tokens, **settings).codes
@@ -139,7 +139,7 @@ def sample_bank(
     verifier_BK = tokens_B = None
     if verifier is not None:
         verifier_BK, tokens_B = verifier_scores(
-            verifier, held_out, codes_BKN, batch_size=batch_size, decoder=verifier_decoder
+            verifier, held_out, codes_BKN, batch_size=batch_size, runner=verifier_runner
         )
     return Bank(codes_BKN, {name: value_M[index_BK] for name, value_M in metrics.items()}, verifier_BK, tokens_B)
 
@@ -150,7 +150,7 @@ def verifier_scores(
     codes_BKN: Codes,
     *,
     batch_size: int = 32,
-    decoder: Decoder | None = None,
+    runner: ModelRunner | None = None,
 ) -> tuple[Floats, Floats]:
     """Compute log p(action | source, candidate) in nats, (B, K), and the number of tokens of each action, (B,)."""
     with torch.inference_mode():
@@ -160,7 +160,7 @@ def verifier_scores(
             held_out.actions,
             torch.from_numpy(codes_BKN),
             batch_size=batch_size,
-            decoder=decoder,
+            runner=runner,
         )
     score_BK = np.zeros(codes_BKN.shape[:2])
     # Verification returns candidates by rank; the bank keeps the order of sampling.
@@ -247,7 +247,7 @@ def propose(
     *,
     max_new_tokens: int = 32,
     batch_size: int = 32,
-    decoder: Decoder | None = None,
+    runner: ModelRunner | None = None,
 ) -> tuple[list[str], list[float], Floats | None]:
     """Propose the greedy action of an IDM for each triplet.
 
@@ -257,7 +257,7 @@ def propose(
         action_is_right: Checks an action in the true images, if a world can.
         max_new_tokens: Max length of an action.
         batch_size: Rows of a pass.
-        decoder: That of ``idm`` as it is now; built here without it.
+        runner: That of ``idm`` as it is now; built here without it.
 
     Returns:
         The texts, their mean log-probability a token in nats, and 1.0 or 0.0 for right or wrong (B,), or None.
@@ -269,7 +269,7 @@ def propose(
             held_out.target_codes,
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
-            decoder=decoder,
+            runner=runner,
         )
     texts = [answer.text for answer in proposed]
     right_B = None
@@ -282,12 +282,12 @@ def propose(
     return texts, [answer.mean_logprob for answer in proposed], right_B
 
 
-def idm_scorer(idm: UnifiedVLM, *, batch_size: int = 32, decoder: Decoder | None = None) -> Scorer:
+def idm_scorer(idm: UnifiedVLM, *, batch_size: int = 32, runner: ModelRunner | None = None) -> Scorer:
     """Build the probe's scorer: log p(action | source, target) and the action's tokens."""
 
     def scorer(source_BN: torch.Tensor, target_BN: torch.Tensor, actions: Sequence[str]) -> Likelihoods:
         with torch.inference_mode():
-            scored = score_actions(idm, source_BN, target_BN, actions, batch_size=batch_size, decoder=decoder)
+            scored = score_actions(idm, source_BN, target_BN, actions, batch_size=batch_size, runner=runner)
         return Likelihoods(
             np.array([action.logprob for action in scored]), np.array([float(action.num_tokens) for action in scored])
         )
@@ -318,12 +318,12 @@ def pixel_scorer(vlm: VLMScorer, held_out: HeldOut, *, batch_size: int = 8) -> S
     return scorer
 
 
-def fdm_scorer(fdm: UnifiedVLM, *, batch_size: int = 32, decoder: Decoder | None = None) -> Scorer:
+def fdm_scorer(fdm: UnifiedVLM, *, batch_size: int = 32, runner: ModelRunner | None = None) -> Scorer:
     """Build the probe's scorer: log p(target | source, action) and the image's tokens."""
 
     def scorer(source_BN: torch.Tensor, target_BN: torch.Tensor, actions: Sequence[str]) -> Likelihoods:
         with torch.inference_mode():
-            sums = score_observations(fdm, source_BN, actions, target_BN, batch_size=batch_size, decoder=decoder)
+            sums = score_observations(fdm, source_BN, actions, target_BN, batch_size=batch_size, runner=runner)
         return Likelihoods(np.array(sums), np.full(len(actions), float(target_BN.shape[1])))
 
     return scorer

@@ -7,8 +7,8 @@ the candidates' caches up to the end of the current bucket of positions, masked 
 bucket. Where Triton is at hand (:mod:`wm.sampling.kernels.triton_attention`) the position itself ends the reading, and
 one recording serves all.
 
-How (``stepping`` of :class:`~wm.sampling.model_runner.Decoder`): ``static`` calls the step, on any device; ``graph``
-records it as a CUDA graph; ``compiled`` has torch.compile fuse what surrounds attention first. What fails is
+How (``stepping`` of :class:`~wm.sampling.llama_runner.LlamaRunner`): ``static`` calls the step, on any device;
+``graph`` records it as a CUDA graph; ``compiled`` has torch.compile fuse what surrounds attention first. What fails is
 replaced by the next simpler way: ``compiled``, ``graph``, that without Triton, then ``plain``, which is no step of this
 module.
 
@@ -22,11 +22,14 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from wm.sampling.cache import Prefix
 from wm.sampling.guidance import Candidates
 from wm.sampling.kernels.attention import attend_shared
 from wm.sampling.kernels.triton_attention import StepAttention, can_attend
-from wm.sampling.model_runner import Attend, Decoder, Parts, Stepping
-from wm.sampling.noise import Sampling, choose
+from wm.sampling.llama_layers import Attend, LlamaLayers, Parts
+from wm.sampling.llama_runner import LlamaRunner
+from wm.sampling.model_runner import Stepping
+from wm.sampling.noise import Sampling, sample_tokens
 from wm.sampling.slots import Slots
 
 BUCKET = 128
@@ -47,48 +50,48 @@ class StaticSteps:
 
     def __init__(self, candidates: Candidates, each: int, slots: Slots, sampling: Sampling) -> None:
         self.key = key_of(candidates, each, slots, sampling)
-        decoder = candidates.decoder
-        self._decoder, self._slots, self._sampling = decoder, slots, sampling
-        self._mixed, self._conditions = candidates.mixing(), candidates.conditions
-        view, device = decoder.view, decoder.device
+        runner = _fast_runner(candidates)
+        self._runner, self._slots, self._sampling = runner, slots, sampling
+        self._head, self._conditions = candidates.build_head(), candidates.conditions
+        view, device = runner.view, runner.device
         prefixes, _, prefix_capacity, length, _ = self.key
         num_rows = prefixes * each
         num_images = num_rows // self._conditions
         shape = (len(view.layers), prefixes, view.num_groups, prefix_capacity, view.head_width)
         # Every tensor of a step is allocated here, once: a recording refers to memory, not to values.
-        self._prefix_keys = torch.zeros(shape, dtype=decoder.dtype, device=device)
+        self._prefix_keys = torch.zeros(shape, dtype=runner.dtype, device=device)
         self._prefix_values = torch.zeros_like(self._prefix_keys)
-        self._rows = decoder.reserve(num_rows, length)
+        self._rows = runner.reserve(num_rows, length)
         self._lengths_P = torch.ones(prefixes, dtype=torch.int64, device=device)
         self._starts_R = torch.ones(num_rows, dtype=torch.int64, device=device)
         self._each = each
-        self._rotation = decoder.rotations(slice(0, prefix_capacity + length), prefix_capacity + length)
+        self._rotation = runner.layers.rotations(slice(0, prefix_capacity + length), prefix_capacity + length)
         self._positions_F = torch.arange(length, device=device)
         self._positions_T = torch.arange(prefix_capacity, device=device)
         self._position_1 = torch.zeros(1, dtype=torch.int64, device=device)
         self._noise_LR = torch.zeros((length, num_images), dtype=torch.float64, device=device)
-        self._logits_RV = torch.zeros((num_images, len(decoder.image_rows)), dtype=decoder.dtype, device=device)
+        self._logits_RV = torch.zeros((num_images, len(runner.image_rows)), dtype=runner.dtype, device=device)
         self.codes_RL = torch.zeros((num_images, length), dtype=torch.int64, device=device)
         self._parts: Parts | None = None
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        self._kernel = StepAttention(num_rows, prefixes, prefix_capacity, length, view) if can_attend(decoder) else None
+        self._kernel = StepAttention(num_rows, prefixes, prefix_capacity, length, view) if can_attend(runner) else None
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the caches."""
         return 2 * self._prefix_keys.numel() * self._prefix_keys.element_size() + self._rows.num_bytes()
 
-    def begin(self, candidates: Candidates, noise_RL: Tensor) -> None:
+    def begin(self, candidates: Candidates, noise_LR: Tensor) -> None:
         """Take over the prefixes of ``candidates`` and the noise (0 at row ends)."""
         # Copied into the buffers that the recordings read. What is beyond a prefix is masked by its length.
-        prefix = candidates.prefix
+        prefix = _shared_prefix(candidates)
         longest = prefix.keys[0].shape[2]
         for layer, (keys, values) in enumerate(zip(prefix.keys, prefix.values, strict=True)):
             self._prefix_keys[layer, :, :, :longest].copy_(keys)
             self._prefix_values[layer, :, :, :longest].copy_(values)
         self._lengths_P.copy_(torch.tensor(prefix.lengths))
         self._starts_R.copy_(self._lengths_P.repeat_interleave(self._each))
-        self._noise_LR.copy_(noise_RL.T)
+        self._noise_LR.copy_(noise_LR)
         self._logits_RV.copy_(candidates.start_logits(self._each))
         self._position_1.zero_()
 
@@ -106,19 +109,19 @@ class StaticSteps:
 
     def step(self, filled: int) -> None:
         """Take one step at the position that the device knows, in a bucket that ends at ``filled``."""
-        decoder, position_1 = self._decoder, self._position_1
+        runner, position_1 = self._runner, self._position_1
         ids_R = self._slots.rows[self._sample()].repeat(self._conditions)
         positions_R = self._starts_R + position_1
         rotation = (self._rotation[0][positions_R], self._rotation[1][positions_R])
-        hidden_RH = decoder.run(ids_R, rotation, self._attend(filled), self._parts)
-        self._logits_RV.copy_(self._mixed(hidden_RH))
+        hidden_RH = runner.layers.run(ids_R, rotation, self._attend(filled), self._parts)
+        self._logits_RV.copy_(self._head(hidden_RH))
         position_1.add_(1)
 
     def _sample(self) -> Tensor:
         """Sample and store the codes int64 (R,) at the position."""
         position_1 = self._position_1
         noise_R = self._noise_LR.index_select(0, position_1)[0]
-        code_R = choose(self._logits_RV, noise_R, self._sampling)
+        code_R = sample_tokens(self._logits_RV, noise_R, self._sampling)
         code_R = self._slots.settle_at(code_R, position_1.expand(len(code_R)))
         self.codes_RL.index_copy_(1, position_1, code_R[:, None])
         return code_R
@@ -149,21 +152,21 @@ class StaticSteps:
 
     def compile(self) -> None:
         """Fuse what surrounds attention; the kernels are made at the first step."""
-        self._parts = compiled_parts(self._decoder)
+        self._parts = compile_parts(self._runner.layers)
 
     def record(self) -> None:
         """Record the step of every bucket as a CUDA graph, each after steps that are not recorded: they make kernels
         and work spaces."""
-        stream = torch.cuda.Stream(self._decoder.device)  # type: ignore[no-untyped-call]
+        stream = torch.cuda.Stream(self._runner.device)  # type: ignore[no-untyped-call]
         pool = torch.cuda.graph_pool_handle()
         for bucket in sorted({self._bucket(position) for position in range(self.codes_RL.shape[1] - 1)}, reverse=True):
             # A side stream, as recordings need; the longest bucket first, whose memory serves all others.
-            stream.wait_stream(torch.cuda.current_stream(self._decoder.device))
+            stream.wait_stream(torch.cuda.current_stream(self._runner.device))
             with torch.cuda.stream(stream):
                 for _ in range(2):
                     self._position_1.zero_()
                     self.step(bucket)
-            torch.cuda.current_stream(self._decoder.device).wait_stream(stream)
+            torch.cuda.current_stream(self._runner.device).wait_stream(stream)
             # One memory pool for all recordings: they never run at the same time.
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
@@ -171,27 +174,34 @@ class StaticSteps:
             self._graphs[bucket] = graph
 
 
-def compiled_parts(decoder: Decoder, backend: str | Callable[..., object] = "inductor") -> Parts:
+def compile_parts(layers: LlamaLayers, backend: str | Callable[..., object] = "inductor") -> Parts:
     """Compile the halves of a layer around attention, each once for all layers."""
-    before = torch.compile(decoder.before, backend=backend, fullgraph=True, dynamic=False)
-    after = torch.compile(decoder.after, backend=backend, fullgraph=True, dynamic=False)
+    before = torch.compile(layers.before, backend=backend, fullgraph=True, dynamic=False)
+    after = torch.compile(layers.after, backend=backend, fullgraph=True, dynamic=False)
     return Parts(before, after)
 
 
 def key_of(candidates: Candidates, each: int, slots: Slots, sampling: Sampling) -> Key:
     """Return what must be equal for buffers and recordings to serve again: number of prefixes, candidates of each,
     capacity for a prefix, slots, settings."""
-    prefix = candidates.prefix
+    prefix = _shared_prefix(candidates)
     capacity = -(-prefix.keys[0].shape[2] // PREFIX_MULTIPLE) * PREFIX_MULTIPLE
     return prefix.count, each, capacity, slots.count, sampling
 
 
-def static_steps(
-    candidates: Candidates, noise_RL: Tensor, each: int, sampling: Sampling, slots: Slots
+def build_static_steps(
+    candidates: Candidates, noise_LR: Tensor, each: int, sampling: Sampling, slots: Slots
 ) -> StaticSteps | None:
-    """Return steps that are ready to begin, those that the decoder holds where they fit.
+    """Build steps that are ready to begin, or take those that the runner holds where they fit.
 
-    They leave the decoder, so that two threads never share them: put them back when the image is done.
+    They leave the runner, so that two threads never share them: put them back when the image is done.
+
+    Args:
+        candidates: The prefixes, read.
+        noise_LR: float64, 0 at row ends.
+        each: Candidates of each prefix.
+        sampling: How a code is sampled.
+        slots: The family's image layout.
 
     Returns:
         None where images are decoded plainly.
@@ -199,42 +209,57 @@ def static_steps(
     Raises:
         torch.OutOfMemoryError: Where memory does not suffice.
     """
-    decoder = candidates.decoder
-    steps: StaticSteps | None = decoder.held
-    decoder.held = None
+    runner = candidates.runner
+    steps: StaticSteps | None = runner.static_steps
+    runner.static_steps = None
+    # Without steps to record there is no layout to compare either.
     if steps is not None and steps.key != key_of(candidates, each, slots, sampling):
         steps = None  # freed before memory for others is reserved
-    while steps is None and decoder.stepping != "plain":
+    while steps is None and runner.stepping != "plain":
         steps = _build_steps(candidates, each, sampling, slots)
     if steps is not None:
-        steps.begin(candidates, noise_RL)
+        steps.begin(candidates, noise_LR)
     return steps
 
 
 def _build_steps(candidates: Candidates, each: int, sampling: Sampling, slots: Slots) -> StaticSteps | None:
-    """Build steps as the decoder's stepping says; where that fails, choose a simpler stepping and return None."""
-    decoder = candidates.decoder
+    """Build steps as the runner's stepping says; where that fails, choose a simpler stepping and return None."""
+    runner = _fast_runner(candidates)
     try:
         steps = StaticSteps(candidates, each, slots, sampling)
-        if decoder.stepping == "compiled":
+        if runner.stepping == "compiled":
             steps.compile()
-        if decoder.stepping != "static":
+        if runner.stepping != "static":
             steps.record()
     except torch.OutOfMemoryError:
         raise  # a simpler stepping needs no less memory; the caller halves its batch
     except Exception as error:
-        if decoder.stepping not in SIMPLER:
+        if runner.stepping not in SIMPLER:
             raise
         text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        way = f"{decoder.stepping} decoding{' with Triton kernels' if can_attend(decoder) else ''}"
+        way = f"{runner.stepping} decoding{' with Triton kernels' if can_attend(runner) else ''}"
         # The kernels are given up before the recording is: a graph without them is still quicker than no graph.
-        if decoder.stepping == "graph" and can_attend(decoder):
-            decoder.kernels = False
+        if runner.stepping == "graph" and can_attend(runner):
+            runner.kernels = False
         else:
-            decoder.stepping = SIMPLER[decoder.stepping]
-        logger.warning("%s failed (%s); continuing with %s decoding", way, text, decoder.stepping)
+            runner.stepping = SIMPLER[runner.stepping]
+        logger.warning("%s failed (%s); continuing with %s decoding", way, text, runner.stepping)
         return None
     logger.info(
-        "%s decoding of %d rows: %.2f GB of caches", decoder.stepping, steps.key[0] * each, steps.num_bytes / 1e9
+        "%s decoding of %d rows: %.2f GB of caches", runner.stepping, steps.key[0] * each, steps.num_bytes / 1e9
     )
     return steps
+
+
+def _fast_runner(candidates: Candidates) -> LlamaRunner:
+    """Narrow the runner to the one that records steps."""
+    if not isinstance(candidates.runner, LlamaRunner):
+        raise TypeError(f"{type(candidates.runner).__name__} records no steps")
+    return candidates.runner
+
+
+def _shared_prefix(candidates: Candidates) -> Prefix:
+    """Narrow the prefixes to those of :class:`~wm.sampling.llama_runner.LlamaRunner`."""
+    if not isinstance(candidates.prefix, Prefix):
+        raise TypeError(f"{type(candidates.prefix).__name__} holds no keys and values")
+    return candidates.prefix

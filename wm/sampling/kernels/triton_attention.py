@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from wm.sampling.cache import Rows
-from wm.sampling.model_runner import Attend, Decoder
+from wm.sampling.llama_layers import Attend
+from wm.sampling.llama_runner import LlamaRunner
 from wm.sampling.weights_view import DecoderView
 
 QUERIES = 16
@@ -24,15 +25,13 @@ BUSY = 528
 """Programs that keep a large GPU busy (four for each of 132 multiprocessors)."""
 
 
-def can_attend(decoder: Decoder) -> bool:
-    """Return whether Triton is at hand and wanted and the kernels know the decoder's type and heads: their width, and
+def can_attend(runner: LlamaRunner) -> bool:
+    """Return whether Triton is at hand and wanted and the kernels know the runner's type and heads: their width, and
     no more to a group than a program has queries."""
-    view = decoder.view
-    of_type = decoder.dtype in (torch.bfloat16, torch.float16, torch.float32)
+    view = runner.view
+    of_type = runner.dtype in (torch.bfloat16, torch.float16, torch.float32)
     of_shape = view.head_width in (16, 32, 64, 128, 256) and view.num_heads // view.num_groups <= QUERIES
-    return (
-        decoder.kernels and of_type and of_shape and decoder.device.type == "cuda" and find_spec("triton") is not None
-    )
+    return runner.kernels and of_type and of_shape and runner.device.type == "cuda" and find_spec("triton") is not None
 
 
 class StepAttention:
@@ -51,7 +50,7 @@ class StepAttention:
         device = view.embedding.device
         shape = (sum(self._parts), num_rows, view.num_heads, view.head_width)
         # In float32: the merger weighs parts by exponentials of differences.
-        self._mixed_parts = torch.zeros(shape, dtype=torch.float32, device=device)
+        self._head_parts = torch.zeros(shape, dtype=torch.float32, device=device)
         self._lse_parts = torch.zeros(shape[:-1], dtype=torch.float32, device=device)
 
     def _programs(self, chunk: int) -> int:
@@ -62,7 +61,7 @@ class StepAttention:
     def of(
         self, prefix_keys: Tensor, prefix_values: Tensor, rows: Rows, lengths_P: Tensor, position_1: Tensor
     ) -> Attend:
-        """Build the function that the decoder calls in each layer.
+        """Build the function that the runner calls in each layer.
 
         ``prefix_keys`` (layers, P, G, T, D) are filled up to ``lengths_P``; ``rows`` up to ``position_1``, where the
         new keys and values are stored.
@@ -102,7 +101,7 @@ class StepAttention:
             *prefix,
             *own,
             *until,
-            self._mixed_parts,
+            self._head_parts,
             self._lse_parts,
             self._num_rows,
             self._num_prefixes,
@@ -126,7 +125,7 @@ class StepAttention:
             (self._num_rows, view.num_heads * view.head_width), dtype=query_RAD.dtype, device=query_RAD.device
         )
         kernels.merge_parts[(number,)](
-            self._mixed_parts,
+            self._head_parts,
             self._lse_parts,
             mixed,
             number,

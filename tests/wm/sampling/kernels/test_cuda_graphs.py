@@ -15,10 +15,10 @@ from tests.helpers.models_families import write_emu3, write_janus, write_liquid
 from tests.helpers.models_reference import lively
 from wm.models import flatten, load_model
 from wm.nano.preset import TINY, TINY_WORDS, NanoPreset, build_nano
-from wm.sampling import Decoder, Sampling, sample_images
+from wm.sampling import Sampling, build_model_runner, sample_images
 from wm.sampling.guidance import Candidates
 from wm.sampling.kernels import cuda_graphs, triton_attention
-from wm.sampling.kernels.cuda_graphs import StaticSteps, compiled_parts
+from wm.sampling.kernels.cuda_graphs import StaticSteps, compile_parts
 from wm.sampling.slots import Slots
 
 PRESET = NanoPreset(**{**vars(TINY), "channel_multiplier": (1, 1, 1)})
@@ -65,7 +65,7 @@ def both(vlm, dtype, count=3, **settings):
     vlm.module.to(dtype)
     prefixes = prefixes_of(vlm, count)
     return [
-        sample_images(vlm, prefixes, decoder=Decoder(vlm, stepping=stepping), **settings)
+        sample_images(vlm, prefixes, runner=build_model_runner(vlm, stepping=stepping), **settings)
         for stepping in ("plain", "static")
     ]
 
@@ -80,7 +80,7 @@ def test_codes_are_those_of_plain_decoding(models, family, sampling, monkeypatch
         plain, static = both(models[family], dtype, num_samples=8, sampling=SAMPLINGS[sampling], seed=[4, 5, 6])
         assert torch.equal(static, plain)
     assert sampling == "greedy" or len({tuple(codes) for codes in plain.flatten(0, 1).tolist()}) > 8
-    assert Decoder(models[family]).view.norm_after == (family == "swin")
+    assert build_model_runner(models[family]).view.norm_after == (family == "swin")
 
 
 @pytest.mark.parametrize("bucket", [1, 4, 15, 16, 128])
@@ -108,17 +108,17 @@ def test_no_more_is_read_than_the_bucket_holds(models, monkeypatch):
 
 def test_progress_that_is_kept_is_not_written_over(models):
     """The next images are decoded into the same buffers."""
-    decoder, kept = Decoder(models["chameleon"], stepping="static"), []
+    runner, kept = build_model_runner(models["chameleon"], stepping="static"), []
     prefixes = prefixes_of(models["chameleon"], 1)
     first = sample_images(
         models["chameleon"],
         prefixes,
         num_samples=2,
         seed=1,
-        decoder=decoder,
+        runner=runner,
         on_progress=kept.append,
     )
-    second = sample_images(models["chameleon"], prefixes, num_samples=2, seed=2, decoder=decoder)
+    second = sample_images(models["chameleon"], prefixes, num_samples=2, seed=2, runner=runner)
     assert not torch.equal(first, second)
     for item in kept:
         assert torch.equal(item.codes, first[:, :, : item.codes.shape[-1]])
@@ -138,10 +138,10 @@ def test_kernels_are_used_for_what_they_know(monkeypatch, shape, dtype, known):
     """A program has 16 queries: with more heads to a group the others would be left out."""
     monkeypatch.setattr(triton_attention, "find_spec", lambda name: True)
     view = SimpleNamespace(**dict(zip(("num_heads", "num_groups", "head_width"), shape, strict=True)))
-    decoder = SimpleNamespace(view=view, dtype=dtype, kernels=True, device=torch.device("cuda"))
-    assert triton_attention.can_attend(decoder) == known
-    decoder.kernels = False
-    assert not triton_attention.can_attend(decoder)
+    runner = SimpleNamespace(view=view, dtype=dtype, kernels=True, device=torch.device("cuda"))
+    assert triton_attention.can_attend(runner) == known
+    runner.kernels = False
+    assert not triton_attention.can_attend(runner)
 
 
 def test_progress_and_batches_are_those_of_plain_decoding(models):
@@ -156,7 +156,7 @@ def test_progress_and_batches_are_those_of_plain_decoding(models):
             batch_size=4,
             progress_tokens=3,
             on_progress=lambda item, stepping=stepping: seen[stepping].append(item),
-            decoder=Decoder(vlm, stepping=stepping),
+            runner=build_model_runner(vlm, stepping=stepping),
         )
     assert len(seen["plain"]) > 10
     for one, other in zip(seen["plain"], seen["static"], strict=True):
@@ -169,16 +169,18 @@ def test_buffers_serve_again_where_shapes_fit(models):
     vlm = models["chameleon"]
     vlm.module.float()
     prefixes = prefixes_of(vlm, 4)
-    decoder = Decoder(vlm, stepping="static")
+    runner = build_model_runner(vlm, stepping="static")
     held = set()
     for order in ([2, 1], [0, 3], [1, 0]):
         chosen = [prefixes[row] for row in order]
-        expected = sample_images(vlm, chosen, num_samples=2, seed=order, decoder=Decoder(vlm, stepping="plain"))
-        assert torch.equal(sample_images(vlm, chosen, num_samples=2, seed=order, decoder=decoder), expected)
-        held.add(id(decoder.held))
+        expected = sample_images(
+            vlm, chosen, num_samples=2, seed=order, runner=build_model_runner(vlm, stepping="plain")
+        )
+        assert torch.equal(sample_images(vlm, chosen, num_samples=2, seed=order, runner=runner), expected)
+        held.add(id(runner.static_steps))
     assert len(held) == 1
-    sample_images(vlm, prefixes[:2], num_samples=3, decoder=decoder)
-    assert decoder.held.key[1] == 3, "only the last shape's are kept"
+    sample_images(vlm, prefixes[:2], num_samples=3, runner=runner)
+    assert runner.static_steps.key[1] == 3, "only the last shape's are kept"
 
 
 class Watch(TorchDispatchMode):
@@ -212,8 +214,8 @@ def test_a_step_asks_the_host_nothing(models, sampling):
         if name == "emu3" and sampling == "guided":
             continue
         vlm.module.float()
-        decoder, settings = Decoder(vlm, stepping="static"), SAMPLINGS[sampling]
-        candidates = Candidates(vlm, decoder, settings, prefixes_of(vlm, 2))
+        runner, settings = build_model_runner(vlm, stepping="static"), SAMPLINGS[sampling]
+        candidates = Candidates(vlm, runner, settings, prefixes_of(vlm, 2))
         with torch.no_grad():
             steps = StaticSteps(candidates, 2, Slots(vlm), settings)
             with Watch() as watch:
@@ -241,14 +243,14 @@ def test_the_halves_of_a_layer_are_compiled_once_for_all(models, family):
     torch._dynamo.reset()
     vlm = models[family]
     vlm.module.double()
-    decoder = Decoder(vlm, stepping="static")
-    layers, parts = len(decoder.view.layers), compiled_parts(decoder, backend)
+    runner = build_model_runner(vlm, stepping="static")
+    layers, parts = len(runner.view.layers), compile_parts(runner.layers, backend)
     assert layers > 1
     prefixes = prefixes_of(vlm, 2)
-    expected = sample_images(vlm, prefixes, num_samples=3, decoder=Decoder(vlm, stepping="plain"))
-    sample_images(vlm, prefixes, num_samples=3, decoder=decoder)
-    decoder.held._parts = parts
-    assert torch.equal(sample_images(vlm, prefixes, num_samples=3, decoder=decoder), expected)
+    expected = sample_images(vlm, prefixes, num_samples=3, runner=build_model_runner(vlm, stepping="plain"))
+    sample_images(vlm, prefixes, num_samples=3, runner=runner)
+    runner.static_steps._parts = parts
+    assert torch.equal(sample_images(vlm, prefixes, num_samples=3, runner=runner), expected)
     assert len(graphs_made) == 2
 
 
@@ -263,17 +265,17 @@ def test_what_cannot_be_recorded_is_called(models, monkeypatch, caplog):
         raise RuntimeError("operation not permitted\nwhen the stream is capturing")
 
     monkeypatch.setattr(StaticSteps, "record", broken)
-    monkeypatch.setattr(cuda_graphs, "can_attend", lambda decoder: decoder.kernels)
-    decoder = Decoder(vlm, stepping="compiled")
+    monkeypatch.setattr(cuda_graphs, "can_attend", lambda runner: runner.kernels)
+    runner = build_model_runner(vlm, stepping="compiled")
     with caplog.at_level(logging.WARNING):
-        assert torch.equal(sample_images(vlm, prefixes, num_samples=2, decoder=decoder), expected)
+        assert torch.equal(sample_images(vlm, prefixes, num_samples=2, runner=runner), expected)
     # A job that ran before in this process may have asked for more than warnings.
     told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     kernels = "decoding with Triton kernels"
     assert [text.split(" failed")[0] for text in told] == [f"compiled {kernels}", f"graph {kernels}", "graph decoding"]
     assert [text.split("with ")[-1] for text in told] == ["graph decoding", "graph decoding", "plain decoding"]
     assert "(RuntimeError: operation not permitted when the stream is capturing)" in told[1]
-    assert decoder.stepping == "plain" and decoder.held is None
+    assert runner.stepping == "plain" and runner.static_steps is None
 
 
 def test_want_of_memory_halves_the_batch_and_keeps_recording(models, monkeypatch, caplog):
@@ -286,15 +288,15 @@ def test_want_of_memory_halves_the_batch_and_keeps_recording(models, monkeypatch
             raise torch.OutOfMemoryError("no room")
 
     monkeypatch.setattr(StaticSteps, "record", record)
-    decoder = Decoder(vlm, stepping="graph")
+    runner = build_model_runner(vlm, stepping="graph")
     with caplog.at_level(logging.WARNING):
-        assert torch.equal(sample_images(vlm, prefixes, num_samples=4, decoder=decoder), expected)
+        assert torch.equal(sample_images(vlm, prefixes, num_samples=4, runner=runner), expected)
     assert "out of memory with 2 at once; continuing with 1" in caplog.text
-    assert "failed" not in caplog.text and decoder.stepping == "graph"
+    assert "failed" not in caplog.text and runner.stepping == "graph"
 
 
 def test_decoding_is_plain_without_a_gpu(models):
-    assert Decoder(models["chameleon"]).stepping == "plain"
+    assert build_model_runner(models["chameleon"]).stepping == "plain"
 
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -318,8 +320,8 @@ def test_recorded_codes_are_those_of_plain_decoding(tmp_path, family, sampling, 
         vlm = load_model(tmp_path / family, device="cuda")
     prefixes = prefixes_of(vlm, 3)
     settings = {"num_samples": 4, "sampling": SAMPLINGS[sampling], "seed": [1, 2, 3]}
-    expected = sample_images(vlm, prefixes, decoder=Decoder(vlm, stepping="plain"), **settings)
-    decoder = Decoder(vlm, stepping=stepping)
+    expected = sample_images(vlm, prefixes, runner=build_model_runner(vlm, stepping="plain"), **settings)
+    runner = build_model_runner(vlm, stepping=stepping)
     for _ in range(2):
-        assert torch.equal(sample_images(vlm, prefixes, decoder=decoder, **settings), expected)
-    assert decoder.stepping == stepping, "it fell back"
+        assert torch.equal(sample_images(vlm, prefixes, runner=runner, **settings), expected)
+    assert runner.stepping == stepping, "it fell back"

@@ -13,7 +13,7 @@ from tests.helpers.models_reference import lively
 from tests.wm.sampling.kernels.test_cuda_graphs import PRESET, SAMPLINGS, prefixes_of
 from wm.models import load_model
 from wm.nano.preset import TINY_WORDS, NanoPreset, build_nano
-from wm.sampling import Decoder, sample_images
+from wm.sampling import build_model_runner, sample_images
 from wm.sampling.kernels import cuda_graphs
 from wm.sampling.kernels.attention import attend_shared
 from wm.sampling.kernels.triton_attention import StepAttention
@@ -52,7 +52,7 @@ def test_a_step_of_attention(dtype, tolerance, sizes):
 
 @pytest.mark.parametrize("family", ["chameleon", "emu3"])
 def test_codes_are_those_of_plain_decoding(family, tmp_path, monkeypatch):
-    monkeypatch.setattr(cuda_graphs, "can_attend", lambda decoder: True)
+    monkeypatch.setattr(cuda_graphs, "can_attend", lambda runner: True)
     if family == "chameleon":
         torch.manual_seed(0)
         vlm = lively(build_nano(TINY_WORDS, NanoPreset(**{**vars(PRESET), "num_layers": 1}))[0])
@@ -62,6 +62,6 @@ def test_codes_are_those_of_plain_decoding(family, tmp_path, monkeypatch):
     prefixes = prefixes_of(vlm, 2)
     settings = {"num_samples": 2, "seed": [3, 4], "sampling": SAMPLINGS["filtered"]}
     expected = sample_images(vlm, prefixes, **settings)
-    decoder = Decoder(vlm, stepping="static")
-    assert torch.equal(sample_images(vlm, prefixes, decoder=decoder, **settings), expected)
-    assert decoder.held._kernel is not None
+    runner = build_model_runner(vlm, stepping="static")
+    assert torch.equal(sample_images(vlm, prefixes, runner=runner, **settings), expected)
+    assert runner.static_steps._kernel is not None
