@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from jobs.train.job import main, run
-from jobs.train.report import gate_lines, last_line, table_of
+from jobs.train.report import evaluation_lines, last_line, table_of
 from tests.helpers.training_data import merge_tables, random_rows, write_triplets
 from wm.dynamics import score_actions
 from wm.dynamics.fdm import score_observations
@@ -105,7 +105,7 @@ def test_a_model_that_copies_is_reported_as_collapsed(
     assert record["summary"]["collapsed_at"] == (150,)
     told = capsys.readouterr()
     assert "warning: collapsed into copying at the evaluations of steps 150" in told.out
-    assert f"hands back {gate['copies']:.0%} of the held-out sources unchanged" in told.out + told.err
+    assert f"returns {gate['copies']:.0%} of the held-out sources unchanged" in told.out + told.err
 
 
 @pytest.mark.parametrize("task", ["fdm", "idm"])
@@ -170,7 +170,7 @@ def test_the_table_ends_with_the_last_window(tiny_base: Path, data: dict[str, Pa
     ]
     assert [row.split()[0] for row in rows] == ["4", "10", "16", "20"]
     assert rows[-1].split()[2] == f"{lines[-1]['loss']:.4f}" and rows[-1].split()[7].endswith("%")
-    assert by_change.startswith("  loss by change, least to most: 1 ")
+    assert by_change.startswith("  loss by change, min to max: 1 ")
     assert table_of([]) == [] and last_line(tmp_path / "out" / "metrics.jsonl") == lines[-1]
 
 
@@ -183,12 +183,12 @@ def test_a_line_that_is_being_written_is_not_read(tmp_path: Path) -> None:
 
 def test_evaluation_lines_are_printed_in_words() -> None:
     gated = {"step": 1200, "nats": 1.25, "preference": 0.875, "copies": 0.5, "unchanged_share": 0.9}
-    first, warning = gate_lines(gated | {"true_unchanged_share": 0.75, "has_collapsed": True})
+    first, warning = evaluation_lines(gated | {"true_unchanged_share": 0.75, "has_collapsed": True})
     assert first == (
         "evaluation at step 1,200: 1.2500 nats a token, prefers the truth 88%, copies 50%, "
         "leaves 90% of the tokens (the truth 75%)"
     )
-    assert warning.startswith("warning: at step 1,200 the model hands back 50%")
+    assert warning.startswith("warning: at step 1,200 the model returns 50%")
 
 
 def test_the_command_line_refuses_an_unknown_tracker(

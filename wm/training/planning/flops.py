@@ -1,4 +1,4 @@
-"""How much arithmetic a step asks for, and how much of a device's peak it got (MFU, model FLOPs utilisation).
+"""Count the arithmetic of a step, and the share of a device's peak that it reaches (MFU, model FLOPs utilisation).
 
 Chowdhery et al., PaLM (arXiv 2204.02311), appendix B: a token costs 6 operations a weight, 2 forward and 4 backward,
 and 12 L H Q T for attention over T tokens. What recomputing costs does not count. Two terms are taken as the model
@@ -43,7 +43,7 @@ PEAK_TFLOPS: tuple[tuple[str, float], ...] = (
 
 @dataclass(frozen=True)
 class StepWork:
-    """Operations (a multiplication or an addition each) of training on one more of something."""
+    """Operations (a multiplication or an addition each) that training costs."""
 
     per_token: float
     """The matrices of the layers."""
@@ -63,7 +63,7 @@ class StepWork:
 
 
 def step_work(vlm: UnifiedVLM) -> StepWork | None:
-    """Count what training this prepared model asks for; None for a model of another make than :class:`CausalVLM`."""
+    """Count the arithmetic of training a prepared model; None for one that is no :class:`CausalVLM`."""
     if not isinstance(vlm, CausalVLM):
         return None
     stack = vlm.decoder
