@@ -14,7 +14,8 @@ from typing import Any
 from wm.cli import progress_bar
 from wm.training import METRICS, MODEL, TrainRecipe
 from wm.training.checkpoint.retention import FAILED
-from wm.training.monitoring.evaluation import EVALUATIONS, LAST
+from wm.training.monitoring.evaluation import EVALUATIONS, LAST, EvaluationLine
+from wm.training.monitoring.metrics import StepLine
 from wm.training.planning.plan import Plan
 
 _POLL_S = 0.5
@@ -42,10 +43,10 @@ def progress(out: Path, task: str, num_steps: int) -> Iterator[None]:
         if line is not None and line["step"] != bar.n:
             bar.set_postfix(loss=f"{line['loss']:.3f}", refresh=False)
             bar.update(line["step"] - bar.n)
-        for gated in _lines(out / EVALUATIONS):
-            if gated["step"] not in printed_steps:
-                printed_steps.add(gated["step"])
-                for text in gate_lines(gated):
+        for evaluation in _lines(out / EVALUATIONS):
+            if evaluation["step"] not in printed_steps:
+                printed_steps.add(evaluation["step"])
+                for text in evaluation_lines(evaluation):
                     bar.write(text)
         failure = (out / FAILED).read_text().strip() if (out / FAILED).is_file() else ""
         if failure not in failures:
@@ -63,29 +64,31 @@ def progress(out: Path, task: str, num_steps: int) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
-        show()  # what came after the last look
+        # What was written since the last poll.
+        show()
         bar.close()
 
 
-def gate_lines(gated: Mapping[str, Any]) -> list[str]:
-    """Format a line of ``gates.jsonl``, with a warning if the model has collapsed."""
+def evaluation_lines(evaluation: EvaluationLine) -> list[str]:
+    """Format an evaluation, with a warning if the model has collapsed."""
     parts = [
-        f"evaluation at step {gated['step']:,}: {gated['nats']:.4f} nats a token",
-        f"prefers the truth {gated['preference']:.0%}",
+        f"evaluation at step {evaluation['step']:,}: {evaluation['nats']:.4f} nats a token",
+        f"prefers the truth {evaluation['preference']:.0%}",
     ]
-    if "copies" in gated:
-        parts.append(f"copies {gated['copies']:.0%}")
-    elif "unchanged_share" in gated:
+    if "copies" in evaluation:
+        parts.append(f"copies {evaluation['copies']:.0%}")
+    elif "unchanged_share" in evaluation:
         parts.append("copies unknown (no held-out target differs from its source)")
-    if "unchanged_share" in gated:
+    if "unchanged_share" in evaluation:
         parts.append(
-            f"leaves {gated['unchanged_share']:.0%} of the tokens (the truth {gated['true_unchanged_share']:.0%})"
+            f"leaves {evaluation['unchanged_share']:.0%} of the tokens "
+            f"(the truth {evaluation['true_unchanged_share']:.0%})"
         )
     lines = [", ".join(parts)]
-    if gated["has_collapsed"]:
+    if evaluation["has_collapsed"]:
         lines.append(
-            f"warning: at step {gated['step']:,} the model hands back {gated['copies']:.0%} of the held-out sources "
-            "unchanged: it has collapsed into copying"
+            f"warning: at step {evaluation['step']:,} the model returns {evaluation['copies']:.0%} of the held-out "
+            "sources unchanged: it has collapsed into copying"
         )
     return lines
 
@@ -158,7 +161,7 @@ def print_summary(recipe: TrainRecipe, summary: Mapping[str, Any], wall_s: float
     )
     # The last evaluation, and the best one.
     if "evaluation" in summary:
-        print(f"  {gate_lines(summary['evaluation'] | {'has_collapsed': False})[0]}")
+        print(f"  {evaluation_lines(summary['evaluation'] | {'has_collapsed': False})[0]}")
     if "collapsed_at" in summary:
         steps = ", ".join(f"{step:,}" for step in summary["collapsed_at"])
         print(f"  warning: collapsed into copying at the evaluations of steps {steps}")
@@ -172,7 +175,7 @@ def print_summary(recipe: TrainRecipe, summary: Mapping[str, Any], wall_s: float
     print(f"  model: {out / MODEL}   curve: {out / METRICS}")
 
 
-def table_of(lines: Sequence[Mapping[str, Any]], count: int = _TABLE_ROWS) -> list[str]:
+def table_of(lines: Sequence[StepLine], count: int = _TABLE_ROWS) -> list[str]:
     """Format lines of ``metrics.jsonl`` as a table, with the last one's losses by source and by change below.
 
     Args:
@@ -192,13 +195,14 @@ def table_of(lines: Sequence[Mapping[str, Any]], count: int = _TABLE_ROWS) -> li
     widths = {column: max(len(row[column]) for row in rows) for column in columns}
     table = ["  " + "  ".join(row[column].rjust(widths[column]) for column in columns) for row in rows]
     last = ends[-1]
-    for title, name in (("source", "loss_by_source"), ("change, least to most", "loss_by_change")):
-        if len(last[name]) > 1:
-            table.append(f"  loss by {title}: " + ", ".join(f"{key} {mean:.4f}" for key, mean in last[name].items()))
+    groups = {"source": last["loss_by_source"], "change, min to max": last["loss_by_change"]}
+    for title, means in groups.items():
+        if len(means) > 1:
+            table.append(f"  loss by {title}: " + ", ".join(f"{key} {mean:.4f}" for key, mean in means.items()))
     return table
 
 
-def _row(line: Mapping[str, Any]) -> tuple[str, ...]:
+def _row(line: StepLine) -> tuple[str, ...]:
     return (
         f"{line['step']:,}",
         f"{line['epoch']:.2f}",
@@ -212,13 +216,13 @@ def _row(line: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def last_line(path: Path) -> dict[str, Any] | None:
+def last_line(path: Path) -> StepLine | None:
     """Load the last complete line of a file of JSON objects, or None."""
     lines = _complete_lines(path, 16_384)
     return json.loads(lines[-1]) if lines else None
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def _lines(path: Path) -> list[Any]:
     return [json.loads(line) for line in _complete_lines(path)]
 
 

@@ -13,7 +13,7 @@ from jobs import gate as gate_job
 from jobs.gate import GateRecipe, gain_of
 from jobs.imagine import ImagineRecipe
 from jobs.imagine import job as imagine_job
-from jobs.train.report import gate_lines
+from jobs.train.report import evaluation_lines
 from tests.helpers.models_reference import lively, reference_logits
 from tests.helpers.output_tables import check_stage
 from tests.helpers.training_data import random_rows, write_triplets
@@ -115,7 +115,7 @@ def test_copies_are_unknown_where_no_target_differs(models: dict[str, Path], tri
     still = GateSet(held_out.source_BN, held_out.source_BN, held_out.actions, held_out.subsets, held_out.ids)
     found = gate(vlm, "fdm", still)
     assert found.copies is None and not found.has_collapsed and "copies" not in found.figures()
-    line = gate_lines({"step": 3, **found.figures(), "has_collapsed": False})[0]
+    line = evaluation_lines({"step": 3, **found.figures(), "has_collapsed": False})[0]
     assert "copies unknown (no held-out target differs from its source), leaves" in line
 
 

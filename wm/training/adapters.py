@@ -1,8 +1,8 @@
-"""What is trained: a PEFT LoRA adapter, or every weight of the language model."""
+"""Prepare a model for training: a PEFT LoRA adapter, or every weight of the language model."""
 
 import re
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -31,8 +31,8 @@ class Lora(Recipe):
     targets: str = ATTENTION_AND_MLP
     """Regular expression over module names: the linear layers that get an adapter."""
     dropout_mode: Literal["separate", "merged"] = "separate"
-    """separate: every layer draws its own mask, as PEFT does; merged: layers of the same input (queries, keys and
-    values; gate and up) share one, which keeps and draws less."""
+    """separate: every layer samples its own mask, as PEFT does; merged: layers of the same input (queries, keys and
+    values; gate and up) share one, which keeps and samples less."""
     train_image_rows: bool = False
     """Train the embeddings of the image codes too, and the head's rows of them, for a vocabulary that was given new
     ones (Liquid); written into the adapter's folder."""
@@ -41,7 +41,7 @@ class Lora(Recipe):
     memory and time; off: transformers' and PEFT's own."""
 
     @model_validator(mode="after")
-    def _need_effect(self) -> Self:
+    def _check_effect(self) -> Self:
         if self.train_image_rows and not self.enabled:
             raise ValueError("train_image_rows = true needs enabled = true: full fine-tuning trains every row anyway")
         if self.dropout_mode == "merged" and not (self.fast and self.enabled):
@@ -52,7 +52,7 @@ class Lora(Recipe):
 
     @field_validator("targets")
     @classmethod
-    def _regular(cls, targets: str) -> str:
+    def _check_targets(cls, targets: str) -> str:
         try:
             re.compile(targets)
         except re.error as error:
@@ -69,12 +69,18 @@ class ParameterCounts:
 
 
 def prepare(vlm: UnifiedVLM, lora: Lora, seed: int) -> ParameterCounts:
-    """Make ``vlm.module`` ready to train in place: adapters added and all else frozen, or everything
-    trainable.
+    """Prepare ``vlm.module`` for training in place: add adapters and freeze all else, or make everything trainable.
 
-    The adapter's random part depends on ``seed`` alone (its other part starts at zero: the model is
-    unchanged). Raises :class:`InputError` if ``targets`` matches no layer, or the image codes have no rows of their
-    own to train.
+    Args:
+        vlm: The model; its results do not change.
+        lora: What is trained.
+        seed: Of the adapter's random part (its other part starts at zero).
+
+    Returns:
+        Numbers of parameters.
+
+    Raises:
+        InputError: ``targets`` matches no layer, or the image codes have no rows of their own to train.
     """
     vlm.module.requires_grad_(not lora.enabled)
     if lora.enabled:
@@ -93,7 +99,7 @@ def prepare(vlm: UnifiedVLM, lora: Lora, seed: int) -> ParameterCounts:
 def _with_adapter(vlm: UnifiedVLM, lora: Lora, seed: int) -> torch.nn.Module:
     from peft import LoraConfig, get_peft_model
 
-    rows: dict[str, Any] = {"trainable_token_indices": own_row_targets(vlm)} if lora.train_image_rows else {}
+    rows = {"trainable_token_indices": own_row_targets(vlm)} if lora.train_image_rows else {}
     config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets, **rows)
     with torch.random.fork_rng(), quiet_peft():
         torch.manual_seed(seed)

@@ -11,7 +11,8 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,10 @@ from torch import Tensor, nn
 
 from wm.models.vlm import UnifiedVLM
 from wm.training.recipe import TrainRecipe
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+    from deepspeed.runtime.base_optimizer import DeepSpeedOptimizer
 
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
 """What a step of AdamW reads and writes of a trained parameter: its fp32 value and two moments."""
@@ -44,7 +49,24 @@ class Part:
         return self.values["weight"].numel()
 
 
-def deepspeed_config(recipe: TrainRecipe, num_trained: int) -> dict[str, Any]:
+def zero_config(recipe: TrainRecipe, num_trained: int) -> dict[str, int | bool]:
+    """Build the ``zero_optimization`` part of :func:`deepspeed_config`."""
+    # No larger than what is trained: DeepSpeed's defaults ask for 2 GB.
+    bucket = min(_BUCKET_ELEMENTS, max(1, num_trained))
+    zero: dict[str, int | bool] = {
+        "stage": int(recipe.resources.zero_stage),
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": bucket,
+        "overlap_comm": recipe.resources.use_gpu,
+        "contiguous_gradients": recipe.resources.use_gpu,
+    }
+    if recipe.resources.zero_stage == 3:
+        zero["stage3_param_persistence_threshold"] = _UNSHARDED_ELEMENTS
+        zero["contiguous_gradients"] = True
+    return zero
+
+
+def deepspeed_config(recipe: TrainRecipe, num_trained: int) -> dict[str, object]:
     """Build the DeepSpeed dictionary of a recipe: there is no second file.
 
     Args:
@@ -54,18 +76,6 @@ def deepspeed_config(recipe: TrainRecipe, num_trained: int) -> dict[str, Any]:
     Returns:
         The dictionary.
     """
-    # No larger than what is trained: DeepSpeed's defaults ask for 2 GB.
-    bucket = min(_BUCKET_ELEMENTS, max(1, num_trained))
-    zero: dict[str, Any] = {
-        "stage": recipe.resources.zero_stage,
-        "reduce_bucket_size": bucket,
-        "allgather_bucket_size": bucket,
-        "overlap_comm": recipe.resources.use_gpu,
-        "contiguous_gradients": recipe.resources.use_gpu,
-    }
-    if recipe.resources.zero_stage == 3:
-        zero["stage3_param_persistence_threshold"] = _UNSHARDED_ELEMENTS
-        zero["contiguous_gradients"] = True
     return {
         "train_micro_batch_size_per_gpu": recipe.rows_per_pass,
         "gradient_accumulation_steps": recipe.accumulation_steps,
@@ -74,13 +84,13 @@ def deepspeed_config(recipe: TrainRecipe, num_trained: int) -> dict[str, Any]:
         if recipe.resources.zero_stage or recipe.precision == "bf16"
         else 0.0,
         "bf16": {"enabled": recipe.precision == "bf16"},
-        "zero_optimization": zero,
+        "zero_optimization": zero_config(recipe, num_trained),
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }
 
 
-def import_deepspeed(device: torch.device) -> Any:
+def import_deepspeed(device: torch.device) -> ModuleType:
     """Import DeepSpeed and prepare it for its ``initialize``; the process group must exist."""
     on_cpu = device.type == "cpu"
     if on_cpu:
@@ -95,7 +105,8 @@ def import_deepspeed(device: torch.device) -> Any:
         # compiler.
         deepspeed.ops.__compatible_ops__ = {}
     deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
-    return deepspeed
+    module: ModuleType = deepspeed
+    return module
 
 
 @contextmanager
@@ -127,7 +138,7 @@ def share_head(owner: nn.Module, vlm: UnifiedVLM) -> None:
             register_external_parameter(owner, parameter)
 
 
-def parts_of(engine: Any, names: Mapping[nn.Parameter, str], *, every_rank: bool = False) -> list[Part]:
+def parts_of(engine: "DeepSpeedEngine", names: Mapping[nn.Parameter, str], *, every_rank: bool = False) -> list[Part]:
     """List what this rank's optimiser holds of the trained parameters. Moments that do not exist before the first step
     are made, as zeros.
 
@@ -155,7 +166,7 @@ def parts_of(engine: Any, names: Mapping[nn.Parameter, str], *, every_rank: bool
 
 
 @torch.no_grad()
-def undo_initial_step(engine: Any) -> None:
+def undo_initial_step(engine: "DeepSpeedEngine") -> None:
     """Undo the step without gradients that stage 0 in bfloat16 makes to have its state: it counts, and decays."""
     if engine.zero_optimization_stage() == 0:
         for parameter, master in _masters(engine.optimizer).items():
@@ -163,14 +174,14 @@ def undo_initial_step(engine: Any) -> None:
     set_steps(engine, 0)
 
 
-def set_steps(engine: Any, steps: int) -> None:
+def set_steps(engine: "DeepSpeedEngine", steps: int) -> None:
     """Set AdamW's count of steps."""
     for state in _states(engine.optimizer).values():
         state["step"].fill_(float(steps))
 
 
 @torch.no_grad()
-def push_weights(engine: Any) -> None:
+def push_weights(engine: "DeepSpeedEngine") -> None:
     """Copy the optimiser's weights into the model, after they were written. All ranks call it."""
     optimizer = engine.optimizer
     if engine.zero_optimization_stage() == 3:
@@ -220,7 +231,7 @@ def _unsharded(parameter: nn.Parameter) -> AbstractContextManager[object]:
     return parameters
 
 
-def _sharded_part(optimizer: Any, parameter: Any, name: str) -> Iterator[Part]:
+def _sharded_part(optimizer: "DeepSpeedOptimizer", parameter: Any, name: str) -> Iterator[Part]:
     group, offset, size = optimizer.grad_position[optimizer.get_param_id(parameter)]
     start = optimizer._get_param_partition_rank(parameter) * size
     # The shards of the last ranks are padded, or nothing but padding.
@@ -229,7 +240,7 @@ def _sharded_part(optimizer: Any, parameter: Any, name: str) -> Iterator[Part]:
         yield Part(name, start, _values(optimizer, optimizer.fp32_partitioned_groups_flat[group], offset, count))
 
 
-def _partition_part(optimizer: Any, parameter: Any, name: str) -> Iterator[Part]:
+def _partition_part(optimizer: "DeepSpeedOptimizer", parameter: Any, name: str) -> Iterator[Part]:
     mapping = parameter._hp_mapping
     # Without a mapping, other ranks hold all of the parameter.
     if mapping is not None:
@@ -238,19 +249,19 @@ def _partition_part(optimizer: Any, parameter: Any, name: str) -> Iterator[Part]
         yield Part(name, mapping.lp_fragment_address.start, _values(optimizer, flat, fragment.start, fragment.numel))
 
 
-def _masters(optimizer: Any) -> dict[nn.Parameter, Tensor]:
+def _masters(optimizer: "DeepSpeedOptimizer") -> dict[nn.Parameter, Tensor]:
     """Map each parameter of stage 0 in bfloat16 to its fp32 copy; empty in fp32, where there is none."""
     groups = zip(getattr(optimizer, "fp16_groups", []), getattr(optimizer, "fp32_groups", []), strict=True)
     return {low: high for lows, highs in groups for low, high in zip(lows, highs, strict=True)}
 
 
-def _states(optimizer: Any) -> dict[Tensor, dict[str, Tensor]]:
+def _states(optimizer: "DeepSpeedOptimizer") -> dict[Tensor, dict[str, Tensor]]:
     """Return AdamW's own state, by the tensor that it updates."""
     states: dict[Tensor, dict[str, Tensor]] = getattr(optimizer, "optimizer", optimizer).state
     return states
 
 
-def _values(optimizer: Any, flat: Tensor, offset: int, count: int) -> dict[str, Tensor]:
+def _values(optimizer: "DeepSpeedOptimizer", flat: Tensor, offset: int, count: int) -> dict[str, Tensor]:
     state = _states(optimizer)[flat]
     if not state:
         state |= {"step": torch.zeros((), device=flat.device), "exp_avg": torch.zeros_like(flat.detach())}

@@ -35,7 +35,7 @@ def test_the_smallest_run_writes_every_ratio(tmp_path, capsys):
     assert "loader_over_step" in capsys.readouterr().out
 
 
-def test_bad_input_is_told_in_one_line(capsys):
+def test_bad_input_is_reported_in_one_line(capsys):
     for arguments, told in (
         (["out=x.txt"], "expected the name of a .json file"),
         (["out=x.json", "rounds=0"], "rounds"),

@@ -66,13 +66,13 @@ def test_a_source_without_rows_beside_a_good_one_is_refused(tiny_base: Path, tri
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0])
-def test_a_source_of_weight_0_is_refused(tiny_base: Path, triplets: Path, tmp_path: Path, weight: float) -> None:
+def test_a_source_of_mix_weight_0_is_refused(tiny_base: Path, triplets: Path, tmp_path: Path, weight: float) -> None:
     values = arguments(tiny_base, triplets, tmp_path / "out") | {"triplets": [{"path": "x", "mix_weight": weight}]}
     with pytest.raises(InputError, match=rf"^test: triplets\.0\.mix_weight = {weight}: .*greater than 0"):
         TrainRecipe.parse(values, "test")
 
 
-def test_a_weight_that_shows_no_row_is_refused(tiny_base: Path, triplets: Path, tmp_path: Path) -> None:
+def test_a_mix_weight_that_shows_no_row_is_refused(tiny_base: Path, triplets: Path, tmp_path: Path) -> None:
     values = arguments(tiny_base, triplets, tmp_path / "out")
     values["triplets"] = [{"path": str(triplets)}, {"path": str(triplets), "mix_weight": 0.01}]
     with pytest.raises(
@@ -92,7 +92,7 @@ def test_a_set_of_fewer_rows_than_a_batch_is_trained_on(tiny_base: Path, tmp_pat
     assert lines[-1]["loss"] < lines[0]["loss"]
 
 
-def test_images_that_do_not_change_are_trained_on_with_equal_weights(tiny_base: Path, tmp_path: Path) -> None:
+def test_unchanged_images_train_with_equal_weights(tiny_base: Path, tmp_path: Path) -> None:
     rows = random_rows(tiny_base, 8)
     for row in rows:
         row |= {"target_codes": row["source_codes"], "change": [0.0] * load_codec(tiny_base).tokens_per_image}
@@ -141,7 +141,7 @@ def test_checkpoints_that_cannot_be_written_are_refused(
     )
 
 
-def test_a_checkpoint_of_another_recipe_is_refused_before_any_work(
+def test_checkpoint_of_another_recipe_is_refused_before_work(
     tiny_base: Path, triplets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     values = arguments(

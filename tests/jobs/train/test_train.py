@@ -93,7 +93,7 @@ def test_a_dry_run_counts_and_writes_nothing(
     sources = [{"path": str(triplets)}, {"path": str(triplets), "mix_weight": 0.5, "limit": 10}]
     values = settings(tiny_base, triplets, tmp_path / "out", max_steps=0, epochs=2) | {"triplets": sources}
     plan = run(TrainRecipe.parse(values, "test"), dry_run=True)
-    assert [(source["rows"], source["weight"]) for source in plan["sources"]] == [(100, 1.0), (10, 0.5)]
+    assert [(source["rows"], source["mix_weight"]) for source in plan["sources"]] == [(100, 1.0), (10, 0.5)]
     assert (plan["rows_per_epoch"], plan["num_steps"]) == (105, 27)
     assert plan["trained_parameters"] < plan["total_parameters"]
     assert plan["completion_tokens_per_batch"] == 4 * 8
@@ -122,9 +122,8 @@ def test_a_dry_run_needs_neither_gpus_nor_weights(tmp_path: Path, capsys: pytest
     plan = run(recipe_of(base, triplets, tmp_path / "out", **values), dry_run=True)
     assert (plan["zero_stage"], plan["recomputes"]) == (1, True) and len(plan["does_not_fit"]) == 1
     assert "ZeRO-1, layers computed again in the backward pass" in capsys.readouterr().out
-    recipe = recipe_of(
-        base, triplets, tmp_path / "out", resources={"gradient_checkpointing": False, "zero_stage": 1}, **values
-    )
+    values = merge_tables(values, {"resources": {"gradient_checkpointing": False, "zero_stage": 1}})
+    recipe = recipe_of(base, triplets, tmp_path / "out", **values)
     plan = run(recipe, dry_run=True)
     assert plan["memory"]["weights"] == pytest.approx(
         2 * (4 * (4 * 4096**2 + 3 * 4096 * 11008) + 2 * VOCABULARY * 4096), rel=1e-3
@@ -234,17 +233,24 @@ def test_another_process_joins_the_session_that_is_named(ray_session: None) -> N
     ("values", "message"),
     [
         (
-            {"lora": {"targets": ".*no_such_layer"}, "resources": {"max_failures": 0}},
+            {"lora": {"targets": ".*no_such_layer"}, "resources": {"num_workers": 1, "max_failures": 0}},
             "^lora.targets = '.*no_such_layer' fits",
         ),
-        ({"lora": {"enabled": False}, "optim": {"lr": 1e30, "max_grad_norm": 0}}, "^loss is nan at step"),
+        (
+            {
+                "lora": {"enabled": False},
+                "optim": {"lr": 1e30, "max_grad_norm": 0},
+                "resources": {"num_workers": 1},
+            },
+            "^loss is nan at step",
+        ),
     ],
 )
-def test_errors_of_workers_are_told_in_one_line(
+def test_errors_of_workers_are_reported_in_one_line(
     *, tiny_base: Path, triplets: Path, tmp_path: Path, ray_session: None, values: Any, message: str
 ) -> None:
     with pytest.raises(InputError, match=message) as error:
-        run(recipe_of(tiny_base, triplets, tmp_path / "out", resources={"num_workers": 1}, **values))
+        run(recipe_of(tiny_base, triplets, tmp_path / "out", **values))
     assert "\n" not in str(error.value)
 
 
@@ -263,7 +269,7 @@ def test_two_workers_one_of_which_is_killed_equal_one_process(
 
 
 @pytest.mark.slow
-def test_a_driver_that_is_killed_goes_on_from_its_checkpoint(
+def test_a_killed_driver_resumes_from_its_checkpoint(
     tiny_base: Path, triplets: Path, tmp_path: Path, uninterrupted: list[Any], ray_session: None
 ) -> None:
     out = tmp_path / "out"

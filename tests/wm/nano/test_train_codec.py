@@ -54,7 +54,7 @@ def test_training_reduces_both_losses(codec_and_figures: Any) -> None:
     assert 5 <= figures["codes_used"] <= 16
 
 
-def test_the_trained_codec_draws_what_it_saw(codec_and_figures: Any) -> None:
+def test_the_trained_codec_reconstructs_its_images(codec_and_figures: Any) -> None:
     codec = codec_and_figures[0]
     unseen = pictures(64, seed=9).permute(0, 2, 3, 1)
     error = codec.decode(codec.encode(unseen)).astype(float) - unseen.numpy()
@@ -87,7 +87,7 @@ def test_merged_codes_are_never_the_nearest(codec_and_figures: Any) -> None:
     assert not gone & set(seen.flatten().tolist())
 
 
-def test_the_seed_alone_decides(codec_and_figures: Any) -> None:
+def test_a_codec_depends_on_the_seed_alone(codec_and_figures: Any) -> None:
     short = CodecSettings(encoder_steps=6, decoder_steps=3, batch=16, decoder_batch=8)
     codecs = []
     for seed_before in (1, 2):
@@ -141,7 +141,7 @@ def test_one_round_of_lloyd_against_the_plain_loop() -> None:
     torch.testing.assert_close(book.vectors_KD, expected)
 
 
-def test_averages_move_towards_what_is_assigned_and_dead_codes_start_anew() -> None:
+def test_codebook_follows_its_features_and_resets_dead_codes() -> None:
     generator = torch.Generator().manual_seed(2)
     codes, points = torch.tensor([[0.0, 0.0], [5.0, 5.0]]), torch.tensor([[1.0, 0.0], [3.0, 0.0]])
     book = _Codebook(codes.clone(), generator)
@@ -181,7 +181,7 @@ def test_patches_are_the_tokens_in_order() -> None:
         torch.testing.assert_close(patches[:, token].view(2, 3, 2, 2), pixels[:, :, row : row + 2, column : column + 2])
 
 
-def test_the_context_loss_is_zero_for_an_encoder_that_sees_one_patch_alone() -> None:
+def test_context_loss_is_zero_for_an_encoder_of_single_patches() -> None:
     class Local(VQGAN):
         def __init__(self) -> None:
             nn.Module.__init__(self)
@@ -206,7 +206,7 @@ def test_the_context_loss_is_zero_for_an_encoder_that_sees_one_patch_alone() -> 
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (4, 32), (48, 6), (1, 7), (64, 64)])
-def test_orthogonalise_keeps_the_directions_and_levels_the_singular_values(shape: tuple[int, int]) -> None:
+def test_orthogonalise_levels_singular_values_keeps_directions(shape: tuple[int, int]) -> None:
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(3)) * 7
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     found = orthogonalise(matrix)

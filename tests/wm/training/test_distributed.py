@@ -1,4 +1,4 @@
-"""Ranks and ZeRO stages: the same loss curve and the same model, whoever does the work and whoever goes on with it."""
+"""Ranks and ZeRO stages: the same loss curve and the same model, whichever ranks work and whichever resume."""
 
 import json
 import shutil
@@ -89,7 +89,7 @@ def go_on(found: Path, step: int, recipe: TrainRecipe) -> list[dict[str, Any]]:
     return summaries
 
 
-def test_a_checkpoint_is_gone_on_with_by_other_ranks_and_stages(
+def test_other_ranks_and_stages_resume_from_a_checkpoint(
     *, tiny_base: Path, triplets: Path, tmp_path: Path, one: Path
 ) -> None:
     """Every way of holding the state reads another's checkpoint, and writes one that the next reads."""
@@ -112,7 +112,7 @@ def test_a_checkpoint_is_gone_on_with_by_other_ranks_and_stages(
         (2, 3, {"lora": {"enabled": False}, "micro_batch_size": 2}),
     ],
 )
-def test_a_run_that_goes_on_as_before_is_the_uninterrupted_one_to_the_last_bit(
+def test_resumed_ranks_equal_the_uninterrupted_to_the_last_bit(
     *, tiny_base: Path, triplets: Path, tmp_path: Path, ranks: int, stage: int, values: dict[str, Any]
 ) -> None:
     common = {"resources": {"num_workers": ranks, "zero_stage": stage}, "optim": {"weight_decay": 0.1}}

@@ -59,7 +59,7 @@ def test_rows_train_as_those_rows_of_a_whole_matrix_would(tmp_path: Path, tied: 
 
 
 @pytest.mark.parametrize("fast", [True, False])
-def test_only_rows_and_adapters_change_and_a_saved_folder_gives_them_back(tmp_path: Path, fast: bool) -> None:
+def test_only_rows_and_adapters_change_and_are_saved(tmp_path: Path, fast: bool) -> None:
     write_liquid(tmp_path / "base")
     vlm = prepared(tmp_path / "base", fast=fast)
     before = {name: p.detach().clone() for name, p in vlm.module.named_parameters()}

@@ -48,7 +48,7 @@ def exact(lines: list[dict[str, float]]) -> list[tuple[float, ...]]:
 
 
 @pytest.mark.parametrize("lora", [{"enabled": False}, {"r": 4, "dropout": 0.3}])
-def test_a_resumed_run_equals_the_uninterrupted_one_to_the_last_bit(
+def test_resumed_run_equals_the_uninterrupted_to_the_last_bit(
     tiny_base: Path, triplets: Path, tmp_path: Path, lora: dict[str, Any]
 ) -> None:
     whole = recipe_of(tiny_base, triplets, tmp_path / "whole", lora=lora, checkpoint={"keep_last": 2})
@@ -119,7 +119,7 @@ def test_a_run_that_diverges_names_the_step_and_its_rows(tiny_base: Path, triple
     assert not (tmp_path / MODEL).exists()
 
 
-def test_a_row_that_breaks_the_loss_is_named_and_the_last_good_checkpoint_kept(
+def test_row_that_breaks_the_loss_is_named_checkpoint_stays(
     tiny_base: Path, triplets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from wm.training import step as steps

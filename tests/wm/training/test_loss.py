@@ -79,7 +79,7 @@ def test_the_loss_equals_equation_2_in_double_precision(tiny_base: Path, task: A
     torch.testing.assert_close(gradient, wanted, rtol=1e-9, atol=1e-14, msg=name)
 
 
-def test_logits_are_made_only_where_the_completion_stands(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_are_computed_at_completion_tokens_alone(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vlm = load_model(tiny_base)
     segments = [vlm.layout("fdm", source=[1, 2, 3, 4], action="put the cup", target=[1, 2, 3, 5])] * 3
     ids_BT, is_completion_BT, _ = pack(segments, vlm.pad_id)

@@ -205,7 +205,9 @@ def test_a_warmup_that_makes_no_sense_is_refused(values: dict[str, Any], problem
     assert problem in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_dry_run_and_start_say_the_same(tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_and_start_print_the_same_warnings(
+    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     triplets = write_triplets(random_rows(tiny_base, 12), tmp_path / "triplets")
     values = {"base": str(tiny_base), "triplets": str(triplets), "out": str(tmp_path / "out"), "global_batch_size": 4}
     recipe = recipe_of(**values, epochs=1, optim={"warmup_steps": 30, "lr": 1e-3})
@@ -267,7 +269,7 @@ def test_null_keys_of_tables_do_not_tell_runs_apart(tmp_path: Path) -> None:
             is_whole(**values)
 
 
-def test_bootstrap_and_pretrain_say_it_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bootstrap_and_pretrain_report_short_schedules(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = {
         "idm": {"max_steps": 50, "optim": {"warmup_steps": 100}},
         "fdm": {"epochs": 1.0, "optim": {"warmup_steps": 100}},

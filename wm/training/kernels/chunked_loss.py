@@ -1,13 +1,14 @@
-"""Cross-entropy over a large vocabulary without its logits in memory: loss and gradients, chunk by chunk.
+"""Compute cross-entropy over a large vocabulary without its logits in memory: loss and gradients, chunk by chunk.
 
 The gradient of a token's negative log-likelihood with respect to its logits is softmax - one-hot: known in the
-forward pass already, up to the factor that comes back through the loss. So a chunk's logits are made, turned in place
-into that gradient, multiplied with the head again, and forgotten (the idea of Liger-Kernel's fused linear
-cross-entropy, arXiv 2410.10989, and of ``torch.nn.functional.linear_cross_entropy``, which torch has from 2.13 on and
-which copies a chunk's logits once more).
+forward pass already, up to the factor that comes back through the loss. So a chunk's logits are computed, changed in
+place into that gradient, multiplied with the head again, and freed (the idea of Liger-Kernel's fused linear
+cross-entropy, arXiv 2410.10989). ``torch.nn.functional.linear_cross_entropy`` has weights by class and not by token;
+with ``reduction="none"``, which allows them, it computes the logits again in the backward pass, and it takes no rows
+of the head that are parameters of their own.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from wm.models.vlm import UnifiedVLM
 from wm.training.kernels.autocast import as_given, lowered_to
+from wm.training.kernels.autograd import Context
 
 CHUNK_LOGITS = 1 << 23
 """Logits of a chunk: 32 MB in float32, and enough rows (128 of a vocabulary of 65,536) for fast products."""
@@ -30,10 +32,17 @@ class Head(NamedTuple):
 
 
 def weighted_nll(vlm: UnifiedVLM, hidden_MH: Tensor, target_M: Tensor, weight_M: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum ``weight_M`` times the negative log-likelihood of ``target_M`` (int64 vocabulary ids), and the
-    negative log-likelihoods (M,) by themselves, in nats and without gradient.
+    """Compute the weighted sum of negative log-likelihoods, in float32 (float64 for a float64 model) from logits in the
+    model's precision.
 
-    Computed in float32 (float64 for a float64 model) from logits in the model's precision.
+    Args:
+        vlm: The model.
+        hidden_MH: Hidden states that predict the targets.
+        target_M: int64 vocabulary ids.
+        weight_M: Of each target.
+
+    Returns:
+        The sum, and the unweighted negative log-likelihoods (M,) in nats, without gradient.
     """
     head = plain_head(vlm)
     if head is None:
@@ -51,8 +60,9 @@ def plain_head(vlm: UnifiedVLM) -> Head | None:
     """
     if type(vlm).head is not UnifiedVLM.head or "head" in vars(vlm):
         return None
-    module: Any = vlm.inner.lm_head
-    tokens: Any = getattr(module, "token_adapter", None)  # PEFT's trainable rows
+    module = vlm.inner.lm_head
+    # PEFT's trainable rows.
+    tokens = getattr(module, "token_adapter", None)
     if tokens is None:
         return Head(module.weight) if _is_matrix(module) else None
     base, active = tokens.base_layer, tokens.active_adapters
@@ -66,12 +76,12 @@ def plain_head(vlm: UnifiedVLM) -> Head | None:
     return Head(base.weight, rows, tokens.trainable_tokens_delta[active[0]])
 
 
-def _is_matrix(module: Any) -> bool:
+def _is_matrix(module: nn.Module) -> bool:
     return type(module) is nn.Linear and module.bias is None
 
 
 def _by_recomputing(vlm: UnifiedVLM, hidden_MH: Tensor, target_M: Tensor, weight_M: Tensor) -> tuple[Tensor, Tensor]:
-    """Any head: a chunk's logits are made once more in the backward pass."""
+    """Compute the same for any head: a chunk's logits are computed again in the backward pass."""
 
     def chunk_nll(hidden_CH: Tensor, target_C: Tensor) -> Tensor:
         logits_CV = vlm.head(hidden_CH)
@@ -96,7 +106,7 @@ def _rows_of_a_chunk(vocabulary: int) -> int:
 class _ChunkedNll(torch.autograd.Function):
     @staticmethod
     def forward(  # noqa: PLR0917
-        ctx: Any,
+        ctx: Context,
         hidden_MH: Tensor,
         weight_VH: Tensor,
         own_rows_Q: Tensor | slice | None,
@@ -115,6 +125,7 @@ class _ChunkedNll(torch.autograd.Function):
         nll_M = torch.empty(len(target_M), dtype=wide, device=hidden_MH.device)
         rows = _rows_of_a_chunk(len(weight_VH))
         for start in range(0, len(target_M), rows):
+            # 1. Logits of a chunk, and from them the likelihoods.
             span = slice(start, start + rows)
             hidden_CH, target_C1, weight_C1 = hidden_MH[span], target_M[span, None], weight_M[span, None].to(wide)
             logits_CV = hidden_CH @ head_VH.T
@@ -122,17 +133,19 @@ class _ChunkedNll(torch.autograd.Function):
                 logits_CV[:, own_rows_Q] = hidden_CH @ own.T
             logits_CV = logits_CV.to(wide)
             top_C1 = logits_CV.amax(1, keepdim=True)
-            said_C1 = logits_CV.gather(1, target_C1)
+            target_logit_C1 = logits_CV.gather(1, target_C1)
             exp_CV = logits_CV.sub_(top_C1).exp_()
             sum_C1 = exp_CV.sum(1, keepdim=True)
-            nll_M[span] = (sum_C1.log() + top_C1 - said_C1)[:, 0]
+            nll_M[span] = (sum_C1.log() + top_C1 - target_logit_C1)[:, 0]
             if not (needs_hidden or needs_head or needs_own):
                 continue
+            # 2. In the same memory softmax - one-hot: the gradient of the logits.
             wide_grad_CV = exp_CV.mul_(weight_C1 / sum_C1).scatter_add_(1, target_C1, -weight_C1)
             grad_CV = wide_grad_CV.to(dtype)
             if own is not None:
                 own_grad_CQ = grad_CV[:, own_rows_Q].clone()
                 grad_CV[:, own_rows_Q] = 0
+            # 3. Gradients of the inputs, after which the chunk is freed.
             if hidden_grad_MH is not None:
                 torch.mm(grad_CV, head_VH, out=hidden_grad_MH[span])
                 if own is not None:
@@ -151,6 +164,6 @@ class _ChunkedNll(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         hidden, head, own = (part * grad.to(part.dtype) if part is not None else None for part in ctx.saved_tensors)
         return hidden, head, None, own, None, None

@@ -1,6 +1,6 @@
-"""Linear layers of one input and their low-rank adapters, forward and backward, as plain functions of tensors.
+"""Compute linear layers of one input and their low-rank adapters, forward and backward, as plain functions.
 
-Adapters that see the same input are one product with all their A. Dropout's masks are kept nowhere: they are drawn
+Adapters that see the same input are one product with all their A. Dropout's masks are not kept: they are sampled
 again from their seeds. Suffixes: X rows (tokens), I inputs, O outputs of a linear layer, R rank.
 """
 
@@ -35,38 +35,36 @@ class Group:
     """Of the mask, if there is one."""
 
     @property
-    def dropped_of_65536(self) -> int:
-        """The share that is dropped, as fine as the numbers that a mask is drawn from."""
+    def dropped_per_65536(self) -> int:
+        """Return the share that is dropped, as fine as the numbers that a mask is sampled from."""
         return round(self.dropout * 65536)
 
     def scale(self, layer: Projection) -> float:
-        """Of the adapter; what dropout leaves is scaled up, so that its expectation stays."""
-        return layer.scale / (1 - self.dropped_of_65536 / 65536)
+        """Return the adapter's scale; what dropout leaves is scaled up, so that its expectation stays."""
+        return layer.scale / (1 - self.dropped_per_65536 / 65536)
 
     def mask(self, like_XI: Tensor) -> Tensor | None:
-        """bool, the same whenever it is drawn: it is kept nowhere. None without dropout.
-
-        Four elements come of one random number: on a CPU a fifth of the time of torch's ``bernoulli_``.
-        """
-        if not self.dropped_of_65536:
+        """Sample dropout's mask, bool, the same at every call; None without dropout."""
+        if not self.dropped_per_65536:
             return None
-        is_meta = like_XI.is_meta  # it has no numbers, and no generator of them
-        generator = None if is_meta else torch.Generator(like_XI.device).manual_seed(self.seed)
+        # The meta device has no generator.
+        generator = None if like_XI.is_meta else torch.Generator(like_XI.device).manual_seed(self.seed)
+        # Four elements of one random number: on a CPU a fifth of the time of torch's ``bernoulli_``.
         numbers = torch.empty(-(-like_XI.numel() // 4), dtype=torch.int64, device=like_XI.device)
-        drawn = numbers.random_(-(1 << 63), None, generator=generator).view(torch.int16)[: like_XI.numel()]
-        return (drawn >= self.dropped_of_65536 - 32768).view(like_XI.shape)
+        random_X = numbers.random_(-(1 << 63), None, generator=generator).view(torch.int16)[: like_XI.numel()]
+        return (random_X >= self.dropped_per_65536 - 32768).view(like_XI.shape)
 
 
 @dataclass(frozen=True)
-class Products:
-    """What :func:`linear` computes, but for its tensors: of ``layers`` only numbers are read."""
+class LinearSpec:
+    """Describes what :func:`linear` computes, without its tensors: of ``layers`` only numbers are read."""
 
     layers: tuple[Projection, ...]
     dtype: torch.dtype
     groups: list[Group]
 
 
-EACH = 4
+TENSORS_PER_LAYER = 4
 """Tensors of a projection in the arguments: weight, bias, A, B."""
 _DOWN, _UP = 2, 3
 
@@ -76,8 +74,8 @@ def tensors_of(layers: Sequence[Projection]) -> list[Tensor | None]:
     return [tensor for layer in layers for tensor in (layer.weight_OI, layer.bias_O, layer.down_RI, layer.up_OR)]
 
 
-def products_of(layers: Sequence[Projection], dtype: torch.dtype, *, one_mask: bool, training: bool) -> Products:
-    """Return what :func:`linear` needs beside tensors; seeds of masks are sampled here."""
+def build_spec(layers: Sequence[Projection], dtype: torch.dtype, *, one_mask: bool, training: bool) -> LinearSpec:
+    """Group the layers' adapters and sample the seeds of their masks."""
     members: dict[tuple[float, int], list[int]] = {}
     for number, layer in enumerate(layers):
         if layer.down_RI is not None:
@@ -85,91 +83,116 @@ def products_of(layers: Sequence[Projection], dtype: torch.dtype, *, one_mask: b
             members.setdefault((dropout, 0 if one_mask or not dropout else number), []).append(number)
     groups = []
     for (dropout, _), numbers in members.items():
-        ranks = [len(_need(layers[number].down_RI)) for number in numbers]
+        ranks = [len(_present(layers[number].down_RI)) for number in numbers]
         # Of the generator that the seed of the step sets and that checkpointing sets back.
         seed = int(torch.randint(1 << 62, (), device="cpu")) if dropout else 0
         groups.append(Group(tuple(numbers), ranks, dropout, seed))
-    return Products(tuple(layers), dtype, groups)
+    return LinearSpec(tuple(layers), dtype, groups)
 
 
-def linear(given_XI: Tensor, call: Products, tensors: Sequence[Tensor | None]) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the results of every layer; and of every group its masked input times its A^T, side by side."""
+def linear(input_XI: Tensor, spec: LinearSpec, tensors: Sequence[Tensor | None]) -> tuple[list[Tensor], list[Tensor]]:
+    """Compute linear layers of one input.
+
+    Args:
+        input_XI: The input, in the precision of ``spec``.
+        spec: The layers.
+        tensors: Of all layers (:func:`tensors_of`).
+
+    Returns:
+        The result of every layer; and of every group its masked input times its A^T, side by side, which the backward
+        pass needs.
+    """
     parts = _by_layer(tensors)
     results = []
     for weight, bias, *_ in parts:
-        matrix = _need(weight).to(call.dtype).T
-        results.append(given_XI @ matrix if bias is None else torch.addmm(bias.to(call.dtype), given_XI, matrix))
-    ranked = []
-    for group in call.groups:
-        mask_XI = group.mask(given_XI)
-        seen_XI = given_XI if mask_XI is None else given_XI * mask_XI
-        ranked_XR = seen_XI @ _stacked(parts, group, call.dtype).T
-        for number, own_XR in zip(group.numbers, torch.split(ranked_XR, group.ranks, dim=1), strict=True):
-            up_RO = _need(parts[number][_UP]).to(call.dtype).T
-            results[number].addmm_(own_XR, up_RO, alpha=group.scale(call.layers[number]))
-        ranked.append(ranked_XR)
-    return results, ranked
+        matrix = _present(weight).to(spec.dtype).T
+        results.append(input_XI @ matrix if bias is None else torch.addmm(bias.to(spec.dtype), input_XI, matrix))
+    lowranks = []
+    for group in spec.groups:
+        mask_XI = group.mask(input_XI)
+        masked_XI = input_XI if mask_XI is None else input_XI * mask_XI
+        lowrank_XR = masked_XI @ _stacked(parts, group, spec.dtype).T
+        for number, own_XR in zip(group.numbers, torch.split(lowrank_XR, group.ranks, dim=1), strict=True):
+            up_RO = _present(parts[number][_UP]).to(spec.dtype).T
+            results[number].addmm_(own_XR, up_RO, alpha=group.scale(spec.layers[number]))
+        lowranks.append(lowrank_XR)
+    return results, lowranks
 
 
 def linear_backward(
     grads: Sequence[Tensor],
-    given_XI: Tensor,
-    call: Products,
+    input_XI: Tensor,
+    spec: LinearSpec,
     tensors: Sequence[Tensor | None],
-    ranked: Sequence[Tensor],
+    lowranks: Sequence[Tensor],
     *,
     needs: Sequence[bool],
-    needs_given: bool,
+    needs_input: bool,
 ) -> tuple[Tensor | None, list[Tensor | None]]:
-    """Gradients of the input and of every tensor of every layer."""
+    """Compute the gradients of :func:`linear`.
+
+    Args:
+        grads: Of every layer's result.
+        input_XI: The input of the forward pass.
+        spec: That of the forward pass.
+        tensors: Those of the forward pass.
+        lowranks: Its second result.
+        needs: Of each tensor, whether its gradient is needed.
+        needs_input: Whether that of the input is.
+
+    Returns:
+        Gradients of the input and of every tensor; None where none is needed.
+    """
     parts = _by_layer(tensors)
-    found: list[Tensor | None] = [None] * len(tensors)
+    tensor_grads: list[Tensor | None] = [None] * len(tensors)
     total_XI: Tensor | None = None
+    # 1. The layers themselves.
     for number, (weight, bias, *_) in enumerate(parts):
-        first, grad_XO = number * EACH, grads[number]
-        if needs_given:
-            matrix = _need(weight).to(call.dtype)
+        first, grad_XO = number * TENSORS_PER_LAYER, grads[number]
+        if needs_input:
+            matrix = _present(weight).to(spec.dtype)
             total_XI = grad_XO @ matrix if total_XI is None else total_XI.addmm_(grad_XO, matrix)
         if needs[first]:
-            found[first] = (grad_XO.T @ given_XI).to(_need(weight).dtype)
+            tensor_grads[first] = (grad_XO.T @ input_XI).to(_present(weight).dtype)
         if bias is not None and needs[first + 1]:
-            found[first + 1] = grad_XO.sum(0).to(bias.dtype)
-    for group, ranked_XR in zip(call.groups, ranked, strict=True):
-        scales = {number: group.scale(call.layers[number]) for number in group.numbers}
+            tensor_grads[first + 1] = grad_XO.sum(0).to(bias.dtype)
+    # 2. Their adapters, a group at a time: one product with all its A.
+    for group, lowrank_XR in zip(spec.groups, lowranks, strict=True):
+        scales = {number: group.scale(spec.layers[number]) for number in group.numbers}
         grad_XR = torch.cat(
-            [grads[number] @ _need(parts[number][_UP]).to(call.dtype) * scales[number] for number in group.numbers],
+            [grads[number] @ _present(parts[number][_UP]).to(spec.dtype) * scales[number] for number in group.numbers],
             dim=1,
         )
-        down_RI = _stacked(parts, group, call.dtype)
-        mask_XI = group.mask(given_XI)
+        down_RI = _stacked(parts, group, spec.dtype)
+        mask_XI = group.mask(input_XI)
         if total_XI is not None and mask_XI is not None:
             total_XI.add_((grad_XR @ down_RI).mul_(mask_XI))
         elif total_XI is not None:
             total_XI.addmm_(grad_XR, down_RI)
-        seen_XI = given_XI if mask_XI is None else given_XI * mask_XI
-        downs = torch.split(grad_XR.T @ seen_XI, group.ranks)
+        masked_XI = input_XI if mask_XI is None else input_XI * mask_XI
+        downs = torch.split(grad_XR.T @ masked_XI, group.ranks)
         for number, own_XR, grad_RI in zip(
-            group.numbers, torch.split(ranked_XR, group.ranks, dim=1), downs, strict=True
+            group.numbers, torch.split(lowrank_XR, group.ranks, dim=1), downs, strict=True
         ):
-            first = number * EACH
+            first = number * TENSORS_PER_LAYER
             if needs[first + _DOWN]:
-                found[first + _DOWN] = grad_RI.to(_need(parts[number][_DOWN]).dtype)
+                tensor_grads[first + _DOWN] = grad_RI.to(_present(parts[number][_DOWN]).dtype)
             if needs[first + _UP]:
                 grad_OR = (grads[number].T @ own_XR).mul_(scales[number])
-                found[first + _UP] = grad_OR.to(_need(parts[number][_UP]).dtype)
-    return total_XI, found
+                tensor_grads[first + _UP] = grad_OR.to(_present(parts[number][_UP]).dtype)
+    return total_XI, tensor_grads
 
 
 def _by_layer(tensors: Sequence[Tensor | None]) -> list[Sequence[Tensor | None]]:
-    return [tensors[start : start + EACH] for start in range(0, len(tensors), EACH)]
+    return [tensors[start : start + TENSORS_PER_LAYER] for start in range(0, len(tensors), TENSORS_PER_LAYER)]
 
 
-def _need(tensor: Tensor | None) -> Tensor:
+def _present(tensor: Tensor | None) -> Tensor:
     assert tensor is not None
     return tensor
 
 
 def _stacked(parts: Sequence[Sequence[Tensor | None]], group: Group, dtype: torch.dtype) -> Tensor:
     """Stack the A of a group's adapters."""
-    downs = [_need(parts[number][_DOWN]).to(dtype) for number in group.numbers]
+    downs = [_present(parts[number][_DOWN]).to(dtype) for number in group.numbers]
     return downs[0] if len(downs) == 1 else torch.cat(downs)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,29 @@ from wm.training.step import MicroBatch
 METRICS = "metrics.jsonl"
 WEIGHT_EDGES: npt.NDArray[np.float64] = np.concatenate(([0.0], 2.0 ** np.arange(-6, 7), [np.inf]))
 """Edges of the bins into which recognition weights are counted: powers of two about their mean, 1."""
+
+
+class WindowFigures(TypedDict, total=False):
+    """Figures of a window, in its last line."""
+
+    tokens_per_s: float
+    mfu: float
+    memory_peak_bytes: int
+    loss_by_source: dict[str, float]
+    loss_by_change: dict[str, float]
+    weight_counts: list[int]
+
+
+class StepLine(WindowFigures):
+    """A line of ``metrics.jsonl``."""
+
+    step: int
+    epoch: float
+    loss: float
+    """Of the global batch."""
+    lr: float
+    grad_norm: float
+    samples_per_s: NotRequired[float]
 
 
 @dataclass(frozen=True)
@@ -96,7 +119,7 @@ class Metrics:
         self._rows_per_epoch = rows_per_epoch
         self._work, self._peak = work, peak_tflops
         self._sources = source_names([source.path for source in recipe.triplets])
-        self._pending: list[dict[str, float]] = []
+        self._pending: list[StepLine] = []
         self._window = _Window(self._num_groups, rank_info.device)
         self._since = time.perf_counter()
         self._paused_s = 0.0
@@ -114,8 +137,8 @@ class Metrics:
     def add(self, result: StepResult) -> None:
         """Add a finished step."""
         epoch = round(result.step * self.recipe.global_batch_size / self._rows_per_epoch, 4)
-        line = {"step": result.step, "epoch": epoch, "loss": result.loss, "lr": result.lr}
-        self._pending.append(line | {"grad_norm": result.grad_norm})
+        line = StepLine(step=result.step, epoch=epoch, loss=result.loss, lr=result.lr, grad_norm=result.grad_norm)
+        self._pending.append(line)
         # Losses by source and by change: of the own rows, until the ranks exchange them.
         rows_P = rank_slice(result.rows, self.rank_info.rank, self.rank_info.size)
         window = self._window
@@ -147,11 +170,10 @@ class Metrics:
         self._since, self._paused_s = now, 0.0
         if self.rank_info.rank == 0:
             speed = round(len(losses) * self.recipe.global_batch_size / seconds, 1)
-            lines: list[dict[str, Any]] = [
-                line | {"loss": value, "samples_per_s": speed}
-                for line, value in zip(self._pending, losses, strict=True)
+            lines: list[StepLine] = [
+                {**line, "loss": loss, "samples_per_s": speed} for line, loss in zip(self._pending, losses, strict=True)
             ]
-            lines[-1] |= self._figures(seconds, sums_2G, weights, peak_bytes)
+            lines[-1] = {**lines[-1], **self._figures(seconds, sums_2G, weights, peak_bytes)}
             with self._path.open("a") as file:
                 file.write("".join(json.dumps(line) + "\n" for line in lines))
             self.losses.extend(losses)
@@ -195,29 +217,36 @@ class Metrics:
 
     def _figures(
         self, seconds: float, sums_2G: npt.NDArray[np.float64], weights: Histogram, peak_bytes: int
-    ) -> dict[str, Any]:
-        """Compute the figures of the window, which its last line holds besides its own."""
+    ) -> WindowFigures:
         share = mfu(self._window.flops, seconds, peak=self._peak, num_devices=self.rank_info.size)
         means = [None if count == 0 else round(float(total / count), 6) for total, count in sums_2G.T]
         by_source = dict(zip(self._sources, means, strict=False))
         by_change = {str(number + 1): mean for number, mean in enumerate(means[len(self._sources) :])}
-        return {
+        figures: WindowFigures = {
             "tokens_per_s": round(self._window.num_tokens / seconds, 1),
-            **({} if share is None else {"mfu": round(share, 4)}),
             "memory_peak_bytes": peak_bytes,
             "loss_by_source": {name: mean for name, mean in by_source.items() if mean is not None},
             "loss_by_change": {name: mean for name, mean in by_change.items() if mean is not None},
-            **({"weight_counts": [int(count) for count in weights.counts]} if weights.counts.any() else {}),
         }
+        if share is not None:
+            figures["mfu"] = round(share, 4)
+        if weights.counts.any():
+            figures["weight_counts"] = [int(count) for count in weights.counts]
+        return figures
 
-    def _log(self, lines: Sequence[dict[str, Any]], weights: Histogram) -> None:
+    def _log(self, lines: Sequence[StepLine], weights: Histogram) -> None:
         for line in lines:
-            self._trackers.log(line["step"], {f"train/{name}": line[name] for name in ("loss", "lr", "grad_norm")})
+            values = {"train/loss": line["loss"], "train/lr": line["lr"], "train/grad_norm": line["grad_norm"]}
+            self._trackers.log(line["step"], values)
         last = lines[-1]
-        figures: dict[str, Value]
-        figures = {f"speed/{name}": last[name] for name in ("samples_per_s", "tokens_per_s", "mfu") if name in last}
-        figures["memory/peak_gib"] = last["memory_peak_bytes"] / 2**30
-        figures["train/epoch"] = last["epoch"]
+        figures: dict[str, Value] = {
+            "train/epoch": last["epoch"],
+            "speed/samples_per_s": last["samples_per_s"],
+            "speed/tokens_per_s": last["tokens_per_s"],
+            "memory/peak_gib": last["memory_peak_bytes"] / 2**30,
+        }
+        if "mfu" in last:
+            figures["speed/mfu"] = last["mfu"]
         figures |= {f"loss_by_source/{name}": mean for name, mean in last["loss_by_source"].items()}
         figures |= {f"loss_by_change/quarter_{name}": mean for name, mean in last["loss_by_change"].items()}
         if weights.counts.any():

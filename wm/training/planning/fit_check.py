@@ -1,4 +1,4 @@
-"""Check whether a run fits the devices and the disk that it asks for, before it asks for them."""
+"""Check whether a run fits its devices and disks, before it starts."""
 
 import os
 import shutil
@@ -48,13 +48,22 @@ def memory_complaints(recipe: TrainRecipe, memory: StepMemory) -> list[str]:
     fitting = _largest_micro_batch(recipe, memory, usable)
     if fitting:
         return [f"{line}: micro_batch_size = {fitting} would fit"]
-    least = _peak_at(recipe, memory, 1)
-    return [f"{line}: not even micro_batch_size = 1 would fit ({least / GIB:.1f} GiB)"]
+    lowest = _peak_at(recipe, memory, 1)
+    return [f"{line}: not even micro_batch_size = 1 would fit ({lowest / GIB:.1f} GiB)"]
 
 
 def disk_complaints(recipe: TrainRecipe, codec: CodecShape, rows: Sequence[int], num_trained: int) -> list[str]:
-    """Return one line a folder that has not the room: for tokens of ``rows`` of each source that are not in the cache
-    yet, and for two checkpoints."""
+    """List the folders without room for what the run writes.
+
+    Args:
+        recipe: The run.
+        codec: Gives the size of a row.
+        rows: Of each source that is not in the token cache yet.
+        num_trained: Trained parameters, of which two checkpoints are counted.
+
+    Returns:
+        A line each.
+    """
     needs: dict[Path, dict[str, int]] = {}
     needs.setdefault(_existing(recipe.token_root), {})["tokens"] = sum(cache_bytes(count, codec) for count in rows)
     needs.setdefault(_existing(Path(recipe.out)), {})["two checkpoints"] = 2 * _STATE_BYTES * num_trained

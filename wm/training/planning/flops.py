@@ -1,4 +1,4 @@
-"""How much arithmetic a step asks for, and how much of a device's peak it got (MFU, model FLOPs utilisation).
+"""Count the arithmetic of a step, and the share of a device's peak that it reaches (MFU, model FLOPs utilisation).
 
 Chowdhery et al., PaLM (arXiv 2204.02311), appendix B: a token costs 6 operations a weight, 2 forward and 4 backward,
 and 12 L H Q T for attention over T tokens. What recomputing costs does not count. Two terms are taken as the model
@@ -42,7 +42,7 @@ PEAK_TFLOPS: tuple[tuple[str, float], ...] = (
 
 @dataclass(frozen=True)
 class StepWork:
-    """Operations (a multiplication or an addition each) of training on one more of something."""
+    """Operations (a multiplication or an addition each) that training costs."""
 
     per_token: float
     """The matrices of the layers."""

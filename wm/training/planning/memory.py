@@ -1,4 +1,4 @@
-"""How much memory a training step takes on one device, found out without weights and without that device.
+"""Estimate the memory of a training step on one device, without weights and without that device.
 
 The step itself is run on torch's ``meta`` device, where tensors have shapes and no numbers, and every storage that it
 makes is counted while it lives: what the layers keep is what they would keep. Attention is counted as the kernels do
@@ -7,22 +7,24 @@ arXiv 1910.02054).
 """
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from wm.models.vlm import UnifiedVLM
 from wm.training.data.prompt_batches import Template
+from wm.training.kernels.autograd import Context
 from wm.training.loss import completion_losses
 from wm.training.recipe import TrainRecipe
-from wm.training.zero import deepspeed_config
+from wm.training.zero import zero_config
 
 _FP32 = 4
 _MOMENTS = 2
@@ -57,18 +59,25 @@ class StepMemory:
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While it is on: bytes of the storages that torch makes, ``live`` now and ``peak``; on any device."""
+    """Counts, while it is on, bytes of the storages that torch allocates, ``live`` now and ``peak``; on any device."""
 
-    def __init__(self, known: Iterable[Tensor] = ()) -> None:
-        """``known``: tensors that are there already and do not count."""
+    def __init__(self, existing: Iterable[Tensor] = ()) -> None:
+        """Begin to count; storages of ``existing`` tensors do not."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.peak = 0
-        self._held = {tensor.untyped_storage()._cdata: 0 for tensor in known}
+        self._held = {tensor.untyped_storage()._cdata: 0 for tensor in existing}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """See torch."""
-        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
-            return True  # transformers asks whether positions follow one another: ours do
+    def __torch_dispatch__(
+        self,
+        func: OpOverload[..., object],
+        types: Sequence[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        """Run an operation and count its results; torch calls it."""
+        # transformers asks whether positions follow one another: ours do.
+        if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], Tensor) and args[0].is_meta:
+            return True
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
@@ -90,19 +99,19 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @contextmanager
-def _scores_unkept() -> Iterator[None]:
-    """Replace attention by one that keeps queries, keys, values, its result and a number a row, as its fused kernels
-    do.
+def _without_scores() -> Iterator[None]:
+    """Replace attention by one that keeps queries, keys, values, its result and a number a row, as fused kernels do.
 
     The function itself is exchanged, where all that transformers' layers call finds it, also in a backward pass that
     computes layers again: torch's modes for functions do not reach there.
     """
     former = F.scaled_dot_product_attention
 
-    def counted(query: Tensor, key: Tensor, value: Tensor, *others: Any, **named: Any) -> Any:
+    def counted(query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: Any) -> Tensor:
         if not query.is_meta:
-            return former(query, key, value, *others, **named)
-        return _Attention.apply(query, key, value)  # type: ignore[no-untyped-call]
+            return former(query, key, value, *args, **options)
+        result: Tensor = _Attention.apply(query, key, value)  # type: ignore[no-untyped-call]
+        return result
 
     F.scaled_dot_product_attention = counted
     try:
@@ -113,22 +122,31 @@ def _scores_unkept() -> Iterator[None]:
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def forward(ctx: Context, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         rows, heads, length, _ = query.shape
-        result = query.new_empty((rows, length, heads, value.shape[-1])).transpose(1, 2)  # as the kernels lay it out
+        # In the memory layout of the kernels.
+        result = query.new_empty((rows, length, heads, value.shape[-1])).transpose(1, 2)
         ctx.save_for_backward(query, key, value, result, query.new_empty(query.shape[:-1], dtype=torch.float32))
         return result
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor, ...]:
         return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
 
 
 def step_memory(vlm: UnifiedVLM, recipe: TrainRecipe, template: Template, *, stage: int) -> StepMemory:
-    """Estimate the memory of one rank's step on micro-batches of rows like ``template``, under ZeRO ``stage``.
+    """Estimate the memory of one rank's step. Under ``precision = "autocast"`` activations are counted in float32, more
+    than they are.
 
-    ``vlm``: prepared for training (:func:`wm.training.adapters.prepare`), on the meta device; it is left in the
-    recipe's precision. Under ``precision = "autocast"`` activations are counted in float32, more than they are.
+    Args:
+        vlm: Prepared for training (:func:`wm.training.adapters.prepare`), on the meta device; it is left in
+            the recipe's precision.
+        recipe: The run.
+        template: Layout of every row of the micro-batches.
+        stage: Of ZeRO.
+
+    Returns:
+        Bytes, by part and at the peak.
     """
     if recipe.precision == "bf16":
         vlm.module.to(torch.bfloat16)
@@ -146,9 +164,9 @@ def step_memory(vlm: UnifiedVLM, recipe: TrainRecipe, template: Template, *, sta
         weights, adapter = -(-weights // ranks), -(-adapter // ranks)
         communication += gathered if ranks > 1 else 0
     usage = _run(vlm, recipe, template, trained, shards=1 if stage < 2 else ranks)
-    # The step itself: this rank's gradients once more, in fp32.
+    # The update: this rank's gradients once more, in fp32.
     update = gradients + _FP32 * (own_trained if stage > 0 else num_trained)
-    still = weights + adapter + optimizer + communication
+    constant = weights + adapter + optimizer + communication
     return StepMemory(
         weights=weights,
         trained=adapter,
@@ -157,12 +175,12 @@ def step_memory(vlm: UnifiedVLM, recipe: TrainRecipe, template: Template, *, sta
         communication=communication,
         activations=usage.activations,
         logits=usage.logits,
-        peak=still + max(usage.peak, update),
+        peak=constant + max(usage.peak, update),
     )
 
 
 @dataclass
-class _Seen:
+class _Usage:
     activations: int = 0
     logits: int = 0
     peak: int = 0
@@ -171,9 +189,9 @@ class _Seen:
 
 def _run(
     vlm: UnifiedVLM, recipe: TrainRecipe, template: Template, trained: list[nn.Parameter], *, shards: int
-) -> _Seen:
+) -> _Usage:
     """Run one micro-batch, or two where gradients are accumulated; of gradients one of so many ``shards`` is kept."""
-    usage = _Seen()
+    usage = _Usage()
     is_completion_BT = torch.from_numpy(template.is_completion_T).repeat(recipe.rows_per_pass, 1)
     with torch.device("meta"):
         ids_BT = torch.zeros(is_completion_BT.shape, dtype=torch.int64)
@@ -181,11 +199,11 @@ def _run(
     live = LiveBytes((*vlm.module.parameters(), *vlm.module.buffers(), ids_BT, weight_BT, is_completion_BT))
     before = 0
 
-    def note(*_: Any) -> None:
+    def note(*_: object) -> None:
         usage.activations = live.live - before
         usage.peak, live.peak = max(usage.peak, live.peak), live.live
 
-    with _sharded(trained, shards), _noted(vlm.decoder, note), _scores_unkept(), live:
+    with _sharded(trained, shards), _hooked(vlm.decoder, note), _without_scores(), live:
         for _ in range(min(2, recipe.accumulation_steps)):
             before = live.live
             loss = completion_losses(vlm, ids_BT, is_completion_BT, weight_BT, 1.0)[0]
@@ -199,7 +217,7 @@ def _run(
 
 
 @contextmanager
-def _noted(module: nn.Module, note: Callable[..., None]) -> Iterator[None]:
+def _hooked(module: nn.Module, note: Callable[..., None]) -> Iterator[None]:
     handle = module.register_forward_hook(note)
     try:
         yield
@@ -218,7 +236,7 @@ def _sharded(trained: list[nn.Parameter], shards: int) -> Iterator[None]:
         parameter.grad = None
 
     hooked = trained if shards > 1 else []
-    handles = [one.register_post_accumulate_grad_hook(keep_share) for one in hooked]  # type: ignore[no-untyped-call]
+    handles = [weight.register_post_accumulate_grad_hook(keep_share) for weight in hooked]  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
@@ -229,10 +247,10 @@ def _sharded(trained: list[nn.Parameter], shards: int) -> Iterator[None]:
 def _buffers(recipe: TrainRecipe, num_trained: int, element_size: int, stage: int) -> int:
     """Count the buffers of contiguous gradients: two, as the exchange overlaps the computation."""
     settled = recipe.with_resources(zero_stage=stage)
-    zero = deepspeed_config(settled, num_trained)["zero_optimization"]
+    zero = zero_config(settled, num_trained)
     if stage == 0 or not zero["contiguous_gradients"]:
         return 0
-    return int(zero["reduce_bucket_size"]) * element_size * (2 if zero["overlap_comm"] else 1)
+    return zero["reduce_bucket_size"] * element_size * (2 if zero["overlap_comm"] else 1)
 
 
 def _sum(tensors: Iterable[Tensor]) -> int:

@@ -1,8 +1,8 @@
-"""What a recipe would do, found out without training: rows, steps, tokens, parameters, memory, what does not fit."""
+"""Plan a run without training: rows, steps, tokens, parameters, memory, what does not fit."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -24,11 +24,23 @@ from wm.training.planning.settle import chooser, recompute_layers, settled
 from wm.training.recipe import TrainRecipe
 
 
+class SourcePlan(TypedDict):
+    """Numbers of a source of triplets."""
+
+    path: str
+    rows: int
+    mix_weight: float
+    epoch_share: float
+    """Of the rows that an epoch shows."""
+    skipped: int
+    left_out: dict[str, int]
+
+
 @dataclass(frozen=True)
 class Plan:
-    """Numbers of a dry run. ``sources``: path, rows, mix_weight, share of an epoch and skipped rows of each table."""
+    """Numbers of a dry run."""
 
-    sources: list[dict[str, Any]]
+    sources: list[SourcePlan]
     rows_per_epoch: int
     num_steps: int
     epochs: float
@@ -50,15 +62,17 @@ class Plan:
     warnings: list[str]
     """What of the schedule the run is too short for, a line each."""
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return plain values."""
         return asdict(self)
 
 
 def check_data(recipe: TrainRecipe) -> TokenSet:
-    """Read the triplets against the base model's codec, whose weights alone are read, into the token cache.
+    """Read the triplets into the token cache and check them against the base model's codec, whose weights alone are
+    read.
 
-    Raises :class:`wm.errors.InputError` on anything wrong with them.
+    Raises:
+        InputError: Something is wrong with them.
     """
     vlm = load_skeleton(recipe.base)
     return open_tokens(recipe.triplets, vlm, recipe.task, recipe.recognition, root=recipe.token_root, seed=recipe.seed)
@@ -67,7 +81,8 @@ def check_data(recipe: TrainRecipe) -> TokenSet:
 def order_of(recipe: TrainRecipe, facts: Sequence[SourceFacts]) -> SampleOrder:
     """Build the order in which the recipe shows these rows.
 
-    Raises :class:`InputError` for a source of which an epoch shows no row.
+    Raises:
+        InputError: An epoch shows no row of a source.
     """
     for part in facts:
         if round(part.source.mix_weight * part.num_rows) == 0:
@@ -80,6 +95,7 @@ def order_of(recipe: TrainRecipe, facts: Sequence[SourceFacts]) -> SampleOrder:
 
 def plan(recipe: TrainRecipe) -> Plan:
     """Read configuration, tokenizer and every row as training would; no weights but the codec's, and no output."""
+    # 1. Rows, as the base model reads them.
     vlm = load_skeleton(recipe.base, without_codec=True)
     layout = RowLayout(vlm, recipe.task)
     codec = CodecShape(vlm.codec_id, vlm.tokens_per_image, len(vlm.image_rows))
@@ -87,17 +103,21 @@ def plan(recipe: TrainRecipe) -> Plan:
     facts = [fitting_rows(part, layout, vlm.max_positions)[1] for part, _ in surveyed]
     order = order_of(recipe, facts)
     num_steps = recipe.num_steps(order)
+
+    # 2. Tokens. Rows of one length of action are laid out alike, so that one template a length is enough.
     epoch = np.concatenate([part.action_tokens_R for part in facts])[order.epoch(0)]
     lengths, counts = np.unique(epoch, return_counts=True)
     templates = [layout.template(int(length)) for length in lengths]
     tokens = np.array([len(template.ids_T) for template in templates])
     learned = np.array([template.num_completion_tokens for template in templates])
+
+    # 3. Memory, on the meta device.
     with torch.device("meta"):
         parameters = prepare(vlm, recipe.lora, recipe.seed)
     recipe = settled(recipe, chooser(recipe, vlm, facts, usable_bytes(recipe)))
     recompute_layers(vlm, bool(recipe.resources.gradient_checkpointing))
     memory = step_memory(
-        vlm, recipe, max(templates, key=lambda one: len(one.ids_T)), stage=int(recipe.resources.zero_stage)
+        vlm, recipe, max(templates, key=lambda template: len(template.ids_T)), stage=int(recipe.resources.zero_stage)
     )
     not_cached = [part.num_rows for part, is_cached in surveyed if not is_cached]
     return Plan(

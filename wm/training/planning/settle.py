@@ -1,4 +1,4 @@
-"""What ``auto`` stands for in a recipe: the ZeRO stage, and whether layers are computed again, by what fits.
+"""Decide what ``auto`` means in a recipe, by what fits: the ZeRO stage, and whether layers are computed again.
 
 The first of these that fits, the cheapest first: shards of the optimiser's state (stage 1) cost no more communication
 than none do, nor do those of gradients (2) without accumulation; computing layers again costs a third more arithmetic;
@@ -6,7 +6,7 @@ shards of the weights (3) are fetched anew for each layer, forward and backward 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,9 @@ from wm.training.planning.fit_check import usable_bytes
 from wm.training.planning.memory import step_memory
 from wm.training.recipe import TrainRecipe
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 CHOICES = ((1, False), (2, False), (1, True), (2, True), (3, False), (3, True))
 """Stage, and whether layers are computed again."""
 
@@ -28,9 +31,9 @@ CHOICES = ((1, False), (2, False), (1, True), (2, True), (3, False), (3, True))
 def recompute_layers(vlm: UnifiedVLM, on: bool) -> None:
     """Keep only the input of each layer for the backward pass, which computes the layer again (activation
     checkpointing); or keep all."""
-    inner: Any = vlm.inner
+    inner: PreTrainedModel = vlm.inner
     if on:
-        # On the meta device there is no random state to go back to.
+        # On the meta device there is no random state to restore.
         settings = {"use_reentrant": False, "preserve_rng_state": vlm.device.type != "meta"}
         inner.activation_checkpointing_enable(settings)
     else:
@@ -38,22 +41,26 @@ def recompute_layers(vlm: UnifiedVLM, on: bool) -> None:
 
 
 def settled(recipe: TrainRecipe, choose: Callable[[Sequence[tuple[int, bool]]], tuple[int, bool]]) -> TrainRecipe:
-    """Replace ``auto`` in the recipe by a ZeRO stage and a choice on recomputing; ``choose`` decides between several.
+    """Replace ``auto`` in the recipe by a ZeRO stage and a choice on recomputing.
 
-    A stage that spreads over one rank what it holds anyway is no choice, nor is 3 where a gate wants a whole
-    model or rows of image codes a whole matrix.
+    Args:
+        recipe: The run.
+        choose: Decides between several choices (:data:`CHOICES`).
+
+    Returns:
+        The recipe without ``auto``.
     """
+    # One rank has nothing to shard; evaluation needs a complete model, and rows of image codes a complete matrix.
     needs_unsharded = recipe.eval.is_on or recipe.lora.train_image_rows
     stages = [1] if recipe.num_ranks == 1 else [1, 2] if needs_unsharded else [1, 2, 3]
-    stages = stages if recipe.resources.zero_stage == "auto" else [recipe.resources.zero_stage]
-    words = (
-        [False, True]
-        if recipe.resources.gradient_checkpointing == "auto"
-        else [recipe.resources.gradient_checkpointing]
-    )
-    choices = [choice for choice in CHOICES if choice[0] in stages and choice[1] in words]
+    resources = recipe.resources
+    stages = stages if resources.zero_stage == "auto" else [resources.zero_stage]
+    flags = [False, True]
+    if resources.gradient_checkpointing != "auto":
+        flags = [resources.gradient_checkpointing]
+    choices = [choice for choice in CHOICES if choice[0] in stages and choice[1] in flags]
     if stages == [0]:
-        choices = [(0, word) for word in words]
+        choices = [(0, flag) for flag in flags]
     stage, recomputes = choices[0] if len(choices) == 1 else choose(choices)
     return recipe.with_resources(zero_stage=stage, gradient_checkpointing=recomputes)
 
@@ -61,10 +68,16 @@ def settled(recipe: TrainRecipe, choose: Callable[[Sequence[tuple[int, bool]]], 
 def chooser(
     recipe: TrainRecipe, vlm: UnifiedVLM, facts: Sequence[SourceFacts], usable: int | None
 ) -> Callable[[Sequence[tuple[int, bool]]], tuple[int, bool]]:
-    """Return a function that takes the first choice that fits into ``usable`` bytes (None: unknown, so the first),
-    else the leanest.
+    """Build a function that returns the first choice that fits, else the leanest.
 
-    ``vlm``: as :func:`wm.training.planning.memory.step_memory` wants it.
+    Args:
+        recipe: The run.
+        vlm: As for :func:`wm.training.planning.memory.step_memory`.
+        facts: Of each source.
+        usable: Bytes; None: unknown, so the first choice is returned.
+
+    Returns:
+        The function, for :func:`settled`.
     """
     longest = max(int(part.action_tokens_R.max()) for part in facts)
     template = RowLayout(vlm, recipe.task).template(longest)
@@ -84,7 +97,7 @@ def chooser(
 
 
 def settled_on_ranks(recipe: TrainRecipe, facts: Sequence[SourceFacts], rank_info: RankInfo) -> TrainRecipe:
-    """Apply :func:`settled`, the same on all ranks, by the device with the least memory; a collective."""
+    """Apply :func:`settled`, the same on all ranks, by the device with the lowest memory; a collective."""
 
     def choose(choices: Sequence[tuple[int, bool]]) -> tuple[int, bool]:
         usable = torch.tensor([usable_bytes(recipe) or 0], dtype=torch.float64, device=rank_info.device)

@@ -57,7 +57,7 @@ def test_a_cell_like_nothing_known_is_unreadable() -> None:
     assert found == State(state.background, (*state.cells[:4], UNREADABLE, *state.cells[5:]))
 
 
-def test_shapes_that_are_no_pictures_of_the_world_are_refused() -> None:
+def test_arrays_that_are_no_images_of_the_world_are_refused() -> None:
     assert read_states(np.zeros((0, 48, 48, 3), np.uint8)) == []
     for shape in ((1, 48, 64, 3), (48, 48, 3), (1, 48, 48)):
         with pytest.raises(InputError, match=r"tabletop images have shape"):

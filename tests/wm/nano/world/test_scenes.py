@@ -145,11 +145,11 @@ def test_every_action_reads_back_from_its_own_words() -> None:
         ("", None),
     ],
 )
-def test_parsing_is_lenient_with_words_and_strict_with_what_is_missing(text: str, action: Action | None) -> None:
+def test_parsing_is_lenient_with_words_strict_with_gaps(text: str, action: Action | None) -> None:
     assert parse_action(text) == action
 
 
-def test_random_actions_happen_with_their_shares_and_keep_one_to_five_objects() -> None:
+def test_random_actions_have_their_shares_and_1_to_5_objects() -> None:
     rng = np.random.default_rng(3)
     kinds = []
     for state in states(2000, seed=4):
@@ -191,7 +191,7 @@ def true_of(state: State) -> dict[str, tuple[str, ...]]:
     return {POSITIONS[cell]: object_name(thing) if thing else ("empty",) for cell, thing in enumerate(state.cells)}
 
 
-def test_captions_say_what_stands_where() -> None:
+def test_captions_name_objects_and_their_cells() -> None:
     rng = np.random.default_rng(5)
     for state in states(50, seed=6):
         objects = {place: thing for place, thing in true_of(state).items() if thing != ("empty",)}
@@ -227,7 +227,7 @@ def test_cameras_stay_within_their_limits() -> None:
     assert 1 <= len(random_crumbs(rng)) <= 4
 
 
-def test_a_picture_shows_colours_where_objects_stand() -> None:
+def test_an_image_shows_colours_where_objects_are() -> None:
     rng = np.random.default_rng(10)
     plain = Camera(noise=0.0)
     for state in states(20, seed=11):
@@ -255,7 +255,7 @@ def test_shift_and_noise_do_what_they_say() -> None:
     np.testing.assert_array_equal(*again)
 
 
-def test_documents_tell_what_the_second_picture_shows() -> None:
+def test_documents_describe_the_second_image() -> None:
     rng = np.random.default_rng(14)
     documents = [sample_document(rng) for _ in range(200)]
     firsts, seconds = (read_states(np.stack([document[place] for document in documents])) for place in (1, 3))

@@ -70,7 +70,7 @@ def test_frames_show_the_planned_states() -> None:
             assert action_is_right(frames[moment.frame - 4], frames[moment.frame], moment.action.text(seed % 2))
 
 
-def test_some_actions_are_caught_half_way_and_the_rests_are_still() -> None:
+def test_some_frames_show_half_an_action_and_pauses_are_still() -> None:
     half_way, actions = 0, 0
     for seed in range(40):
         clip = replace(plan_clip(seed), camera=replace(plan_clip(seed).camera, noise=0.0), drift_px=(0.0, 0.0))
@@ -106,7 +106,7 @@ def test_a_video_codec_leaves_resting_frames_readable(tmp_path: Path, suffix: st
     assert right / total >= 0.95, f"{right} of {total}"
 
 
-def test_where_clips_go(tmp_path: Path) -> None:
+def test_clips_are_written_where_the_recipe_says(tmp_path: Path) -> None:
     paths = [clip_path(tmp_path, plan_clip(seed)) for seed in range(12)]
     assert paths[0] == tmp_path / "moving" / "clip_000000.mp4"
     assert paths[5] == tmp_path / "adding" / "clip_000005.avi"
@@ -136,7 +136,7 @@ def test_what_a_kill_leaves_behind_is_no_video(tmp_path: Path) -> None:
         list_videos(str(tmp_path))
 
 
-def test_supervised_pairs_are_the_same_for_a_seed_and_others_for_another(tmp_path: Path) -> None:
+def test_supervised_pairs_depend_on_the_seed_alone(tmp_path: Path) -> None:
     for folder, split, seed in (("a", "train", 0), ("b", "train", 0), ("c", "test", 0), ("d", "train", 1)):
         write_triplets(tmp_path / folder, split, 5, seed)
     data = {

@@ -65,7 +65,7 @@ def store(request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
         yield CheckpointStore("s3://bucket/runs/place")
 
 
-def test_a_checkpoint_is_there_whole_or_not_at_all(store: CheckpointStore) -> None:
+def test_a_checkpoint_is_complete_or_not_listed(store: CheckpointStore) -> None:
     store.check()
     store.claim("a1")
     assert store.checkpoints() == [] and store.is_claimed_by("a1")
@@ -105,7 +105,7 @@ def test_a_damaged_manifest_is_named(tmp_path: Path) -> None:
         store.checkpoints()
 
 
-def test_a_place_that_cannot_be_written_is_an_input_error(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_an_input_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"checkpoint.folder = '.*/file/below': cannot be written to"):
         CheckpointStore(str(tmp_path / "file" / "below")).check()
@@ -159,7 +159,7 @@ def test_any_range_is_read_from_whatever_files_hold_it(tmp_path: Path) -> None:
         reader.fill(Part("layer.weight", 8, {kind: torch.zeros(4) for kind in whole}))
 
 
-def test_checkpoints_in_an_object_store_are_gone_on_with(
+def test_a_run_resumes_from_checkpoints_in_an_object_store(
     tiny_base: Path, triplets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with s3_server(monkeypatch) as client:
@@ -202,7 +202,7 @@ def full_from(monkeypatch: pytest.MonkeyPatch, step: int) -> Iterator[None]:
         yield
 
 
-def test_a_full_disk_is_told_and_the_last_good_checkpoint_kept(
+def test_a_full_disk_is_reported_the_last_checkpoint_stays(
     tiny_base: Path, triplets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     recipe = recipe_of(tiny_base, triplets, tmp_path / "out", checkpoint={"keep_last": 1})
@@ -268,7 +268,7 @@ def test_an_attempt_that_still_runs_elsewhere_writes_no_more(
     assert "another process has begun to train into" in summary.checkpoints["last_failure"]
 
 
-def test_finished_runs_keep_what_the_recipe_keeps(tiny_base: Path, triplets: Path, tmp_path: Path) -> None:
+def test_a_finished_run_keeps_the_checkpoints_of_its_recipe(tiny_base: Path, triplets: Path, tmp_path: Path) -> None:
     recipe = recipe_of(tiny_base, triplets, tmp_path / "out", checkpoint={"keep_last": 1})
     fit(recipe, HERE, digest="d")
     prune(recipe)

@@ -85,7 +85,7 @@ def test_every_row_is_its_layout_with_its_weights(
         assert (weight_BT[number][~is_completion_BT[number]] == 1).all()
 
 
-def test_a_batch_is_its_rows_in_the_order_asked_for(tiny_base: Path, tmp_path: Path) -> None:
+def test_a_batch_has_its_rows_in_the_requested_order(tiny_base: Path, tmp_path: Path) -> None:
     first, second = random_rows(tiny_base, 6, seed=1), random_rows(tiny_base, 6, seed=2)
     sources = [Source(path=str(write_triplets(rows, tmp_path / name))) for name, rows in (("a", first), ("b", second))]
     tokens = opened(tiny_base, tmp_path / "tokens", *sources)
@@ -173,7 +173,7 @@ def with_actions(rows: list[dict[str, Any]], *actions: str | None) -> list[dict[
     return [{**row, "action": action} for row, action in zip(rows, actions, strict=False)] + rows[len(actions) :]
 
 
-def test_rows_whose_action_cannot_be_learned_are_left_out_and_counted(tiny_base: Path, tmp_path: Path) -> None:
+def test_rows_with_unusable_actions_are_left_out_and_counted(tiny_base: Path, tmp_path: Path) -> None:
     rows = random_rows(tiny_base, 8)
     # 96 positions: 14 tokens stand around an inverse model's action, and the last token of a row is not read.
     fits, too_long = " ".join(["cup"] * (97 - 14)), " ".join(["cup"] * (98 - 14))

@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 from wm.training.data.order import SampleOrder, rank_slice
 
 
-def test_an_epoch_shows_every_row_once_and_the_next_in_another_order() -> None:
+def test_an_epoch_shows_every_row_once_in_its_own_order() -> None:
     order = SampleOrder([5, 7], [1.0, 1.0], seed=3)
     first, second = order.epoch(0), order.epoch(1)
     assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(12))
     assert first.tolist() != second.tolist()
 
 
-def test_weights_repeat_and_thin_out_sources() -> None:
+def test_mix_weights_repeat_and_thin_out_sources() -> None:
     order = SampleOrder([4, 10], [2.5, 0.5], seed=0)
     assert order.rows_per_epoch == 10 + 5
     seen = []
@@ -60,7 +60,7 @@ SOURCES = st.lists(st.tuples(st.integers(1, 40), st.floats(0.1, 3.0)), min_size=
 
 @settings(max_examples=60, deadline=None)
 @given(sources=SOURCES, seed=st.integers(0, 2**63 - 1), number=st.integers(0, 5))
-def test_an_epoch_shows_each_row_its_weight_times(sources: list[tuple[int, float]], seed: int, number: int) -> None:
+def test_an_epoch_shows_each_row_mix_weight_times(sources: list[tuple[int, float]], seed: int, number: int) -> None:
     counts, weights = [count for count, _ in sources], [weight for _, weight in sources]
     order = SampleOrder(counts, weights, seed)
     shown = np.bincount(order.epoch(number), minlength=sum(counts)) if order.rows_per_epoch else np.zeros(sum(counts))

@@ -12,12 +12,12 @@ def threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name == "prefetch"]
 
 
-def test_values_come_in_order_and_the_thread_ends() -> None:
+def test_prefetch_keeps_the_order_and_ends_its_thread() -> None:
     assert list(prefetch(lambda item: item * item, range(50))) == [item * item for item in range(50)]
     assert threads() == []
 
 
-def test_no_more_are_made_ahead_than_asked_for() -> None:
+def test_prefetch_builds_at_most_depth_values_ahead() -> None:
     made: list[int] = []
     values = prefetch(lambda item: made.append(item) or item, range(100), depth=3)
     assert next(values) == 0
@@ -30,7 +30,7 @@ def test_no_more_are_made_ahead_than_asked_for() -> None:
     assert threads() == []
 
 
-def test_an_error_comes_in_its_place() -> None:
+def test_prefetch_raises_an_error_in_its_turn() -> None:
     def make(item: int) -> int:
         if item == 3:
             raise ValueError("three")

@@ -32,7 +32,7 @@ def triplets(tiny_base: Path, tmp_path: Path) -> Path:
     return write_triplets(random_rows(tiny_base, 20), tmp_path / "triplets")
 
 
-def test_it_is_written_once_and_serves_both_tasks(
+def test_cache_is_written_once_and_serves_both_tasks(
     tiny_base: Path, triplets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, source = tmp_path / "deep" / "tokens", Source(path=str(triplets))
@@ -45,7 +45,7 @@ def test_it_is_written_once_and_serves_both_tasks(
     assert (root / name / "rows.bin").stat().st_size == 20 * (8 * 2 + 4 * 4)
 
 
-def test_anything_it_depends_on_makes_another(tiny_base: Path, triplets: Path, tmp_path: Path) -> None:
+def test_cache_is_written_again_for_any_changed_input(tiny_base: Path, triplets: Path, tmp_path: Path) -> None:
     root = tmp_path / "tokens"
     opened(tiny_base, root, Source(path=str(triplets)))
     opened(tiny_base, root, Source(path=str(triplets), mix_weight=0.5))
@@ -66,7 +66,7 @@ def test_anything_it_depends_on_makes_another(tiny_base: Path, triplets: Path, t
     assert len(folders(root)) == 5
 
 
-def test_a_failure_leaves_nothing(
+def test_a_failed_cache_write_leaves_nothing(
     tiny_base: Path, triplets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tmp_path / "out" / "tokens"
@@ -80,7 +80,7 @@ def test_a_failure_leaves_nothing(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_disk_too_small_is_told_before_work(
+def test_a_disk_too_small_is_reported_before_work(
     tiny_base: Path, triplets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
@@ -116,7 +116,7 @@ def test_leftovers_of_a_killed_writer_go(tiny_base: Path, triplets: Path, tmp_pa
     assert not (root / names["dead"]).exists() and (root / names["alive"]).exists()
 
 
-def test_of_several_workers_one_writes(
+def test_of_several_workers_one_writes_the_cache(
     tiny_base: Path, triplets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Threads stand for processes: each opens the lock for itself."""
@@ -141,7 +141,7 @@ def test_of_several_workers_one_writes(
     assert all(torch.equal(one, other) for batch in batches for one, other in zip(batch, batches[0], strict=True))
 
 
-def test_the_one_that_comes_second_throws_its_own_away(
+def test_the_second_of_two_cache_writers_removes_its_own(
     tiny_base: Path, triplets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on two nodes that share a folder, where locks do not reach."""

@@ -114,7 +114,7 @@ def test_families_and_trained_rows_equal_equation_2(
         torch.testing.assert_close(found, right, rtol=1e-9, atol=1e-13)
 
 
-def test_a_head_under_an_adapter_is_asked_and_not_read(tiny_base: Path) -> None:
+def test_a_head_under_an_adapter_is_called_and_not_read(tiny_base: Path) -> None:
     vlm: Any = load_model(tiny_base, dtype=torch.float64)
     vlm.module.double()
     prepare(vlm, Lora(r=2, dropout=0.0, targets=".*(lm_head|q_proj)"), seed=0)

@@ -127,9 +127,7 @@ def test_loss_and_gradients_equal_peft_in_single_precision(tmp_path: Path, famil
 
 
 @pytest.mark.usefixtures("exact_norms")
-def test_the_fast_pass_runs_in_training_and_the_former_one_in_evaluation(
-    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fast_pass_runs_in_training_the_former_in_evaluation(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import wm.training.kernels.layers as module
 
     calls = []

@@ -1,4 +1,4 @@
-"""Gates and samples in a run: when they are asked, that they disturb nothing, which model is the best."""
+"""Evaluations and samples in a run: when they are due, that they change no step, which model is the best."""
 
 import json
 from pathlib import Path
@@ -85,9 +85,7 @@ def exact(out: Path) -> list[tuple[float, ...]]:
     return [(line["step"], line["loss"], line["grad_norm"]) for line in lines_of(out, METRICS)]
 
 
-def test_gates_and_samples_come_when_they_are_due_and_disturb_nothing(
-    tiny_base: Path, triplets: Path, tmp_path: Path
-) -> None:
+def test_evaluations_and_samples_when_due_change_no_step(tiny_base: Path, triplets: Path, tmp_path: Path) -> None:
     lora = {"dropout": 0.3}
     train(recipe_of(tiny_base, triplets, tmp_path / "plain", lora=lora), None)
     evaluator = Scripted([4.0, 3.0, 2.0])
@@ -117,7 +115,7 @@ def test_gates_and_samples_come_when_they_are_due_and_disturb_nothing(
     ("best_by", "nats", "best"),
     [("nats", [4.0, 2.0, 3.0], 1), ("nats", [1.0, 1.0, 1.0], 0), ("preference", [1.0, 1.0, 1.0], 0)],
 )
-def test_the_model_is_that_of_the_best_gate(
+def test_the_model_is_that_of_the_best_evaluation(
     *, tiny_base: Path, triplets: Path, tmp_path: Path, best_by: str, nats: list[float], best: int
 ) -> None:
     evaluator = Scripted(nats)
@@ -160,7 +158,7 @@ def test_a_best_model_outlives_a_kill(tiny_base: Path, triplets: Path, tmp_path:
     assert not list((tmp_path / "out").glob(".best-*"))
 
 
-def test_a_collapse_is_told(tiny_base: Path, triplets: Path, tmp_path: Path) -> None:
+def test_a_collapse_is_reported(tiny_base: Path, triplets: Path, tmp_path: Path) -> None:
     recipe = recipe_of(tiny_base, triplets, tmp_path / "out", eval={"every_steps": 4})
     summary = train(recipe, Scripted([1.0, 1.0], copies=0.75))
     assert summary.collapsed_at == (4, 7)

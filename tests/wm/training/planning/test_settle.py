@@ -1,4 +1,4 @@
-"""What ``auto`` becomes: by the memory that there is, by gates, by what the recipe says itself."""
+"""What ``auto`` becomes: by the available memory, by evaluation, by what the recipe says itself."""
 
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ def recipe_of(base: Path, **values: Any) -> TrainRecipe:
         ({"resources": {"zero_stage": 2, "gradient_checkpointing": False}}, []),
     ],
 )
-def test_what_the_recipe_leaves_open_is_offered(tiny_base: Path, values: dict[str, Any], offered: Any) -> None:
+def test_settings_left_at_auto_are_offered(tiny_base: Path, values: dict[str, Any], offered: Any) -> None:
     asked = []
 
     def choose(choices: Any) -> tuple[int, bool]:
@@ -47,12 +47,12 @@ def test_what_the_recipe_leaves_open_is_offered(tiny_base: Path, values: dict[st
     )
 
 
-def test_a_gate_with_stage_3_is_refused(tiny_base: Path) -> None:
+def test_evaluation_with_zero_stage_3_is_refused(tiny_base: Path) -> None:
     with pytest.raises(Exception, match="no worker has the complete model to evaluate"):
         recipe_of(tiny_base, eval={"every_steps": 1, "triplets": "x"}, resources={"zero_stage": 3})
 
 
-def test_the_first_that_fits_is_taken_else_the_leanest(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chooser_returns_the_first_that_fits_else_the_leanest(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     peaks = {(1, False): 100, (2, False): 90, (1, True): 60, (2, True): 50, (3, False): 70, (3, True): 30}
     recipe = recipe_of(tiny_base)
     vlm = load_skeleton(tiny_base)

@@ -1,4 +1,4 @@
-"""The job's eyes and gates: figures of a trained model against wm.evaluation's own functions, pictures, tables."""
+"""Evaluation in the training job: figures against wm.evaluation of the trained model, images, tables."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from jobs.train.job import main, run
-from jobs.train.report import gate_lines, last_line, table_of
+from jobs.train.report import evaluation_lines, last_line, table_of
 from tests.helpers.training_data import merge_tables, random_rows, write_triplets
 from wm.dynamics import score_actions
 from wm.dynamics.fdm import score_observations
@@ -64,7 +64,7 @@ def held_out_rows(tiny_base: Path) -> Any:
 
 
 @pytest.mark.parametrize("task", ["fdm", "idm"])
-def test_gates_are_what_evaluation_finds_of_the_trained_model(
+def test_evaluations_equal_those_of_the_trained_model(
     tiny_base: Path, data: dict[str, Path], tmp_path: Path, task: Any
 ) -> None:
     record = run(recipe_of(tiny_base, data, tmp_path / "out", task=task))
@@ -90,7 +90,7 @@ def test_gates_are_what_evaluation_finds_of_the_trained_model(
     assert record["summary"]["evaluation"] == gates[-1]
 
 
-def test_a_model_that_copies_is_called_so(
+def test_a_model_that_copies_is_reported_as_collapsed(
     tiny_base: Path, data: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = recipe_of(
@@ -105,11 +105,11 @@ def test_a_model_that_copies_is_called_so(
     assert record["summary"]["collapsed_at"] == (150,)
     told = capsys.readouterr()
     assert "warning: collapsed into copying at the evaluations of steps 150" in told.out
-    assert f"hands back {gate['copies']:.0%} of the held-out sources unchanged" in told.out + told.err
+    assert f"returns {gate['copies']:.0%} of the held-out sources unchanged" in told.out + told.err
 
 
 @pytest.mark.parametrize("task", ["fdm", "idm"])
-def test_samples_are_pictures_with_words(tiny_base: Path, data: dict[str, Path], tmp_path: Path, task: Any) -> None:
+def test_samples_are_images_with_text(tiny_base: Path, data: dict[str, Path], tmp_path: Path, task: Any) -> None:
     recipe = recipe_of(
         tiny_base, data, tmp_path / "out", task=task, eval={"every_steps": 0, "sample_every_steps": 6, "sample_rows": 3}
     )
@@ -122,7 +122,7 @@ def test_samples_are_pictures_with_words(tiny_base: Path, data: dict[str, Path],
     assert not (tmp_path / "out" / "gates.jsonl").exists()
 
 
-def test_gates_change_nothing_of_the_training(tiny_base: Path, data: dict[str, Path], tmp_path: Path) -> None:
+def test_evaluations_change_nothing_of_the_training(tiny_base: Path, data: dict[str, Path], tmp_path: Path) -> None:
     curves = []
     for name, every in (("with", 2), ("without", 0)):
         run(recipe_of(tiny_base, data, tmp_path / name, eval={"every_steps": every, "sample_every_steps": every}))
@@ -131,7 +131,7 @@ def test_gates_change_nothing_of_the_training(tiny_base: Path, data: dict[str, P
     assert curves[0] == curves[1]
 
 
-def test_what_gates_cannot_use_is_refused_before_any_work(
+def test_unusable_evaluation_triplets_are_refused_before_work(
     tiny_base: Path, data: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one = write_triplets(random_rows(tiny_base, 1), tmp_path / "one")
@@ -170,7 +170,7 @@ def test_the_table_ends_with_the_last_window(tiny_base: Path, data: dict[str, Pa
     ]
     assert [row.split()[0] for row in rows] == ["4", "10", "16", "20"]
     assert rows[-1].split()[2] == f"{lines[-1]['loss']:.4f}" and rows[-1].split()[7].endswith("%")
-    assert by_change.startswith("  loss by change, least to most: 1 ")
+    assert by_change.startswith("  loss by change, min to max: 1 ")
     assert table_of([]) == [] and last_line(tmp_path / "out" / "metrics.jsonl") == lines[-1]
 
 
@@ -181,17 +181,17 @@ def test_a_line_that_is_being_written_is_not_read(tmp_path: Path) -> None:
     assert last_line(path) == {"step": 1}
 
 
-def test_gates_in_words() -> None:
+def test_evaluation_lines_are_printed_in_words() -> None:
     gated = {"step": 1200, "nats": 1.25, "preference": 0.875, "copies": 0.5, "unchanged_share": 0.9}
-    first, warning = gate_lines(gated | {"true_unchanged_share": 0.75, "has_collapsed": True})
+    first, warning = evaluation_lines(gated | {"true_unchanged_share": 0.75, "has_collapsed": True})
     assert first == (
         "evaluation at step 1,200: 1.2500 nats a token, prefers the truth 88%, copies 50%, "
         "leaves 90% of the tokens (the truth 75%)"
     )
-    assert warning.startswith("warning: at step 1,200 the model hands back 50%")
+    assert warning.startswith("warning: at step 1,200 the model returns 50%")
 
 
-def test_the_command_line_refuses_a_place_it_does_not_know(
+def test_the_command_line_refuses_an_unknown_tracker(
     tiny_base: Path, data: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     keys = {"task": "fdm", "base": tiny_base, "triplets": data["train"], "out": tmp_path / "out", "max_steps": 1}

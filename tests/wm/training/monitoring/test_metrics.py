@@ -1,4 +1,4 @@
-"""What a run tells of itself: figures against the rows they are of, boards read back, arithmetic counted by torch."""
+"""Figures of a run against the rows they are of, trackers read back, arithmetic counted by torch."""
 
 import itertools
 import json
@@ -123,7 +123,7 @@ def test_a_window_has_its_figures_in_its_last_line(trained: Any) -> None:
     assert lines[0]["epoch"] == pytest.approx(BATCH / 32) and lines[-1]["epoch"] == pytest.approx(1.5)
 
 
-def test_tensorboard_tells_what_the_lines_tell(trained: Any) -> None:
+def test_tensorboard_shows_the_values_of_metrics_jsonl(trained: Any) -> None:
     recipe, lines = trained
     events = read_events(Path(recipe.out) / "tensorboard")
     for name in ("loss", "lr", "grad_norm"):
@@ -153,7 +153,7 @@ def test_an_inverse_model_has_no_recognition_weights(tiny_base: Path, triplets: 
     assert "recognition_weights" not in read_events(tmp_path / "out" / "tensorboard").histograms
 
 
-def test_after_a_resume_every_step_is_told_once(tiny_base: Path, triplets: list[str], tmp_path: Path) -> None:
+def test_after_a_resume_every_step_is_logged_once(tiny_base: Path, triplets: list[str], tmp_path: Path) -> None:
     recipe = recipe_of(tiny_base, triplets, tmp_path / "out")
     whole = train(recipe)
     resumed = train(recipe)
@@ -162,13 +162,13 @@ def test_after_a_resume_every_step_is_told_once(tiny_base: Path, triplets: list[
     assert [line["loss"] for line in resumed] == [line["loss"] for line in whole]
 
 
-def test_no_board_at_all_if_none_is_asked_for(tiny_base: Path, triplets: list[str], tmp_path: Path) -> None:
+def test_without_trackers_no_event_file_is_written(tiny_base: Path, triplets: list[str], tmp_path: Path) -> None:
     train(recipe_of(tiny_base, triplets, tmp_path / "out", logging={"trackers": []}, max_steps=1))
     assert not (tmp_path / "out" / "tensorboard").exists()
 
 
 @pytest.mark.parametrize("place", ["mlflow", "wandb"])
-def test_a_place_whose_package_is_missing_is_named(
+def test_a_tracker_whose_package_is_missing_is_named(
     tiny_base: Path, triplets: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     import importlib.util
@@ -213,7 +213,7 @@ def test_wandb_has_the_figures(
     assert wandb.run is None
 
 
-def test_a_board_that_fails_is_left_out_and_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_tracker_that_fails_is_left_out_and_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
     told: list[int] = []
 
     class Whole:
