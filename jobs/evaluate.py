@@ -23,7 +23,7 @@ from wm.evaluation.adaptive import adaptive_rows
 from wm.evaluation.heldout import HeldOut, SubsetColumn, read_held_out
 from wm.evaluation.metrics.images import ActionCheck, Codes, JudgeMany
 from wm.evaluation.report.gallery import write_gallery
-from wm.evaluation.report.summary import print_tables
+from wm.evaluation.report.summary import format_tables
 from wm.evaluation.tables import build_tables
 from wm.evaluation.units import Bench, Entry, Unit, collect, run_unit, units_of
 from wm.images import Pixels
@@ -199,7 +199,7 @@ def run(recipe: EvaluateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         "examples": len(examples),
     }
     record = job.finish(counts)
-    print_tables(tables)
+    print(format_tables(tables))
     print(f"evaluated {len(entries)} models on {len(bench.held_out)} triplets: {job.out / 'tables.json'}")
     return record
 

@@ -97,6 +97,6 @@ def test_rows_hold_fixed_and_adaptive_figures_of_a_label():
 
 def test_the_report_shows_every_margin():
     rows = adaptive_rows({("A & B", 0, 0): bank_of(1)}, [0.05, 0.3], at_least=1)
-    html = adaptive_part({"adaptive": rows}, [("l1", "L1", 1)])
+    html = adaptive_part(rows, ["l1"])
     assert "A &amp; B" in html and html.count("fixed 0.") == 2 and html.count("<figure>") == 1
-    assert adaptive_part({"adaptive": []}, [("l1", "L1", 1)]) == adaptive_part({}, [("l1", "L1", 1)]) == ""
+    assert adaptive_part([], ["l1"]) == ""

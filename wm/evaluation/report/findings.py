@@ -1,12 +1,12 @@
 """Read what a run folder holds for the report: stages by their ``run.json``, losses, tables, examples."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from wm.errors import InputError
+from wm.evaluation.rows import Example, Tables
 from wm.runs import read_run
 
 _DEPTH = 4
@@ -24,7 +24,20 @@ class Stage:
 
     @property
     def kind(self) -> str:
+        """Return the command that wrote it, such as ``train``."""
         return str(self.record.get("stage", ""))
+
+    @property
+    def wall_s(self) -> float:
+        """Return its wall-clock time."""
+        return float(self.record.get("wall_s", 0.0))
+
+    def table(self, *names: str) -> dict[str, Any]:
+        """Look up a table in the record, such as ``counts``; empty where the record has none."""
+        table: Any = self.record
+        for name in names:
+            table = table.get(name) if isinstance(table, dict) else None
+        return table if isinstance(table, dict) else {}
 
 
 @dataclass(frozen=True)
@@ -39,14 +52,14 @@ class LossCurve:
 
 @dataclass(frozen=True)
 class Findings:
-    """All of it. ``tables`` and ``examples`` are None without an ``evaluate`` stage."""
+    """What a run folder holds. ``tables`` and ``examples`` are None without an ``evaluate`` stage."""
 
     folder: Path
     stages: list[Stage]
     curves: list[LossCurve]
     evaluation: Stage | None
-    tables: dict[str, Any] | None
-    examples: list[dict[str, Any]] | None
+    tables: Tables | None
+    examples: list[Example] | None
 
     def of(self, kind: str) -> list[Stage]:
         """List the stages of one kind, in order of time."""
@@ -56,7 +69,7 @@ class Findings:
         """Find the evaluation's label of a training stage's model; else the stage's own name."""
         if self.evaluation is not None:
             own = stage.folder.resolve()
-            for entry in self.evaluation.record["recipe"].get("models", {}).values():
+            for entry in self.evaluation.table("recipe", "models").values():
                 path = Path(entry["path"]).resolve()
                 if own in (path, *path.parents):
                     return str(entry["label"])
@@ -64,9 +77,17 @@ class Findings:
 
 
 def read_findings(folder: str | Path) -> Findings:
-    """Look for finished stages up to four folders deep. Raises :class:`InputError` if there is none.
+    """Look for finished stages up to four folders deep; of several ``evaluate`` stages the last finished one is
+    reported.
 
-    Of several ``evaluate`` stages the last finished one is reported.
+    Args:
+        folder: The run's folder.
+
+    Returns:
+        The stages in order of time, with the losses, tables and examples that they hold.
+
+    Raises:
+        InputError: If there is no finished stage, or a file of one is damaged.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -89,15 +110,15 @@ def read_findings(folder: str | Path) -> Findings:
     return Findings(
         folder=root,
         stages=stages,
-        curves=[curve for stage in stages if (curve := read_losses(stage)) is not None],
+        curves=[curve for stage in stages if (curve := load_losses(stage)) is not None],
         evaluation=last,
-        tables=None if last is None else _read_json(last.folder / "tables.json"),
-        examples=None if last is None else _read_json(last.folder / "examples.json"),
+        tables=None if last is None else _load_json(last.folder / "tables.json"),
+        examples=None if last is None else _load_json(last.folder / "examples.json"),
     )
 
 
-def read_losses(stage: Stage) -> LossCurve | None:
-    """Read ``metrics.jsonl`` of a stage (an object a line, with ``step`` and ``loss``); None if it has none."""
+def load_losses(stage: Stage) -> LossCurve | None:
+    """Load ``metrics.jsonl`` of a stage (an object a line, with ``step`` and ``loss``); None if it has none."""
     path = stage.folder / "metrics.jsonl"
     if not path.is_file():
         return None
@@ -110,23 +131,35 @@ def read_losses(stage: Stage) -> LossCurve | None:
         if isinstance(row, dict) and "loss" in row and "step" in row:
             steps.append(float(row["step"]))
             losses.append(float(row["loss"]))
-    kind = str(stage.record.get("recipe", {}).get("task") or stage.kind)
+    kind = str(stage.table("recipe").get("task") or stage.kind)
     return LossCurve(stage.name, kind, steps, losses) if steps else None
 
 
 def same_training(first: Stage, second: Stage) -> list[str] | None:
-    """List in which of steps, epochs, batch and triplets two training runs differ; empty: equal data and steps.
+    """List in which of steps, epochs, batch and triplets two training runs differ.
 
-    None if a recipe does not say what it was trained on.
+    Args:
+        first: A training stage.
+        second: Another.
+
+    Returns:
+        A text for each difference; none means equal data and steps. None if a recipe does not say what it was trained
+        on.
     """
-    keys: Sequence[str] = ("steps", "epochs", "global_batch", "triplets")
-    recipe, other = first.record.get("recipe", {}), second.record.get("recipe", {})
-    if "triplets" not in recipe or "triplets" not in other:
+    settings, others = _flatten(first.table("recipe")), _flatten(second.table("recipe"))
+    if "triplets" not in settings or "triplets" not in others:
         return None
-    return [f"{key}: {recipe.get(key)!r} and {other.get(key)!r}" for key in keys if recipe.get(key) != other.get(key)]
+    pairs = {key: (settings.get(key), others.get(key)) for key in ("steps", "epochs", "global_batch", "triplets")}
+    return [f"{key}: {value!r} and {other!r}" for key, (value, other) in pairs.items() if value != other]
 
 
-def _read_json(path: Path) -> Any:
+def _flatten(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe's own keys and those of its tables in one table: versions keep a key in different tables."""
+    tables = [value for value in recipe.values() if isinstance(value, dict)]
+    return {key: value for table in [*tables, recipe] for key, value in table.items()}
+
+
+def _load_json(path: Path) -> Any:
     if not path.is_file():
         raise InputError(f"{path} is missing, though its stage is complete")
     try:
