@@ -17,7 +17,7 @@ from wm.cli import progress_bar
 from wm.datasets.card import write_dataset_card
 from wm.datasets.changes import count_changes
 from wm.datasets.pairs.pairing import pair_actions
-from wm.dynamics import Candidate, Roles, Search, check_block, predict_observations
+from wm.dynamics import Candidate, Roles, Search, check_draft_length, predict_observations
 from wm.errors import InputError
 from wm.evaluation.heldout import spread_rows
 from wm.images import decode_image, encode_png, fit_square
@@ -59,8 +59,8 @@ class ImagineRecipe(RolesRecipe):
     """Use so many sources, spread evenly over the set; 0: all."""
     actions_each: int = Field(default=2, ge=1)
     """Actions tried in each source."""
-    search: Search = Search(best_of=4)
-    """How a prediction is searched for; the best one is taken, so that top and beam have no part here."""
+    search: Search = Search(num_candidates=4)
+    """How a prediction is searched for; the best one is taken, so that num_return and num_beams have no part here."""
     min_score: float = Field(default=-0.5, le=0)
     """Least mean log-likelihood of the action under the inverse model, nats a token; below it the row is a reject."""
     max_unchanged: float = Field(default=0.99, ge=0, le=1)
@@ -76,7 +76,7 @@ class ImagineRecipe(RolesRecipe):
     @field_validator("search")
     @classmethod
     def _one_prediction(cls, search: Search) -> Search:
-        for name in ("top", "beam"):
+        for name in ("num_return", "num_beams"):
             if getattr(search, name) > 1:
                 raise ValueError(f"{name} = {getattr(search, name)} has no part here: of each try the best is taken")
         return search
@@ -113,7 +113,7 @@ def run(recipe: ImagineRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         return read_run(recipe.out) or {}
     with stage.timed("read"):
         codec = load_codec(recipe.base or recipe.fdm, recipe.device)
-        check_block(recipe.search.block, codec.tokens_per_image)
+        check_draft_length(recipe.search.num_draft_tokens, codec.tokens_per_image)
         codec.need_decoder()
         tries = _pair_actions(recipe)
     if dry_run:

@@ -55,14 +55,14 @@ class Predictor:
             entries = [entry_of(candidate) for candidate in prediction.candidates]
             codes = {candidate.index: candidate.codes for candidate in prediction.candidates}
         else:
-            drawn = range(search.best_of)
+            drawn = range(search.num_candidates)
             codes_KN = await self._drawer.draw(start, drawn, sampling, on_tokens)
             codes = dict(enumerate(map(tuple, codes_KN.tolist())))
             metrics.record(metrics.CANDIDATES, len(codes))
             metrics.record(metrics.DISTINCT, len(set(codes.values())) / len(codes))
             entries = [
                 entry | {"unchanged_share": unchanged_share(source, codes[entry["index"]])}
-                for entry in unranked_entries(search.best_of, question.seed)
+                for entry in unranked_entries(search.num_candidates, question.seed)
             ]
         entries = choose(entries, len(entries))
         count = question.num_pictures

@@ -176,8 +176,8 @@ class ServeRecipe(Recipe):
             "greedy": temperature == 0,
             "top_k": self.top_k if asked.top_k is None else asked.top_k,
             "top_p": self.top_p if asked.top_p is None else asked.top_p,
-            "guidance_text": self.guidance if asked.guidance is None else asked.guidance,
-            "guidance_image": self.guidance_image if asked.guidance_image is None else asked.guidance_image,
+            "guidance_scale": self.guidance if asked.guidance is None else asked.guidance,
+            "image_guidance_scale": self.guidance_image if asked.guidance_image is None else asked.guidance_image,
         }
 
     def pixel_budget(self) -> tuple[int, int]:
@@ -206,7 +206,7 @@ def check_models(recipe: ServeRecipe) -> None:
 
     Reads the codecs, not the language models: those are read by the replicas.
     """
-    from wm.dynamics import check_block, need_one_base
+    from wm.dynamics import check_draft_length, need_one_base
     from wm.models import hub_hint, load_codec, read_manifest
 
     if recipe.keys:
@@ -227,4 +227,4 @@ def check_models(recipe: ServeRecipe) -> None:
     if recipe.roles == "shared" or recipe.adapters:
         need_one_base(recipe.fdm, recipe.idm, recipe.base)
     if recipe.block:
-        check_block(recipe.block, load_codec(recipe.base or recipe.fdm).tokens_per_image)
+        check_draft_length(recipe.block, load_codec(recipe.base or recipe.fdm).tokens_per_image)

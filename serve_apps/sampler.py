@@ -11,7 +11,7 @@ from serve_apps.messages import Found, Preview, Question, RolloutFound, StepFoun
 from serve_apps.predicting import Predictor, Score
 from serve_apps.process import Process, decode_a_token, described
 from serve_apps.recipe import FDM
-from wm.dynamics import Role, Sampling, Start, check_block, speculate_observations
+from wm.dynamics import Role, Sampling, Start, check_draft_length, speculate_observations
 from wm.dynamics.fdm import forward_prefix
 from wm.images import Pixels
 from wm.sampling import ImagePool, ImageRequest
@@ -30,7 +30,7 @@ class Sampler:
         self._model, self._decoder, self._block = role.model, role.decoder, recipe.block
         if (recipe.guidance, recipe.guidance_image) != (1.0, 1.0):
             need_guidable(self._model)
-        check_block(self._block, self._model.tokens_per_image)
+        check_draft_length(self._block, self._model.tokens_per_image)
         self._thread, self._codec = process.thread, process.codec
         self._codec.need_decoder()
         self._predictor = Predictor(self, score)
@@ -110,7 +110,7 @@ class Sampler:
             self._model,
             [start.source],
             [start.action],
-            block=self._block,
+            num_draft_tokens=self._block,
             num_samples=len(candidates),
             first_candidate=candidates.start,
             sampling=sampling,

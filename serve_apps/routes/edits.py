@@ -43,9 +43,9 @@ def question_of(edit: Edit, source_HWC: Pixels, graph: Graph) -> Question:
     """Return the request, with the recipe's settings where it gives none."""
     recipe = graph.recipe
     margin = recipe.margin if edit.margin is None else edit.margin
-    search: dict[str, Any] = {"best_of": edit.best_of}
+    search: dict[str, Any] = {"num_candidates": edit.best_of}
     if edit.verify and margin is not None:
-        search |= {"margin": margin, "at_least": edit.n}
+        search |= {"min_gain_nats": margin, "min_candidates": edit.n}
     return Question(
         source_HWC,
         (edit.prompt,),

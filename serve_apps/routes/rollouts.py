@@ -50,9 +50,9 @@ async def _events(
     graph: Graph, asked: RolloutAsked, model: dict[str, Any], verifier: str, source_HWC: Pixels
 ) -> AsyncGenerator[dict[str, Any], None]:
     margin = graph.recipe.margin if asked.margin is None else asked.margin
-    search = {"best_of": asked.best_of, "beam": asked.beam, "max_unchanged": asked.max_unchanged}
+    search = {"num_candidates": asked.best_of, "num_beams": asked.beam, "max_unchanged": asked.max_unchanged}
     if margin is not None:
-        search |= {"margin": margin, "at_least": min(asked.beam, asked.best_of)}
+        search |= {"min_gain_nats": margin, "min_candidates": min(asked.beam, asked.best_of)}
     sampling = graph.recipe.sampling(asked)
     which = {"model": model["id"], "verifier": verifier}
     question = Question(source_HWC, asked.actions, asked.seed, search, sampling, **which)
