@@ -4,49 +4,79 @@ import base64
 import json
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Generic, TypedDict, TypeVar
 
 import numpy as np
 
 MAX_CURVE_POINTS = 600
 
+T = TypeVar("T", str, tuple[int, int, int, int])
 
-def script(function: str, *arguments: Any) -> str:
-    """Return ``wm.FUNCTION(…);`` with JSON arguments that hold no character with a meaning outside of a string.
+
+class Column(TypedDict, Generic[T]):
+    """A column of few different values: ``values`` sorted, and for each row its number there."""
+
+    values: list[T]
+    codes: list[int]
+
+
+class Curve(TypedDict):
+    """A motion curve: the largest value of every ``step`` of its ``frames``."""
+
+    frames: int
+    step: int
+    motion: list[float]
+
+
+class ChangeMap(TypedDict):
+    """Squared distances per image token, row-major in a square: base64 of bytes, 255 being ``max``."""
+
+    side: int
+    max: float
+    mean: float
+    bytes: str
+
+
+def build_script(function: str, *arguments: object) -> str:
+    """Build ``wm.FUNCTION(…);`` with JSON arguments that hold no character with a meaning outside of a string.
 
     ASCII only (so no U+2028), and no ``<``, ``>`` or ``&``, so that it cannot hold ``</script>``.
     """
-    texts = [json.dumps(plain(value), ensure_ascii=True, separators=(",", ":"), allow_nan=False) for value in arguments]
+    texts = [
+        json.dumps(_to_json_value(value), ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+        for value in arguments
+    ]
     safe = ",".join(texts).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     return f"wm.{function}({safe});\n"
 
 
-def plain(value: Any) -> Any:
+def _to_json_value(value: object) -> object:
     """Replace numbers that JSON has no name for by None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {str(key): plain(inner) for key, inner in value.items()}
+        return {str(key): _to_json_value(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
+        return [_to_json_value(inner) for inner in value]
     return value
 
 
-def column(values: Sequence[Any]) -> dict[str, Any]:
-    """Encode a column of few different values: ``values`` sorted (null first), and for each row its number there."""
-    order = sorted(set(values), key=lambda value: (value is not None, value))
+def encode_column(values: Sequence[T]) -> Column[T]:
+    """Encode a column of few different values."""
+    order = sorted(set(values))
     number = {value: position for position, value in enumerate(order)}
     return {"values": order, "codes": [number[value] for value in values]}
 
 
-def rounded(value: float | None, digits: int) -> float | None:
+def round_finite(value: float | None, digits: int) -> float | None:
     """Round a number; None if it is None or not finite."""
     return round(float(value), digits) if value is not None and math.isfinite(value) else None
 
 
-def change_map(change_N: Sequence[float] | None) -> dict[str, Any] | None:
-    """Encode squared distances per image token as bytes of the share of the largest; None unless N is a square number
-    and all are finite."""
+def encode_change(change_N: Sequence[float] | None) -> ChangeMap | None:
+    """Encode squared distances per image token as shares of the largest; None unless N is a square number and all are
+    finite.
+    """
     if not change_N:
         return None
     values_N = np.asarray(change_N, dtype=np.float64)
@@ -63,9 +93,10 @@ def change_map(change_N: Sequence[float] | None) -> dict[str, Any] | None:
     }
 
 
-def curve(motion_T: Sequence[float], max_points: int = MAX_CURVE_POINTS) -> dict[str, Any]:
+def encode_curve(motion_T: Sequence[float], max_points: int = MAX_CURVE_POINTS) -> Curve:
     """Reduce a motion curve to at most ``max_points`` points: the largest value of every ``step`` frames, as peaks are
-    what matters; ``frames`` = T."""
+    what matters.
+    """
     values_T = np.nan_to_num(np.asarray(motion_T, dtype=np.float64))
     step = max(1, -(-len(values_T) // max_points))
     padded = np.pad(values_T, (0, -len(values_T) % step), constant_values=-np.inf)

@@ -19,9 +19,9 @@ EDGE_PX = 1
 
 @dataclass(frozen=True)
 class Sprite:
-    """``data``: WebP bytes. ``size_px``: (width, height) of the whole.
+    """``data``: WebP bytes. ``size_px``: (width, height) of the complete image.
 
-    ``cell_px``: (width, height) from one cell to the next; column 0 holds sources, column 1 targets; an image lies
+    ``cell_px``: (width, height) from one cell to the next; column 0 holds sources, column 1 targets; an image is
     ``EDGE_PX`` inside its cell. ``sizes_px``: for each row (source width, source height, target width, target
     height), 0 0 where an image could not be read.
     """
@@ -47,8 +47,17 @@ def shrink(data: bytes | None, side_px: int) -> Pixels | None:
     return np.asarray(small)
 
 
-def make_sprite(pairs: Sequence[tuple[bytes | None, bytes | None]], side_px: int, quality: int) -> Sprite:
-    """Draw all (source, target) images of a block into one image; ``quality``: WebP's, 1 to 100."""
+def build_sprite(pairs: Sequence[tuple[bytes | None, bytes | None]], side_px: int, quality: int) -> Sprite:
+    """Draw all images of a block into one.
+
+    Args:
+        pairs: Encoded source and target of each row.
+        side_px: Max long side of an image.
+        quality: WebP's, 1 to 100.
+
+    Returns:
+        The image, and where each row's images are in it.
+    """
     cells = [[shrink(data, side_px) for data in pair] for pair in pairs]
     sizes = [[(cell.shape[1], cell.shape[0]) if cell is not None else (0, 0) for cell in row] for row in cells]
     width = max(1, *(size[0] for row in sizes for size in row)) + 2 * EDGE_PX
