@@ -13,8 +13,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from jobs.shared.devices import need_device
-from jobs.shared.roles import DType
+from jobs.shared.devices import DType, check_device
 from wm import cli
 from wm.config import Recipe
 from wm.dynamics import BaseSharing, Sampling, check_draft_length
@@ -272,7 +271,7 @@ def _can_verify(entry: Entry) -> bool:
 
 def _build_bench(recipe: EvaluateRecipe) -> Bench:
     entries = entries_of(recipe)
-    need_device(recipe.device)
+    check_device(recipe.device)
     # A model of pixels has no codec; the images must be compared through that of another.
     with_codes = [entry.path for entry in entries.values() if entry.reads == "codes"]
     codec_path = recipe.codec or recipe.base or next(iter(with_codes), "")

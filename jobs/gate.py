@@ -5,13 +5,14 @@
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import Field
 
-from jobs.shared.devices import need_device
+from jobs.shared.devices import DeviceSettings, check_device
 from wm.cli import main as cli_main
 from wm.config import Recipe
 from wm.errors import InputError
@@ -25,6 +26,12 @@ from wm.runs import Run, digest_of, read_run
 class GateRecipe(Recipe):
     """Two models of one task, and the triplets that they are evaluated on."""
 
+    RENAMED_KEYS: ClassVar[Mapping[str, str]] = {
+        "least_gain": "min_gain",
+        "device": "resources.device",
+        "batch_size": "resources.batch_size",
+    }
+
     champion: InputPath
     """Model folder in use until now: full weights or an adapter."""
     challenger: InputPath
@@ -37,7 +44,7 @@ class GateRecipe(Recipe):
     """Output folder; out/model leads to the promoted model."""
     metric: GateMetric = "nats"
     """nats: negative log-likelihood of the truth a token; preference: mean share of the probe's four comparisons."""
-    least_gain: float = Field(default=0.0, ge=0)
+    min_gain: float = Field(default=0.0, ge=0)
     """By how much the challenger must be better, in the metric's unit."""
     limit: int = Field(default=0, ge=0)
     """Use so many triplets, spread evenly over the set; 0: all."""
@@ -45,9 +52,7 @@ class GateRecipe(Recipe):
     """The probe's negatives come from rows with the same value in this column."""
     base: InputPath = ""
     """Base folder of adapters; empty: the one their manifests name."""
-    batch_size: int | None = Field(default=None, ge=1)
-    """Rows in a forward pass; left out: as many as the memory allows."""
-    device: str = "cpu"
+    resources: DeviceSettings = DeviceSettings()
     """Where the models run."""
 
 
@@ -64,7 +69,7 @@ def run(recipe: GateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     Raises:
         InputError: A model was trained for another task, or a folder is missing.
     """
-    need_device(recipe.device)
+    check_device(recipe.resources.device)
     names = ("champion", "challenger", "triplets")
     stage = Run(recipe.out, "gate", recipe, {name: digest_of(getattr(recipe, name)) for name in names})
     is_complete = stage.is_whole()
@@ -83,7 +88,7 @@ def run(recipe: GateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
             gates[name] = _evaluate(recipe, getattr(recipe, name))
     gain, error = gain_of(gates["champion"], gates["challenger"], recipe.metric)
     # A model that copies its source has good likelihoods of what does not change: it never replaces one.
-    promoted = gain > recipe.least_gain and not gates["challenger"].has_collapsed
+    promoted = gain > recipe.min_gain and not gates["challenger"].has_collapsed
     winner = "challenger" if promoted else "champion"
     _link_model(Path(getattr(recipe, winner)), stage.out / "model")
     figures = {name: result.figures() for name, result in gates.items()}
@@ -119,9 +124,9 @@ def gain_of(champion: Gate, challenger: Gate, metric: GateMetric) -> tuple[float
 def _evaluate(recipe: GateRecipe, path: str) -> Gate:
     manifest = read_manifest(path)
     is_adapter = manifest is not None and manifest.kind == "adapter"
-    vlm = load_model(path, base=(recipe.base or None) if is_adapter else None, device=recipe.device)
+    vlm = load_model(path, base=(recipe.base or None) if is_adapter else None, device=recipe.resources.device)
     held_out = read_gate_set(recipe.triplets, vlm, limit=recipe.limit, subset=recipe.subset)
-    return gate(vlm, recipe.role, held_out, batch_size=recipe.batch_size)
+    return gate(vlm, recipe.role, held_out, batch_size=recipe.resources.batch_size)
 
 
 def _link_model(model: Path, link: Path) -> None:

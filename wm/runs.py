@@ -11,11 +11,15 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from wm import __version__
 from wm.config import Recipe
 from wm.errors import InputError, OtherRunError
+
+RunRecord: TypeAlias = dict[str, Any]
+"""What ``run.json`` holds: stage, recipe, inputs, counts (by name, nested where a stage likes), seconds, and what the
+stage adds."""
 
 _COMPLETE = "run.json"
 _UNFINISHED = "run.unfinished.json"

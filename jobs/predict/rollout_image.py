@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -39,18 +38,20 @@ class ImageWriter:
         return name
 
 
-def write_rollout(rollout: Rollout, source_HWC: Pixels, codec: ImageCodec, out: Path, *, top: int) -> dict[str, int]:
+def write_rollout(
+    rollout: Rollout, source_HWC: Pixels, codec: ImageCodec, out: Path, *, num_return: int
+) -> dict[str, int]:
     """Write the images, ``prediction.json`` and the storyboard of a rollout.
 
-    Every candidate has its scores in ``prediction.json``; images are written of the ``top`` best distinct candidates of
-    each sequence before a step, and of all that stay in the beam.
+    Every candidate has its scores in ``prediction.json``; images are written of the ``num_return`` best distinct
+    candidates of each sequence before a step, and of all that stay in the beam.
 
     Args:
         rollout: Steps, beam and candidates.
         source_HWC: uint8 RGB (side, side, 3), as read.
         codec: Decodes the candidates.
         out: Folder to write into.
-        top: Distinct candidates with an image, 1 or more.
+        num_return: Distinct candidates with an image, 1 or more.
 
     Returns:
         Counts for ``run.json``: steps, draws, sequences.
@@ -60,7 +61,7 @@ def write_rollout(rollout: Rollout, source_HWC: Pixels, codec: ImageCodec, out: 
     writer.write(rollout.source, "source-codes.png")
     best = rollout.best.candidates
     images = [writer.write(candidate.codes, f"step-{number}.png") for number, candidate in enumerate(best, 1)]
-    steps = [_describe_step(step, number, rollout, writer, top) for number, step in enumerate(rollout.steps)]
+    steps = [_describe_step(step, number, rollout, writer, num_return) for number, step in enumerate(rollout.steps)]
     record = {
         "source": {"image": "source.png", "decoded": "source-codes.png", "codes": list(rollout.source)},
         "actions": [step.action for step in rollout.steps],
@@ -82,7 +83,9 @@ def write_rollout(rollout: Rollout, source_HWC: Pixels, codec: ImageCodec, out: 
     return {"steps": len(steps), "draws": count, "sequences": len(rollout.trajectories)}
 
 
-def _describe_step(step: Step, number: int, rollout: Rollout, writer: ImageWriter, top: int) -> dict[str, Any]:
+def _describe_step(
+    step: Step, number: int, rollout: Rollout, writer: ImageWriter, num_return: int
+) -> dict[str, object]:
     before = (
         [rollout.source] if number == 0 else [entry.candidates[-1].codes for entry in rollout.steps[number - 1].beam]
     )
@@ -96,7 +99,7 @@ def _describe_step(step: Step, number: int, rollout: Rollout, writer: ImageWrite
         candidates = []
         for rank, candidate in enumerate(prediction.distinct):
             beam_rank = beam_ranks.get(candidate.codes)
-            has_image = rank < top or beam_rank is not None
+            has_image = rank < num_return or beam_rank is not None
             stem = f"candidates/step-{number + 1}-from-{parent}-rank-{rank}.png"
             image = writer.write(candidate.codes, stem) if has_image else None
             candidates.append(_describe_candidate(candidate, prediction) | {"image": image, "kept_as": beam_rank})
@@ -122,7 +125,7 @@ def _describe_step(step: Step, number: int, rollout: Rollout, writer: ImageWrite
     }
 
 
-def _describe_candidate(candidate: Candidate, prediction: Prediction) -> dict[str, Any]:
+def _describe_candidate(candidate: Candidate, prediction: Prediction) -> dict[str, object]:
     return {
         "index": candidate.index,
         "times": sum(other.codes == candidate.codes for other in prediction.candidates),

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from wm.dynamics import Prediction, Roles, Sampling, Search, predict_observations
 from wm.evaluation.heldout import HeldOut
@@ -80,16 +81,40 @@ def predict_triplets(
                 search=search, sampling=sampling, seed=seeds[rows.start : rows.stop], batch_size=batch_size,
                 fdm_decoder=roles.fdm.decoder, idm_decoder=roles.idm.decoder,
             )  # fmt: skip
-            lines = [
-                {"triplet_id": held_out.ids[row], "action": action, "codec": roles.fdm.model.codec_id} | line
+            table_rows = [
+                {"triplet_id": held_out.ids[row], "action": action, "codec": roles.fdm.model.codec_id} | columns
                 for row, action, prediction in zip(rows, actions, predictions, strict=True)
-                for line in _build_rows(prediction, search.num_return)
+                for columns in _build_rows(prediction, search.num_return)
             ]
-            write_table(lines, path, SCHEMA)
+            write_table(table_rows, path, SCHEMA)
         yield len(rows)
 
 
-def _build_rows(prediction: Prediction, top: int) -> list[dict[str, Any]]:
+def count_parts(files: list[Path]) -> dict[str, int | float]:
+    """Count the best predictions of a run.
+
+    Args:
+        files: All its parts.
+
+    Returns:
+        ``triplets`` and ``rows``; ``draws`` in all and ``draws_each``, the mean candidates of a triplet;
+        ``mean_logprob``, nats an action token; ``unchanged_share``, the mean share of unchanged tokens.
+    """
+    columns = ["rank", "draws", "logprob", "action_tokens", "unchanged_share"]
+    # Without partitioning: a folder such as runs/rank=8 is a name, not a column.
+    table = pq.read_table(files, columns=columns, partitioning=None)
+    best = table.filter(pc.equal(table["rank"], 0)).to_pandas()
+    return {
+        "triplets": len(best),
+        "rows": table.num_rows,
+        "draws": int(best["draws"].sum()),
+        "draws_each": float(best["draws"].mean()),
+        "mean_logprob": float((best["logprob"] / best["action_tokens"]).mean()),
+        "unchanged_share": float(best["unchanged_share"].mean()),
+    }
+
+
+def _build_rows(prediction: Prediction, num_return: int) -> list[dict[str, object]]:
     return [
         {
             "rank": rank,
@@ -104,5 +129,5 @@ def _build_rows(prediction: Prediction, top: int) -> list[dict[str, Any]]:
             "rounds": prediction.rounds,
             "passes": prediction.passes,
         }
-        for rank, candidate in enumerate(prediction.top(top))
+        for rank, candidate in enumerate(prediction.top(num_return))
     ]

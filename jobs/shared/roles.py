@@ -2,28 +2,30 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
-from pydantic import Field
 
-from jobs.shared.devices import need_device
+from jobs.shared.devices import RolesDeviceSettings, check_device
 from wm.config import Recipe
-from wm.dynamics import BaseSharing, Roles, Sampling, load_roles, need_one_base
+from wm.dynamics import Roles, Sampling, load_roles, need_one_base
 from wm.errors import InputError
 from wm.models import ImageCodec, hub_hint, is_adapter, model_folder, read_manifest
 from wm.models.checkpoints import need_manifest
 from wm.paths import InputPath
 from wm.sampling.guidance import need_guidable
 
-DType = Literal["float32", "bfloat16", "float16"]
-
 
 class RolesRecipe(Recipe):
     """The two models and where they run."""
 
-    RESUMABLE_KEYS: ClassVar[frozenset[str]] = frozenset({"batch_size"})
-    RENAMED_KEYS: ClassVar[Mapping[str, str]] = {"weights": "base_sharing"}
+    RESUMABLE_KEYS: ClassVar[frozenset[str]] = frozenset({"resources.batch_size"})
+    RENAMED_KEYS: ClassVar[Mapping[str, str]] = {
+        "device": "resources.device",
+        "dtype": "resources.dtype",
+        "batch_size": "resources.batch_size",
+        "weights": "resources.base_sharing",
+    }
 
     fdm: InputPath
     """Model folder of the forward model: full weights or an adapter."""
@@ -33,25 +35,18 @@ class RolesRecipe(Recipe):
     """Base folder of the adapters; empty: the one their manifests name."""
     sampling: Sampling = Sampling()
     """How candidates are sampled."""
-    batch_size: int | None = Field(default=None, ge=1)
-    """Rows in a forward pass; left out: as many as the memory allows."""
-    device: str = "cpu"
+    resources: RolesDeviceSettings = RolesDeviceSettings()
     """Where the models run."""
-    dtype: DType = "float32"
-    """Type of their weights; bfloat16 halves the memory."""
-    base_sharing: BaseSharing = "merged"
-    """merged: each model has weights of its own. shared: adapters of one base are applied beside one copy of its
-    weights, for a single GPU: about half the memory, a little slower, the same up to rounding."""
 
 
-def need_roles(recipe: RolesRecipe) -> None:
+def check_roles(recipe: RolesRecipe) -> None:
     """Check both model folders by their manifests; no weights are read.
 
     Raises:
         InputError: A folder is missing or was trained for the other task, the two have different codecs, or their
-            weights cannot be shared although ``base_sharing = shared``.
+            weights cannot be shared although ``resources.base_sharing = shared``.
     """
-    need_device(recipe.device)
+    check_device(recipe.resources.device)
     # Each folder by itself, then the two together.
     codecs = {}
     for role in ("fdm", "idm"):
@@ -71,11 +66,11 @@ def need_roles(recipe: RolesRecipe) -> None:
     if recipe.base and not (is_adapter(recipe.fdm) or is_adapter(recipe.idm)):
         raise InputError(f"base = {recipe.base!r}, but neither fdm nor idm is an adapter")
     # Shared weights need two adapters of one base.
-    if recipe.base_sharing == "shared":
+    if recipe.resources.base_sharing == "shared":
         need_one_base(recipe.fdm, recipe.idm, recipe.base or None)
 
 
-def read_roles(recipe: RolesRecipe, codec: ImageCodec) -> Roles:
+def load_recipe_roles(recipe: RolesRecipe, codec: ImageCodec) -> Roles:
     """Load both models with their decoders.
 
     Args:
@@ -87,8 +82,8 @@ def read_roles(recipe: RolesRecipe, codec: ImageCodec) -> Roles:
     """
     roles = load_roles(
         recipe.fdm, recipe.idm,
-        base_sharing=recipe.base_sharing, base=recipe.base or None,
-        device=recipe.device, dtype=getattr(torch, recipe.dtype),
+        base_sharing=recipe.resources.base_sharing, base=recipe.base or None,
+        device=recipe.resources.device, dtype=getattr(torch, recipe.resources.dtype),
     )  # fmt: skip
     if roles.fdm.model.codec_id != codec.codec_id:
         raise InputError(
@@ -100,7 +95,7 @@ def read_roles(recipe: RolesRecipe, codec: ImageCodec) -> Roles:
     return roles
 
 
-def need_actions(roles: Roles, source_N: Sequence[int], actions: Iterable[str]) -> None:
+def check_actions(roles: Roles, source_N: Sequence[int], actions: Iterable[str]) -> None:
     """Check that both models can read every action, before any of the work.
 
     Args:

@@ -163,7 +163,7 @@ def test_triplets_are_predicted_in_parts_and_gone_on_with(tiny_base, tmp_path, t
         ({"image": "a.png", "actions": ["put"], "search": {"num_candidates": 0}}, "search.num_candidates = 0"),
         ({"image": "nowhere.png", "actions": ["put"]}, "image = 'nowhere.png': no such file|no such file or folder"),
         ({"image": "a.png", "actions": ["put"], "fdm": "nowhere"}, "fdm = 'nowhere': no such model folder"),
-        ({"image": "a.png", "actions": ["put"], "device": "abacus"}, "device = 'abacus'"),
+        ({"image": "a.png", "actions": ["put"], "resources": {"device": "abacus"}}, "device = 'abacus'"),
     ],
 )
 def test_bad_input_is_named_and_leaves_nothing(tiny_base, tmp_path, more, said):

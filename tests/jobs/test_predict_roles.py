@@ -60,7 +60,7 @@ def test_predictions_are_those_of_the_models_loaded_alone(folders, triplets, mon
     monkeypatch.setattr(
         shared_roles, "load_roles", lambda *paths, **how: asked.append(read(*paths, **how)) or asked[-1]
     )
-    recipe = recipe_of(folders, out, triplets=str(triplets), base_sharing=base_sharing, dtype=dtype)
+    recipe = recipe_of(folders, out, triplets=str(triplets), resources={"base_sharing": base_sharing, "dtype": dtype})
     codes, logprobs = predicted(recipe)
     assert asked[0].fdm.decoder.dtype is getattr(torch, dtype)
     shares = asked[0].fdm.model.inner.lm_head.weight is asked[0].idm.model.inner.lm_head.weight
@@ -89,7 +89,11 @@ def test_a_base_is_for_the_adapter_beside_a_full_model(folders, triplets, tmp_pa
 def test_weights_that_cannot_be_shared_are_told_before_they_are_read(folders, triplets, tmp_path, monkeypatch):
     monkeypatch.setattr(shared_roles, "load_roles", lambda *paths, **how: pytest.fail("was read"))
     recipe = recipe_of(
-        folders, tmp_path / "out", idm=str(folders / "full"), triplets=str(triplets), base_sharing="shared"
+        folders,
+        tmp_path / "out",
+        idm=str(folders / "full"),
+        triplets=str(triplets),
+        resources={"base_sharing": "shared"},
     )
     with pytest.raises(
         InputError, match=r"sharing weights needs both roles over one base, but fdm .* is an adapter of"

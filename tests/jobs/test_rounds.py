@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from jobs import gate as gate_job
-from jobs import imagine as imagine_job
 from jobs.gate import GateRecipe, gain_of
 from jobs.imagine import ImagineRecipe
+from jobs.imagine import job as imagine_job
 from jobs.train.report import gate_lines
 from tests.helpers.models_reference import lively, reference_logits
 from tests.helpers.output_tables import check_stage
 from tests.helpers.training_data import random_rows, write_triplets
 from wm.datasets.pairs.pairing import pair_actions
-from wm.dynamics import Sampling, Search, sample_observations, score_actions
+from wm.dynamics import Sampling, sample_observations, score_actions
 from wm.errors import InputError
 from wm.evaluation import gates
 from wm.evaluation.gates import Gate, GateSet, gate, read_gate_set
@@ -147,7 +147,7 @@ def test_the_better_model_goes_on(models: dict[str, Path], triplets: Path, tmp_p
         assert gate_job.run(recipe) == json.loads((out / "run.json").read_text())
     far = recipe.model_copy(
         update={
-            "least_gain": 100.0,
+            "min_gain": 100.0,
             "out": str(tmp_path / "far"),
             "champion": str(models[worse]),
             "challenger": str(models[better]),
@@ -179,13 +179,12 @@ def row_seed(seed: int, *names: str) -> int:
 
 def recipe(models: dict[str, Path], triplets: Path, out: Path, **more: Any) -> ImagineRecipe:
     plain: dict[str, Any] = {
-        "min_score": -50.0,
-        "max_unchanged": 1.0,
-        "search": Search(num_candidates=3),
+        "filters": {"min_score": -50.0, "max_unchanged": 1.0},
+        "search": {"num_candidates": 3},
         "actions_each": 2,
     }
     plain |= {"sources": str(triplets), "actions": str(triplets), "fdm": str(models["fdm"]), "idm": str(models["idm"])}
-    return ImagineRecipe(out=str(out), **(plain | more))
+    return ImagineRecipe.parse(plain | more | {"out": str(out)}, "test")
 
 
 def test_imagined_triplets_are_the_verifiers_choice(
@@ -228,7 +227,7 @@ def test_what_is_not_believed_is_rejected_and_a_killed_run_goes_on(
     everything = read_table(tmp_path / "all" / "triplets").to_pylist()
     scores = sorted(row["action_logprob"] / row["action_tokens"] for row in everything)
     bound = (scores[7] + scores[8]) / 2
-    strict = {"min_score": bound, "max_unchanged": 0.7}
+    strict = {"filters": {"min_score": bound, "max_unchanged": 0.7}}
     record = imagine_job.run(recipe(models, triplets, tmp_path / "some", **strict))
 
     def unchanged(row: dict[str, Any]) -> float:
@@ -246,7 +245,7 @@ def test_what_is_not_believed_is_rejected_and_a_killed_run_goes_on(
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "hf"))
     check_stage(tmp_path / "all", 16, 0)
     check_stage(tmp_path / "some", len(kept), len(rejects))
-    imagine_job.run(recipe(models, triplets, tmp_path / "none", max_unchanged=0.0, min_score=0.0))
+    imagine_job.run(recipe(models, triplets, tmp_path / "none", filters={"max_unchanged": 0.0, "min_score": 0.0}))
     check_stage(tmp_path / "none", 0, 16)
 
     monkeypatch.setattr(imagine_job, "SOURCES_PER_PART", 3)
@@ -269,12 +268,12 @@ def test_what_is_not_believed_is_rejected_and_a_killed_run_goes_on(
 def test_bad_input_is_told_before_any_work(models: dict[str, Path], triplets: Path, tmp_path: Path) -> None:
     for changes, said in (
         ({"subset": "colour"}, "subset = 'colour': triplets have no such column"),
-        ({"search": Search(num_draft_tokens=4)}, r"num_draft_tokens = 4: expected 0 \(off\) to 3"),
+        ({"search": {"num_draft_tokens": 4}}, r"num_draft_tokens = 4: expected 0 \(off\) to 3"),
         ({"sources": str(tmp_path / "gone")}, "gone"),
         ({"idm": str(models["fdm"])}, r"idm = .* was trained as fdm"),
         ({"idm": "nowhere"}, "idm = 'nowhere': no such model folder"),
-        ({"device": "abacus"}, "device = 'abacus'"),
-        ({"base_sharing": "shared"}, "sharing weights needs both roles over one base"),
+        ({"resources": {"device": "abacus"}}, "device = 'abacus'"),
+        ({"resources": {"base_sharing": "shared"}}, "sharing weights needs both roles over one base"),
     ):
         with pytest.raises(InputError, match=said):
             imagine_job.run(recipe(models, triplets, tmp_path / "out", **changes))

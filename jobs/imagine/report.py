@@ -1,0 +1,38 @@
+"""Print what ``imagine`` would do and has done. Knows nothing of how it is done."""
+
+from collections.abc import Mapping
+from typing import TypedDict
+
+from jobs.imagine.recipe import ImagineRecipe
+
+
+class Counts(TypedDict):
+    """What ``run.json`` counts; tries are triplets and rejects. ``unchanged_codes``: triplets that are copies."""
+
+    tries: int
+    triplets: int
+    unchanged_codes: int
+    rejects: int
+    by_reason: Mapping[str, int]
+
+
+def print_plan(recipe: ImagineRecipe, num_tries: int, num_sources: int) -> None:
+    """Print what would be tried."""
+    print(f"imagine: would try {num_tries:,} actions in {num_sources:,} sources into {recipe.out}")
+
+
+def print_complete(recipe: ImagineRecipe) -> None:
+    """Print that nothing is left to do."""
+    print(f"imagine: already complete in {recipe.out}")
+
+
+def print_result(recipe: ImagineRecipe, counts: Counts) -> None:
+    """Print how many tries became triplets, and why the others did not."""
+    reasons = ", ".join(f"{name} {number}" for name, number in counts["by_reason"].items()) or "-"
+    print(
+        f"imagine: {counts['tries']:,} tries → {counts['triplets']:,} triplets in {recipe.out}/triplets, "
+        f"{counts['rejects']:,} rejects ({reasons})"
+    )
+    if counts["unchanged_codes"]:
+        copies = f"{counts['unchanged_codes']:,} triplets have the image codes of their source"
+        print(f"  {copies} (filters.max_unchanged = 1)")

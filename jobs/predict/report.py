@@ -1,0 +1,53 @@
+"""Print what ``predict`` would do and has done. Knows nothing of how it is done."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from jobs.predict.recipe import PredictRecipe
+from wm.dynamics import Rollout
+
+
+def print_complete(recipe: PredictRecipe) -> None:
+    """Print that nothing is left to do."""
+    print(f"predict: already complete in {recipe.out}")
+
+
+def print_plan(recipe: PredictRecipe, num_triplets: int) -> None:
+    """Print what would be predicted.
+
+    Args:
+        recipe: As it was given.
+        num_triplets: Triplets to predict for; not used where the source is an image.
+    """
+    source = f"{len(recipe.actions)} actions in {recipe.image}" if recipe.image else f"{num_triplets} triplets"
+    print(f"predict: would predict {source}, best of {recipe.search.num_candidates}, into {recipe.out}")
+
+
+def print_rollout(rollout: Rollout, counts: Mapping[str, int], out: Path) -> None:
+    """Print each step's best candidate and where the storyboard is.
+
+    Args:
+        rollout: All steps.
+        counts: As they are in ``run.json``.
+        out: Folder of the run.
+    """
+    for number, (candidate, step) in enumerate(zip(rollout.best.candidates, rollout.steps, strict=True), 1):
+        num_candidates = sum(len(prediction.candidates) for prediction in step.predictions)
+        print(
+            f"  step {number}: {step.action}: {candidate.score.mean_logprob:.3f} nats/token, "
+            f"{candidate.unchanged_share:.0%} of tokens unchanged, best of {num_candidates}"
+        )
+    print(f"predict: {counts['steps']} steps, {counts['draws']} candidates: {out / 'storyboard.png'}")
+
+
+def print_triplets(counts: Mapping[str, int | float], out: Path) -> None:
+    """Print the counts of predictions for triplets.
+
+    Args:
+        counts: As they are in ``run.json``.
+        out: Folder of the run.
+    """
+    print(
+        f"predict: {counts['triplets']} triplets, {counts['draws_each']:.2f} candidates each, "
+        f"{counts['unchanged_share']:.0%} of tokens unchanged: {out / 'predictions'}"
+    )
