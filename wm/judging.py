@@ -1,11 +1,9 @@
 """Define what a judge of predicted images returns; shared by worlds, metrics and jobs, and knows none of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 from wm.errors import InputError
-from wm.images import Pixels
 
 
 @dataclass(frozen=True)
@@ -22,6 +20,7 @@ class JudgeScore:
     copied: bool
 
     def __post_init__(self) -> None:
+        """Raise :class:`InputError` on a criterion out of range."""
         for name in ("editing_success", "minimal_editing"):
             if not 0.0 <= getattr(self, name) <= 10.0:
                 raise InputError(f"{name} = {getattr(self, name)!r}, expected 0 to 10")
@@ -30,10 +29,6 @@ class JudgeScore:
     def final(self) -> float:
         """The minimum of both criteria (paper appendix F)."""
         return min(self.editing_success, self.minimal_editing)
-
-
-Judge: TypeAlias = Callable[[Pixels, Pixels, Pixels, str], JudgeScore]
-"""``judge(source_HWC, target_HWC, predicted_HWC, action)``."""
 
 
 def unchanged_share(source_N: Sequence[int], candidate_N: Sequence[int]) -> float:

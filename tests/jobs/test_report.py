@@ -7,7 +7,7 @@ import pytest
 from jobs import report
 from jobs.report import ReportRecipe
 from wm.errors import InputError
-from wm.evaluation.metrics.stats import figure
+from wm.evaluation.metrics.stats import build_figure
 from wm.evaluation.report.charts import Line, line_chart, nice_ticks, thin_out
 from wm.evaluation.report.claims import Labels, judge_claims
 from wm.evaluation.report.differences import compare_figures
@@ -20,7 +20,7 @@ NASTY = "move <script>alert('x')</script> & \"cup\""
 
 def fig(values, low=None, high=None):
     """Values of training seeds 0, 1, …"""
-    one = figure({seed: [value] for seed, value in enumerate(values)}).to_dict()
+    one = build_figure({seed: [value] for seed, value in enumerate(values)})
     return one | {"ci_low": low, "ci_high": high}
 
 
@@ -213,7 +213,7 @@ def test_a_difference_without_any_spread_is_not_measured():
     half = compare_figures(fig([0.5], low=0.4, high=0.6), fig([0.2]))
     assert (half.spread, half.verdict()) == (None, "not measured")
     assert "spread unknown" in lone.text()
-    seeds = figure({0: [0.5, 0.7]}).to_dict()  # sampling seeds of one run
+    seeds = build_figure({0: [0.5, 0.7]})  # sampling seeds of one run
     assert compare_figures(seeds, seeds).spread == pytest.approx(
         np.sqrt(2) * 12.7062 * np.std([0.5, 0.7], ddof=1) / 2**0.5
     )

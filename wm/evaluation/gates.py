@@ -4,7 +4,6 @@ No image is decoded. Training does so every so many steps, :mod:`jobs.gate` to c
 the one before.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, TypeAlias
@@ -13,12 +12,11 @@ import numpy as np
 import torch
 
 from wm.dynamics import sample_observations
-from wm.dynamics.fdm import score_observations
-from wm.dynamics.idm import score_actions
 from wm.errors import InputError
 from wm.evaluation.heldout import SubsetColumn, spread_rows
 from wm.evaluation.metrics.stats import Floats
-from wm.evaluation.probe import Likelihoods, Preference, probe
+from wm.evaluation.probe import Preference, probe
+from wm.evaluation.scorers import fdm_scorer, idm_scorer
 from wm.models import UnifiedVLM
 from wm.records import read_table
 from wm.sampling import Decoder, Sampling
@@ -146,15 +144,7 @@ def gate(vlm: UnifiedVLM, role: Role, held_out: GateSet, *, batch_size: int | No
     # One decoder for all questions: its buffers and graphs are reused.
     decoder = Decoder(vlm)
 
-    def scorer(source_BN: torch.Tensor, target_BN: torch.Tensor, actions: Sequence[str]) -> Likelihoods:
-        if role == "fdm":
-            sums = score_observations(vlm, source_BN, actions, target_BN, batch_size=batch_size, decoder=decoder)
-            return Likelihoods(np.array(sums), np.full(len(actions), float(target_BN.shape[1])))
-        scored = score_actions(vlm, source_BN, target_BN, actions, batch_size=batch_size, decoder=decoder)
-        return Likelihoods(
-            np.array([action.logprob for action in scored]), np.array([float(action.num_tokens) for action in scored])
-        )
-
+    scorer = (fdm_scorer if role == "fdm" else idm_scorer)(vlm, batch_size=batch_size, decoder=decoder)
     source_BN, target_BN = held_out.source_BN, held_out.target_BN
     truth = scorer(source_BN, target_BN, held_out.actions)
     preference = probe(scorer, source_BN, target_BN, held_out.actions, held_out.subsets, ids=held_out.ids, seed=seed)

@@ -4,16 +4,20 @@ them.
 Fields that evaluations of earlier versions lack are ``NotRequired``.
 """
 
-from typing import Literal, NotRequired, TypeAlias, TypedDict
+from typing import NotRequired, TypeAlias, TypedDict
 
 Choice: TypeAlias = tuple[str, str, int]
 """(label, choice, k) of a row."""
-ChoiceName: TypeAlias = Literal["none", "greedy", "idm", "oracle"]
-"""How a prediction was chosen; ``none``: it is a reference, not a prediction."""
 
 
-class FigureDict(TypedDict):
-    """A :class:`wm.evaluation.metrics.stats.Figure` as JSON."""
+class Figure(TypedDict):
+    """A measured figure.
+
+    ``std`` (n - 1 in the denominator) is taken ``over`` runs of different training seeds, or over sampling seeds where
+    there is one run only; it is None where there is one value only, because one value has no spread. ``ci_low``,
+    ``ci_high``: 95 % interval over the test items; None where items do not apply. ``runs``: training seed → that run's
+    value.
+    """
 
     mean: float
     std: float | None
@@ -25,12 +29,16 @@ class FigureDict(TypedDict):
 
 
 class ForwardRow(TypedDict):
-    """Metrics of one label, choice and k; ``by_subset`` (subset → metric → mean) is empty for a single subset."""
+    """Metrics of one label, choice and k.
+
+    ``choice``: ``none`` (references), ``greedy``, ``idm`` (the verifier's) or ``oracle`` (the best by the true score).
+    ``by_subset``: subset → metric → mean; empty for a single subset.
+    """
 
     label: str
-    choice: ChoiceName
+    choice: str
     k: int
-    metrics: dict[str, FigureDict]
+    metrics: dict[str, Figure]
     by_subset: dict[str, dict[str, float]]
 
 
@@ -41,7 +49,7 @@ class InverseRow(TypedDict):
     """
 
     label: str
-    metrics: dict[str, FigureDict]
+    metrics: dict[str, Figure]
     notes: NotRequired[dict[str, str]]
     absent: NotRequired[dict[str, str]]
 
@@ -54,7 +62,7 @@ class ProbeRow(TypedDict):
     negative: str
     pairs: int
     ties: dict[str, int]
-    metrics: dict[str, FigureDict]
+    metrics: dict[str, Figure]
 
 
 class AbsentRow(TypedDict):
@@ -93,7 +101,7 @@ class AdaptiveRow(TypedDict):
 
     label: str
     margin: float | None
-    metrics: dict[str, FigureDict]
+    metrics: dict[str, Figure]
     fixed: NotRequired[dict[str, float]]
 
 

@@ -17,7 +17,7 @@ from tests.helpers.training_data import random_rows, write_triplets
 from wm.dynamics import Search, predict_observations
 from wm.dynamics.roles import Role, Roles
 from wm.evaluation.heldout import HeldOut
-from wm.evaluation.metrics.images import sample_bank
+from wm.evaluation.bank import sample_bank
 from wm.models import load_codec, load_model
 from wm.records import derive_seed, read_table, row_seeds
 from wm.sampling import Decoder, Sampling

@@ -2,39 +2,17 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from wm.evaluation.rows import Figure
+
 Floats = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A measured figure.
-
-    ``std`` (n − 1 in the denominator) is taken ``over`` runs of different training seeds, or over sampling
-    seeds where there is one run only; it is None where there is one value only, because one value has no
-    spread. ``ci_low``, ``ci_high``: 95 % interval over the test items (:func:`mean_interval`), the runs taken as
-    they are; None where items do not apply. ``runs``: training seed → that run's value.
-    """
-
-    mean: float
-    std: float | None
-    n: int
-    over: str
-    ci_low: float | None
-    ci_high: float | None
-    runs: dict[str, float]
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def figure(
+def build_figure(
     by_run: Mapping[int, Sequence[float]],
     items: Floats | None = None,
     *,
@@ -42,6 +20,9 @@ def figure(
     top: float | None = None,
 ) -> Figure:
     """Aggregate the values of runs to a mean with its spread.
+
+    The standard deviation is over runs of different training seeds, or over the values of one run where there is only
+    one. The interval is over the items (:func:`mean_interval`), the runs taken as they are.
 
     Args:
         by_run: Training seed → values of that run's sampling seeds (at least one, all runs alike).

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from wm.evaluation.rows import FigureDict
+from wm.evaluation.rows import Figure
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Grid:
     row_kinds: Sequence[str] = ()
 
 
-def figure_cell(figure: FigureDict | None, name: str, *, is_best: bool = False, why_absent: str = "") -> Cell:
+def figure_cell(figure: Figure | None, name: str, *, is_best: bool = False, why_absent: str = "") -> Cell:
     """Build the cell of a figure: mean ± standard deviation, with number of runs and interval as its hint.
 
     Args:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from wm.config import Recipe
 from wm.evaluation.report.differences import Difference, Verdict, compare_figures
 from wm.evaluation.report.summary import spread_text
-from wm.evaluation.rows import Choice, DifferenceRow, FigureDict, Tables
+from wm.evaluation.rows import Choice, DifferenceRow, Figure, Tables
 from wm.evaluation.tables import PROPOSED
 
 CHANCE_MARGIN = 0.15
@@ -56,22 +56,22 @@ class Figures:
         self.is_judged = tables["judge"] != "none"
         self.headline = "final" if self.is_judged else "l1"
         self.top_k = max(tables["k"])
-        self._fdm: dict[Choice, dict[str, FigureDict]] = {
+        self._fdm: dict[Choice, dict[str, Figure]] = {
             (row["label"], row["choice"], row["k"]): row["metrics"] for row in tables["fdm"]
         }
         self._idm = {row["label"]: row["metrics"] for row in tables["idm"]}
-        self._probe: dict[tuple[str, str], dict[str, FigureDict]] = {}
+        self._probe: dict[tuple[str, str], dict[str, Figure]] = {}
         for row in tables["probe"]:
             self._probe.setdefault((row["role"], row["label"]), {})[row["negative"]] = row["metrics"]["share"]
         self._differences: dict[tuple[object, ...], DifferenceRow] = {
             (row["metric"], tuple(row["first"]), tuple(row["second"])): row for row in tables.get("differences", [])
         }
 
-    def fdm(self, label: str, choice: str, k: int, metric: str) -> FigureDict | None:
+    def fdm(self, label: str, choice: str, k: int, metric: str) -> Figure | None:
         """Return a figure of a forward model, if it was measured."""
         return self._fdm.get((label, choice, k), {}).get(metric)
 
-    def idm(self, label: str, metric: str) -> FigureDict | None:
+    def idm(self, label: str, metric: str) -> Figure | None:
         """Return a figure of an inverse model, if it was measured."""
         return self._idm.get(label, {}).get(metric)
 
@@ -80,7 +80,7 @@ class Figures:
         pairs = ((metric, first, second), (metric, second, first))
         return next((row for pair in pairs if (row := self._differences.get(pair)) is not None), None)
 
-    def probe(self, role: str, label: str) -> dict[str, FigureDict]:
+    def probe(self, role: str, label: str) -> dict[str, Figure]:
         """Return kind of negative → share."""
         return self._probe.get((role, label), {})
 
@@ -152,11 +152,11 @@ def _join_kinds(names: Sequence[str]) -> str:
     return ", ".join(name.replace("_", " ") for name in names) or "none"
 
 
-def _compute_mean_share(shares: Mapping[str, FigureDict]) -> float:
+def _compute_mean_share(shares: Mapping[str, Figure]) -> float:
     return float(sum(figure["mean"] for figure in shares.values()) / len(shares))
 
 
-def _format_shares(shares: Mapping[str, FigureDict]) -> str:
+def _format_shares(shares: Mapping[str, Figure]) -> str:
     return ", ".join(f"{kind.replace('_', ' ')} {figure['mean']:.2f}" for kind, figure in shares.items())
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from wm.evaluation.metrics.stats import half_interval, student_quantile
-from wm.evaluation.rows import FigureDict, ItemDifference
+from wm.evaluation.rows import Figure, ItemDifference
 
 Verdict: TypeAlias = Literal["shows", "within the spread", "does not show", "not measured"]
 
@@ -34,7 +34,7 @@ class Difference:
         return f"difference {self.mean:+.3f}, spread {'unknown' if self.spread is None else f'{self.spread:.3f}'}"
 
 
-def compare_figures(first: FigureDict, second: FigureDict, by_item: ItemDifference | None = None) -> Difference:
+def compare_figures(first: Figure, second: Figure, by_item: ItemDifference | None = None) -> Difference:
     """Compare two figures; what both have in common cancels: training seeds, test items, their sampling noise.
 
     The spread is half a 95 % interval: Student's over the differences of training seeds that both have (two at least),
@@ -68,19 +68,19 @@ def compare_figures(first: FigureDict, second: FigureDict, by_item: ItemDifferen
     return Difference(mean, spread, "half the two figures' own 95 % intervals, added in squares")
 
 
-def _half_width(interval: FigureDict | ItemDifference) -> float | None:
+def _half_width(interval: Figure | ItemDifference) -> float | None:
     low, high = interval["ci_low"], interval["ci_high"]
     return None if low is None or high is None else (high - low) / 2
 
 
-def _add_halves(first: FigureDict, second: FigureDict, with_items: bool) -> float | None:
+def _add_halves(first: Figure, second: Figure, with_items: bool) -> float | None:
     """Add the half intervals of two figures in squares; without those over items, the ones that are known."""
     halves = [half for figure in (first, second) if (half := _compute_half(figure, with_items)) is not None]
     is_known = len(halves) == 2 if with_items else bool(halves)
     return math.hypot(*halves) if is_known else None
 
 
-def _compute_half(figure: FigureDict, with_items: bool) -> float | None:
+def _compute_half(figure: Figure, with_items: bool) -> float | None:
     """Compute half an interval over training seeds; with one run over items, or else over sampling seeds."""
     values = list(figure["runs"].values())
     if len(values) > 1:

@@ -12,6 +12,8 @@ from wm.runs import read_run
 _DEPTH = 4
 SUPERSEDED = "superseded"
 """Folder below the run's that keeps outputs which a later run has replaced; the report passes it over."""
+_TRAINING_KEYS = (("max_steps", "steps"), ("epochs",), ("global_batch_size", "global_batch"), ("triplets",))
+"""Keys of a training's recipe that say how long it learned from what, each with its name in earlier records."""
 
 
 @dataclass(frozen=True)
@@ -146,17 +148,15 @@ def same_training(first: Stage, second: Stage) -> list[str] | None:
         A text for each difference; none means equal data and steps. None if a recipe does not say what it was trained
         on.
     """
-    settings, others = _flatten(first.table("recipe")), _flatten(second.table("recipe"))
+    settings, others = first.table("recipe"), second.table("recipe")
     if "triplets" not in settings or "triplets" not in others:
         return None
-    pairs = {key: (settings.get(key), others.get(key)) for key in ("steps", "epochs", "global_batch", "triplets")}
-    return [f"{key}: {value!r} and {other!r}" for key, (value, other) in pairs.items() if value != other]
-
-
-def _flatten(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Return a recipe's own keys and those of its tables in one table: versions keep a key in different tables."""
-    tables = [value for value in recipe.values() if isinstance(value, dict)]
-    return {key: value for table in [*tables, recipe] for key, value in table.items()}
+    unequal = []
+    for names in _TRAINING_KEYS:
+        value, other = (next((recipe[name] for name in names if name in recipe), None) for recipe in (settings, others))
+        if value != other:
+            unequal.append(f"{names[0]}: {value!r} and {other!r}")
+    return unequal
 
 
 def _load_json(path: Path) -> Any:

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
-from wm.evaluation.rows import FigureDict, ForwardRow, InverseRow, Tables
+from wm.evaluation.rows import Figure, ForwardRow, InverseRow, Tables
 
 
-def spread_text(figure: FigureDict | None) -> str:
+def spread_text(figure: Figure | None) -> str:
     """Format a figure as ``0.370 ± 0.042``; without ± where there is one value; an en dash for a missing figure."""
     if figure is None:
         return "–"

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from wm.evaluation.metrics.images import Bank
-from wm.evaluation.metrics.stats import figure, half_interval, mean_interval, student_quantile
+from wm.evaluation.bank import Bank
+from wm.evaluation.metrics.stats import build_figure, half_interval, mean_interval, student_quantile
 from wm.evaluation.probe import Preference
 from wm.evaluation.report.differences import compare_figures
 from wm.evaluation.tables import Collected, build_tables, difference_rows
@@ -54,8 +54,8 @@ def test_intervals_cover_the_mean(world, count, top):
     truth = world(rng, 400_000)[0].mean() if truth is None else truth
     covered = 0
     for row in items:
-        one = figure({0: [float(row.mean())]}, row, top=top)
-        covered += one.ci_low <= truth <= one.ci_high
+        one = build_figure({0: [float(row.mean())]}, row, top=top)
+        covered += one["ci_low"] <= truth <= one["ci_high"]
     assert 0.93 <= covered / SETS <= 0.97
 
 
