@@ -21,16 +21,16 @@ def _environment(package: str, folder: str) -> Environment:
     )
 
 
-def render(package: str, template: str, *, folder: str = "templates", **values: object) -> Markup:
+def render_template(package: str, folder: str, name: str, **values: object) -> Markup:
     """Render a template.
 
     Args:
         package: Package that holds the templates, such as ``wm.evaluation.report``.
-        template: File name.
         folder: Folder of the templates in the package.
+        name: File of the template.
         **values: Names that the template uses; only :class:`Markup` among them is not escaped.
 
     Returns:
         HTML.
     """
-    return Markup(_environment(package, folder).get_template(template).render(**values))
+    return Markup(_environment(package, folder).get_template(name).render(**values))

@@ -7,12 +7,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from wm.dynamics import Decoder, Sampling, sample_observations, speculate_observations, verify_batch
+from wm.dynamics import Role, Sampling, sample_observations, speculate_observations, verify_batch
 from wm.dynamics.verify import NO_GUARD
 from wm.evaluation.heldout import HeldOut
 from wm.evaluation.metrics.images import Codes, JudgeMany, image_metrics
 from wm.evaluation.metrics.stats import Floats
-from wm.models import ImageCodec, UnifiedVLM
+from wm.models import ImageCodec
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Bank:
 
 
 def sample_bank(
-    fdm: UnifiedVLM,
-    verifier: UnifiedVLM | None,
+    fdm: Role,
+    verifier: Role | None,
     held_out: HeldOut,
     codec: ImageCodec,
     judge_many: JudgeMany | None,
@@ -67,8 +67,6 @@ def sample_bank(
     seed: int,
     batch_size: int = 32,
     num_draft_tokens: int = 0,
-    decoder: Decoder | None = None,
-    verifier_decoder: Decoder | None = None,
 ) -> Bank:
     """Sample ``num_candidates`` observations for each triplet, verify and score them; equal ones are scored once.
 
@@ -86,8 +84,6 @@ def sample_bank(
         seed: Sampling seed of the run.
         batch_size: Rows of a pass.
         num_draft_tokens: Sample speculatively, with so many codes of the source drafted a pass; 0: one code a pass.
-        decoder: That of ``fdm`` as it is now; built here without it.
-        verifier_decoder: That of ``verifier`` as it is now; built here without it.
 
     Returns:
         The candidates with their figures.
@@ -99,13 +95,15 @@ def sample_bank(
         "sampling": sampling,
         "seed": held_out.sampling_seeds(seed),
         "batch_size": batch_size,
-        "decoder": decoder,
+        "decoder": fdm.decoder,
     }
     with torch.inference_mode():
         if num_draft_tokens:
-            codes = speculate_observations(fdm, sources, actions, num_draft_tokens=num_draft_tokens, **settings).codes
+            codes = speculate_observations(
+                fdm.model, sources, actions, num_draft_tokens=num_draft_tokens, **settings
+            ).codes
         else:
-            codes = sample_observations(fdm, sources, actions, **settings)
+            codes = sample_observations(fdm.model, sources, actions, **settings)
     codes_BKN = codes.cpu().numpy().astype(np.int64)
     # 2. Score each distinct candidate once: decoding and judging cost most, and candidates are often equal.
     items_M, codes_MN, index_BK = find_distinct(codes_BKN)
@@ -113,30 +111,17 @@ def sample_bank(
     # 3. Verify.
     verifier_BK = tokens_B = None
     if verifier is not None:
-        verifier_BK, tokens_B = _score_candidates(
-            verifier, held_out, codes_BKN, batch_size=batch_size, decoder=verifier_decoder
-        )
+        verifier_BK, tokens_B = _score_candidates(verifier, held_out, codes_BKN, batch_size)
     return Bank(codes_BKN, {name: value_M[index_BK] for name, value_M in metrics.items()}, verifier_BK, tokens_B)
 
 
-def _score_candidates(
-    verifier: UnifiedVLM,
-    held_out: HeldOut,
-    codes_BKN: Codes,
-    *,
-    batch_size: int,
-    decoder: Decoder | None,
-) -> tuple[Floats, Floats]:
+def _score_candidates(verifier: Role, held_out: HeldOut, codes_BKN: Codes, batch_size: int) -> tuple[Floats, Floats]:
     """Compute log p(action | source, candidate) in nats, (B, K), and the number of tokens of each action, (B,)."""
     with torch.inference_mode():
         ranked = verify_batch(
-            verifier,
-            held_out.source_codes,
-            held_out.actions,
-            torch.from_numpy(codes_BKN),
-            batch_size=batch_size,
-            decoder=decoder,
-        )
+            verifier.model, held_out.source_codes, held_out.actions, torch.from_numpy(codes_BKN),
+            batch_size=batch_size, decoder=verifier.decoder,
+        )  # fmt: skip
     score_BK = np.zeros(codes_BKN.shape[:2])
     # Verification returns candidates by rank; the bank keeps the order of sampling.
     for item, candidates in enumerate(ranked):

@@ -6,7 +6,7 @@ the one before.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from wm.evaluation.heldout import SubsetColumn, spread_rows
 from wm.evaluation.metrics.stats import Floats
 from wm.evaluation.probe import Preference, probe
 from wm.evaluation.scorers import fdm_scorer, idm_scorer
-from wm.models import UnifiedVLM
+from wm.models import ImageCodec, UnifiedVLM
 from wm.records import read_table
 from wm.sampling import Decoder, Sampling
 
@@ -77,26 +77,14 @@ class Gate:
         return float(np.mean([preference.share for preference in self.preference.values()]))
 
 
-class Coded(Protocol):
-    """A codec, or a model that reads its codes."""
-
-    @property
-    def codec_id(self) -> str:
-        """Return the hash of the codec."""
-        ...
-
-    @property
-    def tokens_per_image(self) -> int:
-        """Return the number of codes of an image."""
-        ...
-
-
-def read_gate_set(folder: str | Path, vlm: Coded, *, limit: int = 0, subset: SubsetColumn = "dataset") -> GateSet:
+def read_gate_set(
+    folder: str | Path, reader: ImageCodec | UnifiedVLM, *, limit: int = 0, subset: SubsetColumn = "dataset"
+) -> GateSet:
     """Read triplets as codes.
 
     Args:
         folder: Folder of triplets, or of a stage that has them below ``triplets``.
-        vlm: A model or codec whose codes the triplets must have.
+        reader: A model or codec whose codes the triplets must have.
         limit: Use so many triplets, spread evenly over the set; 0: all.
         subset: Column that separates subsets.
 
@@ -112,10 +100,10 @@ def read_gate_set(folder: str | Path, vlm: Coded, *, limit: int = 0, subset: Sub
         raise InputError(f"no triplet in {folder}")
     rows = table.take(spread_rows(table.num_rows, limit or None)).to_pylist()
     for row in rows:
-        if row["codec"] != vlm.codec_id or len(row["source_codes"] or ()) != vlm.tokens_per_image:
+        if row["codec"] != reader.codec_id or len(row["source_codes"] or ()) != reader.tokens_per_image:
             raise InputError(
-                f"{folder} holds codes of codec {row['codec']}, the model reads codec {vlm.codec_id}; make them with "
-                "jobs.ingest and the model's codec"
+                f"{folder} holds codes of codec {row['codec']}, the model reads codec {reader.codec_id}; make them "
+                "with jobs.ingest and the model's codec"
             )
     source_BN, target_BN = (torch.tensor([row[name] for row in rows]) for name in ("source_codes", "target_codes"))
     return GateSet(

@@ -105,8 +105,8 @@ class AdaptiveRow(TypedDict):
     fixed: NotRequired[dict[str, float]]
 
 
-class Tables(TypedDict):
-    """The content of ``tables.json``."""
+class MeasuredTables(TypedDict):
+    """The part of :class:`Tables` that follows from what the units gave."""
 
     items: int
     k: list[int]
@@ -116,6 +116,11 @@ class Tables(TypedDict):
     probe: list[ProbeRow]
     absent: NotRequired[list[AbsentRow]]
     differences: NotRequired[list[DifferenceRow]]
+
+
+class Tables(MeasuredTables):
+    """The content of ``tables.json``: what was measured, and the settings that a reader of it needs."""
+
     judge: str
     seeds: list[int]
     sampling: NotRequired[dict[str, object]]

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import TypeAlias, TypedDict
+from typing import TypeAlias
 
 import numpy as np
 
@@ -13,13 +13,13 @@ from wm.evaluation.metrics.stats import Floats, build_figure, mean_interval
 from wm.evaluation.metrics.text import TextReport
 from wm.evaluation.probe import NEGATIVES, NO_NEGATIVE, Preference
 from wm.evaluation.rows import (
-    AbsentRow,
     Choice,
     DifferenceRow,
     Figure,
     ForwardRow,
     InverseRow,
     ItemDifference,
+    MeasuredTables,
     ProbeRow,
 )
 from wm.evaluation.verification import verification_curve
@@ -44,19 +44,6 @@ PROPOSED = "propose"
 
 Samples: TypeAlias = dict[str, dict[int, list[Floats]]]
 """Metric → training seed → one (B,) a sampling seed."""
-
-
-class MeasuredTables(TypedDict):
-    """The part of :class:`wm.evaluation.rows.Tables` that follows from what the units gave."""
-
-    items: int
-    k: list[int]
-    subsets: list[str]
-    fdm: list[ForwardRow]
-    idm: list[InverseRow]
-    probe: list[ProbeRow]
-    absent: list[AbsentRow]
-    differences: list[DifferenceRow]
 
 
 @dataclass
@@ -237,12 +224,7 @@ def probe_rows(collected: Collected) -> list[ProbeRow]:
     return rows
 
 
-def _gather(
-    gathered: dict[Choice, Samples],
-    key: Choice,
-    run: int,
-    metrics: Mapping[str, Floats],
-) -> None:
+def _gather(gathered: dict[Choice, Samples], key: Choice, run: int, metrics: Mapping[str, Floats]) -> None:
     of_key = gathered.setdefault(key, {})
     for name, values in metrics.items():
         of_key.setdefault(name, {}).setdefault(run, []).append(values)

@@ -92,10 +92,9 @@ def _sample(bench: Bench, unit: Unit) -> Arrays:
     # Greedy candidates are all equal: one is enough, and there is nothing to verify.
     greedy = unit.ask == "greedy"
     verifier = bench.entries[unit.entry].verifier
-    fdm, idm = bench.load_role(unit.entry), bench.load_role(verifier) if verifier and not greedy else None
     bank = sample_bank(
-        fdm.model,
-        idm.model if idm else None,
+        bench.load_role(unit.entry),
+        bench.load_role(verifier) if verifier and not greedy else None,
         bench.held_out,
         bench.codec,
         bench.judge_many,
@@ -103,8 +102,6 @@ def _sample(bench: Bench, unit: Unit) -> Arrays:
         sampling=bench.sampling.model_copy(update={"greedy": True}) if greedy else bench.sampling,
         seed=unit.seed,
         batch_size=bench.batch_size,
-        decoder=fdm.decoder,
-        verifier_decoder=idm.decoder if idm else None,
         num_draft_tokens=bench.num_draft_tokens,
     )
     arrays: Arrays = {f"metric.{name}": value for name, value in bank.metrics.items()}
@@ -119,14 +116,9 @@ def _sample(bench: Bench, unit: Unit) -> Arrays:
 def _probe(bench: Bench, unit: Unit) -> Facts:
     held_out = bench.held_out
     preferences = probe(
-        bench.load_scorer(unit.entry),
-        held_out.source_codes,
-        held_out.target_codes,
-        held_out.actions,
-        held_out.subsets,
-        ids=held_out.ids,
-        seed=unit.seed,
-    )
+        bench.load_scorer(unit.entry), held_out.source_codes, held_out.target_codes, held_out.actions,
+        held_out.subsets, ids=held_out.ids, seed=unit.seed,
+    )  # fmt: skip
     return {kind: asdict(preference) for kind, preference in preferences.items()}
 
 
@@ -134,13 +126,9 @@ def _propose(bench: Bench, unit: Unit) -> tuple[Facts, Arrays]:
     held_out, role = bench.held_out, bench.load_role(unit.entry)
     with torch.inference_mode():
         proposed = propose_actions(
-            role.model,
-            held_out.source_codes,
-            held_out.target_codes,
-            max_new_tokens=bench.max_new_tokens,
-            batch_size=bench.batch_size,
-            decoder=role.decoder,
-        )
+            role.model, held_out.source_codes, held_out.target_codes,
+            max_new_tokens=bench.max_new_tokens, batch_size=bench.batch_size, decoder=role.decoder,
+        )  # fmt: skip
     texts = [answer.text for answer in proposed]
     arrays: Arrays = {"mean_logprob": np.array([answer.mean_logprob for answer in proposed])}
     # Where a world can check actions: in the true images, however they are worded.

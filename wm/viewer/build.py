@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from wm.runs import write_text
-from wm.templates import render
+from wm.templates import render_template
 from wm.viewer.details import build_details, build_index, to_index_row
 from wm.viewer.rows import ImageCell, IndexRow, Row, read_rows
 from wm.viewer.sample import Sample, read_group, sample_rows
@@ -148,7 +148,7 @@ def write_page(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    write_text(out / "index.html", render("wm.viewer", "index.html", folder="web", title=title))
+    write_text(out / "index.html", render_template("wm.viewer", "web", "index.html", title=title))
     return {
         "triplets": plan.triplets.total,
         "shown": len(columns.rows),

@@ -36,11 +36,7 @@ class Choice:
 
 
 def draw_curve(
-    path: Path,
-    title: str,
-    times_s: npt.NDArray[np.float64],
-    motion: npt.NDArray[np.float32],
-    choices: Sequence[Choice],
+    path: Path, title: str, times_s: npt.NDArray[np.float64], motion: npt.NDArray[np.float32], choices: Sequence[Choice]
 ) -> None:
     """Draw a motion curve with the key-frames of each choice as marks, and below it a strip of frames for each choice.
 

@@ -6,8 +6,8 @@ from markupsafe import Markup
 
 from wm.evaluation.report.cells import METRICS, Cell, Grid
 from wm.evaluation.report.charts import Line, line_chart
+from wm.evaluation.report.templates import render
 from wm.evaluation.rows import AdaptiveRow
-from wm.templates import render
 
 
 def adaptive_part(rows: Sequence[AdaptiveRow], names: Sequence[str]) -> Markup:
@@ -32,7 +32,6 @@ def adaptive_part(rows: Sequence[AdaptiveRow], names: Sequence[str]) -> Markup:
         cells.append([first, f"{row['margin']:g}", count, *(_compare_cell(row, name) for name in names)])
     charts = [_draw_chart(rows, name) for name in names]
     return render(
-        "wm.evaluation.report",
         "adaptive.html",
         rows=Grid(["model", "margin", "candidates", *(METRICS[name].word for name in names)], cells),
         charts=[chart for chart in charts if chart],

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from markupsafe import Markup
 
-from wm.templates import render
+from wm.evaluation.report.templates import render
 
 _WIDTH, _HEIGHT = 420, 250
 _LEFT, _RIGHT, _TOP, _BASE = 52, 406, 10, 210
@@ -105,7 +105,7 @@ def line_chart(title: str, lines: Sequence[Line], *, x_label: str, y_label: str,
         if line.name:
             legend.setdefault(line.name, line)
     return render(
-        "wm.evaluation.report", "chart.html",
+        "chart.html",
         title=title, lines=series, legend=list(legend.values()), width=_WIDTH, height=_HEIGHT,
         frame=_Frame(stops, even_x, y_ticks[0], y_ticks[-1]), x_ticks=x_ticks, y_ticks=y_ticks,
         x_label=x_label, y_label=y_label,

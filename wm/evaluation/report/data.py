@@ -7,7 +7,7 @@ from markupsafe import Markup
 from wm.evaluation.report.cells import Grid
 from wm.evaluation.report.charts import Line, line_chart, thin_out
 from wm.evaluation.report.findings import Findings, LossCurve, Stage
-from wm.templates import render
+from wm.evaluation.report.templates import render
 
 _KIND_WORDS = {"idm": "Inverse model: loss", "fdm": "Forward model: loss", "pretrain": "Base: loss"}
 _DATA_KINDS = ("tabletop", "ingest", "annotate", "select")
@@ -30,7 +30,7 @@ def training_section(findings: Findings) -> Markup:
         ]
         title = _KIND_WORDS.get(kind, f"{kind}: loss")
         charts.append(line_chart(title, lines, x_label="optimiser steps", y_label="nats/token"))
-    return render("wm.evaluation.report", "training.html", charts=charts)
+    return render("training.html", charts=charts)
 
 
 def _build_loss_line(curve: LossCurve, label: str, colour: int) -> Line:
@@ -56,7 +56,6 @@ def data_section(findings: Findings) -> Markup:
     ]
     rows = [[stage.name, stage.kind, _format_counts(stage.table("counts"))] for stage in stages]
     return render(
-        "wm.evaluation.report",
         "data.html",
         stages=Grid(["folder", "stage", "counted"], rows),
         reasons=Grid(["folder", "reason", "count"], reasons),
@@ -94,9 +93,7 @@ def timing_section(findings: Findings) -> Markup:
         for stage in findings.stages
     ]
     times_s = [stage.wall_s for stage in findings.stages]
-    return render(
-        "wm.evaluation.report", "time.html", stages=stages, longest_s=max(times_s) or 1.0, total_s=sum(times_s)
-    )
+    return render("time.html", stages=stages, longest_s=max(times_s) or 1.0, total_s=sum(times_s))
 
 
 def _name_stage(stage: Stage) -> str:

@@ -11,10 +11,9 @@ from wm.evaluation.report.charts import Line, line_chart
 from wm.evaluation.report.claims import Labels, judge_claims
 from wm.evaluation.report.findings import Findings, same_training
 from wm.evaluation.report.summary import judged_metrics, probe_notes, row_name, text_notes
+from wm.evaluation.report.templates import render
 from wm.evaluation.rows import ForwardRow, ProbeRow, Tables
-from wm.templates import render
 
-_PACKAGE = "wm.evaluation.report"
 _BADGES = {"shows": "yes", "does not show": "no", "within the spread": "open", "not measured": "none"}
 _ROLE_TITLES = {"idm": "Inverse: likelihood of the action", "fdm": "Forward: likelihood of the target"}
 _NEVER_BEST = {"unchanged_tokens", "copied", "minimal_editing"}
@@ -29,7 +28,7 @@ def claims_section(findings: Findings, labels: Labels, notes: Mapping[str, str])
     for claim in judge_claims(findings.tables, labels):
         extra = _compare_training(findings, labels) if claim.key == "asymmetry" else []
         cards.append((replace(claim, measured=[*claim.measured, *extra]), notes.get(claim.key, "")))
-    return render(_PACKAGE, "claims.html", cards=cards, badges=_BADGES)
+    return render("claims.html", cards=cards, badges=_BADGES)
 
 
 def _compare_training(findings: Findings, labels: Labels) -> list[str]:
@@ -54,7 +53,6 @@ def forward_section(findings: Findings) -> Markup:
     columns = judged_metrics(tables) or ["l1", "unchanged_tokens"]
     charted = ["right", "final"] if is_judged else ["l1"]
     return render(
-        _PACKAGE,
         "forward.html",
         judged=is_judged,
         rows=_build_forward_grid([row for row in tables["fdm"] if row["choice"] != "oracle"], columns),
@@ -173,7 +171,6 @@ def inverse_section(findings: Findings) -> Markup:
     ]
     words = {name: metric.word for name, metric in METRICS.items()}
     return render(
-        _PACKAGE,
         "inverse.html",
         checked="state_equivalent" in names,
         rows=Grid(["model", *(words[name] for name in names)], rows),
@@ -199,7 +196,7 @@ def probe_section(findings: Findings) -> Markup:
         if rows:
             grids.append((title, Grid(["model", *(kind.replace("_", " ") for kind in kinds)], rows)))
     notes = [line.replace("_", " ") for line in probe_notes(tables)]
-    return render(_PACKAGE, "probe.html", tables=grids, notes=notes)
+    return render("probe.html", tables=grids, notes=notes)
 
 
 def _probe_cell(row: ProbeRow | None) -> Cell:

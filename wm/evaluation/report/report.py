@@ -12,7 +12,7 @@ from wm.evaluation.report.data import data_section, timing_section, training_sec
 from wm.evaluation.report.figures import claims_section, forward_section, inverse_section, probe_section
 from wm.evaluation.report.findings import Findings, read_findings
 from wm.evaluation.report.images import heat_uri, image_uri
-from wm.templates import render
+from wm.evaluation.report.templates import render
 
 
 class _Section(NamedTuple):
@@ -48,7 +48,6 @@ def render_report(folder: str | Path, labels: Labels, notes: Mapping[str, str], 
         _Section("time", "Time", timing_section(findings)),
     ]
     return render(
-        "wm.evaluation.report",
         "page.html",
         title=title or f"World model run: {findings.folder.resolve().name}",
         about=_describe_run(findings),
@@ -63,7 +62,6 @@ def examples_section(findings: Findings) -> Markup:
         return Markup()
     folder = findings.evaluation.folder
     return render(
-        "wm.evaluation.report",
         "wall.html",
         examples=findings.examples,
         uri=lambda name: image_uri(folder / name),
