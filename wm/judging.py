@@ -8,16 +8,12 @@ from wm.errors import InputError
 
 @dataclass(frozen=True)
 class JudgeScore:
-    """Two criteria from 0 to 10, as the paper's judge gives (section 4.1), and two facts.
+    """Two criteria from 0 to 10, as the paper's judge gives (section 4.1), and two facts."""
 
-    ``editing_success``: did what the action asks happen; ``minimal_editing``: did everything else stay;
-    ``right``: the predicted state is the target state; ``copied``: the prediction is the source again.
-    """
-
-    editing_success: float
-    minimal_editing: float
-    right: bool
-    copied: bool
+    editing_success: float  # did what the action asks happen
+    minimal_editing: float  # did everything else stay
+    right: bool  # the predicted state is the target state
+    copied: bool  # the prediction is the source again
 
     def __post_init__(self) -> None:
         """Raise :class:`InputError` on a criterion out of range."""
@@ -32,6 +28,14 @@ class JudgeScore:
 
 
 def unchanged_share(source_N: Sequence[int], candidate_N: Sequence[int]) -> float:
-    """Compute the share of positions with the same image token in source and candidate, 0 to 1 (1: a copy)."""
+    """Compute how much of its source a candidate leaves unchanged.
+
+    Args:
+        source_N: Image tokens of the source.
+        candidate_N: Image tokens of the candidate.
+
+    Returns:
+        Share of positions with the same token, 0 to 1 (1: a copy).
+    """
     same = sum(int(a) == int(b) for a, b in zip(source_N, candidate_N, strict=True))
     return same / len(source_N)

@@ -67,6 +67,10 @@ def _check_entry(entry: Entry, entries: dict[str, Entry], recipe: EvaluateRecipe
 def check_codec_and_base(entry: Entry, codec: ImageCodec) -> None:
     """Check by a model's manifest, before any model is loaded, that it is of this codec and of its entry's base.
 
+    Args:
+        entry: The model.
+        codec: The evaluation's codec.
+
     Raises:
         InputError: It names the model and both codecs or bases.
     """

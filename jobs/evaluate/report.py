@@ -13,7 +13,12 @@ def print_complete(recipe: EvaluateRecipe) -> None:
 
 
 def print_plan(recipe: EvaluateRecipe, counts: dict[str, int]) -> None:
-    """Print how many models, triplets and units would be evaluated."""
+    """Print what would be evaluated.
+
+    Args:
+        recipe: As it was given.
+        counts: Number of models, triplets and units.
+    """
     print(
         f"would evaluate {counts['models']} models on {counts['triplets']} triplets in {counts['units']} units "
         f"into {recipe.out}"

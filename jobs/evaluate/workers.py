@@ -16,7 +16,16 @@ from wm.evaluation.units import Unit, run_unit
 
 
 def run_units(recipe: EvaluateRecipe, bench: Bench, units: Sequence[Unit], parts: Path) -> Iterator[Unit]:
-    """Run every unit, in this process or in Ray tasks; yield each when its file exists.
+    """Run every unit, in this process or in Ray tasks.
+
+    Args:
+        recipe: How many tasks at a time; workers build their own bench from it.
+        bench: For this process.
+        units: What to ask.
+        parts: Folder of the units' files.
+
+    Yields:
+        Each unit when its file exists.
 
     Raises:
         InputError: A model cannot be loaded or asked.

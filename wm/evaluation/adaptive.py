@@ -29,7 +29,15 @@ class Replay:
 
 
 def replay_fixed(bank: Bank, count: int) -> Replay:
-    """Choose the verifier's best of the first ``count`` candidates of each rotation; the bank must be verified."""
+    """Choose the verifier's best of the first candidates of each rotation.
+
+    Args:
+        bank: Verified candidates.
+        count: How many of them.
+
+    Returns:
+        The replay.
+    """
     return _replay(bank, np.full(bank.codes.shape[:2], count))
 
 

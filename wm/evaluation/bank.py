@@ -17,18 +17,13 @@ from wm.models import ImageCodec
 
 @dataclass(frozen=True)
 class Bank:
-    """Candidates of one FDM, in the order of sampling.
+    """Candidates of one FDM, in the order of sampling."""
 
-    ``codes``: codebook ids (B, K, N). ``metrics``: name → (B, K). ``verifier``: log-likelihood of the action under each
-    candidate in nats (B, K), with the tokens of the action (B,); None without a verifier. ``max_unchanged``: the copy
-    guard.
-    """
-
-    codes: Codes
-    metrics: dict[str, Floats]
-    verifier: Floats | None
-    action_tokens: Floats | None = None
-    max_unchanged: float = NO_GUARD
+    codes: Codes  # codebook ids, (B, K, N)
+    metrics: dict[str, Floats]  # name → (B, K)
+    verifier: Floats | None  # log-likelihood of the action under each candidate, nats, (B, K)
+    action_tokens: Floats | None = None  # tokens of the action, (B,)
+    max_unchanged: float = NO_GUARD  # the copy guard: max share of unchanged image tokens
 
     @property
     def allowed(self) -> npt.NDArray[np.bool_]:

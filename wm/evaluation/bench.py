@@ -21,21 +21,16 @@ _MODELS_KEPT = 3
 
 @dataclass(frozen=True)
 class Entry:
-    """A model to evaluate. Entries of one ``label`` are runs of other training seeds (``run``).
-
-    ``verifier``: name of the entry whose IDM verifies this FDM, or "" for none; ``base``: of an adapter.
-    ``reads``: image codes, as the models of this repository, or pixels, as any vision-language model of
-    transformers: an IDM for the probe alone.
-    """
+    """A model to evaluate."""
 
     name: str
     path: str
     role: Literal["idm", "fdm"]
-    label: str
-    run: int = 0
-    verifier: str = ""
-    base: str = ""
-    reads: Literal["codes", "pixels"] = "codes"
+    label: str  # name in the tables; entries that share it are runs of other training seeds
+    run: int = 0  # training seed
+    verifier: str = ""  # name of the entry whose IDM verifies this FDM; empty: none
+    base: str = ""  # base folder of an adapter
+    reads: Literal["codes", "pixels"] = "codes"  # pixels: a model of transformers, an IDM for the probe alone
 
     @property
     def can_verify(self) -> bool:
@@ -59,10 +54,8 @@ class Bench:
     device: str
     dtype: torch.dtype = torch.float32
     base_sharing: BaseSharing = "merged"
-    num_draft_tokens: int = 0
-    """Codes drafted a pass where candidates are sampled speculatively; 0: one code a pass."""
-    max_unchanged: float = NO_GUARD
-    """The copy guard of the choice among candidates."""
+    num_draft_tokens: int = 0  # codes drafted a pass in speculative sampling; 0: one code a pass
+    max_unchanged: float = NO_GUARD  # the copy guard of the choice among candidates
 
     def load_role(self, name: str) -> Role:
         """Load the model of an entry with its decoder; the last few stay loaded.

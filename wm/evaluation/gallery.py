@@ -13,7 +13,15 @@ from wm.images import Pixels, encode_png
 
 
 def pick_items(subsets: Sequence[str], count: int) -> list[int]:
-    """Choose ``count`` rows, in turn from each subset in order, so that none is left out."""
+    """Choose rows, in turn from each subset, so that none is left out.
+
+    Args:
+        subsets: Name of each row's subset.
+        count: How many rows.
+
+    Returns:
+        Row numbers, ascending.
+    """
     rows = list(enumerate(subsets))
     queues = [[row for row, name in rows if name == subset] for subset in dict.fromkeys(subsets)]
     longest = max((len(queue) for queue in queues), default=0)
@@ -40,6 +48,7 @@ def write_gallery(bench: Bench, units: Sequence[Unit], parts: Path, out: Path, c
     folder.mkdir(parents=True, exist_ok=True)
     held_out = bench.held_out
     items = pick_items(held_out.subsets, count)
+    # 1. The triplets.
     examples: list[Example] = []
     for item in items:
         examples.append(
@@ -54,6 +63,7 @@ def write_gallery(bench: Bench, units: Sequence[Unit], parts: Path, out: Path, c
                 "models": [],
             }
         )
+    # 2. What each model made of them, read from the files of its units.
     for unit in _choose_units(bench.entries, units):
         entry = bench.entries[unit.entry]
         facts, arrays = load_part(unit.file(parts))
@@ -86,6 +96,7 @@ def _write_candidates(bench: Bench, bank: Bank, item: int, folder: Path, stem: s
     distinct, first, times = np.unique(codes_KN, axis=0, return_index=True, return_counts=True)
     score_K = None if bank.verifier is None else bank.verifier[item]
     ranking_K = None if bank.ranking is None else bank.ranking[item]
+    # The guard's ranking, then the order of sampling: as the verifier chooses.
     order = sorted(
         range(len(distinct)),
         key=lambda index: (0.0 if ranking_K is None else -ranking_K[first[index]], int(first[index])),

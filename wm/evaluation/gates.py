@@ -29,8 +29,9 @@ COLLAPSED_COPIES = 0.5
 
 @dataclass(frozen=True)
 class GateSet:
-    """B held-out triplets as codes int64 (B, N), with their ids."""
+    """B held-out triplets as codes."""
 
+    # Codes are int64, (B, N).
     source_BN: torch.Tensor  # noqa: N815
     target_BN: torch.Tensor  # noqa: N815
     actions: list[str]
@@ -43,20 +44,14 @@ class GateSet:
 
 @dataclass(frozen=True)
 class Gate:
-    """Figures of one model.
+    """Figures of one model; the shares are of an FDM's greedy predictions, None of an IDM."""
 
-    ``nats_B``: of each triplet the negative log-likelihood of its completion in nats a token (an IDM's action, an FDM's
-    target image). ``preference``: kind of negative → comparison. Of an FDM, by its greedy predictions:
-    ``unchanged_share``: mean share of image tokens it leaves as they are; ``copies``: share of predictions that leave
-    all of them, among triplets whose target differs from the source (None if there is none);
-    ``true_unchanged_share``: of the true targets.
-    """
-
+    # Of each triplet the negative log-likelihood of its completion, nats a token: an IDM's action, an FDM's target.
     nats_B: Floats  # noqa: N815
-    preference: dict[str, Preference]
-    unchanged_share: float | None = None
-    copies: float | None = None
-    true_unchanged_share: float | None = None
+    preference: dict[str, Preference]  # kind of negative → comparison
+    unchanged_share: float | None = None  # mean share of image tokens left as they are
+    copies: float | None = None  # share of predictions that leave all, among triplets whose target differs
+    true_unchanged_share: float | None = None  # of the true targets
 
     @property
     def has_collapsed(self) -> bool:

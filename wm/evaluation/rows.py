@@ -11,57 +11,44 @@ Choice: TypeAlias = tuple[str, str, int]
 
 
 class Figure(TypedDict):
-    """A measured figure.
-
-    ``std`` (n - 1 in the denominator) is taken ``over`` runs of different training seeds, or over sampling seeds where
-    there is one run only; it is None where there is one value only, because one value has no spread. ``ci_low``,
-    ``ci_high``: 95 % interval over the test items; None where items do not apply. ``runs``: training seed → that run's
-    value.
-    """
+    """A measured figure with its spread."""
 
     mean: float
-    std: float | None
-    n: int
-    over: str
-    ci_low: float | None
+    std: float | None  # n - 1 in the denominator; None for one value, which has no spread
+    n: int  # number of values that std is of
+    over: str  # what they are: training seeds, or sampling seeds where there is one run only
+    ci_low: float | None  # 95 % interval over the test items; None where items do not apply
     ci_high: float | None
-    runs: dict[str, float]
+    runs: dict[str, float]  # training seed → that run's value
 
 
 class ForwardRow(TypedDict):
-    """Metrics of one label, choice and k.
-
-    ``choice``: ``none`` (references), ``greedy``, ``idm`` (the verifier's) or ``oracle`` (the best by the true score).
-    ``by_subset``: subset → metric → mean; empty for a single subset.
-    """
+    """Metrics of one label, choice and k."""
 
     label: str
-    choice: str
+    choice: str  # none (references), greedy, idm (the verifier's) or oracle (the best by the true score)
     k: int
     metrics: dict[str, Figure]
-    by_subset: dict[str, dict[str, float]]
+    by_subset: dict[str, dict[str, float]]  # subset → metric → mean; empty for a single subset
 
 
 class InverseRow(TypedDict):
-    """Metrics of one label's greedy actions.
-
-    ``notes``: metric → by which tokens it was computed; ``absent``: metric → why it cannot be had.
-    """
+    """Metrics of one label's greedy actions."""
 
     label: str
     metrics: dict[str, Figure]
-    notes: NotRequired[dict[str, str]]
-    absent: NotRequired[dict[str, str]]
+    notes: NotRequired[dict[str, str]]  # metric → by which tokens it was computed
+    absent: NotRequired[dict[str, str]]  # metric → why it cannot be had
 
 
 class ProbeRow(TypedDict):
-    """One model against one kind of negative; ``ties``: training seed → number of ties among the ``pairs``."""
+    """One model against one kind of negative."""
 
     role: str
     label: str
     negative: str
     pairs: int
-    ties: dict[str, int]
+    ties: dict[str, int]  # training seed → number of ties among the pairs
     metrics: dict[str, Figure]
 
 
@@ -75,34 +62,30 @@ class AbsentRow(TypedDict):
 
 
 class ItemDifference(TypedDict):
-    """Mean of first - second over paired items, its 95 % interval, and the training seeds of the two sides."""
+    """Mean of first - second over paired items."""
 
     mean: float
-    ci_low: float | None
+    ci_low: float | None  # its 95 % interval
     ci_high: float | None
     items: int
-    runs: list[list[int]]
+    runs: list[list[int]]  # training seeds of the first and of the second
 
 
 class DifferenceRow(ItemDifference):
-    """An :class:`ItemDifference` of one metric; ``first`` and ``second`` are ``[label, choice, k]``."""
+    """The difference of two rows in one metric."""
 
     metric: str
-    first: list[str | int]
+    first: list[str | int]  # label, choice, k
     second: list[str | int]
 
 
 class AdaptiveRow(TypedDict):
-    """Metrics of one label at one margin, the mean number of candidates (``draws``) among them.
-
-    ``margin``: None for a fixed number of candidates. ``fixed``: metric → what a fixed number gives for as many
-    candidates; in rows with a margin only.
-    """
+    """Metrics of one label for adaptive N at one minimum gain, or for a fixed N."""
 
     label: str
-    margin: float | None
-    metrics: dict[str, Figure]
-    fixed: NotRequired[dict[str, float]]
+    margin: float | None  # the minimum gain, nats an action token; None for a fixed N
+    metrics: dict[str, Figure]  # the mean number of candidates among them: draws
+    fixed: NotRequired[dict[str, float]]  # metric → what a fixed N gives for as many candidates
 
 
 class MeasuredTables(TypedDict):
@@ -129,39 +112,39 @@ class Tables(MeasuredTables):
 
 
 class CandidateDict(TypedDict):
-    """A distinct candidate: its image's path relative to the evaluation, how often it was sampled, its scores."""
+    """A distinct candidate of an example."""
 
-    image: str
-    times: int
-    logprob: float | None
+    image: str  # path relative to the evaluation
+    times: int  # how often it was sampled
+    logprob: float | None  # the verifier's, nats; None without a verifier
     metrics: dict[str, float]
 
 
 class ExampleModel(TypedDict):
-    """Candidates of one forward model, best first; ``chosen``: index of the verifier's choice, if there is one."""
+    """Candidates of one forward model, best first."""
 
     label: str
     seed: int
     candidates: list[CandidateDict]
-    chosen: int | None
+    chosen: int | None  # index of the verifier's choice
 
 
 class Proposal(TypedDict):
-    """The greedy action of one inverse model; ``right``: None where no judge can check it."""
+    """The greedy action of one inverse model."""
 
     label: str
     text: str
-    right: bool | None
+    right: bool | None  # None where no judge can check it
 
 
 class Example(TypedDict):
-    """One triplet of ``examples.json``; ``change``: squared feature distance of each image token."""
+    """One triplet of ``examples.json``."""
 
     triplet_id: str
     subset: str
     action: str
-    source: str
+    source: str  # path of the image, relative to the evaluation
     target: str
-    change: list[float]
+    change: list[float]  # squared feature distance of each image token
     proposed: list[Proposal]
     models: list[ExampleModel]

@@ -38,22 +38,20 @@ _LONGEST_TEXT = 500
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of the page: ``rows`` of triplets, and again of rejects; ``image_px``: max long side of a stored image;
-    ``threads`` that encode images.
-    """
+    """Limits of the page."""
 
-    rows: int = 10_000
-    image_px: int = 256
-    threads: int = 2
+    rows: int = 10_000  # triplets, and again rejects
+    image_px: int = 256  # max long side of a stored image
+    threads: int = 2  # that encode images
 
 
 @dataclass
 class _Columns:
-    """What the page holds of every row; of each block the size of its sprite and of the sprite's cells, px."""
+    """What the page holds of every row at once."""
 
     rows: list[IndexRow] = field(default_factory=list)
-    sizes: list[tuple[int, int, int, int]] = field(default_factory=list)
-    sprites: list[list[int]] = field(default_factory=list)
+    sizes: list[tuple[int, int, int, int]] = field(default_factory=list)  # of a row's two images, px
+    sprites: list[list[int]] = field(default_factory=list)  # of a block: sizes of its sprite and of a cell, px
 
     @property
     def unreadable(self) -> int:
@@ -63,11 +61,11 @@ class _Columns:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which rows the page will hold. ``order``: triplet id → its turn in the selection."""
+    """Which rows the page will hold."""
 
     triplets: Sample
     rejects: Sample
-    order: dict[str | None, int]
+    order: dict[str | None, int]  # triplet id → its turn in the selection
 
 
 def plan_page(source: Source, limits: Limits) -> Plan:
@@ -221,7 +219,7 @@ def _build_data(source: Source, plan: Plan, columns: _Columns) -> dict[str, obje
     names = triplets.counts
     classes = len({name.split("\x1f", 1)[1] for name in names} if plan.order else names)
     notes = []
-    # A sample must not be taken for the whole data set.
+    # A sample must not be taken for the complete data set.
     if triplets.size < triplets.total:
         first = "; selected triplets come first" if source.selection else ""
         notes.append(

@@ -25,14 +25,11 @@ _DPI = 100
 
 @dataclass(frozen=True)
 class Choice:
-    """What a rule chose of a clip.
-
-    ``frames``: indices in time order. ``images``: their PNG bytes, or none where there are fewer than two.
-    """
+    """What a rule chose of a clip."""
 
     rule: str
-    frames: Sequence[int]
-    images: Sequence[bytes]
+    frames: Sequence[int]  # indices in time order
+    images: Sequence[bytes]  # their PNG bytes, or none where there are fewer than two
 
 
 def draw_curve(

@@ -99,7 +99,18 @@ class Row:
 
 
 def read_rows(source: Source, picks: Sequence[Pick]) -> Iterator[Row]:
-    """Iterate over the picked rows, in order. Few are held at a time."""
+    """Iterate over the picked rows, of which few are in memory at a time.
+
+    Args:
+        source: The tables.
+        picks: The rows, in the order of the files.
+
+    Yields:
+        Rows in this order.
+
+    Raises:
+        InputError: It names a damaged file.
+    """
     for file, mine in groupby(picks, key=lambda pick: pick.file):
         with open_parquet(file) as parquet:
             for pick in mine:

@@ -27,19 +27,19 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Pick:
-    """Chosen rows of one row group. ``rows``: int64, ascending, counted from the row group's first."""
+    """Chosen rows of one row group."""
 
     file: Path
     group: int
-    rows: Rows
+    rows: Rows  # ascending, counted from the row group's first
 
 
 @dataclass(frozen=True)
 class Sample:
-    """``counts``: rows of each stratum in the complete data set. ``picks``: in the order of the files."""
+    """A stratified sample."""
 
-    counts: dict[str, int]
-    picks: list[Pick]
+    counts: dict[str, int]  # rows of each stratum in the complete data set
+    picks: list[Pick]  # in the order of the files
 
     @property
     def total(self) -> int:
@@ -170,7 +170,16 @@ def _iterate_keys(
 
 
 def read_group(parquet: pq.ParquetFile, file: Path, group: int, columns: Sequence[str]) -> pa.Table:
-    """Read columns of one row group in this order, null where the file lacks one.
+    """Read columns of one row group.
+
+    Args:
+        parquet: The open file.
+        file: Its path, for errors.
+        group: Number of the row group.
+        columns: Names.
+
+    Returns:
+        The columns in this order, null where the file lacks one.
 
     Raises:
         InputError: It names a damaged file.
@@ -186,7 +195,21 @@ def read_group(parquet: pq.ParquetFile, file: Path, group: int, columns: Sequenc
 def read_batches(
     parquet: pq.ParquetFile, file: Path, pick: Pick, columns: Sequence[str], batch_rows: int = BATCH_ROWS
 ) -> Iterator[pa.Table]:
-    """Read the picked rows of a row group, ``batch_rows`` of its rows at a time; as :func:`read_group` otherwise."""
+    """Read the picked rows of a row group in small parts.
+
+    Args:
+        parquet: The open file.
+        file: Its path, for errors.
+        pick: The rows.
+        columns: Names.
+        batch_rows: Rows of the group in memory at a time.
+
+    Yields:
+        Tables as :func:`read_group` returns.
+
+    Raises:
+        InputError: It names a damaged file.
+    """
     names = [name for name in columns if name in parquet.schema_arrow.names]
     start = 0
     try:
@@ -201,6 +224,15 @@ def read_batches(
 
 
 def add_missing(table: pa.Table, columns: Sequence[str], num_rows: int | None = None) -> pa.Table:
-    """Return the columns in this order, null where the table lacks one; a table without columns has ``num_rows``."""
+    """Add columns of nulls to a table.
+
+    Args:
+        table: A table, perhaps without any column.
+        columns: Names.
+        num_rows: Rows of the table; None: as its columns have.
+
+    Returns:
+        The columns in this order, null where the table lacks one.
+    """
     num_rows = table.num_rows if num_rows is None else num_rows
     return pa.table({name: table[name] if name in table.column_names else pa.nulls(num_rows) for name in columns})

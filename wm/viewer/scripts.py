@@ -14,33 +14,39 @@ T = TypeVar("T", str, tuple[int, int, int, int])
 
 
 class Column(TypedDict, Generic[T]):
-    """A column of few different values: ``values`` sorted, and for each row its number there."""
+    """A column of few different values."""
 
-    values: list[T]
-    codes: list[int]
+    values: list[T]  # sorted
+    codes: list[int]  # each row's number among them
 
 
 class Curve(TypedDict):
-    """A motion curve: the largest value of every ``step`` of its ``frames``."""
+    """A motion curve of fewer points than frames."""
 
     frames: int
     step: int
-    motion: list[float]
+    motion: list[float]  # the largest value of every ``step`` frames
 
 
 class ChangeMap(TypedDict):
-    """Squared distances per image token, row-major in a square: base64 of bytes, 255 being ``max``."""
+    """Squared distances per image token, row-major in a square."""
 
-    side: int
+    side: int  # tokens
     max: float
     mean: float
-    bytes: str
+    bytes: str  # base64 of one byte a token, 255 being ``max``
 
 
 def build_script(function: str, *arguments: object) -> str:
-    """Build ``wm.FUNCTION(…);`` with JSON arguments that hold no character with a meaning outside of a string.
+    """Build a call of a function of the page.
 
-    ASCII only (so no U+2028), and no ``<``, ``>`` or ``&``, so that it cannot hold ``</script>``.
+    Args:
+        function: Name of the function.
+        *arguments: Values that become JSON.
+
+    Returns:
+        ``wm.FUNCTION(…);`` in ASCII (so without U+2028), without ``<``, ``>`` and ``&``, so that it cannot hold
+        ``</script>``.
     """
     texts = [
         json.dumps(_to_json_value(value), ensure_ascii=True, separators=(",", ":"), allow_nan=False)
@@ -69,7 +75,15 @@ def encode_column(values: Sequence[T]) -> Column[T]:
 
 
 def round_finite(value: float | None, digits: int) -> float | None:
-    """Round a number; None if it is None or not finite."""
+    """Round a number.
+
+    Args:
+        value: The number.
+        digits: After the point.
+
+    Returns:
+        The rounded number; None for None and for one that is not finite.
+    """
     return round(float(value), digits) if value is not None and math.isfinite(value) else None
 
 
@@ -94,11 +108,18 @@ def encode_change(change_N: Sequence[float] | None) -> ChangeMap | None:
 
 
 def encode_curve(motion_T: Sequence[float], max_points: int = MAX_CURVE_POINTS) -> Curve:
-    """Reduce a motion curve to at most ``max_points`` points: the largest value of every ``step`` frames, as peaks are
-    what matters.
+    """Reduce a motion curve to few points, its peaks, which are what matters.
+
+    Args:
+        motion_T: Motion by frame.
+        max_points: Max number of points.
+
+    Returns:
+        The curve.
     """
     values_T = np.nan_to_num(np.asarray(motion_T, dtype=np.float64))
     step = max(1, -(-len(values_T) // max_points))
+    # Filled up to complete steps by values that are never the largest.
     padded = np.pad(values_T, (0, -len(values_T) % step), constant_values=-np.inf)
     peaks = padded.reshape(-1, step).max(axis=1) if len(values_T) else padded
     return {"frames": len(values_T), "step": step, "motion": [round(float(value), 3) for value in peaks]}

@@ -21,18 +21,15 @@ NEEDED = {
 
 @dataclass(frozen=True)
 class Source:
-    """Parquet files by kind.
-
-    ``clips`` and ``pairs``: by the name of the shard they belong to (a shard's triplets, clips and pairs are files of
-    one name). ``record``: the run's ``run.json``, if there is one.
-    """
+    """The Parquet files of a data set by table."""
 
     root: Path
     triplets: list[Path]
     rejects: list[Path]
-    clips: dict[str, Path]
+    clips: dict[str, Path]  # by shard: its triplets, clips and pairs are files of one name
     pairs: dict[str, Path]
     selection: list[Path]
+    # The run's run.json, if there is one.
     record: Mapping[str, object] | None
 
 

@@ -25,7 +25,18 @@ ActionCheck: TypeAlias = Callable[[Pixels, Pixels, str], bool]
 def image_metrics(
     held_out: HeldOut, codec: ImageCodec, judge_many: JudgeMany | None, items_M: Codes, codes_MN: Codes
 ) -> dict[str, Floats]:
-    """Score predicted codes: metric → (M,), the image metrics, and with a judge its figures."""
+    """Score predicted codes.
+
+    Args:
+        held_out: The triplets.
+        codec: Decodes the codes.
+        judge_many: Scores the images too, if there is a judge.
+        items_M: Row of the held-out set that each prediction is of.
+        codes_MN: The predictions.
+
+    Returns:
+        Metric → (M,): those of :func:`pixel_metrics`, and ``unchanged_tokens``, a share.
+    """
     source_MN = held_out.source_codes.numpy()[items_M]
     unchanged_M: Floats = (codes_MN == source_MN).mean(axis=1)
     return pixel_metrics(held_out, judge_many, items_M, codec.decode(codes_MN)) | {"unchanged_tokens": unchanged_M}
@@ -45,6 +56,7 @@ def pixel_metrics(
     Returns:
         Metric → (M,). ``l1``: mean absolute difference to the target over pixels, 0 to 1; and the judge's figures.
     """
+    # Integers of 16 bits: the difference of two bytes would wrap around.
     gaps = [
         np.abs(held_out.target_pixels[item].astype(np.int16) - predicted).mean() / 255.0
         for item, predicted in zip(items_M.tolist(), predicted_MHWC, strict=True)
@@ -58,7 +70,15 @@ def pixel_metrics(
 
 
 def copy_metrics(held_out: HeldOut, judge_many: JudgeMany | None) -> dict[str, Floats]:
-    """Score the source as the prediction: metric → (B,)."""
+    """Score the source as the prediction.
+
+    Args:
+        held_out: The triplets.
+        judge_many: Scores the images too, if there is a judge.
+
+    Returns:
+        Metric → (B,).
+    """
     items = np.arange(len(held_out))
     return pixel_metrics(held_out, judge_many, items, held_out.source_pixels) | {
         "unchanged_tokens": np.ones(len(held_out))
@@ -66,5 +86,14 @@ def copy_metrics(held_out: HeldOut, judge_many: JudgeMany | None) -> dict[str, F
 
 
 def ceiling_metrics(held_out: HeldOut, codec: ImageCodec, judge_many: JudgeMany | None) -> dict[str, Floats]:
-    """Score the true target through the codec, which predictions of codes beat by luck alone: metric → (B,)."""
+    """Score the true target through the codec, which predictions of codes beat by luck alone.
+
+    Args:
+        held_out: The triplets.
+        codec: Decodes the targets.
+        judge_many: Scores the images too, if there is a judge.
+
+    Returns:
+        Metric → (B,).
+    """
     return image_metrics(held_out, codec, judge_many, np.arange(len(held_out)), held_out.target_codes.numpy())

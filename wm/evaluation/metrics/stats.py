@@ -34,6 +34,7 @@ def build_figure(
         The figure.
     """
     runs = {str(run): float(np.mean(values)) for run, values in sorted(by_run.items())}
+    # Several runs are one value each: what a further seed of sampling would change is in their spread already.
     values = list(runs.values()) if len(runs) > 1 else [float(value) for value in next(iter(by_run.values()))]
     low, high = (None, None) if items is None else mean_interval(items, top=top)
     return Figure(
@@ -126,13 +127,29 @@ def student_quantile(level: float, degrees: int) -> float:
 
 
 def half_interval(values: Sequence[float], level: float = 0.95) -> float | None:
-    """Compute half the width of Student's interval of the mean; None for fewer than two values."""
+    """Compute half the width of Student's interval of the mean.
+
+    Args:
+        values: A sample.
+        level: Share of samples whose interval covers the mean.
+
+    Returns:
+        The half width; None for fewer than two values.
+    """
     std = sample_std(values)
     return None if std is None else student_quantile(level, len(values) - 1) * std / math.sqrt(len(values))
 
 
 def pearson(first: Floats, second: Floats) -> float | None:
-    """Compute Pearson's r; None where it is not defined (fewer than two pairs, or one side constant)."""
+    """Compute Pearson's r.
+
+    Args:
+        first: One side of the pairs.
+        second: The other.
+
+    Returns:
+        r; None where it is not defined (fewer than two pairs, or one side constant).
+    """
     if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return None
     return float(np.corrcoef(first, second)[0, 1])

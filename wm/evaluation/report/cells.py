@@ -8,11 +8,11 @@ from wm.evaluation.rows import Figure
 
 @dataclass(frozen=True)
 class Metric:
-    """How a metric is shown: its name, the factor and the digits of its values, and which direction is better."""
+    """How a metric is shown."""
 
     word: str
-    scale: float = 1
-    digits: int = 2
+    scale: float = 1  # factor of its values: 100 for per cent
+    digits: int = 2  # after the point
     lower_is_better: bool = False
 
     def text(self, value: float) -> str:
@@ -41,25 +41,22 @@ METRICS = {
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table: plain text, with ``small`` behind it in small print and ``hint`` as its tooltip.
-
-    ``kind``: CSS class. ``background``: CSS colour.
-    """
+    """A cell of a table; all texts are plain."""
 
     text: str
-    small: str = ""
-    hint: str = ""
-    kind: str = ""
-    background: str = ""
+    small: str = ""  # behind it in small print
+    hint: str = ""  # tooltip
+    kind: str = ""  # CSS class
+    background: str = ""  # CSS colour
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A table: plain texts or :class:`Cell` in rows, and the CSS class of each row, if rows have any."""
+    """A table; all texts are plain."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str | Cell]]
-    row_kinds: Sequence[str] = ()
+    row_kinds: Sequence[str] = ()  # CSS class of each row, if rows have any
 
 
 def figure_cell(figure: Figure | None, name: str, *, is_best: bool = False, why_absent: str = "") -> Cell:

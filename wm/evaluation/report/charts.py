@@ -17,13 +17,13 @@ _COLOURS = 6
 
 @dataclass(frozen=True)
 class Line:
-    """A series. ``band``: half-width of the shaded spread at each point. ``colour``: number of a page colour."""
+    """A series."""
 
-    name: str
+    name: str  # in the legend; empty: not there
     xs: Sequence[float]
     ys: Sequence[float]
-    colour: int
-    band: Sequence[float] = ()
+    colour: int  # number of a page colour
+    band: Sequence[float] = ()  # half-width of the shaded spread at each point
     dashed: bool = False
     thin: bool = False
 
@@ -39,9 +39,9 @@ class Line:
 
 @dataclass(frozen=True)
 class _Frame:
-    """The plotted area: converts values to positions in the drawing. ``stops``: the x values that occur, sorted."""
+    """The plotted area: converts values to positions in the drawing."""
 
-    stops: Sequence[float]
+    stops: Sequence[float]  # the x values that occur, sorted
     even_x: bool
     low: float
     high: float
@@ -113,7 +113,16 @@ def line_chart(title: str, lines: Sequence[Line], *, x_label: str, y_label: str,
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """List about ``count`` round numbers that cover [low, high]."""
+    """List round numbers for an axis.
+
+    Args:
+        low: Smallest value.
+        high: Largest value.
+        count: About how many.
+
+    Returns:
+        Numbers that cover [low, high].
+    """
     if not high > low:
         low, high = (0.0, 1.0) if low == 0 else (low - 0.5, high + 0.5)
     rough = (high - low) / count
@@ -125,7 +134,15 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def thin_out(values: Sequence[float], points: int = 120) -> list[tuple[float, float]]:
-    """Return (index, mean) of ``points`` equal stretches: a noisy curve becomes readable and keeps its course."""
+    """Average a noisy curve, so that it becomes readable and keeps its course.
+
+    Args:
+        values: The curve.
+        points: Max number of points.
+
+    Returns:
+        Middle index and mean of as many equal stretches.
+    """
     if len(values) <= points:
         return [(float(index), float(value)) for index, value in enumerate(values)]
     edges = [round(index * len(values) / points) for index in range(points + 1)]

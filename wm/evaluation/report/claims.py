@@ -41,15 +41,15 @@ class Labels(Recipe):
 
 @dataclass(frozen=True)
 class Claim:
-    """``key``: stable name for notes. ``measured``: lines with the figures."""
+    """A claim of the paper with its verdict."""
 
-    key: str
+    key: str  # stable name for notes
     title: str
     verdict: Verdict
-    measured: list[str]
+    measured: list[str]  # lines with the figures
 
 
-class Figures:
+class _Figures:
     """Look up figures in ``tables.json``."""
 
     def __init__(self, tables: Tables) -> None:
@@ -86,8 +86,16 @@ class Figures:
 
 
 def judge_claims(tables: Tables, labels: Labels) -> list[Claim]:
-    """Judge the claims, in the paper's order; one whose figures are missing is ``not measured``."""
-    figures = Figures(tables)
+    """Judge the claims of the paper.
+
+    Args:
+        tables: The content of ``tables.json``.
+        labels: Which label plays which part.
+
+    Returns:
+        The claims in the paper's order; one whose figures are missing is ``not measured``.
+    """
+    figures = _Figures(tables)
     return [
         _judge_probe_before(figures, "idm", labels.zero_shot),
         _judge_probe_before(figures, "fdm", labels.zero_shot),
@@ -100,7 +108,7 @@ def judge_claims(tables: Tables, labels: Labels) -> list[Claim]:
     ]
 
 
-def _judge_asymmetry(figures: Figures, labels: Labels) -> Claim:
+def _judge_asymmetry(figures: _Figures, labels: Labels) -> Claim:
     title = "Inverse dynamics is learned far better than forward dynamics from the same data and steps"
     idm = figures.idm(labels.idm, "state_equivalent")
     choice = "greedy" if figures.fdm(labels.finetuned, "greedy", 1, "right") else "idm"
@@ -118,7 +126,7 @@ def _judge_asymmetry(figures: Figures, labels: Labels) -> Claim:
     return Claim("asymmetry", title, gap.verdict(), measured)
 
 
-def _judge_probe_before(figures: Figures, role: str, label: str) -> Claim:
+def _judge_probe_before(figures: _Figures, role: str, label: str) -> Claim:
     """Require each kind of negative near chance: in a mean, a strong preference for copies could hide."""
     title = f"Before fine-tuning, preference for true trajectories is near chance ({_ROLE_WORDS[role]})"
     shares = figures.probe(role, label)
@@ -133,7 +141,7 @@ def _judge_probe_before(figures: Figures, role: str, label: str) -> Claim:
     return Claim(f"probe-{role}-before", title, "does not show" if off else "shows", measured)
 
 
-def _judge_probe_after(figures: Figures, role: str, labels: Sequence[str]) -> Claim:
+def _judge_probe_after(figures: _Figures, role: str, labels: Sequence[str]) -> Claim:
     title = f"After fine-tuning, preference for true trajectories is far above chance ({_ROLE_WORDS[role]})"
     by_label = {label: figures.probe(role, label) for label in labels if figures.probe(role, label)}
     if not by_label:
@@ -160,19 +168,19 @@ def _format_shares(shares: Mapping[str, Figure]) -> str:
     return ", ".join(f"{kind.replace('_', ' ')} {figure['mean']:.2f}" for kind, figure in shares.items())
 
 
-def _judge_bootstrapping(figures: Figures, labels: Labels) -> Claim:
+def _judge_bootstrapping(figures: _Figures, labels: Labels) -> Claim:
     title = "Training on videos annotated by the inverse model improves the forward model"
     pair = (labels.bootstrapped, labels.finetuned)
     return _compare_labels(figures, "bootstrapping", title, pair, ("final", "right", "copied"))
 
 
-def _judge_weights(figures: Figures, labels: Labels) -> Claim:
+def _judge_weights(figures: _Figures, labels: Labels) -> Claim:
     title = "Recognition weights raise editing success"
     pair = (labels.bootstrapped, labels.unweighted)
     return _compare_labels(figures, "weights", title, pair, ("editing_success", "copied", "minimal_editing", "final"))
 
 
-def _compare_labels(figures: Figures, key: str, title: str, pair: tuple[str, str], metrics: Sequence[str]) -> Claim:
+def _compare_labels(figures: _Figures, key: str, title: str, pair: tuple[str, str], metrics: Sequence[str]) -> Claim:
     """Compare two labels: the first metric decides; without a judge, the headline metric alone."""
     choices = [(label, "idm", 1) for label in pair]
     measured, decisive = [], None
@@ -188,7 +196,7 @@ def _compare_labels(figures: Figures, key: str, title: str, pair: tuple[str, str
     return _build_claim(figures, key, title, measured, decisive)
 
 
-def _judge_verification(figures: Figures, label: str) -> Claim:
+def _judge_verification(figures: _Figures, label: str) -> Claim:
     top = figures.top_k
     title = f"Verification by the inverse model improves {label} from K = 1 to K = {top}"
     measured, decisive = [], None
@@ -206,7 +214,7 @@ def _judge_verification(figures: Figures, label: str) -> Claim:
     return _build_claim(figures, f"verification-{label}", title, measured, decisive)
 
 
-def _build_claim(figures: Figures, key: str, title: str, measured: list[str], decisive: Difference | None) -> Claim:
+def _build_claim(figures: _Figures, key: str, title: str, measured: list[str], decisive: Difference | None) -> Claim:
     """Build the claim that the first difference measured decides."""
     if decisive is None:
         return Claim(key, title, "not measured", [])

@@ -12,13 +12,11 @@ Verdict: TypeAlias = Literal["shows", "within the spread", "does not show", "not
 
 @dataclass(frozen=True)
 class Difference:
-    """``mean`` of first - second; ``spread``: what it must exceed to count, None if unknown; ``basis``: what the spread
-    is.
-    """
+    """The difference of two figures."""
 
-    mean: float
-    spread: float | None
-    basis: str
+    mean: float  # of first - second
+    spread: float | None  # what it must exceed to count; None if unknown
+    basis: str  # what the spread is
 
     def verdict(self, *, higher_is_better: bool = True) -> Verdict:
         """Return whether the first is better by more than the spread."""

@@ -21,7 +21,16 @@ _NEVER_BEST = {"unchanged_tokens", "copied", "minimal_editing"}
 
 
 def claims_section(findings: Findings, labels: Labels, notes: Mapping[str, str]) -> Markup:
-    """Render one card a claim."""
+    """Render one card a claim.
+
+    Args:
+        findings: What the run holds.
+        labels: Which label of the tables plays which part.
+        notes: Claim key → text shown with that claim.
+
+    Returns:
+        HTML; empty without an evaluation.
+    """
     if findings.tables is None:
         return Markup()
     cards = []
@@ -134,7 +143,7 @@ def _build_curves(own: Sequence[ForwardRow], name: str, colour: int) -> list[Lin
         if not is_oracle and len(rows) < 2:
             continue
         stds = [row["metrics"][name]["std"] for row in rows]
-        # One value has no spread, which is not a spread of 0: then no band is drawn.
+        # One value has no spread, which is not a spread of 0: then there is no band.
         spreads = [] if is_oracle or None in stds else [std * scale for std in stds if std is not None]
         ks, means = [row["k"] for row in rows], [row["metrics"][name]["mean"] * scale for row in rows]
         lines.append(Line("" if is_oracle and is_verified else label, ks, means, colour, spreads, dashed=is_oracle))

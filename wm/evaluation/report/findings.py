@@ -18,9 +18,9 @@ _TRAINING_KEYS = (("max_steps", "steps"), ("epochs",), ("global_batch_size", "gl
 
 @dataclass(frozen=True)
 class Stage:
-    """A finished stage. ``name``: its folder relative to the run's."""
+    """A finished stage."""
 
-    name: str
+    name: str  # its folder relative to the run's
     folder: Path
     record: dict[str, Any]
 
@@ -54,10 +54,10 @@ class LossCurve:
 
 @dataclass(frozen=True)
 class Findings:
-    """What a run folder holds. ``tables`` and ``examples`` are None without an ``evaluate`` stage."""
+    """What a run folder holds; the last three are None without an ``evaluate`` stage."""
 
     folder: Path
-    stages: list[Stage]
+    stages: list[Stage]  # in order of time
     curves: list[LossCurve]
     evaluation: Stage | None
     tables: Tables | None
