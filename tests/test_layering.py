@@ -20,6 +20,7 @@ BASE = {
     "private_session",
     "records",
     "runs",
+    "templates",
     "words",
 }
 """Modules directly in ``wm``, and ``wm/files``: every room may import them, they import no room (only each other)."""

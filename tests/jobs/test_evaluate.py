@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from jobs import evaluate
-from jobs.evaluate import EvaluateRecipe
+from jobs.evaluate import EvaluateRecipe, workers
 from tests.helpers.models_roles import write_roles
 from wm.dynamics import Sampling, sample_observations, verify
 from wm.errors import InputError
-from wm.evaluation import units as units_module
+from wm.evaluation import bench as bench_module
 from wm.evaluation.heldout import read_held_out, spread_rows
-from wm.evaluation.units import Unit, bank_of, load_part
+from wm.evaluation.units import Unit, build_bank, load_part, run_unit
 from wm.images import encode_png
 from wm.models import checkpoints, load_codec, load_model
 from wm.records import TRIPLET_SCHEMA, triplet_row, write_table
@@ -84,10 +84,11 @@ def recipe_of(tiny_base, triplets, out, **more):
         },
         "idm": "idm-0",
         "seeds": [0, 1],
-        "num_candidates": [1, 2, 4],
         "examples": 3,
     }
-    return EvaluateRecipe.parse(values | more, "test")
+    return EvaluateRecipe.parse(
+        values | more | {"search": {"num_candidates": [1, 2, 4]} | more.get("search", {})}, "test"
+    )
 
 
 def test_end_to_end(tiny_base, triplets, tmp_path, capsys):
@@ -132,7 +133,7 @@ def test_end_to_end(tiny_base, triplets, tmp_path, capsys):
 def test_choice_agrees_with_verify(tiny_base, triplets, tmp_path):
     evaluate.run(recipe_of(tiny_base, triplets, tmp_path / "out", greedy=False, probe=False))
     _, arrays = load_part(Unit("ft-0", "sample", 1).file(tmp_path / "out/parts"))
-    bank = bank_of(arrays)
+    bank = build_bank(arrays)
     model, held_out = load_model(tiny_base), read_held_out(triplets, load_codec(tiny_base))
     for item in range(ITEMS):
         ranked = verify(model, held_out.source_codes[item], held_out.actions[item], torch.from_numpy(bank.codes[item]))
@@ -162,12 +163,17 @@ def test_adapters_over_one_base_give_the_same_tables(tiny_base, triplets, tmp_pa
     monkeypatch.setattr(LlamaRunner, "__init__", counted_init)
     parts, reads = {}, {}
     for weights in ("merged", "shared"):
-        units_module._load.cache_clear()
-        units_module._load_base.cache_clear()
+        bench_module._load.cache_clear()
+        bench_module._load_base.cache_clear()
         read.clear()
         decoders.clear()
         out = tmp_path / weights
-        given = {"base": str(folders / "base"), "models": models, "idm": "inverse", "base_sharing": weights}
+        given = {
+            "base": str(folders / "base"),
+            "models": models,
+            "idm": "inverse",
+            "resources": {"base_sharing": weights},
+        }
         evaluate.run(recipe_of(tiny_base, triplets, out, **given))
         parts[weights] = {file.name: load_part(file) for file in sorted((out / "parts").iterdir())}
         reads[weights] = read.copy()
@@ -186,7 +192,7 @@ def test_an_adapter_that_cannot_share_its_base_is_refused_at_once(tiny_base, tri
     config = folders / "idm" / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"init_lora_weights": "olora"}))
     models = {"inverse": {"path": str(folders / "idm"), "role": "idm", "label": "IDM"}}
-    given = {"base": str(folders / "base"), "models": models, "idm": "", "base_sharing": "shared"}
+    given = {"base": str(folders / "base"), "models": models, "idm": "", "resources": {"base_sharing": "shared"}}
     with pytest.raises(InputError, match="begun with init_lora_weights = 'olora'"):
         evaluate.run(recipe_of(tiny_base, triplets, tmp_path / "out", **given))
     assert not list((tmp_path / "out").glob("parts/*"))
@@ -200,9 +206,9 @@ def test_goes_on_where_it_stopped(tiny_base, triplets, tmp_path, monkeypatch):
         if len(done) == 3:
             raise KeyboardInterrupt
         done.append(unit)
-        return units_module.run_unit(bench, unit, parts)
+        return run_unit(bench, unit, parts)
 
-    monkeypatch.setattr(evaluate, "run_unit", stop_after_three)
+    monkeypatch.setattr(workers, "run_unit", stop_after_three)
     with pytest.raises(KeyboardInterrupt):
         evaluate.run(recipe)
     kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out/parts").iterdir()}
@@ -236,7 +242,7 @@ def judge_tabletop(base, out, *, pixels_of=None, actions=None):
         "out": str(out / "out"),
         "base": str(base),
         "judge": "oracle",
-        "num_candidates": [1, 2],
+        "search": {"num_candidates": [1, 2]},
     }
     evaluate.run(EvaluateRecipe.parse(recipe, "test"))
     return json.loads((out / "out/tables.json").read_text())
@@ -271,7 +277,7 @@ def test_right_is_absent_where_no_reference_can_be_read(nano_base, tmp_path, cap
 
 def test_parts_of_another_seed_scheme_are_not_mixed_in(tiny_base, triplets, tmp_path, monkeypatch):
     recipe = recipe_of(tiny_base, triplets, tmp_path / "out")
-    monkeypatch.setattr(evaluate, "run_unit", lambda *_: 1 / 0)
+    monkeypatch.setattr(workers, "run_unit", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         evaluate.run(recipe)
     path = tmp_path / "out/run.unfinished.json"
@@ -300,7 +306,10 @@ def test_limit_spreads_over_the_set():
     ("more", "message"),
     [
         ({"idm": "ft-0"}, "verifier 'ft-0' is no IDM of this recipe; those are zero-shot-idm, idm-0"),
-        ({"num_candidates": [0, 2]}, "num_candidates = .*expected different whole numbers from 1 up"),
+        (
+            {"search": {"num_candidates": [0, 2]}},
+            r"search\.num_candidates = .*expected different whole numbers from 1 up",
+        ),
         (
             {"models": {"x": {"path": "/nowhere", "role": "fdm", "label": "X"}}, "idm": ""},
             "no such model folder: /nowhere",
@@ -341,15 +350,24 @@ def test_another_codec_is_refused_before_models_are_loaded(tiny_base, triplets, 
 
 @pytest.mark.slow
 def test_ray_gives_the_same_tables(tiny_base, triplets, tmp_path):
-    for workers in (0, 2):
-        recipe = recipe_of(tiny_base, triplets, tmp_path / str(workers), num_workers=workers, probe=False, examples=0)
+    for num_workers in (0, 2):
+        recipe = recipe_of(
+            tiny_base,
+            triplets,
+            tmp_path / str(num_workers),
+            resources={"num_workers": num_workers},
+            probe=False,
+            examples=0,
+        )
         evaluate.run(recipe)
     (tmp_path / "cut").mkdir()
     for file in tiny_base.iterdir():
         data = file.read_bytes()
         (tmp_path / "cut" / file.name).write_bytes(data[:500] if file.suffix == ".safetensors" else data)
     models = {"x": {"path": str(tmp_path / "cut"), "role": "fdm", "label": "X"}}
-    bad = recipe_of(tiny_base, triplets, tmp_path / "bad", num_workers=2, models=models, idm="", zero_shot=False)
+    bad = recipe_of(
+        tiny_base, triplets, tmp_path / "bad", resources={"num_workers": 2}, models=models, idm="", zero_shot=False
+    )
     with pytest.raises(InputError) as caught:
         evaluate.run(bad)
     assert "\n" not in str(caught.value) and "cut" in str(caught.value)
@@ -363,13 +381,13 @@ def test_ray_gives_the_same_tables(tiny_base, triplets, tmp_path):
 
 def parts_of(recipe):
     evaluate.run(recipe)
-    return bank_of(load_part(Unit("ft-0", "sample", 1).file(Path(recipe.out) / "parts"))[1])
+    return build_bank(load_part(Unit("ft-0", "sample", 1).file(Path(recipe.out) / "parts"))[1])
 
 
 def test_speculative_drawing_gives_the_same_candidates_and_guidance_others(tiny_base, triplets, tmp_path):
     quick = {"greedy": False, "probe": False, "examples": 0}
     plain = parts_of(recipe_of(tiny_base, triplets, tmp_path / "plain", **quick))
-    drafted = parts_of(recipe_of(tiny_base, triplets, tmp_path / "drafted", num_draft_tokens=2, **quick))
+    drafted = parts_of(recipe_of(tiny_base, triplets, tmp_path / "drafted", search={"num_draft_tokens": 2}, **quick))
     assert np.array_equal(plain.codes, drafted.codes)
     assert drafted.verifier == pytest.approx(plain.verifier, abs=1e-4)
     sampling = {"guidance_scale": 3.0, "image_guidance_scale": 1.5}
@@ -384,12 +402,12 @@ def test_speculative_drawing_gives_the_same_candidates_and_guidance_others(tiny_
 
 
 def test_adaptive_n_is_replayed_and_the_guard_chooses(tiny_base, triplets, tmp_path, capsys):
-    more = {"min_gains_nats": [0.5, 9.0], "max_unchanged": 0.1, "greedy": False, "probe": False}
+    more = {"search": {"min_gains_nats": [0.5, 9.0], "max_unchanged": 0.1}, "greedy": False, "probe": False}
     evaluate.run(recipe_of(tiny_base, triplets, tmp_path / "out", **more))
     tables = json.loads((tmp_path / "out/tables.json").read_text())
     rows = {(row["label"], row["margin"]): row for row in tables["adaptive"] if row["margin"] is not None}
     assert set(rows) == {(label, margin) for label in ("C-FT", "C-ZS") for margin in (0.5, 9.0)}
-    bank = bank_of(load_part(Unit("ft-0", "sample", 1).file(tmp_path / "out/parts"))[1])
+    bank = build_bank(load_part(Unit("ft-0", "sample", 1).file(tmp_path / "out/parts"))[1])
     model, held_out = load_model(tiny_base), read_held_out(triplets, load_codec(tiny_base))
     shares = bank.metrics["unchanged_tokens"]
     assert (shares > 0.1).any() and (shares <= 0.1).any()
@@ -404,10 +422,13 @@ def test_adaptive_n_is_replayed_and_the_guard_chooses(tiny_base, triplets, tmp_p
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"num_draft_tokens": 4}, r"num_draft_tokens = 4: expected 0 \(off\) to 3, an image has 4 tokens"),
-        ({"min_candidates": 2, "min_gains_nats": []}, "min_candidates = 2 is a setting of the replay"),
-        ({"min_candidates": 5}, "min_candidates = 5 is more than the largest of num_candidates, 4"),
-        ({"min_gains_nats": [-0.5]}, r"min_gains_nats = \[-0.5\]: expected different numbers from 0 up"),
+        ({"search": {"num_draft_tokens": 4}}, r"num_draft_tokens = 4: expected 0 \(off\) to 3, an image has 4 tokens"),
+        ({"search": {"min_candidates": 2, "min_gains_nats": []}}, "min_candidates = 2 is a setting of the replay"),
+        ({"search": {"min_candidates": 5}}, "min_candidates = 5 is more than the largest of num_candidates, 4"),
+        (
+            {"search": {"min_gains_nats": [-0.5]}},
+            r"search\.min_gains_nats = \[-0.5\]: expected different numbers from 0 up",
+        ),
     ],
 )
 def test_bad_settings_of_the_search(tiny_base, triplets, tmp_path, more, message):
