@@ -285,8 +285,10 @@ def _check_inputs(recipe: BootstrapRecipe, stages: list[Stage]) -> None:
         for file in (recipe.train_file, recipe.test_file, *gates):
             list_items(recipe.supervised_root, file)
     if recipe.videos is not None:
-        more = {name: recipe.annotate[name] for name in ("layout", "annotations") if name in recipe.annotate}
-        list_videos(recipe.videos, **more)
+        settings = recipe.annotate
+        list_videos(
+            recipe.videos, layout=settings.get("dataset_layout", "auto"), annotations=settings.get("annotations")
+        )
     # CPUs and GPUs, which Ray would wait for without an end.
     for stage in stages:
         if isinstance(stage.recipe, TrainRecipe):

@@ -1,6 +1,6 @@
 """Draw the motion curves of some clips with the key-frames that each rule would choose.
 
-For choosing motion, max_keyframes and min_interval before a long annotation: one image a clip, and the numbers in
+For choosing the settings of [keyframes] before a long annotation: one image a clip, and the numbers in
 curves.parquet.
 """
 
@@ -8,8 +8,9 @@ import re
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -24,8 +25,9 @@ from wm.files.storage import StorageError, download, is_remote
 from wm.paths import InputPath, OptionalInputPath, OutputPath
 from wm.records import write_table
 from wm.runs import Run, read_run
-from wm.video import KEYFRAME_RULES, ClipReader, ClipSettings, MotionKind, Reader, Scan, VideoError
+from wm.video import KEYFRAME_RULES, ClipReader, ClipSettings, Reader, Scan, VideoError
 from wm.video.errors import check_name
+from wm.video.settings import DecodeLimits, MotionSettings
 from wm.viewer.curves import Choice, draw_curve
 
 CURVES_SCHEMA = pa.schema(
@@ -48,36 +50,41 @@ full size. ``keyframes_RULE``: frame numbers. A clip that could not be read has 
 class CurvesRecipe(Recipe):
     """Which clips, how key-frames are chosen."""
 
+    RENAMED_KEYS: ClassVar[Mapping[str, str]] = {
+        "layout": "dataset_layout",
+        "motion": "keyframes.motion",
+        "motion_side_px": "keyframes.motion_side_px",
+        "max_keyframes": "keyframes.max_keyframes",
+        "min_interval": "keyframes.min_interval_frames",
+        "time_limit_s": "limits.time_limit_s",
+    }
+
     videos: InputPath
     """Folder, glob, list file or one video, local or remote (see jobs.annotate)."""
     out: OutputPath
     """Folder for the images and curves.parquet."""
-    layout: Layout = "auto"
-    """How places tell classes (see jobs.annotate)."""
+    dataset_layout: Layout = "auto"
+    """How paths imply classes (see jobs.annotate)."""
     annotations: OptionalInputPath = None
     """The data set's own table, for layouts that have one (see jobs.annotate)."""
     limit: int = Field(default=20, ge=1)
     """Max number of clips, evenly spaced over the sorted list."""
-    motion: MotionKind = "dis"
-    """Optical flow (see jobs.annotate)."""
-    motion_side_px: int = Field(default=40, ge=16)
-    """Frames are halved as long as their long side stays this or more, and dis runs on what is left."""
-    max_keyframes: int = Field(default=6, ge=2)
-    """K_f: max number of key-frames of a video."""
-    min_interval: int = Field(default=20, ge=1)
-    """I_f: min number of frames between two key-frames."""
+    keyframes: MotionSettings = MotionSettings()
+    """How key-frames are chosen, but for the rule: every rule is drawn."""
     reader: Reader = "auto"
     """Who reads the chosen frames (see jobs.annotate)."""
     image_side_px: int = Field(default=160, ge=16)
     """Max short side of the frames in the strip."""
-    time_limit_s: float = Field(default=120.0, gt=0)
-    """A clip that takes longer is skipped; for a download again as much."""
+    limits: DecodeLimits = DecodeLimits()
+    """A clip that takes longer than limits.time_limit_s is skipped."""
 
     def settings(self) -> list[ClipSettings]:
         """Build the settings of a reader for each rule."""
-        names = ("motion", "motion_side_px", "max_keyframes", "min_interval", "reader", "image_side_px", "time_limit_s")
-        common = self.model_dump(include=set(names))
-        return [ClipSettings(rule=rule, **common) for rule in KEYFRAME_RULES]
+        common = self.keyframes.model_dump() | self.limits.model_dump()
+        return [
+            ClipSettings(rule=rule, reader=self.reader, image_side_px=self.image_side_px, **common)
+            for rule in KEYFRAME_RULES
+        ]
 
 
 def run(recipe: CurvesRecipe, *, dry_run: bool = False) -> dict[str, Any]:
@@ -93,7 +100,7 @@ def run(recipe: CurvesRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     Raises:
         InputError: The list cannot be read, or the folder is another run's.
     """
-    listing = list_videos(recipe.videos, layout=recipe.layout, annotations=recipe.annotations)
+    listing = list_videos(recipe.videos, layout=recipe.dataset_layout, annotations=recipe.annotations)
     # By the digest a run over another set of videos is refused, and one over the same resumed.
     stage = Run(recipe.out, "curves", recipe, {"videos": listing_digest(listing)})
     if stage.is_whole():
@@ -113,7 +120,7 @@ def run(recipe: CurvesRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     try:
         with stage.timed("draw_s"), progress_bar(len(videos), "clip", "curves") as bar:
             for number, video in enumerate(videos):
-                rows.append(_draw(readers, video, number, Path(recipe.out), recipe.time_limit_s))
+                rows.append(_draw(readers, video, number, Path(recipe.out), recipe.limits.time_limit_s))
                 if rows[-1]["reason"]:
                     bar.write(f"  skipped {video['key']}: {rows[-1]['reason']}: {rows[-1]['detail']}", file=sys.stderr)
                 bar.update()

@@ -40,11 +40,11 @@ class AnnotatorSettings:
     dataset: str
     split: str
     license: str
-    min_motion: float
+    min_motion_px: float
     filters: Filters
     max_new_tokens: int
-    codec_batch: int
-    idm_batch: int
+    codec_batch_size: int
+    idm_batch_size: int
     threads: int
     device: str
     dtype: str
@@ -69,7 +69,7 @@ class Annotator:
             # The codec stays in float32: its codes must not depend on the precision of the IDM.
             dtype = getattr(torch, settings.dtype)
             where = {"base": settings.base, "device": settings.device, "dtype": dtype}
-            role = load_role(settings.idm, **where, rows=settings.idm_batch)  # once: it packs the weights
+            role = load_role(settings.idm, **where, rows=settings.idm_batch_size)  # once: it packs the weights
             self.idm, self.decoder = role.model, role.decoder
             self.codec = load_codec(settings.base or settings.idm, device=settings.device)
             self.name = annotator_name(settings.idm, self.idm.base_id)
@@ -148,9 +148,11 @@ class Annotator:
         filters = self.settings.filters
         for pair in pairs:
             motion = pair.video["motion"][pair.video["keyframes"][pair.target]]
-            if motion < self.settings.min_motion:
+            if motion < self.settings.min_motion_px:
                 pair.reason = "too_little_motion"
-                pair.detail = f"moves {motion:.3f} px/frame, less than min_motion = {self.settings.min_motion:g}"
+                pair.detail = (
+                    f"moves {motion:.3f} px/frame, less than keyframes.min_motion_px = {self.settings.min_motion_px:g}"
+                )
                 continue
             pair.findings = picture_findings(pair.numbers(filters), filters)
             pair.reason = reason_of(pair.findings, filters)
@@ -192,7 +194,7 @@ class Annotator:
                 )
 
     def _encode(self, pngs: list[bytes]) -> Iterator[EncodedFrame]:
-        for chunk in even_chunks(pngs, self.settings.codec_batch):
+        for chunk in even_chunks(pngs, self.settings.codec_batch_size):
             pixels_BHWC = np.stack([self._square(png) for png in chunk])
             codes_BN, features_BND = halve_when_full(self._codes, pixels_BHWC)
             for codes, features_ND in zip(codes_BN.tolist(), features_BND, strict=True):
@@ -210,7 +212,7 @@ class Annotator:
 
         filters = self.settings.filters
         # All prompts have one length (two images), so that chunks of one size are equal work.
-        for chunk in even_chunks(pairs, self.settings.idm_batch):
+        for chunk in even_chunks(pairs, self.settings.idm_batch_size):
             codes = [
                 (frames[pair.video["key"], pair.source]["codes"], frames[pair.video["key"], pair.target]["codes"])
                 for pair in chunk

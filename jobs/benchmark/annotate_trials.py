@@ -154,7 +154,8 @@ def scale_out(folder: Path, sources: Sequence[Path], idm: Path, clips: int, roun
     # Rounds alternate, so that a machine that slows down slows both.
     for _ in range(rounds):
         for workers, values in rates.items():
-            values.append(_decode_rate(_recipe(videos, idm, folder / "scale-out", num_workers=workers), workers))
+            recipe = _recipe(videos, idm, folder / "scale-out", resources={"num_decoders": workers})
+            values.append(_decode_rate(recipe, workers))
     ratios = [four_workers / one_worker for one_worker, four_workers in zip(rates[1], rates[4], strict=True)]
     return {
         "ratio": median(ratios),
@@ -190,7 +191,7 @@ def _decode_rate(recipe: AnnotateRecipe, workers: int) -> float:
             batch_size=None,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=workers),
-            num_cpus=recipe.cpus_per_worker,
+            num_cpus=recipe.resources.cpus_per_decoder,
         )
         .take_all()
     )

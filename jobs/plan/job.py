@@ -22,15 +22,11 @@ from wm.runs import write_json
 
 def run(recipe: PlanRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     """Print the plan, write it to ``recipe.out`` if that is given; returns it."""
-    rates = rates_from(read_rates(recipe.rates), recipe.motion, recipe.shape)
+    rates = rates_from(read_rates(recipe.rates), recipe.keyframes.motion, recipe.shape)
     work, bytes_per_triplet, notes, passed_over = work_of(recipe)
     seconds = stage_seconds(work, rates)
     nodes = [Node(**node.model_dump()) for node in recipe.nodes]
-    settings: dict[str, Any] = {
-        "annotate_on": recipe.annotate_on,
-        "cpus_per_annotator": recipe.cpus_per_annotator,
-        "efficiency": recipe.efficiency,
-    }
+    settings = recipe.resources.model_dump()
     expected = estimate(seconds, nodes, **settings)
     more = {node.name: estimate(seconds, with_one_more(nodes, node.name), **settings) for node in nodes}
     plan = {

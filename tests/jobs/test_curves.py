@@ -15,7 +15,8 @@ from wm.viewer.curves import COLOURS, Choice, draw_curve
 
 
 def recipe(tmp_path: Path, **changes: Any) -> CurvesRecipe:
-    values = {"videos": str(tmp_path / "videos"), "out": str(tmp_path / "out"), "max_keyframes": 3, "min_interval": 4}
+    keyframes = {"max_keyframes": 3, "min_interval_frames": 4}
+    values = {"videos": str(tmp_path / "videos"), "out": str(tmp_path / "out"), "keyframes": keyframes}
     return CurvesRecipe(**(values | changes))
 
 
@@ -46,7 +47,7 @@ def test_curves_of_clips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         assert row["class_label"] == key.split("/")[0] and len(row["motion"]) == number
         assert row["motion"] == scan.motion.tolist() and row["times_s"] == scan.times_s.tolist()
         for rule in KEYFRAME_RULES:
-            expected = choose_keyframes(scan.motion, max_keyframes=3, min_interval=4, rule=rule)
+            expected = choose_keyframes(scan.motion, max_keyframes=3, min_interval_frames=4, rule=rule)
             assert row[f"keyframes_{rule}"] == expected
         picture = tmp_path / "out" / row["picture"]
         assert all(count_colour(picture, colour) > 30 for colour in COLOURS[: len(KEYFRAME_RULES)])

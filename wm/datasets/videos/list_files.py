@@ -29,8 +29,6 @@ COLUMNS = ("uri", "class_label", "start_s", "end_s", "license")
 ESCAPE = "surrogateescape"
 """How names that are no UTF-8 are read (PEP 383): as the file system gives them, so that each row stays."""
 
-_LIMIT_S = 600.0
-_LIMIT_BYTES = 4 << 30
 Resolver = Callable[[str], tuple[str, str]]
 """From what a list says to URI and key."""
 Row = tuple[str, Sequence[Any]]
@@ -40,31 +38,6 @@ Row = tuple[str, Sequence[Any]]
 def is_list_name(uri: str) -> bool:
     """Return whether a name ends as a list file's does."""
     return uri.lower().endswith(LIST_SUFFIXES)
-
-
-@contextmanager
-def local_copy(uri: str, what: str) -> Iterator[Path]:
-    """Open the file behind a path or URI as a local path; a remote one is downloaded and removed afterwards.
-
-    Raises:
-        InputError: Begins with ``what`` and names the file.
-    """
-    if not is_remote(uri):
-        path = Path(local_path(uri))
-        if not os.path.isfile(path):  # noqa: PTH113 - of a name that is too long, pathlib raises
-            raise InputError(f"{what} = {uri!r:.200}: no such file")
-        if not os.access(path, os.R_OK):
-            raise InputError(f"{what} = {uri!r} may not be read")
-        yield path
-        return
-    # Parsed from disk: a list of millions of rows does not fit into memory twice.
-    with tempfile.TemporaryDirectory(prefix="wm-") as folder:
-        path = Path(folder, "list")
-        try:
-            download(uri, path, time_limit_s=_LIMIT_S, max_bytes=_LIMIT_BYTES)
-        except StorageError as error:
-            raise InputError(f"{what} = {uri!r}: {error.detail}") from error
-        yield path
 
 
 def read_list(path: Path, name: str, label: Callable[[str], str]) -> Iterator[Entry]:
@@ -101,60 +74,6 @@ def read_list(path: Path, name: str, label: Callable[[str], str]) -> Iterator[En
         raise InputError(f"videos = {name!r} lists no video; expected one row a video, with its uri")
     for where, values in itertools.chain([first], rows):
         yield _build_entry(where, values, resolve, label)
-
-
-def csv_rows(
-    path: Path,
-    name: str,
-    columns: Sequence[str],
-    required: Sequence[str],
-    delimiter: str = ",",
-    *,
-    errors: str = "strict",
-) -> Iterator[Row]:
-    """Read the rows of a CSV file with a header.
-
-    Args:
-        path: The file.
-        name: What messages call it.
-        columns: Titles of the values of a row.
-        required: Titles that must be there, each with a value in every row.
-        delimiter: Character between two fields.
-        errors: How bytes that are no UTF-8 are decoded; ``surrogateescape`` keeps them in the values (PEP 383).
-
-    Yields:
-        Position of a row in words and its values, empty where there is none.
-
-    Raises:
-        InputError: A required column or value is missing, or a row is too long or holds a zero byte.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", newline="", errors=errors) as file:
-            reader = csv.reader(file, delimiter=delimiter)
-            header = [title.strip() for title in next(reader, [])]
-            for title in required:
-                if title not in header:
-                    titles = ", ".join(header)[:200] or "none"
-                    raise InputError(f"{name} line 1: no column {title!r}; columns found: {titles}")
-            positions = [header.index(title) if title in header else -1 for title in columns]
-            required_positions = [(header.index(title), title) for title in required]
-            for row in reader:
-                if not any(row):
-                    continue
-                where = f"{name} line {reader.line_num}"
-                # More fields than titles: an unquoted comma has shifted the values.
-                if len(row) > len(header):
-                    raise InputError(f"{where}: {len(row)} fields, expected the {len(header)} of the header")
-                for position, title in required_positions:
-                    if position >= len(row) or not row[position].strip():
-                        raise InputError(f"{where}: no value for {title!r}")
-                if errors == "strict" and any("\0" in value for value in row):
-                    raise InputError(f"{where} holds a zero byte; expected text")
-                yield where, [row[position] if 0 <= position < len(row) else "" for position in positions]
-    except UnicodeDecodeError as error:
-        raise InputError(f"{name} is no list (not UTF-8 text)") from error
-    except csv.Error as error:
-        raise InputError(f"{name} line {reader.line_num}: {error}; expected comma- or tab-separated values") from error
 
 
 def _check_encoding(path: Path, name: str) -> None:
@@ -259,11 +178,6 @@ def _build_entry(where: str, row: Sequence[Any], resolve: Resolver, label: Calla
     if end_s is not None and end_s <= (start_s or 0.0):
         raise InputError(f"{where}: end_s = {end_s:g}, expected more than start_s = {start_s or 0.0:g}")
     return Entry(uri, segment_key(key, start_s, end_s), class_label, start_s, end_s, licence or "")
-
-
-def segment_key(key: str, start_s: float | None, end_s: float | None) -> str:
-    """Return ``key#start-end`` with the times in full, so that no two segments share one."""
-    return f"{key}#{'' if start_s is None else repr(start_s)}-{'' if end_s is None else repr(end_s)}"
 
 
 def _to_seconds(value: Any, title: str, where: str) -> float | None:
