@@ -19,7 +19,7 @@ from jobs.select.recipe import SelectRecipe
 from jobs.train.job import need_machine
 from wm.cli import main as cli_main
 from wm.config import Recipe
-from wm.datasets.pairs.aurora import list_items
+from wm.datasets.layouts.labelled import list_labelled
 from wm.datasets.videos.videos import list_videos
 from wm.errors import InputError, OtherRunError
 from wm.evaluation.report.findings import SUPERSEDED
@@ -283,7 +283,7 @@ def _check_inputs(recipe: BootstrapRecipe, stages: list[Stage]) -> None:
     if recipe.supervised_root is not None:
         gates = [recipe.gate_file] if recipe.rounds > 1 else []
         for file in (recipe.train_file, recipe.test_file, *gates):
-            list_items(recipe.supervised_root, file)
+            list_labelled(recipe.supervised_root, file, recipe.ingest.get("dataset_layout", "auto"))
     if recipe.videos is not None:
         settings = recipe.annotate
         list_videos(

@@ -19,7 +19,7 @@ from pydantic import Field
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.config import Recipe
-from wm.datasets.videos.layouts import Layout
+from wm.datasets.layouts import DatasetLayout
 from wm.datasets.videos.videos import describe, list_videos, listing_digest, passed_over_of
 from wm.files.storage import StorageError, download, is_remote
 from wm.paths import InputPath, OptionalInputPath, OutputPath
@@ -63,7 +63,7 @@ class CurvesRecipe(Recipe):
     """Folder, glob, list file or one video, local or remote (see jobs.annotate)."""
     out: OutputPath
     """Folder for the images and curves.parquet."""
-    dataset_layout: Layout = "auto"
+    dataset_layout: DatasetLayout = "auto"
     """How paths imply classes (see jobs.annotate)."""
     annotations: OptionalInputPath = None
     """The data set's own table, for layouts that have one (see jobs.annotate)."""

@@ -16,7 +16,7 @@ from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.datasets.card import write_dataset_card
 from wm.datasets.changes import count_changes
-from wm.datasets.pairs.pairing import pair_actions
+from wm.datasets.pairing import pair_actions
 from wm.dynamics import Candidate, Roles, Search, check_block, predict_observations
 from wm.errors import InputError
 from wm.evaluation.heldout import spread_rows

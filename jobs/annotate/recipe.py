@@ -10,7 +10,7 @@ from jobs.annotate.annotator import AnnotatorSettings
 from jobs.annotate.decoder import DownloadSettings
 from wm.config import Recipe
 from wm.datasets.filters import Filters
-from wm.datasets.videos.videos import Layout
+from wm.datasets.layouts import DatasetLayout
 from wm.paths import InputPath, OptionalInputPath, OutputPath
 from wm.video import REASONS, ClipSettings, Reader
 from wm.video.settings import DecodeLimits, KeyframeSettings
@@ -100,11 +100,11 @@ class AnnotateRecipe(Recipe):
     """Model folder of the inverse dynamics model: full, or a PEFT adapter."""
     out: OutputPath
     """Folder for out/triplets, out/rejects, out/clips, out/pairs and out/run.json."""
-    dataset_layout: Layout = "auto"
-    """How class labels follow from names: auto, folder, ucf101, kinetics, moments, epic."""
+    dataset_layout: DatasetLayout = "auto"
+    """How class labels follow from names and annotations: auto, folder, ucf101, kinetics, moments, epic, something."""
     annotations: OptionalInputPath = None
-    """The data set's own CSV or split list, where labels or segments are in one (Kinetics, EPIC-Kitchens,
-    UCF-101)."""
+    """The data set's own table, where labels or segments are in one (Kinetics, EPIC-Kitchens, UCF-101,
+    Something-Something v2)."""
     base: OptionalInputPath = None
     """Base folder of an adapter; without it the one that the adapter's manifest names."""
     dataset: str = Field(default="videos", min_length=1)

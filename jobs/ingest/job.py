@@ -1,5 +1,5 @@
-"""Turn a supervised set into triplets, with image codes and change weights if a codec is given: pairs of images in
-AURORA's layout, or EPIC-Kitchens' narrated segments of videos."""
+"""Turn a human-labelled set into triplets, with image codes and change weights if a codec is given: pairs of images in
+AURORA's layout, EPIC-Kitchens' narrated segments, the labelled videos of Something-Something v2."""
 
 import sys
 from collections import Counter
@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from jobs.ingest.recipe import IngestRecipe
-from jobs.ingest.rows import Pair, entries_of, load_entry
+from jobs.ingest.report import print_passed_over, print_plan, print_result
+from jobs.ingest.rows import LoadedPair, list_rows, load_row
 from jobs.shared.ray_session import connect, quiet_data
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.datasets.card import write_dataset_card
 from wm.datasets.changes import count_changes
-from wm.datasets.pairs.aurora import Item, Problem
-from wm.datasets.pairs.narrated import Narrated
-from wm.datasets.videos.passed_over import describe
+from wm.datasets.layouts.base import ImagePair, Problem, VideoSegment
 from wm.errors import InputError
 from wm.records import (
     REJECT_SCHEMA,
@@ -41,7 +40,7 @@ class Ingestor:
     def __init__(self, recipe: IngestRecipe) -> None:
         """Load the codec and read the list once."""
         self.recipe = recipe
-        self.entries = entries_of(recipe)
+        self.rows = list_rows(recipe)
         self.process = IsolatedProcess()
         self.codec = None
         if recipe.codec:
@@ -63,19 +62,19 @@ class Ingestor:
         Returns:
             ``rows``, how many were done, and ``problem``, the error of the disk or "".
         """
-        entries = self.entries[shard["start"] : shard["stop"]]
+        rows = self.rows[shard["start"] : shard["stop"]]
         triplets: list[dict[str, Any]] = []
         problems: list[Problem] = []
         # Batches bound the memory; decoding and encoding alternate in one actor.
-        for start in range(0, len(entries), ENCODE_BATCH):
-            rows = []
-            for entry in entries[start : start + ENCODE_BATCH]:
-                pair = entry if isinstance(entry, Problem) else load_entry(self.recipe, self.process, entry)
+        for start in range(0, len(rows), ENCODE_BATCH):
+            loaded: list[tuple[ImagePair | VideoSegment, LoadedPair]] = []
+            for row in rows[start : start + ENCODE_BATCH]:
+                pair = load_row(self.recipe, self.process, row)
                 if isinstance(pair, Problem):
                     problems.append(pair)
-                elif not isinstance(entry, Problem):
-                    rows.append((entry, pair))
-            triplets += self._triplets(rows)
+                elif not isinstance(row, Problem):
+                    loaded.append((row, pair))
+            triplets += self._triplets(loaded)
         out, name = Path(self.recipe.out), f"part-{shard['number']:05d}.parquet"
         try:
             if problems:
@@ -84,7 +83,7 @@ class Ingestor:
         except OSError as error:
             # Raised in a worker it would reach the driver as a long trace of Ray.
             return {"rows": 0, "problem": f"cannot write {name} below {out}: {error}"}
-        return {"rows": len(entries), "problem": ""}
+        return {"rows": len(rows), "problem": ""}
 
     def _codes(self, sources: list[Any], targets: list[Any]) -> list[dict[str, Any]]:
         """Encode pairs of images of any size; return the columns that the codec fills, one dict a pair."""
@@ -109,7 +108,7 @@ class Ingestor:
             for a, b, c in zip(*columns, strict=True)
         ]
 
-    def _triplets(self, rows: list[tuple[Item | Narrated, Pair]]) -> list[dict[str, Any]]:
+    def _triplets(self, rows: list[tuple[ImagePair | VideoSegment, LoadedPair]]) -> list[dict[str, Any]]:
         codes = self._codes([pair.source for _, pair in rows], [pair.target for _, pair in rows])
         return [
             triplet_row(
@@ -143,7 +142,7 @@ def run(recipe: IngestRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     """Ingest into ``recipe.out``; returns the run's record."""
     # 1. Read the list before anything is written: a wrong one costs nothing.
     passed_over: dict[str, Any] = {}
-    entries = entries_of(recipe, passed_over)
+    rows = list_rows(recipe, passed_over)
     inputs = {"file": digest_of(Path(recipe.root) / recipe.file)}
     if recipe.codec:
         inputs["codec"] = digest_of(recipe.codec)
@@ -151,30 +150,19 @@ def run(recipe: IngestRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     is_finished = stage.is_whole()
     if recipe.codec and not is_finished:
         _check_codec(recipe.codec)
-    for line in describe(passed_over):
-        print(f"  {line}")
     if dry_run or is_finished:
-        print(
-            f"ingest: {'already complete in' if is_finished else 'would write'} {recipe.out}: {len(entries):,} rows of "
-            f"{recipe.file}, {'codes by ' + recipe.codec if recipe.codec else 'no codes (no codec given)'}"
-        )
+        print_plan(recipe, len(rows), passed_over, is_finished)
         return (read_run(recipe.out) or {}) if is_finished else {}
+    print_passed_over(passed_over)
     # 2. Write shard by shard: a killed run resumes at the first one that is missing.
     stage.start()
     with stage.timed("ingest_s"):
-        _ingest(recipe, len(entries))
-    counts = _count_rows(Path(recipe.out), len(entries), has_codes=recipe.codec is not None)
+        _ingest(recipe, len(rows))
+    counts = _count_rows(Path(recipe.out), len(rows), has_codes=recipe.codec is not None)
     fill_empty_tables(recipe.out, STAGE_TABLES, "part-00000.parquet")  # before the card, which names every table
     write_dataset_card(recipe.out, title=f"{recipe.dataset}: triplets", license=recipe.license, split=recipe.split)
     record = stage.finish(counts, passed_over=passed_over)
-    print(
-        f"ingest: {counts['rows']:,} rows → {counts['triplets']:,} triplets in {recipe.out}/triplets, "
-        f"{counts['rejects']:,} rejects in {recipe.out}/rejects"
-    )
-    for reason, count in counts["rejects_by_reason"].items():
-        print(f"  {reason}: {count}")
-    if counts.get("unchanged_codes"):
-        print(f"  {counts['unchanged_codes']:,} triplets, not left out, have the same image codes in source and target")
+    print_result(recipe, counts)
     return record
 
 
@@ -197,7 +185,7 @@ def _ingest(recipe: IngestRecipe, num_rows: int) -> None:
     import ray
 
     quiet_data()
-    workers = min(recipe.num_workers, len(shards))
+    workers = min(recipe.resources.num_workers, len(shards))
     results = ray.data.from_items(shards, override_num_blocks=len(shards)).map(
         Ingestor,
         fn_constructor_args=(recipe.with_absolute_paths(),),

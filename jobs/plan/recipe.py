@@ -6,8 +6,8 @@ from typing import Annotated, ClassVar, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from wm.config import Recipe
+from wm.datasets.layouts import DatasetLayout
 from wm.datasets.planning import Pool
-from wm.datasets.videos.videos import Layout
 from wm.paths import INPUT, OptionalInputPath, OutputPath
 from wm.video import MotionKind
 from wm.video.settings import RuleName
@@ -70,7 +70,7 @@ class PlanRecipe(Recipe):
     """Kinds of machines: name, count, cpus, gpus, price_per_hour."""
     videos: OptionalInputPath = None
     """Folder, glob or list, as for jobs.annotate; or give hours and mean_length_s."""
-    dataset_layout: Layout = "auto"
+    dataset_layout: DatasetLayout = "auto"
     """As for jobs.annotate."""
     annotations: OptionalInputPath = None
     """As for jobs.annotate."""

@@ -1,24 +1,21 @@
 """Read list files: .txt (one URI a line), .csv, .tsv, .jsonl and .parquet with ``uri`` and optional columns."""
 
 import codecs
-import csv
 import itertools
 import math
 import os
 import posixpath
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from wm.datasets.videos.listing import Entry
+from wm.datasets.videos.listing import Entry, segment_key
+from wm.datasets.videos.tables import csv_rows
 from wm.errors import InputError
-from wm.files.storage import StorageError, download
 from wm.files.uris import is_name, is_remote, is_text, join_uri, local_path, scheme_of
 from wm.runs import parse_json
 
@@ -29,10 +26,10 @@ COLUMNS = ("uri", "class_label", "start_s", "end_s", "license")
 ESCAPE = "surrogateescape"
 """How names that are no UTF-8 are read (PEP 383): as the file system gives them, so that each row stays."""
 
-Resolver = Callable[[str], tuple[str, str]]
-"""From what a list says to URI and key."""
-Row = tuple[str, Sequence[Any]]
-"""Where a row stands, in words for a message, and its values in the order of :data:`COLUMNS`."""
+Resolver: TypeAlias = Callable[[str], tuple[str, str]]
+"""Maps a URI as a list has it to URI and key."""
+Row: TypeAlias = tuple[str, Sequence[object]]
+"""Where a row is, in words for a message, and its values in the order of :data:`COLUMNS`."""
 
 
 def is_list_name(uri: str) -> bool:
@@ -122,7 +119,7 @@ def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
         raise InputError(f"{name} is not a readable Parquet file: {' '.join(str(error).split())}") from error
 
 
-def _to_values(batch: pa.RecordBatch, title: str, name: str) -> list[Any]:
+def _to_values(batch: pa.RecordBatch, title: str, name: str) -> list[object]:
     column, kind = batch.column(title), pa.float64() if title in ("start_s", "end_s") else pa.string()
     if pa.types.is_boolean(column.type):
         raise InputError(f"{name}: column {title!r} holds bool, expected {kind}")
@@ -155,15 +152,14 @@ def _check_text(where: str, title: str, text: str, is_local: bool = False) -> No
     raise InputError(f"{where}: {title} = {text!r:.60} is no Unicode text; expected UTF-8 without lone surrogates")
 
 
-def _build_entry(where: str, row: Sequence[Any], resolve: Resolver, label: Callable[[str], str]) -> Entry:
-    address, class_label, start_s, end_s, licence = row
-    for title, value in (("uri", address), ("class_label", class_label), ("license", licence)):
-        if value is not None and not isinstance(value, str):
-            raise InputError(f"{where}: {title} = {value!r:.60}, expected text")
-        if title != "uri":
-            _check_text(where, title, value or "")
-    if not address or not address.strip():
+def _build_entry(where: str, row: Sequence[object], resolve: Resolver, label: Callable[[str], str]) -> Entry:
+    values = dict(zip(COLUMNS, row, strict=True))
+    # 1. Texts.
+    address, class_label, licence = (_to_text(values[name], name, where) for name in ("uri", "class_label", "license"))
+    if not address.strip():
         raise InputError(f"{where}: no value for 'uri'")
+    _check_text(where, "class_label", class_label)
+    _check_text(where, "license", licence)
     try:
         uri, key = resolve(address.strip())
     except InputError as error:
@@ -171,21 +167,28 @@ def _build_entry(where: str, row: Sequence[Any], resolve: Resolver, label: Calla
     for text in (address.strip(), uri):  # as it is written first; %00 shows in the path only
         _check_text(where, "uri", text, is_local=not is_remote(uri))
     # A class in the list comes before what the path says.
-    class_label = (class_label or "").strip() or label(key)
-    start_s, end_s = _to_seconds(start_s, "start_s", where), _to_seconds(end_s, "end_s", where)
+    class_label = class_label.strip() or label(key)
+    # 2. Times.
+    start_s, end_s = (_to_seconds(values[name], name, where) for name in ("start_s", "end_s"))
     if start_s is None and end_s is None:
-        return Entry(uri, key, class_label, None, None, licence or "")
+        return Entry(uri, key, class_label, None, None, licence)
     if end_s is not None and end_s <= (start_s or 0.0):
         raise InputError(f"{where}: end_s = {end_s:g}, expected more than start_s = {start_s or 0.0:g}")
-    return Entry(uri, segment_key(key, start_s, end_s), class_label, start_s, end_s, licence or "")
+    return Entry(uri, segment_key(key, start_s, end_s), class_label, start_s, end_s, licence)
 
 
-def _to_seconds(value: Any, title: str, where: str) -> float | None:
+def _to_text(value: object, title: str, where: str) -> str:
+    if value is not None and not isinstance(value, str):
+        raise InputError(f"{where}: {title} = {value!r:.60}, expected text")
+    return value or ""
+
+
+def _to_seconds(value: object, title: str, where: str) -> float | None:
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
     try:
-        seconds = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
+        seconds = math.nan if isinstance(value, bool) or not isinstance(value, int | float | str) else float(value)
+    except (ValueError, OverflowError):
         seconds = math.nan
     if not (math.isfinite(seconds) and seconds >= 0):
         raise InputError(f"{where}: {title} = {value!r:.60}, expected seconds, 0 or more")
