@@ -58,6 +58,8 @@ class ModelEntry(Recipe):
 
 
 class EvaluateRecipe(Recipe):
+    """Settings of ``python -m jobs.evaluate``."""
+
     triplets: InputPath
     """Folder of held-out triplets."""
     out: OutputPath
@@ -384,6 +386,7 @@ def _build_worker_bench(recipe_json: str) -> Bench:
 
 
 def main() -> int:
+    """Run the command line."""
     return cli.main(EvaluateRecipe, run, name="evaluate", description=__doc__ or "")
 
 

@@ -28,6 +28,8 @@ from wm.records import (
     SEED_SCHEME,
     STAGE_TABLES,
     TRIPLET_SCHEMA,
+    RejectRow,
+    TripletRow,
     derive_seed,
     fill_empty_tables,
     read_table,
@@ -86,7 +88,7 @@ class ImagineRecipe(RolesRecipe):
 class _Try:
     """An action to try in a source."""
 
-    row: dict[str, Any]
+    row: TripletRow
     action: str
     seed: int
 
@@ -228,7 +230,7 @@ def _identity(recipe: ImagineRecipe, attempt: _Try) -> str:
     return stable_id(recipe.dataset, recipe.split, attempt.row["triplet_id"], attempt.action, str(attempt.seed))
 
 
-def _build_reject(recipe: ImagineRecipe, attempt: _Try, best: Candidate) -> dict[str, Any]:
+def _build_reject(recipe: ImagineRecipe, attempt: _Try, best: Candidate) -> RejectRow:
     row = reject_row(
         uri=f"{attempt.row['triplet_id']}: {attempt.action}",
         stage="imagine",
@@ -244,7 +246,7 @@ def _build_reject(recipe: ImagineRecipe, attempt: _Try, best: Candidate) -> dict
 
 def _build_triplets(
     recipe: ImagineRecipe, codec: ImageCodec, accepted: list[tuple[_Try, list[int], Candidate]]
-) -> list[dict[str, Any]]:
+) -> list[TripletRow]:
     if not accepted:
         return []
     target_BN = torch.tensor([best.codes for _, _, best in accepted])

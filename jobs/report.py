@@ -18,6 +18,8 @@ FILE = "report.html"
 
 
 class ReportRecipe(Recipe):
+    """Settings of ``python -m jobs.report``."""
+
     run: InputPath
     """Folder of the run, with its stages' folders below it."""
     out: OutputPath
@@ -53,6 +55,7 @@ def run(recipe: ReportRecipe, *, dry_run: bool = False) -> dict[str, Any]:
 
 
 def main() -> int:
+    """Run the command line."""
     return cli.main(ReportRecipe, run, name="report", description=__doc__ or "")
 
 

@@ -149,7 +149,7 @@ def frames(
             (:mod:`wm.video.segments`). None: from the file's beginning.
         end_s: Its end. None: to the file's end.
 
-    Returns:
+    Yields:
         The frames in order; ``index`` counts from the first of the segment.
 
     Raises:
