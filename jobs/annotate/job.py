@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.annotate.annotator import Annotator
+from jobs.annotate.annotator import Annotator, ShardReport
 from jobs.annotate.decoder import Decoder
 from jobs.annotate.recipe import AnnotateRecipe
 from jobs.annotate.report import print_passed_over, print_plan, print_result
@@ -170,7 +170,7 @@ def _annotate(recipe: AnnotateRecipe, listing: pa.Table, pending: Mapping[int, t
         context.target_max_block_size = block_bytes
 
 
-def _show_progress(shards: Iterable[dict[str, Any]], total: int, num_pending: int) -> None:
+def _show_progress(shards: Iterable[ShardReport], total: int, num_pending: int) -> None:
     """Draw the progress bar from finished shards; raise what ended the run."""
     started, pairs, reasons = time.perf_counter(), 0, Counter[str]()
     with progress_bar(total, "video", "annotate", done=total - num_pending) as bar:

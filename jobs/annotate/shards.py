@@ -16,15 +16,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.annotate.tables import CLIPS_SCHEMA, PAIRS_SCHEMA, clip_rows
+from jobs.annotate.tables import CLIPS_SCHEMA, PAIRS_SCHEMA, DecodedVideo, PairRow, clip_rows
 from wm.errors import InputError
 from wm.files.uris import scheme_of
-from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA, write_table
+from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA, RejectRow, TripletRow, write_table
 from wm.runs import write_json
 from wm.words import count_words
 
@@ -81,48 +81,103 @@ def shard_name(number: int) -> str:
     return f"shard-{number:06d}"
 
 
-TableRows: TypeAlias = Mapping[str, Sequence[Mapping[str, Any]]]
-"""Rows by the name of their table."""
+class ShardRows(TypedDict):
+    """Rows of a shard's tables, those of ``clips`` aside."""
+
+    triplets: list[TripletRow]
+    rejects: list[RejectRow]
+    pairs: list[PairRow]
+
+
+class ShardCounts(TypedDict):
+    """What a shard's mark holds; numbers are summed over shards, key by key.
+
+    Attributes:
+        videos: All of the shard.
+        decoded: Videos with frames.
+        frames: Frames of these.
+        video_s: Seconds of these.
+        paired: Videos with two key-frames or more.
+        keyframes: Key-frames of the decoded videos.
+        keyframes_of_paired: Key-frames of the paired videos.
+        pairs: Proposed pairs.
+        triplets: Pairs that became triplets.
+        videos_with_triplets: Videos that have one.
+        observations: Key-frames in a triplet.
+        words: Words of all actions.
+        filtered: Rejects that were filtered.
+        failed: Rejects that failed.
+        reasons: Rejects by ``outcome/reason``.
+        findings: Pairs beyond each threshold.
+        readers: Videos by who read their frames.
+        decord_fallbacks: Videos on which decord gave up.
+        seconds: Time by stage.
+    """
+
+    videos: int
+    decoded: int
+    frames: int
+    video_s: float
+    paired: int
+    keyframes: int
+    keyframes_of_paired: int
+    pairs: int
+    triplets: int
+    videos_with_triplets: int
+    observations: int
+    words: int
+    filtered: int
+    failed: int
+    reasons: dict[str, int]
+    findings: dict[str, int]
+    readers: dict[str, int]
+    decord_fallbacks: int
+    seconds: dict[str, float]
 
 
 def write_shard(
     out: Path,
     number: int,
-    videos: Sequence[dict[str, Any]],
-    rows: TableRows,
+    videos: Sequence[DecodedVideo],
+    rows: ShardRows,
     seconds: Mapping[str, float],
-) -> dict[str, Any]:
+) -> ShardCounts:
     """Write and commit one shard.
 
     Args:
         out: Folder of the run.
         number: Of the shard.
-        videos: Rows of :data:`jobs.annotate.tables.DECODED_SCHEMA`.
-        rows: Rows of triplets, rejects and pairs.
+        videos: All of the shard.
+        rows: What became of them.
         seconds: Time spent on the shard before, by stage.
 
     Returns:
         The shard's counts.
     """
     begin, name = time.perf_counter(), shard_name(number)
-    tables = {**rows, "clips": clip_rows(videos)}
+    tables: dict[str, Sequence[Mapping[str, object]]] = {
+        "rejects": rows["rejects"],
+        "clips": clip_rows(videos),
+        "pairs": rows["pairs"],
+        "triplets": rows["triplets"],
+    }
     for table, schema in TABLES.items():
         if tables[table]:
             write_table(tables[table], out / table / f"{name}.parquet", schema)
         else:
             (out / table / f"{name}.parquet").unlink(missing_ok=True)
     # The tables first: the mark says that they are all there.
-    counts = _counts(videos, rows, {**seconds, "write": time.perf_counter() - begin})
+    counts = _count(videos, rows, {**seconds, "write": time.perf_counter() - begin})
     (out / "shards").mkdir(parents=True, exist_ok=True)
     write_json(out / "shards" / f"{name}.json", counts)
     return counts
 
 
-def _counts(videos: Sequence[dict[str, Any]], rows: TableRows, seconds: Mapping[str, float]) -> dict[str, Any]:
+def _count(videos: Sequence[DecodedVideo], rows: ShardRows, seconds: Mapping[str, float]) -> ShardCounts:
     triplets, rejects = rows["triplets"], rows["rejects"]
-    # by key, not by URI: segments of one file are videos of their own
+    # By key, not by URI: segments of one file are videos of their own.
     accepted = [row for row in rows["pairs"] if row["outcome"] == "ok"]
-    observed = {(row["key"], row[side]) for row in accepted for side in ("source_frame", "target_frame")}
+    observed = {(row["key"], frame) for row in accepted for frame in (row["source_frame"], row["target_frame"])}
     decoded = [video for video in videos if video["num_frames"]]
     paired = [video for video in decoded if len(video["keyframes"]) >= 2]
     return {
@@ -152,7 +207,7 @@ def shards_with(out: Path, reasons: Sequence[str]) -> list[Path]:
     """List the marks of the finished shards in which a video failed for one of ``reasons``."""
     failures = {f"failed/{reason}" for reason in reasons}
     marks = sorted((out / "shards").glob("shard-*.json"))
-    return [path for path in marks if failures & (_committed(path) or {"reasons": {}})["reasons"].keys()]
+    return [path for path in marks if (counts := _load_mark(path)) and failures & counts["reasons"].keys()]
 
 
 @contextmanager
@@ -172,11 +227,11 @@ def sole_writer(out: Path) -> Iterator[None]:
         yield
 
 
-def _committed(mark: Path) -> dict[str, Any] | None:
+def _load_mark(mark: Path) -> ShardCounts | None:
     """Load the counts of a shard; None where the mark is damaged or a file of it is missing."""
     # After a power cut, or a copy that was broken off: then the shard is made again.
     try:
-        counts = dict(json.loads(mark.read_text()))
+        counts: ShardCounts = json.loads(mark.read_text())
         tables = _filled(counts)
     except (ValueError, KeyError, TypeError):
         return None
@@ -184,7 +239,7 @@ def _committed(mark: Path) -> dict[str, Any] | None:
     return counts if all(file.is_file() and file.stat().st_size for file in files) else None
 
 
-def _filled(counts: Mapping[str, Any]) -> list[str]:
+def _filled(counts: ShardCounts) -> list[str]:
     """List the tables in which a shard has a row."""
     rows = {
         "rejects": counts["filtered"] + counts["failed"],
@@ -200,7 +255,7 @@ def tidy(out: Path) -> set[int]:
     finished: set[int] = set()
     names: dict[str, set[str]] = {table: set() for table in TABLES}
     for path in (out / "shards").glob("shard-*.json"):
-        counts = _committed(path)
+        counts = _load_mark(path)
         if counts is None:
             path.unlink()
             continue
