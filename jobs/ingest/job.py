@@ -4,7 +4,9 @@ AURORA's layout, EPIC-Kitchens' narrated segments, the labelled videos of Someth
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
+
+import numpy as np
 
 from jobs.ingest.recipe import IngestRecipe
 from jobs.ingest.report import print_passed_over, print_plan, print_result
@@ -16,6 +18,7 @@ from wm.datasets.card import write_dataset_card
 from wm.datasets.changes import count_changes
 from wm.datasets.layouts.base import ImagePair, Problem, VideoSegment
 from wm.errors import InputError
+from wm.images import Pixels, fit_square
 from wm.records import (
     REJECT_SCHEMA,
     STAGE_TABLES,
@@ -36,6 +39,30 @@ ENCODE_BATCH = 32
 """Pairs of images encoded at once: bounds the memory at 512 px."""
 
 
+class ShardRange(TypedDict):
+    """A shard's number and its rows, from ``start`` to ``stop`` (half open)."""
+
+    number: int
+    start: int
+    stop: int
+
+
+class ShardReport(TypedDict):
+    """How many rows of a shard were written, and the error of the disk or ""."""
+
+    rows: int
+    problem: str
+
+
+class CodeColumns(TypedDict, total=False):
+    """Columns of a triplet that a codec fills."""
+
+    codec: str
+    source_codes: list[int]
+    target_codes: list[int]
+    change: list[float]
+
+
 class Ingestor:
     """Turns one shard's rows into Parquet files; holds the codec. Runs as a Ray Data actor."""
 
@@ -53,17 +80,8 @@ class Ingestor:
             torch.set_num_threads(1)
             self.codec = load_codec(recipe.codec)
 
-    def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
-        """Write the triplets and rejects of one shard.
-
-        The rejects are written first, so a shard whose triplets file exists is complete.
-
-        Args:
-            shard: ``number``, ``start`` and ``stop`` (half open) of rows.
-
-        Returns:
-            ``rows``, how many were done, and ``problem``, the error of the disk or "".
-        """
+    def __call__(self, shard: ShardRange) -> ShardReport:
+        """Write the triplets and rejects of one shard."""
         rows = self.rows[shard["start"] : shard["stop"]]
         triplets: list[TripletRow] = []
         problems: list[Problem] = []
@@ -78,6 +96,7 @@ class Ingestor:
                     loaded.append((row, pair))
             triplets += self._triplets(loaded)
         out, name = Path(self.recipe.out), f"part-{shard['number']:05d}.parquet"
+        # The rejects first: a shard whose triplets file exists is complete.
         try:
             if problems:
                 write_table([self._reject(problem) for problem in problems], out / "rejects" / name, REJECT_SCHEMA)
@@ -87,44 +106,44 @@ class Ingestor:
             return {"rows": 0, "problem": f"cannot write {name} below {out}: {error}"}
         return {"rows": len(rows), "problem": ""}
 
-    def _codes(self, sources: list[Any], targets: list[Any]) -> list[dict[str, Any]]:
+    def _codes(self, sources: list[Pixels], targets: list[Pixels]) -> list[CodeColumns]:
         """Encode pairs of images of any size; return the columns that the codec fills, one dict a pair."""
         if self.codec is None or not sources:
             return [{} for _ in sources]
-        import numpy as np
-
-        from wm.images import fit_square
         from wm.models import change_map
 
-        side = self.codec.side_px
-        source_BN, source_features = self.codec.encode_with_features(np.stack([fit_square(x, side) for x in sources]))
-        target_BN, target_features = self.codec.encode_with_features(np.stack([fit_square(x, side) for x in targets]))
+        (source_BN, source_features), (target_BN, target_features) = (
+            self.codec.encode_with_features(np.stack([fit_square(image, self.codec.side_px) for image in images]))
+            for images in (sources, targets)
+        )
         columns = (source_BN, target_BN, change_map(source_features, target_features))
         return [
             {
                 "codec": self.codec.codec_id,
-                "source_codes": a.tolist(),
-                "target_codes": b.tolist(),
-                "change": c.tolist(),
+                "source_codes": source_N.tolist(),
+                "target_codes": target_N.tolist(),
+                "change": change_N.tolist(),
             }
-            for a, b, c in zip(*columns, strict=True)
+            for source_N, target_N, change_N in zip(*columns, strict=True)
         ]
 
     def _triplets(self, rows: list[tuple[ImagePair | VideoSegment, LoadedPair]]) -> list[TripletRow]:
         codes = self._codes([pair.source for _, pair in rows], [pair.target for _, pair in rows])
         return [
             triplet_row(
-                triplet_id=stable_id(self.recipe.dataset, self.recipe.split, item.uri),
+                triplet_id=stable_id(self.recipe.dataset, self.recipe.split, row.uri),
                 dataset=self.recipe.dataset,
                 split=self.recipe.split,
-                class_label=item.task,
-                action=item.action,
+                class_label=row.task,
+                action=row.action,
                 origin="human",
                 license=self.recipe.license,
-                **pair.columns,
-                **code,
+                source_image=pair.source_image,
+                target_image=pair.target_image,
+                **pair.video,
+                **code_columns,
             )
-            for (item, pair), code in zip(rows, codes, strict=True)
+            for (row, pair), code_columns in zip(rows, codes, strict=True)
         ]
 
     def _reject(self, problem: Problem) -> RejectRow:
@@ -141,7 +160,18 @@ class Ingestor:
 
 
 def run(recipe: IngestRecipe, *, dry_run: bool = False) -> dict[str, Any]:
-    """Ingest into ``recipe.out``; returns the run's record."""
+    """Ingest into ``recipe.out``.
+
+    Args:
+        recipe: The set, and the codec.
+        dry_run: Print what would be done, write nothing.
+
+    Returns:
+        The run's record; empty on a dry run.
+
+    Raises:
+        InputError: The set or the codec cannot be read, or the folder is another run's.
+    """
     # 1. Read the list before anything is written: a wrong one costs nothing.
     passed_over: dict[str, Any] = {}
     rows = list_rows(recipe, passed_over)
@@ -176,7 +206,7 @@ def _check_codec(folder: str) -> None:
 
 
 def _ingest(recipe: IngestRecipe, num_rows: int) -> None:
-    shards = [
+    shards: list[ShardRange] = [
         {"number": number, "start": start, "stop": min(start + recipe.shard_rows, num_rows)}
         for number, start in enumerate(range(0, num_rows, recipe.shard_rows))
         if not (Path(recipe.out) / "triplets" / f"part-{number:05d}.parquet").exists()
@@ -194,8 +224,8 @@ def _ingest(recipe: IngestRecipe, num_rows: int) -> None:
         compute=ray.data.ActorPoolStrategy(size=workers),
         num_cpus=1,
     )
-    done_rows = num_rows - sum(s["stop"] - s["start"] for s in shards)
-    with progress_bar(num_rows, "row", "ingest", done_rows) as bar:
+    num_finished = num_rows - sum(shard["stop"] - shard["start"] for shard in shards)
+    with progress_bar(num_rows, "row", "ingest", num_finished) as bar:
         for row in results.iter_rows():
             if row["problem"]:
                 raise InputError(f"{row['problem']}; what is written is kept, the same command resumes")

@@ -29,7 +29,12 @@ def print_passed_over(passed_over: Mapping[str, Any]) -> None:
 
 
 def print_result(recipe: IngestRecipe, counts: Mapping[str, Any]) -> None:
-    """Print the counts of a complete run."""
+    """Print the counts of a complete run.
+
+    Args:
+        recipe: As it was given.
+        counts: Of its ``run.json``.
+    """
     print(
         f"ingest: {counts['rows']:,} rows → {counts['triplets']:,} triplets in {recipe.out}/triplets, "
         f"{counts['rejects']:,} rejects in {recipe.out}/rejects"

@@ -1,7 +1,7 @@
 """List the rows that ``ingest`` takes, and load the two images of a row."""
 
 from collections.abc import MutableMapping
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 
@@ -9,9 +9,21 @@ from jobs.ingest.recipe import IngestRecipe
 from wm.datasets.layouts.base import ImagePair, LabelledRow, Problem, VideoSegment
 from wm.datasets.layouts.labelled import list_labelled, load_images
 from wm.images import Pixels, decode_image, encode_png
+from wm.records import StoredImage
 from wm.video.ends import segment_ends
 from wm.video.errors import VideoError
 from wm.video.isolation import IsolatedProcess
+
+
+class VideoColumns(TypedDict, total=False):
+    """Columns of a triplet that say which frames of a video it has; none for a pair of image files."""
+
+    video_uri: str
+    source_frame: int
+    target_frame: int
+    source_time_s: float
+    target_time_s: float
+    reader: str
 
 
 class LoadedPair(NamedTuple):
@@ -20,12 +32,16 @@ class LoadedPair(NamedTuple):
     Attributes:
         source: uint8 RGB (height, width, 3).
         target: The same.
-        columns: Columns of the triplet that say where the images come from.
+        source_image: The source as the triplet stores it.
+        target_image: The target.
+        video: Where both are in their video.
     """
 
     source: Pixels
     target: Pixels
-    columns: dict[str, Any]
+    source_image: StoredImage
+    target_image: StoredImage
+    video: VideoColumns
 
 
 def list_rows(recipe: IngestRecipe, passed_over: MutableMapping[str, object] | None = None) -> list[LabelledRow]:
@@ -44,7 +60,16 @@ def list_rows(recipe: IngestRecipe, passed_over: MutableMapping[str, object] | N
 
 
 def load_row(recipe: IngestRecipe, process: IsolatedProcess, row: LabelledRow) -> LoadedPair | Problem:
-    """Load the two images of a row; return a :class:`Problem` if that fails, or if the row is one."""
+    """Load the two images of a row.
+
+    Args:
+        recipe: Root of the files, and limits.
+        process: Reads videos, whose decoders crash and hang.
+        row: A row of the set.
+
+    Returns:
+        The images, or a :class:`Problem` if they cannot be read or the row is one.
+    """
     if isinstance(row, Problem):
         return row
     return _load_files(recipe, row) if isinstance(row, ImagePair) else _load_ends(recipe, process, row)
@@ -54,11 +79,14 @@ def _load_files(recipe: IngestRecipe, pair: ImagePair) -> LoadedPair | Problem:
     images = load_images(recipe.root, pair)
     if isinstance(images, Problem):
         return images
-    source, target = (
-        {"bytes": encode_png(image), "path": path}
-        for image, path in zip(images, (pair.source, pair.target), strict=True)
+    source, target = images
+    return LoadedPair(
+        source,
+        target,
+        {"bytes": encode_png(source), "path": pair.source},
+        {"bytes": encode_png(target), "path": pair.target},
+        {},
     )
-    return LoadedPair(*images, {"source_image": source, "target_image": target})
 
 
 def _load_ends(recipe: IngestRecipe, process: IsolatedProcess, segment: VideoSegment) -> LoadedPair | Problem:
@@ -73,14 +101,17 @@ def _load_ends(recipe: IngestRecipe, process: IsolatedProcess, segment: VideoSeg
         )
     except VideoError as error:
         return Problem(segment.uri, segment.task, error.reason, f"{segment.uri}: {error.detail}")
-    columns = {
-        "video_uri": segment.video,
-        "source_frame": 0,
-        "target_frame": ends.num_frames - 1,
-        "source_time_s": ends.source_time_s,
-        "target_time_s": ends.target_time_s,
-        "source_image": {"bytes": ends.source_png, "path": None},
-        "target_image": {"bytes": ends.target_png, "path": None},
-        "reader": "pyav",
-    }
-    return LoadedPair(decode_image(ends.source_png, "frame"), decode_image(ends.target_png, "frame"), columns)
+    return LoadedPair(
+        decode_image(ends.source_png, "frame"),
+        decode_image(ends.target_png, "frame"),
+        {"bytes": ends.source_png, "path": None},
+        {"bytes": ends.target_png, "path": None},
+        {
+            "video_uri": segment.video,
+            "source_frame": 0,
+            "target_frame": ends.num_frames - 1,
+            "source_time_s": ends.source_time_s,
+            "target_time_s": ends.target_time_s,
+            "reader": "pyav",
+        },
+    )

@@ -37,7 +37,7 @@ def test_curves_of_clips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert (counts["listed"], counts["drawn"], counts["skipped"]) == (3, 2, 1)
     assert counts["skipped_by_reason"] == {"not_a_video": 1}
     printed = capsys.readouterr()
-    assert "skipped jump/bad.mp4: not_a_video" in printed.err and "2 of 3 clips drawn" in printed.out
+    assert "skipped jump/bad.mp4: not_a_video" in printed.err and "2 of 3 clips plotted" in printed.out
     table = pq.read_table(tmp_path / "out" / "curves.parquet")
     assert table.schema.equals(CURVES_SCHEMA)
     by_key = {row["key"]: row for row in table.to_pylist()}

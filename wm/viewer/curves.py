@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from wm.images import decode_image
 
-COLOURS = ("#1667c7", "#c2560c", "#14804a")
+COLOURS = ("#1667c7", "#c2560c", "#14804a", "#8a3ffc", "#9f1853", "#005d5d")
 _WIDTH_IN, _CURVE_IN, _TITLES_IN = 12.0, 2.6, 0.6
 _DPI = 100
 
@@ -74,7 +74,7 @@ def _draw_motion(
     top = float(motion.max()) or 1.0
     for number, choice in enumerate(choices):
         frames = list(choice.frames)
-        marker: dict[str, Any] = {"marker": "ov^"[number], "s": 60 - 24 * number, "zorder": 3 + number}
+        marker: dict[str, Any] = {"marker": "ov^sDP"[number], "s": max(12, 60 - 24 * number), "zorder": 3 + number}
         name = f"{choice.rule} ({len(frames)})"
         axes.scatter(times_s[frames], motion[frames], color=COLOURS[number], label=name, **marker)
         axes.vlines(times_s[frames], 0, motion[frames], color=COLOURS[number], linewidth=0.8, alpha=0.6)
