@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, TypeAlias, TypedDict
 import numpy as np
 import pyarrow as pa
 
+from jobs.annotate.counts import ShardRows
 from jobs.annotate.filtering import filter_codes, filter_images
 from jobs.annotate.metrics import Metrics
 from jobs.annotate.pairs import Pair, Seconds, even_chunks, halve_when_full
-from jobs.annotate.shards import ShardRows, write_shard
-from jobs.annotate.tables import DECODE_STAGES, DecodedVideo, stage_seconds
+from jobs.annotate.shards import write_shard
+from jobs.annotate.tables import DECODE_STAGES, DecodedVideo, report_problem, stage_seconds, to_batch
 from wm.datasets.filters import Filters, action_findings, reason_of
 from wm.errors import InputError
 from wm.images import Pixels, decode_image, fit_square
@@ -39,19 +40,6 @@ class EncodedFrame(TypedDict):
 
 Frames: TypeAlias = dict[tuple[str, int], EncodedFrame]
 """Encoded key-frames by their video's key and their row in its lists."""
-
-
-class ShardReport(TypedDict):
-    """What an annotator returns of a shard, one row: its counts, or a ``problem`` that ends the run."""
-
-    problem: str
-    errno: int
-    shard: int
-    videos: int
-    pairs: int
-    triplets: int
-    reasons: str
-    """JSON: number of rejects by reason."""
 
 
 @dataclass(frozen=True)
@@ -114,11 +102,11 @@ class Annotator:
         """
         videos: list[DecodedVideo] = batch.to_pylist()
         if self.problem:
-            return _problem(self.problem)
+            return report_problem(self.problem)
         # Trouble of the machine ends the run; trouble of a video is a reject.
         for video in videos:
             if video["problem"]:
-                return _problem(video["problem"], video["errno"])
+                return report_problem(video["problem"], video["errno"])
         # A shard is committed as one file: it must have come in one block.
         number, expected = videos[0]["shard"], videos[0]["shard_rows"]
         if len(videos) != expected or any(video["shard"] != number for video in videos):
@@ -128,9 +116,9 @@ class Annotator:
         try:
             counts = write_shard(Path(self.settings.out), number, videos, rows, seconds.by_stage)
         except OSError as error:
-            return _problem(f"cannot write into {self.settings.out}: {error.strerror}", error.errno or 0)
+            return report_problem(f"cannot write into {self.settings.out}: {error.strerror}", error.errno or 0)
         self.metrics.shard(counts)
-        return _to_batch(
+        return to_batch(
             {
                 "problem": "",
                 "errno": 0,
@@ -298,21 +286,3 @@ def annotator_name(folder: str, base_id: str) -> str:
 def _frames_of(pair: Pair, frames: Frames) -> tuple[EncodedFrame, EncodedFrame]:
     key = pair.video["key"]
     return frames[key, pair.source], frames[key, pair.target]
-
-
-def _to_batch(report: ShardReport) -> dict[str, list[object]]:
-    return {name: [value] for name, value in report.items()}
-
-
-def _problem(message: str, errno: int = 0) -> dict[str, list[object]]:
-    """Build the row that ends the run; an error number is the disk's, without one it is the input's."""
-    report: ShardReport = {
-        "problem": message,
-        "errno": errno,
-        "shard": -1,
-        "videos": 0,
-        "pairs": 0,
-        "triplets": 0,
-        "reasons": "{}",
-    }
-    return _to_batch(report)

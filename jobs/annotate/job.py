@@ -13,7 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.annotate.annotator import Annotator, ShardReport
+from jobs.annotate.annotator import Annotator
+from jobs.annotate.counts import summarise
 from jobs.annotate.decoder import Decoder
 from jobs.annotate.recipe import AnnotateRecipe
 from jobs.annotate.report import print_passed_over, print_plan, print_result
@@ -26,9 +27,9 @@ from jobs.annotate.shards import (
     shard_table,
     shards_with,
     sole_writer,
-    summarise,
     tidy,
 )
+from jobs.annotate.tables import ShardReport
 from jobs.shared.ray_session import connect, need, quiet_data
 from wm.cli import main as cli_main
 from wm.cli import progress_bar

@@ -5,7 +5,7 @@
 ``ray_wm_annotate_frames_total``; each with ``dataset``, the recipe's name for what is annotated.
 """
 
-from jobs.annotate.shards import ShardCounts
+from jobs.annotate.counts import ShardCounts
 from jobs.annotate.tables import DECODE_STAGES, DecodedVideo, stage_seconds
 
 

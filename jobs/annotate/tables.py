@@ -194,3 +194,40 @@ def stage_seconds(video: DecodedVideo, stage: DecodeStage) -> float:
 def clip_rows(videos: Sequence[DecodedVideo]) -> list[dict[str, object]]:
     """Build rows of :data:`CLIPS_SCHEMA` from decoded videos."""
     return [{name: value for name, value in video.items() if name in CLIPS_SCHEMA.names} for video in videos]
+
+
+class ShardReport(TypedDict):
+    """What an annotator returns of a shard, one row: its counts, or a ``problem`` that ends the run."""
+
+    problem: str
+    errno: int
+    shard: int
+    videos: int
+    pairs: int
+    triplets: int
+    reasons: str
+    """JSON: number of rejects by reason."""
+
+
+def to_batch(report: ShardReport) -> dict[str, list[object]]:
+    """Convert a report to the batch of one row that Ray Data takes."""
+    return {name: [value] for name, value in report.items()}
+
+
+def report_problem(message: str, errno: int = 0) -> dict[str, list[object]]:
+    """Build the batch that ends the run.
+
+    Args:
+        message: What is wrong.
+        errno: Error number of the disk; 0: the input is at fault.
+    """
+    report: ShardReport = {
+        "problem": message,
+        "errno": errno,
+        "shard": -1,
+        "videos": 0,
+        "pairs": 0,
+        "triplets": 0,
+        "reasons": "{}",
+    }
+    return to_batch(report)

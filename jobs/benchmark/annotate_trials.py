@@ -18,9 +18,10 @@ from typing import Any
 import pyarrow.compute as pc
 
 from jobs.annotate.annotator import Annotator
+from jobs.annotate.counts import summarise
 from jobs.annotate.decoder import Decoder
 from jobs.annotate.recipe import AnnotateRecipe
-from jobs.annotate.shards import cut_shards, shard_name, shard_table, summarise
+from jobs.annotate.shards import cut_shards, shard_name, shard_table
 from jobs.shared.processes import actor_processes
 from wm.cli import progress_bar
 from wm.datasets.videos.videos import list_videos

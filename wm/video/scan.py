@@ -122,6 +122,12 @@ def scan_video(
     keyframes = choose_keyframes(
         motion_T, max_keyframes=max_keyframes, min_interval_frames=min_interval_frames, rule=rule
     )
+    return _build_scan(walk, motion_T, measured_T, keyframes)
+
+
+def _build_scan(
+    walk: Walk, motion_T: npt.NDArray[np.float32], measured_T: npt.NDArray[np.bool_], keyframes: list[int]
+) -> Scan:
     return Scan(
         num_frames=len(walk.times_s),
         size_px=walk.size_px,
@@ -131,12 +137,12 @@ def scan_video(
         keyframes=keyframes,
         checks=walk.checks(keyframes),
         errors=walk.tally.errors,
-        motion_side_px=motion_side_px,
+        motion_side_px=walk.side_px,
         small_px=walk.small_px,
         orientations=walk.orientations(keyframes),
         sample_aspect=walk.sample_aspect,
-        start_s=start_s,
-        end_s=end_s,
+        start_s=walk.start_s,
+        end_s=walk.end_s,
         cuts=_max_cut_scores(np.asarray(walk.steps), keyframes),
     )
 

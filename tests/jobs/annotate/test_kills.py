@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from cluster.local_nodes import local_nodes
+from jobs.annotate.counts import summarise
 from jobs.annotate.job import AnnotateRecipe, run
-from jobs.annotate.shards import summarise
 from jobs.shared.processes import actor_processes
 from tests.helpers.video_files import marked_frame, write_video
 from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA, read_table

@@ -10,8 +10,8 @@ from wm.datasets.filters import (
     Filters,
     action_findings,
     code_findings,
-    is_phrase,
     image_findings,
+    is_phrase,
     reason_of,
     repeat_bits,
 )
