@@ -86,7 +86,8 @@ def _run_trials(recipe: BenchmarkRecipe, folder: Path, sources: list[Path]) -> F
     spreads: dict[str, dict[str, float]] = {}
     trials: dict[str, Figures] = {}
     if "memory" in recipe.trials:
-        of_idm = {"gpus_per_annotator": recipe.gpus_per_annotator, "dtype": recipe.dtype} if recipe.idm else {}
+        resources = {"gpus_per_annotator": recipe.gpus_per_annotator}
+        of_idm = {"resources": resources, "dtype": recipe.dtype} if recipe.idm else {}
         memory, counts, rates = memory_growth(folder, clips, Path(recipe.idm or nano), recipe.memory_clips, of_idm)
         ratios["memory_growth"] = memory.pop("ratio")
         spreads["memory_growth"] = memory

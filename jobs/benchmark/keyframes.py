@@ -138,8 +138,8 @@ def naive(clip: Path) -> Curve:
     return np.asarray(curve, dtype=np.float32)
 
 
-_scan = partial(scan_video, max_keyframes=MAX_KEYFRAMES, min_interval=MIN_INTERVAL)
-_choose = partial(choose_keyframes, max_keyframes=MAX_KEYFRAMES, min_interval=MIN_INTERVAL)
+_scan = partial(scan_video, max_keyframes=MAX_KEYFRAMES, min_interval_frames=MIN_INTERVAL)
+_choose = partial(choose_keyframes, max_keyframes=MAX_KEYFRAMES, min_interval_frames=MIN_INTERVAL)
 SCANS: dict[str, Callable[[Path], Scan]] = {
     "dis": partial(_scan, motion="dis"),
     **{f"exact_{rule}": partial(_scan, motion="farneback", rule=rule) for rule in KEYFRAME_RULES},

@@ -11,9 +11,10 @@ from jobs.annotate.recipe import AnnotateRecipe
 from jobs.bootstrap import report
 from jobs.bootstrap.plan import Stage, plan
 from jobs.bootstrap.recipe import BootstrapRecipe
+from jobs.ingest.recipe import IngestRecipe
 from jobs.train.job import check_machine
 from wm.cli import main as cli_main
-from wm.datasets.pairs.aurora import list_items
+from wm.datasets.layouts.labelled import list_labelled
 from wm.datasets.videos.videos import list_videos
 from wm.errors import InputError, OtherRunError
 from wm.evaluation.report.findings import SUPERSEDED
@@ -63,11 +64,12 @@ def _check_inputs(recipe: BootstrapRecipe, stages: Sequence[Stage]) -> None:
     data = recipe.data
     if data.supervised_root is not None:
         files = [data.train_file, data.test_file, *([data.tune_file] if recipe.rounds > 1 else [])]
+        ingesting = next(stage.recipe for stage in stages if isinstance(stage.recipe, IngestRecipe))
         for file in files:
-            list_items(data.supervised_root, file)
+            list_labelled(data.supervised_root, file, ingesting.dataset_layout)
     if data.videos is not None:
         annotating = next(stage.recipe for stage in stages if isinstance(stage.recipe, AnnotateRecipe))
-        list_videos(data.videos, layout=annotating.layout, annotations=annotating.annotations)
+        list_videos(data.videos, layout=annotating.dataset_layout, annotations=annotating.annotations)
     # 3. CPUs and GPUs, which Ray would wait for without an end.
     for stage in stages:
         if isinstance(stage.recipe, TrainRecipe):
