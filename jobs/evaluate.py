@@ -4,11 +4,11 @@ examples."""
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -17,7 +17,7 @@ from jobs.shared.devices import need_device
 from jobs.shared.roles import DType
 from wm import cli
 from wm.config import Recipe
-from wm.dynamics import Sampling, Weights, check_block
+from wm.dynamics import BaseSharing, Sampling, check_draft_length
 from wm.errors import InputError
 from wm.evaluation.adaptive import adaptive_rows
 from wm.evaluation.heldout import HeldOut, SubsetColumn, read_held_out
@@ -58,6 +58,16 @@ class ModelEntry(Recipe):
 
 
 class EvaluateRecipe(Recipe):
+    """Which models, on which triplets, and what is measured."""
+
+    RENAMED_KEYS: ClassVar[Mapping[str, str]] = {
+        "k": "num_candidates",
+        "margins": "min_gains_nats",
+        "at_least": "min_candidates",
+        "block": "num_draft_tokens",
+        "weights": "base_sharing",
+    }
+
     triplets: InputPath
     """Folder of held-out triplets."""
     out: OutputPath
@@ -78,19 +88,19 @@ class EvaluateRecipe(Recipe):
     """oracle: read predictions of the tabletop world back into states; none: image distances only."""
     seeds: list[int] = Field([0], min_length=1)
     """Sampling seeds."""
-    k: list[int] = Field([1, 2, 4, 8], min_length=1)
+    num_candidates: list[int] = Field([1, 2, 4, 8], min_length=1)
     """Numbers of candidates to choose among."""
     sampling: Sampling = Sampling()
     """How candidates are sampled, guidance included."""
-    block: int = Field(0, ge=0)
+    num_draft_tokens: int = Field(0, ge=0)
     """Sample candidates speculatively, so many codes of the source drafted a pass: the same ones in fewer passes; 0:
     one code a pass."""
     max_unchanged: float = Field(1.0, ge=0, le=1)
     """Copy guard: candidates with a larger share of unchanged image tokens are chosen last; 1: off."""
-    margins: list[float] = [1.0, 0.5, 0.3, 0.2, 0.1, 0.05]
-    """Adaptive N is replayed on the candidates with these margins (nats an action token, see wm.dynamics.stopping),
-    the largest k being the budget; []: not."""
-    at_least: int = Field(1, ge=1)
+    min_gains_nats: list[float] = [1.0, 0.5, 0.3, 0.2, 0.1, 0.05]
+    """Adaptive N is replayed on the candidates with these minimum gains (nats an action token, see
+    wm.dynamics.stopping), the largest of num_candidates being the budget; []: not."""
+    min_candidates: int = Field(1, ge=1)
     """Candidates of its first round; each later round doubles the number sampled."""
     greedy: bool = True
     """Evaluate the greedy prediction too."""
@@ -112,19 +122,19 @@ class EvaluateRecipe(Recipe):
     """Where the models run."""
     dtype: DType = "float32"
     """Type of their weights; bfloat16 halves the memory."""
-    weights: Weights = "merged"
+    base_sharing: BaseSharing = "merged"
     """merged: every model has weights of its own while it is loaded. shared: adapters of one base are applied beside
     one copy of its weights: less memory and loading, a little slower, the same up to rounding."""
 
-    @field_validator("seeds", "k")
+    @field_validator("seeds", "num_candidates")
     @classmethod
     def _check_counts(cls, values: list[int], info: ValidationInfo) -> list[int]:
-        min_value = 1 if info.field_name == "k" else 0
+        min_value = 1 if info.field_name == "num_candidates" else 0
         if len(set(values)) != len(values) or min(values) < min_value:
             raise ValueError(f"expected different whole numbers from {min_value} up")
         return sorted(values)
 
-    @field_validator("margins")
+    @field_validator("min_gains_nats")
     @classmethod
     def _check_margins(cls, values: list[float]) -> list[float]:
         if len(set(values)) != len(values) or min(values, default=0.0) < 0:
@@ -133,10 +143,16 @@ class EvaluateRecipe(Recipe):
 
     @model_validator(mode="after")
     def _check_budget(self) -> "EvaluateRecipe":
-        if self.at_least > 1 and not self.margins:
-            raise ValueError(f"at_least = {self.at_least} is a setting of the replay, which margins = [] turns off")
-        if self.at_least > max(self.k):
-            raise ValueError(f"at_least = {self.at_least} is more than the largest k, {max(self.k)}")
+        if self.min_candidates > 1 and not self.min_gains_nats:
+            raise ValueError(
+                f"min_candidates = {self.min_candidates} is a setting of the replay, which "
+                "min_gains_nats = [] turns off"
+            )
+        if self.min_candidates > max(self.num_candidates):
+            raise ValueError(
+                f"min_candidates = {self.min_candidates} is more than the largest of num_candidates, "
+                f"{max(self.num_candidates)}"
+            )
         return self
 
 
@@ -181,13 +197,15 @@ def run(recipe: EvaluateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
             bar.update()
     # Tables are made of the files alone: a resumed run gives what an uninterrupted one would.
     with job.timed("tables"):
-        collected = collect(bench, units, parts, recipe.k)
+        collected = collect(bench, units, parts, recipe.num_candidates)
         tables = build_tables(collected) | {
             "judge": recipe.judge,
             "seeds": recipe.seeds,
             "sampling": recipe.sampling.model_dump(mode="json"),
             "max_unchanged": recipe.max_unchanged,
-            "adaptive": adaptive_rows(collected.banks, recipe.margins, recipe.at_least) if recipe.margins else [],
+            "adaptive": adaptive_rows(collected.banks, recipe.min_gains_nats, recipe.min_candidates)
+            if recipe.min_gains_nats
+            else [],
         }
         write_json(job.out / "tables.json", tables)
         examples = write_gallery(bench, units, parts, job.out, recipe.examples)
@@ -263,9 +281,9 @@ def _build_bench(recipe: EvaluateRecipe) -> Bench:
     codec = load_codec(codec_path, recipe.device)
     for entry in entries.values():
         _check_fit(entry, codec)
-        if recipe.weights == "shared" and is_adapter(entry.path):
+        if recipe.base_sharing == "shared" and is_adapter(entry.path):
             need_shareable(model_folder(entry.path))
-    check_block(recipe.block, codec.tokens_per_image)
+    check_draft_length(recipe.num_draft_tokens, codec.tokens_per_image)
     codec.need_decoder()
     held_out = read_held_out(recipe.triplets, codec, limit=recipe.limit or None, subset=recipe.subset)
     judge_many, action_is_right = _build_oracle(held_out) if recipe.judge == "oracle" else (None, None)
@@ -275,14 +293,14 @@ def _build_bench(recipe: EvaluateRecipe) -> Bench:
         judge_many=judge_many,
         action_is_right=action_is_right,
         entries=entries,
-        num_candidates=max(recipe.k),
+        num_candidates=max(recipe.num_candidates),
         sampling=recipe.sampling,
         batch_size=recipe.batch_size,
         max_new_tokens=recipe.max_new_tokens,
         device=recipe.device,
         dtype=getattr(torch, recipe.dtype),
-        weights=recipe.weights,
-        block=recipe.block,
+        base_sharing=recipe.base_sharing,
+        num_draft_tokens=recipe.num_draft_tokens,
         max_unchanged=recipe.max_unchanged,
     )
 

@@ -17,7 +17,7 @@ from wm.cli import progress_bar
 from wm.datasets.card import write_dataset_card
 from wm.datasets.changes import count_changes
 from wm.datasets.pairs.pairing import pair_actions
-from wm.dynamics import Candidate, Roles, Search, check_block, predict_observations
+from wm.dynamics import Candidate, Roles, Search, check_draft_length, predict_observations
 from wm.errors import InputError
 from wm.evaluation.heldout import spread_rows
 from wm.images import decode_image, encode_png, fit_square
@@ -28,6 +28,8 @@ from wm.records import (
     SEED_SCHEME,
     STAGE_TABLES,
     TRIPLET_SCHEMA,
+    RejectRow,
+    TripletRow,
     derive_seed,
     fill_empty_tables,
     read_table,
@@ -59,8 +61,8 @@ class ImagineRecipe(RolesRecipe):
     """Use so many sources, spread evenly over the set; 0: all."""
     actions_each: int = Field(default=2, ge=1)
     """Actions tried in each source."""
-    search: Search = Search(best_of=4)
-    """How a prediction is searched for; the best one is taken, so that top and beam have no part here."""
+    search: Search = Search(num_candidates=4)
+    """How a prediction is searched for; the best one is taken, so that num_return and num_beams have no part here."""
     min_score: float = Field(default=-0.5, le=0)
     """Least mean log-likelihood of the action under the inverse model, nats a token; below it the row is a reject."""
     max_unchanged: float = Field(default=0.99, ge=0, le=1)
@@ -76,7 +78,7 @@ class ImagineRecipe(RolesRecipe):
     @field_validator("search")
     @classmethod
     def _one_prediction(cls, search: Search) -> Search:
-        for name in ("top", "beam"):
+        for name in ("num_return", "num_beams"):
             if getattr(search, name) > 1:
                 raise ValueError(f"{name} = {getattr(search, name)} has no part here: of each try the best is taken")
         return search
@@ -86,7 +88,7 @@ class ImagineRecipe(RolesRecipe):
 class _Try:
     """An action to try in a source."""
 
-    row: dict[str, Any]
+    row: TripletRow
     action: str
     seed: int
 
@@ -113,7 +115,7 @@ def run(recipe: ImagineRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         return read_run(recipe.out) or {}
     with stage.timed("read"):
         codec = load_codec(recipe.base or recipe.fdm, recipe.device)
-        check_block(recipe.search.block, codec.tokens_per_image)
+        check_draft_length(recipe.search.num_draft_tokens, codec.tokens_per_image)
         codec.need_decoder()
         tries = _pair_actions(recipe)
     if dry_run:
@@ -228,7 +230,7 @@ def _identity(recipe: ImagineRecipe, attempt: _Try) -> str:
     return stable_id(recipe.dataset, recipe.split, attempt.row["triplet_id"], attempt.action, str(attempt.seed))
 
 
-def _build_reject(recipe: ImagineRecipe, attempt: _Try, best: Candidate) -> dict[str, Any]:
+def _build_reject(recipe: ImagineRecipe, attempt: _Try, best: Candidate) -> RejectRow:
     row = reject_row(
         uri=f"{attempt.row['triplet_id']}: {attempt.action}",
         stage="imagine",
@@ -244,7 +246,7 @@ def _build_reject(recipe: ImagineRecipe, attempt: _Try, best: Candidate) -> dict
 
 def _build_triplets(
     recipe: ImagineRecipe, codec: ImageCodec, accepted: list[tuple[_Try, list[int], Candidate]]
-) -> list[dict[str, Any]]:
+) -> list[TripletRow]:
     if not accepted:
         return []
     target_BN = torch.tensor([best.codes for _, _, best in accepted])

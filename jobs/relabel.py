@@ -17,9 +17,9 @@ from wm.errors import InputError
 from wm.images import decode_image, fit_square
 from wm.nano.world.actions import action_between
 from wm.nano.world.oracle import read_states
-from wm.nano.world.scenes import SIDE_PX
+from wm.nano.world.scenes import SIDE_PX, State
 from wm.paths import InputPath, OutputPath
-from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA, read_table, reject_row, write_table
+from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA, RejectRow, TripletRow, read_table, reject_row, write_table
 from wm.runs import Run, digest_of
 
 
@@ -69,26 +69,26 @@ def run(recipe: RelabelRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     return record
 
 
-def _load_chosen(recipe: RelabelRecipe) -> list[dict[str, Any]]:
+def _load_chosen(recipe: RelabelRecipe) -> list[TripletRow]:
     import pyarrow.compute as pc
 
     from wm.datasets.selection.algorithm import SELECTION_SCHEMA
 
     ids = read_table(recipe.selection, SELECTION_SCHEMA, ["triplet_id"]).column("triplet_id").combine_chunks()
     table = read_table(recipe.triplets)
-    rows: list[dict[str, Any]] = table.filter(pc.is_in(table.column("triplet_id"), ids)).to_pylist()
+    rows: list[TripletRow] = table.filter(pc.is_in(table.column("triplet_id"), ids)).to_pylist()
     if len(rows) != len(ids):
         raise InputError(f"{recipe.selection} names {len(ids)} triplets, {recipe.triplets} holds {len(rows)} of them")
     return sorted(rows, key=lambda row: row["triplet_id"])
 
 
-def _shuffle_actions(rows: list[dict[str, Any]], seed: int) -> list[str | None]:
+def _shuffle_actions(rows: list[TripletRow], seed: int) -> list[str | None]:
     order = np.random.default_rng([seed, 41]).permutation(len(rows))
     return [rows[int(index)]["action"] for index in order]
 
 
-def _read_actions(rows: list[dict[str, Any]]) -> list[str | None]:
-    def states(column: str) -> list[Any]:
+def _read_actions(rows: list[TripletRow]) -> list[str | None]:
+    def states(column: Literal["source_image", "target_image"]) -> list[State]:
         images = [fit_square(decode_image(row[column]["bytes"], row["triplet_id"]), SIDE_PX) for row in rows]
         return read_states(np.stack(images))
 
@@ -97,12 +97,12 @@ def _read_actions(rows: list[dict[str, Any]]) -> list[str | None]:
     return [None if action is None else action.text(index % 2) for index, action in enumerate(actions)]
 
 
-def _relabel_row(row: dict[str, Any], action: str | None) -> dict[str, Any]:
+def _relabel_row(row: TripletRow, action: str) -> TripletRow:
     """Replace the model's words by human ones, which have no likelihood."""
     return {**row, "action": action, "action_logprob": None, "action_tokens": None, "origin": "human"}
 
 
-def _build_reject(row: dict[str, Any]) -> dict[str, Any]:
+def _build_reject(row: TripletRow) -> RejectRow:
     """Build the reject row of a triplet that the truth has no label for."""
     return reject_row(
         uri=row["triplet_id"],

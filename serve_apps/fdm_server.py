@@ -31,7 +31,7 @@ from wm.dynamics import (
     Search,
     SearchState,
     Start,
-    check_block,
+    check_draft_length,
     speculate_observations,
 )
 from wm.dynamics.fdm import forward_prefix
@@ -64,7 +64,7 @@ class FDMServer(ModelServer):
         vlm = self._own[FDM].vlm
         if (recipe.guidance_scale, recipe.image_guidance_scale) != (1.0, 1.0):
             need_guidable(vlm)
-        check_block(recipe.num_draft_tokens, vlm.tokens_per_image)
+        check_draft_length(recipe.num_draft_tokens, vlm.tokens_per_image)
         self._codec.need_decoder()
 
     async def predict(self, request: EditRequest, source_HWC: Pixels) -> EditResult:
@@ -304,7 +304,7 @@ def _speculate(
         model.vlm,
         [start.source],
         [start.action],
-        block=num_draft_tokens,
+        num_draft_tokens=num_draft_tokens,
         num_samples=len(candidates),
         first_candidate=candidates.start,
         sampling=sampling,

@@ -262,7 +262,7 @@ def check_models(recipe: ServeRecipe) -> None:
 
     Reads the codecs, not the language models: those are read by the replicas.
     """
-    from wm.dynamics import check_block, need_one_base
+    from wm.dynamics import check_draft_length, need_one_base
     from wm.models import hub_hint, load_codec, read_manifest
 
     if recipe.keys:
@@ -283,4 +283,4 @@ def check_models(recipe: ServeRecipe) -> None:
     if recipe.base_sharing == "shared" or recipe.adapters:
         need_one_base(recipe.fdm, recipe.idm, recipe.base)
     if recipe.num_draft_tokens:
-        check_block(recipe.num_draft_tokens, load_codec(recipe.base or recipe.fdm).tokens_per_image)
+        check_draft_length(recipe.num_draft_tokens, load_codec(recipe.base or recipe.fdm).tokens_per_image)

@@ -11,7 +11,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, Required, TypedDict, Unpack, cast
 
 import pyarrow as pa
 import pyarrow.dataset as pads
@@ -51,23 +51,18 @@ _TRIPLET_FIELDS: list[tuple[str, pa.DataType]] = [
     ("reader", pa.string()),
 ]
 
-_HF_FEATURES = {
-    "source_image": {"_type": "Image"},
-    "target_image": {"_type": "Image"},
-}
-
 
 def _hf_metadata(fields: Sequence[tuple[str, pa.DataType]]) -> dict[bytes, bytes]:
     """Build Hugging Face ``datasets`` features, so that ``load_dataset("parquet")`` decodes the two images."""
 
-    def feature(name: str, kind: pa.DataType) -> dict[str, Any]:
-        if name in _HF_FEATURES:
-            return _HF_FEATURES[name]
+    def feature(kind: pa.DataType) -> dict[str, object]:
+        if kind == _IMAGE:
+            return {"_type": "Image"}
         if pa.types.is_list(kind):
             return {"_type": "List", "feature": {"_type": "Value", "dtype": _hf_dtype(kind.value_type)}}
         return {"_type": "Value", "dtype": _hf_dtype(kind)}
 
-    info = {"info": {"features": {name: feature(name, kind) for name, kind in fields}}}
+    info = {"info": {"features": {name: feature(kind) for name, kind in fields}}}
     return {b"huggingface": json.dumps(info).encode()}
 
 
@@ -103,9 +98,59 @@ REJECT_SCHEMA = pa.schema(
         ("detail", pa.string()),
     ]
 )
-"""What was left out. ``outcome`` is ``filtered`` (fine, but not wanted: did not move enough) or ``failed``
+"""One row = what was left out. ``outcome`` is ``filtered`` (fine, but not wanted: did not move enough) or ``failed``
 (could not be used: not decodable, file missing). ``reason`` is a short stable slug to count by
 (``missing_file``, ``no_video_stream``, ``time_out``); ``detail`` names the thing in words."""
+
+
+class StoredImage(TypedDict):
+    """An image in a row, as Hugging Face ``datasets`` stores one: its file's bytes, and its name or null."""
+
+    bytes: bytes
+    path: str | None
+
+
+class TripletRow(TypedDict, total=False):
+    """A row of :data:`TRIPLET_SCHEMA`. One that :func:`triplet_row` has built has every key, null where unknown."""
+
+    triplet_id: str
+    dataset: Required[str]
+    split: Required[str]
+    class_label: str | None
+    video_uri: str | None
+    source_frame: int | None
+    target_frame: int | None
+    source_time_s: float | None
+    target_time_s: float | None
+    motion: float | None
+    source_image: Required[StoredImage]
+    target_image: Required[StoredImage]
+    codec: str | None
+    source_codes: list[int] | None
+    target_codes: list[int] | None
+    change: list[float] | None
+    action: Required[str]
+    action_logprob: float | None
+    action_tokens: int | None
+    origin: Required[Origin]
+    annotator: str | None
+    status: str
+    license: str | None
+    reader: str | None
+
+
+class RejectRow(TypedDict):
+    """A row of :data:`REJECT_SCHEMA`."""
+
+    reject_id: str
+    dataset: str
+    split: str
+    class_label: str | None
+    uri: str
+    stage: str
+    outcome: Outcome
+    reason: str
+    detail: str
 
 
 STAGE_TABLES = {"triplets": TRIPLET_SCHEMA, "rejects": REJECT_SCHEMA}
@@ -171,9 +216,23 @@ def reject_row(
     detail: str,
     dataset: str = "",
     split: str = "",
-    class_label: str = "",
-) -> dict[str, Any]:
-    """Build a row of :data:`REJECT_SCHEMA`; its id depends on dataset, uri, stage and reason."""
+    class_label: str | None = "",
+) -> RejectRow:
+    """Build a row of :data:`REJECT_SCHEMA`.
+
+    Args:
+        uri: What was left out: a video, a triplet, an entry of a list.
+        stage: The command that left it out.
+        outcome: ``filtered`` (usable, but not wanted) or ``failed`` (could not be used).
+        reason: A short stable name to count by, such as ``time_out``.
+        detail: The reason in words, naming the thing.
+        dataset: Name of the data set.
+        split: Name of the split.
+        class_label: The label of its class.
+
+    Returns:
+        The row; its id depends on dataset, uri, stage and reason alone.
+    """
     return {
         "reject_id": stable_id(dataset, uri, stage, reason),
         "dataset": dataset,
@@ -187,56 +246,86 @@ def reject_row(
     }
 
 
-def triplet_row(**values: Any) -> dict[str, Any]:
-    """Build a row of :data:`TRIPLET_SCHEMA`, nulls for absent values; validated (see :func:`check_triplet`)."""
-    unknown = sorted(set(values) - set(TRIPLET_SCHEMA.names))
+def triplet_row(**columns: Unpack[TripletRow]) -> TripletRow:
+    """Build a complete row of :data:`TRIPLET_SCHEMA`.
+
+    Args:
+        columns: Values by column; absent ones are null. Without a ``triplet_id`` the row gets one that depends on
+            data set, video and frames.
+
+    Returns:
+        The row, with every column of the schema in its order.
+
+    Raises:
+        InputError: A column is unknown, or the row breaks a promise of the table (see :func:`check_triplet`).
+    """
+    unknown = sorted(set(columns) - set(TRIPLET_SCHEMA.names))
     if unknown:
         raise InputError(f"unknown triplet column {unknown[0]!r}; the columns are {', '.join(TRIPLET_SCHEMA.names)}")
-    row = {name: values.get(name) for name in TRIPLET_SCHEMA.names}
+    row = cast(TripletRow, {name: columns.get(name) for name in TRIPLET_SCHEMA.names})
     row["status"] = row["status"] or "ok"
-    if row["triplet_id"] is None:
+    if columns.get("triplet_id") is None:
         row["triplet_id"] = stable_id(row["dataset"], row["video_uri"], row["source_frame"], row["target_frame"])
     check_triplet(row)
     return row
 
 
-def check_triplet(row: Mapping[str, Any]) -> None:
-    """Raise :class:`InputError` naming the column unless the row keeps the table's promises."""
+def check_triplet(row: TripletRow) -> None:
+    """Check that a row keeps the table's promises.
+
+    Args:
+        row: A row with every column; its values may be of any type.
+
+    Raises:
+        InputError: It does not; the message names the row and the column.
+    """
+    values: Mapping[str, object] = row
 
     def fail(column: str, expected: str) -> None:
-        raise InputError(f"triplet {row['triplet_id']}: {column} = {row[column]!r:.80}, expected {expected}")
+        raise InputError(f"triplet {row['triplet_id']}: {column} = {values[column]!r:.80}, expected {expected}")
 
     for column in ("triplet_id", "dataset", "split", "origin"):
-        if not row[column]:
+        if not values[column]:
             fail(column, "a non-empty string")
     if row["origin"] not in ("human", "idm", "fdm"):
         fail("origin", "human, idm or fdm")
     if not isinstance(row["action"], str) or not row["action"].strip():
         fail("action", "a non-empty string")
-    for column in ("source_image", "target_image"):
-        if not row[column] or not row[column].get("bytes"):
+    for column, image in (("source_image", row["source_image"]), ("target_image", row["target_image"])):
+        if not image or not image.get("bytes"):
             fail(column, "an image with bytes")
     # Codes without their codec, or of two lengths, would train a model on noise.
-    codes = [row["source_codes"], row["target_codes"], row["change"]]
-    values = [value for value in codes if value is not None]
-    if values and (len(values) < 3 or len({len(value) for value in values}) != 1):
+    lengths = [len(codes) for codes in (row["source_codes"], row["target_codes"], row["change"]) if codes is not None]
+    if lengths and (len(lengths) < 3 or len(set(lengths)) != 1):
         fail("change", "source_codes, target_codes and change of one length, or none of them")
-    if values and not row["codec"]:
+    if lengths and not row["codec"]:
         fail("codec", "the id of the codec that made the codes")
     if row["origin"] == "idm" and (row["action_logprob"] is None or not row["action_tokens"]):
         fail("action_logprob", "a likelihood and a token count, because origin is idm")
 
 
-def write_table(rows: Iterable[Mapping[str, Any]], path: Path, schema: pa.Schema) -> int:
-    """Write rows as one Parquet file through a temporary file; returns how many. Overwrites ``path``."""
+def write_table(rows: Iterable[Mapping[str, object]], path: Path, schema: pa.Schema) -> int:
+    """Write rows as one Parquet file, complete or not at all. Overwrites ``path``.
+
+    Args:
+        rows: Values by column; absent ones are null.
+        path: The file; its folder is made.
+        schema: Columns of the file.
+
+    Returns:
+        How many rows were written.
+
+    Raises:
+        OSError: The disk is full or may not be written.
+    """
     table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
-    # small batches end a page in time: else a row group's images share one, and no reader can stream them
+    # Small batches end a page in time: else a row group's images share one, and no reader can stream them.
     write_parquet(table, path, row_group_size=1024, is_durable=True, write_batch_size=16)
     return int(table.num_rows)
 
 
 def write_parquet(
-    table: pa.Table, path: Path, *, row_group_size: int, is_durable: bool = False, **options: Any
+    table: pa.Table, path: Path, *, row_group_size: int, is_durable: bool = False, **options: object
 ) -> None:
     """Write a table as one Parquet file, to a temporary file that is then renamed. Overwrites ``path``.
 

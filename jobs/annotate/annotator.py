@@ -14,12 +14,12 @@ import pyarrow as pa
 
 from jobs.annotate.metrics import Metrics
 from jobs.annotate.pairs import Pair, Seconds, even_chunks, halve_when_full
-from jobs.annotate.shards import write_shard
+from jobs.annotate.shards import TableRows, write_shard
 from jobs.annotate.tables import DECODE_STAGES
 from wm.datasets.filters import Filters, action_findings, code_findings, picture_findings, reason_of, repeat_bits
 from wm.errors import InputError
 from wm.images import Pixels, decode_image, fit_square
-from wm.records import Outcome, reject_row, stable_id, triplet_row
+from wm.records import Outcome, RejectRow, TripletRow, reject_row, stable_id, triplet_row
 from wm.video import frame_pairs
 
 
@@ -108,7 +108,7 @@ class Annotator:
         self.metrics.shard(counts)
         return _to_row(shard=number, reasons=json.dumps(counts["reasons"]), **_bar_counts(counts))
 
-    def annotate(self, videos: list[dict[str, Any]], seconds: Seconds | None = None) -> dict[str, list[dict[str, Any]]]:
+    def annotate(self, videos: list[dict[str, Any]], seconds: Seconds | None = None) -> TableRows:
         """Build the rows of a shard's tables.
 
         Args:
@@ -230,7 +230,7 @@ class Annotator:
                 pair.reason = reason_of(findings, filters)
                 pair.detail = f"action {action.text!r:.200}, {mean:.3f} nats/token"
 
-    def _triplet(self, pair: Pair, frames: dict[tuple[str, int], EncodedFrame]) -> dict[str, Any]:
+    def _triplet(self, pair: Pair, frames: dict[tuple[str, int], EncodedFrame]) -> TripletRow:
         from wm.models import change_map
 
         video, settings = pair.video, self.settings
@@ -263,7 +263,7 @@ class Annotator:
             reader=video["reader"],
         )
 
-    def _reject(self, video: dict[str, Any], outcome: Outcome, reason: str, detail: str) -> dict[str, Any]:
+    def _reject(self, video: dict[str, Any], outcome: Outcome, reason: str, detail: str) -> RejectRow:
         row = reject_row(
             uri=video["uri"],
             stage="annotate",
@@ -276,7 +276,7 @@ class Annotator:
         )
         return row | {"reject_id": stable_id(self.settings.dataset, video["key"], "annotate", reason)}
 
-    def _reject_pair(self, pair: Pair) -> dict[str, Any]:
+    def _reject_pair(self, pair: Pair) -> RejectRow:
         frames = pair.video["keyframes"]
         where = f"frames {frames[pair.source]} to {frames[pair.target]}: {pair.detail}"
         row = self._reject(pair.video, "filtered", pair.reason, where)

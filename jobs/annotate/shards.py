@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -81,11 +81,15 @@ def shard_name(number: int) -> str:
     return f"shard-{number:06d}"
 
 
+TableRows: TypeAlias = Mapping[str, Sequence[Mapping[str, Any]]]
+"""Rows by the name of their table."""
+
+
 def write_shard(
     out: Path,
     number: int,
     videos: Sequence[dict[str, Any]],
-    rows: Mapping[str, Sequence[dict[str, Any]]],
+    rows: TableRows,
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
     """Write and commit one shard.
@@ -114,9 +118,7 @@ def write_shard(
     return counts
 
 
-def _counts(
-    videos: Sequence[dict[str, Any]], rows: Mapping[str, Sequence[dict[str, Any]]], seconds: Mapping[str, float]
-) -> dict[str, Any]:
+def _counts(videos: Sequence[dict[str, Any]], rows: TableRows, seconds: Mapping[str, float]) -> dict[str, Any]:
     triplets, rejects = rows["triplets"], rows["rejects"]
     # by key, not by URI: segments of one file are videos of their own
     accepted = [row for row in rows["pairs"] if row["outcome"] == "ok"]

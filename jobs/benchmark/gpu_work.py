@@ -260,7 +260,7 @@ def speculation_figures(record: Measures, model: Any, repeats: int) -> None:
             drafts = made_draft(codes, model.shape.codes)
 
             def speculate() -> Any:
-                return speculate_images(model, [prefix], drafts, block=block, **settings)
+                return speculate_images(model, [prefix], drafts, num_draft_tokens=block, **settings)
 
             one = speculate()
             return {

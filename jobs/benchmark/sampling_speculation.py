@@ -47,7 +47,7 @@ def speculation_figures(
             [prefixes[source]],
             drafts_BKN[source : source + 1, :count],
             num_samples=count,
-            block=block,
+            num_draft_tokens=block,
             seed=seeds[source],
             redraft=redraft,
             decoder=decoder,
@@ -98,7 +98,7 @@ def _measure_seconds(shape: Shape, rows: int, rounds: int) -> dict[str, Any]:
         settings = {"num_samples": count, "decoder": decoder}
         work[f"sequential_n{count}"] = lambda settings=settings: sample_images(model, [prefix], **settings)
         work[f"speculative_n{count}"] = lambda settings=settings, count=count: speculate_images(
-            model, [prefix], drafts[:, :count], block=block, **settings
+            model, [prefix], drafts[:, :count], num_draft_tokens=block, **settings
         )
     return turns(work, rounds)
 
@@ -131,7 +131,7 @@ def nano_figures(
                     prefixes,
                     sources,
                     num_samples=rows,
-                    block=block,
+                    num_draft_tokens=block,
                     sampling=sampling,
                     seed=seeds,
                     redraft=redraft,

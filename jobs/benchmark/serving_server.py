@@ -71,7 +71,7 @@ class Library:
             self._idm.model,
             self.codec.encode(pixels_HWC[None]),
             [action],
-            search=Search(best_of=best_of),
+            search=Search(num_candidates=best_of),
             seed=seed,
             fdm_decoder=self._fdm.decoder,
             idm_decoder=self._idm.decoder,

@@ -21,6 +21,8 @@ from wm.records import (
     REJECT_SCHEMA,
     STAGE_TABLES,
     TRIPLET_SCHEMA,
+    RejectRow,
+    TripletRow,
     fill_empty_tables,
     read_table,
     reject_row,
@@ -64,7 +66,7 @@ class Ingestor:
             ``rows``, how many were done, and ``problem``, the error of the disk or "".
         """
         entries = self.entries[shard["start"] : shard["stop"]]
-        triplets: list[dict[str, Any]] = []
+        triplets: list[TripletRow] = []
         problems: list[Problem] = []
         # Batches bound the memory; decoding and encoding alternate in one actor.
         for start in range(0, len(entries), ENCODE_BATCH):
@@ -109,7 +111,7 @@ class Ingestor:
             for a, b, c in zip(*columns, strict=True)
         ]
 
-    def _triplets(self, rows: list[tuple[Item | Narrated, Pair]]) -> list[dict[str, Any]]:
+    def _triplets(self, rows: list[tuple[Item | Narrated, Pair]]) -> list[TripletRow]:
         codes = self._codes([pair.source for _, pair in rows], [pair.target for _, pair in rows])
         return [
             triplet_row(
@@ -126,7 +128,7 @@ class Ingestor:
             for (item, pair), code in zip(rows, codes, strict=True)
         ]
 
-    def _reject(self, problem: Problem) -> dict[str, Any]:
+    def _reject(self, problem: Problem) -> RejectRow:
         return reject_row(
             uri=problem.uri,
             stage="ingest",

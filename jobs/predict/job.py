@@ -13,7 +13,7 @@ from jobs.predict.triplets import parts_of, predict_triplets
 from jobs.shared.roles import need_actions, need_roles, read_roles
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
-from wm.dynamics import Roles, StepDone, check_block, roll_out
+from wm.dynamics import Roles, StepDone, check_draft_length, roll_out
 from wm.errors import InputError
 from wm.evaluation.heldout import HeldOut, read_held_out
 from wm.images import Pixels, decode_image, fit_square
@@ -35,14 +35,14 @@ def run(recipe: PredictRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         return read_run(recipe.out) or {}
     with stage.timed("read"):
         codec = load_codec(recipe.base or recipe.fdm, recipe.device)
-        check_block(recipe.block, codec.tokens_per_image)
+        check_draft_length(recipe.search.num_draft_tokens, codec.tokens_per_image)
         if recipe.image:
             codec.need_decoder()
         source = _read_image(recipe.image, codec) if recipe.image else None
         held_out = None if recipe.image else read_held_out(recipe.triplets, codec, limit=recipe.limit or None)
     if dry_run:
         rows = f"{len(recipe.actions)} actions in {recipe.image}" if held_out is None else f"{len(held_out)} triplets"
-        print(f"predict: would predict {rows}, best of {recipe.best_of}, into {recipe.out}")
+        print(f"predict: would predict {rows}, best of {recipe.search.num_candidates}, into {recipe.out}")
         return {}
     # Models come last: a wrong recipe or image must not wait for 7B weights.
     with stage.timed("load"):
@@ -67,12 +67,12 @@ def _predict_image(
 
         with torch.inference_mode():
             rollout = roll_out(
-                roles.fdm.model, roles.idm.model, source_1N, [recipe.actions], search=recipe.search(),
+                roles.fdm.model, roles.idm.model, source_1N, [recipe.actions], search=recipe.search,
                 sampling=recipe.sampling, seed=recipe.seed, batch_size=recipe.batch_size, on_step=report_step,
                 fdm_decoder=roles.fdm.decoder, idm_decoder=roles.idm.decoder,
             )[0]  # fmt: skip
     with stage.timed("write"):
-        counts = write_rollout(rollout, source_HWC, codec, stage.out, top=recipe.top)
+        counts = write_rollout(rollout, source_HWC, codec, stage.out, top=recipe.search.num_return)
     record = stage.finish(counts)
     for number, candidate in enumerate(rollout.best.candidates, 1):
         count = sum(len(prediction.candidates) for prediction in rollout.steps[number - 1].predictions)
@@ -90,7 +90,7 @@ def _predict_triplets(recipe: PredictRecipe, stage: Run, held_out: HeldOut, role
     stage.start()
     with stage.timed("predict"), torch.inference_mode(), progress_bar(len(held_out), "triplet", "predict") as bar:
         for count in predict_triplets(
-            roles, held_out, stage.out, search=recipe.search(), sampling=recipe.sampling,
+            roles, held_out, stage.out, search=recipe.search, sampling=recipe.sampling,
             seed=recipe.seed, batch_size=recipe.batch_size,
         ):  # fmt: skip
             bar.update(count)

@@ -1,5 +1,8 @@
 """Define what ``predict`` is asked: models, source, search."""
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from pydantic import Field, model_validator
 
 from jobs.shared.roles import RolesRecipe
@@ -10,8 +13,14 @@ _ACTION_CHARS = 1000
 """Of an action, as on the server."""
 
 
-class PredictRecipe(Search, RolesRecipe):
+class PredictRecipe(RolesRecipe):
     """Which models, from what, and how to search."""
+
+    RENAMED_KEYS: ClassVar[Mapping[str, str]] = {
+        **RolesRecipe.RENAMED_KEYS,
+        **{old: f"search.{new}" for old, new in Search.RENAMED_KEYS.items()},
+        "max_unchanged": "search.max_unchanged",
+    }
 
     image: InputPath = ""
     """The source image (PNG, JPEG, WebP, BMP), cut to the models' square."""
@@ -23,6 +32,8 @@ class PredictRecipe(Search, RolesRecipe):
     """With triplets: use so many, spread evenly over the set; 0: all."""
     out: OutputPath
     """Output folder."""
+    search: Search = Search()
+    """How a prediction is searched for."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Of the samples: the same seed gives the same predictions."""
 
@@ -36,8 +47,11 @@ class PredictRecipe(Search, RolesRecipe):
             raise ValueError("actions belong to image; triplets have their own")
         if self.image and self.limit:
             raise ValueError(f"limit = {self.limit} belongs to triplets")
-        if self.triplets and self.beam > 1:
-            raise ValueError(f"beam = {self.beam} belongs to actions one after the other; a triplet has one action")
+        if self.triplets and self.search.num_beams > 1:
+            raise ValueError(
+                f"search.num_beams = {self.search.num_beams} belongs to actions one after the other; "
+                "a triplet has one action"
+            )
         for action in self.actions:
             if not action.strip() or len(action) > _ACTION_CHARS:
                 problem = "is empty" if not action.strip() else f"has {len(action)} letters"
@@ -45,7 +59,3 @@ class PredictRecipe(Search, RolesRecipe):
                     f"action {action!r:.60} {problem}; expected some words, {_ACTION_CHARS} letters at most"
                 )
         return self
-
-    def search(self) -> Search:
-        """Return the settings of the search alone."""
-        return Search.model_validate({name: getattr(self, name) for name in Search.model_fields})

@@ -83,7 +83,7 @@ def predict_triplets(
             lines = [
                 {"triplet_id": held_out.ids[row], "action": action, "codec": roles.fdm.model.codec_id} | line
                 for row, action, prediction in zip(rows, actions, predictions, strict=True)
-                for line in _build_rows(prediction, search.top)
+                for line in _build_rows(prediction, search.num_return)
             ]
             write_table(lines, path, SCHEMA)
         yield len(rows)

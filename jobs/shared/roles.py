@@ -1,6 +1,6 @@
 """Load the forward and the inverse model of a job, after checking their folders. Knows nothing of what they predict."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -9,7 +9,7 @@ from pydantic import Field
 
 from jobs.shared.devices import need_device
 from wm.config import Recipe
-from wm.dynamics import Roles, Sampling, Weights, load_roles, need_one_base
+from wm.dynamics import BaseSharing, Roles, Sampling, load_roles, need_one_base
 from wm.errors import InputError
 from wm.models import ImageCodec, hub_hint, is_adapter, model_folder, read_manifest
 from wm.models.checkpoints import need_manifest
@@ -23,6 +23,7 @@ class RolesRecipe(Recipe):
     """The two models and where they run."""
 
     RESUMABLE_KEYS: ClassVar[frozenset[str]] = frozenset({"batch_size"})
+    RENAMED_KEYS: ClassVar[Mapping[str, str]] = {"weights": "base_sharing"}
 
     fdm: InputPath
     """Model folder of the forward model: full weights or an adapter."""
@@ -38,7 +39,7 @@ class RolesRecipe(Recipe):
     """Where the models run."""
     dtype: DType = "float32"
     """Type of their weights; bfloat16 halves the memory."""
-    weights: Weights = "merged"
+    base_sharing: BaseSharing = "merged"
     """merged: each model has weights of its own. shared: adapters of one base are applied beside one copy of its
     weights, for a single GPU: about half the memory, a little slower, the same up to rounding."""
 
@@ -48,7 +49,7 @@ def need_roles(recipe: RolesRecipe) -> None:
 
     Raises:
         InputError: A folder is missing or was trained for the other task, the two have different codecs, or their
-            weights cannot be shared although ``weights = shared``.
+            weights cannot be shared although ``base_sharing = shared``.
     """
     need_device(recipe.device)
     # Each folder by itself, then the two together.
@@ -70,7 +71,7 @@ def need_roles(recipe: RolesRecipe) -> None:
     if recipe.base and not (is_adapter(recipe.fdm) or is_adapter(recipe.idm)):
         raise InputError(f"base = {recipe.base!r}, but neither fdm nor idm is an adapter")
     # Shared weights need two adapters of one base.
-    if recipe.weights == "shared":
+    if recipe.base_sharing == "shared":
         need_one_base(recipe.fdm, recipe.idm, recipe.base or None)
 
 
@@ -86,7 +87,8 @@ def read_roles(recipe: RolesRecipe, codec: ImageCodec) -> Roles:
     """
     roles = load_roles(
         recipe.fdm, recipe.idm,
-        weights=recipe.weights, base=recipe.base or None, device=recipe.device, dtype=getattr(torch, recipe.dtype),
+        base_sharing=recipe.base_sharing, base=recipe.base or None,
+        device=recipe.device, dtype=getattr(torch, recipe.dtype),
     )  # fmt: skip
     if roles.fdm.model.codec_id != codec.codec_id:
         raise InputError(

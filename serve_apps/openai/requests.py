@@ -190,17 +190,11 @@ class PredictionRequest(ApiRequest):
 
         names = ("temperature", "top_k", "top_p", "guidance_scale", "image_guidance_scale")
         settings = {name: getattr(recipe if getattr(self, name) is None else self, name) for name in names}
-        temperature = settings["temperature"]
-        return Sampling(
-            temperature=temperature or 1.0,
-            greedy=temperature == 0,
-            top_k=settings["top_k"],
-            top_p=settings["top_p"],
-            guidance_text=settings["guidance_scale"],
-            guidance_image=settings["image_guidance_scale"],
-        )
+        temperature = settings.pop("temperature")
+        return Sampling(temperature=temperature or 1.0, greedy=temperature == 0, **settings)
 
     def gain_or(self, recipe: "ServeRecipe") -> float | None:
+        """Return ``min_gain_nats``, the recipe's if the request gives none."""
         return recipe.min_gain_nats if self.min_gain_nats is None else self.min_gain_nats
 
 

@@ -49,12 +49,12 @@ class RolloutRequest(PredictionRequest):
 
         gain = self.gain_or(recipe)
         return Search(
-            best_of=self.best_of,
-            beam=self.num_beams,
+            num_candidates=self.best_of,
+            num_beams=self.num_beams,
             max_unchanged=self.max_unchanged,
-            margin=gain,
+            min_gain_nats=gain,
             # With adaptive N the first round can fill the beam.
-            at_least=1 if gain is None else min(self.num_beams, self.best_of),
+            min_candidates=1 if gain is None else min(self.num_beams, self.best_of),
         )
 
 

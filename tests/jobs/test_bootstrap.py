@@ -32,7 +32,14 @@ def recipe(out: Path, **changes: Any) -> BootstrapRecipe:
         },
         "select": {"k": 10, "min_changed_codes": 0},
         "fdm": TRAINING,
-        "evaluate": {"judge": "oracle", "seeds": [0], "k": [1, 2], "limit": 4, "max_new_tokens": 6, "examples": 2},
+        "evaluate": {
+            "judge": "oracle",
+            "seeds": [0],
+            "num_candidates": [1, 2],
+            "limit": 4,
+            "max_new_tokens": 6,
+            "examples": 2,
+        },
     }
     return BootstrapRecipe.parse({"out": str(out), **small, **changes}, "test")
 

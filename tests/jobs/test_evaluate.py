@@ -83,7 +83,7 @@ def recipe_of(tiny_base, triplets, out, **more):
         },
         "idm": "idm-0",
         "seeds": [0, 1],
-        "k": [1, 2, 4],
+        "num_candidates": [1, 2, 4],
         "examples": 3,
     }
     return EvaluateRecipe.parse(values | more, "test")
@@ -166,7 +166,7 @@ def test_adapters_over_one_base_give_the_same_tables(tiny_base, triplets, tmp_pa
         read.clear()
         decoders.clear()
         out = tmp_path / weights
-        given = {"base": str(folders / "base"), "models": models, "idm": "inverse", "weights": weights}
+        given = {"base": str(folders / "base"), "models": models, "idm": "inverse", "base_sharing": weights}
         evaluate.run(recipe_of(tiny_base, triplets, out, **given))
         parts[weights] = {file.name: load_part(file) for file in sorted((out / "parts").iterdir())}
         reads[weights] = read.copy()
@@ -185,7 +185,7 @@ def test_an_adapter_that_cannot_share_its_base_is_refused_at_once(tiny_base, tri
     config = folders / "idm" / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"init_lora_weights": "olora"}))
     models = {"inverse": {"path": str(folders / "idm"), "role": "idm", "label": "IDM"}}
-    given = {"base": str(folders / "base"), "models": models, "idm": "", "weights": "shared"}
+    given = {"base": str(folders / "base"), "models": models, "idm": "", "base_sharing": "shared"}
     with pytest.raises(InputError, match="begun with init_lora_weights = 'olora'"):
         evaluate.run(recipe_of(tiny_base, triplets, tmp_path / "out", **given))
     assert not list((tmp_path / "out").glob("parts/*"))
@@ -230,7 +230,13 @@ def judge_tabletop(base, out, *, pixels_of=None, actions=None):
     samples = [sample_triplet(rng) for _ in range(4)]
     pixels_of = pixels_of or (lambda i: (samples[i][0], samples[i][2]))
     folder = write_triplets(out / "set", pixels_of, actions or [sample[1] for sample in samples])
-    recipe = {"triplets": str(folder), "out": str(out / "out"), "base": str(base), "judge": "oracle", "k": [1, 2]}
+    recipe = {
+        "triplets": str(folder),
+        "out": str(out / "out"),
+        "base": str(base),
+        "judge": "oracle",
+        "num_candidates": [1, 2],
+    }
     evaluate.run(EvaluateRecipe.parse(recipe, "test"))
     return json.loads((out / "out/tables.json").read_text())
 
@@ -293,7 +299,7 @@ def test_limit_spreads_over_the_set():
     ("more", "message"),
     [
         ({"idm": "ft-0"}, "verifier 'ft-0' is no IDM of this recipe; those are zero-shot-idm, idm-0"),
-        ({"k": [0, 2]}, "k = .*expected different whole numbers from 1 up"),
+        ({"num_candidates": [0, 2]}, "num_candidates = .*expected different whole numbers from 1 up"),
         (
             {"models": {"x": {"path": "/nowhere", "role": "fdm", "label": "X"}}, "idm": ""},
             "no such model folder: /nowhere",
@@ -362,10 +368,10 @@ def parts_of(recipe):
 def test_speculative_drawing_gives_the_same_candidates_and_guidance_others(tiny_base, triplets, tmp_path):
     quick = {"greedy": False, "probe": False, "examples": 0}
     plain = parts_of(recipe_of(tiny_base, triplets, tmp_path / "plain", **quick))
-    drafted = parts_of(recipe_of(tiny_base, triplets, tmp_path / "drafted", block=2, **quick))
+    drafted = parts_of(recipe_of(tiny_base, triplets, tmp_path / "drafted", num_draft_tokens=2, **quick))
     assert np.array_equal(plain.codes, drafted.codes)
     assert drafted.verifier == pytest.approx(plain.verifier, abs=1e-4)
-    sampling = {"guidance_text": 3.0, "guidance_image": 1.5}
+    sampling = {"guidance_scale": 3.0, "image_guidance_scale": 1.5}
     guided = parts_of(recipe_of(tiny_base, triplets, tmp_path / "guided", sampling=sampling, **quick))
     held_out = read_held_out(triplets, load_codec(tiny_base))
     expected = sample_observations(
@@ -377,7 +383,7 @@ def test_speculative_drawing_gives_the_same_candidates_and_guidance_others(tiny_
 
 
 def test_adaptive_n_is_replayed_and_the_guard_chooses(tiny_base, triplets, tmp_path, capsys):
-    more = {"margins": [0.5, 9.0], "max_unchanged": 0.1, "greedy": False, "probe": False}
+    more = {"min_gains_nats": [0.5, 9.0], "max_unchanged": 0.1, "greedy": False, "probe": False}
     evaluate.run(recipe_of(tiny_base, triplets, tmp_path / "out", **more))
     tables = json.loads((tmp_path / "out/tables.json").read_text())
     rows = {(row["label"], row["margin"]): row for row in tables["adaptive"] if row["margin"] is not None}
@@ -397,10 +403,10 @@ def test_adaptive_n_is_replayed_and_the_guard_chooses(tiny_base, triplets, tmp_p
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"block": 4}, r"block = 4: expected 0 \(off\) to 3, an image has 4 tokens"),
-        ({"at_least": 2, "margins": []}, "at_least = 2 is a setting of the replay"),
-        ({"at_least": 5}, "at_least = 5 is more than the largest k, 4"),
-        ({"margins": [-0.5]}, r"margins = \[-0.5\]: expected different numbers from 0 up"),
+        ({"num_draft_tokens": 4}, r"num_draft_tokens = 4: expected 0 \(off\) to 3, an image has 4 tokens"),
+        ({"min_candidates": 2, "min_gains_nats": []}, "min_candidates = 2 is a setting of the replay"),
+        ({"min_candidates": 5}, "min_candidates = 5 is more than the largest of num_candidates, 4"),
+        ({"min_gains_nats": [-0.5]}, r"min_gains_nats = \[-0.5\]: expected different numbers from 0 up"),
     ],
 )
 def test_bad_settings_of_the_search(tiny_base, triplets, tmp_path, more, message):

@@ -49,7 +49,12 @@ def recipe_of(tiny_base: Path, tmp_path: Path, **more: Any) -> PredictRecipe:
 
 
 def test_a_rollout_is_written_whole(tiny_base, tmp_path, picture, capsys):
-    more = {"image": str(picture), "actions": ACTIONS, "best_of": 5, "beam": 2, "top": 3, "seed": 4}
+    more = {
+        "image": str(picture),
+        "actions": ACTIONS,
+        "search": {"num_candidates": 5, "num_beams": 2, "num_return": 3},
+        "seed": 4,
+    }
     recipe = recipe_of(tiny_base, tmp_path, **more)
     assert predict.run(recipe, dry_run=True) == {} and not (tmp_path / "out").exists()
     assert "would predict 2 actions" in capsys.readouterr().out
@@ -57,7 +62,7 @@ def test_a_rollout_is_written_whole(tiny_base, tmp_path, picture, capsys):
     model, codec, out = load_model(tiny_base), load_codec(tiny_base), tmp_path / "out"
     source = decode_image((out / "source.png").read_bytes(), "source")
     assert source.shape == (16, 16, 3)
-    search = Search(best_of=5, beam=2)
+    search = Search(num_candidates=5, num_beams=2)
     expected = roll_out(model, model, codec.encode(source[None]), [ACTIONS], search=search, seed=4)[0]
     told = json.loads((out / "prediction.json").read_text())
     assert told["actions"] == ACTIONS
@@ -98,7 +103,8 @@ def test_a_rollout_is_written_whole(tiny_base, tmp_path, picture, capsys):
 
 def test_triplets_are_predicted_in_parts_and_gone_on_with(tiny_base, tmp_path, triplets, monkeypatch):
     monkeypatch.setattr(predict_triplets, "ROWS_PER_PART", 2)
-    more = {"triplets": str(triplets), "best_of": 4, "top": 2, "seed": 3, "margin": 0.9, "block": 2}
+    search = {"num_candidates": 4, "num_return": 2, "min_gain_nats": 0.9, "num_draft_tokens": 2}
+    more = {"triplets": str(triplets), "search": search, "seed": 3}
     recipe = recipe_of(tiny_base, tmp_path, **more)
     done: list[int] = []
 
@@ -123,7 +129,7 @@ def test_triplets_are_predicted_in_parts_and_gone_on_with(tiny_base, tmp_path, t
     model, seeds = load_model(tiny_base), row_seeds(3, [row["triplet_id"] for row in source])
     found = predict_observations(
         model, model, np.array([row["source_codes"] for row in source]), [row["action"] for row in source],
-        search=Search(best_of=4, margin=0.9, block=2), seed=seeds,
+        search=Search(num_candidates=4, min_gain_nats=0.9, num_draft_tokens=2), seed=seeds,
     )  # fmt: skip
     expected = [
         (row["triplet_id"], seed, one, prediction)
@@ -153,8 +159,8 @@ def test_triplets_are_predicted_in_parts_and_gone_on_with(tiny_base, tmp_path, t
         ({"image": "a.png", "actions": ["x" * 1001]}, "has 1001 letters; expected some words, 1000 letters at most"),
         ({"image": "a.png", "actions": ["put"], "limit": 3}, "limit = 3 belongs to triplets"),
         ({"triplets": "t", "actions": ["put"]}, "actions belong to image"),
-        ({"triplets": "t", "beam": 2}, "beam = 2 belongs to actions one after the other"),
-        ({"image": "a.png", "actions": ["put"], "best_of": 0}, "best_of = 0"),
+        ({"triplets": "t", "search": {"num_beams": 2}}, "search.num_beams = 2 belongs to actions one after the other"),
+        ({"image": "a.png", "actions": ["put"], "search": {"num_candidates": 0}}, "search.num_candidates = 0"),
         ({"image": "nowhere.png", "actions": ["put"]}, "image = 'nowhere.png': no such file|no such file or folder"),
         ({"image": "a.png", "actions": ["put"], "fdm": "nowhere"}, "fdm = 'nowhere': no such model folder"),
         ({"image": "a.png", "actions": ["put"], "device": "abacus"}, "device = 'abacus'"),
@@ -168,8 +174,8 @@ def test_bad_input_is_named_and_leaves_nothing(tiny_base, tmp_path, more, said):
 
 def test_what_the_models_cannot_do_is_told_before_the_folder_is_made(tiny_base, tmp_path, picture):
     given = {"image": str(picture), "actions": ["put"]}
-    with pytest.raises(InputError, match=r"block = 4: expected 0 \(off\) to 3"):
-        predict.run(recipe_of(tiny_base, tmp_path, **given, block=4))
+    with pytest.raises(InputError, match=r"num_draft_tokens = 4: expected 0 \(off\) to 3"):
+        predict.run(recipe_of(tiny_base, tmp_path, **given, search={"num_draft_tokens": 4}))
     with pytest.raises(InputError, match="holds the reserved token"):
         predict.run(recipe_of(tiny_base, tmp_path, image=str(picture), actions=["put", "<pad>"]))
     broken = tmp_path / "broken.png"
@@ -186,11 +192,19 @@ def test_the_command_line(tiny_base, tmp_path, picture, monkeypatch, capsys):
     shutil.copy(picture, tmp_path / "a.jpg")
     monkeypatch.chdir(tmp_path)
     models = [f"fdm={tiny_base}", f"idm={tiny_base}"]
-    argv = ["predict", *models, "image=a.jpg", 'actions=["put", "take"]', "out=o", "best_of=2", "max_unchanged=0.5"]
+    argv = [
+        "predict",
+        *models,
+        "image=a.jpg",
+        'actions=["put", "take"]',
+        "out=o",
+        "search.num_candidates=2",
+        "search.max_unchanged=0.5",
+    ]
     monkeypatch.setattr("sys.argv", argv)
     assert main() == 0
     assert "step 2: take: " in capsys.readouterr().out
-    assert json.loads(Path("o/run.json").read_text())["recipe"]["max_unchanged"] == 0.5
+    assert json.loads(Path("o/run.json").read_text())["recipe"]["search"]["max_unchanged"] == 0.5
 
 
 def test_a_folder_named_like_a_column_is_no_column(tmp_path: Path) -> None:

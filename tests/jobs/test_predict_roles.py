@@ -37,7 +37,13 @@ def triplets(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe_of(folders: Path, out: Path, **more: Any) -> PredictRecipe:
-    values = {"fdm": str(folders / "fdm"), "idm": str(folders / "idm"), "out": str(out), "best_of": 3, "seed": 2}
+    values = {
+        "fdm": str(folders / "fdm"),
+        "idm": str(folders / "idm"),
+        "out": str(out),
+        "search": {"num_candidates": 3},
+        "seed": 2,
+    }
     return PredictRecipe.parse(values | more, "test")
 
 
@@ -47,25 +53,25 @@ def predicted(recipe: PredictRecipe) -> tuple[list[list[int]], list[float]]:
     return [row["codes"] for row in rows], [row["logprob"] for row in rows]
 
 
-@pytest.mark.parametrize(("weights", "dtype"), [*itertools.product(["merged", "shared"], ["float32", "bfloat16"])])
-def test_predictions_are_those_of_the_models_loaded_alone(folders, triplets, monkeypatch, weights, dtype):
-    asked, out = [], folders / f"{weights}-{dtype}"
+@pytest.mark.parametrize(("base_sharing", "dtype"), [*itertools.product(["merged", "shared"], ["float32", "bfloat16"])])
+def test_predictions_are_those_of_the_models_loaded_alone(folders, triplets, monkeypatch, base_sharing, dtype):
+    asked, out = [], folders / f"{base_sharing}-{dtype}"
     read = shared_roles.load_roles
     monkeypatch.setattr(
         shared_roles, "load_roles", lambda *paths, **how: asked.append(read(*paths, **how)) or asked[-1]
     )
-    recipe = recipe_of(folders, out, triplets=str(triplets), weights=weights, dtype=dtype)
+    recipe = recipe_of(folders, out, triplets=str(triplets), base_sharing=base_sharing, dtype=dtype)
     codes, logprobs = predicted(recipe)
     assert asked[0].fdm.decoder.dtype is getattr(torch, dtype)
     shares = asked[0].fdm.model.inner.lm_head.weight is asked[0].idm.model.inner.lm_head.weight
-    assert shares == (weights == "shared")
+    assert shares == (base_sharing == "shared")
     if dtype == "bfloat16":  # other rounding, other draws
         return
     rows = pq.read_table(triplets).to_pylist()
     fdm, idm = (load_model(folders / role) for role in ("fdm", "idm"))
     found = predict_observations(
         fdm, idm, [row["source_codes"] for row in rows], [row["action"] for row in rows],
-        search=Search(best_of=3), seed=row_seeds(2, [row["triplet_id"] for row in rows]),
+        search=Search(num_candidates=3), seed=row_seeds(2, [row["triplet_id"] for row in rows]),
     )  # fmt: skip
     assert codes == [list(one.best.codes) for one in found]
     assert logprobs == pytest.approx([one.best.score.logprob for one in found], abs=2e-4)
@@ -82,7 +88,9 @@ def test_a_base_is_for_the_adapter_beside_a_full_model(folders, triplets, tmp_pa
 
 def test_weights_that_cannot_be_shared_are_told_before_they_are_read(folders, triplets, tmp_path, monkeypatch):
     monkeypatch.setattr(shared_roles, "load_roles", lambda *paths, **how: pytest.fail("was read"))
-    recipe = recipe_of(folders, tmp_path / "out", idm=str(folders / "full"), triplets=str(triplets), weights="shared")
+    recipe = recipe_of(
+        folders, tmp_path / "out", idm=str(folders / "full"), triplets=str(triplets), base_sharing="shared"
+    )
     with pytest.raises(
         InputError, match=r"sharing weights needs both roles over one base, but fdm .* is an adapter of"
     ):
@@ -104,7 +112,7 @@ def test_guidance_that_the_family_has_not_is_told_first(folders, triplets, tmp_p
 
     monkeypatch.setattr(shared_roles, "need_guidable", refuse)
     with pytest.raises(InputError, match="guidance is not supported"):
-        predict.run(recipe_of(folders, tmp_path / "out", triplets=str(triplets), sampling={"guidance_text": 2.0}))
+        predict.run(recipe_of(folders, tmp_path / "out", triplets=str(triplets), sampling={"guidance_scale": 2.0}))
     assert not (tmp_path / "out").exists()
 
 

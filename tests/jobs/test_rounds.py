@@ -178,7 +178,12 @@ def row_seed(seed: int, *names: str) -> int:
 
 
 def recipe(models: dict[str, Path], triplets: Path, out: Path, **more: Any) -> ImagineRecipe:
-    plain: dict[str, Any] = {"min_score": -50.0, "max_unchanged": 1.0, "search": Search(best_of=3), "actions_each": 2}
+    plain: dict[str, Any] = {
+        "min_score": -50.0,
+        "max_unchanged": 1.0,
+        "search": Search(num_candidates=3),
+        "actions_each": 2,
+    }
     plain |= {"sources": str(triplets), "actions": str(triplets), "fdm": str(models["fdm"]), "idm": str(models["idm"])}
     return ImagineRecipe(out=str(out), **(plain | more))
 
@@ -264,16 +269,16 @@ def test_what_is_not_believed_is_rejected_and_a_killed_run_goes_on(
 def test_bad_input_is_told_before_any_work(models: dict[str, Path], triplets: Path, tmp_path: Path) -> None:
     for changes, said in (
         ({"subset": "colour"}, "subset = 'colour': triplets have no such column"),
-        ({"search": Search(block=4)}, r"block = 4: expected 0 \(off\) to 3"),
+        ({"search": Search(num_draft_tokens=4)}, r"num_draft_tokens = 4: expected 0 \(off\) to 3"),
         ({"sources": str(tmp_path / "gone")}, "gone"),
         ({"idm": str(models["fdm"])}, r"idm = .* was trained as fdm"),
         ({"idm": "nowhere"}, "idm = 'nowhere': no such model folder"),
         ({"device": "abacus"}, "device = 'abacus'"),
-        ({"weights": "shared"}, "sharing weights needs both roles over one base"),
+        ({"base_sharing": "shared"}, "sharing weights needs both roles over one base"),
     ):
         with pytest.raises(InputError, match=said):
             imagine_job.run(recipe(models, triplets, tmp_path / "out", **changes))
-    for name in ("top", "beam"):
+    for name in ("num_return", "num_beams"):
         with pytest.raises(InputError, match=f"search.*{name} = 2 has no part here"):
             ImagineRecipe.parse(recipe(models, triplets, tmp_path / "out").model_dump() | {"search": {name: 2}}, "test")
     assert not (tmp_path / "out").exists()

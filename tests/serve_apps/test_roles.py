@@ -34,7 +34,14 @@ from wm.nano.preset import write_random_base
 
 ACTION = "move the red cup left"
 SOURCE = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
-SETTINGS = {"temperature": 1.0, "greedy": False, "top_k": 0, "top_p": 1.0, "guidance_text": 1.0, "guidance_image": 1.0}
+SETTINGS = {
+    "temperature": 1.0,
+    "greedy": False,
+    "top_k": 0,
+    "top_p": 1.0,
+    "guidance_scale": 1.0,
+    "image_guidance_scale": 1.0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +54,7 @@ def recipe_of(folders, **more):
 
 
 def answer(sampler, **settings):
-    question = Question(SOURCE, (ACTION,), 7, {"best_of": 6}, SETTINGS | settings, num_pictures=6)
+    question = Question(SOURCE, (ACTION,), 7, {"num_candidates": 6}, SETTINGS | settings, num_pictures=6)
     return asyncio.run(sampler.predict(question))
 
 
@@ -55,7 +62,7 @@ def apart(recipe):
     return local_replicas(recipe)[0]
 
 
-@pytest.mark.parametrize("settings", [{}, {"guidance_text": 2.5, "guidance_image": 1.3}, {"greedy": True}])
+@pytest.mark.parametrize("settings", [{}, {"guidance_scale": 2.5, "image_guidance_scale": 1.3}, {"greedy": True}])
 def test_one_process_answers_as_two_do_bit_for_bit(folders, settings):
     two = answer(apart(recipe_of(folders)), **settings)
     for roles in ("merged", "shared"):
@@ -82,7 +89,7 @@ def test_scores_of_many_requests_are_asked_together_unless_copies_come_with_thei
         return await score_candidates(model, questions)
 
     monkeypatch.setattr(verifier, "score_candidates", counted)
-    questions = [Question(SOURCE, (ACTION,), seed, {"best_of": 4}, SETTINGS) for seed in range(8)]
+    questions = [Question(SOURCE, (ACTION,), seed, {"num_candidates": 4}, SETTINGS) for seed in range(8)]
 
     async def all_at_once():
         return await asyncio.gather(*map(sampler.predict, questions))
@@ -108,7 +115,7 @@ def test_each_model_is_described_as_itself(folders):
 
 
 @pytest.mark.parametrize("block", [1, 3])
-@pytest.mark.parametrize("settings", [{}, {"guidance_text": 2.5}, {"top_k": 3}])
+@pytest.mark.parametrize("settings", [{}, {"guidance_scale": 2.5}, {"top_k": 3}])
 def test_drafted_blocks_give_the_same_candidates(folders, block, settings, monkeypatch):
     plain = answer(apart(recipe_of(folders)), **settings)
     monkeypatch.setattr("wm.sampling.ImagePool.add", None)  # sequential sampling is not what runs
@@ -120,7 +127,7 @@ def test_drafted_blocks_give_the_same_candidates(folders, block, settings, monke
 def test_what_cannot_work_is_refused_at_the_start(folders, capsys):
     good = [f"fdm={folders / 'fdm'}", f"idm={folders / 'idm'}", "--dry-run"]
     for arguments, says in (
-        (["block=4"], "block = 4: expected 0 (off) to 3, an image has 4 tokens"),
+        (["block=4"], "num_draft_tokens = 4: expected 0 (off) to 3, an image has 4 tokens"),
         (["block=-1"], "block = -1"),
         (["guidance=-1"], "guidance = -1"),
         (["guidance_image=1e9"], "guidance_image = "),
@@ -156,7 +163,7 @@ def test_guidance_of_a_family_that_has_none_is_refused_at_the_start(tmp_path):
         apart(ServeRecipe.model_validate(given | {"guidance": 2.0}))
     sampler = apart(ServeRecipe(**given))
     source = np.zeros((sampler.describe(FDM)["side_px"],) * 2 + (3,), np.uint8)
-    question = Question(source, ("red",), 0, {"best_of": 1}, SETTINGS | {"guidance_text": 2.0})
+    question = Question(source, ("red",), 0, {"num_candidates": 1}, SETTINGS | {"guidance_scale": 2.0})
     with pytest.raises(InputError, match="guidance is not supported for emu3"):
         asyncio.run(sampler.predict(question))
 
@@ -199,10 +206,10 @@ def ask(http, picture=None, **fields):
     [({}, 2.0, 1.0), ({"guidance": 1}, 1.0, 1.0), ({"guidance": 3, "guidance_image": 1.5}, 3.0, 1.5)],
 )
 def test_over_http_the_requests_guidance_comes_before_the_recipes(http, folders, fields, text, image):
-    roles = load_roles(folders / "fdm", folders / "idm", weights="shared")
+    roles = load_roles(folders / "fdm", folders / "idm", base_sharing="shared")
     codec = load_codec(folders / "fdm")
     source_BN = codec.encode(SOURCE[None])
-    sampling = Sampling(guidance_text=text, guidance_image=image)
+    sampling = Sampling(guidance_scale=text, image_guidance_scale=image)
     drawn = sample_observations(roles.fdm.model, source_BN, [ACTION], num_samples=4, sampling=sampling, seed=7)
     best = verify(roles.idm.model, source_BN[0], ACTION, drawn[0], decoder=roles.idm.decoder)[0]
     reply = ask(http, **fields)

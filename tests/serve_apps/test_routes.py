@@ -96,7 +96,7 @@ def test_places_of_previews(count, tokens, places):
 
 def test_all_candidates_on_request(http, models):
     model, codec = models
-    search = Search(best_of=4)
+    search = Search(num_candidates=4)
     (found,) = predict_observations(model, model, codec.encode(SOURCE[None]), ACTIONS[:1], search=search, seed=7)
     reply = edit(http, n=2, return_candidates=True)
     assert len(reply["candidates"]) == len(found.distinct) == reply["distinct"]
@@ -117,7 +117,7 @@ def test_all_candidates_on_request(http, models):
 def test_adaptive_n_draws_as_many_as_the_library(http, models, margin):
     model, codec = models
     source_BN = codec.encode(SOURCE[None])
-    search = Search(best_of=8, margin=margin, at_least=1)
+    search = Search(num_candidates=8, min_gain_nats=margin, min_candidates=1)
     (found,) = predict_observations(model, model, source_BN, ACTIONS[:1], search=search, seed=7)
     reply = edit(http, best_of=8, margin=margin)
     assert reply["drawn"] == len(found.candidates)
@@ -130,7 +130,12 @@ def test_adaptive_n_draws_as_many_as_the_library(http, models, margin):
 @pytest.mark.parametrize("extra", [{}, {"margin": 1.0}, {"temperature": 0.8, "top_k": 20}])
 def test_a_rollout_is_the_librarys(http, models, beam, extra):
     model, codec = models
-    search = Search(best_of=4, beam=beam, margin=extra.get("margin"), at_least=beam if "margin" in extra else 1)
+    search = Search(
+        num_candidates=4,
+        num_beams=beam,
+        min_gain_nats=extra.get("margin"),
+        min_candidates=beam if "margin" in extra else 1,
+    )
     sampling = Sampling(temperature=extra.get("temperature", 1.0), top_k=extra.get("top_k", 0))
     source_BN = codec.encode(SOURCE[None])
     (found,) = roll_out(model, model, source_BN, [ACTIONS], search=search, sampling=sampling, seed=7)

@@ -2,15 +2,16 @@
 
 from wm.dynamics.fdm import sample_observations, score_observations, speculate_observations
 from wm.dynamics.idm import ScoredAction, propose_actions, score_actions
-from wm.dynamics.roles import Role, Roles, Weights, load_role, load_roles, need_one_base
+from wm.dynamics.roles import BaseSharing, Role, Roles, load_role, load_roles, need_one_base
 from wm.dynamics.rollout import Rollout, RolloutState, Start, Step, StepDone, Trajectory, roll_out
 from wm.dynamics.search import Prediction, SearchState, predict_observations
-from wm.dynamics.settings import Search, check_block, check_search
+from wm.dynamics.settings import Search, check_draft_length, check_search
 from wm.dynamics.verify import Candidate, verify, verify_batch
 from wm.sampling.model_runner import Decoder
 from wm.sampling.noise import Sampling
 
 __all__ = [
+    "BaseSharing",
     "Candidate",
     "Decoder",
     "Prediction",
@@ -26,8 +27,7 @@ __all__ = [
     "Step",
     "StepDone",
     "Trajectory",
-    "Weights",
-    "check_block",
+    "check_draft_length",
     "check_search",
     "load_role",
     "load_roles",

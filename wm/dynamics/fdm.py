@@ -75,17 +75,17 @@ def speculate_observations(
     actions: Sequence[str],
     *,
     num_samples: int,
-    block: int,
+    num_draft_tokens: int,
     first_candidate: int = 0,
     sampling: Sampling | None = None,
     seed: int | Sequence[int] = 0,
     batch_size: int | None = None,
     decoder: Decoder | None = None,
 ) -> Speculation:
-    """Sample the candidates of :func:`sample_observations` in fewer passes of ``block`` codes drafted from the source.
+    """Sample the candidates of :func:`sample_observations` in fewer passes, each drafting ``num_draft_tokens`` codes.
 
-    It pays where an action leaves most of the image as it was and passes are few rows wide;
-    ``python -m jobs.benchmark sampling fdm=FOLDER triplets=FOLDER`` reports which block is best.
+    Codes of the source are the draft: it pays where an action leaves most of the image as it was and passes are few
+    rows wide; ``python -m jobs.benchmark sampling fdm=FOLDER triplets=FOLDER`` reports which number is best.
     """
     sources = code_lists("source", source_BN)
     check_equal_lengths(sources=len(sources), actions=len(actions))
@@ -94,7 +94,7 @@ def speculate_observations(
         [forward_prefix(fdm, source, action) for source, action in zip(sources, actions, strict=True)],
         torch.tensor(sources, dtype=torch.int64).view(len(sources), -1 if sources else fdm.tokens_per_image),
         num_samples=num_samples,
-        block=block,
+        num_draft_tokens=num_draft_tokens,
         first_candidate=first_candidate,
         sampling=sampling,
         seed=seed,

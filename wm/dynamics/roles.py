@@ -25,7 +25,7 @@ from wm.models.protocol import UnifiedVLM
 from wm.models.sharing import held_bytes, need_shareable
 from wm.sampling.model_runner import Decoder
 
-Weights: TypeAlias = Literal["merged", "shared"]
+BaseSharing: TypeAlias = Literal["merged", "shared"]
 """How two roles hold their base, as the module's text explains."""
 
 
@@ -87,7 +87,7 @@ def load_roles(
     fdm: str | Path,
     idm: str | Path,
     *,
-    weights: Weights = "merged",
+    base_sharing: BaseSharing = "merged",
     base: str | Path | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -98,7 +98,7 @@ def load_roles(
     Args:
         fdm: The forward model.
         idm: The inverse model.
-        weights: How they hold their base. With ``shared`` both must be adapters of one base, or that base itself.
+        base_sharing: How they hold their base. With ``shared`` both must be adapters of one base, or that base itself.
         base: Base of those that are adapters; the one that the manifest names without it.
         device: Where the weights go.
         dtype: Their type.
@@ -109,7 +109,7 @@ def load_roles(
     """
     # Refused before any weights are read: loading takes minutes.
     over = None
-    if weights == "shared":
+    if base_sharing == "shared":
         over = load_role(need_one_base(fdm, idm, base), device=device, dtype=dtype, rows=rows)
     roles = [
         load_role(path, base=_base_for(path, base), device=device, dtype=dtype, rows=rows, over=over)

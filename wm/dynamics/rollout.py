@@ -111,7 +111,7 @@ def roll_out(
 ) -> list[Rollout]:
     """Roll out ``actions_BT[b]`` from source b on; lengths may differ, and all rollouts share their passes.
 
-    ``search.beam`` sequences remain after each step, those with the fewest candidates above the copy guard first,
+    ``search.num_beams`` sequences remain after each step, those with the fewest candidates above the copy guard first,
     then by falling sum of log-likelihoods, then by the index of the sequence they continue, then by their own. With a
     beam of 1 this is :func:`~wm.dynamics.search.predict_observations` again and again.
 
@@ -234,7 +234,7 @@ def _build_step(action: str, beam: Sequence[Trajectory], predictions: tuple[Pred
     by_end: dict[CodesRow, tuple[Trajectory, int]] = {}
     for trajectory, parent in grown:
         by_end.setdefault(trajectory.candidates[-1].codes, (trajectory, parent))
-    best = list(by_end.values())[: search.beam]
+    best = list(by_end.values())[: search.num_beams]
     return Step(action, predictions, tuple(item for item, _ in best), tuple(parent for _, parent in best))
 
 

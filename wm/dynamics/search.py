@@ -87,8 +87,8 @@ def predict_observations(
         idm: The inverse model.
         source_BN: Codebook ids of the source images.
         actions: One a row.
-        search: Number of candidates, adaptive N, copy guard; ``beam`` belongs to rollouts, ``top`` is left to the
-            caller (:meth:`Prediction.top`).
+        search: Number of candidates, adaptive N, copy guard; ``num_beams`` belongs to rollouts, ``num_return`` is
+            left to the caller (:meth:`Prediction.top`).
         sampling: How a code is sampled.
         seed: One for all rows, or one a row.
         batch_size: Bound on the candidate rows of a pass; what memory holds without it.
@@ -109,16 +109,16 @@ def predict_observations(
     if not rows:
         return []
     # 1. Decoders for the widest round.
-    widest = len(rows) * search.best_of
-    fdm_decoder = fdm_decoder or Decoder(fdm, rows=_hint_rows(fdm, widest, batch_size) * (search.block + 1))
+    widest = len(rows) * search.num_candidates
+    fdm_decoder = fdm_decoder or Decoder(fdm, rows=_hint_rows(fdm, widest, batch_size) * (search.num_draft_tokens + 1))
     idm_decoder = idm_decoder or Decoder(idm, rows=_hint_rows(idm, widest, batch_size) * len(sources[0]))
     # 2. Rounds, each in one batch, until every row is settled.
     still_open = rows
     while still_open:
         candidates = still_open[0].candidates  # all have had the same rounds
         _sample(
-            fdm, still_open, candidates, block=search.block, sampling=sampling, batch_size=batch_size,
-            decoder=fdm_decoder,
+            fdm, still_open, candidates, num_draft_tokens=search.num_draft_tokens, sampling=sampling,
+            batch_size=batch_size, decoder=fdm_decoder,
         )  # fmt: skip
         _score(idm, still_open, batch_size, idm_decoder)
         number = len(still_open)
@@ -169,7 +169,7 @@ class SearchState:
         best = self.prediction().best
         # A copy of the source must not end the search: the guard ranks it last anyway.
         allowed = best.unchanged_share <= self._search.max_unchanged
-        return is_enough(len(self._sampled), best.score.mean_logprob if allowed else None, self._search.margin)
+        return is_enough(len(self._sampled), best.score.mean_logprob if allowed else None, self._search.min_gain_nats)
 
     def prediction(self) -> Prediction:
         """Rank what was sampled and scored so far."""
@@ -181,7 +181,7 @@ class SearchState:
 
 def _plan_rounds(search: Search, sampling: Sampling) -> Iterator[range]:
     """Plan the rounds: greedy candidates are all equal, so that one round is enough."""
-    return iter([range(search.best_of)]) if sampling.greedy else rounds(search)
+    return iter([range(search.num_candidates)]) if sampling.greedy else rounds(search)
 
 
 def _sample(
@@ -189,7 +189,7 @@ def _sample(
     rows: Sequence[SearchState],
     candidates: range,
     *,
-    block: int,
+    num_draft_tokens: int,
     sampling: Sampling,
     batch_size: int | None,
     decoder: Decoder,
@@ -197,10 +197,10 @@ def _sample(
     sources, actions = [row.source for row in rows], [row.action for row in rows]
     seeds = [row.seed for row in rows]
     passes_B: list[int] | None = None
-    if block:
+    if num_draft_tokens:
         speculation = speculate_observations(
-            fdm, sources, actions, num_samples=len(candidates), block=block, first_candidate=candidates.start,
-            sampling=sampling, seed=seeds, batch_size=batch_size, decoder=decoder,
+            fdm, sources, actions, num_samples=len(candidates), num_draft_tokens=num_draft_tokens,
+            first_candidate=candidates.start, sampling=sampling, seed=seeds, batch_size=batch_size, decoder=decoder,
         )  # fmt: skip
         codes_BKN, passes_B = speculation.codes, speculation.passes.sum(dim=1).tolist()
     else:

@@ -32,22 +32,22 @@ def expected_gain(count: int, best: float) -> float:
     return -best / (count + 1)
 
 
-def is_enough(count: int, best: float | None, margin: float | None) -> bool:
+def is_enough(count: int, best: float | None, min_gain_nats: float | None) -> bool:
     """Return whether to stop after ``count`` candidates.
 
     Args:
         count: Candidates so far.
         best: Best score among those that the copy guard lets pass; None if there is none.
-        margin: Gain, nats a token, that is not worth another candidate; None: never stop.
+        min_gain_nats: Gain, nats a token, that is not worth another candidate; None: never stop.
     """
-    return margin is not None and best is not None and expected_gain(count, best) <= margin
+    return min_gain_nats is not None and best is not None and expected_gain(count, best) <= min_gain_nats
 
 
 def rounds(search: Search) -> Iterator[range]:
-    """Iterate over the candidates of each round: the first ``at_least``, then each time as many as there are so far, at
-    most ``best_of`` in all. Without a margin one round."""
-    count, size = 0, search.best_of if search.margin is None else search.at_least
-    while count < search.best_of:
-        stop = min(search.best_of, count + size)
+    """Iterate over the candidates of each round: the first ``min_candidates``, then each time as many as there are
+    so far, at most ``num_candidates`` in all. Without a minimum gain one round."""
+    count, size = 0, search.num_candidates if search.min_gain_nats is None else search.min_candidates
+    while count < search.num_candidates:
+        stop = min(search.num_candidates, count + size)
         yield range(count, stop)
         count = size = stop

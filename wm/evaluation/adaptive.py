@@ -36,11 +36,14 @@ def replay_fixed(bank: Bank, count: int) -> Replay:
     return _replay(bank, stops_BK)
 
 
-def replay_adaptive(bank: Bank, margin: float, at_least: int) -> Replay:
+def replay_adaptive(bank: Bank, min_gain_nats: float, min_candidates: int) -> Replay:
     """Choose among the candidates up to where the rule stops, the bank's K being the budget."""
     assert bank.verifier is not None and bank.action_tokens is not None
     items, total = bank.codes.shape[:2]
-    ends = [round_.stop for round_ in rounds(Search(best_of=total, margin=margin, at_least=at_least))]
+    ends = [
+        round_.stop
+        for round_ in rounds(Search(num_candidates=total, min_gain_nats=min_gain_nats, min_candidates=min_candidates))
+    ]
     mean_BK = bank.verifier / bank.action_tokens[:, None]
     allowed_BK = bank.allowed
     stops_BK = np.empty((items, total), dtype=np.int64)
@@ -49,14 +52,16 @@ def replay_adaptive(bank: Bank, margin: float, at_least: int) -> Replay:
         for first in range(total):
             order = [(first + step) % total for step in range(total)]
             stops_BK[item, first] = next(
-                end for end in ends if end == total or _can_stop(order[:end], mean_BK[item], allowed_BK[item], margin)
+                end
+                for end in ends
+                if end == total or _can_stop(order[:end], mean_BK[item], allowed_BK[item], min_gain_nats)
             )
     return _replay(bank, stops_BK)
 
 
-def _can_stop(order: Sequence[int], mean_K: Floats, allowed_K: npt.NDArray[np.bool_], margin: float) -> bool:
+def _can_stop(order: Sequence[int], mean_K: Floats, allowed_K: npt.NDArray[np.bool_], min_gain_nats: float) -> bool:
     fine = [mean_K[index] for index in order if allowed_K[index]]
-    return is_enough(len(order), float(max(fine)) if fine else None, margin)
+    return is_enough(len(order), float(max(fine)) if fine else None, min_gain_nats)
 
 
 def _replay(bank: Bank, stops_BK: Places) -> Replay:
@@ -77,12 +82,13 @@ def _replay(bank: Bank, stops_BK: Places) -> Replay:
 
 
 def adaptive_rows(
-    banks: Mapping[tuple[str, int, int], Bank], margins: Sequence[float], at_least: int
+    banks: Mapping[tuple[str, int, int], Bank], min_gains_nats: Sequence[float], min_candidates: int
 ) -> list[dict[str, Any]]:
-    """Build rows for ``tables.json``: of each label fixed N from 1 to K (``margin`` None), then each margin, falling.
+    """Build rows for ``tables.json``: of each label fixed N from 1 to K, then each minimum gain, falling.
 
-    Each has ``metrics``, ``draws`` among them. Rows of a margin have ``fixed``: what fixed N gives for as many draws
-    on average, between whole numbers in a straight line, by metric. Banks without a verifier are left out.
+    Each has ``metrics``, ``draws`` among them, and ``margin``: the minimum gain, None for fixed N. Rows of a minimum
+    gain have ``fixed``: what fixed N gives for as many draws on average, between whole numbers in a straight line, by
+    metric. Banks without a verifier are left out.
     """
     verified = {
         key: bank for key, bank in banks.items() if bank.verifier is not None and bank.action_tokens is not None
@@ -94,8 +100,12 @@ def adaptive_rows(
         fixed = [_build_row(label, None, {key: replay_fixed(bank, count) for key, bank in own.items()})
                  for count in range(1, total + 1)]  # fmt: skip
         rows += fixed
-        for margin in sorted(margins, reverse=True) if total > 1 else []:
-            row = _build_row(label, margin, {key: replay_adaptive(bank, margin, at_least) for key, bank in own.items()})
+        for min_gain_nats in sorted(min_gains_nats, reverse=True) if total > 1 else []:
+            row = _build_row(
+                label,
+                min_gain_nats,
+                {key: replay_adaptive(bank, min_gain_nats, min_candidates) for key, bank in own.items()},
+            )
             count_mean = row["metrics"]["draws"]["mean"]
             row["fixed"] = {
                 name: float(
@@ -110,7 +120,9 @@ def adaptive_rows(
     return rows
 
 
-def _build_row(label: str, margin: float | None, replays: Mapping[tuple[str, int, int], Replay]) -> dict[str, Any]:
+def _build_row(
+    label: str, min_gain_nats: float | None, replays: Mapping[tuple[str, int, int], Replay]
+) -> dict[str, Any]:
     values: dict[str, dict[int, list[Floats]]] = {}
     for (_, run, _), replay in replays.items():
         for name, of_items in {"draws": replay.draws, **replay.metrics}.items():
@@ -123,4 +135,4 @@ def _build_row(label: str, margin: float | None, replays: Mapping[tuple[str, int
         ).to_dict()
         for name, runs in values.items()
     }
-    return {"label": label, "margin": margin, "metrics": figures}
+    return {"label": label, "margin": min_gain_nats, "metrics": figures}

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from wm.dynamics import Role, Sampling, Weights, load_role
+from wm.dynamics import BaseSharing, Role, Sampling, load_role
 from wm.dynamics.verify import NO_GUARD
 from wm.dynamics.vlm_scorer import VLMScorer, load_vlm_scorer
 from wm.errors import InputError
@@ -87,8 +87,8 @@ class Bench:
     max_new_tokens: int
     device: str
     dtype: torch.dtype = torch.float32
-    weights: Weights = "merged"
-    block: int = 0
+    base_sharing: BaseSharing = "merged"
+    num_draft_tokens: int = 0
     """Codes drafted a pass where candidates are sampled speculatively; 0: one code a pass."""
     max_unchanged: float = NO_GUARD
     """The copy guard of the choice among candidates."""
@@ -100,7 +100,7 @@ class Bench:
     def role(self, name: str) -> Role:
         """Load the model of an entry with its decoder, built once; the last few stay loaded."""
         entry = self.entries[name]
-        role = _load(entry.path, entry.base, self.device, self.dtype, self.weights)
+        role = _load(entry.path, entry.base, self.device, self.dtype, self.base_sharing)
         model = role.model
         if model.codec_id != self.codec.codec_id:
             raise InputError(
@@ -126,10 +126,10 @@ def _load_scorer(path: str, device: str, dtype: torch.dtype) -> VLMScorer:
 
 
 @lru_cache(maxsize=_MODELS_KEPT)
-def _load(path: str, base: str, device: str, dtype: torch.dtype, weights: Weights) -> Role:
+def _load(path: str, base: str, device: str, dtype: torch.dtype, base_sharing: BaseSharing) -> Role:
     manifest = read_manifest(path)
     # Over a shared base only an adapter can be applied; other models have weights of their own.
-    alone = weights == "merged" or (manifest is not None and manifest.kind == "full")
+    alone = base_sharing == "merged" or (manifest is not None and manifest.kind == "full")
     over = None if alone else _load_base(str(base_of(path, base or None)[0].resolve()), device, dtype)
     return load_role(path, base=base or None, device=device, dtype=dtype, over=over)
 
@@ -196,7 +196,7 @@ def _sample(bench: Bench, unit: Unit) -> dict[str, npt.NDArray[Any]]:
         batch_size=bench.batch_size,
         decoder=fdm.decoder,
         verifier_decoder=idm.decoder if idm else None,
-        block=bench.block,
+        num_draft_tokens=bench.num_draft_tokens,
     )
     arrays: dict[str, npt.NDArray[Any]] = {f"metric.{name}": value for name, value in bank.metrics.items()}
     arrays["codes"] = bank.codes.astype(np.int32)

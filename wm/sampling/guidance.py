@@ -120,7 +120,7 @@ class Candidates:
 
 
 def _build_mixer(conditions: int, sampling: Sampling) -> Callable[[Tensor], Tensor]:
-    scales = sampling.guidance_text, sampling.guidance_image
+    scales = sampling.guidance_scale, sampling.image_guidance_scale
     if conditions == 1:
         return lambda logits_XV: logits_XV
     return lambda logits_XV: mix(logits_XV.view(conditions, -1, logits_XV.shape[-1]), *scales)

@@ -3,9 +3,9 @@
 Shape suffixes: R rows, V image codes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import index
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,6 +19,11 @@ from wm.errors import InputError
 class Sampling(Recipe):
     """How a token is sampled. The defaults sample from the model's distribution as it is."""
 
+    RENAMED_KEYS: ClassVar[Mapping[str, str]] = {
+        "guidance_text": "guidance_scale",
+        "guidance_image": "image_guidance_scale",
+    }
+
     temperature: float = Field(default=1.0, gt=0)
     """Logits are divided by it."""
     top_k: int = Field(default=0, ge=0)
@@ -27,15 +32,15 @@ class Sampling(Recipe):
     """Only the fewest most probable codes whose probabilities sum to this or more; 1: all."""
     greedy: bool = False
     """Always the most probable code; the three above then have no effect."""
-    guidance_text: float = Field(default=1.0, ge=0)
+    guidance_scale: float = Field(default=1.0, ge=0)
     """Classifier-free guidance: scale of what the action adds to the source image; 1: none."""
-    guidance_image: float = Field(default=1.0, ge=0)
+    image_guidance_scale: float = Field(default=1.0, ge=0)
     """Scale of what the source image adds to nothing at all; both 1: no guidance, else three times the rows."""
 
     @property
     def is_guided(self) -> bool:
         """Return whether logits without the condition are needed too."""
-        return (self.guidance_text, self.guidance_image) != (1.0, 1.0)
+        return (self.guidance_scale, self.image_guidance_scale) != (1.0, 1.0)
 
 
 def uniform_noise(seed: int, candidate: int, length: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

@@ -1,6 +1,6 @@
 """Sample several tokens a pass, and the same images: noise-coupled Jacobi decoding with a draft.
 
-A pass reads the last accepted code and the next ``block`` codes of a draft, and samples at each position with that
+A pass reads the last accepted code and the next ``num_draft_tokens`` of a draft, and samples at each position with that
 position's own noise. As noise is a function of (seed, candidate, position), the sample after accepted codes is that of
 sequential sampling: the draft is accepted up to the first position where the sample differs, and that sample is
 accepted as well. Samples after it may replace the draft there: their noise is the one that will be used, only their
@@ -9,7 +9,7 @@ context was not accepted yet (speculative Jacobi decoding, arXiv 2410.01699; noi
 own, and leaves the batch when it is complete. Row ends (:mod:`wm.sampling.slots`) are drafted as they are and count as
 tokens.
 
-Shape suffixes: B sources, K candidates, R rows, N image tokens, S = block + 1 tokens a pass, V image codes.
+Shape suffixes: B sources, K candidates, R rows, N image tokens, S = num_draft_tokens + 1 tokens a pass, V image codes.
 """
 
 from collections.abc import Sequence
@@ -61,7 +61,7 @@ def speculate_images(
     drafts: Tensor,
     *,
     num_samples: int,
-    block: int,
+    num_draft_tokens: int,
     first_candidate: int = 0,
     sampling: Sampling | None = None,
     seed: int | Sequence[int] = 0,
@@ -76,7 +76,7 @@ def speculate_images(
         prefixes: Vocabulary ids, one or more each.
         drafts: Codes (B, N), such as the source images', or one a candidate (B, K, N).
         num_samples: Candidates of each prefix.
-        block: Drafted codes a pass, 1 to N - 1.
+        num_draft_tokens: Drafted codes a pass, 1 to N - 1.
         first_candidate: Number of the first candidate.
         sampling: How a code is sampled.
         seed: One for all prefixes, or one a prefix.
@@ -98,15 +98,17 @@ def speculate_images(
         raise InputError(f"num_samples must be at least 1, got {num_samples}")
     if first_candidate < 0:
         raise InputError(f"first_candidate must not be negative, got {first_candidate}")
-    if not 1 <= block < length:
-        raise InputError(f"block must be 1 to {length - 1} (an image has {length} tokens), got {block}")
+    if not 1 <= num_draft_tokens < length:
+        raise InputError(
+            f"num_draft_tokens must be 1 to {length - 1} (an image has {length} tokens), got {num_draft_tokens}"
+        )
     distinct = 1 if sampling.greedy else num_samples
     drafts_BKN = _to_drafts(drafts, len(prefixes), distinct, length, len(vlm.image_rows))
     seeds = seeds_of(seed, len(prefixes))
     codes_BKN = torch.zeros((len(prefixes), distinct, length), dtype=torch.int64)
     counts_3BK = torch.zeros((3, len(prefixes), distinct), dtype=torch.int64)
     batch_passes = 0
-    # Token budget as in sequential sampling; drafts need no more than their block at a time.
+    # Token budget as in sequential sampling; drafts need no more than their length at a time.
     conditions = CONDITIONS if sampling.is_guided else 1
     if decoder is not None:
         decoder.held = None  # buffers of images that were decoded another way, in memory that is needed here
@@ -115,7 +117,7 @@ def speculate_images(
     sources_at_once = prefixes_at_once(longest, tail, distinct, batch_size, positions)
     at_once = tails_at_once(longest, tail, batch_size, positions)
     rows_hint = min(distinct, at_once) * min(len(prefixes), sources_at_once) * conditions
-    decoder = decoder or Decoder(vlm, rows=rows_hint * (block + 1))
+    decoder = decoder or Decoder(vlm, rows=rows_hint * (num_draft_tokens + 1))
     check_prefixes(prefixes, len(decoder.view.embedding))
     order = sorted(range(len(prefixes)), key=lambda row: len(prefixes[row]))
 
@@ -129,7 +131,7 @@ def speculate_images(
             noise_RL = slots.spread(noise_of([seeds[row] for row in sources], numbers, length), 0)
             drafts_RL = slots.spread(drafts_BKN[sources, first:last].flatten(0, 1), slots.row_end)
             batch = _RaggedBatch(candidates, sampling, drafts_RL, noise_RL, decoder=decoder, slots=slots)
-            passes = batch.run(len(sources), last - first, block, redraft)
+            passes = batch.run(len(sources), last - first, num_draft_tokens, redraft)
             codes_BKN[sources, first:last] = slots.codes(batch.codes_RN).cpu().view(len(sources), last - first, length)
             counts_3BK[:, sources, first:last] = batch.counts_3R.cpu().view(3, len(sources), -1)
             batch_passes += passes
@@ -183,12 +185,12 @@ class _RaggedBatch:
         self._noise_RN = noise_RN.to(self._device)
         self.counts_3R = torch.zeros((3, len(drafts_RN)), dtype=torch.int64, device=self._device)
 
-    def run(self, num_sources: int, each: int, block: int, redraft: bool) -> int:
+    def run(self, num_sources: int, each: int, num_draft_tokens: int, redraft: bool) -> int:
         """Decode until all rows are complete and return the number of passes. The host waits once a pass, to read
         the rows' lengths."""
         num_rows, length = self.codes_RN.shape
-        # The first code follows the prefix alone, so that it is never a draft. Capacity for a block beyond the end.
-        logits_RV = self._candidates.start(each, length + block)
+        # The first code follows the prefix alone, so that it is never a draft. Capacity for a draft beyond the end.
+        logits_RV = self._candidates.start(each, length + num_draft_tokens)
         self.codes_RN[:, 0] = choose(logits_RV, self._noise_RN[:, 0], self._sampling)
         lengths = [1] * num_rows
         grid = [list(range(source * each, (source + 1) * each)) for source in range(num_sources)]
@@ -197,21 +199,23 @@ class _RaggedBatch:
             # Complete rows leave before the pass, so that it costs what the others need.
             grid = self._compact(grid, lengths, length)
             rows = [row for members in grid for row in members]
-            for row, gain in zip(rows, self._pass(rows, [lengths[row] for row in rows], block, redraft), strict=True):
+            for row, gain in zip(
+                rows, self._pass(rows, [lengths[row] for row in rows], num_draft_tokens, redraft), strict=True
+            ):
                 lengths[row] += gain
             passes += 1
         return passes
 
-    def _pass(self, rows: list[int], lengths: list[int], block: int, redraft: bool) -> list[int]:
+    def _pass(self, rows: list[int], lengths: list[int], num_draft_tokens: int, redraft: bool) -> list[int]:
         """Run a pass and return the tokens accepted in each of ``rows`` (0 in those that are complete)."""
         length = self.codes_RN.shape[1]
         rows_R, length_R = torch.tensor([rows, lengths], device=self._device)
-        steps_S = torch.arange(block + 1, device=self._device)
+        steps_S = torch.arange(num_draft_tokens + 1, device=self._device)
         # 1. Read and sample. Beyond the image there is nothing to do: those positions repeat the last and do not count.
         read_RS = (length_R[:, None] - 1 + steps_S).clamp(max=length - 1)
         sample_RS = (length_R[:, None] + steps_S).clamp(max=length - 1)
         logits_RSV = self._candidates.extend(
-            self.codes_RN[rows_R[:, None], read_RS], length_R - 1, max(lengths) + block
+            self.codes_RN[rows_R[:, None], read_RS], length_R - 1, max(lengths) + num_draft_tokens
         )
         noise_RS = self._noise_RN[rows_R[:, None], sample_RS]
         new_RS = choose(logits_RSV.flatten(0, 1), noise_RS.flatten(), self._sampling).view(noise_RS.shape)
@@ -220,14 +224,14 @@ class _RaggedBatch:
         inside_RS = length_R[:, None] + steps_S < length
         right_RS = (new_RS == self.codes_RN[rows_R[:, None], sample_RS]) & inside_RS
         # The length of the run of right codes: a product of flags is 0 from the first wrong one on.
-        run_R = right_RS[:, :block].int().cumprod(dim=1).sum(dim=1)
+        run_R = right_RS[:, :num_draft_tokens].int().cumprod(dim=1).sum(dim=1)
         left_R = length - length_R
         gain_R = torch.minimum(run_R + 1, left_R)
         # 3. Store what was accepted; beyond it, only where samples may become the draft.
         write_RS = inside_RS if redraft else inside_RS & (steps_S < gain_R[:, None])
         row_W, step_W = write_RS.nonzero(as_tuple=True)
         self.codes_RN[rows_R[row_W], sample_RS[row_W, step_W]] = new_RS[row_W, step_W]
-        looked_R = torch.minimum(torch.minimum(run_R + 1, left_R), torch.full_like(left_R, block))
+        looked_R = torch.minimum(torch.minimum(run_R + 1, left_R), torch.full_like(left_R, num_draft_tokens))
         self.counts_3R[:, rows_R] += torch.stack([(left_R > 0).long(), run_R, looked_R])
         # The one wait for the device in a pass.
         gains: list[int] = gain_R.tolist()

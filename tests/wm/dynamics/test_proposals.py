@@ -240,7 +240,7 @@ def test_numbers_that_are_none_are_told(vlm, decoder, monkeypatch):
         ({"max_new_tokens": 84}, "84 new tokens: with both images the sequence would have 97, the model 96 positions"),
         ({"num_top": -1}, "num_top must not be negative, got -1"),
         ({"seed": -1}, "seed and candidate must not be negative"),
-        ({"sampling": Sampling(guidance_text=2.0)}, "guidance is for images"),
+        ({"sampling": Sampling(guidance_scale=2.0)}, "guidance is for images"),
         ({"source_N": [99, 0, 0, 0]}, "source image: code 99 is outside the codebook"),
         ({"target_N": [1, 2]}, r"target image: expected 4 codes, got shape \(2,\)"),
     ],

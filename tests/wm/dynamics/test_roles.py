@@ -49,7 +49,7 @@ def answers(roles):
 @pytest.mark.parametrize("weights", ["merged", "shared"])
 def test_answers_are_those_of_the_models_loaded_alone(folders, weights, dtype):
     """Merged: to the last bit. Shared: the same codes, and log-probabilities up to rounding."""
-    roles = load_roles(folders / "fdm", folders / "idm", weights=weights, dtype=dtype)
+    roles = load_roles(folders / "fdm", folders / "idm", base_sharing=weights, dtype=dtype)
     drawn_BKN, ranked = answers(roles)
     fdm, idm = (load_model(folders / task, dtype=dtype) for task in ("fdm", "idm"))
     expected = sample_observations(fdm, SOURCE, ACTIONS, num_samples=6, seed=[3, 4], decoder=Decoder(fdm))
@@ -67,7 +67,7 @@ def test_answers_are_those_of_the_models_loaded_alone(folders, weights, dtype):
 
 def test_modules_of_both_roles_keep_their_own_adapter(folders):
     """Not the decoders alone: the models' own forward, in any order."""
-    roles = load_roles(folders / "fdm", folders / "idm", weights="shared")
+    roles = load_roles(folders / "fdm", folders / "idm", base_sharing="shared")
     ids = torch.tensor([[0, 21, 4, 5, 6, 7, 20, 24, 25]])
     with torch.no_grad():
         for _ in range(2):
@@ -81,8 +81,8 @@ def test_weights_of_the_base_are_there_once(folders):
     scale multiplied in; or two bases. A decoder's own are the scaled norms of two layers' heads, and 8 frequencies."""
     base, (down, up) = base_bytes(folders / "base", torch.float64), adapter_numbers()
     own = 2 * 2 * (2 + 2) * 16 * 8 + 8 * 8
-    shared = load_roles(folders / "fdm", folders / "idm", weights="shared", dtype=torch.float64)
-    merged = load_roles(folders / "fdm", folders / "idm", weights="merged", dtype=torch.float64)
+    shared = load_roles(folders / "fdm", folders / "idm", base_sharing="shared", dtype=torch.float64)
+    merged = load_roles(folders / "fdm", folders / "idm", base_sharing="merged", dtype=torch.float64)
     assert shared.num_bytes() == base + 2 * (down + 2 * up) * 8 + 2 * own
     assert merged.num_bytes() == 2 * (base + own)
 
@@ -90,8 +90,8 @@ def test_weights_of_the_base_are_there_once(folders):
 def test_packed_copies_are_there_once(folders):
     """In float32 on a CPU every matrix but the embedding is there twice, once transposed."""
     one = load_role(folders / "base")
-    shared = load_roles(folders / "fdm", folders / "idm", weights="shared")
-    merged = load_roles(folders / "fdm", folders / "idm", weights="merged")
+    shared = load_roles(folders / "fdm", folders / "idm", base_sharing="shared")
+    merged = load_roles(folders / "fdm", folders / "idm", base_sharing="merged")
     alone = held_bytes(one.weights())
     assert alone > 1.5 * base_bytes(folders / "base", torch.float32)
     assert merged.num_bytes() == 2 * alone
@@ -115,7 +115,7 @@ def test_a_decoder_of_another_base_beside_it_changes_nothing(folders):
 
 
 def test_the_base_may_play_a_role(folders):
-    roles = load_roles(folders / "fdm", folders / "base", weights="shared")
+    roles = load_roles(folders / "fdm", folders / "base", base_sharing="shared")
     ids = torch.tensor([[0, 21, 4, 5]])
     with torch.no_grad():
         assert torch.equal(roles.idm.model.body(ids), load_model(folders / "base").body(ids))
@@ -128,7 +128,7 @@ def test_full_models_share_nothing(folders):
         rf"needs both roles over one base, but fdm .*fdm is an adapter of {base} and idm .*full is a full model: {full}"
     )
     with pytest.raises(InputError, match=message):
-        load_roles(folders / "fdm", folders / "full", weights="shared")
+        load_roles(folders / "fdm", folders / "full", base_sharing="shared")
     with torch.no_grad():
         ids = torch.tensor([[0, 21, 4, 5]])
         merged = load_roles(folders / "fdm", folders / "full").idm.model
@@ -145,7 +145,7 @@ def test_adapters_of_two_bases_share_nothing(folders, tmp_path):
     save_model(add_adapter(load_model(tmp_path / "base"), 0), tmp_path / "idm", task="idm")
     first, second = base_id_of(folders / "base"), base_id_of(tmp_path / "base")
     with pytest.raises(InputError, match=rf"fdm .* is an adapter of {first} and idm .* is an adapter of {second}"):
-        load_roles(folders / "fdm", tmp_path / "idm", weights="shared")
+        load_roles(folders / "fdm", tmp_path / "idm", base_sharing="shared")
     with pytest.raises(InputError, match=rf"trained on base {second}, but the base to be shared is {first}"):
         load_model(tmp_path / "idm", over=load_model(folders / "base"))
 
@@ -162,7 +162,7 @@ def test_adapters_that_change_their_base_share_nothing(folders, tmp_path, change
     config = json.loads((changed / "adapter_config.json").read_text()) | changes
     (changed / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match=says):
-        load_roles(folders / "fdm", changed, weights="shared", base=folders / "base")
+        load_roles(folders / "fdm", changed, base_sharing="shared", base=folders / "base")
 
 
 def test_an_adapter_that_brings_the_bases_own_weights_is_loaded_alone_only(folders, tmp_path):
@@ -174,7 +174,7 @@ def test_an_adapter_that_brings_the_bases_own_weights_is_loaded_alone_only(folde
     with torch.no_grad():
         assert torch.equal(load_model(tmp_path / "idm").body(ids), vlm.body(ids))
     with pytest.raises(InputError, match=r"holds .*embed_tokens.base_layer.weight, other weights for its base's own"):
-        load_roles(folders / "fdm", tmp_path / "idm", weights="shared", base=folders / "base")
+        load_roles(folders / "fdm", tmp_path / "idm", base_sharing="shared", base=folders / "base")
 
 
 def test_only_the_bare_base_has_twins(folders):
@@ -190,8 +190,8 @@ def test_what_is_not_low_rank_costs_its_own_matrices_alone(folders, tmp_path, se
     save_model(
         add_adapter(load_model(folders / "base"), 1, target_modules=targets, **settings), tmp_path / "idm", task="idm"
     )
-    roles = load_roles(folders / "fdm", tmp_path / "idm", weights="shared", dtype=torch.float64)
-    plain = load_roles(folders / "fdm", folders / "base", weights="shared", dtype=torch.float64)
+    roles = load_roles(folders / "fdm", tmp_path / "idm", base_sharing="shared", dtype=torch.float64)
+    plain = load_roles(folders / "fdm", folders / "base", base_sharing="shared", dtype=torch.float64)
     own = 32 * 32 if "use_dora" in settings else len(load_model(folders / "base").inner.lm_head.weight) * 32
     grown = roles.num_bytes() - plain.num_bytes()
     assert own * 8 <= grown < own * 8 + 4000
@@ -203,7 +203,7 @@ def test_what_is_not_low_rank_costs_its_own_matrices_alone(folders, tmp_path, se
 
 def test_half_of_what_does_not_fit_with_shared_weights(folders, monkeypatch, caplog):
     """The same answers, and not a byte of weights more."""
-    roles = load_roles(folders / "fdm", folders / "idm", weights="shared")
+    roles = load_roles(folders / "fdm", folders / "idm", base_sharing="shared")
     before, (drawn, ranked) = roles.num_bytes(), answers(roles)
     reserve, hidden = Decoder.reserve, Decoder.hidden
     tries = []

@@ -30,7 +30,7 @@ def seed_of(seed, step, codes):
     return seed if step == 0 else int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)
 
 
-def all_sequences(vlm, source, actions, *, best_of, seed, beam):
+def all_sequences(vlm, source, actions, *, num_candidates, seed, beam):
     """(codes of each step, sum) of what a beam keeps; without a beam of everything there is."""
     kept = [([], 0.0)]
     for step, action in enumerate(actions):
@@ -38,7 +38,7 @@ def all_sequences(vlm, source, actions, *, best_of, seed, beam):
         for codes, total in kept:
             present = codes[-1] if codes else tuple(int(code) for code in source)
             drawn = sample_observations(
-                vlm, [present], [action], num_samples=best_of, sampling=SHARP, seed=seed_of(seed, step, present)
+                vlm, [present], [action], num_samples=num_candidates, sampling=SHARP, seed=seed_of(seed, step, present)
             )[0]
             for one in verify(vlm, present, action, drawn):
                 key, value = one.codes, total + one.score.logprob
@@ -50,10 +50,10 @@ def all_sequences(vlm, source, actions, *, best_of, seed, beam):
 
 @pytest.mark.parametrize("beam", [1, 2, 3, 1000])
 def test_a_beam_keeps_what_the_reference_keeps(vlm, sources, beam):
-    search = Search(best_of=4, beam=beam)
+    search = Search(num_candidates=4, num_beams=beam)
     found = roll_out(vlm, vlm, sources, ACTIONS, search=search, sampling=SHARP, seed=[7, 8, 9])
     for row, rollout in enumerate(found):
-        expected = all_sequences(vlm, sources[row], ACTIONS[row], best_of=4, seed=7 + row, beam=beam)
+        expected = all_sequences(vlm, sources[row], ACTIONS[row], num_candidates=4, seed=7 + row, beam=beam)
         assert [[one.codes for one in entry.candidates] for entry in rollout.trajectories] == [
             codes for codes, _ in expected
         ]
@@ -71,7 +71,7 @@ def test_a_beam_keeps_what_the_reference_keeps(vlm, sources, beam):
 
 def test_an_unbounded_beam_holds_the_best_of_all_sequences(vlm, sources):
     """Every sequence of candidates, nothing merged: the best has the largest sum of all."""
-    search = Search(best_of=3, beam=1000)
+    search = Search(num_candidates=3, num_beams=1000)
     found = roll_out(vlm, vlm, sources[:1], ACTIONS[:1], search=search, sampling=SHARP, seed=3)[0]
     sums = {(): 0.0}
     for step, action in enumerate(ACTIONS[0]):
@@ -92,7 +92,7 @@ def test_an_unbounded_beam_holds_the_best_of_all_sequences(vlm, sources):
 
 
 def test_a_beam_of_one_is_best_of_n_again_and_again(vlm, sources):
-    search = Search(best_of=5, margin=1.0, block=2)
+    search = Search(num_candidates=5, min_gain_nats=1.0, num_draft_tokens=2)
     found = roll_out(vlm, vlm, sources[:1], ACTIONS[:1], search=search, seed=11)[0]
     present = tuple(sources[0].tolist())
     for step, action in enumerate(ACTIONS[0]):
@@ -105,7 +105,7 @@ def test_a_beam_of_one_is_best_of_n_again_and_again(vlm, sources):
 
 
 def test_order_and_company_change_nothing(vlm, sources):
-    search = Search(best_of=4, beam=3)
+    search = Search(num_candidates=4, num_beams=3)
     whole = roll_out(vlm, vlm, sources, ACTIONS, search=search, seed=[1, 2, 3])
     order = [2, 0]
     some = roll_out(vlm, vlm, sources[order], [ACTIONS[row] for row in order], search=search, seed=[3, 1], batch_size=3)
@@ -117,8 +117,8 @@ def test_order_and_company_change_nothing(vlm, sources):
 
 def test_candidates_above_the_guard_continue_only_where_nothing_else_does(vlm, sources):
     """With everything above the guard nothing changes; else sequences with fewer guarded steps come first."""
-    free = roll_out(vlm, vlm, sources, ACTIONS, search=Search(best_of=6, beam=4), sampling=SHARP, seed=1)
-    search = Search(best_of=6, beam=4, max_unchanged=0.2)
+    free = roll_out(vlm, vlm, sources, ACTIONS, search=Search(num_candidates=6, num_beams=4), sampling=SHARP, seed=1)
+    search = Search(num_candidates=6, num_beams=4, max_unchanged=0.2)
     guarded = roll_out(vlm, vlm, sources, ACTIONS, search=search, sampling=SHARP, seed=1)
     counts = []
     for rollout in guarded:
@@ -135,7 +135,9 @@ def test_candidates_above_the_guard_continue_only_where_nothing_else_does(vlm, s
 
 def test_steps_are_told(vlm, sources):
     told = []
-    found = roll_out(vlm, vlm, sources, ACTIONS, search=Search(best_of=2, beam=2), seed=1, on_step=told.append)
+    found = roll_out(
+        vlm, vlm, sources, ACTIONS, search=Search(num_candidates=2, num_beams=2), seed=1, on_step=told.append
+    )
     assert [(one.step, one.rollouts) for one in told] == [(0, (0, 1, 2)), (1, (0, 2)), (2, (0,))]
     drawn = [
         sum(len(p.candidates) for r in found if len(r.steps) > k for p in r.steps[k].predictions) for k in range(3)
@@ -158,5 +160,5 @@ def test_bad_input_is_named(vlm, sources):
     with pytest.raises(InputError, match="3 sources, 1 rollouts"):
         roll_out(vlm, vlm, sources, [["put"]], search=Search())
     with pytest.raises(InputError, match="action '' is empty"):
-        roll_out(vlm, vlm, sources[:1], [["put", ""]], search=Search(best_of=1))
+        roll_out(vlm, vlm, sources[:1], [["put", ""]], search=Search(num_candidates=1))
     assert roll_out(vlm, vlm, sources[:0], [], search=Search()) == []

@@ -33,10 +33,10 @@ def sources():
     return np.random.default_rng(0).integers(0, 16, (5, 4))
 
 
-def everything(models, sources, best_of, seeds):
-    """For each row, candidates in the order of their draws with mean log-likelihoods, all ``best_of`` drawn at once."""
+def everything(models, sources, num_candidates, seeds):
+    """Each row's candidates in their order with mean log-likelihoods, all sampled at once."""
     vlm, idm = models
-    codes_BKN = sample_observations(vlm, sources, ACTIONS, num_samples=best_of, sampling=SHARP, seed=seeds)
+    codes_BKN = sample_observations(vlm, sources, ACTIONS, num_samples=num_candidates, sampling=SHARP, seed=seeds)
     found = []
     for source, action, codes_KN in zip(sources, ACTIONS, codes_BKN, strict=True):
         found.append(sorted(verify(idm, source, action, codes_KN), key=lambda one: one.index))
@@ -60,7 +60,13 @@ def test_rows_stop_where_the_rule_says(vlm, idm, sources, rounds_made, block):
     seeds = [5, 6, 5, 7, 8]
     drawn = everything((vlm, idm), sources, 12, seeds)
     for margin, max_unchanged in itertools.product((0.0, 0.25, 0.5, 0.75, 1.0, 1.3, 9.0), (1.0, 0.2)):
-        search = Search(best_of=12, margin=margin, at_least=at_least, block=block, max_unchanged=max_unchanged)
+        search = Search(
+            num_candidates=12,
+            min_gain_nats=margin,
+            min_candidates=at_least,
+            num_draft_tokens=block,
+            max_unchanged=max_unchanged,
+        )
         found = predict_observations(vlm, idm, sources, ACTIONS, search=search, sampling=SHARP, seed=seeds)
         for row, prediction in enumerate(found):
             size = stops_at(drawn[row], sources[row], margin, sizes, max_unchanged)
@@ -88,7 +94,9 @@ def test_rounds_are_the_draws_that_would_be_made_at_once(vlm, sources):
         for start, stop in ((0, 2), (2, 3), (3, 7))
     ]
     assert torch.equal(torch.cat(parts, dim=1), whole)
-    drafted = speculate_observations(vlm, sources, ACTIONS, num_samples=3, first_candidate=4, block=2, seed=3)
+    drafted = speculate_observations(
+        vlm, sources, ACTIONS, num_samples=3, first_candidate=4, num_draft_tokens=2, seed=3
+    )
     assert torch.equal(drafted.codes, whole[:, 4:])
     told = []
     sample_observations(vlm, sources, ACTIONS, num_samples=2, first_candidate=5, seed=3, on_progress=told.append)
@@ -97,11 +105,11 @@ def test_rounds_are_the_draws_that_would_be_made_at_once(vlm, sources):
     with pytest.raises(InputError, match="first_candidate must not be negative, got -1"):
         sample_observations(vlm, sources, ACTIONS, num_samples=2, first_candidate=-1)
     with pytest.raises(InputError, match="first_candidate must not be negative, got -1"):
-        speculate_observations(vlm, sources, ACTIONS, num_samples=2, first_candidate=-1, block=2)
+        speculate_observations(vlm, sources, ACTIONS, num_samples=2, first_candidate=-1, num_draft_tokens=2)
 
 
 def test_order_company_and_batch_size_change_nothing(vlm, idm, sources):
-    search = Search(best_of=8, margin=1.2, max_unchanged=0.6)
+    search = Search(num_candidates=8, min_gain_nats=1.2, max_unchanged=0.6)
     whole = predict_observations(vlm, idm, sources, ACTIONS, search=search, seed=[1, 2, 3, 4, 5])
     order = [3, 0, 4, 1]
     some = predict_observations(
@@ -116,10 +124,12 @@ def test_order_company_and_batch_size_change_nothing(vlm, idm, sources):
 
 
 def test_no_margin_is_best_of_n_and_speculation_changes_nothing(vlm, idm, sources):
-    plain = predict_observations(vlm, idm, sources, ACTIONS, search=Search(best_of=6), seed=4)
-    drafted = predict_observations(vlm, idm, sources, ACTIONS, search=Search(best_of=6, block=3), seed=4)
+    plain = predict_observations(vlm, idm, sources, ACTIONS, search=Search(num_candidates=6), seed=4)
+    drafted = predict_observations(
+        vlm, idm, sources, ACTIONS, search=Search(num_candidates=6, num_draft_tokens=3), seed=4
+    )
     codes_BKN = sample_observations(vlm, sources, ACTIONS, num_samples=6, seed=4)
-    counts = speculate_observations(vlm, sources, ACTIONS, num_samples=6, block=3, seed=4).passes.sum(dim=1)
+    counts = speculate_observations(vlm, sources, ACTIONS, num_samples=6, num_draft_tokens=3, seed=4).passes.sum(dim=1)
     for row, (one, other) in enumerate(zip(plain, drafted, strict=True)):
         expected = verify(idm, sources[row], ACTIONS[row], codes_BKN[row], seed=4)
         assert [item.index for item in one.candidates] == [item.index for item in expected]
@@ -130,7 +140,7 @@ def test_no_margin_is_best_of_n_and_speculation_changes_nothing(vlm, idm, source
 
 def test_greedy_candidates_are_drawn_once(vlm, idm, sources):
     told = []
-    search = Search(best_of=5, margin=0.0)
+    search = Search(num_candidates=5, min_gain_nats=0.0)
     found = predict_observations(
         vlm, idm, sources, ACTIONS, search=search, sampling=Sampling(greedy=True), on_round=told.append
     )
@@ -140,7 +150,7 @@ def test_greedy_candidates_are_drawn_once(vlm, idm, sources):
 
 def test_rounds_are_told(vlm, idm, sources):
     told = []
-    search = Search(best_of=6, margin=1.2)
+    search = Search(num_candidates=6, min_gain_nats=1.2)
     found = predict_observations(vlm, idm, sources, ACTIONS, search=search, seed=4, on_round=told.append)
     assert told[0].rows == 5 and told[0].candidates == range(1)
     assert all(one.rows - one.settled == other.rows for one, other in itertools.pairwise(told))
@@ -152,7 +162,7 @@ def test_expected_gain_by_hand():
     assert expected_gain(3, -0.5) == 0.125
     assert not is_enough(3, -0.5, 0.12) and is_enough(3, -0.5, 0.125)
     assert not is_enough(3, None, 9.0), "no candidate passes the guard"
-    assert not is_enough(3, 0.0, None), "without a margin nothing is enough"
+    assert not is_enough(3, 0.0, None), "without a minimum gain nothing is enough"
 
 
 def test_a_record_is_as_rare_as_the_rule_says():
@@ -164,21 +174,21 @@ def test_a_record_is_as_rare_as_the_rule_says():
 
 
 def test_rounds_double():
-    assert list(rounds(Search(best_of=11, margin=0.1, at_least=2))) == [
+    assert list(rounds(Search(num_candidates=11, min_gain_nats=0.1, min_candidates=2))) == [
         range(2), range(2, 4), range(4, 8), range(8, 11)
     ]  # fmt: skip
-    assert list(rounds(Search(best_of=11))) == [range(11)]
+    assert list(rounds(Search(num_candidates=11))) == [range(11)]
 
 
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"best_of": 0}, "best_of = 0: input should be greater than or equal to 1"),
-        ({"beam": 0}, "beam = 0: "),
-        ({"margin": -1.0}, "margin = -1.0: "),
-        ({"at_least": 9, "margin": 0.1}, "at_least = 9 is more than best_of = 8"),
-        ({"at_least": 3}, "at_least = 3 is the first round's size; give a margin too"),
-        ({"top": 9}, "top = 9 is more than best_of = 8"),
+        ({"num_candidates": 0}, "num_candidates = 0: input should be greater than or equal to 1"),
+        ({"num_beams": 0}, "num_beams = 0: "),
+        ({"min_gain_nats": -1.0}, "min_gain_nats = -1.0: "),
+        ({"min_candidates": 9, "min_gain_nats": 0.1}, "min_candidates = 9 is more than num_candidates = 8"),
+        ({"min_candidates": 3}, "min_candidates = 3 is the first round's size; give min_gain_nats too"),
+        ({"num_return": 9}, "num_return = 9 is more than num_candidates = 8"),
         ({"max_unchanged": 1.5}, "max_unchanged = 1.5: "),
         ({"gamma": 3}, "unknown key 'gamma'"),
     ],
@@ -189,7 +199,7 @@ def test_bad_settings_are_named(values, said):
 
 
 def test_a_block_longer_than_the_image_is_told_before_any_work(vlm, idm, sources):
-    with pytest.raises(InputError, match=r"block = 4: expected 0 \(off\) to 3, an image has 4 tokens"):
-        predict_observations(vlm, idm, sources, ACTIONS, search=Search(block=4))
+    with pytest.raises(InputError, match=r"num_draft_tokens = 4: expected 0 \(off\) to 3, an image has 4 tokens"):
+        predict_observations(vlm, idm, sources, ACTIONS, search=Search(num_draft_tokens=4))
     with pytest.raises(InputError, match="5 sources, 1 actions"):
         predict_observations(vlm, idm, sources, ["put"], search=Search())

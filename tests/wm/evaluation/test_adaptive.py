@@ -77,7 +77,7 @@ def test_the_guard_puts_copies_last_in_every_choice():
 def test_rows_hold_fixed_and_adaptive_figures_of_a_label():
     banks = {("A", 0, 0): bank_of(1), ("A", 0, 1): bank_of(2), ("A", 1, 0): bank_of(3), ("B", 0, 0): bank_of(4)}
     unverified = Bank(bank_of(1).codes, bank_of(1).metrics, None)
-    rows = adaptive_rows({**banks, ("C", 0, 0): unverified}, [0.05, 0.3], at_least=1)
+    rows = adaptive_rows({**banks, ("C", 0, 0): unverified}, [0.05, 0.3], min_candidates=1)
     assert {row["label"] for row in rows} == {"A", "B"}
     fixed = [row for row in rows if row["label"] == "A" and row["margin"] is None]
     assert [row["metrics"]["draws"]["mean"] for row in fixed] == list(range(1, 9))
@@ -96,7 +96,7 @@ def test_rows_hold_fixed_and_adaptive_figures_of_a_label():
 
 
 def test_the_report_shows_every_margin():
-    rows = adaptive_rows({("A & B", 0, 0): bank_of(1)}, [0.05, 0.3], at_least=1)
+    rows = adaptive_rows({("A & B", 0, 0): bank_of(1)}, [0.05, 0.3], min_candidates=1)
     html = adaptive_part({"adaptive": rows}, [("l1", "L1", 1)])
     assert "A &amp; B" in html and html.count("fixed 0.") == 2 and html.count("<figure>") == 1
     assert adaptive_part({"adaptive": []}, [("l1", "L1", 1)]) == adaptive_part({}, [("l1", "L1", 1)]) == ""

@@ -72,12 +72,12 @@ def test_seeds_of_rows_go_by_ids_and_repeated_ids_differ() -> None:
 
 
 @pytest.mark.parametrize("block", [0, 2])
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(guidance_text=2.0, top_k=9)])
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(guidance_scale=2.0, top_k=9)])
 def test_order_batch_and_subset_change_no_candidate(role, held_out, tiny_base, block, sampling) -> None:
     def candidates(part: HeldOut, batch_size: int) -> dict[str, Any]:
         bank = sample_bank(
             role.model, role.model, part, load_codec(tiny_base), None, num_candidates=3, sampling=sampling, seed=4,
-            batch_size=batch_size, block=block, decoder=role.decoder, verifier_decoder=role.decoder,
+            batch_size=batch_size, num_draft_tokens=block, decoder=role.decoder, verifier_decoder=role.decoder,
         )  # fmt: skip
         return {name: codes.tolist() for name, codes in zip(part.ids, bank.codes, strict=True)}
 
@@ -91,7 +91,7 @@ def test_order_batch_and_subset_change_no_candidate(role, held_out, tiny_base, b
 
 def test_predictions_are_the_same_in_any_parts(role, held_out, tmp_path, monkeypatch) -> None:
     """And each is what the library predicts alone from its source with the seed that the row names."""
-    search = Search(best_of=4, margin=0.6, top=4)
+    search = Search(num_candidates=4, min_gain_nats=0.6, num_return=4)
     tables = []
     for place, (rows, part) in enumerate((([*range(ROWS)], 64), ([8, 3, 1, 0, 2, 7, 6, 5, 4], 2), ([6, 1], 1))):
         monkeypatch.setattr(triplets, "ROWS_PER_PART", part)

@@ -174,7 +174,7 @@ def test_logits_equal_pefts_unmerged_forward(vlm, settings, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("sampling", [Sampling(greedy=True), Sampling(), Sampling(guidance_text=2.0)])
+@pytest.mark.parametrize("sampling", [Sampling(greedy=True), Sampling(), Sampling(guidance_scale=2.0)])
 def test_samples_are_those_of_merged_weights(vlm, dtype, sampling):
     vlm.module.to(dtype)
     adapted(vlm).module.to(dtype)

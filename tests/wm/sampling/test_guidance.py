@@ -87,11 +87,11 @@ def released_prompts(vlm, action=ACTION):
 def test_guided_images_are_those_of_a_plain_loop(folder, vlm):
     count, logits_of, prompts = 4, logits_of_release(folder, vlm), released_prompts(vlm)
     expected = [by_hand(vlm, logits_of, prompts, candidate) for candidate in range(count)]
-    prefix, sampling = forward_prefix(vlm), Sampling(guidance_text=TEXT_SCALE, guidance_image=IMAGE_SCALE)
+    prefix, sampling = forward_prefix(vlm), Sampling(guidance_scale=TEXT_SCALE, image_guidance_scale=IMAGE_SCALE)
     assert guided_prefixes(vlm, [prefix]) == [list(prompt) for prompt in prompts]
     assert sample_images(vlm, [prefix], num_samples=count, sampling=sampling)[0].tolist() == expected
     drafts = torch.tensor([SOURCES[vlm.family]])
-    speculation = speculate_images(vlm, [prefix], drafts, num_samples=count, block=2, sampling=sampling)
+    speculation = speculate_images(vlm, [prefix], drafts, num_samples=count, num_draft_tokens=2, sampling=sampling)
     assert speculation.codes[0].tolist() == expected
     pool = ImagePool(vlm, Decoder(vlm, rows=12))
     pool.add(ImageRequest(tuple(prefix), count, sampling))
@@ -116,14 +116,14 @@ def test_mixed_scales_lengths_and_seeds_share_no_prompt(vlm):
             ids = [int(vlm.image_rows[code]) for code in codes]
             bodies = [vlm.body(torch.tensor([[*prompt, *ids]]))[:, -1] for prompt in prompts]
             full, image, none = (vlm.head(hidden, vlm.image_rows)[0] for hidden in bodies)
-            logits = none + sampling.guidance_image * (image - none) + sampling.guidance_text * (full - image)
+            logits = none + sampling.image_guidance_scale * (image - none) + sampling.guidance_scale * (full - image)
             codes.append(int((torch.softmax(logits, -1).cumsum(-1) <= noise).sum()))
         return codes
 
     prefixes = [forward_prefix(vlm, action) for action in ("cup", "move the red cup the cup", ACTION)]
     seeds = [5, 2**63 - 1, 0]
     scales = [(0.0, 1.0), (1.0, 2.5), (0.0, 0.0), (7.5, 1.5)]
-    samplings = [Sampling(guidance_text=text, guidance_image=image) for text, image in scales]
+    samplings = [Sampling(guidance_scale=text, image_guidance_scale=image) for text, image in scales]
     images = {s: [expected(p, s, seed) for p, seed in zip(prefixes, seeds, strict=True)] for s in samplings}
     for stepping in ("plain", "static"):
         decoder = Decoder(vlm, stepping=stepping)
@@ -155,7 +155,7 @@ def test_liquid_is_guided_as_in_the_authors_text_to_image(tmp_path):
             expected.append(int((uncond_V + 7.0 * (cond_V - uncond_V)).argmax()))
             cond, uncond = ([*ids, len(tokenizer) + expected[-1]] for ids in (cond, uncond))
     prefix = [vlm.bos_id, *vlm.tokenize_action(ACTION), vlm.boi_id]
-    sampling = Sampling(greedy=True, guidance_text=7.0)
+    sampling = Sampling(greedy=True, guidance_scale=7.0)
     assert sample_images(vlm, [prefix], num_samples=1, sampling=sampling)[0, 0].tolist() == expected
 
 
@@ -176,7 +176,7 @@ def test_janus_is_guided_as_transformers_generates_images(tmp_path):
         do_sample=False,
         generation_config=settings,
     )
-    sampling = Sampling(greedy=True, guidance_text=5.0)
+    sampling = Sampling(greedy=True, guidance_scale=5.0)
     assert sample_images(vlm, [prefix], num_samples=1, sampling=sampling)[0, 0].tolist() == codes[0].tolist()
 
 
@@ -218,7 +218,7 @@ def test_what_has_no_unconditional_prompt_is_refused(tmp_path):
     tokenizer.write_text(tokenizer.read_text().replace("<unconditional>", "<unused1>"))
     liquid = load_model(tmp_path / "liquid")
     message = "guidance is not supported for .*liquid: its tokenizer has no '<unconditional>'"
-    for sampling in (Sampling(guidance_text=2.0), Sampling(guidance_image=2.0)):
+    for sampling in (Sampling(guidance_scale=2.0), Sampling(image_guidance_scale=2.0)):
         with pytest.raises(InputError, match=message):
             sample_images(liquid, [forward_prefix(liquid)], num_samples=1, sampling=sampling)
     sample_images(liquid, [forward_prefix(liquid)], num_samples=1)

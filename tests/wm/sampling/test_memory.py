@@ -117,7 +117,9 @@ def test_drafting_gives_the_buffers_of_images_back(vlm):
     prefix = flatten(vlm.layout("fdm", source=[1, 5, 9, 0], action="put the cup"))
     expected = sample_images(vlm, [prefix], num_samples=2, decoder=decoder)
     assert decoder.held is not None
-    found = speculate_images(vlm, [prefix], torch.tensor([[1, 5, 9, 0]]), num_samples=2, block=2, decoder=decoder)
+    found = speculate_images(
+        vlm, [prefix], torch.tensor([[1, 5, 9, 0]]), num_samples=2, num_draft_tokens=2, decoder=decoder
+    )
     assert decoder.held is None and torch.equal(found.codes, expected)
 
 

@@ -259,7 +259,7 @@ def test_guidance_is_the_mix_of_three_prompts(vlm):
         [vlm.bos_id, vlm.boi_id, *image, vlm.eoi_id, vlm.boi_id],
         [vlm.bos_id, vlm.boi_id],
     ]
-    sampling = Sampling(greedy=True, guidance_text=3.0, guidance_image=1.2)
+    sampling = Sampling(greedy=True, guidance_scale=3.0, image_guidance_scale=1.2)
     ids: list[int] = []
     for _ in range(vlm.tokens_per_image):
         full, without_text, nothing = (reference_logits(vlm, [*p, *ids])[-1][vlm.image_rows] for p in prompts)
@@ -267,13 +267,13 @@ def test_guidance_is_the_mix_of_three_prompts(vlm):
         ids.append(int(vlm.image_rows[mixed.argmax()]))
     codes = sample_images(vlm, [whole], num_samples=2, sampling=sampling)
     assert vlm.image_rows[codes[0, 1]].tolist() == ids
-    one = Sampling(guidance_text=1.0, guidance_image=1.0)
+    one = Sampling(guidance_scale=1.0, image_guidance_scale=1.0)
     assert torch.equal(
         sample_images(vlm, [whole], num_samples=3, sampling=one, seed=2),
         sample_images(vlm, [whole], num_samples=3, seed=2),
     )
     many = [flatten(vlm.layout("fdm", source=[k, 1, 4, 1], action=a)) for k, a in enumerate(["put", action, "up up"])]
-    drawn = Sampling(guidance_text=2.0, guidance_image=1.5)
+    drawn = Sampling(guidance_scale=2.0, image_guidance_scale=1.5)
     together = sample_images(vlm, many, num_samples=3, sampling=drawn, seed=2)
     for row, prefix in enumerate(many):
         assert torch.equal(sample_images(vlm, [prefix], num_samples=2, sampling=drawn, seed=2)[0], together[row, :2])

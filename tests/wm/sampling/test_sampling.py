@@ -204,7 +204,7 @@ def test_prefixes_are_checked(vlm):
     drafts = torch.zeros((2, 4), dtype=torch.int64)
     calls = (
         lambda ids: sample_images(vlm, [[0], ids], num_samples=1),
-        lambda ids: speculate_images(vlm, [[0], ids], drafts, num_samples=1, block=1),
+        lambda ids: speculate_images(vlm, [[0], ids], drafts, num_samples=1, num_draft_tokens=1),
         lambda ids: generate_texts(vlm, [[0], ids]),
     )
     for call in calls:
@@ -222,7 +222,9 @@ def test_numbers_that_are_none_are_told_and_not_drawn_from(tiny_base):
     source_1N = [[1, 2, 3, 4]]
     calls = (
         lambda: sample_images(broken, [[0]], num_samples=1),
-        lambda: speculate_images(broken, [[0]], torch.zeros((1, 4), dtype=torch.int64), num_samples=1, block=1),
+        lambda: speculate_images(
+            broken, [[0]], torch.zeros((1, 4), dtype=torch.int64), num_samples=1, num_draft_tokens=1
+        ),
         lambda: generate_texts(broken, [[0]]),
         lambda: score_actions(broken, source_1N, source_1N, ["put"]),
     )

@@ -67,7 +67,7 @@ class Collected:
         return torch.tensor([found[candidate] for candidate in request.candidates])
 
 
-SETTINGS = [Sampling(), Sampling(greedy=True), Sampling(temperature=0.7, top_k=9), Sampling(guidance_text=2.0)]
+SETTINGS = [Sampling(), Sampling(greedy=True), Sampling(temperature=0.7, top_k=9), Sampling(guidance_scale=2.0)]
 
 
 @pytest.mark.parametrize("positions", [None, 400, 1])

@@ -42,7 +42,7 @@ SAMPLINGS = [
     Sampling(),
     Sampling(temperature=0.6, top_k=7, top_p=0.9),
     Sampling(greedy=True),
-    Sampling(guidance_text=2.0, guidance_image=1.5),
+    Sampling(guidance_scale=2.0, image_guidance_scale=1.5),
 ]
 
 
@@ -65,7 +65,7 @@ def test_the_images_are_those_of_sequential_sampling(vlm, sampling, block, redra
                 prefixes,
                 drafts,
                 num_samples=4,
-                block=block,
+                num_draft_tokens=block,
                 sampling=sampling,
                 seed=[1, 2, 3],
                 redraft=redraft,
@@ -82,7 +82,7 @@ def test_counts_of_a_fixed_draft_are_those_of_a_slow_walk(vlm):
     drafts_BKN = draft_of(codes_BKN, 0.7)
     block = 3
     found = speculate_images(
-        vlm, prefixes, drafts_BKN, num_samples=5, block=block, seed=4, redraft=False, decoder=Decoder(vlm)
+        vlm, prefixes, drafts_BKN, num_samples=5, num_draft_tokens=block, seed=4, redraft=False, decoder=Decoder(vlm)
     )
     for source in range(3):
         for candidate in range(5):
@@ -112,10 +112,12 @@ def test_counts_of_a_fixed_draft_are_those_of_a_slow_walk(vlm):
 def test_a_draft_that_is_right_needs_fewest_passes(vlm):
     _, prefixes = sources_and_prefixes(vlm, 2)
     codes_BKN = sample_images(vlm, prefixes, num_samples=2, seed=4)
-    found = speculate_images(vlm, prefixes, codes_BKN, num_samples=2, block=4, seed=4)
+    found = speculate_images(vlm, prefixes, codes_BKN, num_samples=2, num_draft_tokens=4, seed=4)
     assert found.passes.tolist() == [[3, 3], [3, 3]]
     assert found.acceptance.tolist() == [[1.0, 1.0], [1.0, 1.0]]
-    wrong = speculate_images(vlm, prefixes, (codes_BKN + 1) % 16, num_samples=2, block=4, seed=4, redraft=False)
+    wrong = speculate_images(
+        vlm, prefixes, (codes_BKN + 1) % 16, num_samples=2, num_draft_tokens=4, seed=4, redraft=False
+    )
     assert wrong.passes.tolist() == [[15, 15], [15, 15]]
     assert wrong.acceptance.tolist() == [[0.0, 0.0], [0.0, 0.0]]
 
@@ -123,22 +125,28 @@ def test_a_draft_that_is_right_needs_fewest_passes(vlm):
 def test_bad_input_is_named(vlm):
     sources_BN, prefixes = sources_and_prefixes(vlm, 2)
     for block in (0, 16):
-        with pytest.raises(InputError, match=rf"block must be 1 to 15 \(an image has 16 tokens\), got {block}"):
-            speculate_images(vlm, prefixes, sources_BN, num_samples=1, block=block)
+        with pytest.raises(
+            InputError, match=rf"num_draft_tokens must be 1 to 15 \(an image has 16 tokens\), got {block}"
+        ):
+            speculate_images(vlm, prefixes, sources_BN, num_samples=1, num_draft_tokens=block)
     with pytest.raises(InputError, match=r"drafts: expected codes \(2, 16\).*got shape \(2, 15\)"):
-        speculate_images(vlm, prefixes, sources_BN[:, :15], num_samples=1, block=2)
+        speculate_images(vlm, prefixes, sources_BN[:, :15], num_samples=1, num_draft_tokens=2)
     with pytest.raises(InputError, match=r"drafts: code 16 is outside the codebook \[0, 16\)"):
-        speculate_images(vlm, prefixes, sources_BN + 1, num_samples=1, block=2)
+        speculate_images(vlm, prefixes, sources_BN + 1, num_samples=1, num_draft_tokens=2)
     with pytest.raises(InputError, match="num_samples must be at least 1, got 0"):
-        speculate_images(vlm, prefixes, sources_BN, num_samples=0, block=2)
-    assert speculate_images(vlm, [], sources_BN[:0], num_samples=2, block=2).codes.shape == (0, 2, 16)
+        speculate_images(vlm, prefixes, sources_BN, num_samples=0, num_draft_tokens=2)
+    assert speculate_images(vlm, [], sources_BN[:0], num_samples=2, num_draft_tokens=2).codes.shape == (0, 2, 16)
 
 
 def test_observations_are_drafted_from_their_sources(vlm):
     sources_BN, prefixes = sources_and_prefixes(vlm, 3)
     actions = ["put the cup", "take", "move the red block to the left"]
-    found = speculate_observations(vlm, sources_BN, actions, num_samples=2, block=3, seed=4)
+    found = speculate_observations(vlm, sources_BN, actions, num_samples=2, num_draft_tokens=3, seed=4)
     assert torch.equal(found.codes, sample_observations(vlm, sources_BN, actions, num_samples=2, seed=4))
-    direct = speculate_images(vlm, prefixes, sources_BN, num_samples=2, block=3, seed=4)
+    direct = speculate_images(vlm, prefixes, sources_BN, num_samples=2, num_draft_tokens=3, seed=4)
     assert torch.equal(found.passes, direct.passes)
-    assert speculate_observations(vlm, sources_BN[:0], [], num_samples=2, block=3).codes.shape == (0, 2, LENGTH)
+    assert speculate_observations(vlm, sources_BN[:0], [], num_samples=2, num_draft_tokens=3).codes.shape == (
+        0,
+        2,
+        LENGTH,
+    )

@@ -97,7 +97,7 @@ def sample_bank(
     sampling: Sampling,
     seed: int,
     batch_size: int = 32,
-    block: int = 0,
+    num_draft_tokens: int = 0,
     decoder: Decoder | None = None,
     verifier_decoder: Decoder | None = None,
 ) -> Bank:
@@ -116,7 +116,7 @@ def sample_bank(
         sampling: How a code is sampled.
         seed: Sampling seed of the run.
         batch_size: Rows of a pass.
-        block: Sample speculatively, with so many codes of the source drafted a pass; 0: one code a pass.
+        num_draft_tokens: Sample speculatively, with so many codes of the source drafted a pass; 0: one code a pass.
         decoder: That of ``fdm`` as it is now; built here without it.
         verifier_decoder: That of ``verifier`` as it is now; built here without it.
 
@@ -128,8 +128,8 @@ def sample_bank(
     settings["seed"] = held_out.sampling_seeds(seed)
     settings |= {"batch_size": batch_size, "decoder": decoder}
     with torch.inference_mode():
-        if block:
-            codes = speculate_observations(fdm, sources, actions, block=block, **settings).codes
+        if num_draft_tokens:
+            codes = speculate_observations(fdm, sources, actions, num_draft_tokens=num_draft_tokens, **settings).codes
         else:
             codes = sample_observations(fdm, sources, actions, **settings)
     codes_BKN = codes.cpu().numpy().astype(np.int64)

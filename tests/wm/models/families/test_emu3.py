@@ -83,11 +83,11 @@ def test_emu3_dynamics(emu3, emu3_theirs):
     assert [codes.shape[1] for codes in seen] == [4, 8, 12, 16]
     assert all(torch.equal(codes, drawn[0, :, : codes.shape[1]]) for codes in seen)
     for block in (1, 3, 7):
-        fast = speculate_images(emu3, prefixes, torch.tensor(sources), num_samples=3, block=block, seed=4)
+        fast = speculate_images(emu3, prefixes, torch.tensor(sources), num_samples=3, num_draft_tokens=block, seed=4)
         assert torch.equal(fast.codes, drawn)
 
     with pytest.raises(InputError, match="guidance is not supported for emu3"):
-        sample_images(emu3, prefixes, num_samples=1, sampling=Sampling(guidance_text=3.0))
+        sample_images(emu3, prefixes, num_samples=1, sampling=Sampling(guidance_scale=3.0))
     score = score_observations(emu3, [GRID], [ACTION], [OTHER])[0]
     segments = emu3.layout("fdm", source=GRID, action=ACTION, target=OTHER)
     ids, expected = flatten(segments), 0.0

@@ -101,7 +101,7 @@ def test_janus_draws_what_transformers_would(janus, janus_theirs):
     codes = sample_observations(janus, [GRID], [ACTION], num_samples=1, sampling=Sampling(greedy=True))[0, 0]
     assert codes.tolist() == greedy_by_hand(janus, prefix, lambda ids: logits(ids)[-1])
     drawn = sample_images(janus, [prefix], num_samples=3, seed=2)
-    fast = speculate_images(janus, [prefix], torch.tensor([GRID]), num_samples=3, block=4, seed=2)
+    fast = speculate_images(janus, [prefix], torch.tensor([GRID]), num_samples=3, num_draft_tokens=4, seed=2)
     assert torch.equal(fast.codes, drawn)
     score = score_observations(janus, [GRID], [ACTION], [OTHER])[0]
     ids = flatten(janus.layout("fdm", source=GRID, action=ACTION, target=OTHER))

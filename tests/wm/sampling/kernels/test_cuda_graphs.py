@@ -28,7 +28,7 @@ SAMPLINGS = {
     "plain": Sampling(),
     "filtered": Sampling(temperature=0.7, top_k=9, top_p=0.95),
     "greedy": Sampling(greedy=True),
-    "guided": Sampling(guidance_text=2.0, guidance_image=1.5),
+    "guided": Sampling(guidance_scale=2.0, image_guidance_scale=1.5),
 }
 
 
