@@ -31,6 +31,9 @@ MAX_BOUNDARIES = 2 * MAX_FIELDS + 2
 MAX_PADDING_BYTES = 1000
 CHARSETS = ("utf-8", "utf-8-sig", "ascii", "iso8859-1", "cp1252", "utf-16", "utf-16-le", "utf-16-be")
 """Of a form's texts, as Python names them. Decoding takes a time that grows with the text, and no faster."""
+PAGES = ("/", "/health", "/docs", "/openapi.json", "/playground")
+BELOW = ("/playground/", "/docs/files/")
+"""Read without a key, with what lies below these: they say nothing of anybody and ask no model to work."""
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,512}")
 T = TypeVar("T")
 ParsedEdit: TypeAlias = tuple[EditRequest, bytes]
@@ -207,6 +210,15 @@ async def limited_body(request: Request, limits: Limits) -> AsyncGenerator[bytes
 def _too_large(limits: Limits) -> ApiError:
     message = f"the request is larger than {limits.max_body_bytes:,} bytes"
     return ApiError(message, status=413, code="request_too_large")
+
+
+def is_page(scope: Scope) -> bool:
+    """Return whether a request reads one of :data:`PAGES`; whatever else there is is guarded and limited."""
+    path: str = scope["path"]
+    root = scope.get("root_path", "").rstrip("/")
+    if root and (path == root or path.startswith(root + "/")):
+        path = path.removeprefix(root) or "/"
+    return scope["method"] in ("GET", "HEAD") and (path in PAGES or path.startswith(BELOW))
 
 
 def request_id_of(scope: Scope) -> str | None:

@@ -57,11 +57,11 @@ class BenchmarkRecipe(Recipe):
     rounds: int = Field(default=40, ge=1)
     """Turns of each kind of single request; the least counts."""
     replicas: list[int] = Field(default=[1, 2], min_length=1)
-    """Copies of each role, one server after the other; ratios are of the first."""
+    """Replicas of each server, one count after the other; ratios are of the first."""
     seconds: float = Field(default=20, gt=0)
     """Of arrivals at each rate."""
     cpus_per_replica: float = Field(default=1, gt=0)
-    """CPU cores of each copy, its threads too."""
+    """CPU cores of each replica, its threads too."""
     quick: bool = False
     """Tiny models, one round: shows that it works, measures nothing."""
 
@@ -116,8 +116,9 @@ def _measure(recipe: BenchmarkRecipe, folder: Path) -> tuple[dict[str, float], d
     figures: dict[str, Any] = {"tokens_per_image": library.tokens_per_image, "best_of": BEST_OF, "clients": CLIENTS}
     seconds: dict[str, list[float]] = {}
     for count in recipe.replicas:
-        copies = {"sampler_replicas": count, "verifier_replicas": count, "cpus_per_replica": recipe.cpus_per_replica}
-        with served(models | copies | {"best_of": BEST_OF}) as url:
+        options = f"{{num_replicas = {count}, ray_actor_options = {{num_cpus = {recipe.cpus_per_replica}}}}}"
+        servers = {"fdm_server": options, "idm_server": options}
+        with served(models | servers | {"num_candidates": BEST_OF}) as url:
             asked = Asked(url, picture, action)
             if count == recipe.replicas[0]:
                 seconds |= _single(asked, library, 2 if recipe.quick else recipe.rounds)

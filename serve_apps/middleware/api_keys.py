@@ -8,22 +8,9 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_apps import metrics
-from serve_apps.http import error_response
+from serve_apps.http import error_response, is_page
 from serve_apps.keys import Key, KeyRing
 from serve_apps.openai.errors import ApiError
-
-PAGES = ("/", "/health", "/docs", "/openapi.json", "/playground")
-BELOW = ("/playground/", "/docs/files/")
-"""Read without a key, with what lies below these: they say nothing of anybody and ask no model to work."""
-
-
-def is_page(scope: Scope) -> bool:
-    """Return whether a request reads one of :data:`PAGES`; whatever else there is is guarded and limited."""
-    path: str = scope["path"]
-    root = scope.get("root_path", "").rstrip("/")
-    if root and (path == root or path.startswith(root + "/")):
-        path = path.removeprefix(root) or "/"
-    return scope["method"] in ("GET", "HEAD") and (path in PAGES or path.startswith(BELOW))
 
 
 class Allowance:

@@ -12,8 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_apps import metrics
-from serve_apps.http import error_response, find_request_id_error, request_id_of
-from serve_apps.middleware.api_keys import is_page
+from serve_apps.http import error_response, find_request_id_error, is_page, request_id_of
 from serve_apps.openai.errors import ApiError
 from serve_apps.sse import error_event
 

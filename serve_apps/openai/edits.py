@@ -73,9 +73,7 @@ class EditRequest(PredictionRequest):
 
         # With adaptive N no fewer are sampled than are returned.
         gain = self.gain_or(recipe) if self.verify else None
-        return Search(
-            num_candidates=self.best_of, min_gain_nats=gain, min_candidates=1 if gain is None else self.n
-        )
+        return Search(num_candidates=self.best_of, min_gain_nats=gain, min_candidates=1 if gain is None else self.n)
 
 
 def edit_from_form(items: Iterable[tuple[str, str | bytes]], limits: Limits) -> tuple[EditRequest, bytes]:
