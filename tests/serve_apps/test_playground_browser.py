@@ -31,7 +31,9 @@ def page(window):
 
 @pytest.fixture(scope="module")
 def url(tiny_base):
-    with served(local_app(ServeRecipe(fdm=str(tiny_base), idm=str(tiny_base), num_candidates=4, max_best_of=8))) as address:
+    with served(
+        local_app(ServeRecipe(fdm=str(tiny_base), idm=str(tiny_base), num_candidates=4, max_best_of=8))
+    ) as address:
         yield address
 
 

@@ -31,7 +31,9 @@ def models(tiny_base):
 
 @pytest.fixture(scope="module", params=["separate", "merged"])
 def http(tiny_base, request):
-    recipe = ServeRecipe(fdm=str(tiny_base), idm=str(tiny_base), base_sharing=request.param, num_candidates=4, max_actions=5)
+    recipe = ServeRecipe(
+        fdm=str(tiny_base), idm=str(tiny_base), base_sharing=request.param, num_candidates=4, max_actions=5
+    )
     with TestClient(local_app(recipe)) as client:
         yield client
 

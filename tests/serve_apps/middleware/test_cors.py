@@ -32,7 +32,12 @@ def clients(tiny_base, tmp_path_factory):
         f'[[keys]]\nname = "bob"\nsha256 = "{digests[1]}"\nrequests_per_minute = 1\n'
     )
     recipe = ServeRecipe(
-        fdm=str(tiny_base), idm=str(tiny_base), keys=str(keys), num_candidates=2, max_body_bytes=200_000, cors_origins=[PAGE]
+        fdm=str(tiny_base),
+        idm=str(tiny_base),
+        keys=str(keys),
+        num_candidates=2,
+        max_body_bytes=200_000,
+        cors_origins=[PAGE],
     )
     app = local_app(recipe)
     everyone = local_app(recipe.model_copy(update={"cors_origins": ["*"]}))
