@@ -14,7 +14,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from serve_apps.middleware.proxy import IMPORT_PATH, has_layers, set_environment
+from serve_apps.middleware.proxy import IMPORT_PATH, has_middlewares, set_environment
 from serve_apps.quiet import quiet_end, without_ray_threads
 from serve_apps.recipe import ServeRecipe, check_models
 from serve_apps.world_model import build
@@ -28,9 +28,9 @@ FEWER_THREADS = ("RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD", "RAY_SERVE_RUN_RO
 a thread of their own. Without the other two a request changes threads less often."""
 OBJECT_STORE_BYTES = 256 * 2**20
 PROXY_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
-NO_LAYERS = (
-    "warning: the proxy of this Ray session lacks the layers of serve_apps: it obeys strangers' headers, and "
-    f"loses what a killed HTTP process was asked. Set {PROXY_VARIABLE}={IMPORT_PATH} on every node before Ray starts"
+NO_MIDDLEWARES = (
+    "warning: the proxy of this Ray session lacks the middleware of serve_apps: it obeys headers of any client, "
+    f"and loses what a killed HTTP process was asked. Set {PROXY_VARIABLE}={IMPORT_PATH} on every node first"
 )
 PROXY_WAITS_S = 10
 """Beyond the time limit: the app itself gives requests up, in OpenAI's form."""
@@ -84,8 +84,8 @@ def start(recipe: StartRecipe) -> None:
         serve.run(application, name=APPLICATION, route_prefix="/")
     except RuntimeError as error:
         raise InputError(_why_not_running() or str(error)) from error
-    if has_layers(recipe.host, recipe.port) is False:
-        print(NO_LAYERS, file=sys.stderr)
+    if has_middlewares(recipe.host, recipe.port) is False:
+        print(NO_MIDDLEWARES, file=sys.stderr)
 
 
 def _why_not_running() -> str | None:

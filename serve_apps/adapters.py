@@ -1,28 +1,29 @@
-"""Adapters beside the two models that are always there: found in a folder, read when they are asked for, given up for
-others that are."""
+"""Serve adapters beside the recipe's two models: listed from a folder, loaded when a request names them, evicted for
+others."""
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Generic, TypeVar
 
 from ray import serve
 
-from serve_apps.openai import ApiError
-from serve_apps.process import Process
+from serve_apps.openai.errors import ApiError
 from serve_apps.recipe import ADAPTER
+from serve_apps.results import AdapterEntry
 from wm.dynamics import Role, load_role
 from wm.errors import InputError
 from wm.models import read_manifest
 from wm.models.folder_checks import check_no_code
 from wm.models.manifest import Manifest, is_adapter, is_model_folder, model_folder
 
+ServedT = TypeVar("ServedT")
 logger = logging.getLogger("ray.serve")
 
 
-def adapters_in(folder: str | Path, base_id: str) -> dict[str, tuple[Path, Manifest]]:
-    """List the adapters of a base that a folder holds.
+def find_adapters(folder: str | Path, base_id: str) -> dict[str, tuple[Path, Manifest]]:
+    """Find the adapters of a base in a folder.
 
     One that cannot be served costs itself alone: a line in the log names it and why, once until its reason changes.
 
@@ -41,7 +42,7 @@ def adapters_in(folder: str | Path, base_id: str) -> dict[str, tuple[Path, Manif
     adapters = {}
     for entry in entries:
         try:
-            manifest = _servable(entry, base_id)
+            manifest = _read_servable(entry, base_id)
         except (InputError, OSError) as error:
             _log_once(entry, f"adapter {str(entry)!r} is not served: {error}")
             continue
@@ -51,9 +52,8 @@ def adapters_in(folder: str | Path, base_id: str) -> dict[str, tuple[Path, Manif
     return adapters
 
 
-def _servable(entry: Path, base_id: str) -> Manifest | None:
-    """Return the manifest of an adapter that can be served, None for what is no adapter; :class:`InputError` says why
-    not."""
+def _read_servable(entry: Path, base_id: str) -> Manifest | None:
+    """Return an adapter's manifest, None for what is no adapter; raise :class:`InputError` if it cannot be served."""
     if not is_model_folder(entry) or not is_adapter(entry):
         return None
     if not entry.name.isprintable() or entry.name != entry.name.encode("utf-8", "replace").decode():
@@ -68,7 +68,7 @@ def _servable(entry: Path, base_id: str) -> Manifest | None:
 
 
 _logged: dict[Path, str] = {}
-"""The last line about each folder that is not served: listings come often, the same line is written once."""
+"""The last line about each folder that is not served: listings are frequent, the same line is written once."""
 
 
 def _log_once(folder: Path, line: str) -> None:
@@ -77,47 +77,54 @@ def _log_once(folder: Path, line: str) -> None:
         logger.warning("%s", line)
 
 
-class Adapters:
-    """Of a process: ``make`` turns a role and its task into what answers for it. Ray Serve sends a request to a replica
-    that has its adapter already, where there is one; the one that was asked for longest ago makes room."""
+def list_adapters(folder: str | Path, base_id: str) -> list[AdapterEntry]:
+    """Describe the adapters of :func:`find_adapters`."""
+    return [
+        {"id": name, "task": str(manifest.task), "created": _changed_s(path)}
+        for name, (path, manifest) in find_adapters(folder, base_id).items()
+    ]
 
-    def __init__(self, process: Process, make: Callable[[Role, str], Any]) -> None:
-        assert process.base is not None and process.recipe.adapters is not None
-        self._base, self._folder = process.base, process.recipe.adapters
 
-        async def load(name: str) -> Any:
-            folder, manifest = await asyncio.to_thread(self._found, name)
-            try:
-                role = await asyncio.to_thread(load_role, folder, over=self._base)
-            except (InputError, OSError) as error:
-                logger.error("adapter %s cannot be served: %s", folder, error)
-                message = f"model {name!r} cannot be loaded; the server's log says why"
-                raise ApiError(message, status=503, kind="server_error", code="model_not_loadable") from error
-            return make(role, str(manifest.task))
+class Adapters(Generic[ServedT]):
+    """The adapters that a replica has in memory.
 
-        most = process.recipe.max_adapters
-        self._load = cast(Callable[[str], Awaitable[Any]], serve.multiplexed(max_num_models_per_replica=most)(load))
+    Ray Serve sends a request to a replica that has its adapter already, where there is one.
 
-    async def of(self, name: str) -> Any:
-        """Return what answers for an adapter."""
-        return await self._load(name)
+    Args:
+        folder: Of the adapters.
+        base: What they lie over.
+        build: Turns a role and its task into what is kept in memory.
+        max_in_memory: How many; the one whose last request is longest ago makes room.
+    """
 
-    def described(self) -> list[dict[str, Any]]:
-        """Describe what ``GET /v1/models`` reports of each, beside what it tells of the base."""
-        return [
-            {"id": name, "task": manifest.task, "created": _changed_s(folder)}
-            for name, (folder, manifest) in adapters_in(self._folder, self._base.model.base_id).items()
-        ]
+    def __init__(self, folder: str, base: Role, build: Callable[[Role, str], ServedT], max_in_memory: int) -> None:
+        self._folder, self._base, self._build = folder, base, build
 
-    def _found(self, name: str) -> tuple[Path, Manifest]:
-        found = adapters_in(self._folder, self._base.model.base_id).get(name)
-        if found is None:
+        # Ray's decorator wants a coroutine function of one argument, and its limit when it is applied.
+        async def load(name: str) -> ServedT:
+            return await asyncio.to_thread(self._load, name)
+
+        self.load: Callable[[str], Awaitable[ServedT]] = serve.multiplexed(max_num_models_per_replica=max_in_memory)(
+            load
+        )
+        """Return an adapter by its model name, from memory or disk; raise :class:`ApiError` 404 for an unknown one, 503
+        for one that cannot be loaded."""
+
+    def _load(self, name: str) -> ServedT:
+        path, manifest = find_adapters(self._folder, self._base.model.base_id).get(name, (None, None))
+        if path is None or manifest is None:
             raise ApiError(f"no such model: {name!r:.80}", status=404, param="model", code="model_not_found")
-        return found
+        try:
+            role = load_role(path, over=self._base)
+        except (InputError, OSError) as error:
+            logger.error("adapter %s cannot be served: %s", path, error)
+            message = f"model {name!r} cannot be loaded; the server's log says why"
+            raise ApiError(message, status=503, kind="server_error", code="model_not_loadable") from error
+        return self._build(role, str(manifest.task))
 
 
 def _changed_s(folder: Path) -> int:
-    """When a folder was last changed, in seconds; 0 if it has been removed since it was listed."""
+    """Return when a folder was last changed, in seconds; 0 if it has been removed since it was listed."""
     try:
         return int(folder.stat().st_mtime)
     except OSError:

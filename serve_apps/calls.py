@@ -1,6 +1,6 @@
-"""Asking a deployment: refusals become answers that say so, and a replica that dies is replaced by another.
+"""Call the model deployments: refusals become answers that say so, and where a replica dies another is asked.
 
-What a method gives depends on its arguments alone, so that any replica may be asked again.
+What a method returns depends on its arguments alone, so that any replica may be asked again.
 """
 
 import asyncio
@@ -10,66 +10,80 @@ from typing import Any
 
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError
+from ray.serve.handle import DeploymentHandle
 
 from serve_apps import metrics
-from serve_apps.openai import ApiError
-from serve_apps.recipe import FDM, IDM
+from serve_apps.openai.errors import ApiError
+from serve_apps.openai.requests import FDM, IDM
 from wm.errors import InputError
 
-TRIES = 4
+MAX_TRIES = 4
 """Of a request, each on another replica, before it is given up."""
 logger = logging.getLogger("ray.serve")
 
 
-def method_of(handle: Any, name: str, model: str) -> Any:
-    """Return a method of a deployment handle, to be asked of a replica that has ``model`` in memory, where there is
-    one."""
-    return getattr(handle if model in {FDM, IDM} else handle.options(multiplexed_model_id=model), name)
+async def call(handle: DeploymentHandle | None, method: str, *arguments: object, model: str) -> Any:
+    """Call a method of a deployment and return its result.
 
+    A caller that is cancelled cancels the call: Ray does so for a request whose client left, but not for one given up
+    by its caller.
 
-async def call(method: Any, *arguments: Any) -> Any:
-    """Return what a deployment handle's method returns. Raises :class:`ApiError` for what the client is to know. A
-    caller that
-    is cancelled cancels it: Ray does so for a request whose client left, but not for one given up by its caller."""
-    for tries_left in reversed(range(TRIES)):
-        found = method.remote(*arguments)
+    Args:
+        handle: Of the deployment.
+        method: Name of its method.
+        arguments: Of the method.
+        model: The model that is at work: a replica that has it in memory is asked, where there is one.
+
+    Raises:
+        ApiError: What the client is to know.
+    """
+    for tries_left in reversed(range(MAX_TRIES)):
+        response = _method_of(handle, method, model).remote(*arguments)
         try:
-            return await found
+            return await response
         except asyncio.CancelledError:
-            _cancel(found)
+            _cancel(response)
             raise
         except Exception as error:
-            _need_another_try(error, tries_left)
+            _check_retry(error, tries_left)
     raise AssertionError
 
 
-async def stream(method: Any, *arguments: Any) -> AsyncGenerator[Any, None]:
-    """Yield what a deployment handle's generator yields; after a replica's death another begins again, and what is
-    known already is passed over. Raises as :func:`call`."""
-    given = 0
-    for tries_left in reversed(range(TRIES)):
-        found = method.options(stream=True).remote(*arguments)
-        place = 0
+async def stream(
+    handle: DeploymentHandle | None, method: str, *arguments: object, model: str
+) -> AsyncGenerator[Any, None]:
+    """Yield what a generator method of a deployment yields; arguments and errors as of :func:`call`.
+
+    After a replica's death another begins anew, and what was yielded already is skipped.
+    """
+    num_yielded = 0
+    for tries_left in reversed(range(MAX_TRIES)):
+        response = _method_of(handle, method, model).options(stream=True).remote(*arguments)
+        index = 0
         try:
-            async for item in found:
-                place += 1
-                if place > given:
-                    given += 1
+            async for item in response:
+                index += 1
+                if index > num_yielded:
+                    num_yielded += 1
                     yield item
             return
         except Exception as error:
-            _need_another_try(error, tries_left)
+            _check_retry(error, tries_left)
         finally:
-            _cancel(found)  # a reader that stops early stops the work; one that is done is not harmed
+            _cancel(response)  # a reader that stops early stops the work; a finished one is not harmed
 
 
-def _cancel(found: Any) -> None:
-    if hasattr(found, "cancel"):
-        found.cancel()
+def _method_of(handle: Any, name: str, model: str) -> Any:
+    return getattr(handle if model in {FDM, IDM} else handle.options(multiplexed_model_id=model), name)
 
 
-def _need_another_try(error: Exception, tries_left: int) -> None:
-    """Return where another replica may be asked; else raises what the client is to know."""
+def _cancel(response: Any) -> None:
+    if hasattr(response, "cancel"):
+        response.cancel()
+
+
+def _check_retry(error: Exception, tries_left: int) -> None:
+    """Return if another replica may be asked; else raise what the client is to know."""
     if isinstance(error, BackPressureError):
         raise ApiError.unavailable("the server is busy; try again soon", "overloaded") from error
     if isinstance(error, RayActorError):

@@ -13,7 +13,7 @@ from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from serve_apps.openai import ApiError
+from serve_apps.openai.errors import ApiError
 
 T = TypeVar("T")
 

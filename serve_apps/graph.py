@@ -1,11 +1,13 @@
-"""The served graph as the routes see it: the two roles, the limits, and blocking work in fair shares."""
+"""The served models as the routes see them: the two roles, the limits of a client, and blocking work in fair shares."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
@@ -13,55 +15,147 @@ from fastapi import Depends, Request
 from ray.serve.handle import DeploymentHandle
 
 from serve_apps import metrics
-from serve_apps.calls import call, method_of, stream
-from serve_apps.catalog import Catalog
+from serve_apps.calls import call, stream
 from serve_apps.fair import FairThreads, PixelBudget
 from serve_apps.keys import Key
-from serve_apps.openai import ApiError, Limits, count_pixels_of, prepare_image
-from serve_apps.recipe import FDM, IDM, ServeRecipe
+from serve_apps.openai.errors import ApiError, Limits
+from serve_apps.openai.images import NamedImage, count_pixels_of, encode_image, prepare_image
+from serve_apps.openai.requests import FDM, IDM, PredictionRequest
+from serve_apps.recipe import OTHER_CODEC, ServeRecipe
+from serve_apps.results import AdapterEntry, ModelEntry
 from wm.images import Pixels
 
 T = TypeVar("T")
 SMALL_BYTES = 2**16
 """A body of so many bytes is parsed where it was read: changing threads would cost more."""
+REFRESH_S = 5.0
+"""After so long the folder of adapters is listed again."""
+MAX_LISTED = 20
+
+
+class CatalogEntry(ModelEntry):
+    """What ``GET /v1/models`` says of a model: what OpenAI's clients read, and what its server says."""
+
+    id: str
+    object: str
+    created: int
+    owned_by: str
+
+
+class Catalog:
+    """The recipe's two models and the adapters in its folder, as their servers describe them."""
+
+    def __init__(self, recipe: ServeRecipe, handles: dict[str, DeploymentHandle]) -> None:
+        self._recipe, self._handles = recipe, handles
+        self._own: dict[str, CatalogEntry] = {}
+        self._adapters: dict[str, CatalogEntry] = {}
+        self._listed_s = -REFRESH_S
+
+    async def entry(self, name: str) -> CatalogEntry:
+        """Return the entry of a model; raise :class:`ApiError` 404 for an unknown one."""
+        if not self._own:
+            await self._describe_own()
+        if name not in self._own and (name not in self._adapters or self._is_old):
+            await self._list_adapters()
+        entry = self._own.get(name) or self._adapters.get(name)
+        if entry is None:
+            known = [*self._own, *self._adapters]
+            others = f" and {len(known) - MAX_LISTED} others" if len(known) > MAX_LISTED else ""
+            message = f"no such model: {name!r:.80}; the models are {', '.join(known[:MAX_LISTED])}{others}"
+            raise ApiError(message, status=404, param="model", code="model_not_found")
+        return entry
+
+    async def entries(self) -> list[CatalogEntry]:
+        """Return all entries, the recipe's two first."""
+        if not self._own:
+            await self._describe_own()
+        if self._is_old:
+            await self._list_adapters()
+        return [*self._own.values(), *self._adapters.values()]
+
+    @property
+    def _is_old(self) -> bool:
+        return time.monotonic() - self._listed_s > REFRESH_S
+
+    async def _describe_own(self) -> None:
+        folders = {FDM: self._recipe.fdm, IDM: self._recipe.idm}
+        described: list[ModelEntry] = await asyncio.gather(
+            *(call(self._handles[name], "describe", name, model=name) for name in folders)
+        )
+        codecs = [entry["codec"] for entry in described]
+        if len(set(codecs)) > 1:
+            message = OTHER_CODEC.format(*codecs)
+            raise ApiError(message, status=503, kind="server_error", code="models_do_not_match")
+        self._own = {
+            name: _entry(name, int(Path(folder).stat().st_mtime) if Path(folder).exists() else 0, entry)
+            for (name, folder), entry in zip(folders.items(), described, strict=True)
+        }
+
+    async def _list_adapters(self) -> None:
+        if self._recipe.adapters is None:
+            return
+        adapters: list[AdapterEntry] = await call(self._handles[FDM], "describe_adapters", model=FDM)
+        self._adapters = {
+            adapter["id"]: _entry(adapter["id"], adapter["created"], self._own[adapter["task"]]) for adapter in adapters
+        }
+        self._listed_s = time.monotonic()
+
+
+def _entry(name: str, created_s: int, described: ModelEntry) -> CatalogEntry:
+    return {**described, "id": name, "object": "model", "created": created_s, "owned_by": "wm"}
 
 
 class Graph:
-    """FDM sampler and IDM verifier, each behind a deployment handle (or what acts as one)."""
+    """The FDM and the IDM server, each behind a deployment handle (or what acts as one)."""
 
-    def __init__(self, recipe: ServeRecipe, sampler: DeploymentHandle, verifier: DeploymentHandle) -> None:
+    def __init__(self, recipe: ServeRecipe, fdm: DeploymentHandle, idm: DeploymentHandle) -> None:
         self.recipe, self.limits = recipe, recipe.limits()
-        self._handles = {FDM: sampler, IDM: verifier}
+        self._handles = {FDM: fdm, IDM: idm}
         self._key: Key | None = None
         self._client = ""
-        self._catalog = Catalog(recipe, self.call)
+        self._catalog = Catalog(recipe, self._handles)
         # A large image takes 0.1 GB while it is scaled down: few threads.
         self._threads = FairThreads()
         self._budget = PixelBudget(*recipe.pixel_budget())
 
-    async def call(self, role: str, method: str, *arguments: Any, model: str = FDM) -> Any:
-        """Return what a method of ``fdm`` or ``idm`` returns; see :func:`serve_apps.calls.call`. ``model``: which one
-        is at work, so that a replica that has it is asked."""
-        return await call(method_of(self._handles[role], method, model), *arguments)
+    async def call(self, role: str, method: str, *arguments: object, model: str) -> Any:
+        """Return what a method of ``fdm`` or ``idm`` returns; see :func:`serve_apps.calls.call`."""
+        return await call(self._handles[role], method, *arguments, model=model)
 
-    def stream(self, role: str, method: str, *arguments: Any, model: str = FDM) -> AsyncGenerator[Any, None]:
+    def stream(self, role: str, method: str, *arguments: object, model: str) -> AsyncGenerator[Any, None]:
         """Yield what a generator of ``fdm`` or ``idm`` yields; see :func:`serve_apps.calls.stream`."""
-        return stream(method_of(self._handles[role], method, model), *arguments)
+        return stream(self._handles[role], method, *arguments, model=model)
 
-    async def model(self, name: str, *, task: str | None = None) -> dict[str, Any]:
-        """Describe what ``GET /v1/models`` reports of a model. 404 for an unknown name, 400 for one that does not do
-        ``task``."""
+    async def model(self, name: str, *, task: str | None = None) -> CatalogEntry:
+        """Return a model's entry.
+
+        Args:
+            name: As a client sent it.
+            task: What it is to do.
+
+        Raises:
+            ApiError: 404 for an unknown name, 403 for one that the key may not use, 400 for one that does not do
+                ``task``.
+        """
         if not self._may_use(name):
             message = f"this API key may not use the model {name!r:.80}"
             raise ApiError(message, status=403, param="model", code="model_not_found")
-        found = await self._catalog.entry(name)
-        if task is not None and found["task"] != task:
+        entry = await self._catalog.entry(name)
+        if task is not None and entry["task"] != task:
             lacks = {FDM: "predicts no images", IDM: "describes no actions"}[task]
             raise ApiError(f"model {name!r:.80} {lacks}; use {task!r}", param="model")
-        return found
+        return entry
 
-    async def models(self) -> list[dict[str, Any]]:
-        """All of them."""
+    async def predicting_model(self, request: PredictionRequest) -> CatalogEntry:
+        """Return the entry of a request's FDM, after a check of its verifier; raise as :meth:`model`."""
+        entry = await self.model(request.model, task=FDM)
+        # A key that is for the FDM alone has its answers verified all the same.
+        if "verifier" in request.model_fields_set:
+            await self.model(request.verifier, task=IDM)
+        return entry
+
+    async def models(self) -> list[CatalogEntry]:
+        """Return the entries of all models that the key may use."""
         return [entry for entry in await self._catalog.entries() if self._may_use(entry["id"])]
 
     async def work(self, cost: float, function: Callable[[], T]) -> T:
@@ -81,13 +175,7 @@ class Graph:
         check = partial(parse, body, self.limits)
         return check() if len(body) <= SMALL_BYTES else await self.work(len(body), check)
 
-    async def prepare(self, image: bytes, side_px: int, name: str = "image") -> Pixels:
-        """Decode an image and fit it to the model: see :meth:`prepare_all`. Returns uint8 (side_px, side_px, 3)."""
-        images_BHWC = await self.prepare_all([(name, image)], side_px)
-        pixels_HWC: Pixels = images_BHWC[0]
-        return pixels_HWC
-
-    async def prepare_all(self, images: Sequence[tuple[str, bytes]], side_px: int) -> Pixels:
+    async def prepare(self, images: Sequence[NamedImage], side_px: int) -> Pixels:
         """Decode named images and fit them to the model.
 
         Each image is a job of its own, so that a request of many, or of large ones, lets others go between.
@@ -109,6 +197,15 @@ class Graph:
                 ]
         return np.stack(fitted)
 
+    async def encode(self, request: PredictionRequest, pixels_HWC: Pixels) -> bytes:
+        """Encode an image in the format and size that a request asks for.
+
+        Each is a job of its own, so that others go between.
+        """
+        side_px = request.side_px or len(pixels_HWC)
+        encode = partial(encode_image, pixels_HWC, request.output_format, request.output_compression, side_px)
+        return await self.work(side_px**2, encode)
+
     def for_client(self, address: str) -> "Graph":
         """Return the same graph, whose work is charged to an address. An IPv6 host owns a network of 64 bits."""
         graph = copy(self)
@@ -123,30 +220,30 @@ class Graph:
         return graph
 
     def for_key(self, key: Key) -> "Graph":
-        """Return the same one, within the limits of a key, whose work is charged to the key."""
+        """Return the same graph within the limits of a key, to which its work is charged."""
         graph = copy(self)
         graph._key, graph._client = key, key.sha256
         if key.max_best_of is not None:
-            most = min(key.max_best_of, self.limits.max_best_of)
-            default = min(most, self.limits.default_best_of)
-            graph.limits = replace(self.limits, max_best_of=most, default_best_of=default)
+            max_best_of = min(key.max_best_of, self.limits.max_best_of)
+            default = min(max_best_of, self.limits.default_best_of)
+            graph.limits = replace(self.limits, max_best_of=max_best_of, default_best_of=default)
         return graph
 
     def _may_use(self, model: str) -> bool:
         return self._key is None or self._key.models is None or model in self._key.models
 
-    async def need_health(self) -> None:
+    async def check_health(self) -> None:
         """Return once both models answer."""
-        await asyncio.gather(*(self.call(role, "describe", role) for role in self._handles))
+        await asyncio.gather(*(self.call(role, "describe", role, model=role) for role in self._handles))
 
 
 async def _graph(request: Request) -> Graph:
     # async: FastAPI sends what is not to a thread, which costs more than all of this.
-    found: Graph = request.app.state.graph
+    graph: Graph = request.app.state.graph
     key: Key | None = getattr(request.state, "key", None)
     if key is not None:
-        return found.for_key(key)
-    return found.for_client(request.client.host if request.client else "")
+        return graph.for_key(key)
+    return graph.for_client(request.client.host if request.client else "")
 
 
 GraphOf = Annotated[Graph, Depends(_graph)]

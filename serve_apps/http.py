@@ -1,9 +1,11 @@
-"""HTTP around ``serve_apps.openai``: the body read under a limit, forms taken apart, every error in OpenAI's shape."""
+"""HTTP around ``serve_apps.openai``: the body read under a limit, forms parsed, every error in OpenAI's shape."""
 
 import asyncio
 import codecs
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+import re
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
@@ -15,10 +17,10 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.middleware import Middleware
+from starlette.types import Scope
 
-from serve_apps.openai import ApiError, Edit, EditFields, Limits, edit_from_form, edit_from_json
-from serve_apps.openai.ignored_fields import IgnoredFields, json_schema
-from serve_apps.openai.pictures import DATA_URL_SCHEMA, PIXEL_URL
+from serve_apps.openai.edits import EditRequest, edit_from_form, edit_from_json
+from serve_apps.openai.errors import ApiError, Limits
 from serve_apps.openapi import DescribedApp
 
 logger = logging.getLogger("ray.serve")
@@ -29,15 +31,24 @@ MAX_BOUNDARIES = 2 * MAX_FIELDS + 2
 MAX_PADDING_BYTES = 1000
 CHARSETS = ("utf-8", "utf-8-sig", "ascii", "iso8859-1", "cp1252", "utf-16", "utf-16-le", "utf-16-be")
 """Of a form's texts, as Python names them. Decoding takes a time that grows with the text, and no faster."""
+PAGES = ("/", "/health", "/docs", "/openapi.json", "/playground")
+BELOW = ("/playground/", "/docs/files/")
+"""Read without a key, with what lies below these: they say nothing of anybody and ask no model to work."""
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,512}")
 T = TypeVar("T")
-RunBlocking: TypeAlias = Callable[[float, Callable[[], Edit]], Awaitable[Edit]]
+ParsedEdit: TypeAlias = tuple[EditRequest, bytes]
+RunBlocking: TypeAlias = Callable[[float, Callable[[], ParsedEdit]], Awaitable[ParsedEdit]]
 """Calls a blocking function, whose cost in bytes is given, off the event loop."""
 
 
-def create_app(title: str, layers: Sequence[Middleware] = ()) -> FastAPI:
-    """Build a FastAPI app that answers every error with ``{"error": {message, type, param, code}}``; ``layers`` around
-    it, outermost first."""
-    app = DescribedApp(title=title, middleware=layers, docs_url=None, redoc_url=None)
+def create_app(title: str, middlewares: Sequence[Middleware] = ()) -> FastAPI:
+    """Build a FastAPI app that answers every error with ``{"error": {message, type, param, code}}``.
+
+    Args:
+        title: Of the API.
+        middlewares: Around it, outermost first.
+    """
+    app = DescribedApp(title=title, middleware=middlewares, docs_url=None, redoc_url=None)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
@@ -45,17 +56,20 @@ def create_app(title: str, layers: Sequence[Middleware] = ()) -> FastAPI:
     return app
 
 
-async def _in_thread(_: float, function: Callable[[], Edit]) -> Edit:
+async def _in_thread(_: float, function: Callable[[], ParsedEdit]) -> ParsedEdit:
     return await asyncio.to_thread(function)
 
 
-async def read_edit(request: Request, limits: Limits, run_blocking: RunBlocking = _in_thread) -> Edit:
+async def read_edit(request: Request, limits: Limits, run_blocking: RunBlocking = _in_thread) -> ParsedEdit:
     """Read and check an edit, a form or JSON; the body is parsed off the event loop.
 
     Args:
         request: Its body is read here.
         limits: What one request may ask for.
         run_blocking: Where the body is parsed.
+
+    Returns:
+        The request, and the encoded source image.
 
     Raises:
         ApiError: 400, 413 or 415; it names what is wrong.
@@ -72,7 +86,7 @@ async def read_edit(request: Request, limits: Limits, run_blocking: RunBlocking 
     return await run_blocking(len(body), partial(parse, body, limits))
 
 
-def _edit_from_form_body(headers: Headers, body: bytes, limits: Limits) -> Edit:
+def _edit_from_form_body(headers: Headers, body: bytes, limits: Limits) -> ParsedEdit:
     _check_charset(headers)
     _check_boundaries(headers, body)
 
@@ -182,59 +196,44 @@ def _content_type(request: Request) -> str:
 
 async def limited_body(request: Request, limits: Limits) -> AsyncGenerator[bytes, None]:
     """Yield the body as it arrives. Too large by its header or by what has come: 413, and no more is read."""
-    too_large = ApiError(
-        f"the request is larger than {limits.max_body_bytes:,} bytes", status=413, code="request_too_large"
-    )
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limits.max_body_bytes:
-        raise too_large
+        raise _too_large(limits)
     received = 0
     async for chunk in request.stream():
         received += len(chunk)
         if received > limits.max_body_bytes:
-            raise too_large
+            raise _too_large(limits)
         yield chunk
 
 
-def edit_openapi() -> dict[str, object]:
-    """Return the request body of an edit for the OpenAPI page (the handler reads the body by itself)."""
-    form_fields, fields = EditFields.model_json_schema(), json_schema(EditFields)
-    source = {
-        "type": "string",
-        "format": "binary",
-        "description": "The source image: PNG, JPEG, WebP or BMP.",
-    }
-    reference = {
-        "type": "object",
-        "required": ["image_url"],
-        "additionalProperties": False,
-        "properties": {"image_url": DATA_URL_SCHEMA},
-    }
-    references = {"type": "array", "minItems": 1, "maxItems": 1, "items": reference}
-    required = fields["required"]
-    form = form_fields | {
-        "properties": {"image": source} | form_fields["properties"],
-        "required": ["image", *required],
-    }
-    json = fields | {
-        "properties": {"images": references} | fields["properties"],
-        "required": ["images", *required],
-    }
-    example = {"images": [{"image_url": PIXEL_URL}], "prompt": "move the red cup left", "best_of": 8, "seed": 7}
-    content = {
-        "multipart/form-data": {"schema": form},
-        "application/json": {"schema": json, "example": example},
-    }
-    return {"requestBody": {"required": True, "content": content}}
+def _too_large(limits: Limits) -> ApiError:
+    message = f"the request is larger than {limits.max_body_bytes:,} bytes"
+    return ApiError(message, status=413, code="request_too_large")
 
 
-def json_openapi(fields: type[IgnoredFields], images: Iterable[str], example: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the JSON body of a request for the OpenAPI page: ``fields``, and its ``images`` as data URLs, all
-    needed."""
-    schema = json_schema(fields, ref_template="#/components/schemas/{model}")
-    schema["properties"] = dict.fromkeys(images, DATA_URL_SCHEMA) | schema["properties"]
-    schema["required"] = [*images, *schema.get("required", [])]
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema, "example": example}}}}
+def is_page(scope: Scope) -> bool:
+    """Return whether a request reads one of :data:`PAGES`; whatever else there is is guarded and limited."""
+    path: str = scope["path"]
+    root = scope.get("root_path", "").rstrip("/")
+    if root and (path == root or path.startswith(root + "/")):
+        path = path.removeprefix(root) or "/"
+    return scope["method"] in ("GET", "HEAD") and (path in PAGES or path.startswith(BELOW))
+
+
+def request_id_of(scope: Scope) -> str | None:
+    """Return the ``x-request-id`` that a client sent, if it sent one."""
+    return Headers(scope=scope).get("x-request-id")
+
+
+def find_request_id_error(scope: Scope) -> ApiError | None:
+    """Say what is wrong with a client's own request id. OpenAI refuses the same: what is long or not ASCII."""
+    request_id = request_id_of(scope)
+    if request_id is None or _REQUEST_ID.fullmatch(request_id):
+        return None
+    message = "x-request-id: expected at most 512 printable ASCII characters, no spaces"
+    headers = {"x-request-id": str(uuid.uuid4())}
+    return ApiError(message, param="x-request-id", code="invalid_value", headers=headers)
 
 
 def error_response(error: ApiError) -> JSONResponse:

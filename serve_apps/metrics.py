@@ -33,22 +33,26 @@ class Metric:
 
 # Of the ingress.
 REQUESTS = Metric("wm_requests", "counter", "Requests answered; status 499: the client left", ("endpoint", "status"))
-REQUEST_SECONDS = Metric("wm_request_seconds", "histogram", "From request to whole answer", ("endpoint",), SECONDS)
+REQUEST_SECONDS = Metric("wm_request_seconds", "histogram", "From request to complete answer", ("endpoint",), SECONDS)
 IN_PROGRESS = Metric("wm_requests_in_progress", "gauge", "Requests being answered, those that wait among them")
 RATE_LIMITED = Metric("wm_rate_limited", "counter", "Requests beyond the limits of their key (429)", ("key",))
 STREAM_ERRORS = Metric("wm_stream_errors", "counter", "Streams that ended in an event `error`", ("code",))
 RETRIES = Metric("wm_replica_retries", "counter", "Requests asked of another replica because one died")
 
-# Of the replicas. The stages prepare and encode_picture are the ingress's.
+# Of the replicas. The stages prepare and encode_image are the ingress's.
 STAGE_SECONDS = Metric("wm_stage_seconds", "histogram", "Time of a stage of a request", ("stage",), SECONDS)
-STAGES = ("prepare", "encode", "queue", "draw", "score", "decode", "encode_picture")
-"""Of an edit; queue: from a request for candidates until the first of them is begun, a part of draw. Chat completions
+STAGES = ("prepare", "encode", "queue", "sample", "score", "decode", "encode_image")
+"""Of an edit; queue: from a request for candidates until the first of them begins, a part of sample. Chat completions
 have prepare, encode and propose; scores prepare, encode and score."""
-TOKENS = Metric("wm_tokens_drawn", "counter", "Image tokens of the candidates drawn")
+TOKENS = Metric("wm_tokens_sampled", "counter", "Image tokens of the candidates sampled")
 ROWS = Metric("wm_rows_decoding", "gauge", "Images decoded together, rows of guidance among them (batch fill)")
 WAITING = Metric("wm_requests_waiting", "gauge", "Requests of which some candidates wait for room in the batch")
 CANDIDATES = Metric(
-    "wm_candidates", "histogram", "Candidates drawn for an answer", (), (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128)
+    "wm_candidates",
+    "histogram",
+    "Candidates sampled for an answer",
+    (),
+    (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128),
 )
 DISTINCT = Metric("wm_candidates_distinct_share", "histogram", "Share of them that differ", (), SHARES)
 MARGIN = Metric(
@@ -62,7 +66,7 @@ UNCHANGED = Metric(
     "wm_unchanged_share", "histogram", "Share of the best candidate's tokens that are the source's", (), SHARES
 )
 ACCEPTED = Metric(
-    "wm_draft_accepted_share", "histogram", "Share of drafted codes that were right (block > 0)", (), SHARES
+    "wm_draft_accepted_share", "histogram", "Share of drafted codes that were right (num_draft_tokens > 0)", (), SHARES
 )
 
 _own_stages: ContextVar[dict[str, float] | None] = ContextVar("own_stages", default=None)

@@ -1,5 +1,9 @@
 """The thread of a replica that owns its models: images of many requests grow in it together, other work goes between
-their lines. The event loop stays free to take requests, to answer health checks and to cancel."""
+their lines. The event loop stays free to take requests, to answer health checks and to cancel.
+
+This is where calls are batched: once, whoever made them. Images are batched by the engine's scheduler
+(:mod:`wm.sampling.scheduler`), which this thread advances.
+"""
 
 import asyncio
 import queue
@@ -7,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Generic, TypeVar, TypeVarTuple
 
 import torch
 from torch import Tensor
@@ -15,94 +19,136 @@ from torch import Tensor
 from serve_apps import metrics
 from wm.sampling import ImageEngine, ImageRequest, StepOutput
 
+Ts = TypeVarTuple("Ts")
 T = TypeVar("T")
-_Item: TypeAlias = "tuple[Any, asyncio.AbstractEventLoop, asyncio.Future[Any]]"
-MAX_TOGETHER = 32
+OwnerT = TypeVar("OwnerT")
+ItemT = TypeVar("ItemT")
+MAX_BATCH_ITEMS = 32
 """Items of a kind that are worked on at once."""
 
 
-@dataclass
+class _Reply(Generic[T]):
+    """A future of an event loop, to be settled from another thread."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[T] = self.loop.create_future()
+
+    @property
+    def is_awaited(self) -> bool:
+        return not self.future.cancelled()
+
+    def settle(self, result: T) -> None:
+        self.schedule(lambda: None if self.future.done() else self.future.set_result(result))
+
+    def fail(self, error: Exception) -> None:
+        self.schedule(lambda: None if self.future.done() else self.future.set_exception(error))
+
+    def schedule(self, work: Callable[[], object]) -> None:
+        """Call ``work`` in the event loop."""
+        try:
+            self.loop.call_soon_threadsafe(work)
+        except RuntimeError:
+            if not self.loop.is_closed():
+                raise  # a closed loop has nobody left who waits
+
+
+@dataclass(eq=False)
 class _Pending:
-    """A request whose images are awaited by a task of an event loop."""
+    """A request whose images are awaited."""
 
     pool: ImageEngine
-    loop: asyncio.AbstractEventLoop
-    future: "asyncio.Future[Tensor]"
+    reply: _Reply[Tensor]
     on_line: Callable[[StepOutput], object] | None
     key: int = -1
-    pieces: dict[int, Tensor] = field(default_factory=dict)
-    """Whole ones, by their first candidate."""
-    asked_s: float = field(default_factory=time.monotonic)
-    is_begun: bool = False
+    chunks: dict[int, Tensor] = field(default_factory=dict)
+    """Complete ones, by their first candidate."""
+    arrival_s: float = field(default_factory=time.monotonic)
+    has_begun: bool = False
 
 
 class ModelThread:
-    """One thread, and the pools of images that it advances in turns, one for each model. Methods are for tasks of any
-    event loop."""
+    """One thread, and the schedulers that it advances in turns, one for each model. Methods are for tasks of any event
+    loop."""
 
     def __init__(self) -> None:
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._pending: dict[ImageEngine, dict[int, _Pending]] = {}
-        """Requests that are not done, by their pool and key; no pool without any."""
-        self._joint: dict[Callable[[Sequence[Any]], Sequence[Any]], list[_Item]] = {}
+        """Requests that are not finished, by their scheduler and key; no scheduler without any."""
+        self._batches: dict[tuple[Any, Any], list[tuple[Any, _Reply[Any]]]] = {}
+        """Items that wait, with who awaits them, by the function for them and its owner."""
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
 
-    async def call(self, work: Callable[[], T]) -> T:
-        """Return what ``work`` returns, done in the thread; not done at all if the task is cancelled before its
-        turn."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
+    async def call(self, work: Callable[[*Ts], T], *arguments: *Ts) -> T:
+        """Return what ``work`` returns, done in the thread.
 
-        def turn() -> None:
-            if future.cancelled():
+        It is not begun if the task is cancelled before its turn.
+        """
+        reply = _Reply[T]()
+
+        def take_turn() -> None:
+            if not reply.is_awaited:
                 return
             try:
-                found = work()
+                result = work(*arguments)
             except Exception as error:  # the caller's, whatever it is
-                _tell(loop, future, error=error)
+                reply.fail(error)
             else:
-                _tell(loop, future, found)
+                reply.settle(result)
 
-        self._inbox.put(turn)
-        return await future
+        self._inbox.put(take_turn)
+        return await reply.future
 
-    async def together(self, work: Callable[[Sequence[Any]], Sequence[T]], item: Any) -> T:
-        """Return what ``work``, given a list, returns for ``item``: done in the thread, at once with the items of
-        others that
-        wait for the same work by then. One that raises is tried again alone, so that it fails nobody else's."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-        self._inbox.put(lambda: self._joint.setdefault(work, []).append((item, loop, future)))
-        return await future
+    async def batch(self, work: Callable[[OwnerT, Sequence[ItemT]], Sequence[T]], owner: OwnerT, item: ItemT) -> T:
+        """Return what ``work`` returns for an item, done in the thread with the items of others.
 
-    async def images(
+        Args:
+            work: Takes the owner and the items that wait by then, and returns a result for each. If it raises, each
+                item is tried again alone, so that one fails nobody else's.
+            owner: The model or codec that does the work; only items of the same one share a call.
+            item: What is to be done.
+        """
+        reply = _Reply[T]()
+        self._inbox.put(lambda: self._batches.setdefault((work, owner), []).append((item, reply)))
+        return await reply.future
+
+    async def sample(
         self, pool: ImageEngine, request: ImageRequest, on_line: Callable[[StepOutput], object] | None = None
     ) -> Tensor:
-        """int64 (K, N): the images of a request, grown in ``pool`` with those of others (a pool belongs to one thread).
-        ``on_line`` is called in the event loop with what each line adds. A
-        task that is cancelled gives its rows back at the next line."""
-        loop = asyncio.get_running_loop()
-        pending = _Pending(pool, loop, loop.create_future(), on_line)
+        """Sample the images of a request together with those of others.
+
+        A task that is cancelled frees its rows at the next line.
+
+        Args:
+            pool: The model's scheduler, which belongs to this thread alone.
+            request: What is sampled.
+            on_line: Called in the event loop with what each line of the image adds.
+
+        Returns:
+            int64 (K, N) codes.
+        """
+        pending = _Pending(pool, _Reply[Tensor](), on_line)
         self._inbox.put(lambda: self._add(request, pending))
         try:
-            return await pending.future
+            return await pending.reply.future
         finally:
-            if not pending.future.done() or pending.future.cancelled():
+            if not pending.reply.future.done() or pending.reply.future.cancelled():
                 self._inbox.put(lambda: self._drop(pending))
 
     def close(self) -> None:
-        """End the thread after what it is doing; waits for it."""
+        """End the thread after what it is doing; wait for it."""
         self._inbox.put(None)
         self._thread.join()
 
     def _run(self) -> None:
         while True:
-            is_busy = bool(self._joint or self._pending)
+            is_busy = bool(self._batches or self._pending)
             try:
                 command = self._inbox.get(block=not is_busy)
             except queue.Empty:
-                self._work_together()
+                # All that has arrived is taken in first, so that a batch is as large as it can be.
+                self._work_batches()
                 for pool in list(self._pending):
                     self._advance(pool)
                 continue
@@ -110,19 +156,19 @@ class ModelThread:
                 return
             command()
 
-    def _work_together(self) -> None:
-        for work in list(self._joint):
-            items = self._joint.pop(work)
-            for start in range(0, len(items), MAX_TOGETHER):
-                _work(work, items[start : start + MAX_TOGETHER])
+    def _work_batches(self) -> None:
+        for work, owner in list(self._batches):
+            items = self._batches.pop((work, owner))
+            for start in range(0, len(items), MAX_BATCH_ITEMS):
+                _work_batch(work, owner, items[start : start + MAX_BATCH_ITEMS])
 
     def _add(self, request: ImageRequest, pending: _Pending) -> None:
-        if pending.future.cancelled():
+        if not pending.reply.is_awaited:
             return
         try:
             pending.key = pending.pool.add_request(request)
-        except Exception as error:  # reported to the one who asked
-            _tell(pending.loop, pending.future, error=error)
+        except Exception as error:  # reported to the caller
+            pending.reply.fail(error)
         else:
             self._pending.setdefault(pending.pool, {})[pending.key] = pending
 
@@ -132,7 +178,7 @@ class ModelThread:
             self._record_fill()
 
     def _forget(self, pending: _Pending) -> bool:
-        """Return whether the request was not done."""
+        """Forget a request; return whether it was not finished."""
         requests = self._pending.get(pending.pool, {})
         was_open = requests.pop(pending.key, None) is not None
         if was_open and not requests:
@@ -140,72 +186,53 @@ class ModelThread:
         return was_open
 
     def _advance(self, pool: ImageEngine) -> None:
-        began_s = time.monotonic()
+        start_s = time.monotonic()
         try:
-            grown = pool.step()
+            outputs = pool.step()
         except Exception as error:  # nobody's in particular, such as a device that is lost
             for pending in list(self._pending[pool].values()):
-                # Room first: whoever hears of the error and asks again at once finds it.
+                # Room first: who hears of the error and asks again at once finds it.
                 self._drop(pending)
-                _tell(pending.loop, pending.future, error=error)
+                pending.reply.fail(error)
             return
         self._record_fill()
-        for entry in grown:
-            self._deliver(self._pending[pool][entry.request_id], entry, began_s)
+        for output in outputs:
+            self._deliver(self._pending[pool][output.request_id], output, start_s)
 
     def _record_fill(self) -> None:
         metrics.record(metrics.ROWS, sum(pool.num_running_rows for pool in self._pending))
         metrics.record(metrics.WAITING, sum(pool.num_waiting for pool in self._pending))
 
-    def _deliver(self, pending: _Pending, grown: StepOutput, began_s: float) -> None:
-        if not pending.is_begun:
-            pending.is_begun = True
-            metrics.record(metrics.STAGE_SECONDS, began_s - pending.asked_s, stage="queue")
-        if pending.on_line is not None:
-            _schedule(pending.loop, pending.on_line, grown)
-        if grown.is_complete:
-            pending.pieces[grown.candidates.start] = grown.codes
-        if grown.is_finished:
+    def _deliver(self, pending: _Pending, output: StepOutput, start_s: float) -> None:
+        if not pending.has_begun:
+            pending.has_begun = True
+            metrics.record(metrics.STAGE_SECONDS, start_s - pending.arrival_s, stage="queue")
+        on_line = pending.on_line
+        if on_line is not None:
+            pending.reply.schedule(lambda: on_line(output))
+        if output.is_complete:
+            pending.chunks[output.candidates.start] = output.codes
+        if output.is_finished:
             self._forget(pending)
-            _tell(pending.loop, pending.future, torch.cat([pending.pieces[first] for first in sorted(pending.pieces)]))
+            # Chunks of a request may finish in any order.
+            pending.reply.settle(torch.cat([pending.chunks[first] for first in sorted(pending.chunks)]))
 
 
-def _work(work: Callable[[Sequence[Any]], Sequence[Any]], items: Sequence["_Item"]) -> None:
-    awaited = [(item, loop, future) for item, loop, future in items if not future.cancelled()]
+def _work_batch(
+    work: Callable[[OwnerT, Sequence[ItemT]], Sequence[T]], owner: OwnerT, items: Sequence[tuple[ItemT, _Reply[T]]]
+) -> None:
+    awaited = [(item, reply) for item, reply in items if reply.is_awaited]
     if not awaited:
         return
     try:
-        found = work([item for item, _, _ in awaited])
+        results = work(owner, [item for item, _ in awaited])
     except Exception as error:
-        if len(awaited) > 1:
-            for one in awaited:
-                _work(work, [one])
+        if len(awaited) == 1:
+            awaited[0][1].fail(error)
             return
-        _tell(awaited[0][1], awaited[0][2], error=error)
+        # One of them may be at fault: each alone, so that it fails nobody else's.
+        for entry in awaited:
+            _work_batch(work, owner, [entry])
         return
-    for (_, loop, future), entry in zip(awaited, found, strict=True):
-        _tell(loop, future, entry)
-
-
-def _tell(
-    loop: asyncio.AbstractEventLoop, future: "asyncio.Future[Any]", found: Any = None, error: Exception | None = None
-) -> None:
-    """Settle a future of another thread's loop, unless nobody awaits it any more."""
-
-    def settle() -> None:
-        if future.done():
-            return
-        if error is None:
-            future.set_result(found)
-        else:
-            future.set_exception(error)
-
-    _schedule(loop, settle)
-
-
-def _schedule(loop: asyncio.AbstractEventLoop, work: Callable[..., object], *arguments: object) -> None:
-    try:
-        loop.call_soon_threadsafe(work, *arguments)
-    except RuntimeError:
-        if not loop.is_closed():
-            raise  # a closed loop has nobody left who waits
+    for (_, reply), result in zip(awaited, results, strict=True):
+        reply.settle(result)

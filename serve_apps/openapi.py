@@ -1,9 +1,13 @@
-"""What the OpenAPI page says beside each route's own: every error an endpoint can answer with, keys, streams."""
+"""Describe what the OpenAPI page says beside each route's own: request bodies, errors, keys, streams."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from fastapi import FastAPI
+
+from serve_apps.openai.edits import EditRequest
+from serve_apps.openai.images import DATA_URL_SCHEMA, PIXEL_URL
+from serve_apps.openai.requests import ApiRequest, json_schema
 
 ERRORS = {
     "400": "What was asked is wrong: the message says how",
@@ -52,10 +56,10 @@ EVENT_SCHEMA: dict[str, Any] = {
 
 
 class DescribedApp(FastAPI):
-    """A FastAPI app whose schema tells the errors too."""
+    """A FastAPI app whose schema has the errors too."""
 
     def openapi(self) -> dict[str, Any]:
-        """Return the schema; it is made once."""
+        """Return the schema; it is built once."""
         if self.openapi_schema is None:
             schema = super().openapi()
             components = schema.setdefault("components", {})
@@ -95,3 +99,49 @@ def _describe(path: str, operation: dict[str, Any]) -> None:
 def _streams(operation: dict[str, Any]) -> bool:
     content = operation.get("requestBody", {}).get("content", {})
     return any("stream" in kind["schema"].get("properties", {}) for kind in content.values())
+
+
+def edit_openapi() -> dict[str, object]:
+    """Describe the request body of an edit for the OpenAPI page (the handler reads the body by itself)."""
+    form_fields, fields = EditRequest.model_json_schema(), json_schema(EditRequest)
+    source = {
+        "type": "string",
+        "format": "binary",
+        "description": "The source image: PNG, JPEG, WebP or BMP.",
+    }
+    reference = {
+        "type": "object",
+        "required": ["image_url"],
+        "additionalProperties": False,
+        "properties": {"image_url": DATA_URL_SCHEMA},
+    }
+    references = {"type": "array", "minItems": 1, "maxItems": 1, "items": reference}
+    required = fields["required"]
+    form = form_fields | {
+        "properties": {"image": source} | form_fields["properties"],
+        "required": ["image", *required],
+    }
+    json = fields | {
+        "properties": {"images": references} | fields["properties"],
+        "required": ["images", *required],
+    }
+    example = {"images": [{"image_url": PIXEL_URL}], "prompt": "move the red cup left", "best_of": 8, "seed": 7}
+    content = {
+        "multipart/form-data": {"schema": form},
+        "application/json": {"schema": json, "example": example},
+    }
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def json_openapi(request: type[ApiRequest], images: Iterable[str], example: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe the JSON body of a request for the OpenAPI page.
+
+    Args:
+        request: Its fields.
+        images: Fields beside them, all required, that are data URLs.
+        example: A body.
+    """
+    schema = json_schema(request, ref_template="#/components/schemas/{model}")
+    schema["properties"] = dict.fromkeys(images, DATA_URL_SCHEMA) | schema["properties"]
+    schema["required"] = [*images, *schema.get("required", [])]
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema, "example": example}}}}

@@ -1,29 +1,72 @@
-"""What a served world model is made of: the typed arguments of ``serve_apps.world_model:build``."""
+"""Define what a served world model is made of: the typed arguments of ``serve_apps.world_model:build``."""
 
+import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from serve_apps.deployment_options import DeploymentOptions, check_options, merge_options
 from serve_apps.keys import read_keys
 from serve_apps.middleware.cors import check_origins
-from serve_apps.openai import MAX_GUIDANCE, Limits
-from serve_apps.openai.pictures import TOGETHER
+from serve_apps.openai.errors import Limits
+from serve_apps.openai.images import MAX_PIXELS_FACTOR
+from serve_apps.openai.requests import FDM, MAX_GUIDANCE_SCALE
 from wm.config import Recipe
 from wm.errors import InputError
 from wm.paths import InputPath, OptionalInputPath
 
-FDM, IDM = "fdm", "idm"
-"""Names of the two roles, and of the models that are always there."""
 ADAPTER = "base:"
 """Any other model's name is this and the name of its folder."""
 OTHER_CODEC = "the FDM's image codec is {}, the IDM's {}: they cannot read each other's images"
+SERVER_DEFAULTS: DeploymentOptions = {
+    "max_constructor_retry_count": 2,
+    # Their images grow together, as many as the memory holds; the others wait.
+    "max_ongoing_requests": 16,
+    "max_queued_requests": 64,
+    # A health check decodes a token, in its turn.
+    "health_check_timeout_s": 60.0,
+    "graceful_shutdown_timeout_s": 30.0,
+    "ray_actor_options": {"num_cpus": 1, "num_gpus": 0},
+}
+REFUSALS = 256
+"""Requests at a time beyond those being answered: pages, health checks, and those that are refused as too many."""
 
 
 class ServeRecipe(Recipe):
-    """What is served and how much of it. Values may be text (``serve run … best_of=8`` passes only text)."""
+    """What is served and how much of it. Values may be text (``serve run … num_candidates=8`` passes only text)."""
 
     model_config = ConfigDict(strict=False)
+
+    RENAMED_KEYS = {
+        "roles": "base_sharing",
+        "sampler_replicas": "fdm_server.num_replicas",
+        "verifier_replicas": "idm_server.num_replicas",
+        "sampler_max_replicas": "fdm_server.autoscaling_config.max_replicas",
+        "verifier_max_replicas": "idm_server.autoscaling_config.max_replicas",
+        "ingress_replicas": "ingress.num_replicas",
+        **{
+            key: f"fdm_server.{name} and idm_server.{name}"
+            for key, name in {
+                "target_ongoing_requests": "autoscaling_config.target_ongoing_requests",
+                "upscale_delay_s": "autoscaling_config.upscale_delay_s",
+                "downscale_delay_s": "autoscaling_config.downscale_delay_s",
+                "cpus_per_replica": "ray_actor_options.num_cpus",
+                "gpus_per_replica": "ray_actor_options.num_gpus",
+                "max_ongoing_requests": "max_ongoing_requests",
+                "max_queued_requests": "max_queued_requests",
+                "health_check_timeout_s": "health_check_timeout_s",
+                "shutdown_timeout_s": "graceful_shutdown_timeout_s",
+            }.items()
+        },
+        "best_of": "num_candidates",
+        "margin": "min_gain_nats",
+        "max_beam": "max_beams",
+        "guidance": "guidance_scale",
+        "guidance_image": "image_guidance_scale",
+        "block": "num_draft_tokens",
+    }
 
     fdm: InputPath
     """Folder of the forward dynamics model: full, or an adapter."""
@@ -33,45 +76,26 @@ class ServeRecipe(Recipe):
     """Folder of the base the adapters belong to; the one their manifests name if left out."""
     adapters: OptionalInputPath = None
     """Folder with more adapters of the same base, one a folder: each is served as base:NAME, read when it is first
-    asked for. fdm and idm are then adapters of that base too, applied as they run; not with roles = merged."""
+    asked for. fdm and idm are then adapters of that base too, applied as they run; not with base_sharing = merged."""
     max_adapters: int = Field(4, ge=1)
     """Of them in the memory of a replica at a time; the one that was asked for longest ago makes room."""
     device: str = "cpu"
     """cpu or cuda."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of the weights; bfloat16 halves their memory."""
-    roles: Literal["apart", "merged", "shared"] = "apart"
-    """apart: FDM and IDM in processes of their own, as many of each as their load asks for. merged: both in one
+    base_sharing: Literal["separate", "merged", "shared"] = "separate"
+    """separate: FDM and IDM in processes of their own, as many of each as their load asks for. merged: both in one
     process, each with weights of its own. shared: both in one process over one copy of their base, for a single GPU;
     both must be adapters of it, which are applied as they run: a little slower, half the memory."""
-    sampler_replicas: int = Field(1, ge=1)
-    """Replicas of the FDM; of both models unless roles = apart."""
-    verifier_replicas: int = Field(1, ge=1)
-    """Replicas of the IDM, with roles = apart."""
-    sampler_max_replicas: int = Field(0, ge=0)
-    """Replicas of the FDM under load, from sampler_replicas on; 0: always as many as sampler_replicas."""
-    verifier_max_replicas: int = Field(0, ge=0)
-    """Replicas of the IDM under load, from verifier_replicas on; 0: always as many as verifier_replicas."""
-    ingress_replicas: int = Field(1, ge=1)
-    """Processes that speak HTTP; the limits of a key, and max_requests, are each one's."""
-    target_ongoing_requests: float = Field(8, gt=0)
-    """Requests a replica has on average before another is added, where there may be more."""
-    upscale_delay_s: float = Field(10, ge=0)
-    """Seconds that the load stays above it before replicas are added."""
-    downscale_delay_s: float = Field(120, ge=0)
-    """Seconds that the load stays below it before replicas are taken away."""
-    cpus_per_replica: float = Field(1, gt=0)
-    """CPU cores of each replica; its threads too."""
-    gpus_per_replica: float = Field(0, ge=0)
-    """GPUs of each replica; two replicas can share one with 0.5."""
-    max_ongoing_requests: int = Field(16, ge=1)
-    """Requests a replica works on at once: their images grow together, as many as the memory holds. The others wait."""
-    health_check_timeout_s: float = Field(60, gt=0)
-    """Seconds in which a replica must decode a token when asked; one that does not is replaced. Asked every 10 s."""
-    shutdown_timeout_s: float = Field(30, ge=0)
-    """Seconds that a replica which is taken away has to end its requests."""
-    max_queued_requests: int = Field(64, ge=1)
-    """Requests that may wait for a model; more are answered 503."""
+    fdm_server: DeploymentOptions = {}
+    """Ray Serve's options of the FDM's deployment, of both models' unless base_sharing = separate: num_replicas, or
+    autoscaling_config = {min_replicas, max_replicas, target_ongoing_requests, …}, ray_actor_options = {num_cpus,
+    num_gpus, …}, max_ongoing_requests, max_queued_requests, health_check_timeout_s, graceful_shutdown_timeout_s, …;
+    num_cpus is the number of threads too."""
+    idm_server: DeploymentOptions = {}
+    """Those of the IDM's deployment, with base_sharing = separate."""
+    ingress: DeploymentOptions = {}
+    """Those of the processes that speak HTTP; the limits of a key, and max_requests, are each one's."""
     max_requests: int = Field(256, ge=1)
     """Requests that are answered at a time, or wait to be; more are answered 503."""
     max_held_bytes: int = Field(500_000_000, ge=1)
@@ -99,17 +123,17 @@ class ServeRecipe(Recipe):
     503. 8 x max_pixels if left out."""
     max_prompt_chars: int = Field(1000, ge=1)
     """Length of the action."""
-    best_of: int = Field(8, ge=1)
-    """Candidates drawn for a request that does not say."""
+    num_candidates: int = Field(8, ge=1)
+    """Candidates sampled for a request without best_of."""
     max_best_of: int = Field(64, ge=1)
     """Candidates a request may ask for."""
-    margin: float | None = Field(None, ge=0)
+    min_gain_nats: float | None = Field(None, ge=0)
     """Adaptive N for requests that do not say: fewer candidates where one more is expected to gain no more than so
     many nats an action token; left out: always best_of."""
     max_actions: int = Field(64, ge=1)
     """Steps of a rollout, and actions of a request for scores."""
-    max_beam: int = Field(8, ge=1)
-    """Sequences that a rollout may keep after each step."""
+    max_beams: int = Field(8, ge=1)
+    """Sequences of a rollout that may remain after each step."""
     max_new_tokens: int = Field(256, ge=1)
     """Tokens of a chat completion at most, also where it asks for more; 32 for one that does not say."""
     max_scores: int = Field(256, ge=1)
@@ -117,20 +141,46 @@ class ServeRecipe(Recipe):
     temperature: float = Field(1.0, ge=0)
     """Of the image tokens, for requests that do not say; 0 = greedy."""
     top_k: int = Field(0, ge=0)
-    """Draw among the k most likely codes; 0 for all."""
+    """Sample among the k most likely codes; 0 for all."""
     top_p: float = Field(1.0, gt=0, le=1)
-    """Draw among the most likely codes that hold this share of the probability."""
-    guidance: float = Field(1.0, ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)
+    """Sample among the most likely codes that hold this share of the probability."""
+    guidance_scale: float = Field(1.0, ge=0, le=MAX_GUIDANCE_SCALE, allow_inf_nan=False)
     """Classifier-free guidance of requests that do not say: scale of what the action adds to the source; 1: none."""
-    guidance_image: float = Field(1.0, ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)
+    image_guidance_scale: float = Field(1.0, ge=0, le=MAX_GUIDANCE_SCALE, allow_inf_nan=False)
     """Scale of what the source image adds to nothing at all; both 1: no guidance, else three times the work."""
-    block: int = Field(0, ge=0)
+    num_draft_tokens: int = Field(0, ge=0)
     """Codes drafted a pass from the source image (speculative sampling): the same candidates in fewer passes, where
     actions leave most of an image as it was. 0: one code a pass."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_old_keys(cls, values: object) -> object:
+        """Name today's keys to Ray too, which builds recipes from YAML without :meth:`parse`."""
+        for key, name in cls.RENAMED_KEYS.items():
+            if isinstance(values, Mapping) and key in values:
+                raise ValueError(f"unknown key {key!r}: it is called {name} now")
+        return values
+
+    @field_validator("fdm_server", "idm_server", "ingress", mode="before")
+    @classmethod
+    def _parse_table(cls, value: object) -> object:
+        """``serve run`` passes a table as text: {num_replicas = 2}."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return tomllib.loads(f"table = {value}")["table"]
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError("expected a table such as {num_replicas = 2}") from error
+
+    @field_validator("fdm_server", "idm_server", "ingress")
+    @classmethod
+    def _check_table(cls, options: DeploymentOptions) -> DeploymentOptions:
+        check_options(options)
+        return options
+
     @field_validator("cors_origins", mode="before")
     @classmethod
-    def _split_origins(cls, value: Any) -> Any:
+    def _split_origins(cls, value: object) -> object:
         """``serve run`` and ``key=value`` pass a list as text: A,B."""
         return [origin.strip() for origin in value.split(",")] if isinstance(value, str) else value
 
@@ -141,59 +191,65 @@ class ServeRecipe(Recipe):
         return origins
 
     @model_validator(mode="after")
-    def _counted_once(self) -> Self:
-        for name in ("verifier_replicas", "verifier_max_replicas"):
-            if self.roles != "apart" and getattr(self, name) > type(self).model_fields[name].default:
-                raise ValueError(
-                    f"{name} = {getattr(self, name)} with roles = {self.roles!r}: both models are in one "
-                    f"process, counted by {name.replace('verifier', 'sampler')}; leave it out"
-                )
+    def _check_consistency(self) -> Self:
+        if self.base_sharing != "separate" and self.idm_server:
+            raise ValueError(
+                f"idm_server with base_sharing = {self.base_sharing!r}: both models are in one process, whose options "
+                "are fdm_server; leave it out"
+            )
         if self.max_held_bytes < self.max_body_bytes:
             raise ValueError(
                 f"max_held_bytes = {self.max_held_bytes} is less than max_body_bytes = {self.max_body_bytes}: of one "
                 "request alone"
             )
-        if self.max_pending_pixels is not None and self.max_pending_pixels < TOGETHER * self.max_pixels:
+        if self.max_pending_pixels is not None and self.max_pending_pixels < MAX_PIXELS_FACTOR * self.max_pixels:
             raise ValueError(
-                f"max_pending_pixels = {self.max_pending_pixels} is less than {TOGETHER} x max_pixels = "
-                f"{TOGETHER * self.max_pixels}: of one request alone"
+                f"max_pending_pixels = {self.max_pending_pixels} is less than {MAX_PIXELS_FACTOR} x max_pixels = "
+                f"{MAX_PIXELS_FACTOR * self.max_pixels}: of one request alone"
             )
-        if self.adapters and self.roles == "merged":
+        if self.adapters and self.base_sharing == "merged":
             raise ValueError(
-                "adapters with roles = 'merged': merged weights are of one adapter each; say shared or apart"
+                "adapters with base_sharing = 'merged': merged weights are of one adapter each; say shared or separate"
             )
-        for role in ("sampler", "verifier"):
-            least, most = getattr(self, f"{role}_replicas"), getattr(self, f"{role}_max_replicas")
-            if 0 < most < least:
-                raise ValueError(f"{role}_max_replicas = {most} is less than {role}_replicas = {least}")
         return self
 
-    def sampling(self, asked: Any) -> dict[str, Any]:
-        """Return settings of ``wm.sampling.Sampling`` by name: a request's, this recipe's where it gives none."""
-        temperature = self.temperature if asked.temperature is None else asked.temperature
-        return {
-            "temperature": temperature or 1.0,
-            "greedy": temperature == 0,
-            "top_k": self.top_k if asked.top_k is None else asked.top_k,
-            "top_p": self.top_p if asked.top_p is None else asked.top_p,
-            "guidance_scale": self.guidance if asked.guidance is None else asked.guidance,
-            "image_guidance_scale": self.guidance_image if asked.guidance_image is None else asked.guidance_image,
+    def server_options(self, task: str) -> DeploymentOptions:
+        """Return the options of the deployment that does a task, this recipe's before the defaults."""
+        options = self.fdm_server if task == FDM or self.base_sharing != "separate" else self.idm_server
+        return merge_options(SERVER_DEFAULTS, options)
+
+    def ingress_options(self) -> DeploymentOptions:
+        """Return the options of the deployment that speaks HTTP, this recipe's before the defaults."""
+        num_requests = self.max_requests + REFUSALS
+        # It waits more than it computes: no core is set aside, so that two cores serve both models.
+        defaults: DeploymentOptions = {
+            "max_ongoing_requests": num_requests,
+            "max_queued_requests": num_requests,
+            "ray_actor_options": {"num_cpus": 0},
         }
+        return merge_options(defaults, self.ingress)
+
+    def num_threads(self, task: str) -> int:
+        """Return the number of threads of the process that does a task: its cores, at least 1."""
+        actor_options = self.server_options(task)["ray_actor_options"]
+        num_cpus = actor_options.get("num_cpus", 1) if isinstance(actor_options, Mapping) else 1
+        return max(1, int(num_cpus))
 
     def pixel_budget(self) -> tuple[int, int]:
-        """Pixels that may wait to be decoded: of all clients together, and of each."""
+        """Return how many pixels may wait to be decoded: of all clients together, and of each."""
         each = 8 * self.max_pixels if self.max_pending_pixels is None else self.max_pending_pixels
         return 4 * each, each
 
     def limits(self) -> Limits:
+        """Return what one request may ask for."""
         return Limits(
             max_body_bytes=self.max_body_bytes,
             max_pixels=self.max_pixels,
             max_prompt_chars=self.max_prompt_chars,
             max_best_of=self.max_best_of,
-            default_best_of=min(self.best_of, self.max_best_of),
+            default_best_of=min(self.num_candidates, self.max_best_of),
             max_actions=self.max_actions,
-            max_beam=self.max_beam,
+            max_beams=self.max_beams,
             max_new_tokens=self.max_new_tokens,
             default_new_tokens=min(Limits.default_new_tokens, self.max_new_tokens),
             max_scores=self.max_scores,
@@ -224,7 +280,7 @@ def check_models(recipe: ServeRecipe) -> None:
     ]
     if len(set(codecs)) > 1:
         raise InputError(OTHER_CODEC.format(*codecs))
-    if recipe.roles == "shared" or recipe.adapters:
+    if recipe.base_sharing == "shared" or recipe.adapters:
         need_one_base(recipe.fdm, recipe.idm, recipe.base)
-    if recipe.block:
-        check_draft_length(recipe.block, load_codec(recipe.base or recipe.fdm).tokens_per_image)
+    if recipe.num_draft_tokens:
+        check_draft_length(recipe.num_draft_tokens, load_codec(recipe.base or recipe.fdm).tokens_per_image)

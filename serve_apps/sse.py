@@ -7,7 +7,7 @@ from typing import Any
 from starlette.responses import StreamingResponse
 
 from serve_apps import metrics
-from serve_apps.openai import ApiError
+from serve_apps.openai.errors import ApiError
 
 
 async def event_stream(events: AsyncGenerator[dict[str, Any], None], *, done: bool = False) -> StreamingResponse:

@@ -65,7 +65,7 @@ class BenchmarkRecipe(CommonRecipe):
     rounds: int = Field(default=40, ge=1)
     """Turns of each kind of single request; the min counts."""
     replicas: list[int] = Field(default=[1, 2], min_length=1)
-    """Replicas of each role, one server after the other; ratios are of the first."""
+    """Replicas of each server, one count after the other; ratios are of the first."""
     seconds: float = Field(default=20, gt=0)
     """Length of the arrivals at each rate."""
     cpus_per_replica: float = Field(default=1, gt=0)
@@ -110,8 +110,9 @@ def _measure(recipe: BenchmarkRecipe, folder: Path) -> tuple[dict[str, float], F
     seconds: Seconds = {}
     # 1. A server for each number of replicas; single requests and equal answers with the first.
     for count in recipe.replicas:
-        replicas = {"sampler_replicas": count, "verifier_replicas": count, "cpus_per_replica": recipe.cpus_per_replica}
-        with serve(models | replicas | {"best_of": BEST_OF}) as url:
+        options = f"{{num_replicas = {count}, ray_actor_options = {{num_cpus = {recipe.cpus_per_replica}}}}}"
+        servers = {"fdm_server": options, "idm_server": options}
+        with serve(models | servers | {"num_candidates": BEST_OF}) as url:
             request = EditRequest(url, source_png, action)
             if count == recipe.replicas[0]:
                 seconds |= _measure_single(request, library, 2 if recipe.quick else recipe.rounds)

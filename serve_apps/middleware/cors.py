@@ -75,8 +75,8 @@ def _problem_of_parts(origin: str) -> str | None:
     return f"{port} is no port" if port.startswith("0") or int(port) > 65535 else None
 
 
-class CORSOnce(CORSMiddleware):
-    """Starlette's layer, which leaves alone an answer that the same layer nearer to the app has marked already."""
+class OnceCORSMiddleware(CORSMiddleware):
+    """Starlette's middleware, but for answers that the same middleware nearer to the app has marked already."""
 
     async def send(self, message: Message, send: Send, request_headers: Headers) -> None:
         if message["type"] == "http.response.start" and _is_marked(message):
@@ -91,17 +91,17 @@ def _is_marked(message: Message) -> bool:
     return "access-control-allow-origin" in headers or "origin" in names
 
 
-def cors_layers(origins: Sequence[str]) -> list[Middleware]:
-    """Build the layer that answers preflights and marks answers for ``origins``; none where there are none.
+def cors_middlewares(origins: Sequence[str]) -> list[Middleware]:
+    """Build the middleware that answers preflights and marks answers for ``origins``; none where there are none.
 
-    It belongs around all layers that refuse requests: a page can read no error that lacks its headers, and a preflight
-    never has a key.
+    It belongs around all middlewares that refuse requests: a page can read no error that lacks its headers, and a
+    preflight never has a key.
     """
     if not origins:
         return []
     return [
         Middleware(
-            CORSOnce,
+            OnceCORSMiddleware,
             allow_origins=tuple(origins),
             allow_methods=METHODS,
             # Whatever OpenAI's clients for JavaScript send: authorization, content-type, x-stainless-….

@@ -1,10 +1,10 @@
 """Middleware in Ray Serve's proxy, in front of all applications: ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` names
-:func:`layers`. ``python -m serve_apps`` sets it for the session it starts; on a cluster it belongs into the environment
-of every node, as ``cluster/Dockerfile`` has it.
+:func:`build_middlewares`. ``python -m serve_apps`` sets it for the session it starts; on a cluster it belongs into the
+environment of every node, as ``cluster/Dockerfile`` has it.
 
-The proxy takes orders from headers of whoever asks: to wait for ever, to go on working when the client has left, to
-use another model. It also fails (500) on those that are no UTF-8. No untrusted client may choose either. It loses what
-a killed process was asked: see :mod:`serve_apps.middleware.retry`.
+The proxy obeys headers of any client: to wait for ever, to continue when the client has left, to use another model. It
+also fails (500) on those that are no UTF-8. No untrusted client may choose either. It loses what a killed process was
+asked: see :mod:`serve_apps.middleware.retry`.
 """
 
 import http.client
@@ -16,24 +16,23 @@ from ipaddress import ip_address
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serve_apps.http import error_response
-from serve_apps.ids import wrong_id
+from serve_apps.http import error_response, find_request_id_error
 from serve_apps.keys import KeyRing
-from serve_apps.middleware.api_keys_guard import find_key
-from serve_apps.middleware.cors import check_origins, cors_layers
-from serve_apps.middleware.retry import Repeated
-from serve_apps.openai import ApiError
+from serve_apps.middleware.api_keys import find_key
+from serve_apps.middleware.cors import check_origins, cors_middlewares
+from serve_apps.middleware.retry import RetryMiddleware
+from serve_apps.openai.errors import ApiError
 from wm.errors import InputError
 
 logger = logging.getLogger("ray.serve")
 
-IMPORT_PATH = "serve_apps.middleware.proxy:layers"
+IMPORT_PATH = "serve_apps.middleware.proxy:build_middlewares"
 KEYS_VARIABLE, ORIGINS_VARIABLE = "WM_SERVE_KEYS", "WM_SERVE_CORS_ORIGINS"
 """The key file and the origins (with commas between them) of a server, for what the proxy answers by itself. Set by
 ``python -m serve_apps`` for its own session."""
 PROBE = "/-/healthz"
 FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-real-ip")
-ORDERS = (
+OBEYED_HEADERS = (
     b"x-request-timeout-seconds",
     b"x-request-disconnect-disabled",
     b"serve-multiplexed-model-id",
@@ -42,28 +41,28 @@ ORDERS = (
 """With - or _ between the words."""
 
 
-class WithoutOrders:
-    """Removes the headers that are orders to the proxy, and refuses an ``x-request-id`` that is none."""
+class HeaderFilterMiddleware:
+    """Remove the headers that the proxy obeys, and refuse an ``x-request-id`` that is none."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] in ("http", "websocket"):
-            headers = [(name, value) for name, value in scope["headers"] if not _is_order(name)]
+            headers = [(name, value) for name, value in scope["headers"] if not _is_obeyed(name)]
             scope = {**scope, "headers": headers}
-        error = wrong_id(scope) if scope["type"] == "http" else None
+        error = find_request_id_error(scope) if scope["type"] == "http" else None
         await (self._app if error is None else error_response(error))(scope, receive, send)
 
 
-def _is_order(name: bytes) -> bool:
-    return name.lower().replace(b"_", b"-") in ORDERS or not name.isascii()
+def _is_obeyed(name: bytes) -> bool:
+    return name.lower().replace(b"_", b"-") in OBEYED_HEADERS or not name.isascii()
 
 
-class GuardedPages:
+class ProxyPagesMiddleware:
     """Ask for a key before the pages of Ray's proxy itself, such as ``/-/routes``, which names all applications.
 
-    Who asks from this machine needs none, unless something forwarded the request. :data:`PROBE` says nothing but that
+    A client on this machine needs none, unless something forwarded the request. :data:`PROBE` says nothing but that
     the proxy lives, and load balancers ask for it without a key.
     """
 
@@ -91,7 +90,7 @@ def _is_local(scope: Scope) -> bool:
 
 
 def set_environment(keys: str | None, origins: Sequence[str]) -> None:
-    """Set for the proxy of a session that starts after this what :func:`layers` reads there."""
+    """Set for the proxy of a session that starts after this what :func:`build_middlewares` reads there."""
     for name, value in ((KEYS_VARIABLE, keys), (ORIGINS_VARIABLE, ",".join(origins))):
         if value:
             os.environ[name] = value
@@ -99,13 +98,13 @@ def set_environment(keys: str | None, origins: Sequence[str]) -> None:
             os.environ.pop(name, None)
 
 
-def layers() -> list[Middleware]:
-    """Build what the proxy puts around itself, outermost first."""
+def build_middlewares() -> list[Middleware]:
+    """Build the proxy's middlewares, outermost first."""
     return [
-        *cors_layers(_read_origins()),
-        Middleware(WithoutOrders),
-        Middleware(GuardedPages, ring=_read_ring()),
-        Middleware(Repeated),
+        *cors_middlewares(_read_origins()),
+        Middleware(HeaderFilterMiddleware),
+        Middleware(ProxyPagesMiddleware, ring=_read_ring()),
+        Middleware(RetryMiddleware),
     ]
 
 
@@ -130,7 +129,7 @@ def _read_origins() -> list[str]:
     return origins
 
 
-def has_layers(host: str, port: int) -> bool | None:
+def has_middlewares(host: str, port: int) -> bool | None:
     """Return whether the proxy that listens there has our middleware, which refuses a malformed ``x-request-id`` even
     of what Ray's proxy answers by itself; None if nobody answers."""
     connection = http.client.HTTPConnection({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port, timeout=10)

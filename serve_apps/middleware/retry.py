@@ -1,4 +1,4 @@
-"""A middleware of Ray Serve's proxy that asks again where the process that speaks HTTP died before it answered.
+"""Middleware of Ray Serve's proxy that asks again where the process that speaks HTTP died before it answered.
 
 Ray Serve's proxy repeats nothing: a request in a killed replica is lost. Calls between our own deployments are repeated
 in ``serve_apps.calls``; this is the hop before them. Every request may be asked twice: an answer depends on what is
@@ -13,43 +13,49 @@ from collections.abc import Callable
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_apps.http import error_response
-from serve_apps.openai import ApiError
+from serve_apps.openai.errors import ApiError
 
 logger = logging.getLogger("ray.serve")
-REPEATS = 3
+MAX_REPEATS = 3
 WAIT_S = 0.1
 """Before the first repeat, doubled for each one more: Ray Serve finds out meanwhile that a process is no more."""
-MOST_HELD_BYTES = 256 * 2**20
+MAX_HELD_BYTES = 256 * 2**20
 """Bodies kept in case they are needed again, of all requests in one proxy together. A request beyond is asked once."""
 
 
-class Repeated:
-    """Asks the app again when it ended without an answer, at most ``repeats`` times, with the body that was received.
+class RetryMiddleware:
+    """Ask the app again when it ended without an answer, with the body that was received.
 
-    The head of an answer is held back until the first piece of its body is there, so that an answer in one piece is
-    whole or not begun. A stream that has begun is not repeated: the client has read some of it. Neither is what a
+    The head of an answer is held back until the first part of its body is there, so that an answer in one part is
+    complete or not begun. A stream that has begun is not repeated: the client has read some of it. Neither is what a
     client asked that left.
+
+    Args:
+        app: What is wrapped.
+        max_repeats: How often it is asked again.
+        wait_s: Before the first repeat; doubled for each further one.
+        max_held_bytes: Of the bodies of all requests together that are kept; a request beyond is asked once.
     """
 
     def __init__(
         self,
         app: ASGIApp,
         *,
-        repeats: int = REPEATS,
+        max_repeats: int = MAX_REPEATS,
         wait_s: float = WAIT_S,
-        most_held_bytes: int = MOST_HELD_BYTES,
+        max_held_bytes: int = MAX_HELD_BYTES,
     ) -> None:
-        self._app, self._repeats, self._wait_s = app, repeats, wait_s
-        self._room = _Room(most_held_bytes)
+        self._app, self._max_repeats, self._wait_s = app, max_repeats, wait_s
+        self._capacity = _Capacity(max_held_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        body = _Body(receive, self._room)
+        body = _Body(receive, self._capacity)
         answer = _Answer(send, body.forget)
         try:
-            for repeat in range(self._repeats + 1):
+            for repeat in range(self._max_repeats + 1):
                 if repeat:
                     logger.warning("%s %.200s: no answer; asking another process", scope["method"], scope["path"])
                     await asyncio.sleep(self._wait_s * 2 ** (repeat - 1))
@@ -64,7 +70,7 @@ class Repeated:
             await error_response(error)(scope, receive, send)
 
 
-class _Room:
+class _Capacity:
     """Bytes that may be kept."""
 
     def __init__(self, free_bytes: int) -> None:
@@ -72,7 +78,7 @@ class _Room:
 
 
 class _Answer:
-    """Passes an answer on, from the first piece of its body."""
+    """Pass an answer on, from the first part of its body."""
 
     def __init__(self, send: Send, on_begin: Callable[[], None]) -> None:
         self._send, self._on_begin = send, on_begin
@@ -93,20 +99,20 @@ class _Answer:
 class _Body:
     """What a client sends, kept until it cannot be needed again."""
 
-    def __init__(self, receive: Receive, room: _Room) -> None:
-        self._receive, self._room = receive, room
+    def __init__(self, receive: Receive, capacity: _Capacity) -> None:
+        self._receive, self._capacity = receive, capacity
         self._read: list[Message] = []
         self._ahead: deque[Message] = deque()
         self._held_bytes = 0
-        self._is_whole = True
+        self._is_complete = True
         """Nothing that was received is missing, and the client waits."""
 
     async def receive(self) -> Message:
-        again = bool(self._ahead)
-        message = self._ahead.popleft() if again else await self._receive()
-        if not again and self._is_whole and not self._hold(message):
+        is_repeated = bool(self._ahead)
+        message = self._ahead.popleft() if is_repeated else await self._receive()
+        if not is_repeated and self._is_complete and not self._hold(message):
             self.forget()
-        if self._is_whole:
+        if self._is_complete:
             self._read.append(message)
         return message
 
@@ -114,19 +120,19 @@ class _Body:
         """Return whether it can be read once more, from its beginning."""
         self._ahead.extendleft(reversed(self._read))
         self._read.clear()
-        return self._is_whole
+        return self._is_complete
 
     def forget(self) -> None:
         """Keep nothing any more; what was rewound and not read again can still be read."""
-        self._is_whole = False
+        self._is_complete = False
         self._read.clear()
-        self._room.free_bytes += self._held_bytes
+        self._capacity.free_bytes += self._held_bytes
         self._held_bytes = 0
 
     def _hold(self, message: Message) -> bool:
         size_bytes = len(message.get("body", b""))
-        if message["type"] != "http.request" or size_bytes > self._room.free_bytes:
+        if message["type"] != "http.request" or size_bytes > self._capacity.free_bytes:
             return False
-        self._room.free_bytes -= size_bytes
+        self._capacity.free_bytes -= size_bytes
         self._held_bytes += size_bytes
         return True

@@ -1,17 +1,17 @@
 """Answers of the inverse dynamics model: OpenAI's chat completions, whole or in chunks, and scores.
 
-A *step* is a list of tokens, one of each action that still grows: ``wm.dynamics.idm.ActionToken`` as plain dicts.
+A *step* is a list of tokens, one of each action that still grows.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
-from serve_apps.openai.chat import ChatAsked
-from serve_apps.openai.score import ScoreAsked
+from serve_apps.openai.chat import ChatRequest
+from serve_apps.openai.score import ScoreRequest
+from serve_apps.results import BeliefEntry, Score, TokenEntry
 
-Token: TypeAlias = Mapping[str, Any]
-LEAST_LOGPROB = -9999.0
+MIN_LOGPROB = -9999.0
 """What OpenAI gives for a token of no probability; JSON has no infinity."""
 
 
@@ -29,14 +29,14 @@ class Head:
         return {"id": self.id, "object": kind, "created": self.created_s, "model": self.model}
 
 
-def chat_reply(asked: ChatAsked, head: Head, steps: Iterable[Sequence[Token]]) -> dict[str, Any]:
+def chat_reply(chat: ChatRequest, head: Head, steps: Iterable[Sequence[TokenEntry]]) -> dict[str, Any]:
     """OpenAI's ``ChatCompletion``. Every choice has the ``logprob`` of its action (nats, the end included), the
     ``mean_logprob`` and ``tokens``; the first one's stand beside ``choices`` too, with the ``seed``."""
     tokens = _by_choice(steps)
-    choices = [_choice(asked, index, row) for index, row in sorted(tokens.items())]
+    choices = [_choice(chat, index, row) for index, row in sorted(tokens.items())]
     belief = {name: choices[0][name] for name in ("logprob", "mean_logprob", "tokens")}
     usage = _usage(head, sum(map(len, tokens.values())))
-    reply = {"choices": choices, "usage": usage, "system_fingerprint": None, "seed": asked.seed}
+    reply = {"choices": choices, "usage": usage, "system_fingerprint": None, "seed": chat.seed}
     return head.of("chat.completion") | reply | belief
 
 
@@ -44,22 +44,22 @@ class ChatChunks:
     """The same answer as OpenAI's ``chat.completion.chunk`` objects. The last chunk of a choice has its ``logprob``,
     ``mean_logprob`` and ``tokens``."""
 
-    def __init__(self, asked: ChatAsked, head: Head) -> None:
-        self._asked, self._head = asked, head
-        self._logprobs: dict[int, list[float]] = {index: [] for index in range(asked.n)}
+    def __init__(self, chat: ChatRequest, head: Head) -> None:
+        self._chat, self._head = chat, head
+        self._logprobs: dict[int, list[float]] = {index: [] for index in range(chat.n)}
 
     def opening(self) -> list[dict[str, Any]]:
         """Who speaks; one for each choice."""
         delta = {"role": "assistant", "content": "", "refusal": None}
-        return [self._chunk(index, delta, None, None) for index in range(self._asked.n)]
+        return [self._chunk(index, delta, None, None) for index in range(self._chat.n)]
 
-    def step(self, tokens: Sequence[Token]) -> list[dict[str, Any]]:
+    def step(self, tokens: Sequence[TokenEntry]) -> list[dict[str, Any]]:
         """Return what a step adds; nothing for a token that releases no text where nobody asked for its probability."""
         chunks = []
         for token in tokens:
             index, finish = token["sample"], token["finish"]
             self._logprobs[index].append(token["chosen"]["logprob"])
-            logprobs = _logprobs(self._asked, [token])
+            logprobs = _logprobs(self._chat, [token])
             if token["released"] or (logprobs and finish is None):
                 chunks.append(
                     self._chunk(index, {"content": token["released"]}, logprobs if not finish else None, None)
@@ -72,44 +72,53 @@ class ChatChunks:
 
     def closing(self) -> list[dict[str, Any]]:
         """Return the count of tokens, for who asked for it."""
-        if not self._asked.include_usage:
+        if not self._chat.stream_options.include_usage:
             return []
         usage = _usage(self._head, sum(map(len, self._logprobs.values())))
         return [self._plain() | {"choices": [], "usage": usage}]
 
     def _plain(self) -> dict[str, Any]:
-        return self._head.of("chat.completion.chunk") | {"system_fingerprint": None, "seed": self._asked.seed}
+        return self._head.of("chat.completion.chunk") | {"system_fingerprint": None, "seed": self._chat.seed}
 
     def _chunk(self, index: int, delta: dict[str, Any], logprobs: Any, finish: str | None) -> dict[str, Any]:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
-        return self._plain() | {"choices": [choice]} | ({"usage": None} if self._asked.include_usage else {})
+        return (
+            self._plain() | {"choices": [choice]} | ({"usage": None} if self._chat.stream_options.include_usage else {})
+        )
 
 
-def score_reply(asked: ScoreAsked, scores: Sequence[Sequence[tuple[float, int]]], *, model: str) -> dict[str, Any]:
-    """``scores[t][a]``: log-probability (nats, the end included) of action a for target t, and the number of its
-    tokens. ``best``: the likeliest of all, of equal ones the first."""
+def score_reply(request: ScoreRequest, scores: Sequence[Sequence[Score]]) -> dict[str, Any]:
+    """Build the answer to a request for scores, where ``scores[t][a]`` is that of action a for target t.
+
+    ``best``: the likeliest of all, of equal ones the first.
+    """
     data: list[dict[str, Any]] = [
-        {"target": target, "action": action, "text": asked.actions[action]} | _sums(logprob, count)
+        {"target": target, "action": action, "text": request.actions[action]} | _sums(logprob, count)
         for target, row in enumerate(scores)
         for action, (logprob, count) in enumerate(row)
     ]
-    return {"object": "list", "model": model, "data": data, "best": max(data, key=lambda entry: entry["logprob"])}
+    return {
+        "object": "list",
+        "model": request.model,
+        "data": data,
+        "best": max(data, key=lambda entry: entry["logprob"]),
+    }
 
 
-def _by_choice(steps: Iterable[Sequence[Token]]) -> dict[int, list[Token]]:
-    tokens: dict[int, list[Token]] = {}
+def _by_choice(steps: Iterable[Sequence[TokenEntry]]) -> dict[int, list[TokenEntry]]:
+    tokens: dict[int, list[TokenEntry]] = {}
     for step in steps:
         for token in step:
             tokens.setdefault(token["sample"], []).append(token)
     return tokens
 
 
-def _choice(asked: ChatAsked, index: int, tokens: Sequence[Token]) -> dict[str, Any]:
+def _choice(chat: ChatRequest, index: int, tokens: Sequence[TokenEntry]) -> dict[str, Any]:
     text = "".join(token["released"] for token in tokens)
     return {
         "index": index,
         "message": {"role": "assistant", "content": text, "refusal": None},
-        "logprobs": _logprobs(asked, tokens),
+        "logprobs": _logprobs(chat, tokens),
         "finish_reason": tokens[-1]["finish"],
     } | _belief([token["chosen"]["logprob"] for token in tokens])
 
@@ -130,8 +139,8 @@ def _usage(head: Head, completion_tokens: int) -> dict[str, int]:
     }
 
 
-def _logprobs(asked: ChatAsked, tokens: Sequence[Token]) -> dict[str, Any] | None:
-    if not asked.logprobs:
+def _logprobs(chat: ChatRequest, tokens: Sequence[TokenEntry]) -> dict[str, Any] | None:
+    if not chat.logprobs:
         return None
     content = [
         _entry(token["chosen"]) | {"top_logprobs": [_entry(belief) for belief in token["top"]]} for token in tokens
@@ -139,12 +148,12 @@ def _logprobs(asked: ChatAsked, tokens: Sequence[Token]) -> dict[str, Any] | Non
     return {"content": content, "refusal": None}
 
 
-def _entry(belief: Mapping[str, Any]) -> dict[str, Any]:
+def _entry(belief: BeliefEntry) -> dict[str, Any]:
     """Name what is no text of its own: it has its name in the vocabulary and no bytes: the end, a part of a character,
     white space that comes with the next token. The bytes of the others join to the text."""
     text = belief["text"]
     return {
         "token": text or belief["name"],
-        "logprob": max(belief["logprob"], LEAST_LOGPROB),
+        "logprob": max(belief["logprob"], MIN_LOGPROB),
         "bytes": list(text.encode()) if text else None,
     }

@@ -56,7 +56,7 @@ class Limits:
     max_best_of: int = 64
     default_best_of: int = 8
     max_actions: int = 64
-    max_beam: int = 8
+    max_beams: int = 8
     max_new_tokens: int = 256
     default_new_tokens: int = 32
     max_scores: int = 256

@@ -61,14 +61,17 @@ function via(value, need, name) {
     kept.actions = value.actions;
   }
   if (typeof value.model === "string") kept.model = value.model.slice(0, 200);
-  for (const [key, setting] of Object.entries(value.settings || {})) {
+  for (const [name, setting] of Object.entries(value.settings || {})) {
+    const key = RENAMED[name] ?? name;
     if (SETTINGS.includes(key) && typeof setting === "number") kept.settings[key] = setting;
   }
   return kept;
 }
 
 // The fields of a request that the form sets.
-export const SETTINGS = ["best_of", "beam", "margin", "temperature", "top_p", "top_k", "guidance", "guidance_image"];
+export const SETTINGS = ["best_of", "num_beams", "min_gain_nats", "temperature", "top_p", "top_k", "guidance_scale", "image_guidance_scale"];
+// Their names in storyboards of earlier versions.
+const RENAMED = { beam: "num_beams", margin: "min_gain_nats", guidance: "guidance_scale", guidance_image: "image_guidance_scale" };
 
 function verification(value) {
   const kept = {};

@@ -5,8 +5,8 @@ import { SETTINGS } from "./link.js";
 import { predict, rollout } from "./predict.js";
 import { changed, frame, modelsFor, nameOf, state, work } from "./state.js";
 
-const WHOLE = ["best_of", "beam", "top_k"];
-const ROLLOUT_ONLY = ["beam"];
+const WHOLE = ["best_of", "num_beams", "top_k"];
+const ROLLOUT_ONLY = ["num_beams"];
 const actionsTyped = () => byId("action").value.split("\n").map((line) => line.trim()).filter(Boolean);
 
 // The fields that are filled in; an Error names one that is no number in its range.

@@ -11,12 +11,11 @@ from starlette.responses import Response
 
 from serve_apps.graph import Graph, GraphOf
 from serve_apps.http import read_json
-from serve_apps.messages import WhatHappened
-from serve_apps.openai import ChatAsked, chat_from_json
-from serve_apps.openai.chat import EXAMPLE, chat_schema
+from serve_apps.openai.chat import EXAMPLE, ChatRequest, chat_from_json, chat_schema
 from serve_apps.openai.chat_replies import ChatChunks, Head, chat_reply
-from serve_apps.recipe import IDM
+from serve_apps.openai.requests import IDM
 from serve_apps.sse import event_stream
+from wm.images import Pixels
 
 router = APIRouter()
 _CONTENT = {"application/json": {"schema": chat_schema(), "example": EXAMPLE}}
@@ -25,33 +24,21 @@ _CONTENT = {"application/json": {"schema": chat_schema(), "example": EXAMPLE}}
 @router.post("/v1/chat/completions", openapi_extra={"requestBody": {"required": True, "content": _CONTENT}})
 async def complete_chat(request: Request, graph: GraphOf) -> Response:
     """Name the action between two images, the source and the target; texts beside them change nothing."""
-    asked = await graph.parse(chat_from_json, await read_json(request, graph.limits))
-    model = await graph.model(asked.model or IDM, task=IDM)
-    question = WhatHappened(
-        await graph.prepare_all(asked.images, model["side_px"]),
-        {
-            "num_samples": asked.n,
-            "seed": asked.seed,
-            "num_top": asked.top_logprobs,
-            "max_new_tokens": asked.max_new_tokens,
-        },
-        {"temperature": asked.temperature, "top_p": asked.top_p} if asked.temperature else {"greedy": True},
-        model["id"],
-    )
-    if asked.stream:
-        return await event_stream(_chunks(graph, asked, model["id"], question), done=True)
-    prompt_tokens, *steps = await graph.call(IDM, "propose", question, model=question.model)
-    return JSONResponse(chat_reply(asked, _head(model["id"], prompt_tokens), steps))
+    chat, images = await graph.parse(chat_from_json, await read_json(request, graph.limits))
+    model = await graph.model(chat.model, task=IDM)
+    images_BHWC = await graph.prepare(images, model["side_px"])
+    if chat.stream:
+        return await event_stream(_chunks(graph, chat, images_BHWC), done=True)
+    prompt_tokens, *steps = await graph.call(IDM, "propose", chat, images_BHWC, model=chat.model)
+    return JSONResponse(chat_reply(chat, _head(chat.model, prompt_tokens), steps))
 
 
-async def _chunks(
-    graph: Graph, asked: ChatAsked, model_id: str, question: WhatHappened
-) -> AsyncGenerator[dict[str, Any], None]:
-    found = graph.stream(IDM, "propose_stream", question, model=question.model)
+async def _chunks(graph: Graph, chat: ChatRequest, images_BHWC: Pixels) -> AsyncGenerator[dict[str, Any], None]:
+    stream = graph.stream(IDM, "propose_stream", chat, images_BHWC, model=chat.model)
     try:
-        chunks = ChatChunks(asked, _head(model_id, await anext(found)))
+        chunks = ChatChunks(chat, _head(chat.model, await anext(stream)))
         opening = chunks.opening()
-        async for step in found:
+        async for step in stream:
             # Only now: what cannot be decoded is an answer with a status of its own.
             for chunk in (*opening, *chunks.step(step)):
                 yield chunk
@@ -59,7 +46,7 @@ async def _chunks(
         for chunk in chunks.closing():
             yield chunk
     finally:
-        await found.aclose()
+        await stream.aclose()
 
 
 def _head(model_id: str, prompt_tokens: int) -> Head:

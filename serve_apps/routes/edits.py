@@ -1,9 +1,8 @@
 """``POST /v1/images/edits``: the source after an action, as OpenAI's clients ask for it."""
 
+import base64
 import time
 from collections.abc import AsyncGenerator
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -11,14 +10,13 @@ from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
 from serve_apps import metrics
-from serve_apps.graph import Graph, GraphOf
-from serve_apps.http import edit_openapi, read_edit
-from serve_apps.messages import Found, Preview, Question
-from serve_apps.openai import Edit
-from serve_apps.openai.edit_replies import edit_events, edit_reply, encode_picture, preview_event
-from serve_apps.recipe import FDM, IDM
+from serve_apps.graph import CatalogEntry, Graph, GraphOf
+from serve_apps.http import read_edit
+from serve_apps.openai.edits import EditRequest
+from serve_apps.openai.requests import FDM
+from serve_apps.openapi import edit_openapi
+from serve_apps.results import EditResult, Preview
 from serve_apps.sse import event_stream
-from wm.images import Pixels
 
 router = APIRouter()
 
@@ -26,74 +24,88 @@ router = APIRouter()
 @router.post("/v1/images/edits", openapi_extra=edit_openapi())
 async def edit_image(request: Request, graph: GraphOf) -> Response:
     """Predict what the source looks like after the action in ``prompt``; best candidates first."""
-    edit = await read_edit(request, graph.limits, graph.work)
-    model = await graph.model(edit.model or FDM, task=FDM)
-    verifier = (await graph.model(edit.verifier, task=IDM))["id"] if edit.verifier else IDM
-    with metrics.stages_s() as own:
-        source = await graph.prepare(edit.image, model["side_px"])
-        question = replace(question_of(edit, source, graph), model=model["id"], verifier=verifier)
+    edit, image = await read_edit(request, graph.limits, graph.work)
+    model = await graph.predicting_model(edit)
+    with metrics.stages_s() as stages_s:
+        (source_HWC,) = await graph.prepare([("image", image)], model["side_px"])
         if edit.stream:
-            return await event_stream(_events(graph, edit, model, question))
-        found: Found = await graph.call(FDM, "predict", question, model=question.model)
-        reply = edit_reply(edit, **await _answer(graph, edit, model, found))
-    return JSONResponse(reply, headers={"Server-Timing": metrics.server_timing({**found.stages_s, **own})})
-
-
-def question_of(edit: Edit, source_HWC: Pixels, graph: Graph) -> Question:
-    """Return the request, with the recipe's settings where it gives none."""
-    recipe = graph.recipe
-    margin = recipe.margin if edit.margin is None else edit.margin
-    search: dict[str, Any] = {"num_candidates": edit.best_of}
-    if edit.verify and margin is not None:
-        search |= {"min_gain_nats": margin, "min_candidates": edit.n}
-    return Question(
-        source_HWC,
-        (edit.prompt,),
-        edit.seed,
-        search,
-        recipe.sampling(edit),
-        verify=edit.verify,
-        num_pictures=None if edit.return_candidates else edit.n,
-        num_previews=edit.partial_images,
-    )
+            stream = graph.stream(FDM, "predict_with_previews", edit, source_HWC, model=edit.model)
+            return await event_stream(_events(graph, edit, model, stream))
+        result: EditResult = await graph.call(FDM, "predict", edit, source_HWC, model=edit.model)
+        reply = await build_reply(graph, edit, model, result)
+    return JSONResponse(reply, headers={"Server-Timing": metrics.server_timing({**result.stages_s, **stages_s})})
 
 
 async def _events(
-    graph: Graph, edit: Edit, model: dict[str, Any], question: Question
+    graph: Graph, edit: EditRequest, model: CatalogEntry, stream: AsyncGenerator[Preview | EditResult, None]
 ) -> AsyncGenerator[dict[str, Any], None]:
-    side_px, index = edit.side_px or model["side_px"], 0
-    async for item in graph.stream(FDM, "predict_with_previews", question, model=question.model):
+    """Yield OpenAI's events: ``image_edit.partial_image``, then ``image_edit.completed`` for each of the ``n`` best."""
+    common = {"background": "opaque", "output_format": edit.output_format, "quality": "auto"}
+    index = 0
+    async for item in stream:
         if isinstance(item, Preview):
-            picture = await _encode(graph, edit, model, item.pixels)
-            yield preview_event(
-                edit, picture, index=index, progress=item.progress, side_px=side_px, created_s=int(time.time())
-            )
+            image = await graph.encode(edit, item.pixels)
+            yield common | {
+                "type": "image_edit.partial_image",
+                "b64_json": base64.b64encode(image).decode(),
+                "partial_image_index": index,
+                "progress": item.progress,
+                "created_at": int(time.time()),
+                "size": _size(edit, model),
+            }
             index += 1
             continue
-        for event in edit_events(edit, **await _answer(graph, edit, model, item)):
-            yield event
+        reply = await build_reply(graph, edit, model, item)
+        images, created_s, candidates = reply.pop("data"), reply.pop("created"), reply.pop("candidates", None)
+        for row, image_entry in enumerate(images):
+            event = {"type": "image_edit.completed", "created_at": created_s, **common, **reply, **image_entry}
+            # They are many: only the first event has them.
+            yield event | ({"candidates": candidates} if candidates is not None and row == 0 else {})
 
 
-async def _answer(graph: Graph, edit: Edit, model: dict[str, Any], found: Found) -> dict[str, Any]:
-    """Return the arguments of a reply beside the request."""
-    with metrics.stage("encode_picture"):
-        pictures = [await _encode(graph, edit, model, pixels) for pixels in found.pixels]
-    facts = {
+async def build_reply(graph: Graph, edit: EditRequest, model: CatalogEntry, result: EditResult) -> dict[str, Any]:
+    """Build OpenAI's ``ImagesResponse``, with each image's ``verification``, the seed and the counts beside it."""
+    with metrics.stage("encode_image"):
+        images = [await graph.encode(edit, pixels_HWC) for pixels_HWC in result.pixels]
+    entries = [
+        {"b64_json": base64.b64encode(image).decode(), "verification": verification}
+        for image, verification in zip(images, result.verifications, strict=False)
+    ]
+    num_sampled = len(result.verifications)
+    reply = {
+        "created": int(time.time()),
+        "data": entries[: edit.n],
+        "background": "opaque",
+        "output_format": edit.output_format,
+        "size": _size(edit, model),
+        "usage": usage_of(model["tokens_per_image"], result.action_tokens, num_sampled),
         "model": model["id"],
-        "side_px": edit.side_px or model["side_px"],
-        "tokens_per_image": model["tokens_per_image"],
-        "action_tokens": found.action_tokens,
-        "drawn": found.num_drawn,
-        "distinct": found.num_distinct,
+        "seed": edit.seed,
+        "best_of": edit.best_of,
+        "drawn": num_sampled,
+        "distinct": result.num_distinct,
     }
+    if edit.return_candidates:
+        reply["candidates"] = [
+            entry
+            for entry, verification in zip(entries, result.verifications, strict=False)
+            if verification["duplicate_of"] is None
+        ]
+    return reply | ({"safety_identifier": edit.end_user} if edit.end_user else {})
+
+
+def usage_of(tokens_per_image: int, action_tokens: int, num_images: int) -> dict[str, object]:
+    """Count OpenAI's ``usage`` of images that were sampled after one image and the words of actions."""
+    sampled = tokens_per_image * num_images
     return {
-        "pictures": list(zip(pictures, found.entries, strict=False)),
-        "facts": facts,
-        "created_s": int(time.time()),
+        "input_tokens": tokens_per_image + action_tokens,
+        "input_tokens_details": {"image_tokens": tokens_per_image, "text_tokens": action_tokens},
+        "output_tokens": sampled,
+        "output_tokens_details": {"image_tokens": sampled, "text_tokens": 0},
+        "total_tokens": tokens_per_image + action_tokens + sampled,
     }
 
 
-async def _encode(graph: Graph, edit: Edit, model: dict[str, Any], pixels_HWC: Pixels) -> bytes:
+def _size(edit: EditRequest, model: CatalogEntry) -> str:
     side_px = edit.side_px or model["side_px"]
-    encode = partial(encode_picture, pixels_HWC, edit.output_format, edit.output_compression, edit.side_px)
-    return await graph.work(side_px**2, encode)
+    return f"{side_px}x{side_px}"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from fastapi import APIRouter, Request, Response
 
-from serve_apps.openai import ApiError
+from serve_apps.openai.errors import ApiError
 from wm.images import encode_png
 from wm.nano.world import State, actions_of, random_state, render
 from wm.nano.world.actions import KINDS

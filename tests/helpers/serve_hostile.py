@@ -22,7 +22,7 @@ MAX_PIXELS = 1_000_000
 
 def hostile_client(base):
     """A client of the app with small bounds."""
-    recipe = ServeRecipe(fdm=str(base), idm=str(base), best_of=2, max_body_bytes=MAX_BODY, max_pixels=MAX_PIXELS)
+    recipe = ServeRecipe(fdm=str(base), idm=str(base), num_candidates=2, max_body_bytes=MAX_BODY, max_pixels=MAX_PIXELS)
     return TestClient(local_app(recipe), raise_server_exceptions=True)
 
 

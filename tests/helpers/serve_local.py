@@ -4,10 +4,14 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from serve_apps.fdm_server import FDMServer, WorldModelServer
 from serve_apps.graph import Graph
-from serve_apps.ingress import app_of
-from serve_apps.recipe import FDM, IDM, ServeRecipe
-from serve_apps.replicas import Replica
+from serve_apps.idm_server import IDMServer
+from serve_apps.ingress import build_app
+from serve_apps.recipe import ServeRecipe
+
+HALF_A_CORE = {name: {"ray_actor_options": {"num_cpus": 0.5}} for name in ("fdm_server", "idm_server")}
+"""Recipe keys of a server whose replicas share the cores of a small machine."""
 
 
 class LocalMethod:
@@ -20,37 +24,37 @@ class LocalMethod:
         return LocalMethod(self._method, stream)
 
     def remote(self, *arguments: Any) -> Any:
-        found = self._method(*arguments)
-        return found if hasattr(found, "__await__") or self._streams else _finished(found)
+        result = self._method(*arguments)
+        return result if hasattr(result, "__await__") or self._streams else _finished(result)
 
 
-async def _finished(found: Any) -> Any:
-    return found
+async def _finished(result: Any) -> Any:
+    return result
 
 
 class LocalHandle:
     """A deployment handle of an object in this process."""
 
-    def __init__(self, servant: Any) -> None:
-        self.servant = servant
+    def __init__(self, server: Any) -> None:
+        self.server = server
 
     def __getattr__(self, name: str) -> LocalMethod:
-        return LocalMethod(getattr(self.servant, name))
+        return LocalMethod(getattr(self.server, name))
 
 
-def local_replicas(recipe: ServeRecipe) -> tuple[Replica, Replica]:
-    """The one that samples and the one that verifies; the same where the recipe has both roles in one process."""
-    if recipe.roles != "apart":
-        both = Replica(recipe, (FDM, IDM))
+def local_servers(recipe: ServeRecipe) -> tuple[FDMServer, IDMServer]:
+    """Build the FDM and the IDM server; they are one where the recipe has both models in one process."""
+    if recipe.base_sharing != "separate":
+        both = WorldModelServer(recipe)
         return both, both
-    verifier = Replica(recipe, (IDM,))
-    return Replica(recipe, (FDM,), LocalHandle(verifier)), verifier  # type: ignore[arg-type]
+    idm = IDMServer(recipe)
+    return FDMServer(recipe, LocalHandle(idm)), idm  # type: ignore[arg-type]
 
 
 def local_graph(recipe: ServeRecipe) -> Graph:
-    sampler, verifier = map(LocalHandle, local_replicas(recipe))
-    return Graph(recipe, sampler, verifier)  # type: ignore[arg-type]
+    fdm, idm = map(LocalHandle, local_servers(recipe))
+    return Graph(recipe, fdm, idm)  # type: ignore[arg-type]
 
 
 def local_app(recipe: ServeRecipe) -> FastAPI:
-    return app_of(local_graph(recipe))
+    return build_app(local_graph(recipe))

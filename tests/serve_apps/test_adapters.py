@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from serve_apps import adapters as served
-from serve_apps.adapters import adapters_in
+from serve_apps.adapters import find_adapters
 from tests.helpers.models_roles import add_adapter
 from wm.models import base_id_of, load_model, save_model
 
@@ -76,29 +76,29 @@ def test_damaged_adapters_cost_themselves(folder, good, tiny_base):
     shutil.copytree(good, os.fsdecode(os.fsencode(path) + b"/\xff\xfe"))
     base_id = base_id_of(tiny_base)
     for _ in range(3):
-        assert list(adapters_in(path, base_id)) == ["base:a_good", "base:z_good"]
+        assert list(find_adapters(path, base_id)) == ["base:a_good", "base:z_good"]
     # Each once, whatever the number of listings; what is no adapter at all is passed over without a word.
     assert len(lines) == len(DAMAGES) + 2
     for name in DAMAGES:
         assert sum(f"/{name}' is not served: " in line for line in lines) == 1, name
     assert not any("\n" in line for line in lines)
-    json.dumps(list(adapters_in(path, base_id)), ensure_ascii=False).encode()
+    json.dumps(list(find_adapters(path, base_id)), ensure_ascii=False).encode()
 
 
 def test_an_adapter_that_is_mended_is_served(folder, good, tiny_base):
     path, lines = folder
     base_id = base_id_of(tiny_base)
     damage(path / "a_good" / MANIFEST, b"")
-    assert list(adapters_in(path, base_id)) == ["base:z_good"]
+    assert list(find_adapters(path, base_id)) == ["base:z_good"]
     shutil.copy(good / MANIFEST, path / "a_good" / MANIFEST)
-    assert list(adapters_in(path, base_id)) == ["base:a_good", "base:z_good"]
+    assert list(find_adapters(path, base_id)) == ["base:a_good", "base:z_good"]
     damage(path / "a_good" / MANIFEST, b"")
-    assert list(adapters_in(path, base_id)) == ["base:z_good"]
+    assert list(find_adapters(path, base_id)) == ["base:z_good"]
     assert len(lines) == 2
 
 
 def test_a_folder_that_is_gone_lists_nothing(folder, tiny_base):
     path, lines = folder
     shutil.rmtree(path)
-    assert adapters_in(path, base_id_of(tiny_base)) == {}
+    assert find_adapters(path, base_id_of(tiny_base)) == {}
     assert len(lines) == 1 and "cannot be listed" in lines[0]

@@ -6,8 +6,15 @@ import pytest
 from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import BackPressureError
 
-from serve_apps.calls import TRIES, call, stream
-from serve_apps.openai import ApiError
+from serve_apps.calls import MAX_TRIES, call, stream
+from serve_apps.openai.errors import ApiError
+
+
+class Handle:
+    """A deployment handle with one method."""
+
+    def __init__(self, method):
+        self.predict = method
 
 
 class Busy:
@@ -19,7 +26,7 @@ class Busy:
 
 def test_a_full_queue_is_told_in_the_same_shape():
     with pytest.raises(ApiError) as caught:
-        asyncio.run(call(Busy()))
+        asyncio.run(call(Handle(Busy()), "predict", model="fdm"))
     assert (caught.value.status, caught.value.code) == (503, "overloaded")
     assert caught.value.headers == {"Retry-After": "1"}
 
@@ -39,13 +46,13 @@ class Dying:
 
 
 def test_a_replica_that_dies_is_replaced_by_another_and_not_for_ever():
-    method = Dying(TRIES - 1)
-    assert asyncio.run(call(method, 1, "two")) == "found"
-    assert method.asked == [(1, "two")] * TRIES
+    method = Dying(MAX_TRIES - 1)
+    assert asyncio.run(call(Handle(method), "predict", 1, "two", model="fdm")) == "found"
+    assert method.asked == [(1, "two")] * MAX_TRIES
     method = Dying(99)
     with pytest.raises(ApiError) as caught:
-        asyncio.run(call(method))
-    assert (caught.value.status, caught.value.code, len(method.asked)) == (503, "replica_died", TRIES)
+        asyncio.run(call(Handle(method), "predict", model="fdm"))
+    assert (caught.value.status, caught.value.code, len(method.asked)) == (503, "replica_died", MAX_TRIES)
     assert caught.value.headers == {"Retry-After": "1"}
 
 
@@ -68,7 +75,7 @@ class DyingStream:
 
 def test_a_stream_goes_on_after_its_replica_died():
     async def read(method):
-        return [item async for item in stream(method, "a")]
+        return [item async for item in stream(Handle(method), "predict", "a", model="fdm")]
 
     assert asyncio.run(read(DyingStream(2, 0, 3, 5))) == [("a", place) for place in range(5)]
     with pytest.raises(ApiError, match="replicas at work on this request died"):

@@ -34,7 +34,8 @@ def test_the_shipped_config_for_one_gpu_is_valid():
     text = (ROOT / "serve_apps" / "world_model_7b.yaml").read_text()
     alternative = text.partition("in the place of the `args` above:\n")[2]
     recipe = ServeRecipe.model_validate(yaml.safe_load("\n".join(line[1:] for line in alternative.splitlines())))
-    assert (recipe.roles, recipe.device, recipe.gpus_per_replica) == ("shared", "cuda", 1)
+    assert (recipe.base_sharing, recipe.device) == ("shared", "cuda")
+    assert recipe.server_options("fdm")["ray_actor_options"] == {"num_cpus": 4, "num_gpus": 1}
     given = yaml.safe_load(text)["applications"][0]["args"]
     assert {recipe.fdm, recipe.idm} == {given["fdm"], given["idm"]}
 
@@ -50,13 +51,13 @@ def test_what_serve_build_reads(tiny_base, tmp_path, monkeypatch):
         (tmp_path / "runs" / "demo" / name / "model").symlink_to(tiny_base)
     found = build_app(module.app, name="world_model")
     assert [deployment.name for deployment in found.deployments][-1] == "Ingress"
-    assert {deployment.name for deployment in found.deployments} == {"Ingress", "FDMSampler", "IDMVerifier"}
+    assert {deployment.name for deployment in found.deployments} == {"Ingress", "FDMServer", "IDMServer"}
     assert not hasattr(module, "application")
 
 
 def test_text_arguments_of_serve_run():
-    recipe = ServeRecipe.model_validate({"fdm": "a", "idm": "b", "best_of": "16", "temperature": "0.5"})
-    assert (recipe.best_of, recipe.temperature) == (16, 0.5)
+    recipe = ServeRecipe.model_validate({"fdm": "a", "idm": "b", "num_candidates": "16", "temperature": "0.5"})
+    assert (recipe.num_candidates, recipe.temperature) == (16, 0.5)
     assert recipe.limits().default_best_of == 16
 
 

@@ -9,7 +9,7 @@ import pytest
 from serve_apps.fair import FairThreads, PixelBudget
 from serve_apps.graph import Graph
 from serve_apps.keys import Key
-from serve_apps.openai import ApiError
+from serve_apps.openai.errors import ApiError
 from serve_apps.recipe import ServeRecipe
 from tests.helpers.serve_local import local_graph
 from wm.errors import InputError
@@ -197,13 +197,13 @@ def test_images_beyond_the_budget_are_refused_and_others_answered(tiny_base):
         held = asyncio.create_task(alice.work(1, gate.job("held")))
         await until(lambda: gate.order == ["held"])
         with alice._budget.reserve(alice._client, 400):
-            assert (await bob.prepare_all(images, 16)).shape == (2, 16, 16, 3)
+            assert (await bob.prepare(images, 16)).shape == (2, 16, 16, 3)
             gate.let(1)
             await held
             with pytest.raises(ApiError) as refused:
-                await alice.prepare_all(images, 16)
+                await alice.prepare(images, 16)
             assert (refused.value.status, refused.value.code) == (429, "rate_limit_exceeded")
         expected = np.stack([fit_square(decode_image(PNG, "image"), 16)] * 2)
-        assert np.array_equal(await alice.prepare_all(images, 16), expected), "every bit is the library's"
+        assert np.array_equal(await alice.prepare(images, 16), expected), "every bit is the library's"
 
     asyncio.run(run())

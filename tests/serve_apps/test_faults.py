@@ -30,15 +30,18 @@ def url(tiny_base):
         fdm=str(tiny_base),
         idm=str(tiny_base),
         port=port,
-        cpus_per_replica=0.25,
-        sampler_replicas=1,
-        sampler_max_replicas=3,
-        verifier_replicas=2,
-        ingress_replicas=2,
-        target_ongoing_requests=2,
-        upscale_delay_s=0.5,
-        downscale_delay_s=2,
-        shutdown_timeout_s=30,
+        fdm_server={
+            "ray_actor_options": {"num_cpus": 0.25},
+            "autoscaling_config": {
+                "min_replicas": 1,
+                "max_replicas": 3,
+                "target_ongoing_requests": 2,
+                "upscale_delay_s": 0.5,
+                "downscale_delay_s": 2,
+            },
+        },
+        idm_server={"ray_actor_options": {"num_cpus": 0.25}, "num_replicas": 2},
+        ingress={"num_replicas": 2},
     )
     try:
         start(recipe)
@@ -112,16 +115,16 @@ def kill_one(deployment, chooser):
 def test_no_request_is_lost_while_replicas_come_die_and_go(url):
     chooser = random.Random(0)
     with Load(url, clients=8) as load:
-        wait_for("FDMSampler", lambda count: count == 3)
+        wait_for("FDMServer", lambda count: count == 3)
         for number in range(KILLS):
-            deployment = ("Ingress", "FDMSampler", "IDMVerifier")[number % 3]
+            deployment = ("Ingress", "FDMServer", "IDMServer")[number % 3]
             wait_for(deployment, lambda count: count >= 2)
             kill_one(deployment, chooser)
             load.wait_for(8)
-        wait_for("FDMSampler", lambda count: count >= 2)
+        wait_for("FDMServer", lambda count: count >= 2)
     assert load.failures == [] and load.count >= 8 * KILLS
     with Load(url, clients=1) as trickle:
-        wait_for("FDMSampler", lambda count: count == 1)
+        wait_for("FDMServer", lambda count: count == 1)
     assert trickle.failures == []
     assert all(load.answers.get(seed, picture) == picture for seed, picture in trickle.answers.items())
     assert httpx2.get(f"{url}/health", timeout=60).json() == {"status": "ok"}

@@ -20,7 +20,7 @@ MAX_BODY = 4_000_000
 
 @pytest.fixture(scope="module")
 def http(tiny_base):
-    recipe = ServeRecipe(fdm=str(tiny_base), idm=str(tiny_base), best_of=2, max_body_bytes=MAX_BODY)
+    recipe = ServeRecipe(fdm=str(tiny_base), idm=str(tiny_base), num_candidates=2, max_body_bytes=MAX_BODY)
     with TestClient(local_app(recipe)) as client:
         yield client
 

@@ -99,7 +99,7 @@ def test_a_model_that_fails_fails_head_too(recipe):
     async def fail():
         raise TimeoutError("no answer")
 
-    app.state.graph.need_health = fail
+    app.state.graph.check_health = fail
     with TestClient(app, raise_server_exceptions=False) as http:
         get, head = http.get("/health"), http.head("/health")
     assert head.status_code == get.status_code >= 500

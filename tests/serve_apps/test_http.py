@@ -8,8 +8,9 @@ import pytest
 from fastapi import Request
 from fastapi.responses import JSONResponse
 
-from serve_apps.http import create_app, edit_openapi, read_edit
-from serve_apps.openai import Limits
+from serve_apps.http import create_app, read_edit
+from serve_apps.openai.errors import Limits
+from serve_apps.openapi import edit_openapi
 from wm.images import encode_png
 
 PNG = encode_png(np.zeros((4, 4, 3), np.uint8))
@@ -22,8 +23,8 @@ def app():
 
     @application.post("/echo")
     async def echo(request: Request) -> JSONResponse:
-        edit = await read_edit(request, LIMITS)
-        return JSONResponse({"prompt": edit.prompt, "bytes": len(edit.image)})
+        edit, image = await read_edit(request, LIMITS)
+        return JSONResponse({"prompt": edit.prompt, "bytes": len(image)})
 
     @application.get("/fail")
     async def fail() -> None:

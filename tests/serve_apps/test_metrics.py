@@ -55,7 +55,7 @@ def http(tiny_base):
 def test_figures_of_an_answer(http, kept):
     reply = http.post("/v1/images/edits", json=EDIT | {"return_candidates": True}).json()
     verified = [entry["verification"] for entry in reply["candidates"]]
-    assert kept["wm_tokens_drawn"] == [4 * TOKENS_PER_IMAGE] == [reply["usage"]["output_tokens"]]
+    assert kept["wm_tokens_sampled"] == [4 * TOKENS_PER_IMAGE] == [reply["usage"]["output_tokens"]]
     assert kept["wm_candidates"] == [4]
     assert kept["wm_candidates_distinct_share"] == [len(verified) / 4]
     assert kept["wm_unchanged_share"] == [verified[0]["unchanged_share"]]
@@ -66,7 +66,7 @@ def test_figures_of_an_answer(http, kept):
     assert kept["wm_requests_waiting"][-1] == 0
     stages = {stage: kept["wm_stage_seconds", stage] for stage in metrics.STAGES}
     assert {stage: len(times) for stage, times in stages.items()} == dict.fromkeys(metrics.STAGES, 1)
-    assert 0 <= stages["queue"][0] < stages["draw"][0]
+    assert 0 <= stages["queue"][0] < stages["sample"][0]
     (whole_s,) = kept["wm_request_seconds", "/v1/images/edits"]
     one_after_the_other = set(stages) - {"queue"}
     assert sum(stages[stage][0] for stage in one_after_the_other) <= whole_s
@@ -81,11 +81,11 @@ def test_draws_without_verification(http, kept):
 
 
 def test_a_rollout_counts_each_step(http, kept):
-    asked = {"image": URL, "actions": ["move it", "take it"], "best_of": 3, "beam": 2, "seed": 1}
+    asked = {"image": URL, "actions": ["move it", "take it"], "best_of": 3, "num_beams": 2, "seed": 1}
     reply = http.post("/v1/rollouts", json=asked).json()
     drawn = sum(step["drawn"] for step in reply["steps"])
     assert sum(kept["wm_candidates"]) == drawn
-    assert sum(kept["wm_tokens_drawn"]) == drawn * TOKENS_PER_IMAGE
+    assert sum(kept["wm_tokens_sampled"]) == drawn * TOKENS_PER_IMAGE
     assert kept["wm_requests", "/v1/rollouts", "200"] == [1]
     http.post("/v1/wm/rollouts", json=asked)
     assert kept["wm_requests", "/v1/wm/rollouts", "200"] == [1]
@@ -101,7 +101,7 @@ def test_errors_are_counted_by_status_and_the_route_not_the_path(http, kept):
 
 
 def test_the_share_of_drafts_that_were_right(tiny_base, kept):
-    recipe = ServeRecipe(fdm=str(tiny_base), idm=str(tiny_base), block=2)
+    recipe = ServeRecipe(fdm=str(tiny_base), idm=str(tiny_base), num_draft_tokens=2)
     with TestClient(local_app(recipe)) as http:
         assert http.post("/v1/images/edits", json=EDIT).status_code == 200
     model, codec = load_model(tiny_base), load_codec(tiny_base)
@@ -116,9 +116,9 @@ def test_outside_ray_nothing_is_kept_and_nothing_fails():
 
 
 def test_a_stage_that_fails_is_not_counted(kept):
-    with pytest.raises(ValueError, match="no"), metrics.stage("draw"):
+    with pytest.raises(ValueError, match="no"), metrics.stage("sample"):
         raise ValueError("no")
-    assert not kept["wm_stage_seconds", "draw"]
+    assert not kept["wm_stage_seconds", "sample"]
 
 
 def dashboard():

@@ -47,7 +47,7 @@ def test_many_at_once_get_their_own_images_and_their_lines(vlm, thread, pool):
 
     async def ask():
         return await asyncio.gather(
-            *(thread.images(pool, request, line.append) for request, line in zip(requests, lines, strict=True))
+            *(thread.sample(pool, request, line.append) for request, line in zip(requests, lines, strict=True))
         )
 
     for request, found, line in zip(requests, asyncio.run(ask()), lines, strict=True):
@@ -59,7 +59,7 @@ def test_many_at_once_get_their_own_images_and_their_lines(vlm, thread, pool):
 
 def test_work_has_its_turn_while_images_grow(vlm, thread, pool):
     async def ask():
-        images = asyncio.create_task(thread.images(pool, request_of(vlm, 1)))
+        images = asyncio.create_task(thread.sample(pool, request_of(vlm, 1)))
         names = [await thread.call(lambda: threading.current_thread().name) for _ in range(3)]
         return await images, names
 
@@ -70,8 +70,8 @@ def test_work_has_its_turn_while_images_grow(vlm, thread, pool):
 def test_a_cancelled_request_leaves_the_pool(vlm, thread, pool):
     async def ask():
         begun = asyncio.Event()
-        doomed = asyncio.create_task(thread.images(pool, request_of(vlm, 1, 3), lambda grown: begun.set()))
-        kept = asyncio.create_task(thread.images(pool, request_of(vlm, 2)))
+        doomed = asyncio.create_task(thread.sample(pool, request_of(vlm, 1, 3), lambda grown: begun.set()))
+        kept = asyncio.create_task(thread.sample(pool, request_of(vlm, 2)))
         await begun.wait()
         doomed.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -123,16 +123,16 @@ def test_errors_reach_those_who_asked_and_the_thread_goes_on(vlm, thread, pool):
     advance = pool.step
     pool.step = fail
     with pytest.raises(ValueError, match="of this work"):
-        asyncio.run(thread.images(pool, request_of(vlm, 1)))
+        asyncio.run(thread.sample(pool, request_of(vlm, 1)))
     assert pool.num_unfinished == 0
     pool.step = advance
-    assert torch.equal(asyncio.run(thread.images(pool, request_of(vlm, 1))), alone(vlm, request_of(vlm, 1)))
+    assert torch.equal(asyncio.run(thread.sample(pool, request_of(vlm, 1))), alone(vlm, request_of(vlm, 1)))
 
 
 def test_work_of_a_kind_that_waits_is_done_at_once_and_its_errors_are_its_own(vlm):
     thread, gate, seen = ModelThread(), threading.Event(), []
 
-    def double(items):
+    def double(_, items):
         seen.append(list(items))
         if any(item < 0 for item in items):
             raise ValueError(f"negative: {items}")
@@ -141,7 +141,7 @@ def test_work_of_a_kind_that_waits_is_done_at_once_and_its_errors_are_its_own(vl
     async def ask():
         blocked = asyncio.ensure_future(thread.call(gate.wait))
         await asyncio.sleep(0.05)
-        asked = [asyncio.ensure_future(thread.together(double, item)) for item in (1, 2, -3, 4, 5)]
+        asked = [asyncio.ensure_future(thread.batch(double, None, item)) for item in (1, 2, -3, 4, 5)]
         await asyncio.sleep(0)
         asked[4].cancel()
         await asyncio.sleep(0)
@@ -163,8 +163,8 @@ def test_pools_of_several_models_take_turns(vlm, thread, pool, tiny_base):
 
     async def ask():
         return await asyncio.gather(
-            thread.images(pool, request_of(vlm, 1), lambda grown: order.append("first")),
-            thread.images(second, request_of(other, 2), lambda grown: order.append("second")),
+            thread.sample(pool, request_of(vlm, 1), lambda grown: order.append("first")),
+            thread.sample(second, request_of(other, 2), lambda grown: order.append("second")),
         )
 
     found = asyncio.run(ask())
@@ -176,7 +176,7 @@ def test_pools_of_several_models_take_turns(vlm, thread, pool, tiny_base):
 def test_nothing_is_held_for_those_who_left(vlm, thread, pool):
     async def leave():
         begun = asyncio.Event()
-        doomed = asyncio.create_task(thread.images(pool, request_of(vlm, 1), lambda grown: begun.set()))
+        doomed = asyncio.create_task(thread.sample(pool, request_of(vlm, 1), lambda grown: begun.set()))
         await begun.wait()
         doomed.cancel()
         await asyncio.gather(doomed, return_exceptions=True)

@@ -31,7 +31,9 @@ def page(window):
 
 @pytest.fixture(scope="module")
 def url(tiny_base):
-    with served(local_app(ServeRecipe(fdm=str(tiny_base), idm=str(tiny_base), best_of=4, max_best_of=8))) as address:
+    with served(
+        local_app(ServeRecipe(fdm=str(tiny_base), idm=str(tiny_base), num_candidates=4, max_best_of=8))
+    ) as address:
         yield address
 
 
@@ -78,10 +80,10 @@ def test_a_storyboard_branches_and_its_link_gives_it_again(page, url, tmp_path):
     page.click(".frame", 0)
     page.type("#action", "lift it\nturn it\nput it down")
     assert page.text("#go") == "Roll out 3 actions"
-    page.type("#set-beam", "2")
+    page.type("#set-num_beams", "2")
     page.press("Enter")
     page.wait("document.querySelectorAll('.frame').length === 7")
-    page.type("#set-beam", "")
+    page.type("#set-num_beams", "")
     before = frames(page)
     assert [name for name, _ in before] == [
         "Source", "Step 1: push (1)", "Step 2: pull", "Step 1: push (2)", "Step 1: lift it", "Step 2: turn it",

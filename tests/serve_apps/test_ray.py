@@ -20,7 +20,8 @@ import ray
 from jobs.shared import ray_session
 from serve_apps import metrics
 from serve_apps.__main__ import StartRecipe, start, stop
-from serve_apps.middleware.proxy import has_layers
+from serve_apps.middleware.proxy import has_middlewares
+from tests.helpers.serve_local import HALF_A_CORE
 from wm.images import encode_png
 
 KEY, RARE_KEY = "wm-alice", "wm-ursula"
@@ -28,7 +29,7 @@ TIMEOUT_S = 2.0
 REPORT_S = 0.5
 MOST_ACTIONS = 256
 URL = "data:image/png;base64," + base64.b64encode(encode_png(np.zeros((16, 16, 3), np.uint8))).decode()
-LONG = {"image": URL, "actions": ["move it"] * MOST_ACTIONS, "best_of": 64, "beam": 8, "seed": 1}
+LONG = {"image": URL, "actions": ["move it"] * MOST_ACTIONS, "best_of": 64, "num_beams": 8, "seed": 1}
 LONG_TOKENS = (1 + (MOST_ACTIONS - 1) * 8) * 64 * 4
 """What it would draw if nobody stopped it: several times what a fast machine draws within the time limit."""
 
@@ -51,7 +52,7 @@ def port(tiny_base, tmp_path_factory):
         idm=str(tiny_base),
         keys=str(keys),
         port=number,
-        cpus_per_replica=0.5,
+        **HALF_A_CORE,
         timeout_s=TIMEOUT_S,
         max_actions=MOST_ACTIONS,
     )
@@ -92,7 +93,7 @@ def drawn_in_the_end(before):
     last, deadline = -1.0, time.monotonic() + 15
     while time.monotonic() < deadline:
         values, _ = exported()
-        drawn = values["ray_wm_tokens_drawn_total"]
+        drawn = values["ray_wm_tokens_sampled_total"]
         if drawn == last and drawn > before:
             assert values.get("ray_wm_rows_decoding", 0.0) == 0
             return drawn - before
@@ -107,7 +108,7 @@ def drawn_in_the_end(before):
 def before(client):
     """Tokens drawn so far, with nothing at work."""
     last = -1.0
-    while last != (now := exported()[0].get("ray_wm_tokens_drawn_total", 0.0)) or not now:
+    while last != (now := exported()[0].get("ray_wm_tokens_sampled_total", 0.0)) or not now:
         last = now
         time.sleep(3 * REPORT_S)
     return last
@@ -165,10 +166,10 @@ def test_figures_reach_prometheus(client, before):
     while time.monotonic() < deadline:
         values, labels = exported()
         more = {name: values[name] - counted.get(name, 0.0) for name in values}
-        if more["ray_wm_requests_total"] >= 3 and more["ray_wm_tokens_drawn_total"] >= 32:
+        if more["ray_wm_requests_total"] >= 3 and more["ray_wm_tokens_sampled_total"] >= 32:
             break
         time.sleep(REPORT_S)
-    assert more["ray_wm_tokens_drawn_total"] == 8 * 4
+    assert more["ray_wm_tokens_sampled_total"] == 8 * 4
     # Ray tells sums by the middles of buckets: 8 candidates are in that of 7 and 8.
     assert more["ray_wm_candidates_count"] == 1 and 6 <= more["ray_wm_candidates_sum"] <= 8
     assert more["ray_wm_stage_seconds_count"] == len(metrics.STAGES)
@@ -177,7 +178,7 @@ def test_figures_reach_prometheus(client, before):
     assert more["ray_wm_requests_total"] == more["ray_wm_request_seconds_count"] == 3
     assert {'endpoint="/v1/images/edits"', 'status="404"', 'status="401"'} <= labels["ray_wm_requests_total"]
     assert {f'stage="{stage}"' for stage in metrics.STAGES} <= labels["ray_wm_stage_seconds_count"]
-    assert 'deployment="FDMSampler"' in labels["ray_wm_tokens_drawn_total"]
+    assert 'deployment="FDMServer"' in labels["ray_wm_tokens_sampled_total"]
     series = {name for metric in metrics.ALL for name in metric.exported}
     never = {metrics.RATE_LIMITED, metrics.RETRIES, metrics.ACCEPTED, metrics.STREAM_ERRORS}
     gauges = {metrics.ROWS, metrics.WAITING, metrics.IN_PROGRESS}  # Ray forgets those that do not change
@@ -199,12 +200,12 @@ def test_an_id_is_in_the_answer_and_in_the_log_lines_of_all_who_worked_on_it(cli
         if len(files) >= 3:
             break
         time.sleep(0.3)
-    for deployment in ("Ingress", "FDMSampler", "IDMVerifier"):
+    for deployment in ("Ingress", "FDMServer", "IDMServer"):
         assert any(deployment in file for file in files), (deployment, files)
 
 
-def test_the_proxy_has_our_layers(port):
-    assert has_layers("127.0.0.1", port) is True
+def test_the_proxy_has_our_middlewares(port):
+    assert has_middlewares("127.0.0.1", port) is True
 
 
 def test_no_process_of_the_session_listens_beyond_loopback(client):

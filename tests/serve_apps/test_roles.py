@@ -1,4 +1,4 @@
-"""Both roles in one process or two, guidance and drafted blocks: the replicas as they are, and once over HTTP."""
+"""Both roles in one process or two, guidance and drafted tokens: the servers as they are, and once over HTTP."""
 
 import asyncio
 import base64
@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from serve_apps import idm_server
 from serve_apps.__main__ import StartRecipe, start, stop
 from serve_apps.__main__ import main as serve_main
-from serve_apps.messages import Question
-from serve_apps.recipe import FDM, IDM, ServeRecipe
+from serve_apps.openai.edits import EditRequest
+from serve_apps.openai.requests import FDM, IDM
+from serve_apps.recipe import ServeRecipe
 from tests.helpers.models_families import write_emu3
 from tests.helpers.models_roles import add_adapter, write_roles
-from tests.helpers.serve_local import local_replicas
+from tests.helpers.serve_local import HALF_A_CORE, local_servers
 from wm.dynamics import (
     Sampling,
     load_role,
@@ -34,14 +36,6 @@ from wm.nano.preset import write_random_base
 
 ACTION = "move the red cup left"
 SOURCE = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
-SETTINGS = {
-    "temperature": 1.0,
-    "greedy": False,
-    "top_k": 0,
-    "top_p": 1.0,
-    "guidance_scale": 1.0,
-    "image_guidance_scale": 1.0,
-}
 
 
 @pytest.fixture(scope="module")
@@ -53,119 +47,107 @@ def recipe_of(folders, **more):
     return ServeRecipe.model_validate({"fdm": str(folders / "fdm"), "idm": str(folders / "idm")} | more)
 
 
-def answer(sampler, **settings):
-    question = Question(SOURCE, (ACTION,), 7, {"num_candidates": 6}, SETTINGS | settings, num_pictures=6)
-    return asyncio.run(sampler.predict(question))
+def request_of(**fields):
+    return EditRequest(**{"prompt": ACTION, "seed": 7, "best_of": 6, "n": 6} | fields)
 
 
-def apart(recipe):
-    return local_replicas(recipe)[0]
+def answer(fdm, **settings):
+    return asyncio.run(fdm.predict(request_of(**settings), SOURCE))
 
 
-@pytest.mark.parametrize("settings", [{}, {"guidance_scale": 2.5, "image_guidance_scale": 1.3}, {"greedy": True}])
+def separate(recipe):
+    return local_servers(recipe)[0]
+
+
+@pytest.mark.parametrize("settings", [{}, {"guidance_scale": 2.5, "image_guidance_scale": 1.3}, {"temperature": 0}])
 def test_one_process_answers_as_two_do_bit_for_bit(folders, settings):
-    two = answer(apart(recipe_of(folders)), **settings)
-    for roles in ("merged", "shared"):
-        one = answer(local_replicas(recipe_of(folders, roles=roles))[0], **settings)
+    two = answer(separate(recipe_of(folders)), **settings)
+    for base_sharing in ("merged", "shared"):
+        one = answer(local_servers(recipe_of(folders, base_sharing=base_sharing))[0], **settings)
         assert np.array_equal(one.pixels, two.pixels)
-        assert (one.action_tokens, one.num_drawn, one.num_distinct) == (two.action_tokens, 6, two.num_distinct)
-        if roles == "merged":
-            assert one.entries == two.entries
+        assert (one.action_tokens, len(one.verifications)) == (two.action_tokens, 6)
+        assert one.num_distinct == two.num_distinct
+        if base_sharing == "merged":
+            assert one.verifications == two.verifications
             continue
         # W x + B (A x) rounds otherwise than (W + B A) x.
-        for entry, other in zip(one.entries, two.entries, strict=True):
+        for entry, other in zip(one.verifications, two.verifications, strict=True):
             assert entry["logprob"] == pytest.approx(other["logprob"], abs=2e-4)
             for key in ("index", "rank", "duplicate_of", "unchanged_share", "tokens", "seed"):
                 assert entry[key] == other[key]
 
 
-@pytest.mark.parametrize("more", [{}, {"verifier_max_replicas": 2}])
-def test_scores_of_many_requests_are_asked_together_unless_copies_come_with_their_number(folders, monkeypatch, more):
-    sampler, verifier = local_replicas(recipe_of(folders, **more))
-    asked, score_candidates = [], verifier.score_candidates
-
-    async def counted(model, questions):
-        asked.append(len(questions))
-        return await score_candidates(model, questions)
-
-    monkeypatch.setattr(verifier, "score_candidates", counted)
-    questions = [Question(SOURCE, (ACTION,), seed, {"num_candidates": 4}, SETTINGS) for seed in range(8)]
+def test_scores_of_many_requests_are_batched_and_equal(folders, monkeypatch):
+    fdm, _ = local_servers(recipe_of(folders))
+    sizes, score = [], idm_server._score
+    monkeypatch.setattr(idm_server, "_score", lambda model, calls: sizes.append(len(calls)) or score(model, calls))
+    requests = [request_of(seed=seed, best_of=4, n=1) for seed in range(8)]
 
     async def all_at_once():
-        return await asyncio.gather(*map(sampler.predict, questions))
+        return await asyncio.gather(*(fdm.predict(request, SOURCE) for request in requests))
 
     together = asyncio.run(all_at_once())
-    assert sum(asked) == 8
-    assert len(asked) == 8 if more else len(asked) <= 4
-    other_sampler = apart(recipe_of(folders))
-    for question, found in zip(questions, together, strict=True):
-        alone = asyncio.run(other_sampler.predict(question))
-        assert np.array_equal(found.pixels, alone.pixels)
-        assert [entry["index"] for entry in found.entries] == [entry["index"] for entry in alone.entries]
-        for entry, other in zip(found.entries, alone.entries, strict=True):
-            assert entry["logprob"] == pytest.approx(other["logprob"], abs=1e-4)
+    assert sum(sizes) == 8 and len(sizes) <= 4
+    other = separate(recipe_of(folders))
+    for request, result in zip(requests, together, strict=True):
+        alone = asyncio.run(other.predict(request, SOURCE))
+        assert np.array_equal(result.pixels, alone.pixels)
+        assert [entry["index"] for entry in result.verifications] == [entry["index"] for entry in alone.verifications]
+        for entry, expected in zip(result.verifications, alone.verifications, strict=True):
+            assert entry["logprob"] == pytest.approx(expected["logprob"], abs=1e-4)
 
 
 def test_each_model_is_described_as_itself(folders):
-    sampler, verifier = local_replicas(recipe_of(folders))
-    both = local_replicas(recipe_of(folders, roles="shared"))[0]
-    assert both.describe(FDM) == sampler.describe(FDM)
-    assert both.describe(IDM) == verifier.describe(IDM)
+    fdm, idm = local_servers(recipe_of(folders))
+    both = local_servers(recipe_of(folders, base_sharing="shared"))[0]
+    assert both.describe(FDM) == fdm.describe(FDM)
+    assert both.describe(IDM) == idm.describe(IDM)
     assert (both.describe(FDM)["task"], both.describe(IDM)["task"]) == ("fdm", "idm")
 
 
-@pytest.mark.parametrize("block", [1, 3])
+@pytest.mark.parametrize("num_draft_tokens", [1, 3])
 @pytest.mark.parametrize("settings", [{}, {"guidance_scale": 2.5}, {"top_k": 3}])
-def test_drafted_blocks_give_the_same_candidates(folders, block, settings, monkeypatch):
-    plain = answer(apart(recipe_of(folders)), **settings)
-    monkeypatch.setattr("wm.sampling.ImageEngine.add", None)  # sequential sampling is not what runs
-    drafted = answer(apart(recipe_of(folders, block=block)), **settings)
-    assert drafted.entries == plain.entries
+def test_drafted_tokens_give_the_same_candidates(folders, num_draft_tokens, settings, monkeypatch):
+    plain = answer(separate(recipe_of(folders)), **settings)
+    monkeypatch.setattr("wm.sampling.ImageEngine.add_request", None)  # sequential sampling is not what runs
+    drafted = answer(separate(recipe_of(folders, num_draft_tokens=num_draft_tokens)), **settings)
+    assert drafted.verifications == plain.verifications
     assert np.array_equal(drafted.pixels, plain.pixels)
 
 
 def test_what_cannot_work_is_refused_at_the_start(folders, capsys):
     good = [f"fdm={folders / 'fdm'}", f"idm={folders / 'idm'}", "--dry-run"]
     for arguments, says in (
-        (["block=4"], "num_draft_tokens = 4: expected 0 (off) to 3, an image has 4 tokens"),
-        (["block=-1"], "block = -1"),
-        (["guidance=-1"], "guidance = -1"),
-        (["guidance_image=1e9"], "guidance_image = "),
-        (["roles=one"], "roles = 'one'"),
+        (["num_draft_tokens=4"], "num_draft_tokens = 4: expected 0 (off) to 3, an image has 4 tokens"),
+        (["num_draft_tokens=-1"], "num_draft_tokens = -1"),
+        (["guidance_scale=-1"], "guidance_scale = -1"),
+        (["image_guidance_scale=1e9"], "image_guidance_scale = "),
+        (["base_sharing=one"], "base_sharing = 'one'"),
         (
-            ["roles=shared", "verifier_replicas=2"],
-            "verifier_replicas = 2 with roles = 'shared': both models are in one",
-        ),
-        (
-            ["roles=merged", "verifier_max_replicas=2"],
-            "verifier_max_replicas = 2 with roles = 'merged': both models are in one process, counted by sampler_max",
+            ["base_sharing=shared", "idm_server.num_replicas=2"],
+            "idm_server with base_sharing = 'shared': both models are in one process, whose options are fdm_server",
         ),
         (["adapters=nowhere"], "adapters = 'nowhere': no such folder"),
-        ([f"adapters={folders}", "roles=merged"], "adapters with roles = 'merged'"),
+        ([f"adapters={folders}", "base_sharing=merged"], "adapters with base_sharing = 'merged'"),
         ([f"adapters={folders}", f"idm={folders / 'full'}"], "is a full model: "),
-        (
-            ["sampler_replicas=3", "sampler_max_replicas=2"],
-            "sampler_max_replicas = 2 is less than sampler_replicas = 3",
-        ),
-        ([f"idm={folders / 'full'}", "roles=shared"], "is a full model: "),
+        ([f"idm={folders / 'full'}", "base_sharing=shared"], "is a full model: "),
     ):
         assert serve_main([*good, *arguments]) == 2, arguments
         error = capsys.readouterr().err
         assert says in error and error.count("\n") == 1
-    assert serve_main([*good, "roles=shared", "block=3", "guidance=2"]) == 0
-    assert serve_main([*good, "roles=merged", f"idm={folders / 'full'}"]) == 0
+    assert serve_main([*good, "base_sharing=shared", "num_draft_tokens=3", "guidance_scale=2"]) == 0
+    assert serve_main([*good, "base_sharing=merged", f"idm={folders / 'full'}"]) == 0
 
 
 def test_guidance_of_a_family_that_has_none_is_refused_at_the_start(tmp_path):
     write_emu3(tmp_path / "emu3")
     given = {"fdm": str(tmp_path / "emu3"), "idm": str(tmp_path / "emu3")}
     with pytest.raises(InputError, match="guidance is not supported for emu3"):
-        apart(ServeRecipe.model_validate(given | {"guidance": 2.0}))
-    sampler = apart(ServeRecipe(**given))
-    source = np.zeros((sampler.describe(FDM)["side_px"],) * 2 + (3,), np.uint8)
-    question = Question(source, ("red",), 0, {"num_candidates": 1}, SETTINGS | {"guidance_scale": 2.0})
+        separate(ServeRecipe.model_validate(given | {"guidance_scale": 2.0}))
+    fdm = separate(ServeRecipe(**given))
+    source = np.zeros((fdm.describe(FDM)["side_px"],) * 2 + (3,), np.uint8)
     with pytest.raises(InputError, match="guidance is not supported for emu3"):
-        asyncio.run(sampler.predict(question))
+        asyncio.run(fdm.predict(request_of(prompt="red", best_of=1, n=1, guidance_scale=2.0), source))
 
 
 @pytest.fixture(scope="module")
@@ -186,10 +168,11 @@ def adapters(folders, tmp_path_factory):
 def http(folders, adapters):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    given = {"fdm": str(folders / "fdm"), "idm": str(folders / "idm"), "roles": "shared", "block": 2, "guidance": 2.0}
-    given |= {"adapters": str(adapters), "max_adapters": 1}
+    given = {"fdm": str(folders / "fdm"), "idm": str(folders / "idm"), "base_sharing": "shared"}
+    given |= {"adapters": str(adapters), "max_adapters": 1, "num_draft_tokens": 2, "guidance_scale": 2.0}
+    given |= {"fdm_server": HALF_A_CORE["fdm_server"]}
     try:
-        start(StartRecipe(**given, port=port, cpus_per_replica=0.5, best_of=4, max_prompt_chars=50_000))
+        start(StartRecipe(**given, port=port, num_candidates=4, max_prompt_chars=50_000))
         with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as session:
             yield session
     finally:
@@ -203,7 +186,11 @@ def ask(http, picture=None, **fields):
 
 @pytest.mark.parametrize(
     ("fields", "text", "image"),
-    [({}, 2.0, 1.0), ({"guidance": 1}, 1.0, 1.0), ({"guidance": 3, "guidance_image": 1.5}, 3.0, 1.5)],
+    [
+        ({}, 2.0, 1.0),
+        ({"guidance_scale": 1}, 1.0, 1.0),
+        ({"guidance_scale": 3, "image_guidance_scale": 1.5}, 3.0, 1.5),
+    ],
 )
 def test_over_http_the_requests_guidance_comes_before_the_recipes(http, folders, fields, text, image):
     roles = load_roles(folders / "fdm", folders / "idm", base_sharing="shared")
@@ -230,8 +217,8 @@ def test_models_health_and_fields_are_told(http, folders):
     assert http.get("/v1/models/base:foreign").status_code == 404
     page = http.get("/openapi.json").json()["paths"]["/v1/images/edits"]["post"]["requestBody"]["content"]
     for kind in ("multipart/form-data", "application/json"):
-        assert {"guidance", "guidance_image"} <= set(page[kind]["schema"]["properties"])
-    assert "guidance = " in ask(http, guidance=-1).json()["error"]["message"]
+        assert {"guidance_scale", "image_guidance_scale"} <= set(page[kind]["schema"]["properties"])
+    assert "guidance_scale = " in ask(http, guidance_scale=-1).json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -249,7 +236,7 @@ def test_adapters_answer_as_the_library_with_them(http, folders, adapters, model
     source_BN = codec.encode(SOURCE[None])
     drawn = sample_observations(fdm.model, source_BN, [ACTION], num_samples=4, seed=7, runner=fdm.runner)
     best = verify(idm.model, source_BN[0], ACTION, drawn[0], runner=idm.runner)[0]
-    named = {"model": "fdm" if model == "fdm" else f"base:{model}", "guidance": 1}
+    named = {"model": "fdm" if model == "fdm" else f"base:{model}", "guidance_scale": 1}
     reply = ask(http, **named, **({"verifier": f"base:{verifier}"} if verifier else {}))
     assert reply.status_code == 200, reply.text
     assert reply.json()["model"] == named["model"]

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 from jobs.benchmark.serving_load import server_timing
 from serve_apps import metrics
-from serve_apps.predicting import preview_places
+from serve_apps.fdm_server import place_previews
 from serve_apps.recipe import ServeRecipe
 from tests.helpers.serve_local import local_app
 from wm.dynamics import Sampling, Search, predict_observations, roll_out, sample_observations
@@ -29,9 +29,11 @@ def models(tiny_base):
     return load_model(tiny_base), load_codec(tiny_base)
 
 
-@pytest.fixture(scope="module", params=["apart", "merged"])
+@pytest.fixture(scope="module", params=["separate", "merged"])
 def http(tiny_base, request):
-    recipe = ServeRecipe(fdm=str(tiny_base), idm=str(tiny_base), roles=request.param, best_of=4, max_actions=5)
+    recipe = ServeRecipe(
+        fdm=str(tiny_base), idm=str(tiny_base), base_sharing=request.param, num_candidates=4, max_actions=5
+    )
     with TestClient(local_app(recipe)) as client:
         yield client
 
@@ -45,7 +47,7 @@ def edit(http, **fields):
 def test_the_stages_of_an_answer_are_told(http):
     reply = http.post("/v1/images/edits", json={"image": URL, "prompt": ACTIONS[0], "seed": 7})
     told = server_timing(reply.headers["server-timing"])
-    assert set(told) == {"prepare", "encode", "draw", "score", "decode", "encode_picture"}
+    assert set(told) == {"prepare", "encode", "sample", "score", "decode", "encode_image"}
     assert all(0 < seconds < 60 for seconds in told.values())
 
 
@@ -74,7 +76,7 @@ def test_previews_are_the_first_candidate_so_far_and_the_source(http, models):
     events = edit(http, stream=True, partial_images=3)
     source_N = codec.encode(SOURCE[None])[0].tolist()
     first_N = sample_observations(model, [source_N], ACTIONS[:1], num_samples=1, seed=7)[0, 0].tolist()
-    places = preview_places(3, model.tokens_per_image)
+    places = place_previews(3, model.tokens_per_image)
     assert [event["type"] for event in events] == ["image_edit.partial_image"] * 3 + ["image_edit.completed"]
     for number, (event, place) in enumerate(zip(events, places, strict=False)):
         expected = codec.decode(np.array([first_N[:place] + source_N[place:]]))[0]
@@ -91,7 +93,7 @@ def test_previews_are_the_first_candidate_so_far_and_the_source(http, models):
     [(0, 9, []), (3, 2, [1]), (3, 9, [1, 3, 6]), (1, 1024, [64]), (2, 1024, [64, 544]), (3, 1024, [64, 384, 704])],
 )
 def test_places_of_previews(count, tokens, places):
-    assert preview_places(count, tokens) == places
+    assert place_previews(count, tokens) == places
 
 
 def test_all_candidates_on_request(http, models):
@@ -113,33 +115,33 @@ def test_all_candidates_on_request(http, models):
     assert draws["candidates"] == draws["data"]
 
 
-@pytest.mark.parametrize("margin", [0.0, 0.5, 2.0, 100.0])
-def test_adaptive_n_draws_as_many_as_the_library(http, models, margin):
+@pytest.mark.parametrize("gain", [0.0, 0.5, 2.0, 100.0])
+def test_adaptive_n_samples_as_many_as_the_library(http, models, gain):
     model, codec = models
     source_BN = codec.encode(SOURCE[None])
-    search = Search(num_candidates=8, min_gain_nats=margin, min_candidates=1)
+    search = Search(num_candidates=8, min_gain_nats=gain, min_candidates=1)
     (found,) = predict_observations(model, model, source_BN, ACTIONS[:1], search=search, seed=7)
-    reply = edit(http, best_of=8, margin=margin)
+    reply = edit(http, best_of=8, min_gain_nats=gain)
     assert reply["drawn"] == len(found.candidates)
     assert reply["usage"]["output_tokens"] == len(found.candidates) * model.tokens_per_image
     assert reply["data"][0]["verification"]["index"] == found.best.index
-    assert edit(http, best_of=8, n=3, margin=100.0)["drawn"] == 3  # never fewer than are given back
+    assert edit(http, best_of=8, n=3, min_gain_nats=100.0)["drawn"] == 3  # never fewer than are given back
 
 
 @pytest.mark.parametrize("beam", [1, 3])
-@pytest.mark.parametrize("extra", [{}, {"margin": 1.0}, {"temperature": 0.8, "top_k": 20}])
+@pytest.mark.parametrize("extra", [{}, {"min_gain_nats": 1.0}, {"temperature": 0.8, "top_k": 20}])
 def test_a_rollout_is_the_librarys(http, models, beam, extra):
     model, codec = models
     search = Search(
         num_candidates=4,
         num_beams=beam,
-        min_gain_nats=extra.get("margin"),
-        min_candidates=beam if "margin" in extra else 1,
+        min_gain_nats=extra.get("min_gain_nats"),
+        min_candidates=beam if "min_gain_nats" in extra else 1,
     )
     sampling = Sampling(temperature=extra.get("temperature", 1.0), top_k=extra.get("top_k", 0))
     source_BN = codec.encode(SOURCE[None])
     (found,) = roll_out(model, model, source_BN, [ACTIONS], search=search, sampling=sampling, seed=7)
-    reply = rollout(http, beam=beam, **extra)
+    reply = rollout(http, num_beams=beam, **extra)
     assert [step["action"] for step in reply["steps"]] == ACTIONS
     assert len(reply["steps"]) == len(found.best.candidates)
     for step, candidate, done in zip(reply["steps"], found.best.candidates, found.steps, strict=True):
@@ -166,7 +168,9 @@ def test_a_streamed_rollout_tells_each_step_and_then_the_same(http):
 
 
 def test_a_long_rollout_starves_no_short_request(tiny_base):
-    app = local_app(ServeRecipe(fdm=str(tiny_base), idm=str(tiny_base), roles="merged", best_of=4, max_actions=64))
+    app = local_app(
+        ServeRecipe(fdm=str(tiny_base), idm=str(tiny_base), base_sharing="merged", num_candidates=4, max_actions=64)
+    )
     long = {"image": URL, "actions": ACTIONS * 10, "seed": 1, "best_of": 16, "stream": True}
     short = {"image": URL, "prompt": ACTIONS[0], "seed": 7}
     steps = []
@@ -208,7 +212,8 @@ def test_a_long_rollout_starves_no_short_request(tiny_base):
         ({"actions": "take"}, "actions", "actions = 'take'"),
         ({"image": None}, "image", "image is missing"),
         ({"image": "https://example.org/a.png"}, "image", "fetches nothing"),
-        ({"beam": 9}, "beam", "beam = 9: at most 8"),
+        ({"num_beams": 9}, "num_beams", "num_beams = 9: at most 8"),
+        ({"beam": 2}, "beam", "unknown field 'beam'; it is called num_beams now"),
         ({"best_of": 65}, "best_of", "best_of = 65: at most 64"),
         ({"best_of": True}, "best_of", "best_of = True"),
         ({"colour": 1}, "colour", "unknown field 'colour'; the fields are image, "),
@@ -241,7 +246,7 @@ def test_what_only_the_model_can_refuse_has_its_status_in_a_stream_too(http):
 def test_the_pages_tell_every_endpoint(http):
     paths = http.get("/openapi.json").json()["paths"]
     body = paths["/v1/rollouts"]["post"]["requestBody"]["content"]["application/json"]
-    assert {"image", "actions", "beam", "best_of", "seed"} <= set(body["schema"]["properties"])
+    assert {"image", "actions", "num_beams", "best_of", "seed"} <= set(body["schema"]["properties"])
     assert set(body["schema"]["required"]) == {"image", "actions"}
     words = {"open the drawer": ACTIONS[1]}  # in the words of this model
     asked = body["example"] | {"actions": [words.get(action, action) for action in body["example"]["actions"]]}

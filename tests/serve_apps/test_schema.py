@@ -36,7 +36,7 @@ READ = ["/v1/models", "/v1/models/{model_id}", "/health"]
 
 @pytest.fixture(scope="module")
 def app(tiny_base):
-    limits = {"max_best_of": 4, "best_of": 2, "max_actions": 3, "max_body_bytes": 200_000}
+    limits = {"max_best_of": 4, "num_candidates": 2, "max_actions": 3, "max_body_bytes": 200_000}
     return local_app(ServeRecipe(fdm=str(tiny_base), idm=str(tiny_base), **limits))
 
 

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from serve_apps.__main__ import StartRecipe, start, stop
+from tests.helpers.serve_local import HALF_A_CORE
 from wm.dynamics import Sampling, propose_actions, sample_observations, score_actions, verify
 from wm.images import decode_image, encode_png, fit_square
 from wm.models import load_codec, load_model
@@ -29,7 +30,7 @@ def port(tiny_base):
     with socket.create_server(("127.0.0.1", 0)) as free:
         number = free.getsockname()[1]
     recipe = StartRecipe(
-        fdm=str(tiny_base), idm=str(tiny_base), port=number, cpus_per_replica=0.5, max_best_of=16, best_of=4
+        fdm=str(tiny_base), idm=str(tiny_base), port=number, **HALF_A_CORE, max_best_of=16, num_candidates=4
     )
     try:
         start(recipe)
@@ -247,7 +248,8 @@ def bomb():
         ({"response_format": "url"}, "response_format", "b64_json"),
         ({"model": "idm"}, "model", "predicts no images"),
         ({"extra_body": {"partial_images": 2}}, "partial_images", "partial_images = 2 needs stream = true"),
-        ({"extra_body": {"margin": 0.1, "verify": False}}, "margin", "nothing tells when to stop"),
+        ({"extra_body": {"min_gain_nats": 0.1, "verify": False}}, "min_gain_nats", "nothing tells when to stop"),
+        ({"extra_body": {"margin": 0.1}}, "margin", "unknown field 'margin'; it is called min_gain_nats now"),
     ],
 )
 def test_bad_input_reaches_the_client_as_one_clear_message(client, arguments, param, says):

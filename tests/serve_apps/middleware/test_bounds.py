@@ -10,8 +10,12 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from serve_apps.graph import SMALL_BYTES
-from serve_apps.openai import ApiError, Limits, chat_from_json, edit_from_json, rollout_from_json, score_from_json
-from serve_apps.openai.body_structure import MAX_DEPTH, MAX_NUMBER_CHARS, check_structure
+from serve_apps.openai.chat import chat_from_json
+from serve_apps.openai.edits import edit_from_json
+from serve_apps.openai.errors import ApiError, Limits
+from serve_apps.openai.json_bodies import MAX_DEPTH, MAX_NUMBER_CHARS, check_structure
+from serve_apps.openai.rollouts import rollout_from_json
+from serve_apps.openai.score import score_from_json
 from serve_apps.recipe import ServeRecipe
 from tests.helpers.serve_hostile import BODIES, PATHS, PNG
 from tests.helpers.serve_local import local_app
@@ -170,7 +174,7 @@ def test_what_is_left_to_the_parser(body):
 def test_limits_of_the_recipe_raise_the_bound():
     limits = Limits(max_actions=50_000, max_prompt_chars=5)
     body = json.dumps(BODIES["/v1/rollouts"] | {"actions": ["a,[{"] * 50_000}).encode()
-    assert len(rollout_from_json(body, limits).actions) == 50_000
+    assert len(rollout_from_json(body, limits)[0].actions) == 50_000
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +185,7 @@ def http(tiny_base):
 
 @pytest.mark.parametrize("path", PATHS)
 def test_large_bodies_are_parsed_off_the_event_loop(http, path, monkeypatch):
-    from serve_apps.openai import checks
+    from serve_apps.openai import json_bodies
 
     names = []
 
@@ -189,7 +193,7 @@ def test_large_bodies_are_parsed_off_the_event_loop(http, path, monkeypatch):
         names.append(threading.current_thread().name)
         check_structure(body, max_values)
 
-    monkeypatch.setattr(checks, "check_structure", noted)
+    monkeypatch.setattr(json_bodies, "check_structure", noted)
     body = json.dumps(BODIES[path]).encode()
     body += b" " * (SMALL_BYTES + 1 - len(body))
     reply = http.post(path, content=body, headers={"content-type": "application/json"})

@@ -10,7 +10,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from serve_apps.middleware.proxy import layers, set_environment
+from serve_apps.middleware.proxy import build_middlewares, set_environment
 from serve_apps.recipe import ServeRecipe
 from tests.helpers.serve_hostile import BODIES, PNG
 from tests.helpers.serve_local import local_app
@@ -32,7 +32,12 @@ def clients(tiny_base, tmp_path_factory):
         f'[[keys]]\nname = "bob"\nsha256 = "{digests[1]}"\nrequests_per_minute = 1\n'
     )
     recipe = ServeRecipe(
-        fdm=str(tiny_base), idm=str(tiny_base), keys=str(keys), best_of=2, max_body_bytes=200_000, cors_origins=[PAGE]
+        fdm=str(tiny_base),
+        idm=str(tiny_base),
+        keys=str(keys),
+        num_candidates=2,
+        max_body_bytes=200_000,
+        cors_origins=[PAGE],
     )
     app = local_app(recipe)
     everyone = local_app(recipe.model_copy(update={"cors_origins": ["*"]}))
@@ -259,7 +264,7 @@ def test_a_page_reads_what_rays_proxy_answers_by_itself():
 
     set_environment(None, [PAGE])
     try:
-        around = layers()
+        around = build_middlewares()
     finally:
         set_environment(None, [])
     app = Starlette(routes=[Route("/marked", marked), Route("/died", died)], middleware=around)

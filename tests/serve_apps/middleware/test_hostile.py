@@ -80,7 +80,7 @@ RAW_BODIES = {
     "deep_image": b'{"prompt": "a", "image": ' + b"[" * 900 + b"]" * 900 + b"}",
     "nan": raw('"temperature": NaN'),
     "infinity": raw('"temperature": Infinity'),
-    "minus_infinity": raw('"guidance": -Infinity'),
+    "minus_infinity": raw('"guidance_scale": -Infinity'),
     "1e400": raw('"top_p": 1e400'),
     "huge_integer": raw('"best_of": ' + "9" * 4000),
     "huge_top_k": raw('"top_k": ' + "9" * 30),

@@ -15,9 +15,10 @@ from serve_apps import keys as keys_module
 from serve_apps import metrics
 from serve_apps.__main__ import StartRecipe
 from serve_apps.__main__ import main as serve_main
-from serve_apps.ingress import _layers
+from serve_apps.http import is_page
+from serve_apps.ingress import _build_middlewares
 from serve_apps.keys import Key, KeyRing, main, read_keys
-from serve_apps.middleware.api_keys_guard import Allowance, Guarded, duration, is_page
+from serve_apps.middleware.api_keys import Allowance, ApiKeyMiddleware, duration
 from serve_apps.recipe import ServeRecipe
 from tests.helpers.serve_local import local_app
 from wm.errors import InputError
@@ -59,7 +60,7 @@ def key_file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def app(tiny_base, key_file):
-    return local_app(ServeRecipe(fdm=str(tiny_base), idm=str(tiny_base), keys=str(key_file), best_of=4))
+    return local_app(ServeRecipe(fdm=str(tiny_base), idm=str(tiny_base), keys=str(key_file), num_candidates=4))
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +175,7 @@ def test_requests_a_minute(http):
 def test_metrics_name_keys_only_where_the_recipe_says_so(tiny_base, key_file, names_keys):
     models = {"fdm": str(tiny_base), "idm": str(tiny_base)}
     recipe = ServeRecipe(**models, keys=str(key_file), key_names_in_metrics=names_keys)
-    (guard,) = [layer for layer in _layers(recipe, True) if layer.cls is Guarded]
+    (guard,) = [middleware for middleware in _build_middlewares(recipe, True) if middleware.cls is ApiKeyMiddleware]
     labels = []
     metrics.record_to(lambda metric, value, tags: labels.append(tags))
 
@@ -355,7 +356,7 @@ def test_a_stream_is_not_held_back(key_file):
         "path": "/v1/images/edits",
         "headers": [(b"authorization", b"Bearer wm-alice")],
     }
-    asyncio.run(Guarded(app, KeyRing(key_file))(scope, None, send))
+    asyncio.run(ApiKeyMiddleware(app, KeyRing(key_file))(scope, None, send))
     assert log == ["http.response.start"] + [
         line for number in range(3) for line in (f"made {number}", "http.response.body")
     ]

@@ -11,16 +11,12 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 
-from serve_apps.openai import (
-    ApiError,
-    Limits,
-    chat_from_json,
-    edit_from_form,
-    edit_from_json,
-    rollout_from_json,
-    score_from_json,
-)
-from serve_apps.openai.base64_images import _has_blank_in_line, decode_base64
+from serve_apps.openai.chat import chat_from_json
+from serve_apps.openai.edits import edit_from_form, edit_from_json
+from serve_apps.openai.errors import ApiError, Limits
+from serve_apps.openai.images import _has_blank_in_line, decode_base64
+from serve_apps.openai.rollouts import rollout_from_json
+from serve_apps.openai.score import score_from_json
 
 LIMITS = Limits()
 DATA = np.random.default_rng(3).bytes(301)  # with a + and a / among its digits, and padding
@@ -57,27 +53,27 @@ HEADS = {
 
 
 def of_edit(text):
-    return edit_from_json(json.dumps({"image": text, "prompt": "x"}).encode(), LIMITS).image
+    return edit_from_json(json.dumps({"image": text, "prompt": "x"}).encode(), LIMITS)[1]
 
 
 def of_form(text):
-    return edit_from_form([("image", text), ("prompt", "x")], LIMITS).image
+    return edit_from_form([("image", text), ("prompt", "x")], LIMITS)[1]
 
 
 def of_rollout(text):
-    return rollout_from_json(json.dumps({"image": text, "actions": ["x"]}).encode(), LIMITS).image
+    return rollout_from_json(json.dumps({"image": text, "actions": ["x"]}).encode(), LIMITS)[1]
 
 
 def of_score(text):
     body = {"image": text, "targets": [text, text], "actions": ["x"]}
-    images = {data for _, data in score_from_json(json.dumps(body).encode(), LIMITS).images}
+    images = {data for _, data in score_from_json(json.dumps(body).encode(), LIMITS)[1]}
     return images.pop() if len(images) == 1 else images
 
 
 def of_chat(text):
     parts = [{"type": "image_url", "image_url": url} for url in (text, {"url": text})]
-    asked = chat_from_json(json.dumps({"messages": [{"role": "user", "content": parts}]}).encode(), LIMITS)
-    images = {data for _, data in asked.images}
+    _, named = chat_from_json(json.dumps({"messages": [{"role": "user", "content": parts}]}).encode(), LIMITS)
+    images = {data for _, data in named}
     return images.pop() if len(images) == 1 else images
 
 

@@ -11,17 +11,17 @@ import pytest
 import torch
 from starlette.testclient import TestClient
 
-from serve_apps import metrics
-from serve_apps.ingress import app_of
-from serve_apps.messages import WhatHappened
-from serve_apps.model_thread import ModelThread
-from serve_apps.proposing import Proposer
+from serve_apps import idm_server, metrics
+from serve_apps.idm_server import IDMServer
+from serve_apps.ingress import build_app
+from serve_apps.openai.chat import ChatRequest
 from serve_apps.recipe import ServeRecipe
 from tests.helpers.models_reference import gather_actions, reference_logits
 from tests.helpers.serve_local import local_app, local_graph
-from tests.helpers.serve_questions import ACTIONS, URLS, folders_of, library_of, messages, score
+from tests.helpers.serve_questions import ACTIONS, IMAGES, URLS, folders_of, library_of, messages, score
 from wm.dynamics import Sampling, propose_actions, score_actions
 from wm.dynamics.idm import ProposalStream
+from wm.images import fit_square
 from wm.models import flatten
 from wm.sampling import build_model_runner
 from wm.sampling.llama_runner import LlamaRunner
@@ -38,9 +38,9 @@ def library(folders):
     return library_of(folders)
 
 
-@pytest.fixture(scope="module", params=["apart", "merged"])
+@pytest.fixture(scope="module", params=["separate", "merged"])
 def http(folders, request):
-    recipe = ServeRecipe(**folders, roles=request.param, max_new_tokens=40, max_scores=12, max_pixels=600)
+    recipe = ServeRecipe(**folders, base_sharing=request.param, max_new_tokens=40, max_scores=12, max_pixels=600)
     with TestClient(local_app(recipe)) as client:
         yield client
 
@@ -241,14 +241,12 @@ def test_a_bound_beyond_the_servers_or_the_models_is_theirs(folders, library):
             assert http.post("/v1/chat/completions", json=both).status_code == 200
 
 
-def test_a_client_that_leaves_stops_the_decoding(folders, client):
+def test_a_client_that_leaves_stops_the_decoding(folders, client, monkeypatch):
     assert ask(client).model_extra["tokens"] == 33
     graph = local_graph(ServeRecipe(**folders))
-    verifier = graph._handles["idm"].servant
-    passes = []
-    advance = verifier._own["idm"]._proposer.advance
-    verifier._own["idm"]._proposer.advance = lambda asked: passes.append(1) or advance(asked)
-    app = app_of(graph)
+    passes, advance = [], idm_server._advance
+    monkeypatch.setattr(idm_server, "_advance", lambda *arguments: passes.append(1) or advance(*arguments))
+    app = build_app(graph)
     body = json.dumps({"messages": messages(), "stream": True}).encode()
 
     async def leave_after_three():
@@ -290,7 +288,7 @@ def test_a_client_that_leaves_stops_the_decoding(folders, client):
 
 def test_questions_beside_growing_images_change_neither(folders):
     """In one process, whose thread has turns for both."""
-    app = local_app(ServeRecipe(**folders, roles="merged"))
+    app = local_app(ServeRecipe(**folders, base_sharing="merged"))
     edit = {"image": URLS[0], "prompt": ACTIONS[1], "seed": 7, "best_of": 6}
     question = {"messages": messages(), "temperature": 1, "seed": 2, "n": 2}
 
@@ -326,12 +324,12 @@ def test_stages_are_timed(http):
     assert all(value >= 0 for _, stage, value in times if stage)
 
 
-def test_what_goes_wrong_in_company_loses_no_token(library, monkeypatch):
-    """A pass that does not fit into memory is tried again by each alone, from where it stood."""
+def test_a_batch_that_fails_loses_no_token(folders, library, monkeypatch):
+    """A pass that does not fit into memory is tried again by each alone, from where it was."""
     idm, codes = library
-    asked = WhatHappened(np.zeros((2, 16, 16, 3), np.uint8), {"max_new_tokens": 20}, {"greedy": True})
     (expected,) = propose_actions(idm, [codes[0]], [codes[1]], max_new_tokens=20)
-    proposer = Proposer(idm, build_model_runner(idm), ModelThread())
+    server, request = IDMServer(ServeRecipe(**folders)), ChatRequest(max_tokens=20)
+    images_BHWC = np.stack([fit_square(image, 16) for image in IMAGES[:2]])
     step_together, tries = LlamaRunner.step, []
 
     def small(self, groups):
@@ -344,8 +342,8 @@ def test_what_goes_wrong_in_company_loses_no_token(library, monkeypatch):
 
     async def all_at_once():
         async def one(tokens_a_turn):
-            found = [item async for item in proposer.propose(codes[0], codes[1], asked, tokens_a_turn)]
-            return "".join(token["released"] for step in found[1:] for token in step)
+            items = [item async for item in server._propose(request, images_BHWC, tokens_a_turn)]
+            return "".join(token["released"] for step in items[1:] for token in step)
 
         return await asyncio.gather(*(one(count) for count in (1, 8, 8, 3)))
 

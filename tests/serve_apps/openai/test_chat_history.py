@@ -9,8 +9,10 @@ import pytest
 from openai.types.chat import ParsedChatCompletionMessage
 from starlette.testclient import TestClient
 
-from serve_apps.openai import Limits, chat, chat_from_json
-from serve_apps.openai.pictures import data_url_bytes
+from serve_apps.openai import chat_messages
+from serve_apps.openai.chat import chat_from_json
+from serve_apps.openai.errors import Limits
+from serve_apps.openai.images import data_url_bytes
 from serve_apps.recipe import ServeRecipe
 from tests.helpers.serve_local import local_app
 from tests.helpers.serve_questions import URLS, folders_of, messages
@@ -134,9 +136,9 @@ def test_a_turn_without_two_images_says_what_to_send(client, history, says):
 def test_of_three_thousand_turns_two_images_are_decoded(monkeypatch):
     decoded = []
     monkeypatch.setattr(
-        chat, "data_url_bytes", lambda reference, name: decoded.append(name) or data_url_bytes(reference, name)
+        chat_messages, "data_url_bytes", lambda reference, name: decoded.append(name) or data_url_bytes(reference, name)
     )
     body = json.dumps({"messages": [*[*OLD, ASSISTANT] * 3_000, *NEW]}).encode()
-    asked = chat_from_json(body, Limits())
-    assert decoded == [name for name, _ in asked.images]
+    _, images = chat_from_json(body, Limits())
+    assert decoded == [name for name, _ in images]
     assert decoded == [f"messages[6000].content[{row}].image_url.url" for row in (1, 2)]

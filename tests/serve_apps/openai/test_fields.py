@@ -1,6 +1,5 @@
 """Every field that the ``openai`` client can send, by its types: without effect and accepted, or refused by name."""
 
-import json
 import typing
 
 import openai
@@ -9,17 +8,10 @@ from openai.types.chat.completion_create_params import CompletionCreateParamsBas
 from openai.types.image_edit_params import ImageEditParamsBase
 from starlette.testclient import TestClient
 
-from serve_apps.openai import (
-    ChatFields,
-    EditFields,
-    Limits,
-    RolloutFields,
-    ScoreFields,
-    edit_from_form,
-    edit_from_json,
-    rollout_from_json,
-)
-from serve_apps.openai.chat import NEUTRAL, chat_schema
+from serve_apps.openai.chat import NEUTRAL, ChatRequest, chat_schema
+from serve_apps.openai.edits import EditRequest
+from serve_apps.openai.rollouts import RolloutRequest
+from serve_apps.openai.score import ScoreRequest
 from serve_apps.recipe import ServeRecipe
 from tests.helpers.serve_hostile import BODIES, PNG, URL
 from tests.helpers.serve_local import local_app
@@ -100,7 +92,7 @@ EDIT_REFUSED = {
 @pytest.fixture(scope="module")
 def http(tiny_base, tmp_path_factory):
     folders = folders_of(tiny_base, tmp_path_factory.mktemp("fields"))
-    with TestClient(local_app(ServeRecipe(**folders, best_of=2))) as client:
+    with TestClient(local_app(ServeRecipe(**folders, num_candidates=2))) as client:
         yield client
 
 
@@ -195,29 +187,7 @@ def test_an_edit_field_with_effect_is_refused_by_name(client, http, name):
         assert (reply.status_code, reply.json()["error"]["param"]) == (400, name)
 
 
-@pytest.mark.parametrize(
-    ("name", "other"), [("guidance", "guidance_scale"), ("guidance_image", "image_guidance_scale")]
-)
-def test_guidance_has_two_names(http, client, name, other):
-    limits = Limits()
-    items = [("image", PNG), ("prompt", "move it")]
-    for fields in ({name: 9}, {other: 9}, {name: 9, other: 9.0}):
-        asked = json.dumps(BODIES[EDITS] | fields).encode()
-        assert getattr(edit_from_json(asked, limits), name) == 9
-        form = [(field, str(value)) for field, value in fields.items()]
-        assert getattr(edit_from_form([*items, *form], limits), name) == 9
-        asked = json.dumps(BODIES["/v1/rollouts"] | fields).encode()
-        assert getattr(rollout_from_json(asked, limits), name) == 9
-    refused = http.post(EDITS, json=BODIES[EDITS] | {name: 9, other: 3}).json()["error"]
-    assert refused["param"] == name and f"{name} = 9 and {other} = 3 are two names" in refused["message"]
-    guided = [
-        client.images.edit(image=PNG, prompt="move it", extra_body={"seed": 1, field: 9}).data[0].b64_json
-        for field in (name, other)
-    ]
-    assert guided[0] == guided[1]
-
-
-FIELDS = {CHAT: ChatFields, EDITS: EditFields, "/v1/rollouts": RolloutFields, "/v1/score": ScoreFields}
+FIELDS = {CHAT: ChatRequest, EDITS: EditRequest, "/v1/rollouts": RolloutRequest, "/v1/score": ScoreRequest}
 
 
 @pytest.mark.parametrize("path", FIELDS)
@@ -243,7 +213,7 @@ def test_labels_change_nothing_anywhere(http, path):
 
 
 def test_an_empty_field_of_a_form_is_the_same_as_left_out(http):
-    names = [name for name in EditFields.model_fields if name not in ("prompt", "seed")]
+    names = [name for name in EditRequest.model_fields if name not in ("prompt", "seed")]
     data = dict.fromkeys(names, "") | {"prompt": "move it", "seed": "1", "image": "", "mask": ""}
     files = {"image[]": ("a.png", PNG), "mask": ("", b"", "application/octet-stream")}
     plain = http.post(EDITS, files={"image": PNG}, data={"prompt": "move it", "seed": "1"}).json()["data"]

@@ -1,16 +1,26 @@
 """Requests in OpenAI's form, checked; no HTTP and no Ray here."""
 
+import asyncio
 import base64
 import io
 import json
+import pickle
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from serve_apps.openai import ApiError, Limits, edit_from_form, edit_from_json
-from serve_apps.openai.edit_replies import edit_reply, encode_picture, unchanged_share
+from serve_apps.openai.edits import edit_from_form, edit_from_json
+from serve_apps.openai.errors import ApiError, Limits
+from serve_apps.openai.images import encode_image
+from serve_apps.openai.rollouts import rollout_from_json
+from serve_apps.openai.score import score_from_json
+from serve_apps.recipe import ServeRecipe
+from serve_apps.results import EditResult
+from serve_apps.routes.edits import build_reply
+from wm.dynamics import Sampling, Search
 from wm.images import decode_image, encode_png
+from wm.judging import unchanged_share
 
 LIMITS = Limits(max_prompt_chars=50, max_best_of=16, default_best_of=4)
 PNG = encode_png(np.full((4, 4, 3), 7, np.uint8))
@@ -18,17 +28,21 @@ DATA_URL = "data:image/png;base64," + base64.b64encode(PNG).decode()
 
 
 def form(**fields):
-    return edit_from_form([("image", PNG), *{"prompt": "move it", **fields}.items()], LIMITS)
+    request, image = edit_from_form([("image", PNG), *{"prompt": "move it", **fields}.items()], LIMITS)
+    assert image == PNG
+    return request
 
 
 def body(**fields):
-    return edit_from_json(json.dumps({"prompt": "move it", **fields}).encode(), LIMITS)
+    request, image = edit_from_json(json.dumps({"prompt": "move it", **fields}).encode(), LIMITS)
+    assert image == PNG
+    return request
 
 
 def test_defaults():
     edit = form()
-    assert (edit.image, edit.prompt, edit.n, edit.best_of, edit.verify) == (PNG, "move it", 1, 4, True)
-    assert (edit.side_px, edit.output_format, edit.output_compression, edit.model) == (None, "png", 100, None)
+    assert (edit.prompt, edit.n, edit.best_of, edit.verify) == ("move it", 1, 4, True)
+    assert (edit.side_px, edit.output_format, edit.output_compression, edit.model) == (None, "png", 100, "fdm")
     assert 0 <= edit.seed < 2**31
     assert form().seed != edit.seed, "two requests without a seed draw different ones"
 
@@ -47,10 +61,58 @@ def test_text_fields_of_a_form_become_numbers():
 
 
 def test_guidance_is_two_scales():
-    edit = form(guidance="3.5", guidance_image="1.2")
-    assert (edit.guidance, edit.guidance_image) == (3.5, 1.2)
-    assert body(image=DATA_URL, guidance=0).guidance == 0
-    assert (form().guidance, form().guidance_image) == (None, None)
+    edit = form(guidance_scale="3.5", image_guidance_scale="1.2")
+    assert (edit.guidance_scale, edit.image_guidance_scale) == (3.5, 1.2)
+    assert body(image=DATA_URL, guidance_scale=0).guidance_scale == 0
+    assert (form().guidance_scale, form().image_guidance_scale) == (None, None)
+
+
+RECIPE = ServeRecipe(fdm="a", idm="b", temperature=0.5, top_k=3, guidance_scale=2.0, min_gain_nats=0.25)
+
+
+def test_settings_are_the_requests_and_else_the_recipes():
+    edit = body(image=DATA_URL, top_k=7, image_guidance_scale=1.5, n=2, best_of=4)
+    assert edit.to_sampling(RECIPE) == Sampling(temperature=0.5, top_k=7, guidance_scale=2.0, image_guidance_scale=1.5)
+    assert edit.to_search(RECIPE) == Search(num_candidates=4, min_gain_nats=0.25, min_candidates=2)
+    assert body(image=DATA_URL, temperature=0).to_sampling(RECIPE).greedy
+    assert body(image=DATA_URL, verify=False, n=3).to_search(RECIPE) == Search(num_candidates=3)
+    rollout, _ = rollout_from_json(
+        json.dumps({"image": DATA_URL, "actions": ["a"], "num_beams": 6, "best_of": 4, "min_gain_nats": 1}).encode(),
+        LIMITS,
+    )
+    assert rollout.to_search(RECIPE) == Search(num_candidates=4, num_beams=6, min_gain_nats=1.0, min_candidates=4)
+
+
+def test_a_request_travels_as_it_is():
+    edit = body(image=DATA_URL, metadata={"run": "7"}, seed=3)
+    assert pickle.loads(pickle.dumps(edit)) == edit
+    assert edit.metadata is None, "what has no effect is not kept"
+    score, images = score_from_json(
+        json.dumps({"image": DATA_URL, "targets": [DATA_URL], "actions": [" a "]}).encode(), LIMITS
+    )
+    assert (score.image, score.targets, score.actions) == ("", [], ["a"])
+    assert images == [("image", PNG), ("targets[0]", PNG)]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("guidance", "guidance_scale"),
+        ("guidance_image", "image_guidance_scale"),
+        ("margin", "min_gain_nats"),
+        ("beam", "num_beams"),
+    ],
+)
+def test_an_old_field_name_is_answered_with_the_new_one(old, new):
+    asked = json.dumps({"image": DATA_URL, "actions": ["a"], old: 1}).encode()
+    for parse in (
+        lambda: form(**{old: "1"}),
+        lambda: body(image=DATA_URL, **{old: 1}),
+        lambda: rollout_from_json(asked, LIMITS),
+    ):
+        with pytest.raises(ApiError, match=f"unknown field '{old}'; it is called {new} now") as caught:
+            parse()
+        assert (caught.value.status, caught.value.param, caught.value.code) == (400, old, "unknown_parameter")
 
 
 def test_best_of_follows_n():
@@ -60,7 +122,7 @@ def test_best_of_follows_n():
 
 @pytest.mark.parametrize("name", ["image", "image[]"])
 def test_image_field_names_of_the_client(name):
-    assert edit_from_form([(name, PNG), ("prompt", "x")], LIMITS).image == PNG
+    assert edit_from_form([(name, PNG), ("prompt", "x")], LIMITS)[1] == PNG
 
 
 @pytest.mark.parametrize(
@@ -76,7 +138,7 @@ def test_image_field_names_of_the_client(name):
     ],
 )
 def test_json_images(fields):
-    assert body(**fields).image == PNG
+    assert body(**fields).prompt == "move it"
 
 
 @pytest.mark.parametrize(
@@ -98,10 +160,10 @@ def test_json_images(fields):
         ({"temperature": "-0.5"}, "temperature", "temperature = '-0.5'"),
         ({"top_p": "0"}, "top_p", "greater than 0"),
         ({"top_k": "-1"}, "top_k", "top_k = '-1'"),
-        ({"guidance": "-1"}, "guidance", "guidance = '-1'"),
-        ({"guidance": "101"}, "guidance", "less than or equal to 100"),
-        ({"guidance_image": "inf"}, "guidance_image", "guidance_image = 'inf'"),
-        ({"guidance_image": "much"}, "guidance_image", "guidance_image = 'much'"),
+        ({"guidance_scale": "-1"}, "guidance_scale", "guidance_scale = '-1'"),
+        ({"guidance_scale": "101"}, "guidance_scale", "less than or equal to 100"),
+        ({"image_guidance_scale": "inf"}, "image_guidance_scale", "image_guidance_scale = 'inf'"),
+        ({"image_guidance_scale": "much"}, "image_guidance_scale", "image_guidance_scale = 'much'"),
         ({"prompt": "left " * 5000}, "prompt", "prompt has 25,000 characters; at most 50"),
         ({"best_of": "0"}, "best_of", "best_of = '0'"),
         ({"verify": "perhaps"}, "verify", "verify = 'perhaps'"),
@@ -117,7 +179,6 @@ def test_json_images(fields):
         ({"output_compression": "101"}, "output_compression", "less than or equal to 100"),
         ({"partial_images": "2"}, "partial_images", "partial_images = 2 needs stream = true"),
         ({"background": "transparent"}, "background", "input should be 'auto' or 'opaque'"),
-        ({"guidance": "2", "guidance_scale": "3"}, "guidance", "guidance = 2 and guidance_scale = 3 are two names"),
         ({"colour": "red"}, "colour", "unknown field 'colour'; the fields are image, prompt"),
     ],
 )
@@ -177,21 +238,30 @@ def test_bad_json(text, says):
         edit_from_json(text, LIMITS)
 
 
-def test_pictures_and_sizes():
+def test_files_of_each_format_and_size():
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
-    assert np.array_equal(decode_image(encode_picture(pixels, "png", 100, None), "png"), pixels)
+    assert np.array_equal(decode_image(encode_image(pixels, "png", 100, 8), "png"), pixels)
     for output_format in ("jpeg", "webp"):
-        data = encode_picture(pixels, output_format, 80, 16)
+        data = encode_image(pixels, output_format, 80, 16)
         with Image.open(io.BytesIO(data)) as image:
             assert (image.format, image.size) == (output_format.upper(), (16, 16))
 
 
+class Encoder:
+    """Encodes as the graph of an app does."""
+
+    async def encode(self, request, pixels_HWC):
+        return encode_image(pixels_HWC, request.output_format, request.output_compression, len(pixels_HWC))
+
+
 def test_reply_counts_tokens():
     edit = form(n="1", best_of="4", seed="7", user="someone")
-    facts = {"model": "fdm", "side_px": 8, "tokens_per_image": 9, "action_tokens": 2, "drawn": 4, "distinct": 3}
-    reply = edit_reply(edit, pictures=[(PNG, {"rank": 0})], facts=facts, created_s=1)
+    model = {"id": "fdm", "side_px": 8, "tokens_per_image": 9}
+    verifications = [{"rank": rank, "duplicate_of": None} for rank in range(4)]
+    result = EditResult(verifications, np.full((1, 4, 4, 3), 7, np.uint8), action_tokens=2, num_distinct=3)
+    reply = asyncio.run(build_reply(Encoder(), edit, model, result))
     assert base64.b64decode(reply["data"][0]["b64_json"]) == PNG
-    assert reply["data"][0]["verification"] == {"rank": 0}
+    assert reply["data"][0]["verification"] == verifications[0]
     assert reply["usage"] == {
         "input_tokens": 11,
         "input_tokens_details": {"image_tokens": 9, "text_tokens": 2},

@@ -25,9 +25,11 @@ def library(folders):
     return library_of(folders)
 
 
-@pytest.fixture(scope="module", params=["apart", "merged"])
+@pytest.fixture(scope="module", params=["separate", "merged"])
 def http(folders, request):
-    with TestClient(local_app(ServeRecipe(**folders, roles=request.param, max_scores=12, max_pixels=600))) as client:
+    with TestClient(
+        local_app(ServeRecipe(**folders, base_sharing=request.param, max_scores=12, max_pixels=600))
+    ) as client:
         yield client
 
 

@@ -1,4 +1,4 @@
-"""The layers around the app: bounds in number and time, ids, and what nobody expected; with plain ASGI apps."""
+"""The middlewares around the app: bounds in number and time, ids, and what nobody expected; with plain ASGI apps."""
 
 import asyncio
 import hashlib
@@ -15,21 +15,20 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from serve_apps import metrics, routes
-from serve_apps.http import create_app
+from serve_apps.http import create_app, is_page
 from serve_apps.keys import Key
-from serve_apps.middleware.api_keys_guard import is_page
 from serve_apps.middleware.proxy import (
     KEYS_VARIABLE,
     ORIGINS_VARIABLE,
-    GuardedPages,
-    WithoutOrders,
-    has_layers,
-    layers,
+    HeaderFilterMiddleware,
+    ProxyPagesMiddleware,
+    build_middlewares,
+    has_middlewares,
     set_environment,
 )
-from serve_apps.middleware.retry import Repeated
-from serve_apps.middleware.trace_and_bounds import GONE, Bounded, Traced
-from serve_apps.openai import ApiError
+from serve_apps.middleware.retry import RetryMiddleware
+from serve_apps.middleware.tracing_and_limits import CLIENT_LEFT, LimitsMiddleware, TraceMiddleware
+from serve_apps.openai.errors import ApiError
 from serve_apps.recipe import ServeRecipe
 from tests.helpers.playground_server import served
 from wm.errors import InputError
@@ -105,7 +104,7 @@ def kept():
 
 def test_a_time_limit_stops_the_work_and_tells_in_openais_form():
     slow = Slow()
-    answer = ask(Bounded(slow, most=1, timeout_s=0.05))
+    answer = ask(LimitsMiddleware(slow, max_requests=1, timeout_s=0.05))
     assert answer.status == 408 and slow.stopped == 1 and slow.working == 0
     error = json.loads(answer.body)["error"]
     assert (error["message"], error["code"]) == ("the request took more than 0.05 s", "timeout")
@@ -114,7 +113,7 @@ def test_a_time_limit_stops_the_work_and_tells_in_openais_form():
 
 def test_a_time_limit_ends_a_stream_with_an_event(kept):
     slow = Slow(b"text/event-stream; charset=utf-8")
-    answer = ask(Bounded(slow, most=1, timeout_s=0.05))
+    answer = ask(LimitsMiddleware(slow, max_requests=1, timeout_s=0.05))
     assert answer.status == 200 and slow.stopped == 1 and answer.is_whole
     first, last = answer.body.decode().split("\n\n")[:2]
     assert first == "event: a\ndata: 1" and last.startswith("event: error\ndata: ")
@@ -125,7 +124,7 @@ def test_a_time_limit_ends_a_stream_with_an_event(kept):
 def test_what_is_cut_off_is_not_ended_as_if_it_were_whole():
     slow, answer = Slow(b"image/png"), Answer()
     with pytest.raises(TimeoutError):
-        asyncio.run(Bounded(slow, most=1, timeout_s=0.05)(scope_of(), None, answer))
+        asyncio.run(LimitsMiddleware(slow, max_requests=1, timeout_s=0.05)(scope_of(), None, answer))
     assert slow.stopped == 1 and not answer.is_whole
 
 
@@ -134,13 +133,13 @@ def test_a_timeout_of_the_apps_own_is_not_the_limits():
         raise TimeoutError("of its own")
 
     with pytest.raises(TimeoutError, match="of its own"):
-        ask(Bounded(app, most=1, timeout_s=60))
+        ask(LimitsMiddleware(app, max_requests=1, timeout_s=60))
 
 
 def test_more_than_there_is_room_for_are_told_at_once_and_pages_are_answered(kept):
     async def run():
         slow = Slow()
-        app = Bounded(slow, most=2, timeout_s=60)
+        app = LimitsMiddleware(slow, max_requests=2, timeout_s=60)
         answers = [Answer() for _ in range(3)]
         working = [asyncio.create_task(app(scope_of(), None, answer)) for answer in answers[:2]]
         await asyncio.sleep(0)
@@ -164,7 +163,7 @@ def test_more_than_there_is_room_for_are_told_at_once_and_pages_are_answered(kep
 
 def test_bodies_are_held_up_to_a_bound_together():
     """What a request brought is forgotten when it is answered."""
-    app = create_app("test", [Middleware(Bounded, most=10, timeout_s=60, most_bytes=250)])
+    app = create_app("test", [Middleware(LimitsMiddleware, max_requests=10, timeout_s=60, max_bytes=250)])
 
     async def run():
         go = asyncio.Event()
@@ -205,7 +204,7 @@ def test_the_bodies_of_one_key_leave_room_for_others():
             await go.wait()
             await send({"type": "http.response.start", "status": 200, "headers": []})
 
-        bounded = Bounded(app, most=10, timeout_s=60, most_bytes=200, most_bytes_each=100)
+        bounded = LimitsMiddleware(app, max_requests=10, timeout_s=60, max_bytes=200, max_bytes_each=100)
 
         async def send_body(name, size):
             async def receive():
@@ -243,15 +242,15 @@ def test_ids(given):
         await send({"type": "http.response.start", "status": 200, "headers": []})
 
     headers = [] if given is None else [("x-request-id", given.encode())]
-    (found,) = [value for name, value in ask(Traced(app, adds_id=True), scope_of(headers=headers)).headers]
+    (found,) = [value for name, value in ask(TraceMiddleware(app, adds_id=True), scope_of(headers=headers)).headers]
     assert found == given if given else len(found) == 36
-    assert ask(Traced(app, adds_id=False), scope_of(headers=headers)).headers == []
+    assert ask(TraceMiddleware(app, adds_id=False), scope_of(headers=headers)).headers == []
 
 
 @pytest.mark.parametrize("wrong", [b"", b"a b", b"a" * 513, b"\xff", "é".encode(), b"a\tb"])
-@pytest.mark.parametrize("layer", [lambda app: Traced(app, adds_id=True), WithoutOrders])
-def test_ids_that_are_none(wrong, layer):
-    answer = ask(layer(None), scope_of(headers=[("x-request-id", wrong)]))
+@pytest.mark.parametrize("middleware", [lambda app: TraceMiddleware(app, adds_id=True), HeaderFilterMiddleware])
+def test_ids_that_are_none(wrong, middleware):
+    answer = ask(middleware(None), scope_of(headers=[("x-request-id", wrong)]))
     assert answer.status == 400 and json.loads(answer.body)["error"]["param"] == "x-request-id"
     (found,) = [value for name, value in answer.headers if name == "x-request-id"]
     assert len(found) == 36
@@ -261,7 +260,7 @@ def test_what_nobody_expected_is_told_to_the_log_alone(caplog, kept):
     async def app(scope, receive, send):
         raise RuntimeError("a secret of the inside")
 
-    answer = ask(Traced(app, adds_id=True))
+    answer = ask(TraceMiddleware(app, adds_id=True))
     assert answer.status == 500 and json.loads(answer.body) == ApiError.internal().body()
     assert "secret" not in answer.body.decode() and "a secret of the inside" in caplog.text
     assert "x-request-id" in dict(answer.headers)
@@ -272,13 +271,13 @@ def test_what_nobody_expected_is_told_to_the_log_alone(caplog, kept):
         raise RuntimeError("too late")
 
     with pytest.raises(RuntimeError, match="too late"):
-        ask(Traced(late, adds_id=True))
+        ask(TraceMiddleware(late, adds_id=True))
 
 
 def test_a_client_that_left_is_counted_as_such(kept):
     async def run():
         slow = Slow()
-        asking = asyncio.create_task(Traced(slow, adds_id=True)(scope_of(), None, Answer()))
+        asking = asyncio.create_task(TraceMiddleware(slow, adds_id=True)(scope_of(), None, Answer()))
         await asyncio.sleep(0)
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -286,7 +285,7 @@ def test_a_client_that_left_is_counted_as_such(kept):
         assert slow.stopped == 1
 
     asyncio.run(run())
-    assert (metrics.REQUESTS, 1.0, {"endpoint": "none", "status": str(GONE)}) in kept
+    assert (metrics.REQUESTS, 1.0, {"endpoint": "none", "status": str(CLIENT_LEFT)}) in kept
 
 
 def test_orders_to_the_proxy_are_removed_and_nothing_else():
@@ -299,19 +298,23 @@ def test_orders_to_the_proxy_are_removed_and_nothing_else():
     orders += ["Serve-Multiplexed-Model-Id", "x-session-id", "x_request_timeout_seconds"]
     kept = [("authorization", b"Bearer a"), ("x-request-id", b"mine"), ("x-stainless-timeout", b"600"), ("a", b"\xff")]
     scope = scope_of(headers=[(name, b"?1") for name in orders] + kept)
-    asyncio.run(WithoutOrders(app)(scope, None, None))
+    asyncio.run(HeaderFilterMiddleware(app)(scope, None, None))
     assert seen == [(name.encode(), value) for name, value in kept]
-    assert [layer.cls for layer in layers()] == [WithoutOrders, GuardedPages, Repeated]
+    assert [middleware.cls for middleware in build_middlewares()] == [
+        HeaderFilterMiddleware,
+        ProxyPagesMiddleware,
+        RetryMiddleware,
+    ]
 
 
-@pytest.mark.parametrize("around", [layers(), []])
-def test_a_proxy_tells_whether_it_has_the_layers(around):
+@pytest.mark.parametrize("around", [build_middlewares(), []])
+def test_a_proxy_tells_whether_it_has_the_middlewares(around):
     async def healthy(request):
         return PlainTextResponse("success")
 
     with served(Starlette(routes=[Route("/-/healthz", healthy)], middleware=around)) as url:
-        assert has_layers("127.0.0.1", httpx2.URL(url).port) is bool(around)
-    assert has_layers("127.0.0.1", httpx2.URL(url).port) is None
+        assert has_middlewares("127.0.0.1", httpx2.URL(url).port) is bool(around)
+    assert has_middlewares("127.0.0.1", httpx2.URL(url).port) is None
 
 
 @pytest.mark.parametrize(
@@ -345,9 +348,9 @@ def test_pages_of_rays_proxy_need_a_key_beyond_loopback(tmp_path, case):
 
     for name, expected in ((str(keys), status), (None, 401 if "authorization" in headers else status)):
         set_environment(name, [])
-        (layer,) = [layer for layer in layers() if layer.cls is GuardedPages]
+        (middleware,) = [middleware for middleware in build_middlewares() if middleware.cls is ProxyPagesMiddleware]
         scope = scope_of(path, "GET", list(headers.items())) | {"client": (client, 1) if client else None}
-        answer = ask(layer.cls(app, **layer.kwargs), scope)
+        answer = ask(middleware.cls(app, **middleware.kwargs), scope)
         assert answer.status == expected
         assert expected == 200 or "www-authenticate" in dict(answer.headers)
     set_environment(None, [])
@@ -356,8 +359,12 @@ def test_pages_of_rays_proxy_need_a_key_beyond_loopback(tmp_path, case):
 @pytest.mark.parametrize("name", [KEYS_VARIABLE, ORIGINS_VARIABLE])
 def test_a_proxy_whose_settings_are_wrong_guards_all(monkeypatch, caplog, name):
     monkeypatch.setenv(name, "no/such/file")
-    assert [layer.cls for layer in layers()] == [WithoutOrders, GuardedPages, Repeated]
-    assert layers()[1].kwargs == {"ring": None} and name in caplog.text
+    assert [middleware.cls for middleware in build_middlewares()] == [
+        HeaderFilterMiddleware,
+        ProxyPagesMiddleware,
+        RetryMiddleware,
+    ]
+    assert build_middlewares()[1].kwargs == {"ring": None} and name in caplog.text
 
 
 def test_websockets_and_the_lifespan_pass():
@@ -368,13 +375,13 @@ def test_websockets_and_the_lifespan_pass():
 
     for kind in ("websocket", "lifespan"):
         around = (
-            Traced(app, adds_id=True),
-            Bounded(app, most=1, timeout_s=1),
-            WithoutOrders(app),
-            GuardedPages(app, None),
+            TraceMiddleware(app, adds_id=True),
+            LimitsMiddleware(app, max_requests=1, timeout_s=1),
+            HeaderFilterMiddleware(app),
+            ProxyPagesMiddleware(app, None),
         )
-        for layer in (*around, Repeated(app)):
-            asyncio.run(layer({"type": kind, "headers": []}, None, None))
+        for middleware in (*around, RetryMiddleware(app)):
+            asyncio.run(middleware({"type": kind, "headers": []}, None, None))
     assert seen == ["websocket"] * 5 + ["lifespan"] * 5
 
 

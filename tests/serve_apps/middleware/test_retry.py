@@ -1,11 +1,11 @@
-"""The layer of the proxy that asks again: plain ASGI apps stand for processes that die."""
+"""The middleware of the proxy that asks again: plain ASGI apps stand for processes that die."""
 
 import asyncio
 import json
 
 import pytest
 
-from serve_apps.middleware.retry import Repeated
+from serve_apps.middleware.retry import RetryMiddleware
 
 SCOPE = {"type": "http", "method": "POST", "path": "/v1/images/edits", "headers": []}
 PIECES = [b"one ", b"two ", b"three"]
@@ -69,12 +69,12 @@ class Processes:
 
 
 def ask(app, client, **settings):
-    """The layer, after the request."""
-    layer = Repeated(app, wait_s=0.001, **settings)
-    before = layer._room.free_bytes
-    asyncio.run(layer(dict(SCOPE), client.receive, client.send))
-    assert layer._room.free_bytes == before, "room that is not given back"
-    return layer
+    """The middleware, after the request."""
+    middleware = RetryMiddleware(app, wait_s=0.001, **settings)
+    before = middleware._capacity.free_bytes
+    asyncio.run(middleware(dict(SCOPE), client.receive, client.send))
+    assert middleware._capacity.free_bytes == before, "capacity that is not given back"
+    return middleware
 
 
 @pytest.mark.parametrize("deaths", [(), (0,), (1,), (3,), (2, 0, 1), (3, 1, 3)])
@@ -132,16 +132,16 @@ def test_after_so_many_deaths_the_client_is_told(deaths):
     assert (b"retry-after", b"1") in client.answer[0]["headers"]
 
 
-@pytest.mark.parametrize(("most_held_bytes", "asked"), [(13, 2), (12, 1), (3, 1)])
-def test_a_body_beyond_the_room_is_asked_once(most_held_bytes, asked):
+@pytest.mark.parametrize(("max_held_bytes", "asked"), [(13, 2), (12, 1), (3, 1)])
+def test_a_body_beyond_the_room_is_asked_once(max_held_bytes, asked):
     app, client = Processes(3), Client()
-    ask(app, client, most_held_bytes=most_held_bytes)
+    ask(app, client, max_held_bytes=max_held_bytes)
     assert app.asked == asked and client.status == (200 if asked == 2 else 503)
 
 
 def test_a_large_body_passes_whole_though_it_cannot_be_kept():
     client = Client()
-    ask(Processes(), client, most_held_bytes=5)
+    ask(Processes(), client, max_held_bytes=5)
     assert client.body == b"one two three"
 
 
@@ -157,17 +157,17 @@ def test_room_is_shared_by_all_and_given_back():
                 await gate.wait()
             asked.append(scope["path"])
 
-        layer = Repeated(app, wait_s=0.001, repeats=1, most_held_bytes=20)
+        middleware = RetryMiddleware(app, wait_s=0.001, max_repeats=1, max_held_bytes=20)
         asked = []
         first, second, third = Client(), Client(), Client()
-        slow = asyncio.create_task(layer({**SCOPE, "path": "first"}, first.receive, first.send))
+        slow = asyncio.create_task(middleware({**SCOPE, "path": "first"}, first.receive, first.send))
         await working.wait()
-        await layer({**SCOPE, "path": "second"}, second.receive, second.send)
+        await middleware({**SCOPE, "path": "second"}, second.receive, second.send)
         assert asked == ["second"], "13 bytes of 20 are held: there is no room for as many again"
         slow.cancel()
         with pytest.raises(asyncio.CancelledError):
             await slow
-        await layer({**SCOPE, "path": "third"}, third.receive, third.send)
+        await middleware({**SCOPE, "path": "third"}, third.receive, third.send)
         assert asked == ["second", "third", "third"]
 
     asyncio.run(run())

@@ -1,0 +1,149 @@
+"""The deployment of the inverse model: it moves arrays in and out of ``wm.dynamics``, and holds no method of its own.
+
+Shape suffixes: B images, K candidates, N image tokens.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from itertools import islice
+from typing import ClassVar
+
+from serve_apps import metrics
+from serve_apps.model_server import ModelServer, ServedModel
+from serve_apps.openai.chat import ChatRequest
+from serve_apps.openai.requests import IDM
+from serve_apps.openai.score import ScoreRequest
+from serve_apps.results import BeliefEntry, Score, TokenEntry
+from wm.dynamics import score_actions
+from wm.dynamics.idm import ActionToken, Belief, ProposalStream, count_free_positions
+from wm.images import Pixels
+from wm.sampling.texts import TextBatch, TextToken, decode_texts
+
+MAX_PAIRS_A_TURN, MAX_TOKENS_A_TURN = 16, 8
+"""Of a large request, what is scored or proposed before others have their turn."""
+Candidates = tuple[Sequence[int], str, Sequence[Sequence[int]]]
+"""Codes (N,) of a source, an action, codes (K, N) of what it may have led to."""
+TextSteps = list[list[TextToken | None]]
+
+
+class IDMServer(ModelServer):
+    """Score actions between a source and its targets, and propose the action between two images."""
+
+    TASKS: ClassVar[tuple[str, ...]] = (IDM,)
+
+    async def score_candidates(
+        self, model: str, source: Sequence[int], action: str, candidates: Sequence[Sequence[int]]
+    ) -> list[Score]:
+        """Score log p(action | source, candidate) of each candidate.
+
+        Args:
+            model: Name of the inverse model.
+            source: Codes (N,) of the source image.
+            action: In words.
+            candidates: Codes (K, N).
+        """
+        return await self._thread.batch(_score, await self._model(model), (source, action, candidates))
+
+    async def score(self, request: ScoreRequest, images_BHWC: Pixels) -> list[list[Score]]:
+        """Score every action of the request for every target.
+
+        Args:
+            request: Its actions.
+            images_BHWC: uint8, the source and then the targets.
+
+        Returns:
+            A list for each target, with a score for each action.
+        """
+        model, actions = await self._model(request.model), request.actions
+        source, *targets = await self._encode(images_BHWC)
+        pairs = [(source, action, [target]) for target in targets for action in actions]
+        scores: list[Score] = []
+        with metrics.stage("score"):
+            for start in range(0, len(pairs), MAX_PAIRS_A_TURN):
+                turn = (self._thread.batch(_score, model, pair) for pair in pairs[start : start + MAX_PAIRS_A_TURN])
+                scores += [score for (score,) in await asyncio.gather(*turn)]
+        return [scores[start : start + len(actions)] for start in range(0, len(scores), len(actions))]
+
+    async def propose(self, request: ChatRequest, images_BHWC: Pixels) -> list[int | list[TokenEntry]]:
+        """Return all that :meth:`propose_stream` yields."""
+        return [item async for item in self._propose(request, images_BHWC, MAX_TOKENS_A_TURN)]
+
+    async def propose_stream(
+        self, request: ChatRequest, images_BHWC: Pixels
+    ) -> AsyncGenerator[int | list[TokenEntry], None]:
+        """Propose the actions between two images, uint8 (2, height, width, 3), token by token.
+
+        A reader that stops, stops the decoding.
+
+        Yields:
+            How many tokens the actions follow; then, step by step, a list of their next tokens.
+        """
+        async for item in self._propose(request, images_BHWC, 1):
+            yield item
+
+    async def _propose(
+        self, request: ChatRequest, images_BHWC: Pixels, tokens_a_turn: int
+    ) -> AsyncGenerator[int | list[TokenEntry], None]:
+        model = await self._model(request.model)
+        source, target = await self._encode(images_BHWC)
+        # A bound beyond the model's own changes no answer; without a free position, ProposalStream says so.
+        bound = max(1, count_free_positions(model.vlm, source, target))
+        proposing = ProposalStream(
+            model.vlm,
+            model.runner,
+            source,
+            target,
+            num_samples=request.n,
+            sampling=request.to_sampling(),
+            seed=request.seed,
+            num_top=request.top_logprobs,
+            max_new_tokens=min(request.max_completion_tokens, bound),
+        )
+        yield proposing.prompt_tokens
+        with metrics.stage("propose"):
+            while not proposing.batch.is_finished:
+                # Tokens become text here, not in the thread, which has models to run.
+                for step in await self._thread.batch(_advance, model, (proposing.batch, tokens_a_turn)):
+                    yield [_to_entry(token) for token in proposing.describe_step(step)]
+
+
+def _score(model: ServedModel, requests: Sequence[Candidates]) -> list[list[Score]]:
+    """Score the candidates of several requests in one call, so that a source they share is read once."""
+    rows = [(source, codes, action) for source, action, candidates in requests for codes in candidates]
+    sources, targets, actions = zip(*rows, strict=True)
+    scores = iter(score_actions(model.vlm, sources, targets, actions, runner=model.runner))
+    return [
+        [(score.logprob, score.num_tokens) for score in islice(scores, len(candidates))]
+        for _, _, candidates in requests
+    ]
+
+
+def _advance(model: ServedModel, requests: Sequence[tuple[TextBatch, int]]) -> list[TextSteps]:
+    """Take as many steps of each run as are asked for, or up to its end; a step is one pass for all of them."""
+    steps: list[TextSteps] = [[] for _ in requests]
+    for turn in range(max(count for _, count in requests)):
+        rows = [row for row, (run, count) in enumerate(requests) if turn < count and not run.is_finished]
+        try:
+            tokens = decode_texts(model.runner, [requests[row][0] for row in rows]) if rows else []
+        except Exception:
+            # The steps so far are returned; what went wrong comes again at the next turn, or does not.
+            if not turn:
+                raise
+            return steps
+        for row, step in zip(rows, tokens, strict=True):
+            steps[row].append(step)
+    return steps
+
+
+def _to_entry(token: ActionToken) -> TokenEntry:
+    return {
+        "sample": token.sample,
+        "released": token.released,
+        "chosen": _to_belief_entry(token.chosen),
+        "top": [_to_belief_entry(belief) for belief in token.top],
+        "finish": token.finish,
+    }
+
+
+def _to_belief_entry(belief: Belief) -> BeliefEntry:
+    return {"name": belief.name, "text": belief.text, "logprob": belief.logprob}

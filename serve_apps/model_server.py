@@ -1,0 +1,138 @@
+"""The base of the model deployments: a process with the recipe's models, adapters of their base, and the thread that
+runs them all."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+import ray
+import torch
+
+from serve_apps import metrics
+from serve_apps.adapters import Adapters, list_adapters
+from serve_apps.loopback import keep_replica_local
+from serve_apps.model_thread import ModelThread
+from serve_apps.openai.requests import FDM, IDM
+from serve_apps.recipe import ServeRecipe
+from serve_apps.results import AdapterEntry, ModelEntry
+from wm.dynamics import Role, load_role, load_roles, need_one_base
+from wm.images import Pixels
+from wm.models import ImageCodec, load_codec
+from wm.models.vlm import UnifiedVLM
+from wm.sampling import ImageEngine, ModelRunner
+
+MIN_UPDATES = 16
+"""An image grows in so many parts at least, where it has as many tokens: requests join, and progress is reported, often
+enough for an early preview, seldom enough to cost nothing."""
+MAX_IMAGES_A_TURN = 8
+"""Images of a large request that are encoded before others have their turn."""
+
+
+@dataclass(frozen=True, eq=False)
+class ServedModel:
+    """A model and what decodes with it."""
+
+    vlm: UnifiedVLM
+    runner: ModelRunner
+    task: str
+
+    @cached_property
+    def pool(self) -> ImageEngine:
+        """The engine's scheduler, in which the images of all requests for this model grow together."""
+        line_tokens = max(1, self.vlm.tokens_per_image // MIN_UPDATES)
+        return ImageEngine(self.vlm, self.runner, line_tokens=line_tokens)
+
+
+class ModelServer:
+    """A process with the recipe's models for :attr:`TASKS`, and with adapters of their base as they are asked for.
+
+    A model is named ``fdm``, ``idm``, or ``base:NAME`` for an adapter.
+    """
+
+    TASKS: ClassVar[tuple[str, ...]]
+
+    def __init__(self, recipe: ServeRecipe) -> None:
+        if ray.is_initialized():  # not where a test makes one in its own process
+            keep_replica_local(ray.util.get_node_ip_address())
+        torch.set_num_threads(recipe.num_threads(self.TASKS[0]))
+        base, roles = _load_models(recipe, self.TASKS)
+        folder = recipe.base or (recipe.fdm if FDM in self.TASKS else recipe.idm)
+        self._recipe = recipe
+        self._codec = load_codec(folder, device=recipe.device)
+        self._thread = ModelThread()
+        self._own = {task: _serve(role, task) for task, role in roles.items()}
+        self._base = base
+        self._adapters = None
+        if recipe.adapters and base is not None:
+            self._adapters = Adapters(recipe.adapters, base, _serve, recipe.max_adapters)
+
+    def describe(self, task: str) -> ModelEntry:
+        """Describe the recipe's model for a task."""
+        model = self._own[task].vlm
+        return {
+            "task": task,
+            "family": model.family,
+            "base": model.base_id,
+            "codec": model.codec_id,
+            "tokens_per_image": model.tokens_per_image,
+            "side_px": self._codec.side_px,
+        }
+
+    def describe_adapters(self) -> list[AdapterEntry]:
+        """Describe the adapters in the recipe's folder, of both tasks."""
+        if self._recipe.adapters is None or self._base is None:
+            return []
+        return list_adapters(self._recipe.adapters, self._base.model.base_id)
+
+    async def check_health(self) -> None:
+        """Decode a token with each of the recipe's models, in its turn; raise what that raises."""
+        for model in self._own.values():
+            await self._thread.call(_decode_token, model)
+
+    async def _model(self, name: str) -> ServedModel:
+        """Return a model by its name; an adapter is loaded if it is not in memory."""
+        own = self._own.get(name)
+        if own is not None or self._adapters is None:
+            return own or next(iter(self._own.values()))
+        return await self._adapters.load(name)
+
+    async def _encode(self, images_BHWC: Pixels) -> list[list[int]]:
+        """Encode images uint8 (B, height, width, 3), square, of the codec's size, as codebook ids (B, N)."""
+        codes: list[list[int]] = []
+        with metrics.stage("encode"):
+            for start in range(0, len(images_BHWC), MAX_IMAGES_A_TURN):
+                part_BHWC = images_BHWC[start : start + MAX_IMAGES_A_TURN]
+                codes += await self._thread.batch(_encode, self._codec, part_BHWC)
+        return codes
+
+
+def _load_models(recipe: ServeRecipe, tasks: Sequence[str]) -> tuple[Role | None, dict[str, Role]]:
+    """Load the recipe's models for ``tasks``, and the bare base that they lie over, where they share it."""
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[recipe.dtype]
+    folders = {FDM: recipe.fdm, IDM: recipe.idm}
+    if recipe.adapters or recipe.base_sharing == "shared":
+        base = load_role(need_one_base(recipe.fdm, recipe.idm, recipe.base), device=recipe.device, dtype=dtype)
+        return base, {task: load_role(folders[task], base=recipe.base, over=base) for task in tasks}
+    if len(tasks) > 1:
+        both = load_roles(recipe.fdm, recipe.idm, base=recipe.base, device=recipe.device, dtype=dtype)
+        return None, {FDM: both.fdm, IDM: both.idm}
+    return None, {task: load_role(folders[task], base=recipe.base, device=recipe.device, dtype=dtype) for task in tasks}
+
+
+def _serve(role: Role, task: str) -> ServedModel:
+    return ServedModel(role.model, role.runner, task)
+
+
+@torch.no_grad()
+def _decode_token(model: ServedModel) -> None:
+    _, last_PH = model.runner.prefill([[model.vlm.bos_id]])
+    model.runner.image_logits(last_PH)
+
+
+def _encode(codec: ImageCodec, requests: Sequence[Pixels]) -> list[list[list[int]]]:
+    """Encode the images of several requests in one pass."""
+    codes_BN = codec.encode(np.concatenate(requests)).tolist()
+    ends = np.cumsum([len(images_BHWC) for images_BHWC in requests])
+    return [codes_BN[end - len(images_BHWC) : end] for images_BHWC, end in zip(requests, ends, strict=True)]

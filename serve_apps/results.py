@@ -1,0 +1,132 @@
+"""Define what the model servers return: plain data, so that the ingress can read it without torch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypedDict
+
+from wm.images import Pixels
+
+
+class Verification(TypedDict):
+    """What a reply says of a candidate. The first four are None where nobody verified it."""
+
+    logprob: float | None
+    """Of the action, between source and candidate: nats, the end token included."""
+    mean_logprob: float | None
+    """Nats an action token."""
+    tokens: int | None
+    rank: int | None
+    """0 is best."""
+    seed: int
+    index: int
+    duplicate_of: int | None
+    """Index of an equal candidate with a lower one."""
+    unchanged_share: float
+    """Share of the image's tokens that are the source's, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Preview:
+    """The first candidate while it grows: what is not sampled yet is the source's."""
+
+    pixels: Pixels
+    progress: float
+    """Share of its tokens that are sampled."""
+
+
+@dataclass(frozen=True)
+class EditResult:
+    """A verified prediction."""
+
+    verifications: Sequence[Verification]
+    """Of all candidates: those that differ first, best first among them."""
+    pixels: Pixels
+    """(K, height, width, 3), of the first K of them."""
+    action_tokens: int
+    num_distinct: int
+    stages_s: Mapping[str, float] = field(default_factory=dict)
+    """Seconds of each stage."""
+
+
+@dataclass(frozen=True)
+class RolloutStep:
+    """The best sequence's last observation after a step of a rollout."""
+
+    step: int
+    action: str
+    verification: Verification
+    pixels: Pixels
+    num_sampled: int
+    logprob: float
+    """Sum over the sequence's actions so far, nats."""
+
+
+@dataclass(frozen=True)
+class BeamEnd:
+    """A sequence that remained to the end."""
+
+    logprob: float
+    """Sum over its actions, nats."""
+    mean_logprob: float
+    """Nats an action token."""
+    guarded: int
+    """How many of its observations lie above the copy guard."""
+    pixels: Pixels
+    """Its last image."""
+
+
+@dataclass(frozen=True)
+class RolloutResult:
+    """The best sequence of all steps, and how every sequence of the beam ends, best first."""
+
+    steps: Sequence[RolloutStep]
+    beam: Sequence[BeamEnd]
+    action_tokens: int
+
+    @property
+    def num_sampled(self) -> int:
+        """Candidates of all steps."""
+        return sum(step.num_sampled for step in self.steps)
+
+
+class BeliefEntry(TypedDict):
+    """A token and its log-probability in nats, as :class:`wm.dynamics.idm.Belief`."""
+
+    name: str
+    text: str
+    logprob: float
+
+
+class TokenEntry(TypedDict):
+    """A token of a proposed action, as :class:`wm.dynamics.idm.ActionToken`."""
+
+    sample: int
+    released: str
+    chosen: BeliefEntry
+    top: Sequence[BeliefEntry]
+    finish: str | None
+
+
+class ModelEntry(TypedDict):
+    """What a server says of a model, for ``GET /v1/models``."""
+
+    task: str
+    family: str
+    base: str
+    codec: str
+    tokens_per_image: int
+    side_px: int
+    """Of the square images that it reads and writes."""
+
+
+class AdapterEntry(TypedDict):
+    """What a server says of an adapter in the recipe's folder."""
+
+    id: str
+    task: str
+    created: int
+    """When its folder was last changed, Unix time in seconds."""
+
+
+Score = tuple[float, int]
+"""Log-probability of an action in nats, the end token included, and the number of its tokens."""
