@@ -35,7 +35,7 @@ def test_a_step_of_attention(dtype, tolerance, sizes):
         query, key, value = new.split((heads, groups, groups), dim=1)
         own = torch.randn(2, rows, groups, room, width, generator=generator).to(dtype)
         own[:, :, :, place:] = torch.nan
-        step._mixed_parts.fill_(torch.nan)
+        step._head_parts.fill_(torch.nan)
         found = step(query, key, value, tuple(prefix), tuple(own), until=(lengths, torch.tensor([place])))
         assert torch.equal(own[:, :, :, place], torch.stack((key, value)))
         assert own[:, :, :, place + 1 :].isnan().all()
