@@ -68,8 +68,8 @@ def _read_servable(entry: Path, base_id: str) -> Manifest | None:
     return manifest
 
 
+# The last line about each folder that is not served: listings are frequent, the same line is written once.
 _logged: dict[Path, str] = {}
-"""The last line about each folder that is not served: listings are frequent, the same line is written once."""
 
 
 def _log_once(folder: Path, line: str) -> None:

@@ -17,8 +17,8 @@ from serve_apps.openai.errors import ApiError
 from serve_apps.openai.requests import FDM, IDM
 from wm.errors import InputError
 
+# Of a request, each on another replica, before it is given up.
 MAX_TRIES = 4
-"""Of a request, each on another replica, before it is given up."""
 logger = logging.getLogger("ray.serve")
 
 

@@ -41,10 +41,21 @@ from wm.models import ImageCodec
 from wm.sampling import Grown, ImageRequest
 from wm.sampling.guidance import need_guidable
 
+# Given the first candidate's codes so far, int64 (n,).
 OnTokens = Callable[[Tensor], object]
-"""Given the first candidate's codes so far, int64 (n,)."""
+# Codebook ids (N,) of an image.
 Codes = Sequence[int]
-"""Codebook ids (N,) of an image."""
+# Of a candidate that nobody verified: the rest is filled in.
+UNVERIFIED: Verification = {
+    "logprob": None,
+    "mean_logprob": None,
+    "tokens": None,
+    "rank": None,
+    "seed": 0,
+    "index": 0,
+    "duplicate_of": None,
+    "unchanged_share": 0.0,
+}
 
 
 class FDMServer(ModelServer):
@@ -161,7 +172,10 @@ class FDMServer(ModelServer):
             sampled_KN = await self._sample(model, start, range(request.best_of), sampling, on_tokens)
             codes = dict(enumerate(map(tuple, sampled_KN.tolist())))
             _record_candidates(len(codes), len(set(codes.values())))
-            verifications = [unverified(index, request.seed, source, row) for index, row in codes.items()]
+            verifications = [
+                UNVERIFIED | {"seed": request.seed, "index": index, "unchanged_share": unchanged_share(source, row)}
+                for index, row in codes.items()
+            ]
         # 2. Decode those that the reply shows.
         num_shown = request.n
         if request.return_candidates:
@@ -250,29 +264,16 @@ def place_previews(count: int, tokens_per_image: int) -> list[int]:
 
 def verification_of(candidate: Candidate) -> Verification:
     """Describe a ranked candidate."""
+    score = candidate.score
     return {
-        "logprob": candidate.score.logprob,
-        "mean_logprob": candidate.score.mean_logprob,
-        "tokens": candidate.score.num_tokens,
+        "logprob": score.logprob,
+        "mean_logprob": score.mean_logprob,
+        "tokens": score.num_tokens,
         "rank": candidate.rank,
         "seed": candidate.seed,
         "index": candidate.index,
         "duplicate_of": candidate.duplicate_of,
         "unchanged_share": candidate.unchanged_share,
-    }
-
-
-def unverified(index: int, seed: int, source: Codes, codes: Codes) -> Verification:
-    """Describe a candidate that nobody verified."""
-    return {
-        "logprob": None,
-        "mean_logprob": None,
-        "tokens": None,
-        "rank": None,
-        "seed": seed,
-        "index": index,
-        "duplicate_of": None,
-        "unchanged_share": unchanged_share(source, codes),
     }
 
 

@@ -2,20 +2,20 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import numpy as np
 from fastapi import Depends, Request
 from ray.serve.handle import DeploymentHandle
 
 from serve_apps import metrics
-from serve_apps.calls import call, stream
+from serve_apps.calls import call
 from serve_apps.fair import FairThreads, PixelBudget
 from serve_apps.keys import Key
 from serve_apps.openai.errors import ApiError, Limits
@@ -26,10 +26,10 @@ from serve_apps.results import AdapterEntry, ModelEntry
 from wm.images import Pixels
 
 T = TypeVar("T")
+# A body of so many bytes is parsed where it was read: changing threads would cost more.
 SMALL_BYTES = 2**16
-"""A body of so many bytes is parsed where it was read: changing threads would cost more."""
+# After so long the folder of adapters is listed again.
 REFRESH_S = 5.0
-"""After so long the folder of adapters is listed again."""
 MAX_LISTED = 20
 
 
@@ -59,9 +59,9 @@ class Catalog:
             await self._list_adapters()
         entry = self._own.get(name) or self._adapters.get(name)
         if entry is None:
-            known = [*self._own, *self._adapters]
-            others = f" and {len(known) - MAX_LISTED} others" if len(known) > MAX_LISTED else ""
-            message = f"no such model: {name!r:.80}; the models are {', '.join(known[:MAX_LISTED])}{others}"
+            names = [*self._own, *self._adapters]
+            others = f" and {len(names) - MAX_LISTED} others" if len(names) > MAX_LISTED else ""
+            message = f"no such model: {name!r:.80}; the models are {', '.join(names[:MAX_LISTED])}{others}"
             raise ApiError(message, status=404, param="model", code="model_not_found")
         return entry
 
@@ -110,21 +110,13 @@ class Graph:
 
     def __init__(self, recipe: ServeRecipe, fdm: DeploymentHandle, idm: DeploymentHandle) -> None:
         self.recipe, self.limits = recipe, recipe.limits()
-        self._handles = {FDM: fdm, IDM: idm}
+        self.fdm, self.idm = fdm, idm
         self._key: Key | None = None
         self._client = ""
-        self._catalog = Catalog(recipe, self._handles)
+        self._catalog = Catalog(recipe, {FDM: fdm, IDM: idm})
         # A large image takes 0.1 GB while it is scaled down: few threads.
         self._threads = FairThreads()
         self._budget = PixelBudget(*recipe.pixel_budget())
-
-    async def call(self, role: str, method: str, *arguments: object, model: str) -> Any:
-        """Return what a method of ``fdm`` or ``idm`` returns; see :func:`serve_apps.calls.call`."""
-        return await call(self._handles[role], method, *arguments, model=model)
-
-    def stream(self, role: str, method: str, *arguments: object, model: str) -> AsyncGenerator[Any, None]:
-        """Yield what a generator of ``fdm`` or ``idm`` yields; see :func:`serve_apps.calls.stream`."""
-        return stream(self._handles[role], method, *arguments, model=model)
 
     async def model(self, name: str, *, task: str | None = None) -> CatalogEntry:
         """Return a model's entry.
@@ -234,7 +226,7 @@ class Graph:
 
     async def check_health(self) -> None:
         """Return once both models answer."""
-        await asyncio.gather(*(self.call(role, "describe", role, model=role) for role in self._handles))
+        await asyncio.gather(call(self.fdm, "describe", FDM, model=FDM), call(self.idm, "describe", IDM, model=IDM))
 
 
 async def _graph(request: Request) -> Graph:
@@ -246,5 +238,5 @@ async def _graph(request: Request) -> Graph:
     return graph.for_client(request.client.host if request.client else "")
 
 
+# A route's parameter that is the graph of its app, within the limits of the request's key.
 GraphOf = Annotated[Graph, Depends(_graph)]
-"""A route's parameter that is the graph of its app, within the limits of the request's key."""

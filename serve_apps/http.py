@@ -26,19 +26,19 @@ from serve_apps.openapi import DescribedApp
 logger = logging.getLogger("ray.serve")
 
 MAX_FIELDS = 64
+# Of a form: one before each file and each field, one at the end, and one more.
 MAX_BOUNDARIES = 2 * MAX_FIELDS + 2
-"""Of a form: one before each file and each field, one at the end, and one more."""
 MAX_PADDING_BYTES = 1000
+# Of a form's texts, as Python names them. Decoding takes a time that grows with the text, and no faster.
 CHARSETS = ("utf-8", "utf-8-sig", "ascii", "iso8859-1", "cp1252", "utf-16", "utf-16-le", "utf-16-be")
-"""Of a form's texts, as Python names them. Decoding takes a time that grows with the text, and no faster."""
 PAGES = ("/", "/health", "/docs", "/openapi.json", "/playground")
+# Read without a key, with what lies below these: they say nothing of anybody and ask no model to work.
 BELOW = ("/playground/", "/docs/files/")
-"""Read without a key, with what lies below these: they say nothing of anybody and ask no model to work."""
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,512}")
 T = TypeVar("T")
 ParsedEdit: TypeAlias = tuple[EditRequest, bytes]
+# Calls a blocking function, whose cost in bytes is given, off the event loop.
 RunBlocking: TypeAlias = Callable[[float, Callable[[], ParsedEdit]], Awaitable[ParsedEdit]]
-"""Calls a blocking function, whose cost in bytes is given, off the event loop."""
 
 
 def create_app(title: str, middlewares: Sequence[Middleware] = ()) -> FastAPI:

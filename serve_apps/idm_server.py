@@ -19,10 +19,10 @@ from wm.dynamics.idm import ActionToken, Belief, Proposing, count_free_positions
 from wm.images import Pixels
 from wm.sampling.texts import TextRun, TextToken, advance_texts
 
+# Of a large request, what is scored or proposed before others have their turn.
 MAX_PAIRS_A_TURN, MAX_TOKENS_A_TURN = 16, 8
-"""Of a large request, what is scored or proposed before others have their turn."""
+# Codes (N,) of a source, an action, codes (K, N) of what it may have led to.
 Candidates = tuple[Sequence[int], str, Sequence[Sequence[int]]]
-"""Codes (N,) of a source, an action, codes (K, N) of what it may have led to."""
 TextSteps = list[list[TextToken | None]]
 
 

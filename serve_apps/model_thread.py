@@ -23,8 +23,8 @@ Ts = TypeVarTuple("Ts")
 T = TypeVar("T")
 OwnerT = TypeVar("OwnerT")
 ItemT = TypeVar("ItemT")
+# Items of a kind that are worked on at once.
 MAX_BATCH_ITEMS = 32
-"""Items of a kind that are worked on at once."""
 
 
 class _Reply(Generic[T]):

@@ -128,5 +128,5 @@ class AdapterEntry(TypedDict):
     """When its folder was last changed, Unix time in seconds."""
 
 
+# Log-probability of an action in nats, the end token included, and the number of its tokens.
 Score = tuple[float, int]
-"""Log-probability of an action in nats, the end token included, and the number of its tokens."""

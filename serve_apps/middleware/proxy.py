@@ -27,18 +27,18 @@ from wm.errors import InputError
 logger = logging.getLogger("ray.serve")
 
 IMPORT_PATH = "serve_apps.middleware.proxy:build_middlewares"
+# The key file and the origins (with commas between them) of a server, for what the proxy answers by itself. Set by
+# `python -m serve_apps` for its own session.
 KEYS_VARIABLE, ORIGINS_VARIABLE = "WM_SERVE_KEYS", "WM_SERVE_CORS_ORIGINS"
-"""The key file and the origins (with commas between them) of a server, for what the proxy answers by itself. Set by
-``python -m serve_apps`` for its own session."""
 PROBE = "/-/healthz"
 FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-real-ip")
+# With - or _ between the words.
 OBEYED_HEADERS = (
     b"x-request-timeout-seconds",
     b"x-request-disconnect-disabled",
     b"serve-multiplexed-model-id",
     b"x-session-id",
 )
-"""With - or _ between the words."""
 
 
 class HeaderFilterMiddleware:

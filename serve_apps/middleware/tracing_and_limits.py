@@ -17,8 +17,8 @@ from serve_apps.openai.errors import ApiError
 from serve_apps.sse import error_event
 
 logger = logging.getLogger("ray.serve")
+# Stands for the status of a request whose client left, as in nginx.
 CLIENT_LEFT = 499
-"""Stands for the status of a request whose client left, as in nginx."""
 
 
 class TraceMiddleware:

@@ -1,20 +1,19 @@
 """The messages of a chat completion: the two images that are asked about, and what else a history may hold."""
 
 from collections.abc import Mapping, Sequence, Set
-from typing import Any
 
-from serve_apps.openai.errors import ApiError
+from serve_apps.openai.errors import ApiError, JsonObject
 from serve_apps.openai.images import DATA_URL_SCHEMA, IGNORED_OF_IMAGES, NamedImage, data_url_bytes
 
+# Of a history; with two a question, more than anybody asks. The size of a body bounds what they hold.
 MAX_MESSAGES = 10_000
-"""Of a history; with two a question, more than anybody asks. The size of a body bounds what they hold."""
+# Of the last turn.
 MAX_PARTS = 1_000
-"""Of the last turn."""
 INSTRUCTIONS = ("system", "developer")
 ANSWERS = ("assistant", "tool", "function")
 ROLES = ("user", *INSTRUCTIONS, *ANSWERS)
+# What clients say of a part for the sake of a cache.
 IGNORED_OF_PARTS = ("cache_control", "prompt_cache_breakpoint")
-"""What clients say of a part for the sake of a cache."""
 
 
 def find_images(messages: object) -> list[NamedImage]:
@@ -121,25 +120,25 @@ def _read_object(
     for key in required:
         if value.get(key) is None:
             raise ApiError(f"{name}.{key} is missing", param=f"{name}.{key}", code="missing_required_parameter")
-    known = (*required, *optional)
+    names = (*required, *optional)
     for key in value:
-        if key not in known and value[key] is not None:
-            message = f"unknown field {key!r:.80} in {name}; the fields are {', '.join(known)}"
+        if key not in names and value[key] is not None:
+            message = f"unknown field {key!r:.80} in {name}; the fields are {', '.join(names)}"
             raise ApiError(message, param=f"{name}.{key:.80}", code="unknown_parameter")
     return value
 
 
-def messages_schema() -> dict[str, Any]:
+def messages_schema() -> JsonObject:
     """Build the JSON schema of ``messages``."""
-    cache: dict[str, Any] = {name: {} for name in IGNORED_OF_PARTS}
-    beside: dict[str, Any] = {name: {} for name in IGNORED_OF_IMAGES if name != "type"}
+    cache: JsonObject = {name: {} for name in IGNORED_OF_PARTS}
+    beside: JsonObject = {name: {} for name in IGNORED_OF_IMAGES if name != "type"}
     text = _object({"type": {"const": "text"}, "text": {"type": "string"}} | cache, optional={*cache})
     reference = _object({"url": DATA_URL_SCHEMA} | beside, optional={*beside})
     image = _object(
         {"type": {"const": "image_url"}, "image_url": {"anyOf": [reference, DATA_URL_SCHEMA]}} | beside | cache,
         optional={*beside, *cache},
     )
-    name: dict[str, Any] = {"name": {"type": ["string", "null"]}}
+    name: JsonObject = {"name": {"type": ["string", "null"]}}
     asking, instructing = (
         _object(
             {
@@ -162,6 +161,6 @@ def messages_schema() -> dict[str, Any]:
     }
 
 
-def _object(properties: dict[str, Any], optional: Set[str] = frozenset()) -> dict[str, Any]:
+def _object(properties: JsonObject, optional: Set[str] = frozenset()) -> JsonObject:
     required = [name for name in properties if name not in optional]
     return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}

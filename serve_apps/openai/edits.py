@@ -45,15 +45,15 @@ class EditRequest(PredictionRequest):
     @model_validator(mode="after")
     def _check_fields(self, info: ValidationInfo) -> Self:
         limits = limits_of(info)
-        given = self.model_fields_set
+        fields_set = self.model_fields_set
         self.prompt = check_action(self.prompt, "prompt", limits)
         if self.partial_images and not self.stream:
             raise ApiError(f"partial_images = {self.partial_images} needs stream = true", param="partial_images")
-        if "min_gain_nats" in given and not self.verify:
+        if "min_gain_nats" in fields_set and not self.verify:
             raise ApiError("min_gain_nats with verify = false: nothing tells when to stop", param="min_gain_nats")
-        if "verifier" in given and not self.verify:
+        if "verifier" in fields_set and not self.verify:
             raise ApiError("verifier with verify = false: nothing is verified", param="verifier")
-        if "best_of" not in given:
+        if "best_of" not in fields_set:
             self.best_of = max(self.n, limits.default_best_of) if self.verify else self.n
             return self
         if self.best_of < self.n:

@@ -71,9 +71,9 @@ class Processes:
 def ask(app, client, **settings):
     """The middleware, after the request."""
     middleware = RetryMiddleware(app, wait_s=0.001, **settings)
-    before = middleware._capacity.free_bytes
+    before = middleware.free_bytes
     asyncio.run(middleware(dict(SCOPE), client.receive, client.send))
-    assert middleware._capacity.free_bytes == before, "capacity that is not given back"
+    assert middleware.free_bytes == before, "capacity that is not given back"
     return middleware
 
 
