@@ -73,10 +73,12 @@ def start(recipe: StartRecipe) -> None:
 
     The session is a private one, guarded by a token, or with ``RAY_ADDRESS`` set the cluster of that name.
     """
+    # 1. What is wrong with the recipe is said before Ray starts: that takes seconds.
     check_models(recipe)
     _check_port(recipe.host, recipe.port)
     set_environment(recipe.keys and str(Path(recipe.keys).resolve()), recipe.cors_origins)
     _connect()
+    # 2. The session, then the proxy and the application.
     from ray import serve
 
     serve.start(
@@ -89,6 +91,7 @@ def start(recipe: StartRecipe) -> None:
         serve.run(application, name=APPLICATION, route_prefix="/")
     except RuntimeError as error:
         raise InputError(_why_not_running() or str(error)) from error
+    # 3. A session that was there already may have been started without our middleware.
     if has_middlewares(recipe.host, recipe.port) is False:
         print(NO_MIDDLEWARES, file=sys.stderr)
 
@@ -158,6 +161,7 @@ def _serve_until_interrupted(recipe: StartRecipe, url: str) -> None:
 
 
 def _connect() -> None:
+    # Ray's processes inherit the environment: it is set before any of them starts.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault(PROXY_VARIABLE, IMPORT_PATH)
     for name, value in RAY_SERVE_SETTINGS.items():
@@ -175,6 +179,7 @@ def _connect() -> None:
         with joined_session(ray_constants, address):
             ray.init()
         return
+    # Replicas wait more than they compute: more of them than the machine has cores may run.
     with private_session(ray_constants) as private:
         ray.init(
             "local",

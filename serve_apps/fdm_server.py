@@ -21,9 +21,18 @@ from serve_apps.openai.edits import EditRequest
 from serve_apps.openai.requests import FDM, IDM
 from serve_apps.openai.rollouts import RolloutRequest
 from serve_apps.recipe import ServeRecipe
-from serve_apps.results import BeamEnd, EditResult, Preview, RolloutResult, RolloutStep, Score, Verification
+from serve_apps.results import (
+    UNVERIFIED,
+    BeamEnd,
+    EditResult,
+    Preview,
+    RolloutResult,
+    RolloutStep,
+    Score,
+    place_previews,
+    verification_of,
+)
 from wm.dynamics import (
-    Candidate,
     Prediction,
     RolloutState,
     Sampling,
@@ -45,17 +54,6 @@ from wm.sampling.guidance import need_guidable
 OnTokens = Callable[[Tensor], object]
 # Codebook ids (N,) of an image.
 Codes = Sequence[int]
-# Of a candidate that nobody verified: the rest is filled in.
-UNVERIFIED: Verification = {
-    "logprob": None,
-    "mean_logprob": None,
-    "tokens": None,
-    "rank": None,
-    "seed": 0,
-    "index": 0,
-    "duplicate_of": None,
-    "unchanged_share": 0.0,
-}
 
 
 class FDMServer(ModelServer):
@@ -137,6 +135,7 @@ class FDMServer(ModelServer):
         self, model: ServedModel, request: RolloutRequest, state: RolloutState, counts: Sequence[int]
     ) -> RolloutResult:
         """Decode the best sequence, whose earlier steps need not be those that were the best then, and every end."""
+        # Each list is decoded in one pass.
         rollout = state.rollout()
         best = rollout.best.candidates
         pixels_THWC = await self._decode([candidate.codes for candidate in best])
@@ -224,10 +223,12 @@ class FDMServer(ModelServer):
         """
         with metrics.stage("sample"):
             if self._recipe.num_draft_tokens:
+                # Drafts are checked a request at a time: no scheduler, and no progress to report.
                 codes_KN = await self._thread.call(
                     _speculate, model, start, candidates, sampling, self._recipe.num_draft_tokens
                 )
             else:
+                # Else its images join those of other requests.
                 prefix = forward_prefix(model.vlm, start.source, start.action)
                 request = ImageRequest(prefix, len(candidates), sampling, start.seed, candidates.start)
 
@@ -255,34 +256,13 @@ class WorldModelServer(FDMServer, IDMServer):
         return await self.score_candidates(verifier, source, action, candidates)
 
 
-def place_previews(count: int, tokens_per_image: int) -> list[int]:
-    """List after how many tokens previews are due: the first at a sixteenth of the image, the others evenly from
-    there."""
-    first = max(1, tokens_per_image // 16)
-    return sorted({first + (tokens_per_image - first) * index // count for index in range(count)})
-
-
-def verification_of(candidate: Candidate) -> Verification:
-    """Describe a ranked candidate."""
-    score = candidate.score
-    return {
-        "logprob": score.logprob,
-        "mean_logprob": score.mean_logprob,
-        "tokens": score.num_tokens,
-        "rank": candidate.rank,
-        "seed": candidate.seed,
-        "index": candidate.index,
-        "duplicate_of": candidate.duplicate_of,
-        "unchanged_share": candidate.unchanged_share,
-    }
-
-
 def _record_prediction(prediction: Prediction) -> None:
     distinct = prediction.distinct
     _record_candidates(len(prediction.candidates), len(distinct))
     metrics.record(metrics.UNCHANGED, prediction.best.unchanged_share)
     if len(distinct) > 1:
         best, second = (candidate.score.mean_logprob for candidate in distinct[:2])
+        # How sure the verifier is: near 0 it has no opinion.
         metrics.record(metrics.MARGIN, best - second)
 
 

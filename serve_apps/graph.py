@@ -53,6 +53,7 @@ class Catalog:
 
     async def entry(self, name: str) -> CatalogEntry:
         """Return the entry of a model; raise :class:`ApiError` 404 for an unknown one."""
+        # The recipe's own models never change: they are described once.
         if not self._own:
             await self._describe_own()
         if name not in self._own and (name not in self._adapters or self._is_old):
@@ -82,6 +83,7 @@ class Catalog:
         described: list[ModelEntry] = await asyncio.gather(
             *(call(self._handles[name], "describe", name, model=name) for name in folders)
         )
+        # Replicas may be of another recipe for a moment, while an application is replaced.
         codecs = [entry["codec"] for entry in described]
         if len(set(codecs)) > 1:
             message = OTHER_CODEC.format(*codecs)
@@ -129,6 +131,7 @@ class Graph:
             ApiError: 404 for an unknown name, 403 for one that the key may not use, 400 for one that does not do
                 ``task``.
         """
+        # Before it is looked up: a key learns nothing of models that are not for it.
         if not self._may_use(name):
             message = f"this API key may not use the model {name!r:.80}"
             raise ApiError(message, status=403, param="model", code="model_not_found")
@@ -179,9 +182,11 @@ class Graph:
             ApiError: 400 for what is no image or has too many pixels; 429 or 503 where too many wait to be decoded.
         """
         with metrics.stage("prepare"):
+            # 1. Sizes first: what is too large is refused before any of it is decoded.
             counts = await self.work(
                 sum(len(data) for _, data in images), partial(count_pixels_of, images, self.limits)
             )
+            # 2. Then the pixels, within what this client and all may have in memory.
             with self._budget.reserve(self._client, sum(counts)):
                 fitted: list[Pixels] = [
                     await self.work(count, partial(prepare_image, name, data, side_px, self.limits))
@@ -213,6 +218,7 @@ class Graph:
 
     def for_key(self, key: Key) -> "Graph":
         """Return the same graph within the limits of a key, to which its work is charged."""
+        # The catalog, the threads and the budget are shared; the limits are this key's.
         graph = copy(self)
         graph._key, graph._client = key, key.sha256
         if key.max_best_of is not None:

@@ -54,8 +54,10 @@ class IDMServer(ModelServer):
         Returns:
             A list for each target, with a score for each action.
         """
+        # 1. Codes of all images; the source's once.
         model, actions = await self._model(request.model), request.actions
         source, *targets = await self._encode(images_BHWC)
+        # 2. Pairs, a turn at a time: others go between.
         pairs = [(source, action, [target]) for target in targets for action in actions]
         scores: list[Score] = []
         with metrics.stage("score"):

@@ -90,6 +90,7 @@ def _describe(path: str, operation: JsonObject) -> None:
         if (is_page and status not in OF_PAGES) or (status in OF_BODIES and "requestBody" not in operation):
             continue
         content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+        # One schema for all: clients need to know one form of error.
         responses[status] = {"description": description, "content": content}
     if not is_page:
         operation["security"] = [{}, {"key": []}]
@@ -118,6 +119,7 @@ def edit_openapi() -> dict[str, object]:
     }
     references = {"type": "array", "minItems": 1, "maxItems": 1, "items": reference}
     required = fields["required"]
+    # A form has the image as a file, JSON as a data URL in OpenAI's list.
     form = form_fields | {
         "properties": {"image": source} | form_fields["properties"],
         "required": ["image", *required],

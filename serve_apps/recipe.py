@@ -193,6 +193,7 @@ class ServeRecipe(Recipe):
                 f"idm_server with base_sharing = {self.base_sharing!r}: both models are in one process, whose options "
                 "are fdm_server; leave it out"
             )
+        # A bound of all must let one request through, or nobody is ever answered.
         if self.max_held_bytes < self.max_body_bytes:
             raise ValueError(
                 f"max_held_bytes = {self.max_held_bytes} is less than max_body_bytes = {self.max_body_bytes}: of one "
@@ -261,14 +262,17 @@ def check_models(recipe: ServeRecipe) -> None:
     from wm.dynamics import check_draft_length, need_one_base
     from wm.models import hub_hint, load_codec, read_manifest
 
+    # 1. Files that are read when the server is up already.
     if recipe.keys:
         read_keys(recipe.keys)
+    # 2. Folders.
     for key in ("fdm", "idm", "base", "adapters"):
         folder = getattr(recipe, key)
         if folder is not None and not Path(folder).is_dir():
             if key == "adapters":
                 raise InputError(f"{key} = {folder!r}: no such folder")
             raise InputError(f"{key} = {folder!r}: no such model folder{hub_hint(folder)}")
+    # 3. What the models say of themselves: no weights are read for it.
     manifests = {folder: read_manifest(folder) for folder in (recipe.fdm, recipe.idm)}
     codecs = [
         manifest.codec_id if manifest is not None else load_codec(recipe.base or folder).codec_id

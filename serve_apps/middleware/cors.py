@@ -63,6 +63,7 @@ def _problem_of(origin: str) -> str | None:
 
 
 def _problem_of_parts(origin: str) -> str | None:
+    # Scheme and lower case are known to be right by now.
     match = _ORIGIN.match(origin)
     if match is None:
         return "expected SCHEME://HOST or SCHEME://HOST:PORT"

@@ -55,6 +55,7 @@ class RetryMiddleware:
         body = _Body(receive, self)
         answer = _Answer(send, body.forget)
         try:
+            # Each time the app sees the request as if it had just come.
             for repeat in range(self._max_repeats + 1):
                 if repeat:
                     logger.warning("%s %.200s: no answer; asking another process", scope["method"], scope["path"])
@@ -65,6 +66,7 @@ class RetryMiddleware:
                 answer.head = None
         finally:
             body.forget()
+        # All of them died: the client hears so, in OpenAI's form.
         if not answer.begun:
             error = ApiError.unavailable("the processes that were asked died; try again", "replica_died")
             await error_response(error)(scope, receive, send)
@@ -79,6 +81,7 @@ class _Answer:
         self.begun = False
 
     async def send(self, message: Message) -> None:
+        # A head alone is no answer: its process may die before the body.
         if message["type"] == "http.response.start":
             self.head = message
             return

@@ -152,10 +152,12 @@ def chat_from_json(body: bytes, limits: Limits) -> tuple[ChatRequest, list[Named
         ApiError: It names the field that is wrong.
     """
     values = parse_object(body, limits, max_values=MAX_CHAT_VALUES)
+    # What this model does not do is refused first, by name, whatever else is wrong.
     _check_neutral(values)
     if "messages" not in values:
         raise ApiError("messages is missing", param="messages", code="missing_required_parameter")
     messages = values.pop("messages")
+    # pydantic would make an error of each unknown option before it reports one.
     if isinstance(options := values.get("stream_options"), dict):
         check_names(options, StreamOptions.model_fields, inside="stream_options")
     request = ChatRequest.from_values(values, limits, strict=True)

@@ -50,6 +50,7 @@ def _check_message(message: object, name: str) -> None:
 
     Nothing else of a history is looked at.
     """
+    # As little as can be: a client may have kept a history with all fields of another server.
     if not isinstance(message, Mapping):
         raise ApiError(f"{name}: expected an object with role, content", param=name)
     if "role" not in message:
@@ -57,6 +58,7 @@ def _check_message(message: object, name: str) -> None:
     role = message["role"]
     if role not in ROLES:
         raise ApiError(f"{name}.role = {role!r:.80}: expected {', '.join(ROLES)}", param=f"{name}.role")
+    # An image in an instruction would be taken for one of the two, or silently ignored.
     content = message.get("content")
     if role in INSTRUCTIONS and isinstance(content, list):
         for index, part in enumerate(content):
@@ -95,6 +97,7 @@ def _check_content(message: Mapping[str, object], name: str, *, optional: Sequen
 def _reference_of(part: object, name: str) -> list[tuple[str, object]]:
     """Return the text of a part's image, with the name of its field; nothing for a text."""
     kind = part.get("type") if isinstance(part, Mapping) else None
+    # Texts change nothing; a malformed one is an error all the same.
     if kind == "text":
         text = _read_object(part, name, required=("type", "text"), optional=IGNORED_OF_PARTS)["text"]
         if not isinstance(text, str):
@@ -103,6 +106,7 @@ def _reference_of(part: object, name: str) -> list[tuple[str, object]]:
     if kind != "image_url":
         raise ApiError(f"{name}.type = {kind!r:.80}: expected text or image_url", param=f"{name}.type")
     optional = (*IGNORED_OF_IMAGES, *IGNORED_OF_PARTS)
+    # OpenAI has an object with the URL; other clients send the URL itself.
     reference = _read_object(part, name, required=("type", "image_url"), optional=optional)["image_url"]
     field = f"{name}.image_url"
     if isinstance(reference, str):
@@ -139,6 +143,7 @@ def messages_schema() -> JsonObject:
         optional={*beside, *cache},
     )
     name: JsonObject = {"name": {"type": ["string", "null"]}}
+    # Not the checks themselves: only what a right request looks like.
     asking, instructing = (
         _object(
             {

@@ -35,6 +35,7 @@ def chat_reply(chat: ChatRequest, head: Head, steps: Iterable[Sequence[TokenEntr
     ``mean_logprob`` and ``tokens``; the first one's stand beside ``choices`` too, with the ``seed``."""
     tokens = _by_choice(steps)
     choices = [_choice(chat, index, row) for index, row in sorted(tokens.items())]
+    # Where clients of one action look for it.
     belief = {name: choices[0][name] for name in ("logprob", "mean_logprob", "tokens")}
     usage = _usage(head, sum(map(len, tokens.values())))
     reply = {"choices": choices, "usage": usage, "system_fingerprint": None, "seed": chat.seed}
@@ -61,10 +62,12 @@ class ChatChunks:
             index, finish = token["sample"], token["finish"]
             self._logprobs[index].append(token["chosen"]["logprob"])
             logprobs = _logprobs(self._chat, [token])
+            # A part of a character has no text yet; with logprobs it is reported all the same.
             if token["released"] or (logprobs and finish is None):
                 chunks.append(
                     self._chunk(index, {"content": token["released"]}, logprobs if not finish else None, None)
                 )
+            # The end has no text of its own: it is a chunk with the reason and the sums.
             if finish is not None:
                 last = self._chunk(index, {}, logprobs, finish)
                 last["choices"][0] |= _belief(self._logprobs[index])

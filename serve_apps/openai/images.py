@@ -198,6 +198,7 @@ def count_pixels_of(images: Sequence[NamedImage], limits: Limits) -> list[int]:
     Raises:
         ApiError: It names the image that cannot be read or is too large.
     """
+    # Headers only: a kilobyte may hold gigabytes of pixels.
     counts: list[int] = []
     for name, data in images:
         try:
@@ -233,6 +234,7 @@ def encode_image(pixels_HWC: Pixels, output_format: str, quality: int, side_px: 
     if len(pixels_HWC) != side_px:
         image = Image.fromarray(pixels_HWC).resize((side_px, side_px), Image.Resampling.LANCZOS)
         pixels_HWC = np.asarray(image)
+    # The encoder of every other image of this project: the same pixels give the same bytes.
     if output_format == "png":
         return encode_png(pixels_HWC)
     buffer = io.BytesIO()

@@ -122,6 +122,7 @@ def check_names(
     if unknown is None:
         return
     name = (f"{inside}.{unknown}" if inside else unknown)[:80]
+    # A field of an earlier version has a name today.
     hint = f"; the fields are {', '.join(listed_names)}" if listed_names else ""
     if renamed and unknown in renamed:
         hint = f"; it is called {renamed[unknown]} now"

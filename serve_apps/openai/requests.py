@@ -90,8 +90,10 @@ class ApiRequest(BaseModel):
         Raises:
             ApiError: It names the field that is wrong.
         """
+        # Unknown names first, one by one: see check_names.
         names = [*cls.IMAGES, *cls.effective()]
         check_names(values, cls.model_fields, listed_names=names, renamed=cls.RENAMED)
+        # Not kept: a client's metadata would travel to every replica.
         ignored = {*cls.ignored()}
         own_values = {name: value for name, value in values.items() if name not in ignored}
         try:
@@ -161,6 +163,7 @@ class PredictionRequest(ApiRequest):
     @model_validator(mode="after")
     def _check_size(self) -> Self:
         side_px = self.side_px
+        # The model's images are square.
         if side_px is not None and (self.size != f"{side_px}x{side_px}" or side_px > MAX_SIDE_PX):
             raise ApiError(
                 f"size = {self.size!r}: expected auto or a square of at most {MAX_SIDE_PX}x{MAX_SIDE_PX}",
@@ -190,6 +193,7 @@ class PredictionRequest(ApiRequest):
 
         names = ("temperature", "top_k", "top_p", "guidance_scale", "image_guidance_scale")
         settings = {name: getattr(recipe if getattr(self, name) is None else self, name) for name in names}
+        # OpenAI's clients ask for greedy decoding by temperature 0.
         temperature = settings.pop("temperature")
         return Sampling(temperature=temperature or 1.0, greedy=temperature == 0, **settings)
 

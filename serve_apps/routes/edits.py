@@ -27,11 +27,14 @@ async def edit_image(request: Request, graph: GraphOf) -> Response:
     edit, image = await read_edit(request, graph.limits, graph.work)
     model = await graph.predicting_model(edit)
     with metrics.stages_s() as stages_s:
+        # 1. The image is decoded here, in fair shares: a replica gets pixels.
         (source_HWC,) = await graph.prepare([("image", image)], model["side_px"])
         if edit.stream:
             items = stream(graph.fdm, "predict_with_previews", edit, source_HWC, model=edit.model)
             return await event_stream(_events(graph, edit, model, items))
+        # 2. The FDM server samples, and has its candidates scored by the IDM server.
         result: EditResult = await call(graph.fdm, "predict", edit, source_HWC, model=edit.model)
+        # 3. Files of the images, again in fair shares.
         reply = await build_reply(graph, edit, model, result)
     return JSONResponse(reply, headers={"Server-Timing": metrics.server_timing({**result.stages_s, **stages_s})})
 
@@ -67,6 +70,7 @@ async def build_reply(graph: Graph, edit: EditRequest, model: CatalogEntry, resu
     """Build OpenAI's ``ImagesResponse``, with each image's ``verification``, the seed and the counts beside it."""
     with metrics.stage("encode_image"):
         images = [await graph.encode(edit, pixels_HWC) for pixels_HWC in result.pixels]
+    # Duplicates come last, so that the first are the best that differ.
     entries = [
         {"b64_json": base64.b64encode(image).decode(), "verification": verification}
         for image, verification in zip(images, result.verifications, strict=False)

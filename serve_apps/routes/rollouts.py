@@ -62,6 +62,7 @@ async def _events(
         "output_format": rollout.output_format,
     }
     head |= {"safety_identifier": rollout.end_user} if rollout.end_user else {}
+    # Steps come as they are finished; the result has them again, of the sequence that won.
     async for item in stream(graph.fdm, "roll_out", rollout, source_HWC, model=rollout.model):
         if isinstance(item, RolloutResult):
             with metrics.stage("encode_image"):
