@@ -23,17 +23,22 @@ from wm.errors import InputError
 from wm.private_session import joined_session, private_session
 
 APPLICATION = "world_model"
-FEWER_THREADS = ("RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD", "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP")
-"""Ray Serve keeps two threads beside a deployment's own for code that blocks its event loop. Ours does not: models have
-a thread of their own. Without the other two a request changes threads less often."""
+RAY_SERVE_SETTINGS = {
+    # Two threads beside a deployment's own are for code that blocks its event loop. Ours does not: models have a thread
+    # of their own. Without the other two a request changes threads less often.
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    # Calls between deployments go from process to process, not as Ray's tasks: a tenth less for one of a nano model.
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+}
 OBJECT_STORE_BYTES = 256 * 2**20
 PROXY_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 NO_MIDDLEWARES = (
     "warning: the proxy of this Ray session lacks the middleware of serve_apps: it obeys headers of any client, "
     f"and loses what a killed HTTP process was asked. Set {PROXY_VARIABLE}={IMPORT_PATH} on every node first"
 )
+# Beyond the time limit: the app itself gives requests up, in OpenAI's form.
 PROXY_WAITS_S = 10
-"""Beyond the time limit: the app itself gives requests up, in OpenAI's form."""
 
 
 class StartRecipe(ServeRecipe):
@@ -68,10 +73,12 @@ def start(recipe: StartRecipe) -> None:
 
     The session is a private one, guarded by a token, or with ``RAY_ADDRESS`` set the cluster of that name.
     """
+    # 1. What is wrong with the recipe is said before Ray starts: that takes seconds.
     check_models(recipe)
     _check_port(recipe.host, recipe.port)
     set_environment(recipe.keys and str(Path(recipe.keys).resolve()), recipe.cors_origins)
     _connect()
+    # 2. The session, then the proxy and the application.
     from ray import serve
 
     serve.start(
@@ -84,6 +91,7 @@ def start(recipe: StartRecipe) -> None:
         serve.run(application, name=APPLICATION, route_prefix="/")
     except RuntimeError as error:
         raise InputError(_why_not_running() or str(error)) from error
+    # 3. A session that was there already may have been started without our middleware.
     if has_middlewares(recipe.host, recipe.port) is False:
         print(NO_MIDDLEWARES, file=sys.stderr)
 
@@ -93,8 +101,8 @@ def _why_not_running() -> str | None:
     from ray import serve
 
     deployments = serve.status().applications[APPLICATION].deployments.values()
-    found = re.findall(r"InputError: (.+)", "\n".join(deployment.message for deployment in deployments))
-    return found[-1] if found else None
+    messages = re.findall(r"InputError: (.+)", "\n".join(deployment.message for deployment in deployments))
+    return messages[-1] if messages else None
 
 
 def stop() -> None:
@@ -116,7 +124,11 @@ def run(recipe: StartRecipe, *, dry_run: bool = False) -> None:
         _check_port(recipe.host, recipe.port)
         print(f"would serve fdm {recipe.fdm} and idm {recipe.idm} at {url}")
         return
-    _serve_until_interrupted(recipe, url)
+    print(f"starting: fdm {recipe.fdm}, idm {recipe.idm}", flush=True)
+    if recipe.open and not recipe.keys and not _is_loopback(recipe.host):
+        print(f"warning: whoever reaches {recipe.host} port {recipe.port} may ask: no keys are given", file=sys.stderr)
+    with without_ray_threads():
+        _serve_until_interrupted(recipe, url)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -127,14 +139,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _serve_until_interrupted(recipe: StartRecipe, url: str) -> None:
-    print(f"starting: fdm {recipe.fdm}, idm {recipe.idm}", flush=True)
-    if recipe.open and not recipe.keys and not _is_loopback(recipe.host):
-        print(f"warning: whoever reaches {recipe.host} port {recipe.port} may ask: no keys are given", file=sys.stderr)
-    with without_ray_threads():
-        _start_and_wait(recipe, url)
-
-
-def _start_and_wait(recipe: StartRecipe, url: str) -> None:
     # A supervisor may give up a server that still loads: what Ray has started by then is ended too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -157,10 +161,11 @@ def _start_and_wait(recipe: StartRecipe, url: str) -> None:
 
 
 def _connect() -> None:
+    # Ray's processes inherit the environment: it is set before any of them starts.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault(PROXY_VARIABLE, IMPORT_PATH)
-    for name in FEWER_THREADS:
-        os.environ.setdefault(name, "0")
+    for name, value in RAY_SERVE_SETTINGS.items():
+        os.environ.setdefault(name, value)
     for name in ("ray.serve", "ray._private.authentication.authentication_token_setup"):
         logging.getLogger(name).setLevel(logging.ERROR)
     import ray
@@ -174,6 +179,7 @@ def _connect() -> None:
         with joined_session(ray_constants, address):
             ray.init()
         return
+    # Replicas wait more than they compute: more of them than the machine has cores may run.
     with private_session(ray_constants) as private:
         ray.init(
             "local",

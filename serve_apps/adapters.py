@@ -39,6 +39,7 @@ def find_adapters(folder: str | Path, base_id: str) -> dict[str, tuple[Path, Man
     except OSError as error:
         _log_once(Path(folder), f"the folder of adapters {str(folder)!r} cannot be listed: {error}")
         return {}
+    # One that is damaged must not take the others with it.
     adapters = {}
     for entry in entries:
         try:
@@ -46,6 +47,7 @@ def find_adapters(folder: str | Path, base_id: str) -> dict[str, tuple[Path, Man
         except (InputError, OSError) as error:
             _log_once(entry, f"adapter {str(entry)!r} is not served: {error}")
             continue
+        # Once it is served again, what is wrong with it later is news.
         if manifest is not None:
             adapters[ADAPTER + entry.name] = model_folder(entry), manifest
             _logged.pop(entry, None)
@@ -56,6 +58,7 @@ def _read_servable(entry: Path, base_id: str) -> Manifest | None:
     """Return an adapter's manifest, None for what is no adapter; raise :class:`InputError` if it cannot be served."""
     if not is_model_folder(entry) or not is_adapter(entry):
         return None
+    # The name goes into JSON and log lines.
     if not entry.name.isprintable() or entry.name != entry.name.encode("utf-8", "replace").decode():
         raise InputError("its name is no printable text in UTF-8, and cannot be a model's name")
     manifest = read_manifest(entry)
@@ -63,12 +66,13 @@ def _read_servable(entry: Path, base_id: str) -> Manifest | None:
         raise InputError("it has no manifest, which says what base it is of")
     if manifest.task is None or manifest.base_id != base_id:
         raise InputError(f"it says no task, or is of another base than {base_id}")
+    # Nobody has vetted the folder: it must not bring code that would run here.
     check_no_code(model_folder(entry))
     return manifest
 
 
+# The last line about each folder that is not served: listings are frequent, the same line is written once.
 _logged: dict[Path, str] = {}
-"""The last line about each folder that is not served: listings are frequent, the same line is written once."""
 
 
 def _log_once(folder: Path, line: str) -> None:
@@ -112,6 +116,7 @@ class Adapters(Generic[ServedT]):
 
     def _load(self, name: str) -> ServedT:
         path, manifest = find_adapters(self._folder, self._base.model.base_id).get(name, (None, None))
+        # The ingress lists the folder every few seconds only: it may have gone since.
         if path is None or manifest is None:
             raise ApiError(f"no such model: {name!r:.80}", status=404, param="model", code="model_not_found")
         try:

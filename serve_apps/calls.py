@@ -17,8 +17,8 @@ from serve_apps.openai.errors import ApiError
 from serve_apps.openai.requests import FDM, IDM
 from wm.errors import InputError
 
+# Of a request, each on another replica, before it is given up.
 MAX_TRIES = 4
-"""Of a request, each on another replica, before it is given up."""
 logger = logging.getLogger("ray.serve")
 
 
@@ -37,6 +37,7 @@ async def call(handle: DeploymentHandle | None, method: str, *arguments: object,
     Raises:
         ApiError: What the client is to know.
     """
+    # A new call each time: Ray chooses another replica.
     for tries_left in reversed(range(MAX_TRIES)):
         response = _method_of(handle, method, model).remote(*arguments)
         try:
@@ -56,6 +57,7 @@ async def stream(
 
     After a replica's death another begins anew, and what was yielded already is skipped.
     """
+    # The same arguments give the same items: as many as were yielded are skipped.
     num_yielded = 0
     for tries_left in reversed(range(MAX_TRIES)):
         response = _method_of(handle, method, model).options(stream=True).remote(*arguments)
@@ -84,8 +86,10 @@ def _cancel(response: Any) -> None:
 
 def _check_retry(error: Exception, tries_left: int) -> None:
     """Return if another replica may be asked; else raise what the client is to know."""
+    # 1. A full queue: nobody has begun, the client may come again.
     if isinstance(error, BackPressureError):
         raise ApiError.unavailable("the server is busy; try again soon", "overloaded") from error
+    # 2. A dead replica: its work is lost, not the request.
     if isinstance(error, RayActorError):
         if not tries_left:
             raise ApiError.unavailable(
@@ -94,6 +98,7 @@ def _check_retry(error: Exception, tries_left: int) -> None:
         metrics.record(metrics.RETRIES)
         logger.warning("a replica died at work on a request (%s); asking another", error)
         return
+    # 3. What the method raised, which Ray wraps.
     cause = error.cause if isinstance(error, RayTaskError) else error
     if isinstance(cause, InputError):
         raise ApiError(str(cause), code="invalid_value") from error

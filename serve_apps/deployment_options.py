@@ -13,8 +13,8 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import RayActorOptionsSchema
 
 DeploymentOptions = dict[str, object]
+# Options that are not a recipe's: an application of ours gives them, or needs none.
 _OURS = ("name", "version", "user_config")
-"""Options that are not a recipe's: an application of ours gives them, or needs none."""
 
 
 def check_options(options: DeploymentOptions) -> None:
@@ -44,8 +44,8 @@ def merge_options(defaults: DeploymentOptions, options: DeploymentOptions) -> De
     return defaults | options | {"ray_actor_options": actor_options}
 
 
-def _check_keys(table: Mapping[str, object], known: Iterable[str], prefix: str) -> None:
-    names = list(known)
+def _check_keys(table: Mapping[str, object], rays_names: Iterable[str], prefix: str) -> None:
+    names = list(rays_names)
     for key in table:
         if key not in names:
             nearest = difflib.get_close_matches(key, names, n=1)

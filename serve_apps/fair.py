@@ -68,6 +68,7 @@ class FairThreads:
         context = copy_context()
         with self._lock:
             entry = self._clients.setdefault(client, _Client(self._clock))
+            # Level with the others: idle time is no credit.
             if not entry.jobs and not entry.num_running:
                 entry.used = max(entry.used, self._clock)
             job = _Job(lambda: context.run(work), cost, future)
@@ -144,6 +145,7 @@ class PixelBudget:
             ApiError: 429 beyond the client's share, 503 beyond that of all, both with ``Retry-After``.
         """
         with self._lock:
+            # A client's own share first: it is told to wait, not that the server is busy.
             in_use = self._pixels.get(client, 0)
             if in_use + pixels > self._max_pixels_each:
                 raise ApiError(

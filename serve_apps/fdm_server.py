@@ -21,9 +21,18 @@ from serve_apps.openai.edits import EditRequest
 from serve_apps.openai.requests import FDM, IDM
 from serve_apps.openai.rollouts import RolloutRequest
 from serve_apps.recipe import ServeRecipe
-from serve_apps.results import BeamEnd, EditResult, Preview, RolloutResult, RolloutStep, Score, Verification
+from serve_apps.results import (
+    UNVERIFIED,
+    BeamEnd,
+    EditResult,
+    Preview,
+    RolloutResult,
+    RolloutStep,
+    Score,
+    place_previews,
+    verification_of,
+)
 from wm.dynamics import (
-    Candidate,
     Prediction,
     RolloutState,
     Sampling,
@@ -40,10 +49,10 @@ from wm.judging import unchanged_share
 from wm.models import ImageCodec
 from wm.sampling import ImageRequest, StepOutput
 
+# Given the first candidate's codes so far, int64 (n,).
 OnTokens = Callable[[Tensor], object]
-"""Given the first candidate's codes so far, int64 (n,)."""
+# Codebook ids (N,) of an image.
 Codes = Sequence[int]
-"""Codebook ids (N,) of an image."""
 
 
 class FDMServer(ModelServer):
@@ -125,6 +134,7 @@ class FDMServer(ModelServer):
         self, model: ServedModel, request: RolloutRequest, state: RolloutState, counts: Sequence[int]
     ) -> RolloutResult:
         """Decode the best sequence, whose earlier steps need not be those that were the best then, and every end."""
+        # Each list is decoded in one pass.
         rollout = state.rollout()
         best = rollout.best.candidates
         pixels_THWC = await self._decode([candidate.codes for candidate in best])
@@ -160,7 +170,10 @@ class FDMServer(ModelServer):
             sampled_KN = await self._sample(model, start, range(request.best_of), sampling, on_tokens)
             codes = dict(enumerate(map(tuple, sampled_KN.tolist())))
             _record_candidates(len(codes), len(set(codes.values())))
-            verifications = [unverified(index, request.seed, source, row) for index, row in codes.items()]
+            verifications = [
+                UNVERIFIED | {"seed": request.seed, "index": index, "unchanged_share": unchanged_share(source, row)}
+                for index, row in codes.items()
+            ]
         # 2. Decode those that the reply shows.
         num_shown = request.n
         if request.return_candidates:
@@ -209,10 +222,12 @@ class FDMServer(ModelServer):
         """
         with metrics.stage("sample"):
             if self._recipe.num_draft_tokens:
+                # Drafts are checked a request at a time: no scheduler, and no progress to report.
                 codes_KN = await self._thread.call(
                     _speculate, model, start, candidates, sampling, self._recipe.num_draft_tokens
                 )
             else:
+                # Else its images join those of other requests.
                 prefix = forward_prefix(model.vlm, start.source, start.action)
                 request = ImageRequest(prefix, len(candidates), sampling, start.seed, candidates.start)
 
@@ -240,47 +255,13 @@ class WorldModelServer(FDMServer, IDMServer):
         return await self.score_candidates(verifier, source, action, candidates)
 
 
-def place_previews(count: int, tokens_per_image: int) -> list[int]:
-    """List after how many tokens previews are due: the first at a sixteenth of the image, the others evenly from
-    there."""
-    first = max(1, tokens_per_image // 16)
-    return sorted({first + (tokens_per_image - first) * index // count for index in range(count)})
-
-
-def verification_of(candidate: Candidate) -> Verification:
-    """Describe a ranked candidate."""
-    return {
-        "logprob": candidate.score.logprob,
-        "mean_logprob": candidate.score.mean_logprob,
-        "tokens": candidate.score.num_tokens,
-        "rank": candidate.rank,
-        "seed": candidate.seed,
-        "index": candidate.index,
-        "duplicate_of": candidate.duplicate_of,
-        "unchanged_share": candidate.unchanged_share,
-    }
-
-
-def unverified(index: int, seed: int, source: Codes, codes: Codes) -> Verification:
-    """Describe a candidate that nobody verified."""
-    return {
-        "logprob": None,
-        "mean_logprob": None,
-        "tokens": None,
-        "rank": None,
-        "seed": seed,
-        "index": index,
-        "duplicate_of": None,
-        "unchanged_share": unchanged_share(source, codes),
-    }
-
-
 def _record_prediction(prediction: Prediction) -> None:
     distinct = prediction.distinct
     _record_candidates(len(prediction.candidates), len(distinct))
     metrics.record(metrics.UNCHANGED, prediction.best.unchanged_share)
     if len(distinct) > 1:
         best, second = (candidate.score.mean_logprob for candidate in distinct[:2])
+        # How sure the verifier is: near 0 it has no opinion.
         metrics.record(metrics.MARGIN, best - second)
 
 

@@ -2,20 +2,20 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import numpy as np
 from fastapi import Depends, Request
 from ray.serve.handle import DeploymentHandle
 
 from serve_apps import metrics
-from serve_apps.calls import call, stream
+from serve_apps.calls import call
 from serve_apps.fair import FairThreads, PixelBudget
 from serve_apps.keys import Key
 from serve_apps.openai.errors import ApiError, Limits
@@ -26,10 +26,10 @@ from serve_apps.results import AdapterEntry, ModelEntry
 from wm.images import Pixels
 
 T = TypeVar("T")
+# A body of so many bytes is parsed where it was read: changing threads would cost more.
 SMALL_BYTES = 2**16
-"""A body of so many bytes is parsed where it was read: changing threads would cost more."""
+# After so long the folder of adapters is listed again.
 REFRESH_S = 5.0
-"""After so long the folder of adapters is listed again."""
 MAX_LISTED = 20
 
 
@@ -53,15 +53,16 @@ class Catalog:
 
     async def entry(self, name: str) -> CatalogEntry:
         """Return the entry of a model; raise :class:`ApiError` 404 for an unknown one."""
+        # The recipe's own models never change: they are described once.
         if not self._own:
             await self._describe_own()
         if name not in self._own and (name not in self._adapters or self._is_old):
             await self._list_adapters()
         entry = self._own.get(name) or self._adapters.get(name)
         if entry is None:
-            known = [*self._own, *self._adapters]
-            others = f" and {len(known) - MAX_LISTED} others" if len(known) > MAX_LISTED else ""
-            message = f"no such model: {name!r:.80}; the models are {', '.join(known[:MAX_LISTED])}{others}"
+            names = [*self._own, *self._adapters]
+            others = f" and {len(names) - MAX_LISTED} others" if len(names) > MAX_LISTED else ""
+            message = f"no such model: {name!r:.80}; the models are {', '.join(names[:MAX_LISTED])}{others}"
             raise ApiError(message, status=404, param="model", code="model_not_found")
         return entry
 
@@ -82,6 +83,7 @@ class Catalog:
         described: list[ModelEntry] = await asyncio.gather(
             *(call(self._handles[name], "describe", name, model=name) for name in folders)
         )
+        # Replicas may be of another recipe for a moment, while an application is replaced.
         codecs = [entry["codec"] for entry in described]
         if len(set(codecs)) > 1:
             message = OTHER_CODEC.format(*codecs)
@@ -110,21 +112,13 @@ class Graph:
 
     def __init__(self, recipe: ServeRecipe, fdm: DeploymentHandle, idm: DeploymentHandle) -> None:
         self.recipe, self.limits = recipe, recipe.limits()
-        self._handles = {FDM: fdm, IDM: idm}
+        self.fdm, self.idm = fdm, idm
         self._key: Key | None = None
         self._client = ""
-        self._catalog = Catalog(recipe, self._handles)
+        self._catalog = Catalog(recipe, {FDM: fdm, IDM: idm})
         # A large image takes 0.1 GB while it is scaled down: few threads.
         self._threads = FairThreads()
         self._budget = PixelBudget(*recipe.pixel_budget())
-
-    async def call(self, role: str, method: str, *arguments: object, model: str) -> Any:
-        """Return what a method of ``fdm`` or ``idm`` returns; see :func:`serve_apps.calls.call`."""
-        return await call(self._handles[role], method, *arguments, model=model)
-
-    def stream(self, role: str, method: str, *arguments: object, model: str) -> AsyncGenerator[Any, None]:
-        """Yield what a generator of ``fdm`` or ``idm`` yields; see :func:`serve_apps.calls.stream`."""
-        return stream(self._handles[role], method, *arguments, model=model)
 
     async def model(self, name: str, *, task: str | None = None) -> CatalogEntry:
         """Return a model's entry.
@@ -137,6 +131,7 @@ class Graph:
             ApiError: 404 for an unknown name, 403 for one that the key may not use, 400 for one that does not do
                 ``task``.
         """
+        # Before it is looked up: a key learns nothing of models that are not for it.
         if not self._may_use(name):
             message = f"this API key may not use the model {name!r:.80}"
             raise ApiError(message, status=403, param="model", code="model_not_found")
@@ -187,9 +182,11 @@ class Graph:
             ApiError: 400 for what is no image or has too many pixels; 429 or 503 where too many wait to be decoded.
         """
         with metrics.stage("prepare"):
+            # 1. Sizes first: what is too large is refused before any of it is decoded.
             counts = await self.work(
                 sum(len(data) for _, data in images), partial(count_pixels_of, images, self.limits)
             )
+            # 2. Then the pixels, within what this client and all may have in memory.
             with self._budget.reserve(self._client, sum(counts)):
                 fitted: list[Pixels] = [
                     await self.work(count, partial(prepare_image, name, data, side_px, self.limits))
@@ -221,6 +218,7 @@ class Graph:
 
     def for_key(self, key: Key) -> "Graph":
         """Return the same graph within the limits of a key, to which its work is charged."""
+        # The catalog, the threads and the budget are shared; the limits are this key's.
         graph = copy(self)
         graph._key, graph._client = key, key.sha256
         if key.max_best_of is not None:
@@ -234,7 +232,7 @@ class Graph:
 
     async def check_health(self) -> None:
         """Return once both models answer."""
-        await asyncio.gather(*(self.call(role, "describe", role, model=role) for role in self._handles))
+        await asyncio.gather(call(self.fdm, "describe", FDM, model=FDM), call(self.idm, "describe", IDM, model=IDM))
 
 
 async def _graph(request: Request) -> Graph:
@@ -246,5 +244,5 @@ async def _graph(request: Request) -> Graph:
     return graph.for_client(request.client.host if request.client else "")
 
 
+# A route's parameter that is the graph of its app, within the limits of the request's key.
 GraphOf = Annotated[Graph, Depends(_graph)]
-"""A route's parameter that is the graph of its app, within the limits of the request's key."""

@@ -26,19 +26,19 @@ from serve_apps.openapi import DescribedApp
 logger = logging.getLogger("ray.serve")
 
 MAX_FIELDS = 64
+# Of a form: one before each file and each field, one at the end, and one more.
 MAX_BOUNDARIES = 2 * MAX_FIELDS + 2
-"""Of a form: one before each file and each field, one at the end, and one more."""
 MAX_PADDING_BYTES = 1000
+# Of a form's texts, as Python names them. Decoding takes a time that grows with the text, and no faster.
 CHARSETS = ("utf-8", "utf-8-sig", "ascii", "iso8859-1", "cp1252", "utf-16", "utf-16-le", "utf-16-be")
-"""Of a form's texts, as Python names them. Decoding takes a time that grows with the text, and no faster."""
 PAGES = ("/", "/health", "/docs", "/openapi.json", "/playground")
+# Read without a key, with what lies below these: they say nothing of anybody and ask no model to work.
 BELOW = ("/playground/", "/docs/files/")
-"""Read without a key, with what lies below these: they say nothing of anybody and ask no model to work."""
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,512}")
 T = TypeVar("T")
 ParsedEdit: TypeAlias = tuple[EditRequest, bytes]
+# Calls a blocking function, whose cost in bytes is given, off the event loop.
 RunBlocking: TypeAlias = Callable[[float, Callable[[], ParsedEdit]], Awaitable[ParsedEdit]]
-"""Calls a blocking function, whose cost in bytes is given, off the event loop."""
 
 
 def create_app(title: str, middlewares: Sequence[Middleware] = ()) -> FastAPI:
@@ -75,6 +75,7 @@ async def read_edit(request: Request, limits: Limits, run_blocking: RunBlocking 
         ApiError: 400, 413 or 415; it names what is wrong.
     """
     kind = _content_type(request)
+    # Before the body is read: what nobody could parse is not received.
     if kind not in ("application/json", "multipart/form-data"):
         raise ApiError(
             f"content-type {kind!r:.80} is not supported; send multipart/form-data or application/json",
@@ -93,6 +94,7 @@ def _edit_from_form_body(headers: Headers, body: bytes, limits: Limits) -> Parse
     async def stream() -> AsyncGenerator[bytes, None]:
         yield body
 
+    # The body is in memory: the parser never waits, so that it needs no event loop.
     parser = _InMemoryParser(
         headers,
         stream(),
@@ -196,6 +198,7 @@ def _content_type(request: Request) -> str:
 
 async def limited_body(request: Request, limits: Limits) -> AsyncGenerator[bytes, None]:
     """Yield the body as it arrives. Too large by its header or by what has come: 413, and no more is read."""
+    # By its header already, where it has one: then not a byte is read.
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limits.max_body_bytes:
         raise _too_large(limits)
@@ -249,6 +252,7 @@ async def _api_error(_: Request, error: Exception) -> JSONResponse:
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     method = "GET" if request.method == "HEAD" else request.method  # whose answers are equally long
+    # Starlette's own texts say less.
     message = {
         404: f"no such path: {method} {request.url.path}",
         405: f"method {method} is not allowed for {request.url.path}",

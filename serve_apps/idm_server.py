@@ -19,10 +19,10 @@ from wm.dynamics.idm import ActionToken, Belief, ProposalStream, count_free_posi
 from wm.images import Pixels
 from wm.sampling.texts import TextBatch, TextToken, decode_texts
 
+# Of a large request, what is scored or proposed before others have their turn.
 MAX_PAIRS_A_TURN, MAX_TOKENS_A_TURN = 16, 8
-"""Of a large request, what is scored or proposed before others have their turn."""
+# Codes (N,) of a source, an action, codes (K, N) of what it may have led to.
 Candidates = tuple[Sequence[int], str, Sequence[Sequence[int]]]
-"""Codes (N,) of a source, an action, codes (K, N) of what it may have led to."""
 TextSteps = list[list[TextToken | None]]
 
 
@@ -54,8 +54,10 @@ class IDMServer(ModelServer):
         Returns:
             A list for each target, with a score for each action.
         """
+        # 1. Codes of all images; the source's once.
         model, actions = await self._model(request.model), request.actions
         source, *targets = await self._encode(images_BHWC)
+        # 2. Pairs, a turn at a time: others go between.
         pairs = [(source, action, [target]) for target in targets for action in actions]
         scores: list[Score] = []
         with metrics.stage("score"):

@@ -36,10 +36,13 @@ def _build_middlewares(recipe: ServeRecipe, adds_id: bool) -> list[Middleware]:
 
     A browser must be able to read every error, so that CORS is around all that refuse.
     """
+    # 1. CORS: also a refusal must be readable to a page.
     cors = cors_middlewares(recipe.cors_origins)
+    # 2. Keys, where there are any: who has none reaches no limit of others.
     guard = []
     if recipe.keys:
         guard = [Middleware(ApiKeyMiddleware, ring=KeyRing(recipe.keys), names_keys=recipe.key_names_in_metrics)]
+    # 3. Bounds; a key may hold half of all bytes, so that two can always work.
     bounds = Middleware(
         LimitsMiddleware,
         max_requests=recipe.max_requests,

@@ -6,6 +6,7 @@ hashes are for passwords, which people make up; here one would only let anybody 
 
 import hashlib
 import hmac
+import json
 import logging
 import secrets
 import sys
@@ -60,11 +61,11 @@ def read_keys(path: str | Path) -> tuple[Key, ...]:
     if not Path(path).is_file():
         raise InputError(f"keys = {str(path)!r}: no such file; `python -m serve_apps.keys name=NAME >> FILE` makes one")
     keys = _KeyFile.parse(read_toml(Path(path)), str(path)).keys
-    for what in ("name", "sha256"):
-        values = [getattr(key, what) for key in keys]
-        twice = next((value for value in values if values.count(value) > 1), None)
-        if twice is not None:
-            raise InputError(f"{path}: {what} = {twice!r} is given twice")
+    for field in ("name", "sha256"):
+        values = [getattr(key, field) for key in keys]
+        duplicate = next((value for value in values if values.count(value) > 1), None)
+        if duplicate is not None:
+            raise InputError(f"{path}: {field} = {duplicate!r} is given twice")
     return tuple(keys)
 
 
@@ -78,13 +79,14 @@ class KeyRing:
         self.keys = read_keys(path)
 
     def find(self, token: bytes) -> Key | None:
-        """Return the entry of a key as a client sent it. Takes as long whichever it is."""
+        """Return the entry of a key as a client sent it; it takes as long whichever it is."""
         self._refresh()
-        digest, found = hashlib.sha256(token).hexdigest(), None
+        digest, match = hashlib.sha256(token).hexdigest(), None
+        # No early end: the time must not say which key it was.
         for key in self.keys:
             if hmac.compare_digest(key.sha256, digest):
-                found = key
-        return found
+                match = key
+        return match
 
     def _refresh(self) -> None:
         stamp = self._stamp()
@@ -110,16 +112,9 @@ def entry_text(limits: KeyLimits, token: str) -> str:
     """Return what a key file holds of a key."""
     values: dict[str, object] = {"name": limits.name, "sha256": hashlib.sha256(token.encode()).hexdigest()}
     values |= {key: value for key, value in limits.model_dump(exclude={"name"}).items() if value is not None}
-    return "[[keys]]\n" + "".join(f"{key} = {_toml(value)}\n" for key, value in values.items())
-
-
-def _toml(value: object) -> str:
-    if isinstance(value, list):
-        return f"[{', '.join(map(_toml, value))}]"
-    if not isinstance(value, str):
-        return str(value)
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-    return '"' + "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in escaped) + '"'
+    # JSON's numbers, lists and texts are TOML's, but for the one control character that JSON leaves as it is.
+    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items()]
+    return "[[keys]]\n" + "".join(lines).replace("\x7f", "\\u007f")
 
 
 def run(limits: KeyLimits, *, dry_run: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""What the server measures of itself, exported to Prometheus by Ray (``ray_wm_…`` at each node's metrics port).
+"""Measure the server itself: figures exported to Prometheus by Ray (``ray_wm_…`` at each node's metrics port).
 
 Names end in their unit, as Prometheus has it. Outside a Ray Serve replica nothing is recorded, unless a test asks.
 """
@@ -41,9 +41,9 @@ RETRIES = Metric("wm_replica_retries", "counter", "Requests asked of another rep
 
 # Of the replicas. The stages prepare and encode_image are the ingress's.
 STAGE_SECONDS = Metric("wm_stage_seconds", "histogram", "Time of a stage of a request", ("stage",), SECONDS)
+# Of an edit; queue: from a request for candidates until the first of them begins, a part of sample. Chat completions
+# have prepare, encode and propose; scores prepare, encode and score.
 STAGES = ("prepare", "encode", "queue", "sample", "score", "decode", "encode_image")
-"""Of an edit; queue: from a request for candidates until the first of them begins, a part of sample. Chat completions
-have prepare, encode and propose; scores prepare, encode and score."""
 TOKENS = Metric("wm_tokens_sampled", "counter", "Image tokens of the candidates sampled")
 ROWS = Metric("wm_rows_decoding", "gauge", "Images decoded together, rows of guidance among them (batch fill)")
 WAITING = Metric("wm_requests_waiting", "gauge", "Requests of which some candidates wait for room in the batch")
@@ -84,13 +84,13 @@ class _Ray:
     """Ray Serve's metrics: each with the names of its deployment, replica and application."""
 
     def __init__(self) -> None:
-        self._made: dict[str, Any] = {}
+        self._exporters: dict[str, Any] = {}
 
     def __call__(self, metric: Metric, value: float, tags: dict[str, str]) -> None:
-        made = self._made.get(metric.name) or self._made.setdefault(metric.name, self._make(metric))
-        getattr(made, {"counter": "inc", "gauge": "set", "histogram": "observe"}[metric.kind])(value, tags=tags)
+        exporter = self._exporters.get(metric.name) or self._exporters.setdefault(metric.name, self._build(metric))
+        getattr(exporter, {"counter": "inc", "gauge": "set", "histogram": "observe"}[metric.kind])(value, tags=tags)
 
-    def _make(self, metric: Metric) -> Any:
+    def _build(self, metric: Metric) -> Any:
         from ray.serve import metrics
 
         if metric.kind == "histogram":
@@ -111,7 +111,7 @@ class _Current:
 def record(metric: Metric, value: float = 1.0, /, **tags: str) -> None:
     """Add to a counter, set a gauge, or put into a histogram. From any thread."""
     if _Current.recorder is None:
-        _Current.recorder = _found()
+        _Current.recorder = _current_recorder()
     _Current.recorder(metric, float(value), tags)
 
 
@@ -123,9 +123,9 @@ def record_to(recorder: Recorder | None) -> None:
 @contextmanager
 def stage(name: str) -> Iterator[None]:
     """Time a stage of :data:`STAGES`; one that fails is not counted."""
-    began_s = time.perf_counter()
+    start_s = time.perf_counter()
     yield
-    seconds = time.perf_counter() - began_s
+    seconds = time.perf_counter() - start_s
     record(STAGE_SECONDS, seconds, stage=name)
     own = _own_stages.get()
     if own is not None:
@@ -148,7 +148,7 @@ def server_timing(stages: Mapping[str, float]) -> str:
     return ", ".join(f"{name};dur={1000 * seconds:.2f}" for name, seconds in stages.items())
 
 
-def _found() -> Recorder:
+def _current_recorder() -> Recorder:
     from ray import serve
     from ray.serve.exceptions import RayServeException
 

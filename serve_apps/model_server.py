@@ -23,11 +23,11 @@ from wm.models import ImageCodec, load_codec
 from wm.models.vlm import UnifiedVLM
 from wm.sampling import ImageEngine, ModelRunner
 
+# An image grows in so many parts at least, where it has as many tokens: requests join, and progress is reported,
+# often enough for an early preview, seldom enough to cost nothing.
 MIN_UPDATES = 16
-"""An image grows in so many parts at least, where it has as many tokens: requests join, and progress is reported, often
-enough for an early preview, seldom enough to cost nothing."""
+# Images of a large request that are encoded before others have their turn.
 MAX_IMAGES_A_TURN = 8
-"""Images of a large request that are encoded before others have their turn."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,8 +23,8 @@ Ts = TypeVarTuple("Ts")
 T = TypeVar("T")
 OwnerT = TypeVar("OwnerT")
 ItemT = TypeVar("ItemT")
+# Items of a kind that are worked on at once.
 MAX_BATCH_ITEMS = 32
-"""Items of a kind that are worked on at once."""
 
 
 class _Reply(Generic[T]):
@@ -128,6 +128,7 @@ class ModelThread:
         Returns:
             int64 (K, N) codes.
         """
+        # The thread's own objects are touched in the thread alone: it gets commands.
         pending = _Pending(pool, _Reply[Tensor](), on_line)
         self._inbox.put(lambda: self._add(request, pending))
         try:
@@ -145,6 +146,7 @@ class ModelThread:
         while True:
             is_busy = bool(self._batches or self._pending)
             try:
+                # Without work it waits; with work it only looks whether something has come.
                 command = self._inbox.get(block=not is_busy)
             except queue.Empty:
                 # All that has arrived is taken in first, so that a batch is as large as it can be.

@@ -6,6 +6,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from serve_apps.openai.edits import EditRequest
+from serve_apps.openai.errors import JsonObject
 from serve_apps.openai.images import DATA_URL_SCHEMA, PIXEL_URL
 from serve_apps.openai.requests import ApiRequest, json_schema
 
@@ -23,7 +24,7 @@ ERRORS = {
 OF_PAGES = ("400", "503")
 OF_BODIES = ("413", "415")
 _NULLABLE = {"type": ["string", "null"]}
-ERROR_SCHEMA: dict[str, Any] = {
+ERROR_SCHEMA: JsonObject = {
     "title": "Error",
     "description": "OpenAI's form of an error.",
     "type": "object",
@@ -45,7 +46,7 @@ ERROR_SCHEMA: dict[str, Any] = {
 }
 
 
-EVENT_SCHEMA: dict[str, Any] = {
+EVENT_SCHEMA: JsonObject = {
     "title": "Event",
     "description": "Of a stream, each server-sent event; its data is JSON, or in a chat's last one [DONE].",
     "type": "object",
@@ -58,7 +59,7 @@ EVENT_SCHEMA: dict[str, Any] = {
 class DescribedApp(FastAPI):
     """A FastAPI app whose schema has the errors too."""
 
-    def openapi(self) -> dict[str, Any]:
+    def openapi(self) -> JsonObject:
         """Return the schema; it is built once."""
         if self.openapi_schema is None:
             schema = super().openapi()
@@ -75,13 +76,13 @@ class DescribedApp(FastAPI):
         return self.openapi_schema or {}
 
 
-def _operations(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _operations(schema: JsonObject) -> Iterator[tuple[str, JsonObject]]:
     for path, methods in schema["paths"].items():
         for operation in methods.values():
             yield path, operation
 
 
-def _describe(path: str, operation: dict[str, Any]) -> None:
+def _describe(path: str, operation: JsonObject) -> None:
     responses = operation["responses"]
     responses.pop("422", None)
     is_page = not path.startswith("/v1/")
@@ -89,6 +90,7 @@ def _describe(path: str, operation: dict[str, Any]) -> None:
         if (is_page and status not in OF_PAGES) or (status in OF_BODIES and "requestBody" not in operation):
             continue
         content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+        # One schema for all: clients need to know one form of error.
         responses[status] = {"description": description, "content": content}
     if not is_page:
         operation["security"] = [{}, {"key": []}]
@@ -96,7 +98,7 @@ def _describe(path: str, operation: dict[str, Any]) -> None:
         responses["200"]["content"]["text/event-stream"] = {"schema": {"$ref": "#/components/schemas/Event"}}
 
 
-def _streams(operation: dict[str, Any]) -> bool:
+def _streams(operation: JsonObject) -> bool:
     content = operation.get("requestBody", {}).get("content", {})
     return any("stream" in kind["schema"].get("properties", {}) for kind in content.values())
 
@@ -117,6 +119,7 @@ def edit_openapi() -> dict[str, object]:
     }
     references = {"type": "array", "minItems": 1, "maxItems": 1, "items": reference}
     required = fields["required"]
+    # A form has the image as a file, JSON as a data URL in OpenAI's list.
     form = form_fields | {
         "properties": {"image": source} | form_fields["properties"],
         "required": ["image", *required],
@@ -133,7 +136,7 @@ def edit_openapi() -> dict[str, object]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-def json_openapi(request: type[ApiRequest], images: Iterable[str], example: Mapping[str, Any]) -> dict[str, Any]:
+def json_openapi(request: type[ApiRequest], images: Iterable[str], example: Mapping[str, Any]) -> JsonObject:
     """Describe the JSON body of a request for the OpenAPI page.
 
     Args:

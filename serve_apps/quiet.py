@@ -28,6 +28,7 @@ class _WithoutRayThreads:
         self._stream = stream
 
     def write(self, text: str) -> int:
+        # As if it had been written: Ray's thread expects a length.
         if threading.current_thread().name in RAY_THREADS:
             return len(text)
         return self._stream.write(text)
@@ -56,6 +57,7 @@ def quiet_end() -> Iterator[None]:
     ``sys.stderr``, and written in the end but for Ray's own lines.
     """
     sys.stderr.flush()
+    # Ray's native code writes to the descriptor itself.
     terminal = os.dup(2)
     with tempfile.TemporaryFile() as buffer, redirect_stdout(io.StringIO()):
         os.dup2(buffer.fileno(), 2)
@@ -66,6 +68,7 @@ def quiet_end() -> Iterator[None]:
             os.dup2(terminal, 2)
             os.close(terminal)
             buffer.seek(0)
+            # Errors of our own, such as a traceback, must not be lost.
             for line in buffer:
                 if not is_rays(line):
                     os.write(2, line)

@@ -17,8 +17,8 @@ from wm.config import Recipe
 from wm.errors import InputError
 from wm.paths import InputPath, OptionalInputPath
 
+# Any other model's name is this and the name of its folder.
 ADAPTER = "base:"
-"""Any other model's name is this and the name of its folder."""
 OTHER_CODEC = "the FDM's image codec is {}, the IDM's {}: they cannot read each other's images"
 SERVER_DEFAULTS: DeploymentOptions = {
     "max_constructor_retry_count": 2,
@@ -30,8 +30,8 @@ SERVER_DEFAULTS: DeploymentOptions = {
     "graceful_shutdown_timeout_s": 30.0,
     "ray_actor_options": {"num_cpus": 1, "num_gpus": 0},
 }
+# Requests at a time beyond those being answered: pages, health checks, and those that are refused as too many.
 REFUSALS = 256
-"""Requests at a time beyond those being answered: pages, health checks, and those that are refused as too many."""
 
 
 class ServeRecipe(Recipe):
@@ -163,20 +163,16 @@ class ServeRecipe(Recipe):
 
     @field_validator("fdm_server", "idm_server", "ingress", mode="before")
     @classmethod
-    def _parse_table(cls, value: object) -> object:
-        """``serve run`` passes a table as text: {num_replicas = 2}."""
-        if not isinstance(value, str):
-            return value
-        try:
-            return tomllib.loads(f"table = {value}")["table"]
-        except tomllib.TOMLDecodeError as error:
-            raise ValueError("expected a table such as {num_replicas = 2}") from error
-
-    @field_validator("fdm_server", "idm_server", "ingress")
-    @classmethod
-    def _check_table(cls, options: DeploymentOptions) -> DeploymentOptions:
-        check_options(options)
-        return options
+    def _read_options(cls, value: object) -> object:
+        """Check a table of Ray's options; ``serve run`` passes it as text: {num_replicas = 2}."""
+        if isinstance(value, str):
+            try:
+                value = tomllib.loads(f"table = {value}")["table"]
+            except tomllib.TOMLDecodeError as error:
+                raise ValueError("expected a table such as {num_replicas = 2}") from error
+        if isinstance(value, dict):
+            check_options(value)
+        return value
 
     @field_validator("cors_origins", mode="before")
     @classmethod
@@ -197,6 +193,7 @@ class ServeRecipe(Recipe):
                 f"idm_server with base_sharing = {self.base_sharing!r}: both models are in one process, whose options "
                 "are fdm_server; leave it out"
             )
+        # A bound of all must let one request through, or nobody is ever answered.
         if self.max_held_bytes < self.max_body_bytes:
             raise ValueError(
                 f"max_held_bytes = {self.max_held_bytes} is less than max_body_bytes = {self.max_body_bytes}: of one "
@@ -265,14 +262,17 @@ def check_models(recipe: ServeRecipe) -> None:
     from wm.dynamics import check_draft_length, need_one_base
     from wm.models import hub_hint, load_codec, read_manifest
 
+    # 1. Files that are read when the server is up already.
     if recipe.keys:
         read_keys(recipe.keys)
+    # 2. Folders.
     for key in ("fdm", "idm", "base", "adapters"):
         folder = getattr(recipe, key)
         if folder is not None and not Path(folder).is_dir():
             if key == "adapters":
                 raise InputError(f"{key} = {folder!r}: no such folder")
             raise InputError(f"{key} = {folder!r}: no such model folder{hub_hint(folder)}")
+    # 3. What the models say of themselves: no weights are read for it.
     manifests = {folder: read_manifest(folder) for folder in (recipe.fdm, recipe.idm)}
     codecs = [
         manifest.codec_id if manifest is not None else load_codec(recipe.base or folder).codec_id

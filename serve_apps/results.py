@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from wm.images import Pixels
+
+if TYPE_CHECKING:
+    from wm.dynamics import Candidate
 
 
 class Verification(TypedDict):
@@ -25,6 +28,34 @@ class Verification(TypedDict):
     """Share of the image's tokens that are the source's, 0 to 1."""
 
 
+# Of a candidate that nobody verified: the rest is filled in.
+UNVERIFIED: Verification = {
+    "logprob": None,
+    "mean_logprob": None,
+    "tokens": None,
+    "rank": None,
+    "seed": 0,
+    "index": 0,
+    "duplicate_of": None,
+    "unchanged_share": 0.0,
+}
+
+
+def verification_of(candidate: "Candidate") -> Verification:
+    """Describe a ranked candidate."""
+    score = candidate.score
+    return {
+        "logprob": score.logprob,
+        "mean_logprob": score.mean_logprob,
+        "tokens": score.num_tokens,
+        "rank": candidate.rank,
+        "seed": candidate.seed,
+        "index": candidate.index,
+        "duplicate_of": candidate.duplicate_of,
+        "unchanged_share": candidate.unchanged_share,
+    }
+
+
 @dataclass(frozen=True)
 class Preview:
     """The first candidate while it grows: what is not sampled yet is the source's."""
@@ -32,6 +63,13 @@ class Preview:
     pixels: Pixels
     progress: float
     """Share of its tokens that are sampled."""
+
+
+def place_previews(count: int, tokens_per_image: int) -> list[int]:
+    """List after how many tokens previews are due: the first at a sixteenth of the image, the others evenly from
+    there."""
+    first = max(1, tokens_per_image // 16)
+    return sorted({first + (tokens_per_image - first) * index // count for index in range(count)})
 
 
 @dataclass(frozen=True)
@@ -128,5 +166,5 @@ class AdapterEntry(TypedDict):
     """When its folder was last changed, Unix time in seconds."""
 
 
+# Log-probability of an action in nats, the end token included, and the number of its tokens.
 Score = tuple[float, int]
-"""Log-probability of an action in nats, the end token included, and the number of its tokens."""

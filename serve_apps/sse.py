@@ -2,18 +2,24 @@
 
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Any
 
 from starlette.responses import StreamingResponse
 
 from serve_apps import metrics
-from serve_apps.openai.errors import ApiError
+from serve_apps.openai.errors import ApiError, JsonObject
 
 
-async def event_stream(events: AsyncGenerator[dict[str, Any], None], *, done: bool = False) -> StreamingResponse:
-    """Each event under the name in its ``type``, if it has one. What goes wrong before the first is raised, so that the
-    answer has its status; what goes wrong later is an event ``error``, the last. A client that leaves ends ``events``.
-    ``done``: end with ``[DONE]``, as chat completions do."""
+async def event_stream(events: AsyncGenerator[JsonObject, None], *, ends_with_done: bool = False) -> StreamingResponse:
+    """Stream events, each under the name in its ``type``, if it has one.
+
+    What goes wrong before the first is raised, so that the answer has its status; what goes wrong later is an event
+    ``error``, the last. A client that leaves ends ``events``.
+
+    Args:
+        events: JSON objects.
+        ends_with_done: Whether ``[DONE]`` is the end, as in chat completions.
+    """
+    # Before the answer begins: its status can still say what went wrong.
     first = await anext(events)
 
     async def lines() -> AsyncIterator[str]:
@@ -21,11 +27,12 @@ async def event_stream(events: AsyncGenerator[dict[str, Any], None], *, done: bo
             yield _line(first)
             async for event in events:
                 yield _line(event)
-            if done:
+            if ends_with_done:
                 yield "data: [DONE]\n\n"
         except ApiError as error:
             metrics.record(metrics.STREAM_ERRORS, code=error.code or "none")
             yield error_event(error)
+        # Nobody expected it: the log has it, the client is told no more than that.
         except Exception:
             metrics.record(metrics.STREAM_ERRORS, code="internal_error")
             yield error_event(ApiError.internal())
@@ -41,6 +48,6 @@ def error_event(error: ApiError) -> str:
     return _line({"type": "error"} | error.body())
 
 
-def _line(event: dict[str, Any]) -> str:
+def _line(event: JsonObject) -> str:
     name = f"event: {event['type']}\n" if "type" in event else ""
     return f"{name}data: {json.dumps(event)}\n\n"

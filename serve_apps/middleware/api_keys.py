@@ -24,6 +24,7 @@ class Allowance:
     def take(self) -> ApiError | None:
         """Count a request in, or return the answer that it gets instead."""
         key, now_s = self.key, self._clock()
+        # The bucket fills with time; nothing runs in between.
         self._filled = min(key.requests_per_minute, self._filled + (now_s - self._at_s) * key.requests_per_minute / 60)
         self._at_s = now_s
         if self.in_progress >= key.concurrent_requests:
@@ -72,6 +73,7 @@ class ApiKeyMiddleware:
         self._allowances: dict[str, Allowance] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Pages hold nothing of anybody's: a browser reads them before it has a key.
         if scope["type"] != "http" or is_page(scope):
             await self._app(scope, receive, send)
             return
@@ -79,6 +81,7 @@ class ApiKeyMiddleware:
         if isinstance(key, ApiError):
             await error_response(key)(scope, receive, send)
             return
+        # By the key's hash, not its name: a renewed key begins anew.
         allowance = self._allowance(key)
         error = allowance.take()
         if error is not None:
@@ -94,6 +97,7 @@ class ApiKeyMiddleware:
 
         try:
             await self._app(scope, receive, send_with_limits)
+        # Also where the client left, or the app failed.
         finally:
             allowance.in_progress -= 1
 
@@ -115,6 +119,7 @@ def find_key(scope: Scope, ring: KeyRing | None) -> Key | ApiError:
 def _token(scope: Scope) -> bytes | None:
     """Return the token of the one header ``Authorization: Bearer TOKEN``."""
     values = [value for name, value in scope["headers"] if name == b"authorization"]
+    # Of two, a proxy and this server might each believe another one.
     if len(values) != 1:
         return None
     scheme, _, token = values[0].strip().partition(b" ")

@@ -12,6 +12,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Message, Send
 
+# Headers of an answer that a page may read, beside those that it always may.
 EXPOSED = (
     "x-request-id",
     "Server-Timing",
@@ -22,7 +23,6 @@ EXPOSED = (
     "x-ratelimit-reset-requests",
     "WWW-Authenticate",
 )
-"""Headers of an answer that a page may read, beside those that it always may."""
 METHODS = ("GET", "HEAD", "POST")
 MAX_AGE_S = 600
 ANY = "*"
@@ -63,6 +63,7 @@ def _problem_of(origin: str) -> str | None:
 
 
 def _problem_of_parts(origin: str) -> str | None:
+    # Scheme and lower case are known to be right by now.
     match = _ORIGIN.match(origin)
     if match is None:
         return "expected SCHEME://HOST or SCHEME://HOST:PORT"

@@ -27,18 +27,18 @@ from wm.errors import InputError
 logger = logging.getLogger("ray.serve")
 
 IMPORT_PATH = "serve_apps.middleware.proxy:build_middlewares"
+# The key file and the origins (with commas between them) of a server, for what the proxy answers by itself. Set by
+# `python -m serve_apps` for its own session.
 KEYS_VARIABLE, ORIGINS_VARIABLE = "WM_SERVE_KEYS", "WM_SERVE_CORS_ORIGINS"
-"""The key file and the origins (with commas between them) of a server, for what the proxy answers by itself. Set by
-``python -m serve_apps`` for its own session."""
 PROBE = "/-/healthz"
 FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-real-ip")
+# With - or _ between the words.
 OBEYED_HEADERS = (
     b"x-request-timeout-seconds",
     b"x-request-disconnect-disabled",
     b"serve-multiplexed-model-id",
     b"x-session-id",
 )
-"""With - or _ between the words."""
 
 
 class HeaderFilterMiddleware:
@@ -80,6 +80,7 @@ class ProxyPagesMiddleware:
 
 def _is_local(scope: Scope) -> bool:
     """Return whether a request comes from this machine, and did not come to it through a proxy."""
+    # A proxy on this machine speaks for clients anywhere.
     if any(name.decode("latin-1").lower() in FORWARDED for name, _ in scope["headers"]):
         return False
     try:
@@ -111,6 +112,7 @@ def build_middlewares() -> list[Middleware]:
 def _read_ring() -> KeyRing | None:
     """Read the keys, if the environment names a file of them. Without it nobody beyond this machine passes."""
     path = os.environ.get(KEYS_VARIABLE)
+    # The proxy must start, whatever is wrong with the file: then its pages are for this machine alone.
     try:
         return KeyRing(path) if path else None
     except (InputError, OSError) as error:

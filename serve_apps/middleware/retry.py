@@ -17,10 +17,10 @@ from serve_apps.openai.errors import ApiError
 
 logger = logging.getLogger("ray.serve")
 MAX_REPEATS = 3
+# Before the first repeat, doubled for each one more: Ray Serve finds out meanwhile that a process is no more.
 WAIT_S = 0.1
-"""Before the first repeat, doubled for each one more: Ray Serve finds out meanwhile that a process is no more."""
+# Bodies kept in case they are needed again, of all requests in one proxy together. A request beyond is asked once.
 MAX_HELD_BYTES = 256 * 2**20
-"""Bodies kept in case they are needed again, of all requests in one proxy together. A request beyond is asked once."""
 
 
 class RetryMiddleware:
@@ -46,15 +46,16 @@ class RetryMiddleware:
         max_held_bytes: int = MAX_HELD_BYTES,
     ) -> None:
         self._app, self._max_repeats, self._wait_s = app, max_repeats, wait_s
-        self._capacity = _Capacity(max_held_bytes)
+        self.free_bytes = max_held_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        body = _Body(receive, self._capacity)
+        body = _Body(receive, self)
         answer = _Answer(send, body.forget)
         try:
+            # Each time the app sees the request as if it had just come.
             for repeat in range(self._max_repeats + 1):
                 if repeat:
                     logger.warning("%s %.200s: no answer; asking another process", scope["method"], scope["path"])
@@ -65,16 +66,10 @@ class RetryMiddleware:
                 answer.head = None
         finally:
             body.forget()
+        # All of them died: the client hears so, in OpenAI's form.
         if not answer.begun:
             error = ApiError.unavailable("the processes that were asked died; try again", "replica_died")
             await error_response(error)(scope, receive, send)
-
-
-class _Capacity:
-    """Bytes that may be kept."""
-
-    def __init__(self, free_bytes: int) -> None:
-        self.free_bytes = free_bytes
 
 
 class _Answer:
@@ -86,6 +81,7 @@ class _Answer:
         self.begun = False
 
     async def send(self, message: Message) -> None:
+        # A head alone is no answer: its process may die before the body.
         if message["type"] == "http.response.start":
             self.head = message
             return
@@ -99,8 +95,8 @@ class _Answer:
 class _Body:
     """What a client sends, kept until it cannot be needed again."""
 
-    def __init__(self, receive: Receive, capacity: _Capacity) -> None:
-        self._receive, self._capacity = receive, capacity
+    def __init__(self, receive: Receive, owner: RetryMiddleware) -> None:
+        self._receive, self._owner = receive, owner
         self._read: list[Message] = []
         self._ahead: deque[Message] = deque()
         self._held_bytes = 0
@@ -126,13 +122,13 @@ class _Body:
         """Keep nothing any more; what was rewound and not read again can still be read."""
         self._is_complete = False
         self._read.clear()
-        self._capacity.free_bytes += self._held_bytes
+        self._owner.free_bytes += self._held_bytes
         self._held_bytes = 0
 
     def _hold(self, message: Message) -> bool:
         size_bytes = len(message.get("body", b""))
-        if message["type"] != "http.request" or size_bytes > self._capacity.free_bytes:
+        if message["type"] != "http.request" or size_bytes > self._owner.free_bytes:
             return False
-        self._capacity.free_bytes -= size_bytes
+        self._owner.free_bytes -= size_bytes
         self._held_bytes += size_bytes
         return True

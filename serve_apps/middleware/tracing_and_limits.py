@@ -17,8 +17,8 @@ from serve_apps.openai.errors import ApiError
 from serve_apps.sse import error_event
 
 logger = logging.getLogger("ray.serve")
+# Stands for the status of a request whose client left, as in nginx.
 CLIENT_LEFT = 499
-"""Stands for the status of a request whose client left, as in nginx."""
 
 
 class TraceMiddleware:
@@ -96,6 +96,7 @@ class LimitsMiddleware:
         if scope["type"] != "http" or is_page(scope):
             await self._app(scope, receive, send)
             return
+        # 1. In number, before anything of it is read.
         if self._in_progress >= self._max_requests:
             error = _overloaded(f"{self._max_requests} requests are being answered or wait already")
             await error_response(error)(scope, receive, send)
@@ -104,6 +105,7 @@ class LimitsMiddleware:
         key = scope.get("state", {}).get("key")
         owner = None if key is None else key.sha256
 
+        # 2. In size, as it is read: many small chunks are as large as one.
         async def receive_counted() -> Message:
             nonlocal own_bytes
             message = await receive()
@@ -118,6 +120,7 @@ class LimitsMiddleware:
             own_bytes += size_bytes
             return message
 
+        # 3. In time; whatever happens, what it held is given back.
         self._count(1)
         try:
             await self._in_time(scope, receive_counted, send)
@@ -139,6 +142,7 @@ class LimitsMiddleware:
             await send(message)
 
         try:
+            # Cancelling the app cancels its calls to the replicas.
             async with asyncio.timeout(self._timeout_s) as limit:
                 await self._app(scope, receive, send_noting_start)
         except TimeoutError:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
 from serve_apps.openai.chat_messages import MAX_MESSAGES, find_images, messages_schema
-from serve_apps.openai.errors import ApiError, Limits
+from serve_apps.openai.errors import ApiError, JsonObject, Limits
 from serve_apps.openai.images import PIXEL_URL, NamedImage
 from serve_apps.openai.json_bodies import check_names, parse_object
 from serve_apps.openai.requests import IDM, MAX_SEED, ApiRequest, json_schema, limits_of
@@ -18,8 +18,10 @@ from serve_apps.openai.requests import IDM, MAX_SEED, ApiRequest, json_schema, l
 if TYPE_CHECKING:
     from wm.dynamics import Sampling
 
+# JSON values of a body: as many as a history of answers has that a client kept with all their fields.
 MAX_CHAT_VALUES = 16 * MAX_MESSAGES
-"""JSON values of a body: as many as a history of answers has that a client kept with all their fields."""
+# Fields of OpenAI's and vLLM's clients for what this model does not do, with the values that ask for nothing; null
+# asks for nothing too.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "add_generation_prompt": (True,),
     "audio": (),
@@ -44,8 +46,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "top_k": (0, -1),
     "web_search_options": (),
 }
-"""Fields of OpenAI's and vLLM's clients for what this model does not do, with the values that ask for nothing; null
-asks for nothing too."""
 NO_EFFECT = "For what this model does not do: only values that ask for nothing are accepted."
 _IMAGE = {"type": "image_url", "image_url": {"url": PIXEL_URL}}
 EXAMPLE = {
@@ -152,10 +152,12 @@ def chat_from_json(body: bytes, limits: Limits) -> tuple[ChatRequest, list[Named
         ApiError: It names the field that is wrong.
     """
     values = parse_object(body, limits, max_values=MAX_CHAT_VALUES)
+    # What this model does not do is refused first, by name, whatever else is wrong.
     _check_neutral(values)
     if "messages" not in values:
         raise ApiError("messages is missing", param="messages", code="missing_required_parameter")
     messages = values.pop("messages")
+    # pydantic would make an error of each unknown option before it reports one.
     if isinstance(options := values.get("stream_options"), dict):
         check_names(options, StreamOptions.model_fields, inside="stream_options")
     request = ChatRequest.from_values(values, limits, strict=True)
@@ -174,7 +176,7 @@ def _check_neutral(values: dict[str, object]) -> None:
         if name == "logit_bias" and isinstance(value, dict) and not any(value.values()):
             continue
         # In Python false equals 0.
-        if any(value == one and (type(value) is bool) == (type(one) is bool) for one in allowed):
+        if any(value == neutral and (type(value) is bool) == (type(neutral) is bool) for neutral in allowed):
             continue
         raise ApiError(
             f"{name} = {value!r:.80} is not supported: this model names the action between two images and does nothing "
@@ -184,7 +186,7 @@ def _check_neutral(values: dict[str, object]) -> None:
         )
 
 
-def chat_schema() -> dict[str, Any]:
+def chat_schema() -> JsonObject:
     """Build the JSON schema of a body, for the page that describes the server."""
     schema = json_schema(ChatRequest)
     options = schema.pop("$defs")["StreamOptions"]

@@ -1,20 +1,19 @@
 """The messages of a chat completion: the two images that are asked about, and what else a history may hold."""
 
 from collections.abc import Mapping, Sequence, Set
-from typing import Any
 
-from serve_apps.openai.errors import ApiError
+from serve_apps.openai.errors import ApiError, JsonObject
 from serve_apps.openai.images import DATA_URL_SCHEMA, IGNORED_OF_IMAGES, NamedImage, data_url_bytes
 
+# Of a history; with two a question, more than anybody asks. The size of a body bounds what they hold.
 MAX_MESSAGES = 10_000
-"""Of a history; with two a question, more than anybody asks. The size of a body bounds what they hold."""
+# Of the last turn.
 MAX_PARTS = 1_000
-"""Of the last turn."""
 INSTRUCTIONS = ("system", "developer")
 ANSWERS = ("assistant", "tool", "function")
 ROLES = ("user", *INSTRUCTIONS, *ANSWERS)
+# What clients say of a part for the sake of a cache.
 IGNORED_OF_PARTS = ("cache_control", "prompt_cache_breakpoint")
-"""What clients say of a part for the sake of a cache."""
 
 
 def find_images(messages: object) -> list[NamedImage]:
@@ -51,6 +50,7 @@ def _check_message(message: object, name: str) -> None:
 
     Nothing else of a history is looked at.
     """
+    # As little as can be: a client may have kept a history with all fields of another server.
     if not isinstance(message, Mapping):
         raise ApiError(f"{name}: expected an object with role, content", param=name)
     if "role" not in message:
@@ -58,6 +58,7 @@ def _check_message(message: object, name: str) -> None:
     role = message["role"]
     if role not in ROLES:
         raise ApiError(f"{name}.role = {role!r:.80}: expected {', '.join(ROLES)}", param=f"{name}.role")
+    # An image in an instruction would be taken for one of the two, or silently ignored.
     content = message.get("content")
     if role in INSTRUCTIONS and isinstance(content, list):
         for index, part in enumerate(content):
@@ -96,6 +97,7 @@ def _check_content(message: Mapping[str, object], name: str, *, optional: Sequen
 def _reference_of(part: object, name: str) -> list[tuple[str, object]]:
     """Return the text of a part's image, with the name of its field; nothing for a text."""
     kind = part.get("type") if isinstance(part, Mapping) else None
+    # Texts change nothing; a malformed one is an error all the same.
     if kind == "text":
         text = _read_object(part, name, required=("type", "text"), optional=IGNORED_OF_PARTS)["text"]
         if not isinstance(text, str):
@@ -104,6 +106,7 @@ def _reference_of(part: object, name: str) -> list[tuple[str, object]]:
     if kind != "image_url":
         raise ApiError(f"{name}.type = {kind!r:.80}: expected text or image_url", param=f"{name}.type")
     optional = (*IGNORED_OF_IMAGES, *IGNORED_OF_PARTS)
+    # OpenAI has an object with the URL; other clients send the URL itself.
     reference = _read_object(part, name, required=("type", "image_url"), optional=optional)["image_url"]
     field = f"{name}.image_url"
     if isinstance(reference, str):
@@ -121,25 +124,26 @@ def _read_object(
     for key in required:
         if value.get(key) is None:
             raise ApiError(f"{name}.{key} is missing", param=f"{name}.{key}", code="missing_required_parameter")
-    known = (*required, *optional)
+    names = (*required, *optional)
     for key in value:
-        if key not in known and value[key] is not None:
-            message = f"unknown field {key!r:.80} in {name}; the fields are {', '.join(known)}"
+        if key not in names and value[key] is not None:
+            message = f"unknown field {key!r:.80} in {name}; the fields are {', '.join(names)}"
             raise ApiError(message, param=f"{name}.{key:.80}", code="unknown_parameter")
     return value
 
 
-def messages_schema() -> dict[str, Any]:
+def messages_schema() -> JsonObject:
     """Build the JSON schema of ``messages``."""
-    cache: dict[str, Any] = {name: {} for name in IGNORED_OF_PARTS}
-    beside: dict[str, Any] = {name: {} for name in IGNORED_OF_IMAGES if name != "type"}
+    cache: JsonObject = {name: {} for name in IGNORED_OF_PARTS}
+    beside: JsonObject = {name: {} for name in IGNORED_OF_IMAGES if name != "type"}
     text = _object({"type": {"const": "text"}, "text": {"type": "string"}} | cache, optional={*cache})
     reference = _object({"url": DATA_URL_SCHEMA} | beside, optional={*beside})
     image = _object(
         {"type": {"const": "image_url"}, "image_url": {"anyOf": [reference, DATA_URL_SCHEMA]}} | beside | cache,
         optional={*beside, *cache},
     )
-    name: dict[str, Any] = {"name": {"type": ["string", "null"]}}
+    name: JsonObject = {"name": {"type": ["string", "null"]}}
+    # Not the checks themselves: only what a right request looks like.
     asking, instructing = (
         _object(
             {
@@ -162,6 +166,6 @@ def messages_schema() -> dict[str, Any]:
     }
 
 
-def _object(properties: dict[str, Any], optional: Set[str] = frozenset()) -> dict[str, Any]:
+def _object(properties: JsonObject, optional: Set[str] = frozenset()) -> JsonObject:
     required = [name for name in properties if name not in optional]
     return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}

@@ -45,15 +45,17 @@ class EditRequest(PredictionRequest):
     @model_validator(mode="after")
     def _check_fields(self, info: ValidationInfo) -> Self:
         limits = limits_of(info)
-        given = self.model_fields_set
+        fields_set = self.model_fields_set
         self.prompt = check_action(self.prompt, "prompt", limits)
+        # Fields that would have no effect are refused: whoever sends them expects one.
         if self.partial_images and not self.stream:
             raise ApiError(f"partial_images = {self.partial_images} needs stream = true", param="partial_images")
-        if "min_gain_nats" in given and not self.verify:
+        if "min_gain_nats" in fields_set and not self.verify:
             raise ApiError("min_gain_nats with verify = false: nothing tells when to stop", param="min_gain_nats")
-        if "verifier" in given and not self.verify:
+        if "verifier" in fields_set and not self.verify:
             raise ApiError("verifier with verify = false: nothing is verified", param="verifier")
-        if "best_of" not in given:
+        # The server's number, where the request leaves it open.
+        if "best_of" not in fields_set:
             self.best_of = max(self.n, limits.default_best_of) if self.verify else self.n
             return self
         if self.best_of < self.n:
@@ -97,6 +99,7 @@ def edit_from_form(items: Iterable[tuple[str, str | bytes]], limits: Limits) -> 
         base = name.partition("[")[0]
         if base in IMAGE_FIELDS:
             images += _images_of_part(value, base)
+        # An empty file input is what a browser sends where none was chosen.
         elif base in UNSUPPORTED:
             if value:
                 check_supported([base])
@@ -118,6 +121,7 @@ def edit_from_json(body: bytes, limits: Limits) -> tuple[EditRequest, bytes]:
     Returns and raises as :func:`edit_from_form`.
     """
     values = parse_object(body, limits)
+    # OpenAI's clients send a list, others one image.
     references: list[object] = []
     for name in ("image", "images"):
         reference = values.pop(name, [])

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
+# An object that becomes JSON, or was.
+JsonObject: TypeAlias = dict[str, Any]
 MAX_MESSAGE_CHARS = 2000
 MAX_PARAM_CHARS = 200
 
@@ -37,7 +39,7 @@ class ApiError(Exception):
         """503: the same request may succeed a little later."""
         return cls(message, status=503, kind="server_error", code=code, headers={"Retry-After": "1"})
 
-    def body(self) -> dict[str, Any]:
+    def body(self) -> JsonObject:
         """``{"error": {message, type, param, code}}``."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 

@@ -17,10 +17,10 @@ from serve_apps.openai.errors import ApiError, Limits
 from wm.errors import InputError
 from wm.images import Pixels, count_pixels, decode_image, encode_png, fit_square
 
+# A grey image of one pixel, for examples.
 PIXEL_URL = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4XmNoaGgAAAMEAYGyFkehAAAAAElFTkSuQmCC"
 )
-"""A grey image of one pixel, for examples."""
 DATA_URL_SCHEMA = {
     "type": "string",
     "pattern": "^data:image/[a-z]+;base64,[A-Za-z0-9+/]+={0,2}$",
@@ -28,30 +28,30 @@ DATA_URL_SCHEMA = {
     "padding, URL-safe.",
     "examples": [PIXEL_URL],
 }
+# All images of a request may have so many times the pixels of one.
 MAX_PIXELS_FACTOR = 2
-"""All images of a request may have so many times the pixels of one."""
+# What clients say of an image beside where it is: images are read in one size, and their format from their bytes.
 IGNORED_OF_IMAGES = ("type", "detail", "format")
-"""What clients say of an image beside where it is: images are read in one size, and their format from their bytes."""
 
 _WHITESPACE = b" \t\r\n\f\v"
 _DIGITS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 _TO_STANDARD = bytes.maketrans(b"-_", b"+/")
+# What percent-encoders escape in base64; a letter or a figure they leave as it is.
 _ESCAPED = b"+/=-_ \t\r\n"
-"""What percent-encoders escape in base64; a letter or a figure they leave as it is."""
 # The mark of base64 is a data URL's last parameter; a quoted parameter may hold a comma.
 _DATA_URL = re.compile(r'[ \t\r\n\f\v]*data:(?:[^,"]|"[^"]*")*;[ \t]*base64[ \t]*,', re.IGNORECASE)
+# Of an image given as text: a data URL's head, or an address with its scheme.
 _MAX_HEAD_CHARS = 1024
-"""Of an image given as text: a data URL's head, or an address with its scheme."""
 _BLANK_IN_LINE = re.compile(rb"\S([ \t]+)\S")
 _TO_BLANKS_AND_LINE_ENDS = bytes.maketrans(b"\t\r\f\v", b" \n\n\n")
 _NO_DIGIT = re.compile(rb"[^A-Za-z0-9+/=\s_-]")
 _MIN_LINE_CHARS = 16
+# Of a text with a blank too many, for the index in the message: a pattern holds up all threads while it searches.
 _MAX_SEARCHED_BYTES = 2**20
-"""Of a text with a blank too many, for the index in the message: a pattern holds up all threads while it searches."""
 
 
+# The field that holds an image, for errors, and its encoded bytes.
 NamedImage = tuple[str, bytes]
-"""The field that holds an image, for errors, and its encoded bytes."""
 
 
 def find_digits(text: str) -> int | None:
@@ -170,8 +170,8 @@ def _reference_in(reference: Mapping[str, object], key: str, name: str) -> objec
     """Return what an object says of where the image is, under ``key`` or, where that is left out, as a whole."""
     if key not in reference and key == "image_url" and "url" in reference:
         return reference
-    named = {field for field, value in reference.items() if value is not None}
-    if key not in reference or not named <= {key, *IGNORED_OF_IMAGES}:
+    filled = {field for field, value in reference.items() if value is not None}
+    if key not in reference or not filled <= {key, *IGNORED_OF_IMAGES}:
         raise ApiError(f"{name}: expected {{'image_url': 'data:image/png;base64,…'}}", param=name)
     return reference[key]
 
@@ -198,6 +198,7 @@ def count_pixels_of(images: Sequence[NamedImage], limits: Limits) -> list[int]:
     Raises:
         ApiError: It names the image that cannot be read or is too large.
     """
+    # Headers only: a kilobyte may hold gigabytes of pixels.
     counts: list[int] = []
     for name, data in images:
         try:
@@ -233,6 +234,7 @@ def encode_image(pixels_HWC: Pixels, output_format: str, quality: int, side_px: 
     if len(pixels_HWC) != side_px:
         image = Image.fromarray(pixels_HWC).resize((side_px, side_px), Image.Resampling.LANCZOS)
         pixels_HWC = np.asarray(image)
+    # The encoder of every other image of this project: the same pixels give the same bytes.
     if output_format == "png":
         return encode_png(pixels_HWC)
     buffer = io.BytesIO()

@@ -6,15 +6,15 @@ string is not bounded here: it costs what it takes. What the values mean is not 
 
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from serve_apps.openai.errors import ApiError, Limits
 
+# Values and names of a body, beside those that the limits of a request allow.
 MAX_VALUES = 10_000
-"""Values and names of a body, beside those that the limits of a request allow."""
+# Texts, numbers with the sign after them, brackets, commas and colons for each value: a text takes two, an object's
+# member two for the name and two for the value, a bracket one.
 TOKENS_A_VALUE = 3
-"""Texts, numbers with the sign after them, brackets, commas and colons for each value: a text takes two, an object's
-member two for the name and two for the value, a bracket one."""
 MAX_DEPTH = 64
 MAX_NUMBER_CHARS = 1000
 
@@ -94,16 +94,16 @@ def _end_of_string(body: bytes, start: int) -> int:
     return len(body) if string is None else string.end()
 
 
-def _refusal(found: str) -> ApiError:
-    return ApiError(f"the body holds {found}", code="invalid_json")
+def _refusal(content: str) -> ApiError:
+    return ApiError(f"the body holds {content}", code="invalid_json")
 
 
 def check_names(
     values: Iterable[str],
-    known: Collection[str],
+    names: Collection[str],
     *,
     inside: str = "",
-    shown: Iterable[str] = (),
+    listed_names: Sequence[str] = (),
     renamed: Mapping[str, str] | None = None,
 ) -> None:
     """Raise :class:`ApiError` for the first name of a field that is not known, with its new name if it was renamed.
@@ -113,17 +113,17 @@ def check_names(
 
     Args:
         values: Names of the fields of a body.
-        known: Names that are accepted.
+        names: Those that are accepted.
         inside: Field that holds them, for the message; empty for the body itself.
-        shown: Names that the message lists.
+        listed_names: Those that the message lists.
         renamed: Names of earlier versions, and today's.
     """
-    unknown = next((name for name in values if name not in known), None)
+    unknown = next((name for name in values if name not in names), None)
     if unknown is None:
         return
     name = (f"{inside}.{unknown}" if inside else unknown)[:80]
-    listed = ", ".join(shown)
-    hint = f"; the fields are {listed}" if listed else ""
+    # A field of an earlier version has a name today.
+    hint = f"; the fields are {', '.join(listed_names)}" if listed_names else ""
     if renamed and unknown in renamed:
         hint = f"; it is called {renamed[unknown]} now"
     raise ApiError(

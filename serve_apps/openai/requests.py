@@ -13,20 +13,21 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
-from serve_apps.openai.errors import ApiError, Limits
+from serve_apps.openai.errors import ApiError, JsonObject, Limits
 from serve_apps.openai.json_bodies import check_names
 
 if TYPE_CHECKING:  # torch is for the replicas alone: what builds settings imports them there
     from serve_apps.recipe import ServeRecipe
     from wm.dynamics import Sampling
 
+# Names of the two roles, and of the models that are always there.
 FDM, IDM = "fdm", "idm"
-"""Names of the two roles, and of the models that are always there."""
+# Seeds are 31-bit: every JSON reader and every generator takes them as they are.
 MAX_SEED = 2**31 - 1
-"""Seeds are 31-bit: every JSON reader and every generator takes them as they are."""
 MAX_SIDE_PX = 2048
 MAX_GUIDANCE_SCALE = 100
 OutputFormat = Literal["png", "jpeg", "webp"]
+# Fields of OpenAI's clients that would change the answer, and why this server has none.
 UNSUPPORTED = {
     "mask": "this server takes no mask",
     "markup": "this server takes no markup",
@@ -34,7 +35,6 @@ UNSUPPORTED = {
     "frame_duration_ms": "a prediction is one frame",
     "svg": "predictions are png, jpeg or webp",
 }
-"""Fields of OpenAI's clients that would change the answer, and why this server has none."""
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
@@ -90,12 +90,14 @@ class ApiRequest(BaseModel):
         Raises:
             ApiError: It names the field that is wrong.
         """
+        # Unknown names first, one by one: see check_names.
         names = [*cls.IMAGES, *cls.effective()]
-        check_names(values, cls.model_fields, shown=names, renamed=cls.RENAMED)
+        check_names(values, cls.model_fields, listed_names=names, renamed=cls.RENAMED)
+        # Not kept: a client's metadata would travel to every replica.
         ignored = {*cls.ignored()}
-        kept = {name: value for name, value in values.items() if name not in ignored}
+        own_values = {name: value for name, value in values.items() if name not in ignored}
         try:
-            return cls.model_validate(kept, strict=strict, context=limits)
+            return cls.model_validate(own_values, strict=strict, context=limits)
         except ValidationError as error:
             raise explain_error(error, names) from error
 
@@ -161,6 +163,7 @@ class PredictionRequest(ApiRequest):
     @model_validator(mode="after")
     def _check_size(self) -> Self:
         side_px = self.side_px
+        # The model's images are square.
         if side_px is not None and (self.size != f"{side_px}x{side_px}" or side_px > MAX_SIDE_PX):
             raise ApiError(
                 f"size = {self.size!r}: expected auto or a square of at most {MAX_SIDE_PX}x{MAX_SIDE_PX}",
@@ -190,6 +193,7 @@ class PredictionRequest(ApiRequest):
 
         names = ("temperature", "top_k", "top_p", "guidance_scale", "image_guidance_scale")
         settings = {name: getattr(recipe if getattr(self, name) is None else self, name) for name in names}
+        # OpenAI's clients ask for greedy decoding by temperature 0.
         temperature = settings.pop("temperature")
         return Sampling(temperature=temperature or 1.0, greedy=temperature == 0, **settings)
 
@@ -245,14 +249,14 @@ def explain_error(error: ValidationError, names: Sequence[str]) -> ApiError:
     parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"])
     name = "".join(parts).removeprefix(".")[:80] or None
     if item["type"] == "extra_forbidden":
-        known = "; the fields are " + ", ".join(names) if len(item["loc"]) == 1 else ""
-        return ApiError(f"unknown field {name!r:.80}{known}", param=name, code="unknown_parameter")
+        hint = "; the fields are " + ", ".join(names) if len(item["loc"]) == 1 else ""
+        return ApiError(f"unknown field {name!r:.80}{hint}", param=name, code="unknown_parameter")
     if item["type"] == "missing":
         return ApiError(f"{name} is missing", param=name, code="missing_required_parameter")
     return ApiError(f"{name} = {item['input']!r:.80}: {item['msg'].lower()}", param=name, code="invalid_value")
 
 
-def json_schema(request: type[ApiRequest], **options: Any) -> dict[str, Any]:
+def json_schema(request: type[ApiRequest], **options: Any) -> JsonObject:
     """Build the schema of a JSON body: a field that may be left out may be null, and what has no effect comes last.
 
     Args:
@@ -266,7 +270,7 @@ def json_schema(request: type[ApiRequest], **options: Any) -> dict[str, Any]:
     return schema
 
 
-def _nullable(entry: dict[str, Any]) -> dict[str, Any]:
+def _nullable(entry: JsonObject) -> JsonObject:
     """Return the schema of a value, or null. One without a type allows null already."""
     notes = {key: entry[key] for key in ("title", "description", "default", "examples") if key in entry}
     kind = {key: value for key, value in entry.items() if key not in notes}

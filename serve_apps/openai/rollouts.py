@@ -33,6 +33,7 @@ class RolloutRequest(PredictionRequest):
     @model_validator(mode="after")
     def _check_fields(self, info: ValidationInfo) -> Self:
         limits = limits_of(info)
+        # Their number first: each is checked character by character.
         if len(self.actions) > limits.max_actions:
             message = f"{len(self.actions)} actions are given; at most {limits.max_actions} are accepted"
             raise ApiError(message, param="actions", code="array_above_max_length")

@@ -31,6 +31,7 @@ class ScoreRequest(ApiRequest):
     @model_validator(mode="after")
     def _check_fields(self, info: ValidationInfo) -> Self:
         limits = limits_of(info)
+        # The work is their product, which limits on each would not bound.
         count = len(self.targets) * len(self.actions)
         if count > limits.max_scores:
             raise ApiError(

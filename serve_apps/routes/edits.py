@@ -3,17 +3,17 @@
 import base64
 import time
 from collections.abc import AsyncGenerator
-from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
 from serve_apps import metrics
+from serve_apps.calls import call, stream
 from serve_apps.graph import CatalogEntry, Graph, GraphOf
 from serve_apps.http import read_edit
 from serve_apps.openai.edits import EditRequest
-from serve_apps.openai.requests import FDM
+from serve_apps.openai.errors import JsonObject
 from serve_apps.openapi import edit_openapi
 from serve_apps.results import EditResult, Preview
 from serve_apps.sse import event_stream
@@ -27,22 +27,25 @@ async def edit_image(request: Request, graph: GraphOf) -> Response:
     edit, image = await read_edit(request, graph.limits, graph.work)
     model = await graph.predicting_model(edit)
     with metrics.stages_s() as stages_s:
+        # 1. The image is decoded here, in fair shares: a replica gets pixels.
         (source_HWC,) = await graph.prepare([("image", image)], model["side_px"])
         if edit.stream:
-            stream = graph.stream(FDM, "predict_with_previews", edit, source_HWC, model=edit.model)
-            return await event_stream(_events(graph, edit, model, stream))
-        result: EditResult = await graph.call(FDM, "predict", edit, source_HWC, model=edit.model)
+            items = stream(graph.fdm, "predict_with_previews", edit, source_HWC, model=edit.model)
+            return await event_stream(_events(graph, edit, model, items))
+        # 2. The FDM server samples, and has its candidates scored by the IDM server.
+        result: EditResult = await call(graph.fdm, "predict", edit, source_HWC, model=edit.model)
+        # 3. Files of the images, again in fair shares.
         reply = await build_reply(graph, edit, model, result)
     return JSONResponse(reply, headers={"Server-Timing": metrics.server_timing({**result.stages_s, **stages_s})})
 
 
 async def _events(
-    graph: Graph, edit: EditRequest, model: CatalogEntry, stream: AsyncGenerator[Preview | EditResult, None]
-) -> AsyncGenerator[dict[str, Any], None]:
+    graph: Graph, edit: EditRequest, model: CatalogEntry, items: AsyncGenerator[Preview | EditResult, None]
+) -> AsyncGenerator[JsonObject, None]:
     """Yield OpenAI's events: ``image_edit.partial_image``, then ``image_edit.completed`` for each of the ``n`` best."""
     common = {"background": "opaque", "output_format": edit.output_format, "quality": "auto"}
     index = 0
-    async for item in stream:
+    async for item in items:
         if isinstance(item, Preview):
             image = await graph.encode(edit, item.pixels)
             yield common | {
@@ -63,10 +66,11 @@ async def _events(
             yield event | ({"candidates": candidates} if candidates is not None and row == 0 else {})
 
 
-async def build_reply(graph: Graph, edit: EditRequest, model: CatalogEntry, result: EditResult) -> dict[str, Any]:
+async def build_reply(graph: Graph, edit: EditRequest, model: CatalogEntry, result: EditResult) -> JsonObject:
     """Build OpenAI's ``ImagesResponse``, with each image's ``verification``, the seed and the counts beside it."""
     with metrics.stage("encode_image"):
         images = [await graph.encode(edit, pixels_HWC) for pixels_HWC in result.pixels]
+    # Duplicates come last, so that the first are the best that differ.
     entries = [
         {"b64_json": base64.b64encode(image).decode(), "verification": verification}
         for image, verification in zip(images, result.verifications, strict=False)

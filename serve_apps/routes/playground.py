@@ -1,4 +1,4 @@
-"""The playground at ``/``: files of ``serve_apps/playground`` as they are, and sample pictures of the toy world.
+"""Serve the playground at ``/``: files of ``serve_apps/playground`` as they are, and sample images of the toy world.
 
 The page speaks to this server alone, by the same requests as any client. It needs no key itself; its requests do.
 """
@@ -64,19 +64,19 @@ def _asset(content: bytes, media_type: str) -> Asset:
 @cache
 def assets() -> Mapping[str, Asset]:
     """Return the page's files by name: these and no others can be asked for."""
-    found = {}
+    files_by_name = {}
     for file in (files("serve_apps") / "playground").iterdir():
         media_type = TYPES.get(file.name.rpartition(".")[2])
         if file.is_file() and media_type:
-            found[file.name] = _asset(file.read_bytes(), media_type)
-    return found
+            files_by_name[file.name] = _asset(file.read_bytes(), media_type)
+    return files_by_name
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture of the toy world and, for each kind of action, one that can happen there."""
+    """An image of the toy world and, for each kind of action, one that can happen there."""
 
-    picture: Asset
+    image: Asset
     actions: tuple[str, ...]
 
 
@@ -84,31 +84,31 @@ class Sample:
 def samples() -> tuple[Sample, ...]:
     """Return the same ones every time."""
     rng = np.random.default_rng(SAMPLES_SEED)
-    found = []
+    scenes = []
     for _ in range(NUM_SAMPLES):
         state = random_state(rng)
-        picture = _asset(encode_png(render(state, random_camera(rng), rng)), "image/png")
-        found.append(Sample(picture, _actions(state, rng)))
-    return tuple(found)
+        image = _asset(encode_png(render(state, random_camera(rng), rng)), "image/png")
+        scenes.append(Sample(image, _choose_actions(state, rng)))
+    return tuple(scenes)
 
 
-def _actions(state: State, rng: np.random.Generator) -> tuple[str, ...]:
-    drawn = []
+def _choose_actions(state: State, rng: np.random.Generator) -> tuple[str, ...]:
+    texts = []
     for kind in KINDS:
         possible = actions_of(state, kind)
-        drawn += [possible[int(rng.integers(len(possible)))].text()] if possible else []
-    return tuple(drawn)
+        texts += [possible[int(rng.integers(len(possible)))].text()] if possible else []
+    return tuple(texts)
 
 
 @router.api_route("/", methods=["GET", "HEAD"])
-async def page(request: Request) -> Response:
+async def get_page(request: Request) -> Response:
     """Return the page itself."""
     return _answer(request, assets()["index.html"])
 
 
 @router.api_route("/playground/samples", methods=["GET", "HEAD"])
 async def list_samples() -> dict[str, Any]:
-    """Sample pictures, for models of the toy world, and what can be done in each."""
+    """List sample images, for models of the toy world, and what can be done in each."""
     return {
         "data": [
             {"url": f"playground/samples/{number}.png", "actions": list(sample.actions)}
@@ -118,25 +118,25 @@ async def list_samples() -> dict[str, Any]:
 
 
 @router.api_route("/playground/samples/{number}.png", methods=["GET", "HEAD"])
-async def sample_picture(request: Request, number: str) -> Response:
-    """PNG, 48 x 48."""
+async def get_sample_image(request: Request, number: str) -> Response:
+    """Return a sample image: PNG, 48 x 48."""
     if not (number.isdecimal() and number.isascii() and int(number[:9]) < NUM_SAMPLES):
         raise ApiError(f"no such sample: {number!r:.80}", status=404, code="not_found")
-    return _answer(request, samples()[int(number)].picture)
+    return _answer(request, samples()[int(number)].image)
 
 
 @router.api_route("/playground/{name}", methods=["GET", "HEAD"])
-async def asset(request: Request, name: str) -> Response:
+async def get_asset(request: Request, name: str) -> Response:
     """Return a file of the page."""
     if name not in assets():
         raise ApiError(f"no such file: {name!r:.80}", status=404, code="not_found")
     return _answer(request, assets()[name])
 
 
-def _answer(request: Request, found: Asset) -> Response:
-    headers = HEADERS | {"ETag": found.etag}
-    known = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
-    if known & {found.etag, "*"}:
+def _answer(request: Request, asset: Asset) -> Response:
+    headers = HEADERS | {"ETag": asset.etag}
+    cached_tags = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
+    if cached_tags & {asset.etag, "*"}:
         return Response(status_code=304, headers=headers)
     # Starlette gives the length; a server leaves the body out of an answer to HEAD.
-    return Response(found.content, media_type=found.media_type, headers=headers)
+    return Response(asset.content, media_type=asset.media_type, headers=headers)

@@ -12,8 +12,8 @@ from serve_apps.openai.errors import ApiError
 
 POLICY = "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:"
 
+# Swagger UI's, and their types.
 FILES = {"swagger-ui-bundle.js": "text/javascript; charset=utf-8", "swagger-ui.css": "text/css; charset=utf-8"}
-"""Swagger UI's, and their types."""
 
 router = APIRouter(include_in_schema=False)
 

@@ -7,17 +7,17 @@ import base64
 import time
 import uuid
 from collections.abc import AsyncGenerator
-from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
 from serve_apps import metrics
+from serve_apps.calls import stream
 from serve_apps.graph import CatalogEntry, Graph, GraphOf
 from serve_apps.http import read_json
+from serve_apps.openai.errors import JsonObject
 from serve_apps.openai.images import PIXEL_URL
-from serve_apps.openai.requests import FDM
 from serve_apps.openai.rollouts import RolloutRequest, rollout_from_json
 from serve_apps.openapi import json_openapi
 from serve_apps.results import RolloutResult, RolloutStep
@@ -40,7 +40,7 @@ async def roll_out(request: Request, graph: GraphOf) -> Response:
     events = _events(graph, rollout, model, source_HWC)
     if rollout.stream:
         return await event_stream(events)
-    reply: dict[str, Any] = {}
+    reply: JsonObject = {}
     async for event in events:
         reply = event
     return JSONResponse({key: value for key, value in reply.items() if key != "type"})
@@ -48,7 +48,7 @@ async def roll_out(request: Request, graph: GraphOf) -> Response:
 
 async def _events(
     graph: Graph, rollout: RolloutRequest, model: CatalogEntry, source_HWC: Pixels
-) -> AsyncGenerator[dict[str, Any], None]:
+) -> AsyncGenerator[JsonObject, None]:
     side_px = rollout.side_px or model["side_px"]
     head = {
         "type": "rollout.completed",
@@ -62,7 +62,8 @@ async def _events(
         "output_format": rollout.output_format,
     }
     head |= {"safety_identifier": rollout.end_user} if rollout.end_user else {}
-    async for item in graph.stream(FDM, "roll_out", rollout, source_HWC, model=rollout.model):
+    # Steps come as they are finished; the result has them again, of the sequence that won.
+    async for item in stream(graph.fdm, "roll_out", rollout, source_HWC, model=rollout.model):
         if isinstance(item, RolloutResult):
             with metrics.stage("encode_image"):
                 reply = await _build_reply(graph, rollout, model, item)
@@ -71,9 +72,7 @@ async def _events(
             yield {"type": "rollout.step"} | await _build_step(graph, rollout, item)
 
 
-async def _build_reply(
-    graph: Graph, rollout: RolloutRequest, model: CatalogEntry, result: RolloutResult
-) -> dict[str, Any]:
+async def _build_reply(graph: Graph, rollout: RolloutRequest, model: CatalogEntry, result: RolloutResult) -> JsonObject:
     return {
         "steps": [await _build_step(graph, rollout, step) for step in result.steps],
         "logprob": result.beam[0].logprob,
@@ -91,7 +90,7 @@ async def _build_reply(
     }
 
 
-async def _build_step(graph: Graph, rollout: RolloutRequest, step: RolloutStep) -> dict[str, Any]:
+async def _build_step(graph: Graph, rollout: RolloutRequest, step: RolloutStep) -> JsonObject:
     """Build what a reply says of a step; ``logprob``: sum over the sequence's actions so far, nats."""
     return {
         "step": step.step,

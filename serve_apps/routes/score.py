@@ -6,6 +6,7 @@
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
+from serve_apps.calls import call
 from serve_apps.graph import GraphOf
 from serve_apps.http import read_json
 from serve_apps.openai.chat_replies import score_reply
@@ -26,5 +27,5 @@ async def score(request: Request, graph: GraphOf) -> JSONResponse:
     score_request, images = await graph.parse(score_from_json, await read_json(request, graph.limits))
     model = await graph.model(score_request.model, task=IDM)
     images_BHWC = await graph.prepare(images, model["side_px"])
-    scores = await graph.call(IDM, "score", score_request, images_BHWC, model=score_request.model)
+    scores = await call(graph.idm, "score", score_request, images_BHWC, model=score_request.model)
     return JSONResponse(score_reply(score_request, scores))

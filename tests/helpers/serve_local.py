@@ -48,12 +48,12 @@ def local_servers(recipe: ServeRecipe) -> tuple[FDMServer, IDMServer]:
         both = WorldModelServer(recipe)
         return both, both
     idm = IDMServer(recipe)
-    return FDMServer(recipe, LocalHandle(idm)), idm  # type: ignore[arg-type]
+    return FDMServer(recipe, LocalHandle(idm)), idm
 
 
 def local_graph(recipe: ServeRecipe) -> Graph:
     fdm, idm = map(LocalHandle, local_servers(recipe))
-    return Graph(recipe, fdm, idm)  # type: ignore[arg-type]
+    return Graph(recipe, fdm, idm)
 
 
 def local_app(recipe: ServeRecipe) -> FastAPI:

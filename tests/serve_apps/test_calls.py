@@ -24,7 +24,7 @@ class Busy:
         raise BackPressureError(65, 64)
 
 
-def test_a_full_queue_is_told_in_the_same_shape():
+def test_a_full_queue_is_an_error_of_the_same_shape():
     with pytest.raises(ApiError) as caught:
         asyncio.run(call(Handle(Busy()), "predict", model="fdm"))
     assert (caught.value.status, caught.value.code) == (503, "overloaded")
@@ -45,7 +45,7 @@ class Dying:
         return "found"
 
 
-def test_a_replica_that_dies_is_replaced_by_another_and_not_for_ever():
+def test_after_a_death_another_replica_is_called_up_to_a_limit():
     method = Dying(MAX_TRIES - 1)
     assert asyncio.run(call(Handle(method), "predict", 1, "two", model="fdm")) == "found"
     assert method.asked == [(1, "two")] * MAX_TRIES

@@ -75,7 +75,7 @@ def test_another_client_finds_a_free_thread_at_once():
     asyncio.run(run())
 
 
-def test_a_client_of_many_small_jobs_is_not_held_up_by_large_ones():
+def test_many_small_jobs_are_not_held_up_by_large_ones():
     """One thread: after the job that runs, all small ones come before the next large one, as their cost is less."""
 
     async def run():
@@ -185,7 +185,7 @@ def test_work_is_charged_to_the_key_or_the_network():
     assert graph.for_key(key)._threads is graph.for_client("10.0.0.7")._threads
 
 
-def test_images_beyond_the_budget_are_refused_and_others_answered(tiny_base):
+def test_images_beyond_the_budget_are_refused_others_answered(tiny_base):
     """Two requests of 2 x 100 pixels fit into the budget of a client; the third comes while they are decoded."""
 
     async def run():

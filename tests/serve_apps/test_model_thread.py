@@ -129,7 +129,7 @@ def test_errors_reach_those_who_asked_and_the_thread_goes_on(vlm, thread, pool):
     assert torch.equal(asyncio.run(thread.sample(pool, request_of(vlm, 1))), alone(vlm, request_of(vlm, 1)))
 
 
-def test_work_of_a_kind_that_waits_is_done_at_once_and_its_errors_are_its_own(vlm):
+def test_a_batch_shares_one_call_and_each_item_has_its_own_error(vlm):
     thread, gate, seen = ModelThread(), threading.Event(), []
 
     def double(_, items):

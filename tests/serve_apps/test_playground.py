@@ -32,7 +32,7 @@ def http():
     [("html", "text/html; charset=utf-8"), ("css", "text/css; charset=utf-8"), ("js", "text/javascript; charset=utf-8"),
      ("svg", "image/svg+xml")],
 )  # fmt: skip
-def test_files_come_with_their_type_and_are_asked_about_by_their_etag(http, name, media_type):
+def test_files_have_their_type_and_are_revalidated_by_etag(http, name, media_type):
     for file in FOLDER.glob(f"*.{name}"):
         path = "/" if file.name == "index.html" else f"/playground/{file.name}"
         reply = http.get(path)
@@ -62,7 +62,7 @@ def test_nothing_else_can_be_asked_for(http, path):
     assert http.post("/playground/main.js").status_code == 405
 
 
-def test_samples_are_pictures_of_the_toy_world_and_their_actions_can_happen(http):
+def test_samples_are_toy_scenes_whose_actions_can_happen(http):
     entries = http.get("/playground/samples").json()["data"]
     assert len(entries) == len(samples()) >= 4
     for entry in entries:

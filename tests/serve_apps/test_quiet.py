@@ -45,7 +45,7 @@ def printed_by(body):
     return done.stdout, done.stderr, done.returncode
 
 
-def test_errors_while_a_session_ends_are_printed_and_rays_lines_are_not():
+def test_errors_at_the_end_are_printed_and_rays_lines_are_not():
     lines = "".join(f"os.write(2, {line!r}.encode() + b'\\n')\n" for line in [*RAYS, *OURS[:2]])
     out, err, code = printed_by(
         f"RAYS, OURS = {RAYS!r}, {OURS!r}\n"

@@ -139,7 +139,7 @@ def test_what_cannot_work_is_refused_at_the_start(folders, capsys):
     assert serve_main([*good, "base_sharing=merged", f"idm={folders / 'full'}"]) == 0
 
 
-def test_guidance_of_a_family_that_has_none_is_refused_at_the_start(tmp_path):
+def test_guidance_of_a_family_without_it_is_refused_at_the_start(tmp_path):
     write_emu3(tmp_path / "emu3")
     given = {"fdm": str(tmp_path / "emu3"), "idm": str(tmp_path / "emu3")}
     with pytest.raises(InputError, match="guidance is not supported for emu3"):
@@ -192,7 +192,7 @@ def ask(http, picture=None, **fields):
         ({"guidance_scale": 3, "image_guidance_scale": 1.5}, 3.0, 1.5),
     ],
 )
-def test_over_http_the_requests_guidance_comes_before_the_recipes(http, folders, fields, text, image):
+def test_a_requests_guidance_comes_before_the_recipes_over_http(http, folders, fields, text, image):
     roles = load_roles(folders / "fdm", folders / "idm", base_sharing="shared")
     codec = load_codec(folders / "fdm")
     source_BN = codec.encode(SOURCE[None])
@@ -312,7 +312,7 @@ GREY = np.random.default_rng(1).integers(0, 256, (16, 16), np.uint8)
     ],
     ids=["grey", "sixteen bits", "opaque RGBA", "turned by EXIF", "1x1", "wide", "strip"],
 )
-def test_uploads_of_other_sizes_and_modes_are_the_square_they_show(http, upload, seen):
+def test_uploads_of_other_sizes_and_modes_become_their_square(http, upload, seen):
     data = upload()
     if seen is None:
         seen = fit_square(decode_image(data, "x"), 16)

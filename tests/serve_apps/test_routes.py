@@ -12,8 +12,8 @@ from starlette.testclient import TestClient
 
 from jobs.benchmark.serving_load import server_timing
 from serve_apps import metrics
-from serve_apps.fdm_server import place_previews
 from serve_apps.recipe import ServeRecipe
+from serve_apps.results import place_previews
 from tests.helpers.serve_local import local_app
 from wm.dynamics import Sampling, Search, predict_observations, roll_out, sample_observations
 from wm.images import decode_image, encode_png
@@ -44,7 +44,7 @@ def edit(http, **fields):
     return reply.json() if not fields.get("stream") else events_of(reply)
 
 
-def test_the_stages_of_an_answer_are_told(http):
+def test_an_answer_lists_its_stages(http):
     reply = http.post("/v1/images/edits", json={"image": URL, "prompt": ACTIONS[0], "seed": 7})
     told = server_timing(reply.headers["server-timing"])
     assert set(told) == {"prepare", "encode", "sample", "score", "decode", "encode_image"}
@@ -237,7 +237,7 @@ def test_a_form_is_no_rollout(http):
     assert (reply.status_code, reply.json()["error"]["code"]) == (415, "unsupported_media_type")
 
 
-def test_what_only_the_model_can_refuse_has_its_status_in_a_stream_too(http):
+def test_a_refusal_of_the_model_has_its_status_in_a_stream_too(http):
     asked = {"image": URL, "actions": ["put <pad> on"], "stream": True}
     reply = http.post("/v1/rollouts", json=asked)
     assert reply.status_code == 400 and "reserved token" in reply.json()["error"]["message"]

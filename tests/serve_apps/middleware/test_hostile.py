@@ -129,7 +129,7 @@ def test_bodies_that_are_no_requests(http, path, name):
     refused(http.post(path, content=RAW_BODIES[name], headers={"content-type": "application/json"}))
 
 
-def test_a_name_given_twice_is_the_last_one_in_json_and_refused_in_a_form(http):
+def test_a_field_given_twice_is_the_last_one_refused_in_forms(http):
     twice = raw('"prompt": "take it"')
     reply = http.post("/v1/images/edits", content=twice, headers={"content-type": "application/json"})
     alone = http.post("/v1/images/edits", json=BODIES["/v1/images/edits"] | {"prompt": "take it"})

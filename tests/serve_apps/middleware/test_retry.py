@@ -71,14 +71,14 @@ class Processes:
 def ask(app, client, **settings):
     """The middleware, after the request."""
     middleware = RetryMiddleware(app, wait_s=0.001, **settings)
-    before = middleware._capacity.free_bytes
+    before = middleware.free_bytes
     asyncio.run(middleware(dict(SCOPE), client.receive, client.send))
-    assert middleware._capacity.free_bytes == before, "capacity that is not given back"
+    assert middleware.free_bytes == before, "capacity that is not given back"
     return middleware
 
 
 @pytest.mark.parametrize("deaths", [(), (0,), (1,), (3,), (2, 0, 1), (3, 1, 3)])
-def test_whatever_was_read_the_next_process_reads_it_from_the_beginning(deaths):
+def test_the_next_process_reads_the_body_from_its_beginning(deaths):
     app, client = Processes(*deaths), Client()
     ask(app, client)
     assert app.asked == len(deaths) + 1 and app.scopes == [SCOPE] * app.asked
@@ -102,7 +102,7 @@ def test_a_stream_that_has_begun_is_not_repeated():
     assert app.asked == 1 and client.answer == said
 
 
-def test_an_early_answer_leaves_the_rest_of_a_repeated_body_to_be_read():
+def test_an_early_answer_leaves_the_rest_of_a_body_to_be_read():
     seen = []
 
     async def app(scope, receive, send):

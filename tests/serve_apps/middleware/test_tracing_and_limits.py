@@ -136,7 +136,7 @@ def test_a_timeout_of_the_apps_own_is_not_the_limits():
         ask(LimitsMiddleware(app, max_requests=1, timeout_s=60))
 
 
-def test_more_than_there_is_room_for_are_told_at_once_and_pages_are_answered(kept):
+def test_requests_beyond_the_bound_get_503_pages_are_answered(kept):
     async def run():
         slow = Slow()
         app = LimitsMiddleware(slow, max_requests=2, timeout_s=60)

@@ -157,7 +157,7 @@ def test_temperature_zero_is_the_default(client):
     assert reply.choices[0].message == reply.choices[1].message == ask(client).choices[0].message
 
 
-def test_many_at_once_by_the_async_client_get_what_each_gets_alone(folders, client):
+def test_concurrent_requests_get_what_each_gets_alone(folders, client):
     app = local_app(ServeRecipe(**folders))
     pairs = [(0, 1), (1, 0), (2, 1), (0, 2)]
     settings = [{"temperature": 0.8, "seed": row, "n": 1 + row % 2, "max_tokens": 5 + row} for row in range(8)]

@@ -27,7 +27,7 @@ def http(tiny_base):
 
 @pytest.mark.parametrize("name", BAD_IMAGES)
 @pytest.mark.parametrize("path", PATHS)
-def test_bytes_that_are_no_picture(http, path, name):
+def test_bytes_that_are_no_image(http, path, name):
     error = refused(http.post(path, json=with_image(path, url_of(BAD_IMAGES[name]))))
     assert "image" in error["message"]
 
@@ -45,7 +45,7 @@ def test_unusual_pictures_are_pictures(http, path, name):
     assert reply.status_code == 200, reply.text[:300]
 
 
-def test_an_animation_is_its_first_frame_and_a_turned_picture_is_upright(http):
+def test_an_animation_is_its_first_frame_and_exif_turns_upright(http):
     def answer(data):
         return http.post("/v1/images/edits", json=BODIES["/v1/images/edits"] | {"image": url_of(data)}).json()["data"]
 
