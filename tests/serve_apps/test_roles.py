@@ -118,7 +118,7 @@ def test_each_model_is_described_as_itself(folders):
 @pytest.mark.parametrize("settings", [{}, {"guidance_scale": 2.5}, {"top_k": 3}])
 def test_drafted_blocks_give_the_same_candidates(folders, block, settings, monkeypatch):
     plain = answer(apart(recipe_of(folders)), **settings)
-    monkeypatch.setattr("wm.sampling.ImageEngine.add", None)  # sequential sampling is not what runs
+    monkeypatch.setattr("wm.sampling.ImageEngine.add_request", None)  # sequential sampling is not what runs
     drafted = answer(apart(recipe_of(folders, block=block)), **settings)
     assert drafted.entries == plain.entries
     assert np.array_equal(drafted.pixels, plain.pixels)

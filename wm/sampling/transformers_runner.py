@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +18,9 @@ from transformers import DynamicCache
 
 from wm.errors import InputError
 from wm.models.protocol import UnifiedVLM
-from wm.sampling.model_runner import PrefixCache, RowCache, StepInput, Stepping
+from wm.sampling.adapted import bare
+from wm.sampling.model_runner import ModelRunner, PrefixCache, RowCache, StepInput
 from wm.sampling.weights_view import base_module
-
-if TYPE_CHECKING:
-    from wm.sampling.kernels.cuda_graphs import StaticSteps
 
 _HEAD_RULES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """Keys of configurations that change logits behind the head, which :meth:`UnifiedVLM.head` leaves out."""
@@ -96,7 +93,7 @@ def _select(parts: Sequence[_Part], which: Sequence[int]) -> tuple[_Part, ...]:
     return tuple(selected)
 
 
-class TransformersRunner:
+class TransformersRunner(ModelRunner):
     """Runs a model by its family's own ``body`` and ``head``; see :class:`~wm.sampling.model_runner.ModelRunner`.
 
     Args:
@@ -106,29 +103,22 @@ class TransformersRunner:
         InputError: For a decoder whose logits or caches follow rules that are not known here.
     """
 
-    can_draft = False
-
     def __init__(self, vlm: UnifiedVLM) -> None:
         _check_rules(vlm)
+        super().__init__(vlm, "plain")
         self._vlm = vlm
-        self.image_rows, self.device = vlm.image_rows, vlm.device
-        self.stepping: Stepping = "plain"
-        self.static_steps: StaticSteps | None = None
-        """Always None: nothing is recorded."""
-        self.is_logged = False
 
     @property
     def vocabulary_size(self) -> int:
         """Number of vocabulary ids that can be read."""
-        words: int = base_module(self._vlm).get_input_embeddings().num_embeddings
+        words = len(bare(base_module(self._vlm).get_input_embeddings()).weight)
         # A family whose codes have embeddings of their own numbers them behind the text.
         return max(words, int(self.image_rows.max()) + 1)
 
     @property
-    def exact(self) -> torch.dtype:
-        """Type in which probabilities are computed: float32 at least."""
-        dtype = next(self._vlm.module.parameters()).dtype
-        return torch.float64 if dtype is torch.float64 else torch.float32
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return next(self._vlm.module.parameters()).dtype
 
     def weights(self) -> Iterator[Tensor]:
         """Iterate over the model's own tensors; there are no others."""
