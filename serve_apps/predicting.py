@@ -138,7 +138,7 @@ class Predictor:
         state = SearchState(start.source, start.action, start.seed, search, sampling)
         while state.candidates:
             first_alone = on_tokens if state.candidates.start == 0 else None
-            state.add_draws((await self._drawer.draw(start, state.candidates, sampling, first_alone)).tolist())
+            state.add_samples((await self._drawer.draw(start, state.candidates, sampling, first_alone)).tolist())
             unscored = state.unscored()
             found: Sequence[tuple[float, int]] = []
             if unscored:

@@ -8,7 +8,7 @@ import torch
 
 from serve_apps.model_thread import ModelThread
 from serve_apps.recipe import FDM, IDM, ServeRecipe
-from wm.dynamics import Role, load_role, load_roles, need_one_base
+from wm.dynamics import Role, find_shared_base, load_role, load_roles
 from wm.models import ImageCodec, load_codec
 from wm.models.protocol import UnifiedVLM
 from wm.sampling import ModelRunner
@@ -33,7 +33,7 @@ def start_process(recipe: ServeRecipe, tasks: Sequence[str]) -> Process:
     folders = {FDM: recipe.fdm, IDM: recipe.idm}
     base = None
     if recipe.adapters or recipe.roles == "shared":
-        base = load_role(need_one_base(recipe.fdm, recipe.idm, recipe.base), **how)
+        base = load_role(find_shared_base(recipe.fdm, recipe.idm, recipe.base), **how)
         roles = {task: load_role(folders[task], base=recipe.base, over=base) for task in tasks}
     elif len(tasks) > 1:
         both = load_roles(recipe.fdm, recipe.idm, base=recipe.base, **how)

@@ -206,7 +206,7 @@ def check_models(recipe: ServeRecipe) -> None:
 
     Reads the codecs, not the language models: those are read by the replicas.
     """
-    from wm.dynamics import check_draft_length, need_one_base
+    from wm.dynamics import check_draft_length, find_shared_base
     from wm.models import hub_hint, load_codec, read_manifest
 
     if recipe.keys:
@@ -225,6 +225,6 @@ def check_models(recipe: ServeRecipe) -> None:
     if len(set(codecs)) > 1:
         raise InputError(OTHER_CODEC.format(*codecs))
     if recipe.roles == "shared" or recipe.adapters:
-        need_one_base(recipe.fdm, recipe.idm, recipe.base)
+        find_shared_base(recipe.fdm, recipe.idm, recipe.base)
     if recipe.block:
         check_draft_length(recipe.block, load_codec(recipe.base or recipe.fdm).tokens_per_image)

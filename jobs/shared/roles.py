@@ -9,7 +9,7 @@ from pydantic import Field
 
 from jobs.shared.devices import need_device
 from wm.config import Recipe
-from wm.dynamics import BaseSharing, Roles, Sampling, load_roles, need_one_base
+from wm.dynamics import BaseSharing, Roles, Sampling, find_shared_base, load_roles
 from wm.errors import InputError
 from wm.models import ImageCodec, hub_hint, is_adapter, model_folder, read_manifest
 from wm.models.checkpoints import need_manifest
@@ -71,7 +71,7 @@ def need_roles(recipe: RolesRecipe) -> None:
         raise InputError(f"base = {recipe.base!r}, but neither fdm nor idm is an adapter")
     # Shared weights need two adapters of one base.
     if recipe.base_sharing == "shared":
-        need_one_base(recipe.fdm, recipe.idm, recipe.base or None)
+        find_shared_base(recipe.fdm, recipe.idm, recipe.base or None)
 
 
 def read_roles(recipe: RolesRecipe, codec: ImageCodec) -> Roles:

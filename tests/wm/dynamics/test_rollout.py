@@ -142,7 +142,7 @@ def test_steps_are_reported(vlm, sources):
     samples = [
         sum(len(p.candidates) for r in results if len(r.steps) > k for p in r.steps[k].predictions) for k in range(3)
     ]
-    assert [item.draws for item in reports] == samples
+    assert [item.num_candidates for item in reports] == samples
 
 
 def test_seeds_of_steps():
