@@ -46,6 +46,7 @@ def is_enough(count: int, best: float | None, min_gain_nats: float | None) -> bo
 def rounds(search: Search) -> Iterator[range]:
     """Iterate over the candidates of each round: the first ``min_candidates``, then each time as many as there are
     so far, at most ``num_candidates`` in all. Without a minimum gain one round."""
+    # Doubling: few rounds where many candidates are needed, few candidates where one convinces.
     count, size = 0, search.num_candidates if search.min_gain_nats is None else search.min_candidates
     while count < search.num_candidates:
         stop = min(search.num_candidates, count + size)

@@ -179,10 +179,12 @@ def build_model_runner(
     from wm.sampling.transformers_runner import TransformersRunner
     from wm.sampling.weights_view import find_unsupported
 
+    # Rather slow than wrong: what the fast runner does not know, it would leave out.
     reason = find_unsupported(vlm)
     if reason is not None:
         _log_fallback(reason)
         return TransformersRunner(vlm)
+    # Copies of weights are shared between fast runners alone; the other makes none.
     beside = beside if isinstance(beside, LlamaRunner) else None
     return LlamaRunner(vlm, rows=rows, merge=merge, beside=beside, stepping=stepping, kernels=kernels)
 

@@ -84,6 +84,7 @@ class PrefixedRows:
 def _select(parts: Sequence[_Part], which: Sequence[int]) -> tuple[_Part, ...]:
     """Select sequences by their numbers, repeated ones too; they are numbered anew in this order."""
     where = {member: (part, index) for part in parts for index, member in enumerate(part.members)}
+    # Parts keep their lengths; what leaves a part empty drops it.
     selected = []
     for part in parts:
         chosen = [(number, where[old][1]) for number, old in enumerate(which) if where[old][0] is part]
@@ -126,16 +127,20 @@ class TransformersRunner(ModelRunner):
 
     def prefill(self, prefixes: Sequence[Sequence[int]]) -> tuple[Prefixes, Tensor]:
         """Read prefixes, those of one length in one pass."""
+        # Nothing is padded: a mask, or rotary positions behind padding, would be one more thing to get right.
         by_length: dict[int, list[int]] = {}
         for number, ids in enumerate(prefixes):
             by_length.setdefault(len(ids), []).append(number)
         parts, last_states, order = [], [], list[int]()
         for length, members in by_length.items():
             ids_BT = torch.tensor([list(prefixes[number]) for number in members], device=self.device)
+            # Without a configuration, so that every layer keeps all tokens: a window's mask hides what is out of
+            # sight, and a step that failed can be taken back.
             cache = DynamicCache()
             last_states.append(self._body(ids_BT, cache, 0)[:, -1])
             parts.append(_Part(tuple(members), length, cache))
             order += members
+        # Back to the caller's order.
         last_PH = torch.cat(last_states)
         return Prefixes(tuple(parts)), torch.empty_like(last_PH).index_copy_(0, self._index(order), last_PH)
 
@@ -198,6 +203,7 @@ def _check_rules(vlm: UnifiedVLM) -> None:
     if config is None:
         raise InputError(f"{name} cannot be sampled from: it is no model of transformers")
     config = config.get_text_config()
+    # Training leaves them out as well, so that a model trained here would not know them.
     for rule in _HEAD_RULES:
         value = getattr(config, rule, None)
         if value not in (None, 0, 1):
@@ -209,6 +215,7 @@ def _check_rules(vlm: UnifiedVLM) -> None:
 
 def _truncate(cache: DynamicCache, length: int) -> None:
     """Drop all tokens of a cache from ``length`` on."""
+    # Layer by layer: a pass that failed half-way has extended only the first ones.
     for layer in cache.layers:
         if layer.get_seq_length() > length:
             layer.keys, layer.values = layer.keys[..., :length, :], layer.values[..., :length, :]
@@ -217,6 +224,7 @@ def _truncate(cache: DynamicCache, length: int) -> None:
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
     """Leave out dropout and the like while a model that is being trained is sampled from."""
+    # By module, as some may be in evaluation mode on purpose.
     training = [part for part in module.modules() if part.training] if module.training else []
     for part in training:
         part.training = False
