@@ -196,7 +196,7 @@ class FDMServer(ModelServer):
         while state.candidates:
             # Only the first round holds the first candidate, whose progress is reported.
             on_first = on_tokens if state.candidates.start == 0 else None
-            state.add_draws((await self._sample(model, start, state.candidates, sampling, on_first)).tolist())
+            state.add_samples((await self._sample(model, start, state.candidates, sampling, on_first)).tolist())
             unscored = state.unscored()
             scores: Sequence[Score] = []
             if unscored:

@@ -17,7 +17,7 @@ from serve_apps.model_thread import ModelThread
 from serve_apps.openai.requests import FDM, IDM
 from serve_apps.recipe import ServeRecipe
 from serve_apps.results import AdapterEntry, ModelEntry
-from wm.dynamics import Role, load_role, load_roles, need_one_base
+from wm.dynamics import Role, find_shared_base, load_role, load_roles
 from wm.images import Pixels
 from wm.models import ImageCodec, load_codec
 from wm.models.vlm import UnifiedVLM
@@ -113,7 +113,7 @@ def _load_models(recipe: ServeRecipe, tasks: Sequence[str]) -> tuple[Role | None
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[recipe.dtype]
     folders = {FDM: recipe.fdm, IDM: recipe.idm}
     if recipe.adapters or recipe.base_sharing == "shared":
-        base = load_role(need_one_base(recipe.fdm, recipe.idm, recipe.base), device=recipe.device, dtype=dtype)
+        base = load_role(find_shared_base(recipe.fdm, recipe.idm, recipe.base), device=recipe.device, dtype=dtype)
         return base, {task: load_role(folders[task], base=recipe.base, over=base) for task in tasks}
     if len(tasks) > 1:
         both = load_roles(recipe.fdm, recipe.idm, base=recipe.base, device=recipe.device, dtype=dtype)

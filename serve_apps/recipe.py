@@ -259,7 +259,7 @@ def check_models(recipe: ServeRecipe) -> None:
 
     Reads the codecs, not the language models: those are read by the replicas.
     """
-    from wm.dynamics import check_draft_length, need_one_base
+    from wm.dynamics import check_draft_length, find_shared_base
     from wm.models import hub_hint, load_codec, read_manifest
 
     # 1. Files that are read when the server is up already.
@@ -281,6 +281,6 @@ def check_models(recipe: ServeRecipe) -> None:
     if len(set(codecs)) > 1:
         raise InputError(OTHER_CODEC.format(*codecs))
     if recipe.base_sharing == "shared" or recipe.adapters:
-        need_one_base(recipe.fdm, recipe.idm, recipe.base)
+        find_shared_base(recipe.fdm, recipe.idm, recipe.base)
     if recipe.num_draft_tokens:
         check_draft_length(recipe.num_draft_tokens, load_codec(recipe.base or recipe.fdm).tokens_per_image)

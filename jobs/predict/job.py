@@ -71,7 +71,7 @@ def _predict_image(recipe: PredictRecipe, stage: Run, source_HWC: Pixels, codec:
     with stage.timed("predict"), progress_bar(len(recipe.actions), "step", "predict") as bar:
 
         def report_step(step: StepDone) -> None:
-            bar.set_postfix_str(f"{step.draws} candidates")
+            bar.set_postfix_str(f"{step.num_candidates} candidates")
             bar.update()
 
         with torch.inference_mode():

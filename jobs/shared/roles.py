@@ -8,7 +8,7 @@ import torch
 
 from jobs.shared.devices import RolesDeviceSettings, check_device
 from wm.config import Recipe
-from wm.dynamics import Roles, Sampling, load_roles, need_one_base
+from wm.dynamics import Roles, Sampling, find_shared_base, load_roles
 from wm.errors import InputError
 from wm.models import ImageCodec, hub_hint, is_adapter, read_adapter_manifest, read_manifest
 from wm.paths import InputPath
@@ -65,7 +65,7 @@ def check_roles(recipe: RolesRecipe) -> None:
         raise InputError(f"base = {recipe.base!r}, but neither fdm nor idm is an adapter")
     # Shared weights need two adapters of one base.
     if recipe.resources.base_sharing == "shared":
-        need_one_base(recipe.fdm, recipe.idm, recipe.base or None)
+        find_shared_base(recipe.fdm, recipe.idm, recipe.base or None)
 
 
 def load_recipe_roles(recipe: RolesRecipe, codec: ImageCodec) -> Roles:

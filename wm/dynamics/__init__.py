@@ -2,7 +2,7 @@
 
 from wm.dynamics.fdm import sample_observations, score_observations, speculate_observations
 from wm.dynamics.idm import ScoredAction, propose_actions, score_actions
-from wm.dynamics.roles import BaseSharing, Role, Roles, load_role, load_roles, need_one_base
+from wm.dynamics.roles import BaseSharing, Role, Roles, find_shared_base, load_role, load_roles
 from wm.dynamics.rollout import Rollout, RolloutState, Start, Step, StepDone, Trajectory, roll_out
 from wm.dynamics.search import Prediction, SearchState, predict_observations
 from wm.dynamics.settings import Search, check_draft_length, check_search
@@ -27,9 +27,9 @@ __all__ = [
     "Trajectory",
     "check_draft_length",
     "check_search",
+    "find_shared_base",
     "load_role",
     "load_roles",
-    "need_one_base",
     "predict_observations",
     "propose_actions",
     "roll_out",

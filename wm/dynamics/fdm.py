@@ -89,6 +89,7 @@ def speculate_observations(
     """
     sources = code_lists("source", source_BN)
     check_equal_lengths(sources=len(sources), actions=len(actions))
+    # The drafts are the sources themselves: an action leaves most of them where they were.
     return speculate_images(
         fdm,
         [forward_prefix(fdm, source, action) for source, action in zip(sources, actions, strict=True)],
@@ -131,5 +132,6 @@ def score_observations(
         fdm.layout("fdm", source=source, action=action, target=target)
         for source, action, target in zip(sources, actions, targets, strict=True)
     ]
+    # Image codes alone, as they are sampled: text has no share of the probability.
     scores = completion_logprobs(fdm, segments, rows=fdm.image_rows, batch_size=batch_size, runner=runner)
     return [logprob for logprob, _ in scores]

@@ -157,6 +157,7 @@ class ProposalStream:
         ]
 
     def _describe_token(self, sample: int, text: TextPieces, token: TextToken) -> ActionToken:
+        # The sampled token first, then its alternatives.
         pairs = ((token.id, token.logprob), *token.top)
         # Alternatives are described before the token is appended: all continue the same text.
         belief, *top = [
@@ -195,5 +196,6 @@ def score_actions(
         idm.layout("idm", source=source, target=target, action=action)
         for source, target, action in zip(sources, targets, actions, strict=True)
     ]
+    # Normalised over the complete vocabulary, since an action may be any text.
     scores = completion_logprobs(idm, segments, batch_size=batch_size, runner=runner)
     return [ScoredAction(action, logprob, count) for action, (logprob, count) in zip(actions, scores, strict=True)]

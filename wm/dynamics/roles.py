@@ -109,19 +109,30 @@ def load_roles(
     # Refused before any weights are read: loading takes minutes.
     over = None
     if base_sharing == "shared":
-        over = load_role(need_one_base(fdm, idm, base), device=device, dtype=dtype, rows=rows)
+        over = load_role(find_shared_base(fdm, idm, base), device=device, dtype=dtype, rows=rows)
     roles = [
         load_role(path, base=_base_for(path, base), device=device, dtype=dtype, rows=rows, over=over)
         for path in (fdm, idm)
     ]
+    # Each reads the other's images as codes of one codebook.
     first, second = (role.model.codec_id for role in roles)
     if first != second:
         raise InputError(f"the FDM's image codec is {first}, the IDM's {second}: they cannot read each other's images")
     return Roles(*roles)
 
 
-def need_one_base(fdm: str | Path, idm: str | Path, base: str | Path | None = None) -> Path:
-    """Return the folder of the base whose weights both can share; :class:`InputError` if they cannot. Loads nothing."""
+def find_shared_base(fdm: str | Path, idm: str | Path, base: str | Path | None = None) -> Path:
+    """Find the folder of the base whose weights both roles can share; loads nothing.
+
+    Args:
+        fdm: The forward model.
+        idm: The inverse model.
+        base: Base of those that are adapters; the one that the manifest names without it.
+
+    Raises:
+        InputError: For models of two bases, and for adapters that change their base.
+    """
+    # 1. One base: a full model is its own.
     bases = {name: base_of(path, _base_for(path, base)) for name, path in (("fdm", fdm), ("idm", idm))}
     (folder, first), (_, second) = bases["fdm"], bases["idm"]
     if first != second:
@@ -130,6 +141,7 @@ def need_one_base(fdm: str | Path, idm: str | Path, base: str | Path | None = No
             for (name, (where, base_id)), path in zip(bases.items(), (fdm, idm), strict=True)
         ]
         raise InputError(f"sharing weights needs both roles over one base, but {' and '.join(parts)}")
+    # 2. Nothing but low-rank parts beside it: what is shared must not change.
     for path in (fdm, idm):
         if is_adapter(path):
             check_shareable(model_folder(path))

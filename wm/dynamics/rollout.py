@@ -70,11 +70,14 @@ class Rollout:
 
 @dataclass(frozen=True)
 class StepDone:
-    """``step``: its number from 0. ``rollouts``: indices of those that had it. ``draws``: candidates sampled in it."""
+    """A finished step.
+
+    ``step``: its number from 0. ``rollouts``: indices of those that had it. ``num_candidates``: those sampled in it.
+    """
 
     step: int
     rollouts: tuple[int, ...]
-    draws: int
+    num_candidates: int
 
 
 OnStep: TypeAlias = Callable[[StepDone], None]
@@ -133,25 +136,17 @@ def roll_out(
         InputError: For codes, actions or settings that do not fit the models, before any work.
     """
     sources = [tuple(codes) for codes in code_lists("source", source_BN)]
-    check_equal_lengths(sources=len(sources), rollouts=len(actions_BT))
+    # 1. An action that no model can read fails now, not at its step, when others are computed.
+    _check_rollouts(fdm, idm, sources, actions_BT)
     seeds = expand_seeds(seed, len(sources))
-    for row, actions in enumerate(actions_BT):
-        if isinstance(actions, str) or not actions:
-            raise InputError(f"actions of rollout {row} = {actions!r:.80}: expected a list of one action or more")
     if not sources:
         return []
-    # 1. An action that no model can read fails now, not at its step, when others are computed.
-    for row, actions in enumerate(actions_BT):
-        for action in dict.fromkeys(actions):
-            fdm.layout("fdm", source=sources[row], action=action)
-            idm.layout("idm", source=sources[row], target=sources[row], action=action)
     fdm_runner, idm_runner = fdm_runner or build_model_runner(fdm), idm_runner or build_model_runner(idm)
     states = [RolloutState(*row, search) for row in zip(sources, actions_BT, seeds, strict=True)]
-    # 2. All rollouts step by step: those of one step are one batch.
+    # 2. All rollouts step by step: the beams of all that have this step are one batch.
     for step in range(max(map(len, actions_BT))):
         live = [row for row, state in enumerate(states) if not state.is_done]
         starts = [start for row in live for start in states[row].starts()]
-        # The beams of all rollouts are one batch; each takes back as many predictions as it has sequences.
         predictions = iter(
             predict_observations(
                 fdm,
@@ -167,11 +162,27 @@ def roll_out(
                 on_round=on_round,
             )
         )
+        # Each takes back as many predictions as it has sequences.
         steps = [states[row].add(list(islice(predictions, len(states[row].starts())))) for row in live]
         if on_step is not None:
             num_candidates = sum(len(item.candidates) for result in steps for item in result.predictions)
             on_step(StepDone(step, tuple(live), num_candidates))
     return [state.rollout() for state in states]
+
+
+def _check_rollouts(
+    fdm: UnifiedVLM, idm: UnifiedVLM, sources: Sequence[CodesRow], actions_BT: Sequence[Sequence[str]]
+) -> None:
+    """Raise :class:`InputError` unless each source has actions, and both models can read all of them."""
+    check_equal_lengths(sources=len(sources), rollouts=len(actions_BT))
+    for row, actions in enumerate(actions_BT):
+        if isinstance(actions, str) or not actions:
+            raise InputError(f"actions of rollout {row} = {actions!r:.80}: expected a list of one action or more")
+    # Any images will do for the inverse model: its prompts have one length.
+    for source, actions in zip(sources, actions_BT, strict=True):
+        for action in dict.fromkeys(actions):
+            fdm.layout("fdm", source=source, action=action)
+            idm.layout("idm", source=source, target=source, action=action)
 
 
 @dataclass(frozen=True)
@@ -199,7 +210,8 @@ class RolloutState:
     def starts(self) -> list[Start]:
         """List the inputs of the next step, one for each sequence of the beam."""
         step = len(self._steps)
-        sources = [_get_present(entry, self._source) for entry in self._beam]
+        # Each sequence continues from the observation that it ends in; the first has only the source.
+        sources = [entry.candidates[-1].codes if entry.candidates else self._source for entry in self._beam]
         return [Start(codes, self._actions[step], step_seed(self._seed, step, codes)) for codes in sources]
 
     def add(self, predictions: Sequence[Prediction]) -> Step:
@@ -215,10 +227,6 @@ class RolloutState:
     @property
     def _beam(self) -> Sequence[Trajectory]:
         return self._steps[-1].beam if self._steps else (_START,)
-
-
-def _get_present(entry: Trajectory, source: CodesRow) -> CodesRow:
-    return entry.candidates[-1].codes if entry.candidates else source
 
 
 def _build_step(action: str, beam: Sequence[Trajectory], predictions: tuple[Prediction, ...], search: Search) -> Step:

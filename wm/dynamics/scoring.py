@@ -76,6 +76,7 @@ class _Part(NamedTuple):
 
 def _split(segments: Sequence[Segment]) -> _Part:
     """Split a sequence before its second image, or where the completion begins."""
+    # The second image is where candidates of one source differ; without one, where the completion begins.
     images = [index for index, segment in enumerate(segments) if segment.is_image]
     first_scored = next((index for index, segment in enumerate(segments) if segment.is_completion), len(segments))
     cut = min(images[1] if len(images) > 1 else first_scored, first_scored)
@@ -86,6 +87,7 @@ def _split(segments: Sequence[Segment]) -> _Part:
 
 def _group_by_head(parts: Sequence[_Part], at_once: int) -> Iterator[list[list[int]]]:
     """Group rows by their head: lists of equally many rows each, at most ``at_once``, of about equal length."""
+    # 1. Rows by their head, in lists that fit into a pass.
     sharing: dict[tuple[int, ...], list[int]] = {}
     for row, part in enumerate(parts):
         sharing.setdefault(part.head, []).append(row)
@@ -95,6 +97,7 @@ def _group_by_head(parts: Sequence[_Part], at_once: int) -> Iterator[list[list[i
             # The engine reads as many rows of each prefix as of any other.
             chunk = rows[start : start + at_once]
             by_count.setdefault(len(chunk), []).append(chunk)
+    # 2. By length, so that little is padded.
     for chunks in by_count.values():
         yield sorted(chunks, key=lambda chunk: len(parts[chunk[0]].head) + max(len(parts[row].tail) for row in chunk))
 
@@ -126,6 +129,7 @@ def _score(
     sums_R = torch.zeros(len(parts), dtype=torch.float64)
     sums_R = sums_R.index_add(0, row_Q, token_logprobs(vlm, runner, hidden_QH, targets, rows).cpu())
     check_finite(sums_R, "log-probabilities", vlm)
+    # Sums and counts: whether a score is normalised by its length is the caller's choice.
     return [(total, len(part.scored)) for total, part in zip(sums_R.tolist(), parts, strict=True)]
 
 

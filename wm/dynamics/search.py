@@ -6,7 +6,7 @@ and a larger budget only adds candidates. Rows that are not settled continue in 
 N image tokens.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TypeAlias
@@ -111,14 +111,13 @@ def predict_observations(
         return []
     # 1. Runners for the widest round.
     widest = len(rows) * search.num_candidates
-    fdm_runner = fdm_runner or build_model_runner(
-        fdm, rows=_hint_rows(fdm, widest, batch_size) * (search.num_draft_tokens + 1)
-    )
+    fdm_rows = _hint_rows(fdm, widest, batch_size) * (search.num_draft_tokens + 1)
+    fdm_runner = fdm_runner or build_model_runner(fdm, rows=fdm_rows)
     idm_runner = idm_runner or build_model_runner(idm, rows=_hint_rows(idm, widest, batch_size) * len(sources[0]))
-    # 2. Rounds, each in one batch, until every row is settled.
+    # 2. Rounds, each in one batch, until every row is settled. All that are not have had the same rounds.
     still_open = rows
     while still_open:
-        candidates = still_open[0].candidates  # all have had the same rounds
+        candidates = still_open[0].candidates
         _sample(
             fdm, still_open, candidates, num_draft_tokens=search.num_draft_tokens, sampling=sampling,
             batch_size=batch_size, runner=fdm_runner,
@@ -134,7 +133,7 @@ def predict_observations(
 class SearchState:
     """The search for one (source, action), apart from who samples and who scores.
 
-    Sample :attr:`candidates` and pass them to :meth:`add_draws`; score :meth:`unscored` and pass the scores to
+    Sample :attr:`candidates` and pass them to :meth:`add_samples`; score :meth:`unscored` and pass the scores to
     :meth:`add_scores`; until there is nothing left to sample.
 
     ``source``: N codebook ids. A search done in steps by several processes is the same as
@@ -143,7 +142,9 @@ class SearchState:
 
     def __init__(self, source: Sequence[int], action: str, seed: int, search: Search, sampling: Sampling) -> None:
         self.source, self.action, self.seed = source, action, seed
-        self._search, self._rounds = search, _plan_rounds(search, sampling)
+        self._search = search
+        # Greedy candidates are all equal, so that one round is enough.
+        self._rounds = iter([range(search.num_candidates)]) if sampling.greedy else rounds(search)
         self._sampled: list[CodesRow] = []
         self._scores: dict[CodesRow, ScoredAction] = {}
         self._num_rounds = 0
@@ -151,9 +152,9 @@ class SearchState:
         self.candidates = next(self._rounds)
         """Numbers of those to sample next; empty: the search is finished."""
 
-    def add_draws(self, codes: Sequence[Sequence[int]], passes: int | None = None) -> None:
+    def add_samples(self, codes: Sequence[Sequence[int]], passes: int | None = None) -> None:
         """Add the codes (K, N) of :attr:`candidates`, and the ``passes`` that speculative sampling took."""
-        check_equal_lengths(candidates=len(self.candidates), draws=len(codes))
+        check_equal_lengths(candidates=len(self.candidates), samples=len(codes))
         self._sampled += [tuple(row) for row in codes]
         self._num_rounds += 1
         if passes is not None:
@@ -166,6 +167,7 @@ class SearchState:
     def add_scores(self, scores: Sequence[ScoredAction]) -> None:
         """Add one score for each of :meth:`unscored`; :attr:`candidates` is then what to sample next."""
         self._scores |= zip(self.unscored(), scores, strict=True)
+        # An empty range ends the search.
         self.candidates = range(0) if self._is_settled() else next(self._rounds, range(0))
 
     def _is_settled(self) -> bool:
@@ -180,11 +182,6 @@ class SearchState:
             self.source, self._sampled, self._scores, seed=self.seed, max_unchanged=self._search.max_unchanged
         )
         return Prediction(tuple(ranked), self._num_rounds, self._passes)
-
-
-def _plan_rounds(search: Search, sampling: Sampling) -> Iterator[range]:
-    """Plan the rounds: greedy candidates are all equal, so that one round is enough."""
-    return iter([range(search.num_candidates)]) if sampling.greedy else rounds(search)
 
 
 def _sample(
@@ -212,7 +209,7 @@ def _sample(
             sampling=sampling, seed=seeds, batch_size=batch_size, runner=runner,
         )  # fmt: skip
     for index, (row, codes_KN) in enumerate(zip(rows, codes_BKN.tolist(), strict=True)):
-        row.add_draws(codes_KN, passes_B[index] if passes_B is not None else None)
+        row.add_samples(codes_KN, passes_B[index] if passes_B is not None else None)
 
 
 def _score(idm: UnifiedVLM, rows: Sequence[SearchState], batch_size: int | None, runner: ModelRunner) -> None:
@@ -222,6 +219,7 @@ def _score(idm: UnifiedVLM, rows: Sequence[SearchState], batch_size: int | None,
         idm, [row.source for row, _ in new], [codes for _, codes in new], [row.action for row, _ in new],
         batch_size=batch_size, runner=runner,
     ) if new else [])  # fmt: skip
+    # Each row takes back as many scores as it has asked for.
     for row in rows:
         row.add_scores(list(islice(scores, len(row.unscored()))))
 

@@ -42,6 +42,7 @@ class Search(Recipe):
 
     @model_validator(mode="after")
     def _check_order(self) -> "Search":
+        # Without a threshold there is one round, of all candidates.
         if self.min_candidates > 1 and self.min_gain_nats is None:
             raise ValueError(
                 f"min_candidates = {self.min_candidates} is the first round's size; give min_gain_nats too"

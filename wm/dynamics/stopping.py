@@ -1,17 +1,17 @@
 """Decide when further candidates are not worth their cost: adaptive N, as search with recall.
 
-Candidates of one (source, action) are independent draws, each is scored as soon as it is there, and the best so far may
-always be taken: the search with recall of Weitzman (Optimal Search for the Best Alternative, Econometrica 1979), where
-one goes on as long as another draw is expected to gain more than it costs. The distribution of the scores is not known,
-but two things are. Of n + 1 exchangeable draws the last is the best with probability 1 / (n + 1) at most, whatever they
-are drawn from (record statistics: Rényi 1962; Glick, Breaking Records and Breaking Boards, 1978); and a log-likelihood
-is at most 0, so that it gains at most 0 - best. Hence
+Candidates of one (source, action) are independent samples, each is scored as soon as it is there, and the best so far
+may always be taken: the search with recall of Weitzman (Optimal Search for the Best Alternative, Econometrica 1979),
+where one continues as long as another sample is expected to gain more than it costs. The distribution of the scores is
+not known, but two things are. Of n + 1 exchangeable samples the last is the best with probability 1 / (n + 1) at most,
+whatever their distribution is (record statistics: Rényi 1962; Glick, Breaking Records and Breaking Boards, 1978); and a
+log-likelihood is at most 0, so that it gains at most 0 - best. Hence
 
-    expected gain of draw n + 1  ≈  - best / (n + 1)        nats an action token,
+    expected gain of sample n + 1  ≈  - best / (n + 1)        nats an action token,
 
 which is also what Rothschild's search from an unknown distribution (Journal of Political Economy 1974) gives for a
-Dirichlet prior of the weight of one draw, all of it at certainty. A draw that convinces the verifier ends the search at
-once, one that nearly does soon, and where nothing convinces it continues, but not forever.
+Dirichlet prior of the weight of one sample, all of it at certainty. A sample that convinces the verifier ends the
+search at once, one that nearly does soon, and where nothing convinces it continues, but not forever.
 """
 
 from collections.abc import Iterator
@@ -46,6 +46,7 @@ def is_enough(count: int, best: float | None, min_gain_nats: float | None) -> bo
 def rounds(search: Search) -> Iterator[range]:
     """Iterate over the candidates of each round: the first ``min_candidates``, then each time as many as there are
     so far, at most ``num_candidates`` in all. Without a minimum gain one round."""
+    # Doubling: few rounds where many candidates are needed, few candidates where one convinces.
     count, size = 0, search.num_candidates if search.min_gain_nats is None else search.min_candidates
     while count < search.num_candidates:
         stop = min(search.num_candidates, count + size)

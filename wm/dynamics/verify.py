@@ -106,6 +106,7 @@ def verify_batch(
         batch_size=batch_size,
         runner=runner,
     )
+    # Scores come back in the order of the distinct candidates, to be looked up by their codes.
     tables: list[dict[tuple[int, ...], ScoredAction]] = [{} for _ in rows]
     for (row, codes), score in zip(distinct, scores, strict=True):
         tables[row][codes] = score
@@ -129,6 +130,7 @@ def rank_candidates(
     all others (and among themselves in the same order). A forward model that is not sure collapses to
     repeating the source, and a verifier that was trained on true pairs only has never seen a pair of equal images.
     """
+    # Equal candidates share a score and a share of unchanged tokens.
     shares = {codes: unchanged_share(source_N, codes) for codes in dict.fromkeys(codes_KN)}
     order = sorted(
         range(len(codes_KN)),

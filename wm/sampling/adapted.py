@@ -50,12 +50,14 @@ def matrix_of(module: nn.Module, *, merge: bool = True) -> Matrix:
         InputError: For an adapter that PEFT cannot merge.
     """
     module = chosen(module)
+    # 1. Active adapters: apart where that is wanted and possible, else merged into a copy.
     names = _active(module)
     if names:
         apart = None if merge else _apart(module, names)
         if apart is not None:
             return apart
         module = _merged_copy(module)
+    # 2. Trained rows.
     elif hasattr(module, "token_adapter") and not module.disable_adapters:
         # Trained rows of an embedding or head: the wrapper's weight is a copy with these rows in it.
         weight: Any = module.weight

@@ -152,6 +152,7 @@ def plan_images(
     if num_samples < 1:
         raise InputError(f"num_samples must be at least 1, got {num_samples}")
     num_distinct, conditions = 1 if sampling.greedy else num_samples, count_conditions(sampling)
+    # Every condition has a prefix and rows of its own.
     longest = max(map(len, prefixes), default=0) * conditions
     tail = vlm.tokens_per_image * conditions
     positions = positions_at_once(vlm, held_bytes)
@@ -171,6 +172,7 @@ def halving(work: Callable[[int, int], object], count: int, at_once: int) -> Non
     A chunk that does not fit into memory is halved, and so are those after it; a warning is logged. The error is raised
     if a single item does not fit.
     """
+    # A smaller batch is kept for the rest: memory that did not suffice once will not later.
     start = 0
     while start < count:
         stop = min(count, start + at_once)

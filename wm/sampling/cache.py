@@ -35,11 +35,13 @@ class Prefix:
         """Return a bool mask (P, T), true where there is padding; None if there is none."""
         if not self.is_padded:
             return None
+        # Compared on the device: lengths are few, positions many.
         lengths_P = torch.tensor(self.lengths, device=self.keys[0].device)
         return torch.arange(self.keys[0].shape[2], device=lengths_P.device) >= lengths_P[:, None]
 
     def select(self, which: Sequence[int]) -> "Prefix":
         """Return these prefixes alone, in this order: a copy."""
+        # A copy: the memory of those that leave is then free.
         index = torch.tensor(which, device=self.keys[0].device)
         return Prefix(
             tuple(keys[index] for keys in self.keys),

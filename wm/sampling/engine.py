@@ -121,10 +121,12 @@ class ImageEngine:
         Nothing is returned where memory did not suffice: a batch is then preempted, and the next call continues with
         less. Raises the error of a single candidate that does not fit into memory.
         """
+        # 1. Decode; where memory runs out, give up a batch and let the caller come again.
         error = self._try_line()
         if error is not None:
             self._preempt_last(error)
             return []
+        # 2. Outputs before complete batches leave, since they take their last codes from them.
         outputs = [output for batch in self._running for output in self._build_outputs(batch)]
         self._running = [batch for batch in self._running if not batch.images.is_complete]
         return outputs
@@ -207,6 +209,7 @@ class ImageEngine:
                 state.missing -= len(candidates)
                 if not state.missing:
                     del self._states[state.request_id]
+            # One greedy image was decoded for all candidates.
             if state.request.sampling.greedy:
                 candidates = state.request.candidates
                 codes_KN = codes_KN.expand(len(candidates), -1)

@@ -80,6 +80,7 @@ class ImageBatch:
 
     def keep(self, sources: Sequence[int]) -> None:
         """Drop all sources but these (indices, in this order)."""
+        # Rows of a source are neighbours.
         rows = [source * self.each + row for source in sources for row in range(self.each)]
         index = torch.tensor(rows, device=self.codes_RL.device)
         self._candidates.keep(sources, rows)

@@ -92,6 +92,7 @@ def sample_images(
     plan = plan_images(
         vlm, prefixes, num_samples=num_samples, sampling=sampling, batch_size=batch_size, held_bytes=held_bytes
     )
+    # On the CPU, where the images are collected batch by batch.
     codes_BKN = torch.zeros((len(prefixes), plan.num_distinct, length), dtype=torch.int64)
     if not prefixes:
         return codes_BKN.new_zeros((0, num_samples, length))
@@ -104,11 +105,13 @@ def sample_images(
         *(len(prefixes), plan.num_distinct, plan.num_rows, plan.positions, runner.stepping),
     )
     runner.is_logged = True
+    # Row ends are slots too: the engine fills them as it fills codes.
     slots = Slots(vlm)
     # Without a listener nothing leaves the device before the images are complete.
     line = (progress_tokens or count_line_slots(vlm)) if on_progress else slots.count
 
     def decode(sources: Sequence[int], candidates: Candidates, first: int, last: int) -> None:
+        # Noise by candidate number: sampling in rounds, or in smaller batches, gives the same images.
         numbers = range(first_candidate + first, first_candidate + last)
         noise_RN = stack_noise([seeds[row] for row in sources], numbers, length)
         images = ImageBatch(candidates, noise_RN, last - first, sampling, slots)

@@ -5,7 +5,6 @@ Shape suffixes of :mod:`wm.sampling.cache`, and: X = R x S token rows, S new tok
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,14 +15,11 @@ from wm.sampling.cache import Prefix, Rows, new_rows
 from wm.sampling.kernels.attention import attend_causal, attend_shared, attend_step, attend_tails, can_flash
 from wm.sampling.kernels.linear import Linear, Linears, Packs, linear, plain_linear
 from wm.sampling.llama_layers import Attend, LlamaLayers
-from wm.sampling.model_runner import PrefixCache, RowCache, StepInput, Stepping
+from wm.sampling.model_runner import ModelRunner, PrefixCache, RowCache, StepInput, Stepping
 from wm.sampling.weights_view import DecoderView, decoder_view
 
-if TYPE_CHECKING:
-    from wm.sampling.kernels.cuda_graphs import StaticSteps
 
-
-class LlamaRunner:
+class LlamaRunner(ModelRunner):
     """Runs a model by products and kernels of our own; see :class:`~wm.sampling.model_runner.ModelRunner`.
 
     On a CPU in float32 or bfloat16 all matrices are copied into a quicker layout.
@@ -53,9 +49,10 @@ class LlamaRunner:
         stepping: Stepping = "auto",
         kernels: bool = True,
     ) -> None:
+        automatic: Stepping = "graph" if vlm.device.type == "cuda" else "plain"
+        super().__init__(vlm, automatic if stepping == "auto" else stepping)
         self.view: DecoderView = decoder_view(vlm, merge=merge)
         self._packs: Packs = Packs(None if beside is None else beside._packs)
-        self.image_rows, self.device = vlm.image_rows, vlm.device
         self.layers = LlamaLayers(self.view, rows, self._packs)
         # A family with an image head of its own brings it; else the head's rows of the codes are one, packed.
         own = self.view.image_head
@@ -64,11 +61,7 @@ class LlamaRunner:
         if own is None:
             self._head = linear(_select_rows(self.view.head, vlm.image_rows, self._packs), rows, self._packs)
         self._image_head: Callable[[Tensor], Tensor] = self._head or own or self.logits
-        automatic: Stepping = "graph" if self.device.type == "cuda" else "plain"
-        self.stepping: Stepping = automatic if stepping == "auto" else stepping
         self.kernels = kernels
-        self.static_steps: StaticSteps | None = None
-        self.is_logged = False
 
     def matrices(self) -> Iterator[tuple[str, Linear | Linears]]:
         """Iterate over (name, matrix) of a step's products: project, out, gate, up, down or head."""
@@ -92,17 +85,8 @@ class LlamaRunner:
         """Type of the weights."""
         return self.view.embedding.dtype
 
-    @property
-    def exact(self) -> torch.dtype:
-        """Type in which probabilities are computed: float32 at least."""
-        return torch.float64 if self.dtype is torch.float64 else torch.float32
-
     def prefill(self, prefixes: Sequence[Sequence[int]]) -> tuple[Prefix, Tensor]:
-        """Read prefixes (vocabulary ids, at least one each).
-
-        Returns:
-            Their keys and values, and the hidden states (P, H) of their last tokens.
-        """
+        """Read prefixes, padded to one length, and return also the hidden states (P, H) of their last tokens."""
         lengths = tuple(map(len, prefixes))
         longest = max(lengths)
         # Padded on the right with the last token: attention is causal, so that padding changes nothing before it.
@@ -145,15 +129,7 @@ class LlamaRunner:
     def extend(
         self, ids_RS: Tensor, prefix: PrefixCache, rows: RowCache, positions: int | Tensor, filled: int
     ) -> Tensor:
-        """Compute the hidden states (R, S, H) of the next S tokens of every row, and store their keys and values.
-
-        Args:
-            ids_RS: Vocabulary ids.
-            prefix: What the rows follow; R is a multiple of P, a prefix's rows being neighbours.
-            rows: Caches, written in position.
-            positions: Position of the first new token in its row, the same for all or int64 (R,).
-            filled: Length of the longest row after this, at most ``rows.capacity``.
-        """
+        """Compute the hidden states (R, S, H) of the next S tokens of every row, and store their keys and values."""
         if isinstance(positions, int) and ids_RS.shape[1] == 1:
             return self._step(ids_RS[:, 0], *_own(prefix, rows), positions)[:, None]
         return self._block(ids_RS, *_own(prefix, rows), positions, filled)

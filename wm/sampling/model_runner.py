@@ -9,6 +9,7 @@ batches, H hidden width, V vocabulary.
 """
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
@@ -63,51 +64,60 @@ class StepInput(NamedTuple):
     position: int
 
 
-class ModelRunner(Protocol):
-    """A model ready for many passes, as it is now: build a new runner after its weights have changed."""
+class ModelRunner(ABC):
+    """A model ready for many passes, as it is now: build a new runner after its weights have changed.
 
-    image_rows: Tensor
-    """int64: codebook id to vocabulary id."""
-    device: torch.device
-    stepping: Stepping
-    """How images are decoded; never ``auto``."""
-    static_steps: "StaticSteps | None"
-    """Buffers and recordings of the last images, for others of the same shape."""
-    is_logged: bool
-    """Whether it has been logged how images are decoded."""
-    can_draft: bool
+    Args:
+        vlm: The model.
+        stepping: How images are decoded, not ``auto``.
+    """
+
+    can_draft = False
     """Whether rows may be at positions of their own, as speculative decoding needs."""
 
+    def __init__(self, vlm: UnifiedVLM, stepping: Stepping) -> None:
+        self.image_rows, self.device, self.stepping = vlm.image_rows, vlm.device, stepping
+        self.static_steps: StaticSteps | None = None
+        """Buffers and recordings of the last images, for others of the same shape."""
+        self.is_logged = False
+        """Whether it has been logged how images are decoded."""
+
     @property
+    @abstractmethod
     def vocabulary_size(self) -> int:
         """Number of vocabulary ids that can be read."""
-        ...
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
 
     @property
     def exact(self) -> torch.dtype:
         """Type in which probabilities are computed: float32 at least."""
-        ...
+        return torch.float64 if self.dtype is torch.float64 else torch.float32
 
+    @abstractmethod
     def weights(self) -> Iterator[Tensor]:
         """Iterate over the tensors of weights, the model's own among them; some come more than once."""
-        ...
 
+    @abstractmethod
     def prefill(self, prefixes: Sequence[Sequence[int]]) -> tuple[PrefixCache, Tensor]:
         """Read prefixes (vocabulary ids, at least one each).
 
         Returns:
             Their caches, and the hidden states (P, H) of their last tokens.
         """
-        ...
 
+    @abstractmethod
     def forward(self, ids_BT: Tensor) -> Tensor:
         """Compute the hidden states (B, T, H) of complete sequences; nothing is cached."""
-        ...
 
+    @abstractmethod
     def reserve(self, num_rows: int, capacity: int) -> RowCache:
         """Reserve empty caches for ``capacity`` tokens of each of ``num_rows`` rows."""
-        ...
 
+    @abstractmethod
     def extend(
         self, ids_RS: Tensor, prefix: PrefixCache, rows: RowCache, positions: int | Tensor, filled: int
     ) -> Tensor:
@@ -119,24 +129,23 @@ class ModelRunner(Protocol):
             rows: Caches, extended in place. What they hold from ``positions`` on is replaced.
             positions: Position of the first new token in its row, the same for all, or int64 (R,) where the runner
                 ``can_draft``.
-            filled: Length of the longest row after this.
+            filled: Length of the longest row after this, at most what was reserved.
         """
-        ...
 
+    @abstractmethod
     def step(self, inputs: Sequence[StepInput]) -> Tensor:
         """Compute the hidden states (X, H) of one token of every row of several batches, in their order.
 
         Keys and values are stored; a step that is repeated replaces them.
         """
-        ...
 
+    @abstractmethod
     def image_logits(self, hidden_XH: Tensor) -> Tensor:
         """Compute the logits (X, codes) of the image codes alone."""
-        ...
 
+    @abstractmethod
     def logits(self, hidden_XH: Tensor) -> Tensor:
-        """Compute the logits (X, V) of all tokens."""
-        ...
+        """Compute the logits (X, V) of all tokens of the text's head."""
 
 
 def build_model_runner(
@@ -170,12 +179,14 @@ def build_model_runner(
     from wm.sampling.transformers_runner import TransformersRunner
     from wm.sampling.weights_view import find_unsupported
 
+    # Rather slow than wrong: what the fast runner does not know, it would leave out.
     reason = find_unsupported(vlm)
     if reason is not None:
         _log_fallback(reason)
         return TransformersRunner(vlm)
-    neighbour = beside if isinstance(beside, LlamaRunner) else None
-    return LlamaRunner(vlm, rows=rows, merge=merge, beside=neighbour, stepping=stepping, kernels=kernels)
+    # Copies of weights are shared between fast runners alone; the other makes none.
+    beside = beside if isinstance(beside, LlamaRunner) else None
+    return LlamaRunner(vlm, rows=rows, merge=merge, beside=beside, stepping=stepping, kernels=kernels)
 
 
 @cache

@@ -22,6 +22,7 @@ class Slots:
         self.rows = vlm.image_rows
         if ends:
             self.rows = torch.cat((vlm.image_rows, vlm.image_rows.new_tensor([vlm.row_end_id])))
+        # An end after each line but the last, which the family's closing tokens end.
         is_end = (torch.arange(self.count) + 1) % (line + 1) == 0 if ends else torch.zeros(self.count, dtype=torch.bool)
         self._is_end: list[bool] = is_end.tolist()
         self._code_positions = (~is_end).nonzero().flatten()
@@ -37,6 +38,7 @@ class Slots:
 
     def codes(self, values_L: Tensor) -> Tensor:
         """Take the codes from the first l slots (..., l)."""
+        # No copy where there are no ends among them.
         positions = self._code_positions[self._code_positions < values_L.shape[-1]]
         return values_L if len(positions) == values_L.shape[-1] else values_L[..., positions.to(values_L.device)]
 

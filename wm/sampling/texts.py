@@ -113,6 +113,7 @@ class TextBatch:
         """Read the prefixes and compute the logits of the first tokens; done once."""
         if self._cache is not None:
             return
+        # The texts of a prefix share its keys and values, and part with their first tokens.
         prefix, last_PH = self._runner.prefill(self._prefixes)
         check_finite(last_PH, "hidden states of the prompt", self._vlm)
         rows = self._runner.reserve(len(self.is_open), self.max_new_tokens)
@@ -141,7 +142,9 @@ class TextBatch:
         logprob_R = logprobs_RV.gather(1, token_R[:, None])[:, 0].double()
         check_finite(logprob_R, "log-probabilities", vlm)
         tops = _list_likeliest(spoken_RV, vlm.text_rows, self._num_top)
+        # The host waits here once a step, as a caller wants to know which texts have ended.
         rows = zip(token_R.tolist(), logprob_R.tolist(), tops, (token_R != sampled_R).tolist(), strict=True)
+        # Ended texts keep their rows, so that a batch has one shape; what they sample is dropped.
         tokens = [TextToken(*row) if is_open else None for row, is_open in zip(rows, self.is_open, strict=True)]
         return TextStep(tokens, torch.where(torch.tensor(self.is_open, device=token_R.device), token_R, vlm.eos_id))
 
@@ -202,6 +205,7 @@ def generate_texts(
     check_max_new_tokens(max_new_tokens)
     if not prefixes:
         return []
+    # By row: a batch that was halved comes again, and replaces what was there.
     completions: dict[int, Completion] = {}
     at_once = rows_at_once(max(map(len, prefixes)) + max_new_tokens, batch_size, positions_at_once(vlm))
     runner = runner or build_model_runner(vlm, rows=min(at_once, len(prefixes)))
@@ -241,6 +245,7 @@ def _list_likeliest(spoken_RV: Tensor, rows: Tensor, count: int) -> list[tuple[t
     """List at most ``count`` ids of ``rows`` and their log-probabilities, likeliest first."""
     if not count:
         return [()] * len(spoken_RV)
+    # A text may use fewer tokens than are wanted.
     logprobs_RT, indices_RT = spoken_RV.topk(min(count, len(rows)), dim=-1)
     pairs = zip(rows[indices_RT].tolist(), logprobs_RT.tolist(), strict=True)
     return [tuple(zip(ids, logprobs, strict=True)) for ids, logprobs in pairs]

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +18,9 @@ from transformers import DynamicCache
 
 from wm.errors import InputError
 from wm.models.vlm import UnifiedVLM
-from wm.sampling.model_runner import PrefixCache, RowCache, StepInput, Stepping
+from wm.sampling.adapted import bare
+from wm.sampling.model_runner import ModelRunner, PrefixCache, RowCache, StepInput
 from wm.sampling.weights_view import base_module
-
-if TYPE_CHECKING:
-    from wm.sampling.kernels.cuda_graphs import StaticSteps
 
 _HEAD_RULES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """Keys of configurations that change logits behind the head, which :meth:`UnifiedVLM.head` leaves out."""
@@ -87,6 +84,7 @@ class PrefixedRows:
 def _select(parts: Sequence[_Part], which: Sequence[int]) -> tuple[_Part, ...]:
     """Select sequences by their numbers, repeated ones too; they are numbered anew in this order."""
     where = {member: (part, index) for part in parts for index, member in enumerate(part.members)}
+    # Parts keep their lengths; what leaves a part empty drops it.
     selected = []
     for part in parts:
         chosen = [(number, where[old][1]) for number, old in enumerate(which) if where[old][0] is part]
@@ -96,7 +94,7 @@ def _select(parts: Sequence[_Part], which: Sequence[int]) -> tuple[_Part, ...]:
     return tuple(selected)
 
 
-class TransformersRunner:
+class TransformersRunner(ModelRunner):
     """Runs a model by its family's own ``body`` and ``head``; see :class:`~wm.sampling.model_runner.ModelRunner`.
 
     Args:
@@ -106,29 +104,23 @@ class TransformersRunner:
         InputError: For a decoder whose logits or caches follow rules that are not known here.
     """
 
-    can_draft = False
-
     def __init__(self, vlm: UnifiedVLM) -> None:
         _check_rules(vlm)
+        super().__init__(vlm, "plain")
         self._vlm = vlm
-        self.image_rows, self.device = vlm.image_rows, vlm.device
-        self.stepping: Stepping = "plain"
-        self.static_steps: StaticSteps | None = None
-        """Always None: nothing is recorded."""
-        self.is_logged = False
 
     @property
     def vocabulary_size(self) -> int:
         """Number of vocabulary ids that can be read."""
-        words: int = base_module(self._vlm).get_input_embeddings().num_embeddings
+        words = len(bare(base_module(self._vlm).get_input_embeddings()).weight)
         # A family whose codes have embeddings of their own numbers them behind the text.
         return max(words, int(self.image_rows.max()) + 1)
 
     @property
-    def exact(self) -> torch.dtype:
-        """Type in which probabilities are computed: float32 at least."""
-        dtype = next(self._vlm.module.parameters()).dtype
-        return torch.float64 if dtype is torch.float64 else torch.float32
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        weight: Tensor = next(self._vlm.module.parameters())
+        return weight.dtype
 
     def weights(self) -> Iterator[Tensor]:
         """Iterate over the model's own tensors; there are no others."""
@@ -136,16 +128,20 @@ class TransformersRunner:
 
     def prefill(self, prefixes: Sequence[Sequence[int]]) -> tuple[Prefixes, Tensor]:
         """Read prefixes, those of one length in one pass."""
+        # Nothing is padded: a mask, or rotary positions behind padding, would be one more thing to get right.
         by_length: dict[int, list[int]] = {}
         for number, ids in enumerate(prefixes):
             by_length.setdefault(len(ids), []).append(number)
         parts, last_states, order = [], [], list[int]()
         for length, members in by_length.items():
             ids_BT = torch.tensor([list(prefixes[number]) for number in members], device=self.device)
+            # Without a configuration, so that every layer keeps all tokens: a window's mask hides what is out of
+            # sight, and a step that failed can be taken back.
             cache = DynamicCache()
             last_states.append(self._body(ids_BT, cache, 0)[:, -1])
             parts.append(_Part(tuple(members), length, cache))
             order += members
+        # Back to the caller's order.
         last_PH = torch.cat(last_states)
         return Prefixes(tuple(parts)), torch.empty_like(last_PH).index_copy_(0, self._index(order), last_PH)
 
@@ -208,6 +204,7 @@ def _check_rules(vlm: UnifiedVLM) -> None:
     if config is None:
         raise InputError(f"{name} cannot be sampled from: it is no model of transformers")
     config = config.get_text_config()
+    # Training leaves them out as well, so that a model trained here would not know them.
     for rule in _HEAD_RULES:
         value = getattr(config, rule, None)
         if value not in (None, 0, 1):
@@ -219,6 +216,7 @@ def _check_rules(vlm: UnifiedVLM) -> None:
 
 def _truncate(cache: DynamicCache, length: int) -> None:
     """Drop all tokens of a cache from ``length`` on."""
+    # Layer by layer: a pass that failed half-way has extended only the first ones.
     for layer in cache.layers:
         if layer.get_seq_length() > length:
             layer.keys, layer.values = layer.keys[..., :length, :], layer.values[..., :length, :]
@@ -227,6 +225,7 @@ def _truncate(cache: DynamicCache, length: int) -> None:
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
     """Leave out dropout and the like while a model that is being trained is sampled from."""
+    # By module, as some may be in evaluation mode on purpose.
     training = [part for part in module.modules() if part.training] if module.training else []
     for part in training:
         part.training = False

@@ -106,6 +106,7 @@ def find_unsupported(vlm: UnifiedVLM) -> str | None:
     stack = _find_stack(inner)
     if stack is None:
         return f"{type(inner).__name__} has no decoder of the Llama kind"
+    # Every layer: mixtures of experts often begin with dense ones.
     for layer in stack.layers:
         difference = _name_unknown_weight(layer) or _name_unknown_rule(stack.config) or _name_unknown_module(layer)
         if difference is not None:
@@ -191,6 +192,7 @@ def view_of_modules(stack: Any, head: nn.Module, *, merge: bool = True) -> Decod
     layer."""
     first = stack.layers[0]
     attention = first.self_attn
+    # Numbers of heads come from the matrices: configurations name them in several ways.
     width = attention.head_dim
     query, key = (bare(module).weight for module in (attention.q_proj, attention.k_proj))
     embedding = bare(stack.embed_tokens)
@@ -265,5 +267,6 @@ def _inverse_frequencies(rotary: Any, dtype: torch.dtype) -> Tensor:
     parameters = getattr(rotary.config, "rope_parameters", None) or {}
     if dtype is not torch.float64 or parameters.get("rope_type", "default") != "default":
         return inverse
+    # transformers computes angles in float32 whatever the model's type is.
     exponents = torch.arange(len(inverse), dtype=torch.float64, device=inverse.device) / len(inverse)
     return torch.as_tensor(parameters["rope_theta"], dtype=torch.float64) ** -exponents

@@ -89,7 +89,7 @@ def test_order_and_batch_size_change_no_score(vlm, images):
     assert [score.logprob for score in shuffled] == pytest.approx([scores[k] for k in order], abs=1e-5)
 
 
-def test_observations_are_drawn_after_the_forward_prompt(vlm, images):
+def test_observations_are_sampled_after_the_forward_prompt(vlm, images):
     source_BN, _ = images
     sampling = Sampling(temperature=0.8)
     codes_BKN = sample_observations(vlm, source_BN, ACTIONS, num_samples=3, sampling=sampling, seed=2)
@@ -167,8 +167,10 @@ def test_an_action_for_which_there_are_no_positions_is_refused(vlm, images, word
     """bos, twice boi, eoi and two images of 4 tokens are 12 of the tiny model's 96 positions in a forward prompt."""
     source_BN, target_BN = images
     action = " ".join(["left"] * words)
-    said = rf"action 'left left .* has {words:,} tokens: with both images the sequence has {words + 12:,}, the model 96"
-    with pytest.raises(InputError, match=said):
+    message = (
+        rf"action 'left left .* has {words:,} tokens: with both images the sequence has {words + 12:,}, the model 96"
+    )
+    with pytest.raises(InputError, match=message):
         sample_observations(vlm, source_BN[:1], [action], num_samples=1)
     with pytest.raises(InputError, match=f"has {words:,} tokens"):
         verify(vlm, source_BN[0], action, target_BN[:2])

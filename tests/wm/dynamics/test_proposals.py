@@ -61,10 +61,10 @@ def propose_many(vlm, runner, proposals, delays=None):
         if now:
             for each, step in zip(now, advance_proposals(vlm, runner, now), strict=True):
                 steps[id(each)].append(step)
-    return [told(steps[id(each)]) for each in proposals]
+    return [gather(steps[id(each)]) for each in proposals]
 
 
-def told(steps):
+def gather(steps):
     actions = gather_actions(steps)
     tokens = [token for step in steps for token in step]
     return [
@@ -82,13 +82,13 @@ def ids_of(vlm, proposal):
 
 
 @pytest.mark.parametrize("sampling", [Sampling(greedy=True), DRAWN, Sampling(temperature=1.5, top_p=0.9, top_k=7)])
-def test_log_probabilities_are_the_models_own_whatever_the_draw(vlm, runner, sampling):
+def test_log_probabilities_do_not_depend_on_sampling(vlm, runner, sampling):
     """log_softmax over the whole vocabulary of plain forward passes in float64."""
-    found = propose(vlm, runner, num_samples=3, sampling=sampling, seed=3, num_top=5, max_new_tokens=6)
+    results = propose(vlm, runner, num_samples=3, sampling=sampling, seed=3, num_top=5, max_new_tokens=6)
     prefix = flatten(vlm.layout("idm", source=SOURCE, target=TARGET))
     names = {row: name for name, row in vlm.tokenizer.get_vocab().items()}
     spoken = vlm.text_rows.tolist()
-    for proposal in found:
+    for proposal in results:
         ids = ids_of(vlm, proposal)
         logprobs_TV = torch.log_softmax(reference_logits(vlm, [*prefix, *ids]), dim=-1)[len(prefix) - 1 :]
         expected = [float(logprobs_TV[step, row]) for step, row in enumerate(ids)]
@@ -103,9 +103,9 @@ def test_log_probabilities_are_the_models_own_whatever_the_draw(vlm, runner, sam
 
 
 def test_greedy_is_the_action_that_is_proposed_and_scored(vlm, runner):
-    whole = propose_actions(vlm, *PAIRS, max_new_tokens=12, runner=runner)
+    actions = propose_actions(vlm, *PAIRS, max_new_tokens=12, runner=runner)
     kinds = Counter()
-    for source, target, expected in zip(*PAIRS, whole, strict=True):
+    for source, target, expected in zip(*PAIRS, actions, strict=True):
         (proposal,) = propose(vlm, runner, source, target, max_new_tokens=12)
         assert (proposal.action.text, proposal.action.num_tokens) == (expected.text, expected.num_tokens)
         assert proposal.action.logprob == pytest.approx(expected.logprob, abs=1e-10)
@@ -119,7 +119,7 @@ def test_greedy_is_the_action_that_is_proposed_and_scored(vlm, runner):
     assert len(kinds) == 2, "the test sees both ends"
 
 
-def test_the_end_that_the_model_chose_at_the_last_moment_is_no_cut(vlm, runner):
+def test_end_sampled_as_last_token_is_not_cut(vlm, runner):
     for source, target in zip(*PAIRS, strict=True):
         (free,) = propose(vlm, runner, source, target, max_new_tokens=20)
         length = len(free.tokens) - 1
@@ -143,7 +143,7 @@ def test_texts_join_and_bytes_belong_to_their_tokens(vlm, runner):
             assert all(belief == token.chosen for belief in same)
 
 
-def test_a_seed_repeats_and_the_number_of_draws_changes_none(vlm, runner):
+def test_seed_repeats_and_number_of_samples_changes_none(vlm, runner):
     def texts(number, seed):
         return [
             proposal.action.text for proposal in propose(vlm, runner, num_samples=number, sampling=DRAWN, seed=seed)
@@ -154,7 +154,7 @@ def test_a_seed_repeats_and_the_number_of_draws_changes_none(vlm, runner):
     assert len(set(many)) > 4 and texts(8, 8) != many
 
 
-def test_draws_follow_the_noise(vlm, runner):
+def test_samples_follow_the_noise(vlm, runner):
     """By inversion in the order of the vocabulary, written out: one token at a time from plain forward passes."""
     temperature = 0.8
     prefix = flatten(vlm.layout("idm", source=SOURCE, target=TARGET))
@@ -167,7 +167,7 @@ def test_draws_follow_the_noise(vlm, runner):
         assert [*ids, vlm.eos_id][: len(proposal.tokens)] == ids_of(vlm, proposal)
 
 
-def test_company_changes_nothing(vlm, runner):
+def test_other_requests_change_nothing(vlm, runner):
     """Of several requests in one batch, that join and end at several times."""
     settings = [
         {"num_samples": 3, "sampling": DRAWN, "seed": 5},
@@ -178,15 +178,15 @@ def test_company_changes_nothing(vlm, runner):
     pairs = list(zip(*PAIRS, strict=True))
     proposals = [ProposalStream(vlm, runner, *pairs[row], **each) for row, each in enumerate(settings)]
     together = propose_many(vlm, runner, proposals, delays=[2, 0, 1, 30])
-    for found, pair, each in zip(together, pairs, settings, strict=False):
+    for results, pair, each in zip(together, pairs, settings, strict=False):
         alone = propose(vlm, runner, *pair, **each)
-        for one, other in zip(found, alone, strict=True):
-            assert one.action.text == other.action.text
-            assert [token.chosen.name for token in one.tokens] == [token.chosen.name for token in other.tokens]
-            assert one.action.logprob == pytest.approx(other.action.logprob, abs=1e-10)
+        for item, other in zip(results, alone, strict=True):
+            assert item.action.text == other.action.text
+            assert [token.chosen.name for token in item.tokens] == [token.chosen.name for token in other.tokens]
+            assert item.action.logprob == pytest.approx(other.action.logprob, abs=1e-10)
 
 
-def test_weights_are_read_once_for_all_and_nothing_ahead(vlm, runner, monkeypatch):
+def test_weights_are_read_once_for_all_and_not_ahead(vlm, runner, monkeypatch):
     passes = []
     run = LlamaLayers.run
     monkeypatch.setattr(
@@ -204,14 +204,14 @@ def test_weights_are_read_once_for_all_and_nothing_ahead(vlm, runner, monkeypatc
     assert torch.is_grad_enabled()
 
 
-def test_what_fails_may_be_tried_again(vlm, runner, monkeypatch):
+def test_step_that_fails_can_be_repeated(vlm, runner, monkeypatch):
     """As a batch that does not fit into memory, one by one."""
     expected = propose(vlm, runner, num_samples=2, sampling=DRAWN, seed=4)
-    kept, other = (
+    retried, other = (
         ProposalStream(vlm, runner, SOURCE, TARGET, num_samples=2, sampling=DRAWN, seed=4),
         ProposalStream(vlm, runner, TARGET, SOURCE),
     )
-    steps = [advance_proposals(vlm, runner, [kept])[0]]
+    steps = [advance_proposals(vlm, runner, [retried])[0]]
     advance_proposals(vlm, runner, [other])
     logits, calls = LlamaRunner.logits, []
 
@@ -223,16 +223,18 @@ def test_what_fails_may_be_tried_again(vlm, runner, monkeypatch):
 
     monkeypatch.setattr(LlamaRunner, "logits", full)
     with pytest.raises(torch.OutOfMemoryError):
-        advance_proposals(vlm, runner, [kept, other])
+        advance_proposals(vlm, runner, [retried, other])
     monkeypatch.undo()
-    while not kept.batch.is_finished:
-        steps += advance_proposals(vlm, runner, [kept])
-    found = told(steps)
-    assert [one.action.text for one in found] == [one.action.text for one in expected]
-    assert [one.action.logprob for one in found] == pytest.approx([one.action.logprob for one in expected], abs=1e-10)
+    while not retried.batch.is_finished:
+        steps += advance_proposals(vlm, runner, [retried])
+    results = gather(steps)
+    assert [item.action.text for item in results] == [item.action.text for item in expected]
+    assert [item.action.logprob for item in results] == pytest.approx(
+        [item.action.logprob for item in expected], abs=1e-10
+    )
 
 
-def test_numbers_that_are_none_are_told(vlm, runner, monkeypatch):
+def test_non_finite_numbers_are_reported(vlm, runner, monkeypatch):
     proposing = ProposalStream(vlm, runner, SOURCE, TARGET)
     advance_proposals(vlm, runner, [proposing])
     monkeypatch.setattr(LlamaRunner, "logits", lambda self, hidden_XH: torch.full((1, 60), torch.nan))

@@ -56,8 +56,10 @@ def test_answers_are_those_of_the_models_loaded_alone(folders, weights, dtype):
     expected = sample_observations(fdm, SOURCE, ACTIONS, num_samples=6, seed=[3, 4], runner=build_model_runner(fdm))
     assert torch.equal(drawn_BKN, expected)
     truth = verify(idm, SOURCE[0], ACTIONS[0], expected[0], runner=build_model_runner(idm))
-    assert [(one.codes, one.index, one.rank) for one in ranked] == [(one.codes, one.index, one.rank) for one in truth]
-    scores, exact = ([one.score.logprob for one in found] for found in (ranked, truth))
+    assert [(item.codes, item.index, item.rank) for item in ranked] == [
+        (item.codes, item.index, item.rank) for item in truth
+    ]
+    scores, exact = ([item.score.logprob for item in candidates] for candidates in (ranked, truth))
     if weights == "merged":
         assert scores == exact
     else:
@@ -90,10 +92,10 @@ def test_weights_of_the_base_are_there_once(folders):
 
 def test_packed_copies_are_there_once(folders):
     """In float32 on a CPU every matrix but the embedding is there twice, once transposed."""
-    one = load_role(folders / "base")
+    item = load_role(folders / "base")
     shared = load_roles(folders / "fdm", folders / "idm", base_sharing="shared")
     merged = load_roles(folders / "fdm", folders / "idm", base_sharing="merged")
-    alone = held_bytes(one.weights())
+    alone = held_bytes(item.weights())
     assert alone > 1.5 * base_bytes(folders / "base", torch.float32)
     assert merged.num_bytes() == 2 * alone
     mine, theirs = shared.fdm.runner, shared.idm.runner
@@ -107,7 +109,7 @@ def test_packed_copies_are_there_once(folders):
     assert shared.num_bytes() == alone + norms + 2 * (down + 2 * up + stacked) * 4
 
 
-def test_a_decoder_of_another_base_beside_it_changes_nothing(folders):
+def test_runner_of_another_base_beside_it_changes_nothing(folders):
     first, other = load_model(folders / "base"), load_model(folders / "full")
     beside = build_model_runner(other, beside=build_model_runner(first))
     ids = torch.tensor([[0, 21, 4, 5, 6]])
@@ -166,7 +168,7 @@ def test_adapters_that_change_their_base_share_nothing(folders, tmp_path, change
         load_roles(folders / "fdm", changed, base_sharing="shared", base=folders / "base")
 
 
-def test_an_adapter_that_brings_the_bases_own_weights_is_loaded_alone_only(folders, tmp_path):
+def test_adapter_with_weights_of_its_base_cannot_share_it(folders, tmp_path):
     """PEFT saves an embedding beside its adapter, and reads it into the base."""
     vlm = add_adapter(load_model(folders / "base"), 1, target_modules=["embed_tokens"])
     save_model(vlm, tmp_path / "idm", task="idm")
@@ -196,31 +198,31 @@ def test_what_is_not_low_rank_costs_its_own_matrices_alone(folders, tmp_path, se
     own = 32 * 32 if "use_dora" in settings else len(load_model(folders / "base").inner.lm_head.weight) * 32
     grown = roles.num_bytes() - plain.num_bytes()
     assert own * 8 <= grown < own * 8 + 4000
-    drawn, ranked = answers(roles)
+    codes, ranked = answers(roles)
     alone = load_model(tmp_path / "idm", dtype=torch.float64)
-    truth = verify(alone, SOURCE[0], ACTIONS[0], drawn[0])
-    assert [one.score.logprob for one in ranked] == pytest.approx([one.score.logprob for one in truth], abs=1e-9)
+    truth = verify(alone, SOURCE[0], ACTIONS[0], codes[0])
+    assert [item.score.logprob for item in ranked] == pytest.approx([item.score.logprob for item in truth], abs=1e-9)
 
 
-def test_half_of_what_does_not_fit_with_shared_weights(folders, monkeypatch, caplog):
+def test_batch_over_shared_weights_is_halved(folders, monkeypatch, caplog):
     """The same answers, and not a byte of weights more."""
     roles = load_roles(folders / "fdm", folders / "idm", base_sharing="shared")
-    before, (drawn, ranked) = roles.num_bytes(), answers(roles)
+    before, (codes, ranked) = roles.num_bytes(), answers(roles)
     reserve, hidden = LlamaRunner.reserve, LlamaRunner.forward
     tries = []
 
-    def small(self, num_rows, room):
+    def small(self, num_rows, capacity):
         tries.append(num_rows)
         if num_rows > 2:
             raise torch.OutOfMemoryError("no room")
-        return reserve(self, num_rows, room)
+        return reserve(self, num_rows, capacity)
 
     monkeypatch.setattr(LlamaRunner, "reserve", small)
     with caplog.at_level(logging.WARNING):
         fewer = sample_observations(
             roles.fdm.model, SOURCE, ACTIONS, num_samples=6, seed=[3, 4], runner=roles.fdm.runner
         )
-    assert torch.equal(fewer, drawn)
+    assert torch.equal(fewer, codes)
     assert "out of memory with 6 at once; continuing with 3" in caplog.text
     assert max(tries) == 12
     monkeypatch.undo()
@@ -234,12 +236,12 @@ def test_half_of_what_does_not_fit_with_shared_weights(folders, monkeypatch, cap
     scored = score_actions(roles.idm.model, SOURCE, SOURCE.flip(0), ACTIONS, runner=roles.idm.runner)
     monkeypatch.undo()
     truth = score_actions(roles.idm.model, SOURCE, SOURCE.flip(0), ACTIONS, runner=roles.idm.runner)
-    assert [one.logprob for one in scored] == pytest.approx([one.logprob for one in truth], abs=1e-5)
+    assert [item.logprob for item in scored] == pytest.approx([item.logprob for item in truth], abs=1e-5)
     assert answers(roles)[1] == ranked
     assert roles.num_bytes() == before
 
 
-def test_packed_copies_of_one_role_alone_are_not_kept_by_the_other(folders, tmp_path):
+def test_packed_copies_of_one_role_are_not_in_the_other(folders, tmp_path):
     """A DoRA adapter's merged matrices go with its runner."""
     save_model(add_adapter(load_model(folders / "base"), 1, use_dora=True), tmp_path / "dora", task="idm")
     base = load_role(folders / "base")

@@ -37,17 +37,17 @@ def everything(models, sources, num_candidates, seeds):
     """Each row's candidates in their order with mean log-likelihoods, all sampled at once."""
     vlm, idm = models
     codes_BKN = sample_observations(vlm, sources, ACTIONS, num_samples=num_candidates, sampling=SHARP, seed=seeds)
-    found = []
+    results = []
     for source, action, codes_KN in zip(sources, ACTIONS, codes_BKN, strict=True):
-        found.append(sorted(verify(idm, source, action, codes_KN), key=lambda one: one.index))
-    return found
+        results.append(sorted(verify(idm, source, action, codes_KN), key=lambda item: item.index))
+    return results
 
 
-def stops_at(drawn, source, margin, sizes, max_unchanged):
+def stops_at(samples, source, margin, sizes, max_unchanged):
     """How many draws are made: the rule in plain loops."""
     for size in sizes:
-        fine = [one for one in drawn[:size] if np.mean(np.array(one.codes) == source) <= max_unchanged]
-        if fine and max(one.score.logprob / one.score.num_tokens for one in fine) >= -margin * (size + 1):
+        fine = [item for item in samples[:size] if np.mean(np.array(item.codes) == source) <= max_unchanged]
+        if fine and max(item.score.logprob / item.score.num_tokens for item in fine) >= -margin * (size + 1):
             return size
     return sizes[-1]
 
@@ -58,7 +58,7 @@ def test_rows_stop_where_the_rule_says(vlm, idm, sources, rounds_made, block):
     at_least, sizes = rounds_made
     stops = set()
     seeds = [5, 6, 5, 7, 8]
-    drawn = everything((vlm, idm), sources, 12, seeds)
+    samples = everything((vlm, idm), sources, 12, seeds)
     for margin, max_unchanged in itertools.product((0.0, 0.25, 0.5, 0.75, 1.0, 1.3, 9.0), (1.0, 0.2)):
         search = Search(
             num_candidates=12,
@@ -67,59 +67,59 @@ def test_rows_stop_where_the_rule_says(vlm, idm, sources, rounds_made, block):
             num_draft_tokens=block,
             max_unchanged=max_unchanged,
         )
-        found = predict_observations(vlm, idm, sources, ACTIONS, search=search, sampling=SHARP, seed=seeds)
-        for row, prediction in enumerate(found):
-            size = stops_at(drawn[row], sources[row], margin, sizes, max_unchanged)
+        results = predict_observations(vlm, idm, sources, ACTIONS, search=search, sampling=SHARP, seed=seeds)
+        for row, prediction in enumerate(results):
+            size = stops_at(samples[row], sources[row], margin, sizes, max_unchanged)
             stops.add(size)
             assert len(prediction.candidates) == size
             assert prediction.rounds == sizes.index(size) + 1
-            shares = [float(np.mean(np.array(one.codes) == sources[row])) for one in drawn[row]]
+            shares = [float(np.mean(np.array(item.codes) == sources[row])) for item in samples[row]]
             order = sorted(
-                range(size), key=lambda k: (shares[k] > max_unchanged, -round(drawn[row][k].score.logprob, 4), k)
+                range(size), key=lambda k: (shares[k] > max_unchanged, -round(samples[row][k].score.logprob, 4), k)
             )
-            assert [one.index for one in prediction.candidates] == order
-            assert [one.codes for one in prediction.candidates] == [drawn[row][k].codes for k in order]
-            assert [one.unchanged_share for one in prediction.candidates] == [shares[k] for k in order]
+            assert [item.index for item in prediction.candidates] == order
+            assert [item.codes for item in prediction.candidates] == [samples[row][k].codes for k in order]
+            assert [item.unchanged_share for item in prediction.candidates] == [shares[k] for k in order]
             assert prediction.best.seed == seeds[row]
-            distinct = list(dict.fromkeys(one.codes for one in prediction.candidates))
-            assert [one.codes for one in prediction.top(3)] == distinct[:3]
+            distinct = list(dict.fromkeys(item.codes for item in prediction.candidates))
+            assert [item.codes for item in prediction.top(3)] == distinct[:3]
             assert (prediction.passes is None) == (block == 0)
     assert len(stops) == len(sizes), f"every round ends some row, got {stops}"
 
 
-def test_rounds_are_the_draws_that_would_be_made_at_once(vlm, sources):
-    whole = sample_observations(vlm, sources, ACTIONS, num_samples=7, seed=3)
+def test_rounds_give_the_samples_of_one_round(vlm, sources):
+    expected = sample_observations(vlm, sources, ACTIONS, num_samples=7, seed=3)
     parts = [
         sample_observations(vlm, sources, ACTIONS, num_samples=stop - start, first_candidate=start, seed=3)
         for start, stop in ((0, 2), (2, 3), (3, 7))
     ]
-    assert torch.equal(torch.cat(parts, dim=1), whole)
+    assert torch.equal(torch.cat(parts, dim=1), expected)
     drafted = speculate_observations(
         vlm, sources, ACTIONS, num_samples=3, first_candidate=4, num_draft_tokens=2, seed=3
     )
-    assert torch.equal(drafted.codes, whole[:, 4:])
-    told = []
-    sample_observations(vlm, sources, ACTIONS, num_samples=2, first_candidate=5, seed=3, on_progress=told.append)
-    assert {one.candidates for one in told} == {range(5, 7)}
-    assert torch.equal(told[-1].codes, whole[list(told[-1].sources), 5:])
+    assert torch.equal(drafted.codes, expected[:, 4:])
+    reports = []
+    sample_observations(vlm, sources, ACTIONS, num_samples=2, first_candidate=5, seed=3, on_progress=reports.append)
+    assert {item.candidates for item in reports} == {range(5, 7)}
+    assert torch.equal(reports[-1].codes, expected[list(reports[-1].sources), 5:])
     with pytest.raises(InputError, match="first_candidate must not be negative, got -1"):
         sample_observations(vlm, sources, ACTIONS, num_samples=2, first_candidate=-1)
     with pytest.raises(InputError, match="first_candidate must not be negative, got -1"):
         speculate_observations(vlm, sources, ACTIONS, num_samples=2, first_candidate=-1, num_draft_tokens=2)
 
 
-def test_order_company_and_batch_size_change_nothing(vlm, idm, sources):
+def test_order_and_batch_change_nothing(vlm, idm, sources):
     search = Search(num_candidates=8, min_gain_nats=1.2, max_unchanged=0.6)
-    whole = predict_observations(vlm, idm, sources, ACTIONS, search=search, seed=[1, 2, 3, 4, 5])
+    expected = predict_observations(vlm, idm, sources, ACTIONS, search=search, seed=[1, 2, 3, 4, 5])
     order = [3, 0, 4, 1]
     some = predict_observations(
         vlm, idm, sources[order], [ACTIONS[row] for row in order], search=search,
         seed=[row + 1 for row in order], batch_size=3,
     )  # fmt: skip
-    for found, row in zip(some, order, strict=True):
-        assert [one.codes for one in found.candidates] == [one.codes for one in whole[row].candidates]
-        assert [one.score.logprob for one in found.candidates] == pytest.approx(
-            [one.score.logprob for one in whole[row].candidates], abs=1e-4
+    for results, row in zip(some, order, strict=True):
+        assert [item.codes for item in results.candidates] == [item.codes for item in expected[row].candidates]
+        assert [item.score.logprob for item in results.candidates] == pytest.approx(
+            [item.score.logprob for item in expected[row].candidates], abs=1e-4
         )
 
 
@@ -130,31 +130,31 @@ def test_no_margin_is_best_of_n_and_speculation_changes_nothing(vlm, idm, source
     )
     codes_BKN = sample_observations(vlm, sources, ACTIONS, num_samples=6, seed=4)
     counts = speculate_observations(vlm, sources, ACTIONS, num_samples=6, num_draft_tokens=3, seed=4).passes.sum(dim=1)
-    for row, (one, other) in enumerate(zip(plain, drafted, strict=True)):
+    for row, (prediction, other) in enumerate(zip(plain, drafted, strict=True)):
         expected = verify(idm, sources[row], ACTIONS[row], codes_BKN[row], seed=4)
-        assert [item.index for item in one.candidates] == [item.index for item in expected]
+        assert [item.index for item in prediction.candidates] == [item.index for item in expected]
         assert [item.codes for item in other.candidates] == [item.codes for item in expected]
         assert other.passes == int(counts[row])
     assert predict_observations(vlm, idm, sources[:0], [], search=Search()) == []
 
 
-def test_greedy_candidates_are_drawn_once(vlm, idm, sources):
-    told = []
+def test_greedy_candidates_are_sampled_once(vlm, idm, sources):
+    reports = []
     search = Search(num_candidates=5, min_gain_nats=0.0)
-    found = predict_observations(
-        vlm, idm, sources, ACTIONS, search=search, sampling=Sampling(greedy=True), on_round=told.append
+    results = predict_observations(
+        vlm, idm, sources, ACTIONS, search=search, sampling=Sampling(greedy=True), on_round=reports.append
     )
-    assert [one.candidates for one in told] == [range(5)]
-    assert all(len(one.distinct) == 1 and len(one.candidates) == 5 for one in found)
+    assert [item.candidates for item in reports] == [range(5)]
+    assert all(len(item.distinct) == 1 and len(item.candidates) == 5 for item in results)
 
 
-def test_rounds_are_told(vlm, idm, sources):
-    told = []
+def test_rounds_are_reported(vlm, idm, sources):
+    reports = []
     search = Search(num_candidates=6, min_gain_nats=1.2)
-    found = predict_observations(vlm, idm, sources, ACTIONS, search=search, seed=4, on_round=told.append)
-    assert told[0].rows == 5 and told[0].candidates == range(1)
-    assert all(one.rows - one.settled == other.rows for one, other in itertools.pairwise(told))
-    assert sum(len(one.candidates) * one.rows for one in told) == sum(len(one.candidates) for one in found)
+    results = predict_observations(vlm, idm, sources, ACTIONS, search=search, seed=4, on_round=reports.append)
+    assert reports[0].rows == 5 and reports[0].candidates == range(1)
+    assert all(item.rows - item.settled == other.rows for item, other in itertools.pairwise(reports))
+    assert sum(len(item.candidates) * item.rows for item in reports) == sum(len(item.candidates) for item in results)
 
 
 def test_expected_gain_by_hand():
@@ -181,7 +181,7 @@ def test_rounds_double():
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         ({"num_candidates": 0}, "num_candidates = 0: input should be greater than or equal to 1"),
         ({"num_beams": 0}, "num_beams = 0: "),
@@ -193,12 +193,12 @@ def test_rounds_double():
         ({"gamma": 3}, "unknown key 'gamma'"),
     ],
 )
-def test_bad_settings_are_named(values, said):
-    with pytest.raises(InputError, match=said):
+def test_bad_settings_are_named(values, message):
+    with pytest.raises(InputError, match=message):
         Search.parse(values, "test")
 
 
-def test_a_block_longer_than_the_image_is_told_before_any_work(vlm, idm, sources):
+def test_draft_longer_than_image_is_refused_before_work(vlm, idm, sources):
     with pytest.raises(InputError, match=r"num_draft_tokens = 4: expected 0 \(off\) to 3, an image has 4 tokens"):
         predict_observations(vlm, idm, sources, ACTIONS, search=Search(num_draft_tokens=4))
     with pytest.raises(InputError, match="5 sources, 1 actions"):

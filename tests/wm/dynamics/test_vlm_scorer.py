@@ -76,8 +76,8 @@ def test_both_images_their_order_and_the_prompt_matter(scorer, images):
     swapped = scorer.score_actions(target_BHWC[:1], source_BHWC[:1], ["put"])[0].logprob
     other = scorer.score_actions(source_BHWC[:1], target_BHWC[1:2], ["put"])[0].logprob
     question = type(scorer)(scorer.model, scorer.processor, "image")
-    asked = question.score_actions(source_BHWC[:1], target_BHWC[:1], ["put"])[0].logprob
-    assert len({round(value, 6) for value in (first, swapped, other, asked)}) == 4
+    answer = question.score_actions(source_BHWC[:1], target_BHWC[:1], ["put"])[0].logprob
+    assert len({round(value, 6) for value in (first, swapped, other, answer)}) == 4
 
 
 def test_images_of_several_sizes(scorer):
@@ -112,8 +112,8 @@ def test_other_folders_are_refused(tmp_path, tiny_base):
     with pytest.raises(InputError, match="has no chat template"):
         load_vlm_scorer(tmp_path / "llava")
     weights = load_file(tmp_path / "llava" / "model.safetensors")
-    lost = {name: tensor for name, tensor in weights.items() if "layers.1.mlp.up" not in name}
-    save_file(lost, tmp_path / "llava" / "model.safetensors", metadata={"format": "pt"})
+    remaining = {name: tensor for name, tensor in weights.items() if "layers.1.mlp.up" not in name}
+    save_file(remaining, tmp_path / "llava" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match=r"1 tensors are missing: .*layers\.1\.mlp\.up_proj\.weight"):
         load_vlm_scorer(tmp_path / "llava")
     (tmp_path / "llava" / "tokenizer.json").unlink()
@@ -149,7 +149,7 @@ def test_in_the_preference_probe(tiny_base, tmp_path):
     targets = [first[tuple(codes)] for codes in held_out.target_codes.tolist()]
 
     def sums(first, second):
-        return np.array([one.logprob for one in scorer.score_actions(first, second, PROBED)])
+        return np.array([score.logprob for score in scorer.score_actions(first, second, PROBED)])
 
     truth = sums(sources, targets)
     for kind, negative in (("copy", sums(sources, sources)), ("inverse", sums(targets, sources))):

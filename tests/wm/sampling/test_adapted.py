@@ -58,17 +58,17 @@ def test_one_layer_equals_pefts_forward_to_the_last_bits(rows, settings, is_apar
     matrix = matrix_of(module, merge=False)
     assert (matrix.low_rank is not None) == is_apart
     assert (matrix.weight.data_ptr() == module.base_layer.weight.data_ptr()) == is_apart
-    given = torch.randn(rows, 24, dtype=torch.float64)
+    inputs = torch.randn(rows, 24, dtype=torch.float64)
     product, other = linear(matrix, 8), torch.randn(rows, 40, dtype=torch.float64)
     with torch.no_grad():
-        theirs = module(given)
+        theirs = module(inputs)
     close = {"atol": 2e-14, "rtol": 2e-14}
-    torch.testing.assert_close(product(given), theirs, **close)
-    torch.testing.assert_close(product.plus(given, other.clone()), theirs + other, **close)
-    torch.testing.assert_close(product.times(given, other.clone()), theirs * other, **close)
+    torch.testing.assert_close(product(inputs), theirs, **close)
+    torch.testing.assert_close(product.plus(inputs, other.clone()), theirs + other, **close)
+    torch.testing.assert_close(product.times(inputs, other.clone()), theirs * other, **close)
     silu, gelu = torch.nn.functional.silu, torch.nn.functional.gelu
-    torch.testing.assert_close(product.activated(given, "silu"), silu(theirs), **close)
-    torch.testing.assert_close(product.activated(given, "gelu"), gelu(theirs), **close)
+    torch.testing.assert_close(product.activated(inputs, "silu"), silu(theirs), **close)
+    torch.testing.assert_close(product.activated(inputs, "gelu"), gelu(theirs), **close)
 
 
 def test_several_adapters_at_once_add_up():
@@ -76,14 +76,14 @@ def test_several_adapters_at_once_add_up():
     torch.manual_seed(2)
     module.update_layer("second", 2, 5, LoraConfig(r=2, lora_alpha=5, init_lora_weights=False))
     module.double().set_adapter(["default", "second"])
-    given = torch.randn(4, 24, dtype=torch.float64)
+    inputs = torch.randn(4, 24, dtype=torch.float64)
     matrix = matrix_of(module, merge=False)
     assert matrix.low_rank.down.shape == (24, 5)
     with torch.no_grad():
-        torch.testing.assert_close(linear(matrix, 8)(given), module(given), atol=2e-14, rtol=2e-14)
+        torch.testing.assert_close(linear(matrix, 8)(inputs), module(inputs), atol=2e-14, rtol=2e-14)
     module.set_adapter("second")
     with torch.no_grad():
-        torch.testing.assert_close(linear(matrix_of(module, merge=False), 8)(given), module(given))
+        torch.testing.assert_close(linear(matrix_of(module, merge=False), 8)(inputs), module(inputs))
     module.enable_adapters(False)
     assert matrix_of(module, merge=False).low_rank is None
 
@@ -94,24 +94,24 @@ def test_several_adapters_at_once_add_up():
 def test_products_with_copies_and_a_low_rank_part(monkeypatch, rows, bias, transposed_up_to):
     """float32: within 1e-5 of the whole matrix in float64, numbers being near 10."""
     generator = torch.Generator().manual_seed(0)
-    given, other = (torch.randn(rows, size, generator=generator) for size in (24, 40))
-    found = matrix_of(layer().float(), merge=False)
-    matrix = Matrix(found.weight, bias, found.low_rank)
-    whole = found.weight.double() + (found.low_rank.down.double() @ found.low_rank.up.double()).T
-    exact = given.double() @ whole.T + (0 if bias is None else bias.double())
+    inputs, other = (torch.randn(rows, size, generator=generator) for size in (24, 40))
+    matrix = matrix_of(layer().float(), merge=False)
+    matrix = Matrix(matrix.weight, bias, matrix.low_rank)
+    combined = matrix.weight.double() + (matrix.low_rank.down.double() @ matrix.low_rank.up.double()).T
+    exact = inputs.double() @ combined.T + (0 if bias is None else bias.double())
     monkeypatch.setattr("wm.sampling.kernels.linear.TRANSPOSED_UP_TO", transposed_up_to)
     product = linear(matrix, 8)
     assert (product.transposed is None) == (transposed_up_to == 0) == (product.packed is not None)
     close = {"atol": 1e-5, "rtol": 1e-5}
-    torch.testing.assert_close(product(given).double(), exact, **close)
-    torch.testing.assert_close(product.plus(given, other).double(), exact + other, **close)
-    torch.testing.assert_close(product.times(given, other).double(), exact * other, **close)
-    torch.testing.assert_close(product.activated(given, "silu").double(), torch.nn.functional.silu(exact), **close)
+    torch.testing.assert_close(product(inputs).double(), exact, **close)
+    torch.testing.assert_close(product.plus(inputs, other).double(), exact + other, **close)
+    torch.testing.assert_close(product.times(inputs, other).double(), exact * other, **close)
+    torch.testing.assert_close(product.activated(inputs, "silu").double(), torch.nn.functional.silu(exact), **close)
     plain = Matrix(torch.randn(7, 24, generator=generator))
     stacked = linears([matrix, plain, matrix], 8)
     assert len(stacked.parts) == 1
-    expected = torch.cat((exact, given.double() @ plain.weight.double().T, exact), 1)
-    torch.testing.assert_close(stacked(given).double(), expected, **close)
+    expected = torch.cat((exact, inputs.double() @ plain.weight.double().T, exact), 1)
+    torch.testing.assert_close(stacked(inputs).double(), expected, **close)
 
 
 def logits_of(runner, ids, split):
@@ -119,8 +119,8 @@ def logits_of(runner, ids, split):
         prefix, last_PH = runner.prefill([ids[:split]])
         rows = runner.reserve(1, len(ids) - split)
         rest = [
-            runner.extend(torch.tensor([[token]]), prefix, rows, place, place + 1)[0]
-            for place, token in enumerate(ids[split:])
+            runner.extend(torch.tensor([[token]]), prefix, rows, position, position + 1)[0]
+            for position, token in enumerate(ids[split:])
         ]
         return runner.logits(torch.cat((last_PH, *rest)))
 

@@ -39,9 +39,9 @@ def by_hand(vlm, logits_of, prompts, candidate):
     in the cumulative distribution its code is."""
     codes = []
     for noise in uniform_noise(0, candidate, vlm.tokens_per_image):
-        drawn = [int(vlm.image_rows[code]) for code in codes]
-        whole, image, none = (logits_of([*prompt, *drawn]) for prompt in prompts)
-        mixed = none + IMAGE_SCALE * (image - none) + TEXT_SCALE * (whole - image)
+        sampled = [int(vlm.image_rows[code]) for code in codes]
+        full, image, none = (logits_of([*prompt, *sampled]) for prompt in prompts)
+        mixed = none + IMAGE_SCALE * (image - none) + TEXT_SCALE * (full - image)
         codes.append(int((torch.softmax(mixed, -1).cumsum(-1) <= noise).sum()))
     return codes
 
@@ -78,8 +78,8 @@ def released_prompts(vlm, action=ACTION):
         before = [bos, boi, *source, eoi]
         return [*before, *words, boi], [*before, word, boi], [bos, word, boi]
     bos, boi, eoi, pad = (names[name] for name in ("<s>", "<begin_of_image>", "<end_of_image>", "<pad>"))
-    whole = [bos, boi, *source, eoi, *words, boi]
-    return whole, [bos, boi, *source, eoi, *[pad] * len(words), boi], [bos, *[pad] * (len(whole) - 2), boi]
+    full = [bos, boi, *source, eoi, *words, boi]
+    return full, [bos, boi, *source, eoi, *[pad] * len(words), boi], [bos, *[pad] * (len(full) - 2), boi]
 
 
 @torch.no_grad()
@@ -97,7 +97,7 @@ def test_guided_images_are_those_of_a_plain_loop(folder, vlm):
     images = {}
     while pool.num_unfinished:
         images |= {grown.candidates.start: grown.codes.tolist() for grown in pool.step() if grown.is_complete}
-    assert [codes for _, piece in sorted(images.items()) for codes in piece] == expected
+    assert [codes for _, chunk in sorted(images.items()) for codes in chunk] == expected
     # Chameleon's prompts, which were taken for every family's, give other images.
     text = set(vlm.tokenize_action(ACTION))
     chameleon = prompts[0], [token for token in prompts[0] if token not in text], [vlm.bos_id, vlm.boi_id]
@@ -183,9 +183,9 @@ def test_a_padded_action_keeps_its_length_without_text(tmp_path):
     write_liquid(tmp_path / "liquid")
     vlm = load_model(tmp_path / "liquid")
     vlm.action_slot_tokens = 6
-    whole, image, none = guided_prefixes(vlm, [forward_prefix(vlm)])
+    full, image, none = guided_prefixes(vlm, [forward_prefix(vlm)])
     word = vlm.tokenizer.get_vocab()["<unconditional>"]
-    assert len(image) == len(whole)
+    assert len(image) == len(full)
     assert image[-7:] == [word, *[vlm.pad_id] * 5, vlm.boi_id]
     assert none == [vlm.bos_id, word, vlm.boi_id]
 

@@ -61,19 +61,19 @@ class Speaking:
 
 
 @pytest.mark.parametrize("build", [byte_level, byte_fallback, words, cleaned])
-def test_pieces_of_any_tokens_join_to_the_whole(build):
+def test_increments_of_any_tokens_join_to_the_text(build):
     model, generator = Speaking(build), random.Random(0)
     size = len(model.tokenizer.get_vocab())
     # Bytes of characters of 1 to 4 bytes, white space of one and of three, and some that are no character.
     likely = list("aé€🙂 \n\u3000".encode())
     for _ in range(1500):
-        pieces, ids = TextPieces(model), []
-        told = ""
+        texts, ids = TextPieces(model), []
+        increments = ""
         for _ in range(generator.randint(0, 9)):
             token = generator.choice(likely) if build is byte_fallback and generator.random() < 0.5 else -1
             ids.append(token if token >= 0 else generator.randrange(size))
-            told += pieces.add(ids[-1])
-        assert told + pieces.end() == model.detokenize(ids), ids
+            increments += texts.add(ids[-1])
+        assert increments + texts.end() == model.detokenize(ids), ids
 
 
 @pytest.mark.parametrize("build", [byte_level, byte_fallback, words])
@@ -84,11 +84,11 @@ def test_texts_of_tokens_join_where_the_bytes_are_characters(build):
         ids = [generator.randrange(size) for _ in range(generator.randint(1, 6))]
         if build is not words:
             ids = [token for _ in range(6) for token in encoded(model, generator.choice("aé€🙂 x"))]
-        pieces, found = TextPieces(model), ""
+        texts, text = TextPieces(model), ""
         for token in ids:
-            found += pieces.of(token)
-            pieces.add(token)
-        assert found == model.detokenize(ids), ids
+            text += texts.of(token)
+            texts.add(token)
+        assert text == model.detokenize(ids), ids
 
 
 def encoded(model, char):
@@ -100,21 +100,21 @@ def encoded(model, char):
     return [vocabulary[name] for name in "".join(part for part, _ in split)]
 
 
-def test_what_is_told_when():
+def test_increments_are_released_when_final():
     """By hand: leading white space goes, a space comes with its word, a character with its last byte."""
     model = Speaking(byte_fallback)
-    pieces = TextPieces(model)
+    texts = TextPieces(model)
     tokens = model.rows("▁put|▁|<0xE2>|<0x82>|<0xAC>|cup|▁the")
-    told = []
+    increments = []
     for token in tokens:
-        own = pieces.of(token)
-        told.append((own, pieces.add(token)))
-    assert told == [("put", "put"), ("", ""), ("", ""), ("", ""), (" €", ""), ("cup", " €cup"), (" the", " the")]
-    assert pieces.of(model.rows("s")[0]) == "s" and pieces.name(tokens[2]) == "<0xE2>"
-    assert pieces.end() == ""
+        own = texts.of(token)
+        increments.append((own, texts.add(token)))
+    assert increments == [("put", "put"), ("", ""), ("", ""), ("", ""), (" €", ""), ("cup", " €cup"), (" the", " the")]
+    assert texts.of(model.rows("s")[0]) == "s" and texts.name(tokens[2]) == "<0xE2>"
+    assert texts.end() == ""
 
 
 def test_words_come_at_once_where_nothing_can_change_them():
     model = SimpleNamespace(tokenizer=Speaking(words).tokenizer, detokenize=Speaking(words).detokenize)
-    pieces = TextPieces(model)
-    assert [pieces.add(token) for token in (0, 1, 2)] == ["put", " the", " cup"]
+    texts = TextPieces(model)
+    assert [texts.add(token) for token in (0, 1, 2)] == ["put", " the", " cup"]

@@ -56,7 +56,7 @@ def test_greedy_is_the_argmax_of_full_forward_passes(vlm):
     assert len({tuple(codes) for codes in expected}) > 1
 
 
-def test_sampling_is_the_inverse_distribution_function_at_each_step(vlm):
+def test_sampling_inverts_the_distribution_at_each_step(vlm):
     sampling = Sampling(temperature=0.7, top_k=9, top_p=0.95)
     prefix = forward_prefix(vlm, [4, 4, 2, 0], "move the blue bowl right")
     codes_KN = sample_images(vlm, [prefix], num_samples=3, sampling=sampling, seed=11)[0]
@@ -70,7 +70,7 @@ def test_sampling_is_the_inverse_distribution_function_at_each_step(vlm):
         assert codes_KN[candidate].tolist() == slow_image(vlm, prefix, choose)
 
 
-def test_a_candidate_does_not_depend_on_its_company(vlm):
+def test_candidate_does_not_depend_on_its_batch(vlm):
     prefixes = [forward_prefix(vlm, [k, 5, 9, 0], "put the cup on the block") for k in range(5)]
     prefixes += [forward_prefix(vlm, [k, 5, 9, 0], "take") for k in range(2)]
     all_BKN = sample_images(vlm, prefixes, num_samples=6, seed=3)
@@ -83,7 +83,7 @@ def test_a_candidate_does_not_depend_on_its_company(vlm):
     assert torch.equal(backwards.flip(0), all_BKN)
 
 
-def test_one_seed_a_row(vlm):
+def test_each_row_has_its_seed(vlm):
     prefix = forward_prefix(vlm, [1, 1, 1, 1], "put")
     both = sample_images(vlm, [prefix, prefix], num_samples=2, seed=[5, 6])
     for row, seed in enumerate((5, 6)):
@@ -122,14 +122,14 @@ def brute_probabilities(logits, sampling):
     ranked = sorted(range(len(weights)), key=lambda v: (-weights[v], v))
     if sampling.top_k:
         ranked = ranked[: sampling.top_k]
-    total, kept, reached = sum(weights[v] for v in ranked), [], 0.0
+    total, indices, reached = sum(weights[v] for v in ranked), [], 0.0
     for v in ranked:
         if sampling.top_p < 1 and reached >= sampling.top_p:
             break
-        kept.append(v)
+        indices.append(v)
         reached += weights[v] / total
     probs = np.zeros(len(weights))
-    probs[kept] = weights[kept] / sum(weights[v] for v in kept)
+    probs[indices] = weights[indices] / sum(weights[v] for v in indices)
     return probs
 
 
@@ -151,7 +151,7 @@ def test_greedy_probability_is_all_on_the_first_maximum():
     assert probs.tolist() == [[0.0, 1.0, 0.0]]
 
 
-def test_draw_at_the_edges():
+def test_inverse_distribution_at_its_edges():
     probs = torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0]], dtype=torch.float64)
     cases = {0.0: 1, 0.2499: 1, 0.25: 3, 0.999999: 3, 1.0: 3}
     assert {noise: int(invert_cdf(probs, torch.tensor([noise]).double())) for noise in cases} == cases
@@ -215,7 +215,7 @@ def test_prefixes_are_checked(vlm):
                 call([0, bad])
 
 
-def test_numbers_that_are_none_are_told_and_not_drawn_from(tiny_base):
+def test_non_finite_numbers_are_reported_and_not_sampled(tiny_base):
     """From nan every draw would be code 0."""
     broken = load_model(tiny_base)
     broken.module.model.layers[1].mlp.up_proj.weight.data[3, 3] = torch.nan
@@ -233,12 +233,12 @@ def test_numbers_that_are_none_are_told_and_not_drawn_from(tiny_base):
             call()
 
 
-def test_a_temperature_next_to_none_is_greedy():
+def test_temperature_near_zero_is_greedy():
     logits = torch.tensor([[1.0, 900.0, 900.5, -3.0]])
     assert probabilities(logits, Sampling(temperature=1e-320)).tolist() == [[0.0, 0.0, 1.0, 0.0]]
 
 
-def test_the_choice_of_a_batch_is_told_once(vlm, caplog):
+def test_size_of_batches_is_logged_once(vlm, caplog):
     caplog.set_level("INFO", logger="wm.sampling")
     runner = build_model_runner(vlm)
     for _ in range(2):

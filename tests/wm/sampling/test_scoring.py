@@ -81,8 +81,8 @@ def test_a_shared_source_is_read_once(vlm, monkeypatch):
 def test_any_rows_of_the_vocabulary(vlm):
     segments = vlm.layout("fdm", source=[1, 2, 3, 4], action="put", target=[4, 3, 2, 1])
     rows = torch.cat((vlm.image_rows, torch.tensor([vlm.eos_id])))
-    ((found, count),) = completion_logprobs(vlm, [segments], rows=rows)
+    ((logprob, count),) = completion_logprobs(vlm, [segments], rows=rows)
     prefix = flatten(vlm.layout("fdm", source=[1, 2, 3, 4], action="put"))
     completion = vlm.image_rows[torch.tensor([4, 3, 2, 1])].tolist()
-    assert found == pytest.approx(reference_logprob(vlm, prefix, completion, rows.tolist()), abs=1e-10)
+    assert logprob == pytest.approx(reference_logprob(vlm, prefix, completion, rows.tolist()), abs=1e-10)
     assert count == 4

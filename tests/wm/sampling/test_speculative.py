@@ -50,9 +50,9 @@ SAMPLINGS = [
 @pytest.mark.parametrize(
     ("sampling", "block", "redraft"),
     [
-        (way, block, (row + place) % 2 == 0)
+        (way, block, (row + index) % 2 == 0)
         for row, way in enumerate(SAMPLINGS)
-        for place, block in enumerate((1, 4, 15))
+        for index, block in enumerate((1, 4, 15))
     ],
 )
 def test_the_images_are_those_of_sequential_sampling(vlm, sampling, block, redraft):
@@ -60,7 +60,7 @@ def test_the_images_are_those_of_sequential_sampling(vlm, sampling, block, redra
     expected = sample_images(vlm, prefixes, num_samples=4, sampling=sampling, seed=[1, 2, 3])
     for drafts in (sources_BN, draft_of(expected, 0.7)[:, : 1 if sampling.greedy else 4]):
         for batch_size in (None, 3):
-            found = speculate_images(
+            speculation = speculate_images(
                 vlm,
                 prefixes,
                 drafts,
@@ -71,9 +71,9 @@ def test_the_images_are_those_of_sequential_sampling(vlm, sampling, block, redra
                 redraft=redraft,
                 batch_size=batch_size,
             )
-            assert torch.equal(found.codes, expected)
-            assert (found.passes >= -(-(LENGTH - 1) // (block + 1))).all()
-            assert (found.passes <= LENGTH - 1).all()
+            assert torch.equal(speculation.codes, expected)
+            assert (speculation.passes >= -(-(LENGTH - 1) // (block + 1))).all()
+            assert (speculation.passes <= LENGTH - 1).all()
 
 
 def test_counts_of_a_fixed_draft_are_those_of_a_slow_walk(vlm):
@@ -81,7 +81,7 @@ def test_counts_of_a_fixed_draft_are_those_of_a_slow_walk(vlm):
     codes_BKN = sample_images(vlm, prefixes, num_samples=5, seed=4)
     drafts_BKN = draft_of(codes_BKN, 0.7)
     block = 3
-    found = speculate_images(
+    speculation = speculate_images(
         vlm,
         prefixes,
         drafts_BKN,
@@ -94,34 +94,34 @@ def test_counts_of_a_fixed_draft_are_those_of_a_slow_walk(vlm):
     for source in range(3):
         for candidate in range(5):
             right = (codes_BKN == drafts_BKN)[source, candidate].tolist()
-            done, passes, confirmed, examined = 1, 0, 0, 0
-            while done < LENGTH:
+            length, passes, confirmed, examined = 1, 0, 0, 0
+            while length < LENGTH:
                 passes += 1
                 for step in range(block + 1):
-                    if done == LENGTH:
+                    if length == LENGTH:
                         break
-                    done += 1
+                    length += 1
                     if step == block:
                         break
                     examined += 1
-                    if not right[done - 1]:
+                    if not right[length - 1]:
                         break
                     confirmed += 1
             where = f"source {source}, candidate {candidate}"
-            assert int(found.passes[source, candidate]) == passes, where
-            assert int(found.confirmed[source, candidate]) == confirmed, where
-            assert int(found.examined[source, candidate]) == examined, where
-    assert found.batch_passes == int(found.passes.max()), "rows do not wait for each other"
-    assert torch.equal(found.tokens_per_pass, (LENGTH - 1) / found.passes.double())
-    assert torch.equal(found.acceptance, found.confirmed / found.examined.double())
+            assert int(speculation.passes[source, candidate]) == passes, where
+            assert int(speculation.confirmed[source, candidate]) == confirmed, where
+            assert int(speculation.examined[source, candidate]) == examined, where
+    assert speculation.batch_passes == int(speculation.passes.max()), "rows do not wait for each other"
+    assert torch.equal(speculation.tokens_per_pass, (LENGTH - 1) / speculation.passes.double())
+    assert torch.equal(speculation.acceptance, speculation.confirmed / speculation.examined.double())
 
 
 def test_a_draft_that_is_right_needs_fewest_passes(vlm):
     _, prefixes = sources_and_prefixes(vlm, 2)
     codes_BKN = sample_images(vlm, prefixes, num_samples=2, seed=4)
-    found = speculate_images(vlm, prefixes, codes_BKN, num_samples=2, num_draft_tokens=4, seed=4)
-    assert found.passes.tolist() == [[3, 3], [3, 3]]
-    assert found.acceptance.tolist() == [[1.0, 1.0], [1.0, 1.0]]
+    speculation = speculate_images(vlm, prefixes, codes_BKN, num_samples=2, num_draft_tokens=4, seed=4)
+    assert speculation.passes.tolist() == [[3, 3], [3, 3]]
+    assert speculation.acceptance.tolist() == [[1.0, 1.0], [1.0, 1.0]]
     wrong = speculate_images(
         vlm, prefixes, (codes_BKN + 1) % 16, num_samples=2, num_draft_tokens=4, seed=4, redraft=False
     )
@@ -148,10 +148,10 @@ def test_bad_input_is_named(vlm):
 def test_observations_are_drafted_from_their_sources(vlm):
     sources_BN, prefixes = sources_and_prefixes(vlm, 3)
     actions = ["put the cup", "take", "move the red block to the left"]
-    found = speculate_observations(vlm, sources_BN, actions, num_samples=2, num_draft_tokens=3, seed=4)
-    assert torch.equal(found.codes, sample_observations(vlm, sources_BN, actions, num_samples=2, seed=4))
+    speculation = speculate_observations(vlm, sources_BN, actions, num_samples=2, num_draft_tokens=3, seed=4)
+    assert torch.equal(speculation.codes, sample_observations(vlm, sources_BN, actions, num_samples=2, seed=4))
     direct = speculate_images(vlm, prefixes, sources_BN, num_samples=2, num_draft_tokens=3, seed=4)
-    assert torch.equal(found.passes, direct.passes)
+    assert torch.equal(speculation.passes, direct.passes)
     assert speculate_observations(vlm, sources_BN[:0], [], num_samples=2, num_draft_tokens=3).codes.shape == (
         0,
         2,

@@ -1,4 +1,4 @@
-"""The runner over transformers' own forward: against the fast one, and plain loops for decoders that it alone knows."""
+"""The runner over transformers' own forward: against plain loops, for decoders that it alone knows."""
 
 import copy
 import random
@@ -6,26 +6,24 @@ import random
 import pytest
 import torch
 import transformers
-from peft import LoraConfig, get_peft_model
-from wm.models.causal import Facts
 
-from tests.helpers.models_families import ACTION, CODES, SOURCE, TARGET, liquid_tokenizer, write_emu3, write_janus
-from tests.helpers.models_families import write_liquid as write_liquid_folder
-from tests.helpers.models_reference import lively
-from wm.dynamics import (
-    Role,
-    Roles,
-    Search,
-    predict_observations,
-    propose_actions,
-    sample_observations,
-    score_actions,
-    score_observations,
+from tests.helpers.models_families import ACTION, CODES, SOURCE, TARGET, liquid_tokenizer
+from tests.helpers.sampling_decoders import (
+    DECODERS,
+    SETTINGS,
+    SIZES,
+    adapt,
+    build_decoder,
+    prefixes_of,
+    sample_slowly,
+    source_of,
 )
+from wm.dynamics import Role, Roles, Search, predict_observations, propose_actions, sample_observations, score_actions
 from wm.dynamics.idm import ProposalStream
 from wm.errors import InputError
-from wm.models import flatten, load_model
+from wm.models import flatten
 from wm.models.families.liquid import LiquidVLM
+from wm.models.vlm import Facts
 from wm.sampling import (
     ImageEngine,
     ImageRequest,
@@ -34,142 +32,18 @@ from wm.sampling import (
     generate_texts,
     sample_images,
     speculate_images,
-    uniform_noise,
 )
-from wm.sampling.llama_runner import LlamaRunner
 from wm.sampling.model_runner import _log_fallback
-from wm.sampling.noise import invert_cdf, probabilities
 from wm.sampling.speculative import _log_no_drafts
 from wm.sampling.texts import decode_texts
 from wm.sampling.transformers_runner import TransformersRunner
 
 pytestmark = pytest.mark.filterwarnings("ignore:Model has `tie_word", "ignore:`is_gradient_checkpointing`")
-FAMILIES = ["chameleon", "liquid", "emu3", "janus"]
-WRITERS = {"liquid": write_liquid_folder, "emu3": write_emu3, "janus": write_janus}
-SETTINGS = [
-    Sampling(),
-    Sampling(greedy=True),
-    Sampling(temperature=0.7, top_k=9, top_p=0.95),
-    Sampling(guidance_scale=2.0, image_guidance_scale=1.5),
-]
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 96,
-    "pad_token_id": 0,
-    "eos_token_id": 1,
-    "bos_token_id": 2,
-}
-MIXTURE = {"num_experts_per_tok": 2, "head_dim": 8}
-DECODERS = {
-    "qwen3": ("Qwen3", {"head_dim": 16}),
-    "mixtral": ("Mixtral", {"num_local_experts": 4, "sliding_window": None} | MIXTURE),
-    "qwen3_moe": ("Qwen3Moe", {"num_experts": 4, "moe_intermediate_size": 16, "decoder_sparse_step": 1} | MIXTURE),
-    # Shorter than every prompt here, so that its begin is out of sight.
-    "mistral_window": ("Mistral", {"sliding_window": 5}),
-    "gemma3": ("Gemma3Text", {"head_dim": 16, "sliding_window": 4, "sliding_window_pattern": 2}),
-}
-
-
-@pytest.fixture(scope="module")
-def models(tiny_base, tmp_path_factory):
-    """The shipped families, in float64: rounding decides nothing."""
-    folders = {"chameleon": tiny_base}
-    for name, write in WRITERS.items():
-        folders[name] = tmp_path_factory.mktemp(name) / "model"
-        write(folders[name])
-    return {name: lively(load_model(folder, dtype=torch.float64)) for name, folder in folders.items()}
-
-
-def build_decoder(name):
-    """A model of a decoder that the fast runner does not know, in the place of Liquid's Gemma."""
-    kind, more = DECODERS[name]
-    tokenizer = liquid_tokenizer()
-    config = getattr(transformers, f"{kind}Config")(vocab_size=len(tokenizer) + CODES, **SIZES, **more)
-    torch.manual_seed(0)
-    module = getattr(transformers, f"{kind.removesuffix('Text')}ForCausalLM")(config).double().eval()
-    # Grouped products of experts know no float64.
-    if kind in ("Mixtral", "Qwen3Moe"):
-        module.set_experts_implementation("eager")
-    return lively(LiquidVLM(module, tokenizer, Facts("base", "codec", 4, CODES)))
 
 
 @pytest.fixture(scope="module")
 def decoders():
     return {name: build_decoder(name) for name in DECODERS}
-
-
-def source_of(vlm, first):
-    return [(first + 3 * index) % vlm.num_codes for index in range(vlm.tokens_per_image)]
-
-
-def prefixes_of(vlm, count=4):
-    """Prompts of several lengths."""
-    actions = ["put", ACTION, "take the block", "put"]
-    return [
-        flatten(vlm.layout("fdm", source=source_of(vlm, row), action=actions[row % len(actions)]))
-        for row in range(count)
-    ]
-
-
-def sample_slowly(vlm, prefix, candidate, sampling, seed):
-    """One image by complete forward passes of transformers' own causal model, a code at a time."""
-    ids, codes = list(prefix), []
-    noise_N = uniform_noise(seed, candidate, vlm.tokens_per_image)
-    for position in range(vlm.tokens_per_image):
-        with torch.no_grad():
-            logits_V = vlm.module(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
-        probs_1V = probabilities(logits_V[None, vlm.image_rows], sampling)
-        codes.append(int(invert_cdf(probs_1V, torch.tensor([noise_N[position]]))))
-        ids.append(int(vlm.image_rows[codes[-1]]))
-    return codes
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("sampling", SETTINGS, ids=str)
-def test_images_equal_those_of_fast_runner(models, family, sampling):
-    vlm = models[family]
-    if sampling.is_guided and family == "emu3":
-        pytest.skip("guidance is not supported for emu3")
-    fast, slow = LlamaRunner(vlm), TransformersRunner(vlm)
-    settings = {"num_samples": 3, "sampling": sampling, "seed": [3, 4, 5, 6], "first_candidate": 2}
-    expected = sample_images(vlm, prefixes_of(vlm), runner=fast, **settings)
-    assert torch.equal(sample_images(vlm, prefixes_of(vlm), runner=slow, **settings), expected)
-    assert torch.equal(sample_images(vlm, prefixes_of(vlm), runner=slow, batch_size=2, **settings), expected)
-    assert len(expected.flatten(0, 1).unique(dim=0)) > 1
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_scores_equal_those_of_fast_runner(models, family):
-    """Within the angles, which transformers computes in float32 whatever the model's type is."""
-    vlm = models[family]
-    fast, slow = LlamaRunner(vlm), TransformersRunner(vlm)
-    sources = [source_of(vlm, row) for row in (1, 1, 1, 2)]
-    targets, actions = [source_of(vlm, row) for row in (2, 3, 4, 5)], ["put", ACTION, "take", "put"]
-    scores = [score_observations(vlm, sources, actions, targets, runner=runner) for runner in (fast, slow)]
-    assert scores[1] == pytest.approx(scores[0], abs=1e-4)
-    if family != "janus":
-        scores = [
-            [score.logprob for score in score_actions(vlm, sources, targets, actions, runner=runner)]
-            for runner in (fast, slow)
-        ]
-        assert scores[1] == pytest.approx(scores[0], abs=1e-4)
-
-
-@pytest.mark.parametrize("family", ["chameleon", "liquid", "emu3"])
-def test_texts_equal_those_of_fast_runner(models, family):
-    vlm = models[family]
-    sources, targets = [source_of(vlm, row) for row in range(3)], [source_of(vlm, row + 5) for row in range(3)]
-    proposals = [
-        propose_actions(vlm, sources, targets, max_new_tokens=5, runner=runner)
-        for runner in (LlamaRunner(vlm), TransformersRunner(vlm))
-    ]
-    assert [action.text for action in proposals[1]] == [action.text for action in proposals[0]]
-    expected = [action.logprob for action in proposals[0]]
-    assert [action.logprob for action in proposals[1]] == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -307,15 +181,6 @@ def test_reason_for_fallback_is_logged_once(decoders, caplog):
     assert record.levelname == "WARNING" and record.getMessage().endswith(
         "which is slower: MistralDecoderLayer is not of the Llama kind: sliding_window = 5"
     )
-
-
-def adapt(vlm, **settings):
-    """``vlm`` with a random adapter far from zero: a copy."""
-    adapted = copy.copy(vlm)
-    torch.manual_seed(1)
-    config = {"r": 4, "lora_alpha": 8, "target_modules": r".*(q|v|o)_proj", "init_lora_weights": False} | settings
-    adapted.module = get_peft_model(copy.deepcopy(vlm.module), LoraConfig(**config)).eval()
-    return adapted
 
 
 @pytest.mark.parametrize("settings", [{}, {"use_dora": True}, {"modules_to_save": ["lm_head"]}])

@@ -44,9 +44,9 @@ def made(filled, groups, dtype, scale=1.0):
 @pytest.mark.parametrize(("dtype", "scale", "tolerance"), CASES)
 def test_a_step_equals_one_softmax_over_both_parts(dtype, scale, tolerance):
     for filled in (1, 2, 64, 300):
-        given = made(filled, HEADS, dtype, scale)
-        expected = written_out(*given)
-        torch.testing.assert_close(attend_step(*given).double(), expected, rtol=tolerance, atol=tolerance)
+        tensors = made(filled, HEADS, dtype, scale)
+        expected = written_out(*tensors)
+        torch.testing.assert_close(attend_step(*tensors).double(), expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
@@ -55,9 +55,9 @@ def test_several_new_tokens_and_groups(groups):
     query_RAD, *shared, own_keys, own_values = made(50, groups, torch.float64)
     expected = written_out(query_RAD, *shared, own_keys, own_values)
     query_RSAD = torch.stack((query_RAD, -query_RAD), dim=1)
-    found = attend_shared(
+    result = attend_shared(
         query_RSAD, *(part[None] for part in shared), own_keys, own_values, prefix_hidden_PT=None, own_hidden=None
     )
-    torch.testing.assert_close(found[:, 0].flatten(1), expected, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(result[:, 0].flatten(1), expected, rtol=1e-13, atol=1e-13)
     other = written_out(-query_RAD, *shared, own_keys, own_values)
-    torch.testing.assert_close(found[:, 1].flatten(1), other, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(result[:, 1].flatten(1), other, rtol=1e-13, atol=1e-13)

@@ -37,14 +37,14 @@ def models(tmp_path_factory):
     """One of each family, and Chameleon with Swin norm; 16 tokens an image, Emu3's with row ends."""
     folder = tmp_path_factory.mktemp("graphs")
     torch.manual_seed(0)
-    found = {"chameleon": lively(build_nano(TINY_WORDS, PRESET)[0])}
+    codes = {"chameleon": lively(build_nano(TINY_WORDS, PRESET)[0])}
     swin, _ = build_nano(TINY_WORDS, PRESET)
     swin.module.config.swin_norm = True
-    found["swin"] = lively(swin_of(swin))
+    codes["swin"] = lively(swin_of(swin))
     for name, write in {"liquid": write_liquid, "emu3": write_emu3, "janus": write_janus}.items():
         write(folder / name)
-        found[name] = load_model(folder / name)
-    return found
+        codes[name] = load_model(folder / name)
+    return codes
 
 
 def swin_of(vlm):
@@ -91,24 +91,24 @@ def test_buckets_change_nothing(models, bucket, num_samples, monkeypatch):
     assert torch.equal(static, plain)
 
 
-def test_no_more_is_read_than_the_bucket_holds(models, monkeypatch):
-    seen = []
+def test_step_reads_no_more_than_its_bucket(models, monkeypatch):
+    records = []
     monkeypatch.setattr(cuda_graphs, "BUCKET", 6)
     attend = cuda_graphs.attend_shared
 
     def watch(query, prefix_keys, prefix_values, own_keys, own_values, **hidden):
-        seen.append(own_keys.shape[2])
+        records.append(own_keys.shape[2])
         return attend(query, prefix_keys, prefix_values, own_keys, own_values, **hidden)
 
     monkeypatch.setattr(cuda_graphs, "attend_shared", watch)
     both(models["chameleon"], torch.float32, count=1, num_samples=2)
     layers = PRESET.num_layers
-    assert seen == [6] * 6 * layers + [12] * 6 * layers + [16] * 3 * layers, "15 steps: the last code needs none"
+    assert records == [6] * 6 * layers + [12] * 6 * layers + [16] * 3 * layers, "15 steps: the last code needs none"
 
 
-def test_progress_that_is_kept_is_not_written_over(models):
+def test_progress_is_a_copy_of_the_buffers(models):
     """The next images are decoded into the same buffers."""
-    runner, kept = build_model_runner(models["chameleon"], stepping="static"), []
+    runner, updates = build_model_runner(models["chameleon"], stepping="static"), []
     prefixes = prefixes_of(models["chameleon"], 1)
     first = sample_images(
         models["chameleon"],
@@ -116,16 +116,16 @@ def test_progress_that_is_kept_is_not_written_over(models):
         num_samples=2,
         seed=1,
         runner=runner,
-        on_progress=kept.append,
+        on_progress=updates.append,
     )
     second = sample_images(models["chameleon"], prefixes, num_samples=2, seed=2, runner=runner)
     assert not torch.equal(first, second)
-    for item in kept:
+    for item in updates:
         assert torch.equal(item.codes, first[:, :, : item.codes.shape[-1]])
 
 
 @pytest.mark.parametrize(
-    ("shape", "dtype", "known"),
+    ("shape", "dtype", "expected"),
     [
         ((32, 32, 128), torch.bfloat16, True),
         ((16, 1, 64), torch.float32, True),
@@ -134,34 +134,34 @@ def test_progress_that_is_kept_is_not_written_over(models):
         ((8, 8, 64), torch.float64, False),
     ],
 )
-def test_kernels_are_used_for_what_they_know(monkeypatch, shape, dtype, known):
+def test_kernels_are_used_for_known_shapes_and_types(monkeypatch, shape, dtype, expected):
     """A program has 16 queries: with more heads to a group the others would be left out."""
     monkeypatch.setattr(triton_attention, "find_spec", lambda name: True)
     view = SimpleNamespace(**dict(zip(("num_heads", "num_groups", "head_width"), shape, strict=True)))
     runner = SimpleNamespace(view=view, dtype=dtype, kernels=True, device=torch.device("cuda"))
-    assert triton_attention.can_attend(runner) == known
+    assert triton_attention.can_attend(runner) == expected
     runner.kernels = False
     assert not triton_attention.can_attend(runner)
 
 
 def test_progress_and_batches_are_those_of_plain_decoding(models):
     vlm = models["emu3"]
-    prefixes, seen = prefixes_of(vlm, 3), {}
+    prefixes, records = prefixes_of(vlm, 3), {}
     for stepping in ("plain", "static"):
-        seen[stepping] = []
+        records[stepping] = []
         sample_images(
             vlm,
             prefixes,
             num_samples=5,
             batch_size=4,
             progress_tokens=3,
-            on_progress=lambda item, stepping=stepping: seen[stepping].append(item),
+            on_progress=lambda item, stepping=stepping: records[stepping].append(item),
             runner=build_model_runner(vlm, stepping=stepping),
         )
-    assert len(seen["plain"]) > 10
-    for one, other in zip(seen["plain"], seen["static"], strict=True):
-        assert (one.sources, one.candidates) == (other.sources, other.candidates)
-        assert torch.equal(one.codes, other.codes)
+    assert len(records["plain"]) > 10
+    for first, other in zip(records["plain"], records["static"], strict=True):
+        assert (first.sources, first.candidates) == (other.sources, other.candidates)
+        assert torch.equal(first.codes, other.codes)
 
 
 def test_buffers_serve_again_where_shapes_fit(models):
@@ -170,15 +170,15 @@ def test_buffers_serve_again_where_shapes_fit(models):
     vlm.module.float()
     prefixes = prefixes_of(vlm, 4)
     runner = build_model_runner(vlm, stepping="static")
-    held = set()
+    step_ids = set()
     for order in ([2, 1], [0, 3], [1, 0]):
-        chosen = [prefixes[row] for row in order]
+        batch = [prefixes[row] for row in order]
         expected = sample_images(
-            vlm, chosen, num_samples=2, seed=order, runner=build_model_runner(vlm, stepping="plain")
+            vlm, batch, num_samples=2, seed=order, runner=build_model_runner(vlm, stepping="plain")
         )
-        assert torch.equal(sample_images(vlm, chosen, num_samples=2, seed=order, runner=runner), expected)
-        held.add(id(runner.static_steps))
-    assert len(held) == 1
+        assert torch.equal(sample_images(vlm, batch, num_samples=2, seed=order, runner=runner), expected)
+        step_ids.add(id(runner.static_steps))
+    assert len(step_ids) == 1
     sample_images(vlm, prefixes[:2], num_samples=3, runner=runner)
     assert runner.static_steps.key[1] == 3, "only the last shape's are kept"
 
@@ -208,7 +208,7 @@ HOST = {
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-def test_a_step_asks_the_host_nothing(models, sampling):
+def test_step_never_waits_for_the_host(models, sampling):
     for name in ("chameleon", "emu3", "liquid"):
         vlm = models[name]
         if name == "emu3" and sampling == "guided":
@@ -224,7 +224,7 @@ def test_a_step_asks_the_host_nothing(models, sampling):
         assert not watch.names & set(HOST)
 
 
-def test_the_watch_sees_what_asks_the_host():
+def test_watch_sees_what_waits_for_the_host():
     with Watch() as watch:
         numbers = torch.tensor([1.0, 2.0])
         numbers[numbers > 1].sum().item()
@@ -270,15 +270,19 @@ def test_what_cannot_be_recorded_is_called(models, monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         assert torch.equal(sample_images(vlm, prefixes, num_samples=2, runner=runner), expected)
     # A job that ran before in this process may have asked for more than warnings.
-    told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    messages = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     kernels = "decoding with Triton kernels"
-    assert [text.split(" failed")[0] for text in told] == [f"compiled {kernels}", f"graph {kernels}", "graph decoding"]
-    assert [text.split("with ")[-1] for text in told] == ["graph decoding", "graph decoding", "plain decoding"]
-    assert "(RuntimeError: operation not permitted when the stream is capturing)" in told[1]
+    assert [text.split(" failed")[0] for text in messages] == [
+        f"compiled {kernels}",
+        f"graph {kernels}",
+        "graph decoding",
+    ]
+    assert [text.split("with ")[-1] for text in messages] == ["graph decoding", "graph decoding", "plain decoding"]
+    assert "(RuntimeError: operation not permitted when the stream is capturing)" in messages[1]
     assert runner.stepping == "plain" and runner.static_steps is None
 
 
-def test_want_of_memory_halves_the_batch_and_keeps_recording(models, monkeypatch, caplog):
+def test_lack_of_memory_halves_batch_and_keeps_recording(models, monkeypatch, caplog):
     vlm = models["chameleon"]
     prefixes = prefixes_of(vlm, 2)
     expected = sample_images(vlm, prefixes, num_samples=4)

@@ -23,23 +23,23 @@ from wm.sampling.kernels.triton_attention import StepAttention
 @pytest.mark.parametrize("sizes", [(1, 1, 2, 2, 70, 130), (2, 3, 4, 2, 150, 100), (1, 20, 2, 1, 64, 64)])
 def test_a_step_of_attention(dtype, tolerance, sizes):
     """Prefixes of several lengths; nothing that is not filled yet is looked at; the new pair is stored."""
-    prefixes, each, heads, groups, prefix_room, room = sizes
+    prefixes, each, heads, groups, prefix_room, capacity = sizes
     generator = torch.Generator().manual_seed(0)
     rows, width = prefixes * each, 16
     view = SimpleNamespace(num_heads=heads, num_groups=groups, head_width=width, embedding=torch.zeros(1))
-    step = StepAttention(rows, prefixes, prefix_room, room, view)
+    step = StepAttention(rows, prefixes, prefix_room, capacity, view)
     prefix = torch.randn(2, prefixes, groups, prefix_room, width, generator=generator).to(dtype)
-    lengths = torch.tensor([prefix_room - 9 * place for place in range(prefixes)])
-    for place in (0, 5, 63, room - 1):
+    lengths = torch.tensor([prefix_room - 9 * position for position in range(prefixes)])
+    for position in (0, 5, 63, capacity - 1):
         new = torch.randn(rows, heads + 2 * groups, width, generator=generator).to(dtype)
         query, key, value = new.split((heads, groups, groups), dim=1)
-        own = torch.randn(2, rows, groups, room, width, generator=generator).to(dtype)
-        own[:, :, :, place:] = torch.nan
+        own = torch.randn(2, rows, groups, capacity, width, generator=generator).to(dtype)
+        own[:, :, :, position:] = torch.nan
         step._head_parts.fill_(torch.nan)
-        found = step(query, key, value, tuple(prefix), tuple(own), until=(lengths, torch.tensor([place])))
-        assert torch.equal(own[:, :, :, place], torch.stack((key, value)))
-        assert own[:, :, :, place + 1 :].isnan().all()
-        filled = own[:, :, :, : place + 1].double()
+        result = step(query, key, value, tuple(prefix), tuple(own), until=(lengths, torch.tensor([position])))
+        assert torch.equal(own[:, :, :, position], torch.stack((key, value)))
+        assert own[:, :, :, position + 1 :].isnan().all()
+        filled = own[:, :, :, : position + 1].double()
         expected = attend_shared(
             query[:, None].double(),
             *prefix.double(),
@@ -47,7 +47,7 @@ def test_a_step_of_attention(dtype, tolerance, sizes):
             prefix_hidden_PT=torch.arange(prefix_room) >= lengths[:, None],
             own_hidden=None,
         ).reshape(rows, -1)
-        assert (found.double() - expected).norm() < tolerance * expected.norm()
+        assert (result.double() - expected).norm() < tolerance * expected.norm()
 
 
 @pytest.mark.parametrize("family", ["chameleon", "emu3"])

@@ -63,16 +63,16 @@ class Collected:
             self.advance()
 
     def images(self, key, request):
-        found = self.codes[key]
-        assert sorted(found) == list(request.candidates)
-        return torch.tensor([found[candidate] for candidate in request.candidates])
+        codes = self.codes[key]
+        assert sorted(codes) == list(request.candidates)
+        return torch.tensor([codes[candidate] for candidate in request.candidates])
 
 
 SETTINGS = [Sampling(), Sampling(greedy=True), Sampling(temperature=0.7, top_k=9), Sampling(guidance_scale=2.0)]
 
 
 @pytest.mark.parametrize("positions", [None, 400, 1])
-def test_requests_that_come_at_any_time_get_what_they_get_alone(vlm, runner, positions):
+def test_requests_at_any_time_get_images_of_their_own_batch(vlm, runner, positions):
     rng = random.Random(5)
     pool = ImageEngine(vlm, runner, token_budget=positions, line_tokens=1)
     collected, requests = Collected(pool), {}
@@ -88,7 +88,7 @@ def test_requests_that_come_at_any_time_get_what_they_get_alone(vlm, runner, pos
     assert pool.num_running_rows == pool.num_waiting == 0
 
 
-def test_float64_images_of_mixed_places_are_exact(tiny_base):
+def test_float64_images_at_mixed_positions_are_exact(tiny_base):
     vlm = lively(load_model(tiny_base, dtype=torch.float64))
     runner = build_model_runner(vlm)
     pool = ImageEngine(vlm, runner, line_tokens=1)
@@ -104,7 +104,7 @@ def test_float64_images_of_mixed_places_are_exact(tiny_base):
         assert torch.equal(collected.images(key, request), alone(vlm, runner, request))
 
 
-def test_lines_are_told_as_they_are_done(vlm, runner):
+def test_each_step_returns_a_line_more(vlm, runner):
     pool = ImageEngine(vlm, runner)
     request = request_of(vlm, 3)
     key = pool.add_request(request)
@@ -118,7 +118,7 @@ def test_lines_are_told_as_they_are_done(vlm, runner):
     assert lengths == sorted(set(lengths)) and lengths[-1] == vlm.tokens_per_image and len(lengths) > 1
 
 
-def test_a_dropped_request_leaves_and_the_others_go_on(vlm, runner):
+def test_aborted_request_leaves_and_others_continue(vlm, runner):
     pool = ImageEngine(vlm, runner, line_tokens=1)
     requests = [request_of(vlm, number) for number in range(3)]
     keys = [pool.add_request(request) for request in requests]
@@ -138,7 +138,7 @@ def test_a_dropped_request_leaves_and_the_others_go_on(vlm, runner):
     assert pool.num_unfinished == pool.num_waiting == 0 and pool.step() == []
 
 
-def test_a_large_request_lets_small_ones_pass(vlm, runner):
+def test_large_request_lets_small_ones_pass(vlm, runner):
     length = len(request_of(vlm, 0).prefix) + 4 + vlm.tokens_per_image
     pool = ImageEngine(vlm, runner, token_budget=8 * length)
     large = pool.add_request(request_of(vlm, 0, 40))
@@ -148,15 +148,15 @@ def test_a_large_request_lets_small_ones_pass(vlm, runner):
     assert collected.order == [*small, large]
 
 
-def test_too_little_memory_halves_the_room_and_nothing_is_lost(vlm, runner, monkeypatch, caplog):
+def test_lack_of_memory_halves_budget_and_loses_nothing(vlm, runner, monkeypatch, caplog):
     pool = ImageEngine(vlm, runner)
-    held = LlamaRunner.step
+    step = LlamaRunner.step
     most = 6
 
     def limited(self, groups):
         if sum(len(group.ids) for group in groups) > most:
             raise torch.OutOfMemoryError("no memory")
-        return held(self, groups)
+        return step(self, groups)
 
     monkeypatch.setattr(LlamaRunner, "step", limited)
     requests = {}
@@ -175,7 +175,27 @@ def test_too_little_memory_halves_the_room_and_nothing_is_lost(vlm, runner, monk
         collected.run()
 
 
-def test_steps_that_are_recorded_take_one_batch_after_the_other(vlm):
+def test_pass_that_fails_leaves_other_batches_intact(vlm, runner, monkeypatch):
+    """Memory runs out in the middle of a line: the batch that stays repeats the step, and loses no code."""
+    step, passes = LlamaRunner.step, []
+
+    def fail_once(self, inputs):
+        passes.append(len(inputs))
+        if len(passes) == 2:
+            raise torch.OutOfMemoryError("no memory")
+        return step(self, inputs)
+
+    monkeypatch.setattr(LlamaRunner, "step", fail_once)
+    engine = ImageEngine(vlm, runner, line_tokens=4)
+    requests = {engine.add_request(request): request for request in (request_of(vlm, 0, 3), request_of(vlm, 1, 2))}
+    collected = Collected(engine)
+    collected.run()
+    assert passes[:2] == [2, 2] and passes[2] == 1, "two batches, then the first alone"
+    for request_id, request in requests.items():
+        assert torch.equal(collected.images(request_id, request), alone(vlm, runner, request))
+
+
+def test_recorded_steps_run_one_batch_after_another(vlm):
     static = build_model_runner(vlm, stepping="static")
     pool = ImageEngine(vlm, static)
     requests = {}
@@ -193,13 +213,13 @@ def test_steps_that_are_recorded_take_one_batch_after_the_other(vlm):
 
 
 @pytest.mark.parametrize("field", ["num_samples", "seed", "first_candidate"])
-def test_numbers_below_the_least_are_refused(field):
+def test_numbers_below_the_minimum_are_refused(field):
     with pytest.raises(InputError, match=f"{field} must be at least ., got -1"):
         ImageRequest(**{"prefix": (1,), "num_samples": 1} | {field: -1})
 
 
 @pytest.mark.parametrize(("prefix", "says"), [((), "prefix 0 is empty"), ((10**9,), "outside the vocabulary")])
-def test_prefixes_that_are_none_are_refused_when_they_come(vlm, runner, prefix, says):
+def test_bad_prefixes_are_refused_when_added(vlm, runner, prefix, says):
     pool = ImageEngine(vlm, runner)
     with pytest.raises(InputError, match=says):
         pool.add_request(ImageRequest(prefix, 1))

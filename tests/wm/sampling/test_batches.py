@@ -26,27 +26,27 @@ def vlm(tiny_base):
     return lively(load_model(tiny_base))
 
 
-def test_half_of_what_does_not_fit(vlm, monkeypatch, caplog):
+def test_batch_that_does_not_fit_is_halved(vlm, monkeypatch, caplog):
     prefixes = [flatten(vlm.layout("fdm", source=[k, 5, 9, 0], action="put the cup")) for k in range(4)]
-    whole = sample_images(vlm, prefixes, num_samples=6, seed=3)
+    expected = sample_images(vlm, prefixes, num_samples=6, seed=3)
     reserve = LlamaRunner.reserve
 
-    def small(self, num_rows, room):
+    def small(self, num_rows, capacity):
         if num_rows > 4:
             raise torch.OutOfMemoryError("no room")
-        return reserve(self, num_rows, room)
+        return reserve(self, num_rows, capacity)
 
     monkeypatch.setattr(LlamaRunner, "reserve", small)
     with caplog.at_level(logging.WARNING):
-        assert torch.equal(sample_images(vlm, prefixes, num_samples=6, seed=3), whole)
+        assert torch.equal(sample_images(vlm, prefixes, num_samples=6, seed=3), expected)
     assert "out of memory with 4 at once; continuing with 2" in caplog.text
     assert "out of memory with 6 at once; continuing with 3" in caplog.text
-    monkeypatch.setattr(LlamaRunner, "reserve", lambda self, num_rows, room: small(self, num_rows + 4, room))
+    monkeypatch.setattr(LlamaRunner, "reserve", lambda self, num_rows, capacity: small(self, num_rows + 4, capacity))
     with pytest.raises(torch.OutOfMemoryError):
         sample_images(vlm, prefixes, num_samples=6, seed=3)
 
 
-def test_a_gpu_takes_what_its_memory_holds(vlm, monkeypatch):
+def test_gpu_batch_is_what_its_memory_holds(vlm, monkeypatch):
     """A tiny model in float32: 2 layers of 32 numbers twice, 8 x 32 + 3 x 48 worked on."""
     bytes_each = 4 * (2 * 2 * 32 + 8 * 32 + 3 * 48)
     assert positions_at_once(vlm) == POSITIONS_AT_ONCE
@@ -61,26 +61,26 @@ def test_a_gpu_takes_what_its_memory_holds(vlm, monkeypatch):
     assert rows_at_once(100, 7, positions_at_once(gpu)) == 7
 
 
-def test_a_prefix_is_counted_once_for_all_its_rows(vlm, monkeypatch):
+def test_prefix_is_counted_once_for_all_its_rows(vlm, monkeypatch):
     assert (tails_at_once(1060, 1024, None, 16_384), tails_at_once(1060, 1024, 5, 16_384)) == (14, 5)
     assert tails_at_once(20_000, 1024, None, 16_384) == 1
     assert (prefixes_at_once(1060, 1024, 8, None, 16_384), prefixes_at_once(132, 128, 8, None, 16_384)) == (1, 14)
     assert [prefixes_at_once(132, 128, 8, size, 16_384) for size in (4, 8, 17)] == [1, 1, 2]
     prefix = flatten(vlm.layout("fdm", source=[1, 5, 9, 0], action="put the cup"))
-    room = len(prefix) + 6 * vlm.tokens_per_image
+    capacity = len(prefix) + 6 * vlm.tokens_per_image
     reserved = []
     reserve = LlamaRunner.reserve
     monkeypatch.setattr(
-        LlamaRunner, "reserve", lambda self, rows, room: reserved.append(rows) or reserve(self, rows, room)
+        LlamaRunner, "reserve", lambda self, rows, capacity: reserved.append(rows) or reserve(self, rows, capacity)
     )
-    for positions, expected in ((room, [0, 6]), (room - 1, [0, 5, 1])):
+    for positions, expected in ((capacity, [0, 6]), (capacity - 1, [0, 5, 1])):
         monkeypatch.setattr("wm.sampling.batches.POSITIONS_AT_ONCE", positions)
         reserved.clear()
         sample_images(vlm, [prefix], num_samples=6)
         assert reserved == expected, "as many as fit beside their prefix, which is there once"
 
 
-def test_buffers_of_images_before_make_room(vlm, monkeypatch):
+def test_buffers_of_earlier_images_are_freed_for_prefixes(vlm, monkeypatch):
     """A prefix that does not fit beside them is read again without them."""
     prefix = flatten(vlm.layout("fdm", source=[1, 5, 9, 0], action="put the cup"))
     runner = build_model_runner(vlm, stepping="static")
@@ -100,33 +100,33 @@ def test_buffers_of_images_before_make_room(vlm, monkeypatch):
 @pytest.mark.parametrize(
     "words", ["[enforce fail] DefaultCPUAllocator: can't allocate memory", "could not create a primitive"]
 )
-def test_a_cpus_words_for_want_of_memory(words, caplog):
+def test_cpu_messages_for_lack_of_memory_are_recognised(words, caplog):
     """torch has no exception of its own for them; the second are oneDNN's."""
-    done = []
+    ranges = []
 
     def work(start, stop):
         if stop - start > 2:
             raise RuntimeError(words)
-        done.append((start, stop))
+        ranges.append((start, stop))
 
     halving(work, 5, 5)
-    assert done == [(0, 2), (2, 4), (4, 5)] and "out of memory with 5 at once; continuing with 2" in caplog.text
+    assert ranges == [(0, 2), (2, 4), (4, 5)] and "out of memory with 5 at once; continuing with 2" in caplog.text
     with pytest.raises(RuntimeError, match=re.escape(words)):
         halving(lambda start, stop: work(0, 9), 2, 2)
 
 
-def test_drafting_gives_the_buffers_of_images_back(vlm):
+def test_drafting_frees_buffers_of_earlier_images(vlm):
     runner = build_model_runner(vlm, stepping="static")
     prefix = flatten(vlm.layout("fdm", source=[1, 5, 9, 0], action="put the cup"))
     expected = sample_images(vlm, [prefix], num_samples=2, runner=runner)
     assert runner.static_steps is not None
-    found = speculate_images(
+    speculation = speculate_images(
         vlm, [prefix], torch.tensor([[1, 5, 9, 0]]), num_samples=2, num_draft_tokens=2, runner=runner
     )
-    assert runner.static_steps is None and torch.equal(found.codes, expected)
+    assert runner.static_steps is None and torch.equal(speculation.codes, expected)
 
 
-def test_other_errors_are_not_taken_for_want_of_memory():
+def test_other_errors_are_not_lack_of_memory():
     def broken(start, stop):
         raise RuntimeError("something else")
 

@@ -1,23 +1,18 @@
 """The engine's own passes against transformers' modules, and in float64 against the decoder written out by hand."""
 
 import copy
-from types import SimpleNamespace
 
 import pytest
 import torch
-import transformers
 from peft import LoraConfig, get_peft_model
 from transformers import ChameleonConfig, ChameleonModel, GemmaConfig, GemmaModel, LlamaConfig, LlamaModel
 
 from tests.helpers import sampling_reference
 from tests.helpers.models_reference import lively, reference_logits
-from wm.errors import InputError
 from wm.models import flatten, load_model
 from wm.sampling import Sampling, build_model_runner, generate_texts, sample_images
-from wm.sampling.adapted import Matrix
 from wm.sampling.kernels.attention import attend_shared, attend_tails
-from wm.sampling.kernels.linear import Linear, Linears, linear, linears
-from wm.sampling.weights_view import decoder_view, find_unsupported, view_of_modules
+from wm.sampling.weights_view import view_of_modules
 
 SIZES = {
     "vocab_size": 61,
@@ -116,7 +111,7 @@ def test_bfloat16_is_as_close_to_float64_as_transformers_is(name):
     assert (ours.double() - truth).std() < 1.1 * (theirs - truth).std() < 0.1
 
 
-def test_rows_at_places_of_their_own():
+def test_rows_at_positions_of_their_own():
     """Blocks that begin elsewhere in each row, with wrong tokens left behind them, as speculation leaves them."""
     torch.manual_seed(0)
     model = Bare(STACKS["chameleon"](), torch.float64)
@@ -128,12 +123,14 @@ def test_rows_at_places_of_their_own():
         wrong = continuations.clone()
         wrong[0, 2:], wrong[1, 5:], wrong[2, 0:] = 3, 3, 3
         runner.extend(wrong, prefix, rows, 0, 8)
-        places = torch.tensor([2, 5, 0])
-        block = torch.stack([continuations[row, place : place + 3] for row, place in enumerate(places.tolist())])
-        hidden_RSH = runner.extend(block, prefix, rows, places, 8)
-    for row, place in enumerate(places.tolist()):
+        positions = torch.tensor([2, 5, 0])
+        block = torch.stack(
+            [continuations[row, position : position + 3] for row, position in enumerate(positions.tolist())]
+        )
+        hidden_RSH = runner.extend(block, prefix, rows, positions, 8)
+    for row, position in enumerate(positions.tolist()):
         theirs = model.hidden([1, 7, 8, 9, 2, *continuations[row].tolist()])
-        torch.testing.assert_close(hidden_RSH[row], theirs[5 + place : 8 + place], atol=2e-6, rtol=2e-6)
+        torch.testing.assert_close(hidden_RSH[row], theirs[5 + position : 8 + position], atol=2e-6, rtol=2e-6)
 
 
 def test_float64_logits_are_those_of_the_decoder_written_out(vlm):
@@ -188,7 +185,7 @@ def test_adapters_are_merged_and_left_as_they_are(vlm):
         assert torch.equal(sample_images(vlm, [prefix], num_samples=6, seed=3), bare)
 
 
-def test_the_prefix_is_held_once(vlm):
+def test_prefix_is_stored_once(vlm):
     runner = build_model_runner(vlm)
     prefix, _ = runner.prefill([[1, 2, 3, 4, 5]])
     layers, groups, width = len(runner.view.layers), runner.view.num_groups, runner.view.head_width
@@ -198,19 +195,19 @@ def test_the_prefix_is_held_once(vlm):
 
 def test_progress_is_the_image_as_it_grows(vlm):
     prefixes = [flatten(vlm.layout("fdm", source=[k, 5, 9, 0], action="put the cup")) for k in range(2)]
-    seen = []
-    codes = sample_images(vlm, prefixes, num_samples=3, seed=1, on_progress=seen.append)
-    assert [item.codes.shape for item in seen] == [(2, 3, 2), (2, 3, 4)], "4 tokens: two lines of two"
-    for item in seen:
+    progress = []
+    codes = sample_images(vlm, prefixes, num_samples=3, seed=1, on_progress=progress.append)
+    assert [item.codes.shape for item in progress] == [(2, 3, 2), (2, 3, 4)], "4 tokens: two lines of two"
+    for item in progress:
         assert item.candidates == range(3)
         assert torch.equal(item.codes, codes[list(item.sources), :, : item.codes.shape[2]])
-    seen.clear()
-    sample_images(vlm, prefixes, num_samples=3, seed=1, batch_size=2, on_progress=seen.append, progress_tokens=3)
-    assert [(item.sources, item.candidates, item.codes.shape[2]) for item in seen] == [
-        ((source,), candidates, done)
+    progress.clear()
+    sample_images(vlm, prefixes, num_samples=3, seed=1, batch_size=2, on_progress=progress.append, progress_tokens=3)
+    assert [(item.sources, item.candidates, item.codes.shape[2]) for item in progress] == [
+        ((source,), candidates, length)
         for source in range(2)
         for candidates in (range(2), range(2, 3))
-        for done in (3, 4)
+        for length in (3, 4)
     ]
 
 
@@ -220,13 +217,13 @@ def test_tails_by_fused_kernels_are_those_by_scores(dtype, prefixes, each, token
     generator = torch.Generator().manual_seed(0)
     query, key, value = torch.randn(3, prefixes * each, tokens, 4, 16, generator=generator, dtype=dtype)
     prefix = torch.randn(2, prefixes, 4, 9, 16, generator=generator, dtype=dtype)
-    found = attend_tails(query, key, value, *prefix)
+    result = attend_tails(query, key, value, *prefix)
     later = torch.arange(tokens) > torch.arange(tokens)[:, None]
     own = key.transpose(1, 2), value.transpose(1, 2)
     expected = attend_shared(query, *prefix, *own, prefix_hidden_PT=None, own_hidden=later[None])
     tolerance = 1e-12 if dtype is torch.float64 else 1e-5
-    torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
-    assert found.dtype is dtype
+    torch.testing.assert_close(result, expected, atol=tolerance, rtol=tolerance)
+    assert result.dtype is dtype
 
 
 def test_tails_are_used_where_nothing_is_padded(vlm, monkeypatch):
@@ -235,9 +232,9 @@ def test_tails_are_used_where_nothing_is_padded(vlm, monkeypatch):
     tails = torch.randint(0, 16, (6, 5), generator=torch.Generator().manual_seed(2))
     runner, calls = build_model_runner(vlm), []
 
-    def hidden(prefixes, place):
+    def hidden(prefixes, position):
         prefix, _ = runner.prefill(prefixes)
-        return runner.extend(tails, prefix, runner.reserve(6, 5 + place), place, 5 + place)
+        return runner.extend(tails, prefix, runner.reserve(6, 5 + position), position, 5 + position)
 
     with torch.no_grad():
         plain = hidden(sources, 0)
@@ -253,9 +250,9 @@ def test_guidance_is_the_mix_of_three_prompts(vlm):
     """Against three full passes a token, prompts without text and without anything made by hand."""
     source, action = [3, 1, 4, 1], "move the red cup up"
     image = vlm.image_rows[torch.tensor(source)].tolist()
-    whole = flatten(vlm.layout("fdm", source=source, action=action))
+    prompt = flatten(vlm.layout("fdm", source=source, action=action))
     prompts = [
-        whole,
+        prompt,
         [vlm.bos_id, vlm.boi_id, *image, vlm.eoi_id, vlm.boi_id],
         [vlm.bos_id, vlm.boi_id],
     ]
@@ -265,21 +262,21 @@ def test_guidance_is_the_mix_of_three_prompts(vlm):
         full, without_text, nothing = (reference_logits(vlm, [*p, *ids])[-1][vlm.image_rows] for p in prompts)
         mixed = nothing + 1.2 * (without_text - nothing) + 3.0 * (full - without_text)
         ids.append(int(vlm.image_rows[mixed.argmax()]))
-    codes = sample_images(vlm, [whole], num_samples=2, sampling=sampling)
+    codes = sample_images(vlm, [prompt], num_samples=2, sampling=sampling)
     assert vlm.image_rows[codes[0, 1]].tolist() == ids
-    one = Sampling(guidance_scale=1.0, image_guidance_scale=1.0)
+    unguided = Sampling(guidance_scale=1.0, image_guidance_scale=1.0)
     assert torch.equal(
-        sample_images(vlm, [whole], num_samples=3, sampling=one, seed=2),
-        sample_images(vlm, [whole], num_samples=3, seed=2),
+        sample_images(vlm, [prompt], num_samples=3, sampling=unguided, seed=2),
+        sample_images(vlm, [prompt], num_samples=3, seed=2),
     )
     many = [flatten(vlm.layout("fdm", source=[k, 1, 4, 1], action=a)) for k, a in enumerate(["put", action, "up up"])]
-    drawn = Sampling(guidance_scale=2.0, image_guidance_scale=1.5)
-    together = sample_images(vlm, many, num_samples=3, sampling=drawn, seed=2)
+    guided = Sampling(guidance_scale=2.0, image_guidance_scale=1.5)
+    together = sample_images(vlm, many, num_samples=3, sampling=guided, seed=2)
     for row, prefix in enumerate(many):
-        assert torch.equal(sample_images(vlm, [prefix], num_samples=2, sampling=drawn, seed=2)[0], together[row, :2])
+        assert torch.equal(sample_images(vlm, [prefix], num_samples=2, sampling=guided, seed=2)[0], together[row, :2])
 
 
-def test_texts_do_not_depend_on_their_company(vlm):
+def test_texts_do_not_depend_on_their_batch(vlm):
     prefixes = [flatten(vlm.layout("idm", source=[k, 1, 2, 3], target=[3, k, 2, 1])) for k in range(4)]
     prefixes += [prefix[1:] for prefix in prefixes]
     together = generate_texts(vlm, prefixes, max_new_tokens=4)
@@ -287,77 +284,3 @@ def test_texts_do_not_depend_on_their_company(vlm):
         alone = generate_texts(copy.copy(vlm), [prefix], max_new_tokens=4)[0]
         assert alone.ids == text.ids
         assert alone.logprob == pytest.approx(text.logprob, abs=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("kind", "more", "reason"),
-    [
-        ("Gemma2", {}, "it has the weights pre_feedforward_layernorm.weight"),
-        ("Olmo2", {}, "it has the weights post_feedforward_layernorm.weight"),
-        ("Mistral", {"sliding_window": 8}, "sliding_window = 8"),
-        ("Granite", {"residual_multiplier": 0.2}, "residual_multiplier = 0.2"),
-        ("Granite", {"logits_scaling": 3.0}, "logits_scaling = 3.0"),
-        ("Granite", {}, "queries are scaled by 1.0, not by 8**-0.5"),
-        ("Mixtral", {}, "it has the weights mlp.gate.weight"),
-        ("Qwen3", {}, "queries are normalised by Qwen3RMSNorm"),
-        ("Llama", {"hidden_act": "relu"}, "its activation 'relu' is none of silu, swish, gelu"),
-        # Rotates pairs of neighbours, with the weights and the configuration of a Llama.
-        ("Helium", {}, "its rules are not known"),
-    ],
-)
-def test_decoder_of_another_kind_is_named_with_reason(kind, more, reason):
-    config = getattr(transformers, f"{kind}Config")(**SIZES, head_dim=8, **more)
-    vlm = SimpleNamespace(module=getattr(transformers, f"{kind}ForCausalLM")(config))
-    assert find_unsupported(vlm).startswith(f"{kind}DecoderLayer is not of the Llama kind: {reason}")
-    with pytest.raises(InputError, match="its family must give decoder_view"):
-        decoder_view(vlm)
-
-
-@pytest.mark.parametrize(
-    ("kind", "more"),
-    [("Mistral", {"sliding_window": None}), ("Granite", {"attention_multiplier": 8**-0.5}), ("Qwen2", {})],
-)
-def test_other_names_for_a_llama_are_taken(kind, more):
-    """With biases, as Qwen2 has; against the module itself."""
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{kind}Config")(**SIZES, pad_token_id=0, **more)
-    module = getattr(transformers, f"{kind}ForCausalLM")(config).double().eval()
-    runner = build_model_runner(SimpleNamespace(module=module, image_rows=torch.arange(4), device=torch.device("cpu")))
-    ids = torch.tensor([[3, 1, 4, 1, 5]])
-    with torch.no_grad():
-        found = runner.logits(runner.forward(ids)[0])
-        torch.testing.assert_close(found, module(ids).logits[0], rtol=0, atol=1e-6)  # their angles are float32
-
-
-def test_module_that_is_no_decoder_is_refused():
-    with pytest.raises(InputError, match="Linear cannot be sampled from: it is no model of transformers"):
-        build_model_runner(SimpleNamespace(module=torch.nn.Linear(2, 2)))
-
-
-@pytest.mark.parametrize("rows", [1, 2, 8, 33])
-@pytest.mark.parametrize("bias", [None, torch.linspace(-1, 1, 24)])
-@pytest.mark.parametrize("transposed_up_to", [24 * 40 - 1, 24 * 40])
-def test_products_with_copies_are_the_plain_ones(monkeypatch, rows, bias, transposed_up_to):
-    """A large matrix is packed, a small one transposed."""
-    monkeypatch.setattr("wm.sampling.kernels.linear.TRANSPOSED_UP_TO", transposed_up_to)
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(24, 40, generator=generator)
-    given, other = torch.randn(rows, 40, generator=generator), torch.randn(rows, 24, generator=generator)
-    packed, plain = linear(Matrix(weight, bias), 8), Linear(weight, bias, None)
-    assert packed.weight is None and (packed.packed is None) == (transposed_up_to == 24 * 40) == (
-        packed.transposed is not None
-    )
-    for how in (
-        lambda matrix: matrix(given),
-        lambda matrix: matrix.plus(given, other),
-        lambda matrix: matrix.times(given, other),
-        lambda matrix: matrix.activated(given, "silu"),
-        lambda matrix: matrix.activated(given, "gelu"),
-        lambda matrix: matrix.activated(given, "gelu_tanh"),
-    ):
-        torch.testing.assert_close(how(packed), how(plain), atol=1e-5, rtol=1e-5)
-    two = [Matrix(weight, bias), Matrix(weight[:7] * 2)]
-    stacked = linears(two, 8)
-    assert len(stacked.parts) == 1
-    apart = Linears((Linear(weight, bias, None), Linear(weight[:7] * 2, None, None)))
-    torch.testing.assert_close(stacked(given), apart(given), atol=1e-5, rtol=1e-5)
