@@ -218,6 +218,7 @@ def safe_name(key: str) -> str:
 
 
 def _count(curves: list[ClipCurve], num_listed: int) -> dict[str, Any]:
+    # A mean over clips that could be read; without any it is not known.
     readable = [curve for curve in curves if not curve.reason]
     reasons = Counter(curve.reason for curve in curves if curve.reason)
     means = {

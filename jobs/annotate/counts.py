@@ -12,7 +12,7 @@ from wm.words import count_words
 
 
 class ShardRows(TypedDict):
-    """Rows of a shard's tables, those of ``clips`` aside."""
+    """Rows of a shard's tables but for ``clips``."""
 
     triplets: list[TripletRow]
     rejects: list[RejectRow]
@@ -109,6 +109,7 @@ def summarise(out: Path) -> dict[str, Any]:
         _add(total, json.loads(path.read_text()))
     if not total:
         return {"videos": 0}
+    # Rounded once all are added.
     total["video_s"] = round(total["video_s"], 3)
     total["rejects_by_reason"] = dict(sorted(total.pop("reasons").items()))
     total["stage_s"] = {stage: round(value, 3) for stage, value in total.pop("seconds").items()}
@@ -147,6 +148,7 @@ def _ratio(numerator: float, denominator: float) -> float | None:
 
 def _add(total: dict[str, Any], counts: Mapping[str, Any]) -> None:
     for name, value in counts.items():
+        # Counts by reason, reader or stage.
         if isinstance(value, dict):
             _add(total.setdefault(name, {}), value)
         else:

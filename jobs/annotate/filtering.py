@@ -44,6 +44,7 @@ def filter_codes(pair: Pair, source_codes: Sequence[int], target_codes: Sequence
         target_codes: Image codes of the target, as many.
         filters: Modes and thresholds.
     """
+    # Findings of filters that only score are recorded, but take nothing out.
     pair.num_codes = len(source_codes)
     pair.changed_codes = sum(a != b for a, b in zip(source_codes, target_codes, strict=True))
     findings = code_findings(pair.changed_codes, filters)

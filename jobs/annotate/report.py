@@ -21,6 +21,7 @@ def print_plan(recipe: AnnotateRecipe, listing: pa.Table, is_complete: bool) -> 
     Returns:
         Number of ``videos``, and ``whole``: is_complete.
     """
+    # A wrong layout shows in the number of classes.
     classes = pc.count_distinct(listing.column("class_label")).as_py()
     print(
         f"annotate: {'already complete in' if is_complete else 'would write'} {recipe.out}: "
@@ -48,7 +49,12 @@ def print_passed_over(listing: pa.Table) -> None:
 
 
 def print_result(recipe: AnnotateRecipe, record: Mapping[str, Any]) -> None:
-    """Print the counts of a complete run, the columns of the paper's Table 7, and times by stage."""
+    """Print the counts of a complete run, the columns of the paper's Table 7, and times by stage.
+
+    Args:
+        recipe: As it was given.
+        record: The run's ``run.json``.
+    """
     counts, seconds = record["counts"], max(record["wall_s"], 1e-9)
     print(
         f"annotate: {counts['videos']:,} videos ({counts['video_s']:,.0f} s, {counts['frames']:,} frames) → "

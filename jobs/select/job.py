@@ -31,8 +31,9 @@ from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.datasets.card import write_dataset_card
 from wm.datasets.changes import Changes
-from wm.datasets.selection.algorithm import Tally, make_plan
+from wm.datasets.selection.algorithm import make_plan
 from wm.datasets.selection.rows import COLUMNS, Criteria
+from wm.datasets.selection.tally import Tally
 from wm.errors import InputError
 from wm.runs import Run, digest_of, read_run
 
@@ -40,7 +41,12 @@ BAR_ROWS = 1_000_000
 
 
 def run(recipe: SelectRecipe, *, dry_run: bool = False) -> dict[str, Any]:
-    """Select, write ``out/selection`` and ``out/run.json``; returns the run's record."""
+    """Select, write ``out/selection`` and ``out/run.json``; returns the run's record.
+
+    Args:
+        recipe: Triplets, and how many are chosen.
+        dry_run: Print what would be chosen, write nothing.
+    """
     stage = Run(recipe.out, "select", recipe, {"triplets": digest_of(recipe.triplets)})
     if stage.is_whole():
         record = read_run(recipe.out) or {}
@@ -157,6 +163,7 @@ def _check_classes(recipe: SelectRecipe, counts: Tally) -> None:
 
 def _build_summary(counts: Tally, by_class: Mapping[str, tuple[int, float | None, float | None]]) -> dict[str, Any]:
     """Build the counts for ``run.json``; ``by_class``: (chosen rows, lowest score, highest score) of each class."""
+    # Classes of which nothing was chosen are left out: there may be very many.
     rows_of = dict(zip(counts.labels, counts.seen_C.tolist(), strict=True))
     return {
         "triplets": int(counts.seen_C.sum()),

@@ -81,7 +81,7 @@ def test_a_folder_of_videos_is_probed(rates: list[str], tmp_path: Path) -> None:
     assert plan["work"]["videos"] == 3
     assert plan["work"]["length_s"] == pytest.approx(9, abs=0.5) and plan["work"]["frames"] == pytest.approx(90, abs=5)
     assert any("headers of 2 of 3 local videos" in note for note in plan["notes"])
-    with pytest.raises(InputError, match=r"how long are the videos. None of 0 headers told"):
+    with pytest.raises(InputError, match=r"how long are the videos. None of 0 headers says"):
         planned(rates, videos=str(tmp_path / "v"), probe=0)
 
 

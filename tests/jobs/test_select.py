@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import jobs.select.files
+import jobs.select.reading
 import jobs.select.spills
 from jobs.select.job import main, run
 from jobs.select.recipe import SelectRecipe
@@ -144,7 +145,7 @@ def test_any_files_give_the_selection_of_one_table(
     annotation(place / "a", rows, cuts)
     settings_ = {"k": k, "score": wanted[0], "min_score": wanted[1], "rows_per_part": rows_per_part}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jobs.select.files, "BATCH_ROWS", batch_rows)
+        patch.setattr(jobs.select.reading, "BATCH_ROWS", batch_rows)
         patch.setattr(jobs.select.spills, "SPILL_ROWS", batch_rows)
         patch.setattr(jobs.select.files, "GROUP_FILES", 2)
         run(SelectRecipe(triplets=str(place / "a"), out=str(place / "out"), **settings_))
@@ -174,7 +175,7 @@ def test_tasks_on_ray_write_the_same_files(tmp_path: Path) -> None:
     bad = SelectRecipe(
         triplets=str(tmp_path / "twice"), out=str(tmp_path / "o"), k=3001, rows_per_part=100, run_on="ray"
     )
-    with pytest.raises(InputError, match=f"triplet {rows[7]['triplet_id']} stands twice"):
+    with pytest.raises(InputError, match=f"triplet {rows[7]['triplet_id']} occurs twice"):
         run(bad)
     assert not (tmp_path / "o").exists()
 
@@ -255,7 +256,7 @@ def test_an_id_chosen_twice_is_refused(tmp_path: Path, rows_per_part: int) -> No
     # Another class and another score: the two rows meet in no part.
     rows.append(rows[5] | {"class_label": "class 3", "action_logprob": -0.01})
     annotation(tmp_path / "a", rows, [30])
-    with pytest.raises(InputError, match=f"triplet {rows[5]['triplet_id']} stands twice"):
+    with pytest.raises(InputError, match=f"triplet {rows[5]['triplet_id']} occurs twice"):
         run(SelectRecipe(triplets=str(tmp_path / "a"), out=str(tmp_path / "out"), k=61, rows_per_part=rows_per_part))
     assert not (tmp_path / "out").exists()
 
@@ -340,7 +341,7 @@ def write_coded(folder: Path, rows: list[dict[str, Any]], cut: int = 70) -> None
 def test_rows_whose_codes_do_not_change_are_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: int, rows_per_part: int
 ) -> None:
-    monkeypatch.setattr(jobs.select.files, "CODE_BATCH_ROWS", 32)
+    monkeypatch.setattr(jobs.select.reading, "CODE_BATCH_ROWS", 32)
     rows = coded(made_rows(200, seed=2))
     write_coded(tmp_path / "a", rows)
 

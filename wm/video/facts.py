@@ -67,14 +67,25 @@ def perceptual_hash(grey_HW: npt.NDArray[np.uint8]) -> int:
 
 
 def pair_difference(source: FrameFacts, target: FrameFacts) -> float:
-    """Compute the mean absolute difference of two thumbnails, in grey levels of 255: 0 for the same image twice."""
+    """Compute the mean absolute difference of two thumbnails, in grey levels of 255: 0 for the same image twice.
+
+    Args:
+        source: Measurements of the source.
+        target: Measurements of the target.
+    """
     return float(np.abs(source.small.astype(np.int16) - target.small).mean())
 
 
 def cut_scores(
     small_THW: npt.NDArray[np.uint8], window: int = 2, min_difference: float = 12.0
 ) -> npt.NDArray[np.float32]:
-    """Score cuts (:func:`cut_scores_of`) from the uint8 thumbnails of all frames in order, (T, height, width)."""
+    """Score cuts (:func:`cut_scores_of`) from the uint8 thumbnails of all frames in order, (T, height, width).
+
+    Args:
+        small_THW: uint8 thumbnails of all frames in order.
+        window: Frames on either side.
+        min_difference: Smaller differences score 0, in grey levels.
+    """
     difference_T = np.zeros(len(small_THW), dtype=np.float64)
     # int16: differences of uint8 wrap around.
     difference_T[1:] = np.abs(np.diff(small_THW.astype(np.int16), axis=0)).mean(axis=(1, 2))

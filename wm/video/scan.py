@@ -32,7 +32,7 @@ class Scan:
         errors: Packets that could not be decoded and were skipped.
         motion_side_px: Size at which the frames were measured; a second reading must use it too.
         small_px: The same as (height, width), in stored samples.
-        orientations: For each key-frame, how it lies in the file.
+        orientations: Of each key-frame, as it is stored.
         sample_aspect: How its pixels are made square.
         start_s: Begin of the segment in the file's own clock (half-open, within half a frame step); None: of the file.
         end_s: Its end.

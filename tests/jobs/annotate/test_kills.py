@@ -82,7 +82,7 @@ def num_marks(out):
 
 
 def contents(out):
-    """Everything an annotation says, in order; asserts that no id stands twice."""
+    """Everything an annotation says, in order; asserts that no id occurs twice."""
     triplets = read_table(out / "triplets", TRIPLET_SCHEMA).to_pylist()
     rejects = read_table(out / "rejects", REJECT_SCHEMA).to_pylist()
     for rows, name in ((triplets, "triplet_id"), (rejects, "reject_id")):
@@ -107,9 +107,7 @@ def undisturbed(clips, tiny_base, tmp_path_factory):
     return triplets, rejects, counts
 
 
-def test_a_killed_driver_goes_on_with_the_same_command_and_killed_workers_cost_nothing(
-    clips, tiny_base, tmp_path, undisturbed
-):
+def test_killed_driver_resumes_and_killed_workers_cost_nothing(clips, tiny_base, tmp_path, undisturbed):
     process = start(command(clips, tiny_base, tmp_path / "out"), uuid.uuid4().hex)
     wait_for(lambda: num_marks(tmp_path / "out") >= 3, process)
     process.kill()

@@ -32,7 +32,7 @@ def test_what_a_killed_download_left_does_not_fill_the_disk(monkeypatch):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_remote_video_is_told_by_its_uri_and_a_segment_by_its_times():
+def test_remote_video_is_named_by_uri_and_segment_by_times():
     with http_server({"/bad.mp4": b"no video\n" * 1000}) as (root, asked):
         rows = [Entry(f"{root}/bad.mp4", f"bad.mp4#0.0-{end}", "", 0.0, end) for end in (1.0, 2.0)]
         one = decoder()

@@ -42,9 +42,7 @@ def total(text, name, *tags):
 
 
 @pytest.mark.slow
-def test_the_job_end_to_end_and_going_on_after_a_kill_and_with_what_was_listed(
-    ray_session, videos, tiny_base, tmp_path, capsys
-):
+def test_job_end_to_end_resumes_after_a_kill_with_its_listing(ray_session, videos, tiny_base, tmp_path, capsys):
     """One run and its folder, through all that may befall it: each run on Ray reads the models anew, for seconds."""
     videos, out = shutil.copytree(videos, tmp_path / "videos"), tmp_path / "out"
     one = recipe(videos, tiny_base, out, dataset="metered")

@@ -28,7 +28,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_picture_filter_finds_what_is_beyond_its_threshold_and_takes_it_out_when_on(name):
+def test_image_filter_takes_out_what_is_beyond_when_on(name):
     reason, beyond, just_within = BAD[name]
     for mode, findings, taken in (("on", [reason], reason), ("score", [reason], ""), ("off", [], "")):
         filters = Filters(**{name: mode})
@@ -38,7 +38,7 @@ def test_a_picture_filter_finds_what_is_beyond_its_threshold_and_takes_it_out_wh
     assert image_findings(dict.fromkeys(GOOD), Filters(**{name: "on"})) == []  # not measured
 
 
-def test_all_findings_are_told_and_the_first_that_is_on_is_the_reason():
+def test_first_finding_whose_filter_is_on_is_the_reason():
     filters = Filters(static="score", cut="on", dark="on")
     findings = image_findings(GOOD | {"difference": 0.0, "cut": 9.0, "luma": 1.0}, filters)
     assert findings == ["static", "hard_cut", "dark_frame"]

@@ -171,8 +171,16 @@ def test_annotated_videos_may_come_from_a_list(tmp_path):
         (EPIC_100.replace(",P01_101,", ",../P01,"), "auto", "line 2: video_id = '../P01'"),
         (EPIC_100.splitlines()[0], "auto", "lists no video"),
         ("label,youtube_id,time_start\n", "kinetics", "line 1: no column 'time_end'"),
-        ("label,youtube_id,time_start,time_end\na,b,x,2\n", "auto", "line 2: time 'x', expected whole seconds"),
-        ("label,youtube_id,time_start,time_end\na,b,-1,2\n", "auto", "line 2: time '-1', expected whole seconds"),
+        (
+            "label,youtube_id,time_start,time_end\na,b,x,2\n",
+            "auto",
+            "line 2: time 'x', expected a whole number of seconds",
+        ),
+        (
+            "label,youtube_id,time_start,time_end\na,b,-1,2\n",
+            "auto",
+            "line 2: time '-1', expected a whole number of seconds",
+        ),
         ("label,youtube_id,time_start,time_end\na,b,2,2\n", "auto", "line 2: time_end = 2, expected more than"),
         ("label,youtube_id,time_start,time_end\na,,1,2\n", "auto", "line 2: no value for 'youtube_id'"),
         ("label,youtube_id,time_start,time_end\na,b/c,1,2\n", "auto", "line 2: youtube_id = 'b/c'"),

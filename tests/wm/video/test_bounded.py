@@ -28,7 +28,7 @@ def curve(seed, num_frames=300):
 @pytest.mark.parametrize("refined", [True, False])
 @pytest.mark.parametrize("batch", [1, 24])
 @pytest.mark.parametrize("rule", KEYFRAME_RULES)
-def test_the_choice_is_close_to_that_of_the_whole_curve_at_a_fraction_of_the_measurements(rule, batch, refined):
+def test_search_chooses_as_the_complete_curve_by_few_measures(rule, batch, refined):
     agree, captured, share, calls = [], [], [], []
     for seed in range(12):
         motion, (flow, step, fine) = curve(seed)
@@ -132,7 +132,7 @@ def whole_curve(clip):
 
 @pytest.mark.parametrize("limits", ["held", "walked"])
 @pytest.mark.parametrize("rule", KEYFRAME_RULES)
-def test_a_scan_s_key_frames_are_those_of_full_farneback_on_every_frame(clip, whole_curve, rule, limits, monkeypatch):
+def test_scan_chooses_as_full_farneback_on_every_frame(clip, whole_curve, rule, limits, monkeypatch):
     if limits == "walked":
         monkeypatch.setattr(walk_module, "MAX_HELD_BYTES", 10**6)
         monkeypatch.setattr(walk_module, "MAX_QUARTER_BYTES", 10**5)

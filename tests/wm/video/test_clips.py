@@ -90,7 +90,7 @@ def test_the_time_limit_is_of_the_video(clip):
     one.close()
 
 
-def test_stored_pictures_have_the_short_side_asked_for_and_a_codec_sees_the_same():
+def test_stored_images_have_the_short_side_and_suit_the_codec():
     pixels = np.random.default_rng(0).integers(0, 256, (90, 121, 3)).astype(np.uint8)
     assert limit_short_side(pixels, 0) is pixels
     assert limit_short_side(pixels, 90) is pixels

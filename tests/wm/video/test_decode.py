@@ -50,7 +50,7 @@ def test_every_frame_once_in_order_with_its_brightness(tmp_path, name, how):
         assert np.abs(luma - pixels @ weights).mean() < 4  # range widened: 16 levels off without
 
 
-def test_times_are_those_of_the_file_when_the_rate_varies_and_the_start_is_late(tmp_path):
+def test_times_are_the_file_s_at_a_varying_rate_and_late_start(tmp_path):
     pts = [50, 51, 55, 56, 70, 71]
     path = write_video(tmp_path / "late.mkv", [marked_frame(i) for i in range(6)], pts=pts)
     assert [time for _, time, *_ in all_frames(path)] == pytest.approx([p / 25 for p in pts], abs=2e-3)

@@ -22,7 +22,7 @@ def bits(a, b):
     return (a ^ b).bit_count()
 
 
-def test_flat_pictures_have_their_brightness_no_sharpness_and_one_hash():
+def test_flat_images_have_brightness_no_sharpness_and_one_hash():
     black, grey = (frame_facts(np.full((50, 70, 3), value, np.uint8)) for value in (0, 90))
     assert (black.luma, grey.luma) == (0.0, 90.0)
     assert black.sharpness == grey.sharpness == 0.0

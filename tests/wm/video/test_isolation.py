@@ -117,7 +117,7 @@ def clip_8k(tmp_path_factory):
     return write_video(path, wide, options={"preset": "ultrafast", "crf": "40"})
 
 
-def test_the_limit_on_memory_leaves_room_for_the_largest_and_smallest_clips(tmp_path, clip_8k):
+def test_memory_limit_leaves_room_for_all_sizes_of_clips(tmp_path, clip_8k):
     dots = [np.full((1, 1, 3), 9 * i, np.uint8) for i in range(9)]
     tiny = write_video(tmp_path / "1x1.mkv", dots, codec="ffv1", pix_fmt="bgr0")
     one = ClipReader(ClipSettings(min_interval_frames=1, image_side_px=64))

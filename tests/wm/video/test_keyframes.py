@@ -48,7 +48,7 @@ def test_readings_differ_as_the_paper_s_table_says():
     assert choose_keyframes(motion, rule="greedy_spacing") == [12, 40, 70, 90]
 
 
-def test_spacing_is_at_least_the_interval_and_exactly_the_interval_is_allowed():
+def test_spacing_of_exactly_the_interval_is_allowed():
     motion = [5.0, 0, 0, 4.0, 0, 0, 3.0]
     assert choose_keyframes(motion, min_interval_frames=3) == [0, 3, 6]
     assert choose_keyframes(motion, min_interval_frames=4, max_keyframes=3) == [0, 6]

@@ -37,7 +37,7 @@ def test_flat_and_tiny_frames_have_a_finite_motion(kind, shape):
 
 
 @pytest.mark.parametrize("kind", ["dis", "farneback"])
-def test_the_same_frames_give_the_same_bits_wherever_they_lie_in_memory(kind):
+def test_motion_is_the_same_to_the_bit_at_any_address(kind):
     shots = [texture(48, 64, seed) for seed in range(6)]
     curves = []
     for shift in range(0, 64, 7):

@@ -169,7 +169,7 @@ def test_a_mirrored_frame_is_not_the_frame(stored, tmp_path, monkeypatch):
             return self.batch.asnumpy()[:, :, ::-1]
 
     monkeypatch.setattr(decord.VideoReader, "get_batch", lambda *args: Mirrored(fetched(*args)))
-    with pytest.raises(VideoError, match="lies in another way"):
+    with pytest.raises(VideoError, match="is laid in another way"):
         fetch_decord(stored, scan)
     first = scan.keyframes[0]
     mirrored = scan.checks | {first: scan.checks[first][:, :, ::-1]}

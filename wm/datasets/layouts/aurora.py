@@ -38,7 +38,7 @@ def _read_row(row: object, uri: str, default_task: str) -> ImagePair | Problem:
     task = task if isinstance(task, str) and task and is_text(task) else default_task
     instruction = row.get("instruction")
     if isinstance(instruction, list):
-        # Several people's words for one edit: the first is taken, so a row stays one triplet.
+        # Several annotators' words for one edit: the first is taken, so a row stays one triplet.
         instruction = instruction[0] if instruction else None
     values = {"instruction": instruction, "input": row.get("input"), "output": row.get("output")}
     for name, value in values.items():

@@ -50,6 +50,7 @@ def find_videos(spec: str) -> Found:
         walk = FolderWalk(str(Path(spec)), Pattern("**"), passed_over)
         words = ("is an empty folder", "holds")
         return Found(spec, _videos_of(walk.files(), spec, words, passed_over), passed_over=passed_over)
+    # A glob: only the folders below its fixed part are walked through.
     root = fixed_part(spec)
     if not os.path.isdir(root):  # noqa: PTH112
         raise InputError(f"videos = {spec!r:.200}: no such folder: {root:.200}")
@@ -77,6 +78,7 @@ def _videos_of(
             passed_over.add_file(key)
     if num_videos:
         return
+    # No video: say what is there instead.
     summary = "; ".join(describe(passed_over.record()))
     num_files = passed_over.count("other_endings")
     if not num_files:
@@ -128,6 +130,7 @@ class _Objects:
 
     def _states(self, folder: str) -> States:
         """Return how far the pattern is matched in a folder; each folder is looked at, and counted, once."""
+        # From the root down: what is hidden in a hidden folder is not counted again.
         if folder not in self._folders:
             parent, _, name = folder.rpartition("/")
             before = self._states(parent)

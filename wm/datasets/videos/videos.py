@@ -137,8 +137,9 @@ def _find_in_list(spec: str) -> Found:
     listing = _read_list(spec, "folder")
     if pc.any(pc.is_valid(listing["start_s"])).as_py() or pc.any(pc.is_valid(listing["end_s"])).as_py():
         raise InputError(
-            f"videos = {spec!r} lists segments; with annotations, which bring their own, list whole videos"
+            f"videos = {spec!r} lists segments; with annotations, which bring their own, list complete videos"
         )
+    # Keys of a list are relative to its folder, as those of a folder are.
     root = parent_uri(spec) if is_remote(spec) else os.path.dirname(spec) or "."  # noqa: PTH120
 
     def files() -> Iterator[tuple[str, str]]:

@@ -16,12 +16,11 @@ from wm.datasets.selection.algorithm import (
     candidates,
     choose,
     make_plan,
-    merge_tallies,
     quotas,
     select_top_k,
-    tally,
 )
 from wm.datasets.selection.rows import Criteria, id_words, keep_best, scored
+from wm.datasets.selection.tally import merge_tallies, tally
 from wm.errors import InputError
 
 Row = dict[str, Any]
@@ -238,7 +237,7 @@ def test_what_cannot_be_selected_from() -> None:
             select_top_k(table([good, bad]), 1)
     with pytest.raises(InputError, match="triplet h2 has no action_logprob"):
         select_top_k(table([good, row("h2", "x", None)]), 1, "sum")
-    with pytest.raises(InputError, match="stands twice"):
+    with pytest.raises(InputError, match="occurs twice"):
         select_top_k(table([good, good]), 1)
     with pytest.raises(InputError, match="k = 0; expected at least 1"):
         select_top_k(table([good]), 0)

@@ -68,7 +68,7 @@ def test_glob(tree, monkeypatch):
     )
 
 
-def test_list_file_counts_every_line_once_and_is_relative_to_itself(tree):
+def test_list_file_counts_each_line_once_relative_to_itself(tree):
     listing = tree / "list.txt"
     listing.write_text("# mine\nb run/x.mp4\n\ngone.mp4\nb run/x.mp4\n/abs/y.mp4\n")
     found = list_videos(str(listing))
