@@ -77,6 +77,7 @@ def count_shard(videos: Sequence[DecodedVideo], rows: ShardRows, seconds: Mappin
     # By key, not by URI: segments of one file are videos of their own.
     accepted = [row for row in rows["pairs"] if row["outcome"] == "ok"]
     observed = {(row["key"], frame) for row in accepted for frame in (row["source_frame"], row["target_frame"])}
+    # Videos that decode, and those of them that can give a pair.
     decoded = [video for video in videos if video["num_frames"]]
     paired = [video for video in decoded if len(video["keyframes"]) >= 2]
     return {

@@ -197,6 +197,7 @@ def _filled(counts: ShardCounts) -> list[str]:
 
 def tidy(out: Path) -> set[int]:
     """Remove what a killed run left unfinished; returns the numbers of the finished shards."""
+    # 1. Shards whose mark and files are all there.
     finished: set[int] = set()
     names: dict[str, set[str]] = {table: set() for table in TABLES}
     for path in (out / "shards").glob("shard-*.json"):
@@ -207,11 +208,12 @@ def tidy(out: Path) -> set[int]:
         finished.add(int(path.stem.removeprefix("shard-")))
         for table in _filled(counts):
             names[table].add(path.stem)
-    # Files without a mark, then temporary files.
+    # 2. Files without a mark.
     for table in TABLES:
         for path in (out / table).glob("*.parquet"):
             if path.stem not in names[table]:
                 path.unlink()
+    # 3. What no process will rename any more.
     for table in (*TABLES, "shards"):
         for path in (out / table).glob(".*.tmp"):
             path.unlink()

@@ -103,6 +103,7 @@ def _load_ends(recipe: IngestRecipe, process: IsolatedProcess, segment: VideoSeg
         )
     except VideoError as error:
         return Problem(segment.uri, segment.task, error.reason, f"{segment.uri}: {error.detail}")
+    # PyAV walks over the segment anyway, so that no other reader is needed.
     return LoadedPair(
         decode_image(ends.source_png, "frame"),
         decode_image(ends.target_png, "frame"),

@@ -78,6 +78,7 @@ def work_of(recipe: PlanRecipe) -> tuple[Work, float, list[str], dict[str, Any]]
         raise InputError("give either videos, or hours and mean_length_s")
     notes: list[str] = []
     passed_over: dict[str, Any] = {}
+    # 1. How many videos, and how long they are.
     habits = _load_habits(recipe.from_run) if recipe.from_run else Habits()
     if recipe.from_run:
         notes.append(f"what a video gives: from {recipe.from_run}")
@@ -102,7 +103,7 @@ def work_of(recipe: PlanRecipe) -> tuple[Work, float, list[str], dict[str, Any]]
     if fps is None:
         fps = DEFAULT_FPS
         notes.append(f"{fps:g} frames/s: assumed; give fps")
-    # Key-frames of a video: from the recipe, else a finished run, else the paper's table.
+    # 2. Key-frames of a video: from the recipe, else a finished run, else the paper's table.
     length_s = total_s / videos
     keyframes = recipe.keyframes_per_video
     pairs = None if keyframes is None else max(0.0, keyframes - 1)
@@ -115,6 +116,7 @@ def work_of(recipe: PlanRecipe) -> tuple[Work, float, list[str], dict[str, Any]]
             f"{keyframes:.2f} key-frames a video of {length_s:.2f} s: as in the paper's Table 7 for "
             f"{recipe.keyframes.rule}, every video counted as one with pairs"
         )
+    # 3. What filters take out is known from a finished run only.
     kept_share = habits.triplets / habits.pairs if habits.pairs and habits.triplets is not None else 1.0
     decoded = videos * habits.decoded
     frames = total_s * fps * habits.decoded

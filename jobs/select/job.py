@@ -52,6 +52,7 @@ def run(recipe: SelectRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         record = read_run(recipe.out) or {}
         print_counts(record["counts"], f"already complete in {recipe.out}:")
         return record
+    # 1. What is there, and whether it is worth tasks.
     on_ray = {"auto": None, "here": False, "ray": True}[recipe.run_on]
     files, remote = find_files(input_folders(recipe.triplets)[0], COLUMNS, recipe.triplets, on_ray)
     num_rows = sum(rows for _, rows in files)
@@ -60,6 +61,7 @@ def run(recipe: SelectRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     # Codes are 4 kB a row: they are read only where the annotation has not filtered on them.
     min_changed_codes = 0 if is_filtered else recipe.min_changed_codes
     criteria = Criteria(recipe.score, recipe.min_score, classes, min_changed_codes)
+    # 2. Count, then choose: a dry run needs the counts only.
     with _create_bar(num_rows if dry_run else 2 * num_rows) as bar:
         with stage.timed("count_s"):
             counts, changes = count_all(files, criteria, remote, bar)
@@ -77,6 +79,7 @@ def run(recipe: SelectRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         doubt = " (equal images not yet left out)" if recipe.deduplicate == "exact" else ""
         print_counts(summary, f"would choose{doubt}")
         return {}
+    # 3. The card before the record: only a complete folder has one.
     title = f"the {summary['chosen']:,} best of {summary['triplets']:,} triplets"
     write_dataset_card(recipe.out, title=title, rows={"selection": summary["chosen"]})
     record = stage.finish(summary)

@@ -6,7 +6,7 @@ needs no new run. A pair that a filter takes out is *filtered*: nothing about it
 
 import re
 from collections.abc import Sequence
-from typing import Literal, TypeAlias, TypedDict, get_args
+from typing import Literal, TypeAlias, TypedDict
 
 import numpy as np
 from pydantic import Field
@@ -15,7 +15,6 @@ from wm.config import Recipe
 from wm.words import split_at_blanks
 
 Mode: TypeAlias = Literal["off", "score", "on"]
-MODES: tuple[Mode, ...] = get_args(Mode)
 
 _LETTER = re.compile(r"[^\W\d_]")
 _MAX_REPEATS = 4

@@ -87,6 +87,7 @@ def rates_from(measured: Mapping[str, float], motion: MotionRate = "dis", shape:
                 f"rates lack {name!r}; python -m jobs.benchmark {benchmark} out=FILE.json measures it. "
                 f"There are {', '.join(sorted(measured)) or 'none'}"
             )
+        # A rate of 0 would plan an endless run.
         if not measured[name] > 0:
             raise InputError(f"rate {name} = {measured[name]!r}; expected more than 0")
     return Rates(*(float(measured[name]) for name in names))
@@ -175,6 +176,7 @@ def estimate(
         efficiency: Share of a pool's time at work, 0 to 1.
     """
     capacity = capacities(nodes, annotate_on, cpus_per_annotator)
+    # Stages of one pool follow each other on the same cores.
     needed_hours: dict[Pool, float] = dict.fromkeys(capacity, 0.0)
     for stage, value in seconds.items():
         needed_hours["cpu" if stage in ("scan", "fetch") else annotate_on] += value / 3600

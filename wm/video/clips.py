@@ -160,6 +160,7 @@ def fetch_encoded(
         settings: Max side of the images.
     """
     images = fetch_decord(path, scan) if reader == "decord" else fetch_pyav(path, scan)
+    # Encoded here: PNG bytes are smaller than pixels on the way through the pipe.
     limited = [limit_short_side(image, settings.image_side_px) for image in images]
     return [(encode_png(image), frame_facts(image)) for image in limited]
 

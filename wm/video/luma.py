@@ -38,6 +38,7 @@ def num_halvings(height_px: int, width_px: int, side_px: int) -> int:
         width_px: Of the frame.
         side_px: Min long side that is left.
     """
+    # As shrink does it: the long side counts, and no side is halved to nothing.
     halvings = 0
     while max(height_px, width_px) >> halvings + 1 >= side_px and min(height_px, width_px) >> halvings + 1:
         halvings += 1

@@ -106,19 +106,19 @@ def test_a_shard_written_again_is_the_same(tmp_path, monkeypatch):
 SHARD_FILES = sorted([*((table, "parquet") for table in TABLES), ("shards", "json")])
 
 
-@pytest.mark.parametrize("written", range(5))
-def test_a_kill_between_two_writes_leaves_nothing_behind(tmp_path, written):
+@pytest.mark.parametrize("content", range(5))
+def test_a_kill_between_two_writes_leaves_nothing_behind(tmp_path, content):
     write_first(tmp_path / "out")
-    whole = contents(tmp_path / "out")
+    complete = contents(tmp_path / "out")
     shutil.copytree(tmp_path / "out", tmp_path / "killed")
-    for table in list(TABLES)[:written]:
+    for table in list(TABLES)[:content]:
         shutil.copy(
             tmp_path / "out" / table / "shard-000000.parquet", tmp_path / "killed" / table / "shard-000007.parquet"
         )
     (tmp_path / "killed" / "triplets" / ".shard-000007.parquet.1234.tmp").write_bytes(b"half")
     (tmp_path / "killed" / "shards" / ".shard-000007.json.99.tmp").write_bytes(b"{")
     assert tidy(tmp_path / "killed") == {0}
-    assert contents(tmp_path / "killed") == whole
+    assert contents(tmp_path / "killed") == complete
 
 
 def test_shard_without_rows_removes_the_file_of_an_earlier_try(tmp_path):
@@ -210,11 +210,11 @@ def test_a_mark_counts_only_with_all_that_it_vouches_for(tmp_path, damage):
 
 def test_annotation_without_triplets_has_all_tables_to_retry(tmp_path):
     write_second(tmp_path)
-    written = contents(tmp_path)
+    content = contents(tmp_path)
     fill_empty_tables(tmp_path, TABLES, "shard-000000.parquet")
     for table, schema in TABLES.items():
         assert read_table(tmp_path / table, schema).num_rows == {"rejects": 1, "clips": 1}.get(table, 0)
-    assert tidy(tmp_path) == {1} and contents(tmp_path) == written
+    assert tidy(tmp_path) == {1} and contents(tmp_path) == content
 
 
 def test_two_drivers_cannot_write_one_folder(tmp_path):

@@ -18,10 +18,10 @@ def test_mean_flow_is_the_shift_in_pixels(kind, shape):
     height, width = shape
     wide = texture(height, width + 20)
     meter = MotionMeter(kind)
-    found = [meter.next(np.ascontiguousarray(wide[:, left : left + width])) for left in (0, 0, 1, 4, 2)]
-    assert found[0] == 0
-    assert found[1] == pytest.approx(0, abs=0.02)
-    assert found[2:] == pytest.approx([1, 3, 2], rel=0.15)
+    actual = [meter.next(np.ascontiguousarray(wide[:, left : left + width])) for left in (0, 0, 1, 4, 2)]
+    assert actual[0] == 0
+    assert actual[1] == pytest.approx(0, abs=0.02)
+    assert actual[2:] == pytest.approx([1, 3, 2], rel=0.15)
 
 
 FLAT = [(1, 1), (2, 300), (16, 300), (20, 160), (24, 160), (31, 129), (300, 9), (12, 12)]

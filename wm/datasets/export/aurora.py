@@ -41,6 +41,7 @@ def write(context: Context, part: Part, tick: Callable[[int], object]) -> dict[s
         The part's facts.
     """
     out, name = Path(context.out), f"{part.number:06d}"
+    # A folder a part: a million files in one are slow to list.
     folder = out / "images" / name
     hidden = temporary_path(folder)
     hidden.mkdir(parents=True)

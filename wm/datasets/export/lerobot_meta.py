@@ -186,6 +186,7 @@ def _statistics(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _info(context: Context, plan: Plan) -> dict[str, Any]:
     assert context.image_size is not None and context.tasks is not None
+    # As LeRobot writes it: shapes without the batch, null where a feature has no names.
     features: dict[str, Any] = {
         name: {"dtype": dtype, "shape": [1], "names": None} for name, (dtype, _) in FEATURES.items()
     }

@@ -49,6 +49,7 @@ def write(context: Context, part: Part, tick: Callable[[int], object]) -> dict[s
             for row in iterate_rows(part, context):
                 members = _members(row, context)
                 images |= {name.partition(".")[2] for name in members if not name.endswith((".txt", ".json"))}
+                # In the order of names: the same rows give the same file.
                 for name, data in sorted(members.items()):
                     member = tarfile.TarInfo(name)
                     member.size, member.mode = len(data), 0o644
@@ -92,6 +93,7 @@ def finish(context: Context, plan: Plan, facts: Sequence[dict[str, Any]]) -> Non
         licenses.update(fact["licenses"])
     # Images of several formats are columns of their own.
     images = sorted({name for fact in facts for name in fact["images"]})
+    # Types of every column: the first rows need not have a value.
     columns = [f"    - name: {name}\n      dtype: {column_dtype(name)}" for name in PROVENANCE]
     features = ["  - name: json", "    struct:", *columns, *(f"  - name: {name}\n    dtype: image" for name in images)]
     features += [f"  - name: {name}\n    dtype: string" for name in ("txt", "__key__", "__url__")]

@@ -165,13 +165,16 @@ def choose(part_rows: pa.Table, plan: Plan, part: int) -> pa.Table:
     check_unique(part_rows.column("triplet_id"), words)
     codes = part_rows.column("class_code").to_numpy().astype(np.int64)
     scores = part_rows.column("score").to_numpy()
+    # 1. Best first within each class, of equal scores the lower id.
     by_class = np.lexsort((*words[::-1], -scores, codes))
     codes = codes[by_class]
     # Only the first class of a part may have rows in earlier parts: its ranks start later.
     first_class = int(plan.first_key_P[part]) >> SLOT_BITS
     ranks = np.arange(len(codes)) - np.searchsorted(codes, codes) + plan.earlier_P[part] * (codes == first_class)
+    # 2. What the quota takes.
     within = ranks < plan.quota_C[codes]
     codes, ranks, by_class = codes[within], ranks[within], by_class[within]
+    # 3. In the order in which the paper's loop takes them.
     turns = _compute_turns(codes, ranks, first_class, plan.available_C)
     in_turn = np.argsort(turns)
     rows = pa.array(by_class[in_turn])

@@ -93,6 +93,7 @@ def _find_remote(spec: str) -> Found:
         raise InputError(
             f"videos = {spec!r}: HTTP has no listing; give the URI of a video, or a list file with one row a video"
         )
+    # 1. A prefix to list, and what is to match below it.
     address, pattern = parse_place(spec), ""
     if any(mark in address.key for mark in MARKS):
         # Only the prefix before the first mark can be asked of the store.
@@ -104,6 +105,7 @@ def _find_remote(spec: str) -> Found:
         table = list_files(root)
     except StorageError as error:
         raise InputError(f"videos = {spec!r}: {error.detail}") from error
+    # 2. Keys are matched as if they were paths of files.
     notes: dict[str, str] = {}
     passed_over = PassedOver()
     words = ("matches no file", "matches") if pattern else ("holds no file", "holds")

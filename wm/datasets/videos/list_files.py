@@ -54,6 +54,7 @@ def read_list(path: Path, name: str, label: Callable[[str], str]) -> Iterator[En
     """
     bare = name.split("?", 1)[0] if is_remote(name) else name
     suffix = Path(bare).suffix.lower()
+    # 1. Rows of whatever format, as they are read.
     if suffix == ".parquet":
         rows = _parquet_rows(path, name)
     elif suffix == ".jsonl":
@@ -63,6 +64,7 @@ def read_list(path: Path, name: str, label: Callable[[str], str]) -> Iterator[En
     else:
         _check_encoding(path, name)
         rows = csv_rows(path, name, COLUMNS, ("uri",), "\t" if suffix == ".tsv" else ",", errors=ESCAPE)
+    # 2. Each as an entry; relative URIs are relative to the list.
     resolve = _remote_resolver(name) if is_remote(name) else _local_resolver(local_path(name))
     rows = iter(rows)
     # A generator: an empty list must fail here, before anything is written for it.

@@ -149,6 +149,7 @@ def listing_digest(listing: pa.Table) -> str:
 
 
 def _describe_batch(batch: pa.RecordBatch) -> bytes:
+    # The URI only says where a file is; its version says what is in it.
     rows = zip(*(column.to_pylist() for column in batch.columns), strict=True)
     return "".join(f"{row[1:]!r}\x1f{_read_version(row[0])}\n" for row in rows).encode(errors="surrogateescape")
 

@@ -58,13 +58,16 @@ def list_videos(spec: str, *, layout: str = "auto", annotations: str | None = No
     """
     if not spec:
         raise InputError("videos is empty; expected a folder, a glob, a list or a video file, or the URI of one")
+    # A wrong name is an error before anything is listed.
     if layout != "auto":
         load_layout(layout)
     # ``file://`` and a plain path are one place, and get the same keys.
     if not is_remote(spec):
         spec = local_path(spec)
+    # 1. By the data set's own table.
     if annotations:
         return _list_by_table(spec, layout, annotations)
+    # 2. By paths: some layouts say nothing there.
     if layout != "auto" and load_layout(layout).class_of is None:
         _find_reader(layout)
         raise InputError(f"dataset_layout = {layout!r} needs annotations: {load_layout(layout).table_example}")

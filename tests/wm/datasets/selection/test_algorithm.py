@@ -101,7 +101,7 @@ def test_selection_is_the_papers_loop_in_any_order_of_rows(
     assert select_top_k(table(shuffled), k, score, min_score).equals(chosen)
 
 
-def in_pieces(tables: list[pa.Table], k: int, criteria: Criteria, rows_per_part: int) -> pa.Table:
+def in_parts(tables: list[pa.Table], k: int, criteria: Criteria, rows_per_part: int) -> pa.Table:
     """As over files: counts of each, their sum, candidates of each, then part by part."""
     plan = make_plan(merge_tallies(tally(scored(one, criteria), criteria) for one in tables), k, rows_per_part)
     shared = [candidates(scored(one, criteria), plan, criteria) for one in tables]
@@ -121,13 +121,13 @@ def in_pieces(tables: list[pa.Table], k: int, criteria: Criteria, rows_per_part:
     st.sampled_from([None, -1.0, -2.5]),
     st.tuples(st.lists(st.integers(0, 40), max_size=4), st.integers(1, 12)),
 )
-def test_selection_in_pieces_is_the_papers_loop(
+def test_selection_in_parts_is_the_papers_loop(
     rows: list[Row], k: int, score: Any, min_score: float | None, division: tuple[list[int], int]
 ) -> None:
     cuts, rows_per_part = division
     bounds = [0, *sorted(cuts), len(rows)]
     tables = [table(rows[start:stop]) for start, stop in itertools.pairwise(bounds)]
-    chosen = in_pieces(tables, k, Criteria(score, min_score), rows_per_part)
+    chosen = in_parts(tables, k, Criteria(score, min_score), rows_per_part)
     assert selected(chosen) == algorithm_1(rows, k, score, min_score)
     assert chosen["order"].to_pylist() == list(range(chosen.num_rows))
 
@@ -143,7 +143,7 @@ def test_any_scores_even_odd_ones(pairs: list[tuple[str, float]], k: int) -> Non
     rows = [row(f"{number:024x}", label, score) for number, (label, score) in enumerate(pairs)]
     wanted = algorithm_1(rows, k, "sum")
     for rows_per_part in (1, 7, 1000):
-        chosen = in_pieces([table(rows[::2]), table(rows[1::2])], k, Criteria("sum"), rows_per_part)
+        chosen = in_parts([table(rows[::2]), table(rows[1::2])], k, Criteria("sum"), rows_per_part)
         assert selected(chosen) == wanted
 
 
@@ -163,8 +163,8 @@ def test_only_rows_that_may_be_chosen_travel() -> None:
     rows = [row(f"{n:024x}", f"c{n % 7}", float(score)) for n, score in enumerate(rng.normal(-2, 0.5, 7000))]
     criteria = Criteria("sum")
     plan = make_plan(tally(scored(table(rows), criteria), criteria), 70)
-    kept, parts = candidates(scored(table(rows), criteria), plan, criteria)
-    assert 70 <= kept.num_rows == plan.num_candidates < 250 and set(parts.tolist()) == {0}
+    remaining, parts = candidates(scored(table(rows), criteria), plan, criteria)
+    assert 70 <= remaining.num_rows == plan.num_candidates < 250 and set(parts.tolist()) == {0}
     classes = Criteria("sum", classes=frozenset({"c3"}))
     assert set(scored(table(rows), classes)["class_label"].to_pylist()) == {"c3"}
 
@@ -174,7 +174,7 @@ def test_a_large_class_is_cut_into_parts() -> None:
     rows = [row(f"{n:024x}", "only", float(score)) for n, score in enumerate(rng.normal(-2, 0.5, 5000))]
     plan = make_plan(tally(scored(table(rows), Criteria("sum")), Criteria("sum")), 4000, 500)
     assert 6 <= plan.num_parts <= 9
-    chosen = in_pieces([table(rows)], 4000, Criteria("sum"), 500)
+    chosen = in_parts([table(rows)], 4000, Criteria("sum"), 500)
     assert chosen.equals(select_top_k(table(rows), 4000, "sum").replace_schema_metadata(None))
 
 
@@ -200,8 +200,8 @@ def test_of_equal_keys_the_best_stays() -> None:
             "target_hash": pa.array(columns[2], pa.uint64()),
         }
     )
-    kept = keep_best(data, ["source_hash", "target_hash"], Criteria("sum"))
-    assert sorted(kept["triplet_id"].to_pylist()) == ["a", "d", "e"]
+    remaining = keep_best(data, ["source_hash", "target_hash"], Criteria("sum"))
+    assert sorted(remaining["triplet_id"].to_pylist()) == ["a", "d", "e"]
     assert keep_best(data.slice(0, 0), ["source_hash"], Criteria("sum")).num_rows == 0
 
 
