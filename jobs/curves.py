@@ -184,6 +184,7 @@ def _draw(readers: list[ClipReader], video: Entry, number: int, out: Path, time_
     except VideoError as error:
         # One bad clip costs itself.
         return ClipCurve(video, reason=error.reason, detail=error.detail)
+    # Numbered: keys cut to 80 characters may be equal.
     image_name = f"{number:04d}-{safe_name(video.key)}.png"
     draw_curve(out / image_name, video.key, scan.times_s, scan.motion, choices)
     keyframes = {choice.rule: list(choice.frames) for choice in choices}
@@ -195,6 +196,7 @@ def _read(readers: list[ClipReader], video: Entry, time_limit_s: float) -> tuple
 
     A remote video is fetched into a temporary folder first.
     """
+    # No table holds a name that is no UTF-8.
     check_name(video.uri)
     with tempfile.TemporaryDirectory(prefix="wm-curves-") as folder:
         # One download serves all rules.
@@ -218,6 +220,7 @@ def safe_name(key: str) -> str:
 
 
 def _count(curves: list[ClipCurve], num_listed: int) -> dict[str, Any]:
+    # A mean over clips that could be read; without any it is not known.
     readable = [curve for curve in curves if not curve.reason]
     reasons = Counter(curve.reason for curve in curves if curve.reason)
     means = {

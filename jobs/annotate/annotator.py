@@ -178,6 +178,7 @@ class Annotator:
 
     def _encode(self, pngs: list[bytes]) -> Iterator[EncodedFrame]:
         for chunk in even_chunks(pngs, self.settings.codec_batch_size):
+            # Bound as a default: the loop's next chunk must not replace it.
             pixels_BHWC = np.stack([self._square(png) for png in chunk])
 
             def encode(start: int, stop: int, pixels_BHWC: Pixels = pixels_BHWC) -> "tuple[Tensor, Tensor]":
@@ -224,6 +225,7 @@ class Annotator:
     def _triplet(self, pair: Pair, frames: Frames) -> TripletRow:
         from wm.models import change_map
 
+        # Ids are made of data set, key and frames alone, so that every run gives the same.
         video, settings = pair.video, self.settings
         source, target = _frames_of(pair, frames)
         assert pair.action is not None
@@ -256,6 +258,7 @@ class Annotator:
         )
 
     def _reject(self, video: DecodedVideo, outcome: Outcome, reason: str, detail: str) -> RejectRow:
+        # By key, not by URI: segments of one file are rejects of their own.
         row = reject_row(
             uri=video["uri"],
             stage="annotate",
@@ -276,7 +279,12 @@ class Annotator:
 
 
 def annotator_name(folder: str, base_id: str) -> str:
-    """Name the annotator: the base's fingerprint and the digest of the recipe that fine-tuned it."""
+    """Name the annotator: the base's fingerprint and the digest of the recipe that fine-tuned it.
+
+    Args:
+        folder: Model folder of the IDM.
+        base_id: Fingerprint of its base.
+    """
     from wm.models import read_manifest
 
     manifest = read_manifest(folder)

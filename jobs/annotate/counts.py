@@ -12,7 +12,7 @@ from wm.words import count_words
 
 
 class ShardRows(TypedDict):
-    """Rows of a shard's tables, those of ``clips`` aside."""
+    """Rows of a shard's tables but for ``clips``."""
 
     triplets: list[TripletRow]
     rejects: list[RejectRow]
@@ -77,6 +77,7 @@ def count_shard(videos: Sequence[DecodedVideo], rows: ShardRows, seconds: Mappin
     # By key, not by URI: segments of one file are videos of their own.
     accepted = [row for row in rows["pairs"] if row["outcome"] == "ok"]
     observed = {(row["key"], frame) for row in accepted for frame in (row["source_frame"], row["target_frame"])}
+    # Videos that decode, and those of them that can give a pair.
     decoded = [video for video in videos if video["num_frames"]]
     paired = [video for video in decoded if len(video["keyframes"]) >= 2]
     return {
@@ -109,6 +110,7 @@ def summarise(out: Path) -> dict[str, Any]:
         _add(total, json.loads(path.read_text()))
     if not total:
         return {"videos": 0}
+    # Rounded once all are added.
     total["video_s"] = round(total["video_s"], 3)
     total["rejects_by_reason"] = dict(sorted(total.pop("reasons").items()))
     total["stage_s"] = {stage: round(value, 3) for stage, value in total.pop("seconds").items()}
@@ -147,6 +149,7 @@ def _ratio(numerator: float, denominator: float) -> float | None:
 
 def _add(total: dict[str, Any], counts: Mapping[str, Any]) -> None:
     for name, value in counts.items():
+        # Counts by reason, reader or stage.
         if isinstance(value, dict):
             _add(total.setdefault(name, {}), value)
         else:

@@ -193,6 +193,7 @@ def _name_video(detail: str, path: str, video: ListedVideo) -> str:
 
 def _list_facts(facts: list[FrameFacts], cuts: list[float]) -> Decoding:
     """List the measurements of each key-frame, by column."""
+    # Against the key-frame before; the first has none.
     return {
         "difference": [0.0, *(pair_difference(a, b) for a, b in pairwise(facts))],
         "cut": cuts,

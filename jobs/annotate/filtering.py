@@ -14,6 +14,7 @@ def filter_images(pairs: Sequence[Pair], filters: Filters, min_motion_px: float)
         filters: Modes and thresholds.
         min_motion_px: Pairs whose target moves less are filtered, px/frame.
     """
+    # 1. Thresholds of each pair alone.
     for pair in pairs:
         motion = pair.video["motion"][pair.video["keyframes"][pair.target]]
         if motion < min_motion_px:
@@ -22,6 +23,7 @@ def filter_images(pairs: Sequence[Pair], filters: Filters, min_motion_px: float)
             continue
         pair.findings = image_findings(pair.numbers(filters), filters)
         pair.reason = reason_of(pair.findings, filters)
+    # 2. Repeats of earlier pairs.
     if filters.near_duplicate != "off":
         # A repeat is one of a pair that is not filtered, so that this comes after the other filters.
         bits_P = repeat_bits([pair.hashes() for pair in pairs], filters, [not pair.reason for pair in pairs])
@@ -29,6 +31,7 @@ def filter_images(pairs: Sequence[Pair], filters: Filters, min_motion_px: float)
             if pair.reason != "too_little_motion":
                 pair.findings = image_findings(pair.numbers(filters), filters)
                 pair.reason = reason_of(pair.findings, filters)
+    # 3. The numbers that led to it, for the reject.
     for pair in pairs:
         if pair.findings:
             numbers = {name: value for name, value in pair.numbers(filters).items() if value is not None}
@@ -44,6 +47,7 @@ def filter_codes(pair: Pair, source_codes: Sequence[int], target_codes: Sequence
         target_codes: Image codes of the target, as many.
         filters: Modes and thresholds.
     """
+    # Findings of filters that only score are recorded, but take nothing out.
     pair.num_codes = len(source_codes)
     pair.changed_codes = sum(a != b for a, b in zip(source_codes, target_codes, strict=True))
     findings = code_findings(pair.changed_codes, filters)

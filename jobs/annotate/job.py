@@ -200,6 +200,7 @@ def _check_machine(recipe: AnnotateRecipe, num_shards: int) -> None:
 def _check_model(key: str, folder: str) -> None:
     from wm.models import explain_unreadable, hub_hint, is_model_folder, model_folder
 
+    # Before Ray starts: an actor's error would come late and as a trace.
     if not model_folder(folder).is_dir():
         raise InputError(f"{key} = {folder!r}: no such model folder{hub_hint(folder)}")
     if not is_model_folder(folder):
@@ -220,6 +221,7 @@ def _check_codec(recipe: AnnotateRecipe) -> None:
     reach is reported before anything starts."""
     from wm.models import load_codec
 
+    # The codec alone is small; the IDM is loaded by the annotators only.
     num_codes = load_codec(recipe.base or recipe.idm).tokens_per_image
     filters = recipe.filters
     if filters.unchanged == "on" and filters.min_changed_codes > num_codes:

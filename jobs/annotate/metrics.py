@@ -15,6 +15,7 @@ class Metrics:
     def __init__(self, dataset: str) -> None:
         from ray.util.metrics import Counter
 
+        # All runs of a node share the exporter: the data set keeps them apart.
         def counter(name: str, description: str, *tags: str) -> Counter:
             metric = Counter(f"wm_annotate_{name}", description, tag_keys=("dataset", *tags))
             metric.set_default_tags({"dataset": dataset})

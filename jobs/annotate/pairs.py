@@ -74,6 +74,7 @@ class Pair:
             dataset: Name of the data set, a part of the id.
             filters: Numbers of a filter that is off are null.
         """
+        # What was not measured, or not reached, is null.
         frames, action = self.video["keyframes"], self.action
         hashes = self.hashes() if filters.near_duplicate != "off" else (None, None)
         return {

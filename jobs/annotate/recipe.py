@@ -33,13 +33,13 @@ class Resources(Recipe):
     max_decoders: int = Field(default=0, ge=0)
     """Max number of them: Ray adds some while videos wait. 0 = num_decoders."""
     cpus_per_decoder: float = Field(default=0.5, gt=0)
-    """Logical CPUs that Ray sets aside for a decoder."""
+    """Logical CPUs that Ray reserves for a decoder."""
     num_annotators: int = Field(default=1, ge=1)
     """Min number of actors that hold codec and IDM."""
     max_annotators: int = Field(default=0, ge=0)
     """Max number of them: Ray adds some while key-frames wait. 0 = num_annotators."""
     cpus_per_annotator: float = Field(default=0.5, gt=0)
-    """Logical CPUs that Ray sets aside for an annotator."""
+    """Logical CPUs that Ray reserves for an annotator."""
     gpus_per_annotator: float = Field(default=0.0, ge=0)
     """GPUs of an annotator, also a part of one (0.5 = two share it); 0 = it runs on the CPU."""
     threads_per_annotator: int = Field(default=1, ge=1)
@@ -164,6 +164,7 @@ class AnnotateRecipe(Recipe):
 
     def annotator_settings(self) -> AnnotatorSettings:
         """Build the settings of an annotating actor; its paths are absolute."""
+        # Absolute: a worker's folder is not the driver's.
         return AnnotatorSettings(
             out=str(Path(self.out).absolute()),
             idm=str(Path(self.idm).absolute()),

@@ -21,6 +21,7 @@ def print_plan(recipe: AnnotateRecipe, listing: pa.Table, is_complete: bool) -> 
     Returns:
         Number of ``videos``, and ``whole``: is_complete.
     """
+    # A wrong layout shows in the number of classes.
     classes = pc.count_distinct(listing.column("class_label")).as_py()
     print(
         f"annotate: {'already complete in' if is_complete else 'would write'} {recipe.out}: "
@@ -48,7 +49,13 @@ def print_passed_over(listing: pa.Table) -> None:
 
 
 def print_result(recipe: AnnotateRecipe, record: Mapping[str, Any]) -> None:
-    """Print the counts of a complete run, the columns of the paper's Table 7, and times by stage."""
+    """Print the counts of a complete run, the columns of the paper's Table 7, and times by stage.
+
+    Args:
+        recipe: As it was given.
+        record: The run's ``run.json``.
+    """
+    # 1. What became of the videos, and why not more.
     counts, seconds = record["counts"], max(record["wall_s"], 1e-9)
     print(
         f"annotate: {counts['videos']:,} videos ({counts['video_s']:,.0f} s, {counts['frames']:,} frames) → "
@@ -62,6 +69,7 @@ def print_result(recipe: AnnotateRecipe, record: Mapping[str, Any]) -> None:
     print(f"  filters found among {counts['pairs']:,} pairs, those that only score too: {findings or 'nothing'}")
     readers = ", ".join(f"{reader} {count}" for reader, count in counts["readers"].items())
     print(f"  frames read by: {readers or 'none'}; decord gave up on {counts['decord_fallbacks']}")
+    # 2. The columns of the paper's Table 7.
     table = counts["table7"]
     print("  mean length   total length   samples   observations/video   actions/video   words/action")
     # A mean over nothing is a dash, never 0.
@@ -71,5 +79,6 @@ def print_result(recipe: AnnotateRecipe, record: Mapping[str, Any]) -> None:
         f"  {means['mean_length_s']:>9} s {table['total_length_h']:>12.4f} h {table['samples']:>9,} {per_video} "
         f"{means['words_per_action']:>14}"
     )
+    # 3. Where the time went, summed over actors.
     stages = ", ".join(f"{stage} {value:,.1f} s" for stage, value in counts["stage_s"].items() if value)
     print(f"  time of all actors: {stages}")

@@ -28,25 +28,42 @@ from wm.runs import write_json
 
 TABLES = {"rejects": REJECT_SCHEMA, "clips": CLIPS_SCHEMA, "pairs": PAIRS_SCHEMA, "triplets": TRIPLET_SCHEMA}
 
-_SHARDS_AT_LEAST = 16
+_MIN_SHARDS = 16
 _LISTING = ".listing.parquet"
 _DIGEST = b"digest"
 
 
 def shard_size(num_videos: int, videos_per_shard: int) -> int:
-    """Compute the videos in a shard: ``videos_per_shard``, fewer where there would be too few shards for the actors."""
-    return max(1, min(videos_per_shard, -(-num_videos // _SHARDS_AT_LEAST)))
+    """Compute the videos in a shard: ``videos_per_shard``, fewer where there would be too few shards for the actors.
+
+    Args:
+        num_videos: Videos in all.
+        videos_per_shard: Max number of a shard.
+    """
+    return max(1, min(videos_per_shard, -(-num_videos // _MIN_SHARDS)))
 
 
 def cut_shards(listing: pa.Table, videos_per_shard: int) -> dict[int, tuple[int, int]]:
-    """Map each shard's number to its (first row, number of rows) of the listing."""
+    """Map each shard's number to its (first row, number of rows) of the listing.
+
+    Args:
+        listing: A row a video.
+        videos_per_shard: Max number of videos of a shard.
+    """
     size = shard_size(listing.num_rows, videos_per_shard)
     starts = range(0, listing.num_rows, size)
     return {number: (start, min(size, listing.num_rows - start)) for number, start in enumerate(starts)}
 
 
 def shard_table(listing: pa.Table, number: int, start: int, rows: int) -> pa.Table:
-    """Return the listing's rows of one shard, with a path for each video that holds in any worker."""
+    """Return the listing's rows of one shard, with a path for each video that holds in any worker.
+
+    Args:
+        listing: A row a video.
+        number: Of the shard.
+        start: Its first row.
+        rows: Number of its rows.
+    """
     table = listing.slice(start, rows)
     uris = table.column("uri").to_pylist()
     paths = [uri if scheme_of(uri) else os.path.abspath(uri) for uri in uris]  # noqa: PTH100 - links stay as named
@@ -57,7 +74,13 @@ def shard_table(listing: pa.Table, number: int, start: int, rows: int) -> pa.Tab
 
 
 def keep_listing(out: Path, listing: pa.Table, digest: str) -> None:
-    """Store the listing with which a run began, once: a resumed run uses it."""
+    """Store the listing with which a run began, once: a resumed run uses it.
+
+    Args:
+        out: Folder of the run.
+        listing: A row a video.
+        digest: Of the listing.
+    """
     path = out / _LISTING
     if not path.exists():
         temporary = path.with_suffix(".tmp")
@@ -118,7 +141,12 @@ def write_shard(
 
 
 def shards_with(out: Path, reasons: Sequence[str]) -> list[Path]:
-    """List the marks of the finished shards in which a video failed for one of ``reasons``."""
+    """List the marks of the finished shards in which a video failed for one of ``reasons``.
+
+    Args:
+        out: Folder of the run.
+        reasons: Reasons of failed videos.
+    """
     failures = {f"failed/{reason}" for reason in reasons}
     marks = sorted((out / "shards").glob("shard-*.json"))
     return [path for path in marks if (counts := _load_mark(path)) and failures & counts["reasons"].keys()]
@@ -128,7 +156,10 @@ def shards_with(out: Path, reasons: Sequence[str]) -> list[Path]:
 def sole_writer(out: Path) -> Iterator[None]:
     """Refuse a second driver: it would take the files of shards that the first has under way for leftovers.
 
-    The lock ends with the process, however that ends. Raises :class:`InputError`.
+    The lock ends with the process, however that ends.
+
+    Raises:
+        InputError: Another process writes into ``out``.
     """
     with (out / ".lock").open("w") as file:
         try:
@@ -166,6 +197,7 @@ def _filled(counts: ShardCounts) -> list[str]:
 
 def tidy(out: Path) -> set[int]:
     """Remove what a killed run left unfinished; returns the numbers of the finished shards."""
+    # 1. Shards whose mark and files are all there.
     finished: set[int] = set()
     names: dict[str, set[str]] = {table: set() for table in TABLES}
     for path in (out / "shards").glob("shard-*.json"):
@@ -176,11 +208,12 @@ def tidy(out: Path) -> set[int]:
         finished.add(int(path.stem.removeprefix("shard-")))
         for table in _filled(counts):
             names[table].add(path.stem)
-    # Files without a mark, then temporary files.
+    # 2. Files without a mark.
     for table in TABLES:
         for path in (out / table).glob("*.parquet"):
             if path.stem not in names[table]:
                 path.unlink()
+    # 3. What no process will rename any more.
     for table in (*TABLES, "shards"):
         for path in (out / table).glob(".*.tmp"):
             path.unlink()

@@ -69,6 +69,7 @@ class Ingestor:
     def __init__(self, recipe: IngestRecipe) -> None:
         """Load the codec and read the list once."""
         self.recipe = recipe
+        # Once an actor: shards name ranges of these rows.
         self.rows = list_rows(recipe)
         self.process = IsolatedProcess()
         self.codec = None
@@ -77,6 +78,7 @@ class Ingestor:
 
             from wm.models import load_codec
 
+            # Actors share the cores.
             torch.set_num_threads(1)
             self.codec = load_codec(recipe.codec)
 
@@ -112,6 +114,7 @@ class Ingestor:
             return [{} for _ in sources]
         from wm.models import change_map
 
+        # One batch a side: the codec's batches have one size, so that codes do not depend on the neighbours.
         (source_BN, source_features), (target_BN, target_features) = (
             self.codec.encode_with_features(np.stack([fit_square(image, self.codec.side_px) for image in images]))
             for images in (sources, targets)
@@ -128,6 +131,7 @@ class Ingestor:
         ]
 
     def _triplets(self, rows: list[tuple[ImagePair | VideoSegment, LoadedPair]]) -> list[TripletRow]:
+        # Ids are made of the row's name, so that every run gives the same.
         codes = self._codes([pair.source for _, pair in rows], [pair.target for _, pair in rows])
         return [
             triplet_row(
@@ -206,6 +210,7 @@ def _check_codec(folder: str) -> None:
 
 
 def _ingest(recipe: IngestRecipe, num_rows: int) -> None:
+    # Shards whose triplets are there were finished by an earlier run.
     shards: list[ShardRange] = [
         {"number": number, "start": start, "stop": min(start + recipe.shard_rows, num_rows)}
         for number, start in enumerate(range(0, num_rows, recipe.shard_rows))
@@ -224,6 +229,7 @@ def _ingest(recipe: IngestRecipe, num_rows: int) -> None:
         compute=ray.data.ActorPoolStrategy(size=workers),
         num_cpus=1,
     )
+    # Counts alone come back; rows are written where they are made.
     num_finished = num_rows - sum(shard["stop"] - shard["start"] for shard in shards)
     with progress_bar(num_rows, "row", "ingest", num_finished) as bar:
         for row in results.iter_rows():
@@ -244,6 +250,7 @@ def _count_rows(out: Path, num_rows: int, has_codes: bool) -> dict[str, Any]:
             f"{out}: {triplets.num_rows} triplets and {sum(reasons.values())} rejects do not add up to "
             f"{num_rows} rows; the input changed while it was read"
         )
+    # Codes are read again only where there are any: 4 kB a row.
     by_class = Counter(triplets.column("class_label").to_pylist())
     unchanged = {"unchanged_codes": count_changes(out / "triplets").unchanged} if has_codes else {}
     return {

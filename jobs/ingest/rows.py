@@ -76,6 +76,7 @@ def load_row(recipe: IngestRecipe, process: IsolatedProcess, row: LabelledRow) -
 
 
 def _load_files(recipe: IngestRecipe, pair: ImagePair) -> LoadedPair | Problem:
+    # As PNG, whatever the file's format: every reader of the table decodes it.
     images = load_images(recipe.root, pair)
     if isinstance(images, Problem):
         return images
@@ -90,6 +91,7 @@ def _load_files(recipe: IngestRecipe, pair: ImagePair) -> LoadedPair | Problem:
 
 
 def _load_ends(recipe: IngestRecipe, process: IsolatedProcess, segment: VideoSegment) -> LoadedPair | Problem:
+    # Only the two frames are converted and returned, whatever the length.
     try:
         ends = process.call(
             recipe.limits.time_limit_s,
@@ -101,6 +103,7 @@ def _load_ends(recipe: IngestRecipe, process: IsolatedProcess, segment: VideoSeg
         )
     except VideoError as error:
         return Problem(segment.uri, segment.task, error.reason, f"{segment.uri}: {error.detail}")
+    # PyAV walks over the segment anyway, so that no other reader is needed.
     return LoadedPair(
         decode_image(ends.source_png, "frame"),
         decode_image(ends.target_png, "frame"),

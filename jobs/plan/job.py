@@ -20,14 +20,25 @@ from wm.runs import write_json
 
 
 def run(recipe: PlanRecipe, *, dry_run: bool = False) -> dict[str, Any]:
-    """Print the plan, write it to ``recipe.out`` if that is given; returns it."""
+    """Print the plan, write it to ``recipe.out`` if that is given; returns it.
+
+    Args:
+        recipe: Videos, rates and cluster.
+        dry_run: Print the plan, write nothing.
+
+    Returns:
+        The plan as JSON values.
+    """
+    # 1. Seconds of each stage on one core or annotator.
     rates = rates_from(read_rates(recipe.rates), recipe.keyframes.motion, recipe.shape)
     work, bytes_per_triplet, notes, passed_over = work_of(recipe)
     seconds = stage_seconds(work, rates)
+    # 2. Wall clock on the cluster, and with one more machine of each kind.
     nodes = [Node(**node.model_dump()) for node in recipe.nodes]
     settings = recipe.resources.model_dump()
     expected = estimate(seconds, nodes, **settings)
     more = {node.name: estimate(seconds, with_one_more(nodes, node.name), **settings) for node in nodes}
+    # 3. The plan, with all that it was made from.
     plan = {
         "work": {name: round(value) for name, value in vars(work).items()},
         "notes": notes,

@@ -79,7 +79,7 @@ class PlanRecipe(Recipe):
     mean_length_s: float | None = Field(default=None, gt=0)
     """Mean length of a video (of those without times in the list). Left out: from_run's, or probed."""
     probe: int = Field(default=50, ge=0)
-    """Local videos whose headers are read for length and frame rate, where nothing else tells them."""
+    """Local videos whose headers are read for length and frame rate, where they are not known otherwise."""
     fps: float | None = Field(default=None, gt=0)
     """Frames a second. Left out: from_run's, or probed, or 25."""
     from_run: OptionalInputPath = None

@@ -19,11 +19,13 @@ def print_plan(plan: Mapping[str, Any]) -> None:
         print(f"  {line}")
     for note in plan["notes"]:
         print(f"  ({note})")
+    # 1. Work and time of each stage.
     print(f"  {'stage':<8}{'work':>16} {'':<9}{'rate /s':>12}{'time of one':>15}")
     for stage, unit in _UNITS.items():
         amount = f"{work['frames' if stage == 'scan' else unit]:,}"
         span = _format_hours(plan["stage_hours"][stage])
         print(f"  {stage:<8}{amount:>16} {unit:<9}{plan['rates'][stage]:>12,.1f}{span:>15}")
+    # 2. The cluster.
     for pool, units in plan["capacity"].items():
         unit_name = {"cpu": "cores", "gpu": "GPUs"}[pool]
         needed_hours, busy = plan["needed_hours"][pool], plan["busy"][pool]

@@ -43,7 +43,8 @@ class Habits:
 def read_rates(files: Sequence[str]) -> dict[str, float]:
     """Load the numbers under ``rates`` of benchmark files; of a rate in several files, the last one counts.
 
-    Raises :class:`InputError` naming the file and what was expected.
+    Raises:
+        InputError: Names the file and what was expected.
     """
     all_rates: dict[str, float] = {}
     for file in files:
@@ -71,12 +72,13 @@ def work_of(recipe: PlanRecipe) -> tuple[Work, float, list[str], dict[str, Any]]
         The work, bytes a triplet, notes on what was assumed, and the record of what the listing passed over.
 
     Raises:
-        InputError: The recipe names no work, or nothing tells how long a video is.
+        InputError: The recipe names no work, or the length of a video is not known.
     """
     if (recipe.videos is None) == (recipe.hours is None):
         raise InputError("give either videos, or hours and mean_length_s")
     notes: list[str] = []
     passed_over: dict[str, Any] = {}
+    # 1. How many videos, and how long they are.
     habits = _load_habits(recipe.from_run) if recipe.from_run else Habits()
     if recipe.from_run:
         notes.append(f"what a video gives: from {recipe.from_run}")
@@ -101,7 +103,7 @@ def work_of(recipe: PlanRecipe) -> tuple[Work, float, list[str], dict[str, Any]]
     if fps is None:
         fps = DEFAULT_FPS
         notes.append(f"{fps:g} frames/s: assumed; give fps")
-    # Key-frames of a video: from the recipe, else a finished run, else the paper's table.
+    # 2. Key-frames of a video: from the recipe, else a finished run, else the paper's table.
     length_s = total_s / videos
     keyframes = recipe.keyframes_per_video
     pairs = None if keyframes is None else max(0.0, keyframes - 1)
@@ -114,6 +116,7 @@ def work_of(recipe: PlanRecipe) -> tuple[Work, float, list[str], dict[str, Any]]
             f"{keyframes:.2f} key-frames a video of {length_s:.2f} s: as in the paper's Table 7 for "
             f"{recipe.keyframes.rule}, every video counted as one with pairs"
         )
+    # 3. What filters take out is known from a finished run only.
     kept_share = habits.triplets / habits.pairs if habits.pairs and habits.triplets is not None else 1.0
     decoded = videos * habits.decoded
     frames = total_s * fps * habits.decoded
@@ -126,6 +129,7 @@ def _load_habits(folder: str) -> Habits:
     counts = record.get("counts") or {}
     if record.get("stage") != "annotate" or not counts.get("decoded") or not counts.get("video_s"):
         raise InputError(f"from_run = {folder!r} is no finished annotation with videos that decode (run.json)")
+    # A video that decodes is the unit: failed ones give nothing, and are a share of their own.
     decoded, triplets = counts["decoded"], counts["triplets"]
     stored = sum(file.stat().st_size for file in table_files(Path(folder) / "triplets")) if triplets else 0
     return Habits(
@@ -143,6 +147,7 @@ def _probe_headers(listing: pa.Table, at_most: int) -> tuple[float, float, str]:
     """Measure (mean length in s, frames/s, a note) from the headers of local videos, evenly spread over the list."""
     import av
 
+    # Remote headers are not probed: each would cost a request.
     paths = [uri for uri in listing["uri"].to_pylist() if not is_remote(uri)]
     picked = sorted({int(row) for row in np.linspace(0, len(paths) - 1, min(at_most, len(paths)))}) if paths else []
     lengths: list[float] = []
@@ -162,7 +167,7 @@ def _probe_headers(listing: pa.Table, at_most: int) -> tuple[float, float, str]:
             continue  # what cannot be read is a reject of the annotation, and here one video less to learn from
     if not lengths:
         raise InputError(
-            f"how long are the videos? None of {len(picked)} headers told; give mean_length_s, or from_run, the folder "
+            f"how long are the videos? None of {len(picked)} headers says; give mean_length_s, or from_run, the folder "
             "of a finished annotation of some of them"
         )
     note = f"length and frame rate: from the headers of {len(lengths)} of {len(picked)} local videos"

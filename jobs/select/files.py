@@ -1,7 +1,7 @@
 """Do the file work of ``select``: read a few columns of many, share rows out over parts, sort a part, write it.
 
-Each function takes a group of files or one part, holds no more than that in memory, and writes aside and then renames:
-it may run on any node that sees the folders, and again.
+Each function takes a group of files or one part, holds no more than that in memory, and writes completely or not
+at all: it may run on any node that sees the folders, and again.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,42 +10,34 @@ from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from jobs.select.reading import open_table, read_batches, read_rows
 from jobs.select.spills import SpillWriter, assign_parts, read_part
-from wm.datasets.changes import CODE_COLUMNS, Changes, changed_codes, count_rows, sum_changes
+from wm.datasets.changes import Changes, count_rows, sum_changes
 from wm.datasets.selection.algorithm import (
     CANDIDATE_SCHEMA,
     SELECTION_SCHEMA,
     Plan,
-    Tally,
     candidates,
     choose,
-    merge_tallies,
-    tally,
 )
 from wm.datasets.selection.rows import (
     COLUMNS,
     Criteria,
+    check_unique,
     has_changed,
     id_words,
     keep_best,
-    refuse_repeats,
     scored,
     wanted_classes,
 )
+from wm.datasets.selection.tally import Tally, merge_tallies, tally
 from wm.errors import InputError
-from wm.records import TRIPLET_SCHEMA, write_parquet
+from wm.records import write_parquet
 
 GROUP_ROWS = 2_000_000
 GROUP_FILES = 512
-BATCH_ROWS = 262_144
-"""Rows of one read: what a task holds at once (some 60 bytes a row)."""
-
 ROW_GROUP_ROWS = 131_072
-CODE_BATCH_ROWS = 8_192
-"""The same where image codes are read: 4 kB a row with 1,024 codes an image."""
-
 HASHES = ["source_hash", "target_hash"]
 PAIR_SCHEMA = pa.schema(
     [
@@ -73,10 +65,16 @@ class PartResult(NamedTuple):
 
 
 def survey(files: Sequence[str], columns: Sequence[str]) -> Files:
-    """Read each file's number of rows from its footer; :class:`InputError` if a required column is not there."""
+    """Read each file's number of rows from its footer; :class:`InputError` if a required column is not there.
+
+    Args:
+        files: Parquet files.
+        columns: Columns that each must have.
+    """
+    # Footers only: no row is read.
     rows = []
     for file in files:
-        with _open(file) as parquet:
+        with open_table(file) as parquet:
             names = parquet.schema_arrow.names
             missing = [name for name in columns if name not in names]
             if missing:
@@ -99,6 +97,7 @@ def _check_types(file: str, schema: pa.Schema, columns: Sequence[str]) -> None:
 
 def group(files: Files) -> list[tuple[list[str]]]:
     """Group files that one task reads: up to ``GROUP_ROWS`` rows or ``GROUP_FILES`` files, at least one."""
+    # Small files together: a task costs more than reading one of them.
     groups: list[tuple[list[str]]] = []
     group_rows = 0
     for file, rows in files:
@@ -113,9 +112,14 @@ def group(files: Files) -> list[tuple[list[str]]]:
 def count(files: Sequence[str], criteria: Criteria) -> tuple[Tally, int, Changes]:
     """Count the rows of a group of files by class and score; ids are not read.
 
+    Args:
+        files: Parquet files of triplets.
+        criteria: What makes a row a candidate.
+
     Returns:
         The tally, the number of rows read, and in how many rows of the requested classes the image codes change.
     """
+    # Ids are half of the bytes and are not needed to count.
     names = [name for name in COLUMNS if name != "triplet_id"]
     rows = 0
     changes: list[Changes] = []
@@ -136,7 +140,12 @@ def count(files: Sequence[str], criteria: Criteria) -> tuple[Tally, int, Changes
 
 
 def unchanged_ids(files: Sequence[str], criteria: Criteria) -> pa.Array:
-    """Return the ids of the rows in which too few image codes change."""
+    """Return the ids of the rows in which too few image codes change.
+
+    Args:
+        files: Parquet files of triplets.
+        criteria: How many codes must change.
+    """
     ids = [pa.array([], pa.string())]
     for file in files:
         for batch in read_rows(file, ["triplet_id"], criteria):
@@ -146,7 +155,14 @@ def unchanged_ids(files: Sequence[str], criteria: Criteria) -> pa.Array:
 
 
 def spill_candidates(files: Sequence[str], plan: Plan, criteria: Criteria, folder: str) -> tuple[list[str], int]:
-    """Write the group's candidates, sorted by part, into files of the folder; returns these and the rows read."""
+    """Write the group's candidates, sorted by part, into files of the folder; returns these and the rows read.
+
+    Args:
+        files: Parquet files of triplets.
+        plan: Quotas and parts.
+        criteria: What makes a row a candidate.
+        folder: Where the spilled files go.
+    """
     writer = SpillWriter(Path(folder), plan.num_parts, CANDIDATE_SCHEMA)
     rows = 0
     for file in files:
@@ -157,7 +173,16 @@ def spill_candidates(files: Sequence[str], plan: Plan, criteria: Criteria, folde
 
 
 def write_part(part: int, spills: Sequence[str], plan: Plan, out: str, ids: str | None) -> PartResult:
-    """Sort one part and write ``out/part-NNNNN.parquet``; its ids, shared out by hash, go into the folder ``ids``."""
+    """Sort one part and write ``out/part-NNNNN.parquet``; its ids, shared out by hash, go into the folder ``ids``.
+
+    Args:
+        part: Its number.
+        spills: Files with candidates.
+        plan: Quotas and parts.
+        out: Folder of the selection.
+        ids: Folder for the ids of the chosen rows; None: they are not needed.
+    """
+    # Rank and turn follow from the plan, so that parts need not know of each other.
     selection = choose(read_part(spills, part, CANDIDATE_SCHEMA), plan, part)
     write_parquet(selection, Path(out) / f"part-{part:05d}.parquet", row_group_size=ROW_GROUP_ROWS)
     id_spills: list[str] = []
@@ -170,16 +195,29 @@ def write_part(part: int, spills: Sequence[str], plan: Plan, out: str, ids: str 
 
 
 def check_ids(part: int, spills: Sequence[str]) -> None:
-    """Raise :class:`InputError` if an id occurs twice among those of one hash."""
+    """Raise :class:`InputError` if an id occurs twice among those of one hash.
+
+    Args:
+        part: Its number.
+        spills: Files with ids.
+    """
     ids = read_part(spills, part, pa.schema([SELECTION_SCHEMA.field("triplet_id")])).column("triplet_id")
-    refuse_repeats(ids, id_words(ids))
+    check_unique(ids, id_words(ids))
 
 
 def spill_pairs(
     files: Sequence[str], criteria: Criteria, folder: str, num_parts: int, unchanged: pa.Array
 ) -> tuple[list[str], int]:
     """Share the rows of ``pairs`` files that became triplets out by their two hashes; the files, and how many rows
-    became triplets. Those whose id is in ``unchanged`` are counted and left out."""
+    became triplets. Those whose id is in ``unchanged`` are counted and left out.
+
+    Args:
+        files: Parquet files of pairs.
+        criteria: Classes that may be chosen.
+        folder: Where the spilled files go.
+        num_parts: Parts that the rows are shared out over.
+        unchanged: Ids of rows in which too few codes change.
+    """
     writer = SpillWriter(Path(folder), num_parts, PAIR_SCHEMA)
     rows = 0
     for file in files:
@@ -200,46 +238,18 @@ def spill_pairs(
 
 
 def write_unique(part: int, spills: Sequence[str], criteria: Criteria, folder: str) -> tuple[str, int]:
-    """Write the best row of each pair of hashes in one part; the file, in the shape of triplets, and its rows."""
+    """Write the best row of each pair of hashes in one part; the file, in the shape of triplets, and its rows.
+
+    Args:
+        part: Its number.
+        spills: Files with pairs.
+        criteria: How rows are scored.
+        folder: Where the file goes.
+    """
     best = keep_best(read_part(spills, part, PAIR_SCHEMA), HASHES, criteria)
     path = Path(folder) / f"unique-{part:05d}.parquet"
     write_parquet(best.select(COLUMNS), path, row_group_size=ROW_GROUP_ROWS)
     return str(path), best.num_rows
-
-
-def read_rows(file: str, columns: Sequence[str], criteria: Criteria) -> Iterator[pa.Table]:
-    """Iterate over a file's rows as :func:`read_batches` does.
-
-    A column ``changed_codes`` is added where the criteria ask for changes and the file has codes.
-    """
-    if not criteria.min_changed_codes or not _has_codes(file):
-        yield from read_batches(file, columns)
-        return
-    for batch in read_batches(file, [*columns, *CODE_COLUMNS], CODE_BATCH_ROWS):
-        yield batch.select(columns).append_column("changed_codes", changed_codes(batch))
-
-
-def _has_codes(file: str) -> bool:
-    with _open(file) as parquet:
-        schema = parquet.schema_arrow
-    if any(name not in schema.names for name in CODE_COLUMNS):
-        return False
-    for name in CODE_COLUMNS:
-        kind = schema.field(name).type
-        is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-        if not is_list or not pa.types.is_integer(kind.value_type):
-            raise InputError(f"{file} has {name} as {kind}, expected {TRIPLET_SCHEMA.field(name).type}")
-    return True
-
-
-def read_batches(file: str, columns: Sequence[str], batch_rows: int | None = None) -> Iterator[pa.Table]:
-    """Iterate over these columns of a file, ``BATCH_ROWS`` rows at a time unless ``batch_rows`` is given."""
-    with _open(file) as parquet:
-        try:
-            for batch in parquet.iter_batches(batch_rows or BATCH_ROWS, columns=list(columns)):
-                yield pa.Table.from_batches([batch])
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{file} is damaged: {_to_line(error)}") from error
 
 
 def _summarise_classes(selection: pa.Table) -> list[tuple[str, int, float, float]]:
@@ -257,14 +267,3 @@ def _score_batch(file: str, batch: pa.Table, criteria: Criteria) -> pa.Table:
         for full_batch in read_batches(file, COLUMNS):  # raises the same with the name of the triplet
             scored(full_batch, criteria)
         raise
-
-
-def _open(file: str) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(file)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{file} is not a readable Parquet file: {_to_line(error)}") from error
-
-
-def _to_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

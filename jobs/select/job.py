@@ -31,8 +31,9 @@ from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.datasets.card import write_dataset_card
 from wm.datasets.changes import Changes
-from wm.datasets.selection.algorithm import Tally, make_plan
+from wm.datasets.selection.algorithm import make_plan
 from wm.datasets.selection.rows import COLUMNS, Criteria
+from wm.datasets.selection.tally import Tally
 from wm.errors import InputError
 from wm.runs import Run, digest_of, read_run
 
@@ -40,12 +41,18 @@ BAR_ROWS = 1_000_000
 
 
 def run(recipe: SelectRecipe, *, dry_run: bool = False) -> dict[str, Any]:
-    """Select, write ``out/selection`` and ``out/run.json``; returns the run's record."""
+    """Select, write ``out/selection`` and ``out/run.json``; returns the run's record.
+
+    Args:
+        recipe: Triplets, and how many are chosen.
+        dry_run: Print what would be chosen, write nothing.
+    """
     stage = Run(recipe.out, "select", recipe, {"triplets": digest_of(recipe.triplets)})
     if stage.is_whole():
         record = read_run(recipe.out) or {}
         print_counts(record["counts"], f"already complete in {recipe.out}:")
         return record
+    # 1. What is there, and whether it is worth tasks.
     on_ray = {"auto": None, "here": False, "ray": True}[recipe.run_on]
     files, remote = find_files(input_folders(recipe.triplets)[0], COLUMNS, recipe.triplets, on_ray)
     num_rows = sum(rows for _, rows in files)
@@ -54,6 +61,7 @@ def run(recipe: SelectRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     # Codes are 4 kB a row: they are read only where the annotation has not filtered on them.
     min_changed_codes = 0 if is_filtered else recipe.min_changed_codes
     criteria = Criteria(recipe.score, recipe.min_score, classes, min_changed_codes)
+    # 2. Count, then choose: a dry run needs the counts only.
     with _create_bar(num_rows if dry_run else 2 * num_rows) as bar:
         with stage.timed("count_s"):
             counts, changes = count_all(files, criteria, remote, bar)
@@ -71,6 +79,7 @@ def run(recipe: SelectRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         doubt = " (equal images not yet left out)" if recipe.deduplicate == "exact" else ""
         print_counts(summary, f"would choose{doubt}")
         return {}
+    # 3. The card before the record: only a complete folder has one.
     title = f"the {summary['chosen']:,} best of {summary['triplets']:,} triplets"
     write_dataset_card(recipe.out, title=title, rows={"selection": summary["chosen"]})
     record = stage.finish(summary)
@@ -157,6 +166,7 @@ def _check_classes(recipe: SelectRecipe, counts: Tally) -> None:
 
 def _build_summary(counts: Tally, by_class: Mapping[str, tuple[int, float | None, float | None]]) -> dict[str, Any]:
     """Build the counts for ``run.json``; ``by_class``: (chosen rows, lowest score, highest score) of each class."""
+    # Classes of which nothing was chosen are left out: there may be very many.
     rows_of = dict(zip(counts.labels, counts.seen_C.tolist(), strict=True))
     return {
         "triplets": int(counts.seen_C.sum()),

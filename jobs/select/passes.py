@@ -23,8 +23,9 @@ from jobs.select.files import (
 )
 from jobs.shared.tasks import each
 from wm.datasets.changes import Changes, sum_changes
-from wm.datasets.selection.algorithm import Plan, Tally, merge_tallies
+from wm.datasets.selection.algorithm import Plan
 from wm.datasets.selection.rows import Criteria
+from wm.datasets.selection.tally import Tally, merge_tallies
 from wm.errors import InputError
 from wm.records import table_files
 
@@ -45,7 +46,14 @@ def input_folders(triplets: str) -> tuple[Path, Path]:
 
 def find_files(folder: Path, columns: Sequence[str], name: str, on_ray: bool | None) -> tuple[Files, bool]:
     """List the Parquet files of a folder, sorted, with their rows; and decide whether tasks run on Ray (None = if it
-    pays)."""
+    pays).
+
+    Args:
+        folder: Folder of Parquet files.
+        columns: Columns that each must have.
+        name: The folder for messages.
+        on_ray: Whether tasks run on Ray; None: if it pays.
+    """
     paths = [str(path) for path in table_files(folder)]
     if not paths:
         raise InputError(f"no Parquet file below {name}")
@@ -56,7 +64,15 @@ def find_files(folder: Path, columns: Sequence[str], name: str, on_ray: bool | N
 
 
 def count_all(files: Files, criteria: Criteria, on_ray: bool, bar: "tqdm[None]") -> tuple[Tally, Changes]:
-    """Count rows by class and score bin, and by whether their image codes change."""
+    """Count rows by class and score bin, and by whether their image codes change.
+
+    Args:
+        files: Triplets.
+        criteria: What makes a row a candidate.
+        on_ray: Whether tasks run on Ray.
+        bar: Moved by the rows that were read.
+    """
+    # Tallies are merged as they come; only their sum is held.
     changes: list[Changes] = []
 
     def tallies() -> Iterable[Tally]:
@@ -69,7 +85,13 @@ def count_all(files: Files, criteria: Criteria, on_ray: bool, bar: "tqdm[None]")
 
 
 def find_unchanged(files: Files, criteria: Criteria, on_ray: bool) -> pa.Array:
-    """Return the ids of the rows in which too few image codes change: a few per cent of all, held in this process."""
+    """Return the ids of the rows in which too few image codes change: a few per cent of all, held in this process.
+
+    Args:
+        files: Triplets.
+        criteria: How many codes must change.
+        on_ray: Whether tasks run on Ray.
+    """
     return pa.concat_arrays(list(each(unchanged_ids, group(files), criteria, on_ray=on_ray)))
 
 
@@ -77,7 +99,16 @@ def leave_out_repeats(
     pairs: Path, criteria: Criteria, num_triplets: int, work: Path, *, unchanged: pa.Array, on_ray: bool | None
 ) -> Files:
     """Write the best row of each pair of hashes into files that the other passes read. Rows whose id is in
-    ``unchanged`` are not among them: they could push a pair that does change out."""
+    ``unchanged`` are not among them: they could push a pair that does change out.
+
+    Args:
+        pairs: Folder of the annotation's pairs.
+        criteria: How rows are scored.
+        num_triplets: Triplets that the pairs must have become.
+        work: Folder for rows between passes.
+        unchanged: Ids of rows that are left out.
+        on_ray: Whether tasks run on Ray; None: if it pays.
+    """
     files, remote = find_files(pairs, PAIR_COLUMNS, f"{pairs}, which deduplicate = 'exact' reads", on_ray)
     num_parts = max(1, -(-sum(rows for _, rows in files) // 1_000_000))
     spills: list[str] = []
@@ -96,7 +127,16 @@ def leave_out_repeats(
 def choose_all(
     files: Files, plan: Plan, criteria: Criteria, out: Path, *, on_ray: bool, bar: "tqdm[None]"
 ) -> dict[str, tuple[int, float, float]]:
-    """Write the parts of the selection; of each class (rows, lowest score, highest score) of what was chosen."""
+    """Write the parts of the selection; of each class (rows, lowest score, highest score) of what was chosen.
+
+    Args:
+        files: Triplets.
+        plan: Quotas and parts.
+        criteria: What makes a row a candidate.
+        out: Folder of the run.
+        on_ray: Whether tasks run on Ray.
+        bar: Moved by rows read and rows written.
+    """
     work = out / WORK
     spills: list[str] = []
     candidates = each(spill_candidates, group(files), plan, criteria, str(work / "candidates"), on_ray=on_ray)
@@ -123,7 +163,12 @@ def choose_all(
 
 
 def clear(out: Path, *names: str) -> None:
-    """Remove folders and files of a selection, and its own folder if nothing is left."""
+    """Remove folders and files of a selection, and its own folder if nothing is left.
+
+    Args:
+        out: Folder of the run.
+        *names: Files and folders in it.
+    """
     for name in names:
         if (out / name).is_dir():
             shutil.rmtree(out / name)

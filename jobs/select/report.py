@@ -19,6 +19,7 @@ def print_counts(counts: Mapping[str, Any], where: str) -> None:
         print(f"  {counts['unchanged_codes']:,} left out: too few of their image codes change (min_changed_codes)")
     if counts.get("without_codes"):
         print(f"  {counts['without_codes']:,} have no image codes, so whether they change is not known")
+    # The first classes by name; run.json has all.
     by_class = counts["by_class"]
     for label, counts_of_class in list(by_class.items())[:MAX_CLASSES]:
         line = f"  {label or '(no class)':<24} {counts_of_class['chosen']:>7,} of {counts_of_class['triplets']:>7,}"

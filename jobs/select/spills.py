@@ -27,7 +27,12 @@ class SpillWriter:
         self._files: list[str] = []
 
     def add(self, rows: pa.Table, parts: Ints) -> None:
-        """Take rows and the part of each."""
+        """Take rows and the part of each.
+
+        Args:
+            rows: Of the store's schema.
+            parts: int64, the part of each row.
+        """
         if rows.num_rows:
             self._held.append((rows, parts))
             self._num_held += rows.num_rows
@@ -57,7 +62,13 @@ class SpillWriter:
 
 
 def read_part(spills: Sequence[str], part: int, schema: pa.Schema) -> pa.Table:
-    """Read all rows of one part from the spilled files."""
+    """Read all rows of one part from the spilled files.
+
+    Args:
+        spills: Files of one schema.
+        part: Its number.
+        schema: Their schema.
+    """
     batches = []
     for path in spills:
         with pa.memory_map(path) as source:
@@ -66,7 +77,12 @@ def read_part(spills: Sequence[str], part: int, schema: pa.Schema) -> pa.Table:
 
 
 def assign_parts(words: Sequence[Words], num_parts: int) -> Ints:
-    """Assign each row a part that depends on its words alone."""
+    """Assign each row a part that depends on its words alone.
+
+    Args:
+        words: Columns of numbers that name a row.
+        num_parts: Number of parts.
+    """
     mixed = np.zeros(len(words[0]), np.uint64)
     for word in words:
         mixed = (mixed ^ word) * _HASH_FACTOR

@@ -97,6 +97,6 @@ def run_ffmpeg(*args: str | Path) -> subprocess.CompletedProcess[bytes]:
 def ffmpeg_images(path: Path, filters: str = "null", *options: str) -> np.ndarray:
     """Every frame of a file as ffmpeg shows it, uint8 RGB (T, height, width, 3). ``options`` come before the input."""
     sink = ("-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24", "-")
-    done = run_ffmpeg(*options, "-i", path, "-map", "0:v:0", "-vf", f"{filters},showinfo", *sink)
-    width, height = map(int, re.findall(r" s:(\d+)x(\d+)", done.stderr.decode(errors="replace"))[-1])
-    return np.frombuffer(done.stdout, np.uint8).reshape(-1, height, width, 3)
+    process = run_ffmpeg(*options, "-i", path, "-map", "0:v:0", "-vf", f"{filters},showinfo", *sink)
+    width, height = map(int, re.findall(r" s:(\d+)x(\d+)", process.stderr.decode(errors="replace"))[-1])
+    return np.frombuffer(process.stdout, np.uint8).reshape(-1, height, width, 3)

@@ -22,7 +22,7 @@ def recipe(tmp_path: Path, **changes: Any) -> CurvesRecipe:
 
 def count_colour(path: Path, colour: str) -> int:
     pixels = np.asarray(Image.open(path).convert("RGB"))
-    wanted = [int(colour[place : place + 2], 16) for place in (1, 3, 5)]
+    wanted = [int(colour[position : position + 2], 16) for position in (1, 3, 5)]
     return int((np.abs(pixels.astype(int) - wanted).max(axis=-1) < 8).sum())
 
 

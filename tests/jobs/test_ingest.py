@@ -67,14 +67,14 @@ def test_rows_become_triplets_and_rejects(world: Path, tiny_base: Path, ingested
         "rejects_by_reason": {"missing_field": 1, "missing_file": 1, "not_an_image": 1},
         "triplets_by_class": {"a": 4, "b": 4},
     }
-    found = {(row["uri"], row["reason"]): row["detail"] for row in rejects.to_pylist()}
-    assert set(found) == {
+    actual = {(row["uri"], row["reason"]): row["detail"] for row in rejects.to_pylist()}
+    assert set(actual) == {
         ("rows.json#3", "missing_file"),
         ("rows.json#5", "missing_field"),
         ("rows.json#7", "not_an_image"),
     }
-    assert "images/3_right.png" in found["rows.json#3", "missing_file"]
-    assert "images/6_left.png" in found["rows.json#7", "not_an_image"]
+    assert "images/3_right.png" in actual["rows.json#3", "missing_file"]
+    assert "images/6_left.png" in actual["rows.json#7", "not_an_image"]
     assert {row["outcome"] for row in rejects.to_pylist()} == {"failed"}
     assert len(list((out / "triplets").glob("*.parquet"))) == 3
     codec = load_codec(tiny_base)
@@ -108,7 +108,7 @@ def test_a_killed_run_goes_on_to_the_table_of_other_shards(
 ) -> None:
     job, out = recipe(root, codec=str(tiny_base), shard_rows=3), root.parent / "out"
     record = run(job)
-    kept = (out / "triplets" / "part-00000.parquet").stat().st_mtime_ns
+    remaining = (out / "triplets" / "part-00000.parquet").stat().st_mtime_ns
     (out / "run.json").unlink()
     write_json(out / "run.unfinished.json", record)
     (out / "triplets" / "part-00001.parquet").unlink()
@@ -116,21 +116,21 @@ def test_a_killed_run_goes_on_to_the_table_of_other_shards(
     again = run(job)
     assert again["counts"] == record["counts"] == ingested["counts"]
     assert read_table(out / "triplets").equals(read_table(world.parent / "out" / "triplets"))
-    assert (out / "triplets" / "part-00000.parquet").stat().st_mtime_ns == kept
+    assert (out / "triplets" / "part-00000.parquet").stat().st_mtime_ns == remaining
     assert run(job) == again
 
 
 def test_bad_input_is_told_before_any_work(root: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = root.parent / "out"
     (root / "empty").mkdir()
-    for changes, said in (
+    for changes, message in (
         ({"root": str(root / "gone")}, "no such folder: root"),
         ({"file": "gone.json"}, r"no such file: .*gone\.json"),
         ({"codec": str(root / "gone")}, "no such file or folder: .*gone"),
         ({"codec": str(root / "empty")}, r"empty"),
     ):
         for dry_run in (True, False):
-            with pytest.raises(InputError, match=said):
+            with pytest.raises(InputError, match=message):
                 run(recipe(root, **changes), dry_run=dry_run)
     assert not out.exists()
     assert run(recipe(root, codec=str(tiny_base)), dry_run=True) == {} and not out.exists()

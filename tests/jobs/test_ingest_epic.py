@@ -69,14 +69,14 @@ def test_segments_become_triplets_and_rejects(kitchen: Path, tmp_path: Path, tin
 
 
 def test_a_sample_is_drawn_by_the_seed_alone(kitchen: Path, tmp_path: Path) -> None:
-    found = [
+    actual = [
         [*sorted(read_table(out / "triplets").column("action").to_pylist()), record["counts"]["rejects"]]
         for seed, name in ((1, "a"), (1, "b"), (2, "c"))
         for out in [tmp_path / name]
         for record in [run(recipe(kitchen, out, sample=3, seed=seed, shard_rows=1 + (name == "b")))]
     ]
-    assert found[0] == found[1] and len(found[0]) + found[0][-1] == 4
-    assert found[0] != found[2]
+    assert actual[0] == actual[1] and len(actual[0]) + actual[0][-1] == 4
+    assert actual[0] != actual[2]
 
 
 def test_frames_of_the_whole_file_and_their_size(kitchen: Path) -> None:
@@ -90,12 +90,12 @@ def test_frames_of_the_whole_file_and_their_size(kitchen: Path) -> None:
 
 
 def test_what_is_wrong_with_the_table_is_told_first(kitchen: Path, tmp_path: Path) -> None:
-    for changes, said in (
+    for changes, message in (
         ({"root": str(tmp_path / "gone")}, "no such folder: root"),
         ({"file": "gone.csv"}, r"no such file: .*gone\.csv"),
         ({"dataset_layout": "aurora"}, "not valid JSON"),
     ):
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=message):
             run(recipe(kitchen, tmp_path / "out").model_copy(update=changes))
     assert not (tmp_path / "out").exists()
     problems = [entry for entry in list_labelled(kitchen, "table.csv") if isinstance(entry, Problem)]

@@ -51,9 +51,11 @@ def test_hours_and_cost_by_hand(rates: list[str], tmp_path: Path, capsys: pytest
     assert plan["one_more"]["gpu"]["cost"] == pytest.approx(5 * 200 / 3600, abs=1e-5)
     assert plan["one_more"]["cpu"]["hours"] == plan["hours"]
     assert json.loads(out.read_text()) == plan
-    told = capsys.readouterr().out
-    assert "1,000 videos, 2.00 h of video → 2,000 triplets, 0.38 GB" in told
-    assert "takes 6.7 min; gpu is the bottleneck; costs 0.33" in told and "one more gpu: 3.3 min, costs 0.28" in told
+    message = capsys.readouterr().out
+    assert "1,000 videos, 2.00 h of video → 2,000 triplets, 0.38 GB" in message
+    assert (
+        "takes 6.7 min; gpu is the bottleneck; costs 0.33" in message and "one more gpu: 3.3 min, costs 0.28" in message
+    )
     on_cores = planned(rates, **given, resources={"annotate_on": "cpu"}, keyframes={"motion": "farneback"})
     assert on_cores["hours"] == pytest.approx((1440 + 60 + 360) / 17 / 0.9 / 3600, abs=1e-6)
     slow = planned([*rates, _file(tmp_path, {"rates": {"idm_pairs_per_s": 1.0}})], **given)
@@ -81,7 +83,7 @@ def test_a_folder_of_videos_is_probed(rates: list[str], tmp_path: Path) -> None:
     assert plan["work"]["videos"] == 3
     assert plan["work"]["length_s"] == pytest.approx(9, abs=0.5) and plan["work"]["frames"] == pytest.approx(90, abs=5)
     assert any("headers of 2 of 3 local videos" in note for note in plan["notes"])
-    with pytest.raises(InputError, match=r"how long are the videos. None of 0 headers told"):
+    with pytest.raises(InputError, match=r"how long are the videos. None of 0 headers says"):
         planned(rates, videos=str(tmp_path / "v"), probe=0)
 
 
@@ -170,5 +172,5 @@ def test_the_command_line(
     monkeypatch.setattr("sys.argv", ["plan", "--help"])
     with pytest.raises(SystemExit):
         main()
-    told = capsys.readouterr().out
-    assert "nodes[].price_per_hour" in told and "from_run" in told
+    message = capsys.readouterr().out
+    assert "nodes[].price_per_hour" in message and "from_run" in message

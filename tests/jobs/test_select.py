@@ -15,10 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import jobs.select.files
+import jobs.select.reading
 import jobs.select.spills
 from jobs.select.job import main, run
 from jobs.select.recipe import SelectRecipe
-from wm.datasets.selection.algorithm import COLUMNS, SELECTION_SCHEMA, select_top_k
+from wm.datasets.selection.algorithm import SELECTION_SCHEMA, select_top_k
+from wm.datasets.selection.rows import COLUMNS
 from wm.errors import InputError, OtherRunError
 from wm.images import encode_png
 from wm.records import TRIPLET_SCHEMA, read_table, triplet_row, write_table
@@ -55,11 +57,11 @@ def test_from_triplets_to_ids(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert run(recipe(tmp_path), dry_run=True) == {} and not (tmp_path / "out").exists()
     assert "would choose" in capsys.readouterr().out
     record = run(recipe(tmp_path))
-    chosen = read_table(tmp_path / "out" / "selection", SELECTION_SCHEMA)
-    assert chosen.equals(select_top_k(read_table(tmp_path / "triplets", columns=COLUMNS), 7))
+    selected = read_table(tmp_path / "out" / "selection", SELECTION_SCHEMA)
+    assert selected.equals(select_top_k(read_table(tmp_path / "triplets", columns=COLUMNS), 7))
     # Six rows share each score: the lower id goes first, and classes take turns in the order of their names.
-    assert chosen.column("triplet_id").to_pylist() == ["t02", "t01", "t00", "t05", "t04", "t03", "t08"]
-    assert chosen.column("score").to_pylist() == [-0.5] * 6 + [-1.0]
+    assert selected.column("triplet_id").to_pylist() == ["t02", "t01", "t00", "t05", "t04", "t03", "t08"]
+    assert selected.column("score").to_pylist() == [-0.5] * 6 + [-1.0]
     counts = record["counts"]
     assert (counts["triplets"], counts["chosen"]) == (20, 7)
     assert counts["by_class"]["jump"] == {"triplets": 7, "chosen": 2, "lowest": -0.5, "highest": -0.5}
@@ -138,19 +140,19 @@ def test_any_files_give_the_selection_of_one_table(
     sizes: tuple[list[int], int, int],
 ) -> None:
     count, k = counts
-    place = tmp_path / uuid.uuid4().hex
+    position = tmp_path / uuid.uuid4().hex
     rows = made_rows(count, seed)
     cuts, rows_per_part, batch_rows = sizes
-    annotation(place / "a", rows, cuts)
+    annotation(position / "a", rows, cuts)
     settings_ = {"k": k, "score": wanted[0], "min_score": wanted[1], "rows_per_part": rows_per_part}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jobs.select.files, "BATCH_ROWS", batch_rows)
+        patch.setattr(jobs.select.reading, "BATCH_ROWS", batch_rows)
         patch.setattr(jobs.select.spills, "SPILL_ROWS", batch_rows)
         patch.setattr(jobs.select.files, "GROUP_FILES", 2)
-        run(SelectRecipe(triplets=str(place / "a"), out=str(place / "out"), **settings_))
+        run(SelectRecipe(triplets=str(position / "a"), out=str(position / "out"), **settings_))
     expected = select_top_k(columns_of(rows, COLUMNS), k, *wanted)
-    assert chosen_of(place / "out").equals(expected)
-    assert sorted(path.name for path in (place / "out").iterdir()) == ["README.md", "run.json", "selection"]
+    assert chosen_of(position / "out").equals(expected)
+    assert sorted(path.name for path in (position / "out").iterdir()) == ["README.md", "run.json", "selection"]
 
 
 @pytest.mark.slow
@@ -174,7 +176,7 @@ def test_tasks_on_ray_write_the_same_files(tmp_path: Path) -> None:
     bad = SelectRecipe(
         triplets=str(tmp_path / "twice"), out=str(tmp_path / "o"), k=3001, rows_per_part=100, run_on="ray"
     )
-    with pytest.raises(InputError, match=f"triplet {rows[7]['triplet_id']} stands twice"):
+    with pytest.raises(InputError, match=f"triplet {rows[7]['triplet_id']} occurs twice"):
         run(bad)
     assert not (tmp_path / "o").exists()
 
@@ -193,9 +195,9 @@ def test_several_selections_of_one_annotation(tmp_path: Path, capsys: pytest.Cap
     assert record["counts"]["triplets"] == len(some) and set(record["counts"]["by_class"]) == {"class 1", "a+b", ""}
     capsys.readouterr()
     assert run(SelectRecipe(**common, out=str(tmp_path / "x"), k=30), dry_run=True) == {}
-    counted = {label: found["chosen"] for label, found in run_counts(tmp_path / "one").items()}
-    told = capsys.readouterr().out
-    assert all(f"  {label or '(no class)':<24} {count:>7,} of" in told for label, count in counted.items())
+    counted = {label: actual["chosen"] for label, actual in run_counts(tmp_path / "one").items()}
+    message = capsys.readouterr().out
+    assert all(f"  {label or '(no class)':<24} {count:>7,} of" in message for label, count in counted.items())
     with pytest.raises(InputError, match="classes names 'nowhere', which no triplet in"):
         run(SelectRecipe(**common, out=str(tmp_path / "x"), k=1, classes=["nowhere"]))
     assert not (tmp_path / "x").exists()
@@ -207,11 +209,11 @@ def run_counts(out: Path) -> dict[str, Any]:
 
 def pairs(folder: Path, rows: list[dict[str, Any]], filtered: list[dict[str, Any]] | None = None) -> None:
     """The annotation's table of pairs, in two files."""
-    kept = [{"outcome": "ok"} | row for row in rows] + [{"outcome": "filtered"} | row for row in filtered or []]
+    remaining = [{"outcome": "ok"} | row for row in rows] + [{"outcome": "filtered"} | row for row in filtered or []]
     schema = pa.schema([*(TRIPLET_SCHEMA.field(name) for name in COLUMNS), *PAIR_FIELDS])
     (folder / "pairs").mkdir(exist_ok=True)
     for part in range(2):
-        pq.write_table(pa.Table.from_pylist(kept[part::2], schema), folder / "pairs" / f"shard-{part:06d}.parquet")
+        pq.write_table(pa.Table.from_pylist(remaining[part::2], schema), folder / "pairs" / f"shard-{part:06d}.parquet")
 
 
 @pytest.mark.parametrize("rows_per_part", [7, 1000])
@@ -255,7 +257,7 @@ def test_an_id_chosen_twice_is_refused(tmp_path: Path, rows_per_part: int) -> No
     # Another class and another score: the two rows meet in no part.
     rows.append(rows[5] | {"class_label": "class 3", "action_logprob": -0.01})
     annotation(tmp_path / "a", rows, [30])
-    with pytest.raises(InputError, match=f"triplet {rows[5]['triplet_id']} stands twice"):
+    with pytest.raises(InputError, match=f"triplet {rows[5]['triplet_id']} occurs twice"):
         run(SelectRecipe(triplets=str(tmp_path / "a"), out=str(tmp_path / "out"), k=61, rows_per_part=rows_per_part))
     assert not (tmp_path / "out").exists()
 
@@ -286,7 +288,7 @@ def test_a_killed_run_leaves_nothing_in_the_next(tmp_path: Path, monkeypatch: py
 def test_bad_files_are_named(tmp_path: Path) -> None:
     source = annotation(tmp_path / "a", made_rows(50), [20])
     bad = source / "triplets" / "shard-000001.parquet"
-    whole = bad.read_bytes()
+    complete = bad.read_bytes()
     recipe_ = SelectRecipe(triplets=str(source), out=str(tmp_path / "out"), k=4)
     bad.write_bytes(b"PAR1 nothing")
     with pytest.raises(InputError, match=rf"{bad} is not a readable Parquet file"):
@@ -297,7 +299,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({name: pa.array([name]) for name in COLUMNS}), bad)
     with pytest.raises(InputError, match=rf"{bad} has action_logprob as string, expected double"):
         run(recipe_)
-    bad.write_bytes(whole[:4] + os.urandom(400) + whole[404:])
+    bad.write_bytes(complete[:4] + os.urandom(400) + complete[404:])
     with pytest.raises(InputError, match=rf"{bad} is damaged"):
         run(recipe_)
     assert not (tmp_path / "out").exists()
@@ -340,7 +342,7 @@ def write_coded(folder: Path, rows: list[dict[str, Any]], cut: int = 70) -> None
 def test_rows_whose_codes_do_not_change_are_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: int, rows_per_part: int
 ) -> None:
-    monkeypatch.setattr(jobs.select.files, "CODE_BATCH_ROWS", 32)
+    monkeypatch.setattr(jobs.select.reading, "CODE_BATCH_ROWS", 32)
     rows = coded(made_rows(200, seed=2))
     write_coded(tmp_path / "a", rows)
 
@@ -372,8 +374,8 @@ def test_a_pair_that_does_not_change_displaces_no_equal_one(tmp_path: Path) -> N
     ]
     write_coded(tmp_path / "a", rows, cut=2)
     pairs(tmp_path / "a", [{name: one[name] for name in row | {"triplet_id": "", "action_logprob": 0}} for one in rows])
-    place = {"triplets": str(tmp_path / "a"), "out": str(tmp_path / "out")}
-    counts = run(SelectRecipe(**place, k=3, deduplicate="exact"))["counts"]
+    position = {"triplets": str(tmp_path / "a"), "out": str(tmp_path / "out")}
+    counts = run(SelectRecipe(**position, k=3, deduplicate="exact"))["counts"]
     assert chosen_of(tmp_path / "out").column("triplet_id").to_pylist() == ["edit"]
     assert (counts["unchanged_codes"], counts["repeats"], counts["triplets"]) == (1, 1, 3)
 
@@ -384,10 +386,10 @@ def test_an_annotation_that_filtered_itself_is_believed(tmp_path: Path) -> None:
     write_coded(tmp_path / "a", rows)
     record = {"stage": "annotate", "recipe": {"filters": {"unchanged": "on", "min_changed_codes": 1}}}
     write_json(tmp_path / "a" / "run.json", record)
-    place = {"triplets": str(tmp_path / "a" / "triplets"), "out": str(tmp_path / "out")}
-    counts = run(SelectRecipe(**place, k=200))["counts"]
+    position = {"triplets": str(tmp_path / "a" / "triplets"), "out": str(tmp_path / "out")}
+    counts = run(SelectRecipe(**position, k=200))["counts"]
     assert (counts["chosen"], counts["unchanged_codes"]) == (200, 0)
-    counts = run(SelectRecipe(**place | {"out": str(tmp_path / "more")}, k=200, min_changed_codes=2))["counts"]
+    counts = run(SelectRecipe(**position | {"out": str(tmp_path / "more")}, k=200, min_changed_codes=2))["counts"]
     same = sum(row["source_codes"] is not None and row["source_codes"] == row["target_codes"] for row in rows)
     assert (counts["chosen"], counts["unchanged_codes"]) == (200 - same, same)
 

@@ -50,9 +50,18 @@ def write_dataset_card(
     """Write ``out/README.md``, so that ``datasets.load_dataset(out)`` gives the triplets, ``load_dataset(out,
     "rejects")`` what was left out, and so on for each of :data:`TABLES` that has a file.
 
-    ``license``: of the images and texts, "" = not given. ``split``: name of the one split. ``rows``: table → rows
-    where the caller has counted them; the other tables are counted from their files' footers.
-    Returns the path. Raises :class:`InputError` if ``out`` has no table, or a file of it cannot be read.
+    Args:
+        out: Folder of the data set.
+        title: Heading of the card.
+        license: Of the images and texts, "" = not given.
+        split: Name of the one split.
+        rows: Rows by table, where the caller has counted them; the other tables are counted from their files' footers.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: ``out`` has no table, or a file of it cannot be read.
     """
     folder = Path(out)
     counts = dict(rows or {})
@@ -80,6 +89,7 @@ def split_names(splits: Sequence[str]) -> list[str]:
     Returns:
         A name for each.
     """
+    # A number makes two splits of one plain name differ.
     names: list[str] = []
     for split in splits:
         plain = split if _SPLIT.fullmatch(split) else re.sub(r"\W+", "_", split).strip("_") or "train"
@@ -105,24 +115,27 @@ def license_lines(licenses: Sequence[str]) -> list[str]:
 
 def license_sentence(counts: Mapping[str, int]) -> str:
     """Describe the licences of a data set with their rows, the commonest first."""
-    most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    texts = [f"{' '.join(name.split()) or 'not given'} ({count:,})" for name, count in most[:MANY_LICENSES]]
-    more = [f"and {len(most) - len(texts):,} more"] if len(most) > len(texts) else []
+    commonest = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    texts = [f"{' '.join(name.split()) or 'not given'} ({count:,})" for name, count in commonest[:MANY_LICENSES]]
+    more = [f"and {len(commonest) - len(texts):,} more"] if len(commonest) > len(texts) else []
     return f"Licences: {', '.join([*texts, *more])}."
 
 
 def _body(folder: Path, title: str, license: str, tables: Sequence[str], counts: Mapping[str, int]) -> list[str]:
+    # 1. What each table holds.
     lines = [f"# {' '.join(title.split())}", "", "| table | rows | what |", "| --- | --- | --- |"]
     lines += [f"| `{name}` | {counts[name]:,} | {TABLES[name]} |" for name in tables]
     lines.append("")
     if "triplets" in tables:
         licence = " ".join(license.split()) or "not given"
         lines += [f"Licence: {licence}. Every triplet carries its own in `license`.", ""]
+    # 2. How to load them.
     lines += ["```python", "from datasets import load_dataset", ""]
     images = "; images come as PIL images" if tables[0] == "triplets" else ""
     lines += [f'{tables[0]} = load_dataset("{folder.name}")  # the path of this folder{images}']
     lines += [f'{name} = load_dataset("{folder.name}", "{name}")' for name in tables[1:]]
     lines += ["```", ""]
+    # 3. What `datasets` cannot open as it is.
     if empty := [f"`{name}`" for name in tables if not counts[name]]:
         lines += [
             f"Without rows: {', '.join(empty)}. `load_dataset` can open such a table with `streaming=True` only (else",
@@ -138,6 +151,7 @@ def _body(folder: Path, title: str, license: str, tables: Sequence[str], counts:
 
 
 def _count(files: Sequence[Path]) -> int:
+    # From the footers: no row is read.
     total = 0
     for file in files:
         try:

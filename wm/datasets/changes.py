@@ -38,6 +38,7 @@ def changed_codes(table: pa.Table) -> pa.Array:
     Returns:
         int32 array with a count a row; null where a row has no codes.
     """
+    # Flat values, as a loop over rows of lists takes minutes for a million.
     source, target = (table.column(name).combine_chunks() for name in CODE_COLUMNS)
     source, target = (_one_chunk(column) for column in (source, target))
     lengths = [pc.list_value_length(column) for column in (source, target)]
@@ -69,7 +70,12 @@ def sum_changes(parts: Iterable[Changes]) -> Changes:
 
 
 def count_rows(changed: pa.Array | pa.ChunkedArray, min_changed_codes: int = 1) -> Changes:
-    """Count the rows of a column that :func:`changed_codes` made."""
+    """Count the rows of a column that :func:`changed_codes` made.
+
+    Args:
+        changed: Number of changed codes a row, null where it is not known.
+        min_changed_codes: Rows with fewer count as unchanged.
+    """
     return Changes(len(changed), pc.sum(pc.less(changed, min_changed_codes)).as_py() or 0, changed.null_count)
 
 

@@ -6,7 +6,7 @@ needs no new run. A pair that a filter takes out is *filtered*: nothing about it
 
 import re
 from collections.abc import Sequence
-from typing import Literal, TypeAlias, TypedDict, get_args
+from typing import Literal, TypeAlias, TypedDict
 
 import numpy as np
 from pydantic import Field
@@ -15,7 +15,6 @@ from wm.config import Recipe
 from wm.words import split_at_blanks
 
 Mode: TypeAlias = Literal["off", "score", "on"]
-MODES: tuple[Mode, ...] = get_args(Mode)
 
 _LETTER = re.compile(r"[^\W\d_]")
 _MAX_REPEATS = 4
@@ -93,6 +92,7 @@ def image_findings(pair: PairNumbers, filters: Filters) -> list[str]:
         pair: Its numbers.
         filters: Modes and thresholds.
     """
+    # Every threshold is looked at, so that a filter that only scores is counted too.
     bits = pair["repeat_bits"]
     beyond = {
         "static": _below(pair["difference"], filters.static_difference),
@@ -132,6 +132,7 @@ def action_findings(text: str, mean_logprob: float, finished: bool, filters: Fil
     """
     if not text.strip():
         return ["empty_action"]
+    # An action that was cut off is no phrase, whatever its words are.
     beyond = {
         "unparsed_action": not (finished and is_phrase(text)),
         "unlikely_action": mean_logprob < filters.min_likelihood,
@@ -140,13 +141,23 @@ def action_findings(text: str, mean_logprob: float, finished: bool, filters: Fil
 
 
 def reason_of(findings: Sequence[str], filters: Filters) -> str:
-    """Return the finding that filters a pair: the first whose filter is on ("" = none), and an empty action always."""
+    """Return the finding that filters a pair: the first whose filter is on ("" = none), and an empty action always.
+
+    Args:
+        findings: Reasons, in the order in which they are reported.
+        filters: Modes and thresholds.
+    """
     taking = (reason for reason in findings if reason == "empty_action" or mode_of(reason, filters) == "on")
     return next(taking, "")
 
 
 def mode_of(reason: str, filters: Filters) -> Mode:
-    """Return the mode of the filter behind a reason."""
+    """Return the mode of the filter behind a reason.
+
+    Args:
+        reason: A key of :data:`FILTER_OF`.
+        filters: Modes and thresholds.
+    """
     mode: Mode = getattr(filters, FILTER_OF[reason])
     return mode
 

@@ -22,6 +22,7 @@ def pair_actions(
     Returns:
         The actions of each source, a function of its seed, its subset and the actions.
     """
+    # With repeats, so that the mix of actions stays that of the rows.
     words_of: dict[str, list[str]] = {}
     for subset, words in actions:
         words_of.setdefault(subset, []).append(words)

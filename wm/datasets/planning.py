@@ -61,11 +61,18 @@ class Rates:
 
 
 def rates_from(measured: Mapping[str, float], motion: MotionRate = "dis", shape: str = "") -> Rates:
-    """Pick the rates that a plan needs; ``shape``: take the motion rate measured on clips of this shape.
+    """Pick the rates that a plan needs.
 
-    Raises :class:`InputError` naming a rate that is missing, and the benchmark that makes it.
+    Args:
+        measured: Rates by name, of one or several benchmarks.
+        motion: Kind of optical flow.
+        shape: Shape of the clips that the rate of motion was measured on; "": the mean.
+
+    Raises:
+        InputError: A rate is missing; the message names it and the benchmark that measures it.
     """
     motion_name = _MOTION_RATES[motion]
+    # Every rate is checked before anything is computed of it.
     names = [
         f"{motion_name}_{shape}" if shape else motion_name,
         "fetch_images_per_s",
@@ -80,13 +87,19 @@ def rates_from(measured: Mapping[str, float], motion: MotionRate = "dis", shape:
                 f"rates lack {name!r}; python -m jobs.benchmark {benchmark} out=FILE.json measures it. "
                 f"There are {', '.join(sorted(measured)) or 'none'}"
             )
+        # A rate of 0 would plan an endless run.
         if not measured[name] > 0:
             raise InputError(f"rate {name} = {measured[name]!r}; expected more than 0")
     return Rates(*(float(measured[name]) for name in names))
 
 
 def stage_seconds(work: Work, rates: Rates) -> dict[str, float]:
-    """Compute the seconds of one core (``scan``, ``fetch``) or one annotator (``encode``, ``idm``, ``write``)."""
+    """Compute the seconds of one core (``scan``, ``fetch``) or one annotator (``encode``, ``idm``, ``write``).
+
+    Args:
+        work: All that there is to do.
+        rates: Units a second of one core or annotator.
+    """
     return {
         "scan": work.frames / rates.scan,
         "fetch": work.images / rates.fetch,
@@ -113,19 +126,27 @@ def capacities(nodes: Sequence[Node], annotate_on: Pool, cpus_per_annotator: flo
 
     A GPU takes ``cpus_per_annotator`` cores of its node with it.
 
+    Args:
+        nodes: The cluster.
+        annotate_on: Pool that codec and IDM run on.
+        cpus_per_annotator: Cores that a GPU's annotator keeps busy.
+
     Raises:
         InputError: There is no node, no GPU though annotators need one, or no core left over.
     """
     if sum(node.count for node in nodes) < 1:
         raise InputError("nodes holds no node; expected at least one with count = 1 or more")
+    # 1. A pool of cores alone.
     if annotate_on == "cpu":
         cores: dict[Pool, float] = {"cpu": float(sum(node.count * node.cpus for node in nodes))}
         return cores
+    # 2. A pool of GPUs, and the cores that are left beside them.
     gpus = float(sum(node.count * node.gpus for node in nodes))
     if gpus == 0:
         raise InputError(
             "resources.annotate_on = 'gpu' and no node has gpus; add a kind of node with gpus, or annotate on 'cpu'"
         )
+    # Annotators take cores of their own node only.
     for node in nodes:
         if node.count and node.gpus * cpus_per_annotator > node.cpus:
             raise InputError(
@@ -155,6 +176,7 @@ def estimate(
         efficiency: Share of a pool's time at work, 0 to 1.
     """
     capacity = capacities(nodes, annotate_on, cpus_per_annotator)
+    # Stages of one pool follow each other on the same cores.
     needed_hours: dict[Pool, float] = dict.fromkeys(capacity, 0.0)
     for stage, value in seconds.items():
         needed_hours["cpu" if stage in ("scan", "fetch") else annotate_on] += value / 3600
@@ -173,12 +195,22 @@ def estimate(
 
 
 def with_one_more(nodes: Sequence[Node], name: str) -> list[Node]:
-    """Return the cluster with one more node of a kind."""
+    """Return the cluster with one more node of a kind.
+
+    Args:
+        nodes: The cluster.
+        name: Kind of node.
+    """
     return [replace(node, count=node.count + 1) if node.name == name else node for node in nodes]
 
 
 def as_numbers(result: Estimate, digits: int = 6) -> dict[str, object]:
-    """Convert an estimate to JSON values, rounded."""
+    """Convert an estimate to JSON values, rounded.
+
+    Args:
+        result: The estimate.
+        digits: Decimals that are kept.
+    """
 
     def rounded(value: object) -> object:
         if isinstance(value, dict):

@@ -63,6 +63,11 @@ def peak_memory_mib() -> float:
 def answer(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, Any]:
     """Call a function and turn every exception into an answer: one file must not stop the rest.
 
+    Args:
+        function: What to call.
+        args: Its arguments.
+        kwargs: Its keyword arguments.
+
     Returns:
         ("result", value) or ("error", VideoError); ("error", OSError) where this machine's disk is full, which is not
         the file's fault.

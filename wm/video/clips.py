@@ -151,8 +151,16 @@ class ClipReader:
 def fetch_encoded(
     reader: Literal["decord", "pyav"], path: str, scan: Scan, settings: ClipSettings
 ) -> list[EncodedFrame]:
-    """Fetch PNG bytes and facts of the scan's key-frames, in time order; runs in the child."""
+    """Fetch PNG bytes and facts of the scan's key-frames, in time order; runs in the child.
+
+    Args:
+        reader: Who reads them.
+        path: A local file.
+        scan: Its key-frames.
+        settings: Max side of the images.
+    """
     images = fetch_decord(path, scan) if reader == "decord" else fetch_pyav(path, scan)
+    # Encoded here: PNG bytes are smaller than pixels on the way through the pipe.
     limited = [limit_short_side(image, settings.image_side_px) for image in images]
     return [(encode_png(image), frame_facts(image)) for image in limited]
 

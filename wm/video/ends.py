@@ -46,5 +46,6 @@ def segment_ends(path: str | Path, start_s: float | None, end_s: float | None, i
         raise VideoError("decode_error", f"{path}: no frame could be decoded; the last error: {tally.last_error}")
     if first is last:
         raise VideoError("one_frame", f"{path}: one frame, at {first.time_s:.3f} s; a pair needs two")
+    # In the child: pixels of a full-size frame would be megabytes in the pipe.
     source, target = (encode_png(limit_short_side(frame.rgb(), image_side_px)) for frame in (first, last))
     return Ends(source, target, first.time_s, last.time_s, last.index + 1, tally.errors)

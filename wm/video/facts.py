@@ -60,6 +60,7 @@ def perceptual_hash(grey_HW: npt.NDArray[np.uint8]) -> int:
     median (pHash; Zauner 2010, section 3.2.1).
     """
     square = cv2.resize(grey_HW, (_HASH_SIDE_PX, _HASH_SIDE_PX), interpolation=cv2.INTER_AREA)
+    # Low frequencies: what is left of an image after scaling and compression.
     low = cv2.dct(square.astype(np.float64))[:_HASH_FREQUENCIES, :_HASH_FREQUENCIES]
     # A flat image's coefficients are rounding noise, whose signs say nothing: too small counts as zero.
     low = np.where(np.abs(low) < 1e-6, 0.0, low).ravel()
@@ -67,21 +68,16 @@ def perceptual_hash(grey_HW: npt.NDArray[np.uint8]) -> int:
 
 
 def pair_difference(source: FrameFacts, target: FrameFacts) -> float:
-    """Compute the mean absolute difference of two thumbnails, in grey levels of 255: 0 for the same image twice."""
+    """Compute the mean absolute difference of two thumbnails, in grey levels of 255: 0 for the same image twice.
+
+    Args:
+        source: Measurements of the source.
+        target: Measurements of the target.
+    """
     return float(np.abs(source.small.astype(np.int16) - target.small).mean())
 
 
 def cut_scores(
-    small_THW: npt.NDArray[np.uint8], window: int = 2, min_difference: float = 12.0
-) -> npt.NDArray[np.float32]:
-    """Score cuts (:func:`cut_scores_of`) from the uint8 thumbnails of all frames in order, (T, height, width)."""
-    difference_T = np.zeros(len(small_THW), dtype=np.float64)
-    # int16: differences of uint8 wrap around.
-    difference_T[1:] = np.abs(np.diff(small_THW.astype(np.int16), axis=0)).mean(axis=(1, 2))
-    return cut_scores_of(difference_T, window, min_difference)
-
-
-def cut_scores_of(
     difference_T: npt.NDArray[np.float64], window: int = 2, min_difference: float = 12.0
 ) -> npt.NDArray[np.float32]:
     """Score how much each frame looks like the first of a new shot.

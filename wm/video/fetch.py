@@ -74,7 +74,7 @@ def _lay_and_prove(path: str | Path, scan: Scan, frame: int, image: Pixels, orie
         upright = np.ascontiguousarray(orientation.apply(np.rot90(image, turns)))
         if same_frame(thumbnail(grey_luma(upright, scan.motion_side_px)), scan.checks[frame]):
             return to_square_pixels(upright, scan.sample_aspect.upright(orientation))
-    raise VideoError("frame_mismatch", f"{path}: decord's frame {frame} is another frame, or lies in another way")
+    raise VideoError("frame_mismatch", f"{path}: decord's frame {frame} is another frame, or is laid in another way")
 
 
 def _decord_indices(path: str | Path, reader: Any, scan: Scan) -> list[int]:

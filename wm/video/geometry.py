@@ -10,16 +10,20 @@ import struct
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import av
 import cv2
 import numpy as np
+import numpy.typing as npt
 from av.sidedata.sidedata import Type
 from PIL import Image
 
 from wm.images import Pixels
 from wm.video.errors import VideoError
+from wm.video.motion import Luma
+
+Element = TypeVar("Element", bound=np.generic)
 
 SQUARE = Fraction(1)
 MAX_SAMPLE_ASPECT_RATIO = 8
@@ -45,7 +49,7 @@ class Orientation:
     vertical_flip: bool = False
     horizontal_flip: bool = False
 
-    def apply(self, pixels: Any) -> Any:
+    def apply(self, pixels: npt.NDArray[Element]) -> npt.NDArray[Element]:
         """Lay an array of shape (height, width, ...) upright; return a view, or the array itself."""
         if self.transposed:
             pixels = pixels.swapaxes(0, 1)
@@ -83,8 +87,7 @@ UPRIGHT = _ORIENTATIONS[False, False, False]
 
 
 def orientation_of(frame: Any) -> Orientation | None:
-    """Read how a decoded frame (``av.VideoFrame``) lies, from the container's or the codec's display matrix; None where
-    the frame has none.
+    """Read the orientation of a decoded frame from the container's or the codec's display matrix; None if it has none.
 
     Raises:
         VideoError: ``odd_orientation``, see :func:`parse_display_matrix`.
@@ -104,7 +107,7 @@ def parse_display_matrix(matrix: bytes) -> Orientation:
     """Read a display matrix as FFmpeg stores it: nine native int32, rows (a, b, u), (c, d, v), (x, y, w).
 
     A stored sample at (p, q) is shown at (ap + cq, bp + dq), up to shift and scale. Like ffmpeg, angles are rounded to
-    whole degrees and a matrix that flattens the image counts as none.
+    degrees and a matrix that flattens the image counts as none.
 
     Raises:
         VideoError: ``odd_orientation`` for an angle that is no multiple of 90 degrees: the upright image would be no
@@ -152,7 +155,7 @@ class SampleAspect:
     transposed: Fraction
 
     def upright(self, orientation: Orientation) -> Fraction:
-        """Return the ratio of a sample of a frame that lies in this way."""
+        """Return the ratio of a sample of a frame of this orientation."""
         return self.transposed if orientation.transposed else self.as_stored
 
     def __str__(self) -> str:
@@ -174,7 +177,12 @@ SQUARE_SAMPLES = sample_aspect(None)
 
 
 def square_width(width_px: int, aspect: Fraction) -> int:
-    """Compute the width of a frame of square pixels, with the rounding of ffmpeg's ``scale=iw*sar:ih``."""
+    """Compute the width of a frame of square pixels, with the rounding of ffmpeg's ``scale=iw*sar:ih``.
+
+    Args:
+        width_px: Width in stored samples.
+        aspect: Width over height of a sample.
+    """
     return int(width_px * (aspect.numerator / aspect.denominator)) or width_px
 
 
@@ -193,8 +201,13 @@ def to_square_pixels(pixels: Pixels, aspect: Fraction) -> Pixels:
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
 
 
-def to_square_luma(luma: Any, aspect: Fraction) -> Any:
-    """Do the same to the small brightness of every frame that the motion pass measures: quicker and less smooth."""
+def to_square_luma(luma: Luma, aspect: Fraction) -> Luma:
+    """Do the same to the small brightness of every frame that the motion pass measures: quicker and less smooth.
+
+    Args:
+        luma: uint8 (height, width).
+        aspect: Width over height of a sample.
+    """
     if aspect is SQUARE:
         return luma
     height_px, width_px = luma.shape
@@ -202,4 +215,4 @@ def to_square_luma(luma: Any, aspect: Fraction) -> Any:
     if square_px == width_px:  # clips scaled by ffmpeg have ratios such as 256:255
         return luma
     interpolation = cv2.INTER_AREA if square_px < width_px else cv2.INTER_LINEAR
-    return cv2.resize(luma, (square_px, height_px), interpolation=interpolation)
+    return np.asarray(cv2.resize(luma, (square_px, height_px), interpolation=interpolation), dtype=np.uint8)

@@ -64,6 +64,10 @@ class KeyframeRule(ABC):
         """Bound the rank of a key-frame: all are among so many frames of most motion.
 
         A rule that chooses others stays right, but a clip that does not fit into memory is then walked once more.
+
+        Args:
+            max_keyframes: ``K_f``.
+            min_interval_frames: ``I_f``.
         """
         # Each key-frame rules out fewer than two intervals of others.
         return max_keyframes * (2 * min_interval_frames - 1)
@@ -141,6 +145,7 @@ def choose_keyframes(
     Raises:
         InputError: A motion that is not finite, a setting below 1, an unknown rule.
     """
+    # A NaN sorts anywhere, so that the choice would be arbitrary.
     motion = np.asarray(motion_T, dtype=np.float64)
     if motion.ndim != 1:
         raise InputError(f"motion has shape {motion.shape}; expected one number a frame")
@@ -153,7 +158,12 @@ def choose_keyframes(
 
 
 def sort_by_motion(motion_T: Floats, num_frames: int | None = None) -> list[int]:
-    """List the ``num_frames`` (None: all) frames of most motion, the most moving first, equal ones by their number."""
+    """List the ``num_frames`` (None: all) frames of most motion, the most moving first, equal ones by their number.
+
+    Args:
+        motion_T: Motion of each frame.
+        num_frames: How many frames are listed; None: all.
+    """
     order: list[int] = np.argsort(-motion_T, kind="stable")[:num_frames].tolist()
     return order
 

@@ -19,13 +19,26 @@ _WIDEN = np.clip((np.arange(256) - 16.0) * (255.0 / 219.0) + 0.5, 0, 255).astype
 
 
 def small_size(height_px: int, width_px: int, side_px: int) -> tuple[int, int]:
-    """Compute the (height, width) that :func:`shrink` leaves of a frame."""
+    """Compute the (height, width) that :func:`shrink` leaves of a frame.
+
+    Args:
+        height_px: Of the frame.
+        width_px: Of the frame.
+        side_px: Min long side that is left.
+    """
     halvings = num_halvings(height_px, width_px, side_px)
     return height_px >> halvings, width_px >> halvings
 
 
 def num_halvings(height_px: int, width_px: int, side_px: int) -> int:
-    """Count how often :func:`shrink` halves a frame."""
+    """Count how often :func:`shrink` halves a frame.
+
+    Args:
+        height_px: Of the frame.
+        width_px: Of the frame.
+        side_px: Min long side that is left.
+    """
+    # As shrink does it: the long side counts, and no side is halved to nothing.
     halvings = 0
     while max(height_px, width_px) >> halvings + 1 >= side_px and min(height_px, width_px) >> halvings + 1:
         halvings += 1
@@ -36,6 +49,10 @@ def shrink(luma_HW: Any, side_px: int) -> Any:
     """Halve as often as the long side stays ``side_px`` or more; a last odd row or column is left out.
 
     Means of 2 x 2 pixels: the one reduction that costs next to nothing, and exact to the last bit everywhere.
+
+    Args:
+        luma_HW: uint8 or uint16 brightness.
+        side_px: Min long side that is left.
     """
     while (smaller := halve(luma_HW, side_px)) is not luma_HW:
         luma_HW = smaller
@@ -43,13 +60,23 @@ def shrink(luma_HW: Any, side_px: int) -> Any:
 
 
 def grey_luma(rgb_HWC: Pixels, side_px: int) -> Luma:
-    """Compute what :meth:`wm.video.decode.RawFrame.luma` gives from another reader's upright colour frame."""
+    """Compute what :meth:`wm.video.decode.RawFrame.luma` gives from another reader's upright colour frame.
+
+    Args:
+        rgb_HWC: uint8, upright.
+        side_px: Min long side that is left.
+    """
     grey: Luma = shrink(cv2.cvtColor(rgb_HWC, cv2.COLOR_RGB2GRAY), side_px)
     return grey
 
 
 def halve(luma_HW: Any, side_px: int) -> Any:
-    """Halve by means of 2 x 2 pixels, or return the array itself where its long side would fall below ``side_px``."""
+    """Halve by means of 2 x 2 pixels, or return the array itself where its long side would fall below ``side_px``.
+
+    Args:
+        luma_HW: uint8 or uint16 brightness.
+        side_px: Min long side that is left.
+    """
     height, width = luma_HW.shape
     if max(height, width) // 2 < side_px or min(height, width) < 2:
         return luma_HW

@@ -51,7 +51,12 @@ class MotionMeter:
 
 
 def farneback_motion(before_HW: Luma, after_HW: Luma) -> float:
-    """Measure the mean length in pixels of Farnebäck's flow between two uint8 frames of one shape."""
+    """Measure the mean length in pixels of Farnebäck's flow between two uint8 frames of one shape.
+
+    Args:
+        before_HW: The earlier frame.
+        after_HW: The later one, of the same shape.
+    """
     before, after = _pad(before_HW), _pad(after_HW)
     flow_HW2 = cv2.calcOpticalFlowFarneback(before, after, None, 0.5, 3, 15, 3, 5, 1.2, 0)
     return _mean_length(flow_HW2[: before_HW.shape[0], : before_HW.shape[1]])
@@ -72,7 +77,7 @@ def _build_dis() -> cv2.DISOpticalFlow:
 
 
 def _mean_length(flow_HW2: npt.NDArray[np.float32]) -> float:
-    # numpy, not cv2.magnitude and cv2.mean: their last digits depend on where an array lies in memory
+    # numpy, not cv2.magnitude and cv2.mean: their last digits depend on the address of an array
     squares_HW2 = flow_HW2 * flow_HW2
     return float(np.sqrt(squares_HW2[..., 0] + squares_HW2[..., 1]).mean(dtype=np.float64))
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wm.video.bounded import search_keyframes
-from wm.video.facts import cut_scores_of
+from wm.video.facts import cut_scores
 from wm.video.geometry import SQUARE_SAMPLES, Orientation, SampleAspect
 from wm.video.keyframes import choose_keyframes, find_rule
 from wm.video.motion import MotionKind
@@ -32,12 +32,12 @@ class Scan:
         errors: Packets that could not be decoded and were skipped.
         motion_side_px: Size at which the frames were measured; a second reading must use it too.
         small_px: The same as (height, width), in stored samples.
-        orientations: For each key-frame, how it lies in the file.
+        orientations: Of each key-frame, as it is stored.
         sample_aspect: How its pixels are made square.
         start_s: Begin of the segment in the file's own clock (half-open, within half a frame step); None: of the file.
         end_s: Its end.
         cuts: For each key-frame, how much the most cut-like frame since the key-frame before looks like the first of
-            a new shot (:func:`wm.video.facts.cut_scores_of`; above 3: a hard cut is between the two).
+            a new shot (:func:`wm.video.facts.cut_scores`; above 3: a hard cut is between the two).
     """
 
     num_frames: int
@@ -149,7 +149,7 @@ def _build_scan(
 
 def _max_cut_scores(steps_T: npt.NDArray[np.float64], keyframes: list[int]) -> list[float]:
     """Return the max cut score in (key-frame before, key-frame], for each; the first counts from the clip's start."""
-    cut_T = cut_scores_of(steps_T)
+    cut_T = cut_scores(steps_T)
     return [
         float(cut_T[before + 1 : frame + 1].max(initial=0.0))
         for before, frame in zip([-1, *keyframes], keyframes, strict=False)

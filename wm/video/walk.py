@@ -58,7 +58,7 @@ class Walk:
     small_px: tuple[int, int] = (0, 0)
     sample_aspect: SampleAspect = SQUARE_SAMPLES
     orientation_changes: list[tuple[int, Orientation]] = field(default_factory=list)
-    """Frames from which on the video lies in another way, the first frame included."""
+    """Frames from which on the video has another orientation, the first frame included."""
     times_s: list[float] = field(default_factory=list)
     motion: list[float] = field(default_factory=list)
     """px/frame of the full-size frame."""
@@ -182,7 +182,7 @@ class Walk:
         return self.greys[frame]
 
     def orientations(self, keyframes: list[int]) -> list[Orientation]:
-        """Return how each key-frame lies in the file."""
+        """Return the orientation of each key-frame as it is stored."""
         changes = self.orientation_changes[::-1]
         return [next(orientation for begin, orientation in changes if begin <= frame) for frame in keyframes]
 
@@ -208,8 +208,8 @@ class Walk:
     def _drop_thumbs(self) -> None:
         """Keep only the thumbnails of frames that may still be chosen, their neighbours', and the newest."""
         # Sorted as the key-frame rule sorts, so that a candidate keeps its thumbnails.
-        most = np.argsort(-np.asarray(self.motion), kind="stable")[: self.max_candidates]
-        keep = {index for frame in most.tolist() for index in self._near(frame)}
+        candidates = np.argsort(-np.asarray(self.motion), kind="stable")[: self.max_candidates]
+        keep = {index for frame in candidates.tolist() for index in self._near(frame)}
         newest = len(self.motion) - 1 - CHECK_NEIGHBOURS
         self.thumbs = {index: thumb for index, thumb in self.thumbs.items() if index in keep or index >= newest}
 

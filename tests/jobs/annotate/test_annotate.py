@@ -1,4 +1,4 @@
-"""``annotate`` from files to files: actors in this process, then the whole job in a Ray session."""
+"""``annotate`` from files to files: actors in this process, then the complete job in a Ray session."""
 
 import contextlib
 import errno
@@ -46,8 +46,8 @@ def test_actors_make_triplets_whose_columns_belong_together(videos, tiny_base, t
     encoded = []
     direct = annotator.codec.encode_with_features
     annotator.codec.encode_with_features = lambda pixels: encoded.append(len(pixels)) or direct(pixels)
-    made = annotator.annotate(clips.to_pylist())
-    triplets, rejects = made["triplets"], made["rejects"]
+    result = annotator.annotate(clips.to_pylist())
+    triplets, rejects = result["triplets"], result["rejects"]
     by_key = {row["key"]: row for row in clips.to_pylist()}
     num_keyframes = sum(len(row["images"]) for row in by_key.values() if row["images"])
     used = {row["video_uri"] for row in triplets}
@@ -75,8 +75,8 @@ def test_every_video_is_in_a_triplet_or_a_reject_with_its_reason(videos, tiny_ba
     one = recipe(videos, tiny_base, tmp_path / "out")
     clips = decode(one).to_pylist()
     rejects = Annotator(one.annotator_settings()).annotate(clips)["rejects"]
-    found = {row["uri"].rsplit("/", 1)[1]: (row["outcome"], row["reason"]) for row in rejects if "odd" in row["uri"]}
-    assert found == {
+    actual = {row["uri"].rsplit("/", 1)[1]: (row["outcome"], row["reason"]) for row in rejects if "odd" in row["uri"]}
+    assert actual == {
         "corrupt.mp4": ("failed", "not_a_video"),
         "empty.mp4": ("failed", "empty_file"),
         "one.mp4": ("failed", "one_frame"),
@@ -89,13 +89,13 @@ def test_every_video_is_in_a_triplet_or_a_reject_with_its_reason(videos, tiny_ba
 def annotated(annotator, clips, **settings):
     """(triplet ids, reasons of rejects, rows of the pairs table) under other settings."""
     annotator.settings = replace(annotator.settings, **settings)
-    made = annotator.annotate(clips)
-    by_reason = Counter(row["reason"] for row in made["rejects"])
-    kept = [row["triplet_id"] for row in made["triplets"]]
-    assert kept == [row["triplet_id"] for row in made["pairs"] if row["outcome"] == "ok"]
-    assert by_reason == Counter(row["reason"] for row in made["pairs"] if row["outcome"] == "filtered")
-    assert len({row["reject_id"] for row in made["rejects"]}) == len(made["rejects"])
-    return kept, by_reason, made["pairs"]
+    result = annotator.annotate(clips)
+    by_reason = Counter(row["reason"] for row in result["rejects"])
+    remaining = [row["triplet_id"] for row in result["triplets"]]
+    assert remaining == [row["triplet_id"] for row in result["pairs"] if row["outcome"] == "ok"]
+    assert by_reason == Counter(row["reason"] for row in result["pairs"] if row["outcome"] == "filtered")
+    assert len({row["reject_id"] for row in result["rejects"]}) == len(result["rejects"])
+    return remaining, by_reason, result["pairs"]
 
 
 def test_filters_take_pairs_out_one_by_one_and_say_which(videos, tiny_base, tmp_path):
@@ -107,7 +107,7 @@ def test_filters_take_pairs_out_one_by_one_and_say_which(videos, tiny_base, tmp_
     num_pairs = sum(len(row["keyframes"]) - 1 for row in clips)
     assert (len(everything), none, len(pairs)) == (num_pairs, Counter(), num_pairs)
     assert pa.Table.from_pylist(pairs, schema=PAIRS_SCHEMA).num_rows == num_pairs
-    for row in pairs:  # what stands in the table is what the pictures show
+    for row in pairs:  # what is in the table is what the images show
         assert row["difference"] > 1 and row["sharpness"] > 10 and 20 < row["luma"] < 235
         assert row["action"] == "push it" and row["action_tokens"] > 0
     for filters, reason in (
@@ -116,12 +116,12 @@ def test_filters_take_pairs_out_one_by_one_and_say_which(videos, tiny_base, tmp_
         (Filters(**CODES_ALIKE, blurred="on", blurred_sharpness=1e9), "blurred_frame"),
         (Filters(**CODES_ALIKE, action="score", likelihood="on", min_likelihood=0.0), "unlikely_action"),
     ):
-        kept, by_reason, rows_ = annotated(annotator, clips, filters=filters)
-        assert (kept, by_reason) == ([], {reason: num_pairs})
+        remaining, by_reason, rows_ = annotated(annotator, clips, filters=filters)
+        assert (remaining, by_reason) == ([], {reason: num_pairs})
         assert all((row["action"] is None) == (reason != "unlikely_action") for row in rows_)  # no word for nothing
     off = Filters(**dict.fromkeys(("static", "cut", "dark", "blurred", "near_duplicate", "unchanged", "action"), "off"))
-    kept, _, rows_ = annotated(annotator, clips, filters=off)
-    assert kept == everything
+    remaining, _, rows_ = annotated(annotator, clips, filters=off)
+    assert remaining == everything
     unmeasured = ("difference", "cut", "luma", "sharpness", "source_hash", "target_hash", "repeat_bits")
     assert all(row[name] is None for row in rows_ for name in unmeasured)
     assert annotated(annotator, clips, min_motion_px=1e9)[1] == {"too_little_motion": num_pairs}
@@ -138,18 +138,18 @@ def test_pairs_whose_codes_do_not_change_are_filtered(videos, tiny_base, tmp_pat
     codes_BN = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 8], [5, 9, 7, 8], [1, 6, 2, 8]])
     features_BND = torch.arange(4 * 4 * 2, dtype=torch.float32).reshape(4, 4, 2)
     annotator.codec.encode_with_features = lambda pixels_BHWC: (codes_BN, features_BND)
-    shown = []
+    displayed = []
     direct = annotator._propose
-    annotator._propose = lambda pairs, seen: shown.append(len(pairs)) or direct(pairs, seen)
+    annotator._propose = lambda pairs, visited: displayed.append(len(pairs)) or direct(pairs, visited)
 
     def outcome(**filters):
-        kept, by_reason, pairs = annotated(annotator, clips, filters=Filters(action="score", **filters))
+        remaining, by_reason, pairs = annotated(annotator, clips, filters=Filters(action="score", **filters))
         assert [row["changed_codes"] for row in pairs] == [0, 1, 3]
         assert [row["changed_share"] for row in pairs] == [0.0, 0.25, 0.75]
         assert [row["action"] is None for row in pairs] == [row["reason"] == "unchanged_codes" for row in pairs]
-        assert kept == [row["triplet_id"] for row in pairs if not row["reason"]]
+        assert remaining == [row["triplet_id"] for row in pairs if not row["reason"]]
         findings = [row["findings"].count("unchanged_codes") for row in pairs]
-        return len(kept), by_reason, findings, shown.pop()
+        return len(remaining), by_reason, findings, displayed.pop()
 
     assert outcome() == (2, {"unchanged_codes": 1}, [1, 0, 0], 2)
     assert outcome(min_changed_codes=2) == (1, {"unchanged_codes": 2}, [1, 1, 0], 1)
@@ -184,10 +184,10 @@ def test_a_cut_and_a_repeated_clip_are_found(tiny_base, tmp_path):
     annotator = Annotator(one.annotator_settings())
     annotator.idm.detokenize = lambda ids: "push it"
     clips = decode(one).to_pylist()
-    made = annotator.annotate(clips)
-    cuts = [row for row in made["pairs"] if row["source_frame"] < 30 <= row["target_frame"]]
+    result = annotator.annotate(clips)
+    cuts = [row for row in result["pairs"] if row["source_frame"] < 30 <= row["target_frame"]]
     assert cuts and all(row["reason"] == "hard_cut" and row["cut"] > 3 for row in cuts)
-    others = [row for row in made["pairs"] if row not in cuts]
+    others = [row for row in result["pairs"] if row not in cuts]
     assert others and all(row["cut"] < 3 for row in others)
     assert {row["reason"] for row in others if row["key"] == "a.mp4"} == {""}
     assert {row["reason"] for row in others if row["key"] == "b.mp4"} == {"near_duplicate"}
@@ -251,7 +251,7 @@ def test_trouble_of_the_machine_ends_the_run_and_is_no_reject(videos, tiny_base,
         _show_progress([{name: values[0] for name, values in answer.items()}], 2, 2)
 
 
-def test_too_little_memory_for_any_decoder_is_told_in_one_line(videos, tiny_base, tmp_path):
+def test_too_little_memory_for_any_decoder_is_named_in_one_line(videos, tiny_base, tmp_path):
     clips = decode(recipe(videos / "wave", tiny_base, tmp_path / "out", limits={"memory_limit_mib": 100})).to_pylist()
     assert {row["errno"] for row in clips} == {0}
     assert all("on this machine: the video process did not start" in row["problem"] for row in clips)
@@ -259,7 +259,7 @@ def test_too_little_memory_for_any_decoder_is_told_in_one_line(videos, tiny_base
         _show_progress([{"errno": 0, "problem": clips[0]["problem"]}], 2, 2)
 
 
-def test_a_model_that_does_not_load_is_told_in_one_line(videos, tiny_base, tmp_path):
+def test_a_model_that_does_not_load_is_named_in_one_line(videos, tiny_base, tmp_path):
     broken = tmp_path / "model"
     shutil.copytree(tiny_base, broken)
     manifest = broken / "wm_model.json"
@@ -273,14 +273,14 @@ def test_a_model_that_does_not_load_is_told_in_one_line(videos, tiny_base, tmp_p
 def test_dry_run_lists_and_touches_nothing(videos, tiny_base, tmp_path, capsys):
     plan = run(recipe(videos, tiny_base, tmp_path / "out"), dry_run=True)
     assert plan == {"videos": 6, "whole": False}
-    told = capsys.readouterr().out
-    assert "6 videos of 2 classes" in told
-    assert "keyframes.min_interval_frames = 8" in told
+    message = capsys.readouterr().out
+    assert "6 videos of 2 classes" in message
+    assert "keyframes.min_interval_frames = 8" in message
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
         ({"idm": "nowhere"}, "idm = 'nowhere': no such model folder"),
         ({"idm": "."}, "has neither config.json nor adapter_config.json"),
@@ -288,8 +288,8 @@ def test_dry_run_lists_and_touches_nothing(videos, tiny_base, tmp_path, capsys):
         ({"videos": "nowhere"}, "videos = 'nowhere': no such file or folder"),
     ],
 )
-def test_bad_input_is_told_before_anything_starts(videos, tiny_base, tmp_path, changed, told):
-    with contextlib.chdir(tmp_path), pytest.raises(InputError, match=told):
+def test_bad_input_is_named_before_anything_starts(videos, tiny_base, tmp_path, changed, message):
+    with contextlib.chdir(tmp_path), pytest.raises(InputError, match=message):
         run(recipe(**({"videos": videos, "idm": tiny_base, "out": tmp_path / "out"} | changed)))
     assert not (tmp_path / "out").exists()
 

@@ -29,14 +29,14 @@ pytestmark = pytest.mark.slow
 def clips(tmp_path_factory):
     """Forty-four clips and four files that are none, of the same names in two folders."""
     root = tmp_path_factory.mktemp("clips")
-    made = [write_video(root / f"source{n}.mp4", [marked_frame(n + 3 * i) for i in range(50)]) for n in range(4)]
+    result = [write_video(root / f"source{n}.mp4", [marked_frame(n + 3 * i) for i in range(50)]) for n in range(4)]
     for number in range(NUM_GOOD):
         path = root / "videos" / f"class {number % 2}" / f"clip{number // 2:03d}.mp4"
         path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(made[number % 4], path)
+        shutil.copy(result[number % 4], path)
     for number in range(NUM_BAD):
         bad = root / "videos" / f"class {number % 2}" / f"poison{number}.mp4"
-        bad.write_bytes(made[0].read_bytes()[: 200 + 50 * number] + os.urandom(3000))
+        bad.write_bytes(result[0].read_bytes()[: 200 + 50 * number] + os.urandom(3000))
     return root / "videos"
 
 
@@ -59,9 +59,9 @@ def start(arguments, mark):
 
 
 def finish(process):
-    told, _ = process.communicate(timeout=LIMIT_S)
-    assert process.returncode == 0, told
-    return told
+    message, _ = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 0, message
+    return message
 
 
 def workers(mark, actor):
@@ -82,7 +82,7 @@ def num_marks(out):
 
 
 def contents(out):
-    """Everything an annotation says, in order; asserts that no id stands twice."""
+    """Everything an annotation says, in order; asserts that no id occurs twice."""
     triplets = read_table(out / "triplets", TRIPLET_SCHEMA).to_pylist()
     rejects = read_table(out / "rejects", REJECT_SCHEMA).to_pylist()
     for rows, name in ((triplets, "triplet_id"), (rejects, "reject_id")):
@@ -107,9 +107,7 @@ def undisturbed(clips, tiny_base, tmp_path_factory):
     return triplets, rejects, counts
 
 
-def test_a_killed_driver_goes_on_with_the_same_command_and_killed_workers_cost_nothing(
-    clips, tiny_base, tmp_path, undisturbed
-):
+def test_killed_driver_resumes_and_killed_workers_cost_nothing(clips, tiny_base, tmp_path, undisturbed):
     process = start(command(clips, tiny_base, tmp_path / "out"), uuid.uuid4().hex)
     wait_for(lambda: num_marks(tmp_path / "out") >= 3, process)
     process.kill()

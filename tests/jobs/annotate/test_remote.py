@@ -32,13 +32,13 @@ def test_what_a_killed_download_left_does_not_fill_the_disk(monkeypatch):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_remote_video_is_told_by_its_uri_and_a_segment_by_its_times():
-    with http_server({"/bad.mp4": b"no video\n" * 1000}) as (root, asked):
+def test_remote_video_is_named_by_uri_and_segment_by_times():
+    with http_server({"/bad.mp4": b"no video\n" * 1000}) as (root, requests):
         rows = [Entry(f"{root}/bad.mp4", f"bad.mp4#0.0-{end}", "", 0.0, end) for end in (1.0, 2.0)]
         one = decoder()
         table = one(shard_table(make_listing(iter(rows), {}), 0, 0, 2)).to_pylist()
         one.reader.close()
-        assert len(asked) == 1  # both are parts of one file
+        assert len(requests) == 1  # both are parts of one file
     assert [row["reason"] for row in table] == ["not_a_video"] * 2
     for row in table:
         assert row["detail"].startswith(f"segment 0.0-{row['end_s']}: {root}/bad.mp4: ")
@@ -96,8 +96,8 @@ def test_remote_clips_become_triplets_and_remote_faults_rejects(tiny_base, tmp_p
     for row in triplets:
         if "ä" in row["video_uri"]:
             assert 0.4 <= row["source_time_s"] < row["target_time_s"] < 1.6
-    found = {row["uri"].rsplit("/", 1)[1]: (row["outcome"], row["reason"]) for row in rejects}
-    assert found == {
+    actual = {row["uri"].rsplit("/", 1)[1]: (row["outcome"], row["reason"]) for row in rejects}
+    assert actual == {
         "gone.mp4": ("failed", "missing_file"),
         "404": ("failed", "missing_file"),
         "hang": ("failed", "time_out"),

@@ -1,4 +1,4 @@
-"""Whole runs of annotate on Ray: counted, killed and gone on with, on a full disk, over real clips."""
+"""Complete runs of annotate on Ray: counted, killed and resumed, on a full disk, over real clips."""
 
 import contextlib
 import os
@@ -23,7 +23,7 @@ def videos(tmp_path_factory):
 
 
 def prometheus(enough):
-    """What Ray's exporter tells, once there is enough of it."""
+    """What Ray's exporter serves, once there is enough of it."""
     import ray
 
     (node,) = ray.nodes()
@@ -42,9 +42,7 @@ def total(text, name, *tags):
 
 
 @pytest.mark.slow
-def test_the_job_end_to_end_and_going_on_after_a_kill_and_with_what_was_listed(
-    ray_session, videos, tiny_base, tmp_path, capsys
-):
+def test_job_end_to_end_resumes_after_a_kill_with_its_listing(ray_session, videos, tiny_base, tmp_path, capsys):
     """One run and its folder, through all that may befall it: each run on Ray reads the models anew, for seconds."""
     videos, out = shutil.copytree(videos, tmp_path / "videos"), tmp_path / "out"
     one = recipe(videos, tiny_base, out, dataset="metered")
@@ -57,14 +55,14 @@ def test_the_job_end_to_end_and_going_on_after_a_kill_and_with_what_was_listed(
     assert accounted == set(list_videos(str(videos)).column("uri").to_pylist())
     assert counts["failed"] == 3
     assert "failed/empty_file: 1" in capsys.readouterr().out
-    told = prometheus(lambda text: total(text, "ray_wm_annotate_pairs_total", 'dataset="metered"'))
+    message = prometheus(lambda text: total(text, "ray_wm_annotate_pairs_total", 'dataset="metered"'))
     for name, tag, expected in (
         ("videos", 'outcome="failed"', 3),
         ("pairs", 'outcome="ok"', counts["triplets"]),
         ("rejects", 'reason="failed/empty_file"', 1),
     ):
-        assert total(told, f"ray_wm_annotate_{name}_total", 'dataset="metered"', tag) == expected
-    assert run(one) == {"videos": 6, "whole": True}  # whole: not done again
+        assert total(message, f"ray_wm_annotate_{name}_total", 'dataset="metered"', tag) == expected
+    assert run(one) == {"videos": 6, "whole": True}  # complete: not done again
 
     with pytest.raises(InputError, match="holds another run"):
         run(recipe(videos, tiny_base, out, dataset="metered", keyframes={"min_interval_frames": 9}))

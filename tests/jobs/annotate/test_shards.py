@@ -106,22 +106,22 @@ def test_a_shard_written_again_is_the_same(tmp_path, monkeypatch):
 SHARD_FILES = sorted([*((table, "parquet") for table in TABLES), ("shards", "json")])
 
 
-@pytest.mark.parametrize("written", range(5))
-def test_a_kill_between_two_writes_leaves_nothing_behind(tmp_path, written):
+@pytest.mark.parametrize("content", range(5))
+def test_a_kill_between_two_writes_leaves_nothing_behind(tmp_path, content):
     write_first(tmp_path / "out")
-    whole = contents(tmp_path / "out")
+    complete = contents(tmp_path / "out")
     shutil.copytree(tmp_path / "out", tmp_path / "killed")
-    for table in list(TABLES)[:written]:
+    for table in list(TABLES)[:content]:
         shutil.copy(
             tmp_path / "out" / table / "shard-000000.parquet", tmp_path / "killed" / table / "shard-000007.parquet"
         )
     (tmp_path / "killed" / "triplets" / ".shard-000007.parquet.1234.tmp").write_bytes(b"half")
     (tmp_path / "killed" / "shards" / ".shard-000007.json.99.tmp").write_bytes(b"{")
     assert tidy(tmp_path / "killed") == {0}
-    assert contents(tmp_path / "killed") == whole
+    assert contents(tmp_path / "killed") == complete
 
 
-def test_a_shard_without_rows_of_a_kind_leaves_no_file_of_an_earlier_try(tmp_path):
+def test_shard_without_rows_removes_the_file_of_an_earlier_try(tmp_path):
     write_shard(tmp_path, 1, [video("c")], rows([triplet("c")], [], [pair("c")]), {})
     write_second(tmp_path)
     assert sorted(contents(tmp_path)) == [
@@ -179,7 +179,7 @@ def test_summary_sums_what_is_committed(tmp_path):
     assert read_table(tmp_path / "pairs", PAIRS_SCHEMA).num_rows == 3
 
 
-def test_segments_of_one_file_are_samples_of_their_own_and_filtered_key_frames_no_observations(tmp_path):
+def test_segments_count_as_samples_and_filtered_frames_do_not(tmp_path):
     segments = [video(f"long.mp4#{start}.0-{start + 1}.0", 3) | {"uri": "set/long.mp4"} for start in range(3)]
     triplets = [triplet("long.mp4", 1 + number) for number in range(3)]  # one URI, other frames
     first, second, third = (segment["key"] for segment in segments)
@@ -208,13 +208,13 @@ def test_a_mark_counts_only_with_all_that_it_vouches_for(tmp_path, damage):
     assert summarise(tmp_path)["videos"] == 1
 
 
-def test_an_annotation_without_triplets_has_all_its_tables_and_they_can_be_tried_again(tmp_path):
+def test_annotation_without_triplets_has_all_tables_to_retry(tmp_path):
     write_second(tmp_path)
-    written = contents(tmp_path)
+    content = contents(tmp_path)
     fill_empty_tables(tmp_path, TABLES, "shard-000000.parquet")
     for table, schema in TABLES.items():
         assert read_table(tmp_path / table, schema).num_rows == {"rejects": 1, "clips": 1}.get(table, 0)
-    assert tidy(tmp_path) == {1} and contents(tmp_path) == written
+    assert tidy(tmp_path) == {1} and contents(tmp_path) == content
 
 
 def test_two_drivers_cannot_write_one_folder(tmp_path):

@@ -62,7 +62,7 @@ def test_words_tasks_and_further_fields(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "reason", "said"),
+    ("changes", "reason", "message"),
     [
         ({"output": "ABSENT"}, "missing_field", "no 'output'; found instruction, input, task"),
         ({"input": None}, "missing_field", "no 'input'"),
@@ -74,11 +74,11 @@ def test_words_tasks_and_further_fields(root: Path) -> None:
         ({"input": 5}, "bad_field", "input = 5"),
     ],
 )
-def test_a_bad_row_is_a_problem_and_the_others_stay(root: Path, changes: Any, reason: str, said: str) -> None:
+def test_a_bad_row_is_a_problem_and_the_others_stay(root: Path, changes: Any, reason: str, message: str) -> None:
     good, bad = listed(root, [row(), row(**changes)])
     assert isinstance(good, ImagePair) and isinstance(bad, Problem)
     assert (bad.uri, bad.task, bad.reason) == ("data/a/train.json#1", "paint", reason)
-    assert said in bad.detail and bad.uri in bad.detail
+    assert message in bad.detail and bad.uri in bad.detail
 
 
 @pytest.mark.parametrize("other", [3, "text", None, [1, 2]])
@@ -88,7 +88,7 @@ def test_what_is_no_row(root: Path, other: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("[", "is not valid JSON"),
         ("", "is not valid JSON"),
@@ -98,10 +98,10 @@ def test_what_is_no_row(root: Path, other: Any) -> None:
         ('[{"input": "x"}]', "no usable row; the first: data/a/train.json#0: no 'instruction'"),
     ],
 )
-def test_a_file_without_a_usable_row(root: Path, text: str, said: str) -> None:
+def test_a_file_without_a_usable_row(root: Path, text: str, message: str) -> None:
     with pytest.raises(InputError, match=r"train\.json") as caught:
         listed(root, text)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_missing_root_and_file(root: Path) -> None:
@@ -115,7 +115,7 @@ def test_missing_root_and_file(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("output", "reason", "said"),
+    ("output", "reason", "message"),
     [
         ("data/a/gone.png", "missing_file", "no such image file: data/a/gone.png"),
         ("data/a", "missing_file", "no such image file: data/a"),
@@ -128,12 +128,12 @@ def test_missing_root_and_file(root: Path) -> None:
         ("x" * 5000, "unreadable_file", "cannot read 'xxx"),
     ],
 )
-def test_an_image_that_cannot_be_had_is_named(root: Path, output: str, reason: str, said: str) -> None:
+def test_an_image_that_cannot_be_had_is_named(root: Path, output: str, reason: str, message: str) -> None:
     (root / "data" / "a" / "link.png").symlink_to("../../../outside.png")
     (root / "data" / "a" / "loop.png").symlink_to("loop.png")
     problem = load_images(root, ImagePair("f#3", "paint", "data/a/left.png", output, "x"))
     assert isinstance(problem, Problem)
-    assert problem.reason in reason.split("|") and said in problem.detail and len(problem.detail) < 6000
+    assert problem.reason in reason.split("|") and message in problem.detail and len(problem.detail) < 6000
     assert (problem.uri, problem.task) == ("f#3", "paint")
 
 

@@ -87,11 +87,11 @@ def test_kinetics_by_folders_and_by_table(tmp_path, layout):
         "ünï,missing_1-x,0,10,train\n"
         "ünï,missing_1-x,0,10,train\n"
     )
-    found = list_videos(str(root), layout=layout, annotations=str(table))
-    assert classes(found) == {KINETICS[0]: "a/b, c+d", "missing_1-x_000000_000010.mp4": "ünï"}
-    assert found["uri"].to_pylist() == [f"{root}/missing_1-x_000000_000010.mp4", f"{root}/{KINETICS[0]}"]
-    assert found["start_s"].null_count == 2  # the files are cut already
-    assert (listing_note(found, "duplicates"), listing_note(found, "unnamed")) == ("1", "1")
+    actual = list_videos(str(root), layout=layout, annotations=str(table))
+    assert classes(actual) == {KINETICS[0]: "a/b, c+d", "missing_1-x_000000_000010.mp4": "ünï"}
+    assert actual["uri"].to_pylist() == [f"{root}/missing_1-x_000000_000010.mp4", f"{root}/{KINETICS[0]}"]
+    assert actual["start_s"].null_count == 2  # the files are cut already
+    assert (listing_note(actual, "duplicates"), listing_note(actual, "unnamed")) == ("1", "1")
 
 
 def test_flat_kinetics_takes_the_file_of_its_split(tmp_path):
@@ -109,10 +109,10 @@ def test_ucf_split_file(tmp_path, flat):
     root = put(tmp_path / "u", *(name.rpartition("/")[2] if flat else name for name in UCF))
     split = tmp_path / "trainlist01.txt"
     split.write_text("YoYo/v_YoYo_g25_c03.avi 101\nYoYo/v_YoYo_g25_c04.avi 101\n")
-    found = list_videos(str(root), annotations=str(split))
+    actual = list_videos(str(root), annotations=str(split))
     there = "v_YoYo_g25_c03.avi" if flat else "YoYo/v_YoYo_g25_c03.avi"
-    assert classes(found) == {"YoYo/v_YoYo_g25_c04.avi": "YoYo", there: "YoYo"}
-    assert listing_note(found, "unnamed") == "1"
+    assert classes(actual) == {"YoYo/v_YoYo_g25_c04.avi": "YoYo", there: "YoYo"}
+    assert listing_note(actual, "unnamed") == "1"
     split.write_text("HandstandPushups/v_HandStandPushups_g01_c01.avi\r\n")
     assert list(classes(list_videos(str(root), layout="ucf101", annotations=str(split))).values()) == [
         "HandstandPushups"
@@ -125,9 +125,9 @@ def test_epic_100_segments(tmp_path):
     )
     table = tmp_path / "EPIC_100_train.csv"
     table.write_text(EPIC_100)
-    found = list_videos(str(root), annotations=str(table))
-    assert found == list_videos(str(root), layout="epic", annotations=f"file://{table}")
-    rows = [tuple(row.values()) for row in found.to_pylist()]
+    actual = list_videos(str(root), annotations=str(table))
+    assert actual == list_videos(str(root), layout="epic", annotations=f"file://{table}")
+    rows = [tuple(row.values()) for row in actual.to_pylist()]
     first, missing = "P01/videos/P01_101.MP4", "P03/videos/P03_09.MP4"
     assert rows == [
         (f"{root}/{first}", f"{first}#P01_101_0", "open", 0.14, 1.5, ""),
@@ -135,23 +135,23 @@ def test_epic_100_segments(tmp_path):
         (f"{root}/P02/p02_03.mp4", "P02/p02_03.mp4#P02_03_7", "wash", 3723.25, 3724.0, ""),
         (f"{root}/{missing}", f"{missing}#P03_09_0", "cut", 1.0, 2.0, ""),
     ]
-    assert listing_note(found, "unnamed") == "1"
+    assert listing_note(actual, "unnamed") == "1"
 
 
-def test_epic_55_segments_are_told_apart_by_their_times(tmp_path):
+def test_epic_55_segments_differ_by_their_times(tmp_path):
     root = put(tmp_path / "e", "P01_101.mp4")
     table = tmp_path / "EPIC_train_action_labels.csv"
     table.write_text(EPIC_55)
-    found = list_videos(str(root), layout="epic", annotations=str(table))
-    assert found["key"].to_pylist() == ["P01_101.mp4#1.25-2.5", "P01_101.mp4#2.25-2.5"]
+    actual = list_videos(str(root), layout="epic", annotations=str(table))
+    assert actual["key"].to_pylist() == ["P01_101.mp4#1.25-2.5", "P01_101.mp4#2.25-2.5"]
 
 
 def test_annotated_videos_may_come_from_a_list(tmp_path):
     put(tmp_path, "disk/P01_101.MP4")
     (tmp_path / "videos.txt").write_text("https://host.example/P02/P02_03.MP4?sig=1\ndisk/P01_101.MP4\n")
     (tmp_path / "table.csv").write_text(EPIC_100)
-    found = list_videos(str(tmp_path / "videos.txt"), annotations=str(tmp_path / "table.csv"))
-    assert set(found["uri"].to_pylist()) == {
+    actual = list_videos(str(tmp_path / "videos.txt"), annotations=str(tmp_path / "table.csv"))
+    assert set(actual["uri"].to_pylist()) == {
         "https://host.example/P02/P02_03.MP4?sig=1",
         f"{tmp_path}/disk/P01_101.MP4",
         f"{tmp_path}/P03/videos/P03_09.MP4",
@@ -159,7 +159,7 @@ def test_annotated_videos_may_come_from_a_list(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "layout", "told"),
+    ("text", "layout", "message"),
     [
         ("video_id,start_timestamp,verb\n", "epic", "line 1: no column 'stop_timestamp'; columns found: video_id"),
         (EPIC_100.replace("00:00:01.5,", "1.5,"), "auto", r"line 2: time stamp '1.5', expected HH:MM:SS"),
@@ -171,8 +171,16 @@ def test_annotated_videos_may_come_from_a_list(tmp_path):
         (EPIC_100.replace(",P01_101,", ",../P01,"), "auto", "line 2: video_id = '../P01'"),
         (EPIC_100.splitlines()[0], "auto", "lists no video"),
         ("label,youtube_id,time_start\n", "kinetics", "line 1: no column 'time_end'"),
-        ("label,youtube_id,time_start,time_end\na,b,x,2\n", "auto", "line 2: time 'x', expected whole seconds"),
-        ("label,youtube_id,time_start,time_end\na,b,-1,2\n", "auto", "line 2: time '-1', expected whole seconds"),
+        (
+            "label,youtube_id,time_start,time_end\na,b,x,2\n",
+            "auto",
+            "line 2: time 'x', expected a whole number of seconds",
+        ),
+        (
+            "label,youtube_id,time_start,time_end\na,b,-1,2\n",
+            "auto",
+            "line 2: time '-1', expected a whole number of seconds",
+        ),
         ("label,youtube_id,time_start,time_end\na,b,2,2\n", "auto", "line 2: time_end = 2, expected more than"),
         ("label,youtube_id,time_start,time_end\na,,1,2\n", "auto", "line 2: no value for 'youtube_id'"),
         ("label,youtube_id,time_start,time_end\na,b/c,1,2\n", "auto", "line 2: youtube_id = 'b/c'"),
@@ -182,11 +190,11 @@ def test_annotated_videos_may_come_from_a_list(tmp_path):
         ("a", "moments", "layout = 'moments' takes no annotations; those that do: ucf101, kinetics, epic, something"),
     ],
 )
-def test_bad_tables_are_named(tmp_path, text, layout, told):
+def test_bad_tables_are_named(tmp_path, text, layout, message):
     root = put(tmp_path / "v", "a.mp4")
     table = tmp_path / "table.csv"
     table.write_text(text)
-    with pytest.raises(InputError, match=told) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         list_videos(str(root), layout=layout, annotations=str(table))
     assert layout == "moments" or str(table) in str(caught.value)
     assert "\n" not in str(caught.value)

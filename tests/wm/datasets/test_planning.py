@@ -36,11 +36,11 @@ def test_seconds_of_each_stage() -> None:
 def test_the_slower_pool_sets_the_pace() -> None:
     # 42 core hours and 8 GPU hours on 2 x (8 - 2) + 3 x 10 = 42 cores and 4 GPUs, half of the time at work.
     seconds = {"scan": 30 * 3600.0, "fetch": 12 * 3600.0, "encode": 3 * 3600.0, "idm": 4 * 3600.0, "write": 3600.0}
-    found = estimate(seconds, NODES, efficiency=0.5)
-    assert found.capacity == {"cpu": 42, "gpu": 4} and found.needed_hours == {"cpu": 42, "gpu": 8}
-    assert (found.hours, found.bottleneck) == (4.0, "gpu")
-    assert found.busy == {"cpu": 0.25, "gpu": 0.5}
-    assert found.cost == 4 * (2 * 3.0 + 3 * 0.5)
+    actual = estimate(seconds, NODES, efficiency=0.5)
+    assert actual.capacity == {"cpu": 42, "gpu": 4} and actual.needed_hours == {"cpu": 42, "gpu": 8}
+    assert (actual.hours, actual.bottleneck) == (4.0, "gpu")
+    assert actual.busy == {"cpu": 0.25, "gpu": 0.5}
+    assert actual.cost == 4 * (2 * 3.0 + 3 * 0.5)
     more = estimate(seconds, with_one_more(NODES, "gpu"), efficiency=0.5)
     assert more.hours == pytest.approx(8 / 6 / 0.5) and more.cost == pytest.approx(28.0)
     assert estimate(seconds, with_one_more(NODES, "cpu"), efficiency=0.5).hours == 4.0

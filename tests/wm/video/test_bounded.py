@@ -28,29 +28,29 @@ def curve(seed, num_frames=300):
 @pytest.mark.parametrize("refined", [True, False])
 @pytest.mark.parametrize("batch", [1, 24])
 @pytest.mark.parametrize("rule", KEYFRAME_RULES)
-def test_the_choice_is_close_to_that_of_the_whole_curve_at_a_fraction_of_the_measurements(rule, batch, refined):
+def test_search_chooses_as_the_complete_curve_by_few_measures(rule, batch, refined):
     agree, captured, share, calls = [], [], [], []
     for seed in range(12):
         motion, (flow, step, fine) = curve(seed)
         asked = []
 
-        def measure(wanted, motion=motion, asked=asked):
-            assert 0 not in wanted and not set(wanted) & {frame for frames in asked for frame in frames}
-            asked.append(wanted)
-            return motion[wanted]
+        def measure(frame_numbers, motion=motion, asked=asked):
+            assert 0 not in frame_numbers and not set(frame_numbers) & {frame for frames in asked for frame in frames}
+            asked.append(frame_numbers)
+            return motion[frame_numbers]
 
-        refine = (lambda wanted, fine=fine: fine[wanted]) if refined else None
-        found, measured = search_keyframes(
+        refine = (lambda frame_numbers, fine=fine: fine[frame_numbers]) if refined else None
+        actual, measured = search_keyframes(
             flow, step, measure, refine, rule=KEYFRAME_RULES[rule], batch=batch, **SETTINGS
         )
         assert measured[0] and measured.sum() == 1 + sum(map(len, asked))
-        assert np.array_equal(found[measured], motion[measured])
-        chosen = choose_keyframes(found, rule=rule, **SETTINGS)
-        assert measured[chosen].all()
+        assert np.array_equal(actual[measured], motion[measured])
+        selected = choose_keyframes(actual, rule=rule, **SETTINGS)
+        assert measured[selected].all()
         truth = choose_keyframes(motion, rule=rule, **SETTINGS)
-        near = sum(min(abs(frame - other) for other in truth) <= 2 for frame in chosen)
-        agree.append(near / max(len(chosen), len(truth)))
-        captured.append(motion[chosen].sum() / motion[truth].sum())
+        near = sum(min(abs(frame - other) for other in truth) <= 2 for frame in selected)
+        agree.append(near / max(len(selected), len(truth)))
+        captured.append(motion[selected].sum() / motion[truth].sum())
         share.append(measured.mean())
         calls.append(len(asked))
     assert np.mean(agree) >= 0.85
@@ -62,10 +62,15 @@ def test_the_choice_is_close_to_that_of_the_whole_curve_at_a_fraction_of_the_mea
 def test_what_is_not_measured_is_expected_close_to_what_it_is():
     motion, (flow, step, fine) = curve(3)
     rule = KEYFRAME_RULES["greedy_spacing"]
-    found, measured = search_keyframes(
-        flow, step, lambda wanted: motion[wanted], lambda wanted: fine[wanted], rule=rule, **SETTINGS
+    actual, measured = search_keyframes(
+        flow,
+        step,
+        lambda frame_numbers: motion[frame_numbers],
+        lambda frame_numbers: fine[frame_numbers],
+        rule=rule,
+        **SETTINGS,
     )
-    error = np.log(found[~measured] + 0.02) - np.log(motion[~measured] + 0.02)
+    error = np.log(actual[~measured] + 0.02) - np.log(motion[~measured] + 0.02)
     assert np.sqrt((error**2).mean()) < 0.35
 
 
@@ -96,21 +101,21 @@ def test_still_frames_and_short_clips_end():
     for num_frames in (2, 3, 7, 60):
         for rule in KEYFRAME_RULES.values():
             zeros = np.zeros(num_frames)
-            found, measured = search_keyframes(
-                zeros, zeros, lambda wanted: [0.0] * len(wanted), None, rule=rule, **SETTINGS
+            actual, measured = search_keyframes(
+                zeros, zeros, lambda frame_numbers: [0.0] * len(frame_numbers), None, rule=rule, **SETTINGS
             )
-            assert not found.any() and measured.any()
+            assert not actual.any() and measured.any()
 
 
 def moving_clip(path, num_frames=90, size=(120, 176)):
     """A textured place under a camera whose speed rises and falls."""
     rng = np.random.default_rng(1)
-    place = cv2.GaussianBlur(rng.integers(0, 256, (size[0], 1200)).astype(np.uint8), (0, 0), 3)
-    place = cv2.normalize(place, None, 0, 255, cv2.NORM_MINMAX)
+    position = cv2.GaussianBlur(rng.integers(0, 256, (size[0], 1200)).astype(np.uint8), (0, 0), 3)
+    position = cv2.normalize(position, None, 0, 255, cv2.NORM_MINMAX)
     speed = 2.5 + 2 * np.sin(np.arange(num_frames) / 7.0) + rng.normal(0, 0.4, num_frames)
     left = np.cumsum(np.clip(speed, 0, None))
     shots = [
-        cv2.getRectSubPix(place, (size[1], size[0]), (size[1] / 2 + x, size[0] / 2 - 0.5)).astype(np.uint8)
+        cv2.getRectSubPix(position, (size[1], size[0]), (size[1] / 2 + x, size[0] / 2 - 0.5)).astype(np.uint8)
         for x in left
     ]
     return write_video(path, [np.repeat(shot[..., None], 3, axis=2) for shot in shots])
@@ -122,7 +127,7 @@ def clip(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole_curve(clip):
+def complete_curve(clip):
     """Farneback at full size on every frame, of what OpenCV itself reads."""
     capture, greys = cv2.VideoCapture(str(clip)), []
     while (read := capture.read())[0]:
@@ -132,19 +137,19 @@ def whole_curve(clip):
 
 @pytest.mark.parametrize("limits", ["held", "walked"])
 @pytest.mark.parametrize("rule", KEYFRAME_RULES)
-def test_a_scan_s_key_frames_are_those_of_full_farneback_on_every_frame(clip, whole_curve, rule, limits, monkeypatch):
+def test_scan_chooses_as_full_farneback_on_every_frame(clip, complete_curve, rule, limits, monkeypatch):
     if limits == "walked":
         monkeypatch.setattr(walk_module, "MAX_HELD_BYTES", 10**6)
         monkeypatch.setattr(walk_module, "MAX_QUARTER_BYTES", 10**5)
         monkeypatch.setattr(walk_module, "WALK_BATCH", 10)
     scan = scan_video(clip, motion="farneback", rule=rule, min_interval_frames=8)
-    assert scan.motion[scan.measured] == pytest.approx(whole_curve[scan.measured], rel=1e-5)
-    assert scan.keyframes == choose_keyframes(whole_curve, rule=rule, min_interval_frames=8)
+    assert scan.motion[scan.measured] == pytest.approx(complete_curve[scan.measured], rel=1e-5)
+    assert scan.keyframes == choose_keyframes(complete_curve, rule=rule, min_interval_frames=8)
     assert scan.measured[scan.keyframes].all()
     assert scan.measured.mean() < 0.6
 
 
-def test_small_clips_are_measured_whole_by_their_luma(tmp_path):
+def test_small_clips_are_measured_at_full_size_by_their_luma(tmp_path):
     path = moving_clip(tmp_path / "small.mp4", 12, (48, 64))
     scan = scan_video(path, motion="farneback")
     lumas = [raw.luma(64) for raw in frames(path)]

@@ -1,4 +1,4 @@
-"""Whole clips through the child: pictures, who served them, and what happens when decord fails."""
+"""Complete clips through the child: images, who served them, and what happens when decord fails."""
 
 import io
 import time
@@ -25,13 +25,13 @@ def marks(images):
 
 
 @pytest.mark.parametrize(("reader", "served"), [("auto", "decord"), ("decord", "decord"), ("pyav", "pyav")])
-def test_the_pictures_are_the_key_frames(clip, reader, served):
+def test_the_images_are_the_key_frames(clip, reader, served):
     one = ClipReader(ClipSettings(reader=reader, min_interval_frames=5, rule="greedy_spacing"))
-    found = one.read(clip)
-    assert found.reader == served
-    assert found.fallback == ""
-    assert len(found.images_png) == 6
-    assert marks(found.images_png) == found.scan.keyframes
+    actual = one.read(clip)
+    assert actual.reader == served
+    assert actual.fallback == ""
+    assert len(actual.images_png) == 6
+    assert marks(actual.images_png) == actual.scan.keyframes
     assert one.process.starts == 1
     one.close()
 
@@ -49,9 +49,9 @@ def test_pyav_serves_where_decord_hangs_or_lies(clip, monkeypatch):
         return direct(limit_s, function, *args, **kwargs)
 
     monkeypatch.setattr(one.process, "call", call)
-    found = one.read(clip)
-    assert (found.reader, found.fallback) == ("pyav", "time_out: no answer within 0.3 s")
-    assert marks(found.images_png) == found.scan.keyframes
+    actual = one.read(clip)
+    assert (actual.reader, actual.fallback) == ("pyav", "time_out: no answer within 0.3 s")
+    assert marks(actual.images_png) == actual.scan.keyframes
     assert calls == [clips_module.DECORD_LIMIT_S]
     assert one.process.starts == 2
     one.close()
@@ -66,20 +66,20 @@ def test_decord_alone_is_not_helped_out(clip, tmp_path):
     for reader, works in (("decord", False), ("auto", True)):
         one = ClipReader(ClipSettings(reader=reader, min_interval_frames=5))
         if works:
-            found = one.read(path)
+            actual = one.read(path)
             decoded = [read_mark(raw.rgb()) for raw in frames(path)]  # the hole swallowed some
-            assert (found.reader, bool(found.fallback)) == ("pyav", True)
-            assert marks(found.images_png) == [decoded[index] for index in found.scan.keyframes]
+            assert (actual.reader, bool(actual.fallback)) == ("pyav", True)
+            assert marks(actual.images_png) == [decoded[index] for index in actual.scan.keyframes]
         else:
             with pytest.raises(VideoError):
                 one.read(path)
         one.close()
 
 
-def test_a_clip_with_one_key_frame_has_no_pictures(clip):
+def test_a_clip_with_one_key_frame_has_no_images(clip):
     one = ClipReader(ClipSettings(min_interval_frames=100))
-    found = one.read(clip)
-    assert (len(found.scan.keyframes), found.images_png, found.reader) == (1, [], "")
+    actual = one.read(clip)
+    assert (len(actual.scan.keyframes), actual.images_png, actual.reader) == (1, [], "")
     one.close()
 
 
@@ -90,7 +90,7 @@ def test_the_time_limit_is_of_the_video(clip):
     one.close()
 
 
-def test_stored_pictures_have_the_short_side_asked_for_and_a_codec_sees_the_same():
+def test_stored_images_have_the_short_side_and_suit_the_codec():
     pixels = np.random.default_rng(0).integers(0, 256, (90, 121, 3)).astype(np.uint8)
     assert limit_short_side(pixels, 0) is pixels
     assert limit_short_side(pixels, 90) is pixels

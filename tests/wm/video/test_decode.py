@@ -40,17 +40,17 @@ def all_frames(path):
     ],
 )
 def test_every_frame_once_in_order_with_its_brightness(tmp_path, name, how):
-    wanted = [marked_frame(i) for i in range(40)]
-    found = all_frames(write_video(tmp_path / name, wanted, **how))
-    assert [index for index, *_ in found] == list(range(40))
-    assert [read_mark(rgb) for _, _, rgb, _ in found] == list(range(40))
-    assert [time for _, time, *_ in found] == pytest.approx([i / 25 for i in range(40)], abs=1e-6)
+    frame_numbers = [marked_frame(i) for i in range(40)]
+    actual = all_frames(write_video(tmp_path / name, frame_numbers, **how))
+    assert [index for index, *_ in actual] == list(range(40))
+    assert [read_mark(rgb) for _, _, rgb, _ in actual] == list(range(40))
+    assert [time for _, time, *_ in actual] == pytest.approx([i / 25 for i in range(40)], abs=1e-6)
     weights = np.array([0.299, 0.587, 0.114])
-    for pixels, (_, _, _, luma) in zip(wanted, found, strict=True):
+    for pixels, (_, _, _, luma) in zip(frame_numbers, actual, strict=True):
         assert np.abs(luma - pixels @ weights).mean() < 4  # range widened: 16 levels off without
 
 
-def test_times_are_those_of_the_file_when_the_rate_varies_and_the_start_is_late(tmp_path):
+def test_times_are_the_file_s_at_a_varying_rate_and_late_start(tmp_path):
     pts = [50, 51, 55, 56, 70, 71]
     path = write_video(tmp_path / "late.mkv", [marked_frame(i) for i in range(6)], pts=pts)
     assert [time for _, time, *_ in all_frames(path)] == pytest.approx([p / 25 for p in pts], abs=2e-3)
@@ -81,7 +81,7 @@ def test_chosen_frames_are_the_right_ones_by_both_readers(clip, side):
         assert all(rgb.shape == (48, 64, 3) and rgb.dtype == np.uint8 for rgb in images)
 
 
-def test_another_frame_is_told_from_the_chosen_one(clip):
+def test_another_frame_is_distinguished_from_the_key_frame(clip):
     scan = scan_video(clip, min_interval_frames=5)
     lumas = [thumbnail(raw.luma(160)) for raw in frames(clip)]
     frame = scan.keyframes[1]
@@ -111,9 +111,9 @@ def test_a_hole_costs_frames_and_not_the_video(clip, tmp_path):
     data[middle : middle + 600] = bytes(600)
     (tmp_path / "hole.mp4").write_bytes(data)
     tally = Tally()
-    found = list(frames(tmp_path / "hole.mp4", tally))
+    actual = list(frames(tmp_path / "hole.mp4", tally))
     assert tally.errors >= 1
-    assert COUNT // 2 < len(found) < COUNT
+    assert COUNT // 2 < len(actual) < COUNT
     assert scan_video(tmp_path / "hole.mp4").errors == tally.errors
 
 

@@ -60,9 +60,9 @@ def test_a_hang_ends_at_its_limit_and_the_next_call_is_served(process):
     assert child_id(process) != old
 
 
-@pytest.mark.parametrize(("end", "told"), [((os.abort,), "status -6"), ((os._exit, 7), "status 7")])
-def test_a_crash_is_told_with_its_status(process, end, told):
-    with pytest.raises(VideoError, match=rf"crashed: .*{told}"):
+@pytest.mark.parametrize(("end", "message"), [((os.abort,), "status -6"), ((os._exit, 7), "status 7")])
+def test_a_crash_is_reported_with_its_status(process, end, message):
+    with pytest.raises(VideoError, match=rf"crashed: .*{message}"):
         process.call(120, *end)
     assert process.call(120, abs, -2) == 2
 
@@ -71,7 +71,7 @@ def test_a_child_killed_between_two_calls_is_replaced(process):
     child = child_id(process)
     os.kill(child, signal.SIGKILL)
     wait_until(lambda: not is_running(child))
-    time.sleep(1.0)  # its end is told to the parent a moment later
+    time.sleep(1.0)  # its end is reported to the parent a moment later
     assert process.call(120, abs, -2) == 2
 
 
@@ -117,19 +117,23 @@ def clip_8k(tmp_path_factory):
     return write_video(path, wide, options={"preset": "ultrafast", "crf": "40"})
 
 
-def test_the_limit_on_memory_leaves_room_for_the_largest_and_smallest_clips(tmp_path, clip_8k):
+def test_memory_limit_leaves_room_for_all_sizes_of_clips(tmp_path, clip_8k):
     dots = [np.full((1, 1, 3), 9 * i, np.uint8) for i in range(9)]
     tiny = write_video(tmp_path / "1x1.mkv", dots, codec="ffv1", pix_fmt="bgr0")
     one = ClipReader(ClipSettings(min_interval_frames=1, image_side_px=64))
     assert one.settings.memory_limit_mib == 6000
-    found = one.read(clip_8k)
-    assert (found.scan.size_px, found.scan.num_frames, found.reader) == ((4320, 7680), 2, "decord")
-    found = one.read(tiny)
-    assert (found.scan.size_px, found.scan.num_frames, found.reader) == ((1, 1), 9, "pyav")  # decord's row is 32 wide
+    actual = one.read(clip_8k)
+    assert (actual.scan.size_px, actual.scan.num_frames, actual.reader) == ((4320, 7680), 2, "decord")
+    actual = one.read(tiny)
+    assert (actual.scan.size_px, actual.scan.num_frames, actual.reader) == (
+        (1, 1),
+        9,
+        "pyav",
+    )  # decord's row is 32 wide
     one.close()
 
 
-def test_a_clip_that_asks_for_too_much_memory_is_told_so(tmp_path, clip_8k):
+def test_a_clip_that_asks_for_too_much_memory_is_refused(tmp_path, clip_8k):
     small = write_video(tmp_path / "small.mp4", [marked_frame(i) for i in range(30)])
     settings = ClipSettings(min_interval_frames=5, reader="pyav")
     free = ClipReader(settings)

@@ -36,8 +36,8 @@ def test_rules_equal_brute_force_on_random_curves_with_ties(rule):
     for _ in range(400):
         motion = rng.integers(0, 6, size=rng.integers(0, 90)).astype(float).tolist()
         most, gap = int(rng.integers(1, 9)), int(rng.integers(1, 25))
-        chosen = choose_keyframes(motion, max_keyframes=most, min_interval_frames=gap, rule=rule)
-        assert chosen == READINGS[rule](motion, most, gap)
+        selected = choose_keyframes(motion, max_keyframes=most, min_interval_frames=gap, rule=rule)
+        assert selected == READINGS[rule](motion, most, gap)
 
 
 def test_readings_differ_as_the_paper_s_table_says():
@@ -48,7 +48,7 @@ def test_readings_differ_as_the_paper_s_table_says():
     assert choose_keyframes(motion, rule="greedy_spacing") == [12, 40, 70, 90]
 
 
-def test_spacing_is_at_least_the_interval_and_exactly_the_interval_is_allowed():
+def test_spacing_of_exactly_the_interval_is_allowed():
     motion = [5.0, 0, 0, 4.0, 0, 0, 3.0]
     assert choose_keyframes(motion, min_interval_frames=3) == [0, 3, 6]
     assert choose_keyframes(motion, min_interval_frames=4, max_keyframes=3) == [0, 6]
@@ -72,12 +72,12 @@ def test_candidates_hold_the_choice_within_the_bound_on_ranks(rule):
     for _ in range(100):
         motion = rng.integers(0, 9, size=rng.integers(1, 120)).astype(float)
         most, gap = int(rng.integers(1, 7)), int(rng.integers(1, 25))
-        chosen = rule.choose(motion, most, gap)
+        selected = rule.choose(motion, most, gap)
         candidates = rule.list_candidates(motion, most, gap)
-        assert set(chosen) <= set(candidates)
+        assert set(selected) <= set(candidates)
         assert candidates == sorted(candidates, key=lambda frame: (-motion[frame], frame))
         ranked = np.argsort(-motion, kind="stable").tolist()
-        assert max(map(ranked.index, chosen)) < rule.max_candidates(most, gap)
+        assert max(map(ranked.index, selected)) < rule.max_candidates(most, gap)
 
 
 def test_an_unknown_rule_is_refused_with_the_names_of_all():
@@ -93,7 +93,7 @@ def test_pairs_are_consecutive_in_time():
 
 
 @pytest.mark.parametrize(
-    ("motion", "settings", "named"),
+    ("motion", "settings", "message"),
     [
         ([0.0, float("nan")], {}, "frame 1"),
         ([[0.0]], {}, "shape"),
@@ -101,6 +101,6 @@ def test_pairs_are_consecutive_in_time():
         ([0.0], {"rule": "best"}, "'best'"),
     ],
 )
-def test_bad_input_is_named(motion, settings, named):
-    with pytest.raises(InputError, match=named):
+def test_bad_input_is_named(motion, settings, message):
+    with pytest.raises(InputError, match=message):
         choose_keyframes(motion, **settings)

@@ -54,46 +54,46 @@ def lay(source, path, degrees=0, mirrored=False, ratio=""):
     return path
 
 
-def assert_same(image, shown):
-    assert image.shape == shown.shape
-    assert np.abs(image.astype(float) - shown).mean() < LEVELS
+def assert_same(image, displayed):
+    assert image.shape == displayed.shape
+    assert np.abs(image.astype(float) - displayed).mean() < LEVELS
 
 
 def check_readers(path, *, decord=True):
     """Both readers, the motion pass's sizes and the ends of a segment against ffmpeg's square pixels; the scan."""
-    shown = ffmpeg_images(path, "scale=iw*sar:ih")
+    displayed = ffmpeg_images(path, "scale=iw*sar:ih")
     scan = scan_video(path, min_interval_frames=4, rule="greedy_spacing")
-    assert (scan.num_frames, scan.size_px) == (COUNT, shown.shape[1:3])
+    assert (scan.num_frames, scan.size_px) == (COUNT, displayed.shape[1:3])
     assert len(scan.keyframes) >= 3
     for fetch in (fetch_pyav, fetch_decord) if decord else (fetch_pyav,):
         for image, frame in zip(fetch(path, scan), scan.keyframes, strict=True):
-            assert_same(image, shown[frame])
+            assert_same(image, displayed[frame])
     ends = segment_ends(path, None, None, 0)
     for png, number in ((ends.source_png, 0), (ends.target_png, -1)):
-        assert_same(decode_image(png, "frame"), shown[number])
+        assert_same(decode_image(png, "frame"), displayed[number])
     return scan
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mov", "a.mkv"])
 def test_all_eight_orientations(stored, tmp_path, name):
-    seen = set()
+    visited = set()
     for degrees, mirrored in LAYINGS:
         path = lay(stored, tmp_path / name, degrees, mirrored)
         scan = check_readers(path)
-        # What the row says is what ffmpeg would have been told to do by hand.
+        # What the row says is what ffmpeg does with the options given by hand.
         (laid,) = {orientation.filters for orientation in scan.orientations}
         by_hand = ffmpeg_images(path, laid or "null", "-noautorotate")
         assert np.array_equal(by_hand[:2], ffmpeg_images(path)[:2])
-        seen.add(laid)
-    assert len(seen) == 8
+        visited.add(laid)
+    assert len(visited) == 8
 
 
 def test_the_reported_file(shared_data):
     path = shared_data / "cases" / "hflip.mov"
-    shown, scan = ffmpeg_images(path), scan_video(path, min_interval_frames=3)
+    displayed, scan = ffmpeg_images(path), scan_video(path, min_interval_frames=3)
     for fetch in (fetch_pyav, fetch_decord):
         for image, frame in zip(fetch(path, scan), scan.keyframes, strict=True):
-            assert_same(image, shown[frame])
+            assert_same(image, displayed[frame])
 
 
 @pytest.mark.parametrize("name", ["a.ts", "a.mp4"])
@@ -106,9 +106,9 @@ def test_a_codec_s_own_matrix_holds_until_the_next(stored, tmp_path, name, flip)
         run_ffmpeg("-i", stored, "-c", "copy", "-bsf:v", change, path)
         check_readers(path, decord=path.suffix == ".mp4")  # in transport streams decord seeks wrong
         by_segment = [raw.rgb() for raw in frames(path, start_s=frames_time(path, 5), end_s=None)]
-        shown = ffmpeg_images(path)[5:]
-        for image, wanted in zip(by_segment, shown, strict=True):
-            assert_same(image, wanted)
+        displayed = ffmpeg_images(path)[5:]
+        for image, frame_numbers in zip(by_segment, displayed, strict=True):
+            assert_same(image, frame_numbers)
 
 
 def frames_time(path, index):
@@ -125,11 +125,11 @@ def test_jpeg_frames_lie_as_their_exif_says(tmp_path, direction):
     (tmp_path / "a.mjpeg").write_bytes(buffer.getvalue() * 3)
     from PIL import ImageOps
 
-    wanted = np.asarray(ImageOps.exif_transpose(Image.open(buffer)).convert("RGB"))
+    frame_numbers = np.asarray(ImageOps.exif_transpose(Image.open(buffer)).convert("RGB"))
     images = [raw.rgb() for raw in frames(tmp_path / "a.mjpeg")]
     assert len(images) == 3
     for image in images:
-        assert_same(image, wanted)
+        assert_same(image, frame_numbers)
 
 
 def test_exact_motion_sees_upright_square_pixels(stored, tmp_path):
@@ -149,9 +149,9 @@ def test_a_mirrored_frame_is_not_the_frame(stored, tmp_path, monkeypatch):
     lamp = np.full((48, 64), 30, np.uint8)
     lamp[20:25, 4:9] = 90
     noise = np.random.default_rng(0).integers(-1, 2, lamp.shape)
-    seen = (lamp + noise).astype(np.uint8)
-    assert same_frame(seen, lamp[None])
-    for laid in (seen[:, ::-1], seen[::-1], seen[::-1, ::-1]):
+    visited = (lamp + noise).astype(np.uint8)
+    assert same_frame(visited, lamp[None])
+    for laid in (visited[:, ::-1], visited[::-1], visited[::-1, ::-1]):
         assert np.abs(laid.astype(float) - lamp).mean() < 3
         assert not same_frame(laid, lamp[None])
     square = np.ascontiguousarray(lamp[:, :48])
@@ -169,7 +169,7 @@ def test_a_mirrored_frame_is_not_the_frame(stored, tmp_path, monkeypatch):
             return self.batch.asnumpy()[:, :, ::-1]
 
     monkeypatch.setattr(decord.VideoReader, "get_batch", lambda *args: Mirrored(fetched(*args)))
-    with pytest.raises(VideoError, match="lies in another way"):
+    with pytest.raises(VideoError, match="is laid in another way"):
         fetch_decord(stored, scan)
     first = scan.keyframes[0]
     mirrored = scan.checks | {first: scan.checks[first][:, :, ::-1]}
@@ -255,7 +255,7 @@ def test_ratios_beyond_bounds_are_left_alone():
     assert [square_width(720, Fraction(16, 11)), square_width(3, Fraction(1, 8))] == [1047, 3]
 
 
-def test_rows_tell_size_orientation_and_ratio(stored, tmp_path):
+def test_rows_hold_size_orientation_and_ratio(stored, tmp_path):
     (tmp_path / "set").mkdir()
     lay(stored, tmp_path / "set" / "b.mp4", 90, True, "16/11")
     (tmp_path / "set" / "b.mp4").unlink()
@@ -272,8 +272,8 @@ def test_rows_tell_size_orientation_and_ratio(stored, tmp_path):
     assert (absurd["height_px"], absurd["width_px"], absurd["orientation"]) == (*SIZE_PX, "")
     assert absurd["sample_aspect_ratio"] == "1:30 (not applied)"
     for png, frame in zip(laid["images"], laid["keyframes"], strict=True):
-        shown = ffmpeg_images(tmp_path / "set" / "laid-b.mp4", "scale=iw*sar:ih")[frame]
-        assert_same(decode_image(png, "frame"), shown)
+        displayed = ffmpeg_images(tmp_path / "set" / "laid-b.mp4", "scale=iw*sar:ih")[frame]
+        assert_same(decode_image(png, "frame"), displayed)
 
 
 @pytest.mark.parametrize("reader", ["auto", "decord", "pyav"])
@@ -283,9 +283,9 @@ def test_the_reader_of_clips_lays_frames(stored, tmp_path, reader):
     clip = one.read(path)
     one.close()
     assert clip.reader == ("pyav" if reader == "pyav" else "decord") and clip.fallback == ""
-    shown = ffmpeg_images(path)
+    displayed = ffmpeg_images(path)
     for png, frame in zip(clip.images_png, clip.scan.keyframes, strict=True):
-        assert_same(decode_image(png, "frame"), shown[frame])
+        assert_same(decode_image(png, "frame"), displayed[frame])
 
 
 def test_reading_the_matrix_keeps_no_frame_alive(stored, tmp_path):

@@ -22,19 +22,19 @@ brightness it is rounding; of colour, taken at a quarter of the size, also how c
 
 
 def ffmpeg_frames(path, kind):
-    """(pictures, times in s) as ffmpeg gives them: every frame once, upright. ``kind``: gray, the luma plane with the
+    """(images, times in s) as ffmpeg gives them: every frame once, upright. ``kind``: gray, the luma plane with the
     range it has in the file, or rgb24, in square pixels."""
     plane = ",extractplanes=y" if kind == "gray" else ""
     square = "" if kind == "gray" else "scale=iw*sar:ih,"
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-copyts", "-i", str(path), "-map", "0:v:0"]
     command += ["-vf", square + "showinfo" + plane, "-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", kind, "-"]
-    done = subprocess.run(command, capture_output=True, timeout=120, check=False)
-    lines = [line for line in done.stderr.decode(errors="replace").splitlines() if "showinfo" in line]
-    times = [float(found[1]) for line in lines if (found := re.search(r"pts_time:(\S+)", line))]
+    process = subprocess.run(command, capture_output=True, timeout=120, check=False)
+    lines = [line for line in process.stderr.decode(errors="replace").splitlines() if "showinfo" in line]
+    times = [float(actual[1]) for line in lines if (actual := re.search(r"pts_time:(\S+)", line))]
     sizes = [(int(f[2]), int(f[1])) for line in lines if (f := re.search(r" s:(\d+)x(\d+)", line))]
     assert len(set(sizes)) == 1, sizes
     shape = (*sizes[0], 3) if kind == "rgb24" else sizes[0]
-    pictures = np.frombuffer(done.stdout, np.uint8).reshape(-1, *shape)
+    pictures = np.frombuffer(process.stdout, np.uint8).reshape(-1, *shape)
     assert len(pictures) == len(times)
     return pictures, times
 
@@ -48,20 +48,20 @@ def check_against_ffmpeg(path):
     looser = 8 if path.name in NOISY_COLOUR else 1
     planes, times = ffmpeg_frames(path, "gray")
     colour, _ = ffmpeg_frames(path, "rgb24")
-    found = 0
+    actual = 0
     for raw, plane, rgb in zip(frames(path), planes, colour, strict=True):
-        assert raw.time_s == pytest.approx(times[found], abs=1e-4)
+        assert raw.time_s == pytest.approx(times[actual], abs=1e-4)
         small = shrink(np.ascontiguousarray(plane), SIDE_PX)
         full_range = raw.frame.color_range == 2
         widened = small if full_range else np.clip((small - 16.0) * (255 / 219), 0, 255)
-        assert_close(raw.luma(SIDE_PX), widened, (found, "luma"))
+        assert_close(raw.luma(SIDE_PX), widened, (actual, "luma"))
         assert raw.rgb().shape == rgb.shape
         for channel in range(3):
             one, other = (np.ascontiguousarray(image[..., channel]) for image in (raw.rgb(), rgb))
             side = max(one.shape) // 4
-            assert_close(shrink(one, side), shrink(other, side), (found, "colour", channel), looser)
-        found += 1
-    return found
+            assert_close(shrink(one, side), shrink(other, side), (actual, "colour", channel), looser)
+        actual += 1
+    return actual
 
 
 def assert_close(one, other, where, looser=1):
@@ -114,9 +114,9 @@ def test_a_cut_by_copying_leaves_what_its_edit_list_leaves(tmp_path):
     subprocess.run([*command, "-c", "copy", str(cut)], check=True, timeout=60)
     assert check_against_ffmpeg(cut) == len(ffmpeg_frames(cut, "gray")[1]) < 60
     scan = scan_video(cut, min_interval_frames=4)
-    whole = {raw.index: raw.rgb() for raw in frames(cut)}
+    complete = {raw.index: raw.rgb() for raw in frames(cut)}
     for image, frame in zip(fetch_pyav(cut, scan), scan.keyframes, strict=True):
-        assert np.array_equal(image, whole[frame])
+        assert np.array_equal(image, complete[frame])
 
 
 REAL = [
@@ -149,28 +149,31 @@ ODD = {
     "x_hole.mp4": 278,
     "corrupted.mp4": 49,
 }
-"""What becomes of files that are not whole: the reason, or how many frames are good."""
+"""What becomes of files that are not complete: the reason, or how many frames are good."""
 
 
 @pytest.mark.slow
 def test_every_odd_file_ends_in_right_frames_or_a_reason(shared_data):
     one = ClipReader(ClipSettings(min_interval_frames=3, time_limit_s=60))
-    seen = {}
+    visited = {}
     for path in sorted((shared_data / "videos" / "odd").iterdir()):
         try:
-            found = one.read(path)
+            actual = one.read(path)
         except VideoError as error:
-            seen[path.name] = error.reason
+            visited[path.name] = error.reason
             continue
-        seen[path.name] = found.scan.num_frames
-        by_index = {raw.index: raw.rgb() for raw in frames(path) if raw.index in found.scan.keyframes}
-        assert len(found.images_png) in (0, len(found.scan.keyframes))
-        assert set(by_index) == set(found.scan.keyframes), path.name
+        visited[path.name] = actual.scan.num_frames
+        by_index = {raw.index: raw.rgb() for raw in frames(path) if raw.index in actual.scan.keyframes}
+        assert len(actual.images_png) in (0, len(actual.scan.keyframes))
+        assert set(by_index) == set(actual.scan.keyframes), path.name
     one.close()
-    for name, wanted in ODD.items():
-        assert seen[name] in wanted if isinstance(wanted, tuple) else seen[name] == wanted, (name, seen[name])
-    whole = [name for name in seen if name not in ODD]
-    assert all(isinstance(seen[name], int) for name in whole), seen
+    for name, frame_numbers in ODD.items():
+        assert visited[name] in frame_numbers if isinstance(frame_numbers, tuple) else visited[name] == frame_numbers, (
+            name,
+            visited[name],
+        )
+    complete = [name for name in visited if name not in ODD]
+    assert all(isinstance(visited[name], int) for name in complete), visited
 
 
 def test_a_directory_and_a_dangling_link_have_reasons(tmp_path):

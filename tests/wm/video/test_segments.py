@@ -49,26 +49,26 @@ def clip(request, tmp_path_factory):
 
 @pytest.mark.parametrize(("start_s", "end_s"), SEGMENTS)
 def test_a_segment_has_the_frames_of_its_times(clip, start_s, end_s):
-    whole = [(raw.time_s, read_mark(raw.rgb())) for raw in frames(clip)]
-    assert [mark for _, mark in whole] == list(range(COUNT))
-    assert [time_s for time_s, _ in whole] == sorted({time_s for time_s, _ in whole})
-    shift = whole[0][0]
+    complete = [(raw.time_s, read_mark(raw.rgb())) for raw in frames(clip)]
+    assert [mark for _, mark in complete] == list(range(COUNT))
+    assert [time_s for time_s, _ in complete] == sorted({time_s for time_s, _ in complete})
+    shift = complete[0][0]
     start_s = None if start_s is None else start_s + shift
     end_s = None if end_s is None else end_s + shift
-    found = [(raw.time_s, read_mark(raw.rgb())) for raw in frames(clip, start_s=start_s, end_s=end_s)]
-    assert found == [whole[index] for index in wanted([time_s for time_s, _ in whole], start_s, end_s)]
-    assert [raw.index for raw in frames(clip, start_s=start_s, end_s=end_s)] == list(range(len(found)))
+    actual = [(raw.time_s, read_mark(raw.rgb())) for raw in frames(clip, start_s=start_s, end_s=end_s)]
+    assert actual == [complete[index] for index in wanted([time_s for time_s, _ in complete], start_s, end_s)]
+    assert [raw.index for raw in frames(clip, start_s=start_s, end_s=end_s)] == list(range(len(actual)))
 
 
 def test_both_readers_fetch_a_segment_s_key_frames(clip):
     shift = next(iter(frames(clip))).time_s
     scan = scan_video(clip, start_s=1.0 + shift, end_s=3.0 + shift, min_interval_frames=5, rule="greedy_spacing")
     marks = [read_mark(raw.rgb()) for raw in frames(clip, start_s=scan.start_s, end_s=scan.end_s)]
-    chosen = [marks[frame] for frame in scan.keyframes]
-    assert len(chosen) >= 3
-    assert [read_mark(image) for image in fetch_pyav(clip, scan)] == chosen
+    selected = [marks[frame] for frame in scan.keyframes]
+    assert len(selected) >= 3
+    assert [read_mark(image) for image in fetch_pyav(clip, scan)] == selected
     try:
-        assert [read_mark(image) for image in fetch_decord(clip, scan)] == chosen
+        assert [read_mark(image) for image in fetch_decord(clip, scan)] == selected
     except VideoError as error:  # where decord seeks wrong, or keeps other times
         assert clip.name in ("a.ts", "b-frames.avi"), error
     assert scan.times_s[0] >= scan.start_s - STEP_S / 2 and scan.times_s[-1] < scan.end_s - STEP_S / 2
@@ -77,9 +77,9 @@ def test_both_readers_fetch_a_segment_s_key_frames(clip):
 def test_the_reader_of_clips_reads_segments(clip):
     shift = next(iter(frames(clip))).time_s
     one = ClipReader(ClipSettings(min_interval_frames=5))
-    whole, part = one.read(clip), one.read(clip, 1.0 + shift, 2.0 + shift)
+    complete, part = one.read(clip), one.read(clip, 1.0 + shift, 2.0 + shift)
     one.close()
-    assert part.scan.num_frames < whole.scan.num_frames == COUNT
+    assert part.scan.num_frames < complete.scan.num_frames == COUNT
     assert part.images_png and part.reader == "pyav"
 
 
@@ -103,12 +103,12 @@ def test_a_seek_that_lands_late_or_fails_is_made_up_by_walking(tmp_path, monkeyp
 
     opened = decode_module.av.open
     monkeypatch.setattr(decode_module.av, "open", lambda name: Wrong(opened(name)))
-    found = [read_mark(raw.rgb()) for raw in frames(path, start_s=1.0, end_s=1.2)]
-    assert found == [25, 26, 27, 28, 29]
+    actual = [read_mark(raw.rgb()) for raw in frames(path, start_s=1.0, end_s=1.2)]
+    assert actual == [25, 26, 27, 28, 29]
 
 
 @pytest.mark.parametrize(
-    ("start_s", "end_s", "told"),
+    ("start_s", "end_s", "message"),
     [
         (100.0, None, r"no frame from 100 s to inf s; the last is at 3\.960 s"),
         (1.0, 1.0, "the segment from 1.0 s to 1.0 s is empty"),
@@ -117,9 +117,9 @@ def test_a_seek_that_lands_late_or_fails_is_made_up_by_walking(tmp_path, monkeyp
         (None, -1.0, r"there is one at 0\.000 s"),
     ],
 )
-def test_a_segment_without_frames_says_why(tmp_path, start_s, end_s, told):
+def test_a_segment_without_frames_says_why(tmp_path, start_s, end_s, message):
     path = write_video(tmp_path / "a.mp4", [marked_frame(index) for index in range(COUNT)])
-    with pytest.raises(VideoError, match=told) as caught:
+    with pytest.raises(VideoError, match=message) as caught:
         scan_video(path, start_s=start_s, end_s=end_s)
     assert caught.value.reason == "no_frames"
 
@@ -132,8 +132,8 @@ def test_one_frame_is_no_pair(tmp_path):
 
 def test_segments_that_share_boundaries_share_no_frame(clip):
     """Any boundaries: on a frame, between two, a hair beside, doubled in float32."""
-    whole = [(raw.time_s, read_mark(raw.rgb())) for raw in frames(clip)]
-    times = [time_s for time_s, _ in whole]
+    complete = [(raw.time_s, read_mark(raw.rgb())) for raw in frames(clip)]
+    times = [time_s for time_s, _ in complete]
     rng = np.random.default_rng(7)
     on_frames = rng.choice(times, 6) + rng.choice([-1e-6, 0.0, 1e-6], 6)
     between = rng.uniform(times[0], times[-1], 6)
@@ -144,7 +144,7 @@ def test_segments_that_share_boundaries_share_no_frame(clip):
             parts.append([read_mark(raw.rgb()) for raw in frames(clip, start_s=start_s, end_s=end_s)])
         except VideoError as error:
             assert error.reason == "no_frames"
-    assert [mark for part in parts for mark in part] == [mark for _, mark in whole]
+    assert [mark for part in parts for mark in part] == [mark for _, mark in complete]
 
 
 def test_a_boundary_beside_a_frame_is_meant_for_that_frame(clip):
@@ -170,7 +170,7 @@ def episodes(request, tmp_path_factory):
 
 
 def write_list(folder, kind, ends_s):
-    """Episodes as a list in one of the precisions that people's tools write; the path of the list."""
+    """Episodes as a list in one of the precisions that annotation tools write; the path of the list."""
     spans = list(pairwise([0.0, *ends_s]))
     path = folder / f"episodes.{kind}"
     if kind == "jsonl":  # sums of floats in full
@@ -183,8 +183,8 @@ def write_list(folder, kind, ends_s):
             writer.writerows(("file-000.mp4", f"{start:.6f}", f"{end:.6f}") for start, end in spans)
     else:
         columns = {"uri": ["file-000.mp4"] * len(spans)}
-        for place, name in enumerate(("start_s", "end_s")):
-            columns[name] = pa.array(np.array([span[place] for span in spans], np.float32))
+        for position, name in enumerate(("start_s", "end_s")):
+            columns[name] = pa.array(np.array([span[position] for span in spans], np.float32))
         pq.write_table(pa.table(columns), path)
     return path
 
@@ -201,12 +201,12 @@ def test_episodes_of_one_file_have_the_lengths_of_their_list(episodes, kind):
         numbers = [round(raw.time_s * rate) for raw in frames(path, start_s=start_s, end_s=end_s)]
         assert numbers == list(range(first, first + length))
     # The motion pass and the ends of a narrated segment see the same frames.
-    for place in (0, 17, 39):
-        (start_s, end_s), length = segments[place], lengths[place]
+    for position in (0, 17, 39):
+        (start_s, end_s), length = segments[position], lengths[position]
         assert scan_video(path, start_s=start_s, end_s=end_s).num_frames == length
         ends = segment_ends(path, start_s, end_s, 0)
         times = [round(time_s * rate) for time_s in (ends.source_time_s, ends.target_time_s)]
-        assert (ends.num_frames, times) == (length, [firsts[place], firsts[place] + length - 1])
+        assert (ends.num_frames, times) == (length, [firsts[position], firsts[position] + length - 1])
 
 
 def test_the_episodes_that_were_reported(shared_data, tmp_path):

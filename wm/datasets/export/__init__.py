@@ -1,4 +1,4 @@
-"""Export triplets in the layouts that other people's code reads: AURORA JSON, WebDataset tar files, LeRobot v3.0.
+"""Export triplets in the layouts that other projects read: AURORA JSON, WebDataset tar files, LeRobot v3.0.
 
 An export is planned first (:func:`plan_export`: which rows go into which part), then each part is written on its own
 (:func:`write_part`: atomically, in any order, by any process), and at the end :func:`finish_export` writes

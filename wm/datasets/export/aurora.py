@@ -19,21 +19,31 @@ from wm.datasets.export.plan import Part, Plan
 from wm.datasets.export.rows import (
     PROVENANCE,
     Context,
-    aside,
     column_dtype,
     file_key,
     image_of,
     iterate_rows,
     json_row,
+    temporary_path,
 )
 from wm.runs import write_text
 
 
 def write(context: Context, part: Part, tick: Callable[[int], object]) -> dict[str, Any]:
-    """Write the images of a part as one folder, its rows as JSON lines among the marks."""
+    """Write the images of a part as one folder, its rows as JSON lines among the marks.
+
+    Args:
+        context: What all parts share.
+        part: Its rows.
+        tick: Called with the number of rows written since.
+
+    Returns:
+        The part's facts.
+    """
     out, name = Path(context.out), f"{part.number:06d}"
+    # A folder a part: a million files in one are slow to list.
     folder = out / "images" / name
-    hidden = aside(folder)
+    hidden = temporary_path(folder)
     hidden.mkdir(parents=True)
     lines, licenses = [], Counter[str]()
     for row in iterate_rows(part, context):
@@ -56,7 +66,14 @@ def write(context: Context, part: Part, tick: Callable[[int], object]) -> dict[s
 
 
 def finish(context: Context, plan: Plan, facts: Sequence[dict[str, Any]]) -> None:
-    """Join the fragments into one JSON list a split, a line a row, without holding them."""
+    """Join the fragments into one JSON list a split, a line a row, without holding them.
+
+    Args:
+        context: What all parts share.
+        plan: What was exported.
+        facts: Of each part, in order.
+    """
+    # Line by line: the list of a million rows would not fit into memory.
     out = Path(context.out)
     names: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
@@ -72,6 +89,7 @@ def finish(context: Context, plan: Plan, facts: Sequence[dict[str, Any]]) -> Non
                     else:
                         files[split].write(",\n")
                     files[split].write(line.rstrip("\n"))
+        # The brackets last: only a complete list is JSON.
         for file in files.values():
             file.write("\n]\n")
     for name in names.values():
@@ -82,19 +100,21 @@ def finish(context: Context, plan: Plan, facts: Sequence[dict[str, Any]]) -> Non
 def _card(plan: Plan, files: Mapping[str, str], facts: Sequence[dict[str, Any]]) -> str:
     """Build the data-set card: ``datasets`` would take the image files for the rows.
 
-    It names every column with its type, which a column of nulls does not tell.
+    It names every column with its type, which a column of nulls does not show.
 
     Args:
         plan: What was exported.
         files: Split → name of its JSON list.
         facts: Of each part, with the licences of its rows.
     """
+    # 1. Licences and files, by which `datasets` finds the splits.
     licenses = Counter[str]()
     for fact in facts:
         licenses.update(fact["licenses"])
     head = [*license_lines(sorted(licenses)), "configs:", "- config_name: default", "  data_files:"]
     for split, file in zip(split_names(list(files)), files.values(), strict=True):
         head += [f"  - split: {split}", f"    path: {json.dumps(file, ensure_ascii=False)}"]
+    # 2. Types: a column of nulls alone has none of its own.
     columns = dict.fromkeys(("input", "output", "instruction", "task"), "string")
     columns |= {name: column_dtype(name) for name in PROVENANCE}
     head += ["dataset_info:", "  features:"]

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 
 from wm.datasets.export.lerobot_meta import CHUNK_FILES, DATA_SCHEMA, EPISODE_SCHEMA, FPS, Stats
 from wm.datasets.export.plan import Part
-from wm.datasets.export.rows import PROVENANCE, Context, aside, image_of, iterate_rows
+from wm.datasets.export.rows import PROVENANCE, Context, image_of, iterate_rows, temporary_path
 
 ROW_GROUP_EPISODES = 32
 
@@ -38,7 +38,16 @@ WRITE_BATCH = 16
 
 
 def write(context: Context, part: Part, tick: Callable[[int], object]) -> dict[str, Any]:
-    """Write one part as one file of ``data`` and one of ``meta/episodes``."""
+    """Write one part as one file of ``data`` and one of ``meta/episodes``.
+
+    Args:
+        context: What all parts share.
+        part: Its rows.
+        tick: Called with the number of rows written since.
+
+    Returns:
+        The part's facts.
+    """
     assert context.tasks is not None
     data, episodes = (Path(context.out) / path for path in _paths(part.number))
     rows, licenses, stats = 0, Counter[str](), Stats()
@@ -65,6 +74,7 @@ def _paths(number: int) -> tuple[str, str]:
 def _frames(row: Mapping[str, Any], episode: int, task: int, images: list[tuple[bytes, str]]) -> list[dict[str, Any]]:
     frames = []
     for number, (side, (data, suffix)) in enumerate(zip(("source", "target"), images, strict=True)):
+        # LeRobot makes a tensor of every number: unknown ones need a value.
         frame, time_s = row[f"{side}_frame"], row[f"{side}_time_s"]
         frames.append(
             {
@@ -102,7 +112,8 @@ def _episode(row: Mapping[str, Any], episode: int, part: int) -> dict[str, Any]:
 def _parquet(path: Path, schema: pa.Schema, rows_an_episode: int) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
     """Open a Parquet file that is written in small row groups to a temporary file and then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    hidden = aside(path)
+    # Under its own name the file is complete or not there.
+    hidden = temporary_path(path)
     pending: list[dict[str, Any]] = []
     try:
         with pq.ParquetWriter(hidden, schema, compression="zstd", write_batch_size=WRITE_BATCH) as writer:

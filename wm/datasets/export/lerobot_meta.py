@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from wm.datasets.card import license_lines, license_sentence
 from wm.datasets.export.plan import Plan
-from wm.datasets.export.rows import PROVENANCE, Context, aside
+from wm.datasets.export.rows import PROVENANCE, Context, temporary_path
 from wm.images import decode_image
 from wm.records import TRIPLET_SCHEMA
 from wm.runs import write_json, write_text
@@ -87,6 +87,7 @@ class Stats:
                 for frame in frames:
                     self._add_image(name, frame[name]["bytes"], frame["triplet_id"])
             elif dtype != "string":
+                # Unknown numbers would move the mean.
                 unknown = -1 if name == "video_frame" else None
                 values = np.array([float(frame[name]) for frame in frames if frame[name] != unknown])
                 values = values[np.isfinite(values)]
@@ -109,6 +110,7 @@ class Stats:
             values: float64, (values, channels).
             weights: How often each value occurs: (values,) or (values, channels).
         """
+        # A number a channel for images, one for all others.
         weights = weights.reshape(len(values), -1)
         number = weights.sum(0)
         mean = (weights * values).sum(0) / number
@@ -126,6 +128,7 @@ class Stats:
 
 def _merge_moments(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     """Merge the moments of two groups of values (Chan, Golub and LeVeque 1979)."""
+    # Deviations from each mean, not sums of squares: large values would lose their spread.
     number = a["values"] + b["values"]
     step = np.subtract(b["mean"], a["mean"])
     deviations = np.add(a["deviations"], b["deviations"]) + step**2 * a["values"] * b["values"] / number
@@ -140,7 +143,13 @@ def _merge_moments(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
 
 
 def finish(context: Context, plan: Plan, facts: Sequence[dict[str, Any]]) -> None:
-    """Write ``meta/tasks.parquet``, ``meta/stats.json``, ``meta/info.json`` and the data-set card."""
+    """Write ``meta/tasks.parquet``, ``meta/stats.json``, ``meta/info.json`` and the data-set card.
+
+    Args:
+        context: What all parts share.
+        plan: What was exported.
+        facts: Of each part, in order.
+    """
     import pandas as pd
 
     assert context.tasks is not None and context.image_size is not None
@@ -148,8 +157,9 @@ def finish(context: Context, plan: Plan, facts: Sequence[dict[str, Any]]) -> Non
     tasks = pd.DataFrame(
         {"task_index": np.arange(len(context.tasks))}, index=pd.Index(context.tasks.to_pylist(), name="task")
     )
+    # pandas, as LeRobot reads the index of this table by pandas' metadata.
     path = out / "meta" / "tasks.parquet"
-    hidden = aside(path)
+    hidden = temporary_path(path)
     tasks.to_parquet(hidden)
     os.replace(hidden, path)
     write_json(out / "meta" / "stats.json", _statistics([fact["stats"] for fact in facts]))
@@ -165,6 +175,7 @@ def _statistics(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
             moments[name] = _merge_moments(moments[name], new) if name in moments else new
     stats = {}
     for name, sums in moments.items():
+        # Of the population, as LeRobot's own.
         std = np.sqrt(np.array(sums["deviations"]) / sums["values"])
         columns = {"min": sums["min"], "max": sums["max"], "mean": sums["mean"], "std": std.tolist()}
         if FEATURES[name][0] == "image":
@@ -175,6 +186,7 @@ def _statistics(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _info(context: Context, plan: Plan) -> dict[str, Any]:
     assert context.image_size is not None and context.tasks is not None
+    # As LeRobot writes it: shapes without the batch, null where a feature has no names.
     features: dict[str, Any] = {
         name: {"dtype": dtype, "shape": [1], "names": None} for name, (dtype, _) in FEATURES.items()
     }
@@ -216,7 +228,7 @@ def _card(plan: Plan, facts: Sequence[dict[str, Any]]) -> str:
             f"{plan.exported:,} pairs of images with the action between them, in LeRobot's layout {VERSION}: every",
             "pair is an episode of two frames (`observation.image`), its action in words is the task. There is no",
             "`action` vector. `timestamp` counts frames (fps = 1); `video_frame` (-1 = unknown) and `video_time_s`",
-            "(NaN = unknown) say where a frame lies in its video. Source, licence and likelihood of every pair stand",
+            "(NaN = unknown) say where a frame is in its video. Source, licence and likelihood of every pair are",
             "in `meta/episodes`.",
             "",
             license_sentence(licenses),

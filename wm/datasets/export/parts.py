@@ -43,9 +43,20 @@ FORMATS: dict[str, ExportFormat] = {
 
 
 def write_part(name: str, context: Context, part: Part, tick: Tick = lambda rows: None) -> dict[str, Any]:
-    """Write one part of the format ``name`` and its mark; returns its facts.
+    """Write one part of an export and its mark.
 
-    Raises :class:`InputError` for rows that cannot be exported, ``OSError`` where the disk fails.
+    Args:
+        name: A key of :data:`FORMATS`.
+        context: What all parts share.
+        part: Its rows.
+        tick: Called with the number of rows written since.
+
+    Returns:
+        The part's facts.
+
+    Raises:
+        InputError: Rows cannot be exported.
+        OSError: The disk is full or may not be written.
     """
     facts = FORMATS[name].write(context, part, tick)
     # The plan counted them; other rows now would break the numbering of later parts.
@@ -73,13 +84,21 @@ def read_marks(out: str | Path) -> dict[int, dict[str, Any]]:
 
 def finish_export(name: str, context: Context, plan: Plan) -> list[dict[str, Any]]:
     """Write what speaks of all parts; returns the parts' facts. Removes what killed
-    processes left half written. The marks stay (see :func:`remove_marks`)."""
+    processes left half written. The marks stay (see :func:`remove_marks`).
+
+    Args:
+        name: A key of :data:`FORMATS`.
+        context: What all parts share.
+        plan: What was exported.
+    """
+    # 1. Every part must be there: what speaks of all of them is made of their facts.
     marks = read_marks(context.out)
     missing = [part.number for part in plan.parts if part.number not in marks]
     if missing:
         raise InputError(f"{context.out} lacks part {missing[0]} of {len(plan.parts)}; run the command again")
     facts = [marks[part.number] for part in plan.parts]
     FORMATS[name].finish(context, plan, facts)
+    # 2. Now nothing else writes here: what has no final name is of a killed process.
     for pattern in _LEFTOVERS:
         for path in Path(context.out).glob(pattern):
             shutil.rmtree(path) if path.is_dir() else path.unlink()

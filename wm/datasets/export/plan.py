@@ -82,11 +82,13 @@ def plan_export(
             left.
     """
     files = _triplet_files(triplets)
+    # One pass over the footers and small columns; images are not read.
     cutter, tally = _Cutter(max_bytes, max_rows), _Tally(rows, with_tasks)
     for number, file in enumerate(files, 1):
         for first, is_exported, row_bytes in _row_groups(file, tally):
             cutter.add(str(file), first, is_exported, row_bytes)
         on_file(number, len(files))
+    # A selection of another data set would export less than it names, in silence.
     tally.check(triplets)
     parts = cutter.finish()
     if not parts:
@@ -158,7 +160,7 @@ class _Tally:
         # An id that occurs twice would be exported twice under one file name.
         if self._met[hits].any() or len(np.unique(hits)) != len(hits):
             twice = next(position for position in hits if self._met[position] or (hits == position).sum() > 1)
-            raise InputError(f"triplet_id {self._name(twice)} stands twice in the triplets; export needs a clean set")
+            raise InputError(f"triplet_id {self._name(twice)} occurs twice in the triplets; export needs a clean set")
         self._met[hits] = True
         return positions >= 0
 
@@ -204,7 +206,7 @@ class _Cutter:
     def _append(self, span: Slice) -> None:
         last = self._slices[-1] if self._slices else None
         if last is not None and last.file == span.file:
-            # Rows between the two are unwanted, or they would stand in one of them.
+            # Rows between the two are unwanted, or they would be in one of them.
             self._slices[-1] = Slice(last.file, last.start, span.stop)
         else:
             self._slices.append(span)

@@ -53,8 +53,12 @@ class Context:
 def iterate_rows(part: Part, context: Context) -> Iterator[dict[str, Any]]:
     """Iterate over the exported rows of a part in order: ``PROVENANCE`` and both images (dicts with ``bytes``).
 
-    Raises :class:`InputError` that names row and file if id, action or an image is missing, or an id stands twice in
-    the part.
+    Args:
+        part: Which rows.
+        context: What all parts share.
+
+    Raises:
+        InputError: Names row and file if id, action or an image is missing, or an id occurs twice in the part.
     """
     ids: set[str] = set()
     for span in part.slices:
@@ -64,7 +68,7 @@ def iterate_rows(part: Part, context: Context) -> Iterator[dict[str, Any]]:
                 if not row[name]:
                     raise InputError(f"triplet {row['triplet_id']} in {span.file} has no {name}")
             if row["triplet_id"] in ids:
-                raise InputError(f"triplet_id {row['triplet_id']} stands twice; the second time in {span.file}")
+                raise InputError(f"triplet_id {row['triplet_id']} occurs twice; the second time in {span.file}")
             ids.add(row["triplet_id"])
             for name in IMAGES:
                 if not row[name] or not row[name]["bytes"]:
@@ -96,6 +100,7 @@ def _overlapping_groups(metadata: Any, span: Slice) -> tuple[list[int], int]:
     groups: list[int] = []
     first = row = 0
     for number in range(metadata.num_row_groups):
+        # Whatever a slice does not touch is not read from the disk.
         stop = row + metadata.row_group(number).num_rows
         if stop > span.start and row < span.stop:
             first = row if not groups else first
@@ -107,11 +112,18 @@ def _overlapping_groups(metadata: Any, span: Slice) -> tuple[list[int], int]:
 def image_of(row: dict[str, Any], name: str, context: Context) -> tuple[bytes, str]:
     """Return one image of a row as (bytes, file suffix without a dot): as stored, or a PNG of ``side_px``.
 
-    Raises :class:`InputError` for bytes that are no image, or one whose size is not the wanted one.
+    Args:
+        row: A row of :func:`iterate_rows`.
+        name: Column of the image.
+        context: Side and size that images must have.
+
+    Raises:
+        InputError: The bytes are no image, or one of another size.
     """
     data, label = row[name]["bytes"], f"{name} of triplet {row['triplet_id']}"
     if context.side_px:
         return encode_png(fit_square(decode_image(data, label), context.side_px)), "png"
+    # By the first bytes: a stored name may contradict the format, or be null.
     suffix = next((suffix for magic, suffix in _SUFFIXES.items() if data.startswith(magic)), "")
     suffix = "webp" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else suffix
     if not suffix:
@@ -125,7 +137,12 @@ def image_of(row: dict[str, Any], name: str, context: Context) -> tuple[bytes, s
 
 
 def image_size(data: bytes, name: str) -> tuple[int, int]:
-    """Read (height, width) from an image's header; no pixel is decoded."""
+    """Read (height, width) from an image's header; no pixel is decoded.
+
+    Args:
+        data: The file's bytes.
+        name: Its name for messages.
+    """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return image.height, image.width
@@ -134,14 +151,19 @@ def image_size(data: bytes, name: str) -> tuple[int, int]:
 
 
 def first_image_size(plan: Plan, context: Context) -> tuple[int, int]:
-    """Return (height, width) of the first exported image, which all must have where a layout knows one size only."""
+    """Return (height, width) of the first exported image, which all must have where a layout knows one size only.
+
+    Args:
+        plan: What is exported.
+        context: Side that images are cut to.
+    """
     if context.side_px:
         return context.side_px, context.side_px
     row = next(iterate_rows(plan.parts[0], context))
     return image_size(image_of(row, "source_image", context)[0], f"source_image of triplet {row['triplet_id']}")
 
 
-def aside(path: Path) -> Path:
+def temporary_path(path: Path) -> Path:
     """Return a hidden name beside ``path`` to write under before the renaming; no two writers share one."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
 

@@ -19,20 +19,29 @@ from wm.datasets.export.plan import Part, Plan
 from wm.datasets.export.rows import (
     PROVENANCE,
     Context,
-    aside,
     column_dtype,
     file_key,
     image_of,
     iterate_rows,
     json_row,
+    temporary_path,
 )
 from wm.runs import write_text
 
 
 def write(context: Context, part: Part, tick: Callable[[int], object]) -> dict[str, Any]:
-    """Write one part as one tar file."""
+    """Write one part as one tar file.
+
+    Args:
+        context: What all parts share.
+        part: Its rows.
+        tick: Called with the number of rows written since.
+
+    Returns:
+        The part's facts.
+    """
     path = Path(context.out) / f"shard-{part.number:06d}.tar"
-    hidden = aside(path)
+    hidden = temporary_path(path)
     rows, licenses, images = 0, Counter[str](), set[str]()
     try:
         # USTAR without times and owners: the same rows give the same bytes.
@@ -40,6 +49,7 @@ def write(context: Context, part: Part, tick: Callable[[int], object]) -> dict[s
             for row in iterate_rows(part, context):
                 members = _members(row, context)
                 images |= {name.partition(".")[2] for name in members if not name.endswith((".txt", ".json"))}
+                # In the order of names: the same rows give the same file.
                 for name, data in sorted(members.items()):
                     member = tarfile.TarInfo(name)
                     member.size, member.mode = len(data), 0o644
@@ -56,6 +66,7 @@ def write(context: Context, part: Part, tick: Callable[[int], object]) -> dict[s
 
 def _members(row: dict[str, Any], context: Context) -> dict[str, bytes]:
     key = file_key(row["triplet_id"])
+    # Members of one key follow each other in the tar file, which makes them one sample.
     members = {
         f"{key}.txt": row["action"].encode(),
         f"{key}.json": json.dumps(json_row(row), ensure_ascii=False).encode(),
@@ -71,11 +82,18 @@ def finish(context: Context, plan: Plan, facts: Sequence[dict[str, Any]]) -> Non
 
     It names every column with its type: ``datasets`` would guess from the first five rows, and fail at the first value
     of a column that is null in all of them.
+
+    Args:
+        context: What all parts share.
+        plan: What was exported.
+        facts: Of each part, in order.
     """
     licenses = Counter[str]()
     for fact in facts:
         licenses.update(fact["licenses"])
+    # Images of several formats are columns of their own.
     images = sorted({name for fact in facts for name in fact["images"]})
+    # Types of every column: the first rows need not have a value.
     columns = [f"    - name: {name}\n      dtype: {column_dtype(name)}" for name in PROVENANCE]
     features = ["  - name: json", "    struct:", *columns, *(f"  - name: {name}\n    dtype: image" for name in images)]
     features += [f"  - name: {name}\n    dtype: string" for name in ("txt", "__key__", "__url__")]

@@ -69,6 +69,7 @@ def recognise_table(path: Path, key: str, name: str) -> str:
             head = file.read(_HEAD_CHARS)
     except UnicodeDecodeError as error:
         raise InputError(f"{key} = {name!r} is no table (not UTF-8 text)") from error
+    # The first that knows it: what each looks at is in no other's tables.
     layouts = {layout_name: load_layout(layout_name) for layout_name in LAYOUTS}
     for layout_name, layout in layouts.items():
         if layout.recognise_table is not None and layout.recognise_table(head):
@@ -93,6 +94,7 @@ def class_rule(name: str, is_list: bool = False) -> Callable[[str], str]:
     if class_of is not None:
         rule = class_of
         return lambda key: rule(_split_key(key))
+    # Listed once: the rule runs for millions of keys.
     recognisers = [layout.recognise_path for layout in map(load_layout, LAYOUTS) if layout.recognise_path]
 
     def recognise(parts: Sequence[str]) -> str:

@@ -34,12 +34,14 @@ def list_image_pairs(path: Path, name: str) -> list[ImagePair | Problem]:
 def _read_row(row: object, uri: str, default_task: str) -> ImagePair | Problem:
     if not isinstance(row, dict):
         return Problem(uri, default_task, "not_a_row", f"{uri}: {row!r:.60}; expected an object")
+    # Without a task of its own a row is of the file's folder, which is the subset.
     task = row.get("task", default_task)
     task = task if isinstance(task, str) and task and is_text(task) else default_task
     instruction = row.get("instruction")
     if isinstance(instruction, list):
-        # Several people's words for one edit: the first is taken, so a row stays one triplet.
+        # Several annotators' words for one edit: the first is taken, so a row stays one triplet.
         instruction = instruction[0] if instruction else None
+    # A row that lacks one of the three cannot be a triplet.
     values = {"instruction": instruction, "input": row.get("input"), "output": row.get("output")}
     for name, value in values.items():
         if value is None:

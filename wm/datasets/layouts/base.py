@@ -104,20 +104,20 @@ def folder_of(parts: Sequence[str]) -> str:
     return parts[-2] if len(parts) > 1 else ""
 
 
-def build_segment(segment: VideoSegment, seen: set[str]) -> VideoSegment | Problem:
+def build_segment(segment: VideoSegment, uris: set[str]) -> VideoSegment | Problem:
     """Check a human-labelled segment.
 
     Args:
         segment: As the table and the folder give it.
-        seen: Names of the segments before it; its own is added.
+        uris: Names of the segments before it; its own is added.
 
     Returns:
         The segment, or the reason why it cannot become a triplet.
     """
     # Ids are made of it, so a segment listed twice must not become two triplets.
-    if segment.uri in seen:
+    if segment.uri in uris:
         return Problem(segment.uri, segment.task, "duplicate", f"{segment.uri} is listed twice")
-    seen.add(segment.uri)
+    uris.add(segment.uri)
     if not is_text(segment.video):
         # No table holds such a name; percent-encoded, its bytes can be had again.
         _, mark, name = segment.uri.partition("#")

@@ -52,13 +52,19 @@ def read_table(path: Path, name: str) -> Iterator[Segment]:
         start_s, end_s = parse_time(start, where), parse_time(stop, where)
         if end_s <= start_s:
             raise InputError(f"{where}: stop_timestamp = {stop}, expected later than start_timestamp = {start}")
+        # EPIC-55 has no ids: times are unique in a video.
         segment_name = narration_id or segment_key("", start_s, end_s)[1:]
         participant = participant or video_id.partition("_")[0]
         yield Segment(video_id, participant, start_s, end_s, verb, narration, segment_name)
 
 
 def parse_time(stamp: str, where: str) -> float:
-    """Convert ``HH:MM:SS.ss`` to seconds; ``where`` names the row in the message of an :class:`InputError`."""
+    """Convert ``HH:MM:SS.ss`` to seconds; ``where`` names the row in the message of an :class:`InputError`.
+
+    Args:
+        stamp: The text.
+        where: Names the row in messages.
+    """
     match = _TIME.fullmatch(stamp)
     if match is None:
         raise InputError(f"{where}: time stamp {stamp!r:.40}, expected HH:MM:SS.ss")
@@ -67,7 +73,12 @@ def parse_time(stamp: str, where: str) -> float:
 
 def find_key(videos: VideoIndex, segment: Segment) -> str:
     """Return the key of a segment's video: at one of the usual paths if it is there, else the first of its name, else
-    where it should be."""
+    where it should be.
+
+    Args:
+        videos: The videos that are there.
+        segment: A row of the table.
+    """
     keys = videos.find(segment.video_id)
     participant, video_id = segment.participant, segment.video_id
     usual = (f"{participant}/videos/{video_id}", f"{participant}/{video_id}", video_id)
@@ -79,25 +90,38 @@ def find_key(videos: VideoIndex, segment: Segment) -> str:
 
 
 def list_videos(path: Path, name: str, videos: VideoIndex) -> Iterator[Entry]:
-    """Read one entry a segment; its class is the verb."""
+    """Read one entry a segment; its class is the verb.
+
+    Args:
+        path: The table.
+        name: Its name for messages.
+        videos: The videos that are there.
+    """
     for segment in read_table(path, name):
         key = find_key(videos, segment)
         yield Entry(videos.uri_of(key), f"{key}#{segment.name}", segment.verb, segment.start_s, segment.end_s)
 
 
 def list_segments(path: Path, name: str, videos: VideoIndex) -> list[VideoSegment | Problem]:
-    """List the narrated segments, sorted by video and time, so that a shard's segments are of few videos."""
+    """List the narrated segments, sorted by video and time, so that a shard's segments are of few videos.
+
+    Args:
+        path: The table.
+        name: Its name for messages.
+        videos: The videos that are there.
+    """
+    # By video, so that each is opened for few shards.
     ordered = sorted(
         read_table(path, name), key=lambda segment: (segment.video_id, segment.start_s, segment.end_s, segment.name)
     )
-    seen: set[str] = set()
+    uris: set[str] = set()
     rows: list[VideoSegment | Problem] = []
     for segment in ordered:
         key = find_key(videos, segment)
         uri = f"{key}#{segment.name}"
         times = (segment.start_s, segment.end_s)
         row = VideoSegment(uri, segment.verb, videos.uri_of(key), segment.narration, *times)
-        rows.append(build_segment(row, seen))
+        rows.append(build_segment(row, uris))
     return rows
 
 

@@ -30,7 +30,13 @@ def recognise_path(parts: Sequence[str]) -> str | None:
 
 
 def list_videos(path: Path, name: str, videos: VideoIndex) -> Iterator[Entry]:
-    """Read ``label, youtube_id, time_start, time_end[, split]``: clips named ``{youtube_id}_{start:06d}_{end:06d}``."""
+    """Read ``label, youtube_id, time_start, time_end[, split]``: clips named ``{youtube_id}_{start:06d}_{end:06d}``.
+
+    Args:
+        path: The table.
+        name: Its name for messages.
+        videos: The videos that are there.
+    """
     for where, row in csv_rows(path, name, (*COLUMNS, "split"), COLUMNS):
         label, video, *times, split = (str(value).strip() for value in row)
         if "/" in video:
@@ -53,7 +59,7 @@ def _parse_seconds(text: str, where: str) -> int:
             return int(seconds)
     except ValueError:
         pass
-    raise InputError(f"{where}: time {text!r:.40}, expected whole seconds, 0 or more")
+    raise InputError(f"{where}: time {text!r:.40}, expected a whole number of seconds, 0 or more")
 
 
 LAYOUT = Layout(

@@ -37,6 +37,7 @@ def list_labelled(
         raise InputError(f"no such folder: root = {root!s:.200}")
     if not os.path.isfile(path):  # noqa: PTH113
         raise InputError(f"no such file: {path!s:.400} (the data set's own table, relative to root)")
+    # An explicit layout is not held against the file's beginning: its own reader says what is wrong.
     name = recognise_table(path, "file", file) if layout == "auto" else layout
     reader = load_layout(name)
     if reader.list_image_pairs is not None:
@@ -46,6 +47,7 @@ def list_labelled(
             other for other in LAYOUTS if load_layout(other).list_image_pairs or load_layout(other).list_segments
         ]
         raise InputError(f"dataset_layout = {name!r} has no human labels; those that do: {', '.join(labelled)}")
+    # Of videos it is known which are there: the others are counted now, and rejected when they are read.
     videos = find_videos(str(root))
     index = VideoIndex(videos)
     rows = reader.list_segments(path, file, index)
@@ -58,7 +60,12 @@ def list_labelled(
 
 
 def load_images(root: str | Path, pair: ImagePair) -> tuple[Pixels, Pixels] | Problem:
-    """Load both images of a pair; a :class:`Problem` names a file that is missing, outside root or no image."""
+    """Load both images of a pair; a :class:`Problem` names a file that is missing, outside root or no image.
+
+    Args:
+        root: Folder that the paths are relative to.
+        pair: Names both files.
+    """
     images = []
     for relative in (pair.source, pair.target):
         try:

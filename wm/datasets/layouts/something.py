@@ -56,6 +56,7 @@ def read_labels(path: Path, name: str) -> list[LabelledVideo | Problem]:
 
 def _load_classes(folder: Path) -> set[str] | None:
     """Load the names of the classes beside the labels; None where there is no list of them."""
+    # The release has it beside the labels; a copy of the labels alone is held against nothing.
     path = next((folder / name for name in CLASS_LISTS if (folder / name).is_file()), None)
     if path is None:
         return None
@@ -71,6 +72,7 @@ def _load_classes(folder: Path) -> set[str] | None:
 def _read_row(row: object, uri: str, classes: set[str] | None) -> LabelledVideo | Problem:
     if not isinstance(row, dict):
         return Problem(uri, "", "not_a_row", f"{uri}: {row!r:.60}; expected an object")
+    # Unknown keys (placeholders) are left alone.
     values: dict[str, str] = {}
     for key in ("id", "template", "label"):
         value = row.get(key)
@@ -94,13 +96,24 @@ def _read_row(row: object, uri: str, classes: set[str] | None) -> LabelledVideo 
 
 
 def find_key(videos: VideoIndex, video_id: str) -> str:
-    """Return the key of a video: the released ``.webm`` if it is there, else a converted one, else the former."""
+    """Return the key of a video: the released ``.webm`` if it is there, else a converted one, else the former.
+
+    Args:
+        videos: The videos that are there.
+        video_id: Name of the file, without its ending.
+    """
     keys = videos.find(video_id)
     return next((key for key in keys if key.lower().endswith(".webm")), keys[0] if keys else f"{video_id}.webm")
 
 
 def list_videos(path: Path, name: str, videos: VideoIndex) -> Iterator[Entry]:
-    """Read one entry a video; its class is the template."""
+    """Read one entry a video; its class is the template.
+
+    Args:
+        path: The table.
+        name: Its name for messages.
+        videos: The videos that are there.
+    """
     for label in read_labels(path, name):
         # A listing has no rejects: what is wrong with its table is the user's to mend.
         if isinstance(label, Problem):
@@ -110,8 +123,14 @@ def list_videos(path: Path, name: str, videos: VideoIndex) -> Iterator[Entry]:
 
 
 def list_segments(path: Path, name: str, videos: VideoIndex) -> list[VideoSegment | Problem]:
-    """List the labelled videos in the order of the labels."""
-    seen: set[str] = set()
+    """List the labelled videos in the order of the labels.
+
+    Args:
+        path: The table.
+        name: Its name for messages.
+        videos: The videos that are there.
+    """
+    uris: set[str] = set()
     rows: list[VideoSegment | Problem] = []
     for label in read_labels(path, name):
         if isinstance(label, Problem):
@@ -119,7 +138,7 @@ def list_segments(path: Path, name: str, videos: VideoIndex) -> list[VideoSegmen
             continue
         key = find_key(videos, label.video_id)
         row = VideoSegment(key, label.class_label, videos.uri_of(key), label.action)
-        rows.append(build_segment(row, seen))
+        rows.append(build_segment(row, uris))
     return rows
 
 

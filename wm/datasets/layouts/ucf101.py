@@ -33,7 +33,13 @@ def recognise_table(head: str) -> bool:
 
 
 def list_videos(path: Path, name: str, videos: VideoIndex) -> Iterator[Entry]:
-    """Read lines of ``Class/v_Class_gNN_cNN.avi``, in the files for training with the number of the class."""
+    """Read lines of ``Class/v_Class_gNN_cNN.avi``, in the files for training with the number of the class.
+
+    Args:
+        path: The table.
+        name: Its name for messages.
+        videos: The videos that are there.
+    """
     try:
         with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
@@ -43,6 +49,7 @@ def list_videos(path: Path, name: str, videos: VideoIndex) -> Iterator[Entry]:
                 if match is None or "\0" in line:
                     where = f"{name} line {number}: {line.strip()!r:.60}"
                     raise InputError(f"{where}, expected a line such as {_EXAMPLE} 1")
+                # The number of the class is left alone: its name says the same.
                 label, file_name = match.groups()
                 keys = videos.find(file_name.rpartition(".")[0])
                 official = f"{label}/{file_name}"

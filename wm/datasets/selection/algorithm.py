@@ -4,7 +4,8 @@ The loop takes rows in the order of (rank in class, class). So which rows it tak
 gives its best ``quota[c]`` rows (:func:`quotas`). That makes an exact selection possible over files of which only one
 is ever in memory:
 
-1. :func:`tally` counts each file's rows by class and score bin; :func:`merge_tallies` adds the counts up;
+1. :func:`wm.datasets.selection.tally.tally` counts each file's rows by class and score bin, and ``merge_tallies``
+   beside it adds the counts up;
 2. :func:`make_plan` turns counts into quotas, the worst bin that each class still needs, and parts: ranges of
    (class, bin) with few enough rows to be sorted in memory;
 3. :func:`candidates` keeps a file's rows that may be chosen, with the part of each;
@@ -13,7 +14,6 @@ is ever in memory:
 :func:`select_top_k` does all of it for one table. Nothing here knows of files or of other processes.
 """
 
-from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,20 +21,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from wm.datasets.selection.rows import (
-    COLUMNS,
-    Booleans,
     Criteria,
-    Floats,
     Ints,
     Score,
-    has_changed,
+    check_unique,
     id_words,
-    refuse_repeats,
     scored,
 )
+from wm.datasets.selection.tally import SLOT_BITS, Tally, encode_keys, mark_candidates, tally
 from wm.errors import InputError
-
-__all__ = ["COLUMNS", "SELECTION_SCHEMA", "Criteria", "Score", "select_top_k"]
 
 SELECTION_SCHEMA = pa.schema(
     [
@@ -51,39 +46,13 @@ SELECTION_SCHEMA = pa.schema(
 CANDIDATE_SCHEMA = pa.schema([("triplet_id", pa.string()), ("class_code", pa.int32()), ("score", pa.float64())])
 """Rows on their way to :func:`choose`; ``class_code`` indexes :attr:`Plan.labels`."""
 
-_BIN_BITS = 5
-"""Score bins an octave: 2**5, each 2 to 3 per cent wide: enough to cut one large class into parts, few enough that
-their counts stay small (a class with scores from -8 to -0.05 has 230)."""
-_SLOT_BITS = 12 + _BIN_BITS
-"""Bits of a bin number: sign and exponent of a double, and the first bits of its fraction."""
-
-
-@dataclass(frozen=True)
-class Tally:
-    """Rows counted by class and score bin, over S slots (class, bin) that hold any.
-
-    ``labels``: class names, sorted. ``seen_C``: rows of each class before ``min_score``. ``key_S``: class number and
-    bin in one number that ascends with (class, score from best to worst). ``count_S``: rows in the slot.
-    """
-
-    labels: list[str]
-    seen_C: Ints  # noqa: N815 - the shape is part of the name
-    key_S: Ints  # noqa: N815
-    count_S: Ints  # noqa: N815
-
-    @property
-    def available_C(self) -> Ints:  # noqa: N802
-        """Rows of each class that meet the criteria."""
-        sums = np.bincount(self.key_S >> _SLOT_BITS, weights=self.count_S, minlength=len(self.labels))
-        return np.rint(sums).astype(np.int64)
-
 
 @dataclass(frozen=True)
 class Plan:
     """How many rows each class gives, and how the candidates are shared out over parts.
 
     ``last_key_C``: the worst slot a class needs (-1 = none). ``first_key_P``: where each part begins; a part holds
-    whole slots. ``earlier_P``: candidates that the class of a part's first slot has in earlier parts.
+    complete slots. ``earlier_P``: candidates that the class of a part's first slot has in earlier parts.
     """
 
     labels: list[str]
@@ -106,51 +75,6 @@ class Plan:
         encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
         codes_D = np.array([self._codes.get(label, -1) for label in encoded.dictionary.to_pylist()], np.int64)
         return codes_D[encoded.indices.to_numpy(zero_copy_only=False)] if len(labels) else np.zeros(0, np.int64)
-
-
-def tally(rows: pa.Table, criteria: Criteria) -> Tally:
-    """Count the rows of a table that :func:`scored` gave."""
-    encoded = pc.dictionary_encode(rows.column("class_label").combine_chunks())
-    encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
-    names = [str(label) for label in encoded.dictionary.to_pylist()]
-    labels = sorted(names)
-    code_of = {label: number for number, label in enumerate(labels)}
-    code_D = np.array([code_of[name] for name in names], np.int64)
-    codes = code_D[encoded.indices.to_numpy(zero_copy_only=False)] if rows.num_rows else np.zeros(0, np.int64)
-    scores = rows.column("score").to_numpy()
-    seen_C = np.bincount(codes, minlength=len(labels)).astype(np.int64)
-    is_candidate = _mark_candidates(rows, criteria)
-    key_S, count_S = np.unique(_encode_keys(codes[is_candidate], scores[is_candidate]), return_counts=True)
-    return Tally(labels, seen_C, key_S, count_S.astype(np.int64))
-
-
-def merge_tallies(tallies: Iterable[Tally]) -> Tally:
-    """Add tallies up. Memory: some tens of bytes a slot, whatever the number of rows."""
-    waiting: list[Tally] = []
-    num_waiting = 0
-    for counts in tallies:
-        waiting.append(counts)
-        num_waiting += len(counts.key_S) + len(counts.labels)
-        # Merging rarely keeps the cost near one pass over all slots, whatever the number of files.
-        if num_waiting > max(2**20, 2 * (len(waiting[0].key_S) + len(waiting[0].labels))):
-            waiting, num_waiting = [_merge_all(waiting)], 0
-    return _merge_all(waiting)
-
-
-def _merge_all(tallies: Collection[Tally]) -> Tally:
-    labels = sorted({label for counts in tallies for label in counts.labels})
-    code_of = {label: number for number, label in enumerate(labels)}
-    seen_C = np.zeros(len(labels), np.int64)
-    keys = [np.zeros(0, np.int64)]
-    for counts in tallies:
-        code_D = np.array([code_of[label] for label in counts.labels], np.int64)
-        seen_C[code_D] += counts.seen_C
-        if len(counts.key_S):
-            keys.append(code_D[counts.key_S >> _SLOT_BITS] << _SLOT_BITS | counts.key_S & (1 << _SLOT_BITS) - 1)
-    key_S, slot = np.unique(np.concatenate(keys), return_inverse=True)
-    count_S = np.zeros(len(key_S), np.int64)
-    np.add.at(count_S, slot, np.concatenate([np.zeros(0, np.int64), *(counts.count_S for counts in tallies)]))
-    return Tally(labels, seen_C, key_S, count_S)
 
 
 def quotas(available_C: Ints, k: int) -> Ints:
@@ -176,12 +100,18 @@ def quotas(available_C: Ints, k: int) -> Ints:
 
 
 def make_plan(counts: Tally, k: int, rows_per_part: int = 1_000_000) -> Plan:
-    """Quotas of the classes and parts of about ``rows_per_part`` candidates (a slot is never divided)."""
+    """Quotas of the classes and parts of about ``rows_per_part`` candidates (a slot is never divided).
+
+    Args:
+        counts: Of all rows.
+        k: Rows to choose.
+        rows_per_part: Candidates of a part, about.
+    """
     if k < 1:
         raise InputError(f"k = {k}; expected at least 1")
     available_C = counts.available_C
     quota_C = quotas(available_C, k)
-    class_S = counts.key_S >> _SLOT_BITS
+    class_S = counts.key_S >> SLOT_BITS
     before_S = np.cumsum(counts.count_S) - counts.count_S
     first_of_class_C = np.searchsorted(class_S, np.arange(len(counts.labels)))
     if len(class_S):
@@ -189,7 +119,7 @@ def make_plan(counts: Tally, k: int, rows_per_part: int = 1_000_000) -> Plan:
     # A slot is needed if fewer better rows of its class come before it than the quota.
     needed_S = before_S < quota_C[class_S]
     last_key_C = np.full(len(counts.labels), -1, np.int64)
-    last_key_C[class_S[needed_S]] = counts.key_S[needed_S]  # keys ascend: the last assignment stands
+    last_key_C[class_S[needed_S]] = counts.key_S[needed_S]  # keys ascend: the last assignment counts
     key_S, count_S = counts.key_S[needed_S], counts.count_S[needed_S]
     part_S = (np.cumsum(count_S) - count_S) // rows_per_part
     starts_P = np.flatnonzero(np.diff(part_S, prepend=-1)) if len(part_S) else np.zeros(0, np.int64)
@@ -200,12 +130,18 @@ def make_plan(counts: Tally, k: int, rows_per_part: int = 1_000_000) -> Plan:
 
 
 def candidates(rows: pa.Table, plan: Plan, criteria: Criteria) -> tuple[pa.Table, Ints]:
-    """Return the rows of :func:`scored` that may be chosen, as :data:`CANDIDATE_SCHEMA`, and the part of each."""
+    """Return the rows of :func:`scored` that may be chosen, as :data:`CANDIDATE_SCHEMA`, and the part of each.
+
+    Args:
+        rows: Of :func:`scored`.
+        plan: Quotas and parts.
+        criteria: What makes a row a candidate.
+    """
     scores = rows.column("score").to_numpy()
     codes = plan.codes_of(rows.column("class_label"))
-    keys = _encode_keys(codes, scores)
+    keys = encode_keys(codes, scores)
     last_keys = np.append(plan.last_key_C, -1)[codes]  # of an unknown class, whose code is -1: none
-    chosen_rows = np.flatnonzero(_mark_candidates(rows, criteria) & (codes >= 0) & (keys <= last_keys))
+    chosen_rows = np.flatnonzero(mark_candidates(rows, criteria) & (codes >= 0) & (keys <= last_keys))
     ids = rows.column("triplet_id").cast(pa.string()).take(pa.array(chosen_rows))
     columns = [ids.combine_chunks(), pa.array(codes[chosen_rows], pa.int32()), pa.array(scores[chosen_rows])]
     parts = np.searchsorted(plan.first_key_P, keys[chosen_rows], side="right") - 1
@@ -215,21 +151,30 @@ def candidates(rows: pa.Table, plan: Plan, criteria: Criteria) -> tuple[pa.Table
 def choose(part_rows: pa.Table, plan: Plan, part: int) -> pa.Table:
     """Choose among all candidates of one part; return :data:`SELECTION_SCHEMA` in the order of the rows' turns.
 
-    Raises :class:`InputError` if an id occurs twice among them.
+    Args:
+        part_rows: All candidates of the part.
+        plan: Quotas and parts.
+        part: Its number.
+
+    Raises:
+        InputError: An id occurs twice among them.
     """
     if part_rows.num_rows == 0:
         return SELECTION_SCHEMA.empty_table()
     words = id_words(part_rows.column("triplet_id"))
-    refuse_repeats(part_rows.column("triplet_id"), words)
+    check_unique(part_rows.column("triplet_id"), words)
     codes = part_rows.column("class_code").to_numpy().astype(np.int64)
     scores = part_rows.column("score").to_numpy()
+    # 1. Best first within each class, of equal scores the lower id.
     by_class = np.lexsort((*words[::-1], -scores, codes))
     codes = codes[by_class]
     # Only the first class of a part may have rows in earlier parts: its ranks start later.
-    first_class = int(plan.first_key_P[part]) >> _SLOT_BITS
+    first_class = int(plan.first_key_P[part]) >> SLOT_BITS
     ranks = np.arange(len(codes)) - np.searchsorted(codes, codes) + plan.earlier_P[part] * (codes == first_class)
+    # 2. What the quota takes.
     within = ranks < plan.quota_C[codes]
     codes, ranks, by_class = codes[within], ranks[within], by_class[within]
+    # 3. In the order in which the paper's loop takes them.
     turns = _compute_turns(codes, ranks, first_class, plan.available_C)
     in_turn = np.argsort(turns)
     rows = pa.array(by_class[in_turn])
@@ -275,23 +220,6 @@ def select_top_k(triplets: pa.Table, k: int, score: Score = "mean", min_score: f
     """
     criteria = Criteria(score, min_score)
     rows = scored(triplets, criteria)
-    refuse_repeats(rows.column("triplet_id"), id_words(rows.column("triplet_id")))
+    check_unique(rows.column("triplet_id"), id_words(rows.column("triplet_id")))
     plan = make_plan(tally(rows, criteria), k, rows_per_part=max(1, rows.num_rows))
     return choose(candidates(rows, plan, criteria)[0], plan, 0)
-
-
-def _mark_candidates(rows: pa.Table, criteria: Criteria) -> Booleans:
-    """Mark the rows that may be chosen."""
-    has_score = True if criteria.min_score is None else rows.column("score").to_numpy() >= criteria.min_score
-    return has_changed(rows, criteria) & has_score
-
-
-def _encode_keys(codes: Ints, scores: Floats) -> Ints:
-    """Encode class and score bin in one number.
-
-    The bits of a double, those of negative ones inverted, sort as the numbers do; the first of them are the bin.
-    """
-    bits = scores.view(np.int64)
-    ascending = (bits ^ ((bits >> 63) & np.int64(2**63 - 1))) >> (64 - _SLOT_BITS)  # from -2**16 to 2**16 - 1
-    worst_last = (1 << _SLOT_BITS - 1) - 1 - ascending
-    return (codes << _SLOT_BITS) | worst_last

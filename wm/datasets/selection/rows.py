@@ -35,6 +35,10 @@ class Criteria:
 def scored(table: pa.Table, criteria: Criteria) -> pa.Table:
     """Score the rows whose class the criteria take, those below ``min_score`` or ``min_changed_codes`` included.
 
+    Args:
+        table: Rows with :data:`COLUMNS`, or all but the ids.
+        criteria: Classes and score.
+
     Returns:
         Columns ``class_label`` (null becomes ""), ``score`` (nats) and, if present, ``triplet_id`` and
         ``changed_codes``.
@@ -49,7 +53,12 @@ def scored(table: pa.Table, criteria: Criteria) -> pa.Table:
 
 
 def wanted_classes(table: pa.Table, criteria: Criteria) -> pa.Table:
-    """Return the rows whose ``class_label`` the criteria take, as text: null becomes ""."""
+    """Return the rows whose ``class_label`` the criteria take, as text: null becomes "".
+
+    Args:
+        table: Has ``class_label``.
+        criteria: Classes that may be chosen.
+    """
     labels = pc.fill_null(table.column("class_label").cast(pa.string()), "")
     table = table.set_column(table.schema.get_field_index("class_label"), "class_label", labels)
     if criteria.classes is None:
@@ -58,7 +67,12 @@ def wanted_classes(table: pa.Table, criteria: Criteria) -> pa.Table:
 
 
 def has_changed(table: pa.Table, criteria: Criteria) -> Booleans:
-    """Mark the rows in which enough image codes change, and those of which that is not known."""
+    """Mark the rows in which enough image codes change, and those of which that is not known.
+
+    Args:
+        table: Has ``changed_codes``, or not where nothing is known of them.
+        criteria: How many must change.
+    """
     if "changed_codes" not in table.column_names:
         return np.ones(table.num_rows, bool)
     changed = pc.fill_null(table.column("changed_codes"), criteria.min_changed_codes)
@@ -66,7 +80,13 @@ def has_changed(table: pa.Table, criteria: Criteria) -> Booleans:
 
 
 def keep_best(table: pa.Table, keys: Sequence[str], criteria: Criteria) -> pa.Table:
-    """Keep the best of the rows that are equal in all integer columns ``keys``; of equal scores, the lower id."""
+    """Keep the best of the rows that are equal in all integer columns ``keys``; of equal scores, the lower id.
+
+    Args:
+        table: Rows with :data:`COLUMNS` and the keys.
+        keys: Integer columns.
+        criteria: How rows are scored.
+    """
     if table.num_rows == 0:
         return table
     values = [table.column(name).to_numpy() for name in keys]
@@ -110,13 +130,18 @@ def id_words(ids: pa.ChunkedArray) -> list[Words]:
     return [*words, lengths.astype(np.uint64)]  # a text and the same with zero bytes at its end differ
 
 
-def refuse_repeats(ids: pa.ChunkedArray, words: list[Words]) -> None:
-    """Raise :class:`InputError` if an id stands twice. ``words``: :func:`id_words` of the ids."""
+def check_unique(ids: pa.ChunkedArray, words: list[Words]) -> None:
+    """Raise :class:`InputError` if an id occurs twice.
+
+    Args:
+        ids: Ids of the rows.
+        words: The same as numbers, see :func:`id_words`.
+    """
     by_id = np.lexsort(words)
     same: Any = np.logical_and.reduce([word[by_id][1:] == word[by_id][:-1] for word in words])
     if same.any():
         raise InputError(
-            f"triplet {ids[int(by_id[int(np.argmax(same))])]} stands twice; select needs a data set without repeats"
+            f"triplet {ids[int(by_id[int(np.argmax(same))])]} occurs twice; select needs a data set without repeats"
         )
 
 

@@ -11,7 +11,7 @@ _RAW_STREAMS = """
 """
 VIDEO_SUFFIXES = frozenset(f".{name}" for name in f"{_CONTAINERS} {_RAW_STREAMS}".split())
 """Endings of video files, in lower case: of the containers and raw streams that FFmpeg demuxes into frames. Left out:
-those that are mostly something else (``.dat``, ``.ogg``, ``.webp``), and raw pixels, whose size no file tells."""
+those that are mostly something else (``.dat``, ``.ogg``, ``.webp``), and raw pixels, whose size is in no file."""
 
 _ENDINGS = tuple(sorted(VIDEO_SUFFIXES))
 

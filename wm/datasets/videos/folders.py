@@ -50,6 +50,7 @@ def find_videos(spec: str) -> Found:
         walk = FolderWalk(str(Path(spec)), Pattern("**"), passed_over)
         words = ("is an empty folder", "holds")
         return Found(spec, _videos_of(walk.files(), spec, words, passed_over), passed_over=passed_over)
+    # A glob: only the folders below its fixed part are walked through.
     root = fixed_part(spec)
     if not os.path.isdir(root):  # noqa: PTH112
         raise InputError(f"videos = {spec!r:.200}: no such folder: {root:.200}")
@@ -77,6 +78,7 @@ def _videos_of(
             passed_over.add_file(key)
     if num_videos:
         return
+    # No video: say what is there instead.
     summary = "; ".join(describe(passed_over.record()))
     num_files = passed_over.count("other_endings")
     if not num_files:
@@ -91,6 +93,7 @@ def _find_remote(spec: str) -> Found:
         raise InputError(
             f"videos = {spec!r}: HTTP has no listing; give the URI of a video, or a list file with one row a video"
         )
+    # 1. A prefix to list, and what is to match below it.
     address, pattern = parse_place(spec), ""
     if any(mark in address.key for mark in MARKS):
         # Only the prefix before the first mark can be asked of the store.
@@ -102,6 +105,7 @@ def _find_remote(spec: str) -> Found:
         table = list_files(root)
     except StorageError as error:
         raise InputError(f"videos = {spec!r}: {error.detail}") from error
+    # 2. Keys are matched as if they were paths of files.
     notes: dict[str, str] = {}
     passed_over = PassedOver()
     words = ("matches no file", "matches") if pattern else ("holds no file", "holds")
@@ -128,6 +132,7 @@ class _Objects:
 
     def _states(self, folder: str) -> States:
         """Return how far the pattern is matched in a folder; each folder is looked at, and counted, once."""
+        # From the root down: what is hidden in a hidden folder is not counted again.
         if folder not in self._folders:
             parent, _, name = folder.rpartition("/")
             before = self._states(parent)

@@ -54,6 +54,7 @@ def read_list(path: Path, name: str, label: Callable[[str], str]) -> Iterator[En
     """
     bare = name.split("?", 1)[0] if is_remote(name) else name
     suffix = Path(bare).suffix.lower()
+    # 1. Rows of whatever format, as they are read.
     if suffix == ".parquet":
         rows = _parquet_rows(path, name)
     elif suffix == ".jsonl":
@@ -63,6 +64,7 @@ def read_list(path: Path, name: str, label: Callable[[str], str]) -> Iterator[En
     else:
         _check_encoding(path, name)
         rows = csv_rows(path, name, COLUMNS, ("uri",), "\t" if suffix == ".tsv" else ",", errors=ESCAPE)
+    # 2. Each as an entry; relative URIs are relative to the list.
     resolve = _remote_resolver(name) if is_remote(name) else _local_resolver(local_path(name))
     rows = iter(rows)
     # A generator: an empty list must fail here, before anything is written for it.
@@ -96,6 +98,7 @@ def _jsonl_rows(path: Path, name: str) -> Iterator[Row]:
             if not line.strip():
                 continue
             where = f"{name} line {number}"
+            # A wrong line is named by its number, not by an offset in the file.
             row = parse_json(line, where)
             if not isinstance(row, dict):
                 raise InputError(f"{where}: {line.strip()!r:.60}; expected an object with uri")
@@ -110,6 +113,7 @@ def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
                 raise InputError(f"{name}: no column 'uri'; columns found: {', '.join(titles)[:200]}")
             number = 0
             for batch in file.iter_batches(columns=[title for title in COLUMNS if title in titles]):
+                # Batch by batch: a list of millions of rows does not fit into memory as Python objects.
                 empty = [None] * batch.num_rows
                 columns = [_to_values(batch, title, name) if title in titles else empty for title in COLUMNS]
                 for values in zip(*columns, strict=True):
@@ -130,7 +134,7 @@ def _to_values(batch: pa.RecordBatch, title: str, name: str) -> list[object]:
         if kind == pa.string() and "UTF8" in str(error):
             return [value if value is None else value.decode("utf-8", ESCAPE) for value in _to_bytes(column)]
         raise InputError(f"{name}: column {title!r} holds {column.type}, expected {kind}") from None
-    # pandas writes a missing number as NaN when told to keep its types.
+    # pandas writes a missing number as NaN when it keeps its types.
     if kind == pa.float64():
         values = pc.if_else(pc.is_nan(values), pa.scalar(None, kind), values)
     return list(values.to_pylist())
@@ -212,6 +216,7 @@ def _local_resolver(name: str) -> Resolver:
 
 
 def _remote_resolver(name: str) -> Resolver:
+    # A list from elsewhere may not name files of this machine.
     folder = parent_uri(name)
 
     def resolve(address: str) -> tuple[str, str]:

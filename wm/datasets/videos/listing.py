@@ -30,8 +30,8 @@ LISTING_SCHEMA = pa.schema(
 ``file://`` where the path is no UTF-8, percent-encoded, for a video that is to become a reject.
 ``key``: its name within the listing (relative to the folder or the glob's fixed part, or as written in the list; a
 segment's ends in ``#`` and its times or id), the same wherever the data lie: ids are made of it. ``class_label``: empty
-where nothing tells it. ``start_s``, ``end_s``: the segment in seconds of the file's own clock, null = from its
-beginning, to its end. ``license``: empty where nothing tells it.
+where it is not known. ``start_s``, ``end_s``: the segment in seconds of the file's own clock, null = from its
+beginning, to its end. ``license``: empty where it is not known.
 """
 
 PASSED_OVER = "passed_over"
@@ -52,7 +52,13 @@ class Entry(NamedTuple):
 
 
 def segment_key(key: str, start_s: float | None, end_s: float | None) -> str:
-    """Return ``key#start-end`` with the times in full, so that no two segments share one."""
+    """Return ``key#start-end`` with the times in full, so that no two segments share one.
+
+    Args:
+        key: Of the video.
+        start_s: Begin in seconds; None: of the file.
+        end_s: Its end.
+    """
     return f"{key}#{'' if start_s is None else repr(start_s)}-{'' if end_s is None else repr(end_s)}"
 
 
@@ -62,6 +68,11 @@ def make_listing(entries: Iterator[Entry], notes: Mapping[str, str], passed_over
     The schema's metadata hold ``notes`` and ``passed_over`` (both read after the entries), and ``duplicates``, how many
     entries were left out because their key was there already. An entry whose file name is no UTF-8 stays, its name
     escaped: see :func:`_escape_entry`.
+
+    Args:
+        entries: In any order.
+        notes: Texts for the metadata.
+        passed_over: What the caller has passed over so far.
     """
     passed_over = passed_over or PassedOver()
     batches = []
@@ -113,7 +124,12 @@ def passed_over_of(listing: pa.Table) -> dict[str, Any]:
 
 
 def listing_note(listing: pa.Table, name: str) -> str:
-    """Return a note of the listing, such as ``duplicates`` or ``unnamed`` (see ``list_videos``); "" if it has none."""
+    """Return a note of the listing, such as ``duplicates`` or ``unnamed`` (see ``list_videos``); "" if it has none.
+
+    Args:
+        listing: Of :func:`make_listing`.
+        name: Of the note.
+    """
     return str((listing.schema.metadata or {}).get(name.encode(), b"").decode())
 
 
@@ -133,6 +149,7 @@ def listing_digest(listing: pa.Table) -> str:
 
 
 def _describe_batch(batch: pa.RecordBatch) -> bytes:
+    # The URI only says where a file is; its version says what is in it.
     rows = zip(*(column.to_pylist() for column in batch.columns), strict=True)
     return "".join(f"{row[1:]!r}\x1f{_read_version(row[0])}\n" for row in rows).encode(errors="surrogateescape")
 

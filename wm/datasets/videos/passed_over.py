@@ -49,6 +49,7 @@ class PassedOver:
             name: What it is called, in whatever bytes; "" adds no example.
             count: How many are of this name.
         """
+        # A few names of each kind, whatever the order in which they come.
         self._counts[kind] += count
         names = self._names.setdefault(kind, [])
         if name and (len(names) < MAX_NAMES or name < names[-1]) and name not in names:
@@ -72,6 +73,7 @@ class PassedOver:
         for kind in KINDS:
             if not self._counts[kind]:
                 continue
+            # JSON holds Unicode only, file names any bytes.
             examples = [escape_text(name) for name in self._names[kind]]
             record[kind] = {"count": self._counts[kind], "examples": examples}
         if self._endings:
@@ -94,6 +96,7 @@ def describe(record: Mapping[str, Any]) -> list[str]:
         if kind not in record:
             continue
         count, names = record[kind]["count"], record[kind]["examples"]
+        # Names may hold commas and line ends: such are quoted.
         line = f"{words}: {count:,}"
         if by_ending := record[kind].get("by_ending"):
             counted = (f"{number:,} {ending or 'without ending'}" for ending, number in by_ending.items())

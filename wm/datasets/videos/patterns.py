@@ -22,22 +22,43 @@ class Pattern:
         self.start: States = self._close({0})
 
     def takes(self, states: States, name: str) -> bool:
-        """Return whether a file of this name matches."""
+        """Return whether a file of this name matches.
+
+        Args:
+            states: How far the pattern is matched in the folder.
+            name: Of the file or folder.
+        """
         return any(self._ends(state, name) for state in states if self._may_be_hidden(state, name))
 
     def could_take(self, states: States, name: str) -> bool:
-        """Return whether a file matches, or would if its name did not begin with a dot."""
+        """Return whether a file matches, or would if its name did not begin with a dot.
+
+        Args:
+            states: How far the pattern is matched in the folder.
+            name: Of the file or folder.
+        """
         return any(self._ends(state, name) for state in states)
 
     def enter(self, states: States, name: str) -> States:
-        """Return what is to be matched below a folder of this name."""
+        """Return what is to be matched below a folder of this name.
+
+        Args:
+            states: How far the pattern is matched in the folder.
+            name: Of the file or folder.
+        """
         return self._enter(frozenset(state for state in states if self._may_be_hidden(state, name)), name)
 
     def could_enter(self, states: States, name: str) -> bool:
-        """Return whether something below a folder may match, or might if its name did not begin with a dot."""
+        """Return whether something below a folder may match, or might if its name did not begin with a dot.
+
+        Args:
+            states: How far the pattern is matched in the folder.
+            name: Of the file or folder.
+        """
         return bool(self._enter(states, name))
 
     def _enter(self, states: States, name: str) -> States:
+        # ``**`` takes the folder and stays; any other part is used up.
         deeper = {state for state in states if self._parts[state] == "**"}
         deeper |= {state + 1 for state in states if state < self._last and self._fits(state, name)}
         return self._close(deeper)
@@ -53,6 +74,7 @@ class Pattern:
 
     def _close(self, states: set[int]) -> States:
         """Add the parts that are reached where ``**`` stands for no folder."""
+        # ``a/**/b`` matches ``a/b`` too.
         closed = set(states)
         for state in sorted(states):
             reached = state

@@ -26,18 +26,22 @@ _JSON_KEY = re.compile(r'"(\w+)"\s*:')
 
 
 @contextmanager
-def local_copy(uri: str, what: str) -> Iterator[Path]:
+def local_copy(uri: str, key: str) -> Iterator[Path]:
     """Open the file behind a path or URI as a local path; a remote one is downloaded and removed afterwards.
 
+    Args:
+        uri: Path or URI.
+        key: Recipe key that names it, for messages.
+
     Raises:
-        InputError: Begins with ``what`` and names the file.
+        InputError: Begins with ``key`` and names the file.
     """
     if not is_remote(uri):
         path = Path(local_path(uri))
         if not os.path.isfile(path):  # noqa: PTH113 - of a name that is too long, pathlib raises
-            raise InputError(f"{what} = {uri!r:.200}: no such file")
+            raise InputError(f"{key} = {uri!r:.200}: no such file")
         if not os.access(path, os.R_OK):
-            raise InputError(f"{what} = {uri!r} may not be read")
+            raise InputError(f"{key} = {uri!r} may not be read")
         yield path
         return
     # Parsed from disk: a list of millions of rows does not fit into memory twice.
@@ -46,7 +50,7 @@ def local_copy(uri: str, what: str) -> Iterator[Path]:
         try:
             download(uri, path, time_limit_s=_LIMIT_S, max_bytes=_LIMIT_BYTES)
         except StorageError as error:
-            raise InputError(f"{what} = {uri!r}: {error.detail}") from error
+            raise InputError(f"{key} = {uri!r}: {error.detail}") from error
         yield path
 
 
@@ -83,6 +87,7 @@ def csv_rows(
                 if title not in header:
                     titles = ", ".join(header)[:200] or "none"
                     raise InputError(f"{name} line 1: no column {title!r}; columns found: {titles}")
+            # Columns may be in any order, and there may be more.
             positions = [header.index(title) if title in header else -1 for title in columns]
             required_positions = [(header.index(title), title) for title in required]
             for row in reader:

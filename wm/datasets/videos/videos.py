@@ -58,13 +58,16 @@ def list_videos(spec: str, *, layout: str = "auto", annotations: str | None = No
     """
     if not spec:
         raise InputError("videos is empty; expected a folder, a glob, a list or a video file, or the URI of one")
+    # A wrong name is an error before anything is listed.
     if layout != "auto":
         load_layout(layout)
     # ``file://`` and a plain path are one place, and get the same keys.
     if not is_remote(spec):
         spec = local_path(spec)
+    # 1. By the data set's own table.
     if annotations:
         return _list_by_table(spec, layout, annotations)
+    # 2. By paths: some layouts say nothing there.
     if layout != "auto" and load_layout(layout).class_of is None:
         _find_reader(layout)
         raise InputError(f"dataset_layout = {layout!r} needs annotations: {load_layout(layout).table_example}")
@@ -137,8 +140,9 @@ def _find_in_list(spec: str) -> Found:
     listing = _read_list(spec, "folder")
     if pc.any(pc.is_valid(listing["start_s"])).as_py() or pc.any(pc.is_valid(listing["end_s"])).as_py():
         raise InputError(
-            f"videos = {spec!r} lists segments; with annotations, which bring their own, list whole videos"
+            f"videos = {spec!r} lists segments; with annotations, which bring their own, list complete videos"
         )
+    # Keys of a list are relative to its folder, as those of a folder are.
     root = parent_uri(spec) if is_remote(spec) else os.path.dirname(spec) or "."  # noqa: PTH120
 
     def files() -> Iterator[tuple[str, str]]:

@@ -50,7 +50,7 @@ def test_parts_hold_every_wanted_row_once_and_in_order(
                 first += len(mask)
     parts = cutter.finish()
     expected = [(file, row) for file in range(3) for row, keep in enumerate(masks[file]) if keep]
-    found = []
+    actual = []
     for number, part in enumerate(parts):
         rows = [
             (int(piece.file), row)
@@ -58,10 +58,10 @@ def test_parts_hold_every_wanted_row_once_and_in_order(
             for row in range(piece.start, piece.stop)
             if masks[int(piece.file)][row]
         ]
-        assert (part.number, part.first_row, part.rows) == (number, len(found), len(rows))
+        assert (part.number, part.first_row, part.rows) == (number, len(actual), len(rows))
         assert 1 <= len(rows) <= max_rows and (len(rows) == 1 or len(rows) * row_bytes <= 10)
-        found += rows
-    assert found == expected
+        actual += rows
+    assert actual == expected
     if row_bytes == 0:
         assert len(parts) == -(-len(expected) // max_rows)
 
@@ -76,7 +76,9 @@ def test_a_filter_finds_ids_as_a_set_does(chosen: list[str], asked: list[str]) -
     table = pa.table({"triplet_id": pa.array(asked, pa.string())})
     assert rows.wanted(table).tolist() == [text in set(chosen) for text in asked]
     places = rows.positions(table.column("triplet_id"))
-    assert all(rows.ids[place].decode() == text for place, text in zip(places, asked, strict=True) if place >= 0)
+    assert all(
+        rows.ids[position].decode() == text for position, text in zip(places, asked, strict=True) if position >= 0
+    )
 
 
 def test_a_plan_counts_and_splits_a_real_data_set(triplets: Path) -> None:
@@ -109,15 +111,15 @@ def test_a_plan_counts_and_splits_a_real_data_set(triplets: Path) -> None:
     ]
 
 
-def test_rows_come_whole_from_any_slice_of_any_row_group(tmp_path: Path) -> None:
+def test_rows_come_complete_from_any_slice_of_any_row_group(tmp_path: Path) -> None:
     rows = [triplet(number) for number in range(40)]
     path = tmp_path / "a.parquet"
     pq.write_table(pa.Table.from_pylist(rows, schema=TRIPLET_SCHEMA), path, row_group_size=7)
     for start, stop in ((0, 40), (0, 1), (6, 8), (7, 14), (17, 33), (39, 40)):
         part = Part(0, 0, stop - start, (Slice(str(path), start, stop),))
-        found = list(iterate_rows(part, Context("", ALL)))
+        actual = list(iterate_rows(part, Context("", ALL)))
         names = [*PROVENANCE, "source_image", "target_image"]
-        assert found == [{name: row[name] for name in names} for row in rows[start:stop]]
+        assert actual == [{name: row[name] for name in names} for row in rows[start:stop]]
 
 
 def test_an_older_file_without_the_reader_column_is_read(tmp_path: Path) -> None:
@@ -168,7 +170,7 @@ def test_a_size_is_read_from_the_first_exported_row(triplets: Path) -> None:
 
 def test_rows_that_cannot_be_exported_are_named(tmp_path: Path) -> None:
     good = triplet(0)
-    for number, (changes, said) in enumerate(
+    for number, (changes, message) in enumerate(
         (
             ({"target_image": None}, "triplet 0{24} in .*has no target_image; export needs both"),
             ({"source_image": {"bytes": None, "path": "a.png"}}, "has no source_image"),
@@ -179,22 +181,22 @@ def test_rows_that_cannot_be_exported_are_named(tmp_path: Path) -> None:
         folder = tmp_path / str(number)
         write_table([good | changes], folder / "a.parquet", TRIPLET_SCHEMA)
         plan = plan_export(folder, ALL, max_bytes=2**30, max_rows=9)
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=message):
             list(iterate_rows(plan.parts[0], Context("", ALL)))
     for name in "ab":
         write_table([good], tmp_path / "twice" / f"{name}.parquet", TRIPLET_SCHEMA)
     plan = plan_export(tmp_path / "twice", ALL, max_bytes=2**30, max_rows=9)
-    with pytest.raises(InputError, match=r"triplet_id 0{24} stands twice; the second time in .*b\.parquet"):
+    with pytest.raises(InputError, match=r"triplet_id 0{24} occurs twice; the second time in .*b\.parquet"):
         list(iterate_rows(plan.parts[0], Context("", ALL)))
     chosen = RowFilter(ids=np.array([b"0" * 24]))
-    with pytest.raises(InputError, match=r"triplet_id 0{24} stands twice in the triplets"):
+    with pytest.raises(InputError, match=r"triplet_id 0{24} occurs twice in the triplets"):
         plan_export(tmp_path / "twice", chosen, max_bytes=2**30, max_rows=9)
     write_table([good, good], tmp_path / "pair" / "a.parquet", TRIPLET_SCHEMA)
-    with pytest.raises(InputError, match=r"triplet_id 0{24} stands twice in the triplets"):
+    with pytest.raises(InputError, match=r"triplet_id 0{24} occurs twice in the triplets"):
         plan_export(tmp_path / "pair", chosen, max_bytes=2**30, max_rows=9)
 
 
-def test_a_file_that_changed_or_broke_after_the_plan_is_told(triplets: Path, tmp_path: Path) -> None:
+def test_a_file_that_changed_or_broke_after_the_plan_is_named(triplets: Path, tmp_path: Path) -> None:
     file = tmp_path / "in" / "a.parquet"
     write_table([triplet(number) for number in range(3)], file, TRIPLET_SCHEMA)
     plan = plan_export(file.parent, ALL, max_bytes=2**30, max_rows=9)

@@ -16,12 +16,11 @@ from wm.datasets.selection.algorithm import (
     candidates,
     choose,
     make_plan,
-    merge_tallies,
     quotas,
     select_top_k,
-    tally,
 )
 from wm.datasets.selection.rows import Criteria, id_words, keep_best, scored
+from wm.datasets.selection.tally import merge_tallies, tally
 from wm.errors import InputError
 
 Row = dict[str, Any]
@@ -102,7 +101,7 @@ def test_selection_is_the_papers_loop_in_any_order_of_rows(
     assert select_top_k(table(shuffled), k, score, min_score).equals(chosen)
 
 
-def in_pieces(tables: list[pa.Table], k: int, criteria: Criteria, rows_per_part: int) -> pa.Table:
+def in_parts(tables: list[pa.Table], k: int, criteria: Criteria, rows_per_part: int) -> pa.Table:
     """As over files: counts of each, their sum, candidates of each, then part by part."""
     plan = make_plan(merge_tallies(tally(scored(one, criteria), criteria) for one in tables), k, rows_per_part)
     shared = [candidates(scored(one, criteria), plan, criteria) for one in tables]
@@ -122,13 +121,13 @@ def in_pieces(tables: list[pa.Table], k: int, criteria: Criteria, rows_per_part:
     st.sampled_from([None, -1.0, -2.5]),
     st.tuples(st.lists(st.integers(0, 40), max_size=4), st.integers(1, 12)),
 )
-def test_selection_in_pieces_is_the_papers_loop(
+def test_selection_in_parts_is_the_papers_loop(
     rows: list[Row], k: int, score: Any, min_score: float | None, division: tuple[list[int], int]
 ) -> None:
     cuts, rows_per_part = division
     bounds = [0, *sorted(cuts), len(rows)]
     tables = [table(rows[start:stop]) for start, stop in itertools.pairwise(bounds)]
-    chosen = in_pieces(tables, k, Criteria(score, min_score), rows_per_part)
+    chosen = in_parts(tables, k, Criteria(score, min_score), rows_per_part)
     assert selected(chosen) == algorithm_1(rows, k, score, min_score)
     assert chosen["order"].to_pylist() == list(range(chosen.num_rows))
 
@@ -144,7 +143,7 @@ def test_any_scores_even_odd_ones(pairs: list[tuple[str, float]], k: int) -> Non
     rows = [row(f"{number:024x}", label, score) for number, (label, score) in enumerate(pairs)]
     wanted = algorithm_1(rows, k, "sum")
     for rows_per_part in (1, 7, 1000):
-        chosen = in_pieces([table(rows[::2]), table(rows[1::2])], k, Criteria("sum"), rows_per_part)
+        chosen = in_parts([table(rows[::2]), table(rows[1::2])], k, Criteria("sum"), rows_per_part)
         assert selected(chosen) == wanted
 
 
@@ -164,8 +163,8 @@ def test_only_rows_that_may_be_chosen_travel() -> None:
     rows = [row(f"{n:024x}", f"c{n % 7}", float(score)) for n, score in enumerate(rng.normal(-2, 0.5, 7000))]
     criteria = Criteria("sum")
     plan = make_plan(tally(scored(table(rows), criteria), criteria), 70)
-    kept, parts = candidates(scored(table(rows), criteria), plan, criteria)
-    assert 70 <= kept.num_rows == plan.num_candidates < 250 and set(parts.tolist()) == {0}
+    remaining, parts = candidates(scored(table(rows), criteria), plan, criteria)
+    assert 70 <= remaining.num_rows == plan.num_candidates < 250 and set(parts.tolist()) == {0}
     classes = Criteria("sum", classes=frozenset({"c3"}))
     assert set(scored(table(rows), classes)["class_label"].to_pylist()) == {"c3"}
 
@@ -175,7 +174,7 @@ def test_a_large_class_is_cut_into_parts() -> None:
     rows = [row(f"{n:024x}", "only", float(score)) for n, score in enumerate(rng.normal(-2, 0.5, 5000))]
     plan = make_plan(tally(scored(table(rows), Criteria("sum")), Criteria("sum")), 4000, 500)
     assert 6 <= plan.num_parts <= 9
-    chosen = in_pieces([table(rows)], 4000, Criteria("sum"), 500)
+    chosen = in_parts([table(rows)], 4000, Criteria("sum"), 500)
     assert chosen.equals(select_top_k(table(rows), 4000, "sum").replace_schema_metadata(None))
 
 
@@ -201,8 +200,8 @@ def test_of_equal_keys_the_best_stays() -> None:
             "target_hash": pa.array(columns[2], pa.uint64()),
         }
     )
-    kept = keep_best(data, ["source_hash", "target_hash"], Criteria("sum"))
-    assert sorted(kept["triplet_id"].to_pylist()) == ["a", "d", "e"]
+    remaining = keep_best(data, ["source_hash", "target_hash"], Criteria("sum"))
+    assert sorted(remaining["triplet_id"].to_pylist()) == ["a", "d", "e"]
     assert keep_best(data.slice(0, 0), ["source_hash"], Criteria("sum")).num_rows == 0
 
 
@@ -238,7 +237,7 @@ def test_what_cannot_be_selected_from() -> None:
             select_top_k(table([good, bad]), 1)
     with pytest.raises(InputError, match="triplet h2 has no action_logprob"):
         select_top_k(table([good, row("h2", "x", None)]), 1, "sum")
-    with pytest.raises(InputError, match="stands twice"):
+    with pytest.raises(InputError, match="occurs twice"):
         select_top_k(table([good, good]), 1)
     with pytest.raises(InputError, match="k = 0; expected at least 1"):
         select_top_k(table([good]), 0)

@@ -57,16 +57,16 @@ def bytes_of(uri: str) -> bytes:
 
 def test_the_listing_keeps_every_video_and_its_bytes(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listing = list_videos(str(tree))
-    found = {row["key"]: row for row in listing.to_pylist()}
-    bad = {key: row for key, row in found.items() if key != "wave/good.mp4"}
-    assert len(found) == 3 and found["wave/good.mp4"]["uri"] == f"{tree}/wave/good.mp4"
+    actual = {row["key"]: row for row in listing.to_pylist()}
+    bad = {key: row for key, row in actual.items() if key != "wave/good.mp4"}
+    assert len(actual) == 3 and actual["wave/good.mp4"]["uri"] == f"{tree}/wave/good.mp4"
     assert {ast.literal_eval(key) for key in bad} == {b"wave/" + BAD, b"\xfferie/x.mp4"}
     for key, row in bad.items():
         assert bytes_of(row["uri"]) == os.fsencode(tree) + b"/" + ast.literal_eval(key)
         assert Path(local_path(row["uri"])).is_file()
     assert {row["class_label"] for row in bad.values()} == {"wave", "\\xfferie"}
-    told = passed_over_of(listing)
-    assert told["other_endings"]["examples"] == ["n\\xf6tes.txt"] and told["not_unicode"]["count"] == 2
+    message = passed_over_of(listing)
+    assert message["other_endings"]["examples"] == ["n\\xf6tes.txt"] and message["not_unicode"]["count"] == 2
     before = listing_digest(listing)
     monkeypatch.chdir(tree.parent)
     assert listing_digest(list_videos("set")) == before
@@ -99,11 +99,11 @@ def write_list(path: Path, name: bytes) -> Path:
 
 @pytest.mark.parametrize("suffix", ["txt", "csv", "tsv", "jsonl", "parquet"])
 def test_a_list_keeps_every_row(tree: Path, suffix: str) -> None:
-    found = list_videos(str(write_list(tree / f"list.{suffix}", b"wave/" + BAD)))
-    uris = sorted(found["uri"].to_pylist(), key=len)
+    actual = list_videos(str(write_list(tree / f"list.{suffix}", b"wave/" + BAD)))
+    uris = sorted(actual["uri"].to_pylist(), key=len)
     assert uris[0] == f"{tree}/wave/good.mp4"
     assert bytes_of(uris[1]) == os.fsencode(tree) + b"/wave/" + BAD
-    assert passed_over_of(found)["not_unicode"]["count"] == 1
+    assert passed_over_of(actual)["not_unicode"]["count"] == 1
 
 
 def test_a_file_uri_in_a_list_names_the_same_video(tree: Path) -> None:
@@ -146,11 +146,11 @@ def test_aurora_rows_with_names_that_are_none_are_problems(tmp_path: Path) -> No
     good = {"instruction": "x", "input": "a.png", "output": "a.png"}
     odd = [{"input": "\udce9.png"}, {"output": "\ud800.png"}, {"instruction": "\ud800"}, {"task": "\udfff"}]
     (tmp_path / "rows.json").write_text(json.dumps([good, *(good | change for change in odd), {"\ud800": 1}]))
-    found = list_labelled(tmp_path, "rows.json")
-    kinds = [entry.reason if isinstance(entry, Problem) else "" for entry in found]
+    actual = list_labelled(tmp_path, "rows.json")
+    kinds = [entry.reason if isinstance(entry, Problem) else "" for entry in actual]
     assert kinds == ["", "bad_field", "bad_field", "bad_field", "", "missing_field"]
-    assert isinstance(found[4], ImagePair) and found[4].task == tmp_path.name
-    for entry in found:
+    assert isinstance(actual[4], ImagePair) and actual[4].task == tmp_path.name
+    for entry in actual:
         if isinstance(entry, Problem):
             entry.detail.encode()
 
@@ -188,7 +188,7 @@ def test_escapes_keep_text_and_bytes(tmp_path: Path) -> None:
 
 
 def test_narrated_segments_of_such_a_video_are_problems(tmp_path: Path) -> None:
-    """EPIC-Kitchens: a video below a folder in Latin-1 once stopped the whole ingest when its row was written."""
+    """EPIC-Kitchens: a video below a folder in Latin-1 once stopped all of ingest when its row was written."""
     folder = os.fsencode(tmp_path) + b"/caf\xe9"
     Path(os.fsdecode(folder)).mkdir()
     Path(os.fsdecode(folder), "P01_1.MP4").touch()

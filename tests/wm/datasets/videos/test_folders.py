@@ -43,11 +43,11 @@ def tree(tmp_path):
 
 def test_a_bucket_lists_as_a_folder_does(s3, tree):
     for spec in ("s3://bucket/set", "s3://bucket/set/"):
-        found = list_videos(spec)
-        assert found.drop(["uri"]) == list_videos(str(tree)).drop(["uri"])
-        assert found["key"].to_pylist() == VIDEOS
-        assert found["uri"].to_pylist() == [f"s3://bucket/set/{key}" for key in VIDEOS]
-    assert found["class_label"].to_pylist() == ["", "air drumming", "air drumming", "yoga", "ünï#?"]
+        actual = list_videos(spec)
+        assert actual.drop(["uri"]) == list_videos(str(tree)).drop(["uri"])
+        assert actual["key"].to_pylist() == VIDEOS
+        assert actual["uri"].to_pylist() == [f"s3://bucket/set/{key}" for key in VIDEOS]
+    assert actual["class_label"].to_pylist() == ["", "air drumming", "air drumming", "yoga", "ünï#?"]
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -63,9 +63,9 @@ def test_options_of_the_uri_go_into_every_row(s3, monkeypatch):
     options = f"?endpoint_override={address.replace(':', '%3A')}&scheme=http&region=us-east-1"
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     for spec in (f"s3://bucket/set/{options}", f"s3://bucket/set/**{options}"):
-        found = list_videos(spec)
-        assert found["key"].to_pylist() == VIDEOS
-        assert found["uri"].to_pylist() == [f"s3://bucket/set/{key}{options}" for key in VIDEOS]
+        actual = list_videos(spec)
+        assert actual["key"].to_pylist() == VIDEOS
+        assert actual["uri"].to_pylist() == [f"s3://bucket/set/{key}{options}" for key in VIDEOS]
 
 
 def test_one_file_and_lists_in_a_bucket(s3):
@@ -81,11 +81,11 @@ def test_one_file_and_lists_in_a_bucket(s3):
 
 def test_missing_videos_of_a_table_lie_in_the_bucket(s3, tmp_path):
     (tmp_path / "t.csv").write_text("label,youtube_id,time_start,time_end\nyoga,abc,1,2\n")
-    found = list_videos("s3://bucket/set", annotations=str(tmp_path / "t.csv"))
-    assert found["uri"].to_pylist() == ["s3://bucket/set/abc_000001_000002.mp4"]
+    actual = list_videos("s3://bucket/set", annotations=str(tmp_path / "t.csv"))
+    assert actual["uri"].to_pylist() == ["s3://bucket/set/abc_000001_000002.mp4"]
 
 
-def test_digest_follows_the_sizes_that_the_store_tells(s3):
+def test_digest_follows_the_sizes_that_the_store_lists(s3):
     before = listing_digest(list_videos("s3://bucket/set/train"))
     assert listing_digest(list_videos("s3://bucket/set/train/")) == before
     s3.put_object(Bucket="bucket", Key="set/train/yoga/notes.txt", Body=b"longer")
@@ -96,12 +96,12 @@ def test_digest_follows_the_sizes_that_the_store_tells(s3):
 
 def test_google_bucket():
     with gs_server({f"set/{name}": b"x" for name in NAMES}) as address:
-        found = list_videos(f"gs://bucket/set/?endpoint_override={address}&scheme=http&anonymous=true")
-        assert found["key"].to_pylist() == VIDEOS
+        actual = list_videos(f"gs://bucket/set/?endpoint_override={address}&scheme=http&anonymous=true")
+        assert actual["key"].to_pylist() == VIDEOS
 
 
 @pytest.mark.parametrize(
-    ("spec", "told"),
+    ("spec", "message"),
     [
         ("s3://bucket/gone/", "no such object or bucket"),
         ("s3://nobucket/", "no such object or bucket"),
@@ -116,8 +116,8 @@ def test_google_bucket():
         ("file://host/x.mp4", "without a host"),
     ],
 )
-def test_bad_places_are_named(s3, spec, told):
-    with pytest.raises(InputError, match=told) as caught:
+def test_bad_places_are_named(s3, spec, message):
+    with pytest.raises(InputError, match=message) as caught:
         list_videos(spec)
     assert spec in str(caught.value)
 
@@ -128,7 +128,7 @@ def test_a_video_over_http_is_itself():
     assert (row["uri"], row["key"]) == (uri, "my film.mp4")
 
 
-def test_a_folder_that_may_not_be_read_is_told(tree, monkeypatch):
+def test_a_folder_that_may_not_be_read_is_named(tree, monkeypatch):
     import os
 
     real = os.scandir

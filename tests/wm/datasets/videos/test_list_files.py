@@ -33,42 +33,42 @@ def write(path, rows):
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet", "CSV"])
 def test_every_form_gives_the_same_rows(tmp_path, suffix):
-    found = list_videos(write(tmp_path / f"list.{suffix}", [*ROWS, ROWS[0]]))
-    assert found.schema.equals(LISTING_SCHEMA)
-    assert [tuple(row.values()) for row in found.to_pylist()] == [
+    actual = list_videos(write(tmp_path / f"list.{suffix}", [*ROWS, ROWS[0]]))
+    assert actual.schema.equals(LISTING_SCHEMA)
+    assert [tuple(row.values()) for row in actual.to_pylist()] == [
         ("/abs/train/yoga/y.mp4", "/abs/train/yoga/y.mp4#-2.0", "yoga", None, 2.0, ""),
         (f"{tmp_path}/b, c+d/x.mp4", "b, c+d/x.mp4", 'a/b "q"', None, None, "CC-BY"),
         ("s3://bucket/k y.mp4", "s3://bucket/k y.mp4#1.5-3.25", "ünï cödé", 1.5, 3.25, ""),
         ("s3://bucket/k y.mp4", "s3://bucket/k y.mp4#3.25-", "ünï cödé", 3.25, None, ""),
     ]
-    assert listing_note(found, "duplicates") == "1"
+    assert listing_note(actual, "duplicates") == "1"
 
 
 def test_more_columns_and_fewer_are_fine(tmp_path):
     (tmp_path / "l.csv").write_text("\ufeffnote,uri\n1,./a//x.mp4\n\n2,file:///b%20c.mp4\n")
-    found = list_videos(str(tmp_path / "l.csv"))
-    assert found["uri"].to_pylist() == ["/b c.mp4", f"{tmp_path}/a/x.mp4"]
-    assert found["key"].to_pylist() == ["/b c.mp4", "a/x.mp4"]
+    actual = list_videos(str(tmp_path / "l.csv"))
+    assert actual["uri"].to_pylist() == ["/b c.mp4", f"{tmp_path}/a/x.mp4"]
+    assert actual["key"].to_pylist() == ["/b c.mp4", "a/x.mp4"]
 
 
 def test_the_list_may_be_large_and_unsorted(tmp_path):
     keys = [f"{(number * 7919) % 50_000:05d}.mp4" for number in range(60_000)]
     (tmp_path / "l.txt").write_text("\n".join(keys))
-    found = list_videos(str(tmp_path / "l.txt"))
-    assert found["key"].to_pylist() == sorted(set(keys))
-    assert listing_note(found, "duplicates") == str(60_000 - len(set(keys)))
-    assert found["uri"][123].as_py() == f"{tmp_path}/{found['key'][123]}"
+    actual = list_videos(str(tmp_path / "l.txt"))
+    assert actual["key"].to_pylist() == sorted(set(keys))
+    assert listing_note(actual, "duplicates") == str(60_000 - len(set(keys)))
+    assert actual["uri"][123].as_py() == f"{tmp_path}/{actual['key'][123]}"
 
 
 def test_digest_sees_every_column_and_the_files(tmp_path):
     (tmp_path / "x.mp4").write_bytes(b"1")
     base = {"uri": "x.mp4", "class_label": "a", "start_s": 1.0, "end_s": 2.0, "license": "l"}
-    seen = set()
+    visited = set()
     for change in ({}, {"class_label": "b"}, {"start_s": 0.5}, {"end_s": 3.0}, {"license": "m"}, {"uri": "y.mp4"}):
-        seen.add(listing_digest(list_videos(write(tmp_path / "l.parquet", [base | change]))))
-    assert len(seen) == 6
+        visited.add(listing_digest(list_videos(write(tmp_path / "l.parquet", [base | change]))))
+    assert len(visited) == 6
     (tmp_path / "x.mp4").write_bytes(b"22")
-    assert listing_digest(list_videos(write(tmp_path / "l.csv", [base]))) not in seen
+    assert listing_digest(list_videos(write(tmp_path / "l.csv", [base]))) not in visited
 
 
 BAD = [
@@ -114,11 +114,11 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("name", "text", "told"), BAD)
-def test_mistakes_are_named_with_their_line(tmp_path, name, text, told):
+@pytest.mark.parametrize(("name", "text", "message"), BAD)
+def test_mistakes_are_named_with_their_line(tmp_path, name, text, message):
     path = tmp_path / name
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(InputError, match=told) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         list_videos(str(path))
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -141,14 +141,14 @@ def test_odd_addresses_stay_rows(tmp_path):
 
 
 def test_mistakes_in_parquet(tmp_path):
-    for row, told in [
+    for row, message in [
         ({"url": "x"}, "no column 'uri'; columns found: url"),
         ({"uri": "x", "start_s": "soon"}, "column 'start_s' holds string, expected double"),
         ({"uri": "x", "start_s": True}, "column 'start_s' holds bool, expected double"),
         ({"uri": ["x"]}, "column 'uri' holds list<.*>, expected string"),
         ({"uri": "x", "end_s": -1.0}, "row 1: end_s = -1.0, expected seconds"),
     ]:
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=message):
             list_videos(write(tmp_path / "l.parquet", [row]))
     rows = [{"uri": "x", "start_s": float("nan"), "end_s": float("nan")}]
     assert list_videos(write(tmp_path / "l.parquet", rows))["start_s"].null_count == 1
@@ -157,13 +157,13 @@ def test_mistakes_in_parquet(tmp_path):
 def test_a_list_far_away(tmp_path):
     text = b"uri,class_label\nclips/a b.mp4,x\n../up.mp4,y\nhttps://other.example/z.mp4?t=1,z\n"
     with http_server({"/set/list.csv": text, "/set/bad.csv": b"uri\n/etc/passwd\n"}) as (root, _):
-        found = list_videos(f"{root}/set/list.csv?token=1")
-        assert {row["key"]: row["uri"] for row in found.to_pylist()} == {
+        actual = list_videos(f"{root}/set/list.csv?token=1")
+        assert {row["key"]: row["uri"] for row in actual.to_pylist()} == {
             "clips/a b.mp4": f"{root}/set/clips/a b.mp4",
             "../up.mp4": f"{root}/up.mp4",
             "https://other.example/z.mp4?t=1": "https://other.example/z.mp4?t=1",
         }
-        assert listing_digest(found) == listing_digest(list_videos(f"{root}/set/list.csv"))
+        assert listing_digest(actual) == listing_digest(list_videos(f"{root}/set/list.csv"))
         with pytest.raises(InputError, match=r"bad.csv line 2: '/etc/passwd' is an absolute path"):
             list_videos(f"{root}/set/bad.csv")
         with pytest.raises(InputError, match=r"gone.csv'.*HTTP status 404"):
@@ -179,5 +179,5 @@ def test_a_segment_from_minus_zero_has_the_key_of_zero(tmp_path):
     (tmp_path / "l.jsonl").write_text(
         '{"uri": "a.mp4", "start_s": -0.0, "end_s": 1}\n{"uri": "a.mp4", "end_s": 1.0, "start_s": 0}'
     )
-    found = list_videos(str(tmp_path / "l.jsonl"))
-    assert found["key"].to_pylist() == ["a.mp4#0.0-1.0"] and listing_note(found, "duplicates") == "1"
+    actual = list_videos(str(tmp_path / "l.jsonl"))
+    assert actual["key"].to_pylist() == ["a.mp4#0.0-1.0"] and listing_note(actual, "duplicates") == "1"

@@ -37,8 +37,8 @@ def keys(listing):
 
 def find_l(root):
     """Paths of the files below a folder as ``find -L`` gives them."""
-    told = subprocess.run(["find", "-L", ".", "-type", "f"], cwd=root, capture_output=True, text=True, check=False)
-    return sorted(line.removeprefix("./") for line in told.stdout.splitlines())
+    message = subprocess.run(["find", "-L", ".", "-type", "f"], cwd=root, capture_output=True, text=True, check=False)
+    return sorted(line.removeprefix("./") for line in message.stdout.splitlines())
 
 
 def make(path, ending):
@@ -111,9 +111,9 @@ def test_folders_full_of_links_to_each_other_end(tmp_path, spec):
         for other in names:
             (root / name / f"to-{other}").symlink_to(f"../{other}")
     listing = list_videos(spec.format(root))
-    found = keys(listing)
-    assert {f"{name}/{name}.mp4" for name in names} <= set(found)
-    assert len(found) <= 12 + 12 * 12
+    actual = keys(listing)
+    assert {f"{name}/{name}.mp4" for name in names} <= set(actual)
+    assert len(actual) <= 12 + 12 * 12
     assert passed_over_of(listing)["looping_links"]["count"] > 0
 
 
@@ -252,8 +252,8 @@ LINES = (
 def test_curves_says_what_was_passed_over_and_keeps_it(clips, tmp_path, capsys):
     recipe = CurvesRecipe(videos=str(clips), out=str(tmp_path / "out"))
     run_curves(recipe, dry_run=True)
-    told = capsys.readouterr().out
-    assert LINES in told
+    message = capsys.readouterr().out
+    assert LINES in message
     record = run_curves(recipe)
     assert LINES in capsys.readouterr().out
     assert record["passed_over"] == passed_over_of(list_videos(str(clips)))

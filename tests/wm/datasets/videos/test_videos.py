@@ -32,8 +32,8 @@ def pairs(listing):
 
 
 def test_folder_lists_every_video_below_it_sorted_with_its_class(tree):
-    found = pairs(list_videos(str(tree)))
-    assert found == [
+    actual = pairs(list_videos(str(tree)))
+    assert actual == [
         ("a/deep/er.webm", ""),
         ("b run/dangling.mp4", "b run"),
         ("b run/x.mp4", "b run"),
@@ -56,9 +56,9 @@ def test_keys_do_not_depend_on_where_the_folder_is(tree, tmp_path, monkeypatch):
 
 
 def test_glob(tree, monkeypatch):
-    found = list_videos(f"{tree}/*/*.mp4")
-    assert found["key"].to_pylist() == ["b run/dangling.mp4", "b run/x.mp4", "ä+1/x.mp4"]
-    assert found["uri"][1].as_py() == f"{tree}/b run/x.mp4"
+    actual = list_videos(f"{tree}/*/*.mp4")
+    assert actual["key"].to_pylist() == ["b run/dangling.mp4", "b run/x.mp4", "ä+1/x.mp4"]
+    assert actual["uri"][1].as_py() == f"{tree}/b run/x.mp4"
     assert list_videos(f"{tree}/**/x.*")["class_label"].to_pylist() == ["b run", "ä+1"]
     monkeypatch.chdir(tree)
     assert (
@@ -68,16 +68,16 @@ def test_glob(tree, monkeypatch):
     )
 
 
-def test_list_file_counts_every_line_once_and_is_relative_to_itself(tree):
+def test_list_file_counts_each_line_once_relative_to_itself(tree):
     listing = tree / "list.txt"
     listing.write_text("# mine\nb run/x.mp4\n\ngone.mp4\nb run/x.mp4\n/abs/y.mp4\n")
-    found = list_videos(str(listing))
-    assert [(row["key"], row["uri"]) for row in found.to_pylist()] == [
+    actual = list_videos(str(listing))
+    assert [(row["key"], row["uri"]) for row in actual.to_pylist()] == [
         ("/abs/y.mp4", "/abs/y.mp4"),
         ("b run/x.mp4", f"{tree}/b run/x.mp4"),
         ("gone.mp4", f"{tree}/gone.mp4"),
     ]
-    assert listing_note(found, "duplicates") == "1"
+    assert listing_note(actual, "duplicates") == "1"
 
 
 def test_one_file(tree):
@@ -85,7 +85,7 @@ def test_one_file(tree):
 
 
 @pytest.mark.parametrize(
-    ("spec", "told"),
+    ("spec", "message"),
     [
         ("gone", "no such file or folder"),
         ("empty", "is an empty folder"),
@@ -98,14 +98,14 @@ def test_one_file(tree):
         ("", "is empty"),
     ],
 )
-def test_bad_specifications_are_named(tmp_path, monkeypatch, spec, told):
+def test_bad_specifications_are_named(tmp_path, monkeypatch, spec, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "words").mkdir()
     (tmp_path / "words" / "a.doc").touch()
     (tmp_path / "blank.txt").write_text("\n# nothing\n")
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match=told) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         list_videos(spec)
     assert spec in str(caught.value)
     assert "\n" not in str(caught.value)
