@@ -49,7 +49,7 @@ def run(recipe: ConvertRecipe, *, dry_run: bool = False) -> dict[str, Any]:
             raise InputError(f"{key} = {getattr(recipe, key)!r}: no such folder")
     inputs = {key: digest_of(getattr(recipe, key)) for key in ("adapter", "base")}
     stage = Run(recipe.out, "convert", recipe, inputs)
-    if stage.is_whole():
+    if stage.is_complete():
         print(f"convert: already complete in {recipe.out}")
         return read_run(recipe.out) or {}
     from wm.models.checkpoints import written_aside

@@ -96,7 +96,7 @@ def run(recipe: CurvesRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     listing = list_videos(recipe.videos, layout=recipe.layout, annotations=recipe.annotations)
     # By the digest a run over another set of videos is refused, and one over the same resumed.
     stage = Run(recipe.out, "curves", recipe, {"videos": listing_digest(listing)})
-    if stage.is_whole():
+    if stage.is_complete():
         print(f"curves: already complete in {recipe.out}")
         return read_run(recipe.out) or {}
     videos = listing.take(pa.array(evenly_spaced(listing.num_rows, recipe.limit))).to_pylist()

@@ -177,7 +177,7 @@ def run(recipe: EvaluateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     inputs |= {f"model {name}": digest_of(entry.path) for name, entry in entries.items()}
     inputs["seeds"] = SEED_SCHEME  # parts of another scheme would be mixed with new ones
     job = Run(recipe.out, "evaluate", recipe, inputs)
-    if job.is_whole():
+    if job.is_complete():
         print(f"{recipe.out} is whole: nothing to do")
         return read_run(recipe.out) or {}
     # Read before the folder is made, so that bad input leaves nothing behind.

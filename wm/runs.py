@@ -62,7 +62,7 @@ class Run:
         ]
         return tuple(json.dumps(part, sort_keys=True) for part in parts)
 
-    def is_whole(self) -> bool:
+    def is_complete(self) -> bool:
         """Return whether this very run is complete in its folder.
 
         Raises:
@@ -87,7 +87,7 @@ class Run:
         return False
 
     def start(self) -> None:
-        """Create the folder and mark it unfinished. Call after :meth:`is_whole` returned False.
+        """Create the folder and mark it unfinished. Call after :meth:`is_complete` returned False.
 
         Raises:
             InputError: The folder holds files of something else, or cannot be made.

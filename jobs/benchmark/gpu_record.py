@@ -137,9 +137,9 @@ def measure_ceilings(device: torch.device, *, quick: bool) -> Figures:
     size, side = (1 << 16, 64) if quick else (1 << 30, 8192)
     source = torch.randn(size, device=device, dtype=torch.bfloat16)
     target = torch.empty_like(source)
-    left, right = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    matrix, other = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
     seconds: dict[str, float] = {}
-    for name, work in {"copy": lambda: target.copy_(source), "product": lambda: left @ right}.items():
+    for name, work in {"copy": lambda: target.copy_(source), "product": lambda: matrix @ other}.items():
         time_runs(work, device, 3)
         seconds[name] = time_runs(work, device, 10)["s"]
     return {

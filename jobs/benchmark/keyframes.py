@@ -197,7 +197,8 @@ def jaccard(frames: Sequence[int], expected: Sequence[int], tolerance: int = TOL
     return shared / union if union else 1.0
 
 
-def _write(recipe: BenchmarkRecipe, results: Mapping[str, ShapeResult]) -> Figures:
+def _compute_ratios(results: Mapping[str, ShapeResult]) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Compute ratios of throughput and means of agreement, and the spread of each over the clips."""
     ratios: dict[str, float] = {}
     spreads: dict[str, dict[str, float]] = {}
     exact_names = [f"exact_{rule}" for rule in KEYFRAME_RULES]
@@ -231,6 +232,11 @@ def _write(recipe: BenchmarkRecipe, results: Mapping[str, ShapeResult]) -> Figur
     ):
         worse = min(parts, key=lambda name: ratios[name])
         ratios[headline], spreads[headline] = ratios[worse], spreads[worse]
+    return ratios, spreads
+
+
+def _write(recipe: BenchmarkRecipe, results: Mapping[str, ShapeResult]) -> Figures:
+    ratios, spreads = _compute_ratios(results)
     rates = _compute_rates(results)
     clips_measured = {name: len(result.scores) for name, result in results.items()}
     settings = recipe.settings() | {

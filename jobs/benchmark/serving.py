@@ -218,7 +218,7 @@ def _measure_load(request: EditRequest, recipe: BenchmarkRecipe) -> Load:
             statuses += tally.statuses
     closed = {name: spread(values) for name, values in answered.items()}
     # Of neighbours in time, which meet the machine in the same mood.
-    gain = spread([many / one for one, many in zip(answered["1"], answered[str(CLIENTS)], strict=True)])
+    gain = spread([of_many / of_one for of_one, of_many in zip(answered["1"], answered[str(CLIENTS)], strict=True)])
     arrivals: list[Figures] = []
     for number, share in enumerate(RATES[:1] if recipe.quick else RATES):
         rate = share * closed[str(CLIENTS)]["median"]

@@ -150,7 +150,7 @@ def run(recipe: IngestRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     if recipe.codec:
         inputs["codec"] = digest_of(recipe.codec)
     stage = Run(recipe.out, "ingest", recipe, inputs)
-    is_finished = stage.is_whole()
+    is_finished = stage.is_complete()
     if recipe.codec and not is_finished:
         _check_codec(recipe.codec)
     for line in describe(passed_over):

@@ -30,7 +30,7 @@ def run(recipe: PredictRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     if recipe.triplets:
         inputs["seeds"] = SEED_SCHEME  # parts of another scheme would be mixed with new ones
     stage = Run(recipe.out, "predict", recipe, inputs)
-    if stage.is_whole():
+    if stage.is_complete():
         print(f"predict: already complete in {recipe.out}")
         return read_run(recipe.out) or {}
     with stage.timed("read"):

@@ -42,7 +42,7 @@ CLASSES_TOLD = 20
 def run(recipe: SelectRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     """Select, write ``out/selection`` and ``out/run.json``; returns the run's record."""
     stage = Run(recipe.out, "select", recipe, {"triplets": digest_of(recipe.triplets)})
-    if stage.is_whole():
+    if stage.is_complete():
         record = read_run(recipe.out) or {}
         _print_counts(record["counts"], f"already complete in {recipe.out}:")
         return record
