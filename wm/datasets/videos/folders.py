@@ -18,7 +18,7 @@ from wm.datasets.videos.passed_over import PassedOver, describe
 from wm.datasets.videos.patterns import MARKS, Pattern, States, fixed_part
 from wm.errors import InputError
 from wm.files.storage import StorageError, list_files
-from wm.files.uris import OBJECT_STORES, ends_in, is_remote, parse_place, path_in, scheme_of
+from wm.files.uris import OBJECT_STORES, ends_in, is_remote, parse_address, path_in, scheme_of
 
 _CONTAINERS = """
     360 3g2 3gp 3gp2 3gpp 3gpp2 amv apng asf avi bik cine dav divx dv dif dvr-ms evo f4v flc fli flm flv gif gxf hdmov
@@ -246,7 +246,7 @@ def _find_remote(spec: str) -> Found:
         raise InputError(
             f"videos = {spec!r}: HTTP has no listing; give the URI of a video, or a list file with one row a video"
         )
-    address, pattern = parse_place(spec), ""
+    address, pattern = parse_address(spec), ""
     if any(mark in address.key for mark in MARKS):
         # Only the prefix before the first mark can be asked of the store.
         fixed = fixed_part(address.key)
