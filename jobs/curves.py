@@ -20,7 +20,8 @@ from wm.cli import progress_bar
 from wm.config import Recipe
 from wm.datasets.videos.layouts import Layout
 from wm.datasets.videos.videos import describe, list_videos, listing_digest, passed_over_of
-from wm.files.storage import StorageError, download, is_remote
+from wm.files.storage import StorageError, download
+from wm.files.uris import is_remote
 from wm.paths import InputPath, OptionalInputPath, OutputPath
 from wm.records import write_table
 from wm.runs import Run, read_run

@@ -81,6 +81,7 @@ def measure_sampling(
                 return _measure_decoder(record, model, decoder, count=count, repeats=repeats)
 
             record.measure(f"sampling_n{count}_{way}", decode)
+    # The best way of decoding counts, which is another one on another device.
     best = {count: _min_seconds(record, [f"sampling_n{count}_{way}" for way in stepping]) for count in rows}
     for count in rows:
         if count != 1:
@@ -130,6 +131,7 @@ def _measure_decoder(record: Record, model: ShapeModel, decoder: Decoder, *, cou
     if decoder.stepping == "plain":
         model.tokens_per_image = min(SHORT, shape.target)
     try:
+        # The first run compiles or records where there is something to.
         first = time_runs(work, record.device, 1)
     finally:
         model.tokens_per_image = shape.target
@@ -162,6 +164,7 @@ def measure_scoring(record: Record, model: ShapeModel, repeats: int) -> None:
         "idm_shared_one_source": (ROWS, lambda: completion_logprobs(model, of_one_source, decoder=decoder)),
         "idm_unshared_one_source": (ROWS, lambda: score_unshared(model, decoder, of_one_source)),
     }
+    # Shared: the source is read once; unshared: with each candidate.
     for name, (pairs, work) in works.items():
 
         def score(pairs: int = pairs, work: Callable[[], object] = work) -> Figures:

@@ -58,6 +58,7 @@ def bare_products(
     Returns:
         The products, without a result.
     """
+    # Random numbers in the sizes of a step; what they are does not change the time.
     view = decoder.view
     groups, width = view.num_groups, view.head_width
     inputs = {name: torch.randn(rows, len(view.norm)) for name in ("project", "gate", "up", "head")}
@@ -124,6 +125,7 @@ def count_sampling(model: ShapeModel, rows: int) -> dict[str, int]:
         counts[f"flops_{name}"] = _count_flops(
             partial(sample_images, model, [prefix] * prefixes, num_samples=each, decoder=decoder)
         )
+        # Caches as they are when the last code is sampled.
         prefix_cache, _ = decoder.prefill([prefix] * prefixes)
         cache = decoder.reserve(prefixes * each, model.shape.target)
         counts[f"bytes_{name}"] = (prefix_cache.num_bytes() + cache.num_bytes()) // 2  # of float64

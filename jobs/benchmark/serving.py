@@ -111,6 +111,7 @@ def _measure(recipe: BenchmarkRecipe, folder: Path) -> tuple[dict[str, float], F
     # 1. A server for each number of replicas; single requests and equal answers with the first.
     for count in recipe.replicas:
         replicas = {"sampler_replicas": count, "verifier_replicas": count, "cpus_per_replica": recipe.cpus_per_replica}
+        # Its models are loaded when the block begins.
         with serve(models | replicas | {"best_of": BEST_OF}) as url:
             request = EditRequest(url, source_png, action)
             if count == recipe.replicas[0]:
@@ -123,6 +124,7 @@ def _measure(recipe: BenchmarkRecipe, folder: Path) -> tuple[dict[str, float], F
         figures[f"replicas_{count}"] = load
     # 2. Images of more tokens, with random weights.
     if not recipe.fdm:
+        # The nano world's nine tokens are too few to see a preview before the end.
         presets = {"wide": SMALL} if recipe.quick else {"wide": WIDE, "faithful": FAITHFUL}
         for name, preset in presets.items():
             by_kind = _measure_preset(preset, folder / name, rounds=1 if recipe.quick else 5)
@@ -201,6 +203,7 @@ def _identical_share(request: EditRequest, library: Library, seeds: int) -> floa
             pixels = decode_image(base64.b64decode(entry["b64_json"]), "reply")
             logprob = entry["verification"]["logprob"]
             is_same_image = np.array_equal(pixels, decode_image(png, "own"))
+            # Batching on the server must change nothing.
             identical += is_same_image and logprob == prediction.best.score.logprob
     return identical / seeds
 

@@ -22,8 +22,6 @@ from wm.files.uris import OBJECT_STORES, is_remote, parse_address, scheme_of
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
-__all__ = ["FILES_SCHEMA", "StorageError", "download", "is_remote", "list_files", "object_store", "read_bytes"]
-
 FILES_SCHEMA = pa.schema([("path", pa.string()), ("size_bytes", pa.int64()), ("mtime_ns", pa.int64())])
 """Columns of :func:`list_files`: ``path`` below the prefix, size, and time of change (null where unknown)."""
 

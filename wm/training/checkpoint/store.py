@@ -20,8 +20,8 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 
 from wm.errors import InputError
-from wm.files.storage import is_remote, object_store
-from wm.files.uris import local_path
+from wm.files.storage import object_store
+from wm.files.uris import is_remote, local_path
 
 MANIFEST = "checkpoint.json"
 _OWNER = "owner"
