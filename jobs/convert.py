@@ -79,7 +79,7 @@ def run(recipe: ConvertRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         if not Path(folder).is_dir():
             raise InputError(f"{key} = {folder!r}: no such folder")
     stage = Run(recipe.out, "convert", recipe, {key: digest_of(folder) for key, folder in folders.items()})
-    if stage.is_whole():
+    if stage.is_complete():
         print(f"convert: already complete in {recipe.out}")
         return read_run(recipe.out) or {}
     convert = _convert_release if recipe.release else _convert_adapter

@@ -23,7 +23,8 @@ from wm.config import Recipe
 from wm.datasets.layouts import DatasetLayout
 from wm.datasets.videos.listing import Entry
 from wm.datasets.videos.videos import describe, list_videos, listing_digest, passed_over_of
-from wm.files.storage import StorageError, download, is_remote
+from wm.files.storage import StorageError, download
+from wm.files.uris import is_remote
 from wm.paths import InputPath, OptionalInputPath, OutputPath
 from wm.records import write_table
 from wm.runs import Run, read_run
@@ -132,7 +133,7 @@ def run(recipe: CurvesRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     listing = list_videos(recipe.videos, layout=recipe.dataset_layout, annotations=recipe.annotations)
     # By the digest a run over another set of videos is refused, and one over the same resumed.
     stage = Run(recipe.out, "curves", recipe, {"videos": listing_digest(listing)})
-    if stage.is_whole():
+    if stage.is_complete():
         print(f"curves: already complete in {recipe.out}")
         return read_run(recipe.out) or {}
     rows = listing.take(pa.array(evenly_spaced(listing.num_rows, recipe.limit))).to_pylist()

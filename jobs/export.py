@@ -71,7 +71,7 @@ def run(recipe: ExportRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     if recipe.selection:
         inputs["selection"] = digest_of(recipe.selection)
     stage = Run(recipe.out, "export", recipe, inputs)
-    if stage.is_whole():
+    if stage.is_complete():
         remove_marks(recipe.out)
         record = read_run(recipe.out) or {}
         print(f"export: already complete in {recipe.out}: {record['counts']['exported']:,} triplets as {recipe.format}")

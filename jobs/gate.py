@@ -72,7 +72,7 @@ def run(recipe: GateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     check_device(recipe.resources.device)
     names = ("champion", "challenger", "triplets")
     stage = Run(recipe.out, "gate", recipe, {name: digest_of(getattr(recipe, name)) for name in names})
-    is_complete = stage.is_whole()
+    is_complete = stage.is_complete()
     # A model of the other task would be compared by figures that mean nothing.
     for name in names[:2]:
         manifest = read_manifest(getattr(recipe, name))

@@ -53,7 +53,7 @@ def run(recipe: PretrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         The run's record; empty on a dry run.
     """
     stage = Run(recipe.out, "pretrain", recipe)
-    is_complete = stage.is_whole()
+    is_complete = stage.is_complete()
     if dry_run or is_complete:
         print(
             f"pretrain: {'already complete in' if is_complete else 'would train into'} {recipe.out}/model: codec "

@@ -43,7 +43,7 @@ def run(recipe: RelabelRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     """Write the relabelled triplets; returns the run's record."""
     inputs = {"triplets": digest_of(recipe.triplets), "selection": digest_of(recipe.selection)}
     stage = Run(recipe.out, "relabel", recipe, inputs)
-    is_finished = stage.is_whole()
+    is_finished = stage.is_complete()
     if dry_run or is_finished:
         print(
             f"relabel: {'already complete in' if is_finished else 'would write'} {recipe.out}, labels {recipe.labels}"

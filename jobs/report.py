@@ -50,7 +50,7 @@ def run(recipe: ReportRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     inputs = {f"stage {stage.name}": digest_of(stage.folder) for stage in findings.stages}
     job = Run(recipe.out, "report", recipe, inputs)
     path = job.out / FILE
-    if job.is_whole():
+    if job.is_complete():
         print(f"{path} is up to date")
         return {}
     if dry_run:

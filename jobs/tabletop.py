@@ -73,7 +73,7 @@ def write_clips(seeds: list[int], folder: str) -> int:
 def run(recipe: TabletopRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     """Write the world into ``recipe.out``; returns the run's record."""
     stage = Run(recipe.out, "tabletop", recipe)
-    is_complete = stage.is_whole()
+    is_complete = stage.is_complete()
     splits = {"train": recipe.train, "tune": recipe.tune, "test": recipe.test}
     if dry_run or is_complete:
         print(

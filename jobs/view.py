@@ -62,7 +62,7 @@ def run(recipe: ViewRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     if recipe.selection is not None:
         inputs["selection"] = digest_of(recipe.selection)
     stage = Run(recipe.out, "view", recipe, inputs)
-    if stage.is_whole():
+    if stage.is_complete():
         print(f"view: already complete in {recipe.out}/index.html")
         return read_run(recipe.out) or {}
     with stage.timed("plan_s"):

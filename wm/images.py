@@ -1,4 +1,7 @@
-"""Pixels in and out of bytes. Every byte string that comes from outside is read here, with limits."""
+"""Convert images from and to encoded bytes, and to the square that a codec reads.
+
+Every byte string that comes from outside is decoded here, with limits. Not known here: codecs, models, files.
+"""
 
 import io
 import math
@@ -20,10 +23,10 @@ Pixels: TypeAlias = npt.NDArray[np.uint8]
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 MAX_PIXELS = 40_000_000
 MAX_ASPECT = 16
-"""Of strips longer than so many squares only the middle is scaled: a kilobyte of them would cost seconds."""
+"""Only the middle of a strip longer than so many squares is scaled: a kilobyte of strip would cost seconds."""
 
 _PNG_GREY, _PNG_RGB = 0, 2
-_TURNS = {
+_UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -32,7 +35,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What makes an image of each EXIF orientation upright."""
+"""EXIF orientation to the transposition that makes such an image upright."""
 _LANCZOS = Image.Resampling.LANCZOS
 _TALL_FIRST = int(PIL.__version__.split(".")[0]) >= 13
 """From version 13 on Pillow scales along the height first where this shrinks more than twice as many pixels as the
@@ -42,7 +45,7 @@ _WEIGHT_BITS = 22
 
 
 def encode_png(pixels_HWC: Pixels) -> bytes:
-    """Lossless PNG bytes of a uint8 RGB image."""
+    """Encode uint8 pixels, RGB (height, width, 3) or grey (height, width), as a lossless PNG."""
     buffer = io.BytesIO()
     Image.fromarray(pixels_HWC, "RGB" if pixels_HWC.ndim == 3 else "L").save(buffer, "PNG", compress_level=3)
     return buffer.getvalue()
@@ -53,8 +56,8 @@ def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Pixels
 
     Args:
         data: The file's bytes; its size in pixels is checked before a pixel is decoded.
-        name: What errors call the image.
-        max_pixels: The largest width x height.
+        name: Name of the image in errors.
+        max_pixels: Max width x height.
 
     Returns:
         uint8, shape (height, width, 3).
@@ -64,13 +67,27 @@ def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Pixels
     """
     with _open_image(data, name, max_pixels) as image:
         image.load()  # metadata may follow the pixels
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-        pixels_HWC = _rgb(image, data)
-        return pixels_HWC if turn is None else np.array(Image.fromarray(pixels_HWC).transpose(turn))
+        transposition = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        pixels_HWC = _to_rgb(image, data)
+        if transposition is None:
+            return pixels_HWC
+        return np.array(Image.fromarray(pixels_HWC).transpose(transposition))
 
 
 def count_pixels(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> int:
-    """Read width x height of an image without decoding it. Raises as :func:`decode_image` does."""
+    """Read the size of an image without decoding it.
+
+    Args:
+        data: The file's bytes.
+        name: Name of the image in errors.
+        max_pixels: Max width x height.
+
+    Returns:
+        Width x height.
+
+    Raises:
+        InputError: The bytes are no such image, or one of more pixels.
+    """
     with _open_image(data, name, max_pixels) as image:
         return image.width * image.height
 
@@ -99,24 +116,24 @@ def _open_image(data: bytes, name: str, max_pixels: int) -> Iterator[Image.Image
         raise InputError(f"{name} is no readable image ({', '.join(FORMATS)}): {error}") from error
 
 
-def _rgb(image: Image.Image, data: bytes) -> Pixels:
-    """Convert an image of any mode to RGB and put what is transparent on white.
+def _to_rgb(image: Image.Image, data: bytes) -> Pixels:
+    """Convert an image of any mode to RGB and put transparent pixels on white.
 
     White, as in Chameleon's release (facebookresearch/chameleon, image_tokenizer.py, ``_whiten_transparency``). Of 16
     bits the upper 8 are kept, where Pillow's own conversion would clip at 255. Colour profiles and gamma are
     ignored, as there.
 
     Args:
-        image: As it was decoded, not turned yet.
+        image: The decoded image, in the file's orientation.
         data: The file that it was decoded from.
     """
     key = _transparent_key(image, data)
     if key is not None:
-        pixels_HWC = _rgb_of_16_bits(image) if image.mode.startswith("I") else np.array(image.convert("RGB"))
+        pixels_HWC = _grey_16_to_rgb(image) if image.mode.startswith("I") else np.array(image.convert("RGB"))
         pixels_HWC[key] = 255
         return pixels_HWC
     if image.mode.startswith("I"):
-        return _rgb_of_16_bits(image)
+        return _grey_16_to_rgb(image)
     if not image.has_transparency_data:
         return np.array(image.convert("RGB"))
     rgba_HWC = np.array(image.convert("RGBA"))
@@ -129,7 +146,7 @@ def _rgb(image: Image.Image, data: bytes) -> Pixels:
     return rgb_HWC.astype(np.uint8)
 
 
-def _rgb_of_16_bits(image: Image.Image) -> Pixels:
+def _grey_16_to_rgb(image: Image.Image) -> Pixels:
     grey_HW = (np.array(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
     return np.repeat(grey_HW[..., None], 3, axis=2)
 
@@ -153,12 +170,12 @@ def _transparent_key(image: Image.Image, data: bytes) -> npt.NDArray[np.bool_] |
         return np.asarray(np.array(image.convert("L")) == value * 255 // ((1 << bit_depth) - 1))
     if color_type == _PNG_RGB and isinstance(value, tuple):
         color = np.array(value) & (1 << bit_depth) - 1
-        pixels_HWC = _all_16_bits(data) if bit_depth == 16 else np.array(image)
+        pixels_HWC = _decode_16_bits(data) if bit_depth == 16 else np.array(image)
         return np.asarray((pixels_HWC == color).all(axis=-1))
     return None
 
 
-def _all_16_bits(data: bytes) -> npt.NDArray[np.uint16]:
+def _decode_16_bits(data: bytes) -> npt.NDArray[np.uint16]:
     """Decode an RGB PNG of 16 bits in full by OpenCV, as Pillow drops the lower 8."""
     import cv2
 
@@ -182,7 +199,7 @@ def fit_square(pixels_HWC: Pixels, side_px: int) -> Pixels:
     """
     if pixels_HWC.shape[:2] == (side_px, side_px):
         return pixels_HWC
-    size = _scaled(pixels_HWC, side_px)
+    size = _scaled_size(pixels_HWC, side_px)
     if size[0] * size[1] > min(MAX_PIXELS, MAX_ASPECT * side_px**2):
         return _fit_strip(pixels_HWC, side_px, size)
     image = Image.fromarray(pixels_HWC).resize(size, _LANCZOS)
@@ -190,15 +207,15 @@ def fit_square(pixels_HWC: Pixels, side_px: int) -> Pixels:
     return np.array(image.crop((left_px, top_px, left_px + side_px, top_px + side_px)))
 
 
-def _scaled(pixels_HWC: Pixels, side_px: int) -> tuple[int, int]:
-    """Width and height when the short side is ``side_px``."""
+def _scaled_size(pixels_HWC: Pixels, side_px: int) -> tuple[int, int]:
+    """Compute width and height when the short side is ``side_px``."""
     height, width = pixels_HWC.shape[:2]
     scale = side_px / min(height, width)
     return max(side_px, round(width * scale)), max(side_px, round(height * scale))
 
 
 def _fit_strip(pixels_HWC: Pixels, side_px: int, size: tuple[int, int]) -> Pixels:
-    """Scale and cut a strip, and compute no more than the square that remains.
+    """Scale a strip and cut its centre square, without computing the rest.
 
     Equal to the last bit to scaling all of it. Pillow scales along one axis and then along the other, each with its own
     weights; of the long axis only the weights of the middle are built here, as Pillow builds them
@@ -217,7 +234,8 @@ def _fit_strip(pixels_HWC: Pixels, side_px: int, size: tuple[int, int]) -> Pixel
     if width > side_px and _TALL_FIRST:
         return _resize(_resample_rows(pixels_HWC, size[1], middle), (side_px, side_px))
     # Of the rows only those that the filter of the middle reaches are scaled.
-    first, stop = _lanczos(height, size[1], middle[0])[0].start, _lanczos(height, size[1], middle[-1])[0].stop
+    first = _row_weights(height, size[1], middle[0])[0].start
+    stop = _row_weights(height, size[1], middle[-1])[0].stop
     rows_HWC = _resize(pixels_HWC[first:stop], (side_px, stop - first))
     return _resample_rows(rows_HWC, size[1], middle, num_rows=height, first=first)
 
@@ -244,16 +262,16 @@ def _resample_rows(
     num_rows = len(pixels_HWC) if num_rows is None else num_rows
     scaled_HWC = np.empty((len(rows), *pixels_HWC.shape[1:]), np.uint8)
     for number, row in enumerate(rows):
-        span, weights = _lanczos(num_rows, num_scaled, row)
+        span, weights = _row_weights(num_rows, num_scaled, row)
         reached = pixels_HWC[span.start - first : span.stop - first].astype(np.int64)
         sums = np.tensordot(weights, reached, axes=1) + (1 << _WEIGHT_BITS - 1)
         scaled_HWC[number] = (sums >> _WEIGHT_BITS).clip(0, 255)
     return scaled_HWC
 
 
-def _lanczos(num_rows: int, num_scaled: int, row: int) -> tuple[range, npt.NDArray[np.int64]]:
-    """Compute the rows that a scaled row is made of, and their weights in units of 2**-22: Pillow's, computed as it
-    does."""
+def _row_weights(num_rows: int, num_scaled: int, row: int) -> tuple[range, npt.NDArray[np.int64]]:
+    """Compute the rows that a scaled row is made of, and Pillow's weights of them, in units of 2**-22."""
+    # In the order of Pillow's own operations, so that rounding is the same.
     scale = num_rows / num_scaled
     filter_scale = max(1.0, scale)
     center, support = (row + 0.5) * scale, 3 * filter_scale
@@ -266,7 +284,7 @@ def _lanczos(num_rows: int, num_scaled: int, row: int) -> tuple[range, npt.NDArr
 
 
 def _lanczos_weight(distance: float) -> float:
-    """Lanczos' window of three lobes."""
+    """Compute Lanczos' window of three lobes."""
     return _sinc(distance) * _sinc(distance / 3) if -3 <= distance < 3 else 0.0
 
 

@@ -77,7 +77,7 @@ TRIPLET_SCHEMA = pa.schema(_TRIPLET_FIELDS, metadata=_hf_metadata(_TRIPLET_FIELD
 ``change``: squared L2 distance per image token between the pre-quantised features of source and target
 (paper section 3.2, recognition model), raw; normalising it is training's choice.
 ``action_logprob``: sum of log-probabilities of the action's tokens in nats, ``action_tokens`` their count;
-both null for people's actions. ``motion``: mean optical-flow magnitude at the target key-frame, px/frame.
+both null for human actions. ``motion``: mean optical-flow magnitude at the target key-frame, px/frame.
 ``origin``: ``human``, ``idm`` or ``fdm``. ``reader``: what decoded the two frames of a video, ``decord`` or
 ``pyav``. Unknown times, frames and motion are null.
 """
@@ -188,7 +188,7 @@ def row_seeds(seed: int, ids: Iterable[str | None]) -> list[int]:
     """Derive a seed for each row from the run's seed and the row's id.
 
     A row's seed does not change with the order of the rows, with their number or with how they are split. Only where an
-    id occurs again does the row's place among those of the same id count, so that such rows stay independent too.
+    id occurs again does the row's position among those of the same id count, so that such rows stay independent too.
 
     Args:
         seed: The seed of the run, 0 or more.
@@ -201,9 +201,10 @@ def row_seeds(seed: int, ids: Iterable[str | None]) -> list[int]:
     seeds = []
     for row_id in ids:
         name = row_id or ""
-        earlier = occurrences[name]
+        count = occurrences[name]
         occurrences[name] += 1
-        seeds.append(derive_seed(seed, name, earlier) if earlier else derive_seed(seed, name))
+        # An id's first row has the seed that it has in a set without doubles.
+        seeds.append(derive_seed(seed, name, count) if count else derive_seed(seed, name))
     return seeds
 
 
@@ -343,7 +344,8 @@ def write_parquet(
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with pq.ParquetWriter(temporary, table.schema, compression="zstd", **options) as writer:
-            if table.num_rows:  # an empty row group would stop Hugging Face's datasets: "BatchSize must be greater"
+            # An empty row group would stop Hugging Face's datasets: "BatchSize must be greater".
+            if table.num_rows:
                 writer.write_table(table, row_group_size)
         # A rename can reach the disk before the content does.
         if is_durable:
@@ -385,6 +387,13 @@ def table_files(folder: str | Path) -> list[Path]:
 def checked_files(folder: str | Path, schema: pa.Schema = TRIPLET_SCHEMA) -> list[Path]:
     """List the files of :func:`table_files` and check their columns; only the ends of the files are read.
 
+    Args:
+        folder: A folder or a file.
+        schema: Columns that each file must have.
+
+    Returns:
+        The files, sorted.
+
     Raises:
         InputError: There is no file, one cannot be read, or one lacks a column of the schema.
     """
@@ -405,7 +414,19 @@ def checked_files(folder: str | Path, schema: pa.Schema = TRIPLET_SCHEMA) -> lis
 def read_table(
     folder: str | Path, schema: pa.Schema = TRIPLET_SCHEMA, columns: Sequence[str] | None = None
 ) -> pa.Table:
-    """Read a data set of this schema (column-pruned). Raises :class:`InputError` on a file of another schema."""
+    """Read a data set into memory.
+
+    Args:
+        folder: A folder or a file.
+        schema: Its schema.
+        columns: Columns to read; None: all.
+
+    Returns:
+        The rows, in the order of the files' names.
+
+    Raises:
+        InputError: There is no file, or one is damaged or of another schema.
+    """
     files = checked_files(folder, schema)
     try:
         return pads.dataset([str(file) for file in files], schema=schema).to_table(columns=columns)
@@ -414,7 +435,7 @@ def read_table(
 
 
 def _unreadable(files: Sequence[Path], schema: pa.Schema) -> str:
-    """Find the file that could not be read, and why as far as its schema tells."""
+    """Describe the file that could not be read, and the reason as far as its schema shows it."""
     for file in files:
         stored = pq.read_schema(file)
         for name in schema.names:

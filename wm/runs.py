@@ -45,7 +45,7 @@ class Run:
         self.timings_s: dict[str, float] = {}
         self._started = time.time()
         self._recipe_class = type(recipe)
-        self._record: dict[str, Any] = {
+        self._record: dict[str, object] = {
             "stage": stage,
             "recipe": recipe.model_dump(mode="json"),
             "recipe_digest": recipe.digest(),
@@ -55,7 +55,7 @@ class Run:
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What makes it this run: stage, identity settings and inputs, each as JSON."""
+        """Identity of the run: stage, identity settings and inputs, each as JSON."""
         return self._key_of(self._record)
 
     def _key_of(self, record: Mapping[str, Any]) -> tuple[str, ...]:
@@ -66,7 +66,7 @@ class Run:
         ]
         return tuple(json.dumps(part, sort_keys=True) for part in parts)
 
-    def is_whole(self) -> bool:
+    def is_complete(self) -> bool:
         """Return whether this very run is complete in its folder.
 
         Raises:
@@ -74,7 +74,7 @@ class Run:
             InputError: ``out`` is no folder, or ``run.json`` is damaged.
         """
         check_place(self.out)
-        # The complete mark first: a kill between the last two steps leaves both.
+        # The complete mark first: a kill between the last two steps of finish() leaves both.
         for name in (_COMPLETE, _UNFINISHED):
             record = read_run(self.out, name)
             if record is None:
@@ -91,7 +91,7 @@ class Run:
         return False
 
     def start(self) -> None:
-        """Create the folder and mark it unfinished. Call after :meth:`is_whole` returned False.
+        """Create the folder and mark it unfinished. Call after :meth:`is_complete` returned False.
 
         Raises:
             InputError: The folder holds files of something else, or cannot be made.
@@ -126,7 +126,7 @@ class Run:
         finally:
             self.timings_s[name] = round(self.timings_s.get(name, 0.0) + time.perf_counter() - begin, 3)
 
-    def finish(self, counts: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    def finish(self, counts: Mapping[str, object], **more: object) -> dict[str, Any]:
         """Write ``run.json``; the output is complete from here on.
 
         Args:
@@ -149,7 +149,18 @@ class Run:
 
 
 def read_run(folder: str | Path, name: str = _COMPLETE) -> dict[str, Any] | None:
-    """Load the ``run.json`` of a folder; None if there is none. Raises :class:`InputError` if it is damaged."""
+    """Load the record of a run.
+
+    Args:
+        folder: Output folder of the run.
+        name: Name of the file.
+
+    Returns:
+        The record; None if there is none.
+
+    Raises:
+        InputError: It is damaged.
+    """
     path = Path(folder) / name
     if not path.is_file():
         return None
@@ -169,6 +180,9 @@ def parse_json(text: str | bytes, where: str) -> Any:
         text: The text, or its bytes in UTF-8.
         where: Its origin for the message, such as a file and a line.
 
+    Returns:
+        What the text holds.
+
     Raises:
         InputError: It is no JSON, is nested too deeply, or has a number of more digits than Python reads.
     """
@@ -184,13 +198,23 @@ def parse_json(text: str | bytes, where: str) -> Any:
         raise InputError(f"{where}: not valid JSON: a number of more digits than are read") from error
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON to a temporary file, then rename it."""
+def write_json(path: Path, value: object) -> None:
+    """Write JSON to a temporary file, then rename it.
+
+    Args:
+        path: The file; its folder must exist.
+        value: What JSON can hold.
+    """
     write_text(path, json.dumps(value, indent=1, sort_keys=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text to a temporary file, then rename it; nothing is left of a failed attempt."""
+    """Write UTF-8 text to a temporary file, then rename it; a failed attempt leaves nothing.
+
+    Args:
+        path: The file; its folder must exist.
+        text: Its content.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
@@ -234,7 +258,7 @@ def digest_of(path: str | Path) -> str:
 
 
 def check_place(out: Path) -> None:
-    """Refuse a name at which no folder can be made."""
+    """Raise :class:`InputError` if no folder can be made under a name: a file is there, or the name is too long."""
     try:
         for path in (out, *out.parents):
             if path.exists() and not path.is_dir():
@@ -248,7 +272,7 @@ def _list_visible(folder: Path) -> list[str]:
 
 
 def _difference(record: Mapping[str, Any], expected: Mapping[str, Any], recipe_class: type[Recipe]) -> str:
-    """Name the first thing in which a recorded run differs from the expected one."""
+    """Describe the first difference between a recorded run and the expected one."""
     if record.get("stage") != expected["stage"]:
         return f"of stage {record.get('stage')!r}, not {expected['stage']!r}"
     # The first difference is enough to decide what to do.
@@ -263,12 +287,15 @@ def _difference(record: Mapping[str, Any], expected: Mapping[str, Any], recipe_c
     return "it differs"
 
 
-def recipe_difference(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Name the key, inside of tables too, in which two recipes differ. A key that one of them lacks (an older version
-    did not have it) is reported as not set: null would read as a value."""
-    if isinstance(old.get(name), dict) and isinstance(new.get(name), dict):
-        for key in sorted(set(old[name]) | set(new[name])):
-            if key not in old[name] or key not in new[name] or old[name][key] != new[name][key]:
-                return f"{name}.{recipe_difference(key, old[name], new[name])}"
+def recipe_difference(name: str, old: Mapping[str, object], new: Mapping[str, object]) -> str:
+    """Describe the first difference between two recipes at a key, inside of tables too.
+
+    A key that one of them lacks (an older version did not have it) is reported as not set: null would read as a value.
+    """
+    old_table, new_table = old.get(name), new.get(name)
+    if isinstance(old_table, dict) and isinstance(new_table, dict):
+        for key in sorted(set(old_table) | set(new_table)):
+            if key not in old_table or key not in new_table or old_table[key] != new_table[key]:
+                return f"{name}.{recipe_difference(key, old_table, new_table)}"
     before, after = (f"{recipe[name]!r:.60}" if name in recipe else "not set" for recipe in (old, new))
     return f"{name} = {before} there, {after} here"

@@ -17,7 +17,8 @@ import pyarrow as pa
 
 from jobs.annotate.metrics import Metrics
 from jobs.annotate.tables import DECODED_SCHEMA, DecodedVideo, Decoding, ListedVideo
-from wm.files.storage import download, is_remote
+from wm.files.storage import download
+from wm.files.uris import is_remote
 from wm.video import ClipReader, ClipSettings, VideoError
 from wm.video.errors import check_name
 from wm.video.facts import FrameFacts, pair_difference

@@ -64,7 +64,7 @@ def run(recipe: AnnotateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         _check_fit(recipe.idm, recipe.base)
         inputs["base"] = digest_of(recipe.base)
     stage = Run(recipe.out, "annotate", recipe, inputs)
-    is_complete = stage.is_whole()
+    is_complete = stage.is_complete()
     retried = shards_with(Path(recipe.out), recipe.retry) if recipe.retry else []
     if is_complete and retried and not dry_run:
         stage.reopen()

@@ -61,6 +61,7 @@ def run(recipe: BenchmarkRecipe, *, dry_run: bool = False) -> Figures:
     if recipe.poisoned >= recipe.broken_clips:
         raise InputError(f"poisoned = {recipe.poisoned} of broken_clips = {recipe.broken_clips}: expected fewer")
     sources = list_sources(recipe.videos)
+    # Sizes of a smoke test, whatever else the recipe says.
     if recipe.quick:
         small = {"memory_clips": 40, "scale_clips": 32, "scale_rounds": 1, "clip_s": 2.0}
         recipe = recipe.model_copy(update=small | {"broken_clips": 40, "poisoned": 3, "kills": 1})
@@ -86,6 +87,7 @@ def _run_trials(recipe: BenchmarkRecipe, folder: Path, sources: list[Path]) -> F
     spreads: dict[str, dict[str, float]] = {}
     trials: dict[str, Figures] = {}
     if "memory" in recipe.trials:
+        # A random model is small: it needs no GPU and no other precision.
         resources = {"gpus_per_annotator": recipe.gpus_per_annotator}
         of_idm = {"resources": resources, "dtype": recipe.dtype} if recipe.idm else {}
         memory, counts, rates = memory_growth(folder, clips, Path(recipe.idm or nano), recipe.memory_clips, of_idm)
@@ -96,6 +98,7 @@ def _run_trials(recipe: BenchmarkRecipe, folder: Path, sources: list[Path]) -> F
         # Longer clips, so that decoding and not the start of processes is measured.
         if not sources and not recipe.quick:
             clips = made_clips(folder / "long", XVID, _SOURCES)
+        # The nano model: decoding alone is scaled out.
         speed_ups, trials["scale"] = scale_out(folder, clips, nano, recipe.scale_clips, recipe.scale_rounds)
         spreads["scale_out_2_cores"] = spread(speed_ups)
         ratios["scale_out_2_cores"] = round(median(speed_ups), 3)

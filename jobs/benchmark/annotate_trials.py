@@ -39,6 +39,7 @@ _FILTERS = {"action": "score", "unchanged": "score"}
 def _write_files(folder: Path, sources: Sequence[Path], count: int, poisoned: int = 0) -> Path:
     """Write files in ten classes, hard links to videos and ``poisoned`` ones among them; return the folder."""
     rng = random.Random(0)
+    # Which files are poisoned is the same in every run.
     bad = set(rng.sample(range(count), poisoned))
     for number, source in enumerate(islice(cycle(sources), count)):
         path = folder / f"class {number % 10}" / f"clip-{number:05d}{source.suffix}"
@@ -47,6 +48,7 @@ def _write_files(folder: Path, sources: Sequence[Path], count: int, poisoned: in
             _poison(path, source, rng, len(bad))
             bad.discard(number)
         else:
+            # Hard links: a thousand copies would fill the disk and the cache.
             os.link(source, path)
     return folder
 
@@ -94,6 +96,7 @@ def memory_growth(
         sizes += [_resident_bytes(os.getpid())] * rows
         bar.update(rows)
     bar.close()
+    # Ends the decoder's child, whose memory was counted too.
     decoder.reader.close()
     # The first shard loads models and libraries.
     size = min(_WINDOW, count // 4)
@@ -113,6 +116,7 @@ def memory_growth(
 def _resident_bytes(pid: int) -> int:
     """Return the resident memory of a process and its children, in bytes."""
     total = 0
+    # A child is listed at the thread that started it.
     for task in Path(f"/proc/{pid}/task").iterdir():
         for child in (task / "children").read_text().split():
             total += _resident_bytes(int(child))
@@ -129,6 +133,7 @@ def _stage_rates(counts: Mapping[str, Any]) -> dict[str, float]:
         "idm_pairs": counts["pairs"],
         "write_triplets": counts["triplets"],
     }
+    # The first word of a rate is its stage; a stage that did nothing has no rate.
     seconds = {name: counts["stage_s"].get(name.split("_")[0]) for name in amounts}
     return {f"{name}_per_s": round(amounts[name] / value, 2) for name, value in seconds.items() if value}
 
@@ -181,6 +186,7 @@ def _decode_rate(recipe: AnnotateRecipe, workers: int) -> float:
 
     quiet_data()
     listing = list_videos(recipe.videos)
+    # Small shards, so that no worker waits long for the last one.
     shards = cut_shards(listing, 4)
     shard_rows = (
         ray.data.from_blocks([shard_table(listing, number, *rows) for number, rows in shards.items()])
@@ -220,6 +226,7 @@ def broken_run(folder: Path, sources: Sequence[Path], idm: Path, *, clips: int, 
     videos = _write_files(folder / "broken", sources, clips, poisoned=poisoned)
     out, quiet = folder / "broken-out", folder / "quiet-out"
     begin = time.perf_counter()
+    # First the broken run, then the same one undisturbed, whose rows must be the same.
     killed = _annotate_and_kill(_command(videos, idm, out), out, kills)
     broken_s = time.perf_counter() - begin
     begin = time.perf_counter()
@@ -246,6 +253,7 @@ def broken_run(folder: Path, sources: Sequence[Path], idm: Path, *, clips: int, 
 
 def _annotate_and_kill(command: list[str], out: Path, kills: int) -> Counter[str]:
     """Run a command and kill its decoders and annotators in turn; return how many of each were killed."""
+    # Marks this run's processes: another Ray may work on the machine.
     mark = uuid.uuid4().hex
     killed: Counter[str] = Counter()
     with (out.parent / f"{out.name}.log").open("wb") as log:
@@ -277,6 +285,7 @@ def _count_videos(out: Path) -> int:
 
 
 def _recipe(videos: Path, idm: Path, out: Path, **settings: object) -> AnnotateRecipe:
+    # A finished folder would end the run at once.
     shutil.rmtree(out, ignore_errors=True)
     values = {"videos": str(videos), "idm": str(idm), "out": str(out), "max_new_tokens": 8, "filters": _FILTERS}
     return AnnotateRecipe.parse(values | settings, "the benchmark")

@@ -89,6 +89,7 @@ def real_clips(folder: Path, shape: Shape, videos: Sequence[Path]) -> list[Path]
     """
     clips = []
     for video in videos:
+        # Two parts of one video are clips of their own, as in the corpora.
         for part, images in enumerate(_iterate_parts(video, shape)):
             name = f"{video.name.replace('.', '-')}-{part}{shape.suffix}"
             clips.append(encode(folder / name, shape, images))
@@ -109,6 +110,7 @@ def encode(path: Path, shape: Shape, images: Iterable[Pixels]) -> Path:
         ``path``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    # A container of its own a clip, as corpora have them.
     with av.open(str(path), "w") as container:
         stream = container.add_stream(shape.codec, rate=Fraction(shape.fps), options=dict(shape.options))
         stream.height, stream.width, stream.pix_fmt = shape.height_px, shape.width_px, "yuv420p"
@@ -117,6 +119,7 @@ def encode(path: Path, shape: Shape, images: Iterable[Pixels]) -> Path:
             stream.codec_tag = shape.tag
         for number, pixels in enumerate(images):
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            # A constant rate, stated: the muxer would guess one.
             frame.pts, frame.time_base = number, Fraction(1, shape.fps)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -158,6 +161,7 @@ def scene(seed: int, shape: Shape, num_frames: int) -> Iterator[Pixels]:
     """
     rng = np.random.default_rng(seed)
     height, width = shape.height_px, shape.width_px
+    # The camera may pan this far without leaving the background.
     margin = 48
     background = _draw_texture(rng, height + 2 * margin, width + 2 * margin, 3)
     objects = [_draw_object(rng, int(rng.integers(24, 90))) for _ in range(4)]
@@ -174,6 +178,7 @@ def scene(seed: int, shape: Shape, num_frames: int) -> Iterator[Pixels]:
             center = start + path_T2[number]
             center = np.abs((center + size) % (2 * size) - size)
             _paste(image, pixels, mask, center)
+        # Sensor noise, the same in all channels: without it rest would be exactly still.
         noise = rng.normal(0, 2.0, image.shape[:2]).astype(np.float32)
         yield np.clip(image + noise[..., None], 0, 255).astype(np.uint8)
 

@@ -44,6 +44,7 @@ class Record:
         Returns:
             The measurement; None if it failed or the time is up.
         """
+        # The time is checked before each one: what has begun is finished.
         if time.monotonic() - self._begin > self._max_s:
             self.left_out.append(name)
             return None
@@ -64,6 +65,7 @@ class Record:
         begin = time.monotonic()
         try:
             measurement = work()
+        # Out of memory and a compiler's failure alike.
         except Exception as error:
             self.failed[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
             print(f"{name} failed: {self.failed[name]}", flush=True)
@@ -137,9 +139,9 @@ def measure_ceilings(device: torch.device, *, quick: bool) -> Figures:
     size, side = (1 << 16, 64) if quick else (1 << 30, 8192)
     source = torch.randn(size, device=device, dtype=torch.bfloat16)
     target = torch.empty_like(source)
-    left, right = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    matrix, other = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
     seconds: dict[str, float] = {}
-    for name, work in {"copy": lambda: target.copy_(source), "product": lambda: left @ right}.items():
+    for name, work in {"copy": lambda: target.copy_(source), "product": lambda: matrix @ other}.items():
         time_runs(work, device, 3)
         seconds[name] = time_runs(work, device, 10)["s"]
     return {
@@ -153,6 +155,7 @@ def weight_bytes(view: DecoderView, num_codes: int) -> int:
     layer = view.layers[0]
     matrices = (layer.query, layer.key, layer.value, layer.out, layer.gate, layer.up, layer.down)
     head_norms = [part for pair in (layer.query_norm, layer.key_norm) if pair is not None for part in pair]
+    # All layers have the shape of the first.
     in_layer = sum(matrix.weight.numel() for matrix in matrices) + sum(norm.numel() for norm in head_norms)
     in_layer += layer.norm_attention.numel() + layer.norm_mlp.numel()
     return (len(view.layers) * in_layer + (num_codes + 1) * len(view.norm)) * view.embedding.element_size()
@@ -172,6 +175,7 @@ def bytes_moved(view: DecoderView, num_codes: int, shape: Shape, rows: int) -> i
         embedding.
     """
     steps = shape.target - 1
+    # Numbers of a position's keys and values in all layers.
     pair = 2 * len(view.layers) * view.num_groups * view.head_width
     read = steps * shape.prefix + rows * sum(range(1, steps + 1))
     numbers = pair * (read + rows * steps) + rows * steps * len(view.norm)

@@ -28,6 +28,7 @@ def measure_training(record: Record, model: ShapeModel, repeats: int) -> None:
         prepare(model, Lora(), seed=0)
         parameters = [parameter for parameter in model.module.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
+        # First what needs less memory, so that a failure leaves figures.
         for checkpointing in (True, False):
             _set_checkpointing(model.inner, checkpointing)
             for size in MICRO_BATCHES:
@@ -87,6 +88,7 @@ def step_flops(model: ShapeModel, size: int) -> int:
     """
     shape = model.shape
     length = shape.prefix + shape.target - 1
+    # Numbers of all matrices of the layers.
     weights = shape.layers * (4 * shape.width**2 + 3 * shape.width * shape.mlp)
     attended = shape.layers * 2 * shape.width * length * (length + 1) // 2
     head = shape.target * shape.width * shape.vocabulary

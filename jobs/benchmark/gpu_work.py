@@ -82,6 +82,7 @@ def measure_sampling(
                 return _measure_runner(record, model, runner, count=count, repeats=repeats)
 
             record.measure(f"sampling_n{count}_{way}", decode)
+    # The best way of decoding counts, which is another one on another device.
     best = {count: _min_seconds(record, [f"sampling_n{count}_{way}" for way in stepping]) for count in rows}
     for count in rows:
         if count != 1:
@@ -131,6 +132,7 @@ def _measure_runner(record: Record, model: ShapeModel, runner: LlamaRunner, *, c
     if runner.stepping == "plain":
         model.tokens_per_image = min(SHORT, shape.target)
     try:
+        # The first run compiles or records where there is something to.
         first = time_runs(work, record.device, 1)
     finally:
         model.tokens_per_image = shape.target
@@ -163,6 +165,7 @@ def measure_scoring(record: Record, model: ShapeModel, repeats: int) -> None:
         "idm_shared_one_source": (ROWS, lambda: completion_logprobs(model, of_one_source, runner=runner)),
         "idm_unshared_one_source": (ROWS, lambda: score_unshared(model, runner, of_one_source)),
     }
+    # Shared: the source is read once; unshared: with each candidate.
     for name, (pairs, work) in works.items():
 
         def score(pairs: int = pairs, work: Callable[[], object] = work) -> Figures:

@@ -61,6 +61,7 @@ def turns(
     # The first round warms up: it packs weights and fills caches, and does not count.
     first = {name: cpu_seconds(function) for name, function in work.items()}
     quickest = min((first[name] for name in alternatives), default=0.0)
+    # A slow alternative cannot win any more: timing it again would take hours at the long shape.
     slow = {name for name in alternatives if first[name] > SLOWER * quickest}
     seconds: Seconds = {name: [first[name]] if name in slow else [] for name in work}
     for _ in range(rounds):
@@ -99,6 +100,7 @@ def interleaved(
                 times = (cpu_seconds(function, item) for _ in range(repeats.get(name, 1)))
                 by_round[name].append(min(times))
         for name, values in by_round.items():
+            # The median: one turn may fall into another process's burst.
             seconds[name].append(float(np.median(values)))
     return seconds
 
@@ -132,6 +134,7 @@ def torch_threads(count: int) -> Iterator[None]:
 
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Compute min, quartiles, max and count."""
+    # Times are skewed: a standard deviation would mislead.
     smallest, low, median, high, largest = np.quantile(np.asarray(values, dtype=np.float64), [0, 0.25, 0.5, 0.75, 1])
     quantiles = {"min": smallest, "q25": low, "median": median, "q75": high, "max": largest}
     return {name: round(float(value), 4) for name, value in quantiles.items()} | {"count": len(values)}
@@ -151,6 +154,7 @@ def _cpu_model() -> str:
     # platform.processor() is empty on most Linux systems.
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
+    # One line a core, all of one model.
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return models[0] if models else platform.processor() or platform.machine()
 
@@ -162,6 +166,7 @@ def versions(packages: Sequence[str]) -> dict[str, str]:
         try:
             by_name[package] = version(package)
         except PackageNotFoundError:
+            # A benchmark runs on bare machines too; its record says what was absent.
             by_name[package] = "not installed"
     return by_name
 
@@ -193,6 +198,7 @@ def write_record(
     record = {
         "benchmark": name,
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        # The arguments as given, so that the record can be made again.
         "command": " ".join(["python", "-m", "jobs.benchmark", *sys.argv[1:]]),
         "machine": machine(),
         "versions": versions(packages),

@@ -80,6 +80,7 @@ def _measure_shape(recipe: BenchmarkRecipe, folder: Path, shape: Shape, sources:
         clips = real_clips(folder, shape, sources)
     else:
         clips = made_clips(folder, shape, 1 if recipe.quick else recipe.clips, 2.4 if recipe.quick else None)
+    # A long real video gives two clips.
     clips = clips[:1] if recipe.quick else clips
     rounds = 1 if recipe.quick else recipe.rounds
     # One run gives both the time and the result to compare.
@@ -113,6 +114,7 @@ def decode(clip: Path) -> int:
     """Decode and nothing else; return the number of frames."""
     with av.open(str(clip)) as container:
         stream = container.streams.video[0]
+        # One thread, as everything else here.
         stream.thread_type = "NONE"
         return sum(len(packet.decode()) for packet in container.demux(stream))
 
@@ -124,6 +126,7 @@ def naive(clip: Path) -> Curve:
     curve: list[float] = []
     before = None
     while True:
+        # Every frame at full size, as the naive way has it.
         has_image, image = capture.read()
         if not has_image:
             break
@@ -164,6 +167,7 @@ def _compare(scans: Mapping[str, Scan], reference: Curve) -> dict[str, float]:
 
 def spearman(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
     """Compute the rank correlation; equal values share their mean rank. 1 for two constant curves, 0 for one."""
+    # Spearman's correlation is Pearson's of the ranks.
     ranks_a, ranks_b = _ranks(np.asarray(a)), _ranks(np.asarray(b))
     # A constant curve has no correlation; numpy would give NaN.
     if np.ptp(ranks_a) == 0 or np.ptp(ranks_b) == 0:
@@ -186,6 +190,7 @@ def jaccard(frames: Sequence[int], expected: Sequence[int], tolerance: int = TOL
         expected: The same of the reference.
         tolerance: Frames at most this far apart count as equal; each is used once.
     """
+    # Each reference frame may be a partner once.
     remaining, shared = list(expected), 0
     for frame in frames:
         near = [other for other in remaining if abs(other - frame) <= tolerance]
@@ -197,7 +202,8 @@ def jaccard(frames: Sequence[int], expected: Sequence[int], tolerance: int = TOL
     return shared / union if union else 1.0
 
 
-def _write(recipe: BenchmarkRecipe, results: Mapping[str, ShapeResult]) -> Figures:
+def _compute_ratios(results: Mapping[str, ShapeResult]) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Compute ratios of throughput and means of agreement, and the spread of each over the clips."""
     ratios: dict[str, float] = {}
     spreads: dict[str, dict[str, float]] = {}
     exact_names = [f"exact_{rule}" for rule in KEYFRAME_RULES]
@@ -231,7 +237,13 @@ def _write(recipe: BenchmarkRecipe, results: Mapping[str, ShapeResult]) -> Figur
     ):
         worse = min(parts, key=lambda name: ratios[name])
         ratios[headline], spreads[headline] = ratios[worse], spreads[worse]
+    return ratios, spreads
+
+
+def _write(recipe: BenchmarkRecipe, results: Mapping[str, ShapeResult]) -> Figures:
+    ratios, spreads = _compute_ratios(results)
     rates = _compute_rates(results)
+    # Real videos may give fewer clips than were asked for.
     clips_measured = {name: len(result.scores) for name, result in results.items()}
     settings = recipe.settings() | {
         "clips_measured": clips_measured,

@@ -113,6 +113,7 @@ def _measure(recipe: BenchmarkRecipe) -> tuple[dict[str, float], dict[str, Secon
         "sampler_cache_bytes": sampler["bytes_shared"] / sampler["bytes_naive"],
         "idm_flops": idm["flops_shared"] / idm["flops_naive"],
     }
+    # The lengths of a 7B model's images at a width that a CPU can take.
     if recipe.long:
         seconds["long"] = turns(_against_generate(ShapeModel(long)), rounds, CACHES, repeats)
         ratios["hf_over_ours_n8_long"] = _over_ours(seconds["long"])
@@ -129,6 +130,7 @@ def _measure(recipe: BenchmarkRecipe) -> tuple[dict[str, float], dict[str, Secon
 def _measure_faithful(shape: Shape, rounds: int, repeats: int) -> Seconds:
     model = ShapeModel(shape)
     runner = LlamaRunner(model, rows=ROWS)
+    # Half-way through the image: the mean of what attention reads.
     position = shape.target // 2
     prompts = model.inverse_prompts(ROWS, ACTION_TOKENS)
     work: dict[str, Callable[[], object]] = {
@@ -146,6 +148,7 @@ def _measure_faithful(shape: Shape, rounds: int, repeats: int) -> Seconds:
 
 def _faithful_ratios(seconds: Seconds) -> dict[str, float]:
     best = {name: min(values) for name, values in seconds.items()}
+    # With the decoder built before, as a server has it.
     ours = best[f"ours_n{ROWS}_ready"] / best["ours_n1_ready"]
     ratios = {
         "hf_over_ours_n8": _over_ours(seconds),

@@ -50,6 +50,7 @@ class Unmasked(ChameleonForConditionalGeneration):  # type: ignore[misc]
             past_key_values=past_key_values,
             use_cache=use_cache,
         )
+        # Generation asks for the logits of the last position only, as our engine does.
         hidden = output.last_hidden_state[:, -logits_to_keep:] if logits_to_keep else output.last_hidden_state
         return CausalLMOutputWithPast(logits=self.lm_head(hidden), past_key_values=output.past_key_values)
 
@@ -80,6 +81,7 @@ class ShapeModel(RandomVLM):
             The segments of each prompt.
         """
         shape = self.shape
+        # bos boi before it, eoi boi behind it.
         source = shape.prefix - 4
         generator = torch.Generator().manual_seed(1 + number)
         images = torch.randint(FIRST_CODE, shape.first_text, (count, shape.target), generator=generator).tolist()

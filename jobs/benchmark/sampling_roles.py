@@ -41,6 +41,7 @@ def role_figures(
     seconds = turns(work, rounds, repeats=repeats)
     for count, name in ((1, "b1"), (rows, "b8")):
         ratios[f"shared_over_merged_step_{name}"] = min(seconds[f"shared_b{count}"]) / min(seconds[f"merged_b{count}"])
+    # Weights and packed copies, what is shared counted once.
     sizes = {"shared": shared.num_bytes(), "merged": merged.num_bytes()}
     ratios["shared_over_merged_bytes"] = sizes["shared"] / sizes["merged"]
     return seconds, {"bytes": sizes, "rank": Lora().r}
@@ -58,6 +59,7 @@ def _build_roles(base: ShapeModel, rows: int, is_shared: bool) -> Roles:
             model.module = get_peft_model(model.module, config).eval()
         if not is_shared:
             model.module = model.module.merge_and_unload()
+        # Both roles over one base share the packed copies of its weights.
         beside = roles[0].runner if roles and is_shared else None
         roles.append(Role(model, build_model_runner(model, rows=rows, merge=not is_shared, beside=beside)))
     return Roles(*roles)

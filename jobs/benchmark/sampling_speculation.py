@@ -1,6 +1,6 @@
 """Measure what speculation saves: on drafts of known quality, and on a trained model with the source image as draft."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -32,6 +32,7 @@ def random_draft(codes_BKN: Tensor, num_codes: int, seed: int = 0) -> Tensor:
         Codes of the same shape.
     """
     generator = torch.Generator().manual_seed(seed)
+    # A shift by 1 to num_codes - 1 never gives the right code.
     other = (codes_BKN + torch.randint(1, num_codes, codes_BKN.shape, generator=generator)) % num_codes
     return torch.where(torch.rand(codes_BKN.shape, generator=generator) < ALPHA, codes_BKN, other)
 
@@ -74,20 +75,15 @@ def speculation_figures(shape: Shape, timed: Shape, rows: int, ratios: dict[str,
 
     # Fixed and renewed drafts, and each row alone: a batch waits for its slowest row.
     fixed, redrafted, alone = speculate(rows, False), speculate(rows, True), speculate(1, False)
-    same = [
-        torch.equal(result.codes[0, k], codes_BKN[b, k])
-        for results in (fixed, redrafted, alone)
-        for b, result in enumerate(results)
-        for k in range(result.codes.shape[1])
-    ]
+    same = _compare_codes((fixed, redrafted, alone), codes_BKN)
     passes = torch.cat([result.passes for result in fixed]).double()
     per_pass = float((shape.target - 1) / passes.mean())
+    # Leviathan et al. 2023, equation 1: expected tokens a pass with independent errors.
     formula = (1 - ALPHA ** (block + 1)) / (1 - ALPHA)
-    batch_passes = sum(result.batch_passes for result in fixed)
     single_passes = float(torch.cat([result.passes for result in alone]).double().sum())
     ratios["speculative_over_formula"] = per_pass / formula
     ratios["speculative_identical"] = sum(same) / len(same)
-    ratios["ragged_n8_over_n1"] = single_passes / batch_passes
+    ratios["ragged_n8_over_n1"] = single_passes / sum(result.batch_passes for result in fixed)
     examined = sum(int(result.examined.sum()) for result in fixed)
     return {
         "shape": vars(shape),
@@ -101,6 +97,16 @@ def speculation_figures(shape: Shape, timed: Shape, rows: int, ratios: dict[str,
         "rows_mean_over_n1": single_passes / float(passes.mean(dim=1).sum()),
         "seconds": _measure_seconds(timed, rows, rounds),
     }
+
+
+def _compare_codes(runs: Sequence[Sequence[Speculation]], codes_BKN: Tensor) -> list[bool]:
+    """Compare each image with plain sampling's: drafts may change how fast images come, never which."""
+    return [
+        torch.equal(result.codes[0, k], codes_BKN[b, k])
+        for results in runs
+        for b, result in enumerate(results)
+        for k in range(result.codes.shape[1])
+    ]
 
 
 def _measure_seconds(shape: Shape, rows: int, rounds: int) -> Seconds:
@@ -172,6 +178,7 @@ def trained_figures(fdm: str, base: str, triplets: str, ratios: dict[str, float]
                     "identical": float((result.codes == codes).all(-1).double().mean()),
                     "unchanged_tokens": float((codes == sources[:, None]).double().mean()),
                 }
+    # The smallest of equal blocks: a longer one costs more a pass.
     saved = {block: savings[f"temperature_1_block_{block}"] for block in blocks}
     best_block = min(block for block in blocks if saved[block] >= 0.99 * max(saved.values()))
     ratios["speculative_nano"] = saved[best_block]

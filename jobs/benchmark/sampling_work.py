@@ -59,6 +59,7 @@ def bare_products(
     Returns:
         The products, without a result.
     """
+    # Random numbers in the sizes of a step; what they are does not change the time.
     view = runner.view
     groups, width = view.num_groups, view.head_width
     inputs = {name: torch.randn(rows, len(view.norm)) for name in ("project", "gate", "up", "head")}
@@ -125,6 +126,7 @@ def count_sampling(model: ShapeModel, rows: int) -> dict[str, int]:
         counts[f"flops_{name}"] = _count_flops(
             partial(sample_images, model, [prefix] * prefixes, num_samples=each, runner=runner)
         )
+        # Caches as they are when the last code is sampled.
         prefix_cache, _ = runner.prefill([prefix] * prefixes)
         cache = runner.reserve(prefixes * each, model.shape.target)
         counts[f"bytes_{name}"] = (prefix_cache.num_bytes() + cache.num_bytes()) // 2  # of float64

@@ -111,6 +111,7 @@ def _measure(recipe: BenchmarkRecipe, folder: Path) -> tuple[dict[str, float], F
     # 1. A server for each number of replicas; single requests and equal answers with the first.
     for count in recipe.replicas:
         options = f"{{num_replicas = {count}, ray_actor_options = {{num_cpus = {recipe.cpus_per_replica}}}}}"
+        # Its models are loaded when the block begins.
         servers = {"fdm_server": options, "idm_server": options}
         with serve(models | servers | {"num_candidates": BEST_OF}) as url:
             request = EditRequest(url, source_png, action)
@@ -124,6 +125,7 @@ def _measure(recipe: BenchmarkRecipe, folder: Path) -> tuple[dict[str, float], F
         figures[f"replicas_{count}"] = load
     # 2. Images of more tokens, with random weights.
     if not recipe.fdm:
+        # The nano world's nine tokens are too few to see a preview before the end.
         presets = {"wide": SMALL} if recipe.quick else {"wide": WIDE, "faithful": FAITHFUL}
         for name, preset in presets.items():
             by_kind = _measure_preset(preset, folder / name, rounds=1 if recipe.quick else 5)
@@ -202,6 +204,7 @@ def _identical_share(request: EditRequest, library: Library, seeds: int) -> floa
             pixels = decode_image(base64.b64decode(entry["b64_json"]), "reply")
             logprob = entry["verification"]["logprob"]
             is_same_image = np.array_equal(pixels, decode_image(png, "own"))
+            # Batching on the server must change nothing.
             identical += is_same_image and logprob == prediction.best.score.logprob
     return identical / seeds
 
@@ -219,7 +222,7 @@ def _measure_load(request: EditRequest, recipe: BenchmarkRecipe) -> Load:
             statuses += tally.statuses
     closed = {name: spread(values) for name, values in answered.items()}
     # Of neighbours in time, which meet the machine in the same mood.
-    gain = spread([many / one for one, many in zip(answered["1"], answered[str(CLIENTS)], strict=True)])
+    gain = spread([of_many / of_one for of_one, of_many in zip(answered["1"], answered[str(CLIENTS)], strict=True)])
     arrivals: list[Figures] = []
     for number, share in enumerate(RATES[:1] if recipe.quick else RATES):
         rate = share * closed[str(CLIENTS)]["median"]

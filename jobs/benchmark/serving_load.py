@@ -54,6 +54,7 @@ class EditRequest:
     def stream(self, client: httpx2.Client, seed: int, best_of: int) -> tuple[float, float]:
         """Send the request for a streamed answer; return seconds to its first preview, and to its end."""
         body = self.body(seed, best_of=best_of, stream=True, partial_images=3)
+        # The first event with data is a preview; comments keep the connection alive.
         begin, first_s = time.perf_counter(), 0.0
         with client.stream("POST", self.endpoint, json=body) as reply:
             for line in reply.iter_lines():
@@ -126,6 +127,7 @@ def closed_loop(request: EditRequest, clients: int, num_requests: int) -> tuple[
     """
 
     async def run() -> tuple[Tally, float]:
+        # One iterator for all clients: whoever is free takes the next seed.
         tally, seeds = Tally(), iter(range(num_requests))
         async with _open_session(clients) as session:
 
@@ -159,6 +161,7 @@ def open_loop(request: EditRequest, rate_per_s: float, seconds: float, seed: int
         async with _open_session(len(gaps_s)) as session:
             begin, tasks = time.perf_counter(), []
             for number, arrival in enumerate(np.cumsum(gaps_s).tolist()):
+                # Times count from the begin, so that a late start shifts no later one.
                 await asyncio.sleep(max(0.0, begin + arrival - time.perf_counter()))
                 tasks.append(asyncio.ensure_future(_send(session, request, number, tally)))
             await asyncio.gather(*tasks)

@@ -29,12 +29,14 @@ def serve(settings: Mapping[str, object]) -> Iterator[str]:
     """Yield the address of ``python -m serve_apps`` with these keys, until the block ends."""
     with socket.create_server(("127.0.0.1", 0)) as free_socket:
         port = free_socket.getsockname()[1]
+    # Keys that are not set keep the server's defaults.
     words = [f"{key}={value}" for key, value in settings.items() if value not in ("", None)]
     command = [sys.executable, "-m", "serve_apps", *words, f"port={port}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         lines: list[str] = []
         try:
+            # It says so when the models are loaded and requests are taken.
             for line in process.stdout:
                 lines.append(line.rstrip())
                 if line.startswith("serving at"):

@@ -80,6 +80,7 @@ def _measure(shape: Shape, loader: LoaderShape, rounds: int) -> tuple[dict[str, 
         figures[f"{task}_first_loss"] = {name: float(step()) for name, step in steps.items()}
         seconds |= {f"{name}_{task}": values for name, values in turns(steps, rounds).items()}
         ratios[f"hf_step_over_ours_{task}"] = min(seconds[f"hf_{task}"]) / min(seconds[f"ours_{task}"])
+        # After the turns: all caches and buffers that stay exist by then.
         memory[task] = {name: peak_bytes(step) for name, step in steps.items()}
         ratios[f"hf_memory_over_ours_{task}"] = memory[task]["hf"] / memory[task]["ours"]
     ratios["hf_memory_over_ours"] = min(ratios[f"hf_memory_over_ours_{task}"] for task in TASKS)
@@ -97,6 +98,7 @@ def _measure(shape: Shape, loader: LoaderShape, rounds: int) -> tuple[dict[str, 
     with loader_work(loader) as work:
         seconds |= turns(work, rounds)
     figures["loader"] = vars(loader)
+    # Both go through other numbers of rows: seconds a row can be compared.
     row_s = {name: min(seconds[name]) / loader.rows_of(name) for name in ("loader", "nano_step")}
     figures["rows_per_s"] = {name: 1 / value for name, value in row_s.items()}
     ratios["loader_over_step"] = row_s["nano_step"] / row_s["loader"]

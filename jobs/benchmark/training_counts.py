@@ -41,6 +41,7 @@ class PeakBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         size = storage.nbytes()
         self.alive += size
         self.peak = max(self.peak, self.alive)
+        # Freed with the last tensor over it, not with the first.
         weakref.finalize(storage, self._free, size)
 
     def _free(self, size: int) -> None:
@@ -69,6 +70,7 @@ def saved_bytes(forward: Callable[[], object], model: nn.Module) -> int:
     Returns:
         Bytes of storages, each counted once.
     """
+    # Parameters are there with and without a backward pass.
     own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
     sizes: dict[int, int] = {}
     alive: list[Tensor] = []  # until the end, so that no two storages have one address

@@ -84,6 +84,7 @@ def build_ours(module: FullLogits, lora: Lora, shape: Shape) -> RandomVLM:
 def peft_step(model: "PeftModel", batch: MicroBatch) -> Callable[[], Tensor]:
     """Build a step of transformers' model with PEFT's adapters."""
     ids_BT, is_completion_BT, _ = batch
+    # transformers' own mark of what is not learned.
     labels_BT = ids_BT.masked_fill(~is_completion_BT, -100)
     return train_step(model, lambda: model(input_ids=ids_BT, labels=labels_BT))
 

@@ -40,7 +40,7 @@ def run(recipe: EvaluateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     inputs |= {f"model {name}": digest_of(entry.path) for name, entry in entries.items()}
     inputs["seeds"] = SEED_SCHEME  # parts of another scheme would be mixed with new ones
     job = Run(recipe.out, "evaluate", recipe, inputs)
-    if job.is_whole():
+    if job.is_complete():
         report.print_complete(recipe)
         return read_run(recipe.out) or {}
     with job.timed("read"):

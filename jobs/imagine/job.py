@@ -54,7 +54,7 @@ def run(recipe: ImagineRecipe, *, dry_run: bool = False) -> RunRecord:
     names = ("fdm", "idm", "sources", "actions", *(["base"] if recipe.base else []))
     inputs = {name: digest_of(getattr(recipe, name)) for name in names}
     stage = Run(recipe.out, "imagine", recipe, inputs | {"seeds": SEED_SCHEME})
-    if stage.is_whole():
+    if stage.is_complete():
         report.print_complete(recipe)
         return read_run(recipe.out) or {}
     with stage.timed("read"):

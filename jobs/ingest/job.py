@@ -183,7 +183,7 @@ def run(recipe: IngestRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     if recipe.codec:
         inputs["codec"] = digest_of(recipe.codec)
     stage = Run(recipe.out, "ingest", recipe, inputs)
-    is_finished = stage.is_whole()
+    is_finished = stage.is_complete()
     if recipe.codec and not is_finished:
         _check_codec(recipe.codec)
     if dry_run or is_finished:

@@ -40,7 +40,7 @@ def run(recipe: PredictRecipe, *, dry_run: bool = False) -> RunRecord:
     if recipe.triplets:
         inputs["seeds"] = SEED_SCHEME  # parts of another scheme would be mixed with new ones
     stage = Run(recipe.out, "predict", recipe, inputs)
-    if stage.is_whole():
+    if stage.is_complete():
         report.print_complete(recipe)
         return read_run(recipe.out) or {}
     # 1. The source, whose mistakes must not wait for 7B weights.

@@ -48,7 +48,7 @@ def run(recipe: SelectRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         dry_run: Print what would be chosen, write nothing.
     """
     stage = Run(recipe.out, "select", recipe, {"triplets": digest_of(recipe.triplets)})
-    if stage.is_whole():
+    if stage.is_complete():
         record = read_run(recipe.out) or {}
         print_counts(record["counts"], f"already complete in {recipe.out}:")
         return record

@@ -52,7 +52,7 @@ def run(recipe: TrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         DivergedError: The loss became non-finite.
     """
     stage = Run(recipe.out, "train", recipe, _inputs(recipe))
-    if stage.is_whole():
+    if stage.is_complete():
         print(f"{recipe.out} is complete: nothing to do (model in {Path(recipe.out) / MODEL})")
         return dict(json.loads((Path(recipe.out) / "run.json").read_text()))
     check_evaluation(recipe)

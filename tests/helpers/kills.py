@@ -1,4 +1,4 @@
-"""The processes that tests of faults kill."""
+"""Find the processes that tests of faults kill."""
 
 from contextlib import suppress
 
@@ -6,11 +6,13 @@ import psutil
 
 
 def children(*words: str) -> list[psutil.Process]:
-    """Processes of this session with a word of their command line that holds all ``words``. One that has just ended,
-    perhaps killed before and not yet waited for, has no command line and is none."""
-    found = []
+    """List the processes of this session with a word of their command line that holds all ``words``.
+
+    One that has just ended, perhaps killed before and not yet waited for, has no command line and is none.
+    """
+    processes = []
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):  # a zombie too
             if any(all(part in word for part in words) for word in process.cmdline()):
-                found.append(process)
-    return found
+                processes.append(process)
+    return processes

@@ -1,4 +1,4 @@
-"""Servers on the loopback that tests read from: S3 (moto), a store that speaks Google's JSON API, HTTP with faults."""
+"""Serve files to tests on the loopback: S3 (moto), a store that speaks Google's JSON API, HTTP with faults."""
 
 import json
 import logging
@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 @contextmanager
 def s3_server(monkeypatch) -> Iterator[Any]:
-    """moto's server; AWS's variables name it. Gives a boto3 client."""
+    """Run moto's server, which AWS's variables name; yields a boto3 client."""
     import boto3
     import requests
     from moto.server import ThreadedMotoServer
@@ -35,7 +35,7 @@ def s3_server(monkeypatch) -> Iterator[Any]:
 
 
 def fill(bucket: str, keys: list[str]) -> None:
-    """Empty objects put into moto's store itself, which is in this process: a request each would take long."""
+    """Put empty objects into moto's store itself, which is in this process: a request each would take long."""
     from moto.core import DEFAULT_ACCOUNT_ID
     from moto.s3.models import s3_backends
 
@@ -52,7 +52,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Keep the test's output clean."""
 
     def answer(self, status: int, body: bytes = b"", headers: dict[str, str] | None = None) -> None:
-        """A whole reply."""
+        """Send a complete reply."""
         self.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
             self.send_header(name, value)
@@ -74,14 +74,14 @@ def _serve(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
 
 @contextmanager
 def http_server(files: dict[str, bytes]) -> Iterator[tuple[str, list[str]]]:
-    """Serves ``files`` by path, and faults: ``/hang`` (never answers), ``/stall`` (ten bytes, then nothing),
+    """Serve ``files`` by path, and faults: ``/hang`` (never answers), ``/stall`` (ten bytes, then nothing),
     ``/trickle`` (a header's byte now and then), ``/short`` (ends too soon), ``/to/URL`` (redirects), ``/loop``,
-    ``/status/NNN``, ``/once`` (503, then the file). Gives the root URL and the list of paths asked for."""
-    asked: list[str] = []
+    ``/status/NNN``, ``/once`` (503, then the file). Yields the root URL and the list of requested paths."""
+    requested: list[str] = []
 
     class Handler(_Handler):
         def do_GET(self) -> None:
-            asked.append(self.path)
+            requested.append(self.path)
             path = unquote(urlsplit(self.path).path)
             if path == "/hang":
                 time.sleep(20)
@@ -108,19 +108,19 @@ def http_server(files: dict[str, bytes]) -> Iterator[tuple[str, list[str]]]:
             elif path.startswith("/status/"):
                 self.answer(int(path.removeprefix("/status/")))
             elif path == "/once":
-                self.answer(503) if asked.count("/once") == 1 else self.answer(200, b"at last")
+                self.answer(503) if requested.count("/once") == 1 else self.answer(200, b"at last")
             elif path in files:
                 self.answer(200, files[path])
             else:
                 self.answer(404)
 
     with _serve(Handler) as address:
-        yield f"http://{address}", asked
+        yield f"http://{address}", requested
 
 
 @contextmanager
 def gs_server(objects: dict[str, bytes], page: int = 2) -> Iterator[str]:
-    """One bucket, ``bucket``, as Google's JSON API lists and reads it, ``page`` objects a reply. Gives HOST:PORT."""
+    """Serve one bucket, ``bucket``, as Google's JSON API does, ``page`` objects a reply; yields HOST:PORT."""
 
     def facts(name: str) -> dict[str, Any]:
         stamp = "2026-01-02T03:04:05.000Z"
@@ -155,7 +155,7 @@ def gs_server(objects: dict[str, bytes], page: int = 2) -> Iterator[str]:
 
 
 def closed_port() -> int:
-    """A port on which nothing listens."""
+    """Return a port on which nothing listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -163,7 +163,7 @@ def closed_port() -> int:
 
 @contextmanager
 def silent_port() -> Iterator[int]:
-    """A port that takes connections and never answers."""
+    """Open a port that takes connections and never answers."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(16)

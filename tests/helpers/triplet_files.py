@@ -1,4 +1,4 @@
-"""A small triplet data set as a stage leaves it: several shards, real pictures, nulls, unicode, leftovers."""
+"""Build a small triplet data set as a stage leaves it: several shards, real images, nulls, unicode, leftovers."""
 
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,12 @@ LABELS = ("put on+take off", "größer / 小さい", "", "ウサギ")
 
 
 def picture(number: int, height: int = 12, width: int = 20) -> np.ndarray:
-    """uint8 RGB noise, the same for the same number."""
+    """Generate uint8 RGB noise, the same for the same number."""
     return np.random.default_rng(number).integers(0, 256, (height, width, 3), np.uint8)
 
 
 def triplet(number: int, size: tuple[int, int] = (12, 20), **columns: Any) -> dict[str, Any]:
-    """Row ``number``: even ones annotated by a model and with times, odd ones by people and without."""
+    """Build row ``number``: even ones annotated by a model and with times, odd ones by people and without."""
     annotated = number % 2 == 0
     idm = {"origin": "idm", "annotator": "idm-é", "action_logprob": -1.5 - number, "action_tokens": 3}
     times = {"source_frame": number, "target_frame": number + 30, "source_time_s": number / 3, "target_time_s": 9.25}
@@ -38,8 +38,10 @@ def triplet(number: int, size: tuple[int, int] = (12, 20), **columns: Any) -> di
 
 
 def write_output(out: Path, rows: list[dict[str, Any]], shard_rows: int = 4, num_rejects: int = 3) -> Path:
-    """``out/triplets`` in shards of ``shard_rows``, ``out/rejects``, and the leftover of a killed run (its name ends in
-    ``.tmp``: DuckDB's ``*.parquet`` takes hidden names too)."""
+    """Write ``out/triplets`` in shards of ``shard_rows``, ``out/rejects``, and the leftover of a killed run.
+
+    Its name ends in ``.tmp``: DuckDB's ``*.parquet`` takes hidden names too.
+    """
     for number, start in enumerate(range(0, len(rows), shard_rows)):
         name = f"shard-{number:06d}.parquet"
         write_table(rows[start : start + shard_rows], out / "triplets" / name, TRIPLET_SCHEMA)

@@ -106,7 +106,7 @@ def test_a_stage_whose_folder_holds_another_run_is_put_aside_and_never_overwritt
 
     def claim(job: Any) -> dict[str, Any]:
         stage = Run(job.out, type(job).__name__, job)
-        if not stage.is_whole():
+        if not stage.is_complete():
             stage.start()
             done.append(Path(job.out).name)
             return stage.finish({})

@@ -15,6 +15,8 @@ from wm.images import encode_png
 from wm.records import (
     REJECT_SCHEMA,
     TRIPLET_SCHEMA,
+    RejectRow,
+    TripletRow,
     check_triplet,
     read_table,
     reject_row,
@@ -117,6 +119,11 @@ def test_a_bad_row_names_its_column(column: str, changes: dict[str, Any]) -> Non
     assert "expected" in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_typed_rows_have_the_columns_of_their_schemas() -> None:
+    assert list(TripletRow.__annotations__) == TRIPLET_SCHEMA.names
+    assert list(RejectRow.__annotations__) == REJECT_SCHEMA.names
+
+
 def test_an_unknown_column_is_named_with_the_known_ones() -> None:
     with pytest.raises(InputError, match=r"'akshun'.*triplet_id, dataset"):
         triplet_row(**values(akshun="x"))
@@ -173,7 +180,7 @@ def test_reading_another_schema_or_a_damaged_file_names_the_file(tmp_path: Path)
             read_table(path.parent)
 
 
-def test_a_damaged_page_and_a_column_of_another_type_name_the_file(tmp_path: Path) -> None:
+def test_damaged_pages_and_columns_of_other_types_name_the_file(tmp_path: Path) -> None:
     data = bytearray(_parquet_bytes(tmp_path))
     data[4:400] = b"\xff" * 396
     (tmp_path / "page").mkdir()

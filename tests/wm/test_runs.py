@@ -24,9 +24,9 @@ def run_of(out: Path, *, stage: str = "train", steps: int = 1, inputs: dict[str,
 def test_a_run_from_start_to_finish(tmp_path: Path) -> None:
     out = tmp_path / "a" / "b"
     run = run_of(out, inputs={"data": "1"})
-    assert not run.is_whole()
+    assert not run.is_complete()
     run.start()
-    assert not run.is_whole() and read_run(out) is None
+    assert not run.is_complete() and read_run(out) is None
     assert read_run(out, "run.unfinished.json") is not None
     with run.timed("work"):
         pass
@@ -38,28 +38,28 @@ def test_a_run_from_start_to_finish(tmp_path: Path) -> None:
     assert record["stage"] == "train" and record["recipe"] == {"out": str(out), "steps": 1}
     assert record["inputs"] == {"data": "1"} and record["recipe_digest"] == Small(out=str(out)).digest()
     assert [file.name for file in out.iterdir()] == ["run.json"]
-    assert run_of(out, inputs={"data": "1"}).is_whole()
+    assert run_of(out, inputs={"data": "1"}).is_complete()
 
 
 def test_a_killed_run_may_go_on_and_no_other_may(tmp_path: Path) -> None:
     run_of(tmp_path).start()
     (tmp_path / "half").write_text("x")
     again = run_of(tmp_path)
-    assert not again.is_whole()
+    assert not again.is_complete()
     again.start()
     with pytest.raises(OtherRunError, match="recipe steps = 1 there, 2 here"):
-        run_of(tmp_path, steps=2).is_whole()
+        run_of(tmp_path, steps=2).is_complete()
     again.finish({})
-    assert run_of(tmp_path).is_whole()
+    assert run_of(tmp_path).is_complete()
     assert not (tmp_path / "run.unfinished.json").exists()
 
 
-def test_a_kill_between_the_two_last_steps_is_whole(tmp_path: Path) -> None:
+def test_a_kill_between_the_two_last_steps_is_complete(tmp_path: Path) -> None:
     run_of(tmp_path).start()
     kept = (tmp_path / "run.unfinished.json").read_bytes()
     run_of(tmp_path).finish({})
     (tmp_path / "run.unfinished.json").write_bytes(kept)
-    assert run_of(tmp_path).is_whole()
+    assert run_of(tmp_path).is_complete()
 
 
 @pytest.mark.parametrize("whole", [True, False])
@@ -75,7 +75,7 @@ def test_another_run_is_refused_by_name(tmp_path: Path, whole: bool) -> None:
         (run_of(tmp_path), "inputs data = '1' there, None here"),
     ):
         with pytest.raises(OtherRunError, match=said) as caught:
-            other.is_whole()
+            other.is_complete()
         assert str(tmp_path) in str(caught.value) and "choose another out" in str(caught.value)
 
 
@@ -98,13 +98,13 @@ def test_the_key_inside_of_a_table_that_differs_is_named(tmp_path: Path) -> None
         (Inner(later="off"), "later = 'on' there, 'off' here"),
     ):
         with pytest.raises(OtherRunError, match=f"recipe filters.{message}"):
-            Run(tmp_path, "x", Outer(out="o", filters=inner)).is_whole()
+            Run(tmp_path, "x", Outer(out="o", filters=inner)).is_complete()
     path = tmp_path / "run.unfinished.json"
     record = json.loads(path.read_text())
     del record["recipe"]["filters"]["later"]
     path.write_text(json.dumps(record))
     with pytest.raises(OtherRunError, match=r"recipe filters\.later = not set there, 'on' here"):
-        Run(tmp_path, "x", Outer(out="o")).is_whole()
+        Run(tmp_path, "x", Outer(out="o")).is_complete()
 
 
 def test_folders_that_are_no_run(tmp_path: Path) -> None:
@@ -112,13 +112,13 @@ def test_folders_that_are_no_run(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "holiday.jpg").write_bytes(b"x")
     file.write_text("x")
-    assert not run_of(folder).is_whole()
+    assert not run_of(folder).is_complete()
     with pytest.raises(InputError, match=r"photos is not empty \(holiday.jpg\) and is no run of wm") as caught:
         run_of(folder).start()
     assert not isinstance(caught.value, OtherRunError)
     assert [path.name for path in folder.iterdir()] == ["holiday.jpg"]
     with pytest.raises(InputError, match="is a file; expected a folder") as caught:
-        run_of(file).is_whole()
+        run_of(file).is_complete()
     assert not isinstance(caught.value, OtherRunError)
 
 
@@ -132,7 +132,7 @@ def test_a_hidden_file_alone_is_no_obstacle(tmp_path: Path) -> None:
 def test_a_damaged_record_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(InputError, match=r"run\.json is damaged"):
-        run_of(tmp_path).is_whole()
+        run_of(tmp_path).is_complete()
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,8 +22,8 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
 @dataclass(frozen=True)
-class Place:
-    """A place in an object store: ``scheme://bucket/key?options``."""
+class ObjectAddress:
+    """An address in an object store: ``scheme://bucket/key?options``."""
 
     scheme: str
     bucket: str
@@ -38,7 +38,11 @@ class Place:
 
 
 def scheme_of(uri: str) -> str:
-    """Return the scheme in lower case, empty for a plain local path; :class:`InputError` names the known schemes."""
+    """Return the scheme in lower case, empty for a plain local path.
+
+    Raises:
+        InputError: The scheme is unknown; the message lists those that are known.
+    """
     match = _SCHEME.match(uri)
     if match is None:
         return ""
@@ -55,7 +59,11 @@ def is_remote(uri: str) -> bool:
 
 
 def local_path(uri: str) -> str:
-    """Convert a ``file://`` URI to its path; a plain path stays as it is. :class:`InputError` on a remote URI."""
+    """Convert a ``file://`` URI to its path; a plain path stays as it is.
+
+    Raises:
+        InputError: The URI is remote, or names a host.
+    """
     if is_remote(uri):
         raise InputError(f"{uri!r:.200} is remote; expected a local path")
     if not scheme_of(uri):
@@ -109,8 +117,12 @@ def escape_path(path: str) -> str:
     return f"file://{quote(os.fsencode(os.path.abspath(path)))}"  # noqa: PTH100 - links stay as named
 
 
-def parse_place(uri: str) -> Place:
-    """Split an ``s3://`` or ``gs://`` URI into bucket, key and options."""
+def parse_address(uri: str) -> ObjectAddress:
+    """Split an ``s3://`` or ``gs://`` URI into bucket, key and options.
+
+    Raises:
+        InputError: It is of another scheme, or names no bucket.
+    """
     scheme = scheme_of(uri)
     if scheme not in OBJECT_STORES:
         raise InputError(f"{uri!r:.200}: expected s3://bucket/key or gs://bucket/key")
@@ -125,15 +137,26 @@ def parse_place(uri: str) -> Place:
     bucket, _, key = rest.partition("/")
     if not bucket:
         raise InputError(f"{uri!r:.200} names no bucket; expected {scheme}://bucket/key")
-    return Place(scheme, bucket, key, options)
+    return ObjectAddress(scheme, bucket, key, options)
 
 
 def join_uri(folder: str, name: str) -> str:
-    """Return the URI of ``name`` (a path, for HTTP a reference) in the remote folder ``folder``, options kept."""
+    """Build the URI of a file in a remote folder.
+
+    Args:
+        folder: URI of the folder; its options are kept.
+        name: Path below the folder; for HTTP a reference, which may lead elsewhere.
+
+    Returns:
+        The URI.
+
+    Raises:
+        InputError: The path leads out of the bucket.
+    """
     if scheme_of(folder) not in OBJECT_STORES:
         _split(name)
         return urljoin(folder if folder.endswith("/") else f"{folder}/", name)
-    address = parse_place(folder)
+    address = parse_address(folder)
     parts = [*address.key.rstrip("/").split("/"), *name.split("/")]
     key: list[str] = []
     for part in parts:
@@ -150,7 +173,7 @@ def path_in(uri: str) -> str:
     """Return the path that a URI names, without host, bucket, options and query; of a local one the path."""
     scheme = scheme_of(uri)
     if scheme in OBJECT_STORES:
-        return parse_place(uri).key
+        return parse_address(uri).key
     return unquote(_split(uri).path) if scheme in ("http", "https") else local_path(uri)
 
 

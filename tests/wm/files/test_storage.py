@@ -27,8 +27,8 @@ def s3():
 
 @pytest.fixture
 def http():
-    with http_server({"/a b.mp4": b"film" * 1000, "/x.mp4": b"x" * 3_000_000}) as (root, asked):
-        yield root, asked
+    with http_server({"/a b.mp4": b"film" * 1000, "/x.mp4": b"x" * 3_000_000}) as (root, requested):
+        yield root, requested
 
 
 def test_s3_lists_every_object_below_a_folder_with_its_size(s3):
@@ -78,16 +78,16 @@ def test_large_objects_come_whole(s3, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("uri", "reason", "told"),
+    ("uri", "reason", "text"),
     [
         ("s3://bucket/set/gone.mp4", "missing_file", "no such object or bucket"),
         ("s3://nobucket/x.mp4", "missing_file", "no such object or bucket"),
         ("s3://bucket/x.mp4?endpoint_override=127.0.0.1:CLOSED&scheme=http", "unreadable", "connect"),
     ],
 )
-def test_s3_faults(s3, tmp_path, uri, reason, told):
+def test_s3_faults(s3, tmp_path, uri, reason, text):
     uri = uri.replace("CLOSED", str(closed_port()))
-    fault(uri, tmp_path, reason, told)
+    fault(uri, tmp_path, reason, text)
 
 
 def test_listing_faults(s3):
@@ -120,21 +120,21 @@ def test_google_store_lists_pages_and_reads(tmp_path):
 
 
 def test_http_reads(http, tmp_path):
-    root, asked = http
+    root, requested = http
     assert read_bytes(f"{root}/a b.mp4?token=1&x=a%2Fb") == b"film" * 1000
-    assert asked == ["/a%20b.mp4?token=1&x=a%2Fb"]
+    assert requested == ["/a%20b.mp4?token=1&x=a%2Fb"]
     assert download(f"{root}/x.mp4", tmp_path / "x") == 3_000_000
     assert read_bytes(f"{root}/to/{root}/x.mp4") == b"x" * 3_000_000
 
 
 def test_what_may_pass_is_tried_again(http):
-    root, asked = http
+    root, requested = http
     assert read_bytes(f"{root}/once") == b"at last"
-    assert asked == ["/once", "/once"]
+    assert requested == ["/once", "/once"]
 
 
 @pytest.mark.parametrize(
-    ("path", "reason", "told"),
+    ("path", "reason", "text"),
     [
         ("/gone.mp4", "missing_file", "HTTP status 404"),
         ("/status/410", "missing_file", "HTTP status 410"),
@@ -150,8 +150,8 @@ def test_what_may_pass_is_tried_again(http):
         ("/to/ftp://127.0.0.1/x", "unreadable", "ftp:"),
     ],
 )
-def test_http_faults(http, tmp_path, path, reason, told):
-    fault(f"{http[0]}{path}", tmp_path, reason, told, time_limit_s=1.0 if reason == "time_out" else 20.0)
+def test_http_faults(http, tmp_path, path, reason, text):
+    fault(f"{http[0]}{path}", tmp_path, reason, text, time_limit_s=1.0 if reason == "time_out" else 20.0)
 
 
 def test_no_server_and_too_large(http, tmp_path):
@@ -181,13 +181,13 @@ def test_the_error_travels_between_processes():
     assert str(copy) == "missing_file: s3://b/k: no such object"
 
 
-def fault(uri, folder, reason, told, time_limit_s=20.0):
+def fault(uri, folder, reason, text, time_limit_s=20.0):
     started = time.monotonic()
     with pytest.raises(StorageError) as caught:
         download(uri, folder / "x.mp4", time_limit_s=time_limit_s)
     assert time.monotonic() - started < time_limit_s + 5  # on a busy machine too; the servers are silent for longer
     assert caught.value.reason == reason in REASONS
-    assert uri in caught.value.detail and told in caught.value.detail
+    assert uri in caught.value.detail and text in caught.value.detail
     assert "\n" not in caught.value.detail
     assert list(folder.iterdir()) == []
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wm.errors import InputError
-from wm.files.uris import Place, ends_in, is_remote, join_uri, local_path, parse_place, path_in, scheme_of
+from wm.files.uris import ObjectAddress, ends_in, is_remote, join_uri, local_path, parse_address, path_in, scheme_of
 
 names = st.text(st.characters(exclude_characters="/", exclude_categories=["Cs"]), min_size=1).filter(
     lambda name: name not in (".", "..")
@@ -25,7 +25,7 @@ names = st.text(st.characters(exclude_characters="/", exclude_categories=["Cs"])
     ],
 )
 def test_keys_are_written_as_they_are_and_options_known_by_name(uri, key, options):
-    assert parse_place(uri) == Place(uri.split(":")[0].lower(), "b", key, options)
+    assert parse_address(uri) == ObjectAddress(uri.split(":")[0].lower(), "b", key, options)
     assert path_in(uri) == key
 
 
@@ -38,9 +38,9 @@ def test_what_is_joined_is_found_again(parts, folder):
     if not all(path.split("/")) or any(part in (".", "..") for part in path.split("/")):
         return
     assert join_uri(folder, path) == f"{head}{path}{tail}"
-    place = parse_place(f"{head}{path}{tail}")
-    root = parse_place(folder)
-    assert (place.key, place.options) == (f"{root.key.rstrip('/')}/{path}".lstrip("/"), root.options)
+    address = parse_address(f"{head}{path}{tail}")
+    root = parse_address(folder)
+    assert (address.key, address.options) == (f"{root.key.rstrip('/')}/{path}".lstrip("/"), root.options)
 
 
 def test_local_paths_and_schemes():
@@ -66,8 +66,8 @@ def test_http_names_are_references():
         (lambda: scheme_of("ftp://h/x"), "unknown scheme 'ftp'; expected a local path or one of s3://, gs://, http://"),
         (lambda: local_path("s3://b/k"), "is remote; expected a local path"),
         (lambda: local_path("file://host/x"), "without a host"),
-        (lambda: parse_place("https://h/x"), "expected s3://bucket/key or gs://bucket/key"),
-        (lambda: parse_place("s3:///k"), "names no bucket; expected s3://bucket/key"),
+        (lambda: parse_address("https://h/x"), "expected s3://bucket/key or gs://bucket/key"),
+        (lambda: parse_address("s3:///k"), "names no bucket; expected s3://bucket/key"),
         (lambda: join_uri("s3://b/a", "../../k"), "leads out of the bucket"),
     ],
 )

@@ -202,7 +202,7 @@ def test_run_folder_of_old_key_names_is_the_same_run(tiny_base: Path, triplets: 
     record["recipe"] = to_old_names(record["recipe"])
     path.write_text(json.dumps(record))
     # Other runtime settings are no difference, another weight decay is one.
-    assert Run(recipe.out, "train", recipe.with_resources(num_workers=4)).is_whole()
+    assert Run(recipe.out, "train", recipe.with_resources(num_workers=4)).is_complete()
     other = recipe_of(tiny_base, triplets, tmp_path / "out", optim={"weight_decay": 0.5})
     with pytest.raises(InputError, match=r"recipe optim\.weight_decay = 0\.0 there, 0\.5 here"):
-        Run(recipe.out, "train", other).is_whole()
+        Run(recipe.out, "train", other).is_complete()

@@ -237,9 +237,9 @@ def test_a_run_from_before_a_key_was_added_is_the_same_run(tmp_path: Path) -> No
     record = json.loads(path.read_text())
     assert record["recipe"]["optim"].pop("warmup_ratio", "absent") is None
     path.write_text(json.dumps(record))
-    assert not Run(recipe.out, "train", recipe).is_whole()
+    assert not Run(recipe.out, "train", recipe).is_complete()
     with pytest.raises(InputError, match=r"recipe optim.warmup_ratio = not set there, 0\.1 here"):
-        Run(recipe.out, "train", recipe_of(out=recipe.out, optim={"warmup_ratio": 0.1})).is_whole()
+        Run(recipe.out, "train", recipe_of(out=recipe.out, optim={"warmup_ratio": 0.1})).is_complete()
     checkpoint = Checkpoint("step-1", {"identity": {"lr": 1.0, "lora": {}}})
     check_identity(checkpoint, {"optim": {"lr": 1.0, "warmup_ratio": None}, "lora": {"margin": None}}, "place")
     with pytest.raises(InputError, match=r"optim\.warmup_ratio = not set there, 0\.1 here"):
@@ -255,18 +255,18 @@ def test_null_keys_of_tables_do_not_tell_runs_apart(tmp_path: Path) -> None:
         out: str
         search: Table = Table()
 
-    def is_whole(**values: Any) -> bool:
-        return Run(tmp_path, "job", Job(out="o", search=Table(**values))).is_whole()
+    def is_complete(**values: Any) -> bool:
+        return Run(tmp_path, "job", Job(out="o", search=Table(**values))).is_complete()
 
     Run(tmp_path, "job", Job(out="o")).start()
     path = tmp_path / "run.unfinished.json"
     record = json.loads(path.read_text())
     record["recipe"]["search"] = {"best_of": 1}
     path.write_text(json.dumps(record))
-    assert not is_whole()
+    assert not is_complete()
     for values in ({"margin": 0.0}, {"best_of": 2}):
         with pytest.raises(InputError, match=r"recipe search\.(margin|best_of) = .* there"):
-            is_whole(**values)
+            is_complete(**values)
 
 
 def test_bootstrap_and_pretrain_report_short_schedules(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from wm.datasets.videos.patterns import MARKS, Pattern, States, fixed_part
 from wm.datasets.videos.walk import FolderWalk
 from wm.errors import InputError
 from wm.files.storage import StorageError, list_files
-from wm.files.uris import OBJECT_STORES, ends_in, is_remote, parse_place, path_in, scheme_of
+from wm.files.uris import OBJECT_STORES, ends_in, is_remote, parse_address, path_in, scheme_of
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def _find_remote(spec: str) -> Found:
             f"videos = {spec!r}: HTTP has no listing; give the URI of a video, or a list file with one row a video"
         )
     # 1. A prefix to list, and what is to match below it.
-    address, pattern = parse_place(spec), ""
+    address, pattern = parse_address(spec), ""
     if any(mark in address.key for mark in MARKS):
         # Only the prefix before the first mark can be asked of the store.
         fixed = fixed_part(address.key)

@@ -15,17 +15,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NotRequired, TypedDict, cast
+from typing import BinaryIO, NotRequired, TypedDict, cast
 
 import pyarrow as pa
 
 from wm.errors import InputError
-from wm.files.storage import is_remote, object_store
-from wm.files.uris import local_path
+from wm.files.storage import object_store
+from wm.files.uris import is_remote, local_path
 from wm.training.checkpoint.state_files import Contents
-
-if TYPE_CHECKING:
-    pass
 
 MANIFEST = "checkpoint.json"
 _OWNER = "owner"
