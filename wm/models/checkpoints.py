@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from wm.errors import InputError
-from wm.models.adapters import attach, merged
+from wm.models.adapters import attach, merge_adapter
 from wm.models.codec.codec import ImageCodec
 from wm.models.codec.files import is_vqgan, read_codec
 from wm.models.families import family_of, load_family
@@ -111,7 +111,7 @@ def load_model(
     base_folder, _ = base_of(folder, base)
     vlm = _load_full(base_folder, device, dtype)
     adapted = attach(vlm, folder, read_adapter_manifest(folder))
-    vlm.module = merged(adapted, folder) if merge else adapted
+    vlm.module = merge_adapter(adapted, folder) if merge else adapted
     return vlm
 
 

@@ -3,12 +3,12 @@
 Inverse dynamics:  ``bos boi SOURCE eoi boi TARGET eoi | ACTION eos``
 Forward dynamics:  ``bos boi SOURCE eoi ACTION boi | TARGET``
 
-What stands after ``|`` is the completion (paper section 3: one triplet, two conditional models).
+After ``|`` comes the completion (paper section 3: one triplet, two conditional models).
 The begin-of-image token before TARGET belongs to the prompt: sampling starts right after it, and the image
 ends by its fixed length, so no end-of-image token is learned.
 
-A family whose images are more than ``boi CODES eoi`` says so by its :class:`ImageFrame`: what stands before and
-after the codes, and which token ends a row of them. Such tokens are given, neither learned nor sampled.
+A family whose images are more than ``boi CODES eoi`` says so by its :class:`ImageFrame`: the tokens before and
+after the codes, and which one ends a row of them. Such tokens are fed, neither learned nor sampled.
 """
 
 from collections.abc import Sequence
@@ -45,23 +45,21 @@ class SpecialIds:
 
 @dataclass(frozen=True)
 class ImageFrame:
-    """What stands around and between an image's codes, as vocabulary ids.
-
-    ``row_end`` comes after every ``row_tokens`` codes but the last ones, whose end belongs to ``closing``; 0:
-    the codes are one run.
-    """
+    """The tokens around and between an image's codes, as vocabulary ids."""
 
     opening: tuple[int, ...]
     closing: tuple[int, ...]
     row_tokens: int = 0
+    """Codes in a row; 0: the codes are one run."""
     row_end: int = -1
+    """Comes after every row but the last one, whose end belongs to ``closing``."""
 
-    def given(self, ids: Sequence[int]) -> Segment:
-        """Return the codes of an image of the prompt, row ends among them."""
-        return Segment(tuple(flatten(self.drawn(ids))), False, True)
+    def prompt_segment(self, ids: Sequence[int]) -> Segment:
+        """Build the segment of an image in the prompt, row ends among its codes."""
+        return Segment(tuple(flatten(self.completion_segments(ids))), False, True)
 
-    def drawn(self, ids: Sequence[int]) -> list[Segment]:
-        """Return the codes of a completion; row ends between them are no part of it."""
+    def completion_segments(self, ids: Sequence[int]) -> list[Segment]:
+        """Build the segments of an image that is the completion; the row ends between them are no part of it."""
         step = self.row_tokens or max(1, len(ids))
         segments: list[Segment] = []
         for start in range(0, len(ids), step):
@@ -80,19 +78,30 @@ def layout(
     action_slot_tokens: int = 0,
     frame: ImageFrame | None = None,
 ) -> list[Segment]:
-    """Segments of a prompt, or of prompt and completion, from vocabulary ids.
+    """Build a prompt, or prompt and completion, from vocabulary ids.
 
-    ``action`` may be None for ``idm`` and ``target`` for ``fdm``: then only the prefix is built. With
-    ``action_slot_tokens`` > 0 a forward prompt pads a shorter action with ``special.pad`` to that length
-    (source and target then keep a constant distance); a longer action stays as it is. Without ``frame`` an
-    image is ``boi CODES eoi``.
+    Args:
+        task: Which image or text is the completion.
+        special: The structure tokens.
+        source: The source image's codes.
+        action: None for ``idm``: the prefix alone.
+        target: The target image's codes; None for ``fdm``: the prefix alone.
+        action_slot_tokens: Length to which a forward prompt pads a shorter action with ``special.pad``; a longer one
+            stays as it is.
+        frame: The tokens around an image's codes; None: ``boi CODES eoi``.
+
+    Returns:
+        Segments, those of the completion last.
+
+    Raises:
+        InputError: The task is unknown, or its prompt lacks a part.
     """
     frame = frame or ImageFrame((special.boi,), (special.eoi,))
-    opening = [_text(special.bos, *frame.opening), frame.given(source), _text(*frame.closing)]
+    opening = [_text(special.bos, *frame.opening), frame.prompt_segment(source), _text(*frame.closing)]
     if task == "idm":
         if target is None:
             raise InputError("an inverse-dynamics prompt needs the target image")
-        prefix = [*opening, _text(*frame.opening), frame.given(target), _text(*frame.closing)]
+        prefix = [*opening, _text(*frame.opening), frame.prompt_segment(target), _text(*frame.closing)]
         return prefix if action is None else [*prefix, Segment((*action, special.eos), True, False)]
     if task != "fdm":
         raise InputError(f"unknown task {task!r}; expected 'idm' or 'fdm'")
@@ -101,19 +110,28 @@ def layout(
     # A fixed distance between source and target, whatever the length of the action.
     padding = (special.pad,) * max(0, action_slot_tokens - len(action))
     prefix = [*opening, _text(*action, *padding, *frame.opening)]
-    return prefix if target is None else [*prefix, *frame.drawn(target)]
+    return prefix if target is None else [*prefix, *frame.completion_segments(target)]
 
 
 def flatten(segments: Sequence[Segment]) -> list[int]:
-    """All ids of the segments, in order."""
+    """Return all ids of the segments, in order."""
     return [token for segment in segments for token in segment.ids]
 
 
 def pack(segments_list: Sequence[Sequence[Segment]], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
-    """One right-padded batch: ``ids_BT`` int64, ``is_completion_BT`` and ``is_image_BT`` bool (false on
-    padding).
+    """Pack sequences into one batch, padded on the right.
 
     Attention is causal, so padding on the right changes nothing before it and no attention mask is needed.
+
+    Args:
+        segments_list: A list of segments for each row.
+        pad_id: Vocabulary id of the padding.
+
+    Returns:
+        ``ids_BT`` int64, ``is_completion_BT`` and ``is_image_BT`` bool (false on padding).
+
+    Raises:
+        InputError: There are no sequences.
     """
     if not segments_list:
         raise InputError("cannot pack an empty batch")

@@ -97,6 +97,7 @@ class UnifiedVLM:
         self.boi_id, self.eoi_id = special.boi, special.eoi
         self.frame = frame or prompts.ImageFrame((special.boi,), (special.eoi,))
         self.row_tokens, self.row_end_id = self.frame.row_tokens, self.frame.row_end
+        # A model without weights still needs its rows: they are compared with codes.
         row_device = "cpu" if self.device.type == "meta" else self.device
         self.image_rows = image_rows.to(row_device)
         self.text_rows = text_rows.to(row_device)
@@ -109,7 +110,7 @@ class UnifiedVLM:
 
     @property
     def inner(self) -> "PreTrainedModel":
-        """The Hugging Face model under a possible adapter."""
+        """The Hugging Face model itself, under the adapter where there is one."""
         get_base = getattr(self.module, "get_base_model", None)
         return get_base() if get_base is not None else self.module
 
@@ -143,10 +144,20 @@ class UnifiedVLM:
         action: str | None = None,
         target: Sequence[int] | None = None,
     ) -> list[Segment]:
-        """Segments of a prompt (and completion, if given); ``source`` and ``target`` are codebook ids.
+        """Build the one prompt layout.
 
-        Raises :class:`InputError` on a wrong number of codes, a code outside the codebook, an empty action, or one
-        for which the model has too few positions.
+        Args:
+            task: Which image or text is the completion.
+            source: Codebook ids of the source image.
+            action: A text without special tokens; for ``idm``, None: the prefix alone.
+            target: Codebook ids of the target image; for ``fdm``, None: the prefix alone.
+
+        Returns:
+            Segments of vocabulary ids, those of the completion last.
+
+        Raises:
+            InputError: A wrong number of codes, a code outside the codebook, an empty action, one that holds a reserved
+                token, or one for which the model has too few positions.
         """
         action_ids = None if action is None else self._action_ids(action)
         segments = self.layout_ids(
@@ -175,7 +186,7 @@ class UnifiedVLM:
         action: Sequence[int] | None = None,
         target: Sequence[int] | None = None,
     ) -> list[Segment]:
-        """:meth:`layout` of vocabulary ids, which are not looked at."""
+        """Build :meth:`layout` of vocabulary ids, which are not checked."""
         return prompts.layout(
             task,
             special=self.special,
@@ -196,7 +207,7 @@ class UnifiedVLM:
     def unconditional_prefixes(self, prefix: Sequence[int]) -> tuple[list[int], list[int]]:
         """Make the two prompts that guidance compares a forward prompt with.
 
-        Here as in Chameleon's release: what is left out leaves no trace.
+        As in Chameleon's release, nothing is put in place of what is left out.
 
         Args:
             prefix: Vocabulary ids of the whole prompt.
@@ -208,15 +219,32 @@ class UnifiedVLM:
 
     @cached_property
     def _image_ids(self) -> frozenset[int]:
-        """Vocabulary ids that are no text of a forward prompt: codes, what stands around them, and its begin."""
+        """Vocabulary ids that are no text of a forward prompt: codes, the tokens around them, and its begin."""
         return frozenset((*self._row_of_code, self.bos_id, self.boi_id, self.eoi_id))
 
     def body(self, ids_BT: Tensor, cache: "Cache | None" = None, positions_BT: Tensor | None = None) -> Tensor:
-        """Hidden states (B, T, H) of vocabulary ids (B, T); ``cache`` is read and extended in place."""
+        """Run the transformer.
+
+        Args:
+            ids_BT: Vocabulary ids, int64.
+            cache: transformers' keys and values of earlier positions, extended in place.
+            positions_BT: int64; None: one after the other, from the end of the cache.
+
+        Returns:
+            Hidden states (B, T, H) after the last norm.
+        """
         return self._run({"input_ids": ids_BT}, cache, positions_BT)
 
     def head(self, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Logits (…, len(rows)), or (…, vocabulary) without ``rows``; nothing is masked."""
+        """Compute logits; nothing is masked.
+
+        Args:
+            hidden: (…, H), as :meth:`body` returns it.
+            rows: int64, vocabulary ids; None: all.
+
+        Returns:
+            (…, len(rows)), or (…, vocabulary).
+        """
         lm_head = self.inner.lm_head
         if rows is None:
             return lm_head(hidden)  # type: ignore[no-any-return]
@@ -230,6 +258,7 @@ class UnifiedVLM:
     def tokenize_action(self, text: str) -> list[int]:
         """Convert a text to vocabulary ids without special tokens."""
         ids = self._token_cache.get(text)
+        # The candidates of a source share an action, which a tokenizer of Python takes long for.
         if ids is None:
             ids = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
             if len(self._token_cache) >= MAX_CACHED_TEXTS:
@@ -240,8 +269,8 @@ class UnifiedVLM:
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """Return the text of vocabulary ids, without special and image tokens and outer white space."""
-        spoken = [int(token) for token in ids if int(token) not in self._reserved_ids]
-        text: str = self.tokenizer.decode(spoken, skip_special_tokens=True)
+        text_ids = [int(token) for token in ids if int(token) not in self._reserved_ids]
+        text: str = self.tokenizer.decode(text_ids, skip_special_tokens=True)
         return text.strip()
 
     def _run(self, inputs: dict[str, Tensor], cache: "Cache | None", positions_BT: Tensor | None) -> Tensor:
@@ -266,6 +295,7 @@ class UnifiedVLM:
 
     def _to_rows(self, name: str, codes: Sequence[int]) -> list[int]:
         values = codes
+        # Arrays and tensors of any kind are taken; lists of numbers, as the sampler has them, need no conversion.
         if not isinstance(codes, list | tuple) or any(type(code) is not int for code in codes):
             tensor = torch.as_tensor(codes)
             if tensor.is_floating_point():

@@ -138,11 +138,11 @@ def check_free_space(conversion: Conversion, folder: Path) -> None:
     Raises:
         InputError: It does not fit.
     """
-    needed = sum(file.num_bytes for file in conversion.files if not file.is_complete(folder)) + _SPARE_BYTES
+    num_bytes = sum(file.num_bytes for file in conversion.files if not file.is_complete(folder)) + _SPARE_BYTES
     disk = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
     free = shutil.disk_usage(disk).free
-    if needed > free:
-        raise InputError(f"{folder} needs {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free there")
+    if num_bytes > free:
+        raise InputError(f"{folder} needs {num_bytes / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free there")
 
 
 def write_weight_files(conversion: Conversion, folder: Path) -> Iterator[WeightFile]:
@@ -157,6 +157,7 @@ def write_weight_files(conversion: Conversion, folder: Path) -> Iterator[WeightF
     """
     for file in conversion.files:
         if not file.is_complete(folder):
+            # Tensors of one file at a time are in memory.
             tensors = {name: tensor.contiguous() for name, tensor in read_stored(file.tensors)}
             temporary = folder / f".{file.name}.{os.getpid()}.tmp"
             try:

@@ -68,9 +68,17 @@ def find_release(path: Path) -> Release:
 
 
 def shard_files(folder: Path, model_parallel_size: int) -> list[Path]:
-    """``consolidated.pth``, or ``consolidated.00.pth`` and so on, in order.
+    """List the weight files of a release.
 
-    Raises :class:`InputError` if one is missing or their number is not ``model_parallel_size``.
+    Args:
+        folder: The model folder.
+        model_parallel_size: Number of files, as ``params.json`` has it.
+
+    Returns:
+        ``consolidated.pth``, or ``consolidated.00.pth`` and so on, in order.
+
+    Raises:
+        InputError: One is missing, or there are more.
     """
     if (folder / "consolidated.pth").is_file():
         return [folder / "consolidated.pth"]
@@ -89,7 +97,7 @@ def shard_files(folder: Path, model_parallel_size: int) -> list[Path]:
 
 
 def read_params(folder: Path) -> dict[str, Any]:
-    """``params.json``, its ``model`` section and ``consolidate_params.json`` in one, the later winning."""
+    """Merge ``params.json``, its ``model`` section and ``consolidate_params.json``, the later winning."""
     params = read_json(folder / PARAMS)
     model = params.get("model", {})
     if not isinstance(model, dict):
@@ -101,14 +109,23 @@ def read_params(folder: Path) -> dict[str, Any]:
 def read_config(release: Release, vocabulary: dict[str, int], vq_config: ChameleonVQVAEConfig) -> ChameleonConfig:
     """Build the Hugging Face configuration of the same model.
 
-    Raises :class:`InputError` for a parameter that is absent or has no meaning in Chameleon, and for a
-    vocabulary that does not fit ``vocab_size``.
+    Args:
+        release: Its folders.
+        vocabulary: Token name to vocabulary id.
+        vq_config: Configuration of its image codec.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        InputError: A parameter is absent or has no meaning in Chameleon, or the vocabulary does not fit.
     """
     folder = release.model
     where, params = folder / PARAMS, read_params(folder)
     dim, heads = (_positive(params, name, where) for name in ("dim", "n_heads"))
     layers = _positive(params, "n_layers", where, most=MAX_LAYERS)
     kv_heads = _positive(params, "n_kv_heads", where) if params.get("n_kv_heads") is not None else heads
+    # The files themselves decide: a consolidated release keeps the number it was trained with.
     parts = _positive(params, "model_parallel_size", where, 1)
     parts = len(shard_files(folder, parts))
     if dim % heads or heads % kv_heads or kv_heads % parts or dim // heads % 2:
@@ -119,6 +136,7 @@ def read_config(release: Release, vocabulary: dict[str, int], vq_config: Chamele
         raise InputError(f"{where}: qk_normalization is false; Chameleon normalises queries and keys")
     multiplier = _number(params, "ffn_dim_multiplier", where, 1.0)
     theta = _number(params, "rope_theta", where, 10_000.0)
+    # -1: as large as the tokenizer.
     highest = max(vocabulary.values(), default=0)
     unset = params.get("vocab_size") in (None, -1)
     rows = highest + 1 if unset else _positive(params, "vocab_size", where, most=MAX_VOCABULARY)
@@ -149,7 +167,7 @@ def read_config(release: Release, vocabulary: dict[str, int], vq_config: Chamele
 
 
 def mlp_size(dim: int, multiplier: float, multiple_of: int) -> int:
-    """Width of the feed-forward layer: two thirds of 4 ``dim``, times the multiplier, rounded up to a multiple."""
+    """Compute the feed-forward width: two thirds of 4 ``dim``, times the multiplier, rounded up to a multiple."""
     width = int(multiplier * int(2 * 4 * dim / 3))
     return multiple_of * ((width + multiple_of - 1) // multiple_of)
 
