@@ -84,7 +84,7 @@ def test_incomplete_adapters_are_refused(adapter, tiny_base, tmp_path):
     [
         (lambda data: b"", "is empty; download it again"),
         (lambda data: data[:-40], r"is truncated: \d+ bytes, its header promises more"),
-        (lambda data: data[:300], "is no whole safetensors file"),
+        (lambda data: data[:300], "is no complete safetensors file"),
         (lambda data: b"version https://git-lfs.github.com/spec/v1\noid", "git-lfs pointer"),
     ],
 )

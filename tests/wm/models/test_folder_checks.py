@@ -375,7 +375,7 @@ def test_headers_that_are_none_are_refused(pristine, tmp_path, monkeypatch):
         write_header(file, header)
         assert "model.safetensors is no readable safetensors file" in refusal(load_model, folder)
     write_header(file, b"{}", length=2**40)
-    assert "is no whole safetensors file" in refusal(load_model, folder)
+    assert "is no complete safetensors file" in refusal(load_model, folder)
     monkeypatch.setattr(weights, "MAX_HEADER_BYTES", 10)
     write_header(file, b" " * 20)
     assert "its header has 20 bytes, expected at most 10" in refusal(load_model, folder)
