@@ -68,6 +68,38 @@ class ImageFrame:
         return segments
 
 
+def check_codes(name: str, codes: Sequence[int], tokens_per_image: int, num_codes: int) -> list[int]:
+    """Check the codes of an image.
+
+    Args:
+        name: Of the image, for errors.
+        codes: Codebook ids: a list, or an array or tensor of any kind.
+        tokens_per_image: How many there should be.
+        num_codes: Codes of the codebook.
+
+    Returns:
+        The codes as plain numbers.
+
+    Raises:
+        InputError: A wrong number of codes, or one outside the codebook.
+    """
+    shape: tuple[int, ...]
+    # Lists of numbers, as the sampler has them, need no conversion.
+    if isinstance(codes, list | tuple) and all(type(code) is int for code in codes):
+        values, shape = list(codes), (len(codes),)
+    else:
+        tensor = torch.as_tensor(codes)
+        if tensor.is_floating_point():
+            raise InputError(f"{name} image: expected codebook ids, whole numbers, got {tensor.dtype}")
+        values, shape = tensor.to(torch.int64).tolist(), tuple(tensor.shape)
+    if shape != (tokens_per_image,):
+        raise InputError(f"{name} image: expected {tokens_per_image} codes, got shape {shape}")
+    if min(values) < 0 or max(values) >= num_codes:
+        bad = next(code for code in values if not 0 <= code < num_codes)
+        raise InputError(f"{name} image: code {bad} is outside the codebook [0, {num_codes})")
+    return values
+
+
 def layout(
     task: Task,
     *,
@@ -135,12 +167,12 @@ def pack(segments_list: Sequence[Sequence[Segment]], pad_id: int) -> tuple[Tenso
     """
     if not segments_list:
         raise InputError("cannot pack an empty batch")
+    # As long as the longest: the rest of each row stays padding.
     length = max(sum(len(segment.ids) for segment in segments) for segments in segments_list)
     ids_BT = torch.full((len(segments_list), length), pad_id, dtype=torch.int64)
     is_completion_BT = torch.zeros(ids_BT.shape, dtype=torch.bool)
     is_image_BT = torch.zeros(ids_BT.shape, dtype=torch.bool)
     for row, segments in enumerate(segments_list):
-        # Columns are filled segment by segment; what remains is padding.
         start = 0
         for segment in segments:
             span = slice(start, start + len(segment.ids))

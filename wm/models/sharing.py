@@ -42,6 +42,7 @@ def check_shareable(folder: Path) -> None:
             f"adapter {folder} has bias = {config['bias']!r}: it brings other biases for the base's own layers, and "
             "cannot share them with another model"
         )
+    # Some ways to start training take a part of the weight out of the base.
     start = config.get("init_lora_weights", True)
     if start not in KEEPS_BASE:
         raise InputError(
@@ -60,6 +61,7 @@ def check_shareable(folder: Path) -> None:
 
 def held_bytes(tensors: Iterable[Tensor]) -> int:
     """Sum the bytes of memory under tensors; memory that several of them share counts once."""
+    # By the memory itself: views, and models that share a base, count once.
     sizes: dict[int, int] = {}
     for tensor in tensors:
         if tensor.is_mkldnn:

@@ -4,7 +4,7 @@ holds both text and image codes.
 A family derives from :class:`UnifiedVLM`, gives it its token ids, and overrides what differs. Folders, adapters and
 sampling are not known here.
 
-Shape suffixes: B rows, T tokens, N image tokens, K candidates, D codec features, H hidden width.
+Shape suffixes: B rows, T tokens, H hidden width.
 """
 
 import sys
@@ -51,14 +51,10 @@ class UnifiedVLM:
     """Name of the family, as manifests and messages have it."""
     module: "PreTrainedModel | PeftModel"
     """The Hugging Face model, wrapped by PEFT when it carries an adapter."""
-    tokens_per_image: int
-    num_codes: int
     image_rows: Tensor
     """int64 (num_codes,): codebook id to vocabulary id."""
     text_rows: Tensor
     """int64: vocabulary ids that a generated text may use, end-of-sequence among them."""
-    action_slot_tokens: int
-    """Length to which a forward prompt pads its action with ``pad_id``; 0: not at all."""
     row_tokens: int
     """Codes after which an image has ``row_end_id``, between its rows; 0: its codes are one run."""
     row_end_id: int
@@ -86,8 +82,7 @@ class UnifiedVLM:
             text_rows: int64, vocabulary ids that a generated text may use, the end among them.
             frame: The tokens around an image's codes; None: ``boi CODES eoi``.
         """
-        self.module = module
-        self.tokenizer = tokenizer
+        self.module, self.tokenizer = module, tokenizer
         self.base_id, self.codec_id, self.folder = facts.base_id, facts.codec_id, facts.folder
         self.tokens_per_image, self.num_codes = facts.tokens_per_image, facts.num_codes
         self.action_slot_tokens = facts.action_slot_tokens
@@ -210,7 +205,7 @@ class UnifiedVLM:
         As in Chameleon's release, nothing is put in place of what is left out.
 
         Args:
-            prefix: Vocabulary ids of the whole prompt.
+            prefix: Vocabulary ids of the prompt.
 
         Returns:
             The prompt without its text, and the one without anything: ``bos boi``.
@@ -294,27 +289,12 @@ class UnifiedVLM:
         return ids
 
     def _to_rows(self, name: str, codes: Sequence[int]) -> list[int]:
-        values = codes
-        # Arrays and tensors of any kind are taken; lists of numbers, as the sampler has them, need no conversion.
-        if not isinstance(codes, list | tuple) or any(type(code) is not int for code in codes):
-            tensor = torch.as_tensor(codes)
-            if tensor.is_floating_point():
-                raise InputError(f"{name} image: expected codebook ids, whole numbers, got {tensor.dtype}")
-            self._check_length(name, tuple(tensor.shape))
-            values = tensor.to(torch.int64).tolist()
-        self._check_length(name, (len(values),))
-        if min(values) < 0 or max(values) >= self.num_codes:
-            bad = next(code for code in values if not 0 <= code < self.num_codes)
-            raise InputError(f"{name} image: code {bad} is outside the codebook [0, {self.num_codes})")
-        return [self._row_of_code[code] for code in values]
-
-    def _check_length(self, name: str, shape: tuple[int, ...]) -> None:
-        if shape != (self.tokens_per_image,):
-            raise InputError(f"{name} image: expected {self.tokens_per_image} codes, got shape {shape}")
+        checked = prompts.check_codes(name, codes, self.tokens_per_image, self.num_codes)
+        return [self._row_of_code[code] for code in checked]
 
 
 def span_of(rows: Tensor) -> slice | None:
     """Return the slice that ``rows`` are, if they are consecutive, as in the released vocabularies."""
     first, count = int(rows[0]), len(rows)
-    consecutive = torch.equal(rows, torch.arange(first, first + count, device=rows.device))
-    return slice(first, first + count) if consecutive else None
+    is_range = torch.equal(rows, torch.arange(first, first + count, device=rows.device))
+    return slice(first, first + count) if is_range else None

@@ -78,6 +78,7 @@ def code_rows(
         InputError: A code has no token or two, or a token names no code.
     """
     rows = torch.full((num_codes,), -1, dtype=torch.int64)
+    # Checked one by one: a code without a token, or with two, would spoil images and raise nothing.
     for name, row in vocabulary.items():
         code = code_of(name)
         if code is None:

@@ -119,7 +119,7 @@ def test_folders_of_other_programs_are_told(tiny_base, tmp_path):
     for name, file, message in (
         ("diffusers", "model_index.json", "is a pipeline of diffusers.*what is read: chameleon"),
         ("gguf", "model.gguf", "holds model.gguf: GGUF files of llama.cpp are not read"),
-        ("bare", "model.safetensors", "holds model.safetensors but no config.json; download the whole model folder"),
+        ("bare", "model.safetensors", "holds model.safetensors but no config.json; download the complete model folder"),
     ):
         (tmp_path / name).mkdir()
         (tmp_path / name / file).write_text("{}")

@@ -162,7 +162,7 @@ class ImageCodec(nn.Module):
             features_BND = self.vqgan.features(self.scale.apply(self._fill_up(chunk).to(self.device)))
             codes.append(self.vqgan.nearest(features_BND)[: len(chunk)])
             features.append(features_BND[: len(chunk)])
-        if not codes:
+        if not codes:  # no images
             width = self.vqgan.config.embed_dim
             empty = torch.zeros((0, self.tokens_per_image), dtype=torch.int64, device=self.device)
             return empty, torch.zeros((0, self.tokens_per_image, width), device=self.device)
@@ -182,6 +182,7 @@ class ImageCodec(nn.Module):
             InputError: A wrong length, an id outside [0, num_codes), or a checkpoint without decoder.
         """
         self.check_decoder()
+        # Checked for all images first: an id beyond the codebook would end a GPU's process.
         codes = self._check_codes(codes_BN)
         images = []
         for chunk in torch.split(codes, self.chunk):

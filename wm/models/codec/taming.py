@@ -38,7 +38,7 @@ MAX_YAML_BYTES = 1 << 20
 
 
 class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]
-    """Read YAML without aliases, with which a file of a kilobyte stands for gigabytes."""
+    """Read YAML without aliases, which let a file of a kilobyte describe gigabytes."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):

@@ -11,6 +11,7 @@ The same files in one flat folder are understood too. Sources of the layout: ``c
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,7 @@ def shard_files(folder: Path, model_parallel_size: int) -> list[Path]:
     """
     if (folder / "consolidated.pth").is_file():
         return [folder / "consolidated.pth"]
+    # By number, not by name: the ranks decide which heads a file holds.
     shard_of_rank = {int(match[1]): file for file in folder.iterdir() if (match := _SHARD.fullmatch(file.name))}
     expected = range(model_parallel_size)
     missing = [f"consolidated.{rank:02d}.pth" for rank in expected if rank not in shard_of_rank]
@@ -96,7 +98,7 @@ def shard_files(folder: Path, model_parallel_size: int) -> list[Path]:
     return [shard_of_rank[rank] for rank in expected]
 
 
-def read_params(folder: Path) -> dict[str, Any]:
+def read_params(folder: Path) -> dict[str, object]:
     """Merge ``params.json``, its ``model`` section and ``consolidate_params.json``, the later winning."""
     params = read_json(folder / PARAMS)
     model = params.get("model", {})
@@ -132,10 +134,13 @@ def read_config(release: Release, vocabulary: dict[str, int], vq_config: Chamele
         raise InputError(
             f"{where}: dim {dim}, n_heads {heads}, n_kv_heads {kv_heads} and {parts} part(s) do not divide evenly"
         )
+    # Without these norms it is another architecture, of the same file names.
     if not params.get("qk_normalization", True):
         raise InputError(f"{where}: qk_normalization is false; Chameleon normalises queries and keys")
     multiplier = _number(params, "ffn_dim_multiplier", where, 1.0)
     theta = _number(params, "rope_theta", where, 10_000.0)
+    # The release does not say how long its sequences were; its base of rotary angles does.
+    max_positions = 4096 if theta <= 10_000 else 16_384
     # -1: as large as the tokenizer.
     highest = max(vocabulary.values(), default=0)
     unset = params.get("vocab_size") in (None, -1)
@@ -154,7 +159,7 @@ def read_config(release: Release, vocabulary: dict[str, int], vq_config: Chamele
         num_key_value_heads=kv_heads,
         rms_norm_eps=_number(params, "norm_eps", where, 1e-5),
         rope_parameters={"rope_type": "default", "rope_theta": theta},
-        max_position_embeddings=int(params.get("max_seq_len") or (4096 if theta <= 10_000 else 16_384)),
+        max_position_embeddings=_positive(params, "max_seq_len", where) if params.get("max_seq_len") else max_positions,
         model_parallel_size=parts,
         swin_norm=bool(params.get("swin_norm", False)),
         tie_word_embeddings=False,
@@ -184,6 +189,7 @@ def read_original_tokenizer(release: Release) -> PreTrainedTokenizerFast:
     except Exception as error:  # the library raises bare exceptions
         raise InputError(f"{path} is no tokenizer: {str(error)[:200]}") from error
     vocabulary = tokenizer.get_vocab()
+    # The file says which tokens are special, not what for.
     roles = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "pad": "<pad>", "sep": SEPARATOR}
     role_tokens = {f"{role}_token": name for role, name in roles.items() if name in vocabulary}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **role_tokens)
@@ -200,7 +206,7 @@ def _rename_image_token(values: dict[str, Any]) -> None:
 
 
 def _positive(
-    params: dict[str, Any], name: str, where: Path, default: int | None = None, *, most: int = MAX_WHOLE_NUMBER
+    params: Mapping[str, object], name: str, where: Path, default: int | None = None, *, most: int = MAX_WHOLE_NUMBER
 ) -> int:
     value = params.get(name, default)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -210,7 +216,7 @@ def _positive(
     return value
 
 
-def _number(params: dict[str, Any], name: str, where: Path, default: float) -> float:
+def _number(params: Mapping[str, object], name: str, where: Path, default: float) -> float:
     value = params.get(name)
     if value is None:
         return default
