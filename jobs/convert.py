@@ -50,11 +50,13 @@ class ConvertRecipe(Recipe):
     @model_validator(mode="after")
     def _check_form(self) -> Self:
         keys = ("adapter", "base", "task")
-        given = [key for key in keys if getattr(self, key) not in (None, "")]
-        missing = [key for key in keys if key not in given]
-        if self.release and given:
-            raise ValueError(f"release and {given[0]} exclude each other: give release, or adapter with base and task")
-        if not self.release and not given:
+        adapter_keys = [key for key in keys if getattr(self, key) not in (None, "")]
+        missing = [key for key in keys if key not in adapter_keys]
+        if self.release and adapter_keys:
+            raise ValueError(
+                f"release and {adapter_keys[0]} exclude each other: give release, or adapter with base and task"
+            )
+        if not self.release and not adapter_keys:
             raise ValueError("nothing to convert: give release=DIR, or adapter=DIR base=DIR task=idm (or fdm)")
         if not self.release and missing:
             raise ValueError(f"{missing[0]} is missing; give it in the file or as {missing[0]}=VALUE")

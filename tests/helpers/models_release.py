@@ -44,7 +44,7 @@ class Sizes:
 
 
 @dataclass
-class Whole:
+class OriginalModel:
     """An unsplit model in the original's names and row order; the norms of queries and keys are one a part."""
 
     sizes: Sizes
@@ -77,7 +77,7 @@ def tokenizer_json():
     }
 
 
-def random_whole(sizes=None, parts=1, seed=0, dtype=torch.float32):
+def random_model(sizes=None, parts=1, seed=0, dtype=torch.float32):
     sizes = sizes or Sizes()
     generator = torch.Generator().manual_seed(seed)
 
@@ -106,15 +106,15 @@ def random_whole(sizes=None, parts=1, seed=0, dtype=torch.float32):
         for side in "qk":
             tensors[f"{base}attention.{side}_normalization.weight"] = draw(parts, head, mean=1.0)
             tensors[f"{base}attention.{side}_normalization.bias"] = draw(parts, head)
-    return Whole(sizes, parts, tensors)
+    return OriginalModel(sizes, parts, tensors)
 
 
-def part_of(whole, rank, fused=False):
+def part_of(source, rank, fused=False):
     """The file of one model-parallel rank."""
-    parts, file = whole.parts, {}
+    parts, file = source.parts, {}
     rows = ("wq.", "wk.", "wv.", "w1.", "w3.", "output.")
     columns = ("wo.", "w2.", "tok_embeddings.")
-    for name, tensor in whole.tensors.items():
+    for name, tensor in source.tensors.items():
         short = name.split(".", 3)[-1] if name.startswith("layers") else name
         if "normalization" in name:
             file[name] = tensor[rank].clone()
@@ -127,17 +127,17 @@ def part_of(whole, rank, fused=False):
         else:
             file[name] = tensor.clone()
     if fused:
-        for layer in range(whole.sizes.layers):
+        for layer in range(source.sizes.layers):
             attention, gates = f"layers.{layer}.attention.", f"layers.{layer}.feed_forward."
             file[f"{attention}wqkv.weight"] = torch.cat([file.pop(f"{attention}w{side}.weight") for side in "qkv"])
             file[f"{gates}w13.weight"] = torch.cat([file.pop(f"{gates}{gate}.weight") for gate in ("w1", "w3")])
-    head = whole.sizes.dim // whole.sizes.heads
-    file["rope.freqs"] = 1.0 / whole.sizes.theta ** (torch.arange(0, head, 2) / head)
+    head = source.sizes.dim // source.sizes.heads
+    file["rope.freqs"] = 1.0 / source.sizes.theta ** (torch.arange(0, head, 2) / head)
     return file
 
 
-def params_json(whole, **changes):
-    sizes = whole.sizes
+def params_json(source, **changes):
+    sizes = source.sizes
     model = {
         "dim": sizes.dim,
         "n_layers": sizes.layers,
@@ -213,18 +213,18 @@ def vqgan_yaml(**changes):
     return {"model": {"target": "taming.models.vqgan.VQModel", "params": {**params, "lossconfig": loss}}}
 
 
-def write_release(root, whole, *, fused=False, flat=False, single=None, vqgan=None, size="7b"):
+def write_release(root, source, *, fused=False, flat=False, single=None, vqgan=None, size="7b"):
     """The files as they are downloaded; ``single``: one ``consolidated.pth`` (the default for one part)."""
     model = root if flat else root / "models" / size
     tokenizer = root if flat else root / "tokenizer"
     for folder in (model, tokenizer):
         folder.mkdir(parents=True, exist_ok=True)
-    single = whole.parts == 1 if single is None else single
-    for rank in range(whole.parts):
+    single = source.parts == 1 if single is None else single
+    for rank in range(source.parts):
         name = "consolidated.pth" if single else f"consolidated.{rank:02d}.pth"
-        torch.save(part_of(whole, rank, fused), model / name)
-    (model / "params.json").write_text(json.dumps(params_json(whole)))
-    (model / "consolidate_params.json").write_text(json.dumps({"model_parallel_size": whole.parts}))
+        torch.save(part_of(source, rank, fused), model / name)
+    (model / "params.json").write_text(json.dumps(params_json(source)))
+    (model / "consolidate_params.json").write_text(json.dumps({"model_parallel_size": source.parts}))
     (tokenizer / "text_tokenizer.json").write_text(json.dumps(tokenizer_json()))
     state = random_vqgan() if vqgan is None else vqgan
     extra = {"loss.perceptual_loss.lin0.model.1.weight": torch.zeros(1, 4, 1, 1), "loss.logvar": torch.zeros(())}
@@ -240,10 +240,10 @@ def write_release(root, whole, *, fused=False, flat=False, single=None, vqgan=No
     return root
 
 
-def original_logits(whole, ids):
+def original_logits(source, ids):
     """float64 logits (T, V): each rank computes its heads and its share of the gates, and the ranks are summed."""
-    sizes, parts = whole.sizes, whole.parts
-    files = [{name: tensor.double() for name, tensor in part_of(whole, rank).items()} for rank in range(parts)]
+    sizes, parts = source.sizes, source.parts
+    files = [{name: tensor.double() for name, tensor in part_of(source, rank).items()} for rank in range(parts)]
     head = sizes.dim // sizes.heads
 
     def rms(x, weight):
@@ -288,39 +288,39 @@ def original_logits(whole, ids):
     hidden = torch.cat([file["tok_embeddings.weight"][ids] for file in files], -1)
     for layer in range(sizes.layers):
         base = f"layers.{layer}."
-        for norm, room, function in (
+        for norm, module, function in (
             ("attention_norm", "attention.", attention),
             ("ffn_norm", "feed_forward.", feed_forward),
         ):
             scale = files[0][f"{base}{norm}.weight"]
             inside = hidden if sizes.swin else rms(hidden, scale)
-            total = sum(function(file, base + room, inside) for file in files)
+            total = sum(function(file, base + module, inside) for file in files)
             hidden = hidden + (rms(total, scale) if sizes.swin else total)
     normed = rms(hidden, files[0]["norm.weight"])
     return torch.cat([normed @ file["output.weight"].T for file in files], -1)
 
 
-def transformers_names(whole):
+def transformers_names(source):
     """The same model under transformers' names, every row moved by hand."""
-    sizes, head = whole.sizes, whole.sizes.dim // whole.sizes.heads
+    sizes, head = source.sizes, source.sizes.dim // source.sizes.heads
     order = [*range(0, head, 2), *range(1, head, 2)]
     tensors = {
-        "model.embed_tokens.weight": whole.tensors["tok_embeddings.weight"],
-        "model.norm.weight": whole.tensors["norm.weight"],
-        "lm_head.weight": whole.tensors["output.weight"],
+        "model.embed_tokens.weight": source.tensors["tok_embeddings.weight"],
+        "model.norm.weight": source.tensors["norm.weight"],
+        "lm_head.weight": source.tensors["output.weight"],
     }
     plain = {"self_attn.v_proj": "attention.wv", "self_attn.o_proj": "attention.wo", "mlp.gate_proj": "feed_forward.w1"}
     plain |= {"mlp.up_proj": "feed_forward.w3", "mlp.down_proj": "feed_forward.w2"}
     plain |= {"input_layernorm": "attention_norm", "post_attention_layernorm": "ffn_norm"}
     for layer in range(sizes.layers):
         ours, base = f"model.layers.{layer}.", f"layers.{layer}."
-        tensors |= {f"{ours}{new}.weight": whole.tensors[f"{base}{old}.weight"] for new, old in plain.items()}
+        tensors |= {f"{ours}{new}.weight": source.tensors[f"{base}{old}.weight"] for new, old in plain.items()}
         for side, heads in (("q", sizes.heads), ("k", sizes.kv_heads)):
             rows = [index * head + row for index in range(heads) for row in order]
-            tensors[f"{ours}self_attn.{side}_proj.weight"] = whole.tensors[f"{base}attention.w{side}.weight"][rows]
+            tensors[f"{ours}self_attn.{side}_proj.weight"] = source.tensors[f"{base}attention.w{side}.weight"][rows]
             for kind in ("weight", "bias"):
-                norm = whole.tensors[f"{base}attention.{side}_normalization.{kind}"]
-                part = [index * whole.parts // heads for index in range(heads)]
+                norm = source.tensors[f"{base}attention.{side}_normalization.{kind}"]
+                part = [index * source.parts // heads for index in range(heads)]
                 tensors[f"{ours}self_attn.{side}_norm.{kind}"] = torch.stack([norm[rank][order] for rank in part])
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
 

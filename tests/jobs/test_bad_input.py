@@ -156,7 +156,7 @@ def test_a_refused_start_leaves_no_folder_in_the_way(
         "bootstrap": ["idm.max_steps=2", "fdm.max_steps=2", "select.k=2", f"base_model={damaged}"],
     }
     for job, argv in given.items():
-        assert f"{weights} is no whole safetensors file" in refused(job, *argv, "out=o", *flags), job
+        assert f"{weights} is no complete safetensors file" in refused(job, *argv, "out=o", *flags), job
     assert "no Parquet file below empty" in refused("evaluate", "triplets=empty", f"base={tiny_base}", "out=o", *flags)
     assert "no Parquet file below empty" in refused("select", "triplets=empty", "k=2", "out=o", *flags)
     assert "has no action_logprob" in refused("select", f"triplets={triplets}", "k=2", "out=o", *flags)

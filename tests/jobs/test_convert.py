@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from jobs import convert as job
 from jobs.convert import ConvertRecipe, run
-from tests.helpers.models_release import logits, random_vqgan, random_whole, transformers_names, write_release
+from tests.helpers.models_release import logits, random_model, random_vqgan, transformers_names, write_release
 from wm.errors import InputError
 from wm.models import base_id_of, is_model_folder, load_codec, load_model, read_manifest, save_model
 from wm.models.identity import fingerprint_of
@@ -31,13 +31,13 @@ SMALL_FILES = 12_000
 
 
 @pytest.fixture(scope="module")
-def whole():
-    return random_whole(parts=2, dtype=torch.bfloat16)
+def source():
+    return random_model(parts=2, dtype=torch.bfloat16)
 
 
 @pytest.fixture
-def release(whole, tmp_path):
-    return write_release(tmp_path / "anole", whole)
+def release(source, tmp_path):
+    return write_release(tmp_path / "anole", source)
 
 
 def recipe_of(release, out):
@@ -51,17 +51,17 @@ def stored_tensors(folder):
     return tensors
 
 
-def earlier_base_id(release, whole):
+def earlier_base_id(release, source):
     """The id that earlier versions gave the release itself, of its configuration in memory and its tensors."""
     config = json.loads(plan_conversion(release).vlm.inner.config.to_json_string())
-    tensors = {name: describe_tensor(release, tensor) for name, tensor in transformers_names(whole).items()}
+    tensors = {name: describe_tensor(release, tensor) for name, tensor in transformers_names(source).items()}
     return "chameleon-" + fingerprint_of(config, tensors)
 
 
-def test_converted_tensors_are_the_releases_to_the_bit(release, whole, tmp_path, monkeypatch):
+def test_converted_tensors_are_the_releases_to_the_bit(release, source, tmp_path, monkeypatch):
     monkeypatch.setattr(release_convert, "MAX_FILE_BYTES", SMALL_FILES)
     record = run(recipe_of(release, tmp_path / "out"))
-    expected = transformers_names(whole)
+    expected = transformers_names(source)
     expected |= {f"model.vqmodel.{name}": tensor for name, tensor in random_vqgan().items()}
     tensors = stored_tensors(tmp_path / "out/model")
     assert tensors.keys() == expected.keys()
@@ -79,11 +79,11 @@ def test_converted_tensors_are_the_releases_to_the_bit(release, whole, tmp_path,
     assert json.loads((tmp_path / "out/run.json").read_text())["manifest"]["base_id"] == base_id_of(tmp_path / "out")
 
 
-def test_converted_folder_has_the_ids_of_the_release(release, whole, tmp_path):
+def test_converted_folder_has_the_ids_of_the_release(release, source, tmp_path):
     run(recipe_of(release, tmp_path / "out"))
     vlm = load_model(tmp_path / "out", dtype=torch.bfloat16)
     manifest = read_manifest(tmp_path / "out")
-    assert earlier_base_id(release, whole) == vlm.base_id == manifest.base_id == base_id_of(tmp_path / "out")
+    assert earlier_base_id(release, source) == vlm.base_id == manifest.base_id == base_id_of(tmp_path / "out")
     codec = load_codec(release / "tokenizer")
     assert (manifest.codec_id, manifest.decoder_id) == (codec.codec_id, codec.decoder_id)
     assert json.loads((tmp_path / "out/model/config.json").read_text())["dtype"] == "bfloat16"
@@ -178,7 +178,7 @@ def test_release_that_is_not_converted_is_refused(release, tmp_path):
         load_model(release / "tokenizer")
 
 
-def test_adapter_of_a_release_loads_on_the_converted_folder(release, whole, tmp_path):
+def test_adapter_of_a_release_loads_on_the_converted_folder(release, source, tmp_path):
     run(recipe_of(release, tmp_path / "converted"))
     vlm = load_model(tmp_path / "converted")
     targets = r".*\.layers\.\d+\..*(q|k|v|o|gate|up|down)_proj"
@@ -188,7 +188,7 @@ def test_adapter_of_a_release_loads_on_the_converted_folder(release, whole, tmp_
     # As an earlier version wrote it, which trained on the release itself.
     file = tmp_path / "adapter/wm_model.json"
     manifest = json.loads(file.read_text())
-    manifest |= {"base_id": earlier_base_id(release, whole), "base_path": "../anole"}
+    manifest |= {"base_id": earlier_base_id(release, source), "base_path": "../anole"}
     file.write_text(json.dumps(manifest))
     with pytest.raises(InputError, match=rf"was trained on the original release .*release={release} .* as base=, or"):
         load_model(tmp_path / "adapter")

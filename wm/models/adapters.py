@@ -1,4 +1,4 @@
-"""PEFT adapter folders onto their base: every tensor that the adapter has is in the file, and nothing else is.
+"""Attach PEFT adapters to their base: every tensor that the adapter has is in the file, and nothing else is.
 
 PEFT itself starts what is missing at random and passes over what it does not know.
 """
@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,13 +21,17 @@ from wm.models.vlm import UnifiedVLM
 from wm.models.weights import read_header
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from transformers import PreTrainedModel
+
 MERGE_ERRORS = (NotImplementedError, ValueError, RuntimeError, AttributeError)
 """What PEFT raises for an adapter that it cannot add into a weight."""
 _SMALL_RANK = 1024
 """Ranks up to this one may be set without being used: it takes little memory to find out."""
 
 
-def attach(vlm: UnifiedVLM, folder: Path, manifest: Manifest) -> Any:
+def attach(vlm: UnifiedVLM, folder: Path, manifest: Manifest) -> "PeftModel":
     """Attach the adapter of a folder to a model and return its module; the model takes the adapter's prompt layout.
 
     Args:
@@ -61,7 +65,7 @@ def attach(vlm: UnifiedVLM, folder: Path, manifest: Manifest) -> Any:
         raise
     except Exception as error:  # PEFT raises what odd settings make of its code
         raise InputError(f"adapter {folder} does not fit its base: {one_line(error)}") from error
-    # PEFT starts missing tensors at random and passes over unknown ones, so both are looked for here.
+    # PEFT would start missing tensors at random and pass over unknown ones: both are looked for here.
     own = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     # PEFT saves embeddings and heads beside adapters of them, and reads them again.
     beside = adapted.state_dict().keys() - own.keys()
@@ -70,10 +74,11 @@ def attach(vlm: UnifiedVLM, folder: Path, manifest: Manifest) -> Any:
         {name: shape for name, shape in stored_shapes.items() if name not in beside},
         str(file),
     )
+    vlm.action_slot_tokens = manifest.action_slot_tokens
     return adapted
 
 
-def read_adapter_config(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+def read_adapter_config(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> "PeftConfig":
     """Read the PEFT configuration of an adapter folder, before PEFT builds anything of it.
 
     Args:
@@ -108,7 +113,7 @@ def read_adapter_config(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> 
         return config_class.from_pretrained(str(folder), local_files_only=True)
 
 
-def _check_ranks(values: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], file: Path) -> None:
+def _check_ranks(values: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]], file: Path) -> None:
     """Memory for the ranks is taken before PEFT compares them with the file."""
     largest = max((max(shape, default=0) for shape in shapes.values()), default=0)
     pattern = values.get("rank_pattern") or {}
@@ -118,8 +123,8 @@ def _check_ranks(values: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]
             raise InputError(f"{file}: rank {rank!r:.60} fits no tensor of the adapter (largest side: {largest:,})")
 
 
-def merged(adapted: Any, folder: Path) -> Any:
-    """Return the bare model with an adapter added into its weights."""
+def merge_adapter(adapted: "PeftModel", folder: Path) -> "PreTrainedModel":
+    """Add an adapter into the weights of its base and return the bare model."""
     _untie(adapted)
     try:
         return adapted.merge_and_unload()
@@ -127,7 +132,7 @@ def merged(adapted: Any, folder: Path) -> Any:
         raise InputError(f"adapter {folder} cannot be merged: {' '.join(str(error).split())[:300]}") from error
 
 
-def _untie(adapted: Any) -> None:
+def _untie(adapted: "PeftModel") -> None:
     """Give the head a weight of its own where it shares the embeddings' and one of the two carries an adapter: adding
     it into the shared weight would change the other one as well."""
     from peft.tuners.tuners_utils import BaseTunerLayer

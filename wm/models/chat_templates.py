@@ -72,6 +72,7 @@ def check_chat_template(
     for text in templates:
         if not isinstance(text, str):
             continue
+        # The process gets the texts and returns a status: nothing of its output is trusted.
         values = json.dumps([text, list(chat), dict(tokens)], default=str).encode()
         command = [sys.executable, "-I", "-c", _RENDER]
         try:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from wm.errors import InputError
-from wm.models.adapters import attach, merged
+from wm.models.adapters import attach, merge_adapter
 from wm.models.codec.codec import ImageCodec
 from wm.models.codec.files import is_vqgan, read_codec
 from wm.models.families import family_of, load_family
@@ -63,6 +63,7 @@ def load_codec(
         with refusing(f"{folder} holds no image codec that can be read"):
             read = read_codec if is_vqgan(folder) else family_of(folder).read_codec
             codec = read(folder, device, decoder_path)
+    # Codes of another codec would be numbers without meaning; another decoder, other pixels of the same codes.
     if manifest is not None:
         check_same_codec(codec.codec_id, manifest.codec_id, folder)
         if decoder_path is None and codec.has_decoder and manifest.decoder_id not in ("", codec.decoder_id):
@@ -111,7 +112,7 @@ def load_model(
     base_folder, _ = base_of(folder, base)
     vlm = _load_full(base_folder, device, dtype)
     adapted = attach(vlm, folder, read_adapter_manifest(folder))
-    vlm.module = merged(adapted, folder) if merge else adapted
+    vlm.module = merge_adapter(adapted, folder) if merge else adapted
     return vlm
 
 
@@ -147,6 +148,7 @@ def _load_over(folder: Path, over: UnifiedVLM, base: str | Path | None, merge: b
     if merge:
         raise InputError(f"{folder}: merging would change the weights that it shares with others")
     if not (folder / ADAPTER_CONFIG).is_file():
+        # The same weights in another folder may be shared as well.
         if base_of(folder, base)[1] != over.base_id:
             raise InputError(
                 f"{folder} is a full model with weights of its own, no adapter of {over.base_id}: it cannot share them"
@@ -168,6 +170,7 @@ def _load_full(folder: Path, device: str | torch.device, dtype: torch.dtype) -> 
         codec, manifest = family.read_codec(folder, "cpu", None), read_manifest(folder)
         base_id = base_id_of(folder)
         slot_tokens = 0
+        # The id of a fine-tuned model's manifest is that of the base it started from: not compared.
         if manifest is not None:
             check_same_codec(codec.codec_id, manifest.codec_id, folder)
             if manifest.kind == "base" and manifest.base_id != base_id:

@@ -9,12 +9,15 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from wm.errors import InputError
 from wm.models.config_bounds import VOCABULARY_KEYS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 MAX_JSON_BYTES = 256 << 20
 """The largest JSON file that is read; released tokenizers have up to 35 MB."""
@@ -70,6 +73,7 @@ def read_json(path: Path) -> dict[str, Any]:
             if path.exists():
                 raise InputError(f"{path} is no file; expected JSON")
             raise InputError(f"no {path.name} in {path.parent}; expected a Hugging Face model folder")
+        # Bounded first: a file of gigabytes would be read into memory.
         size = path.stat().st_size
         if size > MAX_JSON_BYTES:
             raise InputError(f"{path} has {size:,} bytes; expected a JSON file of at most {MAX_JSON_BYTES:,}")
@@ -112,7 +116,7 @@ def check_no_code(folder: Path) -> None:
         )
 
 
-def neutralise(config: Any) -> Any:
+def neutralise(config: "PreTrainedConfig") -> "PreTrainedConfig":
     """Take the choice of attention and experts from a configuration: the class's own default is used.
 
     Args:
@@ -159,7 +163,7 @@ def _parse_constant(name: str) -> float:
     return float(name)
 
 
-def _check_no_code_in(value: Any, file: Path, path: str, depth: int = 0) -> None:
+def _check_no_code_in(value: object, file: Path, path: str, depth: int = 0) -> None:
     if depth > MAX_DEPTH:
         raise InputError(f"{file}: {path:.80}… is nested too deeply, expected at most {MAX_DEPTH} levels")
     if isinstance(value, list):
@@ -176,7 +180,8 @@ def _check_no_code_in(value: Any, file: Path, path: str, depth: int = 0) -> None
             _check_no_code_in(item, file, key_path, depth + 1)
 
 
-def _check_no_code_key(key: str, value: Any, file: Path, path: str) -> None:
+def _check_no_code_key(key: str, value: object, file: Path, path: str) -> None:
+    # An empty value switches the key off.
     if value is None or value is False or value in ({}, []):
         return
     if key in _CODE_KEYS:
@@ -187,6 +192,7 @@ def _check_no_code_key(key: str, value: Any, file: Path, path: str) -> None:
     # transformers fetches kernels from the hub when a configuration asks for them.
     if key in _KERNEL_KEYS:
         raise InputError(f"{file}: {path} = {_shown(value)} asks for kernels, which are never fetched; remove the key")
+    # A name with a slash is one of the hub, and fetched; older versions wrote their own choice, which is harmless.
     if key in _IMPLEMENTATION_KEYS:
         choices = list(value.values()) if isinstance(value, dict) else [value]
         unknown = [
@@ -199,6 +205,7 @@ def _check_no_code_key(key: str, value: Any, file: Path, path: str) -> None:
                 f"{file}: {path} = {_shown(unknown[0])} names a kernel, which is never fetched or run; expected one "
                 "of eager and sdpa, or no such key"
             )
+    # Reading such weights takes a library of others, which runs code that it finds.
     if key in _QUANTISED_KEYS:
         method = value.get("quant_method") if isinstance(value, dict) else value
         raise InputError(
@@ -208,6 +215,7 @@ def _check_no_code_key(key: str, value: Any, file: Path, path: str) -> None:
     # Another file would be read unchecked.
     if key in _OTHER_FILE_KEYS and file.name != "special_tokens_map.json":
         raise InputError(f"{file}: {path} = {_shown(value)} names other weights to be read, which is not done")
+    # PEFT imports the class that is named here.
     if key == "auto_mapping" and isinstance(value, dict):
         library = str(value.get("parent_library", "transformers"))
         if library.split(".", maxsplit=1)[0] not in ("transformers", "peft", "wm"):
@@ -216,5 +224,5 @@ def _check_no_code_key(key: str, value: Any, file: Path, path: str) -> None:
         raise InputError(f"{file}: {path} = {_shown(value)} asks for Megatron's layers, which are not supported")
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return f"{value!r:.80}"

@@ -132,6 +132,7 @@ def build_skeleton(model_class: "type[PreTrainedModel]", config: "PreTrainedConf
 
 
 def _without(module: "PreTrainedModel", prefixes: tuple[str, ...]) -> "PreTrainedModel":
+    # A module that is not there takes no memory, and no adapter finds its layers.
     for prefix in prefixes:
         parent, _, name = prefix.rstrip(".").rpartition(".")
         delattr(module.get_submodule(parent), name)
@@ -180,6 +181,7 @@ def _check_tied(folder: Path, locations: Mapping[str, StoredTensor]) -> None:
     """Check that a file holds the same head beside embeddings that it is tied to, or none."""
     if _HEAD not in locations:
         return
+    # The name depends on the class: all end alike.
     embeddings = next((name for name in locations if name.endswith("embed_tokens.weight")), _HEAD)
     tied = dict(read_stored({name: locations[name] for name in (_HEAD, embeddings)}))
     if embeddings == _HEAD or not torch.equal(tied[_HEAD], tied[embeddings]):

@@ -158,6 +158,7 @@ def _check_folders(adapter: str | Path, base: str | Path) -> tuple[Path, Path]:
     for key, path in (("adapter", folder), ("base", base_folder)):
         if not path.is_dir():
             raise InputError(f"{key} = {str(path)!r}: no such folder")
+    # Training programs write an adapter for each checkpoint into a folder of their own.
     if not is_adapter(folder):
         inside = sorted(path.parent.name for path in folder.glob(f"*/{ADAPTER_CONFIG}"))
         hint = f"; it has adapters in {', '.join(inside[:5])}" if inside else ""
@@ -211,6 +212,7 @@ def _check_tokenizer(folder: Path, vlm: UnifiedVLM) -> None:
     own: dict[str, int] = dict(words) if isinstance(words, dict) else {}
     with refusing(f"{folder / 'tokenizer.json'} is no tokenizer"):
         own |= {token["content"]: token["id"] for token in values.get("added_tokens") or []}
+    # Another numbering would make other words of the same ids, without an error.
     base = vlm.tokenizer.get_vocab()
     others = sorted(name for name, number in own.items() if base.get(name) != number)
     if others:
@@ -251,6 +253,7 @@ def _expected(vlm: UnifiedVLM, config: Mapping[str, Any], folder: Path) -> set[s
     from peft import PeftModel, get_peft_model_state_dict
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
+    # PEFT itself is asked, on a copy without numbers: names differ by kind and version.
     kind = PEFT_TYPE_TO_CONFIG_MAPPING[config["peft_type"]]
     values = {key: value for key, value in config.items() if key in kind.__dataclass_fields__}
     if config["peft_type"] == "LORA":

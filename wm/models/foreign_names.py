@@ -51,9 +51,11 @@ def to_base_name(name: str, vlm: UnifiedVLM) -> str:
     modules = {path for path, _ in inner.named_modules()}
     layer = _PARAMETER.split(name)[0] if _PARAMETER.search(name) else name.rpartition(".")[0]
     layer = layer.removesuffix(".base_layer")
+    # A name that the class has needs no guess.
     if layer in modules:
         return name
     decoder = next(path for path, module in inner.named_modules() if module is vlm.decoder)
+    # The longest prefix first: a shorter one would leave a part of it in the name.
     for prefix in _DECODERS:
         rest = name.removeprefix(prefix)
         if name.startswith(prefix) and rest.startswith(("layers.", "embed_tokens.", "norm.")):
@@ -72,11 +74,13 @@ def to_explicit_config(config: Mapping[str, Any], names: Mapping[str, str], fold
     layers = {
         _PARAMETER.split(old)[0]: _PARAMETER.split(new)[0] for old, new in names.items() if _PARAMETER.search(old)
     }
+    # What chose the layers by other names must not choose again.
     explicit = dict(config) | {"target_modules": sorted(set(layers.values()))}
     explicit |= dict.fromkeys(("layers_to_transform", "layers_pattern", "exclude_modules"))
     for key, default in (("rank_pattern", config.get("r")), ("alpha_pattern", config.get("lora_alpha"))):
         values = {new: _pattern_value(config.get(key) or {}, old, default) for old, new in layers.items()}
         explicit[key] = {new: value for new, value in values.items() if value != default}
+    # Complete modules beside the adapter are named too, and have moved as the layers have.
     if saved := config.get("modules_to_save"):
         others = {old: new for old, new in names.items() if not _PARAMETER.search(old)}
         paths = {old.rpartition(".")[0]: new.rpartition(".")[0] for old, new in others.items()}

@@ -37,6 +37,7 @@ def base_id_of(folder: str | Path) -> str:
         InputError: The folder cannot be read.
     """
     path = model_folder(folder)
+    # A release has no config.json of its own: the command is a better answer than that.
     explain_release(path)
     with refusing(f"{path} is no model folder that can be read"):
         config = read_json(path / "config.json")

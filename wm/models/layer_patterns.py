@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from wm.errors import InputError
 
@@ -30,7 +29,7 @@ for pattern in patterns:
 """
 
 
-def check_patterns(config: Any, names: Sequence[str], file: Path, *, max_match_s: float = MAX_MATCH_S) -> None:
+def check_patterns(config: object, names: Sequence[str], file: Path, *, max_match_s: float = MAX_MATCH_S) -> None:
     """Refuse a PEFT configuration whose regular expressions take too long on a model's module names.
 
     Args:
@@ -62,7 +61,7 @@ def check_patterns(config: Any, names: Sequence[str], file: Path, *, max_match_s
         ) from error
 
 
-def _iter_patterns(config: Any) -> Iterator[str]:
+def _iter_patterns(config: object) -> Iterator[str]:
     values = config if isinstance(config, dict) else vars(config)
     for key in ("target_modules", "exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern"):
         value = values.get(key)

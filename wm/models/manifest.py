@@ -116,12 +116,12 @@ def adapter_base(folder: Path, base: str | Path | None = None) -> Path:
     manifest = read_adapter_manifest(folder)
     if base is None and not manifest.base_path:
         raise InputError(f"adapter {folder} does not say where its base is; give base=")
-    given = base if base is not None else os.path.normpath(folder.resolve() / manifest.base_path)
+    path = base if base is not None else os.path.normpath(folder.resolve() / manifest.base_path)
     try:
-        base_folder = model_folder(given)
+        base_folder = model_folder(path)
         is_folder = base_folder.is_dir()
     except (InputError, OSError, ValueError):  # a name that is too long, or holds a zero byte
-        base_folder, is_folder = Path(given), False
+        base_folder, is_folder = Path(path), False
     if not is_folder:
         raise InputError(
             f"adapter {folder}: its base {manifest.base_id} is not at {str(base_folder)!r:.300}; give base="

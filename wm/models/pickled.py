@@ -40,7 +40,7 @@ def read_pickled(file: Path) -> dict[str, Any]:
     return value
 
 
-def tensors_of(value: Mapping[str, Any], file: Path, nullable: frozenset[str] = frozenset()) -> dict[str, Tensor]:
+def tensors_of(value: Mapping[str, object], file: Path, nullable: frozenset[str] = frozenset()) -> dict[str, Tensor]:
     """Return the entries of a state dictionary; one that is no tensor is an error, unless it is None and
     ``nullable``."""
     wrong = [name for name, entry in value.items() if not isinstance(entry, Tensor) and name not in nullable]
@@ -62,7 +62,7 @@ def check_downloaded(file: Path) -> None:
         raise InputError(f"{file} is a git-lfs pointer, not the file itself; fetch it with `git lfs pull`")
 
 
-def _load(file: Path) -> Any:
+def _load(file: Path) -> object:
     with file.open("rb") as stream:
         start = stream.read(4)
     # torch's older formats are bare pickles (protocol 2 and up), which cannot be memory-mapped.

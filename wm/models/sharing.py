@@ -1,4 +1,4 @@
-"""Several models over one copy of a base's weights: each has modules of its own, which hold the same tensors.
+"""Build several models over one copy of a base's weights: each has modules of its own, which hold the same tensors.
 
 An adapter is then attached to one model's modules and leaves the others as they are. Nothing may change the shared
 tensors: no training of them, no merging.
@@ -24,9 +24,10 @@ KEEPS_BASE = (True, False, "gaussian", "eva", "orthogonal")
 
 
 def twin_of(vlm: UnifiedVLM) -> UnifiedVLM:
-    """Another model over the same parameters and buffers."""
+    """Build another model over the same parameters and buffers."""
     if hasattr(vlm.module, "peft_config"):
         raise InputError(f"a model of base {vlm.base_id} carries an adapter: only the bare base can be shared")
+    # A deep copy that takes these for copied already makes new modules around them.
     tensors: Iterable[Tensor] = chain(vlm.module.parameters(), vlm.module.buffers())
     twin = copy.copy(vlm)
     twin.module = copy.deepcopy(vlm.module, {id(tensor): tensor for tensor in tensors})
@@ -41,12 +42,14 @@ def check_shareable(folder: Path) -> None:
             f"adapter {folder} has bias = {config['bias']!r}: it brings other biases for the base's own layers, and "
             "cannot share them with another model"
         )
+    # Some ways to start training take a part of the weight out of the base.
     start = config.get("init_lora_weights", True)
     if start not in KEEPS_BASE:
         raise InputError(
             f"adapter {folder} was begun with init_lora_weights = {start!r}, which changes the base's weights: it "
             "cannot share them with another model"
         )
+    # Some methods save the base's layer as they changed it, whatever the configuration says.
     if (folder / ADAPTER_WEIGHTS).is_file():
         own = [name for name in read_header(folder / ADAPTER_WEIGHTS) if name.endswith(".base_layer.weight")]
         if own:
@@ -57,7 +60,8 @@ def check_shareable(folder: Path) -> None:
 
 
 def held_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of memory under tensors; what several of them lie in counts once."""
+    """Sum the bytes of memory under tensors; memory that several of them share counts once."""
+    # By the memory itself: views, and models that share a base, count once.
     sizes: dict[int, int] = {}
     for tensor in tensors:
         if tensor.is_mkldnn:

@@ -39,6 +39,7 @@ def load_skeleton(path: str | Path, *, without_codec: bool = False) -> UnifiedVL
         folder = adapter_base(folder)
     with refusing(f"{folder} is no model that can be read"):
         facts = _facts_without_weights(folder) if without_codec and not has_weights(folder) else _facts(folder)
+        # The prompt layout is the adapter's, not the base's.
         if slot_tokens is not None:
             facts = replace(facts, action_slot_tokens=slot_tokens)
         return family_of(folder).load(folder, "meta", torch.float32, facts)

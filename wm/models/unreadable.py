@@ -126,6 +126,7 @@ def explain_unreadable(folder: Path) -> None:
     """
     check_folder_exists(folder)
     explain_release(folder)
+    # The cache of the hub keeps the files two folders deeper.
     snapshots = sorted(path for path in folder.glob("snapshots/*") if path.is_dir())
     if snapshots:
         raise InputError(f"{folder} is a repository of the Hugging Face cache; give its snapshot: {snapshots[-1]}")
@@ -138,6 +139,7 @@ def explain_unreadable(folder: Path) -> None:
 
 
 def _explain_without_config(folder: Path) -> None:
+    # Whatever is there says what was downloaded instead.
     gguf = sorted(folder.glob("*.gguf"))
     if gguf:
         raise InputError(
@@ -155,10 +157,11 @@ def _explain_without_config(folder: Path) -> None:
         )
     weights = sorted(path.name for pattern in ("*.safetensors", "*.bin", "*.pt") for path in folder.glob(pattern))
     if weights:
-        raise InputError(f"{folder} holds {weights[0]} but no config.json; download the whole model folder{_read()}")
+        raise InputError(f"{folder} holds {weights[0]} but no config.json; download the complete model folder{_read()}")
 
 
 def _explain_config(folder: Path, config: dict[str, Any]) -> None:
+    # Layouts that transformers does not know, or that differ from its own under the same name.
     model_type, architectures = config.get("model_type"), config.get("architectures")
     names = architectures if isinstance(architectures, list) else []
     if model_type == "Emu3":
@@ -236,6 +239,7 @@ def _read() -> str:
 
 def _download_of(hub_id: str) -> str:
     """Return the command for a repository, or for the one in transformers' layout where it is an authors' own."""
+    # The authors' own repositories are in another layout; those in transformers' have other names.
     name = hub_id.lower()
     local = hub_id.split("/")[1]
     if name.startswith("deepseek-ai/janus-pro-"):

@@ -4,7 +4,7 @@ holds both text and image codes.
 A family derives from :class:`UnifiedVLM`, gives it its token ids, and overrides what differs. Folders, adapters and
 sampling are not known here.
 
-Shape suffixes: B rows, T tokens, N image tokens, K candidates, D codec features, H hidden width.
+Shape suffixes: B rows, T tokens, H hidden width.
 """
 
 import sys
@@ -51,14 +51,10 @@ class UnifiedVLM:
     """Name of the family, as manifests and messages have it."""
     module: "PreTrainedModel | PeftModel"
     """The Hugging Face model, wrapped by PEFT when it carries an adapter."""
-    tokens_per_image: int
-    num_codes: int
     image_rows: Tensor
     """int64 (num_codes,): codebook id to vocabulary id."""
     text_rows: Tensor
     """int64: vocabulary ids that a generated text may use, end-of-sequence among them."""
-    action_slot_tokens: int
-    """Length to which a forward prompt pads its action with ``pad_id``; 0: not at all."""
     row_tokens: int
     """Codes after which an image has ``row_end_id``, between its rows; 0: its codes are one run."""
     row_end_id: int
@@ -86,8 +82,7 @@ class UnifiedVLM:
             text_rows: int64, vocabulary ids that a generated text may use, the end among them.
             frame: The tokens around an image's codes; None: ``boi CODES eoi``.
         """
-        self.module = module
-        self.tokenizer = tokenizer
+        self.module, self.tokenizer = module, tokenizer
         self.base_id, self.codec_id, self.folder = facts.base_id, facts.codec_id, facts.folder
         self.tokens_per_image, self.num_codes = facts.tokens_per_image, facts.num_codes
         self.action_slot_tokens = facts.action_slot_tokens
@@ -97,6 +92,7 @@ class UnifiedVLM:
         self.boi_id, self.eoi_id = special.boi, special.eoi
         self.frame = frame or prompts.ImageFrame((special.boi,), (special.eoi,))
         self.row_tokens, self.row_end_id = self.frame.row_tokens, self.frame.row_end
+        # A model without weights still needs its rows: they are compared with codes.
         row_device = "cpu" if self.device.type == "meta" else self.device
         self.image_rows = image_rows.to(row_device)
         self.text_rows = text_rows.to(row_device)
@@ -109,7 +105,7 @@ class UnifiedVLM:
 
     @property
     def inner(self) -> "PreTrainedModel":
-        """The Hugging Face model under a possible adapter."""
+        """The Hugging Face model itself, under the adapter where there is one."""
         get_base = getattr(self.module, "get_base_model", None)
         return get_base() if get_base is not None else self.module
 
@@ -143,10 +139,20 @@ class UnifiedVLM:
         action: str | None = None,
         target: Sequence[int] | None = None,
     ) -> list[Segment]:
-        """Segments of a prompt (and completion, if given); ``source`` and ``target`` are codebook ids.
+        """Build the one prompt layout.
 
-        Raises :class:`InputError` on a wrong number of codes, a code outside the codebook, an empty action, or one
-        for which the model has too few positions.
+        Args:
+            task: Which image or text is the completion.
+            source: Codebook ids of the source image.
+            action: A text without special tokens; for ``idm``, None: the prefix alone.
+            target: Codebook ids of the target image; for ``fdm``, None: the prefix alone.
+
+        Returns:
+            Segments of vocabulary ids, those of the completion last.
+
+        Raises:
+            InputError: A wrong number of codes, a code outside the codebook, an empty action, one that holds a reserved
+                token, or one for which the model has too few positions.
         """
         action_ids = None if action is None else self._action_ids(action)
         segments = self.layout_ids(
@@ -175,7 +181,7 @@ class UnifiedVLM:
         action: Sequence[int] | None = None,
         target: Sequence[int] | None = None,
     ) -> list[Segment]:
-        """:meth:`layout` of vocabulary ids, which are not looked at."""
+        """Build :meth:`layout` of vocabulary ids, which are not checked."""
         return prompts.layout(
             task,
             special=self.special,
@@ -196,10 +202,10 @@ class UnifiedVLM:
     def unconditional_prefixes(self, prefix: Sequence[int]) -> tuple[list[int], list[int]]:
         """Make the two prompts that guidance compares a forward prompt with.
 
-        Here as in Chameleon's release: what is left out leaves no trace.
+        As in Chameleon's release, nothing is put in place of what is left out.
 
         Args:
-            prefix: Vocabulary ids of the whole prompt.
+            prefix: Vocabulary ids of the prompt.
 
         Returns:
             The prompt without its text, and the one without anything: ``bos boi``.
@@ -208,15 +214,32 @@ class UnifiedVLM:
 
     @cached_property
     def _image_ids(self) -> frozenset[int]:
-        """Vocabulary ids that are no text of a forward prompt: codes, what stands around them, and its begin."""
+        """Vocabulary ids that are no text of a forward prompt: codes, the tokens around them, and its begin."""
         return frozenset((*self._row_of_code, self.bos_id, self.boi_id, self.eoi_id))
 
     def body(self, ids_BT: Tensor, cache: "Cache | None" = None, positions_BT: Tensor | None = None) -> Tensor:
-        """Hidden states (B, T, H) of vocabulary ids (B, T); ``cache`` is read and extended in place."""
+        """Run the transformer.
+
+        Args:
+            ids_BT: Vocabulary ids, int64.
+            cache: transformers' keys and values of earlier positions, extended in place.
+            positions_BT: int64; None: one after the other, from the end of the cache.
+
+        Returns:
+            Hidden states (B, T, H) after the last norm.
+        """
         return self._run({"input_ids": ids_BT}, cache, positions_BT)
 
     def head(self, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Logits (…, len(rows)), or (…, vocabulary) without ``rows``; nothing is masked."""
+        """Compute logits; nothing is masked.
+
+        Args:
+            hidden: (…, H), as :meth:`body` returns it.
+            rows: int64, vocabulary ids; None: all.
+
+        Returns:
+            (…, len(rows)), or (…, vocabulary).
+        """
         lm_head = self.inner.lm_head
         if rows is None:
             return lm_head(hidden)  # type: ignore[no-any-return]
@@ -230,6 +253,7 @@ class UnifiedVLM:
     def tokenize_action(self, text: str) -> list[int]:
         """Convert a text to vocabulary ids without special tokens."""
         ids = self._token_cache.get(text)
+        # The candidates of a source share an action, which a tokenizer of Python takes long for.
         if ids is None:
             ids = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
             if len(self._token_cache) >= MAX_CACHED_TEXTS:
@@ -240,8 +264,8 @@ class UnifiedVLM:
 
     def detokenize(self, ids: Sequence[int]) -> str:
         """Return the text of vocabulary ids, without special and image tokens and outer white space."""
-        spoken = [int(token) for token in ids if int(token) not in self._reserved_ids]
-        text: str = self.tokenizer.decode(spoken, skip_special_tokens=True)
+        text_ids = [int(token) for token in ids if int(token) not in self._reserved_ids]
+        text: str = self.tokenizer.decode(text_ids, skip_special_tokens=True)
         return text.strip()
 
     def _run(self, inputs: dict[str, Tensor], cache: "Cache | None", positions_BT: Tensor | None) -> Tensor:
@@ -265,26 +289,12 @@ class UnifiedVLM:
         return ids
 
     def _to_rows(self, name: str, codes: Sequence[int]) -> list[int]:
-        values = codes
-        if not isinstance(codes, list | tuple) or any(type(code) is not int for code in codes):
-            tensor = torch.as_tensor(codes)
-            if tensor.is_floating_point():
-                raise InputError(f"{name} image: expected codebook ids, whole numbers, got {tensor.dtype}")
-            self._check_length(name, tuple(tensor.shape))
-            values = tensor.to(torch.int64).tolist()
-        self._check_length(name, (len(values),))
-        if min(values) < 0 or max(values) >= self.num_codes:
-            bad = next(code for code in values if not 0 <= code < self.num_codes)
-            raise InputError(f"{name} image: code {bad} is outside the codebook [0, {self.num_codes})")
-        return [self._row_of_code[code] for code in values]
-
-    def _check_length(self, name: str, shape: tuple[int, ...]) -> None:
-        if shape != (self.tokens_per_image,):
-            raise InputError(f"{name} image: expected {self.tokens_per_image} codes, got shape {shape}")
+        checked = prompts.check_codes(name, codes, self.tokens_per_image, self.num_codes)
+        return [self._row_of_code[code] for code in checked]
 
 
 def span_of(rows: Tensor) -> slice | None:
     """Return the slice that ``rows`` are, if they are consecutive, as in the released vocabularies."""
     first, count = int(rows[0]), len(rows)
-    consecutive = torch.equal(rows, torch.arange(first, first + count, device=rows.device))
-    return slice(first, first + count) if consecutive else None
+    is_range = torch.equal(rows, torch.arange(first, first + count, device=rows.device))
+    return slice(first, first + count) if is_range else None

@@ -33,17 +33,19 @@ def special_ids(
     Raises:
         InputError: The vocabulary lacks one.
     """
-    names = {role: str(getattr(tokenizer, f"{role}_token", None) or name) for role, name in default_names.items()}
-    return SpecialIds(**token_ids(vocabulary, names, where))
+    return SpecialIds(**token_ids(tokenizer, vocabulary, where, default_names))
 
 
-def token_ids(vocabulary: Mapping[str, int], names: Mapping[str, str], where: str) -> dict[str, int]:
-    """Look up tokens.
+def token_ids(
+    tokenizer: "PreTrainedTokenizerFast", vocabulary: Mapping[str, int], where: str, default_names: Mapping[str, str]
+) -> dict[str, int]:
+    """Look up tokens by their role.
 
     Args:
+        tokenizer: A ``ROLE_token`` of its configuration goes before the default name.
         vocabulary: Token name to vocabulary id.
-        names: Role to token name.
         where: Named in the error.
+        default_names: Role to token name.
 
     Returns:
         Role to vocabulary id.
@@ -51,6 +53,7 @@ def token_ids(vocabulary: Mapping[str, int], names: Mapping[str, str], where: st
     Raises:
         InputError: The vocabulary lacks one.
     """
+    names = {role: str(getattr(tokenizer, f"{role}_token", None) or name) for role, name in default_names.items()}
     missing = [f"{role} {name!r}" for role, name in names.items() if name not in vocabulary]
     if missing:
         raise InputError(f"{where}: the vocabulary has no token {missing[0]}")
@@ -75,6 +78,7 @@ def code_rows(
         InputError: A code has no token or two, or a token names no code.
     """
     rows = torch.full((num_codes,), -1, dtype=torch.int64)
+    # Checked one by one: a code without a token, or with two, would spoil images and raise nothing.
     for name, row in vocabulary.items():
         code = code_of(name)
         if code is None:

@@ -54,8 +54,7 @@ CODEC_PREFIX = "model.vqmodel."
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a stored tensor is: at byte offsets ``begin`` to ``end`` (not included) of the file, or, if ``make``
-    is given, to be had from it."""
+    """A tensor that is not read yet: bytes ``begin`` to ``end`` (not included) of a file, or what ``make`` returns."""
 
     file: Path
     dtype: str
@@ -71,7 +70,7 @@ class StoredTensor:
         return math.prod(self.shape) * _DTYPE_BITS[self.dtype] // 8
 
     def data(self) -> npt.NDArray[np.uint8]:
-        """Its bytes, row-major; of a safetensors file only those looked at are read."""
+        """Return its bytes, row-major; of a safetensors file only those looked at are read."""
         if self.make is not None:
             flat: npt.NDArray[np.uint8] = self.make().contiguous().reshape(-1).view(torch.uint8).numpy()
             return flat
@@ -81,7 +80,7 @@ class StoredTensor:
 
 
 def describe_tensor(file: Path, tensor: Tensor, make: Callable[[], Tensor] | None = None) -> StoredTensor:
-    """Return the place of a tensor at hand; ``make`` where it is made of it only when asked for."""
+    """Describe a tensor at hand, or one of its type and shape that ``make`` returns."""
     name = _DTYPES.get(tensor.dtype, str(tensor.dtype))
     return StoredTensor(file, name, tuple(tensor.shape), make=make or (lambda: tensor))
 
@@ -119,22 +118,30 @@ def _indexed(index: Path) -> list[Path]:
 
 
 def list_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor of the folder's weight files; of safetensors only the headers are read."""
-    locations: dict[str, StoredTensor] = {}
+    """List every tensor of the folder's weight files; of safetensors only the headers are read."""
+    stored: dict[str, StoredTensor] = {}
     for file in weight_files(folder):
         if file.suffix == ".safetensors":
-            locations.update(read_header(file))
+            stored.update(read_header(file))
         else:
             tensors = tensors_of(read_pickled(file), file)
-            locations.update({name: describe_tensor(file, tensor) for name, tensor in tensors.items()})
-    return locations
+            stored.update({name: describe_tensor(file, tensor) for name, tensor in tensors.items()})
+    return stored
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a safetensors file, none of whose data is read.
+    """List every tensor of a safetensors file; no data is read.
 
-    The format: 8 bytes little-endian length, JSON, then the data to which the offsets refer. Raises
-    :class:`InputError` for a file that is absent, cut short or none of this kind.
+    The format: 8 bytes little-endian length, JSON, then the data to which the offsets refer.
+
+    Args:
+        file: A safetensors file.
+
+    Returns:
+        Its tensors by name.
+
+    Raises:
+        InputError: It is absent, cut short or none of this kind.
     """
     check_downloaded(file)
     size = file.stat().st_size
@@ -142,60 +149,62 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
         # Bounds first: a damaged length would make the next read take all memory.
         length = int.from_bytes(stream.read(8), "little")
         if not 2 <= length <= size - 8:
-            raise InputError(f"{file} is no whole safetensors file ({size} bytes)")
+            raise InputError(f"{file} is no complete safetensors file ({size} bytes)")
         if length > MAX_HEADER_BYTES:
             raise InputError(f"{file}: its header has {length:,} bytes, expected at most {MAX_HEADER_BYTES:,}")
         with refusing(f"{file} is no readable safetensors file"):
             header = json.loads(stream.read(length))
-            locations = {
-                name: _place_in(file, entry, 8 + length) for name, entry in header.items() if name != "__metadata__"
+            stored = {
+                name: _parse_entry(file, entry, 8 + length) for name, entry in header.items() if name != "__metadata__"
             }
-    if any(location.end > size for location in locations.values()):
+    if any(tensor.end > size for tensor in stored.values()):
         raise InputError(f"{file} is truncated: {size} bytes, its header promises more")
-    for name, location in locations.items():
-        _check_place(name, location, file)
-    return locations
+    # The offsets decide what is read as a weight: they must agree with shape and type.
+    for name, tensor in stored.items():
+        _check_entry(name, tensor, file)
+    return stored
 
 
-def _place_in(file: Path, entry: Mapping[str, Any], start: int) -> StoredTensor:
+def _parse_entry(file: Path, entry: Mapping[str, Any], start: int) -> StoredTensor:
     begin, end = entry["data_offsets"]
     if begin < 0:
         raise ValueError(f"a tensor begins at {begin}")
     return StoredTensor(file, entry["dtype"], tuple(entry["shape"]), start + begin, start + end)
 
 
-def _check_place(name: str, location: StoredTensor, file: Path) -> None:
+def _check_entry(name: str, tensor: StoredTensor, file: Path) -> None:
     """Raise :class:`InputError` if an entry of a header contradicts itself."""
-    if not all(type(side) is int and side >= 0 for side in location.shape):
-        raise InputError(f"{file}: tensor {name!r:.80} has the shape {location.shape!r:.80}, expected whole numbers")
-    bits = _DTYPE_BITS.get(location.dtype) if isinstance(location.dtype, str) else None
+    if not all(type(side) is int and side >= 0 for side in tensor.shape):
+        raise InputError(f"{file}: tensor {name!r:.80} has the shape {tensor.shape!r:.80}, expected whole numbers")
+    bits = _DTYPE_BITS.get(tensor.dtype) if isinstance(tensor.dtype, str) else None
     if bits is None:
         raise InputError(
-            f"{file}: tensor {name!r:.80} has the type {location.dtype!r:.40}, which safetensors does not know"
+            f"{file}: tensor {name!r:.80} has the type {tensor.dtype!r:.40}, which safetensors does not know"
         )
-    if location.begin < 8 or (location.end - location.begin) * 8 != math.prod(location.shape) * bits:
+    if tensor.begin < 8 or (tensor.end - tensor.begin) * 8 != math.prod(tensor.shape) * bits:
         raise InputError(
-            f"{file}: tensor {name!r:.80} has {location.end - location.begin} bytes in the file, which is not what "
-            f"{location.shape!r:.80} of {location.dtype} take"
+            f"{file}: tensor {name!r:.80} has {tensor.end - tensor.begin} bytes in the file, which is not what "
+            f"{tensor.shape!r:.80} of {tensor.dtype} take"
         )
 
 
 def load_tensors(folder: Path, prefix: str) -> dict[str, Tensor]:
     """Read the tensors whose name starts with ``prefix`` (removed from the keys); nothing else is read."""
-    selection = {name: location for name, location in list_tensors(folder).items() if name.startswith(prefix)}
+    selection = {name: tensor for name, tensor in list_tensors(folder).items() if name.startswith(prefix)}
     return {name.removeprefix(prefix): tensor for name, tensor in read_stored(selection)}
 
 
-def read_stored(locations: Mapping[str, StoredTensor]) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors, one at a time and file by file, each in the type it is stored in."""
-    for name, location in locations.items():
-        if location.make is not None:
-            yield name, location.make()
-    for file in sorted({location.file for location in locations.values() if location.make is None}):
+def read_stored(stored: Mapping[str, StoredTensor]) -> Iterator[tuple[str, Tensor]]:
+    """Iterate over names and tensors, file by file, each in the type it is stored in."""
+    for name, tensor in stored.items():
+        if tensor.make is not None:
+            yield name, tensor.make()
+    # A file is opened once, whatever order the names have.
+    for file in sorted({tensor.file for tensor in stored.values() if tensor.make is None}):
         try:
             with safe_open(file, framework="pt", device="cpu") as stream:
-                for name, location in locations.items():
-                    if location.make is None and location.file == file:
+                for name, tensor in stored.items():
+                    if tensor.make is None and tensor.file == file:
                         yield name, stream.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise InputError(f"{file} cannot be read: {one_line(error)}") from error

@@ -1,5 +1,7 @@
 """Adapter folders: exact here and in PEFT; of another base or codec, half there or with tensors too many: refused."""
 
+import json
+
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
@@ -82,7 +84,7 @@ def test_incomplete_adapters_are_refused(adapter, tiny_base, tmp_path):
     [
         (lambda data: b"", "is empty; download it again"),
         (lambda data: data[:-40], r"is truncated: \d+ bytes, its header promises more"),
-        (lambda data: data[:300], "is no whole safetensors file"),
+        (lambda data: data[:300], "is no complete safetensors file"),
         (lambda data: b"version https://git-lfs.github.com/spec/v1\noid", "git-lfs pointer"),
     ],
 )
@@ -93,13 +95,13 @@ def test_half_downloaded_adapters_are_told(adapter, spoil, message):
         load_model(adapter)
 
 
-def test_tensors_of_an_adapter_that_are_missing_or_extra_are_listed(adapter):
+def test_missing_and_extra_tensors_of_an_adapter_are_listed(adapter):
     """PEFT would start the missing ones at random, and say nothing of the others."""
     file = adapter / "adapter_model.safetensors"
     tensors = load_file(file)
     missing = min(tensors)
-    kept = {name: tensor for name, tensor in tensors.items() if name != missing}
-    save_file(kept | {"base_model.model.model.layers.9.lora_A.weight": torch.zeros(2, 3)}, file)
+    rest = {name: tensor for name, tensor in tensors.items() if name != missing}
+    save_file(rest | {"base_model.model.model.layers.9.lora_A.weight": torch.zeros(2, 3)}, file)
     message = rf"1 missing: {missing} \(expected .*\); 1 extra: base_model.model.model.layers.9.lora_A.weight \(2, 3\)"
     with pytest.raises(InputError, match=message):
         load_model(adapter)
@@ -117,7 +119,7 @@ def test_an_adapter_that_is_a_prompt_is_refused(tiny_base, tmp_path):
         load_model(tmp_path / "adapter")
 
 
-def test_whole_modules_beside_an_adapter_are_read_and_must_be_there(tiny_base, tmp_path):
+def test_complete_modules_beside_an_adapter_must_be_there(tiny_base, tmp_path):
     vlm = load_model(tiny_base)
     torch.manual_seed(0)
     config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"], init_lora_weights=False)
@@ -126,7 +128,16 @@ def test_whole_modules_beside_an_adapter_are_read_and_must_be_there(tiny_base, t
     save_model(vlm, tmp_path / "adapter")
     assert torch.equal(logits(load_model(tmp_path / "adapter")), logits(vlm))
     file = tmp_path / "adapter" / "adapter_model.safetensors"
-    kept = {name: tensor for name, tensor in load_file(file).items() if "lm_head" not in name}
-    save_file(kept, file)
+    rest = {name: tensor for name, tensor in load_file(file).items() if "lm_head" not in name}
+    save_file(rest, file)
     with pytest.raises(InputError, match=r"missing: 'base_model.model.lm_head.weight'"):
         load_model(tmp_path / "adapter")
+
+
+def test_adapter_brings_the_prompt_layout_it_was_trained_with(adapter, tiny_base):
+    file = adapter / "wm_model.json"
+    base_slots = load_model(tiny_base).action_slot_tokens
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"action_slot_tokens": base_slots + 3}))
+    base = load_model(tiny_base)
+    assert load_model(adapter).action_slot_tokens == load_model(adapter, over=base).action_slot_tokens == base_slots + 3
+    assert base.action_slot_tokens == base_slots

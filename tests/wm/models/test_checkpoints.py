@@ -82,12 +82,12 @@ def test_without_decoder_it_encodes_and_says_why_it_cannot_draw(tiny_base, tmp_p
 
     rewrite(folder, drop)
     codec = load_codec(folder)
-    whole = load_codec(tiny_base)
+    complete = load_codec(tiny_base)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
-    assert codec.codec_id == whole.codec_id
-    assert torch.equal(codec.encode(pixels), whole.encode(pixels))
+    assert codec.codec_id == complete.codec_id
+    assert torch.equal(codec.encode(pixels), complete.encode(pixels))
     with pytest.raises(InputError, match=rf"{folder} holds no model.vqmodel.decoder"):
-        codec.decode(whole.encode(pixels))
+        codec.decode(complete.encode(pixels))
     vlm = load_model(folder)
     save_model(vlm, tmp_path / "again", kind="full")
     assert not load_codec(tmp_path / "again").has_decoder
@@ -124,12 +124,12 @@ def test_damaged_and_absent_files_are_named(tiny_base, tmp_path):
     with pytest.raises(InputError, match=r"no config.json in .*empty"):
         load_model(tmp_path / "empty")
     folder = copy_of(tiny_base, tmp_path)
-    whole = (folder / "model.safetensors").read_bytes()
+    complete = (folder / "model.safetensors").read_bytes()
     for data, message in (
-        (whole[: len(whole) // 2], "truncated"),
+        (complete[: len(complete) // 2], "truncated"),
         (b"", "model.safetensors is empty"),
         (b"version https://git-lfs.github.com/spec/v1\n", "is a git-lfs pointer"),
-        (b"x" * 99, "no whole"),
+        (b"x" * 99, "no complete"),
     ):
         (folder / "model.safetensors").write_bytes(data)
         with pytest.raises(InputError, match=message):
@@ -201,14 +201,14 @@ def test_bin_files_are_the_same_model(tiny_base, tmp_path, shards):
     if shards == 1:
         files = ["pytorch_model.bin"]
     else:
-        weight_map = {name: files[place % shards] for place, name in enumerate(names)}
+        weight_map = {name: files[position % shards] for position, name in enumerate(names)}
         (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
     for part, file in enumerate(files):
         torch.save({name: tensors[name] for name in names[part::shards]}, folder / file)
-    ours, whole = load_model(folder), load_model(tiny_base)
-    assert torch.equal(logits(ours), logits(whole))
+    ours, complete = load_model(folder), load_model(tiny_base)
+    assert torch.equal(logits(ours), logits(complete))
     assert base_id_of(folder) == base_id_of(tiny_base) == ours.base_id
-    assert (ours.codec_id, load_codec(folder).decoder_id) == (whole.codec_id, load_codec(tiny_base).decoder_id)
+    assert (ours.codec_id, load_codec(folder).decoder_id) == (complete.codec_id, load_codec(tiny_base).decoder_id)
     data = (folder / files[-1]).read_bytes()
     (folder / files[-1]).write_bytes(data[: len(data) // 2])
     with pytest.raises(InputError, match=rf"{files[-1]} cannot be read \(\d+ bytes; half downloaded\?\)"):
@@ -297,7 +297,7 @@ def test_swin_norm_is_the_references(tiny_base, tmp_path):
     assert torch.equal(logits(load_model(tmp_path / "saved")), logits(vlm))
 
 
-def test_fingerprint_sees_a_changed_weight_and_not_a_changed_version(tiny_base, tmp_path):
+def test_fingerprint_changes_with_a_weight_and_not_a_version(tiny_base, tmp_path):
     folder = copy_of(tiny_base, tmp_path)
     before = base_id_of(folder)
     config = json.loads((folder / "config.json").read_text())
@@ -313,10 +313,10 @@ def test_large_tensors_are_sampled_to_their_last_byte(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     tensor = torch.zeros(600_000)
     ids = set()
-    for place in (None, 0, 599_999):
+    for position in (None, 0, 599_999):
         changed = tensor.clone()
-        if place is not None:
-            changed[place] = 1
+        if position is not None:
+            changed[position] = 1
         save_file({"w": changed}, tmp_path / "model.safetensors")
         ids.add(fingerprint_of(json.loads((tmp_path / "config.json").read_text()), list_tensors(tmp_path)))
     assert len(ids) == 3
@@ -370,7 +370,7 @@ def test_the_same_seed_gives_the_same_base(tiny_base, tmp_path):
     assert write_random_base(tmp_path / "same", seed=0).base_id == base_id_of(tiny_base)
 
 
-def test_the_folder_of_the_run_that_trained_a_model_stands_for_it(tmp_path: Path, tiny_base: Path) -> None:
+def test_run_folder_is_taken_for_its_model_folder(tmp_path: Path, tiny_base: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(tiny_base, run / "model")
     (run / "run.json").write_text("{}")

@@ -127,7 +127,7 @@ def test_code_for_sampling_is_refused(pristine, tmp_path, untrusted):
         assert "custom_generate holds code for sampling" in refusal(load, folder)
 
 
-def test_code_that_nothing_names_and_plain_choices_are_passed_over(pristine, tmp_path, untrusted):
+def test_unnamed_code_and_plain_choices_are_passed_over(pristine, tmp_path, untrusted):
     folder = copy_of(pristine / "janus", tmp_path)
     (folder / "modeling_evil.py").write_text(untrusted)
     for part in ("text_config", "vision_config"):
@@ -198,7 +198,7 @@ def test_odd_adapters_are_refused_in_one_line(adapter, untrusted, key, value, me
 @pytest.mark.parametrize("family", ["chameleon", "liquid", "emu3", "janus"])
 def test_sizes_that_cannot_be_are_refused_before_building(pristine, tmp_path, monkeypatch, family):
     folder = copy_of(pristine / family, tmp_path)
-    place = ("text_config",) if family in ("emu3", "janus") else ()
+    table_path = ("text_config",) if family in ("emu3", "janus") else ()
     original = (folder / SETTINGS).read_text()
 
     def build(*_, **__):
@@ -216,7 +216,7 @@ def test_sizes_that_cannot_be_are_refused_before_building(pristine, tmp_path, mo
         ("rms_norm_eps", float("nan"), "it holds NaN"),
         ("made_up", [0] * 70_000, "has 70,000 entries"),
     ):
-        change(folder / SETTINGS, (*place, key), value)
+        change(folder / SETTINGS, (*table_path, key), value)
         for load in (load_model, load_skeleton):
             message = refusal(load, folder)
             assert expected in message and SETTINGS in message, key
@@ -242,10 +242,10 @@ ODD = [
 @pytest.mark.parametrize("family", ["chameleon", "liquid", "emu3", "janus"])
 def test_odd_values_end_in_a_model_or_in_one_line(pristine, tmp_path, family):
     folder = copy_of(pristine / family, tmp_path)
-    place = ("text_config",) if family in ("emu3", "janus") else ()
+    table_path = ("text_config",) if family in ("emu3", "janus") else ()
     original, refused = (folder / SETTINGS).read_text(), 0
     for key, value in ODD:
-        change(folder / SETTINGS, (*place, key), value)
+        change(folder / SETTINGS, (*table_path, key), value)
         try:
             load_model(folder)
         except InputError as error:
@@ -375,7 +375,7 @@ def test_headers_that_are_none_are_refused(pristine, tmp_path, monkeypatch):
         write_header(file, header)
         assert "model.safetensors is no readable safetensors file" in refusal(load_model, folder)
     write_header(file, b"{}", length=2**40)
-    assert "is no whole safetensors file" in refusal(load_model, folder)
+    assert "is no complete safetensors file" in refusal(load_model, folder)
     monkeypatch.setattr(weights, "MAX_HEADER_BYTES", 10)
     write_header(file, b" " * 20)
     assert "its header has 20 bytes, expected at most 10" in refusal(load_model, folder)

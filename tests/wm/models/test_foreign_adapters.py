@@ -121,8 +121,8 @@ def test_every_kind_gives_the_logits_of_peft(name, bases, tmp_path):
     assert torch.equal(our_logits(tmp_path / "out"), expected)
     merged = load_role(tmp_path / "out").model  # as jobs and servers load it
     with torch.no_grad():
-        found = merged.inner.lm_head(merged.decoder(input_ids=IDS).last_hidden_state)
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+        merged_logits = merged.inner.lm_head(merged.decoder(input_ids=IDS).last_hidden_state)
+    torch.testing.assert_close(merged_logits, expected, atol=1e-4, rtol=1e-4)
     assert record["counts"] == {"tensors": len(load_file(adapter / ADAPTER)), "renamed": 0, "unused": 0}
 
 

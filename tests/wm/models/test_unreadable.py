@@ -85,7 +85,7 @@ def test_a_judge_of_the_authors_own_layout_is_told_too(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "command"),
+    ("folder_name", "command"),
     [
         ("leloykun/Anole-7b-v0.1-hf", "hf download leloykun/Anole-7b-v0.1-hf --local-dir Anole-7b-v0.1-hf"),
         ("deepseek-ai/Janus-Pro-7B", "hf download deepseek-community/Janus-Pro-7B --local-dir Janus-Pro-7B"),
@@ -94,11 +94,11 @@ def test_a_judge_of_the_authors_own_layout_is_told_too(tmp_path):
         ("Junfeng5/Liquid_V1_7B", "hf download Junfeng5/Liquid_V1_7B --local-dir Liquid_V1_7B"),
     ],
 )
-def test_a_name_of_the_hub_is_told_what_to_run(tmp_path, monkeypatch, given, command):
+def test_a_name_of_the_hub_is_told_what_to_run(tmp_path, monkeypatch, folder_name, command):
     monkeypatch.chdir(tmp_path)
     for load in (load_model, load_codec, load_skeleton):
-        with pytest.raises(InputError, match=rf"no such model folder: {given}; .*run `{command}`"):
-            load(given)
+        with pytest.raises(InputError, match=rf"no such model folder: {folder_name}; .*run `{command}`"):
+            load(folder_name)
     for path in ("nowhere", "/nowhere/model", "runs/demo/fdm/model", "../x", "a b/c"):
         assert hub_hint(path) == ""
 
@@ -119,7 +119,7 @@ def test_folders_of_other_programs_are_told(tiny_base, tmp_path):
     for name, file, message in (
         ("diffusers", "model_index.json", "is a pipeline of diffusers.*what is read: chameleon"),
         ("gguf", "model.gguf", "holds model.gguf: GGUF files of llama.cpp are not read"),
-        ("bare", "model.safetensors", "holds model.safetensors but no config.json; download the whole model folder"),
+        ("bare", "model.safetensors", "holds model.safetensors but no config.json; download the complete model folder"),
     ):
         (tmp_path / name).mkdir()
         (tmp_path / name / file).write_text("{}")

@@ -50,14 +50,24 @@ class PixelScale:
     std: float = 1.0
 
     def apply(self, pixels_BHWC: Tensor) -> Tensor:
-        """uint8 (B, H, W, 3) to float32 (B, 3, H, W)."""
+        """Scale uint8 (B, H, W, 3) to float32 (B, 3, H, W)."""
         scaled = pixels_BHWC.permute(0, 3, 1, 2).to(torch.float32) * self.rescale
         return (scaled - self.mean) / self.std
 
     @classmethod
     def read(cls, folder: Path, default: "PixelScale | None" = None) -> "PixelScale":
-        """From the folder's ``preprocessor_config.json``, or the ``image_processor`` of ``processor_config.json``, as
-        newer versions of transformers save it; ``default``, or the released values, where both are absent."""
+        """Read the scale of a folder.
+
+        Args:
+            folder: Perhaps with an image processor's configuration (see :func:`read_image_processor`).
+            default: Where there is none; None: the released values.
+
+        Returns:
+            The scale.
+
+        Raises:
+            InputError: It is no scale, or another one for each channel.
+        """
         values, path = read_image_processor(folder), folder / "preprocessor_config.json"
         if not values:
             return default or cls()
@@ -91,15 +101,13 @@ def read_image_processor(folder: Path) -> dict[str, Any]:
 
 
 class ImageCodec(nn.Module):
-    """A VQGAN with its pixel scale and identity. Evaluation only; no gradients.
+    """A VQ model with its pixel scale and identity. Evaluation only; no gradients."""
 
-    ``codec_id`` hashes what decides which codes an image gets and what they stand for (encoder, quantiser,
-    their configuration and the pixel scale); the decoder is left out, so that adding one to a checkpoint that
-    came without keeps all code made before valid. ``decoder_id`` hashes that and the decoder: the same pixels
-    from the same codes. ``ignored`` names tensors of the checkpoint that play no part (those of its training).
-    """
-
+    codec_id: str
+    """Hash of what decides an image's codes and their meaning: encoder, quantiser, their configuration and the pixel
+    scale. The decoder is left out, so that adding one to a checkpoint that came without keeps all codes valid."""
     ignored: tuple[str, ...] = ()
+    """Names of tensors of the checkpoint that play no part (those of its training)."""
 
     def __init__(
         self, vqgan: VQModel, scale: PixelScale, *, has_decoder: bool = True, where: str = "this codec"
@@ -113,14 +121,14 @@ class ImageCodec(nn.Module):
         self.tokens_per_image: int = vqgan.side_tokens**2
         self.num_codes: int = vqgan.config.num_embeddings
         self.codec_id = codec_id_of(vqgan.state_dict(), vqgan.config, scale)
-        # Convolution kernels may differ with the batch size: a fixed one keeps codes independent of
-        # the company. One, where an image has work enough for a processor; four small images cost a request for one of
+        # Convolution kernels may differ with the batch size: a fixed one keeps an image's codes independent of the
+        # other images. One, where an image is work enough for a processor; four small images cost a request for one of
         # them little, and many of them not much more each than larger batches would.
         self.chunk = max(1, min(4, 128**2 // self.side_px**2))
 
     @cached_property
     def decoder_id(self) -> str | None:
-        """``vqd-`` and 16 hexadecimal digits of encoder, codebook and decoder together; None without decoder."""
+        """Hash of encoder, codebook and decoder: the same pixels from the same codes; None without decoder."""
         if not self.has_decoder:
             return None
         return "vqd-" + tensor_digest(self.vqgan.decoder.state_dict(), self.codec_id)
@@ -132,24 +140,29 @@ class ImageCodec(nn.Module):
         return device
 
     def encode(self, pixels_BHWC: PixelBatch) -> Tensor:
-        """uint8 RGB (B, side, side, 3) to codebook ids, int64 (B, N)."""
+        """Encode uint8 RGB (B, side, side, 3) as codebook ids, int64 (B, N)."""
         return self.encode_with_features(pixels_BHWC)[0]
 
     @torch.no_grad()
     def encode_with_features(self, pixels_BHWC: PixelBatch) -> tuple[Tensor, Tensor]:
-        """Codes int64 (B, N) and pre-quantised features ``quant_conv(encoder(x))`` float32 (B, N, D).
+        """Encode images in batches of one fixed size, so that an image's codes do not depend on the others.
 
-        Images are run in batches of one fixed size (the last one filled up), so that an image's codes do not
-        depend on the images beside it. Raises :class:`InputError` on another shape or type.
+        Args:
+            pixels_BHWC: uint8 RGB (B, side, side, 3).
+
+        Returns:
+            Codes int64 (B, N) and pre-quantised features ``quant_conv(encoder(x))`` float32 (B, N, D).
+
+        Raises:
+            InputError: Another shape or type.
         """
         pixels = self._check_pixels(pixels_BHWC)
         codes, features = [], []
         for chunk in torch.split(pixels, self.chunk):
-            filled = torch.cat([chunk, chunk.new_zeros(self.chunk - len(chunk), *chunk.shape[1:])])
-            features_BND = self.vqgan.features(self.scale.apply(filled.to(self.device)))
+            features_BND = self.vqgan.features(self.scale.apply(self._fill_up(chunk).to(self.device)))
             codes.append(self.vqgan.nearest(features_BND)[: len(chunk)])
             features.append(features_BND[: len(chunk)])
-        if not codes:
+        if not codes:  # no images
             width = self.vqgan.config.embed_dim
             empty = torch.zeros((0, self.tokens_per_image), dtype=torch.int64, device=self.device)
             return empty, torch.zeros((0, self.tokens_per_image, width), device=self.device)
@@ -157,17 +170,24 @@ class ImageCodec(nn.Module):
 
     @torch.no_grad()
     def decode(self, codes_BN: Tensor | npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-        """Codebook ids (B, N) to uint8 RGB (B, side, side, 3).
+        """Decode images in batches of one fixed size.
 
-        Raises :class:`InputError` on a wrong length, an id outside [0, num_codes), or a checkpoint without
-        decoder.
+        Args:
+            codes_BN: Codebook ids (B, N).
+
+        Returns:
+            uint8 RGB (B, side, side, 3).
+
+        Raises:
+            InputError: A wrong length, an id outside [0, num_codes), or a checkpoint without decoder.
         """
         self.check_decoder()
+        # Checked for all images first: an id beyond the codebook would end a GPU's process.
         codes = self._check_codes(codes_BN)
         images = []
         for chunk in torch.split(codes, self.chunk):
-            filled = torch.cat([chunk, chunk.new_zeros(self.chunk - len(chunk), chunk.shape[1])])
-            pixels_BCHW = self.vqgan.decode_features(self.vqgan.quantize.embedding(filled))[: len(chunk)]
+            vectors_BND = self.vqgan.quantize.embedding(self._fill_up(chunk))
+            pixels_BCHW = self.vqgan.decode_features(vectors_BND)[: len(chunk)]
             # The decoder was trained on [-1, 1], whatever constant the image processor rounds 2/255 to.
             images.append(((pixels_BCHW.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu())
         if not images:
@@ -175,12 +195,15 @@ class ImageCodec(nn.Module):
         return np.asarray(torch.cat(images).numpy())
 
     def check_decoder(self) -> None:
-        """Raise :class:`InputError` if images cannot be drawn; for jobs that will draw some after long work."""
+        """Raise :class:`InputError` if images cannot be decoded; for jobs that will decode some after long work."""
         if not self.has_decoder:
             raise InputError(
-                f"{self.where} holds no {CODEC_PREFIX}decoder.* weights: it encodes images but draws none; put the "
+                f"{self.where} holds no {CODEC_PREFIX}decoder.* weights: it encodes images but decodes none; put the "
                 "release's tokenizer/vqgan.ckpt into it, or give that file as the decoder"
             )
+
+    def _fill_up(self, chunk: Tensor) -> Tensor:
+        return torch.cat([chunk, chunk.new_zeros(self.chunk - len(chunk), *chunk.shape[1:])])
 
     def _check_pixels(self, pixels_BHWC: PixelBatch) -> Tensor:
         pixels = torch.as_tensor(pixels_BHWC)
@@ -206,9 +229,17 @@ class ImageCodec(nn.Module):
 
 
 def change_map(source_features_BND: Tensor, target_features_BND: Tensor) -> Tensor:
-    """Squared L2 distance per image token (B, N) between pre-quantised features.
+    """Measure where the target differs from the source: the recognition model of paper section 3.2, not normalised.
 
-    The recognition model of paper section 3.2: where the target differs from the source, not normalised.
+    Args:
+        source_features_BND: Pre-quantised features.
+        target_features_BND: Pre-quantised features.
+
+    Returns:
+        Squared L2 distance per image token, float32 (B, N).
+
+    Raises:
+        InputError: The shapes differ.
     """
     if source_features_BND.shape != target_features_BND.shape:
         shapes = f"{tuple(source_features_BND.shape)} and {tuple(target_features_BND.shape)}"
@@ -217,7 +248,7 @@ def change_map(source_features_BND: Tensor, target_features_BND: Tensor) -> Tens
 
 
 def codec_id_of(tensors: Mapping[str, Tensor], config: ChameleonVQVAEConfig, scale: PixelScale) -> str:
-    """``vq-`` and 16 hexadecimal digits; see :class:`ImageCodec`."""
+    """Hash what decides an image's codes: ``vq-`` and 16 hexadecimal digits."""
     encoder_tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("decoder.")}
     identity = identity_of(config)
     return "vq-" + tensor_digest(encoder_tensors, identity, asdict(scale))

@@ -86,6 +86,7 @@ def read_own_codec(
         raise InputError(f"decoder = {decoder}: {family.capitalize()}'s VQ model has its own decoder")
     if not read_image_processor(folder):
         raise InputError(f"no preprocessor_config.json in {folder}, which says how pixels are scaled")
+    # Older versions of transformers wrote other names.
     tensors: dict[str, Tensor] = {}
     for prefix in prefixes:
         tensors = tensors or load_tensors(folder, prefix)
@@ -109,6 +110,7 @@ def _read_checkpoint(path: Path, decoder: Path | None) -> ImageCodec:
     tensors = checkpoint.tensors
     if decoder is not None:
         tensors = _with_decoder(tensors, config, decoder, str(file))
+    # The release has no file for the scale; one that somebody put beside goes first.
     scale = PixelScale.read(file.parent, EXACT_SCALE)
     return _assemble_vqgan(config, tensors, scale, str(file), ignored=checkpoint.ignored)
 
@@ -130,6 +132,7 @@ def _read_transformers_codec(folder: Path, decoder: Path | None) -> ImageCodec:
     if not stored:
         explain_missing_codec(folder, "chameleon")
     tensors = {name: tensor for name, tensor in stored.items() if not name.startswith(IGNORED_PREFIX)}
+    # transformers' class has no decoder, so its conversion leaves it out: it may be in a file beside.
     if decoder is None and not _has_decoder(tensors) and (folder / VQGAN_CKPT).is_file():
         decoder = folder / VQGAN_CKPT
     if decoder is not None:
@@ -200,6 +203,7 @@ def _with_decoder(
         raise InputError(f"{file} holds no decoder.* weights")
     if yaml_beside(file).is_file():
         _check_same_architecture(config, read_vqgan_config(yaml_beside(file)), where, yaml_beside(file))
+    # Encoder and codebook say whose decoder it is; what only one of the two has says nothing.
     for name, tensor in tensors.items():
         other = checkpoint.tensors.get(name)
         if name.startswith(_DECODER) or other is None:

@@ -1,4 +1,4 @@
-"""``vqgan.ckpt`` and ``vqgan.yaml``: the image tokenizer of the original release, encoder and decoder.
+"""Read ``vqgan.ckpt`` and ``vqgan.yaml``: Chameleon's image tokenizer as its release and Liquid's have it.
 
 The checkpoint is that of taming-transformers: ``state_dict`` with ``encoder.*``, ``decoder.*``,
 ``quantize.embedding.weight``, ``quant_conv.*``, ``post_quant_conv.*`` and, if training left them in, ``loss.*``,
@@ -30,16 +30,15 @@ _RENAMED = {
 }
 _FIXED = {"in_channels": 3, "out_ch": 3, "double_z": False, "use_linear_attn": False, "resamp_with_conv": True}
 _FIXED |= {"give_pre_end": False, "tanh_out": False}
-_DEFAULTS = {"double_z": True, "use_linear_attn": False, "resamp_with_conv": True}
-_DEFAULTS |= {"give_pre_end": False, "tanh_out": False}
-
-
+"""The architecture that the code builds."""
+_DEFAULTS = _FIXED | {"double_z": True, "in_channels": None, "out_ch": None}
+"""What a file means that leaves a key out."""
 MAX_YAML_BYTES = 1 << 20
 """The largest ``vqgan.yaml`` that is read; the released one has 500 bytes."""
 
 
 class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]
-    """Read YAML without aliases, with which a file of a kilobyte stands for gigabytes."""
+    """Read YAML without aliases, which let a file of a kilobyte describe gigabytes."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -73,7 +72,7 @@ def read_vqgan_checkpoint(path: Path) -> VqganCheckpoint:
 
 
 def vqgan_file(path: Path) -> Path:
-    """``path`` if it is a file, else the ``vqgan.ckpt`` in it or in its ``tokenizer`` folder."""
+    """Return ``path`` if it is a file, else the ``vqgan.ckpt`` in it or in its ``tokenizer`` folder."""
     if not path.is_dir():
         check_downloaded(path)
         return path
@@ -84,9 +83,16 @@ def vqgan_file(path: Path) -> Path:
 
 
 def read_vqgan_config(file: Path) -> ChameleonVQVAEConfig:
-    """Read the configuration in ``vqgan.yaml`` (``model.params`` with its ``ddconfig``).
+    """Read the configuration in a ``vqgan.yaml``.
 
-    Raises :class:`InputError` for an architecture other than Chameleon's.
+    Args:
+        file: Holds ``model.params`` with its ``ddconfig``.
+
+    Returns:
+        The configuration under transformers' names.
+
+    Raises:
+        InputError: It cannot be read, or describes another architecture than Chameleon's.
     """
     check_downloaded(file)
     size = file.stat().st_size
@@ -115,6 +121,7 @@ def read_vqgan_config(file: Path) -> ChameleonVQVAEConfig:
 
 
 def _config(values: dict[str, Any], file: Path) -> ChameleonVQVAEConfig:
+    # Checked by hand: transformers takes texts and fractions here, and fails later.
     lists = ("channel_multiplier", "attn_resolutions")
     values["attn_resolutions"] = values["attn_resolutions"] or []
     wrong = [

@@ -1,4 +1,4 @@
-"""The VQGAN of Chameleon with both halves: transformers' encoder and quantiser, and the decoder it leaves
+"""The VQGAN of Chameleon with both halves: transformers' encoder and quantiser, and the decoder that it leaves
 out.
 
 The decoder is that of Esser et al., "Taming Transformers for High-Resolution Image Synthesis" (arXiv
@@ -28,7 +28,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
 
     def forward(self, hidden_BCHW: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, C, 2H, 2W)."""
+        """Map (B, C, H, W) to (B, C, 2H, 2W)."""
         enlarged: Tensor = F.interpolate(hidden_BCHW, scale_factor=2.0, mode="nearest")
         return self.conv(enlarged)  # type: ignore[no-any-return]
 
@@ -50,7 +50,7 @@ class UpLevel(nn.Module):
         self.grow = grow
 
     def forward(self, hidden_BCHW: Tensor) -> Tensor:
-        """(B, in, H, W) to (B, out, H, W), or twice the side."""
+        """Map (B, in, H, W) to (B, out, H, W), or to twice the side."""
         for index, block in enumerate(self.block):
             hidden_BCHW = block(hidden_BCHW)
             if len(self.attn) > 0:
@@ -85,6 +85,7 @@ class Decoder(nn.Module):
         self.conv_in = nn.Conv2d(config.latent_channels, channels, kernel_size=3, padding=1)
         self.mid = Middle(config, channels)
         levels: list[UpLevel] = []
+        # The released names count the levels from the largest image, which is made last.
         for level in reversed(range(len(multipliers))):
             out = config.base_channels * multipliers[level]
             levels.insert(0, UpLevel(config, channels, out, side in attended, grow=level > 0))
@@ -94,18 +95,19 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(channels, config.in_channels, kernel_size=3, padding=1)
 
     def forward(self, latent_BCHW: Tensor) -> Tensor:
-        """See the class."""
+        """Map latents to pixels."""
         hidden_BCHW = self.mid(self.conv_in(latent_BCHW))
+        # From the smallest image to the largest.
         for index in reversed(range(len(self.up))):
             hidden_BCHW = self.up[index](hidden_BCHW)
         return self.conv_out(F.silu(self.norm_out(hidden_BCHW)))  # type: ignore[no-any-return]
 
 
 class ChannelNorm(nn.Module):
-    """Normalisation over the channels of each place alone, with the parameters (and names) of a group norm.
+    """Normalisation over the channels of each position alone, with the parameters (and names) of a group norm.
 
-    Group norm takes its statistics over the whole picture, so in a small picture a change in one corner
-    changes the codes of all others. With this in its place a code depends on the pixels near it only.
+    Group norm takes its statistics over the whole image, so in a small image a change in one corner changes the codes
+    of all others. With this one instead, a code depends on the pixels near it only.
     """
 
     def __init__(self, channels: int, eps: float = 1e-6) -> None:
@@ -176,7 +178,7 @@ class VQModel(nn.Module):
 class VQGAN(VQModel):
     """Encoder, quantiser and decoder; no opinion on pixels' scale (see :mod:`wm.models.codec.codec`).
 
-    ``config.norm_over = "channels"`` (an addition to transformers' configuration, for small pictures)
+    ``config.norm_over = "channels"`` (an addition to transformers' configuration, for small images)
     replaces group norm by :class:`ChannelNorm`; without it the released architecture is built.
     """
 
@@ -193,19 +195,20 @@ class VQGAN(VQModel):
             _norm_over_channels(self)
 
     def features(self, pixels_BCHW: Tensor) -> Tensor:
-        """Pre-quantised features ``quant_conv(encoder(x))`` as (B, N, D), row-major."""
+        """Return pre-quantised features ``quant_conv(encoder(x))`` as (B, N, D), row-major."""
         features_BDHW: Tensor = self.quant_conv(self.encoder(pixels_BCHW))
         return features_BDHW.flatten(2).transpose(1, 2)
 
     def nearest(self, features_BND: Tensor) -> Tensor:
-        """Codebook ids (B, N) of the codes nearest in squared L2 distance; the lower id of equal ones."""
+        """Return the codebook ids (B, N) nearest in squared L2 distance; of equal ones the lower."""
         codebook = self.quantize.embedding.weight
+        # The features' own square is the same for all codes, and left out.
         flat = features_BND.reshape(-1, features_BND.shape[-1])
         distance = torch.addmm(codebook.square().sum(1), flat, codebook.T, alpha=-2)
         return distance.argmin(dim=1).view(features_BND.shape[:-1])
 
     def decode_features(self, quantised_BND: Tensor) -> Tensor:
-        """Pixels (B, C, H, W) from code vectors (B, N, D)."""
+        """Return pixels (B, C, H, W) of code vectors (B, N, D)."""
         side = self.side_tokens
         latent = quantised_BND.transpose(1, 2).reshape(len(quantised_BND), -1, side, side)
         return self.decoder(self.post_quant_conv(latent))  # type: ignore[no-any-return]

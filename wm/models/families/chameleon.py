@@ -1,6 +1,6 @@
 """Chameleon and Anole (same architecture), with Chameleon's VQGAN beside the language model's weights.
 
-transformers' own ``forward`` sets every image logit to the smallest number, so it can neither learn nor draw
+transformers' own ``forward`` sets every image logit to the smallest number, so it can neither learn nor sample
 images; here the inner model and the head are called directly and nothing is masked. Anole's training code (a fork of
 an early transformers) has today's names, but the original's order of rows, which is changed as the folder is read.
 """
@@ -128,7 +128,7 @@ def half_split(weight_XD: Tensor, heads: int) -> Tensor:
 def _pairs_to_halves(config: ChameleonConfig, locations: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     """Give tensors as Anole's training code saves them today's order and shapes; others stay as they are.
 
-    That code has one norm for all heads, (K,) instead of (H, K), by which it is told apart.
+    That code has one norm for all heads, (K,) instead of (H, K), by which it is recognised.
     """
     head = config.hidden_size // config.num_attention_heads
     first_norm = locations.get("model.layers.0.self_attn.q_norm.weight")

@@ -2,7 +2,7 @@
 
 An image is ``<|image start|> H*W <|image token|>``, H rows of W codes with ``<|extra_200|>`` after each,
 ``<|extra_201|> <|image end|>`` (transformers' ``Emu3Processor`` and ``Emu3ImageVocabularyMapping``, as the authors'
-own processor). Size and row ends are given, neither learned nor drawn. Emu3 takes images of any size; a world model
+own processor). Size and row ends are given, neither learned nor sampled. Emu3 takes images of any size; a world model
 needs one: the square of ``min_pixels`` in ``preprocessor_config.json`` (512 x 512 pixels, 64 x 64 codes in
 transformers' defaults).
 """
@@ -11,11 +11,11 @@ import re
 from collections.abc import Mapping
 from math import isqrt
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Emu3Config, Emu3ForConditionalGeneration
+from transformers import Emu3Config, Emu3ForConditionalGeneration, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.models.emu3.configuration_emu3 import Emu3VQVAEConfig
 from transformers.models.emu3.modeling_emu3 import Emu3VQVAE
 
 from wm.errors import InputError
@@ -31,9 +31,9 @@ from wm.models.folders import (
     read_module,
     read_tokenizer,
 )
-from wm.models.prompts import ImageFrame
+from wm.models.prompts import ImageFrame, SpecialIds
 from wm.models.vlm import Facts, UnifiedVLM
-from wm.models.vocabulary import check_vocabulary, code_rows, special_ids, text_rows, token_ids
+from wm.models.vocabulary import check_vocabulary, code_rows, text_rows, token_ids
 from wm.models.weights import CODEC_PREFIX
 
 RENAMES = (
@@ -43,7 +43,10 @@ RENAMES = (
     ("vqmodel.", CODEC_PREFIX),
 )
 """Names in folders written by older versions of transformers, the released ones among them."""
-_RELEASED = {
+_RELEASED_NAMES = {
+    "bos": "<|extra_203|>",
+    "eos": "<|extra_204|>",
+    "pad": "<|endoftext|>",
     "boi": "<|image start|>",
     "eoi": "<|image end|>",
     "image_wrapper": "<|image token|>",
@@ -58,22 +61,13 @@ class Emu3VLM(UnifiedVLM):
 
     family = "emu3"
 
-    def __init__(self, module: Emu3ForConditionalGeneration, tokenizer: Any, facts: Facts) -> None:
+    def __init__(self, module: Emu3ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, facts: Facts) -> None:
         where = str(facts.folder or "this tokenizer")
         vocabulary: dict[str, int] = dict(module.config.vocabulary_map or {}) or tokenizer.get_vocab()
         check_vocabulary(tokenizer, vocabulary, module.config.text_config.vocab_size)
-        names = {role: str(getattr(tokenizer, f"{role}_token", None) or name) for role, name in _RELEASED.items()}
-        ids = token_ids(vocabulary, names, where)
-        special = special_ids(
-            tokenizer,
-            vocabulary,
-            where,
-            bos="<|extra_203|>",
-            eos="<|extra_204|>",
-            pad="<|endoftext|>",
-            boi=names["boi"],
-            eoi=names["eoi"],
-        )
+        ids = token_ids(tokenizer, vocabulary, where, _RELEASED_NAMES)
+        special = SpecialIds(**{role: ids[role] for role in ("bos", "eos", "pad", "boi", "eoi")})
+        # Emu3 writes the size of an image before its codes, as text.
         side = isqrt(facts.tokens_per_image)
         size: list[int] = tokenizer(f"{side}*{side}", add_special_tokens=False)["input_ids"]
         super().__init__(
@@ -94,8 +88,8 @@ class Emu3VLM(UnifiedVLM):
         )
 
     @property
-    def decoder(self) -> Any:
-        """The text model, which image codes pass through as well."""
+    def decoder(self) -> PreTrainedModel:
+        """The text model, through which image codes pass as well."""
         return self.inner.model.text_model
 
 
@@ -114,21 +108,22 @@ class Emu3VQ(VQModel):
         self.frames: int = vq.config.temporal_downsample_factor
 
     def features(self, pixels_BCHW: Tensor) -> Tensor:
-        """Pre-quantised features (B, N, D), row-major."""
+        """Return pre-quantised features (B, N, D), row-major."""
+        # A still is a video of equal frames.
         frames_BTCHW = pixels_BCHW[:, None].repeat(1, self.frames, 1, 1, 1)
         hidden_BCTHW = self.encoder(frames_BTCHW).permute(0, 2, 1, 3, 4)
         features_BDTHW: Tensor = self.quant_conv(hidden_BCTHW)
         return features_BDTHW[:, :, 0].flatten(2).transpose(1, 2)
 
     def nearest(self, features_BND: Tensor) -> Tensor:
-        """Codebook ids (B, N)."""
+        """Return codebook ids (B, N)."""
         side = self.side_tokens
         grid_BTDHW = features_BND.transpose(1, 2).reshape(len(features_BND), 1, -1, side, side)
         codes: Tensor = self.quantize(grid_BTDHW)
         return codes.flatten(1)
 
     def decode_features(self, quantised_BND: Tensor) -> Tensor:
-        """Pixels (B, 3, H, W) in [-1, 1] from code vectors (B, N, D)."""
+        """Return pixels (B, 3, H, W) in [-1, 1] of code vectors (B, N, D)."""
         side = self.side_tokens
         quantised_BDTHW = quantised_BND.transpose(1, 2).reshape(len(quantised_BND), -1, 1, side, side).contiguous()
         latent = self.post_quant_conv(quantised_BDTHW)
@@ -160,14 +155,14 @@ def read_emu3_codec(folder: Path, device: Device, decoder: Path | None) -> Image
 
 
 def emu3_codec_shape(folder: Path) -> tuple[int, int]:
-    """Tokens an image and codes, from the configurations."""
+    """Return tokens an image and codes, from the configurations."""
     config = read_config(folder, Emu3Config).vq_config
     side = _side_px(folder, config) // 2 ** (len(config.channel_multiplier) - 1)
     return side * side, config.codebook_size
 
 
-def _side_px(folder: Path, config: Any) -> int:
-    """Side of the images that the folder is made for."""
+def _side_px(folder: Path, config: Emu3VQVAEConfig) -> int:
+    """Return the side of the images that the folder is made for."""
     pixels = read_image_processor(folder).get("min_pixels", 512 * 512)
     if type(pixels) is not int or not 0 < pixels <= MAX_SIDE_PX**2:
         raise InputError(f"{folder}: min_pixels is {pixels!r:.60}, expected a whole number up to {MAX_SIDE_PX**2:,}")

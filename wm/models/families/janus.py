@@ -1,22 +1,27 @@
-"""Janus-Pro (arXiv 2501.17811): a Llama that draws images by codes and understands them by SigLIP features.
+"""Janus-Pro (arXiv 2501.17811): a Llama that generates images by codes and understands them by SigLIP features.
 
 Image codes have embeddings and a head of their own, which are no rows of the vocabulary; here code c is vocabulary id
 ``text vocabulary + c`` all the same, and :meth:`JanusVLM.body` and :meth:`JanusVLM.head` know what such an id means.
 
 **Forward dynamics is supported**: the source image enters by its codes through the generation embeddings, as the codes
-of a half-drawn image do. The release was not trained to read a source this way: fine-tune it. **Inverse dynamics is
+of a half-generated image do. The release was not trained to read a source this way: fine-tune it. **Inverse dynamics is
 not**: Janus understands images by SigLIP features of pixels, and codes alone have none. As a judge of actions it serves
 through :mod:`wm.dynamics.vlm_scorer`.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import JanusConfig, JanusForConditionalGeneration
+from transformers import (
+    Cache,
+    JanusConfig,
+    JanusForConditionalGeneration,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from wm.errors import InputError
@@ -45,7 +50,7 @@ class JanusVLM(UnifiedVLM):
 
     family = "janus"
 
-    def __init__(self, module: JanusForConditionalGeneration, tokenizer: Any, facts: Facts) -> None:
+    def __init__(self, module: JanusForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, facts: Facts) -> None:
         where = str(facts.folder or "this tokenizer")
         self.num_text: int = module.config.text_config.vocab_size
         if len(tokenizer) > self.num_text:
@@ -71,7 +76,7 @@ class JanusVLM(UnifiedVLM):
         )
 
     @property
-    def decoder(self) -> Any:
+    def decoder(self) -> PreTrainedModel:
         """The Llama."""
         return self.inner.model.language_model
 
@@ -83,7 +88,7 @@ class JanusVLM(UnifiedVLM):
         action: str | None = None,
         target: Sequence[int] | None = None,
     ) -> list[Segment]:
-        """As everywhere; :class:`InputError` for inverse dynamics, see above."""
+        """Build the one prompt layout; inverse dynamics is refused (see the module)."""
         if task == "idm":
             raise InputError(
                 "janus cannot serve as an inverse model: it understands images by SigLIP features of their pixels, not "
@@ -103,17 +108,18 @@ class JanusVLM(UnifiedVLM):
         image = [token if token in self._image_ids else self.pad_id for token in prefix]
         return image, [*prefix[:1], *[self.pad_id] * (len(prefix) - 2), *prefix[-1:]]
 
-    def body(self, ids_BT: Tensor, cache: Any = None, positions_BT: Tensor | None = None) -> Tensor:
-        """Hidden states (B, T, H); text by its embeddings, codes by the generation embeddings and their aligner."""
+    def body(self, ids_BT: Tensor, cache: Cache | None = None, positions_BT: Tensor | None = None) -> Tensor:
+        """Run the Llama on text embeddings, and on codes by the generation embeddings and their aligner."""
+        # Both are looked up for every position: a choice by masks would wait for the GPU.
         is_code_BT1 = (ids_BT >= self.num_text)[..., None]
         text_BTH = self.decoder.embed_tokens(ids_BT.clamp(max=self.num_text - 1))
         codes_BTH = self._embed_codes((ids_BT - self.num_text).clamp(min=0))
         return self._run({"inputs_embeds": torch.where(is_code_BT1, codes_BTH, text_BTH)}, cache, positions_BT)
 
     def head(self, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Logits of the given rows, all of the text or all of the image codes: two heads, two distributions.
+        """Compute logits of the given rows, all of the text or all of the image codes: two heads, two distributions.
 
-        Without ``rows`` the log-probabilities of both stand side by side (…, text + codes). A cross-entropy over
+        Without ``rows`` the log-probabilities of both are side by side (…, text + codes). A cross-entropy over
         them is that of the head the token belongs to, plus ln 2, whatever the weights: the right gradient.
         """
         if rows is None:
@@ -128,13 +134,13 @@ class JanusVLM(UnifiedVLM):
         return super().head(hidden, rows)
 
     def image_head(self, hidden: Tensor) -> Tensor:
-        """Logits (…, num_codes) of the image codes."""
+        """Compute the logits (…, num_codes) of the image codes."""
         logits: Tensor = self.inner.model.generation_head(hidden)
         return logits
 
     @property
     def code_embeddings_CH(self) -> Tensor:  # noqa: N802
-        """What the Llama reads for each code (num_codes, H)."""
+        """The Llama's input for each code (num_codes, H)."""
         with torch.no_grad():
             return self._embed_codes(torch.arange(self.num_codes, device=self.device))
 
@@ -158,18 +164,18 @@ class JanusVQ(VQModel):
         self.take_parts(vq, side, side_px, vq.config.num_embeddings)
 
     def features(self, pixels_BCHW: Tensor) -> Tensor:
-        """Features of length 1 before they are quantised (B, N, D), row-major."""
+        """Return pre-quantised features of length 1 (B, N, D), row-major."""
         features_BDHW: Tensor = self.quant_conv(self.encoder(pixels_BCHW))
         return F.normalize(features_BDHW.flatten(2).transpose(1, 2), dim=-1)
 
     def nearest(self, features_BND: Tensor) -> Tensor:
-        """Codebook ids (B, N): the nearest in direction."""
+        """Return the codebook ids (B, N) nearest in direction."""
         codebook_CD = F.normalize(self.quantize.embedding.weight, dim=-1)
         distance = codebook_CD.square().sum(1) - 2 * features_BND @ codebook_CD.T
         return distance.argmin(dim=-1)
 
     def decode_features(self, quantised_BND: Tensor) -> Tensor:
-        """Pixels (B, 3, H, W) in [-1, 1] from code vectors (B, N, D)."""
+        """Return pixels (B, 3, H, W) in [-1, 1] of code vectors (B, N, D)."""
         side = self.side_tokens
         latent_BDHW = F.normalize(quantised_BND, dim=-1).transpose(1, 2).reshape(len(quantised_BND), -1, side, side)
         # Another memory layout would be another convolution kernel, of other rounding than transformers'.
@@ -199,7 +205,7 @@ def read_janus_codec(folder: Path, device: Device, decoder: Path | None) -> Imag
 
 
 def write_janus(vlm: JanusVLM, codec: ImageCodec, tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """All of it in one file, as transformers does; the half that was not loaded comes from the model's folder."""
+    """Write all of it in one file, as transformers does; the half that was not loaded comes from the model's folder."""
     if vlm.folder is None:
         raise InputError(f"cannot write {folder}: the model was not read from a folder that has its SigLIP weights")
     own = codec_tensors(codec)
@@ -216,7 +222,7 @@ def write_janus(vlm: JanusVLM, codec: ImageCodec, tensors: Mapping[str, Tensor],
 
 
 def janus_codec_shape(folder: Path) -> tuple[int, int]:
-    """Tokens an image and codes, from the configuration."""
+    """Return tokens an image and codes, from the configuration."""
     config = read_config(folder, JanusConfig).vq_config
     return config.num_patches**2, config.num_embeddings
 

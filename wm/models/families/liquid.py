@@ -1,19 +1,18 @@
-"""Liquid (arXiv 2412.04332): a Gemma whose vocabulary goes on with the image codes of Chameleon's VQGAN.
+"""Liquid (arXiv 2412.04332): a Gemma whose vocabulary continues with the image codes of Chameleon's VQGAN.
 
 What the authors' evaluation code shows, and this file relies on: the model is a ``GemmaForCausalLM``; code c
-is vocabulary id ``len(tokenizer) + c`` (released: 256,000 + 8,192 = 264,192 rows); images stand between
-``<boi>`` and ``<eoi>``, two tokens of the text vocabulary; the VQGAN comes apart from the model, as
-``vqgan.yaml`` and ``vqgan.ckpt``. Here it stands in the model folder's own folder ``vqgan``. Classifier-free guidance
+is vocabulary id ``len(tokenizer) + c`` (released: 256,000 + 8,192 = 264,192 rows); images are between
+``<boi>`` and ``<eoi>``, two tokens of the text vocabulary; the VQGAN is released apart from the model, as
+``vqgan.yaml`` and ``vqgan.ckpt``. Here it is in the model folder's own folder ``vqgan``. Classifier-free guidance
 compares ``TEXT <boi>`` with ``<unconditional><boi>``: the release has learned that word in place of a text.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GemmaConfig, GemmaForCausalLM
+from transformers import GemmaConfig, GemmaForCausalLM, PreTrainedTokenizerFast
 
 from wm.errors import InputError
 from wm.models.codec.codec import ImageCodec
@@ -26,7 +25,7 @@ from wm.models.vocabulary import special_ids, text_rows
 
 CODEC_FOLDER = "vqgan"
 UNCONDITIONAL = "<unconditional>"
-"""Stands in place of the text in prompts without one."""
+"""The word in place of the text in prompts without one."""
 
 
 class LiquidVLM(UnifiedVLM):
@@ -34,7 +33,7 @@ class LiquidVLM(UnifiedVLM):
 
     family = "liquid"
 
-    def __init__(self, module: GemmaForCausalLM, tokenizer: Any, facts: Facts) -> None:
+    def __init__(self, module: GemmaForCausalLM, tokenizer: PreTrainedTokenizerFast, facts: Facts) -> None:
         num_text, size = len(tokenizer), module.config.vocab_size
         if size != num_text + facts.num_codes:
             raise InputError(
@@ -77,6 +76,7 @@ class LiquidVLM(UnifiedVLM):
         """
         self.check_guidance()
         padding = [self.pad_id] * (self.action_slot_tokens - len(self._unconditional_ids))
+        # As the authors' own pipeline builds it: one word for a text of any length.
         image: list[int] = []
         is_text_before = False
         for token in prefix:
@@ -84,14 +84,13 @@ class LiquidVLM(UnifiedVLM):
             if not is_text:
                 image.append(token)
             elif not is_text_before:
-                # The word stands for a whole run of text.
                 image += [*self._unconditional_ids, *(padding if self.eoi_id in image else [])]
             is_text_before = is_text
         return image, [self.bos_id, *self._unconditional_ids, self.boi_id]
 
 
-def _unconditional_ids(tokenizer: Any) -> tuple[int, ...]:
-    """As the authors' code has them, which writes the word as text; none where the tokenizer cannot spell it."""
+def _unconditional_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
+    """Tokenize the word as the authors' code does, as text; return none where the tokenizer cannot spell it."""
     ids = tuple(tokenizer(UNCONDITIONAL, add_special_tokens=False)["input_ids"])
     return () if tokenizer.unk_token_id in ids else ids
 
@@ -103,7 +102,7 @@ def load_liquid(folder: Path, device: Device, dtype: torch.dtype, facts: Facts) 
 
 
 def read_liquid_codec(folder: Path, device: Device, decoder: Path | None) -> ImageCodec:
-    """Chameleon's VQGAN from the folder ``vqgan``: ``vqgan.ckpt`` with ``vqgan.yaml``, or Hugging Face's layout."""
+    """Read Chameleon's VQGAN in the folder ``vqgan``: ``vqgan.ckpt`` with ``vqgan.yaml``, or Hugging Face's layout."""
     if not (folder / CODEC_FOLDER).is_dir():
         explain_missing_vqgan(folder)
     return read_codec(folder / CODEC_FOLDER, device, decoder=decoder)

@@ -53,6 +53,7 @@ class WeightFile:
         path = folder / self.name
         if not path.is_file():
             return False
+        # Another version may have divided the tensors otherwise.
         shapes = {name: (tensor.dtype, tensor.shape) for name, tensor in read_header(path).items()}
         return shapes == {name: (tensor.dtype, tensor.shape) for name, tensor in self.tensors.items()}
 
@@ -112,6 +113,7 @@ def plan_conversion(path: str | Path) -> Conversion:
 
 def _divide(tensors: dict[str, StoredTensor]) -> list[WeightFile]:
     """Divide tensors into files, the same ones whenever it is done."""
+    # A tensor larger than a file gets one of its own.
     groups: list[dict[str, StoredTensor]] = [{}]
     num_bytes = 0
     for name, tensor in tensors.items():
@@ -138,11 +140,11 @@ def check_free_space(conversion: Conversion, folder: Path) -> None:
     Raises:
         InputError: It does not fit.
     """
-    needed = sum(file.num_bytes for file in conversion.files if not file.is_complete(folder)) + _SPARE_BYTES
+    num_bytes = sum(file.num_bytes for file in conversion.files if not file.is_complete(folder)) + _SPARE_BYTES
     disk = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
     free = shutil.disk_usage(disk).free
-    if needed > free:
-        raise InputError(f"{folder} needs {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free there")
+    if num_bytes > free:
+        raise InputError(f"{folder} needs {num_bytes / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free there")
 
 
 def write_weight_files(conversion: Conversion, folder: Path) -> Iterator[WeightFile]:
@@ -157,6 +159,7 @@ def write_weight_files(conversion: Conversion, folder: Path) -> Iterator[WeightF
     """
     for file in conversion.files:
         if not file.is_complete(folder):
+            # Tensors of one file at a time are in memory.
             tensors = {name: tensor.contiguous() for name, tensor in read_stored(file.tensors)}
             temporary = folder / f".{file.name}.{os.getpid()}.tmp"
             try:
@@ -185,6 +188,7 @@ def finish_folder(conversion: Conversion, folder: Path) -> Manifest:
         shards = {name: file.name for file in conversion.files for name in file.tensors}
         write_json(folder / INDEX, {"metadata": {"total_size": conversion.num_bytes}, "weight_map": shards})
     write_chameleon_processor(conversion.codec, folder)
+    # The configuration comes after the weights: without it the folder is no model.
     write_config(conversion.vlm, folder)
     manifest = Manifest(
         family=conversion.vlm.family,

@@ -11,6 +11,7 @@ The same files in one flat folder are understood too. Sources of the layout: ``c
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,12 +69,21 @@ def find_release(path: Path) -> Release:
 
 
 def shard_files(folder: Path, model_parallel_size: int) -> list[Path]:
-    """``consolidated.pth``, or ``consolidated.00.pth`` and so on, in order.
+    """List the weight files of a release.
 
-    Raises :class:`InputError` if one is missing or their number is not ``model_parallel_size``.
+    Args:
+        folder: The model folder.
+        model_parallel_size: Number of files, as ``params.json`` has it.
+
+    Returns:
+        ``consolidated.pth``, or ``consolidated.00.pth`` and so on, in order.
+
+    Raises:
+        InputError: One is missing, or there are more.
     """
     if (folder / "consolidated.pth").is_file():
         return [folder / "consolidated.pth"]
+    # By number, not by name: the ranks decide which heads a file holds.
     shard_of_rank = {int(match[1]): file for file in folder.iterdir() if (match := _SHARD.fullmatch(file.name))}
     expected = range(model_parallel_size)
     missing = [f"consolidated.{rank:02d}.pth" for rank in expected if rank not in shard_of_rank]
@@ -88,8 +98,8 @@ def shard_files(folder: Path, model_parallel_size: int) -> list[Path]:
     return [shard_of_rank[rank] for rank in expected]
 
 
-def read_params(folder: Path) -> dict[str, Any]:
-    """``params.json``, its ``model`` section and ``consolidate_params.json`` in one, the later winning."""
+def read_params(folder: Path) -> dict[str, object]:
+    """Merge ``params.json``, its ``model`` section and ``consolidate_params.json``, the later winning."""
     params = read_json(folder / PARAMS)
     model = params.get("model", {})
     if not isinstance(model, dict):
@@ -101,24 +111,37 @@ def read_params(folder: Path) -> dict[str, Any]:
 def read_config(release: Release, vocabulary: dict[str, int], vq_config: ChameleonVQVAEConfig) -> ChameleonConfig:
     """Build the Hugging Face configuration of the same model.
 
-    Raises :class:`InputError` for a parameter that is absent or has no meaning in Chameleon, and for a
-    vocabulary that does not fit ``vocab_size``.
+    Args:
+        release: Its folders.
+        vocabulary: Token name to vocabulary id.
+        vq_config: Configuration of its image codec.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        InputError: A parameter is absent or has no meaning in Chameleon, or the vocabulary does not fit.
     """
     folder = release.model
     where, params = folder / PARAMS, read_params(folder)
     dim, heads = (_positive(params, name, where) for name in ("dim", "n_heads"))
     layers = _positive(params, "n_layers", where, most=MAX_LAYERS)
     kv_heads = _positive(params, "n_kv_heads", where) if params.get("n_kv_heads") is not None else heads
+    # The files themselves decide: a consolidated release keeps the number it was trained with.
     parts = _positive(params, "model_parallel_size", where, 1)
     parts = len(shard_files(folder, parts))
     if dim % heads or heads % kv_heads or kv_heads % parts or dim // heads % 2:
         raise InputError(
             f"{where}: dim {dim}, n_heads {heads}, n_kv_heads {kv_heads} and {parts} part(s) do not divide evenly"
         )
+    # Without these norms it is another architecture, of the same file names.
     if not params.get("qk_normalization", True):
         raise InputError(f"{where}: qk_normalization is false; Chameleon normalises queries and keys")
     multiplier = _number(params, "ffn_dim_multiplier", where, 1.0)
     theta = _number(params, "rope_theta", where, 10_000.0)
+    # The release does not say how long its sequences were; its base of rotary angles does.
+    max_positions = 4096 if theta <= 10_000 else 16_384
+    # -1: as large as the tokenizer.
     highest = max(vocabulary.values(), default=0)
     unset = params.get("vocab_size") in (None, -1)
     rows = highest + 1 if unset else _positive(params, "vocab_size", where, most=MAX_VOCABULARY)
@@ -136,7 +159,7 @@ def read_config(release: Release, vocabulary: dict[str, int], vq_config: Chamele
         num_key_value_heads=kv_heads,
         rms_norm_eps=_number(params, "norm_eps", where, 1e-5),
         rope_parameters={"rope_type": "default", "rope_theta": theta},
-        max_position_embeddings=int(params.get("max_seq_len") or (4096 if theta <= 10_000 else 16_384)),
+        max_position_embeddings=_positive(params, "max_seq_len", where) if params.get("max_seq_len") else max_positions,
         model_parallel_size=parts,
         swin_norm=bool(params.get("swin_norm", False)),
         tie_word_embeddings=False,
@@ -149,7 +172,7 @@ def read_config(release: Release, vocabulary: dict[str, int], vq_config: Chamele
 
 
 def mlp_size(dim: int, multiplier: float, multiple_of: int) -> int:
-    """Width of the feed-forward layer: two thirds of 4 ``dim``, times the multiplier, rounded up to a multiple."""
+    """Compute the feed-forward width: two thirds of 4 ``dim``, times the multiplier, rounded up to a multiple."""
     width = int(multiplier * int(2 * 4 * dim / 3))
     return multiple_of * ((width + multiple_of - 1) // multiple_of)
 
@@ -166,6 +189,7 @@ def read_original_tokenizer(release: Release) -> PreTrainedTokenizerFast:
     except Exception as error:  # the library raises bare exceptions
         raise InputError(f"{path} is no tokenizer: {str(error)[:200]}") from error
     vocabulary = tokenizer.get_vocab()
+    # The file says which tokens are special, not what for.
     roles = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "pad": "<pad>", "sep": SEPARATOR}
     role_tokens = {f"{role}_token": name for role, name in roles.items() if name in vocabulary}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **role_tokens)
@@ -182,7 +206,7 @@ def _rename_image_token(values: dict[str, Any]) -> None:
 
 
 def _positive(
-    params: dict[str, Any], name: str, where: Path, default: int | None = None, *, most: int = MAX_WHOLE_NUMBER
+    params: Mapping[str, object], name: str, where: Path, default: int | None = None, *, most: int = MAX_WHOLE_NUMBER
 ) -> int:
     value = params.get(name, default)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -192,7 +216,7 @@ def _positive(
     return value
 
 
-def _number(params: dict[str, Any], name: str, where: Path, default: float) -> float:
+def _number(params: Mapping[str, object], name: str, where: Path, default: float) -> float:
     value = params.get(name)
     if value is None:
         return default

@@ -13,8 +13,8 @@ from tests.helpers.models_release import (
     NUM_CODES,
     PlainVqgan,
     convert,
+    random_model,
     random_vqgan,
-    random_whole,
     vqgan_yaml,
     write_release,
 )
@@ -24,7 +24,7 @@ from wm.models import load_codec, load_model, read_manifest, save_model
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory):
-    return write_release(tmp_path_factory.mktemp("release") / "original", random_whole())
+    return write_release(tmp_path_factory.mktemp("release") / "original", random_model())
 
 
 @pytest.fixture
@@ -69,11 +69,11 @@ def test_codes_features_and_pixels_are_the_references(pristine, pixels, plain):
     torch.testing.assert_close(features_BND.double(), expected_BND, atol=1e-4, rtol=1e-4)
     assert torch.equal(codes_BN, plain.codes(expected_BND))
     assert len(codes_BN.unique()) > NUM_CODES // 2
-    drawn = codec.decode(codes_BN)
+    decoded = codec.decode(codes_BN)
     expected = as_uint8(plain.pixels(codes_BN))
     assert expected.std() > 5
-    assert np.abs(drawn.astype(int) - expected).max() <= 1  # a value just at a half may fall to either side
-    assert (drawn != expected).mean() < 1e-2
+    assert np.abs(decoded.astype(int) - expected).max() <= 1  # a value just at a half may fall to either side
+    assert (decoded != expected).mean() < 1e-2
 
 
 def test_in_float64_it_is_the_reference_to_rounding(pristine, pixels, plain):
@@ -136,26 +136,26 @@ def test_conversion_keeps_the_codec_to_the_bit(release, tmp_path, pixels):
 
 def test_a_decoder_from_a_separate_file(without_decoder, release, tmp_path, pixels):
     blind = load_codec(without_decoder)
-    whole = load_codec(release / "tokenizer")
+    complete = load_codec(release / "tokenizer")
     assert (blind.has_decoder, blind.decoder_id) == (False, None)
     codes_BN = blind.encode(pixels)
     message = rf"{without_decoder} holds no model.vqmodel.decoder.* weights.*put the release's tokenizer/vqgan.ckpt"
     with pytest.raises(InputError, match=message):
         blind.decode(codes_BN)
-    expected = whole.decode(codes_BN)
+    expected = complete.decode(codes_BN)
     for decoder in (release, release / "tokenizer", release / "tokenizer/vqgan.ckpt"):
         codec = load_codec(without_decoder, decoder=decoder)
-        assert (codec.codec_id, codec.decoder_id) == (blind.codec_id, whole.decoder_id)
+        assert (codec.codec_id, codec.decoder_id) == (blind.codec_id, complete.decoder_id)
         assert np.array_equal(codec.decode(codes_BN), expected)
     save_model(load_model(without_decoder), tmp_path / "given", codec=load_codec(without_decoder, decoder=release))
     assert np.array_equal(load_codec(tmp_path / "given").decode(codes_BN), expected)
     shutil.copy(release / "tokenizer/vqgan.ckpt", without_decoder)
-    found = load_codec(without_decoder)
-    assert np.array_equal(found.decode(codes_BN), expected)
+    codec_inside = load_codec(without_decoder)
+    assert np.array_equal(codec_inside.decode(codes_BN), expected)
     assert load_model(without_decoder).codec_id == blind.codec_id
-    save_model(load_model(without_decoder), tmp_path / "whole")
-    assert read_manifest(tmp_path / "whole").decoder_id == whole.decoder_id
-    assert np.array_equal(load_codec(tmp_path / "whole").decode(codes_BN), expected)
+    save_model(load_model(without_decoder), tmp_path / "complete")
+    assert read_manifest(tmp_path / "complete").decoder_id == complete.decoder_id
+    assert np.array_equal(load_codec(tmp_path / "complete").decode(codes_BN), expected)
 
 
 def test_a_decoder_fits_a_folder_rounded_to_a_shorter_type(without_decoder, release, pixels):

@@ -31,7 +31,7 @@ def test_logits_are_those_of_the_plain_transformer(vlm):
     torch.testing.assert_close(logits_TV.double(), expected_TV, atol=2e-4, rtol=1e-4)
 
 
-def test_image_token_loss_is_finite_and_right_where_transformers_has_infinity(tiny_base, vlm):
+def test_image_token_loss_is_finite_where_transformers_is_not(tiny_base, vlm):
     segments = vlm.layout("fdm", source=SOURCE, action="move the red cup", target=TARGET)
     ids_BT, is_completion_BT, is_image_BT = pack([segments], vlm.pad_id)
     labels_BT = ids_BT.masked_fill(~is_completion_BT, -100)
@@ -49,8 +49,8 @@ def test_image_token_loss_is_finite_and_right_where_transformers_has_infinity(ti
     loss = F.cross_entropy(logits_BTV[0, :-1], labels_BT[0, 1:], ignore_index=-100)
     reference_TV = reference_logits(vlm, ids_BT[0].tolist())
     nats = [
-        float(torch.logsumexp(reference_TV[place - 1], 0) - reference_TV[place - 1, ids_BT[0, place]])
-        for place in is_completion_BT[0].nonzero().flatten().tolist()
+        float(torch.logsumexp(reference_TV[position - 1], 0) - reference_TV[position - 1, ids_BT[0, position]])
+        for position in is_completion_BT[0].nonzero().flatten().tolist()
     ]
     assert len(nats) == 4
     assert float(loss) == pytest.approx(np.mean(nats), abs=1e-4)
@@ -72,7 +72,7 @@ def test_gradients_reach_every_trainable_weight(tiny_base):
     assert without == []
 
 
-def test_image_rows_agree_with_transformers_mapping_under_a_shuffled_vocabulary():
+def test_image_rows_of_a_shuffled_vocabulary_are_transformers():
     codes = list(range(130))
     rows = np.random.default_rng(0).permutation(len(codes)) + 4
     vocabulary = {image_token_name(code): int(row) for code, row in zip(codes, rows, strict=True)}

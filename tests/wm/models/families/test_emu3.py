@@ -75,16 +75,16 @@ def test_emu3_dynamics(emu3, emu3_theirs):
         by_hand = greedy_by_hand(emu3, prefix, lambda ids: logits(ids)[-1, emu3.image_rows])
         assert codes[row, 0].tolist() == by_hand
     assert len(set(codes.flatten().tolist())) > 3
-    drawn = sample_images(emu3, prefixes, num_samples=3, seed=4)
+    samples = sample_images(emu3, prefixes, num_samples=3, seed=4)
     alone = sample_images(emu3, prefixes[1:], num_samples=3, seed=4, batch_size=1)
-    assert torch.equal(drawn[1:], alone)
-    seen = []
-    sample_images(emu3, prefixes[:1], num_samples=3, seed=4, on_progress=lambda done: seen.append(done.codes[0]))
-    assert [codes.shape[1] for codes in seen] == [4, 8, 12, 16]
-    assert all(torch.equal(codes, drawn[0, :, : codes.shape[1]]) for codes in seen)
+    assert torch.equal(samples[1:], alone)
+    steps = []
+    sample_images(emu3, prefixes[:1], num_samples=3, seed=4, on_progress=lambda done: steps.append(done.codes[0]))
+    assert [codes.shape[1] for codes in steps] == [4, 8, 12, 16]
+    assert all(torch.equal(codes, samples[0, :, : codes.shape[1]]) for codes in steps)
     for block in (1, 3, 7):
         fast = speculate_images(emu3, prefixes, torch.tensor(sources), num_samples=3, num_draft_tokens=block, seed=4)
-        assert torch.equal(fast.codes, drawn)
+        assert torch.equal(fast.codes, samples)
 
     with pytest.raises(InputError, match="guidance is not supported for emu3"):
         sample_images(emu3, prefixes, num_samples=1, sampling=Sampling(guidance_scale=3.0))
@@ -92,17 +92,17 @@ def test_emu3_dynamics(emu3, emu3_theirs):
     segments = emu3.layout("fdm", source=GRID, action=ACTION, target=OTHER)
     ids, expected = flatten(segments), 0.0
     after = logits(ids)[:, emu3.image_rows]
-    place = sum(len(segment.ids) for segment in segments)
-    wanted = iter(reversed(OTHER))
+    position = sum(len(segment.ids) for segment in segments)
+    remaining = iter(reversed(OTHER))
     for segment in reversed(segments):
         for _ in segment.ids:
-            place -= 1
+            position -= 1
             if segment.is_completion:
-                expected += float(torch.log_softmax(after[place - 1], -1)[next(wanted)])
+                expected += float(torch.log_softmax(after[position - 1], -1)[next(remaining)])
     # transformers keeps rotary frequencies in float32 even in a float64 model, the sampling engine does not.
     assert score == pytest.approx(expected, abs=1e-5)
 
-    ranking = verify(emu3, GRID, ACTION, drawn[0])
+    ranking = verify(emu3, GRID, ACTION, samples[0])
     prefix = flatten(emu3.layout("idm", source=GRID, target=ranking[0].codes))
     answer = [*emu3.tokenize_action(ACTION), emu3.eos_id]
     logprobs = torch.log_softmax(logits([*prefix, *answer]), -1)
@@ -134,15 +134,15 @@ def test_emu3_codec_is_transformers_vq_model(emu3_folder):
     theirs = Emu3ForConditionalGeneration.from_pretrained(emu3_folder).model.vqmodel.eval()
     pixels = np.random.default_rng(0).integers(0, 256, (codec.chunk, 8, 8, 3), dtype=np.uint8)
     with torch.no_grad():
-        found = theirs.encode(codec.scale.apply(torch.from_numpy(pixels)), torch.full((codec.chunk, 2), 8))
-        expected_BN = torch.stack(found.image_tokens).flatten(1)
+        encoded = theirs.encode(codec.scale.apply(torch.from_numpy(pixels)), torch.full((codec.chunk, 2), 8))
+        expected_BN = torch.stack(encoded.image_tokens).flatten(1)
         codes_BN, features_BND = codec.encode_with_features(pixels)
         assert torch.equal(codes_BN, expected_BN)
         assert len(codes_BN.unique()) > 4
-        quantised = theirs.quant_conv(found.last_hidden_state.permute(0, 2, 1, 3, 4))
+        quantised = theirs.quant_conv(encoded.last_hidden_state.permute(0, 2, 1, 3, 4))
         assert torch.equal(features_BND, quantised[:, :, 0].flatten(2).transpose(1, 2))
-        drawn = theirs.decode(codes_BN.view(-1, 4, 4)).clamp(-1, 1)
-    expected = ((drawn + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        decoded = theirs.decode(codes_BN.view(-1, 4, 4)).clamp(-1, 1)
+    expected = ((decoded + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     assert np.array_equal(codec.decode(codes_BN), expected)
     assert expected.std() > 5
 

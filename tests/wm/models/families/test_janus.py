@@ -75,13 +75,13 @@ def test_janus_loss_has_the_gradient_of_the_image_head_alone(janus_folder):
     weights_BT = torch.rand(ids_BT.shape, dtype=torch.float64)
     loss = completion_loss(janus, ids_BT, is_completion_BT, weights_BT, 16)
     weight = janus.inner.model.language_model.layers[0].mlp.up_proj.weight
-    found = torch.autograd.grad(loss, weight)[0]
-    places = is_completion_BT[0].nonzero().flatten()
-    logits_NV = janus.image_head(janus.body(ids_BT)[0, places - 1])
+    gradient = torch.autograd.grad(loss, weight)[0]
+    positions = is_completion_BT[0].nonzero().flatten()
+    logits_NV = janus.image_head(janus.body(ids_BT)[0, positions - 1])
     losses_N = F.cross_entropy(logits_NV, torch.tensor(OTHER), reduction="none")
-    alone = (losses_N * weights_BT[0, places]).sum() / 16
-    torch.testing.assert_close(found, torch.autograd.grad(alone, weight)[0])
-    constant = np.log(2) * float(weights_BT[0, places].sum()) / 16
+    alone = (losses_N * weights_BT[0, positions]).sum() / 16
+    torch.testing.assert_close(gradient, torch.autograd.grad(alone, weight)[0])
+    constant = np.log(2) * float(weights_BT[0, positions].sum()) / 16
     assert float(loss) == pytest.approx(float(alone) + constant)
 
 
@@ -100,9 +100,9 @@ def test_janus_draws_what_transformers_would(janus, janus_theirs):
     prefix = flatten(janus.layout("fdm", source=GRID, action=ACTION))
     codes = sample_observations(janus, [GRID], [ACTION], num_samples=1, sampling=Sampling(greedy=True))[0, 0]
     assert codes.tolist() == greedy_by_hand(janus, prefix, lambda ids: logits(ids)[-1])
-    drawn = sample_images(janus, [prefix], num_samples=3, seed=2)
+    samples = sample_images(janus, [prefix], num_samples=3, seed=2)
     fast = speculate_images(janus, [prefix], torch.tensor([GRID]), num_samples=3, num_draft_tokens=4, seed=2)
-    assert torch.equal(fast.codes, drawn)
+    assert torch.equal(fast.codes, samples)
     score = score_observations(janus, [GRID], [ACTION], [OTHER])[0]
     ids = flatten(janus.layout("fdm", source=GRID, action=ACTION, target=OTHER))
     logprobs_NV = torch.log_softmax(logits(ids)[-17:-1], -1)
@@ -128,11 +128,11 @@ def test_janus_codec(janus_folder):
         cosine = F.cosine_similarity(raw_BDHW.flatten(2).transpose(1, 2)[:, :, None], codebook, dim=-1)
         assert torch.equal(codes_BN, cosine.argmax(-1))
         torch.testing.assert_close(features_BND.norm(dim=-1), torch.ones(codes_BN.shape))
-        drawn = theirs.decode(codes_BN).clamp(-1, 1)
+        decoded = theirs.decode(codes_BN).clamp(-1, 1)
         # transformers' quantiser agrees where both are of length 1, as the authors make them.
         codebook.copy_(F.normalize(codebook, dim=-1))
         _, _, unit = theirs.quantize(F.normalize(raw_BDHW, dim=1))
         assert torch.equal(codes_BN.flatten(), unit)
-    expected = ((drawn + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    expected = ((decoded + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     assert np.array_equal(codec.decode(codes_BN), expected)
     assert len(codes_BN.unique()) > 4

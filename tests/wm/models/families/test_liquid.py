@@ -17,7 +17,7 @@ from tests.helpers.models_families import (
     tiny_codec,
     write_liquid,
 )
-from tests.helpers.models_release import random_whole, write_release
+from tests.helpers.models_release import random_model, write_release
 from wm.dynamics import Sampling, propose_actions, sample_observations, score_actions, score_observations, verify
 from wm.errors import InputError
 from wm.models import flatten, load_codec, load_model, pack, save_model
@@ -88,12 +88,12 @@ def test_liquid_dynamics(liquid_folder, liquid):
     for row, action in enumerate(actions):
         prefix = flatten(liquid.layout("fdm", source=source_BN[row], action=action))
         assert codes[row, 0].tolist() == greedy_by_hand(liquid, prefix, lambda ids: logits(ids)[liquid.image_rows])
-    drawn = sample_observations(liquid, source_BN, actions, num_samples=3, seed=5)
-    ranking = verify(liquid, SOURCE, ACTION, drawn[0])
-    scores = score_actions(liquid, [SOURCE] * 3, drawn[0], [ACTION] * 3)
+    samples = sample_observations(liquid, source_BN, actions, num_samples=3, seed=5)
+    ranking = verify(liquid, SOURCE, ACTION, samples[0])
+    scores = score_actions(liquid, [SOURCE] * 3, samples[0], [ACTION] * 3)
     best = max(scores, key=lambda score: score.logprob)
     assert ranking[0].score.logprob == pytest.approx(best.logprob, abs=1e-6)
-    prefix = flatten(liquid.layout("idm", source=SOURCE, target=drawn[0, 0]))
+    prefix = flatten(liquid.layout("idm", source=SOURCE, target=samples[0, 0]))
     completion = [*liquid.tokenize_action(ACTION), liquid.eos_id]
     expected = sum(
         float(torch.log_softmax(logits([*prefix, *completion[:step]]), -1)[token])
@@ -164,8 +164,8 @@ def test_liquid_bad_folders(tmp_path, tiny_base):
     with pytest.raises(InputError, match="blind has no folder vqgan with Chameleon's VQGAN"):
         load_codec(tmp_path / "blind")
     weights = load_file(tmp_path / "model" / "model.safetensors")
-    lost = {name: tensor for name, tensor in weights.items() if "layers.1.mlp.up" not in name}
-    save_file(lost, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    incomplete = {name: tensor for name, tensor in weights.items() if "layers.1.mlp.up" not in name}
+    save_file(incomplete, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match=r"1 missing: model.layers.1.mlp.up_proj.weight"):
         load_model(tmp_path / "model")
     torn = weights | {"lm_head.weight": weights["model.embed_tokens.weight"] + 1}
@@ -180,7 +180,7 @@ def test_liquid_bad_folders(tmp_path, tiny_base):
 
 def test_liquid_with_the_vqgan_as_it_is_released(liquid_folder, tmp_path):
     """``vqgan.ckpt`` and ``vqgan.yaml``, as the authors hand them out beside the model."""
-    release = write_release(tmp_path / "release", random_whole())
+    release = write_release(tmp_path / "release", random_model())
     folder = shutil.copytree(liquid_folder, tmp_path / "model")
     shutil.rmtree(folder / "vqgan")
     (folder / "vqgan").mkdir()
@@ -208,7 +208,7 @@ def test_liquid_in_shards_is_the_same_model(liquid_folder, liquid, tmp_path):
     with torch.no_grad():
         assert torch.equal(vlm.head(vlm.body(ids_BT)), liquid.head(liquid.body(ids_BT)))
     shards[1].write_bytes(shards[1].read_bytes()[:-100])
-    with pytest.raises(InputError, match=rf"{shards[1].name} .*truncated|{shards[1].name}.*whole"):
+    with pytest.raises(InputError, match=rf"{shards[1].name} .*truncated|{shards[1].name}.*complete"):
         load_model(folder)
     shards[1].unlink()
     with pytest.raises(InputError, match=f"not there: {shards[1].name}"):

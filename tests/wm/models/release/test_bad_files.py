@@ -9,7 +9,7 @@ import torch
 from tests.helpers.models_release import (
     convert,
     logits,
-    random_whole,
+    random_model,
     tokenizer_json,
     write_release,
 )
@@ -31,7 +31,7 @@ def spoil_params(folder, **changes):
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory):
-    return write_release(tmp_path_factory.mktemp("release") / "original", random_whole(parts=2))
+    return write_release(tmp_path_factory.mktemp("release") / "original", random_model(parts=2))
 
 
 @pytest.fixture
@@ -97,9 +97,9 @@ def test_missing_and_surplus_files_are_named(release):
 
 def test_half_downloaded_and_foreign_files(release):
     file = release / "models/7b/consolidated.01.pth"
-    whole = file.read_bytes()
+    complete = file.read_bytes()
     for data, message in (
-        (whole[: len(whole) // 2], r"consolidated.01.pth cannot be read \(\d+ bytes; half downloaded\?\)"),
+        (complete[: len(complete) // 2], r"consolidated.01.pth cannot be read \(\d+ bytes; half downloaded\?\)"),
         (b"", "consolidated.01.pth is empty"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "is a git-lfs pointer"),
         (b"<html>not found</html>", "consolidated.01.pth is no file of torch.save: it starts with b'<htm'"),
@@ -200,10 +200,10 @@ def test_params_may_be_flat(release, tmp_path):
 )
 def test_any_damaged_file_is_named_in_one_line(release, name):
     file = release / name
-    whole = file.read_bytes()
-    middle = len(whole) // 2
-    short = b"" if name.endswith("yaml") else whole[:-1]  # a YAML file does without its last line feed
-    for data in (whole[:middle], short, b"[]", b"null", b"3", b"\xff\xfe", b"\0" * 50, whole[:9] + whole[99:]):
+    complete = file.read_bytes()
+    middle = len(complete) // 2
+    short = b"" if name.endswith("yaml") else complete[:-1]  # a YAML file does without its last line feed
+    for data in (complete[:middle], short, b"[]", b"null", b"3", b"\xff\xfe", b"\0" * 50, complete[:9] + complete[99:]):
         file.write_bytes(data)
         with pytest.raises(InputError) as error:
             plan_conversion(release)

@@ -16,8 +16,8 @@ from tests.helpers.models_release import (
     logits,
     original_logits,
     part_of,
+    random_model,
     random_vqgan,
-    random_whole,
     transformers_names,
     vocabulary,
     write_release,
@@ -35,11 +35,11 @@ PLAIN = Sizes()
 GROUPED = Sizes(heads=8, kv_heads=4, dim=64, mlp=96, swin=True, theta=50_000.0)
 
 
-def as_transformers_folder(original, whole, folder):
+def as_transformers_folder(original, source, folder):
     """The same weights in a folder written by hand in the Hugging Face layout."""
     model = plan_conversion(original).vlm
     folder.mkdir()
-    tensors = transformers_names(whole) | {f"model.vqmodel.{name}": value for name, value in random_vqgan().items()}
+    tensors = transformers_names(source) | {f"model.vqmodel.{name}": value for name, value in random_vqgan().items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     model.inner.config.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
@@ -50,10 +50,10 @@ def as_transformers_folder(original, whole, folder):
 @pytest.mark.parametrize("parts", [1, 2, 4])
 @pytest.mark.parametrize("fused", [False, True], ids=["apart", "fused"])
 def test_logits_are_those_of_the_original_transformer(tmp_path, sizes, parts, fused):
-    whole = random_whole(sizes, parts)
-    release = write_release(tmp_path / "release", whole, fused=fused)
+    source = random_model(sizes, parts)
+    release = write_release(tmp_path / "release", source, fused=fused)
     vlm = load_model(convert(release, tmp_path / "hf"), dtype=torch.float64)
-    expected = original_logits(whole, IDS)
+    expected = original_logits(source, IDS)
     assert expected.std() > 0.5
     # transformers computes norms and angles in float32, whatever the type of the weights
     torch.testing.assert_close(logits(vlm), expected, atol=2e-5, rtol=2e-5)
@@ -65,9 +65,9 @@ def test_logits_are_those_of_the_original_transformer(tmp_path, sizes, parts, fu
 @pytest.mark.parametrize("sizes", [PLAIN, GROUPED], ids=["7B-like", "34B-like"])
 @pytest.mark.parametrize("parts", [1, 2])
 def test_converted_and_hand_written_folders_agree_to_the_bit(tmp_path, sizes, parts):
-    whole = random_whole(sizes, parts)
-    original = write_release(tmp_path / "original", whole)
-    folder = as_transformers_folder(original, whole, tmp_path / "hf")
+    source = random_model(sizes, parts)
+    original = write_release(tmp_path / "original", source)
+    folder = as_transformers_folder(original, source, tmp_path / "hf")
     ours, theirs = load_model(convert(original, tmp_path / "converted")), load_model(folder)
     assert torch.equal(logits(ours), logits(theirs))
     assert ours.codec_id != theirs.codec_id  # transformers' pixel scale is another
@@ -83,9 +83,9 @@ def test_converted_and_hand_written_folders_agree_to_the_bit(tmp_path, sizes, pa
 def test_folders_of_anoles_training_code_are_reordered(tmp_path, file):
     """transformers' names, but pairs in the original's order and one norm for all heads of queries and keys."""
     sizes = Sizes(heads=8, kv_heads=4, dim=64, mlp=96)
-    whole = random_whole(sizes)
-    original = write_release(tmp_path / "original", whole)
-    folder = as_transformers_folder(original, whole, tmp_path / "hf")
+    source = random_model(sizes)
+    original = write_release(tmp_path / "original", source)
+    folder = as_transformers_folder(original, source, tmp_path / "hf")
     expected = logits(load_model(folder))
     tensors = load_file(folder / "model.safetensors")
     for name in list(tensors):
@@ -93,15 +93,15 @@ def test_folders_of_anoles_training_code_are_reordered(tmp_path, file):
         if rest.startswith(("q_", "k_")):
             side, kind = rest[0], rest[2:].partition(".")[2]
             if "proj" in rest:
-                tensors[name] = whole.tensors[f"{layer}.attention.w{side}.weight"]
+                tensors[name] = source.tensors[f"{layer}.attention.w{side}.weight"]
             else:
-                tensors[name] = whole.tensors[f"{layer}.attention.{side}_normalization.{kind}"][0].clone()
+                tensors[name] = source.tensors[f"{layer}.attention.{side}_normalization.{kind}"][0].clone()
     (folder / "model.safetensors").unlink()
     save = save_file if file == "model.safetensors" else torch.save
     save(tensors, folder / file)
     vlm = load_model(folder)
     assert torch.equal(logits(vlm), expected)
-    torch.testing.assert_close(expected.double(), original_logits(whole, IDS), atol=2e-5, rtol=2e-5)
+    torch.testing.assert_close(expected.double(), original_logits(source, IDS), atol=2e-5, rtol=2e-5)
     save_model(vlm, tmp_path / "saved", kind="base")
     assert torch.equal(logits(load_model(tmp_path / "saved")), expected)
     tensors["model.layers.1.self_attn.q_proj.weight"] = torch.zeros(60, 64)
@@ -113,48 +113,48 @@ def test_folders_of_anoles_training_code_are_reordered(tmp_path, file):
 
 @pytest.mark.parametrize("single", [False, True])
 def test_release_is_found_in_every_place(tmp_path, single):
-    whole = random_whole()
-    root = write_release(tmp_path / "anole", whole, single=single)
+    source = random_model()
+    root = write_release(tmp_path / "anole", source, single=single)
     expected = logits(load_model(convert(root, tmp_path / "root")))
     # Anole's release has a config.json of its own beside params.json
     (root / "models/7b/config.json").write_text('{"model_type": "something else"}')
     for path in ("models", "models/7b"):
         assert torch.equal(logits(load_model(convert(root / path, tmp_path / path))), expected)
-    flat = write_release(tmp_path / "flat", whole, flat=True, single=single)
+    flat = write_release(tmp_path / "flat", source, flat=True, single=single)
     assert torch.equal(logits(load_model(convert(flat, tmp_path / "from-flat"))), expected)
-    write_release(root, whole, size="30b")
+    write_release(root, source, size="30b")
     with pytest.raises(InputError, match=r"holds 2 models; give one of .*30b, .*7b"):
         plan_conversion(root)
 
 
 def test_empty_rope_buffer_and_older_files_are_read(tmp_path):
     """Anole's converter leaves the buffer empty; other programs wrap the tensors or write torch's older format."""
-    whole = random_whole()
-    release = write_release(tmp_path / "release", whole)
+    source = random_model()
+    release = write_release(tmp_path / "release", source)
     expected = logits(load_model(convert(release, tmp_path / "plain")))
     file = release / "models/7b/consolidated.pth"
-    torch.save(part_of(whole, 0) | {"rope.freqs": None}, file)
+    torch.save(part_of(source, 0) | {"rope.freqs": None}, file)
     assert torch.equal(logits(load_model(convert(release, tmp_path / "empty"))), expected)
-    torch.save({"model": part_of(whole, 0)}, file)
+    torch.save({"model": part_of(source, 0)}, file)
     assert torch.equal(logits(load_model(convert(release, tmp_path / "wrapped"))), expected)
-    torch.save(part_of(whole, 0), file, _use_new_zipfile_serialization=False)
+    torch.save(part_of(source, 0), file, _use_new_zipfile_serialization=False)
     assert torch.equal(logits(load_model(convert(release, tmp_path / "old"))), expected)
 
 
 def test_norms_that_differ_between_parts_are_averaged(tmp_path):
-    whole = random_whole(parts=2)
-    release = write_release(tmp_path / "release", whole)
+    source = random_model(parts=2)
+    release = write_release(tmp_path / "release", source)
     file = release / "models/7b/consolidated.01.pth"
-    second = part_of(whole, 1)
+    second = part_of(source, 1)
     second["norm.weight"] += 0.5
     torch.save(second, file)
-    whole.tensors["norm.weight"] = whole.tensors["norm.weight"] + 0.25
+    source.tensors["norm.weight"] = source.tensors["norm.weight"] + 0.25
     norm = load_model(convert(release, tmp_path / "hf")).inner.model.norm.weight.data
-    torch.testing.assert_close(norm, whole.tensors["norm.weight"])
+    torch.testing.assert_close(norm, source.tensors["norm.weight"])
 
 
 def test_loading_leaves_the_random_generator_alone(tmp_path):
-    release = write_release(tmp_path / "release", random_whole())
+    release = write_release(tmp_path / "release", random_model())
     torch.manual_seed(3)
     expected = torch.rand(3)
     torch.manual_seed(3)
@@ -163,7 +163,7 @@ def test_loading_leaves_the_random_generator_alone(tmp_path):
 
 
 def test_image_tokens_are_mapped_by_name_as_in_transformers(tmp_path):
-    vlm = load_model(convert(write_release(tmp_path / "release", random_whole()), tmp_path / "hf"))
+    vlm = load_model(convert(write_release(tmp_path / "release", random_model()), tmp_path / "hf"))
     words = vocabulary()
     words["<image>"] = words.pop("<reserved08707>")
     assert vlm.inner.config.vocabulary_map == words == vlm.tokenizer.get_vocab()
