@@ -2,7 +2,6 @@
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -90,9 +89,10 @@ def run(recipe: ExportRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     try:
         with stage.timed("write_s"):
             num_written = _write(recipe, context, plan)
-    except InputError:
-        if not any(path.is_file() for path in Path(recipe.out).rglob("[!.]*") if path.name != "run.unfinished.json"):
-            stage.abandon()  # nothing is kept: with other settings the folder can be used
+    except InputError as error:
+        if any(path.is_file() for path in Path(recipe.out).rglob("[!.]*") if path.name != "run.unfinished.json"):
+            raise InputError(f"{error}; what is written is kept, the same command resumes") from error
+        stage.abandon()  # nothing is kept: with other settings the folder can be used
         raise
     with stage.timed("finish_s"):
         facts = finish_export(recipe.format, context, plan)
@@ -189,33 +189,26 @@ def _write(recipe: ExportRecipe, context: Context, plan: Plan) -> int:
     workers = min(recipe.num_workers or automatic, len(pending))
     with progress_bar(plan.exported, "row", "export", num_done) as bar:
         if workers > 1:
-            for rows in _write_with_ray(recipe.format, context, pending, workers):
-                bar.update(rows)
+            tasks = each(
+                _write_rows, [(part,) for part in pending], recipe.format, context, on_ray=True, max_running=workers
+            )
+            with closing(tasks) as results:
+                for rows in results:
+                    bar.update(rows)
         else:
             for part in pending:
                 write_part(recipe.format, context, part, bar.update)
     return len(pending)
 
 
-def _write_with_ray(name: str, context: Context, parts: Sequence[Part], workers: int) -> Iterator[int]:
-    """Yield the rows of each part as it is finished; at most ``workers`` parts are written at once."""
-
-    def write_one(part: Part, shared: Context) -> tuple[int, str]:
-        try:
-            return write_part(name, shared, part)["rows"], ""
-        except (InputError, OSError) as error:
-            # Raised in a worker it would reach the driver as a long trace of Ray.
-            return 0, f"{error}"
-
-    with closing(each(write_one, [(part,) for part in parts], context, on_ray=True, max_running=workers)) as results:
-        for rows, problem in results:
-            if problem:
-                raise InputError(f"{problem}; what is written is kept, the same command resumes")
-            yield rows
+def _write_rows(part: Part, name: str, context: Context) -> int:
+    """Write a part in a worker; returns how many rows it has."""
+    rows: int = write_part(name, context, part)["rows"]
+    return rows
 
 
 def main() -> int:
-    """Run the command line."""
+    """Run the command line; return the exit status."""
     return cli_main(ExportRecipe, run, name="export", description=__doc__ or "")
 
 

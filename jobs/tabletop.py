@@ -40,7 +40,7 @@ class TabletopRecipe(Recipe):
     """Clips that one Ray task renders and encodes."""
 
 
-def write_clips(seeds: list[int], folder: str) -> tuple[int, str]:
+def write_clips(seeds: list[int], folder: str) -> int:
     """Render and encode the clips of these seeds that are not there yet.
 
     Args:
@@ -48,7 +48,10 @@ def write_clips(seeds: list[int], folder: str) -> tuple[int, str]:
         folder: Absolute path; a subfolder for each class is made in it.
 
     Returns:
-        Number of clips of the seeds, and what is wrong with the disk or an empty text.
+        Number of clips of the seeds.
+
+    Raises:
+        InputError: A clip cannot be written.
     """
     import cv2
 
@@ -62,8 +65,9 @@ def write_clips(seeds: list[int], folder: str) -> tuple[int, str]:
             try:
                 write_clip(clip, path)
             except OSError as error:
-                return len(seeds), f"cannot write {path}: {error}"
-    return len(seeds), ""
+                message = f"cannot write {path}: {error}; what is written is kept, the same command resumes"
+                raise InputError(message) from error
+    return len(seeds)
 
 
 def run(recipe: TabletopRecipe, *, dry_run: bool = False) -> dict[str, Any]:
@@ -98,9 +102,7 @@ def _write_videos(recipe: TabletopRecipe, folder: Path) -> None:
     # As many tasks as workers: each logical CPU's worker would stay in memory for the stages that follow.
     results = each(write_clips, parts, str(folder.absolute()), on_ray=True, max_running=recipe.num_workers)
     with progress_bar(len(seeds), "clip", "tabletop videos") as bar, closing(results):
-        for num_clips, problem in results:
-            if problem:
-                raise InputError(f"{problem}; what is written is kept, the same command resumes")
+        for num_clips in results:
             bar.update(num_clips)
 
 

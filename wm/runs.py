@@ -255,7 +255,7 @@ def _difference(record: Mapping[str, Any], expected: Mapping[str, Any], recipe_c
     old, new = (recipe_class.identity_settings(side.get("recipe") or {}) for side in (record, expected))
     for name in sorted(set(old) | set(new)):
         if name not in old or name not in new or old[name] != new[name]:
-            return f"recipe {_recipe_difference(name, old, new)}"
+            return f"recipe {recipe_difference(name, old, new)}"
     old, new = record.get("inputs") or {}, expected["inputs"]
     for name in sorted(set(old) | set(new)):
         if old.get(name) != new.get(name):
@@ -263,12 +263,12 @@ def _difference(record: Mapping[str, Any], expected: Mapping[str, Any], recipe_c
     return "it differs"
 
 
-def _recipe_difference(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+def recipe_difference(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """Name the key, inside of tables too, in which two recipes differ. A key that one of them lacks (an older version
     did not have it) is reported as not set: null would read as a value."""
     if isinstance(old.get(name), dict) and isinstance(new.get(name), dict):
         for key in sorted(set(old[name]) | set(new[name])):
             if key not in old[name] or key not in new[name] or old[name][key] != new[name][key]:
-                return f"{name}.{_recipe_difference(key, old[name], new[name])}"
+                return f"{name}.{recipe_difference(key, old[name], new[name])}"
     before, after = (f"{recipe[name]!r:.60}" if name in recipe else "not set" for recipe in (old, new))
     return f"{name} = {before} there, {after} here"

@@ -15,8 +15,8 @@ from wm.models import load_model
 from wm.models.checkpoints import save_model
 from wm.nano.preset import TINY_WORDS, NanoPreset, build_nano
 from wm.records import TRIPLET_SCHEMA, triplet_row, write_table
-from wm.training import Lora, SampleOrder, Source, TokenSet, Weights, completion_loss, open_tokens, prepare
-from wm.training.data.prefetch import prefetched
+from wm.training import Lora, RecognitionWeights, SampleOrder, Source, TokenSet, completion_loss, open_tokens, prepare
+from wm.training.data.prefetch import prefetch
 from wm.training.step import MicroBatch
 
 
@@ -43,7 +43,7 @@ def loader_work(shape: LoaderShape) -> Iterator[dict[str, Callable[[], object]]]
         write_rows(folder / "base", folder / "triplets", shape.rows)
         vlm = load_model(folder / "base")
         source = Source(path=str(folder / "triplets"))
-        tokens = open_tokens([source], vlm, "fdm", Weights(), root=folder / "tokens", seed=0)
+        tokens = open_tokens([source], vlm, "fdm", RecognitionWeights(), root=folder / "tokens", seed=0)
         order = SampleOrder([tokens.num_rows], [1.0], 0)
         yield {
             "loader": lambda: _load(tokens, order, shape),
@@ -90,7 +90,7 @@ def _load(tokens: TokenSet, order: SampleOrder, shape: LoaderShape) -> int:
         rows = order.batch(step, shape.batch)
         return tokens.batch(rows), tokens.num_completion_tokens(rows)
 
-    with closing(prefetched(make, range(shape.batches))) as batches:
+    with closing(prefetch(make, range(shape.batches))) as batches:
         return sum(count for _, count in batches)
 
 

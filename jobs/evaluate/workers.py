@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
 
@@ -10,7 +11,6 @@ import torch
 from jobs.evaluate.bench import build_bench
 from jobs.evaluate.recipe import EvaluateRecipe
 from jobs.shared.tasks import each
-from wm.errors import InputError
 from wm.evaluation.bench import Bench
 from wm.evaluation.units import Unit, run_unit
 
@@ -36,24 +36,19 @@ def run_units(recipe: EvaluateRecipe, bench: Bench, units: Sequence[Unit], parts
             yield unit
         return
     recipe_json = json.dumps(recipe.with_absolute_paths().model_dump(mode="json"))
-    inputs = [(unit, str(parts.resolve())) for unit in units]
+    inputs = [(unit,) for unit in units]
+    shared = (str(parts.resolve()), recipe_json)
     # No more at a time than asked for: each worker holds models of its own.
-    results = each(_run_remote_unit, inputs, recipe_json, on_ray=True, max_running=recipe.resources.num_workers)
-    for unit, problem in results:
-        if problem:
-            raise InputError(problem)
-        yield unit
+    num_workers = recipe.resources.num_workers
+    with closing(each(_run_remote_unit, inputs, *shared, on_ray=True, max_running=num_workers)) as results:
+        yield from results
 
 
-def _run_remote_unit(unit: Unit, parts: str, recipe_json: str) -> tuple[Unit, str]:
-    """Run a unit in a worker process; return it with what is wrong with the input, or an empty text."""
+def _run_remote_unit(unit: Unit, parts: str, recipe_json: str) -> Unit:
+    """Run a unit in a worker process; return it."""
     torch.set_num_threads(1)  # as many tasks as cores run at a time
-    # As text, because an exception of a task would arrive wrapped in its traceback.
-    try:
-        run_unit(_build_worker_bench(recipe_json), unit, Path(parts))
-    except InputError as error:
-        return unit, str(error)
-    return unit, ""
+    run_unit(_build_worker_bench(recipe_json), unit, Path(parts))
+    return unit
 
 
 @lru_cache(maxsize=1)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import TypeVar
 
 from jobs.shared.ray_session import connect
+from wm.errors import InputError
 
 T = TypeVar("T")
 
@@ -32,7 +33,8 @@ def each(
         Results as they finish, in no order. When the caller stops early, what still runs is cancelled.
 
     Raises:
-        Exception: Whatever ``function`` raises (Ray wraps it: see :func:`wm.cli.cause_to_tell`).
+        Exception: Whatever ``function`` raises. From a worker, an :class:`InputError` or :class:`OSError` comes as it
+            was raised, any other inside one of Ray's exceptions, with the worker's traceback.
     """
     if not on_ray:
         for arguments in inputs:
@@ -56,7 +58,14 @@ def each(
             if not running:
                 return
             (finished,), running = ray.wait(running)
-            yield ray.get(finished)
+            try:
+                result: T = ray.get(finished)
+            except ray.exceptions.RayTaskError as error:
+                # What the user can mend needs one line, not the worker's traceback.
+                if isinstance(error.cause, (InputError, OSError)):
+                    raise error.cause from None
+                raise
+            yield result
     finally:  # no task may still write when the caller tidies up
         for task in running:
             ray.cancel(task)

@@ -1,4 +1,4 @@
-"""Evaluate a model in training on held-out triplets: the gate's figures, and predictions as images.
+"""Evaluate a model in training on held-out triplets: figures, and predictions as images.
 
 Not known here: when it is evaluated, and where the figures go.
 """
@@ -19,62 +19,66 @@ from wm.models import ImageCodec, UnifiedVLM, load_codec
 from wm.records import row_seeds
 from wm.sampling import Decoder, Sampling
 from wm.training import TrainRecipe
-from wm.training.monitoring.evaluation import Gated, Sample
-from wm.training.monitoring.trackers import need_packages
+from wm.training.monitoring.evaluation import EvaluationResult, Sample
+from wm.training.monitoring.trackers import check_trackers
 
 _NUM_SAMPLES = 2
 """Samples beside the greedy prediction."""
 _LETTERS, _LINES = 26, 3
 
 
-def check_watch(recipe: TrainRecipe) -> None:
+def check_evaluation(recipe: TrainRecipe) -> None:
     """Check, before any work, what evaluation and trackers need.
 
     Raises:
-        InputError: A package of ``log_to`` is missing, or the held-out set or the codec cannot be used.
+        InputError: A package of ``logging.trackers`` is missing, or the held-out set or the codec cannot be used.
     """
-    need_packages(recipe.log_to)
-    if not (recipe.gate_every or recipe.sample_every):
+    check_trackers(recipe.logging.trackers)
+    settings = recipe.eval
+    if not settings.is_on:
         return
     # Read as the worker will read them, so that nothing fails after hours of training.
     codec = load_codec(recipe.base)
-    held_out = read_gate_set(recipe.held_out, codec, limit=recipe.gate_limit)
-    if recipe.gate_every and len(held_out) < 2:
-        raise InputError(f"held_out = {recipe.held_out!r} has one triplet: the preference probe compares several")
-    if recipe.sample_every and not codec.has_decoder:
+    held_out = read_gate_set(settings.triplets, codec, limit=settings.limit)
+    if settings.every_steps and len(held_out) < 2:
         raise InputError(
-            f"sample_every = {recipe.sample_every}: the codec of {recipe.base} has no decoder for images of predictions"
+            f"eval.triplets = {settings.triplets!r} has one triplet: the preference probe compares several"
+        )
+    if settings.sample_every_steps and not codec.has_decoder:
+        raise InputError(
+            f"eval.sample_every_steps = {settings.sample_every_steps}: the codec of {recipe.base} has no decoder for "
+            "images of predictions"
         )
 
 
-class HeldOutWatcher:
-    """:class:`wm.training.monitoring.evaluation.Watcher` of a recipe."""
+class HeldOutEvaluator:
+    """The :class:`wm.training.monitoring.evaluation.Evaluator` of a recipe."""
 
     def __init__(self, recipe: TrainRecipe) -> None:
         self._recipe = recipe
-        self._gate_set: GateSet
-        self._shown: GateSet
+        self._triplets: GateSet
+        self._sample_triplets: GateSet
         self._codec: ImageCodec
 
     def prepare(self, vlm: UnifiedVLM) -> None:
         """Load the held-out triplets, and the codec where images are to be made."""
-        recipe = self._recipe
-        self._gate_set = read_gate_set(recipe.held_out, vlm, limit=recipe.gate_limit)
-        self._shown = read_gate_set(recipe.held_out, vlm, limit=recipe.sample_rows)
-        if recipe.sample_every:
-            self._codec = load_codec(recipe.base, vlm.device)
+        settings = self._recipe.eval
+        self._triplets = read_gate_set(settings.triplets, vlm, limit=settings.limit)
+        self._sample_triplets = read_gate_set(settings.triplets, vlm, limit=settings.sample_rows)
+        if settings.sample_every_steps:
+            self._codec = load_codec(self._recipe.base, vlm.device)
 
-    def gate(self, vlm: UnifiedVLM) -> Gated:
+    def evaluate(self, vlm: UnifiedVLM) -> EvaluationResult:
         """Compute the figures of :func:`wm.evaluation.gates.gate`, and whether the model has collapsed into copying."""
-        result = gate(vlm, self._recipe.task, self._gate_set)
-        return Gated(result.figures(), result.has_collapsed)
+        result = gate(vlm, self._recipe.task, self._triplets)
+        return EvaluationResult(result.figures(), result.has_collapsed)
 
     def sample(self, vlm: UnifiedVLM) -> Sample:
         """Predict for a few triplets: images between source and target for an FDM, or an IDM's actions."""
         return self._sample_observations(vlm) if self._recipe.task == "fdm" else self._propose_actions(vlm)
 
     def _sample_observations(self, vlm: UnifiedVLM) -> Sample:
-        triplets, decoder = self._shown, Decoder(vlm)
+        triplets, decoder = self._sample_triplets, Decoder(vlm)
         parts_BKN = [
             sample_observations(
                 vlm,
@@ -106,14 +110,14 @@ class HeldOutWatcher:
         return Sample(_draw_image(columns), "\n".join(sorted(lines)))
 
     def _propose_actions(self, vlm: UnifiedVLM) -> Sample:
-        triplets = self._shown
+        triplets = self._sample_triplets
         answers = [action.text for action in propose_actions(vlm, triplets.source_BN, triplets.target_BN)]
         pairs = list(zip(answers, triplets.actions, strict=True))
         columns = [
-            self._column("source", triplets.source_BN, [_wrap(f"says: {text}") for text in answers]),
+            self._column("source", triplets.source_BN, [_wrap(f"predicted: {text}") for text in answers]),
             self._column("target", triplets.target_BN, [_wrap(f"true: {action}") for action in triplets.actions]),
         ]
-        return Sample(_draw_image(columns), "\n".join(f"says: {text}   true: {action}" for text, action in pairs))
+        return Sample(_draw_image(columns), "\n".join(f"predicted: {text}   true: {action}" for text, action in pairs))
 
     def _column(self, title: str, codes_BN: torch.Tensor, below: list[list[str]], frame: str = OTHER) -> Column:
         images = self._codec.decode(codes_BN.numpy().astype(np.uint16))

@@ -2,8 +2,8 @@
 key=value``.
 
 The trained model (PEFT adapter or full folder) is ``out/model``, the loss curve ``out/metrics.jsonl``; watch it with
-``tensorboard --logdir OUT/tensorboard``. With held_out, gate_every and sample_every the model is evaluated on triplets
-that it does not train on: ``out/gates.jsonl``, ``out/samples``.
+``tensorboard --logdir OUT/tensorboard``. With eval.triplets, eval.every_steps and eval.sample_every_steps the model
+is evaluated on triplets that it does not train on: ``out/gates.jsonl``, ``out/samples``.
 Started again after a kill, the same command resumes from the last checkpoint.
 """
 
@@ -17,21 +17,22 @@ from pathlib import Path
 from typing import Any
 
 from jobs.shared import ray_session
-from jobs.train.evaluator import HeldOutWatcher, check_watch
+from jobs.train.evaluator import HeldOutEvaluator, check_evaluation
 from jobs.train.report import print_plan, print_summary, progress
 from jobs.train.worker import fit_worker
 from wm.cli import cause_to_tell
 from wm.cli import main as command_line
 from wm.errors import InputError
 from wm.runs import Run, digest_of
-from wm.training import MODEL, DivergedError, TrainRecipe, World, fit
-from wm.training.checkpoint.checkpoints import need_own, need_place, tidy
+from wm.training import MODEL, DivergedError, RankInfo, TrainRecipe, fit
+from wm.training.checkpoint.identity import check_newest, check_writable
+from wm.training.checkpoint.retention import prune
 from wm.training.monitoring.evaluation import BEST
 from wm.training.planning.plan import Plan, check_data, order_of, plan
 from wm.training.planning.schedule import schedule_warnings
 from wm.training.recipe import TOKENS
 
-_RAY_NOTES = ".ray_train"
+_RAY_STATE = ".ray_train"
 
 Fit = Callable[[TrainRecipe, str], dict[str, Any]]
 
@@ -54,18 +55,18 @@ def run(recipe: TrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     if stage.is_whole():
         print(f"{recipe.out} is complete: nothing to do (model in {Path(recipe.out) / MODEL})")
         return dict(json.loads((Path(recipe.out) / "run.json").read_text()))
-    check_watch(recipe)
+    check_evaluation(recipe)
     if dry_run:
         training_plan = _plan_with_machine(recipe)
         print_plan(recipe, training_plan)
         return training_plan.as_dict()
     # What fails at once is checked before the triplets are read, which may take minutes.
-    need_machine(recipe)
-    need_place(recipe)
+    check_machine(recipe)
+    check_writable(recipe)
     with stage.timed("check"):
         tokens = check_data(recipe)
         num_steps = recipe.num_steps(order_of(recipe, tokens.facts))
-        need_own(recipe, tokens.facts)
+        check_newest(recipe, tokens.facts)
     stage.start()
     print(f"train {recipe.task}: {tokens.num_rows:,} triplets, {num_steps:,} steps")
     for part in tokens.facts:
@@ -74,7 +75,7 @@ def run(recipe: TrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     for line in schedule_warnings(recipe, num_steps):
         print(f"warning: {line}")
     # 0 workers: this process, for tests and notebooks.
-    train = _fit_here if recipe.num_workers == 0 else _fit_on_ray
+    train = _fit_here if recipe.resources.num_workers == 0 else _fit_on_ray
     with stage.timed("train"), progress(Path(recipe.out), recipe.task, num_steps):
         summary = train(recipe.with_absolute_paths(), recipe.digest())
     counts = {
@@ -84,8 +85,8 @@ def run(recipe: TrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     }
     record = stage.finish(counts, summary=summary)
     # Only a complete run gives up what a resumed one would need.
-    tidy(recipe)
-    for folder in (_RAY_NOTES, TOKENS):
+    prune(recipe)
+    for folder in (_RAY_STATE, TOKENS):
         shutil.rmtree(Path(recipe.out) / folder, ignore_errors=True)
     (Path(recipe.out) / BEST).unlink(missing_ok=True)
     print_summary(recipe, summary, record["wall_s"])
@@ -96,24 +97,26 @@ def _plan_with_machine(recipe: TrainRecipe) -> Plan:
     """Plan the training; what the machine lacks is listed with all else that does not fit."""
     training_plan = plan(recipe)
     try:
-        need_machine(recipe)
+        check_machine(recipe)
     except InputError as error:
         return replace(training_plan, does_not_fit=[*training_plan.does_not_fit, str(error)])
     return training_plan
 
 
-def need_machine(recipe: TrainRecipe) -> None:
+def check_machine(recipe: TrainRecipe) -> None:
     """Raise :class:`InputError` if this machine has not the CPUs or GPUs that the recipe's workers ask for."""
-    key = f"num_workers = {recipe.num_workers}" + (", use_gpu = true" if recipe.use_gpu else "")
-    ray_session.need(recipe.num_workers, recipe.num_ranks * recipe.use_gpu, key)
+    key = f"resources.num_workers = {recipe.resources.num_workers}" + (
+        ", resources.use_gpu = true" if recipe.resources.use_gpu else ""
+    )
+    ray_session.need(recipe.resources.num_workers, recipe.num_ranks * recipe.resources.use_gpu, key)
 
 
 def _fit_here(recipe: TrainRecipe, digest: str) -> dict[str, Any]:
     """Train in this process, without Ray."""
     import torch
 
-    device = torch.device("cuda" if recipe.use_gpu else "cpu")
-    return fit(recipe, World(0, 1, device), digest=digest, watcher=HeldOutWatcher(recipe)).as_dict()
+    device = torch.device("cuda" if recipe.resources.use_gpu else "cpu")
+    return fit(recipe, RankInfo(0, 1, device), digest=digest, evaluator=HeldOutEvaluator(recipe)).as_dict()
 
 
 def _fit_on_ray(recipe: TrainRecipe, digest: str) -> dict[str, Any]:
@@ -124,21 +127,21 @@ def _fit_on_ray(recipe: TrainRecipe, digest: str) -> dict[str, Any]:
 
     from jobs.train.torch_backend import LoopbackTorchConfig
 
-    notes = Path(recipe.out) / _RAY_NOTES  # those of an earlier session say that it is running, or has failed
-    shutil.rmtree(notes, ignore_errors=True)
+    # That of an earlier session says that it is running, or has failed.
+    shutil.rmtree(Path(recipe.out) / _RAY_STATE, ignore_errors=True)
     trainer = TorchTrainer(
         fit_worker,
         train_loop_config={"recipe": recipe.model_dump(), "digest": digest},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=recipe.num_workers,
-            use_gpu=recipe.use_gpu,
-            resources_per_worker={"CPU": 1} | ({"GPU": 1} if recipe.use_gpu else {}),
+            num_workers=recipe.resources.num_workers,
+            use_gpu=recipe.resources.use_gpu,
+            resources_per_worker={"CPU": 1} | ({"GPU": 1} if recipe.resources.use_gpu else {}),
         ),
         torch_config=LoopbackTorchConfig() if ray_session.is_private() else TorchConfig(),
         run_config=ray.train.RunConfig(
-            name=_RAY_NOTES,
+            name=_RAY_STATE,
             storage_path=recipe.out,
-            failure_config=ray.train.FailureConfig(max_failures=recipe.max_failures),
+            failure_config=ray.train.FailureConfig(max_failures=recipe.resources.max_failures),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )
@@ -165,8 +168,8 @@ def _inputs(recipe: TrainRecipe) -> dict[str, str]:
         inputs[f"triplets{number}"] = digest_of(source.path)
         if source.selection:
             inputs[f"selection{number}"] = digest_of(source.selection)
-    if recipe.gate_every or recipe.sample_every:
-        inputs["held_out"] = digest_of(recipe.held_out)
+    if recipe.eval.is_on:
+        inputs["held_out"] = digest_of(recipe.eval.triplets)
     return inputs
 
 

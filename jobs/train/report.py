@@ -13,8 +13,8 @@ from typing import Any
 
 from wm.cli import progress_bar
 from wm.training import METRICS, MODEL, TrainRecipe
-from wm.training.checkpoint.checkpoints import FAILED
-from wm.training.monitoring.evaluation import GATES, LAST
+from wm.training.checkpoint.retention import FAILED
+from wm.training.monitoring.evaluation import EVALUATIONS, LAST
 from wm.training.planning.plan import Plan
 
 _POLL_S = 0.5
@@ -34,7 +34,7 @@ def progress(out: Path, task: str, num_steps: int) -> Iterator[None]:
     stop = threading.Event()
     bar = progress_bar(num_steps, "step", f"train {task}")
     # What a resumed run finds there was printed before.
-    printed_steps = {line["step"] for line in _lines(out / GATES)}
+    printed_steps = {line["step"] for line in _lines(out / EVALUATIONS)}
     failures = {""}
 
     def show() -> None:
@@ -42,7 +42,7 @@ def progress(out: Path, task: str, num_steps: int) -> Iterator[None]:
         if line is not None and line["step"] != bar.n:
             bar.set_postfix(loss=f"{line['loss']:.3f}", refresh=False)
             bar.update(line["step"] - bar.n)
-        for gated in _lines(out / GATES):
+        for gated in _lines(out / EVALUATIONS):
             if gated["step"] not in printed_steps:
                 printed_steps.add(gated["step"])
                 for text in gate_lines(gated):
@@ -96,15 +96,15 @@ def print_plan(recipe: TrainRecipe, plan: Plan) -> None:
     for part in plan.sources:
         left_out = "".join(f", {count:,} x {reason}" for reason, count in part["left_out"].items())
         print(
-            f"  {part['rows']:>11,} rows, weight {part['weight']:g} ({part['epoch_share']:.1%} of an epoch), "
+            f"  {part['rows']:>11,} rows, mix_weight {part['mix_weight']:g} ({part['epoch_share']:.1%} of an epoch), "
             f"{part['skipped']} skipped{left_out}: {part['path']}"
         )
     print(f"  {plan.rows_per_epoch:>11,} rows an epoch")
-    print(f"  {plan.num_steps:>11,} steps of {recipe.global_batch} = {plan.epochs:.2f} epochs")
+    print(f"  {plan.num_steps:>11,} steps of {recipe.global_batch_size} = {plan.epochs:.2f} epochs")
     num_warmup_steps = min(plan.warmup_steps, plan.num_steps)
     print(
-        f"  {num_warmup_steps:>11,} of them warm the learning rate up to {recipe.lr * plan.peak_share:.3g}"
-        + ("" if plan.peak_share == 1 else f", {plan.peak_share:.1%} of lr = {recipe.lr:g}")
+        f"  {num_warmup_steps:>11,} of them warm the learning rate up to {recipe.optim.lr * plan.peak_share:.3g}"
+        + ("" if plan.peak_share == 1 else f", {plan.peak_share:.1%} of optim.lr = {recipe.optim.lr:g}")
     )
     print(
         f"  {plan.tokens_per_batch:>11,} tokens a batch (mean), {plan.completion_tokens_per_batch:,} of them "
@@ -112,7 +112,7 @@ def print_plan(recipe: TrainRecipe, plan: Plan) -> None:
     )
     print(f"  {plan.trained_parameters:>11,} of {plan.total_parameters:,} parameters trained")
     print(
-        f"  {recipe.num_workers:>11} workers x {recipe.micro_batch_size} rows x {recipe.accumulation_steps} "
+        f"  {recipe.resources.num_workers:>11} workers x {recipe.rows_per_pass} rows x {recipe.accumulation_steps} "
         f"passes, {recipe.precision}, ZeRO-{plan.zero_stage}"
         + (", layers computed again in the backward pass" if plan.recomputes else "")
     )
@@ -157,16 +157,14 @@ def print_summary(recipe: TrainRecipe, summary: Mapping[str, Any], wall_s: float
         f"{counts['trained']:,} of {counts['total']:,} parameters trained"
     )
     # The last evaluation, and the best one.
-    if "gate" in summary:
-        print(f"  {gate_lines(summary['gate'] | {'has_collapsed': False})[0]}")
+    if "evaluation" in summary:
+        print(f"  {gate_lines(summary['evaluation'] | {'has_collapsed': False})[0]}")
     if "collapsed_at" in summary:
         steps = ", ".join(f"{step:,}" for step in summary["collapsed_at"])
         print(f"  warning: collapsed into copying at the evaluations of steps {steps}")
     if "best" in summary:
-        step = summary["best"]["step"]
-        print(
-            f"  best by {recipe.best_by}: step {step:,} ({summary['best'][recipe.best_by]:.4f}); the last: {out / LAST}"
-        )
+        step, metric = summary["best"]["step"], recipe.eval.metric_for_best_model
+        print(f"  best by {metric}: step {step:,} ({summary['best'][metric]:.4f}); the last: {out / LAST}")
     # A run that could not store checkpoints still ends well, but its user should know.
     failed = summary["checkpoints"].get("failed", 0)
     if failed:

@@ -7,7 +7,7 @@ heavy is imported at its top.
 from typing import Any
 
 
-def fit_worker(config: dict[str, Any]) -> dict[str, Any]:
+def fit_worker(config: dict[str, Any]) -> dict[str, object]:
     """Train as one rank of many; started again after a failure, resume from the newest checkpoint.
 
     Args:
@@ -19,14 +19,14 @@ def fit_worker(config: dict[str, Any]) -> dict[str, Any]:
     import ray.train
     import ray.train.torch
 
-    from jobs.train.evaluator import HeldOutWatcher
-    from wm.training import DivergedError, TrainRecipe, World, fit
+    from jobs.train.evaluator import HeldOutEvaluator
+    from wm.training import DivergedError, RankInfo, TrainRecipe, fit
 
     recipe = TrainRecipe.parse(config["recipe"], "the driver's recipe")
     context = ray.train.get_context()
-    world = World(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+    rank_info = RankInfo(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
     try:
-        return fit(recipe, world, digest=config["digest"], watcher=HeldOutWatcher(recipe)).as_dict()
+        return fit(recipe, rank_info, digest=config["digest"], evaluator=HeldOutEvaluator(recipe)).as_dict()
     except DivergedError as error:
         # Returned and not raised, or Ray would start the workers again, to the same end.
         return {"diverged": str(error)}

@@ -1,5 +1,6 @@
 """Tables of random triplets that speak a model's codec, for the tests of training."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,27 @@ def random_rows(base: Path, count: int, seed: int = 0, **columns: Any) -> list[d
         }
         rows.append(triplet_row(**(values | columns)))
     return rows
+
+
+def merge_tables(*recipes: dict[str, Any]) -> dict[str, Any]:
+    """Join recipes as plain values; of a key that several have, the last one counts, inside of tables too."""
+    merged: dict[str, Any] = {}
+    for recipe in recipes:
+        for key, value in recipe.items():
+            is_table = isinstance(value, dict) and isinstance(merged.get(key), dict)
+            merged[key] = merge_tables(merged[key], value) if is_table else value
+    return merged
+
+
+def to_arguments(recipe: dict[str, Any], prefix: str = "") -> list[str]:
+    """Write a recipe of plain values as arguments of the command line, such as ``optim.lr=0.1``."""
+    arguments = []
+    for key, value in recipe.items():
+        if isinstance(value, dict):
+            arguments += to_arguments(value, f"{prefix}{key}.")
+        else:
+            arguments.append(f"{prefix}{key}={value if isinstance(value, str) else json.dumps(value)}")
+    return arguments
 
 
 def write_triplets(rows: list[dict[str, Any]], folder: Path) -> Path:

@@ -13,7 +13,7 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 
-from wm.training import TrainRecipe, World, fit
+from wm.training import RankInfo, TrainRecipe, fit
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _PRELOAD = [
@@ -27,7 +27,7 @@ _PRELOAD = [
 ]
 
 
-def fit_on_ranks(recipe: TrainRecipe, *, on: Callable[[TrainRecipe, World], Any] | None = None) -> list[Any]:
+def fit_on_ranks(recipe: TrainRecipe, *, on: Callable[[TrainRecipe, RankInfo], Any] | None = None) -> list[Any]:
     """``fit`` (or ``on``, a function of a module) on ``recipe.num_ranks`` processes; what each returned, or the error
     that it raised."""
     with socket.socket() as probe:
@@ -41,10 +41,10 @@ def fit_on_ranks(recipe: TrainRecipe, *, on: Callable[[TrainRecipe, World], Any]
     ]
     for process in ranks:
         process.start()
-    found = dict(queue.get() for _ in ranks)
+    results = dict(queue.get() for _ in ranks)
     for process in ranks:
         process.join()
-    return [found[rank] for rank in range(recipe.num_ranks)]
+    return [results[rank] for rank in range(recipe.num_ranks)]
 
 
 def _start_server() -> None:
@@ -56,8 +56,8 @@ def _start_server() -> None:
         multiprocessing.forkserver.ensure_running()
 
 
-def _fit(recipe: TrainRecipe, world: World) -> dict[str, Any]:
-    return fit(recipe, world, digest="d").as_dict()
+def _fit(recipe: TrainRecipe, rank_info: RankInfo) -> dict[str, Any]:
+    return fit(recipe, rank_info, digest="d").as_dict()
 
 
 def _rank(values: dict[str, Any], rank: int, port: int, on: Callable[..., Any] | None, queue: Any) -> None:
@@ -65,7 +65,7 @@ def _rank(values: dict[str, Any], rank: int, port: int, on: Callable[..., Any] |
     os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=rank, world_size=recipe.num_ranks)
     try:
-        queue.put((rank, (on or _fit)(recipe, World(rank, recipe.num_ranks, torch.device("cpu")))))
+        queue.put((rank, (on or _fit)(recipe, RankInfo(rank, recipe.num_ranks, torch.device("cpu")))))
     except Exception as error:
         traceback.print_exc()
         queue.put((rank, error))

@@ -86,16 +86,19 @@ def test_a_bar_in_a_log_is_a_few_lines(capsys: pytest.CaptureFixture[str]) -> No
     assert len(drawn) <= 3 and drawn[0].startswith("train:") and "5/20000" in drawn[0] and "20000/20000" in drawn[-1]
 
 
-TRAIN = ("task=idm", "base=empty", "triplets=empty", "out=o", "steps=2")
+TRAIN = ("task=idm", "base=empty", "triplets=empty", "out=o", "max_steps=2")
 
 
 @pytest.mark.parametrize(
     ("argv", "told"),
     [
-        (["steps=ten"], "steps = 'ten': input should be a valid integer"),
+        (["max_steps=ten"], "max_steps = 'ten': input should be a valid integer"),
         (["lora.colour=1"], "unknown key 'lora.colour'"),
-        (["epochs=1"], "error: the command line: give steps or epochs, one of them (steps = 2, epochs = 1.0)"),
-        (["global_batch=3"], "error: the command line: global_batch = 3 is no multiple of num_workers = 2"),
+        (["epochs=1"], "error: the command line: give max_steps or epochs, one of them (max_steps = 2, epochs = 1.0)"),
+        (
+            ["global_batch_size=3"],
+            "error: the command line: global_batch_size = 3 is no multiple of resources.num_workers = 2",
+        ),
         (["lora.targets=("], "lora.targets = '(': no regular expression: missing )"),
         ([f"seed={2**63}"], "seed = 9223372036854775808: input should be less than 9223372036854775808"),
         (["out="], "the command line: out is empty"),
@@ -120,14 +123,14 @@ def test_what_this_machine_has_not_is_told_at_once(
     refused: Call, here: Path, tiny_base: Path, triplets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    train = ("task=idm", f"base={tiny_base}", f"triplets={triplets}", "out=o", "steps=2")
-    told = refused("train", *train, "num_workers=99", "global_batch=99")
+    train = ("task=idm", f"base={tiny_base}", f"triplets={triplets}", "out=o", "max_steps=2")
+    told = refused("train", *train, "resources.num_workers=99", "global_batch_size=99")
     assert "num_workers = 99 asks for 99 CPUs at once; a session on this machine has" in told
     (here / "a.mp4").write_bytes(b"")
     annotate = (f"idm={tiny_base}", "videos=a.mp4", "out=o")
     assert "num_annotators = 1 asks for 198 CPUs" in refused("annotate", *annotate, "cpus_per_worker=99.0")
     if not torch.cuda.is_available():
-        assert "use_gpu = true asks for 2 GPUs; torch finds 0" in refused("train", *train, "use_gpu=true")
+        assert "use_gpu = true asks for 2 GPUs; torch finds 0" in refused("train", *train, "resources.use_gpu=true")
         assert "asks for 1 GPUs; torch finds 0" in refused("annotate", *annotate, "gpus_per_annotator=1.0")
         assert "device = 'cuda'" in refused(
             "evaluate", f"triplets={triplets}", f"base={tiny_base}", "out=o", "resources.device=cuda"
@@ -147,10 +150,10 @@ def test_a_refused_start_leaves_no_folder_in_the_way(
     (here / "rows.json").write_text(json.dumps([{"instruction": "a", "input": "b", "output": "c"}]))
     given = {
         "annotate": ["videos=a.mp4", f"idm={damaged}"],
-        "train": ["task=idm", f"base={damaged}", f"triplets={triplets}", "steps=2"],
+        "train": ["task=idm", f"base={damaged}", f"triplets={triplets}", "max_steps=2"],
         "evaluate": [f"triplets={triplets}", f"base={damaged}"],
         "ingest": ["root=.", "file=rows.json", f"codec={damaged}"],
-        "bootstrap": ["idm.steps=2", "fdm.steps=2", "select.k=2", f"base_model={damaged}"],
+        "bootstrap": ["idm.max_steps=2", "fdm.max_steps=2", "select.k=2", f"base_model={damaged}"],
     }
     for job, argv in given.items():
         assert f"{weights} is no whole safetensors file" in refused(job, *argv, "out=o", *flags), job
@@ -163,10 +166,11 @@ def test_a_refused_start_leaves_no_folder_in_the_way(
 
 @pytest.mark.parametrize("flags", [[], ["--dry-run"]])
 def test_bootstrap_looks_at_what_is_brought_before_its_first_stage(flags: list[str], refused: Call, here: Path) -> None:
-    given = ("idm.steps=2", "fdm.steps=2", "select.k=2", *flags)
+    given = ("idm.max_steps=2", "fdm.max_steps=2", "select.k=2", *flags)
     assert "videos = 'texts' holds no video" in refused("bootstrap", *given, "out=o", "videos=texts")
-    assert "no such folder: root = nowhere" in refused("bootstrap", *given, "out=o", "supervised_root=nowhere")
-    assert "num_workers = 99" in refused("bootstrap", *given, "out=o", "idm.num_workers=99", "idm.global_batch=99")
+    assert "no such folder: root = nowhere" in refused("bootstrap", *given, "out=o", "data.supervised_root=nowhere")
+    workers = ("idm.resources.num_workers=99", "idm.global_batch_size=99")
+    assert "num_workers = 99" in refused("bootstrap", *given, "out=o", *workers)
     assert "unknown key 'colour'" in refused("bootstrap", *given, "out=o", "idm.colour=1")
     assert "file is a file; expected a folder" in refused("bootstrap", *given, "out=file")
     (here / "texts" / "run.json").write_text('{"stage": "ingest"}')
@@ -177,8 +181,8 @@ def test_bootstrap_looks_at_what_is_brought_before_its_first_stage(flags: list[s
 def test_a_full_disk_is_told_with_the_place_and_the_same_command_goes_on(
     here: Path, tiny_base: Path, triplets: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    argv = ["task=idm", f"base={tiny_base}", f"triplets={triplets}", "out=o", "steps=4", "num_workers=0"]
-    argv += ["checkpoint_every=2", "global_batch=2", "lora.enabled=false"]
+    argv = ["task=idm", f"base={tiny_base}", f"triplets={triplets}", "out=o", "max_steps=4"]
+    argv += ["checkpoint.every_steps=2", "resources.num_workers=0", "global_batch_size=2", "lora.enabled=false"]
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "o/model")

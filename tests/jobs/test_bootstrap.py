@@ -13,7 +13,10 @@ from wm.runs import Run, read_run
 
 STAGES = {"base", "world", "triplets", "test", "idm", "annotated", "selected"}
 LATER = {"fdm-ft", "fdm", "fdm-unweighted", "evaluate", "report"}
-TRAINING = {"steps": 2, "global_batch": 8, "num_workers": 0, "lora": {"enabled": False}}
+TRAINING = {
+    **{"max_steps": 2, "global_batch_size": 8},
+    **{"resources": {"num_workers": 0}, "lora": {"enabled": False}},
+}
 
 
 def recipe(out: Path, **changes: Any) -> BootstrapRecipe:
@@ -71,21 +74,21 @@ def test_the_loop_runs_goes_on_and_stands_still(tmp_path: Path, capsys: pytest.C
     assert run(recipe(out)) == records
     assert marks(out) == first and not (out / "superseded").exists()
     capsys.readouterr()
-    assert run(recipe(out, fdm=TRAINING | {"lr": 1e-3}), dry_run=True) == {}
+    assert run(recipe(out, fdm=TRAINING | {"optim": {"lr": 1e-3}}), dry_run=True) == {}
     states = {line.split()[1]: line.split("  ")[-1].strip() for line in capsys.readouterr().out.splitlines()[1:]}
     assert {name for name, state in states.items() if "another recipe" in state} == LATER - {"evaluate", "report"}
 
-    changed = run(recipe(out, fdm=TRAINING | {"lr": 1e-3}))
+    changed = run(recipe(out, fdm=TRAINING | {"optim": {"lr": 1e-3}}))
     second = marks(out)
     assert {name for name in first if first[name] == second[name]} == STAGES
     assert {path.name for path in (out / "superseded").iterdir()} == {f"{name}-1" for name in LATER}
     for name in LATER:
         assert read_run(out / "superseded" / f"{name}-1") == records[name]
-    assert changed["fdm"]["recipe"]["lr"] == 1e-3
+    assert changed["fdm"]["recipe"]["optim"]["lr"] == 1e-3
     html = (out / "report" / "report.html").read_text()
     assert "superseded" not in html and changed["report"]["counts"]["stages"] == len(STAGES | LATER) - 1
 
-    run(recipe(out, report={"title": "Another title"}, fdm=TRAINING | {"lr": 1e-3}))
+    run(recipe(out, report={"title": "Another title"}, fdm=TRAINING | {"optim": {"lr": 1e-3}}))
     third = marks(out)
     assert {name for name in second if second[name] != third[name]} == {"report"}
     assert (out / "superseded" / "report-2" / "report.html").read_text() == html

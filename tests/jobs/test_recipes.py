@@ -79,7 +79,7 @@ def test_the_papers_training_recipes() -> None:
     }
     for name, recipe in found.items():
         inverse = name.endswith("idm")
-        said = (recipe.task, recipe.epochs, recipe.global_batch, recipe.lr, recipe.warmup_steps)
+        said = (recipe.task, recipe.epochs, recipe.global_batch_size, recipe.optim.lr, recipe.optim.warmup_steps)
         assert said == (("idm", 10, 64, 2e-4, 500) if inverse else ("fdm", 40, 96, 5e-4, 400)), name
         assert (recipe.lora.r, recipe.lora.alpha, recipe.lora.dropout, recipe.precision) == (16, 32, 0.05, "bf16")
         assert Path(recipe.out).name == name
@@ -91,7 +91,7 @@ def test_the_papers_training_recipes() -> None:
             {"epic-kitchens": 15_000} if inverse else {} if name in ("c-ft", "l-ft", "c-fdm-no-synthetic") else videos
         )
         assert limits == people | more
-        assert recipe.weights.enabled == (name in ("c-fdm", "l-fdm", "c-fdm-no-synthetic", "c-fdm-all-kubric"))
+        assert recipe.recognition.enabled == (name in ("c-fdm", "l-fdm", "c-fdm-no-synthetic", "c-fdm-all-kubric"))
     assert len(found) == 9
 
 
@@ -114,9 +114,9 @@ def test_every_stage_of_a_loop_resolves(path: Path) -> None:
     both = by_name["fdm"]["triplets"]
     assert [source["path"] for source in both] == [f"{recipe.out}/triplets", f"{recipe.out}/annotated"]
     assert both[1]["selection"] == f"{recipe.out}/selected"
-    assert by_name["fdm-ft"]["triplets"] == both[:1] and not by_name["fdm-ft"]["weights"]["enabled"]
-    assert by_name["fdm"]["weights"]["enabled"]
-    assert not recipe.unweighted or not by_name["fdm-unweighted"]["weights"]["enabled"]
+    assert by_name["fdm-ft"]["triplets"] == both[:1] and not by_name["fdm-ft"]["recognition"]["enabled"]
+    assert by_name["fdm"]["recognition"]["enabled"]
+    assert not recipe.variants.unweighted or not by_name["fdm-unweighted"]["recognition"]["enabled"]
     models = by_name["evaluate"]["models"]
     assert {model["role"] for model in models.values()} == {"idm", "fdm"}
     for model in models.values():
@@ -149,13 +149,13 @@ def test_further_rounds_go_on_with_what_the_gates_promote() -> None:
         again = {"path": f"o/annotated{second}", "selection": f"o/selected{second}"}
         assert sources(f"fdm{second}") == [people, again]
         assert sources(f"fdm-self{second}") == [people, again, {"path": f"o/imagined{second}"}]
-        assert by_name[f"fdm-self{second}"]["triplets"][2]["weight"] == 0.5
+        assert by_name[f"fdm-self{second}"]["triplets"][2]["mix_weight"] == 0.5
         assert by_name[f"gate-fdm{second}"]["champion"] == f"o/fdm{tail}/model"
         assert by_name[f"gate-fdm-self{second}"]["champion"] == f"o/gate-fdm{second}/model"
         assert by_name[f"imagined{third}"]["fdm"] == f"o/gate-fdm-self{second}/model"
         assert by_name[f"gate-idm{third}"]["champion"] == f"o/gate-idm{second}/model"
         assert sources(f"idm{third}") == [people, again]
-    assert by_name["tune"]["file"] == recipe.gate_file and by_name["evaluate"]["triplets"] == "o/test/triplets"
+    assert by_name["tune"]["file"] == recipe.data.tune_file and by_name["evaluate"]["triplets"] == "o/test/triplets"
     assert {model["seed"] for model in by_name["evaluate"]["models"].values()} == {0, 4}
 
 
@@ -175,10 +175,13 @@ TABLES = [name for name, value in tomllib.loads(DEMO.read_text()).items() if isi
     [
         *[(f"{table}.nonsense=1", rf"table \[{table}\].*unknown key 'nonsense'; the keys are ") for table in TABLES],
         ("nonsense=1", "unknown key 'nonsense'; the keys are out, seeds"),
-        ("fdm.weights.nonsense=1", r"table \[fdm\].*unknown key 'weights.nonsense'; the keys there are enabled"),
+        (
+            "fdm.recognition.nonsense=1",
+            r"table \[fdm\].*unknown key 'recognition.nonsense'; the keys there are enabled",
+        ),
         ("evaluate.sampling.heat=1", r"table \[evaluate\].*unknown key 'sampling.heat'"),
-        ("idm.steps=many", r"table \[idm\] for stage idm: steps = 'many'"),
-        ("fdm.weights=3", r"table \[fdm\] for stage fdm.*: weights = 3"),
+        ("idm.max_steps=many", r"table \[idm\] for stage idm: max_steps = 'many'"),
+        ("fdm.recognition=3", r"table \[fdm\] for stage fdm.*: recognition = 3"),
         ("idm=3", "idm = 3: "),
         ("idm.base=elsewhere", "idm.base = 'elsewhere': bootstrap sets this key itself; leave it out"),
         ("select.triplets=x", "select.triplets = 'x': bootstrap sets this key itself"),
@@ -195,8 +198,15 @@ def test_a_mistake_in_any_table_is_told_before_any_work(tmp_path: Path, override
 
 
 def test_own_data_and_base_replace_the_nano_world(tmp_path: Path) -> None:
-    own = ["base_model=models/anole", "supervised_root=data/mine", "train_file=a.json", "test_file=b.json"]
-    stages = {stage.name: stage.recipe.model_dump() for stage in plan(BootstrapRecipe.load(DEMO, [*own, "videos=v/*"]))}
+    own = [
+        "base_model=models/anole",
+        "data.supervised_root=data/mine",
+        "data.train_file=a.json",
+        "data.test_file=b.json",
+    ]
+    stages = {
+        stage.name: stage.recipe.model_dump() for stage in plan(BootstrapRecipe.load(DEMO, [*own, "data.videos=v/*"]))
+    }
     assert "base" not in stages and "world" not in stages
     assert stages["triplets"]["root"] == "data/mine" and stages["triplets"]["file"] == "a.json"
     assert stages["test"]["file"] == "b.json" and stages["annotated"]["videos"] == "v/*"

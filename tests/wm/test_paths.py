@@ -2,7 +2,6 @@
 
 import importlib
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +9,13 @@ from typing import Any, get_args, get_origin
 
 import pytest
 
+from tests.helpers.recipes import recipe_classes
 from wm.config import Recipe
 from wm.errors import InputError
 from wm.paths import SUBMITTED_JOB, absolute_path, check_tracking_uri, path_key
 from wm.training import TrainRecipe
-from wm.training.monitoring.trackers import need_packages
+from wm.training.monitoring.trackers import check_trackers
+from wm.training.settings import CheckpointSettings, DataSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -50,29 +51,14 @@ NO_PATHS = {
     *("Labels.zero_shot", "Labels.finetuned", "Labels.bootstrapped", "Labels.unweighted", "Labels.idm"),
     *("ModelEntry.idm", "EvaluateRecipe.idm"),
     # Relative to another key.
-    *("IngestRecipe.file", "BootstrapRecipe.train_file", "BootstrapRecipe.test_file", "BootstrapRecipe.gate_file"),
+    *("IngestRecipe.file", "BootstrapData.train_file", "BootstrapData.test_file", "BootstrapData.tune_file"),
     # Of a model's manifest, which is no command.
     *("base_id", "codec_id", "decoder_id", "recipe_digest", "Manifest.base_path"),
 }
 """Text keys (or CLASS.KEY) that hold no path relative to the working directory."""
 
 
-def recipes() -> list[type[Recipe]]:
-    """Every recipe class of the project, tables in recipes too."""
-    for top in ("wm", "jobs", "serve_apps"):
-        for file in (ROOT / top).rglob("*.py"):
-            if re.search(r"^class \w+\(.*[A-Z]", text := file.read_text(), re.MULTILINE) and "Recipe" in text:
-                importlib.import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
-    classes, queue = {}, [Recipe]
-    while queue:
-        for kind in queue.pop().__subclasses__():
-            queue.append(kind)
-            if kind.__module__.split(".")[0] in ("wm", "jobs", "serve_apps"):
-                classes[f"{kind.__module__}.{kind.__name__}"] = kind
-    return [classes[name] for name in sorted(classes)]
-
-
-RECIPES = recipes()
+RECIPES = recipe_classes()
 OUTPUTS = [
     (kind, name)
     for kind in RECIPES
@@ -103,7 +89,8 @@ def test_every_job_has_an_output_key() -> None:
     commands = {path.stem for path in (ROOT / "jobs").glob("[a-z]*.py")} | packages - {"benchmark"}
     assert len(commands) >= 17
     assert {name for name in commands if f"{name.title()}Recipe" not in names} == set()
-    assert {name for kind, name in OUTPUTS if kind is TrainRecipe} == {"out", "token_cache", "checkpoints"}
+    training = (TrainRecipe, DataSettings, CheckpointSettings)
+    assert {name for kind, name in OUTPUTS if kind in training} == {"out", "token_cache", "folder"}
 
 
 def problem_of(kind: type[Recipe], name: str, value: str) -> str:
@@ -163,7 +150,7 @@ def test_no_output_may_lead_into_the_package_cache(
 @pytest.mark.parametrize(("kind", "name"), OUTPUTS, ids=lambda value: getattr(value, "__name__", value))
 def test_an_output_that_is_a_uri_is_no_folder_here(kind: type[Recipe], name: str, tmp_path: Path) -> None:
     cache = package_cache(tmp_path)
-    if name == "checkpoints":
+    if kind is CheckpointSettings:
         assert problem_of(kind, name, "s3://bucket/x") == problem_of(kind, name, f"file://{tmp_path}/x") == ""
         assert "package cache" in problem_of(kind, name, f"file://{cache}/x")
         return
@@ -181,9 +168,9 @@ def test_a_stage_of_bootstrap_is_checked_too(tmp_path: Path, monkeypatch: pytest
     from jobs.bootstrap import BootstrapRecipe, plan
 
     monkeypatch.setenv(SUBMITTED_JOB, "{}")
-    settings = ["fdm.token_cache=cache", "idm.steps=1", "fdm.steps=1", "select.k=1"]
+    settings = ["fdm.data.token_cache=cache", "idm.max_steps=1", "fdm.max_steps=1", "select.k=1"]
     recipe = BootstrapRecipe.load(None, [f"out={tmp_path}/run", *settings])
-    with pytest.raises(InputError, match=r"table \[fdm\] for stage fdm.*: token_cache = 'cache' is relative"):
+    with pytest.raises(InputError, match=r"table \[fdm\] for stage fdm.*: data: token_cache = 'cache' is relative"):
         plan(recipe)
 
 
@@ -225,10 +212,10 @@ def test_absolute_paths_reach_into_tables(tmp_path: Path, monkeypatch: pytest.Mo
     entry = recipe.with_absolute_paths().models["a"]
     assert (entry.path, entry.idm, entry.base) == (str(tmp_path / "m"), "x", "")
     source = [{"path": "t", "selection": "s"}]
-    train = TrainRecipe(task="idm", base="b", out="o", steps=1, triplets=source, checkpoints="s3://b/c")  # type: ignore[arg-type]
+    train = TrainRecipe(task="idm", base="b", out="o", max_steps=1, triplets=source, checkpoint={"folder": "s3://b/c"})  # type: ignore[arg-type]
     there = train.with_absolute_paths()
     assert [(part.path, part.selection) for part in there.triplets] == [(str(tmp_path / "t"), str(tmp_path / "s"))]
-    assert there.checkpoints == "s3://b/c" and there.held_out == there.token_cache == ""
+    assert there.checkpoint.folder == "s3://b/c" and there.eval.triplets == there.data.token_cache == ""
     assert absolute_path("https://host/a b.mp4") == "https://host/a b.mp4"
     assert absolute_path("file:///a%20b") == "/a b"
 
@@ -242,7 +229,7 @@ def test_a_local_tracker_of_a_submitted_job_is_refused(tmp_path: Path, monkeypat
         check_tracking_uri("U", uri)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with pytest.raises(InputError, match=r"^log_to = 'mlflow': MLFLOW_TRACKING_URI = 'mlruns' is relative"):
-        need_packages(["mlflow"])
+    with pytest.raises(InputError, match=r"^logging\.trackers = 'mlflow': MLFLOW_TRACKING_URI = 'mlruns' is relative"):
+        check_trackers(["mlflow"])
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
-    need_packages(["mlflow"])
+    check_trackers(["mlflow"])

@@ -109,7 +109,12 @@ def probe(
 
 
 def _build_negatives(
-    kind: str, source_BN: torch.Tensor, target_BN: torch.Tensor, actions: Sequence[str], pairs: Indices, picks: Indices
+    kind: str,
+    source_BN: torch.Tensor,
+    target_BN: torch.Tensor,
+    actions: Sequence[str],
+    pairs: Indices,
+    picks: Indices,
 ) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
     """Build the negatives of the rows ``pairs``; ``picks``: the row from which each takes its action or target."""
     source, target = source_BN[pairs], target_BN[picks if kind == "random_observation" else pairs]

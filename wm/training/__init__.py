@@ -4,8 +4,8 @@ from wm.training.adapters import Lora, ParameterCounts, prepare
 from wm.training.data.batches import TokenSet, open_tokens
 from wm.training.data.order import SampleOrder, rank_slice
 from wm.training.data.sources import Source
-from wm.training.loop import METRICS, MODEL, DivergedError, FitSummary, World, fit
-from wm.training.loss import Weights, completion_loss, recognition_weights
+from wm.training.loop import METRICS, MODEL, DivergedError, FitSummary, RankInfo, fit
+from wm.training.loss import RecognitionWeights, completion_loss, recognition_weights
 from wm.training.recipe import TrainRecipe
 
 __all__ = [
@@ -15,12 +15,12 @@ __all__ = [
     "FitSummary",
     "Lora",
     "ParameterCounts",
+    "RankInfo",
+    "RecognitionWeights",
     "SampleOrder",
     "Source",
     "TokenSet",
     "TrainRecipe",
-    "Weights",
-    "World",
     "completion_loss",
     "fit",
     "open_tokens",

@@ -1,6 +1,6 @@
 """Train one rank: rows to steps, metrics, checkpoints, model.
 
-Knows nothing of Ray, nor how a model is evaluated: that is a :class:`Watcher` that the caller passes.
+Knows nothing of Ray, nor how a model is evaluated: that is an :class:`Evaluator` that the caller passes.
 """
 
 import time
@@ -9,7 +9,6 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,22 +17,23 @@ import torch.distributed as dist
 from wm.models import load_model, save_model
 from wm.models.protocol import UnifiedVLM
 from wm.training.adapters import ParameterCounts, prepare
-from wm.training.checkpoint.checkpoints import Checkpoints, identity_of
+from wm.training.checkpoint.identity import identity_of
+from wm.training.checkpoint.manager import CheckpointManager
 from wm.training.data.batches import TokenSet
 from wm.training.data.order import Indices, SampleOrder, rank_slice
-from wm.training.data.prefetch import prefetched
-from wm.training.monitoring.evaluation import LAST, MODEL, Watch, Watcher
-from wm.training.monitoring.metrics import METRICS, Done, Metrics, World
-from wm.training.monitoring.non_finite import DivergedError, Finite
-from wm.training.monitoring.trackers import Boards, open_boards
+from wm.training.data.prefetch import prefetch
+from wm.training.monitoring.evaluation import LAST, MODEL, EvaluationLine, Evaluator, PeriodicEvaluation
+from wm.training.monitoring.metrics import METRICS, Metrics, RankInfo, StepResult
+from wm.training.monitoring.non_finite import DivergedError, DivergenceCheck
+from wm.training.monitoring.trackers import Trackers, open_trackers
 from wm.training.planning.flops import peak_tflops, step_work
 from wm.training.planning.plan import check_data, order_of
 from wm.training.planning.settle import recompute_layers, settled_on_ranks
 from wm.training.recipe import TrainRecipe
-from wm.training.step import MicroBatch, Stepper, need_process_group
+from wm.training.step import MicroBatch, Stepper, ensure_process_group
 from wm.training.zero import loading
 
-__all__ = ["METRICS", "MODEL", "DivergedError", "FitSummary", "World", "fit"]
+__all__ = ["METRICS", "MODEL", "DivergedError", "FitSummary", "RankInfo", "fit"]
 
 
 @dataclass(frozen=True)
@@ -48,26 +48,26 @@ class FitSummary:
     samples_per_s: float
     setup_s: float
     steps_s: float
-    gates_s: float
-    """Spent on gates and samples; not in ``steps_s``."""
+    evaluation_s: float
+    """Spent on evaluations and samples; not in ``steps_s``."""
     parameters: ParameterCounts
-    gate: dict[str, Any] | None = None
-    """The last gate's line of ``gates.jsonl``."""
-    best: dict[str, Any] | None = None
-    """Step and figure of the gate whose model is ``out/model``, with ``best_by``."""
+    evaluation: EvaluationLine | None = None
+    """The last evaluation."""
+    best: dict[str, float] | None = None
+    """Step and figure of the evaluation whose model is ``out/model``, with ``eval.metric_for_best_model``."""
     collapsed_at: tuple[int, ...] = ()
-    """Steps at whose gates the model handed back its source."""
-    checkpoints: dict[str, Any] = field(default_factory=dict)
-    """Fields of :class:`wm.training.checkpoint.checkpoints.Report`."""
+    """Steps at whose evaluation the model returned its source."""
+    checkpoints: dict[str, float | str] = field(default_factory=dict)
+    """Fields of :class:`wm.training.checkpoint.manager.CheckpointStats`."""
     zero_stage: int = 0
     """Of DeepSpeed, as the recipe wants it or as it was chosen."""
     recomputes: bool = False
     """Whether layers were computed again in the backward pass."""
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values, for ``run.json``; what there was no gate for is left out."""
-        gated = ("gate", "best", "collapsed_at")
-        return {name: value for name, value in asdict(self).items() if name not in gated or value}
+    def as_dict(self) -> dict[str, object]:
+        """Return plain values, for ``run.json``, without those of evaluations where there were none."""
+        optional = ("evaluation", "best", "collapsed_at")
+        return {name: value for name, value in asdict(self).items() if name not in optional or value}
 
 
 @dataclass(frozen=True)
@@ -81,22 +81,16 @@ class StepBatch:
     """Of the complete global batch."""
 
 
-def fit(
-    recipe: TrainRecipe,
-    world: World,
-    *,
-    digest: str,
-    watcher: Watcher | None = None,
-) -> FitSummary:
+def fit(recipe: TrainRecipe, rank_info: RankInfo, *, digest: str, evaluator: Evaluator | None = None) -> FitSummary:
     """Train and write ``out/model`` and ``out/metrics.jsonl``. Every rank of the process group calls it.
 
     The run resumes from the newest checkpoint of the recipe, if there is one.
 
     Args:
         recipe: The run; all ranks have the same.
-        world: Rank, world size and device of this process.
+        rank_info: Rank, number of ranks and device of this process.
         digest: Names the recipe in the model's manifest.
-        watcher: Evaluates on held-out triplets where the recipe asks for gates or samples; used on rank 0 alone.
+        evaluator: Measures the model where the recipe asks for evaluations or samples; used on rank 0 alone.
 
     Returns:
         Figures of the run; losses are NaN on ranks other than 0.
@@ -106,148 +100,147 @@ def fit(
         DivergedError: The loss or a gradient is non-finite.
     """
     begin = time.perf_counter()
-    torch.set_num_threads(recipe.threads_per_worker)
-    need_process_group(world.device)
+    torch.set_num_threads(recipe.resources.threads_per_worker)
+    ensure_process_group(rank_info.device)
 
     # 1. Data first: bad rows should cost seconds, not the loading of a 7B model.
     tokens = check_data(recipe)
-    recipe = settled_on_ranks(recipe, tokens.facts, world)
+    recipe = settled_on_ranks(recipe, tokens.facts, rank_info)
     order = order_of(recipe, tokens.facts)
     num_steps = recipe.num_steps(order)
 
-    # 2. Model and optimiser. Stage 3 shards weights while they are read, so the context surrounds the loading alone.
-    with loading(recipe, world.device):
-        vlm = load_model(recipe.base, device=world.device, dtype=_dtype(recipe))
+    # 2. Model and optimiser. Stage 3 shards weights while they are loaded, so the context surrounds the loading alone.
+    with loading(recipe, rank_info.device):
+        dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
+        vlm = load_model(recipe.base, device=rank_info.device, dtype=dtype)
     counts = prepare(vlm, recipe.lora, recipe.seed)
     work = step_work(vlm)
-    recompute_layers(vlm, bool(recipe.checkpoint_activations))
+    recompute_layers(vlm, bool(recipe.resources.gradient_checkpointing))
     stepper = Stepper(vlm, recipe, num_steps)
 
-    # 3. Resume. What lies behind the checkpoint in logs and gates is dropped by the same step.
-    checkpoints = Checkpoints(recipe, world.rank, world.size, identity_of(recipe, vlm.base_id, tokens.facts))
+    # 3. Resume. Lines of logs and evaluations later than the checkpoint are dropped: these steps are repeated.
+    identity = identity_of(recipe, vlm.base_id, tokens.facts)
+    checkpoints = CheckpointManager(recipe, rank_info.rank, rank_info.size, identity)
     first = checkpoints.load(checkpoints.newest, stepper) if checkpoints.newest is not None else 0
-    boards = open_boards(recipe, first) if world.rank == 0 else Boards()
-    watch = Watch(recipe, world, watcher, first, digest=digest, boards=boards)
-    watch.prepare(vlm)
+    trackers = open_trackers(recipe, first) if rank_info.rank == 0 else Trackers()
+    evaluation = PeriodicEvaluation(recipe, rank_info, evaluator, first, digest=digest, trackers=trackers)
+    evaluation.prepare(vlm)
     metrics = Metrics(
-        world,
-        recipe,
-        first,
-        tokens=tokens,
-        image_rows=vlm.image_rows,
-        rows_per_epoch=order.rows_per_epoch,
-        work=work,
-        peak_tflops=peak_tflops(recipe, world.device),
-        boards=boards,
-    )
+        *(rank_info, recipe, first), tokens=tokens, image_rows=vlm.image_rows, rows_per_epoch=order.rows_per_epoch,
+        work=work, peak_tflops=peak_tflops(recipe, rank_info.device), trackers=trackers,
+    )  # fmt: skip
     setup_s = time.perf_counter() - begin
 
     # 4. Steps.
-    _train_steps(
-        range(first, num_steps),
-        build_batch=partial(_step_batch, tokens=tokens, order=order, recipe=recipe, world=world),
-        vlm=vlm,
-        stepper=stepper,
-        metrics=metrics,
-        finite=Finite(world, tokens),
-        watch=watch,
-        checkpoints=checkpoints,
-    )
+    run = _Run(vlm, stepper, metrics, DivergenceCheck(rank_info, tokens), evaluation, checkpoints)
+    run.train(range(first, num_steps), partial(_step_batch, tokens=tokens, order=order, run=run))
     steps_s = time.perf_counter() - begin - setup_s - metrics.paused_s
 
     # 5. Model. Gathering sharded weights is a collective, so all ranks take part and rank 0 alone writes.
-    weights = stepper.weights(keep=world.rank == 0)
-    if world.rank == 0:
-        name = LAST if recipe.best_by else MODEL
+    weights = stepper.weights(keep=rank_info.rank == 0)
+    if rank_info.rank == 0:
+        name = LAST if recipe.eval.metric_for_best_model else MODEL
         save_model(vlm, Path(recipe.out) / name, task=recipe.task, recipe_digest=digest, state_dict=weights)
-        watch.publish()
+        evaluation.publish()
     checkpoints.close()
     # No rank leaves before the model is written: Ray would take down a group that has lost a member.
     dist.barrier()
-    boards.close()
-
-    losses = metrics.losses
-    return FitSummary(
-        num_steps=num_steps,
-        resumed_at_step=first,
-        first_loss=round(losses[0], 6) if losses else float("nan"),
-        last_loss=round(float(np.mean(losses[-20:])), 6) if losses else float("nan"),
-        samples_per_s=round((num_steps - first) * recipe.global_batch / max(steps_s, 1e-9), 1),
-        setup_s=round(setup_s, 3),
-        steps_s=round(steps_s, 3),
-        gates_s=round(metrics.paused_s, 3),
-        parameters=counts,
-        gate=watch.gates[-1] if watch.gates else None,
-        best={"step": watch.best.step, recipe.best_by: watch.best.value} if watch.best else None,
-        collapsed_at=tuple(line["step"] for line in watch.gates if line["has_collapsed"]),
-        checkpoints=checkpoints.report.as_dict(),
-        zero_stage=int(recipe.zero_stage),
-        recomputes=bool(recipe.checkpoint_activations),
-    )
+    trackers.close()
+    return run.summary(first, num_steps, setup_s=setup_s, steps_s=steps_s, parameters=counts)
 
 
-def _train_steps(
-    steps: range,
-    *,
-    build_batch: Callable[[int], StepBatch],
-    vlm: UnifiedVLM,
-    stepper: Stepper,
-    metrics: Metrics,
-    finite: Finite,
-    watch: Watch,
-    checkpoints: Checkpoints,
-) -> None:
-    """Run the steps, and after each what is due: logs, the check for divergence, evaluation, a checkpoint."""
-    recipe, world = metrics.recipe, metrics.world
-    last_saved = steps.start
-    with closing(prefetched(build_batch, steps)) as batches:
-        for step, batch in zip(steps, batches, strict=True):
-            # 4.1 Dropout depends on the step alone: a resumed run samples the masks of an uninterrupted one.
-            torch.manual_seed((((recipe.seed << 32) + step) * world.size + world.rank) % (1 << 63))
-            micro_batches = [_move_to(parts, world.device) for parts in batch.micro_batches]
-            loss = stepper.step(step, micro_batches, batch.num_tokens)
+@dataclass(frozen=True)
+class _Run:
+    """What a rank needs while it trains. Its recipe is the one of which every ``auto`` is decided."""
 
-            # 4.2 Note the step. Nothing here waits for another rank or for the device.
-            num_steps, is_last = step + 1, step + 1 == steps.stop
-            step_result = Done(
-                num_steps,
-                loss,
-                stepper.rate(step),
-                stepper.grad_norm,
-                batch.rows,
-                batch.num_tokens,
-                stepper.rows,
-                batch.micro_batches,
-            )
-            metrics.add(step_result)
-            finite.add(step_result)
+    vlm: UnifiedVLM
+    stepper: Stepper
+    metrics: Metrics
+    divergence: DivergenceCheck
+    evaluation: PeriodicEvaluation
+    checkpoints: CheckpointManager
 
-            # 4.3 Check for divergence before evaluation and checkpoint: neither may see non-finite weights.
-            is_watch_due, is_checkpoint_due = watch.is_due(num_steps, is_last), checkpoints.is_due(num_steps, is_last)
-            if is_last or is_watch_due or is_checkpoint_due or num_steps % recipe.log_every == 0:
-                finite.need(metrics.flush(), checkpoints.last_whole)
+    @property
+    def recipe(self) -> TrainRecipe:
+        return self.metrics.recipe
 
-            # 4.4 Evaluate before the checkpoint, whose rank among the others may depend on the figures.
-            if is_watch_due:
-                with metrics.paused():
-                    watch.look(vlm, num_steps, is_last)
-            if is_checkpoint_due:
-                checkpoints.save(num_steps, stepper, _checkpoint_figures(metrics, watch, num_steps - last_saved))
-                last_saved = num_steps
+    @property
+    def rank_info(self) -> RankInfo:
+        return self.metrics.rank_info
+
+    def train(self, steps: range, build_batch: Callable[[int], StepBatch]) -> None:
+        """Run the steps, and after each what is due: logs, the check for divergence, evaluation, a checkpoint."""
+        recipe, rank_info = self.recipe, self.rank_info
+        last_saved = steps.start
+        with closing(prefetch(build_batch, steps)) as batches:
+            for step, batch in zip(steps, batches, strict=True):
+                # 4.1 Dropout depends on the step alone: a resumed run samples the masks of an uninterrupted one.
+                torch.manual_seed((((recipe.seed << 32) + step) * rank_info.size + rank_info.rank) % (1 << 63))
+                micro_batches = [_move_to(parts, rank_info.device) for parts in batch.micro_batches]
+                loss = self.stepper.step(step, micro_batches, batch.num_tokens)
+
+                # 4.2 Collect the step's figures. Nothing here waits for another rank or for the device.
+                num_steps, is_last = step + 1, step + 1 == steps.stop
+                result = StepResult(
+                    num_steps, loss, self.stepper.rate(step), self.stepper.grad_norm, batch.rows, batch.num_tokens,
+                    self.stepper.rows, batch.micro_batches,
+                )  # fmt: skip
+                self.metrics.add(result)
+                self.divergence.add(result)
+
+                # 4.3 Check for divergence before evaluation and checkpoint: neither may see non-finite weights.
+                is_evaluation_due = self.evaluation.is_due(num_steps, is_last)
+                is_checkpoint_due = self.checkpoints.is_due(num_steps, is_last)
+                is_log_due = is_last or num_steps % recipe.logging.every_steps == 0
+                if is_log_due or is_evaluation_due or is_checkpoint_due:
+                    self.divergence.check(self.metrics.flush(), self.checkpoints.last_complete_step)
+
+                # 4.4 Evaluate before the checkpoint, whose rank among the others may depend on the figures.
+                if is_evaluation_due:
+                    with self.metrics.paused():
+                        self.evaluation.run(self.vlm, num_steps, is_last)
+                if is_checkpoint_due:
+                    self.checkpoints.save(num_steps, self.stepper, self._checkpoint_metrics(num_steps - last_saved))
+                    last_saved = num_steps
+
+    def _checkpoint_metrics(self, num_steps: int) -> dict[str, float]:
+        """Return on rank 0 what a checkpoint may be chosen by: mean loss of ``num_steps`` steps, last evaluation."""
+        losses = self.metrics.losses[-num_steps:]
+        metrics = {"loss": float(np.mean(losses))} if losses else {}
+        line = self.evaluation.lines[-1] if self.evaluation.lines else {}
+        return metrics | {name: line[name] for name in ("nats", "preference") if name in line}
+
+    def summary(
+        self, first: int, num_steps: int, *, setup_s: float, steps_s: float, parameters: ParameterCounts
+    ) -> FitSummary:
+        """Collect the figures of the finished run."""
+        losses, lines, best = self.metrics.losses, self.evaluation.lines, self.evaluation.best
+        metric = self.recipe.eval.metric_for_best_model
+        num_samples = (num_steps - first) * self.recipe.global_batch_size
+        return FitSummary(
+            num_steps=num_steps,
+            resumed_at_step=first,
+            first_loss=round(losses[0], 6) if losses else float("nan"),
+            last_loss=round(float(np.mean(losses[-20:])), 6) if losses else float("nan"),
+            samples_per_s=round(num_samples / max(steps_s, 1e-9), 1),
+            setup_s=round(setup_s, 3),
+            steps_s=round(steps_s, 3),
+            evaluation_s=round(self.metrics.paused_s, 3),
+            parameters=parameters,
+            evaluation=lines[-1] if lines else None,
+            best={"step": best.step, metric: best.value} if best else None,
+            collapsed_at=tuple(int(line["step"]) for line in lines if line["has_collapsed"]),
+            checkpoints=self.checkpoints.stats.as_dict(),
+            zero_stage=int(self.recipe.resources.zero_stage),
+            recomputes=bool(self.recipe.resources.gradient_checkpointing),
+        )
 
 
-def _checkpoint_figures(metrics: Metrics, watch: Watch, num_steps: int) -> dict[str, float]:
-    """Return on rank 0 what a checkpoint may be chosen by: mean loss of the last ``num_steps`` steps, last gate's."""
-    figures = {"loss": float(np.mean(metrics.losses[-num_steps:]))} if metrics.losses else {}
-    gate = watch.gates[-1] if watch.gates else {}
-    return figures | {name: gate[name] for name in ("nats", "preference") if name in gate}
-
-
-def _step_batch(step: int, tokens: TokenSet, order: SampleOrder, recipe: TrainRecipe, world: World) -> StepBatch:
-    global_rows = order.batch(step, recipe.global_batch)
-    rows, size = rank_slice(global_rows, world.rank, world.size), recipe.micro_batch_size
+def _step_batch(step: int, tokens: TokenSet, order: SampleOrder, run: _Run) -> StepBatch:
+    global_rows = order.batch(step, run.recipe.global_batch_size)
+    rows, size = rank_slice(global_rows, run.rank_info.rank, run.rank_info.size), run.recipe.rows_per_pass
     parts = [tokens.batch(rows[start : start + size]) for start in range(0, len(rows), size)]
-    if world.device.type == "cuda":
+    if run.rank_info.device.type == "cuda":
         parts = [(ids.pin_memory(), completion.pin_memory(), weight.pin_memory()) for ids, completion, weight in parts]
     return StepBatch(parts, tokens.num_completion_tokens(global_rows), global_rows)
 
@@ -255,7 +248,3 @@ def _step_batch(step: int, tokens: TokenSet, order: SampleOrder, recipe: TrainRe
 def _move_to(parts: MicroBatch, device: torch.device) -> MicroBatch:
     ids_BT, is_completion_BT, weight_BT = (part.to(device, non_blocking=True) for part in parts)
     return ids_BT, is_completion_BT, weight_BT
-
-
-def _dtype(recipe: TrainRecipe) -> torch.dtype:
-    return torch.bfloat16 if recipe.precision == "bf16" else torch.float32

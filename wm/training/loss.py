@@ -12,7 +12,7 @@ from wm.models.protocol import UnifiedVLM
 from wm.training.kernels.chunked_loss import weighted_nll
 
 
-class Weights(Recipe):
+class RecognitionWeights(Recipe):
     """Recognition weights of the target's image tokens; an inverse model completes no image and has none."""
 
     enabled: bool = True
@@ -25,7 +25,7 @@ class Weights(Recipe):
     """Largest weight after the floor; 0: no limit. Clipping lowers the mean below 1."""
 
 
-def recognition_weights(change_RN: Tensor, settings: Weights) -> Tensor:
+def recognition_weights(change_RN: Tensor, settings: RecognitionWeights) -> Tensor:
     """Compute weights (R, N) float32 from the raw squared L2 feature distances ``change_RN`` (R, N), each 0 or more.
 
     w = change / mean(change) over the image, so an image weighs as much as without weights and a video's

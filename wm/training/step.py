@@ -1,9 +1,11 @@
-"""One optimiser step through DeepSpeed, and the state it leaves. Not known here: rows, files of a run, Ray."""
+"""Run one optimiser step through DeepSpeed, and hand out the state for checkpoints.
+
+Not known here: rows, files of a run, Ray.
+"""
 
 import math
 import os
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,17 +19,17 @@ from wm.training.recipe import TrainRecipe
 from wm.training.zero import (
     Part,
     deepspeed_config,
-    deepspeed_ready,
-    gathered,
+    gather_weights,
+    import_deepspeed,
     parts_of,
     push_weights,
     set_steps,
     share_head,
-    start_afresh,
+    undo_initial_step,
 )
 
 MicroBatch = tuple[Tensor, Tensor, Tensor]
-"""``ids_BT``, ``is_completion_BT``, ``weight_BT``: what :meth:`wm.training.data.batches.TokenSet.batch` gives."""
+"""``ids_BT``, ``is_completion_BT``, ``weight_BT``, from :meth:`wm.training.data.batches.TokenSet.batch`."""
 
 
 class LossModule(nn.Module):
@@ -42,16 +44,21 @@ class LossModule(nn.Module):
     def forward(
         self, ids_BT: Tensor, is_completion_BT: Tensor, weight_BT: Tensor, num_tokens: float
     ) -> tuple[Tensor, Tensor]:
-        """Return the loss, and of each row the summed likelihood of its completion: see :func:`row_nll`."""
+        """Compute the loss, and for each row the negative log-likelihood of its completion (:func:`row_nll`)."""
         with torch.autocast(ids_BT.device.type, dtype=torch.bfloat16, enabled=self._autocast):
             loss, nll_M = completion_losses(self._vlm, ids_BT, is_completion_BT, weight_BT, num_tokens)
         return loss, row_nll(nll_M, is_completion_BT)
 
 
 def row_nll(nll_M: Tensor, is_completion_BT: Tensor) -> Tensor:
-    """Return (2, B) float32: negative log-likelihood of each row's completion, summed and unweighted, and its tokens.
+    """Sum the negative log-likelihood of each row's completion, without waiting for a GPU.
 
-    ``nll_M``: of each completion token, row after row. Nothing is waited for on a GPU.
+    Args:
+        nll_M: Of each completion token in nats, unweighted, row after row.
+        is_completion_BT: bool, the tokens that are learned.
+
+    Returns:
+        (2, B) float32: the sums, and the number of completion tokens.
     """
     learned_BT = is_completion_BT[:, 1:]
     nll_BT = torch.zeros(learned_BT.shape, device=nll_M.device).masked_scatter_(learned_BT, nll_M.float())
@@ -62,44 +69,58 @@ class Stepper:
     """DeepSpeed around a prepared model. Every rank of the process group makes one and calls it in step."""
 
     def __init__(self, vlm: UnifiedVLM, recipe: TrainRecipe, num_steps: int) -> None:
-        """``vlm``: prepared, and read within :func:`wm.training.zero.loading`; the recipe's ``zero_stage`` and
-        ``checkpoint_activations`` are settled."""
+        """Wrap the model and build its optimiser.
+
+        Args:
+            vlm: Prepared, and loaded within :func:`wm.training.zero.loading`.
+            recipe: The run, without ``auto`` in its resources.
+            num_steps: Length of the run.
+        """
         self._recipe = recipe
         self._num_steps = num_steps
         self._vlm = vlm
         self._norm: float | None = None
         self.rows = torch.zeros(2, 0)
-        """What :func:`row_nll` gives of this rank's rows of the last step, on the device."""
+        """:func:`row_nll` of this rank's rows of the last step, on the device."""
         loss = LossModule(vlm, autocast=recipe.precision == "autocast")
         self._names = {parameter: name for name, parameter in vlm.module.named_parameters() if parameter.requires_grad}
         trained = list(self._names)
-        if recipe.zero_stage == 3 and recipe.precision == "bf16":
-            for parameter in trained:  # PEFT's adapters are fp32, which stage 3 refuses and the others cast
+        if recipe.resources.zero_stage == 3 and recipe.precision == "bf16":
+            # PEFT's adapters are fp32, which stage 3 refuses and the others cast.
+            for parameter in trained:
                 parameter.data = parameter.data.to(torch.bfloat16)
-        groups = _decay_groups(trained, recipe.weight_decay)
-        self._optimizer = torch.optim.AdamW(groups, lr=recipe.lr, fused=True)
-        self._engine = deepspeed_ready(vlm.device).initialize(
+        groups = _decay_groups(trained, recipe.optim.weight_decay)
+        self._optimizer = torch.optim.AdamW(groups, lr=recipe.optim.lr, fused=True)
+        self._engine = import_deepspeed(vlm.device).initialize(
             model=loss,
             optimizer=self._optimizer,
             config=deepspeed_config(recipe, sum(parameter.numel() for parameter in trained)),
             dist_init_required=False,
         )[0]
-        start_afresh(self._engine)
-        if recipe.zero_stage == 3:
+        undo_initial_step(self._engine)
+        if recipe.resources.zero_stage == 3:
             share_head(loss, vlm)
         if self._engine.optimizer is self._optimizer:
-            self._optimizer.register_step_pre_hook(self._note_norm)
+            self._optimizer.register_step_pre_hook(self._clip_gradients)
 
     def step(self, step: int, micro_batches: Sequence[MicroBatch], num_tokens: int) -> float:
-        """Train on this rank's part of the global batch of ``step`` (from 0).
+        """Train on this rank's part of a global batch.
 
-        ``num_tokens``: completion tokens of the whole global batch. Returns this rank's contribution to the
-        loss: the mean over ranks is the loss of the global batch. What each row contributed is :attr:`rows`.
+        Args:
+            step: From 0.
+            micro_batches: On the device; one forward and backward pass each.
+            num_tokens: Completion tokens of the complete global batch.
+
+        Returns:
+            This rank's contribution to the loss: the mean over ranks is the loss of the global batch. What each row
+            contributed is :attr:`rows`.
         """
+        # Each pass divides by its share of the batch's tokens: DeepSpeed averages over passes and ranks.
         share = num_tokens / (self._recipe.num_ranks * self._recipe.accumulation_steps)
         rate = self.rate(step)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
+        # Summed on the device: the host waits once a step, not once a pass.
         total = torch.zeros((), device=self._engine.device)
         rows = []
         for ids_BT, is_completion_BT, weight_BT in micro_batches:
@@ -116,10 +137,10 @@ class Stepper:
         recipe = self._recipe
         return learning_rate(
             step,
-            peak=recipe.lr,
+            peak=recipe.optim.lr,
             num_steps=self._num_steps,
             warmup_steps=recipe.num_warmup_steps(self._num_steps),
-            floor=recipe.lr_floor,
+            floor=recipe.optim.min_lr_ratio,
         )
 
     @property
@@ -128,33 +149,33 @@ class Stepper:
         return float(self._engine.get_global_grad_norm()) if self._norm is None else self._norm
 
     def parts(self) -> list[Part]:
-        """Return what this rank writes into a checkpoint; the parts of all ranks are the whole state."""
+        """Return what this rank writes into a checkpoint; the parts of all ranks are the complete state."""
         return parts_of(self._engine, self._names)
 
-    def parts_to_read(self) -> list[Part]:
-        """Return what this rank's optimiser needs of a checkpoint: to be written to, then :meth:`was_read`."""
+    def parts_to_load(self) -> list[Part]:
+        """Return what this rank's optimiser needs of a checkpoint: to be written to, then :meth:`finish_loading`."""
         return parts_of(self._engine, self._names, every_rank=True)
 
-    def was_read(self, steps: int) -> None:
-        """Take over what was written into :meth:`parts_to_read`, as after ``steps`` steps. All ranks call it."""
+    def finish_loading(self, steps: int) -> None:
+        """Apply what was written into :meth:`parts_to_load`, as after ``steps`` steps. All ranks call it."""
         set_steps(self._engine, steps)
         push_weights(self._engine)
 
     def weights(self, keep: bool) -> dict[str, Tensor] | None:
-        """Gather what :func:`wm.models.save_model` needs as ``state_dict``, on ranks that ``keep`` it: None where the
-        model has its weights unsharded. All ranks call it."""
-        if self._recipe.zero_stage != 3:
+        """Gather sharded weights for :func:`wm.models.save_model` on ranks that ``keep`` them, else return None. All
+        ranks call it."""
+        if self._recipe.resources.zero_stage != 3:
             return None
         has_adapter = hasattr(self._vlm.module, "get_base_model")
-        return gathered(self._vlm.module, keep, trained_only=has_adapter)
+        return gather_weights(self._vlm.module, keep, trained_only=has_adapter)
 
-    def _note_norm(self, *_: object) -> None:
-        """Clip and note the norm before the optimiser's step: in stage 0 and fp32 DeepSpeed would not report it."""
-        limit = self._recipe.grad_clip or math.inf
+    def _clip_gradients(self, *_: object) -> None:
+        """Clip and store the norm before the optimiser's step: in stage 0 and fp32 DeepSpeed would not report it."""
+        limit = self._recipe.optim.max_grad_norm or math.inf
         self._norm = float(nn.utils.clip_grad_norm_(list(self._names), limit))
 
 
-def need_process_group(device: torch.device) -> None:
+def ensure_process_group(device: torch.device) -> None:
     """Create a process group of one, for training without Ray, unless there is one already."""
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
@@ -166,15 +187,14 @@ def need_process_group(device: torch.device) -> None:
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
         if not is_named:
             os.environ.pop("GLOO_SOCKET_IFNAME", None)
-        os.environ.setdefault("LOCAL_RANK", "0")  # a launcher would say so, and DeepSpeed looks
+        # DeepSpeed reads what a launcher would set.
+        os.environ.setdefault("LOCAL_RANK", "0")
 
 
-def _decay_groups(parameters: Sequence[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    def dimensions(parameter: Any) -> int:
-        return len(getattr(parameter, "ds_shape", parameter.shape))  # stage 3 leaves a vector in a parameter's place
-
-    groups = [
-        {"params": [parameter for parameter in parameters if dimensions(parameter) >= 2], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in parameters if dimensions(parameter) < 2], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+def _decay_groups(parameters: Sequence[nn.Parameter], weight_decay: float) -> list[dict[str, object]]:
+    # Stage 3 replaces a sharded parameter by a vector, and stores its shape.
+    is_matrix = [len(getattr(parameter, "ds_shape", parameter.shape)) >= 2 for parameter in parameters]
+    matrices = [parameter for parameter, flag in zip(parameters, is_matrix, strict=True) if flag]
+    vectors = [parameter for parameter, flag in zip(parameters, is_matrix, strict=True) if not flag]
+    groups = ((matrices, weight_decay), (vectors, 0.0))
+    return [{"params": members, "weight_decay": decay} for members, decay in groups if members]

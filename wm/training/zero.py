@@ -1,14 +1,15 @@
-"""DeepSpeed's stages: the dictionary of a recipe, where each stage keeps what is trained, gathering it again.
+"""Configure DeepSpeed's ZeRO stages, find what each stage holds of the trained parameters, and gather it again.
 
 Stage 0 keeps everything on every rank, 1 shards the optimiser's state, 2 gradients too, 3 the weights as well
-(Rajbhandari et al., arXiv 1910.02054). What a rank holds is told as parts of named parameters (:class:`Part`), the same
-for all stages, so that a checkpoint written under one stage and number of ranks is read under another.
+(Rajbhandari et al., arXiv 1910.02054). What a rank holds is described as parts of named parameters
+(:class:`Part`), the same for all stages, so that a checkpoint written under one stage and number of ranks is loaded
+under another.
 """
 
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +24,8 @@ KINDS = ("weight", "exp_avg", "exp_avg_sq")
 """What a step of AdamW reads and writes of a trained parameter: its fp32 value and two moments."""
 
 _BUCKET_ELEMENTS = 500_000_000
-_WHOLE_ELEMENTS = 100_000
-"""Stage 3 leaves smaller parameters (norms, adapters) whole on every rank: gathering them costs more than they take."""
+_UNSHARDED_ELEMENTS = 100_000
+"""Stage 3 leaves smaller parameters (norms, adapters) unsharded: gathering them costs more than they take."""
 
 
 @dataclass(frozen=True)
@@ -44,26 +45,34 @@ class Part:
 
 
 def deepspeed_config(recipe: TrainRecipe, num_trained: int) -> dict[str, Any]:
-    """Build the DeepSpeed dictionary of a recipe whose ``zero_stage`` is settled: there is no second file.
+    """Build the DeepSpeed dictionary of a recipe: there is no second file.
 
-    Communication buffers are no larger than the ``num_trained`` parameters: the defaults ask for 2 GB.
+    Args:
+        recipe: The run, with a ZeRO stage that is a number.
+        num_trained: Trained parameters.
+
+    Returns:
+        The dictionary.
     """
+    # No larger than what is trained: DeepSpeed's defaults ask for 2 GB.
     bucket = min(_BUCKET_ELEMENTS, max(1, num_trained))
     zero: dict[str, Any] = {
-        "stage": recipe.zero_stage,
+        "stage": recipe.resources.zero_stage,
         "reduce_bucket_size": bucket,
         "allgather_bucket_size": bucket,
-        "overlap_comm": recipe.use_gpu,
-        "contiguous_gradients": recipe.use_gpu,
+        "overlap_comm": recipe.resources.use_gpu,
+        "contiguous_gradients": recipe.resources.use_gpu,
     }
-    if recipe.zero_stage == 3:
-        zero["stage3_param_persistence_threshold"] = _WHOLE_ELEMENTS
+    if recipe.resources.zero_stage == 3:
+        zero["stage3_param_persistence_threshold"] = _UNSHARDED_ELEMENTS
         zero["contiguous_gradients"] = True
     return {
-        "train_micro_batch_size_per_gpu": recipe.micro_batch_size,
+        "train_micro_batch_size_per_gpu": recipe.rows_per_pass,
         "gradient_accumulation_steps": recipe.accumulation_steps,
-        # Without ZeRO and in fp32 the norm would be clipped but not told: wm.training.step does it then.
-        "gradient_clipping": recipe.grad_clip if recipe.zero_stage or recipe.precision == "bf16" else 0.0,
+        # Without ZeRO and in fp32 the norm would be clipped but not reported: wm.training.step does it then.
+        "gradient_clipping": recipe.optim.max_grad_norm
+        if recipe.resources.zero_stage or recipe.precision == "bf16"
+        else 0.0,
         "bf16": {"enabled": recipe.precision == "bf16"},
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
@@ -71,8 +80,8 @@ def deepspeed_config(recipe: TrainRecipe, num_trained: int) -> dict[str, Any]:
     }
 
 
-def deepspeed_ready(device: torch.device) -> Any:
-    """Import DeepSpeed, ready for its ``initialize``; the process group must exist."""
+def import_deepspeed(device: torch.device) -> Any:
+    """Import DeepSpeed and prepare it for its ``initialize``; the process group must exist."""
     on_cpu = device.type == "cpu"
     if on_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -91,14 +100,15 @@ def deepspeed_ready(device: torch.device) -> Any:
 
 @contextmanager
 def loading(recipe: TrainRecipe, device: torch.device) -> Iterator[None]:
-    """Shard models that are loaded inside while they are read, if the stage is 3: none is ever complete on a rank."""
-    if recipe.zero_stage != 3:
+    """Shard models that are loaded inside, if the stage is 3: none is ever complete on a rank."""
+    if recipe.resources.zero_stage != 3:
         yield
         return
     from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
-    deepspeed_ready(device)
-    config = HfDeepSpeedConfig(deepspeed_config(recipe, _BUCKET_ELEMENTS))  # transformers keeps a weak reference
+    import_deepspeed(device)
+    # Bound to a name until the end: transformers keeps a weak reference.
+    config = HfDeepSpeedConfig(deepspeed_config(recipe, _BUCKET_ELEMENTS))
     try:
         yield
     finally:
@@ -107,7 +117,8 @@ def loading(recipe: TrainRecipe, device: torch.device) -> Iterator[None]:
 
 
 def share_head(owner: nn.Module, vlm: UnifiedVLM) -> None:
-    """Gather under stage 3 the head's matrix while ``owner`` runs: the loss reads it without calling the head."""
+    """Register the head's matrix for gathering while ``owner`` runs (stage 3): the loss reads it without calling the
+    head."""
     from deepspeed.runtime.zero import register_external_parameter
 
     head = getattr(getattr(vlm, "inner", None), "lm_head", None)
@@ -117,10 +128,16 @@ def share_head(owner: nn.Module, vlm: UnifiedVLM) -> None:
 
 
 def parts_of(engine: Any, names: Mapping[nn.Parameter, str], *, every_rank: bool = False) -> list[Part]:
-    """List what this rank's optimiser holds of the named trained parameters, in their order.
+    """List what this rank's optimiser holds of the trained parameters. Moments that do not exist before the first step
+    are made, as zeros.
 
-    Together the ranks hold each element once; what all hold alike (stage 0) is told of rank 0 alone, or of
-    ``every_rank``. Moments that do not exist before the first step are made, as zeros.
+    Args:
+        engine: DeepSpeed's.
+        names: Of the trained parameters.
+        every_rank: List on every rank what all hold alike (stage 0), not on rank 0 alone.
+
+    Returns:
+        Parts in the order of ``names``; together the ranks hold each element once.
     """
     optimizer = engine.optimizer
     stage = engine.zero_optimization_stage()
@@ -138,7 +155,7 @@ def parts_of(engine: Any, names: Mapping[nn.Parameter, str], *, every_rank: bool
 
 
 @torch.no_grad()
-def start_afresh(engine: Any) -> None:
+def undo_initial_step(engine: Any) -> None:
     """Undo the step without gradients that stage 0 in bfloat16 makes to have its state: it counts, and decays."""
     if engine.zero_optimization_stage() == 0:
         for parameter, master in _masters(engine.optimizer).items():
@@ -147,14 +164,14 @@ def start_afresh(engine: Any) -> None:
 
 
 def set_steps(engine: Any, steps: int) -> None:
-    """Tell AdamW how many steps it has done."""
+    """Set AdamW's count of steps."""
     for state in _states(engine.optimizer).values():
         state["step"].fill_(float(steps))
 
 
 @torch.no_grad()
 def push_weights(engine: Any) -> None:
-    """Give the model the weights that stand in the optimiser, after these were written. All ranks call it."""
+    """Copy the optimiser's weights into the model, after they were written. All ranks call it."""
     optimizer = engine.optimizer
     if engine.zero_optimization_stage() == 3:
         optimizer._partition_all_parameters()
@@ -170,17 +187,22 @@ def push_weights(engine: Any) -> None:
 
 
 @torch.no_grad()
-def gathered(module: nn.Module, keep: bool, *, trained_only: bool) -> dict[str, Tensor]:
-    """Gather unsharded weights by name, on the host: on ranks that ``keep`` them, on others nothing. All ranks call it.
+def gather_weights(module: nn.Module, keep: bool, *, trained_only: bool) -> dict[str, Tensor]:
+    """Gather unsharded weights on the host, one parameter at a time. All ranks call it.
 
-    One parameter at a time is whole on a device. ``trained_only``: those with gradients, else all, and buffers that are
-    saved.
+    Args:
+        module: The model.
+        keep: Whether this rank wants them.
+        trained_only: Only those with gradients, else all, and buffers that are saved.
+
+    Returns:
+        Weights by name; empty on ranks that do not keep them.
     """
     weights: dict[str, Tensor] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         if trained_only and not parameter.requires_grad:
             continue
-        with _whole(parameter):
+        with _unsharded(parameter):
             if keep:
                 weights[name] = parameter.detach().to("cpu", copy=True)
     if keep and not trained_only:
@@ -189,38 +211,41 @@ def gathered(module: nn.Module, keep: bool, *, trained_only: bool) -> dict[str, 
     return weights
 
 
-def _whole(parameter: nn.Parameter) -> Any:
+def _unsharded(parameter: nn.Parameter) -> AbstractContextManager[object]:
     if not hasattr(parameter, "ds_id"):
         return nullcontext()
     from deepspeed.runtime.zero import GatheredParameters
 
-    return GatheredParameters([parameter])
+    parameters: AbstractContextManager[object] = GatheredParameters([parameter])
+    return parameters
 
 
 def _sharded_part(optimizer: Any, parameter: Any, name: str) -> Iterator[Part]:
     group, offset, size = optimizer.grad_position[optimizer.get_param_id(parameter)]
     start = optimizer._get_param_partition_rank(parameter) * size
-    count = min(size, parameter.ds_numel - start)  # the last ranks' shards are padded, or nothing but padding
+    # The shards of the last ranks are padded, or nothing but padding.
+    count = min(size, parameter.ds_numel - start)
     if count > 0:
         yield Part(name, start, _values(optimizer, optimizer.fp32_partitioned_groups_flat[group], offset, count))
 
 
 def _partition_part(optimizer: Any, parameter: Any, name: str) -> Iterator[Part]:
     mapping = parameter._hp_mapping
-    if mapping is not None:  # else the parameter lies in the partitions of other ranks
-        group, where = mapping.param_group_index, mapping.hp_fragment_address
+    # Without a mapping, other ranks hold all of the parameter.
+    if mapping is not None:
+        group, fragment = mapping.param_group_index, mapping.hp_fragment_address
         flat = optimizer.single_partition_of_fp32_groups[group]
-        yield Part(name, mapping.lp_fragment_address.start, _values(optimizer, flat, where.start, where.numel))
+        yield Part(name, mapping.lp_fragment_address.start, _values(optimizer, flat, fragment.start, fragment.numel))
 
 
 def _masters(optimizer: Any) -> dict[nn.Parameter, Tensor]:
-    """Map each parameter of stage 0 in bfloat16 to its fp32 copy. Empty in fp32, where there is none."""
+    """Map each parameter of stage 0 in bfloat16 to its fp32 copy; empty in fp32, where there is none."""
     groups = zip(getattr(optimizer, "fp16_groups", []), getattr(optimizer, "fp32_groups", []), strict=True)
     return {low: high for lows, highs in groups for low, high in zip(lows, highs, strict=True)}
 
 
 def _states(optimizer: Any) -> dict[Tensor, dict[str, Tensor]]:
-    """Return AdamW's own state, by the tensor that it works on."""
+    """Return AdamW's own state, by the tensor that it updates."""
     states: dict[Tensor, dict[str, Tensor]] = getattr(optimizer, "optimizer", optimizer).state
     return states
 

@@ -16,11 +16,12 @@ import pytest
 from jobs.train.job import main, run
 from tests.helpers.kills import children
 from tests.helpers.release_config import VOCABULARY, write_release_config
-from tests.helpers.training_data import random_rows, write_triplets
+from tests.helpers.training_data import merge_tables, random_rows, to_arguments, write_triplets
 from wm.errors import InputError
 from wm.models import load_model
 from wm.records import triplet_row
 from wm.training import TrainRecipe
+from wm.training.settings import OptimSettings
 
 ROOT = Path(__file__).resolve().parents[3]
 STEPS, EVERY = 120, 30
@@ -33,7 +34,13 @@ def triplets(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def settings(base: Path, triplets: Path, out: Path, **values: Any) -> dict[str, Any]:
     common = {"task": "fdm", "base": str(base), "triplets": str(triplets.parent), "out": str(out)}
-    return common | {"steps": STEPS, "global_batch": 8, "checkpoint_every": EVERY, "lr": 1e-3} | values
+    training = {
+        "max_steps": STEPS,
+        "global_batch_size": 8,
+        "checkpoint": {"every_steps": EVERY},
+        "optim": {"lr": 1e-3},
+    }
+    return merge_tables(common, training, values)
 
 
 def recipe_of(*args: Any, **values: Any) -> TrainRecipe:
@@ -48,7 +55,7 @@ def curve(out: Path) -> list[tuple[int, float]]:
 @pytest.fixture(scope="module")
 def uninterrupted(tiny_base: Path, triplets: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     out = tmp_path_factory.mktemp("uninterrupted") / "out"
-    run(recipe_of(tiny_base, triplets, out, num_workers=0, lora={"dropout": 0.0}))
+    run(recipe_of(tiny_base, triplets, out, resources={"num_workers": 0}, lora={"dropout": 0.0}))
     return curve(out)
 
 
@@ -60,7 +67,9 @@ def same(found: list[tuple[int, float]], wanted: list[tuple[int, float]]) -> Non
 def test_a_run_leaves_model_curve_and_record_and_is_not_repeated(
     tiny_base: Path, triplets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = recipe_of(tiny_base, triplets, tmp_path / "out", num_workers=0, steps=5, checkpoint_every=2)
+    recipe = recipe_of(
+        tiny_base, triplets, tmp_path / "out", resources={"num_workers": 0}, max_steps=5, checkpoint={"every_steps": 2}
+    )
     record = run(recipe)
     assert record["counts"] == {"triplets": 100, "skipped": 0, "steps": 5}
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
@@ -75,14 +84,14 @@ def test_a_run_leaves_model_curve_and_record_and_is_not_repeated(
     assert run(recipe) == record
     assert (tmp_path / "out" / "metrics.jsonl").stat().st_mtime_ns == before
     with pytest.raises(InputError, match="holds another run"):
-        run(recipe.model_copy(update={"lr": 0.5}))
+        run(recipe.model_copy(update={"optim": OptimSettings(lr=0.5)}))
 
 
 def test_a_dry_run_counts_and_writes_nothing(
     tiny_base: Path, triplets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sources = [{"path": str(triplets)}, {"path": str(triplets), "weight": 0.5, "limit": 10}]
-    values = settings(tiny_base, triplets, tmp_path / "out", steps=0, epochs=2) | {"triplets": sources}
+    sources = [{"path": str(triplets)}, {"path": str(triplets), "mix_weight": 0.5, "limit": 10}]
+    values = settings(tiny_base, triplets, tmp_path / "out", max_steps=0, epochs=2) | {"triplets": sources}
     plan = run(TrainRecipe.parse(values, "test"), dry_run=True)
     assert [(source["rows"], source["weight"]) for source in plan["sources"]] == [(100, 1.0), (10, 0.5)]
     assert (plan["rows_per_epoch"], plan["num_steps"]) == (105, 27)
@@ -105,11 +114,17 @@ def test_a_dry_run_needs_neither_gpus_nor_weights(tmp_path: Path, capsys: pytest
         values = {"dataset": "d", "split": "train", "video_uri": name, "source_image": image, "target_image": image}
         rows.append(triplet_row(**values, **codes, action="put the cup", origin="human"))
     triplets = write_triplets(rows, tmp_path / "triplets")
-    values = {"use_gpu": True, "num_workers": 2, "precision": "bf16", "global_batch": 2, "device_gib": 4.7}
+    values = {
+        "resources": {"use_gpu": True, "num_workers": 2, "device_gib": 4.7},
+        "precision": "bf16",
+        "global_batch_size": 2,
+    }
     plan = run(recipe_of(base, triplets, tmp_path / "out", **values), dry_run=True)
     assert (plan["zero_stage"], plan["recomputes"]) == (1, True) and len(plan["does_not_fit"]) == 1
     assert "ZeRO-1, layers computed again in the backward pass" in capsys.readouterr().out
-    recipe = recipe_of(base, triplets, tmp_path / "out", checkpoint_activations=False, zero_stage=1, **values)
+    recipe = recipe_of(
+        base, triplets, tmp_path / "out", resources={"gradient_checkpointing": False, "zero_stage": 1}, **values
+    )
     plan = run(recipe, dry_run=True)
     assert plan["memory"]["weights"] == pytest.approx(
         2 * (4 * (4 * 4096**2 + 3 * 4096 * 11008) + 2 * VOCABULARY * 4096), rel=1e-3
@@ -130,10 +145,13 @@ def test_a_dry_run_needs_neither_gpus_nor_weights(tmp_path: Path, capsys: pytest
         ("learning_rate=1", "unknown key 'learning_rate'"),
         ("lora.rank=1", "unknown key 'lora.rank'"),
         ("task=both", "task = 'both'"),
-        ("steps=-1", "steps = -1"),
-        ("epochs=1.0", "give steps or epochs"),
-        ("num_workers=3", "no multiple of num_workers = 3"),
-        ("micro_batch=3", "micro_batch = 3 does not divide"),
+        ("max_steps=-1", "max_steps = -1"),
+        ("epochs=1.0", "give max_steps or epochs"),
+        ("resources.num_workers=3", "no multiple of resources.num_workers = 3"),
+        ("micro_batch_size=3", "micro_batch_size = 3 does not divide"),
+        ("micro_batch=3", "unknown key 'micro_batch': it is called micro_batch_size now"),
+        ("weights.enabled=false", "unknown key 'weights': it is called recognition now"),
+        ("gate_every=3", "unknown key 'gate_every': it is called eval.every_steps now"),
         ("base=nowhere", "nowhere"),
         ("triplets=nowhere", "nowhere"),
     ],
@@ -148,7 +166,7 @@ def test_bad_recipes_fail_before_any_work(
     message: str,
 ) -> None:
     out = tmp_path / "out"
-    good = [f"{key}={value}" for key, value in settings(tiny_base, triplets, out).items()]
+    good = to_arguments(settings(tiny_base, triplets, out))
     assert main([*good, setting]) == 2
     errors = capsys.readouterr().err
     assert errors.startswith("error: ") and errors.count("\n") == 1 and message in errors
@@ -166,7 +184,7 @@ def test_codes_of_another_codec_fail_before_any_work(tiny_base: Path, tmp_path: 
 def test_paper_recipes_parse_and_say_what_is_missing(path: Path) -> None:
     recipe = TrainRecipe.load(path)
     assert (recipe.lora.r, recipe.lora.alpha, recipe.lora.dropout) == (16, 32, 0.05)
-    assert recipe.weights.enabled == (path.stem.startswith("c-fdm") and path.stem != "c-fdm-no-weights")
+    assert recipe.recognition.enabled == (path.stem.startswith("c-fdm") and path.stem != "c-fdm-no-weights")
     with pytest.raises(InputError, match="models/anole-7b"):
         run(recipe, dry_run=True)
 
@@ -216,17 +234,17 @@ def test_another_process_joins_the_session_that_is_named(ray_session: None) -> N
     ("values", "message"),
     [
         (
-            {"lora": {"targets": ".*no_such_layer"}, "max_failures": 0},
+            {"lora": {"targets": ".*no_such_layer"}, "resources": {"max_failures": 0}},
             "^lora.targets = '.*no_such_layer' fits",
         ),
-        ({"lora": {"enabled": False}, "lr": 1e30, "grad_clip": 0}, "^loss is nan at step"),
+        ({"lora": {"enabled": False}, "optim": {"lr": 1e30, "max_grad_norm": 0}}, "^loss is nan at step"),
     ],
 )
 def test_errors_of_workers_are_told_in_one_line(
     *, tiny_base: Path, triplets: Path, tmp_path: Path, ray_session: None, values: Any, message: str
 ) -> None:
     with pytest.raises(InputError, match=message) as error:
-        run(recipe_of(tiny_base, triplets, tmp_path / "out", num_workers=1, **values))
+        run(recipe_of(tiny_base, triplets, tmp_path / "out", resources={"num_workers": 1}, **values))
     assert "\n" not in str(error.value)
 
 
@@ -236,7 +254,7 @@ def test_two_workers_one_of_which_is_killed_equal_one_process(
 ) -> None:
     out = tmp_path / "out"
     killer = when_checkpointed(out, kill_a_training_worker)
-    recipe = recipe_of(tiny_base, triplets, out, num_workers=2, lora={"dropout": 0.0})
+    recipe = recipe_of(tiny_base, triplets, out, resources={"num_workers": 2}, lora={"dropout": 0.0})
     record = run(recipe)
     killer.join()
     assert record["summary"]["resumed_at_step"] in range(EVERY, STEPS, EVERY)
@@ -249,8 +267,8 @@ def test_a_driver_that_is_killed_goes_on_from_its_checkpoint(
     tiny_base: Path, triplets: Path, tmp_path: Path, uninterrupted: list[Any], ray_session: None
 ) -> None:
     out = tmp_path / "out"
-    values = settings(tiny_base, triplets, out, num_workers=2)
-    overrides = [f"{key}={value}" for key, value in values.items()] + ["lora.dropout=0.0"]
+    values = settings(tiny_base, triplets, out, resources={"num_workers": 2})
+    overrides = [*to_arguments(values), "lora.dropout=0.0"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     driver = subprocess.Popen(
         [sys.executable, "-m", "jobs.train", *overrides], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL
@@ -258,6 +276,6 @@ def test_a_driver_that_is_killed_goes_on_from_its_checkpoint(
     when_checkpointed(out, lambda: os.kill(driver.pid, signal.SIGKILL)).join()
     assert driver.wait() == -signal.SIGKILL
     assert not (out / "run.json").exists() and not (out / "model").exists()
-    record = run(recipe_of(tiny_base, triplets, out, num_workers=2, lora={"dropout": 0.0}))
+    record = run(recipe_of(tiny_base, triplets, out, resources={"num_workers": 2}, lora={"dropout": 0.0}))
     assert record["summary"]["resumed_at_step"] in range(EVERY, STEPS, EVERY)
     same(curve(out), uninterrupted)

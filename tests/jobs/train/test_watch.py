@@ -10,7 +10,7 @@ import torch
 
 from jobs.train.job import main, run
 from jobs.train.report import gate_lines, last_line, table_of
-from tests.helpers.training_data import random_rows, write_triplets
+from tests.helpers.training_data import merge_tables, random_rows, write_triplets
 from wm.dynamics import score_actions
 from wm.dynamics.fdm import score_observations
 from wm.errors import InputError
@@ -36,9 +36,21 @@ def data(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 
 def recipe_of(base: Path, data: dict[str, Path], out: Path, **values: Any) -> TrainRecipe:
-    common = {"task": "fdm", "base": str(base), "triplets": str(data["train"]), "held_out": str(data["held_out"])}
-    settings = {"out": str(out), "steps": 6, "num_workers": 0, "global_batch": 8, "lr": 1e-3, "gate_every": 3}
-    return TrainRecipe.parse(common | settings | values, "test")
+    common = {
+        "task": "fdm",
+        "base": str(base),
+        "triplets": str(data["train"]),
+        "eval": {"triplets": str(data["held_out"])},
+    }
+    settings = {
+        "out": str(out),
+        "max_steps": 6,
+        "resources": {"num_workers": 0},
+        "global_batch_size": 8,
+        "optim": {"lr": 1e-3},
+        "eval": {"every_steps": 3},
+    }
+    return TrainRecipe.parse(merge_tables(common, settings, values), "test")
 
 
 def gates_of(out: Path) -> list[dict[str, Any]]:
@@ -75,15 +87,16 @@ def test_gates_are_what_evaluation_finds_of_the_trained_model(
         assert gates[-1][f"prefers.{kind}"] == pytest.approx(wanted[kind].share), kind
     assert gates[-1]["preference"] == pytest.approx(np.mean([wanted[kind].share for kind in NEGATIVES]))
     assert ("copies" in gates[-1]) == (task == "fdm")
-    assert record["summary"]["gate"] == gates[-1]
+    assert record["summary"]["evaluation"] == gates[-1]
 
 
 def test_a_model_that_copies_is_called_so(
     tiny_base: Path, data: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = recipe_of(
-        *(tiny_base, data, tmp_path / "out"), triplets=str(data["copies"]), held_out=str(data["moves"]), steps=150,
-        gate_every=150, lr=1e-2, lora={"enabled": False}, weights={"enabled": False}, log_every=100,
+        *(tiny_base, data, tmp_path / "out"), triplets=str(data["copies"]), max_steps=150, optim={"lr": 1e-2},
+        eval={"triplets": str(data["moves"]), "every_steps": 150}, logging={"every_steps": 100},
+        lora={"enabled": False}, recognition={"enabled": False},
     )  # fmt: skip
     record = run(recipe)
     (gate,) = gates_of(tmp_path / "out")
@@ -97,7 +110,9 @@ def test_a_model_that_copies_is_called_so(
 
 @pytest.mark.parametrize("task", ["fdm", "idm"])
 def test_samples_are_pictures_with_words(tiny_base: Path, data: dict[str, Path], tmp_path: Path, task: Any) -> None:
-    recipe = recipe_of(tiny_base, data, tmp_path / "out", task=task, gate_every=0, sample_every=6, sample_rows=3)
+    recipe = recipe_of(
+        tiny_base, data, tmp_path / "out", task=task, eval={"every_steps": 0, "sample_every_steps": 6, "sample_rows": 3}
+    )
     run(recipe)
     samples = tmp_path / "out" / "samples"
     picture = decode_image((samples / "step-000006.png").read_bytes(), "samples")
@@ -110,7 +125,7 @@ def test_samples_are_pictures_with_words(tiny_base: Path, data: dict[str, Path],
 def test_gates_change_nothing_of_the_training(tiny_base: Path, data: dict[str, Path], tmp_path: Path) -> None:
     curves = []
     for name, every in (("with", 2), ("without", 0)):
-        run(recipe_of(tiny_base, data, tmp_path / name, gate_every=every, sample_every=every))
+        run(recipe_of(tiny_base, data, tmp_path / name, eval={"every_steps": every, "sample_every_steps": every}))
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         curves.append([(json.loads(line)["loss"], json.loads(line)["grad_norm"]) for line in lines])
     assert curves[0] == curves[1]
@@ -123,12 +138,20 @@ def test_what_gates_cannot_use_is_refused_before_any_work(
     other = write_triplets(random_rows(tiny_base, 3, codec="codec-other"), tmp_path / "other")
     for held_out, message in ((one, "has one triplet"), (other, "codec-other"), (tmp_path / "none", "none")):
         with pytest.raises(InputError, match=message):
-            run(recipe_of(tiny_base, data, tmp_path / "out", held_out=str(held_out)))
+            run(recipe_of(tiny_base, data, tmp_path / "out", eval={"triplets": str(held_out)}))
     assert not (tmp_path / "out").exists()
 
 
 def test_the_table_ends_with_the_last_window(tiny_base: Path, data: dict[str, Path], tmp_path: Path) -> None:
-    recipe = recipe_of(tiny_base, data, tmp_path / "out", gate_every=0, steps=20, log_every=2, peak_tflops=0.01)
+    recipe = recipe_of(
+        tiny_base,
+        data,
+        tmp_path / "out",
+        eval={"every_steps": 0},
+        max_steps=20,
+        logging={"every_steps": 2},
+        resources={"peak_tflops": 0.01},
+    )
     run(recipe)
     lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     head, *rows, by_change = table_of(lines, count=4)
@@ -171,6 +194,6 @@ def test_gates_in_words() -> None:
 def test_the_command_line_refuses_a_place_it_does_not_know(
     tiny_base: Path, data: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    keys = {"task": "fdm", "base": tiny_base, "triplets": data["train"], "out": tmp_path / "out", "steps": 1}
-    assert main([*(f"{key}={value}" for key, value in keys.items()), 'log_to=["paper"]']) == 2
-    assert "log_to" in capsys.readouterr().err
+    keys = {"task": "fdm", "base": tiny_base, "triplets": data["train"], "out": tmp_path / "out", "max_steps": 1}
+    assert main([*(f"{key}={value}" for key, value in keys.items()), 'logging.trackers=["paper"]']) == 2
+    assert "logging.trackers" in capsys.readouterr().err

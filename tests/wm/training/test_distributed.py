@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.helpers.training_data import random_rows, write_triplets
+from tests.helpers.training_data import merge_tables, random_rows, write_triplets
 from tests.helpers.training_ranks import fit_on_ranks
 from wm.training import METRICS, MODEL, TrainRecipe
 
@@ -23,10 +23,16 @@ def triplets(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def recipe_of(base: Path, triplets: Path, out: Path, **values: Any) -> TrainRecipe:
     out.mkdir(exist_ok=True)
-    common = {"task": "fdm", "base": str(base), "triplets": str(triplets), "out": str(out), "steps": STEPS}
-    settings = {"lr": 1e-2, "global_batch": 8, "checkpoint_every": 3, "log_every": 2, "log_to": []}
-    settings |= {"lora": {"r": 4, "dropout": 0.0}, "keep_last": 9, "checkpoint_activations": False}
-    return TrainRecipe.parse(common | settings | values, "test")
+    common = {"task": "fdm", "base": str(base), "triplets": str(triplets), "out": str(out), "max_steps": STEPS}
+    settings = {
+        "optim": {"lr": 1e-2},
+        "global_batch_size": 8,
+        "checkpoint": {"every_steps": 3, "keep_last": 9},
+        "logging": {"every_steps": 2, "trackers": []},
+        "lora": {"r": 4, "dropout": 0.0},
+        "resources": {"gradient_checkpointing": False},
+    }
+    return TrainRecipe.parse(merge_tables(common, settings, values), "test")
 
 
 def curve(out: Path, name: str = "loss") -> list[float]:
@@ -42,7 +48,9 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 def one(tiny_base: Path, triplets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One rank in fp32, adapters."""
     out = tmp_path_factory.mktemp("one") / "out"
-    (summary,) = fit_on_ranks(recipe_of(tiny_base, triplets, out, num_workers=0, checkpoint_every=1))
+    (summary,) = fit_on_ranks(
+        recipe_of(tiny_base, triplets, out, resources={"num_workers": 0}, checkpoint={"every_steps": 1})
+    )
     assert summary["num_steps"] == STEPS
     return out
 
@@ -59,7 +67,7 @@ def one(tiny_base: Path, triplets: Path, tmp_path_factory: pytest.TempPathFactor
 def test_ranks_and_stages_give_the_same_curve_and_adapter(
     *, tiny_base: Path, triplets: Path, tmp_path: Path, one: Path, ranks: int, stage: int, recomputes: bool
 ) -> None:
-    values = {"num_workers": ranks, "zero_stage": stage, "checkpoint_activations": recomputes}
+    values = {"resources": {"num_workers": ranks, "zero_stage": stage, "gradient_checkpointing": recomputes}}
     recipe = recipe_of(tiny_base, triplets, tmp_path / "out", **values)
     summaries = fit_on_ranks(recipe)
     assert all(summary["num_steps"] == STEPS for summary in summaries)
@@ -88,7 +96,7 @@ def test_a_checkpoint_is_gone_on_with_by_other_ranks_and_stages(
     found = one
     for step, (ranks, stage) in enumerate([(2, 1), (2, 3), (2, 0), (1, 2), (0, 1)], 2):
         out = tmp_path / f"step{step}"
-        values = {"num_workers": ranks, "zero_stage": stage, "checkpoint_every": 1}
+        values = {"resources": {"num_workers": ranks, "zero_stage": stage}, "checkpoint": {"every_steps": 1}}
         go_on(found, step, recipe_of(tiny_base, triplets, out, **values))
         assert curve(out) == pytest.approx(curve(one), rel=2e-6), (ranks, stage)
         found = out
@@ -97,17 +105,18 @@ def test_a_checkpoint_is_gone_on_with_by_other_ranks_and_stages(
 @pytest.mark.parametrize(
     ("ranks", "stage", "values"),
     [
-        (2, 0, {"precision": "bf16", "checkpoint_activations": "auto"}),  # the ranks agree on what fits
+        (2, 0, {"precision": "bf16", "resources": {"gradient_checkpointing": "auto"}}),  # the ranks agree on what fits
         (2, 1, {"lora": {"r": 4, "dropout": 0.3}}),
-        (2, 2, {"precision": "bf16", "lora": {"enabled": False}, "checkpoint_activations": True}),
-        (2, 3, {"precision": "bf16", "checkpoint_activations": True}),
-        (2, 3, {"lora": {"enabled": False}, "micro_batch": 2}),
+        (2, 2, {"precision": "bf16", "lora": {"enabled": False}, "resources": {"gradient_checkpointing": True}}),
+        (2, 3, {"precision": "bf16", "resources": {"gradient_checkpointing": True}}),
+        (2, 3, {"lora": {"enabled": False}, "micro_batch_size": 2}),
     ],
 )
 def test_a_run_that_goes_on_as_before_is_the_uninterrupted_one_to_the_last_bit(
     *, tiny_base: Path, triplets: Path, tmp_path: Path, ranks: int, stage: int, values: dict[str, Any]
 ) -> None:
-    common = {"num_workers": ranks, "zero_stage": stage, "weight_decay": 0.1, **values}
+    common = {"resources": {"num_workers": ranks, "zero_stage": stage}, "optim": {"weight_decay": 0.1}}
+    common = merge_tables(common, values)
     fit_on_ranks(recipe_of(tiny_base, triplets, tmp_path / "whole", **common))
     go_on(tmp_path / "whole", 3, recipe_of(tiny_base, triplets, tmp_path / "again", **common))
     for name in ("loss", "grad_norm"):

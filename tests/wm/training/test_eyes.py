@@ -11,17 +11,17 @@ import pytest
 import torch
 
 from tests.helpers.event_files import read_events
-from tests.helpers.training_data import random_rows, write_triplets
+from tests.helpers.training_data import merge_tables, random_rows, write_triplets
 from wm.errors import InputError
 from wm.models import load_model
-from wm.training import METRICS, TrainRecipe, World, fit, open_tokens, prepare
+from wm.training import METRICS, RankInfo, TrainRecipe, fit, open_tokens, prepare
 from wm.training.data.batches import NUM_QUANTILES
 from wm.training.monitoring.metrics import WEIGHT_EDGES, source_names
-from wm.training.monitoring.trackers import Boards, Histogram, need_packages, open_boards
+from wm.training.monitoring.trackers import Histogram, Trackers, check_trackers, open_trackers
 from wm.training.planning.flops import peak_of, step_work
 from wm.training.planning.plan import order_of
 
-HERE = World(0, 1, torch.device("cpu"))
+HERE = RankInfo(0, 1, torch.device("cpu"))
 STEPS, BATCH, EVERY = 6, 8, 3
 
 
@@ -40,9 +40,21 @@ def triplets(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
 def recipe_of(base: Path, triplets: list[str], out: Path, **values: Any) -> TrainRecipe:
     out.mkdir(exist_ok=True)
     sources = [{"path": path} for path in triplets]
-    common = {"task": "fdm", "base": str(base), "triplets": sources, "out": str(out), "steps": STEPS, "num_workers": 0}
-    settings = {"global_batch": BATCH, "log_every": EVERY, "checkpoint_every": 3, "lora": {"dropout": 0.0}}
-    return TrainRecipe.parse(common | settings | values, "test")
+    common = {
+        "task": "fdm",
+        "base": str(base),
+        "triplets": sources,
+        "out": str(out),
+        "max_steps": STEPS,
+        "resources": {"num_workers": 0},
+    }
+    settings = {
+        "global_batch_size": BATCH,
+        "logging": {"every_steps": EVERY},
+        "checkpoint": {"every_steps": 3},
+        "lora": {"dropout": 0.0},
+    }
+    return TrainRecipe.parse(merge_tables(common, settings, values), "test")
 
 
 def train(recipe: TrainRecipe) -> list[dict[str, Any]]:
@@ -53,14 +65,20 @@ def train(recipe: TrainRecipe) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def trained(tiny_base: Path, triplets: list[str], tmp_path_factory: pytest.TempPathFactory) -> Any:
-    recipe = recipe_of(tiny_base, triplets, tmp_path_factory.mktemp("runs") / "out", lr=1e-9, peak_tflops=0.001)
+    recipe = recipe_of(
+        tiny_base,
+        triplets,
+        tmp_path_factory.mktemp("runs") / "out",
+        optim={"lr": 1e-9},
+        resources={"peak_tflops": 0.001},
+    )
     return recipe, train(recipe)
 
 
 def test_losses_by_source_and_change_are_those_of_their_rows(tiny_base: Path, trained: Any) -> None:
     recipe, lines = trained
     vlm = load_model(tiny_base)
-    tokens = open_tokens(recipe.triplets, vlm, "fdm", recipe.weights, root=Path(recipe.out) / "again", seed=0)
+    tokens = open_tokens(recipe.triplets, vlm, "fdm", recipe.recognition, root=Path(recipe.out) / "again", seed=0)
     order = order_of(recipe, tokens.facts)
     sums: dict[str, list[float]] = {}
     mean_of_all = change_of_all(recipe)
@@ -130,7 +148,7 @@ def test_tensorboard_tells_what_the_lines_tell(trained: Any) -> None:
 
 
 def test_an_inverse_model_has_no_recognition_weights(tiny_base: Path, triplets: list[str], tmp_path: Path) -> None:
-    lines = train(recipe_of(tiny_base, triplets, tmp_path / "out", task="idm", steps=2, log_every=2))
+    lines = train(recipe_of(tiny_base, triplets, tmp_path / "out", task="idm", max_steps=2, logging={"every_steps": 2}))
     assert "weight_counts" not in lines[-1] and "mfu" not in lines[-1]
     assert "recognition_weights" not in read_events(tmp_path / "out" / "tensorboard").histograms
 
@@ -145,7 +163,7 @@ def test_after_a_resume_every_step_is_told_once(tiny_base: Path, triplets: list[
 
 
 def test_no_board_at_all_if_none_is_asked_for(tiny_base: Path, triplets: list[str], tmp_path: Path) -> None:
-    train(recipe_of(tiny_base, triplets, tmp_path / "out", log_to=[], steps=1))
+    train(recipe_of(tiny_base, triplets, tmp_path / "out", logging={"trackers": []}, max_steps=1))
     assert not (tmp_path / "out" / "tensorboard").exists()
 
 
@@ -157,10 +175,10 @@ def test_a_place_whose_package_is_missing_is_named(
 
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == place else found(name))
-    recipe = recipe_of(tiny_base, triplets, tmp_path / "out", log_to=["tensorboard", place])
-    with pytest.raises(InputError, match=f"log_to = '{place}': the package {place} is not installed"):
-        open_boards(recipe, 0)
-    need_packages(["tensorboard"])
+    recipe = recipe_of(tiny_base, triplets, tmp_path / "out", logging={"trackers": ["tensorboard", place]})
+    with pytest.raises(InputError, match=f"logging.trackers = '{place}': the package {place} is not installed"):
+        open_trackers(recipe, 0)
+    check_trackers(["tensorboard"])
     assert place not in sys.modules
 
 
@@ -171,7 +189,7 @@ def test_mlflow_has_the_figures(
     from mlflow.tracking import MlflowClient
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    recipe = recipe_of(tiny_base, triplets, tmp_path / "out", log_to=["mlflow"])
+    recipe = recipe_of(tiny_base, triplets, tmp_path / "out", logging={"trackers": ["mlflow"]})
     lines = train(recipe)
     run = (tmp_path / "out" / ".mlflow_run").read_text()
     client: Any = MlflowClient()
@@ -188,7 +206,7 @@ def test_wandb_has_the_figures(
 ) -> None:
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    lines = train(recipe_of(tiny_base, triplets, tmp_path / "out", log_to=["wandb"]))
+    lines = train(recipe_of(tiny_base, triplets, tmp_path / "out", logging={"trackers": ["wandb"]}))
     (path,) = (tmp_path / "out").glob("wandb/offline-run-*/*.wandb")
     content = path.read_bytes()
     assert b"train/loss" in content and str(lines[0]["loss"]).encode()[:8] in content
@@ -199,17 +217,17 @@ def test_a_board_that_fails_is_left_out_and_ends_nothing(caplog: pytest.LogCaptu
     told: list[int] = []
 
     class Whole:
-        def scalars(self, step: int, values: Any) -> None:
+        def log(self, step: int, values: Any) -> None:
             told.append(step)
 
     class Gone:
-        def scalars(self, step: int, values: Any) -> None:
+        def log(self, step: int, values: Any) -> None:
             raise ConnectionError("no server")
 
-    boards = Boards([Gone(), Whole()])  # type: ignore[list-item]
-    boards.scalars(1, {"a": 1.0})
-    boards.scalars(2, {"a": 1.0})
-    assert told == [1, 2] and caplog.text.count("Gone is told no more (ConnectionError: no server)") == 1
+    trackers = Trackers([Gone(), Whole()])  # type: ignore[list-item]
+    trackers.log(1, {"a": 1.0})
+    trackers.log(2, {"a": 1.0})
+    assert told == [1, 2] and caplog.text.count("Gone is no longer logged to (ConnectionError: no server)") == 1
 
 
 def test_histograms_count_from_edge_to_edge() -> None:
@@ -217,7 +235,7 @@ def test_histograms_count_from_edge_to_edge() -> None:
     found = Histogram.count(WEIGHT_EDGES, values)
     wanted = [sum(low <= value < high for value in values) for low, high in itertools.pairwise(WEIGHT_EDGES)]
     assert found.counts.tolist() == wanted and sum(wanted) == 7
-    again = Histogram.of_vector(WEIGHT_EDGES, found.as_vector() * 2)
+    again = Histogram.from_vector(WEIGHT_EDGES, found.to_vector() * 2)
     assert again.total == pytest.approx(2 * values.sum()) and again.counts.sum() == 14
     assert found.limits() == (0.0, 128.0)
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from tests.helpers.models_families import write_janus, write_liquid
-from tests.helpers.training_data import random_rows, write_triplets
+from tests.helpers.training_data import merge_tables, random_rows, write_triplets
 from wm.errors import InputError
 from wm.models import load_model, pack, save_model
-from wm.training import Lora, TrainRecipe, World, completion_loss, fit, prepare
+from wm.training import Lora, RankInfo, TrainRecipe, completion_loss, fit, prepare
 
 pytestmark = pytest.mark.filterwarnings("ignore:Model has `tie_word", "ignore:`is_gradient_checkpointing`")
 HIDDEN, CODES = 32, 16
@@ -108,10 +108,18 @@ def test_a_run_trains_and_writes_them(tmp_path: Path) -> None:
     values = {"task": "fdm", "base": str(tmp_path / "base"), "triplets": str(triplets), "out": str(tmp_path / "run")}
     lora = {"r": 2, "train_image_rows": True}
     recipe = TrainRecipe.parse(
-        values | {"steps": 2, "global_batch": 4, "micro_batch": 2, "num_workers": 0, "lora": lora}, "t"
+        values
+        | {
+            "max_steps": 2,
+            "global_batch_size": 4,
+            "micro_batch_size": 2,
+            "resources": {"num_workers": 0},
+            "lora": lora,
+        },
+        "t",
     )
     (tmp_path / "run").mkdir()
-    fit(recipe, World(0, 1, torch.device("cpu")), digest="d")
+    fit(recipe, RankInfo(0, 1, torch.device("cpu")), digest="d")
     trained, base = load_model(tmp_path / "run" / "model"), load_model(tmp_path / "base")
     (delta,) = rows_named(trained).values()
     moved = (delta - base.decoder.embed_tokens.weight[base.image_rows]).abs()  # type: ignore[attr-defined]
@@ -130,10 +138,13 @@ def test_a_family_whose_codes_are_no_rows_is_refused(tmp_path: Path) -> None:
         ({"lora": {"enabled": False, "train_image_rows": True}}, "train_image_rows = true needs enabled = true"),
         ({"lora": {"fast": False, "dropout_mode": "merged"}}, "dropout_mode = 'merged' needs .* fast = true"),
         ({"lora": {"dropout_mode": "shared"}}, "'separate' or 'merged'"),
-        ({"lora": {"train_image_rows": True}, "zero_stage": 3}, "train_image_rows with zero_stage = 3"),
+        (
+            {"lora": {"train_image_rows": True}, "resources": {"zero_stage": 3}},
+            "train_image_rows with resources.zero_stage",
+        ),
     ],
 )
 def test_keys_that_would_do_nothing_or_cannot_are_refused(values: Any, told: str) -> None:
-    common = {"task": "fdm", "base": "b", "triplets": "t", "out": "o", "steps": 1, "num_workers": 0}
+    common = {"task": "fdm", "base": "b", "triplets": "t", "out": "o", "max_steps": 1, "resources": {"num_workers": 0}}
     with pytest.raises(InputError, match=told):
-        TrainRecipe.parse(common | values, "t")
+        TrainRecipe.parse(merge_tables(common, values), "t")

@@ -11,12 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.helpers.training_data import random_rows, write_triplets
+from tests.helpers.training_data import merge_tables, random_rows, write_triplets
+from wm.errors import InputError
 from wm.models import load_model, read_manifest
-from wm.training import METRICS, MODEL, DivergedError, SampleOrder, TrainRecipe, World, fit
+from wm.runs import Run
+from wm.training import METRICS, MODEL, DivergedError, RankInfo, SampleOrder, TrainRecipe, fit
 from wm.training.step import learning_rate
 
-HERE = World(0, 1, torch.device("cpu"))
+HERE = RankInfo(0, 1, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +28,15 @@ def triplets(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def recipe_of(base: Path, triplets: Path, out: Path, **values: Any) -> TrainRecipe:
     out.mkdir(exist_ok=True)
-    common = {"task": "fdm", "base": str(base), "triplets": str(triplets), "out": str(out), "steps": 8}
-    settings = {"num_workers": 0, "lr": 1e-2, "global_batch": 8, "checkpoint_every": 3, "log_every": 2}
-    return TrainRecipe.parse(common | settings | values, "test")
+    common = {"task": "fdm", "base": str(base), "triplets": str(triplets), "out": str(out), "max_steps": 8}
+    settings = {
+        "resources": {"num_workers": 0},
+        "optim": {"lr": 1e-2},
+        "global_batch_size": 8,
+        "checkpoint": {"every_steps": 3},
+        "logging": {"every_steps": 2},
+    }
+    return TrainRecipe.parse(merge_tables(common, settings, values), "test")
 
 
 def curve(out: Path) -> list[dict[str, float]]:
@@ -43,7 +51,7 @@ def exact(lines: list[dict[str, float]]) -> list[tuple[float, ...]]:
 def test_a_resumed_run_equals_the_uninterrupted_one_to_the_last_bit(
     tiny_base: Path, triplets: Path, tmp_path: Path, lora: dict[str, Any]
 ) -> None:
-    whole = recipe_of(tiny_base, triplets, tmp_path / "whole", lora=lora, keep_last=2)
+    whole = recipe_of(tiny_base, triplets, tmp_path / "whole", lora=lora, checkpoint={"keep_last": 2})
     fit(whole, HERE, digest="d")
     names = sorted(path.name for path in (tmp_path / "whole" / "checkpoints").glob("step-*"))
     assert [name[:13] for name in names] == ["step-00000006", "step-00000008"]
@@ -81,7 +89,7 @@ def test_the_adapter_is_a_plain_peft_folder(tiny_base: Path, triplets: Path, tmp
 
 
 def test_metrics_have_a_line_for_every_step(tiny_base: Path, triplets: Path, tmp_path: Path) -> None:
-    recipe = recipe_of(tiny_base, triplets, tmp_path, steps=0, epochs=1.5, warmup_steps=2)
+    recipe = recipe_of(tiny_base, triplets, tmp_path, max_steps=0, epochs=1.5, optim={"warmup_steps": 2})
     summary = fit(recipe, HERE, digest="")
     lines = curve(tmp_path)
     assert [line["step"] for line in lines] == list(range(1, 9)) and summary.num_steps == 8
@@ -101,7 +109,7 @@ def test_half_precision_follows_the_full_one(tiny_base: Path, triplets: Path, tm
 
 
 def test_a_run_that_diverges_names_the_step_and_its_rows(tiny_base: Path, triplets: Path, tmp_path: Path) -> None:
-    recipe = recipe_of(tiny_base, triplets, tmp_path, lr=1e30, grad_clip=0, lora={"enabled": False})
+    recipe = recipe_of(tiny_base, triplets, tmp_path, optim={"lr": 1e30, "max_grad_norm": 0}, lora={"enabled": False})
     message = (
         r"loss is nan at step 2 \(lr .*e\+29, gradient norm inf\); there is no checkpoint yet; all of the step's 8 "
         r"triplets have a non-finite likelihood: triplets\d/[0-9a-f]{24}, .*, …$"
@@ -129,7 +137,7 @@ def test_a_row_that_breaks_the_loss_is_named_and_the_last_good_checkpoint_kept(
         return loss + bad.sum(), nll_M + bad
 
     monkeypatch.setattr(steps, "completion_losses", completion_losses)
-    recipe = recipe_of(tiny_base, triplets, tmp_path, log_every=10)
+    recipe = recipe_of(tiny_base, triplets, tmp_path, logging={"every_steps": 10})
     with pytest.raises(DivergedError) as error:
         fit(recipe, HERE, digest="")
     names = sorted(str(row["triplet_id"]) for row in pq.read_table(triplets).to_pylist())
@@ -146,3 +154,55 @@ def test_a_row_that_breaks_the_loss_is_named_and_the_last_good_checkpoint_kept(
         assert all(torch.isfinite(values).all() for values in load_file(file).values())
     monkeypatch.setattr(steps, "completion_losses", real)
     assert fit(recipe, HERE, digest="").resumed_at_step == 3
+
+
+def to_old_names(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Write recorded settings as a version before the tables did: each under its former name, at the top."""
+    former = {new: old for old, new in TrainRecipe.RENAMED_KEYS.items()}
+    values: dict[str, Any] = {}
+    for key, value in recipe.items():
+        if key in ("optim", "data", "eval", "checkpoint", "resources", "logging"):
+            values |= {former[f"{key}.{name}"]: setting for name, setting in value.items()}
+        else:
+            values[former.get(key, key)] = value
+    for source in values["triplets"]:
+        source["weight"] = source.pop("mix_weight")
+    return values
+
+
+@pytest.mark.parametrize("has_other_rate", [False, True])
+def test_checkpoint_of_old_key_names_is_resumed_if_same(
+    tiny_base: Path, triplets: Path, tmp_path: Path, has_other_rate: bool
+) -> None:
+    recipe = recipe_of(tiny_base, triplets, tmp_path / "out", checkpoint={"keep_last": 2})
+    fit(recipe, HERE, digest="d")
+    first, last = sorted((tmp_path / "out" / "checkpoints").glob("step-*"))
+    shutil.rmtree(last)
+    losses = [line["loss"] for line in curve(tmp_path / "out")]
+    manifest = json.loads((first / "checkpoint.json").read_text())
+    manifest["identity"] = to_old_names(manifest["identity"])
+    assert manifest["identity"]["steps"] == 8 and manifest["identity"]["lr"] == 1e-2
+    (first / "checkpoint.json").write_text(json.dumps(manifest))
+    if has_other_rate:
+        other = recipe_of(tiny_base, triplets, tmp_path / "out", optim={"lr": 0.5})
+        with pytest.raises(InputError, match=r"of another recipe: optim\.lr = 0\.01 there, 0\.5 here"):
+            fit(other, HERE, digest="d")
+    else:
+        assert fit(recipe, HERE, digest="d").resumed_at_step == 6
+        assert [line["loss"] for line in curve(tmp_path / "out")] == losses
+
+
+def test_run_folder_of_old_key_names_is_the_same_run(tiny_base: Path, triplets: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(tiny_base, triplets, tmp_path / "out")
+    run = Run(recipe.out, "train", recipe)
+    run.start()
+    run.finish({})
+    path = tmp_path / "out" / "run.json"
+    record = json.loads(path.read_text())
+    record["recipe"] = to_old_names(record["recipe"])
+    path.write_text(json.dumps(record))
+    # Other runtime settings are no difference, another weight decay is one.
+    assert Run(recipe.out, "train", recipe.with_resources(num_workers=4)).is_whole()
+    other = recipe_of(tiny_base, triplets, tmp_path / "out", optim={"weight_decay": 0.5})
+    with pytest.raises(InputError, match=r"recipe optim\.weight_decay = 0\.0 there, 0\.5 here"):
+        Run(recipe.out, "train", other).is_whole()

@@ -7,11 +7,19 @@ import pytest
 import torch
 
 from wm.models import load_model, pack
-from wm.training.loss import Weights, completion_loss, recognition_weights
+from wm.training.loss import RecognitionWeights, completion_loss, recognition_weights
 
 
-@pytest.mark.parametrize("settings", [Weights(), Weights(floor=0.8), Weights(floor=0.5, clip=1.5), Weights(clip=2.0)])
-def test_recognition_weights_equal_a_plain_loop(settings: Weights) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        RecognitionWeights(),
+        RecognitionWeights(floor=0.8),
+        RecognitionWeights(floor=0.5, clip=1.5),
+        RecognitionWeights(clip=2.0),
+    ],
+)
+def test_recognition_weights_equal_a_plain_loop(settings: RecognitionWeights) -> None:
     change_RN = torch.rand(5, 9, generator=torch.Generator().manual_seed(0)) ** 4 * 100
     change_RN[3] = 0
     weights_RN = recognition_weights(change_RN, settings)
@@ -27,11 +35,11 @@ def test_recognition_weights_equal_a_plain_loop(settings: Weights) -> None:
 
 
 def test_equal_images_weigh_as_without_weights() -> None:
-    assert recognition_weights(torch.zeros(2, 4), Weights()).tolist() == [[1.0] * 4] * 2
+    assert recognition_weights(torch.zeros(2, 4), RecognitionWeights()).tolist() == [[1.0] * 4] * 2
 
 
 def test_a_change_near_the_smallest_number_stays_finite() -> None:
-    weights_RN = recognition_weights(torch.full((1, 4), 1e-42), Weights())
+    weights_RN = recognition_weights(torch.full((1, 4), 1e-42), RecognitionWeights())
     assert torch.isfinite(weights_RN).all()
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from tests.helpers.training_data import random_rows, write_triplets
+from tests.helpers.training_data import merge_tables, random_rows, write_triplets
 from wm.models import load_model
-from wm.training import Lora, Source, TrainRecipe, Weights, completion_loss, open_tokens, prepare
+from wm.training import Lora, RecognitionWeights, Source, TrainRecipe, completion_loss, open_tokens, prepare
 from wm.training.data.order import SampleOrder
-from wm.training.step import Stepper, learning_rate, need_process_group
+from wm.training.step import Stepper, ensure_process_group, learning_rate
 from wm.training.zero import deepspeed_config, loading
 
 
@@ -31,13 +31,19 @@ def test_the_rate_without_warm_up_starts_at_its_peak() -> None:
 
 
 def recipe_of(base: Path, folder: Path, **values: Any) -> TrainRecipe:
-    common = {"task": "fdm", "base": str(base), "triplets": str(folder), "out": "unused", "steps": 6}
-    common |= {"num_workers": 0, "lr": 1e-2, "global_batch": 8, "zero_stage": 1, "checkpoint_activations": False}
-    return TrainRecipe.parse(common | values, "test")
+    common = {"task": "fdm", "base": str(base), "triplets": str(folder), "out": "unused", "max_steps": 6}
+    settings = {
+        "resources": {"num_workers": 0, "zero_stage": 1, "gradient_checkpointing": False},
+        "optim": {"lr": 1e-2},
+        "global_batch_size": 8,
+    }
+    return TrainRecipe.parse(merge_tables(common, settings, values), "test")
 
 
 def test_buffers_are_no_larger_than_what_is_trained(tiny_base: Path) -> None:
-    config = deepspeed_config(recipe_of(tiny_base, tiny_base, micro_batch=2, grad_clip=0.5), num_trained=1000)
+    config = deepspeed_config(
+        recipe_of(tiny_base, tiny_base, micro_batch_size=2, optim={"max_grad_norm": 0.5}), num_trained=1000
+    )
     assert config["zero_optimization"]["reduce_bucket_size"] == 1000
     assert config["zero_optimization"]["stage"] == 1
     assert (config["train_micro_batch_size_per_gpu"], config["gradient_accumulation_steps"]) == (2, 4)
@@ -50,19 +56,19 @@ def test_steps_equal_plain_adamw(tiny_base: Path, tmp_path: Path, micro_batch: i
     recipe = recipe_of(
         tiny_base,
         write_triplets(random_rows(tiny_base, 20), tmp_path),
-        micro_batch=micro_batch,
-        zero_stage=stage,
-        warmup_steps=2,
-        weight_decay=0.1,
-        grad_clip=0.5,
+        micro_batch_size=micro_batch,
+        resources={"zero_stage": stage},
+        optim={"warmup_steps": 2, "weight_decay": 0.1, "max_grad_norm": 0.5},
         lora={"enabled": False},
-        weights={"floor": 0.5},
+        recognition={"floor": 0.5},
     )
-    need_process_group(torch.device("cpu"))
+    ensure_process_group(torch.device("cpu"))
     plain = load_model(tiny_base)
     with loading(recipe, plain.device):
         ours = load_model(tiny_base)
-    tokens = open_tokens([Source(path=str(tmp_path))], ours, "fdm", Weights(floor=0.5), root=tmp_path / "t", seed=0)
+    tokens = open_tokens(
+        [Source(path=str(tmp_path))], ours, "fdm", RecognitionWeights(floor=0.5), root=tmp_path / "t", seed=0
+    )
     order = SampleOrder([20], [1.0], 0)
     for vlm in (ours, plain):
         prepare(vlm, Lora(enabled=False), 0)
@@ -70,7 +76,8 @@ def test_steps_equal_plain_adamw(tiny_base: Path, tmp_path: Path, micro_batch: i
     matrices = [p for p in plain.module.parameters() if p.ndim >= 2]
     vectors = [p for p in plain.module.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}], lr=1e-2
+        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
+        lr=1e-2,
     )
     for step in range(6):
         indices = order.batch(step, 8)
@@ -99,10 +106,14 @@ def test_steps_equal_plain_adamw(tiny_base: Path, tmp_path: Path, micro_batch: i
 def test_the_first_step_is_adamws_first(tiny_base: Path, tmp_path: Path, stage: int, precision: str) -> None:
     """Whatever DeepSpeed does to have its state: the first step of AdamW moves by the rate, after one step of decay."""
     folder = write_triplets(random_rows(tiny_base, 8), tmp_path)
-    values = {"zero_stage": stage, "precision": precision, "lr": 0.25, "weight_decay": 0.5, "grad_clip": 0}
+    values = {
+        "resources": {"zero_stage": stage},
+        "precision": precision,
+        "optim": {"lr": 0.25, "weight_decay": 0.5, "max_grad_norm": 0},
+    }
     recipe = recipe_of(tiny_base, folder, lora={"enabled": False}, **values)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    need_process_group(torch.device("cpu"))
+    ensure_process_group(torch.device("cpu"))
     with loading(recipe, torch.device("cpu")):
         vlm = load_model(tiny_base, dtype=dtype)
     prepare(vlm, recipe.lora, 0)
@@ -110,7 +121,7 @@ def test_the_first_step_is_adamws_first(tiny_base: Path, tmp_path: Path, stage: 
         name: value.detach().float() for name, value in load_model(tiny_base, dtype=dtype).module.named_parameters()
     }
     stepper = Stepper(vlm, recipe, num_steps=6)
-    tokens = open_tokens([Source(path=str(tmp_path))], vlm, "fdm", Weights(), root=tmp_path / "t", seed=0)
+    tokens = open_tokens([Source(path=str(tmp_path))], vlm, "fdm", RecognitionWeights(), root=tmp_path / "t", seed=0)
     rows = SampleOrder([8], [1.0], 0).batch(0, 8)
     stepper.step(0, [tokens.batch(rows)], tokens.num_completion_tokens(rows))
     parts = {part.name: part.values["weight"] for part in stepper.parts()}

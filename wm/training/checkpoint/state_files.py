@@ -1,7 +1,7 @@
-"""The tensors of a training state in safetensors files, one a rank, and reading any range of a parameter back.
+"""Store the tensors of a training state in safetensors files, one a rank, and read any range of a parameter back.
 
-A file holds, under ``KIND/START/NAME``, runs of elements of flattened parameters. Whoever reads needs not know how many
-ranks wrote: :class:`StateReader` puts a range together from whatever files hold pieces of it.
+A file holds, under ``KIND/START/NAME``, runs of elements of flattened parameters. A reader does not need to know how
+many ranks wrote: :class:`StateReader` joins a range from the runs of several files.
 """
 
 import json
@@ -30,14 +30,14 @@ def contents_of(parts: Iterable[Part]) -> Contents:
     return contents
 
 
-class HostCopy:
-    """Host memory for a rank's parts, kept from one checkpoint to the next: training goes on while it is written."""
+class HostBuffers:
+    """Host memory for a rank's parts, reused by every checkpoint: training continues while they are written."""
 
     def __init__(self) -> None:
         self._tensors: dict[str, Tensor] = {}
 
-    def take(self, parts: Sequence[Part]) -> dict[str, Tensor]:
-        """Copy the parts as they are now; float32, 1-D, by key. The former copy is overwritten."""
+    def copy(self, parts: Sequence[Part]) -> dict[str, Tensor]:
+        """Copy the parts as they are now; float32, 1-D, by key. The copy before is overwritten."""
         on_gpu = any(part.values["weight"].is_cuda for part in parts)
         for part in parts:
             for kind, values in part.values.items():
@@ -52,15 +52,23 @@ class HostCopy:
 
 
 def write_tensors(sink: BinaryIO, tensors: Mapping[str, Tensor]) -> int:
-    """Write fp32 host tensors in the format of safetensors, which its library writes to local files alone; returns the
-    number of bytes. Little-endian machines only, as every one that torch trains on."""
-    header: dict[str, Any] = {}
+    """Write fp32 host tensors in the format of safetensors, whose library writes to local files alone.
+
+    Args:
+        sink: Stream, perhaps into an object store. Little-endian machines only, as every one that torch trains on.
+        tensors: 1-D, by key.
+
+    Returns:
+        Number of bytes.
+    """
+    header: dict[str, dict[str, object]] = {}
     offset = 0
     for key, tensor in tensors.items():
         end = offset + 4 * tensor.numel()
         header[key] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header).encode()
+    # The format asks for data that begin at a multiple of 8 bytes.
     text += b" " * (-len(text) % 8)
     sink.write(struct.pack("<Q", len(text)) + text)
     for tensor in tensors.values():
@@ -69,44 +77,52 @@ def write_tensors(sink: BinaryIO, tensors: Mapping[str, Tensor]) -> int:
 
 
 class StateReader:
-    """Ranges of parameters out of the files of a checkpoint that lie in ``folder``."""
+    """Read ranges of parameters from the files of a checkpoint."""
 
     def __init__(self, folder: Path, contents: Mapping[str, Contents]) -> None:
-        """``contents``: by file name."""
+        """Index the runs; no file is opened before it is needed.
+
+        Args:
+            folder: Of the files.
+            contents: By file name.
+        """
         self._folder = folder
-        self._open: dict[str, Any] = {}
+        self._files: dict[str, Any] = {}
         self._runs: dict[str, list[tuple[int, int, str]]] = {}
-        for file, held in contents.items():
-            for name, runs in held.items():
+        for file, runs_by_name in contents.items():
+            for name, runs in runs_by_name.items():
                 self._runs.setdefault(name, []).extend((start, count, file) for start, count in runs)
-        for found in self._runs.values():
-            found.sort()
+        for sorted_runs in self._runs.values():
+            sorted_runs.sort()
 
     def files_for(self, parts: Iterable[Part]) -> set[str]:
         """Return the files that hold something of these parts."""
-        return {file for part in parts for _, _, file in self._pieces(part.name, part.start, part.count)}
+        return {file for part in parts for _, _, file in self._overlapping_runs(part)}
 
     def fill(self, part: Part) -> None:
         """Write into the part's tensors what the checkpoint holds of them."""
-        for start, count, file in self._pieces(part.name, part.start, part.count):
+        for start, count, file in self._overlapping_runs(part):
             begin, end = max(start, part.start), min(start + count, part.start + part.count)
             for kind, values in part.values.items():
-                stored = self._slice(file, f"{kind}/{start}/{part.name}", begin - start, end - start)
+                stored = self._read(file, f"{kind}/{start}/{part.name}", begin - start, end - start)
                 values[begin - part.start : end - part.start].copy_(stored)
 
-    def _pieces(self, name: str, start: int, count: int) -> list[tuple[int, int, str]]:
-        runs = self._runs.get(name, [])
+    def _overlapping_runs(self, part: Part) -> list[tuple[int, int, str]]:
+        """Find the stored runs that together hold a part."""
+        start, end = part.start, part.start + part.count
+        runs = self._runs.get(part.name, [])
+        # Sorted by their start: the first that can overlap is the last one that starts no later.
         first = max(0, bisect_right(runs, (start, 1 << 62, "")) - 1)
-        found = [run for run in runs[first:] if run[0] < start + count and run[0] + run[1] > start]
-        if sum(min(run[0] + run[1], start + count) - max(run[0], start) for run in found) != count:
-            raise InputError(f"{self._folder}: the checkpoint lacks elements {start} to {start + count} of {name}")
-        return found
+        overlapping = [run for run in runs[first:] if run[0] < end and run[0] + run[1] > start]
+        if sum(min(run[0] + run[1], end) - max(run[0], start) for run in overlapping) != part.count:
+            raise InputError(f"{self._folder}: the checkpoint lacks elements {start} to {end} of {part.name}")
+        return overlapping
 
-    def _slice(self, file: str, key: str, begin: int, end: int) -> Tensor:
+    def _read(self, file: str, key: str, begin: int, end: int) -> Tensor:
         try:
-            if file not in self._open:
-                self._open[file] = safe_open(self._folder / file, framework="pt")
-            values: Tensor = self._open[file].get_slice(key)[begin:end]
+            if file not in self._files:
+                self._files[file] = safe_open(self._folder / file, framework="pt")
+            values: Tensor = self._files[file].get_slice(key)[begin:end]
         except (SafetensorError, OSError) as error:
             raise InputError(f"{self._folder / file} cannot be read: {error}") from error
         return values

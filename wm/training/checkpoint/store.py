@@ -1,8 +1,8 @@
-"""Where checkpoints lie: a local folder or an object store, in which one is there whole or not at all.
+"""Store checkpoints in a local folder or an object store, in which one is complete or not there at all.
 
 A checkpoint is a folder ``step-00000200-TOKEN`` of files and, written last, ``checkpoint.json``, which names them. In a
 local folder it is written under a hidden name and renamed; an object store cannot rename, there the manifest alone says
-that the rest is whole. The token is of the attempt that wrote it: what two attempts of a run write never mixes.
+that the rest is complete. The token is of the attempt that wrote it: what two attempts of a run write never mixes.
 """
 
 import errno
@@ -11,71 +11,101 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, NotRequired, TypedDict, cast
 
 import pyarrow as pa
 
 from wm.errors import InputError
 from wm.files.storage import is_remote, object_store
 from wm.files.uris import local_path
+from wm.training.checkpoint.state_files import Contents
+
+if TYPE_CHECKING:
+    pass
 
 MANIFEST = "checkpoint.json"
 _OWNER = "owner"
 _NAME = re.compile(r"step-(\d{8,})-[0-9a-f]+")
 
 
+class FileFacts(TypedDict):
+    """A file of a checkpoint."""
+
+    bytes: int
+    contents: Contents
+
+
+class Manifest(TypedDict):
+    """Content of ``checkpoint.json``."""
+
+    step: int
+    metrics: dict[str, float]
+    identity: dict[str, object]
+    """Of the run: :func:`wm.training.checkpoint.identity.identity_of`."""
+    num_ranks: int
+    zero_stage: NotRequired[int | str]
+    files: dict[str, FileFacts]
+    """By name, of all ranks."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint: its folder's name and what its manifest says."""
+    """A complete checkpoint: its folder's name and what its manifest says."""
 
     name: str
-    manifest: Mapping[str, Any]
+    manifest: Manifest
 
     @property
     def step(self) -> int:
-        """Optimiser steps done."""
+        """Return the optimiser steps done."""
         return int(self.manifest["step"])
 
     @property
     def metrics(self) -> dict[str, float]:
-        """What was measured of the model then, by name."""
+        """Return what was measured of the model then, by name."""
         return dict(self.manifest["metrics"])
 
 
 class CheckpointStore:
-    """Checkpoints below one place. Raises :class:`OSError` where the place cannot be read or written."""
+    """Checkpoints below one folder. Methods raise :class:`OSError` where it cannot be read or written."""
 
-    def __init__(self, place: str) -> None:
-        """``place``: a local folder, which need not exist, or ``s3://bucket/prefix`` or ``gs://bucket/prefix``."""
+    def __init__(self, root_uri: str) -> None:
+        """Open the file system; nothing is read or written yet.
+
+        Args:
+            root_uri: A local folder, which need not exist, ``s3://bucket/prefix`` or ``gs://bucket/prefix``.
+        """
         from pyarrow import fs
 
-        self.place = place
-        self._is_local = not is_remote(place)
-        self._fs: Any
+        self.root_uri = root_uri
+        self._is_local = not is_remote(root_uri)
+        self._fs: fs.FileSystem
         if self._is_local:
-            self._fs, self._root = fs.LocalFileSystem(), str(Path(local_path(place)).absolute())
+            self._fs, self._root = fs.LocalFileSystem(), str(Path(local_path(root_uri)).absolute())
         else:
-            self._fs, self._root = object_store(place)
+            self._fs, self._root = object_store(root_uri)
 
     def check(self) -> None:
-        """Write and remove a small file; :class:`InputError` names the place if that fails."""
+        """Write and remove a small file; :class:`InputError` names the folder if that fails."""
         from pyarrow import fs
 
-        was_there = self._fs.get_file_info(self._root).type == fs.FileType.Directory if self._is_local else True
+        existed = self._fs.get_file_info(self._root).type == fs.FileType.Directory if self._is_local else True
         try:
             with self._errors():
                 self._write(f"{self._root}/.{_OWNER}.{os.getpid()}", b"?")
                 self._fs.delete_file(f"{self._root}/.{_OWNER}.{os.getpid()}")
-                if not was_there:
+                if not existed:
                     self._fs.delete_dir(self._root)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            raise InputError(f"checkpoints = {self.place!r}: cannot be written to: {_one_line(error)}") from error
+            raise InputError(
+                f"checkpoint.folder = {self.root_uri!r}: cannot be written to: {_one_line(error)}"
+            ) from error
 
     def claim(self, token: str) -> None:
         """Make ``token`` the attempt that writes here; an earlier one that still runs somewhere then writes no more."""
@@ -83,7 +113,7 @@ class CheckpointStore:
             self._write(f"{self._root}/{_OWNER}", token.encode())
 
     def is_claimed_by(self, token: str) -> bool:
-        """Return whether no later attempt has claimed the place."""
+        """Return whether no later attempt has claimed the folder."""
         with self._errors(), self._fs.open_input_stream(f"{self._root}/{_OWNER}") as stream:
             return bool(stream.read().decode() == token)
 
@@ -108,49 +138,59 @@ class CheckpointStore:
     def writing(self, name: str, file: str) -> Iterator[BinaryIO]:
         """Open a file of the checkpoint ``name`` for writing, on any rank; complete in an object store when it is
         closed."""
-        folder = self._aside(name)
+        folder = self._temporary_path(name)
         with self._errors():
             if self._is_local:
                 self._fs.create_dir(folder, recursive=True)
             with self._fs.open_output_stream(f"{folder}/{file}") as sink:
                 yield cast(BinaryIO, sink)
             if self._is_local:
-                _to_disk(Path(folder) / file)
+                _flush_to_disk(Path(folder) / file)
 
-    def finish(self, name: str, manifest: Mapping[str, Any]) -> Checkpoint:
-        """Make the checkpoint whole, once all its files are written. ``manifest["files"]`` is looked at: name to
-        ``{"bytes": …}``."""
-        folder = self._aside(name)
+    def finish(self, name: str, manifest: Manifest) -> Checkpoint:
+        """Complete a checkpoint whose files are written.
+
+        Args:
+            name: Of its folder.
+            manifest: Written last; each of its files must have the size that it says.
+
+        Returns:
+            The checkpoint.
+
+        Raises:
+            OSError: A file is missing or too short, or the manifest cannot be written.
+        """
+        folder = self._temporary_path(name)
         with self._errors():
             for file, facts in manifest["files"].items():
                 info = self._fs.get_file_info(f"{folder}/{file}")
                 if not info.is_file or info.size != facts["bytes"]:
                     raise OSError(
-                        errno.EIO, f"{file} is not whole there; do all nodes share the storage of the checkpoints?"
+                        errno.EIO, f"{file} is not complete there; do all nodes share the storage of the checkpoints?"
                     )
             self._write(f"{folder}/{MANIFEST}", (json.dumps(manifest) + "\n").encode())
             if self._is_local:
-                _to_disk(Path(folder) / MANIFEST)
+                _flush_to_disk(Path(folder) / MANIFEST)
                 self._fs.move(folder, f"{self._root}/{name}")
-                _to_disk(Path(self._root))
+                _flush_to_disk(Path(self._root))
         return Checkpoint(name, manifest)
 
     def discard(self, name: str) -> None:
-        """Remove what was written of a checkpoint that will not be whole; nothing if there is nothing."""
+        """Remove what was written of a checkpoint that will not be completed; nothing if there is nothing."""
         from pyarrow import fs
 
         with self._errors():
-            if self._fs.get_file_info(self._aside(name)).type == fs.FileType.Directory:
-                self._fs.delete_dir(self._aside(name))
+            if self._fs.get_file_info(self._temporary_path(name)).type == fs.FileType.Directory:
+                self._fs.delete_dir(self._temporary_path(name))
 
     def remove(self, name: str) -> None:
-        """Remove a whole checkpoint, the manifest first."""
+        """Remove a complete checkpoint, the manifest first: without it the rest is no checkpoint."""
         with self._errors():
             self._fs.delete_file(f"{self._root}/{name}/{MANIFEST}")
             self._fs.delete_dir(f"{self._root}/{name}")
 
     def remove_all_but(self, names: Sequence[str]) -> None:
-        """Remove every other checkpoint, and the whole place if none is left."""
+        """Remove every other checkpoint, and the folder itself if none stays."""
         for checkpoint in self.checkpoints():
             if checkpoint.name not in names:
                 self.remove(checkpoint.name)
@@ -163,10 +203,18 @@ class CheckpointStore:
                 self._fs.delete_dir(self._root)
 
     @contextmanager
-    def at_hand(self, checkpoint: Checkpoint, files: Sequence[str]) -> Iterator[Path]:
-        """Provide a local folder with these files of a checkpoint, each of the size that the manifest says.
+    def local_files(self, checkpoint: Checkpoint, files: Sequence[str]) -> Iterator[Path]:
+        """Provide a local folder with these files of a checkpoint.
 
-        Raises :class:`InputError` for one that is missing or of another size.
+        Args:
+            checkpoint: A complete one.
+            files: Names in its manifest.
+
+        Yields:
+            The folder: that of the checkpoint, or a temporary one with copies.
+
+        Raises:
+            InputError: A file is missing or has not the size that the manifest says.
         """
         folder = f"{self._root}/{checkpoint.name}"
         with self._errors():
@@ -175,7 +223,7 @@ class CheckpointStore:
                 if not info.is_file or info.size != expected:
                     actual = f"{info.size:,} bytes" if info.is_file else "nothing"
                     raise InputError(
-                        f"checkpoint {checkpoint.name} of {self.place}: expected {expected:,} bytes in {file}, "
+                        f"checkpoint {checkpoint.name} of {self.root_uri}: expected {expected:,} bytes in {file}, "
                         f"found {actual}"
                     )
         if self._is_local:
@@ -191,7 +239,8 @@ class CheckpointStore:
                     shutil.copyfileobj(source, sink, 8 << 20)
             yield Path(local)
 
-    def _aside(self, name: str) -> str:
+    def _temporary_path(self, name: str) -> str:
+        # Hidden until it is renamed; an object store has no renaming, there the missing manifest hides it.
         return f"{self._root}/{'.' if self._is_local else ''}{name}"
 
     def _folders(self) -> list[str]:
@@ -201,7 +250,7 @@ class CheckpointStore:
             infos = self._fs.get_file_info(fs.FileSelector(self._root, allow_not_found=True))
         return sorted(info.base_name for info in infos if info.type == fs.FileType.Directory)
 
-    def _read_manifest(self, path: str) -> dict[str, Any]:
+    def _read_manifest(self, path: str) -> Manifest:
         with self._errors(), self._fs.open_input_stream(path) as stream:
             text = stream.read()
         try:
@@ -210,7 +259,7 @@ class CheckpointStore:
                 raise ValueError("keys are missing")
         except (ValueError, AttributeError) as error:
             raise InputError(f"{path} is damaged: {error}; remove that folder") from error
-        return dict(manifest)
+        return cast(Manifest, manifest)
 
     def _write(self, path: str, content: bytes) -> None:
         if self._is_local:
@@ -224,10 +273,10 @@ class CheckpointStore:
         try:
             yield
         except pa.ArrowException as error:
-            raise OSError(errno.EIO, f"{self.place}: {_one_line(error)}") from error
+            raise OSError(errno.EIO, f"{self.root_uri}: {_one_line(error)}") from error
 
 
-def _to_disk(path: Path) -> None:
+def _flush_to_disk(path: Path) -> None:
     """Flush to the disk: otherwise a power cut leaves a name without its content."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -18,8 +18,8 @@ from wm.training.data.order import Indices
 from wm.training.data.prompt_batches import RowLayout
 from wm.training.data.sources import CodecShape, Source
 from wm.training.data.token_cache import SourceTokens, open_source
-from wm.training.data.tokenized import Reader, SourceFacts
-from wm.training.loss import Weights, recognition_weights
+from wm.training.data.tokenized import SourceFacts, SourceReader
+from wm.training.loss import RecognitionWeights, recognition_weights
 
 TOO_LONG = "row too long for the model"
 """Why a row is left out beside the reasons of :mod:`wm.training.data.tokenized`: it needs more positions than there
@@ -34,7 +34,9 @@ class TokenSet:
     Shape suffixes: B rows asked for, T tokens of the longest of them.
     """
 
-    def __init__(self, sources: Sequence[SourceTokens], vlm: UnifiedVLM, task: Task, weights: Weights) -> None:
+    def __init__(
+        self, sources: Sequence[SourceTokens], vlm: UnifiedVLM, task: Task, weights: RecognitionWeights
+    ) -> None:
         """Rows longer than the model's positions are left out and counted in ``facts``; :class:`InputError` if a
         source has no other, or the model's family does not know the task."""
         self._layout = RowLayout(vlm, task)
@@ -153,14 +155,14 @@ def fitting_rows(facts: SourceFacts, layout: RowLayout, max_positions: int) -> t
 
 
 def open_tokens(
-    sources: Sequence[Source], vlm: UnifiedVLM, task: Task, weights: Weights, *, root: Path, seed: int
+    sources: Sequence[Source], vlm: UnifiedVLM, task: Task, weights: RecognitionWeights, *, root: Path, seed: int
 ) -> TokenSet:
     """Open the rows of all sources in the token cache in ``root``, which is written where it is missing.
 
     Raises :class:`InputError` that names the source for a missing folder, another schema, no usable row,
     rows without codes, and rows whose codes were made by another codec than the model's.
     """
-    reader = Reader(vlm, CodecShape(vlm.codec_id, vlm.tokens_per_image, len(vlm.image_rows)), seed)
-    speech = reader.speech_digest()
+    reader = SourceReader(vlm, CodecShape(vlm.codec_id, vlm.tokens_per_image, len(vlm.image_rows)), seed)
+    speech = reader.tokenizer_digest()
     parts = [open_source(root, source, number, reader, speech) for number, source in enumerate(sources)]
     return TokenSet(parts, vlm, task, weights)

@@ -1,4 +1,4 @@
-"""What a step needs, made by a thread while the step before runs."""
+"""Build what a step needs in a thread while the step before runs."""
 
 import queue
 import threading
@@ -7,23 +7,30 @@ from contextlib import suppress
 from typing import TypeVar
 
 Item = TypeVar("Item")
-Made = TypeVar("Made")
+Value = TypeVar("Value")
 
 
-def prefetched(make: Callable[[Item], Made], items: Iterable[Item], depth: int = 2) -> Generator[Made, None, None]:
-    """Yield ``make(item)`` of every item, in their order, at most ``depth`` of them ahead.
+def prefetch(build: Callable[[Item], Value], items: Iterable[Item], depth: int = 2) -> Generator[Value, None, None]:
+    """Build a value of every item ahead of its use.
 
-    An exception of ``make`` is raised where its value would have come. Close the iterator (``contextlib.closing``)
-    to end the thread before the items end. A thread is enough: making a batch is a few copies, in which numpy lets
-    other threads run; worker processes would each map the same rows and hand them over by yet another copy.
+    A thread is enough: building a batch is a few copies, in which numpy lets other threads run; worker processes would
+    each map the same rows and return them by yet another copy.
+
+    Args:
+        build: Called in the thread; its exception is raised where the value would have come.
+        items: In their order.
+        depth: Values ahead at most.
+
+    Yields:
+        The values. Close the iterator (``contextlib.closing``) to end the thread before the items end.
     """
-    made: queue.Queue[tuple[bool, Made | BaseException | None]] = queue.Queue(depth)
+    values: queue.Queue[tuple[bool, Value | BaseException | None]] = queue.Queue(depth)
     stopped = threading.Event()
 
-    def put(entry: tuple[bool, Made | BaseException | None]) -> None:
+    def put(entry: tuple[bool, Value | BaseException | None]) -> None:
         while not stopped.is_set():
             with suppress(queue.Full):
-                made.put(entry, timeout=0.1)
+                values.put(entry, timeout=0.1)
                 return
 
     def work() -> None:
@@ -31,7 +38,7 @@ def prefetched(make: Callable[[Item], Made], items: Iterable[Item], depth: int =
             for item in items:
                 if stopped.is_set():
                     return
-                put((True, make(item)))
+                put((True, build(item)))
             put((False, None))
         except BaseException as error:
             put((False, error))
@@ -40,7 +47,7 @@ def prefetched(make: Callable[[Item], Made], items: Iterable[Item], depth: int =
     thread.start()
     try:
         while True:
-            is_value, entry = made.get()
+            is_value, entry = values.get()
             if is_value:
                 yield entry  # type: ignore[misc]
             elif entry is None:

@@ -1,4 +1,4 @@
-"""The tokens of a source on disk: written once from Parquet, memory-mapped by every worker of a node.
+"""Keep the tokens of a source on disk: written once from Parquet, memory-mapped by every worker of a node.
 
 A folder named by a digest of all that decides its content (the Parquet files, the selection, limit and seed, codec and
 tokenizer) holds
@@ -8,13 +8,13 @@ tokenizer) holds
 | ``rows.bin`` | a row's codes of the source, codes of the target (uint16 or uint32) and ``change`` (float32) |
 | ``actions.bin`` | int32 vocabulary ids of the actions one after another |
 | ``action_ends.npy``, ``change_mean.npy``, ``name_ends.npy``, ``names.bin`` | of each row; mean of ``change``; ids |
-| ``order.npy`` | int64: where each row stands, rows being numbered in the order of their ``triplet_id`` |
+| ``order.npy`` | int64: position of each row, rows being numbered in the order of their ``triplet_id`` |
 | ``facts.json`` | counts; the sizes that the files must have |
 
-Rows stand in the order of the Parquet files, so that writing is one pass forwards; training draws rows at random
-anyhow. Task, weights and prompt layout are not in it: an inverse and a forward model share one. It is written aside
-and renamed when whole, under a lock: of several workers of a node one writes and the others wait. Where locks do not
-reach (nodes that share a folder over a network), two may write, and the one that comes second throws its own away.
+Rows are in the order of the Parquet files, so that writing is one pass forwards; training reads rows at random anyhow.
+Task, recognition weights and prompt layout are not in it: an inverse and a forward model share one. A temporary folder
+is written and renamed when complete, under a lock: of several workers of a node one writes and the others wait. Where
+locks do not reach (nodes that share a folder over a network), two may write, and the second removes its own.
 """
 
 import fcntl
@@ -28,7 +28,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -36,26 +36,24 @@ import numpy.typing as npt
 from wm.errors import InputError
 from wm.records import table_files
 from wm.runs import digest_of, write_json
-from wm.training.data.sources import Chosen, CodecShape, Source
-from wm.training.data.tokenized import Reader, SourceFacts, need_rows
+from wm.training.data.sources import CodecShape, Codes, RowSelection, Source
+from wm.training.data.tokenized import SourceFacts, SourceReader, check_has_rows
 
 FORMAT = 1
 _FACTS = "facts.json"
 
-Array = npt.NDArray[Any]
-
 
 class SourceTokens:
-    """A source's rows, R of them sorted by ``triplet_id``; nothing is read but what is asked for."""
+    """A source's rows, R of them sorted by ``triplet_id``; only what is asked for is read."""
 
     def __init__(self, folder: Path, source: Source) -> None:
         facts = json.loads((folder / _FACTS).read_text())
-        _need_sizes(folder, facts["sizes"])
+        _check_sizes(folder, facts["sizes"])
         self.folder = folder
         self._record = _record_type(facts["codes"], facts["tokens_per_image"])
-        self._rows = _mapped(folder / "rows.bin", np.dtype("u1"), (facts["rows"], self._record.itemsize))
-        self._actions = _mapped(folder / "actions.bin", np.dtype("<i4"), (facts["action_tokens"],))
-        self._names = _mapped(folder / "names.bin", np.dtype("u1"), (facts["name_bytes"],))
+        self._rows = np.memmap(folder / "rows.bin", np.uint8, "r", shape=(facts["rows"], self._record.itemsize))
+        self._actions = np.memmap(folder / "actions.bin", "<i4", "r", shape=(facts["action_tokens"],))
+        self._names = np.memmap(folder / "names.bin", np.uint8, "r", shape=(facts["name_bytes"],))
         self._order_R, self._action_ends, self._name_ends, change_mean = (
             np.load(folder / f"{name}.npy", mmap_mode="r")
             for name in ("order", "action_ends", "name_ends", "change_mean")
@@ -66,7 +64,7 @@ class SourceTokens:
         )
         self.change_mean_R: npt.NDArray[np.float32] = change_mean[np.asarray(self._order_R)]
 
-    def gather(self, rows_B: npt.NDArray[np.int64]) -> tuple[Array, Array, npt.NDArray[np.float32]]:
+    def gather(self, rows_B: npt.NDArray[np.int64]) -> tuple[Codes, Codes, npt.NDArray[np.float32]]:
         """Return the codes of source and target and ``change``, each (B, N)."""
         # Bytes, because numpy copies a row of them at once and a structure field by field.
         records = self._rows[self._order_R[rows_B]].view(self._record)[:, 0]
@@ -88,36 +86,47 @@ class SourceTokens:
         ]
 
 
-def open_source(root: Path, source: Source, number: int, reader: Reader, speech: str) -> SourceTokens:
-    """Open the tokens of the recipe's source ``number`` in the cache in ``root``; they are written if missing.
+def open_source(root: Path, source: Source, number: int, reader: SourceReader, speech: str) -> SourceTokens:
+    """Open the tokens of a source in the cache; they are written if missing.
 
-    ``speech``: the reader's :meth:`~wm.training.data.tokenized.Reader.speech_digest`. Raises :class:`InputError` on
-    anything wrong with the rows, and if the disk has not the room.
+    Args:
+        root: Folder of the cache.
+        source: The table.
+        number: Of the source in the recipe.
+        reader: Turns rows into tokens.
+        speech: The reader's :meth:`~wm.training.data.tokenized.SourceReader.tokenizer_digest`.
+
+    Returns:
+        The tokens.
+
+    Raises:
+        InputError: Something is wrong with the rows, or the disk has not the room.
     """
     folder = root / _key(source, number, reader, speech)
     if not (folder / _FACTS).is_file():
-        with _made_folder(root), _locked(root / f".{folder.name}.lock"):
+        with _created_folder(root), _locked(root / f".{folder.name}.lock"):
             if not (folder / _FACTS).is_file():
                 _write(folder, source, number, reader)
     return SourceTokens(folder, source)
 
 
-def find_source(root: Path, source: Source, number: int, reader: Reader, speech: str) -> SourceTokens | None:
+def find_source(root: Path, source: Source, number: int, reader: SourceReader, speech: str) -> SourceTokens | None:
     """Open the tokens as :func:`open_source` does, but return None if the tokens are not there."""
     folder = root / _key(source, number, reader, speech)
     return SourceTokens(folder, source) if (folder / _FACTS).is_file() else None
 
 
-def _write(folder: Path, source: Source, number: int, reader: Reader) -> None:
+def _write(folder: Path, source: Source, number: int, reader: SourceReader) -> None:
     _remove_leftovers(folder)
-    chosen = reader.choose(source, number)
-    _need_room(folder.parent, chosen.num_rows, reader.codec)
+    selection = reader.select(source, number)
+    _check_room(folder.parent, selection.num_rows, reader.codec)
     prefix = f".{folder.name}.{platform.node()}.{os.getpid()}."
     temporary = Path(tempfile.mkdtemp(prefix=prefix, suffix=".tmp", dir=folder.parent))
     try:
-        _write_files(temporary, source, chosen, reader)
+        _write_files(temporary, source, selection, reader)
         temporary.chmod(0o755)
-        with suppress(OSError):  # another node was quicker
+        # Another node may have been quicker.
+        with suppress(OSError):
             temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -125,32 +134,34 @@ def _write(folder: Path, source: Source, number: int, reader: Reader) -> None:
 
 def _remove_leftovers(folder: Path) -> None:
     """Remove the files of killed writers of this node; those of other nodes may be at work."""
-    for rest in folder.parent.glob(f".{folder.name}.{platform.node()}.*.tmp"):
-        if not Path(f"/proc/{rest.name.split('.')[-3]}").exists():
-            shutil.rmtree(rest, ignore_errors=True)
+    for leftover in folder.parent.glob(f".{folder.name}.{platform.node()}.*.tmp"):
+        if not Path(f"/proc/{leftover.name.split('.')[-3]}").exists():
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _write_files(aside: Path, source: Source, chosen: Chosen, reader: Reader) -> None:
+def _write_files(folder: Path, source: Source, selection: RowSelection, reader: SourceReader) -> None:
     codec, left_out = reader.codec, Counter[str]()
     lengths, name_lengths, means, ranks = [], [], [], []
     record = _record_type(codec.code_type.str, codec.tokens_per_image)
     with ExitStack() as stack:
         rows, actions, names = (
-            stack.enter_context(_synced(aside / f"{name}.bin")) for name in ("rows", "actions", "names")
+            stack.enter_context(_synced(folder / f"{name}.bin")) for name in ("rows", "actions", "names")
         )
-        for piece, ids_A, length_P in reader.pieces(source, chosen, left_out):
-            block = np.empty(len(piece.rank_P), record)
-            block["source"], block["target"], block["change"] = piece.source_PN, piece.target_PN, piece.change_PN
+        # 1. One pass over the rows; what is small stays in memory.
+        for chunk, ids_A, length_P in reader.chunks(source, selection, left_out):
+            block = np.empty(len(chunk.rank_P), record)
+            block["source"], block["target"], block["change"] = chunk.source_PN, chunk.target_PN, chunk.change_PN
             rows.write(block.tobytes())
             actions.write(ids_A.astype("<i4", copy=False).tobytes())
-            texts = [name.encode() for name in piece.names.to_pylist()]
+            texts = [name.encode() for name in chunk.names.to_pylist()]
             names.write(b"".join(texts))
             lengths.append(length_P)
             name_lengths.append(np.array([len(text) for text in texts], np.int32))
-            means.append(piece.change_PN.mean(axis=1, dtype=np.float64).astype(np.float32))
-            ranks.append(piece.rank_P)
+            means.append(chunk.change_PN.mean(axis=1, dtype=np.float64).astype(np.float32))
+            ranks.append(chunk.rank_P)
+    # 2. Where each row is stored, by the order of their ids.
     rank_R = np.concatenate(ranks) if ranks else np.zeros(0, np.int64)
-    need_rows(source, len(rank_R), left_out)
+    check_has_rows(source, len(rank_R), left_out)
     arrays = {
         "order": np.argsort(rank_R),
         "action_ends": np.concatenate(lengths).cumsum(dtype=np.int64),
@@ -158,24 +169,25 @@ def _write_files(aside: Path, source: Source, chosen: Chosen, reader: Reader) ->
         "change_mean": np.concatenate(means),
     }
     for name, values in arrays.items():
-        with _synced(aside / f"{name}.npy") as file:
+        with _synced(folder / f"{name}.npy") as file:
             np.save(file, values)
+    # 3. The facts last: a folder without them is not read.
     write_json(
-        aside / _FACTS,
+        folder / _FACTS,
         {
             "rows": len(rank_R),
-            "skipped": chosen.num_skipped,
+            "skipped": selection.num_skipped,
             "left_out": dict(+left_out),
             "codes": codec.code_type.str,
             "tokens_per_image": codec.tokens_per_image,
             "action_tokens": int(arrays["action_ends"][-1]),
             "name_bytes": int(arrays["name_ends"][-1]),
-            "sizes": {file.name: file.stat().st_size for file in sorted(aside.iterdir())},
+            "sizes": {file.name: file.stat().st_size for file in sorted(folder.iterdir())},
         },
     )
 
 
-def _key(source: Source, number: int, reader: Reader, speech: str) -> str:
+def _key(source: Source, number: int, reader: SourceReader, speech: str) -> str:
     """Digest all that the content depends on to 32 hexadecimal digits."""
     codec = reader.codec
     facts = [
@@ -190,26 +202,24 @@ def _key(source: Source, number: int, reader: Reader, speech: str) -> str:
 
 
 def _files_digest(folder: Path) -> str:
-    """Digest names, sizes and times of Parquet files: a table that was made anew in place is another one."""
+    """Digest names, sizes and times of Parquet files: a table that was written again in place is another one."""
     facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in table_files(folder)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
-def _record_type(codes: str, tokens_per_image: int) -> np.dtype[Any]:
+def _record_type(codes: str, tokens_per_image: int) -> np.dtype[np.void]:
     return np.dtype(
         [("source", codes, tokens_per_image), ("target", codes, tokens_per_image), ("change", "<f4", tokens_per_image)]
     )
 
 
-def _mapped(path: Path, kind: np.dtype[Any], shape: tuple[int, ...]) -> Array:
-    return np.memmap(path, kind, "r", shape=shape)
-
-
-def _need_sizes(folder: Path, sizes: dict[str, int]) -> None:
+def _check_sizes(folder: Path, sizes: dict[str, int]) -> None:
     for name, size in sizes.items():
         actual = (folder / name).stat().st_size if (folder / name).is_file() else -1
         if actual != size:
-            raise InputError(f"{folder / name} has {actual} bytes, expected {size}; remove {folder}, it is made anew")
+            raise InputError(
+                f"{folder / name} has {actual} bytes, expected {size}; remove {folder}, which is then written again"
+            )
 
 
 def cache_bytes(num_rows: int, codec: CodecShape) -> int:
@@ -217,13 +227,13 @@ def cache_bytes(num_rows: int, codec: CodecShape) -> int:
     return num_rows * _record_type(codec.code_type.str, codec.tokens_per_image).itemsize
 
 
-def _need_room(root: Path, num_rows: int, codec: CodecShape) -> None:
-    need = cache_bytes(num_rows, codec)
+def _check_room(root: Path, num_rows: int, codec: CodecShape) -> None:
+    size = cache_bytes(num_rows, codec)
     free = shutil.disk_usage(root).free
-    if need > free:
+    if size > free:
         raise InputError(
-            f"the tokens of {num_rows:,} triplets need {need / 1e9:.1f} GB in {root}, which has {free / 1e9:.1f} GB "
-            "free; give another folder as token_cache"
+            f"the tokens of {num_rows:,} triplets need {size / 1e9:.1f} GB in {root}, which has {free / 1e9:.1f} GB "
+            "free; give another folder as data.token_cache"
         )
 
 
@@ -232,11 +242,12 @@ def _synced(path: Path) -> Iterator[BinaryIO]:
     with path.open("wb") as file:
         yield file
         file.flush()
-        os.fsync(file.fileno())  # or a power cut leaves the name without its content
+        # Otherwise a power cut leaves the name without its content.
+        os.fsync(file.fileno())
 
 
 @contextmanager
-def _made_folder(root: Path) -> Iterator[None]:
+def _created_folder(root: Path) -> Iterator[None]:
     """Create ``root``, and remove what was created for it if the block fails."""
     created = [folder for folder in (root, *root.parents) if not folder.exists()]
     root.mkdir(parents=True, exist_ok=True)

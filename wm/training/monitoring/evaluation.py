@@ -1,8 +1,8 @@
-"""Gates and samples while a model trains, the best model so far, and the telling of both.
+"""Evaluate and sample from a model while it trains, keep the best model so far, and log both.
 
-What a gate asks is not known here (:mod:`wm.evaluation` stands above this room): a :class:`Watcher` does it. The first
-worker asks while the others wait for what it found, and nothing that training goes by is changed: neither weights,
-nor modes of modules, nor states of random generators.
+What is measured is not known here (:mod:`wm.evaluation` is a room above this one): an :class:`Evaluator` does it. The
+first worker evaluates while the others wait for its figures, and nothing that training depends on is changed: neither
+weights, nor modes of modules, nor states of random generators.
 """
 
 import json
@@ -11,9 +11,9 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -22,23 +22,27 @@ from wm.images import Pixels, encode_png
 from wm.models import save_model
 from wm.models.protocol import UnifiedVLM
 from wm.runs import write_json
-from wm.training.monitoring.metrics import World, cut
-from wm.training.monitoring.trackers import Boards
+from wm.training.monitoring.metrics import RankInfo, drop_lines_after
+from wm.training.monitoring.trackers import Trackers
 from wm.training.recipe import TrainRecipe
 
-GATES = "gates.jsonl"
+EVALUATIONS = "gates.jsonl"
+"""Below ``out``: a line an evaluation."""
 SAMPLES = "samples"
 MODEL, LAST = "model", "last"
 BEST = ".best.json"
 
+EvaluationLine = dict[str, float]
+"""``step``, ``has_collapsed``, ``wall_s``, and figures by name."""
+
 
 @dataclass(frozen=True)
-class Gated:
-    """What a gate found: figures by name, ``nats`` (less is better) and ``preference`` (more is better) among them."""
+class EvaluationResult:
+    """Figures by name, ``nats`` (lower is better) and ``preference`` (higher is better) among them."""
 
     figures: dict[str, float]
     has_collapsed: bool
-    """Whether the model hands back its source instead of a prediction."""
+    """Whether the model returns its source instead of a prediction."""
 
 
 @dataclass(frozen=True)
@@ -49,82 +53,94 @@ class Sample:
     text: str
 
 
-class Watcher(Protocol):
-    """Looks at a model through held-out triplets. On the first worker alone."""
+class Evaluator(Protocol):
+    """Measures a model on held-out triplets. On the first worker alone."""
 
     def prepare(self, vlm: UnifiedVLM) -> None:
         """Read what is needed; :class:`wm.errors.InputError` if it does not fit the model."""
         ...
 
-    def gate(self, vlm: UnifiedVLM) -> Gated:
-        """Ask the model as it is now."""
+    def evaluate(self, vlm: UnifiedVLM) -> EvaluationResult:
+        """Measure the model as it is now."""
         ...
 
     def sample(self, vlm: UnifiedVLM) -> Sample:
-        """Let the model as it is now predict."""
+        """Predict with the model as it is now."""
         ...
 
 
 @dataclass(frozen=True)
 class Best:
-    """The best gate so far and where its model is."""
+    """The best evaluation so far and where its model is."""
 
     step: int
     value: float
     folder: str
 
 
-class Watch:
-    """What is due after which step. Every rank has one and calls it in step; ``watcher`` counts on rank 0 alone."""
+class PeriodicEvaluation:
+    """Does what is due after a step. Every rank has one and calls it in step; ``evaluator`` is used on rank 0 alone."""
 
     def __init__(
-        self, recipe: TrainRecipe, world: World, watcher: Watcher | None, first: int, *, digest: str, boards: Boards
+        self,
+        recipe: TrainRecipe,
+        rank_info: RankInfo,
+        evaluator: Evaluator | None,
+        first: int,
+        *,
+        digest: str,
+        trackers: Trackers,
     ) -> None:
-        """``first``: steps done; gates of later ones, from a run that was killed, are dropped. ``digest``: of the
-        recipe, for the best model's manifest."""
-        self._recipe, self._world, self._watcher = recipe, world, watcher
-        self._digest, self._boards = digest, boards
+        """Load the evaluations of the first ``first`` steps; those of later ones, from a run that was killed, go.
+
+        Args:
+            recipe: The run.
+            rank_info: This process.
+            evaluator: None where the recipe asks for nothing.
+            first: Steps done.
+            digest: Of the recipe, for the best model's manifest.
+            trackers: Where figures and images are logged.
+        """
+        self._recipe, self._rank_info, self._evaluator = recipe, rank_info, evaluator
+        self._digest, self._trackers = digest, trackers
         self._out = Path(recipe.out)
-        self.gates: list[dict[str, Any]] = []
-        """Lines of ``gates.jsonl`` so far; on every rank those of this process."""
+        self.lines: list[EvaluationLine] = []
+        """Evaluations so far; on ranks other than 0 those of this process."""
         self.best: Best | None = None
-        """On rank 0, with ``best_by``."""
-        self._is_asked = world.rank == 0 and bool(recipe.gate_every or recipe.sample_every)
-        if self._is_asked and watcher is None:
-            raise ValueError("gate_every and sample_every need a watcher")
-        if self._is_asked and recipe.gate_every:
-            self.gates = cut(self._out / GATES, first)
-            self._find_best()
+        """On rank 0, with ``eval.metric_for_best_model``."""
+        if rank_info.rank == 0 and recipe.eval.is_on and evaluator is None:
+            raise ValueError("eval.every_steps and eval.sample_every_steps need an evaluator")
+        if rank_info.rank == 0 and recipe.eval.every_steps:
+            self.lines = drop_lines_after(self._out / EVALUATIONS, first)
+            self._load_best()
 
     def prepare(self, vlm: UnifiedVLM) -> None:
         """Read, before the first step, what evaluation needs."""
-        if (
-            self._watcher is not None
-            and self._world.rank == 0
-            and (self._recipe.gate_every or self._recipe.sample_every)
-        ):
-            self._watcher.prepare(vlm)
+        if self._evaluator is not None and self._rank_info.rank == 0 and self._recipe.eval.is_on:
+            self._evaluator.prepare(vlm)
 
     def is_due(self, num_steps: int, is_last: bool) -> bool:
-        """Return whether a gate or sample follows step ``num_steps`` (from 1)."""
-        return self._gate_due(num_steps, is_last) or self._sample_due(num_steps, is_last)
+        """Return whether an evaluation or sample follows step ``num_steps`` (from 1)."""
+        settings = self._recipe.eval
+        return any(_is_due(every, num_steps, is_last) for every in (settings.every_steps, settings.sample_every_steps))
 
-    def look(self, vlm: UnifiedVLM, num_steps: int, is_last: bool) -> dict[str, Any] | None:
-        """Do what is due after step ``num_steps``; a collective. Returns the gate's line, if there was a gate."""
-        line: list[dict[str, Any] | None] = [None]
-        if self._world.rank == 0:
+    def run(self, vlm: UnifiedVLM, num_steps: int, is_last: bool) -> None:
+        """Evaluate and sample if that is due after step ``num_steps``; a collective."""
+        settings = self._recipe.eval
+        message: list[EvaluationLine | None] = [None]
+        if self._rank_info.rank == 0 and self._evaluator is not None:
             with _undisturbed(vlm):
-                if self._gate_due(num_steps, is_last):
-                    line[0] = self._gate(vlm, num_steps)
-                if self._sample_due(num_steps, is_last):
-                    self._sample(vlm, num_steps)
-            self._boards.flush()
-        if self._world.size > 1:
-            device = self._world.device if self._world.device.type == "cuda" else None
-            dist.broadcast_object_list(line, src=0, device=device)
-        if line[0] is not None:
-            self.gates.append(line[0])
-        return line[0]
+                if _is_due(settings.every_steps, num_steps, is_last):
+                    message[0] = self._evaluate(self._evaluator, vlm, num_steps)
+                if _is_due(settings.sample_every_steps, num_steps, is_last):
+                    self._sample(self._evaluator, vlm, num_steps)
+            self._trackers.flush()
+        # All ranks choose checkpoints by the figures.
+        if self._rank_info.size > 1:
+            device = self._rank_info.device if self._rank_info.device.type == "cuda" else None
+            dist.broadcast_object_list(message, src=0, device=device)
+        if message[0] is not None:
+            self.lines.append(message[0])
 
     def publish(self) -> None:
         """Move the best model to ``out/model``, on rank 0 at the end; repeated after a kill, it changes nothing."""
@@ -139,32 +155,22 @@ class Watch:
             folder.rename(target)
             shutil.rmtree(retired, ignore_errors=True)
 
-    def _gate_due(self, num_steps: int, is_last: bool) -> bool:
-        every = self._recipe.gate_every
-        return bool(every) and (is_last or num_steps % every == 0)
-
-    def _sample_due(self, num_steps: int, is_last: bool) -> bool:
-        every = self._recipe.sample_every
-        return bool(every) and (is_last or num_steps % every == 0)
-
-    def _gate(self, vlm: UnifiedVLM, num_steps: int) -> dict[str, Any]:
-        assert self._watcher is not None
+    def _evaluate(self, evaluator: Evaluator, vlm: UnifiedVLM, num_steps: int) -> EvaluationLine:
         begin = time.perf_counter()
-        result = self._watcher.gate(vlm)
+        result = evaluator.evaluate(vlm)
         wall_s = round(time.perf_counter() - begin, 3)
         line = {"step": num_steps, **result.figures, "has_collapsed": result.has_collapsed, "wall_s": wall_s}
-        with (self._out / GATES).open("a") as file:
+        with (self._out / EVALUATIONS).open("a") as file:
             file.write(json.dumps(line) + "\n")
-        self._boards.scalars(num_steps, {f"gate/{name}": value for name, value in result.figures.items()})
+        self._trackers.log(num_steps, {f"eval/{name}": value for name, value in result.figures.items()})
         if result.has_collapsed:
-            self._boards.text(num_steps, "gate/collapse", f"step {num_steps}: the model hands back its source")
-        if self._recipe.best_by:
-            self._keep_if_best(vlm, num_steps, result.figures[self._recipe.best_by])
+            self._trackers.log(num_steps, {"eval/collapse": f"step {num_steps}: the model returns its source"})
+        if metric := self._recipe.eval.metric_for_best_model:
+            self._keep_if_best(vlm, num_steps, result.figures[metric])
         return line
 
-    def _sample(self, vlm: UnifiedVLM, num_steps: int) -> None:
-        assert self._watcher is not None
-        sample = self._watcher.sample(vlm)
+    def _sample(self, evaluator: Evaluator, vlm: UnifiedVLM, num_steps: int) -> None:
+        sample = evaluator.sample(vlm)
         folder = self._out / SAMPLES
         folder.mkdir(exist_ok=True)
         for name, data in (
@@ -174,27 +180,31 @@ class Watch:
             temporary = folder / f".{name}.{os.getpid()}.tmp"
             temporary.write_bytes(data)
             temporary.replace(folder / name)
-        self._boards.picture(num_steps, "samples", sample.pixels_HWC)
-        self._boards.text(num_steps, "samples/text", sample.text)
+        self._trackers.log(num_steps, {"samples": sample.pixels_HWC, "samples/text": sample.text})
 
-    def _find_best(self) -> None:
-        """Load the note of the best model of a killed run; remove folders that it was about to write or remove."""
+    def _load_best(self) -> None:
+        """Load the note of a killed run's best model; remove folders that it was about to write or remove."""
         note = self._out / BEST
-        if self._recipe.best_by and note.is_file():
+        if self._recipe.eval.metric_for_best_model and note.is_file():
             self.best = Best(**json.loads(note.read_text()))
         for folder in self._out.glob(".best-*"):
             if self.best is None or folder.name != self.best.folder:
                 shutil.rmtree(folder)
 
     def _keep_if_best(self, vlm: UnifiedVLM, num_steps: int, value: float) -> None:
-        sign = -1 if self._recipe.best_by == "nats" else 1
+        sign = -1 if self._recipe.eval.metric_for_best_model == "nats" else 1
         if self.best is not None and sign * value <= sign * self.best.value:
             return
-        before, self.best = self.best, Best(num_steps, value, f".best-{num_steps:08d}")
+        # The note changes only once the new model is complete, and the old one goes last.
+        previous, self.best = self.best, Best(num_steps, value, f".best-{num_steps:08d}")
         save_model(vlm, self._out / self.best.folder, task=self._recipe.task, recipe_digest=self._digest)
-        write_json(self._out / BEST, self.best.__dict__)
-        if before is not None:
-            shutil.rmtree(self._out / before.folder, ignore_errors=True)
+        write_json(self._out / BEST, asdict(self.best))
+        if previous is not None:
+            shutil.rmtree(self._out / previous.folder, ignore_errors=True)
+
+
+def _is_due(every: int, num_steps: int, is_last: bool) -> bool:
+    return bool(every) and (is_last or num_steps % every == 0)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""Log what a run does while it trains: ``metrics.jsonl``, one line a step, and from it the boards.
+"""Log a run's figures: ``metrics.jsonl``, one line a step, and from it the trackers.
 
-The figures of a window (the steps between two writes) stand in its last line. What ranks know apart is summed in one
+The figures of a window (the steps between two writes) are in its last line. The parts of the ranks are summed in one
 exchange a window; nothing else waits for another rank or for the device.
 """
 
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from wm.training.data.batches import NUM_QUANTILES, TokenSet
 from wm.training.data.order import Indices, rank_slice
-from wm.training.monitoring.trackers import Boards, Histogram
+from wm.training.monitoring.trackers import Histogram, Trackers, Value
 from wm.training.planning.flops import StepWork, mfu
 from wm.training.recipe import TrainRecipe
 from wm.training.step import MicroBatch
@@ -34,8 +34,8 @@ WEIGHT_EDGES: npt.NDArray[np.float64] = np.concatenate(([0.0], 2.0 ** np.arange(
 
 
 @dataclass(frozen=True)
-class World:
-    """This worker among the others."""
+class RankInfo:
+    """A process of the training: its number, of how many, and its device."""
 
     rank: int
     size: int
@@ -43,7 +43,7 @@ class World:
 
 
 @dataclass(frozen=True)
-class Done:
+class StepResult:
     """A finished step as this rank saw it, P of the global batch's rows being its own."""
 
     step: int
@@ -57,16 +57,16 @@ class Done:
     num_learned: int
     """Completion tokens of the global batch."""
     rows_2P: Tensor  # noqa: N815
-    """See :func:`wm.training.step.row_nll`."""
+    """:func:`wm.training.step.row_nll` of this rank's rows."""
     micro_batches: Sequence[MicroBatch]
 
 
 class Metrics:
-    """Figures of all ranks, exchanged and written once in ``log_every`` steps."""
+    """Figures of all ranks, exchanged and written once in ``logging.every_steps`` steps."""
 
     def __init__(
         self,
-        world: World,
+        rank_info: RankInfo,
         recipe: TrainRecipe,
         first: int,
         *,
@@ -75,51 +75,57 @@ class Metrics:
         rows_per_epoch: int,
         work: StepWork | None,
         peak_tflops: float | None,
-        boards: Boards,
+        trackers: Trackers,
     ) -> None:
-        """``first``: steps already done; lines of later ones, from a run that was killed, are dropped.
-        ``image_rows``: vocabulary ids of the image codes. ``work``, ``peak_tflops``: for the MFU, or None."""
+        """Load the losses of the first ``first`` steps; lines of later ones, from a run that was killed, are dropped.
+
+        Args:
+            rank_info: This process.
+            recipe: The run.
+            first: Steps already done.
+            tokens: All rows.
+            image_rows: Vocabulary ids of the image codes.
+            rows_per_epoch: Rows that an epoch shows.
+            work: Arithmetic of a step, for the MFU; None: not known.
+            peak_tflops: Peak of one device, for the MFU; None: not known.
+            trackers: Where the figures go besides.
+        """
         self._path = Path(recipe.out) / METRICS
-        self.world, self.recipe, self._tokens, self._boards = world, recipe, tokens, boards
+        self.rank_info, self.recipe, self._tokens, self._trackers = rank_info, recipe, tokens, trackers
         self._image_rows = image_rows.cpu()
         self._rows_per_epoch = rows_per_epoch
         self._work, self._peak = work, peak_tflops
         self._sources = source_names([source.path for source in recipe.triplets])
         self._pending: list[dict[str, float]] = []
-        self._window = _Window(self._num_groups, world.device)
+        self._window = _Window(self._num_groups, rank_info.device)
         self._since = time.perf_counter()
         self._paused_s = 0.0
         self.paused_s = 0.0
         """Seconds spent inside :meth:`paused`, over all."""
         self.losses: list[float] = []
-        if world.rank == 0:
-            self.losses = [line["loss"] for line in cut(self._path, first)]
-        _forget_peak(world.device)
+        if rank_info.rank == 0:
+            self.losses = [line["loss"] for line in drop_lines_after(self._path, first)]
+        _reset_peak(rank_info.device)
 
     @property
     def _num_groups(self) -> int:
         return len(self._sources) + NUM_QUANTILES
 
-    def add(self, done: Done) -> None:
-        """Note a finished step."""
-        epoch = done.step * self.recipe.global_batch / self._rows_per_epoch
-        self._pending.append(
-            {
-                "step": done.step,
-                "epoch": round(epoch, 4),
-                "loss": done.loss,
-                "lr": done.lr,
-                "grad_norm": done.grad_norm,
-            }
-        )
-        own = rank_slice(done.rows, self.world.rank, self.world.size)
-        lengths_B = self._tokens.lengths(done.rows)
+    def add(self, result: StepResult) -> None:
+        """Add a finished step."""
+        epoch = round(result.step * self.recipe.global_batch_size / self._rows_per_epoch, 4)
+        line = {"step": result.step, "epoch": epoch, "loss": result.loss, "lr": result.lr}
+        self._pending.append(line | {"grad_norm": result.grad_norm})
+        # Losses by source and by change: of the own rows, until the ranks exchange them.
+        rows_P = rank_slice(result.rows, self.rank_info.rank, self.rank_info.size)
         window = self._window
-        window.add(self._tokens.source_of(own), done.rows_2P)
-        window.add(len(self._sources) + self._tokens.change_quantile_of(own), done.rows_2P)
+        window.add(self._tokens.source_of(rows_P), result.rows_2P)
+        window.add(len(self._sources) + self._tokens.change_quantile_of(rows_P), result.rows_2P)
+        # Work: of the global batch, which every rank knows.
+        lengths_B = self._tokens.lengths(result.rows)
         window.num_tokens += int(lengths_B.sum())
-        window.flops += self._work.flops(lengths_B, done.num_learned) if self._work else float("nan")
-        window.micro_batches = done.micro_batches
+        window.flops += self._work.flops(lengths_B, result.num_learned) if self._work else float("nan")
+        window.micro_batches = result.micro_batches
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -131,7 +137,7 @@ class Metrics:
             seconds = time.perf_counter() - begin
             self._paused_s += seconds
             self.paused_s += seconds
-            _forget_peak(self.world.device)
+            _reset_peak(self.rank_info.device)
 
     def flush(self) -> list[float]:
         """Average the pending losses over ranks (a collective), append their lines; returns the losses."""
@@ -139,8 +145,8 @@ class Metrics:
         now = time.perf_counter()
         seconds = max(now - self._since - self._paused_s, 1e-9)
         self._since, self._paused_s = now, 0.0
-        if self.world.rank == 0:
-            speed = round(len(losses) * self.recipe.global_batch / seconds, 1)
+        if self.rank_info.rank == 0:
+            speed = round(len(losses) * self.recipe.global_batch_size / seconds, 1)
             lines: list[dict[str, Any]] = [
                 line | {"loss": value, "samples_per_s": speed}
                 for line, value in zip(self._pending, losses, strict=True)
@@ -149,39 +155,39 @@ class Metrics:
             with self._path.open("a") as file:
                 file.write("".join(json.dumps(line) + "\n" for line in lines))
             self.losses.extend(losses)
-            self._show(lines, weights)
+            self._log(lines, weights)
         self._pending = []
-        self._window = _Window(self._num_groups, self.world.device)
-        _forget_peak(self.world.device)
+        self._window = _Window(self._num_groups, self.rank_info.device)
+        _reset_peak(self.rank_info.device)
         return losses
 
     def _exchange(self) -> tuple[list[float], npt.NDArray[np.float64], Histogram, int]:
-        """Exchange between all ranks: losses of the steps, sums of the groups (2, G), weights, and the largest peak of
+        """Exchange between all ranks losses of the steps, sums of the groups (2, G), weights, and the highest peak of
         memory."""
-        device = self.world.device
+        device = self.rank_info.device
         weights = self._weights()
         parts = (
             torch.tensor([line["loss"] for line in self._pending], dtype=torch.float64, device=device),
             self._window.sums_2G.flatten(),
-            torch.from_numpy(weights.as_vector()).to(device),
+            torch.from_numpy(weights.to_vector()).to(device),
         )
         summed = torch.cat(parts)
         dist.all_reduce(summed)
         peak = torch.tensor([_peak_bytes(device)], dtype=torch.float64, device=device)
         dist.all_reduce(peak, op=dist.ReduceOp.MAX)
         losses, groups, counted = (part.cpu() for part in torch.split(summed, [len(part) for part in parts]))
-        values: list[float] = (losses / self.world.size).tolist()
+        values: list[float] = (losses / self.rank_info.size).tolist()
         return (
             values,
             groups.numpy().reshape(2, -1),
-            Histogram.of_vector(WEIGHT_EDGES, counted.numpy()),
+            Histogram.from_vector(WEIGHT_EDGES, counted.numpy()),
             int(peak.item()),
         )
 
     def _weights(self) -> Histogram:
         """Count the recognition weights of the last step's rows of this rank."""
         values = [np.zeros(0, np.float32)]
-        if self.recipe.task == "fdm" and self.recipe.weights.enabled:
+        if self.recipe.task == "fdm" and self.recipe.recognition.enabled:
             for ids_BT, is_completion_BT, weight_BT in self._window.micro_batches:
                 is_weighted_BT = is_completion_BT & torch.isin(ids_BT, self._image_rows.to(ids_BT.device))
                 values.append(weight_BT[is_weighted_BT].cpu().numpy())
@@ -190,8 +196,8 @@ class Metrics:
     def _figures(
         self, seconds: float, sums_2G: npt.NDArray[np.float64], weights: Histogram, peak_bytes: int
     ) -> dict[str, Any]:
-        """Return the figures of the window that its last line holds besides."""
-        share = mfu(self._window.flops, seconds, peak=self._peak, num_devices=self.world.size)
+        """Compute the figures of the window, which its last line holds besides its own."""
+        share = mfu(self._window.flops, seconds, peak=self._peak, num_devices=self.rank_info.size)
         means = [None if count == 0 else round(float(total / count), 6) for total, count in sums_2G.T]
         by_source = dict(zip(self._sources, means, strict=False))
         by_change = {str(number + 1): mean for number, mean in enumerate(means[len(self._sources) :])}
@@ -204,23 +210,24 @@ class Metrics:
             **({"weight_counts": [int(count) for count in weights.counts]} if weights.counts.any() else {}),
         }
 
-    def _show(self, lines: Sequence[dict[str, Any]], weights: Histogram) -> None:
+    def _log(self, lines: Sequence[dict[str, Any]], weights: Histogram) -> None:
         for line in lines:
-            self._boards.scalars(line["step"], {f"train/{name}": line[name] for name in ("loss", "lr", "grad_norm")})
+            self._trackers.log(line["step"], {f"train/{name}": line[name] for name in ("loss", "lr", "grad_norm")})
         last = lines[-1]
+        figures: dict[str, Value]
         figures = {f"speed/{name}": last[name] for name in ("samples_per_s", "tokens_per_s", "mfu") if name in last}
         figures["memory/peak_gib"] = last["memory_peak_bytes"] / 2**30
         figures["train/epoch"] = last["epoch"]
         figures |= {f"loss_by_source/{name}": mean for name, mean in last["loss_by_source"].items()}
         figures |= {f"loss_by_change/quarter_{name}": mean for name, mean in last["loss_by_change"].items()}
-        self._boards.scalars(last["step"], figures)
         if weights.counts.any():
-            self._boards.histogram(last["step"], "recognition_weights", weights)
-        self._boards.flush()
+            figures["recognition_weights"] = weights
+        self._trackers.log(last["step"], figures)
+        self._trackers.flush()
 
 
 class _Window:
-    """What is summed over the steps between two writes; groups G are sources, then quantiles of change."""
+    """Sums over the steps between two writes; groups G are sources, then quantiles of change."""
 
     def __init__(self, num_groups: int, device: torch.device) -> None:
         self.sums_2G = torch.zeros(2, num_groups, dtype=torch.float64, device=device)
@@ -243,15 +250,18 @@ def source_names(paths: Sequence[str]) -> list[str]:
     return names
 
 
-def cut(path: Path, first: int) -> list[dict[str, Any]]:
-    """Keep the lines of the first ``first`` steps, and return them; in a new file: a worker left over from before a
-    kill, if one still writes, writes into the old one."""
+def drop_lines_after(path: Path, first: int) -> list[dict[str, Any]]:
+    """Drop the lines of later steps than ``first`` from a file of JSON objects; returns those that stay.
+
+    They are written to a new file: a worker left over from before a kill, if one still writes, writes into the old one.
+    """
     lines = []
     if path.is_file():
         for text in path.read_text().splitlines():
             try:
                 line = json.loads(text)
-            except json.JSONDecodeError:  # the line that was being written when the run was killed
+            except json.JSONDecodeError:
+                # The line that was being written when the run was killed.
                 break
             if line["step"] <= first:
                 lines.append(line)
@@ -262,13 +272,13 @@ def cut(path: Path, first: int) -> list[dict[str, Any]]:
 
 
 def _peak_bytes(device: torch.device) -> int:
-    """Return the max memory of tensors on a GPU since :func:`_forget_peak`; on a CPU, the process's most so far."""
+    """Return the peak memory of tensors on a GPU since :func:`_reset_peak`; on a CPU, that of the process so far."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _forget_peak(device: torch.device) -> None:
+def _reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -1,7 +1,7 @@
-"""Where a run's figures go besides its own files: TensorBoard, MLflow, Weights & Biases. Rank 0 alone has boards.
+"""Send a run's figures to TensorBoard, MLflow or Weights & Biases, besides the run's own files. Rank 0 alone does.
 
 TensorBoard's files are written by tensorboardX, which needs nothing but protobuf; the other two are imported when a
-recipe asks for them. ``metrics.jsonl`` remains what a run is known by: boards follow it, and after a resume each shows
+recipe asks for them. ``metrics.jsonl`` remains the record of a run: trackers follow it, and after a resume each shows
 a step once.
 """
 
@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 TENSORBOARD = "tensorboard"
 _MLFLOW_RUN, _WANDB_RUN = ".mlflow_run", ".wandb_run"
 _MODULES = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
-"""Place → module, which is also what pip calls it."""
+"""Tracker → module, which is also what pip calls it."""
 
 
 @dataclass(frozen=True)
@@ -47,43 +47,40 @@ class Histogram:
         counts = np.histogram(exact, bins=edges)[0].astype(np.float64)
         return cls(edges, counts, float(exact.sum()), float(np.square(exact).sum()))
 
-    def as_vector(self) -> npt.NDArray[np.float64]:
+    def to_vector(self) -> npt.NDArray[np.float64]:
         """Return one vector, to be summed over workers."""
         return np.concatenate((self.counts, [self.total, self.squares]))
 
     @classmethod
-    def of_vector(cls, edges: npt.NDArray[np.float64], vector: npt.NDArray[np.float64]) -> Self:
-        """Restore what :meth:`as_vector` gave, summed."""
+    def from_vector(cls, edges: npt.NDArray[np.float64], vector: npt.NDArray[np.float64]) -> Self:
+        """Restore a histogram from a sum of :meth:`to_vector`."""
         return cls(edges, vector[:-2], float(vector[-2]), float(vector[-1]))
 
     def limits(self) -> tuple[float, float]:
-        """Return the outermost edges of the bins that hold something; a finite one in the place of infinity."""
+        """Return the outermost edges of the bins that are not empty; infinity becomes a finite number."""
         filled = np.flatnonzero(self.counts)
-        low, high = self.edges[filled[0]], self.edges[filled[-1] + 1]
-        return float(low), float(high if np.isfinite(high) else 2 * self.edges[-2])
+        return float(self.edges[filled[0]]), float(self.finite_edges[filled[-1] + 1])
+
+    @property
+    def finite_edges(self) -> npt.NDArray[np.float64]:
+        """Return the edges with a finite number for infinity, which trackers do not draw."""
+        edges: npt.NDArray[np.float64] = np.minimum(self.edges, 2 * self.edges[-2])
+        return edges
 
 
-class Board(Protocol):
-    """One place for figures. ``step``: steps done."""
+Value = float | str | Histogram | Pixels
+"""What can be logged; pixels (H, W, 3) are uint8 RGB."""
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Log figures of a step."""
-        ...
 
-    def histogram(self, step: int, name: str, histogram: Histogram) -> None:
-        """Log a histogram; a tracker without histograms leaves it out."""
-        ...
+class Tracker(Protocol):
+    """A destination of figures."""
 
-    def picture(self, step: int, name: str, pixels_HWC: Pixels) -> None:
-        """Log an image, uint8 RGB."""
-        ...
-
-    def text(self, step: int, name: str, text: str) -> None:
-        """Log a few lines."""
+    def log(self, step: int, values: Mapping[str, Value]) -> None:
+        """Log figures by name after ``step`` steps; kinds that the tracker does not know are left out."""
         ...
 
     def flush(self) -> None:
-        """Let others see what has been logged."""
+        """Make visible to others what has been logged."""
         ...
 
     def close(self) -> None:
@@ -91,118 +88,105 @@ class Board(Protocol):
         ...
 
 
-class Boards:
-    """All of a run's boards as one :class:`Board`. One that fails (a server that is gone) is told of and left out:
-    no training ends for it."""
+class Trackers:
+    """All trackers of a run as one. One that fails (a server that is gone) is reported and left out: no training ends
+    for it."""
 
-    def __init__(self, boards: Sequence[Board] = ()) -> None:
-        self._boards = list(boards)
+    def __init__(self, trackers: Sequence[Tracker] = ()) -> None:
+        self._trackers = list(trackers)
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """See :class:`Board`."""
-        self._each(lambda board: board.scalars(step, values))
-
-    def histogram(self, step: int, name: str, histogram: Histogram) -> None:
-        """See :class:`Board`."""
-        self._each(lambda board: board.histogram(step, name, histogram))
-
-    def picture(self, step: int, name: str, pixels_HWC: Pixels) -> None:
-        """See :class:`Board`."""
-        self._each(lambda board: board.picture(step, name, pixels_HWC))
-
-    def text(self, step: int, name: str, text: str) -> None:
-        """See :class:`Board`."""
-        self._each(lambda board: board.text(step, name, text))
+    def log(self, step: int, values: Mapping[str, Value]) -> None:
+        """Log figures by name after ``step`` steps."""
+        self._call_each(lambda tracker: tracker.log(step, values))
 
     def flush(self) -> None:
-        """See :class:`Board`."""
-        self._each(lambda board: board.flush())
+        """Make visible to others what has been logged."""
+        self._call_each(lambda tracker: tracker.flush())
 
     def close(self) -> None:
-        """See :class:`Board`."""
-        self._each(lambda board: board.close())
+        """Finish: nothing more is logged."""
+        self._call_each(lambda tracker: tracker.close())
 
-    def _each(self, tell: Callable[[Board], None]) -> None:
-        for board in tuple(self._boards):
+    def _call_each(self, method: Callable[[Tracker], None]) -> None:
+        for tracker in tuple(self._trackers):
             try:
-                tell(board)
+                method(tracker)
             except Exception as error:
-                self._boards.remove(board)
-                place, kind = type(board).__name__, type(error).__name__
-                _log.warning("%s is told no more (%s: %s); metrics.jsonl goes on", place, kind, error)
+                self._trackers.remove(tracker)
+                name, kind = type(tracker).__name__, type(error).__name__
+                _log.warning("%s is no longer logged to (%s: %s); metrics.jsonl is", name, kind, error)
 
 
-def need_packages(places: Sequence[str]) -> None:
-    """Raise :class:`InputError` that names the package that is missing for one of ``log_to``, or an address of a
-    tracker at which the figures would be lost."""
-    for place in places:
-        module = _MODULES[place]
+def check_trackers(names: Sequence[str]) -> None:
+    """Check that figures can be logged, before any work.
+
+    Args:
+        names: The recipe's ``logging.trackers``.
+
+    Raises:
+        InputError: A package is missing, or figures would be lost at the tracker's address.
+    """
+    for name in names:
+        module = _MODULES[name]
         if importlib.util.find_spec(module) is None:
-            raise InputError(f"log_to = {place!r}: the package {module} is not installed (pip install {module})")
-        if place == "mlflow":
-            _check_mlflow_uri()
+            raise InputError(
+                f"logging.trackers = {name!r}: the package {module} is not installed (pip install {module})"
+            )
+        if name == "mlflow":
+            # A folder in the working directory of a submitted Ray job is lost with the session.
+            try:
+                check_tracking_uri("MLFLOW_TRACKING_URI", os.environ.get("MLFLOW_TRACKING_URI") or "mlruns")
+            except ValueError as error:
+                raise InputError(f"logging.trackers = 'mlflow': {error}") from error
 
 
-def _check_mlflow_uri() -> None:
-    """Refuse a tracking address in the working directory of a submitted Ray job: it would be lost with the session."""
-    try:
-        check_tracking_uri("MLFLOW_TRACKING_URI", os.environ.get("MLFLOW_TRACKING_URI") or "mlruns")
-    except ValueError as error:
-        raise InputError(f"log_to = 'mlflow': {error}") from error
-
-
-def open_boards(recipe: TrainRecipe, first: int) -> Boards:
+def open_trackers(recipe: TrainRecipe, first: int) -> Trackers:
     """Open the trackers that the recipe names, for a run of which ``first`` steps are done."""
-    need_packages(recipe.log_to)
-    opened: dict[str, Any] = {"tensorboard": TensorBoard, "mlflow": MLflow, "wandb": WandB}
-    return Boards([opened[place](recipe, first) for place in recipe.log_to])
+    names = recipe.logging.trackers
+    check_trackers(names)
+    classes: dict[str, Callable[[TrainRecipe, int], Tracker]]
+    classes = {"tensorboard": TensorBoard, "mlflow": MLflow, "wandb": WandB}
+    return Trackers([classes[name](recipe, first) for name in names])
 
 
 class TensorBoard:
-    """Event files in ``out/tensorboard``; those of steps that a resumed run does again are hidden."""
+    """Event files in ``out/tensorboard``; those of steps that a resumed run repeats are hidden."""
 
     def __init__(self, recipe: TrainRecipe, first: int) -> None:
         from tensorboardX import SummaryWriter
 
         folder = Path(recipe.out) / TENSORBOARD
         resumed = folder.is_dir()
-        # A file's name holds the second alone: a start in the second of another would write over what that one told.
-        own = f".{uuid.uuid4().hex[:8]}"
-        self._writer = SummaryWriter(str(folder), purge_step=first + 1 if resumed else None, filename_suffix=own)
+        # A file's name holds the second alone: two starts within one second would write into the same file.
+        suffix = f".{uuid.uuid4().hex[:8]}"
+        self._writer = SummaryWriter(str(folder), purge_step=first + 1 if resumed else None, filename_suffix=suffix)
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """See :class:`Board`."""
+    def log(self, step: int, values: Mapping[str, Value]) -> None:
+        """Log figures, histograms, images and texts."""
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-
-    def histogram(self, step: int, name: str, histogram: Histogram) -> None:
-        """See :class:`Board`."""
-        low, high = histogram.limits()
-        limits = np.minimum(histogram.edges[1:], 2 * histogram.edges[-2]).tolist()
-        counts = histogram.counts.tolist()
-        self._writer.add_histogram_raw(
-            name, low, high, sum(counts), histogram.total, histogram.squares, limits, counts, step
-        )
-
-    def picture(self, step: int, name: str, pixels_HWC: Pixels) -> None:
-        """See :class:`Board`."""
-        self._writer.add_image(name, pixels_HWC, step, dataformats="HWC")
-
-    def text(self, step: int, name: str, text: str) -> None:
-        """See :class:`Board`."""
-        self._writer.add_text(name, text, step)
+            if isinstance(value, Histogram):
+                low, high = value.limits()
+                sums = (sum(value.counts.tolist()), value.total, value.squares)
+                edges = value.finite_edges[1:].tolist()
+                self._writer.add_histogram_raw(name, low, high, *sums, edges, value.counts.tolist(), step)
+            elif isinstance(value, np.ndarray):
+                self._writer.add_image(name, value, step, dataformats="HWC")
+            elif isinstance(value, str):
+                self._writer.add_text(name, value, step)
+            else:
+                self._writer.add_scalar(name, value, step)
 
     def flush(self) -> None:
-        """See :class:`Board`."""
+        """Write to the disk."""
         self._writer.flush()
 
     def close(self) -> None:
-        """See :class:`Board`."""
+        """Close the file."""
         self._writer.close()
 
 
 class MLflow:
-    """A run at ``MLFLOW_TRACKING_URI``, gone on with after a resume: steps that it has are not told again."""
+    """A run at ``MLFLOW_TRACKING_URI``, continued after a resume: steps that it has are not logged again."""
 
     def __init__(self, recipe: TrainRecipe, first: int) -> None:
         from mlflow.tracking import MlflowClient
@@ -211,45 +195,45 @@ class MLflow:
         note = Path(recipe.out) / _MLFLOW_RUN
         if note.is_file():
             self._run = note.read_text().strip()
-            told = self._client.get_metric_history(self._run, "train/loss")
-            self._told = max((metric.step for metric in told), default=0)
+            history = self._client.get_metric_history(self._run, "train/loss")
+            self._last_step = max((metric.step for metric in history), default=0)
             return
-        self._told = 0
-        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "wm")
-        experiment = self._client.get_experiment_by_name(name)
-        number = experiment.experiment_id if experiment else self._client.create_experiment(name)
+        self._last_step = 0
+        title = os.environ.get("MLFLOW_EXPERIMENT_NAME", "wm")
+        experiment = self._client.get_experiment_by_name(title)
+        number = experiment.experiment_id if experiment else self._client.create_experiment(title)
         self._run = self._client.create_run(number, run_name=str(recipe.out)).info.run_id
-        for key, value in recipe.model_dump(mode="json").items():
-            self._client.log_param(self._run, key, str(value)[:500])
+        for name, setting in recipe.model_dump(mode="json").items():
+            # A table's keys are parameters of their own, by which MLflow can filter runs.
+            items = (
+                {f"{name}.{key}": item for key, item in setting.items()}
+                if isinstance(setting, dict)
+                else {name: setting}
+            )
+            for key, item in items.items():
+                self._client.log_param(self._run, key, str(item)[:500])
         note.write_text(self._run)
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """See :class:`Board`."""
-        if step > self._told:
-            for name, value in values.items():
+    def log(self, step: int, values: Mapping[str, Value]) -> None:
+        """Log figures as metrics, images and texts as artefacts; MLflow has no histograms."""
+        for name, value in values.items():
+            if isinstance(value, np.ndarray):
+                self._client.log_image(self._run, value, artifact_file=f"{name}/step-{step:06d}.png")
+            elif isinstance(value, str):
+                self._client.log_text(self._run, value, f"{name}/step-{step:06d}.txt")
+            elif not isinstance(value, Histogram) and step > self._last_step:
                 self._client.log_metric(self._run, name.replace("#", "-"), value, step=step)
 
-    def histogram(self, step: int, name: str, histogram: Histogram) -> None:
-        """MLflow has no histograms."""
-
-    def picture(self, step: int, name: str, pixels_HWC: Pixels) -> None:
-        """See :class:`Board`."""
-        self._client.log_image(self._run, pixels_HWC, artifact_file=f"{name}/step-{step:06d}.png")
-
-    def text(self, step: int, name: str, text: str) -> None:
-        """See :class:`Board`."""
-        self._client.log_text(self._run, text, f"{name}/step-{step:06d}.txt")
-
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: figures are sent at once."""
 
     def close(self) -> None:
-        """See :class:`Board`."""
+        """Mark the run as finished."""
         self._client.set_terminated(self._run)
 
 
 class WandB:
-    """A run in ``WANDB_PROJECT``, gone on with after a resume: W&B refuses steps that it has."""
+    """A run in ``WANDB_PROJECT``, continued after a resume: W&B refuses steps that it has."""
 
     def __init__(self, recipe: TrainRecipe, first: int) -> None:
         import wandb
@@ -267,26 +251,18 @@ class WandB:
             resume="allow",
         )
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """See :class:`Board`."""
-        self._run.log(dict(values), step=step)
+    def log(self, step: int, values: Mapping[str, Value]) -> None:
+        """Log figures, histograms, images and texts."""
+        self._run.log({name: self._convert(value) for name, value in values.items()}, step=step)
 
-    def histogram(self, step: int, name: str, histogram: Histogram) -> None:
-        """See :class:`Board`."""
-        edges = np.minimum(histogram.edges, 2 * histogram.edges[-2])
-        self._run.log({name: self._wandb.Histogram(np_histogram=(histogram.counts, edges))}, step=step)
-
-    def picture(self, step: int, name: str, pixels_HWC: Pixels) -> None:
-        """See :class:`Board`."""
-        self._run.log({name: self._wandb.Image(pixels_HWC)}, step=step)
-
-    def text(self, step: int, name: str, text: str) -> None:
-        """See :class:`Board`."""
-        self._run.log({name: text}, step=step)
+    def _convert(self, value: Value) -> object:
+        if isinstance(value, Histogram):
+            return self._wandb.Histogram(np_histogram=(value.counts, value.finite_edges))
+        return self._wandb.Image(value) if isinstance(value, np.ndarray) else value
 
     def flush(self) -> None:
-        """W&B sends by itself."""
+        """Do nothing: W&B sends by itself."""
 
     def close(self) -> None:
-        """See :class:`Board`."""
+        """Finish the run."""
         self._run.finish()

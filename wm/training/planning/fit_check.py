@@ -20,11 +20,12 @@ _STATE_BYTES = 12
 
 
 def device_bytes(recipe: TrainRecipe) -> int | None:
-    """Return the memory of one device: the recipe's ``device_gib``, else that of the GPU here, or a rank's share of
-    this machine's memory where no GPU is used. None: a GPU that is elsewhere."""
-    if recipe.device_gib:
-        return int(recipe.device_gib * GIB)
-    if not recipe.use_gpu:
+    """Return the memory of one device: ``resources.device_gib``, else that of the GPU here, or a rank's share of this
+    machine's memory where no GPU is used. None: a GPU that is elsewhere."""
+    resources = recipe.resources
+    if resources.device_gib:
+        return int(resources.device_gib * GIB)
+    if not resources.use_gpu:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // recipe.num_ranks
     if torch.cuda.is_available():
         return int(torch.cuda.get_device_properties(0).total_memory)
@@ -34,7 +35,7 @@ def device_bytes(recipe: TrainRecipe) -> int | None:
 def usable_bytes(recipe: TrainRecipe) -> int | None:
     """Return what tensors may take of :func:`device_bytes`."""
     total = device_bytes(recipe)
-    return total - RESERVED_BYTES * recipe.use_gpu if total is not None else None
+    return total - RESERVED_BYTES * recipe.resources.use_gpu if total is not None else None
 
 
 def memory_complaints(recipe: TrainRecipe, memory: StepMemory) -> list[str]:
@@ -42,13 +43,13 @@ def memory_complaints(recipe: TrainRecipe, memory: StepMemory) -> list[str]:
     usable = usable_bytes(recipe)
     if usable is None or memory.peak <= usable:
         return []
-    kind = "GPU" if recipe.use_gpu else "worker's share of the memory"
+    kind = "GPU" if recipe.resources.use_gpu else "worker's share of the memory"
     line = f"a step needs {memory.peak / GIB:.1f} GiB, a {kind} has room for {max(usable, 0) / GIB:.1f} GiB of tensors"
     fitting = _largest_micro_batch(recipe, memory, usable)
     if fitting:
-        return [f"{line}: micro_batch = {fitting} would fit"]
+        return [f"{line}: micro_batch_size = {fitting} would fit"]
     least = _peak_at(recipe, memory, 1)
-    return [f"{line}: not even micro_batch = 1 would fit ({least / GIB:.1f} GiB)"]
+    return [f"{line}: not even micro_batch_size = 1 would fit ({least / GIB:.1f} GiB)"]
 
 
 def disk_complaints(recipe: TrainRecipe, codec: CodecShape, rows: Sequence[int], num_trained: int) -> list[str]:
@@ -68,15 +69,15 @@ def disk_complaints(recipe: TrainRecipe, codec: CodecShape, rows: Sequence[int],
 
 def _largest_micro_batch(recipe: TrainRecipe, memory: StepMemory, usable: int) -> int:
     """Return the largest that fits; 0: none."""
-    share = recipe.global_batch // recipe.num_ranks
-    sizes = [size for size in range(1, recipe.micro_batch_size) if share % size == 0]
+    share = recipe.global_batch_size // recipe.num_ranks
+    sizes = [size for size in range(1, recipe.rows_per_pass) if share % size == 0]
     return max((size for size in sizes if _peak_at(recipe, memory, size) <= usable), default=0)
 
 
 def _peak_at(recipe: TrainRecipe, memory: StepMemory, size: int) -> int:
     """Scale the peak: all that the passes take grows with the rows, but for gradients."""
     fixed = memory.weights + memory.trained + memory.optimizer + memory.gradients + memory.communication
-    return fixed + (memory.peak - fixed) * size // recipe.micro_batch_size
+    return fixed + (memory.peak - fixed) * size // recipe.rows_per_pass
 
 
 def _existing(folder: Path) -> Path:

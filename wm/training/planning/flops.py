@@ -82,8 +82,8 @@ def peak_tflops(recipe: TrainRecipe, device: torch.device) -> float | None:
 
     The table is about products in bfloat16: it says nothing of a run in fp32.
     """
-    if recipe.peak_tflops:
-        return recipe.peak_tflops
+    if recipe.resources.peak_tflops:
+        return recipe.resources.peak_tflops
     if device.type != "cuda" or recipe.precision == "fp32":
         return None
     return peak_of(torch.cuda.get_device_name(device))

@@ -172,7 +172,7 @@ class _Seen:
 def _run(vlm: CausalVLM, recipe: TrainRecipe, template: Template, trained: list[nn.Parameter], *, shards: int) -> _Seen:
     """Run one micro-batch, or two where gradients are accumulated; of gradients one of so many ``shards`` is kept."""
     usage = _Seen()
-    is_completion_BT = torch.from_numpy(template.is_completion_T).repeat(recipe.micro_batch_size, 1)
+    is_completion_BT = torch.from_numpy(template.is_completion_T).repeat(recipe.rows_per_pass, 1)
     with torch.device("meta"):
         ids_BT = torch.zeros(is_completion_BT.shape, dtype=torch.int64)
         weight_BT = torch.ones(is_completion_BT.shape)
@@ -226,7 +226,7 @@ def _sharded(trained: list[nn.Parameter], shards: int) -> Iterator[None]:
 
 def _buffers(recipe: TrainRecipe, num_trained: int, element_size: int, stage: int) -> int:
     """Count the buffers of contiguous gradients: two, as the exchange overlaps the computation."""
-    settled = recipe.model_copy(update={"zero_stage": stage})
+    settled = recipe.with_resources(zero_stage=stage)
     zero = deepspeed_config(settled, num_trained)["zero_optimization"]
     if stage == 0 or not zero["contiguous_gradients"]:
         return 0

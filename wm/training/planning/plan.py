@@ -16,7 +16,7 @@ from wm.training.data.order import SampleOrder
 from wm.training.data.prompt_batches import RowLayout
 from wm.training.data.sources import CodecShape
 from wm.training.data.token_cache import find_source
-from wm.training.data.tokenized import Reader, SourceFacts
+from wm.training.data.tokenized import SourceFacts, SourceReader
 from wm.training.planning.fit_check import disk_complaints, memory_complaints, usable_bytes
 from wm.training.planning.memory import StepMemory, step_memory
 from wm.training.planning.schedule import peak_share, schedule_warnings
@@ -26,7 +26,7 @@ from wm.training.recipe import TrainRecipe
 
 @dataclass(frozen=True)
 class Plan:
-    """Numbers of a dry run. ``sources``: path, rows, weight, share of an epoch and skipped rows of each table."""
+    """Numbers of a dry run. ``sources``: path, rows, mix_weight, share of an epoch and skipped rows of each table."""
 
     sources: list[dict[str, Any]]
     rows_per_epoch: int
@@ -61,7 +61,7 @@ def check_data(recipe: TrainRecipe) -> TokenSet:
     Raises :class:`wm.errors.InputError` on anything wrong with them.
     """
     vlm = load_skeleton(recipe.base)
-    return open_tokens(recipe.triplets, vlm, recipe.task, recipe.weights, root=recipe.token_root, seed=recipe.seed)
+    return open_tokens(recipe.triplets, vlm, recipe.task, recipe.recognition, root=recipe.token_root, seed=recipe.seed)
 
 
 def order_of(recipe: TrainRecipe, facts: Sequence[SourceFacts]) -> SampleOrder:
@@ -70,12 +70,12 @@ def order_of(recipe: TrainRecipe, facts: Sequence[SourceFacts]) -> SampleOrder:
     Raises :class:`InputError` for a source of which an epoch shows no row.
     """
     for part in facts:
-        if round(part.source.weight * part.num_rows) == 0:
+        if round(part.source.mix_weight * part.num_rows) == 0:
             raise InputError(
-                f"triplets {part.source.path}: weight = {part.source.weight:g} shows none of its {part.num_rows} "
-                f"rows in an epoch; expected {0.5 / part.num_rows:.2g} or more, or leave the source out"
+                f"triplets {part.source.path}: mix_weight = {part.source.mix_weight:g} shows none of its "
+                f"{part.num_rows} rows in an epoch; expected {0.5 / part.num_rows:.2g} or more, or leave the source out"
             )
-    return SampleOrder([part.num_rows for part in facts], [part.source.weight for part in facts], recipe.seed)
+    return SampleOrder([part.num_rows for part in facts], [part.source.mix_weight for part in facts], recipe.seed)
 
 
 def plan(recipe: TrainRecipe) -> Plan:
@@ -95,16 +95,18 @@ def plan(recipe: TrainRecipe) -> Plan:
     with torch.device("meta"):
         parameters = prepare(vlm, recipe.lora, recipe.seed)
     recipe = settled(recipe, chooser(recipe, vlm, facts, usable_bytes(recipe)))
-    recompute_layers(vlm, bool(recipe.checkpoint_activations))
-    memory = step_memory(vlm, recipe, max(templates, key=lambda one: len(one.ids_T)), stage=int(recipe.zero_stage))
+    recompute_layers(vlm, bool(recipe.resources.gradient_checkpointing))
+    memory = step_memory(
+        vlm, recipe, max(templates, key=lambda one: len(one.ids_T)), stage=int(recipe.resources.zero_stage)
+    )
     not_cached = [part.num_rows for part, is_cached in surveyed if not is_cached]
     return Plan(
         sources=[
             {
                 "path": part.source.path,
                 "rows": part.num_rows,
-                "weight": part.source.weight,
-                "epoch_share": round(round(part.source.weight * part.num_rows) / order.rows_per_epoch, 4),
+                "mix_weight": part.source.mix_weight,
+                "epoch_share": round(round(part.source.mix_weight * part.num_rows) / order.rows_per_epoch, 4),
                 "skipped": part.num_skipped,
                 "left_out": part.left_out,
             }
@@ -112,16 +114,16 @@ def plan(recipe: TrainRecipe) -> Plan:
         ],
         rows_per_epoch=order.rows_per_epoch,
         num_steps=num_steps,
-        epochs=num_steps * recipe.global_batch / order.rows_per_epoch,
+        epochs=num_steps * recipe.global_batch_size / order.rows_per_epoch,
         warmup_steps=recipe.num_warmup_steps(num_steps),
         peak_share=round(peak_share(recipe, num_steps), 4),
         trained_parameters=parameters.trained,
         total_parameters=parameters.total,
-        tokens_per_batch=round(float(tokens @ counts) / len(epoch) * recipe.global_batch),
-        completion_tokens_per_batch=round(float(learned @ counts) / len(epoch) * recipe.global_batch),
+        tokens_per_batch=round(float(tokens @ counts) / len(epoch) * recipe.global_batch_size),
+        completion_tokens_per_batch=round(float(learned @ counts) / len(epoch) * recipe.global_batch_size),
         longest_row=int(tokens.max()),
-        zero_stage=int(recipe.zero_stage),
-        recomputes=bool(recipe.checkpoint_activations),
+        zero_stage=int(recipe.resources.zero_stage),
+        recomputes=bool(recipe.resources.gradient_checkpointing),
         memory=memory,
         does_not_fit=[
             *memory_complaints(recipe, memory),
@@ -134,8 +136,8 @@ def plan(recipe: TrainRecipe) -> Plan:
 def _survey(recipe: TrainRecipe, vlm: UnifiedVLM, codec: CodecShape) -> list[tuple[SourceFacts, bool]]:
     """Survey each source, from the token cache where an earlier run left it, else by reading all rows; and which it
     was."""
-    reader = Reader(vlm, codec, recipe.seed)
-    speech = reader.speech_digest()
+    reader = SourceReader(vlm, codec, recipe.seed)
+    speech = reader.tokenizer_digest()
     facts = []
     for number, source in enumerate(recipe.triplets):
         cached = find_source(recipe.token_root, source, number, reader, speech)

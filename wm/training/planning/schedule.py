@@ -5,6 +5,7 @@ Not known here: rows, models, optimisers.
 
 import math
 
+from wm.config import Recipe
 from wm.training.recipe import TrainRecipe
 
 LONG_WARMUP = 0.2
@@ -29,7 +30,7 @@ def learning_rate(step: int, *, peak: float, num_steps: int, warmup_steps: int, 
 
 
 def peak_share(recipe: TrainRecipe, num_steps: int) -> float:
-    """Return the highest rate of a run of so many steps as a fraction of the recipe's ``lr``."""
+    """Return the highest rate of a run of so many steps as a fraction of the recipe's ``optim.lr``."""
     warmup_steps = recipe.num_warmup_steps(num_steps)
     return 1.0 if num_steps >= warmup_steps else num_steps / warmup_steps
 
@@ -46,7 +47,7 @@ def warmup_warning(warmup_steps: int, num_steps: int, peak: float, *, name: str,
         warmup_steps: Steps of the warm-up.
         num_steps: Length of the run in steps.
         peak: Highest rate that the run reaches, as a fraction of the peak that its recipe asks for.
-        name: How the warm-up is given, such as ``warmup_steps = 500``.
+        name: How the warm-up is given, such as ``optim.warmup_steps = 500``.
         remedy: What to give instead.
     """
     # A warm-up of one step has the peak at once: there is nothing that a shorter one would gain.
@@ -69,13 +70,16 @@ def _percent(share: float) -> str:
 def _warmup_warnings(recipe: TrainRecipe, num_steps: int) -> list[str]:
     warmup_steps = recipe.num_warmup_steps(num_steps)
     short = f"{math.ceil(SUGGESTED_RATIO * num_steps):,} of {num_steps:,} steps"
-    if recipe.warmup_ratio is None:
-        name = f"warmup_steps = {warmup_steps:,}"
+    if recipe.optim.warmup_ratio is None:
+        name = f"optim.warmup_steps = {warmup_steps:,}"
         enough = math.ceil(warmup_steps / LONG_WARMUP)
-        remedy = f"warmup_steps=0 warmup_ratio={SUGGESTED_RATIO:g} ({short}), or train for {enough:,} steps or more"
+        remedy = (
+            f"optim.warmup_steps=0 optim.warmup_ratio={SUGGESTED_RATIO:g} ({short}), or train for {enough:,} steps or "
+            "more"
+        )
     else:
-        name = f"warmup_ratio = {recipe.warmup_ratio:g}"
-        remedy = f"warmup_ratio={SUGGESTED_RATIO:g} ({short})"
+        name = f"optim.warmup_ratio = {recipe.optim.warmup_ratio:g}"
+        remedy = f"optim.warmup_ratio={SUGGESTED_RATIO:g} ({short})"
     peak = peak_share(recipe, num_steps)
     line = warmup_warning(warmup_steps, num_steps, peak, name=name, remedy=remedy)
     return [line] if line else []
@@ -84,15 +88,17 @@ def _warmup_warnings(recipe: TrainRecipe, num_steps: int) -> list[str]:
 def _interval_warnings(recipe: TrainRecipe, num_steps: int) -> list[str]:
     lines = []
     consequences = {
-        "checkpoint_every": "no checkpoint is written before the end: a killed run would start again at step 1",
-        "gate_every": "the only gate is the one at the end",
-        "sample_every": "the only sample is the one at the end",
-        "log_every": "metrics.jsonl and the progress bar move only at the end",
+        "checkpoint.every_steps": "no checkpoint is written before the end: a killed run would start again at step 1",
+        "eval.every_steps": "the only evaluation is the one at the end",
+        "eval.sample_every_steps": "the only sample is the one at the end",
+        "logging.every_steps": "metrics.jsonl and the progress bar move only at the end",
     }
     for name, consequence in consequences.items():
-        every = getattr(recipe, name)
+        table, _, key = name.partition(".")
+        settings: Recipe = getattr(recipe, table)
+        every: int = getattr(settings, key)
         # At a default that is no use for a short run, only what may be lost is worth a line.
-        is_meant = name in recipe.model_fields_set or name == "checkpoint_every"
+        is_meant = key in settings.model_fields_set or table == "checkpoint"
         if is_meant and every >= num_steps > 1:
             lines.append(f"{name} = {every:,} is not reached before the end of {num_steps:,} steps: {consequence}")
     return lines

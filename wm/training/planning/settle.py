@@ -17,7 +17,7 @@ from wm.models.skeleton import load_skeleton
 from wm.training.adapters import prepare
 from wm.training.data.prompt_batches import RowLayout
 from wm.training.data.tokenized import SourceFacts
-from wm.training.monitoring.metrics import World
+from wm.training.monitoring.metrics import RankInfo
 from wm.training.planning.fit_check import usable_bytes
 from wm.training.planning.memory import step_memory
 from wm.training.recipe import TrainRecipe
@@ -44,15 +44,19 @@ def settled(recipe: TrainRecipe, choose: Callable[[Sequence[tuple[int, bool]]], 
     A stage that spreads over one rank what it holds anyway is no choice, nor is 3 where a gate wants a whole
     model or rows of image codes a whole matrix.
     """
-    needs_unsharded = recipe.gate_every or recipe.sample_every or recipe.lora.train_image_rows
+    needs_unsharded = recipe.eval.is_on or recipe.lora.train_image_rows
     stages = [1] if recipe.num_ranks == 1 else [1, 2] if needs_unsharded else [1, 2, 3]
-    stages = stages if recipe.zero_stage == "auto" else [recipe.zero_stage]
-    words = [False, True] if recipe.checkpoint_activations == "auto" else [recipe.checkpoint_activations]
+    stages = stages if recipe.resources.zero_stage == "auto" else [recipe.resources.zero_stage]
+    words = (
+        [False, True]
+        if recipe.resources.gradient_checkpointing == "auto"
+        else [recipe.resources.gradient_checkpointing]
+    )
     choices = [choice for choice in CHOICES if choice[0] in stages and choice[1] in words]
     if stages == [0]:
         choices = [(0, word) for word in words]
     stage, recomputes = choices[0] if len(choices) == 1 else choose(choices)
-    return recipe.model_copy(update={"zero_stage": stage, "checkpoint_activations": recomputes})
+    return recipe.with_resources(zero_stage=stage, gradient_checkpointing=recomputes)
 
 
 def chooser(
@@ -80,11 +84,11 @@ def chooser(
     return choose
 
 
-def settled_on_ranks(recipe: TrainRecipe, facts: Sequence[SourceFacts], world: World) -> TrainRecipe:
+def settled_on_ranks(recipe: TrainRecipe, facts: Sequence[SourceFacts], rank_info: RankInfo) -> TrainRecipe:
     """Apply :func:`settled`, the same on all ranks, by the device with the least memory; a collective."""
 
     def choose(choices: Sequence[tuple[int, bool]]) -> tuple[int, bool]:
-        usable = torch.tensor([usable_bytes(recipe) or 0], dtype=torch.float64, device=world.device)
+        usable = torch.tensor([usable_bytes(recipe) or 0], dtype=torch.float64, device=rank_info.device)
         dist.all_reduce(usable, op=dist.ReduceOp.MIN)
         vlm = load_skeleton(recipe.base, without_codec=True)
         with torch.device("meta"):

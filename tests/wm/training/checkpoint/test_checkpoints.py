@@ -13,15 +13,15 @@ import torch
 from safetensors.torch import load_file
 
 from tests.helpers.storage_servers import s3_server
-from tests.helpers.training_data import random_rows, write_triplets
+from tests.helpers.training_data import merge_tables, random_rows, write_triplets
 from wm.errors import InputError
-from wm.training import METRICS, MODEL, TrainRecipe, World, fit
-from wm.training.checkpoint.checkpoints import FAILED, kept_of, tidy
+from wm.training import METRICS, MODEL, RankInfo, TrainRecipe, fit
+from wm.training.checkpoint.retention import FAILED, names_to_keep, prune
 from wm.training.checkpoint.state_files import StateReader, contents_of, write_tensors
 from wm.training.checkpoint.store import MANIFEST, Checkpoint, CheckpointStore
 from wm.training.zero import Part
 
-HERE = World(0, 1, torch.device("cpu"))
+HERE = RankInfo(0, 1, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +31,15 @@ def triplets(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def recipe_of(base: Path, triplets: Path, out: Path, **values: Any) -> TrainRecipe:
     out.mkdir(exist_ok=True, parents=True)
-    common = {"task": "fdm", "base": str(base), "triplets": str(triplets), "out": str(out), "steps": 8}
-    settings = {"num_workers": 0, "lr": 1e-2, "global_batch": 8, "checkpoint_every": 2, "log_every": 2, "log_to": []}
-    return TrainRecipe.parse(common | settings | {"lora": {"r": 4}} | values, "test")
+    common = {"task": "fdm", "base": str(base), "triplets": str(triplets), "out": str(out), "max_steps": 8}
+    settings = {
+        "resources": {"num_workers": 0},
+        "optim": {"lr": 1e-2},
+        "global_batch_size": 8,
+        "checkpoint": {"every_steps": 2},
+        "logging": {"every_steps": 2, "trackers": []},
+    }
+    return TrainRecipe.parse(merge_tables(common, settings, {"lora": {"r": 4}}, values), "test")
 
 
 def steps(store: CheckpointStore) -> list[int]:
@@ -69,9 +75,9 @@ def test_a_checkpoint_is_there_whole_or_not_at_all(store: CheckpointStore) -> No
     assert steps(store) == [4]
     store.remove_unfinished()
     (checkpoint,) = store.checkpoints()
-    with store.at_hand(checkpoint, ["part"]) as folder:
+    with store.local_files(checkpoint, ["part"]) as folder:
         assert (folder / "part").read_bytes() == b"content"
-    with pytest.raises(OSError, match="part is not whole there"):
+    with pytest.raises(OSError, match="part is not complete there"):
         store.finish("step-00000006-a1", {"files": {"part": {"bytes": 4}}})
     write(store, 8)
     store.remove_all_but([checkpoint.name])
@@ -86,7 +92,7 @@ def test_a_file_of_another_size_is_refused(store: CheckpointStore) -> None:
     damaged = Checkpoint(name, {**checkpoint.manifest, "files": {"part": {"bytes": 9}}})
     with (
         pytest.raises(InputError, match=rf"{name} of .*: expected 9 bytes in part, found 7 bytes"),
-        store.at_hand(damaged, ["part"]),
+        store.local_files(damaged, ["part"]),
     ):
         pass
 
@@ -101,31 +107,35 @@ def test_a_damaged_manifest_is_named(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_an_input_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"checkpoints = '.*/file/below': cannot be written to"):
+    with pytest.raises(InputError, match=r"checkpoint.folder = '.*/file/below': cannot be written to"):
         CheckpointStore(str(tmp_path / "file" / "below")).check()
 
 
 @pytest.mark.parametrize(
-    ("values", "going_on", "wanted"),
+    ("values", "is_running", "wanted"),
     [
         ({}, True, [4]),
         ({}, False, []),
-        ({"keep_last": 2}, False, [3, 4]),
-        ({"keep_best": 1}, True, [2, 4]),
-        ({"keep_best": 2}, False, [2, 3]),
-        ({"keep_best": 1, "keep_best_by": "preference", "gate_every": 2, "held_out": "x"}, False, [1]),
-        ({"keep_best": 1, "keep_last": 1}, False, [2, 4]),
+        ({"checkpoint": {"keep_last": 2}}, False, [3, 4]),
+        ({"checkpoint": {"keep_best": 1}}, True, [2, 4]),
+        ({"checkpoint": {"keep_best": 2}}, False, [2, 3]),
+        (
+            {"checkpoint": {"keep_best": 1, "keep_best_by": "preference"}, "eval": {"every_steps": 2, "triplets": "x"}},
+            False,
+            [1],
+        ),
+        ({"checkpoint": {"keep_best": 1, "keep_last": 1}}, False, [2, 4]),
     ],
 )
 def test_which_checkpoints_stay(
-    tiny_base: Path, tmp_path: Path, values: dict[str, Any], going_on: bool, wanted: list[int]
+    tiny_base: Path, tmp_path: Path, values: dict[str, Any], is_running: bool, wanted: list[int]
 ) -> None:
     losses, preferences = [3.0, 1.0, 1.5, float("nan")], [0.9, 0.5, 0.4, 0.1]
     found = [
         Checkpoint(f"step-{step}", {"step": step, "metrics": {"loss": loss, "preference": preference}})
         for step, (loss, preference) in enumerate(zip(losses, preferences, strict=True), 1)
     ]
-    kept = kept_of(found, recipe_of(tiny_base, tmp_path, tmp_path, **values), going_on=going_on)
+    kept = names_to_keep(found, recipe_of(tiny_base, tmp_path, tmp_path, **values), is_running=is_running)
     assert kept == [f"step-{step}" for step in wanted]
 
 
@@ -155,7 +165,7 @@ def test_checkpoints_in_an_object_store_are_gone_on_with(
     with s3_server(monkeypatch) as client:
         client.create_bucket(Bucket="bucket")
         place = "s3://bucket/run"
-        values = {"checkpoints": place, "keep_last": 2}
+        values = {"checkpoint": {"folder": place, "keep_last": 2}}
         whole = recipe_of(tiny_base, triplets, tmp_path / "whole", **values)
         assert fit(whole, HERE, digest="d").checkpoints["written"] == 4
         store = CheckpointStore(place)
@@ -165,7 +175,7 @@ def test_checkpoints_in_an_object_store_are_gone_on_with(
         shutil.copy(tmp_path / "whole" / METRICS, tmp_path / "again" / METRICS)
         assert fit(again, HERE, digest="d").resumed_at_step == 6
         assert losses(tmp_path / "again") == losses(tmp_path / "whole")
-        tidy(again.model_copy(update={"keep_last": 1}))
+        prune(recipe_of(tiny_base, triplets, tmp_path / "again", checkpoint={"folder": place, "keep_last": 1}))
         listed = client.list_objects_v2(Bucket="bucket")["Contents"]
         assert sorted(found["Key"].split("/")[1][:13] for found in listed if found["Size"]) == ["step-00000008"] * 2
 
@@ -195,12 +205,12 @@ def full_from(monkeypatch: pytest.MonkeyPatch, step: int) -> Iterator[None]:
 def test_a_full_disk_is_told_and_the_last_good_checkpoint_kept(
     tiny_base: Path, triplets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    recipe = recipe_of(tiny_base, triplets, tmp_path / "out", keep_last=1)
+    recipe = recipe_of(tiny_base, triplets, tmp_path / "out", checkpoint={"keep_last": 1})
     with full_from(monkeypatch, 4):
         summary = fit(recipe, HERE, digest="d")
     told = summary.checkpoints["last_failure"]
     assert "checkpoint of step 8 could not be written" in told and "No space left on device" in told
-    assert told.endswith("training goes on, the last whole checkpoint is step 2") and "\n" not in told
+    assert told.endswith("training continues, the last complete checkpoint is step 2") and "\n" not in told
     assert (summary.checkpoints["written"], summary.checkpoints["failed"]) == (1, 3)
     assert (tmp_path / "out" / FAILED).read_text() == told + "\n" and told in caplog.text
     assert steps(CheckpointStore(str(tmp_path / "out" / "checkpoints"))) == [2]
@@ -214,21 +224,25 @@ def test_a_full_disk_is_told_and_the_last_good_checkpoint_kept(
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"lr": 0.5}, r"lr = 0.01 there, 0.5 here"),
-        ({"lora": {"r": 8}}, r"lora = \{.*'r': 4.* there, .*'r': 8.* here"),
-        ({"global_batch": 4}, r"global_batch = 8 there, 4 here"),
-        ({"limit": 20}, r"triplets = .*'rows': 40.* there, .*'rows': 20.* here"),
+        ({"optim": {"lr": 0.5}}, r"optim\.lr = 0.01 there, 0.5 here"),
+        ({"lora": {"r": 8}}, r"lora\.r = 4 there, 8 here"),
+        ({"global_batch_size": 4}, r"global_batch_size = 8 there, 4 here"),
+        ({"limit": 20}, r"triplets = .*'mix_weight': 1.0.* there, .*'mix_weight': 1.0.* here"),
     ],
 )
 def test_a_checkpoint_of_another_recipe_is_refused(
     *, tiny_base: Path, triplets: Path, tmp_path: Path, values: dict[str, Any], message: str
 ) -> None:
     place = str(tmp_path / "place")
-    fit(recipe_of(tiny_base, triplets, tmp_path / "one", checkpoints=place, steps=2, keep_last=1), HERE, digest="d")
-    other = recipe_of(tiny_base, triplets, tmp_path / "two", checkpoints=place, steps=2)
+    fit(
+        recipe_of(tiny_base, triplets, tmp_path / "one", checkpoint={"folder": place, "keep_last": 1}, max_steps=2),
+        HERE,
+        digest="d",
+    )
+    other = recipe_of(tiny_base, triplets, tmp_path / "two", checkpoint={"folder": place}, max_steps=2)
     if "limit" in values:
         values = {"triplets": [{"path": str(triplets), **values}]}
-    other = TrainRecipe.parse(other.model_dump() | values, "test")
+    other = TrainRecipe.parse(merge_tables(other.model_dump(), values), "test")
     with pytest.raises(
         InputError, match=f"step-00000002-.* of {place} is of another recipe: {message}; choose"
     ) as error:
@@ -240,12 +254,12 @@ def test_a_checkpoint_of_another_recipe_is_refused(
 def test_an_attempt_that_still_runs_elsewhere_writes_no_more(
     tiny_base: Path, triplets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = recipe_of(tiny_base, triplets, tmp_path / "out", keep_last=9)
+    recipe = recipe_of(tiny_base, triplets, tmp_path / "out", checkpoint={"keep_last": 9})
     real = CheckpointStore.finish
 
     def finish(self: CheckpointStore, name: str, manifest: Any) -> Any:
         found = real(self, name, manifest)
-        CheckpointStore(self.place).claim("ffff")  # another attempt begins after our first checkpoint
+        CheckpointStore(self.root_uri).claim("ffff")  # another attempt begins after our first checkpoint
         return found
 
     monkeypatch.setattr(CheckpointStore, "finish", finish)
@@ -255,10 +269,10 @@ def test_an_attempt_that_still_runs_elsewhere_writes_no_more(
 
 
 def test_finished_runs_keep_what_the_recipe_keeps(tiny_base: Path, triplets: Path, tmp_path: Path) -> None:
-    recipe = recipe_of(tiny_base, triplets, tmp_path / "out", keep_last=1)
+    recipe = recipe_of(tiny_base, triplets, tmp_path / "out", checkpoint={"keep_last": 1})
     fit(recipe, HERE, digest="d")
-    tidy(recipe)
+    prune(recipe)
     assert sorted(path.name[:13] for path in (tmp_path / "out" / "checkpoints").iterdir()) == ["step-00000008"]
-    tidy(recipe.model_copy(update={"keep_last": 0}))
+    prune(recipe_of(tiny_base, triplets, tmp_path / "out", checkpoint={"keep_last": 0}))
     assert not (tmp_path / "out" / "checkpoints").exists()
     shutil.rmtree(tmp_path / "out")

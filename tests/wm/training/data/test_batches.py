@@ -14,14 +14,19 @@ from tests.helpers.training_data import random_rows, write_triplets
 from wm.errors import InputError
 from wm.models import flatten, load_model
 from wm.nano.preset import TINY, NanoPreset, write_random_base
-from wm.training import Source, TokenSet, Weights, open_tokens, recognition_weights
+from wm.training import RecognitionWeights, Source, TokenSet, open_tokens, recognition_weights
 from wm.training.data.order import SampleOrder
 
 
 def opened(
-    base: Path, root: Path, *sources: Source, task: str = "fdm", weights: Weights | None = None, seed: int = 0
+    base: Path,
+    root: Path,
+    *sources: Source,
+    task: str = "fdm",
+    recognition: RecognitionWeights | None = None,
+    seed: int = 0,
 ) -> TokenSet:
-    return open_tokens(sources, load_model(base), task, weights or Weights(), root=root, seed=seed)
+    return open_tokens(sources, load_model(base), task, recognition or RecognitionWeights(), root=root, seed=seed)
 
 
 def ids_of(tokens: TokenSet, source: int) -> list[str]:
@@ -52,7 +57,9 @@ def test_every_row_is_its_layout_with_its_weights(
         with pytest.raises(InputError, match="janus cannot serve as an inverse model"):
             opened(base, tmp_path / "tokens", Source(path=str(folder)), task=task)
         return
-    tokens = opened(base, tmp_path / "tokens", Source(path=str(folder)), task=task, weights=Weights(floor=0.5))
+    tokens = opened(
+        base, tmp_path / "tokens", Source(path=str(folder)), task=task, recognition=RecognitionWeights(floor=0.5)
+    )
     assert len(tokens) == 9
     by_name = {row["triplet_id"]: row for row in rows}
     ids_BT, is_completion_BT, weight_BT = tokens.batch(np.arange(9))
@@ -71,7 +78,7 @@ def test_every_row_is_its_layout_with_its_weights(
         assert tokens.num_completion_tokens(np.array([number])) == sum(learned)
         weights = weight_BT[number][is_completion_BT[number]]
         if task == "fdm":
-            expected = recognition_weights(torch.tensor([row["change"]]), Weights(floor=0.5))[0]
+            expected = recognition_weights(torch.tensor([row["change"]]), RecognitionWeights(floor=0.5))[0]
             assert torch.equal(weights, expected)
         else:
             assert weights.tolist() == [1.0] * len(weights)
@@ -254,7 +261,7 @@ def test_bad_tables_and_selections_are_named(tiny_base: Path, tmp_path: Path) ->
 
 
 def test_a_codebook_above_65536_keeps_its_codes(tiny_base: Path, tmp_path: Path) -> None:
-    from wm.training.data.sources import CodecShape, choose_rows, read_pieces
+    from wm.training.data.sources import CodecShape, read_chunks, select_rows
 
     write_triplets(random_rows(tiny_base, 3), tmp_path)
     table = pq.read_table(tmp_path / "part.parquet")
@@ -263,6 +270,6 @@ def test_a_codebook_above_65536_keeps_its_codes(tiny_base: Path, tmp_path: Path)
     pq.write_table(table.set_column(at, "source_codes", wide), tmp_path / "part.parquet")
     source = Source(path=str(tmp_path))
     codec = CodecShape(table.column("codec")[0].as_py(), 4, 1 << 17)
-    (piece,) = read_pieces(source, choose_rows(source, np.random.default_rng(0)), codec)
+    (piece,) = read_chunks(source, select_rows(source, np.random.default_rng(0)), codec)
     assert piece.source_PN.dtype == np.uint32 and piece.source_PN.tolist() == wide.to_pylist()
     assert CodecShape("", 4, 32_768).code_type == CodecShape("", 4, 65_536).code_type == np.uint16

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from wm.training.data.prefetch import prefetched
+from wm.training.data.prefetch import prefetch
 
 
 def threads() -> list[str]:
@@ -13,13 +13,13 @@ def threads() -> list[str]:
 
 
 def test_values_come_in_order_and_the_thread_ends() -> None:
-    assert list(prefetched(lambda item: item * item, range(50))) == [item * item for item in range(50)]
+    assert list(prefetch(lambda item: item * item, range(50))) == [item * item for item in range(50)]
     assert threads() == []
 
 
 def test_no_more_are_made_ahead_than_asked_for() -> None:
     made: list[int] = []
-    values = prefetched(lambda item: made.append(item) or item, range(100), depth=3)
+    values = prefetch(lambda item: made.append(item) or item, range(100), depth=3)
     assert next(values) == 0
     deadline = time.monotonic() + 60
     while len(made) < 5 and time.monotonic() < deadline:
@@ -38,6 +38,6 @@ def test_an_error_comes_in_its_place() -> None:
 
     seen = []
     with pytest.raises(ValueError, match="three"):
-        for value in prefetched(make, range(10)):
+        for value in prefetch(make, range(10)):
             seen.append(value)
     assert seen == [0, 1, 2] and threads() == []

@@ -1,4 +1,4 @@
-"""The token cache: written once, found again, never half, made anew when anything it depends on changes."""
+"""The token cache: written once, found again, never half, written again when anything it depends on changes."""
 
 import multiprocessing
 import os
@@ -15,12 +15,12 @@ from tests.helpers.training_data import random_rows, write_triplets
 from wm.errors import InputError
 from wm.models import load_model
 from wm.nano.preset import TINY_WORDS, write_random_base
-from wm.training import Source, TokenSet, Weights, open_tokens
+from wm.training import RecognitionWeights, Source, TokenSet, open_tokens
 from wm.training.data import token_cache
 
 
 def opened(base: Path, root: Path, *sources: Source, task: str = "fdm", seed: int = 0) -> TokenSet:
-    return open_tokens(sources, load_model(base), task, Weights(), root=root, seed=seed)
+    return open_tokens(sources, load_model(base), task, RecognitionWeights(), root=root, seed=seed)
 
 
 def folders(root: Path) -> list[str]:
@@ -48,7 +48,7 @@ def test_it_is_written_once_and_serves_both_tasks(
 def test_anything_it_depends_on_makes_another(tiny_base: Path, triplets: Path, tmp_path: Path) -> None:
     root = tmp_path / "tokens"
     opened(tiny_base, root, Source(path=str(triplets)))
-    opened(tiny_base, root, Source(path=str(triplets), weight=0.5))
+    opened(tiny_base, root, Source(path=str(triplets), mix_weight=0.5))
     assert len(folders(root)) == 1
     opened(tiny_base, root, Source(path=str(triplets), limit=5))
     opened(tiny_base, root, Source(path=str(triplets), limit=5), seed=1)
@@ -85,7 +85,7 @@ def test_a_disk_too_small_is_told_before_work(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(token_cache.shutil, "disk_usage", lambda _: usage._replace(free=600))
-    with pytest.raises(InputError, match=r"tokens of 20 triplets need 0.0 GB .* token_cache"):
+    with pytest.raises(InputError, match=r"tokens of 20 triplets need 0.0 GB .* data\.token_cache"):
         opened(tiny_base, tmp_path / "tokens", Source(path=str(triplets)))
 
 
@@ -94,7 +94,9 @@ def test_a_file_of_another_size_is_refused(tiny_base: Path, triplets: Path, tmp_
     opened(tiny_base, root, source)
     (name,) = folders(root)
     os.truncate(root / name / "rows.bin", 100)
-    with pytest.raises(InputError, match=r"rows.bin has 100 bytes, expected 640; remove .*, it is made anew"):
+    with pytest.raises(
+        InputError, match=r"rows.bin has 100 bytes, expected 640; remove .*, which is then written again"
+    ):
         opened(tiny_base, root, source)
 
 
@@ -130,7 +132,7 @@ def test_of_several_workers_one_writes(
     vlm, source = load_model(tiny_base), Source(path=str(triplets))
 
     def batch(_: int) -> tuple[torch.Tensor, ...]:
-        tokens = open_tokens([source], vlm, "fdm", Weights(), root=tmp_path / "tokens", seed=0)
+        tokens = open_tokens([source], vlm, "fdm", RecognitionWeights(), root=tmp_path / "tokens", seed=0)
         return tokens.batch(np.arange(20))
 
     with ThreadPoolExecutor(4) as pool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.helpers.release_config import NUM_CODES, VOCABULARY, write_release_config
+from tests.helpers.training_data import merge_tables
 from wm.models import load_model
 from wm.models.skeleton import load_skeleton
 from wm.training import TrainRecipe, prepare
@@ -20,14 +21,15 @@ from wm.training.data.sources import CodecShape
 from wm.training.planning.fit_check import GIB, RESERVED_BYTES, disk_complaints, memory_complaints
 from wm.training.planning.memory import StepMemory, step_memory
 from wm.training.planning.settle import recompute_layers
-from wm.training.step import Stepper, need_process_group
+from wm.training.step import Stepper, ensure_process_group
 
 WORDS = 4
 
 
 def recipe_of(base: Path, **values: Any) -> TrainRecipe:
-    common = {"task": "fdm", "base": str(base), "triplets": "t", "out": "o", "steps": 1, "num_workers": 0}
-    return TrainRecipe.parse(common | {"global_batch": 8, "zero_stage": 1} | values, "test")
+    common = {"task": "fdm", "base": str(base), "triplets": "t", "out": "o", "max_steps": 1, "global_batch_size": 8}
+    resources = {"resources": {"num_workers": 0, "zero_stage": 1}}
+    return TrainRecipe.parse(merge_tables(common, resources, values), "test")
 
 
 def estimate(recipe: TrainRecipe, stage: int = 1, recomputes: bool = False) -> tuple[StepMemory, Template]:
@@ -65,7 +67,7 @@ def places_of(tensors: Any) -> dict[int, int]:
 
 @pytest.fixture(autouse=True)
 def group() -> Iterator[None]:
-    need_process_group(torch.device("cpu"))
+    ensure_process_group(torch.device("cpu"))
     yield
 
 
@@ -78,7 +80,7 @@ SETTINGS = [
 
 @pytest.mark.parametrize(("precision", "lora", "micro_batch"), SETTINGS)
 def test_kept_activations_are_the_saved_tensors(tiny_base: Path, precision: str, lora: bool, micro_batch: int) -> None:
-    recipe = recipe_of(tiny_base, precision=precision, lora={"enabled": lora}, micro_batch=micro_batch)
+    recipe = recipe_of(tiny_base, precision=precision, lora={"enabled": lora}, micro_batch_size=micro_batch)
     found, template = estimate(recipe)
     vlm, saved = real_model(recipe), {}
 
@@ -99,7 +101,7 @@ def test_kept_activations_are_the_saved_tensors(tiny_base: Path, precision: str,
 def test_the_peak_is_that_of_real_steps(
     tiny_base: Path, process: Executor, precision: str, lora: bool, micro_batch: int
 ) -> None:
-    recipe = recipe_of(tiny_base, precision=precision, lora={"enabled": lora}, micro_batch=micro_batch)
+    recipe = recipe_of(tiny_base, precision=precision, lora={"enabled": lora}, micro_batch_size=micro_batch)
     found, template = estimate(recipe)
     weights, optimizer, peak = least_peak(process, recipe, template, False)
     assert found.weights + found.trained == pytest.approx(weights, rel=0.01)
@@ -123,7 +125,7 @@ def least_peak(process: Executor, recipe: TrainRecipe, template: Template, recom
 
 def profiled(recipe: TrainRecipe, template: Template, recomputes: bool) -> tuple[int, int, int]:
     """Bytes of weights, of the optimizer and at the peak, of a model that is read, then trained for two steps."""
-    need_process_group(torch.device("cpu"))
+    ensure_process_group(torch.device("cpu"))
     gc.collect()
     with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         vlm = real_model(recipe)
@@ -133,7 +135,7 @@ def profiled(recipe: TrainRecipe, template: Template, recomputes: bool) -> tuple
             stepper = Stepper(vlm, recipe, 2)
         gc.collect()
         for step in range(2):
-            stepper.step(step, [real_batch(template, recipe.micro_batch)] * (8 // recipe.micro_batch), 40.0)
+            stepper.step(step, [real_batch(template, recipe.rows_per_pass)] * recipe.accumulation_steps, 40.0)
             gc.collect()
     state = stepper._optimizer.state
     moments = sum(tensor.nbytes for held in state.values() for tensor in held.values() if tensor.ndim)
@@ -167,7 +169,9 @@ def peak_of(profiler: Any) -> int:
 
 @pytest.mark.parametrize("lora", [True, False])
 def test_layers_that_are_computed_again_keep_their_input_alone(tiny_base: Path, process: Executor, lora: bool) -> None:
-    recipe = recipe_of(tiny_base, micro_batch=8, lora={"enabled": lora}, checkpoint_activations=True)
+    recipe = recipe_of(
+        tiny_base, micro_batch_size=8, lora={"enabled": lora}, resources={"gradient_checkpointing": True}
+    )
     kept, recomputed = (estimate(recipe, recomputes=word) for word in (False, True))
     tokens, width, layers = 8 * (len(kept[1].ids_T) - 1), 32, 2
     assert recomputed[0].peak < 0.9 * kept[0].peak
@@ -178,7 +182,9 @@ def test_layers_that_are_computed_again_keep_their_input_alone(tiny_base: Path, 
 
 
 def test_stages_share_what_they_share(tiny_base: Path) -> None:
-    recipe = recipe_of(tiny_base, num_workers=4, micro_batch=2, lora={"enabled": False}, precision="bf16")
+    recipe = recipe_of(
+        tiny_base, resources={"num_workers": 4}, micro_batch_size=2, lora={"enabled": False}, precision="bf16"
+    )
     parts = [estimate(recipe, stage=stage)[0] for stage in range(4)]
     count = parts[0].trained // 2
     assert [part.optimizer for part in parts] == [12 * count, 3 * count, 3 * count, 3 * count]
@@ -195,7 +201,11 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_seven_billion_by_hand(release: Path, tmp_path: Path) -> None:
     recipe = recipe_of(
-        release, precision="bf16", use_gpu=True, num_workers=4, micro_batch=2, device_gib=16, out=str(tmp_path)
+        release,
+        precision="bf16",
+        resources={"use_gpu": True, "num_workers": 4, "device_gib": 16},
+        micro_batch_size=2,
+        out=str(tmp_path),
     )
     found, template = estimate(recipe)
     width, mlp, layers, rank = 4096, 11008, 32, 16
@@ -214,10 +224,10 @@ def test_seven_billion_by_hand(release: Path, tmp_path: Path) -> None:
 
     (line,) = memory_complaints(recipe, found)
     assert f"needs {found.peak / GIB:.1f} GiB" in line and "room for 14.5 GiB" in line
-    assert "not even micro_batch = 1 would fit" in line
-    fits_one = recipe.model_copy(update={"device_gib": (found.peak - 1 + RESERVED_BYTES) / GIB})
-    assert memory_complaints(fits_one, found)[0].endswith("micro_batch = 1 would fit")
-    assert memory_complaints(recipe.model_copy(update={"device_gib": 200}), found) == []
+    assert "not even micro_batch_size = 1 would fit" in line
+    fits_one = recipe.with_resources(device_gib=(found.peak - 1 + RESERVED_BYTES) / GIB)
+    assert memory_complaints(fits_one, found)[0].endswith("micro_batch_size = 1 would fit")
+    assert memory_complaints(recipe.with_resources(device_gib=200), found) == []
 
     codec = CodecShape("", 1024, NUM_CODES)
     assert disk_complaints(recipe, codec, [1000], adapter) == []

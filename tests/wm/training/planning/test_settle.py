@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.helpers.training_data import merge_tables
 from wm.models.skeleton import load_skeleton
 from wm.training import TrainRecipe, prepare
 from wm.training.data.sources import Source
@@ -16,20 +17,20 @@ from wm.training.planning.settle import chooser, settled
 
 
 def recipe_of(base: Path, **values: Any) -> TrainRecipe:
-    common = {"task": "fdm", "base": str(base), "triplets": "x", "out": "x", "steps": 1, "global_batch": 16}
-    return TrainRecipe.parse(common | {"num_workers": 4} | values, "test")
+    common = {"task": "fdm", "base": str(base), "triplets": "x", "out": "x", "max_steps": 1, "global_batch_size": 16}
+    return TrainRecipe.parse(merge_tables(common, {"resources": {"num_workers": 4}}, values), "test")
 
 
 @pytest.mark.parametrize(
     ("values", "offered"),
     [
         ({}, [(1, False), (2, False), (1, True), (2, True), (3, False), (3, True)]),
-        ({"gate_every": 1, "held_out": "x"}, [(1, False), (2, False), (1, True), (2, True)]),
-        ({"num_workers": 1}, [(1, False), (1, True)]),
-        ({"zero_stage": 3}, [(3, False), (3, True)]),
-        ({"zero_stage": 0}, [(0, False), (0, True)]),
-        ({"checkpoint_activations": True}, [(1, True), (2, True), (3, True)]),
-        ({"zero_stage": 2, "checkpoint_activations": False}, []),
+        ({"eval": {"every_steps": 1, "triplets": "x"}}, [(1, False), (2, False), (1, True), (2, True)]),
+        ({"resources": {"num_workers": 1}}, [(1, False), (1, True)]),
+        ({"resources": {"zero_stage": 3}}, [(3, False), (3, True)]),
+        ({"resources": {"zero_stage": 0}}, [(0, False), (0, True)]),
+        ({"resources": {"gradient_checkpointing": True}}, [(1, True), (2, True), (3, True)]),
+        ({"resources": {"zero_stage": 2, "gradient_checkpointing": False}}, []),
     ],
 )
 def test_what_the_recipe_leaves_open_is_offered(tiny_base: Path, values: dict[str, Any], offered: Any) -> None:
@@ -41,12 +42,14 @@ def test_what_the_recipe_leaves_open_is_offered(tiny_base: Path, values: dict[st
 
     found = settled(recipe_of(tiny_base, **values), choose)
     assert asked == offered
-    assert (found.zero_stage, found.checkpoint_activations) == (offered[-1] if offered else (2, False))
+    assert (found.resources.zero_stage, found.resources.gradient_checkpointing) == (
+        offered[-1] if offered else (2, False)
+    )
 
 
 def test_a_gate_with_stage_3_is_refused(tiny_base: Path) -> None:
-    with pytest.raises(Exception, match="no worker has the whole model to ask"):
-        recipe_of(tiny_base, gate_every=1, held_out="x", zero_stage=3)
+    with pytest.raises(Exception, match="no worker has the complete model to evaluate"):
+        recipe_of(tiny_base, eval={"every_steps": 1, "triplets": "x"}, resources={"zero_stage": 3})
 
 
 def test_the_first_that_fits_is_taken_else_the_leanest(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
