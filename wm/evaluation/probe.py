@@ -103,7 +103,8 @@ def probe(
         picks = {"random_action": other_action, "random_observation": other_target}.get(kind, np.arange(rows))
         pairs = np.flatnonzero(picks >= 0)
         if len(pairs):
-            negative = scorer(*_build_negatives(kind, source_BN, target_BN, actions, pairs, picks[pairs]))
+            negatives = _build_negatives(kind, source_BN, target_BN, actions, pairs=pairs, picks=picks[pairs])
+            negative = scorer(*negatives)
             results[kind] = _compare(Likelihoods(reference.sums[pairs], reference.tokens[pairs]), negative)
     return results
 
@@ -113,6 +114,7 @@ def _build_negatives(
     source_BN: torch.Tensor,
     target_BN: torch.Tensor,
     actions: Sequence[str],
+    *,
     pairs: Indices,
     picks: Indices,
 ) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
