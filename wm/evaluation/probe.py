@@ -153,6 +153,7 @@ def pick_others(values: Sequence[object], subsets: Sequence[str], ids: Sequence[
 
 
 def _compare(reference: Likelihoods, negative: Likelihoods) -> Preference:
+    # By token too: a longer action has a lower sum, whatever the model prefers.
     gap = reference.sums - negative.sums
     gap_per_token = reference.sums / reference.tokens - negative.sums / negative.tokens
     return Preference(

@@ -17,7 +17,7 @@ def bank_of(seed, *, items=6, total=8, max_unchanged=1.0):
 
 
 def slow(bank, name, stop_after):
-    """(draws, metric) of each item, averaged over rotations; ``stop_after(means, allowed)`` tells when it stops."""
+    """(draws, metric) of each item, averaged over rotations; ``stop_after(means, allowed)`` says when it stops."""
     found = []
     items, total = bank.verifier.shape
     for item in range(items):

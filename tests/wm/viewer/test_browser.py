@@ -81,7 +81,7 @@ def test_all_cards_show(page: Path, tmp_path: Path) -> None:
     assert ids(document)[:3] == ["t00000", "t00001", "t00002"]
     assert float(mark(document, "ready-ms")) > 0 and float(mark(document, "first-paint-ms")) > 0
     assert 'alt="before: wave hand 0"' in document and "score -0.25" in document and "CC-BY-4.0" in document
-    assert "1 image could not be read" in document and "no readable picture" in document
+    assert "1 image could not be read" in document and "no readable image" in document
 
 
 @pytest.mark.parametrize(

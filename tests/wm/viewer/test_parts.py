@@ -1,4 +1,4 @@
-"""The viewer without a browser: sampling, pictures, scripts, joins, the head's figures."""
+"""The viewer without a browser: sampling, images, scripts, joins, the head's figures."""
 
 import base64
 import io
@@ -73,7 +73,7 @@ def test_a_sample_takes_the_rows_it_promises(tmp_path: Path) -> None:
 
 
 def test_a_huge_data_set_is_sampled_in_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every row group that is touched has to be read whole, so few are."""
+    """Every row group that is touched has to be read completely, so few are."""
     monkeypatch.setattr("wm.viewer.sample.MAX_GROUPS", 4)
     for part in range(30):
         rows = [triplet(part * 10 + number, class_label="ab"[part % 2]) for number in range(10)]
@@ -83,7 +83,7 @@ def test_a_huge_data_set_is_sampled_in_runs(tmp_path: Path, monkeypatch: pytest.
     assert len(sample.picks) <= 8 and {int(pick.file.stem[-2:]) % 2 for pick in sample.picks} == {0, 1}
 
 
-def test_pictures_stand_in_their_cells() -> None:
+def test_images_of_a_sprite_are_in_their_cells() -> None:
     wide, tall = picture(255, 20, 80)["bytes"], picture(0, 90, 30)["bytes"]
     sprite = build_sprite([(wide, tall), (b"no picture", None)], 40, quality=90)
     assert sprite.sizes_px == [(40, 10, 13, 40), (0, 0, 0, 0)]
@@ -97,7 +97,7 @@ def test_pictures_stand_in_their_cells() -> None:
     assert sheet[50:].max() < 30
 
 
-def test_a_bomb_is_a_missing_picture() -> None:
+def test_a_decompression_bomb_is_a_missing_image() -> None:
     buffer = io.BytesIO()
     Image.new("1", (8000, 8000)).save(buffer, "PNG")
     assert build_sprite([(buffer.getvalue(), picture(1)["bytes"])], 32, 70).sizes_px == [(0, 0, 32, 24)]
@@ -167,10 +167,10 @@ def test_a_triplet_finds_the_clip_it_was_cut_from(tmp_path: Path) -> None:
     assert found[2].pair is not None and found[2].pair["difference"] == 3.5 and found[2].pair["cut"] is None
 
 
-def test_sources_are_told_apart(tmp_path: Path) -> None:
+def test_a_source_is_found_by_its_tables(tmp_path: Path) -> None:
     out = write_annotation(tmp_path / "out", [triplet(0)])
-    whole = open_source(out)
-    assert len(whole.triplets) == len(whole.rejects) == len(whole.clips) == len(whole.pairs) == 1
+    complete = open_source(out)
+    assert len(complete.triplets) == len(complete.rejects) == len(complete.clips) == len(complete.pairs) == 1
     assert open_source(out / "triplets").rejects == []
     (out / "run.json").write_text('{"stage": "annotate"}')
     assert open_source(out / "triplets") == open_source(out) and open_source(out).record == {"stage": "annotate"}
