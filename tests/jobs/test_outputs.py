@@ -37,15 +37,15 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets.disable_progress_bars()
 
 
-def check_row(found: dict[str, Any], number: int) -> None:
+def check_row(row: dict[str, Any], number: int) -> None:
     """A row of load_dataset: pictures decoded, all else as written."""
     for side, seed in (("source", 2 * number), ("target", 2 * number + 1)):
-        image = found[f"{side}_image"]
+        image = row[f"{side}_image"]
         assert isinstance(image, Image.Image) and image.mode == "RGB"
         np.testing.assert_array_equal(np.array(image), picture(seed))
     for name, value in ROWS[number].items():
         if not name.endswith("_image"):
-            assert found[name] == value, name
+            assert row[name] == value, name
 
 
 @pytest.mark.parametrize("streaming", [False, True])

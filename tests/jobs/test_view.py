@@ -37,9 +37,9 @@ def test_a_page_is_written_once(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert record["counts"]["bytes"] == sum(
         path.stat().st_size for path in (tmp_path / "view").rglob("*") if path.is_file() and path.name != "run.json"
     )
-    written = (tmp_path / "view" / "index.html").stat().st_mtime_ns
+    mtime_ns = (tmp_path / "view" / "index.html").stat().st_mtime_ns
     assert run(recipe(tmp_path, num_threads=1)) == record  # threads do not change what comes out
-    assert (tmp_path / "view" / "index.html").stat().st_mtime_ns == written
+    assert (tmp_path / "view" / "index.html").stat().st_mtime_ns == mtime_ns
     assert "20 of 20 triplets, 4 rejects" in capsys.readouterr().out
     with pytest.raises(OtherRunError, match="limit"):
         run(recipe(tmp_path, limit=5))
