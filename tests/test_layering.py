@@ -18,6 +18,8 @@ BASE = {
     "judging",
     "paths",
     "private_session",
+    "recipe_errors",
+    "recipe_fields",
     "records",
     "runs",
     "templates",
@@ -40,7 +42,9 @@ ROOMS: dict[str, set[str]] = {
 
 LONE = {
     "records": {"errors"},
-    "config": {"errors", "paths"},
+    "config": {"errors", "paths", "recipe_errors", "recipe_fields"},
+    "recipe_errors": {"recipe_fields"},
+    "recipe_fields": set(),
     "errors": set(),
     "files": {"errors"},
     "images": {"errors"},

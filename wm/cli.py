@@ -13,14 +13,17 @@ import sys
 import textwrap
 import types
 from collections.abc import Callable, Sequence
-from typing import Literal, NoReturn, TypeVar, Union, get_args, get_origin
+from itertools import pairwise
+from typing import Literal, NoReturn, TypeVar, get_args, get_origin
 
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from tqdm import tqdm
 
-from wm.config import Recipe, table_class
+from wm.config import Recipe
 from wm.errors import InputError
 from wm.paths import path_key
+from wm.recipe_fields import item_class, list_alternatives, table_class
 
 RecipeT = TypeVar("RecipeT", bound=Recipe)
 
@@ -28,7 +31,7 @@ _HELP_WIDTH = 100
 _KEYS_HEADING = """keys of the recipe, in the TOML file or as key=value, which overrides the file:
   a key of a table is given by its dotted name, or in the file below [table]:  sampling.top_p=0.9
   texts need no quotes on the command line, lists and tables are TOML:         seeds='[0, 1]'"""
-_TYPE_WORDS = {str: "text", int: "integer", float: "number", bool: "true | false", object: "value"}
+_TYPE_WORDS: dict[object, str] = {str: "text", int: "integer", float: "number", bool: "true | false", object: "value"}
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -69,12 +72,14 @@ def main(
         help="one recipe file at most (any path that exists is one), then overrides",
     )
     parser.add_argument("--dry-run", action="store_true", help="check everything, say what would be done, do nothing")
-    arguments = parser.parse_intermixed_args(argv)
+    arguments, options = parser.parse_known_intermixed_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("wm.sampling").setLevel(logging.INFO)  # it reports which batch size it chose
     out = ""
     try:
         # Before the job starts: an error names the file or the key.
+        if options:
+            raise InputError(f"no such option: {options[0]:.200}; keys are given without dashes, as key=value")
         recipe = load_recipe(recipe_class, arguments.settings)
         out = str(getattr(recipe, "out", ""))
         run(recipe, dry_run=arguments.dry_run)
@@ -108,6 +113,11 @@ def load_recipe(recipe_class: type[RecipeT], settings: Sequence[str]) -> RecipeT
     Raises:
         InputError: Two files are named, a text may be read both ways, or the recipe is wrong.
     """
+    for text, following in pairwise([*settings, ""]):
+        # A shell makes two or three arguments of key= value and key = value.
+        is_cut = text.endswith("=") and following and "=" not in following and not os.path.isfile(following)  # noqa: PTH113
+        if is_cut or text.startswith("=") or following.startswith("="):
+            raise InputError(f"{text!r:.200} {following!r:.200}: write key=value without blanks around the sign")
     files = [text for text in settings if "=" not in text or _is_recipe_file(recipe_class, text)]
     if len(files) > 1:
         raise InputError(f"one recipe file at most, got {', '.join(files)}")
@@ -192,38 +202,36 @@ def _is_about_memory(error: BaseException) -> bool:
     return is_torchs or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
-def describe_fields(recipe_class: type[Recipe], prefix: str = "", indent: str = "  ") -> str:
+def describe_fields(table: type[BaseModel], prefix: str = "", indent: str = "  ") -> str:
     """Describe every key of a recipe: name, type and default in a line, help below; keys of tables are indented.
 
     Args:
-        recipe_class: The recipe.
+        table: The recipe's class.
         prefix: Dotted name of the table that it is, with a dot at the end; empty: none.
         indent: Blanks before each line.
 
     Returns:
-        Lines of at most 100 characters, but for long names and defaults.
+        Lines, their texts wrapped at 100 characters.
     """
     lines = []
-    for name, field in recipe_class.model_fields.items():
-        path = f"{prefix}{name}"
-        help_text = " ".join((field.description or "").split())
-        table = table_class(field.annotation)
-        origin = get_origin(field.annotation)
+    for name, field in table.model_fields.items():
+        path, help_text = f"{prefix}{name}", " ".join((field.description or "").split())
+        inner, item = table_class(field.annotation), item_class(field.annotation)
         # A table has no value of its own: its keys are listed, each with its default.
-        if table is not None and origin not in (list, dict):
-            lines += textwrap.wrap(
-                f"[{path}] {help_text}", _HELP_WIDTH, initial_indent=indent, subsequent_indent=indent
-            )
-            lines.append(describe_fields(table, f"{path}.", f"{indent}  "))
+        if inner is not None:
+            help_text = help_text or " ".join((inner.__doc__ or "").split())
+            lines += [*_wrap(f"[{path}] {help_text}", indent), describe_fields(inner, f"{path}.", f"{indent}  ")]
             continue
         lines.append(f"{indent}{path}: {_describe_type(field)}{_describe_default(field)}")
-        lines += textwrap.wrap(
-            help_text, _HELP_WIDTH, initial_indent=f"{indent}    ", subsequent_indent=f"{indent}    "
-        )
-        if table is not None:
-            item = f"{path}.NAME." if origin is dict else f"{path}[]."
-            lines.append(describe_fields(table, item, f"{indent}  "))
+        lines += _wrap(help_text, f"{indent}    ")
+        if item is not None:
+            place = f"{path}.NAME." if get_origin(field.annotation) is dict else f"{path}[]."
+            lines.append(describe_fields(item, place, f"{indent}  "))
     return "\n".join(lines)
+
+
+def _wrap(text: str, indent: str) -> list[str]:
+    return textwrap.wrap(text, _HELP_WIDTH, initial_indent=indent, subsequent_indent=indent)
 
 
 def _describe_type(field: FieldInfo) -> str:
@@ -237,15 +245,15 @@ def _type_words(kind: object) -> str:
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Literal:
         return " | ".join(str(value) for value in arguments)
-    if origin in (Union, types.UnionType):
-        return " | ".join(_type_words(argument) for argument in arguments if argument is not types.NoneType)
+    alternatives = list_alternatives(kind)
+    if len(alternatives) > 1:
+        return " | ".join(_type_words(member) for member in alternatives if member is not types.NoneType)
     if origin is list:
-        return f"list of {_type_words(arguments[0])}"
-    if origin is dict:
+        words = _type_words(arguments[0])
+        return f"list of {words}s" if words.isalpha() else f"list of {words}"
+    if origin is dict or (isinstance(kind, type) and issubclass(kind, BaseModel)):
         return "table"
-    if isinstance(kind, type):
-        return "table" if issubclass(kind, Recipe) else _TYPE_WORDS.get(kind, kind.__name__)
-    return str(kind)
+    return _TYPE_WORDS.get(kind, str(kind))
 
 
 def _describe_default(field: FieldInfo) -> str:

@@ -7,15 +7,16 @@ import difflib
 import hashlib
 import json
 import tomllib
-import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self, Union, get_args, get_origin
+from typing import Any, ClassVar, Self, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from wm.errors import InputError
 from wm.paths import absolute_path, check_output, path_key
+from wm.recipe_errors import describe_error
+from wm.recipe_fields import field_annotation, is_text, is_value, item_class, table_class
 
 
 class Recipe(BaseModel):
@@ -43,7 +44,7 @@ class Recipe(BaseModel):
                 raise ValueError(f"{name} is empty")
             values = getattr(self, name)
             for value in values if isinstance(values, list) else [values]:
-                if isinstance(value, str) and not _is_text(value):
+                if isinstance(value, str) and not _is_unicode(value):
                     raise ValueError(f"{name} = {value!r:.200} is not UTF-8; rename the file or folder")
         return self
 
@@ -85,7 +86,7 @@ class Recipe(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise InputError(f"{where}: " + "; ".join(_describe(cls, item) for item in error.errors())) from error
+            raise InputError(f"{where}: " + "; ".join(describe_error(cls, item) for item in error.errors())) from error
 
     @classmethod
     def identity_settings(cls, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,36 +108,37 @@ class Recipe(BaseModel):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _rename_keys(cls: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+def _rename_keys(table: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
     """Move recorded values to today's keys, those of tables in them too."""
+    renames: Mapping[str, str] = getattr(table, "RENAMED_KEYS", {})
     renamed: dict[str, Any] = {}
     moved: list[tuple[str, Any]] = []
     for name, value in values.items():
-        is_known = name in cls.model_fields
-        if not is_known and name in cls.RENAMED_KEYS:
-            moved.append((cls.RENAMED_KEYS[name], value))
+        is_known = name in table.model_fields
+        if not is_known and name in renames:
+            moved.append((renames[name], value))
         elif not is_known and isinstance(value, Mapping):
             # A table that is gone: each of its keys may have gone elsewhere.
-            moved += [(cls.RENAMED_KEYS.get(f"{name}.{key}", f"{name}.{key}"), item) for key, item in value.items()]
+            moved += [(renames.get(f"{name}.{key}", f"{name}.{key}"), item) for key, item in value.items()]
         else:
-            renamed[name] = _rename_in_value(_field_class(cls, name), value)
+            renamed[name] = _rename_in_value(field_annotation(table, name), value)
     for path, value in moved:
         *tables, leaf = path.split(".")
-        target, owner = renamed, cls
+        target, owner = renamed, cast(object, table)
         for table_name in tables:
             target = target.setdefault(table_name, {})
-            owner = _field_class(owner, table_name)
-        target[leaf] = _rename_in_value(_field_class(owner, leaf), value)
+            owner = field_annotation(owner, table_name)
+        target[leaf] = _rename_in_value(field_annotation(owner, leaf), value)
     return renamed
 
 
-def _rename_in_value(annotation: Any, value: Any) -> Any:
+def _rename_in_value(annotation: object, value: Any) -> Any:
     """Move recorded keys of a field's value, where it is a table or a list of tables."""
-    for kind in _alternatives(annotation):
-        if _is_recipe(kind) and isinstance(value, Mapping):
-            return _rename_keys(kind, value)
-        if get_origin(kind) is list and isinstance(value, list):
-            return [_rename_in_value(get_args(kind)[0], item) for item in value]
+    table, item = table_class(annotation), item_class(annotation)
+    if table is not None and isinstance(value, Mapping):
+        return _rename_keys(table, value)
+    if item is not None and isinstance(value, list):
+        return [_rename_in_value(item, entry) for entry in value]
     return value
 
 
@@ -156,11 +158,7 @@ def _drop_keys(values: Mapping[str, Any], keys: frozenset[str]) -> dict[str, Any
     return rest
 
 
-def _is_recipe(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, Recipe)
-
-
-def _is_text(value: str) -> bool:
+def _is_unicode(value: str) -> bool:
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -182,58 +180,30 @@ def _absolute(value: Any, is_path: bool) -> Any:
 def read_toml(path: Path) -> dict[str, Any]:
     """Parse a TOML file; :class:`InputError` names the file and the place of a mistake."""
     if not path.is_file():
-        raise InputError(f"no such recipe file: {path}")
+        others = [other.name for other in path.parent.glob("*.toml")]
+        nearest = difflib.get_close_matches(path.name, others, n=1, cutoff=0.75)
+        hint = f"; did you mean {path.with_name(nearest[0])}?" if nearest else ""
+        raise InputError(f"no such recipe file: {path}{hint}")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # ValueError: no TOML, no UTF-8, a number of too many digits
         raise InputError(f"{path} is not valid TOML: {error}") from error
 
 
-def _apply_override(values: dict[str, Any], override: str, cls: type[BaseModel]) -> None:
+def _apply_override(values: dict[str, Any], override: str, recipe_class: type[BaseModel]) -> None:
+    """Set a key of nested values in place."""
     key, separator, text = override.partition("=")
     *tables, leaf = key.strip().split(".")
     if not separator or not leaf or not all(tables):
         raise InputError(f"override {override!r}: expected key=value")
-    owner: Any = cls
+    owner: object = recipe_class
     for table in tables:
-        values = values.setdefault(table, {})
-        if not isinstance(values, dict):
+        owner = field_annotation(owner, table)
+        values = {} if is_value(owner) else values.setdefault(table, {})
+        if is_value(owner) or not isinstance(values, dict):
             raise InputError(f"override {override!r}: {table!r} is a value, not a table")
-        owner = _field_class(owner, table)
-    # Without quotes, as a shell passes it: the field's type says whether it is a text.
-    values[leaf] = text if _is_text_field(owner, leaf) else _toml_value(text)
-
-
-def _field_class(owner: Any, name: str) -> Any:
-    """Return the annotation of a field of ``owner``: a recipe class, an optional one, a dict or list of them."""
-    for kind in _alternatives(owner):
-        if isinstance(kind, type) and issubclass(kind, BaseModel) and name in kind.model_fields:
-            return kind.model_fields[name].annotation
-        if get_origin(kind) in (dict, list):
-            return get_args(kind)[-1]
-    return None
-
-
-def table_class(annotation: Any) -> type[Recipe] | None:
-    """Return the recipe class of the tables that a field holds, itself or in a list or dict; None if it holds none."""
-    for kind in _alternatives(annotation):
-        item = get_args(kind)[-1] if get_origin(kind) in (dict, list) else kind
-        if _is_recipe(item):
-            found: type[Recipe] = item
-            return found
-    return None
-
-
-def _alternatives(annotation: Any) -> tuple[Any, ...]:
-    """Return the members of a union; for any other annotation, itself."""
-    return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-
-
-def _is_text_field(owner: Any, name: str) -> bool:
-    """Return whether a field takes text and no number."""
-    # It keeps key=5 as the text "5": a folder may be called 5.
-    kinds = _alternatives(_field_class(owner, name))
-    return str in kinds and not any(kind in (int, float, bool) for kind in kinds)
+    # Without quotes, as a shell passes it: where the key takes text, 5 is the text "5", as a folder may be called 5.
+    values[leaf] = text if is_text(field_annotation(owner, leaf)) else _toml_value(text)
 
 
 def _toml_value(text: str) -> Any:
@@ -241,56 +211,3 @@ def _toml_value(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):  # ValueError: no TOML, a number of too many digits
         return text
-
-
-def _describe(cls: type[BaseModel], item: Any) -> str:
-    key = ".".join(str(part) for part in item["loc"]) or "recipe"
-    # The keys of the table in which the unknown one is, not of the recipe.
-    if item["type"] == "extra_forbidden":
-        owner: Any = cls
-        for part in item["loc"][:-1]:
-            owner = _field_class(owner, str(part))
-        table = next((kind for kind in _alternatives(owner) if _is_recipe(kind)), Recipe)
-        return _describe_unknown_key(table, key, nested=len(item["loc"]) > 1, value=item["input"])
-    if item["type"] == "missing":
-        return f"{key} is missing; give it in the file or as {key}=VALUE"
-    if item["type"] == "value_error":  # a recipe's own check; that of a table names the keys itself
-        problem = str(item["ctx"]["error"])
-        # A table's own check names its keys; a field's check is told by key and value.
-        if not isinstance(item["input"], dict):
-            return f"{key} = {item['input']!r:.80}: {problem}"
-        return f"{key}: {problem}" if item["loc"] else problem
-    return f"{key} = {item['input']!r:.80}: {item['msg'].lower()}"
-
-
-def _describe_unknown_key(table: type[Recipe], key: str, *, nested: bool, value: Any) -> str:
-    """Say what an unknown key is called today, or which key is nearest, or which there are."""
-    prefix, _, leaf = key.rpartition(".")
-    prefix = f"{prefix}." if prefix else ""
-    renamed = table.RENAMED_KEYS
-    if leaf in renamed:
-        return f"unknown key {key!r}: it is called {prefix}{renamed[leaf]} now"
-    # A table that is gone: the keys that were given in it are named one by one.
-    if isinstance(value, Mapping):
-        moves = [
-            f"{key}.{name} is called {prefix}{renamed[f'{leaf}.{name}']} now"
-            for name in value
-            if f"{leaf}.{name}" in renamed
-        ]
-        if moves:
-            return f"unknown key {key!r}: {', '.join(moves)}"
-    # A key of a table, given without the table's name, is as near as one that is misspelt.
-    paths = {path.rpartition(".")[2]: path for path in reversed(_key_paths(table))}
-    nearest = difflib.get_close_matches(leaf, paths, n=1, cutoff=0.75)
-    hint = f"; did you mean {prefix}{paths[nearest[0]]}?" if nearest else ""
-    return f"unknown key {key!r}; the keys{' there' if nested else ''} are {', '.join(table.model_fields)}{hint}"
-
-
-def _key_paths(table: type[Recipe]) -> list[str]:
-    """List the dotted keys of a recipe, those of its tables after its own."""
-    own, nested = list(table.model_fields), []
-    for name in own:
-        for kind in _alternatives(table.model_fields[name].annotation):
-            if _is_recipe(kind):
-                nested += [f"{name}.{path}" for path in _key_paths(kind)]
-    return own + nested

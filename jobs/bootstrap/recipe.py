@@ -12,7 +12,7 @@ Settings = dict[str, object]
 """Keys of another command's recipe, which that recipe checks."""
 
 
-class DataSettings(Recipe):
+class BootstrapData(Recipe):
     """What the method learns from; what is left out comes from the nano world."""
 
     supervised_root: OptionalInputPath = None
@@ -27,7 +27,7 @@ class DataSettings(Recipe):
     """Folder, glob or list of unlabelled videos; without it the tabletop's."""
 
 
-class VariantSettings(Recipe):
+class BootstrapVariants(Recipe):
     """Which forward models are trained beside the supervised and the bootstrapped one."""
 
     unweighted: bool = True
@@ -63,9 +63,9 @@ class BootstrapRecipe(Recipe):
     rounds: int = Field(default=1, ge=1)
     """Rounds of annotate → select → train. From the second on the inverse model learns from what the one before
     annotated too, the better of the two annotates again (gate), and so does the better forward model."""
-    data: DataSettings = DataSettings()
+    data: BootstrapData = BootstrapData()
     """What the method learns from."""
-    variants: VariantSettings = VariantSettings()
+    variants: BootstrapVariants = BootstrapVariants()
     """Which forward models are compared."""
     tabletop: Settings = {}
     """Keys of jobs.tabletop."""

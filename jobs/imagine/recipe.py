@@ -1,14 +1,28 @@
 """Define what ``imagine`` is asked: models, sources, actions, and which predictions are accepted."""
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, model_validator
 
 from jobs.shared.roles import RolesRecipe
 from wm.config import Recipe
 from wm.dynamics import Search
 from wm.paths import InputPath, OutputPath
+
+
+class TrySearch(Search):
+    """How a prediction is searched for; the best one is taken, so that num_return and num_beams have no part here."""
+
+    num_candidates: int = Field(default=4, ge=1)
+    """Candidates of each (source, action) at most."""
+
+    @model_validator(mode="after")
+    def _check_unused(self) -> Self:
+        for name in ("num_return", "num_beams"):
+            if getattr(self, name) > 1:
+                raise ValueError(f"{name} = {getattr(self, name)} has no part here: of each try the best is taken")
+        return self
 
 
 class AcceptanceSettings(Recipe):
@@ -42,8 +56,8 @@ class ImagineRecipe(RolesRecipe):
     """Use so many sources, spread evenly over the set; 0: all."""
     actions_each: int = Field(default=2, ge=1)
     """Actions tried in each source."""
-    search: Search = Search(num_candidates=4)
-    """How a prediction is searched for; the best one is taken, so that num_return and num_beams have no part here."""
+    search: TrySearch = TrySearch()
+    """How a prediction is searched for."""
     filters: AcceptanceSettings = AcceptanceSettings()
     """Which predictions are accepted."""
     dataset: str = "imagined"
@@ -52,11 +66,3 @@ class ImagineRecipe(RolesRecipe):
     """Name for the split column."""
     seed: int = Field(default=0, ge=0, lt=2**62)
     """Seed of the pairing and of the sampling."""
-
-    @field_validator("search")
-    @classmethod
-    def _check_search(cls, search: Search) -> Search:
-        for name in ("num_return", "num_beams"):
-            if getattr(search, name) > 1:
-                raise ValueError(f"{name} = {getattr(search, name)} has no part here: of each try the best is taken")
-        return search

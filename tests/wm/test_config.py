@@ -93,7 +93,7 @@ def test_an_unknown_key_of_a_file_names_the_file(tmp_path: Path) -> None:
         ("lr=inf", "lr = inf: .*finite"),
         ("kind=median", "kind = 'median': .*'mean' or 'sum'"),
         ("lora.rank=0", "lora.rank = 0: .*greater than or equal to 1"),
-        ("lora=3", "lora = 3: .*"),
+        ("lora=3", "lora = 3: lora is a table; give its keys, such as lora.rank=VALUE"),
         ("models.m.weight=1", "models.m.path is missing; give it in the file or as models.m.path=VALUE"),
     ],
 )
@@ -128,8 +128,14 @@ def test_broken_and_missing_files_are_named(tmp_path: Path) -> None:
     path.write_bytes(b'out = "\xff"\n')
     with pytest.raises(InputError, match="is not valid TOML"):
         Outer.load(path)
-    with pytest.raises(InputError, match=r"no such recipe file: .*nowhere\.toml"):
+    with pytest.raises(InputError, match=r"no such recipe file: .*nowhere\.toml$"):
         Outer.load(tmp_path / "nowhere.toml")
+    misspelt = path.with_name(path.name.replace(".toml", "s.toml"))
+    with pytest.raises(InputError, match=rf"no such recipe file: .*; did you mean {re.escape(str(path))}\?$"):
+        Outer.load(misspelt)
+    (tmp_path / "table.toml").write_text('out = "x"\n[steps]\nmore = 1\n')
+    with pytest.raises(InputError, match=r"steps = \{'more': 1\}: steps is a value, not a table: .*integer"):
+        Outer.load(tmp_path / "table.toml")
     with pytest.raises(InputError, match="no such recipe file"):
         Outer.load(tmp_path)
 

@@ -2,7 +2,6 @@
 
 import importlib
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, get_args, get_origin
 
 import pytest
 
+from tests.helpers.recipes import recipe_classes
 from wm.config import Recipe
 from wm.errors import InputError
 from wm.paths import SUBMITTED_JOB, absolute_path, check_tracking_uri, path_key
@@ -53,29 +53,14 @@ NO_PATHS = {
     *("Labels.zero_shot", "Labels.finetuned", "Labels.bootstrapped", "Labels.unweighted", "Labels.idm"),
     *("ModelEntry.idm", "EvaluateRecipe.idm"),
     # Relative to another key.
-    *("IngestRecipe.file", "DataSettings.train_file", "DataSettings.test_file", "DataSettings.tune_file"),
+    *("IngestRecipe.file", "BootstrapData.train_file", "BootstrapData.test_file", "BootstrapData.tune_file"),
     # Of a model's manifest, which is no command.
     *("base_id", "codec_id", "decoder_id", "recipe_digest", "Manifest.base_path"),
 }
 """Text keys (or CLASS.KEY) that hold no path relative to the working directory."""
 
 
-def recipes() -> list[type[Recipe]]:
-    """Every recipe class of the project, tables in recipes too."""
-    for top in ("wm", "jobs", "serve_apps"):
-        for file in (ROOT / top).rglob("*.py"):
-            if re.search(r"^class \w+\(.*[A-Z]", text := file.read_text(), re.MULTILINE) and "Recipe" in text:
-                importlib.import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
-    classes, queue = {}, [Recipe]
-    while queue:
-        for kind in queue.pop().__subclasses__():
-            queue.append(kind)
-            if kind.__module__.split(".")[0] in ("wm", "jobs", "serve_apps"):
-                classes[f"{kind.__module__}.{kind.__name__}"] = kind
-    return [classes[name] for name in sorted(classes)]
-
-
-RECIPES = recipes()
+RECIPES = recipe_classes()
 OUTPUTS = [
     (kind, name)
     for kind in RECIPES

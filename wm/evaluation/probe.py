@@ -99,21 +99,33 @@ def probe(
     )
     # 3. Compare with each kind, on the rows that have a negative of it.
     results = {}
-    every_row = np.arange(rows)
     for kind in NEGATIVES:
-        picks = {"random_action": other_action, "random_observation": other_target}.get(kind, every_row)
+        picks = {"random_action": other_action, "random_observation": other_target}.get(kind, np.arange(rows))
         pairs = np.flatnonzero(picks >= 0)
-        if not len(pairs):
-            continue
-        source, target = source_BN[pairs], target_BN[picks[pairs] if kind == "random_observation" else pairs]
-        texts = [actions[int(row)] for row in (picks[pairs] if kind == "random_action" else pairs)]
-        if kind == "copy":
-            target = source
-        elif kind == "inverse":
-            source, target = target, source
-        negative = scorer(source, target, texts)
-        results[kind] = _compare(Likelihoods(reference.sums[pairs], reference.tokens[pairs]), negative)
+        if len(pairs):
+            negatives = _build_negatives(kind, source_BN, target_BN, actions, pairs=pairs, picks=picks[pairs])
+            negative = scorer(*negatives)
+            results[kind] = _compare(Likelihoods(reference.sums[pairs], reference.tokens[pairs]), negative)
     return results
+
+
+def _build_negatives(
+    kind: str,
+    source_BN: torch.Tensor,
+    target_BN: torch.Tensor,
+    actions: Sequence[str],
+    *,
+    pairs: Indices,
+    picks: Indices,
+) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+    """Build the negatives of the rows ``pairs``; ``picks``: the row from which each takes its action or target."""
+    source, target = source_BN[pairs], target_BN[picks if kind == "random_observation" else pairs]
+    texts = [actions[int(row)] for row in (picks if kind == "random_action" else pairs)]
+    if kind == "copy":
+        target = source
+    elif kind == "inverse":
+        source, target = target, source
+    return source, target, texts
 
 
 def pick_others(values: Sequence[object], subsets: Sequence[str], ids: Sequence[str], *, seed: int) -> Indices:
@@ -141,6 +153,7 @@ def pick_others(values: Sequence[object], subsets: Sequence[str], ids: Sequence[
 
 
 def _compare(reference: Likelihoods, negative: Likelihoods) -> Preference:
+    # By token too: a longer action has a lower sum, whatever the model prefers.
     gap = reference.sums - negative.sums
     gap_per_token = reference.sums / reference.tokens - negative.sums / negative.tokens
     return Preference(
