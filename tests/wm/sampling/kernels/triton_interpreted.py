@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_sampling_graphs import PRESET, SAMPLINGS, prefixes_of
 
 from tests.helpers.models_families import write_emu3
 from tests.helpers.models_reference import lively
+from tests.wm.sampling.kernels.test_cuda_graphs import PRESET, SAMPLINGS, prefixes_of
 from wm.models import load_model
 from wm.nano.preset import TINY_WORDS, NanoPreset, build_nano
 from wm.sampling import build_model_runner, sample_images
