@@ -1,7 +1,8 @@
 """Run any decoder by transformers' own forward and cache: slower than the fast runner, right by construction.
 
 Prefixes of one length are one batch, so that nothing is ever padded or masked here; the rows of a prefix hold copies
-of its keys and values. Adapters are applied by PEFT's own modules.
+of its keys and values, which the planned budget of tokens does not count: a batch that does not fit is halved as any
+other. Rows of a batch are at one position, so that drafts cannot be checked. PEFT's own modules apply adapters.
 
 Shape suffixes of :mod:`wm.sampling.model_runner`.
 """

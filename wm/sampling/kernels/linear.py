@@ -22,7 +22,7 @@ TRANSPOSED_UP_TO = 2**19
 
 
 class Packs:
-    """Copies of weights by the tensors that they were made of, so that decoders over one base have each only once.
+    """Copies of weights by the tensors that they were made of, so that runners over one base have each only once.
 
     The weights must not change while this lives: their address in memory is their key, and both are referred to.
     ``beside``: another's copies, used where there are some; new copies are stored here alone.
@@ -37,7 +37,7 @@ class Packs:
         """Return the copy of matrices stacked one on another: oneDNN's (``is_mkldnn``), or transposed, (inputs,
         outputs)."""
         key = tuple(_identify(weight) for weight in weights)
-        # The other decoder's copies first: they exist already, and over one base they are most.
+        # The other runner's copies first: they exist already, and over one base they are most.
         if self._beside is not None and key in self._beside._made:
             return self._beside._made[key][0]
         if key not in self._made:
@@ -47,7 +47,7 @@ class Packs:
                 copy = stacked.t().contiguous()
             else:
                 copy = torch.ops.mkldnn._reorder_linear_weight(stacked, rows)
-            # The originals are held too: their addresses must not be given to other tensors.
+            # The originals are referred to as well: their addresses must not be given to other tensors.
             self._made[key] = copy, list(weights)
         return self._made[key][0]
 
