@@ -15,7 +15,7 @@ from wm.cli import progress_bar
 from wm.training import METRICS, MODEL, TrainRecipe
 from wm.training.checkpoint.retention import FAILED
 from wm.training.monitoring.evaluation import EVALUATIONS, LAST, EvaluationLine
-from wm.training.monitoring.metrics import StepLine
+from wm.training.monitoring.records import StepLine
 from wm.training.planning.plan import Plan
 
 _POLL_S = 0.5

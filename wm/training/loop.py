@@ -23,8 +23,9 @@ from wm.training.data.batches import TokenSet
 from wm.training.data.order import Indices, SampleOrder, rank_slice
 from wm.training.data.prefetch import prefetch
 from wm.training.monitoring.evaluation import LAST, MODEL, EvaluationLine, Evaluator, PeriodicEvaluation
-from wm.training.monitoring.metrics import METRICS, Metrics, RankInfo, StepResult
+from wm.training.monitoring.metrics import METRICS, Metrics
 from wm.training.monitoring.non_finite import DivergedError, DivergenceCheck
+from wm.training.monitoring.records import RankInfo, StepResult
 from wm.training.monitoring.trackers import Trackers, open_trackers
 from wm.training.planning.flops import peak_tflops, step_work
 from wm.training.planning.plan import check_data, order_of

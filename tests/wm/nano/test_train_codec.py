@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from wm.models.codec.codec import ImageCodec
 from wm.models.codec.vqgan import VQGAN
 from wm.nano import train_codec as nano_train_codec
+from wm.nano.codebook import Codebook, spread_seeds
 from wm.nano.muon import Muon, orthogonalise
 from wm.nano.preset import TINY, build_codec
-from wm.nano.train_codec import CodecSettings, _Codebook, _merge, _patches, _spread_seeds, train_codec
+from wm.nano.train_codec import CodecSettings, _merge, _patches, train_codec
 
 
 def pictures(count: int, seed: int = 0) -> Tensor:
@@ -112,7 +113,7 @@ def blobs(seed: int = 0) -> tuple[Tensor, Tensor]:
 def test_kmeans_finds_the_centres() -> None:
     points, means = blobs()
     for seed in range(5):
-        book = _Codebook(torch.zeros(6, 6), torch.Generator().manual_seed(seed))
+        book = Codebook(torch.zeros(6, 6), torch.Generator().manual_seed(seed))
         book.start(points)
         order = torch.cdist(means, book.vectors_KD).argmin(1)
         assert sorted(order.tolist()) == list(range(6))
@@ -121,7 +122,7 @@ def test_kmeans_finds_the_centres() -> None:
 
 def test_seeds_are_points_far_apart() -> None:
     points, means = blobs()
-    seeds = _spread_seeds(points, 6, torch.Generator().manual_seed(0))
+    seeds = spread_seeds(points, 6, torch.Generator().manual_seed(0))
     assert all((seed == points).all(1).any() for seed in seeds)
     assert sorted(torch.cdist(seeds, means).argmin(1).tolist()) == list(range(6))
 
@@ -136,7 +137,7 @@ def test_one_round_of_lloyd_against_the_plain_loop() -> None:
         own = [point for point, owner in zip(points, owners, strict=True) if owner == k]
         if own:
             expected[k] = torch.stack(own).mean(0)
-    book = _Codebook(codes.clone(), generator)
+    book = Codebook(codes.clone(), generator)
     book.start(points, keep=True, rounds=1)
     torch.testing.assert_close(book.vectors_KD, expected)
 
@@ -144,7 +145,7 @@ def test_one_round_of_lloyd_against_the_plain_loop() -> None:
 def test_codebook_follows_its_features_and_resets_dead_codes() -> None:
     generator = torch.Generator().manual_seed(2)
     codes, points = torch.tensor([[0.0, 0.0], [5.0, 5.0]]), torch.tensor([[1.0, 0.0], [3.0, 0.0]])
-    book = _Codebook(codes.clone(), generator)
+    book = Codebook(codes.clone(), generator)
     book.follow(points, torch.tensor([0, 0]))
     # Counts: .95 + .05 * 2 and .95; sums: .05 * (1 + 3) and .95 * 5.
     torch.testing.assert_close(book.vectors_KD, torch.tensor([[0.2 / 1.05, 0.0], [5.0, 5.0]]))

@@ -22,7 +22,7 @@ from wm.images import Pixels, encode_png
 from wm.models import save_model
 from wm.models.protocol import UnifiedVLM
 from wm.runs import write_json
-from wm.training.monitoring.metrics import RankInfo, drop_lines_after
+from wm.training.monitoring.records import RankInfo, drop_lines_after
 from wm.training.monitoring.trackers import Trackers
 from wm.training.recipe import TrainRecipe
 

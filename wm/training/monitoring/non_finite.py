@@ -10,7 +10,8 @@ import torch.distributed as dist
 
 from wm.errors import InputError
 from wm.training.data.batches import TokenSet
-from wm.training.monitoring.metrics import RankInfo, StepResult, source_names
+from wm.training.monitoring.metrics import source_names
+from wm.training.monitoring.records import RankInfo, StepResult
 
 _NAMED_ROWS = 4
 """Rows that are named in the message."""

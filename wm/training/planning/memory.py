@@ -59,13 +59,15 @@ class StepMemory:
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts, while it is on, bytes of the storages that torch allocates, ``live`` now and ``peak``; on any device."""
+    """Counts, while it is on, bytes of the storages that operations allocate, ``live`` now and ``peak``; on any device.
 
-    def __init__(self, existing: Iterable[Tensor] = ()) -> None:
-        """Begin to count; storages of ``existing`` tensors do not."""
+    What existed before does not count, nor what a kernel allocates and frees inside.
+    """
+
+    def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.peak = 0
-        self._held = {tensor.untyped_storage()._cdata: 0 for tensor in existing}
+        self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def __torch_dispatch__(
         self,
@@ -79,23 +81,24 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], Tensor) and args[0].is_meta:
             return True
         result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                self._note(tensor)
+        # Operations in place and views return storages of their arguments, which are no new ones.
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor):
+                self._known.add(leaf.untyped_storage())
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.untyped_storage() not in self._known:
+                self._count(leaf.untyped_storage())
         return result
 
-    def _note(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        if storage._cdata in self._held:
-            return
-        count = storage.nbytes()
-        self._held[storage._cdata] = count
-        weakref.finalize(storage, self._forget, storage._cdata)
-        self.live += count
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        self._known.add(storage)
+        size = storage.nbytes()
+        self.live += size
         self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._free, size)
 
-    def _forget(self, key: int) -> None:
-        self.live -= self._held.pop(key)
+    def _free(self, size: int) -> None:
+        self.live -= size
 
 
 @contextmanager
@@ -196,7 +199,7 @@ def _run(
     with torch.device("meta"):
         ids_BT = torch.zeros(is_completion_BT.shape, dtype=torch.int64)
         weight_BT = torch.ones(is_completion_BT.shape)
-    live = LiveBytes((*vlm.module.parameters(), *vlm.module.buffers(), ids_BT, weight_BT, is_completion_BT))
+    live = LiveBytes()
     before = 0
 
     def note(*_: object) -> None:

@@ -17,7 +17,7 @@ from wm.models.skeleton import load_skeleton
 from wm.training.adapters import prepare
 from wm.training.data.prompt_batches import RowLayout
 from wm.training.data.tokenized import SourceFacts
-from wm.training.monitoring.metrics import RankInfo
+from wm.training.monitoring.records import RankInfo
 from wm.training.planning.fit_check import usable_bytes
 from wm.training.planning.memory import step_memory
 from wm.training.recipe import TrainRecipe
