@@ -79,6 +79,7 @@ class HeldOutEvaluator:
 
     def _sample_observations(self, vlm: UnifiedVLM) -> Sample:
         triplets, decoder = self._sample_triplets, Decoder(vlm)
+        # The same seeds at every evaluation: images differ by the model alone.
         parts_BKN = [
             sample_observations(
                 vlm,
@@ -107,6 +108,7 @@ class HeldOutEvaluator:
                 f"{action}: {name}: {', '.join(words)}" for action, words in zip(triplets.actions, below, strict=True)
             ]
         columns.append(self._column("target", triplets.target_BN, [[]] * len(triplets), frame=CHOSEN))
+        # Sorted: lines of one action follow one another.
         return Sample(_draw_image(columns), "\n".join(sorted(lines)))
 
     def _propose_actions(self, vlm: UnifiedVLM) -> Sample:

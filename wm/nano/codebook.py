@@ -27,6 +27,7 @@ class Codebook:
             owner_M = torch.cdist(features_MD, self.vectors_KD).argmin(1)
             counts_K = torch.bincount(owner_M, minlength=len(self.vectors_KD)).float()
             sums_KD = torch.zeros_like(self.vectors_KD).index_add_(0, owner_M, features_MD)
+            # An unused centre stays where it is.
             used_K = counts_K > 0
             self.vectors_KD[used_K] = sums_KD[used_K] / counts_K[used_K, None]
         self.counts_K = counts_K.clamp(min=1) / counts_K.mean()
@@ -40,6 +41,7 @@ class Codebook:
         sums_KD = torch.zeros_like(self.vectors_KD).index_add_(0, codes_M, features_MD) * scale
         self.counts_K = self.decay * self.counts_K + (1 - self.decay) * share_K
         self.sums_KD = self.decay * self.sums_KD + (1 - self.decay) * sums_KD
+        # A code that nothing is assigned to would never move again.
         dead_K = self.counts_K < self.dead_below
         if dead_K.any():
             picks = torch.randint(len(features_MD), (int(dead_K.sum()),), generator=self.generator)

@@ -71,6 +71,7 @@ TINY_WORDS = (
 
 def build_tokenizer(words: Sequence[str], num_codes: int) -> PreTrainedTokenizerFast:
     """Build a word-level, lower-casing tokenizer; special and image tokens as in the release, then the words."""
+    # In the order of the release: special tokens first, then images, structure, words.
     images = [image_token_name(code) for code in range(num_codes)]
     structure = [EOI_TOKEN, BOI_TOKEN, SEPARATOR, "<image>"]
     spoken = sorted({word.lower() for word in words})
@@ -136,6 +137,7 @@ def build_nano(
         pad_token_id=vocabulary["<pad>"],
         eos_token_id=vocabulary["</s>"],
         vq_config=codec.vqgan.config.to_dict(),
+        # Chameleon's model reads the image tokens' ids from its configuration.
         vocabulary_map=dict(sorted(vocabulary.items(), key=lambda item: item[1])),
     )
     module = ChameleonForConditionalGeneration(config)

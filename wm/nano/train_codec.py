@@ -129,6 +129,7 @@ def _train_decoder(
     for block in vqgan.decoder.modules():
         if isinstance(block, ChameleonVQVAEEncoderResnetBlock):
             nn.init.zeros_(block.conv2.weight)  # a residual block begins as the identity
+    # The encoder and its codes are final: only the decoder learns here.
     optimizers = _optimizers(modules, settings)
     smooth = math.nan
     for step in range(settings.decoder_steps):
@@ -153,6 +154,7 @@ def _context_loss(vqgan: VQGAN, pixels_BCHW: Tensor, features_BND: Tensor, gener
     """
     batch, tokens = features_BND.shape[:2]
     grid = vqgan.side_tokens
+    # Each position gets the images in an order of its own.
     owner_BN = torch.argsort(torch.rand(tokens, batch, generator=generator), dim=1).T
     side = pixels_BCHW.shape[-1] // grid
     patches = pixels_BCHW.reshape(batch, -1, grid, side, grid, side).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
@@ -173,8 +175,10 @@ def _merge(vqgan: VQGAN, probe: nn.Module, features_MD: Tensor, merge_rms: float
     """
     vectors_KD = vqgan.quantize.embedding.weight.data
     counts_K = torch.bincount(torch.cdist(features_MD, vectors_KD).argmin(1), minlength=len(vectors_KD))
+    # Codes are compared as the throw-away decoder sees them, in pixels.
     images_KP = probe(vectors_KD)
     centres: list[int] = []
+    # The most used first: a rare look-alike joins a common code, not the other way round.
     for code in counts_K.argsort(descending=True).tolist():
         distances = [(images_KP[code] - images_KP[other]).square().mean().sqrt().item() for other in centres]
         if counts_K[code] == 0 or (distances and min(distances) < merge_rms):
@@ -185,6 +189,7 @@ def _merge(vqgan: VQGAN, probe: nn.Module, features_MD: Tensor, merge_rms: float
         counts = torch.bincount(owner_M, minlength=len(centres)).float()[:, None]
         sums = torch.zeros_like(vectors_KD[centres]).index_add_(0, owner_M, features_MD)
         vectors_KD[centres] = torch.where(counts > 0, sums / counts.clamp(min=1), vectors_KD[centres])
+    # Out of reach of any feature.
     gone_K = torch.ones(len(vectors_KD), dtype=torch.bool)
     gone_K[centres] = False
     vectors_KD[gone_K] = vectors_KD[centres].abs().max() * 100

@@ -82,6 +82,7 @@ def prepare(vlm: UnifiedVLM, lora: Lora, seed: int) -> ParameterCounts:
     Raises:
         InputError: ``targets`` matches no layer, or the image codes have no rows of their own to train.
     """
+    # PEFT makes its own parameters trainable; all else is frozen here.
     vlm.module.requires_grad_(not lora.enabled)
     if lora.enabled:
         vlm.module = _with_adapter(vlm, lora, seed)
@@ -101,6 +102,7 @@ def _with_adapter(vlm: UnifiedVLM, lora: Lora, seed: int) -> torch.nn.Module:
 
     rows = {"trainable_token_indices": own_row_targets(vlm)} if lora.train_image_rows else {}
     config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets, **rows)
+    # The caller's random state stays as it is.
     with torch.random.fork_rng(), quiet_peft():
         torch.manual_seed(seed)
         try:

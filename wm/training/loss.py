@@ -34,6 +34,7 @@ def recognition_weights(change_RN: Tensor, settings: RecognitionWeights) -> Tens
     """
     change_RN = change_RN.float()
     mean_R1 = change_RN.mean(dim=1, keepdim=True)
+    # An image without change has no mean to divide by: plain weights.
     relative_RN = torch.where(mean_R1 > 0, change_RN / mean_R1.clamp_min(torch.finfo(torch.float32).tiny), 1.0)
     weights_RN = settings.floor + (1 - settings.floor) * relative_RN
     return weights_RN.clamp_max(settings.clip) if settings.clip > 0 else weights_RN
@@ -62,5 +63,6 @@ def completion_losses(
     positions at a time, and are kept by nobody (:mod:`wm.training.kernels.chunked_loss`).
     """
     predicted_BT = is_completion_BT[:, 1:]
+    # The head is applied at predicted positions alone: most of a prompt is not learned.
     hidden_MH = vlm.body(ids_BT[:, :-1])[predicted_BT]
     return weighted_nll(vlm, hidden_MH, ids_BT[:, 1:][predicted_BT], weight_BT[:, 1:][predicted_BT] / num_tokens)

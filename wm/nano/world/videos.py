@@ -61,6 +61,7 @@ class Clip:
 
     def frames(self) -> Iterator[Pixels]:
         """Every frame (48, 64, 3) in order."""
+        # A stream of its own for noise: another number of frames leaves the plan as it is.
         rng = np.random.default_rng([self.seed, 1])
         for index in range(self.num_frames):
             swing = np.sin(index * 2 * np.pi / 60)
@@ -151,6 +152,7 @@ def clip_path(folder: Path, clip: Clip) -> Path:
 
 def _move_sprites(state: State, action: Action, progress: float) -> list[Sprite]:
     """List the sprites at a ``progress`` strictly between 0 and 1 of an action."""
+    # All but the object of the action rest.
     origin = state.place_of(action.thing)
     others = [resting(thing, cell) for cell, thing in enumerate(state.cells) if thing and cell != origin]
     if action.kind == "add" and action.cell is not None:
@@ -164,6 +166,7 @@ def _move_sprites(state: State, action: Action, progress: float) -> list[Sprite]
         goal = COLOURS[object_name(action.becomes)[0]]
         mixed = [a + (b - a) * progress for a, b in zip(now.rgb, goal, strict=True)]
         return [*others, Sprite(now.shape, (mixed[0], mixed[1], mixed[2]), now.left_px, now.top_px)]
+    # A moved object slides in a straight line.
     row, column = divmod(action.cell or 0, GRID)
     column_px = round(now.left_px + (column * CELL_PX - now.left_px) * progress)
     top = round(now.top_px + (row * CELL_PX - now.top_px) * progress)

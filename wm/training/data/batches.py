@@ -42,6 +42,7 @@ class TokenSet:
         self._layout = RowLayout(vlm, task)
         self._weights = weights if weights.enabled and task == "fdm" else None
         self._sources = list(sources)
+        # Rows are numbered after those that do not fit are left out: numbers are dense for sampling.
         fitting = [fitting_rows(source.facts, self._layout, vlm.max_positions) for source in sources]
         self.facts: list[SourceFacts] = [facts for _, facts in fitting]
         """Of each source, without the rows that are too long."""
@@ -50,6 +51,7 @@ class TokenSet:
         self._starts = np.cumsum([0, *counts])
         self.num_rows = int(self._starts[-1])
         self._action_tokens = np.concatenate([facts.action_tokens_R for facts in self.facts])
+        # Quantiles are of all rows that are trained on, so that losses of two runs over the same data compare.
         change = [source.change_mean_R[rows] for source, rows in zip(sources, self._rows, strict=True)]
         self._change_mean = np.concatenate(change)
         parts = np.arange(1, NUM_QUANTILES) / NUM_QUANTILES
@@ -73,6 +75,7 @@ class TokenSet:
         weight_BT = np.ones(ids_BT.shape, np.float32)
         if self._weights is not None:
             weight_BN = recognition_weights(torch.from_numpy(change_BN), self._weights).numpy()
+            # Where the learned image is depends on the length of the action.
             for members, template in groups:
                 weight_BT[members[:, None], template.weighted_at] = weight_BN[members]
         return torch.from_numpy(ids_BT), torch.from_numpy(is_completion_BT), torch.from_numpy(weight_BT)
@@ -118,6 +121,7 @@ class TokenSet:
         number_B = self.source_of(rows)
         parts = []
         actions: list[npt.NDArray[np.int64]] = [np.zeros(0, np.int64)] * len(rows)
+        # One gather a source and column, not one a row.
         for number in np.unique(number_B).tolist():
             at = np.flatnonzero(number_B == number)
             local = self._local(number, rows[at])
@@ -127,6 +131,7 @@ class TokenSet:
                 at.tolist(), np.split(self._sources[number].actions(local), ends[:-1]), strict=True
             ):
                 actions[position] = action
+        # Back into the order of ``rows``, in which sources alternate.
         shape = (len(rows), parts[0][1].shape[1])
         source_BN, target_BN = np.empty(shape, np.int64), np.empty(shape, np.int64)
         change_BN = np.empty(shape, np.float32)
@@ -140,6 +145,7 @@ def fitting_rows(facts: SourceFacts, layout: RowLayout, max_positions: int) -> t
 
     The last token of a row is predicted and not read: it needs no position.
     """
+    # Rows of one length fit alike: lengths are few.
     lengths, at = np.unique(facts.action_tokens_R, return_inverse=True)
     fits = np.array([layout.length(int(length)) - 1 <= max_positions for length in lengths])
     rows = np.flatnonzero(fits[at])

@@ -48,6 +48,7 @@ class RowLayout:
         self._templates: dict[int, Template] = {}
         image = [0] * vlm.tokens_per_image
         if task == "idm":
+            # The family is asked once, before any row is read, whether it knows the task.
             vlm.layout(task, source=image, target=image)
         self._row_of_code = np.asarray(vlm.image_rows.cpu().numpy(), np.int64)
 
@@ -69,11 +70,13 @@ class RowLayout:
 
         ``source_BN``, ``target_BN``: codes. ``action_A``: vocabulary ids of the actions one after another.
         """
+        # Padded on the right: positions of a row do not depend on its batch.
         longest = max(self.length(int(count)) for count in np.unique(action_tokens_B))
         ids_BT = np.full((len(source_BN), longest), self._vlm.pad_id, np.int64)
         is_completion_BT = np.zeros(ids_BT.shape, np.bool_)
         start_B = np.cumsum(action_tokens_B) - action_tokens_B
         groups = []
+        # A block a length of action: the template is copied and three sets of columns are filled.
         for count in np.unique(action_tokens_B).tolist():
             template = self.template(count)
             rows = np.flatnonzero(action_tokens_B == count)

@@ -51,6 +51,7 @@ class SourceTokens:
         _check_sizes(folder, facts["sizes"])
         self.folder = folder
         self._record = _record_type(facts["codes"], facts["tokens_per_image"])
+        # Mapped, not read: all workers of a node share the pages.
         self._rows = np.memmap(folder / "rows.bin", np.uint8, "r", shape=(facts["rows"], self._record.itemsize))
         self._actions = np.memmap(folder / "actions.bin", "<i4", "r", shape=(facts["action_tokens"],))
         self._names = np.memmap(folder / "names.bin", np.uint8, "r", shape=(facts["name_bytes"],))
@@ -58,6 +59,7 @@ class SourceTokens:
             np.load(folder / f"{name}.npy", mmap_mode="r")
             for name in ("order", "action_ends", "name_ends", "change_mean")
         )
+        # Stored in the order of the files, exposed in the order of ids.
         lengths = np.diff(self._action_ends, prepend=0).astype(np.int32)
         self.facts = SourceFacts(
             source, facts["rows"], facts["skipped"], facts["left_out"], lengths[np.asarray(self._order_R)]
@@ -104,6 +106,7 @@ def open_source(root: Path, source: Source, number: int, reader: SourceReader, s
     """
     folder = root / _key(source, number, reader, speech)
     if not (folder / _FACTS).is_file():
+        # Checked again under the lock: another worker may have written it meanwhile.
         with _created_folder(root), _locked(root / f".{folder.name}.lock"):
             if not (folder / _FACTS).is_file():
                 _write(folder, source, number, reader)
@@ -168,6 +171,7 @@ def _write_files(folder: Path, source: Source, selection: RowSelection, reader: 
         "name_ends": np.concatenate(name_lengths).cumsum(dtype=np.int64),
         "change_mean": np.concatenate(means),
     }
+    # Small arrays in numpy's own format, which is mapped too.
     for name, values in arrays.items():
         with _synced(folder / f"{name}.npy") as file:
             np.save(file, values)
@@ -190,6 +194,7 @@ def _write_files(folder: Path, source: Source, selection: RowSelection, reader: 
 def _key(source: Source, number: int, reader: SourceReader, speech: str) -> str:
     """Digest all that the content depends on to 32 hexadecimal digits."""
     codec = reader.codec
+    # Any of these changes the content; task and weights do not.
     facts = [
         FORMAT,
         speech,

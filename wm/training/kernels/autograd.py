@@ -168,6 +168,7 @@ class _Project(torch.autograd.Function):
             normed = _normalise(x, inverse, norm_weight, norm.of_gemma)
         input_XI = normed.to(spec.dtype).flatten(0, -2)
         results, lowranks = linear(input_XI, spec, tensors)
+        # The normalised input is computed again in the backward pass, from what is kept here.
         ctx.spec, ctx.of_gemma = spec, norm is not None and norm.of_gemma
         ctx.save_for_backward(x, inverse, norm_weight, *tensors, *lowranks)
         return tuple(result.view(*x.shape[:-1], -1) for result in results)
@@ -204,6 +205,7 @@ class _GatedDown(torch.autograd.Function):
     def forward(
         ctx: Context, spec: LinearSpec, activation: str, gate: Tensor, up: Tensor, *tensors: Tensor | None
     ) -> Tensor:
+        # In place: the product of gate and up is the largest tensor of the layer.
         input_XI = ACTIVATIONS[activation][0](gate).mul_(up).to(spec.dtype).flatten(0, -2)
         (result,), lowranks = linear(input_XI, spec, tensors)
         ctx.spec, ctx.activation = spec, activation
@@ -217,6 +219,7 @@ class _GatedDown(torch.autograd.Function):
         gate, up, *rest = ctx.saved_tensors
         tensors, lowranks = rest[:TENSORS_PER_LAYER], rest[TENSORS_PER_LAYER:]
         needs_gate, needs_up, *needs = ctx.needs_input_grad[2:]
+        # Computed again: kept were gate and up alone, which the derivative needs anyway.
         function, derivative = ACTIVATIONS[ctx.activation]
         active = function(gate)
         input_XI = (active * up).to(spec.dtype).flatten(0, -2)
@@ -224,6 +227,7 @@ class _GatedDown(torch.autograd.Function):
         grad_XI, tensor_grads = linear_backward(
             flat, input_XI, spec, tensors, lowranks, needs=needs, needs_input=needs_gate or needs_up
         )
+        # The largest tensor of the backward pass is freed before the next ones are allocated.
         del input_XI
         if grad_XI is None:
             return None, None, None, None, *tensor_grads

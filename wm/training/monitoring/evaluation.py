@@ -108,9 +108,11 @@ class PeriodicEvaluation:
         """Evaluations so far; on ranks other than 0 those of this process."""
         self.best: Best | None = None
         """On rank 0, with ``eval.metric_for_best_model``."""
+        # A mistake of the caller, which would otherwise show after hours.
         if rank_info.rank == 0 and recipe.eval.is_on and evaluator is None:
             raise ValueError("eval.every_steps and eval.sample_every_steps need an evaluator")
         if rank_info.rank == 0 and recipe.eval.every_steps:
+            # The steps after the checkpoint are repeated, and evaluated again.
             self.lines = drop_lines_after(self._out / EVALUATIONS, first)
             self._load_best()
 
@@ -129,6 +131,7 @@ class PeriodicEvaluation:
         settings = self._recipe.eval
         message: list[EvaluationLine | None] = [None]
         if self._rank_info.rank == 0 and self._evaluator is not None:
+            # A run with evaluations equals one without, to the last bit.
             with _undisturbed(vlm):
                 if _is_due(settings.every_steps, num_steps, is_last):
                     message[0] = self._evaluate(self._evaluator, vlm, num_steps)
@@ -148,6 +151,7 @@ class PeriodicEvaluation:
             return
         folder, target = self._out / self.best.folder, self._out / MODEL
         if folder.exists():
+            # The old model leaves its place by a rename, so that a kill never leaves half a folder there.
             retired = self._out / f".{MODEL}.old"
             shutil.rmtree(retired, ignore_errors=True)
             if target.exists():
@@ -177,6 +181,7 @@ class PeriodicEvaluation:
             (f"step-{num_steps:06d}.png", encode_png(sample.pixels_HWC)),
             (f"step-{num_steps:06d}.txt", sample.text.encode()),
         ):
+            # Renamed when complete: a viewer may look at any moment.
             temporary = folder / f".{name}.{os.getpid()}.tmp"
             temporary.write_bytes(data)
             temporary.replace(folder / name)

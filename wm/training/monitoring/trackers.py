@@ -108,6 +108,7 @@ class Trackers:
         self._call_each(lambda tracker: tracker.close())
 
     def _call_each(self, method: Callable[[Tracker], None]) -> None:
+        # Any exception: a tracker is somebody else's code and network, of no importance to the model.
         for tracker in tuple(self._trackers):
             try:
                 method(tracker)
@@ -166,6 +167,7 @@ class TensorBoard:
         for name, value in values.items():
             if isinstance(value, Histogram):
                 low, high = value.limits()
+                # tensorboardX's own histogram would need all values; counts are enough.
                 sums = (sum(value.counts.tolist()), value.total, value.squares)
                 edges = value.finite_edges[1:].tolist()
                 self._writer.add_histogram_raw(name, low, high, *sums, edges, value.counts.tolist(), step)
@@ -193,6 +195,7 @@ class MLflow:
 
         self._client: Any = MlflowClient()
         note = Path(recipe.out) / _MLFLOW_RUN
+        # A resumed run logs into the same MLflow run.
         if note.is_file():
             self._run = note.read_text().strip()
             history = self._client.get_metric_history(self._run, "train/loss")
@@ -242,6 +245,7 @@ class WandB:
         if not note.is_file():
             note.write_text(uuid.uuid4().hex[:16])
         self._wandb: Any = wandb
+        # The same id after a resume: W&B continues its run.
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "wm"),
             id=note.read_text().strip(),

@@ -64,6 +64,7 @@ def disk_complaints(recipe: TrainRecipe, codec: CodecShape, rows: Sequence[int],
     Returns:
         A line each.
     """
+    # Two folders may be on one disk: their needs add up.
     needs: dict[Path, dict[str, int]] = {}
     needs.setdefault(_existing(recipe.token_root), {})["tokens"] = sum(cache_bytes(count, codec) for count in rows)
     needs.setdefault(_existing(Path(recipe.out)), {})["two checkpoints"] = 2 * _STATE_BYTES * num_trained
@@ -78,6 +79,7 @@ def disk_complaints(recipe: TrainRecipe, codec: CodecShape, rows: Sequence[int],
 
 def _largest_micro_batch(recipe: TrainRecipe, memory: StepMemory, usable: int) -> int:
     """Return the largest that fits; 0: none."""
+    # Only divisors keep the passes of a step equal.
     share = recipe.global_batch_size // recipe.num_ranks
     sizes = [size for size in range(1, recipe.rows_per_pass) if share % size == 0]
     return max((size for size in sizes if _peak_at(recipe, memory, size) <= usable), default=0)

@@ -116,6 +116,7 @@ def _without_scores() -> Iterator[None]:
         result: Tensor = _Attention.apply(query, key, value)  # type: ignore[no-untyped-call]
         return result
 
+    # For all that calls it, until the block ends.
     F.scaled_dot_product_attention = counted
     try:
         yield
@@ -158,6 +159,7 @@ def step_memory(vlm: CausalVLM, recipe: TrainRecipe, template: Template, *, stag
     ranks = recipe.num_ranks
     num_trained, own_trained = _sum(trained), -(-_sum(trained) // ranks)
     weights, adapter = _bytes([*frozen, *vlm.module.buffers()]), _bytes(trained)
+    # DeepSpeed keeps fp32 copies wherever weights are bf16 or sharded.
     masters = _FP32 if stage > 0 or recipe.precision == "bf16" else 0
     optimizer = (masters + _MOMENTS * _FP32) * (own_trained if stage > 0 else num_trained)
     gradients = _bytes(trained) if stage < 2 else -(-_bytes(trained) // ranks)
@@ -196,17 +198,20 @@ def _run(
     """Run one micro-batch, or two where gradients are accumulated; of gradients one of so many ``shards`` is kept."""
     usage = _Usage()
     is_completion_BT = torch.from_numpy(template.is_completion_T).repeat(recipe.rows_per_pass, 1)
+    # Shapes alone: which tokens are learned decides sizes, so that mask is a real tensor.
     with torch.device("meta"):
         ids_BT = torch.zeros(is_completion_BT.shape, dtype=torch.int64)
         weight_BT = torch.ones(is_completion_BT.shape)
     live = LiveBytes()
     before = 0
 
+    # Called when the layers are done: what is live then is kept for the backward pass.
     def note(*_: object) -> None:
         usage.activations = live.live - before
         usage.peak, live.peak = max(usage.peak, live.peak), live.live
 
     with _sharded(trained, shards), _hooked(vlm.decoder, note), _without_scores(), live:
+        # From the second pass on the gradients of the first are live too: two passes show the peak.
         for _ in range(min(2, recipe.accumulation_steps)):
             before = live.live
             loss = completion_losses(vlm, ids_BT, is_completion_BT, weight_BT, 1.0)[0]
@@ -214,6 +219,7 @@ def _run(
             loss.backward()  # type: ignore[no-untyped-call]
             del loss
     usage.peak = max(usage.peak, live.peak)
+    # Several estimates are made of one model.
     for parameter in trained:
         parameter.grad = None
     return usage

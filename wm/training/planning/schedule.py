@@ -25,6 +25,7 @@ def learning_rate(step: int, *, peak: float, num_steps: int, warmup_steps: int, 
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
+    # The last step of the run is one before the end of the cosine.
     progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
     return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
@@ -70,6 +71,7 @@ def _percent(share: float) -> str:
 def _warmup_warnings(recipe: TrainRecipe, num_steps: int) -> list[str]:
     warmup_steps = recipe.num_warmup_steps(num_steps)
     short = f"{math.ceil(SUGGESTED_RATIO * num_steps):,} of {num_steps:,} steps"
+    # The remedy is given in the words in which the warm-up was given.
     if recipe.optim.warmup_ratio is None:
         name = f"optim.warmup_steps = {warmup_steps:,}"
         enough = math.ceil(warmup_steps / LONG_WARMUP)

@@ -80,10 +80,12 @@ def chooser(
     Returns:
         The function, for :func:`settled`.
     """
+    # The longest row is the worst case: a batch of them must fit.
     longest = max(int(part.action_tokens_R.max()) for part in facts)
     template = RowLayout(vlm, recipe.task).template(longest)
 
     def choose(choices: Sequence[tuple[int, bool]]) -> tuple[int, bool]:
+        # Of a GPU that is elsewhere nothing is known: the cheapest choice.
         if usable is None:
             return choices[0]
         peaks = {}
@@ -92,6 +94,7 @@ def chooser(
             peaks[stage, recomputes] = step_memory(vlm, recipe, template, stage=stage).peak
             if peaks[stage, recomputes] <= usable:
                 return stage, recomputes
+        # Nothing fits: the run may still, by luck, on shorter rows.
         return min(peaks, key=lambda choice: peaks[choice])
 
     return choose
@@ -101,6 +104,7 @@ def settled_on_ranks(recipe: TrainRecipe, facts: Sequence[SourceFacts], rank_inf
     """Apply :func:`settled`, the same on all ranks, by the device with the lowest memory; a collective."""
 
     def choose(choices: Sequence[tuple[int, bool]]) -> tuple[int, bool]:
+        # GPUs of a cluster may differ; the smallest decides for all.
         usable = torch.tensor([usable_bytes(recipe) or 0], dtype=torch.float64, device=rank_info.device)
         dist.all_reduce(usable, op=dist.ReduceOp.MIN)
         vlm = load_skeleton(recipe.base, without_codec=True)
