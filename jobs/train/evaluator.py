@@ -40,6 +40,7 @@ def check_evaluation(recipe: TrainRecipe) -> None:
     # Read as the worker will read them, so that nothing fails after hours of training.
     codec = load_codec(recipe.base)
     held_out = read_gate_set(settings.triplets, codec, limit=settings.limit)
+    # The probe asks whether the true pair is preferred to a mixed one.
     if settings.every_steps and len(held_out) < 2:
         raise InputError(
             f"eval.triplets = {settings.triplets!r} has one triplet: the preference probe compares several"
@@ -98,6 +99,7 @@ class HeldOutEvaluator:
         columns = [self._column("source", triplets.source_BN, [_wrap(action) for action in triplets.actions])]
         lines = []
         for name, predicted_BN in zip(names, predicted_KBN, strict=True):
+            # Per image, which shares of its tokens equal those of source and target.
             same_B = (predicted_BN == triplets.source_BN).double().mean(dim=1).tolist()
             right_B = (predicted_BN == triplets.target_BN).double().mean(dim=1).tolist()
             below = [

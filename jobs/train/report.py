@@ -196,6 +196,7 @@ def table_of(lines: Sequence[StepLine], count: int = _TABLE_ROWS) -> list[str]:
     if not ends:
         return []
     numbers = sorted({round((number + 1) * len(ends) / count) for number in range(count)} - {0})
+    # Evenly spread over the run, the last line among them.
     rows = [_COLUMNS, *(_row(ends[number - 1]) for number in numbers)]
     # Without columns that have no value, such as MFU where the peak is not known.
     columns = [column for column in range(len(_COLUMNS)) if any(row[column] for row in rows[1:])]

@@ -77,6 +77,7 @@ def build_tokenizer(words: Sequence[str], num_codes: int) -> PreTrainedTokenizer
     spoken = sorted({word.lower() for word in words})
     vocabulary = {name: row for row, name in enumerate([*_SPECIAL, *images, *structure, *spoken])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    # Answers of a model are compared in lower case.
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens([*_SPECIAL, *structure])
@@ -93,6 +94,7 @@ def build_tokenizer(words: Sequence[str], num_codes: int) -> PreTrainedTokenizer
 
 def build_codec(preset: NanoPreset) -> ImageCodec:
     """Build a codec with random weights; train its ``vqgan`` and build a new :class:`ImageCodec` of it."""
+    # transformers' own class, so that the folder is one that it loads.
     config = ChameleonVQVAEConfig(
         embed_dim=preset.code_width,
         num_embeddings=preset.num_codes,

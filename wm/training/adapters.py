@@ -90,6 +90,7 @@ def prepare(vlm: UnifiedVLM, lora: Lora, seed: int) -> ParameterCounts:
     if lora.fast:
         speed_up(vlm, one_mask=lora.dropout_mode == "merged")
     vlm.module.train()
+    # Counted once each: tied embeddings and head are one parameter.
     parameters = list(vlm.module.parameters())
     return ParameterCounts(
         trained=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
@@ -100,6 +101,7 @@ def prepare(vlm: UnifiedVLM, lora: Lora, seed: int) -> ParameterCounts:
 def _with_adapter(vlm: UnifiedVLM, lora: Lora, seed: int) -> torch.nn.Module:
     from peft import LoraConfig, get_peft_model
 
+    # Given only where wanted: PEFT wraps the embeddings for it.
     rows = {"trainable_token_indices": own_row_targets(vlm)} if lora.train_image_rows else {}
     config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets, **rows)
     # The caller's random state stays as it is.

@@ -48,12 +48,14 @@ def look_up_rows(vlm: UnifiedVLM) -> None:
     from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
 
     for module in vlm.module.modules():
+        # Not the head: the loss reads its own rows without calling it.
         if type(module) is TrainableTokensLayer and isinstance(module.base_layer, nn.Embedding):
             module.__class__ = _looked_up_class(TrainableTokensLayer)
 
 
 def _looked_up_class(former: type["TrainableTokensLayer"]) -> type["TrainableTokensLayer"]:
     def forward(self: "TrainableTokensLayer", ids: Tensor, *args: object, **kwargs: object) -> Tensor:
+        # Anything but one plain adapter is left to PEFT.
         active = self.active_adapters
         if self.disable_adapters or self.merged or len(active) != 1:
             return former.forward(self, ids, *args, **kwargs)  # type: ignore[no-any-return]
@@ -75,6 +77,7 @@ def _positions(layer: "TrainableTokensLayer", adapter: str, device: torch.device
     positions: Tensor | None = vars(layer).get("_wm_positions")
     if positions is None or positions.device != device:
         ids = torch.tensor(layer.token_indices[adapter], device=device)
+        # Made once: from then on a lookup of ids on their device.
         positions = torch.full((layer.base_layer.num_embeddings,), -1, dtype=torch.int64, device=device)
         positions[ids] = torch.arange(len(ids), device=device)
         vars(layer)["_wm_positions"] = positions

@@ -64,6 +64,7 @@ class Clip:
         # A stream of its own for noise: another number of frames leaves the plan as it is.
         rng = np.random.default_rng([self.seed, 1])
         for index in range(self.num_frames):
+            # A slow drift there and back, as of a camera in a hand.
             swing = np.sin(index * 2 * np.pi / 60)
             shift = (self.drift_px[0] * swing, self.drift_px[1] * swing)
             camera = Camera(shift, self.camera.noise, self.camera.crumbs)
@@ -75,6 +76,7 @@ class Clip:
         if last + 1 == len(self.moments):
             return sprites_of(state)
         coming = self.moments[last + 1]
+        # Above 0 only in the frames of the action itself.
         progress = 1 - (coming.frame - index) / self._sample_duration(last + 1)
         if progress <= 0 or coming.action is None:
             return sprites_of(state)
@@ -109,6 +111,7 @@ def plan_clip(seed: int, actions: tuple[int, int] = (4, 7), rest_frames: tuple[i
         frame += int(rng.integers(rest_frames[0], rest_frames[1] + 1))
         moments.append(Moment(frame, state, action))
     end = frame + int(rng.integers(rest_frames[0], rest_frames[1] + 1))
+    # Most clips have a still camera.
     drifts = rng.random() < 0.3
     drift = tuple(float(value) for value in rng.uniform(-1, 1, 2)) if drifts else (0.0, 0.0)
     crumbs = random_crumbs(rng) if rng.random() < 0.3 else ()
@@ -146,6 +149,7 @@ def _encode(clip: Clip, path: Path) -> None:
 
 def clip_path(folder: Path, clip: Clip) -> Path:
     """Return the path of a clip: a folder a class; every third file is an avi."""
+    # Two formats, since real data sets have several.
     suffix = ".avi" if clip.seed % 3 == 2 else ".mp4"
     return folder / clip.class_label / f"clip_{clip.seed:06d}{suffix}"
 

@@ -232,6 +232,7 @@ class CheckpointStore:
                         f"checkpoint {checkpoint.name} of {self.root_uri}: expected {expected:,} bytes in {file}, "
                         f"found {actual}"
                     )
+        # Read in place.
         if self._is_local:
             yield Path(folder)
             return
@@ -254,6 +255,7 @@ class CheckpointStore:
         from pyarrow import fs
 
         with self._errors():
+            # A folder that does not exist yet holds no checkpoint.
             infos = self._fs.get_file_info(fs.FileSelector(self._root, allow_not_found=True))
         return sorted(info.base_name for info in infos if info.type == fs.FileType.Directory)
 
@@ -262,6 +264,7 @@ class CheckpointStore:
             text = stream.read()
         try:
             manifest = json.loads(text)
+            # Written by another program, or cut off.
             if not {"step", "metrics", "identity", "files", "num_ranks"} <= manifest.keys():
                 raise ValueError("keys are missing")
         except (ValueError, AttributeError) as error:

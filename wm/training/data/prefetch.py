@@ -30,6 +30,7 @@ def prefetch(build: Callable[[Item], Value], items: Iterable[Item], depth: int =
         try:
             while pending:
                 value = pending.popleft().result()
+                # Before the value is used, so that the thread does not wait for its user.
                 pending.extend(executor.submit(build, item) for item in itertools.islice(remaining, 1))
                 yield value
         finally:

@@ -181,6 +181,7 @@ class _ColumnChecks:
 
     def add(self, batch: pa.RecordBatch) -> bool:
         """Add a batch; return whether there is no problem so far."""
+        # Null codes: a table that was ingested without a codec.
         self.num_without_codes += batch.column("source_codes").null_count
         new = pc.unique(batch.column("codec")).to_pylist()
         self.codecs += [name for name in new if name not in self.codecs]
@@ -252,9 +253,11 @@ def _check_values(
 def _batches(file: Path, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
     """Read a file's columns through a small buffer: a row group may be larger than the memory."""
     try:
+        # One thread: workers of a node read at the same time.
         with pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False) as parquet:
             for batch in parquet.iter_batches(rows, columns=list(columns), use_threads=False):
                 yield _cast(batch, columns, file)
+    # pyarrow's messages have several lines, a user error one.
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{file} is damaged: {' '.join(str(error).split())}") from error
 

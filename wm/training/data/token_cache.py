@@ -74,6 +74,7 @@ class SourceTokens:
 
     def actions(self, rows_B: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the vocabulary ids of the rows' actions, one after another."""
+        # From row numbers by id to positions in the files.
         at = self._order_R[rows_B]
         length_B = self.facts.action_tokens_R[rows_B].astype(np.int64)
         within = np.arange(length_B.sum()) - np.repeat(np.cumsum(length_B) - length_B, length_B)

@@ -81,6 +81,7 @@ def project(
         (…, O) of each layer.
     """
     spec = build_spec(layers, _compute_dtype(x), one_mask=one_mask, training=training)
+    # Autocast is off inside: precisions are given by the call itself.
     with as_given(x.device):
         weight = norm.weight_I if norm is not None else None
         arguments = (spec, norm, x, weight, *tensors_of(layers))
@@ -119,6 +120,7 @@ def _normalise(x: Tensor, inverse: Tensor, weight: Tensor, of_gemma: bool) -> Te
     wide = x * inverse
     if of_gemma:
         return wide.mul_(1.0 + weight.to(wide.dtype)).to(x.dtype)
+    # Llama's norm multiplies in the precision of the input, Gemma's in float32.
     narrow = wide.to(x.dtype)
     return narrow.mul_(weight) if weight.dtype == narrow.dtype else weight * narrow
 
@@ -128,8 +130,10 @@ def _norm_backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Compute the gradients of the input and the weight."""
     factor = 1.0 + weight.to(inverse.dtype) if of_gemma else weight.to(inverse.dtype)
+    # The input with root mean square 1.
     unit = x * inverse
     weight_grad = (grad * unit).flatten(0, -2).sum(0).to(weight.dtype) if needs[1] else None
+    # Under LoRA norms are frozen, and in the first layer the input is too.
     if not needs[0]:
         return None, weight_grad
     inner = grad * factor
@@ -186,6 +190,7 @@ class _Project(torch.autograd.Function):
         if inverse is not None:
             normed = _normalise(x, inverse, norm_weight, ctx.of_gemma)
         input_XI = normed.to(spec.dtype).flatten(0, -2)
+        # Rows and positions alike: every product is of two matrices.
         flat = [grad.to(spec.dtype).flatten(0, -2) for grad in grads]
         grad_XI, tensor_grads = linear_backward(
             flat, input_XI, spec, tensors, lowranks, needs=needs, needs_input=needs_x or needs_norm

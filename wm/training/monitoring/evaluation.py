@@ -166,6 +166,7 @@ class PeriodicEvaluation:
         line = {"step": num_steps, **result.figures, "has_collapsed": result.has_collapsed, "wall_s": wall_s}
         with (self._out / EVALUATIONS).open("a") as file:
             file.write(json.dumps(line) + "\n")
+        # In the file first, which is the record of the run.
         self._trackers.log(num_steps, {f"eval/{name}": value for name, value in result.figures.items()})
         if result.has_collapsed:
             self._trackers.log(num_steps, {"eval/collapse": f"step {num_steps}: the model returns its source"})
@@ -215,6 +216,7 @@ def _is_due(every: int, num_steps: int, is_last: bool) -> bool:
 @contextmanager
 def _undisturbed(vlm: UnifiedVLM) -> Iterator[None]:
     """Evaluate without gradients and restore modes and random states."""
+    # Restored one by one: a family may keep a part in evaluation mode.
     training = {module: module.training for module in vlm.module.modules()}
     devices = [vlm.device] if vlm.device.type == "cuda" else []
     vlm.module.eval()

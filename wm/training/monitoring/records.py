@@ -80,6 +80,7 @@ def drop_lines_after(path: Path, first: int) -> list[dict[str, Any]]:
                 break
             if line["step"] <= first:
                 lines.append(line)
+    # Renamed when complete, so that a kill loses no line.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
     temporary.replace(path)

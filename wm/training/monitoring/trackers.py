@@ -43,6 +43,7 @@ class Histogram:
     @classmethod
     def count(cls, edges: npt.NDArray[np.float64], values: npt.NDArray[np.float32]) -> Self:
         """Count values from the first edge on."""
+        # In double precision, since sums are of many values of about 1.
         exact = values.astype(np.float64)
         counts = np.histogram(exact, bins=edges)[0].astype(np.float64)
         return cls(edges, counts, float(exact.sum()), float(np.square(exact).sum()))
@@ -143,6 +144,7 @@ def check_trackers(names: Sequence[str]) -> None:
 
 def open_trackers(recipe: TrainRecipe, first: int) -> Trackers:
     """Open the trackers that the recipe names, for a run of which ``first`` steps are done."""
+    # Again on the worker, which may be on another node than the driver.
     names = recipe.logging.trackers
     check_trackers(names)
     classes: dict[str, Callable[[TrainRecipe, int], Tracker]]
@@ -215,6 +217,7 @@ class MLflow:
             )
             for key, item in items.items():
                 self._client.log_param(self._run, key, str(item)[:500])
+        # Noted last: a run that was not set up completely is made again.
         note.write_text(self._run)
 
     def log(self, step: int, values: Mapping[str, Value]) -> None:

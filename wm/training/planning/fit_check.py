@@ -70,6 +70,7 @@ def disk_complaints(recipe: TrainRecipe, codec: CodecShape, rows: Sequence[int],
     needs.setdefault(_existing(Path(recipe.out)), {})["two checkpoints"] = 2 * _STATE_BYTES * num_trained
     lines = []
     for folder, parts in needs.items():
+        # Checkpoints of two moments exist for a while: the old one goes when the new one is complete.
         free = shutil.disk_usage(folder).free
         if sum(parts.values()) > free:
             text = " and ".join(f"{name} of {count / GIB:.1f} GiB" for name, count in parts.items() if count)

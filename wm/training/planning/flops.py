@@ -83,6 +83,7 @@ def peak_tflops(recipe: TrainRecipe, device: torch.device) -> float | None:
 
     The table is about products in bfloat16: it says nothing of a run in fp32.
     """
+    # A device that the table does not know, or another precision.
     if recipe.resources.peak_tflops:
         return recipe.resources.peak_tflops
     if device.type != "cuda" or recipe.precision == "fp32":

@@ -84,6 +84,7 @@ def order_of(recipe: TrainRecipe, facts: Sequence[SourceFacts]) -> SampleOrder:
     Raises:
         InputError: An epoch shows no row of a source.
     """
+    # Rounded as the order rounds it.
     for part in facts:
         if round(part.source.mix_weight * part.num_rows) == 0:
             raise InputError(
@@ -119,6 +120,7 @@ def plan(recipe: TrainRecipe) -> Plan:
     memory = step_memory(
         vlm, recipe, max(templates, key=lambda template: len(template.ids_T)), stage=int(recipe.resources.zero_stage)
     )
+    # Rows that an earlier run left in the cache take no more space.
     not_cached = [part.num_rows for part, is_cached in surveyed if not is_cached]
     return Plan(
         sources=[

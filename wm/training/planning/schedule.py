@@ -74,6 +74,7 @@ def _warmup_warnings(recipe: TrainRecipe, num_steps: int) -> list[str]:
     # The remedy is given in the words in which the warm-up was given.
     if recipe.optim.warmup_ratio is None:
         name = f"optim.warmup_steps = {warmup_steps:,}"
+        # Enough steps for the warm-up that was asked for to be a fifth of the run.
         enough = math.ceil(warmup_steps / LONG_WARMUP)
         remedy = (
             f"optim.warmup_steps=0 optim.warmup_ratio={SUGGESTED_RATIO:g} ({short}), or train for {enough:,} steps or "
