@@ -21,7 +21,7 @@ class Lora(Recipe):
     """Low-rank adapters (paper appendix A.8); off: full fine-tuning."""
 
     enabled: bool = True
-    """Train an adapter and write it as a plain PEFT folder; off: train and write the whole model."""
+    """Train an adapter and write it as a plain PEFT folder; off: train and write the complete model."""
     r: int = Field(default=16, ge=1)
     """Rank."""
     alpha: float = Field(default=32, gt=0)

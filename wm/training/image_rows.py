@@ -33,7 +33,7 @@ def own_row_targets(vlm: UnifiedVLM) -> dict[str, list[int]]:
     if not isinstance(vlm, CausalVLM) or not is_plain:
         raise InputError(
             f"lora.train_image_rows: image codes of family {vlm.family!r} are no rows of its vocabulary, expected a "
-            "family that embeds them as words; train the whole model (lora.enabled=false) instead"
+            "family that embeds them as words; train the complete model (lora.enabled=false) instead"
         )
     rows: list[int] = vlm.image_rows.tolist()
     names = {module: name for name, module in vlm.inner.named_modules()}
@@ -44,7 +44,7 @@ def own_row_targets(vlm: UnifiedVLM) -> dict[str, list[int]]:
 
 
 def look_up_rows(vlm: UnifiedVLM) -> None:
-    """Make embeddings with trainable rows look these up, where PEFT copies the whole matrix at every step."""
+    """Make embeddings with trainable rows look these up, where PEFT copies the complete matrix at every step."""
     from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
 
     for module in vlm.module.modules():
@@ -59,7 +59,7 @@ def _looked_up_class(former: type["TrainableTokensLayer"]) -> type["TrainableTok
         active = self.active_adapters
         if self.disable_adapters or self.merged or len(active) != 1:
             return former.forward(self, ids, *args, **kwargs)  # type: ignore[no-any-return]
-        # PEFT would copy the whole matrix with the trained rows in it; here they replace what was looked up.
+        # PEFT would copy the complete matrix with the trained rows in it; here they replace what was looked up.
         own_QH = self.trainable_tokens_delta[active[0]]
         base_BTH = self.base_layer(ids)
         position_V = _positions(self, active[0], ids.device)

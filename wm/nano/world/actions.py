@@ -105,7 +105,7 @@ def random_action(state: State, rng: np.random.Generator, kind: Kind | None = No
     kind = kind or KINDS[int(rng.choice(len(KINDS), p=[SHARES[name] for name in KINDS]))]
     if (kind == "add" and crowd >= 5) or (kind == "remove" and crowd <= 1):
         kind = "move"
-    # Every colour of every shape here may stand on the table already: then nothing can be recoloured.
+    # Every colour of every shape here may be on the table already: then nothing can be recoloured.
     choices = actions_of(state, kind) or actions_of(state, "move")
     return choices[int(rng.integers(len(choices)))]
 

@@ -101,7 +101,7 @@ class Camera:
 
 @dataclass(frozen=True)
 class Sprite:
-    """An object in mid-action: its place (left, top in px of the 16 px box), colour and opacity (0 to 1)."""
+    """An object in mid-action: its position (left, top in px of the 16 px box), colour and opacity (0 to 1)."""
 
     shape: int
     rgb: tuple[float, float, float]
@@ -138,7 +138,7 @@ def render_sprites(background: int, sprites: list[Sprite], camera: Camera, rng: 
         top, column = sprite.top_px + 2, sprite.left_px + 2 + MARGIN_PX
         box = canvas[top : top + CELL_PX, column : column + CELL_PX]
         alpha = _render_mask(sprite.shape)[..., None] * sprite.opacity
-        # Drawn over the table by its coverage, so that edges are smooth.
+        # Blended over the table by its coverage, so that edges are smooth.
         box += alpha * (np.asarray(sprite.rgb, np.float32) - box)
     # Shift and crop in one resampling; the canvas has 2 px to spare on each side.
     right, down = camera.shift_px

@@ -50,7 +50,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip as a plan: what happens when. ``frames`` draws it."""
+    """A clip as a plan: what happens when. ``frames`` renders it."""
 
     class_label: str
     moments: tuple[Moment, ...]
@@ -60,7 +60,7 @@ class Clip:
     seed: int
 
     def frames(self) -> Iterator[Pixels]:
-        """Every frame (48, 64, 3) in order."""
+        """Render every frame (48, 64, 3) in order."""
         # A stream of its own for noise: another number of frames leaves the plan as it is.
         rng = np.random.default_rng([self.seed, 1])
         for index in range(self.num_frames):

@@ -1,4 +1,4 @@
-"""Tell which run a checkpoint belongs to, and refuse one of another run before it is loaded or overwritten."""
+"""Describe the run that a checkpoint belongs to, and refuse one of another run before it is loaded or overwritten."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""Rows by number to batches of tensors: the tokens of all sources behind one index.
+"""Build batches of tensors from row numbers: the tokens of all sources behind one index.
 
-Nothing is read before it is asked for: a batch gathers its rows from the memory-mapped token cache
+Nothing is read ahead: a batch gathers its rows from the memory-mapped token cache
 (:mod:`wm.training.data.token_cache`) and lays them out (:mod:`wm.training.data.prompt_batches`).
 """
 
@@ -31,16 +31,25 @@ NUM_QUANTILES = 4
 class TokenSet:
     """Training rows of all sources, numbered from 0: those of the first source by ``triplet_id``, and so on.
 
-    Shape suffixes: B rows asked for, T tokens of the longest of them.
+    Shape suffixes: B requested rows, T tokens of the longest of them.
     """
 
     def __init__(
-        self, sources: Sequence[SourceTokens], vlm: UnifiedVLM, task: Task, weights: RecognitionWeights
+        self, sources: Sequence[SourceTokens], vlm: UnifiedVLM, task: Task, recognition: RecognitionWeights
     ) -> None:
-        """Rows longer than the model's positions are left out and counted in ``facts``; :class:`InputError` if a
-        source has no other, or the model's family does not know the task."""
+        """Index the rows; those longer than the model's positions are left out and counted in ``facts``.
+
+        Args:
+            sources: Their tokens.
+            vlm: The model.
+            task: ``idm`` or ``fdm``.
+            recognition: Weights of the target's image tokens.
+
+        Raises:
+            InputError: A source has no row that fits, or the model's family does not know the task.
+        """
         self._layout = RowLayout(vlm, task)
-        self._weights = weights if weights.enabled and task == "fdm" else None
+        self._recognition = recognition if recognition.enabled and task == "fdm" else None
         self._sources = list(sources)
         # Rows are numbered after those that do not fit are left out: numbers are dense for sampling.
         fitting = [fitting_rows(source.facts, self._layout, vlm.max_positions) for source in sources]
@@ -73,8 +82,8 @@ class TokenSet:
             source_BN, target_BN, action_A, self._action_tokens[rows].astype(np.int64)
         )
         weight_BT = np.ones(ids_BT.shape, np.float32)
-        if self._weights is not None:
-            weight_BN = recognition_weights(torch.from_numpy(change_BN), self._weights).numpy()
+        if self._recognition is not None:
+            weight_BN = recognition_weights(torch.from_numpy(change_BN), self._recognition).numpy()
             # Where the learned image is depends on the length of the action.
             for members, template in groups:
                 weight_BT[members[:, None], template.weighted_at] = weight_BN[members]
@@ -98,7 +107,7 @@ class TokenSet:
         return number_B
 
     def change_quantile_of(self, rows: Indices) -> npt.NDArray[np.int64]:
-        """Return which part of all rows, sorted by their mean ``change``, each belongs to: 0 (least) to
+        """Return which part of all rows, sorted by their mean ``change``, each belongs to: 0 (min) to
         ``NUM_QUANTILES`` - 1. Rows that change equally belong together."""
         return np.searchsorted(self.change_edges, self._change_mean[rows].astype(np.float64), side="left")
 
@@ -141,12 +150,22 @@ class TokenSet:
 
 
 def fitting_rows(facts: SourceFacts, layout: RowLayout, max_positions: int) -> tuple[Indices, SourceFacts]:
-    """Return the numbers of the rows that the model has positions for, and the facts of these alone.
+    """Select the rows that the model has positions for.
 
-    The last token of a row is predicted and not read: it needs no position.
+    Args:
+        facts: Of all rows of a source.
+        layout: Of the rows.
+        max_positions: Of the model.
+
+    Returns:
+        Numbers of the rows, and the facts of these alone.
+
+    Raises:
+        InputError: No row fits.
     """
     # Rows of one length fit alike: lengths are few.
     lengths, at = np.unique(facts.action_tokens_R, return_inverse=True)
+    # The last token of a row is predicted and not read: it needs no position.
     fits = np.array([layout.length(int(length)) - 1 <= max_positions for length in lengths])
     rows = np.flatnonzero(fits[at])
     num_long = facts.num_rows - len(rows)
@@ -161,14 +180,26 @@ def fitting_rows(facts: SourceFacts, layout: RowLayout, max_positions: int) -> t
 
 
 def open_tokens(
-    sources: Sequence[Source], vlm: UnifiedVLM, task: Task, weights: RecognitionWeights, *, root: Path, seed: int
+    sources: Sequence[Source], vlm: UnifiedVLM, task: Task, recognition: RecognitionWeights, *, root: Path, seed: int
 ) -> TokenSet:
-    """Open the rows of all sources in the token cache in ``root``, which is written where it is missing.
+    """Open the rows of all sources in the token cache, which is written where it is missing.
 
-    Raises :class:`InputError` that names the source for a missing folder, another schema, no usable row,
-    rows without codes, and rows whose codes were made by another codec than the model's.
+    Args:
+        sources: Tables of triplets.
+        vlm: The model; of its weights none are used.
+        task: ``idm`` or ``fdm``.
+        recognition: Weights of the target's image tokens.
+        root: Folder of the cache.
+        seed: Samples the limits.
+
+    Returns:
+        All rows behind one index.
+
+    Raises:
+        InputError: It names the source with a missing folder, another schema, no usable row, rows without codes, or
+            codes of another codec than the model's.
     """
     reader = SourceReader(vlm, CodecShape(vlm.codec_id, vlm.tokens_per_image, len(vlm.image_rows)), seed)
-    speech = reader.tokenizer_digest()
-    parts = [open_source(root, source, number, reader, speech) for number, source in enumerate(sources)]
-    return TokenSet(parts, vlm, task, weights)
+    tokenizer_digest = reader.tokenizer_digest()
+    parts = [open_source(root, source, number, reader, tokenizer_digest) for number, source in enumerate(sources)]
+    return TokenSet(parts, vlm, task, recognition)

@@ -1,4 +1,4 @@
-"""Which rows a step trains on: a pure function of the seed, the epoch and the step.
+"""Order the rows of an epoch: a pure function of the seed, the epoch and the step.
 
 It knows nothing of workers: every rank computes the same global batch and takes its slice, so any number of
 workers, and a run that was killed and started again, see the same rows in the same order.
@@ -63,8 +63,8 @@ class SampleOrder:
         for source, (start, count, weight) in enumerate(zip(self._starts, self._counts, self._weights, strict=True)):
             # A generator a source and epoch: another source does not change which rows this one shows.
             generator = np.random.default_rng([self._seed, number, source])
-            copies, rest = divmod(round(weight * count), count)
-            parts.extend([np.arange(start, start + count)] * copies)
+            repeats, rest = divmod(round(weight * count), count)
+            parts.extend([np.arange(start, start + count)] * repeats)
             parts.append(start + generator.permutation(count)[:rest])
         # The complete epoch is permuted, so that sources mix within a batch.
         rows = np.concatenate(parts).astype(np.int64)

@@ -44,7 +44,7 @@ _FACTS = "facts.json"
 
 
 class SourceTokens:
-    """A source's rows, R of them sorted by ``triplet_id``; only what is asked for is read."""
+    """A source's rows, R of them sorted by ``triplet_id``; only requested rows are read."""
 
     def __init__(self, folder: Path, source: Source) -> None:
         facts = json.loads((folder / _FACTS).read_text())
@@ -89,7 +89,7 @@ class SourceTokens:
         ]
 
 
-def open_source(root: Path, source: Source, number: int, reader: SourceReader, speech: str) -> SourceTokens:
+def open_source(root: Path, source: Source, number: int, reader: SourceReader, tokenizer_digest: str) -> SourceTokens:
     """Open the tokens of a source in the cache; they are written if missing.
 
     Args:
@@ -97,7 +97,7 @@ def open_source(root: Path, source: Source, number: int, reader: SourceReader, s
         source: The table.
         number: Of the source in the recipe.
         reader: Turns rows into tokens.
-        speech: The reader's :meth:`~wm.training.data.tokenized.SourceReader.tokenizer_digest`.
+        tokenizer_digest: The reader's :meth:`~wm.training.data.tokenized.SourceReader.tokenizer_digest`.
 
     Returns:
         The tokens.
@@ -105,7 +105,7 @@ def open_source(root: Path, source: Source, number: int, reader: SourceReader, s
     Raises:
         InputError: Something is wrong with the rows, or the disk has not the room.
     """
-    folder = root / _key(source, number, reader, speech)
+    folder = root / _key(source, number, reader, tokenizer_digest)
     if not (folder / _FACTS).is_file():
         # Checked again under the lock: another worker may have written it meanwhile.
         with _created_folder(root), _locked(root / f".{folder.name}.lock"):
@@ -114,9 +114,11 @@ def open_source(root: Path, source: Source, number: int, reader: SourceReader, s
     return SourceTokens(folder, source)
 
 
-def find_source(root: Path, source: Source, number: int, reader: SourceReader, speech: str) -> SourceTokens | None:
-    """Open the tokens as :func:`open_source` does, but return None if the tokens are not there."""
-    folder = root / _key(source, number, reader, speech)
+def find_source(
+    root: Path, source: Source, number: int, reader: SourceReader, tokenizer_digest: str
+) -> SourceTokens | None:
+    """Open the tokens as :func:`open_source` does, but return None if they are not in the cache."""
+    folder = root / _key(source, number, reader, tokenizer_digest)
     return SourceTokens(folder, source) if (folder / _FACTS).is_file() else None
 
 
@@ -192,13 +194,13 @@ def _write_files(folder: Path, source: Source, selection: RowSelection, reader: 
     )
 
 
-def _key(source: Source, number: int, reader: SourceReader, speech: str) -> str:
+def _key(source: Source, number: int, reader: SourceReader, tokenizer_digest: str) -> str:
     """Digest all that the content depends on to 32 hexadecimal digits."""
     codec = reader.codec
     # Any of these changes the content; task and weights do not.
     facts = [
         FORMAT,
-        speech,
+        tokenizer_digest,
         [codec.codec_id, codec.tokens_per_image, codec.num_codes],
         [digest_of(source.path), _files_digest(source.folder)],
         [digest_of(source.selection), _files_digest(Path(source.selection))] if source.selection else [],

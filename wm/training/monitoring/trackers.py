@@ -64,7 +64,7 @@ class Histogram:
 
     @property
     def finite_edges(self) -> npt.NDArray[np.float64]:
-        """Return the edges with a finite number for infinity, which trackers do not draw."""
+        """Return the edges with a finite number for infinity, which trackers cannot show."""
         edges: npt.NDArray[np.float64] = np.minimum(self.edges, 2 * self.edges[-2])
         return edges
 

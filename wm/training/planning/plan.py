@@ -159,9 +159,9 @@ def _survey(recipe: TrainRecipe, vlm: UnifiedVLM, codec: CodecShape) -> list[tup
     """Survey each source, from the token cache where an earlier run left it, else by reading all rows; and which it
     was."""
     reader = SourceReader(vlm, codec, recipe.seed)
-    speech = reader.tokenizer_digest()
+    tokenizer_digest = reader.tokenizer_digest()
     facts = []
     for number, source in enumerate(recipe.triplets):
-        cached = find_source(recipe.token_root, source, number, reader, speech)
+        cached = find_source(recipe.token_root, source, number, reader, tokenizer_digest)
         facts.append((cached.facts, True) if cached is not None else (reader.survey(source, number), False))
     return facts

@@ -64,7 +64,7 @@ def warmup_warning(warmup_steps: int, num_steps: int, peak: float, *, name: str,
 
 def _percent(share: float) -> str:
     """Write a share of less than 1 so that it reads neither 0 nor 100 %."""
-    # Below .05 % one digit after the point would be a false zero, above 99.95 % a false whole.
+    # Below .05 % one digit after the point would be a false zero, above 99.95 % a false 100 %.
     return f"{share:.1%}" if 0.0005 <= share < 0.9995 else f"{100 * share:.{12 if share > 0.5 else 2}g}%"
 
 
