@@ -33,9 +33,9 @@ def trained(
 ) -> tuple[ImageCodec, dict[str, float], list[tuple[str, int, int, float]]]:
     torch.manual_seed(0)
     blank = build_codec(TINY)
-    told: list[tuple[str, int, int, float]] = []
-    figures = train_codec(blank.vqgan.requires_grad_(True), pictures(256), settings, lambda *call: told.append(call))
-    return ImageCodec(blank.vqgan, blank.scale), figures, told
+    calls: list[tuple[str, int, int, float]] = []
+    figures = train_codec(blank.vqgan.requires_grad_(True), pictures(256), settings, lambda *call: calls.append(call))
+    return ImageCodec(blank.vqgan, blank.scale), figures, calls
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +44,12 @@ def codec_and_figures() -> tuple[ImageCodec, dict[str, float], list[tuple[str, i
 
 
 def test_training_reduces_both_losses(codec_and_figures: Any) -> None:
-    _, figures, told = codec_and_figures
-    assert [call[:3] for call in told] == [
+    _, figures, calls = codec_and_figures
+    assert [call[:3] for call in calls] == [
         *[("codec encoder", step, 60, ) for step in range(1, 61)],
         *[("codec decoder", step, 60, ) for step in range(1, 61)],
     ]  # fmt: skip
-    encoder, decoder = ([call[3] for call in told if call[0] == f"codec {half}"] for half in ("encoder", "decoder"))
+    encoder, decoder = ([call[3] for call in calls if call[0] == f"codec {half}"] for half in ("encoder", "decoder"))
     assert figures["encoder_loss"] == encoder[-1] < 0.2 * encoder[0]
     assert figures["decoder_loss"] == decoder[-1] < 0.3 * decoder[0]
     assert 5 <= figures["codes_used"] <= 16
@@ -67,9 +67,11 @@ def test_equal_squares_get_equal_codes_and_others_other_ones(codec_and_figures: 
     codec = codec_and_figures[0]
     clean = pictures(128, seed=3).permute(0, 2, 3, 1)
     codes = codec.encode(clean).flatten().tolist()
-    shown = clean.float().unflatten(2, (2, 8)).unflatten(1, (2, 8)).mean((2, 4)).div(64).round().flatten(0, 2)
+    colours_of_squares = (
+        clean.float().unflatten(2, (2, 8)).unflatten(1, (2, 8)).mean((2, 4)).div(64).round().flatten(0, 2)
+    )
     meanings: dict[tuple[float, ...], set[int]] = {}
-    for code, colour in zip(codes, shown.tolist(), strict=True):
+    for code, colour in zip(codes, colours_of_squares.tolist(), strict=True):
         meanings.setdefault(tuple(colour), set()).add(code)
     assert len(meanings) == 5
     assert sum(len(own) for own in meanings.values()) == len(set().union(*meanings.values())) <= 7
@@ -79,13 +81,13 @@ def test_merged_codes_are_never_the_nearest(codec_and_figures: Any) -> None:
     codec, figures, _ = codec_and_figures
     rng = np.random.default_rng(4)
     odd = [np.zeros((1, 16, 16, 3)), np.full((1, 16, 16, 3), 255), rng.integers(0, 256, (500, 16, 16, 3))]
-    seen = torch.cat(
+    observed = torch.cat(
         [codec.encode(pictures(500, 5).permute(0, 2, 3, 1)), codec.encode(np.concatenate(odd).astype(np.uint8))]
     )
     table_KD = codec.vqgan.quantize.embedding.weight
-    gone = set(torch.nonzero((table_KD == table_KD.max()).all(1)).flatten().tolist())
-    assert len(gone) == codec.num_codes - figures["codes_used"]
-    assert not gone & set(seen.flatten().tolist())
+    removed = set(torch.nonzero((table_KD == table_KD.max()).all(1)).flatten().tolist())
+    assert len(removed) == codec.num_codes - figures["codes_used"]
+    assert not removed & set(observed.flatten().tolist())
 
 
 def test_a_codec_depends_on_the_seed_alone(codec_and_figures: Any) -> None:
@@ -209,14 +211,14 @@ def test_context_loss_is_zero_for_an_encoder_of_single_patches() -> None:
 @pytest.mark.parametrize("shape", [(8, 8), (4, 32), (48, 6), (1, 7), (64, 64)])
 def test_orthogonalise_levels_singular_values_keeps_directions(shape: tuple[int, int]) -> None:
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(3)) * 7
-    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    found = orthogonalise(matrix)
-    inside = left.T @ found @ right.T
+    u_KK, values, v_KK = torch.linalg.svd(matrix, full_matrices=False)
+    result = orthogonalise(matrix)
+    inside = u_KK.T @ result @ v_KK.T
     diagonal = inside.diagonal()
-    kept = values > 0.02 * values.max()
-    assert ((diagonal > 0.5) & (diagonal < 1.3))[kept].all()
+    remaining = values > 0.02 * values.max()
+    assert ((diagonal > 0.5) & (diagonal < 1.3))[remaining].all()
     torch.testing.assert_close(inside, torch.diag(diagonal), atol=1e-3, rtol=0)
-    cosine = (found * (left @ right)).sum() / found.norm() / (left @ right).norm()
+    cosine = (result * (u_KK @ v_KK)).sum() / result.norm() / (u_KK @ v_KK).norm()
     assert cosine > 0.95
 
 
