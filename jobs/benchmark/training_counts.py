@@ -1,60 +1,16 @@
-"""Count the bytes of tensors exactly: at the peak of some work, and kept for the backward pass. Free of Ray."""
+"""Count bytes of tensors exactly: at the peak of some work, and kept for the backward pass. Free of Ray."""
 
-import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-
-class PeakBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Count the bytes of storages that operations make while it is on: ``alive`` now, and at their ``peak``.
-
-    Storages from before do not count; nor does what a kernel allocates and frees inside.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.alive = self.peak = 0
-        self._counted: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
-
-    def __torch_dispatch__(
-        self,
-        function: Callable[..., object],
-        types: Sequence[type],
-        args: Sequence[object] = (),
-        kwargs: Mapping[str, object] | None = None,
-    ) -> object:
-        result = function(*args, **(kwargs or {}))
-        # Operations in place and views return storages that exist already: those of their arguments.
-        for storage in _iterate_storages((args, kwargs)):
-            self._counted.add(storage)
-        for storage in _iterate_storages(result):
-            if storage not in self._counted:
-                self._count(storage)
-        return result
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        self._counted.add(storage)
-        size = storage.nbytes()
-        self.alive += size
-        self.peak = max(self.peak, self.alive)
-        # Freed with the last tensor over it, not with the first.
-        weakref.finalize(storage, self._free, size)
-
-    def _free(self, size: int) -> None:
-        self.alive -= size
-
-
-def _iterate_storages(values: object) -> Iterable[torch.UntypedStorage]:
-    return (leaf.untyped_storage() for leaf in tree_leaves(values) if isinstance(leaf, Tensor))
+from wm.training.planning.memory import LiveBytes
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
-    """Count the bytes of tensors that ``work`` makes, where most of them are alive."""
-    counter = PeakBytes()
+    """Measure the peak, in bytes, of the tensors that ``work`` allocates."""
+    counter = LiveBytes()
     with counter:
         work()
     return counter.peak

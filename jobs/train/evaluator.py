@@ -40,6 +40,7 @@ def check_evaluation(recipe: TrainRecipe) -> None:
     # Read as the worker will read them, so that nothing fails after hours of training.
     codec = load_codec(recipe.base)
     held_out = read_gate_set(settings.triplets, codec, limit=settings.limit)
+    # The probe asks whether the true pair is preferred to a mixed one.
     if settings.every_steps and len(held_out) < 2:
         raise InputError(
             f"eval.triplets = {settings.triplets!r} has one triplet: the preference probe compares several"
@@ -79,6 +80,7 @@ class HeldOutEvaluator:
 
     def _sample_observations(self, vlm: UnifiedVLM) -> Sample:
         triplets, runner = self._sample_triplets, build_model_runner(vlm)
+        # The same seeds at every evaluation: images differ by the model alone.
         parts_BKN = [
             sample_observations(
                 vlm,
@@ -97,6 +99,7 @@ class HeldOutEvaluator:
         columns = [self._column("source", triplets.source_BN, [_wrap(action) for action in triplets.actions])]
         lines = []
         for name, predicted_BN in zip(names, predicted_KBN, strict=True):
+            # Per image, which shares of its tokens equal those of source and target.
             same_B = (predicted_BN == triplets.source_BN).double().mean(dim=1).tolist()
             right_B = (predicted_BN == triplets.target_BN).double().mean(dim=1).tolist()
             below = [
@@ -107,6 +110,7 @@ class HeldOutEvaluator:
                 f"{action}: {name}: {', '.join(words)}" for action, words in zip(triplets.actions, below, strict=True)
             ]
         columns.append(self._column("target", triplets.target_BN, [[]] * len(triplets), frame=CHOSEN))
+        # Sorted: lines of one action follow one another.
         return Sample(_draw_image(columns), "\n".join(sorted(lines)))
 
     def _propose_actions(self, vlm: UnifiedVLM) -> Sample:

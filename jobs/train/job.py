@@ -78,6 +78,7 @@ def run(recipe: TrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     train = _fit_here if recipe.resources.num_workers == 0 else _fit_on_ray
     with stage.timed("train"), progress(Path(recipe.out), recipe.task, num_steps):
         summary = train(recipe.with_absolute_paths(), recipe.digest())
+    # What a report says of the run.
     counts = {
         "triplets": tokens.num_rows,
         "skipped": sum(part.num_skipped + sum(part.left_out.values()) for part in tokens.facts),
@@ -132,6 +133,7 @@ def _fit_on_ray(recipe: TrainRecipe, digest: str) -> dict[str, Any]:
     trainer = TorchTrainer(
         fit_worker,
         train_loop_config={"recipe": recipe.model_dump(), "digest": digest},
+        # Workers keep their checkpoints themselves: Ray restarts them and stores nothing.
         scaling_config=ray.train.ScalingConfig(
             num_workers=recipe.resources.num_workers,
             use_gpu=recipe.resources.use_gpu,
@@ -149,6 +151,7 @@ def _fit_on_ray(recipe: TrainRecipe, digest: str) -> dict[str, Any]:
     try:
         result = ray_session.off_main_thread(trainer.fit)
     except ray.train.WorkerGroupError as error:
+        # A mistake of the recipe is reported in one line, without Ray's trace of workers.
         for failure in error.worker_failures.values():
             cause = cause_to_tell(failure)
             if cause is not None:

@@ -15,7 +15,7 @@ from wm.cli import progress_bar
 from wm.training import METRICS, MODEL, TrainRecipe
 from wm.training.checkpoint.retention import FAILED
 from wm.training.monitoring.evaluation import EVALUATIONS, LAST, EvaluationLine
-from wm.training.monitoring.metrics import StepLine
+from wm.training.monitoring.records import StepLine
 from wm.training.planning.plan import Plan
 
 _POLL_S = 0.5
@@ -75,6 +75,7 @@ def evaluation_lines(evaluation: EvaluationLine) -> list[str]:
         f"evaluation at step {evaluation['step']:,}: {evaluation['nats']:.4f} nats a token",
         f"prefers the truth {evaluation['preference']:.0%}",
     ]
+    # Only a forward model can copy its source.
     if "copies" in evaluation:
         parts.append(f"copies {evaluation['copies']:.0%}")
     elif "unchanged_share" in evaluation:
@@ -96,12 +97,14 @@ def evaluation_lines(evaluation: EvaluationLine) -> list[str]:
 def print_plan(recipe: TrainRecipe, plan: Plan) -> None:
     """Print what a dry run found out."""
     print(f"train {recipe.task} on {recipe.base} into {recipe.out}")
+    # 1. Rows, by source.
     for part in plan.sources:
         left_out = "".join(f", {count:,} x {reason}" for reason, count in part["left_out"].items())
         print(
             f"  {part['rows']:>11,} rows, mix_weight {part['mix_weight']:g} ({part['epoch_share']:.1%} of an epoch), "
             f"{part['skipped']} skipped{left_out}: {part['path']}"
         )
+    # 2. Length of the run and its schedule.
     print(f"  {plan.rows_per_epoch:>11,} rows an epoch")
     print(f"  {plan.num_steps:>11,} steps of {recipe.global_batch_size} = {plan.epochs:.2f} epochs")
     num_warmup_steps = min(plan.warmup_steps, plan.num_steps)
@@ -113,6 +116,7 @@ def print_plan(recipe: TrainRecipe, plan: Plan) -> None:
         f"  {plan.tokens_per_batch:>11,} tokens a batch (mean), {plan.completion_tokens_per_batch:,} of them "
         f"learned; {plan.num_steps * plan.tokens_per_batch:,} in all; rows of up to {plan.longest_row}"
     )
+    # 3. Model, workers and memory.
     print(f"  {plan.trained_parameters:>11,} of {plan.total_parameters:,} parameters trained")
     print(
         f"  {recipe.resources.num_workers:>11} workers x {recipe.rows_per_pass} rows x {recipe.accumulation_steps} "
@@ -123,6 +127,7 @@ def print_plan(recipe: TrainRecipe, plan: Plan) -> None:
     print(f"  {_bytes(plan.memory.peak):>11} of memory a worker at most, when its rows are the longest:")
     for name, count in parts.items():
         print(f"  {_bytes(count):>11} {_PARTS[name]}")
+    # 4. What is wrong with it.
     for line in plan.does_not_fit:
         print(f"will not fit: {line}")
     for line in plan.warnings:
@@ -149,6 +154,7 @@ def _bytes(count: int) -> str:
 def print_summary(recipe: TrainRecipe, summary: Mapping[str, Any], wall_s: float) -> None:
     """Print tables, times, and where things are."""
     out = Path(recipe.out)
+    # The curve, as a table.
     for text in table_of(_lines(out / METRICS)):
         print(text)
     resumed = f", resumed from step {summary['resumed_at_step']}" if summary["resumed_at_step"] else ""
@@ -185,10 +191,12 @@ def table_of(lines: Sequence[StepLine], count: int = _TABLE_ROWS) -> list[str]:
     Returns:
         Lines of text; empty if no window has ended.
     """
+    # Only the last line of a window has its figures.
     ends = [line for line in lines if "tokens_per_s" in line]
     if not ends:
         return []
     numbers = sorted({round((number + 1) * len(ends) / count) for number in range(count)} - {0})
+    # Evenly spread over the run, the last line among them.
     rows = [_COLUMNS, *(_row(ends[number - 1]) for number in numbers)]
     # Without columns that have no value, such as MFU where the peak is not known.
     columns = [column for column in range(len(_COLUMNS)) if any(row[column] for row in rows[1:])]

@@ -35,6 +35,7 @@ class _LoopbackBackend(_TorchBackend):  # type: ignore[misc]
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         """Start the store in the first worker, then the process group in all."""
         uses_gpu = worker_group.get_resources_per_worker().get("GPU", 0) > 0
+        # The store exists before any worker looks for it.
         port = worker_group.execute_single(0, _serve_store, backend_config.timeout_s)
         worker_group.execute(_set_store, port)
         worker_group.execute(_set_torch_distributed_env_vars)
@@ -58,6 +59,7 @@ def _serve_store(timeout_s: float) -> int:
     """Start a store that listens on loopback; returns its port."""
     from datetime import timedelta
 
+    # Bound here, since TCPStore would listen on all addresses.
     listener = socket.create_server((_HOST, 0))
     port: int = listener.getsockname()[1]
     store = dist.TCPStore(  # type: ignore[attr-defined]

@@ -28,9 +28,11 @@ class Muon(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
+                # Nesterov: the update looks one step of momentum ahead.
                 buffer = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
                 buffer.lerp_(parameter.grad, 1 - group["momentum"])
                 update = parameter.grad.lerp(buffer, group["momentum"]).flatten(1)
+                # A tall matrix has more rows to move by the same singular values.
                 scale = max(1.0, update.shape[0] / update.shape[1]) ** 0.5
                 parameter.add_(orthogonalise(update).view_as(parameter), alpha=-group["lr"] * scale)
 

@@ -71,11 +71,13 @@ TINY_WORDS = (
 
 def build_tokenizer(words: Sequence[str], num_codes: int) -> PreTrainedTokenizerFast:
     """Build a word-level, lower-casing tokenizer; special and image tokens as in the release, then the words."""
+    # In the order of the release: special tokens first, then images, structure, words.
     images = [image_token_name(code) for code in range(num_codes)]
     structure = [EOI_TOKEN, BOI_TOKEN, SEPARATOR, "<image>"]
     spoken = sorted({word.lower() for word in words})
     vocabulary = {name: row for row, name in enumerate([*_SPECIAL, *images, *structure, *spoken])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    # Answers of a model are compared in lower case.
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens([*_SPECIAL, *structure])
@@ -92,6 +94,7 @@ def build_tokenizer(words: Sequence[str], num_codes: int) -> PreTrainedTokenizer
 
 def build_codec(preset: NanoPreset) -> ImageCodec:
     """Build a codec with random weights; train its ``vqgan`` and build a new :class:`ImageCodec` of it."""
+    # transformers' own class, so that the folder is one that it loads.
     config = ChameleonVQVAEConfig(
         embed_dim=preset.code_width,
         num_embeddings=preset.num_codes,
@@ -136,6 +139,7 @@ def build_nano(
         pad_token_id=vocabulary["<pad>"],
         eos_token_id=vocabulary["</s>"],
         vq_config=codec.vqgan.config.to_dict(),
+        # Chameleon's model reads the image tokens' ids from its configuration.
         vocabulary_map=dict(sorted(vocabulary.items(), key=lambda item: item[1])),
     )
     module = ChameleonForConditionalGeneration(config)

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAEEncoderResnetBlock
 
 from wm.models.codec.vqgan import VQModel
+from wm.nano.codebook import Codebook
 from wm.nano.muon import Muon
 from wm.training.kernels.autocast import lowered
 from wm.training.planning.schedule import LONG_WARMUP, warmup_warning
@@ -87,7 +88,7 @@ def _train_encoder(
         probe = nn.Sequential(nn.Linear(width, 256), nn.GELU(), nn.Linear(256, _PIXEL_CHANNELS * side * side))
     modules = nn.ModuleList([vqgan.encoder, vqgan.quant_conv, probe]).train()
     optimizers = _optimizers(modules, settings)
-    codebook = _Codebook(vqgan.quantize.embedding.weight.data, generator)
+    codebook = Codebook(vqgan.quantize.embedding.weight.data, generator)
     warm = settings.encoder_steps // 2
     smooth = math.nan
     for step in range(settings.encoder_steps):
@@ -128,6 +129,7 @@ def _train_decoder(
     for block in vqgan.decoder.modules():
         if isinstance(block, ChameleonVQVAEEncoderResnetBlock):
             nn.init.zeros_(block.conv2.weight)  # a residual block begins as the identity
+    # The encoder and its codes are final: only the decoder learns here.
     optimizers = _optimizers(modules, settings)
     smooth = math.nan
     for step in range(settings.decoder_steps):
@@ -152,6 +154,7 @@ def _context_loss(vqgan: VQModel, pixels_BCHW: Tensor, features_BND: Tensor, gen
     """
     batch, tokens = features_BND.shape[:2]
     grid = vqgan.side_tokens
+    # Each position gets the images in an order of its own.
     owner_BN = torch.argsort(torch.rand(tokens, batch, generator=generator), dim=1).T
     side = pixels_BCHW.shape[-1] // grid
     patches = pixels_BCHW.reshape(batch, -1, grid, side, grid, side).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
@@ -164,58 +167,6 @@ def _context_loss(vqgan: VQModel, pixels_BCHW: Tensor, features_BND: Tensor, gen
     return F.mse_loss(moved_BND.float(), home_BND) / scale * 0.1
 
 
-class _Codebook:
-    """The K code vectors, moved by exponential averages of what is assigned to them; unused ones are reset."""
-
-    decay = 0.95
-    dead_below = 0.02
-
-    def __init__(self, vectors_KD: Tensor, generator: torch.Generator) -> None:
-        self.vectors_KD = vectors_KD
-        self.generator = generator
-        self.counts_K = torch.ones(len(vectors_KD))
-        self.sums_KD = vectors_KD.clone()
-
-    def start(self, features_MD: Tensor, keep: bool = False, rounds: int = 15) -> None:
-        """Lloyd's algorithm on a sample; starts from k-means++ seeds, or from the present codes (``keep``)."""
-        if not keep:
-            self.vectors_KD.copy_(_spread_seeds(features_MD, len(self.vectors_KD), self.generator))
-        for _ in range(rounds):
-            owner_M = torch.cdist(features_MD, self.vectors_KD).argmin(1)
-            counts_K = torch.bincount(owner_M, minlength=len(self.vectors_KD)).float()
-            sums_KD = torch.zeros_like(self.vectors_KD).index_add_(0, owner_M, features_MD)
-            used_K = counts_K > 0
-            self.vectors_KD[used_K] = sums_KD[used_K] / counts_K[used_K, None]
-        self.counts_K = counts_K.clamp(min=1) / counts_K.mean()
-        self.sums_KD = self.vectors_KD * self.counts_K[:, None]
-
-    def follow(self, features_MD: Tensor, codes_M: Tensor) -> None:
-        """One step of the averages."""
-        counts_K = torch.bincount(codes_M, minlength=len(self.vectors_KD)).float()
-        share_K = counts_K * len(self.vectors_KD) / max(1, len(codes_M))
-        scale = len(self.vectors_KD) / max(1, len(codes_M))
-        sums_KD = torch.zeros_like(self.vectors_KD).index_add_(0, codes_M, features_MD) * scale
-        self.counts_K = self.decay * self.counts_K + (1 - self.decay) * share_K
-        self.sums_KD = self.decay * self.sums_KD + (1 - self.decay) * sums_KD
-        dead_K = self.counts_K < self.dead_below
-        if dead_K.any():
-            picks = torch.randint(len(features_MD), (int(dead_K.sum()),), generator=self.generator)
-            self.sums_KD[dead_K] = features_MD[picks]
-            self.counts_K[dead_K] = 1.0
-        self.vectors_KD.copy_(self.sums_KD / self.counts_K[:, None])
-
-
-def _spread_seeds(features_MD: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """k-means++ (Arthur and Vassilvitskii 2007): a seed is sampled by its squared distance to the seeds so far."""
-    seeds = [features_MD[torch.randint(len(features_MD), (1,), generator=generator)]]
-    nearest_M = (features_MD - seeds[0]).square().sum(1)
-    for _ in range(count - 1):
-        seed = features_MD[torch.multinomial(nearest_M + 1e-12, 1, generator=generator)]
-        seeds.append(seed)
-        nearest_M = torch.minimum(nearest_M, (features_MD - seed).square().sum(1))
-    return torch.cat(seeds)
-
-
 @torch.no_grad()
 def _merge(vqgan: VQModel, probe: nn.Module, features_MD: Tensor, merge_rms: float) -> int:
     """Merge codes that look alike (see :class:`CodecSettings`), most used first; returns how many stay.
@@ -224,8 +175,10 @@ def _merge(vqgan: VQModel, probe: nn.Module, features_MD: Tensor, merge_rms: flo
     """
     vectors_KD = vqgan.quantize.embedding.weight.data
     counts_K = torch.bincount(torch.cdist(features_MD, vectors_KD).argmin(1), minlength=len(vectors_KD))
+    # Codes are compared as the throw-away decoder sees them, in pixels.
     images_KP = probe(vectors_KD)
     centres: list[int] = []
+    # The most used first: a rare look-alike joins a common code, not the other way round.
     for code in counts_K.argsort(descending=True).tolist():
         distances = [(images_KP[code] - images_KP[other]).square().mean().sqrt().item() for other in centres]
         if counts_K[code] == 0 or (distances and min(distances) < merge_rms):
@@ -236,6 +189,7 @@ def _merge(vqgan: VQModel, probe: nn.Module, features_MD: Tensor, merge_rms: flo
         counts = torch.bincount(owner_M, minlength=len(centres)).float()[:, None]
         sums = torch.zeros_like(vectors_KD[centres]).index_add_(0, owner_M, features_MD)
         vectors_KD[centres] = torch.where(counts > 0, sums / counts.clamp(min=1), vectors_KD[centres])
+    # Out of reach of any feature.
     gone_K = torch.ones(len(vectors_KD), dtype=torch.bool)
     gone_K[centres] = False
     vectors_KD[gone_K] = vectors_KD[centres].abs().max() * 100

@@ -42,6 +42,7 @@ def pretrain(vlm: UnifiedVLM, ids_MT: Tensor, settings: PretrainSettings, report
     Returns:
         The smoothed final loss and the seconds taken.
     """
+    # Muon orthogonalises updates of the layers' matrices; embeddings are looked up, not multiplied.
     parameters = [(name, p) for name, p in vlm.module.named_parameters() if p.requires_grad]
     matrices = [p for name, p in parameters if p.ndim == 2 and ".layers." in name]
     matrix_ids = {id(p) for p in matrices}
@@ -57,14 +58,17 @@ def pretrain(vlm: UnifiedVLM, ids_MT: Tensor, settings: PretrainSettings, report
     for step in range(settings.steps):
         for optimizer, peak in zip(optimizers, peaks, strict=True):
             optimizer.param_groups[0]["lr"] = peak * _schedule(step, settings)
+        # With replacement: there is no order to keep.
         picks = torch.randint(len(ids_MT), (settings.batch,), generator=generator)
         loss = _loss(vlm, ids_MT[picks])
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        # The first steps from random weights have gradients of any size.
         nn.utils.clip_grad_norm_([p for _, p in parameters], 1.0)
         for optimizer in optimizers:
             optimizer.step()
+        # Smoothed, since a small batch says little.
         smooth = loss.item() if math.isnan(smooth) else 0.97 * smooth + 0.03 * loss.item()
         report(step + 1, smooth)
     vlm.module.eval()

@@ -21,7 +21,7 @@ class Lora(Recipe):
     """Low-rank adapters (paper appendix A.8); off: full fine-tuning."""
 
     enabled: bool = True
-    """Train an adapter and write it as a plain PEFT folder; off: train and write the whole model."""
+    """Train an adapter and write it as a plain PEFT folder; off: train and write the complete model."""
     r: int = Field(default=16, ge=1)
     """Rank."""
     alpha: float = Field(default=32, gt=0)
@@ -82,6 +82,7 @@ def prepare(vlm: UnifiedVLM, lora: Lora, seed: int) -> ParameterCounts:
     Raises:
         InputError: ``targets`` matches no layer, or the image codes have no rows of their own to train.
     """
+    # PEFT makes its own parameters trainable; all else is frozen here.
     vlm.module.requires_grad_(not lora.enabled)
     if lora.enabled:
         vlm.module = _with_adapter(vlm, lora, seed)
@@ -89,6 +90,7 @@ def prepare(vlm: UnifiedVLM, lora: Lora, seed: int) -> ParameterCounts:
     if lora.fast:
         speed_up(vlm, one_mask=lora.dropout_mode == "merged")
     vlm.module.train()
+    # Counted once each: tied embeddings and head are one parameter.
     parameters = list(vlm.module.parameters())
     return ParameterCounts(
         trained=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
@@ -99,8 +101,10 @@ def prepare(vlm: UnifiedVLM, lora: Lora, seed: int) -> ParameterCounts:
 def _with_adapter(vlm: UnifiedVLM, lora: Lora, seed: int) -> torch.nn.Module:
     from peft import LoraConfig, get_peft_model
 
+    # Given only where wanted: PEFT wraps the embeddings for it.
     rows = {"trainable_token_indices": own_row_targets(vlm)} if lora.train_image_rows else {}
     config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets, **rows)
+    # The caller's random state stays as it is.
     with torch.random.fork_rng(), quiet_peft():
         torch.manual_seed(seed)
         try:

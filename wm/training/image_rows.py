@@ -32,7 +32,7 @@ def own_row_targets(vlm: UnifiedVLM) -> dict[str, list[int]]:
     if not is_plain:
         raise InputError(
             f"lora.train_image_rows: image codes of family {vlm.family!r} are no rows of its vocabulary, expected a "
-            "family that embeds them as words; train the whole model (lora.enabled=false) instead"
+            "family that embeds them as words; train the complete model (lora.enabled=false) instead"
         )
     rows: list[int] = vlm.image_rows.tolist()
     names = {module: name for name, module in vlm.inner.named_modules()}
@@ -43,20 +43,22 @@ def own_row_targets(vlm: UnifiedVLM) -> dict[str, list[int]]:
 
 
 def look_up_rows(vlm: UnifiedVLM) -> None:
-    """Make embeddings with trainable rows look these up, where PEFT copies the whole matrix at every step."""
+    """Make embeddings with trainable rows look these up, where PEFT copies the complete matrix at every step."""
     from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
 
     for module in vlm.module.modules():
+        # Not the head: the loss reads its own rows without calling it.
         if type(module) is TrainableTokensLayer and isinstance(module.base_layer, nn.Embedding):
             module.__class__ = _looked_up_class(TrainableTokensLayer)
 
 
 def _looked_up_class(former: type["TrainableTokensLayer"]) -> type["TrainableTokensLayer"]:
     def forward(self: "TrainableTokensLayer", ids: Tensor, *args: object, **kwargs: object) -> Tensor:
+        # Anything but one plain adapter is left to PEFT.
         active = self.active_adapters
         if self.disable_adapters or self.merged or len(active) != 1:
             return former.forward(self, ids, *args, **kwargs)  # type: ignore[no-any-return]
-        # PEFT would copy the whole matrix with the trained rows in it; here they replace what was looked up.
+        # PEFT would copy the complete matrix with the trained rows in it; here they replace what was looked up.
         own_QH = self.trainable_tokens_delta[active[0]]
         base_BTH = self.base_layer(ids)
         position_V = _positions(self, active[0], ids.device)
@@ -74,6 +76,7 @@ def _positions(layer: "TrainableTokensLayer", adapter: str, device: torch.device
     positions: Tensor | None = vars(layer).get("_wm_positions")
     if positions is None or positions.device != device:
         ids = torch.tensor(layer.token_indices[adapter], device=device)
+        # Made once: from then on a lookup of ids on their device.
         positions = torch.full((layer.base_layer.num_embeddings,), -1, dtype=torch.int64, device=device)
         positions[ids] = torch.arange(len(ids), device=device)
         vars(layer)["_wm_positions"] = positions

@@ -4,10 +4,8 @@ Knows nothing of Ray, nor how a model is evaluated: that is an :class:`Evaluator
 """
 
 import time
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +21,10 @@ from wm.training.data.batches import TokenSet
 from wm.training.data.order import Indices, SampleOrder, rank_slice
 from wm.training.data.prefetch import prefetch
 from wm.training.monitoring.evaluation import LAST, MODEL, EvaluationLine, Evaluator, PeriodicEvaluation
-from wm.training.monitoring.metrics import METRICS, Metrics, RankInfo, StepResult
+from wm.training.monitoring.metrics import METRICS, Metrics
 from wm.training.monitoring.non_finite import DivergedError, DivergenceCheck
+from wm.training.monitoring.records import RankInfo, StepResult
 from wm.training.monitoring.trackers import Trackers, open_trackers
-from wm.training.planning.flops import peak_tflops, step_work
 from wm.training.planning.plan import check_data, order_of
 from wm.training.planning.settle import recompute_layers, settled_on_ranks
 from wm.training.recipe import TrainRecipe
@@ -114,7 +112,6 @@ def fit(recipe: TrainRecipe, rank_info: RankInfo, *, digest: str, evaluator: Eva
         dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
         vlm = load_model(recipe.base, device=rank_info.device, dtype=dtype)
     counts = prepare(vlm, recipe.lora, recipe.seed)
-    work = step_work(vlm)
     recompute_layers(vlm, bool(recipe.resources.gradient_checkpointing))
     stepper = Stepper(vlm, recipe, num_steps)
 
@@ -125,23 +122,16 @@ def fit(recipe: TrainRecipe, rank_info: RankInfo, *, digest: str, evaluator: Eva
     trackers = open_trackers(recipe, first) if rank_info.rank == 0 else Trackers()
     evaluation = PeriodicEvaluation(recipe, rank_info, evaluator, first, digest=digest, trackers=trackers)
     evaluation.prepare(vlm)
-    metrics = Metrics(
-        *(rank_info, recipe, first), tokens=tokens, image_rows=vlm.image_rows, rows_per_epoch=order.rows_per_epoch,
-        work=work, peak_tflops=peak_tflops(recipe, rank_info.device), trackers=trackers,
-    )  # fmt: skip
+    metrics = Metrics(rank_info, recipe, first, vlm=vlm, tokens=tokens, order=order, trackers=trackers)
     setup_s = time.perf_counter() - begin
 
     # 4. Steps.
-    run = _Run(vlm, stepper, metrics, DivergenceCheck(rank_info, tokens), evaluation, checkpoints)
-    run.train(range(first, num_steps), partial(_step_batch, tokens=tokens, order=order, run=run))
+    run = _Run(vlm, stepper, metrics, DivergenceCheck(rank_info, tokens), evaluation, checkpoints, tokens, order)
+    run.train(range(first, num_steps))
     steps_s = time.perf_counter() - begin - setup_s - metrics.paused_s
 
-    # 5. Model. Gathering sharded weights is a collective, so all ranks take part and rank 0 alone writes.
-    weights = stepper.weights(keep=rank_info.rank == 0)
-    if rank_info.rank == 0:
-        name = LAST if recipe.eval.metric_for_best_model else MODEL
-        save_model(vlm, Path(recipe.out) / name, task=recipe.task, recipe_digest=digest, state_dict=weights)
-        evaluation.publish()
+    # 5. Model.
+    run.save_model(digest)
     checkpoints.close()
     # No rank leaves before the model is written: Ray would take down a group that has lost a member.
     dist.barrier()
@@ -159,6 +149,8 @@ class _Run:
     divergence: DivergenceCheck
     evaluation: PeriodicEvaluation
     checkpoints: CheckpointManager
+    tokens: TokenSet
+    order: SampleOrder
 
     @property
     def recipe(self) -> TrainRecipe:
@@ -168,13 +160,13 @@ class _Run:
     def rank_info(self) -> RankInfo:
         return self.metrics.rank_info
 
-    def train(self, steps: range, build_batch: Callable[[int], StepBatch]) -> None:
+    def train(self, steps: range) -> None:
         """Run the steps, and after each what is due: logs, the check for divergence, evaluation, a checkpoint."""
         recipe, rank_info = self.recipe, self.rank_info
         last_saved = steps.start
-        with closing(prefetch(build_batch, steps)) as batches:
+        with closing(prefetch(self._build_batch, steps)) as batches:
             for step, batch in zip(steps, batches, strict=True):
-                # 4.1 Dropout depends on the step alone: a resumed run samples the masks of an uninterrupted one.
+                # 4.1 Train. Dropout depends on the step alone: a resumed run samples the masks of an uninterrupted one.
                 torch.manual_seed((((recipe.seed << 32) + step) * rank_info.size + rank_info.rank) % (1 << 63))
                 micro_batches = [_move_to(parts, rank_info.device) for parts in batch.micro_batches]
                 loss = self.stepper.step(step, micro_batches, batch.num_tokens)
@@ -203,6 +195,27 @@ class _Run:
                     self.checkpoints.save(num_steps, self.stepper, self._checkpoint_metrics(num_steps - last_saved))
                     last_saved = num_steps
 
+    def _build_batch(self, step: int) -> StepBatch:
+        """Build this rank's part of a step's batch, in the prefetching thread."""
+        recipe, rank_info = self.recipe, self.rank_info
+        global_rows = self.order.batch(step, recipe.global_batch_size)
+        rows, size = rank_slice(global_rows, rank_info.rank, rank_info.size), recipe.rows_per_pass
+        parts = [self.tokens.batch(rows[start : start + size]) for start in range(0, len(rows), size)]
+        # From pinned memory a GPU copies while it computes.
+        if rank_info.device.type == "cuda":
+            parts = [(ids.pin_memory(), flags.pin_memory(), weight.pin_memory()) for ids, flags, weight in parts]
+        return StepBatch(parts, self.tokens.num_completion_tokens(global_rows), global_rows)
+
+    def save_model(self, digest: str) -> None:
+        """Write the model; with a metric for the best one, that becomes ``out/model``."""
+        # Gathering sharded weights is a collective, so all ranks take part and rank 0 alone writes.
+        weights = self.stepper.weights(keep=self.rank_info.rank == 0)
+        if self.rank_info.rank == 0:
+            out, task = Path(self.recipe.out), self.recipe.task
+            name = LAST if self.recipe.eval.metric_for_best_model else MODEL
+            save_model(self.vlm, out / name, task=task, recipe_digest=digest, state_dict=weights)
+            self.evaluation.publish()
+
     def _checkpoint_metrics(self, num_steps: int) -> dict[str, float]:
         """Return on rank 0 what a checkpoint may be chosen by: mean loss of ``num_steps`` steps, last evaluation."""
         losses = self.metrics.losses[-num_steps:]
@@ -216,6 +229,7 @@ class _Run:
         """Collect the figures of the finished run."""
         losses, lines, best = self.metrics.losses, self.evaluation.lines, self.evaluation.best
         metric = self.recipe.eval.metric_for_best_model
+        # Only steps of this process count for its speed.
         num_samples = (num_steps - first) * self.recipe.global_batch_size
         return FitSummary(
             num_steps=num_steps,
@@ -234,15 +248,6 @@ class _Run:
             zero_stage=int(self.recipe.resources.zero_stage),
             recomputes=bool(self.recipe.resources.gradient_checkpointing),
         )
-
-
-def _step_batch(step: int, tokens: TokenSet, order: SampleOrder, run: _Run) -> StepBatch:
-    global_rows = order.batch(step, run.recipe.global_batch_size)
-    rows, size = rank_slice(global_rows, run.rank_info.rank, run.rank_info.size), run.recipe.rows_per_pass
-    parts = [tokens.batch(rows[start : start + size]) for start in range(0, len(rows), size)]
-    if run.rank_info.device.type == "cuda":
-        parts = [(ids.pin_memory(), completion.pin_memory(), weight.pin_memory()) for ids, completion, weight in parts]
-    return StepBatch(parts, tokens.num_completion_tokens(global_rows), global_rows)
 
 
 def _move_to(parts: MicroBatch, device: torch.device) -> MicroBatch:

@@ -1,4 +1,4 @@
-"""The completion-only loss and its recognition weights (paper section 3.2, equation 2).
+"""Compute the completion-only loss and its recognition weights (paper section 3.2, equation 2).
 
 Not known here: where rows come from, optimisers, workers.
 """
@@ -26,14 +26,22 @@ class RecognitionWeights(Recipe):
 
 
 def recognition_weights(change_RN: Tensor, settings: RecognitionWeights) -> Tensor:
-    """Compute weights (R, N) float32 from the raw squared L2 feature distances ``change_RN`` (R, N), each 0 or more.
+    """Compute recognition weights.
 
-    w = change / mean(change) over the image, so an image weighs as much as without weights and a video's
-    overall contrast does not matter; then ``floor + (1 - floor) * w``; then the clip. Two equal images
-    (change all 0) get ones: there is nothing to emphasise.
+    w = change / mean(change) over the image, so an image weighs as much as without weights and a video's overall
+    contrast does not matter; then ``floor + (1 - floor) * w``; then the clip. Two equal images (change all 0) get ones:
+    there is nothing to emphasise.
+
+    Args:
+        change_RN: Squared L2 distances of features, each 0 or more.
+        settings: Floor and clip.
+
+    Returns:
+        (R, N) float32.
     """
     change_RN = change_RN.float()
     mean_R1 = change_RN.mean(dim=1, keepdim=True)
+    # An image without change has no mean to divide by: plain weights.
     relative_RN = torch.where(mean_R1 > 0, change_RN / mean_R1.clamp_min(torch.finfo(torch.float32).tiny), 1.0)
     weights_RN = settings.floor + (1 - settings.floor) * relative_RN
     return weights_RN.clamp_max(settings.clip) if settings.clip > 0 else weights_RN
@@ -49,18 +57,24 @@ def completion_loss(
 def completion_losses(
     vlm: UnifiedVLM, ids_BT: Tensor, is_completion_BT: Tensor, weight_BT: Tensor, num_tokens: float
 ) -> tuple[Tensor, Tensor]:
-    """Return the weighted negative log-likelihood of the completion tokens in nats, summed and divided by
-    ``num_tokens``; and each token's own, unweighted (M,), without gradient, in the order of ``is_completion_BT[:,
-    1:].nonzero()``.
+    """Compute the loss. Equation 2 divides by the tokens of an image, which is the same number for every row.
 
-    ``ids_BT`` int64, ``is_completion_BT`` bool (false at position 0), ``weight_BT`` float32. ``num_tokens``
-    is a count of completion tokens, not a sum of weights: with the global batch's count every token of it
-    pulls equally, however rows are spread over workers and micro-batches, as in one pass over the whole
-    batch. Equation 2 divides by the tokens of an image, which is the same number for every row.
+    Logits are computed only at positions that predict a completion token, over the complete vocabulary, a chunk of
+    positions at a time, and are not kept (:mod:`wm.training.kernels.chunked_loss`).
 
-    Logits are made only at positions that predict a completion token, over the whole vocabulary, a chunk of
-    positions at a time, and are kept by nobody (:mod:`wm.training.kernels.chunked_loss`).
+    Args:
+        vlm: The model.
+        ids_BT: int64.
+        is_completion_BT: bool, false at position 0.
+        weight_BT: float32.
+        num_tokens: Count of completion tokens, not a sum of weights: with the global batch's count every token of it
+            counts equally, however rows are spread over workers and micro-batches, as in one pass over the batch.
+
+    Returns:
+        The weighted negative log-likelihood of the completion tokens in nats, summed and divided by ``num_tokens``; and
+        each token's own, unweighted (M,), without gradient, in the order of ``is_completion_BT[:, 1:].nonzero()``.
     """
     predicted_BT = is_completion_BT[:, 1:]
+    # The head is applied at predicted positions alone: most of a prompt is not learned.
     hidden_MH = vlm.body(ids_BT[:, :-1])[predicted_BT]
     return weighted_nll(vlm, hidden_MH, ids_BT[:, 1:][predicted_BT], weight_BT[:, 1:][predicted_BT] / num_tokens)

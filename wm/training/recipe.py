@@ -35,10 +35,12 @@ class TrainRecipe(Recipe):
         {"micro_batch_size", "data", "checkpoint", "resources", "logging"}
     )
     RENAMED_KEYS: ClassVar[dict[str, str]] = {
+        # Top level.
         "steps": "max_steps",
         "global_batch": "global_batch_size",
         "micro_batch": "micro_batch_size",
         "weights": "recognition",
+        # Optimiser and schedule.
         "lr": "optim.lr",
         "warmup_steps": "optim.warmup_steps",
         "warmup_ratio": "optim.warmup_ratio",
@@ -46,17 +48,20 @@ class TrainRecipe(Recipe):
         "weight_decay": "optim.weight_decay",
         "grad_clip": "optim.max_grad_norm",
         "token_cache": "data.token_cache",
+        # Evaluation.
         "held_out": "eval.triplets",
         "gate_every": "eval.every_steps",
         "gate_limit": "eval.limit",
         "best_by": "eval.metric_for_best_model",
         "sample_every": "eval.sample_every_steps",
         "sample_rows": "eval.sample_rows",
+        # Checkpoints.
         "checkpoints": "checkpoint.folder",
         "checkpoint_every": "checkpoint.every_steps",
         "keep_last": "checkpoint.keep_last",
         "keep_best": "checkpoint.keep_best",
         "keep_best_by": "checkpoint.keep_best_by",
+        # Workers, devices and memory.
         "num_workers": "resources.num_workers",
         "threads_per_worker": "resources.threads_per_worker",
         "use_gpu": "resources.use_gpu",
@@ -65,6 +70,7 @@ class TrainRecipe(Recipe):
         "max_failures": "resources.max_failures",
         "zero_stage": "resources.zero_stage",
         "checkpoint_activations": "resources.gradient_checkpointing",
+        # Figures of the run.
         "log_every": "logging.every_steps",
         "log_to": "logging.trackers",
     }
@@ -145,6 +151,7 @@ class TrainRecipe(Recipe):
                 "lora.train_image_rows with resources.zero_stage = 3: PEFT takes these rows of a complete matrix; "
                 "choose 2"
             )
+        # The first worker evaluates alone, and would have to gather every layer from the others.
         for name in ("every_steps", "sample_every_steps"):
             if every := getattr(self.eval, name):
                 raise ValueError(
@@ -210,5 +217,6 @@ class TrainRecipe(Recipe):
 
     def num_warmup_steps(self, num_steps: int) -> int:
         """Return the steps of the warm-up in a run of so many; a ratio is rounded up, as in transformers."""
+        # Rounded up: a short run has a warm-up of at least one step.
         ratio = self.optim.warmup_ratio
         return self.optim.warmup_steps if ratio is None else math.ceil(num_steps * ratio)

@@ -35,6 +35,7 @@ class OptimSettings(Recipe):
     @field_validator("warmup_steps", mode="before")
     @classmethod
     def _check_is_no_share(cls, value: object) -> object:
+        # transformers takes such a share in the same key.
         if isinstance(value, float) and 0 < value < 1:
             raise ValueError(f"expected a number of steps; a share of the run is optim.warmup_ratio = {value:g}")
         return value
@@ -83,6 +84,7 @@ class EvalSettings(Recipe):
 
     @model_validator(mode="after")
     def _check_triplets(self) -> Self:
+        # Without triplets the run would train for hours and then have nothing to evaluate on.
         for name, every in (("every_steps", self.every_steps), ("sample_every_steps", self.sample_every_steps)):
             if every and not self.triplets:
                 raise ValueError(f"{name} = {every} needs eval.triplets, a folder of triplets that are not trained on")
@@ -110,6 +112,7 @@ class CheckpointSettings(Recipe):
     @field_validator("folder")
     @classmethod
     def _check_scheme(cls, folder: str) -> str:
+        # Local folders, also as file:// addresses, and the object stores that pyarrow reads.
         if scheme_of(folder) not in ("", "file", *OBJECT_STORES):
             raise ValueError("expected a local folder, s3://bucket/prefix or gs://bucket/prefix")
         return folder
@@ -149,6 +152,7 @@ class LoggingSettings(Recipe):
     @field_validator("trackers")
     @classmethod
     def _check_are_different(cls, trackers: list[str]) -> list[str]:
+        # Two writers into one folder would show every step twice.
         if len(set(trackers)) < len(trackers):
             raise ValueError("a tracker is named twice")
         return trackers

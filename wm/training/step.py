@@ -60,6 +60,7 @@ def row_nll(nll_M: Tensor, is_completion_BT: Tensor) -> Tensor:
     Returns:
         (2, B) float32: the sums, and the number of completion tokens.
     """
+    # The first token is not predicted.
     learned_BT = is_completion_BT[:, 1:]
     nll_BT = torch.zeros(learned_BT.shape, device=nll_M.device).masked_scatter_(learned_BT, nll_M.float())
     return torch.stack((nll_BT.sum(dim=1), learned_BT.sum(dim=1).float()))
@@ -100,6 +101,7 @@ class Stepper:
         undo_initial_step(self._engine)
         if recipe.resources.zero_stage == 3:
             share_head(loss, vlm)
+        # DeepSpeed left AdamW as it is: its own clipping is not used then.
         if self._engine.optimizer is self._optimizer:
             self._optimizer.register_step_pre_hook(self._clip_gradients)
 
@@ -118,6 +120,7 @@ class Stepper:
         # Each pass divides by its share of the batch's tokens: DeepSpeed averages over passes and ranks.
         share = num_tokens / (self._recipe.num_ranks * self._recipe.accumulation_steps)
         rate = self.rate(step)
+        # Set by step number: the schedule needs no state in a checkpoint.
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         # Summed on the device: the host waits once a step, not once a pass.

@@ -152,6 +152,7 @@ def parts_of(engine: "DeepSpeedEngine", names: Mapping[nn.Parameter, str], *, ev
     """
     optimizer = engine.optimizer
     stage = engine.zero_optimization_stage()
+    # Where the fp32 values and moments are stored differs by stage.
     if stage == 3:
         return [part for parameter, name in names.items() for part in _sharded_part(optimizer, parameter, name)]
     if stage > 0:
@@ -186,6 +187,7 @@ def push_weights(engine: "DeepSpeedEngine") -> None:
     optimizer = engine.optimizer
     if engine.zero_optimization_stage() == 3:
         optimizer._partition_all_parameters()
+        # From the shards to the weights of the model, which are gathered from then on.
         for group in range(len(optimizer.fp32_partitioned_groups_flat)):
             optimizer._reassign_or_swap_out_partitioned_parameters(group)
         if optimizer.persistent_parameters:
@@ -213,9 +215,11 @@ def gather_weights(module: nn.Module, keep: bool, *, trained_only: bool) -> dict
     for name, parameter in module.named_parameters(remove_duplicate=False):
         if trained_only and not parameter.requires_grad:
             continue
+        # One parameter at a time: the complete model need not fit on a device.
         with _unsharded(parameter):
             if keep:
                 weights[name] = parameter.detach().to("cpu", copy=True)
+    # Buffers are never sharded.
     if keep and not trained_only:
         saved = module.state_dict().keys()
         weights |= {name: buffer.detach().cpu() for name, buffer in module.named_buffers() if name in saved}
@@ -264,6 +268,7 @@ def _states(optimizer: "DeepSpeedOptimizer") -> dict[Tensor, dict[str, Tensor]]:
 def _values(optimizer: "DeepSpeedOptimizer", flat: Tensor, offset: int, count: int) -> dict[str, Tensor]:
     state = _states(optimizer)[flat]
     if not state:
+        # AdamW makes its state in the first step; a checkpoint is loaded before that.
         state |= {"step": torch.zeros((), device=flat.device), "exp_avg": torch.zeros_like(flat.detach())}
         state["exp_avg_sq"] = torch.zeros_like(flat.detach())
     tensors = {"weight": flat.detach(), **state}

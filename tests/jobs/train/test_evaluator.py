@@ -32,7 +32,7 @@ def data(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
         row["target_codes"] = [(first + 1) % 16, *others]
     rows = {"copies": copies, "moves": moves}
     rows |= {"train": random_rows(tiny_base, 60, seed=2), "held_out": random_rows(tiny_base, 12, seed=3)}
-    return {name: write_triplets(found, root / name) for name, found in rows.items()}
+    return {name: write_triplets(result, root / name) for name, result in rows.items()}
 
 
 def recipe_of(base: Path, data: dict[str, Path], out: Path, **values: Any) -> TrainRecipe:
@@ -82,10 +82,10 @@ def test_evaluations_equal_those_of_the_trained_model(
 
     truth = scorer(source, target, actions)
     assert gates[-1]["nats"] == pytest.approx(float((-truth.sums / truth.tokens).mean()), abs=1e-4)
-    wanted = probe(scorer, source, target, actions, ["random"] * 12, ids=ids)
+    expected = probe(scorer, source, target, actions, ["random"] * 12, ids=ids)
     for kind in NEGATIVES:
-        assert gates[-1][f"prefers.{kind}"] == pytest.approx(wanted[kind].share), kind
-    assert gates[-1]["preference"] == pytest.approx(np.mean([wanted[kind].share for kind in NEGATIVES]))
+        assert gates[-1][f"prefers.{kind}"] == pytest.approx(expected[kind].share), kind
+    assert gates[-1]["preference"] == pytest.approx(np.mean([expected[kind].share for kind in NEGATIVES]))
     assert ("copies" in gates[-1]) == (task == "fdm")
     assert record["summary"]["evaluation"] == gates[-1]
 
@@ -103,9 +103,9 @@ def test_a_model_that_copies_is_reported_as_collapsed(
     assert gate["has_collapsed"] and gate["copies"] > 0.5
     assert gate["unchanged_share"] > gate["true_unchanged_share"] == pytest.approx(0.75)
     assert record["summary"]["collapsed_at"] == (150,)
-    told = capsys.readouterr()
-    assert "warning: collapsed into copying at the evaluations of steps 150" in told.out
-    assert f"returns {gate['copies']:.0%} of the held-out sources unchanged" in told.out + told.err
+    text = capsys.readouterr()
+    assert "warning: collapsed into copying at the evaluations of steps 150" in text.out
+    assert f"returns {gate['copies']:.0%} of the held-out sources unchanged" in text.out + text.err
 
 
 @pytest.mark.parametrize("task", ["fdm", "idm"])

@@ -99,9 +99,9 @@ def test_a_dry_run_counts_and_writes_nothing(
     assert plan["completion_tokens_per_batch"] == 4 * 8
     assert plan["tokens_per_batch"] > plan["completion_tokens_per_batch"]
     assert [source["epoch_share"] for source in plan["sources"]] == [pytest.approx(100 / 105, abs=1e-4), 0.0476]
-    told = capsys.readouterr().out
-    assert "105 rows an epoch" in told and "activations kept for the backward pass" in told
-    assert "will not fit" not in told and plan["does_not_fit"] == []
+    text = capsys.readouterr().out
+    assert "105 rows an epoch" in text and "activations kept for the backward pass" in text
+    assert "will not fit" not in text and plan["does_not_fit"] == []
     assert not (tmp_path / "out").exists()
 
 
@@ -131,8 +131,8 @@ def test_a_dry_run_needs_neither_gpus_nor_weights(tmp_path: Path, capsys: pytest
     assert plan["longest_row"] > 2 * 1024 and plan["completion_tokens_per_batch"] >= 2 * 1024
     no_room, no_gpus = plan["does_not_fit"]
     assert "room for 3.2 GiB" in no_room and "asks for 2 GPUs" in no_gpus
-    told = capsys.readouterr().out
-    assert "2.51 GiB frozen weights" in told and told.count("will not fit: ") == 2
+    text = capsys.readouterr().out
+    assert "2.51 GiB frozen weights" in text and text.count("will not fit: ") == 2
     assert not (tmp_path / "out").exists()
     with pytest.raises(InputError, match="asks for 2 GPUs"):
         run(recipe)

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from wm.models.codec.codec import ImageCodec
 from wm.models.codec.vqgan import VQGAN
 from wm.nano import train_codec as nano_train_codec
+from wm.nano.codebook import Codebook, spread_seeds
 from wm.nano.muon import Muon, orthogonalise
 from wm.nano.preset import TINY, build_codec
-from wm.nano.train_codec import CodecSettings, _Codebook, _merge, _patches, _spread_seeds, train_codec
+from wm.nano.train_codec import CodecSettings, _merge, _patches, train_codec
 
 
 def pictures(count: int, seed: int = 0) -> Tensor:
@@ -32,9 +33,9 @@ def trained(
 ) -> tuple[ImageCodec, dict[str, float], list[tuple[str, int, int, float]]]:
     torch.manual_seed(0)
     blank = build_codec(TINY)
-    told: list[tuple[str, int, int, float]] = []
-    figures = train_codec(blank.vqgan.requires_grad_(True), pictures(256), settings, lambda *call: told.append(call))
-    return ImageCodec(blank.vqgan, blank.scale), figures, told
+    calls: list[tuple[str, int, int, float]] = []
+    figures = train_codec(blank.vqgan.requires_grad_(True), pictures(256), settings, lambda *call: calls.append(call))
+    return ImageCodec(blank.vqgan, blank.scale), figures, calls
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +44,12 @@ def codec_and_figures() -> tuple[ImageCodec, dict[str, float], list[tuple[str, i
 
 
 def test_training_reduces_both_losses(codec_and_figures: Any) -> None:
-    _, figures, told = codec_and_figures
-    assert [call[:3] for call in told] == [
+    _, figures, calls = codec_and_figures
+    assert [call[:3] for call in calls] == [
         *[("codec encoder", step, 60, ) for step in range(1, 61)],
         *[("codec decoder", step, 60, ) for step in range(1, 61)],
     ]  # fmt: skip
-    encoder, decoder = ([call[3] for call in told if call[0] == f"codec {half}"] for half in ("encoder", "decoder"))
+    encoder, decoder = ([call[3] for call in calls if call[0] == f"codec {half}"] for half in ("encoder", "decoder"))
     assert figures["encoder_loss"] == encoder[-1] < 0.2 * encoder[0]
     assert figures["decoder_loss"] == decoder[-1] < 0.3 * decoder[0]
     assert 5 <= figures["codes_used"] <= 16
@@ -66,9 +67,11 @@ def test_equal_squares_get_equal_codes_and_others_other_ones(codec_and_figures: 
     codec = codec_and_figures[0]
     clean = pictures(128, seed=3).permute(0, 2, 3, 1)
     codes = codec.encode(clean).flatten().tolist()
-    shown = clean.float().unflatten(2, (2, 8)).unflatten(1, (2, 8)).mean((2, 4)).div(64).round().flatten(0, 2)
+    colours_of_squares = (
+        clean.float().unflatten(2, (2, 8)).unflatten(1, (2, 8)).mean((2, 4)).div(64).round().flatten(0, 2)
+    )
     meanings: dict[tuple[float, ...], set[int]] = {}
-    for code, colour in zip(codes, shown.tolist(), strict=True):
+    for code, colour in zip(codes, colours_of_squares.tolist(), strict=True):
         meanings.setdefault(tuple(colour), set()).add(code)
     assert len(meanings) == 5
     assert sum(len(own) for own in meanings.values()) == len(set().union(*meanings.values())) <= 7
@@ -78,13 +81,13 @@ def test_merged_codes_are_never_the_nearest(codec_and_figures: Any) -> None:
     codec, figures, _ = codec_and_figures
     rng = np.random.default_rng(4)
     odd = [np.zeros((1, 16, 16, 3)), np.full((1, 16, 16, 3), 255), rng.integers(0, 256, (500, 16, 16, 3))]
-    seen = torch.cat(
+    observed = torch.cat(
         [codec.encode(pictures(500, 5).permute(0, 2, 3, 1)), codec.encode(np.concatenate(odd).astype(np.uint8))]
     )
     table_KD = codec.vqgan.quantize.embedding.weight
-    gone = set(torch.nonzero((table_KD == table_KD.max()).all(1)).flatten().tolist())
-    assert len(gone) == codec.num_codes - figures["codes_used"]
-    assert not gone & set(seen.flatten().tolist())
+    removed = set(torch.nonzero((table_KD == table_KD.max()).all(1)).flatten().tolist())
+    assert len(removed) == codec.num_codes - figures["codes_used"]
+    assert not removed & set(observed.flatten().tolist())
 
 
 def test_a_codec_depends_on_the_seed_alone(codec_and_figures: Any) -> None:
@@ -112,7 +115,7 @@ def blobs(seed: int = 0) -> tuple[Tensor, Tensor]:
 def test_kmeans_finds_the_centres() -> None:
     points, means = blobs()
     for seed in range(5):
-        book = _Codebook(torch.zeros(6, 6), torch.Generator().manual_seed(seed))
+        book = Codebook(torch.zeros(6, 6), torch.Generator().manual_seed(seed))
         book.start(points)
         order = torch.cdist(means, book.vectors_KD).argmin(1)
         assert sorted(order.tolist()) == list(range(6))
@@ -121,7 +124,7 @@ def test_kmeans_finds_the_centres() -> None:
 
 def test_seeds_are_points_far_apart() -> None:
     points, means = blobs()
-    seeds = _spread_seeds(points, 6, torch.Generator().manual_seed(0))
+    seeds = spread_seeds(points, 6, torch.Generator().manual_seed(0))
     assert all((seed == points).all(1).any() for seed in seeds)
     assert sorted(torch.cdist(seeds, means).argmin(1).tolist()) == list(range(6))
 
@@ -136,7 +139,7 @@ def test_one_round_of_lloyd_against_the_plain_loop() -> None:
         own = [point for point, owner in zip(points, owners, strict=True) if owner == k]
         if own:
             expected[k] = torch.stack(own).mean(0)
-    book = _Codebook(codes.clone(), generator)
+    book = Codebook(codes.clone(), generator)
     book.start(points, keep=True, rounds=1)
     torch.testing.assert_close(book.vectors_KD, expected)
 
@@ -144,7 +147,7 @@ def test_one_round_of_lloyd_against_the_plain_loop() -> None:
 def test_codebook_follows_its_features_and_resets_dead_codes() -> None:
     generator = torch.Generator().manual_seed(2)
     codes, points = torch.tensor([[0.0, 0.0], [5.0, 5.0]]), torch.tensor([[1.0, 0.0], [3.0, 0.0]])
-    book = _Codebook(codes.clone(), generator)
+    book = Codebook(codes.clone(), generator)
     book.follow(points, torch.tensor([0, 0]))
     # Counts: .95 + .05 * 2 and .95; sums: .05 * (1 + 3) and .95 * 5.
     torch.testing.assert_close(book.vectors_KD, torch.tensor([[0.2 / 1.05, 0.0], [5.0, 5.0]]))
@@ -208,14 +211,14 @@ def test_context_loss_is_zero_for_an_encoder_of_single_patches() -> None:
 @pytest.mark.parametrize("shape", [(8, 8), (4, 32), (48, 6), (1, 7), (64, 64)])
 def test_orthogonalise_levels_singular_values_keeps_directions(shape: tuple[int, int]) -> None:
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(3)) * 7
-    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    found = orthogonalise(matrix)
-    inside = left.T @ found @ right.T
+    u_KK, values, v_KK = torch.linalg.svd(matrix, full_matrices=False)
+    result = orthogonalise(matrix)
+    inside = u_KK.T @ result @ v_KK.T
     diagonal = inside.diagonal()
-    kept = values > 0.02 * values.max()
-    assert ((diagonal > 0.5) & (diagonal < 1.3))[kept].all()
+    remaining = values > 0.02 * values.max()
+    assert ((diagonal > 0.5) & (diagonal < 1.3))[remaining].all()
     torch.testing.assert_close(inside, torch.diag(diagonal), atol=1e-3, rtol=0)
-    cosine = (found * (left @ right)).sum() / found.norm() / (left @ right).norm()
+    cosine = (result * (u_KK @ v_KK)).sum() / result.norm() / (u_KK @ v_KK).norm()
     assert cosine > 0.95
 
 

@@ -38,9 +38,9 @@ def test_pads_do_not_count() -> None:
     losses = []
     for ids in ids_MT.tolist():
         logits_TV = reference_logits(vlm, ids)
-        for place, token in enumerate(ids[1:]):
+        for position, token in enumerate(ids[1:]):
             if token != vlm.pad_id:
-                losses.append(float(logits_TV[place].logsumexp(0) - logits_TV[place, token]))
+                losses.append(float(logits_TV[position].logsumexp(0) - logits_TV[position, token]))
     assert float(_loss(vlm, ids_MT)) == pytest.approx(sum(losses) / len(losses), rel=0.02)  # bfloat16 against float64
     longer = F.pad(ids_MT, (0, 7), value=vlm.pad_id)
     assert float(_loss(vlm, longer)) == pytest.approx(float(_loss(vlm, ids_MT)), rel=1e-3)

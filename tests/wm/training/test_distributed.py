@@ -72,11 +72,11 @@ def test_ranks_and_stages_give_the_same_curve_and_adapter(
     summaries = fit_on_ranks(recipe)
     assert all(summary["num_steps"] == STEPS for summary in summaries)
     for name in ("loss", "grad_norm"):
-        found, wanted = curve(tmp_path / "out", name), curve(one, name)
-        assert found == pytest.approx(wanted, rel=2e-6 if name == "loss" else 2e-5)
+        result, expected = curve(tmp_path / "out", name), curve(one, name)
+        assert result == pytest.approx(expected, rel=2e-6 if name == "loss" else 2e-5)
     theirs = weights(one)
-    for name, found in weights(tmp_path / "out").items():
-        torch.testing.assert_close(found, theirs[name], rtol=1e-3, atol=2e-5)
+    for name, result in weights(tmp_path / "out").items():
+        torch.testing.assert_close(result, theirs[name], rtol=1e-3, atol=2e-5)
 
 
 def go_on(found: Path, step: int, recipe: TrainRecipe) -> list[dict[str, Any]]:
@@ -93,13 +93,13 @@ def test_other_ranks_and_stages_resume_from_a_checkpoint(
     *, tiny_base: Path, triplets: Path, tmp_path: Path, one: Path
 ) -> None:
     """Every way of holding the state reads another's checkpoint, and writes one that the next reads."""
-    found = one
+    result = one
     for step, (ranks, stage) in enumerate([(2, 1), (2, 3), (2, 0), (1, 2), (0, 1)], 2):
         out = tmp_path / f"step{step}"
         values = {"resources": {"num_workers": ranks, "zero_stage": stage}, "checkpoint": {"every_steps": 1}}
-        go_on(found, step, recipe_of(tiny_base, triplets, out, **values))
+        go_on(result, step, recipe_of(tiny_base, triplets, out, **values))
         assert curve(out) == pytest.approx(curve(one), rel=2e-6), (ranks, stage)
-        found = out
+        result = out
 
 
 @pytest.mark.parametrize(

@@ -45,16 +45,16 @@ def test_rows_train_as_those_rows_of_a_whole_matrix_would(tmp_path: Path, tied: 
     rows = rows_named(vlm)
     assert len(rows) == (1 if tied else 2)
     assert all(p.requires_grad and p.shape == (CODES, HIDDEN) for p in rows.values())
-    whole: Any = load_model(tmp_path, dtype=torch.float64)
-    whole.module.double()
-    prepare(whole, Lora(enabled=False, fast=False), seed=0)
-    for model in (vlm, whole):
+    complete: Any = load_model(tmp_path, dtype=torch.float64)
+    complete.module.double()
+    prepare(complete, Lora(enabled=False, fast=False), seed=0)
+    for model in (vlm, complete):
         batch = batch_of(model)
         completion_loss(model, *batch, int(batch[1].sum())).backward()
     for name, row in rows.items():
-        matrix = whole.inner.lm_head if "lm_head" in name else whole.decoder.embed_tokens
+        matrix = complete.inner.lm_head if "lm_head" in name else complete.decoder.embed_tokens
         # Norms of our layers are double throughout, transformers' are float32.
-        torch.testing.assert_close(row.grad, matrix.weight.grad[whole.image_rows], rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(row.grad, matrix.weight.grad[complete.image_rows], rtol=1e-4, atol=1e-7)
         assert row.grad.abs().sum() > 0
 
 

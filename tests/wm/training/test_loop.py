@@ -51,8 +51,8 @@ def exact(lines: list[dict[str, float]]) -> list[tuple[float, ...]]:
 def test_resumed_run_equals_the_uninterrupted_to_the_last_bit(
     tiny_base: Path, triplets: Path, tmp_path: Path, lora: dict[str, Any]
 ) -> None:
-    whole = recipe_of(tiny_base, triplets, tmp_path / "whole", lora=lora, checkpoint={"keep_last": 2})
-    fit(whole, HERE, digest="d")
+    complete = recipe_of(tiny_base, triplets, tmp_path / "whole", lora=lora, checkpoint={"keep_last": 2})
+    fit(complete, HERE, digest="d")
     names = sorted(path.name for path in (tmp_path / "whole" / "checkpoints").glob("step-*"))
     assert [name[:13] for name in names] == ["step-00000006", "step-00000008"]
 
@@ -141,16 +141,16 @@ def test_row_that_breaks_the_loss_is_named_checkpoint_stays(
     with pytest.raises(DivergedError) as error:
         fit(recipe, HERE, digest="")
     names = sorted(str(row["triplet_id"]) for row in pq.read_table(triplets).to_pylist())
-    wanted = names[order.batch(broken_at, 8)[2]]
-    told = re.sub(r"norm [0-9.]+\)", "norm)", str(error.value))
-    assert told == (
+    expected = names[order.batch(broken_at, 8)[2]]
+    text = re.sub(r"norm [0-9.]+\)", "norm)", str(error.value))
+    assert text == (
         f"loss is nan at step 5 (lr {learning_rate(4, peak=1e-2, num_steps=8, warmup_steps=0, floor=0):.3g}, gradient "
         f"norm); the checkpoint of step 3 is kept; 1 of the step's 8 triplets have a non-finite likelihood: "
-        f"{triplets.name}/{wanted}"
+        f"{triplets.name}/{expected}"
     )
-    (kept,) = (tmp_path / "checkpoints").glob("step-*")
-    assert kept.name.startswith("step-00000003-")
-    for file in kept.glob("*.safetensors"):
+    (remaining,) = (tmp_path / "checkpoints").glob("step-*")
+    assert remaining.name.startswith("step-00000003-")
+    for file in remaining.glob("*.safetensors"):
         assert all(torch.isfinite(values).all() for values in load_file(file).values())
     monkeypatch.setattr(steps, "completion_losses", real)
     assert fit(recipe, HERE, digest="").resumed_at_step == 3

@@ -25,11 +25,11 @@ def test_recognition_weights_equal_a_plain_loop(settings: RecognitionWeights) ->
     weights_RN = recognition_weights(change_RN, settings)
     for row in range(5):
         mean = sum(change_RN[row].tolist()) / 9
-        for place in range(9):
-            weight = change_RN[row, place].item() / mean if mean > 0 else 1.0
+        for position in range(9):
+            weight = change_RN[row, position].item() / mean if mean > 0 else 1.0
             weight = settings.floor + (1 - settings.floor) * weight
             weight = min(weight, settings.clip) if settings.clip else weight
-            assert weights_RN[row, place].item() == pytest.approx(weight, rel=1e-5)
+            assert weights_RN[row, position].item() == pytest.approx(weight, rel=1e-5)
     if not settings.clip:
         torch.testing.assert_close(weights_RN.mean(1), torch.ones(5))
 
@@ -52,10 +52,10 @@ def plain_loss(vlm: Any, segments_list: list[Any], weights: list[list[float]]) -
         learned = [segment.is_completion for segment in segments for _ in segment.ids]
         logits_TV = vlm.head(vlm.body(torch.tensor([ids])))[0]
         remaining = iter(row_weights)
-        for place in range(1, len(ids)):
-            if learned[place]:
-                log_probs_V = torch.log_softmax(logits_TV[place - 1], dim=0)
-                total = total - next(remaining) * log_probs_V[ids[place]]
+        for position in range(1, len(ids)):
+            if learned[position]:
+                log_probs_V = torch.log_softmax(logits_TV[position - 1], dim=0)
+                total = total - next(remaining) * log_probs_V[ids[position]]
                 count += 1
     return total / count
 
@@ -83,8 +83,8 @@ def test_logits_are_computed_at_completion_tokens_alone(tiny_base: Path, monkeyp
     vlm = load_model(tiny_base)
     segments = [vlm.layout("fdm", source=[1, 2, 3, 4], action="put the cup", target=[1, 2, 3, 5])] * 3
     ids_BT, is_completion_BT, _ = pack(segments, vlm.pad_id)
-    seen: list[torch.Size] = []
+    observed: list[torch.Size] = []
     head = vlm.head
-    monkeypatch.setattr(vlm, "head", lambda hidden: (seen.append(hidden.shape), head(hidden))[1])
+    monkeypatch.setattr(vlm, "head", lambda hidden: (observed.append(hidden.shape), head(hidden))[1])
     completion_loss(vlm, ids_BT, is_completion_BT, torch.ones(ids_BT.shape), 12)
-    assert [shape[0] for shape in seen] == [3 * 4]
+    assert [shape[0] for shape in observed] == [3 * 4]

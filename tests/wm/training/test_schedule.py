@@ -106,18 +106,18 @@ def test_paper_recipes_on_small_sets_say_what_they_reach(name: str) -> None:
         warmup_steps = recipe.optim.warmup_steps
         settings = {"num_steps": num_steps, "warmup_steps": warmup_steps, "floor": 0.0}
         share = max(rates_of_transformers(1.0, **settings))
-        told = [line for line in schedule_warnings(recipe, num_steps) if line.startswith("optim.warmup_steps")]
+        text = [line for line in schedule_warnings(recipe, num_steps) if line.startswith("optim.warmup_steps")]
         if warmup_steps > num_steps:
-            [line] = told
+            [line] = text
             assert f"optim.warmup_steps = {warmup_steps} is longer than the run of {num_steps} steps" in line
             assert f"no further than {share:.1%} of its peak" in line
             assert "give optim.warmup_steps=0 optim.warmup_ratio=0.05 (" in line
             repaired = TrainRecipe.load(PAPER / f"{name}.toml", ["optim.warmup_steps=0", "optim.warmup_ratio=0.05"])
             assert not [line for line in schedule_warnings(repaired, num_steps) if "warmup" in line]
         elif warmup_steps > 0.2 * num_steps:
-            assert told[0].startswith(f"optim.warmup_steps = {warmup_steps} takes {warmup_steps / num_steps:.0%}")
+            assert text[0].startswith(f"optim.warmup_steps = {warmup_steps} takes {warmup_steps / num_steps:.0%}")
         else:
-            assert told == []
+            assert text == []
 
 
 def test_c_idm_on_300_triplets_reaches_9_percent() -> None:
@@ -277,14 +277,14 @@ def test_bootstrap_and_pretrain_report_short_schedules(tmp_path: Path, capsys: p
     settings |= {"select": {"k": 1}, "pretrain": {"steps": 25, "encoder_steps": 5}}  # type: ignore[dict-item]
     values = {"out": str(tmp_path / "out"), "variants": {"unweighted": False}, **settings}
     run_bootstrap(BootstrapRecipe.parse(values, "test"), dry_run=True)
-    told = [line.strip() for line in capsys.readouterr().out.splitlines() if "warning" in line]
-    assert [line.split(" is longer")[0] for line in told if "longer" in line] == [
+    text = [line.strip() for line in capsys.readouterr().out.splitlines() if "warning" in line]
+    assert [line.split(" is longer")[0] for line in text if "longer" in line] == [
         "warning: the warm-up of 10 steps of the codec's encoder",
         "warning: the language model's warm-up of 50 steps",
         "warning: optim.warmup_steps = 100",
     ]
     # (step + 1) / 50 against the fall to zero over the last 10 steps: highest at step 20, from 1.
-    assert "no further than 42.0% of its peak" in next(line for line in told if "language" in line)
-    assert "no further than 50.0% of its peak" in told[2 + ("decoder" in told[1])]
+    assert "no further than 42.0% of its peak" in next(line for line in text if "language" in line)
+    assert "no further than 50.0% of its peak" in text[2 + ("decoder" in text[1])]
     pretrain.run(pretrain.PretrainRecipe(out=str(tmp_path / "base"), steps=250, encoder_steps=50), dry_run=True)
     assert "warning" not in capsys.readouterr().out

@@ -87,8 +87,8 @@ def test_steps_equal_plain_adamw(tiny_base: Path, tmp_path: Path, micro_batch: i
 
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, peak=1e-2, num_steps=6, warmup_steps=2, floor=0.0)
-        whole = tokens.batch(indices)
-        expected = completion_loss(plain, *whole, int(whole[1].sum()))
+        complete = tokens.batch(indices)
+        expected = completion_loss(plain, *complete, int(complete[1].sum()))
         optimizer.zero_grad()
         expected.backward()
         norm = torch.nn.utils.clip_grad_norm_(plain.module.parameters(), 0.5)
@@ -97,8 +97,8 @@ def test_steps_equal_plain_adamw(tiny_base: Path, tmp_path: Path, micro_batch: i
         assert stepper.grad_norm == pytest.approx(norm.item(), rel=2e-4)
     trained = stepper.weights(keep=True) or dict(ours.module.named_parameters())
     for name, wanted in plain.module.named_parameters():
-        found = trained[name]
-        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4, msg=name)
+        result = trained[name]
+        torch.testing.assert_close(result, wanted, rtol=1e-3, atol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -45,12 +45,14 @@ class Action:
         cell = state.place_of(self.thing)
         if (cell is None) != (self.kind == "add"):
             return None
+        # An object leaves its cell first; an added one is in none.
         cleared = state if cell is None else state.put(cell, 0)
         if self.kind == "remove":
             return cleared
         if self.kind == "recolour":
             possible = self.becomes is not None and self.becomes not in state.cells
             return cleared.put(cell or 0, self.becomes or 0) if possible else None
+        # Its new cell must be empty.
         if self.cell is None or state.cells[self.cell]:
             return None
         return cleared.put(self.cell, self.thing)
@@ -98,11 +100,12 @@ def action_between(source: State, target: State) -> Action | None:
 
 def random_action(state: State, rng: np.random.Generator, kind: Kind | None = None) -> Action:
     """Sample an action that can happen; its kind by :data:`SHARES` unless given. The table keeps 1 to 5 objects."""
+    # A table with one object has something to act on, one with five some room left.
     crowd = len(state.things())
     kind = kind or KINDS[int(rng.choice(len(KINDS), p=[SHARES[name] for name in KINDS]))]
     if (kind == "add" and crowd >= 5) or (kind == "remove" and crowd <= 1):
         kind = "move"
-    # Every colour of every shape here may stand on the table already: then nothing can be recoloured.
+    # Every colour of every shape here may be on the table already: then nothing can be recoloured.
     choices = actions_of(state, kind) or actions_of(state, "move")
     return choices[int(rng.integers(len(choices)))]
 
@@ -118,6 +121,7 @@ def parse_action(text: str) -> Action | None:
     cells = [POSITIONS.index(word) for word in words if word in POSITIONS]
     if kind is None or not colours or not shapes:
         return None
+    # The first colour and shape name the object, whatever follows.
     thing = object_id(colours[0], shapes[0])
     if kind in ("move", "add"):
         return Action(kind, thing, cell=cells[0]) if cells else None

@@ -28,12 +28,14 @@ def sample_document(rng: np.random.Generator) -> tuple[Reading, Pixels, str, Pix
     """Sample (order, first image, caption of the second, second image)."""
     reading: Reading = "understand" if rng.random() < UNDERSTAND_SHARE else "draw"
     first = random_state(rng)
+    # The caption names what differs, so that images of one table must be compared.
     if reading == "understand" and rng.random() < LATER_SHARE:
         second = _later(first, rng)
         changed = [cell for cell, (a, b) in enumerate(zip(first.cells, second.cells, strict=True)) if a != b]
     else:
         second = first if rng.random() < SAME_SHARE else random_state(rng)
         changed = []
+    # Each image has a camera of its own: what differs by the camera alone is never named.
     images = [render(state, random_camera(rng), rng) for state in (first, second)]
     return reading, images[0], caption(second, rng, changed), images[1]
 

@@ -123,6 +123,7 @@ def _render_templates() -> tuple[Floats, Floats]:
     span = range(-MAX_SHIFT_PX, MAX_SHIFT_PX + 1)
     middle = NUM_CELLS // 2
     views = []
+    # Every view in which an image may show a thing: 3 table tops, 25 shifts.
     for background in range(len(BACKGROUNDS)):
         for down in span:
             for right in span:

@@ -81,6 +81,7 @@ def object_name(thing: int) -> tuple[str, str]:
 def random_state(rng: np.random.Generator) -> State:
     """Sample a state of 2 to 4 different objects in different cells."""
     count = int(rng.integers(2, 5))
+    # Without replacement: an object is on the table once, a cell holds one object.
     cells = [0] * NUM_CELLS
     things = rng.choice(NUM_OBJECTS, count, replace=False) + 1
     for cell, thing in zip(rng.choice(NUM_CELLS, count, replace=False), things, strict=True):
@@ -100,7 +101,7 @@ class Camera:
 
 @dataclass(frozen=True)
 class Sprite:
-    """An object in mid-action: its place (left, top in px of the 16 px box), colour and opacity (0 to 1)."""
+    """An object in mid-action: its position (left, top in px of the 16 px box), colour and opacity (0 to 1)."""
 
     shape: int
     rgb: tuple[float, float, float]
@@ -130,17 +131,20 @@ def render(state: State, camera: Camera, rng: np.random.Generator) -> Pixels:
 def render_sprites(background: int, sprites: list[Sprite], camera: Camera, rng: np.random.Generator) -> Pixels:
     """Render a frame (48, 64, 3) of the wide table."""
     canvas = _render_table(background).copy()
+    # Crumbs are on the table, under the objects.
     for x_px, y_px, darkness in camera.crumbs:
         canvas[y_px + 2 : y_px + 4, x_px + 2 : x_px + 4] -= darkness
     for sprite in sprites:
         top, column = sprite.top_px + 2, sprite.left_px + 2 + MARGIN_PX
         box = canvas[top : top + CELL_PX, column : column + CELL_PX]
         alpha = _render_mask(sprite.shape)[..., None] * sprite.opacity
+        # Blended over the table by its coverage, so that edges are smooth.
         box += alpha * (np.asarray(sprite.rgb, np.float32) - box)
     # Shift and crop in one resampling; the canvas has 2 px to spare on each side.
     right, down = camera.shift_px
     move = np.asarray([[1, 0, right - 2], [0, 1, down - 2]], np.float32)
     view = np.asarray(cv2.warpAffine(canvas, move, (SIDE_PX + 2 * MARGIN_PX, SIDE_PX), flags=cv2.INTER_LINEAR))
+    # Noise last: it is the sensor's, not the table's.
     if camera.noise:
         view = view + rng.standard_normal(view.shape, np.float32) * camera.noise
     pixels_HWC: Pixels = np.clip(np.rint(view), 0, 255).astype(np.uint8)
@@ -166,9 +170,11 @@ def random_crumbs(rng: np.random.Generator) -> tuple[tuple[int, int, int], ...]:
 @cache
 def _render_mask(shape: int) -> FloatImage:
     """Compute the coverage (16, 16), 0 to 1, of a shape at most 12 px wide, four samples a side and px."""
+    # Centres of the samples, about the middle of the cell.
     grid = (np.arange(CELL_PX * 4) + 0.5) / 4 - CELL_PX / 2
     x, y = np.meshgrid(grid, grid)
     half = 6.0
+    # 6 px from the middle at most: 2 px to the cell's edge, which a shifted camera may take.
     inside = {
         "circle": x**2 + y**2 <= (half - 0.8) ** 2,
         "square": np.maximum(abs(x), abs(y)) <= half,

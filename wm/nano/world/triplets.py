@@ -45,7 +45,9 @@ def write_triplets(
     """
     folder = root / "data" / "tabletop"
     images = folder / "images" / split
+    # The JSON comes last: a killed writer leaves no set that looks complete.
     images.mkdir(parents=True, exist_ok=True)
+    # Splits have streams of their own: more training rows leave the test set as it is.
     rng = np.random.default_rng([seed, SPLIT_SEEDS[split]])
     rows = []
     for index in range(count):

@@ -50,7 +50,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip as a plan: what happens when. ``frames`` draws it."""
+    """A clip as a plan: what happens when. ``frames`` renders it."""
 
     class_label: str
     moments: tuple[Moment, ...]
@@ -60,9 +60,11 @@ class Clip:
     seed: int
 
     def frames(self) -> Iterator[Pixels]:
-        """Every frame (48, 64, 3) in order."""
+        """Render every frame (48, 64, 3) in order."""
+        # A stream of its own for noise: another number of frames leaves the plan as it is.
         rng = np.random.default_rng([self.seed, 1])
         for index in range(self.num_frames):
+            # A slow drift there and back, as of a camera in a hand.
             swing = np.sin(index * 2 * np.pi / 60)
             shift = (self.drift_px[0] * swing, self.drift_px[1] * swing)
             camera = Camera(shift, self.camera.noise, self.camera.crumbs)
@@ -74,6 +76,7 @@ class Clip:
         if last + 1 == len(self.moments):
             return sprites_of(state)
         coming = self.moments[last + 1]
+        # Above 0 only in the frames of the action itself.
         progress = 1 - (coming.frame - index) / self._sample_duration(last + 1)
         if progress <= 0 or coming.action is None:
             return sprites_of(state)
@@ -108,6 +111,7 @@ def plan_clip(seed: int, actions: tuple[int, int] = (4, 7), rest_frames: tuple[i
         frame += int(rng.integers(rest_frames[0], rest_frames[1] + 1))
         moments.append(Moment(frame, state, action))
     end = frame + int(rng.integers(rest_frames[0], rest_frames[1] + 1))
+    # Most clips have a still camera.
     drifts = rng.random() < 0.3
     drift = tuple(float(value) for value in rng.uniform(-1, 1, 2)) if drifts else (0.0, 0.0)
     crumbs = random_crumbs(rng) if rng.random() < 0.3 else ()
@@ -145,12 +149,14 @@ def _encode(clip: Clip, path: Path) -> None:
 
 def clip_path(folder: Path, clip: Clip) -> Path:
     """Return the path of a clip: a folder a class; every third file is an avi."""
+    # Two formats, since real data sets have several.
     suffix = ".avi" if clip.seed % 3 == 2 else ".mp4"
     return folder / clip.class_label / f"clip_{clip.seed:06d}{suffix}"
 
 
 def _move_sprites(state: State, action: Action, progress: float) -> list[Sprite]:
     """List the sprites at a ``progress`` strictly between 0 and 1 of an action."""
+    # All but the object of the action rest.
     origin = state.place_of(action.thing)
     others = [resting(thing, cell) for cell, thing in enumerate(state.cells) if thing and cell != origin]
     if action.kind == "add" and action.cell is not None:
@@ -164,6 +170,7 @@ def _move_sprites(state: State, action: Action, progress: float) -> list[Sprite]
         goal = COLOURS[object_name(action.becomes)[0]]
         mixed = [a + (b - a) * progress for a, b in zip(now.rgb, goal, strict=True)]
         return [*others, Sprite(now.shape, (mixed[0], mixed[1], mixed[2]), now.left_px, now.top_px)]
+    # A moved object slides in a straight line.
     row, column = divmod(action.cell or 0, GRID)
     column_px = round(now.left_px + (column * CELL_PX - now.left_px) * progress)
     top = round(now.top_px + (row * CELL_PX - now.top_px) * progress)

@@ -1,4 +1,4 @@
-"""Tell which run a checkpoint belongs to, and refuse one of another run before it is loaded or overwritten."""
+"""Describe the run that a checkpoint belongs to, and refuse one of another run before it is loaded or overwritten."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -64,5 +64,6 @@ def check_writable(recipe: TrainRecipe) -> None:
 def check_newest(recipe: TrainRecipe, facts: Sequence[SourceFacts]) -> None:
     """Raise :class:`InputError` if the newest checkpoint, from which a run would resume, is of another recipe."""
     store = CheckpointStore(recipe.checkpoint_root)
+    # Older ones are never resumed from.
     for checkpoint in store.checkpoints()[-1:]:
         check_identity(checkpoint, identity_of(recipe, base_id_of(recipe.base), facts), store.root_uri)

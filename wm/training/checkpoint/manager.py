@@ -134,12 +134,14 @@ class CheckpointManager:
             metrics: What the checkpoint may be chosen by.
         """
         begin = time.perf_counter()
+        # At most one is written at a time: a second copy would double the host memory.
         self.wait()
         parts = stepper.parts()
         tensors = self._buffers.copy(parts)
         self.stats.waited_s += time.perf_counter() - begin
         contents = contents_of(parts)
         name = f"step-{step:08d}-{self._token}"
+        # Complete but for the files, whose sizes are known when all ranks have written theirs.
         manifest: Manifest = {
             "step": step,
             "metrics": dict(metrics),
@@ -148,6 +150,7 @@ class CheckpointManager:
             "zero_stage": self._recipe.resources.zero_stage,
             "files": {},
         }
+        # Training continues while the thread writes; it is a daemon, so that a killed run ends at once.
         write = _Write(
             threading.Thread(target=lambda: self._write_part(write, tensors, contents, name, manifest), daemon=True)
         )

@@ -22,6 +22,7 @@ def best_of(checkpoints: Sequence[Checkpoint], recipe: TrainRecipe, count: int) 
     Returns:
         Up to ``count`` of them, best first; of equal ones the later. Those without a finite value are left out.
     """
+    # A loss or nats are better when lower, a preference when higher.
     metric = recipe.checkpoint.keep_best_by
     sign = -1.0 if metric == "preference" else 1.0
     measured = [checkpoint for checkpoint in checkpoints if math.isfinite(checkpoint.metrics.get(metric, math.nan))]
@@ -39,6 +40,7 @@ def names_to_keep(checkpoints: Sequence[Checkpoint], recipe: TrainRecipe, *, is_
     Returns:
         Names, by step.
     """
+    # Of a run that lasts, the newest is what a resume needs.
     num_last = max(recipe.checkpoint.keep_last, 1 if is_running else 0)
     newest = list(checkpoints)[-num_last:] if num_last else []
     names = {checkpoint.name for checkpoint in (*newest, *best_of(checkpoints, recipe, recipe.checkpoint.keep_best))}
@@ -48,5 +50,6 @@ def names_to_keep(checkpoints: Sequence[Checkpoint], recipe: TrainRecipe, *, is_
 def prune(recipe: TrainRecipe) -> None:
     """Remove, after a complete run, all but the checkpoints that the recipe keeps."""
     store = CheckpointStore(recipe.checkpoint_root)
+    # Only now: while the run lasted, each was one to resume from.
     store.remove_all_but(names_to_keep(store.checkpoints(), recipe, is_running=False))
     (Path(recipe.out) / FAILED).unlink(missing_ok=True)

@@ -42,10 +42,12 @@ class HostBuffers:
         for part in parts:
             for kind, values in part.values.items():
                 key = f"{kind}/{part.start}/{part.name}"
+                # Reused: pinning memory is slow.
                 host_tensor = self._tensors.get(key)
                 if host_tensor is None or host_tensor.shape != values.shape:
                     host_tensor = self._tensors[key] = torch.empty(values.shape, dtype=torch.float32, pin_memory=on_gpu)
                 host_tensor.copy_(values, non_blocking=on_gpu)
+        # All copies run at once; the next step may change the weights only after them.
         if on_gpu:
             torch.cuda.synchronize()
         return self._tensors

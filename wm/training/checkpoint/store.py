@@ -90,6 +90,7 @@ class CheckpointStore:
         """Write and remove a small file; :class:`InputError` names the folder if that fails."""
         from pyarrow import fs
 
+        # A folder that is made for the test goes again: the run may still be refused for another reason.
         existed = self._fs.get_file_info(self._root).type == fs.FileType.Directory if self._is_local else True
         try:
             with self._errors():
@@ -98,6 +99,7 @@ class CheckpointStore:
                 if not existed:
                     self._fs.delete_dir(self._root)
         except OSError as error:
+            # A full disk is no mistake of the recipe.
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise InputError(
@@ -125,6 +127,7 @@ class CheckpointStore:
 
     def remove_unfinished(self) -> None:
         """Remove what attempts that were killed have left of checkpoints."""
+        # Of a folder without a manifest nothing can be used.
         complete = {checkpoint.name for checkpoint in self.checkpoints()}
         for name in self._folders():
             if _NAME.fullmatch(name.removeprefix(".")) and name not in complete:
@@ -160,6 +163,7 @@ class CheckpointStore:
         folder = self._temporary_path(name)
         with self._errors():
             for file, facts in manifest["files"].items():
+                # Rank 0 sees another node's files only on shared storage.
                 info = self._fs.get_file_info(f"{folder}/{file}")
                 if not info.is_file or info.size != facts["bytes"]:
                     raise OSError(
@@ -168,6 +172,7 @@ class CheckpointStore:
             self._write(f"{folder}/{MANIFEST}", (json.dumps(manifest) + "\n").encode())
             if self._is_local:
                 _flush_to_disk(Path(folder) / MANIFEST)
+                # The name appears when all is on the disk: a power cut leaves the checkpoint complete or hidden.
                 self._fs.move(folder, f"{self._root}/{name}")
                 _flush_to_disk(Path(self._root))
         return Checkpoint(name, manifest)
@@ -215,6 +220,7 @@ class CheckpointStore:
         """
         folder = f"{self._root}/{checkpoint.name}"
         with self._errors():
+            # A truncated file would fail deep inside of safetensors, or be read as other numbers.
             for file in files:
                 info, expected = self._fs.get_file_info(f"{folder}/{file}"), checkpoint.manifest["files"][file]["bytes"]
                 if not info.is_file or info.size != expected:
@@ -223,9 +229,11 @@ class CheckpointStore:
                         f"checkpoint {checkpoint.name} of {self.root_uri}: expected {expected:,} bytes in {file}, "
                         f"found {actual}"
                     )
+        # Read in place.
         if self._is_local:
             yield Path(folder)
             return
+        # safetensors maps local files alone.
         with tempfile.TemporaryDirectory() as local:
             for file in files:
                 with (
@@ -244,6 +252,7 @@ class CheckpointStore:
         from pyarrow import fs
 
         with self._errors():
+            # A folder that does not exist yet holds no checkpoint.
             infos = self._fs.get_file_info(fs.FileSelector(self._root, allow_not_found=True))
         return sorted(info.base_name for info in infos if info.type == fs.FileType.Directory)
 
@@ -252,6 +261,7 @@ class CheckpointStore:
             text = stream.read()
         try:
             manifest = json.loads(text)
+            # Written by another program, or cut off.
             if not {"step", "metrics", "identity", "files", "num_ranks"} <= manifest.keys():
                 raise ValueError("keys are missing")
         except (ValueError, AttributeError) as error:

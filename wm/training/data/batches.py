@@ -1,6 +1,6 @@
-"""Rows by number to batches of tensors: the tokens of all sources behind one index.
+"""Build batches of tensors from row numbers: the tokens of all sources behind one index.
 
-Nothing is read before it is asked for: a batch gathers its rows from the memory-mapped token cache
+Nothing is read ahead: a batch gathers its rows from the memory-mapped token cache
 (:mod:`wm.training.data.token_cache`) and lays them out (:mod:`wm.training.data.prompt_batches`).
 """
 
@@ -32,17 +32,27 @@ NUM_QUANTILES = 4
 class TokenSet:
     """Training rows of all sources, numbered from 0: those of the first source by ``triplet_id``, and so on.
 
-    Shape suffixes: B rows asked for, T tokens of the longest of them.
+    Shape suffixes: B requested rows, T tokens of the longest of them.
     """
 
     def __init__(
-        self, sources: Sequence[SourceTokens], vlm: UnifiedVLM, task: Task, weights: RecognitionWeights
+        self, sources: Sequence[SourceTokens], vlm: UnifiedVLM, task: Task, recognition: RecognitionWeights
     ) -> None:
-        """Rows longer than the model's positions are left out and counted in ``facts``; :class:`InputError` if a
-        source has no other, or the model's family does not know the task."""
+        """Index the rows; those longer than the model's positions are left out and counted in ``facts``.
+
+        Args:
+            sources: Their tokens.
+            vlm: The model.
+            task: ``idm`` or ``fdm``.
+            recognition: Weights of the target's image tokens.
+
+        Raises:
+            InputError: A source has no row that fits, or the model's family does not know the task.
+        """
         self._layout = RowLayout(vlm, task)
-        self._weights = weights if weights.enabled and task == "fdm" else None
+        self._recognition = recognition if recognition.enabled and task == "fdm" else None
         self._sources = list(sources)
+        # Rows are numbered after those that do not fit are left out: numbers are dense for sampling.
         fitting = [fitting_rows(source.facts, self._layout, vlm.max_positions) for source in sources]
         self.facts: list[SourceFacts] = [facts for _, facts in fitting]
         """Of each source, without the rows that are too long."""
@@ -51,6 +61,7 @@ class TokenSet:
         self._starts = np.cumsum([0, *counts])
         self.num_rows = int(self._starts[-1])
         self._action_tokens = np.concatenate([facts.action_tokens_R for facts in self.facts])
+        # Quantiles are of all rows that are trained on, so that losses of two runs over the same data compare.
         change = [source.change_mean_R[rows] for source, rows in zip(sources, self._rows, strict=True)]
         self._change_mean = np.concatenate(change)
         parts = np.arange(1, NUM_QUANTILES) / NUM_QUANTILES
@@ -72,8 +83,9 @@ class TokenSet:
             source_BN, target_BN, action_A, self._action_tokens[rows].astype(np.int64)
         )
         weight_BT = np.ones(ids_BT.shape, np.float32)
-        if self._weights is not None:
-            weight_BN = recognition_weights(torch.from_numpy(change_BN), self._weights).numpy()
+        if self._recognition is not None:
+            weight_BN = recognition_weights(torch.from_numpy(change_BN), self._recognition).numpy()
+            # Where the learned image is depends on the length of the action.
             for members, template in groups:
                 weight_BT[members[:, None], template.weighted_at] = weight_BN[members]
         return torch.from_numpy(ids_BT), torch.from_numpy(is_completion_BT), torch.from_numpy(weight_BT)
@@ -96,7 +108,7 @@ class TokenSet:
         return number_B
 
     def change_quantile_of(self, rows: Indices) -> npt.NDArray[np.int64]:
-        """Return which part of all rows, sorted by their mean ``change``, each belongs to: 0 (least) to
+        """Return which part of all rows, sorted by their mean ``change``, each belongs to: 0 (min) to
         ``NUM_QUANTILES`` - 1. Rows that change equally belong together."""
         return np.searchsorted(self.change_edges, self._change_mean[rows].astype(np.float64), side="left")
 
@@ -119,6 +131,7 @@ class TokenSet:
         number_B = self.source_of(rows)
         parts = []
         actions: list[npt.NDArray[np.int64]] = [np.zeros(0, np.int64)] * len(rows)
+        # One gather a source and column, not one a row.
         for number in np.unique(number_B).tolist():
             at = np.flatnonzero(number_B == number)
             local = self._local(number, rows[at])
@@ -128,6 +141,7 @@ class TokenSet:
                 at.tolist(), np.split(self._sources[number].actions(local), ends[:-1]), strict=True
             ):
                 actions[position] = action
+        # Back into the order of ``rows``, in which sources alternate.
         shape = (len(rows), parts[0][1].shape[1])
         source_BN, target_BN = np.empty(shape, np.int64), np.empty(shape, np.int64)
         change_BN = np.empty(shape, np.float32)
@@ -137,11 +151,22 @@ class TokenSet:
 
 
 def fitting_rows(facts: SourceFacts, layout: RowLayout, max_positions: int) -> tuple[Indices, SourceFacts]:
-    """Return the numbers of the rows that the model has positions for, and the facts of these alone.
+    """Select the rows that the model has positions for.
 
-    The last token of a row is predicted and not read: it needs no position.
+    Args:
+        facts: Of all rows of a source.
+        layout: Of the rows.
+        max_positions: Of the model.
+
+    Returns:
+        Numbers of the rows, and the facts of these alone.
+
+    Raises:
+        InputError: No row fits.
     """
+    # Rows of one length fit alike: lengths are few.
     lengths, at = np.unique(facts.action_tokens_R, return_inverse=True)
+    # The last token of a row is predicted and not read: it needs no position.
     fits = np.array([layout.length(int(length)) - 1 <= max_positions for length in lengths])
     rows = np.flatnonzero(fits[at])
     num_long = facts.num_rows - len(rows)
@@ -156,14 +181,26 @@ def fitting_rows(facts: SourceFacts, layout: RowLayout, max_positions: int) -> t
 
 
 def open_tokens(
-    sources: Sequence[Source], vlm: UnifiedVLM, task: Task, weights: RecognitionWeights, *, root: Path, seed: int
+    sources: Sequence[Source], vlm: UnifiedVLM, task: Task, recognition: RecognitionWeights, *, root: Path, seed: int
 ) -> TokenSet:
-    """Open the rows of all sources in the token cache in ``root``, which is written where it is missing.
+    """Open the rows of all sources in the token cache, which is written where it is missing.
 
-    Raises :class:`InputError` that names the source for a missing folder, another schema, no usable row,
-    rows without codes, and rows whose codes were made by another codec than the model's.
+    Args:
+        sources: Tables of triplets.
+        vlm: The model; of its weights none are used.
+        task: ``idm`` or ``fdm``.
+        recognition: Weights of the target's image tokens.
+        root: Folder of the cache.
+        seed: Samples the limits.
+
+    Returns:
+        All rows behind one index.
+
+    Raises:
+        InputError: It names the source with a missing folder, another schema, no usable row, rows without codes, or
+            codes of another codec than the model's.
     """
     reader = SourceReader(vlm, CodecShape(vlm.codec_id, vlm.tokens_per_image, len(vlm.image_rows)), seed)
-    speech = reader.tokenizer_digest()
-    parts = [open_source(root, source, number, reader, speech) for number, source in enumerate(sources)]
-    return TokenSet(parts, vlm, task, weights)
+    tokenizer_digest = reader.tokenizer_digest()
+    parts = [open_source(root, source, number, reader, tokenizer_digest) for number, source in enumerate(sources)]
+    return TokenSet(parts, vlm, task, recognition)

@@ -1,4 +1,4 @@
-"""Which rows a step trains on: a pure function of the seed, the epoch and the step.
+"""Order the rows of an epoch: a pure function of the seed, the epoch and the step.
 
 It knows nothing of workers: every rank computes the same global batch and takes its slice, so any number of
 workers, and a run that was killed and started again, see the same rows in the same order.
@@ -34,6 +34,7 @@ class SampleOrder:
         self._seed = seed
         self._starts = [0, *np.cumsum(self._counts).tolist()[:-1]]
         self.rows_per_epoch = sum(round(weight * count) for weight, count in zip(weights, counts, strict=True))
+        # Two, since a batch may span epochs: a permutation of millions of rows takes seconds.
         self._epoch = lru_cache(maxsize=2)(self._shuffle)
 
     def steps_of(self, epochs: float, global_batch: int) -> int:
@@ -49,6 +50,7 @@ class SampleOrder:
         """Return the row numbers of the global batch of ``step`` (from 0), int64 (global_batch,)."""
         position, end = step * global_batch, (step + 1) * global_batch
         parts = []
+        # A batch may span epochs.
         while position < end:
             number, start = divmod(position, self.rows_per_epoch)
             stop = min(self.rows_per_epoch, start + end - position)
@@ -59,10 +61,12 @@ class SampleOrder:
     def _shuffle(self, number: int) -> Indices:
         parts = []
         for source, (start, count, weight) in enumerate(zip(self._starts, self._counts, self._weights, strict=True)):
+            # A generator a source and epoch: another source does not change which rows this one shows.
             generator = np.random.default_rng([self._seed, number, source])
-            copies, rest = divmod(round(weight * count), count)
-            parts.extend([np.arange(start, start + count)] * copies)
+            repeats, rest = divmod(round(weight * count), count)
+            parts.extend([np.arange(start, start + count)] * repeats)
             parts.append(start + generator.permutation(count)[:rest])
+        # The complete epoch is permuted, so that sources mix within a batch.
         rows = np.concatenate(parts).astype(np.int64)
         return np.random.default_rng([self._seed, number]).permutation(rows)
 

@@ -1,14 +1,13 @@
-"""Many rows of one prompt layout at once, without a Python list per token.
+"""Lay out many rows of one prompt at once, without a Python list per token.
 
 What :meth:`~wm.models.UnifiedVLM.layout` makes of a row depends, but for the values, on the length of its
-action alone. So each length is laid out once, with place-holders for what differs between rows; rows of that length
-are then copies with their values put into the places. No rule of any layout is repeated here.
+action alone. So each length is laid out once, with placeholders for what differs between rows; rows of that length are
+then copied from it and their values filled in. No rule of any layout is repeated here.
 
 Shape suffixes: B rows, T tokens, N image tokens, A tokens of all actions one after another.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,19 +23,19 @@ class Template:
     """The layout of every row whose action has one length."""
 
     ids_T: Ids  # noqa: N815
-    """Vocabulary ids; place-holders below 0 where rows differ."""
+    """Vocabulary ids; placeholders below 0 where rows differ."""
     is_completion_T: npt.NDArray[np.bool_]  # noqa: N815
     source_at_N: npt.NDArray[np.intp]  # noqa: N815
-    """Where the source's codes stand, in their order."""
+    """Positions of the source's codes, in their order."""
     target_at_N: npt.NDArray[np.intp]  # noqa: N815
     action_at: npt.NDArray[np.intp]
-    """Where the action's tokens stand."""
+    """Positions of the action's tokens."""
     weighted_at: npt.NDArray[np.intp]
-    """Where image tokens are learned, in order: N of them, or none."""
+    """Positions of learned image tokens, in order: N of them, or none."""
 
     @property
     def num_completion_tokens(self) -> int:
-        """How many tokens are learned."""
+        """Return the number of tokens that are learned."""
         return int(self.is_completion_T.sum())
 
 
@@ -49,32 +48,41 @@ class RowLayout:
         self._templates: dict[int, Template] = {}
         image = [0] * vlm.tokens_per_image
         if task == "idm":
+            # Fails here, before any row is read, for a family without inverse models.
             vlm.layout(task, source=image, target=image)
         self._row_of_code = np.asarray(vlm.image_rows.cpu().numpy(), np.int64)
 
     def template(self, action_tokens: int) -> Template:
-        """For actions of so many tokens."""
+        """Return the layout for actions of so many tokens."""
         if action_tokens not in self._templates:
             self._templates[action_tokens] = self._lay_out(action_tokens)
         return self._templates[action_tokens]
 
     def length(self, action_tokens: int) -> int:
-        """Tokens of a row."""
+        """Return the number of tokens of a row."""
         return len(self.template(action_tokens).ids_T)
 
     def fill(
-        self, source_BN: npt.NDArray[Any], target_BN: npt.NDArray[Any], action_A: Ids, action_tokens_B: Ids
+        self, source_BN: Ids, target_BN: Ids, action_A: Ids, action_tokens_B: Ids
     ) -> tuple[Ids, npt.NDArray[np.bool_], list[tuple[npt.NDArray[np.intp], Template]]]:
-        """``ids_BT`` int64 padded on the right to the longest, ``is_completion_BT`` bool, and the rows of each
-        template.
+        """Lay out rows.
 
-        ``source_BN``, ``target_BN``: codes. ``action_A``: vocabulary ids of the actions one after another.
+        Args:
+            source_BN: Codes.
+            target_BN: Codes.
+            action_A: Vocabulary ids of the actions one after another.
+            action_tokens_B: Tokens of each action.
+
+        Returns:
+            ``ids_BT`` int64, padded on the right to the longest; ``is_completion_BT`` bool; the rows of each template.
         """
+        # Padded on the right: positions of a row do not depend on its batch.
         longest = max(self.length(int(count)) for count in np.unique(action_tokens_B))
         ids_BT = np.full((len(source_BN), longest), self._vlm.pad_id, np.int64)
         is_completion_BT = np.zeros(ids_BT.shape, np.bool_)
         start_B = np.cumsum(action_tokens_B) - action_tokens_B
         groups = []
+        # A block a length of action: the template is copied and three sets of columns are filled.
         for count in np.unique(action_tokens_B).tolist():
             template = self.template(count)
             rows = np.flatnonzero(action_tokens_B == count)

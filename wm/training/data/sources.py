@@ -181,6 +181,7 @@ class _ColumnChecks:
 
     def add(self, batch: pa.RecordBatch) -> bool:
         """Add a batch; return whether there is no problem so far."""
+        # Null codes: a table that was ingested without a codec.
         self.num_without_codes += batch.column("source_codes").null_count
         new = pc.unique(batch.column("codec")).to_pylist()
         self.codecs += [name for name in new if name not in self.codecs]
@@ -201,6 +202,7 @@ class _ColumnChecks:
 
     def _problem(self) -> str:
         expected = self.codec.codec_id or self.codecs[0]
+        # Codes of two codecs are the same numbers of other meanings: nothing else would show it.
         for codec_id in self.codecs:
             if codec_id != expected:
                 reads = f"the base model reads codec {expected}" if self.codec.codec_id else f"of codec {expected} too"
@@ -208,6 +210,7 @@ class _ColumnChecks:
                     f"{self.folder} holds codes of codec {codec_id}, {reads}; "
                     "make them anew with jobs.ingest and the base model's codec"
                 )
+        # Reported with both lengths, since the wrong codec is the usual reason.
         for name, lengths in self.lengths.items():
             for length in sorted(lengths - {self.codec.tokens_per_image}, key=str):
                 return (
@@ -250,9 +253,11 @@ def _check_values(
 def _batches(file: Path, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
     """Read a file's columns through a small buffer: a row group may be larger than the memory."""
     try:
+        # One thread: workers of a node read at the same time.
         with pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False) as parquet:
             for batch in parquet.iter_batches(rows, columns=list(columns), use_threads=False):
                 yield _cast(batch, columns, file)
+    # pyarrow's messages have several lines, a user error one.
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{file} is damaged: {' '.join(str(error).split())}") from error
 
@@ -262,7 +267,9 @@ def _cast(batch: pa.RecordBatch, columns: Sequence[str], file: Path) -> pa.Recor
     arrays = []
     for name in columns:
         array, expected = batch.column(name), TRIPLET_SCHEMA.field(name).type
-        if name in ("source_codes", "target_codes") and _is_list_of_integers(array.type):
+        is_list = pa.types.is_list(array.type) or pa.types.is_large_list(array.type)
+        is_codes = name in ("source_codes", "target_codes")
+        if is_codes and is_list and pa.types.is_unsigned_integer(array.type.value_type):
             expected = array.type
         try:
             arrays.append(array if array.type == expected else array.cast(expected))
@@ -271,23 +278,19 @@ def _cast(batch: pa.RecordBatch, columns: Sequence[str], file: Path) -> pa.Recor
     return pa.RecordBatch.from_arrays(arrays, names=list(columns))
 
 
-def _is_list_of_integers(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind)) and bool(
-        pa.types.is_unsigned_integer(kind.value_type)
-    )
-
-
 def _read_selection(table: pa.Table, source: Source) -> pa.Array:
-    """Read the ids of the selection; all of them must be in the table."""
+    """Read the ids of the selection, all of which must be in the table."""
     files = [str(file) for file in table_files(source.selection)]
     if not files:
         raise InputError(f"no Parquet file below selection {source.selection}")
+    # Ids alone: a selection may come with all columns of its table.
     dataset = pads.dataset(files)
     if "triplet_id" not in dataset.schema.names:
         raise InputError(
             f"{source.selection} lacks the column 'triplet_id'; columns found: {', '.join(dataset.schema.names)}"
         )
     ids = pc.unique(dataset.to_table(columns=["triplet_id"]).column("triplet_id"))
+    # A selection of another table would silently train on nothing, or on the rest.
     unknown = ids.filter(pc.invert(pc.is_in(ids, table.column("triplet_id").combine_chunks())))
     if len(unknown):
         raise InputError(

@@ -44,13 +44,14 @@ _FACTS = "facts.json"
 
 
 class SourceTokens:
-    """A source's rows, R of them sorted by ``triplet_id``; only what is asked for is read."""
+    """A source's rows, R of them sorted by ``triplet_id``; only requested rows are read."""
 
     def __init__(self, folder: Path, source: Source) -> None:
         facts = json.loads((folder / _FACTS).read_text())
         _check_sizes(folder, facts["sizes"])
         self.folder = folder
         self._record = _record_type(facts["codes"], facts["tokens_per_image"])
+        # Mapped, not read: all workers of a node share the pages.
         self._rows = np.memmap(folder / "rows.bin", np.uint8, "r", shape=(facts["rows"], self._record.itemsize))
         self._actions = np.memmap(folder / "actions.bin", "<i4", "r", shape=(facts["action_tokens"],))
         self._names = np.memmap(folder / "names.bin", np.uint8, "r", shape=(facts["name_bytes"],))
@@ -58,6 +59,7 @@ class SourceTokens:
             np.load(folder / f"{name}.npy", mmap_mode="r")
             for name in ("order", "action_ends", "name_ends", "change_mean")
         )
+        # Stored in the order of the files, exposed in the order of ids.
         lengths = np.diff(self._action_ends, prepend=0).astype(np.int32)
         self.facts = SourceFacts(
             source, facts["rows"], facts["skipped"], facts["left_out"], lengths[np.asarray(self._order_R)]
@@ -72,6 +74,7 @@ class SourceTokens:
 
     def actions(self, rows_B: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the vocabulary ids of the rows' actions, one after another."""
+        # From row numbers by id to positions in the files.
         at = self._order_R[rows_B]
         length_B = self.facts.action_tokens_R[rows_B].astype(np.int64)
         within = np.arange(length_B.sum()) - np.repeat(np.cumsum(length_B) - length_B, length_B)
@@ -86,7 +89,7 @@ class SourceTokens:
         ]
 
 
-def open_source(root: Path, source: Source, number: int, reader: SourceReader, speech: str) -> SourceTokens:
+def open_source(root: Path, source: Source, number: int, reader: SourceReader, tokenizer_digest: str) -> SourceTokens:
     """Open the tokens of a source in the cache; they are written if missing.
 
     Args:
@@ -94,7 +97,7 @@ def open_source(root: Path, source: Source, number: int, reader: SourceReader, s
         source: The table.
         number: Of the source in the recipe.
         reader: Turns rows into tokens.
-        speech: The reader's :meth:`~wm.training.data.tokenized.SourceReader.tokenizer_digest`.
+        tokenizer_digest: The reader's :meth:`~wm.training.data.tokenized.SourceReader.tokenizer_digest`.
 
     Returns:
         The tokens.
@@ -102,17 +105,20 @@ def open_source(root: Path, source: Source, number: int, reader: SourceReader, s
     Raises:
         InputError: Something is wrong with the rows, or the disk has not the room.
     """
-    folder = root / _key(source, number, reader, speech)
+    folder = root / _key(source, number, reader, tokenizer_digest)
     if not (folder / _FACTS).is_file():
+        # Checked again under the lock: another worker may have written it meanwhile.
         with _created_folder(root), _locked(root / f".{folder.name}.lock"):
             if not (folder / _FACTS).is_file():
                 _write(folder, source, number, reader)
     return SourceTokens(folder, source)
 
 
-def find_source(root: Path, source: Source, number: int, reader: SourceReader, speech: str) -> SourceTokens | None:
-    """Open the tokens as :func:`open_source` does, but return None if the tokens are not there."""
-    folder = root / _key(source, number, reader, speech)
+def find_source(
+    root: Path, source: Source, number: int, reader: SourceReader, tokenizer_digest: str
+) -> SourceTokens | None:
+    """Open the tokens as :func:`open_source` does, but return None if they are not in the cache."""
+    folder = root / _key(source, number, reader, tokenizer_digest)
     return SourceTokens(folder, source) if (folder / _FACTS).is_file() else None
 
 
@@ -168,6 +174,7 @@ def _write_files(folder: Path, source: Source, selection: RowSelection, reader: 
         "name_ends": np.concatenate(name_lengths).cumsum(dtype=np.int64),
         "change_mean": np.concatenate(means),
     }
+    # Small arrays in numpy's own format, which is mapped too.
     for name, values in arrays.items():
         with _synced(folder / f"{name}.npy") as file:
             np.save(file, values)
@@ -187,12 +194,13 @@ def _write_files(folder: Path, source: Source, selection: RowSelection, reader: 
     )
 
 
-def _key(source: Source, number: int, reader: SourceReader, speech: str) -> str:
+def _key(source: Source, number: int, reader: SourceReader, tokenizer_digest: str) -> str:
     """Digest all that the content depends on to 32 hexadecimal digits."""
     codec = reader.codec
+    # Any of these changes the content; task and weights do not.
     facts = [
         FORMAT,
-        speech,
+        tokenizer_digest,
         [codec.codec_id, codec.tokens_per_image, codec.num_codes],
         [digest_of(source.path), _files_digest(source.folder)],
         [digest_of(source.selection), _files_digest(Path(source.selection))] if source.selection else [],

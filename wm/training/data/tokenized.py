@@ -50,6 +50,7 @@ class SourceReader:
 
     def tokenizer_digest(self) -> str:
         """Digest the tokenizer and the ids that an action may not hold."""
+        # Fast tokenizers have all their rules in one text; of others the vocabulary must do.
         backend = getattr(self.vlm.tokenizer, "backend_tokenizer", None)
         text = backend.to_str() if backend is not None else json.dumps(self.vlm.tokenizer.get_vocab())
         return hashlib.sha256((text + json.dumps(sorted(self.vlm.reserved_ids))).encode()).hexdigest()
@@ -74,6 +75,7 @@ class SourceReader:
         reserved = np.array(sorted(self.vlm.reserved_ids), np.int64)
         for chunk in read_chunks(source, selection, self.codec):
             texts = [action or "" for action in chunk.actions]
+            # One call a chunk: fast tokenizers work on all texts in parallel.
             ids: list[list[int]] = self.vlm.tokenizer(texts, add_special_tokens=False)["input_ids"]
             length_P = np.array([len(row) for row in ids], np.int32)
             ids_A = np.fromiter((token for row in ids for token in row), np.int32, int(length_P.sum()))
@@ -92,6 +94,7 @@ class SourceReader:
         length_R = np.full(selection.num_rows, -1, np.int32)
         for chunk, _, length_P in self.chunks(source, selection, left_out):
             length_R[chunk.rank_P] = length_P
+        # Rows that were left out have kept their -1.
         length_R = length_R[length_R >= 0]
         check_has_rows(source, len(length_R), left_out)
         return SourceFacts(source, len(length_R), selection.num_skipped, dict(+left_out), length_R)

@@ -81,6 +81,7 @@ def project(
         (…, O) of each layer.
     """
     spec = build_spec(layers, _compute_dtype(x), one_mask=one_mask, training=training)
+    # Autocast is off inside: precisions are given by the call itself.
     with as_given(x.device):
         weight = norm.weight_I if norm is not None else None
         arguments = (spec, norm, x, weight, *tensors_of(layers))
@@ -119,6 +120,7 @@ def _normalise(x: Tensor, inverse: Tensor, weight: Tensor, of_gemma: bool) -> Te
     wide = x * inverse
     if of_gemma:
         return wide.mul_(1.0 + weight.to(wide.dtype)).to(x.dtype)
+    # Llama's norm multiplies in the precision of the input, Gemma's in float32.
     narrow = wide.to(x.dtype)
     return narrow.mul_(weight) if weight.dtype == narrow.dtype else weight * narrow
 
@@ -128,8 +130,10 @@ def _norm_backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Compute the gradients of the input and the weight."""
     factor = 1.0 + weight.to(inverse.dtype) if of_gemma else weight.to(inverse.dtype)
+    # The input with root mean square 1.
     unit = x * inverse
     weight_grad = (grad * unit).flatten(0, -2).sum(0).to(weight.dtype) if needs[1] else None
+    # Under LoRA norms are frozen, and in the first layer the input is too.
     if not needs[0]:
         return None, weight_grad
     inner = grad * factor
@@ -168,6 +172,7 @@ class _Project(torch.autograd.Function):
             normed = _normalise(x, inverse, norm_weight, norm.of_gemma)
         input_XI = normed.to(spec.dtype).flatten(0, -2)
         results, lowranks = linear(input_XI, spec, tensors)
+        # The normalised input is computed again in the backward pass, from what is kept here.
         ctx.spec, ctx.of_gemma = spec, norm is not None and norm.of_gemma
         ctx.save_for_backward(x, inverse, norm_weight, *tensors, *lowranks)
         return tuple(result.view(*x.shape[:-1], -1) for result in results)
@@ -185,6 +190,7 @@ class _Project(torch.autograd.Function):
         if inverse is not None:
             normed = _normalise(x, inverse, norm_weight, ctx.of_gemma)
         input_XI = normed.to(spec.dtype).flatten(0, -2)
+        # Rows and positions alike: every product is of two matrices.
         flat = [grad.to(spec.dtype).flatten(0, -2) for grad in grads]
         grad_XI, tensor_grads = linear_backward(
             flat, input_XI, spec, tensors, lowranks, needs=needs, needs_input=needs_x or needs_norm
@@ -204,6 +210,7 @@ class _GatedDown(torch.autograd.Function):
     def forward(
         ctx: Context, spec: LinearSpec, activation: str, gate: Tensor, up: Tensor, *tensors: Tensor | None
     ) -> Tensor:
+        # In place: the product of gate and up is the largest tensor of the layer.
         input_XI = ACTIVATIONS[activation][0](gate).mul_(up).to(spec.dtype).flatten(0, -2)
         (result,), lowranks = linear(input_XI, spec, tensors)
         ctx.spec, ctx.activation = spec, activation
@@ -217,6 +224,7 @@ class _GatedDown(torch.autograd.Function):
         gate, up, *rest = ctx.saved_tensors
         tensors, lowranks = rest[:TENSORS_PER_LAYER], rest[TENSORS_PER_LAYER:]
         needs_gate, needs_up, *needs = ctx.needs_input_grad[2:]
+        # Computed again: kept were gate and up alone, which the derivative needs anyway.
         function, derivative = ACTIVATIONS[ctx.activation]
         active = function(gate)
         input_XI = (active * up).to(spec.dtype).flatten(0, -2)
@@ -224,6 +232,7 @@ class _GatedDown(torch.autograd.Function):
         grad_XI, tensor_grads = linear_backward(
             flat, input_XI, spec, tensors, lowranks, needs=needs, needs_input=needs_gate or needs_up
         )
+        # The largest tensor of the backward pass is freed before the next ones are allocated.
         del input_XI
         if grad_XI is None:
             return None, None, None, None, *tensor_grads

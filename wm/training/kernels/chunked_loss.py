@@ -71,6 +71,7 @@ def plain_head(vlm: UnifiedVLM) -> Head | None:
     if tokens.disable_adapters or not active:
         return Head(base.weight)
     ids: list[int] = tokens.token_indices[active[0]]
+    # Codes are usually consecutive ids, for which a slice is a view and not a copy.
     span = slice(ids[0], ids[0] + len(ids))
     rows = span if ids == list(range(span.start, span.stop)) else torch.tensor(ids, device=base.weight.device)
     return Head(base.weight, rows, tokens.trainable_tokens_delta[active[0]])
@@ -89,6 +90,7 @@ def _by_recomputing(vlm: UnifiedVLM, hidden_MH: Tensor, target_M: Tensor, weight
         return torch.nn.functional.cross_entropy(wide, target_C, reduction="none")
 
     rows = _rows_of_a_chunk(vlm.inner.lm_head.weight.shape[0])
+    # Not reentrant: the hidden states need no gradient of their own where all below is frozen.
     parts = [
         checkpoint(chunk_nll, hidden_CH, target_C, use_reentrant=False, preserve_rng_state=False)
         for hidden_CH, target_C in zip(

@@ -75,7 +75,9 @@ def speed_up(vlm: UnifiedVLM, *, one_mask: bool = False) -> int:
             if not hasattr(norm_kind, "former_class"):
                 stack.norm.__class__ = _fast_norm_class(norm_kind)  # type: ignore[arg-type]
         if hasattr(type(layer), "former_class"):
+            # Read by the forward pass of the class, of which all layers share one.
             layer.one_mask = one_mask
+            # Parameters that ZeRO-3 has sharded.
             if hasattr(next(layer.parameters()), "ds_id"):
                 _gather_together(layer)
     return sum(hasattr(type(layer), "former_class") for layer in stack.layers)
@@ -160,6 +162,7 @@ def _attend(
     attention: "LlamaAttention", query: Tensor, key: Tensor, value: Tensor, arguments: LayerArguments
 ) -> Tensor:
     """Compute what transformers' attention does between its projections: (B, T, A x D)."""
+    # Llama's functions are those of all families here, but for names.
     from transformers.models.llama.modeling_llama import (
         ALL_ATTENTION_FUNCTIONS,
         apply_rotary_pos_emb,
@@ -168,10 +171,12 @@ def _attend(
 
     rows, length, _ = query.shape
     query, key, value = (states.view(rows, length, -1, attention.head_dim) for states in (query, key, value))
+    # Chameleon normalises queries and keys by head.
     if hasattr(attention, "q_norm"):
         query, key = attention.q_norm(query), attention.k_norm(key)
     query, key, value = (states.transpose(1, 2) for states in (query, key, value))
     query, key = apply_rotary_pos_emb(query, key, *arguments["position_embeddings"])
+    # What the model was configured with: eager, SDPA or FlashAttention.
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager_attention_forward)
     others = {name: value for name, value in arguments.items() if name not in _LAYER_ARGUMENTS}
     dropout = attention.attention_dropout if attention.training else 0.0
@@ -210,12 +215,14 @@ def read_projection(module: nn.Module) -> Projection | None:
     lora: LoraLinear = module
     base = Projection(lora.base_layer.weight, lora.base_layer.bias)
     active = [name for name in lora.active_adapters if name in lora.lora_A]
+    # A merged adapter is in the base's weight already.
     if lora.merged:
         return base if not lora.disable_adapters else None
     if lora.disable_adapters or not active:
         return base
     name = active[0]
     down, up, dropout = lora.lora_A[name], lora.lora_B[name], lora.lora_dropout[name]
+    # DoRA and other variants compute something else: they are left to PEFT.
     is_plain = len(active) == 1 and name not in lora.lora_variant and up.bias is None
     if not is_plain or not isinstance(dropout, nn.Dropout | nn.Identity):
         return None

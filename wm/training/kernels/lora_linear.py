@@ -83,6 +83,7 @@ def build_spec(layers: Sequence[Projection], dtype: torch.dtype, *, one_mask: bo
             members.setdefault((dropout, 0 if one_mask or not dropout else number), []).append(number)
     groups = []
     for (dropout, _), numbers in members.items():
+        # Adapters may differ in rank; their products are joined along it.
         ranks = [len(_present(layers[number].down_RI)) for number in numbers]
         # Of the generator that the seed of the step sets and that checkpointing sets back.
         seed = int(torch.randint(1 << 62, (), device="cpu")) if dropout else 0
@@ -106,8 +107,10 @@ def linear(input_XI: Tensor, spec: LinearSpec, tensors: Sequence[Tensor | None])
     results = []
     for weight, bias, *_ in parts:
         matrix = _present(weight).to(spec.dtype).T
+        # addmm adds the bias within the product.
         results.append(input_XI @ matrix if bias is None else torch.addmm(bias.to(spec.dtype), input_XI, matrix))
     lowranks = []
+    # Their adapters: added in place, without a tensor of the output's size.
     for group in spec.groups:
         mask_XI = group.mask(input_XI)
         masked_XI = input_XI if mask_XI is None else input_XI * mask_XI
@@ -159,10 +162,8 @@ def linear_backward(
     # 2. Their adapters, a group at a time: one product with all its A.
     for group, lowrank_XR in zip(spec.groups, lowranks, strict=True):
         scales = {number: group.scale(spec.layers[number]) for number in group.numbers}
-        grad_XR = torch.cat(
-            [grads[number] @ _present(parts[number][_UP]).to(spec.dtype) * scales[number] for number in group.numbers],
-            dim=1,
-        )
+        ups = {number: _present(parts[number][_UP]).to(spec.dtype) for number in group.numbers}
+        grad_XR = torch.cat([grads[number] @ up * scales[number] for number, up in ups.items()], dim=1)
         down_RI = _stacked(parts, group, spec.dtype)
         mask_XI = group.mask(input_XI)
         if total_XI is not None and mask_XI is not None:
@@ -171,9 +172,8 @@ def linear_backward(
             total_XI.addmm_(grad_XR, down_RI)
         masked_XI = input_XI if mask_XI is None else input_XI * mask_XI
         downs = torch.split(grad_XR.T @ masked_XI, group.ranks)
-        for number, own_XR, grad_RI in zip(
-            group.numbers, torch.split(lowrank_XR, group.ranks, dim=1), downs, strict=True
-        ):
+        own_lowranks = torch.split(lowrank_XR, group.ranks, dim=1)
+        for number, own_XR, grad_RI in zip(group.numbers, own_lowranks, downs, strict=True):
             first = number * TENSORS_PER_LAYER
             if needs[first + _DOWN]:
                 tensor_grads[first + _DOWN] = grad_RI.to(_present(parts[number][_DOWN]).dtype)

@@ -22,7 +22,7 @@ from wm.images import Pixels, encode_png
 from wm.models import save_model
 from wm.models.vlm import UnifiedVLM
 from wm.runs import write_json
-from wm.training.monitoring.metrics import RankInfo, drop_lines_after
+from wm.training.monitoring.records import RankInfo, drop_lines_after
 from wm.training.monitoring.trackers import Trackers
 from wm.training.recipe import TrainRecipe
 
@@ -108,9 +108,11 @@ class PeriodicEvaluation:
         """Evaluations so far; on ranks other than 0 those of this process."""
         self.best: Best | None = None
         """On rank 0, with ``eval.metric_for_best_model``."""
+        # A mistake of the caller, which would otherwise show after hours.
         if rank_info.rank == 0 and recipe.eval.is_on and evaluator is None:
             raise ValueError("eval.every_steps and eval.sample_every_steps need an evaluator")
         if rank_info.rank == 0 and recipe.eval.every_steps:
+            # The steps after the checkpoint are repeated, and evaluated again.
             self.lines = drop_lines_after(self._out / EVALUATIONS, first)
             self._load_best()
 
@@ -129,6 +131,7 @@ class PeriodicEvaluation:
         settings = self._recipe.eval
         message: list[EvaluationLine | None] = [None]
         if self._rank_info.rank == 0 and self._evaluator is not None:
+            # A run with evaluations equals one without, to the last bit.
             with _undisturbed(vlm):
                 if _is_due(settings.every_steps, num_steps, is_last):
                     message[0] = self._evaluate(self._evaluator, vlm, num_steps)
@@ -148,6 +151,7 @@ class PeriodicEvaluation:
             return
         folder, target = self._out / self.best.folder, self._out / MODEL
         if folder.exists():
+            # The old model leaves its place by a rename, so that a kill never leaves half a folder there.
             retired = self._out / f".{MODEL}.old"
             shutil.rmtree(retired, ignore_errors=True)
             if target.exists():
@@ -162,6 +166,7 @@ class PeriodicEvaluation:
         line = {"step": num_steps, **result.figures, "has_collapsed": result.has_collapsed, "wall_s": wall_s}
         with (self._out / EVALUATIONS).open("a") as file:
             file.write(json.dumps(line) + "\n")
+        # In the file first, which is the record of the run.
         self._trackers.log(num_steps, {f"eval/{name}": value for name, value in result.figures.items()})
         if result.has_collapsed:
             self._trackers.log(num_steps, {"eval/collapse": f"step {num_steps}: the model returns its source"})
@@ -177,6 +182,7 @@ class PeriodicEvaluation:
             (f"step-{num_steps:06d}.png", encode_png(sample.pixels_HWC)),
             (f"step-{num_steps:06d}.txt", sample.text.encode()),
         ):
+            # Renamed when complete: a viewer may look at any moment.
             temporary = folder / f".{name}.{os.getpid()}.tmp"
             temporary.write_bytes(data)
             temporary.replace(folder / name)
@@ -210,6 +216,7 @@ def _is_due(every: int, num_steps: int, is_last: bool) -> bool:
 @contextmanager
 def _undisturbed(vlm: UnifiedVLM) -> Iterator[None]:
     """Evaluate without gradients and restore modes and random states."""
+    # Restored one by one: a family may keep a part in evaluation mode.
     training = {module: module.training for module in vlm.module.modules()}
     devices = [vlm.device] if vlm.device.type == "cuda" else []
     vlm.module.eval()

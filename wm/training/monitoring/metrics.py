@@ -5,15 +5,12 @@ exchange a window; nothing else waits for another rank or for the device.
 """
 
 import json
-import os
 import resource
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -21,67 +18,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from wm.models.vlm import UnifiedVLM
 from wm.training.data.batches import NUM_QUANTILES, TokenSet
-from wm.training.data.order import Indices, rank_slice
+from wm.training.data.order import SampleOrder, rank_slice
+from wm.training.monitoring.records import RankInfo, StepLine, StepResult, WindowFigures, drop_lines_after
 from wm.training.monitoring.trackers import Histogram, Trackers, Value
-from wm.training.planning.flops import StepWork, mfu
+from wm.training.planning.flops import mfu, peak_tflops, step_work
 from wm.training.recipe import TrainRecipe
 from wm.training.step import MicroBatch
 
 METRICS = "metrics.jsonl"
 WEIGHT_EDGES: npt.NDArray[np.float64] = np.concatenate(([0.0], 2.0 ** np.arange(-6, 7), [np.inf]))
 """Edges of the bins into which recognition weights are counted: powers of two about their mean, 1."""
-
-
-class WindowFigures(TypedDict, total=False):
-    """Figures of a window, in its last line."""
-
-    tokens_per_s: float
-    mfu: float
-    memory_peak_bytes: int
-    loss_by_source: dict[str, float]
-    loss_by_change: dict[str, float]
-    weight_counts: list[int]
-
-
-class StepLine(WindowFigures):
-    """A line of ``metrics.jsonl``."""
-
-    step: int
-    epoch: float
-    loss: float
-    """Of the global batch."""
-    lr: float
-    grad_norm: float
-    samples_per_s: NotRequired[float]
-
-
-@dataclass(frozen=True)
-class RankInfo:
-    """A process of the training: its number, of how many, and its device."""
-
-    rank: int
-    size: int
-    device: torch.device
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """A finished step as this rank saw it, P of the global batch's rows being its own."""
-
-    step: int
-    """From 1."""
-    loss: float
-    """This rank's contribution: the mean over ranks is the loss of the global batch."""
-    lr: float
-    grad_norm: float
-    rows: Indices
-    """The global batch."""
-    num_learned: int
-    """Completion tokens of the global batch."""
-    rows_2P: Tensor  # noqa: N815
-    """:func:`wm.training.step.row_nll` of this rank's rows."""
-    micro_batches: Sequence[MicroBatch]
 
 
 class Metrics:
@@ -93,11 +41,9 @@ class Metrics:
         recipe: TrainRecipe,
         first: int,
         *,
+        vlm: UnifiedVLM,
         tokens: TokenSet,
-        image_rows: Tensor,
-        rows_per_epoch: int,
-        work: StepWork | None,
-        peak_tflops: float | None,
+        order: SampleOrder,
         trackers: Trackers,
     ) -> None:
         """Load the losses of the first ``first`` steps; lines of later ones, from a run that was killed, are dropped.
@@ -106,19 +52,18 @@ class Metrics:
             rank_info: This process.
             recipe: The run.
             first: Steps already done.
+            vlm: The prepared model.
             tokens: All rows.
-            image_rows: Vocabulary ids of the image codes.
-            rows_per_epoch: Rows that an epoch shows.
-            work: Arithmetic of a step, for the MFU; None: not known.
-            peak_tflops: Peak of one device, for the MFU; None: not known.
+            order: Of the rows.
             trackers: Where the figures go besides.
         """
         self._path = Path(recipe.out) / METRICS
         self.rank_info, self.recipe, self._tokens, self._trackers = rank_info, recipe, tokens, trackers
-        self._image_rows = image_rows.cpu()
-        self._rows_per_epoch = rows_per_epoch
-        self._work, self._peak = work, peak_tflops
+        self._image_rows = vlm.image_rows.cpu()
+        self._rows_per_epoch = order.rows_per_epoch
+        self._work, self._peak = step_work(vlm), peak_tflops(recipe, rank_info.device)
         self._sources = source_names([source.path for source in recipe.triplets])
+        # Until the next write: lines of steps, and sums over them.
         self._pending: list[StepLine] = []
         self._window = _Window(self._num_groups, rank_info.device)
         self._since = time.perf_counter()
@@ -126,6 +71,7 @@ class Metrics:
         self.paused_s = 0.0
         """Seconds spent inside :meth:`paused`, over all."""
         self.losses: list[float] = []
+        # Rank 0 writes the file, so it alone knows the losses from before a resume.
         if rank_info.rank == 0:
             self.losses = [line["loss"] for line in drop_lines_after(self._path, first)]
         _reset_peak(rank_info.device)
@@ -164,10 +110,13 @@ class Metrics:
 
     def flush(self) -> list[float]:
         """Average the pending losses over ranks (a collective), append their lines; returns the losses."""
+        # 1. One exchange between the ranks a window.
         losses, sums_2G, weights, peak_bytes = self._exchange()
+        # 2. Speed, without the time of evaluations.
         now = time.perf_counter()
         seconds = max(now - self._since - self._paused_s, 1e-9)
         self._since, self._paused_s = now, 0.0
+        # 3. Lines, of which the last one holds the window's figures.
         if self.rank_info.rank == 0:
             speed = round(len(losses) * self.recipe.global_batch_size / seconds, 1)
             lines: list[StepLine] = [
@@ -178,6 +127,7 @@ class Metrics:
                 file.write("".join(json.dumps(line) + "\n" for line in lines))
             self.losses.extend(losses)
             self._log(lines, weights)
+        # 4. A new window.
         self._pending = []
         self._window = _Window(self._num_groups, self.rank_info.device)
         _reset_peak(self.rank_info.device)
@@ -186,6 +136,7 @@ class Metrics:
     def _exchange(self) -> tuple[list[float], npt.NDArray[np.float64], Histogram, int]:
         """Exchange between all ranks losses of the steps, sums of the groups (2, G), weights, and the highest peak of
         memory."""
+        # One vector, since every all-reduce waits for the slowest rank.
         device = self.rank_info.device
         weights = self._weights()
         parts = (
@@ -195,6 +146,7 @@ class Metrics:
         )
         summed = torch.cat(parts)
         dist.all_reduce(summed)
+        # A maximum cannot be summed with the rest.
         peak = torch.tensor([_peak_bytes(device)], dtype=torch.float64, device=device)
         dist.all_reduce(peak, op=dist.ReduceOp.MAX)
         losses, groups, counted = (part.cpu() for part in torch.split(summed, [len(part) for part in parts]))
@@ -219,6 +171,7 @@ class Metrics:
         self, seconds: float, sums_2G: npt.NDArray[np.float64], weights: Histogram, peak_bytes: int
     ) -> WindowFigures:
         share = mfu(self._window.flops, seconds, peak=self._peak, num_devices=self.rank_info.size)
+        # A source of which the window shows no row has no loss.
         means = [None if count == 0 else round(float(total / count), 6) for total, count in sums_2G.T]
         by_source = dict(zip(self._sources, means, strict=False))
         by_change = {str(number + 1): mean for number, mean in enumerate(means[len(self._sources) :])}
@@ -238,6 +191,7 @@ class Metrics:
         for line in lines:
             values = {"train/loss": line["loss"], "train/lr": line["lr"], "train/grad_norm": line["grad_norm"]}
             self._trackers.log(line["step"], values)
+        # Once a window: figures that are means over it.
         last = lines[-1]
         figures: dict[str, Value] = {
             "train/epoch": last["epoch"],
@@ -277,27 +231,6 @@ def source_names(paths: Sequence[str]) -> list[str]:
         count = sum(other == name or other.startswith(f"{name}#") for other in names)
         names.append(f"{name}#{count + 1}" if count else name)
     return names
-
-
-def drop_lines_after(path: Path, first: int) -> list[dict[str, Any]]:
-    """Drop the lines of later steps than ``first`` from a file of JSON objects; returns those that stay.
-
-    They are written to a new file: a worker left over from before a kill, if one still writes, writes into the old one.
-    """
-    lines = []
-    if path.is_file():
-        for text in path.read_text().splitlines():
-            try:
-                line = json.loads(text)
-            except json.JSONDecodeError:
-                # The line that was being written when the run was killed.
-                break
-            if line["step"] <= first:
-                lines.append(line)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    temporary.replace(path)
-    return lines
 
 
 def _peak_bytes(device: torch.device) -> int:

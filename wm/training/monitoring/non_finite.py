@@ -10,7 +10,8 @@ import torch.distributed as dist
 
 from wm.errors import InputError
 from wm.training.data.batches import TokenSet
-from wm.training.monitoring.metrics import RankInfo, StepResult, source_names
+from wm.training.monitoring.metrics import source_names
+from wm.training.monitoring.records import RankInfo, StepResult
 
 _NAMED_ROWS = 4
 """Rows that are named in the message."""
@@ -46,6 +47,7 @@ class DivergenceCheck:
         # A finite loss with a non-finite gradient counts too: the weights that it leaves are non-finite.
         is_bad = torch.tensor([not math.isfinite(step.grad_norm) for step in steps], device=self._rank_info.device)
         is_bad = is_bad.float()
+        # All ranks raise, or none: otherwise the others would wait for this one forever.
         dist.all_reduce(is_bad, op=dist.ReduceOp.MAX)
         for step, loss, bad in zip(steps, losses, is_bad.tolist(), strict=True):
             if bad or not math.isfinite(loss):
@@ -64,6 +66,7 @@ class DivergenceCheck:
             which, rows = f"{'all' if count else 'none'} of the step's {total} triplets have", step.rows
         else:
             which, rows = f"{count} of the step's {total} triplets have", step.rows[is_bad_B]
+        # A few names are enough to find the rows.
         examples = rows[:_NAMED_ROWS]
         names = [
             f"{self._names[source]}/{name}"
@@ -75,6 +78,7 @@ class DivergenceCheck:
 
     def _bad_rows(self, step: StepResult) -> npt.NDArray[np.bool_]:
         """Find the rows of the global batch with a non-finite likelihood, bool (B,); a collective."""
+        # Each rank knows its own rows; the sum over ranks is the global batch.
         flags = torch.zeros(len(step.rows), device=self._rank_info.device)
         share = len(step.rows) // self._rank_info.size
         own = flags[self._rank_info.rank * share : (self._rank_info.rank + 1) * share]

@@ -43,6 +43,7 @@ class Histogram:
     @classmethod
     def count(cls, edges: npt.NDArray[np.float64], values: npt.NDArray[np.float32]) -> Self:
         """Count values from the first edge on."""
+        # In double precision, since sums are of many values of about 1.
         exact = values.astype(np.float64)
         counts = np.histogram(exact, bins=edges)[0].astype(np.float64)
         return cls(edges, counts, float(exact.sum()), float(np.square(exact).sum()))
@@ -63,7 +64,7 @@ class Histogram:
 
     @property
     def finite_edges(self) -> npt.NDArray[np.float64]:
-        """Return the edges with a finite number for infinity, which trackers do not draw."""
+        """Return the edges with a finite number for infinity, which trackers cannot show."""
         edges: npt.NDArray[np.float64] = np.minimum(self.edges, 2 * self.edges[-2])
         return edges
 
@@ -108,6 +109,7 @@ class Trackers:
         self._call_each(lambda tracker: tracker.close())
 
     def _call_each(self, method: Callable[[Tracker], None]) -> None:
+        # Any exception: a tracker is somebody else's code and network, of no importance to the model.
         for tracker in tuple(self._trackers):
             try:
                 method(tracker)
@@ -142,6 +144,7 @@ def check_trackers(names: Sequence[str]) -> None:
 
 def open_trackers(recipe: TrainRecipe, first: int) -> Trackers:
     """Open the trackers that the recipe names, for a run of which ``first`` steps are done."""
+    # Again on the worker, which may be on another node than the driver.
     names = recipe.logging.trackers
     check_trackers(names)
     classes: dict[str, Callable[[TrainRecipe, int], Tracker]]
@@ -166,6 +169,7 @@ class TensorBoard:
         for name, value in values.items():
             if isinstance(value, Histogram):
                 low, high = value.limits()
+                # tensorboardX's own histogram would need all values; counts are enough.
                 sums = (sum(value.counts.tolist()), value.total, value.squares)
                 edges = value.finite_edges[1:].tolist()
                 self._writer.add_histogram_raw(name, low, high, *sums, edges, value.counts.tolist(), step)
@@ -193,6 +197,7 @@ class MLflow:
 
         self._client: Any = MlflowClient()
         note = Path(recipe.out) / _MLFLOW_RUN
+        # A resumed run logs into the same MLflow run.
         if note.is_file():
             self._run = note.read_text().strip()
             history = self._client.get_metric_history(self._run, "train/loss")
@@ -212,6 +217,7 @@ class MLflow:
             )
             for key, item in items.items():
                 self._client.log_param(self._run, key, str(item)[:500])
+        # Noted last: a run that was not set up completely is made again.
         note.write_text(self._run)
 
     def log(self, step: int, values: Mapping[str, Value]) -> None:
@@ -242,6 +248,7 @@ class WandB:
         if not note.is_file():
             note.write_text(uuid.uuid4().hex[:16])
         self._wandb: Any = wandb
+        # The same id after a resume: W&B continues its run.
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "wm"),
             id=note.read_text().strip(),

@@ -64,11 +64,13 @@ def disk_complaints(recipe: TrainRecipe, codec: CodecShape, rows: Sequence[int],
     Returns:
         A line each.
     """
+    # Two folders may be on one disk: their needs add up.
     needs: dict[Path, dict[str, int]] = {}
     needs.setdefault(_existing(recipe.token_root), {})["tokens"] = sum(cache_bytes(count, codec) for count in rows)
     needs.setdefault(_existing(Path(recipe.out)), {})["two checkpoints"] = 2 * _STATE_BYTES * num_trained
     lines = []
     for folder, parts in needs.items():
+        # Checkpoints of two moments exist for a while: the old one goes when the new one is complete.
         free = shutil.disk_usage(folder).free
         if sum(parts.values()) > free:
             text = " and ".join(f"{name} of {count / GIB:.1f} GiB" for name, count in parts.items() if count)
@@ -78,6 +80,7 @@ def disk_complaints(recipe: TrainRecipe, codec: CodecShape, rows: Sequence[int],
 
 def _largest_micro_batch(recipe: TrainRecipe, memory: StepMemory, usable: int) -> int:
     """Return the largest that fits; 0: none."""
+    # Only divisors keep the passes of a step equal.
     share = recipe.global_batch_size // recipe.num_ranks
     sizes = [size for size in range(1, recipe.rows_per_pass) if share % size == 0]
     return max((size for size in sizes if _peak_at(recipe, memory, size) <= usable), default=0)

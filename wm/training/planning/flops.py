@@ -65,6 +65,7 @@ def step_work(vlm: UnifiedVLM) -> StepWork:
     """Count what training this prepared model asks for."""
     stack = vlm.decoder
     config = stack.config
+    # Gemma's heads are wider than its width divided by their number.
     head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     head = vlm.inner.get_output_embeddings()
     return StepWork(
@@ -79,6 +80,7 @@ def peak_tflops(recipe: TrainRecipe, device: torch.device) -> float | None:
 
     The table is about products in bfloat16: it says nothing of a run in fp32.
     """
+    # A device that the table does not know, or another precision.
     if recipe.resources.peak_tflops:
         return recipe.resources.peak_tflops
     if device.type != "cuda" or recipe.precision == "fp32":
@@ -89,6 +91,7 @@ def peak_tflops(recipe: TrainRecipe, device: torch.device) -> float | None:
 def peak_of(name: str) -> float | None:
     """Return the peak of a device by its name; None for one that the table does not know, or a slice of one (MIG)."""
     words = name.replace("-", " ").split()
+    # A slice has a share of the peak that its name does not say.
     if "MIG" in words:
         return None
     return next((peak for key, peak in PEAK_TFLOPS if set(key.split()) <= set(words)), None)

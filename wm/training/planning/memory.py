@@ -59,13 +59,15 @@ class StepMemory:
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts, while it is on, bytes of the storages that torch allocates, ``live`` now and ``peak``; on any device."""
+    """Counts, while it is on, bytes of the storages that operations allocate, ``live`` now and ``peak``; on any device.
 
-    def __init__(self, existing: Iterable[Tensor] = ()) -> None:
-        """Begin to count; storages of ``existing`` tensors do not."""
+    What existed before does not count, nor what a kernel allocates and frees inside.
+    """
+
+    def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.peak = 0
-        self._held = {tensor.untyped_storage()._cdata: 0 for tensor in existing}
+        self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def __torch_dispatch__(
         self,
@@ -79,23 +81,24 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], Tensor) and args[0].is_meta:
             return True
         result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                self._note(tensor)
+        # Operations in place and views return storages of their arguments, which are no new ones.
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor):
+                self._known.add(leaf.untyped_storage())
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.untyped_storage() not in self._known:
+                self._count(leaf.untyped_storage())
         return result
 
-    def _note(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        if storage._cdata in self._held:
-            return
-        count = storage.nbytes()
-        self._held[storage._cdata] = count
-        weakref.finalize(storage, self._forget, storage._cdata)
-        self.live += count
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        self._known.add(storage)
+        size = storage.nbytes()
+        self.live += size
         self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._free, size)
 
-    def _forget(self, key: int) -> None:
-        self.live -= self._held.pop(key)
+    def _free(self, size: int) -> None:
+        self.live -= size
 
 
 @contextmanager
@@ -113,6 +116,7 @@ def _without_scores() -> Iterator[None]:
         result: Tensor = _Attention.apply(query, key, value)  # type: ignore[no-untyped-call]
         return result
 
+    # For all that calls it, until the block ends.
     F.scaled_dot_product_attention = counted
     try:
         yield
@@ -155,6 +159,7 @@ def step_memory(vlm: UnifiedVLM, recipe: TrainRecipe, template: Template, *, sta
     ranks = recipe.num_ranks
     num_trained, own_trained = _sum(trained), -(-_sum(trained) // ranks)
     weights, adapter = _bytes([*frozen, *vlm.module.buffers()]), _bytes(trained)
+    # DeepSpeed keeps fp32 copies wherever weights are bf16 or sharded.
     masters = _FP32 if stage > 0 or recipe.precision == "bf16" else 0
     optimizer = (masters + _MOMENTS * _FP32) * (own_trained if stage > 0 else num_trained)
     gradients = _bytes(trained) if stage < 2 else -(-_bytes(trained) // ranks)
@@ -193,17 +198,20 @@ def _run(
     """Run one micro-batch, or two where gradients are accumulated; of gradients one of so many ``shards`` is kept."""
     usage = _Usage()
     is_completion_BT = torch.from_numpy(template.is_completion_T).repeat(recipe.rows_per_pass, 1)
+    # Shapes alone: which tokens are learned decides sizes, so that mask is a real tensor.
     with torch.device("meta"):
         ids_BT = torch.zeros(is_completion_BT.shape, dtype=torch.int64)
         weight_BT = torch.ones(is_completion_BT.shape)
-    live = LiveBytes((*vlm.module.parameters(), *vlm.module.buffers(), ids_BT, weight_BT, is_completion_BT))
+    live = LiveBytes()
     before = 0
 
+    # Called when the layers are done: what is live then is kept for the backward pass.
     def note(*_: object) -> None:
         usage.activations = live.live - before
         usage.peak, live.peak = max(usage.peak, live.peak), live.live
 
     with _sharded(trained, shards), _hooked(vlm.decoder, note), _without_scores(), live:
+        # From the second pass on the gradients of the first are live too: two passes show the peak.
         for _ in range(min(2, recipe.accumulation_steps)):
             before = live.live
             loss = completion_losses(vlm, ids_BT, is_completion_BT, weight_BT, 1.0)[0]
@@ -211,6 +219,7 @@ def _run(
             loss.backward()  # type: ignore[no-untyped-call]
             del loss
     usage.peak = max(usage.peak, live.peak)
+    # Several estimates are made of one model.
     for parameter in trained:
         parameter.grad = None
     return usage

@@ -84,6 +84,7 @@ def order_of(recipe: TrainRecipe, facts: Sequence[SourceFacts]) -> SampleOrder:
     Raises:
         InputError: An epoch shows no row of a source.
     """
+    # Rounded as the order rounds it.
     for part in facts:
         if round(part.source.mix_weight * part.num_rows) == 0:
             raise InputError(
@@ -119,6 +120,7 @@ def plan(recipe: TrainRecipe) -> Plan:
     memory = step_memory(
         vlm, recipe, max(templates, key=lambda template: len(template.ids_T)), stage=int(recipe.resources.zero_stage)
     )
+    # Rows that an earlier run left in the cache take no more space.
     not_cached = [part.num_rows for part, is_cached in surveyed if not is_cached]
     return Plan(
         sources=[
@@ -157,9 +159,9 @@ def _survey(recipe: TrainRecipe, vlm: UnifiedVLM, codec: CodecShape) -> list[tup
     """Survey each source, from the token cache where an earlier run left it, else by reading all rows; and which it
     was."""
     reader = SourceReader(vlm, codec, recipe.seed)
-    speech = reader.tokenizer_digest()
+    tokenizer_digest = reader.tokenizer_digest()
     facts = []
     for number, source in enumerate(recipe.triplets):
-        cached = find_source(recipe.token_root, source, number, reader, speech)
+        cached = find_source(recipe.token_root, source, number, reader, tokenizer_digest)
         facts.append((cached.facts, True) if cached is not None else (reader.survey(source, number), False))
     return facts

@@ -25,6 +25,7 @@ def learning_rate(step: int, *, peak: float, num_steps: int, warmup_steps: int, 
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
+    # The last step of the run is one before the end of the cosine.
     progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
     return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
@@ -63,15 +64,17 @@ def warmup_warning(warmup_steps: int, num_steps: int, peak: float, *, name: str,
 
 def _percent(share: float) -> str:
     """Write a share of less than 1 so that it reads neither 0 nor 100 %."""
-    # Below .05 % one digit after the point would be a false zero, above 99.95 % a false whole.
+    # Below .05 % one digit after the point would be a false zero, above 99.95 % a false 100 %.
     return f"{share:.1%}" if 0.0005 <= share < 0.9995 else f"{100 * share:.{12 if share > 0.5 else 2}g}%"
 
 
 def _warmup_warnings(recipe: TrainRecipe, num_steps: int) -> list[str]:
     warmup_steps = recipe.num_warmup_steps(num_steps)
     short = f"{math.ceil(SUGGESTED_RATIO * num_steps):,} of {num_steps:,} steps"
+    # The remedy is given in the words in which the warm-up was given.
     if recipe.optim.warmup_ratio is None:
         name = f"optim.warmup_steps = {warmup_steps:,}"
+        # Enough steps for the warm-up that was asked for to be a fifth of the run.
         enough = math.ceil(warmup_steps / LONG_WARMUP)
         remedy = (
             f"optim.warmup_steps=0 optim.warmup_ratio={SUGGESTED_RATIO:g} ({short}), or train for {enough:,} steps or "

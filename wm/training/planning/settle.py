@@ -16,7 +16,7 @@ from wm.models.vlm import UnifiedVLM
 from wm.training.adapters import prepare
 from wm.training.data.prompt_batches import RowLayout
 from wm.training.data.tokenized import SourceFacts
-from wm.training.monitoring.metrics import RankInfo
+from wm.training.monitoring.records import RankInfo
 from wm.training.planning.fit_check import usable_bytes
 from wm.training.planning.memory import step_memory
 from wm.training.recipe import TrainRecipe
@@ -79,10 +79,12 @@ def chooser(
     Returns:
         The function, for :func:`settled`.
     """
+    # The longest row is the worst case: a batch of them must fit.
     longest = max(int(part.action_tokens_R.max()) for part in facts)
     template = RowLayout(vlm, recipe.task).template(longest)
 
     def choose(choices: Sequence[tuple[int, bool]]) -> tuple[int, bool]:
+        # Of a GPU that is elsewhere nothing is known: the cheapest choice.
         if usable is None:
             return choices[0]
         peaks = {}
@@ -91,6 +93,7 @@ def chooser(
             peaks[stage, recomputes] = step_memory(vlm, recipe, template, stage=stage).peak
             if peaks[stage, recomputes] <= usable:
                 return stage, recomputes
+        # Nothing fits: the run may still, by luck, on shorter rows.
         return min(peaks, key=lambda choice: peaks[choice])
 
     return choose
@@ -100,6 +103,7 @@ def settled_on_ranks(recipe: TrainRecipe, facts: Sequence[SourceFacts], rank_inf
     """Apply :func:`settled`, the same on all ranks, by the device with the lowest memory; a collective."""
 
     def choose(choices: Sequence[tuple[int, bool]]) -> tuple[int, bool]:
+        # GPUs of a cluster may differ; the smallest decides for all.
         usable = torch.tensor([usable_bytes(recipe) or 0], dtype=torch.float64, device=rank_info.device)
         dist.all_reduce(usable, op=dist.ReduceOp.MIN)
         vlm = load_skeleton(recipe.base, without_codec=True)

@@ -12,14 +12,14 @@ from wm.nano.world.triplets import sample_triplet
 
 def pairs(count: int, seed: int) -> list[tuple[State, Action, State]]:
     rng = np.random.default_rng(seed)
-    found = []
+    result = []
     for _ in range(count):
         state = random_state(rng)
         action = random_action(state, rng)
         target = action.apply(state)
         assert target is not None
-        found.append((state, action, target))
-    return found
+        result.append((state, action, target))
+    return result
 
 
 def hard_camera(rng: np.random.Generator) -> Camera:
@@ -39,10 +39,10 @@ def test_states_are_read_exactly_under_noise_shifts_and_crumbs() -> None:
 def test_every_object_is_read_in_every_cell_of_every_table() -> None:
     rng = np.random.default_rng(1)
     states = [
-        State(background, tuple(thing if cell == place else 0 for cell in range(NUM_CELLS)))
+        State(background, tuple(thing if cell == position else 0 for cell in range(NUM_CELLS)))
         for background in range(3)
         for thing in range(1, 13)
-        for place in range(NUM_CELLS)
+        for position in range(NUM_CELLS)
     ]
     assert read_states(np.stack([render(state, Camera((1.0, -1.0)), rng) for state in states])) == states
 
@@ -52,9 +52,9 @@ def test_a_cell_like_nothing_known_is_unreadable() -> None:
     state = random_state(rng)
     picture = render(state, Camera(), rng)
     picture[16:32, 16:32] = rng.integers(0, 256, (16, 16, 3))
-    (found,) = read_states(picture[None])
-    assert found.cells[4] == UNREADABLE
-    assert found == State(state.background, (*state.cells[:4], UNREADABLE, *state.cells[5:]))
+    (result,) = read_states(picture[None])
+    assert result.cells[4] == UNREADABLE
+    assert result == State(state.background, (*state.cells[:4], UNREADABLE, *state.cells[5:]))
 
 
 def test_arrays_that_are_no_images_of_the_world_are_refused() -> None:
@@ -69,16 +69,16 @@ def test_marks_of_target_copy_noise_swap_and_another_scene() -> None:
     others = []
     examples = pairs(60, seed=4)
     for number, (source, _, target) in enumerate(examples):
-        shown = [render(state, hard_camera(rng), rng) for state in (source, target)]
-        true = judge(*shown, render(target, hard_camera(rng), rng))
+        images = [render(state, hard_camera(rng), rng) for state in (source, target)]
+        true = judge(*images, render(target, hard_camera(rng), rng))
         assert (true.editing_success, true.minimal_editing, true.final) == (10.0, 10.0, 10.0)
         assert true.right and not true.copied
-        copy = judge(*shown, render(source, hard_camera(rng), rng))
+        copy = judge(*images, render(source, hard_camera(rng), rng))
         assert (copy.editing_success, copy.minimal_editing, copy.final) == (0.0, 10.0, 0.0)
         assert copy.copied and not copy.right
-        swapped = judge(shown[1], shown[0], shown[1])
+        swapped = judge(images[1], images[0], images[1])
         assert (swapped.editing_success, swapped.minimal_editing, swapped.copied) == (0.0, 10.0, True)
-        noise = judge(*shown, rng.integers(0, 256, (48, 48, 3)).astype(np.uint8))
+        noise = judge(*images, rng.integers(0, 256, (48, 48, 3)).astype(np.uint8))
         assert (noise.editing_success, noise.minimal_editing, noise.final) == (0.0, 0.0, 0.0)
         other = judge_states(source, target, examples[(number + 1) % len(examples)][2])
         assert not other.copied
@@ -113,12 +113,12 @@ def test_a_still_pair_has_nothing_to_edit() -> None:
 def test_actions_are_right_by_what_they_lead_to() -> None:
     rng = np.random.default_rng(8)
     for source, action, target in pairs(60, seed=9):
-        shown = [render(state, hard_camera(rng), rng) for state in (source, target)]
-        assert all(action_is_right(*shown, action.text(paraphrase)) for paraphrase in (0, 1))
-        assert not action_is_right(shown[1], shown[0], action.text())
-        assert not action_is_right(*shown, "") and not action_is_right(*shown, "nothing happens")
+        images = [render(state, hard_camera(rng), rng) for state in (source, target)]
+        assert all(action_is_right(*images, action.text(paraphrase)) for paraphrase in (0, 1))
+        assert not action_is_right(images[1], images[0], action.text())
+        assert not action_is_right(*images, "") and not action_is_right(*images, "nothing happens")
         other = random_action(source, rng)
-        assert action_is_right(*shown, other.text()) == (other.apply(source) == target)
+        assert action_is_right(*images, other.text()) == (other.apply(source) == target)
 
 
 def test_supervised_triplets_are_what_their_words_say() -> None:

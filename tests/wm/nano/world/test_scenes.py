@@ -46,15 +46,15 @@ def states(count: int, seed: int = 0) -> list[State]:
 def after(state: State, action: Action) -> State | None:
     """What an action does, from its definition: where every object stands."""
     where = {thing: cell for cell, thing in enumerate(state.cells) if thing}
-    taken = set(where.values())
+    used = set(where.values())
     if action.kind == "add":
-        if action.thing in where or action.cell in taken:
+        if action.thing in where or action.cell in used:
             return None
         where[action.thing] = action.cell
     elif action.thing not in where:
         return None
     elif action.kind == "move":
-        if action.cell in taken:
+        if action.cell in used:
             return None
         where[action.thing] = action.cell
     elif action.kind == "remove":
@@ -89,14 +89,14 @@ def test_object_ids_name_every_colour_and_shape_once() -> None:
 
 
 def test_random_states_hold_two_to_four_different_objects() -> None:
-    seen = states(400)
-    counts = {len(state.things()) for state in seen}
+    observed = states(400)
+    counts = {len(state.things()) for state in observed}
     assert counts == {2, 3, 4}
-    assert all(len(set(state.things())) == len(state.things()) for state in seen)
-    assert {state.background for state in seen} == set(range(len(BACKGROUNDS)))
-    assert {thing for state in seen for thing in state.things()} == set(EVERYTHING)
-    assert {cell for state in seen for cell in state.free()} == set(range(NUM_CELLS))
-    assert all(state.place_of(thing) == state.cells.index(thing) for state in seen[:20] for thing in state.things())
+    assert all(len(set(state.things())) == len(state.things()) for state in observed)
+    assert {state.background for state in observed} == set(range(len(BACKGROUNDS)))
+    assert {thing for state in observed for thing in state.things()} == set(EVERYTHING)
+    assert {cell for state in observed for cell in state.free()} == set(range(NUM_CELLS))
+    assert all(state.place_of(thing) == state.cells.index(thing) for state in observed[:20] for thing in state.things())
 
 
 def test_apply_against_the_definition() -> None:
@@ -176,15 +176,15 @@ def test_nothing_to_paint_becomes_a_move() -> None:
 
 def told(words: str) -> dict[str, tuple[str, ...]]:
     """A caption as {position: what stands there}."""
-    found, parts = {}, []
+    result, parts = {}, []
     for word in words.split():
         if word in POSITIONS:
-            found[word] = tuple(parts)
+            result[word] = tuple(parts)
             parts = []
         else:
             parts.append(word)
     assert not parts or words == "empty"
-    return found
+    return result
 
 
 def true_of(state: State) -> dict[str, tuple[str, ...]]:
@@ -194,7 +194,7 @@ def true_of(state: State) -> dict[str, tuple[str, ...]]:
 def test_captions_name_objects_and_their_cells() -> None:
     rng = np.random.default_rng(5)
     for state in states(50, seed=6):
-        objects = {place: thing for place, thing in true_of(state).items() if thing != ("empty",)}
+        objects = {position: thing for position, thing in true_of(state).items() if thing != ("empty",)}
         assert told(caption(state, rng, max_cells=9)) == objects
         assert len(told(caption(state, rng, max_cells=2))) == 2
         assert told(caption(state, rng, range(9), max_cells=9)) == true_of(state)
@@ -258,7 +258,7 @@ def test_shift_and_noise_do_what_they_say() -> None:
 def test_documents_describe_the_second_image() -> None:
     rng = np.random.default_rng(14)
     documents = [sample_document(rng) for _ in range(200)]
-    firsts, seconds = (read_states(np.stack([document[place] for document in documents])) for place in (1, 3))
+    firsts, seconds = (read_states(np.stack([document[position] for document in documents])) for position in (1, 3))
     verbs = {"move", "put", "add", "place", "remove", "take", "make", "paint"}
     changed = 0
     for (_, _, words, _), first, second in zip(documents, firsts, seconds, strict=True):

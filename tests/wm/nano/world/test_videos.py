@@ -21,12 +21,12 @@ CENTRE = np.s_[:, :, MARGIN_PX : MARGIN_PX + SIDE_PX]
 
 def resting_states(clip: Clip) -> dict[int, State]:
     """Frames outside every action's window of at most 4 frames, and the state each must show."""
-    found = {}
+    result = {}
     for number, moment in enumerate(clip.moments):
         last = len(clip.moments) - 1
         end = clip.num_frames if number == last else clip.moments[number + 1].frame - 4
-        found |= dict.fromkeys(range(moment.frame, end + (number < last)), moment.state)
-    return found
+        result |= dict.fromkeys(range(moment.frame, end + (number < last)), moment.state)
+    return result
 
 
 def test_a_seed_gives_one_clip() -> None:
@@ -60,12 +60,12 @@ def test_frames_show_the_planned_states() -> None:
     for seed in range(12):
         clip = plan_clip(seed)
         frames = np.stack(list(clip.frames()))[CENTRE]
-        shown = read_states(frames)
+        displayed = read_states(frames)
         resting = resting_states(clip)
         assert len(resting) > 0.6 * clip.num_frames
-        assert [shown[frame] for frame in resting] == list(resting.values())
+        assert [displayed[frame] for frame in resting] == list(resting.values())
         for before, moment in zip(clip.moments, clip.moments[1:], strict=False):
-            assert shown[moment.frame] == moment.state and shown[moment.frame - 4] == before.state
+            assert displayed[moment.frame] == moment.state and displayed[moment.frame - 4] == before.state
             assert moment.action is not None
             assert action_is_right(frames[moment.frame - 4], frames[moment.frame], moment.action.text(seed % 2))
 
@@ -99,9 +99,9 @@ def test_a_video_codec_leaves_resting_frames_readable(tmp_path: Path, suffix: st
             assert stream.codec_context.name == {".mp4": "h264", ".avi": "mpeg4"}[suffix]
             frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(stream)])
         assert len(frames) == clip.num_frames
-        shown = read_states(frames[CENTRE])
+        displayed = read_states(frames[CENTRE])
         resting = resting_states(clip)
-        right += sum(shown[frame] == state for frame, state in resting.items())
+        right += sum(displayed[frame] == state for frame, state in resting.items())
         total += len(resting)
     assert right / total >= 0.95, f"{right} of {total}"
 
@@ -118,10 +118,10 @@ def test_clips_are_written_where_the_recipe_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".mp4", ".avi"])
 def test_a_failure_in_the_middle_leaves_no_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
     clip, path = plan_clip(0), tmp_path / "moving" / f"clip{suffix}"
-    whole = list(clip.frames())
+    complete = list(clip.frames())
 
     def half(_: Clip) -> object:
-        yield from whole[:20]
+        yield from complete[:20]
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Clip, "frames", half)

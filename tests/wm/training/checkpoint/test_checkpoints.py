@@ -131,32 +131,34 @@ def test_which_checkpoints_stay(
     tiny_base: Path, tmp_path: Path, values: dict[str, Any], is_running: bool, wanted: list[int]
 ) -> None:
     losses, preferences = [3.0, 1.0, 1.5, float("nan")], [0.9, 0.5, 0.4, 0.1]
-    found = [
+    result = [
         Checkpoint(f"step-{step}", {"step": step, "metrics": {"loss": loss, "preference": preference}})
         for step, (loss, preference) in enumerate(zip(losses, preferences, strict=True), 1)
     ]
-    kept = names_to_keep(found, recipe_of(tiny_base, tmp_path, tmp_path, **values), is_running=is_running)
-    assert kept == [f"step-{step}" for step in wanted]
+    remaining = names_to_keep(result, recipe_of(tiny_base, tmp_path, tmp_path, **values), is_running=is_running)
+    assert remaining == [f"step-{step}" for step in wanted]
 
 
 def test_any_range_is_read_from_whatever_files_hold_it(tmp_path: Path) -> None:
-    whole = {kind: torch.randn(10) for kind in ("weight", "exp_avg", "exp_avg_sq")}
+    values_by_kind = {kind: torch.randn(10) for kind in ("weight", "exp_avg", "exp_avg_sq")}
     contents = {}
     for file, (begin, end) in {"a": (0, 4), "b": (4, 5), "c": (5, 10)}.items():
-        part = Part("layer.weight", begin, {kind: values[begin:end] for kind, values in whole.items()})
+        part = Part("layer.weight", begin, {kind: values[begin:end] for kind, values in values_by_kind.items()})
         with (tmp_path / file).open("wb") as sink:
             tensors = {f"{kind}/{begin}/layer.weight": values for kind, values in part.values.items()}
             size = write_tensors(sink, tensors)
         assert size == (tmp_path / file).stat().st_size
-        assert torch.equal(load_file(tmp_path / file)[f"exp_avg/{begin}/layer.weight"], whole["exp_avg"][begin:end])
+        assert torch.equal(
+            load_file(tmp_path / file)[f"exp_avg/{begin}/layer.weight"], values_by_kind["exp_avg"][begin:end]
+        )
         contents[file] = contents_of([part])
     reader = StateReader(tmp_path, contents)
     for begin, end in ((0, 10), (3, 7), (4, 5), (9, 10)):
-        part = Part("layer.weight", begin, {kind: torch.zeros(end - begin) for kind in whole})
+        part = Part("layer.weight", begin, {kind: torch.zeros(end - begin) for kind in values_by_kind})
         reader.fill(part)
-        assert all(torch.equal(values, whole[kind][begin:end]) for kind, values in part.values.items())
+        assert all(torch.equal(values, values_by_kind[kind][begin:end]) for kind, values in part.values.items())
     with pytest.raises(InputError, match=r"lacks elements 8 to 12 of layer\.weight"):
-        reader.fill(Part("layer.weight", 8, {kind: torch.zeros(4) for kind in whole}))
+        reader.fill(Part("layer.weight", 8, {kind: torch.zeros(4) for kind in values_by_kind}))
 
 
 def test_a_run_resumes_from_checkpoints_in_an_object_store(
@@ -164,20 +166,20 @@ def test_a_run_resumes_from_checkpoints_in_an_object_store(
 ) -> None:
     with s3_server(monkeypatch) as client:
         client.create_bucket(Bucket="bucket")
-        place = "s3://bucket/run"
-        values = {"checkpoint": {"folder": place, "keep_last": 2}}
-        whole = recipe_of(tiny_base, triplets, tmp_path / "whole", **values)
-        assert fit(whole, HERE, digest="d").checkpoints["written"] == 4
-        store = CheckpointStore(place)
+        folder_uri = "s3://bucket/run"
+        values = {"checkpoint": {"folder": folder_uri, "keep_last": 2}}
+        uninterrupted = recipe_of(tiny_base, triplets, tmp_path / "whole", **values)
+        assert fit(uninterrupted, HERE, digest="d").checkpoints["written"] == 4
+        store = CheckpointStore(folder_uri)
         assert steps(store) == [6, 8]
         store.remove(store.checkpoints()[-1].name)
         again = recipe_of(tiny_base, triplets, tmp_path / "again", **values)
         shutil.copy(tmp_path / "whole" / METRICS, tmp_path / "again" / METRICS)
         assert fit(again, HERE, digest="d").resumed_at_step == 6
         assert losses(tmp_path / "again") == losses(tmp_path / "whole")
-        prune(recipe_of(tiny_base, triplets, tmp_path / "again", checkpoint={"folder": place, "keep_last": 1}))
-        listed = client.list_objects_v2(Bucket="bucket")["Contents"]
-        assert sorted(found["Key"].split("/")[1][:13] for found in listed if found["Size"]) == ["step-00000008"] * 2
+        prune(recipe_of(tiny_base, triplets, tmp_path / "again", checkpoint={"folder": folder_uri, "keep_last": 1}))
+        names = client.list_objects_v2(Bucket="bucket")["Contents"]
+        assert sorted(result["Key"].split("/")[1][:13] for result in names if result["Size"]) == ["step-00000008"] * 2
 
 
 def losses(out: Path) -> list[float]:
@@ -208,11 +210,11 @@ def test_a_full_disk_is_reported_the_last_checkpoint_stays(
     recipe = recipe_of(tiny_base, triplets, tmp_path / "out", checkpoint={"keep_last": 1})
     with full_from(monkeypatch, 4):
         summary = fit(recipe, HERE, digest="d")
-    told = summary.checkpoints["last_failure"]
-    assert "checkpoint of step 8 could not be written" in told and "No space left on device" in told
-    assert told.endswith("training continues, the last complete checkpoint is step 2") and "\n" not in told
+    text = summary.checkpoints["last_failure"]
+    assert "checkpoint of step 8 could not be written" in text and "No space left on device" in text
+    assert text.endswith("training continues, the last complete checkpoint is step 2") and "\n" not in text
     assert (summary.checkpoints["written"], summary.checkpoints["failed"]) == (1, 3)
-    assert (tmp_path / "out" / FAILED).read_text() == told + "\n" and told in caplog.text
+    assert (tmp_path / "out" / FAILED).read_text() == text + "\n" and text in caplog.text
     assert steps(CheckpointStore(str(tmp_path / "out" / "checkpoints"))) == [2]
     assert [path.name[:13] for path in (tmp_path / "out" / "checkpoints").iterdir() if path.is_dir()] == [
         "step-00000002"
@@ -233,18 +235,20 @@ def test_a_full_disk_is_reported_the_last_checkpoint_stays(
 def test_a_checkpoint_of_another_recipe_is_refused(
     *, tiny_base: Path, triplets: Path, tmp_path: Path, values: dict[str, Any], message: str
 ) -> None:
-    place = str(tmp_path / "place")
+    folder_uri = str(tmp_path / "place")
     fit(
-        recipe_of(tiny_base, triplets, tmp_path / "one", checkpoint={"folder": place, "keep_last": 1}, max_steps=2),
+        recipe_of(
+            tiny_base, triplets, tmp_path / "one", checkpoint={"folder": folder_uri, "keep_last": 1}, max_steps=2
+        ),
         HERE,
         digest="d",
     )
-    other = recipe_of(tiny_base, triplets, tmp_path / "two", checkpoint={"folder": place}, max_steps=2)
+    other = recipe_of(tiny_base, triplets, tmp_path / "two", checkpoint={"folder": folder_uri}, max_steps=2)
     if "limit" in values:
         values = {"triplets": [{"path": str(triplets), **values}]}
     other = TrainRecipe.parse(merge_tables(other.model_dump(), values), "test")
     with pytest.raises(
-        InputError, match=f"step-00000002-.* of {place} is of another recipe: {message}; choose"
+        InputError, match=f"step-00000002-.* of {folder_uri} is of another recipe: {message}; choose"
     ) as error:
         fit(other, HERE, digest="d")
     assert "\n" not in str(error.value)
@@ -258,9 +262,9 @@ def test_an_attempt_that_still_runs_elsewhere_writes_no_more(
     real = CheckpointStore.finish
 
     def finish(self: CheckpointStore, name: str, manifest: Any) -> Any:
-        found = real(self, name, manifest)
+        result = real(self, name, manifest)
         CheckpointStore(self.root_uri).claim("ffff")  # another attempt begins after our first checkpoint
-        return found
+        return result
 
     monkeypatch.setattr(CheckpointStore, "finish", finish)
     summary = fit(recipe, HERE, digest="d")

@@ -89,12 +89,12 @@ def test_a_batch_has_its_rows_in_the_requested_order(tiny_base: Path, tmp_path: 
     first, second = random_rows(tiny_base, 6, seed=1), random_rows(tiny_base, 6, seed=2)
     sources = [Source(path=str(write_triplets(rows, tmp_path / name))) for name, rows in (("a", first), ("b", second))]
     tokens = opened(tiny_base, tmp_path / "tokens", *sources)
-    whole = tokens.batch(np.arange(12))
+    batch = tokens.batch(np.arange(12))
     for rows in ([11, 0, 5, 6, 0], [7], [3, 2, 1]):
         index, length = np.array(rows), int(tokens.lengths(np.array(rows)).max())
-        for found, wanted in zip(tokens.batch(index), whole, strict=True):
-            assert torch.equal(found, wanted[index, :length])
-        assert tokens.num_completion_tokens(index) == int(whole[1][index].sum())
+        for result, wanted in zip(tokens.batch(index), batch, strict=True):
+            assert torch.equal(result, wanted[index, :length])
+        assert tokens.num_completion_tokens(index) == int(batch[1][index].sum())
         names = tokens.names(np.arange(12))
         assert tokens.names(index) == [names[row] for row in rows]
     assert tokens.source_of(np.arange(12)).tolist() == [0] * 6 + [1] * 6
@@ -134,8 +134,8 @@ def test_sources_keep_their_order_limit_and_selection(tiny_base: Path, tmp_path:
     first, second = random_rows(tiny_base, 10, seed=1), random_rows(tiny_base, 10, seed=2)
     write_triplets(first, tmp_path / "a" / "triplets")
     write_triplets(second, tmp_path / "b")
-    chosen = [row["triplet_id"] for row in second[:6]]
-    pq.write_table(pa.table({"triplet_id": chosen}), tmp_path / "selection.parquet")
+    selected = [row["triplet_id"] for row in second[:6]]
+    pq.write_table(pa.table({"triplet_id": selected}), tmp_path / "selection.parquet")
     sources = (
         Source(path=str(tmp_path / "a"), limit=4),
         Source(path=str(tmp_path / "b"), selection=str(tmp_path / "selection.parquet")),
@@ -143,22 +143,22 @@ def test_sources_keep_their_order_limit_and_selection(tiny_base: Path, tmp_path:
     tokens = opened(tiny_base, tmp_path / "tokens", *sources)
     limited = ids_of(tokens, 0)
     # The draw itself, which a run of an earlier version must find again.
-    drawn = np.random.default_rng([0, 0]).choice(10, 4, replace=False)
-    assert limited == [sorted(row["triplet_id"] for row in first)[place] for place in sorted(drawn)]
-    assert ids_of(tokens, 1) == sorted(chosen)
+    sampled = np.random.default_rng([0, 0]).choice(10, 4, replace=False)
+    assert limited == [sorted(row["triplet_id"] for row in first)[position] for position in sorted(sampled)]
+    assert ids_of(tokens, 1) == sorted(selected)
     assert ids_of(opened(tiny_base, tmp_path / "other", *sources), 0) == limited
     assert ids_of(opened(tiny_base, tmp_path / "tokens", *sources, seed=1), 0) != limited
 
 
 def test_many_files_of_small_row_groups_are_one_table(tiny_base: Path, tmp_path: Path) -> None:
     rows = random_rows(tiny_base, 23)
-    whole = opened(tiny_base, tmp_path / "1", Source(path=str(write_triplets(rows, tmp_path / "whole"))))
+    single = opened(tiny_base, tmp_path / "1", Source(path=str(write_triplets(rows, tmp_path / "whole"))))
     table = pq.read_table(tmp_path / "whole")
     for number in range(4):
         (tmp_path / "parts").mkdir(exist_ok=True)
         pq.write_table(table.slice(6 * number, 6), tmp_path / "parts" / f"{number}.parquet", row_group_size=2)
     parts = opened(tiny_base, tmp_path / "2", Source(path=str(tmp_path / "parts")))
-    for one, other in zip(whole.batch(np.arange(23)), parts.batch(np.arange(23)), strict=True):
+    for one, other in zip(single.batch(np.arange(23)), parts.batch(np.arange(23)), strict=True):
         assert torch.equal(one, other)
 
 
@@ -270,6 +270,6 @@ def test_a_codebook_above_65536_keeps_its_codes(tiny_base: Path, tmp_path: Path)
     pq.write_table(table.set_column(at, "source_codes", wide), tmp_path / "part.parquet")
     source = Source(path=str(tmp_path))
     codec = CodecShape(table.column("codec")[0].as_py(), 4, 1 << 17)
-    (piece,) = read_chunks(source, select_rows(source, np.random.default_rng(0)), codec)
-    assert piece.source_PN.dtype == np.uint32 and piece.source_PN.tolist() == wide.to_pylist()
+    (chunk,) = read_chunks(source, select_rows(source, np.random.default_rng(0)), codec)
+    assert chunk.source_PN.dtype == np.uint32 and chunk.source_PN.tolist() == wide.to_pylist()
     assert CodecShape("", 4, 32_768).code_type == CodecShape("", 4, 65_536).code_type == np.uint16

@@ -18,13 +18,13 @@ def test_an_epoch_shows_every_row_once_in_its_own_order() -> None:
 def test_mix_weights_repeat_and_thin_out_sources() -> None:
     order = SampleOrder([4, 10], [2.5, 0.5], seed=0)
     assert order.rows_per_epoch == 10 + 5
-    seen = []
+    observed = []
     for number in range(20):
         counts = np.bincount(order.epoch(number), minlength=14)
         assert counts[:4].sum() == 10 and set(counts[:4]) <= {2, 3}
         assert counts[4:].sum() == 5 and counts[4:].max() == 1
-        seen.append(tuple(np.flatnonzero(counts[4:])))
-    assert len(set(seen)) > 10, "each epoch draws another half"
+        observed.append(tuple(np.flatnonzero(counts[4:])))
+    assert len(set(observed)) > 10, "each epoch draws another half"
 
 
 def test_batches_follow_one_another_over_the_end_of_epochs() -> None:
@@ -63,8 +63,10 @@ SOURCES = st.lists(st.tuples(st.integers(1, 40), st.floats(0.1, 3.0)), min_size=
 def test_an_epoch_shows_each_row_mix_weight_times(sources: list[tuple[int, float]], seed: int, number: int) -> None:
     counts, weights = [count for count, _ in sources], [weight for _, weight in sources]
     order = SampleOrder(counts, weights, seed)
-    shown = np.bincount(order.epoch(number), minlength=sum(counts)) if order.rows_per_epoch else np.zeros(sum(counts))
-    for part, (count, weight) in zip(np.split(shown, np.cumsum(counts)[:-1]), sources, strict=True):
+    frequencies = (
+        np.bincount(order.epoch(number), minlength=sum(counts)) if order.rows_per_epoch else np.zeros(sum(counts))
+    )
+    for part, (count, weight) in zip(np.split(frequencies, np.cumsum(counts)[:-1]), sources, strict=True):
         assert part.sum() == round(weight * count)
         assert part.max() - part.min() <= 1
 

@@ -120,11 +120,11 @@ def test_of_several_workers_one_writes_the_cache(
     tiny_base: Path, triplets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Threads stand for processes: each opens the lock for itself."""
-    written = []
+    writes = []
     write = token_cache._write
 
     def slow(*args: object) -> None:
-        written.append(1)
+        writes.append(1)
         time.sleep(0.3)
         write(*args)  # type: ignore[arg-type]
 
@@ -137,7 +137,7 @@ def test_of_several_workers_one_writes_the_cache(
 
     with ThreadPoolExecutor(4) as pool:
         batches = list(pool.map(batch, range(4)))
-    assert len(written) == 1
+    assert len(writes) == 1
     assert all(torch.equal(one, other) for batch in batches for one, other in zip(batch, batches[0], strict=True))
 
 
@@ -148,10 +148,10 @@ def test_the_second_of_two_cache_writers_removes_its_own(
     root, source = tmp_path / "tokens", Source(path=str(triplets))
     first = opened(tiny_base, root, source).batch(np.arange(20))
     (name,) = folders(root)
-    written = token_cache._write_files
+    write_files = token_cache._write_files
 
     def late(aside: Path, *args: object) -> None:
-        written(aside, *args)  # type: ignore[arg-type]
+        write_files(aside, *args)  # type: ignore[arg-type]
         (tmp_path / "quicker").rename(root / name)
 
     shutil.move(root / name, tmp_path / "quicker")

@@ -53,10 +53,10 @@ def test_loss_and_gradients_equal_all_logits_in_double_precision(
     torch.testing.assert_close(nll_M, expected_nll_M.detach(), rtol=1e-12, atol=1e-13)
     wanted = [hidden_MH, head.weight if own is None else own_QH]
     # Times 3: what comes back through the loss must reach the gradients that the forward pass made.
-    for found, right in zip(
+    for result, right in zip(
         torch.autograd.grad(3 * loss, wanted), torch.autograd.grad(3 * expected, wanted), strict=True
     ):
-        torch.testing.assert_close(found, right, rtol=1e-11, atol=1e-13)
+        torch.testing.assert_close(result, right, rtol=1e-11, atol=1e-13)
 
 
 def test_logits_of_any_size_give_finite_losses(tiny_base: Path) -> None:
@@ -82,9 +82,9 @@ def by_tokens(vlm: Any, ids_BT: Tensor, is_completion_BT: Tensor, weight_BT: Ten
     total = torch.zeros((), dtype=torch.float64)
     for ids_T, learned_T, weight_T in zip(ids_BT, is_completion_BT, weight_BT, strict=True):
         logits_TV = vlm.head(vlm.body(ids_T[None]))[0]
-        for place in range(1, len(ids_T)):
-            if learned_T[place]:
-                total = total - weight_T[place] * torch.log_softmax(logits_TV[place - 1], 0)[ids_T[place]]
+        for position in range(1, len(ids_T)):
+            if learned_T[position]:
+                total = total - weight_T[position] * torch.log_softmax(logits_TV[position - 1], 0)[ids_T[position]]
     return total / is_completion_BT.sum()
 
 
@@ -110,8 +110,8 @@ def test_families_and_trained_rows_equal_equation_2(
     expected = by_tokens(vlm, ids_BT, is_completion_BT, weight_BT)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
     assert nll_M.shape == (int(is_completion_BT.sum()),)
-    for found, right in zip(torch.autograd.grad(loss, trained), torch.autograd.grad(expected, trained), strict=True):
-        torch.testing.assert_close(found, right, rtol=1e-9, atol=1e-13)
+    for result, right in zip(torch.autograd.grad(loss, trained), torch.autograd.grad(expected, trained), strict=True):
+        torch.testing.assert_close(result, right, rtol=1e-9, atol=1e-13)
 
 
 def test_a_head_under_an_adapter_is_called_and_not_read(tiny_base: Path) -> None:
@@ -156,6 +156,6 @@ def test_products_are_bfloat16_under_autocast_and_sums_are_not(tiny_base: Path) 
         loss, nll_M = weighted_nll(vlm, hidden_MH, target_M, weight_M)
     assert loss.dtype == nll_M.dtype == torch.float32
     torch.testing.assert_close(nll_M, expected_nll_M.detach(), rtol=0.02, atol=0.02)
-    (found,), (right,) = (torch.autograd.grad(value, hidden_MH) for value in (loss, expected))
-    assert found.dtype == torch.float32
-    assert (found - right).norm() < 0.01 * right.norm()
+    (result,), (right,) = (torch.autograd.grad(value, hidden_MH) for value in (loss, expected))
+    assert result.dtype == torch.float32
+    assert (result - right).norm() < 0.01 * right.norm()

@@ -89,8 +89,8 @@ def graded(
     torch.manual_seed(seed)
     loss = completion_loss(vlm, *batch, int(batch[1].sum()))
     loss.backward()
-    named = vlm.module.named_parameters()
-    return loss.detach(), {name: p.grad for name, p in named if p.requires_grad and p.grad is not None}
+    by_name = vlm.module.named_parameters()
+    return loss.detach(), {name: p.grad for name, p in by_name if p.requires_grad and p.grad is not None}
 
 
 def need_equal(ours: Any, theirs: Any, rtol: float = 1e-9, atol: float = 1e-12) -> None:
@@ -179,13 +179,13 @@ def test_checkpointing_changes_memory_and_nothing_else(tiny_base: Path, fast: bo
         if again:
             recompute_layers(vlm, True)
         batch = batch_of(vlm)
-        found = graded(vlm, batch)
-        kept = saved_bytes(lambda: completion_loss(vlm, *batch, 1), vlm.module)
-        return found, kept
+        result = graded(vlm, batch)
+        num_bytes = saved_bytes(lambda: completion_loss(vlm, *batch, 1), vlm.module)
+        return result, num_bytes
 
-    (kept, most), (again, less) = run(False), run(True)
+    (num_bytes, most), (again, less) = run(False), run(True)
     assert less < 0.4 * most
-    need_equal(again, kept, rtol=1e-12)
+    need_equal(again, num_bytes, rtol=1e-12)
 
 
 @pytest.mark.parametrize("mode", ["separate", "merged"])
@@ -210,11 +210,11 @@ def test_the_mean_over_dropout_is_that_of_peft(tiny_base: Path) -> None:
     )
     x = torch.randn(1, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     torch.manual_seed(0)
-    (found,) = project(x.expand(40_000, -1), None, [projection], one_mask=False, training=True)
+    (result,) = project(x.expand(40_000, -1), None, [projection], one_mask=False, training=True)
     expected = 2.0 * x @ projection.down_RI.T @ projection.up_OR.T
-    spread = found.std(0) / 200
-    assert (found.mean(0) - expected[0]).abs().max() < 5 * spread.max()
-    share = (found - expected).norm() / (expected.norm() * 200)
+    spread = result.std(0) / 200
+    assert (result.mean(0) - expected[0]).abs().max() < 5 * spread.max()
+    share = (result - expected).norm() / (expected.norm() * 200)
     layer.self_attn.q_proj.base_layer.weight.data.zero_()
     theirs = layer.self_attn.q_proj(x.expand(40_000, -1)).detach()
     assert share == pytest.approx(float((theirs - expected).norm() / (expected.norm() * 200)), rel=0.02)
@@ -235,16 +235,16 @@ def test_dropout_equals_autograd_with_the_masks_written_out(one_mask: bool) -> N
         return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
 
     torch.manual_seed(5)
-    ones = torch.ones(rows, width, dtype=torch.float64)
-    shown = project(ones, None, [identity(width, dropout)] * 3, one_mask=one_mask, training=True)
-    masks = [mask * (1 - dropout) for mask in shown]
+    x = torch.ones(rows, width, dtype=torch.float64)
+    results = project(x, None, [identity(width, dropout)] * 3, one_mask=one_mask, training=True)
+    masks = [mask * (1 - dropout) for mask in results]
     assert all(torch.equal(mask, mask.round()) and 0.1 < 1 - mask.mean() < 0.4 for mask in masks)
     assert torch.equal(masks[0], masks[1]) == one_mask
 
     x, norm = drawn(rows, width), Norm(drawn(width), 1e-6)
     layers = [Projection(drawn(4, width), drawn(4), drawn(2, width), drawn(4, 2), 1.5, dropout) for _ in masks]
     torch.manual_seed(5)
-    found = project(x, norm, layers, one_mask=one_mask, training=True)
+    result = project(x, norm, layers, one_mask=one_mask, training=True)
     unit = x / (x.square().mean(1, keepdim=True) + 1e-6).sqrt() * norm.weight_I
     expected = [
         unit @ layer.weight_OI.T + layer.bias_O + 1.5 * (unit * mask / (1 - dropout)) @ layer.down_RI.T @ layer.up_OR.T
@@ -254,10 +254,10 @@ def test_dropout_equals_autograd_with_the_masks_written_out(one_mask: bool) -> N
     for layer in layers:
         wanted += [layer.weight_OI, layer.bias_O, layer.down_RI, layer.up_OR]
     pull = [torch.randn(rows, 4, generator=generator, dtype=torch.float64) for _ in masks]
-    for ours, theirs in zip(found, expected, strict=True):
+    for ours, theirs in zip(result, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
     for ours, theirs in zip(
-        torch.autograd.grad(found, wanted, pull), torch.autograd.grad(expected, wanted, pull), strict=True
+        torch.autograd.grad(result, wanted, pull), torch.autograd.grad(expected, wanted, pull), strict=True
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
@@ -265,8 +265,8 @@ def test_dropout_equals_autograd_with_the_masks_written_out(one_mask: bool) -> N
 def test_without_training_nothing_is_dropped_nor_drawn() -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    ones = torch.ones(5, 4, dtype=torch.float64)
-    assert torch.equal(project(ones, None, [identity(4, 0.9)], one_mask=False, training=False)[0], ones)
+    x = torch.ones(5, 4, dtype=torch.float64)
+    assert torch.equal(project(x, None, [identity(4, 0.9)], one_mask=False, training=False)[0], x)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -312,12 +312,12 @@ def test_half_precision_is_as_near_to_double_as_peft_is(tiny_base: Path, precisi
 
 
 def test_a_step_keeps_less_than_half_of_what_peft_keeps(tiny_base: Path) -> None:
-    kept = {}
+    num_bytes = {}
     for fast in (True, False):
         vlm = model_of(tiny_base, Lora(r=2, fast=fast), torch.float32)
         batch = batch_of(vlm)
-        kept[fast] = saved_bytes(lambda vlm=vlm, batch=batch: vlm.body(batch[0]), vlm.module)
-    assert kept[True] < 0.5 * kept[False]
+        num_bytes[fast] = saved_bytes(lambda vlm=vlm, batch=batch: vlm.body(batch[0]), vlm.module)
+    assert num_bytes[True] < 0.5 * num_bytes[False]
 
 
 def test_what_is_saved_is_a_plain_peft_folder(tiny_base: Path, tmp_path: Path) -> None:

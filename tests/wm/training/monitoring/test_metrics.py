@@ -88,26 +88,26 @@ def test_losses_by_source_and_change_are_those_of_their_rows(tiny_base: Path, tr
             ids, is_completion, _ = tokens.batch(np.array([row]))
             with torch.no_grad():
                 logits = vlm.head(vlm.body(ids[:, :-1]))[0].double().log_softmax(-1)
-            places = is_completion[0, 1:].nonzero()[:, 0].tolist()
-            nll = [-float(logits[place, ids[0, place + 1]]) for place in places]
+            positions = is_completion[0, 1:].nonzero()[:, 0].tolist()
+            nll = [-float(logits[position, ids[0, position + 1]]) for position in positions]
             name = tokens.names(np.array([row]))[0]
             quarter = 1 + sum(mean_of_all[name] > edge for edge in edges)
             for key in (("people", "videos")[row >= 20], str(quarter)):
                 sums.setdefault(key, []).extend(nll)
-    told = lines[EVERY - 1]["loss_by_source"] | lines[EVERY - 1]["loss_by_change"]
-    assert set(told) == set(sums) and len(sums) == 2 + NUM_QUANTILES
+    means = lines[EVERY - 1]["loss_by_source"] | lines[EVERY - 1]["loss_by_change"]
+    assert set(means) == set(sums) and len(sums) == 2 + NUM_QUANTILES
     for key, values in sums.items():
-        assert told[key] == pytest.approx(np.mean(values), abs=2e-5), key
+        assert means[key] == pytest.approx(np.mean(values), abs=2e-5), key
 
 
 def change_of_all(recipe: TrainRecipe) -> dict[str, float]:
     import pyarrow.parquet as pq
 
-    found = {}
+    result = {}
     for source in recipe.triplets:
         for row in pq.read_table(Path(source.path) / "part.parquet", columns=["triplet_id", "change"]).to_pylist():
-            found[row["triplet_id"]] = float(np.mean(row["change"]))
-    return found
+            result[row["triplet_id"]] = float(np.mean(row["change"]))
+    return result
 
 
 def test_a_window_has_its_figures_in_its_last_line(trained: Any) -> None:
@@ -155,11 +155,11 @@ def test_an_inverse_model_has_no_recognition_weights(tiny_base: Path, triplets: 
 
 def test_after_a_resume_every_step_is_logged_once(tiny_base: Path, triplets: list[str], tmp_path: Path) -> None:
     recipe = recipe_of(tiny_base, triplets, tmp_path / "out")
-    whole = train(recipe)
+    uninterrupted = train(recipe)
     resumed = train(recipe)
-    told = read_events(tmp_path / "out" / "tensorboard").scalars["train/loss"]
-    assert [step for step, _ in told] == list(range(1, STEPS + 1))
-    assert [line["loss"] for line in resumed] == [line["loss"] for line in whole]
+    logged = read_events(tmp_path / "out" / "tensorboard").scalars["train/loss"]
+    assert [step for step, _ in logged] == list(range(1, STEPS + 1))
+    assert [line["loss"] for line in resumed] == [line["loss"] for line in uninterrupted]
 
 
 def test_without_trackers_no_event_file_is_written(tiny_base: Path, triplets: list[str], tmp_path: Path) -> None:
@@ -173,8 +173,8 @@ def test_a_tracker_whose_package_is_missing_is_named(
 ) -> None:
     import importlib.util
 
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == place else found(name))
+    result = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == place else result(name))
     recipe = recipe_of(tiny_base, triplets, tmp_path / "out", logging={"trackers": ["tensorboard", place]})
     with pytest.raises(InputError, match=f"logging.trackers = '{place}': the package {place} is not installed"):
         open_trackers(recipe, 0)
@@ -214,11 +214,11 @@ def test_wandb_has_the_figures(
 
 
 def test_a_tracker_that_fails_is_left_out_and_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    told: list[int] = []
+    text: list[int] = []
 
     class Whole:
         def log(self, step: int, values: Any) -> None:
-            told.append(step)
+            text.append(step)
 
     class Gone:
         def log(self, step: int, values: Any) -> None:
@@ -227,17 +227,17 @@ def test_a_tracker_that_fails_is_left_out_and_ends_nothing(caplog: pytest.LogCap
     trackers = Trackers([Gone(), Whole()])  # type: ignore[list-item]
     trackers.log(1, {"a": 1.0})
     trackers.log(2, {"a": 1.0})
-    assert told == [1, 2] and caplog.text.count("Gone is no longer logged to (ConnectionError: no server)") == 1
+    assert text == [1, 2] and caplog.text.count("Gone is no longer logged to (ConnectionError: no server)") == 1
 
 
 def test_histograms_count_from_edge_to_edge() -> None:
     values = np.array([0.0, 0.01, 0.5, 1.0, 1.99, 2.0, 200.0], np.float32)
-    found = Histogram.count(WEIGHT_EDGES, values)
-    wanted = [sum(low <= value < high for value in values) for low, high in itertools.pairwise(WEIGHT_EDGES)]
-    assert found.counts.tolist() == wanted and sum(wanted) == 7
-    again = Histogram.from_vector(WEIGHT_EDGES, found.to_vector() * 2)
+    result = Histogram.count(WEIGHT_EDGES, values)
+    expected = [sum(low <= value < high for value in values) for low, high in itertools.pairwise(WEIGHT_EDGES)]
+    assert result.counts.tolist() == expected and sum(expected) == 7
+    again = Histogram.from_vector(WEIGHT_EDGES, result.to_vector() * 2)
     assert again.total == pytest.approx(2 * values.sum()) and again.counts.sum() == 14
-    assert found.limits() == (0.0, 128.0)
+    assert result.limits() == (0.0, 128.0)
 
 
 @pytest.mark.parametrize("lora", [True, False])

@@ -81,7 +81,7 @@ SETTINGS = [
 @pytest.mark.parametrize(("precision", "lora", "micro_batch"), SETTINGS)
 def test_kept_activations_are_the_saved_tensors(tiny_base: Path, precision: str, lora: bool, micro_batch: int) -> None:
     recipe = recipe_of(tiny_base, precision=precision, lora={"enabled": lora}, micro_batch_size=micro_batch)
-    found, template = estimate(recipe)
+    result, template = estimate(recipe)
     vlm, saved = real_model(recipe), {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -92,9 +92,9 @@ def test_kept_activations_are_the_saved_tensors(tiny_base: Path, precision: str,
     ids_BT = real_batch(template, micro_batch)[0]
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         hidden = vlm.body(ids_BT[:, :-1])
-    counted = sum(places_of(tensor for place, tensor in saved.items() if place not in own).values())
+    counted = sum(places_of(tensor for position, tensor in saved.items() if position not in own).values())
     assert hidden.requires_grad
-    assert found.activations == pytest.approx(counted, rel=0.1)
+    assert result.activations == pytest.approx(counted, rel=0.1)
 
 
 @pytest.mark.parametrize(("precision", "lora", "micro_batch"), SETTINGS)
@@ -102,11 +102,11 @@ def test_the_peak_is_that_of_real_steps(
     tiny_base: Path, process: Executor, precision: str, lora: bool, micro_batch: int
 ) -> None:
     recipe = recipe_of(tiny_base, precision=precision, lora={"enabled": lora}, micro_batch_size=micro_batch)
-    found, template = estimate(recipe)
+    result, template = estimate(recipe)
     weights, optimizer, peak = least_peak(process, recipe, template, False)
-    assert found.weights + found.trained == pytest.approx(weights, rel=0.01)
-    assert found.optimizer == pytest.approx(optimizer, rel=0.01)
-    assert found.peak == pytest.approx(peak, rel=0.05)
+    assert result.weights + result.trained == pytest.approx(weights, rel=0.01)
+    assert result.optimizer == pytest.approx(optimizer, rel=0.01)
+    assert result.peak == pytest.approx(peak, rel=0.05)
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def profiled(recipe: TrainRecipe, template: Template, recomputes: bool) -> tuple
             stepper.step(step, [real_batch(template, recipe.rows_per_pass)] * recipe.accumulation_steps, 40.0)
             gc.collect()
     state = stepper._optimizer.state
-    moments = sum(tensor.nbytes for held in state.values() for tensor in held.values() if tensor.ndim)
+    moments = sum(tensor.nbytes for stored in state.values() for tensor in stored.values() if tensor.ndim)
     weights = sum(places_of(weights_of(stepper._vlm)).values())
     return weights, moments + sum(key.nbytes for key in state), peak_of(profiler)
 
@@ -153,14 +153,14 @@ def peak_of(profiler: Any) -> int:
             events.append((node.start_time_ns, node.extra_fields.ptr, node.extra_fields.alloc_size))
         elif node.name == "training":
             begin = node.start_time_ns
-    held: dict[int, int] = {}
+    stored: dict[int, int] = {}
     live = peak = 0
-    for time_ns, place, size in sorted(events, key=lambda event: event[0]):
+    for time_ns, position, size in sorted(events, key=lambda event: event[0]):
         if size < 0:
-            live -= held.pop(place, 0)  # 0: handed out before the profiler watched
+            live -= stored.pop(position, 0)  # 0: handed out before the profiler watched
         else:
-            live -= held.pop(place, 0)  # given back where the profiler did not watch
-            held[place] = size
+            live -= stored.pop(position, 0)  # given back where the profiler did not watch
+            stored[position] = size
             live += size
         peak = max(peak, live) if time_ns >= begin else 0
     assert begin
@@ -172,13 +172,13 @@ def test_layers_that_are_computed_again_keep_their_input_alone(tiny_base: Path, 
     recipe = recipe_of(
         tiny_base, micro_batch_size=8, lora={"enabled": lora}, resources={"gradient_checkpointing": True}
     )
-    kept, recomputed = (estimate(recipe, recomputes=word) for word in (False, True))
-    tokens, width, layers = 8 * (len(kept[1].ids_T) - 1), 32, 2
-    assert recomputed[0].peak < 0.9 * kept[0].peak
+    remaining, recomputed = (estimate(recipe, recomputes=word) for word in (False, True))
+    tokens, width, layers = 8 * (len(remaining[1].ids_T) - 1), 32, 2
+    assert recomputed[0].peak < 0.9 * remaining[0].peak
     inputs = layers * tokens * width * 4
     assert inputs <= recomputed[0].activations <= 2.5 * inputs  # the last norm's, the rotary angles and ids besides
-    found, template = recomputed
-    assert found.peak == pytest.approx(least_peak(process, recipe, template, True)[2], rel=0.05)
+    result, template = recomputed
+    assert result.peak == pytest.approx(least_peak(process, recipe, template, True)[2], rel=0.05)
 
 
 def test_stages_share_what_they_share(tiny_base: Path) -> None:
@@ -207,27 +207,27 @@ def test_seven_billion_by_hand(release: Path, tmp_path: Path) -> None:
         micro_batch_size=2,
         out=str(tmp_path),
     )
-    found, template = estimate(recipe)
+    result, template = estimate(recipe)
     width, mlp, layers, rank = 4096, 11008, 32, 16
     adapter = layers * rank * (4 * 2 * width + 3 * (width + mlp))
     matrices = layers * (4 * width * width + 3 * width * mlp) + 2 * VOCABULARY * width
-    assert found.trained == 2 * adapter
-    assert found.weights == pytest.approx(2 * matrices, rel=1e-3)
-    assert found.optimizer == 12 * adapter // 4
-    assert found.gradients == 2 * adapter
+    assert result.trained == 2 * adapter
+    assert result.weights == pytest.approx(2 * matrices, rel=1e-3)
+    assert result.optimizer == 12 * adapter // 4
+    assert result.gradients == 2 * adapter
     # Each layer keeps at least its input for either norm, queries, keys, values, gate and up, all in bfloat16.
     tokens = 2 * (len(template.ids_T) - 1)
-    assert found.activations > layers * tokens * 2 * (5 * width + 2 * mlp)
-    assert found.peak >= sum(
-        (found.weights, found.trained, found.optimizer, found.gradients, found.activations, found.logits)
+    assert result.activations > layers * tokens * 2 * (5 * width + 2 * mlp)
+    assert result.peak >= sum(
+        (result.weights, result.trained, result.optimizer, result.gradients, result.activations, result.logits)
     )
 
-    (line,) = memory_complaints(recipe, found)
-    assert f"needs {found.peak / GIB:.1f} GiB" in line and "room for 14.5 GiB" in line
+    (line,) = memory_complaints(recipe, result)
+    assert f"needs {result.peak / GIB:.1f} GiB" in line and "room for 14.5 GiB" in line
     assert "not even micro_batch_size = 1 would fit" in line
-    fits_one = recipe.with_resources(device_gib=(found.peak - 1 + RESERVED_BYTES) / GIB)
-    assert memory_complaints(fits_one, found)[0].endswith("micro_batch_size = 1 would fit")
-    assert memory_complaints(recipe.with_resources(device_gib=200), found) == []
+    fits_one = recipe.with_resources(device_gib=(result.peak - 1 + RESERVED_BYTES) / GIB)
+    assert memory_complaints(fits_one, result)[0].endswith("micro_batch_size = 1 would fit")
+    assert memory_complaints(recipe.with_resources(device_gib=200), result) == []
 
     codec = CodecShape("", 1024, NUM_CODES)
     assert disk_complaints(recipe, codec, [1000], adapter) == []

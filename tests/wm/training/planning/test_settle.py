@@ -34,15 +34,15 @@ def recipe_of(base: Path, **values: Any) -> TrainRecipe:
     ],
 )
 def test_settings_left_at_auto_are_offered(tiny_base: Path, values: dict[str, Any], offered: Any) -> None:
-    asked = []
+    requested = []
 
     def choose(choices: Any) -> tuple[int, bool]:
-        asked.extend(choices)
+        requested.extend(choices)
         return choices[-1]  # type: ignore[no-any-return]
 
-    found = settled(recipe_of(tiny_base, **values), choose)
-    assert asked == offered
-    assert (found.resources.zero_stage, found.resources.gradient_checkpointing) == (
+    result = settled(recipe_of(tiny_base, **values), choose)
+    assert requested == offered
+    assert (result.resources.zero_stage, result.resources.gradient_checkpointing) == (
         offered[-1] if offered else (2, False)
     )
 
@@ -65,8 +65,8 @@ def test_chooser_returns_the_first_that_fits_else_the_leanest(tiny_base: Path, m
         return StepMemory(0, 0, 0, 0, 0, 0, 0, peak=peaks[stage, recomputes])
 
     monkeypatch.setattr("wm.training.planning.settle.step_memory", step_memory)
-    for usable, wanted in ((100, (1, False)), (95, (2, False)), (60, (1, True)), (55, (2, True)), (49, (3, True))):
-        assert chooser(recipe, vlm, facts, usable)(tuple(peaks)) == wanted
+    for usable, expected in ((100, (1, False)), (95, (2, False)), (60, (1, True)), (55, (2, True)), (49, (3, True))):
+        assert chooser(recipe, vlm, facts, usable)(tuple(peaks)) == expected
     assert chooser(recipe, vlm, facts, 7)(tuple(peaks)) == (3, True)
     assert chooser(recipe, vlm, facts, None)(tuple(peaks)) == (1, False)
 
