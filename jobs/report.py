@@ -18,6 +18,8 @@ FILE = "report.html"
 
 
 class ReportRecipe(Recipe):
+    """Which run, and what is said about it."""
+
     run: InputPath
     """Folder of the run, with its stages' folders below it."""
     out: OutputPath
@@ -32,7 +34,18 @@ class ReportRecipe(Recipe):
 
 
 def run(recipe: ReportRecipe, *, dry_run: bool = False) -> dict[str, Any]:
-    """Render and write ``out/report.html``; returns the record that ``run.json`` holds."""
+    """Render and write ``out/report.html``.
+
+    Args:
+        recipe: Which run.
+        dry_run: Report the number of stages only.
+
+    Returns:
+        The record that ``run.json`` holds; empty on a dry run and where the report is up to date.
+
+    Raises:
+        InputError: On a folder without a finished stage, or with a damaged file.
+    """
     findings = read_findings(recipe.run)
     inputs = {f"stage {stage.name}": digest_of(stage.folder) for stage in findings.stages}
     job = Run(recipe.out, "report", recipe, inputs)
@@ -53,6 +66,7 @@ def run(recipe: ReportRecipe, *, dry_run: bool = False) -> dict[str, Any]:
 
 
 def main() -> int:
+    """Run the command line; return its exit status."""
     return cli.main(ReportRecipe, run, name="report", description=__doc__ or "")
 
 

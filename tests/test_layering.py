@@ -21,6 +21,7 @@ BASE = {
     "recipe_fields",
     "records",
     "runs",
+    "templates",
     "words",
 }
 """Modules directly in ``wm``, and ``wm/files``: every room may import them, they import no room (only each other)."""

@@ -133,7 +133,7 @@ def test_what_this_machine_has_not_is_told_at_once(
         assert "use_gpu = true asks for 2 GPUs; torch finds 0" in refused("train", *train, "resources.use_gpu=true")
         assert "asks for 1 GPUs; torch finds 0" in refused("annotate", *annotate, "gpus_per_annotator=1.0")
         assert "device = 'cuda'" in refused(
-            "evaluate", f"triplets={triplets}", f"base={tiny_base}", "out=o", "device=cuda"
+            "evaluate", f"triplets={triplets}", f"base={tiny_base}", "out=o", "resources.device=cuda"
         )
     assert not (here / "o").exists()
 

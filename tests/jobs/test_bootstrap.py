@@ -38,7 +38,7 @@ def recipe(out: Path, **changes: Any) -> BootstrapRecipe:
         "evaluate": {
             "judge": "oracle",
             "seeds": [0],
-            "num_candidates": [1, 2],
+            "search": {"num_candidates": [1, 2]},
             "limit": 4,
             "max_new_tokens": 6,
             "examples": 2,

@@ -7,11 +7,12 @@ import pytest
 from jobs import report
 from jobs.report import ReportRecipe
 from wm.errors import InputError
-from wm.evaluation.metrics.stats import figure
+from wm.evaluation.metrics.stats import build_figure
 from wm.evaluation.report.charts import Line, line_chart, nice_ticks, thin_out
-from wm.evaluation.report.claims import Labels, difference, judge_claims
-from wm.evaluation.report.figures import curves
-from wm.evaluation.report.page import heat_uri
+from wm.evaluation.report.claims import Labels, judge_claims
+from wm.evaluation.report.differences import compare_figures
+from wm.evaluation.report.figures import draw_curves
+from wm.evaluation.report.images import heat_uri
 from wm.images import encode_png
 
 NASTY = "move <script>alert('x')</script> & \"cup\""
@@ -19,7 +20,7 @@ NASTY = "move <script>alert('x')</script> & \"cup\""
 
 def fig(values, low=None, high=None):
     """Values of training seeds 0, 1, …"""
-    one = figure({seed: [value] for seed, value in enumerate(values)}).to_dict()
+    one = build_figure({seed: [value] for seed, value in enumerate(values)})
     return one | {"ci_low": low, "ci_high": high}
 
 
@@ -125,7 +126,7 @@ def render(root, out, **more):
 def test_stands_alone_and_escapes(run_folder, tmp_path):
     html = render(run_folder, tmp_path / "out", notes={"asymmetry": "because <i>so</i>"})
     assert not re.search(r"https?:|src=\"(?!data:)|href=\"(?!#)|url\(|@import|<script|<link", html)
-    assert "move &lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt; &amp; &quot;cup&quot;" in html
+    assert "move &lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; &amp; &#34;cup&#34;" in html
     for text in (
         "&lt;img src=x&gt;",
         "too &lt;short&gt;",
@@ -198,30 +199,32 @@ def test_without_a_judge_distances_decide():
 
 
 def test_difference_is_paired_by_training_seed():
-    paired = difference(fig([0.5, 0.7, 0.9]), fig([0.4, 0.6, 0.7]))
+    paired = compare_figures(fig([0.5, 0.7, 0.9]), fig([0.4, 0.6, 0.7]))
     assert paired.mean == pytest.approx(0.4 / 3)
     assert paired.spread == pytest.approx(4.302653 * np.std([0.1, 0.1, 0.2], ddof=1) / np.sqrt(3))
-    single = difference(fig([0.5], low=0.4, high=0.6), fig([0.2], low=0.16, high=0.24))
+    single = compare_figures(fig([0.5], low=0.4, high=0.6), fig([0.2], low=0.16, high=0.24))
     assert (single.mean, single.spread) == (pytest.approx(0.3), pytest.approx(np.hypot(0.1, 0.04)))
 
 
 def test_a_difference_without_any_spread_is_not_measured():
     """One value each: no spread is known, which is not a spread of 0."""
-    lone = difference(fig([0.5]), fig([0.2]))
+    lone = compare_figures(fig([0.5]), fig([0.2]))
     assert (lone.mean, lone.spread, lone.verdict()) == (pytest.approx(0.3), None, "not measured")
-    half = difference(fig([0.5], low=0.4, high=0.6), fig([0.2]))
+    half = compare_figures(fig([0.5], low=0.4, high=0.6), fig([0.2]))
     assert (half.spread, half.verdict()) == (None, "not measured")
     assert "spread unknown" in lone.text()
-    seeds = figure({0: [0.5, 0.7]}).to_dict()  # sampling seeds of one run
-    assert difference(seeds, seeds).spread == pytest.approx(np.sqrt(2) * 12.7062 * np.std([0.5, 0.7], ddof=1) / 2**0.5)
+    seeds = build_figure({0: [0.5, 0.7]})  # sampling seeds of one run
+    assert compare_figures(seeds, seeds).spread == pytest.approx(
+        np.sqrt(2) * 12.7062 * np.std([0.5, 0.7], ddof=1) / 2**0.5
+    )
 
 
 def test_a_difference_goes_by_items_where_they_are_paired():
     by_item = {"mean": 0.3, "ci_low": 0.28, "ci_high": 0.32, "items": 40}
     first, second = fig([0.5], low=0.4, high=0.6), fig([0.2], low=0.16, high=0.24)
-    paired = difference(first, second, by_item)
+    paired = compare_figures(first, second, by_item)
     assert paired.spread == pytest.approx(0.02) and "40 paired items" in paired.basis
-    seeds = difference(fig([0.5, 0.7]), fig([0.4, 0.7]), by_item)  # the seeds differ more than the items
+    seeds = compare_figures(fig([0.5, 0.7]), fig([0.4, 0.7]), by_item)  # the seeds differ more than the items
     assert seeds.spread == pytest.approx(12.7062 * 0.05, rel=1e-4) and "2 paired training seeds" in seeds.basis
 
 
@@ -229,9 +232,9 @@ def test_one_value_draws_no_band():
     """A curve whose figures have one value each has no spread to draw; with two it has."""
     rows = [fdm_row("A", "idm", k, l1=fig([0.3 - k / 100])) for k in (1, 8)]
     rows += [fdm_row("A", "oracle", 8, l1=fig([0.1]))]
-    assert "<polygon" not in curves({"fdm": rows}, ["l1"])
+    assert "<polygon" not in draw_curves(rows, ["l1"])[0]
     rows = [fdm_row("A", "idm", k, l1=fig([0.3, 0.2])) for k in (1, 8)] + rows[2:]
-    assert "<polygon" in curves({"fdm": rows}, ["l1"])
+    assert "<polygon" in draw_curves(rows, ["l1"])[0]
 
 
 def test_charts():
@@ -248,5 +251,5 @@ def test_charts():
 
 
 def test_heat_of_a_square_and_of_nothing():
-    assert heat_uri(np.array([0.0, 1.0, 2.0, 4.0])).startswith("data:image/png;base64,")
-    assert heat_uri(np.zeros(4)) == heat_uri(np.zeros(9))
+    assert heat_uri([0.0, 1.0, 2.0, 4.0]).startswith("data:image/png;base64,")
+    assert heat_uri([0.0] * 4) == heat_uri([0.0] * 9) == heat_uri([])

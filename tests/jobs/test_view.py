@@ -12,7 +12,7 @@ from wm.errors import OtherRunError
 
 
 def recipe(tmp_path: Path, **changes: Any) -> ViewRecipe:
-    values = {"triplets": str(tmp_path / "data"), "out": str(tmp_path / "view"), "picture_px": 32}
+    values = {"triplets": str(tmp_path / "data"), "out": str(tmp_path / "view"), "image_px": 32}
     return ViewRecipe(**(values | changes))
 
 
@@ -64,7 +64,7 @@ def test_a_killed_run_leaves_no_page_and_goes_on(tmp_path: Path, monkeypatch: py
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("wm.viewer.build.details", fail)
+        patch.setattr("wm.viewer.build.build_details", fail)
         with pytest.raises(KeyboardInterrupt):
             run(recipe(tmp_path))
     assert sorted(path.name for path in (tmp_path / "view").iterdir()) == ["run.unfinished.json"]

@@ -7,43 +7,55 @@ replayed in the same rotations (its first N candidates), so that both see the sa
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from wm.dynamics.settings import Search
 from wm.dynamics.stopping import is_enough, rounds
-from wm.evaluation.metrics.images import Bank
-from wm.evaluation.metrics.stats import Floats, figure
-from wm.evaluation.tables import TOPS
-
-Places = npt.NDArray[np.int64]
+from wm.evaluation.bank import Bank
+from wm.evaluation.metrics.images import Codes
+from wm.evaluation.metrics.stats import Floats
+from wm.evaluation.rows import AdaptiveRow
+from wm.evaluation.tables import BankKey, Samples, average_runs, summarise_runs
 
 
 @dataclass(frozen=True)
 class Replay:
-    """Means over rotations. ``draws`` (B,); ``metrics``: name → (B,)."""
+    """Means over rotations: ``num_candidates`` used (B,), and ``metrics`` of the chosen one, name → (B,)."""
 
-    draws: Floats
+    num_candidates: Floats
     metrics: dict[str, Floats]
 
 
 def replay_fixed(bank: Bank, count: int) -> Replay:
-    """Choose the verifier's best of the first ``count`` candidates of each rotation; the bank must be verified."""
-    items, total = bank.codes.shape[:2]
-    stops_BK = np.full((items, total), count)
-    return _replay(bank, stops_BK)
+    """Choose the verifier's best of the first candidates of each rotation.
+
+    Args:
+        bank: Verified candidates.
+        count: How many of them.
+
+    Returns:
+        The replay.
+    """
+    return _replay(bank, np.full(bank.codes.shape[:2], count))
 
 
 def replay_adaptive(bank: Bank, min_gain_nats: float, min_candidates: int) -> Replay:
-    """Choose among the candidates up to where the rule stops, the bank's K being the budget."""
+    """Choose among the candidates up to where the rule stops, the bank's K being the budget.
+
+    Args:
+        bank: Verified candidates.
+        min_gain_nats: The rule stops when another candidate is expected to gain no more, nats an action token.
+        min_candidates: Candidates of the first round.
+
+    Returns:
+        The replay.
+    """
     assert bank.verifier is not None and bank.action_tokens is not None
     items, total = bank.codes.shape[:2]
-    ends = [
-        round_.stop
-        for round_ in rounds(Search(num_candidates=total, min_gain_nats=min_gain_nats, min_candidates=min_candidates))
-    ]
+    search = Search(num_candidates=total, min_gain_nats=min_gain_nats, min_candidates=min_candidates)
+    ends = [round_.stop for round_ in rounds(search)]
     mean_BK = bank.verifier / bank.action_tokens[:, None]
     allowed_BK = bank.allowed
     stops_BK = np.empty((items, total), dtype=np.int64)
@@ -64,14 +76,15 @@ def _can_stop(order: Sequence[int], mean_K: Floats, allowed_K: npt.NDArray[np.bo
     return is_enough(len(order), float(max(fine)) if fine else None, min_gain_nats)
 
 
-def _replay(bank: Bank, stops_BK: Places) -> Replay:
-    """``stops_BK``: after how many draws the rotation that begins at each candidate stops."""
-    assert bank.ranking is not None
+def _replay(bank: Bank, stops_BK: Codes) -> Replay:
+    """Choose in every rotation; ``stops_BK``: after how many candidates the one that begins at each of them stops."""
+    ranking_BK = bank.ranking
+    assert ranking_BK is not None
     total = stops_BK.shape[1]
     chosen_BK = np.empty_like(stops_BK)
     for first in range(total):
         order = (first + np.arange(total)) % total
-        rotated_BK = bank.ranking[:, order].copy()
+        rotated_BK = ranking_BK[:, order].copy()
         # Beyond the stop nothing was sampled.
         rotated_BK[np.arange(total)[None, :] >= stops_BK[:, first, None]] = -np.inf
         chosen_BK[:, first] = order[rotated_BK.argmax(axis=1)]
@@ -82,37 +95,36 @@ def _replay(bank: Bank, stops_BK: Places) -> Replay:
 
 
 def adaptive_rows(
-    banks: Mapping[tuple[str, int, int], Bank], min_gains_nats: Sequence[float], min_candidates: int
-) -> list[dict[str, Any]]:
+    banks: Mapping[BankKey, Bank], min_gains_nats: Sequence[float], min_candidates: int
+) -> list[AdaptiveRow]:
     """Build rows for ``tables.json``: of each label fixed N from 1 to K, then each minimum gain, falling.
 
-    Each has ``metrics``, ``draws`` among them, and ``margin``: the minimum gain, None for fixed N. Rows of a minimum
-    gain have ``fixed``: what fixed N gives for as many draws on average, between whole numbers in a straight line, by
-    metric. Banks without a verifier are left out.
+    Args:
+        banks: The candidates; those without a verifier are left out.
+        min_gains_nats: Minimum gains of the rule, nats an action token.
+        min_candidates: Candidates of its first round.
+
+    Returns:
+        The rows; ``fixed`` of a minimum gain is between whole numbers of candidates in a straight line.
     """
     verified = {
         key: bank for key, bank in banks.items() if bank.verifier is not None and bank.action_tokens is not None
     }
-    rows: list[dict[str, Any]] = []
+    rows: list[AdaptiveRow] = []
     for label in dict.fromkeys(label for label, _, _ in verified):
         own = {key: bank for key, bank in verified.items() if key[0] == label}
-        total = next(iter(own.values())).codes.shape[1]
-        fixed = [_build_row(label, None, {key: replay_fixed(bank, count) for key, bank in own.items()})
-                 for count in range(1, total + 1)]  # fmt: skip
+        counts = range(1, next(iter(own.values())).codes.shape[1] + 1)
+        fixed = [
+            _build_row(label, None, {key: replay_fixed(bank, count) for key, bank in own.items()}) for count in counts
+        ]
         rows += fixed
-        for min_gain_nats in sorted(min_gains_nats, reverse=True) if total > 1 else []:
-            row = _build_row(
-                label,
-                min_gain_nats,
-                {key: replay_adaptive(bank, min_gain_nats, min_candidates) for key, bank in own.items()},
-            )
+        # With one candidate there is nothing to adapt.
+        for min_gain_nats in sorted(min_gains_nats, reverse=True) if len(counts) > 1 else []:
+            replays = {key: replay_adaptive(bank, min_gain_nats, min_candidates) for key, bank in own.items()}
+            row = _build_row(label, min_gain_nats, replays)
             count_mean = row["metrics"]["draws"]["mean"]
             row["fixed"] = {
-                name: float(
-                    np.interp(
-                        count_mean, range(1, total + 1), [fixed_row["metrics"][name]["mean"] for fixed_row in fixed]
-                    )
-                )
+                name: float(np.interp(count_mean, counts, [other["metrics"][name]["mean"] for other in fixed]))
                 for name in row["metrics"]
                 if name != "draws"
             }
@@ -120,19 +132,10 @@ def adaptive_rows(
     return rows
 
 
-def _build_row(
-    label: str, min_gain_nats: float | None, replays: Mapping[tuple[str, int, int], Replay]
-) -> dict[str, Any]:
-    values: dict[str, dict[int, list[Floats]]] = {}
+def _build_row(label: str, min_gain_nats: float | None, replays: Mapping[BankKey, Replay]) -> AdaptiveRow:
+    samples: Samples = {}
     for (_, run, _), replay in replays.items():
-        for name, of_items in {"draws": replay.draws, **replay.metrics}.items():
-            values.setdefault(name, {}).setdefault(run, []).append(of_items)
-    figures = {
-        name: figure(
-            {run: [float(seed.mean()) for seed in seeds] for run, seeds in runs.items()},
-            np.mean([np.mean(seeds, axis=0) for seeds in runs.values()], axis=0),
-            top=TOPS.get(name),
-        ).to_dict()
-        for name, runs in values.items()
-    }
+        for name, values_B in {"draws": replay.num_candidates, **replay.metrics}.items():
+            samples.setdefault(name, {}).setdefault(run, []).append(values_B)
+    figures = {name: summarise_runs(name, runs, average_runs(runs)) for name, runs in samples.items()}
     return {"label": label, "margin": min_gain_nats, "metrics": figures}

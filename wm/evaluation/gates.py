@@ -4,22 +4,20 @@ No image is decoded. Training does so every so many steps, :mod:`jobs.gate` to c
 the one before.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
 
 from wm.dynamics import sample_observations
-from wm.dynamics.fdm import score_observations
-from wm.dynamics.idm import score_actions
 from wm.errors import InputError
 from wm.evaluation.heldout import SubsetColumn, spread_rows
 from wm.evaluation.metrics.stats import Floats
-from wm.evaluation.probe import Likelihoods, Preference, probe
-from wm.models import UnifiedVLM
+from wm.evaluation.probe import Preference, probe
+from wm.evaluation.scorers import fdm_scorer, idm_scorer
+from wm.models import ImageCodec, UnifiedVLM
 from wm.records import read_table
 from wm.sampling import Decoder, Sampling
 
@@ -31,8 +29,9 @@ COLLAPSED_COPIES = 0.5
 
 @dataclass(frozen=True)
 class GateSet:
-    """B held-out triplets as codes int64 (B, N), with their ids."""
+    """B held-out triplets as codes."""
 
+    # Codes are int64, (B, N).
     source_BN: torch.Tensor  # noqa: N815
     target_BN: torch.Tensor  # noqa: N815
     actions: list[str]
@@ -45,20 +44,14 @@ class GateSet:
 
 @dataclass(frozen=True)
 class Gate:
-    """Figures of one model.
+    """Figures of one model; the shares are of an FDM's greedy predictions, None of an IDM."""
 
-    ``nats_B``: of each triplet the negative log-likelihood of its completion in nats a token (an IDM's action, an FDM's
-    target image). ``preference``: kind of negative → comparison. Of an FDM, by its greedy predictions:
-    ``unchanged_share``: mean share of image tokens it leaves as they are; ``copies``: share of predictions that leave
-    all of them, among triplets whose target differs from the source (None if there is none);
-    ``true_unchanged_share``: of the true targets.
-    """
-
+    # Of each triplet the negative log-likelihood of its completion, nats a token: an IDM's action, an FDM's target.
     nats_B: Floats  # noqa: N815
-    preference: dict[str, Preference]
-    unchanged_share: float | None = None
-    copies: float | None = None
-    true_unchanged_share: float | None = None
+    preference: dict[str, Preference]  # kind of negative → comparison
+    unchanged_share: float | None = None  # mean share of image tokens left as they are
+    copies: float | None = None  # share of predictions that leave all, among triplets whose target differs
+    true_unchanged_share: float | None = None  # of the true targets
 
     @property
     def has_collapsed(self) -> bool:
@@ -79,26 +72,14 @@ class Gate:
         return float(np.mean([preference.share for preference in self.preference.values()]))
 
 
-class Coded(Protocol):
-    """A codec, or a model that reads its codes."""
-
-    @property
-    def codec_id(self) -> str:
-        """Return the hash of the codec."""
-        ...
-
-    @property
-    def tokens_per_image(self) -> int:
-        """Return the number of codes of an image."""
-        ...
-
-
-def read_gate_set(folder: str | Path, vlm: Coded, *, limit: int = 0, subset: SubsetColumn = "dataset") -> GateSet:
+def read_gate_set(
+    folder: str | Path, reader: ImageCodec | UnifiedVLM, *, limit: int = 0, subset: SubsetColumn = "dataset"
+) -> GateSet:
     """Read triplets as codes.
 
     Args:
         folder: Folder of triplets, or of a stage that has them below ``triplets``.
-        vlm: A model or codec whose codes the triplets must have.
+        reader: A model or codec whose codes the triplets must have.
         limit: Use so many triplets, spread evenly over the set; 0: all.
         subset: Column that separates subsets.
 
@@ -114,10 +95,10 @@ def read_gate_set(folder: str | Path, vlm: Coded, *, limit: int = 0, subset: Sub
         raise InputError(f"no triplet in {folder}")
     rows = table.take(spread_rows(table.num_rows, limit or None)).to_pylist()
     for row in rows:
-        if row["codec"] != vlm.codec_id or len(row["source_codes"] or ()) != vlm.tokens_per_image:
+        if row["codec"] != reader.codec_id or len(row["source_codes"] or ()) != reader.tokens_per_image:
             raise InputError(
-                f"{folder} holds codes of codec {row['codec']}, the model reads codec {vlm.codec_id}; make them with "
-                "jobs.ingest and the model's codec"
+                f"{folder} holds codes of codec {row['codec']}, the model reads codec {reader.codec_id}; make them "
+                "with jobs.ingest and the model's codec"
             )
     source_BN, target_BN = (torch.tensor([row[name] for row in rows]) for name in ("source_codes", "target_codes"))
     return GateSet(
@@ -146,15 +127,7 @@ def gate(vlm: UnifiedVLM, role: Role, held_out: GateSet, *, batch_size: int | No
     # One decoder for all questions: its buffers and graphs are reused.
     decoder = Decoder(vlm)
 
-    def scorer(source_BN: torch.Tensor, target_BN: torch.Tensor, actions: Sequence[str]) -> Likelihoods:
-        if role == "fdm":
-            sums = score_observations(vlm, source_BN, actions, target_BN, batch_size=batch_size, decoder=decoder)
-            return Likelihoods(np.array(sums), np.full(len(actions), float(target_BN.shape[1])))
-        scored = score_actions(vlm, source_BN, target_BN, actions, batch_size=batch_size, decoder=decoder)
-        return Likelihoods(
-            np.array([action.logprob for action in scored]), np.array([float(action.num_tokens) for action in scored])
-        )
-
+    scorer = (fdm_scorer if role == "fdm" else idm_scorer)(vlm, batch_size=batch_size, decoder=decoder)
     source_BN, target_BN = held_out.source_BN, held_out.target_BN
     truth = scorer(source_BN, target_BN, held_out.actions)
     preference = probe(scorer, source_BN, target_BN, held_out.actions, held_out.subsets, ids=held_out.ids, seed=seed)

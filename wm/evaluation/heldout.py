@@ -20,17 +20,16 @@ _COLUMNS = ("triplet_id", "source_image", "target_image", "codec", "source_codes
 
 @dataclass(frozen=True)
 class HeldOut:
-    """B triplets. Pixels uint8 (B, side, side, 3); codes int64 (B, N); ``change``: raw squared L2 distances
-    between the features of source and target at each token, (B, N)."""
+    """B triplets with their images."""
 
     ids: list[str]
     actions: list[str]
     subsets: list[str]
-    source_pixels: Pixels
+    source_pixels: Pixels  # uint8, (B, side, side, 3)
     target_pixels: Pixels
-    source_codes: torch.Tensor
+    source_codes: torch.Tensor  # int64, (B, N)
     target_codes: torch.Tensor
-    change: Floats
+    change: Floats  # squared L2 distance between the features of source and target at each token, raw, (B, N)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -61,13 +60,14 @@ def read_held_out(
     if not table.num_rows:
         raise InputError(f"no triplet in {folder}")
     rows = table.take(spread_rows(table.num_rows, limit)).to_pylist()
+    # 1. Images at the codec's size.
     sides = []
     for name in ("source_image", "target_image"):
         images = [
             decode_image(row[name]["bytes"], f"{name} of triplet {row['triplet_id']} in {folder}") for row in rows
         ]
         sides.append(np.stack([fit_square(pixels, codec.side_px) for pixels in images]))
-    # All or none: change weights of two codecs would not compare.
+    # 2. Codes and change weights. All stored or none: those of two codecs would not compare.
     ready = all(row["codec"] == codec.codec_id and row["change"] is not None for row in rows)
     source_BN, target_BN, change_BN = _stack_codes(rows, codec, folder) if ready else _encode(codec, *sides)
     return HeldOut(
@@ -83,7 +83,15 @@ def read_held_out(
 
 
 def spread_rows(total: int, limit: int | None) -> list[int]:
-    """List row numbers, all of them or ``limit`` evenly spaced ones: sets are often sorted by subset."""
+    """Choose rows of a set, which is often sorted by subset.
+
+    Args:
+        total: Rows of the set.
+        limit: How many to choose; None: all.
+
+    Returns:
+        Row numbers, evenly spaced.
+    """
     if limit is None or limit >= total:
         return list(range(total))
     return [int(row * total / limit) for row in range(limit)]

@@ -28,10 +28,10 @@ Indices = npt.NDArray[np.int64]
 
 
 class Likelihoods(NamedTuple):
-    """Sum of log-probabilities in nats and number of completion tokens, each of shape (B,)."""
+    """Log-likelihoods of B completions."""
 
-    sums: Floats
-    tokens: Floats
+    sums: Floats  # sum of log-probabilities in nats, (B,)
+    tokens: Floats  # number of completion tokens, (B,)
 
 
 Scorer: TypeAlias = Callable[[torch.Tensor, torch.Tensor, Sequence[str]], Likelihoods]
@@ -41,18 +41,13 @@ log p(target | source, action) of an FDM."""
 
 @dataclass(frozen=True)
 class Preference:
-    """Reference against one kind of negative.
+    """Reference against one kind of negative."""
 
-    ``share``: of the pairs, how many have the likelier reference, ties counting half; ``share_per_token``
-    compares means over tokens instead of sums (they differ only where a random action has another length);
-    ``pearson_r`` of the two log-likelihoods, None if undefined; ``pairs``: how many; ``ties``: of those.
-    """
-
-    share: float
-    share_per_token: float
-    pearson_r: float | None
+    share: float  # of the pairs, how many have the likelier reference, ties counting half
+    share_per_token: float  # the same for means over tokens: differs where a random action has another length
+    pearson_r: float | None  # of the two log-likelihoods; None if undefined
     pairs: int
-    ties: int
+    ties: int  # number of ties among the pairs
 
 
 def probe(
@@ -88,8 +83,7 @@ def probe(
     Raises:
         InputError: On lengths that differ.
     """
-    rows = len(actions)
-    names = [str(row) for row in range(rows)] if ids is None else ids
+    rows, names = len(actions), [str(row) for row in range(len(actions))] if ids is None else ids
     if not rows or any(len(column) != rows for column in (source_BN, target_BN, subsets, names)):
         raise InputError(
             f"the probe needs as many sources, targets, actions and subsets and at least one; "
@@ -106,22 +100,25 @@ def probe(
     # 3. Compare with each kind, on the rows that have a negative of it.
     results = {}
     for kind in NEGATIVES:
-        picks = {"random_action": other_action, "random_observation": other_target}.get(kind)
-        pairs = np.arange(rows) if picks is None else np.flatnonzero(picks >= 0)
-        if not len(pairs):
-            continue
-        source, target, texts = source_BN[pairs], target_BN[pairs], [actions[int(row)] for row in pairs]
-        if kind == "random_action":
-            texts = [actions[int(other_action[row])] for row in pairs]
-        elif kind == "random_observation":
-            target = target_BN[other_target[pairs]]
-        elif kind == "copy":
-            target = source
-        else:
-            source, target = target, source
-        negative = scorer(source, target, texts)
-        results[kind] = _compare(Likelihoods(reference.sums[pairs], reference.tokens[pairs]), negative)
+        picks = {"random_action": other_action, "random_observation": other_target}.get(kind, np.arange(rows))
+        pairs = np.flatnonzero(picks >= 0)
+        if len(pairs):
+            negative = scorer(*_build_negatives(kind, source_BN, target_BN, actions, pairs, picks[pairs]))
+            results[kind] = _compare(Likelihoods(reference.sums[pairs], reference.tokens[pairs]), negative)
     return results
+
+
+def _build_negatives(
+    kind: str, source_BN: torch.Tensor, target_BN: torch.Tensor, actions: Sequence[str], pairs: Indices, picks: Indices
+) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+    """Build the negatives of the rows ``pairs``; ``picks``: the row from which each takes its action or target."""
+    source, target = source_BN[pairs], target_BN[picks if kind == "random_observation" else pairs]
+    texts = [actions[int(row)] for row in (picks if kind == "random_action" else pairs)]
+    if kind == "copy":
+        target = source
+    elif kind == "inverse":
+        source, target = target, source
+    return source, target, texts
 
 
 def pick_others(values: Sequence[object], subsets: Sequence[str], ids: Sequence[str], *, seed: int) -> Indices:

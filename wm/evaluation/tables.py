@@ -4,21 +4,30 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 
-from wm.evaluation.metrics.images import Bank
-from wm.evaluation.metrics.stats import Figure, Floats, figure, mean_interval
+from wm.evaluation.bank import Bank
+from wm.evaluation.metrics.stats import Floats, build_figure, mean_interval
 from wm.evaluation.metrics.text import TextReport
 from wm.evaluation.probe import NEGATIVES, NO_NEGATIVE, Preference
+from wm.evaluation.rows import (
+    Choice,
+    DifferenceRow,
+    Figure,
+    ForwardRow,
+    InverseRow,
+    ItemDifference,
+    MeasuredTables,
+    ProbeRow,
+)
 from wm.evaluation.verification import verification_curve
 
-Choice = tuple[str, str, int]
-"""(label, choice, k) of a row."""
-Key = tuple[str, int, int]
+BankKey: TypeAlias = tuple[str, int, int]
 """(label, training seed, sampling seed)."""
-NO_RUN = 0
+_NO_RUN = 0
+"""Training seed of references, which nothing trained."""
 TOPS = {
     "final": 10.0,
     "editing_success": 10.0,
@@ -33,7 +42,7 @@ COMPARED = ("final", "editing_success", "minimal_editing", "right", "copied", "l
 PROPOSED = "propose"
 """``choice`` of an inverse model's greedy action among :func:`difference_rows`."""
 
-Samples = Mapping[str, Mapping[int, list[Floats]]]
+Samples: TypeAlias = dict[str, dict[int, list[Floats]]]
 """Metric → training seed → one (B,) a sampling seed."""
 
 
@@ -45,8 +54,8 @@ class Collected:
     ks: Sequence[int]
     references: dict[str, dict[str, Floats]] = field(default_factory=dict)
     """label (Copy, …) → metric → (B,)."""
-    banks: dict[Key, Bank] = field(default_factory=dict)
-    greedy: dict[Key, Bank] = field(default_factory=dict)
+    banks: dict[BankKey, Bank] = field(default_factory=dict)
+    greedy: dict[BankKey, Bank] = field(default_factory=dict)
     idm: dict[tuple[str, int], tuple[dict[str, float], dict[str, Floats]]] = field(default_factory=dict)
     """(label, training seed) → (figures of the set, figures of each item)."""
     texts: dict[tuple[str, int], TextReport] = field(default_factory=dict)
@@ -55,11 +64,8 @@ class Collected:
     """(role, label, training seed) → kind of negative → preference."""
 
 
-def build_tables(collected: Collected) -> dict[str, Any]:
-    """Build ``fdm``, ``idm``, ``probe``, ``absent``, ``differences``, ``items``, ``k`` and ``subsets``, ready for JSON.
-
-    ``absent``: comparisons of the probe that cannot be made, with the reason.
-    """
+def build_tables(collected: Collected) -> MeasuredTables:
+    """Build the tables, ready for JSON."""
     return {
         "items": len(collected.subsets),
         "k": list(collected.ks),
@@ -77,24 +83,24 @@ def build_tables(collected: Collected) -> dict[str, Any]:
     }
 
 
-def fdm_rows(collected: Collected) -> list[dict[str, Any]]:
-    """Build one row a label, choice and k. ``choice``: ``none`` (references), ``greedy``, ``idm`` or ``oracle``.
-
-    At k = 1 nothing is chosen: the row averages all candidates.
-    """
+def fdm_rows(collected: Collected) -> list[ForwardRow]:
+    """Build one row a label, choice and k. At k = 1 nothing is chosen: the row averages all candidates."""
     rows = []
     for label, metrics in collected.references.items():
-        samples: Samples = {name: {NO_RUN: [values]} for name, values in metrics.items()}
+        samples: Samples = {name: {_NO_RUN: [values]} for name, values in metrics.items()}
         rows.append(_build_row(label, "none", 1, samples, collected.subsets, over="items"))
     gathered = _gather_samples(collected)
-    for label, choice, k in sorted(gathered, key=lambda key: _sort_key(key, list(gathered))):
+    labels = list(dict.fromkeys(label for label, _, _ in gathered))
+    # A label stays together: greedy, then verified by k, then the oracle by k.
+    order = ("greedy", "idm", "oracle")
+    for label, choice, k in sorted(gathered, key=lambda key: (labels.index(key[0]), order.index(key[1]), key[2])):
         rows.append(_build_row(label, choice, k, gathered[label, choice, k], collected.subsets, over="sampling seeds"))
     return rows
 
 
-def _gather_samples(collected: Collected) -> dict[Choice, dict[str, dict[int, list[Floats]]]]:
+def _gather_samples(collected: Collected) -> dict[Choice, Samples]:
     """Sort the figures of each item by label, choice and k."""
-    gathered: dict[Choice, dict[str, dict[int, list[Floats]]]] = {}
+    gathered: dict[Choice, Samples] = {}
     for (label, run, _), bank in collected.banks.items():
         distinct = np.array([len({tuple(codes) for codes in item.tolist()}) for item in bank.codes])
         for (choice, k), metrics in verification_curve(bank.metrics, bank.ranking, bank.best, collected.ks).items():
@@ -106,7 +112,7 @@ def _gather_samples(collected: Collected) -> dict[Choice, dict[str, dict[int, li
     return gathered
 
 
-def difference_rows(collected: Collected) -> list[dict[str, Any]]:
+def difference_rows(collected: Collected) -> list[DifferenceRow]:
     """Compare predictions triplet by triplet: whatever makes a triplet hard or lucky for both cancels.
 
     Compared are the labels with each other (greedy, and the inverse model's choice at k = 1 and at the largest k), each
@@ -134,22 +140,20 @@ def difference_rows(collected: Collected) -> list[dict[str, Any]]:
             of_label = values.setdefault((label, PROPOSED, 1), {"right": {}})
             of_label["right"][run] = by_item["state_equivalent"]
     top = max(collected.ks)
-    rows = []
+    rows: list[DifferenceRow] = []
     for first, second in combinations(values, 2):
         same_choice = first[1:] == second[1:] and first[2] in (1, top)
         by_k = first[0] == second[0] and first[1] == second[1] and (first[2], second[2]) == (1, top)
         crossed = PROPOSED in (first[1], second[1]) and second[2] == first[2] == 1
         if same_choice or by_k or crossed:
-            rows += [
-                {"metric": name, "first": list(first), "second": list(second)}
-                | _compare_items(runs, values[second][name])
-                for name, runs in values[first].items()
-                if name in values[second]
-            ]
+            for name, runs in values[first].items():
+                if name in values[second]:
+                    gap = _compare_items(runs, values[second][name])
+                    rows.append(DifferenceRow(metric=name, first=list(first), second=list(second), **gap))
     return rows
 
 
-def _compare_items(first: Mapping[int, Floats], second: Mapping[int, Floats]) -> dict[str, Any]:
+def _compare_items(first: Mapping[int, Floats], second: Mapping[int, Floats]) -> ItemDifference:
     """Compare two (B,) a training seed item by item."""
     # Runs of the same training seed share data order and start, which their difference cancels.
     common = sorted(set(first) & set(second))
@@ -158,32 +162,28 @@ def _compare_items(first: Mapping[int, Floats], second: Mapping[int, Floats]) ->
         np.mean([of_run[run] for run in seeds], axis=0) for of_run, seeds in zip((first, second), runs, strict=True)
     )
     low, high = mean_interval(first_B - second_B)
-    facts = {"mean": float((first_B - second_B).mean()), "ci_low": low, "ci_high": high, "items": len(first_B)}
-    return facts | {"runs": runs}
+    return {
+        "mean": float((first_B - second_B).mean()),
+        "ci_low": low,
+        "ci_high": high,
+        "items": len(first_B),
+        "runs": runs,
+    }
 
 
-def _sort_key(key: Choice, keys: Sequence[Choice]) -> tuple[int, int, int]:
-    """Return the sort key of a row: a label stays together, greedy, then verified by k, then the oracle by k."""
-    label, choice, k = key
-    labels = [name for name, _, _ in keys]
-    return labels.index(label), ("greedy", "idm", "oracle").index(choice), k
-
-
-def idm_rows(collected: Collected) -> list[dict[str, Any]]:
-    """Build one row a label: text metrics, and ``state_equivalent`` where a world can check actions.
-
-    ``notes``: metric → by which tokens it was computed; ``absent``: metric → why it cannot be had.
-    """
+def idm_rows(collected: Collected) -> list[InverseRow]:
+    """Build one row a label: text metrics, and ``state_equivalent`` where a world can check actions."""
     by_label: dict[str, dict[int, tuple[dict[str, float], dict[str, Floats]]]] = defaultdict(dict)
     for (label, run), figures_and_items in collected.idm.items():
         by_label[label][run] = figures_and_items
-    rows = []
+    rows: list[InverseRow] = []
     for label, runs in by_label.items():
+        figures: dict[str, Figure] = {}
+        # A metric that one of the runs lacks has no mean over runs.
         names = next(iter(runs.values()))[0]
-        figures = {}
         for name in [name for name in names if all(name in of_set for of_set, _ in runs.values())]:
             items = [by_item[name] for _, by_item in runs.values() if name in by_item]
-            figures[name] = figure(
+            figures[name] = build_figure(
                 {run: [of_set[name]] for run, (of_set, _) in runs.items()},
                 np.mean(items, axis=0) if items else None,
                 over="one greedy answer",
@@ -191,21 +191,22 @@ def idm_rows(collected: Collected) -> list[dict[str, Any]]:
             )
         texts = [report for (name, _), report in sorted(collected.texts.items()) if name == label]
         notes, absent = ({**texts[0].notes}, {**texts[0].absent}) if texts else ({}, {})
-        rows.append({"label": label, "metrics": _to_dicts(figures), "notes": notes, "absent": absent})
+        rows.append({"label": label, "metrics": figures, "notes": notes, "absent": absent})
     return rows
 
 
-def probe_rows(collected: Collected) -> list[dict[str, Any]]:
+def probe_rows(collected: Collected) -> list[ProbeRow]:
     """Build one row a role, label and kind of negative."""
     gathered: dict[tuple[str, str, str], dict[int, Preference]] = defaultdict(dict)
     for (role, label, run), kinds in collected.probes.items():
         for kind, preference in kinds.items():
             gathered[role, label, kind][run] = preference
-    order = {kind: index for index, kind in enumerate(NEGATIVES)}
-    rows = []
-    for (role, label, kind), runs in sorted(gathered.items(), key=lambda item: order[item[0][2]]):
+    rows: list[ProbeRow] = []
+    for (role, label, kind), runs in sorted(gathered.items(), key=lambda item: NEGATIVES.index(item[0][2])):
         figures = {
-            name: figure({run: [float(getattr(preference, name))] for run, preference in runs.items()}, over="one run")
+            name: build_figure(
+                {run: [float(getattr(preference, name))] for run, preference in runs.items()}, over="one run"
+            )
             for name in ("share", "share_per_token", "pearson_r")
             if all(getattr(preference, name) is not None for preference in runs.values())
         }
@@ -217,54 +218,56 @@ def probe_rows(collected: Collected) -> list[dict[str, Any]]:
                 "negative": kind,
                 "pairs": first_preference.pairs,
                 "ties": {str(run): preference.ties for run, preference in runs.items()},
-                "metrics": _to_dicts(figures),
+                "metrics": figures,
             }
         )
     return rows
 
 
-def _gather(
-    gathered: dict[Choice, dict[str, dict[int, list[Floats]]]],
-    key: Choice,
-    run: int,
-    metrics: Mapping[str, Floats],
-) -> None:
+def _gather(gathered: dict[Choice, Samples], key: Choice, run: int, metrics: Mapping[str, Floats]) -> None:
     of_key = gathered.setdefault(key, {})
     for name, values in metrics.items():
         of_key.setdefault(name, {}).setdefault(run, []).append(values)
 
 
-def _build_row(
-    label: str,
-    choice: str,
-    k: int,
-    samples: Samples,
-    subsets: Sequence[str],
-    *,
-    over: str,
-) -> dict[str, Any]:
-    """Make the row of one choice of one label."""
+def _build_row(label: str, choice: str, k: int, samples: Samples, subsets: Sequence[str], *, over: str) -> ForwardRow:
+    """Build the row of one choice of one label."""
     figures: dict[str, Figure] = {}
     by_subset: dict[str, dict[str, float]] = defaultdict(dict)
     members = {name: np.array([subset == name for subset in subsets]) for name in sorted(set(subsets))}
     for metric, runs in samples.items():
-        items = np.mean([np.mean(seeds, axis=0) for seeds in runs.values()], axis=0)
-        figures[metric] = figure(
-            {run: [float(values.mean()) for values in seeds] for run, seeds in runs.items()},
-            items,
-            over=over,
-            top=TOPS.get(metric),
-        )
-        for name, inside in members.items():
-            by_subset[name][metric] = float(items[inside].mean())
+        values_B = average_runs(runs)
+        figures[metric] = summarise_runs(metric, runs, values_B, over=over)
+        for name, inside_B in members.items():
+            by_subset[name][metric] = float(values_B[inside_B].mean())
     return {
         "label": label,
         "choice": choice,
         "k": k,
-        "metrics": _to_dicts(figures),
+        "metrics": figures,
         "by_subset": dict(by_subset) if len(members) > 1 else {},
     }
 
 
-def _to_dicts(figures: Mapping[str, Figure]) -> dict[str, Any]:
-    return {name: value.to_dict() for name, value in figures.items()}
+def average_runs(runs: Mapping[int, Sequence[Floats]]) -> Floats:
+    """Average each item over the seeds of every training run, then over the runs: (B,)."""
+    values_B: Floats = np.mean([np.mean(seeds, axis=0) for seeds in runs.values()], axis=0)
+    return values_B
+
+
+def summarise_runs(
+    metric: str, runs: Mapping[int, Sequence[Floats]], values_B: Floats, *, over: str = "sampling seeds"
+) -> Figure:
+    """Summarise a metric.
+
+    Args:
+        metric: Its name, which says whether it has bounds.
+        runs: Training seed → one (B,) a sampling seed.
+        values_B: Their mean, as :func:`average_runs` gives it.
+        over: What the values of one run are.
+
+    Returns:
+        The figure.
+    """
+    means = {run: [float(seed_B.mean()) for seed_B in seeds] for run, seeds in runs.items()}
+    return build_figure(means, values_B, over=over, top=TOPS.get(metric))

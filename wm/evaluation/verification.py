@@ -39,7 +39,16 @@ def best_in_groups(score_BK: Floats, k: int) -> npt.NDArray[np.int64]:
 
 
 def chosen_values(metric_BK: Floats, score_BK: Floats, k: int) -> Floats:
-    """Return the metric of the candidate chosen by ``score_BK`` at this k, averaged over groups: shape (B,)."""
+    """Return the metric of the chosen candidates.
+
+    Args:
+        metric_BK: Metric of each candidate.
+        score_BK: What the choice maximises.
+        k: Candidates of a group.
+
+    Returns:
+        The mean over the groups, (B,).
+    """
     index_BG = best_in_groups(score_BK, k)
     values: Floats = np.take_along_axis(metric_BK, index_BG, axis=1).mean(axis=1)
     return values
@@ -48,10 +57,17 @@ def chosen_values(metric_BK: Floats, score_BK: Floats, k: int) -> Floats:
 def verification_curve(
     metrics: Mapping[str, Floats], verifier_BK: Floats | None, best_BK: Floats, ks: Sequence[int]
 ) -> dict[tuple[str, int], dict[str, Floats]]:
-    """Compute (choice, k) → metric → value of each item (B,), for each choice and each k.
+    """Compute the metrics of the chosen candidates at several k.
 
-    ``metrics``: name → (B, K). Choices: ``idm`` by ``verifier_BK`` (left out if None, except k = 1, where
-    there is nothing to choose) and, for each k above 1, ``oracle`` by ``best_BK``; higher is better in both.
+    Args:
+        metrics: Name → (B, K).
+        verifier_BK: What the choice ``idm`` maximises; without it that choice is left out, except at k = 1, where
+            there is nothing to choose.
+        best_BK: What the choice ``oracle`` maximises, which is given for each k above 1.
+        ks: Numbers of candidates to choose among.
+
+    Returns:
+        (choice, k) → metric → value of each item, (B,).
     """
     curve = {}
     for k in ks:

@@ -6,12 +6,17 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from wm.images import decode_image
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.gridspec import SubplotSpec
 
 COLOURS = ("#1667c7", "#c2560c", "#14804a")
 _WIDTH_IN, _CURVE_IN, _TITLES_IN = 12.0, 2.6, 0.6
@@ -20,23 +25,25 @@ _DPI = 100
 
 @dataclass(frozen=True)
 class Choice:
-    """What a rule chose of a clip. ``frames``: indices in time order. ``images``: their PNG bytes, or none where
-    there are fewer than two."""
+    """What a rule chose of a clip."""
 
     rule: str
-    frames: Sequence[int]
-    images: Sequence[bytes]
+    frames: Sequence[int]  # indices in time order
+    images: Sequence[bytes]  # their PNG bytes, or none where there are fewer than two
 
 
 def draw_curve(
-    path: Path,
-    title: str,
-    times_s: npt.NDArray[np.float64],
-    motion: npt.NDArray[np.float32],
-    choices: Sequence[Choice],
+    path: Path, title: str, times_s: npt.NDArray[np.float64], motion: npt.NDArray[np.float32], choices: Sequence[Choice]
 ) -> None:
-    """Write a PNG: motion (px/frame) over time (seconds of the file's clock), the key-frames of each choice as
-    marks, and below it a strip of frames for each choice. Written aside, then renamed."""
+    """Draw a motion curve with the key-frames of each choice as marks, and below it a strip of frames for each choice.
+
+    Args:
+        path: PNG to write, completely or not at all.
+        title: Text above the curve.
+        times_s: Seconds of the file's clock, (T,).
+        motion: px/frame, (T,).
+        choices: At most as many as :data:`COLOURS`.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -64,7 +71,7 @@ def draw_curve(
 
 
 def _draw_motion(
-    axes: Any,
+    axes: "Axes",
     title: str,
     times_s: npt.NDArray[np.float64],
     motion: npt.NDArray[np.float32],
@@ -74,9 +81,11 @@ def _draw_motion(
     top = float(motion.max()) or 1.0
     for number, choice in enumerate(choices):
         frames = list(choice.frames)
-        marker: dict[str, Any] = {"marker": "ov^"[number], "s": 60 - 24 * number, "zorder": 3 + number}
-        name = f"{choice.rule} ({len(frames)})"
-        axes.scatter(times_s[frames], motion[frames], color=COLOURS[number], label=name, **marker)
+        # Marks of a later rule are smaller and above, so that those of an earlier one show behind them.
+        axes.scatter(
+            times_s[frames], motion[frames], color=COLOURS[number], label=f"{choice.rule} ({len(frames)})",
+            marker="ov^"[number], s=60 - 24 * number, zorder=3 + number,
+        )  # fmt: skip
         axes.vlines(times_s[frames], 0, motion[frames], color=COLOURS[number], linewidth=0.8, alpha=0.6)
     axes.set_title(title, fontsize=10, loc="left", parse_math=False)
     axes.set_xlabel("time (s)", fontsize=9)
@@ -96,7 +105,7 @@ def _strip_height_in(choice: Choice, cell_in: float) -> float:
 
 
 def _draw_strip(
-    figure: Any, cells: Sequence[Any], times_s: npt.NDArray[np.float64], choice: Choice, colour: str
+    figure: "Figure", cells: Sequence["SubplotSpec"], times_s: npt.NDArray[np.float64], choice: Choice, colour: str
 ) -> None:
     for position, cell in enumerate(cells):
         axes = figure.add_subplot(cell)

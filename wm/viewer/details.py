@@ -1,56 +1,76 @@
 """Convert rows to the data of the page: the columns of all rows, and the details of a block."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TypeAlias
 
-from wm.viewer.rows import Row
-from wm.viewer.scripts import change_map, column, curve, rounded
+from wm.viewer.rows import ClipCells, IndexRow, Row, TripletCells
+from wm.viewer.scripts import encode_change, encode_column, encode_curve, round_finite
 
-INDEX_COLUMNS = [
-    "triplet_id", "action", "class_label", "origin", "reader", "license", "video_uri", "source_time_s", "target_time_s",
-    "motion", "action_logprob", "action_tokens",
-]  # fmt: skip
-"""What cards and filters need of a triplet."""
+Fact: TypeAlias = tuple[str, str | None]
+"""A label and its value; None is not shown."""
 
 _PAIR_FACTS = {
     "difference": "difference of frames", "cut": "cut score", "luma": "lower luma", "sharpness": "lower sharpness",
 }  # fmt: skip
 
 
-def score(row: Mapping[str, Any]) -> float | None:
-    """Compute the mean log-likelihood per action token, in nats; None without a likelihood."""
-    logprob, tokens = row["action_logprob"], row["action_tokens"]
-    return rounded(logprob / tokens, 6) if logprob is not None and tokens else None
+def to_index_row(triplet: TripletCells) -> IndexRow:
+    """Return the part of a triplet that the page holds for every row."""
+    return IndexRow(
+        triplet_id=triplet["triplet_id"],
+        action=triplet["action"],
+        class_label=triplet["class_label"],
+        origin=triplet["origin"],
+        reader=triplet["reader"],
+        license=triplet["license"],
+        video_uri=triplet["video_uri"],
+        source_time_s=triplet["source_time_s"],
+        target_time_s=triplet["target_time_s"],
+        motion=triplet["motion"],
+        action_logprob=triplet["action_logprob"],
+        action_tokens=triplet["action_tokens"],
+    )
 
 
-def index_columns(
-    rows: Sequence[Mapping[str, Any]], sizes: Sequence[tuple[int, int, int, int]], order: Mapping[str, int]
-) -> dict[str, Any]:
-    """Columns of all rows, short names; those of few different values as :func:`wm.viewer.scripts.column`."""
+def build_index(
+    rows: Sequence[IndexRow], sizes: Sequence[tuple[int, int, int, int]], order: Mapping[str | None, int]
+) -> dict[str, object]:
+    """Build the columns of all rows; those of few different values as :func:`wm.viewer.scripts.encode_column`.
 
-    def texts(name: str) -> list[str]:
-        return [row[name] or "" for row in rows]
+    Args:
+        rows: The triplets.
+        sizes: Width and height of each source and target, px.
+        order: Triplet id → its turn in the selection.
 
+    Returns:
+        Columns by their names on the page.
+    """
     return {
-        "id": texts("triplet_id"),
-        "action": texts("action"),
-        "class": column(texts("class_label")),
-        "origin": column(texts("origin")),
-        "reader": column(texts("reader")),
-        "license": column(texts("license")),
-        "uri": column(texts("video_uri")),
-        "sizes": column(list(sizes)),
-        "source_time": [rounded(row["source_time_s"], 3) for row in rows],
-        "target_time": [rounded(row["target_time_s"], 3) for row in rows],
-        "motion": [rounded(row["motion"], 3) for row in rows],
-        "score": [score(row) for row in rows],
+        "id": [row["triplet_id"] or "" for row in rows],
+        "action": [row["action"] or "" for row in rows],
+        "class": encode_column([row["class_label"] or "" for row in rows]),
+        "origin": encode_column([row["origin"] or "" for row in rows]),
+        "reader": encode_column([row["reader"] or "" for row in rows]),
+        "license": encode_column([row["license"] or "" for row in rows]),
+        "uri": encode_column([row["video_uri"] or "" for row in rows]),
+        "sizes": encode_column(sizes),
+        "source_time": [round_finite(row["source_time_s"], 3) for row in rows],
+        "target_time": [round_finite(row["target_time_s"], 3) for row in rows],
+        "motion": [round_finite(row["motion"], 3) for row in rows],
+        "score": [_compute_score(row) for row in rows],
         "order": [order.get(row["triplet_id"]) for row in rows],
     }
 
 
-def details(block: Sequence[Row]) -> dict[str, Any]:
+def _compute_score(row: IndexRow) -> float | None:
+    """Compute the mean log-likelihood per action token, in nats; None without a likelihood."""
+    logprob, tokens = row["action_logprob"], row["action_tokens"]
+    return round_finite(logprob / tokens, 6) if logprob is not None and tokens else None
+
+
+def build_details(block: Sequence[Row]) -> dict[str, object]:
     """Build the details of a block: ``rows`` with one entry a row, ``clips`` with each of their clips once."""
-    clips: list[dict[str, Any]] = []
+    clips: list[dict[str, object]] = []
     numbers: dict[int, int] = {}
     rows = []
     for row in block:
@@ -59,46 +79,49 @@ def details(block: Sequence[Row]) -> dict[str, Any]:
             # Rows of one video share its curve, which is the largest thing in a block.
             if id(row.clip) not in numbers:
                 numbers[id(row.clip)] = len(clips)
-                clips.append(_clip(row.clip))
+                clips.append(_build_clip(row.clip))
             clip_number = numbers[id(row.clip)]
-        rows.append(_detail(row) | {"clip": clip_number})
+        rows.append(_build_detail(row) | {"clip": clip_number})
     return {"rows": rows, "clips": clips}
 
 
-def _clip(clip: Mapping[str, Any]) -> dict[str, Any]:
-    times_s = [rounded(time_s, 3) for time_s in clip["times_s"] or []]
-    return curve(clip["motion"]) | {"keyframes": clip["keyframes"], "times_s": times_s}
+def _build_clip(clip: ClipCells) -> dict[str, object]:
+    times_s = [round_finite(time_s, 3) for time_s in clip["times_s"] or []]
+    return {**encode_curve(clip["motion"] or []), "keyframes": clip["keyframes"], "times_s": times_s}
 
 
-def _detail(row: Row) -> dict[str, Any]:
+def _build_detail(row: Row) -> dict[str, object]:
     triplet = row.triplet
-    change = change_map(triplet["change"])
+    change = encode_change(triplet["change"])
     tokens = len(triplet["change"] or [])
     return {
         "source_frame": triplet["source_frame"],
         "target_frame": triplet["target_frame"],
-        "logprob": rounded(triplet["action_logprob"], 6),
+        "logprob": round_finite(triplet["action_logprob"], 6),
         "tokens": triplet["action_tokens"],
         "change": change,
         "change_note": f"{tokens} numbers do not make a square map" if tokens and change is None else None,
-        "facts": _facts(row),
-        "long_facts": [["annotator", triplet["annotator"]], ["codec", triplet["codec"]]],
+        "facts": _list_facts(row),
+        "long_facts": [("annotator", triplet["annotator"]), ("codec", triplet["codec"])],
     }
 
 
-def _facts(row: Row) -> list[list[Any]]:
-    triplet, pair, clip = row.triplet, row.pair or {}, row.clip or {}
-    facts = [["data set", triplet["dataset"]], ["split", triplet["split"]], ["status", triplet["status"]]]
+def _list_facts(row: Row) -> list[Fact]:
+    triplet, pair, clip = row.triplet, row.pair, row.clip
+    facts = [("data set", triplet["dataset"]), ("split", triplet["split"]), ("status", triplet["status"])]
+    # The figures that the pair's filters went by.
+    scores: Mapping[str, object] = pair or {}
     for name, label in _PAIR_FACTS.items():
-        value = rounded(pair.get(name), 4)
-        facts.append([label, None if value is None else f"{value:g}"])
-    source_hash, target_hash = pair.get("source_hash"), pair.get("target_hash")
-    if source_hash is not None and target_hash is not None:
-        facts.append(["hashes differ in", f"{(source_hash ^ target_hash).bit_count()} of 64 bits"])
-    if pair.get("repeat_bits") is not None:
-        facts.append(["nearest earlier pair", f"{pair['repeat_bits']} bits"])
-    facts.append(["decord gave up", clip.get("fallback")])
-    facts.append(["laid upright by", clip.get("orientation")])
-    aspect = clip.get("sample_aspect_ratio")
-    facts.append(["stored pixels", None if aspect == "1:1" else aspect])
+        score = scores.get(name)
+        value = round_finite(score, 4) if isinstance(score, int | float) else None
+        facts.append((label, None if value is None else f"{value:g}"))
+    if pair and pair["source_hash"] is not None and pair["target_hash"] is not None:
+        facts.append(("hashes differ in", f"{(pair['source_hash'] ^ pair['target_hash']).bit_count()} of 64 bits"))
+    if pair and pair["repeat_bits"] is not None:
+        facts.append(("nearest earlier pair", f"{pair['repeat_bits']} bits"))
+    # How the clip was decoded, where that was out of the ordinary.
+    aspect = clip["sample_aspect_ratio"] if clip else None
+    facts.append(("decord gave up", clip["fallback"] if clip else None))
+    facts.append(("laid upright by", clip["orientation"] if clip else None))
+    facts.append(("stored pixels", None if aspect == "1:1" else aspect))
     return facts

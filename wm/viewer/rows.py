@@ -1,10 +1,10 @@
 """Read the rows of the page block by block in the order of the files, with the clip and the scores of each."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,86 +12,155 @@ import pyarrow.dataset as pads
 
 from wm.errors import InputError
 from wm.records import TRIPLET_SCHEMA
-from wm.viewer.sample import Pick, read_batches
+from wm.viewer.sample import Pick, add_missing, read_batches
 from wm.viewer.source import Source, open_parquet
 
-_CODES = {"source_codes", "target_codes"}
-COLUMNS = [name for name in TRIPLET_SCHEMA.names if name not in _CODES] + (
-    [] if "reader" in TRIPLET_SCHEMA.names else ["reader"]
-)
-CLIP_COLUMNS = ["key", "uri", "start_s", "end_s", "num_frames", "keyframes", "times_s", "motion", "fallback"]
-CLIP_COLUMNS += ["frame_s", "orientation", "sample_aspect_ratio"]
-PAIR_COLUMNS = [
-    "triplet_id",
-    "key",
-    "difference",
-    "cut",
-    "luma",
-    "sharpness",
-    "source_hash",
-    "target_hash",
-    "repeat_bits",
-]
+
+class ImageCell(TypedDict):
+    """An image as a table holds it. A path alone is not followed: it may name any file."""
+
+    bytes: bytes | None
+    path: str | None
+
+
+class IndexRow(TypedDict):
+    """What cards and filters need of a triplet; null where the data set does not say it."""
+
+    triplet_id: str | None
+    action: str | None
+    class_label: str | None
+    origin: str | None
+    reader: str | None
+    license: str | None
+    video_uri: str | None
+    source_time_s: float | None
+    target_time_s: float | None
+    motion: float | None
+    action_logprob: float | None
+    action_tokens: int | None
+
+
+class TripletCells(IndexRow):
+    """The columns of a triplet but its codes; the images are deleted once they are encoded."""
+
+    dataset: str | None
+    split: str | None
+    source_frame: int | None
+    target_frame: int | None
+    source_image: NotRequired[ImageCell | None]
+    target_image: NotRequired[ImageCell | None]
+    codec: str | None
+    change: list[float] | None
+    annotator: str | None
+    status: str | None
+
+
+class ClipCells(TypedDict):
+    """The columns of a clip: its segment of the video in seconds, its motion by frame and its key-frames."""
+
+    key: str | None
+    uri: str
+    start_s: float | None
+    end_s: float | None
+    num_frames: int | None
+    keyframes: list[int] | None
+    times_s: list[float] | None
+    motion: list[float] | None
+    fallback: str | None
+    frame_s: float | None
+    orientation: str | None
+    sample_aspect_ratio: str | None
+
+
+class PairCells(TypedDict):
+    """The columns of a pair of key-frames: the figures that the filters went by."""
+
+    triplet_id: str
+    key: str | None
+    difference: float | None
+    cut: float | None
+    luma: float | None
+    sharpness: float | None
+    source_hash: int | None
+    target_hash: int | None
+    repeat_bits: int | None
+
+
+_COLUMNS = list(TripletCells.__annotations__)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A triplet (its columns but the codes), its clip and its pair's scores, if those tables have them."""
+    """A triplet, its clip and its pair's scores, if those tables have them."""
 
-    triplet: dict[str, Any]
-    clip: dict[str, Any] | None
-    pair: dict[str, Any] | None
+    triplet: TripletCells
+    clip: ClipCells | None
+    pair: PairCells | None
 
 
 def read_rows(source: Source, picks: Sequence[Pick]) -> Iterator[Row]:
-    """Iterate over the picked rows, in order. Few are held at a time."""
+    """Iterate over the picked rows, of which few are in memory at a time.
+
+    Args:
+        source: The tables.
+        picks: The rows, in the order of the files.
+
+    Yields:
+        Rows in this order.
+
+    Raises:
+        InputError: It names a damaged file.
+    """
     for file, mine in groupby(picks, key=lambda pick: pick.file):
         with open_parquet(file) as parquet:
             for pick in mine:
-                for table in read_batches(parquet, file, pick, COLUMNS):
-                    yield from _join_tables(source, file, _to_python(table, file))
+                for table in read_batches(parquet, file, pick, _COLUMNS):
+                    yield from _join_tables(source, file, _to_cells(table, file))
 
 
-def _join_tables(source: Source, file: Path, rows: Sequence[dict[str, Any]]) -> Iterator[Row]:
-    clips, pairs = _load_clips(source, file, rows), _load_pairs(source, file, rows)
-    for row in rows:
-        pair = pairs.get(row["triplet_id"])
-        yield Row(row, _find_clip(row, clips.get(row["video_uri"] or "", []), pair), pair)
+def _join_tables(source: Source, file: Path, triplets: Sequence[TripletCells]) -> Iterator[Row]:
+    clips, pairs = _load_clips(source, file, triplets), _load_pairs(source, file, triplets)
+    for triplet in triplets:
+        pair = pairs.get(triplet["triplet_id"])
+        yield Row(triplet, _find_clip(triplet, clips.get(triplet["video_uri"], []), pair), pair)
 
 
-def _to_python(table: pa.Table, file: Path) -> list[dict[str, Any]]:
+def _to_cells(table: pa.Table, file: Path) -> list[TripletCells]:
     """Convert rows to the types of the triplet schema, whatever wrote the file."""
-    for position, name in enumerate(COLUMNS):
+    for position, name in enumerate(_COLUMNS):
         expected = TRIPLET_SCHEMA.field(name).type if name in TRIPLET_SCHEMA.names else pa.string()
         try:
             table = table.set_column(position, name, table[name].cast(expected))
         except pa.ArrowException as error:
             raise InputError(f"{file} has {name} as {table[name].type}, expected {expected}") from error
     try:
-        return list(table.to_pylist())
+        triplets: list[TripletCells] = table.to_pylist()
     except UnicodeDecodeError as error:
         raise InputError(f"{file} holds a text that is not UTF-8: {error}") from error
+    return triplets
 
 
-def _load_clips(source: Source, file: Path, rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    uris = {row["video_uri"] for row in rows if row["video_uri"]}
-    clips: dict[str, list[dict[str, Any]]] = {}
-    for clip in _load_matching(source.clips.get(file.stem), CLIP_COLUMNS, "uri", uris):
+def _load_clips(source: Source, file: Path, triplets: Sequence[TripletCells]) -> Mapping[str | None, list[ClipCells]]:
+    uris = {triplet["video_uri"] for triplet in triplets if triplet["video_uri"]}
+    table = _load_matching(source.clips.get(file.stem), list(ClipCells.__annotations__), "uri", uris)
+    clips: dict[str | None, list[ClipCells]] = {}
+    rows: list[ClipCells] = table.to_pylist() if table is not None else []
+    for clip in rows:
         clips.setdefault(clip["uri"], []).append(clip)
     return clips
 
 
-def _load_pairs(source: Source, file: Path, rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    ids = {row["triplet_id"] for row in rows}
-    return {
-        pair["triplet_id"]: pair
-        for pair in _load_matching(source.pairs.get(file.stem), PAIR_COLUMNS, "triplet_id", ids)
-    }
+def _load_pairs(source: Source, file: Path, triplets: Sequence[TripletCells]) -> Mapping[str | None, PairCells]:
+    ids = {triplet["triplet_id"] for triplet in triplets if triplet["triplet_id"]}
+    table = _load_matching(source.pairs.get(file.stem), list(PairCells.__annotations__), "triplet_id", ids)
+    rows: list[PairCells] = table.to_pylist() if table is not None else []
+    return {pair["triplet_id"]: pair for pair in rows}
 
 
-def _load_matching(file: Path | None, columns: Sequence[str], key: str, values: set[str]) -> list[dict[str, Any]]:
+def _load_matching(file: Path | None, columns: Sequence[str], key: str, values: set[str]) -> pa.Table | None:
+    """Load the rows whose ``key`` is among ``values``, null in columns that the file lacks; None without a file."""
     if file is None or not values:
-        return []
+        return None
     with open_parquet(file) as parquet:
         names = [name for name in columns if name in parquet.schema_arrow.names]
     if key not in names:
@@ -102,39 +171,38 @@ def _load_matching(file: Path | None, columns: Sequence[str], key: str, values: 
         )
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{file} is damaged: {' '.join(str(error).split())}") from error
-    return [dict.fromkeys(columns) | row for row in table.to_pylist()]
+    return add_missing(table, columns)
 
 
-def _find_clip(
-    row: dict[str, Any], clips: Sequence[dict[str, Any]], pair: dict[str, Any] | None
-) -> dict[str, Any] | None:
+def _find_clip(triplet: TripletCells, clips: Sequence[ClipCells], pair: PairCells | None) -> ClipCells | None:
     """Find the clip that a triplet was cut from: that of its pair's key; without a pairs table, that of its video
-    and of its segment where a video has several."""
+    and of its segment where a video has several.
+    """
     # A clip without a curve has nothing to show.
     usable = [clip for clip in clips if clip["motion"] and clip["keyframes"]]
     if pair is not None and pair["key"] is not None:
         return next((clip for clip in usable if clip["key"] == pair["key"]), None)
-    candidates = (clip for clip in usable if _names_source(clip, row))
-    return next(candidates, None) or next((clip for clip in usable if _holds(clip, row)), None)
+    candidates = (clip for clip in usable if _names_source(clip, triplet))
+    return next(candidates, None) or next((clip for clip in usable if _may_hold(clip, triplet)), None)
 
 
-def _names_source(clip: dict[str, Any], row: dict[str, Any]) -> bool:
+def _names_source(clip: ClipCells, triplet: TripletCells) -> bool:
     """Return whether the triplet's source is a key-frame of the clip by its number and its very time."""
-    times_s = dict(zip(clip["keyframes"], clip["times_s"] or [], strict=False))
-    return row["source_time_s"] is not None and times_s.get(row["source_frame"]) == row["source_time_s"]
+    times_s: dict[int | None, float] = dict(zip(clip["keyframes"] or [], clip["times_s"] or [], strict=False))
+    return triplet["source_time_s"] is not None and times_s.get(triplet["source_frame"]) == triplet["source_time_s"]
 
 
-def _holds(clip: dict[str, Any], row: dict[str, Any]) -> bool:
+def _may_hold(clip: ClipCells, triplet: TripletCells) -> bool:
     """Return whether the triplet's source may be a key-frame of the clip.
 
     Its number must be one, and its time lie within half a frame step of the segment, as segments are read
     (:mod:`wm.video.segments`).
     """
-    time_s, frame = row["source_time_s"], row["source_frame"]
+    time_s, frame = triplet["source_time_s"], triplet["source_frame"]
     if time_s is not None:
-        place_s = time_s + (clip["frame_s"] or 0.0) / 2
-        if clip["start_s"] is not None and place_s < clip["start_s"]:
+        middle_s = time_s + (clip["frame_s"] or 0.0) / 2
+        if clip["start_s"] is not None and middle_s < clip["start_s"]:
             return False
-        if clip["end_s"] is not None and place_s >= clip["end_s"]:
+        if clip["end_s"] is not None and middle_s >= clip["end_s"]:
             return False
-    return frame is None or frame in clip["keyframes"]
+    return frame is None or frame in (clip["keyframes"] or [])

@@ -7,17 +7,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from wm.errors import InputError
 from wm.viewer.source import open_parquet
 
 MAX_GROUPS = 1000
-"""Row groups that are opened at most, about: a row group's images cannot be read one by one."""
+"""Max row groups that are opened, about: a row group's images cannot be read one by one."""
 
 BATCH_ROWS = 64
 """Rows with images that are in memory at a time."""
@@ -27,41 +27,49 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Pick:
-    """Chosen rows of one row group. ``rows``: int64, ascending, counted from the row group's first."""
+    """Chosen rows of one row group."""
 
     file: Path
     group: int
-    rows: Rows
+    rows: Rows  # ascending, counted from the row group's first
 
 
 @dataclass(frozen=True)
 class Sample:
-    """``counts``: rows of each stratum in the complete data set. ``picks``: in the order of the files."""
+    """A stratified sample."""
 
-    counts: dict[str, int]
-    picks: list[Pick]
+    counts: dict[str, int]  # rows of each stratum in the complete data set
+    picks: list[Pick]  # in the order of the files
 
     @property
     def total(self) -> int:
+        """Return the number of rows in the complete data set."""
         return sum(self.counts.values())
 
     @property
-    def taken(self) -> int:
+    def size(self) -> int:
+        """Return the number of rows in the sample."""
         return sum(len(pick.rows) for pick in self.picks)
 
 
-def draw(
+def sample_rows(
     files: Sequence[Path],
     columns: Sequence[str],
     stratum_of: Callable[[pa.Table], pa.Array],
     limit: int,
-    first: Callable[[str], bool] = lambda _: False,
+    is_first: Callable[[str], bool] = lambda _: False,
 ) -> Sample:
-    """Sample at most ``limit`` rows, stratified; all rows if there are no more than that.
+    """Sample rows, stratified, in two passes over narrow columns alone; the same files give the same rows.
 
-    ``stratum_of``: table of ``columns`` (absent ones are null) to one text a row. ``first``: strata that get
-    their rows before any other does. Two passes over the narrow columns alone; the same files give the same
-    rows.
+    Args:
+        files: The data set's Parquet files.
+        columns: Columns that the stratum depends on.
+        stratum_of: Maps a table of ``columns`` (absent ones are null) to one text a row.
+        limit: Max rows; a data set of no more is taken completely.
+        is_first: Whether a stratum gets its rows before the others do.
+
+    Returns:
+        The sample.
     """
     counts: Counter[str] = Counter()
     groups = 0
@@ -70,17 +78,25 @@ def draw(
         for entry in keys.value_counts().to_pylist():
             counts[entry["values"]] += entry["counts"]
     # Strata that come first get their rows before the others share what remains.
-    ahead = {name: count for name, count in counts.items() if first(name)}
+    ahead = {name: count for name, count in counts.items() if is_first(name)}
     quota = allocate(ahead, limit)
     quota |= allocate({name: count for name, count in counts.items() if name not in ahead}, limit - sum(quota.values()))
     run = -(-limit // MAX_GROUPS) if groups > MAX_GROUPS else 1
-    positions = {name: regular_positions(counts[name], number, run) for name, number in quota.items()}
+    positions = {name: spread_positions(counts[name], number, run) for name, number in quota.items()}
     return Sample(dict(counts), list(_iterate_picks(files, columns, stratum_of, positions)))
 
 
 def allocate(counts: Mapping[str, int], limit: int) -> dict[str, int]:
-    """Share ``limit`` among strata in proportion to their size (largest remainder), at least one each if it
-    suffices for that; with fewer places than strata the largest get one. Ties: by name."""
+    """Share rows among strata in proportion to their size (largest remainder).
+
+    Args:
+        counts: Rows of each stratum.
+        limit: Rows to share, at least one a stratum if they suffice for that; if not, the largest strata get one. Ties
+            go by name.
+
+    Returns:
+        Rows to take of each stratum.
+    """
     total = sum(counts.values())
     if total <= limit:
         return dict(counts)
@@ -101,9 +117,17 @@ def allocate(counts: Mapping[str, int], limit: int) -> dict[str, int]:
     return quota
 
 
-def regular_positions(count: int, number: int, run: int = 1) -> Rows:
-    """Choose ``number`` of ``count`` positions, ascending, evenly spaced; ``run``: neighbours chosen together (then up
-    to ``run`` fewer than ``number``)."""
+def spread_positions(count: int, number: int, run: int = 1) -> Rows:
+    """Choose evenly spaced positions.
+
+    Args:
+        count: Positions to choose from.
+        number: How many to choose.
+        run: Neighbours chosen together; then up to ``run`` fewer than ``number`` are chosen.
+
+    Returns:
+        Positions, ascending.
+    """
     if number >= count:
         return np.arange(count, dtype=np.int64)
     blocks, num_blocks = -(-count // run), -(-number // run)
@@ -137,7 +161,7 @@ def _iterate_picks(
 
 def _iterate_keys(
     files: Sequence[Path], columns: Sequence[str], stratum_of: Callable[[pa.Table], pa.Array]
-) -> Iterator[tuple[Path, int, Any]]:
+) -> Iterator[tuple[Path, int, pa.Array]]:
     for file in files:
         with open_parquet(file) as parquet:
             for group in range(parquet.num_row_groups):
@@ -145,23 +169,47 @@ def _iterate_keys(
                     yield file, group, stratum_of(read_group(parquet, file, group, columns))
 
 
-def read_group(parquet: Any, file: Path, group: int, columns: Sequence[str]) -> pa.Table:
-    """Read columns of one row group in this order, null where the file lacks one.
+def read_group(parquet: pq.ParquetFile, file: Path, group: int, columns: Sequence[str]) -> pa.Table:
+    """Read columns of one row group.
 
-    Raises :class:`InputError` that names a damaged file.
+    Args:
+        parquet: The open file.
+        file: Its path, for errors.
+        group: Number of the row group.
+        columns: Names.
+
+    Returns:
+        The columns in this order, null where the file lacks one.
+
+    Raises:
+        InputError: It names a damaged file.
     """
     names = [name for name in columns if name in parquet.schema_arrow.names]
     try:
         table = parquet.read_row_group(group, columns=names, use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{file} is damaged: {' '.join(str(error).split())}") from error
-    return _add_missing(table, columns, parquet.metadata.row_group(group).num_rows)
+    return add_missing(table, columns, parquet.metadata.row_group(group).num_rows)
 
 
 def read_batches(
-    parquet: Any, file: Path, pick: Pick, columns: Sequence[str], batch_rows: int = BATCH_ROWS
+    parquet: pq.ParquetFile, file: Path, pick: Pick, columns: Sequence[str], batch_rows: int = BATCH_ROWS
 ) -> Iterator[pa.Table]:
-    """Read the picked rows of a row group, ``batch_rows`` of its rows at a time; as :func:`read_group` otherwise."""
+    """Read the picked rows of a row group in small parts.
+
+    Args:
+        parquet: The open file.
+        file: Its path, for errors.
+        pick: The rows.
+        columns: Names.
+        batch_rows: Rows of the group in memory at a time.
+
+    Yields:
+        Tables as :func:`read_group` returns.
+
+    Raises:
+        InputError: It names a damaged file.
+    """
     names = [name for name in columns if name in parquet.schema_arrow.names]
     start = 0
     try:
@@ -169,11 +217,22 @@ def read_batches(
             low, high = np.searchsorted(pick.rows, [start, start + batch.num_rows])
             if high > low:
                 rows = pa.Table.from_batches([batch]).take(pa.array(pick.rows[low:high] - start))
-                yield _add_missing(rows, columns, rows.num_rows)
+                yield add_missing(rows, columns)
             start += batch.num_rows
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{file} is damaged: {' '.join(str(error).split())}") from error
 
 
-def _add_missing(table: pa.Table, columns: Sequence[str], num_rows: int) -> pa.Table:
+def add_missing(table: pa.Table, columns: Sequence[str], num_rows: int | None = None) -> pa.Table:
+    """Add columns of nulls to a table.
+
+    Args:
+        table: A table, perhaps without any column.
+        columns: Names.
+        num_rows: Rows of the table; None: as its columns have.
+
+    Returns:
+        The columns in this order, null where the table lacks one.
+    """
+    num_rows = table.num_rows if num_rows is None else num_rows
     return pa.table({name: table[name] if name in table.column_names else pa.nulls(num_rows) for name in columns})

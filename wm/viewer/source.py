@@ -1,8 +1,8 @@
 """Find the tables of a data set: an annotation's folder, an ingest's, or a bare folder of triplets."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,23 +21,30 @@ NEEDED = {
 
 @dataclass(frozen=True)
 class Source:
-    """Parquet files by kind. ``clips`` and ``pairs``: by the name of the shard they belong to (a shard's
-    triplets, clips and pairs are files of one name). ``record``: the run's ``run.json``, if there is one."""
+    """The Parquet files of a data set by table."""
 
     root: Path
     triplets: list[Path]
     rejects: list[Path]
-    clips: dict[str, Path]
+    clips: dict[str, Path]  # by shard: its triplets, clips and pairs are files of one name
     pairs: dict[str, Path]
     selection: list[Path]
-    record: dict[str, Any] | None
+    # The run's run.json, if there is one.
+    record: Mapping[str, object] | None
 
 
 def open_source(folder: str | Path, selection: str | Path | None = None) -> Source:
-    """Find the tables below ``folder``: the output folder of a stage, its ``triplets`` folder, or any folder (or
-    file) of Parquet triplets. ``selection``: output folder of ``select``, or the folder of its table.
+    """Find the tables of a data set.
 
-    Raises :class:`InputError` naming what is missing.
+    Args:
+        folder: The output folder of a stage, its ``triplets`` folder, or any folder (or file) of Parquet triplets.
+        selection: Output folder of ``select``, or the folder of its table.
+
+    Returns:
+        The files of each table.
+
+    Raises:
+        InputError: It names the folder without a table, or the file that lacks a column or cannot be read.
     """
     path = Path(folder)
     root = path
@@ -78,7 +85,7 @@ def _list_checked(folder: Path, kind: str) -> list[Path]:
         missing = [name for name in NEEDED[kind] if name not in names]
         if missing:
             raise InputError(
-                f"{file} is no table of {kind}: it lacks the column {missing[0]!r}; columns found: {', '.join(names)}"
+                f"{file} is no table of {kind}: it lacks the column {missing[0]!r}; its columns are {', '.join(names)}"
             )
     return files
 
@@ -91,7 +98,7 @@ def open_parquet(file: Path) -> pq.ParquetFile:
     """Open a Parquet file to be read in small parts: a row group of images may be large.
 
     Raises:
-        InputError: Names the file, which cannot be read.
+        InputError: It names the file, which cannot be read.
     """
     try:
         return pq.ParquetFile(file, buffer_size=1 << 20)

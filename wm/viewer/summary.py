@@ -1,31 +1,35 @@
 """Summarise a data set for the head of the page: what the data set holds, in a few figures."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TypeAlias, TypeGuard
 
 from wm.viewer.sample import Sample
 
-Figures = list[list[str]]
+Figures: TypeAlias = list[tuple[str, str]]
+"""Names and values, both as text."""
 
 
-def figures(record: Mapping[str, Any] | None, triplets: Sample, rejects: Sample, classes: int) -> Figures:
-    """List [name, value] pairs: rows, then the columns of the paper's Table 7 as far as they were counted.
+def list_figures(record: Mapping[str, object] | None, triplets: Sample, rejects: Sample, classes: int) -> Figures:
+    """List the number of rows, then the columns of the paper's Table 7 as far as they were counted.
 
     Args:
         record: A stage's ``run.json``, or None.
         triplets: The sampled triplets.
         rejects: The sampled rejects.
         classes: Number of classes.
+
+    Returns:
+        The figures.
     """
     outcomes = {"filtered": 0, "failed": 0}
     for name, count in rejects.counts.items():
         outcome = name.split("\x1f", 1)[0]
         outcomes[outcome] = outcomes.get(outcome, 0) + count
-    result: Figures = [["triplets", f"{triplets.total:,}"], ["classes", f"{classes:,}"]]
+    result: Figures = [("triplets", f"{triplets.total:,}"), ("classes", f"{classes:,}")]
     if rejects.total:
-        result += [[name, f"{count:,}"] for name, count in outcomes.items()]
+        result += [(name, f"{count:,}") for name, count in outcomes.items()]
     counts = record.get("counts") if record else None
-    return result + table_7(counts if isinstance(counts, Mapping) else {})
+    return result + list_table_7(counts if isinstance(counts, Mapping) else {})
 
 
 _TABLE_7 = {
@@ -38,18 +42,19 @@ _TABLE_7 = {
 }
 
 
-def table_7(counts: Mapping[str, Any]) -> Figures:
-    """Format the columns of the paper's Table 7 that a run counted (``counts["table7"]``); from an older run's counts
-    what follows from them."""
+def list_table_7(counts: Mapping[str, object]) -> Figures:
+    """List the columns of the paper's Table 7 that a run counted (``counts["table7"]``); from an older run's counts
+    what follows from them.
+    """
     table = counts.get("table7")
     if not isinstance(table, Mapping):
         table = _from_counts(counts)
-    return [[name, form.format(table[key])] for key, (name, form) in _TABLE_7.items() if _is_number(table.get(key))]
+    return [(name, form.format(value)) for key, (name, form) in _TABLE_7.items() if _is_number(value := table.get(key))]
 
 
-def _from_counts(counts: Mapping[str, Any]) -> dict[str, float]:
+def _from_counts(counts: Mapping[str, object]) -> dict[str, float]:
     names = ("video_s", "videos", "videos_with_triplets", "triplets")
-    video_s, videos, used, triplets = (counts[name] if _is_number(counts.get(name)) else 0 for name in names)
+    video_s, videos, used, triplets = (value if _is_number(value := counts.get(name)) else 0 for name in names)
     table: dict[str, float] = {}
     if video_s and videos:
         table |= {"mean_length_s": video_s / videos, "total_length_h": video_s / 3600}
@@ -58,5 +63,5 @@ def _from_counts(counts: Mapping[str, Any]) -> dict[str, float]:
     return table
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -123,10 +123,9 @@ def test_other_folders_are_refused(tmp_path, tiny_base):
 
 
 def test_in_the_preference_probe(tiny_base, tmp_path):
-    from test_jobs_evaluate import ACTIONS as PROBED
-    from test_jobs_evaluate import noise_pair, recipe_of, write_triplets
-
     from jobs import evaluate
+    from tests.helpers.evaluate_data import ACTIONS as PROBED
+    from tests.helpers.evaluate_data import noise_pair, recipe_of, write_triplets
 
     WRITERS["qwen2_vl"](tmp_path / "vlm")
     triplets = write_triplets(tmp_path / "set", noise_pair, PROBED)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from wm.evaluation.adaptive import adaptive_rows, replay_adaptive, replay_fixed
-from wm.evaluation.metrics.images import Bank
+from wm.evaluation.bank import Bank
 from wm.evaluation.report.adaptive import adaptive_part
 
 
@@ -53,14 +53,14 @@ def test_replays_are_those_of_plain_loops(at_least, sizes, max_unchanged):
     for margin in (0.01, 0.1, 0.2, 0.4):
         expected = slow(bank, "l1", rule(margin))
         found = replay_adaptive(bank, margin, at_least)
-        assert found.draws == pytest.approx(expected[0])
+        assert found.num_candidates == pytest.approx(expected[0])
         assert found.metrics["l1"] == pytest.approx(expected[1])
-        mean_draws.append(found.draws.mean())
+        mean_draws.append(found.num_candidates.mean())
     assert mean_draws == sorted(mean_draws, reverse=True) and len(set(mean_draws)) > 2
     for count in (1, 3, 8):
         expected = slow(bank, "l1", lambda means, allowed, count=count: count)
         found = replay_fixed(bank, count)
-        assert found.draws.tolist() == [count] * 6
+        assert found.num_candidates.tolist() == [count] * 6
         assert found.metrics["l1"] == pytest.approx(expected[1])
 
 
@@ -85,7 +85,7 @@ def test_rows_hold_fixed_and_adaptive_figures_of_a_label():
     assert [row["margin"] for row in adaptive] == [0.3, 0.05]
     for row in adaptive:
         replays = [replay_adaptive(banks["A", run, seed], row["margin"], 1) for run, seed in ((0, 0), (0, 1), (1, 0))]
-        for name, of in (("draws", lambda one: one.draws), ("l1", lambda one: one.metrics["l1"])):
+        for name, of in (("draws", lambda one: one.num_candidates), ("l1", lambda one: one.metrics["l1"])):
             first, second, third = (of(one).mean() for one in replays)
             assert row["metrics"][name]["mean"] == pytest.approx(((first + second) / 2 + third) / 2)
             assert row["metrics"][name]["n"] == 2 and row["metrics"][name]["over"] == "training seeds"
@@ -97,6 +97,6 @@ def test_rows_hold_fixed_and_adaptive_figures_of_a_label():
 
 def test_the_report_shows_every_margin():
     rows = adaptive_rows({("A & B", 0, 0): bank_of(1)}, [0.05, 0.3], min_candidates=1)
-    html = adaptive_part({"adaptive": rows}, [("l1", "L1", 1)])
+    html = adaptive_part(rows, ["l1"])
     assert "A &amp; B" in html and html.count("fixed 0.") == 2 and html.count("<figure>") == 1
-    assert adaptive_part({"adaptive": []}, [("l1", "L1", 1)]) == adaptive_part({}, [("l1", "L1", 1)]) == ""
+    assert adaptive_part([], ["l1"]) == ""

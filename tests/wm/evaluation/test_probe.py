@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from wm.errors import InputError
-from wm.evaluation.metrics.stats import figure, pearson, sample_std
+from wm.evaluation.metrics.stats import build_figure, pearson, sample_std
 from wm.evaluation.probe import NEGATIVES, Likelihoods, pick_others, probe
 
 ROWS, TOKENS = 12, 4
@@ -130,12 +130,12 @@ def test_lengths_must_agree():
 def test_spread():
     assert sample_std([1.0, 2.0, 4.0]) == pytest.approx(np.sqrt(((4 / 3) ** 2 + (1 / 3) ** 2 + (5 / 3) ** 2) / 2))
     assert sample_std([1.0]) is None
-    several = figure({0: [1.0, 3.0], 1: [4.0, 4.0], 2: [0.0, 2.0]})
-    assert (several.mean, several.n, several.over) == (pytest.approx(7 / 3), 3, "training seeds")
-    assert several.std == pytest.approx(np.std([2.0, 4.0, 1.0], ddof=1))
-    assert several.runs == {"0": 2.0, "1": 4.0, "2": 1.0}
-    one = figure({5: [1.0, 3.0]})
-    assert (one.mean, one.n, one.over, one.std) == (2.0, 2, "sampling seeds", pytest.approx(np.sqrt(2)))
+    several = build_figure({0: [1.0, 3.0], 1: [4.0, 4.0], 2: [0.0, 2.0]})
+    assert (several["mean"], several["n"], several["over"]) == (pytest.approx(7 / 3), 3, "training seeds")
+    assert several["std"] == pytest.approx(np.std([2.0, 4.0, 1.0], ddof=1))
+    assert several["runs"] == {"0": 2.0, "1": 4.0, "2": 1.0}
+    one = build_figure({5: [1.0, 3.0]})
+    assert (one["mean"], one["n"], one["over"], one["std"]) == (2.0, 2, "sampling seeds", pytest.approx(np.sqrt(2)))
 
 
 def test_pearson_undefined_for_a_constant():

@@ -16,8 +16,8 @@ from tests.helpers.models_reference import lively
 from tests.helpers.training_data import random_rows, write_triplets
 from wm.dynamics import Search, predict_observations
 from wm.dynamics.roles import Role, Roles
+from wm.evaluation.bank import sample_bank
 from wm.evaluation.heldout import HeldOut
-from wm.evaluation.metrics.images import sample_bank
 from wm.models import load_codec, load_model
 from wm.records import derive_seed, read_table, row_seeds
 from wm.sampling import Decoder, Sampling
@@ -76,8 +76,8 @@ def test_seeds_of_rows_go_by_ids_and_repeated_ids_differ() -> None:
 def test_order_batch_and_subset_change_no_candidate(role, held_out, tiny_base, block, sampling) -> None:
     def candidates(part: HeldOut, batch_size: int) -> dict[str, Any]:
         bank = sample_bank(
-            role.model, role.model, part, load_codec(tiny_base), None, num_candidates=3, sampling=sampling, seed=4,
-            batch_size=batch_size, num_draft_tokens=block, decoder=role.decoder, verifier_decoder=role.decoder,
+            role, role, part, load_codec(tiny_base), None, num_candidates=3, sampling=sampling, seed=4,
+            batch_size=batch_size, num_draft_tokens=block,
         )  # fmt: skip
         return {name: codes.tolist() for name, codes in zip(part.ids, bank.codes, strict=True)}
 
@@ -120,8 +120,7 @@ def test_the_spread_over_seeds_is_that_of_independent_samples(role, tiny_base) -
     codec, seeds = load_codec(tiny_base), range(80)
     first = np.stack([
         sample_bank(
-            role.model, None, held_out, codec, None, num_candidates=2, sampling=Sampling(), seed=seed, batch_size=96,
-            decoder=role.decoder,
+            role, None, held_out, codec, None, num_candidates=2, sampling=Sampling(), seed=seed, batch_size=96,
         ).codes[:, :, 0]
         for seed in seeds
     ])  # fmt: skip
@@ -138,8 +137,8 @@ def test_two_models_see_the_same_noise(role, held_out, tiny_base) -> None:
     """A model against itself: the difference of each triplet is 0 for every seed, its spread cancelled."""
     values = [
         sample_bank(
-            role.model, None, held_out, load_codec(tiny_base), None, num_candidates=3, sampling=Sampling(), seed=seed,
-            batch_size=batch_size, decoder=role.decoder,
+            role, None, held_out, load_codec(tiny_base), None, num_candidates=3, sampling=Sampling(), seed=seed,
+            batch_size=batch_size,
         ).metrics["unchanged_tokens"]
         for batch_size in (64, 5)
         for seed in (0, 1)
@@ -172,7 +171,7 @@ def test_repeated_triplets_are_sampled_apart(role, tiny_base, tmp_path) -> None:
     folder = write_triplets(rows, tmp_path / "triplets")
     ids = read_table(folder, columns=["triplet_id"])["triplet_id"].to_pylist()
     bank = sample_bank(
-        role.model, None, held_out_of(ids, rows), load_codec(tiny_base), None, num_candidates=1,
-        sampling=Sampling(temperature=3.0), seed=0, decoder=role.decoder,
+        role, None, held_out_of(ids, rows), load_codec(tiny_base), None, num_candidates=1,
+        sampling=Sampling(temperature=3.0), seed=0,
     )  # fmt: skip
     assert len(set(ids)) == 1 and len(np.unique(bank.codes[:, 0], axis=0)) > 6

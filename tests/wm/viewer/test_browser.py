@@ -37,7 +37,7 @@ window.addEventListener("load", () => {
 
 def page_of(rows: list[dict[str, Any]], folder: Path, selection: Path | None = None, limit: int = 10_000) -> Path:
     data = write_annotation(folder / "data", rows)
-    source, limits = open_source(data, selection), Limits(rows=limit, picture_px=64)
+    source, limits = open_source(data, selection), Limits(rows=limit, image_px=64)
     write_page(source, plan_page(source, limits), folder / "page", limits, title=f"set {HOSTILE}")
     return folder / "page" / "index.html"
 
@@ -217,7 +217,7 @@ def test_ten_thousand_rows(tmp_path: Path) -> None:
     ]
     for part in range(4):
         write_table(rows[part * 2500 : part * 2500 + 2500], tmp_path / "data" / f"{part}.parquet", TRIPLET_SCHEMA)
-    source, limits = open_source(tmp_path / "data"), Limits(picture_px=64)
+    source, limits = open_source(tmp_path / "data"), Limits(image_px=64)
     begin = time.perf_counter()
     counts = write_page(source, plan_page(source, limits), tmp_path / "page", limits, title="many")
     written_s = time.perf_counter() - begin

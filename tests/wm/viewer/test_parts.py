@@ -16,12 +16,12 @@ from PIL import Image
 from tests.helpers.viewer_data import CLIPS, HOSTILE, clip, picture, triplet, write_annotation
 from wm.errors import InputError
 from wm.records import TRIPLET_SCHEMA, write_table
-from wm.viewer.pictures import EDGE_PX, make_sprite
 from wm.viewer.rows import read_rows
-from wm.viewer.sample import Pick, allocate, draw, regular_positions
-from wm.viewer.scripts import MAX_CURVE_POINTS, change_map, column, curve, script
+from wm.viewer.sample import Pick, allocate, sample_rows, spread_positions
+from wm.viewer.scripts import MAX_CURVE_POINTS, build_script, encode_change, encode_column, encode_curve
 from wm.viewer.source import open_source
-from wm.viewer.summary import table_7
+from wm.viewer.sprites import EDGE_PX, build_sprite
+from wm.viewer.summary import list_table_7
 
 COUNTS = st.dictionaries(st.text("abcdef", min_size=1, max_size=3), st.integers(1, 500), min_size=1, max_size=12)
 
@@ -45,7 +45,7 @@ def test_each_stratum_gets_its_share(counts: dict[str, int], limit: int) -> None
 @settings(deadline=None, max_examples=200)
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(1, 9))
 def test_positions_are_spread_evenly(count: int, wanted: int, run: int) -> None:
-    positions = regular_positions(count, wanted, run)
+    positions = spread_positions(count, wanted, run)
     assert (np.diff(positions) > 0).all() and positions[0] >= 0 and positions[-1] < count
     assert min(wanted, count) - run < len(positions) <= min(wanted, count)
     if run == 1 and wanted < count:
@@ -61,13 +61,13 @@ def test_a_sample_takes_the_rows_it_promises(tmp_path: Path) -> None:
     for part in range(3):
         write_table(rows[part * 20 : part * 20 + 20], tmp_path / f"part-{part}.parquet", TRIPLET_SCHEMA)
     files = sorted(tmp_path.glob("*.parquet"))
-    every = draw(files, ["class_label"], labels, 60)
-    assert (every.total, every.taken, every.counts) == (60, 60, {"": 9, "a": 9, "b": 42})
-    some = draw(files, ["class_label"], labels, 20)
+    every = sample_rows(files, ["class_label"], labels, 60)
+    assert (every.total, every.size, every.counts) == (60, 60, {"": 9, "a": 9, "b": 42})
+    some = sample_rows(files, ["class_label"], labels, 20)
     taken = [rows[files.index(pick.file) * 20 + row]["class_label"] or "" for pick in some.picks for row in pick.rows]
     assert {name: taken.count(name) for name in ("", "a", "b")} == allocate(every.counts, 20)
     assert len({pick.file for pick in some.picks}) == 3
-    first = draw(files, ["class_label"], labels, 20, lambda name: name == "a")
+    first = sample_rows(files, ["class_label"], labels, 20, lambda name: name == "a")
     taken = [rows[files.index(pick.file) * 20 + row]["class_label"] or "" for pick in first.picks for row in pick.rows]
     assert taken.count("a") == 9 and len(taken) == 20
 
@@ -78,14 +78,14 @@ def test_a_huge_data_set_is_sampled_in_runs(tmp_path: Path, monkeypatch: pytest.
     for part in range(30):
         rows = [triplet(part * 10 + number, class_label="ab"[part % 2]) for number in range(10)]
         write_table(rows, tmp_path / f"part-{part:02d}.parquet", TRIPLET_SCHEMA)
-    sample = draw(sorted(tmp_path.glob("*.parquet")), ["class_label"], labels, 20)
-    assert sample.total == 300 and sample.taken == 20
+    sample = sample_rows(sorted(tmp_path.glob("*.parquet")), ["class_label"], labels, 20)
+    assert sample.total == 300 and sample.size == 20
     assert len(sample.picks) <= 8 and {int(pick.file.stem[-2:]) % 2 for pick in sample.picks} == {0, 1}
 
 
 def test_pictures_stand_in_their_cells() -> None:
     wide, tall = picture(255, 20, 80)["bytes"], picture(0, 90, 30)["bytes"]
-    sprite = make_sprite([(wide, tall), (b"no picture", None)], 40, quality=90)
+    sprite = build_sprite([(wide, tall), (b"no picture", None)], 40, quality=90)
     assert sprite.sizes_px == [(40, 10, 13, 40), (0, 0, 0, 0)]
     assert sprite.cell_px == (42, 42) and sprite.size_px == (84, 84)
     sheet = np.asarray(Image.open(io.BytesIO(sprite.data)).convert("RGB"), dtype=int)
@@ -100,39 +100,41 @@ def test_pictures_stand_in_their_cells() -> None:
 def test_a_bomb_is_a_missing_picture() -> None:
     buffer = io.BytesIO()
     Image.new("1", (8000, 8000)).save(buffer, "PNG")
-    assert make_sprite([(buffer.getvalue(), picture(1)["bytes"])], 32, 70).sizes_px == [(0, 0, 32, 24)]
+    assert build_sprite([(buffer.getvalue(), picture(1)["bytes"])], 32, 70).sizes_px == [(0, 0, 32, 24)]
 
 
 @settings(deadline=None)
 @given(st.text())
 def test_scripts_hold_text_only_as_strings(text: str) -> None:
-    source = script("index", {"a": [text, HOSTILE]}, float("nan"))
+    source = build_script("index", {"a": [text, HOSTILE]}, float("nan"))
     assert source.isascii() and not set("<>&\u2028\u2029") & set(source)
     body = source.removeprefix("wm.index(").removesuffix(");\n")
     assert json.loads(f"[{body}]") == [{"a": [text, HOSTILE]}, None]
 
 
 def test_columns_of_few_values() -> None:
-    assert column(["b", "a", "b"]) == {"values": ["a", "b"], "codes": [1, 0, 1]}
-    assert column([(2, 3), (1, 9)]) == {"values": [(1, 9), (2, 3)], "codes": [1, 0]}
+    assert encode_column(["b", "a", "b"]) == {"values": ["a", "b"], "codes": [1, 0, 1]}
+    assert encode_column([(2, 3, 0, 0), (1, 9, 0, 0)]) == {"values": [(1, 9, 0, 0), (2, 3, 0, 0)], "codes": [1, 0]}
 
 
 def test_long_curves_keep_their_peaks() -> None:
     motion = np.random.default_rng(0).gamma(1.0, size=1450).astype(np.float32)
-    found = curve(motion)
+    found = encode_curve(motion)
     assert found["frames"] == 1450 and found["step"] == 3 and len(found["motion"]) == 484 <= MAX_CURVE_POINTS
     expected = [float(motion[start : start + 3].max()) for start in range(0, 1450, 3)]
     assert found["motion"] == pytest.approx(expected, abs=6e-4)
-    assert curve([1.0, float("nan"), 2.0]) == {"frames": 3, "step": 1, "motion": [1.0, 0.0, 2.0]}
+    assert encode_curve([1.0, float("nan"), 2.0]) == {"frames": 3, "step": 1, "motion": [1.0, 0.0, 2.0]}
 
 
 def test_change_maps() -> None:
-    found = change_map([0.0, 1.0, 2.0, 4.0])
+    found = encode_change([0.0, 1.0, 2.0, 4.0])
     assert found is not None
     assert list(base64.b64decode(found["bytes"])) == [0, 64, 128, 255]
     assert (found["side"], found["max"], found["mean"]) == (2, 4.0, 1.75)
-    assert change_map([1.0, 2.0, 3.0]) is None and change_map(None) is None and change_map([float("nan")]) is None
-    still = change_map([0.0])
+    assert (
+        encode_change([1.0, 2.0, 3.0]) is None and encode_change(None) is None and encode_change([float("nan")]) is None
+    )
+    still = encode_change([0.0])
     assert still is not None and list(base64.b64decode(still["bytes"])) == [0]
 
 
@@ -203,12 +205,12 @@ def test_damaged_and_foreign_columns_are_named(tmp_path: Path) -> None:
 
 def test_figures_of_table_7() -> None:
     given = {"table7": {"mean_length_s": 3.0, "total_length_h": 1.5, "samples": 12345, "words_per_action": 7.25}}
-    assert table_7(given) == [
-        ["mean length", "3.00 s"],
-        ["total length", "1.50 h"],
-        ["videos with triplets", "12,345"],
-        ["words an action", "7.2"],
+    assert list_table_7(given) == [
+        ("mean length", "3.00 s"),
+        ("total length", "1.50 h"),
+        ("videos with triplets", "12,345"),
+        ("words an action", "7.2"),
     ]
     older = {"video_s": 7200.0, "videos": 1000, "videos_with_triplets": 500, "triplets": 850}
-    assert [value for _, value in table_7(older)] == ["7.20 s", "2.00 h", "500", "1.70"]
-    assert table_7({}) == [] and table_7({"table7": "none", "videos": True}) == []
+    assert [value for _, value in list_table_7(older)] == ["7.20 s", "2.00 h", "500", "1.70"]
+    assert list_table_7({}) == [] and list_table_7({"table7": "none", "videos": True}) == []

@@ -2,39 +2,17 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from wm.evaluation.rows import Figure
+
 Floats = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A measured figure.
-
-    ``std`` (n − 1 in the denominator) is taken ``over`` runs of different training seeds, or over sampling
-    seeds where there is one run only; it is None where there is one value only, because one value has no
-    spread. ``ci_low``, ``ci_high``: 95 % interval over the test items (:func:`mean_interval`), the runs taken as
-    they are; None where items do not apply. ``runs``: training seed → that run's value.
-    """
-
-    mean: float
-    std: float | None
-    n: int
-    over: str
-    ci_low: float | None
-    ci_high: float | None
-    runs: dict[str, float]
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def figure(
+def build_figure(
     by_run: Mapping[int, Sequence[float]],
     items: Floats | None = None,
     *,
@@ -42,6 +20,9 @@ def figure(
     top: float | None = None,
 ) -> Figure:
     """Aggregate the values of runs to a mean with its spread.
+
+    The standard deviation is over runs of different training seeds, or over the values of one run where there is only
+    one. The interval is over the items (:func:`mean_interval`), the runs taken as they are.
 
     Args:
         by_run: Training seed → values of that run's sampling seeds (at least one, all runs alike).
@@ -53,6 +34,7 @@ def figure(
         The figure.
     """
     runs = {str(run): float(np.mean(values)) for run, values in sorted(by_run.items())}
+    # Several runs are one value each: what a further seed of sampling would change is in their spread already.
     values = list(runs.values()) if len(runs) > 1 else [float(value) for value in next(iter(by_run.values()))]
     low, high = (None, None) if items is None else mean_interval(items, top=top)
     return Figure(
@@ -145,13 +127,29 @@ def student_quantile(level: float, degrees: int) -> float:
 
 
 def half_interval(values: Sequence[float], level: float = 0.95) -> float | None:
-    """Compute half the width of Student's interval of the mean; None for fewer than two values."""
+    """Compute half the width of Student's interval of the mean.
+
+    Args:
+        values: A sample.
+        level: Share of samples whose interval covers the mean.
+
+    Returns:
+        The half width; None for fewer than two values.
+    """
     std = sample_std(values)
     return None if std is None else student_quantile(level, len(values) - 1) * std / math.sqrt(len(values))
 
 
 def pearson(first: Floats, second: Floats) -> float | None:
-    """Compute Pearson's r; None where it is not defined (fewer than two pairs, or one side constant)."""
+    """Compute Pearson's r.
+
+    Args:
+        first: One side of the pairs.
+        second: The other.
+
+    Returns:
+        r; None where it is not defined (fewer than two pairs, or one side constant).
+    """
     if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return None
     return float(np.corrcoef(first, second)[0, 1])

@@ -22,19 +22,23 @@ MAX_ORDER = 4
 
 @dataclass(frozen=True)
 class TextReport:
-    """Figures of a set of texts.
+    """Figures of a set of texts; each metric is in ``figures`` or in ``absent``."""
 
-    ``figures``: metric → value, 0 to 1. ``absent``: metric → why it cannot be had; each metric is in one of the two.
-    ``notes``: metric → by which tokens it was computed, and over how many items if not over all.
-    """
-
-    figures: dict[str, float]
-    absent: dict[str, str]
-    notes: dict[str, str]
+    figures: dict[str, float]  # metric → value, 0 to 1
+    absent: dict[str, str]  # metric → why it cannot be had
+    notes: dict[str, str]  # metric → by which tokens it was computed, and over how many items if not over all
 
 
 def text_metrics(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Compute the figures of :func:`report_text` alone; a metric that cannot be had is not among them."""
+    """Compute the figures of :func:`report_text` alone.
+
+    Args:
+        predictions: The texts to judge.
+        references: What they should say.
+
+    Returns:
+        Metric → value, 0 to 1; a metric that cannot be had is not among them.
+    """
     return report_text(predictions, references).figures
 
 

@@ -6,24 +6,40 @@ from pathlib import Path
 from typing import Any
 
 from wm.errors import InputError
+from wm.evaluation.rows import Example, Tables
 from wm.runs import read_run
 
 _DEPTH = 4
 SUPERSEDED = "superseded"
 """Folder below the run's that keeps outputs which a later run has replaced; the report passes it over."""
+_TRAINING_KEYS = (("max_steps", "steps"), ("epochs",), ("global_batch_size", "global_batch"), ("triplets",))
+"""Keys of a training's recipe that say how long it learned from what, each with its name in earlier records."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A finished stage. ``name``: its folder relative to the run's."""
+    """A finished stage."""
 
-    name: str
+    name: str  # its folder relative to the run's
     folder: Path
     record: dict[str, Any]
 
     @property
     def kind(self) -> str:
+        """Return the command that wrote it, such as ``train``."""
         return str(self.record.get("stage", ""))
+
+    @property
+    def wall_s(self) -> float:
+        """Return its wall-clock time."""
+        return float(self.record.get("wall_s", 0.0))
+
+    def table(self, *names: str) -> dict[str, Any]:
+        """Look up a table in the record, such as ``counts``; empty where the record has none."""
+        table: Any = self.record
+        for name in names:
+            table = table.get(name) if isinstance(table, dict) else None
+        return table if isinstance(table, dict) else {}
 
 
 @dataclass(frozen=True)
@@ -38,14 +54,14 @@ class LossCurve:
 
 @dataclass(frozen=True)
 class Findings:
-    """All of it. ``tables`` and ``examples`` are None without an ``evaluate`` stage."""
+    """What a run folder holds; the last three are None without an ``evaluate`` stage."""
 
     folder: Path
-    stages: list[Stage]
+    stages: list[Stage]  # in order of time
     curves: list[LossCurve]
     evaluation: Stage | None
-    tables: dict[str, Any] | None
-    examples: list[dict[str, Any]] | None
+    tables: Tables | None
+    examples: list[Example] | None
 
     def of(self, kind: str) -> list[Stage]:
         """List the stages of one kind, in order of time."""
@@ -55,7 +71,7 @@ class Findings:
         """Find the evaluation's label of a training stage's model; else the stage's own name."""
         if self.evaluation is not None:
             own = stage.folder.resolve()
-            for entry in self.evaluation.record["recipe"].get("models", {}).values():
+            for entry in self.evaluation.table("recipe", "models").values():
                 path = Path(entry["path"]).resolve()
                 if own in (path, *path.parents):
                     return str(entry["label"])
@@ -63,9 +79,17 @@ class Findings:
 
 
 def read_findings(folder: str | Path) -> Findings:
-    """Look for finished stages up to four folders deep. Raises :class:`InputError` if there is none.
+    """Look for finished stages up to four folders deep; of several ``evaluate`` stages the last finished one is
+    reported.
 
-    Of several ``evaluate`` stages the last finished one is reported.
+    Args:
+        folder: The run's folder.
+
+    Returns:
+        The stages in order of time, with the losses, tables and examples that they hold.
+
+    Raises:
+        InputError: If there is no finished stage, or a file of one is damaged.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -88,15 +112,15 @@ def read_findings(folder: str | Path) -> Findings:
     return Findings(
         folder=root,
         stages=stages,
-        curves=[curve for stage in stages if (curve := read_losses(stage)) is not None],
+        curves=[curve for stage in stages if (curve := load_losses(stage)) is not None],
         evaluation=last,
-        tables=None if last is None else _read_json(last.folder / "tables.json"),
-        examples=None if last is None else _read_json(last.folder / "examples.json"),
+        tables=None if last is None else _load_json(last.folder / "tables.json"),
+        examples=None if last is None else _load_json(last.folder / "examples.json"),
     )
 
 
-def read_losses(stage: Stage) -> LossCurve | None:
-    """Read ``metrics.jsonl`` of a stage (an object a line, with ``step`` and ``loss``); None if it has none."""
+def load_losses(stage: Stage) -> LossCurve | None:
+    """Load ``metrics.jsonl`` of a stage (an object a line, with ``step`` and ``loss``); None if it has none."""
     path = stage.folder / "metrics.jsonl"
     if not path.is_file():
         return None
@@ -109,25 +133,33 @@ def read_losses(stage: Stage) -> LossCurve | None:
         if isinstance(row, dict) and "loss" in row and "step" in row:
             steps.append(float(row["step"]))
             losses.append(float(row["loss"]))
-    kind = str(stage.record.get("recipe", {}).get("task") or stage.kind)
+    kind = str(stage.table("recipe").get("task") or stage.kind)
     return LossCurve(stage.name, kind, steps, losses) if steps else None
 
 
 def same_training(first: Stage, second: Stage) -> list[str] | None:
-    """List in which of steps, epochs, batch and triplets two training runs differ; empty: equal data and steps.
+    """List in which of steps, epochs, batch and triplets two training runs differ.
 
-    None if a recipe does not say what it was trained on.
+    Args:
+        first: A training stage.
+        second: Another.
+
+    Returns:
+        A text for each difference; none means equal data and steps. None if a recipe does not say what it was trained
+        on.
     """
-    # Records of earlier versions have the former names.
-    former = {"max_steps": "steps", "epochs": "epochs", "global_batch_size": "global_batch", "triplets": "triplets"}
-    recipes = (stage.record.get("recipe", {}) for stage in (first, second))
-    recipe, other = ({key: values.get(key, values.get(old)) for key, old in former.items()} for values in recipes)
-    if recipe["triplets"] is None or other["triplets"] is None:
+    settings, others = first.table("recipe"), second.table("recipe")
+    if "triplets" not in settings or "triplets" not in others:
         return None
-    return [f"{key}: {recipe[key]!r} and {other[key]!r}" for key in former if recipe[key] != other[key]]
+    unequal = []
+    for names in _TRAINING_KEYS:
+        value, other = (next((recipe[name] for name in names if name in recipe), None) for recipe in (settings, others))
+        if value != other:
+            unequal.append(f"{names[0]}: {value!r} and {other!r}")
+    return unequal
 
 
-def _read_json(path: Path) -> Any:
+def _load_json(path: Path) -> Any:
     if not path.is_file():
         raise InputError(f"{path} is missing, though its stage is complete")
     try:

@@ -2,15 +2,23 @@
 
 import time
 from collections.abc import Mapping
-from html import escape
 from pathlib import Path
+from typing import NamedTuple
+
+from markupsafe import Markup
 
 from wm.evaluation.report.claims import Labels
 from wm.evaluation.report.data import data_section, timing_section, training_section
 from wm.evaluation.report.figures import claims_section, forward_section, inverse_section, probe_section
 from wm.evaluation.report.findings import Findings, read_findings
-from wm.evaluation.report.page import page, prose
-from wm.evaluation.report.wall import wall_section
+from wm.evaluation.report.images import heat_uri, image_uri
+from wm.evaluation.report.templates import render
+
+
+class _Section(NamedTuple):
+    anchor: str
+    title: str
+    html: Markup
 
 
 def render_report(folder: str | Path, labels: Labels, notes: Mapping[str, str], *, title: str = "") -> str:
@@ -29,24 +37,36 @@ def render_report(folder: str | Path, labels: Labels, notes: Mapping[str, str], 
         InputError: If there is nothing to report.
     """
     findings = read_findings(folder)
-    name = title or f"World model run: {findings.folder.resolve().name}"
     sections = [
-        ("claims", "Claims", claims_section(findings, labels, notes)),
-        ("forward", "Forward dynamics", forward_section(findings)),
-        ("inverse", "Inverse dynamics", inverse_section(findings)),
-        ("probe", "Preference probe", probe_section(findings)),
-        ("wall", "Examples", wall_section(findings)),
-        ("training", "Training", training_section(findings)),
-        ("data", "Data", data_section(findings)),
-        ("time", "Time", timing_section(findings)),
+        _Section("claims", "Claims", claims_section(findings, labels, notes)),
+        _Section("forward", "Forward dynamics", forward_section(findings)),
+        _Section("inverse", "Inverse dynamics", inverse_section(findings)),
+        _Section("probe", "Preference probe", probe_section(findings)),
+        _Section("wall", "Examples", examples_section(findings)),
+        _Section("training", "Training", training_section(findings)),
+        _Section("data", "Data", data_section(findings)),
+        _Section("time", "Time", timing_section(findings)),
     ]
-    present = [(anchor, word, html) for anchor, word, html in sections if html]
-    missing = [word for _, word, html in sections if not html]
-    links = "".join(f'<a href="#{anchor}">{escape(word)}</a>' for anchor, word, _ in present)
-    head = [f"<h1>{escape(name)}</h1>", prose(_describe_run(findings)), f"<nav>{links}</nav>"]
-    if missing:
-        head.append(prose(f"Left out, because this run folder holds nothing for it: {', '.join(missing)}."))
-    return page(name, [*head, *(html for _, _, html in present)])
+    return render(
+        "page.html",
+        title=title or f"World model run: {findings.folder.resolve().name}",
+        about=_describe_run(findings),
+        sections=[section for section in sections if section.html],
+        missing=[section.title for section in sections if not section.html],
+    )
+
+
+def examples_section(findings: Findings) -> Markup:
+    """Render the wall of examples: images, change weights, and every model's candidates."""
+    if not findings.examples or findings.evaluation is None:
+        return Markup()
+    folder = findings.evaluation.folder
+    return render(
+        "wall.html",
+        examples=findings.examples,
+        uri=lambda name: image_uri(folder / name),
+        heat_uri=heat_uri,
+    )
 
 
 def _describe_run(findings: Findings) -> str:
@@ -59,14 +79,14 @@ def _describe_run(findings: Findings) -> str:
             f"Measured on {tables['items']} held-out triplets with {count} sampling "
             f"seed{'s' * (count != 1)}; predictions scored by {judge}."
         )
-    total_s = sum(float(stage.record.get("wall_s", 0.0)) for stage in findings.stages)
-    parts.append(f"{len(findings.stages)} finished stages took {duration(total_s)} in all.")
+    total_s = sum(stage.wall_s for stage in findings.stages)
+    parts.append(f"{len(findings.stages)} finished stages took {format_duration(total_s)} in all.")
     versions = sorted({str(stage.record.get("wm_version", "?")) for stage in findings.stages})
     parts.append(f"wm {', '.join(versions)}; report of {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC.")
     return " ".join(parts)
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Format seconds: ``8.4 s``, ``3 min 20 s``, ``1 h 05 min``."""
     if seconds < 60:
         return f"{seconds:.1f} s"

@@ -6,9 +6,12 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from wm.images import Pixels
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 CHOSEN, KEPT, OTHER = "#1667c7", "#7aa9d8", "#d5d8db"
 """Outlines of images: on the way to the best sequence, in the beam, sampled and left out."""
@@ -19,23 +22,28 @@ _LETTERS = 22
 
 @dataclass(frozen=True)
 class Shot:
-    """An image (uint8 RGB (H, W, 3)) with the lines below it; ``frame``: colour of its outline."""
+    """An image with the lines below it."""
 
-    pixels: Pixels
+    pixels: Pixels  # uint8 RGB, (H, W, 3)
     below: Sequence[str]
-    frame: str = OTHER
+    frame: str = OTHER  # colour of its outline
 
 
 @dataclass(frozen=True)
 class Column:
-    """What is drawn below a title, best first."""
+    """A column of images."""
 
     title: str
-    shots: Sequence[Shot]
+    shots: Sequence[Shot]  # best first
 
 
 def draw_storyboard(columns: Sequence[Column], path: Path) -> None:
-    """Write a PNG, columns from left to right in time."""
+    """Draw the storyboard of a rollout.
+
+    Args:
+        columns: From left to right in time.
+        path: PNG to write.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -63,7 +71,7 @@ def draw_storyboard(columns: Sequence[Column], path: Path) -> None:
     path.write_bytes(buffer.getvalue())
 
 
-def _draw_shot(axes: Any, shot: Shot) -> None:
+def _draw_shot(axes: "Axes", shot: Shot) -> None:
     few = max(shot.pixels.shape[:2]) <= 128
     axes.imshow(shot.pixels, interpolation="nearest" if few else "antialiased")
     axes.set_xticks([])

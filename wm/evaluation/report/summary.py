@@ -1,23 +1,21 @@
 """Format the tables as plain text, for the terminal."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-CHOICE_WORDS = {"none": "", "greedy": "greedy", "idm": "", "oracle": "oracle"}
+from wm.evaluation.rows import Figure, ForwardRow, InverseRow, Tables
 
 
-def spread_text(figure: Mapping[str, Any] | None, *, digits: int = 3) -> str:
+def spread_text(figure: Figure | None) -> str:
     """Format a figure as ``0.370 ± 0.042``; without ± where there is one value; an en dash for a missing figure."""
     if figure is None:
         return "–"
-    text = f"{figure['mean']:.{digits}f}"
-    return text if figure["std"] is None else f"{text} ± {figure['std']:.{digits}f}"
+    return f"{figure['mean']:.3f}" if figure["std"] is None else f"{figure['mean']:.3f} ± {figure['std']:.3f}"
 
 
-def row_name(row: Mapping[str, Any]) -> str:
+def row_name(row: ForwardRow) -> str:
     """Name a row: ``C-FT, K = 4`` and the like."""
     if row["choice"] == "none":
-        return str(row["label"])
+        return row["label"]
     if row["choice"] == "greedy":
         return f"{row['label']}, greedy"
     if row["k"] == 1:
@@ -25,55 +23,61 @@ def row_name(row: Mapping[str, Any]) -> str:
     return f"{row['label']}, K = {row['k']}" + (" (oracle best-of-N)" if row["choice"] == "oracle" else "")
 
 
-def main_metrics(tables: Mapping[str, Any]) -> list[str]:
-    """List the columns of the forward table, as the judge allows."""
-    judged = ["final", "editing_success", "minimal_editing", "right", "copied"]
-    return [*(judged if tables["judge"] != "none" else []), "l1", "unchanged_tokens"]
+def judged_metrics(tables: Tables) -> list[str]:
+    """List the metrics that a judge gave; none without a judge."""
+    return ["final", "editing_success", "minimal_editing", "right", "copied"] if tables["judge"] != "none" else []
 
 
-def format_tables(tables: Mapping[str, Any]) -> str:
+def format_tables(tables: Tables) -> str:
     """Format all tables of ``tables.json`` as aligned text."""
-    columns = main_metrics(tables)
-    blocks = [
-        _format_grid(
-            ["forward dynamics", *columns],
-            [[row_name(row), *(spread_text(row["metrics"].get(name)) for name in columns)] for row in tables["fdm"]],
-        )
+    blocks = [_format_forward(tables), _format_adaptive(tables), _format_inverse(tables), _format_probe(tables)]
+    return "\n\n".join(block for block in blocks if block)
+
+
+def _format_forward(tables: Tables) -> str:
+    columns = [*judged_metrics(tables), "l1", "unchanged_tokens"]
+    rows = [[row_name(row), *(spread_text(row["metrics"].get(name)) for name in columns)] for row in tables["fdm"]]
+    return _format_grid(["forward dynamics", *columns], rows)
+
+
+def _format_adaptive(tables: Tables) -> str:
+    metric = "final" if judged_metrics(tables) else "l1"
+    rows = [
+        [
+            f"{row['label']}, margin {row['margin']:g}",
+            f"{row['metrics']['draws']['mean']:.2f}",
+            spread_text(row["metrics"][metric]),
+            f"{row['fixed'][metric]:.3f}",
+        ]
+        for row in tables.get("adaptive", [])
+        if row["margin"] is not None
     ]
-    adaptive = [row for row in tables.get("adaptive", []) if row["margin"] is not None]
-    if adaptive:
-        metric = "final" if tables["judge"] != "none" else "l1"
-        rows = [
-            [
-                f"{row['label']}, margin {row['margin']:g}",
-                f"{row['metrics']['draws']['mean']:.2f}",
-                spread_text(row["metrics"][metric]),
-                f"{row['fixed'][metric]:.3f}",
-            ]
-            for row in adaptive
-        ]
-        blocks.append(_format_grid([f"adaptive N, {metric}", "draws", "adaptive", "fixed N, as many"], rows))
-    if tables["idm"]:
-        names = list(
-            dict.fromkeys(name for row in tables["idm"] for part in ("metrics", "absent") for name in row.get(part, {}))
-        )
-        rows = [[row["label"], *(spread_text(row["metrics"].get(name)) for name in names)] for row in tables["idm"]]
-        blocks.append("\n".join([_format_grid(["inverse dynamics", *names], rows), *text_notes(tables["idm"], {})]))
-    if tables["probe"]:
-        kinds = list(dict.fromkeys(row["negative"] for row in tables["probe"]))
-        shares: dict[tuple[str, str], dict[str, str]] = {}
-        for row in tables["probe"]:
-            of_model = shares.setdefault((row["role"], row["label"]), {})
-            of_model[row["negative"]] = spread_text(row["metrics"].get("share"))
-        rows = [
-            [f"{label} ({role})", *(by_kind.get(kind, "–") for kind in kinds)]
-            for (role, label), by_kind in shares.items()
-        ]
-        blocks.append("\n".join([_format_grid(["preference for the truth", *kinds], rows), *probe_notes(tables)]))
-    return "\n\n".join(blocks)
+    return _format_grid([f"adaptive N, {metric}", "candidates", "adaptive", "fixed N, as many"], rows) if rows else ""
 
 
-def text_notes(rows: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> list[str]:
+def _format_inverse(tables: Tables) -> str:
+    if not tables["idm"]:
+        return ""
+    names = list(dict.fromkeys(name for row in tables["idm"] for name in (*row["metrics"], *row.get("absent", {}))))
+    rows = [[row["label"], *(spread_text(row["metrics"].get(name)) for name in names)] for row in tables["idm"]]
+    return "\n".join([_format_grid(["inverse dynamics", *names], rows), *text_notes(tables["idm"], {})])
+
+
+def _format_probe(tables: Tables) -> str:
+    if not tables["probe"]:
+        return ""
+    kinds = list(dict.fromkeys(row["negative"] for row in tables["probe"]))
+    shares: dict[tuple[str, str], dict[str, str]] = {}
+    for row in tables["probe"]:
+        of_model = shares.setdefault((row["role"], row["label"]), {})
+        of_model[row["negative"]] = spread_text(row["metrics"].get("share"))
+    rows = [
+        [f"{label} ({role})", *(by_kind.get(kind, "–") for kind in kinds)] for (role, label), by_kind in shares.items()
+    ]
+    return "\n".join([_format_grid(["preference for the truth", *kinds], rows), *probe_notes(tables)])
+
+
+def text_notes(rows: Sequence[InverseRow], words: Mapping[str, str]) -> list[str]:
     """Say by which tokens text metrics were computed, and why one is absent.
 
     Args:
@@ -92,17 +96,12 @@ def text_notes(rows: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> l
     return [f"{', '.join(names)}: {note}" for note, names in metrics.items()]
 
 
-def probe_notes(tables: Mapping[str, Any]) -> list[str]:
+def probe_notes(tables: Tables) -> list[str]:
     """Say which comparisons of the probe are absent, and why: a line for each kind of negative."""
     labels: dict[tuple[str, str], list[str]] = {}
     for row in tables.get("absent", []):
         labels.setdefault((row["negative"], row["reason"]), []).append(f"{row['label']} ({row['role']})")
     return [f"{kind} absent of {', '.join(of)}: {reason}" for (kind, reason), of in labels.items()]
-
-
-def print_tables(tables: Mapping[str, Any]) -> None:
-    """Print :func:`format_tables`."""
-    print(format_tables(tables))
 
 
 def _format_grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from wm.evaluation.metrics.images import Bank
-from wm.evaluation.metrics.stats import figure, half_interval, mean_interval, student_quantile
+from wm.evaluation.bank import Bank
+from wm.evaluation.metrics.stats import build_figure, half_interval, mean_interval, student_quantile
 from wm.evaluation.probe import Preference
-from wm.evaluation.report.claims import difference
+from wm.evaluation.report.differences import compare_figures
 from wm.evaluation.tables import Collected, build_tables, difference_rows
 from wm.records import row_seeds
 from wm.sampling import uniform_noise
@@ -54,8 +54,8 @@ def test_intervals_cover_the_mean(world, count, top):
     truth = world(rng, 400_000)[0].mean() if truth is None else truth
     covered = 0
     for row in items:
-        one = figure({0: [float(row.mean())]}, row, top=top)
-        covered += one.ci_low <= truth <= one.ci_high
+        one = build_figure({0: [float(row.mean())]}, row, top=top)
+        covered += one["ci_low"] <= truth <= one["ci_high"]
     assert 0.93 <= covered / SETS <= 0.97
 
 
@@ -113,7 +113,7 @@ def test_paired_differences_cover_and_are_narrow():
     assert 0.93 <= covered / 500 <= 0.97
     tables = build_tables(collected_of(rng, 62, 1, gain))
     alone = {row["label"]: row["metrics"]["right"] for row in tables["fdm"]}
-    apart = difference(alone["A"], alone["B"]).spread
+    apart = compare_figures(alone["A"], alone["B"]).spread
     assert np.mean(widths) / 2 < 0.75 * apart  # shared noise cancels
 
 

@@ -248,6 +248,6 @@ def test_tables_name_tokenisers_and_reasons_instead_of_zeros():
     found = Findings.__new__(Findings)
     object.__setattr__(found, "tables", tables)
     page = inverse_section(found) + probe_section(found)
-    assert 'title="no reference has two words">–' in page and "BLEU: sacrebleu&#x27;s zh" in page
+    assert 'title="no reference has two words">–' in page and "BLEU: sacrebleu&#39;s zh" in page
     assert "ROUGE-2: absent: no reference has two words." in page
     assert "random action absent of IDM (idm): no triplet has another action in its subset." in page

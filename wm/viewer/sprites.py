@@ -19,21 +19,24 @@ EDGE_PX = 1
 
 @dataclass(frozen=True)
 class Sprite:
-    """``data``: WebP bytes. ``size_px``: (width, height) of the whole.
+    """The images of a block in one; column 0 holds sources, column 1 targets, each ``EDGE_PX`` inside its cell."""
 
-    ``cell_px``: (width, height) from one cell to the next; column 0 holds sources, column 1 targets; an image lies
-    ``EDGE_PX`` inside its cell. ``sizes_px``: for each row (source width, source height, target width, target
-    height), 0 0 where an image could not be read.
-    """
-
-    data: bytes
-    size_px: tuple[int, int]
-    cell_px: tuple[int, int]
-    sizes_px: list[tuple[int, int, int, int]]
+    data: bytes  # WebP
+    size_px: tuple[int, int]  # width and height of all of it
+    cell_px: tuple[int, int]  # width and height from one cell to the next
+    sizes_px: list[tuple[int, int, int, int]]  # each row's source and target, width and height; 0 0: unreadable
 
 
 def shrink(data: bytes | None, side_px: int) -> Pixels | None:
-    """Decode and shrink to a long side of at most ``side_px``; None if there is no readable image."""
+    """Decode an image and shrink it.
+
+    Args:
+        data: The encoded image.
+        side_px: Max long side.
+
+    Returns:
+        uint8 RGB (H, W, 3); None if there is no readable image.
+    """
     if not data:
         return None
     try:
@@ -47,8 +50,17 @@ def shrink(data: bytes | None, side_px: int) -> Pixels | None:
     return np.asarray(small)
 
 
-def make_sprite(pairs: Sequence[tuple[bytes | None, bytes | None]], side_px: int, quality: int) -> Sprite:
-    """Draw all (source, target) images of a block into one image; ``quality``: WebP's, 1 to 100."""
+def build_sprite(pairs: Sequence[tuple[bytes | None, bytes | None]], side_px: int, quality: int) -> Sprite:
+    """Draw all images of a block into one.
+
+    Args:
+        pairs: Encoded source and target of each row.
+        side_px: Max long side of an image.
+        quality: WebP's, 1 to 100.
+
+    Returns:
+        The image, and where each row's images are in it.
+    """
     cells = [[shrink(data, side_px) for data in pair] for pair in pairs]
     sizes = [[(cell.shape[1], cell.shape[0]) if cell is not None else (0, 0) for cell in row] for row in cells]
     width = max(1, *(size[0] for row in sizes for size in row)) + 2 * EDGE_PX
@@ -57,7 +69,7 @@ def make_sprite(pairs: Sequence[tuple[bytes | None, bytes | None]], side_px: int
     for number, row in enumerate(cells):
         for column, cell in enumerate(row):
             if cell is not None:
-                # The browser scales the sprite as a whole and would blend neighbours at the edges.
+                # The browser scales the sprite as one image and would blend neighbours at the edges.
                 edged = np.pad(cell, ((EDGE_PX, EDGE_PX), (EDGE_PX, EDGE_PX), (0, 0)), mode="edge")
                 top, start_px = number * height, column * width
                 canvas_HWC[top : top + edged.shape[0], start_px : start_px + edged.shape[1]] = edged

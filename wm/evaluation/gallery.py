@@ -1,18 +1,27 @@
 """Write the wall of examples: images of sources, targets and candidates with the scores of verifier and judge."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from wm.evaluation.metrics.images import Bank
-from wm.evaluation.units import Bench, Entry, Unit, bank_of, load_part
+from wm.evaluation.bank import Bank
+from wm.evaluation.bench import Bench, Entry
+from wm.evaluation.rows import CandidateDict, Example
+from wm.evaluation.units import Unit, build_bank, load_part
 from wm.images import Pixels, encode_png
 
 
 def pick_items(subsets: Sequence[str], count: int) -> list[int]:
-    """Choose ``count`` rows, in turn from each subset in order, so that none is left out."""
+    """Choose rows, in turn from each subset, so that none is left out.
+
+    Args:
+        subsets: Name of each row's subset.
+        count: How many rows.
+
+    Returns:
+        Row numbers, ascending.
+    """
     rows = list(enumerate(subsets))
     queues = [[row for row, name in rows if name == subset] for subset in dict.fromkeys(subsets)]
     longest = max((len(queue) for queue in queues), default=0)
@@ -20,7 +29,7 @@ def pick_items(subsets: Sequence[str], count: int) -> list[int]:
     return sorted(turns[:count])
 
 
-def write_gallery(bench: Bench, units: Sequence[Unit], parts: Path, out: Path, count: int) -> list[dict[str, Any]]:
+def write_gallery(bench: Bench, units: Sequence[Unit], parts: Path, out: Path, count: int) -> list[Example]:
     """Write PNG files below ``out/examples``.
 
     Args:
@@ -39,7 +48,8 @@ def write_gallery(bench: Bench, units: Sequence[Unit], parts: Path, out: Path, c
     folder.mkdir(parents=True, exist_ok=True)
     held_out = bench.held_out
     items = pick_items(held_out.subsets, count)
-    examples: list[dict[str, Any]] = []
+    # 1. The triplets.
+    examples: list[Example] = []
     for item in items:
         examples.append(
             {
@@ -53,6 +63,7 @@ def write_gallery(bench: Bench, units: Sequence[Unit], parts: Path, out: Path, c
                 "models": [],
             }
         )
+    # 2. What each model made of them, read from the files of its units.
     for unit in _choose_units(bench.entries, units):
         entry = bench.entries[unit.entry]
         facts, arrays = load_part(unit.file(parts))
@@ -61,14 +72,16 @@ def write_gallery(bench: Bench, units: Sequence[Unit], parts: Path, out: Path, c
                 right = bool(arrays["right"][item]) if "right" in arrays else None
                 example["proposed"].append({"label": entry.label, "text": facts["texts"][item], "right": right})
             else:
-                models = _write_candidates(
-                    bench, bank_of(arrays, bench.max_unchanged), item, folder, f"{item:05d}-{unit.entry}"
+                bank = build_bank(arrays, bench.max_unchanged)
+                candidates = _write_candidates(bench, bank, item, folder, f"{item:05d}-{unit.entry}")
+                chosen = None if bank.verifier is None else 0
+                example["models"].append(
+                    {"label": entry.label, "seed": entry.run, "candidates": candidates, "chosen": chosen}
                 )
-                example["models"].append({"label": entry.label, "seed": entry.run, **models})
     return examples
 
 
-def _choose_units(entries: dict[str, Entry], units: Sequence[Unit]) -> list[Unit]:
+def _choose_units(entries: Mapping[str, Entry], units: Sequence[Unit]) -> list[Unit]:
     """Choose the sampling unit of each FDM label and the proposing unit of each IDM label."""
     first: dict[tuple[str, str], Unit] = {}
     for unit in sorted(units, key=lambda unit: (entries[unit.entry].run, unit.seed)):
@@ -77,17 +90,19 @@ def _choose_units(entries: dict[str, Entry], units: Sequence[Unit]) -> list[Unit
     return [unit for unit in units if unit in first.values()]
 
 
-def _write_candidates(bench: Bench, bank: Bank, item: int, folder: Path, stem: str) -> dict[str, Any]:
+def _write_candidates(bench: Bench, bank: Bank, item: int, folder: Path, stem: str) -> list[CandidateDict]:
+    """Write the images of the distinct candidates of an item, best first by the verifier."""
     codes_KN = bank.codes[item]
     distinct, first, times = np.unique(codes_KN, axis=0, return_index=True, return_counts=True)
     score_K = None if bank.verifier is None else bank.verifier[item]
     ranking_K = None if bank.ranking is None else bank.ranking[item]
+    # The guard's ranking, then the order of sampling: as the verifier chooses.
     order = sorted(
         range(len(distinct)),
         key=lambda index: (0.0 if ranking_K is None else -ranking_K[first[index]], int(first[index])),
     )
     images = bench.codec.decode(distinct)
-    candidates = []
+    candidates: list[CandidateDict] = []
     for rank, index in enumerate(order):
         position = int(first[index])
         figures = {name: round(float(value[item, position]), 4) for name, value in bank.metrics.items()}
@@ -99,11 +114,11 @@ def _write_candidates(bench: Bench, bank: Bank, item: int, folder: Path, stem: s
                 "metrics": figures,
             }
         )
-    return {"candidates": candidates, "chosen": None if score_K is None else 0}
+    return candidates
 
 
 def _write_image(folder: Path, stem: str, pixels_HWC: Pixels) -> str:
-    """Write a PNG; its path relative to the evaluation's folder."""
+    """Write a PNG; return its path relative to the evaluation's folder."""
     path = folder / f"{stem}.png"
     path.write_bytes(encode_png(pixels_HWC))
     return f"{folder.name}/{path.name}"

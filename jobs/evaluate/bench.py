@@ -1,0 +1,59 @@
+"""Build what all units of an evaluation share. Knows nothing of how units are run."""
+
+import torch
+
+from jobs.evaluate.entries import build_entries, check_codec_and_base
+from jobs.evaluate.recipe import EvaluateRecipe
+from jobs.shared.devices import check_device
+from wm.dynamics import check_draft_length
+from wm.errors import InputError
+from wm.evaluation.bench import Bench
+from wm.evaluation.heldout import read_held_out
+from wm.models import is_adapter, load_codec, model_folder
+from wm.models.sharing import need_shareable
+
+
+def build_bench(recipe: EvaluateRecipe) -> Bench:
+    """Read the codec and the held-out set, and check every model against them; no model is loaded.
+
+    Raises:
+        InputError: On a model, triplets or a setting that does not fit.
+    """
+    resources, entries = recipe.resources, build_entries(recipe)
+    check_device(resources.device)
+    # 1. The codec: a model of pixels has none, and the images must be compared through that of another.
+    with_codes = [entry.path for entry in entries.values() if entry.reads == "codes"]
+    codec_path = recipe.codec or recipe.base or next(iter(with_codes), "")
+    if not codec_path:
+        raise InputError("every model reads pixels: give codec, a model folder whose codes distinguish the images")
+    codec = load_codec(codec_path, resources.device)
+    # 2. What must fit it, before images are read.
+    for entry in entries.values():
+        check_codec_and_base(entry, codec)
+        if resources.base_sharing == "shared" and is_adapter(entry.path):
+            need_shareable(model_folder(entry.path))
+    check_draft_length(recipe.search.num_draft_tokens, codec.tokens_per_image)
+    codec.need_decoder()
+    # 3. The triplets and their judge.
+    held_out = read_held_out(recipe.triplets, codec, limit=recipe.limit or None, subset=recipe.subset)
+    judge_many, action_is_right = None, None
+    if recipe.judge == "oracle":
+        from jobs.evaluate.oracle import build_oracle
+
+        judge_many, action_is_right = build_oracle(held_out)
+    return Bench(
+        held_out=held_out,
+        codec=codec,
+        judge_many=judge_many,
+        action_is_right=action_is_right,
+        entries=entries,
+        num_candidates=max(recipe.search.num_candidates),
+        sampling=recipe.sampling,
+        batch_size=resources.batch_size,
+        max_new_tokens=recipe.max_new_tokens,
+        device=resources.device,
+        dtype=getattr(torch, resources.dtype),
+        base_sharing=resources.base_sharing,
+        num_draft_tokens=recipe.search.num_draft_tokens,
+        max_unchanged=recipe.search.max_unchanged,
+    )

@@ -1,0 +1,88 @@
+"""Evaluate models on held-out triplets: text metrics, preference probe, verification at several K,
+examples."""
+
+from typing import Any
+
+from jobs.evaluate import report
+from jobs.evaluate.bench import build_bench
+from jobs.evaluate.entries import build_entries
+from jobs.evaluate.recipe import EvaluateRecipe
+from jobs.evaluate.workers import run_units
+from wm import cli
+from wm.evaluation.adaptive import adaptive_rows
+from wm.evaluation.gallery import write_gallery
+from wm.evaluation.rows import Tables
+from wm.evaluation.tables import Collected, build_tables
+from wm.evaluation.units import collect, list_units
+from wm.records import SEED_SCHEME
+from wm.runs import Run, digest_of, read_run, write_json
+
+
+def run(recipe: EvaluateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
+    """Evaluate every model and write ``tables.json``, ``examples.json`` and ``examples/`` below ``out``.
+
+    A stopped evaluation resumes with the units whose files are missing.
+
+    Args:
+        recipe: The models, the held-out triplets and the settings.
+        dry_run: Check the recipe and report the number of units only.
+
+    Returns:
+        The record that ``run.json`` holds; empty on a dry run.
+
+    Raises:
+        InputError: On a model, triplets or a folder that does not fit.
+    """
+    # 1. Check everything. Inputs are read before the folder is made, so that bad input leaves nothing behind.
+    entries = build_entries(recipe)
+    units = list_units(entries, recipe.seeds, greedy=recipe.greedy, with_probe=recipe.probe)
+    inputs = {"triplets": digest_of(recipe.triplets)}
+    inputs |= {f"model {name}": digest_of(entry.path) for name, entry in entries.items()}
+    inputs["seeds"] = SEED_SCHEME  # parts of another scheme would be mixed with new ones
+    job = Run(recipe.out, "evaluate", recipe, inputs)
+    if job.is_whole():
+        report.print_complete(recipe)
+        return read_run(recipe.out) or {}
+    with job.timed("read"):
+        bench = build_bench(recipe)
+    counts = {"triplets": len(bench.held_out), "models": len(entries), "units": len(units)}
+    if dry_run:
+        report.print_plan(recipe, counts)
+        return {}
+    # 2. Ask every model, a file a unit.
+    job.start()
+    parts = job.out / "parts"
+    with job.timed("models"), cli.progress_bar(len(units), "unit", "evaluate") as bar:
+        for unit in run_units(recipe, bench, units, parts):
+            bar.set_postfix_str(f"{unit.entry} {unit.ask}")
+            bar.update()
+    # 3. Make tables of the files alone: a resumed run gives what an uninterrupted one would.
+    with job.timed("tables"):
+        tables = _complete_tables(recipe, collect(bench, units, parts, recipe.search.num_candidates))
+        write_json(job.out / "tables.json", tables)
+        examples = write_gallery(bench, units, parts, job.out, recipe.examples)
+        write_json(job.out / "examples.json", examples)
+    counts["examples"] = len(examples)
+    record = job.finish(counts)
+    report.print_tables(tables, counts, job.out / "tables.json")
+    return record
+
+
+def _complete_tables(recipe: EvaluateRecipe, collected: Collected) -> Tables:
+    """Build the tables, with the settings that a reader of them needs."""
+    search = recipe.search
+    return {
+        **build_tables(collected),
+        "judge": recipe.judge,
+        "seeds": recipe.seeds,
+        "sampling": recipe.sampling.model_dump(mode="json"),
+        "max_unchanged": search.max_unchanged,
+        "adaptive": adaptive_rows(collected.banks, search.min_gains_nats, search.min_candidates)
+        if search.min_gains_nats
+        else [],
+    }
+
+
+def main() -> int:
+    """Run the command line; return its exit status."""
+    return cli.main(EvaluateRecipe, run, name="evaluate", description=__doc__ or "")

@@ -1,0 +1,48 @@
+"""Build the judge of the tabletop world for a held-out set. Knows nothing of models."""
+
+from wm.errors import InputError
+from wm.evaluation.heldout import HeldOut
+from wm.evaluation.metrics.images import ActionCheck, Codes, JudgeMany
+from wm.images import Pixels
+from wm.judging import JudgeScore
+from wm.nano.world.actions import parse_action
+from wm.nano.world.oracle import UNREADABLE, action_is_right, judge_states, read_states
+
+_BATCH_SIZE = 256
+"""Images read at a time: the comparison with all templates takes 75 x 13 floats a cell."""
+
+
+def build_oracle(held_out: HeldOut) -> tuple[JudgeMany, ActionCheck | None]:
+    """Build the judge, which reads the true pairs back into states once, and its check of actions.
+
+    Args:
+        held_out: The triplets.
+
+    Returns:
+        The judge, and the check of actions, None where no reference action is in the tabletop's words.
+
+    Raises:
+        InputError: Most images show something else than the tabletop.
+    """
+    sources, targets = read_states(held_out.source_pixels), read_states(held_out.target_pixels)
+    # Cells that show nothing known are equal to each other: the oracle would call noise right.
+    unreadable = sum(
+        UNREADABLE in (*source.cells, *target.cells) for source, target in zip(sources, targets, strict=True)
+    )
+    if 2 * unreadable > len(held_out):
+        raise InputError(
+            f"judge = 'oracle' reads images of the tabletop world; {unreadable} of {len(held_out)} held-out triplets "
+            "show something else. Use judge = 'none'"
+        )
+
+    def judge_many(items_M: Codes, predicted_MHWC: Pixels) -> list[JudgeScore]:
+        scores = []
+        for begin in range(0, len(items_M), _BATCH_SIZE):
+            batch = slice(begin, begin + _BATCH_SIZE)
+            for item, state in zip(items_M[batch].tolist(), read_states(predicted_MHWC[batch]), strict=True):
+                scores.append(judge_states(sources[item], targets[item], state))
+        return scores
+
+    # Where no reference is in the tabletop's words, no answer would be right.
+    reads_actions = any(parse_action(action) is not None for action in held_out.actions)
+    return judge_many, action_is_right if reads_actions else None

@@ -1,0 +1,158 @@
+"""Define what ``evaluate`` is asked: which models, on which triplets, and what is measured."""
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from jobs.shared.devices import DType
+from wm.config import Recipe
+from wm.dynamics import BaseSharing, Sampling
+from wm.evaluation.heldout import SubsetColumn
+from wm.paths import InputPath, OutputPath
+
+
+class ModelEntry(Recipe):
+    """A model to evaluate."""
+
+    path: InputPath
+    """Model folder: full weights or a PEFT adapter."""
+    role: Literal["idm", "fdm"]
+    """Inverse (idm) or forward (fdm) dynamics."""
+    reads: Literal["codes", "pixels"] = "codes"
+    """pixels: a vision-language model of transformers (Qwen2-VL, LLaVA, …), an idm for the probe alone."""
+    label: str
+    """Name in the tables. Entries with the same label are runs of other training seeds and share a row."""
+    seed: int = 0
+    """Training seed of this run."""
+    idm: str = ""
+    """Of an FDM: name of the entry that verifies it; empty: the recipe's idm."""
+    base: InputPath = ""
+    """Of an adapter: its base folder; empty: the recipe's base, else what its manifest says."""
+
+
+class CandidateSearch(Recipe):
+    """How many candidates are sampled, and how one is chosen."""
+
+    num_candidates: list[int] = Field(default=[1, 2, 4, 8], min_length=1)
+    """Numbers of candidates to choose among; the largest is sampled."""
+    num_draft_tokens: int = Field(default=0, ge=0)
+    """Sample speculatively, so many codes of the source drafted a pass: the same candidates in fewer passes; 0: one
+    code a pass."""
+    max_unchanged: float = Field(default=1.0, ge=0, le=1)
+    """Copy guard: candidates with a larger share of unchanged image tokens are chosen last; 1: off."""
+    min_gains_nats: list[float] = [1.0, 0.5, 0.3, 0.2, 0.1, 0.05]
+    """Adaptive N is replayed on the candidates with these minimum gains (nats an action token, see
+    wm.dynamics.stopping), the largest of num_candidates being the budget; []: not."""
+    min_candidates: int = Field(default=1, ge=1)
+    """Candidates of its first round; each later round doubles the number sampled."""
+
+    @field_validator("num_candidates")
+    @classmethod
+    def _check_num_candidates(cls, values: list[int]) -> list[int]:
+        return _check_different(values, min_value=1)
+
+    @field_validator("min_gains_nats")
+    @classmethod
+    def _check_gains(cls, values: list[float]) -> list[float]:
+        if len(set(values)) != len(values) or min(values, default=0.0) < 0:
+            raise ValueError("expected different numbers from 0 up")
+        return sorted(values, reverse=True)
+
+    @model_validator(mode="after")
+    def _check_budget(self) -> "CandidateSearch":
+        if self.min_candidates > 1 and not self.min_gains_nats:
+            raise ValueError(
+                f"min_candidates = {self.min_candidates} is a setting of the replay, which "
+                "min_gains_nats = [] turns off"
+            )
+        if self.min_candidates > max(self.num_candidates):
+            raise ValueError(
+                f"min_candidates = {self.min_candidates} is more than the largest of num_candidates, "
+                f"{max(self.num_candidates)}"
+            )
+        return self
+
+
+class ResourceSettings(Recipe):
+    """Where the models run, and how many rows and units at a time."""
+
+    num_workers: int = Field(default=0, ge=0)
+    """Ray tasks at a time; 0: in this process, without Ray."""
+    device: str = "cpu"
+    """Device of torch, such as cpu or cuda:1."""
+    dtype: DType = "float32"
+    """Type of the models' weights; bfloat16 halves the memory."""
+    batch_size: int = Field(default=64, ge=1)
+    """Rows in a forward pass."""
+    base_sharing: BaseSharing = "merged"
+    """merged: every model has weights of its own while it is loaded. shared: adapters of one base are applied beside
+    one copy of its weights: less memory and loading, a little slower, the same up to rounding."""
+
+
+class EvaluateRecipe(Recipe):
+    """Which models, on which triplets, and what is measured."""
+
+    RESUMABLE_KEYS: ClassVar[frozenset[str]] = frozenset({"resources.num_workers"})
+    RENAMED_KEYS: ClassVar[Mapping[str, str]] = {
+        "k": "search.num_candidates",
+        "block": "search.num_draft_tokens",
+        "max_unchanged": "search.max_unchanged",
+        "margins": "search.min_gains_nats",
+        "at_least": "search.min_candidates",
+        "num_workers": "resources.num_workers",
+        "device": "resources.device",
+        "dtype": "resources.dtype",
+        "batch_size": "resources.batch_size",
+        "weights": "resources.base_sharing",
+    }
+
+    triplets: InputPath
+    """Folder of held-out triplets."""
+    out: OutputPath
+    """Output folder."""
+    codec: InputPath = ""
+    """Model folder whose image codec decodes predictions; empty: the base, else the first model."""
+    base: InputPath = ""
+    """Pre-trained model: base of the adapters, and with zero_shot evaluated as it is, as FDM and as IDM."""
+    zero_shot: bool = True
+    """Evaluate the base, if there is one."""
+    zero_shot_label: str = "C-ZS"
+    """Its name in the tables."""
+    models: dict[str, ModelEntry] = Field(default_factory=dict)
+    """The models, one table each: [models.NAME]."""
+    idm: str = ""
+    """Name of the entry that verifies every FDM that names none; empty: no verification of those."""
+    judge: Literal["oracle", "none"] = "none"
+    """oracle: read predictions of the tabletop world back into states; none: image distances only."""
+    seeds: list[int] = Field(default=[0], min_length=1)
+    """Sampling seeds."""
+    search: CandidateSearch = CandidateSearch()
+    """How many candidates are sampled, and how one is chosen."""
+    sampling: Sampling = Sampling()
+    """How candidates are sampled, guidance included."""
+    greedy: bool = True
+    """Evaluate the greedy prediction too."""
+    probe: bool = True
+    """Run the preference probe."""
+    subset: SubsetColumn = "dataset"
+    """Column that separates subsets: figures by subset, and negatives of the probe, go by it."""
+    limit: int = Field(default=0, ge=0)
+    """Use so many triplets, spread evenly over the set; 0: all."""
+    examples: int = Field(default=12, ge=0)
+    """How many examples to keep with images."""
+    max_new_tokens: int = Field(default=32, ge=1)
+    """Longest action an IDM may propose, tokens."""
+    resources: ResourceSettings = ResourceSettings()
+    """Where the models run, and how many rows and units at a time."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _check_seeds(cls, values: list[int]) -> list[int]:
+        return _check_different(values, min_value=0)
+
+
+def _check_different(values: list[int], *, min_value: int) -> list[int]:
+    if len(set(values)) != len(values) or min(values) < min_value:
+        raise ValueError(f"expected different whole numbers from {min_value} up")
+    return sorted(values)

@@ -1,0 +1,37 @@
+"""Print what ``evaluate`` would do and has done. Knows nothing of how it is done."""
+
+from pathlib import Path
+
+from jobs.evaluate.recipe import EvaluateRecipe
+from wm.evaluation.report.summary import format_tables
+from wm.evaluation.rows import Tables
+
+
+def print_complete(recipe: EvaluateRecipe) -> None:
+    """Print that nothing is left to do."""
+    print(f"{recipe.out} is complete: nothing to do")
+
+
+def print_plan(recipe: EvaluateRecipe, counts: dict[str, int]) -> None:
+    """Print what would be evaluated.
+
+    Args:
+        recipe: As it was given.
+        counts: Number of models, triplets and units.
+    """
+    print(
+        f"would evaluate {counts['models']} models on {counts['triplets']} triplets in {counts['units']} units "
+        f"into {recipe.out}"
+    )
+
+
+def print_tables(tables: Tables, counts: dict[str, int], path: Path) -> None:
+    """Print the tables and where they are.
+
+    Args:
+        tables: The content of ``tables.json``.
+        counts: As they are in ``run.json``.
+        path: File of the tables.
+    """
+    print(format_tables(tables))
+    print(f"evaluated {counts['models']} models on {counts['triplets']} triplets: {path}")

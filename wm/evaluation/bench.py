@@ -1,0 +1,101 @@
+"""Hold what all units of an evaluation share, and load the models that they ask. Knows nothing of what is asked."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import torch
+
+from wm.dynamics import BaseSharing, Role, Sampling, load_role
+from wm.dynamics.verify import NO_GUARD
+from wm.dynamics.vlm_scorer import VLMScorer, load_vlm_scorer
+from wm.errors import InputError
+from wm.evaluation.heldout import HeldOut
+from wm.evaluation.metrics.images import ActionCheck, JudgeMany
+from wm.evaluation.probe import Scorer
+from wm.evaluation.scorers import fdm_scorer, idm_scorer, pixel_scorer
+from wm.models import ImageCodec, base_of, read_manifest
+
+_MODELS_KEPT = 3
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model to evaluate."""
+
+    name: str
+    path: str
+    role: Literal["idm", "fdm"]
+    label: str  # name in the tables; entries that share it are runs of other training seeds
+    run: int = 0  # training seed
+    verifier: str = ""  # name of the entry whose IDM verifies this FDM; empty: none
+    base: str = ""  # base folder of an adapter
+    reads: Literal["codes", "pixels"] = "codes"  # pixels: a model of transformers, an IDM for the probe alone
+
+    @property
+    def can_verify(self) -> bool:
+        """Return whether it can score the candidates of a forward model."""
+        return self.role == "idm" and self.reads == "codes"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The held-out set, the codec, the judge, the entries and the settings of an evaluation."""
+
+    held_out: HeldOut
+    codec: ImageCodec
+    judge_many: JudgeMany | None
+    action_is_right: ActionCheck | None
+    entries: dict[str, Entry]
+    num_candidates: int
+    sampling: Sampling
+    batch_size: int
+    max_new_tokens: int
+    device: str
+    dtype: torch.dtype = torch.float32
+    base_sharing: BaseSharing = "merged"
+    num_draft_tokens: int = 0  # codes drafted a pass in speculative sampling; 0: one code a pass
+    max_unchanged: float = NO_GUARD  # the copy guard of the choice among candidates
+
+    def load_role(self, name: str) -> Role:
+        """Load the model of an entry with its decoder; the last few stay loaded.
+
+        Raises:
+            InputError: The model has another codec than the bench.
+        """
+        entry = self.entries[name]
+        role = _load(entry.path, entry.base, self.device, self.dtype, self.base_sharing)
+        if role.model.codec_id != self.codec.codec_id:
+            raise InputError(
+                f"{entry.path} speaks codec {role.model.codec_id}, the evaluation's codec is {self.codec.codec_id}"
+            )
+        return role
+
+    def load_scorer(self, name: str) -> Scorer:
+        """Load the model of an entry as a scorer of the probe."""
+        entry = self.entries[name]
+        if entry.reads == "pixels":
+            vlm = _load_scorer(entry.path, self.device, self.dtype)
+            return pixel_scorer(vlm, self.held_out, batch_size=self.batch_size)
+        role = self.load_role(name)
+        build_scorer = idm_scorer if entry.role == "idm" else fdm_scorer
+        return build_scorer(role.model, batch_size=self.batch_size, decoder=role.decoder)
+
+
+@lru_cache(maxsize=1)
+def _load_scorer(path: str, device: str, dtype: torch.dtype) -> VLMScorer:
+    return load_vlm_scorer(path, device=device, dtype=dtype)
+
+
+@lru_cache(maxsize=_MODELS_KEPT)
+def _load(path: str, base: str, device: str, dtype: torch.dtype, base_sharing: BaseSharing) -> Role:
+    manifest = read_manifest(path)
+    # Over a shared base only an adapter can be applied; other models have weights of their own.
+    alone = base_sharing == "merged" or (manifest is not None and manifest.kind == "full")
+    over = None if alone else _load_base(str(base_of(path, base or None)[0].resolve()), device, dtype)
+    return load_role(path, base=base or None, device=device, dtype=dtype, over=over)
+
+
+@lru_cache(maxsize=1)
+def _load_base(path: str, device: str, dtype: torch.dtype) -> Role:
+    return load_role(path, device=device, dtype=dtype)
