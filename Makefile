@@ -39,8 +39,10 @@ serve: install
 schema: install
 	WM_SCHEMA_CASES=2000 $(BIN)/python -m pytest -q -rP tests/serve_apps/test_schema.py
 
+# The second command, in preview: sections of docstrings name only parameters that exist, and what is given back.
 lint: install
 	$(BIN)/ruff check .
+	$(BIN)/ruff check --preview --select DOC102,DOC202,DOC403 wm jobs serve_apps cluster
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell wm jobs serve_apps cluster tests README.md CHANGELOG.md CONTRIBUTING.md
 

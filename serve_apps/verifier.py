@@ -39,7 +39,7 @@ class Verifier:
     async def score_candidates(
         self, source: Sequence[int], action: str, candidates: Sequence[Sequence[int]]
     ) -> list[tuple[float, int]]:
-        """log p(action | source, candidate) in nats and the action's tokens, of each candidate."""
+        """Compute log p(action | source, candidate) in nats and the action's tokens, of each candidate."""
         return await self._thread.together(self._score, (source, action, candidates))
 
     async def score(self, images_BHWC: Pixels, actions: Sequence[str]) -> list[list[tuple[float, int]]]:

@@ -1,9 +1,10 @@
 """The import arrows of the design, read from the source with ``ast``: who may import whom."""
 
-import ast
 from pathlib import Path
 
 import pytest
+
+from tests.helpers.imports import imports
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -57,21 +58,6 @@ CHAINS: dict[str, set[str]] = {"benchmark": {"annotate"}}
 """Commands that may import another one, which they measure. ``bootstrap`` chains the stages and may import all."""
 
 
-def imports(path: Path, root: Path) -> set[str]:
-    """Absolute names of the modules a file imports anywhere, functions and TYPE_CHECKING included."""
-    names: set[str] = set()
-    package = ".".join(path.relative_to(root).parts[:-1])
-    for node in ast.walk(ast.parse(path.read_text(), str(path))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            parents = package.split(".")
-            prefix = parents[: len(parents) - node.level + 1] if node.level else []
-            module = ".".join([*prefix, *filter(None, [node.module])])
-            names |= {module} | {f"{module}.{alias.name}" for alias in node.names if _exists(root, module, alias.name)}
-    return names
-
-
 def may_import(source: list[str], target: list[str]) -> bool:
     """Whether a file (dotted parts, such as wm, video, motion) may import a module, both below the root."""
     top, other = source[0], target[0]
@@ -108,12 +94,6 @@ def broken_arrows(root: Path) -> list[str]:
             if forbidden or (target[0] == "ray" and parts[0] == "wm"):
                 broken.append(f"{file.relative_to(root)} imports {name}")
     return broken
-
-
-def _exists(root: Path, module: str, name: str) -> bool:
-    """Whether ``name``, imported from ``module``, is a module itself rather than something in it."""
-    path = root.joinpath(*module.split("."), name)
-    return path.is_dir() or path.with_suffix(".py").is_file()
 
 
 def test_imports_follow_the_design():
@@ -160,6 +140,6 @@ def test_the_test_sees_broken_arrows(tmp_path, file, line, broken):
         (tmp_path / f"{module}.py").write_text("")
     (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / file).write_text(line + "\n")
-    found = broken_arrows(tmp_path)
-    assert bool(found) == broken, found
-    assert all(file in complaint for complaint in found)
+    complaints = broken_arrows(tmp_path)
+    assert bool(complaints) == broken, complaints
+    assert all(file in complaint for complaint in complaints)

@@ -232,9 +232,11 @@ def _resample_rows(
     """Scale along the first axis.
 
     Args:
-        pixels_HWC: Rows ``first`` and following of an image of ``num_rows`` rows (None: all of it).
+        pixels_HWC: Rows ``first`` and following of an image, uint8.
         num_scaled: Rows of the scaled image.
         rows: The rows of the scaled image that are computed.
+        num_rows: Rows of the complete image; those of ``pixels_HWC`` if None.
+        first: Number of the first row in ``pixels_HWC``.
 
     Returns:
         uint8, shape (len(rows), W, C).

@@ -3,31 +3,43 @@
 Not known here: how a video is decoded, and which shards there are.
 """
 
+import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, TypeAlias, TypedDict
 
 import numpy as np
 import pyarrow as pa
 
+from jobs.annotate.counts import ShardRows
+from jobs.annotate.filtering import filter_codes, filter_images
 from jobs.annotate.metrics import Metrics
 from jobs.annotate.pairs import Pair, Seconds, even_chunks, halve_when_full
-from jobs.annotate.shards import TableRows, write_shard
-from jobs.annotate.tables import DECODE_STAGES
-from wm.datasets.filters import Filters, action_findings, code_findings, picture_findings, reason_of, repeat_bits
+from jobs.annotate.shards import write_shard
+from jobs.annotate.tables import DECODE_STAGES, DecodedVideo, report_problem, stage_seconds, to_batch
+from wm.datasets.filters import Filters, action_findings, reason_of
 from wm.errors import InputError
 from wm.images import Pixels, decode_image, fit_square
 from wm.records import Outcome, RejectRow, TripletRow, reject_row, stable_id, triplet_row
 from wm.video import frame_pairs
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from wm.dynamics import ScoredAction
+
 
 class EncodedFrame(TypedDict):
-    """One key-frame after the codec."""
+    """One key-frame after the codec: its codes, and its features before they are quantised, float32 (N, D)."""
 
     codes: list[int]
-    features: Any
+    features: "Tensor"
+
+
+Frames: TypeAlias = dict[tuple[str, int], EncodedFrame]
+"""Encoded key-frames by their video's key and their row in its lists."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +52,11 @@ class AnnotatorSettings:
     dataset: str
     split: str
     license: str
-    min_motion: float
+    min_motion_px: float
     filters: Filters
     max_new_tokens: int
-    codec_batch: int
-    idm_batch: int
+    codec_batch_size: int
+    idm_batch_size: int
     threads: int
     device: str
     dtype: str
@@ -69,14 +81,14 @@ class Annotator:
             # The codec stays in float32: its codes must not depend on the precision of the IDM.
             dtype = getattr(torch, settings.dtype)
             where = {"base": settings.base, "device": settings.device, "dtype": dtype}
-            role = load_role(settings.idm, **where, rows=settings.idm_batch)  # once: it packs the weights
+            role = load_role(settings.idm, **where, rows=settings.idm_batch_size)  # once: it packs the weights
             self.idm, self.decoder = role.model, role.decoder
             self.codec = load_codec(settings.base or settings.idm, device=settings.device)
             self.name = annotator_name(settings.idm, self.idm.base_id)
         except InputError as error:
             self.problem = str(error)
 
-    def __call__(self, batch: pa.Table) -> dict[str, Any]:
+    def __call__(self, batch: pa.Table) -> dict[str, list[object]]:
         """Annotate the block of one shard and write its files.
 
         Args:
@@ -88,27 +100,37 @@ class Annotator:
         Raises:
             RuntimeError: Ray Data split the block.
         """
-        videos = batch.to_pylist()
+        videos: list[DecodedVideo] = batch.to_pylist()
         if self.problem:
-            return _to_row(problem=self.problem)
+            return report_problem(self.problem)
         # Trouble of the machine ends the run; trouble of a video is a reject.
         for video in videos:
             if video["problem"]:
-                return _to_row(problem=video["problem"], errno=video["errno"])
+                return report_problem(video["problem"], video["errno"])
         # A shard is committed as one file: it must have come in one block.
         number, expected = videos[0]["shard"], videos[0]["shard_rows"]
         if len(videos) != expected or any(video["shard"] != number for video in videos):
             raise RuntimeError(f"shard {number} came in {len(videos)} rows of {expected}: a block was split")
-        seconds = Seconds({stage: _total(videos, f"{stage}_s") for stage in DECODE_STAGES})
+        seconds = Seconds({stage: sum(stage_seconds(video, stage) for video in videos) for stage in DECODE_STAGES})
         rows = self.annotate(videos, seconds)
         try:
             counts = write_shard(Path(self.settings.out), number, videos, rows, seconds.by_stage)
         except OSError as error:
-            return _to_row(problem=f"cannot write into {self.settings.out}: {error.strerror}", errno=error.errno or 0)
+            return report_problem(f"cannot write into {self.settings.out}: {error.strerror}", error.errno or 0)
         self.metrics.shard(counts)
-        return _to_row(shard=number, reasons=json.dumps(counts["reasons"]), **_bar_counts(counts))
+        return to_batch(
+            {
+                "problem": "",
+                "errno": 0,
+                "shard": number,
+                "videos": counts["videos"],
+                "pairs": counts["pairs"],
+                "triplets": counts["triplets"],
+                "reasons": json.dumps(counts["reasons"]),
+            }
+        )
 
-    def annotate(self, videos: list[dict[str, Any]], seconds: Seconds | None = None) -> TableRows:
+    def annotate(self, videos: list[DecodedVideo], seconds: Seconds | None = None) -> ShardRows:
         """Build the rows of a shard's tables.
 
         Args:
@@ -131,43 +153,22 @@ class Annotator:
             for video in videos
             for source, target in frame_pairs(range(len(video["images"] or [])))
         ]
-        self._filter_images(pairs)
+        filters = self.settings.filters
+        filter_images(pairs, filters, self.settings.min_motion_px)
         candidates = [pair for pair in pairs if not pair.reason]
         frames = self._encode_frames(candidates, seconds)
-        self._compare_codes(candidates, frames)
+        for pair in candidates:
+            source, target = _frames_of(pair, frames)
+            filter_codes(pair, source["codes"], target["codes"], filters)
         candidates = [pair for pair in candidates if not pair.reason]
         with seconds.of("idm"):
             self._propose(candidates, frames)
         triplets = [self._triplet(pair, frames) for pair in pairs if not pair.reason]
         rejects += [self._reject_pair(pair) for pair in pairs if pair.reason]
-        name, filters = self.settings.dataset, self.settings.filters
+        name = self.settings.dataset
         return {"triplets": triplets, "rejects": rejects, "pairs": [pair.row(name, filters) for pair in pairs]}
 
-    def _filter_images(self, pairs: list[Pair]) -> None:
-        """Apply the filters that need the images only; what they take out is never shown to the IDM."""
-        filters = self.settings.filters
-        for pair in pairs:
-            motion = pair.video["motion"][pair.video["keyframes"][pair.target]]
-            if motion < self.settings.min_motion:
-                pair.reason = "too_little_motion"
-                pair.detail = f"moves {motion:.3f} px/frame, less than min_motion = {self.settings.min_motion:g}"
-                continue
-            pair.findings = picture_findings(pair.numbers(filters), filters)
-            pair.reason = reason_of(pair.findings, filters)
-        if filters.near_duplicate != "off":
-            # A repeat is one of a pair that is kept, so that this comes after the other filters.
-            hashes = [pair.hashes() for pair in pairs]
-            bits_P = repeat_bits(hashes, filters, [not pair.reason for pair in pairs])
-            for pair, pair.repeat_bits in zip(pairs, bits_P, strict=True):
-                if pair.reason != "too_little_motion":
-                    pair.findings = picture_findings(pair.numbers(filters), filters)
-                    pair.reason = reason_of(pair.findings, filters)
-        for pair in pairs:
-            if pair.findings:
-                numbers = {name: value for name, value in pair.numbers(filters).items() if value is not None}
-                pair.detail = ", ".join(f"{name} {value:.3g}" for name, value in numbers.items())
-
-    def _encode_frames(self, pairs: list[Pair], seconds: Seconds) -> dict[tuple[str, int], EncodedFrame]:
+    def _encode_frames(self, pairs: list[Pair], seconds: Seconds) -> Frames:
         """Encode each key-frame once, though it may be in two pairs."""
         images = {
             (pair.video["key"], row): pair.video["images"][row] for pair in pairs for row in (pair.source, pair.target)
@@ -175,70 +176,61 @@ class Annotator:
         with seconds.of("encode"):
             return dict(zip(images, self._encode(list(images.values())), strict=True))
 
-    def _compare_codes(self, pairs: list[Pair], frames: dict[tuple[str, int], EncodedFrame]) -> None:
-        """Count the codes that change, and filter the pairs in which too few do before the IDM spends work on them."""
-        filters = self.settings.filters
-        for pair in pairs:
-            source, target = (frames[pair.video["key"], row]["codes"] for row in (pair.source, pair.target))
-            pair.num_codes = len(source)
-            pair.changed_codes = sum(a != b for a, b in zip(source, target, strict=True))
-            findings = code_findings(pair.changed_codes, filters)
-            pair.findings += findings
-            pair.reason = reason_of(findings, filters)
-            if pair.reason:
-                pair.detail = (
-                    f"{pair.changed_codes} of {pair.num_codes} image codes change, "
-                    f"fewer than filters.min_changed_codes = {filters.min_changed_codes}"
-                )
-
     def _encode(self, pngs: list[bytes]) -> Iterator[EncodedFrame]:
-        for chunk in even_chunks(pngs, self.settings.codec_batch):
+        for chunk in even_chunks(pngs, self.settings.codec_batch_size):
             pixels_BHWC = np.stack([self._square(png) for png in chunk])
-            codes_BN, features_BND = halve_when_full(self._codes, pixels_BHWC)
-            for codes, features_ND in zip(codes_BN.tolist(), features_BND, strict=True):
-                yield {"codes": codes, "features": features_ND}
 
-    def _codes(self, pixels_BHWC: Pixels) -> Any:
-        return self.codec.encode_with_features(pixels_BHWC)
+            def encode(start: int, stop: int, pixels_BHWC: Pixels = pixels_BHWC) -> "tuple[Tensor, Tensor]":
+                return self.codec.encode_with_features(pixels_BHWC[start:stop])
+
+            for codes_BN, features_BND in halve_when_full(encode, len(chunk)):
+                for codes, features_ND in zip(codes_BN.tolist(), features_BND, strict=True):
+                    yield {"codes": codes, "features": features_ND}
 
     def _square(self, png: bytes) -> Pixels:
         return fit_square(decode_image(png, "key-frame"), self.codec.side_px)
 
-    def _propose(self, pairs: list[Pair], frames: dict[tuple[str, int], EncodedFrame]) -> None:
+    def _propose(self, pairs: list[Pair], frames: Frames) -> None:
         """Set each pair's action, and the reason where the action is filtered."""
         from wm.dynamics import propose_actions
 
-        filters = self.settings.filters
+        filters, max_new_tokens = self.settings.filters, self.settings.max_new_tokens
         # All prompts have one length (two images), so that chunks of one size are equal work.
-        for chunk in even_chunks(pairs, self.settings.idm_batch):
-            codes = [
-                (frames[pair.video["key"], pair.source]["codes"], frames[pair.video["key"], pair.target]["codes"])
-                for pair in chunk
-            ]
+        for chunk in even_chunks(pairs, self.settings.idm_batch_size):
+            encoded = [_frames_of(pair, frames) for pair in chunk]
+            sources, targets = ([pair[side]["codes"] for pair in encoded] for side in (0, 1))
 
-            def propose(rows: list[tuple[list[int], list[int]]]) -> tuple[list[Any]]:
-                sources, targets = zip(*rows, strict=True)
-                limits = {"max_new_tokens": self.settings.max_new_tokens, "batch_size": len(rows)}
-                return (propose_actions(self.idm, sources, targets, decoder=self.decoder, **limits),)
+            def propose(
+                start: int, stop: int, sources: list[list[int]] = sources, targets: list[list[int]] = targets
+            ) -> "list[ScoredAction]":
+                return propose_actions(
+                    self.idm,
+                    sources[start:stop],
+                    targets[start:stop],
+                    max_new_tokens=max_new_tokens,
+                    batch_size=stop - start,
+                    decoder=self.decoder,
+                )
 
-            for pair, action in zip(chunk, halve_when_full(propose, codes)[0], strict=True):
-                finished = action.num_tokens <= self.settings.max_new_tokens
-                mean = action.logprob / action.num_tokens
+            actions = itertools.chain.from_iterable(halve_when_full(propose, len(chunk)))
+            for pair, action in zip(chunk, actions, strict=True):
+                is_finished = action.num_tokens <= max_new_tokens
                 pair.action = action
-                findings = action_findings(action.text, mean, finished, filters)
+                findings = action_findings(action.text, action.mean_logprob, is_finished, filters)
                 pair.findings += findings
                 pair.reason = reason_of(findings, filters)
-                pair.detail = f"action {action.text!r:.200}, {mean:.3f} nats/token"
+                pair.detail = f"action {action.text!r:.200}, {action.mean_logprob:.3f} nats/token"
 
-    def _triplet(self, pair: Pair, frames: dict[tuple[str, int], EncodedFrame]) -> TripletRow:
+    def _triplet(self, pair: Pair, frames: Frames) -> TripletRow:
         from wm.models import change_map
 
         video, settings = pair.video, self.settings
-        source, target = frames[video["key"], pair.source], frames[video["key"], pair.target]
+        source, target = _frames_of(pair, frames)
+        assert pair.action is not None
         change_N = change_map(source["features"][None], target["features"][None])[0]
         positions, times_s = video["keyframes"], video["times_s"]
         return triplet_row(
-            triplet_id=stable_id(settings.dataset, *pair.ident()),
+            triplet_id=stable_id(settings.dataset, *pair.id_parts()),
             dataset=settings.dataset,
             split=settings.split,
             class_label=video["class_label"],
@@ -263,7 +255,7 @@ class Annotator:
             reader=video["reader"],
         )
 
-    def _reject(self, video: dict[str, Any], outcome: Outcome, reason: str, detail: str) -> RejectRow:
+    def _reject(self, video: DecodedVideo, outcome: Outcome, reason: str, detail: str) -> RejectRow:
         row = reject_row(
             uri=video["uri"],
             stage="annotate",
@@ -280,7 +272,7 @@ class Annotator:
         frames = pair.video["keyframes"]
         where = f"frames {frames[pair.source]} to {frames[pair.target]}: {pair.detail}"
         row = self._reject(pair.video, "filtered", pair.reason, where)
-        return row | {"reject_id": stable_id(self.settings.dataset, *pair.ident("annotate", pair.reason))}
+        return row | {"reject_id": stable_id(self.settings.dataset, *pair.id_parts("annotate", pair.reason))}
 
 
 def annotator_name(folder: str, base_id: str) -> str:
@@ -291,14 +283,6 @@ def annotator_name(folder: str, base_id: str) -> str:
     return f"{base_id}/{manifest.recipe_digest}" if manifest is not None and manifest.recipe_digest else base_id
 
 
-def _total(videos: Sequence[dict[str, Any]], column: str) -> float:
-    return sum(video[column] or 0.0 for video in videos)
-
-
-def _to_row(**values: Any) -> dict[str, list[Any]]:
-    row = {"problem": "", "errno": 0, "shard": -1, "videos": 0, "pairs": 0, "triplets": 0, "reasons": "{}"} | values
-    return {name: [value] for name, value in row.items()}
-
-
-def _bar_counts(counts: dict[str, Any]) -> dict[str, int]:
-    return {name: counts[name] for name in ("videos", "pairs", "triplets")}
+def _frames_of(pair: Pair, frames: Frames) -> tuple[EncodedFrame, EncodedFrame]:
+    key = pair.video["key"]
+    return frames[key, pair.source], frames[key, pair.target]

@@ -12,12 +12,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
 from jobs.annotate.metrics import Metrics
-from jobs.annotate.tables import DECODED_SCHEMA
+from jobs.annotate.tables import DECODED_SCHEMA, DecodedVideo, Decoding, ListedVideo
 from wm.files.storage import download, is_remote
 from wm.video import ClipReader, ClipSettings, VideoError
 from wm.video.errors import check_name
@@ -85,22 +84,24 @@ class Decoder:
         Returns:
             As many rows of :data:`DECODED_SCHEMA`, in the same order.
         """
-        rows = []
-        for video in batch.to_pylist():
-            path = video.pop("path")
+        rows: list[DecodedVideo] = []
+        paths: list[str] = batch.column("path").to_pylist()
+        videos: list[ListedVideo] = batch.drop_columns(["path"]).to_pylist()
+        for video, path in zip(videos, paths, strict=True):
             try:
-                row = video | self._read(video, path)
+                decoding = self._read(video, path)
             except (OSError, RuntimeError) as error:
                 # The machine's trouble (no space, no child that starts), not the video's: no reject.
                 message = f"cannot decode {video['uri']} on this machine: {getattr(error, 'strerror', None) or error}"
-                row = video | {"problem": message, "errno": getattr(error, "errno", None) or 0}
+                decoding = {"problem": message, "errno": getattr(error, "errno", None) or 0}
+            row: DecodedVideo = {**video, **decoding}
             rows.append(row)
             self.metrics.video(row)
         return pa.Table.from_pylist(rows, schema=DECODED_SCHEMA)
 
-    def _read(self, video: dict[str, Any], path: str) -> dict[str, Any]:
+    def _read(self, video: ListedVideo, path: str) -> Decoding:
         """Read one video; return its outcome with numbers and images, or with the reason of its failure."""
-        seconds: dict[str, float] = {}
+        seconds: Decoding = {}
         begin = time.perf_counter()
         try:
             # Before anything is read: no table can hold such a name.
@@ -111,15 +112,12 @@ class Decoder:
         except VideoError as error:
             # Without the download, which has its own column.
             failed_s = time.perf_counter() - begin - seconds.get("download_s", 0.0)
-            return seconds | {
-                "outcome": "failed",
-                "reason": error.reason,
-                "detail": _name_video(error.detail, path, video),
-                "failed_s": failed_s,
-            }
+            detail = _name_video(error.detail, path, video)
+            return {**seconds, "outcome": "failed", "reason": error.reason, "detail": detail, "failed_s": failed_s}
         # Numbers are recorded of filtered videos too: they show what another setting would give.
         scan, keyframes = clip.scan, clip.scan.keyframes
-        row = seconds | {
+        row: Decoding = {
+            **seconds,
             "num_frames": scan.num_frames,
             "duration_s": scan.duration_s,
             "frame_s": scan.duration_s / scan.num_frames,
@@ -139,10 +137,10 @@ class Decoder:
         if len(keyframes) < 2:
             detail = f"{path}: {len(keyframes)} key-frame among {scan.num_frames} frames; a pair needs two"
             detail = _name_video(detail, path, video)
-            return row | {"outcome": "filtered", "reason": "too_few_keyframes", "detail": detail}
-        return row | {"images": clip.images_png} | _list_facts(clip.facts, scan.cuts)
+            return {**row, "outcome": "filtered", "reason": "too_few_keyframes", "detail": detail}
+        return {**row, "images": clip.images_png, **_list_facts(clip.facts, scan.cuts)}
 
-    def _local_copy(self, uri: str, seconds: dict[str, float]) -> str:
+    def _local_copy(self, uri: str, seconds: Decoding) -> str:
         """Fetch a remote file by the killable child and return its local path.
 
         It is kept until another file is needed, because the segments of one long video follow each other.
@@ -183,7 +181,7 @@ def fetch_remote(uri: str, path: str, time_limit_s: float, max_bytes: int) -> No
         raise VideoError(error.reason, error.detail) from error
 
 
-def _name_video(detail: str, path: str, video: dict[str, Any]) -> str:
+def _name_video(detail: str, path: str, video: ListedVideo) -> str:
     """Name a video by its URI: a local copy's name means nothing, and differs every time."""
     message = detail.replace(path, video["uri"])
     if video["uri"] not in message:  # a time-out's or a crash's
@@ -193,7 +191,7 @@ def _name_video(detail: str, path: str, video: dict[str, Any]) -> str:
     return f"segment {video['key'].rpartition('#')[2]}: {message}"
 
 
-def _list_facts(facts: list[FrameFacts], cuts: list[float]) -> dict[str, Any]:
+def _list_facts(facts: list[FrameFacts], cuts: list[float]) -> Decoding:
     """List the measurements of each key-frame, by column."""
     return {
         "difference": [0.0, *(pair_difference(a, b) for a, b in pairwise(facts))],

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.annotate.annotator import Annotator
+from jobs.annotate.counts import summarise
 from jobs.annotate.decoder import Decoder
 from jobs.annotate.recipe import AnnotateRecipe
 from jobs.annotate.report import print_passed_over, print_plan, print_result
@@ -26,9 +27,9 @@ from jobs.annotate.shards import (
     shard_table,
     shards_with,
     sole_writer,
-    summarise,
     tidy,
 )
+from jobs.annotate.tables import ShardReport
 from jobs.shared.ray_session import connect, need, quiet_data
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
@@ -84,7 +85,9 @@ def run(recipe: AnnotateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
 def _list_or_resume(recipe: AnnotateRecipe) -> tuple[pa.Table, str]:
     """List the videos, with their digest: as they are now, or for a resumed run as they were when it began."""
     # A folder may grow meanwhile, and what failed may have been mended.
-    listing = list_videos(recipe.videos, layout=recipe.layout, annotations=recipe.annotations).slice(0, recipe.limit)
+    listing = list_videos(recipe.videos, layout=recipe.dataset_layout, annotations=recipe.annotations).slice(
+        0, recipe.limit
+    )
     digest = listing_digest(listing)
     stored = kept_listing(Path(recipe.out))
     resumes = recipe.retry or read_run(recipe.out) is None
@@ -138,7 +141,7 @@ def _annotate(recipe: AnnotateRecipe, listing: pa.Table, pending: Mapping[int, t
     from ray.data import ActorPoolStrategy, DataContext
 
     quiet_data()
-    decoders, annotators = recipe.pools(len(pending))
+    decoders, annotators = recipe.resources.pool_sizes(len(pending))
     context = DataContext.get_current()
     block_bytes, context.target_max_block_size = context.target_max_block_size, None  # a shard stays one block
     try:
@@ -151,7 +154,7 @@ def _annotate(recipe: AnnotateRecipe, listing: pa.Table, pending: Mapping[int, t
                 batch_size=None,
                 batch_format="pyarrow",
                 compute=ActorPoolStrategy(min_size=decoders.start, max_size=decoders.stop),
-                num_cpus=recipe.cpus_per_worker,
+                num_cpus=recipe.resources.cpus_per_decoder,
             )
             .map_batches(
                 Annotator,
@@ -159,8 +162,8 @@ def _annotate(recipe: AnnotateRecipe, listing: pa.Table, pending: Mapping[int, t
                 batch_size=None,
                 batch_format="pyarrow",
                 compute=ActorPoolStrategy(min_size=annotators.start, max_size=annotators.stop),
-                num_cpus=recipe.cpus_per_worker,
-                num_gpus=recipe.gpus_per_annotator,
+                num_cpus=recipe.resources.cpus_per_annotator,
+                num_gpus=recipe.resources.gpus_per_annotator,
             )
         )
         _show_progress(counts.iter_rows(), listing.num_rows, sum(rows for _, rows in pending.values()))
@@ -168,7 +171,7 @@ def _annotate(recipe: AnnotateRecipe, listing: pa.Table, pending: Mapping[int, t
         context.target_max_block_size = block_bytes
 
 
-def _show_progress(shards: Iterable[dict[str, Any]], total: int, num_pending: int) -> None:
+def _show_progress(shards: Iterable[ShardReport], total: int, num_pending: int) -> None:
     """Draw the progress bar from finished shards; raise what ended the run."""
     started, pairs, reasons = time.perf_counter(), 0, Counter[str]()
     with progress_bar(total, "video", "annotate", done=total - num_pending) as bar:
@@ -187,9 +190,11 @@ def _show_progress(shards: Iterable[dict[str, Any]], total: int, num_pending: in
 
 
 def _check_machine(recipe: AnnotateRecipe, num_shards: int) -> None:
-    decoders, annotators = (pool.start for pool in recipe.pools(num_shards))
-    key = f"num_workers = {recipe.num_workers}, num_annotators = {recipe.num_annotators}"
-    need((decoders + annotators) * recipe.cpus_per_worker, annotators * recipe.gpus_per_annotator, key)
+    resources = recipe.resources
+    decoders, annotators = (pool.start for pool in resources.pool_sizes(num_shards))
+    cpus = decoders * resources.cpus_per_decoder + annotators * resources.cpus_per_annotator
+    keys = f"num_decoders = {resources.num_decoders}, resources.num_annotators = {resources.num_annotators}"
+    need(cpus, annotators * resources.gpus_per_annotator, f"resources.{keys}")
 
 
 def _check_model(key: str, folder: str) -> None:

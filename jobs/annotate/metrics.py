@@ -5,10 +5,8 @@
 ``ray_wm_annotate_frames_total``; each with ``dataset``, the recipe's name for what is annotated.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
-from jobs.annotate.tables import DECODE_STAGES
+from jobs.annotate.counts import ShardCounts
+from jobs.annotate.tables import DECODE_STAGES, DecodedVideo, stage_seconds
 
 
 class Metrics:
@@ -28,14 +26,14 @@ class Metrics:
         self._rejects = counter("rejects", "Reject rows, by reason", "reason")
         self._seconds = counter("stage_seconds", "Seconds spent, by stage", "stage")
 
-    def video(self, row: Mapping[str, Any]) -> None:
+    def video(self, row: DecodedVideo) -> None:
         """Count a decoded video."""
         self._videos.inc(1, {"outcome": row.get("outcome") or "ok"})
         self._add_frames(row.get("num_frames") or 0)
         for stage in DECODE_STAGES:
-            self._add_seconds(stage, row.get(f"{stage}_s") or 0.0)
+            self._add_seconds(stage, stage_seconds(row, stage))
 
-    def shard(self, counts: Mapping[str, Any]) -> None:
+    def shard(self, counts: ShardCounts) -> None:
         """Count a written shard (the counts of :func:`jobs.annotate.shards.write_shard`)."""
         for outcome, number in (("ok", counts["triplets"]), ("filtered", counts["pairs"] - counts["triplets"])):
             if number:

@@ -4,19 +4,36 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from wm.datasets.filters import Filters
+from jobs.annotate.tables import DecodedVideo, PairRow
+from wm.datasets.filters import Filters, PairNumbers
 from wm.records import stable_id
+
+if TYPE_CHECKING:
+    from wm.dynamics import ScoredAction  # brings torch, which the driver need not load
 
 T = TypeVar("T")
 
 
 @dataclass
 class Pair:
-    """One source and target of a video: rows of the video's key-frame lists; then what became of it."""
+    """A source and a target of a video on their way through the filters.
 
-    video: dict[str, Any]
+    Attributes:
+        video: The decoded video.
+        source: Row of the source in the video's lists of key-frames.
+        target: Row of the target.
+        repeat_bits: Bits to the nearest earlier pair.
+        changed_codes: Image codes that differ.
+        num_codes: Codes of an image.
+        findings: Thresholds that the pair is beyond.
+        reason: Why it is filtered; empty if it is not.
+        detail: The same in words.
+        action: What the IDM reads from the pair.
+    """
+
+    video: DecodedVideo
     source: int
     target: int
     repeat_bits: int | None = None
@@ -25,37 +42,42 @@ class Pair:
     findings: list[str] = field(default_factory=list)
     reason: str = ""
     detail: str = ""
-    action: Any = None
+    action: "ScoredAction | None" = None
 
-    def ident(self, *more: str) -> tuple[Any, ...]:
+    def id_parts(self, *more: str) -> tuple[str | int, ...]:
         """Return the parts of this pair's ids."""
         frames = self.video["keyframes"]
         return (self.video["key"], *more, frames[self.source], frames[self.target])
-
-    def lower(self, column: str) -> float:
-        """Return the smaller of both frames' values in a column."""
-        return float(min(self.video[column][self.source], self.video[column][self.target]))
 
     def hashes(self) -> tuple[int, int]:
         """Return the perceptual hashes of both frames."""
         return self.video["phash"][self.source], self.video["phash"][self.target]
 
-    def numbers(self, filters: Filters) -> dict[str, Any]:
+    def numbers(self, filters: Filters) -> PairNumbers:
         """Return the figures that the image filters compare; None where a filter is off."""
+
+        def min_of_both(values: Sequence[float]) -> float:
+            return float(min(values[self.source], values[self.target]))
+
         return {
             "repeat_bits": self.repeat_bits,
             "difference": self.video["difference"][self.target] if filters.static != "off" else None,
             "cut": self.video["cut"][self.target] if filters.cut != "off" else None,
-            "luma": self.lower("luma") if filters.dark != "off" else None,
-            "sharpness": self.lower("sharpness") if filters.blurred != "off" else None,
+            "luma": min_of_both(self.video["luma"]) if filters.dark != "off" else None,
+            "sharpness": min_of_both(self.video["sharpness"]) if filters.blurred != "off" else None,
         }
 
-    def row(self, dataset: str, filters: Filters) -> dict[str, Any]:
-        """Build this pair's row of :data:`jobs.annotate.tables.PAIRS_SCHEMA`."""
+    def row(self, dataset: str, filters: Filters) -> PairRow:
+        """Build this pair's row of the table ``pairs``.
+
+        Args:
+            dataset: Name of the data set, a part of the id.
+            filters: Numbers of a filter that is off are null.
+        """
         frames, action = self.video["keyframes"], self.action
         hashes = self.hashes() if filters.near_duplicate != "off" else (None, None)
         return {
-            "triplet_id": stable_id(dataset, *self.ident()),
+            "triplet_id": stable_id(dataset, *self.id_parts()),
             "key": self.video["key"],
             "class_label": self.video["class_label"],
             "source_frame": frames[self.source],
@@ -90,29 +112,29 @@ class Seconds:
 
 
 def even_chunks(items: Sequence[T], max_size: int) -> Iterator[list[T]]:
-    """Split items into consecutive chunks whose sizes differ by at most one: 65 by 64 are 33 and 32, not 64 and 1."""
+    """Split items into consecutive chunks whose sizes differ by at most one: 65 by 64 are 33 and 32, not 64 and 1.
+
+    Args:
+        items: What is split.
+        max_size: Max number of items in a chunk, 1 or more.
+    """
     count = -(-len(items) // max_size)
     for part in range(count):
         yield list(items[part * len(items) // count : (part + 1) * len(items) // count])
 
 
-def halve_when_full(function: Callable[[Any], Sequence[Any]], batch: Any) -> list[Any]:
+def halve_when_full(function: Callable[[int, int], T], count: int) -> list[T]:
     """Call a function on a batch, or on parts of it where memory does not hold all of it.
 
     Args:
-        function: Returns a tuple of sequences or tensors, each with a row for every row of its batch.
-        batch: Anything that has a length and can be sliced.
+        function: Maps the rows from start to stop to a result.
+        count: Number of rows.
 
     Returns:
-        The function's sequences and tensors for the complete batch.
+        The results of consecutive parts, in order.
     """
-    import torch
-
     from wm.sampling.batches import halving
 
-    parts: list[Sequence[Any]] = []
-    halving(lambda start, stop: parts.append(function(batch[start:stop])), len(batch), len(batch))
-    return [
-        torch.cat(column) if isinstance(column[0], torch.Tensor) else [row for rows in column for row in rows]
-        for column in zip(*parts, strict=True)
-    ]
+    parts: list[T] = []
+    halving(lambda start, stop: parts.append(function(start, stop)), count, count)
+    return parts

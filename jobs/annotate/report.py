@@ -29,8 +29,16 @@ def print_plan(recipe: AnnotateRecipe, listing: pa.Table, is_complete: bool) -> 
     print_passed_over(listing)
     if not is_complete:
         settings = recipe.model_dump(exclude={"videos", "idm", "out"}, exclude_none=True)
-        print("  " + ", ".join(f"{key} = {value}" for key, value in settings.items()))
+        print(f"  {', '.join(_list_settings(settings))}")
     return {"videos": listing.num_rows, "whole": is_complete}
+
+
+def _list_settings(settings: Mapping[str, Any], table: str = "") -> list[str]:
+    """Write each setting as ``key = value``; keys of tables are dotted, as a command line takes them."""
+    texts: list[str] = []
+    for key, value in settings.items():
+        texts += _list_settings(value, f"{key}.") if isinstance(value, dict) else [f"{table}{key} = {value}"]
+    return texts
 
 
 def print_passed_over(listing: pa.Table) -> None:

@@ -3,9 +3,11 @@
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Literal, TypeAlias, TypedDict, get_args
 
 import pyarrow as pa
+
+from wm.records import Outcome
 
 CLIPS_SCHEMA = pa.schema(
     [
@@ -97,10 +99,135 @@ DECODED_SCHEMA = pa.schema(
 measured of each (``difference`` and ``cut``: against the key-frame before), or why there are none (``outcome``).
 ``problem``: trouble of the machine, not of the video; it ends the run. ``failed_s``: spent on a video that failed."""
 
-DECODE_STAGES = ("download", "scan", "fetch", "failed")
+DecodeStage: TypeAlias = Literal["download", "scan", "fetch", "failed"]
+DECODE_STAGES: tuple[DecodeStage, ...] = get_args(DecodeStage)
 """What the decoders time: ``{stage}_s`` are columns."""
 
 
-def clip_rows(videos: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Build rows of :data:`CLIPS_SCHEMA` from rows of :data:`DECODED_SCHEMA`."""
-    return [{name: video[name] for name in CLIPS_SCHEMA.names} for video in videos]
+class ListedVideo(TypedDict):
+    """A row of a listing on its way to a decoder, with its shard's number and number of rows."""
+
+    key: str
+    uri: str
+    class_label: str
+    start_s: float | None
+    end_s: float | None
+    license: str
+    shard: int
+    shard_rows: int
+
+
+class Decoding(TypedDict, total=False):
+    """Columns of :data:`DECODED_SCHEMA` that a decoder adds; those that a video does not have are null in the table."""
+
+    num_frames: int
+    duration_s: float
+    frame_s: float
+    height_px: int
+    width_px: int
+    orientation: str
+    sample_aspect_ratio: str
+    reader: str
+    fallback: str
+    errors: int
+    keyframes: list[int]
+    times_s: list[float]
+    motion: list[float]
+    problem: str
+    errno: int
+    outcome: Outcome
+    reason: str
+    detail: str
+    images: list[bytes]
+    difference: list[float]
+    cut: list[float]
+    luma: list[float]
+    sharpness: list[float]
+    phash: list[int]
+    download_s: float
+    scan_s: float
+    fetch_s: float
+    failed_s: float
+
+
+class DecodedVideo(ListedVideo, Decoding):
+    """A row of :data:`DECODED_SCHEMA`."""
+
+
+class PairRow(TypedDict):
+    """A row of :data:`PAIRS_SCHEMA`."""
+
+    triplet_id: str
+    key: str
+    class_label: str
+    source_frame: int
+    target_frame: int
+    motion: float
+    difference: float | None
+    cut: float | None
+    luma: float | None
+    sharpness: float | None
+    source_hash: int | None
+    target_hash: int | None
+    repeat_bits: int | None
+    changed_codes: int | None
+    changed_share: float | None
+    action: str | None
+    action_logprob: float | None
+    action_tokens: int | None
+    outcome: Literal["ok", "filtered"]
+    reason: str
+    findings: list[str]
+
+
+def stage_seconds(video: DecodedVideo, stage: DecodeStage) -> float:
+    """Return the seconds that a stage took for a video, 0 where it had none."""
+    seconds = {
+        "download": video.get("download_s"),
+        "scan": video.get("scan_s"),
+        "fetch": video.get("fetch_s"),
+        "failed": video.get("failed_s"),
+    }
+    return seconds[stage] or 0.0
+
+
+def clip_rows(videos: Sequence[DecodedVideo]) -> list[dict[str, object]]:
+    """Build rows of :data:`CLIPS_SCHEMA` from decoded videos."""
+    return [{name: value for name, value in video.items() if name in CLIPS_SCHEMA.names} for video in videos]
+
+
+class ShardReport(TypedDict):
+    """What an annotator returns of a shard, one row: its counts, or a ``problem`` that ends the run."""
+
+    problem: str
+    errno: int
+    shard: int
+    videos: int
+    pairs: int
+    triplets: int
+    reasons: str
+    """JSON: number of rejects by reason."""
+
+
+def to_batch(report: ShardReport) -> dict[str, list[object]]:
+    """Convert a report to the batch of one row that Ray Data takes."""
+    return {name: [value] for name, value in report.items()}
+
+
+def report_problem(message: str, errno: int = 0) -> dict[str, list[object]]:
+    """Build the batch that ends the run.
+
+    Args:
+        message: What is wrong.
+        errno: Error number of the disk; 0: the input is at fault.
+    """
+    report: ShardReport = {
+        "problem": message,
+        "errno": errno,
+        "shard": -1,
+        "videos": 0,
+        "pairs": 0,
+        "triplets": 0,
+        "reasons": "{}",
+    }
+    return to_batch(report)

@@ -90,7 +90,8 @@ def _run_trials(recipe: BenchmarkRecipe, folder: Path, sources: list[Path]) -> d
     spreads: dict[str, dict[str, float]] = {}
     parts: dict[str, Any] = {"rates": {}}
     if "memory" in recipe.trials:
-        settings = {"gpus_per_annotator": recipe.gpus_per_annotator, "dtype": recipe.dtype} if recipe.idm else {}
+        resources = {"gpus_per_annotator": recipe.gpus_per_annotator}
+        settings = {"resources": resources, "dtype": recipe.dtype} if recipe.idm else {}
         memory = memory_growth(folder, clips, Path(recipe.idm or nano), recipe.memory_clips, settings)
         ratios["memory_growth"], parts["rates"] = round(memory.pop("ratio"), 4), memory.pop("rates")
         spreads["memory_growth"] = {name: memory[name] for name in ("first_mib", "last_mib", "peak_mib", "clips")}

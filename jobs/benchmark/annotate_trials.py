@@ -18,9 +18,10 @@ from typing import Any
 import pyarrow.compute as pc
 
 from jobs.annotate.annotator import Annotator
+from jobs.annotate.counts import summarise
 from jobs.annotate.decoder import Decoder
 from jobs.annotate.recipe import AnnotateRecipe
-from jobs.annotate.shards import cut_shards, shard_name, shard_table, summarise
+from jobs.annotate.shards import cut_shards, shard_name, shard_table
 from jobs.shared.processes import actor_processes
 from wm.cli import progress_bar
 from wm.datasets.videos.videos import list_videos
@@ -154,7 +155,8 @@ def scale_out(folder: Path, sources: Sequence[Path], idm: Path, clips: int, roun
     # Rounds alternate, so that a machine that slows down slows both.
     for _ in range(rounds):
         for workers, values in rates.items():
-            values.append(_decode_rate(_recipe(videos, idm, folder / "scale-out", num_workers=workers), workers))
+            recipe = _recipe(videos, idm, folder / "scale-out", resources={"num_decoders": workers})
+            values.append(_decode_rate(recipe, workers))
     ratios = [four_workers / one_worker for one_worker, four_workers in zip(rates[1], rates[4], strict=True)]
     return {
         "ratio": median(ratios),
@@ -190,7 +192,7 @@ def _decode_rate(recipe: AnnotateRecipe, workers: int) -> float:
             batch_size=None,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=workers),
-            num_cpus=recipe.cpus_per_worker,
+            num_cpus=recipe.resources.cpus_per_decoder,
         )
         .take_all()
     )

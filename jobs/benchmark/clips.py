@@ -127,8 +127,8 @@ def scene(seed: int, shape: Shape, num_frames: int) -> Iterator[Pixels]:
         shape: Height and width.
         num_frames: Length.
 
-    Returns:
-        An iterator over uint8 RGB frames.
+    Yields:
+        uint8 RGB frames, shape (height, width, 3).
     """
     rng = np.random.default_rng(seed)
     height, width = shape.height_px, shape.width_px

@@ -20,7 +20,7 @@ from jobs.benchmark.harness import check_out, interleaved, spread, write_benchma
 from wm.config import Recipe
 from wm.datasets.videos.videos import list_videos
 from wm.paths import InputPath, OutputPath
-from wm.video import KEYFRAME_RULES, KeyframeRule, Scan, choose_keyframes, scan_video
+from wm.video import KEYFRAME_RULES, Scan, choose_keyframes, scan_video
 from wm.video.fetch import fetch_decord, fetch_pyav
 
 PACKAGES = ("wm", "av", "opencv-python-headless", "decord", "numpy")
@@ -120,12 +120,14 @@ def naive(clip: Path) -> npt.NDArray[np.float32]:
 
 
 def _dis(clip: Path) -> Scan:
-    return scan_video(clip, motion="dis", max_keyframes=MAX_KEYFRAMES, min_interval=MIN_INTERVAL)
+    return scan_video(clip, motion="dis", max_keyframes=MAX_KEYFRAMES, min_interval_frames=MIN_INTERVAL)
 
 
-def _exact(rule: KeyframeRule) -> Callable[[Path], Scan]:
+def _exact(rule: str) -> Callable[[Path], Scan]:
     def scan(clip: Path) -> Scan:
-        return scan_video(clip, motion="farneback", max_keyframes=MAX_KEYFRAMES, min_interval=MIN_INTERVAL, rule=rule)
+        return scan_video(
+            clip, motion="farneback", max_keyframes=MAX_KEYFRAMES, min_interval_frames=MIN_INTERVAL, rule=rule
+        )
 
     return scan
 
@@ -156,9 +158,11 @@ def _compare(by_work: dict[str, dict[Path, Any]], clip: Path) -> dict[str, float
     reference = by_work["naive"][clip]
     scores = {"dis_spearman": spearman(by_work["dis"][clip].motion[1:], reference[1:])}
     for rule in KEYFRAME_RULES:
-        by_reference = choose_keyframes(reference, max_keyframes=MAX_KEYFRAMES, min_interval=MIN_INTERVAL, rule=rule)
+        by_reference = choose_keyframes(
+            reference, max_keyframes=MAX_KEYFRAMES, min_interval_frames=MIN_INTERVAL, rule=rule
+        )
         by_dis = choose_keyframes(
-            by_work["dis"][clip].motion, max_keyframes=MAX_KEYFRAMES, min_interval=MIN_INTERVAL, rule=rule
+            by_work["dis"][clip].motion, max_keyframes=MAX_KEYFRAMES, min_interval_frames=MIN_INTERVAL, rule=rule
         )
         scan = by_work[f"exact_{rule}"][clip]
         for name, keyframes in (("exact", scan.keyframes), ("dis", by_dis)):

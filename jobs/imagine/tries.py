@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from jobs.imagine.recipe import ImagineRecipe
-from wm.datasets.pairs.pairing import pair_actions
+from wm.datasets.pairing import pair_actions
 from wm.errors import InputError
 from wm.evaluation.heldout import spread_rows
 from wm.records import TRIPLET_SCHEMA, TripletRow, derive_seed, read_table, row_seeds

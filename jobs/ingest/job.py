@@ -1,22 +1,24 @@
-"""Turn a supervised set into triplets, with image codes and change weights if a codec is given: pairs of images in
-AURORA's layout, or EPIC-Kitchens' narrated segments of videos."""
+"""Turn a human-labelled set into triplets, with image codes and change weights if a codec is given: pairs of images in
+AURORA's layout, EPIC-Kitchens' narrated segments, the labelled videos of Something-Something v2."""
 
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
+
+import numpy as np
 
 from jobs.ingest.recipe import IngestRecipe
-from jobs.ingest.rows import Pair, entries_of, load_entry
+from jobs.ingest.report import print_passed_over, print_plan, print_result
+from jobs.ingest.rows import LoadedPair, list_rows, load_row
 from jobs.shared.ray_session import connect, quiet_data
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.datasets.card import write_dataset_card
 from wm.datasets.changes import count_changes
-from wm.datasets.pairs.aurora import Item, Problem
-from wm.datasets.pairs.narrated import Narrated
-from wm.datasets.videos.passed_over import describe
+from wm.datasets.layouts.base import ImagePair, Problem, VideoSegment
 from wm.errors import InputError
+from wm.images import Pixels, fit_square
 from wm.records import (
     REJECT_SCHEMA,
     STAGE_TABLES,
@@ -37,13 +39,37 @@ ENCODE_BATCH = 32
 """Pairs of images encoded at once: bounds the memory at 512 px."""
 
 
+class ShardRange(TypedDict):
+    """A shard's number and its rows, from ``start`` to ``stop`` (half open)."""
+
+    number: int
+    start: int
+    stop: int
+
+
+class ShardReport(TypedDict):
+    """How many rows of a shard were written, and the error of the disk or ""."""
+
+    rows: int
+    problem: str
+
+
+class CodeColumns(TypedDict, total=False):
+    """Columns of a triplet that a codec fills."""
+
+    codec: str
+    source_codes: list[int]
+    target_codes: list[int]
+    change: list[float]
+
+
 class Ingestor:
     """Turns one shard's rows into Parquet files; holds the codec. Runs as a Ray Data actor."""
 
     def __init__(self, recipe: IngestRecipe) -> None:
         """Load the codec and read the list once."""
         self.recipe = recipe
-        self.entries = entries_of(recipe)
+        self.rows = list_rows(recipe)
         self.process = IsolatedProcess()
         self.codec = None
         if recipe.codec:
@@ -54,31 +80,23 @@ class Ingestor:
             torch.set_num_threads(1)
             self.codec = load_codec(recipe.codec)
 
-    def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
-        """Write the triplets and rejects of one shard.
-
-        The rejects are written first, so a shard whose triplets file exists is complete.
-
-        Args:
-            shard: ``number``, ``start`` and ``stop`` (half open) of rows.
-
-        Returns:
-            ``rows``, how many were done, and ``problem``, the error of the disk or "".
-        """
-        entries = self.entries[shard["start"] : shard["stop"]]
+    def __call__(self, shard: ShardRange) -> ShardReport:
+        """Write the triplets and rejects of one shard."""
+        rows = self.rows[shard["start"] : shard["stop"]]
         triplets: list[TripletRow] = []
         problems: list[Problem] = []
         # Batches bound the memory; decoding and encoding alternate in one actor.
-        for start in range(0, len(entries), ENCODE_BATCH):
-            rows = []
-            for entry in entries[start : start + ENCODE_BATCH]:
-                pair = entry if isinstance(entry, Problem) else load_entry(self.recipe, self.process, entry)
+        for start in range(0, len(rows), ENCODE_BATCH):
+            loaded: list[tuple[ImagePair | VideoSegment, LoadedPair]] = []
+            for row in rows[start : start + ENCODE_BATCH]:
+                pair = load_row(self.recipe, self.process, row)
                 if isinstance(pair, Problem):
                     problems.append(pair)
-                elif not isinstance(entry, Problem):
-                    rows.append((entry, pair))
-            triplets += self._triplets(rows)
+                elif not isinstance(row, Problem):
+                    loaded.append((row, pair))
+            triplets += self._triplets(loaded)
         out, name = Path(self.recipe.out), f"part-{shard['number']:05d}.parquet"
+        # The rejects first: a shard whose triplets file exists is complete.
         try:
             if problems:
                 write_table([self._reject(problem) for problem in problems], out / "rejects" / name, REJECT_SCHEMA)
@@ -86,46 +104,46 @@ class Ingestor:
         except OSError as error:
             # Raised in a worker it would reach the driver as a long trace of Ray.
             return {"rows": 0, "problem": f"cannot write {name} below {out}: {error}"}
-        return {"rows": len(entries), "problem": ""}
+        return {"rows": len(rows), "problem": ""}
 
-    def _codes(self, sources: list[Any], targets: list[Any]) -> list[dict[str, Any]]:
+    def _codes(self, sources: list[Pixels], targets: list[Pixels]) -> list[CodeColumns]:
         """Encode pairs of images of any size; return the columns that the codec fills, one dict a pair."""
         if self.codec is None or not sources:
             return [{} for _ in sources]
-        import numpy as np
-
-        from wm.images import fit_square
         from wm.models import change_map
 
-        side = self.codec.side_px
-        source_BN, source_features = self.codec.encode_with_features(np.stack([fit_square(x, side) for x in sources]))
-        target_BN, target_features = self.codec.encode_with_features(np.stack([fit_square(x, side) for x in targets]))
+        (source_BN, source_features), (target_BN, target_features) = (
+            self.codec.encode_with_features(np.stack([fit_square(image, self.codec.side_px) for image in images]))
+            for images in (sources, targets)
+        )
         columns = (source_BN, target_BN, change_map(source_features, target_features))
         return [
             {
                 "codec": self.codec.codec_id,
-                "source_codes": a.tolist(),
-                "target_codes": b.tolist(),
-                "change": c.tolist(),
+                "source_codes": source_N.tolist(),
+                "target_codes": target_N.tolist(),
+                "change": change_N.tolist(),
             }
-            for a, b, c in zip(*columns, strict=True)
+            for source_N, target_N, change_N in zip(*columns, strict=True)
         ]
 
-    def _triplets(self, rows: list[tuple[Item | Narrated, Pair]]) -> list[TripletRow]:
+    def _triplets(self, rows: list[tuple[ImagePair | VideoSegment, LoadedPair]]) -> list[TripletRow]:
         codes = self._codes([pair.source for _, pair in rows], [pair.target for _, pair in rows])
         return [
             triplet_row(
-                triplet_id=stable_id(self.recipe.dataset, self.recipe.split, item.uri),
+                triplet_id=stable_id(self.recipe.dataset, self.recipe.split, row.uri),
                 dataset=self.recipe.dataset,
                 split=self.recipe.split,
-                class_label=item.task,
-                action=item.action,
+                class_label=row.task,
+                action=row.action,
                 origin="human",
                 license=self.recipe.license,
-                **pair.columns,
-                **code,
+                source_image=pair.source_image,
+                target_image=pair.target_image,
+                **pair.video,
+                **code_columns,
             )
-            for (item, pair), code in zip(rows, codes, strict=True)
+            for (row, pair), code_columns in zip(rows, codes, strict=True)
         ]
 
     def _reject(self, problem: Problem) -> RejectRow:
@@ -142,10 +160,21 @@ class Ingestor:
 
 
 def run(recipe: IngestRecipe, *, dry_run: bool = False) -> dict[str, Any]:
-    """Ingest into ``recipe.out``; returns the run's record."""
+    """Ingest into ``recipe.out``.
+
+    Args:
+        recipe: The set, and the codec.
+        dry_run: Print what would be done, write nothing.
+
+    Returns:
+        The run's record; empty on a dry run.
+
+    Raises:
+        InputError: The set or the codec cannot be read, or the folder is another run's.
+    """
     # 1. Read the list before anything is written: a wrong one costs nothing.
     passed_over: dict[str, Any] = {}
-    entries = entries_of(recipe, passed_over)
+    rows = list_rows(recipe, passed_over)
     inputs = {"file": digest_of(Path(recipe.root) / recipe.file)}
     if recipe.codec:
         inputs["codec"] = digest_of(recipe.codec)
@@ -153,30 +182,19 @@ def run(recipe: IngestRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     is_finished = stage.is_whole()
     if recipe.codec and not is_finished:
         _check_codec(recipe.codec)
-    for line in describe(passed_over):
-        print(f"  {line}")
     if dry_run or is_finished:
-        print(
-            f"ingest: {'already complete in' if is_finished else 'would write'} {recipe.out}: {len(entries):,} rows of "
-            f"{recipe.file}, {'codes by ' + recipe.codec if recipe.codec else 'no codes (no codec given)'}"
-        )
+        print_plan(recipe, len(rows), passed_over, is_finished)
         return (read_run(recipe.out) or {}) if is_finished else {}
+    print_passed_over(passed_over)
     # 2. Write shard by shard: a killed run resumes at the first one that is missing.
     stage.start()
     with stage.timed("ingest_s"):
-        _ingest(recipe, len(entries))
-    counts = _count_rows(Path(recipe.out), len(entries), has_codes=recipe.codec is not None)
+        _ingest(recipe, len(rows))
+    counts = _count_rows(Path(recipe.out), len(rows), has_codes=recipe.codec is not None)
     fill_empty_tables(recipe.out, STAGE_TABLES, "part-00000.parquet")  # before the card, which names every table
     write_dataset_card(recipe.out, title=f"{recipe.dataset}: triplets", license=recipe.license, split=recipe.split)
     record = stage.finish(counts, passed_over=passed_over)
-    print(
-        f"ingest: {counts['rows']:,} rows → {counts['triplets']:,} triplets in {recipe.out}/triplets, "
-        f"{counts['rejects']:,} rejects in {recipe.out}/rejects"
-    )
-    for reason, count in counts["rejects_by_reason"].items():
-        print(f"  {reason}: {count}")
-    if counts.get("unchanged_codes"):
-        print(f"  {counts['unchanged_codes']:,} triplets, not left out, have the same image codes in source and target")
+    print_result(recipe, counts)
     return record
 
 
@@ -188,7 +206,7 @@ def _check_codec(folder: str) -> None:
 
 
 def _ingest(recipe: IngestRecipe, num_rows: int) -> None:
-    shards = [
+    shards: list[ShardRange] = [
         {"number": number, "start": start, "stop": min(start + recipe.shard_rows, num_rows)}
         for number, start in enumerate(range(0, num_rows, recipe.shard_rows))
         if not (Path(recipe.out) / "triplets" / f"part-{number:05d}.parquet").exists()
@@ -199,15 +217,15 @@ def _ingest(recipe: IngestRecipe, num_rows: int) -> None:
     import ray
 
     quiet_data()
-    workers = min(recipe.num_workers, len(shards))
+    workers = min(recipe.resources.num_workers, len(shards))
     results = ray.data.from_items(shards, override_num_blocks=len(shards)).map(
         Ingestor,
         fn_constructor_args=(recipe.with_absolute_paths(),),
         compute=ray.data.ActorPoolStrategy(size=workers),
         num_cpus=1,
     )
-    done_rows = num_rows - sum(s["stop"] - s["start"] for s in shards)
-    with progress_bar(num_rows, "row", "ingest", done_rows) as bar:
+    num_finished = num_rows - sum(shard["stop"] - shard["start"] for shard in shards)
+    with progress_bar(num_rows, "row", "ingest", num_finished) as bar:
         for row in results.iter_rows():
             if row["problem"]:
                 raise InputError(f"{row['problem']}; what is written is kept, the same command resumes")

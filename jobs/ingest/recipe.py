@@ -1,24 +1,44 @@
 """Define what ``ingest`` is asked: which human-labelled set, which codec."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar
 
 from pydantic import Field
 
 from wm.config import Recipe
+from wm.datasets.layouts import DatasetLayout
 from wm.paths import InputPath, OptionalInputPath, OutputPath
+from wm.video.settings import DecodeLimits
+
+
+class IngestResources(Recipe):
+    """Actors; they do not change the result."""
+
+    num_workers: int = Field(default=2, ge=1)
+    """Actors that decode and encode."""
 
 
 class IngestRecipe(Recipe):
     """Where the rows and their images are, and which codec turns images into codes."""
 
+    # The file, whose digest is recorded, can be of one layout only: recognised or named, the run is the same.
+    RESUMABLE_KEYS: ClassVar[frozenset[str]] = frozenset({"dataset_layout", "resources"})
+    RENAMED_KEYS: ClassVar[Mapping[str, str]] = {
+        "layout": "dataset_layout",
+        "time_limit_s": "limits.time_limit_s",
+        "num_workers": "resources.num_workers",
+    }
+
     root: InputPath
-    """Folder that the paths in the JSON file are relative to; with layout = epic that of the videos."""
+    """Folder of the images or videos: what the paths and names in file are relative to."""
     file: str
-    """The JSON list, or EPIC-Kitchens' CSV of segments; relative to root, or an absolute path."""
+    """The set's own table: AURORA's JSON list, EPIC-Kitchens' CSV of segments, Something-Something v2's JSON labels, …;
+    relative to root, or an absolute path."""
     out: OutputPath
     """Folder for out/triplets, out/rejects and out/run.json."""
-    layout: Literal["aurora", "epic"] = "aurora"
-    """aurora: a JSON list of instruction, input, output; epic: narrated segments, first and last frame of each."""
+    dataset_layout: DatasetLayout = "auto"
+    """auto: recognised by how file begins; aurora: pairs of images with an instruction; epic: narrated segments, first
+    and last frame of each; something: labelled videos, first and last frame of each."""
     codec: OptionalInputPath = None
     """Model folder whose codec makes source_codes, target_codes and change; without it these columns are null."""
     dataset: str = "aurora"
@@ -30,14 +50,14 @@ class IngestRecipe(Recipe):
     limit: int | None = Field(default=None, ge=1)
     """Take the first rows only."""
     sample: int | None = Field(default=None, ge=1)
-    """Take so many rows, drawn with the seed (the paper takes 15,000 of EPIC-Kitchens)."""
+    """Take so many rows, sampled with the seed (the paper takes 15,000 of EPIC-Kitchens)."""
     seed: int = Field(default=0, ge=0)
-    """Of the draw."""
+    """Of the sample."""
     image_side_px: int = Field(default=512, ge=0)
-    """Short side of frames taken from videos at most; 0: full size. Images that are files are kept as they are."""
-    time_limit_s: float = Field(default=120.0, gt=0)
-    """For decoding one segment of a video; one that takes longer is a reject."""
+    """Max short side of frames taken from videos; 0: full size. Images that are files are kept as they are."""
     shard_rows: int = Field(default=256, ge=1)
     """Rows of the list that go into one Parquet file; a killed run resumes at the next file."""
-    num_workers: int = Field(default=2, ge=1)
-    """Processes that decode and encode."""
+    limits: DecodeLimits = DecodeLimits()
+    """For decoding one video or segment; one that takes longer is a reject."""
+    resources: IngestResources = IngestResources()
+    """Actors: resources.num_workers=4."""

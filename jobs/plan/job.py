@@ -8,29 +8,24 @@ to download videos is not in it.
 """
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jobs.plan.recipe import PlanRecipe
+from jobs.plan.report import print_plan
 from jobs.plan.work import read_rates, work_of
 from wm.cli import main as cli_main
 from wm.datasets.planning import Node, as_numbers, estimate, rates_from, stage_seconds, with_one_more
-from wm.datasets.videos.passed_over import describe
 from wm.runs import write_json
 
 
 def run(recipe: PlanRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     """Print the plan, write it to ``recipe.out`` if that is given; returns it."""
-    rates = rates_from(read_rates(recipe.rates), recipe.motion, recipe.shape)
+    rates = rates_from(read_rates(recipe.rates), recipe.keyframes.motion, recipe.shape)
     work, bytes_per_triplet, notes, passed_over = work_of(recipe)
     seconds = stage_seconds(work, rates)
     nodes = [Node(**node.model_dump()) for node in recipe.nodes]
-    settings: dict[str, Any] = {
-        "annotate_on": recipe.annotate_on,
-        "cpus_per_annotator": recipe.cpus_per_annotator,
-        "efficiency": recipe.efficiency,
-    }
+    settings = recipe.resources.model_dump()
     expected = estimate(seconds, nodes, **settings)
     more = {node.name: estimate(seconds, with_one_more(nodes, node.name), **settings) for node in nodes}
     plan = {
@@ -44,52 +39,13 @@ def run(recipe: PlanRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         "one_more": {name: {"hours": round(result.hours, 6), "cost": result.cost} for name, result in more.items()},
         "recipe": recipe.model_dump(mode="json"),
     }
-    _print_plan(plan)
+    print_plan(plan)
     if recipe.out and not dry_run:
         path = Path(recipe.out)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, plan)
         print(f"plan → {path}")
     return plan
-
-
-_UNITS = {"scan": "frames", "fetch": "images", "encode": "images", "idm": "pairs", "write": "triplets"}
-
-
-def _print_plan(plan: Mapping[str, Any]) -> None:
-    work = plan["work"]
-    print(
-        f"plan: {work['videos']:,} videos, {_format_hours(work['length_s'] / 3600)} of video → "
-        f"{work['triplets']:,} triplets, {plan['storage_gb']:,.3g} GB"
-    )
-    for line in describe(plan["passed_over"]):
-        print(f"  {line}")
-    for note in plan["notes"]:
-        print(f"  ({note})")
-    print(f"  {'stage':<8}{'work':>16} {'':<9}{'rate /s':>12}{'time of one':>15}")
-    for stage, unit in _UNITS.items():
-        amount = f"{work['frames' if stage == 'scan' else unit]:,}"
-        span = _format_hours(plan["stage_hours"][stage])
-        print(f"  {stage:<8}{amount:>16} {unit:<9}{plan['rates'][stage]:>12,.1f}{span:>15}")
-    for pool, units in plan["capacity"].items():
-        unit_name = {"cpu": "cores", "gpu": "GPUs"}[pool]
-        needed_hours, busy = plan["needed_hours"][pool], plan["busy"][pool]
-        print(f"  {pool}: {_format_hours(needed_hours)} of one; {units:g} {unit_name}, {busy:.0%} busy")
-    print(
-        f"  takes {_format_hours(plan['hours'])}; {plan['bottleneck']} is the bottleneck; {_format_cost(plan['cost'])}"
-    )
-    for name, larger in plan["one_more"].items():
-        print(f"  one more {name}: {_format_hours(larger['hours'])}, {_format_cost(larger['cost'])}")
-
-
-def _format_hours(hours: float) -> str:
-    if hours >= 1:
-        return f"{hours:,.2f} h"
-    return f"{60 * hours:.1f} min" if hours >= 1 / 60 else f"{3600 * hours:.1f} s"
-
-
-def _format_cost(cost: float | None) -> str:
-    return "cost not known (a node has no price_per_hour)" if cost is None else f"costs {cost:,.2f}"
 
 
 def main() -> int:

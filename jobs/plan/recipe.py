@@ -1,13 +1,16 @@
 """Define what ``plan`` is asked: videos, measured rates, a cluster."""
 
-from typing import Annotated, Any, Self
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from wm.config import Recipe
-from wm.datasets.planning import MotionRate, Pool, Rule
-from wm.datasets.videos.videos import Layout
+from wm.datasets.layouts import DatasetLayout
+from wm.datasets.planning import Pool
 from wm.paths import INPUT, OptionalInputPath, OutputPath
+from wm.video import MotionKind
+from wm.video.settings import RuleName
 
 
 class NodeKind(Recipe):
@@ -25,12 +28,41 @@ class NodeKind(Recipe):
     """Price of one for an hour, in any currency."""
 
 
-def _to_list(value: Any) -> Any:
+def _to_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
+
+
+class PlanKeyframes(Recipe):
+    """What the work of choosing key-frames depends on."""
+
+    rule: RuleName = "top_then_spacing"
+    """As for jobs.annotate."""
+    motion: MotionKind = "dis"
+    """As for jobs.annotate; farneback takes the rate exact_frames_per_s."""
+
+
+class PlanResources(Recipe):
+    """How an annotation uses the cluster."""
+
+    annotate_on: Pool = "gpu"
+    """Where codec and IDM run: gpu, or cpu (then their rates are those of a core)."""
+    cpus_per_annotator: float = Field(default=1.0, ge=0)
+    """Cores that a GPU's annotator keeps busy, taken from decoding."""
+    efficiency: float = Field(default=0.9, gt=0, le=1)
+    """Share of the slower pool's time at work: 0.9 is what the scale-out benchmark asks for."""
 
 
 class PlanRecipe(Recipe):
     """Which videos, measured rates, which cluster."""
+
+    RENAMED_KEYS: ClassVar[Mapping[str, str]] = {
+        "layout": "dataset_layout",
+        "keyframe_rule": "keyframes.rule",
+        "motion": "keyframes.motion",
+        "annotate_on": "resources.annotate_on",
+        "cpus_per_annotator": "resources.cpus_per_annotator",
+        "efficiency": "resources.efficiency",
+    }
 
     rates: Annotated[list[str], BeforeValidator(_to_list), INPUT] = Field(min_length=1)
     """JSON files of jobs.benchmark; of a rate that several have, the last one counts."""
@@ -38,7 +70,7 @@ class PlanRecipe(Recipe):
     """Kinds of machines: name, count, cpus, gpus, price_per_hour."""
     videos: OptionalInputPath = None
     """Folder, glob or list, as for jobs.annotate; or give hours and mean_length_s."""
-    layout: Layout = "auto"
+    dataset_layout: DatasetLayout = "auto"
     """As for jobs.annotate."""
     annotations: OptionalInputPath = None
     """As for jobs.annotate."""
@@ -53,26 +85,20 @@ class PlanRecipe(Recipe):
     from_run: OptionalInputPath = None
     """Folder of a finished annotation: frames, key-frames, pairs, triplets a video and bytes a triplet are its own."""
     keyframes_per_video: float | None = Field(default=None, ge=0)
-    """Left out: from_run's, or what the paper's Table 7 has for the length and keyframe_rule."""
-    keyframe_rule: Rule = "top_then_spacing"
-    """As for jobs.annotate."""
-    motion: MotionRate = "dis"
-    """As for jobs.annotate; farneback takes the rate exact_frames_per_s."""
+    """Left out: from_run's, or what keyframes.rule gives of videos of this length."""
+    keyframes: PlanKeyframes = PlanKeyframes()
+    """Rule and motion, as for jobs.annotate."""
     shape: str = ""
     """Take the motion rate of this shape of clips, such as xvid or h264 (dis_frames_per_s_h264)."""
-    annotate_on: Pool = "gpu"
-    """Where codec and IDM run: gpu, or cpu (then their rates are those of a core)."""
-    cpus_per_annotator: float = Field(default=1.0, ge=0)
-    """Cores that a GPU's annotator keeps busy, taken from decoding."""
-    efficiency: float = Field(default=0.9, gt=0, le=1)
-    """Share of the slower pool's time at work: 0.9 is what the scale-out benchmark asks for."""
+    resources: PlanResources = PlanResources()
+    """How the cluster is used."""
     bytes_per_triplet: int | None = Field(default=None, ge=1)
     """Stored size. Left out: from_run's, or 190 kB (two PNG images of 340 x 256)."""
     out: OutputPath = ""
     """File for the plan as JSON; empty: printed only."""
 
     @model_validator(mode="after")
-    def _names_differ(self) -> Self:
+    def _check_names(self) -> Self:
         names = [node.name for node in self.nodes]
         if len(set(names)) < len(names):
             raise ValueError("nodes of the same name; expected one entry for each kind")

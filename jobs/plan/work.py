@@ -14,12 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.plan.recipe import PlanRecipe
-from wm.datasets.planning import Work, expected_keyframes
+from wm.datasets.planning import Work
 from wm.datasets.videos.videos import list_videos, passed_over_of
 from wm.errors import InputError
 from wm.files.storage import is_remote
 from wm.records import table_files
 from wm.runs import read_run
+from wm.video.keyframes import find_rule
 
 DEFAULT_FPS = 25.0
 BYTES_PER_TRIPLET = 190_000
@@ -85,7 +86,7 @@ def work_of(recipe: PlanRecipe) -> tuple[Work, float, list[str], dict[str, Any]]
             raise InputError("hours needs mean_length_s, the mean length of a video in seconds, or from_run")
         videos, total_s = max(1, round(recipe.hours * 3600 / mean_s)), recipe.hours * 3600
     else:
-        listing = list_videos(str(recipe.videos), layout=recipe.layout, annotations=recipe.annotations)
+        listing = list_videos(str(recipe.videos), layout=recipe.dataset_layout, annotations=recipe.annotations)
         videos, passed_over = listing.num_rows, passed_over_of(listing)
         if videos == 0:
             raise InputError(f"videos = {recipe.videos!r} holds no video")
@@ -107,11 +108,11 @@ def work_of(recipe: PlanRecipe) -> tuple[Work, float, list[str], dict[str, Any]]
     if keyframes is None:
         keyframes, pairs = habits.keyframes, habits.pairs
     if keyframes is None or pairs is None:
-        keyframes = expected_keyframes(length_s, recipe.keyframe_rule)
+        keyframes = find_rule(recipe.keyframes.rule).expected_keyframes(length_s)
         pairs = keyframes - 1
         notes.append(
             f"{keyframes:.2f} key-frames a video of {length_s:.2f} s: as in the paper's Table 7 for "
-            f"{recipe.keyframe_rule}, every video counted as one with pairs"
+            f"{recipe.keyframes.rule}, every video counted as one with pairs"
         )
     kept_share = habits.triplets / habits.pairs if habits.pairs and habits.triplets is not None else 1.0
     decoded = videos * habits.decoded

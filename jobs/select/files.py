@@ -4,17 +4,15 @@ Each function takes a group of files or one part, holds no more than that in mem
 it may run on any node that sees the folders, and again.
 """
 
-import itertools
-import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from jobs.select.spills import SpillWriter, assign_parts, read_part
 from wm.datasets.changes import CODE_COLUMNS, Changes, changed_codes, count_rows, sum_changes
 from wm.datasets.selection.algorithm import (
     CANDIDATE_SCHEMA,
@@ -29,8 +27,6 @@ from wm.datasets.selection.algorithm import (
 from wm.datasets.selection.rows import (
     COLUMNS,
     Criteria,
-    Ints,
-    Words,
     has_changed,
     id_words,
     keep_best,
@@ -44,7 +40,7 @@ from wm.records import TRIPLET_SCHEMA, write_parquet
 GROUP_ROWS = 2_000_000
 GROUP_FILES = 512
 BATCH_ROWS = 262_144
-"""Rows of one read, and of one spilled block: what a task holds at once (some 60 bytes a row)."""
+"""Rows of one read: what a task holds at once (some 60 bytes a row)."""
 
 ROW_GROUP_ROWS = 131_072
 CODE_BATCH_ROWS = 8_192
@@ -66,9 +62,6 @@ PAIR_COLUMNS = [*PAIR_SCHEMA.names, "outcome"]
 
 Files = list[tuple[str, int]]
 """(path, rows) of each."""
-
-_HASH_FACTOR = np.uint64(0x9E3779B97F4A7C15)
-"""2**64 divided by the golden ratio: Fibonacci hashing (Knuth, The Art of Computer Programming 3, 6.4)."""
 
 
 class PartResult(NamedTuple):
@@ -154,7 +147,7 @@ def unchanged_ids(files: Sequence[str], criteria: Criteria) -> pa.Array:
 
 def spill_candidates(files: Sequence[str], plan: Plan, criteria: Criteria, folder: str) -> tuple[list[str], int]:
     """Write the group's candidates, sorted by part, into files of the folder; returns these and the rows read."""
-    writer = _Spill(Path(folder), plan.num_parts, CANDIDATE_SCHEMA)
+    writer = SpillWriter(Path(folder), plan.num_parts, CANDIDATE_SCHEMA)
     rows = 0
     for file in files:
         for batch in read_rows(file, COLUMNS, criteria):
@@ -165,20 +158,20 @@ def spill_candidates(files: Sequence[str], plan: Plan, criteria: Criteria, folde
 
 def write_part(part: int, spills: Sequence[str], plan: Plan, out: str, ids: str | None) -> PartResult:
     """Sort one part and write ``out/part-NNNNN.parquet``; its ids, shared out by hash, go into the folder ``ids``."""
-    selection = choose(_read_part(spills, part, CANDIDATE_SCHEMA), plan, part)
+    selection = choose(read_part(spills, part, CANDIDATE_SCHEMA), plan, part)
     write_parquet(selection, Path(out) / f"part-{part:05d}.parquet", row_group_size=ROW_GROUP_ROWS)
     id_spills: list[str] = []
     if ids is not None:
         table = selection.select(["triplet_id"])
-        writer = _Spill(Path(ids), plan.num_parts, table.schema)
-        writer.add(table, _assign_parts(id_words(table.column("triplet_id")), plan.num_parts))
+        writer = SpillWriter(Path(ids), plan.num_parts, table.schema)
+        writer.add(table, assign_parts(id_words(table.column("triplet_id")), plan.num_parts))
         id_spills = writer.close()
     return PartResult(selection.num_rows, _summarise_classes(selection), id_spills)
 
 
 def check_ids(part: int, spills: Sequence[str]) -> None:
     """Raise :class:`InputError` if an id occurs twice among those of one hash."""
-    ids = _read_part(spills, part, pa.schema([SELECTION_SCHEMA.field("triplet_id")])).column("triplet_id")
+    ids = read_part(spills, part, pa.schema([SELECTION_SCHEMA.field("triplet_id")])).column("triplet_id")
     refuse_repeats(ids, id_words(ids))
 
 
@@ -187,7 +180,7 @@ def spill_pairs(
 ) -> tuple[list[str], int]:
     """Share the rows of ``pairs`` files that became triplets out by their two hashes; the files, and how many rows
     became triplets. Those whose id is in ``unchanged`` are counted and left out."""
-    writer = _Spill(Path(folder), num_parts, PAIR_SCHEMA)
+    writer = SpillWriter(Path(folder), num_parts, PAIR_SCHEMA)
     rows = 0
     for file in files:
         for batch in read_batches(file, PAIR_COLUMNS):
@@ -202,13 +195,13 @@ def spill_pairs(
                 )
             pairs = pairs.filter(pc.invert(pc.is_in(pairs.column("triplet_id"), unchanged)))
             words = [pairs.column(name).to_numpy() for name in HASHES]
-            writer.add(pairs, _assign_parts(words, num_parts))
+            writer.add(pairs, assign_parts(words, num_parts))
     return writer.close(), rows
 
 
 def write_unique(part: int, spills: Sequence[str], criteria: Criteria, folder: str) -> tuple[str, int]:
     """Write the best row of each pair of hashes in one part; the file, in the shape of triplets, and its rows."""
-    best = keep_best(_read_part(spills, part, PAIR_SCHEMA), HASHES, criteria)
+    best = keep_best(read_part(spills, part, PAIR_SCHEMA), HASHES, criteria)
     path = Path(folder) / f"unique-{part:05d}.parquet"
     write_parquet(best.select(COLUMNS), path, row_group_size=ROW_GROUP_ROWS)
     return str(path), best.num_rows
@@ -247,63 +240,6 @@ def read_batches(file: str, columns: Sequence[str], batch_rows: int | None = Non
                 yield pa.Table.from_batches([batch])
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{file} is damaged: {_to_line(error)}") from error
-
-
-class _Spill:
-    """Rows on their way to parts: Arrow files of one record batch a part, so that a part is read from each at once."""
-
-    def __init__(self, folder: Path, num_parts: int, schema: pa.Schema) -> None:
-        self._folder, self._num_parts, self._schema = folder, num_parts, schema
-        self._held: list[tuple[pa.Table, Ints]] = []
-        self._num_held = 0
-        self._files: list[str] = []
-
-    def add(self, rows: pa.Table, parts: Ints) -> None:
-        """Take rows and the part of each."""
-        if rows.num_rows:
-            self._held.append((rows, parts))
-            self._num_held += rows.num_rows
-        if self._num_held >= BATCH_ROWS:
-            self._write()
-
-    def close(self) -> list[str]:
-        """Write the remaining rows; return the files written."""
-        if self._num_held:
-            self._write()
-        return self._files
-
-    def _write(self) -> None:
-        parts = np.concatenate([parts for _, parts in self._held])
-        order = np.argsort(parts, kind="stable")
-        # One batch a part: a part is later read from every file without its other rows.
-        rows = pa.concat_tables([rows for rows, _ in self._held]).take(pa.array(order)).combine_chunks()
-        batch = rows.to_batches()[0]
-        bounds = np.searchsorted(parts[order], np.arange(self._num_parts + 1))
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / f"{uuid.uuid4().hex}.arrow"  # of a task done twice, the first files are read by none
-        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, self._schema) as writer:
-            for start, stop in itertools.pairwise(bounds.tolist()):
-                writer.write_batch(batch.slice(start, stop - start))
-        self._files.append(str(path))
-        self._held, self._num_held = [], 0
-
-
-def _read_part(spills: Sequence[str], part: int, schema: pa.Schema) -> pa.Table:
-    """Read all rows of one part from the spilled files."""
-    batches = []
-    for path in spills:
-        with pa.memory_map(path) as source:
-            batches.append(pa.ipc.open_file(source).get_batch(part))
-    return pa.Table.from_batches(batches, schema=schema).combine_chunks()
-
-
-def _assign_parts(words: Sequence[Words], num_parts: int) -> Ints:
-    """Assign each row a part that depends on its words alone."""
-    mixed = np.zeros(len(words[0]), np.uint64)
-    for word in words:
-        mixed = (mixed ^ word) * _HASH_FACTOR
-        mixed ^= mixed >> np.uint64(32)
-    return (mixed % np.uint64(num_parts)).astype(np.int64)
 
 
 def _summarise_classes(selection: pa.Table) -> list[tuple[str, int, float, float]]:

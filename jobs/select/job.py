@@ -2,7 +2,7 @@
 
 Rows are counted and sorted by tasks that each hold a few files or one part; this process holds counts by class and
 score. Several selections (another k, score, classes) go over one annotation, each into its own folder, and read only
-the columns they need. What is chosen depends on the rows alone: not on their order, on the files they stand in, or on
+the columns they need. What is chosen depends on the rows alone: not on their order, on the files they are in, or on
 where the tasks ran.
 """
 
@@ -22,10 +22,11 @@ from jobs.select.passes import (
     count_all,
     find_files,
     find_unchanged,
+    input_folders,
     leave_out_repeats,
-    places,
 )
 from jobs.select.recipe import SelectRecipe
+from jobs.select.report import print_counts
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.datasets.card import write_dataset_card
@@ -36,7 +37,6 @@ from wm.errors import InputError
 from wm.runs import Run, digest_of, read_run
 
 BAR_ROWS = 1_000_000
-CLASSES_TOLD = 20
 
 
 def run(recipe: SelectRecipe, *, dry_run: bool = False) -> dict[str, Any]:
@@ -44,10 +44,10 @@ def run(recipe: SelectRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     stage = Run(recipe.out, "select", recipe, {"triplets": digest_of(recipe.triplets)})
     if stage.is_whole():
         record = read_run(recipe.out) or {}
-        _print_counts(record["counts"], f"already complete in {recipe.out}:")
+        print_counts(record["counts"], f"already complete in {recipe.out}:")
         return record
     on_ray = {"auto": None, "here": False, "ray": True}[recipe.run_on]
-    files, remote = find_files(places(recipe.triplets)[0], COLUMNS, recipe.triplets, on_ray)
+    files, remote = find_files(input_folders(recipe.triplets)[0], COLUMNS, recipe.triplets, on_ray)
     num_rows = sum(rows for _, rows in files)
     classes = frozenset(recipe.classes) if recipe.classes else None
     is_filtered = _is_filtered(recipe)
@@ -69,12 +69,12 @@ def run(recipe: SelectRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         summary |= _count_changes(recipe, changes, is_filtered)
     if dry_run:
         doubt = " (equal images not yet left out)" if recipe.deduplicate == "exact" else ""
-        _print_counts(summary, f"would choose{doubt}")
+        print_counts(summary, f"would choose{doubt}")
         return {}
     title = f"the {summary['chosen']:,} best of {summary['triplets']:,} triplets"
     write_dataset_card(recipe.out, title=title, rows={"selection": summary["chosen"]})
     record = stage.finish(summary)
-    _print_counts(record["counts"], f"→ {recipe.out}/selection:")
+    print_counts(record["counts"], f"→ {recipe.out}/selection:")
     return record
 
 
@@ -86,7 +86,7 @@ def _select(
     *,
     counted: tuple[Tally, Changes],
     on_ray: bool,
-    bar: Any,
+    bar: "tqdm[None]",
 ) -> dict[str, Any]:
     """Select after the first count; nothing is left of it when the rows are not fit to be selected from."""
     out = Path(recipe.out).absolute()
@@ -99,7 +99,7 @@ def _select(
             with stage.timed("deduplicate_s"):
                 num_triplets = int(counts.seen_C.sum())
                 unchanged = find_unchanged(files, criteria, on_ray) if changes.unchanged else pa.array([], pa.string())
-                pairs = places(recipe.triplets)[1]
+                pairs = input_folders(recipe.triplets)[1]
                 files = leave_out_repeats(pairs, criteria, num_triplets, out / WORK, unchanged=unchanged, on_ray=on_ray)
                 bar.total += sum(rows for _, rows in files)
                 available, _ = count_all(files, criteria, on_ray, bar)
@@ -123,7 +123,7 @@ def _select(
 
 def _is_filtered(recipe: SelectRecipe) -> bool:
     """Return whether the annotation has left the unchanged pairs out itself, so that no code need be read."""
-    record = read_run(places(recipe.triplets)[1].parent) or {}
+    record = read_run(input_folders(recipe.triplets)[1].parent) or {}
     settings = record.get("recipe")
     filters = settings.get("filters") if isinstance(settings, dict) else None
     if record.get("stage") != "annotate" or not isinstance(filters, dict) or filters.get("unchanged") != "on":
@@ -144,7 +144,7 @@ def _count_changes(recipe: SelectRecipe, changes: Changes, is_filtered: bool) ->
     return counts | ({"without_codes": changes.without_codes} if changes.without_codes else {})
 
 
-def _create_bar(num_rows: int) -> Any:
+def _create_bar(num_rows: int) -> "tqdm[None]":
     """Create a progress bar, disabled where a run is too short to look at it."""
     return progress_bar(num_rows, "row", "select") if num_rows >= BAR_ROWS else tqdm(total=num_rows, disable=True)
 
@@ -168,22 +168,6 @@ def _build_summary(counts: Tally, by_class: Mapping[str, tuple[int, float | None
             if rows
         },
     }
-
-
-def _print_counts(counts: Mapping[str, Any], where: str) -> None:
-    print(f"select: {counts['chosen']:,} of {counts['triplets']:,} triplets {where}")
-    if counts.get("unchanged_codes"):
-        print(f"  {counts['unchanged_codes']:,} left out: too few of their image codes change (min_changed_codes)")
-    if counts.get("without_codes"):
-        print(f"  {counts['without_codes']:,} have no image codes, so whether they change is not known")
-    by_class = counts["by_class"]
-    for label, counts_of_class in list(by_class.items())[:CLASSES_TOLD]:
-        line = f"  {label or '(no class)':<24} {counts_of_class['chosen']:>7,} of {counts_of_class['triplets']:>7,}"
-        if counts_of_class["lowest"] is not None:
-            line += f"   score {counts_of_class['lowest']:.3f} to {counts_of_class['highest']:.3f}"
-        print(line)
-    if len(by_class) > CLASSES_TOLD:
-        print(f"  … and {len(by_class) - CLASSES_TOLD:,} more classes")
 
 
 def main() -> int:

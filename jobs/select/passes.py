@@ -3,9 +3,9 @@
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
+from tqdm import tqdm
 
 from jobs.select.files import (
     GROUP_FILES,
@@ -36,7 +36,7 @@ WORK = ".work"
 """Folder of a selection for rows on their way between passes; gone when it ends."""
 
 
-def places(triplets: str) -> tuple[Path, Path]:
+def input_folders(triplets: str) -> tuple[Path, Path]:
     """Return the folders (triplets, pairs) of an annotation, from its own folder or that of its triplets."""
     root = Path(triplets).absolute()
     inner = root / "triplets"
@@ -55,7 +55,7 @@ def find_files(folder: Path, columns: Sequence[str], name: str, on_ray: bool | N
     return files, sum(rows for _, rows in files) > ROWS_HERE or remote if on_ray is None else on_ray
 
 
-def count_all(files: Files, criteria: Criteria, on_ray: bool, bar: Any) -> tuple[Tally, Changes]:
+def count_all(files: Files, criteria: Criteria, on_ray: bool, bar: "tqdm[None]") -> tuple[Tally, Changes]:
     """Count rows by class and score bin, and by whether their image codes change."""
     changes: list[Changes] = []
 
@@ -94,7 +94,7 @@ def leave_out_repeats(
 
 
 def choose_all(
-    files: Files, plan: Plan, criteria: Criteria, out: Path, *, on_ray: bool, bar: Any
+    files: Files, plan: Plan, criteria: Criteria, out: Path, *, on_ray: bool, bar: "tqdm[None]"
 ) -> dict[str, tuple[int, float, float]]:
     """Write the parts of the selection; of each class (rows, lowest score, highest score) of what was chosen."""
     work = out / WORK

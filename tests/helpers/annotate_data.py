@@ -20,17 +20,20 @@ def write_videos(root):
     return root
 
 
-def recipe(videos, idm, out, **more):
+def recipe(videos, idm, out, **changes):
+    """A small recipe; of ``keyframes``, ``limits`` and ``resources`` the keys that are given are changed."""
     values = {
         "videos": str(videos),
         "idm": str(idm),
         "out": str(out),
-        "min_interval": 8,
         "videos_per_shard": 2,
+        "max_new_tokens": 6,
         # A random IDM rarely ends its text, and a random codec gives most images the same codes.
         "filters": {"action": "score", "unchanged": "score"},
     }
-    return AnnotateRecipe.parse(values | {"num_workers": 1, "max_new_tokens": 6} | more, "test")
+    keyframes = {"min_interval_frames": 8} | changes.pop("keyframes", {})
+    resources = {"num_decoders": 1} | changes.pop("resources", {})
+    return AnnotateRecipe.parse(values | {"keyframes": keyframes, "resources": resources} | changes, "test")
 
 
 def decode(one):

@@ -128,10 +128,10 @@ def test_what_this_machine_has_not_is_told_at_once(
     assert "num_workers = 99 asks for 99 CPUs at once; a session on this machine has" in told
     (here / "a.mp4").write_bytes(b"")
     annotate = (f"idm={tiny_base}", "videos=a.mp4", "out=o")
-    assert "num_annotators = 1 asks for 198 CPUs" in refused("annotate", *annotate, "cpus_per_worker=99.0")
+    assert "num_annotators = 1 asks for 99.5 CPUs" in refused("annotate", *annotate, "resources.cpus_per_decoder=99.0")
     if not torch.cuda.is_available():
         assert "use_gpu = true asks for 2 GPUs; torch finds 0" in refused("train", *train, "resources.use_gpu=true")
-        assert "asks for 1 GPUs; torch finds 0" in refused("annotate", *annotate, "gpus_per_annotator=1.0")
+        assert "asks for 1 GPUs; torch finds 0" in refused("annotate", *annotate, "resources.gpus_per_annotator=1.0")
         assert "device = 'cuda'" in refused(
             "evaluate", f"triplets={triplets}", f"base={tiny_base}", "out=o", "resources.device=cuda"
         )

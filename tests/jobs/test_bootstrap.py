@@ -26,12 +26,14 @@ def recipe(out: Path, **changes: Any) -> BootstrapRecipe:
             **{"images": 64, "encoder_steps": 3, "decoder_steps": 3, "threads": 1},
             **{"documents": 64, "steps": 3, "batch": 8},
         },
-        "ingest": {"num_workers": 1},
+        "ingest": {"resources": {"num_workers": 1}},
         "idm": TRAINING,
         "annotate": {
             # After two steps no model ends its text, and a codec gives all images the same codes.
             "filters": {"action": "score", "unchanged": "score"},
-            **{"motion": "farneback", "min_interval": 8, "num_workers": 1, "max_new_tokens": 6},
+            "keyframes": {"motion": "farneback", "min_interval_frames": 8},
+            "resources": {"num_decoders": 1},
+            "max_new_tokens": 6,
         },
         "select": {"k": 10, "min_changed_codes": 0},
         "fdm": TRAINING,

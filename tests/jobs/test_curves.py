@@ -15,7 +15,8 @@ from wm.viewer.curves import COLOURS, Choice, draw_curve
 
 
 def recipe(tmp_path: Path, **changes: Any) -> CurvesRecipe:
-    values = {"videos": str(tmp_path / "videos"), "out": str(tmp_path / "out"), "max_keyframes": 3, "min_interval": 4}
+    keyframes = {"max_keyframes": 3, "min_interval_frames": 4}
+    values = {"videos": str(tmp_path / "videos"), "out": str(tmp_path / "out"), "keyframes": keyframes}
     return CurvesRecipe(**(values | changes))
 
 
@@ -36,7 +37,7 @@ def test_curves_of_clips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert (counts["listed"], counts["drawn"], counts["skipped"]) == (3, 2, 1)
     assert counts["skipped_by_reason"] == {"not_a_video": 1}
     printed = capsys.readouterr()
-    assert "skipped jump/bad.mp4: not_a_video" in printed.err and "2 of 3 clips drawn" in printed.out
+    assert "skipped jump/bad.mp4: not_a_video" in printed.err and "2 of 3 clips plotted" in printed.out
     table = pq.read_table(tmp_path / "out" / "curves.parquet")
     assert table.schema.equals(CURVES_SCHEMA)
     by_key = {row["key"]: row for row in table.to_pylist()}
@@ -46,7 +47,7 @@ def test_curves_of_clips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         assert row["class_label"] == key.split("/")[0] and len(row["motion"]) == number
         assert row["motion"] == scan.motion.tolist() and row["times_s"] == scan.times_s.tolist()
         for rule in KEYFRAME_RULES:
-            expected = choose_keyframes(scan.motion, max_keyframes=3, min_interval=4, rule=rule)
+            expected = choose_keyframes(scan.motion, max_keyframes=3, min_interval_frames=4, rule=rule)
             assert row[f"keyframes_{rule}"] == expected
         picture = tmp_path / "out" / row["picture"]
         assert all(count_colour(picture, colour) > 30 for colour in COLOURS[: len(KEYFRAME_RULES)])

@@ -18,7 +18,8 @@ from jobs.export import main, run
 from tests.helpers.export_data import COUNT, provenance, recipe, select, write_world
 from tests.helpers.triplet_files import LABELS, picture, triplet, write_output
 from wm.datasets.export import PROVENANCE
-from wm.datasets.pairs.aurora import Item, list_items, load_pair
+from wm.datasets.layouts.base import ImagePair
+from wm.datasets.layouts.labelled import list_labelled, load_images
 from wm.errors import InputError, OtherRunError
 from wm.images import encode_png
 from wm.records import TRIPLET_SCHEMA, triplet_row, write_table
@@ -51,14 +52,14 @@ def test_aurora_is_read_back_by_its_own_reader(world: Path, tmp_path: Path) -> N
     }
     assert sorted(path.name for path in out.iterdir()) == ["README.md", "images", "run.json", "train.json"]
     rows = json.loads((out / "train.json").read_text())
-    items = list_items(out, "train.json")
+    items = list_labelled(out, "train.json")
     assert len(rows) == len(items) == COUNT
     for number, (row, item) in enumerate(zip(rows, items, strict=True)):
-        assert isinstance(item, Item)
+        assert isinstance(item, ImagePair)
         assert item.action == row["instruction"] == triplet(number)["action"]
         assert item.task == (LABELS[number % 4] or out.name)
         assert {name: row[name] for name in PROVENANCE} == provenance(number)
-        pair = load_pair(out, item)
+        pair = load_images(out, item)
         for pixels, path, side, seed in zip(
             pair, (item.source, item.target), ("source", "target"), (0, 1), strict=True
         ):
@@ -283,8 +284,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 def test_aurora_bench_survives_the_round_trip(shared_data: Path, tmp_path: Path) -> None:
     """Real pictures and words: AURORA's layout in, triplets, AURORA's layout out."""
     root = shared_data / "aurora-bench"
-    items = [item for item in list_items(root, "test.json") if isinstance(item, Item)][::60]
-    pairs = [load_pair(root, item) for item in items]
+    items = [item for item in list_labelled(root, "test.json") if isinstance(item, ImagePair)][::60]
+    pairs = [load_images(root, item) for item in items]
     rows = [
         triplet_row(
             triplet_id=str(number),
@@ -300,8 +301,8 @@ def test_aurora_bench_survives_the_round_trip(shared_data: Path, tmp_path: Path)
     ]
     write_table(rows, tmp_path / "triplets" / "a.parquet", TRIPLET_SCHEMA)
     run(recipe(tmp_path, tmp_path / "out", format="aurora"))
-    again = list_items(tmp_path / "out", "test.json")
+    again = list_labelled(tmp_path / "out", "test.json")
     assert [(item.action, item.task) for item in again] == [(item.action, item.task) for item in items]
     for item, pair in zip(again, pairs, strict=True):
-        for found, expected in zip(load_pair(tmp_path / "out", item), pair, strict=True):
+        for found, expected in zip(load_images(tmp_path / "out", item), pair, strict=True):
             np.testing.assert_array_equal(found, expected)

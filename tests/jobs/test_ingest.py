@@ -47,7 +47,7 @@ def root(world: Path, tmp_path: Path) -> Path:
 
 def recipe(folder: Path, **changes: Any) -> IngestRecipe:
     plain = {"root": str(folder), "file": "rows.json", "out": str(folder.parent / "out"), "license": "MIT"}
-    return IngestRecipe(**(plain | {"shard_rows": 4, "num_workers": 1} | changes))
+    return IngestRecipe(**(plain | {"shard_rows": 4, "resources": {"num_workers": 1}} | changes))
 
 
 @pytest.fixture(scope="module")

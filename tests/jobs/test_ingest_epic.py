@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from jobs.ingest.job import IngestRecipe, run
+from jobs.ingest.recipe import IngestResources
 from tests.helpers.video_files import marked_frame, read_mark, write_video
-from wm.datasets.pairs.aurora import Problem
-from wm.datasets.pairs.narrated import list_narrated
+from wm.datasets.layouts.base import Problem, VideoSegment
+from wm.datasets.layouts.labelled import list_labelled
 from wm.errors import InputError
 from wm.images import decode_image
 from wm.records import REJECT_SCHEMA, read_table
@@ -39,7 +40,9 @@ def kitchen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe(root: Path, out: Path, **more: object) -> IngestRecipe:
-    return IngestRecipe(root=str(root), file="table.csv", out=str(out), layout="epic", num_workers=1, **more)
+    return IngestRecipe(
+        root=str(root), file="table.csv", out=str(out), resources=IngestResources(num_workers=1), **more
+    )
 
 
 def test_segments_become_triplets_and_rejects(kitchen: Path, tmp_path: Path, tiny_base: Path) -> None:
@@ -92,12 +95,12 @@ def test_what_is_wrong_with_the_table_is_told_first(kitchen: Path, tmp_path: Pat
     for changes, said in (
         ({"root": str(tmp_path / "gone")}, "no such folder: root"),
         ({"file": "gone.csv"}, r"no such file: .*gone\.csv"),
-        ({"layout": "aurora"}, "not valid JSON"),
+        ({"dataset_layout": "aurora"}, "not valid JSON"),
     ):
         with pytest.raises(InputError, match=said):
             run(recipe(kitchen, tmp_path / "out").model_copy(update=changes))
     assert not (tmp_path / "out").exists()
-    problems = [entry for entry in list_narrated(kitchen, "table.csv") if isinstance(entry, Problem)]
+    problems = [entry for entry in list_labelled(kitchen, "table.csv") if isinstance(entry, Problem)]
     assert [problem.reason for problem in problems] == ["duplicate", "missing_field"]
 
 
@@ -107,9 +110,9 @@ def test_videos_that_no_segment_names_are_counted(kitchen: Path, tmp_path: Path)
     (tmp_path / "notes.txt").touch()
     (tmp_path / "table.csv").write_text(TABLE)
     record: dict[str, dict[str, object]] = {}
-    entries = list_narrated(tmp_path, "table.csv", record)
+    entries = list_labelled(tmp_path, "table.csv", passed_over=record)
     assert (
-        next(entry.video for entry in entries if not isinstance(entry, Problem)) == f"{tmp_path}/P01/videos/P01_1.MP4"
+        next(entry.video for entry in entries if isinstance(entry, VideoSegment)) == f"{tmp_path}/P01/videos/P01_1.MP4"
     )
     assert {kind: (entry["count"], entry["examples"]) for kind, entry in record.items()} == {
         "other_endings": (2, ["notes.txt", "table.csv"]),

@@ -54,7 +54,7 @@ def test_hours_and_cost_by_hand(rates: list[str], tmp_path: Path, capsys: pytest
     told = capsys.readouterr().out
     assert "1,000 videos, 2.00 h of video → 2,000 triplets, 0.38 GB" in told
     assert "takes 6.7 min; gpu is the bottleneck; costs 0.33" in told and "one more gpu: 3.3 min, costs 0.28" in told
-    on_cores = planned(rates, **given, annotate_on="cpu", motion="farneback")
+    on_cores = planned(rates, **given, resources={"annotate_on": "cpu"}, keyframes={"motion": "farneback"})
     assert on_cores["hours"] == pytest.approx((1440 + 60 + 360) / 17 / 0.9 / 3600, abs=1e-6)
     slow = planned([*rates, _file(tmp_path, {"rates": {"idm_pairs_per_s": 1.0}})], **given)
     assert slow["stage_hours"]["idm"] == pytest.approx(2000 / 3600, abs=1e-6)
@@ -127,8 +127,10 @@ def write_json_in(folder: Path, record: Any) -> None:
         ({"videos": "v"}, "give either videos, or hours and mean_length_s"),
         ({"mean_length_s": None}, "hours needs mean_length_s"),
         ({"rates": ["nowhere.json"]}, "no such file: nowhere.json"),
-        ({"motion": "block"}, "motion = 'block'"),
-        ({"efficiency": 0.0}, r"efficiency = 0\.0"),
+        ({"keyframes": {"motion": "block"}}, r"keyframes\.motion = 'block'"),
+        ({"keyframes": {"rule": "best"}}, r"keyframes\.rule = 'best'.*top_then_spacing or greedy_spacing"),
+        ({"motion": "dis"}, r"unknown key 'motion': it is called keyframes\.motion now"),
+        ({"resources": {"efficiency": 0.0}}, r"resources\.efficiency = 0\.0"),
     ],
 )
 def test_bad_input_is_named(rates: list[str], values: dict[str, Any], said: str) -> None:

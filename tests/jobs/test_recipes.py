@@ -43,6 +43,7 @@ KINDS: dict[str, type[Recipe]] = {
     "laptop": PlanRecipe,
     "rounds": BootstrapRecipe,
     "select-7000": SelectRecipe,
+    "something-v2": IngestRecipe,
 }
 """Which job reads a file, by its name."""
 

@@ -17,7 +17,7 @@ from jobs.train.report import gate_lines
 from tests.helpers.models_reference import lively, reference_logits
 from tests.helpers.output_tables import check_stage
 from tests.helpers.training_data import random_rows, write_triplets
-from wm.datasets.pairs.pairing import pair_actions
+from wm.datasets.pairing import pair_actions
 from wm.dynamics import Sampling, sample_observations, score_actions
 from wm.errors import InputError
 from wm.evaluation import gates

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import jobs.select.files
+import jobs.select.spills
 from jobs.select.job import main, run
 from jobs.select.recipe import SelectRecipe
 from wm.datasets.selection.algorithm import COLUMNS, SELECTION_SCHEMA, select_top_k
@@ -144,6 +145,7 @@ def test_any_files_give_the_selection_of_one_table(
     settings_ = {"k": k, "score": wanted[0], "min_score": wanted[1], "rows_per_part": rows_per_part}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jobs.select.files, "BATCH_ROWS", batch_rows)
+        patch.setattr(jobs.select.spills, "SPILL_ROWS", batch_rows)
         patch.setattr(jobs.select.files, "GROUP_FILES", 2)
         run(SelectRecipe(triplets=str(place / "a"), out=str(place / "out"), **settings_))
     expected = select_top_k(columns_of(rows, COLUMNS), k, *wanted)

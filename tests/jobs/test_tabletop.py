@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from jobs.tabletop import TabletopRecipe, run, write_clips
-from wm.datasets.pairs.aurora import Item, list_items, load_pair
+from wm.datasets.layouts.base import ImagePair
+from wm.datasets.layouts.labelled import list_labelled, load_images
 from wm.datasets.videos.videos import list_videos
 from wm.errors import OtherRunError
 from wm.nano.world.oracle import action_is_right
@@ -31,11 +32,11 @@ def test_the_world_is_whole_readable_and_the_same_for_a_seed(tmp_path: Path) -> 
     assert record["counts"] == {"train": 5, "tune": 0, "test": 3, "videos": 7}
     root = tmp_path / "a" / "supervised"
     for split, count in (("train", 5), ("test", 3)):
-        items = list_items(root, f"data/tabletop/{split}.json")
+        items = list_labelled(root, f"data/tabletop/{split}.json")
         assert len(items) == count
         for item in items:
-            assert isinstance(item, Item) and item.task == "tabletop"
-            pair = load_pair(root, item)
+            assert isinstance(item, ImagePair) and item.task == "tabletop"
+            pair = load_images(root, item)
             assert isinstance(pair, tuple) and action_is_right(*pair, item.action)
             assert pair[0].shape == pair[1].shape == (48, 48, 3) and pair[0].dtype == np.uint8
     assert not (root / "data" / "tabletop" / "tune.json").exists()

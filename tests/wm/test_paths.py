@@ -46,6 +46,8 @@ NO_PATHS = {
         "family",
         "targets",
         "zero_shot_label",
+        "dataset_layout",
+        "rule",
     ),
     # Labels of tables, and an entry of [models.NAME].
     *("Labels.zero_shot", "Labels.finetuned", "Labels.bootstrapped", "Labels.unweighted", "Labels.idm"),

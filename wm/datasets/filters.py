@@ -5,8 +5,8 @@ needs no new run. A pair that a filter takes out is *filtered*: nothing about it
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias, get_args
+from collections.abc import Sequence
+from typing import Literal, TypeAlias, TypedDict, get_args
 
 import numpy as np
 from pydantic import Field
@@ -72,11 +72,25 @@ FILTER_OF = {
 """Reason → the filter that finds it."""
 
 
-def picture_findings(pair: Mapping[str, Any], filters: Filters) -> list[str]:
+class PairNumbers(TypedDict):
+    """What the image filters compare, None where it was not measured.
+
+    ``repeat_bits``: bits to the nearest earlier pair; ``difference``: of the two frames, in grey levels; ``cut``: cut
+    score between them; ``luma``, ``sharpness``: the lower of the two frames'.
+    """
+
+    repeat_bits: int | None
+    difference: float | None
+    cut: float | None
+    luma: float | None
+    sharpness: float | None
+
+
+def image_findings(pair: PairNumbers, filters: Filters) -> list[str]:
     """List the thresholds that a pair's images are beyond, of the filters that are not off.
 
     Args:
-        pair: Numbers ``difference, cut, luma, sharpness, repeat_bits``, None where not measured.
+        pair: Its numbers.
         filters: Modes and thresholds.
     """
     bits = pair["repeat_bits"]

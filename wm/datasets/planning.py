@@ -8,13 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal, TypeAlias
 
-import numpy as np
-
 from wm.errors import InputError
 
 Pool: TypeAlias = Literal["cpu", "gpu"]
 MotionRate: TypeAlias = Literal["dis", "farneback"]
-Rule: TypeAlias = Literal["top_then_spacing", "greedy_spacing"]
 
 MADE_BY = {
     "dis_frames_per_s": "keyframes",
@@ -27,13 +24,6 @@ MADE_BY = {
 """Rate → the benchmark that measures it (``python -m jobs.benchmark NAME``)."""
 
 _MOTION_RATES = {"dis": "dis_frames_per_s", "farneback": "exact_frames_per_s"}
-_LENGTHS_S = (3.04, 7.24, 9.02)
-_OBSERVATIONS: dict[str, tuple[float, float, float]] = {
-    "top_then_spacing": (2.05, 3.00, 2.71),
-    "greedy_spacing": (3.7, 5.9, 6.0),
-}
-"""Key-frames of a video at clip lengths ``_LENGTHS_S``: the paper's Table 7 (Moments in Time, UCF-101, Kinetics-700),
-which used the first rule; for the second, measured on real clips of the same three shapes."""
 
 
 @dataclass(frozen=True)
@@ -68,15 +58,6 @@ class Rates:
     encode: float
     idm: float
     write: float
-
-
-def expected_keyframes(length_s: float, rule: Rule = "top_then_spacing") -> float:
-    """Interpolate the number of key-frames of a video of this length that has two or more.
-
-    Linear between the lengths of ``_OBSERVATIONS``, beyond them the nearest value. Videos without a pair are not known
-    before a run, so this errs upwards.
-    """
-    return float(np.interp(length_s, _LENGTHS_S, _OBSERVATIONS[rule]))
 
 
 def rates_from(measured: Mapping[str, float], motion: MotionRate = "dis", shape: str = "") -> Rates:
@@ -143,7 +124,7 @@ def capacities(nodes: Sequence[Node], annotate_on: Pool, cpus_per_annotator: flo
     gpus = float(sum(node.count * node.gpus for node in nodes))
     if gpus == 0:
         raise InputError(
-            "annotate_on = 'gpu' and no node has gpus; add a kind of node with gpus, or annotate_on = 'cpu'"
+            "resources.annotate_on = 'gpu' and no node has gpus; add a kind of node with gpus, or annotate on 'cpu'"
         )
     for node in nodes:
         if node.count and node.gpus * cpus_per_annotator > node.cpus:

@@ -368,6 +368,7 @@ def _write_full(vlm: ChameleonVLM, codec: ImageCodec, tensors: Mapping[str, Tens
 
 
 def preprocessor_config(codec: ImageCodec) -> dict[str, Any]:
+    """Build the ``preprocessor_config.json`` that transformers reads beside a model of this codec."""
     scale = codec.scale
     return {
         "image_processor_type": "ChameleonImageProcessor",

@@ -3,7 +3,7 @@
 from wm.video.clips import Clip, ClipReader, ClipSettings
 from wm.video.errors import REASONS, VideoError
 from wm.video.fetch import READERS, Reader
-from wm.video.keyframes import KEYFRAME_RULES, KeyframeRule, choose_keyframes, frame_pairs
+from wm.video.keyframes import KEYFRAME_RULES, choose_keyframes, frame_pairs
 from wm.video.motion import MOTION_KINDS, MotionKind
 from wm.video.scan import Scan, scan_video
 
@@ -15,7 +15,6 @@ __all__ = [
     "Clip",
     "ClipReader",
     "ClipSettings",
-    "KeyframeRule",
     "MotionKind",
     "Reader",
     "Scan",

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from wm.video.keyframes import KeyframeRule, choose_keyframes
+from wm.video.keyframes import Floats, KeyframeRule
 
-Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 Ask = Callable[[list[int]], Sequence[float]]
 
@@ -66,7 +65,7 @@ def search_keyframes(
     refine: Ask | None,
     *,
     max_keyframes: int,
-    min_interval: int,
+    min_interval_frames: int,
     rule: KeyframeRule,
     batch: int = 1,
 ) -> tuple[Floats, Mask]:
@@ -78,8 +77,8 @@ def search_keyframes(
         measure: Maps frame numbers to motion, px/frame; frame 0 moves 0 and is never measured.
         refine: Maps frame numbers to their first stand-in of :data:`FINE`; None where there is none.
         max_keyframes: ``K_f`` of :func:`wm.video.keyframes.choose_keyframes`.
-        min_interval: ``I_f`` of the same.
-        rule: Which reading of the paper's rule.
+        min_interval_frames: ``I_f`` of the same.
+        rule: How key-frames are chosen.
         batch: Min number of frames to measure at once, where a call is costly.
 
     Returns:
@@ -88,11 +87,7 @@ def search_keyframes(
     search = _Search(flow_T, step_T)
 
     def list_unmeasured(upper_T: Floats, measured_T: Mask) -> list[int]:
-        if rule == "top_then_spacing":
-            candidates = np.argsort(-upper_T, kind="stable")[:max_keyframes].tolist()
-        else:
-            candidates = choose_keyframes(upper_T, max_keyframes=max_keyframes, min_interval=min_interval, rule=rule)
-            candidates.sort(key=lambda frame: -upper_T[frame])
+        candidates = rule.list_candidates(upper_T, max_keyframes, min_interval_frames)
         return [frame for frame in candidates if not measured_T[frame]]
 
     while frames := list_unmeasured(search.upper_T, search.measured_T):

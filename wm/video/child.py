@@ -20,16 +20,16 @@ _PEAK_SHARE = 0.9
 """Share of the memory limit: a call that fails on bad data, and raised the peak beyond it, ran out of memory."""
 
 
-def main(fd: int, memory_limit_mb: int, parent: int) -> None:
+def main(fd: int, memory_limit_mib: int, parent: int) -> None:
     """Serve calls over a socket.
 
     Args:
         fd: File descriptor of the socket.
-        memory_limit_mb: Max address space in MiB, 0 = none.
+        memory_limit_mib: Max address space in MiB, 0 = none.
         parent: Process id of the owner; this process ends with it.
     """
-    if memory_limit_mb:
-        limit = memory_limit_mb * 2**20
+    if memory_limit_mib:
+        limit = memory_limit_mib * 2**20
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
     pipe = Connection(fd)
@@ -41,17 +41,17 @@ def main(fd: int, memory_limit_mb: int, parent: int) -> None:
         except (EOFError, OSError):
             return
         # The peak never falls: only its growth can be this call's.
-        peak_mb = peak_memory_mb() if memory_limit_mb else 0.0
+        peak_mb = peak_memory_mib() if memory_limit_mib else 0.0
         kind, value = answer(function, args, kwargs)
-        if memory_limit_mb and isinstance(value, VideoError) and value.reason in _DAMAGES:
+        if memory_limit_mib and isinstance(value, VideoError) and value.reason in _DAMAGES:
             # Decoders report a refused allocation as bad data.
-            peaked_mb = peak_memory_mb()
-            if peak_mb < peaked_mb and peaked_mb > _PEAK_SHARE * memory_limit_mb:
-                value = VideoError("out_of_memory", f"{peaked_mb:.0f} of {memory_limit_mb} MiB taken; {value.detail}")
+            peaked_mb = peak_memory_mib()
+            if peak_mb < peaked_mb and peaked_mb > _PEAK_SHARE * memory_limit_mib:
+                value = VideoError("out_of_memory", f"{peaked_mb:.0f} of {memory_limit_mib} MiB taken; {value.detail}")
         pipe.send((kind, value))
 
 
-def peak_memory_mb() -> float:
+def peak_memory_mib() -> float:
     """Return the peak address space of this process in MiB; 0 where the system does not report it."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()

@@ -16,7 +16,6 @@ from wm.video.errors import VideoError
 from wm.video.facts import FrameFacts, frame_facts
 from wm.video.fetch import Reader, fetch_decord, fetch_pyav
 from wm.video.isolation import IsolatedProcess
-from wm.video.keyframes import KeyframeRule
 from wm.video.motion import MotionKind
 from wm.video.scan import Scan, scan_video
 
@@ -35,18 +34,18 @@ class ClipSettings:
         reader: Who serves the images: ``decord``, ``pyav``, or ``auto`` (decord first, PyAV where it fails).
         image_side_px: Max short side of the stored images (Lanczos), 0 = full size.
         time_limit_s: For the motion pass, and again for fetching by PyAV.
-        memory_limit_mb: Of the child that decodes, 0 = none.
+        memory_limit_mib: Of the child that decodes, 0 = none.
     """
 
     motion: MotionKind = "dis"
     motion_side_px: int = 40
     max_keyframes: int = 6
-    min_interval: int = 20
-    rule: KeyframeRule = "top_then_spacing"
+    min_interval_frames: int = 20
+    rule: str = "top_then_spacing"
     reader: Reader = "auto"
     image_side_px: int = 512
     time_limit_s: float = 120.0
-    memory_limit_mb: int = 6000
+    memory_limit_mib: int = 6000
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class ClipReader:
 
     def __init__(self, settings: ClipSettings) -> None:
         self.settings = settings
-        self.process = IsolatedProcess(settings.memory_limit_mb)
+        self.process = IsolatedProcess(settings.memory_limit_mib)
 
     def read(self, path: str | Path, start_s: float | None = None, end_s: float | None = None) -> Clip:
         """Read the key-frames of a file, or of a segment of it.
@@ -104,7 +103,7 @@ class ClipReader:
             motion=settings.motion,
             motion_side_px=settings.motion_side_px,
             max_keyframes=settings.max_keyframes,
-            min_interval=settings.min_interval,
+            min_interval_frames=settings.min_interval_frames,
             rule=settings.rule,
             start_s=start_s,
             end_s=end_s,

@@ -9,14 +9,11 @@ of which most frames are good.
 """
 
 import math
-import os
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import av
 import cv2
@@ -38,6 +35,7 @@ from wm.video.geometry import (
 )
 from wm.video.luma import halve, luma_plane, shrink, widen_range
 from wm.video.motion import Luma
+from wm.video.opening import open_video, video_stream
 from wm.video.segments import TimedFrame, mark_segment
 
 _SEEK_MARGINS = (2, 250)
@@ -149,7 +147,7 @@ def frames(
             (:mod:`wm.video.segments`). None: from the file's beginning.
         end_s: Its end. None: to the file's end.
 
-    Returns:
+    Yields:
         The frames in order; ``index`` counts from the first of the segment.
 
     Raises:
@@ -163,8 +161,8 @@ def frames(
         raise VideoError("no_frames", f"{path}: the segment from {start_s} s to {end_s} s is empty")
     # Each attempt opens the file anew: a demuxer that was sought wrong is not to be trusted.
     for margin in (None,) if start_s is None else (*_SEEK_MARGINS, None):
-        with _open(path) as container:
-            stream = _video_stream(container, path)
+        with open_video(path) as container:
+            stream = video_stream(container, path)
             stream.thread_type = "NONE"  # threads hold frames back and cost more than they bring on one core
             # Without this flag a decoder crops at multiples of 32 bytes, and shows columns that ffmpeg leaves out.
             stream.codec_context.flags |= Flags.unaligned
@@ -181,13 +179,6 @@ def frames(
             tally.errors += attempt.errors
             tally.last_error = attempt.last_error or tally.last_error
             return
-
-
-def stream_start_s(path: str | Path) -> float:
-    """Return when the first video stream begins, in the file's own clock."""
-    with _open(path) as container:
-        stream = _video_stream(container, path)
-        return float(stream.start_time * stream.time_base) if stream.start_time is not None else 0.0
 
 
 def _select(
@@ -268,50 +259,7 @@ def _seek(
     return None
 
 
-@contextmanager
-def _open(path: str | Path) -> Iterator[InputContainer]:
-    name = str(path)
-    # FFmpeg opens folders and devices too, and its messages name no file.
-    check_file(name)
-    try:
-        container = av.open(name)
-    except av.error.FFmpegError as error:
-        raise VideoError("not_a_video", f"{name}: {error.strerror}") from error
-    except (ValueError, UnicodeError) as error:
-        raise VideoError("not_a_video", f"{name}: {error}") from error
-    try:
-        yield container
-    finally:
-        container.close()  # an open container keeps its file descriptor for ever
-
-
-def check_file(name: str) -> None:
-    """Raise :class:`VideoError` unless ``name`` is a readable file with something in it."""
-    try:
-        exists = Path(name).exists()
-    except OSError as error:  # a name that no file can have
-        raise VideoError("missing_file", f"{name:.300}: {error.strerror}") from error
-    if not exists:
-        raise VideoError("missing_file", f"{name}: no such file")
-    if not Path(name).is_file():
-        raise VideoError("not_a_file", f"{name}: expected a file")
-    if not os.access(name, os.R_OK):
-        raise VideoError("unreadable", f"{name}: permission denied")
-    if Path(name).stat().st_size == 0:
-        raise VideoError("empty_file", f"{name}: 0 bytes")
-
-
-def _video_stream(container: InputContainer, path: str | Path) -> av.VideoStream:
-    cover = av.stream.Disposition.attached_pic  # a sound file's cover is a video stream of one image
-    streams = [stream for stream in container.streams.video if not stream.disposition & cover]
-    if not streams:
-        raise VideoError("no_video_stream", f"{path}: no video stream ({len(container.streams)} others)")
-    if streams[0].codec_context is None:
-        raise VideoError("decode_error", f"{path}: its codec is not known")
-    return streams[0]
-
-
-def _packets(container: InputContainer, stream: av.VideoStream, tally: Tally) -> Iterator[Any]:
+def _packets(container: InputContainer, stream: av.VideoStream, tally: Tally) -> Iterator[av.Packet]:
     try:
         yield from container.demux(stream)
     except av.error.FFmpegError as error:

@@ -12,11 +12,12 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 
 from wm.images import Pixels
-from wm.video.decode import check_file, frames, stream_start_s
+from wm.video.decode import frames
 from wm.video.errors import VideoError
 from wm.video.geometry import Orientation, to_square_pixels
 from wm.video.luma import grey_luma
 from wm.video.motion import Luma
+from wm.video.opening import check_file, stream_start_s
 from wm.video.scan import Scan
 from wm.video.walk import motion_luma, thumbnail
 

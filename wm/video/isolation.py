@@ -30,16 +30,16 @@ _BOOT = "import sys; sys.path[:] = {path!r}; from wm.video.child import main; ma
 class IsolatedProcess:
     """A child process that runs functions under a time limit; a hang, crash or memory overrun ends only the child."""
 
-    def __init__(self, memory_limit_mb: int = 0, resident_limit_mb: int = 1024) -> None:
+    def __init__(self, memory_limit_mib: int = 0, resident_limit_mib: int = 1024) -> None:
         """Prepare the process; it starts with the first call.
 
         Args:
-            memory_limit_mb: Address space of the child in MiB (RLIMIT_AS); 0 = no limit.
-            resident_limit_mb: A child of more resident memory than this after a call is replaced before the next:
+            memory_limit_mib: Address space of the child in MiB (RLIMIT_AS); 0 = no limit.
+            resident_limit_mib: A child of more resident memory than this after a call is replaced before the next:
                 readers and allocators leak.
         """
-        self.memory_limit_mb = memory_limit_mb
-        self.resident_limit_mb = resident_limit_mb
+        self.memory_limit_mib = memory_limit_mib
+        self.resident_limit_mib = resident_limit_mib
         self.starts = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
@@ -128,12 +128,12 @@ class IsolatedProcess:
         raise RuntimeError(f"the video process did not start: {self._describe_end()}")
 
     def _is_small(self, pid: int) -> bool:
-        return resident_mb(pid) <= self.resident_limit_mb
+        return resident_mib(pid) <= self.resident_limit_mib
 
     def _boot_line(self, fd: int) -> str:
         # The parent's import path: an empty entry means its working folder.
         path = [entry or str(Path.cwd()) for entry in sys.path]
-        return _BOOT.format(path=path, fd=fd, mib=self.memory_limit_mb, parent=os.getpid())
+        return _BOOT.format(path=path, fd=fd, mib=self.memory_limit_mib, parent=os.getpid())
 
     def _describe_end(self) -> str:
         """Describe how the child ended, with the last line it printed; clean up after it."""
@@ -152,7 +152,7 @@ class IsolatedProcess:
         return f"{ended}; last words: {printed[-1][:200]}" if printed else ended
 
 
-def resident_mb(pid: int) -> float:
+def resident_mib(pid: int) -> float:
     """Return the resident memory of a process in MiB; 0 where the system does not report it."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])

@@ -5,7 +5,6 @@ Reads no colour: :mod:`wm.video.fetch` does.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +12,7 @@ import numpy.typing as npt
 from wm.video.bounded import search_keyframes
 from wm.video.facts import cut_scores_of
 from wm.video.geometry import SQUARE_SAMPLES, Orientation, SampleAspect
-from wm.video.keyframes import KeyframeRule, choose_keyframes
+from wm.video.keyframes import choose_keyframes, find_rule
 from wm.video.motion import MotionKind
 from wm.video.walk import WALK_BATCH, Checks, Walk
 
@@ -64,22 +63,14 @@ class Scan:
         return span_s * self.num_frames / max(1, self.num_frames - 1)
 
 
-class _Choice(TypedDict):
-    """Settings of :func:`wm.video.keyframes.choose_keyframes`."""
-
-    max_keyframes: int
-    min_interval: int
-    rule: KeyframeRule
-
-
 def scan_video(
     path: str | Path,
     *,
     motion: MotionKind = "dis",
     motion_side_px: int = 40,
     max_keyframes: int = 6,
-    min_interval: int = 20,
-    rule: KeyframeRule = "top_then_spacing",
+    min_interval_frames: int = 20,
+    rule: str = "top_then_spacing",
     start_s: float | None = None,
     end_s: float | None = None,
 ) -> Scan:
@@ -96,25 +87,47 @@ def scan_video(
         motion: Kind of optical flow.
         motion_side_px: Frames are halved while their long side stays this or more.
         max_keyframes: ``K_f`` of :func:`wm.video.keyframes.choose_keyframes`.
-        min_interval: ``I_f`` of the same, in frames.
-        rule: Which reading of the paper's rule.
+        min_interval_frames: ``I_f`` of the same, in frames.
+        rule: Name of a key-frame rule.
         start_s: Begin of the segment, see :func:`wm.video.decode.frames`.
         end_s: Its end.
 
     Raises:
         VideoError: As :func:`wm.video.decode.frames` does, and ``no_frames``, ``one_frame``, ``decode_error``.
+        InputError: There is no such rule.
     """
-    # 1. Walk once. Each key-frame rules out fewer than two intervals of others.
-    max_chosen = max_keyframes * (2 * min_interval - 1)
-    walk = Walk(path, motion, motion_side_px, max_chosen, start_s=start_s, end_s=end_s)
+    # 1. Walk once.
+    keyframe_rule = find_rule(rule)
+    max_candidates = keyframe_rule.max_candidates(max_keyframes, min_interval_frames)
+    walk = Walk(path, motion, motion_side_px, max_candidates, start_s=start_s, end_s=end_s)
     walk.read()
     # 2. Exact motion only where it can change the choice.
-    choice: _Choice = {"max_keyframes": max_keyframes, "min_interval": min_interval, "rule": rule}
-    expected_T, measured_T = _measure_motion(walk, choice)
+    if walk.bounded:
+        expected_T, measured_T = search_keyframes(
+            walk.motion,
+            walk.steps,
+            walk.measure,
+            walk.refine if walk.quarters is not None else None,
+            max_keyframes=max_keyframes,
+            min_interval_frames=min_interval_frames,
+            rule=keyframe_rule,
+            # A walk costs the same for one frame as for many; frames in memory cost only themselves.
+            batch=1 if walk.decoded is not None else WALK_BATCH,
+        )
+    else:
+        expected_T, measured_T = np.asarray(walk.motion), np.ones(len(walk.motion), dtype=bool)
     # 3. Choose; the decoded frames are no longer needed.
     walk.decoded = walk.quarters = None
     motion_T = expected_T.astype(np.float32)
-    keyframes = choose_keyframes(motion_T, **choice)
+    keyframes = choose_keyframes(
+        motion_T, max_keyframes=max_keyframes, min_interval_frames=min_interval_frames, rule=rule
+    )
+    return _build_scan(walk, motion_T, measured_T, keyframes)
+
+
+def _build_scan(
+    walk: Walk, motion_T: npt.NDArray[np.float32], measured_T: npt.NDArray[np.bool_], keyframes: list[int]
+) -> Scan:
     return Scan(
         num_frames=len(walk.times_s),
         size_px=walk.size_px,
@@ -124,28 +137,13 @@ def scan_video(
         keyframes=keyframes,
         checks=walk.checks(keyframes),
         errors=walk.tally.errors,
-        motion_side_px=motion_side_px,
+        motion_side_px=walk.side_px,
         small_px=walk.small_px,
         orientations=walk.orientations(keyframes),
         sample_aspect=walk.sample_aspect,
-        start_s=start_s,
-        end_s=end_s,
+        start_s=walk.start_s,
+        end_s=walk.end_s,
         cuts=_max_cut_scores(np.asarray(walk.steps), keyframes),
-    )
-
-
-def _measure_motion(walk: Walk, choice: _Choice) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """Return the motion of each frame in px/frame, and which of it was measured and not only expected."""
-    if not walk.bounded:
-        return np.asarray(walk.motion), np.ones(len(walk.motion), dtype=bool)
-    return search_keyframes(
-        walk.motion,
-        walk.steps,
-        walk.measure,
-        walk.refine if walk.quarters is not None else None,
-        **choice,
-        # A walk costs the same for one frame as for many; frames in memory cost only themselves.
-        batch=1 if walk.decoded is not None else WALK_BATCH,
     )
 
 

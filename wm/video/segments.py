@@ -29,8 +29,8 @@ def mark_segment(
         begin_s: Begin of the segment in the file's own clock; may be -inf.
         end_s: Its end; may be inf.
 
-    Returns:
-        An iterator over (time in s, frame, whether it is in the segment).
+    Yields:
+        (time in s, frame, whether it is in the segment).
     """
     for midpoint_s, (time_s, frame) in _iterate_midpoints(timed):
         yield time_s, frame, begin_s <= midpoint_s < end_s

@@ -46,8 +46,8 @@ class Walk:
     path: str | Path
     kind: MotionKind
     side_px: int
-    max_chosen: int
-    """The key-frames are among as many frames of most motion."""
+    max_candidates: int
+    """The key-frames are among as many frames of most motion (:class:`wm.video.keyframes.KeyframeRule`)."""
     start_s: float | None = None
     end_s: float | None = None
     tally: Tally = field(default_factory=Tally)
@@ -208,7 +208,7 @@ class Walk:
     def _drop_thumbs(self) -> None:
         """Keep only the thumbnails of frames that may still be chosen, their neighbours', and the newest."""
         # Sorted as the key-frame rule sorts, so that a candidate keeps its thumbnails.
-        most = np.argsort(-np.asarray(self.motion), kind="stable")[: self.max_chosen]
+        most = np.argsort(-np.asarray(self.motion), kind="stable")[: self.max_candidates]
         keep = {index for frame in most.tolist() for index in self._near(frame)}
         newest = len(self.motion) - 1 - CHECK_NEIGHBOURS
         self.thumbs = {index: thumb for index, thumb in self.thumbs.items() if index in keep or index >= newest}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.gridspec import SubplotSpec
 
-COLOURS = ("#1667c7", "#c2560c", "#14804a")
+COLOURS = ("#1667c7", "#c2560c", "#14804a", "#8a3ffc", "#9f1853", "#005d5d")
 _WIDTH_IN, _CURVE_IN, _TITLES_IN = 12.0, 2.6, 0.6
 _DPI = 100
 
@@ -84,7 +84,7 @@ def _draw_motion(
         # Marks of a later rule are smaller and above, so that those of an earlier one show behind them.
         axes.scatter(
             times_s[frames], motion[frames], color=COLOURS[number], label=f"{choice.rule} ({len(frames)})",
-            marker="ov^"[number], s=60 - 24 * number, zorder=3 + number,
+            marker="ov^sDP"[number], s=max(12, 60 - 24 * number), zorder=3 + number,
         )  # fmt: skip
         axes.vlines(times_s[frames], 0, motion[frames], color=COLOURS[number], linewidth=0.8, alpha=0.6)
     axes.set_title(title, fontsize=10, loc="left", parse_math=False)

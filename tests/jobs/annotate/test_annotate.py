@@ -124,14 +124,14 @@ def test_filters_take_pairs_out_one_by_one_and_say_which(videos, tiny_base, tmp_
     assert kept == everything
     unmeasured = ("difference", "cut", "luma", "sharpness", "source_hash", "target_hash", "repeat_bits")
     assert all(row[name] is None for row in rows_ for name in unmeasured)
-    assert annotated(annotator, clips, min_motion=1e9)[1] == {"too_little_motion": num_pairs}
+    assert annotated(annotator, clips, min_motion_px=1e9)[1] == {"too_little_motion": num_pairs}
     annotator.idm.detokenize = lambda ids: " "
-    assert annotated(annotator, clips, min_motion=0.0)[1] == {"empty_action": num_pairs}
+    assert annotated(annotator, clips, min_motion_px=0.0)[1] == {"empty_action": num_pairs}
 
 
 def test_pairs_whose_codes_do_not_change_are_filtered(videos, tiny_base, tmp_path):
     """Of four key-frames the second has the codes of the first, the third differs in one code, the fourth in three."""
-    one = recipe(videos / "wave", tiny_base, tmp_path / "out", max_keyframes=4, keyframe_rule="greedy_spacing")
+    one = recipe(videos / "wave", tiny_base, tmp_path / "out", keyframes={"max_keyframes": 4, "rule": "greedy_spacing"})
     clips = [row for row in decode(one).to_pylist() if len(row["keyframes"]) == 4][:1]
     annotator = Annotator(one.annotator_settings())
     annotator.idm.detokenize = lambda ids: "push it"
@@ -180,7 +180,7 @@ def test_a_cut_and_a_repeated_clip_are_found(tiny_base, tmp_path):
     write_video(tmp_path / "set" / "a.mp4", moving)
     shutil.copy(tmp_path / "set" / "a.mp4", tmp_path / "set" / "b.mp4")
     on = {**CODES_ALIKE, "cut": "on", "near_duplicate": "on", "action": "score"}
-    one = recipe(tmp_path / "set", tiny_base, tmp_path / "out", filters=on, keyframe_rule="greedy_spacing")
+    one = recipe(tmp_path / "set", tiny_base, tmp_path / "out", filters=on, keyframes={"rule": "greedy_spacing"})
     annotator = Annotator(one.annotator_settings())
     annotator.idm.detokenize = lambda ids: "push it"
     clips = decode(one).to_pylist()
@@ -206,28 +206,22 @@ def test_even_chunks_cover_everything_in_order_and_differ_by_one(items, most):
 
 
 def test_a_batch_too_large_for_memory_is_halved_until_it_fits(caplog):
-    seen = []
-
-    def function(batch):
-        if len(batch) > 3:
+    def function(start, stop):
+        if stop - start > 3:
             raise torch.OutOfMemoryError("full")
-        seen.append(len(batch))
-        return [f"{item}" for item in batch], torch.tensor([[item, -item] for item in batch])
+        return list(range(start, stop))
 
-    texts, numbers = halve_when_full(function, list(range(10)))
-    assert texts == [str(item) for item in range(10)]
-    assert numbers.tolist() == [[item, -item] for item in range(10)]
-    assert seen == [2] * 5
+    assert halve_when_full(function, 10) == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
     assert [record.getMessage() for record in caplog.records] == [
         "out of memory with 10 at once; continuing with 5",
         "out of memory with 5 at once; continuing with 2",
     ]
 
-    def never(batch):
+    def never(start, stop):
         raise torch.OutOfMemoryError("full")
 
     with pytest.raises(torch.OutOfMemoryError):
-        halve_when_full(never, [1, 2])
+        halve_when_full(never, 2)
 
 
 def test_a_block_that_was_split_is_refused(videos, tiny_base, tmp_path):
@@ -258,7 +252,7 @@ def test_trouble_of_the_machine_ends_the_run_and_is_no_reject(videos, tiny_base,
 
 
 def test_too_little_memory_for_any_decoder_is_told_in_one_line(videos, tiny_base, tmp_path):
-    clips = decode(recipe(videos / "wave", tiny_base, tmp_path / "out", memory_limit_mb=100)).to_pylist()
+    clips = decode(recipe(videos / "wave", tiny_base, tmp_path / "out", limits={"memory_limit_mib": 100})).to_pylist()
     assert {row["errno"] for row in clips} == {0}
     assert all("on this machine: the video process did not start" in row["problem"] for row in clips)
     with pytest.raises(InputError, match="did not start"):
@@ -281,7 +275,7 @@ def test_dry_run_lists_and_touches_nothing(videos, tiny_base, tmp_path, capsys):
     assert plan == {"videos": 6, "whole": False}
     told = capsys.readouterr().out
     assert "6 videos of 2 classes" in told
-    assert "min_interval = 8" in told
+    assert "keyframes.min_interval_frames = 8" in told
     assert not (tmp_path / "out").exists()
 
 
@@ -305,13 +299,13 @@ def test_bad_input_is_told_before_anything_starts(videos, tiny_base, tmp_path, c
     [
         "dataset=",
         "split=",
-        "max_keyframes=1",
+        "keyframes.max_keyframes=1",
         "retry=['bad luck']",
-        "keyframe_rule=best",
+        "keyframes.rule=best",
         "reader=ffmpeg",
-        "motion=none",
+        "keyframes.motion=none",
         "speed=3",
-        "min_interval=2.5",
+        "keyframes.min_interval_frames=2.5",
     ],
 )
 def test_wrong_settings_name_the_key(videos, tiny_base, tmp_path, capsys, wrong):

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from cluster.local_nodes import local_nodes
+from jobs.annotate.counts import summarise
 from jobs.annotate.job import AnnotateRecipe, run
-from jobs.annotate.shards import summarise
 from jobs.shared.processes import actor_processes
 from tests.helpers.video_files import marked_frame, write_video
 from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA, read_table
@@ -41,9 +41,11 @@ def clips(tmp_path_factory):
 
 
 def arguments_of(clips, idm, out, **more):
-    settings = {"videos": clips, "idm": idm, "out": out, "min_interval": 8, "filters.action": "score"}
+    settings = {"videos": clips, "idm": idm, "out": out, "keyframes.min_interval_frames": 8, "filters.action": "score"}
     settings |= {"filters.unchanged": "score"}
-    settings |= {"idm_batch": 1} | more  # so slow that there is something left to disturb after the first shard
+    settings |= {
+        "resources.idm_batch_size": 1
+    } | more  # so slow that there is something left to disturb after the first shard
     return [f"{key}={value}" for key, value in settings.items()]
 
 
@@ -115,7 +117,9 @@ def test_a_killed_driver_goes_on_with_the_same_command_and_killed_workers_cost_n
     finished = num_marks(tmp_path / "out")
     assert 3 <= finished < 14
     mark = uuid.uuid4().hex
-    process = start(command(clips, tiny_base, tmp_path / "out", num_workers=1, max_workers=3), mark)
+    process = start(
+        command(clips, tiny_base, tmp_path / "out", **{"resources.num_decoders": 1, "resources.max_decoders": 3}), mark
+    )
     for actor, marks in (("Decoder", finished), ("Annotator", finished + 1)):
         wait_for(lambda marks=marks: num_marks(tmp_path / "out") >= marks, process)
         wait_for(lambda actor=actor: workers(mark, f"({actor})).submit"), process)
@@ -128,7 +132,7 @@ def test_a_killed_driver_goes_on_with_the_same_command_and_killed_workers_cost_n
 def test_a_lost_node_costs_nothing(clips, tiny_base, tmp_path, undisturbed):
     mark = uuid.uuid4().hex
     with local_nodes(3, cpus_per_node=1) as cluster:
-        more = {"num_workers": 3, "num_annotators": 2}
+        more = {"resources.num_decoders": 3, "resources.num_annotators": 2}
         process = start(command(clips, tiny_base, tmp_path / "out", **more), mark)
         wait_for(lambda: num_marks(tmp_path / "out") >= 2, process)
         cluster.remove_node(cluster.worker_nodes.copy().pop(), allow_graceful=False)

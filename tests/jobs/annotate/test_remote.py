@@ -77,9 +77,9 @@ def test_remote_clips_become_triplets_and_remote_faults_rejects(tiny_base, tmp_p
                 "videos": f"{root}/list.csv",
                 "idm": tiny_base,
                 "out": tmp_path / "out",
-                "min_interval": 8,
-                "time_limit_s": 8.0,  # the hanging server's answer takes 20
-                "download_limit_mb": 1,
+                "keyframes.min_interval_frames": 8,
+                "limits.time_limit_s": 8.0,  # the hanging server's answer takes 20
+                "limits.download_limit_mib": 1,
                 "max_new_tokens": 4,
                 "filters.action": "score",
                 "filters.unchanged": "score",

@@ -67,7 +67,7 @@ def test_the_job_end_to_end_and_going_on_after_a_kill_and_with_what_was_listed(
     assert run(one) == {"videos": 6, "whole": True}  # whole: not done again
 
     with pytest.raises(InputError, match="holds another run"):
-        run(recipe(videos, tiny_base, out, dataset="metered", min_interval=9))
+        run(recipe(videos, tiny_base, out, dataset="metered", keyframes={"min_interval_frames": 9}))
 
     # What failed may be tried again, when the world has changed.
     assert run(recipe(videos, tiny_base, out, dataset="metered", retry=["time_out"])) == {"videos": 6, "whole": True}
@@ -83,7 +83,7 @@ def test_the_job_end_to_end_and_going_on_after_a_kill_and_with_what_was_listed(
         path.unlink()
     capsys.readouterr()
     # How it is done may change.
-    again = run(recipe(videos, tiny_base, out, dataset="metered", num_workers=2, idm_batch=3))
+    again = run(recipe(videos, tiny_base, out, dataset="metered", resources={"num_decoders": 2, "idm_batch_size": 3}))
     assert "4 of 6 videos are finished" in capsys.readouterr().out
     assert rows(out) == (triplets, rejects)
     without_times = {name: value for name, value in counts.items() if name != "stage_s"}
@@ -142,7 +142,7 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(ray_session, tiny_base, tmp_
 
 @pytest.mark.slow
 def test_real_clips_all_end_in_triplets_or_rejects(ray_session, shared_data, tiny_base, tmp_path):
-    record = run(recipe(shared_data / "videos", tiny_base, tmp_path / "out", min_interval=20))
+    record = run(recipe(shared_data / "videos", tiny_base, tmp_path / "out", keyframes={"min_interval_frames": 20}))
     triplets, rejects = rows(tmp_path / "out")
     files = set(list_videos(str(shared_data / "videos")).column("uri").to_pylist())
     assert {row["video_uri"] for row in triplets} | {row["uri"] for row in rejects} == files

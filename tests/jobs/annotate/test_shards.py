@@ -7,13 +7,12 @@ import shutil
 import pyarrow as pa
 import pytest
 
+from jobs.annotate.counts import summarise, table7
 from jobs.annotate.shards import (
     TABLES,
     cut_shards,
     shards_with,
     sole_writer,
-    summarise,
-    table7,
     tidy,
     write_shard,
 )

@@ -10,8 +10,8 @@ from wm.datasets.filters import (
     Filters,
     action_findings,
     code_findings,
+    image_findings,
     is_phrase,
-    picture_findings,
     reason_of,
     repeat_bits,
 )
@@ -32,15 +32,15 @@ def test_a_picture_filter_finds_what_is_beyond_its_threshold_and_takes_it_out_wh
     reason, beyond, just_within = BAD[name]
     for mode, findings, taken in (("on", [reason], reason), ("score", [reason], ""), ("off", [], "")):
         filters = Filters(**{name: mode})
-        assert picture_findings(GOOD | beyond, filters) == findings
+        assert image_findings(GOOD | beyond, filters) == findings
         assert reason_of(findings, filters) == taken
-        assert picture_findings(GOOD | just_within, filters) == []
-    assert picture_findings(dict.fromkeys(GOOD), Filters(**{name: "on"})) == []  # not measured
+        assert image_findings(GOOD | just_within, filters) == []
+    assert image_findings(dict.fromkeys(GOOD), Filters(**{name: "on"})) == []  # not measured
 
 
 def test_all_findings_are_told_and_the_first_that_is_on_is_the_reason():
     filters = Filters(static="score", cut="on", dark="on")
-    findings = picture_findings(GOOD | {"difference": 0.0, "cut": 9.0, "luma": 1.0}, filters)
+    findings = image_findings(GOOD | {"difference": 0.0, "cut": 9.0, "luma": 1.0}, filters)
     assert findings == ["static", "hard_cut", "dark_frame"]
     assert reason_of(findings, filters) == "hard_cut"
 

@@ -8,7 +8,6 @@ from wm.datasets.planning import (
     Work,
     capacities,
     estimate,
-    expected_keyframes,
     rates_from,
     stage_seconds,
     with_one_more,
@@ -49,12 +48,6 @@ def test_the_slower_pool_sets_the_pace() -> None:
     assert on_cores.capacity == {"cpu": 46} and on_cores.hours == 50 / 46 and on_cores.bottleneck == "cpu"
     assert estimate(seconds, [Node("a", 1, 4, 1, 2.0), Node("b", 1, 4)]).cost is None
     assert estimate(seconds, [Node("a", 1, 4, 1, 2.0), Node("b", 0, 4)]).cost is not None
-
-
-def test_keyframes_follow_the_papers_table_7() -> None:
-    assert [expected_keyframes(length) for length in (1.0, 3.04, 7.24, 9.02, 60.0)] == [2.05, 2.05, 3.00, 2.71, 2.71]
-    assert expected_keyframes(5.14) == pytest.approx((2.05 + 3.00) / 2)
-    assert expected_keyframes(7.24, "greedy_spacing") == 5.9
 
 
 def test_clusters_that_cannot_annotate() -> None:

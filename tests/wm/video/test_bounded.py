@@ -11,7 +11,7 @@ from wm.video.bounded import search_keyframes
 from wm.video.decode import frames
 from wm.video.motion import farneback_motion
 
-SETTINGS = {"max_keyframes": 6, "min_interval": 20}
+SETTINGS = {"max_keyframes": 6, "min_interval_frames": 20}
 
 
 def curve(seed, num_frames=300):
@@ -40,7 +40,9 @@ def test_the_choice_is_close_to_that_of_the_whole_curve_at_a_fraction_of_the_mea
             return motion[wanted]
 
         refine = (lambda wanted, fine=fine: fine[wanted]) if refined else None
-        found, measured = search_keyframes(flow, step, measure, refine, rule=rule, batch=batch, **SETTINGS)
+        found, measured = search_keyframes(
+            flow, step, measure, refine, rule=KEYFRAME_RULES[rule], batch=batch, **SETTINGS
+        )
         assert measured[0] and measured.sum() == 1 + sum(map(len, asked))
         assert np.array_equal(found[measured], motion[measured])
         chosen = choose_keyframes(found, rule=rule, **SETTINGS)
@@ -59,8 +61,9 @@ def test_the_choice_is_close_to_that_of_the_whole_curve_at_a_fraction_of_the_mea
 
 def test_what_is_not_measured_is_expected_close_to_what_it_is():
     motion, (flow, step, fine) = curve(3)
+    rule = KEYFRAME_RULES["greedy_spacing"]
     found, measured = search_keyframes(
-        flow, step, lambda wanted: motion[wanted], lambda wanted: fine[wanted], rule="greedy_spacing", **SETTINGS
+        flow, step, lambda wanted: motion[wanted], lambda wanted: fine[wanted], rule=rule, **SETTINGS
     )
     error = np.log(found[~measured] + 0.02) - np.log(motion[~measured] + 0.02)
     assert np.sqrt((error**2).mean()) < 0.35
@@ -91,7 +94,7 @@ def test_regression_equals_the_textbook_s_formula():
 
 def test_still_frames_and_short_clips_end():
     for num_frames in (2, 3, 7, 60):
-        for rule in KEYFRAME_RULES:
+        for rule in KEYFRAME_RULES.values():
             zeros = np.zeros(num_frames)
             found, measured = search_keyframes(
                 zeros, zeros, lambda wanted: [0.0] * len(wanted), None, rule=rule, **SETTINGS
@@ -134,9 +137,9 @@ def test_a_scan_s_key_frames_are_those_of_full_farneback_on_every_frame(clip, wh
         monkeypatch.setattr(walk_module, "MAX_HELD_BYTES", 10**6)
         monkeypatch.setattr(walk_module, "MAX_QUARTER_BYTES", 10**5)
         monkeypatch.setattr(walk_module, "WALK_BATCH", 10)
-    scan = scan_video(clip, motion="farneback", rule=rule, min_interval=8)
+    scan = scan_video(clip, motion="farneback", rule=rule, min_interval_frames=8)
     assert scan.motion[scan.measured] == pytest.approx(whole_curve[scan.measured], rel=1e-5)
-    assert scan.keyframes == choose_keyframes(whole_curve, rule=rule, min_interval=8)
+    assert scan.keyframes == choose_keyframes(whole_curve, rule=rule, min_interval_frames=8)
     assert scan.measured[scan.keyframes].all()
     assert scan.measured.mean() < 0.6
 
@@ -153,7 +156,7 @@ def test_small_clips_are_measured_whole_by_their_luma(tmp_path):
 @pytest.mark.parametrize("motion", ["dis", "farneback"])
 @pytest.mark.parametrize("rule", KEYFRAME_RULES)
 def test_a_long_clip_keeps_few_thumbnails_and_gives_the_same(clip, monkeypatch, motion, rule):
-    settings = {"motion": motion, "rule": rule, "max_keyframes": 2, "min_interval": 3}
+    settings = {"motion": motion, "rule": rule, "max_keyframes": 2, "min_interval_frames": 3}
     plenty = scan_video(clip, **settings)
     monkeypatch.setattr(walk_module, "MAX_THUMBS", 40)
     few = scan_video(clip, **settings)

@@ -26,7 +26,7 @@ def marks(images):
 
 @pytest.mark.parametrize(("reader", "served"), [("auto", "decord"), ("decord", "decord"), ("pyav", "pyav")])
 def test_the_pictures_are_the_key_frames(clip, reader, served):
-    one = ClipReader(ClipSettings(reader=reader, min_interval=5, rule="greedy_spacing"))
+    one = ClipReader(ClipSettings(reader=reader, min_interval_frames=5, rule="greedy_spacing"))
     found = one.read(clip)
     assert found.reader == served
     assert found.fallback == ""
@@ -37,7 +37,7 @@ def test_the_pictures_are_the_key_frames(clip, reader, served):
 
 
 def test_pyav_serves_where_decord_hangs_or_lies(clip, monkeypatch):
-    settings = ClipSettings(min_interval=5)
+    settings = ClipSettings(min_interval_frames=5)
     one = ClipReader(settings)
     direct = one.process.call
     calls = []
@@ -64,7 +64,7 @@ def test_decord_alone_is_not_helped_out(clip, tmp_path):
     data[middle : middle + 600] = bytes(600)
     path.write_bytes(data)
     for reader, works in (("decord", False), ("auto", True)):
-        one = ClipReader(ClipSettings(reader=reader, min_interval=5))
+        one = ClipReader(ClipSettings(reader=reader, min_interval_frames=5))
         if works:
             found = one.read(path)
             decoded = [read_mark(raw.rgb()) for raw in frames(path)]  # the hole swallowed some
@@ -77,7 +77,7 @@ def test_decord_alone_is_not_helped_out(clip, tmp_path):
 
 
 def test_a_clip_with_one_key_frame_has_no_pictures(clip):
-    one = ClipReader(ClipSettings(min_interval=100))
+    one = ClipReader(ClipSettings(min_interval_frames=100))
     found = one.read(clip)
     assert (len(found.scan.keyframes), found.images_png, found.reader) == (1, [], "")
     one.close()

@@ -66,7 +66,7 @@ def test_rotation_metadata_is_applied_to_both_readers(tmp_path, degrees):
         assert luma.shape == rgb.shape[:2]
         assert read_mark(rgb) == index
         assert rgb[2, 2].mean() > 200
-    scan = scan_video(path, min_interval=3)
+    scan = scan_video(path, min_interval_frames=3)
     by_pyav, by_decord = fetch_pyav(path, scan), fetch_decord(path, scan)
     assert [read_mark(rgb) for rgb in by_pyav] == scan.keyframes
     assert [read_mark(rgb) for rgb in by_decord] == scan.keyframes
@@ -74,7 +74,7 @@ def test_rotation_metadata_is_applied_to_both_readers(tmp_path, degrees):
 
 @pytest.mark.parametrize("side", [160, 40])
 def test_chosen_frames_are_the_right_ones_by_both_readers(clip, side):
-    scan = scan_video(clip, min_interval=5, rule="greedy_spacing", motion_side_px=side)
+    scan = scan_video(clip, min_interval_frames=5, rule="greedy_spacing", motion_side_px=side)
     assert len(scan.keyframes) == 6
     for images in (fetch_decord(clip, scan), fetch_pyav(clip, scan)):
         assert [read_mark(rgb) for rgb in images] == scan.keyframes
@@ -82,7 +82,7 @@ def test_chosen_frames_are_the_right_ones_by_both_readers(clip, side):
 
 
 def test_another_frame_is_told_from_the_chosen_one(clip):
-    scan = scan_video(clip, min_interval=5)
+    scan = scan_video(clip, min_interval_frames=5)
     lumas = [thumbnail(raw.luma(160)) for raw in frames(clip)]
     frame = scan.keyframes[1]
     for other, thumb in enumerate(lumas):

@@ -14,7 +14,7 @@ import pytest
 from tests.helpers.video_files import decord_frame, hold_memory, marked_frame, write_video
 from wm.video import ClipReader, ClipSettings, isolation
 from wm.video.errors import VideoError
-from wm.video.isolation import IsolatedProcess, resident_mb
+from wm.video.isolation import IsolatedProcess, resident_mib
 
 
 @pytest.fixture(scope="module")
@@ -88,16 +88,16 @@ def test_exceptions_keep_their_reason_or_are_named(process):
 
 
 def test_memory_limit_costs_the_call_only():
-    with IsolatedProcess(memory_limit_mb=1500) as small:
+    with IsolatedProcess(memory_limit_mib=1500) as small:
         with pytest.raises(VideoError, match="out_of_memory"):
             small.call(120, np.zeros, 2**31)
         assert small.call(120, abs, -2) == 2
 
 
 def test_memory_that_stays_is_given_back_by_a_fresh_child():
-    with IsolatedProcess(resident_limit_mb=400) as one:
+    with IsolatedProcess(resident_limit_mib=400) as one:
         first = child_id(one)
-        assert resident_mb(first) < 400
+        assert resident_mib(first) < 400
         assert one.call(120, hold_memory, 500) == 500
         assert child_id(one) != first
         assert one.starts == 2
@@ -107,7 +107,7 @@ def test_memory_that_stays_is_given_back_by_a_fresh_child():
 
 
 def test_a_process_that_is_gone_holds_nothing():
-    assert resident_mb(2**22 + 1) == 0
+    assert resident_mib(2**22 + 1) == 0
 
 
 @pytest.fixture(scope="module")
@@ -120,8 +120,8 @@ def clip_8k(tmp_path_factory):
 def test_the_limit_on_memory_leaves_room_for_the_largest_and_smallest_clips(tmp_path, clip_8k):
     dots = [np.full((1, 1, 3), 9 * i, np.uint8) for i in range(9)]
     tiny = write_video(tmp_path / "1x1.mkv", dots, codec="ffv1", pix_fmt="bgr0")
-    one = ClipReader(ClipSettings(min_interval=1, image_side_px=64))
-    assert one.settings.memory_limit_mb == 6000
+    one = ClipReader(ClipSettings(min_interval_frames=1, image_side_px=64))
+    assert one.settings.memory_limit_mib == 6000
     found = one.read(clip_8k)
     assert (found.scan.size_px, found.scan.num_frames, found.reader) == ((4320, 7680), 2, "decord")
     found = one.read(tiny)
@@ -131,12 +131,12 @@ def test_the_limit_on_memory_leaves_room_for_the_largest_and_smallest_clips(tmp_
 
 def test_a_clip_that_asks_for_too_much_memory_is_told_so(tmp_path, clip_8k):
     small = write_video(tmp_path / "small.mp4", [marked_frame(i) for i in range(30)])
-    settings = ClipSettings(min_interval=5, reader="pyav")
+    settings = ClipSettings(min_interval_frames=5, reader="pyav")
     free = ClipReader(settings)
     assert free.read(small).images_png
     pages = int(Path(f"/proc/{free.process.call(120, os.getpid)}/statm").read_text().split()[0])
     free.close()
-    one = ClipReader(replace(settings, memory_limit_mb=pages * os.sysconf("SC_PAGE_SIZE") // 2**20 + 32))
+    one = ClipReader(replace(settings, memory_limit_mib=pages * os.sysconf("SC_PAGE_SIZE") // 2**20 + 32))
     assert one.read(small).images_png
     with pytest.raises(VideoError) as caught:
         one.read(clip_8k)

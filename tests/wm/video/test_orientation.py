@@ -62,7 +62,7 @@ def assert_same(image, shown):
 def check_readers(path, *, decord=True):
     """Both readers, the motion pass's sizes and the ends of a segment against ffmpeg's square pixels; the scan."""
     shown = ffmpeg_images(path, "scale=iw*sar:ih")
-    scan = scan_video(path, min_interval=4, rule="greedy_spacing")
+    scan = scan_video(path, min_interval_frames=4, rule="greedy_spacing")
     assert (scan.num_frames, scan.size_px) == (COUNT, shown.shape[1:3])
     assert len(scan.keyframes) >= 3
     for fetch in (fetch_pyav, fetch_decord) if decord else (fetch_pyav,):
@@ -90,7 +90,7 @@ def test_all_eight_orientations(stored, tmp_path, name):
 
 def test_the_reported_file(shared_data):
     path = shared_data / "cases" / "hflip.mov"
-    shown, scan = ffmpeg_images(path), scan_video(path, min_interval=3)
+    shown, scan = ffmpeg_images(path), scan_video(path, min_interval_frames=3)
     for fetch in (fetch_pyav, fetch_decord):
         for image, frame in zip(fetch(path, scan), scan.keyframes, strict=True):
             assert_same(image, shown[frame])
@@ -138,13 +138,13 @@ def test_exact_motion_sees_upright_square_pixels(stored, tmp_path):
     baked = tmp_path / "baked.mkv"
     run_ffmpeg("-i", path, "-vf", "scale=iw*sar:ih", "-c:v", "ffv1", "-pix_fmt", "yuv420p", baked)
     for motion in ("dis", "farneback"):
-        one, other = (scan_video(file, motion=motion, min_interval=6) for file in (path, baked))
+        one, other = (scan_video(file, motion=motion, min_interval_frames=6) for file in (path, baked))
         assert one.size_px == other.size_px == (128, 72)
         assert one.motion[one.measured].mean() == pytest.approx(other.motion[other.measured].mean(), rel=0.15)
 
 
 def test_a_mirrored_frame_is_not_the_frame(stored, tmp_path, monkeypatch):
-    scan = scan_video(stored, min_interval=4)
+    scan = scan_video(stored, min_interval_frames=4)
     # A dark room with one small lamp: mirrored it differs by less than two conversions of colour may.
     lamp = np.full((48, 64), 30, np.uint8)
     lamp[20:25, 4:9] = 90
@@ -239,7 +239,7 @@ def test_columns_that_the_codec_crops_are_left_out(stored, tmp_path):
     for path in (tmp_path / "a.mp4", lay(tmp_path / "a.mp4", tmp_path / "laid.mp4", 90, True)):
         scan = check_readers(path, decord=False)
         assert sorted(scan.size_px) == [92, 104]
-        clips = ClipReader(ClipSettings(min_interval=4))
+        clips = ClipReader(ClipSettings(min_interval_frames=4))
         clip = clips.read(path)
         clips.close()
         assert clip.reader == "pyav" and "frame_mismatch" in clip.fallback
@@ -279,7 +279,7 @@ def test_rows_tell_size_orientation_and_ratio(stored, tmp_path):
 @pytest.mark.parametrize("reader", ["auto", "decord", "pyav"])
 def test_the_reader_of_clips_lays_frames(stored, tmp_path, reader):
     path = lay(stored, tmp_path / "a.mov", 0, True)
-    one = ClipReader(ClipSettings(reader=reader, min_interval=4))
+    one = ClipReader(ClipSettings(reader=reader, min_interval_frames=4))
     clip = one.read(path)
     one.close()
     assert clip.reader == ("pyav" if reader == "pyav" else "decord") and clip.fallback == ""

@@ -113,7 +113,7 @@ def test_a_cut_by_copying_leaves_what_its_edit_list_leaves(tmp_path):
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-ss", "0.6", "-i", str(path), "-t", "1"]
     subprocess.run([*command, "-c", "copy", str(cut)], check=True, timeout=60)
     assert check_against_ffmpeg(cut) == len(ffmpeg_frames(cut, "gray")[1]) < 60
-    scan = scan_video(cut, min_interval=4)
+    scan = scan_video(cut, min_interval_frames=4)
     whole = {raw.index: raw.rgb() for raw in frames(cut)}
     for image, frame in zip(fetch_pyav(cut, scan), scan.keyframes, strict=True):
         assert np.array_equal(image, whole[frame])
@@ -154,7 +154,7 @@ ODD = {
 
 @pytest.mark.slow
 def test_every_odd_file_ends_in_right_frames_or_a_reason(shared_data):
-    one = ClipReader(ClipSettings(min_interval=3, time_limit_s=60))
+    one = ClipReader(ClipSettings(min_interval_frames=3, time_limit_s=60))
     seen = {}
     for path in sorted((shared_data / "videos" / "odd").iterdir()):
         try:

@@ -62,7 +62,7 @@ def test_a_segment_has_the_frames_of_its_times(clip, start_s, end_s):
 
 def test_both_readers_fetch_a_segment_s_key_frames(clip):
     shift = next(iter(frames(clip))).time_s
-    scan = scan_video(clip, start_s=1.0 + shift, end_s=3.0 + shift, min_interval=5, rule="greedy_spacing")
+    scan = scan_video(clip, start_s=1.0 + shift, end_s=3.0 + shift, min_interval_frames=5, rule="greedy_spacing")
     marks = [read_mark(raw.rgb()) for raw in frames(clip, start_s=scan.start_s, end_s=scan.end_s)]
     chosen = [marks[frame] for frame in scan.keyframes]
     assert len(chosen) >= 3
@@ -76,7 +76,7 @@ def test_both_readers_fetch_a_segment_s_key_frames(clip):
 
 def test_the_reader_of_clips_reads_segments(clip):
     shift = next(iter(frames(clip))).time_s
-    one = ClipReader(ClipSettings(min_interval=5))
+    one = ClipReader(ClipSettings(min_interval_frames=5))
     whole, part = one.read(clip), one.read(clip, 1.0 + shift, 2.0 + shift)
     one.close()
     assert part.scan.num_frames < whole.scan.num_frames == COUNT

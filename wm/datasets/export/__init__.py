@@ -7,7 +7,8 @@ what speaks of all parts. Images keep their stored bytes unless a size is asked 
 
 from wm.datasets.export.parts import FORMATS, ExportFormat, finish_export, read_marks, remove_marks, write_part
 from wm.datasets.export.plan import Part, Plan, Slice, plan_export
-from wm.datasets.export.rows import PROVENANCE, Context, RowFilter, first_image_size, read_selection
+from wm.datasets.export.row_filter import RowFilter, read_selection
+from wm.datasets.export.rows import PROVENANCE, Context, first_image_size
 
 __all__ = [
     "FORMATS",

@@ -1,7 +1,7 @@
 """Write AURORA's layout: one JSON list a split, ``out/SPLIT.json``, and image files in ``out/images/PART``.
 
 A row is ``{input, output, instruction, task}`` and the provenance columns beside them, so that
-:mod:`wm.datasets.pairs.aurora` (and AURORA's own code, which looks at those keys alone) reads it back.
+:mod:`wm.datasets.layouts.aurora` (and AURORA's own code, which looks at those keys alone) reads it back.
 """
 
 import contextlib

@@ -1,20 +1,17 @@
 """Plan which rows go into which part of an export: decided from footers and small columns, without reading an image."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from wm.datasets.export.row_filter import RowFilter
 from wm.errors import InputError
 from wm.records import TRIPLET_SCHEMA, table_files
-
-if TYPE_CHECKING:
-    from wm.datasets.export.rows import RowFilter
 
 _OPTIONAL = {"reader"}
 """Columns that came later than the first data sets written."""
@@ -63,7 +60,7 @@ class Plan:
 
 def plan_export(
     triplets: str | Path,
-    rows: "RowFilter",
+    rows: RowFilter,
     *,
     max_bytes: int,
     max_rows: int,
@@ -122,7 +119,7 @@ def _triplet_files(triplets: str | Path) -> list[Path]:
 class _Tally:
     """Counts of rows, and which ids of the selection were met."""
 
-    def __init__(self, rows: "RowFilter", with_tasks: bool) -> None:
+    def __init__(self, rows: RowFilter, with_tasks: bool) -> None:
         self.filter = rows
         self.with_tasks = with_tasks
         self.rows = self.not_selected = self.other_split = 0
@@ -156,7 +153,7 @@ class _Tally:
         return is_exported
 
     def _meet(self, ids: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
-        positions = self.filter.places(ids)
+        positions = self.filter.positions(ids)
         hits = positions[positions >= 0]
         # An id that occurs twice would be exported twice under one file name.
         if self._met[hits].any() or len(np.unique(hits)) != len(hits):
@@ -252,8 +249,8 @@ def _check_columns(file: Path, schema: pa.Schema) -> None:
             raise InputError(f"{file} has {field_.name} as {schema.field(field_.name).type}, expected {field_.type}")
 
 
-def _image_bytes(group: Any) -> int:
-    columns: Sequence[Any] = [group.column(number) for number in range(group.num_columns)]
+def _image_bytes(group: pq.RowGroupMetaData) -> int:
+    columns = [group.column(number) for number in range(group.num_columns)]
     return sum(
         column.total_compressed_size
         for column in columns

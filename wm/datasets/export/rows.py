@@ -9,17 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
 from wm.datasets.export.plan import Part, Plan, Slice
-from wm.datasets.selection.algorithm import SELECTION_SCHEMA
+from wm.datasets.export.row_filter import RowFilter
 from wm.errors import InputError
 from wm.images import FORMATS, decode_image, encode_png, fit_square
-from wm.records import TRIPLET_SCHEMA, read_table, stable_id
+from wm.records import TRIPLET_SCHEMA, stable_id
 
 IMAGES = ("source_image", "target_image")
 
@@ -38,39 +36,6 @@ _PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
 
 @dataclass(frozen=True)
-class RowFilter:
-    """Which rows are exported. ``split``: those of one split. ``ids``: those of a selection, sorted bytes, unique."""
-
-    split: str | None = None
-    ids: npt.NDArray[np.bytes_] | None = None
-
-    @property
-    def columns(self) -> list[str]:
-        """List the columns that must be read to decide."""
-        return ["triplet_id"] * (self.ids is not None) + ["split"] * (self.split is not None)
-
-    def places(self, ids: pa.Array) -> npt.NDArray[np.int64]:
-        """Return the position of each id in the selection, -1 where it is absent."""
-        assert self.ids is not None
-        encoded = [(text or "").encode() for text in ids.to_pylist()]
-        # A longer id is in no selection; cut to the width it could look like one that is.
-        width = self.ids.dtype.itemsize
-        queries = np.array([text if len(text) <= width else b"" for text in encoded], dtype=self.ids.dtype)
-        positions = np.searchsorted(self.ids, queries)
-        hit = self.ids[np.minimum(positions, len(self.ids) - 1)] == queries
-        return np.where(hit, positions, -1).astype(np.int64)
-
-    def wanted(self, table: pa.RecordBatch | pa.Table) -> npt.NDArray[np.bool_]:
-        """Mark each row to be exported; ``table`` has :attr:`columns`."""
-        keep = np.ones(table.num_rows, bool)
-        if self.ids is not None:
-            keep &= self.places(table.column("triplet_id")) >= 0
-        if self.split is not None:
-            keep &= np.array([value == self.split for value in table.column("split").to_pylist()], bool)
-        return keep
-
-
-@dataclass(frozen=True)
 class Context:
     """What every part of one export shares.
 
@@ -83,16 +48,6 @@ class Context:
     side_px: int = 0
     image_size: tuple[int, int] | None = None
     tasks: pa.Array | None = None
-
-
-def read_selection(folder: str | Path) -> npt.NDArray[np.bytes_]:
-    """Load the chosen ids, sorted, of a selection: its folder of Parquet files, or the output folder of jobs.select."""
-    root = Path(folder)
-    root = root / "selection" if (root / "selection").is_dir() else root
-    ids = read_table(root, SELECTION_SCHEMA, ["triplet_id"]).column("triplet_id").to_pylist()
-    if not ids:
-        raise InputError(f"selection = {str(folder)!r} holds no row; there would be nothing to export")
-    return np.unique(np.array([text.encode() for text in ids]))
 
 
 def iterate_rows(part: Part, context: Context) -> Iterator[dict[str, Any]]:

@@ -1,24 +1,21 @@
 """Read list files: .txt (one URI a line), .csv, .tsv, .jsonl and .parquet with ``uri`` and optional columns."""
 
 import codecs
-import csv
 import itertools
 import math
 import os
 import posixpath
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from wm.datasets.videos.listing import Entry
+from wm.datasets.videos.listing import Entry, segment_key
+from wm.datasets.videos.tables import csv_rows
 from wm.errors import InputError
-from wm.files.storage import StorageError, download
 from wm.files.uris import is_name, is_remote, is_text, join_uri, local_path, scheme_of
 from wm.runs import parse_json
 
@@ -29,42 +26,15 @@ COLUMNS = ("uri", "class_label", "start_s", "end_s", "license")
 ESCAPE = "surrogateescape"
 """How names that are no UTF-8 are read (PEP 383): as the file system gives them, so that each row stays."""
 
-_LIMIT_S = 600.0
-_LIMIT_BYTES = 4 << 30
-Resolver = Callable[[str], tuple[str, str]]
-"""From what a list says to URI and key."""
-Row = tuple[str, Sequence[Any]]
-"""Where a row stands, in words for a message, and its values in the order of :data:`COLUMNS`."""
+Resolver: TypeAlias = Callable[[str], tuple[str, str]]
+"""Maps a URI as a list has it to URI and key."""
+Row: TypeAlias = tuple[str, Sequence[object]]
+"""Where a row is, in words for a message, and its values in the order of :data:`COLUMNS`."""
 
 
 def is_list_name(uri: str) -> bool:
     """Return whether a name ends as a list file's does."""
     return uri.lower().endswith(LIST_SUFFIXES)
-
-
-@contextmanager
-def local_copy(uri: str, what: str) -> Iterator[Path]:
-    """Open the file behind a path or URI as a local path; a remote one is downloaded and removed afterwards.
-
-    Raises:
-        InputError: Begins with ``what`` and names the file.
-    """
-    if not is_remote(uri):
-        path = Path(local_path(uri))
-        if not os.path.isfile(path):  # noqa: PTH113 - of a name that is too long, pathlib raises
-            raise InputError(f"{what} = {uri!r:.200}: no such file")
-        if not os.access(path, os.R_OK):
-            raise InputError(f"{what} = {uri!r} may not be read")
-        yield path
-        return
-    # Parsed from disk: a list of millions of rows does not fit into memory twice.
-    with tempfile.TemporaryDirectory(prefix="wm-") as folder:
-        path = Path(folder, "list")
-        try:
-            download(uri, path, time_limit_s=_LIMIT_S, max_bytes=_LIMIT_BYTES)
-        except StorageError as error:
-            raise InputError(f"{what} = {uri!r}: {error.detail}") from error
-        yield path
 
 
 def read_list(path: Path, name: str, label: Callable[[str], str]) -> Iterator[Entry]:
@@ -101,60 +71,6 @@ def read_list(path: Path, name: str, label: Callable[[str], str]) -> Iterator[En
         raise InputError(f"videos = {name!r} lists no video; expected one row a video, with its uri")
     for where, values in itertools.chain([first], rows):
         yield _build_entry(where, values, resolve, label)
-
-
-def csv_rows(
-    path: Path,
-    name: str,
-    columns: Sequence[str],
-    required: Sequence[str],
-    delimiter: str = ",",
-    *,
-    errors: str = "strict",
-) -> Iterator[Row]:
-    """Read the rows of a CSV file with a header.
-
-    Args:
-        path: The file.
-        name: What messages call it.
-        columns: Titles of the values of a row.
-        required: Titles that must be there, each with a value in every row.
-        delimiter: Character between two fields.
-        errors: How bytes that are no UTF-8 are decoded; ``surrogateescape`` keeps them in the values (PEP 383).
-
-    Yields:
-        Position of a row in words and its values, empty where there is none.
-
-    Raises:
-        InputError: A required column or value is missing, or a row is too long or holds a zero byte.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", newline="", errors=errors) as file:
-            reader = csv.reader(file, delimiter=delimiter)
-            header = [title.strip() for title in next(reader, [])]
-            for title in required:
-                if title not in header:
-                    titles = ", ".join(header)[:200] or "none"
-                    raise InputError(f"{name} line 1: no column {title!r}; columns found: {titles}")
-            positions = [header.index(title) if title in header else -1 for title in columns]
-            required_positions = [(header.index(title), title) for title in required]
-            for row in reader:
-                if not any(row):
-                    continue
-                where = f"{name} line {reader.line_num}"
-                # More fields than titles: an unquoted comma has shifted the values.
-                if len(row) > len(header):
-                    raise InputError(f"{where}: {len(row)} fields, expected the {len(header)} of the header")
-                for position, title in required_positions:
-                    if position >= len(row) or not row[position].strip():
-                        raise InputError(f"{where}: no value for {title!r}")
-                if errors == "strict" and any("\0" in value for value in row):
-                    raise InputError(f"{where} holds a zero byte; expected text")
-                yield where, [row[position] if 0 <= position < len(row) else "" for position in positions]
-    except UnicodeDecodeError as error:
-        raise InputError(f"{name} is no list (not UTF-8 text)") from error
-    except csv.Error as error:
-        raise InputError(f"{name} line {reader.line_num}: {error}; expected comma- or tab-separated values") from error
 
 
 def _check_encoding(path: Path, name: str) -> None:
@@ -203,7 +119,7 @@ def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
         raise InputError(f"{name} is not a readable Parquet file: {' '.join(str(error).split())}") from error
 
 
-def _to_values(batch: pa.RecordBatch, title: str, name: str) -> list[Any]:
+def _to_values(batch: pa.RecordBatch, title: str, name: str) -> list[object]:
     column, kind = batch.column(title), pa.float64() if title in ("start_s", "end_s") else pa.string()
     if pa.types.is_boolean(column.type):
         raise InputError(f"{name}: column {title!r} holds bool, expected {kind}")
@@ -236,15 +152,14 @@ def _check_text(where: str, title: str, text: str, is_local: bool = False) -> No
     raise InputError(f"{where}: {title} = {text!r:.60} is no Unicode text; expected UTF-8 without lone surrogates")
 
 
-def _build_entry(where: str, row: Sequence[Any], resolve: Resolver, label: Callable[[str], str]) -> Entry:
-    address, class_label, start_s, end_s, licence = row
-    for title, value in (("uri", address), ("class_label", class_label), ("license", licence)):
-        if value is not None and not isinstance(value, str):
-            raise InputError(f"{where}: {title} = {value!r:.60}, expected text")
-        if title != "uri":
-            _check_text(where, title, value or "")
-    if not address or not address.strip():
+def _build_entry(where: str, row: Sequence[object], resolve: Resolver, label: Callable[[str], str]) -> Entry:
+    values = dict(zip(COLUMNS, row, strict=True))
+    # 1. Texts.
+    address, class_label, licence = (_to_text(values[name], name, where) for name in ("uri", "class_label", "license"))
+    if not address.strip():
         raise InputError(f"{where}: no value for 'uri'")
+    _check_text(where, "class_label", class_label)
+    _check_text(where, "license", licence)
     try:
         uri, key = resolve(address.strip())
     except InputError as error:
@@ -252,26 +167,28 @@ def _build_entry(where: str, row: Sequence[Any], resolve: Resolver, label: Calla
     for text in (address.strip(), uri):  # as it is written first; %00 shows in the path only
         _check_text(where, "uri", text, is_local=not is_remote(uri))
     # A class in the list comes before what the path says.
-    class_label = (class_label or "").strip() or label(key)
-    start_s, end_s = _to_seconds(start_s, "start_s", where), _to_seconds(end_s, "end_s", where)
+    class_label = class_label.strip() or label(key)
+    # 2. Times.
+    start_s, end_s = (_to_seconds(values[name], name, where) for name in ("start_s", "end_s"))
     if start_s is None and end_s is None:
-        return Entry(uri, key, class_label, None, None, licence or "")
+        return Entry(uri, key, class_label, None, None, licence)
     if end_s is not None and end_s <= (start_s or 0.0):
         raise InputError(f"{where}: end_s = {end_s:g}, expected more than start_s = {start_s or 0.0:g}")
-    return Entry(uri, segment_key(key, start_s, end_s), class_label, start_s, end_s, licence or "")
+    return Entry(uri, segment_key(key, start_s, end_s), class_label, start_s, end_s, licence)
 
 
-def segment_key(key: str, start_s: float | None, end_s: float | None) -> str:
-    """Return ``key#start-end`` with the times in full, so that no two segments share one."""
-    return f"{key}#{'' if start_s is None else repr(start_s)}-{'' if end_s is None else repr(end_s)}"
+def _to_text(value: object, title: str, where: str) -> str:
+    if value is not None and not isinstance(value, str):
+        raise InputError(f"{where}: {title} = {value!r:.60}, expected text")
+    return value or ""
 
 
-def _to_seconds(value: Any, title: str, where: str) -> float | None:
+def _to_seconds(value: object, title: str, where: str) -> float | None:
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
     try:
-        seconds = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
+        seconds = math.nan if isinstance(value, bool) or not isinstance(value, int | float | str) else float(value)
+    except (ValueError, OverflowError):
         seconds = math.nan
     if not (math.isfinite(seconds) and seconds >= 0):
         raise InputError(f"{where}: {title} = {value!r:.60}, expected seconds, 0 or more")

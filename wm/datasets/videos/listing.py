@@ -51,6 +51,11 @@ class Entry(NamedTuple):
     license: str = ""
 
 
+def segment_key(key: str, start_s: float | None, end_s: float | None) -> str:
+    """Return ``key#start-end`` with the times in full, so that no two segments share one."""
+    return f"{key}#{'' if start_s is None else repr(start_s)}-{'' if end_s is None else repr(end_s)}"
+
+
 def make_listing(entries: Iterator[Entry], notes: Mapping[str, str], passed_over: PassedOver | None = None) -> pa.Table:
     """Build a table of :data:`LISTING_SCHEMA` from entries, sorted by key, each key once (the first entry counts).
 

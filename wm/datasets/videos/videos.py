@@ -1,25 +1,26 @@
 """List a specification's videos: a folder, a glob, a list file, one file, or the same in an object store."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from wm.datasets.videos.annotations import Shelf, annotated
-from wm.datasets.videos.folders import VIDEO_SUFFIXES, Found, find_videos, is_glob, is_video_name
-from wm.datasets.videos.layouts import LAYOUTS, Layout, class_rule
-from wm.datasets.videos.list_files import is_list_name, local_copy, parent_uri, read_list
+from wm.datasets.layouts import LAYOUTS, class_rule, load_layout, recognise_table
+from wm.datasets.videos.endings import VIDEO_SUFFIXES, is_video_name
+from wm.datasets.videos.folders import Found, find_videos, is_glob
+from wm.datasets.videos.index import VideoIndex
+from wm.datasets.videos.list_files import is_list_name, parent_uri, read_list
 from wm.datasets.videos.listing import LISTING_SCHEMA, Entry, listing_digest, listing_note, make_listing, passed_over_of
 from wm.datasets.videos.passed_over import describe
+from wm.datasets.videos.tables import local_copy
 from wm.errors import InputError
 from wm.files.uris import is_remote, local_path, path_in
 
 __all__ = [
     "LISTING_SCHEMA",
     "VIDEO_SUFFIXES",
-    "Layout",
     "describe",
     "list_videos",
     "listing_digest",
@@ -28,7 +29,7 @@ __all__ = [
 ]
 
 
-def list_videos(spec: str, *, layout: Layout = "auto", annotations: str | None = None) -> pa.Table:
+def list_videos(spec: str, *, layout: str = "auto", annotations: str | None = None) -> pa.Table:
     """List the videos that ``spec`` names: a table of ``LISTING_SCHEMA``, sorted by key, each key once.
 
     ``spec``, local or with a scheme (``file``, ``s3``, ``gs``, ``http``, ``https``):
@@ -48,24 +49,25 @@ def list_videos(spec: str, *, layout: Layout = "auto", annotations: str | None =
 
     Args:
         spec: What to list.
-        layout: How paths imply classes (:func:`wm.datasets.videos.layouts.class_rule`); a class in a list comes first.
-        annotations: Kinetics-700's CSV, a split file of UCF-101 or EPIC-Kitchens' segments (which need it), recognised
-            by the first line under ``auto``. Its rows are then the listing, and the videos are looked for in ``spec``.
+        layout: How paths imply classes (:func:`wm.datasets.layouts.class_rule`); a class in a list comes first.
+        annotations: The data set's own table (Kinetics-700's CSV, a split file of UCF-101, …), recognised by how it
+            begins under ``auto``. Its rows are then the listing, and the videos are looked for in ``spec``.
 
     Raises:
         InputError: Names the specification, or file, line and what was expected.
     """
     if not spec:
         raise InputError("videos is empty; expected a folder, a glob, a list or a video file, or the URI of one")
-    if layout not in LAYOUTS:
-        raise InputError(f"layout = {layout!r}; expected one of {', '.join(LAYOUTS)}")
+    if layout != "auto":
+        load_layout(layout)
     # ``file://`` and a plain path are one place, and get the same keys.
     if not is_remote(spec):
         spec = local_path(spec)
     if annotations:
         return _list_by_table(spec, layout, annotations)
-    if layout == "epic":
-        raise InputError("layout = 'epic' needs annotations, the CSV of segments such as EPIC_100_train.csv")
+    if layout != "auto" and load_layout(layout).class_of is None:
+        _find_reader(layout)
+        raise InputError(f"dataset_layout = {layout!r} needs annotations: {load_layout(layout).table_example}")
     if _is_list(spec):
         listing = _read_list(spec, layout)
     else:
@@ -94,26 +96,40 @@ def _find(spec: str) -> Found:
     raise InputError(f"videos = {spec!r:.200}: no such file or folder")
 
 
-def _read_list(spec: str, layout: Layout) -> pa.Table:
+def _read_list(spec: str, layout: str) -> pa.Table:
     with local_copy(spec, "videos") as path:
         return make_listing(read_list(path, spec, class_rule(layout, is_list=True)), {})
 
 
-def _list_by_table(spec: str, layout: Layout, annotations: str) -> pa.Table:
+def _list_by_table(spec: str, layout: str, annotations: str) -> pa.Table:
     videos = _find_in_list(spec) if _is_list(spec) else _find(spec)
     with local_copy(annotations, "annotations") as path:
-        shelf = Shelf(videos)
-        listing = make_listing(
-            _count_unnamed(annotated(layout, path, annotations, shelf), shelf), videos.notes, videos.passed_over
-        )
-    metadata = {**listing.schema.metadata, "unnamed": str(shelf.num_unnamed)}
+        index = VideoIndex(videos)
+        entries = _read_annotations(path, annotations, layout, index)
+        listing = make_listing(entries, videos.notes, videos.passed_over)
+    metadata = {**listing.schema.metadata, "unnamed": str(index.num_unnamed)}
     return listing.replace_schema_metadata(metadata)
 
 
-def _count_unnamed(entries: Iterator[Entry], shelf: Shelf) -> Iterator[Entry]:
-    """Pass the entries on; then count the videos that no row took."""
-    yield from entries
-    shelf.count_left()
+def _read_annotations(path: Path, annotations: str, layout: str, index: VideoIndex) -> Iterator[Entry]:
+    """Yield the videos that a data set's own table names; then count those that no row took."""
+    name = recognise_table(path, "annotations", annotations) if layout == "auto" else layout
+    is_empty = True
+    for entry in _find_reader(name)(path, annotations, index):
+        is_empty = False
+        yield entry
+    if is_empty:
+        raise InputError(f"annotations = {annotations!r} lists no video")
+    index.count_unused()
+
+
+def _find_reader(layout: str) -> Callable[[Path, str, VideoIndex], Iterator[Entry]]:
+    """Return a layout's reader of annotations; refuse a layout that has none."""
+    reader = load_layout(layout).list_videos
+    if reader is None:
+        names = [name for name in LAYOUTS if load_layout(name).list_videos]
+        raise InputError(f"dataset_layout = {layout!r} takes no annotations; those that do: {', '.join(names)}")
+    return reader
 
 
 def _find_in_list(spec: str) -> Found:
@@ -132,10 +148,9 @@ def _find_in_list(spec: str) -> Found:
     return Found(root, files())
 
 
-def _check_classes(listing: pa.Table, spec: str, layout: Layout) -> None:
+def _check_classes(listing: pa.Table, spec: str, layout: str) -> None:
     """Check that a layout that the user named fits at least one video."""
     if layout in ("auto", "folder") or pc.any(pc.not_equal(listing["class_label"], "")).as_py():
         return
-    shapes = {"ucf101": "Class/v_Class_g01_c01.avi", "kinetics": "class/NAME.mp4 or train/class/NAME.mp4"}
-    expected = shapes.get(layout, "training/class/NAME.mp4")
-    raise InputError(f"layout = {layout!r} fits none of the {listing.num_rows} videos in {spec!r}; expected {expected}")
+    where = f"none of the {listing.num_rows} videos in {spec!r}"
+    raise InputError(f"dataset_layout = {layout!r} fits {where}; expected {load_layout(layout).path_example}")

@@ -75,7 +75,7 @@ def test_a_filter_finds_ids_as_a_set_does(chosen: list[str], asked: list[str]) -
     rows = RowFilter(ids=np.unique(np.array([text.encode() for text in chosen])))
     table = pa.table({"triplet_id": pa.array(asked, pa.string())})
     assert rows.wanted(table).tolist() == [text in set(chosen) for text in asked]
-    places = rows.places(table.column("triplet_id"))
+    places = rows.positions(table.column("triplet_id"))
     assert all(rows.ids[place].decode() == text for place, text in zip(places, asked, strict=True) if place >= 0)
 
 

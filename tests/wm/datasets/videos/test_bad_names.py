@@ -21,9 +21,9 @@ from jobs.ingest.job import IngestRecipe
 from tests.helpers.annotate_data import recipe, rows
 from tests.helpers.video_files import marked_frame, write_video
 from wm.config import Recipe
-from wm.datasets.pairs.aurora import Item, Problem, list_items
-from wm.datasets.pairs.narrated import Narrated, list_narrated
-from wm.datasets.videos.videos import Layout, describe, list_videos, listing_digest, passed_over_of
+from wm.datasets.layouts.base import ImagePair, Problem, VideoSegment
+from wm.datasets.layouts.labelled import list_labelled
+from wm.datasets.videos.videos import describe, list_videos, listing_digest, passed_over_of
 from wm.errors import InputError
 from wm.files.uris import escape_path, escape_text, local_path
 from wm.images import encode_png
@@ -146,10 +146,10 @@ def test_aurora_rows_with_names_that_are_none_are_problems(tmp_path: Path) -> No
     good = {"instruction": "x", "input": "a.png", "output": "a.png"}
     odd = [{"input": "\udce9.png"}, {"output": "\ud800.png"}, {"instruction": "\ud800"}, {"task": "\udfff"}]
     (tmp_path / "rows.json").write_text(json.dumps([good, *(good | change for change in odd), {"\ud800": 1}]))
-    found = list_items(tmp_path, "rows.json")
+    found = list_labelled(tmp_path, "rows.json")
     kinds = [entry.reason if isinstance(entry, Problem) else "" for entry in found]
     assert kinds == ["", "bad_field", "bad_field", "bad_field", "", "missing_field"]
-    assert isinstance(found[4], Item) and found[4].task == tmp_path.name
+    assert isinstance(found[4], ImagePair) and found[4].task == tmp_path.name
     for entry in found:
         if isinstance(entry, Problem):
             entry.detail.encode()
@@ -159,7 +159,7 @@ def test_aurora_rows_with_names_that_are_none_are_problems(tmp_path: Path) -> No
 def test_aurora_lists_that_are_none_are_named_in_a_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "rows.json").write_text(text)
     with pytest.raises(InputError, match=r"rows\.json") as caught:
-        list_items(tmp_path, "rows.json")
+        list_labelled(tmp_path, "rows.json")
     assert "\n" not in str(caught.value) and str(caught.value).encode()
 
 
@@ -168,7 +168,7 @@ def test_aurora_lists_that_are_none_are_named_in_a_line(tmp_path: Path, text: st
     [
         (CurvesRecipe, ["videos=caf\udce9", "out=x"]),
         (IngestRecipe, ["root=caf\udce9", "file=x.json", "out=x"]),
-        (IngestRecipe, ["root=r", "file=caf\udce9.csv", "out=x", "layout=epic"]),
+        (IngestRecipe, ["root=r", "file=caf\udce9.csv", "out=x", "dataset_layout=epic"]),
         (CurvesRecipe, ["videos=v", "out=x", "limit=" + "1" * 5000]),
         (CurvesRecipe, ["videos=v", "out=x", "limit=" + "[" * 100_000]),
     ],
@@ -195,10 +195,10 @@ def test_narrated_segments_of_such_a_video_are_problems(tmp_path: Path) -> None:
     (tmp_path / "P02_7.MP4").touch()
     rows = "".join(f"{video},00:00:00.0,00:00:01.0,cut,cut it\n" for video in ("P01_1", "P02_7"))
     (tmp_path / "table.csv").write_text(f"video_id,start_timestamp,stop_timestamp,verb,narration\n{rows}")
-    problem, segment = list_narrated(tmp_path, "table.csv")
+    problem, segment = list_labelled(tmp_path, "table.csv")
     assert isinstance(problem, Problem) and problem.reason == "bad_name" and problem.detail.encode()
     assert os.fsencode(local_path(problem.uri.partition("#")[0])) == folder + b"/P01_1.MP4"
-    assert isinstance(segment, Narrated) and segment.video == str(tmp_path / "P02_7.MP4")
+    assert isinstance(segment, VideoSegment) and segment.video == str(tmp_path / "P02_7.MP4")
 
 
 TABLES = {
@@ -209,7 +209,7 @@ TABLES = {
 
 
 @pytest.mark.parametrize("layout", TABLES)
-def test_a_zero_byte_in_annotations_is_named_by_its_line(tree: Path, tmp_path: Path, layout: Layout) -> None:
+def test_a_zero_byte_in_annotations_is_named_by_its_line(tree: Path, tmp_path: Path, layout: str) -> None:
     (tmp_path / "table.csv").write_text(TABLES[layout])
     with pytest.raises(InputError, match=r"line 2.*expected"):
         list_videos(str(tree), layout=layout, annotations=str(tmp_path / "table.csv"))
@@ -222,9 +222,9 @@ def test_names_longer_than_any_file_has_are_no_file(tmp_path: Path) -> None:
         lambda: list_videos(f"{long}/*.mp4"),
         lambda: list_videos(f"{long}.csv"),
         lambda: list_videos(str(tmp_path), annotations=long),
-        lambda: list_items(tmp_path, long),
-        lambda: list_items(long, "x.json"),
-        lambda: list_narrated(tmp_path, long),
+        lambda: list_labelled(tmp_path, long),
+        lambda: list_labelled(long, "x.json"),
+        lambda: list_labelled(tmp_path, long, "epic"),
     ):
         with pytest.raises(InputError, match="no such") as error:
             call()

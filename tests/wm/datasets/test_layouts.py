@@ -2,7 +2,7 @@
 
 import pytest
 
-from wm.datasets.videos.layouts import class_rule
+from wm.datasets.layouts import class_rule
 from wm.datasets.videos.videos import list_videos, listing_note
 from wm.errors import InputError
 
@@ -179,7 +179,7 @@ def test_annotated_videos_may_come_from_a_list(tmp_path):
         ("1 ApplyEyeMakeup\n", "ucf101", "line 1: '1 ApplyEyeMakeup', expected a line such as"),
         ("1 ApplyEyeMakeup\n", "auto", "first line '1 ApplyEyeMakeup' is none that is known"),
         ("", "auto", "first line '' is none"),
-        ("a", "moments", "layout = 'moments' takes no annotations; those that do: kinetics, ucf101, epic"),
+        ("a", "moments", "layout = 'moments' takes no annotations; those that do: ucf101, kinetics, epic, something"),
     ],
 )
 def test_bad_tables_are_named(tmp_path, text, layout, told):

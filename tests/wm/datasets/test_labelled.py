@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from wm.datasets.pairs.aurora import Item, Problem, list_items, load_pair
+from wm.datasets.layouts.base import ImagePair, Problem
+from wm.datasets.layouts.labelled import list_labelled, load_images
 from wm.errors import InputError
 from wm.images import encode_png
 
@@ -30,15 +31,15 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "root"
 
 
-def listed(root: Path, rows: Any) -> list[Item | Problem]:
+def listed(root: Path, rows: Any) -> list[ImagePair | Problem]:
     (root / "data" / "a" / "train.json").write_text(rows if isinstance(rows, str) else json.dumps(rows))
-    return list_items(root, "data/a/train.json")
+    return list_labelled(root, "data/a/train.json", "aurora")
 
 
 def test_rows_and_their_images(root: Path) -> None:
     (item,) = listed(root, [row()])
-    assert item == Item("data/a/train.json#0", "paint", "data/a/left.png", "data/a/right.png", "paint it blue")
-    pair = load_pair(root, item)
+    assert item == ImagePair("data/a/train.json#0", "paint", "data/a/left.png", "data/a/right.png", "paint it blue")
+    pair = load_images(root, item)
     assert not isinstance(pair, Problem)
     np.testing.assert_array_equal(pair[0], RED)
     np.testing.assert_array_equal(pair[1], BLUE)
@@ -52,7 +53,11 @@ def test_words_tasks_and_further_fields(root: Path) -> None:
         row(task=7),
     ]
     items = listed(root, rows)
-    assert [item.action for item in items if isinstance(item, Item)] == ["first", "Färbe es", *["paint it blue"] * 2]
+    assert [item.action for item in items if isinstance(item, ImagePair)] == [
+        "first",
+        "Färbe es",
+        *["paint it blue"] * 2,
+    ]
     assert [item.task for item in items] == ["a", "paint", "a", "a"]
 
 
@@ -71,7 +76,7 @@ def test_words_tasks_and_further_fields(root: Path) -> None:
 )
 def test_a_bad_row_is_a_problem_and_the_others_stay(root: Path, changes: Any, reason: str, said: str) -> None:
     good, bad = listed(root, [row(), row(**changes)])
-    assert isinstance(good, Item) and isinstance(bad, Problem)
+    assert isinstance(good, ImagePair) and isinstance(bad, Problem)
     assert (bad.uri, bad.task, bad.reason) == ("data/a/train.json#1", "paint", reason)
     assert said in bad.detail and bad.uri in bad.detail
 
@@ -101,12 +106,12 @@ def test_a_file_without_a_usable_row(root: Path, text: str, said: str) -> None:
 
 def test_missing_root_and_file(root: Path) -> None:
     with pytest.raises(InputError, match=r"no such folder: root = .*nowhere"):
-        list_items(root / "nowhere", "x.json")
-    with pytest.raises(InputError, match=r"no such file: .*x\.json \(AURORA layout"):
-        list_items(root, "x.json")
+        list_labelled(root / "nowhere", "x.json")
+    with pytest.raises(InputError, match=r"no such file: .*x\.json"):
+        list_labelled(root, "x.json")
     (root / "latin.json").write_bytes(b'["\xe4"]')
     with pytest.raises(InputError, match=r"latin\.json is not valid JSON"):
-        list_items(root, "latin.json")
+        list_labelled(root, "latin.json", "aurora")
 
 
 @pytest.mark.parametrize(
@@ -126,7 +131,7 @@ def test_missing_root_and_file(root: Path) -> None:
 def test_an_image_that_cannot_be_had_is_named(root: Path, output: str, reason: str, said: str) -> None:
     (root / "data" / "a" / "link.png").symlink_to("../../../outside.png")
     (root / "data" / "a" / "loop.png").symlink_to("loop.png")
-    problem = load_pair(root, Item("f#3", "paint", "data/a/left.png", output, "x"))
+    problem = load_images(root, ImagePair("f#3", "paint", "data/a/left.png", output, "x"))
     assert isinstance(problem, Problem)
     assert problem.reason in reason.split("|") and said in problem.detail and len(problem.detail) < 6000
     assert (problem.uri, problem.task) == ("f#3", "paint")
@@ -134,15 +139,15 @@ def test_an_image_that_cannot_be_had_is_named(root: Path, output: str, reason: s
 
 def test_aurora_bench_itself(shared_data: Path) -> None:
     root = shared_data / "aurora-bench"
-    items = list_items(root, "test.json")
-    assert len(items) == 250 and all(isinstance(item, Item) for item in items)
+    items = list_labelled(root, "test.json")
+    assert len(items) == 250 and all(isinstance(item, ImagePair) for item in items)
     assert {item.task for item in items} == {"magicbrush", "ag", "something", "whatsup", "kubric"}
     missing = [
         item.target
         for item in items
-        if isinstance(item, Item) and not all((root / name).is_file() for name in (item.source, item.target))
+        if isinstance(item, ImagePair) and not all((root / name).is_file() for name in (item.source, item.target))
     ]
-    problems = [load_pair(root, item) for item in items if isinstance(item, Item) and item.target in missing]
+    problems = [load_images(root, item) for item in items if isinstance(item, ImagePair) and item.target in missing]
     assert len(problems) == 2
     for problem, name in zip(problems, missing, strict=True):
         assert isinstance(problem, Problem)

@@ -1,0 +1,153 @@
+"""Count what became of a shard's videos, and sum the counts of a run. Knows no file but the shards' marks."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+from jobs.annotate.tables import DecodedVideo, PairRow
+from wm.records import RejectRow, TripletRow
+from wm.words import count_words
+
+
+class ShardRows(TypedDict):
+    """Rows of a shard's tables, those of ``clips`` aside."""
+
+    triplets: list[TripletRow]
+    rejects: list[RejectRow]
+    pairs: list[PairRow]
+
+
+class ShardCounts(TypedDict):
+    """What a shard's mark holds; numbers are summed over shards, key by key.
+
+    Attributes:
+        videos: All of the shard.
+        decoded: Videos with frames.
+        frames: Frames of these.
+        video_s: Seconds of these.
+        paired: Videos with two key-frames or more.
+        keyframes: Key-frames of the decoded videos.
+        keyframes_of_paired: Key-frames of the paired videos.
+        pairs: Proposed pairs.
+        triplets: Pairs that became triplets.
+        videos_with_triplets: Videos that have one.
+        observations: Key-frames in a triplet.
+        words: Words of all actions.
+        filtered: Rejects that were filtered.
+        failed: Rejects that failed.
+        reasons: Rejects by ``outcome/reason``.
+        findings: Pairs beyond each threshold.
+        readers: Videos by who read their frames.
+        decord_fallbacks: Videos on which decord gave up.
+        seconds: Time by stage.
+    """
+
+    videos: int
+    decoded: int
+    frames: int
+    video_s: float
+    paired: int
+    keyframes: int
+    keyframes_of_paired: int
+    pairs: int
+    triplets: int
+    videos_with_triplets: int
+    observations: int
+    words: int
+    filtered: int
+    failed: int
+    reasons: dict[str, int]
+    findings: dict[str, int]
+    readers: dict[str, int]
+    decord_fallbacks: int
+    seconds: dict[str, float]
+
+
+def count_shard(videos: Sequence[DecodedVideo], rows: ShardRows, seconds: Mapping[str, float]) -> ShardCounts:
+    """Count what became of a shard.
+
+    Args:
+        videos: All of the shard.
+        rows: What became of them.
+        seconds: Time by stage.
+    """
+    triplets, rejects = rows["triplets"], rows["rejects"]
+    # By key, not by URI: segments of one file are videos of their own.
+    accepted = [row for row in rows["pairs"] if row["outcome"] == "ok"]
+    observed = {(row["key"], frame) for row in accepted for frame in (row["source_frame"], row["target_frame"])}
+    decoded = [video for video in videos if video["num_frames"]]
+    paired = [video for video in decoded if len(video["keyframes"]) >= 2]
+    return {
+        "videos": len(videos),
+        "decoded": len(decoded),
+        "frames": sum(video["num_frames"] for video in decoded),
+        "video_s": round(sum(video["duration_s"] for video in decoded), 6),
+        "paired": len(paired),
+        "keyframes": sum(len(video["keyframes"]) for video in decoded),
+        "keyframes_of_paired": sum(len(video["keyframes"]) for video in paired),
+        "pairs": len(rows["pairs"]),
+        "triplets": len(triplets),
+        "videos_with_triplets": len({row["key"] for row in accepted}),
+        "observations": len(observed),
+        "words": sum(count_words(row["action"]) for row in triplets),
+        "filtered": sum(row["outcome"] == "filtered" for row in rejects),
+        "failed": sum(row["outcome"] == "failed" for row in rejects),
+        "reasons": dict(sorted(Counter(f"{row['outcome']}/{row['reason']}" for row in rejects).items())),
+        "findings": dict(sorted(Counter(name for row in rows["pairs"] for name in row["findings"]).items())),
+        "readers": dict(sorted(Counter(video["reader"] for video in videos if video["reader"]).items())),
+        "decord_fallbacks": sum(bool(video["fallback"]) for video in videos),
+        "seconds": {stage: round(value, 6) for stage, value in seconds.items()},
+    }
+
+
+def summarise(out: Path) -> dict[str, Any]:
+    """Sum the counts of all committed shards, with the columns of the paper's Table 7."""
+    total: dict[str, Any] = {}
+    for path in sorted((out / "shards").glob("shard-*.json")):
+        _add(total, json.loads(path.read_text()))
+    if not total:
+        return {"videos": 0}
+    total["video_s"] = round(total["video_s"], 3)
+    total["rejects_by_reason"] = dict(sorted(total.pop("reasons").items()))
+    total["stage_s"] = {stage: round(value, 3) for stage, value in total.pop("seconds").items()}
+    total["keyframes_per_used_video"] = _ratio(total["keyframes_of_paired"], total["paired"])
+    total["table7"] = table7(total)
+    return total
+
+
+def table7(counts: Mapping[str, Any]) -> dict[str, float | None]:
+    """Compute the columns of the paper's Table 7.
+
+    Lengths are those of all videos that decode; observations (key-frames in a triplet), actions and words are counted
+    over the samples, which are videos with a triplet (the paper's 2.05 observations a video on average cannot be over
+    all videos, as reading (a) leaves many with one). Where no filter took a pair out, observations are all key-frames
+    and one more than actions, as in the paper.
+
+    Args:
+        counts: Sums over the shards.
+
+    Returns:
+        Seconds, hours, and means a video or action; a mean over nothing is None.
+    """
+    return {
+        "mean_length_s": _ratio(counts["video_s"], counts["decoded"]),
+        "total_length_h": round(counts["video_s"] / 3600, 4),
+        "samples": counts["videos_with_triplets"],
+        "observations_per_video": _ratio(counts["observations"], counts["videos_with_triplets"]),
+        "actions_per_video": _ratio(counts["triplets"], counts["videos_with_triplets"]),
+        "words_per_action": _ratio(counts["words"], counts["triplets"]),
+    }
+
+
+def _ratio(numerator: float, denominator: float) -> float | None:
+    return round(numerator / denominator, 3) if denominator else None
+
+
+def _add(total: dict[str, Any], counts: Mapping[str, Any]) -> None:
+    for name, value in counts.items():
+        if isinstance(value, dict):
+            _add(total.setdefault(name, {}), value)
+        else:
+            total[name] = total.get(name, 0) + value

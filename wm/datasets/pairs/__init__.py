@@ -1,1 +1,0 @@
-"""Read human-labelled image pairs: AURORA's layout and narrated video segments."""
