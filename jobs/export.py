@@ -2,10 +2,11 @@
 
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -41,8 +42,18 @@ MANY_FILES = 1000
 """From so many files on the plan takes seconds, and shows a bar."""
 
 
+class ExportResources(Recipe):
+    """Processes that write; they do not change the result."""
+
+    num_workers: int = Field(default=0, ge=0)
+    """Processes that write; 1: this one; 0: this one below 1 GiB of images, else one for each logical CPU."""
+
+
 class ExportRecipe(Recipe):
     """Which triplets, into which layout."""
+
+    RESUMABLE_KEYS: ClassVar[frozenset[str]] = frozenset({"resources"})
+    RENAMED_KEYS: ClassVar[Mapping[str, str]] = {"num_workers": "resources.num_workers"}
 
     triplets: InputPath
     """Folder of triplets (such as out/triplets of jobs.annotate or jobs.ingest)."""
@@ -61,8 +72,8 @@ class ExportRecipe(Recipe):
     """Megabytes of images in a part (a tar file, a Parquet file, an image folder), about."""
     shard_rows: int = Field(default=10_000, ge=1)
     """Rows in a part at most. A killed run resumes at the first unfinished part."""
-    num_workers: int = Field(default=0, ge=0)
-    """Processes that write; 1 = this one; 0 = this one below 1 GiB of images, else one for each logical CPU."""
+    resources: ExportResources = ExportResources()
+    """Who writes."""
 
 
 def run(recipe: ExportRecipe, *, dry_run: bool = False) -> dict[str, Any]:
@@ -186,7 +197,7 @@ def _write(recipe: ExportRecipe, context: Context, plan: Plan) -> int:
         print(f"export: resumes, {len(plan.parts) - len(pending):,} of {len(plan.parts):,} parts are finished")
     # Ray takes seconds to start: not worth it for a small export.
     automatic = num_logical_cpus() if plan.num_bytes >= SMALL_BYTES else 1
-    workers = min(recipe.num_workers or automatic, len(pending))
+    workers = min(recipe.resources.num_workers or automatic, len(pending))
     with progress_bar(plan.exported, "row", "export", num_done) as bar:
         if workers > 1:
             tasks = each(
