@@ -1,14 +1,14 @@
 """Export triplets to AURORA JSON, WebDataset or LeRobot; images as stored, licence and source kept."""
 
 import sys
-from collections import Counter
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal, NoReturn
 
 from pydantic import Field
+from tqdm import tqdm
 
 from jobs.shared.ray_session import num_logical_cpus
 from jobs.shared.tasks import each
@@ -22,6 +22,7 @@ from wm.datasets.export import (
     Part,
     Plan,
     RowFilter,
+    count_licenses,
     finish_export,
     first_image_size,
     plan_export,
@@ -32,7 +33,7 @@ from wm.datasets.export import (
 )
 from wm.errors import InputError
 from wm.paths import InputPath, OptionalInputPath, OutputPath
-from wm.runs import Run, digest_of, read_run
+from wm.runs import Run, RunRecord, digest_of, read_run
 
 SMALL_BYTES = 2**30
 """An export of fewer bytes is written by this process: Ray takes seconds to start."""
@@ -76,7 +77,7 @@ class ExportRecipe(Recipe):
     """Who writes."""
 
 
-def run(recipe: ExportRecipe, *, dry_run: bool = False) -> dict[str, Any]:
+def run(recipe: ExportRecipe, *, dry_run: bool = False) -> RunRecord:
     """Export into ``recipe.out``; returns the run's record (on a dry run: the counts)."""
     inputs = {"triplets": digest_of(recipe.triplets)}
     if recipe.selection:
@@ -95,7 +96,7 @@ def run(recipe: ExportRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     counts = _build_counts(plan)
     if dry_run:
         print(f"export: would write {_describe(counts, plan)} as {recipe.format} into {recipe.out}")
-        return counts
+        return {**counts}
     stage.start()
     try:
         with stage.timed("write_s"):
@@ -108,11 +109,9 @@ def run(recipe: ExportRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     with stage.timed("finish_s"):
         facts = finish_export(recipe.format, context, plan)
     # Licences stay with the data: they are reported even where rows name none.
-    licenses = Counter[str]()
-    for fact in facts:
-        licenses.update(fact["licenses"])
-    counts |= {"licenses": dict(licenses.most_common(MANY_LICENSES)), "different_licenses": len(licenses)}
-    record = stage.finish(counts, parts_written_now=num_written)
+    licenses = count_licenses(facts)
+    shown = {"licenses": dict(licenses.most_common(MANY_LICENSES)), "different_licenses": len(licenses)}
+    record = stage.finish(counts | shown, parts_written_now=num_written)
     remove_marks(recipe.out)
     print(f"export: {_describe(counts, plan)} as {recipe.format} → {recipe.out}")
     print(f"  {license_sentence(licenses)}")
@@ -123,11 +122,11 @@ def _check_apart(recipe: ExportRecipe) -> None:
     """Check that the export does not lie inside its own input, where it would be read as triplets."""
     out, source = Path(recipe.out).resolve(), Path(recipe.triplets).resolve()
     if out == source or source in out.parents:
-        raise InputError(f"out = {recipe.out!r} lies in triplets = {recipe.triplets!r}; choose a folder outside it")
+        raise InputError(f"out = {recipe.out!r} is in triplets = {recipe.triplets!r}; choose a folder outside it")
 
 
 def _build_plan(recipe: ExportRecipe, rows: RowFilter) -> Plan:
-    bar: Any = None
+    bar: tqdm[NoReturn] | None = None
 
     def on_file(num_read: int, total: int) -> None:
         nonlocal bar
@@ -161,7 +160,7 @@ def _build_context(recipe: ExportRecipe, rows: RowFilter, plan: Plan) -> Context
     return replace(context, image_size=first_image_size(plan, context))
 
 
-def _build_counts(plan: Plan) -> dict[str, Any]:
+def _build_counts(plan: Plan) -> dict[str, int]:
     counts = {
         "rows": plan.rows,
         "exported": plan.exported,
@@ -175,7 +174,7 @@ def _build_counts(plan: Plan) -> dict[str, Any]:
     return counts
 
 
-def _describe(counts: dict[str, Any], plan: Plan) -> str:
+def _describe(counts: Mapping[str, int], plan: Plan) -> str:
     left_out = [
         f"{counts[key]:,} {words}"
         for key, words in (("not_selected", "not selected"), ("other_split", "of another split"))

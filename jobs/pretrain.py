@@ -6,7 +6,7 @@ It stands in for the pre-trained checkpoint (Anole-7B and the like) that a lapto
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -14,7 +14,16 @@ from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.config import Recipe
 from wm.paths import OutputPath
-from wm.runs import Run, read_run, write_json
+from wm.runs import Run, RunRecord, read_run, write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from wm.models import ImageCodec
+    from wm.models.families.chameleon import ChameleonVLM
+    from wm.nano.preset import NanoPreset
+    from wm.nano.train_codec import CodecSettings
+    from wm.nano.train_language_model import PretrainSettings
 
 
 class PretrainRecipe(Recipe):
@@ -51,7 +60,7 @@ class PretrainRecipe(Recipe):
     """Text between two images is padded to so many tokens, so that their distance is constant; 0 = not padded."""
 
 
-def run(recipe: PretrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
+def run(recipe: PretrainRecipe, *, dry_run: bool = False) -> RunRecord:
     """Train codec and language model and write ``out/model``.
 
     Args:
@@ -112,25 +121,25 @@ def schedule_warnings(recipe: PretrainRecipe) -> list[str]:
     return [*codec_warnings(_codec_settings(recipe)), *([line] if line else [])]
 
 
-def _codec_settings(recipe: PretrainRecipe) -> Any:
+def _codec_settings(recipe: PretrainRecipe) -> "CodecSettings":
     from wm.nano.train_codec import CodecSettings
 
     return CodecSettings(encoder_steps=recipe.encoder_steps, decoder_steps=recipe.decoder_steps, seed=recipe.seed)
 
 
-def _pretrain_settings(recipe: PretrainRecipe) -> Any:
+def _pretrain_settings(recipe: PretrainRecipe) -> "PretrainSettings":
     from wm.nano.train_language_model import PretrainSettings
 
     return PretrainSettings(steps=recipe.max_steps, batch=recipe.batch_size, seed=recipe.seed)
 
 
-def _preset(recipe: PretrainRecipe) -> Any:
+def _preset(recipe: PretrainRecipe) -> "NanoPreset":
     from wm.nano.preset import NanoPreset
 
     return NanoPreset(action_slot_tokens=recipe.action_slot_tokens)
 
 
-def _load_or_train_codec(recipe: PretrainRecipe) -> tuple[Any, dict[str, float]]:
+def _load_or_train_codec(recipe: PretrainRecipe) -> tuple["ImageCodec", dict[str, float]]:
     """Train the codec, or load it where a killed run had finished it; returns it with its figures."""
     import json
 
@@ -166,7 +175,7 @@ def _load_or_train_codec(recipe: PretrainRecipe) -> tuple[Any, dict[str, float]]
     return ImageCodec(vqgan, blank.scale), figures
 
 
-def _build_documents(recipe: PretrainRecipe, codec: Any) -> tuple[Any, Any]:
+def _build_documents(recipe: PretrainRecipe, codec: "ImageCodec") -> tuple["ChameleonVLM", "Tensor"]:
     """Build an untrained language model and its documents as ids (M, T): image, caption, image, or image, image,
     caption."""
     import numpy as np
@@ -195,7 +204,7 @@ def _build_documents(recipe: PretrainRecipe, codec: Any) -> tuple[Any, Any]:
     return vlm, pack(segments, vlm.pad_id)[0]
 
 
-def _train_language_model(recipe: PretrainRecipe, vlm: Any, ids_MT: Any) -> dict[str, float]:
+def _train_language_model(recipe: PretrainRecipe, vlm: "ChameleonVLM", ids_MT: "Tensor") -> dict[str, float]:
     from wm.nano.train_language_model import pretrain
 
     with progress_bar(recipe.max_steps, "step", "language model") as bar:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -17,7 +17,7 @@ from wm.cli import progress_bar
 from wm.config import Recipe
 from wm.errors import InputError
 from wm.paths import OutputPath
-from wm.runs import Run, read_run
+from wm.runs import Run, RunRecord, read_run
 
 
 class TabletopResources(Recipe):
@@ -84,7 +84,7 @@ def write_clips(seeds: list[int], folder: str) -> int:
     return len(seeds)
 
 
-def run(recipe: TabletopRecipe, *, dry_run: bool = False) -> dict[str, Any]:
+def run(recipe: TabletopRecipe, *, dry_run: bool = False) -> RunRecord:
     """Write the world into ``recipe.out``; returns the run's record."""
     stage = Run(recipe.out, "tabletop", recipe)
     is_complete = stage.is_whole()

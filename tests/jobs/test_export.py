@@ -267,7 +267,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
         ({"triplets": str(world / "rejects")}, "lacks the column 'triplet_id'"),
         ({"triplets": str(tmp_path / "noimage"), "format": "lerobot"}, "source_image of triplet 0"),
         ({"out": str(tmp_path / "full")}, "is not empty (a.txt)"),
-        ({"out": str(world / "triplets" / "x")}, "lies in triplets"),
+        ({"out": str(world / "triplets" / "x")}, "is in triplets"),
         ({"selection": str(tmp_path / "gone")}, "no such file or folder"),
         ({"selection": str(world / "rejects")}, "lacks the column 'triplet_id'"),
         ({"shard_rows": "0"}, "shard_rows = 0"),

@@ -78,7 +78,7 @@ RUNS: list[tuple[type[Recipe], dict[str, Any], dict[str, Any], dict[str, Any]]] 
 def test_a_folder_under_old_keys_is_the_same_run(
     kind: type[Recipe], record: dict[str, Any], values: dict[str, Any], others: dict[str, Any], tmp_path: Path
 ) -> None:
-    """``record``: as an earlier version wrote it; ``values``: the same settings today; ``others``: what makes another run."""
+    """``record``: as an earlier version wrote it; ``values``: the same settings today; ``others``: of another run."""
     recipe = kind.parse(values | {"out": "o"}, "test")
     assert kind.identity_settings(record) == kind.identity_settings(recipe.model_dump(mode="json"))
     write_json(tmp_path / "run.json", {"stage": "job", "recipe": record, "inputs": {}})

@@ -158,7 +158,7 @@ class _Tally:
         # An id that occurs twice would be exported twice under one file name.
         if self._met[hits].any() or len(np.unique(hits)) != len(hits):
             twice = next(position for position in hits if self._met[position] or (hits == position).sum() > 1)
-            raise InputError(f"triplet_id {self._name(twice)} stands twice in the triplets; export needs a clean set")
+            raise InputError(f"triplet_id {self._name(twice)} occurs twice in the triplets; export needs a clean set")
         self._met[hits] = True
         return positions >= 0
 

@@ -184,13 +184,13 @@ def test_rows_that_cannot_be_exported_are_named(tmp_path: Path) -> None:
     for name in "ab":
         write_table([good], tmp_path / "twice" / f"{name}.parquet", TRIPLET_SCHEMA)
     plan = plan_export(tmp_path / "twice", ALL, max_bytes=2**30, max_rows=9)
-    with pytest.raises(InputError, match=r"triplet_id 0{24} stands twice; the second time in .*b\.parquet"):
+    with pytest.raises(InputError, match=r"triplet_id 0{24} occurs twice; the second time in .*b\.parquet"):
         list(iterate_rows(plan.parts[0], Context("", ALL)))
     chosen = RowFilter(ids=np.array([b"0" * 24]))
-    with pytest.raises(InputError, match=r"triplet_id 0{24} stands twice in the triplets"):
+    with pytest.raises(InputError, match=r"triplet_id 0{24} occurs twice in the triplets"):
         plan_export(tmp_path / "twice", chosen, max_bytes=2**30, max_rows=9)
     write_table([good, good], tmp_path / "pair" / "a.parquet", TRIPLET_SCHEMA)
-    with pytest.raises(InputError, match=r"triplet_id 0{24} stands twice in the triplets"):
+    with pytest.raises(InputError, match=r"triplet_id 0{24} occurs twice in the triplets"):
         plan_export(tmp_path / "pair", chosen, max_bytes=2**30, max_rows=9)
 
 
