@@ -36,10 +36,11 @@ def run_units(recipe: EvaluateRecipe, bench: Bench, units: Sequence[Unit], parts
             yield unit
         return
     recipe_json = json.dumps(recipe.with_absolute_paths().model_dump(mode="json"))
-    inputs = [(unit, str(parts.resolve())) for unit in units]
+    inputs = [(unit,) for unit in units]
+    shared = (str(parts.resolve()), recipe_json)
     # No more at a time than asked for: each worker holds models of its own.
-    tasks = each(_run_remote_unit, inputs, recipe_json, on_ray=True, max_running=recipe.resources.num_workers)
-    with closing(tasks) as results:
+    num_workers = recipe.resources.num_workers
+    with closing(each(_run_remote_unit, inputs, *shared, on_ray=True, max_running=num_workers)) as results:
         yield from results
 
 

@@ -124,19 +124,19 @@ class Browser:
         """What is seen of an element."""
         return str(self.do(f"document.querySelector({json.dumps(selector)})?.innerText ?? ''"))
 
-    def click(self, selector: str, place: int = 0) -> None:
+    def click(self, selector: str, index: int = 0) -> None:
         """At the middle of the element; it must be in sight and nothing above it."""
-        found = self.do(f"""(() => {{
-            const node = document.querySelectorAll({json.dumps(selector)})[{place}];
+        point = self.do(f"""(() => {{
+            const node = document.querySelectorAll({json.dumps(selector)})[{index}];
             if (!node) return null;
             node.scrollIntoView({{ block: "center", inline: "nearest", behavior: "instant" }});
             const box = node.getBoundingClientRect(), x = box.x + box.width / 2, y = box.y + box.height / 2;
             const top = document.elementFromPoint(x, y);
             return {{ x, y, hit: Boolean(top && (node.contains(top) || top.contains(node))) }};
         }})()""")
-        assert found and found["hit"], f"{selector} {place} cannot be clicked: {found}"
+        assert point and point["hit"], f"{selector} {index} cannot be clicked: {point}"
         for kind in ("mousePressed", "mouseReleased"):
-            self.send("Input.dispatchMouseEvent", type=kind, x=found["x"], y=found["y"], button="left", clickCount=1)
+            self.send("Input.dispatchMouseEvent", type=kind, x=point["x"], y=point["y"], button="left", clickCount=1)
 
     def type(self, selector: str, text: str) -> None:
         """Into a field, in place of what is there."""

@@ -18,8 +18,8 @@ def check_table(out: Path, name: str | None, columns: list[str], rows: int, spli
     streamed = datasets.load_dataset(*args, split=split, streaming=True)
     assert list(streamed.features) == columns and len(list(streamed)) == rows
     if rows:
-        whole = datasets.load_dataset(*args, split=split)
-        assert list(whole.features) == columns and len(whole) == rows
+        table = datasets.load_dataset(*args, split=split)
+        assert list(table.features) == columns and len(table) == rows
     else:  # no version of datasets holds a split without rows in memory
         with pytest.raises(ValueError, match="corresponds to no data"):
             datasets.load_dataset(*args, split=split)

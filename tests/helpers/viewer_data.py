@@ -120,6 +120,6 @@ def look(page: Path, fragment: str = "", *, profile: Path) -> str:
 def mark(document: str, name: str) -> str:
     """A data attribute of the document's root."""
     root = re.search(r"<html[^>]*>", document)
-    found = re.search(rf'data-{name}="([^"]*)"', root.group() if root else "")
-    assert found, f"the page has no mark {name}"
-    return found.group(1)
+    match = re.search(rf'data-{name}="([^"]*)"', root.group() if root else "")
+    assert match, f"the page has no mark {name}"
+    return match.group(1)

@@ -37,20 +37,20 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets.disable_progress_bars()
 
 
-def check_row(found: dict[str, Any], number: int) -> None:
+def check_row(row: dict[str, Any], number: int) -> None:
     """A row of load_dataset: pictures decoded, all else as written."""
     for side, seed in (("source", 2 * number), ("target", 2 * number + 1)):
-        image = found[f"{side}_image"]
+        image = row[f"{side}_image"]
         assert isinstance(image, Image.Image) and image.mode == "RGB"
         np.testing.assert_array_equal(np.array(image), picture(seed))
     for name, value in ROWS[number].items():
         if not name.endswith("_image"):
-            assert found[name] == value, name
+            assert row[name] == value, name
 
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("how", ["files", "folder"])
-def test_load_dataset_shows_pictures(out: Path, streaming: bool, how: str) -> None:
+def test_load_dataset_decodes_images(out: Path, streaming: bool, how: str) -> None:
     from datasets import Image as ImageFeature
     from datasets import load_dataset
 
@@ -81,7 +81,7 @@ def test_load_dataset_on_the_folder_itself_finds_each_table(out: Path, streaming
     assert rejects[0]["detail"] == "zu lang: 小さい" and rejects[0]["uri"] == "v 0.mp4"
 
 
-def test_a_card_names_any_split_licence_and_refuses_an_empty_folder(out: Path, tmp_path: Path) -> None:
+def test_a_card_names_split_and_licence_or_refuses_a_folder(out: Path, tmp_path: Path) -> None:
     from datasets import load_dataset
     from datasets.utils.metadata import MetadataConfigs
     from huggingface_hub import DatasetCardData, RepoCard
@@ -108,8 +108,8 @@ def test_a_card_names_any_split_licence_and_refuses_an_empty_folder(out: Path, t
     assert license_lines(["mit", "apache-2.0"])[0] == "license: other"
     many = {f"CC {number}": number + 1 for number in range(25)} | {"": 2}
     assert license_lines(list(many)) == ["license: other", 'license_name: "25 licences, one in each row"']
-    told = license_sentence(many)
-    assert told.startswith("Licences: CC 24 (25), CC 23 (24),") and told.endswith(", CC 5 (6), and 6 more.")
+    sentence = license_sentence(many)
+    assert sentence.startswith("Licences: CC 24 (25), CC 23 (24),") and sentence.endswith(", CC 5 (6), and 6 more.")
     assert license_sentence({"a\nb": 1, "": 2000}) == "Licences: not given (2,000), a b (1)."
     with pytest.raises(InputError, match="none of the tables triplets, rejects"):
         write_dataset_card(tmp_path, title="x")

@@ -1,4 +1,4 @@
-"""The viewer's job: folders in, a page out, once; bad input told in one line."""
+"""The viewer's job: folders in, a page out, once; bad input refused in one line."""
 
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,9 @@ def test_a_page_is_written_once(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert record["counts"]["bytes"] == sum(
         path.stat().st_size for path in (tmp_path / "view").rglob("*") if path.is_file() and path.name != "run.json"
     )
-    written = (tmp_path / "view" / "index.html").stat().st_mtime_ns
+    mtime_ns = (tmp_path / "view" / "index.html").stat().st_mtime_ns
     assert run(recipe(tmp_path, num_threads=1)) == record  # threads do not change what comes out
-    assert (tmp_path / "view" / "index.html").stat().st_mtime_ns == written
+    assert (tmp_path / "view" / "index.html").stat().st_mtime_ns == mtime_ns
     assert "20 of 20 triplets, 4 rejects" in capsys.readouterr().out
     with pytest.raises(OtherRunError, match="limit"):
         run(recipe(tmp_path, limit=5))
@@ -93,7 +93,7 @@ def test_the_same_data_give_the_same_page(tmp_path: Path) -> None:
         ("out={tmp}/broken.parquet", "is a file; expected a folder"),
     ],
 )
-def test_bad_input_is_told_in_one_line(
+def test_bad_input_is_refused_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, setting: str, message: str
 ) -> None:
     write_annotation(tmp_path / "data", [triplet(0)])
@@ -124,7 +124,7 @@ def test_ingested_data_have_neither_clips_nor_likelihoods(tmp_path: Path) -> Non
     assert pq.read_table(out / "triplets" / "shard-000000.parquet").num_rows == 3
 
 
-def test_damage_inside_a_file_is_told_in_one_line(
+def test_damage_inside_a_file_is_reported_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = write_annotation(tmp_path / "data", [triplet(number) for number in range(20)])

@@ -74,9 +74,9 @@ def write_gallery(bench: Bench, units: Sequence[Unit], parts: Path, out: Path, c
             else:
                 bank = build_bank(arrays, bench.max_unchanged)
                 candidates = _write_candidates(bench, bank, item, folder, f"{item:05d}-{unit.entry}")
-                chosen = None if bank.verifier is None else 0
+                chosen_index = None if bank.verifier is None else 0
                 example["models"].append(
-                    {"label": entry.label, "seed": entry.run, "candidates": candidates, "chosen": chosen}
+                    {"label": entry.label, "seed": entry.run, "candidates": candidates, "chosen": chosen_index}
                 )
     return examples
 

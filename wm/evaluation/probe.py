@@ -103,13 +103,20 @@ def probe(
         picks = {"random_action": other_action, "random_observation": other_target}.get(kind, np.arange(rows))
         pairs = np.flatnonzero(picks >= 0)
         if len(pairs):
-            negative = scorer(*_build_negatives(kind, source_BN, target_BN, actions, pairs, picks[pairs]))
+            negatives = _build_negatives(kind, source_BN, target_BN, actions, pairs=pairs, picks=picks[pairs])
+            negative = scorer(*negatives)
             results[kind] = _compare(Likelihoods(reference.sums[pairs], reference.tokens[pairs]), negative)
     return results
 
 
 def _build_negatives(
-    kind: str, source_BN: torch.Tensor, target_BN: torch.Tensor, actions: Sequence[str], pairs: Indices, picks: Indices
+    kind: str,
+    source_BN: torch.Tensor,
+    target_BN: torch.Tensor,
+    actions: Sequence[str],
+    *,
+    pairs: Indices,
+    picks: Indices,
 ) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
     """Build the negatives of the rows ``pairs``; ``picks``: the row from which each takes its action or target."""
     source, target = source_BN[pairs], target_BN[picks if kind == "random_observation" else pairs]
@@ -146,6 +153,7 @@ def pick_others(values: Sequence[object], subsets: Sequence[str], ids: Sequence[
 
 
 def _compare(reference: Likelihoods, negative: Likelihoods) -> Preference:
+    # By token too: a longer action has a lower sum, whatever the model prefers.
     gap = reference.sums - negative.sums
     gap_per_token = reference.sums / reference.tokens - negative.sums / negative.tokens
     return Preference(

@@ -139,6 +139,7 @@ def difference_rows(collected: Collected) -> list[DifferenceRow]:
         if "state_equivalent" in by_item:
             of_label = values.setdefault((label, PROPOSED, 1), {"right": {}})
             of_label["right"][run] = by_item["state_equivalent"]
+    # Pairs that say something: other labels at the same choice, more candidates of one label, inverse and forward.
     top = max(collected.ks)
     rows: list[DifferenceRow] = []
     for first, second in combinations(values, 2):
@@ -197,6 +198,7 @@ def idm_rows(collected: Collected) -> list[InverseRow]:
 
 def probe_rows(collected: Collected) -> list[ProbeRow]:
     """Build one row a role, label and kind of negative."""
+    # Runs of a label are one row, in the order of the kinds of negatives.
     gathered: dict[tuple[str, str, str], dict[int, Preference]] = defaultdict(dict)
     for (role, label, run), kinds in collected.probes.items():
         for kind, preference in kinds.items():

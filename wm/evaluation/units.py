@@ -54,6 +54,7 @@ def list_units(entries: Mapping[str, Entry], seeds: Sequence[int], *, greedy: bo
     Returns:
         The units.
     """
+    # What is not sampled is asked once: it is the same for every sampling seed.
     units = []
     for name, entry in entries.items():
         if entry.role == "fdm":

@@ -32,6 +32,7 @@ def best_in_groups(score_BK: Floats, k: int) -> npt.NDArray[np.int64]:
     items, total = score_BK.shape
     if not 1 <= k <= total:
         raise InputError(f"k = {k}, expected 1 to {total}, the number of candidates sampled")
+    # argmax takes the first of equal scores, which is the lower index.
     groups = total // k
     inside = score_BK[:, : groups * k].reshape(items, groups, k).argmax(axis=2)
     index_BG: npt.NDArray[np.int64] = inside + np.arange(groups, dtype=np.int64)[None, :] * k

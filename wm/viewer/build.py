@@ -95,6 +95,7 @@ def plan_page(source: Source, limits: Limits) -> Plan:
     def reject_stratum(table: pa.Table) -> pa.Array:
         return pc.binary_join_element_wise(_to_texts(table["outcome"]), _to_texts(table["reason"]), "\x1f")
 
+    # Ids are a long column: they are read only where a selection needs them.
     columns = ["class_label", "triplet_id"] if order else ["class_label"]
     is_first = (lambda name: name.startswith("1\x1f")) if order else (lambda _: False)
     triplets = sample_rows(source.triplets, columns, triplet_stratum, limits.rows, is_first)
@@ -127,6 +128,7 @@ def write_page(
     Raises:
         InputError: It names a damaged file.
     """
+    # 1. The page's folder, complete before it gets its name.
     temporary, folder = out / ".page.tmp", out / "page"
     # Left by a run that was killed: its blocks would mix with the new ones.
     for stale in (temporary, folder):
@@ -146,6 +148,7 @@ def write_page(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    # 2. The document, last: where it is, the page opens.
     write_text(out / "index.html", render_template("wm.viewer", "web", "index.html", title=title))
     return {
         "triplets": plan.triplets.total,
@@ -188,6 +191,7 @@ def _write_blocks(rows: Iterator[Row], folder: Path, limits: Limits, on_rows: Ca
             for row in block:
                 del row.triplet["source_image"], row.triplet["target_image"]
             waiting.append((block, pool.submit(build_sprite, pairs, limits.image_px, WEBP_QUALITY)))
+            # Blocks are finished in order, so that their numbers are those of the rows.
             if len(waiting) > 2 * limits.threads:
                 on_rows(_finish_block(*waiting.popleft(), folder, columns))
         while waiting:
@@ -229,6 +233,7 @@ def _build_data(source: Source, plan: Plan, columns: _Columns) -> dict[str, obje
     if columns.unreadable:
         word = "image" if columns.unreadable == 1 else "images"
         notes.append(f"{columns.unreadable:,} {word} could not be read: shown as missing.")
+    # The most frequent reason comes first.
     reasons = sorted(rejects.counts.items(), key=lambda item: (-item[1], item[0]))
     numbers = {name: position for position, (name, _) in enumerate(reasons)}
     return {
@@ -252,5 +257,6 @@ def _iterate_rejects(rejects: Sample, numbers: dict[str, int]) -> Iterator[list[
         with open_parquet(pick.file) as parquet:
             table = read_group(parquet, pick.file, pick.group, ["outcome", "reason", *_REJECT_COLUMNS])
         for row in table.take(pa.array(pick.rows)).to_pylist():
+            # A detail may hold the complete output of a decoder.
             texts = [(row[name] or "")[:_LONGEST_TEXT] for name in _REJECT_COLUMNS]
             yield [numbers[f"{row['outcome'] or ''}\x1f{row['reason'] or ''}"], *texts]

@@ -47,6 +47,7 @@ def draw_curve(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    # 1. A grid: the curve over all columns, below it a row of frames for each choice.
     widest = max([2, *(len(choice.frames) for choice in choices)])
     strips = [_strip_height_in(choice, _WIDTH_IN / widest) for choice in choices]
     heights = [_CURVE_IN, *strips]
@@ -57,6 +58,7 @@ def draw_curve(
     _draw_motion(figure.add_subplot(grid[0, :]), title, times_s, motion, choices)
     for number, choice in enumerate(choices):
         _draw_strip(figure, [grid[number + 1, cell] for cell in range(widest)], times_s, choice, COLOURS[number])
+    # 2. The file, renamed when it is complete.
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name in a script without a font here
@@ -98,6 +100,7 @@ def _draw_motion(
 
 
 def _strip_height_in(choice: Choice, cell_in: float) -> float:
+    # No images: a line of text is enough.
     if not choice.images:
         return _TITLES_IN
     height, width = decode_image(choice.images[0], "a frame").shape[:2]

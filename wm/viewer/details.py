@@ -92,6 +92,7 @@ def _build_clip(clip: ClipCells) -> dict[str, object]:
 
 def _build_detail(row: Row) -> dict[str, object]:
     triplet = row.triplet
+    # Where the distances make no map, their number says why.
     change = encode_change(triplet["change"])
     tokens = len(triplet["change"] or [])
     return {

@@ -127,12 +127,14 @@ def _join_tables(source: Source, file: Path, triplets: Sequence[TripletCells]) -
 
 def _to_cells(table: pa.Table, file: Path) -> list[TripletCells]:
     """Convert rows to the types of the triplet schema, whatever wrote the file."""
+    # 1. Types: other tools write texts as large strings, times as 32-bit floats.
     for position, name in enumerate(_COLUMNS):
         expected = TRIPLET_SCHEMA.field(name).type if name in TRIPLET_SCHEMA.names else pa.string()
         try:
             table = table.set_column(position, name, table[name].cast(expected))
         except pa.ArrowException as error:
             raise InputError(f"{file} has {name} as {table[name].type}, expected {expected}") from error
+    # 2. Values; a text is only decoded here.
     try:
         triplets: list[TripletCells] = table.to_pylist()
     except UnicodeDecodeError as error:
@@ -161,6 +163,7 @@ def _load_matching(file: Path | None, columns: Sequence[str], key: str, values: 
     """Load the rows whose ``key`` is among ``values``, null in columns that the file lacks; None without a file."""
     if file is None or not values:
         return None
+    # Read by a filter, as a shard's clips are many times the rows of a batch.
     with open_parquet(file) as parquet:
         names = [name for name in columns if name in parquet.schema_arrow.names]
     if key not in names:
@@ -182,6 +185,7 @@ def _find_clip(triplet: TripletCells, clips: Sequence[ClipCells], pair: PairCell
     usable = [clip for clip in clips if clip["motion"] and clip["keyframes"]]
     if pair is not None and pair["key"] is not None:
         return next((clip for clip in usable if clip["key"] == pair["key"]), None)
+    # Without a key: the very key-frame by number and time, else any clip that may hold it.
     candidates = (clip for clip in usable if _names_source(clip, triplet))
     return next(candidates, None) or next((clip for clip in usable if _may_hold(clip, triplet)), None)
 

@@ -71,16 +71,18 @@ def sample_rows(
     Returns:
         The sample.
     """
+    # 1. Count the rows of each stratum.
     counts: Counter[str] = Counter()
     groups = 0
     for _, _, keys in _iterate_keys(files, columns, stratum_of):
         groups += 1
         for entry in keys.value_counts().to_pylist():
             counts[entry["values"]] += entry["counts"]
-    # Strata that come first get their rows before the others share what remains.
+    # 2. Share the rows out. Strata that come first get theirs before the others share what remains.
     ahead = {name: count for name, count in counts.items() if is_first(name)}
     quota = allocate(ahead, limit)
     quota |= allocate({name: count for name, count in counts.items() if name not in ahead}, limit - sum(quota.values()))
+    # 3. Choose positions, neighbours together where single rows would touch too many row groups.
     run = -(-limit // MAX_GROUPS) if groups > MAX_GROUPS else 1
     positions = {name: spread_positions(counts[name], number, run) for name, number in quota.items()}
     return Sample(dict(counts), list(_iterate_picks(files, columns, stratum_of, positions)))
@@ -100,6 +102,7 @@ def allocate(counts: Mapping[str, int], limit: int) -> dict[str, int]:
     total = sum(counts.values())
     if total <= limit:
         return dict(counts)
+    # One row a stratum, then the rest in proportion to what each has beyond that.
     by_size = sorted(counts, key=lambda name: (-counts[name], name))
     quota = dict.fromkeys(by_size[: max(0, limit)], 1)
     rest = limit - len(quota)
@@ -149,6 +152,7 @@ def _iterate_picks(
         rows = [np.empty(0, dtype=np.int64)]
         for code, name in enumerate(encoded.dictionary.to_pylist()):
             mine = np.flatnonzero(codes == code)
+            # Positions count over all files: this group holds the next ones of its strata.
             start = rows_before[name]
             rows_before[name] += len(mine)
             if name in positions:

@@ -69,6 +69,7 @@ def _to_json_value(value: object) -> object:
 
 def encode_column(values: Sequence[T]) -> Column[T]:
     """Encode a column of few different values."""
+    # Sorted, so that the same rows give the same page.
     order = sorted(set(values))
     number = {value: position for position, value in enumerate(order)}
     return {"values": order, "codes": [number[value] for value in values]}
@@ -97,6 +98,7 @@ def encode_change(change_N: Sequence[float] | None) -> ChangeMap | None:
     side = math.isqrt(len(values_N))
     if side * side != len(values_N) or not np.isfinite(values_N).all() or values_N.min() < 0:
         return None
+    # A still pair has no largest distance to divide by.
     top = float(values_N.max())
     share_N = np.round(values_N / top * 255).astype(np.uint8) if top > 0 else np.zeros(len(values_N), np.uint8)
     return {

@@ -55,6 +55,7 @@ def open_source(folder: str | Path, selection: str | Path | None = None) -> Sour
     files = _list_checked(triplets, "triplets")
     if not files:
         raise InputError(f"no Parquet file below {triplets}")
+    # Only a stage's folder is known to hold sibling tables of the same data set.
     is_stage_output = triplets != root
     return Source(
         root=root,

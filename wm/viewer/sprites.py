@@ -46,6 +46,7 @@ def shrink(data: bytes | None, side_px: int) -> Pixels | None:
     if max(pixels_HWC.shape[:2]) <= side_px:
         return pixels_HWC
     small = Image.fromarray(pixels_HWC)
+    # The gap lets Pillow shrink in two steps, of which the first is quick.
     small.thumbnail((side_px, side_px), Image.Resampling.LANCZOS, reducing_gap=2.0)
     return np.asarray(small)
 
@@ -61,10 +62,12 @@ def build_sprite(pairs: Sequence[tuple[bytes | None, bytes | None]], side_px: in
     Returns:
         The image, and where each row's images are in it.
     """
+    # 1. Images, and a cell that holds the largest of them.
     cells = [[shrink(data, side_px) for data in pair] for pair in pairs]
     sizes = [[(cell.shape[1], cell.shape[0]) if cell is not None else (0, 0) for cell in row] for row in cells]
     width = max(1, *(size[0] for row in sizes for size in row)) + 2 * EDGE_PX
     height = max(1, *(size[1] for row in sizes for size in row)) + 2 * EDGE_PX
+    # 2. One canvas, sources left and targets right.
     canvas_HWC = np.zeros((height * len(cells), width * 2, 3), dtype=np.uint8)
     for number, row in enumerate(cells):
         for column, cell in enumerate(row):

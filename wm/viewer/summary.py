@@ -21,6 +21,7 @@ def list_figures(record: Mapping[str, object] | None, triplets: Sample, rejects:
     Returns:
         The figures.
     """
+    # Both outcomes are shown where there is any reject, so that a 0 can be read.
     outcomes = {"filtered": 0, "failed": 0}
     for name, count in rejects.counts.items():
         outcome = name.split("\x1f", 1)[0]

@@ -44,11 +44,11 @@ def test_all_tables_and_examples_are_written(tiny_base, triplets, tmp_path, caps
     assert len(examples) == 3
     for example in examples:
         assert len(example["change"]) == 4
-        for shown in example["models"]:
-            assert sum(one["times"] for one in shown["candidates"]) == 4
-            scores = [one["logprob"] for one in shown["candidates"]]
-            assert scores == sorted(scores, reverse=True) and shown["chosen"] == 0
-            assert (tmp_path / "out" / shown["candidates"][0]["image"]).is_file()
+        for model in example["models"]:
+            assert sum(candidate["times"] for candidate in model["candidates"]) == 4
+            scores = [candidate["logprob"] for candidate in model["candidates"]]
+            assert scores == sorted(scores, reverse=True) and model["chosen"] == 0
+            assert (tmp_path / "out" / model["candidates"][0]["image"]).is_file()
     out = capsys.readouterr().out
     assert "C-FT, K = 4 (oracle best-of-N)" in out and "preference for the truth" in out
     assert evaluate.run(recipe) == record
@@ -66,13 +66,13 @@ def test_adapters_over_one_base_give_the_same_tables(tiny_base, triplets, tmp_pa
     read, decoders = [], []
     load_full, ready = checkpoints._load_full, Decoder.__init__
 
-    def counted_load(folder, *how):
+    def counted_load(folder, *settings):
         read.append(folder.name)
-        return load_full(folder, *how)
+        return load_full(folder, *settings)
 
-    def counted_init(self, vlm, **how):
-        decoders.append(how)
-        ready(self, vlm, **how)
+    def counted_init(self, vlm, **options):
+        decoders.append(options)
+        ready(self, vlm, **options)
 
     monkeypatch.setattr(checkpoints, "_load_full", counted_load)
     monkeypatch.setattr(Decoder, "__init__", counted_init)
@@ -104,22 +104,22 @@ def test_adapters_over_one_base_give_the_same_tables(tiny_base, triplets, tmp_pa
 
 def test_a_stopped_evaluation_resumes_where_it_stopped(tiny_base, triplets, tmp_path, monkeypatch):
     recipe = recipe_of(tiny_base, triplets, tmp_path / "out", probe=False)
-    done = []
+    calls = []
 
     def stop_after_three(*arguments):
-        if len(done) == 3:
+        if len(calls) == 3:
             raise KeyboardInterrupt
-        done.append(arguments)
+        calls.append(arguments)
         return run_unit(*arguments)
 
     monkeypatch.setattr(workers, "run_unit", stop_after_three)
     with pytest.raises(KeyboardInterrupt):
         evaluate.run(recipe)
-    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out/parts").iterdir()}
-    assert len(kept) == 3 and not (tmp_path / "out/run.json").exists()
+    times_ns = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out/parts").iterdir()}
+    assert len(times_ns) == 3 and not (tmp_path / "out/run.json").exists()
     monkeypatch.undo()
     evaluate.run(recipe)
-    for name, time in kept.items():
+    for name, time in times_ns.items():
         assert (tmp_path / "out/parts" / name).stat().st_mtime_ns == time
 
 
@@ -165,9 +165,9 @@ def test_ray_gives_the_same_tables(tiny_base, triplets, tmp_path):
     with pytest.raises(InputError) as caught:
         evaluate.run(bad)
     assert "\n" not in str(caught.value) and "cut" in str(caught.value)
-    here, there = (json.loads((tmp_path / name / "tables.json").read_text()) for name in ("0", "2"))
-    for one, other in zip(here["idm"], there["idm"], strict=True):
-        for name, figure in one["metrics"].items():
+    local, remote = (json.loads((tmp_path / name / "tables.json").read_text()) for name in ("0", "2"))
+    for row, other in zip(local["idm"], remote["idm"], strict=True):
+        for name, figure in row["metrics"].items():
             assert figure["mean"] == pytest.approx(other["metrics"][name]["mean"], abs=1e-5), name
-    for one, other in zip(here["fdm"], there["fdm"], strict=True):
-        assert one["metrics"]["l1"]["mean"] == pytest.approx(other["metrics"]["l1"]["mean"], abs=1e-6)
+    for row, other in zip(local["fdm"], remote["fdm"], strict=True):
+        assert row["metrics"]["l1"]["mean"] == pytest.approx(other["metrics"]["l1"]["mean"], abs=1e-6)

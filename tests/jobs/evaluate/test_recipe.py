@@ -52,8 +52,8 @@ def test_wrong_settings_of_the_search_are_refused(tiny_base, triplets, tmp_path,
 
 
 def test_two_entries_of_one_label_need_two_seeds(tiny_base, triplets, tmp_path):
-    one = {"path": str(tiny_base), "role": "fdm", "label": "C-FT"}
-    recipe = recipe_of(tiny_base, triplets, tmp_path / "out", models={"a": one, "b": one}, idm="")
+    entry = {"path": str(tiny_base), "role": "fdm", "label": "C-FT"}
+    recipe = recipe_of(tiny_base, triplets, tmp_path / "out", models={"a": entry, "b": entry}, idm="")
     with pytest.raises(InputError, match=r"models.a and models.b share label 'C-FT' and seed 0"):
         evaluate.run(recipe)
 

@@ -17,8 +17,8 @@ def bank_of(seed, *, items=6, total=8, max_unchanged=1.0):
 
 
 def slow(bank, name, stop_after):
-    """(draws, metric) of each item, averaged over rotations; ``stop_after(means, allowed)`` tells when it stops."""
-    found = []
+    """(draws, metric) of each item, averaged over rotations; ``stop_after(means, allowed)`` says when it stops."""
+    rows = []
     items, total = bank.verifier.shape
     for item in range(items):
         draws, values = [], []
@@ -30,8 +30,8 @@ def slow(bank, name, stop_after):
             best = max(range(size), key=lambda k: (allowed[k], means[k], -k))
             draws.append(size)
             values.append(bank.metrics[name][item, order[best]])
-        found.append((np.mean(draws), np.mean(values)))
-    return np.array(found).T
+        rows.append((np.mean(draws), np.mean(values)))
+    return np.array(rows).T
 
 
 @pytest.mark.parametrize("max_unchanged", [1.0, 0.5])
@@ -52,16 +52,16 @@ def test_replays_are_those_of_plain_loops(at_least, sizes, max_unchanged):
     mean_draws = []
     for margin in (0.01, 0.1, 0.2, 0.4):
         expected = slow(bank, "l1", rule(margin))
-        found = replay_adaptive(bank, margin, at_least)
-        assert found.num_candidates == pytest.approx(expected[0])
-        assert found.metrics["l1"] == pytest.approx(expected[1])
-        mean_draws.append(found.num_candidates.mean())
+        replay = replay_adaptive(bank, margin, at_least)
+        assert replay.num_candidates == pytest.approx(expected[0])
+        assert replay.metrics["l1"] == pytest.approx(expected[1])
+        mean_draws.append(replay.num_candidates.mean())
     assert mean_draws == sorted(mean_draws, reverse=True) and len(set(mean_draws)) > 2
     for count in (1, 3, 8):
         expected = slow(bank, "l1", lambda means, allowed, count=count: count)
-        found = replay_fixed(bank, count)
-        assert found.num_candidates.tolist() == [count] * 6
-        assert found.metrics["l1"] == pytest.approx(expected[1])
+        replay = replay_fixed(bank, count)
+        assert replay.num_candidates.tolist() == [count] * 6
+        assert replay.metrics["l1"] == pytest.approx(expected[1])
 
 
 def test_the_guard_puts_copies_last_in_every_choice():

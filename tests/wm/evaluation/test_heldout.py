@@ -10,10 +10,10 @@ from wm.models import load_codec
 def test_stored_codes_are_taken_only_from_this_codec(tiny_base, tmp_path):
     codec = load_codec(tiny_base)
     stored = read_held_out(write_triplets(tmp_path / "a", noise_pair, ACTIONS, codec=codec), codec)
-    made = read_held_out(write_triplets(tmp_path / "b", noise_pair, ACTIONS), codec)
-    assert torch.equal(stored.source_codes, made.source_codes)
+    computed = read_held_out(write_triplets(tmp_path / "b", noise_pair, ACTIONS), codec)
+    assert torch.equal(stored.source_codes, computed.source_codes)
     assert stored.change[3].tolist() == [3.0] * 4
-    assert made.change[3].tolist() != [3.0] * 4
+    assert computed.change[3].tolist() != [3.0] * 4
 
 
 def test_limit_spreads_over_the_set():

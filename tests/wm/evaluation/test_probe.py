@@ -134,8 +134,13 @@ def test_spread():
     assert (several["mean"], several["n"], several["over"]) == (pytest.approx(7 / 3), 3, "training seeds")
     assert several["std"] == pytest.approx(np.std([2.0, 4.0, 1.0], ddof=1))
     assert several["runs"] == {"0": 2.0, "1": 4.0, "2": 1.0}
-    one = build_figure({5: [1.0, 3.0]})
-    assert (one["mean"], one["n"], one["over"], one["std"]) == (2.0, 2, "sampling seeds", pytest.approx(np.sqrt(2)))
+    figure = build_figure({5: [1.0, 3.0]})
+    assert (figure["mean"], figure["n"], figure["over"], figure["std"]) == (
+        2.0,
+        2,
+        "sampling seeds",
+        pytest.approx(np.sqrt(2)),
+    )
 
 
 def test_pearson_undefined_for_a_constant():

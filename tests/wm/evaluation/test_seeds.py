@@ -81,12 +81,12 @@ def test_order_batch_and_subset_change_no_candidate(role, held_out, tiny_base, b
         )  # fmt: skip
         return {name: codes.tolist() for name, codes in zip(part.ids, bank.codes, strict=True)}
 
-    whole = candidates(held_out, 64)
-    assert len({str(codes) for codes in whole.values()}) == ROWS
+    complete = candidates(held_out, 64)
+    assert len({str(codes) for codes in complete.values()}) == ROWS
     order = [4, 0, 8, 2, 6, 1, 7, 3, 5]
     for rows, batch_size in ((order, 64), (order, 1), (order, 4), ([7], 64), ([5, 2, 8], 2)):
         part = candidates(take(held_out, rows), batch_size)
-        assert part == {held_out.ids[row]: whole[held_out.ids[row]] for row in rows}
+        assert part == {held_out.ids[row]: complete[held_out.ids[row]] for row in rows}
 
 
 def test_predictions_are_the_same_in_any_parts(role, held_out, tmp_path, monkeypatch) -> None:

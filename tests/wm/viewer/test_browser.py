@@ -81,7 +81,7 @@ def test_all_cards_show(page: Path, tmp_path: Path) -> None:
     assert ids(document)[:3] == ["t00000", "t00001", "t00002"]
     assert float(mark(document, "ready-ms")) > 0 and float(mark(document, "first-paint-ms")) > 0
     assert 'alt="before: wave hand 0"' in document and "score -0.25" in document and "CC-BY-4.0" in document
-    assert "1 image could not be read" in document and "no readable picture" in document
+    assert "1 image could not be read" in document and "no readable image" in document
 
 
 @pytest.mark.parametrize(
@@ -191,9 +191,9 @@ def test_rejects_by_reason(page: Path, tmp_path: Path) -> None:
 
 
 def test_selected_rows_are_marked_and_come_first(tmp_path: Path) -> None:
-    chosen = pa.table({"triplet_id": ["t00030", "t00003"], "order": pa.array([1, 0], pa.int64())})
+    selected = pa.table({"triplet_id": ["t00030", "t00003"], "order": pa.array([1, 0], pa.int64())})
     (tmp_path / "chosen" / "selection").mkdir(parents=True)
-    pa.parquet.write_table(chosen, tmp_path / "chosen" / "selection" / "part.parquet")
+    pa.parquet.write_table(selected, tmp_path / "chosen" / "selection" / "part.parquet")
     page = page_of([triplet(number) for number in range(40)], tmp_path, tmp_path / "chosen", limit=6)
     document = look(page, "#chosen=1&sort=order", profile=tmp_path / "profile")
     assert ids(document) == ["t00003", "t00030"] and "selected 1<" in document

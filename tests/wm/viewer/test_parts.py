@@ -1,4 +1,4 @@
-"""The viewer without a browser: sampling, pictures, scripts, joins, the head's figures."""
+"""The viewer without a browser: sampling, images, scripts, joins, the head's figures."""
 
 import base64
 import io
@@ -44,12 +44,12 @@ def test_each_stratum_gets_its_share(counts: dict[str, int], limit: int) -> None
 
 @settings(deadline=None, max_examples=200)
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(1, 9))
-def test_positions_are_spread_evenly(count: int, wanted: int, run: int) -> None:
-    positions = spread_positions(count, wanted, run)
+def test_positions_are_spread_evenly(count: int, number: int, run: int) -> None:
+    positions = spread_positions(count, number, run)
     assert (np.diff(positions) > 0).all() and positions[0] >= 0 and positions[-1] < count
-    assert min(wanted, count) - run < len(positions) <= min(wanted, count)
-    if run == 1 and wanted < count:
-        assert len(positions) == wanted and np.ptp(np.diff(positions)) <= 1 if wanted > 1 else True
+    assert min(number, count) - run < len(positions) <= min(number, count)
+    if run == 1 and number < count:
+        assert len(positions) == number and np.ptp(np.diff(positions)) <= 1 if number > 1 else True
 
 
 def labels(table: pa.Table) -> pa.Array:
@@ -64,16 +64,20 @@ def test_a_sample_takes_the_rows_it_promises(tmp_path: Path) -> None:
     every = sample_rows(files, ["class_label"], labels, 60)
     assert (every.total, every.size, every.counts) == (60, 60, {"": 9, "a": 9, "b": 42})
     some = sample_rows(files, ["class_label"], labels, 20)
-    taken = [rows[files.index(pick.file) * 20 + row]["class_label"] or "" for pick in some.picks for row in pick.rows]
-    assert {name: taken.count(name) for name in ("", "a", "b")} == allocate(every.counts, 20)
+    labels_sampled = [
+        rows[files.index(pick.file) * 20 + row]["class_label"] or "" for pick in some.picks for row in pick.rows
+    ]
+    assert {name: labels_sampled.count(name) for name in ("", "a", "b")} == allocate(every.counts, 20)
     assert len({pick.file for pick in some.picks}) == 3
     first = sample_rows(files, ["class_label"], labels, 20, lambda name: name == "a")
-    taken = [rows[files.index(pick.file) * 20 + row]["class_label"] or "" for pick in first.picks for row in pick.rows]
-    assert taken.count("a") == 9 and len(taken) == 20
+    labels_sampled = [
+        rows[files.index(pick.file) * 20 + row]["class_label"] or "" for pick in first.picks for row in pick.rows
+    ]
+    assert labels_sampled.count("a") == 9 and len(labels_sampled) == 20
 
 
 def test_a_huge_data_set_is_sampled_in_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every row group that is touched has to be read whole, so few are."""
+    """Every row group that is touched has to be read completely, so few are."""
     monkeypatch.setattr("wm.viewer.sample.MAX_GROUPS", 4)
     for part in range(30):
         rows = [triplet(part * 10 + number, class_label="ab"[part % 2]) for number in range(10)]
@@ -83,7 +87,7 @@ def test_a_huge_data_set_is_sampled_in_runs(tmp_path: Path, monkeypatch: pytest.
     assert len(sample.picks) <= 8 and {int(pick.file.stem[-2:]) % 2 for pick in sample.picks} == {0, 1}
 
 
-def test_pictures_stand_in_their_cells() -> None:
+def test_images_of_a_sprite_are_in_their_cells() -> None:
     wide, tall = picture(255, 20, 80)["bytes"], picture(0, 90, 30)["bytes"]
     sprite = build_sprite([(wide, tall), (b"no picture", None)], 40, quality=90)
     assert sprite.sizes_px == [(40, 10, 13, 40), (0, 0, 0, 0)]
@@ -97,7 +101,7 @@ def test_pictures_stand_in_their_cells() -> None:
     assert sheet[50:].max() < 30
 
 
-def test_a_bomb_is_a_missing_picture() -> None:
+def test_a_decompression_bomb_is_a_missing_image() -> None:
     buffer = io.BytesIO()
     Image.new("1", (8000, 8000)).save(buffer, "PNG")
     assert build_sprite([(buffer.getvalue(), picture(1)["bytes"])], 32, 70).sizes_px == [(0, 0, 32, 24)]
@@ -119,18 +123,18 @@ def test_columns_of_few_values() -> None:
 
 def test_long_curves_keep_their_peaks() -> None:
     motion = np.random.default_rng(0).gamma(1.0, size=1450).astype(np.float32)
-    found = encode_curve(motion)
-    assert found["frames"] == 1450 and found["step"] == 3 and len(found["motion"]) == 484 <= MAX_CURVE_POINTS
+    result = encode_curve(motion)
+    assert result["frames"] == 1450 and result["step"] == 3 and len(result["motion"]) == 484 <= MAX_CURVE_POINTS
     expected = [float(motion[start : start + 3].max()) for start in range(0, 1450, 3)]
-    assert found["motion"] == pytest.approx(expected, abs=6e-4)
+    assert result["motion"] == pytest.approx(expected, abs=6e-4)
     assert encode_curve([1.0, float("nan"), 2.0]) == {"frames": 3, "step": 1, "motion": [1.0, 0.0, 2.0]}
 
 
 def test_change_maps() -> None:
-    found = encode_change([0.0, 1.0, 2.0, 4.0])
-    assert found is not None
-    assert list(base64.b64decode(found["bytes"])) == [0, 64, 128, 255]
-    assert (found["side"], found["max"], found["mean"]) == (2, 4.0, 1.75)
+    result = encode_change([0.0, 1.0, 2.0, 4.0])
+    assert result is not None
+    assert list(base64.b64decode(result["bytes"])) == [0, 64, 128, 255]
+    assert (result["side"], result["max"], result["mean"]) == (2, 4.0, 1.75)
     assert (
         encode_change([1.0, 2.0, 3.0]) is None and encode_change(None) is None and encode_change([float("nan")]) is None
     )
@@ -154,23 +158,23 @@ def test_a_triplet_finds_the_clip_it_was_cut_from(tmp_path: Path) -> None:
     ]
     write_table(clips, out / "clips" / name, CLIPS)
     source = open_source(out)
-    found = list(read_rows(source, [Pick(source.triplets[0], 0, np.arange(4))]))
-    starts = [row.clip["start_s"] if row.clip else None for row in found]
+    joined = list(read_rows(source, [Pick(source.triplets[0], 0, np.arange(4))]))
+    starts = [row.clip["start_s"] if row.clip else None for row in joined]
     assert starts == [5.0, 10.0, None, None]
     # A list that rounds upwards: the frame at 10.0 s is the second segment's all the same.
     for clips[1]["end_s"], clips[2]["start_s"] in ((10.0001, 10.0001), (9.9999, 10.0001)):
         for segment in clips[1:]:
             segment["frame_s"] = 0.04
         write_table(clips, out / "clips" / name, CLIPS)
-        found = list(read_rows(source, [Pick(source.triplets[0], 0, np.arange(4))]))
-        assert [row.clip["key"] if row.clip else None for row in found] == ["a", "b", None, None]
-    assert found[2].pair is not None and found[2].pair["difference"] == 3.5 and found[2].pair["cut"] is None
+        joined = list(read_rows(source, [Pick(source.triplets[0], 0, np.arange(4))]))
+        assert [row.clip["key"] if row.clip else None for row in joined] == ["a", "b", None, None]
+    assert joined[2].pair is not None and joined[2].pair["difference"] == 3.5 and joined[2].pair["cut"] is None
 
 
-def test_sources_are_told_apart(tmp_path: Path) -> None:
+def test_a_source_is_found_by_its_tables(tmp_path: Path) -> None:
     out = write_annotation(tmp_path / "out", [triplet(0)])
-    whole = open_source(out)
-    assert len(whole.triplets) == len(whole.rejects) == len(whole.clips) == len(whole.pairs) == 1
+    complete = open_source(out)
+    assert len(complete.triplets) == len(complete.rejects) == len(complete.clips) == len(complete.pairs) == 1
     assert open_source(out / "triplets").rejects == []
     (out / "run.json").write_text('{"stage": "annotate"}')
     assert open_source(out / "triplets") == open_source(out) and open_source(out).record == {"stage": "annotate"}
@@ -199,13 +203,13 @@ def test_damaged_and_foreign_columns_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"a\.parquet has motion as string, expected float"):
         list(read_rows(source, [Pick(source.triplets[0], 0, np.arange(1))]))
     pa.parquet.write_table(odd, folder / "a.parquet")
-    (found,) = read_rows(source, [Pick(source.triplets[0], 0, np.arange(1))])
-    assert found.triplet["motion"] is None and found.triplet["action"] == row["action"]
+    (row_read,) = read_rows(source, [Pick(source.triplets[0], 0, np.arange(1))])
+    assert row_read.triplet["motion"] is None and row_read.triplet["action"] == row["action"]
 
 
 def test_figures_of_table_7() -> None:
-    given = {"table7": {"mean_length_s": 3.0, "total_length_h": 1.5, "samples": 12345, "words_per_action": 7.25}}
-    assert list_table_7(given) == [
+    counts = {"table7": {"mean_length_s": 3.0, "total_length_h": 1.5, "samples": 12345, "words_per_action": 7.25}}
+    assert list_table_7(counts) == [
         ("mean length", "3.00 s"),
         ("total length", "1.50 h"),
         ("videos with triplets", "12,345"),

@@ -111,6 +111,7 @@ def judge_claims(tables: Tables, labels: Labels) -> list[Claim]:
 def _judge_asymmetry(figures: _Figures, labels: Labels) -> Claim:
     title = "Inverse dynamics is learned far better than forward dynamics from the same data and steps"
     idm = figures.idm(labels.idm, "state_equivalent")
+    # Actions are greedy: greedy predictions compare best, sampled ones where there are none.
     choice = "greedy" if figures.fdm(labels.finetuned, "greedy", 1, "right") else "idm"
     fdm = figures.fdm(labels.finetuned, choice, 1, "right")
     if idm is None or fdm is None:

@@ -34,6 +34,7 @@ def training_section(findings: Findings) -> Markup:
 
 
 def _build_loss_line(curve: LossCurve, label: str, colour: int) -> Line:
+    # A mean has no step of its own: it is plotted at the middle one of its stretch.
     points = thin_out(curve.losses)
     steps = [curve.steps[round(index)] for index, _ in points]
     return Line(label, steps, [loss for _, loss in points], colour, thin=True)
@@ -72,6 +73,7 @@ def _format_counts(counts: Mapping[str, object]) -> str:
 
 
 def _build_class_grid(classes: Mapping[str, Mapping[str, object]]) -> Grid:
+    # Classes of an earlier version may lack a column.
     columns = list(dict.fromkeys(name for counts in classes.values() for name in counts))
     rows = [
         [label or "(no class)", *(_format_number(counts.get(name)) for name in columns)]

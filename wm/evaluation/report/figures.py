@@ -133,13 +133,13 @@ def draw_curves(rows: Sequence[ForwardRow], names: Sequence[str]) -> list[Markup
 def _build_curves(own: Sequence[ForwardRow], name: str, colour: int) -> list[Line]:
     """Build the two curves of a label; the one of the inverse model needs two values of K."""
     scale, label = METRICS[name].scale, own[0]["label"]
-    chosen, oracle = (
+    verified, oracle = (
         [row for row in own if row["choice"] == choice and name in row["metrics"]] for choice in ("idm", "oracle")
     )
-    is_verified = any(row["k"] > 1 for row in chosen)
+    is_verified = any(row["k"] > 1 for row in verified)
     lines = []
     # The oracle starts where nothing is chosen yet.
-    for rows, is_oracle in ((chosen, False), ([*(row for row in chosen if row["k"] == 1), *oracle], True)):
+    for rows, is_oracle in ((verified, False), ([*(row for row in verified if row["k"] == 1), *oracle], True)):
         if not is_oracle and len(rows) < 2:
             continue
         stds = [row["metrics"][name]["std"] for row in rows]

@@ -12,7 +12,7 @@ from wm.runs import read_run
 _DEPTH = 4
 SUPERSEDED = "superseded"
 """Folder below the run's that keeps outputs which a later run has replaced; the report passes it over."""
-_TRAINING_KEYS = (("max_steps", "steps"), ("epochs",), ("global_batch_size", "global_batch"), ("triplets",))
+_TRAINING_KEYS = {"max_steps": "steps", "epochs": "epochs", "global_batch_size": "global_batch", "triplets": "triplets"}
 """Keys of a training's recipe that say how long it learned from what, each with its name in earlier records."""
 
 
@@ -148,15 +148,13 @@ def same_training(first: Stage, second: Stage) -> list[str] | None:
         A text for each difference; none means equal data and steps. None if a recipe does not say what it was trained
         on.
     """
-    settings, others = first.table("recipe"), second.table("recipe")
-    if "triplets" not in settings or "triplets" not in others:
+    settings, others = (
+        {key: stage.table("recipe").get(key, stage.table("recipe").get(old)) for key, old in _TRAINING_KEYS.items()}
+        for stage in (first, second)
+    )
+    if settings["triplets"] is None or others["triplets"] is None:
         return None
-    unequal = []
-    for names in _TRAINING_KEYS:
-        value, other = (next((recipe[name] for name in names if name in recipe), None) for recipe in (settings, others))
-        if value != other:
-            unequal.append(f"{names[0]}: {value!r} and {other!r}")
-    return unequal
+    return [f"{key}: {value!r} and {others[key]!r}" for key, value in settings.items() if value != others[key]]
 
 
 def _load_json(path: Path) -> Any:

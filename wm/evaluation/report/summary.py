@@ -87,6 +87,7 @@ def text_notes(rows: Sequence[InverseRow], words: Mapping[str, str]) -> list[str
     Returns:
         A line for each way of computing and for each reason.
     """
+    # Metrics of the same note share a line; a dict keeps their order.
     metrics: dict[str, dict[str, None]] = {}
     for row in rows:
         notes = [(note, name) for name, note in row.get("notes", {}).items()]
@@ -105,6 +106,7 @@ def probe_notes(tables: Tables) -> list[str]:
 
 
 def _format_grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    # The first column is text, all others are numbers and end in line.
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     lines = []
     for first, *others in [header, *rows]:

@@ -77,16 +77,16 @@ wm.frames = (row, detail) => {
   return wm.el("div", { class: "frames" }, ...figures);
 };
 
-// The codec sees the centre square of a picture, so the map lies over that.
+// The codec sees the centre square of an image, so the map covers that.
 wm.heat = (change, base) => {
   const width = parseFloat(base.style.width), height = parseFloat(base.style.height), side = Math.min(width, height);
   const canvas = wm.el("canvas", { width: change.side, height: change.side, role: "img", "aria-label": "change map" });
-  const context = canvas.getContext("2d"), picture = context.createImageData(change.side, change.side);
+  const context = canvas.getContext("2d"), image = context.createImageData(change.side, change.side);
   const bytes = atob(change.bytes);
   for (let token = 0; token < bytes.length; token++) {
-    picture.data.set([255, 96, 32, Math.round(bytes.charCodeAt(token) * 0.8)], token * 4);
+    image.data.set([255, 96, 32, Math.round(bytes.charCodeAt(token) * 0.8)], token * 4);
   }
-  context.putImageData(picture, 0, 0);
+  context.putImageData(image, 0, 0);
   Object.assign(canvas.style, { width: `${side}px`, height: `${side}px`, left: `${(width - side) / 2}px`, top: `${(height - side) / 2}px` });
   return canvas;
 };

@@ -1,10 +1,10 @@
 "use strict";
-// The contact sheet: only the cards in sight stand in the document.
+// The contact sheet: only the cards in sight are in the document.
 const CARD_MIN_WIDTH = 306, CARD_TEXT_PX = 156, CARD_FRAME_PX = 58, OVERSCAN_ROWS = 2, EDGE_PX = 1;
 wm.cards = new Map();
 wm.layout = { across: 1, width: 0, height: 1, box_w: 0, box_h: 0 };
 
-// How many cards stand side by side, and how large they are (CSS px).
+// How many cards are side by side, and how large they are (CSS px).
 wm.measure = () => {
   const total = wm.byId("grid").clientWidth, across = Math.max(1, Math.floor(total / CARD_MIN_WIDTH)), width = total / across;
   if (width === wm.layout.width && across === wm.layout.across) return wm.layout;
@@ -19,16 +19,16 @@ wm.measure = () => {
 wm.shot = (row, which, box_w, box_h, alt) => {
   const block = Math.floor(row / wm.data.block), [sheet_w, sheet_h, cell_w, cell_h] = wm.data.sprites[block];
   const sizes = wm.get("sizes", row), width = sizes[2 * which], height = sizes[2 * which + 1];
-  if (!width) return wm.el("span", { class: "missing", text: "no readable picture" });
+  if (!width) return wm.el("span", { class: "missing", text: "no readable image" });
   const scale = Math.min(box_w / width, box_h / height);
-  const picture = wm.el("img", {
+  const image = wm.el("img", {
     src: `page/pictures-${String(block).padStart(5, "0")}.webp`, alt, draggable: "false", decoding: "sync",
   });
-  Object.assign(picture.style, {
+  Object.assign(image.style, {
     width: `${sheet_w * scale}px`, height: `${sheet_h * scale}px`,
     left: `${-(which * cell_w + EDGE_PX) * scale}px`, top: `${-((row % wm.data.block) * cell_h + EDGE_PX) * scale}px`,
   });
-  const frame = wm.el("span", { class: scale >= 1.5 && Math.max(width, height) <= 128 ? "shot sharp" : "shot" }, picture);
+  const frame = wm.el("span", { class: scale >= 1.5 && Math.max(width, height) <= 128 ? "shot sharp" : "shot" }, image);
   Object.assign(frame.style, { width: `${Math.floor(width * scale)}px`, height: `${Math.floor(height * scale)}px` });
   return frame;
 };
@@ -70,7 +70,7 @@ wm.drawGrid = () => {
   const top = -grid.getBoundingClientRect().top;
   const first = Math.max(0, Math.floor(top / height) - OVERSCAN_ROWS) * across;
   const last = Math.min(wm.rows.length, (Math.ceil((top + window.innerHeight) / height) + OVERSCAN_ROWS) * across);
-  const kept = new Map();
+  const cards = new Map();
   for (let place = first; place < last; place++) {
     const row = wm.rows[place], cell = wm.cards.get(row) || wm.el("div", { class: "cell", role: "listitem" }, wm.card(row));
     wm.cards.delete(row);
@@ -81,14 +81,14 @@ wm.drawGrid = () => {
       width: `${width}px`, height: `${height}px`, left: `${(place % across) * width}px`,
       top: `${Math.floor(place / across) * height}px`,
     });
-    kept.set(row, cell);
+    cards.set(row, cell);
   }
   wm.cards.forEach((cell) => cell.remove());
-  wm.cards = kept;
-  wm.inOrder(grid, [...kept.values()]);
+  wm.cards = cards;
+  wm.inOrder(grid, [...cards.values()]);
 };
 
-// The order in the document is the order of tabbing; what stands right is not moved, as that would lose the focus.
+// The order in the document is the order of tabbing; what is in place is not moved, as that would lose the focus.
 wm.inOrder = (parent, nodes) => {
   let next = parent.firstChild;
   for (const node of nodes) {
@@ -97,7 +97,7 @@ wm.inOrder = (parent, nodes) => {
   }
 };
 
-// Arrow keys walk over the cards, also over those that are not drawn yet.
+// Arrow keys walk over the cards, also over those that are not in the document yet.
 wm.focusPlace = (place) => {
   if (place < 0 || place >= wm.rows.length) return;
   const { across, height } = wm.measure(), top = Math.floor(place / across) * height;

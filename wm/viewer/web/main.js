@@ -61,7 +61,7 @@ wm.drawHistogram = () => {
   svg.replaceChildren(...bars);
 };
 
-// Sliders stand at the nearest of their steps; the value itself stays exact.
+// Sliders are at the nearest of their steps; the value itself stays exact.
 wm.drawControls = () => {
   const { state } = wm, span = wm.high - wm.low || 1;
   const step = (value, open) => (value === null ? open : Math.round(Math.min(1, Math.max(0, (value - wm.low) / span)) * STEPS));

@@ -54,8 +54,8 @@ def test_intervals_cover_the_mean(world, count, top):
     truth = world(rng, 400_000)[0].mean() if truth is None else truth
     covered = 0
     for row in items:
-        one = build_figure({0: [float(row.mean())]}, row, top=top)
-        covered += one["ci_low"] <= truth <= one["ci_high"]
+        figure = build_figure({0: [float(row.mean())]}, row, top=top)
+        covered += figure["ci_low"] <= truth <= figure["ci_high"]
     assert 0.93 <= covered / SETS <= 0.97
 
 
