@@ -1,13 +1,14 @@
 """Export triplets to AURORA JSON, WebDataset or LeRobot; images as stored, licence and source kept."""
 
 import sys
-from collections import Counter
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import ClassVar, Literal, NoReturn
 
 from pydantic import Field
+from tqdm import tqdm
 
 from jobs.shared.ray_session import num_logical_cpus
 from jobs.shared.tasks import each
@@ -21,6 +22,7 @@ from wm.datasets.export import (
     Part,
     Plan,
     RowFilter,
+    count_licenses,
     finish_export,
     first_image_size,
     plan_export,
@@ -31,7 +33,7 @@ from wm.datasets.export import (
 )
 from wm.errors import InputError
 from wm.paths import InputPath, OptionalInputPath, OutputPath
-from wm.runs import Run, digest_of, read_run
+from wm.runs import Run, RunRecord, digest_of, read_run
 
 SMALL_BYTES = 2**30
 """An export of fewer bytes is written by this process: Ray takes seconds to start."""
@@ -41,8 +43,18 @@ MANY_FILES = 1000
 """From so many files on the plan takes seconds, and shows a bar."""
 
 
+class ExportResources(Recipe):
+    """Processes that write; they do not change the result."""
+
+    num_workers: int = Field(default=0, ge=0)
+    """Processes that write; 1: this one; 0: this one below 1 GiB of images, else one for each logical CPU."""
+
+
 class ExportRecipe(Recipe):
     """Which triplets, into which layout."""
+
+    RESUMABLE_KEYS: ClassVar[frozenset[str]] = frozenset({"resources"})
+    RENAMED_KEYS: ClassVar[Mapping[str, str]] = {"num_workers": "resources.num_workers"}
 
     triplets: InputPath
     """Folder of triplets (such as out/triplets of jobs.annotate or jobs.ingest)."""
@@ -61,11 +73,11 @@ class ExportRecipe(Recipe):
     """Megabytes of images in a part (a tar file, a Parquet file, an image folder), about."""
     shard_rows: int = Field(default=10_000, ge=1)
     """Rows in a part at most. A killed run resumes at the first unfinished part."""
-    num_workers: int = Field(default=0, ge=0)
-    """Processes that write; 1 = this one; 0 = this one below 1 GiB of images, else one for each logical CPU."""
+    resources: ExportResources = ExportResources()
+    """Who writes."""
 
 
-def run(recipe: ExportRecipe, *, dry_run: bool = False) -> dict[str, Any]:
+def run(recipe: ExportRecipe, *, dry_run: bool = False) -> RunRecord:
     """Export into ``recipe.out``; returns the run's record (on a dry run: the counts)."""
     inputs = {"triplets": digest_of(recipe.triplets)}
     if recipe.selection:
@@ -84,7 +96,7 @@ def run(recipe: ExportRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     counts = _build_counts(plan)
     if dry_run:
         print(f"export: would write {_describe(counts, plan)} as {recipe.format} into {recipe.out}")
-        return counts
+        return {**counts}
     stage.start()
     try:
         with stage.timed("write_s"):
@@ -97,11 +109,9 @@ def run(recipe: ExportRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     with stage.timed("finish_s"):
         facts = finish_export(recipe.format, context, plan)
     # Licences stay with the data: they are reported even where rows name none.
-    licenses = Counter[str]()
-    for fact in facts:
-        licenses.update(fact["licenses"])
-    counts |= {"licenses": dict(licenses.most_common(MANY_LICENSES)), "different_licenses": len(licenses)}
-    record = stage.finish(counts, parts_written_now=num_written)
+    licenses = count_licenses(facts)
+    shown = {"licenses": dict(licenses.most_common(MANY_LICENSES)), "different_licenses": len(licenses)}
+    record = stage.finish(counts | shown, parts_written_now=num_written)
     remove_marks(recipe.out)
     print(f"export: {_describe(counts, plan)} as {recipe.format} → {recipe.out}")
     print(f"  {license_sentence(licenses)}")
@@ -112,11 +122,11 @@ def _check_apart(recipe: ExportRecipe) -> None:
     """Check that the export does not lie inside its own input, where it would be read as triplets."""
     out, source = Path(recipe.out).resolve(), Path(recipe.triplets).resolve()
     if out == source or source in out.parents:
-        raise InputError(f"out = {recipe.out!r} lies in triplets = {recipe.triplets!r}; choose a folder outside it")
+        raise InputError(f"out = {recipe.out!r} is in triplets = {recipe.triplets!r}; choose a folder outside it")
 
 
 def _build_plan(recipe: ExportRecipe, rows: RowFilter) -> Plan:
-    bar: Any = None
+    bar: tqdm[NoReturn] | None = None
 
     def on_file(num_read: int, total: int) -> None:
         nonlocal bar
@@ -150,7 +160,7 @@ def _build_context(recipe: ExportRecipe, rows: RowFilter, plan: Plan) -> Context
     return replace(context, image_size=first_image_size(plan, context))
 
 
-def _build_counts(plan: Plan) -> dict[str, Any]:
+def _build_counts(plan: Plan) -> dict[str, int]:
     counts = {
         "rows": plan.rows,
         "exported": plan.exported,
@@ -164,7 +174,7 @@ def _build_counts(plan: Plan) -> dict[str, Any]:
     return counts
 
 
-def _describe(counts: dict[str, Any], plan: Plan) -> str:
+def _describe(counts: Mapping[str, int], plan: Plan) -> str:
     left_out = [
         f"{counts[key]:,} {words}"
         for key, words in (("not_selected", "not selected"), ("other_split", "of another split"))
@@ -186,7 +196,7 @@ def _write(recipe: ExportRecipe, context: Context, plan: Plan) -> int:
         print(f"export: resumes, {len(plan.parts) - len(pending):,} of {len(plan.parts):,} parts are finished")
     # Ray takes seconds to start: not worth it for a small export.
     automatic = num_logical_cpus() if plan.num_bytes >= SMALL_BYTES else 1
-    workers = min(recipe.num_workers or automatic, len(pending))
+    workers = min(recipe.resources.num_workers or automatic, len(pending))
     with progress_bar(plan.exported, "row", "export", num_done) as bar:
         if workers > 1:
             tasks = each(

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -20,7 +20,7 @@ from wm.evaluation.gates import Gate, GateMetric, Role, gate, read_gate_set
 from wm.evaluation.heldout import SubsetColumn
 from wm.models import load_model, read_manifest
 from wm.paths import InputPath, OutputPath
-from wm.runs import Run, digest_of, read_run
+from wm.runs import Run, RunRecord, digest_of, read_run
 
 
 class GateRecipe(Recipe):
@@ -56,7 +56,7 @@ class GateRecipe(Recipe):
     """Where the models run."""
 
 
-def run(recipe: GateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
+def run(recipe: GateRecipe, *, dry_run: bool = False) -> RunRecord:
     """Evaluate both, decide, and link ``out/model`` to the better one.
 
     Args:

@@ -4,8 +4,9 @@ It stands in for the pre-trained checkpoint (Anole-7B and the like) that a lapto
 """
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -13,36 +14,53 @@ from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.config import Recipe
 from wm.paths import OutputPath
-from wm.runs import Run, read_run, write_json
+from wm.runs import Run, RunRecord, read_run, write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from wm.models import ImageCodec
+    from wm.models.families.chameleon import ChameleonVLM
+    from wm.nano.preset import NanoPreset
+    from wm.nano.train_codec import CodecSettings
+    from wm.nano.train_language_model import PretrainSettings
 
 
 class PretrainRecipe(Recipe):
     """Sizes of the data and lengths of the trainings."""
 
+    RENAMED_KEYS: ClassVar[Mapping[str, str]] = {
+        "threads": "num_threads",
+        "images": "num_images",
+        "documents": "num_documents",
+        "steps": "max_steps",
+        "batch": "batch_size",
+    }
+
     out: OutputPath
     """Folder; the base (codec, language model, tokenizer) is out/model."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Of the documents and of both trainings."""
-    threads: int = Field(default=1, ge=1)
+    num_threads: int = Field(default=1, ge=1)
     """CPU threads. Two are 1.6 times as fast on two idle cores, but many times slower as soon as anything else runs
     there (every small operation waits for both), and sums then depend on their number."""
-    images: int = Field(default=4000, ge=64)
+    num_images: int = Field(default=4000, ge=64)
     """Images that the codec is trained on."""
     encoder_steps: int = Field(default=300, ge=1)
     """Training steps of the codec's encoder and codebook."""
     decoder_steps: int = Field(default=500, ge=1)
     """Training steps of the codec's decoder."""
-    documents: int = Field(default=8000, ge=64)
+    num_documents: int = Field(default=8000, ge=64)
     """Captioned pairs of images that the language model is trained on."""
-    steps: int = Field(default=1400, ge=1)
+    max_steps: int = Field(default=1400, ge=1)
     """Training steps of the language model."""
-    batch: int = Field(default=48, ge=1)
+    batch_size: int = Field(default=48, ge=1)
     """Documents a step."""
     action_slot_tokens: int = Field(default=9, ge=0)
     """Text between two images is padded to so many tokens, so that their distance is constant; 0 = not padded."""
 
 
-def run(recipe: PretrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
+def run(recipe: PretrainRecipe, *, dry_run: bool = False) -> RunRecord:
     """Train codec and language model and write ``out/model``.
 
     Args:
@@ -57,7 +75,7 @@ def run(recipe: PretrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     if dry_run or is_complete:
         print(
             f"pretrain: {'already complete in' if is_complete else 'would train into'} {recipe.out}/model: codec "
-            f"{recipe.encoder_steps} + {recipe.decoder_steps} steps, language model {recipe.steps} steps"
+            f"{recipe.encoder_steps} + {recipe.decoder_steps} steps, language model {recipe.max_steps} steps"
         )
         for line in [] if is_complete else schedule_warnings(recipe):
             print(f"warning: {line}")
@@ -71,7 +89,7 @@ def run(recipe: PretrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
 
     # Bootstrap runs the stages that follow in this process: its threads are set back.
     threads = torch.get_num_threads()
-    torch.set_num_threads(recipe.threads)
+    torch.set_num_threads(recipe.num_threads)
     try:
         with stage.timed("codec_s"):
             codec, codec_figures = _load_or_train_codec(recipe)
@@ -84,7 +102,7 @@ def run(recipe: PretrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     save_model(vlm, Path(recipe.out) / "model", kind="base", codec=codec, recipe_digest=recipe.digest())
     size = sum(parameter.numel() for parameter in vlm.module.parameters())
     record = stage.finish(
-        {"parameters": size, "documents": recipe.documents, "codes_used": int(codec_figures["codes_used"])},
+        {"parameters": size, "documents": recipe.num_documents, "codes_used": int(codec_figures["codes_used"])},
         figures={"codec": codec_figures, "language_model": figures},
     )
     print(
@@ -103,25 +121,25 @@ def schedule_warnings(recipe: PretrainRecipe) -> list[str]:
     return [*codec_warnings(_codec_settings(recipe)), *([line] if line else [])]
 
 
-def _codec_settings(recipe: PretrainRecipe) -> Any:
+def _codec_settings(recipe: PretrainRecipe) -> "CodecSettings":
     from wm.nano.train_codec import CodecSettings
 
     return CodecSettings(encoder_steps=recipe.encoder_steps, decoder_steps=recipe.decoder_steps, seed=recipe.seed)
 
 
-def _pretrain_settings(recipe: PretrainRecipe) -> Any:
+def _pretrain_settings(recipe: PretrainRecipe) -> "PretrainSettings":
     from wm.nano.train_language_model import PretrainSettings
 
-    return PretrainSettings(steps=recipe.steps, batch=recipe.batch, seed=recipe.seed)
+    return PretrainSettings(steps=recipe.max_steps, batch=recipe.batch_size, seed=recipe.seed)
 
 
-def _preset(recipe: PretrainRecipe) -> Any:
+def _preset(recipe: PretrainRecipe) -> "NanoPreset":
     from wm.nano.preset import NanoPreset
 
     return NanoPreset(action_slot_tokens=recipe.action_slot_tokens)
 
 
-def _load_or_train_codec(recipe: PretrainRecipe) -> tuple[Any, dict[str, float]]:
+def _load_or_train_codec(recipe: PretrainRecipe) -> tuple["ImageCodec", dict[str, float]]:
     """Train the codec, or load it where a killed run had finished it; returns it with its figures."""
     import json
 
@@ -140,7 +158,7 @@ def _load_or_train_codec(recipe: PretrainRecipe) -> tuple[Any, dict[str, float]]
         blank.vqgan.load_state_dict(load_file(weights))
         return ImageCodec(blank.vqgan, blank.scale), json.loads(facts.read_text())
     rng = np.random.default_rng([recipe.seed, 21])
-    pixels = np.stack([render(random_state(rng), random_camera(rng), rng) for _ in range(recipe.images)])
+    pixels = np.stack([render(random_state(rng), random_camera(rng), rng) for _ in range(recipe.num_images)])
     vqgan = blank.vqgan.requires_grad_(True)
     with progress_bar(recipe.encoder_steps + recipe.decoder_steps, "step", "codec") as bar:
 
@@ -157,7 +175,7 @@ def _load_or_train_codec(recipe: PretrainRecipe) -> tuple[Any, dict[str, float]]
     return ImageCodec(vqgan, blank.scale), figures
 
 
-def _build_documents(recipe: PretrainRecipe, codec: Any) -> tuple[Any, Any]:
+def _build_documents(recipe: PretrainRecipe, codec: "ImageCodec") -> tuple["ChameleonVLM", "Tensor"]:
     """Build an untrained language model and its documents as ids (M, T): image, caption, image, or image, image,
     caption."""
     import numpy as np
@@ -170,8 +188,8 @@ def _build_documents(recipe: PretrainRecipe, codec: Any) -> tuple[Any, Any]:
 
     rng = np.random.default_rng([recipe.seed, 22])
     documents = []
-    with progress_bar(recipe.documents, "doc", "documents") as bar:
-        for _ in range(recipe.documents):
+    with progress_bar(recipe.num_documents, "doc", "documents") as bar:
+        for _ in range(recipe.num_documents):
             documents.append(sample_document(rng))
             bar.update()
     first_MN = codec.encode(np.stack([document[1] for document in documents])).tolist()
@@ -186,10 +204,10 @@ def _build_documents(recipe: PretrainRecipe, codec: Any) -> tuple[Any, Any]:
     return vlm, pack(segments, vlm.pad_id)[0]
 
 
-def _train_language_model(recipe: PretrainRecipe, vlm: Any, ids_MT: Any) -> dict[str, float]:
+def _train_language_model(recipe: PretrainRecipe, vlm: "ChameleonVLM", ids_MT: "Tensor") -> dict[str, float]:
     from wm.nano.train_language_model import pretrain
 
-    with progress_bar(recipe.steps, "step", "language model") as bar:
+    with progress_bar(recipe.max_steps, "step", "language model") as bar:
 
         def report(_step: int, loss: float) -> None:
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)

@@ -5,7 +5,7 @@ What true labels give bounds what any inverse model could; what shuffled ones gi
 
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
@@ -20,7 +20,7 @@ from wm.nano.world.oracle import read_states
 from wm.nano.world.scenes import SIDE_PX, State
 from wm.paths import InputPath, OutputPath
 from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA, RejectRow, TripletRow, read_table, reject_row, write_table
-from wm.runs import Run, digest_of
+from wm.runs import Run, RunRecord, digest_of
 
 
 class RelabelRecipe(Recipe):
@@ -39,7 +39,7 @@ class RelabelRecipe(Recipe):
     """Of the shuffling."""
 
 
-def run(recipe: RelabelRecipe, *, dry_run: bool = False) -> dict[str, Any]:
+def run(recipe: RelabelRecipe, *, dry_run: bool = False) -> RunRecord:
     """Write the relabelled triplets; returns the run's record."""
     inputs = {"triplets": digest_of(recipe.triplets), "selection": digest_of(recipe.selection)}
     stage = Run(recipe.out, "relabel", recipe, inputs)

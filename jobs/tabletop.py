@@ -4,9 +4,10 @@ Not known here: how a scene is rendered (:mod:`wm.nano.world`).
 """
 
 import sys
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -16,11 +17,26 @@ from wm.cli import progress_bar
 from wm.config import Recipe
 from wm.errors import InputError
 from wm.paths import OutputPath
-from wm.runs import Run, read_run
+from wm.runs import Run, RunRecord, read_run
+
+
+class TabletopResources(Recipe):
+    """Processes that render and encode; they do not change the result."""
+
+    num_workers: int = Field(default=2, ge=1)
+    """Processes that render and encode."""
+    clips_per_task: int = Field(default=50, ge=1)
+    """Clips that a process takes at a time: fewer show progress more often, more cost less overhead."""
 
 
 class TabletopRecipe(Recipe):
     """How much of everything. The same seed writes the same world."""
+
+    RESUMABLE_KEYS: ClassVar[frozenset[str]] = frozenset({"resources"})
+    RENAMED_KEYS: ClassVar[Mapping[str, str]] = {
+        "num_workers": "resources.num_workers",
+        "clips_per_task": "resources.clips_per_task",
+    }
 
     out: OutputPath
     """Folder for out/supervised (AURORA layout) and out/videos (a folder a class)."""
@@ -34,10 +50,8 @@ class TabletopRecipe(Recipe):
     """Unlabelled clips, mp4 and avi, of four to seven actions each."""
     seed: int = Field(default=0, ge=0)
     """Another seed, another world."""
-    num_workers: int = Field(default=2, ge=1)
-    """Processes that render and encode."""
-    clips_per_task: int = Field(default=50, ge=1)
-    """Clips that one Ray task renders and encodes."""
+    resources: TabletopResources = TabletopResources()
+    """Who renders and encodes."""
 
 
 def write_clips(seeds: list[int], folder: str) -> int:
@@ -70,7 +84,7 @@ def write_clips(seeds: list[int], folder: str) -> int:
     return len(seeds)
 
 
-def run(recipe: TabletopRecipe, *, dry_run: bool = False) -> dict[str, Any]:
+def run(recipe: TabletopRecipe, *, dry_run: bool = False) -> RunRecord:
     """Write the world into ``recipe.out``; returns the run's record."""
     stage = Run(recipe.out, "tabletop", recipe)
     is_complete = stage.is_complete()
@@ -97,10 +111,10 @@ def _write_videos(recipe: TabletopRecipe, folder: Path) -> None:
         return
     first = recipe.seed * 1_000_000  # worlds of different seeds share no clip
     seeds = list(range(first, first + recipe.videos))
-    step = recipe.clips_per_task
+    step = recipe.resources.clips_per_task
     parts = [(seeds[start : start + step],) for start in range(0, len(seeds), step)]
     # As many tasks as workers: each logical CPU's worker would stay in memory for the stages that follow.
-    results = each(write_clips, parts, str(folder.absolute()), on_ray=True, max_running=recipe.num_workers)
+    results = each(write_clips, parts, str(folder.absolute()), on_ray=True, max_running=recipe.resources.num_workers)
     with progress_bar(len(seeds), "clip", "tabletop videos") as bar, closing(results):
         for num_clips in results:
             bar.update(num_clips)

@@ -30,7 +30,7 @@ from jobs.annotate.shards import (
     tidy,
 )
 from jobs.annotate.tables import ShardReport
-from jobs.shared.ray_session import connect, need, quiet_data
+from jobs.shared.ray_session import check_available, connect, quiet_data
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.datasets.card import write_dataset_card
@@ -194,7 +194,7 @@ def _check_machine(recipe: AnnotateRecipe, num_shards: int) -> None:
     decoders, annotators = (pool.start for pool in resources.pool_sizes(num_shards))
     cpus = decoders * resources.cpus_per_decoder + annotators * resources.cpus_per_annotator
     keys = f"num_decoders = {resources.num_decoders}, resources.num_annotators = {resources.num_annotators}"
-    need(cpus, annotators * resources.gpus_per_annotator, f"resources.{keys}")
+    check_available(cpus, annotators * resources.gpus_per_annotator, f"resources.{keys}")
 
 
 def _check_model(key: str, folder: str) -> None:

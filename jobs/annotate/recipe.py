@@ -25,7 +25,7 @@ class Limits(DecodeLimits):
     """Remote files larger than this are rejected."""
 
 
-class Resources(Recipe):
+class AnnotateResources(Recipe):
     """Actors and what each of them takes; none of it changes the result."""
 
     num_decoders: int = Field(default=2, ge=1)
@@ -133,7 +133,7 @@ class AnnotateRecipe(Recipe):
     """Longest action, in tokens."""
     limits: Limits = Limits()
     """What a video may cost: limits.time_limit_s=60, …"""
-    resources: Resources = Resources()
+    resources: AnnotateResources = AnnotateResources()
     """Actors: resources.num_decoders=8, resources.gpus_per_annotator=1, …"""
 
     @field_validator("retry")

@@ -14,6 +14,7 @@ from jobs.bootstrap.recipe import BootstrapRecipe
 from jobs.ingest.recipe import IngestRecipe
 from jobs.train.job import check_machine
 from wm.cli import main as cli_main
+from wm.config import Recipe
 from wm.datasets.layouts.labelled import list_labelled
 from wm.datasets.videos.videos import list_videos
 from wm.errors import InputError, OtherRunError
@@ -58,22 +59,20 @@ def _check_inputs(recipe: BootstrapRecipe, stages: Sequence[Stage]) -> None:
     record = read_run(recipe.out)
     if record is not None:
         raise InputError(f"{recipe.out} holds another run (of stage {record.get('stage')!r}); choose another out")
-    # 2. The user's model and data.
+    # 2. The user's model.
     if recipe.base_model is not None:
         load_codec(recipe.base_model)
-    data = recipe.data
-    if data.supervised_root is not None:
-        files = [data.train_file, data.test_file, *([data.tune_file] if recipe.rounds > 1 else [])]
-        ingesting = next(stage.recipe for stage in stages if isinstance(stage.recipe, IngestRecipe))
-        for file in files:
-            list_labelled(data.supervised_root, file, ingesting.dataset_layout)
-    if data.videos is not None:
-        annotating = next(stage.recipe for stage in stages if isinstance(stage.recipe, AnnotateRecipe))
-        list_videos(data.videos, layout=annotating.dataset_layout, annotations=annotating.annotations)
-    # 3. CPUs and GPUs, which Ray would wait for without an end.
-    for stage in stages:
-        if isinstance(stage.recipe, TrainRecipe):
-            check_machine(stage.recipe)
+    # 3. The user's data, as the stages will list them, which read them hours later; CPUs and GPUs, for which Ray would
+    # wait without an end.
+    data, checked = recipe.data, set[type[Recipe]]()
+    for settings in [stage.recipe for stage in stages]:
+        if isinstance(settings, IngestRecipe) and data.supervised_root is not None:
+            list_labelled(settings.root, settings.file, settings.dataset_layout)
+        elif isinstance(settings, AnnotateRecipe) and data.videos is not None and AnnotateRecipe not in checked:
+            list_videos(settings.videos, layout=settings.dataset_layout, annotations=settings.annotations)
+        elif isinstance(settings, TrainRecipe):
+            check_machine(settings)
+        checked.add(type(settings))  # the videos are the same for every round
 
 
 def _run_stage(stage: Stage, out: Path) -> None:

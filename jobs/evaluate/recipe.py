@@ -74,7 +74,7 @@ class CandidateSearch(Recipe):
         return self
 
 
-class ResourceSettings(Recipe):
+class EvaluateResources(Recipe):
     """Where the models run, and how many rows and units at a time."""
 
     num_workers: int = Field(default=0, ge=0)
@@ -143,7 +143,7 @@ class EvaluateRecipe(Recipe):
     """How many examples to keep with images."""
     max_new_tokens: int = Field(default=32, ge=1)
     """Longest action an IDM may propose, tokens."""
-    resources: ResourceSettings = ResourceSettings()
+    resources: EvaluateResources = EvaluateResources()
     """Where the models run, and how many rows and units at a time."""
 
     @field_validator("seeds")

@@ -11,7 +11,7 @@ from wm.paths import InputPath, OptionalInputPath, OutputPath
 from wm.video.settings import DecodeLimits
 
 
-class Resources(Recipe):
+class IngestResources(Recipe):
     """Actors; they do not change the result."""
 
     num_workers: int = Field(default=2, ge=1)
@@ -59,5 +59,5 @@ class IngestRecipe(Recipe):
     """Rows of the list that go into one Parquet file; a killed run resumes at the next file."""
     limits: DecodeLimits = DecodeLimits()
     """For decoding one video or segment; one that takes longer is a reject."""
-    resources: Resources = Resources()
+    resources: IngestResources = IngestResources()
     """Actors: resources.num_workers=4."""

@@ -86,7 +86,7 @@ def quiet_data() -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
-def need(cpus: float, gpus: float, key: str) -> None:
+def check_available(cpus: float, gpus: float, key: str) -> None:
     """Check that this machine has the CPUs and GPUs that a job asks for at once.
 
     Args:

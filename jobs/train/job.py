@@ -109,7 +109,7 @@ def check_machine(recipe: TrainRecipe) -> None:
     key = f"resources.num_workers = {recipe.resources.num_workers}" + (
         ", resources.use_gpu = true" if recipe.resources.use_gpu else ""
     )
-    ray_session.need(recipe.resources.num_workers, recipe.num_ranks * recipe.resources.use_gpu, key)
+    ray_session.check_available(recipe.resources.num_workers, recipe.num_ranks * recipe.resources.use_gpu, key)
 
 
 def _fit_here(recipe: TrainRecipe, digest: str) -> dict[str, Any]:

@@ -23,8 +23,8 @@ def recipe(out: Path, **changes: Any) -> BootstrapRecipe:
     small = {
         "tabletop": {"train": 24, "test": 8, "tune": 0, "videos": 6},
         "pretrain": {
-            **{"images": 64, "encoder_steps": 3, "decoder_steps": 3, "threads": 1},
-            **{"documents": 64, "steps": 3, "batch": 8},
+            **{"num_images": 64, "encoder_steps": 3, "decoder_steps": 3, "num_threads": 1},
+            **{"num_documents": 64, "max_steps": 3, "batch_size": 8},
         },
         "ingest": {"resources": {"num_workers": 1}},
         "idm": TRAINING,

@@ -208,11 +208,18 @@ def test_several_processes_write_the_same_files(world: Path, tmp_path: Path) -> 
         chosen = str(select(tmp_path / "chosen", [0, 1, 2, 5, 6, 7, 9]))
         for workers in (1, 2):
             out = tmp_path / f"{name}{workers}"
-            run(recipe(world, out, format=name, num_workers=workers, shard_rows=2, selection=chosen))
+            run(recipe(world, out, format=name, resources={"num_workers": workers}, shard_rows=2, selection=chosen))
         assert contents(tmp_path / f"{name}1") == contents(tmp_path / f"{name}2")
     rows = [triplet(0), triplet(1) | {"source_image": None}]
     write_table(rows, tmp_path / "bad" / "a.parquet", TRIPLET_SCHEMA)
-    bad = recipe(tmp_path, tmp_path / "y", format="aurora", triplets=str(tmp_path / "bad"), shard_rows=1, num_workers=2)
+    bad = recipe(
+        tmp_path,
+        tmp_path / "y",
+        format="aurora",
+        triplets=str(tmp_path / "bad"),
+        shard_rows=1,
+        resources={"num_workers": 2},
+    )
     with pytest.raises(InputError, match=r"0001 in .* has no source_image.*the same command resumes"):
         run(bad)
 
@@ -260,7 +267,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
         ({"triplets": str(world / "rejects")}, "lacks the column 'triplet_id'"),
         ({"triplets": str(tmp_path / "noimage"), "format": "lerobot"}, "source_image of triplet 0"),
         ({"out": str(tmp_path / "full")}, "is not empty (a.txt)"),
-        ({"out": str(world / "triplets" / "x")}, "lies in triplets"),
+        ({"out": str(world / "triplets" / "x")}, "is in triplets"),
         ({"selection": str(tmp_path / "gone")}, "no such file or folder"),
         ({"selection": str(world / "rejects")}, "lacks the column 'triplet_id'"),
         ({"shard_rows": "0"}, "shard_rows = 0"),

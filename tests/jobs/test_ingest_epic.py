@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from jobs.ingest.job import IngestRecipe, run
-from jobs.ingest.recipe import Resources
+from jobs.ingest.recipe import IngestResources
 from tests.helpers.video_files import marked_frame, read_mark, write_video
 from wm.datasets.layouts.base import Problem, VideoSegment
 from wm.datasets.layouts.labelled import list_labelled
@@ -40,7 +40,9 @@ def kitchen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe(root: Path, out: Path, **more: object) -> IngestRecipe:
-    return IngestRecipe(root=str(root), file="table.csv", out=str(out), resources=Resources(num_workers=1), **more)
+    return IngestRecipe(
+        root=str(root), file="table.csv", out=str(out), resources=IngestResources(num_workers=1), **more
+    )
 
 
 def test_segments_become_triplets_and_rejects(kitchen: Path, tmp_path: Path, tiny_base: Path) -> None:

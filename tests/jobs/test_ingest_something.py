@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jobs.ingest.job import IngestRecipe, run
-from jobs.ingest.recipe import Resources
+from jobs.ingest.recipe import IngestResources
 from tests.helpers.something_data import FPS, NUM_FRAMES, ROWS, write_release
 from tests.helpers.video_files import ffmpeg_images, read_mark
 from wm.images import decode_image
@@ -20,7 +20,7 @@ def test_each_labelled_video_is_a_triplet_or_a_reject(tmp_path: Path) -> None:
     labels = write_release(tmp_path, [*ROWS, {"id": "33", "label": "dancing", "template": "Dancing"}, ROWS[0]])
     folder, out = tmp_path / "20bn-something-something-v2", tmp_path / "out"
     settings = {"root": str(folder), "file": str(labels), "out": str(out), "dataset": "something", "image_side_px": 0}
-    recipe = IngestRecipe(**settings, resources=Resources(num_workers=1))
+    recipe = IngestRecipe(**settings, resources=IngestResources(num_workers=1))
     record = run(recipe)
     rows = read_table(out / "triplets").to_pylist()
     assert [(row["action"], row["class_label"], row["origin"]) for row in rows] == [

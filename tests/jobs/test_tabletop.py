@@ -18,7 +18,10 @@ from wm.runs import read_run, write_json
 
 def recipe(out: Path, **changes: Any) -> TabletopRecipe:
     return TabletopRecipe(
-        **({"out": str(out), "train": 5, "tune": 0, "test": 3, "videos": 7, "clips_per_task": 3} | changes)
+        **(
+            {"out": str(out), "train": 5, "tune": 0, "test": 3, "videos": 7, "resources": {"clips_per_task": 3}}
+            | changes
+        )
     )
 
 

@@ -274,7 +274,7 @@ def test_bootstrap_and_pretrain_report_short_schedules(tmp_path: Path, capsys: p
         "idm": {"max_steps": 50, "optim": {"warmup_steps": 100}},
         "fdm": {"epochs": 1.0, "optim": {"warmup_steps": 100}},
     }
-    settings |= {"select": {"k": 1}, "pretrain": {"steps": 25, "encoder_steps": 5}}  # type: ignore[dict-item]
+    settings |= {"select": {"k": 1}, "pretrain": {"max_steps": 25, "encoder_steps": 5}}  # type: ignore[dict-item]
     values = {"out": str(tmp_path / "out"), "variants": {"unweighted": False}, **settings}
     run_bootstrap(BootstrapRecipe.parse(values, "test"), dry_run=True)
     text = [line.strip() for line in capsys.readouterr().out.splitlines() if "warning" in line]
@@ -286,5 +286,5 @@ def test_bootstrap_and_pretrain_report_short_schedules(tmp_path: Path, capsys: p
     # (step + 1) / 50 against the fall to zero over the last 10 steps: highest at step 20, from 1.
     assert "no further than 42.0% of its peak" in next(line for line in text if "language" in line)
     assert "no further than 50.0% of its peak" in text[2 + ("decoder" in text[1])]
-    pretrain.run(pretrain.PretrainRecipe(out=str(tmp_path / "base"), steps=250, encoder_steps=50), dry_run=True)
+    pretrain.run(pretrain.PretrainRecipe(out=str(tmp_path / "base"), max_steps=250, encoder_steps=50), dry_run=True)
     assert "warning" not in capsys.readouterr().out

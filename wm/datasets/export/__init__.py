@@ -8,7 +8,7 @@ what speaks of all parts. Images keep their stored bytes unless a size is asked 
 from wm.datasets.export.parts import FORMATS, ExportFormat, finish_export, read_marks, remove_marks, write_part
 from wm.datasets.export.plan import Part, Plan, Slice, plan_export
 from wm.datasets.export.row_filter import RowFilter, read_selection
-from wm.datasets.export.rows import PROVENANCE, Context, first_image_size
+from wm.datasets.export.rows import PROVENANCE, Context, count_licenses, first_image_size
 
 __all__ = [
     "FORMATS",
@@ -19,6 +19,7 @@ __all__ = [
     "Plan",
     "RowFilter",
     "Slice",
+    "count_licenses",
     "finish_export",
     "first_image_size",
     "plan_export",

@@ -11,15 +11,18 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 from urllib.parse import quote
 
 from wm.datasets.card import license_lines, license_sentence, split_names
 from wm.datasets.export.plan import Part, Plan
 from wm.datasets.export.rows import (
+    IMAGES,
     PROVENANCE,
     Context,
+    PartFacts,
     column_dtype,
+    count_licenses,
     file_key,
     image_of,
     iterate_rows,
@@ -29,7 +32,7 @@ from wm.datasets.export.rows import (
 from wm.runs import write_text
 
 
-def write(context: Context, part: Part, tick: Callable[[int], object]) -> dict[str, Any]:
+def write(context: Context, part: Part, tick: Callable[[int], object]) -> PartFacts:
     """Write the images of a part as one folder, its rows as JSON lines among the marks.
 
     Args:
@@ -48,7 +51,7 @@ def write(context: Context, part: Part, tick: Callable[[int], object]) -> dict[s
     lines, licenses = [], Counter[str]()
     for row in iterate_rows(part, context):
         paths = {}
-        for key, column in (("input", "source_image"), ("output", "target_image")):
+        for key, column in zip(("input", "output"), IMAGES, strict=True):
             data, suffix = image_of(row, column, context)
             file = f"{file_key(row['triplet_id'])}-{column.removesuffix('_image')}.{suffix}"
             (hidden / file).write_bytes(data)
@@ -65,7 +68,7 @@ def write(context: Context, part: Part, tick: Callable[[int], object]) -> dict[s
     return {"rows": len(lines), "licenses": dict(licenses)}
 
 
-def finish(context: Context, plan: Plan, facts: Sequence[dict[str, Any]]) -> None:
+def finish(context: Context, plan: Plan, facts: Sequence[PartFacts]) -> None:
     """Join the fragments into one JSON list a split, a line a row, without holding them.
 
     Args:
@@ -97,7 +100,7 @@ def finish(context: Context, plan: Plan, facts: Sequence[dict[str, Any]]) -> Non
     write_text(out / "README.md", _card(plan, names, facts))
 
 
-def _card(plan: Plan, files: Mapping[str, str], facts: Sequence[dict[str, Any]]) -> str:
+def _card(plan: Plan, files: Mapping[str, str], facts: Sequence[PartFacts]) -> str:
     """Build the data-set card: ``datasets`` would take the image files for the rows.
 
     It names every column with its type, which a column of nulls does not show.
@@ -107,10 +110,7 @@ def _card(plan: Plan, files: Mapping[str, str], facts: Sequence[dict[str, Any]])
         files: Split → name of its JSON list.
         facts: Of each part, with the licences of its rows.
     """
-    # 1. Licences and files, by which `datasets` finds the splits.
-    licenses = Counter[str]()
-    for fact in facts:
-        licenses.update(fact["licenses"])
+    licenses = count_licenses(facts)
     head = [*license_lines(sorted(licenses)), "configs:", "- config_name: default", "  data_files:"]
     for split, file in zip(split_names(list(files)), files.values(), strict=True):
         head += [f"  - split: {split}", f"    path: {json.dumps(file, ensure_ascii=False)}"]

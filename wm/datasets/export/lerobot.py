@@ -22,14 +22,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wm.datasets.export.lerobot_meta import CHUNK_FILES, DATA_SCHEMA, EPISODE_SCHEMA, FPS, Stats
 from wm.datasets.export.plan import Part
-from wm.datasets.export.rows import PROVENANCE, Context, image_of, iterate_rows, temporary_path
+from wm.datasets.export.rows import IMAGES, PROVENANCE, Context, PartFacts, image_of, iterate_rows, temporary_path
+from wm.records import TripletRow
+
+AddRows: TypeAlias = Callable[[list[dict[str, object]]], None]
+"""Adds rows to an open file."""
 
 ROW_GROUP_EPISODES = 32
 
@@ -37,7 +41,7 @@ WRITE_BATCH = 16
 """Parquet ends a page at the end of such a batch at the earliest: small pages let readers stream images."""
 
 
-def write(context: Context, part: Part, tick: Callable[[int], object]) -> dict[str, Any]:
+def write(context: Context, part: Part, tick: Callable[[int], object]) -> PartFacts:
     """Write one part as one file of ``data`` and one of ``meta/episodes``.
 
     Args:
@@ -55,7 +59,7 @@ def write(context: Context, part: Part, tick: Callable[[int], object]) -> dict[s
         for row in iterate_rows(part, context):
             # Tasks are sorted, so that a number needs no dictionary of millions of texts.
             task = bisect_left(context.tasks, row["action"], key=lambda value: value.as_py())
-            images = [image_of(row, f"{side}_image", context) for side in ("source", "target")]
+            images = [image_of(row, column, context) for column in IMAGES]
             frames = _frames(row, part.first_row + rows, task, images)
             stats.add(frames)
             add_frames(frames)
@@ -71,11 +75,11 @@ def _paths(number: int) -> tuple[str, str]:
     return f"data/{name}", f"meta/episodes/{name}"
 
 
-def _frames(row: Mapping[str, Any], episode: int, task: int, images: list[tuple[bytes, str]]) -> list[dict[str, Any]]:
-    frames = []
-    for number, (side, (data, suffix)) in enumerate(zip(("source", "target"), images, strict=True)):
-        # LeRobot makes a tensor of every number: unknown ones need a value.
-        frame, time_s = row[f"{side}_frame"], row[f"{side}_time_s"]
+def _frames(row: TripletRow, episode: int, task: int, images: list[tuple[bytes, str]]) -> list[dict[str, object]]:
+    frames: list[dict[str, object]] = []
+    positions = ((row["source_frame"], row["source_time_s"]), (row["target_frame"], row["target_time_s"]))
+    # LeRobot makes a tensor of every number: unknown ones need a value.
+    for number, ((frame, time_s), (data, suffix)) in enumerate(zip(positions, images, strict=True)):
         frames.append(
             {
                 "observation.image": {"bytes": data, "path": f"episode-{episode:06d}-frame-{number:06d}.{suffix}"},
@@ -93,7 +97,8 @@ def _frames(row: Mapping[str, Any], episode: int, task: int, images: list[tuple[
     return frames
 
 
-def _episode(row: Mapping[str, Any], episode: int, part: int) -> dict[str, Any]:
+def _episode(row: TripletRow, episode: int, part: int) -> dict[str, object]:
+    values: Mapping[str, object] = row
     chunk, file = divmod(part, CHUNK_FILES)
     return {
         "episode_index": episode,
@@ -105,16 +110,18 @@ def _episode(row: Mapping[str, Any], episode: int, part: int) -> dict[str, Any]:
         "dataset_to_index": 2 * episode + 2,
         "meta/episodes/chunk_index": chunk,
         "meta/episodes/file_index": file,
-    } | {name: row[name] for name in PROVENANCE}
+    } | {name: values[name] for name in PROVENANCE}
 
 
 @contextmanager
-def _parquet(path: Path, schema: pa.Schema, rows_an_episode: int) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
+def _parquet(
+    path: Path, schema: pa.Schema, rows_an_episode: int
+) -> Iterator[Callable[[list[dict[str, object]]], None]]:
     """Open a Parquet file that is written in small row groups to a temporary file and then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Under its own name the file is complete or not there.
     hidden = temporary_path(path)
-    pending: list[dict[str, Any]] = []
+    pending: list[dict[str, object]] = []
     try:
         with pq.ParquetWriter(hidden, schema, compression="zstd", write_batch_size=WRITE_BATCH) as writer:
 
@@ -122,7 +129,7 @@ def _parquet(path: Path, schema: pa.Schema, rows_an_episode: int) -> Iterator[Ca
                 writer.write_table(pa.Table.from_pylist(pending, schema=schema))
                 pending.clear()
 
-            def add(rows: list[dict[str, Any]]) -> None:
+            def add(rows: list[dict[str, object]]) -> None:
                 pending.extend(rows)
                 if len(pending) >= ROW_GROUP_EPISODES * rows_an_episode:
                     flush()

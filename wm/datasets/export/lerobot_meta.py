@@ -2,8 +2,7 @@
 
 import json
 import os
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pyarrow as pa
 
 from wm.datasets.card import license_lines, license_sentence
 from wm.datasets.export.plan import Plan
-from wm.datasets.export.rows import PROVENANCE, Context, temporary_path
+from wm.datasets.export.rows import PROVENANCE, Context, Moments, PartFacts, count_licenses, temporary_path
 from wm.images import decode_image
 from wm.records import TRIPLET_SCHEMA
 from wm.runs import write_json, write_text
@@ -74,7 +73,7 @@ class Stats:
     """
 
     def __init__(self) -> None:
-        self.moments: dict[str, dict[str, Any]] = {}
+        self.moments: dict[str, Moments] = {}
 
     def add(self, frames: list[dict[str, Any]]) -> None:
         """Add frames: rows of :data:`DATA_SCHEMA`. Unknown numbers do not count, images count by their pixels.
@@ -115,7 +114,7 @@ class Stats:
         number = weights.sum(0)
         mean = (weights * values).sum(0) / number
         occurs = np.broadcast_to(weights > 0, values.shape)
-        new = {
+        new: Moments = {
             "count": frames,
             "values": int(number[0]),
             "mean": mean.tolist(),
@@ -126,7 +125,7 @@ class Stats:
         self.moments[name] = _merge_moments(self.moments[name], new) if name in self.moments else new
 
 
-def _merge_moments(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+def _merge_moments(a: Moments, b: Moments) -> Moments:
     """Merge the moments of two groups of values (Chan, Golub and LeVeque 1979)."""
     # Deviations from each mean, not sums of squares: large values would lose their spread.
     number = a["values"] + b["values"]
@@ -142,7 +141,7 @@ def _merge_moments(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def finish(context: Context, plan: Plan, facts: Sequence[dict[str, Any]]) -> None:
+def finish(context: Context, plan: Plan, facts: Sequence[PartFacts]) -> None:
     """Write ``meta/tasks.parquet``, ``meta/stats.json``, ``meta/info.json`` and the data-set card.
 
     Args:
@@ -167,27 +166,27 @@ def finish(context: Context, plan: Plan, facts: Sequence[dict[str, Any]]) -> Non
     write_text(out / "README.md", _card(plan, facts))
 
 
-def _statistics(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _statistics(parts: Sequence[Mapping[str, Moments]]) -> dict[str, object]:
     """Build LeRobot's ``stats.json`` from the moments of the parts: lists of shape (1,), of images (3, 1, 1)."""
-    moments: dict[str, dict[str, Any]] = {}
+    moments: dict[str, Moments] = {}
     for part in parts:
         for name, new in part.items():
             moments[name] = _merge_moments(moments[name], new) if name in moments else new
-    stats = {}
+    stats: dict[str, object] = {}
     for name, sums in moments.items():
         # Of the population, as LeRobot's own.
         std = np.sqrt(np.array(sums["deviations"]) / sums["values"])
         columns = {"min": sums["min"], "max": sums["max"], "mean": sums["mean"], "std": std.tolist()}
-        if FEATURES[name][0] == "image":
-            columns = {key: [[[value]] for value in values] for key, values in columns.items()}
-        stats[name] = columns | {"count": [sums["count"]]}
+        # By channel, as LeRobot broadcasts them over an image.
+        images = {key: [[[value]] for value in values] for key, values in columns.items()}
+        stats[name] = {**(images if FEATURES[name][0] == "image" else columns), "count": [sums["count"]]}
     return stats
 
 
-def _info(context: Context, plan: Plan) -> dict[str, Any]:
+def _info(context: Context, plan: Plan) -> dict[str, object]:
     assert context.image_size is not None and context.tasks is not None
     # As LeRobot writes it: shapes without the batch, null where a feature has no names.
-    features: dict[str, Any] = {
+    features: dict[str, dict[str, object]] = {
         name: {"dtype": dtype, "shape": [1], "names": None} for name, (dtype, _) in FEATURES.items()
     }
     features["observation.image"] |= {"shape": [*context.image_size, 3], "names": ["height", "width", "channels"]}
@@ -208,10 +207,8 @@ def _info(context: Context, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _card(plan: Plan, facts: Sequence[dict[str, Any]]) -> str:
-    licenses = Counter[str]()
-    for fact in facts:
-        licenses.update(fact["licenses"])
+def _card(plan: Plan, facts: Sequence[PartFacts]) -> str:
+    licenses = count_licenses(facts)
     return "\n".join(
         [
             "---",

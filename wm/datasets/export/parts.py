@@ -8,11 +8,10 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from wm.datasets.export import aurora, lerobot, lerobot_meta, webdataset
 from wm.datasets.export.plan import Part, Plan
-from wm.datasets.export.rows import Context
+from wm.datasets.export.rows import Context, PartFacts
 from wm.errors import InputError
 from wm.runs import write_json
 
@@ -29,8 +28,8 @@ class ExportFormat:
     """One layout. ``write`` writes a part and returns its facts (``rows``, ``licenses`` and what ``finish`` needs);
     ``finish`` writes what speaks of all parts, from their facts in order."""
 
-    write: Callable[[Context, Part, Tick], dict[str, Any]]
-    finish: Callable[[Context, Plan, Sequence[dict[str, Any]]], None]
+    write: Callable[[Context, Part, Tick], PartFacts]
+    finish: Callable[[Context, Plan, Sequence[PartFacts]], None]
     numbers_tasks: bool = False
     """Actions are numbered over the complete export, images have one size, rows one split."""
 
@@ -42,7 +41,7 @@ FORMATS: dict[str, ExportFormat] = {
 }
 
 
-def write_part(name: str, context: Context, part: Part, tick: Tick = lambda rows: None) -> dict[str, Any]:
+def write_part(name: str, context: Context, part: Part, tick: Tick = lambda rows: None) -> PartFacts:
     """Write one part of an export and its mark.
 
     Args:
@@ -71,7 +70,7 @@ def write_part(name: str, context: Context, part: Part, tick: Tick = lambda rows
     return facts
 
 
-def read_marks(out: str | Path) -> dict[int, dict[str, Any]]:
+def read_marks(out: str | Path) -> dict[int, PartFacts]:
     """Load the facts of every complete part, by the part's number."""
     marks = {}
     for path in sorted(marks_folder(out).glob("part-*.json")):
@@ -82,7 +81,7 @@ def read_marks(out: str | Path) -> dict[int, dict[str, Any]]:
     return marks
 
 
-def finish_export(name: str, context: Context, plan: Plan) -> list[dict[str, Any]]:
+def finish_export(name: str, context: Context, plan: Plan) -> list[PartFacts]:
     """Write what speaks of all parts; returns the parts' facts. Removes what killed
     processes left half written. The marks stay (see :func:`remove_marks`).
 

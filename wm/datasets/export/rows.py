@@ -4,10 +4,11 @@ import io
 import math
 import re
 import uuid
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Final, Literal, Required, TypeAlias, TypedDict, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,9 +18,10 @@ from wm.datasets.export.plan import Part, Plan, Slice
 from wm.datasets.export.row_filter import RowFilter
 from wm.errors import InputError
 from wm.images import FORMATS, decode_image, encode_png, fit_square
-from wm.records import TRIPLET_SCHEMA, stable_id
+from wm.records import TRIPLET_SCHEMA, TripletRow, stable_id
 
-IMAGES = ("source_image", "target_image")
+ImageColumn: TypeAlias = Literal["source_image", "target_image"]
+IMAGES: Final[tuple[ImageColumn, ImageColumn]] = ("source_image", "target_image")
 
 _HEAVY = {*IMAGES, "source_codes", "target_codes", "change"}
 
@@ -33,6 +35,27 @@ twice where the file was written in one batch a row group (Parquet then makes on
 _SUFFIXES = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpg", b"BM": "bmp"}
 
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]{1,100}")
+
+
+class Moments(TypedDict):
+    """Of a numeric feature: frames, values a channel, and by channel mean, sum of squared deviations, min, max."""
+
+    count: int
+    values: int
+    mean: list[float]
+    deviations: list[float]
+    min: list[float]
+    max: list[float]
+
+
+class PartFacts(TypedDict, total=False):
+    """What is known of a written part: its rows, how many have each licence, and what the formats need at the end:
+    kinds of its image files (webdataset), moments by feature (lerobot)."""
+
+    rows: Required[int]
+    licenses: Required[dict[str, int]]
+    images: list[str]
+    stats: dict[str, Moments]
 
 
 @dataclass(frozen=True)
@@ -50,7 +73,7 @@ class Context:
     tasks: pa.Array | None = None
 
 
-def iterate_rows(part: Part, context: Context) -> Iterator[dict[str, Any]]:
+def iterate_rows(part: Part, context: Context) -> Iterator[TripletRow]:
     """Iterate over the exported rows of a part in order: ``PROVENANCE`` and both images (dicts with ``bytes``).
 
     Args:
@@ -64,9 +87,9 @@ def iterate_rows(part: Part, context: Context) -> Iterator[dict[str, Any]]:
     for span in part.slices:
         for row in _iterate_slice(span, context.rows):
             # Every format needs both: a name for its files and the text itself.
-            for name in ("triplet_id", "action"):
-                if not row[name]:
-                    raise InputError(f"triplet {row['triplet_id']} in {span.file} has no {name}")
+            for column, text in (("triplet_id", row["triplet_id"]), ("action", row["action"])):
+                if not text:
+                    raise InputError(f"triplet {row['triplet_id']} in {span.file} has no {column}")
             if row["triplet_id"] in ids:
                 raise InputError(f"triplet_id {row['triplet_id']} occurs twice; the second time in {span.file}")
             ids.add(row["triplet_id"])
@@ -76,7 +99,7 @@ def iterate_rows(part: Part, context: Context) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _iterate_slice(span: Slice, rows: RowFilter) -> Iterator[dict[str, Any]]:
+def _iterate_slice(span: Slice, rows: RowFilter) -> Iterator[TripletRow]:
     try:
         # Without pre_buffer and with a buffer, pages are read as they are needed, not a row group of images at once.
         with pq.ParquetFile(span.file, buffer_size=2**20, pre_buffer=False) as file:
@@ -90,12 +113,12 @@ def _iterate_slice(span: Slice, rows: RowFilter) -> Iterator[dict[str, Any]]:
                 if begin < end:
                     rows_batch = batch.slice(begin, end - begin)
                     for row in rows_batch.filter(pa.array(rows.wanted(rows_batch))).to_pylist():
-                        yield row | missing
+                        yield cast(TripletRow, row | missing)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{span.file} is damaged: {' '.join(str(error).split())}") from error
 
 
-def _overlapping_groups(metadata: Any, span: Slice) -> tuple[list[int], int]:
+def _overlapping_groups(metadata: pq.FileMetaData, span: Slice) -> tuple[list[int], int]:
     """Find the row groups that hold rows of a slice, and the number of the first one's first row."""
     groups: list[int] = []
     first = row = 0
@@ -109,7 +132,7 @@ def _overlapping_groups(metadata: Any, span: Slice) -> tuple[list[int], int]:
     return groups, first
 
 
-def image_of(row: dict[str, Any], name: str, context: Context) -> tuple[bytes, str]:
+def image_of(row: TripletRow, name: ImageColumn, context: Context) -> tuple[bytes, str]:
     """Return one image of a row as (bytes, file suffix without a dot): as stored, or a PNG of ``side_px``.
 
     Args:
@@ -163,6 +186,14 @@ def first_image_size(plan: Plan, context: Context) -> tuple[int, int]:
     return image_size(image_of(row, "source_image", context)[0], f"source_image of triplet {row['triplet_id']}")
 
 
+def count_licenses(facts: Iterable[PartFacts]) -> Counter[str]:
+    """Count rows by licence over all parts."""
+    licenses = Counter[str]()
+    for fact in facts:
+        licenses.update(fact["licenses"])
+    return licenses
+
+
 def temporary_path(path: Path) -> Path:
     """Return a hidden name beside ``path`` to write under before the renaming; no two writers share one."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -173,10 +204,11 @@ def file_key(triplet_id: str) -> str:
     return triplet_id if _PLAIN_KEY.fullmatch(triplet_id) else stable_id(triplet_id)
 
 
-def json_row(row: dict[str, Any]) -> dict[str, Any]:
+def json_row(row: TripletRow) -> dict[str, object]:
     """Return the provenance of a row for JSON, which knows no NaN and no infinity: they become null."""
+    values: Mapping[str, object] = row
     return {
-        name: None if isinstance(row[name], float) and not math.isfinite(row[name]) else row[name]
+        name: None if isinstance(value := values[name], float) and not math.isfinite(value) else value
         for name in PROVENANCE
     }
 

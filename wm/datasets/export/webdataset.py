@@ -12,24 +12,27 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from wm.datasets.card import license_lines, license_sentence
 from wm.datasets.export.plan import Part, Plan
 from wm.datasets.export.rows import (
+    IMAGES,
     PROVENANCE,
     Context,
+    PartFacts,
     column_dtype,
+    count_licenses,
     file_key,
     image_of,
     iterate_rows,
     json_row,
     temporary_path,
 )
+from wm.records import TripletRow
 from wm.runs import write_text
 
 
-def write(context: Context, part: Part, tick: Callable[[int], object]) -> dict[str, Any]:
+def write(context: Context, part: Part, tick: Callable[[int], object]) -> PartFacts:
     """Write one part as one tar file.
 
     Args:
@@ -64,20 +67,20 @@ def write(context: Context, part: Part, tick: Callable[[int], object]) -> dict[s
     return {"rows": rows, "licenses": dict(licenses), "images": sorted(images)}
 
 
-def _members(row: dict[str, Any], context: Context) -> dict[str, bytes]:
+def _members(row: TripletRow, context: Context) -> dict[str, bytes]:
     key = file_key(row["triplet_id"])
     # Members of one key follow each other in the tar file, which makes them one sample.
     members = {
         f"{key}.txt": row["action"].encode(),
         f"{key}.json": json.dumps(json_row(row), ensure_ascii=False).encode(),
     }
-    for side in ("source", "target"):
-        data, suffix = image_of(row, f"{side}_image", context)
-        members[f"{key}.{side}.{suffix}"] = data
+    for column in IMAGES:
+        data, suffix = image_of(row, column, context)
+        members[f"{key}.{column.removesuffix('_image')}.{suffix}"] = data
     return members
 
 
-def finish(context: Context, plan: Plan, facts: Sequence[dict[str, Any]]) -> None:
+def finish(context: Context, plan: Plan, facts: Sequence[PartFacts]) -> None:
     """Write the data-set card.
 
     It names every column with its type: ``datasets`` would guess from the first five rows, and fail at the first value
@@ -88,9 +91,7 @@ def finish(context: Context, plan: Plan, facts: Sequence[dict[str, Any]]) -> Non
         plan: What was exported.
         facts: Of each part, in order.
     """
-    licenses = Counter[str]()
-    for fact in facts:
-        licenses.update(fact["licenses"])
+    licenses = count_licenses(facts)
     # Images of several formats are columns of their own.
     images = sorted({name for fact in facts for name in fact["images"]})
     # Types of every column: the first rows need not have a value.
