@@ -111,6 +111,7 @@ class IDMServer(ModelServer):
 
 def _score(model: ServedModel, requests: Sequence[Candidates]) -> list[list[Score]]:
     """Score the candidates of several requests in one call, so that a source they share is read once."""
+    # One row a candidate; the library reads equal sources once.
     rows = [(source, codes, action) for source, action, candidates in requests for codes in candidates]
     sources, targets, actions = zip(*rows, strict=True)
     scores = iter(score_actions(model.vlm, sources, targets, actions, runner=model.runner))

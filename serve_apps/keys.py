@@ -92,6 +92,7 @@ class KeyRing:
         stamp = self._stamp()
         if stamp == self._seen:
             return
+        # Before it is read: a file that stays broken is reported once.
         self._seen = stamp
         try:
             self.keys = read_keys(self._path)
@@ -122,6 +123,7 @@ def run(limits: KeyLimits, *, dry_run: bool = False) -> None:
     if dry_run:
         print(f"would make a key for {limits.name!r}")
         return
+    # 256 bits: see above why a fast hash is enough for them.
     token = PREFIX + secrets.token_urlsafe(32)
     print(SHOWN_ONCE.format(token), file=sys.stderr)
     print(entry_text(limits, token))

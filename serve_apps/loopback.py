@@ -28,6 +28,7 @@ def keep_replica_local(node_address: str) -> None:
     if not address.is_loopback:
         return
     host = f"[{address}]" if address.version == 6 else str(address)
+    # Ray has no setting for the address: its function is wrapped.
     add_port = getattr(replica, "add_port_to_grpc_server", None)
     if add_port is None:
         logger.warning(

@@ -112,6 +112,7 @@ def _load_models(recipe: ServeRecipe, tasks: Sequence[str]) -> tuple[Role | None
     """Load the recipe's models for ``tasks``, and the bare base that they lie over, where they share it."""
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[recipe.dtype]
     folders = {FDM: recipe.fdm, IDM: recipe.idm}
+    # Adapters are applied as they run over the bare base, the recipe's two as well.
     if recipe.adapters or recipe.base_sharing == "shared":
         base = load_role(find_shared_base(recipe.fdm, recipe.idm, recipe.base), device=recipe.device, dtype=dtype)
         return base, {task: load_role(folders[task], base=recipe.base, over=base) for task in tasks}

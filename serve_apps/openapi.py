@@ -84,6 +84,7 @@ def _operations(schema: JsonObject) -> Iterator[tuple[str, JsonObject]]:
 
 def _describe(path: str, operation: JsonObject) -> None:
     responses = operation["responses"]
+    # FastAPI's own status for what is answered 400 here.
     responses.pop("422", None)
     is_page = not path.startswith("/v1/")
     for status, description in ERRORS.items():
@@ -92,6 +93,7 @@ def _describe(path: str, operation: JsonObject) -> None:
         content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
         # One schema for all: clients need to know one form of error.
         responses[status] = {"description": description, "content": content}
+    # Where no key file is given, none is needed: both are possible.
     if not is_page:
         operation["security"] = [{}, {"key": []}]
     if _streams(operation):

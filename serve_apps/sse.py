@@ -49,5 +49,6 @@ def error_event(error: ApiError) -> str:
 
 
 def _line(event: JsonObject) -> str:
+    # Chat chunks have no type, as OpenAI's have no event name.
     name = f"event: {event['type']}\n" if "type" in event else ""
     return f"{name}data: {json.dumps(event)}\n\n"

@@ -111,6 +111,7 @@ class ApiKeyMiddleware:
 
 def find_key(scope: Scope, ring: KeyRing | None) -> Key | ApiError:
     """Return the entry of a request's key, or the answer to a request without a known one."""
+    # The same answer for an unknown key and for a server without keys.
     token = _token(scope)
     key = None if token is None or ring is None else ring.find(token)
     return _unauthorized(token) if key is None else key

@@ -96,6 +96,7 @@ def score_reply(request: ScoreRequest, scores: Sequence[Sequence[Score]]) -> Jso
 
     ``best``: the likeliest of all, of equal ones the first.
     """
+    # Target by target, as the request has them.
     data: list[JsonObject] = [
         {"target": target, "action": action, "text": request.actions[action]} | _sums(logprob, count)
         for target, row in enumerate(scores)

@@ -120,6 +120,7 @@ async def list_samples() -> dict[str, Any]:
 @router.api_route("/playground/samples/{number}.png", methods=["GET", "HEAD"])
 async def get_sample_image(request: Request, number: str) -> Response:
     """Return a sample image: PNG, 48 x 48."""
+    # At most nine digits are read as a number: the path is anybody's text.
     if not (number.isdecimal() and number.isascii() and int(number[:9]) < NUM_SAMPLES):
         raise ApiError(f"no such sample: {number!r:.80}", status=404, code="not_found")
     return _answer(request, samples()[int(number)].image)
@@ -136,6 +137,7 @@ async def get_asset(request: Request, name: str) -> Response:
 def _answer(request: Request, asset: Asset) -> Response:
     headers = HEADERS | {"ETag": asset.etag}
     cached_tags = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
+    # The browser has this very file.
     if cached_tags & {asset.etag, "*"}:
         return Response(status_code=304, headers=headers)
     # Starlette gives the length; a server leaves the body out of an answer to HEAD.

@@ -21,6 +21,7 @@ router = APIRouter(include_in_schema=False)
 @router.api_route("/docs", methods=["GET", "HEAD"])
 async def reference(request: Request) -> HTMLResponse:
     """Return the page."""
+    # Relative addresses: the page may be behind a proxy with a prefix.
     page = get_swagger_ui_html(
         openapi_url="openapi.json",
         title=request.app.title,
