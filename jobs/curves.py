@@ -23,7 +23,8 @@ from wm.config import Recipe
 from wm.datasets.layouts import DatasetLayout
 from wm.datasets.videos.listing import Entry
 from wm.datasets.videos.videos import describe, list_videos, listing_digest, passed_over_of
-from wm.files.storage import StorageError, download, is_remote
+from wm.files.storage import StorageError, download
+from wm.files.uris import is_remote
 from wm.paths import InputPath, OptionalInputPath, OutputPath
 from wm.records import write_table
 from wm.runs import Run, read_run

@@ -17,7 +17,8 @@ import pyarrow as pa
 
 from jobs.annotate.metrics import Metrics
 from jobs.annotate.tables import DECODED_SCHEMA, DecodedVideo, Decoding, ListedVideo
-from wm.files.storage import download, is_remote
+from wm.files.storage import download
+from wm.files.uris import is_remote
 from wm.video import ClipReader, ClipSettings, VideoError
 from wm.video.errors import check_name
 from wm.video.facts import FrameFacts, pair_difference
@@ -175,6 +176,7 @@ def fetch_remote(uri: str, path: str, time_limit_s: float, max_bytes: int) -> No
     """
     from wm.files.storage import StorageError
 
+    # Only this error travels through the pipe as the video's own.
     try:
         download(uri, path, time_limit_s=time_limit_s, max_bytes=max_bytes)
     except StorageError as error:

@@ -17,7 +17,7 @@ from jobs.plan.recipe import PlanRecipe
 from wm.datasets.planning import Work
 from wm.datasets.videos.videos import list_videos, passed_over_of
 from wm.errors import InputError
-from wm.files.storage import is_remote
+from wm.files.uris import is_remote
 from wm.records import table_files
 from wm.runs import read_run
 from wm.video.keyframes import find_rule

@@ -94,6 +94,7 @@ def _frames(row: Mapping[str, Any], episode: int, task: int, images: list[tuple[
 
 
 def _episode(row: Mapping[str, Any], episode: int, part: int) -> dict[str, Any]:
+    # A part is a file of data and one of episodes, of the same number.
     chunk, file = divmod(part, CHUNK_FILES)
     return {
         "episode_index": episode,
