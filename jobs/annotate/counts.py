@@ -133,6 +133,7 @@ def table7(counts: Mapping[str, Any]) -> dict[str, float | None]:
     Returns:
         Seconds, hours, and means a video or action; a mean over nothing is None.
     """
+    # Videos without a triplet are no samples, as in the paper.
     return {
         "mean_length_s": _ratio(counts["video_s"], counts["decoded"]),
         "total_length_h": round(counts["video_s"] / 3600, 4),

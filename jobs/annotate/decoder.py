@@ -176,6 +176,7 @@ def fetch_remote(uri: str, path: str, time_limit_s: float, max_bytes: int) -> No
     """
     from wm.files.storage import StorageError
 
+    # Only this error travels through the pipe as the video's own.
     try:
         download(uri, path, time_limit_s=time_limit_s, max_bytes=max_bytes)
     except StorageError as error:

@@ -235,6 +235,7 @@ def _check_fit(idm: str, base: str) -> None:
     """Refuse a base that the adapter's manifest does not name, before anything is decoded."""
     from wm.models import read_manifest
 
+    # Models of others have no manifest: nothing is known of their bases.
     adapter, full = read_manifest(idm), read_manifest(base)
     if adapter is not None and adapter.kind != "adapter":
         raise InputError(f"idm = {idm!r} is a full model and no adapter; leave base out")

@@ -36,6 +36,7 @@ class Metrics:
 
     def shard(self, counts: ShardCounts) -> None:
         """Count a written shard (the counts of :func:`jobs.annotate.shards.write_shard`)."""
+        # A counter that was never moved is not served: zeros are left out.
         for outcome, number in (("ok", counts["triplets"]), ("filtered", counts["pairs"] - counts["triplets"])):
             if number:
                 self._pairs.inc(number, {"outcome": outcome})

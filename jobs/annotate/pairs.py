@@ -59,6 +59,7 @@ class Pair:
         def min_of_both(values: Sequence[float]) -> float:
             return float(min(values[self.source], values[self.target]))
 
+        # A pair is as dark or blurred as its worse frame.
         return {
             "repeat_bits": self.repeat_bits,
             "difference": self.video["difference"][self.target] if filters.static != "off" else None,

@@ -60,6 +60,7 @@ class AnnotateResources(Recipe):
 
     def pool_sizes(self, num_shards: int) -> tuple[range, range]:
         """Compute the min and max (the range's stop) of decoders and of annotators that so many shards keep busy."""
+        # More actors than shards would hold models and never work.
         pools = ((self.num_decoders, self.max_decoders), (self.num_annotators, self.max_annotators))
         decoders, annotators = (
             range(min(min_size, num_shards), min(max(min_size, max_size), num_shards)) for min_size, max_size in pools

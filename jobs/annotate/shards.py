@@ -65,6 +65,7 @@ def shard_table(listing: pa.Table, number: int, start: int, rows: int) -> pa.Tab
         rows: Number of its rows.
     """
     table = listing.slice(start, rows)
+    # Absolute, because a worker's folder is not the driver's.
     uris = table.column("uri").to_pylist()
     paths = [uri if scheme_of(uri) else os.path.abspath(uri) for uri in uris]  # noqa: PTH100 - links stay as named
     more = {"path": paths, "shard": [number] * rows, "shard_rows": [rows] * rows}
@@ -186,6 +187,7 @@ def _load_mark(mark: Path) -> ShardCounts | None:
 
 def _filled(counts: ShardCounts) -> list[str]:
     """List the tables in which a shard has a row."""
+    # A table without rows in a shard has no file.
     rows = {
         "rejects": counts["filtered"] + counts["failed"],
         "clips": counts["videos"],

@@ -182,6 +182,7 @@ class PairRow(TypedDict):
 
 def stage_seconds(video: DecodedVideo, stage: DecodeStage) -> float:
     """Return the seconds that a stage took for a video, 0 where it had none."""
+    # By name, so that the types of the columns are checked.
     seconds = {
         "download": video.get("download_s"),
         "scan": video.get("scan_s"),
@@ -221,6 +222,7 @@ def report_problem(message: str, errno: int = 0) -> dict[str, list[object]]:
         message: What is wrong.
         errno: Error number of the disk; 0: the input is at fault.
     """
+    # A row of the same columns, as Ray Data takes no other; -1: no shard.
     report: ShardReport = {
         "problem": message,
         "errno": errno,

@@ -99,6 +99,7 @@ class PlanRecipe(Recipe):
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
+        # The table and the answers by node go by name.
         names = [node.name for node in self.nodes]
         if len(set(names)) < len(names):
             raise ValueError("nodes of the same name; expected one entry for each kind")

@@ -85,6 +85,7 @@ def survey(files: Sequence[str], columns: Sequence[str]) -> Files:
 
 
 def _check_types(file: str, schema: pa.Schema, columns: Sequence[str]) -> None:
+    # Integers and floats of any width will do, and texts of any kind.
     for name in columns:
         expected = PAIR_SCHEMA.field(name).type if name in PAIR_SCHEMA.names else pa.string()
         kind = schema.field(name).type
@@ -133,6 +134,7 @@ def count(files: Sequence[str], criteria: Criteria) -> tuple[Tally, int, Changes
                 if "changed_codes" in table.column_names:
                     changes.append(count_rows(table.column("changed_codes"), criteria.min_changed_codes))
                 else:
+                    # Whether they change is not known.
                     changes.append(Changes(table.num_rows, 0, table.num_rows))
                 yield tally(table, criteria)
 
@@ -146,6 +148,7 @@ def unchanged_ids(files: Sequence[str], criteria: Criteria) -> pa.Array:
         files: Parquet files of triplets.
         criteria: How many codes must change.
     """
+    # An empty array first: there may be no such row.
     ids = [pa.array([], pa.string())]
     for file in files:
         for batch in read_rows(file, ["triplet_id"], criteria):
@@ -163,6 +166,7 @@ def spill_candidates(files: Sequence[str], plan: Plan, criteria: Criteria, folde
         criteria: What makes a row a candidate.
         folder: Where the spilled files go.
     """
+    # Rows that no quota can reach are dropped here already.
     writer = SpillWriter(Path(folder), plan.num_parts, CANDIDATE_SCHEMA)
     rows = 0
     for file in files:

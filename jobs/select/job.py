@@ -147,6 +147,7 @@ def _count_changes(recipe: SelectRecipe, changes: Changes, is_filtered: bool) ->
     looked at."""
     if not recipe.min_changed_codes:
         return {}
+    # The annotation has taken them out itself.
     if is_filtered:
         return {"unchanged_codes": 0}
     counts = {"unchanged_codes": changes.unchanged} if changes.without_codes < changes.rows else {}

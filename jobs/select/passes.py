@@ -57,6 +57,7 @@ def find_files(folder: Path, columns: Sequence[str], name: str, on_ray: bool | N
     paths = [str(path) for path in table_files(folder)]
     if not paths:
         raise InputError(f"no Parquet file below {name}")
+    # Groups of many files: their sizes are not known yet.
     some = [(paths[start : start + GROUP_FILES],) for start in range(0, len(paths), GROUP_FILES)]
     remote = len(paths) > FILES_HERE if on_ray is None else on_ray
     files = sorted(file for part in each(survey, some, columns, on_ray=remote) for file in part)
@@ -169,6 +170,7 @@ def clear(out: Path, *names: str) -> None:
         out: Folder of the run.
         *names: Files and folders in it.
     """
+    # Also what a killed run has left half done.
     for name in names:
         if (out / name).is_dir():
             shutil.rmtree(out / name)

@@ -58,6 +58,7 @@ def read_batches(file: str, columns: Sequence[str], batch_rows: int | None = Non
     """
     with open_table(file) as parquet:
         try:
+            # Damage shows only when its page is read.
             for batch in parquet.iter_batches(batch_rows or BATCH_ROWS, columns=list(columns)):
                 yield pa.Table.from_batches([batch])
         except (pa.ArrowException, OSError) as error:

@@ -100,6 +100,7 @@ def stage_seconds(work: Work, rates: Rates) -> dict[str, float]:
         work: All that there is to do.
         rates: Units a second of one core or annotator.
     """
+    # Every frame is scanned; only key-frames are read and encoded.
     return {
         "scan": work.frames / rates.scan,
         "fetch": work.images / rates.fetch,

@@ -108,6 +108,7 @@ class ClipReader:
             start_s=start_s,
             end_s=end_s,
         )
+        # Fewer than two key-frames make no pair: nothing is read in colour.
         scan_end_s = time.perf_counter()
         if len(scan.keyframes) < 2:
             return Clip(scan, [], [], "", scan_s=scan_end_s - begin_s)

@@ -51,6 +51,7 @@ class Orientation:
 
     def apply(self, pixels: npt.NDArray[Element]) -> npt.NDArray[Element]:
         """Lay an array of shape (height, width, ...) upright; return a view, or the array itself."""
+        # Views only: a copy of every frame would cost more than its motion.
         if self.transposed:
             pixels = pixels.swapaxes(0, 1)
         if self.vertical_flip:
@@ -130,6 +131,7 @@ def parse_display_matrix(matrix: bytes) -> Orientation:
 
 def _without_unnamed_side_data(frame: Any) -> Any:
     """Return the frame (its pixels are shared) without side data that PyAV cannot list."""
+    # FFmpeg's filter knows every kind by its number, those that PyAV has no name for too.
     graph = av.filter.Graph()
     chain: list[Any] = [graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=SQUARE)]
     chain += [graph.add("sidedata", f"mode=delete:type={kind}") for kind in _UNNAMED_SIDE_DATA]

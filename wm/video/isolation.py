@@ -43,6 +43,7 @@ class IsolatedProcess:
         self.starts = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
+        # A file, not a pipe: a child that prints much must not wait for a reader.
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the object
 
     def call(self, limit_s: float, function: Callable[Args, Result], *args: Args.args, **kwargs: Args.kwargs) -> Result:
@@ -80,6 +81,7 @@ class IsolatedProcess:
 
     def close(self) -> None:
         """Kill the child, if one runs."""
+        # Killed, not asked to end: a decoder that hangs reads no pipe.
         if self._pipe is not None:
             self._pipe.close()
         if self._process is not None:

@@ -10,6 +10,7 @@ from wm.video.motion import MotionKind
 
 
 def _check_rule_name(name: str) -> str:
+    # Checked with the recipe: an unknown name must not wait for the first video.
     if name not in KEYFRAME_RULES:
         raise ValueError(f"expected {' or '.join(KEYFRAME_RULES)}")
     return name

@@ -110,10 +110,12 @@ class Walk:
         """Set sizes and buffers by the first frame; return the scale of the motion pass."""
         self.size_px, self.sampled_px = raw.size_px(), raw.sampled_px()
         self.sample_aspect = raw.sample_aspect
+        # A clip that need not be halved is measured exactly as it is walked over.
         halvings = num_halvings(*self.sampled_px, self.side_px)
         self.small_px = small_size(*self.sampled_px, self.side_px)
         self.bounded = self.kind == "farneback" and halvings > 0
         self.decoded = [] if self.bounded else None
+        # At two halvings a quarter of the size is what the motion pass sees anyway.
         self.quarters = [] if self.bounded and halvings > 2 else None
         return float(2**halvings)
 

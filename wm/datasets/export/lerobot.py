@@ -99,6 +99,7 @@ def _frames(row: TripletRow, episode: int, task: int, images: list[tuple[bytes, 
 
 def _episode(row: TripletRow, episode: int, part: int) -> dict[str, object]:
     values: Mapping[str, object] = row
+    # A part is a file of data and one of episodes, of the same number.
     chunk, file = divmod(part, CHUNK_FILES)
     return {
         "episode_index": episode,

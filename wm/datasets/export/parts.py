@@ -72,6 +72,7 @@ def write_part(name: str, context: Context, part: Part, tick: Tick = lambda rows
 
 def read_marks(out: str | Path) -> dict[int, PartFacts]:
     """Load the facts of every complete part, by the part's number."""
+    # A mark is renamed into its folder, so that one that is there is complete unless the disk is damaged.
     marks = {}
     for path in sorted(marks_folder(out).glob("part-*.json")):
         try:

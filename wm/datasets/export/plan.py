@@ -170,6 +170,7 @@ class _Tally:
 
     def check(self, triplets: str | Path) -> None:
         """Raise :class:`InputError` if the selection names ids that were not met."""
+        # Only after the last file: ids come in any order.
         absent = np.flatnonzero(~self._met)
         if len(absent):
             raise InputError(
@@ -242,6 +243,7 @@ def _row_groups(file: Path, tally: _Tally) -> Iterable[tuple[int, npt.NDArray[np
 
 
 def _check_columns(file: Path, schema: pa.Schema) -> None:
+    # Another type would be cast by some readers and refused by others.
     for field_ in TRIPLET_SCHEMA:
         if field_.name not in schema.names:
             if field_.name in _OPTIONAL:
@@ -252,6 +254,7 @@ def _check_columns(file: Path, schema: pa.Schema) -> None:
 
 
 def _image_bytes(group: pq.RowGroupMetaData) -> int:
+    # Compressed: images hardly shrink, so that this is about what an export writes.
     columns = [group.column(number) for number in range(group.num_columns)]
     return sum(
         column.total_compressed_size

@@ -42,6 +42,7 @@ class RowFilter:
 
     def wanted(self, table: pa.RecordBatch | pa.Table) -> npt.NDArray[np.bool_]:
         """Mark each row to be exported; ``table`` has :attr:`columns`."""
+        # Each criterion takes rows out; without one all are exported.
         keep = np.ones(table.num_rows, bool)
         if self.ids is not None:
             keep &= self.positions(table.column("triplet_id")) >= 0
@@ -53,6 +54,7 @@ class RowFilter:
 def read_selection(folder: str | Path) -> npt.NDArray[np.bytes_]:
     """Load the chosen ids, sorted, of a selection: its folder of Parquet files, or the output folder of jobs.select."""
     root = Path(folder)
+    # Either folder is what a user may mean.
     root = root / "selection" if (root / "selection").is_dir() else root
     ids = read_table(root, SELECTION_SCHEMA, ["triplet_id"]).column("triplet_id").to_pylist()
     if not ids:

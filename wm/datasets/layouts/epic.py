@@ -79,6 +79,7 @@ def find_key(videos: VideoIndex, segment: Segment) -> str:
         videos: The videos that are there.
         segment: A row of the table.
     """
+    # Several downloads keep the same video in different folders.
     keys = videos.find(segment.video_id)
     participant, video_id = segment.participant, segment.video_id
     usual = (f"{participant}/videos/{video_id}", f"{participant}/{video_id}", video_id)

@@ -24,6 +24,7 @@ def class_of(parts: Sequence[str]) -> str:
 
 def recognise_path(parts: Sequence[str]) -> str | None:
     """Recognise a folder in a split's folder, and a name of Kinetics in a split's folder itself, without a class."""
+    # A folder in a split's folder is a class, whatever its name.
     if len(parts) > 2 and parts[-3].lower() in _SPLITS:
         return parts[-2] or None
     return "" if len(parts) == 2 and parts[0].lower() in _SPLITS and _NAME.fullmatch(parts[1]) else None
@@ -44,6 +45,7 @@ def list_videos(path: Path, name: str, videos: VideoIndex) -> Iterator[Entry]:
         start, end = (_parse_seconds(text, where) for text in times)
         if end <= start:
             raise InputError(f"{where}: time_end = {end}, expected more than time_start = {start}")
+        # As the usual downloaders name the clips.
         stem = f"{video}_{start:06d}_{end:06d}"
         keys = videos.find(stem)
         # The same clip may be in the folders of several splits; the row names its own.
@@ -53,6 +55,7 @@ def list_videos(path: Path, name: str, videos: VideoIndex) -> Iterator[Entry]:
 
 
 def _parse_seconds(text: str, where: str) -> int:
+    # Some tables write 5 as 5.0.
     try:
         seconds = float(text)
         if seconds.is_integer() and 0 <= seconds < 1e6:

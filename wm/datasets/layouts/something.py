@@ -136,6 +136,7 @@ def list_segments(path: Path, name: str, videos: VideoIndex) -> list[VideoSegmen
         if isinstance(label, Problem):
             rows.append(label)
             continue
+        # The complete video: source and target are its ends.
         key = find_key(videos, label.video_id)
         row = VideoSegment(key, label.class_label, videos.uri_of(key), label.action)
         rows.append(build_segment(row, uris))

@@ -89,6 +89,7 @@ def keep_best(table: pa.Table, keys: Sequence[str], criteria: Criteria) -> pa.Ta
     """
     if table.num_rows == 0:
         return table
+    # Equal keys become neighbours, the best first.
     values = [table.column(name).to_numpy() for name in keys]
     order = np.lexsort((*id_words(table.column("triplet_id"))[::-1], -_compute_scores(table, criteria), *values))
     is_first = np.ones(len(order), bool)
@@ -137,6 +138,7 @@ def check_unique(ids: pa.ChunkedArray, words: list[Words]) -> None:
         ids: Ids of the rows.
         words: The same as numbers, see :func:`id_words`.
     """
+    # Sorted, equal ids are neighbours: no set of a million texts is held.
     by_id = np.lexsort(words)
     same: Any = np.logical_and.reduce([word[by_id][1:] == word[by_id][:-1] for word in words])
     if same.any():

@@ -122,6 +122,7 @@ class _Objects:
 
     def takes(self, path: str) -> bool:
         """Return whether an object is taken; count it if it is not because it is hidden."""
+        # As a walk over folders would, so that a bucket lists what a copy of it on disk does.
         folder, _, name = path.rpartition("/")
         states = self._states(folder)
         if self._pattern.takes(states, name):

@@ -34,11 +34,13 @@ class VideoIndex:
 
     def uri_of(self, key: str) -> str:
         """Return how to open the video of this key, whether it is there or not; the video is then a listed one."""
+        # Of several videos of one name those that are not used are counted later.
         self._used.add(key)
         return self._odd.get(key) or self._head + key + self._tail
 
     def find(self, stem: str) -> list[str]:
         """Return the sorted keys of the videos of this name (no folder, no suffix; any case), now named."""
+        # A name may be looked for in many rows; its videos are counted once.
         keys = self._keys_of(stem.lower())
         if not keys:
             self._passed_over.add("absent", stem)

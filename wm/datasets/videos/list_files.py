@@ -86,6 +86,7 @@ def _txt_rows(path: Path, name: str) -> Iterator[Row]:
     _check_encoding(path, name)
     with path.open(encoding="utf-8-sig", errors=ESCAPE) as file:
         for number, line in enumerate(file, 1):
+            # A line is all URI: it may hold commas and blanks.
             text = line.strip()
             if text and not text.startswith("#"):
                 yield f"{name} line {number}", (text, "", None, None, "")
@@ -224,6 +225,7 @@ def _remote_resolver(name: str) -> Resolver:
             if not is_remote(address):
                 raise InputError(f"{address!r:.200} is local; a remote list may name remote files only")
             return address, address
+        # It would be joined to the bucket, or be a file of this machine.
         if address.startswith("/"):
             raise InputError(f"{address!r:.200} is an absolute path; a remote list may name URIs and relative paths")
         return join_uri(folder, address), address

@@ -176,6 +176,7 @@ def _escape_entry(entry: Entry, passed_over: PassedOver) -> Entry:
     """
     if is_text(entry.uri) and is_text(entry.key) and is_text(entry.class_label):
         return entry
+    # It stays a row, so that nothing vanishes without a reject.
     passed_over.add("not_unicode", entry.key)
     return entry._replace(
         uri=escape_path(entry.uri),

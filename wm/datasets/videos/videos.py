@@ -107,6 +107,7 @@ def _read_list(spec: str, layout: str) -> pa.Table:
 def _list_by_table(spec: str, layout: str, annotations: str) -> pa.Table:
     videos = _find_in_list(spec) if _is_list(spec) else _find(spec)
     with local_copy(annotations, "annotations") as path:
+        # The table is streamed, the videos are in memory: rows look them up in any order.
         index = VideoIndex(videos)
         entries = _read_annotations(path, annotations, layout, index)
         listing = make_listing(entries, videos.notes, videos.passed_over)
@@ -117,6 +118,7 @@ def _list_by_table(spec: str, layout: str, annotations: str) -> pa.Table:
 def _read_annotations(path: Path, annotations: str, layout: str, index: VideoIndex) -> Iterator[Entry]:
     """Yield the videos that a data set's own table names; then count those that no row took."""
     name = recognise_table(path, "annotations", annotations) if layout == "auto" else layout
+    # A table without rows is an error now, not an annotation of nothing later.
     is_empty = True
     for entry in _find_reader(name)(path, annotations, index):
         is_empty = False

@@ -67,6 +67,7 @@ class FolderWalk:
 
     def _takes(self, folder: _Folder, entry: "os.DirEntry[str]", below: str) -> bool:
         """Return whether a file is taken, and count what is to be said of it."""
+        # Files with another ending are taken too: the caller counts them.
         if self._pattern.takes(folder.states, entry.name):
             if is_video_name(entry.name):
                 self._count_repeats(folder, entry, below)
@@ -86,6 +87,7 @@ class FolderWalk:
 
     def _enter(self, folder: _Folder, entry: "os.DirEntry[str]", below: str, deeper: list[_Folder]) -> None:
         """Put a folder on the list of those to walk through, or count why it is not."""
+        # Nothing below it can match: it is counted only where a user might have meant it.
         states = self._pattern.enter(folder.states, entry.name)
         if not states:
             if entry.name.startswith(".") and self._pattern.could_enter(folder.states, entry.name):
@@ -109,6 +111,7 @@ class FolderWalk:
 
     def _count_repeats(self, folder: _Folder, entry: "os.DirEntry[str]", below: str) -> None:
         """Count a file that a link gives a second name: both are listed, as their classes may differ."""
+        # Device and inode name a file, a hash of them costs less to keep than its path.
         is_linked = folder.is_linked or entry.is_symlink()
         identity = hash(_read_identity(entry.path) if entry.is_symlink() else (folder.inside[-1][0], entry.inode()))
         if identity in self._seen and (is_linked or identity in self._linked):
@@ -120,6 +123,7 @@ class FolderWalk:
 
 def _iterate_entries(path: str) -> Iterator["os.DirEntry[str]"]:
     """Yield what is in a folder, in no order; :class:`InputError` if it may not be read."""
+    # An unreadable folder stops the listing: its videos would be missing in silence.
     try:
         with os.scandir(path) as entries:
             yield from entries
