@@ -128,8 +128,7 @@ def read_config(release: Release, vocabulary: dict[str, int], vq_config: Chamele
     layers = _positive(params, "n_layers", where, most=MAX_LAYERS)
     kv_heads = _positive(params, "n_kv_heads", where) if params.get("n_kv_heads") is not None else heads
     # The files themselves decide: a consolidated release keeps the number it was trained with.
-    parts = _positive(params, "model_parallel_size", where, 1)
-    parts = len(shard_files(folder, parts))
+    parts = len(shard_files(folder, _positive(params, "model_parallel_size", where, 1)))
     if dim % heads or heads % kv_heads or kv_heads % parts or dim // heads % 2:
         raise InputError(
             f"{where}: dim {dim}, n_heads {heads}, n_kv_heads {kv_heads} and {parts} part(s) do not divide evenly"
