@@ -167,7 +167,7 @@ def test_a_refused_start_leaves_no_folder_in_the_way(
 @pytest.mark.parametrize("flags", [[], ["--dry-run"]])
 def test_bootstrap_looks_at_what_is_brought_before_its_first_stage(flags: list[str], refused: Call, here: Path) -> None:
     given = ("idm.max_steps=2", "fdm.max_steps=2", "select.k=2", *flags)
-    assert "videos = 'texts' holds no video" in refused("bootstrap", *given, "out=o", "videos=texts")
+    assert "videos = 'texts' holds no video" in refused("bootstrap", *given, "out=o", "data.videos=texts")
     assert "no such folder: root = nowhere" in refused("bootstrap", *given, "out=o", "data.supervised_root=nowhere")
     workers = ("idm.resources.num_workers=99", "idm.global_batch_size=99")
     assert "num_workers = 99" in refused("bootstrap", *given, "out=o", *workers)
