@@ -13,8 +13,8 @@ from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
 from serve_apps import metrics
+from serve_apps.names import FDM, IDM
 from serve_apps.openai.errors import ApiError
-from serve_apps.openai.requests import FDM, IDM
 from wm.errors import InputError
 
 # Of a request, each on another replica, before it is given up.

@@ -17,8 +17,8 @@ from serve_apps import metrics
 from serve_apps.calls import call
 from serve_apps.idm_server import IDMServer
 from serve_apps.model_server import ModelServer, ServedModel
+from serve_apps.names import FDM, IDM
 from serve_apps.openai.edits import EditRequest
-from serve_apps.openai.requests import FDM, IDM
 from serve_apps.openai.rollouts import RolloutRequest
 from serve_apps.recipe import ServeRecipe
 from serve_apps.results import (

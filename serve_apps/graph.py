@@ -18,9 +18,10 @@ from serve_apps import metrics
 from serve_apps.calls import call
 from serve_apps.fair import FairThreads, PixelBudget
 from serve_apps.keys import Key
+from serve_apps.names import FDM, IDM
 from serve_apps.openai.errors import ApiError, Limits
 from serve_apps.openai.images import NamedImage, count_pixels_of, encode_image, prepare_image
-from serve_apps.openai.requests import FDM, IDM, PredictionRequest
+from serve_apps.openai.requests import PredictionRequest
 from serve_apps.recipe import OTHER_CODEC, ServeRecipe
 from serve_apps.results import AdapterEntry, ModelEntry
 from wm.images import Pixels

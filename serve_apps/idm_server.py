@@ -10,8 +10,8 @@ from typing import ClassVar
 
 from serve_apps import metrics
 from serve_apps.model_server import ModelServer, ServedModel
+from serve_apps.names import IDM
 from serve_apps.openai.chat import ChatRequest
-from serve_apps.openai.requests import IDM
 from serve_apps.openai.score import ScoreRequest
 from serve_apps.results import BeliefEntry, Score, TokenEntry
 from wm.dynamics import score_actions

@@ -14,7 +14,7 @@ from serve_apps import metrics
 from serve_apps.adapters import Adapters, list_adapters
 from serve_apps.loopback import keep_replica_local
 from serve_apps.model_thread import ModelThread
-from serve_apps.openai.requests import FDM, IDM
+from serve_apps.names import FDM, IDM
 from serve_apps.recipe import ServeRecipe
 from serve_apps.results import AdapterEntry, ModelEntry
 from wm.dynamics import Role, find_shared_base, load_role, load_roles

@@ -10,9 +10,9 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from serve_apps.deployment_options import DeploymentOptions, check_options, merge_options
 from serve_apps.keys import read_keys
 from serve_apps.middleware.cors import check_origins
+from serve_apps.names import FDM, MAX_GUIDANCE_SCALE
 from serve_apps.openai.errors import Limits
 from serve_apps.openai.images import MAX_PIXELS_FACTOR
-from serve_apps.openai.requests import FDM, MAX_GUIDANCE_SCALE
 from wm.config import Recipe
 from wm.errors import InputError
 from wm.paths import InputPath, OptionalInputPath

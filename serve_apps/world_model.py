@@ -12,7 +12,7 @@ from ray import serve
 from serve_apps.fdm_server import FDMServer, WorldModelServer
 from serve_apps.idm_server import IDMServer
 from serve_apps.ingress import Ingress
-from serve_apps.openai.requests import FDM, IDM
+from serve_apps.names import FDM, IDM
 from serve_apps.recipe import ServeRecipe, check_models
 
 SHIPPED = Path(__file__).with_name("world_model.yaml")

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
+from serve_apps.names import IDM
 from serve_apps.openai.chat_messages import MAX_MESSAGES, find_images, messages_schema
 from serve_apps.openai.errors import ApiError, JsonObject, Limits
 from serve_apps.openai.images import PIXEL_URL, NamedImage
 from serve_apps.openai.json_bodies import check_names, parse_object
-from serve_apps.openai.requests import IDM, MAX_SEED, ApiRequest, json_schema, limits_of
+from serve_apps.openai.requests import MAX_SEED, ApiRequest, json_schema, limits_of
 
 if TYPE_CHECKING:
     from wm.dynamics import Sampling

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
+from serve_apps.names import FDM, IDM, MAX_GUIDANCE_SCALE
 from serve_apps.openai.errors import ApiError, JsonObject, Limits
 from serve_apps.openai.json_bodies import check_names
 
@@ -21,11 +22,9 @@ if TYPE_CHECKING:  # torch is for the replicas alone: what builds settings impor
     from wm.dynamics import Sampling
 
 # Names of the two roles, and of the models that are always there.
-FDM, IDM = "fdm", "idm"
 # Seeds are 31-bit: every JSON reader and every generator takes them as they are.
 MAX_SEED = 2**31 - 1
 MAX_SIDE_PX = 2048
-MAX_GUIDANCE_SCALE = 100
 OutputFormat = Literal["png", "jpeg", "webp"]
 # Fields of OpenAI's clients that would change the answer, and why this server has none.
 UNSUPPORTED = {

@@ -7,10 +7,11 @@ from typing import Annotated, Self
 
 from pydantic import Field, ValidationInfo, WithJsonSchema, model_validator
 
+from serve_apps.names import IDM
 from serve_apps.openai.errors import ApiError, Limits
 from serve_apps.openai.images import DATA_URL_SCHEMA, NamedImage, data_url_bytes
 from serve_apps.openai.json_bodies import parse_object
-from serve_apps.openai.requests import IDM, ApiRequest, check_actions, limits_of
+from serve_apps.openai.requests import ApiRequest, check_actions, limits_of
 
 DataUrl = WithJsonSchema(DATA_URL_SCHEMA)
 Words = WithJsonSchema({"type": "string", "pattern": r"^[^\x00]*[^\s\x00][^\x00]*$"})

@@ -11,10 +11,10 @@ from starlette.responses import Response
 from serve_apps.calls import call, stream
 from serve_apps.graph import Graph, GraphOf
 from serve_apps.http import read_json
+from serve_apps.names import IDM
 from serve_apps.openai.chat import EXAMPLE, ChatRequest, chat_from_json, chat_schema
 from serve_apps.openai.chat_replies import ChatChunks, Head, chat_reply
 from serve_apps.openai.errors import JsonObject
-from serve_apps.openai.requests import IDM
 from serve_apps.sse import event_stream
 from wm.images import Pixels
 

@@ -9,9 +9,9 @@ from fastapi.responses import JSONResponse
 from serve_apps.calls import call
 from serve_apps.graph import GraphOf
 from serve_apps.http import read_json
+from serve_apps.names import IDM
 from serve_apps.openai.chat_replies import score_reply
 from serve_apps.openai.images import PIXEL_URL
-from serve_apps.openai.requests import IDM
 from serve_apps.openai.score import ScoreRequest, score_from_json
 from serve_apps.openapi import json_openapi
 

@@ -14,8 +14,8 @@ from PIL import Image
 from serve_apps import idm_server
 from serve_apps.__main__ import StartRecipe, start, stop
 from serve_apps.__main__ import main as serve_main
+from serve_apps.names import FDM, IDM
 from serve_apps.openai.edits import EditRequest
-from serve_apps.openai.requests import FDM, IDM
 from serve_apps.recipe import ServeRecipe
 from tests.helpers.models_families import write_emu3
 from tests.helpers.models_roles import add_adapter, write_roles
