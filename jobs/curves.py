@@ -21,13 +21,14 @@ from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.config import Recipe
 from wm.datasets.layouts import DatasetLayout
-from wm.datasets.videos.listing import Entry
-from wm.datasets.videos.videos import describe, list_videos, listing_digest, passed_over_of
+from wm.datasets.videos.listing import Entry, listing_digest, passed_over_of
+from wm.datasets.videos.passed_over import describe
+from wm.datasets.videos.videos import list_videos
 from wm.files.storage import StorageError, download
 from wm.files.uris import is_remote
 from wm.paths import InputPath, OptionalInputPath, OutputPath
-from wm.records import write_table
 from wm.runs import Run, read_run
+from wm.tables import write_table
 from wm.video import KEYFRAME_RULES, ClipReader, ClipSettings, Reader, Scan, VideoError
 from wm.video.errors import check_name
 from wm.video.settings import DecodeLimits, MotionSettings
@@ -238,6 +239,7 @@ def _count(curves: list[ClipCurve], num_listed: int) -> dict[str, Any]:
 
 
 def _print_counts(recipe: CurvesRecipe, counts: dict[str, Any]) -> None:
+    # A mean over no clip is a dash, never 0.
     rules = ", ".join(f"{rule} {'–' if mean is None else mean}" for rule, mean in counts["keyframes_per_clip"].items())
     clips = f"{counts['drawn']} of {counts['listed']:,} clips plotted in {recipe.out}, {counts['skipped']} skipped"
     print(f"curves: {clips}; key-frames a clip: {rules}")

@@ -78,7 +78,19 @@ class ExportRecipe(Recipe):
 
 
 def run(recipe: ExportRecipe, *, dry_run: bool = False) -> RunRecord:
-    """Export into ``recipe.out``; returns the run's record (on a dry run: the counts)."""
+    """Export into ``recipe.out``, or what is missing of an export that was interrupted.
+
+    Args:
+        recipe: Which triplets, into which layout.
+        dry_run: Print what would be exported, write nothing.
+
+    Returns:
+        The run's record; on a dry run the counts.
+
+    Raises:
+        InputError: The triplets cannot be exported so, or the folder is another run's.
+        OSError: The disk is full or may not be written.
+    """
     inputs = {"triplets": digest_of(recipe.triplets)}
     if recipe.selection:
         inputs["selection"] = digest_of(recipe.selection)
@@ -89,6 +101,7 @@ def run(recipe: ExportRecipe, *, dry_run: bool = False) -> RunRecord:
         print(f"export: already complete in {recipe.out}: {record['counts']['exported']:,} triplets as {recipe.format}")
         return record
     _check_apart(recipe)
+    # The plan depends on the input alone, so that a resumed run cuts the same parts.
     with stage.timed("plan_s"):
         rows = RowFilter(recipe.split, read_selection(recipe.selection) if recipe.selection else None)
         plan = _build_plan(recipe, rows)
@@ -119,7 +132,7 @@ def run(recipe: ExportRecipe, *, dry_run: bool = False) -> RunRecord:
 
 
 def _check_apart(recipe: ExportRecipe) -> None:
-    """Check that the export does not lie inside its own input, where it would be read as triplets."""
+    """Check that the export is not inside its own input, where it would be read as triplets."""
     out, source = Path(recipe.out).resolve(), Path(recipe.triplets).resolve()
     if out == source or source in out.parents:
         raise InputError(f"out = {recipe.out!r} is in triplets = {recipe.triplets!r}; choose a folder outside it")
@@ -136,6 +149,7 @@ def _build_plan(recipe: ExportRecipe, rows: RowFilter) -> Plan:
             bar.update(num_read - bar.n)
 
     try:
+        # Only footers and small columns: the plan is made before a dry run ends.
         return plan_export(
             recipe.triplets,
             rows,

@@ -19,8 +19,9 @@ from wm.nano.world.actions import action_between
 from wm.nano.world.oracle import read_states
 from wm.nano.world.scenes import SIDE_PX, State
 from wm.paths import InputPath, OutputPath
-from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA, RejectRow, TripletRow, read_table, reject_row, write_table
+from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA, RejectRow, TripletRow, reject_row
 from wm.runs import Run, RunRecord, digest_of
+from wm.tables import read_table, write_table
 
 
 class RelabelRecipe(Recipe):
@@ -40,7 +41,18 @@ class RelabelRecipe(Recipe):
 
 
 def run(recipe: RelabelRecipe, *, dry_run: bool = False) -> RunRecord:
-    """Write the relabelled triplets; returns the run's record."""
+    """Write the relabelled triplets.
+
+    Args:
+        recipe: Which triplets, and which labels they get.
+        dry_run: Print what would be written, write nothing.
+
+    Returns:
+        The run's record; empty on a dry run, or where nothing is left to do.
+
+    Raises:
+        InputError: The selection names other triplets, or the folder is another run's.
+    """
     inputs = {"triplets": digest_of(recipe.triplets), "selection": digest_of(recipe.selection)}
     stage = Run(recipe.out, "relabel", recipe, inputs)
     is_finished = stage.is_complete()
@@ -77,8 +89,10 @@ def _load_chosen(recipe: RelabelRecipe) -> list[TripletRow]:
     ids = read_table(recipe.selection, SELECTION_SCHEMA, ["triplet_id"]).column("triplet_id").combine_chunks()
     table = read_table(recipe.triplets)
     rows: list[TripletRow] = table.filter(pc.is_in(table.column("triplet_id"), ids)).to_pylist()
+    # A control that is smaller than what it is compared with would prove nothing.
     if len(rows) != len(ids):
         raise InputError(f"{recipe.selection} names {len(ids)} triplets, {recipe.triplets} holds {len(rows)} of them")
+    # By id, so that a shuffle depends on the rows alone.
     return sorted(rows, key=lambda row: row["triplet_id"])
 
 
@@ -117,7 +131,7 @@ def _build_reject(row: TripletRow) -> RejectRow:
 
 
 def main() -> int:
-    """Run the command line."""
+    """Run the command line; return the exit status."""
     return cli_main(RelabelRecipe, run, name="relabel", description=__doc__ or "")
 
 

@@ -65,6 +65,7 @@ def run(recipe: ViewRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     if stage.is_complete():
         print(f"view: already complete in {recipe.out}/index.html")
         return read_run(recipe.out) or {}
+    # Before the folder is made: a wrong data set, and a dry run, leave nothing.
     with stage.timed("plan_s"):
         plan = plan_page(source, recipe.limits())
     if dry_run:

@@ -16,7 +16,8 @@ from jobs.ingest.rows import LoadedPair, list_rows, load_row
 from tests.helpers.video_files import marked_frame, read_mark, write_video
 from wm.datasets import layouts
 from wm.datasets.layouts.base import Problem, VideoSegment
-from wm.datasets.videos.videos import list_videos, passed_over_of
+from wm.datasets.videos.listing import passed_over_of
+from wm.datasets.videos.videos import list_videos
 from wm.errors import InputError
 from wm.video import KEYFRAME_RULES, keyframes, scan_video
 from wm.video.decode import frames

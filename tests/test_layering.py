@@ -22,6 +22,7 @@ BASE = {
     "recipe_fields",
     "records",
     "runs",
+    "tables",
     "templates",
     "words",
 }
@@ -42,7 +43,8 @@ ROOMS: dict[str, set[str]] = {
 
 LONE = {
     "records": {"errors"},
-    "config": {"errors", "paths", "recipe_errors", "recipe_fields"},
+    "tables": {"errors", "files", "records"},
+    "config": {"errors", "files", "paths", "recipe_errors", "recipe_fields"},
     "recipe_errors": {"recipe_fields"},
     "recipe_fields": set(),
     "errors": set(),

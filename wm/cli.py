@@ -87,7 +87,7 @@ def main(
         print("interrupted; what is finished is kept, the same command resumes", file=sys.stderr)
         return 130
     except Exception as error:
-        cause = cause_to_tell(error)
+        cause = cause_to_report(error)
         if cause is None:
             raise  # a mistake of this program: its traceback is wanted
         if isinstance(cause, InputError):
@@ -166,7 +166,7 @@ def progress_bar(total: int, unit: str, description: str, done: int = 0) -> "tqd
     return tqdm(total=total, initial=done, unit=unit, desc=description, mininterval=interval_s, dynamic_ncols=True)
 
 
-def cause_to_tell(error: BaseException) -> BaseException | None:
+def cause_to_report(error: BaseException) -> BaseException | None:
     """Find the bad input, or the trouble with disk or memory, that an exception is or comes from.
 
     Args:

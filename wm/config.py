@@ -14,9 +14,10 @@ from typing import Any, ClassVar, Self, cast
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from wm.errors import InputError
+from wm.files.uris import is_text
 from wm.paths import absolute_path, check_output, path_key
 from wm.recipe_errors import describe_error
-from wm.recipe_fields import field_annotation, is_text, is_value, item_class, table_class
+from wm.recipe_fields import field_annotation, item_class, table_class, takes_text, takes_value
 
 
 class Recipe(BaseModel):
@@ -37,14 +38,14 @@ class Recipe(BaseModel):
     A recipe that uses one is refused with the new name; a record of an earlier run is read under it."""
 
     @model_validator(mode="after")
-    def _need_required_texts(self) -> Self:
+    def _check_texts(self) -> Self:
         # An empty path would silently mean the current folder.
         for name, field in type(self).model_fields.items():
             if field.is_required() and getattr(self, name) == "":
                 raise ValueError(f"{name} is empty")
             values = getattr(self, name)
             for value in values if isinstance(values, list) else [values]:
-                if isinstance(value, str) and not _is_unicode(value):
+                if isinstance(value, str) and not is_text(value):
                     raise ValueError(f"{name} = {value!r:.200} is not UTF-8; rename the file or folder")
         return self
 
@@ -82,7 +83,15 @@ class Recipe(BaseModel):
 
     @classmethod
     def parse(cls, values: dict[str, Any], where: str) -> Self:
-        """Validate ``values``; ``where`` names their origin in errors."""
+        """Validate values.
+
+        Args:
+            values: Keys and values, tables as dicts.
+            where: Their origin for messages.
+
+        Raises:
+            InputError: It names each wrong key, its value and what was expected.
+        """
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -103,7 +112,7 @@ class Recipe(BaseModel):
         return _drop_keys(_rename_keys(cls, values), cls.RESUMABLE_KEYS)
 
     def digest(self) -> str:
-        """16 hexadecimal digits of the resolved recipe: what ``run.json`` compares."""
+        """Compute 16 hexadecimal digits of the resolved recipe: what ``run.json`` compares."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -122,6 +131,7 @@ def _rename_keys(table: type[BaseModel], values: Mapping[str, Any]) -> dict[str,
             moved += [(renames.get(f"{name}.{key}", f"{name}.{key}"), item) for key, item in value.items()]
         else:
             renamed[name] = _rename_in_value(field_annotation(table, name), value)
+    # After all others: the tables that they move into may be given too.
     for path, value in moved:
         *tables, leaf = path.split(".")
         target, owner = renamed, cast(object, table)
@@ -158,14 +168,6 @@ def _drop_keys(values: Mapping[str, Any], keys: frozenset[str]) -> dict[str, Any
     return rest
 
 
-def _is_unicode(value: str) -> bool:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _absolute(value: Any, is_path: bool) -> Any:
     """Make the paths in a field's value absolute, if its texts are paths; those of tables in it always."""
     if isinstance(value, Recipe):
@@ -180,6 +182,7 @@ def _absolute(value: Any, is_path: bool) -> Any:
 def read_toml(path: Path) -> dict[str, Any]:
     """Parse a TOML file; :class:`InputError` names the file and the place of a mistake."""
     if not path.is_file():
+        # A misspelt name is the usual reason.
         others = [other.name for other in path.parent.glob("*.toml")]
         nearest = difflib.get_close_matches(path.name, others, n=1, cutoff=0.75)
         hint = f"; did you mean {path.with_name(nearest[0])}?" if nearest else ""
@@ -199,11 +202,11 @@ def _apply_override(values: dict[str, Any], override: str, recipe_class: type[Ba
     owner: object = recipe_class
     for table in tables:
         owner = field_annotation(owner, table)
-        values = {} if is_value(owner) else values.setdefault(table, {})
-        if is_value(owner) or not isinstance(values, dict):
+        values = {} if takes_value(owner) else values.setdefault(table, {})
+        if takes_value(owner) or not isinstance(values, dict):
             raise InputError(f"override {override!r}: {table!r} is a value, not a table")
     # Without quotes, as a shell passes it: where the key takes text, 5 is the text "5", as a folder may be called 5.
-    values[leaf] = text if is_text(field_annotation(owner, leaf)) else _toml_value(text)
+    values[leaf] = text if takes_text(field_annotation(owner, leaf)) else _toml_value(text)
 
 
 def _toml_value(text: str) -> Any:

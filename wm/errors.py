@@ -1,4 +1,4 @@
-"""Define the one exception whose message is meant for the person at the keyboard."""
+"""Define the one exception whose message is meant for the person at the keyboard, and write others in one line."""
 
 
 class InputError(ValueError):
@@ -11,3 +11,13 @@ class InputError(ValueError):
 
 class OtherRunError(InputError):
     """The output folder holds another run: another stage's, another recipe's, or one on inputs that have changed."""
+
+
+def to_line(error: BaseException, max_chars: int | None = None) -> str:
+    """Write the message of a library's exception in one line.
+
+    Args:
+        error: Its message may have line ends.
+        max_chars: Max length; None: all of it.
+    """
+    return " ".join(str(error).split())[:max_chars]

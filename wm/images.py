@@ -200,6 +200,7 @@ def fit_square(pixels_HWC: Pixels, side_px: int) -> Pixels:
     if pixels_HWC.shape[:2] == (side_px, side_px):
         return pixels_HWC
     size = _scaled_size(pixels_HWC, side_px)
+    # All of a long strip is never computed: it would cost seconds.
     if size[0] * size[1] > min(MAX_PIXELS, MAX_ASPECT * side_px**2):
         return _fit_strip(pixels_HWC, side_px, size)
     image = Image.fromarray(pixels_HWC).resize(size, _LANCZOS)
@@ -262,6 +263,7 @@ def _resample_rows(
     num_rows = len(pixels_HWC) if num_rows is None else num_rows
     scaled_HWC = np.empty((len(rows), *pixels_HWC.shape[1:]), np.uint8)
     for number, row in enumerate(rows):
+        # Fixed-point sums with Pillow's rounding, so that results are equal to the last bit.
         span, weights = _row_weights(num_rows, num_scaled, row)
         reached = pixels_HWC[span.start - first : span.stop - first].astype(np.int64)
         sums = np.tensordot(weights, reached, axes=1) + (1 << _WEIGHT_BITS - 1)

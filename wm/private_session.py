@@ -48,6 +48,7 @@ def private_session(constants: Any) -> Iterator[dict[str, Any]]:
     folder, notice = private_folder()
     if notice:
         print(notice, file=sys.stderr)
+    # Before Ray starts: its processes read the variables once.
     set_private_token()
     with _on_loopback(constants):
         yield {"_temp_dir": str(folder / _RAYS_FOLDER)}
@@ -143,6 +144,7 @@ def _make_private(folder: Path) -> str:
         facts = folder.lstat()  # not what a link leads to: in a folder for all, somebody else may have made it
         if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid():
             return f"cannot be used: {folder} is not a folder of yours"
+        # One of an earlier session may have another mode.
         if stat.S_IMODE(facts.st_mode) != 0o700:
             folder.chmod(0o700)
         if not os.access(folder, os.W_OK | os.X_OK):

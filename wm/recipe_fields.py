@@ -24,6 +24,7 @@ def table_class(annotation: object) -> type[BaseModel] | None:
 
 def item_class(annotation: object) -> type[BaseModel] | None:
     """Return the class of the tables in a list or a dict; None for any other field."""
+    # Of a dict's two arguments the last is that of its values.
     return table_class(get_args(annotation)[-1]) if get_origin(annotation) in (list, dict) else None
 
 
@@ -45,20 +46,22 @@ def field_annotation(owner: object, name: str) -> object:
     return None
 
 
-def is_value(annotation: object) -> bool:
+def takes_value(annotation: object) -> bool:
     """Return whether a key takes no table, and nothing with keys below it."""
+    # object takes anything, and so keys below it.
     kinds = [get_origin(kind) or kind for kind in list_alternatives(annotation)]
     return annotation is not None and table_class(annotation) is None and not {dict, list, object} & {*kinds}
 
 
-def is_text(annotation: object) -> bool:
-    """Return whether a key takes text and no number."""
+def takes_text(annotation: object) -> bool:
+    """Return whether a key takes text, and numbers only as text."""
     kinds = list_alternatives(annotation)
     return str in kinds and not any(kind in (int, float, bool) for kind in kinds)
 
 
 def list_key_paths(table: type[BaseModel]) -> list[str]:
     """List the dotted keys of a recipe, those of its tables after its own."""
+    # Its own keys first: of two of one name, the outer one is suggested.
     own, nested = list(table.model_fields), []
     for name in own:
         if (kind := table_class(table.model_fields[name].annotation)) is not None:

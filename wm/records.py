@@ -1,21 +1,16 @@
-"""Define the triplet and reject tables: schemas, ids, validation, and Parquet files written completely or not at all.
+"""Define the triplet and reject tables: schemas, ids, seeds, validation of rows.
 
-Imports nothing else of ``wm`` but its exception. Every stage exchanges these two tables
-(rows in = triplets out + rejects out).
+Every stage exchanges these two tables (rows in = triplets out + rejects out). Knows no file: :mod:`wm.tables` reads and
+writes them.
 """
 
 import hashlib
 import json
-import os
-import uuid
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Literal, Required, TypedDict, Unpack, cast
 
 import pyarrow as pa
-import pyarrow.dataset as pads
-import pyarrow.parquet as pq
 
 from wm.errors import InputError
 
@@ -59,14 +54,15 @@ def _hf_metadata(fields: Sequence[tuple[str, pa.DataType]]) -> dict[bytes, bytes
         if kind == _IMAGE:
             return {"_type": "Image"}
         if pa.types.is_list(kind):
-            return {"_type": "List", "feature": {"_type": "Value", "dtype": _hf_dtype(kind.value_type)}}
-        return {"_type": "Value", "dtype": _hf_dtype(kind)}
+            return {"_type": "List", "feature": {"_type": "Value", "dtype": hf_dtype(kind.value_type)}}
+        return {"_type": "Value", "dtype": hf_dtype(kind)}
 
     info = {"info": {"features": {name: feature(kind) for name, kind in fields}}}
     return {b"huggingface": json.dumps(info).encode()}
 
 
-def _hf_dtype(kind: pa.DataType) -> str:
+def hf_dtype(kind: pa.DataType) -> str:
+    """Name an Arrow type as Hugging Face ``datasets`` does, such as ``float64``."""
     return {"double": "float64", "float": "float32"}.get(str(kind), str(kind))
 
 
@@ -101,6 +97,10 @@ REJECT_SCHEMA = pa.schema(
 """One row = what was left out. ``outcome`` is ``filtered`` (fine, but not wanted: did not move enough) or ``failed``
 (could not be used: not decodable, file missing). ``reason`` is a short stable slug to count by
 (``missing_file``, ``no_video_stream``, ``time_out``); ``detail`` names the thing in words."""
+
+
+STAGE_TABLES = {"triplets": TRIPLET_SCHEMA, "rejects": REJECT_SCHEMA}
+"""Folders of the tables that every stage with triplets writes, and their schemas."""
 
 
 class StoredImage(TypedDict):
@@ -153,10 +153,6 @@ class RejectRow(TypedDict):
     detail: str
 
 
-STAGE_TABLES = {"triplets": TRIPLET_SCHEMA, "rejects": REJECT_SCHEMA}
-"""Folders of the tables that every stage with triplets writes, and their schemas."""
-
-
 def stable_id(*parts: object) -> str:
     """Compute 24 hexadecimal digits that depend on the parts alone: the same row has the same id in every run."""
     text = "\x1f".join("" if part is None else str(part) for part in parts)
@@ -166,8 +162,7 @@ def stable_id(*parts: object) -> str:
 def derive_seed(seed: int, *parts: object) -> int:
     """Derive a 63-bit seed from another seed and what names the row that it is for.
 
-    The same in every process, and independent of the seeds of other rows: rows that share one seed share their noise,
-    so that a mean over them averages nothing out.
+    The same in every process, and independent of those of other rows, which would otherwise share their noise.
 
     Args:
         seed: The seed of a run, 0 or more.
@@ -303,146 +298,3 @@ def check_triplet(row: TripletRow) -> None:
         fail("codec", "the id of the codec that made the codes")
     if row["origin"] == "idm" and (row["action_logprob"] is None or not row["action_tokens"]):
         fail("action_logprob", "a likelihood and a token count, because origin is idm")
-
-
-def write_table(rows: Iterable[Mapping[str, object]], path: Path, schema: pa.Schema) -> int:
-    """Write rows as one Parquet file, complete or not at all. Overwrites ``path``.
-
-    Args:
-        rows: Values by column; absent ones are null.
-        path: The file; its folder is made.
-        schema: Columns of the file.
-
-    Returns:
-        How many rows were written.
-
-    Raises:
-        OSError: The disk is full or may not be written.
-    """
-    table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
-    # Small batches end a page in time: else a row group's images share one, and no reader can stream them.
-    write_parquet(table, path, row_group_size=1024, is_durable=True, write_batch_size=16)
-    return int(table.num_rows)
-
-
-def write_parquet(
-    table: pa.Table, path: Path, *, row_group_size: int, is_durable: bool = False, **options: object
-) -> None:
-    """Write a table as one Parquet file, to a temporary file that is then renamed. Overwrites ``path``.
-
-    Args:
-        table: The rows, maybe none.
-        path: The file; its folder is made.
-        row_group_size: Rows of a row group at most.
-        is_durable: Wait until the disk has the file: or a power cut leaves the name without its content.
-        options: Further options of ``pyarrow.parquet.ParquetWriter``.
-
-    Raises:
-        OSError: The disk is full or may not be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with pq.ParquetWriter(temporary, table.schema, compression="zstd", **options) as writer:
-            # An empty row group would stop Hugging Face's datasets: "BatchSize must be greater".
-            if table.num_rows:
-                writer.write_table(table, row_group_size)
-        # A rename can reach the disk before the content does.
-        if is_durable:
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def fill_empty_tables(out: str | Path, schemas: Mapping[str, pa.Schema], name: str) -> None:
-    """Give every table without a file one without rows, so that whoever reads the folder finds them all.
-
-    Args:
-        out: Output folder of a stage.
-        schemas: Folder below ``out`` → the table's schema.
-        name: Name of a file without rows, such as ``part-00000.parquet``.
-    """
-    for table, schema in schemas.items():
-        if not any((Path(out) / table).glob("*.parquet")):
-            write_table([], Path(out) / table / name, schema)
-
-
-def table_files(folder: str | Path) -> list[Path]:
-    """List the finished Parquet files below ``folder`` (or the one file), sorted; hidden names are left out."""
-    root = Path(folder)
-    if root.is_file():
-        return [root]
-    if not root.is_dir():
-        raise InputError(f"no such folder of Parquet files: {root}")
-    return sorted(
-        file
-        for file in root.rglob("*.parquet")
-        if not any(part.startswith(".") for part in file.relative_to(root).parts)
-    )
-
-
-def checked_files(folder: str | Path, schema: pa.Schema = TRIPLET_SCHEMA) -> list[Path]:
-    """List the files of :func:`table_files` and check their columns; only the ends of the files are read.
-
-    Args:
-        folder: A folder or a file.
-        schema: Columns that each file must have.
-
-    Returns:
-        The files, sorted.
-
-    Raises:
-        InputError: There is no file, one cannot be read, or one lacks a column of the schema.
-    """
-    files = table_files(folder)
-    if not files:
-        raise InputError(f"no Parquet file below {folder}")
-    for file in files:
-        try:
-            stored = pq.read_schema(file)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{file} is not a readable Parquet file: {' '.join(str(error).split())}") from error
-        missing = [name for name in schema.names if name not in stored.names and name not in LATER_COLUMNS]
-        if missing:
-            raise InputError(f"{file} lacks the column {missing[0]!r}; columns found: {', '.join(stored.names)}")
-    return files
-
-
-def read_table(
-    folder: str | Path, schema: pa.Schema = TRIPLET_SCHEMA, columns: Sequence[str] | None = None
-) -> pa.Table:
-    """Read a data set into memory.
-
-    Args:
-        folder: A folder or a file.
-        schema: Its schema.
-        columns: Columns to read; None: all.
-
-    Returns:
-        The rows, in the order of the files' names.
-
-    Raises:
-        InputError: There is no file, or one is damaged or of another schema.
-    """
-    files = checked_files(folder, schema)
-    try:
-        return pads.dataset([str(file) for file in files], schema=schema).to_table(columns=columns)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{_unreadable(files, schema)}: {' '.join(str(error).split())}") from error
-
-
-def _unreadable(files: Sequence[Path], schema: pa.Schema) -> str:
-    """Describe the file that could not be read, and the reason as far as its schema shows it."""
-    for file in files:
-        stored = pq.read_schema(file)
-        for name in schema.names:
-            if name in stored.names and stored.field(name).type != schema.field(name).type:
-                return f"{file} has {name} as {stored.field(name).type}, expected {schema.field(name).type}"
-        try:
-            pads.dataset(str(file), schema=schema).to_table()
-        except (pa.ArrowException, OSError):
-            return f"{file} is damaged"
-    return f"cannot read {files[0].parent}"

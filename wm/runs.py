@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 from wm import __version__
 from wm.config import Recipe
 from wm.errors import InputError, OtherRunError
+from wm.files.atomic import replace_file
 
 RunRecord: TypeAlias = dict[str, Any]
 """What ``run.json`` holds: stage, recipe, inputs, counts (by name, nested where a stage likes), seconds, and what the
@@ -143,6 +144,7 @@ class Run:
             "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             **more,
         }
+        # Complete before it is no longer unfinished: a kill between the two loses nothing.
         write_json(self.out / _COMPLETE, record)
         (self.out / _UNFINISHED).unlink(missing_ok=True)
         return record
@@ -215,16 +217,10 @@ def write_text(path: Path, text: str) -> None:
         path: The file; its folder must exist.
         text: Its content.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())  # or a power cut leaves the name without its content
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replace_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())  # or a power cut leaves the name without its content
 
 
 def digest_of(path: str | Path) -> str:
@@ -250,6 +246,7 @@ def digest_of(path: str | Path) -> str:
             identity = {name: record.get(name) for name in ("stage", "recipe", "inputs", "finished_at")}
             digest.update(json.dumps([identity, root.name], sort_keys=True).encode())
             return digest.hexdigest()[:16]
+    # Not the content: reading terabytes of videos would take hours.
     for file in sorted(root.rglob("*")) if root.is_dir() else [root]:
         if file.is_file():
             facts = file.stat()
@@ -260,6 +257,7 @@ def digest_of(path: str | Path) -> str:
 def check_place(out: Path) -> None:
     """Raise :class:`InputError` if no folder can be made under a name: a file is there, or the name is too long."""
     try:
+        # Parents too: a file among them would show only when the folder is made.
         for path in (out, *out.parents):
             if path.exists() and not path.is_dir():
                 raise InputError(f"out = {str(out)!r}: {path} is a file; expected a folder")
@@ -291,8 +289,17 @@ def recipe_difference(name: str, old: Mapping[str, object], new: Mapping[str, ob
     """Describe the first difference between two recipes at a key, inside of tables too.
 
     A key that one of them lacks (an older version did not have it) is reported as not set: null would read as a value.
+
+    Args:
+        name: The key, which one of them has at least.
+        old: The recipe of the recorded run.
+        new: The expected recipe.
+
+    Returns:
+        Dotted key and both values.
     """
     old_table, new_table = old.get(name), new.get(name)
+    # Down into tables, so that the very key is named.
     if isinstance(old_table, dict) and isinstance(new_table, dict):
         for key in sorted(set(old_table) | set(new_table)):
             if key not in old_table or key not in new_table or old_table[key] != new_table[key]:

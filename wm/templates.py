@@ -14,6 +14,7 @@ def _environment(package: str, folder: str) -> Environment:
     return Environment(
         loader=PackageLoader(package, folder),
         autoescape=True,
+        # A misspelt name must not render as nothing.
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -84,6 +84,7 @@ def bleu_tokenizer(reference: str) -> str:
     """Name the tokeniser of sacrebleu that knows the script of a text."""
     if reference.isascii():
         return "13a"
+    # Without spaces between words, characters are compared.
     if _IS_OTHER_UNSPACED.search(reference):
         return "char"
     if _IS_HAN.search(reference):

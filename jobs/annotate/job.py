@@ -4,7 +4,6 @@ Not known here: how a video is decoded (decoder.py), how pairs become rows (anno
 """
 
 import json
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -21,12 +20,12 @@ from jobs.annotate.report import print_passed_over, print_plan, print_result
 from jobs.annotate.shards import (
     TABLES,
     cut_shards,
-    keep_listing,
-    kept_listing,
+    load_listing,
     shard_name,
     shard_table,
     shards_with,
     sole_writer,
+    store_listing,
     tidy,
 )
 from jobs.annotate.tables import ShardReport
@@ -34,10 +33,11 @@ from jobs.shared.ray_session import check_available, connect, quiet_data
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.datasets.card import write_dataset_card
-from wm.datasets.videos.videos import list_videos, listing_digest, passed_over_of
+from wm.datasets.videos.listing import listing_digest, passed_over_of
+from wm.datasets.videos.videos import list_videos
 from wm.errors import InputError
-from wm.records import fill_empty_tables
 from wm.runs import Run, digest_of, read_run
+from wm.tables import fill_empty_tables
 
 
 def run(recipe: AnnotateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def run(recipe: AnnotateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         return print_plan(recipe, listing, is_complete)
     stage.start()
     with sole_writer(Path(recipe.out)):
-        keep_listing(Path(recipe.out), listing, videos_digest)
+        store_listing(Path(recipe.out), listing, videos_digest)
         return _annotate_missing(recipe, stage, listing, shards, retried)
 
 
@@ -89,7 +89,7 @@ def _list_or_resume(recipe: AnnotateRecipe) -> tuple[pa.Table, str]:
         0, recipe.limit
     )
     digest = listing_digest(listing)
-    stored = kept_listing(Path(recipe.out))
+    stored = load_listing(Path(recipe.out))
     resumes = recipe.retry or read_run(recipe.out) is None
     if stored is None or stored[1] == digest or not resumes:
         return listing, digest
@@ -246,7 +246,3 @@ def _check_fit(idm: str, base: str) -> None:
 def main() -> int:
     """Run the command line; returns the exit status."""
     return cli_main(AnnotateRecipe, run, name="annotate", description=__doc__ or "")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

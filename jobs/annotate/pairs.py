@@ -135,6 +135,7 @@ def halve_when_full(function: Callable[[int, int], T], count: int) -> list[T]:
     Returns:
         The results of consecutive parts, in order.
     """
+    # Imported here: it brings torch, which the driver need not load.
     from wm.sampling.batches import halving
 
     parts: list[T] = []

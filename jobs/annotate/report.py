@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.annotate.recipe import AnnotateRecipe
-from wm.datasets.videos.videos import describe, passed_over_of
+from wm.datasets.videos.listing import passed_over_of
+from wm.datasets.videos.passed_over import describe
 
 
 def print_plan(recipe: AnnotateRecipe, listing: pa.Table, is_complete: bool) -> dict[str, Any]:

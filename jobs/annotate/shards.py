@@ -23,8 +23,9 @@ from jobs.annotate.counts import ShardCounts, ShardRows, count_shard
 from jobs.annotate.tables import CLIPS_SCHEMA, PAIRS_SCHEMA, DecodedVideo, clip_rows
 from wm.errors import InputError
 from wm.files.uris import scheme_of
-from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA, write_table
+from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA
 from wm.runs import write_json
+from wm.tables import write_table
 
 TABLES = {"rejects": REJECT_SCHEMA, "clips": CLIPS_SCHEMA, "pairs": PAIRS_SCHEMA, "triplets": TRIPLET_SCHEMA}
 
@@ -74,7 +75,7 @@ def shard_table(listing: pa.Table, number: int, start: int, rows: int) -> pa.Tab
     return table.combine_chunks()
 
 
-def keep_listing(out: Path, listing: pa.Table, digest: str) -> None:
+def store_listing(out: Path, listing: pa.Table, digest: str) -> None:
     """Store the listing with which a run began, once: a resumed run uses it.
 
     Args:
@@ -89,7 +90,7 @@ def keep_listing(out: Path, listing: pa.Table, digest: str) -> None:
         temporary.replace(path)
 
 
-def kept_listing(out: Path) -> tuple[pa.Table, str] | None:
+def load_listing(out: Path) -> tuple[pa.Table, str] | None:
     """Load the listing that a run in this folder began with, and its digest; None if there is none."""
     path = out / _LISTING
     if not path.is_file():
@@ -99,7 +100,7 @@ def kept_listing(out: Path) -> tuple[pa.Table, str] | None:
 
 
 def shard_name(number: int) -> str:
-    """File name of a shard, without its ending."""
+    """Name the files of a shard, without their ending."""
     return f"shard-{number:06d}"
 
 

@@ -68,9 +68,8 @@ PAIRS_SCHEMA = pa.schema(
 lower of the two frames'. ``*_hash``: perceptual hashes. ``repeat_bits``: bits to the nearest earlier pair of the
 shard. ``changed_codes``: image codes that differ between source and target, ``changed_share`` of all codes; null where
 an image filter took the pair out before the codec saw it. ``action`` is null where a filter took the pair out before
-the IDM saw it. ``outcome``: ``ok`` (a
-triplet) or ``filtered``, ``reason`` by which filter. ``findings``: all thresholds that the pair is beyond, those of
-filters that only score among them."""
+the IDM saw it. ``outcome``: ``ok`` (a triplet) or ``filtered``, ``reason`` by which filter. ``findings``: all
+thresholds that the pair is beyond, those of filters that only score among them."""
 
 DECODED_SCHEMA = pa.schema(
     [
@@ -181,7 +180,12 @@ class PairRow(TypedDict):
 
 
 def stage_seconds(video: DecodedVideo, stage: DecodeStage) -> float:
-    """Return the seconds that a stage took for a video, 0 where it had none."""
+    """Return the seconds that a stage took for a video, 0 where it had none.
+
+    Args:
+        video: Columns that are null or absent count as 0.
+        stage: What was timed.
+    """
     # By name, so that the types of the columns are checked.
     seconds = {
         "download": video.get("download_s"),

@@ -27,7 +27,8 @@ from jobs.benchmark.harness import Figures
 from jobs.shared.processes import actor_processes
 from wm.cli import progress_bar
 from wm.datasets.videos.videos import list_videos
-from wm.records import REJECT_SCHEMA, read_table
+from wm.records import REJECT_SCHEMA
+from wm.tables import read_table
 
 _MARK = "WM_BENCHMARK_RUN"
 _WINDOW = 500

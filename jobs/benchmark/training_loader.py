@@ -11,7 +11,8 @@ import numpy as np
 from jobs.benchmark.models import train_step
 from wm.models.vlm import UnifiedVLM
 from wm.nano.preset import TINY_WORDS, NanoPreset, write_random_base
-from wm.records import TRIPLET_SCHEMA, StoredImage, triplet_row, write_table
+from wm.records import TRIPLET_SCHEMA, StoredImage, triplet_row
+from wm.tables import write_table
 from wm.training import Lora, RecognitionWeights, SampleOrder, Source, TokenSet, completion_loss, open_tokens, prepare
 from wm.training.data.prefetch import prefetch
 from wm.training.step import MicroBatch

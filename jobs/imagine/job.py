@@ -21,16 +21,9 @@ from wm.dynamics import Roles, check_draft_length, predict_observations
 from wm.errors import InputError
 from wm.images import decode_image, fit_square
 from wm.models import ImageCodec, load_codec
-from wm.records import (
-    REJECT_SCHEMA,
-    SEED_SCHEME,
-    STAGE_TABLES,
-    TRIPLET_SCHEMA,
-    fill_empty_tables,
-    read_table,
-    write_table,
-)
+from wm.records import REJECT_SCHEMA, SEED_SCHEME, STAGE_TABLES, TRIPLET_SCHEMA
 from wm.runs import Run, RunRecord, digest_of, read_run
+from wm.tables import fill_empty_tables, read_table, write_table
 
 SOURCES_PER_PART = 64
 """Source images a file: what a kill can cost."""

@@ -9,7 +9,8 @@ from jobs.imagine.recipe import ImagineRecipe
 from wm.datasets.pairing import pair_actions
 from wm.errors import InputError
 from wm.evaluation.heldout import spread_rows
-from wm.records import TRIPLET_SCHEMA, TripletRow, derive_seed, read_table, row_seeds
+from wm.records import TRIPLET_SCHEMA, TripletRow, derive_seed, row_seeds
+from wm.tables import read_table
 
 _SOURCE_COLUMNS = ["triplet_id", "dataset", "class_label", "license", "source_image", "codec", "source_codes"]
 

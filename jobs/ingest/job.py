@@ -1,7 +1,6 @@
 """Turn a human-labelled set into triplets, with image codes and change weights if a codec is given: pairs of images in
 AURORA's layout, EPIC-Kitchens' narrated segments, the labelled videos of Something-Something v2."""
 
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any, TypedDict
@@ -25,14 +24,12 @@ from wm.records import (
     TRIPLET_SCHEMA,
     RejectRow,
     TripletRow,
-    fill_empty_tables,
-    read_table,
     reject_row,
     stable_id,
     triplet_row,
-    write_table,
 )
 from wm.runs import Run, digest_of, read_run
+from wm.tables import fill_empty_tables, read_table, write_table
 from wm.video.isolation import IsolatedProcess
 
 ENCODE_BATCH = 32
@@ -266,7 +263,3 @@ def _count_rows(out: Path, num_rows: int, has_codes: bool) -> dict[str, Any]:
 def main() -> int:
     """Run the command line."""
     return cli_main(IngestRecipe, run, name="ingest", description=__doc__ or "")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

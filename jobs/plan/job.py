@@ -7,7 +7,6 @@ pairs and stored size from a finished annotation, such as one of the first 1,000
 to download videos is not in it.
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +61,3 @@ def run(recipe: PlanRecipe, *, dry_run: bool = False) -> dict[str, Any]:
 def main() -> int:
     """Run the command line."""
     return cli_main(PlanRecipe, run, name="plan", description=__doc__ or "")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -15,11 +15,12 @@ import pyarrow.compute as pc
 
 from jobs.plan.recipe import PlanRecipe
 from wm.datasets.planning import Work
-from wm.datasets.videos.videos import list_videos, passed_over_of
+from wm.datasets.videos.listing import passed_over_of
+from wm.datasets.videos.videos import list_videos
 from wm.errors import InputError
 from wm.files.uris import is_remote
-from wm.records import table_files
 from wm.runs import read_run
+from wm.tables import table_files
 from wm.video.keyframes import find_rule
 
 DEFAULT_FPS = 25.0
@@ -59,6 +60,7 @@ def read_rates(files: Sequence[str]) -> dict[str, float]:
         if not isinstance(rates, dict) or not rates:
             raise InputError(f"rates: {file} holds no object 'rates'; python -m jobs.benchmark writes such files")
         for name, value in rates.items():
+            # True is an integer to Python.
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise InputError(f"rates: {file} has {name} = {value!r:.60}; expected a number")
             all_rates[name] = float(value)

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from wm.dynamics import Prediction, Roles, Sampling, Search, predict_observations
 from wm.evaluation.heldout import HeldOut
-from wm.records import write_table
+from wm.tables import write_table
 
 ROWS_PER_PART = 64
 """Triplets a file."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.select.reading import open_table, read_batches, read_rows
+from jobs.select.reading import read_batches, read_rows
 from jobs.select.spills import SpillWriter, assign_parts, read_part
 from wm.datasets.changes import Changes, count_rows, sum_changes
 from wm.datasets.selection.algorithm import (
@@ -25,15 +25,15 @@ from wm.datasets.selection.rows import (
     COLUMNS,
     Criteria,
     check_unique,
+    filter_classes,
     has_changed,
     id_words,
     keep_best,
-    scored,
-    wanted_classes,
+    score_rows,
 )
 from wm.datasets.selection.tally import Tally, merge_tallies, tally
 from wm.errors import InputError
-from wm.records import write_parquet
+from wm.tables import open_parquet, write_parquet
 
 GROUP_ROWS = 2_000_000
 GROUP_FILES = 512
@@ -74,7 +74,7 @@ def survey(files: Sequence[str], columns: Sequence[str]) -> Files:
     # Footers only: no row is read.
     rows = []
     for file in files:
-        with open_table(file) as parquet:
+        with open_parquet(file) as parquet:
             names = parquet.schema_arrow.names
             missing = [name for name in columns if name not in names]
             if missing:
@@ -227,7 +227,7 @@ def spill_pairs(
     for file in files:
         for batch in read_batches(file, PAIR_COLUMNS):
             pairs = batch.filter(pc.equal(batch.column("outcome"), "ok")).select(PAIR_SCHEMA.names).cast(PAIR_SCHEMA)
-            pairs = wanted_classes(pairs, criteria)
+            pairs = filter_classes(pairs, criteria)
             rows += pairs.num_rows
             # Rows without hashes would all look like repeats of each other.
             if any(pairs.column(name).null_count for name in HASHES):
@@ -250,6 +250,7 @@ def write_unique(part: int, spills: Sequence[str], criteria: Criteria, folder: s
         criteria: How rows are scored.
         folder: Where the file goes.
     """
+    # With the columns of triplets: the later passes read these files in their place.
     best = keep_best(read_part(spills, part, PAIR_SCHEMA), HASHES, criteria)
     path = Path(folder) / f"unique-{part:05d}.parquet"
     write_parquet(best.select(COLUMNS), path, row_group_size=ROW_GROUP_ROWS)
@@ -264,10 +265,10 @@ def _summarise_classes(selection: pa.Table) -> list[tuple[str, int, float, float
 
 def _score_batch(file: str, batch: pa.Table, criteria: Criteria) -> pa.Table:
     try:
-        return scored(batch, criteria)
+        return score_rows(batch, criteria)
     except InputError:
         if "triplet_id" in batch.column_names:
             raise
         for full_batch in read_batches(file, COLUMNS):  # raises the same with the name of the triplet
-            scored(full_batch, criteria)
+            score_rows(full_batch, criteria)
         raise

@@ -6,7 +6,6 @@ the columns they need. What is chosen depends on the rows alone: not on their or
 where the tasks ran.
 """
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -184,7 +183,3 @@ def _build_summary(counts: Tally, by_class: Mapping[str, tuple[int, float | None
 def main() -> int:
     """Run the command line."""
     return cli_main(SelectRecipe, run, name="select", description=__doc__ or "")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -27,7 +27,7 @@ from wm.datasets.selection.algorithm import Plan
 from wm.datasets.selection.rows import Criteria
 from wm.datasets.selection.tally import Tally, merge_tallies
 from wm.errors import InputError
-from wm.records import table_files
+from wm.tables import table_files
 
 FILES_HERE = 2048
 ROWS_HERE = 4_000_000
@@ -111,6 +111,7 @@ def leave_out_repeats(
         on_ray: Whether tasks run on Ray; None: if it pays.
     """
     files, remote = find_files(pairs, PAIR_COLUMNS, f"{pairs}, which deduplicate = 'exact' reads", on_ray)
+    # A million pairs a part: what one task sorts at once.
     num_parts = max(1, -(-sum(rows for _, rows in files) // 1_000_000))
     spills: list[str] = []
     num_rows = 0
@@ -150,6 +151,7 @@ def choose_all(
     id_spills: list[str] = []
     for part in each(write_part, parts, spills, plan, str(out / "selection"), ids, on_ray=on_ray):
         id_spills += part.id_spills
+        # A large class goes over several parts.
         for label, rows, lowest, highest in part.by_class:
             before = by_class.get(label, (0, lowest, highest))
             by_class[label] = (before[0] + rows, min(before[1], lowest), max(before[2], highest))

@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from wm.datasets.changes import CODE_COLUMNS, changed_codes
 from wm.datasets.selection.rows import Criteria
-from wm.errors import InputError
+from wm.errors import InputError, to_line
 from wm.records import TRIPLET_SCHEMA
+from wm.tables import open_parquet
 
 BATCH_ROWS = 262_144
 """Rows of one read: what a task holds at once (some 60 bytes a row)."""
@@ -36,7 +36,7 @@ def read_rows(file: str, columns: Sequence[str], criteria: Criteria) -> Iterator
 
 def _has_codes(file: str) -> bool:
     # Codes of another type could not be compared.
-    with open_table(file) as parquet:
+    with open_parquet(file) as parquet:
         schema = parquet.schema_arrow
     if any(name not in schema.names for name in CODE_COLUMNS):
         return False
@@ -56,22 +56,10 @@ def read_batches(file: str, columns: Sequence[str], batch_rows: int | None = Non
         columns: Columns to read.
         batch_rows: Rows of a batch; None: ``BATCH_ROWS``.
     """
-    with open_table(file) as parquet:
+    with open_parquet(file) as parquet:
         try:
             # Damage shows only when its page is read.
             for batch in parquet.iter_batches(batch_rows or BATCH_ROWS, columns=list(columns)):
                 yield pa.Table.from_batches([batch])
         except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{file} is damaged: {_to_line(error)}") from error
-
-
-def open_table(file: str) -> pq.ParquetFile:
-    """Open a Parquet file; :class:`InputError` if it is none."""
-    try:
-        return pq.ParquetFile(file)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{file} is not a readable Parquet file: {_to_line(error)}") from error
-
-
-def _to_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+            raise InputError(f"{file} is damaged: {to_line(error)}") from error

@@ -19,7 +19,7 @@ class SelectRecipe(Recipe):
     out: OutputPath
     """Folder for the selection: out/selection holds triplet_id, score, rank and order."""
     k: int = Field(ge=1)
-    """How many to choose (the paper: 7,000 of each video set). Fewer stand in the result if there are fewer."""
+    """How many to choose (the paper: 7,000 of each video set). Fewer are chosen if there are fewer."""
     score: Score = "mean"
     """Rank by the mean log-likelihood per action token, or by its sum."""
     min_score: float | None = None

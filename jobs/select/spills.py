@@ -36,6 +36,7 @@ class SpillWriter:
         if rows.num_rows:
             self._held.append((rows, parts))
             self._num_held += rows.num_rows
+        # Written block by block, so that a task's memory is bounded.
         if self._num_held >= SPILL_ROWS:
             self._write()
 
@@ -71,6 +72,7 @@ def read_part(spills: Sequence[str], part: int, schema: pa.Schema) -> pa.Table:
     """
     batches = []
     for path in spills:
+        # Mapped: of each file one batch is needed, not all of them.
         with pa.memory_map(path) as source:
             batches.append(pa.ipc.open_file(source).get_batch(part))
     return pa.Table.from_batches(batches, schema=schema).combine_chunks()

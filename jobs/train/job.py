@@ -20,7 +20,7 @@ from jobs.shared import ray_session
 from jobs.train.evaluator import HeldOutEvaluator, check_evaluation
 from jobs.train.report import print_plan, print_summary, progress
 from jobs.train.worker import fit_worker
-from wm.cli import cause_to_tell
+from wm.cli import cause_to_report
 from wm.cli import main as command_line
 from wm.errors import InputError
 from wm.runs import Run, digest_of
@@ -153,7 +153,7 @@ def _fit_on_ray(recipe: TrainRecipe, digest: str) -> dict[str, Any]:
     except ray.train.WorkerGroupError as error:
         # A mistake of the recipe is reported in one line, without Ray's trace of workers.
         for failure in error.worker_failures.values():
-            cause = cause_to_tell(failure)
+            cause = cause_to_report(failure)
             if cause is not None:
                 raise cause from error
         raise

@@ -5,7 +5,8 @@ from jobs.annotate.job import AnnotateRecipe
 from jobs.annotate.shards import shard_table
 from tests.helpers.video_files import marked_frame, write_video
 from wm.datasets.videos.videos import list_videos
-from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA, read_table
+from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA
+from wm.tables import read_table
 
 
 def write_videos(root):

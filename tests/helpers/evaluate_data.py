@@ -9,7 +9,8 @@ import numpy as np
 from jobs.evaluate import EvaluateRecipe
 from wm.images import Pixels, encode_png
 from wm.models import ImageCodec
-from wm.records import TRIPLET_SCHEMA, triplet_row, write_table
+from wm.records import TRIPLET_SCHEMA, triplet_row
+from wm.tables import write_table
 
 Pair: TypeAlias = tuple[Pixels, Pixels]
 

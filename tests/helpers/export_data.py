@@ -7,7 +7,7 @@ from jobs.export import ExportRecipe
 from tests.helpers.triplet_files import triplet, write_output
 from wm.datasets.export import PROVENANCE
 from wm.datasets.selection.algorithm import SELECTION_SCHEMA
-from wm.records import write_table
+from wm.tables import write_table
 
 COUNT = 10
 

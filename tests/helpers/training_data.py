@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from wm.models import load_codec
-from wm.records import TRIPLET_SCHEMA, triplet_row, write_table
+from wm.records import TRIPLET_SCHEMA, triplet_row
+from wm.tables import write_table
 
 VERBS, COLOURS = ("put", "move", "take"), ("red", "blue", "green")
 

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from wm.images import encode_png
-from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA, reject_row, triplet_row, write_table
+from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA, reject_row, triplet_row
+from wm.tables import write_table
 
 LABELS = ("put on+take off", "größer / 小さい", "", "ウサギ")
 

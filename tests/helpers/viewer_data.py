@@ -11,7 +11,8 @@ import pyarrow as pa
 import pytest
 
 from wm.images import encode_png
-from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA, reject_row, triplet_row, write_table
+from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA, reject_row, triplet_row
+from wm.tables import write_table
 
 CLIPS = pa.schema(
     [

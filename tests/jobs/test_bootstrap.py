@@ -8,8 +8,9 @@ import pytest
 
 from jobs.bootstrap import BootstrapRecipe, plan, run
 from wm.errors import OtherRunError
-from wm.records import REJECT_SCHEMA, read_table
+from wm.records import REJECT_SCHEMA
 from wm.runs import Run, read_run
+from wm.tables import read_table
 
 STAGES = {"base", "world", "triplets", "test", "idm", "annotated", "selected"}
 LATER = {"fdm-ft", "fdm", "fdm-unweighted", "evaluate", "report"}

@@ -22,7 +22,8 @@ from wm.datasets.layouts.base import ImagePair
 from wm.datasets.layouts.labelled import list_labelled, load_images
 from wm.errors import InputError, OtherRunError
 from wm.images import encode_png
-from wm.records import TRIPLET_SCHEMA, triplet_row, write_table
+from wm.records import TRIPLET_SCHEMA, triplet_row
+from wm.tables import write_table
 
 
 @pytest.fixture(scope="module")

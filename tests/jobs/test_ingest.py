@@ -13,8 +13,9 @@ from jobs.ingest.job import IngestRecipe, main, run
 from wm.errors import InputError, OtherRunError
 from wm.images import decode_image, encode_png, fit_square
 from wm.models import load_codec
-from wm.records import REJECT_SCHEMA, read_table, stable_id
+from wm.records import REJECT_SCHEMA, stable_id
 from wm.runs import write_json
+from wm.tables import read_table
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ from wm.datasets.layouts.base import Problem, VideoSegment
 from wm.datasets.layouts.labelled import list_labelled
 from wm.errors import InputError
 from wm.images import decode_image
-from wm.records import REJECT_SCHEMA, read_table
+from wm.records import REJECT_SCHEMA
+from wm.tables import read_table
 from wm.video.ends import segment_ends
 from wm.video.errors import VideoError
 

@@ -11,7 +11,8 @@ from jobs.ingest.recipe import IngestResources
 from tests.helpers.something_data import FPS, NUM_FRAMES, ROWS, write_release
 from tests.helpers.video_files import ffmpeg_images, read_mark
 from wm.images import decode_image
-from wm.records import REJECT_SCHEMA, read_table
+from wm.records import REJECT_SCHEMA
+from wm.tables import read_table
 
 pytest.importorskip("imageio_ffmpeg")
 

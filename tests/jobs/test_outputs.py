@@ -17,7 +17,7 @@ from jobs.shared import ray_session as shared_ray_session
 from tests.helpers.triplet_files import LABELS, picture, triplet, write_output
 from wm.datasets.card import license_lines, license_sentence, write_dataset_card
 from wm.errors import InputError
-from wm.records import read_table
+from wm.tables import read_table
 
 ROWS = [triplet(number) for number in range(10)]
 

@@ -28,7 +28,8 @@ from tests.helpers.triplet_files import picture, triplet, write_output
 from wm.datasets.card import split_names, write_dataset_card
 from wm.datasets.selection.algorithm import SELECTION_SCHEMA
 from wm.images import encode_png
-from wm.records import STAGE_TABLES, TRIPLET_SCHEMA, fill_empty_tables, write_table
+from wm.records import STAGE_TABLES, TRIPLET_SCHEMA
+from wm.tables import fill_empty_tables, write_table
 
 
 @pytest.fixture(autouse=True)

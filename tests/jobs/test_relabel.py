@@ -14,7 +14,8 @@ from wm.images import encode_png
 from wm.nano.world.actions import Action, action_between, actions_of, parse_action, random_action
 from wm.nano.world.oracle import action_is_right
 from wm.nano.world.scenes import Camera, State, random_state, render
-from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA, read_table, triplet_row, write_table
+from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA, triplet_row
+from wm.tables import read_table, write_table
 
 
 def _row(number: int, source: State, target: State, action: str) -> dict[str, Any]:

@@ -24,7 +24,8 @@ from wm.evaluation import gates
 from wm.evaluation.gates import Gate, GateSet, gate, read_gate_set
 from wm.images import decode_image, encode_png
 from wm.models import flatten, load_codec, load_model, save_model
-from wm.records import REJECT_SCHEMA, read_table
+from wm.records import REJECT_SCHEMA
+from wm.tables import read_table
 
 ACTIONS = ("put the red cup", "move the blue cup", "take the green block", "put the red cup")
 

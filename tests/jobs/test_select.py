@@ -23,8 +23,9 @@ from wm.datasets.selection.algorithm import SELECTION_SCHEMA, select_top_k
 from wm.datasets.selection.rows import COLUMNS
 from wm.errors import InputError, OtherRunError
 from wm.images import encode_png
-from wm.records import TRIPLET_SCHEMA, read_table, triplet_row, write_table
+from wm.records import TRIPLET_SCHEMA, triplet_row
 from wm.runs import read_run, write_json
+from wm.tables import read_table, write_table
 
 IMAGE = {"bytes": encode_png(np.zeros((2, 2, 3), np.uint8)), "path": None}
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from wm import records
+from wm import tables
 from wm.errors import InputError
 from wm.images import encode_png
 from wm.records import (
@@ -18,13 +18,11 @@ from wm.records import (
     RejectRow,
     TripletRow,
     check_triplet,
-    read_table,
     reject_row,
     stable_id,
-    table_files,
     triplet_row,
-    write_table,
 )
+from wm.tables import read_table, table_files, write_table
 
 PNG = encode_png(np.full((2, 3, 3), 7, np.uint8))
 IMAGE = {"bytes": PNG, "path": "a.png"}
@@ -141,7 +139,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
         assert any(file.suffix == ".tmp" for file in tmp_path.iterdir())  # the file is open and has its first bytes
         raise reason
 
-    monkeypatch.setattr(records.pq.ParquetWriter, "write_table", half)
+    monkeypatch.setattr(tables.pq.ParquetWriter, "write_table", half)
     with pytest.raises(type(reason)):
         write_table([triplet_row(**values(triplet_id="new"))], path, TRIPLET_SCHEMA)
     monkeypatch.undo()

@@ -138,7 +138,7 @@ def test_a_damaged_record_is_named(tmp_path: Path, text: str) -> None:
 def test_json_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.json"
     write_json(path, {"a": 1})
-    for name in ("replace", "getpid"):
+    for name in ("replace", "fsync"):
         with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
             patch.setattr(runs.os, name, _full_disk)
             write_json(path, {"a": 2})

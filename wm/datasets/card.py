@@ -11,9 +11,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from wm.errors import InputError
-from wm.records import table_files
+from wm.errors import InputError, to_line
 from wm.runs import write_text
+from wm.tables import table_files
 
 TABLES: dict[str, str] = {
     "triplets": "source image, action, target image",
@@ -157,5 +157,5 @@ def _count(files: Sequence[Path]) -> int:
         try:
             total += pq.read_metadata(file).num_rows
         except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{file} is not a readable Parquet file: {' '.join(str(error).split())}") from error
+            raise InputError(f"{file} is not a readable Parquet file: {to_line(error)}") from error
     return total

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
-from wm.records import TRIPLET_SCHEMA, checked_files
+from wm.records import TRIPLET_SCHEMA
+from wm.tables import checked_files
 
 CODE_COLUMNS = ["source_codes", "target_codes"]
 
@@ -59,6 +60,7 @@ def count_changes(folder: str | Path) -> Changes:
     Raises:
         InputError: A file is no table of triplets.
     """
+    # Every file is checked first: a wrong one is named before any code is read.
     dataset = pads.dataset([str(file) for file in checked_files(folder, TRIPLET_SCHEMA)], schema=TRIPLET_SCHEMA)
     batches = dataset.to_batches(columns=CODE_COLUMNS, batch_size=_BATCH_ROWS)
     return sum_changes(count_rows(changed_codes(pa.Table.from_batches([batch]))) for batch in batches)

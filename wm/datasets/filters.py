@@ -1,6 +1,6 @@
 """Decide which proposed pairs are kept: filters over numbers that were measured once, each off, score or on.
 
-``score`` measures and keeps the pair; the numbers stand in the annotation's ``pairs`` table, so another threshold
+``score`` measures and keeps the pair; the numbers are in the annotation's ``pairs`` table, so another threshold
 needs no new run. A pair that a filter takes out is *filtered*: nothing about it failed.
 """
 
@@ -147,6 +147,7 @@ def reason_of(findings: Sequence[str], filters: Filters) -> str:
         findings: Reasons, in the order in which they are reported.
         filters: Modes and thresholds.
     """
+    # An empty action can never be a triplet, whatever the modes.
     taking = (reason for reason in findings if reason == "empty_action" or mode_of(reason, filters) == "on")
     return next(taking, "")
 

@@ -18,8 +18,8 @@ from wm.evaluation.metrics.stats import Floats
 from wm.evaluation.probe import Preference, probe
 from wm.evaluation.scorers import fdm_scorer, idm_scorer
 from wm.models import ImageCodec, UnifiedVLM
-from wm.records import read_table
 from wm.sampling import Sampling, build_model_runner
+from wm.tables import read_table
 
 Role: TypeAlias = Literal["idm", "fdm"]
 GateMetric: TypeAlias = Literal["nats", "preference"]

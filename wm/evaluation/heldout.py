@@ -12,7 +12,8 @@ from wm.errors import InputError
 from wm.evaluation.metrics.stats import Floats
 from wm.images import Pixels, decode_image, fit_square
 from wm.models import ImageCodec, change_map
-from wm.records import read_table, row_seeds
+from wm.records import row_seeds
+from wm.tables import read_table
 
 SubsetColumn: TypeAlias = Literal["dataset", "class_label", "split"]
 _COLUMNS = ("triplet_id", "source_image", "target_image", "codec", "source_codes", "target_codes", "change")

@@ -31,9 +31,11 @@ def get_filesystem(address: ObjectAddress, stall_limit_s: float) -> "FileSystem"
         OSError: AWS was asked for the region of the bucket, and did not answer.
     """
     options = dict(address.options)
+    # The URI's own options come before the environment's.
     endpoint = options.get("endpoint_override") or (_s3_endpoint() if address.scheme == "s3" else "")
     endpoint_scheme, _, host = endpoint.rpartition("://")
     scheme = options.get("scheme") or endpoint_scheme or "https"
+    # Without a login only public buckets can be read: requests are then not signed.
     has_login = _has_aws_login() if address.scheme == "s3" else _has_google_login()
     anonymous = options.get("anonymous", "").lower() in ("true", "1") or not has_login
     region = options.get("region") or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ""

@@ -4,18 +4,17 @@ Every read ends within its time limit. Logins and servers are the matter of :mod
 """
 
 import io
-import os
 import queue
 import re
 import threading
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import pyarrow as pa
 
-from wm.errors import InputError
+from wm.errors import InputError, to_line
+from wm.files.atomic import replace_file
 from wm.files.clients import CONNECT_LIMIT_S, get_filesystem
 from wm.files.uris import OBJECT_STORES, is_remote, parse_address, scheme_of
 
@@ -142,16 +141,8 @@ def download(uri: str, path: str | Path, *, time_limit_s: float = 600.0, max_byt
         InputError: The URI is not remote.
         OSError: ``path`` cannot be written.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with temporary.open("wb") as sink:
-            size = _copy_within(uri, sink, time_limit_s, max_bytes)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return size
+    with replace_file(Path(path)) as temporary, temporary.open("wb") as sink:
+        return _copy_within(uri, sink, time_limit_s, max_bytes)
 
 
 def _copy_within(uri: str, sink: BinaryIO, time_limit_s: float, max_bytes: int | None) -> int:
@@ -167,6 +158,7 @@ def _copy_within(uri: str, sink: BinaryIO, time_limit_s: float, max_bytes: int |
         except BaseException as error:
             results.put(error)
 
+    # A daemon, so that the process can end while a request hangs.
     threading.Thread(target=work, name="wm-download", daemon=True).start()
     try:
         result = results.get(timeout=time_limit_s)
@@ -220,12 +212,13 @@ def _iterate_http(uri: str, stall_limit_s: float) -> Iterator[bytes]:
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
         # A refused name or address fails again; a broken connection may not.
         transient = isinstance(error, (requests.ConnectionError, urllib3.exceptions.ProtocolError))
-        raise StorageError("unreadable", f"{uri}: {_to_line(error)}", transient) from error
+        raise StorageError("unreadable", f"{uri}: {to_line(error, 300)}", transient) from error
 
 
 def _check_status(uri: str, status: int) -> None:
     if status in (404, 410):
         raise StorageError("missing_file", f"{uri}: HTTP status {status}")
+    # Too many requests, and a server's own trouble, may pass.
     if status in (408, 425, 429) or status >= 500:
         raise StorageError("unreadable", f"{uri}: HTTP status {status}", transient=True)
     if status != 200:
@@ -248,13 +241,9 @@ def _iterate_object(uri: str, stall_limit_s: float) -> Iterator[bytes]:
 
 def _convert_error(uri: str, error: Exception) -> StorageError:
     """Convert an error of pyarrow, whose kinds of remote errors differ in their words only."""
-    text = _to_line(error)
+    text = to_line(error, 300)
     if isinstance(error, FileNotFoundError) or re.search(r"NO_SUCH_(KEY|BUCKET)|NOT_FOUND", text):
         return StorageError("missing_file", f"{uri}: no such object or bucket")
     if re.search(r"curlCode: 28|[Tt]imeout|DEADLINE_EXCEEDED", text):
         return StorageError("time_out", f"{uri}: {text}")
     return StorageError("unreadable", f"{uri}: {text}")
-
-
-def _to_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

@@ -156,6 +156,7 @@ def join_uri(folder: str, name: str) -> str:
     if scheme_of(folder) not in OBJECT_STORES:
         _split(name)
         return urljoin(folder if folder.endswith("/") else f"{folder}/", name)
+    # Keys are no URL paths: urljoin would take ? and # in them for more.
     address = parse_address(folder)
     parts = [*address.key.rstrip("/").split("/"), *name.split("/")]
     key: list[str] = []
@@ -181,6 +182,7 @@ def ends_in(folder: str) -> tuple[str, str]:
     """Return what comes before and after a path below ``folder``, local or remote, in its URI; for many paths."""
     scheme = scheme_of(folder)
     if scheme in OBJECT_STORES:
+        # A name that no file has marks where a path goes.
         head, _, tail = join_uri(folder, "\0").partition("\0")
         return head, tail
     if scheme in ("http", "https"):

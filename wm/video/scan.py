@@ -128,6 +128,7 @@ def scan_video(
 def _build_scan(
     walk: Walk, motion_T: npt.NDArray[np.float32], measured_T: npt.NDArray[np.bool_], keyframes: list[int]
 ) -> Scan:
+    # With all by which a second reading is held against this one.
     return Scan(
         num_frames=len(walk.times_s),
         size_px=walk.size_px,

@@ -19,12 +19,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from wm.runs import write_text
+from wm.tables import open_parquet
 from wm.templates import render_template
 from wm.viewer.details import build_details, build_index, to_index_row
 from wm.viewer.rows import ImageCell, IndexRow, Row, read_rows
 from wm.viewer.sample import Sample, read_group, sample_rows
 from wm.viewer.scripts import build_script
-from wm.viewer.source import Source, open_parquet
+from wm.viewer.source import Source
 from wm.viewer.sprites import Sprite, build_sprite
 from wm.viewer.summary import list_figures
 
@@ -172,6 +173,7 @@ def _load_selection(paths: Iterable[Path]) -> dict[str | None, int]:
     order: dict[str | None, int] = {}
     for path in paths:
         with open_parquet(path) as parquet:
+            # A selection may have millions of rows: a group at a time is a list of dicts.
             for group in range(parquet.num_row_groups):
                 for row in read_group(parquet, path, group, ["triplet_id", "order"]).to_pylist():
                     order[row["triplet_id"]] = row["order"] if row["order"] is not None else len(order)

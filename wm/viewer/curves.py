@@ -1,7 +1,6 @@
 """Draw a clip's motion curve with the key-frames that each rule chooses, and the frames themselves."""
 
 import io
-import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from wm.files.atomic import replace_file
 from wm.images import decode_image
 
 if TYPE_CHECKING:
@@ -63,13 +63,8 @@ def draw_curve(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name in a script without a font here
         canvas.print_png(buffer)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    with replace_file(path) as temporary:
         temporary.write_bytes(buffer.getvalue())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _draw_motion(
@@ -113,6 +108,7 @@ def _draw_strip(
     for position, cell in enumerate(cells):
         axes = figure.add_subplot(cell)
         axes.set_axis_off()
+        # The first cell names the rule, also where there is no frame.
         above = choice.rule if position == 0 else ""
         below = ""
         if position < len(choice.images):

@@ -16,6 +16,7 @@ _PAIR_FACTS = {
 
 def to_index_row(triplet: TripletCells) -> IndexRow:
     """Return the part of a triplet that the page holds for every row."""
+    # By name, so that the types of the columns are checked.
     return IndexRow(
         triplet_id=triplet["triplet_id"],
         action=triplet["action"],
@@ -45,6 +46,7 @@ def build_index(
     Returns:
         Columns by their names on the page.
     """
+    # Columns, not rows: else every row would repeat the names.
     return {
         "id": [row["triplet_id"] or "" for row in rows],
         "action": [row["action"] or "" for row in rows],

@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
-from wm.errors import InputError
+from wm.errors import InputError, to_line
 from wm.records import TRIPLET_SCHEMA
+from wm.tables import open_parquet
 from wm.viewer.sample import Pick, add_missing, read_batches
-from wm.viewer.source import Source, open_parquet
+from wm.viewer.source import Source
 
 
 class ImageCell(TypedDict):
@@ -111,6 +112,7 @@ def read_rows(source: Source, picks: Sequence[Pick]) -> Iterator[Row]:
     Raises:
         InputError: It names a damaged file.
     """
+    # Each file is opened once, however many of its row groups are picked.
     for file, mine in groupby(picks, key=lambda pick: pick.file):
         with open_parquet(file) as parquet:
             for pick in mine:
@@ -146,6 +148,7 @@ def _load_clips(source: Source, file: Path, triplets: Sequence[TripletCells]) ->
     uris = {triplet["video_uri"] for triplet in triplets if triplet["video_uri"]}
     table = _load_matching(source.clips.get(file.stem), list(ClipCells.__annotations__), "uri", uris)
     clips: dict[str | None, list[ClipCells]] = {}
+    # A video has several clips where its segments were listed.
     rows: list[ClipCells] = table.to_pylist() if table is not None else []
     for clip in rows:
         clips.setdefault(clip["uri"], []).append(clip)
@@ -173,7 +176,7 @@ def _load_matching(file: Path | None, columns: Sequence[str], key: str, values: 
             columns=names, filter=pc.field(key).isin(pa.array(sorted(values))), use_threads=False
         )
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{file} is damaged: {' '.join(str(error).split())}") from error
+        raise InputError(f"{file} is damaged: {to_line(error)}") from error
     return add_missing(table, columns)
 
 

@@ -13,8 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from wm.errors import InputError
-from wm.viewer.source import open_parquet
+from wm.errors import InputError, to_line
+from wm.tables import open_parquet
 
 MAX_GROUPS = 1000
 """Max row groups that are opened, about: a row group's images cannot be read one by one."""
@@ -134,6 +134,7 @@ def spread_positions(count: int, number: int, run: int = 1) -> Rows:
     if number >= count:
         return np.arange(count, dtype=np.int64)
     blocks, num_blocks = -(-count // run), -(-number // run)
+    # Middles of equal stretches, so that the first rows count no more than the last.
     starts = ((np.arange(num_blocks) + 0.5) * blocks / num_blocks).astype(np.int64) * run
     positions = (starts[:, None] + np.arange(run)).ravel()
     return positions[positions < count][:number]
@@ -192,7 +193,7 @@ def read_group(parquet: pq.ParquetFile, file: Path, group: int, columns: Sequenc
     try:
         table = parquet.read_row_group(group, columns=names, use_threads=False)
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{file} is damaged: {' '.join(str(error).split())}") from error
+        raise InputError(f"{file} is damaged: {to_line(error)}") from error
     return add_missing(table, columns, parquet.metadata.row_group(group).num_rows)
 
 
@@ -217,6 +218,7 @@ def read_batches(
     names = [name for name in columns if name in parquet.schema_arrow.names]
     start = 0
     try:
+        # Not read_row_group: a group's images may not fit into memory.
         for batch in parquet.iter_batches(batch_rows, row_groups=[pick.group], columns=names, use_threads=False):
             low, high = np.searchsorted(pick.rows, [start, start + batch.num_rows])
             if high > low:
@@ -224,7 +226,7 @@ def read_batches(
                 yield add_missing(rows, columns)
             start += batch.num_rows
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{file} is damaged: {' '.join(str(error).split())}") from error
+        raise InputError(f"{file} is damaged: {to_line(error)}") from error
 
 
 def add_missing(table: pa.Table, columns: Sequence[str], num_rows: int | None = None) -> pa.Table:

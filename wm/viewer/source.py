@@ -4,12 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from wm.errors import InputError
-from wm.records import table_files
 from wm.runs import read_run
+from wm.tables import open_parquet, table_files
 
 NEEDED = {
     "triplets": ("triplet_id", "source_image", "target_image", "action"),
@@ -82,6 +79,7 @@ def _list_checked(folder: Path, kind: str) -> list[Path]:
         return []
     files = table_files(folder)
     for file in files:
+        # Footers only: a wrong file is named before a page is begun.
         names = open_parquet(file).schema_arrow.names
         missing = [name for name in NEEDED[kind] if name not in names]
         if missing:
@@ -93,15 +91,3 @@ def _list_checked(folder: Path, kind: str) -> list[Path]:
 
 def _index_by_stem(folder: Path) -> dict[str, Path]:
     return {file.stem: file for file in table_files(folder)} if folder.is_dir() else {}
-
-
-def open_parquet(file: Path) -> pq.ParquetFile:
-    """Open a Parquet file to be read in small parts: a row group of images may be large.
-
-    Raises:
-        InputError: It names the file, which cannot be read.
-    """
-    try:
-        return pq.ParquetFile(file, buffer_size=1 << 20)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{file} is not a readable Parquet file: {' '.join(str(error).split())}") from error

@@ -54,6 +54,7 @@ def list_table_7(counts: Mapping[str, object]) -> Figures:
 
 
 def _from_counts(counts: Mapping[str, object]) -> dict[str, float]:
+    # Runs of before the table was counted: what their sums give.
     names = ("video_s", "videos", "videos_with_triplets", "triplets")
     video_s, videos, used, triplets = (value if _is_number(value := counts.get(name)) else 0 for name in names)
     table: dict[str, float] = {}

@@ -16,7 +16,8 @@ from jobs.annotate.counts import summarise
 from jobs.annotate.job import AnnotateRecipe, run
 from jobs.shared.processes import actor_processes
 from tests.helpers.video_files import marked_frame, write_video
-from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA, read_table
+from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA
+from wm.tables import read_table
 
 NUM_GOOD, NUM_BAD = 44, 4
 MARK = "WM_TEST_RUN"

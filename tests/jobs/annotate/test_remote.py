@@ -13,7 +13,8 @@ from jobs.annotate.shards import shard_table
 from tests.helpers.storage_servers import http_server, s3_server
 from tests.helpers.video_files import marked_frame, write_video
 from wm.datasets.videos.listing import Entry, make_listing
-from wm.records import REJECT_SCHEMA, read_table
+from wm.records import REJECT_SCHEMA
+from wm.tables import read_table
 
 ROOT = Path(__file__).resolve().parents[3]
 

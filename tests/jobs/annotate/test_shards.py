@@ -18,7 +18,8 @@ from jobs.annotate.shards import (
 )
 from jobs.annotate.tables import CLIPS_SCHEMA, PAIRS_SCHEMA
 from wm.errors import InputError
-from wm.records import fill_empty_tables, read_table, reject_row, triplet_row
+from wm.records import reject_row, triplet_row
+from wm.tables import fill_empty_tables, read_table
 
 
 def video(key, keyframes=2):

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from tests.helpers.triplet_files import triplet
 from wm.datasets.changes import Changes, changed_codes, count_changes, count_rows, sum_changes
 from wm.errors import InputError
-from wm.records import TRIPLET_SCHEMA, write_table
+from wm.records import TRIPLET_SCHEMA
+from wm.tables import write_table
 
 codes = st.lists(st.integers(0, 3), min_size=3, max_size=3)
 rows_of_codes = st.lists(st.one_of(st.none(), st.just(([], [])), st.tuples(codes, codes)), max_size=9)

@@ -3,7 +3,8 @@
 import pytest
 
 from wm.datasets.layouts import class_rule
-from wm.datasets.videos.videos import list_videos, listing_note
+from wm.datasets.videos.listing import listing_note
+from wm.datasets.videos.videos import list_videos
 from wm.errors import InputError
 
 UCF = ["HandstandPushups/v_HandStandPushups_g01_c01.avi", "YoYo/v_YoYo_g25_c03.avi"]

@@ -9,7 +9,8 @@ from tests.helpers.something_data import CLASSES, ROWS, write_release
 from wm.datasets.layouts import recognise_table
 from wm.datasets.layouts.base import Problem, VideoSegment
 from wm.datasets.layouts.labelled import list_labelled
-from wm.datasets.videos.videos import list_videos, listing_note, passed_over_of
+from wm.datasets.videos.listing import listing_note, passed_over_of
+from wm.datasets.videos.videos import list_videos
 from wm.errors import InputError
 
 HOLDING, CLOSING = "Holding something next to something", "Closing something"

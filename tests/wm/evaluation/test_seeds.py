@@ -19,9 +19,10 @@ from wm.dynamics.roles import Role, Roles
 from wm.evaluation.bank import sample_bank
 from wm.evaluation.heldout import HeldOut
 from wm.models import load_codec, load_model
-from wm.records import derive_seed, read_table, row_seeds
+from wm.records import derive_seed, row_seeds
 from wm.sampling import Sampling, build_model_runner
 from wm.sampling.texts import TextBatch, decode_texts
+from wm.tables import read_table
 
 ROWS = 9
 

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pytest
 
 from tests.helpers.viewer_data import HOSTILE, look, mark, triplet, write_annotation
-from wm.records import TRIPLET_SCHEMA, stable_id, write_table
+from wm.records import TRIPLET_SCHEMA, stable_id
+from wm.tables import write_table
 from wm.viewer import Limits, open_source, plan_page, write_page
 
 PROBE = """

@@ -15,7 +15,8 @@ from PIL import Image
 
 from tests.helpers.viewer_data import CLIPS, HOSTILE, clip, picture, triplet, write_annotation
 from wm.errors import InputError
-from wm.records import TRIPLET_SCHEMA, write_table
+from wm.records import TRIPLET_SCHEMA
+from wm.tables import write_table
 from wm.viewer.rows import read_rows
 from wm.viewer.sample import Pick, allocate, sample_rows, spread_positions
 from wm.viewer.scripts import MAX_CURVE_POINTS, build_script, encode_change, encode_column, encode_curve

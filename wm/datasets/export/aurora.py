@@ -27,8 +27,8 @@ from wm.datasets.export.rows import (
     image_of,
     iterate_rows,
     json_row,
-    temporary_path,
 )
+from wm.files.atomic import temporary_path
 from wm.runs import write_text
 
 

@@ -9,31 +9,27 @@ Choices, where a triplet is no robot's recording:
 * Images are Parquet image features, not MP4: the stored bytes stay as they are. The layout knows one size only.
 * The action in words is the episode's task. There is no ``action`` feature: nobody measured a vector.
 * ``fps`` is 1 and ``timestamp`` is ``frame_index / fps``, as the layout demands of every episode: 0 for the source,
-  1 for the target. Where the frames lie in their video is in ``video_frame`` (-1 = unknown) and ``video_time_s``
+  1 for the target. Where the frames are in their video is in ``video_frame`` (-1 = unknown) and ``video_time_s``
   (NaN = unknown), because LeRobot turns every number into a tensor and knows no null.
-* The provenance columns stand once an episode, in ``meta/episodes``; frames carry ``triplet_id`` too.
+* The provenance columns are there once an episode, in ``meta/episodes``; frames carry ``triplet_id`` too.
 * All statistics in ``meta/stats.json``, those of the images too, come from every frame: the standard deviation is that
   of the population, as LeRobot's own.
 """
 
-import os
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wm.datasets.export.lerobot_meta import CHUNK_FILES, DATA_SCHEMA, EPISODE_SCHEMA, FPS, Stats
 from wm.datasets.export.plan import Part
-from wm.datasets.export.rows import IMAGES, PROVENANCE, Context, PartFacts, image_of, iterate_rows, temporary_path
+from wm.datasets.export.rows import IMAGES, PROVENANCE, Context, PartFacts, image_of, iterate_rows
+from wm.files.atomic import replace_file
 from wm.records import TripletRow
-
-AddRows: TypeAlias = Callable[[list[dict[str, object]]], None]
-"""Adds rows to an open file."""
 
 ROW_GROUP_EPISODES = 32
 
@@ -120,25 +116,20 @@ def _parquet(
 ) -> Iterator[Callable[[list[dict[str, object]]], None]]:
     """Open a Parquet file that is written in small row groups to a temporary file and then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Under its own name the file is complete or not there.
-    hidden = temporary_path(path)
     pending: list[dict[str, object]] = []
-    try:
-        with pq.ParquetWriter(hidden, schema, compression="zstd", write_batch_size=WRITE_BATCH) as writer:
+    options = {"compression": "zstd", "write_batch_size": WRITE_BATCH}
+    # Under its own name the file is complete or not there.
+    with replace_file(path) as temporary, pq.ParquetWriter(temporary, schema, **options) as writer:
 
-            def flush() -> None:
-                writer.write_table(pa.Table.from_pylist(pending, schema=schema))
-                pending.clear()
+        def flush() -> None:
+            writer.write_table(pa.Table.from_pylist(pending, schema=schema))
+            pending.clear()
 
-            def add(rows: list[dict[str, object]]) -> None:
-                pending.extend(rows)
-                if len(pending) >= ROW_GROUP_EPISODES * rows_an_episode:
-                    flush()
-
-            yield add
-            if pending:
+        def add(rows: list[dict[str, object]]) -> None:
+            pending.extend(rows)
+            if len(pending) >= ROW_GROUP_EPISODES * rows_an_episode:
                 flush()
-        os.replace(hidden, path)
-    except BaseException:
-        hidden.unlink(missing_ok=True)
-        raise
+
+        yield add
+        if pending:
+            flush()

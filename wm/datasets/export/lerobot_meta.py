@@ -1,7 +1,6 @@
 """Write what describes LeRobot's episodes: features, schemas, statistics, ``meta/info.json``, the card."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ import pyarrow as pa
 
 from wm.datasets.card import license_lines, license_sentence
 from wm.datasets.export.plan import Plan
-from wm.datasets.export.rows import PROVENANCE, Context, Moments, PartFacts, count_licenses, temporary_path
+from wm.datasets.export.rows import PROVENANCE, Context, Moments, PartFacts, count_licenses
+from wm.files.atomic import replace_file
 from wm.images import decode_image
 from wm.records import TRIPLET_SCHEMA
 from wm.runs import write_json, write_text
@@ -157,10 +157,8 @@ def finish(context: Context, plan: Plan, facts: Sequence[PartFacts]) -> None:
         {"task_index": np.arange(len(context.tasks))}, index=pd.Index(context.tasks.to_pylist(), name="task")
     )
     # pandas, as LeRobot reads the index of this table by pandas' metadata.
-    path = out / "meta" / "tasks.parquet"
-    hidden = temporary_path(path)
-    tasks.to_parquet(hidden)
-    os.replace(hidden, path)
+    with replace_file(out / "meta" / "tasks.parquet") as temporary:
+        tasks.to_parquet(temporary)
     write_json(out / "meta" / "stats.json", _statistics([fact["stats"] for fact in facts]))
     write_json(out / "meta" / "info.json", _info(context, plan))
     write_text(out / "README.md", _card(plan, facts))
@@ -208,6 +206,7 @@ def _info(context: Context, plan: Plan) -> dict[str, object]:
 
 
 def _card(plan: Plan, facts: Sequence[PartFacts]) -> str:
+    # The paths are named: without them datasets would take the tables of meta for rows.
     licenses = count_licenses(facts)
     return "\n".join(
         [

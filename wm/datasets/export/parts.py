@@ -64,6 +64,7 @@ def write_part(name: str, context: Context, part: Part, tick: Tick = lambda rows
             f"part {part.number} of the export has {facts['rows']} rows instead of {part.rows}; "
             f"{part.slices[0].file} or a file after it changed while it was read"
         )
+    # The mark last: it says that the part's files are there.
     folder = marks_folder(context.out)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"part-{part.number:06d}.json", facts)

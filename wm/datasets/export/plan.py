@@ -10,11 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wm.datasets.export.row_filter import RowFilter
-from wm.errors import InputError
-from wm.records import TRIPLET_SCHEMA, table_files
-
-_OPTIONAL = {"reader"}
-"""Columns that came later than the first data sets written."""
+from wm.errors import InputError, to_line
+from wm.records import LATER_COLUMNS, TRIPLET_SCHEMA
+from wm.tables import table_files
 
 
 @dataclass(frozen=True)
@@ -239,14 +237,14 @@ def _row_groups(file: Path, tally: _Tally) -> Iterable[tuple[int, npt.NDArray[np
                 yield first, is_exported, _image_bytes(group) / max(1, group.num_rows)
                 first += group.num_rows
     except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{file} is not a readable Parquet file: {' '.join(str(error).split())}") from error
+        raise InputError(f"{file} is not a readable Parquet file: {to_line(error)}") from error
 
 
 def _check_columns(file: Path, schema: pa.Schema) -> None:
     # Another type would be cast by some readers and refused by others.
     for field_ in TRIPLET_SCHEMA:
         if field_.name not in schema.names:
-            if field_.name in _OPTIONAL:
+            if field_.name in LATER_COLUMNS:
                 continue
             raise InputError(f"{file} lacks the column {field_.name!r}; columns found: {', '.join(schema.names)}")
         if schema.field(field_.name).type != field_.type:

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from wm.datasets.selection.algorithm import SELECTION_SCHEMA
 from wm.errors import InputError
-from wm.records import read_table
+from wm.tables import read_table
 
 
 @dataclass(frozen=True)
@@ -59,4 +59,5 @@ def read_selection(folder: str | Path) -> npt.NDArray[np.bytes_]:
     ids = read_table(root, SELECTION_SCHEMA, ["triplet_id"]).column("triplet_id").to_pylist()
     if not ids:
         raise InputError(f"selection = {str(folder)!r} holds no row; there would be nothing to export")
+    # Sorted, so that one search finds all ids of a batch.
     return np.unique(np.array([text.encode() for text in ids]))

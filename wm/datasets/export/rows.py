@@ -3,11 +3,9 @@
 import io
 import math
 import re
-import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Literal, Required, TypeAlias, TypedDict, cast
 
 import pyarrow as pa
@@ -16,9 +14,9 @@ from PIL import Image
 
 from wm.datasets.export.plan import Part, Plan, Slice
 from wm.datasets.export.row_filter import RowFilter
-from wm.errors import InputError
+from wm.errors import InputError, to_line
 from wm.images import FORMATS, decode_image, encode_png, fit_square
-from wm.records import TRIPLET_SCHEMA, TripletRow, stable_id
+from wm.records import TRIPLET_SCHEMA, TripletRow, hf_dtype, stable_id
 
 ImageColumn: TypeAlias = Literal["source_image", "target_image"]
 IMAGES: Final[tuple[ImageColumn, ImageColumn]] = ("source_image", "target_image")
@@ -115,7 +113,7 @@ def _iterate_slice(span: Slice, rows: RowFilter) -> Iterator[TripletRow]:
                     for row in rows_batch.filter(pa.array(rows.wanted(rows_batch))).to_pylist():
                         yield cast(TripletRow, row | missing)
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{span.file} is damaged: {' '.join(str(error).split())}") from error
+        raise InputError(f"{span.file} is damaged: {to_line(error)}") from error
 
 
 def _overlapping_groups(metadata: pq.FileMetaData, span: Slice) -> tuple[list[int], int]:
@@ -194,11 +192,6 @@ def count_licenses(facts: Iterable[PartFacts]) -> Counter[str]:
     return licenses
 
 
-def temporary_path(path: Path) -> Path:
-    """Return a hidden name beside ``path`` to write under before the renaming; no two writers share one."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-
-
 def file_key(triplet_id: str) -> str:
     """Return a name for files: the id itself if it is a plain one, else a digest of it (dots end a WebDataset key)."""
     return triplet_id if _PLAIN_KEY.fullmatch(triplet_id) else stable_id(triplet_id)
@@ -215,5 +208,4 @@ def json_row(row: TripletRow) -> dict[str, object]:
 
 def column_dtype(column: str) -> str:
     """Name the type of a triplet's column as the YAML head of a data-set card does, such as ``float64``."""
-    kind = str(TRIPLET_SCHEMA.field(column).type)
-    return {"double": "float64", "float": "float32"}.get(kind, kind)
+    return hf_dtype(TRIPLET_SCHEMA.field(column).type)

@@ -7,7 +7,6 @@ members in the order of their names.
 
 import io
 import json
-import os
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -26,8 +25,8 @@ from wm.datasets.export.rows import (
     image_of,
     iterate_rows,
     json_row,
-    temporary_path,
 )
+from wm.files.atomic import replace_file
 from wm.records import TripletRow
 from wm.runs import write_text
 
@@ -44,26 +43,20 @@ def write(context: Context, part: Part, tick: Callable[[int], object]) -> PartFa
         The part's facts.
     """
     path = Path(context.out) / f"shard-{part.number:06d}.tar"
-    hidden = temporary_path(path)
     rows, licenses, images = 0, Counter[str](), set[str]()
-    try:
-        # USTAR without times and owners: the same rows give the same bytes.
-        with tarfile.open(hidden, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for row in iterate_rows(part, context):
-                members = _members(row, context)
-                images |= {name.partition(".")[2] for name in members if not name.endswith((".txt", ".json"))}
-                # In the order of names: the same rows give the same file.
-                for name, data in sorted(members.items()):
-                    member = tarfile.TarInfo(name)
-                    member.size, member.mode = len(data), 0o644
-                    tar.addfile(member, io.BytesIO(data))
-                rows += 1
-                licenses[row["license"] or ""] += 1
-                tick(1)
-        os.replace(hidden, path)
-    except BaseException:
-        hidden.unlink(missing_ok=True)
-        raise
+    # USTAR without times and owners: the same rows give the same bytes.
+    with replace_file(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for row in iterate_rows(part, context):
+            members = _members(row, context)
+            images |= {name.partition(".")[2] for name in members if not name.endswith((".txt", ".json"))}
+            # In the order of names: the same rows give the same file.
+            for name, data in sorted(members.items()):
+                member = tarfile.TarInfo(name)
+                member.size, member.mode = len(data), 0o644
+                tar.addfile(member, io.BytesIO(data))
+            rows += 1
+            licenses[row["license"] or ""] += 1
+            tick(1)
     return {"rows": rows, "licenses": dict(licenses), "images": sorted(images)}
 
 

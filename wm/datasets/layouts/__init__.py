@@ -64,6 +64,7 @@ def recognise_table(path: Path, key: str, name: str) -> str:
     Raises:
         InputError: It is no text, or no layout's table.
     """
+    # The beginning suffices: a table may have millions of rows.
     try:
         with path.open(encoding="utf-8-sig") as file:
             head = file.read(_HEAD_CHARS)

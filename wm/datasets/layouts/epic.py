@@ -45,6 +45,7 @@ def read_table(path: Path, name: str) -> Iterator[Segment]:
     """
     for where, row in csv_rows(path, name, COLUMNS, REQUIRED):
         video_id, start, stop, verb, participant, narration_id, narration = (str(value).strip() for value in row)
+        # Both become parts of paths.
         if "/" in video_id or "/" in participant:
             raise InputError(
                 f"{where}: video_id = {video_id!r}, participant_id = {participant!r}, expected plain names"

@@ -26,7 +26,7 @@ from wm.datasets.selection.rows import (
     Score,
     check_unique,
     id_words,
-    scored,
+    score_rows,
 )
 from wm.datasets.selection.tally import SLOT_BITS, Tally, encode_keys, mark_candidates, tally
 from wm.errors import InputError
@@ -70,7 +70,7 @@ class Plan:
         return len(self.first_key_P)
 
     def codes_of(self, labels: pa.ChunkedArray) -> Ints:
-        """Class numbers of a column of labels without nulls; -1 for a class that the plan does not know."""
+        """Return the class numbers of a column of labels without nulls; -1 for a class that the plan does not know."""
         encoded = pc.dictionary_encode(labels.combine_chunks())
         encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
         codes_D = np.array([self._codes.get(label, -1) for label in encoded.dictionary.to_pylist()], np.int64)
@@ -100,7 +100,7 @@ def quotas(available_C: Ints, k: int) -> Ints:
 
 
 def make_plan(counts: Tally, k: int, rows_per_part: int = 1_000_000) -> Plan:
-    """Quotas of the classes and parts of about ``rows_per_part`` candidates (a slot is never divided).
+    """Compute the quotas of the classes, and parts of about ``rows_per_part`` candidates (a slot is never divided).
 
     Args:
         counts: Of all rows.
@@ -121,6 +121,7 @@ def make_plan(counts: Tally, k: int, rows_per_part: int = 1_000_000) -> Plan:
     last_key_C = np.full(len(counts.labels), -1, np.int64)
     last_key_C[class_S[needed_S]] = counts.key_S[needed_S]  # keys ascend: the last assignment counts
     key_S, count_S = counts.key_S[needed_S], counts.count_S[needed_S]
+    # Parts of few enough rows to be sorted in memory.
     part_S = (np.cumsum(count_S) - count_S) // rows_per_part
     starts_P = np.flatnonzero(np.diff(part_S, prepend=-1)) if len(part_S) else np.zeros(0, np.int64)
     first_key_P = key_S[starts_P] if len(starts_P) else np.zeros(1, np.int64)
@@ -130,15 +131,16 @@ def make_plan(counts: Tally, k: int, rows_per_part: int = 1_000_000) -> Plan:
 
 
 def candidates(rows: pa.Table, plan: Plan, criteria: Criteria) -> tuple[pa.Table, Ints]:
-    """Return the rows of :func:`scored` that may be chosen, as :data:`CANDIDATE_SCHEMA`, and the part of each.
+    """Return the rows of :func:`score_rows` that may be chosen, as :data:`CANDIDATE_SCHEMA`, and the part of each.
 
     Args:
-        rows: Of :func:`scored`.
+        rows: Of :func:`score_rows`.
         plan: Quotas and parts.
         criteria: What makes a row a candidate.
     """
     scores = rows.column("score").to_numpy()
     codes = plan.codes_of(rows.column("class_label"))
+    # Rows that no quota can reach are dropped before anything is sorted.
     keys = encode_keys(codes, scores)
     last_keys = np.append(plan.last_key_C, -1)[codes]  # of an unknown class, whose code is -1: none
     chosen_rows = np.flatnonzero(mark_candidates(rows, criteria) & (codes >= 0) & (keys <= last_keys))
@@ -189,14 +191,17 @@ def _compute_turns(codes: Ints, ranks: Ints, first_class: int, available_C: Ints
     A part holds a range of classes of which only the first may have begun before it. So the classes before a row's own
     in round r are: those before the range that have more than r rows; the first, if it has; and rows of this part.
     """
+    # 1. Rows that all classes gave in the rounds before.
     sizes = np.sort(available_C)
     below = np.concatenate([[0], np.cumsum(sizes)])
     small = np.searchsorted(sizes, ranks, side="right")  # classes with r rows or fewer
     turns = below[small] + (len(sizes) - small) * ranks
+    # 2. In its own round: the classes before the range, and the first of the range.
     before = np.sort(available_C[:first_class])
     turns += len(before) - np.searchsorted(before, ranks, side="right")
     later = codes > first_class
     turns[later] += ranks[later] < available_C[first_class]
+    # 3. Rows of this part, whose classes have begun in it.
     by_round = np.flatnonzero(later)[np.lexsort((codes[later], ranks[later]))]
     in_round = ranks[by_round]
     turns[by_round] += np.arange(len(by_round)) - np.searchsorted(in_round, in_round)
@@ -219,7 +224,8 @@ def select_top_k(triplets: pa.Table, k: int, score: Score = "mean", min_score: f
         A table of :data:`SELECTION_SCHEMA` in order of selection.
     """
     criteria = Criteria(score, min_score)
-    rows = scored(triplets, criteria)
+    rows = score_rows(triplets, criteria)
     check_unique(rows.column("triplet_id"), id_words(rows.column("triplet_id")))
+    # One part: the table is in memory anyway.
     plan = make_plan(tally(rows, criteria), k, rows_per_part=max(1, rows.num_rows))
     return choose(candidates(rows, plan, criteria)[0], plan, 0)

@@ -32,7 +32,7 @@ class Criteria:
     min_changed_codes: int = 0
 
 
-def scored(table: pa.Table, criteria: Criteria) -> pa.Table:
+def score_rows(table: pa.Table, criteria: Criteria) -> pa.Table:
     """Score the rows whose class the criteria take, those below ``min_score`` or ``min_changed_codes`` included.
 
     Args:
@@ -46,13 +46,13 @@ def scored(table: pa.Table, criteria: Criteria) -> pa.Table:
     Raises:
         InputError: Names the first row without a likelihood.
     """
-    table = wanted_classes(table, criteria)
+    table = filter_classes(table, criteria)
     scores = _compute_scores(table, criteria)
     names = [name for name in ("triplet_id", "class_label", "changed_codes") if name in table.column_names]
     return table.select(names).append_column("score", pa.array(scores))
 
 
-def wanted_classes(table: pa.Table, criteria: Criteria) -> pa.Table:
+def filter_classes(table: pa.Table, criteria: Criteria) -> pa.Table:
     """Return the rows whose ``class_label`` the criteria take, as text: null becomes "".
 
     Args:
@@ -112,7 +112,7 @@ def _compute_scores(table: pa.Table, criteria: Criteria) -> Floats:
 
 
 def id_words(ids: pa.ChunkedArray) -> list[Words]:
-    """Ids as columns of 8 bytes each, which sort as the texts do: comparing numbers is many times faster."""
+    """Convert ids to columns of 8 bytes each, which sort as the texts do: comparing numbers is many times faster."""
     texts = pc.cast(ids, pa.string()).combine_chunks()
     texts = texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts
     if len(texts) == 0:

@@ -37,10 +37,10 @@ class Tally:
 
 
 def tally(rows: pa.Table, criteria: Criteria) -> Tally:
-    """Count the rows of a table that :func:`scored` gave.
+    """Count the rows of a table that :func:`score_rows` gave.
 
     Args:
-        rows: Of :func:`scored`.
+        rows: Of :func:`score_rows`.
         criteria: What makes a row a candidate.
     """
     # Class numbers sort as the names do; only the dictionary's few names are sorted for it.
@@ -92,7 +92,7 @@ def mark_candidates(rows: pa.Table, criteria: Criteria) -> Booleans:
     """Mark the rows that may be chosen.
 
     Args:
-        rows: Of :func:`wm.datasets.selection.rows.scored`.
+        rows: Of :func:`wm.datasets.selection.rows.score_rows`.
         criteria: What makes a row a candidate.
     """
     has_score = True if criteria.min_score is None else rows.column("score").to_numpy() >= criteria.min_score

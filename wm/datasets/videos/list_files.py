@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from wm.datasets.videos.listing import Entry, segment_key
 from wm.datasets.videos.tables import csv_rows
-from wm.errors import InputError
+from wm.errors import InputError, to_line
 from wm.files.uris import is_name, is_remote, is_text, join_uri, local_path, scheme_of
 from wm.runs import parse_json
 
@@ -121,7 +121,7 @@ def _parquet_rows(path: Path, name: str) -> Iterator[Row]:
                     number += 1
                     yield f"{name} row {number}", values
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{name} is not a readable Parquet file: {' '.join(str(error).split())}") from error
+        raise InputError(f"{name} is not a readable Parquet file: {to_line(error)}") from error
 
 
 def _to_values(batch: pa.RecordBatch, title: str, name: str) -> list[object]:

@@ -102,7 +102,7 @@ def make_listing(entries: Iterator[Entry], notes: Mapping[str, str], passed_over
 
 
 def _order_of_first(keys: pa.ChunkedArray) -> pa.Array:
-    """Rows in the order of their keys (by code point, as Python sorts), of equal keys the first one only."""
+    """Return the rows in the order of their keys (by code point, as Python sorts), of equal keys the first one only."""
     order = pc.sort_indices(keys)  # stable
     ordered = keys.take(order)
     if len(ordered) < 2:

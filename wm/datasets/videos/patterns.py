@@ -87,5 +87,6 @@ class Pattern:
 def fixed_part(pattern: str) -> str:
     """Return the folders of a glob before the first part with a mark, "." for none."""
     parts = pattern.split("/")
+    # Only the folders below it are walked through.
     fixed = next(number for number, part in enumerate(parts) if any(mark in part for mark in MARKS))
     return "/".join(parts[:fixed]) or ("/" if pattern.startswith("/") else ".")

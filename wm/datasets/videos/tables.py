@@ -90,6 +90,7 @@ def csv_rows(
             # Columns may be in any order, and there may be more.
             positions = [header.index(title) if title in header else -1 for title in columns]
             required_positions = [(header.index(title), title) for title in required]
+            # Each row is checked as it comes: a list of millions is never held.
             for row in reader:
                 if not any(row):
                     continue

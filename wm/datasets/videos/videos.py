@@ -8,33 +8,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from wm.datasets.layouts import LAYOUTS, class_rule, load_layout, recognise_table
-from wm.datasets.videos.endings import VIDEO_SUFFIXES, is_video_name
+from wm.datasets.videos.endings import is_video_name
 from wm.datasets.videos.folders import Found, find_videos, is_glob
 from wm.datasets.videos.index import VideoIndex
 from wm.datasets.videos.list_files import is_list_name, parent_uri, read_list
-from wm.datasets.videos.listing import LISTING_SCHEMA, Entry, listing_digest, listing_note, make_listing, passed_over_of
-from wm.datasets.videos.passed_over import describe
+from wm.datasets.videos.listing import Entry, make_listing
 from wm.datasets.videos.tables import local_copy
 from wm.errors import InputError
 from wm.files.uris import is_remote, local_path, path_in
 
-__all__ = [
-    "LISTING_SCHEMA",
-    "VIDEO_SUFFIXES",
-    "describe",
-    "list_videos",
-    "listing_digest",
-    "listing_note",
-    "passed_over_of",
-]
-
 
 def list_videos(spec: str, *, layout: str = "auto", annotations: str | None = None) -> pa.Table:
-    """List the videos that ``spec`` names: a table of ``LISTING_SCHEMA``, sorted by key, each key once.
+    """List the videos that ``spec`` names: a table of :data:`wm.datasets.videos.listing.LISTING_SCHEMA`, sorted by key.
 
     ``spec``, local or with a scheme (``file``, ``s3``, ``gs``, ``http``, ``https``):
 
-    - a folder (``s3://bucket/prefix/``): every file below it with a video's suffix (:data:`VIDEO_SUFFIXES`, any case),
+    - a folder (``s3://bucket/prefix/``): every file below it with a video's ending (:mod:`wm.datasets.videos.endings`),
       broken ones and those behind links too; names that start with a dot are left out. Not over HTTP, which has no
       listing.
     - a glob (``*``, ``?``, ``[``, ``**``): the matching files with a video's suffix.
@@ -43,9 +32,10 @@ def list_videos(spec: str, *, layout: str = "auto", annotations: str | None = No
       folder. Every row counts, whether something is there or not.
     - any other file: itself.
 
-    Notes (:func:`listing_note`): ``duplicates``: entries left out because their key was there already; ``unnamed``:
-    videos that are there and that the annotations do not name. :func:`passed_over_of` gives these and whatever else was
-    there and is not listed, counted and with examples. A file whose name is no UTF-8 is listed under an escaped one.
+    Notes (``listing_note`` of :mod:`wm.datasets.videos.listing`): ``duplicates``: entries left out because their key
+    was there already; ``unnamed``: videos that are there and that the annotations do not name. ``passed_over_of``
+    beside it gives these and whatever else was there and is not listed, counted and with examples. A file whose name is
+    no UTF-8 is listed under an escaped one.
 
     Args:
         spec: What to list.

@@ -21,9 +21,10 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from wm.config import Recipe
-from wm.errors import InputError
+from wm.errors import InputError, to_line
 from wm.paths import InputPath
-from wm.records import TRIPLET_SCHEMA, checked_files, table_files
+from wm.records import TRIPLET_SCHEMA
+from wm.tables import checked_files, table_files
 
 COLUMNS = ("triplet_id", "action", "codec", "source_codes", "target_codes", "change")
 _LISTS = ("source_codes", "target_codes", "change")
@@ -259,7 +260,7 @@ def _batches(file: Path, columns: Sequence[str], rows: int) -> Iterator[pa.Recor
                 yield _cast(batch, columns, file)
     # pyarrow's messages have several lines, a user error one.
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{file} is damaged: {' '.join(str(error).split())}") from error
+        raise InputError(f"{file} is damaged: {to_line(error)}") from error
 
 
 def _cast(batch: pa.RecordBatch, columns: Sequence[str], file: Path) -> pa.RecordBatch:

@@ -34,8 +34,8 @@ import numpy as np
 import numpy.typing as npt
 
 from wm.errors import InputError
-from wm.records import table_files
 from wm.runs import digest_of, write_json
+from wm.tables import table_files
 from wm.training.data.sources import CodecShape, Codes, RowSelection, Source
 from wm.training.data.tokenized import SourceFacts, SourceReader, check_has_rows
 

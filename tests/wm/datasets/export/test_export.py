@@ -19,7 +19,8 @@ from wm.datasets.export.rows import file_key, first_image_size, image_of, iterat
 from wm.datasets.selection.algorithm import SELECTION_SCHEMA
 from wm.errors import InputError
 from wm.images import fit_square
-from wm.records import TRIPLET_SCHEMA, stable_id, write_table
+from wm.records import TRIPLET_SCHEMA, stable_id
+from wm.tables import write_table
 
 ALL = RowFilter()
 

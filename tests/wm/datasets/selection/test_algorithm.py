@@ -19,7 +19,7 @@ from wm.datasets.selection.algorithm import (
     quotas,
     select_top_k,
 )
-from wm.datasets.selection.rows import Criteria, id_words, keep_best, scored
+from wm.datasets.selection.rows import Criteria, id_words, keep_best, score_rows
 from wm.datasets.selection.tally import merge_tallies, tally
 from wm.errors import InputError
 
@@ -103,8 +103,8 @@ def test_selection_is_the_papers_loop_in_any_order_of_rows(
 
 def in_parts(tables: list[pa.Table], k: int, criteria: Criteria, rows_per_part: int) -> pa.Table:
     """As over files: counts of each, their sum, candidates of each, then part by part."""
-    plan = make_plan(merge_tallies(tally(scored(one, criteria), criteria) for one in tables), k, rows_per_part)
-    shared = [candidates(scored(one, criteria), plan, criteria) for one in tables]
+    plan = make_plan(merge_tallies(tally(score_rows(one, criteria), criteria) for one in tables), k, rows_per_part)
+    shared = [candidates(score_rows(one, criteria), plan, criteria) for one in tables]
     parts = []
     for part in range(plan.num_parts):
         rows = pa.concat_tables([rows.filter(pa.array(where == part)) for rows, where in shared])
@@ -162,17 +162,17 @@ def test_only_rows_that_may_be_chosen_travel() -> None:
     rng = np.random.default_rng(0)
     rows = [row(f"{n:024x}", f"c{n % 7}", float(score)) for n, score in enumerate(rng.normal(-2, 0.5, 7000))]
     criteria = Criteria("sum")
-    plan = make_plan(tally(scored(table(rows), criteria), criteria), 70)
-    remaining, parts = candidates(scored(table(rows), criteria), plan, criteria)
+    plan = make_plan(tally(score_rows(table(rows), criteria), criteria), 70)
+    remaining, parts = candidates(score_rows(table(rows), criteria), plan, criteria)
     assert 70 <= remaining.num_rows == plan.num_candidates < 250 and set(parts.tolist()) == {0}
     classes = Criteria("sum", classes=frozenset({"c3"}))
-    assert set(scored(table(rows), classes)["class_label"].to_pylist()) == {"c3"}
+    assert set(score_rows(table(rows), classes)["class_label"].to_pylist()) == {"c3"}
 
 
 def test_a_large_class_is_cut_into_parts() -> None:
     rng = np.random.default_rng(1)
     rows = [row(f"{n:024x}", "only", float(score)) for n, score in enumerate(rng.normal(-2, 0.5, 5000))]
-    plan = make_plan(tally(scored(table(rows), Criteria("sum")), Criteria("sum")), 4000, 500)
+    plan = make_plan(tally(score_rows(table(rows), Criteria("sum")), Criteria("sum")), 4000, 500)
     assert 6 <= plan.num_parts <= 9
     chosen = in_parts([table(rows)], 4000, Criteria("sum"), 500)
     assert chosen.equals(select_top_k(table(rows), 4000, "sum").replace_schema_metadata(None))

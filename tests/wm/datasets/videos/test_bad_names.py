@@ -23,7 +23,9 @@ from tests.helpers.video_files import marked_frame, write_video
 from wm.config import Recipe
 from wm.datasets.layouts.base import ImagePair, Problem, VideoSegment
 from wm.datasets.layouts.labelled import list_labelled
-from wm.datasets.videos.videos import describe, list_videos, listing_digest, passed_over_of
+from wm.datasets.videos.listing import listing_digest, passed_over_of
+from wm.datasets.videos.passed_over import describe
+from wm.datasets.videos.videos import list_videos
 from wm.errors import InputError
 from wm.files.uris import escape_path, escape_text, local_path
 from wm.images import encode_png

@@ -3,7 +3,8 @@
 import pytest
 
 from tests.helpers.storage_servers import gs_server, s3_server
-from wm.datasets.videos.videos import list_videos, listing_digest
+from wm.datasets.videos.listing import listing_digest
+from wm.datasets.videos.videos import list_videos
 from wm.errors import InputError
 
 NAMES = [

@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.helpers.storage_servers import http_server
-from wm.datasets.videos.videos import LISTING_SCHEMA, list_videos, listing_digest, listing_note
+from wm.datasets.videos.listing import LISTING_SCHEMA, listing_digest, listing_note
+from wm.datasets.videos.videos import list_videos
 from wm.errors import InputError
 
 ROWS = [

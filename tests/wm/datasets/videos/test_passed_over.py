@@ -14,8 +14,10 @@ from jobs.plan.job import PlanRecipe
 from jobs.plan.job import run as run_plan
 from tests.helpers.storage_servers import s3_server
 from tests.helpers.video_files import marked_frame, write_video
+from wm.datasets.videos.endings import VIDEO_SUFFIXES
+from wm.datasets.videos.listing import listing_note, passed_over_of
 from wm.datasets.videos.passed_over import MAX_ENDINGS, MAX_NAMES, PassedOver, describe
-from wm.datasets.videos.videos import VIDEO_SUFFIXES, list_videos, listing_note, passed_over_of
+from wm.datasets.videos.videos import list_videos
 from wm.errors import InputError
 from wm.video import scan_video
 

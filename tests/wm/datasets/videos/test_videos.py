@@ -2,7 +2,8 @@
 
 import pytest
 
-from wm.datasets.videos.videos import LISTING_SCHEMA, list_videos, listing_digest, listing_note
+from wm.datasets.videos.listing import LISTING_SCHEMA, listing_digest, listing_note
+from wm.datasets.videos.videos import list_videos
 from wm.errors import InputError
 
 
