@@ -36,7 +36,12 @@ def check_options(options: DeploymentOptions) -> None:
 
 
 def merge_options(defaults: DeploymentOptions, options: DeploymentOptions) -> DeploymentOptions:
-    """Return ``options`` over ``defaults``; those of the actor are merged key by key."""
+    """Merge two tables of options; those of the actor are merged key by key.
+
+    Args:
+        defaults: For what ``options`` leaves out.
+        options: A recipe's.
+    """
     actor_options: dict[str, object] = {}
     for table in (defaults, options):
         value = table.get("ray_actor_options")

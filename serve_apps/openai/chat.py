@@ -146,6 +146,10 @@ class ChatRequest(ApiRequest):
 def chat_from_json(body: bytes, limits: Limits) -> tuple[ChatRequest, list[NamedImage]]:
     """Check a JSON body.
 
+    Args:
+        body: As received.
+        limits: What one request may ask for.
+
     Returns:
         The request, and the source and the target, encoded, with the names of their fields.
 

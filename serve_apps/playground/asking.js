@@ -1,5 +1,5 @@
 // "What happened?" between any two frames: the inverse model's answer.
-import { bar, byId, el, number, percent, picture, say } from "./dom.js";
+import { bar, byId, el, imageElement, number, percent, say } from "./dom.js";
 import { whatHappened } from "./predict.js";
 import { modelsFor, nameOf, state, work } from "./state.js";
 
@@ -56,8 +56,8 @@ export function drawAsking() {
 
 function drawEnds() {
   for (const end of ENDS) {
-    const frame = chosen(end), drawn = byId(`${end}-shot`).querySelector("img");
-    if (drawn && drawn.getAttribute("src") === frame?.image) continue;
-    byId(`${end}-shot`).replaceChildren(frame?.image ? picture(frame.image, "") : el("span", { class: "hint", text: "?" }));
+    const frame = chosen(end), shot = byId(`${end}-shot`).querySelector("img");
+    if (shot && shot.getAttribute("src") === frame?.image) continue;
+    byId(`${end}-shot`).replaceChildren(frame?.image ? imageElement(frame.image, "") : el("span", { class: "hint", text: "?" }));
   }
 }

@@ -2,7 +2,7 @@
 import { checksum } from "./tree.js";
 import { predict, rollout } from "./predict.js";
 
-// Fills in every frame that waits for its picture, in order; onFrame(frame, isSame) after each, isSame null where the link
+// Fills in every frame that waits for its image, in order; onFrame(frame, isSame) after each, isSame null where the link
 // holds nothing to compare with. A frame is asked for once its parent is there.
 export async function replay(board, { onFrame, signal }) {
   for (const frame of board.waiting()) {

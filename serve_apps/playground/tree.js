@@ -15,7 +15,7 @@ export class Storyboard {
   children(id) { return this.all.filter((frame) => frame.parent === id); }
   waiting() { return this.all.filter((frame) => !frame.image); }
 
-  // The new frame; the one that is there already if it came from the same draw.
+  // The new frame; the one that is there already if it came from the same candidate.
   add(parent, { action, image, verification = {}, via, sum = checksum(image) }) {
     const same = this.children(parent).find((frame) =>
       frame.action === action && frame.via.kind === via.kind && frame.via.seed === via.seed && frame.via.index === via.index &&

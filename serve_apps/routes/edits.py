@@ -67,7 +67,14 @@ async def _events(
 
 
 async def build_reply(graph: Graph, edit: EditRequest, model: CatalogEntry, result: EditResult) -> JsonObject:
-    """Build OpenAI's ``ImagesResponse``, with each image's ``verification``, the seed and the counts beside it."""
+    """Build OpenAI's ``ImagesResponse``, with each image's ``verification``, the seed and the counts beside it.
+
+    Args:
+        graph: Encodes the images.
+        edit: The request.
+        model: Of the FDM that sampled.
+        result: What its server returned.
+    """
     with metrics.stage("encode_image"):
         images = [await graph.encode(edit, pixels_HWC) for pixels_HWC in result.pixels]
     # Duplicates come last, so that the first are the best that differ.
@@ -99,7 +106,13 @@ async def build_reply(graph: Graph, edit: EditRequest, model: CatalogEntry, resu
 
 
 def usage_of(tokens_per_image: int, action_tokens: int, num_images: int) -> dict[str, object]:
-    """Count OpenAI's ``usage`` of images that were sampled after one image and the words of actions."""
+    """Count OpenAI's ``usage`` of images that were sampled after one image and the words of actions.
+
+    Args:
+        tokens_per_image: Of the model.
+        action_tokens: Of all actions.
+        num_images: Images sampled.
+    """
     sampled = tokens_per_image * num_images
     return {
         "input_tokens": tokens_per_image + action_tokens,
