@@ -1,6 +1,7 @@
 """The served models as the routes see them: the two roles, the limits of a client, and blocking work in fair shares."""
 
 import asyncio
+import base64
 import time
 from collections.abc import Callable, Sequence
 from copy import copy
@@ -204,8 +205,8 @@ class Graph:
                 ]
         return np.stack(fitted)
 
-    async def encode(self, request: PredictionRequest, pixels_HWC: Pixels) -> bytes:
-        """Encode an image in the format and size that a request asks for.
+    async def encode(self, request: PredictionRequest, pixels_HWC: Pixels) -> str:
+        """Encode an image in the format and size that a request asks for, as base64.
 
         Each is a job of its own, so that others go between.
 
@@ -215,7 +216,7 @@ class Graph:
         """
         side_px = request.side_px or len(pixels_HWC)
         encode = partial(encode_image, pixels_HWC, request.output_format, request.output_compression, side_px)
-        return await self.work(side_px**2, encode)
+        return base64.b64encode(await self.work(side_px**2, encode)).decode()
 
     def for_client(self, address: str) -> "Graph":
         """Return the same graph, whose work is charged to an address. An IPv6 host owns a network of 64 bits."""

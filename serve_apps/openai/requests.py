@@ -236,6 +236,7 @@ def check_action(text: str, name: str, limits: Limits) -> str:
         raise ApiError(f"{name} is empty; expected the action to take in the image, in words", param=name)
     if "\0" in text:
         raise ApiError(f"{name} contains a NUL character", param=name, code="invalid_value")
+    # UTF-8 has no such character: it could be sent back in no reply.
     if _HALF_PAIR.search(text):
         raise ApiError(f"{name} is not valid Unicode: it holds half a surrogate pair", param=name)
     if len(text) > limits.max_prompt_chars:

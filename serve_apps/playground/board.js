@@ -34,8 +34,8 @@ function reveal(node) {
 // Nodes are kept from one drawing to the next, so that images do not flicker and the focus stays.
 const nodes = new Map();
 function item({ frame, row, column }) {
-  const kept = nodes.get(frame);
-  const node = kept?.image === frame.image ? kept.node : made(frame);
+  const cached = nodes.get(frame);
+  const node = cached?.image === frame.image ? cached.node : createNode(frame);
   nodes.set(frame, { node, image: frame.image });
   const isNow = frame.id === state.current, siblings = state.board.children(frame.parent ?? -1);
   const values = {
@@ -47,7 +47,7 @@ function item({ frame, row, column }) {
   return node;
 }
 
-function made(frame) {
+function createNode(frame) {
   const { mean_logprob: mean } = frame.verification;
   return el("button", { type: "button", role: "treeitem", class: "frame", "data-id": frame.id, onclick: () => select(frame.id) },
     frame.image ? el("span", { class: "shot" }, imageElement(frame.image, "")) : el("span", { class: "shot blank", text: "?" }),

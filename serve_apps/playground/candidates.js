@@ -46,22 +46,22 @@ export function drawCandidates(parent, action, answer, via, taken_s) {
     el("p", { class: "action", text: action }), el("p", { class: "hint", text: about }),
     el("ol", { class: "cards" }, ...candidates.map((candidate, place) => el("li", {}, card(candidate, place)))),
     el("p", { class: "hint", text: hasScores
-      ? "Pick one to go on from it; pick another to branch. Bar and %: likelihood of the action per token, the mean in nats, as a probability. Unchanged: share of image tokens equal to the source's."
-      : "Pick one to go on from it; pick another to branch. These were not verified: they come as they were sampled." }));
+      ? "Pick one to continue from it; pick another to branch. Bar and %: likelihood of the action per token, the mean in nats, as a probability. Unchanged: share of image tokens equal to the source's."
+      : "Pick one to continue from it; pick another to branch. These were not verified: they come as they were sampled." }));
   mark();
   reveal(byId("found").querySelector(".cards"));
-  say(`${counted(candidates.length, "candidate")}, best first. Pick one to go on from it.`);
+  say(`${counted(candidates.length, "candidate")}, best first. Pick one to continue from it.`);
 }
 
 function card({ image, verification }, place) {
   const { mean_logprob: mean, logprob, unchanged_share: unchanged, tokens, index } = verification;
   const isScored = typeof mean === "number", share = isScored ? Math.exp(mean) : null;
   const name = isScored ? `Rank ${place + 1}` : `Candidate ${(index ?? place) + 1}`;
-  const said = isScored ? `, ${percent(share)} per token, log-likelihood ${number(logprob)}, unchanged ${percent(unchanged)}` : "";
+  const scores = isScored ? `, ${percent(share)} per token, log-likelihood ${number(logprob)}, unchanged ${percent(unchanged)}` : "";
   const fact = (label, value, title) => el("span", { class: "fact", title }, el("span", { text: label }), el("b", { text: value }));
   return el("button", {
     type: "button", class: "card", "data-index": index ?? place, "aria-pressed": "false",
-    "aria-label": `${name}${said}. Go on from this one.`, onclick: (event) => pick(place, event.detail === 0),
+    "aria-label": `${name}${scores}. Continue from this one.`, onclick: (event) => pick(place, event.detail === 0),
   },
   el("span", { class: "shot" }, imageElement(image, "")),
   el("span", { class: "score" }, el("b", { class: "rank", text: isScored ? `#${place + 1}` : name }), ...(isScored ? [bar(share), el("b", { text: percent(share) })] : [])),
@@ -80,7 +80,7 @@ function pick(place, byKey) {
   if (byKey) byId("action").focus();
 }
 
-// Which candidate the frame one goes on from was.
+// Which candidate the current frame was.
 export function mark() {
   const now = frame();
   if (shownFor !== state.board || (shown && !state.board?.get(shown.parent))) return empty();

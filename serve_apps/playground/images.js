@@ -24,20 +24,20 @@ export async function readImage(blob, side) {
 
 // The server scales the short side to its size and cuts the middle out of whole pixels (wm.images.fit_square).
 function square(source, width, height, side) {
-  const edge = Math.min(width, height), wanted = side || Math.min(edge, MAX_SIDE);
+  const edge = Math.min(width, height), target = side || Math.min(edge, MAX_SIDE);
   const cut = (length) => {
-    const scaled = Math.max(wanted, Math.round((length * wanted) / edge)), unit = length / scaled;
-    return { start: Math.floor((scaled - wanted) / 2) * unit, span: wanted * unit };
+    const scaled = Math.max(target, Math.round((length * target) / edge)), unit = length / scaled;
+    return { start: Math.floor((scaled - target) / 2) * unit, span: target * unit };
   };
   let remaining = source, across = cut(width), down = cut(height);
-  while (Math.min(across.span, down.span) > 2 * wanted) { // by halves: one large step would leave pixels out
+  while (Math.min(across.span, down.span) > 2 * target) { // by halves: one large step would leave pixels out
     const halves = [across, down].map(({ span }) => Math.ceil(span / 2)), half = surface(...halves);
     half.context.drawImage(remaining, across.start, down.start, across.span, down.span, 0, 0, ...halves);
     remaining = half.canvas;
     [across, down] = halves.map((span) => ({ start: 0, span }));
   }
-  const { canvas, context } = surface(wanted, wanted);
-  context.drawImage(remaining, across.start, down.start, across.span, down.span, 0, 0, wanted, wanted);
+  const { canvas, context } = surface(target, target);
+  context.drawImage(remaining, across.start, down.start, across.span, down.span, 0, 0, target, target);
   return canvas.toDataURL("image/png");
 }
 
@@ -56,8 +56,8 @@ export async function smallCopy(url, maxChars) {
     context.drawImage(image, 0, 0, side, side);
     for (const quality of [0.9, 0.7, 0.5]) {
       const webp = canvas.toDataURL("image/webp", quality); // a browser that writes none gives PNG
-      const found = webp.startsWith("data:image/webp") ? webp : canvas.toDataURL("image/jpeg", quality);
-      if (found.length <= maxChars) return found;
+      const compressed = webp.startsWith("data:image/webp") ? webp : canvas.toDataURL("image/jpeg", quality);
+      if (compressed.length <= maxChars) return compressed;
     }
   }
   return null;

@@ -49,23 +49,23 @@ const isAction = (value) => typeof value === "string" && value !== "" && value.l
 
 function via(value, need, name) {
   need(value && ["edit", "rollout"].includes(value.kind), `${name} does not say how it was made`);
-  const kept = { kind: value.kind, settings: {} };
+  const fields = { kind: value.kind, settings: {} };
   for (const key of NUMBERS) {
     if (value[key] === undefined || value[key] === null) continue;
     need(Number.isInteger(value[key]) && value[key] >= 0, `${key} of ${name} is no number`);
-    kept[key] = value[key];
+    fields[key] = value[key];
   }
-  need(Number.isInteger(kept.seed), `${name} has no seed`);
+  need(Number.isInteger(fields.seed), `${name} has no seed`);
   if (value.actions !== undefined) {
     need(Array.isArray(value.actions) && value.actions.length <= MAX_FRAMES && value.actions.every(isAction), `the actions of ${name} are none`);
-    kept.actions = value.actions;
+    fields.actions = value.actions;
   }
-  if (typeof value.model === "string") kept.model = value.model.slice(0, 200);
+  if (typeof value.model === "string") fields.model = value.model.slice(0, 200);
   for (const [name, setting] of Object.entries(value.settings || {})) {
     const key = RENAMED[name] ?? name;
-    if (SETTINGS.includes(key) && typeof setting === "number") kept.settings[key] = setting;
+    if (SETTINGS.includes(key) && typeof setting === "number") fields.settings[key] = setting;
   }
-  return kept;
+  return fields;
 }
 
 // The fields of a request that the form sets.
@@ -74,11 +74,11 @@ export const SETTINGS = ["best_of", "num_beams", "min_gain_nats", "temperature",
 const RENAMED = { beam: "num_beams", margin: "min_gain_nats", guidance: "guidance_scale", guidance_image: "image_guidance_scale" };
 
 function verification(value) {
-  const kept = {};
+  const fields = {};
   for (const key of ["logprob", "mean_logprob", "tokens", "rank", "seed", "index", "unchanged_share"]) {
-    if (typeof value?.[key] === "number") kept[key] = value[key];
+    if (typeof value?.[key] === "number") fields[key] = value[key];
   }
-  return kept;
+  return fields;
 }
 
 // "s=..." for the part of an address after #: JSON, deflated, in base64 with - and _.

@@ -14,13 +14,13 @@ export async function predict(source, action, settings, { onPreview = () => {}, 
     if (!(error.status === 400 && STREAMED.includes(error.param))) throw error;
   }
   const n = Math.min(MAX_RETURNED, settings.best_of || MAX_RETURNED);
-  return found(await ask("v1/images/edits", { ...body, n }, signal));
+  return toAnswer(await ask("v1/images/edits", { ...body, n }, signal));
 }
 
 async function streamed(body, onPreview, signal) {
   let answer = null;
   for await (const event of stream("v1/images/edits", body, signal)) {
-    if (event.type === "reply") return found(event);
+    if (event.type === "reply") return toAnswer(event);
     if (event.type === "image_edit.partial_image") {
       onPreview(dataUrl(event.b64_json, event.output_format), event.progress, event.partial_image_index);
     }
@@ -30,10 +30,10 @@ async function streamed(body, onPreview, signal) {
     }
   }
   if (!answer) throw new Refused("The server's answer broke off before an image came.");
-  return found(answer);
+  return toAnswer(answer);
 }
 
-function found(reply) {
+function toAnswer(reply) {
   const entries = Array.isArray(reply.candidates) && reply.candidates.length ? reply.candidates : reply.data;
   if (!Array.isArray(entries)) throw new Refused("The server's answer holds no image.");
   return {

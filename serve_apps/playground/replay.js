@@ -17,8 +17,8 @@ const request = ({ settings, seed, best_of, model }) => ({ ...settings, seed, ..
 
 async function again(frame, parent, onFrame, signal) {
   const { candidates } = await predict(parent.image, frame.action, request(frame.via), { signal });
-  const found = candidates.find(({ verification }) => verification.index === frame.via.index) || candidates[0];
-  fill(frame, found, onFrame);
+  const candidate = candidates.find(({ verification }) => verification.index === frame.via.index) || candidates[0];
+  fill(frame, candidate, onFrame);
 }
 
 // The frames of a rollout follow each other from the first one's parent.

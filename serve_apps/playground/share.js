@@ -104,6 +104,6 @@ export function drawShare() {
   byId("replay").textContent = busy?.what === "replay" ? `Replaying, ${waiting} left…` : `Replay ${counted(waiting, "step")}`;
   byId("replay-note").textContent = !state.differing.length
     ? state.isCopy ? "This link holds a smaller copy of the source image: what comes out can differ from what was shared."
-      : "The link tells how each step was made; this server makes the images again: same seed, same image."
+      : "The link says how each step was made; this server makes the images again: same seed, same image."
     : `Not the images that were shared: ${state.differing.join("; ")}. Another model, or another version of it, is served here.`;
 }

@@ -56,9 +56,9 @@ let offered = false;
 export async function offerSamples() {
   if (offered || !modelsFor("fdm").some((model) => model.side_px <= 48)) return;
   offered = true;
-  let found;
-  try { found = (await get("playground/samples")).data; } catch { return; }
-  byId("samples").replaceChildren(...found.map(({ url, actions }, place) =>
+  let samples;
+  try { samples = (await get("playground/samples")).data; } catch { return; }
+  byId("samples").replaceChildren(...samples.map(({ url, actions }, place) =>
     el("button", { type: "button", class: "sample", onclick: async () => {
       try { await take(await (await fetch(url)).blob(), actions); } catch { showError("The sample cannot be read."); }
     } }, imageElement(url, `Sample ${place + 1}: objects on a table`))));

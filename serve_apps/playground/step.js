@@ -1,4 +1,4 @@
-// The frame one goes on from, and the form that asks for the next.
+// The current frame, and the form that asks for the next.
 import { byId, el, imageElement, number, percent, say } from "./dom.js";
 import { drawCandidates, drawProgress, drawSteps, empty } from "./candidates.js";
 import { SETTINGS } from "./link.js";
@@ -11,15 +11,15 @@ const actionsTyped = () => byId("action").value.split("\n").map((line) => line.t
 
 // The fields that are filled in; an Error names one that is no number in its range.
 function settings(forRollout) {
-  const found = {};
+  const values = {};
   for (const name of [...SETTINGS, "seed"]) {
     const input = byId(`set-${name}`);
     if (!input.validity.valid) throw new Error(`${input.labels[0].firstChild.textContent.trim()}: ${input.validationMessage}`);
     if (input.value === "" || (ROLLOUT_ONLY.includes(name) && !forRollout)) continue;
     const value = Number(input.value);
-    found[name] = INTEGERS.includes(name) || name === "seed" ? Math.round(value) : value;
+    values[name] = INTEGERS.includes(name) || name === "seed" ? Math.round(value) : value;
   }
-  return found;
+  return values;
 }
 
 const onlySettings = ({ seed: _, model: __, ...rest }) => rest;
@@ -27,7 +27,7 @@ const onlySettings = ({ seed: _, model: __, ...rest }) => rest;
 async function go(signal) {
   const actions = actionsTyped(), now = frame(), chosen = settings(actions.length > 1);
   if (!actions.length) throw new Error("Type an action first: what should happen in the image?");
-  if (!now.image) throw new Error("This step is not replayed yet: replay the storyboard, or go on from another step.");
+  if (!now.image) throw new Error("This step is not replayed yet: replay the storyboard, or continue from another step.");
   if (!byId("model").hidden && byId("model").value) chosen.model = byId("model").value;
   if (actions.length > 1) await goMany(now, actions, chosen, signal);
   else await goOne(now, actions[0], chosen, signal);

@@ -28,9 +28,9 @@ export class Storyboard {
 
   // From the source to a frame, both included.
   path(id) {
-    const found = [];
-    for (let frame = this.get(id); frame; frame = this.get(frame.parent)) found.unshift(frame);
-    return found;
+    const frames = [];
+    for (let frame = this.get(id); frame; frame = this.get(frame.parent)) frames.unshift(frame);
+    return frames;
   }
 
   // A frame and all that follows from it.
@@ -43,7 +43,7 @@ export class Storyboard {
     return () => taken.forEach((frame) => this.frames.set(frame.id, frame));
   }
 
-  // [{frame, row, column}], row by row: the first child goes on in its parent's row, each further one begins a row.
+  // [{frame, row, column}], row by row: the first child continues in its parent's row, each further one begins a row.
   layout() {
     const places = [];
     let rows = 0;
