@@ -29,6 +29,7 @@ RAY_SERVE_SETTINGS = {
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     # Calls between deployments go from process to process, not as Ray's tasks: a tenth less for one of a nano model.
+    # Every replica has the port for them with or without this: serve_apps.loopback says who reaches it.
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
 }
 OBJECT_STORE_BYTES = 256 * 2**20
@@ -117,7 +118,12 @@ def stop() -> None:
 
 
 def run(recipe: StartRecipe, *, dry_run: bool = False) -> None:
-    """Serve until interrupted; with ``dry_run`` check the models and the port, and start nothing."""
+    """Serve until interrupted.
+
+    Args:
+        recipe: What to serve, and where.
+        dry_run: Whether to check the models and the port alone, and start nothing.
+    """
     url = f"http://{recipe.host}:{recipe.port}"
     if dry_run:
         check_models(recipe)

@@ -82,7 +82,12 @@ def _log_once(folder: Path, line: str) -> None:
 
 
 def list_adapters(folder: str | Path, base_id: str) -> list[AdapterEntry]:
-    """Describe the adapters of :func:`find_adapters`."""
+    """Describe the adapters of :func:`find_adapters`.
+
+    Args:
+        folder: Holds a folder for each adapter.
+        base_id: Of the base that is loaded.
+    """
     return [
         {"id": name, "task": str(manifest.task), "created": _changed_s(path)}
         for name, (path, manifest) in find_adapters(folder, base_id).items()
@@ -96,12 +101,12 @@ class Adapters(Generic[ServedT]):
 
     Args:
         folder: Of the adapters.
-        base: What they lie over.
-        build: Turns a role and its task into what is kept in memory.
+        base: Of all of them.
+        build: Turns a role into what is kept in memory.
         max_in_memory: How many; the one whose last request is longest ago makes room.
     """
 
-    def __init__(self, folder: str, base: Role, build: Callable[[Role, str], ServedT], max_in_memory: int) -> None:
+    def __init__(self, folder: str, base: Role, build: Callable[[Role], ServedT], max_in_memory: int) -> None:
         self._folder, self._base, self._build = folder, base, build
 
         # Ray's decorator wants a coroutine function of one argument, and its limit when it is applied.
@@ -115,9 +120,9 @@ class Adapters(Generic[ServedT]):
         for one that cannot be loaded."""
 
     def _load(self, name: str) -> ServedT:
-        path, manifest = find_adapters(self._folder, self._base.model.base_id).get(name, (None, None))
+        path, _ = find_adapters(self._folder, self._base.model.base_id).get(name, (None, None))
         # The ingress lists the folder every few seconds only: it may have gone since.
-        if path is None or manifest is None:
+        if path is None:
             raise ApiError(f"no such model: {name!r:.80}", status=404, param="model", code="model_not_found")
         try:
             role = load_role(path, over=self._base)
@@ -125,7 +130,7 @@ class Adapters(Generic[ServedT]):
             logger.error("adapter %s cannot be served: %s", path, error)
             message = f"model {name!r} cannot be loaded; the server's log says why"
             raise ApiError(message, status=503, kind="server_error", code="model_not_loadable") from error
-        return self._build(role, str(manifest.task))
+        return self._build(role)
 
 
 def _changed_s(folder: Path) -> int:

@@ -53,9 +53,18 @@ async def call(handle: DeploymentHandle | None, method: str, *arguments: object,
 async def stream(
     handle: DeploymentHandle | None, method: str, *arguments: object, model: str
 ) -> AsyncGenerator[Any, None]:
-    """Yield what a generator method of a deployment yields; arguments and errors as of :func:`call`.
+    """Yield what a generator method of a deployment yields.
 
     After a replica's death another begins anew, and what was yielded already is skipped.
+
+    Args:
+        handle: Of the deployment.
+        method: Name of its method, an asynchronous generator.
+        arguments: Of the method.
+        model: The model that is at work, as for :func:`call`.
+
+    Raises:
+        ApiError: What the client is to know.
     """
     # The same arguments give the same items: as many as were yielded are skipped.
     num_yielded = 0

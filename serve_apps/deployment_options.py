@@ -32,11 +32,17 @@ def check_options(options: DeploymentOptions) -> None:
         RayActorOptionsSchema.model_validate(options.get("ray_actor_options", {}))
         serve.deployment(object, name="check", **options)
     except (TypeError, ValueError) as error:  # pydantic's errors are ValueErrors
-        raise ValueError(f"Ray Serve refuses these options: {_in_one_line(error)}") from error
+        message = " ".join(str(error).split())[:300]
+        raise ValueError(f"Ray Serve refuses these options: {message}") from error
 
 
 def merge_options(defaults: DeploymentOptions, options: DeploymentOptions) -> DeploymentOptions:
-    """Return ``options`` over ``defaults``; those of the actor are merged key by key."""
+    """Merge two tables of options; those of the actor are merged key by key.
+
+    Args:
+        defaults: For what ``options`` leaves out.
+        options: A recipe's.
+    """
     actor_options: dict[str, object] = {}
     for table in (defaults, options):
         value = table.get("ray_actor_options")
@@ -51,7 +57,3 @@ def _check_keys(table: Mapping[str, object], rays_names: Iterable[str], prefix: 
             nearest = difflib.get_close_matches(key, names, n=1)
             hint = f"did you mean {prefix}{nearest[0]}?" if nearest else f"Ray's are {', '.join(names)}"
             raise ValueError(f"unknown key {prefix}{key!s:.80}; {hint}")
-
-
-def _in_one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

@@ -139,13 +139,17 @@ class PixelBudget:
 
     @contextmanager
     def reserve(self, client: str, pixels: int) -> Iterator[None]:
-        """Hold ``pixels`` of the budget inside the block.
+        """Hold a part of the budget inside the block.
+
+        Args:
+            client: Whose images they are.
+            pixels: Of all its images, width x height.
 
         Raises:
             ApiError: 429 beyond the client's share, 503 beyond that of all, both with ``Retry-After``.
         """
         with self._lock:
-            # A client's own share first: it is told to wait, not that the server is busy.
+            # A client's own share first: its message is to wait, not that the server is busy.
             in_use = self._pixels.get(client, 0)
             if in_use + pixels > self._max_pixels_each:
                 raise ApiError(
@@ -157,10 +161,8 @@ class PixelBudget:
                     headers={"Retry-After": "1"},
                 )
             if sum(self._pixels.values()) + pixels > self._max_pixels:
-                most = f"{self._max_pixels:,}"
-                raise ApiError.unavailable(
-                    f"the images being decoded may have {most} pixels together; try again soon", "overloaded"
-                )
+                message = f"the images being decoded may have {self._max_pixels:,} pixels together; try again soon"
+                raise ApiError.unavailable(message, "overloaded")
             self._pixels[client] = in_use + pixels
         try:
             yield

@@ -16,7 +16,7 @@ from torch import Tensor
 from serve_apps import metrics
 from serve_apps.calls import call
 from serve_apps.idm_server import IDMServer
-from serve_apps.model_server import ModelServer, ServedModel
+from serve_apps.model_server import Codes, ModelServer, ServedModel
 from serve_apps.names import FDM, IDM
 from serve_apps.openai.edits import EditRequest
 from serve_apps.openai.rollouts import RolloutRequest
@@ -46,13 +46,10 @@ from wm.dynamics import (
 from wm.dynamics.fdm import forward_prefix
 from wm.images import Pixels
 from wm.judging import unchanged_share
-from wm.models import ImageCodec
 from wm.sampling import ImageRequest, StepOutput
 
 # Given the first candidate's codes so far, int64 (n,).
 OnTokens = Callable[[Tensor], object]
-# Codebook ids (N,) of an image.
-Codes = Sequence[int]
 
 
 class FDMServer(ModelServer):
@@ -76,7 +73,12 @@ class FDMServer(ModelServer):
         self._codec.check_decoder()
 
     async def predict(self, request: EditRequest, source_HWC: Pixels) -> EditResult:
-        """Predict the source image, uint8 (height, width, 3), after the request's action."""
+        """Predict the source image after the request's action.
+
+        Args:
+            request: The action, and how to sample and rank.
+            source_HWC: uint8 (height, width, 3), of the codec's size.
+        """
         with metrics.stages_s() as stages_s:
             model = await self._model(request.model)
             (source,) = await self._encode(source_HWC[None])
@@ -86,13 +88,18 @@ class FDMServer(ModelServer):
     async def predict_with_previews(
         self, request: EditRequest, source_HWC: Pixels
     ) -> AsyncGenerator[Preview | EditResult, None]:
-        """Yield previews of the first candidate while it grows, then the prediction."""
+        """Yield previews of the first candidate while it grows, then the prediction.
+
+        Args:
+            request: With the number of previews, 1 to 3.
+            source_HWC: As for :meth:`predict`.
+        """
         model = await self._model(request.model)
         (source,) = await self._encode(source_HWC[None])
         num_tokens = model.vlm.tokens_per_image
         due = place_previews(request.partial_images, num_tokens)
         updates: asyncio.Queue[Tensor | None] = asyncio.Queue()
-        # The search goes on while a preview is decoded; None marks its end, however it ends.
+        # The search continues while a preview is decoded; None marks its end, however it ends.
         search = asyncio.ensure_future(self._predict(model, request, source, updates.put_nowait))
         search.add_done_callback(lambda _: updates.put_nowait(None))
         try:
@@ -109,7 +116,12 @@ class FDMServer(ModelServer):
     async def roll_out(
         self, request: RolloutRequest, source_HWC: Pixels
     ) -> AsyncGenerator[RolloutStep | RolloutResult, None]:
-        """Yield the best observation after each step of a rollout, then the result."""
+        """Yield the best observation after each step of a rollout, then the result.
+
+        Args:
+            request: The actions, and how to sample and rank.
+            source_HWC: As for :meth:`predict`.
+        """
         model = await self._model(request.model)
         (source,) = await self._encode(source_HWC[None])
         search, sampling = request.to_search(self._recipe), request.to_sampling(self._recipe)
@@ -240,11 +252,6 @@ class FDMServer(ModelServer):
         metrics.record(metrics.TOKENS, codes_KN.numel())
         return codes_KN
 
-    async def _decode(self, codes_KN: Sequence[Codes]) -> Pixels:
-        """Decode codes to pixels, uint8 (K, height, width, 3)."""
-        with metrics.stage("decode"):
-            return await self._thread.batch(_decode, self._codec, codes_KN)
-
 
 class WorldModelServer(FDMServer, IDMServer):
     """Both models in one process."""
@@ -268,13 +275,6 @@ def _record_prediction(prediction: Prediction) -> None:
 def _record_candidates(num_sampled: int, num_distinct: int) -> None:
     metrics.record(metrics.CANDIDATES, num_sampled)
     metrics.record(metrics.DISTINCT, num_distinct / num_sampled)
-
-
-def _decode(codec: ImageCodec, requests: Sequence[Sequence[Codes]]) -> list[Pixels]:
-    """Decode the codes of several requests in one pass."""
-    codes = [np.asarray(codes_KN) for codes_KN in requests]
-    ends = np.cumsum([len(codes_KN) for codes_KN in codes])[:-1]
-    return np.split(codec.decode(np.concatenate(codes)), ends)
 
 
 def _speculate(

@@ -1,6 +1,7 @@
 """The served models as the routes see them: the two roles, the limits of a client, and blocking work in fair shares."""
 
 import asyncio
+import base64
 import time
 from collections.abc import Callable, Sequence
 from copy import copy
@@ -167,7 +168,12 @@ class Graph:
         return await self._threads.run(self._client, cost, function)
 
     async def parse(self, parse: Callable[[bytes, Limits], T], body: bytes) -> T:
-        """Check a body; what is long enough to hold up others is parsed off the event loop."""
+        """Check a body; what is long enough to hold up others is parsed off the event loop.
+
+        Args:
+            parse: Of the endpoint; it raises :class:`ApiError`.
+            body: As received.
+        """
         check = partial(parse, body, self.limits)
         return check() if len(body) <= SMALL_BYTES else await self.work(len(body), check)
 
@@ -175,6 +181,10 @@ class Graph:
         """Decode named images and fit them to the model.
 
         Each image is a job of its own, so that a request of many, or of large ones, lets others go between.
+
+        Args:
+            images: The name of each, for errors, and its encoded bytes.
+            side_px: Pixels a side that the model reads.
 
         Returns:
             uint8 (B, side_px, side_px, 3).
@@ -195,14 +205,18 @@ class Graph:
                 ]
         return np.stack(fitted)
 
-    async def encode(self, request: PredictionRequest, pixels_HWC: Pixels) -> bytes:
-        """Encode an image in the format and size that a request asks for.
+    async def encode(self, request: PredictionRequest, pixels_HWC: Pixels) -> str:
+        """Encode an image in the format and size that a request asks for, as base64.
 
         Each is a job of its own, so that others go between.
+
+        Args:
+            request: Its format, quality and size.
+            pixels_HWC: uint8 (side, side, 3).
         """
         side_px = request.side_px or len(pixels_HWC)
         encode = partial(encode_image, pixels_HWC, request.output_format, request.output_compression, side_px)
-        return await self.work(side_px**2, encode)
+        return base64.b64encode(await self.work(side_px**2, encode)).decode()
 
     def for_client(self, address: str) -> "Graph":
         """Return the same graph, whose work is charged to an address. An IPv6 host owns a network of 64 bits."""

@@ -1,6 +1,5 @@
 """HTTP around ``serve_apps.openai``: the body read under a limit, forms parsed, every error in OpenAI's shape."""
 
-import asyncio
 import codecs
 import logging
 import re
@@ -32,7 +31,7 @@ MAX_PADDING_BYTES = 1000
 # Of a form's texts, as Python names them. Decoding takes a time that grows with the text, and no faster.
 CHARSETS = ("utf-8", "utf-8-sig", "ascii", "iso8859-1", "cp1252", "utf-16", "utf-16-le", "utf-16-be")
 PAGES = ("/", "/health", "/docs", "/openapi.json", "/playground")
-# Read without a key, with what lies below these: they say nothing of anybody and ask no model to work.
+# Read without a key, with all paths below these: they say nothing of anybody and ask no model to work.
 BELOW = ("/playground/", "/docs/files/")
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,512}")
 T = TypeVar("T")
@@ -56,11 +55,7 @@ def create_app(title: str, middlewares: Sequence[Middleware] = ()) -> FastAPI:
     return app
 
 
-async def _in_thread(_: float, function: Callable[[], ParsedEdit]) -> ParsedEdit:
-    return await asyncio.to_thread(function)
-
-
-async def read_edit(request: Request, limits: Limits, run_blocking: RunBlocking = _in_thread) -> ParsedEdit:
+async def read_edit(request: Request, limits: Limits, run_blocking: RunBlocking) -> ParsedEdit:
     """Read and check an edit, a form or JSON; the body is parsed off the event loop.
 
     Args:
@@ -173,7 +168,15 @@ def _run_to_end(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 async def read_json(request: Request, limits: Limits) -> bytes:
-    """Return the body of a request that must be JSON; :class:`ApiError` (413 or 415) for one that is not."""
+    """Return the body of a request that must be JSON.
+
+    Args:
+        request: Its body is read here.
+        limits: The size of a body.
+
+    Raises:
+        ApiError: 413 for one that is too large, 415 for another content type.
+    """
     kind = _content_type(request)
     if kind != "application/json":
         raise ApiError(
@@ -197,7 +200,15 @@ def _content_type(request: Request) -> str:
 
 
 async def limited_body(request: Request, limits: Limits) -> AsyncGenerator[bytes, None]:
-    """Yield the body as it arrives. Too large by its header or by what has come: 413, and no more is read."""
+    """Yield the body as it arrives.
+
+    Args:
+        request: Its body is read here.
+        limits: The size of a body.
+
+    Raises:
+        ApiError: 413, too large by its header or by what has come; no more is read.
+    """
     # By its header already, where it has one: then not a byte is read.
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limits.max_body_bytes:

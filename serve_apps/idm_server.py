@@ -67,15 +67,24 @@ class IDMServer(ModelServer):
         return [scores[start : start + len(actions)] for start in range(0, len(scores), len(actions))]
 
     async def propose(self, request: ChatRequest, images_BHWC: Pixels) -> list[int | list[TokenEntry]]:
-        """Return all that :meth:`propose_stream` yields."""
+        """Return all that :meth:`propose_stream` yields, for the same arguments.
+
+        Args:
+            request: How to sample.
+            images_BHWC: uint8 (2, height, width, 3).
+        """
         return [item async for item in self._propose(request, images_BHWC, MAX_TOKENS_A_TURN)]
 
     async def propose_stream(
         self, request: ChatRequest, images_BHWC: Pixels
     ) -> AsyncGenerator[int | list[TokenEntry], None]:
-        """Propose the actions between two images, uint8 (2, height, width, 3), token by token.
+        """Propose the actions between two images, token by token.
 
         A reader that stops, stops the decoding.
+
+        Args:
+            request: How many actions, and how to sample them.
+            images_BHWC: uint8 (2, height, width, 3), the source and then the target.
 
         Yields:
             How many tokens the actions follow; then, step by step, a list of their next tokens.

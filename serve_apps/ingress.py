@@ -22,7 +22,7 @@ def build_app(graph: Graph, *, adds_id: bool = True) -> FastAPI:
 
     Args:
         graph: The models.
-        adds_id: See :class:`TraceMiddleware`.
+        adds_id: Of :class:`TraceMiddleware`.
     """
     app = create_app("wm: verified predictions of a world model", _build_middlewares(graph.recipe, adds_id))
     app.state.graph = graph

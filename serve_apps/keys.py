@@ -110,7 +110,12 @@ class KeyRing:
 
 
 def entry_text(limits: KeyLimits, token: str) -> str:
-    """Return what a key file holds of a key."""
+    """Return what a key file holds of a key.
+
+    Args:
+        limits: Its name, and what it may do.
+        token: The key itself; its hash alone is in the text.
+    """
     values: dict[str, object] = {"name": limits.name, "sha256": hashlib.sha256(token.encode()).hexdigest()}
     values |= {key: value for key, value in limits.model_dump(exclude={"name"}).items() if value is not None}
     # JSON's numbers, lists and texts are TOML's, but for the one control character that JSON leaves as it is.
@@ -119,7 +124,12 @@ def entry_text(limits: KeyLimits, token: str) -> str:
 
 
 def run(limits: KeyLimits, *, dry_run: bool = False) -> None:
-    """Print the entry to standard output, the key itself to standard error: ``>> keys.toml`` keeps the entry alone."""
+    """Print the entry to standard output, the key itself to standard error: ``>> keys.toml`` keeps the entry alone.
+
+    Args:
+        limits: Its name, and what it may do.
+        dry_run: Whether to make none.
+    """
     if dry_run:
         print(f"would make a key for {limits.name!r}")
         return

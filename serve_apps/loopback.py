@@ -1,7 +1,8 @@
 """Keep Ray Serve's calls between deployments on this machine, where the session is of this machine alone.
 
-Each replica listens for such calls on all addresses, whatever the address of its node, and unpickles what it is sent.
-Ray has no setting for it; the session's token guards that port all the same. That Ray's own processes listen on
+Each replica listens for such calls on all addresses, whatever the address of its node and whether or not calls go that
+way (``RAY_SERVE_USE_GRPC_BY_DEFAULT``), and unpickles what it is sent. Ray has no setting for it; the session's token,
+which is checked before anything is unpickled, guards that port all the same. That Ray's own processes listen on
 loopback is the concern of :mod:`wm.private_session`.
 """
 

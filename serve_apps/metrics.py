@@ -46,7 +46,7 @@ STAGE_SECONDS = Metric("wm_stage_seconds", "histogram", "Time of a stage of a re
 STAGES = ("prepare", "encode", "queue", "sample", "score", "decode", "encode_image")
 TOKENS = Metric("wm_tokens_sampled", "counter", "Image tokens of the candidates sampled")
 ROWS = Metric("wm_rows_decoding", "gauge", "Images decoded together, rows of guidance among them (batch fill)")
-WAITING = Metric("wm_requests_waiting", "gauge", "Requests of which some candidates wait for room in the batch")
+WAITING = Metric("wm_requests_waiting", "gauge", "Requests of which some candidates wait for capacity in the batch")
 CANDIDATES = Metric(
     "wm_candidates",
     "histogram",
@@ -109,7 +109,13 @@ class _Current:
 
 
 def record(metric: Metric, value: float = 1.0, /, **tags: str) -> None:
-    """Add to a counter, set a gauge, or put into a histogram. From any thread."""
+    """Add to a counter, set a gauge, or put into a histogram. From any thread.
+
+    Args:
+        metric: Of this module.
+        value: In the metric's unit.
+        tags: A value for each of the metric's tags.
+    """
     if _Current.recorder is None:
         _Current.recorder = _current_recorder()
     _Current.recorder(metric, float(value), tags)

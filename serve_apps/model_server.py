@@ -26,6 +26,8 @@ from wm.sampling import ImageEngine, ModelRunner
 # An image grows in so many parts at least, where it has as many tokens: requests join, and progress is reported,
 # often enough for an early preview, seldom enough to cost nothing.
 MIN_UPDATES = 16
+# Codebook ids (N,) of an image.
+Codes = Sequence[int]
 # Images of a large request that are encoded before others have their turn.
 MAX_IMAGES_A_TURN = 8
 
@@ -36,7 +38,6 @@ class ServedModel:
 
     vlm: UnifiedVLM
     runner: ModelRunner
-    task: str
 
     @cached_property
     def pool(self) -> ImageEngine:
@@ -62,7 +63,7 @@ class ModelServer:
         self._recipe = recipe
         self._codec = load_codec(folder, device=recipe.device)
         self._thread = ModelThread()
-        self._own = {task: _serve(role, task) for task, role in roles.items()}
+        self._own = {task: _serve(role) for task, role in roles.items()}
         self._base = base
         self._adapters = None
         if recipe.adapters and base is not None:
@@ -107,9 +108,14 @@ class ModelServer:
                 codes += await self._thread.batch(_encode, self._codec, part_BHWC)
         return codes
 
+    async def _decode(self, codes_KN: Sequence[Codes]) -> Pixels:
+        """Decode codes to pixels, uint8 (K, height, width, 3)."""
+        with metrics.stage("decode"):
+            return await self._thread.batch(_decode, self._codec, codes_KN)
+
 
 def _load_models(recipe: ServeRecipe, tasks: Sequence[str]) -> tuple[Role | None, dict[str, Role]]:
-    """Load the recipe's models for ``tasks``, and the bare base that they lie over, where they share it."""
+    """Load the recipe's models for ``tasks``, and the bare base that they are adapters of, where they share it."""
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[recipe.dtype]
     folders = {FDM: recipe.fdm, IDM: recipe.idm}
     # Adapters are applied as they run over the bare base, the recipe's two as well.
@@ -122,8 +128,8 @@ def _load_models(recipe: ServeRecipe, tasks: Sequence[str]) -> tuple[Role | None
     return None, {task: load_role(folders[task], base=recipe.base, device=recipe.device, dtype=dtype) for task in tasks}
 
 
-def _serve(role: Role, task: str) -> ServedModel:
-    return ServedModel(role.model, role.runner, task)
+def _serve(role: Role) -> ServedModel:
+    return ServedModel(role.model, role.runner)
 
 
 @torch.no_grad()
@@ -137,3 +143,10 @@ def _encode(codec: ImageCodec, requests: Sequence[Pixels]) -> list[list[list[int
     codes_BN = codec.encode(np.concatenate(requests)).tolist()
     ends = np.cumsum([len(images_BHWC) for images_BHWC in requests])
     return [codes_BN[end - len(images_BHWC) : end] for images_BHWC, end in zip(requests, ends, strict=True)]
+
+
+def _decode(codec: ImageCodec, requests: Sequence[Sequence[Codes]]) -> list[Pixels]:
+    """Decode the codes of several requests in one pass."""
+    codes = [np.asarray(codes_KN) for codes_KN in requests]
+    ends = np.cumsum([len(codes_KN) for codes_KN in codes])[:-1]
+    return np.split(codec.decode(np.concatenate(codes)), ends)

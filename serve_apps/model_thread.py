@@ -84,6 +84,10 @@ class ModelThread:
         """Return what ``work`` returns, done in the thread.
 
         It is not begun if the task is cancelled before its turn.
+
+        Args:
+            work: A blocking function.
+            arguments: Of the function.
         """
         reply = _Reply[T]()
 

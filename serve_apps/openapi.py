@@ -1,6 +1,6 @@
 """Describe what the OpenAPI page says beside each route's own: request bodies, errors, keys, streams."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -71,15 +71,10 @@ class DescribedApp(FastAPI):
             components["securitySchemes"] = {
                 "key": {"type": "http", "scheme": "bearer", "description": "Where the server was given a key file."}
             }
-            for path, operation in _operations(schema):
-                _describe(path, operation)
+            for path, methods in schema["paths"].items():
+                for operation in methods.values():
+                    _describe(path, operation)
         return self.openapi_schema or {}
-
-
-def _operations(schema: JsonObject) -> Iterator[tuple[str, JsonObject]]:
-    for path, methods in schema["paths"].items():
-        for operation in methods.values():
-            yield path, operation
 
 
 def _describe(path: str, operation: JsonObject) -> None:

@@ -105,7 +105,7 @@ class ServeRecipe(Recipe):
     too."""
     keys: OptionalInputPath = None
     """Key file: every request needs `Authorization: Bearer KEY`; the pages and /health do not. Asks for no key if left
-    out. `python -m serve_apps.keys name=NAME` makes a key, `--help` tells what an entry can say. The file is read again
+    out. `python -m serve_apps.keys name=NAME` makes a key, `--help` says what an entry can hold. The file is read again
     when it changes."""
     key_names_in_metrics: bool = False
     """Whether metrics call a key by its name. If not, by the first 8 digits of its sha256 in the key file: whoever can
@@ -218,7 +218,7 @@ class ServeRecipe(Recipe):
     def ingress_options(self) -> DeploymentOptions:
         """Return the options of the deployment that speaks HTTP, this recipe's before the defaults."""
         num_requests = self.max_requests + REFUSALS
-        # It waits more than it computes: no core is set aside, so that two cores serve both models.
+        # It waits more than it computes: no core is reserved, so that two cores serve both models.
         defaults: DeploymentOptions = {
             "max_ongoing_requests": num_requests,
             "max_queued_requests": num_requests,

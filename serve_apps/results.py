@@ -67,7 +67,12 @@ class Preview:
 
 def place_previews(count: int, tokens_per_image: int) -> list[int]:
     """List after how many tokens previews are due: the first at a sixteenth of the image, the others evenly from
-    there."""
+    there.
+
+    Args:
+        count: Previews, at least 1.
+        tokens_per_image: Of the model.
+    """
     first = max(1, tokens_per_image // 16)
     # A set: an image of few tokens has fewer places than previews.
     return sorted({first + (tokens_per_image - first) * index // count for index in range(count)})

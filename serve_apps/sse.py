@@ -32,7 +32,7 @@ async def event_stream(events: AsyncGenerator[JsonObject, None], *, ends_with_do
         except ApiError as error:
             metrics.record(metrics.STREAM_ERRORS, code=error.code or "none")
             yield error_event(error)
-        # Nobody expected it: the log has it, the client is told no more than that.
+        # Nobody expected it: the log has it, the client hears no more than that.
         except Exception:
             metrics.record(metrics.STREAM_ERRORS, code="internal_error")
             yield error_event(ApiError.internal())

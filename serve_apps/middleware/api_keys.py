@@ -110,7 +110,12 @@ class ApiKeyMiddleware:
 
 
 def find_key(scope: Scope, ring: KeyRing | None) -> Key | ApiError:
-    """Return the entry of a request's key, or the answer to a request without a known one."""
+    """Return the entry of a request's key, or the answer to a request without a known one.
+
+    Args:
+        scope: Of the request.
+        ring: The keys; None: there are none, nobody is known.
+    """
     # The same answer for an unknown key and for a server without keys.
     token = _token(scope)
     key = None if token is None or ring is None else ring.find(token)

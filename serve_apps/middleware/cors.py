@@ -80,6 +80,13 @@ class OnceCORSMiddleware(CORSMiddleware):
     """Starlette's middleware, but for answers that the same middleware nearer to the app has marked already."""
 
     async def send(self, message: Message, send: Send, request_headers: Headers) -> None:
+        """Send a part of an answer, its head with the headers of CORS.
+
+        Args:
+            message: The part.
+            send: The server's.
+            request_headers: Of the request that is answered.
+        """
         if message["type"] == "http.response.start" and _is_marked(message):
             await send(message)
         else:

@@ -91,7 +91,12 @@ def _is_local(scope: Scope) -> bool:
 
 
 def set_environment(keys: str | None, origins: Sequence[str]) -> None:
-    """Set for the proxy of a session that starts after this what :func:`build_middlewares` reads there."""
+    """Set for the proxy of a session that starts after this what :func:`build_middlewares` reads there.
+
+    Args:
+        keys: Path of the key file, if there is one.
+        origins: Other web pages that may ask.
+    """
     for name, value in ((KEYS_VARIABLE, keys), (ORIGINS_VARIABLE, ",".join(origins))):
         if value:
             os.environ[name] = value
@@ -132,8 +137,13 @@ def _read_origins() -> list[str]:
 
 
 def has_middlewares(host: str, port: int) -> bool | None:
-    """Return whether the proxy that listens there has our middleware, which refuses a malformed ``x-request-id`` even
-    of what Ray's proxy answers by itself; None if nobody answers."""
+    """Return whether the proxy that listens there has our middleware; None if nobody answers.
+
+    Args:
+        host: Address that the proxy was given to listen on.
+        port: TCP port.
+    """
+    # Ours refuses a malformed id even of what Ray's proxy answers by itself.
     connection = http.client.HTTPConnection({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port, timeout=10)
     try:
         connection.request("GET", "/-/healthz", headers={"x-request-id": "no id"})

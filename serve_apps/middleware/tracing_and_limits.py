@@ -17,7 +17,7 @@ from serve_apps.openai.errors import ApiError
 from serve_apps.sse import error_event
 
 logger = logging.getLogger("ray.serve")
-# Stands for the status of a request whose client left, as in nginx.
+# In place of the status of a request whose client left, as in nginx.
 CLIENT_LEFT = 499
 
 

@@ -146,6 +146,10 @@ class ChatRequest(ApiRequest):
 def chat_from_json(body: bytes, limits: Limits) -> tuple[ChatRequest, list[NamedImage]]:
     """Check a JSON body.
 
+    Args:
+        body: As received.
+        limits: What one request may ask for.
+
     Returns:
         The request, and the source and the target, encoded, with the names of their fields.
 
@@ -191,6 +195,7 @@ def chat_schema() -> JsonObject:
     """Build the JSON schema of a body, for the page that describes the server."""
     schema = json_schema(ChatRequest)
     options = schema.pop("$defs")["StreamOptions"]
+    # As the validator of StreamOptions refuses them.
     for name in ("include_obfuscation", "continuous_usage_stats"):
         options["properties"][name] |= {"enum": [False, None]}
     neutral = {name: {"enum": [*values, None], "description": NO_EFFECT} for name, values in NEUTRAL.items()}

@@ -1,4 +1,4 @@
-"""Answers of the inverse dynamics model: OpenAI's chat completions, whole or in chunks, and scores.
+"""Answers of the inverse dynamics model: OpenAI's chat completions, complete or in chunks, and scores.
 
 A *step* is a list of tokens, one of each action that still grows.
 """
@@ -31,8 +31,16 @@ class Head:
 
 
 def chat_reply(chat: ChatRequest, head: Head, steps: Iterable[Sequence[TokenEntry]]) -> JsonObject:
-    """OpenAI's ``ChatCompletion``. Every choice has the ``logprob`` of its action (nats, the end included), the
-    ``mean_logprob`` and ``tokens``; the first one's stand beside ``choices`` too, with the ``seed``."""
+    """Build OpenAI's ``ChatCompletion``.
+
+    Every choice has the ``logprob`` of its action (nats, the end included), the ``mean_logprob`` and ``tokens``; those
+    of the first one are beside ``choices`` too, with the ``seed``.
+
+    Args:
+        chat: The request.
+        head: What the answer begins with.
+        steps: All tokens, step by step.
+    """
     tokens = _by_choice(steps)
     choices = [_choice(chat, index, row) for index, row in sorted(tokens.items())]
     # Where clients of one action look for it.
@@ -92,9 +100,11 @@ class ChatChunks:
 
 
 def score_reply(request: ScoreRequest, scores: Sequence[Sequence[Score]]) -> JsonObject:
-    """Build the answer to a request for scores, where ``scores[t][a]`` is that of action a for target t.
+    """Build the answer to a request for scores; its ``best`` is the likeliest of all, of equal ones the first.
 
-    ``best``: the likeliest of all, of equal ones the first.
+    Args:
+        request: Its actions.
+        scores: A list for each target, with a score for each action.
     """
     # Target by target, as the request has them.
     data: list[JsonObject] = [

@@ -51,7 +51,7 @@ class EditRequest(PredictionRequest):
         if self.partial_images and not self.stream:
             raise ApiError(f"partial_images = {self.partial_images} needs stream = true", param="partial_images")
         if "min_gain_nats" in fields_set and not self.verify:
-            raise ApiError("min_gain_nats with verify = false: nothing tells when to stop", param="min_gain_nats")
+            raise ApiError("min_gain_nats with verify = false: nothing says when to stop", param="min_gain_nats")
         if "verifier" in fields_set and not self.verify:
             raise ApiError("verifier with verify = false: nothing is verified", param="verifier")
         # The server's number, where the request leaves it open.
@@ -118,7 +118,15 @@ def edit_from_form(items: Iterable[tuple[str, str | bytes]], limits: Limits) -> 
 def edit_from_json(body: bytes, limits: Limits) -> tuple[EditRequest, bytes]:
     """Check a JSON body: ``images: [{"image_url": "data:…"}]`` as OpenAI has it, or ``image: "base64"``.
 
-    Returns and raises as :func:`edit_from_form`.
+    Args:
+        body: As received.
+        limits: What one request may ask for.
+
+    Returns:
+        The request, and the encoded source image.
+
+    Raises:
+        ApiError: It names the field that is wrong.
     """
     values = parse_object(body, limits)
     # OpenAI's clients send a list, others one image.

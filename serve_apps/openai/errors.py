@@ -36,7 +36,12 @@ class ApiError(Exception):
 
     @classmethod
     def unavailable(cls, message: str, code: str) -> "ApiError":
-        """503: the same request may succeed a little later."""
+        """Build a 503: the same request may succeed a little later.
+
+        Args:
+            message: For a person.
+            code: For a program.
+        """
         return cls(message, status=503, kind="server_error", code=code, headers={"Retry-After": "1"})
 
     def body(self) -> JsonObject:

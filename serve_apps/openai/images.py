@@ -112,7 +112,7 @@ def _has_blank_in_line(raw: bytes) -> bool:
     blanks_and_line_ends = raw.translate(_TO_BLANKS_AND_LINE_ENDS).strip()
     if b" " not in blanks_and_line_ends:
         return False
-    # Runs of blanks shrink to one, so that what is left beside a line end can be told from what is within a line.
+    # Runs of blanks shrink to one, so that what is left beside a line end differs from what is within a line.
     while b"  " in blanks_and_line_ends:
         blanks_and_line_ends = blanks_and_line_ends.replace(b"  ", b" ")
     return b" " in blanks_and_line_ends.replace(b" \n", b"\n").replace(b"\n ", b"\n")
@@ -167,7 +167,7 @@ def image_bytes(reference: object, name: str) -> bytes:
 
 
 def _reference_in(reference: Mapping[str, object], key: str, name: str) -> object:
-    """Return what an object says of where the image is, under ``key`` or, where that is left out, as a whole."""
+    """Return what an object says of where the image is, under ``key`` or, where that is left out, the object itself."""
     if key not in reference and key == "image_url" and "url" in reference:
         return reference
     filled = {field for field, value in reference.items() if value is not None}
@@ -177,7 +177,12 @@ def _reference_in(reference: Mapping[str, object], key: str, name: str) -> objec
 
 
 def data_url_bytes(reference: object, name: str) -> bytes:
-    """Return the bytes of a data URL; addresses, paths and bare base64 are refused."""
+    """Decode a data URL; addresses, paths and bare base64 are refused.
+
+    Args:
+        reference: The value of the field, as sent.
+        name: The field, for the message of an error.
+    """
     if isinstance(reference, str) and not re.match(r"(?ai)\s*data:", reference) and "://" not in reference[:64]:
         raise ApiError(f"{name}: expected a data URL that starts with data:image/…;base64,", param=name)
     if not isinstance(reference, str):
@@ -211,7 +216,16 @@ def count_pixels_of(images: Sequence[NamedImage], limits: Limits) -> list[int]:
 
 
 def prepare_image(name: str, data: bytes, side_px: int, limits: Limits) -> Pixels:
-    """Decode an image and fit it to the model, as uint8 (side_px, side_px, 3).
+    """Decode an image and fit it to the model.
+
+    Args:
+        name: Of the image, for errors.
+        data: Its encoded bytes.
+        side_px: Pixels a side that the model reads.
+        limits: One image may have ``max_pixels``.
+
+    Returns:
+        uint8 (side_px, side_px, 3).
 
     Raises:
         ApiError: It names the image that cannot be read.
@@ -243,7 +257,5 @@ def encode_image(pixels_HWC: Pixels, output_format: str, quality: int, side_px: 
 
 
 def _too_many(name: str, limits: Limits) -> ApiError:
-    most = MAX_PIXELS_FACTOR * limits.max_pixels
-    return ApiError(
-        f"the images up to {name} have more than {most:,} pixels together", param=name, code="invalid_image"
-    )
+    message = f"the images up to {name} have more than {MAX_PIXELS_FACTOR * limits.max_pixels:,} pixels together"
+    return ApiError(message, param=name, code="invalid_image")

@@ -21,7 +21,6 @@ if TYPE_CHECKING:  # torch is for the replicas alone: what builds settings impor
     from serve_apps.recipe import ServeRecipe
     from wm.dynamics import Sampling
 
-# Names of the two roles, and of the models that are always there.
 # Seeds are 31-bit: every JSON reader and every generator takes them as they are.
 MAX_SEED = 2**31 - 1
 MAX_SIDE_PX = 2048
@@ -45,6 +44,8 @@ class ApiRequest(BaseModel):
 
     IMAGES: ClassVar[tuple[str, ...]] = ()
     """Fields that hold images and are parsed beside the others."""
+    UNSUPPORTED: ClassVar[Mapping[str, str]] = {}
+    """Fields of other clients that would change the answer, and why this server has none."""
     RENAMED: ClassVar[Mapping[str, str]] = {}
     """Names of fields in earlier versions, and today's."""
 
@@ -89,7 +90,8 @@ class ApiRequest(BaseModel):
         Raises:
             ApiError: It names the field that is wrong.
         """
-        # Unknown names first, one by one: see check_names.
+        check_supported([name for name in values if name in cls.UNSUPPORTED])
+        # Unknown names first, one by one, for the reason that check_names gives.
         names = [*cls.IMAGES, *cls.effective()]
         check_names(values, cls.model_fields, listed_names=names, renamed=cls.RENAMED)
         # Not kept: a client's metadata would travel to every replica.
@@ -105,6 +107,7 @@ class PredictionRequest(ApiRequest):
     """How images are sampled, and how they are returned."""
 
     IMAGES = ("image",)
+    UNSUPPORTED = UNSUPPORTED
     RENAMED = {
         "margin": "min_gain_nats",
         "guidance": "guidance_scale",
@@ -181,11 +184,6 @@ class PredictionRequest(ApiRequest):
         """Whom the request is for, if it says."""
         return self.safety_identifier or self.user or None
 
-    @classmethod
-    def from_values(cls, values: Mapping[str, object], limits: Limits, *, strict: bool) -> Self:
-        check_supported(values)
-        return super().from_values(values, limits, strict=strict)
-
     def to_sampling(self, recipe: "ServeRecipe") -> "Sampling":
         """Build the settings of sampling: the request's, the recipe's where it gives none."""
         from wm.dynamics import Sampling
@@ -214,18 +212,31 @@ def check_supported(names: Mapping[str, object] | Sequence[str]) -> None:
 
 
 def check_maximum(value: int, maximum: int, name: str) -> None:
-    """Raise :class:`ApiError` for more than the server accepts."""
+    """Raise :class:`ApiError` for more than the server accepts.
+
+    Args:
+        value: As sent.
+        maximum: The server's.
+        name: The field, for the message.
+    """
     if value > maximum:
         message = f"{name} = {value}: at most {maximum} are accepted"
         raise ApiError(message, param=name, code="integer_above_max_value")
 
 
 def check_action(text: str, name: str, limits: Limits) -> str:
-    """Return an action without white space around it; raise :class:`ApiError` unless it is words, and not too many."""
+    """Return an action without white space around it; raise :class:`ApiError` unless it is words, and not too many.
+
+    Args:
+        text: As sent.
+        name: The field, for the message.
+        limits: The length of an action.
+    """
     if not text.strip():
         raise ApiError(f"{name} is empty; expected the action to take in the image, in words", param=name)
     if "\0" in text:
         raise ApiError(f"{name} contains a NUL character", param=name, code="invalid_value")
+    # UTF-8 has no such character: it could be sent back in no reply.
     if _HALF_PAIR.search(text):
         raise ApiError(f"{name} is not valid Unicode: it holds half a surrogate pair", param=name)
     if len(text) > limits.max_prompt_chars:
@@ -238,12 +249,22 @@ def check_action(text: str, name: str, limits: Limits) -> str:
 
 
 def check_actions(actions: Sequence[str], limits: Limits) -> list[str]:
-    """Check each of a list, as :func:`check_action` does."""
+    """Check each of a list, as :func:`check_action` does.
+
+    Args:
+        actions: As sent.
+        limits: The length of an action.
+    """
     return [check_action(action, f"actions[{index}]", limits) for index, action in enumerate(actions)]
 
 
 def explain_error(error: ValidationError, names: Sequence[str]) -> ApiError:
-    """Describe the first mistake that pydantic found in OpenAI's words; ``names``: the fields that are known."""
+    """Describe the first mistake that pydantic found in OpenAI's words.
+
+    Args:
+        error: Of the validation.
+        names: The fields that are known.
+    """
     item = error.errors()[0]
     parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"])
     name = "".join(parts).removeprefix(".")[:80] or None

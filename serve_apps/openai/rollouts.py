@@ -62,6 +62,10 @@ class RolloutRequest(PredictionRequest):
 def rollout_from_json(body: bytes, limits: Limits) -> tuple[RolloutRequest, bytes]:
     """Check a JSON body.
 
+    Args:
+        body: As received.
+        limits: What one request may ask for.
+
     Returns:
         The request, and the encoded source image.
 

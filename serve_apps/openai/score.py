@@ -48,6 +48,10 @@ class ScoreRequest(ApiRequest):
 def score_from_json(body: bytes, limits: Limits) -> tuple[ScoreRequest, list[NamedImage]]:
     """Check a JSON body.
 
+    Args:
+        body: As received.
+        limits: What one request may ask for.
+
     Returns:
         The request without its images, and these: the source, then the targets, encoded, with the names of their
         fields.

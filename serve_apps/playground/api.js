@@ -92,7 +92,7 @@ function parsed(text) {
 }
 
 // A line ends in \r\n, \n or \r; a \r at the end of a chunk may be half of one. Pieces are joined once a line is whole:
-// a picture is one line of many chunks.
+// an image is one line of many chunks.
 async function* lines(body) {
   const reader = body.getReader(), decoder = new TextDecoder();
   let pieces = [], afterReturn = false;

@@ -1,5 +1,5 @@
 // "What happened?" between any two frames: the inverse model's answer.
-import { bar, byId, el, number, percent, picture, say } from "./dom.js";
+import { bar, byId, el, imageElement, number, percent, say } from "./dom.js";
 import { whatHappened } from "./predict.js";
 import { modelsFor, nameOf, state, work } from "./state.js";
 
@@ -20,19 +20,19 @@ async function answer(signal) {
   const [source, target] = ENDS.map(chosen);
   if (!source?.image || !target?.image) throw new Error("One of the two frames is not replayed yet.");
   byId("answer").replaceChildren(el("p", { class: "hint", text: "Asking…" }));
-  let said;
-  try { said = await whatHappened(source.image, target.image, { model: modelsFor("idm")[0]?.id, signal }); } catch (error) {
+  let reply;
+  try { reply = await whatHappened(source.image, target.image, { model: modelsFor("idm")[0]?.id, signal }); } catch (error) {
     byId("answer").replaceChildren();
     throw error;
   }
-  const mean = said.mean ?? null, asked = target.parent === source.id ? target.action : null;
+  const mean = reply.mean ?? null, asked = target.parent === source.id ? target.action : null;
   byId("answer").replaceChildren(
-    el("p", { class: "action", text: said.text || "(no words)" }),
-    asked === null ? "" : el("p", { class: "hint", text: asked === said.text ? "That is the action that was asked for." : `Asked for was: ${asked}` }),
+    el("p", { class: "action", text: reply.text || "(no words)" }),
+    asked === null ? "" : el("p", { class: "hint", text: asked === reply.text ? "That is the action that was asked for." : `Asked for was: ${asked}` }),
     typeof mean !== "number" ? "" : el("p", { class: "score" }, bar(Math.exp(mean)), el("b", { text: `${percent(Math.exp(mean))} per token` }),
-      el("span", { class: "hint", text: `log-likelihood ${number(said.logprob)}, mean ${number(mean)} nats` })),
-    said.tokens.length ? el("ul", { class: "tokens", "aria-label": "Probability of each token" }, ...said.tokens.map(token)) : "");
-  say(`What happened: ${said.text}`);
+      el("span", { class: "hint", text: `log-likelihood ${number(reply.logprob)}, mean ${number(mean)} nats` })),
+    reply.tokens.length ? el("ul", { class: "tokens", "aria-label": "Probability of each token" }, ...reply.tokens.map(token)) : "");
+  say(`What happened: ${reply.text}`);
 }
 
 const token = ({ token: text, logprob }) =>
@@ -44,20 +44,20 @@ export function drawAsking() {
   const now = board.get(state.current), frames = board.all;
   byId("ask-box").hidden = frames.length < 2;
   byId("ask-button").disabled = busy !== null;
-  const kept = ENDS.map((end) => byId(end).value);
+  const previous = ENDS.map((end) => byId(end).value);
   for (const end of ENDS) byId(end).replaceChildren(...frames.map(({ id }) => el("option", { value: id, text: nameOf(id) })));
   const isNew = offeredFor !== now && now.parent !== null;
-  const wanted = isNew ? [now.parent, now.id] : kept.map(Number);
+  const wanted = isNew ? [now.parent, now.id] : previous.map(Number);
   ENDS.forEach((end, place) => { byId(end).value = String(board.get(wanted[place]) ? wanted[place] : 0); });
-  if (isNew || kept.some((value, place) => value !== byId(ENDS[place]).value)) byId("answer").replaceChildren();
+  if (isNew || previous.some((value, place) => value !== byId(ENDS[place]).value)) byId("answer").replaceChildren();
   if (isNew) offeredFor = now;
   drawEnds();
 }
 
 function drawEnds() {
   for (const end of ENDS) {
-    const frame = chosen(end), drawn = byId(`${end}-shot`).querySelector("img");
-    if (drawn && drawn.getAttribute("src") === frame?.image) continue;
-    byId(`${end}-shot`).replaceChildren(frame?.image ? picture(frame.image, "") : el("span", { class: "hint", text: "?" }));
+    const frame = chosen(end), shot = byId(`${end}-shot`).querySelector("img");
+    if (shot && shot.getAttribute("src") === frame?.image) continue;
+    byId(`${end}-shot`).replaceChildren(frame?.image ? imageElement(frame.image, "") : el("span", { class: "hint", text: "?" }));
   }
 }

@@ -1,8 +1,8 @@
 // The storyboard drawn as a tree: a branch goes to the right, a further one begins a row. Arrow keys walk over it.
-import { bar, byId, el, percent, picture, say } from "./dom.js";
+import { bar, byId, el, imageElement, percent, say } from "./dom.js";
 import { changed, nameOf, select, state } from "./state.js";
 
-const WIDTH = 124, HEIGHT = 184, BOX = 104, MIDDLE = 52; // CSS px: of a place, of a picture, of a picture's middle
+const WIDTH = 124, HEIGHT = 184, BOX = 104, MIDDLE = 52; // CSS px: of a place, of an image, of an image's middle
 
 export function drawBoard() {
   const place = byId("board"), hadFocus = place.contains(document.activeElement);
@@ -31,11 +31,11 @@ function reveal(node) {
   if (left < box.scrollLeft || left + BOX > box.scrollLeft + box.clientWidth) box.scrollLeft = left - box.clientWidth / 2;
 }
 
-// Nodes are kept from one drawing to the next, so that pictures do not flicker and the focus stays.
+// Nodes are kept from one drawing to the next, so that images do not flicker and the focus stays.
 const nodes = new Map();
 function item({ frame, row, column }) {
-  const kept = nodes.get(frame);
-  const node = kept?.image === frame.image ? kept.node : made(frame);
+  const cached = nodes.get(frame);
+  const node = cached?.image === frame.image ? cached.node : createNode(frame);
   nodes.set(frame, { node, image: frame.image });
   const isNow = frame.id === state.current, siblings = state.board.children(frame.parent ?? -1);
   const values = {
@@ -47,10 +47,10 @@ function item({ frame, row, column }) {
   return node;
 }
 
-function made(frame) {
+function createNode(frame) {
   const { mean_logprob: mean } = frame.verification;
   return el("button", { type: "button", role: "treeitem", class: "frame", "data-id": frame.id, onclick: () => select(frame.id) },
-    frame.image ? el("span", { class: "shot" }, picture(frame.image, "")) : el("span", { class: "shot blank", text: "?" }),
+    frame.image ? el("span", { class: "shot" }, imageElement(frame.image, "")) : el("span", { class: "shot blank", text: "?" }),
     typeof mean === "number" ? el("span", { class: "score" }, bar(Math.exp(mean)), el("b", { text: percent(Math.exp(mean)) })) : null,
     el("span", { class: "caption", title: frame.action || null, text: frame.action || "source" }));
 }

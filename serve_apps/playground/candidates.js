@@ -1,15 +1,15 @@
-// What a request brings: the picture as it grows, then every candidate with what the verifier says of it.
-import { bar, byId, counted, el, number, percent, picture, reveal, say } from "./dom.js";
+// What a request brings: the image as it grows, then every candidate with what the verifier says of it.
+import { bar, byId, counted, el, imageElement, number, percent, reveal, say } from "./dom.js";
 import { changed, frame, state } from "./state.js";
 
 const title = (text) => { byId("found-title").textContent = text; };
 
 let shown = null; // {parent, action, answer, via} of the candidates in sight
-let drawnFor = null; // the storyboard that what is in sight belongs to
+let shownFor = null; // the storyboard that what is in sight belongs to
 
 function clear(text) {
   shown = null;
-  drawnFor = state.board;
+  shownFor = state.board;
   title(text);
 }
 
@@ -18,10 +18,10 @@ export const empty = () => {
   byId("found").replaceChildren(el("p", { class: "hint", text: "Candidates appear here, best first: each is scored by how likely the inverse model finds your action between the source and the candidate." }));
 };
 
-// The growing picture of a request; returns what a preview is given to.
+// The growing image of a request; returns what a preview is given to.
 export function drawProgress(source, action, bestOf) {
   clear("Candidates");
-  const image = picture(source, `Preview: ${action}`), progress = el("progress", { max: 1, value: 0, "aria-label": "Share of the picture decoded" });
+  const image = imageElement(source, `Preview: ${action}`), progress = el("progress", { max: 1, value: 0, "aria-label": "Share of the image decoded" });
   const line = el("p", { class: "hint", text: "Decoding…" });
   byId("found").replaceChildren(el("div", { class: "preview" }, image, el("div", {},
     el("p", { class: "action", text: action }), progress, line)));
@@ -37,33 +37,33 @@ export function drawProgress(source, action, bestOf) {
 
 export function drawCandidates(parent, action, answer, via, taken_s) {
   shown = { parent, action, answer, via };
-  const { candidates, drawn, distinct, seed } = answer;
+  const { candidates, numSampled, distinct, seed } = answer;
   const about = [
-    `${distinct ?? candidates.length} distinct of ${drawn} drawn${candidates.length < distinct ? `, the best ${candidates.length} shown` : ""}`, `seed ${seed}`, `${number(taken_s, 1)} s`,
+    `${distinct ?? candidates.length} distinct of ${numSampled} sampled${candidates.length < distinct ? `, the best ${candidates.length} shown` : ""}`, `seed ${seed}`, `${number(taken_s, 1)} s`,
   ].join(" · ");
   const hasScores = candidates.some(({ verification }) => typeof verification.mean_logprob === "number");
   byId("found").replaceChildren(
     el("p", { class: "action", text: action }), el("p", { class: "hint", text: about }),
     el("ol", { class: "cards" }, ...candidates.map((candidate, place) => el("li", {}, card(candidate, place)))),
     el("p", { class: "hint", text: hasScores
-      ? "Pick one to go on from it; pick another to branch. Bar and %: likelihood of the action per token, the mean in nats, as a probability. Unchanged: share of image tokens equal to the source's."
-      : "Pick one to go on from it; pick another to branch. These were not verified: they come as they were drawn." }));
+      ? "Pick one to continue from it; pick another to branch. Bar and %: likelihood of the action per token, the mean in nats, as a probability. Unchanged: share of image tokens equal to the source's."
+      : "Pick one to continue from it; pick another to branch. These were not verified: they come as they were sampled." }));
   mark();
   reveal(byId("found").querySelector(".cards"));
-  say(`${counted(candidates.length, "candidate")}, best first. Pick one to go on from it.`);
+  say(`${counted(candidates.length, "candidate")}, best first. Pick one to continue from it.`);
 }
 
 function card({ image, verification }, place) {
   const { mean_logprob: mean, logprob, unchanged_share: unchanged, tokens, index } = verification;
   const isScored = typeof mean === "number", share = isScored ? Math.exp(mean) : null;
-  const name = isScored ? `Rank ${place + 1}` : `Draw ${(index ?? place) + 1}`;
-  const said = isScored ? `, ${percent(share)} per token, log-likelihood ${number(logprob)}, unchanged ${percent(unchanged)}` : "";
+  const name = isScored ? `Rank ${place + 1}` : `Candidate ${(index ?? place) + 1}`;
+  const scores = isScored ? `, ${percent(share)} per token, log-likelihood ${number(logprob)}, unchanged ${percent(unchanged)}` : "";
   const fact = (label, value, title) => el("span", { class: "fact", title }, el("span", { text: label }), el("b", { text: value }));
   return el("button", {
     type: "button", class: "card", "data-index": index ?? place, "aria-pressed": "false",
-    "aria-label": `${name}${said}. Go on from this one.`, onclick: (event) => pick(place, event.detail === 0),
+    "aria-label": `${name}${scores}. Continue from this one.`, onclick: (event) => pick(place, event.detail === 0),
   },
-  el("span", { class: "shot" }, picture(image, "")),
+  el("span", { class: "shot" }, imageElement(image, "")),
   el("span", { class: "score" }, el("b", { class: "rank", text: isScored ? `#${place + 1}` : name }), ...(isScored ? [bar(share), el("b", { text: percent(share) })] : [])),
   isScored ? fact("mean", number(mean), "nats per token") : null,
   isScored ? fact("sum", number(logprob, 1), `log-likelihood of the action, ${tokens ?? "?"} tokens, in nats`) : null,
@@ -80,10 +80,10 @@ function pick(place, byKey) {
   if (byKey) byId("action").focus();
 }
 
-// Which candidate the frame one goes on from was.
+// Which candidate the current frame was.
 export function mark() {
   const now = frame();
-  if (drawnFor !== state.board || (shown && !state.board?.get(shown.parent))) return empty();
+  if (shownFor !== state.board || (shown && !state.board?.get(shown.parent))) return empty();
   byId("found").querySelectorAll(".card").forEach((node) => {
     const isIt = shown && now && now.parent === shown.parent && now.via?.seed === shown.via.seed && String(now.via?.index) === node.dataset.index && now.action === shown.action;
     node.setAttribute("aria-pressed", String(Boolean(isIt)));
@@ -102,7 +102,7 @@ export function drawSteps(actions) {
   const fill = (place, { image, action, verification }) => {
     const { mean_logprob: mean } = verification;
     items[place]?.replaceChildren(
-      el("span", { class: "shot" }, picture(image, `After: ${action}`)),
+      el("span", { class: "shot" }, imageElement(image, `After: ${action}`)),
       typeof mean === "number" ? el("span", { class: "score" }, bar(Math.exp(mean)), el("b", { text: percent(Math.exp(mean)) })) : "",
       el("span", { class: "caption", text: `${place + 1}. ${action}` }));
   };

@@ -15,8 +15,8 @@ export function el(tag, attributes, ...children) {
   return node;
 }
 
-// Pictures of a small model are shown with their pixels, not blurred.
-export const picture = (src, alt) =>
+// Images of a small model are shown with their pixels, not blurred.
+export const imageElement = (src, alt) =>
   el("img", {
     src, alt, draggable: "false", decoding: "async",
     onload: (event) => event.target.classList.toggle("sharp", event.target.naturalWidth <= 128),

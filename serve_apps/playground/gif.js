@@ -12,7 +12,7 @@ export function encodeGif({ width, height, frames }) {
   out.push(3, 1, 0, 0, 0); // repeat without end
   for (const { data, delay_cs } of frames) writeFrame(out, data, width, height, delay_cs);
   out.push(0x3b);
-  return out.whole();
+  return out.bytes();
 }
 
 function writeFrame(out, data, width, height, delay_cs) {
@@ -41,13 +41,13 @@ class Bytes {
   }
   text(value) { this.push(...[...value].map((char) => char.charCodeAt(0))); }
   word(value) { this.push(value & 255, value >> 8); }
-  whole() { return this.data.slice(0, this.length); }
+  bytes() { return this.data.slice(0, this.length); }
 }
 
-// LZW with codes that grow from least + 1 to 12 bits, in blocks of at most 255 bytes (GIF89a, appendix F).
-function writeCodes(out, indices, least) {
-  const clear = 1 << least, end = clear + 1, longest = 4096;
-  let table = new Map(), next = end + 1, size = least + 1, held = 0, count = 0, block = [];
+// LZW with codes that grow from minBits + 1 to 12 bits, in blocks of at most 255 bytes (GIF89a, appendix F).
+function writeCodes(out, indices, minBits) {
+  const clear = 1 << minBits, end = clear + 1, maxCode = 4096;
+  let table = new Map(), next = end + 1, size = minBits + 1, held = 0, count = 0, block = [];
   const emit = (code) => {
     held |= code << count;
     for (count += size; count >= 8; count -= 8, held >>>= 8) {
@@ -55,7 +55,7 @@ function writeCodes(out, indices, least) {
       if (block.length === 255) { out.push(255, ...block); block = []; }
     }
   };
-  out.push(least);
+  out.push(minBits);
   emit(clear);
   let prefix = indices[0];
   for (let place = 1; place < indices.length; place++) {
@@ -63,9 +63,9 @@ function writeCodes(out, indices, least) {
     if (known !== undefined) { prefix = known; continue; }
     emit(prefix);
     prefix = indices[place];
-    if (next === longest) {
+    if (next === maxCode) {
       emit(clear);
-      [table, next, size] = [new Map(), end + 1, least + 1];
+      [table, next, size] = [new Map(), end + 1, minBits + 1];
       continue;
     }
     table.set(key, next);
@@ -143,10 +143,10 @@ function halves({ colours, count, channel }) {
 }
 
 function closest(means, rgb) {
-  let best = 0, least = Infinity;
+  let best = 0, minimum = Infinity;
   means.forEach((mean, index) => {
     const distance = (mean[0] - rgb[0]) ** 2 + (mean[1] - rgb[1]) ** 2 + (mean[2] - rgb[2]) ** 2;
-    if (distance < least) { least = distance; best = index; }
+    if (distance < minimum) { minimum = distance; best = index; }
   });
   return best;
 }

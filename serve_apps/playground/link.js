@@ -1,13 +1,13 @@
-// A storyboard as text. A file holds every picture. A link holds the source and how each frame was made (action, seed, which
-// candidate): the server's answers repeat by seed, so whoever opens it makes the pictures again.
+// A storyboard as text. A file holds every image. A link holds the source and how each frame was made (action, seed, which
+// candidate): the server's answers repeat by seed, so whoever opens it makes the images again.
 import { Storyboard } from "./tree.js";
 
 export const LINK_CHARS = 16_000;
-const FORMAT = "wm-storyboard", VERSION = 1, MOST_FRAMES = 500, MOST_CHARS = 4_000, MOST_BYTES = 200_000_000;
-const PICTURE = /^data:image\/(png|jpeg|webp);base64,[A-Za-z0-9+/=]+$/;
+const FORMAT = "wm-storyboard", VERSION = 1, MAX_FRAMES = 500, MAX_CHARS = 4_000, MAX_BYTES = 200_000_000;
+const IMAGE_URL = /^data:image\/(png|jpeg|webp);base64,[A-Za-z0-9+/=]+$/;
 const NUMBERS = ["seed", "best_of", "index", "group", "step"];
 
-// link: with the source's picture alone. source: another copy of that picture (then nothing can be checked by its sum).
+// link: with the source's image alone. source: another copy of that image (then nothing can be checked by its sum).
 export function toDocument(board, current, { link = false, source = null } = {}) {
   const number = new Map(board.all.map((frame, place) => [frame.id, place]));
   const frames = board.all.map((frame) => {
@@ -25,14 +25,14 @@ export function fromDocument(value) {
   need(value && typeof value === "object" && value.format === FORMAT, `its format is not ${FORMAT}`);
   need(value.version === VERSION, `its version is not ${VERSION}`);
   const frames = value.frames;
-  need(Array.isArray(frames) && frames.length && frames.length <= MOST_FRAMES, `expected 1 to ${MOST_FRAMES} frames`);
-  need(isPicture(frames[0]?.image), "its source is no picture");
+  need(Array.isArray(frames) && frames.length && frames.length <= MAX_FRAMES, `expected 1 to ${MAX_FRAMES} frames`);
+  need(isImage(frames[0]?.image), "its source is no image");
   const board = new Storyboard(frames[0].image);
   frames.slice(1).forEach((frame, place) => {
     const name = `frame ${place + 1}`;
     need(frame && Number.isInteger(frame.parent) && frame.parent >= 0 && frame.parent <= place, `${name} has no parent before it`);
     need(isAction(frame.action), `${name} has no action`);
-    need(frame.image === undefined || frame.image === null || isPicture(frame.image), `${name} is no picture`);
+    need(frame.image === undefined || frame.image === null || isImage(frame.image), `${name} is no image`);
     need(frame.sum === undefined || /^[0-9a-f]{8}$/.test(frame.sum), `the sum of ${name} is not one`);
     board.frames.set(place + 1, {
       id: place + 1, parent: frame.parent, action: frame.action, image: frame.image || null, sum: frame.sum || null,
@@ -44,28 +44,28 @@ export function fromDocument(value) {
   return { board, current, copy: value.copy === true };
 }
 
-const isPicture = (value) => typeof value === "string" && PICTURE.test(value);
-const isAction = (value) => typeof value === "string" && value !== "" && value.length <= MOST_CHARS;
+const isImage = (value) => typeof value === "string" && IMAGE_URL.test(value);
+const isAction = (value) => typeof value === "string" && value !== "" && value.length <= MAX_CHARS;
 
 function via(value, need, name) {
   need(value && ["edit", "rollout"].includes(value.kind), `${name} does not say how it was made`);
-  const kept = { kind: value.kind, settings: {} };
+  const fields = { kind: value.kind, settings: {} };
   for (const key of NUMBERS) {
     if (value[key] === undefined || value[key] === null) continue;
     need(Number.isInteger(value[key]) && value[key] >= 0, `${key} of ${name} is no number`);
-    kept[key] = value[key];
+    fields[key] = value[key];
   }
-  need(Number.isInteger(kept.seed), `${name} has no seed`);
+  need(Number.isInteger(fields.seed), `${name} has no seed`);
   if (value.actions !== undefined) {
-    need(Array.isArray(value.actions) && value.actions.length <= MOST_FRAMES && value.actions.every(isAction), `the actions of ${name} are none`);
-    kept.actions = value.actions;
+    need(Array.isArray(value.actions) && value.actions.length <= MAX_FRAMES && value.actions.every(isAction), `the actions of ${name} are none`);
+    fields.actions = value.actions;
   }
-  if (typeof value.model === "string") kept.model = value.model.slice(0, 200);
+  if (typeof value.model === "string") fields.model = value.model.slice(0, 200);
   for (const [name, setting] of Object.entries(value.settings || {})) {
     const key = RENAMED[name] ?? name;
-    if (SETTINGS.includes(key) && typeof setting === "number") kept.settings[key] = setting;
+    if (SETTINGS.includes(key) && typeof setting === "number") fields.settings[key] = setting;
   }
-  return kept;
+  return fields;
 }
 
 // The fields of a request that the form sets.
@@ -74,11 +74,11 @@ export const SETTINGS = ["best_of", "num_beams", "min_gain_nats", "temperature",
 const RENAMED = { beam: "num_beams", margin: "min_gain_nats", guidance: "guidance_scale", guidance_image: "image_guidance_scale" };
 
 function verification(value) {
-  const kept = {};
+  const fields = {};
   for (const key of ["logprob", "mean_logprob", "tokens", "rank", "seed", "index", "unchanged_share"]) {
-    if (typeof value?.[key] === "number") kept[key] = value[key];
+    if (typeof value?.[key] === "number") fields[key] = value[key];
   }
-  return kept;
+  return fields;
 }
 
 // "s=..." for the part of an address after #: JSON, deflated, in base64 with - and _.
@@ -100,14 +100,14 @@ export async function fromFragment(fragment) {
 }
 
 export async function fromFile(file) {
-  if (file.size > MOST_BYTES) throw new Error(`This file has ${Math.round(file.size / 1e6)} MB; at most ${MOST_BYTES / 1e6} are read.`);
+  if (file.size > MAX_BYTES) throw new Error(`This file has ${Math.round(file.size / 1e6)} MB; at most ${MAX_BYTES / 1e6} are read.`);
   let value;
   try { value = JSON.parse(await file.text()); } catch { throw new Error(`“${file.name}” is no storyboard: it is no JSON.`); }
   return fromDocument(value);
 }
 
 // The bytes of a blob sent through a stream, at most so many: a link of a few bytes may unfold to gigabytes.
-async function through(blob, transform, most = Infinity) {
+async function through(blob, transform, maxBytes = Infinity) {
   const reader = blob.stream().pipeThrough(transform).getReader(), parts = [];
   let length = 0;
   for (;;) {
@@ -115,9 +115,9 @@ async function through(blob, transform, most = Infinity) {
     if (done) break;
     parts.push(value);
     length += value.length;
-    if (length > most) { await reader.cancel(); throw new Error("too large"); }
+    if (length > maxBytes) { await reader.cancel(); throw new Error("too large"); }
   }
-  const whole = new Uint8Array(length);
-  parts.reduce((at, part) => { whole.set(part, at); return at + part.length; }, 0);
-  return whole;
+  const bytes = new Uint8Array(length);
+  parts.reduce((at, part) => { bytes.set(part, at); return at + part.length; }, 0);
+  return bytes;
 }

@@ -27,17 +27,17 @@ async function greet() {
 }
 
 function wireKey() {
-  const told = () => { byId("key-told").textContent = key.get() ? "A key is set." : "No key is set."; };
+  const showStatus = () => { byId("key-status").textContent = key.get() ? "A key is set." : "No key is set."; };
   byId("key-form").addEventListener("submit", async (event) => {
     event.preventDefault();
     key.set(byId("key").value.trim());
     byId("key").value = "";
-    told();
+    showStatus();
     showError("");
     await greet();
   });
-  byId("key-forget").addEventListener("click", () => { key.set(""); told(); });
-  told();
+  byId("key-forget").addEventListener("click", () => { key.set(""); showStatus(); });
+  showStatus();
 }
 
 for (const draw of [drawStart, drawModels, drawStep, mark, drawBoard, drawTools, drawAsking, drawShare]) watch(draw);

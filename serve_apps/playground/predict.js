@@ -1,11 +1,11 @@
 // Candidates of one action, steps of a row of actions, the action between two frames: what the page asks the server.
 import { ask, Refused, stream } from "./api.js";
 
-const PREVIEWS = 3, MOST_RETURNED = 10;
+const PREVIEWS = 3, MAX_RETURNED = 10;
 const STREAMED = ["stream", "partial_images", "return_candidates"];
 const dataUrl = (b64, format) => `data:image/${/^(jpeg|webp)$/.test(format) ? format : "png"};base64,${b64}`;
 
-// {seed, best_of, model, drawn, distinct, candidates: [{image, verification}]}, best first. settings: fields of the request.
+// {seed, best_of, model, numSampled, distinct, candidates: [{image, verification}]}, best first. settings: fields of the request.
 export async function predict(source, action, settings, { onPreview = () => {}, signal } = {}) {
   const body = { prompt: action, images: [{ image_url: source }], ...settings };
   try {
@@ -13,14 +13,14 @@ export async function predict(source, action, settings, { onPreview = () => {}, 
   } catch (error) {
     if (!(error.status === 400 && STREAMED.includes(error.param))) throw error;
   }
-  const n = Math.min(MOST_RETURNED, settings.best_of || MOST_RETURNED);
-  return found(await ask("v1/images/edits", { ...body, n }, signal));
+  const n = Math.min(MAX_RETURNED, settings.best_of || MAX_RETURNED);
+  return toAnswer(await ask("v1/images/edits", { ...body, n }, signal));
 }
 
 async function streamed(body, onPreview, signal) {
   let answer = null;
   for await (const event of stream("v1/images/edits", body, signal)) {
-    if (event.type === "reply") return found(event);
+    if (event.type === "reply") return toAnswer(event);
     if (event.type === "image_edit.partial_image") {
       onPreview(dataUrl(event.b64_json, event.output_format), event.progress, event.partial_image_index);
     }
@@ -29,16 +29,16 @@ async function streamed(body, onPreview, signal) {
       answer.data.push(event);
     }
   }
-  if (!answer) throw new Refused("The server's answer broke off before a picture came.");
-  return found(answer);
+  if (!answer) throw new Refused("The server's answer broke off before an image came.");
+  return toAnswer(answer);
 }
 
-function found(reply) {
-  const pictures = Array.isArray(reply.candidates) && reply.candidates.length ? reply.candidates : reply.data;
-  if (!Array.isArray(pictures)) throw new Refused("The server's answer holds no picture.");
+function toAnswer(reply) {
+  const entries = Array.isArray(reply.candidates) && reply.candidates.length ? reply.candidates : reply.data;
+  if (!Array.isArray(entries)) throw new Refused("The server's answer holds no image.");
   return {
-    seed: reply.seed, best_of: reply.best_of, model: reply.model, drawn: reply.drawn ?? reply.best_of, distinct: reply.distinct,
-    candidates: pictures.map((item) => ({
+    seed: reply.seed, best_of: reply.best_of, model: reply.model, numSampled: reply.drawn ?? reply.best_of, distinct: reply.distinct,
+    candidates: entries.map((item) => ({
       image: dataUrl(item.b64_json, reply.output_format), verification: item.verification || {},
     })),
   };

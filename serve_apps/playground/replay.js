@@ -2,7 +2,7 @@
 import { checksum } from "./tree.js";
 import { predict, rollout } from "./predict.js";
 
-// Fills in every frame that waits for its picture, in order; onFrame(frame, isSame) after each, isSame null where the link
+// Fills in every frame that waits for its image, in order; onFrame(frame, isSame) after each, isSame null where the link
 // holds nothing to compare with. A frame is asked for once its parent is there.
 export async function replay(board, { onFrame, signal }) {
   for (const frame of board.waiting()) {
@@ -17,8 +17,8 @@ const request = ({ settings, seed, best_of, model }) => ({ ...settings, seed, ..
 
 async function again(frame, parent, onFrame, signal) {
   const { candidates } = await predict(parent.image, frame.action, request(frame.via), { signal });
-  const found = candidates.find(({ verification }) => verification.index === frame.via.index) || candidates[0];
-  fill(frame, found, onFrame);
+  const candidate = candidates.find(({ verification }) => verification.index === frame.via.index) || candidates[0];
+  fill(frame, candidate, onFrame);
 }
 
 // The frames of a rollout follow each other from the first one's parent.

@@ -1,7 +1,7 @@
-// The source picture: dropped, picked, pasted, or one of the toy world's where a nano model is served.
-import { byId, el, picture, say, showError } from "./dom.js";
+// The source image: dropped, picked, pasted, or one of the toy world's where a nano model is served.
+import { byId, el, imageElement, say, showError } from "./dom.js";
 import { get } from "./api.js";
-import { readPicture } from "./pictures.js";
+import { readImage } from "./images.js";
 import { begin, modelsFor, readModels, side, state } from "./state.js";
 import { Storyboard } from "./tree.js";
 
@@ -9,14 +9,14 @@ export async function take(blob, suggestions = []) {
   showError("");
   try {
     if (!side()) await readModels().catch(() => {}); // as it is, if the server does not say: it scales by itself
-    begin(new Storyboard(await readPicture(blob, side())), { suggestions });
-    say("The source picture is there. Type an action.");
+    begin(new Storyboard(await readImage(blob, side())), { suggestions });
+    say("The source image is there. Type an action.");
     // Where fingers type, the keyboard would cover half of the page unasked.
     if (!matchMedia("(pointer: coarse)").matches) byId("action").focus({ preventScroll: true });
   } catch (error) { showError(error.message); }
 }
 
-const firstPicture = (files) => [...(files || [])].find((file) => file.type.startsWith("image/")) || files?.[0];
+const firstImage = (files) => [...(files || [])].find((file) => file.type.startsWith("image/")) || files?.[0];
 
 export function wireStart() {
   const drop = byId("drop");
@@ -24,15 +24,15 @@ export function wireStart() {
     if (event.target.files[0]) take(event.target.files[0]);
     event.target.value = "";
   });
-  // The whole page takes a drop, so that no picture replaces the page by a near miss.
+  // The whole page takes a drop, so that no image replaces the page by a near miss.
   document.addEventListener("dragover", (event) => { event.preventDefault(); drop.classList.add("over"); });
   document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) drop.classList.remove("over"); });
   document.addEventListener("drop", (event) => {
     event.preventDefault();
     drop.classList.remove("over");
-    const file = firstPicture(event.dataTransfer?.files);
+    const file = firstImage(event.dataTransfer?.files);
     if (file) take(file);
-    else showError("What was dropped is no file; save the picture first, or copy and paste it.");
+    else showError("What was dropped is no file; save the image first, or copy and paste it.");
   });
   document.addEventListener("paste", (event) => {
     const file = [...(event.clipboardData?.files || [])].find((each) => each.type.startsWith("image/"));
@@ -52,15 +52,15 @@ export function drawStart() {
 }
 
 let offered = false;
-// Pictures the model knows; other models have never seen this world.
+// Images the model knows; other models have never seen this world.
 export async function offerSamples() {
   if (offered || !modelsFor("fdm").some((model) => model.side_px <= 48)) return;
   offered = true;
-  let found;
-  try { found = (await get("playground/samples")).data; } catch { return; }
-  byId("samples").replaceChildren(...found.map(({ url, actions }, place) =>
+  let samples;
+  try { samples = (await get("playground/samples")).data; } catch { return; }
+  byId("samples").replaceChildren(...samples.map(({ url, actions }, place) =>
     el("button", { type: "button", class: "sample", onclick: async () => {
       try { await take(await (await fetch(url)).blob(), actions); } catch { showError("The sample cannot be read."); }
-    } }, picture(url, `Sample ${place + 1}: objects on a table`))));
+    } }, imageElement(url, `Sample ${place + 1}: objects on a table`))));
   byId("sample-box").hidden = false;
 }

@@ -1,4 +1,4 @@
-// What the parts of the page share: the storyboard, the frame one goes on from, the models served, the work in progress.
+// What the parts of the page share: the storyboard, the current frame, the models served, the work in progress.
 import { get, Refused } from "./api.js";
 import { showError } from "./dom.js";
 
@@ -31,7 +31,7 @@ export function select(id) {
   changed();
 }
 
-// One piece of work at a time; it is given a signal and what goes wrong is told. Returns whether it was done.
+// One piece of work at a time; it is given a signal and what goes wrong is shown. Returns whether it was done.
 export async function work(what, job) {
   if (state.busy) return false;
   const busy = new AbortController();

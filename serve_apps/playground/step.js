@@ -1,33 +1,33 @@
-// The frame one goes on from, and the form that asks for the next.
-import { byId, el, number, percent, picture, say } from "./dom.js";
+// The current frame, and the form that asks for the next.
+import { byId, el, imageElement, number, percent, say } from "./dom.js";
 import { drawCandidates, drawProgress, drawSteps, empty } from "./candidates.js";
 import { SETTINGS } from "./link.js";
 import { predict, rollout } from "./predict.js";
 import { changed, frame, modelsFor, nameOf, state, work } from "./state.js";
 
-const WHOLE = ["best_of", "num_beams", "top_k"];
+const INTEGERS = ["best_of", "num_beams", "top_k"];
 const ROLLOUT_ONLY = ["num_beams"];
 const actionsTyped = () => byId("action").value.split("\n").map((line) => line.trim()).filter(Boolean);
 
 // The fields that are filled in; an Error names one that is no number in its range.
 function settings(forRollout) {
-  const found = {};
+  const values = {};
   for (const name of [...SETTINGS, "seed"]) {
     const input = byId(`set-${name}`);
     if (!input.validity.valid) throw new Error(`${input.labels[0].firstChild.textContent.trim()}: ${input.validationMessage}`);
     if (input.value === "" || (ROLLOUT_ONLY.includes(name) && !forRollout)) continue;
     const value = Number(input.value);
-    found[name] = WHOLE.includes(name) || name === "seed" ? Math.round(value) : value;
+    values[name] = INTEGERS.includes(name) || name === "seed" ? Math.round(value) : value;
   }
-  return found;
+  return values;
 }
 
 const onlySettings = ({ seed: _, model: __, ...rest }) => rest;
 
 async function go(signal) {
   const actions = actionsTyped(), now = frame(), chosen = settings(actions.length > 1);
-  if (!actions.length) throw new Error("Type an action first: what should happen in the picture?");
-  if (!now.image) throw new Error("This step is not replayed yet: replay the storyboard, or go on from another step.");
+  if (!actions.length) throw new Error("Type an action first: what should happen in the image?");
+  if (!now.image) throw new Error("This step is not replayed yet: replay the storyboard, or continue from another step.");
   if (!byId("model").hidden && byId("model").value) chosen.model = byId("model").value;
   if (actions.length > 1) await goMany(now, actions, chosen, signal);
   else await goOne(now, actions[0], chosen, signal);
@@ -89,7 +89,7 @@ export function wireStep() {
   empty();
 }
 
-let drawn = null;
+let shown = null;
 export function drawStep() {
   byId("go").hidden = state.busy !== null;
   byId("stop").hidden = state.busy === null;
@@ -99,12 +99,12 @@ export function drawStep() {
     byId("model").replaceChildren(...models.map(({ id }) => el("option", { value: id, text: id })));
   }
   const now = frame();
-  if (!now || (drawn?.now === now && drawn.image === now.image)) return;
-  drawn = { now, image: now.image };
+  if (!now || (shown?.now === now && shown.image === now.image)) return;
+  shown = { now, image: now.image };
   const { mean_logprob: mean, unchanged_share: unchanged } = now.verification;
   const facts = typeof mean === "number" ? `${percent(Math.exp(mean))} per token, mean ${number(mean)}, unchanged ${percent(unchanged)}` : "";
   byId("now").replaceChildren(
-    el("div", { class: "shot" }, now.image ? picture(now.image, nameOf(now.id)) : el("span", { class: "hint", text: "not replayed yet" })),
+    el("div", { class: "shot" }, now.image ? imageElement(now.image, nameOf(now.id)) : el("span", { class: "hint", text: "not replayed yet" })),
     el("figcaption", {}, el("b", { text: nameOf(now.id) }), facts ? el("span", { class: "hint", text: facts }) : null));
   drawSuggestions();
 }

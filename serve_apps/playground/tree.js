@@ -15,7 +15,7 @@ export class Storyboard {
   children(id) { return this.all.filter((frame) => frame.parent === id); }
   waiting() { return this.all.filter((frame) => !frame.image); }
 
-  // The new frame; the one that is there already if it came from the same draw.
+  // The new frame; the one that is there already if it came from the same candidate.
   add(parent, { action, image, verification = {}, via, sum = checksum(image) }) {
     const same = this.children(parent).find((frame) =>
       frame.action === action && frame.via.kind === via.kind && frame.via.seed === via.seed && frame.via.index === via.index &&
@@ -28,9 +28,9 @@ export class Storyboard {
 
   // From the source to a frame, both included.
   path(id) {
-    const found = [];
-    for (let frame = this.get(id); frame; frame = this.get(frame.parent)) found.unshift(frame);
-    return found;
+    const frames = [];
+    for (let frame = this.get(id); frame; frame = this.get(frame.parent)) frames.unshift(frame);
+    return frames;
   }
 
   // A frame and all that follows from it.
@@ -43,7 +43,7 @@ export class Storyboard {
     return () => taken.forEach((frame) => this.frames.set(frame.id, frame));
   }
 
-  // [{frame, row, column}], row by row: the first child goes on in its parent's row, each further one begins a row.
+  // [{frame, row, column}], row by row: the first child continues in its parent's row, each further one begins a row.
   layout() {
     const places = [];
     let rows = 0;

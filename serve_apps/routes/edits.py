@@ -1,6 +1,5 @@
 """``POST /v1/images/edits``: the source after an action, as OpenAI's clients ask for it."""
 
-import base64
 import time
 from collections.abc import AsyncGenerator
 
@@ -14,6 +13,7 @@ from serve_apps.graph import CatalogEntry, Graph, GraphOf
 from serve_apps.http import read_edit
 from serve_apps.openai.edits import EditRequest
 from serve_apps.openai.errors import JsonObject
+from serve_apps.openai.requests import PredictionRequest
 from serve_apps.openapi import edit_openapi
 from serve_apps.results import EditResult, Preview
 from serve_apps.sse import event_stream
@@ -47,14 +47,13 @@ async def _events(
     index = 0
     async for item in items:
         if isinstance(item, Preview):
-            image = await graph.encode(edit, item.pixels)
             yield common | {
                 "type": "image_edit.partial_image",
-                "b64_json": base64.b64encode(image).decode(),
+                "b64_json": await graph.encode(edit, item.pixels),
                 "partial_image_index": index,
                 "progress": item.progress,
                 "created_at": int(time.time()),
-                "size": _size(edit, model),
+                "size": size_of(edit, model),
             }
             index += 1
             continue
@@ -67,12 +66,19 @@ async def _events(
 
 
 async def build_reply(graph: Graph, edit: EditRequest, model: CatalogEntry, result: EditResult) -> JsonObject:
-    """Build OpenAI's ``ImagesResponse``, with each image's ``verification``, the seed and the counts beside it."""
+    """Build OpenAI's ``ImagesResponse``, with each image's ``verification``, the seed and the counts beside it.
+
+    Args:
+        graph: Encodes the images.
+        edit: The request.
+        model: Of the FDM that sampled.
+        result: What its server returned.
+    """
     with metrics.stage("encode_image"):
         images = [await graph.encode(edit, pixels_HWC) for pixels_HWC in result.pixels]
     # Duplicates come last, so that the first are the best that differ.
     entries = [
-        {"b64_json": base64.b64encode(image).decode(), "verification": verification}
+        {"b64_json": image, "verification": verification}
         for image, verification in zip(images, result.verifications, strict=False)
     ]
     num_sampled = len(result.verifications)
@@ -81,7 +87,7 @@ async def build_reply(graph: Graph, edit: EditRequest, model: CatalogEntry, resu
         "data": entries[: edit.n],
         "background": "opaque",
         "output_format": edit.output_format,
-        "size": _size(edit, model),
+        "size": size_of(edit, model),
         "usage": usage_of(model["tokens_per_image"], result.action_tokens, num_sampled),
         "model": model["id"],
         "seed": edit.seed,
@@ -99,7 +105,13 @@ async def build_reply(graph: Graph, edit: EditRequest, model: CatalogEntry, resu
 
 
 def usage_of(tokens_per_image: int, action_tokens: int, num_images: int) -> dict[str, object]:
-    """Count OpenAI's ``usage`` of images that were sampled after one image and the words of actions."""
+    """Count OpenAI's ``usage`` of images that were sampled after one image and the words of actions.
+
+    Args:
+        tokens_per_image: Of the model.
+        action_tokens: Of all actions.
+        num_images: Images sampled.
+    """
     sampled = tokens_per_image * num_images
     return {
         "input_tokens": tokens_per_image + action_tokens,
@@ -110,6 +122,12 @@ def usage_of(tokens_per_image: int, action_tokens: int, num_images: int) -> dict
     }
 
 
-def _size(edit: EditRequest, model: CatalogEntry) -> str:
-    side_px = edit.side_px or model["side_px"]
+def size_of(request: PredictionRequest, model: CatalogEntry) -> str:
+    """Return OpenAI's ``size`` of the images of a reply.
+
+    Args:
+        request: May ask for one.
+        model: Has one of its own.
+    """
+    side_px = request.side_px or model["side_px"]
     return f"{side_px}x{side_px}"

@@ -119,7 +119,12 @@ async def list_samples() -> dict[str, Any]:
 
 @router.api_route("/playground/samples/{number}.png", methods=["GET", "HEAD"])
 async def get_sample_image(request: Request, number: str) -> Response:
-    """Return a sample image: PNG, 48 x 48."""
+    """Return a sample image: PNG, 48 x 48.
+
+    Args:
+        request: May name the version that the browser has.
+        number: Part of the path, from 0.
+    """
     # At most nine digits are read as a number: the path is anybody's text.
     if not (number.isdecimal() and number.isascii() and int(number[:9]) < NUM_SAMPLES):
         raise ApiError(f"no such sample: {number!r:.80}", status=404, code="not_found")
@@ -128,7 +133,12 @@ async def get_sample_image(request: Request, number: str) -> Response:
 
 @router.api_route("/playground/{name}", methods=["GET", "HEAD"])
 async def get_asset(request: Request, name: str) -> Response:
-    """Return a file of the page."""
+    """Return a file of the page.
+
+    Args:
+        request: May name the version that the browser has.
+        name: Part of the path.
+    """
     if name not in assets():
         raise ApiError(f"no such file: {name!r:.80}", status=404, code="not_found")
     return _answer(request, assets()[name])

@@ -3,7 +3,6 @@
 ``/v1/rollouts`` is the same: its older name.
 """
 
-import base64
 import time
 import uuid
 from collections.abc import AsyncGenerator
@@ -21,7 +20,7 @@ from serve_apps.openai.images import PIXEL_URL
 from serve_apps.openai.rollouts import RolloutRequest, rollout_from_json
 from serve_apps.openapi import json_openapi
 from serve_apps.results import RolloutResult, RolloutStep
-from serve_apps.routes.edits import usage_of
+from serve_apps.routes.edits import size_of, usage_of
 from serve_apps.sse import event_stream
 from wm.images import Pixels
 
@@ -49,7 +48,6 @@ async def roll_out(request: Request, graph: GraphOf) -> Response:
 async def _events(
     graph: Graph, rollout: RolloutRequest, model: CatalogEntry, source_HWC: Pixels
 ) -> AsyncGenerator[JsonObject, None]:
-    side_px = rollout.side_px or model["side_px"]
     head = {
         "type": "rollout.completed",
         "id": f"rollout-{uuid.uuid4().hex}",
@@ -58,7 +56,7 @@ async def _events(
         "model": model["id"],
         "seed": rollout.seed,
         "best_of": rollout.best_of,
-        "size": f"{side_px}x{side_px}",
+        "size": size_of(rollout, model),
         "output_format": rollout.output_format,
     }
     head |= {"safety_identifier": rollout.end_user} if rollout.end_user else {}
@@ -75,6 +73,7 @@ async def _events(
 async def _build_reply(graph: Graph, rollout: RolloutRequest, model: CatalogEntry, result: RolloutResult) -> JsonObject:
     return {
         "steps": [await _build_step(graph, rollout, step) for step in result.steps],
+        # Of the steps, which are the best sequence's: the first of the beam.
         "logprob": result.beam[0].logprob,
         "mean_logprob": result.beam[0].mean_logprob,
         "beam": [
@@ -82,7 +81,7 @@ async def _build_reply(graph: Graph, rollout: RolloutRequest, model: CatalogEntr
                 "logprob": end.logprob,
                 "mean_logprob": end.mean_logprob,
                 "guarded": end.guarded,
-                "b64_json": await _encode(graph, rollout, end.pixels),
+                "b64_json": await graph.encode(rollout, end.pixels),
             }
             for end in result.beam
         ],
@@ -95,12 +94,8 @@ async def _build_step(graph: Graph, rollout: RolloutRequest, step: RolloutStep) 
     return {
         "step": step.step,
         "action": step.action,
-        "b64_json": await _encode(graph, rollout, step.pixels),
+        "b64_json": await graph.encode(rollout, step.pixels),
         "verification": step.verification,
         "logprob": step.logprob,
         "drawn": step.num_sampled,
     }
-
-
-async def _encode(graph: Graph, rollout: RolloutRequest, pixels_HWC: Pixels) -> str:
-    return base64.b64encode(await graph.encode(rollout, pixels_HWC)).decode()

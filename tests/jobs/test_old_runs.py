@@ -82,6 +82,6 @@ def test_a_folder_under_old_keys_is_the_same_run(
     recipe = kind.parse(values | {"out": "o"}, "test")
     assert kind.identity_settings(record) == kind.identity_settings(recipe.model_dump(mode="json"))
     write_json(tmp_path / "run.json", {"stage": "job", "recipe": record, "inputs": {}})
-    assert Run(tmp_path, "job", recipe).is_whole()
+    assert Run(tmp_path, "job", recipe).is_complete()
     with pytest.raises(OtherRunError, match="holds another run"):
-        Run(tmp_path, "job", kind.parse(values | others | {"out": "o"}, "test")).is_whole()
+        Run(tmp_path, "job", kind.parse(values | others | {"out": "o"}, "test")).is_complete()

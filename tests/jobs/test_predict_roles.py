@@ -133,5 +133,7 @@ def test_a_codec_that_cannot_draw_is_told_first(folders, tmp_path):
     (base / "wm_model.json").write_text(json.dumps(config))
     (tmp_path / "a.png").write_bytes(GREY["bytes"])
     recipe = recipe_of(folders, tmp_path / "out", base=str(base), image=str(tmp_path / "a.png"), actions=["put"])
-    with pytest.raises(InputError, match=r"holds no model.vqmodel.decoder.\* weights: it encodes images but draws"):
+    with pytest.raises(
+        InputError, match=r"holds no model.vqmodel.decoder.\* weights: it encodes images but decodes none"
+    ):
         predict.run(recipe, dry_run=True)

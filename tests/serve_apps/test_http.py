@@ -23,7 +23,7 @@ def app():
 
     @application.post("/echo")
     async def echo(request: Request) -> JSONResponse:
-        edit, image = await read_edit(request, LIMITS)
+        edit, image = await read_edit(request, LIMITS, lambda _, parse: asyncio.to_thread(parse))
         return JSONResponse({"prompt": edit.prompt, "bytes": len(image)})
 
     @application.get("/fail")

@@ -64,7 +64,7 @@ def test_candidates_are_the_servers_with_its_scores(page, url, tmp_path):
         assert f"{told['unchanged_share'] * 100:.0f} %" in card["text"] and f"Rank {place + 1}" in card["label"]
         share = float(np.exp(told["mean_logprob"]))
         assert float(card["width"].rstrip("%")) == pytest.approx(100 * share, rel=1e-3)
-    assert f"{reply['distinct']} distinct of 6 drawn" in page.text("#found") and "seed 11" in page.text("#found")
+    assert f"{reply['distinct']} distinct of 6 sampled" in page.text("#found") and "seed 11" in page.text("#found")
 
 
 def test_a_storyboard_branches_and_its_link_gives_it_again(page, url, tmp_path):
@@ -122,7 +122,7 @@ def test_a_link_tells_when_other_pictures_come(page, url, tmp_path):
     page.open(f"{url}#{changed}")
     page.click("#replay")
     page.wait("document.querySelector('#replay').hidden")
-    assert "Not the pictures that were shared: Step 1: push" in page.text("#replay-box")
+    assert "Not the images that were shared: Step 1: push" in page.text("#replay-box")
 
 
 def test_a_file_holds_every_picture(page, url, tmp_path):

@@ -83,7 +83,7 @@ def test_text_stays_text(page, scripted, scripted_url, tmp_path):
     [
         ("busy", "The server is busy; try again soon. Try again in 7 s."),
         ("page", "The server answered 502 Bad Gateway."),
-        ("cut", "The server's answer broke off before a picture came."),
+        ("cut", "The server's answer broke off before an image came."),
         ("fail", "The replicas died <img"),
         ("", "Type an action first"),
     ],
@@ -173,7 +173,7 @@ def test_a_source_too_large_for_a_link_goes_as_a_smaller_copy(page, tmp_path):
         link = page.do("document.querySelector('#shared input').value")
         assert len(link) < 16_000 and "holds a smaller copy" in page.text("#shared")
         page.open(link)
-        assert "smaller copy of the source picture" in page.text("#replay-box")
+        assert "smaller copy of the source image" in page.text("#replay-box")
         page.click("#replay")
         page.wait("document.querySelector('#replay-box').hidden")
         assert [name for name, _ in frames(page)] == ["Source", "Step 1: cups"]

@@ -40,7 +40,7 @@ def scripted_url(scripted):
 def test_a_large_source_fits_into_a_link_as_a_smaller_copy(page, scripted_url):
     page.open(scripted_url)
     found = page.do("""(async () => {
-        const { smallCopy } = await import("/playground/pictures.js");
+        const { smallCopy } = await import("/playground/images.js");
         const canvas = Object.assign(document.createElement("canvas"), { width: 512, height: 512 });
         const paper = canvas.getContext("2d");
         const noise = paper.createImageData(512, 512);
@@ -126,8 +126,8 @@ def test_what_is_seen_is_what_the_server_would_cut_out(page, scripted_url, tmp_p
         ("s=AAAA", "damaged"),
         ({"format": "other"}, "its format is not wm-storyboard"),
         ({"frames": []}, "expected 1 to 500 frames"),
-        ({"frames": [{"image": "javascript:window.pwned=1"}]}, "its source is no picture"),
-        ({"frames": [{"image": "https://elsewhere/a.png"}]}, "its source is no picture"),
+        ({"frames": [{"image": "javascript:window.pwned=1"}]}, "its source is no image"),
+        ({"frames": [{"image": "https://elsewhere/a.png"}]}, "its source is no image"),
         ({"frames": [1, {"parent": 5, "action": "a"}]}, "frame 1 has no parent before it"),
         ({"frames": [1, {"parent": 0, "action": 7}]}, "frame 1 has no action"),
         (

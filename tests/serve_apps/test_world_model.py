@@ -248,7 +248,7 @@ def bomb():
         ({"response_format": "url"}, "response_format", "b64_json"),
         ({"model": "idm"}, "model", "predicts no images"),
         ({"extra_body": {"partial_images": 2}}, "partial_images", "partial_images = 2 needs stream = true"),
-        ({"extra_body": {"min_gain_nats": 0.1, "verify": False}}, "min_gain_nats", "nothing tells when to stop"),
+        ({"extra_body": {"min_gain_nats": 0.1, "verify": False}}, "min_gain_nats", "nothing says when to stop"),
         ({"extra_body": {"margin": 0.1}}, "margin", "unknown field 'margin'; it is called min_gain_nats now"),
     ],
 )

@@ -9,11 +9,11 @@ from jobs import evaluate
 from jobs.evaluate import workers
 from tests.helpers.evaluate_data import ITEMS, noise_pair, recipe_of
 from tests.helpers.models_roles import write_roles
-from wm.dynamics import Decoder
 from wm.errors import InputError
 from wm.evaluation import bench
 from wm.evaluation.units import load_part, run_unit
 from wm.models import checkpoints
+from wm.sampling.llama_runner import LlamaRunner
 
 
 def test_all_tables_and_examples_are_written(tiny_base, triplets, tmp_path, capsys):
@@ -63,25 +63,25 @@ def test_adapters_over_one_base_give_the_same_tables(tiny_base, triplets, tmp_pa
         "forward": {"path": str(folders / "fdm"), "role": "fdm", "label": "C-FT"},
         "other": {"path": str(folders / "full"), "role": "idm", "label": "Full"},
     }
-    read, decoders = [], []
-    load_full, ready = checkpoints._load_full, Decoder.__init__
+    read, runners = [], []
+    load_full, ready = checkpoints._load_full, LlamaRunner.__init__
 
     def counted_load(folder, *settings):
         read.append(folder.name)
         return load_full(folder, *settings)
 
     def counted_init(self, vlm, **options):
-        decoders.append(options)
+        runners.append(options)
         ready(self, vlm, **options)
 
     monkeypatch.setattr(checkpoints, "_load_full", counted_load)
-    monkeypatch.setattr(Decoder, "__init__", counted_init)
+    monkeypatch.setattr(LlamaRunner, "__init__", counted_init)
     parts, reads = {}, {}
     for weights in ("merged", "shared"):
         bench._load.cache_clear()
         bench._load_base.cache_clear()
         read.clear()
-        decoders.clear()
+        runners.clear()
         out = tmp_path / weights
         settings = {
             "base": str(folders / "base"),
@@ -92,7 +92,7 @@ def test_adapters_over_one_base_give_the_same_tables(tiny_base, triplets, tmp_pa
         evaluate.run(recipe_of(tiny_base, triplets, out, **settings))
         parts[weights] = {file.name: load_part(file) for file in sorted((out / "parts").iterdir())}
         reads[weights] = read.copy()
-        assert len(decoders) <= len(read) + 4, "one a model, not one a call"
+        assert len(runners) <= len(read) + 4, "one a model, not one a call"
     assert reads["shared"].count("base") == 1 < reads["merged"].count("base")
     assert reads["shared"].count("full") == 1
     for name, (facts, arrays) in parts["merged"].items():

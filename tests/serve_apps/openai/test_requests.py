@@ -251,7 +251,8 @@ class Encoder:
     """Encodes as the graph of an app does."""
 
     async def encode(self, request, pixels_HWC):
-        return encode_image(pixels_HWC, request.output_format, request.output_compression, len(pixels_HWC))
+        data = encode_image(pixels_HWC, request.output_format, request.output_compression, len(pixels_HWC))
+        return base64.b64encode(data).decode()
 
 
 def test_reply_counts_tokens():

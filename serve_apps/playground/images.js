@@ -1,5 +1,5 @@
-// Pictures in and out of files, and their pixels.
-const MOST_BYTES = 60_000_000, MOST_SIDE = 1024;
+// Images in and out of files, and their pixels.
+const MAX_BYTES = 60_000_000, MAX_SIDE = 1024;
 
 const surface = (width, height) => {
   const canvas = document.createElement("canvas");
@@ -11,53 +11,53 @@ const surface = (width, height) => {
   return { canvas, context };
 };
 
-// A data URL (PNG) of the middle square of a file's picture, scaled to side px as the server would: what is seen is what
-// is sent. side null: as it is, at most MOST_SIDE.
-export async function readPicture(blob, side) {
-  if (blob.size > MOST_BYTES) throw new Error(`This picture has ${Math.round(blob.size / 1e6)} MB; at most ${MOST_BYTES / 1e6} are read.`);
+// A data URL (PNG) of the middle square of a file's image, scaled to side px as the server would: what is seen is what
+// is sent. side null: as it is, at most MAX_SIDE.
+export async function readImage(blob, side) {
+  if (blob.size > MAX_BYTES) throw new Error(`This image has ${Math.round(blob.size / 1e6)} MB; at most ${MAX_BYTES / 1e6} are read.`);
   let bitmap;
   try { bitmap = await createImageBitmap(blob, { imageOrientation: "from-image" }); } catch {
-    throw new Error(`${blob.name ? `“${blob.name}”` : "This"} is no picture that the browser can read.`);
+    throw new Error(`${blob.name ? `“${blob.name}”` : "This"} is no image that the browser can read.`);
   }
   return square(bitmap, bitmap.width, bitmap.height, side);
 }
 
 // The server scales the short side to its size and cuts the middle out of whole pixels (wm.images.fit_square).
 function square(source, width, height, side) {
-  const edge = Math.min(width, height), wanted = side || Math.min(edge, MOST_SIDE);
+  const edge = Math.min(width, height), target = side || Math.min(edge, MAX_SIDE);
   const cut = (length) => {
-    const scaled = Math.max(wanted, Math.round((length * wanted) / edge)), unit = length / scaled;
-    return { start: Math.floor((scaled - wanted) / 2) * unit, span: wanted * unit };
+    const scaled = Math.max(target, Math.round((length * target) / edge)), unit = length / scaled;
+    return { start: Math.floor((scaled - target) / 2) * unit, span: target * unit };
   };
-  let drawn = source, across = cut(width), down = cut(height);
-  while (Math.min(across.span, down.span) > 2 * wanted) { // by halves: one large step would leave pixels out
+  let remaining = source, across = cut(width), down = cut(height);
+  while (Math.min(across.span, down.span) > 2 * target) { // by halves: one large step would leave pixels out
     const halves = [across, down].map(({ span }) => Math.ceil(span / 2)), half = surface(...halves);
-    half.context.drawImage(drawn, across.start, down.start, across.span, down.span, 0, 0, ...halves);
-    drawn = half.canvas;
+    half.context.drawImage(remaining, across.start, down.start, across.span, down.span, 0, 0, ...halves);
+    remaining = half.canvas;
     [across, down] = halves.map((span) => ({ start: 0, span }));
   }
-  const { canvas, context } = surface(wanted, wanted);
-  context.drawImage(drawn, across.start, down.start, across.span, down.span, 0, 0, wanted, wanted);
+  const { canvas, context } = surface(target, target);
+  context.drawImage(remaining, across.start, down.start, across.span, down.span, 0, 0, target, target);
   return canvas.toDataURL("image/png");
 }
 
 export async function decoded(url) {
   const image = new Image();
   image.src = url;
-  try { await image.decode(); } catch { throw new Error("A picture cannot be read."); }
+  try { await image.decode(); } catch { throw new Error("An image cannot be read."); }
   return image;
 }
 
 // A smaller copy whose data URL has at most so many characters, for a link; null if none has.
-export async function smallCopy(url, mostChars) {
+export async function smallCopy(url, maxChars) {
   const image = await decoded(url);
   for (let side = image.naturalWidth; side >= 32; side = Math.round(side / 1.5)) {
     const { canvas, context } = surface(side, side);
     context.drawImage(image, 0, 0, side, side);
     for (const quality of [0.9, 0.7, 0.5]) {
       const webp = canvas.toDataURL("image/webp", quality); // a browser that writes none gives PNG
-      const found = webp.startsWith("data:image/webp") ? webp : canvas.toDataURL("image/jpeg", quality);
-      if (found.length <= mostChars) return found;
+      const compressed = webp.startsWith("data:image/webp") ? webp : canvas.toDataURL("image/jpeg", quality);
+      if (compressed.length <= maxChars) return compressed;
     }
   }
   return null;
