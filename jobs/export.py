@@ -38,7 +38,6 @@ from wm.runs import Run, RunRecord, digest_of, read_run
 SMALL_BYTES = 2**30
 """An export of fewer bytes is written by this process: Ray takes seconds to start."""
 
-
 MANY_FILES = 1000
 """From so many files on the plan takes seconds, and shows a bar."""
 
@@ -227,8 +226,7 @@ def _write(recipe: ExportRecipe, context: Context, plan: Plan) -> int:
 
 def _write_rows(part: Part, name: str, context: Context) -> int:
     """Write a part in a worker; returns how many rows it has."""
-    rows: int = write_part(name, context, part)["rows"]
-    return rows
+    return write_part(name, context, part)["rows"]
 
 
 def main() -> int:

@@ -60,11 +60,8 @@ class Run:
         return self._key_of(self._record)
 
     def _key_of(self, record: Mapping[str, Any]) -> tuple[str, ...]:
-        parts = [
-            record.get("stage"),
-            self._recipe_class.identity_settings(record.get("recipe") or {}),
-            record.get("inputs"),
-        ]
+        settings = self._recipe_class.identity_settings(record.get("recipe") or {})
+        parts = (record.get("stage"), settings, record.get("inputs"))
         return tuple(json.dumps(part, sort_keys=True) for part in parts)
 
     def is_complete(self) -> bool:
@@ -98,7 +95,8 @@ class Run:
             InputError: The folder holds files of something else, or cannot be made.
         """
         # Files that no run has marked are the user's own: nothing is written among them.
-        files = [] if (self.out / _UNFINISHED).exists() else _list_visible(self.out)
+        is_unmarked = self.out.is_dir() and not (self.out / _UNFINISHED).exists()
+        files = sorted(path.name for path in self.out.iterdir() if not path.name.startswith(".")) if is_unmarked else []
         if files:
             raise InputError(f"{self.out} is not empty ({files[0]}) and is no run of wm; choose another out")
         try:
@@ -265,10 +263,6 @@ def check_place(out: Path) -> None:
         raise InputError(f"out = {str(out)!r:.300}: {error.strerror}") from error
 
 
-def _list_visible(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
-
-
 def _difference(record: Mapping[str, Any], expected: Mapping[str, Any], recipe_class: type[Recipe]) -> str:
     """Describe the first difference between a recorded run and the expected one."""
     if record.get("stage") != expected["stage"]:
@@ -294,9 +288,6 @@ def recipe_difference(name: str, old: Mapping[str, object], new: Mapping[str, ob
         name: The key, which one of them has at least.
         old: The recipe of the recorded run.
         new: The expected recipe.
-
-    Returns:
-        Dotted key and both values.
     """
     old_table, new_table = old.get(name), new.get(name)
     # Down into tables, so that the very key is named.

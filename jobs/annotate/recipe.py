@@ -146,18 +146,10 @@ class AnnotateRecipe(Recipe):
 
     def clip_settings(self) -> ClipSettings:
         """Build the settings with which a decoding actor reads clips."""
-        keyframes, limits = self.keyframes, self.limits
-        return ClipSettings(
-            motion=keyframes.motion,
-            motion_side_px=keyframes.motion_side_px,
-            max_keyframes=keyframes.max_keyframes,
-            min_interval_frames=keyframes.min_interval_frames,
-            rule=keyframes.rule,
-            reader=self.reader,
-            image_side_px=self.image_side_px,
-            time_limit_s=limits.time_limit_s,
-            memory_limit_mib=limits.memory_limit_mib,
-        )
+        # Pairs are filtered, and files fetched, outside of the reader.
+        keyframes = self.keyframes.model_dump(exclude={"min_motion_px"})
+        limits = self.limits.model_dump(exclude={"download_limit_mib"})
+        return ClipSettings(reader=self.reader, image_side_px=self.image_side_px, **keyframes, **limits)
 
     def download_settings(self) -> DownloadSettings:
         """Build the settings with which a decoding actor fetches remote videos."""

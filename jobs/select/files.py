@@ -14,13 +14,7 @@ import pyarrow.compute as pc
 from jobs.select.reading import read_batches, read_rows
 from jobs.select.spills import SpillWriter, assign_parts, read_part
 from wm.datasets.changes import Changes, count_rows, sum_changes
-from wm.datasets.selection.algorithm import (
-    CANDIDATE_SCHEMA,
-    SELECTION_SCHEMA,
-    Plan,
-    candidates,
-    choose,
-)
+from wm.datasets.selection.algorithm import CANDIDATE_SCHEMA, SELECTION_SCHEMA, Plan, candidates, choose
 from wm.datasets.selection.rows import (
     COLUMNS,
     Criteria,

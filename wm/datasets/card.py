@@ -8,12 +8,9 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from wm.errors import InputError, to_line
+from wm.errors import InputError
 from wm.runs import write_text
-from wm.tables import table_files
+from wm.tables import open_parquet, table_files
 
 TABLES: dict[str, str] = {
     "triplets": "source image, action, target image",
@@ -152,10 +149,4 @@ def _body(folder: Path, title: str, license: str, tables: Sequence[str], counts:
 
 def _count(files: Sequence[Path]) -> int:
     # From the footers: no row is read.
-    total = 0
-    for file in files:
-        try:
-            total += pq.read_metadata(file).num_rows
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{file} is not a readable Parquet file: {to_line(error)}") from error
-    return total
+    return sum(open_parquet(file).metadata.num_rows for file in files)

@@ -2,15 +2,13 @@
 
 from wm.video.clips import Clip, ClipReader, ClipSettings
 from wm.video.errors import REASONS, VideoError
-from wm.video.fetch import READERS, Reader
+from wm.video.fetch import Reader
 from wm.video.keyframes import KEYFRAME_RULES, choose_keyframes, frame_pairs
-from wm.video.motion import MOTION_KINDS, MotionKind
+from wm.video.motion import MotionKind
 from wm.video.scan import Scan, scan_video
 
 __all__ = [
     "KEYFRAME_RULES",
-    "MOTION_KINDS",
-    "READERS",
     "REASONS",
     "Clip",
     "ClipReader",

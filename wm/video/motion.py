@@ -5,7 +5,7 @@ expansion (Farnebäck 2003) at the settings people copy from OpenCV's tutorial (
 which is what most people run. :mod:`wm.video.scan` decides which frames either sees.
 """
 
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
 import cv2
 import numpy as np
@@ -15,7 +15,6 @@ Luma: TypeAlias = npt.NDArray[np.uint8]
 """uint8 brightness, full range, shape (height, width)."""
 
 MotionKind: TypeAlias = Literal["dis", "farneback"]
-MOTION_KINDS: tuple[MotionKind, ...] = get_args(MotionKind)
 
 _DIS_PATCH_PX = 8
 _MIN_SIDE_PX = 16

@@ -1,7 +1,7 @@
 """Convert rows to the data of the page: the columns of all rows, and the details of a block."""
 
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from wm.viewer.rows import ClipCells, IndexRow, Row, TripletCells
 from wm.viewer.scripts import encode_change, encode_column, encode_curve, round_finite
@@ -16,21 +16,9 @@ _PAIR_FACTS = {
 
 def to_index_row(triplet: TripletCells) -> IndexRow:
     """Return the part of a triplet that the page holds for every row."""
-    # By name, so that the types of the columns are checked.
-    return IndexRow(
-        triplet_id=triplet["triplet_id"],
-        action=triplet["action"],
-        class_label=triplet["class_label"],
-        origin=triplet["origin"],
-        reader=triplet["reader"],
-        license=triplet["license"],
-        video_uri=triplet["video_uri"],
-        source_time_s=triplet["source_time_s"],
-        target_time_s=triplet["target_time_s"],
-        motion=triplet["motion"],
-        action_logprob=triplet["action_logprob"],
-        action_tokens=triplet["action_tokens"],
-    )
+    cells: Mapping[str, object] = triplet
+    # The rest is dropped: only these columns stay in memory until the page is written.
+    return cast(IndexRow, {name: cells[name] for name in IndexRow.__annotations__})
 
 
 def build_index(

@@ -20,14 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from wm.datasets.selection.rows import (
-    Criteria,
-    Ints,
-    Score,
-    check_unique,
-    id_words,
-    score_rows,
-)
+from wm.datasets.selection.rows import Criteria, Ints, Score, check_unique, id_words, score_rows
 from wm.datasets.selection.tally import SLOT_BITS, Tally, encode_keys, mark_candidates, tally
 from wm.errors import InputError
 
@@ -215,7 +208,7 @@ def select_top_k(triplets: pa.Table, k: int, score: Score = "mean", min_score: f
     lower triplet id goes first. So the result depends on the set of rows alone, not on their order.
 
     Args:
-        triplets: Table with :data:`COLUMNS`.
+        triplets: Table with :data:`wm.datasets.selection.rows.COLUMNS`.
         k: Rows to choose.
         score: "mean" log-likelihood per action token, or its "sum", in nats.
         min_score: Rows below it are left out.

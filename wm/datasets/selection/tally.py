@@ -37,10 +37,10 @@ class Tally:
 
 
 def tally(rows: pa.Table, criteria: Criteria) -> Tally:
-    """Count the rows of a table that :func:`score_rows` gave.
+    """Count the rows of a table that :func:`wm.datasets.selection.rows.score_rows` gave.
 
     Args:
-        rows: Of :func:`score_rows`.
+        rows: Of the same.
         criteria: What makes a row a candidate.
     """
     # Class numbers sort as the names do; only the dictionary's few names are sorted for it.
