@@ -64,6 +64,10 @@ class BenchmarkRecipe(CommonRecipe):
 def run(recipe: BenchmarkRecipe, *, dry_run: bool = False) -> Figures:
     """Measure, write ``recipe.out``, and return the record.
 
+    Args:
+        recipe: Parts, device, and where the record goes.
+        dry_run: Print what would be measured; the record is empty.
+
     Raises:
         InputError: torch cannot use the device, or the parts are in a wrong order.
     """

@@ -156,7 +156,13 @@ def _measure_runner(record: Record, model: ShapeModel, runner: LlamaRunner, *, c
 
 
 def measure_scoring(record: Record, model: ShapeModel, repeats: int) -> None:
-    """Measure pairs a second that the inverse model scores: ROWS candidates of each of SOURCES sources."""
+    """Measure pairs a second that the inverse model scores: ROWS candidates of each of SOURCES sources.
+
+    Args:
+        record: Gets the measurements and their ratio.
+        model: Scores as inverse model.
+        repeats: Timed runs of each way.
+    """
     runner = LlamaRunner(model, stepping="plain")
     prompts = [prompt for number in range(SOURCES) for prompt in model.inverse_prompts(ROWS, ACTION_TOKENS, number)]
     of_one_source = prompts[:ROWS]
@@ -204,7 +210,13 @@ def measure_generate(record: Record, model: ShapeModel, caches: Sequence[str]) -
 
 
 def measure_speculation(record: Record, model: ShapeModel, repeats: int) -> None:
-    """Measure speculative decoding with drafts of which a known share is right, against the GPU's way of decoding."""
+    """Measure speculative decoding with drafts of which a known share is right, against the GPU's way of decoding.
+
+    Args:
+        record: Gets the measurements and their ratios.
+        model: Images are sampled from it.
+        repeats: Timed runs of each way.
+    """
     prefixes, block = [model.shape.ids(model.shape.prefix)], min(BLOCK, model.shape.target - 1)
     for count in (1, ROWS):
 

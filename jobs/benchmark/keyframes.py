@@ -64,7 +64,12 @@ class ShapeResult:
 
 
 def run(recipe: BenchmarkRecipe, *, dry_run: bool = False) -> Figures:
-    """Measure, write ``recipe.out``, and return the record."""
+    """Measure, write ``recipe.out``, and return the record.
+
+    Args:
+        recipe: What is measured, and where the record goes.
+        dry_run: Print what would be measured; the record is empty.
+    """
     check_out(recipe.out)
     sources = list_sources(recipe.videos)[: 1 if recipe.quick else recipe.clips]
     if dry_run:
@@ -166,7 +171,15 @@ def _compare(scans: Mapping[str, Scan], reference: Curve) -> dict[str, float]:
 
 
 def spearman(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
-    """Compute the rank correlation; equal values share their mean rank. 1 for two constant curves, 0 for one."""
+    """Compute the rank correlation; equal values share their mean rank.
+
+    Args:
+        a: (n,) numbers.
+        b: (n,) numbers.
+
+    Returns:
+        -1 to 1; 1 for two constant curves, 0 for one.
+    """
     # Spearman's correlation is Pearson's of the ranks.
     ranks_a, ranks_b = _ranks(np.asarray(a)), _ranks(np.asarray(b))
     # A constant curve has no correlation; numpy would give NaN.

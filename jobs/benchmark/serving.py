@@ -81,7 +81,12 @@ class BenchmarkRecipe(CommonRecipe):
 
 
 def run(recipe: BenchmarkRecipe, *, dry_run: bool = False) -> Figures:
-    """Measure, write ``recipe.out``, and return the record."""
+    """Measure, write ``recipe.out``, and return the record.
+
+    Args:
+        recipe: What is measured, and where the record goes.
+        dry_run: Print what would be measured; the record is empty.
+    """
     check_out(recipe.out)
     for key, folder in (("fdm", recipe.fdm), ("idm", recipe.idm), ("base", recipe.base)):
         if folder and not Path(folder).is_dir():

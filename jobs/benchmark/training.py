@@ -51,7 +51,12 @@ class BenchmarkRecipe(CommonRecipe):
 
 
 def run(recipe: BenchmarkRecipe, *, dry_run: bool = False) -> Figures:
-    """Measure, write ``recipe.out``, and return the record."""
+    """Measure, write ``recipe.out``, and return the record.
+
+    Args:
+        recipe: What is measured, and where the record goes.
+        dry_run: Print what would be measured; the record is empty.
+    """
     check_out(recipe.out)
     rounds = 1 if recipe.quick else recipe.rounds
     if dry_run:

@@ -31,7 +31,15 @@ class ImageWriter:
         return self._known[codes_N]
 
     def write(self, codes_N: tuple[int, ...], name: str) -> str:
-        """Write ``name`` below the folder; return the name."""
+        """Decode an image and write it as PNG.
+
+        Args:
+            codes_N: Codes of the image.
+            name: File name below the folder.
+
+        Returns:
+            ``name``.
+        """
         path = self._out / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode_png(self.decode(codes_N)))

@@ -37,7 +37,12 @@ SCHEMA = pa.schema(
 
 
 def parts_of(held_out: HeldOut, out: Path) -> list[tuple[Path, range]]:
-    """List every part's file with the row numbers it holds."""
+    """List every part's file with the row numbers it holds.
+
+    Args:
+        held_out: The triplets.
+        out: Folder of the run.
+    """
     starts = range(0, len(held_out), ROWS_PER_PART)
     return [
         (out / f"predictions/part-{number:05d}.parquet", range(start, min(start + ROWS_PER_PART, len(held_out))))

@@ -38,7 +38,12 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
-    """Compute a matrix with the same singular vectors and singular values near 1 (0.7 to 1.2)."""
+    """Compute a matrix with the same singular vectors and singular values near 1 (0.7 to 1.2).
+
+    Args:
+        matrix: 2-D, of any scale.
+        steps: Rounds of the Newton-Schulz iteration.
+    """
     a, b, c = _QUINTIC
     # The Gram matrix of the shorter side is the smaller one.
     wide: Tensor = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T

@@ -69,7 +69,12 @@ class Action:
 
 
 def actions_of(state: State, kind: Kind) -> list[Action]:
-    """List every action of a kind that can happen in a state."""
+    """List every action of a kind that can happen in a state.
+
+    Args:
+        state: The table.
+        kind: Of the actions.
+    """
     if kind == "move":
         return [Action("move", thing, cell=cell) for thing in state.things() for cell in state.free()]
     if kind == "remove":
@@ -87,7 +92,15 @@ def actions_of(state: State, kind: Kind) -> list[Action]:
 
 
 def action_between(source: State, target: State) -> Action | None:
-    """Find the one action that leads from a state to another; None if there is none, or a cell could not be read."""
+    """Find the one action that leads from a state to another.
+
+    Args:
+        source: The table before.
+        target: The table after.
+
+    Returns:
+        The action; None if there is none or more than one, or a cell could not be read.
+    """
     readable = min(*source.cells, *target.cells) >= 0
     actions = [
         action
@@ -99,7 +112,13 @@ def action_between(source: State, target: State) -> Action | None:
 
 
 def random_action(state: State, rng: np.random.Generator, kind: Kind | None = None) -> Action:
-    """Sample an action that can happen; its kind by :data:`SHARES` unless given. The table keeps 1 to 5 objects."""
+    """Sample an action that can happen.
+
+    Args:
+        state: The table, which keeps 1 to 5 objects.
+        rng: Samples kind and action.
+        kind: Of the action; None: sampled by :data:`SHARES`.
+    """
     # A table with one object has something to act on, one with five some room left.
     crowd = len(state.things())
     kind = kind or KINDS[int(rng.choice(len(KINDS), p=[SHARES[name] for name in KINDS]))]

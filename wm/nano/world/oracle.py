@@ -80,12 +80,24 @@ def read_states(images_BHWC: Pixels) -> list[State]:
 
 
 def judge(source_HWC: Pixels, target_HWC: Pixels, predicted_HWC: Pixels) -> JudgeScore:
-    """Score a predicted image against the true pair. All (48, 48, 3) uint8."""
+    """Score a predicted image against the true pair.
+
+    Args:
+        source_HWC: uint8 (48, 48, 3).
+        target_HWC: The same shape.
+        predicted_HWC: The same shape.
+    """
     return judge_states(*read_states(np.stack([source_HWC, target_HWC, predicted_HWC])))
 
 
 def judge_states(source: State, target: State, predicted: State) -> JudgeScore:
-    """Score a predicted state against the true pair. One of another table top has every cell wrong."""
+    """Score a predicted state against the true pair.
+
+    Args:
+        source: Before the action.
+        target: After it.
+        predicted: On another table top every cell is wrong.
+    """
     # On another table top no cell can look as in the target.
     same_table = predicted.background == target.background
     right = [same_table and a == b for a, b in zip(predicted.cells, target.cells, strict=True)]
@@ -101,7 +113,13 @@ def judge_states(source: State, target: State, predicted: State) -> JudgeScore:
 
 
 def action_is_right(source_HWC: Pixels, target_HWC: Pixels, text: str) -> bool:
-    """Return whether the action in words, done in the source, gives the target's state (paraphrases are as good)."""
+    """Return whether the action in words, done in the source, gives the target's state (paraphrases are as good).
+
+    Args:
+        source_HWC: uint8 (48, 48, 3).
+        target_HWC: The same shape.
+        text: The action in words.
+    """
     source, target = read_states(np.stack([source_HWC, target_HWC]))
     action = parse_action(text)
     return action is not None and action.apply(source) == target

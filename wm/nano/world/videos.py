@@ -119,9 +119,11 @@ def plan_clip(seed: int, actions: tuple[int, int] = (4, 7), rest_frames: tuple[i
 
 
 def write_clip(clip: Clip, path: Path) -> None:
-    """Encode a clip: ``.mp4`` as H.264, ``.avi`` as MPEG-4 part 2, 25 frames/s.
+    """Encode a clip at 25 frames/s into a temporary file, which is then renamed.
 
-    It is written to a temporary file, then renamed.
+    Args:
+        clip: Is rendered frame by frame.
+        path: ``.mp4``: H.264; ``.avi``: MPEG-4 part 2.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
@@ -148,7 +150,12 @@ def _encode(clip: Clip, path: Path) -> None:
 
 
 def clip_path(folder: Path, clip: Clip) -> Path:
-    """Return the path of a clip: a folder a class; every third file is an avi."""
+    """Return the path of a clip: a folder a class; every third file is an avi.
+
+    Args:
+        folder: Of all clips.
+        clip: Gives class and number.
+    """
     # Two formats, since real data sets have several.
     suffix = ".avi" if clip.seed % 3 == 2 else ".mp4"
     return folder / clip.class_label / f"clip_{clip.seed:06d}{suffix}"

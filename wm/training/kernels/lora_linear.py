@@ -75,7 +75,14 @@ def tensors_of(layers: Sequence[Projection]) -> list[Tensor | None]:
 
 
 def build_spec(layers: Sequence[Projection], dtype: torch.dtype, *, one_mask: bool, training: bool) -> LinearSpec:
-    """Group the layers' adapters and sample the seeds of their masks."""
+    """Group the layers' adapters and sample the seeds of their masks.
+
+    Args:
+        layers: Of one input.
+        dtype: Of the products.
+        one_mask: Adapters share a dropout mask.
+        training: Whether adapters have dropout.
+    """
     members: dict[tuple[float, int], list[int]] = {}
     for number, layer in enumerate(layers):
         if layer.down_RI is not None:
