@@ -38,7 +38,7 @@ class Shape:
 
     @property
     def num_frames(self) -> int:
-        """Frames of a complete clip."""
+        """Return the frames of a complete clip."""
         return round(self.fps * self.length_s)
 
 
@@ -203,7 +203,7 @@ def _draw_object(rng: np.random.Generator, side: int) -> tuple[Pixels, np.ndarra
 
 
 def _draw_path(rng: np.random.Generator, num_frames: int, fastest_px: float, shake_px: float) -> np.ndarray:
-    """Draw offsets (T, 2) in pixels: stretches of 10 to 40 frames, a third at rest, each of one speed and bend."""
+    """Sample offsets (T, 2) in pixels: stretches of 10 to 40 frames, a third at rest, each of one speed and bend."""
     speed_T2 = np.zeros((num_frames, 2))
     begin = 0
     while begin < num_frames:

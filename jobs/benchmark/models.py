@@ -31,12 +31,12 @@ class DecoderShape:
 
     @property
     def mlp(self) -> int:
-        """Width of the gated MLP."""
+        """Return the width of the gated MLP."""
         return self.mlp_width or -(-self.width * 8 // 3) // 32 * 32 + 32
 
     @property
     def first_text(self) -> int:
-        """Vocabulary id of the first text token."""
+        """Return the vocabulary id of the first text token."""
         return FIRST_CODE + self.codes
 
 

@@ -46,7 +46,7 @@ class EditRequest:
 
     @property
     def endpoint(self) -> str:
-        """Address that takes edits."""
+        """Return the address that takes edits."""
         return f"{self.url}/v1/images/edits"
 
     def post(self, client: httpx2.Client, seed: int, best_of: int) -> tuple[dict[str, Any], float]:

@@ -146,7 +146,7 @@ def _ignore_interrupts() -> None:
 
 
 def _set_environment() -> None:
-    """Defaults that Ray reads when it is imported; what the user has set stays."""
+    """Set defaults that Ray reads when it is imported; what the user has set stays."""
     # Nothing is sent to anyone.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Without it a CPU-only worker hides accelerators from itself and warns about it.

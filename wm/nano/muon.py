@@ -15,15 +15,21 @@ _QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
 class Muon(torch.optim.Optimizer):
-    """``lr`` is the size of the update per unit root mean square of a square matrix; Nesterov momentum."""
+    """Orthogonalised updates with Nesterov momentum."""
 
     def __init__(self, parameters: Iterable[Tensor], lr: float, momentum: float = 0.95) -> None:
-        """Parameters of two or more dimensions only."""
+        """Set up momentum.
+
+        Args:
+            parameters: Of two or more dimensions.
+            lr: Size of the update, per unit root mean square of a square matrix.
+            momentum: 0 to 1.
+        """
         super().__init__(parameters, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One update."""
+        """Update the parameters once; ``closure`` is not called."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:

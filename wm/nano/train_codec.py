@@ -200,7 +200,7 @@ def _merge(vqgan: VQModel, probe: nn.Module, features_MD: Tensor, merge_rms: flo
 def _many_features(
     vqgan: VQModel, pixels_BCHW: Tensor, settings: CodecSettings, generator: torch.Generator, images: int = 1024
 ) -> Tensor:
-    """Features (M, D) of noisy images for k-means."""
+    """Compute features (M, D) of noisy images, for k-means."""
     clean_BCHW = _batch(pixels_BCHW, images, generator)
     noisy_BCHW = clean_BCHW + settings.noise * torch.randn(clean_BCHW.shape, generator=generator)
     with lowered():
@@ -214,12 +214,12 @@ def _batch(pixels_BCHW: Tensor, size: int, generator: torch.Generator) -> Tensor
 
 
 def _patches(pixels_BCHW: Tensor, side: int) -> Tensor:
-    """(B, C, H, W) → (B, N, C · side · side)."""
+    """Cut images (B, C, H, W) into patches (B, N, C · side · side)."""
     return F.unfold(pixels_BCHW, side, stride=side).transpose(1, 2)
 
 
 def _optimizers(modules: nn.Module, settings: CodecSettings) -> list[torch.optim.Optimizer]:
-    """Muon for convolutions and matrices (a third of AdamW's steps here), AdamW for the rest and the way out."""
+    """Build Muon for convolutions and matrices (a third of AdamW's steps here), AdamW for the rest and the output."""
     hidden = [p for p in modules.parameters() if p.ndim >= 2 and p.shape[0] > _PIXEL_CHANNELS]
     rest = [p for p in modules.parameters() if p.ndim < 2 or p.shape[0] <= _PIXEL_CHANNELS]
     return [

@@ -42,7 +42,7 @@ class Action:
 
     def apply(self, state: State) -> State | None:
         """Return the state afterwards; None if the action cannot happen there."""
-        cell = state.place_of(self.thing)
+        cell = state.cell_of(self.thing)
         if (cell is None) != (self.kind == "add"):
             return None
         # An object leaves its cell first; an added one is in none.
@@ -150,7 +150,7 @@ def parse_action(text: str) -> Action | None:
 
 
 def vocabulary() -> list[str]:
-    """Every word that an action or a caption can hold, sorted."""
+    """List the words that an action or a caption can hold, sorted."""
     words = {*COLOURS, *SHAPES, *POSITIONS, "and", "empty"}
     for templates in _TEMPLATES.values():
         for template in templates:

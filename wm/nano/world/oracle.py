@@ -36,7 +36,7 @@ UNREADABLE = -1
 MAX_SHIFT_PX = 2
 MAX_RESIDUAL = 34.0
 """Root mean square difference, in grey levels, above which a cell shows no known thing. A decoded image of a true
-scene stays below 25 in nearly every cell; noise and half-formed objects lie above 40."""
+scene stays below 25 in nearly every cell; noise and half-formed objects come above 40."""
 
 
 def read_states(images_BHWC: Pixels) -> list[State]:
@@ -126,14 +126,14 @@ def action_is_right(source_HWC: Pixels, target_HWC: Pixels, text: str) -> bool:
 
 
 def _split_cells(images_BHWC: Floats) -> Floats:
-    """(B, 48, 48, 3) → (B, 9, 768), cells row-major."""
+    """Cut images (B, 48, 48, 3) into cells (B, 9, 768), row-major."""
     grid = images_BHWC.reshape(-1, GRID, CELL_PX, GRID, CELL_PX, 3).transpose(0, 1, 3, 2, 4, 5)
     return grid.reshape(len(images_BHWC), NUM_CELLS, -1)
 
 
 @cache
 def _render_templates() -> tuple[Floats, Floats]:
-    """Each thing in the middle cell under each table top and shift: (75 views, 13 things, 768), and squared norms.
+    """Render each thing in the middle cell under each table top and shift: (75 views, 13 things, 768), and squared norms.
 
     A shape ends 2 px before its cell does, so a shift of 2 px never brings in a neighbour.
     """

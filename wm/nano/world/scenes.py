@@ -51,7 +51,7 @@ class State:
     background: int
     cells: tuple[int, ...]
 
-    def place_of(self, thing: int) -> int | None:
+    def cell_of(self, thing: int) -> int | None:
         """Return the cell of an object, or None."""
         return self.cells.index(thing) if thing in self.cells else None
 

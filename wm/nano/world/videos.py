@@ -164,7 +164,7 @@ def clip_path(folder: Path, clip: Clip) -> Path:
 def _move_sprites(state: State, action: Action, progress: float) -> list[Sprite]:
     """List the sprites at a ``progress`` strictly between 0 and 1 of an action."""
     # All but the object of the action rest.
-    origin = state.place_of(action.thing)
+    origin = state.cell_of(action.thing)
     others = [resting(thing, cell) for cell, thing in enumerate(state.cells) if thing and cell != origin]
     if action.kind == "add" and action.cell is not None:
         return [*others, resting(action.thing, action.cell, progress)]

@@ -119,7 +119,7 @@ def _fast_class(former: type[nn.Module]) -> type[nn.Module]:
         result_BTH = _layer_forward(self, parts, hidden_states, kwargs)
         return (result_BTH,) if former.__name__.startswith("Chameleon") else result_BTH
 
-    # The former name: other code tells the kinds of layers by it.
+    # The former name: other code knows the kinds of layers by it.
     names = {"forward": forward, "former_class": former, "__module__": former.__module__}
     return type(former.__name__, (former,), names)
 
