@@ -75,6 +75,7 @@ def write_clips(seeds: list[int], folder: str) -> int:
     for seed in seeds:
         clip = plan_clip(seed)
         path = clip_path(Path(folder), clip)
+        # A clip is renamed when it is complete: an existing one needs nothing.
         if not path.exists():
             try:
                 write_clip(clip, path)

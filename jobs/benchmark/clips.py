@@ -66,6 +66,7 @@ def made_clips(folder: Path, shape: Shape, count: int, length_s: float | None = 
     Returns:
         The files.
     """
+    # Shorter clips are for quick runs.
     num_frames = round(shape.fps * length_s) if length_s else shape.num_frames
     return [
         encode(folder / f"made-{seed:03d}{shape.suffix}", shape, scene(seed, shape, num_frames))
@@ -126,12 +127,13 @@ def encode(path: Path, shape: Shape, images: Iterable[Pixels]) -> Path:
     return path
 
 
-def _iterate_parts(video: Path, shape: Shape, max_parts: int = 2) -> Iterator[list[Pixels]]:
-    """Iterate over the first parts of a video in the shape's size and length."""
+def _iterate_parts(video: Path, shape: Shape) -> Iterator[list[Pixels]]:
+    """Iterate over the first two parts of a video in the shape's size and length."""
     try:
         with closing(frames(video)) as decoded:
             images = (_fit(raw.rgb(), shape) for raw in decoded)
-            for _ in range(max_parts):
+            for _ in range(2):
+                # Taken from one iterator: the second part follows the first.
                 part = list(islice(images, shape.num_frames))
                 if len(part) >= MIN_FRAMES:
                     yield part

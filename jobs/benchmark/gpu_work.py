@@ -196,6 +196,7 @@ def measure_generate(record: Record, model: ShapeModel, caches: Sequence[str]) -
     for cache in caches:
 
         def run(cache: str = cache) -> Figures:
+            # Compiled code is of one length, so that it must warm up at that.
             is_compiled = cache == "compiled"
             kind = "static" if is_compiled else cache
             tokens = model.shape.target if is_compiled else min(SHORT, model.shape.target)
@@ -204,6 +205,7 @@ def measure_generate(record: Record, model: ShapeModel, caches: Sequence[str]) -
             return {"s": time_runs(work, record.device, 1)["s"]}
 
         record.measure(f"hf_n{ROWS}_{cache}", run)
+    # The best of either side: which way that is depends on the device.
     theirs = _min_seconds(record, [f"hf_n{ROWS}_{cache}" for cache in caches])
     ours = _min_seconds(record, [name for name in record.measurements if name.startswith(f"sampling_n{ROWS}_")])
     record.ratio("hf_over_ours_n8", theirs, ours)
@@ -224,6 +226,7 @@ def measure_speculation(record: Record, model: ShapeModel, repeats: int) -> None
             runner = LlamaRunner(model)
             sample = partial(sample_images, model, prefixes, num_samples=count, runner=runner)
             codes = sample()
+            # From the right codes, so that the share of right drafts is known.
             drafts = random_draft(codes, model.shape.codes)
             speculate = partial(
                 speculate_images, model, prefixes, drafts, num_samples=count, num_draft_tokens=block, runner=runner
@@ -239,5 +242,6 @@ def measure_speculation(record: Record, model: ShapeModel, repeats: int) -> None
 
         name = f"speculation_n{count}"
         record.measure(name, run)
+        # From one measurement, in which the device was as warm for both.
         sequential_s, speculative_s = record.number(name, "sequential_s"), record.number(name)
         record.ratio(f"sequential_over_speculative_n{count}", sequential_s, speculative_s)

@@ -45,6 +45,7 @@ class Shape(DecoderShape):
         def ids(first: int, stop: int, count: int) -> list[int]:
             return torch.randint(first, stop, (count,), generator=generator).tolist()
 
+        # All of one length: no padding is timed.
         rows = [
             layout(
                 task,

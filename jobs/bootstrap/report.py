@@ -20,6 +20,7 @@ def print_plan(stages: Sequence[Stage], out: Path) -> None:
     """
     print(f"bootstrap: {len(stages)} stages into {out}")
     for number, stage in enumerate(stages, 1):
+        # As a user would type it.
         command = stage.run.__module__.removesuffix(".job")
         print(f"  {number:>2} {stage.name:<24} {command:<16} {_describe_state(stage, out / stage.name)}")
         for line in _list_warnings(stage):

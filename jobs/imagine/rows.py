@@ -52,6 +52,7 @@ def build_reject(recipe: ImagineRecipe, outcome: Outcome) -> RejectRow:
         split=recipe.split,
         class_label=row["class_label"],
     )
+    # The id that its triplet would have had.
     reject["reject_id"] = outcome.row_id(recipe)
     return reject
 

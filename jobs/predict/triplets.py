@@ -86,6 +86,7 @@ def predict_triplets(
                 search=search, sampling=sampling, seed=seeds[rows.start : rows.stop], batch_size=batch_size,
                 fdm_runner=roles.fdm.runner, idm_runner=roles.idm.runner,
             )  # fmt: skip
+            # A row a triplet and rank.
             table_rows = [
                 {"triplet_id": held_out.ids[row], "action": action, "codec": roles.fdm.model.codec_id} | columns
                 for row, action, prediction in zip(rows, actions, predictions, strict=True)
@@ -129,6 +130,7 @@ def _build_rows(prediction: Prediction, num_return: int) -> list[dict[str, objec
             "unchanged_share": candidate.unchanged_share,
             "seed": candidate.seed,
             "candidate": candidate.index,
+            # Equal candidates are one row with a count.
             "times": sum(other.codes == candidate.codes for other in prediction.candidates),
             "draws": len(prediction.candidates),
             "rounds": prediction.rounds,

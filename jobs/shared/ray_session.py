@@ -31,7 +31,7 @@ T = TypeVar("T")
 _CORE_LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
 
 
-def connect(num_cpus: int | None = None, *, object_store_bytes: int = OBJECT_STORE_BYTES) -> None:
+def connect(num_cpus: int | None = None) -> None:
     """Connect this process to a Ray session; a second call in the same process does nothing.
 
     With ``RAY_ADDRESS`` set (as under ``ray job submit``) that cluster is joined. Otherwise a session of this
@@ -40,7 +40,6 @@ def connect(num_cpus: int | None = None, *, object_store_bytes: int = OBJECT_STO
 
     Args:
         num_cpus: Logical CPUs of a private session; None: the cores, at least :data:`MIN_LOGICAL_CPUS`.
-        object_store_bytes: Size of its object store.
 
     Raises:
         InputError: The session did not start in time, or there is no folder for its files.
@@ -67,7 +66,7 @@ def connect(num_cpus: int | None = None, *, object_store_bytes: int = OBJECT_STO
             **private,
             num_cpus=num_logical_cpus() if num_cpus is None else num_cpus,
             include_dashboard=False,
-            object_store_memory=object_store_bytes,
+            object_store_memory=OBJECT_STORE_BYTES,
             log_to_driver=False,
             logging_level=logging.ERROR,
         )

@@ -36,6 +36,7 @@ class Codebook:
             # An unused centre stays where it is.
             used_K = counts_K > 0
             self.vectors_KD[used_K] = sums_KD[used_K] / counts_K[used_K, None]
+        # The averages start from these counts.
         self.counts_K = counts_K.clamp(min=1) / counts_K.mean()
         self.sums_KD = self.vectors_KD * self.counts_K[:, None]
 
@@ -47,6 +48,7 @@ class Codebook:
             codes_M: The nearest code of each.
         """
         counts_K = torch.bincount(codes_M, minlength=len(self.vectors_KD)).float()
+        # Relative to an even use, so that a threshold holds for any number of codes.
         share_K = counts_K * len(self.vectors_KD) / max(1, len(codes_M))
         scale = len(self.vectors_KD) / max(1, len(codes_M))
         sums_KD = torch.zeros_like(self.vectors_KD).index_add_(0, codes_M, features_MD) * scale
@@ -77,5 +79,6 @@ def spread_seeds(features_MD: Tensor, count: int, generator: torch.Generator) ->
     for _ in range(count - 1):
         seed = features_MD[torch.multinomial(nearest_M + 1e-12, 1, generator=generator)]
         seeds.append(seed)
+        # Squared distance to the nearest seed: far features are likelier to be the next.
         nearest_M = torch.minimum(nearest_M, (features_MD - seed).square().sum(1))
     return torch.cat(seeds)

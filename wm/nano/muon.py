@@ -43,19 +43,14 @@ class Muon(torch.optim.Optimizer):
                 parameter.add_(orthogonalise(update).view_as(parameter), alpha=-group["lr"] * scale)
 
 
-def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
-    """Compute a matrix with the same singular vectors and singular values near 1 (0.7 to 1.2).
-
-    Args:
-        matrix: 2-D, of any scale.
-        steps: Rounds of the Newton-Schulz iteration.
-    """
+def orthogonalise(matrix: Tensor) -> Tensor:
+    """Compute a matrix with the same singular vectors and singular values near 1 (0.7 to 1.2)."""
     a, b, c = _QUINTIC
     # The Gram matrix of the shorter side is the smaller one.
     wide: Tensor = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     wide = wide / (wide.norm() + 1e-7)
     # Newton-Schulz iteration: matrix products only, which run on every device.
-    for _ in range(steps):
+    for _ in range(5):
         gram = wide @ wide.T
         wide = a * wide + (b * gram + c * gram @ gram) @ wide
     return wide if matrix.shape[0] <= matrix.shape[1] else wide.T

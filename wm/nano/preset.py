@@ -79,6 +79,7 @@ def build_tokenizer(words: Sequence[str], num_codes: int) -> PreTrainedTokenizer
     # In the order of the release: special tokens first, then images, structure, words.
     images = [image_token_name(code) for code in range(num_codes)]
     structure = [EOI_TOKEN, BOI_TOKEN, SEPARATOR, "<image>"]
+    # Sorted, so that the ids do not depend on the order of the words.
     spoken = sorted({word.lower() for word in words})
     vocabulary = {name: row for row, name in enumerate([*_SPECIAL, *images, *structure, *spoken])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))

@@ -49,6 +49,7 @@ def _draw_chart(rows: Sequence[AdaptiveRow], name: str) -> Markup:
     for colour, label in enumerate(dict.fromkeys(row["label"] for row in rows)):
         for is_fixed in (False, True):
             own = [row["metrics"] for row in rows if row["label"] == label and (row["margin"] is None) == is_fixed]
+            # By what they cost, which is what adaptive N saves.
             points = sorted((metrics["draws"]["mean"], metrics[name]["mean"] * metric.scale) for metrics in own)
             xs, ys = [x for x, _ in points], [y for _, y in points]
             lines.append(Line("" if is_fixed else label, xs, ys, colour, dashed=is_fixed))

@@ -79,6 +79,7 @@ def actions_of(state: State, kind: Kind) -> list[Action]:
         return [Action("move", thing, cell=cell) for thing in state.things() for cell in state.free()]
     if kind == "remove":
         return [Action("remove", thing) for thing in state.things()]
+    # Each of the 12 objects is on the table once at most.
     everything = [object_id(colour, shape) for colour in COLOURS for shape in SHAPES]
     if kind == "add":
         absent = [thing for thing in everything if thing not in state.cells]
@@ -101,6 +102,7 @@ def action_between(source: State, target: State) -> Action | None:
     Returns:
         The action; None if there is none or more than one, or a cell could not be read.
     """
+    # An unreadable cell is -1.
     readable = min(*source.cells, *target.cells) >= 0
     actions = [
         action

@@ -26,6 +26,7 @@ SAME_SHARE = 0.75
 
 def sample_document(rng: np.random.Generator) -> tuple[Reading, Pixels, str, Pixels]:
     """Sample (order, first image, caption of the second, second image)."""
+    # Understanding is far more common, as on the web.
     reading: Reading = "understand" if rng.random() < UNDERSTAND_SHARE else "generate"
     first = random_state(rng)
     # The caption names what differs, so that images of one table must be compared.

@@ -133,7 +133,8 @@ def _split_cells(images_BHWC: Floats) -> Floats:
 
 @cache
 def _render_templates() -> tuple[Floats, Floats]:
-    """Render each thing in the middle cell under each table top and shift: (75 views, 13 things, 768), and squared norms.
+    """Render each thing in the middle cell under each table top and shift: (75 views, 13 things, 768); and squared
+    norms.
 
     A shape ends 2 px before its cell does, so a shift of 2 px never brings in a neighbour.
     """

@@ -137,6 +137,7 @@ def resting(thing: int, cell: int, opacity: float = 1.0) -> Sprite:
         opacity: 0 to 1.
     """
     colour, shape = object_name(thing)
+    # Cells are row-major.
     row, column = divmod(cell, GRID)
     return Sprite(SHAPES.index(shape), COLOURS[colour], column * CELL_PX, row * CELL_PX, opacity)
 

@@ -47,6 +47,7 @@ class SampleOrder:
         Returns:
             The last batch runs into the next epoch rather than being short.
         """
+        # Rounded first: 0.1 epochs of 10 rows are one row, not a little more.
         return int(np.ceil(round(epochs * self.rows_per_epoch) / global_batch))
 
     def epoch(self, number: int) -> Indices:

@@ -224,6 +224,7 @@ class MLflow:
             self._last_step = max((metric.step for metric in history), default=0)
             return
         self._last_step = 0
+        # MLflow's low-level client does not read this variable by itself.
         title = os.environ.get("MLFLOW_EXPERIMENT_NAME", "wm")
         experiment = self._client.get_experiment_by_name(title)
         number = experiment.experiment_id if experiment else self._client.create_experiment(title)
