@@ -120,6 +120,7 @@ def off_main_thread(work: Callable[[], T]) -> T:
         try:
             outcome.set_result(work())
         except BaseException as error:
+            # Raised again by ``result()``, on the main thread.
             outcome.set_exception(error)
 
     threading.Thread(target=body, name="off_main_thread", daemon=True).start()

@@ -153,6 +153,7 @@ def _norm_backward(
     if not needs[0]:
         return None, weight_grad
     inner = grad * factor
+    # What is parallel to the input would change its length alone, which the norm takes out.
     mean = (inner * unit).mean(-1, keepdim=True)
     return inner.sub_(unit.mul_(mean)).mul_(inverse).to(x.dtype), weight_grad
 

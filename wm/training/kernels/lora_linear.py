@@ -161,6 +161,7 @@ def linear_backward(
         first, grad_XO = number * TENSORS_PER_LAYER, grads[number]
         if needs_input:
             matrix = _present(weight).to(spec.dtype)
+            # One sum over all layers: a tensor for each would be as large as the input.
             total_XI = grad_XO @ matrix if total_XI is None else total_XI.addmm_(grad_XO, matrix)
         if needs[first]:
             tensor_grads[first] = (grad_XO.T @ input_XI).to(_present(weight).dtype)
