@@ -86,6 +86,7 @@ def run(recipe: GateRecipe, *, dry_run: bool = False) -> RunRecord:
     for name in names[:2]:
         with stage.timed(name):
             gates[name] = _evaluate(recipe, getattr(recipe, name))
+    # Both saw the same triplets, so that the error is that of their differences.
     gain, error = gain_of(gates["champion"], gates["challenger"], recipe.metric)
     # A model that copies its source has good likelihoods of what does not change: it never replaces one.
     promoted = gain > recipe.min_gain and not gates["challenger"].has_collapsed
@@ -114,6 +115,7 @@ def gain_of(champion: Gate, challenger: Gate, metric: GateMetric) -> tuple[float
     Returns:
         The gain in the metric's unit, and for ``nats`` the standard error of its mean over triplets, else None.
     """
+    # A preference is a share over pairs: a triplet has no value of its own.
     if metric == "preference":
         return challenger.value(metric) - champion.value(metric), None
     gain_B = champion.nats_B - challenger.nats_B
@@ -123,6 +125,7 @@ def gain_of(champion: Gate, challenger: Gate, metric: GateMetric) -> tuple[float
 
 def _evaluate(recipe: GateRecipe, path: str) -> Gate:
     manifest = read_manifest(path)
+    # A complete model takes no base.
     is_adapter = manifest is not None and manifest.kind == "adapter"
     vlm = load_model(path, base=(recipe.base or None) if is_adapter else None, device=recipe.resources.device)
     held_out = read_gate_set(recipe.triplets, vlm, limit=recipe.limit, subset=recipe.subset)

@@ -157,6 +157,7 @@ def _load_or_train_codec(recipe: PretrainRecipe) -> tuple["ImageCodec", dict[str
     if facts.exists():
         blank.vqgan.load_state_dict(load_file(weights))
         return ImageCodec(blank.vqgan, blank.scale), json.loads(facts.read_text())
+    # A stream of its own: another number of documents leaves these images as they are.
     rng = np.random.default_rng([recipe.seed, 21])
     pixels = np.stack([render(random_state(rng), random_camera(rng), rng) for _ in range(recipe.num_images)])
     vqgan = blank.vqgan.requires_grad_(True)
@@ -192,11 +193,13 @@ def _build_documents(recipe: PretrainRecipe, codec: "ImageCodec") -> tuple["Cham
         for _ in range(recipe.num_documents):
             documents.append(sample_document(rng))
             bar.update()
+    # All at once, which the codec encodes in batches.
     first_MN = codec.encode(np.stack([document[1] for document in documents])).tolist()
     second_MN = codec.encode(np.stack([document[3] for document in documents])).tolist()
     # For the initial weights; the documents have a generator of their own.
     torch.manual_seed(recipe.seed)
     vlm, _ = build_nano(vocabulary(), _preset(recipe), codec=codec)
+    # Images and captions in the layouts of both tasks, so that fine-tuning finds what it knows.
     segments = [
         vlm.layout("idm" if document[0] == "understand" else "fdm", source=first, action=document[2], target=second)
         for document, first, second in zip(documents, first_MN, second_MN, strict=True)

@@ -50,6 +50,7 @@ def run(recipe: ReportRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     inputs = {f"stage {stage.name}": digest_of(stage.folder) for stage in findings.stages}
     job = Run(recipe.out, "report", recipe, inputs)
     path = job.out / FILE
+    # Stages are known by content: one that has run again makes the report outdated.
     if job.is_complete():
         print(f"{path} is up to date")
         return {}
@@ -58,6 +59,7 @@ def run(recipe: ReportRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         return {}
     job.start()
     with job.timed("render"):
+        # One file, images included, so that a report can be sent as it is.
         html = render_report(recipe.run, recipe.labels, recipe.notes, title=recipe.title)
         write_text(path, html)
     record = job.finish({"stages": len(findings.stages), "bytes": len(html.encode())})

@@ -75,6 +75,7 @@ def write_clips(seeds: list[int], folder: str) -> int:
     for seed in seeds:
         clip = plan_clip(seed)
         path = clip_path(Path(folder), clip)
+        # A clip is renamed when it is complete: an existing one needs nothing.
         if not path.exists():
             try:
                 write_clip(clip, path)
@@ -85,7 +86,15 @@ def write_clips(seeds: list[int], folder: str) -> int:
 
 
 def run(recipe: TabletopRecipe, *, dry_run: bool = False) -> RunRecord:
-    """Write the world into ``recipe.out``; returns the run's record."""
+    """Write the world into ``recipe.out``.
+
+    Args:
+        recipe: Sizes, seed and output folder.
+        dry_run: Print what would be written.
+
+    Returns:
+        The run's record; empty on a dry run.
+    """
     stage = Run(recipe.out, "tabletop", recipe)
     is_complete = stage.is_complete()
     splits = {"train": recipe.train, "tune": recipe.tune, "test": recipe.test}

@@ -54,6 +54,10 @@ class BenchmarkRecipe(CommonRecipe):
 def run(recipe: BenchmarkRecipe, *, dry_run: bool = False) -> Figures:
     """Run the trials, write ``recipe.out``, and return the record.
 
+    Args:
+        recipe: Videos, models, trials, and where the record goes.
+        dry_run: Print what would be measured; the record is empty.
+
     Raises:
         InputError: A setting that leaves no good file, or a list that cannot be read.
     """

@@ -262,6 +262,7 @@ def _annotate_and_kill(command: list[str], out: Path, kills: int) -> Counter[str
         actors = cycle(["Decoder", "Annotator"])
         while killed.total() < kills and process.poll() is None:
             actor = next(actors)
+            # Only actors in the middle of a call: an idle one has nothing to lose.
             at_work = actor_processes(_MARK, mark, f"({actor})).submit")
             # Not before the first shard is stored: else nothing could be lost.
             if at_work and (out / "shards" / f"{shard_name(0)}.json").exists():
@@ -280,6 +281,7 @@ def _count_ids(out: Path) -> Counter[str]:
 
 def _count_videos(out: Path) -> int:
     """Count the videos that have a triplet or a reject."""
+    # A video without key-frames or with a failure has a reject instead.
     with_triplets = set(read_table(out / "triplets", columns=["video_uri"])["video_uri"].to_pylist())
     with_rejects = set(read_table(out / "rejects", REJECT_SCHEMA, ["uri"])["uri"].to_pylist())
     return len(with_triplets | with_rejects)
@@ -288,6 +290,7 @@ def _count_videos(out: Path) -> int:
 def _recipe(videos: Path, idm: Path, out: Path, **settings: object) -> AnnotateRecipe:
     # A finished folder would end the run at once.
     shutil.rmtree(out, ignore_errors=True)
+    # Short answers: a random model would write up to the limit.
     values = {"videos": str(videos), "idm": str(idm), "out": str(out), "max_new_tokens": 8, "filters": _FILTERS}
     return AnnotateRecipe.parse(values | settings, "the benchmark")
 

@@ -38,7 +38,7 @@ class Shape:
 
     @property
     def num_frames(self) -> int:
-        """Frames of a complete clip."""
+        """Return the frames of a complete clip."""
         return round(self.fps * self.length_s)
 
 
@@ -66,6 +66,7 @@ def made_clips(folder: Path, shape: Shape, count: int, length_s: float | None = 
     Returns:
         The files.
     """
+    # Shorter clips are for quick runs.
     num_frames = round(shape.fps * length_s) if length_s else shape.num_frames
     return [
         encode(folder / f"made-{seed:03d}{shape.suffix}", shape, scene(seed, shape, num_frames))
@@ -126,12 +127,13 @@ def encode(path: Path, shape: Shape, images: Iterable[Pixels]) -> Path:
     return path
 
 
-def _iterate_parts(video: Path, shape: Shape, max_parts: int = 2) -> Iterator[list[Pixels]]:
-    """Iterate over the first parts of a video in the shape's size and length."""
+def _iterate_parts(video: Path, shape: Shape) -> Iterator[list[Pixels]]:
+    """Iterate over the first two parts of a video in the shape's size and length."""
     try:
         with closing(frames(video)) as decoded:
             images = (_fit(raw.rgb(), shape) for raw in decoded)
-            for _ in range(max_parts):
+            for _ in range(2):
+                # Taken from one iterator: the second part follows the first.
                 part = list(islice(images, shape.num_frames))
                 if len(part) >= MIN_FRAMES:
                     yield part
@@ -203,7 +205,7 @@ def _draw_object(rng: np.random.Generator, side: int) -> tuple[Pixels, np.ndarra
 
 
 def _draw_path(rng: np.random.Generator, num_frames: int, fastest_px: float, shake_px: float) -> np.ndarray:
-    """Draw offsets (T, 2) in pixels: stretches of 10 to 40 frames, a third at rest, each of one speed and bend."""
+    """Sample offsets (T, 2) in pixels: stretches of 10 to 40 frames, a third at rest, each of one speed and bend."""
     speed_T2 = np.zeros((num_frames, 2))
     begin = 0
     while begin < num_frames:

@@ -64,11 +64,16 @@ class BenchmarkRecipe(CommonRecipe):
 def run(recipe: BenchmarkRecipe, *, dry_run: bool = False) -> Figures:
     """Measure, write ``recipe.out``, and return the record.
 
+    Args:
+        recipe: Parts, device, and where the record goes.
+        dry_run: Print what would be measured; the record is empty.
+
     Raises:
         InputError: torch cannot use the device, or the parts are in a wrong order.
     """
     check_out(recipe.out)
     _check_device(recipe.device)
+    # It adds adapters to the model that all parts share.
     if "training" in recipe.parts[:-1]:
         raise InputError(f"parts = {recipe.parts}: training must be the last, it changes the model")
     if dry_run:
@@ -77,8 +82,10 @@ def run(recipe: BenchmarkRecipe, *, dry_run: bool = False) -> Figures:
     shape = TINY if recipe.quick else SHAPE
     write = partial(write_record, recipe.out, "gpu", PACKAGES, settings=recipe.settings())
     record = Record(shape, recipe.device, recipe.seconds, write)
+    # A CPU may have to emulate bfloat16.
     dtype = torch.bfloat16 if recipe.device != "cpu" else torch.float32
     with torch.no_grad():
+        # First: what follows is given as a share of them.
         record.measure("ceilings", lambda: measure_ceilings(record.device, quick=recipe.quick))
         model = ShapeModel(shape, device=recipe.device, dtype=dtype)
         for part in recipe.parts:
@@ -92,6 +99,7 @@ def run(recipe: BenchmarkRecipe, *, dry_run: bool = False) -> Figures:
 
 
 def _measure(part: Part, record: Record, recipe: BenchmarkRecipe, model: ShapeModel) -> None:
+    # A quick run checks the code, not the device.
     repeats = 1 if recipe.quick else recipe.repeats
     stepping = recipe.stepping or (
         ["graph", "compiled", "plain"] if record.device.type == "cuda" else ["static", "plain"]

@@ -76,12 +76,26 @@ class Record:
         return measurement
 
     def number(self, name: str, key: str = "s") -> float:
-        """Return a number of a measurement, seconds as a rule; 0 where there is none."""
+        """Return a number of a measurement.
+
+        Args:
+            name: Of the measurement.
+            key: Of the number: ``s`` for seconds.
+
+        Returns:
+            The number; 0 where it was not measured.
+        """
         value = self.measurements.get(name, {}).get(key)
         return value if isinstance(value, float) else 0.0
 
     def ratio(self, name: str, numerator: float, denominator: float) -> None:
-        """Keep a ratio, if both of its numbers were measured."""
+        """Keep a ratio, if both of its numbers were measured.
+
+        Args:
+            name: Of the ratio.
+            numerator: 0: not measured.
+            denominator: 0: not measured.
+        """
         if numerator and denominator:
             self.ratios[name] = numerator / denominator
 
@@ -133,6 +147,10 @@ def time_runs(work: Callable[[], object], device: torch.device, repeats: int) ->
 def measure_ceilings(device: torch.device, *, quick: bool) -> Figures:
     """Measure what the device can do, on random numbers.
 
+    Args:
+        device: What is measured.
+        quick: Small tensors, for a test of the code.
+
     Returns:
         Bytes a second of a large copy, read and written, and FLOPs a second of a large bfloat16 product.
     """
@@ -151,7 +169,15 @@ def measure_ceilings(device: torch.device, *, quick: bool) -> Figures:
 
 
 def weight_bytes(view: DecoderView, num_codes: int) -> int:
-    """Count the bytes that every step reads: all layers, the last norm and the image codes' rows of the head."""
+    """Count the bytes of weights that every step reads.
+
+    Args:
+        view: The decoder's weights.
+        num_codes: Size of the codebook.
+
+    Returns:
+        All layers, the last norm and the image codes' rows of the head, in bytes.
+    """
     layer = view.layers[0]
     matrices = (layer.query, layer.key, layer.value, layer.out, layer.gate, layer.up, layer.down)
     head_norms = [part for pair in (layer.query_norm, layer.key_norm) if pair is not None for part in pair]

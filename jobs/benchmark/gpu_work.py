@@ -156,7 +156,13 @@ def _measure_runner(record: Record, model: ShapeModel, runner: LlamaRunner, *, c
 
 
 def measure_scoring(record: Record, model: ShapeModel, repeats: int) -> None:
-    """Measure pairs a second that the inverse model scores: ROWS candidates of each of SOURCES sources."""
+    """Measure pairs a second that the inverse model scores: ROWS candidates of each of SOURCES sources.
+
+    Args:
+        record: Gets the measurements and their ratio.
+        model: Scores as inverse model.
+        repeats: Timed runs of each way.
+    """
     runner = LlamaRunner(model, stepping="plain")
     prompts = [prompt for number in range(SOURCES) for prompt in model.inverse_prompts(ROWS, ACTION_TOKENS, number)]
     of_one_source = prompts[:ROWS]
@@ -190,6 +196,7 @@ def measure_generate(record: Record, model: ShapeModel, caches: Sequence[str]) -
     for cache in caches:
 
         def run(cache: str = cache) -> Figures:
+            # Compiled code is of one length, so that it must warm up at that.
             is_compiled = cache == "compiled"
             kind = "static" if is_compiled else cache
             tokens = model.shape.target if is_compiled else min(SHORT, model.shape.target)
@@ -198,13 +205,20 @@ def measure_generate(record: Record, model: ShapeModel, caches: Sequence[str]) -
             return {"s": time_runs(work, record.device, 1)["s"]}
 
         record.measure(f"hf_n{ROWS}_{cache}", run)
+    # The best of either side: which way that is depends on the device.
     theirs = _min_seconds(record, [f"hf_n{ROWS}_{cache}" for cache in caches])
     ours = _min_seconds(record, [name for name in record.measurements if name.startswith(f"sampling_n{ROWS}_")])
     record.ratio("hf_over_ours_n8", theirs, ours)
 
 
 def measure_speculation(record: Record, model: ShapeModel, repeats: int) -> None:
-    """Measure speculative decoding with drafts of which a known share is right, against the GPU's way of decoding."""
+    """Measure speculative decoding with drafts of which a known share is right, against the GPU's way of decoding.
+
+    Args:
+        record: Gets the measurements and their ratios.
+        model: Images are sampled from it.
+        repeats: Timed runs of each way.
+    """
     prefixes, block = [model.shape.ids(model.shape.prefix)], min(BLOCK, model.shape.target - 1)
     for count in (1, ROWS):
 
@@ -212,6 +226,7 @@ def measure_speculation(record: Record, model: ShapeModel, repeats: int) -> None
             runner = LlamaRunner(model)
             sample = partial(sample_images, model, prefixes, num_samples=count, runner=runner)
             codes = sample()
+            # From the right codes, so that the share of right drafts is known.
             drafts = random_draft(codes, model.shape.codes)
             speculate = partial(
                 speculate_images, model, prefixes, drafts, num_samples=count, num_draft_tokens=block, runner=runner
@@ -227,5 +242,6 @@ def measure_speculation(record: Record, model: ShapeModel, repeats: int) -> None
 
         name = f"speculation_n{count}"
         record.measure(name, run)
+        # From one measurement, in which the device was as warm for both.
         sequential_s, speculative_s = record.number(name, "sequential_s"), record.number(name)
         record.ratio(f"sequential_over_speculative_n{count}", sequential_s, speculative_s)

@@ -106,7 +106,12 @@ def interleaved(
 
 
 def cpu_seconds(function: Callable[..., object], *arguments: object) -> float:
-    """Measure the CPU seconds that a call takes in this process, all threads together."""
+    """Measure the CPU seconds that a call takes in this process, all threads together.
+
+    Args:
+        function: What is called.
+        *arguments: Its arguments.
+    """
     begin = time.process_time()
     function(*arguments)
     return time.process_time() - begin
@@ -212,7 +217,12 @@ def write_record(
 
 
 def print_ratios(ratios: Mapping[str, float], spreads: Mapping[str, Mapping[str, float]] | None = None) -> None:
-    """Print ratios, and below them the seconds behind them (:func:`spread`), where there are some."""
+    """Print ratios, and below them the seconds that they come from.
+
+    Args:
+        ratios: By name.
+        spreads: Min, median and max seconds by kind of work (:func:`spread`); None: not printed.
+    """
     spreads = spreads or {}
     width = max(map(len, [*ratios, *spreads]), default=0) + 2
     for ratio, value in ratios.items():

@@ -18,7 +18,7 @@ BENCHMARKS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line: the first word names the benchmark."""
+    """Run the command line, whose first word names the benchmark."""
     name, *rest = [*(sys.argv[1:] if argv is None else argv), ""]
     if name in ("-h", "--help"):
         print(

@@ -30,7 +30,6 @@ TOLERANCE_FRAMES = 2
 MAX_KEYFRAMES, MIN_INTERVAL = 6, 20
 """The paper's K_f and I_f."""
 
-
 Curve: TypeAlias = npt.NDArray[np.float32]
 
 
@@ -64,7 +63,12 @@ class ShapeResult:
 
 
 def run(recipe: BenchmarkRecipe, *, dry_run: bool = False) -> Figures:
-    """Measure, write ``recipe.out``, and return the record."""
+    """Measure, write ``recipe.out``, and return the record.
+
+    Args:
+        recipe: What is measured, and where the record goes.
+        dry_run: Print what would be measured; the record is empty.
+    """
     check_out(recipe.out)
     sources = list_sources(recipe.videos)[: 1 if recipe.quick else recipe.clips]
     if dry_run:
@@ -154,10 +158,12 @@ def _compare(scans: Mapping[str, Scan], reference: Curve) -> dict[str, float]:
     """Score the agreement of one clip's scans with the naive way's curve."""
     scores = {"dis_spearman": spearman(scans["dis"].motion[1:], reference[1:])}
     for rule in KEYFRAME_RULES:
+        # The same rule on either curve: only the motion differs.
         by_reference, by_dis = (_choose(curve, rule=rule) for curve in (reference, scans["dis"].motion))
         scan = scans[f"exact_{rule}"]
         for name, keyframes in (("exact", scan.keyframes), ("dis", by_dis)):
             scores[f"{name}_jaccard_{rule}"] = jaccard(keyframes, by_reference)
+            # How much of the motion at the best frames these have: near misses count by their motion.
             scores[f"{name}_capture_{rule}"] = float(
                 reference[keyframes].sum() / max(reference[by_reference].sum(), 1e-9)
             )
@@ -166,7 +172,15 @@ def _compare(scans: Mapping[str, Scan], reference: Curve) -> dict[str, float]:
 
 
 def spearman(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
-    """Compute the rank correlation; equal values share their mean rank. 1 for two constant curves, 0 for one."""
+    """Compute the rank correlation; equal values share their mean rank.
+
+    Args:
+        a: (n,) numbers.
+        b: (n,) numbers.
+
+    Returns:
+        -1 to 1; 1 for two constant curves, 0 for one.
+    """
     # Spearman's correlation is Pearson's of the ranks.
     ranks_a, ranks_b = _ranks(np.asarray(a)), _ranks(np.asarray(b))
     # A constant curve has no correlation; numpy would give NaN.
@@ -177,23 +191,23 @@ def spearman(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
 
 def _ranks(values: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    # Equal values share the mean of the ranks that they cover.
     ends = np.cumsum(counts)
     ranks: npt.NDArray[np.float64] = (ends - (counts - 1) / 2)[inverse]
     return ranks
 
 
-def jaccard(frames: Sequence[int], expected: Sequence[int], tolerance: int = TOLERANCE_FRAMES) -> float:
-    """Compute shared over all key-frames.
+def jaccard(frames: Sequence[int], expected: Sequence[int]) -> float:
+    """Compute shared over all key-frames, equal up to :data:`TOLERANCE_FRAMES`.
 
     Args:
         frames: Frame numbers, sorted and spaced wider than the tolerance.
         expected: The same of the reference.
-        tolerance: Frames at most this far apart count as equal; each is used once.
     """
     # Each reference frame may be a partner once.
     remaining, shared = list(expected), 0
     for frame in frames:
-        near = [other for other in remaining if abs(other - frame) <= tolerance]
+        near = [other for other in remaining if abs(other - frame) <= TOLERANCE_FRAMES]
         # The nearest, so that one key-frame does not take another's partner.
         if near:
             remaining.remove(min(near, key=lambda other: abs(other - frame)))
@@ -267,10 +281,8 @@ def _write(recipe: BenchmarkRecipe, results: Mapping[str, ShapeResult]) -> Figur
 def _compute_rates(results: Mapping[str, ShapeResult]) -> dict[str, float]:
     """Compute frames and images a CPU second: in each shape, and over both."""
     rates: dict[str, float] = {}
-    for suffix, group in {
-        **{f"_{name}": [result] for name, result in results.items()},
-        "": [*results.values()],
-    }.items():
+    groups = {f"_{name}": [result] for name, result in results.items()} | {"": [*results.values()]}
+    for suffix, group in groups.items():
         for name in group[0].seconds:
             rates[f"{name}_frames_per_s{suffix}"] = _rate((result.frames, result.seconds[name]) for result in group)
         for name in group[0].fetch_s:

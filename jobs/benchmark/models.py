@@ -31,12 +31,12 @@ class DecoderShape:
 
     @property
     def mlp(self) -> int:
-        """Width of the gated MLP."""
+        """Return the width of the gated MLP."""
         return self.mlp_width or -(-self.width * 8 // 3) // 32 * 32 + 32
 
     @property
     def first_text(self) -> int:
-        """Vocabulary id of the first text token."""
+        """Return the vocabulary id of the first text token."""
         return FIRST_CODE + self.codes
 
 
@@ -106,7 +106,15 @@ class RandomVLM(UnifiedVLM):
 
 
 def train_step(module: nn.Module, loss_of: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """Build a step of the trainable parameters: forward, backward and torch's fused AdamW; it returns the loss."""
+    """Build a training step: forward, backward and torch's fused AdamW.
+
+    Args:
+        module: Its trainable parameters are updated.
+        loss_of: Runs the forward pass.
+
+    Returns:
+        A function that runs one step and returns its loss.
+    """
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     # Fused, as on a GPU: a loop over parameters would be measured instead.
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, fused=True)

@@ -67,13 +67,19 @@ class BenchmarkRecipe(CommonRecipe):
 
     @model_validator(mode="after")
     def _check_both(self) -> "BenchmarkRecipe":
+        # A trained model needs sources to speculate on, and the other way round.
         if bool(self.fdm) != bool(self.triplets):
             raise ValueError("fdm and triplets: give both or neither")
         return self
 
 
 def run(recipe: BenchmarkRecipe, *, dry_run: bool = False) -> Figures:
-    """Measure, write ``recipe.out``, and return the record."""
+    """Measure, write ``recipe.out``, and return the record.
+
+    Args:
+        recipe: What is measured, and where the record goes.
+        dry_run: Print what would be measured; the record is empty.
+    """
     check_out(recipe.out)
     if dry_run:
         print(f"benchmark sampling: would measure {recipe.rounds} rounds")
@@ -156,6 +162,7 @@ def _faithful_ratios(seconds: Seconds) -> dict[str, float]:
         "n8_over_n1": ours,
     }
     for products in ("gemm", "weights", "torch"):
+        # By as much as bare products grow, a step must grow too.
         many, single = best[f"{products}_b{ROWS}"], best[f"{products}_b1"]
         ratios[f"{products}_n8_over_n1"] = many / single
         ratios[f"n8_over_n1_over_{products}"] = ours / (many / single)
@@ -172,6 +179,7 @@ def _sample(model: ShapeModel, num_samples: int, runner: LlamaRunner | None) -> 
 def _against_generate(model: ShapeModel) -> dict[str, Callable[[], object]]:
     """Build the work: transformers with either cache, and ours, the building of the runner (packing) included."""
     prefix = model.shape.ids(model.shape.prefix)
+    # Which cache is faster depends on the shape: the better one counts.
     theirs = {cache: (lambda cache=cache: generate(model, prefix, ROWS, cache)) for cache in CACHES}
     return {**theirs, "ours": _sample(model, ROWS, None)}
 

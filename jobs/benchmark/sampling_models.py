@@ -23,7 +23,12 @@ class Shape(DecoderShape):
     target: int = 128
 
     def ids(self, count: int, seed: int = 0) -> list[int]:
-        """Generate random text ids."""
+        """Generate random text ids.
+
+        Args:
+            count: Number of ids.
+            seed: The same seed gives the same ids.
+        """
         generator = torch.Generator().manual_seed(seed)
         return torch.randint(self.first_text, self.vocabulary, (count,), generator=generator).tolist()
 

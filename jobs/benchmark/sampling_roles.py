@@ -32,6 +32,7 @@ def role_figures(
     """
     base = ShapeModel(shape)
     shared, merged = (_build_roles(base, rows, is_shared) for is_shared in (True, False))
+    # Half-way through the image: the mean of what attention reads.
     position = shape.target // 2
     work = {
         f"{name}_b{count}": build_step(base, roles.fdm.runner, count, position)

@@ -85,7 +85,15 @@ def bare_products(
 
 
 def torch_products(runner: LlamaRunner, rows: int) -> Callable[[], None]:
-    """Build the products with weights in torch's own layout."""
+    """Build the products with weights in torch's own layout.
+
+    Args:
+        runner: Its weights are multiplied.
+        rows: Rows of the other factor.
+
+    Returns:
+        A function that computes every product of one decoding step.
+    """
     matrices = [
         matrix.weight
         for layer in runner.view.layers
@@ -119,7 +127,15 @@ def score_unshared(model: UnifiedVLM, runner: LlamaRunner, prompts: Sequence[Seq
 
 
 def count_sampling(model: ShapeModel, rows: int) -> dict[str, int]:
-    """Count FLOPs and cache bytes of N candidates of a prefix, and of N prefixes with a candidate each."""
+    """Count FLOPs and cache bytes of N candidates of a prefix, and of N prefixes with a candidate each.
+
+    Args:
+        model: In float64, where every product is counted.
+        rows: Candidates N.
+
+    Returns:
+        ``flops_*`` and ``bytes_*``, of ``shared`` and of ``naive``.
+    """
     runner, prefix = LlamaRunner(model), model.shape.ids(model.shape.prefix)
     counts: dict[str, int] = {}
     for name, prefixes, each in (("shared", 1, rows), ("naive", rows, 1)):
@@ -134,7 +150,16 @@ def count_sampling(model: ShapeModel, rows: int) -> dict[str, int]:
 
 
 def count_scoring(model: ShapeModel, rows: int, action_tokens: int) -> dict[str, int]:
-    """Count the FLOPs of N inverse prompts with one source."""
+    """Count the FLOPs of N inverse prompts with one source.
+
+    Args:
+        model: In float64, where every product is counted.
+        rows: Prompts N.
+        action_tokens: Length of each action.
+
+    Returns:
+        ``flops_shared`` and ``flops_naive``.
+    """
     runner, prompts = LlamaRunner(model), model.inverse_prompts(rows, action_tokens)
     return {
         "flops_shared": _count_flops(lambda: completion_logprobs(model, prompts, runner=runner)),

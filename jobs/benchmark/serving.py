@@ -81,7 +81,13 @@ class BenchmarkRecipe(CommonRecipe):
 
 
 def run(recipe: BenchmarkRecipe, *, dry_run: bool = False) -> Figures:
-    """Measure, write ``recipe.out``, and return the record."""
+    """Measure, write ``recipe.out``, and return the record.
+
+    Args:
+        recipe: What is measured, and where the record goes.
+        dry_run: Print what would be measured; the record is empty.
+    """
+    # Mistakes of the recipe are found before servers start.
     check_out(recipe.out)
     for key, folder in (("fdm", recipe.fdm), ("idm", recipe.idm), ("base", recipe.base)):
         if folder and not Path(folder).is_dir():
@@ -143,6 +149,7 @@ def _random_png(side_px: int, seed: int) -> bytes:
 def _take_turns(work: Sequence[Work], rounds: int, warm_ups: int) -> Seconds:
     """Collect the seconds that each kind of work returns for a seed, in rounds in which all kinds take turns."""
     seconds: Seconds = {}
+    # Negative rounds warm up and are not recorded.
     for number in range(-warm_ups, rounds):
         for function in work:
             for name, value in function(abs(number)).items():
@@ -170,6 +177,7 @@ def _measure_single(request: EditRequest, library: Library, rounds: int) -> Seco
         def check_health(_: int) -> dict[str, float]:
             return {"http_health": wall_seconds(lambda: client.get(f"{request.url}/health").raise_for_status())[0]}
 
+        # The library beside HTTP, so that the ratio is of neighbours in time.
         work: list[Work] = [
             partial(_answer, library, request, "library_best_of_8", BEST_OF),
             partial(_post, client, request, "http_best_of_8", BEST_OF),
@@ -225,6 +233,7 @@ def _measure_load(request: EditRequest, recipe: BenchmarkRecipe) -> Load:
     gain = spread([of_many / of_one for of_one, of_many in zip(answered["1"], answered[str(CLIENTS)], strict=True)])
     arrivals: list[Figures] = []
     for number, share in enumerate(RATES[:1] if recipe.quick else RATES):
+        # Relative to what this machine can answer: rates of another would say nothing.
         rate = share * closed[str(CLIENTS)]["median"]
         tally, wall_s = open_loop(request, rate, 1.0 if recipe.quick else recipe.seconds, number)
         arrivals.append({"rate_per_s": round(rate, 3)} | tally.figures(wall_s))
@@ -238,6 +247,7 @@ def _measure_load(request: EditRequest, recipe: BenchmarkRecipe) -> Load:
 
 def _measure_preset(preset: NanoPreset, folder: Path, *, rounds: int) -> Seconds:
     """Measure the first preview, and what HTTP adds, where an image has more tokens than the nano world's nine."""
+    # Cost depends on the sizes alone: weights may be random.
     model = write_random_model(folder, preset)
     library = Library(model, model, None)
     with serve({"fdm": model, "idm": model}) as url, httpx2.Client(timeout=120) as client:

@@ -35,24 +35,47 @@ class EditRequest:
     action: str
 
     def body(self, seed: int, **fields: object) -> Figures:
-        """Build the JSON body."""
+        """Build the JSON body.
+
+        Args:
+            seed: Of the request.
+            **fields: Further fields of the endpoint.
+        """
         image = "data:image/png;base64," + base64.b64encode(self.source_png).decode()
         return {"image": image, "prompt": self.action, "seed": seed, **fields}
 
     @property
     def endpoint(self) -> str:
-        """Address that takes edits."""
+        """Return the address that takes edits."""
         return f"{self.url}/v1/images/edits"
 
     def post(self, client: httpx2.Client, seed: int, best_of: int) -> tuple[dict[str, Any], float]:
-        """Send the request; return the reply's JSON, and the seconds until it was there."""
+        """Send the request and wait for its reply.
+
+        Args:
+            client: Open connection.
+            seed: Of the request.
+            best_of: Number of candidates.
+
+        Returns:
+            The reply's JSON, and the seconds until it was there.
+        """
         body = self.body(seed, best_of=best_of)
         seconds, reply = wall_seconds(lambda: client.post(self.endpoint, json=body))
         reply.raise_for_status()
         return reply.json(), seconds
 
     def stream(self, client: httpx2.Client, seed: int, best_of: int) -> tuple[float, float]:
-        """Send the request for a streamed answer; return seconds to its first preview, and to its end."""
+        """Send the request for a streamed answer.
+
+        Args:
+            client: Open connection.
+            seed: Of the request.
+            best_of: Number of candidates.
+
+        Returns:
+            Seconds to the first preview, and to the end.
+        """
         body = self.body(seed, best_of=best_of, stream=True, partial_images=3)
         # The first event with data is a preview; comments keep the connection alive.
         begin, first_s = time.perf_counter(), 0.0
@@ -76,7 +99,12 @@ class Tally:
     stages_s: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, reply: httpx2.Response, seconds: float) -> None:
-        """Count a reply that took so many seconds."""
+        """Count a reply.
+
+        Args:
+            reply: Of the server.
+            seconds: Time that it took.
+        """
         self.statuses[str(reply.status_code)] += 1
         if reply.status_code != 200:
             return

@@ -50,7 +50,15 @@ def serve(settings: Mapping[str, object]) -> Iterator[str]:
 
 
 def write_random_model(folder: Path, preset: NanoPreset) -> str:
-    """Write a base with random weights; both roles can be it: what an answer costs does not depend on the weights."""
+    """Write a base with random weights, which can be both roles: what an answer costs does not depend on weights.
+
+    Args:
+        folder: Where it is written.
+        preset: Sizes.
+
+    Returns:
+        The folder.
+    """
     words = ["move", "the", "red", "cup", "left", "put", "it", "in", "the", "bowl"]
     write_random_base(folder, words=tuple(dict.fromkeys(words)), preset=preset)
     return str(folder)

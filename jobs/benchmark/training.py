@@ -51,12 +51,18 @@ class BenchmarkRecipe(CommonRecipe):
 
 
 def run(recipe: BenchmarkRecipe, *, dry_run: bool = False) -> Figures:
-    """Measure, write ``recipe.out``, and return the record."""
+    """Measure, write ``recipe.out``, and return the record.
+
+    Args:
+        recipe: What is measured, and where the record goes.
+        dry_run: Print what would be measured; the record is empty.
+    """
     check_out(recipe.out)
     rounds = 1 if recipe.quick else recipe.rounds
     if dry_run:
         print(f"benchmark training: would measure {rounds} rounds")
         return {}
+    # Quick: sizes that only check the code.
     shape = Shape(32, 2, 2, 64, 16, tokens_per_image=9, action_tokens=3) if recipe.quick else Shape()
     loader = LoaderShape(rows=64, batch=8, batches=4) if recipe.quick else LoaderShape()
     with torch_threads(1), quiet_peft():
@@ -107,6 +113,7 @@ def _measure(shape: Shape, loader: LoaderShape, rounds: int) -> tuple[dict[str, 
 
 def _build_steps(shape: Shape, task: Task) -> tuple[Mapping[str, Callable[[], Tensor]], dict[str, int]]:
     batch = shape.batch(task)
+    # Two modules with the same weights, since either side changes its own.
     theirs, ours = add_peft(build_module(shape), Lora()), build_ours(build_module(shape), Lora(), shape)
     lengths = {"tokens": batch[0].numel(), "completion_tokens": int(batch[1].sum())}
     return {"hf": peft_step(theirs, batch), "ours": our_step(ours, batch)}, lengths
@@ -114,8 +121,10 @@ def _build_steps(shape: Shape, task: Task) -> tuple[Mapping[str, Callable[[], Te
 
 def _count_saved(shape: Shape, dtype: torch.dtype, lora: Lora) -> dict[str, int]:
     """Count the bytes that the decoder keeps of a row of the forward model."""
+    # The forward model has the longer completion, an image.
     ids_BT = shape.batch("fdm")[0]
     theirs = add_peft(build_module(shape, dtype), lora)
+    # As a GPU keeps them: on a CPU torch's dropout keeps floats.
     use_byte_masks(theirs)
     ours = build_ours(build_module(shape, dtype), lora, shape)
     models = {"peft": theirs.get_base_model(), "ours": ours.inner}

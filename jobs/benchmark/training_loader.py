@@ -58,6 +58,7 @@ def _write_triplets(vlm: UnifiedVLM, folder: Path, count: int) -> None:
     rows = []
     for number in range(count):
         source_N, target_N = generator.integers(0, vlm.num_codes, (2, vlm.tokens_per_image))
+        # Only columns that training reads are filled.
         rows.append(
             triplet_row(
                 dataset="random",
@@ -88,5 +89,6 @@ def _load(tokens: TokenSet, order: SampleOrder, shape: LoaderShape) -> int:
 
 def _build_step(vlm: UnifiedVLM, batch: MicroBatch) -> Callable[[], object]:
     prepare(vlm, Lora(), 0)
+    # One batch again and again: only its step is timed.
     num_tokens = int(batch[1].sum())
     return train_step(vlm.module, lambda: completion_loss(vlm, *batch, num_tokens))

@@ -31,12 +31,21 @@ class Shape(DecoderShape):
     rows: int = 1
 
     def batch(self, task: Task, seed: int = 0) -> MicroBatch:
-        """Build random triplets in the project's prompt layout: ids, which of them are learned, weights of 1."""
+        """Build random triplets in the project's prompt layout.
+
+        Args:
+            task: Order of images and action in a row.
+            seed: The same seed gives the same triplets.
+
+        Returns:
+            Ids, which of them are learned, and weights of 1, each (rows, tokens).
+        """
         generator = torch.Generator().manual_seed(seed)
 
         def ids(first: int, stop: int, count: int) -> list[int]:
             return torch.randint(first, stop, (count,), generator=generator).tolist()
 
+        # All of one length: no padding is timed.
         rows = [
             layout(
                 task,
@@ -62,12 +71,25 @@ class FullLogits(ChameleonForConditionalGeneration):  # type: ignore[misc]
 
 
 def build_module(shape: Shape, dtype: torch.dtype = torch.float32) -> FullLogits:
-    """Build the model that both sides train, with the same weights in every call."""
+    """Build the model that both sides train, with the same weights in every call.
+
+    Args:
+        shape: Sizes.
+        dtype: Of the weights.
+    """
     return random_module(FullLogits, shape, 4 * shape.tokens_per_image + 64, dtype=dtype)
 
 
 def add_peft(module: FullLogits, lora: Lora) -> "PeftModel":
-    """Add PEFT's LoRA, with all that is not named here as PEFT has it."""
+    """Add PEFT's own LoRA.
+
+    Args:
+        module: Changed in place.
+        lora: Rank, scale, dropout and layers; all else is PEFT's default.
+
+    Returns:
+        The model in training mode.
+    """
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets)
@@ -75,14 +97,25 @@ def add_peft(module: FullLogits, lora: Lora) -> "PeftModel":
 
 
 def build_ours(module: FullLogits, lora: Lora, shape: Shape) -> RandomVLM:
-    """Prepare the same model for training by :mod:`wm.training`."""
+    """Prepare the same model for training by :mod:`wm.training`.
+
+    Args:
+        module: Changed in place.
+        lora: What is trained.
+        shape: Sizes of the module.
+    """
     vlm = RandomVLM(module, shape, shape.tokens_per_image)
     prepare(vlm, lora, seed=0)
     return vlm
 
 
 def peft_step(model: "PeftModel", batch: MicroBatch) -> Callable[[], Tensor]:
-    """Build a step of transformers' model with PEFT's adapters."""
+    """Build a step of transformers' model with PEFT's adapters.
+
+    Args:
+        model: With adapters.
+        batch: Trained on in every step.
+    """
     ids_BT, is_completion_BT, _ = batch
     # transformers' own mark of what is not learned.
     labels_BT = ids_BT.masked_fill(~is_completion_BT, -100)
@@ -90,6 +123,11 @@ def peft_step(model: "PeftModel", batch: MicroBatch) -> Callable[[], Tensor]:
 
 
 def our_step(vlm: RandomVLM, batch: MicroBatch) -> Callable[[], Tensor]:
-    """Build a step of our own model."""
+    """Build a step of our own model.
+
+    Args:
+        vlm: Prepared.
+        batch: Trained on in every step.
+    """
     num_tokens = int(batch[1].sum())
     return train_step(vlm.module, lambda: completion_loss(vlm, *batch, num_tokens))

@@ -46,6 +46,7 @@ def run(recipe: BootstrapRecipe, *, dry_run: bool = False) -> dict[str, RunRecor
     records = {}
     for number, stage in enumerate(stages, 1):
         report.print_stage(stage, number, len(stages), time.monotonic() - begin)
+        # In this process; a complete stage returns at once.
         _run_stage(stage, out)
         records[stage.name] = read_run(out / stage.name)
     report.print_result(out, time.monotonic() - begin)
@@ -80,6 +81,7 @@ def _run_stage(stage: Stage, out: Path) -> None:
     try:
         stage.run(stage.recipe)
     except OtherRunError as error:
+        # Kept, since it may have cost days: the user decides what goes.
         destination = _find_free_name(out / SUPERSEDED, stage.name)
         destination.parent.mkdir(exist_ok=True)
         shutil.move(out / stage.name, destination)

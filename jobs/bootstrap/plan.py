@@ -99,6 +99,7 @@ class _Plan:
         Raises:
             InputError: A key is set here or wrong.
         """
+        # Stages are found by their folder's name: a resumed run has the same.
         folder = str(self.out / name)
         fixed["out"] = folder
         keys: Settings = getattr(self.recipe, table)

@@ -12,9 +12,15 @@ from wm.training.planning.schedule import schedule_warnings
 
 
 def print_plan(stages: Sequence[Stage], out: Path) -> None:
-    """Print every stage, whether it is complete, and what is wrong with its schedule."""
+    """Print every stage, whether it is complete, and what is wrong with its schedule.
+
+    Args:
+        stages: In their order.
+        out: Folder of the run.
+    """
     print(f"bootstrap: {len(stages)} stages into {out}")
     for number, stage in enumerate(stages, 1):
+        # As a user would type it.
         command = stage.run.__module__.removesuffix(".job")
         print(f"  {number:>2} {stage.name:<24} {command:<16} {_describe_state(stage, out / stage.name)}")
         for line in _list_warnings(stage):
@@ -22,17 +28,35 @@ def print_plan(stages: Sequence[Stage], out: Path) -> None:
 
 
 def print_stage(stage: Stage, number: int, total: int, elapsed_s: float) -> None:
-    """Print which stage begins."""
+    """Print which stage begins.
+
+    Args:
+        stage: That begins.
+        number: From 1.
+        total: Number of stages.
+        elapsed_s: Since the start of the run.
+    """
     print(f"\n[{number}/{total}] {stage.name} ({_format_time(elapsed_s)} so far)", flush=True)
 
 
 def print_superseded(stage: Stage, reason: Exception, destination: Path) -> None:
-    """Print that a stage's old output was moved."""
+    """Print that a stage's old output was moved.
+
+    Args:
+        stage: That is run again.
+        reason: Why its old output does not fit.
+        destination: Where that output is now.
+    """
     print(f"{stage.name}: {reason}; the old one is now {destination}")
 
 
 def print_result(out: Path, elapsed_s: float) -> None:
-    """Print how long the run took and where its report is."""
+    """Print how long the run took and where its report is.
+
+    Args:
+        out: Folder of the run.
+        elapsed_s: Since the start of the run.
+    """
     print(f"\nbootstrap: complete in {_format_time(elapsed_s)}. Report: {out / 'report' / 'report.html'}")
 
 

@@ -33,6 +33,7 @@ def build_bench(recipe: EvaluateRecipe) -> Bench:
         if resources.base_sharing == "shared" and is_adapter(entry.path):
             check_shareable(model_folder(entry.path))
     check_draft_length(recipe.search.num_draft_tokens, codec.tokens_per_image)
+    # Predictions are compared as images.
     codec.check_decoder()
     # 3. The triplets and their judge.
     held_out = read_held_out(recipe.triplets, codec, limit=recipe.limit or None, subset=recipe.subset)

@@ -38,7 +38,7 @@ def build_entries(recipe: EvaluateRecipe) -> dict[str, Entry]:
 def _check_entry(entry: Entry, entries: dict[str, Entry], recipe: EvaluateRecipe) -> Entry:
     """Check a model by its name, folder and manifest; return it with its verifier and its base."""
     key = f"models.{entry.name}"
-    # 1. The model itself.
+    # 1. The model itself, whose name becomes part of file names.
     if not re.fullmatch(r"[\w-]+", entry.name):
         raise InputError(f"{key}: a name holds letters, digits, - and _ only")
     if not Path(entry.path).is_dir():
@@ -60,6 +60,7 @@ def _check_entry(entry: Entry, entries: dict[str, Entry], recipe: EvaluateRecipe
         twin = (other.label, other.role, other.run) == (entry.label, entry.role, entry.run)
         if twin and other.name != entry.name:
             raise InputError(f"{key} and models.{other.name} share label {entry.label!r} and seed {entry.run}")
+    # Complete models need no base; an adapter may name its own.
     is_adapter = manifest is not None and manifest.kind == "adapter"
     return replace(entry, verifier=verifier, base=entry.base or (recipe.base if is_adapter else ""))
 
@@ -75,6 +76,7 @@ def check_codec_and_base(entry: Entry, codec: ImageCodec) -> None:
         InputError: It names the model and both codecs or bases.
     """
     manifest = read_manifest(entry.path)
+    # Without a manifest there is nothing to compare: such a model is checked when it is loaded.
     if manifest is None or entry.reads == "pixels":
         return
     if manifest.codec_id != codec.codec_id:
@@ -82,6 +84,7 @@ def check_codec_and_base(entry: Entry, codec: ImageCodec) -> None:
             f"models.{entry.name}: {entry.path} speaks codec {manifest.codec_id}, "
             f"the evaluation's codec is {codec.codec_id}"
         )
+    # On another base an adapter would load, and give noise.
     base = read_manifest(entry.base) if entry.base else None
     if base is not None and base.base_id != manifest.base_id:
         raise InputError(

@@ -39,6 +39,7 @@ def build_oracle(held_out: HeldOut) -> tuple[JudgeMany, ActionCheck | None]:
         scores = []
         for begin in range(0, len(items_M), _BATCH_SIZE):
             batch = slice(begin, begin + _BATCH_SIZE)
+            # Several predictions may belong to one item.
             for item, state in zip(items_M[batch].tolist(), read_states(predicted_MHWC[batch]), strict=True):
                 scores.append(judge_states(sources[item], targets[item], state))
         return scores

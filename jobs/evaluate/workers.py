@@ -35,6 +35,7 @@ def run_units(recipe: EvaluateRecipe, bench: Bench, units: Sequence[Unit], parts
             run_unit(bench, unit, parts)
             yield unit
         return
+    # As text it keys each worker's cache; paths are absolute, since workers run in another folder.
     recipe_json = json.dumps(recipe.with_absolute_paths().model_dump(mode="json"))
     inputs = [(unit,) for unit in units]
     shared = (str(parts.resolve()), recipe_json)

@@ -116,6 +116,7 @@ def _load_or_encode(codec: ImageCodec, attempts: list[Try]) -> torch.Tensor:
     codes = []
     for attempt in attempts:
         row = attempt.row
+        # Stored codes need no encoding, and are those that the triplet was made with.
         if row["codec"] == codec.codec_id and row["source_codes"]:
             codes.append(torch.tensor(row["source_codes"]))
             continue

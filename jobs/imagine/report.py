@@ -17,7 +17,13 @@ class Counts(TypedDict):
 
 
 def print_plan(recipe: ImagineRecipe, num_tries: int, num_sources: int) -> None:
-    """Print what would be tried."""
+    """Print what would be tried.
+
+    Args:
+        recipe: Names the output.
+        num_tries: Pairs of a source and an action.
+        num_sources: Images.
+    """
     print(f"imagine: would try {num_tries:,} actions in {num_sources:,} sources into {recipe.out}")
 
 
@@ -27,7 +33,12 @@ def print_complete(recipe: ImagineRecipe) -> None:
 
 
 def print_result(recipe: ImagineRecipe, counts: Counts) -> None:
-    """Print how many tries became triplets, and why the others did not."""
+    """Print how many tries became triplets, and why the others did not.
+
+    Args:
+        recipe: Names the output.
+        counts: As in ``run.json``.
+    """
     reasons = ", ".join(f"{name} {number}" for name, number in counts["by_reason"].items()) or "-"
     print(
         f"imagine: {counts['tries']:,} tries → {counts['triplets']:,} triplets in {recipe.out}/triplets, "

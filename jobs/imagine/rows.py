@@ -34,7 +34,12 @@ class Outcome:
 
 
 def build_reject(recipe: ImagineRecipe, outcome: Outcome) -> RejectRow:
-    """Build the row of a candidate that is not accepted."""
+    """Build the row of a candidate that is not accepted.
+
+    Args:
+        recipe: Names of data set and split, and the filters.
+        outcome: The candidate and its source.
+    """
     row = outcome.attempt.row
     best = outcome.best
     reject = reject_row(
@@ -47,6 +52,7 @@ def build_reject(recipe: ImagineRecipe, outcome: Outcome) -> RejectRow:
         split=recipe.split,
         class_label=row["class_label"],
     )
+    # The id that its triplet would have had.
     reject["reject_id"] = outcome.row_id(recipe)
     return reject
 

@@ -62,6 +62,7 @@ def _load_sorted(recipe: ImagineRecipe, folder: str, columns: list[str]) -> pa.T
         raise InputError(f"subset = {recipe.subset!r}: triplets have no such column")
     names = dict.fromkeys(["triplet_id", *columns, *([recipe.subset] if recipe.subset else [])])
     inner = Path(folder) / "triplets"
+    # By id, so that tries do not depend on how rows are spread over files.
     return read_table(inner if inner.is_dir() else Path(folder), columns=list(names)).sort_by("triplet_id")
 
 

@@ -52,6 +52,7 @@ class PredictRecipe(RolesRecipe):
                 f"search.num_beams = {self.search.num_beams} belongs to actions one after the other; "
                 "a triplet has one action"
             )
+        # The server's limits, so that what is predicted here can be asked there.
         for action in self.actions:
             if not action.strip() or len(action) > _ACTION_CHARS:
                 problem = "is empty" if not action.strip() else f"has {len(action)} letters"

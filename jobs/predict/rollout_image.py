@@ -31,7 +31,15 @@ class ImageWriter:
         return self._known[codes_N]
 
     def write(self, codes_N: tuple[int, ...], name: str) -> str:
-        """Write ``name`` below the folder; return the name."""
+        """Decode an image and write it as PNG.
+
+        Args:
+            codes_N: Codes of the image.
+            name: File name below the folder.
+
+        Returns:
+            ``name``.
+        """
         path = self._out / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode_png(self.decode(codes_N)))
@@ -58,6 +66,7 @@ def write_rollout(
     """
     writer = ImageWriter(codec, out)
     (out / "source.png").write_bytes(encode_png(source_HWC))
+    # As the models see it: what the codec loses is no mistake of theirs.
     writer.write(rollout.source, "source-codes.png")
     best = rollout.best.candidates
     images = [writer.write(candidate.codes, f"step-{number}.png") for number, candidate in enumerate(best, 1)]
@@ -79,6 +88,7 @@ def write_rollout(
     }
     write_json(out / "prediction.json", record)
     draw_storyboard(_build_columns(rollout, source_HWC, writer), out / "storyboard.png")
+    # Equal candidates count each: every one was sampled.
     count = sum(len(prediction.candidates) for step in rollout.steps for prediction in step.predictions)
     return {"steps": len(steps), "draws": count, "sequences": len(rollout.trajectories)}
 
@@ -86,11 +96,13 @@ def write_rollout(
 def _describe_step(
     step: Step, number: int, rollout: Rollout, writer: ImageWriter, num_return: int
 ) -> dict[str, object]:
+    # What was expanded: the source at first, then every sequence of the beam before.
     before = (
         [rollout.source] if number == 0 else [entry.candidates[-1].codes for entry in rollout.steps[number - 1].beam]
     )
     expansions = []
     for parent, (source_N, prediction) in enumerate(zip(before, step.predictions, strict=True)):
+        # Two parents may give equal codes: a rank belongs to one of them alone.
         beam_ranks = {
             entry.candidates[-1].codes: beam_rank
             for beam_rank, entry in enumerate(step.beam)
@@ -99,6 +111,7 @@ def _describe_step(
         candidates = []
         for rank, candidate in enumerate(prediction.distinct):
             beam_rank = beam_ranks.get(candidate.codes)
+            # The others can be decoded from their codes.
             has_image = rank < num_return or beam_rank is not None
             stem = f"candidates/step-{number + 1}-from-{parent}-rank-{rank}.png"
             image = writer.write(candidate.codes, stem) if has_image else None
@@ -114,6 +127,7 @@ def _describe_step(
                 "candidates": candidates,
             }
         )
+    # Of the sequence that was best at the end, which need not have been the best here.
     best = rollout.best.candidates[number]
     return {
         "action": step.action,
@@ -143,6 +157,7 @@ def _build_columns(rollout: Rollout, source_HWC: Pixels, writer: ImageWriter) ->
         way = rollout.best.candidates[: number + 1]
         shots = []
         for rank, (entry, parent) in enumerate(zip(step.beam, step.parents, strict=True)):
+            # With one sequence its sum says nothing more than its candidates do.
             total = [f"sum {entry.logprob:.2f} nats, from {parent + 1}"] if len(step.beam) > 1 else []
             lines = [
                 f"{rank + 1}.  {_format_score(entry.candidates[-1])}",
@@ -152,6 +167,7 @@ def _build_columns(rollout: Rollout, source_HWC: Pixels, writer: ImageWriter) ->
             shots.append(
                 Shot(writer.decode(entry.candidates[-1].codes), lines, CHOSEN if entry.candidates == way else KEPT)
             )
+        # The column is filled with what the beam did not keep, so that a reader sees the choice.
         shots += [
             Shot(writer.decode(candidate.codes), [_format_score(candidate), _format_change(candidate)], OTHER)
             for candidate in _list_rest(step)[: max(0, _SHOWN - len(shots))]

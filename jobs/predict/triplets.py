@@ -37,7 +37,12 @@ SCHEMA = pa.schema(
 
 
 def parts_of(held_out: HeldOut, out: Path) -> list[tuple[Path, range]]:
-    """List every part's file with the row numbers it holds."""
+    """List every part's file with the row numbers it holds.
+
+    Args:
+        held_out: The triplets.
+        out: Folder of the run.
+    """
     starts = range(0, len(held_out), ROWS_PER_PART)
     return [
         (out / f"predictions/part-{number:05d}.parquet", range(start, min(start + ROWS_PER_PART, len(held_out))))
@@ -81,6 +86,7 @@ def predict_triplets(
                 search=search, sampling=sampling, seed=seeds[rows.start : rows.stop], batch_size=batch_size,
                 fdm_runner=roles.fdm.runner, idm_runner=roles.idm.runner,
             )  # fmt: skip
+            # A row a triplet and rank.
             table_rows = [
                 {"triplet_id": held_out.ids[row], "action": action, "codec": roles.fdm.model.codec_id} | columns
                 for row, action, prediction in zip(rows, actions, predictions, strict=True)
@@ -124,6 +130,7 @@ def _build_rows(prediction: Prediction, num_return: int) -> list[dict[str, objec
             "unchanged_share": candidate.unchanged_share,
             "seed": candidate.seed,
             "candidate": candidate.index,
+            # Equal candidates are one row with a count.
             "times": sum(other.codes == candidate.codes for other in prediction.candidates),
             "draws": len(prediction.candidates),
             "rounds": prediction.rounds,

@@ -31,7 +31,7 @@ T = TypeVar("T")
 _CORE_LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
 
 
-def connect(num_cpus: int | None = None, *, object_store_bytes: int = OBJECT_STORE_BYTES) -> None:
+def connect(num_cpus: int | None = None) -> None:
     """Connect this process to a Ray session; a second call in the same process does nothing.
 
     With ``RAY_ADDRESS`` set (as under ``ray job submit``) that cluster is joined. Otherwise a session of this
@@ -40,7 +40,6 @@ def connect(num_cpus: int | None = None, *, object_store_bytes: int = OBJECT_STO
 
     Args:
         num_cpus: Logical CPUs of a private session; None: the cores, at least :data:`MIN_LOGICAL_CPUS`.
-        object_store_bytes: Size of its object store.
 
     Raises:
         InputError: The session did not start in time, or there is no folder for its files.
@@ -67,7 +66,7 @@ def connect(num_cpus: int | None = None, *, object_store_bytes: int = OBJECT_STO
             **private,
             num_cpus=num_logical_cpus() if num_cpus is None else num_cpus,
             include_dashboard=False,
-            object_store_memory=object_store_bytes,
+            object_store_memory=OBJECT_STORE_BYTES,
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
@@ -121,6 +120,7 @@ def off_main_thread(work: Callable[[], T]) -> T:
         try:
             outcome.set_result(work())
         except BaseException as error:
+            # Raised again by ``result()``, on the main thread.
             outcome.set_exception(error)
 
     threading.Thread(target=body, name="off_main_thread", daemon=True).start()
@@ -146,7 +146,7 @@ def _ignore_interrupts() -> None:
 
 
 def _set_environment() -> None:
-    """Defaults that Ray reads when it is imported; what the user has set stays."""
+    """Set defaults that Ray reads when it is imported; what the user has set stays."""
     # Nothing is sent to anyone.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Without it a CPU-only worker hides accelerators from itself and warns about it.

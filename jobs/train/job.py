@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,6 @@ from wm.training.planning.schedule import schedule_warnings
 from wm.training.recipe import TOKENS
 
 _RAY_STATE = ".ray_train"
-
-Fit = Callable[[TrainRecipe, str], dict[str, Any]]
 
 
 def run(recipe: TrainRecipe, *, dry_run: bool = False) -> dict[str, Any]:

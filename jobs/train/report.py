@@ -95,7 +95,12 @@ def evaluation_lines(evaluation: EvaluationLine) -> list[str]:
 
 
 def print_plan(recipe: TrainRecipe, plan: Plan) -> None:
-    """Print what a dry run found out."""
+    """Print what a dry run found out.
+
+    Args:
+        recipe: Of the run.
+        plan: Sizes, schedule, memory, and what does not fit.
+    """
     print(f"train {recipe.task} on {recipe.base} into {recipe.out}")
     # 1. Rows, by source.
     for part in plan.sources:
@@ -152,7 +157,13 @@ def _bytes(count: int) -> str:
 
 
 def print_summary(recipe: TrainRecipe, summary: Mapping[str, Any], wall_s: float) -> None:
-    """Print tables, times, and where things are."""
+    """Print tables, times, and where things are.
+
+    Args:
+        recipe: Of the run.
+        summary: Of the training, as in ``run.json``.
+        wall_s: Of the complete run.
+    """
     out = Path(recipe.out)
     # The curve, as a table.
     for text in table_of(_lines(out / METRICS)):

@@ -93,8 +93,10 @@ def read_gate_set(
     table = read_table(triplets, columns=["triplet_id", "codec", "source_codes", "target_codes", "action", subset])
     if not table.num_rows:
         raise InputError(f"no triplet in {folder}")
+    # Spread evenly: the first rows may all be of one class.
     rows = table.take(spread_rows(table.num_rows, limit or None)).to_pylist()
     for row in rows:
+        # Codes of another codec are numbers in range, and would give figures without meaning.
         if row["codec"] != reader.codec_id or len(row["source_codes"] or ()) != reader.tokens_per_image:
             raise InputError(
                 f"{folder} holds codes of codec {row['codec']}, the model reads codec {reader.codec_id}; make them "

@@ -73,6 +73,7 @@ def build_tables(collected: Collected) -> MeasuredTables:
         "fdm": fdm_rows(collected),
         "idm": idm_rows(collected),
         "probe": probe_rows(collected),
+        # A kind without a pair has no row: the reason stands for it.
         "absent": [
             {"role": role, "label": label, "negative": kind, "reason": NO_NEGATIVE[kind]}
             for role, label in dict.fromkeys((role, label) for role, label, _ in collected.probes)
@@ -236,6 +237,7 @@ def _build_row(label: str, choice: str, k: int, samples: Samples, subsets: Seque
     """Build the row of one choice of one label."""
     figures: dict[str, Figure] = {}
     by_subset: dict[str, dict[str, float]] = defaultdict(dict)
+    # Once for all metrics.
     members = {name: np.array([subset == name for subset in subsets]) for name in sorted(set(subsets))}
     for metric, runs in samples.items():
         values_B = average_runs(runs)
@@ -247,6 +249,7 @@ def _build_row(label: str, choice: str, k: int, samples: Samples, subsets: Seque
         "choice": choice,
         "k": k,
         "metrics": figures,
+        # One subset would repeat the figures of the set.
         "by_subset": dict(by_subset) if len(members) > 1 else {},
     }
 

@@ -153,6 +153,7 @@ def collect(bench: Bench, units: Sequence[Unit], folder: Path, ks: Sequence[int]
     """
     held_out = bench.held_out
     collected = Collected(subsets=held_out.subsets, ks=ks)
+    # Neither needs a model: they are measured here, and need no file.
     collected.references[COPY] = copy_metrics(held_out, bench.judge_many)
     collected.references[CEILING] = ceiling_metrics(held_out, bench.codec, bench.judge_many)
     for unit in units:
@@ -165,6 +166,7 @@ def collect(bench: Bench, units: Sequence[Unit], folder: Path, ks: Sequence[int]
             report = report_text(facts["texts"], held_out.actions)
             figures = {**report.figures, "mean_logprob": float(arrays["mean_logprob"].mean())}
             by_item = {}
+            # Only a world with a state can say whether other words mean the same.
             if "right" in arrays:
                 by_item["state_equivalent"] = arrays["right"].astype(np.float64)
                 figures["state_equivalent"] = float(by_item["state_equivalent"].mean())
@@ -173,6 +175,7 @@ def collect(bench: Bench, units: Sequence[Unit], folder: Path, ks: Sequence[int]
             collected.texts[entry.label, entry.run] = report
             collected.idm[entry.label, entry.run] = (figures, by_item)
         else:
+            # Greedy predictions have one candidate: there is nothing to choose.
             banks = collected.banks if unit.ask == "sample" else collected.greedy
             banks[entry.label, entry.run, unit.seed] = build_bank(arrays, bench.max_unchanged)
     return collected

@@ -20,7 +20,13 @@ class Codebook:
         self.sums_KD = vectors_KD.clone()
 
     def start(self, features_MD: Tensor, keep: bool = False, rounds: int = 15) -> None:
-        """Lloyd's algorithm on a sample; starts from k-means++ seeds, or from the present codes (``keep``)."""
+        """Set the codes by Lloyd's algorithm on a sample.
+
+        Args:
+            features_MD: Sample of what will be quantised.
+            keep: Start from the present codes instead of k-means++ seeds.
+            rounds: Of Lloyd's algorithm.
+        """
         if not keep:
             self.vectors_KD.copy_(spread_seeds(features_MD, len(self.vectors_KD), self.generator))
         for _ in range(rounds):
@@ -30,12 +36,19 @@ class Codebook:
             # An unused centre stays where it is.
             used_K = counts_K > 0
             self.vectors_KD[used_K] = sums_KD[used_K] / counts_K[used_K, None]
+        # The averages start from these counts.
         self.counts_K = counts_K.clamp(min=1) / counts_K.mean()
         self.sums_KD = self.vectors_KD * self.counts_K[:, None]
 
     def follow(self, features_MD: Tensor, codes_M: Tensor) -> None:
-        """One step of the averages."""
+        """Move the averages by one batch.
+
+        Args:
+            features_MD: Of a batch.
+            codes_M: The nearest code of each.
+        """
         counts_K = torch.bincount(codes_M, minlength=len(self.vectors_KD)).float()
+        # Relative to an even use, so that a threshold holds for any number of codes.
         share_K = counts_K * len(self.vectors_KD) / max(1, len(codes_M))
         scale = len(self.vectors_KD) / max(1, len(codes_M))
         sums_KD = torch.zeros_like(self.vectors_KD).index_add_(0, codes_M, features_MD) * scale
@@ -51,11 +64,21 @@ class Codebook:
 
 
 def spread_seeds(features_MD: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """k-means++ (Arthur and Vassilvitskii 2007): a seed is sampled by its squared distance to the seeds so far."""
+    """Sample k-means++ seeds (Arthur and Vassilvitskii 2007), each by its squared distance to those so far.
+
+    Args:
+        features_MD: To choose from.
+        count: Number of seeds.
+        generator: Samples them.
+
+    Returns:
+        Seeds (count, D).
+    """
     seeds = [features_MD[torch.randint(len(features_MD), (1,), generator=generator)]]
     nearest_M = (features_MD - seeds[0]).square().sum(1)
     for _ in range(count - 1):
         seed = features_MD[torch.multinomial(nearest_M + 1e-12, 1, generator=generator)]
         seeds.append(seed)
+        # Squared distance to the nearest seed: far features are likelier to be the next.
         nearest_M = torch.minimum(nearest_M, (features_MD - seed).square().sum(1))
     return torch.cat(seeds)

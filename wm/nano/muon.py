@@ -15,15 +15,21 @@ _QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
 class Muon(torch.optim.Optimizer):
-    """``lr`` is the size of the update per unit root mean square of a square matrix; Nesterov momentum."""
+    """Orthogonalised updates with Nesterov momentum."""
 
     def __init__(self, parameters: Iterable[Tensor], lr: float, momentum: float = 0.95) -> None:
-        """Parameters of two or more dimensions only."""
+        """Set up momentum.
+
+        Args:
+            parameters: Of two or more dimensions.
+            lr: Size of the update, per unit root mean square of a square matrix.
+            momentum: 0 to 1.
+        """
         super().__init__(parameters, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One update."""
+        """Update the parameters once; ``closure`` is not called."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -37,14 +43,14 @@ class Muon(torch.optim.Optimizer):
                 parameter.add_(orthogonalise(update).view_as(parameter), alpha=-group["lr"] * scale)
 
 
-def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
+def orthogonalise(matrix: Tensor) -> Tensor:
     """Compute a matrix with the same singular vectors and singular values near 1 (0.7 to 1.2)."""
     a, b, c = _QUINTIC
     # The Gram matrix of the shorter side is the smaller one.
     wide: Tensor = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     wide = wide / (wide.norm() + 1e-7)
     # Newton-Schulz iteration: matrix products only, which run on every device.
-    for _ in range(steps):
+    for _ in range(5):
         gram = wide @ wide.T
         wide = a * wide + (b * gram + c * gram @ gram) @ wide
     return wide if matrix.shape[0] <= matrix.shape[1] else wide.T

@@ -70,10 +70,16 @@ TINY_WORDS = (
 
 
 def build_tokenizer(words: Sequence[str], num_codes: int) -> PreTrainedTokenizerFast:
-    """Build a word-level, lower-casing tokenizer; special and image tokens as in the release, then the words."""
+    """Build a word-level, lower-casing tokenizer; special and image tokens as in the release, then the words.
+
+    Args:
+        words: Vocabulary; case and order do not matter.
+        num_codes: Size of the codebook.
+    """
     # In the order of the release: special tokens first, then images, structure, words.
     images = [image_token_name(code) for code in range(num_codes)]
     structure = [EOI_TOKEN, BOI_TOKEN, SEPARATOR, "<image>"]
+    # Sorted, so that the ids do not depend on the order of the words.
     spoken = sorted({word.lower() for word in words})
     vocabulary = {name: row for row, name in enumerate([*_SPECIAL, *images, *structure, *spoken])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
@@ -156,7 +162,17 @@ def build_nano(
 def write_random_base(
     path: str | Path, seed: int = 0, *, words: Sequence[str] = TINY_WORDS, preset: NanoPreset = TINY
 ) -> UnifiedVLM:
-    """Write a base with random weights in the real format and load it; same seed, same weights."""
+    """Write a base with random weights in the real format and load it.
+
+    Args:
+        path: Folder to write.
+        seed: The same seed gives the same weights.
+        words: Vocabulary of the tokenizer.
+        preset: Sizes.
+
+    Returns:
+        The model as loaded.
+    """
     # The caller's generator stays as it is.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

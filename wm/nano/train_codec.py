@@ -88,7 +88,9 @@ def _train_encoder(
         probe = nn.Sequential(nn.Linear(width, 256), nn.GELU(), nn.Linear(256, _PIXEL_CHANNELS * side * side))
     modules = nn.ModuleList([vqgan.encoder, vqgan.quant_conv, probe]).train()
     optimizers = _optimizers(modules, settings)
+    # It moves the network's own table of vectors.
     codebook = Codebook(vqgan.quantize.embedding.weight.data, generator)
+    # First without quantiser: k-means needs features that have settled.
     warm = settings.encoder_steps // 2
     smooth = math.nan
     for step in range(settings.encoder_steps):
@@ -106,6 +108,7 @@ def _train_encoder(
             codes_BN = vqgan.nearest(features_BND.detach())
             codes_BND = vqgan.quantize.embedding(codes_BN).detach()
             loss = loss + settings.commitment * F.mse_loss(features_BND, codes_BND)
+            # Straight through: the gradient passes the quantiser unchanged.
             quantised_BND = features_BND + (codes_BND - features_BND).detach()
             codebook.follow(features_BND.detach().flatten(0, 1), codes_BN.flatten())
         # The throw-away decoder sees one token a patch, which forces codes to be local.
@@ -197,11 +200,9 @@ def _merge(vqgan: VQModel, probe: nn.Module, features_MD: Tensor, merge_rms: flo
 
 
 @torch.no_grad()
-def _many_features(
-    vqgan: VQModel, pixels_BCHW: Tensor, settings: CodecSettings, generator: torch.Generator, images: int = 1024
-) -> Tensor:
-    """Features (M, D) of noisy images for k-means."""
-    clean_BCHW = _batch(pixels_BCHW, images, generator)
+def _many_features(vqgan: VQModel, pixels_BCHW: Tensor, settings: CodecSettings, generator: torch.Generator) -> Tensor:
+    """Compute features (M, D) of noisy images, for k-means."""
+    clean_BCHW = _batch(pixels_BCHW, 1024, generator)
     noisy_BCHW = clean_BCHW + settings.noise * torch.randn(clean_BCHW.shape, generator=generator)
     with lowered():
         parts = [vqgan.features(part).float() for part in torch.split(noisy_BCHW, settings.batch)]
@@ -214,12 +215,13 @@ def _batch(pixels_BCHW: Tensor, size: int, generator: torch.Generator) -> Tensor
 
 
 def _patches(pixels_BCHW: Tensor, side: int) -> Tensor:
-    """(B, C, H, W) → (B, N, C · side · side)."""
+    """Cut images (B, C, H, W) into patches (B, N, C · side · side)."""
     return F.unfold(pixels_BCHW, side, stride=side).transpose(1, 2)
 
 
 def _optimizers(modules: nn.Module, settings: CodecSettings) -> list[torch.optim.Optimizer]:
-    """Muon for convolutions and matrices (a third of AdamW's steps here), AdamW for the rest and the way out."""
+    """Build Muon for convolutions and matrices (a third of AdamW's steps here), AdamW for the rest and the output."""
+    # The last layer writes pixels; its three rows are no hidden matrix.
     hidden = [p for p in modules.parameters() if p.ndim >= 2 and p.shape[0] > _PIXEL_CHANNELS]
     rest = [p for p in modules.parameters() if p.ndim < 2 or p.shape[0] <= _PIXEL_CHANNELS]
     return [

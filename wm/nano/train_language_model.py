@@ -90,6 +90,6 @@ def _loss(vlm: UnifiedVLM, ids_BT: Tensor) -> Tensor:
 
 
 def _schedule(step: int, settings: PretrainSettings) -> float:
-    """Linear warm-up, flat, then linear to zero over the last 40 %."""
+    """Return the rate as a fraction of its peak: linear warm-up, flat, then linear to zero over the last 40 %."""
     remaining = (settings.steps - step) / (0.4 * settings.steps)
     return min(1.0, (step + 1) / settings.warmup_steps, remaining)

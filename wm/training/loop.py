@@ -21,8 +21,8 @@ from wm.training.data.batches import TokenSet
 from wm.training.data.order import Indices, SampleOrder, rank_slice
 from wm.training.data.prefetch import prefetch
 from wm.training.monitoring.evaluation import LAST, MODEL, EvaluationLine, Evaluator, PeriodicEvaluation
-from wm.training.monitoring.metrics import METRICS, Metrics
-from wm.training.monitoring.non_finite import DivergedError, DivergenceCheck
+from wm.training.monitoring.metrics import Metrics
+from wm.training.monitoring.non_finite import DivergenceCheck
 from wm.training.monitoring.records import RankInfo, StepResult
 from wm.training.monitoring.trackers import Trackers, open_trackers
 from wm.training.planning.plan import check_data, order_of
@@ -30,8 +30,6 @@ from wm.training.planning.settle import recompute_layers, settled_on_ranks
 from wm.training.recipe import TrainRecipe
 from wm.training.step import MicroBatch, Stepper, ensure_process_group
 from wm.training.zero import loading
-
-__all__ = ["METRICS", "MODEL", "DivergedError", "FitSummary", "RankInfo", "fit"]
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,15 @@ def recognition_weights(change_RN: Tensor, settings: RecognitionWeights) -> Tens
 def completion_loss(
     vlm: UnifiedVLM, ids_BT: Tensor, is_completion_BT: Tensor, weight_BT: Tensor, num_tokens: float
 ) -> Tensor:
-    """Return the loss of :func:`completion_losses` alone."""
+    """Return the loss of :func:`completion_losses` alone.
+
+    Args:
+        vlm: The model.
+        ids_BT: int64.
+        is_completion_BT: bool, false at position 0.
+        weight_BT: float32.
+        num_tokens: Divides the sum.
+    """
     return completion_losses(vlm, ids_BT, is_completion_BT, weight_BT, num_tokens)[0]
 
 

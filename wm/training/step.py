@@ -44,7 +44,14 @@ class LossModule(nn.Module):
     def forward(
         self, ids_BT: Tensor, is_completion_BT: Tensor, weight_BT: Tensor, num_tokens: float
     ) -> tuple[Tensor, Tensor]:
-        """Compute the loss, and for each row the negative log-likelihood of its completion (:func:`row_nll`)."""
+        """Compute the loss, and for each row the negative log-likelihood of its completion (:func:`row_nll`).
+
+        Args:
+            ids_BT: int64.
+            is_completion_BT: bool, false at position 0.
+            weight_BT: float32.
+            num_tokens: Divides the sum.
+        """
         with torch.autocast(ids_BT.device.type, dtype=torch.bfloat16, enabled=self._autocast):
             loss, nll_M = completion_losses(self._vlm, ids_BT, is_completion_BT, weight_BT, num_tokens)
         return loss, row_nll(nll_M, is_completion_BT)

@@ -50,7 +50,12 @@ class Part:
 
 
 def zero_config(recipe: TrainRecipe, num_trained: int) -> dict[str, int | bool]:
-    """Build the ``zero_optimization`` part of :func:`deepspeed_config`."""
+    """Build the ``zero_optimization`` part of :func:`deepspeed_config`.
+
+    Args:
+        recipe: The run, with a ZeRO stage that is a number.
+        num_trained: Trained parameters.
+    """
     # No larger than what is trained: DeepSpeed's defaults ask for 2 GB.
     bucket = min(_BUCKET_ELEMENTS, max(1, num_trained))
     zero: dict[str, int | bool] = {
@@ -111,7 +116,12 @@ def import_deepspeed(device: torch.device) -> ModuleType:
 
 @contextmanager
 def loading(recipe: TrainRecipe, device: torch.device) -> Iterator[None]:
-    """Shard models that are loaded inside, if the stage is 3: none is ever complete on a rank."""
+    """Shard models that are loaded inside, if the stage is 3: none is ever complete on a rank.
+
+    Args:
+        recipe: Gives the stage.
+        device: Of this rank.
+    """
     if recipe.resources.zero_stage != 3:
         yield
         return
@@ -128,8 +138,12 @@ def loading(recipe: TrainRecipe, device: torch.device) -> Iterator[None]:
 
 
 def share_head(owner: nn.Module, vlm: UnifiedVLM) -> None:
-    """Register the head's matrix for gathering while ``owner`` runs (stage 3): the loss reads it without calling the
-    head."""
+    """Register the head's matrix for gathering (stage 3): the loss reads it without calling the head.
+
+    Args:
+        owner: Module that runs when the head is read.
+        vlm: The model.
+    """
     from deepspeed.runtime.zero import register_external_parameter
 
     head = getattr(getattr(vlm, "inner", None), "lm_head", None)
@@ -176,7 +190,12 @@ def undo_initial_step(engine: "DeepSpeedEngine") -> None:
 
 
 def set_steps(engine: "DeepSpeedEngine", steps: int) -> None:
-    """Set AdamW's count of steps."""
+    """Set AdamW's count of steps.
+
+    Args:
+        engine: DeepSpeed's.
+        steps: Steps done.
+    """
     for state in _states(engine.optimizer).values():
         state["step"].fill_(float(steps))
 

@@ -11,6 +11,9 @@ from wm.evaluation.rows import Figure
 
 Floats = npt.NDArray[np.float64]
 
+_LEVEL = 0.95
+"""Share of samples whose interval covers the mean."""
+
 
 def build_figure(
     by_run: Mapping[int, Sequence[float]],
@@ -53,7 +56,7 @@ def sample_std(values: Sequence[float]) -> float | None:
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
-def mean_interval(items: Floats, *, top: float | None = None, level: float = 0.95) -> tuple[float | None, float | None]:
+def mean_interval(items: Floats, *, top: float | None = None) -> tuple[float | None, float | None]:
     """Bound the mean of the population that the items are a sample of.
 
     Student's interval; within bounds, where few items differ from a bound, Wilson's score interval for as many
@@ -63,7 +66,6 @@ def mean_interval(items: Floats, *, top: float | None = None, level: float = 0.9
     Args:
         items: One value an item; NaN marks an item left out.
         top: Max value of an item, the min being 0; None if there are no such bounds.
-        level: Share of samples whose interval covers the mean.
 
     Returns:
         Lower and upper bound; ``(None, None)`` for fewer than two items.
@@ -74,7 +76,7 @@ def mean_interval(items: Floats, *, top: float | None = None, level: float = 0.9
     if count < 2:
         return None, None
     mean, variance = float(values.mean()), float(values.var(ddof=1)) / count
-    quantile = student_quantile(level, count - 1)
+    quantile = student_quantile(_LEVEL, count - 1)
     on_bound = top is not None and mean in (0.0, top)
     # Student's interval is of no width where all items are equal, which on a bound happens by chance.
     if top is None or (variance == 0 and not on_bound):
@@ -126,18 +128,10 @@ def student_quantile(level: float, degrees: int) -> float:
     return math.sqrt(degrees * y)
 
 
-def half_interval(values: Sequence[float], level: float = 0.95) -> float | None:
-    """Compute half the width of Student's interval of the mean.
-
-    Args:
-        values: A sample.
-        level: Share of samples whose interval covers the mean.
-
-    Returns:
-        The half width; None for fewer than two values.
-    """
+def half_interval(values: Sequence[float]) -> float | None:
+    """Compute half the width of Student's 95 % interval of the mean; None for fewer than two values."""
     std = sample_std(values)
-    return None if std is None else student_quantile(level, len(values) - 1) * std / math.sqrt(len(values))
+    return None if std is None else student_quantile(_LEVEL, len(values) - 1) * std / math.sqrt(len(values))
 
 
 def pearson(first: Floats, second: Floats) -> float | None:

@@ -16,7 +16,6 @@ from wm.words import bleu_tokenizer, has_unspaced, normalise, same_text, split_w
 
 ROUGE_METRICS = {"rouge1": 1, "rouge2": 2, "rougeL": 1}
 """ROUGE's figures, each with the words that a reference needs for it."""
-TEXT_METRICS = (*ROUGE_METRICS, "bleu", "exact_match")
 MAX_ORDER = 4
 
 
@@ -27,19 +26,6 @@ class TextReport:
     figures: dict[str, float]  # metric → value, 0 to 1
     absent: dict[str, str]  # metric → why it cannot be had
     notes: dict[str, str]  # metric → by which tokens it was computed, and over how many items if not over all
-
-
-def text_metrics(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Compute the figures of :func:`report_text` alone.
-
-    Args:
-        predictions: The texts to judge.
-        references: What they should say.
-
-    Returns:
-        Metric → value, 0 to 1; a metric that cannot be had is not among them.
-    """
-    return report_text(predictions, references).figures
 
 
 def report_text(predictions: Sequence[str], references: Sequence[str]) -> TextReport:

@@ -11,7 +11,7 @@ from wm.evaluation.rows import AdaptiveRow
 
 
 def adaptive_part(rows: Sequence[AdaptiveRow], names: Sequence[str]) -> Markup:
-    """Render the table by margin, and a chart a metric.
+    """Render the table by minimum gain, and a chart a metric.
 
     Args:
         rows: ``adaptive`` of ``tables.json``.
@@ -20,12 +20,12 @@ def adaptive_part(rows: Sequence[AdaptiveRow], names: Sequence[str]) -> Markup:
     Returns:
         HTML; empty where nothing was replayed.
     """
-    with_margin = [row for row in rows if row["margin"] is not None]
-    if not with_margin:
+    adaptive_rows = [row for row in rows if row["margin"] is not None]
+    if not adaptive_rows:
         return Markup()
     cells: list[list[str | Cell]] = []
     label = ""
-    for row in with_margin:
+    for row in adaptive_rows:
         # A label is shown once, in its first row.
         first, label = ("" if row["label"] == label else row["label"]), row["label"]
         count = f"{row['metrics']['draws']['mean']:.2f}"
@@ -33,7 +33,7 @@ def adaptive_part(rows: Sequence[AdaptiveRow], names: Sequence[str]) -> Markup:
     charts = [_draw_chart(rows, name) for name in names]
     return render(
         "adaptive.html",
-        rows=Grid(["model", "margin", "candidates", *(METRICS[name].word for name in names)], cells),
+        rows=Grid(["model", "min gain", "candidates", *(METRICS[name].word for name in names)], cells),
         charts=[chart for chart in charts if chart],
     )
 
@@ -49,6 +49,7 @@ def _draw_chart(rows: Sequence[AdaptiveRow], name: str) -> Markup:
     for colour, label in enumerate(dict.fromkeys(row["label"] for row in rows)):
         for is_fixed in (False, True):
             own = [row["metrics"] for row in rows if row["label"] == label and (row["margin"] is None) == is_fixed]
+            # By what they cost, which is what adaptive N saves.
             points = sorted((metrics["draws"]["mean"], metrics[name]["mean"] * metric.scale) for metrics in own)
             xs, ys = [x for x, _ in points], [y for _, y in points]
             lines.append(Line("" if is_fixed else label, xs, ys, colour, dashed=is_fixed))

@@ -112,20 +112,19 @@ def line_chart(title: str, lines: Sequence[Line], *, x_label: str, y_label: str,
     )  # fmt: skip
 
 
-def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """List round numbers for an axis.
+def nice_ticks(low: float, high: float) -> list[float]:
+    """List about five round numbers for an axis.
 
     Args:
         low: Smallest value.
         high: Largest value.
-        count: About how many.
 
     Returns:
         Numbers that cover [low, high].
     """
     if not high > low:
         low, high = (0.0, 1.0) if low == 0 else (low - 0.5, high + 0.5)
-    rough = (high - low) / count
+    rough = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
     # Ends that are round up to rounding errors are ends.

@@ -206,6 +206,7 @@ def _judge_verification(figures: _Figures, label: str) -> Claim:
         best = figures.fdm(label, "oracle", top, name)
         if top == 1 or single is None or many is None:
             continue
+        # Paired by item: verification chooses among candidates of the same sources.
         gap = compare_figures(many, single, figures.by_item(name, (label, "idm", 1), (label, "idm", top)))
         decisive = decisive or gap
         measured.append(

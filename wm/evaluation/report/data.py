@@ -45,11 +45,13 @@ def data_section(findings: Findings) -> Markup:
     stages = [stage for stage in findings.stages if stage.kind in _DATA_KINDS]
     if not stages:
         return Markup()
+    # A row a stage and reason, so that loss is seen where it happens.
     reasons = [
         [stage.name, reason.replace("_", " "), f"{count:,}"]
         for stage in stages
         for reason, count in stage.table("counts", "rejects_by_reason").items()
     ]
+    # Only stages that chose by class have such a table.
     selections = [
         (stage.name, _build_class_grid(classes))
         for stage in stages

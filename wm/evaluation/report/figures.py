@@ -60,6 +60,7 @@ def forward_section(findings: Findings) -> Markup:
         return Markup()
     is_judged = tables["judge"] != "none"
     columns = judged_metrics(tables) or ["l1", "unchanged_tokens"]
+    # Without a judge a distance is all there is.
     charted = ["right", "final"] if is_judged else ["l1"]
     return render(
         "forward.html",
@@ -166,6 +167,7 @@ def inverse_section(findings: Findings) -> Markup:
     tables = findings.tables
     if tables is None or not tables["idm"]:
         return Markup()
+    # A metric that is absent has a column too, with the reason.
     measured = {name for row in tables["idm"] for name in (*row["metrics"], *row.get("absent", {}))}
     names = [name for name in METRICS if name in measured]
     rows: list[list[str | Cell]] = [
@@ -192,6 +194,7 @@ def probe_section(findings: Findings) -> Markup:
     tables = findings.tables
     if tables is None or not tables["probe"]:
         return Markup()
+    # In the order of the tables, not of the alphabet.
     kinds = list(dict.fromkeys(row["negative"] for row in tables["probe"]))
     grids = []
     for role, title in _ROLE_TITLES.items():

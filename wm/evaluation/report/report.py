@@ -52,6 +52,7 @@ def render_report(folder: str | Path, labels: Labels, notes: Mapping[str, str], 
         title=title or f"World model run: {findings.folder.resolve().name}",
         about=_describe_run(findings),
         sections=[section for section in sections if section.html],
+        # Named, so that nobody takes an unfinished run for a complete one.
         missing=[section.title for section in sections if not section.html],
     )
 
@@ -74,6 +75,7 @@ def _describe_run(findings: Findings) -> str:
     if findings.tables is not None:
         tables = findings.tables
         judge = "the tabletop's oracle" if tables["judge"] == "oracle" else "no judge, image distances only"
+        # Sampling seeds: training seeds are in the tables' spread.
         count = len(tables["seeds"])
         parts.append(
             f"Measured on {tables['items']} held-out triplets with {count} sampling "

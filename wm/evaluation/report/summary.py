@@ -44,7 +44,7 @@ def _format_adaptive(tables: Tables) -> str:
     metric = "final" if judged_metrics(tables) else "l1"
     rows = [
         [
-            f"{row['label']}, margin {row['margin']:g}",
+            f"{row['label']}, min gain {row['margin']:g}",
             f"{row['metrics']['draws']['mean']:.2f}",
             spread_text(row["metrics"][metric]),
             f"{row['fixed'][metric]:.3f}",

@@ -4,17 +4,13 @@
 ``triplets``: a supervised set in AURORA's layout. ``oracle``: a judge that reads images back into states.
 """
 
-from wm.nano.world.actions import Action, actions_of, parse_action
-from wm.nano.world.oracle import action_is_right, judge, read_states
-from wm.nano.world.scenes import Camera, State, random_state, render
+from wm.nano.world.actions import actions_of, parse_action
+from wm.nano.world.oracle import read_states
+from wm.nano.world.scenes import State, random_state, render
 
 __all__ = [
-    "Action",
-    "Camera",
     "State",
-    "action_is_right",
     "actions_of",
-    "judge",
     "parse_action",
     "random_state",
     "read_states",

@@ -42,7 +42,7 @@ class Action:
 
     def apply(self, state: State) -> State | None:
         """Return the state afterwards; None if the action cannot happen there."""
-        cell = state.place_of(self.thing)
+        cell = state.cell_of(self.thing)
         if (cell is None) != (self.kind == "add"):
             return None
         # An object leaves its cell first; an added one is in none.
@@ -69,11 +69,17 @@ class Action:
 
 
 def actions_of(state: State, kind: Kind) -> list[Action]:
-    """List every action of a kind that can happen in a state."""
+    """List every action of a kind that can happen in a state.
+
+    Args:
+        state: The table.
+        kind: Of the actions.
+    """
     if kind == "move":
         return [Action("move", thing, cell=cell) for thing in state.things() for cell in state.free()]
     if kind == "remove":
         return [Action("remove", thing) for thing in state.things()]
+    # Each of the 12 objects is on the table once at most.
     everything = [object_id(colour, shape) for colour in COLOURS for shape in SHAPES]
     if kind == "add":
         absent = [thing for thing in everything if thing not in state.cells]
@@ -87,7 +93,16 @@ def actions_of(state: State, kind: Kind) -> list[Action]:
 
 
 def action_between(source: State, target: State) -> Action | None:
-    """Find the one action that leads from a state to another; None if there is none, or a cell could not be read."""
+    """Find the one action that leads from a state to another.
+
+    Args:
+        source: The table before.
+        target: The table after.
+
+    Returns:
+        The action; None if there is none or more than one, or a cell could not be read.
+    """
+    # An unreadable cell is -1.
     readable = min(*source.cells, *target.cells) >= 0
     actions = [
         action
@@ -99,7 +114,13 @@ def action_between(source: State, target: State) -> Action | None:
 
 
 def random_action(state: State, rng: np.random.Generator, kind: Kind | None = None) -> Action:
-    """Sample an action that can happen; its kind by :data:`SHARES` unless given. The table keeps 1 to 5 objects."""
+    """Sample an action that can happen.
+
+    Args:
+        state: The table, which keeps 1 to 5 objects.
+        rng: Samples kind and action.
+        kind: Of the action; None: sampled by :data:`SHARES`.
+    """
     # A table with one object has something to act on, one with five some room left.
     crowd = len(state.things())
     kind = kind or KINDS[int(rng.choice(len(KINDS), p=[SHARES[name] for name in KINDS]))]
@@ -131,7 +152,7 @@ def parse_action(text: str) -> Action | None:
 
 
 def vocabulary() -> list[str]:
-    """Every word that an action or a caption can hold, sorted."""
+    """List the words that an action or a caption can hold, sorted."""
     words = {*COLOURS, *SHAPES, *POSITIONS, "and", "empty"}
     for templates in _TEMPLATES.values():
         for template in templates:

@@ -14,7 +14,7 @@ from wm.images import Pixels
 from wm.nano.world.actions import caption, random_action
 from wm.nano.world.scenes import State, random_camera, random_state, render
 
-Reading = Literal["understand", "draw"]
+Reading = Literal["understand", "generate"]
 
 UNDERSTAND_SHARE = 0.8
 """Documents [image][image][caption]; the rest are [image][caption][image]."""
@@ -26,7 +26,8 @@ SAME_SHARE = 0.75
 
 def sample_document(rng: np.random.Generator) -> tuple[Reading, Pixels, str, Pixels]:
     """Sample (order, first image, caption of the second, second image)."""
-    reading: Reading = "understand" if rng.random() < UNDERSTAND_SHARE else "draw"
+    # Understanding is far more common, as on the web.
+    reading: Reading = "understand" if rng.random() < UNDERSTAND_SHARE else "generate"
     first = random_state(rng)
     # The caption names what differs, so that images of one table must be compared.
     if reading == "understand" and rng.random() < LATER_SHARE:

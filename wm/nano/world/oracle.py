@@ -36,7 +36,7 @@ UNREADABLE = -1
 MAX_SHIFT_PX = 2
 MAX_RESIDUAL = 34.0
 """Root mean square difference, in grey levels, above which a cell shows no known thing. A decoded image of a true
-scene stays below 25 in nearly every cell; noise and half-formed objects lie above 40."""
+scene stays below 25 in nearly every cell; noise and half-formed objects come above 40."""
 
 
 def read_states(images_BHWC: Pixels) -> list[State]:
@@ -80,12 +80,24 @@ def read_states(images_BHWC: Pixels) -> list[State]:
 
 
 def judge(source_HWC: Pixels, target_HWC: Pixels, predicted_HWC: Pixels) -> JudgeScore:
-    """Score a predicted image against the true pair. All (48, 48, 3) uint8."""
+    """Score a predicted image against the true pair.
+
+    Args:
+        source_HWC: uint8 (48, 48, 3).
+        target_HWC: The same shape.
+        predicted_HWC: The same shape.
+    """
     return judge_states(*read_states(np.stack([source_HWC, target_HWC, predicted_HWC])))
 
 
 def judge_states(source: State, target: State, predicted: State) -> JudgeScore:
-    """Score a predicted state against the true pair. One of another table top has every cell wrong."""
+    """Score a predicted state against the true pair.
+
+    Args:
+        source: Before the action.
+        target: After it.
+        predicted: On another table top every cell is wrong.
+    """
     # On another table top no cell can look as in the target.
     same_table = predicted.background == target.background
     right = [same_table and a == b for a, b in zip(predicted.cells, target.cells, strict=True)]
@@ -101,21 +113,28 @@ def judge_states(source: State, target: State, predicted: State) -> JudgeScore:
 
 
 def action_is_right(source_HWC: Pixels, target_HWC: Pixels, text: str) -> bool:
-    """Return whether the action in words, done in the source, gives the target's state (paraphrases are as good)."""
+    """Return whether the action in words, done in the source, gives the target's state (paraphrases are as good).
+
+    Args:
+        source_HWC: uint8 (48, 48, 3).
+        target_HWC: The same shape.
+        text: The action in words.
+    """
     source, target = read_states(np.stack([source_HWC, target_HWC]))
     action = parse_action(text)
     return action is not None and action.apply(source) == target
 
 
 def _split_cells(images_BHWC: Floats) -> Floats:
-    """(B, 48, 48, 3) → (B, 9, 768), cells row-major."""
+    """Cut images (B, 48, 48, 3) into cells (B, 9, 768), row-major."""
     grid = images_BHWC.reshape(-1, GRID, CELL_PX, GRID, CELL_PX, 3).transpose(0, 1, 3, 2, 4, 5)
     return grid.reshape(len(images_BHWC), NUM_CELLS, -1)
 
 
 @cache
 def _render_templates() -> tuple[Floats, Floats]:
-    """Each thing in the middle cell under each table top and shift: (75 views, 13 things, 768), and squared norms.
+    """Render each thing in the middle cell under each table top and shift: (75 views, 13 things, 768); and squared
+    norms.
 
     A shape ends 2 px before its cell does, so a shift of 2 px never brings in a neighbour.
     """

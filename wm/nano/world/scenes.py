@@ -51,7 +51,7 @@ class State:
     background: int
     cells: tuple[int, ...]
 
-    def place_of(self, thing: int) -> int | None:
+    def cell_of(self, thing: int) -> int | None:
         """Return the cell of an object, or None."""
         return self.cells.index(thing) if thing in self.cells else None
 
@@ -64,12 +64,25 @@ class State:
         return [cell for cell, thing in enumerate(self.cells) if not thing]
 
     def put(self, cell: int, thing: int) -> "State":
-        """Return the state with ``cell`` holding ``thing`` (0 = nothing)."""
+        """Return the state with another content of one cell.
+
+        Args:
+            cell: 0 to 8.
+            thing: Object id; 0: empty.
+        """
         return State(self.background, (*self.cells[:cell], thing, *self.cells[cell + 1 :]))
 
 
 def object_id(colour: str, shape: str) -> int:
-    """Return the id, 1 to 12, of a colour and a shape."""
+    """Return the id of an object.
+
+    Args:
+        colour: One of :data:`COLOURS`.
+        shape: One of :data:`SHAPES`.
+
+    Returns:
+        1 to 12.
+    """
     return 1 + list(COLOURS).index(colour) * len(SHAPES) + SHAPES.index(shape)
 
 
@@ -116,20 +129,46 @@ def sprites_of(state: State) -> list[Sprite]:
 
 
 def resting(thing: int, cell: int, opacity: float = 1.0) -> Sprite:
-    """Return the sprite of an object at rest in a cell."""
+    """Return the sprite of an object at rest in a cell.
+
+    Args:
+        thing: Object id, 1 to 12.
+        cell: 0 to 8.
+        opacity: 0 to 1.
+    """
     colour, shape = object_name(thing)
+    # Cells are row-major.
     row, column = divmod(cell, GRID)
     return Sprite(SHAPES.index(shape), COLOURS[colour], column * CELL_PX, row * CELL_PX, opacity)
 
 
 def render(state: State, camera: Camera, rng: np.random.Generator) -> Pixels:
-    """Render an image (48, 48, 3) of a state at rest."""
+    """Render an image of a state at rest.
+
+    Args:
+        state: The table.
+        camera: Shift, noise and crumbs.
+        rng: Samples the noise.
+
+    Returns:
+        uint8 RGB (48, 48, 3).
+    """
     wide = render_sprites(state.background, sprites_of(state), camera, rng)
     return wide[:, MARGIN_PX : MARGIN_PX + SIDE_PX]
 
 
 def render_sprites(background: int, sprites: list[Sprite], camera: Camera, rng: np.random.Generator) -> Pixels:
-    """Render a frame (48, 64, 3) of the wide table."""
+    """Render a frame of the wide table.
+
+    Args:
+        background: Index into :data:`BACKGROUNDS`.
+        sprites: Painted in this order.
+        camera: Shift, noise and crumbs.
+        rng: Samples the noise.
+
+    Returns:
+        uint8 RGB (48, 64, 3).
+    """
     canvas = _render_table(background).copy()
     # Crumbs are on the table, under the objects.
     for x_px, y_px, darkness in camera.crumbs:
@@ -152,7 +191,13 @@ def render_sprites(background: int, sprites: list[Sprite], camera: Camera, rng: 
 
 
 def random_camera(rng: np.random.Generator, shifted_share: float = 0.3, crumbed_share: float = 0.2) -> Camera:
-    """Sample a camera for one image: shifted by up to 1 px in 30 % of them, crumbs on the table in 20 %."""
+    """Sample a camera for one image.
+
+    Args:
+        rng: Samples it.
+        shifted_share: How many are shifted, by up to 1 px; 0 to 1.
+        crumbed_share: How many see crumbs on the table; 0 to 1.
+    """
     shift = tuple(float(value) for value in rng.uniform(-1, 1, 2)) if rng.random() < shifted_share else (0.0, 0.0)
     crumbs = random_crumbs(rng) if rng.random() < crumbed_share else ()
     return Camera((shift[0], shift[1]), crumbs=crumbs)

@@ -22,6 +22,7 @@ def sample_triplet(rng: np.random.Generator) -> tuple[Pixels, str, Pixels]:
     after = action.apply(state)
     if after is None:
         raise ValueError(f"{action} cannot happen in {state}")
+    # One table, one camera: only its position may move between the two.
     camera = random_camera(rng, shifted_share=0.0)
     moved = random_camera(rng, crumbed_share=0.0).shift_px
     later = type(camera)(moved, camera.noise, camera.crumbs)

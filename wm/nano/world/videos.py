@@ -88,29 +88,20 @@ class Clip:
         return 1 if rng.random() < 0.85 else int(rng.integers(2, 5))
 
 
-def plan_clip(seed: int, actions: tuple[int, int] = (4, 7), rest_frames: tuple[int, int] = (10, 18)) -> Clip:
-    """Plan the clip of a seed, whose class is ``seed % 4``.
-
-    Args:
-        seed: 0 or more; the same seed gives the same clip.
-        actions: Min and max number of actions.
-        rest_frames: Min and max number of still frames before, between and after them.
-
-    Returns:
-        The clip.
-    """
+def plan_clip(seed: int) -> Clip:
+    """Plan the clip of a seed, whose class is ``seed % 4``: 4 to 7 actions, 10 to 18 still frames around them."""
     # A stream of its own for the plan: more frames or noise leave the actions as they are.
     rng = np.random.default_rng([seed, 0])
     kind = KINDS[seed % len(KINDS)]
     state = random_state(rng)
     frame = 0
     moments = [Moment(0, state, None)]
-    for _ in range(int(rng.integers(actions[0], actions[1] + 1))):
+    for _ in range(int(rng.integers(4, 8))):
         action = random_action(state, rng, kind if rng.random() < 0.6 else None)
         state = action.apply(state) or state
-        frame += int(rng.integers(rest_frames[0], rest_frames[1] + 1))
+        frame += int(rng.integers(10, 19))
         moments.append(Moment(frame, state, action))
-    end = frame + int(rng.integers(rest_frames[0], rest_frames[1] + 1))
+    end = frame + int(rng.integers(10, 19))
     # Most clips have a still camera.
     drifts = rng.random() < 0.3
     drift = tuple(float(value) for value in rng.uniform(-1, 1, 2)) if drifts else (0.0, 0.0)
@@ -119,9 +110,11 @@ def plan_clip(seed: int, actions: tuple[int, int] = (4, 7), rest_frames: tuple[i
 
 
 def write_clip(clip: Clip, path: Path) -> None:
-    """Encode a clip: ``.mp4`` as H.264, ``.avi`` as MPEG-4 part 2, 25 frames/s.
+    """Encode a clip at 25 frames/s into a temporary file, which is then renamed.
 
-    It is written to a temporary file, then renamed.
+    Args:
+        clip: Is rendered frame by frame.
+        path: ``.mp4``: H.264; ``.avi``: MPEG-4 part 2.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
@@ -148,7 +141,12 @@ def _encode(clip: Clip, path: Path) -> None:
 
 
 def clip_path(folder: Path, clip: Clip) -> Path:
-    """Return the path of a clip: a folder a class; every third file is an avi."""
+    """Return the path of a clip: a folder a class; every third file is an avi.
+
+    Args:
+        folder: Of all clips.
+        clip: Gives class and number.
+    """
     # Two formats, since real data sets have several.
     suffix = ".avi" if clip.seed % 3 == 2 else ".mp4"
     return folder / clip.class_label / f"clip_{clip.seed:06d}{suffix}"
@@ -157,7 +155,7 @@ def clip_path(folder: Path, clip: Clip) -> Path:
 def _move_sprites(state: State, action: Action, progress: float) -> list[Sprite]:
     """List the sprites at a ``progress`` strictly between 0 and 1 of an action."""
     # All but the object of the action rest.
-    origin = state.place_of(action.thing)
+    origin = state.cell_of(action.thing)
     others = [resting(thing, cell) for cell, thing in enumerate(state.cells) if thing and cell != origin]
     if action.kind == "add" and action.cell is not None:
         return [*others, resting(action.thing, action.cell, progress)]

@@ -62,7 +62,12 @@ def check_writable(recipe: TrainRecipe) -> None:
 
 
 def check_newest(recipe: TrainRecipe, facts: Sequence[SourceFacts]) -> None:
-    """Raise :class:`InputError` if the newest checkpoint, from which a run would resume, is of another recipe."""
+    """Raise :class:`InputError` if the newest checkpoint, from which a run would resume, is of another recipe.
+
+    Args:
+        recipe: The run.
+        facts: Of each source of triplets.
+    """
     store = CheckpointStore(recipe.checkpoint_root)
     # Older ones are never resumed from.
     for checkpoint in store.checkpoints()[-1:]:

@@ -102,15 +102,30 @@ class CheckpointManager:
         return self._checkpoints[-1] if self._checkpoints else None
 
     def is_due(self, num_steps: int, is_last: bool) -> bool:
-        """Return whether a checkpoint follows step ``num_steps`` (from 1); after the last one only if checkpoints
-        stay."""
+        """Return whether a checkpoint follows a step.
+
+        Args:
+            num_steps: Steps done, from 1.
+            is_last: Whether the run ends here.
+
+        Returns:
+            After the last step only if checkpoints stay.
+        """
         settings = self._recipe.checkpoint
         if is_last:
             return bool(settings.keep_last or settings.keep_best)
         return num_steps % settings.every_steps == 0
 
     def load(self, checkpoint: Checkpoint, stepper: Stepper) -> int:
-        """Load a checkpoint into the stepper, whatever number of ranks wrote it; returns its step."""
+        """Load a checkpoint into the stepper.
+
+        Args:
+            checkpoint: Complete, of any number of ranks.
+            stepper: Gets its weights and moments.
+
+        Returns:
+            The checkpoint's step.
+        """
         contents = {name: facts["contents"] for name, facts in checkpoint.manifest["files"].items()}
         parts = stepper.parts_to_load()
         # Of an object store only the files that this rank needs are copied.

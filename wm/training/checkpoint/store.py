@@ -136,8 +136,12 @@ class CheckpointStore:
 
     @contextmanager
     def writing(self, name: str, file: str) -> Iterator[BinaryIO]:
-        """Open a file of the checkpoint ``name`` for writing, on any rank; complete in an object store when it is
-        closed."""
+        """Open a file of a checkpoint for writing, on any rank; complete in an object store when it is closed.
+
+        Args:
+            name: Of the checkpoint.
+            file: Name of the file in it.
+        """
         folder = self._temporary_path(name)
         with self._errors():
             if self._is_local:

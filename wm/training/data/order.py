@@ -38,8 +38,16 @@ class SampleOrder:
         self._epoch = lru_cache(maxsize=2)(self._shuffle)
 
     def steps_of(self, epochs: float, global_batch: int) -> int:
-        """Return the steps that show ``epochs`` epochs; the last batch runs into the next epoch rather than being
-        short."""
+        """Return the steps that show so many epochs.
+
+        Args:
+            epochs: 0 or more.
+            global_batch: Rows a step.
+
+        Returns:
+            The last batch runs into the next epoch rather than being short.
+        """
+        # Rounded first: 0.1 epochs of 10 rows are one row, not a little more.
         return int(np.ceil(round(epochs * self.rows_per_epoch) / global_batch))
 
     def epoch(self, number: int) -> Indices:
@@ -47,7 +55,15 @@ class SampleOrder:
         return self._epoch(number)
 
     def batch(self, step: int, global_batch: int) -> Indices:
-        """Return the row numbers of the global batch of ``step`` (from 0), int64 (global_batch,)."""
+        """Return the row numbers of a step's global batch.
+
+        Args:
+            step: From 0.
+            global_batch: Rows a step.
+
+        Returns:
+            int64 (global_batch,).
+        """
         position, end = step * global_batch, (step + 1) * global_batch
         parts = []
         # A batch may span epochs.
@@ -72,6 +88,12 @@ class SampleOrder:
 
 
 def rank_slice(rows: Indices, rank: int, num_ranks: int) -> Indices:
-    """Return the contiguous part of a global batch for one rank; ``len(rows)`` is a multiple of ``num_ranks``."""
+    """Return the contiguous part of a global batch for one rank.
+
+    Args:
+        rows: The global batch, a multiple of ``num_ranks``.
+        rank: From 0.
+        num_ranks: Processes that train.
+    """
     share = len(rows) // num_ranks
     return rows[rank * share : (rank + 1) * share]

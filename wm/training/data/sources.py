@@ -150,7 +150,7 @@ def read_chunks(source: Source, selection: RowSelection, codec: CodecShape) -> I
 
     Raises:
         InputError: Rows without codes, with another codec's, of another length, outside the codebook, or with a
-            ``change`` that is no number from 0 up; at the latest at the end.
+            ``change`` that is negative or not finite; at the latest at the end.
     """
     checks = _ColumnChecks(source.folder, codec, int(selection.is_checked_F.sum()))
     rows_at_a_time = max(1, min(4096, _CODES_PER_CHUNK // codec.tokens_per_image))

@@ -117,7 +117,15 @@ def open_source(root: Path, source: Source, number: int, reader: SourceReader, t
 def find_source(
     root: Path, source: Source, number: int, reader: SourceReader, tokenizer_digest: str
 ) -> SourceTokens | None:
-    """Open the tokens as :func:`open_source` does, but return None if they are not in the cache."""
+    """Open the tokens as :func:`open_source` does, but return None if they are not in the cache.
+
+    Args:
+        root: Folder of the cache.
+        source: The table.
+        number: Of the source in the recipe, from 0.
+        reader: Makes tokens of rows.
+        tokenizer_digest: Of the reader's tokenizer.
+    """
     folder = root / _key(source, number, reader, tokenizer_digest)
     return SourceTokens(folder, source) if (folder / _FACTS).is_file() else None
 
@@ -231,7 +239,12 @@ def _check_sizes(folder: Path, sizes: dict[str, int]) -> None:
 
 
 def cache_bytes(num_rows: int, codec: CodecShape) -> int:
-    """Return the bytes of so many rows in the cache, but for actions and ids, which are few."""
+    """Return the bytes of rows in the cache, but for actions and ids, which are few.
+
+    Args:
+        num_rows: Of a source.
+        codec: Gives the size of a row.
+    """
     return num_rows * _record_type(codec.code_type.str, codec.tokens_per_image).itemsize
 
 

@@ -56,7 +56,12 @@ class SourceReader:
         return hashlib.sha256((text + json.dumps(sorted(self.vlm.reserved_ids))).encode()).hexdigest()
 
     def select(self, source: Source, number: int) -> RowSelection:
-        """Select the rows of the recipe's source ``number``, which with the seed samples the limit."""
+        """Select the rows of a source.
+
+        Args:
+            source: The table.
+            number: Of the source in the recipe, from 0; with the seed it samples the limit.
+        """
         return select_rows(source, np.random.default_rng([self.seed, number]))
 
     def chunks(
@@ -88,7 +93,12 @@ class SourceReader:
             yield _filter(chunk, is_usable_P), ids_A[is_usable_P[row_A]], length_P[is_usable_P]
 
     def survey(self, source: Source, number: int) -> SourceFacts:
-        """Read and check all that training would, and count."""
+        """Read and check all that training would, and count.
+
+        Args:
+            source: The table.
+            number: Of the source in the recipe, from 0; with the seed it samples the limit.
+        """
         selection = self.select(source, number)
         left_out: Counter[str] = Counter()
         length_R = np.full(selection.num_rows, -1, np.int32)
@@ -101,7 +111,13 @@ class SourceReader:
 
 
 def check_has_rows(source: Source, num_rows: int, left_out: Counter[str]) -> None:
-    """Raise :class:`InputError` with the reasons if no row is left."""
+    """Raise :class:`InputError` with the reasons if no row is left.
+
+    Args:
+        source: The table.
+        num_rows: Rows that training uses.
+        left_out: Number of other rows by reason.
+    """
     if num_rows == 0:
         reasons = ", ".join(f"{count} {reason}" for reason, count in (+left_out).items())
         raise InputError(f"{source.folder} has no row to train on (left out: {reasons})")

@@ -90,7 +90,18 @@ def project(
 
 
 def gated_down(gate: Tensor, up: Tensor, activation: str, layer: Projection, *, training: bool) -> Tensor:
-    """Apply ``layer`` to ``activation(gate) * up``: (…, M) and (…, M) to (…, O)."""
+    """Apply ``layer`` to ``activation(gate) * up``.
+
+    Args:
+        gate: (…, M).
+        up: (…, M).
+        activation: Its name in transformers.
+        layer: M to O features.
+        training: Whether the adapter has dropout.
+
+    Returns:
+        (…, O).
+    """
     spec = build_spec([layer], _compute_dtype(gate), one_mask=True, training=training)
     with as_given(gate.device):
         arguments = (spec, activation, gate, up, *tensors_of([layer]))
@@ -99,7 +110,12 @@ def gated_down(gate: Tensor, up: Tensor, activation: str, layer: Projection, *, 
 
 
 def rms_norm(x: Tensor, norm: Norm) -> Tensor:
-    """Apply the norm by itself, keeping its input."""
+    """Apply a norm by itself.
+
+    Args:
+        x: (…, I), kept for the backward pass.
+        norm: Weight and epsilon.
+    """
     with as_given(x.device):
         result: Tensor = _RmsNorm.apply(norm, x, norm.weight_I)  # type: ignore[no-untyped-call]
     return result
@@ -137,6 +153,7 @@ def _norm_backward(
     if not needs[0]:
         return None, weight_grad
     inner = grad * factor
+    # What is parallel to the input would change its length alone, which the norm takes out.
     mean = (inner * unit).mean(-1, keepdim=True)
     return inner.sub_(unit.mul_(mean)).mul_(inverse).to(x.dtype), weight_grad
 

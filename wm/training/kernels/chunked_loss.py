@@ -134,6 +134,7 @@ class _ChunkedNll(torch.autograd.Function):
             if own is not None:
                 logits_CV[:, own_rows_Q] = hidden_CH @ own.T
             logits_CV = logits_CV.to(wide)
+            # The largest logit is taken off: exponents would overflow without.
             top_C1 = logits_CV.amax(1, keepdim=True)
             target_logit_C1 = logits_CV.gather(1, target_C1)
             exp_CV = logits_CV.sub_(top_C1).exp_()
@@ -145,6 +146,7 @@ class _ChunkedNll(torch.autograd.Function):
             wide_grad_CV = exp_CV.mul_(weight_C1 / sum_C1).scatter_add_(1, target_C1, -weight_C1)
             grad_CV = wide_grad_CV.to(dtype)
             if own is not None:
+                # Trained rows are a matrix of their own; the frozen ones must not get their share.
                 own_grad_CQ = grad_CV[:, own_rows_Q].clone()
                 grad_CV[:, own_rows_Q] = 0
             # 3. Gradients of the inputs, after which the chunk is freed.

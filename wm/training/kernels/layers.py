@@ -113,13 +113,15 @@ def _fast_class(former: type[nn.Module]) -> type[nn.Module]:
         self: "GradientCheckpointingLayer", hidden_states: Tensor, *args: object, **kwargs: Unpack[LayerArguments]
     ) -> Tensor | tuple[Tensor, ...]:
         parts = _parts(self) if self.training and not args and kwargs.get("past_key_values") is None else None
+        # Nobody keeps attention weights here: who asks for them gets the former pass.
         if parts is None or kwargs.get("output_attentions"):
             result: Tensor | tuple[Tensor, ...] = former.forward(self, hidden_states, *args, **kwargs)
             return result
         result_BTH = _layer_forward(self, parts, hidden_states, kwargs)
+        # Chameleon's layers return tuples.
         return (result_BTH,) if former.__name__.startswith("Chameleon") else result_BTH
 
-    # The former name: other code tells the kinds of layers by it.
+    # The former name: other code knows the kinds of layers by it.
     names = {"forward": forward, "former_class": former, "__module__": former.__module__}
     return type(former.__name__, (former,), names)
 
@@ -206,6 +208,7 @@ def _parts(layer: "GradientCheckpointingLayer") -> dict[str, Projection] | None:
 
 def read_projection(module: nn.Module) -> Projection | None:
     """Describe what a linear layer computes now: bare, or under one plain LoRA adapter of PEFT; None for all else."""
+    # The exact type: a subclass may compute something else.
     if type(module) is nn.Linear:
         return Projection(module.weight, module.bias)
     from peft.tuners.lora.layer import Linear as LoraLinear

@@ -75,7 +75,14 @@ def tensors_of(layers: Sequence[Projection]) -> list[Tensor | None]:
 
 
 def build_spec(layers: Sequence[Projection], dtype: torch.dtype, *, one_mask: bool, training: bool) -> LinearSpec:
-    """Group the layers' adapters and sample the seeds of their masks."""
+    """Group the layers' adapters and sample the seeds of their masks.
+
+    Args:
+        layers: Of one input.
+        dtype: Of the products.
+        one_mask: Adapters share a dropout mask.
+        training: Whether adapters have dropout.
+    """
     members: dict[tuple[float, int], list[int]] = {}
     for number, layer in enumerate(layers):
         if layer.down_RI is not None:
@@ -154,6 +161,7 @@ def linear_backward(
         first, grad_XO = number * TENSORS_PER_LAYER, grads[number]
         if needs_input:
             matrix = _present(weight).to(spec.dtype)
+            # One sum over all layers: a tensor for each would be as large as the input.
             total_XI = grad_XO @ matrix if total_XI is None else total_XI.addmm_(grad_XO, matrix)
         if needs[first]:
             tensor_grads[first] = (grad_XO.T @ input_XI).to(_present(weight).dtype)

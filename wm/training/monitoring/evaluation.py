@@ -122,12 +122,23 @@ class PeriodicEvaluation:
             self._evaluator.prepare(vlm)
 
     def is_due(self, num_steps: int, is_last: bool) -> bool:
-        """Return whether an evaluation or sample follows step ``num_steps`` (from 1)."""
+        """Return whether an evaluation or sample follows a step.
+
+        Args:
+            num_steps: Steps done, from 1.
+            is_last: Whether the run ends here.
+        """
         settings = self._recipe.eval
         return any(_is_due(every, num_steps, is_last) for every in (settings.every_steps, settings.sample_every_steps))
 
     def run(self, vlm: UnifiedVLM, num_steps: int, is_last: bool) -> None:
-        """Evaluate and sample if that is due after step ``num_steps``; a collective."""
+        """Evaluate and sample if that is due; a collective.
+
+        Args:
+            vlm: The model as it is now.
+            num_steps: Steps done, from 1.
+            is_last: Whether the run ends here.
+        """
         settings = self._recipe.eval
         message: list[EvaluationLine | None] = [None]
         if self._rank_info.rank == 0 and self._evaluator is not None:

@@ -227,6 +227,7 @@ def source_names(paths: Sequence[str]) -> list[str]:
     names: list[str] = []
     for path in paths:
         folder = Path(path)
+        # A stage's rows are below its folder, whose name says more.
         name = folder.parent.name if folder.name == "triplets" and folder.parent.name else folder.name
         count = sum(other == name or other.startswith(f"{name}#") for other in names)
         names.append(f"{name}#{count + 1}" if count else name)
@@ -237,6 +238,7 @@ def _peak_bytes(device: torch.device) -> int:
     """Return the peak memory of tensors on a GPU since :func:`_reset_peak`; on a CPU, that of the process so far."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    # Linux gives KiB, macOS bytes.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -66,9 +66,17 @@ class StepResult:
 
 
 def drop_lines_after(path: Path, first: int) -> list[dict[str, Any]]:
-    """Drop the lines of later steps than ``first`` from a file of JSON objects; returns those that stay.
+    """Drop the lines of later steps from a file.
 
-    They are written to a new file: a worker left over from before a kill, if one still writes, writes into the old one.
+    The others are written to a new file: a worker left over from before a kill, if one still writes, writes into the
+    old one.
+
+    Args:
+        path: File of JSON objects with a ``step``.
+        first: Last step that stays.
+
+    Returns:
+        The lines that stay.
     """
     lines = []
     if path.is_file():

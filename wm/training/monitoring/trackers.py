@@ -42,7 +42,12 @@ class Histogram:
 
     @classmethod
     def count(cls, edges: npt.NDArray[np.float64], values: npt.NDArray[np.float32]) -> Self:
-        """Count values from the first edge on."""
+        """Count values.
+
+        Args:
+            edges: Of the bins, (bins + 1,), ascending.
+            values: (n,); those below the first edge do not count.
+        """
         # In double precision, since sums are of many values of about 1.
         exact = values.astype(np.float64)
         counts = np.histogram(exact, bins=edges)[0].astype(np.float64)
@@ -54,7 +59,12 @@ class Histogram:
 
     @classmethod
     def from_vector(cls, edges: npt.NDArray[np.float64], vector: npt.NDArray[np.float64]) -> Self:
-        """Restore a histogram from a sum of :meth:`to_vector`."""
+        """Restore a histogram.
+
+        Args:
+            edges: Of the bins, (bins + 1,).
+            vector: (bins + 2,), a sum over workers of :meth:`to_vector`.
+        """
         return cls(edges, vector[:-2], float(vector[-2]), float(vector[-1]))
 
     def limits(self) -> tuple[float, float]:
@@ -77,7 +87,12 @@ class Tracker(Protocol):
     """A destination of figures."""
 
     def log(self, step: int, values: Mapping[str, Value]) -> None:
-        """Log figures by name after ``step`` steps; kinds that the tracker does not know are left out."""
+        """Log figures.
+
+        Args:
+            step: Steps done.
+            values: By name; kinds that the tracker does not know are left out.
+        """
         ...
 
     def flush(self) -> None:
@@ -143,7 +158,12 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 def open_trackers(recipe: TrainRecipe, first: int) -> Trackers:
-    """Open the trackers that the recipe names, for a run of which ``first`` steps are done."""
+    """Open the trackers of a run.
+
+    Args:
+        recipe: Names the trackers.
+        first: Steps that a resumed run has done.
+    """
     # Again on the worker, which may be on another node than the driver.
     names = recipe.logging.trackers
     check_trackers(names)
@@ -204,6 +224,7 @@ class MLflow:
             self._last_step = max((metric.step for metric in history), default=0)
             return
         self._last_step = 0
+        # MLflow's low-level client does not read this variable by itself.
         title = os.environ.get("MLFLOW_EXPERIMENT_NAME", "wm")
         experiment = self._client.get_experiment_by_name(title)
         number = experiment.experiment_id if experiment else self._client.create_experiment(title)

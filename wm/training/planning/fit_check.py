@@ -39,7 +39,12 @@ def usable_bytes(recipe: TrainRecipe) -> int | None:
 
 
 def memory_complaints(recipe: TrainRecipe, memory: StepMemory) -> list[str]:
-    """Return one line if the step does not fit the device, with the largest micro-batch that would; else none."""
+    """Return one line if the step does not fit the device, with the largest micro-batch that would; else none.
+
+    Args:
+        recipe: The run.
+        memory: Of one step, in bytes.
+    """
     usable = usable_bytes(recipe)
     if usable is None or memory.peak <= usable:
         return []

@@ -52,7 +52,12 @@ class StepWork:
     """Attention: times the square of a row's length."""
 
     def flops(self, lengths_B: npt.NDArray[np.int64], num_learned: int) -> float:
-        """Return the operations of rows of so many tokens, ``num_learned`` of which are learned."""
+        """Return the operations of a batch.
+
+        Args:
+            lengths_B: Tokens of each row.
+            num_learned: Tokens that are learned, of all rows.
+        """
         lengths = lengths_B.astype(np.float64)
         return float(
             self.per_token * lengths.sum()
@@ -76,9 +81,14 @@ def step_work(vlm: UnifiedVLM) -> StepWork:
 
 
 def peak_tflops(recipe: TrainRecipe, device: torch.device) -> float | None:
-    """Return the peak of one device: the recipe's, else what :data:`PEAK_TFLOPS` says of it; None if neither knows.
+    """Return the peak of one device.
 
-    The table is about products in bfloat16: it says nothing of a run in fp32.
+    Args:
+        recipe: Its ``resources.peak_tflops`` comes first.
+        device: Looked up in :data:`PEAK_TFLOPS`, which is about bfloat16: it says nothing of a run in fp32.
+
+    Returns:
+        TFLOP/s; None if unknown.
     """
     # A device that the table does not know, or another precision.
     if recipe.resources.peak_tflops:
@@ -109,7 +119,17 @@ def _count(weight: Tensor) -> int:
 
 
 def mfu(flops: float, seconds: float, *, peak: float | None, num_devices: int) -> float | None:
-    """Return the share of the devices' peak (TFLOP/s each); None where that is unknown."""
+    """Return the share of the devices' peak that was reached.
+
+    Args:
+        flops: Operations done.
+        seconds: Time that they took.
+        peak: Of one device in TFLOP/s; None: unknown.
+        num_devices: Devices that worked.
+
+    Returns:
+        0 to 1; None where the peak is unknown.
+    """
     if not peak or not seconds or not math.isfinite(flops):
         return None
     return flops / seconds / (peak * 1e12 * num_devices)

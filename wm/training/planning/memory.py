@@ -153,6 +153,7 @@ def step_memory(vlm: UnifiedVLM, recipe: TrainRecipe, template: Template, *, sta
         Bytes, by part and at the peak.
     """
     if recipe.precision == "bf16":
+        # As DeepSpeed casts the model when it is wrapped.
         vlm.module.to(torch.bfloat16)
     trained = [parameter for parameter in vlm.module.parameters() if parameter.requires_grad]
     frozen = [parameter for parameter in vlm.module.parameters() if not parameter.requires_grad]

@@ -81,6 +81,10 @@ def check_data(recipe: TrainRecipe) -> TokenSet:
 def order_of(recipe: TrainRecipe, facts: Sequence[SourceFacts]) -> SampleOrder:
     """Build the order in which the recipe shows these rows.
 
+    Args:
+        recipe: Mix weights and seed.
+        facts: Of each source.
+
     Raises:
         InputError: An epoch shows no row of a source.
     """

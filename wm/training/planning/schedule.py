@@ -31,13 +31,26 @@ def learning_rate(step: int, *, peak: float, num_steps: int, warmup_steps: int, 
 
 
 def peak_share(recipe: TrainRecipe, num_steps: int) -> float:
-    """Return the highest rate of a run of so many steps as a fraction of the recipe's ``optim.lr``."""
+    """Return the highest learning rate that a run reaches.
+
+    Args:
+        recipe: The schedule.
+        num_steps: Length of the run.
+
+    Returns:
+        Fraction of ``optim.lr``.
+    """
     warmup_steps = recipe.num_warmup_steps(num_steps)
     return 1.0 if num_steps >= warmup_steps else num_steps / warmup_steps
 
 
 def schedule_warnings(recipe: TrainRecipe, num_steps: int) -> list[str]:
-    """Return a line for each part of the schedule that a run of so many steps does not reach, with the remedy."""
+    """Return a line, with its remedy, for each part of the schedule that a run does not reach.
+
+    Args:
+        recipe: The schedule.
+        num_steps: Length of the run.
+    """
     return [*_warmup_warnings(recipe, num_steps), *_interval_warnings(recipe, num_steps)]
 
 

@@ -29,8 +29,12 @@ CHOICES = ((1, False), (2, False), (1, True), (2, True), (3, False), (3, True))
 
 
 def recompute_layers(vlm: UnifiedVLM, on: bool) -> None:
-    """Keep only the input of each layer for the backward pass, which computes the layer again (activation
-    checkpointing); or keep all."""
+    """Turn activation checkpointing on or off.
+
+    Args:
+        vlm: The model.
+        on: Keep only the input of each layer for the backward pass, which computes the layer again.
+    """
     inner: PreTrainedModel = vlm.inner
     if on:
         # On the meta device there is no random state to restore.
@@ -100,7 +104,13 @@ def chooser(
 
 
 def settled_on_ranks(recipe: TrainRecipe, facts: Sequence[SourceFacts], rank_info: RankInfo) -> TrainRecipe:
-    """Apply :func:`settled`, the same on all ranks, by the device with the lowest memory; a collective."""
+    """Apply :func:`settled`, the same on all ranks, by the device with the lowest memory; a collective.
+
+    Args:
+        recipe: The run, the same on all ranks.
+        facts: Of each source.
+        rank_info: This process.
+    """
 
     def choose(choices: Sequence[tuple[int, bool]]) -> tuple[int, bool]:
         # GPUs of a cluster may differ; the smallest decides for all.

@@ -4,8 +4,8 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu import corpus_bleu
 
+from tests.helpers.text_figures import TEXT_METRICS, text_metrics
 from wm.errors import InputError
-from wm.evaluation.metrics.text import TEXT_METRICS, text_metrics
 
 
 def test_identical_texts_score_one():

@@ -9,7 +9,8 @@ from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import Tokenizer
 from sacrebleu.metrics.bleu import BLEU
 
-from wm.evaluation.metrics.text import ROUGE_METRICS, TEXT_METRICS, report_text, text_metrics
+from tests.helpers.text_figures import TEXT_METRICS, text_metrics
+from wm.evaluation.metrics.text import ROUGE_METRICS, report_text
 from wm.evaluation.probe import Preference
 from wm.evaluation.report.figures import inverse_section, probe_section
 from wm.evaluation.report.findings import Findings

@@ -96,7 +96,7 @@ def test_random_states_hold_two_to_four_different_objects() -> None:
     assert {state.background for state in observed} == set(range(len(BACKGROUNDS)))
     assert {thing for state in observed for thing in state.things()} == set(EVERYTHING)
     assert {cell for state in observed for cell in state.free()} == set(range(NUM_CELLS))
-    assert all(state.place_of(thing) == state.cells.index(thing) for state in observed[:20] for thing in state.things())
+    assert all(state.cell_of(thing) == state.cells.index(thing) for state in observed[:20] for thing in state.things())
 
 
 def test_apply_against_the_definition() -> None:
@@ -266,4 +266,4 @@ def test_documents_describe_the_second_image() -> None:
         assert not verbs & set(words.split())
         changed += first != second
     assert 0 < changed < len(documents)
-    assert {document[0] for document in documents} == {"understand", "draw"}
+    assert {document[0] for document in documents} == {"understand", "generate"}
