@@ -26,7 +26,7 @@ def sample_observations(
     source_BN: Codes,
     actions: Sequence[str],
     *,
-    num_samples: int,
+    num_candidates: int,
     first_candidate: int = 0,
     sampling: Sampling | None = None,
     seed: int | Sequence[int] = 0,
@@ -42,7 +42,7 @@ def sample_observations(
         fdm: The forward model.
         source_BN: Codebook ids of the source images.
         actions: One a row.
-        num_samples: Candidates of each row, K; greedy sampling gives K equal ones.
+        num_candidates: Candidates of each row, K; greedy sampling gives K equal ones.
         first_candidate: Number of the first one: sampling in rounds gives the candidates of sampling at once.
         sampling: How a code is sampled.
         seed: One for all rows, which then share their noise, or one a row.
@@ -59,7 +59,7 @@ def sample_observations(
     return sample_images(
         fdm,
         prefixes,
-        num_samples=num_samples,
+        num_candidates=num_candidates,
         first_candidate=first_candidate,
         sampling=sampling,
         seed=seed,
@@ -74,7 +74,7 @@ def speculate_observations(
     source_BN: Codes,
     actions: Sequence[str],
     *,
-    num_samples: int,
+    num_candidates: int,
     num_draft_tokens: int,
     first_candidate: int = 0,
     sampling: Sampling | None = None,
@@ -94,7 +94,7 @@ def speculate_observations(
         fdm,
         [forward_prefix(fdm, source, action) for source, action in zip(sources, actions, strict=True)],
         torch.tensor(sources, dtype=torch.int64).view(len(sources), -1 if sources else fdm.tokens_per_image),
-        num_samples=num_samples,
+        num_candidates=num_candidates,
         num_draft_tokens=num_draft_tokens,
         first_candidate=first_candidate,
         sampling=sampling,

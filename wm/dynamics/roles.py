@@ -22,7 +22,8 @@ from wm.models.checkpoints import base_of, load_model
 from wm.models.manifest import is_adapter, model_folder
 from wm.models.sharing import check_shareable, held_bytes
 from wm.models.vlm import UnifiedVLM
-from wm.sampling.model_runner import ModelRunner, build_model_runner
+from wm.sampling.model_runner import ModelRunner
+from wm.sampling.runners import build_model_runner
 
 BaseSharing: TypeAlias = Literal["merged", "shared"]
 """How two roles hold their base, as the module's text explains."""

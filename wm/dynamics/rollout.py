@@ -20,8 +20,9 @@ from wm.dynamics.settings import Search
 from wm.dynamics.verify import Candidate
 from wm.errors import InputError
 from wm.models.vlm import UnifiedVLM
-from wm.sampling.model_runner import ModelRunner, build_model_runner
+from wm.sampling.model_runner import ModelRunner
 from wm.sampling.noise import Sampling, expand_seeds
+from wm.sampling.runners import build_model_runner
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from wm.models.prompts import Segment, flatten
 from wm.models.vlm import UnifiedVLM
 from wm.sampling.batches import halving, positions_at_once, rows_at_once
 from wm.sampling.checks import check_finite
-from wm.sampling.model_runner import ModelRunner, build_model_runner
+from wm.sampling.model_runner import ModelRunner
+from wm.sampling.runners import build_model_runner
 
 LOGITS_AT_ONCE = 1024
 """Bound on the positions whose logits exist at the same time: 1024 x 65,536 float32 are 268 MB."""

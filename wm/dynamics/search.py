@@ -19,8 +19,9 @@ from wm.dynamics.stopping import is_enough, rounds
 from wm.dynamics.verify import Candidate, rank_candidates
 from wm.models.vlm import UnifiedVLM
 from wm.sampling.batches import rows_at_once
-from wm.sampling.model_runner import ModelRunner, build_model_runner
+from wm.sampling.model_runner import ModelRunner
 from wm.sampling.noise import Sampling, expand_seeds
+from wm.sampling.runners import build_model_runner
 
 CodesRow: TypeAlias = tuple[int, ...]
 
@@ -199,13 +200,13 @@ def _sample(
     passes_B: list[int] | None = None
     if num_draft_tokens:
         speculation = speculate_observations(
-            fdm, sources, actions, num_samples=len(candidates), num_draft_tokens=num_draft_tokens,
+            fdm, sources, actions, num_candidates=len(candidates), num_draft_tokens=num_draft_tokens,
             first_candidate=candidates.start, sampling=sampling, seed=seeds, batch_size=batch_size, runner=runner,
         )  # fmt: skip
         codes_BKN, passes_B = speculation.codes, speculation.passes.sum(dim=1).tolist()
     else:
         codes_BKN = sample_observations(
-            fdm, sources, actions, num_samples=len(candidates), first_candidate=candidates.start,
+            fdm, sources, actions, num_candidates=len(candidates), first_candidate=candidates.start,
             sampling=sampling, seed=seeds, batch_size=batch_size, runner=runner,
         )  # fmt: skip
     for index, (row, codes_KN) in enumerate(zip(rows, codes_BKN.tolist(), strict=True)):

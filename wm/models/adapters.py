@@ -129,7 +129,7 @@ def merge_adapter(adapted: "PeftModel", folder: Path) -> "PreTrainedModel":
     try:
         return adapted.merge_and_unload()
     except MERGE_ERRORS as error:
-        raise InputError(f"adapter {folder} cannot be merged: {' '.join(str(error).split())[:300]}") from error
+        raise InputError(f"adapter {folder} cannot be merged: {one_line(error)}") from error
 
 
 def _untie(adapted: "PeftModel") -> None:

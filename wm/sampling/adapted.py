@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from wm.errors import InputError
 from wm.models.adapters import MERGE_ERRORS
+from wm.models.folder_checks import one_line
 
 
 @dataclass(frozen=True)
@@ -134,9 +135,8 @@ def _merged_copy(module: Any) -> nn.Module:
     try:
         own.merge()
     except MERGE_ERRORS as error:
-        reason = " ".join(str(error).split())[:200]
         kind = type(module).__name__
-        raise InputError(f"an adapter of the kind {kind} cannot be merged by PEFT: {reason}") from error
+        raise InputError(f"an adapter of the kind {kind} cannot be merged by PEFT: {one_line(error)}") from error
     return own  # type: ignore[no-any-return]
 
 

@@ -131,7 +131,7 @@ def plan_images(
     vlm: UnifiedVLM,
     prefixes: Sequence[Sequence[int]],
     *,
-    num_samples: int,
+    num_candidates: int,
     sampling: Sampling,
     batch_size: int | None,
     held_bytes: int = 0,
@@ -141,7 +141,7 @@ def plan_images(
     Args:
         vlm: The model.
         prefixes: Vocabulary ids.
-        num_samples: Candidates of each prefix.
+        num_candidates: Candidates of each prefix.
         sampling: Says how many rows a candidate has, and whether candidates differ.
         batch_size: Bound on the candidate rows of a pass; what memory holds without it.
         held_bytes: Memory that will be freed before the first pass.
@@ -149,9 +149,9 @@ def plan_images(
     Raises:
         InputError: For a number of candidates or a batch size below 1.
     """
-    if num_samples < 1:
-        raise InputError(f"num_samples must be at least 1, got {num_samples}")
-    num_distinct, conditions = 1 if sampling.greedy else num_samples, count_conditions(sampling)
+    if num_candidates < 1:
+        raise InputError(f"num_candidates must be at least 1, got {num_candidates}")
+    num_distinct, conditions = 1 if sampling.greedy else num_candidates, count_conditions(sampling)
     # Every condition has a prefix and rows of its own.
     longest = max(map(len, prefixes), default=0) * conditions
     tail = vlm.tokens_per_image * conditions

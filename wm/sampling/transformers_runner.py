@@ -21,7 +21,6 @@ from wm.errors import InputError
 from wm.models.vlm import UnifiedVLM
 from wm.sampling.adapted import bare
 from wm.sampling.model_runner import ModelRunner, PrefixCache, RowCache, StepInput
-from wm.sampling.weights_view import base_module
 
 _HEAD_RULES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """Keys of configurations that change logits behind the head, which :meth:`UnifiedVLM.head` leaves out."""
@@ -113,7 +112,7 @@ class TransformersRunner(ModelRunner):
     @property
     def vocabulary_size(self) -> int:
         """Number of vocabulary ids that can be read."""
-        words = len(bare(base_module(self._vlm).get_input_embeddings()).weight)
+        words = len(bare(self._vlm.inner.get_input_embeddings()).weight)
         # A family whose codes have embeddings of their own numbers them behind the text.
         return max(words, int(self.image_rows.max()) + 1)
 
@@ -187,7 +186,7 @@ class TransformersRunner(ModelRunner):
     def logits(self, hidden_XH: Tensor) -> Tensor:
         """Compute the logits (X, V) of the text's head."""
         with _evaluating(self._vlm.module):
-            logits_XV: Tensor = base_module(self._vlm).lm_head(hidden_XH)
+            logits_XV: Tensor = self._vlm.inner.lm_head(hidden_XH)
         return logits_XV
 
     def _body(self, ids_BT: Tensor, cache: DynamicCache | None, start: int) -> Tensor:
@@ -201,7 +200,7 @@ class TransformersRunner(ModelRunner):
 
 def _check_rules(vlm: UnifiedVLM) -> None:
     """Raise :class:`InputError` for rules that a pass of body and head, over keys and values, would leave out."""
-    name, config = type(base_module(vlm)).__name__, getattr(base_module(vlm), "config", None)
+    name, config = type(vlm.inner).__name__, getattr(vlm.inner, "config", None)
     if config is None:
         raise InputError(f"{name} cannot be sampled from: it is no model of transformers")
     config = config.get_text_config()

@@ -106,8 +106,8 @@ class Decoder(nn.Module):
 class ChannelNorm(nn.Module):
     """Normalisation over the channels of each position alone, with the parameters (and names) of a group norm.
 
-    Group norm takes its statistics over the whole image, so in a small image a change in one corner changes the codes
-    of all others. With this one instead, a code depends on the pixels near it only.
+    Group norm takes its statistics over all positions, so in a small image a change in one corner changes the codes of
+    all others. With this one instead, a code depends on the pixels near it only.
     """
 
     def __init__(self, channels: int, eps: float = 1e-6) -> None:

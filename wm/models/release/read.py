@@ -21,7 +21,7 @@ from transformers import ChameleonConfig, ChameleonVQVAEConfig, PreTrainedTokeni
 
 from wm.errors import InputError
 from wm.models.codec.taming import VQGAN_CKPT
-from wm.models.config_bounds import MAX_LAYERS, MAX_VOCABULARY, MAX_WHOLE_NUMBER
+from wm.models.config_bounds import MAX_INTEGER, MAX_LAYERS, MAX_VOCABULARY
 from wm.models.folder_checks import read_json
 from wm.models.pickled import check_downloaded
 from wm.models.unreadable import find_release_models
@@ -125,7 +125,7 @@ def read_config(release: Release, vocabulary: dict[str, int], vq_config: Chamele
     folder = release.model
     where, params = folder / PARAMS, read_params(folder)
     dim, heads = (_positive(params, name, where) for name in ("dim", "n_heads"))
-    layers = _positive(params, "n_layers", where, most=MAX_LAYERS)
+    layers = _positive(params, "n_layers", where, maximum=MAX_LAYERS)
     kv_heads = _positive(params, "n_kv_heads", where) if params.get("n_kv_heads") is not None else heads
     # The files themselves decide: a consolidated release keeps the number it was trained with.
     parts = len(shard_files(folder, _positive(params, "model_parallel_size", where, 1)))
@@ -143,7 +143,7 @@ def read_config(release: Release, vocabulary: dict[str, int], vq_config: Chamele
     # -1: as large as the tokenizer.
     highest = max(vocabulary.values(), default=0)
     unset = params.get("vocab_size") in (None, -1)
-    rows = highest + 1 if unset else _positive(params, "vocab_size", where, most=MAX_VOCABULARY)
+    rows = highest + 1 if unset else _positive(params, "vocab_size", where, maximum=MAX_VOCABULARY)
     if rows <= highest:
         raise InputError(
             f"{where}: vocab_size is {rows}, but {release.tokenizer / TOKENIZER} numbers its tokens up to {highest}: "
@@ -205,13 +205,13 @@ def _rename_image_token(values: dict[str, Any]) -> None:
 
 
 def _positive(
-    params: Mapping[str, object], name: str, where: Path, default: int | None = None, *, most: int = MAX_WHOLE_NUMBER
+    params: Mapping[str, object], name: str, where: Path, default: int | None = None, *, maximum: int = MAX_INTEGER
 ) -> int:
     value = params.get(name, default)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise InputError(f"{where}: {name} is {value!r:.60}, expected a positive whole number")
-    if value > most:
-        raise InputError(f"{where}: {name} is {value:,}, expected at most {most:,}")
+    if value > maximum:
+        raise InputError(f"{where}: {name} is {value:,}, expected at most {maximum:,}")
     return value
 
 

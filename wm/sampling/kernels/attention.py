@@ -4,7 +4,7 @@ The queries of all candidates of a prefix are one matrix, so that its keys and v
 merged by the log of the sum of exponentials, here as one softmax over the scores side by side:
 softmax([s_prefix, s_own]) weighs each part by exp(lse_part - lse_both).
 
-Shape suffixes of :mod:`wm.sampling.cache`, and: S new tokens a row, F filled places of a row, Q queries a group of
+Shape suffixes of :mod:`wm.sampling.cache`, and: S new tokens a row, F filled positions of a row, Q queries a group of
 keys (heads / G).
 """
 

@@ -210,11 +210,10 @@ def build_static_steps(
         torch.OutOfMemoryError: Where memory does not suffice.
     """
     runner = candidates.runner
-    steps: StaticSteps | None = runner.static_steps
-    runner.static_steps = None
-    # Without steps to record there is no layout to compare either.
-    if steps is not None and steps.key != key_of(candidates, each, slots, sampling):
-        steps = None  # freed before memory for others is reserved
+    steps, runner.static_steps = runner.static_steps, None
+    # Without steps to record there is no layout to compare either. Freed before memory for others is reserved.
+    if not isinstance(steps, StaticSteps) or steps.key != key_of(candidates, each, slots, sampling):
+        steps = None
     while steps is None and runner.stepping != "plain":
         steps = _build_steps(candidates, each, sampling, slots)
     if steps is not None:

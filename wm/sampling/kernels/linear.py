@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from wm.models.vlm import span_of
 from wm.sampling.adapted import LowRank, Matrix
 
 TRANSPOSED_UP_TO = 2**19
@@ -53,9 +54,9 @@ class Packs:
 
     def rows_of(self, weight: Tensor, rows: Tensor) -> Tensor:
         """Return rows of a matrix: a slice, hence no copy, where they are consecutive."""
-        first, count = int(rows[0]), len(rows)
-        if torch.equal(rows, torch.arange(first, first + count, device=rows.device)):
-            return weight[first : first + count]
+        span = span_of(rows)
+        if span is not None:
+            return weight[span]
         key = (_identify(weight), tuple(rows.tolist()))
         if self._beside is not None and key in self._beside._rows:
             return self._beside._rows[key][0]

@@ -14,7 +14,7 @@ _UNREADABLE = "\ufffd"
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
-class TextPieces:
+class IncrementalDetokenizer:
     """The increments of one text. Those that :meth:`add` and :meth:`end` return join to the complete text, exactly."""
 
     def __init__(self, vlm: UnifiedVLM) -> None:
