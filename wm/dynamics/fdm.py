@@ -16,7 +16,13 @@ from wm.sampling.speculative import Speculation, speculate_images
 
 
 def forward_prefix(fdm: UnifiedVLM, source_N: Sequence[int] | Tensor, action: str) -> tuple[int, ...]:
-    """Build the vocabulary ids of everything before the target's first code."""
+    """Build the vocabulary ids of everything before the target's first code.
+
+    Args:
+        fdm: The forward model.
+        source_N: Codebook ids of the source image.
+        action: The action's text.
+    """
     source = source_N.tolist() if isinstance(source_N, Tensor) else source_N
     return tuple(flatten(fdm.layout("fdm", source=source, action=action)))
 
@@ -86,6 +92,18 @@ def speculate_observations(
 
     Codes of the source are the draft: it pays where an action leaves most of the image as it was and passes are few
     rows wide; ``python -m jobs.benchmark sampling fdm=FOLDER triplets=FOLDER`` reports which number is best.
+
+    Args:
+        fdm: The forward model.
+        source_BN: Codebook ids of the source images.
+        actions: One a row.
+        num_candidates: Candidates of each row, K.
+        num_draft_tokens: Drafted codes a pass, 1 to N - 1.
+        first_candidate: Number of the first one.
+        sampling: How a code is sampled.
+        seed: One for all rows, or one a row.
+        batch_size: Bound on the candidate rows of a pass; what memory holds without it.
+        runner: Runs ``fdm`` as it is now, to be used for many calls; built here without it.
     """
     sources = code_lists("source", source_BN)
     check_equal_lengths(sources=len(sources), actions=len(actions))

@@ -98,7 +98,13 @@ def _prefix(idm: UnifiedVLM, source_N: Sequence[int], target_N: Sequence[int]) -
 
 
 def count_free_positions(idm: UnifiedVLM, source_N: Sequence[int], target_N: Sequence[int]) -> int:
-    """Count the model's positions behind both images: as many tokens an action between them can have."""
+    """Count the model's positions behind both images: as many tokens an action between them can have.
+
+    Args:
+        idm: The inverse model.
+        source_N: Codebook ids of the source image.
+        target_N: Codebook ids of the target image.
+    """
     return idm.max_positions - len(_prefix(idm, source_N, target_N))
 
 

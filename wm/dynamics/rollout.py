@@ -91,6 +91,11 @@ def step_seed(seed: int, step: int, source: Sequence[int]) -> int:
 
     So candidates depend neither on the batch nor on the beam's width or order, a rollout of one action is a plain
     prediction, and a number of this size survives JSON.
+
+    Args:
+        seed: The rollout's seed.
+        step: Number of the step, from 0.
+        source: Codebook ids of the observation that the step starts from.
     """
     if step == 0:
         return seed

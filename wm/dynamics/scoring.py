@@ -143,7 +143,15 @@ def token_logprobs(
     vlm: UnifiedVLM, runner: ModelRunner, hidden_QH: Tensor, targets_Q: Tensor, rows: Tensor | None = None
 ) -> Tensor:
     """Compute the log-probability of each target vocabulary id, float64 (Q,); the log-softmax is in float32 at
-    least."""
+    least.
+
+    Args:
+        vlm: The model, whose ``image_rows`` have a head of their own.
+        runner: Runs the model.
+        hidden_QH: Hidden states of the positions before the targets.
+        targets_Q: Vocabulary ids, int64.
+        rows: Vocabulary ids to normalise over, which must hold every target; all of them without.
+    """
     if rows is not None:
         # Vocabulary ids to their index among the rows; -1, which gather refuses, for all others.
         index_V = torch.full((int(rows.max()) + 1,), -1, dtype=torch.int64, device=rows.device)
@@ -165,7 +173,12 @@ def token_logprobs(
 
 
 def code_lists(name: str, codes: Tensor | npt.NDArray[Any] | Sequence[Sequence[int]]) -> list[list[int]]:
-    """Convert codes (B, N) to lists; :class:`InputError` for another number of dimensions."""
+    """Convert codes (B, N) to lists; :class:`InputError` for another number of dimensions.
+
+    Args:
+        name: Of the codes, for errors.
+        codes: Codebook ids (B, N).
+    """
     tensor = as_codes(codes, name)
     if tensor.ndim != 2:
         raise InputError(f"{name}: expected codes (B, N), got shape {tuple(tensor.shape)}")
@@ -175,7 +188,12 @@ def code_lists(name: str, codes: Tensor | npt.NDArray[Any] | Sequence[Sequence[i
 
 def as_codes(codes: Any, name: str) -> Tensor:
     """Convert a tensor, an array, or nested lists (of either) to a tensor; :class:`InputError` for numbers that are not
-    integers."""
+    integers.
+
+    Args:
+        codes: Codebook ids of any shape.
+        name: Of the codes, for errors.
+    """
     tensor = codes if isinstance(codes, Tensor) else torch.as_tensor(np.asarray(codes))
     if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype is torch.bool):
         raise InputError(f"{name}: expected codebook ids, whole numbers, got {tensor.dtype} {tuple(tensor.shape)}")

@@ -154,7 +154,12 @@ class SearchState:
         """Numbers of those to sample next; empty: the search is finished."""
 
     def add_samples(self, codes: Sequence[Sequence[int]], passes: int | None = None) -> None:
-        """Add the codes (K, N) of :attr:`candidates`, and the ``passes`` that speculative sampling took."""
+        """Add the codes (K, N) of :attr:`candidates`, and the ``passes`` that speculative sampling took.
+
+        Args:
+            codes: Codebook ids (K, N), a row for each of :attr:`candidates`.
+            passes: Of the forward model, for all of them; None where each code took one.
+        """
         check_equal_lengths(candidates=len(self.candidates), samples=len(codes))
         self._sampled += [tuple(row) for row in codes]
         self._num_rounds += 1

@@ -124,7 +124,12 @@ def _check_ranks(values: Mapping[str, object], shapes: Mapping[str, tuple[int, .
 
 
 def merge_adapter(adapted: "PeftModel", folder: Path) -> "PreTrainedModel":
-    """Add an adapter into the weights of its base and return the bare model."""
+    """Add an adapter into the weights of its base and return the bare model.
+
+    Args:
+        adapted: The base with its adapter; its module is used up.
+        folder: The adapter's folder, named in errors.
+    """
     _untie(adapted)
     try:
         return adapted.merge_and_unload()

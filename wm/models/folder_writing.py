@@ -59,7 +59,12 @@ def write_weights(vlm: UnifiedVLM, tensors: Mapping[str, Tensor], folder: Path) 
 
 
 def write_config(vlm: UnifiedVLM, folder: Path) -> None:
-    """Write ``config.json`` and the tokenizer's files."""
+    """Write ``config.json`` and the tokenizer's files.
+
+    Args:
+        vlm: The model, whose configuration and tokenizer are written.
+        folder: An existing folder.
+    """
     config = vlm.inner.config
     config.architectures = [type(vlm.inner).__name__]
     config.save_pretrained(folder)
@@ -67,7 +72,12 @@ def write_config(vlm: UnifiedVLM, folder: Path) -> None:
 
 
 def write_tensors(tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Write ``model.safetensors``."""
+    """Write ``model.safetensors``.
+
+    Args:
+        tensors: By name, on any device.
+        folder: An existing folder.
+    """
     on_cpu = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     save_file(on_cpu, folder / "model.safetensors", metadata={"format": "pt"})
 
@@ -79,7 +89,12 @@ def codec_tensors(codec: ImageCodec) -> dict[str, Tensor]:
 
 def write_codec_folder(codec: ImageCodec, folder: Path) -> None:
     """Write a VQGAN of Chameleon's architecture to a new folder, which :func:`~wm.models.codec.files.read_codec`
-    reads."""
+    reads.
+
+    Args:
+        codec: A VQGAN of Chameleon's architecture.
+        folder: It must not exist yet.
+    """
     folder.mkdir()
     write_tensors(codec_tensors(codec), folder)
     write_json(folder / "config.json", {"vq_config": codec.vqgan.config.to_dict()})

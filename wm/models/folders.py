@@ -123,6 +123,11 @@ def _check_stored(
 def build_skeleton(model_class: "type[PreTrainedModel]", config: "PreTrainedConfig", folder: Path) -> "PreTrainedModel":
     """Build a model without data, on the device ``meta``.
 
+    Args:
+        model_class: The model's class in transformers.
+        config: As :func:`read_config` returns it.
+        folder: Named in the error.
+
     Raises:
         InputError: The configuration of ``folder`` describes no such model.
     """
@@ -170,7 +175,12 @@ def _but(tensors: Mapping[str, ItemT], spare: set[str], without: tuple[str, ...]
 
 
 def rename(name: str, renames: Renames) -> str:
-    """Return today's name of a tensor."""
+    """Return today's name of a tensor.
+
+    Args:
+        name: A tensor's name in a file.
+        renames: Prefixes of older files.
+    """
     for old, new in renames:
         if name.startswith(old):
             return new + name.removeprefix(old)

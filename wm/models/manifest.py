@@ -155,6 +155,12 @@ def check_same_base(folder: Path, base_id: str, where: str | Path) -> None:
 
 
 def check_same_codec(actual: str, expected: str, where: str | Path) -> None:
-    """Raise :class:`InputError` naming both if a model was made with another codec than it would get."""
+    """Raise :class:`InputError` naming both if a model was made with another codec than it would get.
+
+    Args:
+        actual: Identity of the codec at hand.
+        expected: Identity of the codec that the model was made with.
+        where: The model's folder, named in the error.
+    """
     if actual != expected:
         raise InputError(f"{where} was made with image codec {expected}, but the codec here is {actual}")

@@ -41,7 +41,13 @@ def read_pickled(file: Path) -> dict[str, Any]:
 
 def tensors_of(value: Mapping[str, object], file: Path, nullable: frozenset[str] = frozenset()) -> dict[str, Tensor]:
     """Return the entries of a state dictionary; one that is no tensor is an error, unless it is None and
-    ``nullable``."""
+    ``nullable``.
+
+    Args:
+        value: The dictionary, as it was read.
+        file: Named in the error.
+        nullable: Names of entries that may be None, and are left out then.
+    """
     wrong = [name for name, entry in value.items() if not isinstance(entry, Tensor) and name not in nullable]
     if wrong:
         kind = type(value[wrong[0]]).__name__

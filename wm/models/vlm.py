@@ -181,7 +181,14 @@ class UnifiedVLM:
         action: Sequence[int] | None = None,
         target: Sequence[int] | None = None,
     ) -> list[Segment]:
-        """Build :meth:`layout` of vocabulary ids, which are not checked."""
+        """Build :meth:`layout` of vocabulary ids, which are not checked.
+
+        Args:
+            task: Which image or text is the completion.
+            source: Vocabulary ids of the source image's codes.
+            action: Vocabulary ids of the text; for ``idm``, None: the prefix alone.
+            target: Vocabulary ids of the target image's codes; for ``fdm``, None: the prefix alone.
+        """
         return prompts.layout(
             task,
             special=self.special,

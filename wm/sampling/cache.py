@@ -81,7 +81,13 @@ class Rows:
 
 
 def new_rows(view: DecoderView, num_rows: int, capacity: int) -> Rows:
-    """Reserve ``capacity`` tokens for each of ``num_rows`` candidates, in the type of the model's weights."""
+    """Reserve ``capacity`` tokens for each of ``num_rows`` candidates, in the type of the model's weights.
+
+    Args:
+        view: Says sizes, type and device.
+        num_rows: Candidates of all prefixes, R.
+        capacity: Tokens of each row, C.
+    """
     shape = (num_rows, view.num_groups, capacity, view.head_width)
     # Zeros, not empty memory: NaN in unwritten positions would pass through a masked softmax as 0 x NaN.
     like = view.layers[0].key.weight

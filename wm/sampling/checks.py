@@ -8,7 +8,12 @@ from wm.errors import InputError
 
 
 def check_prefixes(prefixes: Sequence[Sequence[int]], vocabulary: int) -> None:
-    """Raise :class:`InputError` for an empty prefix, or an id outside the vocabulary."""
+    """Raise :class:`InputError` for an empty prefix, or an id outside the vocabulary.
+
+    Args:
+        prefixes: Vocabulary ids.
+        vocabulary: Number of vocabulary ids.
+    """
     for row, ids in enumerate(prefixes):
         if not len(ids):
             raise InputError(f"prefix {row} is empty; expected one vocabulary id or more")

@@ -117,7 +117,12 @@ class ModelRunner(ABC):
 
     @abstractmethod
     def reserve(self, num_rows: int, capacity: int) -> RowCache:
-        """Reserve empty caches for ``capacity`` tokens of each of ``num_rows`` rows."""
+        """Reserve empty caches for ``capacity`` tokens of each of ``num_rows`` rows.
+
+        Args:
+            num_rows: Rows of all prefixes, R.
+            capacity: Tokens of each.
+        """
 
     @abstractmethod
     def extend(

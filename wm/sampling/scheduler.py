@@ -49,7 +49,12 @@ class Scheduler:
         return positions_at_once(self._vlm, 0 if steps is None else steps.num_bytes)
 
     def add(self, state: RequestState, candidates: range) -> None:
-        """Queue candidates of a request behind all others."""
+        """Queue candidates of a request behind all others.
+
+        Args:
+            state: The request.
+            candidates: Numbers of those to decode.
+        """
         self.waiting.append(Chunk(state, candidates))
 
     def remove(self, state: RequestState) -> None:

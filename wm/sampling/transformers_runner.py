@@ -150,13 +150,26 @@ class TransformersRunner(ModelRunner):
         return self._body(ids_BT, None, 0)
 
     def reserve(self, num_rows: int, capacity: int) -> PrefixedRows:
-        """Build empty caches, which grow as they are filled."""
+        """Build empty caches, which grow as they are filled.
+
+        Args:
+            num_rows: Rows of all prefixes, R.
+            capacity: Not used.
+        """
         return PrefixedRows(num_rows)
 
     def extend(
         self, ids_RS: Tensor, prefix: PrefixCache, rows: RowCache, positions: int | Tensor, filled: int
     ) -> Tensor:
-        """Compute the hidden states (R, S, H) of the next S tokens of every row, all at one position."""
+        """Compute the hidden states (R, S, H) of the next S tokens of every row, all at one position.
+
+        Args:
+            ids_RS: Vocabulary ids.
+            prefix: What the rows follow; R is a multiple of P.
+            rows: Caches, extended in place.
+            positions: Position of the first new token, the same for all rows.
+            filled: Not used: caches grow by themselves.
+        """
         if not (isinstance(prefix, Prefixes) and isinstance(rows, PrefixedRows) and isinstance(positions, int)):
             raise TypeError("expected caches of this runner, and one position for all rows")
         # The rows' first token says what they follow.

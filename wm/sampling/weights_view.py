@@ -183,7 +183,13 @@ def _find_stack(inner: nn.Module) -> Any:
 
 def view_of_modules(stack: Any, head: nn.Module, *, merge: bool = True) -> DecoderView:
     """View transformers' modules, which are of the Llama kind: ``stack`` as ``LlamaModel``, ``head`` its linear output
-    layer."""
+    layer.
+
+    Args:
+        stack: As ``LlamaModel``: embeddings, layers, last norm.
+        head: The linear output layer.
+        merge: Merge adapters into copies of the weights; without, low-rank ones are kept beside them.
+    """
     first = stack.layers[0]
     attention = first.self_attn
     # Numbers of heads come from the matrices: configurations name them in several ways.

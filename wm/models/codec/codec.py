@@ -248,7 +248,13 @@ def change_map(source_features_BND: Tensor, target_features_BND: Tensor) -> Tens
 
 
 def codec_id_of(tensors: Mapping[str, Tensor], config: ChameleonVQVAEConfig, scale: PixelScale) -> str:
-    """Hash what decides an image's codes: ``vq-`` and 16 hexadecimal digits."""
+    """Hash what decides an image's codes: ``vq-`` and 16 hexadecimal digits.
+
+    Args:
+        tensors: The codec's tensors by name; those of the decoder are passed over.
+        config: Its configuration.
+        scale: How pixels become its input.
+    """
     encoder_tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("decoder.")}
     identity = identity_of(config)
     return "vq-" + tensor_digest(encoder_tensors, identity, asdict(scale))

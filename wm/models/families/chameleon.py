@@ -70,7 +70,14 @@ class ChameleonVLM(UnifiedVLM):
 
 
 def load_chameleon(folder: Path, device: Device, dtype: torch.dtype, facts: Facts) -> ChameleonVLM:
-    """Load a full folder."""
+    """Load a full folder.
+
+    Args:
+        folder: A full folder.
+        device: Where to put the weights.
+        dtype: Their type.
+        facts: Of its codec and of the folder.
+    """
     config: ChameleonConfig = read_config(folder, ChameleonConfig)
     module = read_module(
         folder,
@@ -85,13 +92,25 @@ def load_chameleon(folder: Path, device: Device, dtype: torch.dtype, facts: Fact
 
 
 def write_chameleon(vlm: ChameleonVLM, codec: ImageCodec, tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Write model and VQGAN in one file; the decoder is beside the tensors that transformers knows, as in Anole."""
+    """Write model and VQGAN in one file; the decoder is beside the tensors that transformers knows, as in Anole.
+
+    Args:
+        vlm: The model.
+        codec: Its image codec.
+        tensors: The language model's, by name.
+        folder: An existing folder.
+    """
     write_weights(vlm, {**tensors, **codec_tensors(codec)}, folder)
     write_chameleon_processor(codec, folder)
 
 
 def write_chameleon_processor(codec: ImageCodec, folder: Path) -> None:
-    """Write the image processor's configuration, as transformers' class of Chameleon reads it."""
+    """Write the image processor's configuration, as transformers' class of Chameleon reads it.
+
+    Args:
+        codec: Says the images' side and the pixels' scale.
+        folder: An existing folder.
+    """
     write_image_processor(
         codec.scale,
         folder,

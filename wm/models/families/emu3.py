@@ -132,7 +132,14 @@ class Emu3VQ(VQModel):
 
 
 def load_emu3(folder: Path, device: Device, dtype: torch.dtype, facts: Facts) -> Emu3VLM:
-    """Load a full folder, of this version of transformers or of older ones."""
+    """Load a full folder, of this version of transformers or of older ones.
+
+    Args:
+        folder: A full folder.
+        device: Where to put the weights.
+        dtype: Their type.
+        facts: Of its codec and of the folder.
+    """
     config = read_config(folder, Emu3Config)
     module = read_module(
         folder, Emu3ForConditionalGeneration, config, device, dtype, without=(CODEC_PREFIX,), renames=RENAMES
@@ -141,7 +148,13 @@ def load_emu3(folder: Path, device: Device, dtype: torch.dtype, facts: Facts) ->
 
 
 def read_emu3_codec(folder: Path, device: Device, decoder: Path | None) -> ImageCodec:
-    """Read the VQ model of a full folder."""
+    """Read the VQ model of a full folder.
+
+    Args:
+        folder: A full folder.
+        device: Where to put the codec.
+        decoder: Refused: the VQ model has one.
+    """
     config = read_config(folder, Emu3Config).vq_config
     side = _side_px(folder, config)
     return read_own_codec(
@@ -173,7 +186,14 @@ def _side_px(folder: Path, config: Emu3VQVAEConfig) -> int:
 
 
 def write_emu3(vlm: Emu3VLM, codec: ImageCodec, tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Model and VQ model in one file, as transformers does."""
+    """Model and VQ model in one file, as transformers does.
+
+    Args:
+        vlm: The model.
+        codec: Its image codec.
+        tensors: The language model's, by name.
+        folder: An existing folder.
+    """
     write_weights(vlm, {**tensors, **codec_tensors(codec)}, folder)
     write_image_processor(
         codec.scale,

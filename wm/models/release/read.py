@@ -171,7 +171,13 @@ def read_config(release: Release, vocabulary: dict[str, int], vq_config: Chamele
 
 
 def mlp_size(dim: int, multiplier: float, multiple_of: int) -> int:
-    """Compute the feed-forward width: two thirds of 4 ``dim``, times the multiplier, rounded up to a multiple."""
+    """Compute the feed-forward width: two thirds of 4 ``dim``, times the multiplier, rounded up to a multiple.
+
+    Args:
+        dim: Width of the model.
+        multiplier: ``ffn_dim_multiplier`` of ``params.json``.
+        multiple_of: What the width is a multiple of.
+    """
     width = int(multiplier * int(2 * 4 * dim / 3))
     return multiple_of * ((width + multiple_of - 1) // multiple_of)
 
