@@ -23,6 +23,7 @@ def forward_prefix(fdm: UnifiedVLM, source_N: Sequence[int] | Tensor, action: st
         source_N: Codebook ids of the source image.
         action: The action's text.
     """
+    # Plain numbers: prefixes are compared and grouped.
     source = source_N.tolist() if isinstance(source_N, Tensor) else source_N
     return tuple(flatten(fdm.layout("fdm", source=source, action=action)))
 
@@ -61,6 +62,7 @@ def sample_observations(
     """
     sources = code_lists("source", source_BN)
     check_equal_lengths(sources=len(sources), actions=len(actions))
+    # Laid out before any pass: an action that cannot be read costs nothing.
     prefixes = [forward_prefix(fdm, source, action) for source, action in zip(sources, actions, strict=True)]
     return sample_images(
         fdm,

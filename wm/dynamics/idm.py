@@ -151,6 +151,7 @@ class ProposalStream:
             num_top=num_top,
             max_new_tokens=max_new_tokens,
         )
+        # A text of its own for each: their tokens join differently.
         self._texts = [IncrementalDetokenizer(idm) for _ in range(num_candidates)]
         self._eos_id = idm.eos_id
 
@@ -169,6 +170,7 @@ class ProposalStream:
         belief, *top = [
             Belief(text.name(row), "" if row == self._eos_id else text.of(row), logprob) for row, logprob in pairs
         ]
+        # Only the end says why the text is finished.
         if token.id != self._eos_id:
             return ActionToken(sample, text.add(token.id), belief, tuple(top), None)
         return ActionToken(sample, text.end(), belief, tuple(top), "length" if token.is_cut else "stop")

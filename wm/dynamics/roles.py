@@ -76,9 +76,11 @@ def load_role(
     Raises:
         InputError: As :func:`wm.models.load_model`.
     """
+    # Beside the base: its packed copies serve this role too.
     if over is not None:
         model = load_model(path, base=base, over=over.model)
         return Role(model, build_model_runner(model, rows=rows, merge=False, beside=over.runner))
+    # Merged: a pass then costs what the bare base costs.
     model = load_model(path, base=base, device=device, dtype=dtype, merge=True)
     return Role(model, build_model_runner(model, rows=rows))
 

@@ -99,6 +99,7 @@ def step_seed(seed: int, step: int, source: Sequence[int]) -> int:
     """
     if step == 0:
         return seed
+    # The observation itself, not its rank: beams of any width then agree.
     text = ",".join(map(str, (seed, step, *source)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
 
@@ -222,6 +223,7 @@ class RolloutState:
 
     def add(self, predictions: Sequence[Prediction]) -> Step:
         """Append the step of these predictions, one for each of :meth:`starts`."""
+        # The beam before this step: the predictions follow its sequences one by one.
         step = _build_step(self._actions[len(self._steps)], self._beam, tuple(predictions), self._search)
         self._steps.append(step)
         return step

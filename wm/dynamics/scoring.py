@@ -129,12 +129,14 @@ def _score(
     targets = torch.tensor(targets_Q, dtype=torch.int64, device=runner.device)
     sums_R = torch.zeros(len(parts), dtype=torch.float64)
     sums_R = sums_R.index_add(0, row_Q, token_logprobs(vlm, runner, hidden_QH, targets, rows).cpu())
+    # On the sums, once a batch: NaN in any token is NaN in its sum.
     check_finite(sums_R, "log-probabilities", vlm)
     # Sums and counts: whether a score is normalised by its length is the caller's choice.
     return [(total, len(part.scored)) for total, part in zip(sums_R.tolist(), parts, strict=True)]
 
 
 def _pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> Tensor:
+    # On the right: attention is causal, so that padding changes nothing before it.
     longest = max(map(len, rows))
     return torch.tensor([[*ids, *[pad_id] * (longest - len(ids))] for ids in rows], device=device)
 
@@ -180,6 +182,7 @@ def code_lists(name: str, codes: Tensor | npt.NDArray[Any] | Sequence[Sequence[i
         codes: Codebook ids (B, N).
     """
     tensor = as_codes(codes, name)
+    # One row alone would be taken for so many images of one code.
     if tensor.ndim != 2:
         raise InputError(f"{name}: expected codes (B, N), got shape {tuple(tensor.shape)}")
     rows: list[list[int]] = tensor.to(torch.int64).tolist()
@@ -194,6 +197,7 @@ def as_codes(codes: Any, name: str) -> Tensor:
         codes: Codebook ids of any shape.
         name: Of the codes, for errors.
     """
+    # Arrays of arrays and nested lists go by NumPy, which joins them.
     tensor = codes if isinstance(codes, Tensor) else torch.as_tensor(np.asarray(codes))
     if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype is torch.bool):
         raise InputError(f"{name}: expected codebook ids, whole numbers, got {tensor.dtype} {tuple(tensor.shape)}")

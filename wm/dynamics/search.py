@@ -126,6 +126,7 @@ def predict_observations(
         _score(idm, still_open, batch_size, idm_runner)
         number = len(still_open)
         still_open = [row for row in still_open if row.candidates]
+        # After the scores, so that a caller sees which rows go no further.
         if on_round is not None:
             on_round(Round(candidates, number, number - len(still_open)))
     return [row.prediction() for row in rows]
@@ -161,6 +162,7 @@ class SearchState:
             passes: Of the forward model, for all of them; None where each code took one.
         """
         check_equal_lengths(candidates=len(self.candidates), samples=len(codes))
+        # Tuples: equal candidates are found by their codes.
         self._sampled += [tuple(row) for row in codes]
         self._num_rounds += 1
         if passes is not None:
@@ -202,6 +204,7 @@ def _sample(
 ) -> None:
     sources, actions = [row.source for row in rows], [row.action for row in rows]
     seeds = [row.seed for row in rows]
+    # Counted only where drafts make the number vary.
     passes_B: list[int] | None = None
     if num_draft_tokens:
         speculation = speculate_observations(
@@ -231,4 +234,5 @@ def _score(idm: UnifiedVLM, rows: Sequence[SearchState], batch_size: int | None,
 
 
 def _hint_rows(vlm: UnifiedVLM, rows: int, batch_size: int | None) -> int:
+    # A batch has both images of a row: more rows than fit are never in one pass.
     return min(rows, rows_at_once(2 * vlm.tokens_per_image, batch_size))

@@ -64,6 +64,7 @@ def verify(
         max_unchanged: Candidates with a larger share of unchanged tokens come last, 0 to 1.
         runner: Runs ``idm`` as it is now, to be used for many calls; built here without it.
     """
+    # A batch of one, so that both ways give the same numbers.
     source = as_codes(source_N, "source")[None]
     candidates_1KN = as_codes(candidates_KN, "candidates")[None]
     return verify_batch(
@@ -101,6 +102,7 @@ def verify_batch(
     """
     sources = code_lists("source", source_BN)
     candidates = as_codes(candidates_BKN, "candidates")
+    # Without a candidate there is nothing to rank, and no error would say so.
     if candidates.ndim != 3 or candidates.shape[1] == 0:
         raise InputError(f"expected candidates (B, K, N) with K at least 1, got shape {tuple(candidates.shape)}")
     seeds = seeds if seeds is not None else [0] * len(sources)

@@ -46,6 +46,7 @@ def check_config(values: Mapping[str, object], file: Path) -> None:
 def _check_numbers(value: object, file: Path, path: str) -> None:
     if isinstance(value, dict):
         for key, item in value.items():
+            # Tokens are keys there, and their numbers are ids.
             if key not in VOCABULARY_KEYS:
                 _check_bounds(str(key), item, file, f"{path}.{key}" if path else str(key))
                 _check_numbers(item, file, f"{path}.{key}" if path else str(key))
@@ -64,6 +65,7 @@ def _check_bounds(key: str, value: object, file: Path, path: str) -> None:
     """Bound what decides how long a model takes to build."""
     if key == "channel_multiplier" and isinstance(value, list) and len(value) > MAX_LEVELS:
         raise InputError(f"{file}: {path} has {len(value):,} entries, expected at most {MAX_LEVELS}")
+    # Texts and fractions are left to the configuration's class.
     if not isinstance(value, int) or isinstance(value, bool):
         return
     maximum = None

@@ -25,6 +25,7 @@ def replace_folder(out: Path) -> Iterator[Path]:
     Yields:
         The temporary folder, empty: a process that is killed leaves nothing under the name ``out``.
     """
+    # On the same disk, or the last step would be a copy and no renaming.
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
@@ -51,6 +52,7 @@ def write_weights(vlm: UnifiedVLM, tensors: Mapping[str, Tensor], folder: Path) 
         tensors: Its weights by name, of the codec too where the family keeps them together.
         folder: An existing folder.
     """
+    # A copy: the caller's dictionary may be the module's own.
     own_tensors = dict(tensors)
     if getattr(vlm.inner.config, "tie_word_embeddings", False):
         own_tensors.pop("lm_head.weight", None)
@@ -66,6 +68,7 @@ def write_config(vlm: UnifiedVLM, folder: Path) -> None:
         folder: An existing folder.
     """
     config = vlm.inner.config
+    # transformers' auto classes choose by it.
     config.architectures = [type(vlm.inner).__name__]
     config.save_pretrained(folder)
     vlm.tokenizer.save_pretrained(folder)
@@ -78,6 +81,7 @@ def write_tensors(tensors: Mapping[str, Tensor], folder: Path) -> None:
         tensors: By name, on any device.
         folder: An existing folder.
     """
+    # safetensors stores no views and no strides.
     on_cpu = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     save_file(on_cpu, folder / "model.safetensors", metadata={"format": "pt"})
 

@@ -36,6 +36,7 @@ CODEC = re.compile(r"^(?:model\.)?vqmodel\.")
 
 def canonical_name(name: str) -> str:
     """Return a tensor's name without wrappers, PEFT's prefix and the adapter's name."""
+    # Wrappers of torch.compile, DDP and FSDP may be inside each other.
     name = _WRAPPERS.sub("", name).removeprefix(_PREFIX)
 
     def without_adapter_name(match: re.Match[str]) -> str:
@@ -55,6 +56,7 @@ def to_base_name(name: str, vlm: UnifiedVLM) -> str:
     inner = vlm.inner
     modules = {path for path, _ in inner.named_modules()}
     layer = _PARAMETER.split(name)[0] if _PARAMETER.search(name) else name.rpartition(".")[0]
+    # An adapter of a wrapped layer names the layer inside.
     layer = layer.removesuffix(".base_layer")
     # A name that the class has needs no guess.
     if layer in modules:
@@ -65,6 +67,7 @@ def to_base_name(name: str, vlm: UnifiedVLM) -> str:
         rest = name.removeprefix(prefix)
         if name.startswith(prefix) and rest.startswith(("layers.", "embed_tokens.", "norm.")):
             return f"{decoder}.{rest}"
+    # The head is outside the decoder in every class of today.
     head = next((prefix for prefix in _HEADS if name.startswith(f"{prefix}.")), None)
     return name if head is None else f"lm_head{name.removeprefix(head)}"
 

@@ -46,6 +46,7 @@ class Manifest(Recipe):
 def model_folder(path: str | Path) -> Path:
     """Return the model folder meant by ``path``: itself, or the ``model`` in the folder of the run that made it."""
     folder = Path(path)
+    # A run's folder holds its record beside the model.
     if not _has_config(folder) and _has_config(folder / "model"):
         return folder / "model"
     return folder

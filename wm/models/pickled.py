@@ -48,6 +48,7 @@ def tensors_of(value: Mapping[str, object], file: Path, nullable: frozenset[str]
         file: Named in the error.
         nullable: Names of entries that may be None, and are left out then.
     """
+    # All are counted, so that one look says what kind of file it is.
     wrong = [name for name, entry in value.items() if not isinstance(entry, Tensor) and name not in nullable]
     if wrong:
         kind = type(value[wrong[0]]).__name__

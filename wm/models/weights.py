@@ -74,6 +74,7 @@ class StoredTensor:
         if self.make is not None:
             flat: npt.NDArray[np.uint8] = self.make().contiguous().reshape(-1).view(torch.uint8).numpy()
             return flat
+        # An empty map cannot be made.
         if self.begin == self.end:
             return np.zeros(0, np.uint8)
         return np.memmap(self.file, np.uint8, "r", self.begin, (self.end - self.begin,))
@@ -172,6 +173,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
 
 
 def _parse_entry(file: Path, entry: Mapping[str, Any], start: int) -> StoredTensor:
+    # Relative to the end of the header.
     begin, end = entry["data_offsets"]
     if begin < 0:
         raise ValueError(f"a tensor begins at {begin}")

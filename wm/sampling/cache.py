@@ -73,6 +73,7 @@ class Rows:
 
     def select(self, rows: Tensor) -> "Rows":
         """Return these rows (int64) alone, in this order: a copy."""
+        # Indexing copies, so that the memory of rows that leave is freed.
         return Rows(tuple(keys[rows] for keys in self.keys), tuple(values[rows] for values in self.values))
 
     def num_bytes(self) -> int:

@@ -152,6 +152,7 @@ class Candidates:
 
 def _build_mixer(conditions: int, sampling: Sampling) -> Callable[[Tensor], Tensor]:
     scales = sampling.guidance_scale, sampling.image_guidance_scale
+    # Nothing to mix: the scales play no part.
     if conditions == 1:
         return lambda logits_XV: logits_XV
     return lambda logits_XV: mix_logits(logits_XV.view(conditions, -1, logits_XV.shape[-1]), *scales)

@@ -97,6 +97,7 @@ class ModelRunner(ABC):
     @property
     def exact(self) -> torch.dtype:
         """Type in which probabilities are computed: float32 at least."""
+        # Half precision has too few digits for sums of thousands of probabilities.
         return torch.float64 if self.dtype is torch.float64 else torch.float32
 
     @abstractmethod

@@ -57,6 +57,7 @@ def uniform_noise(seed: int, candidate: int, length: int) -> np.ndarray[tuple[in
     Raises:
         InputError: For a negative seed or candidate.
     """
+    # The key is unsigned: a negative number would be another one's noise.
     if seed < 0 or candidate < 0:
         raise InputError(f"seed and candidate must not be negative, got {seed} and {candidate}")
     key = np.array([seed % 2**64, candidate], dtype=np.uint64)
@@ -93,6 +94,7 @@ def expand_seeds(seed: int | Sequence[int], count: int) -> list[int]:
         seeds = [index(value) for value in values]
     except TypeError as error:
         raise InputError(f"seed = {seed!r:.80}: expected integers of at least 0") from error
+    # Cut or repeated seeds would give rows the same images unnoticed.
     if len(seeds) != count:
         raise InputError(f"expected one seed or {count}, got {len(seeds)}")
     return seeds

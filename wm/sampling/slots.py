@@ -63,6 +63,7 @@ class Slots:
             codes_RS: Sampled codes.
             positions_RS: int64, slots.
         """
+        # Families without row ends pay nothing for them.
         if self.count == len(self._code_positions):
             return codes_RS
         return codes_RS.masked_fill(self.is_end_L[positions_RS], self.row_end)

@@ -135,6 +135,7 @@ def speculate_images(
         counts_3BK[:, rows, first:last] = batch.counts_3R.cpu().view(3, len(rows), -1)
 
     plan.run(lambda rows: Candidates(vlm, runner, sampling, [prefixes[row] for row in rows]), decode)
+    # Greedy images were decoded once for all candidates.
     repeats = num_candidates // plan.num_distinct
     passes, confirmed, examined = counts_3BK.repeat(1, 1, repeats).unbind(0)
     return Speculation(codes_BKN.repeat(1, repeats, 1), passes, confirmed, examined, batch_passes)
@@ -158,6 +159,7 @@ def _sample_without_drafts(
         vlm, prefixes, num_candidates=num_candidates, first_candidate=first_candidate, sampling=sampling, seed=seed,
         batch_size=batch_size, runner=runner, on_progress=batches.append, progress_tokens=vlm.tokens_per_image + 1,
     )  # fmt: skip
+    # The first code comes from the prefix.
     passes = Slots(vlm).count - 1
     none_BK = torch.zeros(codes_BKN.shape[:2], dtype=torch.int64)
     return Speculation(codes_BKN, none_BK + passes, none_BK, none_BK, passes * len(batches))
@@ -170,6 +172,7 @@ def _log_no_drafts(runner: str) -> None:
 
 def _to_drafts(drafts: Tensor, sources: int, candidates: int, length: int, num_codes: int) -> Tensor:
     """Convert drafts to int64 (B, K, N); :class:`InputError` for other shapes and codes outside the codebook."""
+    # Rounded fractions would be codes of other images.
     if drafts.is_floating_point():
         raise InputError(f"drafts: expected codebook ids, whole numbers, got {drafts.dtype}")
     drafts_BKN = drafts.to("cpu", torch.int64)
@@ -211,6 +214,7 @@ class _RaggedBatch:
         # The first code follows the prefix alone, so that it is never a draft. Capacity for a draft beyond the end.
         logits_RV = self._candidates.start(each, length + num_draft_tokens)
         self.codes_RN[:, 0] = sample_tokens(logits_RV, self._noise_RN[:, 0], self._sampling)
+        # On the host, which decides which rows leave.
         lengths = [1] * num_rows
         grid = [list(range(source * each, (source + 1) * each)) for source in range(num_sources)]
         passes = 0

@@ -91,6 +91,7 @@ class TextBatch:
             raise InputError(f"num_candidates must be at least 1, got {num_candidates}")
         if num_top < 0:
             raise InputError(f"num_top must not be negative, got {num_top}")
+        # Its prompts leave out the very text or image that a text describes.
         if sampling.is_guided:
             raise InputError("guidance is for images; texts are sampled without it")
         check_prefixes(prefixes, runner.vocabulary_size)
@@ -231,6 +232,7 @@ def check_max_new_tokens(max_new_tokens: int) -> None:
 
 def _complete_batch(runner: ModelRunner, batch: TextBatch) -> list[Completion]:
     tokens: list[list[TextToken]] = [[] for _ in batch.is_open]
+    # Texts of one batch end at different steps; the longest decides.
     while not batch.is_finished:
         (step,) = decode_texts(runner, [batch])
         for row, token in zip(tokens, step, strict=True):

@@ -64,6 +64,7 @@ class Prefixes:
 
     def spread(self, num_rows: int) -> tuple[_Part, ...]:
         """Copy the caches for ``num_rows`` rows, a multiple of P: those of a prefix are neighbours."""
+        # transformers attends row by row: each needs a cache of its own.
         each = num_rows // self.count
         return _select(self.parts, [row // each for row in range(num_rows)])
 

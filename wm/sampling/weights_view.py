@@ -195,6 +195,7 @@ def view_of_modules(stack: Any, head: nn.Module, *, merge: bool = True) -> Decod
     # Numbers of heads come from the matrices: configurations name them in several ways.
     width = attention.head_dim
     query, key = (bare(module).weight for module in (attention.q_proj, attention.k_proj))
+    # Some classes scale embeddings in the module, not in the decoder.
     embedding = bare(stack.embed_tokens)
     words = matrix_of(stack.embed_tokens).weight
     return DecoderView(

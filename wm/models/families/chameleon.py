@@ -40,6 +40,7 @@ def image_token_code(name: str) -> int | None:
     """Return the codebook id in a token's name; -1 for a name that looks so and is none, None for another token."""
     if not name.startswith("IMGIMG"):
         return None
+    # A damaged name is reported, not passed over: its code would have no token.
     match = _IMAGE_TOKEN.fullmatch(name)
     return int(match[1].translate(_DIGITS)) if match else -1
 
@@ -150,9 +151,11 @@ def _pairs_to_halves(config: ChameleonConfig, locations: Mapping[str, StoredTens
     That code has one norm for all heads, (K,) instead of (H, K), by which it is recognised.
     """
     head = config.hidden_size // config.num_attention_heads
+    # The first layer speaks for all: one program has written them.
     first_norm = locations.get("model.layers.0.self_attn.q_norm.weight")
     if first_norm is None or first_norm.shape != (head,):
         return dict(locations)
+    # Grouped keys have fewer heads than queries.
     heads = {"q": config.num_attention_heads, "k": config.num_key_value_heads or config.num_attention_heads}
     changed = dict(locations)
     for name, location in locations.items():
@@ -166,6 +169,7 @@ def _pairs_to_halves(config: ChameleonConfig, locations: Mapping[str, StoredTens
 
 
 def _reordering(name: str, location: StoredTensor, kind: str, heads: int) -> Callable[[], Tensor]:
+    # Read when it is asked for: all layers at once would fill the memory.
     def make() -> Tensor:
         (_, tensor), *_ = read_stored({name: location})
         if kind == "norm":

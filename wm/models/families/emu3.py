@@ -65,6 +65,7 @@ class Emu3VLM(UnifiedVLM):
         where = str(facts.folder or "this tokenizer")
         vocabulary: dict[str, int] = dict(module.config.vocabulary_map or {}) or tokenizer.get_vocab()
         check_vocabulary(tokenizer, vocabulary, module.config.text_config.vocab_size)
+        # By name: each release numbers its tokens anew.
         ids = token_ids(tokenizer, vocabulary, where, _RELEASED_NAMES)
         special = SpecialIds(**{role: ids[role] for role in ("bos", "eos", "pad", "boi", "eoi")})
         # Emu3 writes the size of an image before its codes, as text.
@@ -118,6 +119,7 @@ class Emu3VQ(VQModel):
     def nearest(self, features_BND: Tensor) -> Tensor:
         """Return codebook ids (B, N)."""
         side = self.side_tokens
+        # The quantiser takes videos: one frame is one.
         grid_BTDHW = features_BND.transpose(1, 2).reshape(len(features_BND), 1, -1, side, side)
         codes: Tensor = self.quantize(grid_BTDHW)
         return codes.flatten(1)
@@ -126,6 +128,7 @@ class Emu3VQ(VQModel):
         """Return pixels (B, 3, H, W) in [-1, 1] of code vectors (B, N, D)."""
         side = self.side_tokens
         quantised_BDTHW = quantised_BND.transpose(1, 2).reshape(len(quantised_BND), -1, 1, side, side).contiguous()
+        # transformers has time before channels in the decoder, after them in the convolution.
         latent = self.post_quant_conv(quantised_BDTHW)
         frames: Tensor = self.decoder(latent.permute(0, 2, 1, 3, 4), quantised_BDTHW.permute(0, 2, 1, 3, 4))
         return frames.view(len(quantised_BND), self.frames, *frames.shape[1:])[:, 0]
@@ -176,9 +179,11 @@ def emu3_codec_shape(folder: Path) -> tuple[int, int]:
 
 def _side_px(folder: Path, config: Emu3VQVAEConfig) -> int:
     """Return the side of the images that the folder is made for."""
+    # The smallest image that the processor lets pass is the one that costs least tokens.
     pixels = read_image_processor(folder).get("min_pixels", 512 * 512)
     if type(pixels) is not int or not 0 < pixels <= MAX_SIDE_PX**2:
         raise InputError(f"{folder}: min_pixels is {pixels!r:.60}, expected a whole number up to {MAX_SIDE_PX**2:,}")
+    # Codes need complete cells.
     side, factor = isqrt(pixels), 2 ** (len(config.channel_multiplier) - 1)
     if side * side != pixels or side % factor:
         raise InputError(f"{folder}: min_pixels is {pixels}, expected the square of a multiple of {factor}")

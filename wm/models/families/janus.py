@@ -53,6 +53,7 @@ class JanusVLM(UnifiedVLM):
     def __init__(self, module: JanusForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, facts: Facts) -> None:
         where = str(facts.folder or "this tokenizer")
         self.num_text: int = module.config.text_config.vocab_size
+        # Codes follow the text's rows: an id beyond them would be taken for a code.
         if len(tokenizer) > self.num_text:
             raise InputError(f"{where}: the tokenizer has {len(tokenizer)} tokens, the model {self.num_text}")
         vocabulary, eos = tokenizer.get_vocab(), str(tokenizer.eos_token)
@@ -139,9 +140,11 @@ class JanusVLM(UnifiedVLM):
             hidden: (…, H), as :meth:`body` returns it.
             rows: int64, vocabulary ids; None: all.
         """
+        # Two heads have no common scale: each is normalised by itself.
         if rows is None:
             sides = (self.inner.lm_head(hidden), self.image_head(hidden))
             return torch.cat([torch.log_softmax(side, dim=-1) for side in sides], dim=-1)
+        # The sampler's case, without a look at the rows: it would wait for the GPU.
         if rows is self.image_rows:
             return self.image_head(hidden)
         if bool((rows >= self.num_text).all()):
@@ -177,6 +180,7 @@ class JanusVQ(VQModel):
     def __init__(self, vq: JanusVQVAE) -> None:
         super().__init__()
         side = vq.config.num_patches
+        # The configuration names tokens; each level but the last halves the side.
         side_px = side * 2 ** (len(vq.config.channel_multiplier) - 1)
         self.take_parts(vq, side, side_px, vq.config.num_embeddings)
 
@@ -210,6 +214,7 @@ def load_janus(folder: Path, device: Device, dtype: torch.dtype, facts: Facts) -
         facts: Of its codec and of the folder.
     """
     config = read_config(folder, JanusConfig)
+    # SigLIP takes memory, and no prediction passes through it.
     without = (CODEC_PREFIX, *UNDERSTANDING)
     module = read_module(folder, JanusForConditionalGeneration, config, device, dtype, without=without)
     return JanusVLM(module, read_tokenizer(folder), facts)
@@ -245,6 +250,7 @@ def write_janus(vlm: JanusVLM, codec: ImageCodec, tensors: Mapping[str, Tensor],
     """
     if vlm.folder is None:
         raise InputError(f"cannot write {folder}: the model was not read from a folder that has its SigLIP weights")
+    # transformers' class is complete only with the half that reads pixels.
     own = codec_tensors(codec)
     for prefix in UNDERSTANDING:
         own |= {prefix + name: tensor for name, tensor in load_tensors(vlm.folder, prefix).items()}

@@ -35,6 +35,7 @@ class LiquidVLM(UnifiedVLM):
 
     def __init__(self, module: GemmaForCausalLM, tokenizer: PreTrainedTokenizerFast, facts: Facts) -> None:
         num_text, size = len(tokenizer), module.config.vocab_size
+        # Code c is row num_text + c: with another sum every code would be another image.
         if size != num_text + facts.num_codes:
             raise InputError(
                 f"{facts.folder or 'this model'}: vocab_size is {size}, expected {num_text} tokens of the tokenizer "
@@ -116,6 +117,7 @@ def read_liquid_codec(folder: Path, device: Device, decoder: Path | None) -> Ima
         device: Where to put the codec.
         decoder: A ``vqgan.ckpt``, or a folder with one, to take the decoder from.
     """
+    # The release leaves it out: the message says where it is.
     if not (folder / CODEC_FOLDER).is_dir():
         explain_missing_vqgan(folder)
     return read_codec(folder / CODEC_FOLDER, device, decoder=decoder)

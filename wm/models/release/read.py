@@ -81,6 +81,7 @@ def shard_files(folder: Path, model_parallel_size: int) -> list[Path]:
     Raises:
         InputError: One is missing, or there are more.
     """
+    # A consolidated release is one file, into however many its training was split.
     if (folder / "consolidated.pth").is_file():
         return [folder / "consolidated.pth"]
     # By number, not by name: the ranks decide which heads a file holds.
@@ -104,6 +105,7 @@ def read_params(folder: Path) -> dict[str, object]:
     model = params.get("model", {})
     if not isinstance(model, dict):
         raise InputError(f"{folder / PARAMS}: 'model' is {model!r:.60}, expected an object")
+    # Written by the consolidation, so later than the other.
     consolidate = read_json(folder / CONSOLIDATE) if (folder / CONSOLIDATE).is_file() else {}
     return {**params, **model, **consolidate}
 
@@ -178,6 +180,7 @@ def mlp_size(dim: int, multiplier: float, multiple_of: int) -> int:
         multiplier: ``ffn_dim_multiplier`` of ``params.json``.
         multiple_of: What the width is a multiple of.
     """
+    # Truncated twice, as in the original: the width must be exactly the same.
     width = int(multiplier * int(2 * 4 * dim / 3))
     return multiple_of * ((width + multiple_of - 1) // multiple_of)
 
@@ -187,6 +190,7 @@ def read_original_tokenizer(release: Release) -> PreTrainedTokenizerFast:
     ``<image>``."""
     path = release.tokenizer / TOKENIZER
     check_downloaded(path)
+    # As JSON first: a token is renamed before the library numbers anything.
     values = read_json(path)
     _rename_image_token(values)
     try:
@@ -203,6 +207,7 @@ def read_original_tokenizer(release: Release) -> PreTrainedTokenizerFast:
 def _rename_image_token(values: dict[str, Any]) -> None:
     model = values.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    # transformers' processor looks for it by this name.
     if isinstance(vocabulary, dict) and IMAGE_TOKEN not in vocabulary and IMAGE_TOKEN_WAS in vocabulary:
         vocabulary[IMAGE_TOKEN] = vocabulary.pop(IMAGE_TOKEN_WAS)
         for token in values.get("added_tokens") or []:

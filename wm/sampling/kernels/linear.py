@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from wm.models.vlm import span_of
+from wm.models.vocabulary import span_of
 from wm.sampling.adapted import LowRank, Matrix
 
 TRANSPOSED_UP_TO = 2**19
@@ -203,6 +203,7 @@ def linears(matrices: Sequence[Matrix], rows: int, packs: Packs | None = None) -
         matrix.weight.new_zeros(len(matrix.weight)) if matrix.bias is None else matrix.bias for matrix in matrices
     ]
     bias = torch.cat(biases) if any(matrix.bias is not None for matrix in matrices) else None
+    # One copy of all: queries, keys and values then are one product.
     copy = (packs or Packs()).packed([matrix.weight for matrix in matrices], rows)
     return Linears((_copied(bias, copy, _stacked(matrices)),))
 
@@ -218,6 +219,7 @@ def _stacked(matrices: Sequence[Matrix]) -> LowRank | None:
     downs = [low_rank.down for low_rank in parts if low_rank is not None]
     if not downs:
         return None
+    # A matrix without adapter has a block of no rows, as wide as its outputs.
     ups = [matrix.weight.new_zeros(0, len(matrix.weight)) for matrix in matrices]
     blocks = [up if low_rank is None else low_rank.up for up, low_rank in zip(ups, parts, strict=True)]
     return LowRank(torch.cat(downs, dim=1), torch.block_diag(*blocks))  # type: ignore[no-untyped-call]

@@ -48,6 +48,7 @@ def _part(
         positions_N = first + start + tl.arange(0, BLOCK_N)
         inside_N = positions_N < last
         offsets_ND = positions_N[:, None] * WIDTH + columns_D[None, :]
+        # Zeros outside: NaN in memory that is not filled would pass through the product.
         key_ND = tl.load(keys + offsets_ND, mask=inside_N[:, None], other=0.0)
         value_ND = tl.load(values + offsets_ND, mask=inside_N[:, None], other=0.0)
         if HAS_NEW:
@@ -230,5 +231,6 @@ def merge_parts(
         mask=(weights_S > 0)[:, None],
         other=0.0,
     )
+    # Stored in the model's type only now: the sums are float32.
     mixed_D = tl.sum(part_SD * weights_S[:, None], 0)
     tl.store(mixed + program * WIDTH + columns_D, mixed_D.to(mixed.dtype.element_ty))
