@@ -104,10 +104,8 @@ def predict_observations(
     sampling = sampling or Sampling()
     sources = code_lists("source", source_BN)
     check_equal_lengths(sources=len(sources), actions=len(actions))
-    rows = [
-        SearchState(*row, search, sampling)
-        for row in zip(sources, actions, expand_seeds(seed, len(sources)), strict=True)
-    ]
+    seeds = expand_seeds(seed, len(sources))
+    rows = [SearchState(*row, search, sampling) for row in zip(sources, actions, seeds, strict=True)]
     if not rows:
         return []
     # 1. Runners for the widest round.
@@ -115,14 +113,11 @@ def predict_observations(
     fdm_rows = _hint_rows(fdm, widest, batch_size) * (search.num_draft_tokens + 1)
     fdm_runner = fdm_runner or build_model_runner(fdm, rows=fdm_rows)
     idm_runner = idm_runner or build_model_runner(idm, rows=_hint_rows(idm, widest, batch_size) * len(sources[0]))
-    # 2. Rounds, each in one batch, until every row is settled. All that are not have had the same rounds.
+    # 2. Rounds, each in one batch, until every row is settled.
     still_open = rows
     while still_open:
         candidates = still_open[0].candidates
-        _sample(
-            fdm, still_open, candidates, num_draft_tokens=search.num_draft_tokens, sampling=sampling,
-            batch_size=batch_size, runner=fdm_runner,
-        )  # fmt: skip
+        _sample(fdm, still_open, search.num_draft_tokens, sampling, batch_size, runner=fdm_runner)
         _score(idm, still_open, batch_size, idm_runner)
         number = len(still_open)
         still_open = [row for row in still_open if row.candidates]
@@ -195,13 +190,14 @@ class SearchState:
 def _sample(
     fdm: UnifiedVLM,
     rows: Sequence[SearchState],
-    candidates: range,
-    *,
     num_draft_tokens: int,
     sampling: Sampling,
     batch_size: int | None,
+    *,
     runner: ModelRunner,
 ) -> None:
+    # All rows that are not settled have had the same rounds, and sample the same candidates.
+    candidates = rows[0].candidates
     sources, actions = [row.source for row in rows], [row.action for row in rows]
     seeds = [row.seed for row in rows]
     # Counted only where drafts make the number vary.

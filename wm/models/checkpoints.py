@@ -211,14 +211,11 @@ def save_model(
         InputError: ``kind`` does not fit the model, or the codec is absent or another one.
     """
     has_adapter = vlm.module is not vlm.inner
-    # Only a caller knows that weights are a base's.
     kind = kind or ("adapter" if has_adapter else "full")
     if (kind == "adapter") != has_adapter:
         raise InputError(f"kind={kind!r}, but the model has {'an' if has_adapter else 'no'} adapter")
     out = Path(path)
-    # A full folder is complete, with the codec that its codes belong to.
-    if kind != "adapter":
-        codec = codec or _codec_of(vlm, out)
+    codec = codec or (_codec_of(vlm, out) if kind != "adapter" else None)
     if codec is not None:
         check_same_codec(codec.codec_id, vlm.codec_id, out)
     # Written beside its place and renamed: a process that is killed leaves no half of a model.

@@ -132,8 +132,8 @@ def _prefill(vlm: UnifiedVLM, runner: ModelRunner, sampling: Sampling, prefixes:
     """Read the prefixes; once more without the buffers of earlier images where memory does not suffice."""
     try:
         return Candidates(vlm, runner, sampling, prefixes)
-    # The buffers are worth a recording, not a halved batch.
     except torch.OutOfMemoryError:
+        # The buffers are worth a recording, not a halved batch.
         if runner.static_steps is None:
             raise
     runner.static_steps = None

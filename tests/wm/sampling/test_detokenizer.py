@@ -44,7 +44,7 @@ def cleaned():
 
 
 class Speaking:
-    """What pieces need of a model."""
+    """What the detokenizer needs of a model."""
 
     def __init__(self, build):
         tokenizer, settings = build()

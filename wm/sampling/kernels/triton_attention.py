@@ -94,7 +94,6 @@ class StepAttention:
         kernels: Any = _kernels()
         view, (prefix_parts, own_parts) = self._view, self._parts
         query_RAD, key_RGD, value_RGD = map(_with_heads_in_order, (query_RAD, key_RGD, value_RGD))
-        # Both kinds in one launch: two would leave multiprocessors idle between them.
         prefix_programs = self._num_prefixes * view.num_groups * self._row_blocks * prefix_parts
         kernels.attend_parts[(prefix_programs + self._num_rows * view.num_groups * own_parts,)](
             query_RAD,

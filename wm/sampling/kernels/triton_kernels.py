@@ -48,7 +48,6 @@ def _part(
         positions_N = first + start + tl.arange(0, BLOCK_N)
         inside_N = positions_N < last
         offsets_ND = positions_N[:, None] * WIDTH + columns_D[None, :]
-        # Zeros outside: NaN in memory that is not filled would pass through the product.
         key_ND = tl.load(keys + offsets_ND, mask=inside_N[:, None], other=0.0)
         value_ND = tl.load(values + offsets_ND, mask=inside_N[:, None], other=0.0)
         if HAS_NEW:
