@@ -1,4 +1,4 @@
-"""Pieces of growing texts, with tokenizers of the kinds that families have: whatever the tokens, they join."""
+"""Increments of growing texts, with tokenizers of the kinds that families have: whatever the tokens, they join."""
 
 import random
 from types import SimpleNamespace
