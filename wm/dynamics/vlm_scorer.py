@@ -254,7 +254,7 @@ def _read_template(file: Path) -> str:
 
 
 def _read_processor_name(folder: Path) -> str:
-    # Newer files first: each version of transformers has moved the name.
+    # Newer files first: versions of transformers have moved the name.
     for file in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
         if (folder / file).is_file() and "processor_class" in (values := read_json(folder / file)):
             return str(values["processor_class"])

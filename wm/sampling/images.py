@@ -133,7 +133,7 @@ def _prefill(vlm: UnifiedVLM, runner: ModelRunner, sampling: Sampling, prefixes:
     try:
         return Candidates(vlm, runner, sampling, prefixes)
     except torch.OutOfMemoryError:
-        # The buffers are worth a recording, not a halved batch.
+        # Given up before a batch is halved: they only save a recording.
         if runner.static_steps is None:
             raise
     runner.static_steps = None

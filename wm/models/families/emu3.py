@@ -179,7 +179,7 @@ def emu3_codec_shape(folder: Path) -> tuple[int, int]:
 
 def _side_px(folder: Path, config: Emu3VQVAEConfig) -> int:
     """Return the side of the images that the folder is made for."""
-    # The smallest image that the processor lets pass is the one that costs least tokens.
+    # The smallest image that the processor lets pass is the one of the fewest tokens.
     pixels = read_image_processor(folder).get("min_pixels", 512 * 512)
     if type(pixels) is not int or not 0 < pixels <= MAX_SIDE_PX**2:
         raise InputError(f"{folder}: min_pixels is {pixels!r:.60}, expected a whole number up to {MAX_SIDE_PX**2:,}")
