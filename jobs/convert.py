@@ -81,6 +81,7 @@ def run(recipe: ConvertRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         if not Path(folder).is_dir():
             raise InputError(f"{key} = {folder!r}: no such folder")
     stage = Run(recipe.out, "convert", recipe, {key: digest_of(folder) for key, folder in folders.items()})
+    # The record names inputs and recipe: the same ones need no second conversion.
     if stage.is_complete():
         print(f"convert: already complete in {recipe.out}")
         return read_run(recipe.out) or {}

@@ -285,7 +285,7 @@ def _speculate(
         [start.source],
         [start.action],
         num_draft_tokens=num_draft_tokens,
-        num_samples=len(candidates),
+        num_candidates=len(candidates),
         first_candidate=candidates.start,
         sampling=sampling,
         seed=start.seed,

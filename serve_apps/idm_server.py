@@ -104,7 +104,7 @@ class IDMServer(ModelServer):
             model.runner,
             source,
             target,
-            num_samples=request.n,
+            num_candidates=request.n,
             sampling=request.to_sampling(),
             seed=request.seed,
             num_top=request.top_logprobs,

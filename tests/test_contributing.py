@@ -50,7 +50,7 @@ def test_the_example_is_a_whole_family(example, tmp_path):
     assert vlm.family == "llama_vq"
     assert load_codec(folder).codec_id == vlm.codec_id
     ids = flatten(vlm.layout("fdm", source=SOURCE, action="put the cup"))
-    drawn = sample_observations(vlm, [SOURCE], ["put the cup"], num_samples=1, sampling=Sampling(greedy=True))
+    drawn = sample_observations(vlm, [SOURCE], ["put the cup"], num_candidates=1, sampling=Sampling(greedy=True))
     for code in drawn[0, 0].tolist():
         with torch.no_grad():
             logits = theirs(input_ids=torch.tensor([ids])).logits[0, -1]

@@ -43,7 +43,7 @@ def check_decoding(device: str, stepping: Sequence[Stepping]) -> Figures:
     model = ShapeModel(shape, device=device)
     prefixes = [shape.ids(150), shape.ids(131, 1)]
     sampling = Sampling(temperature=0.8, top_k=20, top_p=0.95)
-    sample = partial(sample_images, model, prefixes, num_samples=4, sampling=sampling)
+    sample = partial(sample_images, model, prefixes, num_candidates=4, sampling=sampling)
     plain = sample(runner=LlamaRunner(model, stepping="plain"))
     figures: Figures = {}
     for way in stepping:
@@ -126,7 +126,7 @@ def _measure_runner(record: Record, model: ShapeModel, runner: LlamaRunner, *, c
     positions = positions_at_once(model)
 
     def work() -> Tensor:
-        return sample_images(model, [prefix], num_samples=count, runner=runner)
+        return sample_images(model, [prefix], num_candidates=count, runner=runner)
 
     # Plain decoding has nothing to record: a few tokens warm up.
     if runner.stepping == "plain":
@@ -224,12 +224,12 @@ def measure_speculation(record: Record, model: ShapeModel, repeats: int) -> None
 
         def run(count: int = count) -> Figures:
             runner = LlamaRunner(model)
-            sample = partial(sample_images, model, prefixes, num_samples=count, runner=runner)
+            sample = partial(sample_images, model, prefixes, num_candidates=count, runner=runner)
             codes = sample()
             # From the right codes, so that the share of right drafts is known.
             drafts = random_draft(codes, model.shape.codes)
             speculate = partial(
-                speculate_images, model, prefixes, drafts, num_samples=count, num_draft_tokens=block, runner=runner
+                speculate_images, model, prefixes, drafts, num_candidates=count, num_draft_tokens=block, runner=runner
             )
             result = speculate()
             return {

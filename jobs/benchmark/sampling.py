@@ -171,9 +171,9 @@ def _faithful_ratios(seconds: Seconds) -> dict[str, float]:
     return ratios
 
 
-def _sample(model: ShapeModel, num_samples: int, runner: LlamaRunner | None) -> Callable[[], Tensor]:
+def _sample(model: ShapeModel, num_candidates: int, runner: LlamaRunner | None) -> Callable[[], Tensor]:
     prefix = model.shape.ids(model.shape.prefix)
-    return lambda: sample_images(model, [prefix], num_samples=num_samples, runner=runner)
+    return lambda: sample_images(model, [prefix], num_candidates=num_candidates, runner=runner)
 
 
 def _against_generate(model: ShapeModel) -> dict[str, Callable[[], object]]:

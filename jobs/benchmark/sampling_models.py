@@ -105,14 +105,14 @@ class ShapeModel(RandomVLM):
 
 @torch.no_grad()
 def generate(
-    model: ShapeModel, prefix: list[int], num_samples: int, cache: str, *, tokens: int = 0, compiled: bool = False
+    model: ShapeModel, prefix: list[int], num_candidates: int, cache: str, *, tokens: int = 0, compiled: bool = False
 ) -> Tensor:
     """Run transformers' ``generate(num_return_sequences=…)``.
 
     Args:
         model: The model.
         prefix: Vocabulary ids.
-        num_samples: Images, K.
+        num_candidates: Images, K.
         cache: ``dynamic`` or ``static``.
         tokens: Fewer than the target has; 0: all.
         compiled: As transformers compiles it where it can.
@@ -124,7 +124,7 @@ def generate(
     ids: Tensor = model.inner.generate(
         input_ids=torch.tensor([prefix], device=model.device),
         attention_mask=torch.ones((1, len(prefix)), dtype=torch.int64, device=model.device),
-        num_return_sequences=num_samples,
+        num_return_sequences=num_candidates,
         do_sample=True,
         top_k=0,
         max_new_tokens=tokens,

@@ -55,7 +55,7 @@ def speculation_figures(shape: Shape, timed: Shape, rows: int, ratios: dict[str,
     block = min(BLOCK, shape.target - 1)
     runner = build_model_runner(model, rows=rows * (block + 1))
     prefixes = [shape.ids(shape.prefix, seed) for seed in range(SOURCES)]
-    codes_BKN = sample_images(model, prefixes, num_samples=rows, seed=list(range(SOURCES)), runner=runner)
+    codes_BKN = sample_images(model, prefixes, num_candidates=rows, seed=list(range(SOURCES)), runner=runner)
     drafts_BKN = random_draft(codes_BKN, shape.codes)
 
     def speculate(count: int, redraft: bool) -> list[Speculation]:
@@ -64,7 +64,7 @@ def speculation_figures(shape: Shape, timed: Shape, rows: int, ratios: dict[str,
                 model,
                 [prefixes[source]],
                 drafts_BKN[source : source + 1, :count],
-                num_samples=count,
+                num_candidates=count,
                 num_draft_tokens=block,
                 seed=source,
                 redraft=redraft,
@@ -114,11 +114,11 @@ def _measure_seconds(shape: Shape, rows: int, rounds: int) -> Seconds:
     model = ShapeModel(shape)
     block = min(BLOCK, shape.target - 1)
     runner, prefixes = build_model_runner(model, rows=rows), [shape.ids(shape.prefix)]
-    drafts = random_draft(sample_images(model, prefixes, num_samples=rows, runner=runner), shape.codes)
+    drafts = random_draft(sample_images(model, prefixes, num_candidates=rows, runner=runner), shape.codes)
     work: dict[str, Callable[[], object]] = {}
     for count in (1, rows):
-        sample = partial(sample_images, model, prefixes, num_samples=count, runner=runner)
-        speculate = partial(speculate_images, num_samples=count, num_draft_tokens=block, runner=runner)
+        sample = partial(sample_images, model, prefixes, num_candidates=count, runner=runner)
+        speculate = partial(speculate_images, num_candidates=count, num_draft_tokens=block, runner=runner)
         work[f"sequential_n{count}"] = sample
         work[f"speculative_n{count}"] = partial(speculate, model, prefixes, drafts[:, :count])
     return turns(work, rounds)
@@ -155,14 +155,14 @@ def trained_figures(fdm: str, base: str, triplets: str, ratios: dict[str, float]
     blocks = sorted({block for block in BLOCKS if block < vlm.tokens_per_image} | {vlm.tokens_per_image - 1})
     savings: dict[str, float] = {}
     for name, sampling in SAMPLINGS.items():
-        codes = sample_images(vlm, prefixes, num_samples=rows, sampling=sampling, seed=seeds, runner=runner)
+        codes = sample_images(vlm, prefixes, num_candidates=rows, sampling=sampling, seed=seeds, runner=runner)
         for redraft in (True, False):
             for block in blocks:
                 result = speculate_images(
                     vlm,
                     prefixes,
                     sources,
-                    num_samples=rows,
+                    num_candidates=rows,
                     num_draft_tokens=block,
                     sampling=sampling,
                     seed=seeds,

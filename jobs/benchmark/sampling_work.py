@@ -140,7 +140,7 @@ def count_sampling(model: ShapeModel, rows: int) -> dict[str, int]:
     counts: dict[str, int] = {}
     for name, prefixes, each in (("shared", 1, rows), ("naive", rows, 1)):
         counts[f"flops_{name}"] = _count_flops(
-            partial(sample_images, model, [prefix] * prefixes, num_samples=each, runner=runner)
+            partial(sample_images, model, [prefix] * prefixes, num_candidates=each, runner=runner)
         )
         # Caches as they are when the last code is sampled.
         prefix_cache, _ = runner.prefill([prefix] * prefixes)

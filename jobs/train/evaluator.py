@@ -86,7 +86,7 @@ class HeldOutEvaluator:
                 vlm,
                 triplets.source_BN,
                 triplets.actions,
-                num_samples=count,
+                num_candidates=count,
                 sampling=Sampling(greedy=greedy),
                 seed=row_seeds(0, triplets.ids),
                 runner=runner,

@@ -16,19 +16,19 @@ def sample_images(
     vlm: UnifiedVLM,
     prefixes: Sequence[Sequence[int]],
     *,
-    num_samples: int,
+    num_candidates: int,
     sampling: Sampling | None = None,
     seed: int | Sequence[int] = 0,
     batch_size: int | None = None,
 ) -> Tensor:
-    """Codebook ids int64 (B, K, N) on the CPU: ``num_samples`` images after each prefix (vocabulary ids).
+    """Codebook ids int64 (B, K, N) on the CPU: ``num_candidates`` images after each prefix (vocabulary ids).
 
     ``seed``: one for all rows, or one a row. Rows with equal seeds share their noise. ``batch_size`` bounds
     the candidate rows that are decoded together. Prefixes may differ in length.
     """
     sampling = sampling or Sampling()
     seeds = [seed] * len(prefixes) if isinstance(seed, int) else list(seed)
-    distinct = 1 if sampling.greedy else num_samples
+    distinct = 1 if sampling.greedy else num_candidates
     codes_BKN = torch.zeros((len(prefixes), distinct, vlm.tokens_per_image), dtype=torch.int64)
 
     at_once = batch_size or 64
@@ -42,7 +42,7 @@ def sample_images(
             codes_RN = _decode_images(vlm, ids_BT, len(candidates), torch.from_numpy(noise_RN), sampling)
             chosen = codes_RN.view(len(rows), len(candidates), -1).cpu()
             codes_BKN[rows, candidates.start : candidates.stop] = chosen
-    return codes_BKN.repeat(1, num_samples // distinct, 1)
+    return codes_BKN.repeat(1, num_candidates // distinct, 1)
 
 
 def _decode_images(

@@ -85,7 +85,7 @@ def test_the_gate_measures_nats_preference_and_copies(models: dict[str, Path], t
             assert found.copies is found.unchanged_share is None and not found.has_collapsed
             continue
         greedy = Sampling(greedy=True)
-        drawn = sample_observations(vlm, held_out.source_BN, held_out.actions, num_samples=1, sampling=greedy)[:, 0]
+        drawn = sample_observations(vlm, held_out.source_BN, held_out.actions, num_candidates=1, sampling=greedy)[:, 0]
         same = [
             [a == b for a, b in zip(x, y, strict=True)]
             for x, y in zip(drawn.tolist(), held_out.source_BN.tolist(), strict=True)
@@ -205,7 +205,7 @@ def test_imagined_triplets_are_the_verifiers_choice(
         assert row["action"] in said and row["origin"] == "fdm" and row["source_image"] == source["source_image"]
         seed = row_seed(0, source["triplet_id"])
         seed = row_seed(seed, row["action"])
-        drawn = sample_observations(fdm, [row["source_codes"]], [row["action"]], num_samples=3, seed=seed)[0]
+        drawn = sample_observations(fdm, [row["source_codes"]], [row["action"]], num_candidates=3, seed=seed)[0]
         scores = score_actions(idm, [row["source_codes"]] * 3, drawn, [row["action"]] * 3)
         best = max(range(3), key=lambda k: (scores[k].logprob, -k))
         assert row["target_codes"] == drawn[best].tolist()

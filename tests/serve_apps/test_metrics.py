@@ -106,7 +106,7 @@ def test_the_share_of_drafts_that_were_right(tiny_base, kept):
         assert http.post("/v1/images/edits", json=EDIT).status_code == 200
     model, codec = load_model(tiny_base), load_codec(tiny_base)
     source_BN = codec.encode(SOURCE[None])
-    found = speculate_observations(model, source_BN, [EDIT["prompt"]], num_draft_tokens=2, num_samples=4, seed=7)
+    found = speculate_observations(model, source_BN, [EDIT["prompt"]], num_draft_tokens=2, num_candidates=4, seed=7)
     assert kept["wm_draft_accepted_share"] == [pytest.approx(float(found.confirmed.sum() / found.examined.sum()))]
 
 

@@ -38,7 +38,7 @@ def request_of(vlm, number, count=2):
 
 
 def alone(vlm, request):
-    return sample_images(vlm, [request.prefix], num_samples=request.num_samples, seed=request.seed)[0]
+    return sample_images(vlm, [request.prefix], num_candidates=request.num_candidates, seed=request.seed)[0]
 
 
 def test_many_at_once_get_their_own_images_and_their_lines(vlm, thread, pool):

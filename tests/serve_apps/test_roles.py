@@ -197,7 +197,7 @@ def test_a_requests_guidance_comes_before_the_recipes_over_http(http, folders, f
     codec = load_codec(folders / "fdm")
     source_BN = codec.encode(SOURCE[None])
     sampling = Sampling(guidance_scale=text, image_guidance_scale=image)
-    drawn = sample_observations(roles.fdm.model, source_BN, [ACTION], num_samples=4, sampling=sampling, seed=7)
+    drawn = sample_observations(roles.fdm.model, source_BN, [ACTION], num_candidates=4, sampling=sampling, seed=7)
     best = verify(roles.idm.model, source_BN[0], ACTION, drawn[0], runner=roles.idm.runner)[0]
     reply = ask(http, **fields)
     assert reply.status_code == 200, reply.text
@@ -234,7 +234,7 @@ def test_adapters_answer_as_the_library_with_them(http, folders, adapters, model
     fdm, idm = (load_role(path, over=over) for path in paths)
     codec = load_codec(folders / "fdm")
     source_BN = codec.encode(SOURCE[None])
-    drawn = sample_observations(fdm.model, source_BN, [ACTION], num_samples=4, seed=7, runner=fdm.runner)
+    drawn = sample_observations(fdm.model, source_BN, [ACTION], num_candidates=4, seed=7, runner=fdm.runner)
     best = verify(idm.model, source_BN[0], ACTION, drawn[0], runner=idm.runner)[0]
     named = {"model": "fdm" if model == "fdm" else f"base:{model}", "guidance_scale": 1}
     reply = ask(http, **named, **({"verifier": f"base:{verifier}"} if verifier else {}))

@@ -75,7 +75,7 @@ def test_previews_are_the_first_candidate_so_far_and_the_source(http, models):
     model, codec = models
     events = edit(http, stream=True, partial_images=3)
     source_N = codec.encode(SOURCE[None])[0].tolist()
-    first_N = sample_observations(model, [source_N], ACTIONS[:1], num_samples=1, seed=7)[0, 0].tolist()
+    first_N = sample_observations(model, [source_N], ACTIONS[:1], num_candidates=1, seed=7)[0, 0].tolist()
     places = place_previews(3, model.tokens_per_image)
     assert [event["type"] for event in events] == ["image_edit.partial_image"] * 3 + ["image_edit.completed"]
     for number, (event, place) in enumerate(zip(events, places, strict=False)):

@@ -55,10 +55,10 @@ def library(tiny_base):
     """The library's own answer: ranked candidates and their pixels."""
     model, codec = load_model(tiny_base), load_codec(tiny_base)
 
-    def answer(num_samples, seed, **sampling):
+    def answer(num_candidates, seed, **sampling):
         source_BN = codec.encode(np.array(fit_square(SOURCE, codec.side_px))[None])
         drawn_BKN = sample_observations(
-            model, source_BN, [ACTION], num_samples=num_samples, sampling=Sampling(**sampling), seed=seed
+            model, source_BN, [ACTION], num_candidates=num_candidates, sampling=Sampling(**sampling), seed=seed
         )
         ranked = verify(model, source_BN[0], ACTION, drawn_BKN[0], seed=seed)
         return ranked, codec.decode(np.array([candidate.codes for candidate in ranked])), drawn_BKN[0]

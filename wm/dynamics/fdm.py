@@ -16,7 +16,14 @@ from wm.sampling.speculative import Speculation, speculate_images
 
 
 def forward_prefix(fdm: UnifiedVLM, source_N: Sequence[int] | Tensor, action: str) -> tuple[int, ...]:
-    """Build the vocabulary ids of everything before the target's first code."""
+    """Build the vocabulary ids of everything before the target's first code.
+
+    Args:
+        fdm: The forward model.
+        source_N: Codebook ids of the source image.
+        action: The action's text.
+    """
+    # Plain numbers: prefixes are compared and grouped.
     source = source_N.tolist() if isinstance(source_N, Tensor) else source_N
     return tuple(flatten(fdm.layout("fdm", source=source, action=action)))
 
@@ -26,7 +33,7 @@ def sample_observations(
     source_BN: Codes,
     actions: Sequence[str],
     *,
-    num_samples: int,
+    num_candidates: int,
     first_candidate: int = 0,
     sampling: Sampling | None = None,
     seed: int | Sequence[int] = 0,
@@ -42,7 +49,7 @@ def sample_observations(
         fdm: The forward model.
         source_BN: Codebook ids of the source images.
         actions: One a row.
-        num_samples: Candidates of each row, K; greedy sampling gives K equal ones.
+        num_candidates: Candidates of each row, K; greedy sampling gives K equal ones.
         first_candidate: Number of the first one: sampling in rounds gives the candidates of sampling at once.
         sampling: How a code is sampled.
         seed: One for all rows, which then share their noise, or one a row.
@@ -55,11 +62,12 @@ def sample_observations(
     """
     sources = code_lists("source", source_BN)
     check_equal_lengths(sources=len(sources), actions=len(actions))
+    # Laid out before any pass: an action that cannot be read costs nothing.
     prefixes = [forward_prefix(fdm, source, action) for source, action in zip(sources, actions, strict=True)]
     return sample_images(
         fdm,
         prefixes,
-        num_samples=num_samples,
+        num_candidates=num_candidates,
         first_candidate=first_candidate,
         sampling=sampling,
         seed=seed,
@@ -74,7 +82,7 @@ def speculate_observations(
     source_BN: Codes,
     actions: Sequence[str],
     *,
-    num_samples: int,
+    num_candidates: int,
     num_draft_tokens: int,
     first_candidate: int = 0,
     sampling: Sampling | None = None,
@@ -86,6 +94,18 @@ def speculate_observations(
 
     Codes of the source are the draft: it pays where an action leaves most of the image as it was and passes are few
     rows wide; ``python -m jobs.benchmark sampling fdm=FOLDER triplets=FOLDER`` reports which number is best.
+
+    Args:
+        fdm: The forward model.
+        source_BN: Codebook ids of the source images.
+        actions: One a row.
+        num_candidates: Candidates of each row, K.
+        num_draft_tokens: Drafted codes a pass, 1 to N - 1.
+        first_candidate: Number of the first one.
+        sampling: How a code is sampled.
+        seed: One for all rows, or one a row.
+        batch_size: Bound on the candidate rows of a pass; what memory holds without it.
+        runner: Runs ``fdm`` as it is now, to be used for many calls; built here without it.
     """
     sources = code_lists("source", source_BN)
     check_equal_lengths(sources=len(sources), actions=len(actions))
@@ -94,7 +114,7 @@ def speculate_observations(
         fdm,
         [forward_prefix(fdm, source, action) for source, action in zip(sources, actions, strict=True)],
         torch.tensor(sources, dtype=torch.int64).view(len(sources), -1 if sources else fdm.tokens_per_image),
-        num_samples=num_samples,
+        num_candidates=num_candidates,
         num_draft_tokens=num_draft_tokens,
         first_candidate=first_candidate,
         sampling=sampling,

@@ -12,9 +12,9 @@ from wm.dynamics.scoring import check_equal_lengths, code_lists, completion_logp
 from wm.errors import InputError
 from wm.models.prompts import flatten
 from wm.models.vlm import UnifiedVLM
+from wm.sampling.detokenizer import IncrementalDetokenizer
 from wm.sampling.model_runner import ModelRunner
 from wm.sampling.noise import Sampling
-from wm.sampling.pieces import TextPieces
 from wm.sampling.texts import GREEDY, TextBatch, TextToken, generate_texts
 
 Codes: TypeAlias = Tensor | npt.NDArray[np.integer[npt.NBitBase]] | Sequence[Sequence[int]]
@@ -25,7 +25,7 @@ Codes: TypeAlias = Tensor | npt.NDArray[np.integer[npt.NBitBase]] | Sequence[Seq
 class ScoredAction:
     """An action text and the model's belief in it.
 
-    ``logprob``: sum over action tokens and end token of log-probabilities in nats, normalised over the whole
+    ``logprob``: sum over action tokens and end token of log-probabilities in nats, normalised over the complete
     vocabulary. ``num_tokens``: their number, the end token among them.
     """
 
@@ -98,12 +98,18 @@ def _prefix(idm: UnifiedVLM, source_N: Sequence[int], target_N: Sequence[int]) -
 
 
 def count_free_positions(idm: UnifiedVLM, source_N: Sequence[int], target_N: Sequence[int]) -> int:
-    """Count the model's positions behind both images: as many tokens an action between them can have."""
+    """Count the model's positions behind both images: as many tokens an action between them can have.
+
+    Args:
+        idm: The inverse model.
+        source_N: Codebook ids of the source image.
+        target_N: Codebook ids of the target image.
+    """
     return idm.max_positions - len(_prefix(idm, source_N, target_N))
 
 
 class ProposalStream:
-    """``num_samples`` actions of one pair of images as they grow.
+    """``num_candidates`` actions of one pair of images as they grow.
 
     :func:`wm.sampling.texts.decode_texts` adds a token to each text of ``batch``, and of others' in the same pass;
     :meth:`describe_step` describes these tokens. Greedy: the action of :func:`propose_actions`. The settings are those
@@ -120,7 +126,7 @@ class ProposalStream:
         source_N: Sequence[int],
         target_N: Sequence[int],
         *,
-        num_samples: int = 1,
+        num_candidates: int = 1,
         sampling: Sampling = GREEDY,
         seed: int = 0,
         num_top: int = 0,
@@ -139,13 +145,14 @@ class ProposalStream:
             idm,
             runner,
             [prefix],
-            num_samples=num_samples,
+            num_candidates=num_candidates,
             sampling=sampling,
             seed=seed,
             num_top=num_top,
             max_new_tokens=max_new_tokens,
         )
-        self._texts = [TextPieces(idm) for _ in range(num_samples)]
+        # A text of its own for each: their tokens join differently.
+        self._texts = [IncrementalDetokenizer(idm) for _ in range(num_candidates)]
         self._eos_id = idm.eos_id
 
     def describe_step(self, step: Sequence[TextToken | None]) -> list[ActionToken]:
@@ -156,13 +163,14 @@ class ProposalStream:
             if token is not None
         ]
 
-    def _describe_token(self, sample: int, text: TextPieces, token: TextToken) -> ActionToken:
+    def _describe_token(self, sample: int, text: IncrementalDetokenizer, token: TextToken) -> ActionToken:
         # The sampled token first, then its alternatives.
         pairs = ((token.id, token.logprob), *token.top)
         # Alternatives are described before the token is appended: all continue the same text.
         belief, *top = [
             Belief(text.name(row), "" if row == self._eos_id else text.of(row), logprob) for row, logprob in pairs
         ]
+        # Only the end says why the text is finished.
         if token.id != self._eos_id:
             return ActionToken(sample, text.add(token.id), belief, tuple(top), None)
         return ActionToken(sample, text.end(), belief, tuple(top), "length" if token.is_cut else "stop")

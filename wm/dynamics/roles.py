@@ -22,7 +22,8 @@ from wm.models.checkpoints import base_of, load_model
 from wm.models.manifest import is_adapter, model_folder
 from wm.models.sharing import check_shareable, held_bytes
 from wm.models.vlm import UnifiedVLM
-from wm.sampling.model_runner import ModelRunner, build_model_runner
+from wm.sampling.model_runner import ModelRunner
+from wm.sampling.runners import build_model_runner
 
 BaseSharing: TypeAlias = Literal["merged", "shared"]
 """How two roles hold their base, as the module's text explains."""
@@ -75,9 +76,11 @@ def load_role(
     Raises:
         InputError: As :func:`wm.models.load_model`.
     """
+    # Beside the base: its packed copies serve this role too.
     if over is not None:
         model = load_model(path, base=base, over=over.model)
         return Role(model, build_model_runner(model, rows=rows, merge=False, beside=over.runner))
+    # Merged: a pass then costs what the bare base costs.
     model = load_model(path, base=base, device=device, dtype=dtype, merge=True)
     return Role(model, build_model_runner(model, rows=rows))
 

@@ -10,6 +10,7 @@ they are merged, and the better past stays. Nothing stops a rollout before its l
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import TypeAlias
 
@@ -20,8 +21,9 @@ from wm.dynamics.settings import Search
 from wm.dynamics.verify import Candidate
 from wm.errors import InputError
 from wm.models.vlm import UnifiedVLM
-from wm.sampling.model_runner import ModelRunner, build_model_runner
+from wm.sampling.model_runner import ModelRunner
 from wm.sampling.noise import Sampling, expand_seeds
+from wm.sampling.runners import build_model_runner
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,15 @@ def step_seed(seed: int, step: int, source: Sequence[int]) -> int:
 
     So candidates depend neither on the batch nor on the beam's width or order, a rollout of one action is a plain
     prediction, and a number of this size survives JSON.
+
+    Args:
+        seed: The rollout's seed.
+        step: Number of the step, from 0.
+        source: Codebook ids of the observation that the step starts from.
     """
     if step == 0:
         return seed
+    # The observation itself, not its rank: beams of any width then agree.
     text = ",".join(map(str, (seed, step, *source)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
 
@@ -141,32 +149,21 @@ def roll_out(
     seeds = expand_seeds(seed, len(sources))
     if not sources:
         return []
-    fdm_runner, idm_runner = fdm_runner or build_model_runner(fdm), idm_runner or build_model_runner(idm)
+    predict = partial(
+        predict_observations, fdm, idm, search=search, sampling=sampling, batch_size=batch_size, on_round=on_round,
+        fdm_runner=fdm_runner or build_model_runner(fdm), idm_runner=idm_runner or build_model_runner(idm),
+    )  # fmt: skip
     states = [RolloutState(*row, search) for row in zip(sources, actions_BT, seeds, strict=True)]
     # 2. All rollouts step by step: the beams of all that have this step are one batch.
     for step in range(max(map(len, actions_BT))):
         live = [row for row, state in enumerate(states) if not state.is_done]
         starts = [start for row in live for start in states[row].starts()]
-        predictions = iter(
-            predict_observations(
-                fdm,
-                idm,
-                [start.source for start in starts],
-                [start.action for start in starts],
-                search=search,
-                sampling=sampling,
-                seed=[start.seed for start in starts],
-                batch_size=batch_size,
-                fdm_runner=fdm_runner,
-                idm_runner=idm_runner,
-                on_round=on_round,
-            )
-        )
+        codes, actions, step_seeds = zip(*((item.source, item.action, item.seed) for item in starts), strict=True)
+        predictions = iter(predict(codes, actions, seed=step_seeds))
         # Each takes back as many predictions as it has sequences.
         steps = [states[row].add(list(islice(predictions, len(states[row].starts())))) for row in live]
         if on_step is not None:
-            num_candidates = sum(len(item.candidates) for result in steps for item in result.predictions)
-            on_step(StepDone(step, tuple(live), num_candidates))
+            on_step(StepDone(step, tuple(live), sum(len(item.candidates) for new in steps for item in new.predictions)))
     return [state.rollout() for state in states]
 
 
@@ -216,6 +213,7 @@ class RolloutState:
 
     def add(self, predictions: Sequence[Prediction]) -> Step:
         """Append the step of these predictions, one for each of :meth:`starts`."""
+        # The beam before this step: the predictions follow its sequences one by one.
         step = _build_step(self._actions[len(self._steps)], self._beam, tuple(predictions), self._search)
         self._steps.append(step)
         return step

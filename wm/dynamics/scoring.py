@@ -13,7 +13,8 @@ from wm.models.prompts import Segment, flatten
 from wm.models.vlm import UnifiedVLM
 from wm.sampling.batches import halving, positions_at_once, rows_at_once
 from wm.sampling.checks import check_finite
-from wm.sampling.model_runner import ModelRunner, build_model_runner
+from wm.sampling.model_runner import ModelRunner
+from wm.sampling.runners import build_model_runner
 
 LOGITS_AT_ONCE = 1024
 """Bound on the positions whose logits exist at the same time: 1024 x 65,536 float32 are 268 MB."""
@@ -128,12 +129,14 @@ def _score(
     targets = torch.tensor(targets_Q, dtype=torch.int64, device=runner.device)
     sums_R = torch.zeros(len(parts), dtype=torch.float64)
     sums_R = sums_R.index_add(0, row_Q, token_logprobs(vlm, runner, hidden_QH, targets, rows).cpu())
+    # On the sums, once a batch: NaN in any token is NaN in its sum.
     check_finite(sums_R, "log-probabilities", vlm)
     # Sums and counts: whether a score is normalised by its length is the caller's choice.
     return [(total, len(part.scored)) for total, part in zip(sums_R.tolist(), parts, strict=True)]
 
 
 def _pad(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> Tensor:
+    # On the right: attention is causal, so that padding changes nothing before it.
     longest = max(map(len, rows))
     return torch.tensor([[*ids, *[pad_id] * (longest - len(ids))] for ids in rows], device=device)
 
@@ -142,7 +145,15 @@ def token_logprobs(
     vlm: UnifiedVLM, runner: ModelRunner, hidden_QH: Tensor, targets_Q: Tensor, rows: Tensor | None = None
 ) -> Tensor:
     """Compute the log-probability of each target vocabulary id, float64 (Q,); the log-softmax is in float32 at
-    least."""
+    least.
+
+    Args:
+        vlm: The model, whose ``image_rows`` have a head of their own.
+        runner: Runs the model.
+        hidden_QH: Hidden states of the positions before the targets.
+        targets_Q: Vocabulary ids, int64.
+        rows: Vocabulary ids to normalise over, which must hold every target; all of them without.
+    """
     if rows is not None:
         # Vocabulary ids to their index among the rows; -1, which gather refuses, for all others.
         index_V = torch.full((int(rows.max()) + 1,), -1, dtype=torch.int64, device=rows.device)
@@ -164,8 +175,14 @@ def token_logprobs(
 
 
 def code_lists(name: str, codes: Tensor | npt.NDArray[Any] | Sequence[Sequence[int]]) -> list[list[int]]:
-    """Convert codes (B, N) to lists; :class:`InputError` for another number of dimensions."""
+    """Convert codes (B, N) to lists; :class:`InputError` for another number of dimensions.
+
+    Args:
+        name: Of the codes, for errors.
+        codes: Codebook ids (B, N).
+    """
     tensor = as_codes(codes, name)
+    # One row alone would be taken for so many images of one code.
     if tensor.ndim != 2:
         raise InputError(f"{name}: expected codes (B, N), got shape {tuple(tensor.shape)}")
     rows: list[list[int]] = tensor.to(torch.int64).tolist()
@@ -174,7 +191,13 @@ def code_lists(name: str, codes: Tensor | npt.NDArray[Any] | Sequence[Sequence[i
 
 def as_codes(codes: Any, name: str) -> Tensor:
     """Convert a tensor, an array, or nested lists (of either) to a tensor; :class:`InputError` for numbers that are not
-    integers."""
+    integers.
+
+    Args:
+        codes: Codebook ids of any shape.
+        name: Of the codes, for errors.
+    """
+    # Arrays of arrays and nested lists go by NumPy, which joins them.
     tensor = codes if isinstance(codes, Tensor) else torch.as_tensor(np.asarray(codes))
     if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype is torch.bool):
         raise InputError(f"{name}: expected codebook ids, whole numbers, got {tensor.dtype} {tuple(tensor.shape)}")

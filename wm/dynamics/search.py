@@ -19,8 +19,9 @@ from wm.dynamics.stopping import is_enough, rounds
 from wm.dynamics.verify import Candidate, rank_candidates
 from wm.models.vlm import UnifiedVLM
 from wm.sampling.batches import rows_at_once
-from wm.sampling.model_runner import ModelRunner, build_model_runner
+from wm.sampling.model_runner import ModelRunner
 from wm.sampling.noise import Sampling, expand_seeds
+from wm.sampling.runners import build_model_runner
 
 CodesRow: TypeAlias = tuple[int, ...]
 
@@ -103,10 +104,8 @@ def predict_observations(
     sampling = sampling or Sampling()
     sources = code_lists("source", source_BN)
     check_equal_lengths(sources=len(sources), actions=len(actions))
-    rows = [
-        SearchState(*row, search, sampling)
-        for row in zip(sources, actions, expand_seeds(seed, len(sources)), strict=True)
-    ]
+    seeds = expand_seeds(seed, len(sources))
+    rows = [SearchState(*row, search, sampling) for row in zip(sources, actions, seeds, strict=True)]
     if not rows:
         return []
     # 1. Runners for the widest round.
@@ -114,17 +113,15 @@ def predict_observations(
     fdm_rows = _hint_rows(fdm, widest, batch_size) * (search.num_draft_tokens + 1)
     fdm_runner = fdm_runner or build_model_runner(fdm, rows=fdm_rows)
     idm_runner = idm_runner or build_model_runner(idm, rows=_hint_rows(idm, widest, batch_size) * len(sources[0]))
-    # 2. Rounds, each in one batch, until every row is settled. All that are not have had the same rounds.
+    # 2. Rounds, each in one batch, until every row is settled.
     still_open = rows
     while still_open:
         candidates = still_open[0].candidates
-        _sample(
-            fdm, still_open, candidates, num_draft_tokens=search.num_draft_tokens, sampling=sampling,
-            batch_size=batch_size, runner=fdm_runner,
-        )  # fmt: skip
+        _sample(fdm, still_open, search.num_draft_tokens, sampling, batch_size, runner=fdm_runner)
         _score(idm, still_open, batch_size, idm_runner)
         number = len(still_open)
         still_open = [row for row in still_open if row.candidates]
+        # After the scores, so that a caller sees which rows go no further.
         if on_round is not None:
             on_round(Round(candidates, number, number - len(still_open)))
     return [row.prediction() for row in rows]
@@ -153,8 +150,14 @@ class SearchState:
         """Numbers of those to sample next; empty: the search is finished."""
 
     def add_samples(self, codes: Sequence[Sequence[int]], passes: int | None = None) -> None:
-        """Add the codes (K, N) of :attr:`candidates`, and the ``passes`` that speculative sampling took."""
+        """Add the codes (K, N) of :attr:`candidates`, and the ``passes`` that speculative sampling took.
+
+        Args:
+            codes: Codebook ids (K, N), a row for each of :attr:`candidates`.
+            passes: Of the forward model, for all of them; None where each code took one.
+        """
         check_equal_lengths(candidates=len(self.candidates), samples=len(codes))
+        # Tuples: equal candidates are found by their codes.
         self._sampled += [tuple(row) for row in codes]
         self._num_rounds += 1
         if passes is not None:
@@ -187,25 +190,27 @@ class SearchState:
 def _sample(
     fdm: UnifiedVLM,
     rows: Sequence[SearchState],
-    candidates: range,
-    *,
     num_draft_tokens: int,
     sampling: Sampling,
     batch_size: int | None,
+    *,
     runner: ModelRunner,
 ) -> None:
+    # All rows that are not settled have had the same rounds, and sample the same candidates.
+    candidates = rows[0].candidates
     sources, actions = [row.source for row in rows], [row.action for row in rows]
     seeds = [row.seed for row in rows]
+    # Counted only where drafts make the number vary.
     passes_B: list[int] | None = None
     if num_draft_tokens:
         speculation = speculate_observations(
-            fdm, sources, actions, num_samples=len(candidates), num_draft_tokens=num_draft_tokens,
+            fdm, sources, actions, num_candidates=len(candidates), num_draft_tokens=num_draft_tokens,
             first_candidate=candidates.start, sampling=sampling, seed=seeds, batch_size=batch_size, runner=runner,
         )  # fmt: skip
         codes_BKN, passes_B = speculation.codes, speculation.passes.sum(dim=1).tolist()
     else:
         codes_BKN = sample_observations(
-            fdm, sources, actions, num_samples=len(candidates), first_candidate=candidates.start,
+            fdm, sources, actions, num_candidates=len(candidates), first_candidate=candidates.start,
             sampling=sampling, seed=seeds, batch_size=batch_size, runner=runner,
         )  # fmt: skip
     for index, (row, codes_KN) in enumerate(zip(rows, codes_BKN.tolist(), strict=True)):
@@ -225,4 +230,5 @@ def _score(idm: UnifiedVLM, rows: Sequence[SearchState], batch_size: int | None,
 
 
 def _hint_rows(vlm: UnifiedVLM, rows: int, batch_size: int | None) -> int:
+    # A batch has both images of a row: more rows than fit are never in one pass.
     return min(rows, rows_at_once(2 * vlm.tokens_per_image, batch_size))

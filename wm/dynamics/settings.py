@@ -54,12 +54,22 @@ class Search(Recipe):
 
 
 def check_search(search: Search, fdm: UnifiedVLM) -> None:
-    """Raise :class:`InputError` if the settings do not fit the model's images; to be called before any work."""
+    """Raise :class:`InputError` if the settings do not fit the model's images; to be called before any work.
+
+    Args:
+        search: The settings.
+        fdm: The forward model.
+    """
     check_draft_length(search.num_draft_tokens, fdm.tokens_per_image)
 
 
 def check_draft_length(num_draft_tokens: int, tokens_per_image: int) -> None:
-    """Raise :class:`InputError` unless ``num_draft_tokens`` is 0 (off) to one less than an image has tokens."""
+    """Raise :class:`InputError` unless ``num_draft_tokens`` is 0 (off) to one less than an image has tokens.
+
+    Args:
+        num_draft_tokens: Drafted codes a pass.
+        tokens_per_image: Codes of an image.
+    """
     if not 0 <= num_draft_tokens < tokens_per_image:
         raise InputError(
             f"num_draft_tokens = {num_draft_tokens}: expected 0 (off) to {tokens_per_image - 1}, an image has "

@@ -48,6 +48,7 @@ def rounds(search: Search) -> Iterator[range]:
     so far, at most ``num_candidates`` in all. Without a minimum gain one round."""
     # Doubling: few rounds where many candidates are needed, few candidates where one convinces.
     count, size = 0, search.num_candidates if search.min_gain_nats is None else search.min_candidates
+    # The last round may be shorter: the bound is never exceeded.
     while count < search.num_candidates:
         stop = min(search.num_candidates, count + size)
         yield range(count, stop)

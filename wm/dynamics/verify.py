@@ -53,7 +53,18 @@ def verify(
     max_unchanged: float = NO_GUARD,
     runner: ModelRunner | None = None,
 ) -> list[Candidate]:
-    """Rank all K candidates of one (source, action), best first; see :func:`verify_batch`."""
+    """Rank all K candidates of one (source, action), best first; see :func:`verify_batch`.
+
+    Args:
+        idm: The inverse model.
+        source_N: Codebook ids of the source image.
+        action: The action's text.
+        candidates_KN: Codebook ids of the candidates, K at least 1.
+        seed: Recorded in the candidates.
+        max_unchanged: Candidates with a larger share of unchanged tokens come last, 0 to 1.
+        runner: Runs ``idm`` as it is now, to be used for many calls; built here without it.
+    """
+    # A batch of one, so that both ways give the same numbers.
     source = as_codes(source_N, "source")[None]
     candidates_1KN = as_codes(candidates_KN, "candidates")[None]
     return verify_batch(
@@ -91,6 +102,7 @@ def verify_batch(
     """
     sources = code_lists("source", source_BN)
     candidates = as_codes(candidates_BKN, "candidates")
+    # Without a candidate there is nothing to rank, and no error would say so.
     if candidates.ndim != 3 or candidates.shape[1] == 0:
         raise InputError(f"expected candidates (B, K, N) with K at least 1, got shape {tuple(candidates.shape)}")
     seeds = seeds if seeds is not None else [0] * len(sources)
@@ -129,6 +141,13 @@ def rank_candidates(
     The copy guard: with ``max_unchanged`` below 1, candidates whose share of unchanged tokens is larger come after
     all others (and among themselves in the same order). A forward model that is not sure collapses to
     repeating the source, and a verifier that was trained on true pairs only has never seen a pair of equal images.
+
+    Args:
+        source_N: Codebook ids of the source image.
+        codes_KN: Codebook ids of the candidates.
+        scores: Scores by codes, one for each distinct candidate.
+        seed: Recorded in the candidates.
+        max_unchanged: Largest share of unchanged tokens that the guard lets pass, 0 to 1; 1: off.
     """
     # Equal candidates share a score and a share of unchanged tokens.
     shares = {codes: unchanged_share(source_N, codes) for codes in dict.fromkeys(codes_KN)}

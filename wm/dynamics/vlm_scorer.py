@@ -86,6 +86,7 @@ class VLMScorer:
         return scores
 
     def _score(self, sources: Any, targets: Any, actions: Sequence[str]) -> list[ScoredAction]:
+        # The same for all rows: the images differ, their placeholders do not.
         prefix = self._prefix()
         counts = [self._count(prefix, action) for action in actions]
         inputs = self.processor(
@@ -119,6 +120,7 @@ class VLMScorer:
 
     def _logits(self, inputs: dict[str, Any], position_P: Tensor) -> Tensor:
         """Compute logits (B, P, V) at these positions of every row."""
+        # Logits of all positions would be larger than the model; older classes have no choice.
         if "logits_to_keep" in signature(self.model.forward).parameters:
             return self.model(**inputs, use_cache=False, logits_to_keep=position_P).logits  # type: ignore[no-any-return]
         return self.model(**inputs, use_cache=False).logits[:, position_P]  # type: ignore[no-any-return]
@@ -140,6 +142,7 @@ class VLMScorer:
         if not action.strip():
             raise InputError(f"action {action!r} is empty; expected some words")
         tokenizer = self.processor.tokenizer
+        # A client's text must not end the answer or open another image.
         if any(token in action for token in tokenizer.all_special_tokens):
             raise InputError(f"action {action!r:.80} holds a special token of the model")
         # A tokenizer may join the prompt's last characters with the action's first: only the common part is prompt.
@@ -171,14 +174,17 @@ def load_vlm_scorer(
     read_json(path / "config.json")
     explain_unreadable(path)
     check_no_code(path)
+    # transformers would attach it by itself, unchecked.
     if (path / "adapter_config.json").is_file():
         raise InputError(f"{path} holds an adapter beside a model, expected a model alone: merge it before")
     check_config(read_json(path / "config.json"), path / "config.json")
     with refusing(f"{path} is no model that reads images and text"):
         model, missing = _read_model(path, dtype)
         processor = _read_processor(path)
+    # transformers would fill them with random numbers.
     if missing:
         raise InputError(f"{path}: {len(missing)} tensors are missing: {', '.join(missing[:6])}")
+    # Without one the model would see a prompt that it was never trained on.
     if not getattr(processor, "chat_template", None):
         raise InputError(f"{path} has no chat template, which the question is asked with")
     if processor.tokenizer.eos_token is None:
@@ -236,6 +242,7 @@ def _read_processor(folder: Path) -> Any:
         parts: dict[str, Any] = dict.fromkeys(processor_class.get_attributes())
         for part, auto in (("tokenizer", AutoTokenizer), ("image_processor", AutoImageProcessor)):
             parts[part] = auto.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    # The class checks its parts by kind, and None is none of them.
     images_only = type(
         processor_class.__name__, (processor_class,), {"check_argument_for_proper_class": lambda *_: None}
     )
@@ -247,6 +254,7 @@ def _read_template(file: Path) -> str:
 
 
 def _read_processor_name(folder: Path) -> str:
+    # Newer files first: versions of transformers have moved the name.
     for file in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
         if (folder / file).is_file() and "processor_class" in (values := read_json(folder / file)):
             return str(values["processor_class"])
@@ -260,6 +268,7 @@ def _check_pixels(name: str, image: Any) -> None:
 
 
 def _move_to(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    # Processors also return lists, such as sizes of images.
     if not isinstance(value, Tensor):
         return value
     return value.to(device, dtype) if value.is_floating_point() else value.to(device)

@@ -86,7 +86,7 @@ def sample_bank(
     # 1. Sample.
     sources, actions = held_out.source_codes, held_out.actions
     settings: dict[str, Any] = {
-        "num_samples": num_candidates,
+        "num_candidates": num_candidates,
         "sampling": sampling,
         "seed": held_out.sampling_seeds(seed),
         "batch_size": batch_size,

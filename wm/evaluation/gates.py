@@ -137,7 +137,7 @@ def gate(vlm: UnifiedVLM, role: Role, held_out: GateSet, *, batch_size: int | No
     if role == "idm":
         return Gate(nats_B, preference)
     greedy_B1N = sample_observations(
-        vlm, source_BN, held_out.actions, num_samples=1, sampling=Sampling(greedy=True),
+        vlm, source_BN, held_out.actions, num_candidates=1, sampling=Sampling(greedy=True),
         batch_size=batch_size, runner=runner,
     )  # fmt: skip
     # A target equal to its source is rightly copied: it says nothing of a collapse.

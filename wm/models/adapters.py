@@ -74,6 +74,7 @@ def attach(vlm: UnifiedVLM, folder: Path, manifest: Manifest) -> "PeftModel":
         {name: shape for name, shape in stored_shapes.items() if name not in beside},
         str(file),
     )
+    # The adapter was trained with its own prompt layout, not with the base's.
     vlm.action_slot_tokens = manifest.action_slot_tokens
     return adapted
 
@@ -104,6 +105,7 @@ def read_adapter_config(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> 
     if kind not in list(PeftType) or kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise InputError(f"{file}: peft_type is {kind!r:.60}, which PEFT does not know")
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING[kind]
+    # Prompts learned as vectors would move the positions that the prompt layout counts.
     if issubclass(config_class, PromptLearningConfig):
         raise InputError(f"adapter {folder} is {kind}: expected one of weights (LoRA, …), no prompt")
     if kind == PeftType.XLORA:
@@ -115,6 +117,7 @@ def read_adapter_config(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> 
 
 def _check_ranks(values: Mapping[str, object], shapes: Mapping[str, tuple[int, ...]], file: Path) -> None:
     """Memory for the ranks is taken before PEFT compares them with the file."""
+    # The rank is a side of each factor: the longest side of all bounds it.
     largest = max((max(shape, default=0) for shape in shapes.values()), default=0)
     pattern = values.get("rank_pattern") or {}
     ranks = [values.get("r"), *(pattern.values() if isinstance(pattern, dict) else [pattern])]
@@ -124,12 +127,18 @@ def _check_ranks(values: Mapping[str, object], shapes: Mapping[str, tuple[int, .
 
 
 def merge_adapter(adapted: "PeftModel", folder: Path) -> "PreTrainedModel":
-    """Add an adapter into the weights of its base and return the bare model."""
+    """Add an adapter into the weights of its base and return the bare model.
+
+    Args:
+        adapted: The base with its adapter; its module is used up.
+        folder: The adapter's folder, named in errors.
+    """
+    # Before PEFT adds anything: afterwards the shared weight has changed already.
     _untie(adapted)
     try:
         return adapted.merge_and_unload()
     except MERGE_ERRORS as error:
-        raise InputError(f"adapter {folder} cannot be merged: {' '.join(str(error).split())[:300]}") from error
+        raise InputError(f"adapter {folder} cannot be merged: {one_line(error)}") from error
 
 
 def _untie(adapted: "PeftModel") -> None:
@@ -141,10 +150,12 @@ def _untie(adapted: "PeftModel") -> None:
     layers = [inner.get_input_embeddings(), inner.get_output_embeddings()]
     bare = [layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer for layer in layers]
     weights = [getattr(layer, "weight", None) for layer in bare]
+    # Two weights cannot disturb each other.
     if weights[0] is None or weights[0] is not weights[1]:
         return
     if any(isinstance(layer, BaseTunerLayer) for layer in layers):
         bare[1].weight = torch.nn.Parameter(weights[1].detach().clone(), requires_grad=False)
+        # Both configurations: some classes ask the one, some the other.
         inner.config.tie_word_embeddings = False
         inner.config.get_text_config().tie_word_embeddings = False
 

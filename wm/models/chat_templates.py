@@ -74,6 +74,7 @@ def check_chat_template(
             continue
         # The process gets the texts and returns a status: nothing of its output is trusted.
         values = json.dumps([text, list(chat), dict(tokens)], default=str).encode()
+        # Isolated: nothing of the user's environment or the current folder is imported.
         command = [sys.executable, "-I", "-c", _RENDER]
         try:
             result = subprocess.run(command, input=values, capture_output=True, check=False, timeout=max_render_s)

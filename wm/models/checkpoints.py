@@ -103,6 +103,7 @@ def load_model(
     """
     folder = model_folder(path)
     check_folder_exists(folder)
+    # Shared weights have their device and type already.
     if over is not None:
         return _load_over(folder, over, base, merge)
     # Compared before gigabytes are loaded: an adapter of another base would load without an error.
@@ -156,6 +157,7 @@ def _load_over(folder: Path, over: UnifiedVLM, base: str | Path | None, merge: b
         if folder != over.folder:
             check_same_codec(load_codec(folder).codec_id, over.codec_id, folder)
         return twin_of(over)
+    # Nothing is loaded to find out: the manifest and the file's header are enough.
     check_same_base(folder, over.base_id, "the base to be shared")
     check_shareable(folder)
     vlm = twin_of(over)
@@ -213,8 +215,7 @@ def save_model(
     if (kind == "adapter") != has_adapter:
         raise InputError(f"kind={kind!r}, but the model has {'an' if has_adapter else 'no'} adapter")
     out = Path(path)
-    if kind != "adapter":
-        codec = codec or _codec_of(vlm, out)
+    codec = codec or (_codec_of(vlm, out) if kind != "adapter" else None)
     if codec is not None:
         check_same_codec(codec.codec_id, vlm.codec_id, out)
     # Written beside its place and renamed: a process that is killed leaves no half of a model.
@@ -226,6 +227,7 @@ def save_model(
         else:
             vlm.module.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)
             if vlm.folder is not None:
+                # Relative, so that adapter and base can be moved together.
                 base_path = os.path.relpath(vlm.folder.resolve(), out.resolve())
         manifest = Manifest(
             family=vlm.family,

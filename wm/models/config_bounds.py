@@ -17,7 +17,7 @@ MAX_VOCABULARY = 1 << 22
 """The most tokens or codes; released vocabularies end at 0.3 million."""
 MAX_SIDE_PX = 1 << 14
 """The largest side of an image that a configuration may name."""
-MAX_WHOLE_NUMBER = 1 << 31
+MAX_INTEGER = 1 << 31
 """No other whole number of a configuration is larger: ids, widths, positions, pixels."""
 MAX_LISTED = 1 << 16
 """The most entries of a list in a configuration."""
@@ -46,6 +46,7 @@ def check_config(values: Mapping[str, object], file: Path) -> None:
 def _check_numbers(value: object, file: Path, path: str) -> None:
     if isinstance(value, dict):
         for key, item in value.items():
+            # Tokens are keys there, and their numbers are ids.
             if key not in VOCABULARY_KEYS:
                 _check_bounds(str(key), item, file, f"{path}.{key}" if path else str(key))
                 _check_numbers(item, file, f"{path}.{key}" if path else str(key))
@@ -56,24 +57,25 @@ def _check_numbers(value: object, file: Path, path: str) -> None:
             _check_numbers(item, file, f"{path}[{index}]")
     elif isinstance(value, float) and not math.isfinite(value):
         raise InputError(f"{file}: {path} is {value}, expected a finite number")
-    elif isinstance(value, int) and abs(value) > MAX_WHOLE_NUMBER:
-        raise InputError(f"{file}: {path} is {value!r:.80}, expected a whole number of at most {MAX_WHOLE_NUMBER:,}")
+    elif isinstance(value, int) and abs(value) > MAX_INTEGER:
+        raise InputError(f"{file}: {path} is {value!r:.80}, expected a whole number of at most {MAX_INTEGER:,}")
 
 
 def _check_bounds(key: str, value: object, file: Path, path: str) -> None:
     """Bound what decides how long a model takes to build."""
     if key == "channel_multiplier" and isinstance(value, list) and len(value) > MAX_LEVELS:
         raise InputError(f"{file}: {path} has {len(value):,} entries, expected at most {MAX_LEVELS}")
+    # Texts and fractions are left to the configuration's class.
     if not isinstance(value, int) or isinstance(value, bool):
         return
-    most = None
+    maximum = None
     if key.endswith(_LAYER_KEYS):
-        most = MAX_LAYERS
+        maximum = MAX_LAYERS
     elif key in _VOCABULARY_SIZE_KEYS:
-        most = MAX_VOCABULARY
+        maximum = MAX_VOCABULARY
     elif key in _SIDE_KEYS:
-        most = MAX_SIDE_PX
-    if most is not None and not 0 <= value <= most:
-        raise InputError(f"{file}: {path} is {value!r:.80}, expected 0 to {most:,}")
+        maximum = MAX_SIDE_PX
+    if maximum is not None and not 0 <= value <= maximum:
+        raise InputError(f"{file}: {path} is {value!r:.80}, expected 0 to {maximum:,}")
     if key in _POSITIVE_KEYS and value < 1:
         raise InputError(f"{file}: {path} is {value}, expected a positive whole number")

@@ -110,6 +110,7 @@ def check_no_code(folder: Path) -> None:
         file = folder / name
         if file.is_file():
             _check_no_code_in(read_json(file), file, "")
+    # transformers looks for code in a folder of this name, whatever the configuration says.
     if (folder / "custom_generate").exists():
         raise InputError(
             f"{folder / 'custom_generate'} holds code for sampling; code of a model folder is never run: remove it"
@@ -125,6 +126,7 @@ def neutralise(config: "PreTrainedConfig") -> "PreTrainedConfig":
     Returns:
         ``config``.
     """
+    # A name of the hub in it would be fetched when the model is built.
     config._attn_implementation = None
     config._experts_implementation = None
     for value in list(vars(config).values()):

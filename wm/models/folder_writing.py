@@ -25,6 +25,7 @@ def replace_folder(out: Path) -> Iterator[Path]:
     Yields:
         The temporary folder, empty: a process that is killed leaves nothing under the name ``out``.
     """
+    # On the same disk, or the last step would be a copy and no renaming.
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
@@ -51,6 +52,7 @@ def write_weights(vlm: UnifiedVLM, tensors: Mapping[str, Tensor], folder: Path) 
         tensors: Its weights by name, of the codec too where the family keeps them together.
         folder: An existing folder.
     """
+    # A copy: the caller's dictionary may be the module's own.
     own_tensors = dict(tensors)
     if getattr(vlm.inner.config, "tie_word_embeddings", False):
         own_tensors.pop("lm_head.weight", None)
@@ -59,15 +61,27 @@ def write_weights(vlm: UnifiedVLM, tensors: Mapping[str, Tensor], folder: Path) 
 
 
 def write_config(vlm: UnifiedVLM, folder: Path) -> None:
-    """Write ``config.json`` and the tokenizer's files."""
+    """Write ``config.json`` and the tokenizer's files.
+
+    Args:
+        vlm: The model, whose configuration and tokenizer are written.
+        folder: An existing folder.
+    """
     config = vlm.inner.config
+    # transformers' auto classes choose by it.
     config.architectures = [type(vlm.inner).__name__]
     config.save_pretrained(folder)
     vlm.tokenizer.save_pretrained(folder)
 
 
 def write_tensors(tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Write ``model.safetensors``."""
+    """Write ``model.safetensors``.
+
+    Args:
+        tensors: By name, on any device.
+        folder: An existing folder.
+    """
+    # safetensors stores no views and no strides.
     on_cpu = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     save_file(on_cpu, folder / "model.safetensors", metadata={"format": "pt"})
 
@@ -79,7 +93,12 @@ def codec_tensors(codec: ImageCodec) -> dict[str, Tensor]:
 
 def write_codec_folder(codec: ImageCodec, folder: Path) -> None:
     """Write a VQGAN of Chameleon's architecture to a new folder, which :func:`~wm.models.codec.files.read_codec`
-    reads."""
+    reads.
+
+    Args:
+        codec: A VQGAN of Chameleon's architecture.
+        folder: It must not exist yet.
+    """
     folder.mkdir()
     write_tensors(codec_tensors(codec), folder)
     write_json(folder / "config.json", {"vq_config": codec.vqgan.config.to_dict()})

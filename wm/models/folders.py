@@ -108,6 +108,7 @@ def _check_stored(
 ) -> dict[str, StoredTensor]:
     """Return the stored tensors that a model needs, or raise :class:`InputError` for all that do not fit."""
     model_tensors = skeleton.state_dict()
+    # A tied head need not be stored; where it is, it must be the same.
     is_tied = bool(getattr(skeleton.config, "tie_word_embeddings", False))
     if is_tied:
         _check_tied(folder, stored)
@@ -122,6 +123,11 @@ def _check_stored(
 
 def build_skeleton(model_class: "type[PreTrainedModel]", config: "PreTrainedConfig", folder: Path) -> "PreTrainedModel":
     """Build a model without data, on the device ``meta``.
+
+    Args:
+        model_class: The model's class in transformers.
+        config: As :func:`read_config` returns it.
+        folder: Named in the error.
 
     Raises:
         InputError: The configuration of ``folder`` describes no such model.
@@ -170,7 +176,13 @@ def _but(tensors: Mapping[str, ItemT], spare: set[str], without: tuple[str, ...]
 
 
 def rename(name: str, renames: Renames) -> str:
-    """Return today's name of a tensor."""
+    """Return today's name of a tensor.
+
+    Args:
+        name: A tensor's name in a file.
+        renames: Prefixes of older files.
+    """
+    # The first that fits: a longer prefix is listed before its beginning.
     for old, new in renames:
         if name.startswith(old):
             return new + name.removeprefix(old)
@@ -195,6 +207,7 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """Read the tokenizer of a folder; :class:`InputError` if it has none."""
     if not (folder / "tokenizer.json").is_file():
         explain_missing_tokenizer(folder)
+    # A pointer of git-lfs is valid text, of which the library would say something odd.
     check_downloaded(folder / "tokenizer.json")
     check_no_code(folder)
     with refusing(f"{folder}: the tokenizer (tokenizer.json, …) cannot be read"):
@@ -204,6 +217,7 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Silence the progress bar, and reports of tensors that are missing or too many: they were compared before."""
+    # Both are global: a caller's own choice comes back afterwards.
     level, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

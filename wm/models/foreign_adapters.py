@@ -145,6 +145,7 @@ def _adapt(folder: Path, base_folder: Path, vlm: UnifiedVLM, config: dict[str, A
     # Where all names are today's, the adapter's own configuration finds its layers, and is kept as it is.
     if unused or any(base_name != names[name] for name, base_name in used.items()):
         config = to_explicit_config(config, {names[name]: base_name for name, base_name in used.items()}, folder)
+    # PEFT's own names, so that its loader finds every tensor.
     expected = _expected(vlm, config, folder)
     saved_names = {name: to_saved_name(base_name, expected) for name, base_name in used.items()}
     num_doubles = len(saved_names) - len(set(saved_names.values()))
@@ -165,6 +166,7 @@ def _check_folders(adapter: str | Path, base: str | Path) -> tuple[Path, Path]:
         raise InputError(f"adapter = {str(folder)!r} has no {ADAPTER_CONFIG}, so it is no PEFT adapter{hint}")
     if is_adapter(base_folder):
         raise InputError(f"base = {str(base_folder)!r} is an adapter itself; expected the full model it was trained on")
+    # It names its base already; writing another would hide that.
     if read_manifest(folder) is not None:
         raise InputError(f"adapter = {str(folder)!r} has a {MANIFEST} already: use it as it is")
     if not (folder / ADAPTER_WEIGHTS).is_file():
@@ -183,8 +185,10 @@ def _read_adapter_config(folder: Path) -> dict[str, Any]:
 
     config, where = read_json(folder / ADAPTER_CONFIG), folder / ADAPTER_CONFIG
     kind = config.get("peft_type")
+    # Others have not been compared with their program's own predictions.
     if kind not in PEFT_TYPES:
         raise InputError(f"{where}: peft_type = {kind!r}; supported: {', '.join(PEFT_TYPES)}")
+    # Another task has another head, or its own arguments.
     if config.get("task_type") not in TASK_TYPES:
         raise InputError(f"{where}: task_type = {config['task_type']!r}; expected CAUSAL_LM or none")
     for key, meaning in _UNSUPPORTED.items():
@@ -207,6 +211,7 @@ def _check_tokenizer(folder: Path, vlm: UnifiedVLM) -> None:
     if not (folder / "tokenizer.json").is_file():
         return
     values = read_json(folder / "tokenizer.json")
+    # The file's own numbers: building the tokenizer takes seconds.
     model = values.get("model")
     words = model.get("vocab") if isinstance(model, dict) else None
     own: dict[str, int] = dict(words) if isinstance(words, dict) else {}
@@ -227,6 +232,7 @@ def _check_codec(folder: Path, names: Iterable[str], tensors: Mapping[str, Tenso
     """Refuse an adapter that changes the image codec. One that a list of layer names put there stays at its start,
     where its second factor is zero: it is left out."""
     for name in names:
+        # A product with zeros adds nothing, whatever its other factor is.
         if "lora_B" in name and not tensors[name].any():
             continue
         if "lora_A" in name and not tensors.get(name.replace("lora_A", "lora_B"), tensors[name]).any():

@@ -36,6 +36,7 @@ CODEC = re.compile(r"^(?:model\.)?vqmodel\.")
 
 def canonical_name(name: str) -> str:
     """Return a tensor's name without wrappers, PEFT's prefix and the adapter's name."""
+    # Wrappers of torch.compile, DDP and FSDP may be inside each other.
     name = _WRAPPERS.sub("", name).removeprefix(_PREFIX)
 
     def without_adapter_name(match: re.Match[str]) -> str:
@@ -46,10 +47,16 @@ def canonical_name(name: str) -> str:
 
 def to_base_name(name: str, vlm: UnifiedVLM) -> str:
     """Return the name under which the base's class has the layer; the same name if it has it already or has none like
-    it."""
+    it.
+
+    Args:
+        name: As :func:`canonical_name` returns it.
+        vlm: The base, of which shapes are enough.
+    """
     inner = vlm.inner
     modules = {path for path, _ in inner.named_modules()}
     layer = _PARAMETER.split(name)[0] if _PARAMETER.search(name) else name.rpartition(".")[0]
+    # An adapter of a wrapped layer names the layer inside.
     layer = layer.removesuffix(".base_layer")
     # A name that the class has needs no guess.
     if layer in modules:
@@ -60,13 +67,20 @@ def to_base_name(name: str, vlm: UnifiedVLM) -> str:
         rest = name.removeprefix(prefix)
         if name.startswith(prefix) and rest.startswith(("layers.", "embed_tokens.", "norm.")):
             return f"{decoder}.{rest}"
+    # The head is outside the decoder in every class of today.
     head = next((prefix for prefix in _HEADS if name.startswith(f"{prefix}.")), None)
     return name if head is None else f"lm_head{name.removeprefix(head)}"
 
 
 def to_explicit_config(config: Mapping[str, Any], names: Mapping[str, str], folder: Path) -> dict[str, Any]:
     """Build the configuration of a LoRA with its layers under other names: every layer by its full name, with its own
-    rank and alpha where they differ. ``names``: canonical names of the tensors to names in the base."""
+    rank and alpha where they differ.
+
+    Args:
+        config: The adapter's own, by key.
+        names: Canonical names of the tensors to names in the base.
+        folder: The adapter's folder, named in errors.
+    """
     if config["peft_type"] != "LORA":
         raise InputError(
             f"{folder / ADAPTER_WEIGHTS}: names of another class than the base's can be taken over of LoRA only"
@@ -99,6 +113,11 @@ def _pattern_value(patterns: Mapping[str, Any], layer: str, default: Any) -> Any
 
 def to_saved_name(name: str, expected: set[str]) -> str:
     """Return a tensor's name as PEFT writes it: some without ``.weight`` at the end, those that all layers share (VeRA)
-    without the prefix."""
+    without the prefix.
+
+    Args:
+        name: As :func:`to_base_name` returns it.
+        expected: Names under which PEFT saves such an adapter.
+    """
     full = _PREFIX + name
     return next((option for option in (full, full.removesuffix(".weight"), name) if option in expected), full)

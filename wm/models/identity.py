@@ -62,8 +62,10 @@ def fingerprint_of(config: Mapping[str, object], stored: Mapping[str, StoredTens
     Returns:
         16 hexadecimal digits.
     """
+    # What a mere saving by another version changes must not change the id.
     facts = {name: value for name, value in config.items() if name not in _VOLATILE_CONFIG_KEYS}
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    # By name: shards and their order differ between releases of the same weights.
     for name in sorted(stored):
         tensor = stored[name]
         data = tensor.data()
@@ -90,6 +92,7 @@ def tensor_digest(tensors: Mapping[str, Tensor], *facts: object) -> str:
     """
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name in sorted(tensors):
+        # One type and one device, so that neither changes the hash.
         values = tensors[name].detach().to("cpu", torch.float32).contiguous()
         digest.update(f"{name}\x1f{tuple(values.shape)}\n".encode())
         digest.update(values.numpy().tobytes())

@@ -45,6 +45,7 @@ def check_patterns(config: object, names: Sequence[str], file: Path, *, max_matc
     patterns = [pattern for pattern in _iter_patterns(config) if _REPEATS & set(pattern)]
     if not patterns:
         return
+    # Isolated, and without site packages, which take long to start.
     command = [sys.executable, "-I", "-S", "-c", _MATCH]
     try:
         subprocess.run(

@@ -46,6 +46,7 @@ class Manifest(Recipe):
 def model_folder(path: str | Path) -> Path:
     """Return the model folder meant by ``path``: itself, or the ``model`` in the folder of the run that made it."""
     folder = Path(path)
+    # A run's folder holds its record beside the model.
     if not _has_config(folder) and _has_config(folder / "model"):
         return folder / "model"
     return folder
@@ -155,6 +156,12 @@ def check_same_base(folder: Path, base_id: str, where: str | Path) -> None:
 
 
 def check_same_codec(actual: str, expected: str, where: str | Path) -> None:
-    """Raise :class:`InputError` naming both if a model was made with another codec than it would get."""
+    """Raise :class:`InputError` naming both if a model was made with another codec than it would get.
+
+    Args:
+        actual: Identity of the codec at hand.
+        expected: Identity of the codec that the model was made with.
+        where: The model's folder, named in the error.
+    """
     if actual != expected:
         raise InputError(f"{where} was made with image codec {expected}, but the codec here is {actual}")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from wm.errors import InputError
+from wm.models.folder_checks import one_line
 
 _ZIP = b"PK\x03\x04"
 _POINTER = b"version https://git-lfs"
@@ -31,10 +32,8 @@ def read_pickled(file: Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise InputError(_unsafe(file)) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"{file} cannot be read ({file.stat().st_size} bytes; half downloaded?): {reason or type(error).__name__}"
-        ) from error
+        size = file.stat().st_size
+        raise InputError(f"{file} cannot be read ({size} bytes; half downloaded?): {one_line(error)}") from error
     if not isinstance(value, dict):
         raise InputError(f"{file}: expected a dictionary of tensors, got {type(value).__name__}")
     return value
@@ -42,7 +41,14 @@ def read_pickled(file: Path) -> dict[str, Any]:
 
 def tensors_of(value: Mapping[str, object], file: Path, nullable: frozenset[str] = frozenset()) -> dict[str, Tensor]:
     """Return the entries of a state dictionary; one that is no tensor is an error, unless it is None and
-    ``nullable``."""
+    ``nullable``.
+
+    Args:
+        value: The dictionary, as it was read.
+        file: Named in the error.
+        nullable: Names of entries that may be None, and are left out then.
+    """
+    # All are counted, so that one look says what kind of file it is.
     wrong = [name for name, entry in value.items() if not isinstance(entry, Tensor) and name not in nullable]
     if wrong:
         kind = type(value[wrong[0]]).__name__

@@ -60,6 +60,7 @@ class ImageFrame:
 
     def completion_segments(self, ids: Sequence[int]) -> list[Segment]:
         """Build the segments of an image that is the completion; the row ends between them are no part of it."""
+        # An empty image still needs a step of 1.
         step = self.row_tokens or max(1, len(ids))
         segments: list[Segment] = []
         for start in range(0, len(ids), step):
@@ -94,6 +95,7 @@ def check_codes(name: str, codes: Sequence[int], tokens_per_image: int, num_code
         values, shape = tensor.to(torch.int64).tolist(), tuple(tensor.shape)
     if shape != (tokens_per_image,):
         raise InputError(f"{name} image: expected {tokens_per_image} codes, got shape {shape}")
+    # Two passes in C before the search in Python, which errors alone need.
     if min(values) < 0 or max(values) >= num_codes:
         bad = next(code for code in values if not 0 <= code < num_codes)
         raise InputError(f"{name} image: code {bad} is outside the codebook [0, {num_codes})")

@@ -25,6 +25,7 @@ KEEPS_BASE = (True, False, "gaussian", "eva", "orthogonal")
 
 def twin_of(vlm: UnifiedVLM) -> UnifiedVLM:
     """Build another model over the same parameters and buffers."""
+    # An adapter's modules would be copied with it, and its tensors shared.
     if hasattr(vlm.module, "peft_config"):
         raise InputError(f"a model of base {vlm.base_id} carries an adapter: only the bare base can be shared")
     # A deep copy that takes these for copied already makes new modules around them.
@@ -36,6 +37,7 @@ def twin_of(vlm: UnifiedVLM) -> UnifiedVLM:
 
 def check_shareable(folder: Path) -> None:
     """Raise :class:`InputError` if loading the adapter of a folder changes its base."""
+    # From files alone: it is asked before gigabytes are read.
     config = read_json(folder / ADAPTER_CONFIG)
     if config.get("bias", "none") != "none":
         raise InputError(

@@ -38,17 +38,17 @@ def load_skeleton(path: str | Path, *, without_codec: bool = False) -> UnifiedVL
         slot_tokens = read_adapter_manifest(folder).action_slot_tokens
         folder = adapter_base(folder)
     with refusing(f"{folder} is no model that can be read"):
-        facts = _facts_without_weights(folder) if without_codec and not has_weights(folder) else _facts(folder)
+        facts = _facts_without_weights(folder) if without_codec and not _has_all_weights(folder) else _facts(folder)
         # The prompt layout is the adapter's, not the base's.
         if slot_tokens is not None:
             facts = replace(facts, action_slot_tokens=slot_tokens)
         return family_of(folder).load(folder, "meta", torch.float32, facts)
 
 
-def has_weights(path: str | Path) -> bool:
+def _has_all_weights(folder: Path) -> bool:
     """Return whether the weight files of a full folder are all there; not what is in them."""
     try:
-        return bool(weight_files(model_folder(path)))
+        return bool(weight_files(folder))
     except InputError:
         return False
 

@@ -27,6 +27,7 @@ def check_tensors(expected: Mapping[str, Iterable[int]], actual: Mapping[str, It
     expected_shapes, actual_shapes = (
         {name: tuple(shape) for name, shape in shapes.items()} for shapes in (expected, actual)
     )
+    # All kinds at once: a rename shows as one missing and one extra.
     problems = {
         "missing": [
             f"{name} (expected {expected_shapes[name]})"

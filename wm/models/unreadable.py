@@ -63,6 +63,7 @@ def hub_hint(folder: str | Path) -> str:
     Returns:
         The end of a message, empty where the path cannot be such a name.
     """
+    # A path with more parts, or a drive, is no name of the hub.
     if not _HUB_ID.fullmatch(str(folder)):
         return ""
     return (
@@ -80,6 +81,7 @@ def find_release_models(folder: Path) -> list[Path]:
     Returns:
         Folders that hold ``params.json`` or ``consolidated*.pth``; none for a folder with Hugging Face's weights.
     """
+    # Converted folders may keep the release's files beside the weights.
     if not folder.is_dir() or has_weights(folder) or (folder / "adapter_config.json").is_file():
         return []
     if _is_release_model(folder):
@@ -194,6 +196,7 @@ def explain_missing_vqgan(folder: Path) -> NoReturn:
     Raises:
         InputError: Always; it says where the files are, or how to get them.
     """
+    # The files are often there already, in another folder than ``vqgan``.
     misplaced = next((name for name in _LIQUID_VQGAN_NAMES if (folder / name).is_file()), None)
     remedy = (
         f"move {misplaced} and its vqgan.yaml into {folder / 'vqgan'}"

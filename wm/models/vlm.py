@@ -21,13 +21,14 @@ from torch.nn import functional as F
 from wm.errors import InputError
 from wm.models import prompts
 from wm.models.prompts import Segment, Task
+from wm.models.vocabulary import span_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerFast
 
 MAX_CACHED_TEXTS, MAX_CACHED_CHARS = 1024, 1000
-"""Texts whose tokens are cached, and how long one may be: the candidates of a source share an action."""
+"""Texts whose tokens are cached, and how long one may be."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,7 @@ class UnifiedVLM:
             InputError: A wrong number of codes, a code outside the codebook, an empty action, one that holds a reserved
                 token, or one for which the model has too few positions.
         """
+        # The text first: it comes from clients, the codes from the codec.
         action_ids = None if action is None else self._action_ids(action)
         segments = self.layout_ids(
             task,
@@ -181,7 +183,14 @@ class UnifiedVLM:
         action: Sequence[int] | None = None,
         target: Sequence[int] | None = None,
     ) -> list[Segment]:
-        """Build :meth:`layout` of vocabulary ids, which are not checked."""
+        """Build :meth:`layout` of vocabulary ids, which are not checked.
+
+        Args:
+            task: Which image or text is the completion.
+            source: Ids of the source image's codes.
+            action: Ids of the text; for ``idm``, None: the prefix alone.
+            target: Ids of the target image's codes; for ``fdm``, None: the prefix alone.
+        """
         return prompts.layout(
             task,
             special=self.special,
@@ -269,13 +278,8 @@ class UnifiedVLM:
         return text.strip()
 
     def _run(self, inputs: dict[str, Tensor], cache: "Cache | None", positions_BT: Tensor | None) -> Tensor:
-        hidden_BTH: Tensor = self.decoder(
-            **inputs,
-            past_key_values=cache,
-            position_ids=positions_BT,
-            use_cache=cache is not None,
-            return_dict=True,
-        ).last_hidden_state
+        options = {"past_key_values": cache, "use_cache": cache is not None, "return_dict": True}
+        hidden_BTH: Tensor = self.decoder(**inputs, position_ids=positions_BT, **options).last_hidden_state
         return hidden_BTH
 
     def _action_ids(self, action: str) -> list[int]:
@@ -291,10 +295,3 @@ class UnifiedVLM:
     def _to_rows(self, name: str, codes: Sequence[int]) -> list[int]:
         checked = prompts.check_codes(name, codes, self.tokens_per_image, self.num_codes)
         return [self._row_of_code[code] for code in checked]
-
-
-def span_of(rows: Tensor) -> slice | None:
-    """Return the slice that ``rows`` are, if they are consecutive, as in the released vocabularies."""
-    first, count = int(rows[0]), len(rows)
-    is_range = torch.equal(rows, torch.arange(first, first + count, device=rows.device))
-    return slice(first, first + count) if is_range else None

@@ -53,6 +53,7 @@ def token_ids(
     Raises:
         InputError: The vocabulary lacks one.
     """
+    # A tokenizer may have renamed a token: its own word goes first.
     names = {role: str(getattr(tokenizer, f"{role}_token", None) or name) for role, name in default_names.items()}
     missing = [f"{role} {name!r}" for role, name in names.items() if name not in vocabulary]
     if missing:
@@ -115,6 +116,7 @@ def text_rows(
     Returns:
         int64: vocabulary ids in order.
     """
+    # A client reads the text: nothing of the structure may appear in it.
     barred = {row for name, row in vocabulary.items() if reserved and name.startswith(reserved)}
     barred |= set(tokenizer.all_special_ids) | set(vars(special).values())
     rows = set(vocabulary.values()) - barred | {special.eos}
@@ -132,12 +134,14 @@ def check_vocabulary(tokenizer: "PreTrainedTokenizerFast", vocabulary: Mapping[s
     Raises:
         InputError: It names a row that the model lacks, or numbers a token differently.
     """
+    # An id beyond the head's rows would end a GPU's process at the first pass.
     highest = max(vocabulary, key=lambda name: vocabulary[name])
     if vocabulary[highest] >= num_rows:
         raise InputError(
             f"the vocabulary numbers {highest!r} {vocabulary[highest]}, but the model has {num_rows} rows: vocabulary "
             "of another model?"
         )
+    # Only names that both know: each may have some that the other lacks.
     own = tokenizer.get_vocab()
     others = [name for name, row in vocabulary.items() if own.get(name, row) != row]
     if others:
@@ -146,3 +150,11 @@ def check_vocabulary(tokenizer: "PreTrainedTokenizerFast", vocabulary: Mapping[s
             f"tokenizer and vocabulary_map number {len(others)} tokens differently ({name!r}: {own[name]} and "
             f"{vocabulary[name]}): tokenizer of another model?"
         )
+
+
+def span_of(rows: Tensor) -> slice | None:
+    """Return the slice that ``rows`` are, if they are consecutive, as in the released vocabularies."""
+    first, count = int(rows[0]), len(rows)
+    # Compared in one call: a loop over a codebook would wait for the device at each code.
+    is_range = torch.equal(rows, torch.arange(first, first + count, device=rows.device))
+    return slice(first, first + count) if is_range else None

@@ -74,13 +74,20 @@ class StoredTensor:
         if self.make is not None:
             flat: npt.NDArray[np.uint8] = self.make().contiguous().reshape(-1).view(torch.uint8).numpy()
             return flat
+        # An empty map cannot be made.
         if self.begin == self.end:
             return np.zeros(0, np.uint8)
         return np.memmap(self.file, np.uint8, "r", self.begin, (self.end - self.begin,))
 
 
 def describe_tensor(file: Path, tensor: Tensor, make: Callable[[], Tensor] | None = None) -> StoredTensor:
-    """Describe a tensor at hand, or one of its type and shape that ``make`` returns."""
+    """Describe a tensor at hand, or one of its type and shape that ``make`` returns.
+
+    Args:
+        file: Where it is from.
+        tensor: Says type and shape; it may be on the device ``meta`` where ``make`` is given.
+        make: Returns the tensor when it is asked for; ``tensor`` itself without.
+    """
     name = _DTYPES.get(tensor.dtype, str(tensor.dtype))
     return StoredTensor(file, name, tuple(tensor.shape), make=make or (lambda: tensor))
 
@@ -166,6 +173,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
 
 
 def _parse_entry(file: Path, entry: Mapping[str, Any], start: int) -> StoredTensor:
+    # Relative to the end of the header.
     begin, end = entry["data_offsets"]
     if begin < 0:
         raise ValueError(f"a tensor begins at {begin}")
@@ -189,7 +197,12 @@ def _check_entry(name: str, tensor: StoredTensor, file: Path) -> None:
 
 
 def load_tensors(folder: Path, prefix: str) -> dict[str, Tensor]:
-    """Read the tensors whose name starts with ``prefix`` (removed from the keys); nothing else is read."""
+    """Read the tensors whose name starts with ``prefix`` (removed from the keys); nothing else is read.
+
+    Args:
+        folder: Holds the weight files.
+        prefix: Such as ``model.vqmodel.``.
+    """
     selection = {name: tensor for name, tensor in list_tensors(folder).items() if name.startswith(prefix)}
     return {name.removeprefix(prefix): tensor for name, tensor in read_stored(selection)}
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from wm.errors import InputError
 from wm.models.adapters import MERGE_ERRORS
+from wm.models.folder_checks import one_line
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ def chosen(module: nn.Module) -> nn.Module:
     if saved is None:
         return module
     name = next(iter(_names(module)), None)
+    # An adapter that is switched off leaves the base's own module.
     use_saved = name in saved and not getattr(module, "disable_adapters", False)
     return chosen(saved[name] if use_saved else bare(module))
 
@@ -98,8 +100,10 @@ def _names(module: Any) -> list[str]:
 
 def _active(module: Any) -> list[str]:
     """List the adapters that change what the layer computes now."""
+    # Merged adapters are in the weight already: added again they would count twice.
     if not hasattr(module, "base_layer") or module.disable_adapters or module.merged:
         return []
+    # An active adapter need not have a part in every layer.
     present = module._get_available_adapters()
     return [name for name in module.active_adapters if name in present]
 
@@ -134,9 +138,8 @@ def _merged_copy(module: Any) -> nn.Module:
     try:
         own.merge()
     except MERGE_ERRORS as error:
-        reason = " ".join(str(error).split())[:200]
         kind = type(module).__name__
-        raise InputError(f"an adapter of the kind {kind} cannot be merged by PEFT: {reason}") from error
+        raise InputError(f"an adapter of the kind {kind} cannot be merged by PEFT: {one_line(error)}") from error
     return own  # type: ignore[no-any-return]
 
 

@@ -30,7 +30,13 @@ logger = logging.getLogger(__name__)
 
 
 def rows_at_once(length: int, batch_size: int | None, positions: int = POSITIONS_AT_ONCE) -> int:
-    """Return ``batch_size``, or as many rows of ``length`` tokens as make ``positions``; at least 1."""
+    """Return ``batch_size``, or as many rows of ``length`` tokens as make ``positions``; at least 1.
+
+    Args:
+        length: Tokens of a row.
+        batch_size: Rows, at least 1.
+        positions: Bound on the tokens of a pass.
+    """
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}")
     return batch_size if batch_size is not None else max(1, positions // max(1, length))
@@ -38,13 +44,28 @@ def rows_at_once(length: int, batch_size: int | None, positions: int = POSITIONS
 
 def tails_at_once(prefix: int, tail: int, batch_size: int | None, positions: int) -> int:
     """Return ``batch_size``, or as many rows of ``tail`` tokens as fit into ``positions`` beside the one ``prefix``
-    that they share; at least 1."""
+    that they share; at least 1.
+
+    Args:
+        prefix: Tokens that all rows share.
+        tail: Tokens of each row after them.
+        batch_size: Rows, at least 1.
+        positions: Bound on the tokens of a pass.
+    """
     return rows_at_once(tail, batch_size, positions - prefix)
 
 
 def prefixes_at_once(prefix: int, tail: int, each: int, batch_size: int | None, positions: int) -> int:
     """Return how many prefixes with ``each`` rows of ``tail`` tokens make ``batch_size`` rows, or ``positions``; at
-    least 1."""
+    least 1.
+
+    Args:
+        prefix: Tokens of the longest prefix.
+        tail: Tokens of each row after it.
+        each: Rows of each prefix.
+        batch_size: Rows, at least 1.
+        positions: Bound on the tokens of a pass.
+    """
     if batch_size is not None:
         return max(1, rows_at_once(tail, batch_size) // each)
     return rows_at_once(prefix + each * tail, None, positions)
@@ -71,7 +92,12 @@ def positions_at_once(vlm: UnifiedVLM, held_bytes: int = 0) -> int:
 
 
 def position_bytes(config: Any, vlm: UnifiedVLM) -> int:
-    """Return the bytes of one token in one row: keys and values of all layers, and one layer's activations."""
+    """Return the bytes of one token in one row: keys and values of all layers, and one layer's activations.
+
+    Args:
+        config: transformers' configuration of the text model.
+        vlm: The model, whose weights have the type of its activations.
+    """
     # An estimate: MEMORY_SHARE leaves space for what it leaves out.
     width: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     cached = 2 * config.num_hidden_layers * config.num_key_value_heads * width
@@ -131,7 +157,7 @@ def plan_images(
     vlm: UnifiedVLM,
     prefixes: Sequence[Sequence[int]],
     *,
-    num_samples: int,
+    num_candidates: int,
     sampling: Sampling,
     batch_size: int | None,
     held_bytes: int = 0,
@@ -141,7 +167,7 @@ def plan_images(
     Args:
         vlm: The model.
         prefixes: Vocabulary ids.
-        num_samples: Candidates of each prefix.
+        num_candidates: Candidates of each prefix.
         sampling: Says how many rows a candidate has, and whether candidates differ.
         batch_size: Bound on the candidate rows of a pass; what memory holds without it.
         held_bytes: Memory that will be freed before the first pass.
@@ -149,9 +175,9 @@ def plan_images(
     Raises:
         InputError: For a number of candidates or a batch size below 1.
     """
-    if num_samples < 1:
-        raise InputError(f"num_samples must be at least 1, got {num_samples}")
-    num_distinct, conditions = 1 if sampling.greedy else num_samples, count_conditions(sampling)
+    if num_candidates < 1:
+        raise InputError(f"num_candidates must be at least 1, got {num_candidates}")
+    num_distinct, conditions = 1 if sampling.greedy else num_candidates, count_conditions(sampling)
     # Every condition has a prefix and rows of its own.
     longest = max(map(len, prefixes), default=0) * conditions
     tail = vlm.tokens_per_image * conditions
@@ -171,6 +197,11 @@ def halving(work: Callable[[int, int], object], count: int, at_once: int) -> Non
 
     A chunk that does not fit into memory is halved, and so are those after it; a warning is logged. The error is raised
     if a single item does not fit.
+
+    Args:
+        work: Processes the items ``start`` to ``stop - 1``; it is called again with fewer where they did not fit.
+        count: Number of items.
+        at_once: Items of the first chunk.
     """
     # A smaller batch is kept for the rest: memory that did not suffice once will not later.
     start = 0

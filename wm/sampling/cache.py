@@ -73,6 +73,7 @@ class Rows:
 
     def select(self, rows: Tensor) -> "Rows":
         """Return these rows (int64) alone, in this order: a copy."""
+        # Indexing copies, so that the memory of rows that leave is freed.
         return Rows(tuple(keys[rows] for keys in self.keys), tuple(values[rows] for values in self.values))
 
     def num_bytes(self) -> int:
@@ -81,7 +82,13 @@ class Rows:
 
 
 def new_rows(view: DecoderView, num_rows: int, capacity: int) -> Rows:
-    """Reserve ``capacity`` tokens for each of ``num_rows`` candidates, in the type of the model's weights."""
+    """Reserve ``capacity`` tokens for each of ``num_rows`` candidates, in the type of the model's weights.
+
+    Args:
+        view: Says sizes, type and device.
+        num_rows: Candidates of all prefixes, R.
+        capacity: Tokens of each row, C.
+    """
     shape = (num_rows, view.num_groups, capacity, view.head_width)
     # Zeros, not empty memory: NaN in unwritten positions would pass through a masked softmax as 0 x NaN.
     like = view.layers[0].key.weight

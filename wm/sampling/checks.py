@@ -8,10 +8,16 @@ from wm.errors import InputError
 
 
 def check_prefixes(prefixes: Sequence[Sequence[int]], vocabulary: int) -> None:
-    """Raise :class:`InputError` for an empty prefix, or an id outside the vocabulary."""
+    """Raise :class:`InputError` for an empty prefix, or an id outside the vocabulary.
+
+    Args:
+        prefixes: Vocabulary ids.
+        vocabulary: Number of vocabulary ids.
+    """
     for row, ids in enumerate(prefixes):
         if not len(ids):
             raise InputError(f"prefix {row} is empty; expected one vocabulary id or more")
+        # An id beyond the embeddings would end a GPU's process.
         if not 0 <= min(ids) <= max(ids) < vocabulary:
             bad = next(token for token in ids if not 0 <= token < vocabulary)
             raise InputError(f"prefix {row}: id {bad} is outside the vocabulary [0, {vocabulary})")
@@ -25,6 +31,7 @@ def check_finite(values: Tensor, name: str, vlm: object) -> None:
         name: Plural noun for ``values`` in the message.
         vlm: The model, named in the message.
     """
+    # Codes sampled from NaN would look like any others.
     if not bool(values.isfinite().all()):
         model = " ".join(str(getattr(vlm, part, "")) for part in ("family", "base_id")).strip() or type(vlm).__name__
         raise InputError(

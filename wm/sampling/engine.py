@@ -86,6 +86,7 @@ class ImageEngine:
 
     def abort_request(self, request_id: int) -> None:
         """Abort a request and free its rows; one that is finished already is ignored."""
+        # A client may leave while its last output is on the way.
         state = self._states.pop(request_id, None)
         if state is None:
             return
@@ -199,6 +200,7 @@ class ImageEngine:
     def _build_outputs(self, batch: _RunningBatch) -> Iterator[StepOutput]:
         """Build each chunk's output, and forget requests that are finished with it."""
         is_complete = batch.images.is_complete
+        # Copied once for the batch: each copy waits for the device.
         codes_BKN = batch.images.copy_codes().view(len(batch.chunks), batch.images.each, -1)
         for index, chunk in enumerate(batch.chunks):
             state, candidates, codes_KN = chunk.state, chunk.candidates, codes_BKN[index]

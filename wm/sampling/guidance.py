@@ -31,14 +31,25 @@ def count_conditions(sampling: Sampling) -> int:
 
 
 def guided_prefixes(vlm: UnifiedVLM, prefixes: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Put the prompts of guidance behind the prefixes: all without their text, then all without anything."""
+    """Put the prompts of guidance behind the prefixes: all without their text, then all without anything.
+
+    Args:
+        vlm: The model, whose family says what replaces a text or an image.
+        prefixes: Vocabulary ids, one or more each.
+    """
     vlm.check_guidance()
     image, none = zip(*(vlm.unconditional_prefixes(prefix) for prefix in prefixes), strict=True)
     return [*map(list, prefixes), *image, *none]
 
 
 def mix_logits(logits_CRV: Tensor, text_scale: float, image_scale: float) -> Tensor:
-    """Mix the logits of (full prompt, without text, without anything), stacked, to (R, V)."""
+    """Mix the logits of (full prompt, without text, without anything), stacked, to (R, V).
+
+    Args:
+        logits_CRV: One (R, V) for each condition, in the order of :func:`guided_prefixes`.
+        text_scale: Scale of what the text adds to the image.
+        image_scale: Scale of what the image adds to nothing.
+    """
     full_RV, image_RV, none_RV = logits_CRV.unbind(0)
     return none_RV + image_scale * (image_RV - none_RV) + text_scale * (full_RV - image_RV)
 
@@ -69,7 +80,12 @@ class Candidates:
 
     def start(self, each: int, capacity: int) -> Tensor:
         """Begin anew with ``each`` candidates a source of ``capacity`` tokens each; return the first token's logits
-        (R, V)."""
+        (R, V).
+
+        Args:
+            each: Candidates of each source, K.
+            capacity: Tokens of each candidate.
+        """
         self._prefix = self._all
         self._rows = self.runner.reserve(self._prefix.count * each, capacity)
         return self.start_logits(each)
@@ -85,7 +101,13 @@ class Candidates:
 
     def extend(self, codes_RS: Tensor, positions: int | Tensor, filled: int) -> Tensor:
         """Compute the logits (R, S, V) after each of S codes, the first of which belongs to ``positions``; see
-        :meth:`wm.sampling.model_runner.ModelRunner.extend`."""
+        :meth:`wm.sampling.model_runner.ModelRunner.extend`.
+
+        Args:
+            codes_RS: Codes, row ends among them.
+            positions: Position of the first code in its row, the same for all, or int64 (R,).
+            filled: Length of the longest row after this.
+        """
         ids = self._rows_of_code[codes_RS].repeat(self.conditions, 1)
         # All conditions grow by the same codes: guidance mixes their logits, not their images.
         if isinstance(positions, Tensor):
@@ -94,11 +116,21 @@ class Candidates:
         return self.build_head()(hidden.flatten(0, 1)).view(*codes_RS.shape, -1)
 
     def build_input(self, code_R: Tensor, position: int) -> StepInput:
-        """Build the part of one code a row in a pass of several batches."""
+        """Build the part of one code a row in a pass of several batches.
+
+        Args:
+            code_R: Codes, row ends among them.
+            position: Their position, the same in all rows.
+        """
         return StepInput(self._rows_of_code[code_R].repeat(self.conditions), self._prefix, self._rows, position)
 
     def keep(self, sources: Sequence[int], rows: Sequence[int]) -> None:
-        """Drop all but these sources and rows, equally many of each source, in this order."""
+        """Drop all but these sources and rows, equally many of each source, in this order.
+
+        Args:
+            sources: Indices of the sources that stay.
+            rows: Indices of the rows that stay, those of a source neighbours.
+        """
         num_sources, num_rows = self._prefix.count // self.conditions, self._rows.num_rows // self.conditions
         conditions = range(self.conditions)
         # Prefixes are large and mostly stay: copied only when a source leaves.
@@ -120,6 +152,7 @@ class Candidates:
 
 def _build_mixer(conditions: int, sampling: Sampling) -> Callable[[Tensor], Tensor]:
     scales = sampling.guidance_scale, sampling.image_guidance_scale
+    # Nothing to mix: the scales play no part.
     if conditions == 1:
         return lambda logits_XV: logits_XV
     return lambda logits_XV: mix_logits(logits_XV.view(conditions, -1, logits_XV.shape[-1]), *scales)

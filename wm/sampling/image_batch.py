@@ -70,6 +70,7 @@ class ImageBatch:
 
     def sample(self) -> Tensor:
         """Sample the next code of each row, int64 (R,); the row end where it is due."""
+        # Sampled at row ends as well: a step then has one shape.
         code_R = sample_tokens(self._logits_RV, self._noise_LR[self.position], self._sampling)
         return self._slots.settle(code_R, self.position)
 

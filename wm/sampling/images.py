@@ -20,8 +20,9 @@ from wm.sampling.batches import plan_images
 from wm.sampling.checks import check_prefixes
 from wm.sampling.guidance import Candidates
 from wm.sampling.image_batch import ImageBatch
-from wm.sampling.model_runner import ModelRunner, build_model_runner
+from wm.sampling.model_runner import ModelRunner
 from wm.sampling.noise import Sampling, expand_seeds, stack_noise
+from wm.sampling.runners import build_model_runner
 from wm.sampling.slots import Slots, count_line_slots
 
 
@@ -45,7 +46,7 @@ def sample_images(
     vlm: UnifiedVLM,
     prefixes: Sequence[Sequence[int]],
     *,
-    num_samples: int,
+    num_candidates: int,
     first_candidate: int = 0,
     sampling: Sampling | None = None,
     seed: int | Sequence[int] = 0,
@@ -54,15 +55,15 @@ def sample_images(
     progress_tokens: int | None = None,
     runner: ModelRunner | None = None,
 ) -> Tensor:
-    """Sample ``num_samples`` images after each prefix.
+    """Sample ``num_candidates`` images after each prefix.
 
     Rows at once and the way of decoding are logged, for each runner once as information.
 
     Args:
         vlm: The forward model.
         prefixes: Vocabulary ids, one or more each; they may differ in length.
-        num_samples: Candidates of each prefix, at least 1.
-        first_candidate: Number of the first one; they are numbered up to ``first_candidate + num_samples - 1``, so
+        num_candidates: Candidates of each prefix, at least 1.
+        first_candidate: Number of the first one; they are numbered up to ``first_candidate + num_candidates - 1``, so
             that sampling in rounds gives the images of sampling at once.
         sampling: Temperature, truncation, guidance; the model's distribution as it is without.
         seed: One for all prefixes, which then share their noise, or one a prefix. What is averaged over prefixes
@@ -90,12 +91,12 @@ def sample_images(
     # Buffers of earlier images are freed when a batch of another shape begins, so their memory counts as free.
     held_bytes = runner.static_steps.num_bytes if runner is not None and runner.static_steps is not None else 0
     plan = plan_images(
-        vlm, prefixes, num_samples=num_samples, sampling=sampling, batch_size=batch_size, held_bytes=held_bytes
+        vlm, prefixes, num_candidates=num_candidates, sampling=sampling, batch_size=batch_size, held_bytes=held_bytes
     )
     # On the CPU, where the images are collected batch by batch.
     codes_BKN = torch.zeros((len(prefixes), plan.num_distinct, length), dtype=torch.int64)
     if not prefixes:
-        return codes_BKN.new_zeros((0, num_samples, length))
+        return codes_BKN.new_zeros((0, num_candidates, length))
     is_own_runner = runner is None
     runner = runner or build_model_runner(vlm, rows=plan.num_rows)
     check_prefixes(prefixes, runner.vocabulary_size)
@@ -124,7 +125,7 @@ def sample_images(
     plan.run(lambda rows: _prefill(vlm, runner, sampling, [prefixes[row] for row in rows]), decode)
     if is_own_runner:
         runner.static_steps = None  # which refers to the runner: the two would wait for the garbage collector
-    return codes_BKN.repeat(1, num_samples // plan.num_distinct, 1)
+    return codes_BKN.repeat(1, num_candidates // plan.num_distinct, 1)
 
 
 def _prefill(vlm: UnifiedVLM, runner: ModelRunner, sampling: Sampling, prefixes: Sequence[Sequence[int]]) -> Candidates:
@@ -132,6 +133,7 @@ def _prefill(vlm: UnifiedVLM, runner: ModelRunner, sampling: Sampling, prefixes:
     try:
         return Candidates(vlm, runner, sampling, prefixes)
     except torch.OutOfMemoryError:
+        # Given up before a batch is halved: they only save a recording.
         if runner.static_steps is None:
             raise
     runner.static_steps = None

@@ -101,12 +101,24 @@ class LlamaLayers:
         return self._norm(hidden_XH, view.norm)
 
     def before(self, layer: Layer, hidden_XH: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute a layer up to its attention: queries, keys and values of :meth:`_heads`."""
+        """Compute a layer up to its attention: queries, keys and values of :meth:`_heads`.
+
+        Args:
+            layer: The layer's weights.
+            hidden_XH: Hidden states.
+            rotation: Cosine and sine (X, 1, D) of :meth:`rotations`.
+        """
         normed_XH = hidden_XH if self.view.norm_after else self._norm(hidden_XH, layer.norm_attention)
         return self._heads(layer, normed_XH, rotation)
 
     def after(self, layer: Layer, hidden_XH: Tensor, mixed: Tensor) -> Tensor:
-        """Compute a layer from its attention's output (X, A x D) on: (X, H)."""
+        """Compute a layer from its attention's output (X, A x D) on: (X, H).
+
+        Args:
+            layer: The layer's weights.
+            hidden_XH: Hidden states before the layer.
+            mixed: Attention's output (X, A x D).
+        """
         # Swin norm: what is added to the residual is normalised, not what is read from it.
         if self.view.norm_after:
             hidden_XH = hidden_XH + self._norm(layer.out(mixed), layer.norm_attention)
@@ -140,7 +152,12 @@ class LlamaLayers:
         return (hidden_XH * squared_X1.rsqrt_()).mul_(weight_H)
 
     def rotations(self, positions_X: Tensor | slice, furthest: int) -> tuple[Tensor, Tensor]:
-        """Return cosine and signed sine (X, 1, D) at positions below ``furthest``."""
+        """Return cosine and signed sine (X, 1, D) at positions below ``furthest``.
+
+        Args:
+            positions_X: int64, or a slice.
+            furthest: Bound on the positions.
+        """
         cosine, sine = self._rotation
         # Doubled, so that a growing sequence rebuilds the table a few times only.
         if len(cosine) < furthest:

@@ -123,13 +123,26 @@ class LlamaRunner(ModelRunner):
         )
 
     def reserve(self, num_rows: int, capacity: int) -> Rows:
-        """Reserve empty caches for ``capacity`` tokens of each of ``num_rows`` candidates."""
+        """Reserve empty caches for ``capacity`` tokens of each of ``num_rows`` candidates.
+
+        Args:
+            num_rows: Candidates of all prefixes, R.
+            capacity: Tokens of each, C.
+        """
         return new_rows(self.view, num_rows, capacity)
 
     def extend(
         self, ids_RS: Tensor, prefix: PrefixCache, rows: RowCache, positions: int | Tensor, filled: int
     ) -> Tensor:
-        """Compute the hidden states (R, S, H) of the next S tokens of every row, and store their keys and values."""
+        """Compute the hidden states (R, S, H) of the next S tokens of every row, and store their keys and values.
+
+        Args:
+            ids_RS: Vocabulary ids.
+            prefix: What the rows follow; R is a multiple of P.
+            rows: Caches, extended in place.
+            positions: Position of the first new token in its row, the same for all, or int64 (R,).
+            filled: Length of the longest row after this, at most what was reserved.
+        """
         if isinstance(positions, int) and ids_RS.shape[1] == 1:
             return self._step(ids_RS[:, 0], *_own(prefix, rows), positions)[:, None]
         return self._block(ids_RS, *_own(prefix, rows), positions, filled)

@@ -1,4 +1,4 @@
-"""Define what the engine needs of a model runner, and choose the one that can run a model.
+"""Define what the engine needs of a model runner.
 
 A runner computes hidden states and logits over caches; what tokens mean, and which are sampled, is decided elsewhere.
 :class:`~wm.sampling.llama_runner.LlamaRunner` knows decoders of the Llama kind and is fast;
@@ -8,25 +8,18 @@ Shape suffixes: P prefixes, R rows (a prefix's rows are neighbours), S new token
 batches, H hidden width, V vocabulary.
 """
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from functools import cache
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from wm.models.vlm import UnifiedVLM
 
-if TYPE_CHECKING:
-    from wm.sampling.kernels.cuda_graphs import StaticSteps
-
 Stepping: TypeAlias = Literal["auto", "plain", "static", "graph", "compiled"]
 """How images are decoded, see :mod:`wm.sampling.kernels.cuda_graphs`; ``auto``: ``graph`` on CUDA, ``plain``
 elsewhere."""
-
-logger = logging.getLogger(__name__)
 
 
 class PrefixCache(Protocol):
@@ -55,6 +48,15 @@ class RowCache(Protocol):
         ...
 
 
+class StepBuffers(Protocol):
+    """Buffers of static steps (:mod:`wm.sampling.kernels.cuda_graphs`)."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of memory."""
+        ...
+
+
 class StepInput(NamedTuple):
     """A batch's part of a pass: the token of each row (R,), all at one position, and the caches that they extend."""
 
@@ -77,7 +79,7 @@ class ModelRunner(ABC):
 
     def __init__(self, vlm: UnifiedVLM, stepping: Stepping) -> None:
         self.image_rows, self.device, self.stepping = vlm.image_rows, vlm.device, stepping
-        self.static_steps: StaticSteps | None = None
+        self.static_steps: StepBuffers | None = None
         """Buffers and recordings of the last images, for others of the same shape."""
         self.is_logged = False
         """Whether it has been logged how images are decoded."""
@@ -95,6 +97,7 @@ class ModelRunner(ABC):
     @property
     def exact(self) -> torch.dtype:
         """Type in which probabilities are computed: float32 at least."""
+        # Half precision has too few digits for sums of thousands of probabilities.
         return torch.float64 if self.dtype is torch.float64 else torch.float32
 
     @abstractmethod
@@ -115,7 +118,12 @@ class ModelRunner(ABC):
 
     @abstractmethod
     def reserve(self, num_rows: int, capacity: int) -> RowCache:
-        """Reserve empty caches for ``capacity`` tokens of each of ``num_rows`` rows."""
+        """Reserve empty caches for ``capacity`` tokens of each of ``num_rows`` rows.
+
+        Args:
+            num_rows: Rows of all prefixes, R.
+            capacity: Tokens of each.
+        """
 
     @abstractmethod
     def extend(
@@ -146,52 +154,3 @@ class ModelRunner(ABC):
     @abstractmethod
     def logits(self, hidden_XH: Tensor) -> Tensor:
         """Compute the logits (X, V) of all tokens of the text's head."""
-
-
-def build_model_runner(
-    vlm: UnifiedVLM,
-    *,
-    rows: int = 8,
-    merge: bool = True,
-    beside: ModelRunner | None = None,
-    stepping: Stepping = "auto",
-    kernels: bool = True,
-) -> ModelRunner:
-    """Build the fastest runner that computes what the model computes.
-
-    Where the fast one cannot, transformers' own forward runs, and the log says why, once for each reason.
-
-    Args:
-        vlm: The model, with the adapters that are active now.
-        rows: How many token rows a pass usually has (a hint).
-        merge: Merge adapters into copies of the weights that they change; without, low-rank ones are applied beside
-            the weights, and nothing else is copied.
-        beside: A runner whose packed copies are used where the weights are the very same tensors, as those of models
-            over one base are.
-        stepping: How images are decoded; what fails is replaced by the next simpler way, with a warning in the log.
-        kernels: Whether Triton's kernels may be used on a GPU.
-
-    Raises:
-        InputError: For a model that neither runner can run.
-    """
-    # Imported here: both runners import this module's types.
-    from wm.sampling.llama_runner import LlamaRunner
-    from wm.sampling.transformers_runner import TransformersRunner
-    from wm.sampling.weights_view import find_unsupported
-
-    # Rather slow than wrong: what the fast runner does not know, it would leave out.
-    reason = find_unsupported(vlm)
-    if reason is not None:
-        _log_fallback(reason)
-        return TransformersRunner(vlm)
-    # Copies of weights are shared between fast runners alone; the other makes none.
-    beside = beside if isinstance(beside, LlamaRunner) else None
-    return LlamaRunner(vlm, rows=rows, merge=merge, beside=beside, stepping=stepping, kernels=kernels)
-
-
-@cache
-def _log_fallback(reason: str) -> None:
-    logger.warning(
-        "sampling by transformers' own forward, one code a pass and without shared prefixes, which is slower: %s",
-        reason,
-    )

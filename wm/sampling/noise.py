@@ -49,9 +49,15 @@ def uniform_noise(seed: int, candidate: int, length: int) -> np.ndarray[tuple[in
     Philox, a counter-based generator, with (seed, candidate) as its key: a position's noise is the same whatever
     ``length`` is.
 
+    Args:
+        seed: At least 0.
+        candidate: Number of the candidate, at least 0.
+        length: Number of positions.
+
     Raises:
         InputError: For a negative seed or candidate.
     """
+    # The key is unsigned: a negative number would be another one's noise.
     if seed < 0 or candidate < 0:
         raise InputError(f"seed and candidate must not be negative, got {seed} and {candidate}")
     key = np.array([seed % 2**64, candidate], dtype=np.uint64)
@@ -59,7 +65,13 @@ def uniform_noise(seed: int, candidate: int, length: int) -> np.ndarray[tuple[in
 
 
 def stack_noise(seeds: list[int], candidates: range, length: int) -> Tensor:
-    """Stack :func:`uniform_noise` of each seed's candidates: float64 (seeds x candidates, length)."""
+    """Stack :func:`uniform_noise` of each seed's candidates: float64 (seeds x candidates, length).
+
+    Args:
+        seeds: One a prefix, at least 0.
+        candidates: Numbers of the candidates of each.
+        length: Number of positions.
+    """
     return torch.from_numpy(np.stack([uniform_noise(seed, k, length) for seed in seeds for k in candidates]))
 
 
@@ -82,13 +94,20 @@ def expand_seeds(seed: int | Sequence[int], count: int) -> list[int]:
         seeds = [index(value) for value in values]
     except TypeError as error:
         raise InputError(f"seed = {seed!r:.80}: expected integers of at least 0") from error
+    # Cut or repeated seeds would give rows the same images unnoticed.
     if len(seeds) != count:
         raise InputError(f"expected one seed or {count}, got {len(seeds)}")
     return seeds
 
 
 def sample_tokens(logits_RV: Tensor, noise_R: Tensor, sampling: Sampling) -> Tensor:
-    """Sample each row's token, int64 (R,), by its noise; the largest logit if greedy."""
+    """Sample each row's token, int64 (R,), by its noise; the largest logit if greedy.
+
+    Args:
+        logits_RV: Logits.
+        noise_R: float64 in [0, 1).
+        sampling: How a token is sampled.
+    """
     if sampling.greedy:
         return logits_RV.argmax(-1)
     return invert_cdf(probabilities(logits_RV, sampling), noise_R)
@@ -99,6 +118,10 @@ def probabilities(logits_RV: Tensor, sampling: Sampling) -> Tensor:
     stays.
 
     With ``greedy`` all mass is on the largest logit.
+
+    Args:
+        logits_RV: Logits.
+        sampling: Temperature and truncation; guidance plays no part.
     """
     if sampling.greedy:
         best_R1 = logits_RV.argmax(dim=-1, keepdim=True)
@@ -124,7 +147,12 @@ def probabilities(logits_RV: Tensor, sampling: Sampling) -> Tensor:
 
 
 def invert_cdf(probs_RV: Tensor, noise_R: Tensor) -> Tensor:
-    """Pick the first index, int64 (R,), whose cumulative probability exceeds the noise in [0, 1)."""
+    """Pick the first index, int64 (R,), whose cumulative probability exceeds the noise in [0, 1).
+
+    Args:
+        probs_RV: Probabilities, whose sum may be rounded.
+        noise_R: float64 in [0, 1).
+    """
     cumulative_RV = probs_RV.cumsum(-1)
     # Rounding may leave the last sum below the noise, or the noise at 0 before codes of no mass.
     threshold_R1 = noise_R.to(probs_RV)[:, None] * cumulative_RV[:, -1:]

@@ -11,17 +11,17 @@ from wm.sampling.noise import Sampling
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """Candidates ``first_candidate`` to ``first_candidate + num_samples - 1`` after a prefix (vocabulary ids)."""
+    """Candidates ``first_candidate`` to ``first_candidate + num_candidates - 1`` after a prefix (vocabulary ids)."""
 
     prefix: tuple[int, ...]
-    num_samples: int
+    num_candidates: int
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = 0
     first_candidate: int = 0
 
     def __post_init__(self) -> None:
         for name, value, minimum in (
-            ("num_samples", self.num_samples, 1),
+            ("num_candidates", self.num_candidates, 1),
             ("seed", self.seed, 0),
             ("first_candidate", self.first_candidate, 0),
         ):
@@ -31,7 +31,7 @@ class ImageRequest:
     @property
     def candidates(self) -> range:
         """Numbers of the candidates."""
-        return range(self.first_candidate, self.first_candidate + self.num_samples)
+        return range(self.first_candidate, self.first_candidate + self.num_candidates)
 
 
 @dataclass(frozen=True)

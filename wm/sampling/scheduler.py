@@ -45,11 +45,17 @@ class Scheduler:
         """Bound on the tokens stored at a time."""
         if self._token_budget is not None:
             return self._token_budget
+        # Buffers count as free memory: they go before a batch of another shape begins.
         steps = self._runner.static_steps
         return positions_at_once(self._vlm, 0 if steps is None else steps.num_bytes)
 
     def add(self, state: RequestState, candidates: range) -> None:
-        """Queue candidates of a request behind all others."""
+        """Queue candidates of a request behind all others.
+
+        Args:
+            state: The request.
+            candidates: Numbers of those to decode.
+        """
         self.waiting.append(Chunk(state, candidates))
 
     def remove(self, state: RequestState) -> None:
@@ -106,6 +112,7 @@ class Scheduler:
         """
         budget = self.token_budget
         self.requeue(chunks)
+        # Nothing is left to give up.
         if not running and budget <= 1:
             raise error
         self._token_budget = max(1, budget // 2)

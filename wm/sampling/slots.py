@@ -29,7 +29,12 @@ class Slots:
         self.is_end_L = is_end.to(vlm.device)
 
     def spread(self, values_N: Tensor, fill: float) -> Tensor:
-        """Spread (..., N) over slots (..., L), with ``fill`` at row ends."""
+        """Spread (..., N) over slots (..., L), with ``fill`` at row ends.
+
+        Args:
+            values_N: One value for each code (..., N).
+            fill: Value of the row ends.
+        """
         if self.count == values_N.shape[-1]:
             return values_N
         spread = values_N.new_full((*values_N.shape[:-1], self.count), fill)
@@ -43,11 +48,22 @@ class Slots:
         return values_L if len(positions) == values_L.shape[-1] else values_L[..., positions.to(values_L.device)]
 
     def settle(self, codes_R: Tensor, position: int) -> Tensor:
-        """Return what fills a slot: the sampled codes, or the row end."""
+        """Return what fills a slot: the sampled codes, or the row end.
+
+        Args:
+            codes_R: Sampled codes.
+            position: The slot, the same for all.
+        """
         return torch.full_like(codes_R, self.row_end) if self._is_end[position] else codes_R
 
     def settle_at(self, codes_RS: Tensor, positions_RS: Tensor) -> Tensor:
-        """Do as :meth:`settle`, with a position for each code."""
+        """Do as :meth:`settle`, with a position for each code.
+
+        Args:
+            codes_RS: Sampled codes.
+            positions_RS: int64, slots.
+        """
+        # Families without row ends pay nothing for them.
         if self.count == len(self._code_positions):
             return codes_RS
         return codes_RS.masked_fill(self.is_end_L[positions_RS], self.row_end)

@@ -26,8 +26,9 @@ from wm.sampling.batches import plan_images
 from wm.sampling.checks import check_prefixes
 from wm.sampling.guidance import Candidates
 from wm.sampling.images import Progress, sample_images
-from wm.sampling.model_runner import ModelRunner, build_model_runner
+from wm.sampling.model_runner import ModelRunner
 from wm.sampling.noise import Sampling, expand_seeds, sample_tokens, stack_noise
+from wm.sampling.runners import build_model_runner
 from wm.sampling.slots import Slots
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ def speculate_images(
     prefixes: Sequence[Sequence[int]],
     drafts: Tensor,
     *,
-    num_samples: int,
+    num_candidates: int,
     num_draft_tokens: int,
     first_candidate: int = 0,
     sampling: Sampling | None = None,
@@ -80,7 +81,7 @@ def speculate_images(
         vlm: The forward model.
         prefixes: Vocabulary ids, one or more each.
         drafts: Codes (B, N), such as the source images', or one a candidate (B, K, N).
-        num_samples: Candidates of each prefix.
+        num_candidates: Candidates of each prefix.
         num_draft_tokens: Drafted codes a pass, 1 to N - 1.
         first_candidate: Number of the first candidate.
         sampling: How a code is sampled.
@@ -110,13 +111,13 @@ def speculate_images(
     if runner is not None:
         runner.static_steps = None  # buffers of images that were decoded another way, in memory that is needed here
     # Budget as in sequential sampling; drafts need no more than their length at a time.
-    plan = plan_images(vlm, prefixes, num_samples=num_samples, sampling=sampling, batch_size=batch_size)
+    plan = plan_images(vlm, prefixes, num_candidates=num_candidates, sampling=sampling, batch_size=batch_size)
     drafts_BKN = _to_drafts(drafts, len(prefixes), plan.num_distinct, length, len(vlm.image_rows))
     runner = runner or build_model_runner(vlm, rows=plan.num_rows * (num_draft_tokens + 1))
     if not runner.can_draft:
         return _sample_without_drafts(
-            vlm, prefixes, num_samples=num_samples, first_candidate=first_candidate, sampling=sampling, seed=seeds,
-            batch_size=batch_size, runner=runner,
+            vlm, prefixes, num_candidates=num_candidates, first_candidate=first_candidate, sampling=sampling,
+            seed=seeds, batch_size=batch_size, runner=runner,
         )  # fmt: skip
     check_prefixes(prefixes, runner.vocabulary_size)
     codes_BKN = torch.zeros((len(prefixes), plan.num_distinct, length), dtype=torch.int64)
@@ -134,7 +135,8 @@ def speculate_images(
         counts_3BK[:, rows, first:last] = batch.counts_3R.cpu().view(3, len(rows), -1)
 
     plan.run(lambda rows: Candidates(vlm, runner, sampling, [prefixes[row] for row in rows]), decode)
-    repeats = num_samples // plan.num_distinct
+    # Greedy images were decoded once for all candidates.
+    repeats = num_candidates // plan.num_distinct
     passes, confirmed, examined = counts_3BK.repeat(1, 1, repeats).unbind(0)
     return Speculation(codes_BKN.repeat(1, repeats, 1), passes, confirmed, examined, batch_passes)
 
@@ -143,7 +145,7 @@ def _sample_without_drafts(
     vlm: UnifiedVLM,
     prefixes: Sequence[Sequence[int]],
     *,
-    num_samples: int,
+    num_candidates: int,
     first_candidate: int,
     sampling: Sampling,
     seed: Sequence[int],
@@ -154,9 +156,10 @@ def _sample_without_drafts(
     _log_no_drafts(type(runner).__name__)
     batches: list[Progress] = []
     codes_BKN = sample_images(
-        vlm, prefixes, num_samples=num_samples, first_candidate=first_candidate, sampling=sampling, seed=seed,
+        vlm, prefixes, num_candidates=num_candidates, first_candidate=first_candidate, sampling=sampling, seed=seed,
         batch_size=batch_size, runner=runner, on_progress=batches.append, progress_tokens=vlm.tokens_per_image + 1,
     )  # fmt: skip
+    # The first code comes from the prefix.
     passes = Slots(vlm).count - 1
     none_BK = torch.zeros(codes_BKN.shape[:2], dtype=torch.int64)
     return Speculation(codes_BKN, none_BK + passes, none_BK, none_BK, passes * len(batches))
@@ -169,6 +172,7 @@ def _log_no_drafts(runner: str) -> None:
 
 def _to_drafts(drafts: Tensor, sources: int, candidates: int, length: int, num_codes: int) -> Tensor:
     """Convert drafts to int64 (B, K, N); :class:`InputError` for other shapes and codes outside the codebook."""
+    # Rounded fractions would be codes of other images.
     if drafts.is_floating_point():
         raise InputError(f"drafts: expected codebook ids, whole numbers, got {drafts.dtype}")
     drafts_BKN = drafts.to("cpu", torch.int64)
@@ -210,6 +214,7 @@ class _RaggedBatch:
         # The first code follows the prefix alone, so that it is never a draft. Capacity for a draft beyond the end.
         logits_RV = self._candidates.start(each, length + num_draft_tokens)
         self.codes_RN[:, 0] = sample_tokens(logits_RV, self._noise_RN[:, 0], self._sampling)
+        # On the host, which decides which rows leave.
         lengths = [1] * num_rows
         grid = [list(range(source * each, (source + 1) * each)) for source in range(num_sources)]
         passes = 0

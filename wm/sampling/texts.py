@@ -15,8 +15,9 @@ from wm.models.vlm import UnifiedVLM
 from wm.sampling.batches import halving, positions_at_once, rows_at_once
 from wm.sampling.checks import check_finite, check_prefixes
 from wm.sampling.decoding import decode_step
-from wm.sampling.model_runner import ModelRunner, PrefixCache, RowCache, StepInput, build_model_runner
+from wm.sampling.model_runner import ModelRunner, PrefixCache, RowCache, StepInput
 from wm.sampling.noise import Sampling, expand_seeds, sample_tokens, stack_noise
+from wm.sampling.runners import build_model_runner
 
 GREEDY = Sampling(greedy=True)
 
@@ -54,7 +55,7 @@ class TextStep(NamedTuple):
 
 
 class TextBatch:
-    """``num_samples`` texts after each of some prefixes, as they grow; :func:`decode_texts` adds a token to each.
+    """``num_candidates`` texts after each of some prefixes, as they grow; :func:`decode_texts` adds a token to each.
 
     Text k of a prefix is sampled with the noise of (its seed, k, position), so that neither the number of texts nor
     the batch changes it.
@@ -63,7 +64,7 @@ class TextBatch:
         vlm: The model.
         runner: Runs this model as it is now.
         prefixes: Vocabulary ids, one or more each.
-        num_samples: Texts of each prefix.
+        num_candidates: Texts of each prefix.
         sampling: How a token is sampled; guidance is for images.
         seed: One for all prefixes, which then share their noise, or one a prefix.
         num_top: How many of the likeliest tokens are reported beside each.
@@ -79,25 +80,26 @@ class TextBatch:
         runner: ModelRunner,
         prefixes: Sequence[Sequence[int]],
         *,
-        num_samples: int = 1,
+        num_candidates: int = 1,
         sampling: Sampling = GREEDY,
         seed: int | Sequence[int] = 0,
         num_top: int = 0,
         max_new_tokens: int = 32,
     ) -> None:
         check_max_new_tokens(max_new_tokens)
-        if num_samples < 1:
-            raise InputError(f"num_samples must be at least 1, got {num_samples}")
+        if num_candidates < 1:
+            raise InputError(f"num_candidates must be at least 1, got {num_candidates}")
         if num_top < 0:
             raise InputError(f"num_top must not be negative, got {num_top}")
+        # Its prompts leave out the very text or image that a text describes.
         if sampling.is_guided:
             raise InputError("guidance is for images; texts are sampled without it")
         check_prefixes(prefixes, runner.vocabulary_size)
         self._vlm, self._runner, self._prefixes = vlm, runner, prefixes
-        self._num_samples, self._sampling, self._num_top = num_samples, sampling, num_top
+        self._num_samples, self._sampling, self._num_top = num_candidates, sampling, num_top
         self.max_new_tokens = max_new_tokens
-        self._noise_RS = stack_noise(expand_seeds(seed, len(prefixes)), range(num_samples), max_new_tokens + 1)
-        self.is_open = [True] * (len(prefixes) * num_samples)
+        self._noise_RS = stack_noise(expand_seeds(seed, len(prefixes)), range(num_candidates), max_new_tokens + 1)
+        self.is_open = [True] * (len(prefixes) * num_candidates)
         """Whether each text has no end yet."""
         self._position = 0
         self._pending: StepInput | None = None
@@ -230,6 +232,7 @@ def check_max_new_tokens(max_new_tokens: int) -> None:
 
 def _complete_batch(runner: ModelRunner, batch: TextBatch) -> list[Completion]:
     tokens: list[list[TextToken]] = [[] for _ in batch.is_open]
+    # Texts of one batch end at different steps; the longest decides.
     while not batch.is_finished:
         (step,) = decode_texts(runner, [batch])
         for row, token in zip(tokens, step, strict=True):

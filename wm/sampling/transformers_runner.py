@@ -21,7 +21,6 @@ from wm.errors import InputError
 from wm.models.vlm import UnifiedVLM
 from wm.sampling.adapted import bare
 from wm.sampling.model_runner import ModelRunner, PrefixCache, RowCache, StepInput
-from wm.sampling.weights_view import base_module
 
 _HEAD_RULES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """Keys of configurations that change logits behind the head, which :meth:`UnifiedVLM.head` leaves out."""
@@ -65,6 +64,7 @@ class Prefixes:
 
     def spread(self, num_rows: int) -> tuple[_Part, ...]:
         """Copy the caches for ``num_rows`` rows, a multiple of P: those of a prefix are neighbours."""
+        # transformers attends row by row: each needs a cache of its own.
         each = num_rows // self.count
         return _select(self.parts, [row // each for row in range(num_rows)])
 
@@ -113,7 +113,7 @@ class TransformersRunner(ModelRunner):
     @property
     def vocabulary_size(self) -> int:
         """Number of vocabulary ids that can be read."""
-        words = len(bare(base_module(self._vlm).get_input_embeddings()).weight)
+        words = len(bare(self._vlm.inner.get_input_embeddings()).weight)
         # A family whose codes have embeddings of their own numbers them behind the text.
         return max(words, int(self.image_rows.max()) + 1)
 
@@ -151,13 +151,26 @@ class TransformersRunner(ModelRunner):
         return self._body(ids_BT, None, 0)
 
     def reserve(self, num_rows: int, capacity: int) -> PrefixedRows:
-        """Build empty caches, which grow as they are filled."""
+        """Build empty caches, which grow as they are filled.
+
+        Args:
+            num_rows: Rows of all prefixes, R.
+            capacity: Not used.
+        """
         return PrefixedRows(num_rows)
 
     def extend(
         self, ids_RS: Tensor, prefix: PrefixCache, rows: RowCache, positions: int | Tensor, filled: int
     ) -> Tensor:
-        """Compute the hidden states (R, S, H) of the next S tokens of every row, all at one position."""
+        """Compute the hidden states (R, S, H) of the next S tokens of every row, all at one position.
+
+        Args:
+            ids_RS: Vocabulary ids.
+            prefix: What the rows follow; R is a multiple of P.
+            rows: Caches, extended in place.
+            positions: Position of the first new token, the same for all rows.
+            filled: Not used: caches grow by themselves.
+        """
         if not (isinstance(prefix, Prefixes) and isinstance(rows, PrefixedRows) and isinstance(positions, int)):
             raise TypeError("expected caches of this runner, and one position for all rows")
         # The rows' first token says what they follow.
@@ -187,7 +200,7 @@ class TransformersRunner(ModelRunner):
     def logits(self, hidden_XH: Tensor) -> Tensor:
         """Compute the logits (X, V) of the text's head."""
         with _evaluating(self._vlm.module):
-            logits_XV: Tensor = base_module(self._vlm).lm_head(hidden_XH)
+            logits_XV: Tensor = self._vlm.inner.lm_head(hidden_XH)
         return logits_XV
 
     def _body(self, ids_BT: Tensor, cache: DynamicCache | None, start: int) -> Tensor:
@@ -201,7 +214,7 @@ class TransformersRunner(ModelRunner):
 
 def _check_rules(vlm: UnifiedVLM) -> None:
     """Raise :class:`InputError` for rules that a pass of body and head, over keys and values, would leave out."""
-    name, config = type(base_module(vlm)).__name__, getattr(base_module(vlm), "config", None)
+    name, config = type(vlm.inner).__name__, getattr(vlm.inner, "config", None)
     if config is None:
         raise InputError(f"{name} cannot be sampled from: it is no model of transformers")
     config = config.get_text_config()

@@ -102,7 +102,7 @@ def find_unsupported(vlm: UnifiedVLM) -> str | None:
     """
     if getattr(vlm, "decoder_view", None) is not None:
         return None
-    inner = base_module(vlm)
+    inner = vlm.inner
     stack = _find_stack(inner)
     if stack is None:
         return f"{type(inner).__name__} has no decoder of the Llama kind"
@@ -165,7 +165,7 @@ def decoder_view(vlm: UnifiedVLM, *, merge: bool = True) -> DecoderView:
     if reason is not None:
         raise InputError(f"{reason}; its family must give decoder_view()")
     # PEFT's wrapper hides the model; adapters are read module by module.
-    inner = base_module(vlm)
+    inner: Any = vlm.inner
     view = view_of_modules(_find_stack(inner), inner.lm_head, merge=merge)
     codes_CH: Tensor | None = getattr(vlm, "code_embeddings_CH", None)
     if codes_CH is None:
@@ -173,12 +173,6 @@ def decoder_view(vlm: UnifiedVLM, *, merge: bool = True) -> DecoderView:
     # A family whose codes have embeddings and a head of their own; their vocabulary ids follow the text's.
     image_head: Callable[[Tensor], Tensor] = vlm.image_head  # type: ignore[attr-defined]
     return replace(view, embedding=torch.cat((view.embedding, codes_CH)), image_head=image_head)
-
-
-def base_module(vlm: UnifiedVLM) -> Any:
-    """Return the Hugging Face model under a possible adapter."""
-    get_base = getattr(vlm.module, "get_base_model", None)
-    return get_base() if get_base is not None else vlm.module
 
 
 def _find_stack(inner: nn.Module) -> Any:
@@ -189,12 +183,19 @@ def _find_stack(inner: nn.Module) -> Any:
 
 def view_of_modules(stack: Any, head: nn.Module, *, merge: bool = True) -> DecoderView:
     """View transformers' modules, which are of the Llama kind: ``stack`` as ``LlamaModel``, ``head`` its linear output
-    layer."""
+    layer.
+
+    Args:
+        stack: As ``LlamaModel``: embeddings, layers, last norm.
+        head: The linear output layer.
+        merge: Merge adapters into copies of the weights; without, low-rank ones are kept beside them.
+    """
     first = stack.layers[0]
     attention = first.self_attn
     # Numbers of heads come from the matrices: configurations name them in several ways.
     width = attention.head_dim
     query, key = (bare(module).weight for module in (attention.q_proj, attention.k_proj))
+    # Some classes scale embeddings in the module, not in the decoder.
     embedding = bare(stack.embed_tokens)
     words = matrix_of(stack.embed_tokens).weight
     return DecoderView(

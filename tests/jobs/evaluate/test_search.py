@@ -42,7 +42,7 @@ def test_speculative_sampling_gives_the_same_candidates(tiny_base, triplets, tmp
     held_out = read_held_out(triplets, load_codec(tiny_base))
     expected = sample_observations(
         load_model(tiny_base), held_out.source_codes, held_out.actions,
-        num_samples=4, seed=held_out.sampling_seeds(1), sampling=Sampling(**sampling),
+        num_candidates=4, seed=held_out.sampling_seeds(1), sampling=Sampling(**sampling),
     )  # fmt: skip
     assert np.array_equal(guided.codes, expected.numpy())
     assert not np.array_equal(guided.codes, plain.codes)

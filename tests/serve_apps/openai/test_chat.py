@@ -134,7 +134,13 @@ def test_sampling_is_the_librarys_and_a_seed_repeats(client, library):
     settings = {"n": 4, "temperature": 0.7, "top_p": 0.95, "seed": 2**31 - 1}
     steps, runner = [], build_model_runner(idm)
     proposing = ProposalStream(
-        idm, runner, codes[0], codes[1], num_samples=4, sampling=Sampling(temperature=0.7, top_p=0.95), seed=2**31 - 1
+        idm,
+        runner,
+        codes[0],
+        codes[1],
+        num_candidates=4,
+        sampling=Sampling(temperature=0.7, top_p=0.95),
+        seed=2**31 - 1,
     )
     while not proposing.batch.is_finished:
         (step,) = decode_texts(runner, [proposing.batch])

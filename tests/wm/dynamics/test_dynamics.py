@@ -92,12 +92,12 @@ def test_order_and_batch_size_change_no_score(vlm, images):
 def test_observations_are_sampled_after_the_forward_prompt(vlm, images):
     source_BN, _ = images
     sampling = Sampling(temperature=0.8)
-    codes_BKN = sample_observations(vlm, source_BN, ACTIONS, num_samples=3, sampling=sampling, seed=2)
+    codes_BKN = sample_observations(vlm, source_BN, ACTIONS, num_candidates=3, sampling=sampling, seed=2)
     prefixes = [
         flatten(vlm.layout("fdm", source=source, action=action))
         for source, action in zip(source_BN, ACTIONS, strict=True)
     ]
-    assert torch.equal(codes_BKN, sample_images(vlm, prefixes, num_samples=3, sampling=sampling, seed=2))
+    assert torch.equal(codes_BKN, sample_images(vlm, prefixes, num_candidates=3, sampling=sampling, seed=2))
     assert codes_BKN.shape == (4, 3, 4)
     assert codes_BKN.dtype == torch.int64
 
@@ -150,11 +150,11 @@ def test_bad_input_is_named(vlm, images):
     with pytest.raises(InputError, match=r"candidates: expected codebook ids, whole numbers, got torch.float32"):
         verify(vlm, source_BN[0], ACTIONS[0], torch.rand(2, 4))
     with pytest.raises(InputError, match=r"source: expected codes \(B, N\), got shape \(4,\)"):
-        sample_observations(vlm, source_BN[0], ["put"], num_samples=1)
-    with pytest.raises(InputError, match="num_samples must be at least 1, got 0"):
-        sample_observations(vlm, source_BN[:1], ["put"], num_samples=0)
+        sample_observations(vlm, source_BN[0], ["put"], num_candidates=1)
+    with pytest.raises(InputError, match="num_candidates must be at least 1, got 0"):
+        sample_observations(vlm, source_BN[:1], ["put"], num_candidates=0)
     with pytest.raises(InputError, match="action '' is empty"):
-        sample_observations(vlm, source_BN[:1], [""], num_samples=1)
+        sample_observations(vlm, source_BN[:1], [""], num_candidates=1)
     with pytest.raises(InputError, match=r"candidates \(B, K, N\) with K at least 1"):
         verify(vlm, source_BN[0], "put", np.zeros((0, 4), np.int64))
     with pytest.raises(InputError, match="code 99 is outside"):
@@ -171,8 +171,8 @@ def test_an_action_for_which_there_are_no_positions_is_refused(vlm, images, word
         rf"action 'left left .* has {words:,} tokens: with both images the sequence has {words + 12:,}, the model 96"
     )
     with pytest.raises(InputError, match=message):
-        sample_observations(vlm, source_BN[:1], [action], num_samples=1)
+        sample_observations(vlm, source_BN[:1], [action], num_candidates=1)
     with pytest.raises(InputError, match=f"has {words:,} tokens"):
         verify(vlm, source_BN[0], action, target_BN[:2])
     shorter = " ".join(["left"] * (96 - 12))
-    assert sample_observations(vlm, source_BN[:1], [shorter], num_samples=1).shape == (1, 1, 4)
+    assert sample_observations(vlm, source_BN[:1], [shorter], num_candidates=1).shape == (1, 1, 4)

@@ -84,7 +84,7 @@ def ids_of(vlm, proposal):
 @pytest.mark.parametrize("sampling", [Sampling(greedy=True), DRAWN, Sampling(temperature=1.5, top_p=0.9, top_k=7)])
 def test_log_probabilities_do_not_depend_on_sampling(vlm, runner, sampling):
     """log_softmax over the whole vocabulary of plain forward passes in float64."""
-    results = propose(vlm, runner, num_samples=3, sampling=sampling, seed=3, num_top=5, max_new_tokens=6)
+    results = propose(vlm, runner, num_candidates=3, sampling=sampling, seed=3, num_top=5, max_new_tokens=6)
     prefix = flatten(vlm.layout("idm", source=SOURCE, target=TARGET))
     names = {row: name for name, row in vlm.tokenizer.get_vocab().items()}
     spoken = vlm.text_rows.tolist()
@@ -133,7 +133,7 @@ def test_end_sampled_as_last_token_is_not_cut(vlm, runner):
 
 
 def test_texts_join_and_bytes_belong_to_their_tokens(vlm, runner):
-    for proposal in propose(vlm, runner, num_samples=8, sampling=DRAWN, seed=1, num_top=3):
+    for proposal in propose(vlm, runner, num_candidates=8, sampling=DRAWN, seed=1, num_top=3):
         spoken = [row for row in ids_of(vlm, proposal) if row != vlm.eos_id]
         assert proposal.action.text == vlm.detokenize(spoken)
         assert "".join(token.chosen.text for token in proposal.tokens) == proposal.action.text
@@ -146,7 +146,7 @@ def test_texts_join_and_bytes_belong_to_their_tokens(vlm, runner):
 def test_seed_repeats_and_number_of_samples_changes_none(vlm, runner):
     def texts(number, seed):
         return [
-            proposal.action.text for proposal in propose(vlm, runner, num_samples=number, sampling=DRAWN, seed=seed)
+            proposal.action.text for proposal in propose(vlm, runner, num_candidates=number, sampling=DRAWN, seed=seed)
         ]
 
     many = texts(8, 7)
@@ -158,7 +158,7 @@ def test_samples_follow_the_noise(vlm, runner):
     """By inversion in the order of the vocabulary, written out: one token at a time from plain forward passes."""
     temperature = 0.8
     prefix = flatten(vlm.layout("idm", source=SOURCE, target=TARGET))
-    for sample, proposal in enumerate(propose(vlm, runner, num_samples=3, sampling=DRAWN, seed=9)):
+    for sample, proposal in enumerate(propose(vlm, runner, num_candidates=3, sampling=DRAWN, seed=9)):
         noise, ids = uniform_noise(9, sample, 33), []
         while len(ids) < 32 and vlm.eos_id not in ids:
             logits_V = reference_logits(vlm, [*prefix, *ids])[-1][vlm.text_rows] / temperature
@@ -170,9 +170,9 @@ def test_samples_follow_the_noise(vlm, runner):
 def test_other_requests_change_nothing(vlm, runner):
     """Of several requests in one batch, that join and end at several times."""
     settings = [
-        {"num_samples": 3, "sampling": DRAWN, "seed": 5},
+        {"num_candidates": 3, "sampling": DRAWN, "seed": 5},
         {},
-        {"sampling": Sampling(temperature=1.2, top_k=3), "num_samples": 2, "max_new_tokens": 3},
+        {"sampling": Sampling(temperature=1.2, top_k=3), "num_candidates": 2, "max_new_tokens": 3},
         {"num_top": 2, "max_new_tokens": 9},
     ]
     pairs = list(zip(*PAIRS, strict=True))
@@ -192,7 +192,7 @@ def test_weights_are_read_once_for_all_and_not_ahead(vlm, runner, monkeypatch):
     monkeypatch.setattr(
         LlamaLayers, "run", lambda self, ids_X, *rest: passes.append(len(ids_X)) or run(self, ids_X, *rest)
     )
-    first = ProposalStream(vlm, runner, SOURCE, TARGET, num_samples=4, sampling=DRAWN, seed=2)
+    first = ProposalStream(vlm, runner, SOURCE, TARGET, num_candidates=4, sampling=DRAWN, seed=2)
     second = ProposalStream(vlm, runner, TARGET, SOURCE)
     assert passes == []
     assert first.prompt_tokens == len(flatten(vlm.layout("idm", source=SOURCE, target=TARGET)))
@@ -206,9 +206,9 @@ def test_weights_are_read_once_for_all_and_not_ahead(vlm, runner, monkeypatch):
 
 def test_step_that_fails_can_be_repeated(vlm, runner, monkeypatch):
     """As a batch that does not fit into memory, one by one."""
-    expected = propose(vlm, runner, num_samples=2, sampling=DRAWN, seed=4)
+    expected = propose(vlm, runner, num_candidates=2, sampling=DRAWN, seed=4)
     retried, other = (
-        ProposalStream(vlm, runner, SOURCE, TARGET, num_samples=2, sampling=DRAWN, seed=4),
+        ProposalStream(vlm, runner, SOURCE, TARGET, num_candidates=2, sampling=DRAWN, seed=4),
         ProposalStream(vlm, runner, TARGET, SOURCE),
     )
     steps = [advance_proposals(vlm, runner, [retried])[0]]
@@ -245,7 +245,7 @@ def test_non_finite_numbers_are_reported(vlm, runner, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"num_samples": 0}, "num_samples must be at least 1, got 0"),
+        ({"num_candidates": 0}, "num_candidates must be at least 1, got 0"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
         ({"max_new_tokens": 84}, "84 new tokens: with both images the sequence would have 97, the model 96 positions"),
         ({"num_top": -1}, "num_top must not be negative, got -1"),

@@ -40,7 +40,7 @@ def adapter_numbers():
 
 def answers(roles):
     drawn_BKN = sample_observations(
-        roles.fdm.model, SOURCE, ACTIONS, num_samples=6, seed=[3, 4], runner=roles.fdm.runner
+        roles.fdm.model, SOURCE, ACTIONS, num_candidates=6, seed=[3, 4], runner=roles.fdm.runner
     )
     ranked = verify(roles.idm.model, SOURCE[0], ACTIONS[0], drawn_BKN[0], runner=roles.idm.runner)
     return drawn_BKN, ranked
@@ -53,7 +53,7 @@ def test_answers_are_those_of_the_models_loaded_alone(folders, weights, dtype):
     roles = load_roles(folders / "fdm", folders / "idm", base_sharing=weights, dtype=dtype)
     drawn_BKN, ranked = answers(roles)
     fdm, idm = (load_model(folders / task, dtype=dtype) for task in ("fdm", "idm"))
-    expected = sample_observations(fdm, SOURCE, ACTIONS, num_samples=6, seed=[3, 4], runner=build_model_runner(fdm))
+    expected = sample_observations(fdm, SOURCE, ACTIONS, num_candidates=6, seed=[3, 4], runner=build_model_runner(fdm))
     assert torch.equal(drawn_BKN, expected)
     truth = verify(idm, SOURCE[0], ACTIONS[0], expected[0], runner=build_model_runner(idm))
     assert [(item.codes, item.index, item.rank) for item in ranked] == [
@@ -220,7 +220,7 @@ def test_batch_over_shared_weights_is_halved(folders, monkeypatch, caplog):
     monkeypatch.setattr(LlamaRunner, "reserve", small)
     with caplog.at_level(logging.WARNING):
         fewer = sample_observations(
-            roles.fdm.model, SOURCE, ACTIONS, num_samples=6, seed=[3, 4], runner=roles.fdm.runner
+            roles.fdm.model, SOURCE, ACTIONS, num_candidates=6, seed=[3, 4], runner=roles.fdm.runner
         )
     assert torch.equal(fewer, codes)
     assert "out of memory with 6 at once; continuing with 3" in caplog.text

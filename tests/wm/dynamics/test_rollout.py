@@ -38,7 +38,12 @@ def all_sequences(vlm, source, actions, *, num_candidates, seed, beam):
         for codes, total in beams:
             present = codes[-1] if codes else tuple(int(code) for code in source)
             samples = sample_observations(
-                vlm, [present], [action], num_samples=num_candidates, sampling=SHARP, seed=seed_of(seed, step, present)
+                vlm,
+                [present],
+                [action],
+                num_candidates=num_candidates,
+                sampling=SHARP,
+                seed=seed_of(seed, step, present),
             )[0]
             for item in verify(vlm, present, action, samples):
                 key, value = item.codes, total + item.score.logprob
@@ -79,7 +84,7 @@ def test_an_unbounded_beam_holds_the_best_of_all_sequences(vlm, sources):
         for past, total in sums.items():
             present = past[-1] if past else tuple(sources[0].tolist())
             samples = sample_observations(
-                vlm, [present], [action], num_samples=3, sampling=SHARP, seed=seed_of(3, step, present)
+                vlm, [present], [action], num_candidates=3, sampling=SHARP, seed=seed_of(3, step, present)
             )[0]
             for item in verify(vlm, present, action, samples):
                 longer[*past, item.codes] = total + item.score.logprob

@@ -36,7 +36,7 @@ def sources():
 def everything(models, sources, num_candidates, seeds):
     """Each row's candidates in their order with mean log-likelihoods, all sampled at once."""
     vlm, idm = models
-    codes_BKN = sample_observations(vlm, sources, ACTIONS, num_samples=num_candidates, sampling=SHARP, seed=seeds)
+    codes_BKN = sample_observations(vlm, sources, ACTIONS, num_candidates=num_candidates, sampling=SHARP, seed=seeds)
     results = []
     for source, action, codes_KN in zip(sources, ACTIONS, codes_BKN, strict=True):
         results.append(sorted(verify(idm, source, action, codes_KN), key=lambda item: item.index))
@@ -88,24 +88,24 @@ def test_rows_stop_where_the_rule_says(vlm, idm, sources, rounds_made, block):
 
 
 def test_rounds_give_the_samples_of_one_round(vlm, sources):
-    expected = sample_observations(vlm, sources, ACTIONS, num_samples=7, seed=3)
+    expected = sample_observations(vlm, sources, ACTIONS, num_candidates=7, seed=3)
     parts = [
-        sample_observations(vlm, sources, ACTIONS, num_samples=stop - start, first_candidate=start, seed=3)
+        sample_observations(vlm, sources, ACTIONS, num_candidates=stop - start, first_candidate=start, seed=3)
         for start, stop in ((0, 2), (2, 3), (3, 7))
     ]
     assert torch.equal(torch.cat(parts, dim=1), expected)
     drafted = speculate_observations(
-        vlm, sources, ACTIONS, num_samples=3, first_candidate=4, num_draft_tokens=2, seed=3
+        vlm, sources, ACTIONS, num_candidates=3, first_candidate=4, num_draft_tokens=2, seed=3
     )
     assert torch.equal(drafted.codes, expected[:, 4:])
     reports = []
-    sample_observations(vlm, sources, ACTIONS, num_samples=2, first_candidate=5, seed=3, on_progress=reports.append)
+    sample_observations(vlm, sources, ACTIONS, num_candidates=2, first_candidate=5, seed=3, on_progress=reports.append)
     assert {item.candidates for item in reports} == {range(5, 7)}
     assert torch.equal(reports[-1].codes, expected[list(reports[-1].sources), 5:])
     with pytest.raises(InputError, match="first_candidate must not be negative, got -1"):
-        sample_observations(vlm, sources, ACTIONS, num_samples=2, first_candidate=-1)
+        sample_observations(vlm, sources, ACTIONS, num_candidates=2, first_candidate=-1)
     with pytest.raises(InputError, match="first_candidate must not be negative, got -1"):
-        speculate_observations(vlm, sources, ACTIONS, num_samples=2, first_candidate=-1, num_draft_tokens=2)
+        speculate_observations(vlm, sources, ACTIONS, num_candidates=2, first_candidate=-1, num_draft_tokens=2)
 
 
 def test_order_and_batch_change_nothing(vlm, idm, sources):
@@ -128,8 +128,9 @@ def test_no_margin_is_best_of_n_and_speculation_changes_nothing(vlm, idm, source
     drafted = predict_observations(
         vlm, idm, sources, ACTIONS, search=Search(num_candidates=6, num_draft_tokens=3), seed=4
     )
-    codes_BKN = sample_observations(vlm, sources, ACTIONS, num_samples=6, seed=4)
-    counts = speculate_observations(vlm, sources, ACTIONS, num_samples=6, num_draft_tokens=3, seed=4).passes.sum(dim=1)
+    codes_BKN = sample_observations(vlm, sources, ACTIONS, num_candidates=6, seed=4)
+    drafting = speculate_observations(vlm, sources, ACTIONS, num_candidates=6, num_draft_tokens=3, seed=4)
+    counts = drafting.passes.sum(dim=1)
     for row, (prediction, other) in enumerate(zip(plain, drafted, strict=True)):
         expected = verify(idm, sources[row], ACTIONS[row], codes_BKN[row], seed=4)
         assert [item.index for item in prediction.candidates] == [item.index for item in expected]

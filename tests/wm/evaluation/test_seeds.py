@@ -156,7 +156,7 @@ def test_texts_of_several_prefixes_have_a_seed_each(role, held_out) -> None:
 
     def texts(prefixes: int, seed: Any) -> list[list[int]]:
         run = TextBatch(
-            model, role.runner, [ids] * prefixes, num_samples=2, sampling=sampled, seed=seed, max_new_tokens=6
+            model, role.runner, [ids] * prefixes, num_candidates=2, sampling=sampled, seed=seed, max_new_tokens=6
         )
         rows: list[list[int]] = [[] for _ in range(prefixes * 2)]
         while not run.is_finished:

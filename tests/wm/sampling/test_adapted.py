@@ -181,7 +181,7 @@ def test_samples_are_those_of_merged_weights(vlm, dtype, sampling):
     prefixes = [flatten(vlm.layout("fdm", source=[k, 5, 9, 0], action="put the cup")) for k in range(3)]
     apart, merged = (
         sample_images(
-            vlm, prefixes, num_samples=5, sampling=sampling, seed=4, runner=build_model_runner(vlm, merge=merge)
+            vlm, prefixes, num_candidates=5, sampling=sampling, seed=4, runner=build_model_runner(vlm, merge=merge)
         )
         for merge in (False, True)
     )

@@ -28,7 +28,7 @@ def vlm(tiny_base):
 
 def test_batch_that_does_not_fit_is_halved(vlm, monkeypatch, caplog):
     prefixes = [flatten(vlm.layout("fdm", source=[k, 5, 9, 0], action="put the cup")) for k in range(4)]
-    expected = sample_images(vlm, prefixes, num_samples=6, seed=3)
+    expected = sample_images(vlm, prefixes, num_candidates=6, seed=3)
     reserve = LlamaRunner.reserve
 
     def small(self, num_rows, capacity):
@@ -38,12 +38,12 @@ def test_batch_that_does_not_fit_is_halved(vlm, monkeypatch, caplog):
 
     monkeypatch.setattr(LlamaRunner, "reserve", small)
     with caplog.at_level(logging.WARNING):
-        assert torch.equal(sample_images(vlm, prefixes, num_samples=6, seed=3), expected)
+        assert torch.equal(sample_images(vlm, prefixes, num_candidates=6, seed=3), expected)
     assert "out of memory with 4 at once; continuing with 2" in caplog.text
     assert "out of memory with 6 at once; continuing with 3" in caplog.text
     monkeypatch.setattr(LlamaRunner, "reserve", lambda self, num_rows, capacity: small(self, num_rows + 4, capacity))
     with pytest.raises(torch.OutOfMemoryError):
-        sample_images(vlm, prefixes, num_samples=6, seed=3)
+        sample_images(vlm, prefixes, num_candidates=6, seed=3)
 
 
 def test_gpu_batch_is_what_its_memory_holds(vlm, monkeypatch):
@@ -76,7 +76,7 @@ def test_prefix_is_counted_once_for_all_its_rows(vlm, monkeypatch):
     for positions, expected in ((capacity, [0, 6]), (capacity - 1, [0, 5, 1])):
         monkeypatch.setattr("wm.sampling.batches.POSITIONS_AT_ONCE", positions)
         reserved.clear()
-        sample_images(vlm, [prefix], num_samples=6)
+        sample_images(vlm, [prefix], num_candidates=6)
         assert reserved == expected, "as many as fit beside their prefix, which is there once"
 
 
@@ -84,7 +84,7 @@ def test_buffers_of_earlier_images_are_freed_for_prefixes(vlm, monkeypatch):
     """A prefix that does not fit beside them is read again without them."""
     prefix = flatten(vlm.layout("fdm", source=[1, 5, 9, 0], action="put the cup"))
     runner = build_model_runner(vlm, stepping="static")
-    expected = sample_images(vlm, [prefix], num_samples=2, runner=runner)
+    expected = sample_images(vlm, [prefix], num_candidates=2, runner=runner)
     prefill = LlamaRunner.prefill
 
     def full(self, prefixes):
@@ -94,7 +94,7 @@ def test_buffers_of_earlier_images_are_freed_for_prefixes(vlm, monkeypatch):
 
     monkeypatch.setattr(LlamaRunner, "prefill", full)
     assert runner.static_steps is not None
-    assert torch.equal(sample_images(vlm, [prefix], num_samples=2, runner=runner), expected)
+    assert torch.equal(sample_images(vlm, [prefix], num_candidates=2, runner=runner), expected)
 
 
 @pytest.mark.parametrize(
@@ -118,10 +118,10 @@ def test_cpu_messages_for_lack_of_memory_are_recognised(words, caplog):
 def test_drafting_frees_buffers_of_earlier_images(vlm):
     runner = build_model_runner(vlm, stepping="static")
     prefix = flatten(vlm.layout("fdm", source=[1, 5, 9, 0], action="put the cup"))
-    expected = sample_images(vlm, [prefix], num_samples=2, runner=runner)
+    expected = sample_images(vlm, [prefix], num_candidates=2, runner=runner)
     assert runner.static_steps is not None
     speculation = speculate_images(
-        vlm, [prefix], torch.tensor([[1, 5, 9, 0]]), num_samples=2, num_draft_tokens=2, runner=runner
+        vlm, [prefix], torch.tensor([[1, 5, 9, 0]]), num_candidates=2, num_draft_tokens=2, runner=runner
     )
     assert runner.static_steps is None and torch.equal(speculation.codes, expected)
 

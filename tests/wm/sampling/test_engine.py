@@ -33,7 +33,7 @@ def alone(vlm, runner, request):
     return sample_images(
         vlm,
         [request.prefix],
-        num_samples=request.num_samples,
+        num_candidates=request.num_candidates,
         first_candidate=request.first_candidate,
         sampling=request.sampling,
         seed=request.seed,
@@ -212,10 +212,10 @@ def test_recorded_steps_run_one_batch_after_another(vlm):
         assert torch.equal(collected.images(key, request), alone(vlm, build_model_runner(vlm), request))
 
 
-@pytest.mark.parametrize("field", ["num_samples", "seed", "first_candidate"])
+@pytest.mark.parametrize("field", ["num_candidates", "seed", "first_candidate"])
 def test_numbers_below_the_minimum_are_refused(field):
     with pytest.raises(InputError, match=f"{field} must be at least ., got -1"):
-        ImageRequest(**{"prefix": (1,), "num_samples": 1} | {field: -1})
+        ImageRequest(**{"prefix": (1,), "num_candidates": 1} | {field: -1})
 
 
 @pytest.mark.parametrize(("prefix", "says"), [((), "prefix 0 is empty"), ((10**9,), "outside the vocabulary")])

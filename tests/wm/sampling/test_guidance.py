@@ -88,9 +88,9 @@ def test_guided_images_are_those_of_a_plain_loop(folder, vlm):
     expected = [by_hand(vlm, logits_of, prompts, candidate) for candidate in range(count)]
     prefix, sampling = forward_prefix(vlm), Sampling(guidance_scale=TEXT_SCALE, image_guidance_scale=IMAGE_SCALE)
     assert guided_prefixes(vlm, [prefix]) == [list(prompt) for prompt in prompts]
-    assert sample_images(vlm, [prefix], num_samples=count, sampling=sampling)[0].tolist() == expected
+    assert sample_images(vlm, [prefix], num_candidates=count, sampling=sampling)[0].tolist() == expected
     drafts = torch.tensor([SOURCES[vlm.family]])
-    speculation = speculate_images(vlm, [prefix], drafts, num_samples=count, num_draft_tokens=2, sampling=sampling)
+    speculation = speculate_images(vlm, [prefix], drafts, num_candidates=count, num_draft_tokens=2, sampling=sampling)
     assert speculation.codes[0].tolist() == expected
     pool = ImageEngine(vlm, build_model_runner(vlm, rows=12))
     pool.add_request(ImageRequest(tuple(prefix), count, sampling))
@@ -127,7 +127,7 @@ def test_mixed_scales_lengths_and_seeds_share_no_prompt(vlm):
     for stepping in ("plain", "static"):
         runner = build_model_runner(vlm, stepping=stepping)
         for sampling in samplings:
-            codes = sample_images(vlm, prefixes, num_samples=1, sampling=sampling, seed=seeds, runner=runner)
+            codes = sample_images(vlm, prefixes, num_candidates=1, sampling=sampling, seed=seeds, runner=runner)
             assert codes[:, 0].tolist() == images[sampling], (stepping, sampling)
         pool, keys, codes = ImageEngine(vlm, runner, line_tokens=1), {}, {}
         waiting = [(row, sampling) for row in range(len(prefixes)) for sampling in samplings]
@@ -155,7 +155,7 @@ def test_liquid_is_guided_as_in_the_authors_text_to_image(tmp_path):
             cond, uncond = ([*ids, len(tokenizer) + expected[-1]] for ids in (cond, uncond))
     prefix = [vlm.bos_id, *vlm.tokenize_action(ACTION), vlm.boi_id]
     sampling = Sampling(greedy=True, guidance_scale=7.0)
-    assert sample_images(vlm, [prefix], num_samples=1, sampling=sampling)[0, 0].tolist() == expected
+    assert sample_images(vlm, [prefix], num_candidates=1, sampling=sampling)[0, 0].tolist() == expected
 
 
 def test_janus_is_guided_as_transformers_generates_images(tmp_path):
@@ -176,7 +176,7 @@ def test_janus_is_guided_as_transformers_generates_images(tmp_path):
         generation_config=settings,
     )
     sampling = Sampling(greedy=True, guidance_scale=5.0)
-    assert sample_images(vlm, [prefix], num_samples=1, sampling=sampling)[0, 0].tolist() == codes[0].tolist()
+    assert sample_images(vlm, [prefix], num_candidates=1, sampling=sampling)[0, 0].tolist() == codes[0].tolist()
 
 
 def test_a_padded_action_keeps_its_length_without_text(tmp_path):
@@ -219,5 +219,5 @@ def test_what_has_no_unconditional_prompt_is_refused(tmp_path):
     message = "guidance is not supported for .*liquid: its tokenizer has no '<unconditional>'"
     for sampling in (Sampling(guidance_scale=2.0), Sampling(image_guidance_scale=2.0)):
         with pytest.raises(InputError, match=message):
-            sample_images(liquid, [forward_prefix(liquid)], num_samples=1, sampling=sampling)
-    sample_images(liquid, [forward_prefix(liquid)], num_samples=1)
+            sample_images(liquid, [forward_prefix(liquid)], num_candidates=1, sampling=sampling)
+    sample_images(liquid, [forward_prefix(liquid)], num_candidates=1)

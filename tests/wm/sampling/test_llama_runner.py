@@ -157,8 +157,8 @@ def test_codes_equal_those_of_transformers_and_a_growing_cache(vlm, dtype, sampl
     vlm.module.to(dtype)
     actions = ["put", "move the red cup up", "take the block", "put the cup"]
     prefixes = [flatten(vlm.layout("fdm", source=[k, 5, 9, 0], action=action)) for k, action in enumerate(actions)]
-    ours = sample_images(vlm, prefixes, num_samples=5, sampling=sampling, seed=[3, 4, 5, 6])
-    theirs = sampling_reference.sample_images(vlm, prefixes, num_samples=5, sampling=sampling, seed=[3, 4, 5, 6])
+    ours = sample_images(vlm, prefixes, num_candidates=5, sampling=sampling, seed=[3, 4, 5, 6])
+    theirs = sampling_reference.sample_images(vlm, prefixes, num_candidates=5, sampling=sampling, seed=[3, 4, 5, 6])
     assert torch.equal(ours, theirs)
 
 
@@ -172,17 +172,17 @@ def test_adapters_are_merged_and_left_as_they_are(vlm):
         ensure_weight_tying=False,
     )
     prefix = flatten(vlm.layout("fdm", source=[7, 5, 9, 0], action="put the cup"))
-    bare = sample_images(vlm, [prefix], num_samples=6, seed=3)
+    bare = sample_images(vlm, [prefix], num_candidates=6, seed=3)
     torch.manual_seed(0)
     vlm.module = get_peft_model(vlm.module, config).eval()
     before = {name: tensor.clone() for name, tensor in vlm.module.state_dict().items()}
-    adapted = sample_images(vlm, [prefix], num_samples=6, seed=3)
-    assert torch.equal(adapted, sampling_reference.sample_images(vlm, [prefix], num_samples=6, seed=3))
+    adapted = sample_images(vlm, [prefix], num_candidates=6, seed=3)
+    assert torch.equal(adapted, sampling_reference.sample_images(vlm, [prefix], num_candidates=6, seed=3))
     assert not torch.equal(adapted, bare)
     for name, tensor in vlm.module.state_dict().items():
         assert torch.equal(tensor, before[name]), name
     with vlm.module.disable_adapter():
-        assert torch.equal(sample_images(vlm, [prefix], num_samples=6, seed=3), bare)
+        assert torch.equal(sample_images(vlm, [prefix], num_candidates=6, seed=3), bare)
 
 
 def test_prefix_is_stored_once(vlm):
@@ -196,13 +196,13 @@ def test_prefix_is_stored_once(vlm):
 def test_progress_is_the_image_as_it_grows(vlm):
     prefixes = [flatten(vlm.layout("fdm", source=[k, 5, 9, 0], action="put the cup")) for k in range(2)]
     progress = []
-    codes = sample_images(vlm, prefixes, num_samples=3, seed=1, on_progress=progress.append)
+    codes = sample_images(vlm, prefixes, num_candidates=3, seed=1, on_progress=progress.append)
     assert [item.codes.shape for item in progress] == [(2, 3, 2), (2, 3, 4)], "4 tokens: two lines of two"
     for item in progress:
         assert item.candidates == range(3)
         assert torch.equal(item.codes, codes[list(item.sources), :, : item.codes.shape[2]])
     progress.clear()
-    sample_images(vlm, prefixes, num_samples=3, seed=1, batch_size=2, on_progress=progress.append, progress_tokens=3)
+    sample_images(vlm, prefixes, num_candidates=3, seed=1, batch_size=2, on_progress=progress.append, progress_tokens=3)
     assert [(item.sources, item.candidates, item.codes.shape[2]) for item in progress] == [
         ((source,), candidates, length)
         for source in range(2)
@@ -262,18 +262,19 @@ def test_guidance_is_the_mix_of_three_prompts(vlm):
         full, without_text, nothing = (reference_logits(vlm, [*p, *ids])[-1][vlm.image_rows] for p in prompts)
         mixed = nothing + 1.2 * (without_text - nothing) + 3.0 * (full - without_text)
         ids.append(int(vlm.image_rows[mixed.argmax()]))
-    codes = sample_images(vlm, [prompt], num_samples=2, sampling=sampling)
+    codes = sample_images(vlm, [prompt], num_candidates=2, sampling=sampling)
     assert vlm.image_rows[codes[0, 1]].tolist() == ids
     unguided = Sampling(guidance_scale=1.0, image_guidance_scale=1.0)
     assert torch.equal(
-        sample_images(vlm, [prompt], num_samples=3, sampling=unguided, seed=2),
-        sample_images(vlm, [prompt], num_samples=3, seed=2),
+        sample_images(vlm, [prompt], num_candidates=3, sampling=unguided, seed=2),
+        sample_images(vlm, [prompt], num_candidates=3, seed=2),
     )
     many = [flatten(vlm.layout("fdm", source=[k, 1, 4, 1], action=a)) for k, a in enumerate(["put", action, "up up"])]
     guided = Sampling(guidance_scale=2.0, image_guidance_scale=1.5)
-    together = sample_images(vlm, many, num_samples=3, sampling=guided, seed=2)
+    together = sample_images(vlm, many, num_candidates=3, sampling=guided, seed=2)
     for row, prefix in enumerate(many):
-        assert torch.equal(sample_images(vlm, [prefix], num_samples=2, sampling=guided, seed=2)[0], together[row, :2])
+        alone = sample_images(vlm, [prefix], num_candidates=2, sampling=guided, seed=2)
+        assert torch.equal(alone[0], together[row, :2])
 
 
 def test_texts_do_not_depend_on_their_batch(vlm):

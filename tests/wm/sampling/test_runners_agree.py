@@ -35,7 +35,7 @@ def test_images_equal_those_of_fast_runner(models, family, sampling):
     if sampling.is_guided and family == "emu3":
         pytest.skip("guidance is not supported for emu3")
     fast, slow = LlamaRunner(vlm), TransformersRunner(vlm)
-    settings = {"num_samples": 3, "sampling": sampling, "seed": [3, 4, 5, 6], "first_candidate": 2}
+    settings = {"num_candidates": 3, "sampling": sampling, "seed": [3, 4, 5, 6], "first_candidate": 2}
     expected = sample_images(vlm, prefixes_of(vlm), runner=fast, **settings)
     assert torch.equal(sample_images(vlm, prefixes_of(vlm), runner=slow, **settings), expected)
     assert torch.equal(sample_images(vlm, prefixes_of(vlm), runner=slow, batch_size=2, **settings), expected)

@@ -50,7 +50,7 @@ def test_greedy_is_the_argmax_of_full_forward_passes(vlm):
         forward_prefix(vlm, [1, 2, 3, k], action)
         for k, action in enumerate(["put", "move the red cup left", "take", "up up up up"])
     ]
-    codes_BKN = sample_images(vlm, prefixes, num_samples=2, sampling=Sampling(greedy=True), batch_size=3)
+    codes_BKN = sample_images(vlm, prefixes, num_candidates=2, sampling=Sampling(greedy=True), batch_size=3)
     expected = [slow_image(vlm, prefix, lambda logits, _: int(logits.argmax())) for prefix in prefixes]
     assert codes_BKN.tolist() == [[codes, codes] for codes in expected]
     assert len({tuple(codes) for codes in expected}) > 1
@@ -59,7 +59,7 @@ def test_greedy_is_the_argmax_of_full_forward_passes(vlm):
 def test_sampling_inverts_the_distribution_at_each_step(vlm):
     sampling = Sampling(temperature=0.7, top_k=9, top_p=0.95)
     prefix = forward_prefix(vlm, [4, 4, 2, 0], "move the blue bowl right")
-    codes_KN = sample_images(vlm, [prefix], num_samples=3, sampling=sampling, seed=11)[0]
+    codes_KN = sample_images(vlm, [prefix], num_candidates=3, sampling=sampling, seed=11)[0]
     for candidate in range(3):
         noise_N = uniform_noise(11, candidate, vlm.tokens_per_image)
 
@@ -73,24 +73,24 @@ def test_sampling_inverts_the_distribution_at_each_step(vlm):
 def test_candidate_does_not_depend_on_its_batch(vlm):
     prefixes = [forward_prefix(vlm, [k, 5, 9, 0], "put the cup on the block") for k in range(5)]
     prefixes += [forward_prefix(vlm, [k, 5, 9, 0], "take") for k in range(2)]
-    all_BKN = sample_images(vlm, prefixes, num_samples=6, seed=3)
+    all_BKN = sample_images(vlm, prefixes, num_candidates=6, seed=3)
     assert len({tuple(codes) for codes in all_BKN.flatten(0, 1).tolist()}) > 20
-    assert torch.equal(sample_images(vlm, prefixes, num_samples=2, seed=3), all_BKN[:, :2])
-    assert torch.equal(sample_images(vlm, prefixes, num_samples=6, seed=3, batch_size=4), all_BKN)
+    assert torch.equal(sample_images(vlm, prefixes, num_candidates=2, seed=3), all_BKN[:, :2])
+    assert torch.equal(sample_images(vlm, prefixes, num_candidates=6, seed=3, batch_size=4), all_BKN)
     for row, prefix in enumerate(prefixes):
-        assert torch.equal(sample_images(vlm, [prefix], num_samples=1, seed=3)[0, 0], all_BKN[row, 0])
-    backwards = sample_images(vlm, prefixes[::-1], num_samples=6, seed=3)
+        assert torch.equal(sample_images(vlm, [prefix], num_candidates=1, seed=3)[0, 0], all_BKN[row, 0])
+    backwards = sample_images(vlm, prefixes[::-1], num_candidates=6, seed=3)
     assert torch.equal(backwards.flip(0), all_BKN)
 
 
 def test_each_row_has_its_seed(vlm):
     prefix = forward_prefix(vlm, [1, 1, 1, 1], "put")
-    both = sample_images(vlm, [prefix, prefix], num_samples=2, seed=[5, 6])
+    both = sample_images(vlm, [prefix, prefix], num_candidates=2, seed=[5, 6])
     for row, seed in enumerate((5, 6)):
-        assert torch.equal(both[row], sample_images(vlm, [prefix], num_samples=2, seed=seed)[0])
+        assert torch.equal(both[row], sample_images(vlm, [prefix], num_candidates=2, seed=seed)[0])
     assert not torch.equal(both[0], both[1])
     with pytest.raises(InputError, match="one seed or 2, got 1"):
-        sample_images(vlm, [prefix, prefix], num_samples=1, seed=[5])
+        sample_images(vlm, [prefix, prefix], num_candidates=1, seed=[5])
 
 
 def test_samples_follow_the_model_distribution():
@@ -106,7 +106,7 @@ def test_samples_follow_the_model_distribution():
     )
     vlm = lively(build_nano(["go"], preset)[0])
     prefix = forward_prefix(vlm, [2], "go")
-    codes = sample_images(vlm, [prefix], num_samples=4000, seed=0, batch_size=4000).flatten()
+    codes = sample_images(vlm, [prefix], num_candidates=4000, seed=0, batch_size=4000).flatten()
     logits_V = reference_logits(vlm, prefix)[-1][vlm.image_rows]
     expected = torch.softmax(logits_V, 0)
     observed = torch.bincount(codes, minlength=4) / 4000
@@ -190,21 +190,21 @@ def test_settings_are_checked(vlm):
     for bad in ({"temperature": 0.0}, {"top_p": 0.0}, {"top_p": 1.5}, {"top_k": -1}, {"topk": 3}):
         with pytest.raises(InputError):
             Sampling.parse(bad, "test")
-    with pytest.raises(InputError, match="num_samples must be at least 1, got 0"):
-        sample_images(vlm, [[0]], num_samples=0)
+    with pytest.raises(InputError, match="num_candidates must be at least 1, got 0"):
+        sample_images(vlm, [[0]], num_candidates=0)
     with pytest.raises(InputError, match="max_new_tokens must be at least 1"):
         generate_texts(vlm, [[0]], max_new_tokens=0)
     with pytest.raises(InputError, match="progress_tokens must be at least 1, got 0"):
-        sample_images(vlm, [[0]], num_samples=1, progress_tokens=0)
-    assert sample_images(vlm, [], num_samples=2).shape == (0, 2, 4)
+        sample_images(vlm, [[0]], num_candidates=1, progress_tokens=0)
+    assert sample_images(vlm, [], num_candidates=2).shape == (0, 2, 4)
     assert generate_texts(vlm, []) == []
 
 
 def test_prefixes_are_checked(vlm):
     drafts = torch.zeros((2, 4), dtype=torch.int64)
     calls = (
-        lambda ids: sample_images(vlm, [[0], ids], num_samples=1),
-        lambda ids: speculate_images(vlm, [[0], ids], drafts, num_samples=1, num_draft_tokens=1),
+        lambda ids: sample_images(vlm, [[0], ids], num_candidates=1),
+        lambda ids: speculate_images(vlm, [[0], ids], drafts, num_candidates=1, num_draft_tokens=1),
         lambda ids: generate_texts(vlm, [[0], ids]),
     )
     for call in calls:
@@ -221,9 +221,9 @@ def test_non_finite_numbers_are_reported_and_not_sampled(tiny_base):
     broken.module.model.layers[1].mlp.up_proj.weight.data[3, 3] = torch.nan
     source_1N = [[1, 2, 3, 4]]
     calls = (
-        lambda: sample_images(broken, [[0]], num_samples=1),
+        lambda: sample_images(broken, [[0]], num_candidates=1),
         lambda: speculate_images(
-            broken, [[0]], torch.zeros((1, 4), dtype=torch.int64), num_samples=1, num_draft_tokens=1
+            broken, [[0]], torch.zeros((1, 4), dtype=torch.int64), num_candidates=1, num_draft_tokens=1
         ),
         lambda: generate_texts(broken, [[0]]),
         lambda: score_actions(broken, source_1N, source_1N, ["put"]),
@@ -242,7 +242,7 @@ def test_size_of_batches_is_logged_once(vlm, caplog):
     caplog.set_level("INFO", logger="wm.sampling")
     runner = build_model_runner(vlm)
     for _ in range(2):
-        sample_images(vlm, [[0, 1]] * 3, num_samples=2, batch_size=4, runner=runner)
+        sample_images(vlm, [[0, 1]] * 3, num_candidates=2, batch_size=4, runner=runner)
     assert [record.getMessage() for record in caplog.records] == [
         f"3 sources, 2 candidates each, 4 rows at once (at most {POSITIONS_AT_ONCE} positions), plain decoding"
     ]

@@ -57,14 +57,14 @@ SAMPLINGS = [
 )
 def test_the_images_are_those_of_sequential_sampling(vlm, sampling, block, redraft):
     sources_BN, prefixes = sources_and_prefixes(vlm, 3)
-    expected = sample_images(vlm, prefixes, num_samples=4, sampling=sampling, seed=[1, 2, 3])
+    expected = sample_images(vlm, prefixes, num_candidates=4, sampling=sampling, seed=[1, 2, 3])
     for drafts in (sources_BN, draft_of(expected, 0.7)[:, : 1 if sampling.greedy else 4]):
         for batch_size in (None, 3):
             speculation = speculate_images(
                 vlm,
                 prefixes,
                 drafts,
-                num_samples=4,
+                num_candidates=4,
                 num_draft_tokens=block,
                 sampling=sampling,
                 seed=[1, 2, 3],
@@ -78,14 +78,14 @@ def test_the_images_are_those_of_sequential_sampling(vlm, sampling, block, redra
 
 def test_counts_of_a_fixed_draft_are_those_of_a_slow_walk(vlm):
     _, prefixes = sources_and_prefixes(vlm, 3)
-    codes_BKN = sample_images(vlm, prefixes, num_samples=5, seed=4)
+    codes_BKN = sample_images(vlm, prefixes, num_candidates=5, seed=4)
     drafts_BKN = draft_of(codes_BKN, 0.7)
     block = 3
     speculation = speculate_images(
         vlm,
         prefixes,
         drafts_BKN,
-        num_samples=5,
+        num_candidates=5,
         num_draft_tokens=block,
         seed=4,
         redraft=False,
@@ -118,12 +118,12 @@ def test_counts_of_a_fixed_draft_are_those_of_a_slow_walk(vlm):
 
 def test_a_draft_that_is_right_needs_fewest_passes(vlm):
     _, prefixes = sources_and_prefixes(vlm, 2)
-    codes_BKN = sample_images(vlm, prefixes, num_samples=2, seed=4)
-    speculation = speculate_images(vlm, prefixes, codes_BKN, num_samples=2, num_draft_tokens=4, seed=4)
+    codes_BKN = sample_images(vlm, prefixes, num_candidates=2, seed=4)
+    speculation = speculate_images(vlm, prefixes, codes_BKN, num_candidates=2, num_draft_tokens=4, seed=4)
     assert speculation.passes.tolist() == [[3, 3], [3, 3]]
     assert speculation.acceptance.tolist() == [[1.0, 1.0], [1.0, 1.0]]
     wrong = speculate_images(
-        vlm, prefixes, (codes_BKN + 1) % 16, num_samples=2, num_draft_tokens=4, seed=4, redraft=False
+        vlm, prefixes, (codes_BKN + 1) % 16, num_candidates=2, num_draft_tokens=4, seed=4, redraft=False
     )
     assert wrong.passes.tolist() == [[15, 15], [15, 15]]
     assert wrong.acceptance.tolist() == [[0.0, 0.0], [0.0, 0.0]]
@@ -135,24 +135,24 @@ def test_bad_input_is_named(vlm):
         with pytest.raises(
             InputError, match=rf"num_draft_tokens must be 1 to 15 \(an image has 16 tokens\), got {block}"
         ):
-            speculate_images(vlm, prefixes, sources_BN, num_samples=1, num_draft_tokens=block)
+            speculate_images(vlm, prefixes, sources_BN, num_candidates=1, num_draft_tokens=block)
     with pytest.raises(InputError, match=r"drafts: expected codes \(2, 16\).*got shape \(2, 15\)"):
-        speculate_images(vlm, prefixes, sources_BN[:, :15], num_samples=1, num_draft_tokens=2)
+        speculate_images(vlm, prefixes, sources_BN[:, :15], num_candidates=1, num_draft_tokens=2)
     with pytest.raises(InputError, match=r"drafts: code 16 is outside the codebook \[0, 16\)"):
-        speculate_images(vlm, prefixes, sources_BN + 1, num_samples=1, num_draft_tokens=2)
-    with pytest.raises(InputError, match="num_samples must be at least 1, got 0"):
-        speculate_images(vlm, prefixes, sources_BN, num_samples=0, num_draft_tokens=2)
-    assert speculate_images(vlm, [], sources_BN[:0], num_samples=2, num_draft_tokens=2).codes.shape == (0, 2, 16)
+        speculate_images(vlm, prefixes, sources_BN + 1, num_candidates=1, num_draft_tokens=2)
+    with pytest.raises(InputError, match="num_candidates must be at least 1, got 0"):
+        speculate_images(vlm, prefixes, sources_BN, num_candidates=0, num_draft_tokens=2)
+    assert speculate_images(vlm, [], sources_BN[:0], num_candidates=2, num_draft_tokens=2).codes.shape == (0, 2, 16)
 
 
 def test_observations_are_drafted_from_their_sources(vlm):
     sources_BN, prefixes = sources_and_prefixes(vlm, 3)
     actions = ["put the cup", "take", "move the red block to the left"]
-    speculation = speculate_observations(vlm, sources_BN, actions, num_samples=2, num_draft_tokens=3, seed=4)
-    assert torch.equal(speculation.codes, sample_observations(vlm, sources_BN, actions, num_samples=2, seed=4))
-    direct = speculate_images(vlm, prefixes, sources_BN, num_samples=2, num_draft_tokens=3, seed=4)
+    speculation = speculate_observations(vlm, sources_BN, actions, num_candidates=2, num_draft_tokens=3, seed=4)
+    assert torch.equal(speculation.codes, sample_observations(vlm, sources_BN, actions, num_candidates=2, seed=4))
+    direct = speculate_images(vlm, prefixes, sources_BN, num_candidates=2, num_draft_tokens=3, seed=4)
     assert torch.equal(speculation.passes, direct.passes)
-    assert speculate_observations(vlm, sources_BN[:0], [], num_samples=2, num_draft_tokens=3).codes.shape == (
+    assert speculate_observations(vlm, sources_BN[:0], [], num_candidates=2, num_draft_tokens=3).codes.shape == (
         0,
         2,
         LENGTH,

@@ -33,7 +33,7 @@ from wm.sampling import (
     sample_images,
     speculate_images,
 )
-from wm.sampling.model_runner import _log_fallback
+from wm.sampling.runners import _log_fallback
 from wm.sampling.speculative import _log_no_drafts
 from wm.sampling.texts import decode_texts
 from wm.sampling.transformers_runner import TransformersRunner
@@ -53,7 +53,7 @@ def test_unknown_decoder_samples_as_plain_loop(decoders, name, sampling):
     prefixes = prefixes_of(vlm)
     runner = build_model_runner(vlm)
     assert isinstance(runner, TransformersRunner)
-    codes_BKN = sample_images(vlm, prefixes, num_samples=3, sampling=sampling, seed=7, runner=runner)
+    codes_BKN = sample_images(vlm, prefixes, num_candidates=3, sampling=sampling, seed=7, runner=runner)
     for row, prefix in enumerate(prefixes):
         expected = [sample_slowly(vlm, prefix, candidate, sampling, 7) for candidate in range(3)]
         assert codes_BKN[row].tolist() == expected
@@ -68,7 +68,7 @@ def test_unknown_decoder_is_greedy_as_generate(decoders, name):
     output = vlm.module.generate(
         torch.tensor([prefix]), max_new_tokens=4, do_sample=False, prefix_allowed_tokens_fn=lambda *_: rows
     )
-    codes = sample_images(vlm, [prefix], num_samples=1, sampling=Sampling(greedy=True))
+    codes = sample_images(vlm, [prefix], num_candidates=1, sampling=Sampling(greedy=True))
     assert vlm.image_rows[codes[0, 0]].tolist() == output[0, len(prefix) :].tolist()
 
 
@@ -165,8 +165,10 @@ def test_drafts_are_switched_off_on_fallback(decoders, caplog):
     prefixes, drafts = prefixes_of(vlm, 2), torch.tensor([source_of(vlm, 0), source_of(vlm, 1)])
     runner = build_model_runner(vlm)
     for _ in range(2):
-        speculation = speculate_images(vlm, prefixes, drafts, num_samples=3, num_draft_tokens=2, seed=4, runner=runner)
-    assert torch.equal(speculation.codes, sample_images(vlm, prefixes, num_samples=3, seed=4, runner=runner))
+        speculation = speculate_images(
+            vlm, prefixes, drafts, num_candidates=3, num_draft_tokens=2, seed=4, runner=runner
+        )
+    assert torch.equal(speculation.codes, sample_images(vlm, prefixes, num_candidates=3, seed=4, runner=runner))
     assert speculation.passes.tolist() == [[3] * 3] * 2 and speculation.acceptance.isnan().all()
     assert [record.getMessage() for record in caplog.records if "draft" in record.getMessage()] == [
         "TransformersRunner cannot check drafts: images are sampled one code a pass, and are the same"
@@ -188,11 +190,11 @@ def test_reason_for_fallback_is_logged_once(decoders, caplog):
 def test_adapters_are_applied_on_fallback(decoders, name, settings):
     vlm = adapt(decoders[name], **settings)
     prefix = prefixes_of(vlm, 1)[0]
-    codes = sample_images(vlm, [prefix], num_samples=2, seed=7)[0].tolist()
+    codes = sample_images(vlm, [prefix], num_candidates=2, seed=7)[0].tolist()
     assert codes == [sample_slowly(vlm, prefix, candidate, Sampling(), 7) for candidate in range(2)]
     with vlm.module.disable_adapter():
-        bare = sample_images(vlm, [prefix], num_samples=2, seed=7)[0].tolist()
-    assert bare == sample_images(decoders[name], [prefix], num_samples=2, seed=7)[0].tolist()
+        bare = sample_images(vlm, [prefix], num_candidates=2, seed=7)[0].tolist()
+    assert bare == sample_images(decoders[name], [prefix], num_candidates=2, seed=7)[0].tolist()
 
 
 def test_two_adapters_over_one_base_on_fallback(decoders):
@@ -215,10 +217,10 @@ def test_two_adapters_over_one_base_on_fallback(decoders):
 def test_model_in_training_is_sampled_without_dropout(decoders):
     vlm = adapt(decoders["qwen3"], lora_dropout=0.5)
     prefixes = prefixes_of(vlm, 2)
-    expected = sample_images(vlm, prefixes, num_samples=2, seed=3)
+    expected = sample_images(vlm, prefixes, num_candidates=2, seed=3)
     vlm.module.train()
     is_training = [part.training for part in vlm.module.modules()]
-    assert torch.equal(sample_images(vlm, prefixes, num_samples=2, seed=3), expected)
+    assert torch.equal(sample_images(vlm, prefixes, num_candidates=2, seed=3), expected)
     assert [part.training for part in vlm.module.modules()] == is_training and any(is_training)
 
 
@@ -242,10 +244,10 @@ def test_prompts_are_checked_on_fallback(decoders):
     vlm = decoders["qwen3"]
     size = len(vlm.tokenizer) + CODES
     for call in (
-        lambda: sample_images(vlm, [[size]], num_samples=1),
+        lambda: sample_images(vlm, [[size]], num_candidates=1),
         lambda: generate_texts(vlm, [[size]]),
     ):
         with pytest.raises(InputError, match=rf"prefix 0: id {size} is outside the vocabulary \[0, {size}\)"):
             call()
-    observations = sample_observations(vlm, [SOURCE, TARGET], ["put", ACTION], num_samples=2)
+    observations = sample_observations(vlm, [SOURCE, TARGET], ["put", ACTION], num_candidates=2)
     assert observations.shape == (2, 2, 4)

@@ -39,7 +39,7 @@ SIZES = {
 )
 def test_decoder_of_another_kind_is_named_with_reason(kind, more, reason):
     config = getattr(transformers, f"{kind}Config")(**SIZES, head_dim=8, **more)
-    vlm = SimpleNamespace(module=getattr(transformers, f"{kind}ForCausalLM")(config))
+    vlm = SimpleNamespace(inner=getattr(transformers, f"{kind}ForCausalLM")(config))
     assert find_unsupported(vlm).startswith(f"{kind}DecoderLayer is not of the Llama kind: {reason}")
     with pytest.raises(InputError, match="its family must give decoder_view"):
         decoder_view(vlm)
@@ -54,7 +54,9 @@ def test_other_names_for_a_llama_are_taken(kind, more):
     torch.manual_seed(0)
     config = getattr(transformers, f"{kind}Config")(**SIZES, pad_token_id=0, **more)
     module = getattr(transformers, f"{kind}ForCausalLM")(config).double().eval()
-    runner = build_model_runner(SimpleNamespace(module=module, image_rows=torch.arange(4), device=torch.device("cpu")))
+    runner = build_model_runner(
+        SimpleNamespace(module=module, inner=module, image_rows=torch.arange(4), device=torch.device("cpu"))
+    )
     ids = torch.tensor([[3, 1, 4, 1, 5]])
     with torch.no_grad():
         result = runner.logits(runner.forward(ids)[0])
@@ -63,4 +65,4 @@ def test_other_names_for_a_llama_are_taken(kind, more):
 
 def test_module_that_is_no_decoder_is_refused():
     with pytest.raises(InputError, match="Linear cannot be sampled from: it is no model of transformers"):
-        build_model_runner(SimpleNamespace(module=torch.nn.Linear(2, 2)))
+        build_model_runner(SimpleNamespace(inner=torch.nn.Linear(2, 2)))

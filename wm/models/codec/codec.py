@@ -69,6 +69,7 @@ class PixelScale:
             InputError: It is no scale, or another one for each channel.
         """
         values, path = read_image_processor(folder), folder / "preprocessor_config.json"
+        # Liquid's VQGAN comes without a processor's configuration.
         if not values:
             return default or cls()
         if not path.is_file():
@@ -82,8 +83,10 @@ class PixelScale:
                 f"{path}: expected numbers for rescale_factor, image_mean and image_std (the last two by channel), got "
                 f"{rescale!r:.60}, {means!r:.60} and {stds!r:.60}"
             )
+        # One number serves all channels here; others would be another network input.
         if len(set(means)) != 1 or len(set(stds)) != 1:
             raise InputError(f"{path}: expected one mean and deviation for all channels, got {means} and {stds}")
+        # A division by 0, or one colour for all images.
         if stds[0] == 0 or rescale == 0:
             raise InputError(f"{path}: rescale_factor and image_std must not be 0, got {rescale} and {stds[0]}")
         return cls(float(rescale), float(means[0]), float(stds[0]))
@@ -94,6 +97,7 @@ def read_image_processor(folder: Path) -> dict[str, Any]:
     versions of transformers write it; empty where there is none."""
     if (folder / "preprocessor_config.json").is_file():
         return read_json(folder / "preprocessor_config.json")
+    # The dedicated file goes first: older folders have nothing else.
     values: Any = None
     if (folder / "processor_config.json").is_file():
         values = read_json(folder / "processor_config.json").get("image_processor")
@@ -113,6 +117,7 @@ class ImageCodec(nn.Module):
         self, vqgan: VQModel, scale: PixelScale, *, has_decoder: bool = True, where: str = "this codec"
     ) -> None:
         super().__init__()
+        # The codec is never trained with the model: its codes must keep their meaning.
         self.vqgan = vqgan.eval().requires_grad_(False)
         self.scale = scale
         self.has_decoder = has_decoder
@@ -184,6 +189,7 @@ class ImageCodec(nn.Module):
         self.check_decoder()
         # Checked for all images first: an id beyond the codebook would end a GPU's process.
         codes = self._check_codes(codes_BN)
+        # Collected on the CPU, as a GPU holds few decoded images beside the model.
         images = []
         for chunk in torch.split(codes, self.chunk):
             vectors_BND = self.vqgan.quantize.embedding(self._fill_up(chunk))
@@ -221,6 +227,7 @@ class ImageCodec(nn.Module):
             raise InputError(
                 f"expected integer codes (B, {self.tokens_per_image}), got {array.dtype} {tuple(array.shape)}"
             )
+        # Compared where they are used, so that nothing is copied twice.
         codes = array.to(self.device, torch.int64)
         bad = codes[(codes < 0) | (codes >= self.num_codes)]
         if bad.numel():
@@ -248,7 +255,13 @@ def change_map(source_features_BND: Tensor, target_features_BND: Tensor) -> Tens
 
 
 def codec_id_of(tensors: Mapping[str, Tensor], config: ChameleonVQVAEConfig, scale: PixelScale) -> str:
-    """Hash what decides an image's codes: ``vq-`` and 16 hexadecimal digits."""
+    """Hash what decides an image's codes: ``vq-`` and 16 hexadecimal digits.
+
+    Args:
+        tensors: The codec's tensors by name; those of the decoder are passed over.
+        config: Its configuration.
+        scale: How pixels become its input.
+    """
     encoder_tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("decoder.")}
     identity = identity_of(config)
     return "vq-" + tensor_digest(encoder_tensors, identity, asdict(scale))
@@ -258,6 +271,7 @@ def identity_of(config: ChameleonVQVAEConfig) -> dict[str, Any]:
     """Return what of a configuration decides an image's codes, with one spelling for what can be spelled in two
     ways."""
     values = {key: getattr(config, key, None) for key in _IDENTITY_KEYS}
+    # Both spellings mean the released architecture, whose id must not depend on them.
     if values["norm_over"] == "groups":
         values["norm_over"] = None
     values["attn_resolutions"] = values["attn_resolutions"] or None

@@ -97,6 +97,7 @@ def read_own_codec(
 
 def chameleon_codec_shape(path: Path) -> tuple[int, int]:
     """Return the tokens an image and the codes of a codec that :func:`read_codec` reads, from its configuration."""
+    # From configurations alone, as a plan is made before weights are there.
     is_checkpoint = (path / VQGAN_YAML).is_file() and not (path / "config.json").is_file()
     config = read_vqgan_config(path / VQGAN_YAML) if is_checkpoint else _read_vq_config(path)
     side = config.resolution // 2 ** (len(config.channel_multiplier) - 1)
@@ -127,6 +128,7 @@ def _read_vq_config(folder: Path) -> ChameleonVQVAEConfig:
 
 
 def _read_transformers_codec(folder: Path, decoder: Path | None) -> ImageCodec:
+    # The configuration first: it is small, and says what the tensors must be.
     config = _read_vq_config(folder)
     stored = load_tensors(folder, CODEC_PREFIX)
     if not stored:
@@ -171,6 +173,7 @@ def _assemble(
     """Build a codec of tensors, which have ``prefix`` before their names in the file."""
     with refusing(f"{where}: its configuration describes no image codec"), torch.device("meta"):
         vqgan = build()
+    # Built without memory first, to be compared with what the file holds.
     model_tensors = vqgan.state_dict()
     expected = {
         prefix + name: tensor.shape
@@ -178,6 +181,7 @@ def _assemble(
         if has_decoder or not name.startswith(_DECODER)
     }
     check_tensors(expected, {prefix + name: tensor.shape for name, tensor in tensors.items()}, where)
+    # No weights, no module: random ones would decode to noise without an error.
     if not has_decoder:
         vqgan.decoder = None  # type: ignore[assignment]
     check_floats(model_tensors, {name: describe_tensor(Path(where), tensor) for name, tensor in tensors.items()}, where)
@@ -201,6 +205,7 @@ def _with_decoder(
     file = checkpoint.file
     if not _has_decoder(checkpoint.tensors):
         raise InputError(f"{file} holds no decoder.* weights")
+    # Without it the tensors alone must agree.
     if yaml_beside(file).is_file():
         _check_same_architecture(config, read_vqgan_config(yaml_beside(file)), where, yaml_beside(file))
     # Encoder and codebook say whose decoder it is; what only one of the two has says nothing.
@@ -211,6 +216,7 @@ def _with_decoder(
         # The folder may hold the same numbers rounded to a shorter type.
         if other.shape != tensor.shape or not torch.equal(other.to(tensor.dtype), tensor):
             raise InputError(f"the decoder in {file} belongs to another codec than {where}: {name} differs")
+    # The encoder stays that of the folder, so that its codes do.
     encoder_tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(_DECODER)}
     return encoder_tensors | {name: tensor for name, tensor in checkpoint.tensors.items() if name.startswith(_DECODER)}
 

@@ -60,6 +60,7 @@ def read_vqgan_checkpoint(path: Path) -> VqganCheckpoint:
     """Read the tensors of ``vqgan.ckpt``; ``path`` is the file or a folder that holds it (or its ``tokenizer``)."""
     file = vqgan_file(path)
     value = read_pickled(file)
+    # Training saves more beside it; a file that was cleaned holds the tensors themselves.
     state = value.get("state_dict", value)
     if not isinstance(state, dict):
         raise InputError(f"{file}: state_dict is a {type(state).__name__}, expected a dictionary of tensors")
@@ -73,6 +74,7 @@ def read_vqgan_checkpoint(path: Path) -> VqganCheckpoint:
 
 def vqgan_file(path: Path) -> Path:
     """Return ``path`` if it is a file, else the ``vqgan.ckpt`` in it or in its ``tokenizer`` folder."""
+    # A path that names nothing is reported as a file that is missing.
     if not path.is_dir():
         check_downloaded(path)
         return path
@@ -107,6 +109,7 @@ def read_vqgan_config(file: Path) -> ChameleonVQVAEConfig:
     except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
         reason = one_line(error)
         raise InputError(f"{file}: expected model.params with embed_dim, n_embed and ddconfig: {reason}") from error
+    # Remapped codes are other numbers for the same vectors.
     if params.get("remap") is not None:
         raise InputError(f"{file}: remap is {params['remap']!r}; a remapped codebook is not supported")
     # The architecture is fixed in code: what a file says otherwise would be another model's codes.
@@ -114,6 +117,7 @@ def read_vqgan_config(file: Path) -> ChameleonVQVAEConfig:
         value = ddconfig.get(name, _DEFAULTS.get(name))
         if value != expected:
             raise InputError(f"{file}: ddconfig.{name} is {value!r:.80}, expected {expected!r} (Chameleon's tokenizer)")
+    # Other kinds have other tensors, or none.
     attention = ddconfig.get("attn_type", "vanilla")
     if attention not in ("vanilla", "none"):
         raise InputError(f"{file}: ddconfig.attn_type is {attention!r}, expected 'vanilla' or 'none'")

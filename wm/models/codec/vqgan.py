@@ -79,6 +79,7 @@ class Decoder(nn.Module):
     def __init__(self, config: ChameleonVQVAEConfig) -> None:
         super().__init__()
         multipliers = tuple(config.channel_multiplier)
+        # The decoder begins where the encoder ends.
         channels = config.base_channels * multipliers[-1]
         side = config.resolution // 2 ** (len(multipliers) - 1)
         attended = set(config.attn_resolutions or ()) if config.attn_type == "vanilla" else set()
@@ -106,8 +107,8 @@ class Decoder(nn.Module):
 class ChannelNorm(nn.Module):
     """Normalisation over the channels of each position alone, with the parameters (and names) of a group norm.
 
-    Group norm takes its statistics over the whole image, so in a small image a change in one corner changes the codes
-    of all others. With this one instead, a code depends on the pixels near it only.
+    Group norm takes its statistics over all positions, so in a small image a change in one corner changes the codes of
+    all others. With this one instead, a code depends on the pixels near it only.
     """
 
     def __init__(self, channels: int, eps: float = 1e-6) -> None:
@@ -159,6 +160,7 @@ class VQModel(nn.Module):
         self.encoder, self.decoder, self.quantize = vq.encoder, vq.decoder, vq.quantize
         self.quant_conv, self.post_quant_conv = vq.quant_conv, vq.post_quant_conv
         self.side_tokens = side_tokens
+        # A plain copy, in which side and number of codes have one name for all families.
         values = {name: getattr(vq.config, name, None) for name in vq.config.to_dict()}
         self.config = SimpleNamespace(**values | {"resolution": side_px, "num_embeddings": num_codes})
 
@@ -191,6 +193,7 @@ class VQGAN(VQModel):
         self.quant_conv = nn.Conv2d(config.latent_channels, config.embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.latent_channels, 1)
         self.decoder = Decoder(config)
+        # After all parts are built, since encoder and decoder have such norms alike.
         if getattr(config, "norm_over", "groups") == "channels":
             _norm_over_channels(self)
 

@@ -40,6 +40,7 @@ def image_token_code(name: str) -> int | None:
     """Return the codebook id in a token's name; -1 for a name that looks so and is none, None for another token."""
     if not name.startswith("IMGIMG"):
         return None
+    # A damaged name is reported, not passed over: its code would have no token.
     match = _IMAGE_TOKEN.fullmatch(name)
     return int(match[1].translate(_DIGITS)) if match else -1
 
@@ -70,7 +71,14 @@ class ChameleonVLM(UnifiedVLM):
 
 
 def load_chameleon(folder: Path, device: Device, dtype: torch.dtype, facts: Facts) -> ChameleonVLM:
-    """Load a full folder."""
+    """Load a full folder.
+
+    Args:
+        folder: A full folder.
+        device: Where to put the weights.
+        dtype: Their type.
+        facts: Of its codec and of the folder.
+    """
     config: ChameleonConfig = read_config(folder, ChameleonConfig)
     module = read_module(
         folder,
@@ -85,13 +93,25 @@ def load_chameleon(folder: Path, device: Device, dtype: torch.dtype, facts: Fact
 
 
 def write_chameleon(vlm: ChameleonVLM, codec: ImageCodec, tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Write model and VQGAN in one file; the decoder is beside the tensors that transformers knows, as in Anole."""
+    """Write model and VQGAN in one file; the decoder is beside the tensors that transformers knows, as in Anole.
+
+    Args:
+        vlm: The model.
+        codec: Its image codec.
+        tensors: The language model's, by name.
+        folder: An existing folder.
+    """
     write_weights(vlm, {**tensors, **codec_tensors(codec)}, folder)
     write_chameleon_processor(codec, folder)
 
 
 def write_chameleon_processor(codec: ImageCodec, folder: Path) -> None:
-    """Write the image processor's configuration, as transformers' class of Chameleon reads it."""
+    """Write the image processor's configuration, as transformers' class of Chameleon reads it.
+
+    Args:
+        codec: Says the images' side and the pixels' scale.
+        folder: An existing folder.
+    """
     write_image_processor(
         codec.scale,
         folder,
@@ -131,9 +151,11 @@ def _pairs_to_halves(config: ChameleonConfig, locations: Mapping[str, StoredTens
     That code has one norm for all heads, (K,) instead of (H, K), by which it is recognised.
     """
     head = config.hidden_size // config.num_attention_heads
+    # The first layer speaks for all: one program has written them.
     first_norm = locations.get("model.layers.0.self_attn.q_norm.weight")
     if first_norm is None or first_norm.shape != (head,):
         return dict(locations)
+    # Grouped keys have fewer heads than queries.
     heads = {"q": config.num_attention_heads, "k": config.num_key_value_heads or config.num_attention_heads}
     changed = dict(locations)
     for name, location in locations.items():
@@ -147,6 +169,7 @@ def _pairs_to_halves(config: ChameleonConfig, locations: Mapping[str, StoredTens
 
 
 def _reordering(name: str, location: StoredTensor, kind: str, heads: int) -> Callable[[], Tensor]:
+    # Read when it is asked for: all layers at once would fill the memory.
     def make() -> Tensor:
         (_, tensor), *_ = read_stored({name: location})
         if kind == "norm":

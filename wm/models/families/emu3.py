@@ -65,6 +65,7 @@ class Emu3VLM(UnifiedVLM):
         where = str(facts.folder or "this tokenizer")
         vocabulary: dict[str, int] = dict(module.config.vocabulary_map or {}) or tokenizer.get_vocab()
         check_vocabulary(tokenizer, vocabulary, module.config.text_config.vocab_size)
+        # By name: each release numbers its tokens anew.
         ids = token_ids(tokenizer, vocabulary, where, _RELEASED_NAMES)
         special = SpecialIds(**{role: ids[role] for role in ("bos", "eos", "pad", "boi", "eoi")})
         # Emu3 writes the size of an image before its codes, as text.
@@ -118,6 +119,7 @@ class Emu3VQ(VQModel):
     def nearest(self, features_BND: Tensor) -> Tensor:
         """Return codebook ids (B, N)."""
         side = self.side_tokens
+        # The quantiser takes videos: one frame is one.
         grid_BTDHW = features_BND.transpose(1, 2).reshape(len(features_BND), 1, -1, side, side)
         codes: Tensor = self.quantize(grid_BTDHW)
         return codes.flatten(1)
@@ -126,13 +128,21 @@ class Emu3VQ(VQModel):
         """Return pixels (B, 3, H, W) in [-1, 1] of code vectors (B, N, D)."""
         side = self.side_tokens
         quantised_BDTHW = quantised_BND.transpose(1, 2).reshape(len(quantised_BND), -1, 1, side, side).contiguous()
+        # transformers has time before channels in the decoder, after them in the convolution.
         latent = self.post_quant_conv(quantised_BDTHW)
         frames: Tensor = self.decoder(latent.permute(0, 2, 1, 3, 4), quantised_BDTHW.permute(0, 2, 1, 3, 4))
         return frames.view(len(quantised_BND), self.frames, *frames.shape[1:])[:, 0]
 
 
 def load_emu3(folder: Path, device: Device, dtype: torch.dtype, facts: Facts) -> Emu3VLM:
-    """Load a full folder, of this version of transformers or of older ones."""
+    """Load a full folder, of this version of transformers or of older ones.
+
+    Args:
+        folder: A full folder.
+        device: Where to put the weights.
+        dtype: Their type.
+        facts: Of its codec and of the folder.
+    """
     config = read_config(folder, Emu3Config)
     module = read_module(
         folder, Emu3ForConditionalGeneration, config, device, dtype, without=(CODEC_PREFIX,), renames=RENAMES
@@ -141,7 +151,13 @@ def load_emu3(folder: Path, device: Device, dtype: torch.dtype, facts: Facts) ->
 
 
 def read_emu3_codec(folder: Path, device: Device, decoder: Path | None) -> ImageCodec:
-    """Read the VQ model of a full folder."""
+    """Read the VQ model of a full folder.
+
+    Args:
+        folder: A full folder.
+        device: Where to put the codec.
+        decoder: Refused: the VQ model has one.
+    """
     config = read_config(folder, Emu3Config).vq_config
     side = _side_px(folder, config)
     return read_own_codec(
@@ -163,9 +179,11 @@ def emu3_codec_shape(folder: Path) -> tuple[int, int]:
 
 def _side_px(folder: Path, config: Emu3VQVAEConfig) -> int:
     """Return the side of the images that the folder is made for."""
+    # The smallest image that the processor lets pass is the one of the fewest tokens.
     pixels = read_image_processor(folder).get("min_pixels", 512 * 512)
     if type(pixels) is not int or not 0 < pixels <= MAX_SIDE_PX**2:
         raise InputError(f"{folder}: min_pixels is {pixels!r:.60}, expected a whole number up to {MAX_SIDE_PX**2:,}")
+    # Codes need complete cells.
     side, factor = isqrt(pixels), 2 ** (len(config.channel_multiplier) - 1)
     if side * side != pixels or side % factor:
         raise InputError(f"{folder}: min_pixels is {pixels}, expected the square of a multiple of {factor}")
@@ -173,7 +191,14 @@ def _side_px(folder: Path, config: Emu3VQVAEConfig) -> int:
 
 
 def write_emu3(vlm: Emu3VLM, codec: ImageCodec, tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Model and VQ model in one file, as transformers does."""
+    """Model and VQ model in one file, as transformers does.
+
+    Args:
+        vlm: The model.
+        codec: Its image codec.
+        tensors: The language model's, by name.
+        folder: An existing folder.
+    """
     write_weights(vlm, {**tensors, **codec_tensors(codec)}, folder)
     write_image_processor(
         codec.scale,

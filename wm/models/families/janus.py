@@ -53,6 +53,7 @@ class JanusVLM(UnifiedVLM):
     def __init__(self, module: JanusForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, facts: Facts) -> None:
         where = str(facts.folder or "this tokenizer")
         self.num_text: int = module.config.text_config.vocab_size
+        # Codes follow the text's rows: an id beyond them would be taken for a code.
         if len(tokenizer) > self.num_text:
             raise InputError(f"{where}: the tokenizer has {len(tokenizer)} tokens, the model {self.num_text}")
         vocabulary, eos = tokenizer.get_vocab(), str(tokenizer.eos_token)
@@ -88,7 +89,14 @@ class JanusVLM(UnifiedVLM):
         action: str | None = None,
         target: Sequence[int] | None = None,
     ) -> list[Segment]:
-        """Build the one prompt layout; inverse dynamics is refused (see the module)."""
+        """Build the one prompt layout; inverse dynamics is refused (see the module).
+
+        Args:
+            task: ``fdm``.
+            source: Codebook ids of the source image.
+            action: A text without special tokens.
+            target: Codebook ids of the target image; None: the prefix alone.
+        """
         if task == "idm":
             raise InputError(
                 "janus cannot serve as an inverse model: it understands images by SigLIP features of their pixels, not "
@@ -109,7 +117,13 @@ class JanusVLM(UnifiedVLM):
         return image, [*prefix[:1], *[self.pad_id] * (len(prefix) - 2), *prefix[-1:]]
 
     def body(self, ids_BT: Tensor, cache: Cache | None = None, positions_BT: Tensor | None = None) -> Tensor:
-        """Run the Llama on text embeddings, and on codes by the generation embeddings and their aligner."""
+        """Run the Llama on text embeddings, and on codes by the generation embeddings and their aligner.
+
+        Args:
+            ids_BT: Vocabulary ids, int64; those of codes follow the text's.
+            cache: transformers' keys and values of earlier positions, extended in place.
+            positions_BT: int64; None: one after the other, from the end of the cache.
+        """
         # Both are looked up for every position: a choice by masks would wait for the GPU.
         is_code_BT1 = (ids_BT >= self.num_text)[..., None]
         text_BTH = self.decoder.embed_tokens(ids_BT.clamp(max=self.num_text - 1))
@@ -121,10 +135,16 @@ class JanusVLM(UnifiedVLM):
 
         Without ``rows`` the log-probabilities of both are side by side (…, text + codes). A cross-entropy over
         them is that of the head the token belongs to, plus ln 2, whatever the weights: the right gradient.
+
+        Args:
+            hidden: (…, H), as :meth:`body` returns it.
+            rows: int64, vocabulary ids; None: all.
         """
+        # Two heads have no common scale: each is normalised by itself.
         if rows is None:
             sides = (self.inner.lm_head(hidden), self.image_head(hidden))
             return torch.cat([torch.log_softmax(side, dim=-1) for side in sides], dim=-1)
+        # The sampler's case, without a look at the rows: it would wait for the GPU.
         if rows is self.image_rows:
             return self.image_head(hidden)
         if bool((rows >= self.num_text).all()):
@@ -160,6 +180,7 @@ class JanusVQ(VQModel):
     def __init__(self, vq: JanusVQVAE) -> None:
         super().__init__()
         side = vq.config.num_patches
+        # The configuration names tokens; each level but the last halves the side.
         side_px = side * 2 ** (len(vq.config.channel_multiplier) - 1)
         self.take_parts(vq, side, side_px, vq.config.num_embeddings)
 
@@ -184,15 +205,29 @@ class JanusVQ(VQModel):
 
 
 def load_janus(folder: Path, device: Device, dtype: torch.dtype, facts: Facts) -> JanusVLM:
-    """Load a full folder; the half that understands pixels is left on disk."""
+    """Load a full folder; the half that understands pixels is left on disk.
+
+    Args:
+        folder: A full folder.
+        device: Where to put the weights.
+        dtype: Their type.
+        facts: Of its codec and of the folder.
+    """
     config = read_config(folder, JanusConfig)
+    # SigLIP takes memory, and no prediction passes through it.
     without = (CODEC_PREFIX, *UNDERSTANDING)
     module = read_module(folder, JanusForConditionalGeneration, config, device, dtype, without=without)
     return JanusVLM(module, read_tokenizer(folder), facts)
 
 
 def read_janus_codec(folder: Path, device: Device, decoder: Path | None) -> ImageCodec:
-    """Read the VQ model of a full folder."""
+    """Read the VQ model of a full folder.
+
+    Args:
+        folder: A full folder.
+        device: Where to put the codec.
+        decoder: Refused: the VQ model has one.
+    """
     config = read_config(folder, JanusConfig).vq_config
     return read_own_codec(
         folder,
@@ -205,9 +240,17 @@ def read_janus_codec(folder: Path, device: Device, decoder: Path | None) -> Imag
 
 
 def write_janus(vlm: JanusVLM, codec: ImageCodec, tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Write all of it in one file, as transformers does; the half that was not loaded comes from the model's folder."""
+    """Write all of it in one file, as transformers does; the half that was not loaded comes from the model's folder.
+
+    Args:
+        vlm: The model, read from a folder with its SigLIP weights.
+        codec: Its image codec.
+        tensors: The language model's, by name.
+        folder: An existing folder.
+    """
     if vlm.folder is None:
         raise InputError(f"cannot write {folder}: the model was not read from a folder that has its SigLIP weights")
+    # transformers' class is complete only with the half that reads pixels.
     own = codec_tensors(codec)
     for prefix in UNDERSTANDING:
         own |= {prefix + name: tensor for name, tensor in load_tensors(vlm.folder, prefix).items()}

@@ -35,6 +35,7 @@ class LiquidVLM(UnifiedVLM):
 
     def __init__(self, module: GemmaForCausalLM, tokenizer: PreTrainedTokenizerFast, facts: Facts) -> None:
         num_text, size = len(tokenizer), module.config.vocab_size
+        # Code c is row num_text + c: with another sum every code would be another image.
         if size != num_text + facts.num_codes:
             raise InputError(
                 f"{facts.folder or 'this model'}: vocab_size is {size}, expected {num_text} tokens of the tokenizer "
@@ -96,20 +97,41 @@ def _unconditional_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
 
 
 def load_liquid(folder: Path, device: Device, dtype: torch.dtype, facts: Facts) -> LiquidVLM:
-    """Load a full folder; embeddings tied or not, as ``config.json`` says."""
+    """Load a full folder; embeddings tied or not, as ``config.json`` says.
+
+    Args:
+        folder: A full folder.
+        device: Where to put the weights.
+        dtype: Their type.
+        facts: Of its codec and of the folder.
+    """
     config = read_config(folder, GemmaConfig)
     return LiquidVLM(read_module(folder, GemmaForCausalLM, config, device, dtype), read_tokenizer(folder), facts)
 
 
 def read_liquid_codec(folder: Path, device: Device, decoder: Path | None) -> ImageCodec:
-    """Read Chameleon's VQGAN in the folder ``vqgan``: ``vqgan.ckpt`` with ``vqgan.yaml``, or Hugging Face's layout."""
+    """Read Chameleon's VQGAN in the folder ``vqgan``: ``vqgan.ckpt`` with ``vqgan.yaml``, or Hugging Face's layout.
+
+    Args:
+        folder: A full folder.
+        device: Where to put the codec.
+        decoder: A ``vqgan.ckpt``, or a folder with one, to take the decoder from.
+    """
+    # The release leaves it out: the message says where it is.
     if not (folder / CODEC_FOLDER).is_dir():
         explain_missing_vqgan(folder)
     return read_codec(folder / CODEC_FOLDER, device, decoder=decoder)
 
 
 def write_liquid(vlm: LiquidVLM, codec: ImageCodec, tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Write the Gemma in the folder, the VQGAN in its folder ``vqgan``, in the layout of a Chameleon folder."""
+    """Write the Gemma in the folder, the VQGAN in its folder ``vqgan``, in the layout of a Chameleon folder.
+
+    Args:
+        vlm: The model.
+        codec: Its image codec.
+        tensors: The language model's, by name.
+        folder: An existing folder without ``vqgan``.
+    """
     write_weights(vlm, tensors, folder)
     write_codec_folder(codec, folder / CODEC_FOLDER)
 

@@ -92,6 +92,7 @@ def plan_conversion(path: str | Path) -> Conversion:
             and codec do not fit the model.
     """
     root = Path(path)
+    # Otherwise the search for a release would report what is missing.
     if has_weights(root):
         raise InputError(f"release = {str(root)!r} is in the Hugging Face layout already: use it as it is")
     release = find_release(root)
@@ -141,6 +142,7 @@ def check_free_space(conversion: Conversion, folder: Path) -> None:
         InputError: It does not fit.
     """
     num_bytes = sum(file.num_bytes for file in conversion.files if not file.is_complete(folder)) + _SPARE_BYTES
+    # The folder need not exist: its nearest parent is on the same disk.
     disk = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
     free = shutil.disk_usage(disk).free
     if num_bytes > free:
@@ -182,6 +184,7 @@ def finish_folder(conversion: Conversion, folder: Path) -> Manifest:
     Returns:
         The manifest; the base's id is that which the release itself had in earlier versions.
     """
+    # Of processes that were killed while writing.
     for leftover in folder.glob(".*.tmp"):
         leftover.unlink()
     if len(conversion.files) > 1:

@@ -21,7 +21,7 @@ from transformers import ChameleonConfig, ChameleonVQVAEConfig, PreTrainedTokeni
 
 from wm.errors import InputError
 from wm.models.codec.taming import VQGAN_CKPT
-from wm.models.config_bounds import MAX_LAYERS, MAX_VOCABULARY, MAX_WHOLE_NUMBER
+from wm.models.config_bounds import MAX_INTEGER, MAX_LAYERS, MAX_VOCABULARY
 from wm.models.folder_checks import read_json
 from wm.models.pickled import check_downloaded
 from wm.models.unreadable import find_release_models
@@ -81,6 +81,7 @@ def shard_files(folder: Path, model_parallel_size: int) -> list[Path]:
     Raises:
         InputError: One is missing, or there are more.
     """
+    # A consolidated release is one file, into however many its training was split.
     if (folder / "consolidated.pth").is_file():
         return [folder / "consolidated.pth"]
     # By number, not by name: the ranks decide which heads a file holds.
@@ -104,6 +105,7 @@ def read_params(folder: Path) -> dict[str, object]:
     model = params.get("model", {})
     if not isinstance(model, dict):
         raise InputError(f"{folder / PARAMS}: 'model' is {model!r:.60}, expected an object")
+    # Written by the consolidation, so later than the other.
     consolidate = read_json(folder / CONSOLIDATE) if (folder / CONSOLIDATE).is_file() else {}
     return {**params, **model, **consolidate}
 
@@ -125,7 +127,7 @@ def read_config(release: Release, vocabulary: dict[str, int], vq_config: Chamele
     folder = release.model
     where, params = folder / PARAMS, read_params(folder)
     dim, heads = (_positive(params, name, where) for name in ("dim", "n_heads"))
-    layers = _positive(params, "n_layers", where, most=MAX_LAYERS)
+    layers = _positive(params, "n_layers", where, maximum=MAX_LAYERS)
     kv_heads = _positive(params, "n_kv_heads", where) if params.get("n_kv_heads") is not None else heads
     # The files themselves decide: a consolidated release keeps the number it was trained with.
     parts = len(shard_files(folder, _positive(params, "model_parallel_size", where, 1)))
@@ -143,7 +145,7 @@ def read_config(release: Release, vocabulary: dict[str, int], vq_config: Chamele
     # -1: as large as the tokenizer.
     highest = max(vocabulary.values(), default=0)
     unset = params.get("vocab_size") in (None, -1)
-    rows = highest + 1 if unset else _positive(params, "vocab_size", where, most=MAX_VOCABULARY)
+    rows = highest + 1 if unset else _positive(params, "vocab_size", where, maximum=MAX_VOCABULARY)
     if rows <= highest:
         raise InputError(
             f"{where}: vocab_size is {rows}, but {release.tokenizer / TOKENIZER} numbers its tokens up to {highest}: "
@@ -171,7 +173,14 @@ def read_config(release: Release, vocabulary: dict[str, int], vq_config: Chamele
 
 
 def mlp_size(dim: int, multiplier: float, multiple_of: int) -> int:
-    """Compute the feed-forward width: two thirds of 4 ``dim``, times the multiplier, rounded up to a multiple."""
+    """Compute the feed-forward width: two thirds of 4 ``dim``, times the multiplier, rounded up to a multiple.
+
+    Args:
+        dim: Width of the model.
+        multiplier: ``ffn_dim_multiplier`` of ``params.json``.
+        multiple_of: What the width is a multiple of.
+    """
+    # Truncated twice, as in the original: the width must be exactly the same.
     width = int(multiplier * int(2 * 4 * dim / 3))
     return multiple_of * ((width + multiple_of - 1) // multiple_of)
 
@@ -181,6 +190,7 @@ def read_original_tokenizer(release: Release) -> PreTrainedTokenizerFast:
     ``<image>``."""
     path = release.tokenizer / TOKENIZER
     check_downloaded(path)
+    # As JSON first: a token is renamed before the library numbers anything.
     values = read_json(path)
     _rename_image_token(values)
     try:
@@ -197,6 +207,7 @@ def read_original_tokenizer(release: Release) -> PreTrainedTokenizerFast:
 def _rename_image_token(values: dict[str, Any]) -> None:
     model = values.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    # transformers' processor looks for it by this name.
     if isinstance(vocabulary, dict) and IMAGE_TOKEN not in vocabulary and IMAGE_TOKEN_WAS in vocabulary:
         vocabulary[IMAGE_TOKEN] = vocabulary.pop(IMAGE_TOKEN_WAS)
         for token in values.get("added_tokens") or []:
@@ -205,13 +216,13 @@ def _rename_image_token(values: dict[str, Any]) -> None:
 
 
 def _positive(
-    params: Mapping[str, object], name: str, where: Path, default: int | None = None, *, most: int = MAX_WHOLE_NUMBER
+    params: Mapping[str, object], name: str, where: Path, default: int | None = None, *, maximum: int = MAX_INTEGER
 ) -> int:
     value = params.get(name, default)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise InputError(f"{where}: {name} is {value!r:.60}, expected a positive whole number")
-    if value > most:
-        raise InputError(f"{where}: {name} is {value:,}, expected at most {most:,}")
+    if value > maximum:
+        raise InputError(f"{where}: {name} is {value:,}, expected at most {maximum:,}")
     return value
 
 

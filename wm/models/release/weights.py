@@ -63,6 +63,7 @@ def open_original(release: Release) -> tuple[ChameleonConfig, dict[str, StoredTe
 def _read_part(file: Path) -> dict[str, Tensor]:
     """Read the tensors of a file, memory-mapped, without those :data:`IGNORED`."""
     value = read_pickled(file)
+    # Some programs save the dictionary inside another.
     if set(value) == {"model"} and isinstance(value["model"], dict):
         value = value["model"]
     return {name: tensor for name, tensor in tensors_of(value, file, IGNORED).items() if name not in IGNORED}
@@ -116,6 +117,7 @@ def _expected_part(config: ChameleonConfig, num_parts: int) -> dict[str, tuple[i
         "norm.weight": (dim,),
         "output.weight": (config.vocab_size // num_parts, dim),
     }
+    # One norm a file, whatever number of heads it serves.
     head = (dim // config.num_attention_heads,)
     for layer in range(config.num_hidden_layers):
         base = f"layers.{layer}."
@@ -142,6 +144,7 @@ def _check_parts(config: ChameleonConfig, parts: Sequence[Mapping[str, Tensor]],
 
 def _joins(config: ChameleonConfig) -> dict[str, tuple[str, Join]]:
     """Return transformers' names with the original name and how the parts become one."""
+    # Layers that split their outputs are stacked; those that split their inputs go side by side.
     rows, columns = partial(_concatenate, dim=0), partial(_concatenate, dim=1)
     layer_joins: dict[str, tuple[str, Join]] = {
         "input_layernorm.weight": ("attention_norm.weight", _average),
@@ -190,6 +193,7 @@ def _average(tensors: Sequence[Tensor]) -> Tensor:
 
 def _repeat_norms(tensors: Sequence[Tensor], heads: int) -> Tensor:
     """(P, K) in the order of pairs to (H, K) in the order of halves: a part's norm serves all its heads."""
+    # Pairs become halves here as in the rows that the norms scale.
     per_part_PK = torch.stack(list(tensors))
     halves_PK = per_part_PK.view(len(tensors), -1, 2).transpose(1, 2).reshape(len(tensors), -1)
     return halves_PK.repeat_interleave(heads // len(tensors), 0)

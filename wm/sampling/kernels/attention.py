@@ -4,7 +4,7 @@ The queries of all candidates of a prefix are one matrix, so that its keys and v
 merged by the log of the sum of exponentials, here as one softmax over the scores side by side:
 softmax([s_prefix, s_own]) weighs each part by exp(lse_part - lse_both).
 
-Shape suffixes of :mod:`wm.sampling.cache`, and: S new tokens a row, F filled places of a row, Q queries a group of
+Shape suffixes of :mod:`wm.sampling.cache`, and: S new tokens a row, F filled positions of a row, Q queries a group of
 keys (heads / G).
 """
 
@@ -14,7 +14,13 @@ from torch.nn import functional as F
 
 
 def attend_causal(query_PSAD: Tensor, key_PSGD: Tensor, value_PSGD: Tensor) -> Tensor:
-    """Attend from each token to itself and those before it: (P, S, A, D). Queries are scaled already. A: heads."""
+    """Attend from each token to itself and those before it: (P, S, A, D). Queries are scaled already. A: heads.
+
+    Args:
+        query_PSAD: Queries, scaled already.
+        key_PSGD: Keys.
+        value_PSGD: Values.
+    """
     heads, groups = query_PSAD.shape[2], key_PSGD.shape[2]
     mixed_PASD = F.scaled_dot_product_attention(
         query_PSAD.transpose(1, 2),
@@ -94,6 +100,13 @@ def attend_tails(
     """Compute :func:`attend_shared` (R, S, A, D) for rows that begin after their prefixes, by fused kernels.
 
     As many groups as heads, nothing padded. No scores are stored: either part is one kernel, and both are merged.
+
+    Args:
+        query_RSAD: Queries, scaled already.
+        key_RSAD: Keys of the new tokens.
+        value_RSAD: Their values.
+        prefix_keys_PATD: Keys of the prefixes, whose rows are neighbours.
+        prefix_values_PATD: Their values.
     """
     shape, num_prefixes = query_RSAD.shape, len(prefix_keys_PATD)
     own, own_lse = _flash(query_RSAD, key_RSAD, value_RSAD, is_causal=True)
@@ -129,6 +142,13 @@ def attend_step(
     The same products with a third of the calls, which at a few rows take as long as the products do. On a CPU they are
     also quicker than torch's fused kernel, whose own products are of one row each (1,060 prefix and 64 to 1,000 own
     tokens of 8 rows, 4 heads: 0.68 to 0.84 of its time).
+
+    Args:
+        query_RAD: Queries, scaled already.
+        prefix_keys_GTD: Keys of the one prefix.
+        prefix_values_GTD: Their values.
+        own_keys_RGFD: Keys of the rows' own tokens, the new one among them.
+        own_values_RGFD: Their values.
     """
     num_rows, heads, width = query_RAD.shape
     filled, prefix_length = own_keys_RGFD.shape[2], prefix_keys_GTD.shape[1]

@@ -82,7 +82,12 @@ class StaticSteps:
         return 2 * self._prefix_keys.numel() * self._prefix_keys.element_size() + self._rows.num_bytes()
 
     def begin(self, candidates: Candidates, noise_LR: Tensor) -> None:
-        """Take over the prefixes of ``candidates`` and the noise (0 at row ends)."""
+        """Take over the prefixes of ``candidates`` and the noise (0 at row ends).
+
+        Args:
+            candidates: The prefixes, read, of the shapes in ``key``.
+            noise_LR: float64 in [0, 1).
+        """
         # Copied into the buffers that the recordings read. What is beyond a prefix is masked by its length.
         prefix = _shared_prefix(candidates)
         longest = prefix.keys[0].shape[2]
@@ -175,7 +180,12 @@ class StaticSteps:
 
 
 def compile_parts(layers: LlamaLayers, backend: str | Callable[..., object] = "inductor") -> Parts:
-    """Compile the halves of a layer around attention, each once for all layers."""
+    """Compile the halves of a layer around attention, each once for all layers.
+
+    Args:
+        layers: The decoder's layers.
+        backend: Of torch.compile.
+    """
     before = torch.compile(layers.before, backend=backend, fullgraph=True, dynamic=False)
     after = torch.compile(layers.after, backend=backend, fullgraph=True, dynamic=False)
     return Parts(before, after)
@@ -183,7 +193,14 @@ def compile_parts(layers: LlamaLayers, backend: str | Callable[..., object] = "i
 
 def key_of(candidates: Candidates, each: int, slots: Slots, sampling: Sampling) -> Key:
     """Return what must be equal for buffers and recordings to serve again: number of prefixes, candidates of each,
-    capacity for a prefix, slots, settings."""
+    capacity for a prefix, slots, settings.
+
+    Args:
+        candidates: The prefixes, read.
+        each: Candidates of each prefix.
+        slots: The family's image layout.
+        sampling: How a code is sampled.
+    """
     prefix = _shared_prefix(candidates)
     capacity = -(-prefix.keys[0].shape[2] // PREFIX_MULTIPLE) * PREFIX_MULTIPLE
     return prefix.count, each, capacity, slots.count, sampling
@@ -210,11 +227,10 @@ def build_static_steps(
         torch.OutOfMemoryError: Where memory does not suffice.
     """
     runner = candidates.runner
-    steps: StaticSteps | None = runner.static_steps
-    runner.static_steps = None
-    # Without steps to record there is no layout to compare either.
-    if steps is not None and steps.key != key_of(candidates, each, slots, sampling):
-        steps = None  # freed before memory for others is reserved
+    steps, runner.static_steps = runner.static_steps, None
+    # Without steps to record there is no layout to compare either. Freed before memory for others is reserved.
+    if not isinstance(steps, StaticSteps) or steps.key != key_of(candidates, each, slots, sampling):
+        steps = None
     while steps is None and runner.stepping != "plain":
         steps = _build_steps(candidates, each, sampling, slots)
     if steps is not None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from wm.models.vocabulary import span_of
 from wm.sampling.adapted import LowRank, Matrix
 
 TRANSPOSED_UP_TO = 2**19
@@ -35,7 +36,12 @@ class Packs:
 
     def packed(self, weights: Sequence[Tensor], rows: int) -> Tensor:
         """Return the copy of matrices stacked one on another: oneDNN's (``is_mkldnn``), or transposed, (inputs,
-        outputs)."""
+        outputs).
+
+        Args:
+            weights: Matrices (outputs, inputs) of the same inputs and type, on a CPU.
+            rows: Usual number of rows of a product; a hint to oneDNN, never a bound.
+        """
         key = tuple(_identify(weight) for weight in weights)
         # The other runner's copies first: they exist already, and over one base they are most.
         if self._beside is not None and key in self._beside._made:
@@ -52,10 +58,15 @@ class Packs:
         return self._made[key][0]
 
     def rows_of(self, weight: Tensor, rows: Tensor) -> Tensor:
-        """Return rows of a matrix: a slice, hence no copy, where they are consecutive."""
-        first, count = int(rows[0]), len(rows)
-        if torch.equal(rows, torch.arange(first, first + count, device=rows.device)):
-            return weight[first : first + count]
+        """Return rows of a matrix: a slice, hence no copy, where they are consecutive.
+
+        Args:
+            weight: (rows, columns).
+            rows: int64, indices of rows.
+        """
+        span = span_of(rows)
+        if span is not None:
+            return weight[span]
         key = (_identify(weight), tuple(rows.tolist()))
         if self._beside is not None and key in self._beside._rows:
             return self._beside._rows[key][0]
@@ -96,7 +107,12 @@ class Linear:
         return product
 
     def plus(self, x_RI: Tensor, other_RO: Tensor) -> Tensor:
-        """Return the product plus ``other_RO``."""
+        """Return the product plus ``other_RO``.
+
+        Args:
+            x_RI: The product's input.
+            other_RO: Added; not changed.
+        """
         if self.packed is None and self.transposed is None:
             return self(x_RI).add_(other_RO)
         if self.low_rank is not None:
@@ -107,14 +123,24 @@ class Linear:
         return _pointwise_binary(x_RI, other_RO, self.packed, self.bias, "add")  # type: ignore[no-any-return]
 
     def times(self, x_RI: Tensor, other_RO: Tensor) -> Tensor:
-        """Return the product times ``other_RO``, element by element."""
+        """Return the product times ``other_RO``, element by element.
+
+        Args:
+            x_RI: The product's input.
+            other_RO: The other factor; not changed.
+        """
         # oneDNN multiplies in its epilogue, before an adapter could be added: then the product comes first.
         if self.packed is None or self.low_rank is not None:
             return self(x_RI).mul_(other_RO)
         return _pointwise_binary(x_RI, other_RO, self.packed, self.bias, "mul")  # type: ignore[no-any-return]
 
     def activated(self, x_RI: Tensor, activation: str) -> Tensor:
-        """Return the activation (``silu``, ``gelu`` or ``gelu_tanh``) of the product."""
+        """Return the activation (``silu``, ``gelu`` or ``gelu_tanh``) of the product.
+
+        Args:
+            x_RI: The product's input.
+            activation: ``silu``, ``gelu`` or ``gelu_tanh``.
+        """
         if self.packed is not None and self.low_rank is None and activation == "silu":
             return _pointwise(x_RI, self.packed, self.bias, "swish", [], "")  # type: ignore[no-any-return]
         if activation == "silu":
@@ -163,7 +189,13 @@ def linear(matrix: Matrix, rows: int, packs: Packs | None = None) -> Linear:
 
 
 def linears(matrices: Sequence[Matrix], rows: int, packs: Packs | None = None) -> Linears:
-    """Join matrices of the same inputs: stacked if packed, as packing copies anyway, else left where they are."""
+    """Join matrices of the same inputs: stacked if packed, as packing copies anyway, else left where they are.
+
+    Args:
+        matrices: Matrices of the same inputs.
+        rows: Usual number of rows of a product; a hint to oneDNN, never a bound.
+        packs: Copies that exist; a new one is added.
+    """
     if not can_pack(matrices[0].weight):
         return Linears(tuple(linear(matrix, rows) for matrix in matrices))
     # Where only some have a bias, the others' are zeros.
@@ -171,6 +203,7 @@ def linears(matrices: Sequence[Matrix], rows: int, packs: Packs | None = None) -
         matrix.weight.new_zeros(len(matrix.weight)) if matrix.bias is None else matrix.bias for matrix in matrices
     ]
     bias = torch.cat(biases) if any(matrix.bias is not None for matrix in matrices) else None
+    # One copy of all: queries, keys and values then are one product.
     copy = (packs or Packs()).packed([matrix.weight for matrix in matrices], rows)
     return Linears((_copied(bias, copy, _stacked(matrices)),))
 
@@ -186,6 +219,7 @@ def _stacked(matrices: Sequence[Matrix]) -> LowRank | None:
     downs = [low_rank.down for low_rank in parts if low_rank is not None]
     if not downs:
         return None
+    # A matrix without adapter has a block of no rows, as wide as its outputs.
     ups = [matrix.weight.new_zeros(0, len(matrix.weight)) for matrix in matrices]
     blocks = [up if low_rank is None else low_rank.up for up, low_rank in zip(ups, parts, strict=True)]
     return LowRank(torch.cat(downs, dim=1), torch.block_diag(*blocks))  # type: ignore[no-untyped-call]

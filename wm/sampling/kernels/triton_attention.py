@@ -63,8 +63,12 @@ class StepAttention:
     ) -> Attend:
         """Build the function that the runner calls in each layer.
 
-        ``prefix_keys`` (layers, P, G, T, D) are filled up to ``lengths_P``; ``rows`` up to ``position_1``, where the
-        new keys and values are stored.
+        Args:
+            prefix_keys: (layers, P, G, T, D), filled up to ``lengths_P``.
+            prefix_values: The same of the values.
+            rows: Filled up to ``position_1``, where the new keys and values are stored.
+            lengths_P: int64, tokens of each prefix.
+            position_1: int64 (1,), on the device.
         """
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ def _part(
         mask=is_query_M[:, None],
         other=0.0,
     )
-    most_M = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    highest_M = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total_M = tl.zeros([BLOCK_M], tl.float32)
     mixed_MD = tl.zeros([BLOCK_M, WIDTH], tl.float32)
     for start in range(0, CHUNK, BLOCK_N):
@@ -58,20 +58,20 @@ def _part(
         scores_MN = tl.dot(query_MD, tl.trans(key_ND), input_precision="ieee")
         scores_MN = tl.where(inside_N[None, :], scores_MN, float("-inf"))
         # Online softmax: what was summed so far is scaled down when a larger score comes.
-        higher_M = tl.maximum(most_M, tl.max(scores_MN, 1))
-        keep_M = tl.exp(most_M - higher_M)
+        higher_M = tl.maximum(highest_M, tl.max(scores_MN, 1))
+        keep_M = tl.exp(highest_M - higher_M)
         weights_MN = tl.exp(scores_MN - higher_M[:, None])
         total_M = total_M * keep_M + tl.sum(weights_MN, 1)
         mixed_MD = mixed_MD * keep_M[:, None]
         mixed_MD += tl.dot(weights_MN.to(value_ND.dtype), value_ND, input_precision="ieee")
-        most_M = higher_M
+        highest_M = higher_M
     number_M = rows_M * HEADS + heads_M
     tl.store(
         mixed_out + number_M[:, None] * WIDTH + columns_D[None, :],
         mixed_MD / total_M[:, None],
         mask=is_query_M[:, None],
     )
-    tl.store(lse_out + number_M, most_M + tl.log(total_M), mask=is_query_M)
+    tl.store(lse_out + number_M, highest_M + tl.log(total_M), mask=is_query_M)
 
 
 @triton.jit
@@ -230,5 +230,6 @@ def merge_parts(
         mask=(weights_S > 0)[:, None],
         other=0.0,
     )
+    # Stored in the model's type only now: the sums are float32.
     mixed_D = tl.sum(part_SD * weights_S[:, None], 0)
     tl.store(mixed + program * WIDTH + columns_D, mixed_D.to(mixed.dtype.element_ty))

@@ -69,25 +69,25 @@ def test_emu3_dynamics(emu3, emu3_theirs):
             return emu3_theirs(input_ids=torch.tensor([ids])).logits[0]
 
     sources, actions = [GRID, OTHER], [ACTION, "put"]
-    codes = sample_observations(emu3, sources, actions, num_samples=1, sampling=Sampling(greedy=True))
+    codes = sample_observations(emu3, sources, actions, num_candidates=1, sampling=Sampling(greedy=True))
     prefixes = [flatten(emu3.layout("fdm", source=s, action=a)) for s, a in zip(sources, actions, strict=True)]
     for row, prefix in enumerate(prefixes):
         by_hand = greedy_by_hand(emu3, prefix, lambda ids: logits(ids)[-1, emu3.image_rows])
         assert codes[row, 0].tolist() == by_hand
     assert len(set(codes.flatten().tolist())) > 3
-    samples = sample_images(emu3, prefixes, num_samples=3, seed=4)
-    alone = sample_images(emu3, prefixes[1:], num_samples=3, seed=4, batch_size=1)
+    samples = sample_images(emu3, prefixes, num_candidates=3, seed=4)
+    alone = sample_images(emu3, prefixes[1:], num_candidates=3, seed=4, batch_size=1)
     assert torch.equal(samples[1:], alone)
     steps = []
-    sample_images(emu3, prefixes[:1], num_samples=3, seed=4, on_progress=lambda done: steps.append(done.codes[0]))
+    sample_images(emu3, prefixes[:1], num_candidates=3, seed=4, on_progress=lambda done: steps.append(done.codes[0]))
     assert [codes.shape[1] for codes in steps] == [4, 8, 12, 16]
     assert all(torch.equal(codes, samples[0, :, : codes.shape[1]]) for codes in steps)
     for block in (1, 3, 7):
-        fast = speculate_images(emu3, prefixes, torch.tensor(sources), num_samples=3, num_draft_tokens=block, seed=4)
+        fast = speculate_images(emu3, prefixes, torch.tensor(sources), num_candidates=3, num_draft_tokens=block, seed=4)
         assert torch.equal(fast.codes, samples)
 
     with pytest.raises(InputError, match="guidance is not supported for emu3"):
-        sample_images(emu3, prefixes, num_samples=1, sampling=Sampling(guidance_scale=3.0))
+        sample_images(emu3, prefixes, num_candidates=1, sampling=Sampling(guidance_scale=3.0))
     score = score_observations(emu3, [GRID], [ACTION], [OTHER])[0]
     segments = emu3.layout("fdm", source=GRID, action=ACTION, target=OTHER)
     ids, expected = flatten(segments), 0.0

@@ -98,10 +98,10 @@ def test_janus_draws_what_transformers_would(janus, janus_theirs):
             return janus_theirs.model.generation_head(hidden)[0]
 
     prefix = flatten(janus.layout("fdm", source=GRID, action=ACTION))
-    codes = sample_observations(janus, [GRID], [ACTION], num_samples=1, sampling=Sampling(greedy=True))[0, 0]
+    codes = sample_observations(janus, [GRID], [ACTION], num_candidates=1, sampling=Sampling(greedy=True))[0, 0]
     assert codes.tolist() == greedy_by_hand(janus, prefix, lambda ids: logits(ids)[-1])
-    samples = sample_images(janus, [prefix], num_samples=3, seed=2)
-    fast = speculate_images(janus, [prefix], torch.tensor([GRID]), num_samples=3, num_draft_tokens=4, seed=2)
+    samples = sample_images(janus, [prefix], num_candidates=3, seed=2)
+    fast = speculate_images(janus, [prefix], torch.tensor([GRID]), num_candidates=3, num_draft_tokens=4, seed=2)
     assert torch.equal(fast.codes, samples)
     score = score_observations(janus, [GRID], [ACTION], [OTHER])[0]
     ids = flatten(janus.layout("fdm", source=GRID, action=ACTION, target=OTHER))

@@ -84,11 +84,11 @@ def test_liquid_dynamics(liquid_folder, liquid):
 
     source_BN = np.array([SOURCE, TARGET])
     actions = [ACTION, "put"]
-    codes = sample_observations(liquid, source_BN, actions, num_samples=1, sampling=Sampling(greedy=True))
+    codes = sample_observations(liquid, source_BN, actions, num_candidates=1, sampling=Sampling(greedy=True))
     for row, action in enumerate(actions):
         prefix = flatten(liquid.layout("fdm", source=source_BN[row], action=action))
         assert codes[row, 0].tolist() == greedy_by_hand(liquid, prefix, lambda ids: logits(ids)[liquid.image_rows])
-    samples = sample_observations(liquid, source_BN, actions, num_samples=3, seed=5)
+    samples = sample_observations(liquid, source_BN, actions, num_candidates=3, seed=5)
     ranking = verify(liquid, SOURCE, ACTION, samples[0])
     scores = score_actions(liquid, [SOURCE] * 3, samples[0], [ACTION] * 3)
     best = max(scores, key=lambda score: score.logprob)

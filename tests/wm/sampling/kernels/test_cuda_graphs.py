@@ -77,17 +77,17 @@ def test_codes_are_those_of_plain_decoding(models, family, sampling, monkeypatch
     if family == "emu3" and sampling == "guided":
         pytest.skip("no guidance for this family")
     for dtype in (torch.float64, torch.float32):
-        plain, static = both(models[family], dtype, num_samples=8, sampling=SAMPLINGS[sampling], seed=[4, 5, 6])
+        plain, static = both(models[family], dtype, num_candidates=8, sampling=SAMPLINGS[sampling], seed=[4, 5, 6])
         assert torch.equal(static, plain)
     assert sampling == "greedy" or len({tuple(codes) for codes in plain.flatten(0, 1).tolist()}) > 8
     assert build_model_runner(models[family]).view.norm_after == (family == "swin")
 
 
 @pytest.mark.parametrize("bucket", [1, 4, 15, 16, 128])
-@pytest.mark.parametrize("num_samples", [1, 8])
-def test_buckets_change_nothing(models, bucket, num_samples, monkeypatch):
+@pytest.mark.parametrize("num_candidates", [1, 8])
+def test_buckets_change_nothing(models, bucket, num_candidates, monkeypatch):
     monkeypatch.setattr(cuda_graphs, "BUCKET", bucket)
-    plain, static = both(models["chameleon"], torch.float32, count=1, num_samples=num_samples, seed=2)
+    plain, static = both(models["chameleon"], torch.float32, count=1, num_candidates=num_candidates, seed=2)
     assert torch.equal(static, plain)
 
 
@@ -101,7 +101,7 @@ def test_step_reads_no_more_than_its_bucket(models, monkeypatch):
         return attend(query, prefix_keys, prefix_values, own_keys, own_values, **hidden)
 
     monkeypatch.setattr(cuda_graphs, "attend_shared", watch)
-    both(models["chameleon"], torch.float32, count=1, num_samples=2)
+    both(models["chameleon"], torch.float32, count=1, num_candidates=2)
     layers = PRESET.num_layers
     assert records == [6] * 6 * layers + [12] * 6 * layers + [16] * 3 * layers, "15 steps: the last code needs none"
 
@@ -113,12 +113,12 @@ def test_progress_is_a_copy_of_the_buffers(models):
     first = sample_images(
         models["chameleon"],
         prefixes,
-        num_samples=2,
+        num_candidates=2,
         seed=1,
         runner=runner,
         on_progress=updates.append,
     )
-    second = sample_images(models["chameleon"], prefixes, num_samples=2, seed=2, runner=runner)
+    second = sample_images(models["chameleon"], prefixes, num_candidates=2, seed=2, runner=runner)
     assert not torch.equal(first, second)
     for item in updates:
         assert torch.equal(item.codes, first[:, :, : item.codes.shape[-1]])
@@ -152,7 +152,7 @@ def test_progress_and_batches_are_those_of_plain_decoding(models):
         sample_images(
             vlm,
             prefixes,
-            num_samples=5,
+            num_candidates=5,
             batch_size=4,
             progress_tokens=3,
             on_progress=lambda item, stepping=stepping: records[stepping].append(item),
@@ -174,12 +174,12 @@ def test_buffers_serve_again_where_shapes_fit(models):
     for order in ([2, 1], [0, 3], [1, 0]):
         batch = [prefixes[row] for row in order]
         expected = sample_images(
-            vlm, batch, num_samples=2, seed=order, runner=build_model_runner(vlm, stepping="plain")
+            vlm, batch, num_candidates=2, seed=order, runner=build_model_runner(vlm, stepping="plain")
         )
-        assert torch.equal(sample_images(vlm, batch, num_samples=2, seed=order, runner=runner), expected)
+        assert torch.equal(sample_images(vlm, batch, num_candidates=2, seed=order, runner=runner), expected)
         step_ids.add(id(runner.static_steps))
     assert len(step_ids) == 1
-    sample_images(vlm, prefixes[:2], num_samples=3, runner=runner)
+    sample_images(vlm, prefixes[:2], num_candidates=3, runner=runner)
     assert runner.static_steps.key[1] == 3, "only the last shape's are kept"
 
 
@@ -247,10 +247,10 @@ def test_the_halves_of_a_layer_are_compiled_once_for_all(models, family):
     layers, parts = len(runner.view.layers), compile_parts(runner.layers, backend)
     assert layers > 1
     prefixes = prefixes_of(vlm, 2)
-    expected = sample_images(vlm, prefixes, num_samples=3, runner=build_model_runner(vlm, stepping="plain"))
-    sample_images(vlm, prefixes, num_samples=3, runner=runner)
+    expected = sample_images(vlm, prefixes, num_candidates=3, runner=build_model_runner(vlm, stepping="plain"))
+    sample_images(vlm, prefixes, num_candidates=3, runner=runner)
     runner.static_steps._parts = parts
-    assert torch.equal(sample_images(vlm, prefixes, num_samples=3, runner=runner), expected)
+    assert torch.equal(sample_images(vlm, prefixes, num_candidates=3, runner=runner), expected)
     assert len(graphs_made) == 2
 
 
@@ -259,7 +259,7 @@ def test_what_cannot_be_recorded_is_called(models, monkeypatch, caplog):
     vlm = models["chameleon"]
     vlm.module.float()
     prefixes = prefixes_of(vlm, 2)
-    expected = sample_images(vlm, prefixes, num_samples=2)
+    expected = sample_images(vlm, prefixes, num_candidates=2)
 
     def broken(self):
         raise RuntimeError("operation not permitted\nwhen the stream is capturing")
@@ -268,7 +268,7 @@ def test_what_cannot_be_recorded_is_called(models, monkeypatch, caplog):
     monkeypatch.setattr(cuda_graphs, "can_attend", lambda runner: runner.kernels)
     runner = build_model_runner(vlm, stepping="compiled")
     with caplog.at_level(logging.WARNING):
-        assert torch.equal(sample_images(vlm, prefixes, num_samples=2, runner=runner), expected)
+        assert torch.equal(sample_images(vlm, prefixes, num_candidates=2, runner=runner), expected)
     # A job that ran before in this process may have asked for more than warnings.
     messages = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     kernels = "decoding with Triton kernels"
@@ -285,7 +285,7 @@ def test_what_cannot_be_recorded_is_called(models, monkeypatch, caplog):
 def test_lack_of_memory_halves_batch_and_keeps_recording(models, monkeypatch, caplog):
     vlm = models["chameleon"]
     prefixes = prefixes_of(vlm, 2)
-    expected = sample_images(vlm, prefixes, num_samples=4)
+    expected = sample_images(vlm, prefixes, num_candidates=4)
 
     def record(self):
         if len(self.codes_RL) > 2:
@@ -294,7 +294,7 @@ def test_lack_of_memory_halves_batch_and_keeps_recording(models, monkeypatch, ca
     monkeypatch.setattr(StaticSteps, "record", record)
     runner = build_model_runner(vlm, stepping="graph")
     with caplog.at_level(logging.WARNING):
-        assert torch.equal(sample_images(vlm, prefixes, num_samples=4, runner=runner), expected)
+        assert torch.equal(sample_images(vlm, prefixes, num_candidates=4, runner=runner), expected)
     assert "out of memory with 2 at once; continuing with 1" in caplog.text
     assert "failed" not in caplog.text and runner.stepping == "graph"
 
@@ -323,7 +323,7 @@ def test_recorded_codes_are_those_of_plain_decoding(tmp_path, family, sampling, 
         write(tmp_path / family)
         vlm = load_model(tmp_path / family, device="cuda")
     prefixes = prefixes_of(vlm, 3)
-    settings = {"num_samples": 4, "sampling": SAMPLINGS[sampling], "seed": [1, 2, 3]}
+    settings = {"num_candidates": 4, "sampling": SAMPLINGS[sampling], "seed": [1, 2, 3]}
     expected = sample_images(vlm, prefixes, runner=build_model_runner(vlm, stepping="plain"), **settings)
     runner = build_model_runner(vlm, stepping=stepping)
     for _ in range(2):

@@ -60,7 +60,7 @@ def test_codes_are_those_of_plain_decoding(family, tmp_path, monkeypatch):
         write_emu3(tmp_path / "emu3")
         vlm = load_model(tmp_path / "emu3")
     prefixes = prefixes_of(vlm, 2)
-    settings = {"num_samples": 2, "seed": [3, 4], "sampling": SAMPLINGS["filtered"]}
+    settings = {"num_candidates": 2, "seed": [3, 4], "sampling": SAMPLINGS["filtered"]}
     expected = sample_images(vlm, prefixes, **settings)
     runner = build_model_runner(vlm, stepping="static")
     assert torch.equal(sample_images(vlm, prefixes, runner=runner, **settings), expected)

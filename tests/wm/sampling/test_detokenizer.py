@@ -1,4 +1,4 @@
-"""Pieces of growing texts, with tokenizers of the kinds that families have: whatever the tokens, they join."""
+"""Increments of growing texts, with tokenizers of the kinds that families have: whatever the tokens, they join."""
 
 import random
 from types import SimpleNamespace
@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE, WordLevel, WordPiece
 from transformers import PreTrainedTokenizerFast
 
-from wm.sampling.pieces import TextPieces
+from wm.sampling.detokenizer import IncrementalDetokenizer
 
 BYTES = [f"<0x{value:02X}>" for value in range(256)]
 
@@ -44,7 +44,7 @@ def cleaned():
 
 
 class Speaking:
-    """What pieces need of a model."""
+    """What the detokenizer needs of a model."""
 
     def __init__(self, build):
         tokenizer, settings = build()
@@ -67,7 +67,7 @@ def test_increments_of_any_tokens_join_to_the_text(build):
     # Bytes of characters of 1 to 4 bytes, white space of one and of three, and some that are no character.
     likely = list("aé€🙂 \n\u3000".encode())
     for _ in range(1500):
-        texts, ids = TextPieces(model), []
+        texts, ids = IncrementalDetokenizer(model), []
         increments = ""
         for _ in range(generator.randint(0, 9)):
             token = generator.choice(likely) if build is byte_fallback and generator.random() < 0.5 else -1
@@ -84,7 +84,7 @@ def test_texts_of_tokens_join_where_the_bytes_are_characters(build):
         ids = [generator.randrange(size) for _ in range(generator.randint(1, 6))]
         if build is not words:
             ids = [token for _ in range(6) for token in encoded(model, generator.choice("aé€🙂 x"))]
-        texts, text = TextPieces(model), ""
+        texts, text = IncrementalDetokenizer(model), ""
         for token in ids:
             text += texts.of(token)
             texts.add(token)
@@ -103,7 +103,7 @@ def encoded(model, char):
 def test_increments_are_released_when_final():
     """By hand: leading white space goes, a space comes with its word, a character with its last byte."""
     model = Speaking(byte_fallback)
-    texts = TextPieces(model)
+    texts = IncrementalDetokenizer(model)
     tokens = model.rows("▁put|▁|<0xE2>|<0x82>|<0xAC>|cup|▁the")
     increments = []
     for token in tokens:
@@ -116,5 +116,5 @@ def test_increments_are_released_when_final():
 
 def test_words_come_at_once_where_nothing_can_change_them():
     model = SimpleNamespace(tokenizer=Speaking(words).tokenizer, detokenize=Speaking(words).detokenize)
-    texts = TextPieces(model)
+    texts = IncrementalDetokenizer(model)
     assert [texts.add(token) for token in (0, 1, 2)] == ["put", " the", " cup"]

@@ -14,7 +14,7 @@ _UNREADABLE = "\ufffd"
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
-class TextPieces:
+class IncrementalDetokenizer:
     """The increments of one text. Those that :meth:`add` and :meth:`end` return join to the complete text, exactly."""
 
     def __init__(self, vlm: UnifiedVLM) -> None:
@@ -27,6 +27,7 @@ class TextPieces:
     def of(self, token: int) -> str:
         """Return what a token would add now; empty for a part of a character, for white space, which the next token
         brings, and for the end."""
+        # The complete text again: a tokenizer joins tokens by their neighbours.
         text = self._readable([*self._ids, token])
         common = next(
             (at for at, pair in enumerate(zip(self._reported, text, strict=False)) if pair[0] != pair[1]), None
@@ -50,6 +51,7 @@ class TextPieces:
         return self._release(self._vlm.detokenize(self._ids))
 
     def _release(self, text: str) -> str:
+        # Final text only grows, so that its length says what is new.
         increment = text[len(self._released) :]
         self._released += increment
         return increment
