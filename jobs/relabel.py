@@ -19,7 +19,16 @@ from wm.nano.world.actions import action_between
 from wm.nano.world.oracle import read_states
 from wm.nano.world.scenes import SIDE_PX, State
 from wm.paths import InputPath, OutputPath
-from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA, RejectRow, TripletRow, read_table, reject_row, write_table
+from wm.records import (
+    REJECT_SCHEMA,
+    TRIPLET_SCHEMA,
+    RejectRow,
+    TripletRow,
+    read_table,
+    reject_row,
+    triplets_folder,
+    write_table,
+)
 from wm.runs import Run, RunRecord, digest_of
 
 
@@ -75,7 +84,7 @@ def _load_chosen(recipe: RelabelRecipe) -> list[TripletRow]:
     from wm.datasets.selection.algorithm import SELECTION_SCHEMA
 
     ids = read_table(recipe.selection, SELECTION_SCHEMA, ["triplet_id"]).column("triplet_id").combine_chunks()
-    table = read_table(recipe.triplets)
+    table = read_table(triplets_folder(recipe.triplets))
     rows: list[TripletRow] = table.filter(pc.is_in(table.column("triplet_id"), ids)).to_pylist()
     if len(rows) != len(ids):
         raise InputError(f"{recipe.selection} names {len(ids)} triplets, {recipe.triplets} holds {len(rows)} of them")

@@ -23,7 +23,7 @@ from pydantic import Field
 from wm.config import Recipe
 from wm.errors import InputError
 from wm.paths import InputPath
-from wm.records import TRIPLET_SCHEMA, checked_files, table_files
+from wm.records import TRIPLET_SCHEMA, checked_files, table_files, triplets_folder
 
 COLUMNS = ("triplet_id", "action", "codec", "source_codes", "target_codes", "change")
 _LISTS = ("source_codes", "target_codes", "change")
@@ -52,8 +52,7 @@ class Source(Recipe):
     @property
     def folder(self) -> Path:
         """Return the folder of the Parquet files."""
-        root = Path(self.path)
-        return root / "triplets" if (root / "triplets").is_dir() else root
+        return triplets_folder(self.path)
 
 
 @dataclass(frozen=True)
