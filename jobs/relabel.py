@@ -21,7 +21,7 @@ from wm.nano.world.scenes import SIDE_PX, State
 from wm.paths import InputPath, OutputPath
 from wm.records import REJECT_SCHEMA, TRIPLET_SCHEMA, RejectRow, TripletRow, reject_row
 from wm.runs import Run, RunRecord, digest_of
-from wm.tables import read_table, write_table
+from wm.tables import read_table, triplets_folder, write_table
 
 
 class RelabelRecipe(Recipe):
@@ -87,7 +87,7 @@ def _load_chosen(recipe: RelabelRecipe) -> list[TripletRow]:
     from wm.datasets.selection.algorithm import SELECTION_SCHEMA
 
     ids = read_table(recipe.selection, SELECTION_SCHEMA, ["triplet_id"]).column("triplet_id").combine_chunks()
-    table = read_table(recipe.triplets)
+    table = read_table(triplets_folder(recipe.triplets))
     rows: list[TripletRow] = table.filter(pc.is_in(table.column("triplet_id"), ids)).to_pylist()
     # A control that is smaller than what it is compared with would prove nothing.
     if len(rows) != len(ids):

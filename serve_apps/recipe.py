@@ -156,9 +156,15 @@ class ServeRecipe(Recipe):
     @classmethod
     def _refuse_old_keys(cls, values: object) -> object:
         """Name today's keys to Ray too, which builds recipes from YAML without :meth:`parse`."""
-        for key, name in cls.RENAMED_KEYS.items():
-            if isinstance(values, Mapping) and key in values:
-                raise ValueError(f"unknown key {key!r}: it is called {name} now")
+        if isinstance(values, Mapping):
+            # All of them at once, so that a file is mended in one go.
+            renamed_keys = [
+                f"unknown key {key!r}: it is called {name} now"
+                for key, name in cls.RENAMED_KEYS.items()
+                if key in values
+            ]
+            if renamed_keys:
+                raise ValueError("; ".join(renamed_keys))
         return values
 
     @field_validator("fdm_server", "idm_server", "ingress", mode="before")

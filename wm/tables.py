@@ -76,6 +76,12 @@ def fill_empty_tables(out: str | Path, schemas: Mapping[str, pa.Schema], name: s
             write_table([], Path(out) / table / name, schema)
 
 
+def triplets_folder(folder: str | Path) -> Path:
+    """Return the folder of Parquet triplets: ``triplets`` below a stage's output folder, else the folder itself."""
+    inner = Path(folder) / "triplets"
+    return inner if inner.is_dir() else Path(folder)
+
+
 def table_files(folder: str | Path) -> list[Path]:
     """List the finished Parquet files below ``folder`` (or the one file), sorted; hidden names are left out."""
     root = Path(folder)

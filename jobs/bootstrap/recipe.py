@@ -3,13 +3,42 @@
 from collections.abc import Mapping
 from typing import ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
+from jobs.annotate.recipe import AnnotateRecipe
+from jobs.evaluate.recipe import EvaluateRecipe
+from jobs.gate import GateRecipe
+from jobs.imagine.recipe import ImagineRecipe
+from jobs.ingest.recipe import IngestRecipe
+from jobs.pretrain import PretrainRecipe
+from jobs.relabel import RelabelRecipe
+from jobs.report import ReportRecipe
+from jobs.select.recipe import SelectRecipe
+from jobs.tabletop import TabletopRecipe
 from wm.config import Recipe
 from wm.paths import OptionalInputPath, OutputPath
+from wm.recipe_errors import describe_error
+from wm.training import Source, TrainRecipe
 
 Settings = dict[str, object]
 """Keys of another command's recipe, which that recipe checks."""
+
+STAGE_RECIPES: Mapping[str, type[Recipe]] = {
+    "tabletop": TabletopRecipe,
+    "pretrain": PretrainRecipe,
+    "ingest": IngestRecipe,
+    "idm": TrainRecipe,
+    "annotate": AnnotateRecipe,
+    "select": SelectRecipe,
+    "relabel": RelabelRecipe,
+    "gate": GateRecipe,
+    "imagine": ImagineRecipe,
+    "imagined": Source,
+    "fdm": TrainRecipe,
+    "evaluate": EvaluateRecipe,
+    "report": ReportRecipe,
+}
+"""Whose keys a table of the recipe takes."""
 
 
 class BootstrapData(Recipe):
@@ -100,3 +129,18 @@ class BootstrapRecipe(Recipe):
         if len(set(seeds)) != len(seeds):
             raise ValueError("expected different seeds")
         return seeds
+
+    @field_validator(*STAGE_RECIPES)
+    @classmethod
+    def _check_names(cls, settings: Settings, info: ValidationInfo) -> Settings:
+        # Names of keys here, for all tables at once; their values are checked with what the plan adds to them.
+        recipe_class = STAGE_RECIPES[info.field_name or ""]
+        try:
+            recipe_class.model_validate(settings)
+        except ValidationError as error:
+            unknown_keys = [
+                describe_error(recipe_class, item) for item in error.errors() if item["type"] == "extra_forbidden"
+            ]
+            if unknown_keys:
+                raise ValueError("; ".join(unknown_keys)) from error
+        return settings

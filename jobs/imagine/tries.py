@@ -1,7 +1,6 @@
 """Choose what is tried: source images, and the actions for each. Knows nothing of models."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 
@@ -10,7 +9,7 @@ from wm.datasets.pairing import pair_actions
 from wm.errors import InputError
 from wm.evaluation.heldout import spread_rows
 from wm.records import TRIPLET_SCHEMA, TripletRow, derive_seed, row_seeds
-from wm.tables import read_table
+from wm.tables import read_table, triplets_folder
 
 _SOURCE_COLUMNS = ["triplet_id", "dataset", "class_label", "license", "source_image", "codec", "source_codes"]
 
@@ -61,9 +60,8 @@ def _load_sorted(recipe: ImagineRecipe, folder: str, columns: list[str]) -> pa.T
     if recipe.subset and recipe.subset not in TRIPLET_SCHEMA.names:
         raise InputError(f"subset = {recipe.subset!r}: triplets have no such column")
     names = dict.fromkeys(["triplet_id", *columns, *([recipe.subset] if recipe.subset else [])])
-    inner = Path(folder) / "triplets"
     # By id, so that tries do not depend on how rows are spread over files.
-    return read_table(inner if inner.is_dir() else Path(folder), columns=list(names)).sort_by("triplet_id")
+    return read_table(triplets_folder(folder), columns=list(names)).sort_by("triplet_id")
 
 
 def _subset_of(recipe: ImagineRecipe, row: TripletRow) -> str:

@@ -6,7 +6,7 @@ string is not bounded here: it costs what it takes. What the values mean is not 
 
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from serve_apps.openai.errors import ApiError, Limits
 
@@ -99,14 +99,15 @@ def _refusal(content: str) -> ApiError:
 
 
 def check_names(
-    values: Iterable[str],
+    values: Collection[str],
     names: Collection[str],
     *,
     inside: str = "",
     listed_names: Sequence[str] = (),
     renamed: Mapping[str, str] | None = None,
 ) -> None:
-    """Raise :class:`ApiError` for the first name of a field that is not known, with its new name if it was renamed.
+    """Raise :class:`ApiError` for the first name of a field that is not known; where fields were renamed, it names the
+    new names of all that are given.
 
     Pydantic makes an error of every unknown field before it reports the first: for a body of many names that takes
     seconds and a gigabyte.
@@ -118,14 +119,19 @@ def check_names(
         listed_names: Those that the message lists.
         renamed: Names of earlier versions, and today's.
     """
+    # Fields of an earlier version first, all of them, so that a client is mended in one go: there are few such names.
+    old_names = [name for name in values if name not in names and name in (renamed or {})]
+    if renamed and old_names:
+        raise ApiError(
+            "; ".join(f"unknown field {name!r}; it is called {renamed[name]} now" for name in old_names),
+            param=old_names[0],
+            code="unknown_parameter",
+        )
     unknown = next((name for name in values if name not in names), None)
     if unknown is None:
         return
     name = (f"{inside}.{unknown}" if inside else unknown)[:80]
-    # A field of an earlier version has a name today.
     hint = f"; the fields are {', '.join(listed_names)}" if listed_names else ""
-    if renamed and unknown in renamed:
-        hint = f"; it is called {renamed[unknown]} now"
     raise ApiError(
         f"unknown field {name!r:.80}{hint}",
         param=name,

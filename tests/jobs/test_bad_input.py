@@ -165,7 +165,7 @@ def test_a_refused_start_leaves_no_folder_in_the_way(
 
 
 @pytest.mark.parametrize("flags", [[], ["--dry-run"]])
-def test_bootstrap_looks_at_what_is_brought_before_its_first_stage(flags: list[str], refused: Call, here: Path) -> None:
+def test_bootstrap_checks_the_input_before_its_first_stage(flags: list[str], refused: Call, here: Path) -> None:
     given = ("idm.max_steps=2", "fdm.max_steps=2", "select.k=2", *flags)
     assert "videos = 'texts' holds no video" in refused("bootstrap", *given, "out=o", "data.videos=texts")
     assert "no such folder: root = nowhere" in refused("bootstrap", *given, "out=o", "data.supervised_root=nowhere")
@@ -178,7 +178,7 @@ def test_bootstrap_looks_at_what_is_brought_before_its_first_stage(flags: list[s
     assert not (here / "o").exists()
 
 
-def test_a_full_disk_is_told_with_the_place_and_the_same_command_goes_on(
+def test_a_full_disk_is_one_line_and_the_same_command_resumes(
     here: Path, tiny_base: Path, triplets: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     argv = ["task=idm", f"base={tiny_base}", f"triplets={triplets}", "out=o", "max_steps=4"]

@@ -98,7 +98,7 @@ def test_the_loop_runs_goes_on_and_stands_still(tmp_path: Path, capsys: pytest.C
     assert "Another title" in (out / "report" / "report.html").read_text()
 
 
-def test_a_stage_whose_folder_holds_another_run_is_put_aside_and_never_overwritten(
+def test_another_run_in_a_stages_folder_is_moved_not_overwritten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same on stages that take no time: their functions only claim the folder, as every job does."""

@@ -88,7 +88,7 @@ def test_aurora_has_a_file_a_split_and_keeps_jpeg(tmp_path: Path) -> None:
         assert (out / row["input"]).read_bytes() == buffer.getvalue()
 
 
-def test_webdataset_opens_with_its_package_and_is_the_same_every_time(world: Path, tmp_path: Path) -> None:
+def test_webdataset_opens_with_its_package_and_repeats(world: Path, tmp_path: Path) -> None:
     import webdataset
 
     run(recipe(world, tmp_path / "a", format="webdataset"))

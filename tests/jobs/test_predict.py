@@ -172,7 +172,7 @@ def test_bad_input_is_named_and_leaves_nothing(tiny_base, tmp_path, more, said):
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
 
-def test_what_the_models_cannot_do_is_told_before_the_folder_is_made(tiny_base, tmp_path, picture):
+def test_what_models_cannot_do_is_refused_before_any_output(tiny_base, tmp_path, picture):
     given = {"image": str(picture), "actions": ["put"]}
     with pytest.raises(InputError, match=r"num_draft_tokens = 4: expected 0 \(off\) to 3"):
         predict.run(recipe_of(tiny_base, tmp_path, **given, search={"num_draft_tokens": 4}))

@@ -87,7 +87,7 @@ def test_a_base_is_for_the_adapter_beside_a_full_model(folders, triplets, tmp_pa
         predict.run(recipe_of(folders, tmp_path / "c", **both))
 
 
-def test_weights_that_cannot_be_shared_are_told_before_they_are_read(folders, triplets, tmp_path, monkeypatch):
+def test_weights_that_cannot_be_shared_are_refused_unread(folders, triplets, tmp_path, monkeypatch):
     monkeypatch.setattr(shared_roles, "load_roles", lambda *paths, **how: pytest.fail("was read"))
     recipe = recipe_of(
         folders,
@@ -102,7 +102,7 @@ def test_weights_that_cannot_be_shared_are_told_before_they_are_read(folders, tr
         predict.run(recipe, dry_run=True)
 
 
-def test_an_action_in_the_last_row_that_no_model_can_read_is_told_first(folders, tmp_path):
+def test_an_unreadable_action_in_the_last_row_is_refused_first(folders, tmp_path):
     rows = [row | {"source_image": GREY, "target_image": GREY} for row in random_rows(folders / "base", 3)]
     rows[-1]["action"] = "put " * 5000
     triplets = write_triplets(rows, tmp_path / "triplets")

@@ -91,6 +91,16 @@ def test_shuffled_deals_out_the_same_labels(annotated: Path) -> None:
     assert [row["action"] for row in outs[0]] != [row["action"] for row in outs[1]]
 
 
+def test_the_annotations_own_folder_is_read_by_its_triplets(annotated: Path) -> None:
+    recipe = _recipe(annotated, "shuffled")
+    run(recipe)
+    # The selection's table is beside the triplets.
+    of_folder = recipe.model_copy(update={"triplets": str(annotated), "out": str(annotated / "of-folder")})
+    run(of_folder)
+    rows = [read_table(Path(each.out) / "triplets").to_pylist() for each in (recipe, of_folder)]
+    assert len(rows[0]) == 11 and rows[0] == rows[1]
+
+
 def test_a_selection_of_other_triplets_is_refused(annotated: Path) -> None:
     alien = [{"triplet_id": "zzz", "class_label": "", "score": 0.0, "rank_in_class": 0, "order": 0}]
     write_table(alien, annotated / "selection" / "part.parquet", SELECTION_SCHEMA)

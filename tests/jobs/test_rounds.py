@@ -221,7 +221,7 @@ def test_imagined_triplets_are_the_verifiers_choice(
         assert row["change"] == pytest.approx(far, rel=1e-5)
 
 
-def test_what_is_not_believed_is_rejected_and_a_killed_run_goes_on(
+def test_low_scores_are_rejected_and_a_killed_run_resumes(
     models: dict[str, Path], triplets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     imagine_job.run(recipe(models, triplets, tmp_path / "all"))

@@ -91,3 +91,13 @@ def test_an_old_key_in_yaml_says_the_new_one():
         ServeRecipe.model_validate({"fdm": "a", "idm": "b", "block": 4})
     with pytest.raises(InputError, match="'guidance': it is called guidance_scale now"):
         ServeRecipe.parse({"fdm": "a", "idm": "b", "guidance": 2}, "recipe.toml")
+
+
+def test_all_old_keys_of_a_file_are_named_at_once():
+    values = {"fdm": "a", "idm": "b", "roles": "shared", "block": 4, "guidance": 2}
+    with pytest.raises(InputError) as caught:
+        ServeRecipe.parse(values, "recipe.toml")
+    assert str(caught.value) == (
+        "recipe.toml: unknown key 'roles': it is called base_sharing now; unknown key 'guidance': it is called "
+        "guidance_scale now; unknown key 'block': it is called num_draft_tokens now"
+    )

@@ -19,7 +19,7 @@ from wm.evaluation.probe import Preference, probe
 from wm.evaluation.scorers import fdm_scorer, idm_scorer
 from wm.models import ImageCodec, UnifiedVLM
 from wm.sampling import Sampling, build_model_runner
-from wm.tables import read_table
+from wm.tables import read_table, triplets_folder
 
 Role: TypeAlias = Literal["idm", "fdm"]
 GateMetric: TypeAlias = Literal["nats", "preference"]
@@ -89,8 +89,9 @@ def read_gate_set(
     Raises:
         InputError: For no triplet, and for codes that are missing or of another codec.
     """
-    triplets = Path(folder) / "triplets" if (Path(folder) / "triplets").is_dir() else Path(folder)
-    table = read_table(triplets, columns=["triplet_id", "codec", "source_codes", "target_codes", "action", subset])
+    table = read_table(
+        triplets_folder(folder), columns=["triplet_id", "codec", "source_codes", "target_codes", "action", subset]
+    )
     if not table.num_rows:
         raise InputError(f"no triplet in {folder}")
     # Spread evenly: the first rows may all be of one class.

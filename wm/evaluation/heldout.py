@@ -13,7 +13,7 @@ from wm.evaluation.metrics.stats import Floats
 from wm.images import Pixels, decode_image, fit_square
 from wm.models import ImageCodec, change_map
 from wm.records import row_seeds
-from wm.tables import read_table
+from wm.tables import read_table, triplets_folder
 
 SubsetColumn: TypeAlias = Literal["dataset", "class_label", "split"]
 _COLUMNS = ("triplet_id", "source_image", "target_image", "codec", "source_codes", "target_codes", "change")
@@ -46,7 +46,7 @@ def read_held_out(
     """Read triplets below ``folder``. Codes and change weights stored by this very codec are used, others computed.
 
     Args:
-        folder: Parquet files of triplets.
+        folder: Folder of triplets, or of a stage that has them below ``triplets``.
         codec: Encodes the images; its side is the size of the pixels.
         limit: That many rows, spread evenly over the set; None: all.
         subset: Column that separates subsets.
@@ -57,7 +57,7 @@ def read_held_out(
     Raises:
         InputError: On an empty set, a bad image or stored codes of the wrong length.
     """
-    table = read_table(folder, columns=[*_COLUMNS, "action", subset])
+    table = read_table(triplets_folder(folder), columns=[*_COLUMNS, "action", subset])
     if not table.num_rows:
         raise InputError(f"no triplet in {folder}")
     rows = table.take(spread_rows(table.num_rows, limit)).to_pylist()

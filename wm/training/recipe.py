@@ -156,7 +156,8 @@ class TrainRecipe(Recipe):
             if every := getattr(self.eval, name):
                 raise ValueError(
                     f"eval.{name} = {every} with resources.zero_stage = 3: no worker has the complete model to "
-                    "evaluate; choose zero_stage 2 or lower, or leave it out and run jobs.gate on the trained model"
+                    "evaluate; choose resources.zero_stage = 2 or lower, or leave it out and run jobs.gate on the "
+                    "trained model"
                 )
 
     def with_resources(self, **settings: object) -> Self:

@@ -115,6 +115,16 @@ def test_an_old_field_name_is_answered_with_the_new_one(old, new):
         assert (caught.value.status, caught.value.param, caught.value.code) == (400, old, "unknown_parameter")
 
 
+def test_all_old_field_names_are_answered_at_once():
+    with pytest.raises(ApiError) as caught:
+        body(image=DATA_URL, colour=1, margin=0.1, guidance=2)
+    assert str(caught.value) == (
+        "unknown field 'margin'; it is called min_gain_nats now; unknown field 'guidance'; it is called guidance_scale "
+        "now"
+    )
+    assert (caught.value.param, caught.value.code) == ("margin", "unknown_parameter")
+
+
 def test_best_of_follows_n():
     assert form(n="10").best_of == 10
     assert form(n="3", verify="false").best_of == 3

@@ -24,7 +24,7 @@ from wm.config import Recipe
 from wm.errors import InputError, to_line
 from wm.paths import InputPath
 from wm.records import TRIPLET_SCHEMA
-from wm.tables import checked_files, table_files
+from wm.tables import checked_files, table_files, triplets_folder
 
 COLUMNS = ("triplet_id", "action", "codec", "source_codes", "target_codes", "change")
 _LISTS = ("source_codes", "target_codes", "change")
@@ -53,8 +53,7 @@ class Source(Recipe):
     @property
     def folder(self) -> Path:
         """Return the folder of the Parquet files."""
-        root = Path(self.path)
-        return root / "triplets" if (root / "triplets").is_dir() else root
+        return triplets_folder(self.path)
 
 
 @dataclass(frozen=True)
