@@ -158,13 +158,16 @@ class ServeRecipe(Recipe):
         """Name today's keys to Ray too, which builds recipes from YAML without :meth:`parse`."""
         if isinstance(values, Mapping):
             # All of them at once, so that a file is mended in one go.
-            renamed_keys = [
+            messages = [
                 f"unknown key {key!r}: it is called {name} now"
                 for key, name in cls.RENAMED_KEYS.items()
                 if key in values
             ]
-            if renamed_keys:
-                raise ValueError("; ".join(renamed_keys))
+            # The one value of an old key that was renamed with it.
+            if values.get("roles") == "apart":
+                messages.append("roles = 'apart' is base_sharing = 'separate'")
+            if messages:
+                raise ValueError("; ".join(messages))
         return values
 
     @field_validator("fdm_server", "idm_server", "ingress", mode="before")

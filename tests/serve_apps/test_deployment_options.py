@@ -69,6 +69,7 @@ def test_threads_are_the_cores_of_a_replica(num_cpus):
             "it is called fdm_server.ray_actor_options.num_cpus and idm_server.ray_actor_options.num_cpus now",
         ),
         ("roles=shared", "unknown key 'roles': it is called base_sharing now"),
+        ("roles=apart", "it is called base_sharing now; roles = 'apart' is base_sharing = 'separate'"),
         ("best_of=8", "unknown key 'best_of': it is called num_candidates now"),
     ],
 )
