@@ -6,7 +6,7 @@ import torch
 from tests.helpers.evaluate_data import ACTIONS, noise_pair, write_triplets
 from wm.evaluation.heldout import read_held_out, spread_rows
 from wm.models import load_codec
-from wm.records import write_table
+from wm.tables import write_table
 
 
 def test_stored_codes_are_taken_only_from_this_codec(tiny_base, tmp_path):
