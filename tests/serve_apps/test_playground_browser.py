@@ -10,23 +10,10 @@ import pytest
 from PIL import Image, ImageSequence
 
 from serve_apps.recipe import ServeRecipe
-from tests.helpers.browser import Browser
-from tests.helpers.playground_pages import NOISE, SIDE_PX, act, frames, pixels_of, start, watched
+from tests.helpers.playground_pages import NOISE, SIDE_PX, act, frames, pixels_of, start
 from tests.helpers.playground_server import served
 from tests.helpers.serve_local import local_app
 from wm.images import encode_png
-
-
-@pytest.fixture(scope="module")
-def window(tmp_path_factory):
-    with Browser(tmp_path_factory.mktemp("profile")) as found:
-        yield found
-
-
-@pytest.fixture
-def page(window):
-    with watched(window) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

@@ -5,32 +5,8 @@ import time
 import numpy as np
 import pytest
 
-from tests.helpers.browser import Browser
-from tests.helpers.playground_pages import act, frames, pixels_of, start, watched
+from tests.helpers.playground_pages import act, frames, pixels_of, start
 from tests.helpers.playground_server import HOSTILE, KEY, Scripted, picture, served
-
-
-@pytest.fixture(scope="module")
-def window(tmp_path_factory):
-    with Browser(tmp_path_factory.mktemp("profile")) as found:
-        yield found
-
-
-@pytest.fixture
-def page(window):
-    with watched(window) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def scripted():
-    return Scripted()
-
-
-@pytest.fixture(scope="module")
-def scripted_url(scripted):
-    with served(scripted.app) as address:
-        yield address
 
 
 @pytest.mark.parametrize("way", ["drop", "paste"])

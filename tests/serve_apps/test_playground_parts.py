@@ -8,33 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
-from tests.helpers.browser import Browser
-from tests.helpers.playground_pages import SIDE_PX, frames, pixels_of, watched
-from tests.helpers.playground_server import Scripted, picture, served
+from tests.helpers.playground_pages import SIDE_PX, frames, pixels_of
+from tests.helpers.playground_server import picture
 from wm.images import decode_image, fit_square
-
-
-@pytest.fixture(scope="module")
-def window(tmp_path_factory):
-    with Browser(tmp_path_factory.mktemp("profile")) as found:
-        yield found
-
-
-@pytest.fixture
-def page(window):
-    with watched(window) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def scripted():
-    return Scripted()
-
-
-@pytest.fixture(scope="module")
-def scripted_url(scripted):
-    with served(scripted.app) as address:
-        yield address
 
 
 def test_a_large_source_fits_into_a_link_as_a_smaller_copy(page, scripted_url):

@@ -74,7 +74,7 @@ class CheckpointManager:
             recipe: The run.
             rank: Of this process.
             num_ranks: Processes that train.
-            identity: Of the run (:func:`identity_of`).
+            identity: Of the run (:func:`wm.training.checkpoint.identity.identity_of`).
 
         Raises:
             InputError: The newest checkpoint there is of another recipe.

@@ -19,7 +19,7 @@ from typing import BinaryIO, NotRequired, TypedDict, cast
 
 import pyarrow as pa
 
-from wm.errors import InputError
+from wm.errors import InputError, to_line
 from wm.files.storage import object_store
 from wm.files.uris import is_remote, local_path
 from wm.training.checkpoint.state_files import Contents
@@ -103,7 +103,7 @@ class CheckpointStore:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise InputError(
-                f"checkpoint.folder = {self.root_uri!r}: cannot be written to: {_one_line(error)}"
+                f"checkpoint.folder = {self.root_uri!r}: cannot be written to: {to_line(error, 300)}"
             ) from error
 
     def claim(self, token: str) -> None:
@@ -284,7 +284,7 @@ class CheckpointStore:
         try:
             yield
         except pa.ArrowException as error:
-            raise OSError(errno.EIO, f"{self.root_uri}: {_one_line(error)}") from error
+            raise OSError(errno.EIO, f"{self.root_uri}: {to_line(error, 300)}") from error
 
 
 def _flush_to_disk(path: Path) -> None:
@@ -294,7 +294,3 @@ def _flush_to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
