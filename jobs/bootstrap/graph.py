@@ -151,11 +151,12 @@ def find_demand(recipe: Recipe) -> Demand:
     if isinstance(recipe, TrainRecipe):
         return Demand(recipe.num_ranks, recipe.num_ranks * recipe.resources.use_gpu)
     if isinstance(recipe, AnnotateRecipe):
-        resources = recipe.resources
-        annotators = max(resources.num_annotators, resources.max_annotators)
-        decoders = max(resources.num_decoders, resources.max_decoders)
-        cpus = decoders * resources.cpus_per_decoder + annotators * resources.cpus_per_annotator
-        return Demand(cpus, math.ceil(annotators * resources.gpus_per_annotator))
+        actors = recipe.resources
+        annotators = max(actors.num_annotators, actors.max_annotators)
+        decoders = max(actors.num_decoders, actors.max_decoders)
+        cpus = decoders * actors.cpus_per_decoder + annotators * actors.cpus_per_annotator
+        return Demand(cpus, math.ceil(annotators * actors.gpus_per_annotator))
+    # The other commands have a device or a number of workers, or neither.
     resources = getattr(recipe, "resources", None)
     device = str(getattr(resources, "device", "cpu"))
     return Demand(max(1, int(getattr(resources, "num_workers", 1))), 0, names_device=device.startswith("cuda"))

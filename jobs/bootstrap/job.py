@@ -59,7 +59,7 @@ def run(recipe: BootstrapRecipe, *, dry_run: bool = False) -> dict[str, RunRecor
         times = Times(graph, load_expected(recipe))
         run_all = _run_here if recipe.max_stages == 1 else _run_in_processes
         run_all(graph, out, held, times)
-        times.store(out, recipe.max_stages)
+        times.store(recipe)
     report.print_result(recipe, graph, times)
     return {stage.name: read_run(out / stage.name) for stage in stages}
 

@@ -158,8 +158,8 @@ class _Plan:
         resources = evaluation.get("resources")
         if "resources" not in keys and isinstance(resources, dict):
             keys["resources"] = {key: value for key, value in resources.items() if key != "num_workers"}
-        fixed: Settings = {"triplets": triplets} | {role: f"{self.out}/{role}/model" for role in ("fdm", "idm")}
-        self.add("preview", predict.run, PredictRecipe, "preview", keys, **fixed)
+        models = {role: f"{self.out}/{role}/model" for role in ("fdm", "idm")}
+        self.add("preview", predict.run, PredictRecipe, "preview", keys, triplets=triplets, **models)
 
     def add_seed(self, seed: int) -> None:
         """Add all rounds of a training seed."""

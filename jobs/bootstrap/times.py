@@ -117,13 +117,13 @@ class Times:
             done.add(name)
         return clock_s
 
-    def store(self, out: Path, max_stages: int) -> None:
+    def store(self, recipe: BootstrapRecipe) -> None:
         """Write ``stages.json``; times of an earlier run there stay for stages that were complete before.
 
         Args:
-            out: Folder of the run.
-            max_stages: Stages at a time.
+            recipe: Of the run.
         """
+        out = Path(recipe.out)
         earlier = load_times(out)
         stages = {}
         for stage in self._graph.stages:
@@ -133,10 +133,14 @@ class Times:
         timeline = [asdict(entry) for entry in self.stages.values()]
         for entry_values in timeline:
             entry_values |= {key: round(entry_values[key], 1) for key in ("begin_s", "end_s")}
-        write_json(
-            out / STAGES,
-            {"wall_s": round(self.elapsed_s, 1), "max_stages": max_stages, "stages": stages, "timeline": timeline},
-        )
+        record = {
+            "recipe_digest": digest_of_settings(recipe),
+            "max_stages": recipe.max_stages,
+            "wall_s": round(self.elapsed_s, 1),
+            "stages": stages,
+            "timeline": timeline,
+        }
+        write_json(out / STAGES, record)
 
 
 def load_times(out: Path) -> dict[str, float]:
