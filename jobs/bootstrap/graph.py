@@ -1,6 +1,7 @@
 """Find which stages wait for which, and which may run side by side. Runs nothing and reads no file.
 
-A stage waits for every stage whose folder its recipe reads: the plan's recipes are the graph.
+A stage waits for every stage whose folder its recipe reads: the plan's recipes are the graph, but for what
+:attr:`jobs.bootstrap.plan.Stage.after` adds.
 """
 
 import math
@@ -37,7 +38,7 @@ class Graph:
     stages: Sequence[Stage]
     """In the order of the plan."""
     inputs: Mapping[str, frozenset[str]]
-    """Names of the stages whose folders a stage reads, by its name."""
+    """Names of the stages that a stage waits for, by its name."""
     demands: Mapping[str, Demand]
     """By name; none is more than ``capacity``."""
     capacity: Demand
@@ -95,18 +96,18 @@ def build_graph(stages: Sequence[Stage], out: Path, max_stages: int) -> Graph:
 
 
 def find_inputs(stages: Sequence[Stage], out: Path) -> dict[str, frozenset[str]]:
-    """Find the stages whose folders each stage reads.
+    """Find the stages that each stage waits for, mostly those whose folders it reads.
 
     Args:
         stages: In the order of the plan.
         out: Folder of the run.
 
     Returns:
-        Names by the reading stage's name.
+        Names by the waiting stage's name.
     """
     inputs, before = {}, list[str]()
     for stage in stages:
-        names = set[str]()
+        names = set(stage.after)
         for path in list_input_paths(stage.recipe):
             parts = Path(path).parts
             if parts[: len(out.parts)] != out.parts:

@@ -1,7 +1,7 @@
 """Plan the stages of a bootstrap run: which commands, with which recipes. Runs nothing and reads no file."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +26,8 @@ class Stage:
     name: str
     run: Callable[..., object]
     recipe: Recipe
+    after: frozenset[str] = frozenset()
+    """Stages that it waits for although it reads nothing of theirs."""
 
 
 class _RoundResult(NamedTuple):
@@ -83,6 +85,8 @@ class _Plan:
             "evaluate", evaluate.run, evaluate.EvaluateRecipe, "evaluate",
             triplets=f"{test}/triplets", base=self.base, models=self.models, idm="idm",
         )  # fmt: skip
+        # The first image is there before the longest stage begins.
+        self.stages[-1] = replace(self.stages[-1], after=frozenset({"preview"}))
         self.add("report", report.run, report.ReportRecipe, "report", run=str(self.out))
 
     def add(

@@ -18,10 +18,12 @@ Protocol: TypeAlias = Literal["kitty", "iterm2", "sixel"]
 
 _KITTY_CHUNK = 4096
 """Letters of base64 in one escape sequence at most."""
+_ROWS = 32
+"""Lines of text as high as which the image is shown."""
 _SIXEL_COLOURS = 64
 _SIXEL_ROWS = 6
 """Rows of pixels that one line of sixels holds."""
-_WIDTH_PX = 900
+_HEIGHT_PX = 640
 _KITTY_TERMINALS = ("xterm-kitty", "xterm-ghostty")
 _SIXEL_TERMINALS = ("foot", "foot-extra", "mlterm")
 
@@ -73,7 +75,7 @@ def encode_image(png: bytes, protocol: Protocol) -> str:
     """
     if protocol == "iterm2":
         data = base64.b64encode(png).decode()
-        return f"\x1b]1337;File=inline=1;size={len(png)};preserveAspectRatio=1:{data}\a"
+        return f"\x1b]1337;File=inline=1;size={len(png)};height={_ROWS};preserveAspectRatio=1:{data}\a"
     return "".join(_kitty_chunks(png)) if protocol == "kitty" else _encode_sixels(png)
 
 
@@ -81,8 +83,8 @@ def _kitty_chunks(png: bytes) -> Iterator[str]:
     data = base64.b64encode(png).decode()
     starts = range(0, len(data), _KITTY_CHUNK)
     for start in starts:
-        # a=T: transmit and show; f=100: PNG; q=2: no answer, which would look like keys; m=1: more follows.
-        control = "a=T,f=100,q=2," if start == 0 else ""
+        # a=T: transmit and show; f=100: PNG; q=2: no answer, which would look like keys; r: rows; m=1: more follows.
+        control = f"a=T,f=100,q=2,r={_ROWS}," if start == 0 else ""
         more = int(start != starts[-1])
         yield f"\x1b_G{control}m={more};{data[start : start + _KITTY_CHUNK]}\x1b\\"
 
@@ -90,8 +92,8 @@ def _kitty_chunks(png: bytes) -> Iterator[str]:
 def _encode_sixels(png: bytes) -> str:
     with Image.open(io.BytesIO(png)) as opened:
         image = opened.convert("RGB")
-    if image.width > _WIDTH_PX:
-        image = image.resize((_WIDTH_PX, round(image.height * _WIDTH_PX / image.width)), Image.Resampling.LANCZOS)
+    if image.height > _HEIGHT_PX:
+        image = image.resize((round(image.width * _HEIGHT_PX / image.height), _HEIGHT_PX), Image.Resampling.LANCZOS)
     indexed = image.quantize(_SIXEL_COLOURS, dither=Image.Dither.NONE)
     palette = indexed.getpalette() or []
     pixels = indexed.tobytes()

@@ -47,9 +47,9 @@ def test_kitty_gets_the_file_in_short_chunks() -> None:
     parts = KITTY.findall(text)
     assert "".join(KITTY.sub("", text)) == "" and len(parts) == -(-len(base64.b64encode(png)) // 4096) > 2
     assert base64.b64decode("".join(data for _, data in parts)) == png
-    assert [control for control, _ in parts] == ["a=T,f=100,q=2,m=1", *["m=1"] * (len(parts) - 2), "m=0"]
+    assert [control for control, _ in parts] == ["a=T,f=100,q=2,r=32,m=1", *["m=1"] * (len(parts) - 2), "m=0"]
     assert all(len(data) <= 4096 for _, data in parts)
-    assert KITTY.findall(encode_image(noise(2, 2), "kitty"))[0][0] == "a=T,f=100,q=2,m=0"
+    assert KITTY.findall(encode_image(noise(2, 2), "kitty"))[0][0] == "a=T,f=100,q=2,r=32,m=0"
 
 
 def test_iterm2_gets_the_file() -> None:
@@ -65,8 +65,8 @@ def test_sixels_are_the_image() -> None:
     text = encode_image(encode_png(pixels), "sixel")
     assert text.startswith('\x1bPq"1;1;40;13#0;2;') and text.endswith("-\x1b\\") and "!20" in text
     assert np.array_equal(draw_sixels(text), pixels)
-    wide = encode_image(encode_png(np.zeros((90, 1800, 3), np.uint8)), "sixel")
-    assert wide.startswith('\x1bPq"1;1;900;45')
+    tall = encode_image(encode_png(np.zeros((1280, 90, 3), np.uint8)), "sixel")
+    assert tall.startswith('\x1bPq"1;1;45;640')
 
 
 def draw_sixels(text: str) -> np.ndarray:
