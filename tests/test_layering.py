@@ -56,8 +56,8 @@ LONE = {
 SHARED_JOBS = {"shared"}
 """Packages of ``jobs`` that every command may import; they import no command."""
 
-CHAINS: dict[str, set[str]] = {"benchmark": {"annotate"}}
-"""Commands that may import another one, which they measure. ``bootstrap`` chains the stages and may import all."""
+CHAINS: dict[str, set[str]] = {"benchmark": {"annotate"}, "look": {"annotate"}}
+"""Commands that may import another one, which they measure or preview. ``bootstrap`` chains the stages and may import all."""
 
 
 def may_import(source: list[str], target: list[str]) -> bool:
