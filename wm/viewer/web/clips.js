@@ -88,7 +88,7 @@ wm.settingsPanel = () => {
 wm.otherSettings = () => {
   const { others, rules, rule, settings } = wm.data;
   if (!others) return null;
-  const head = wm.el("tr", {}, ...["pairs a clip, max_keyframes =", ...others.map((row) => row.max_keyframes)].map((text) => wm.el("th", { scope: "col", text })));
+  const head = wm.el("tr", {}, ...["pairs a clip at K_f =", ...others.map((row) => row.max_keyframes)].map((text) => wm.el("th", { scope: "col", text })));
   const body = rules.map((name) => wm.el("tr", {}, wm.el("td", { text: name.replaceAll("_", " ") }), ...others.map((row) =>
     wm.el("td", { class: name === wm.state.rule && row.max_keyframes === settings["keyframes.max_keyframes"] ? "here" : null, text: row.pairs[name].toFixed(2) }))));
   return wm.el("table", {}, wm.el("thead", {}, head), wm.el("tbody", {}, ...body));
