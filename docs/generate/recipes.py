@@ -18,7 +18,7 @@ GUIDES = {
     "curves": "look",
     "evaluate": "evaluate",
     "export": "data-format",
-    "gate": "evaluate",
+    "gate": "wm gate role=idm champion=runs/first/model challenger=runs/second/model triplets=data/valid out=runs/gate",
     "imagine": "train",
     "ingest": "train",
     "look": "look",
@@ -46,17 +46,19 @@ EXAMPLES = {
     "bootstrap": "wm bootstrap jobs/recipes/nano/demo.toml",
     "convert": "wm convert release=DIR out=MODEL",
     "curves": "wm curves videos=VIDEOS out=data/curves",
-    "evaluate": "wm evaluate triplets=data/test/triplets out=runs/evaluate"
-    " models.mine='{ role = \"fdm\", path = \"runs/c-fdm/model\" }'",
+    "evaluate": "wm evaluate triplets=data/test/triplets idm=verifier"
+    ' models.verifier=\'{ role = "idm", path = "runs/c-idm/model", label = "C-IDM" }\''
+    ' models.fdm=\'{ role = "fdm", path = "runs/c-fdm/model", label = "C-FDM" }\''
+    " out=runs/evaluate",
     "export": "wm export triplets=data/annotated/triplets format=webdataset out=data/shards",
-    "gate": "wm gate task=idm candidate=runs/second/model current=runs/first/model triplets=data/valid out=runs/gate",
-    "imagine": "wm imagine fdm=runs/c-fdm/model idm=runs/c-idm/model triplets=data/train out=data/imagined",
+    "gate": "wm gate role=idm champion=runs/first/model challenger=runs/second/model triplets=data/valid out=runs/gate",
+    "imagine": "wm imagine fdm=runs/c-fdm/model idm=runs/c-idm/model sources=data/train actions=data/train out=data/imagined",
     "ingest": "wm ingest jobs/recipes/data/aurora-bench.toml root=AURORA codec=MODEL out=data/bench",
     "plan": "wm plan jobs/recipes/plan/cluster.toml rates='[\"keyframes.json\", \"annotate.json\"]' videos=VIDEOS",
     "predict": "wm predict fdm=runs/c-fdm/model idm=runs/c-idm/model image=table.png"
     " actions='[\"put the cup on the left\"]' out=prediction",
-    "pretrain": "wm pretrain out=runs/base world=runs/world",
-    "relabel": "wm relabel triplets=runs/demo/annotated videos=runs/demo/world out=runs/controls",
+    "pretrain": "wm pretrain out=runs/base",
+    "relabel": "wm relabel triplets=runs/demo/annotated selection=runs/demo/selected labels=truth out=runs/controls",
     "report": "wm report run=runs/demo out=runs/demo/report",
     "select": "wm select triplets=data/annotated/triplets k=7000 out=data/selected",
     "serve": "wm serve fdm=runs/c-fdm/model idm=runs/c-idm/model",
