@@ -20,6 +20,7 @@ BASE = {
     "private_session",
     "recipe_errors",
     "recipe_fields",
+    "recipe_help",
     "records",
     "runs",
     "tables",
