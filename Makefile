@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 export RAY_USAGE_STATS_ENABLED := 0
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo full serve schema lint types tests test clean
+.PHONY: help install demo full serve schema lint types tests docs docs-serve test clean
 
 help:
 	@echo "make demo   install, then annotate, train, verify and report in the nano world: runs/demo/report/report.html"
@@ -17,6 +17,7 @@ help:
 	@echo "make full   the demo with 3 seeds and controls: runs/full/report/report.html"
 	@echo "make serve  serve the demo's models at http://127.0.0.1:8000/v1"
 	@echo "make schema ask the server 2,000 requests made up from its OpenAPI schema"
+	@echo "make docs   build the documentation: build/docs/index.html; make docs-serve shows it while it is written"
 	@echo "make clean  remove the virtual environment and caches; runs/ stays"
 
 install: $(VENV)/.installed
@@ -65,7 +66,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff check --preview --select DOC102,DOC202,DOC403 wm jobs serve_apps cluster
 	$(BIN)/ruff format --check .
-	$(BIN)/codespell wm jobs serve_apps cluster tests README.md CHANGELOG.md CONTRIBUTING.md
+	$(BIN)/codespell wm jobs serve_apps cluster docs tests README.md CHANGELOG.md CONTRIBUTING.md
 
 types: install
 	$(BIN)/mypy
@@ -73,7 +74,14 @@ types: install
 tests: install
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
-test: lint types tests
+# Strict: a link, an anchor or a page in no menu that is wrong fails the build.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict -f docs/mkdocs.yml
+
+docs-serve: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve -f docs/mkdocs.yml
+
+test: lint types docs tests
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info build
