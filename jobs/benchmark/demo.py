@@ -48,7 +48,7 @@ class BenchmarkRecipe(CommonRecipe):
 
     demo: InputPath = str(ROOT / "jobs" / "recipes" / "nano" / "demo.toml")
     """Recipe of jobs.bootstrap."""
-    settings: list[str] = []
+    overrides: list[str] = []
     """Keys of that recipe as key=value, which override it."""
     install: bool = False
     """Measure an install into an empty virtual environment first; needs a checkout, and the network or pip's cache."""
@@ -96,8 +96,8 @@ def run(recipe: BenchmarkRecipe, *, dry_run: bool = False) -> Figures:
         return {}
     with tempfile.TemporaryDirectory(prefix="wm-demo-") as folder:
         more: Figures = {"install_s": _install(Path(folder) / "venv")} if recipe.install else {}
-        overrides = [*(_TINY if recipe.quick else []), *recipe.settings, f"out={folder}/demo"]
-        usage, wall_s = _run_demo(["-m", "jobs.bootstrap", recipe.demo, *overrides], recipe.limit_s)
+        settings = [*(_TINY if recipe.quick else []), *recipe.overrides, f"out={folder}/demo"]
+        usage, wall_s = _run_demo(["-m", "jobs.bootstrap", recipe.demo, *settings], recipe.limit_s)
         # What bootstrap itself has noted; without it there was nothing to do.
         times = read_run(Path(folder) / "demo", "stages.json")
         if times is None:
@@ -111,8 +111,7 @@ def run(recipe: BenchmarkRecipe, *, dry_run: bool = False) -> Figures:
     }
     # Above 1: stages that ran side by side.
     ratios = {"stages by wall": sum(seconds.values()) / wall_s}
-    settings: Figures = {"quick": recipe.quick, "settings": recipe.settings}
-    record = write_record(recipe.out, "demo", PACKAGES, ratios=ratios, settings=settings, **more, **figures)
+    record = write_record(recipe.out, "demo", PACKAGES, ratios=ratios, settings=recipe.settings(), **more, **figures)
     for name, stage_s in seconds.items():
         print(f"{name:<24}{stage_s:>8.1f} s")
     print(
