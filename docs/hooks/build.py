@@ -19,6 +19,7 @@ if str(ROOT) not in sys.path:  # mkdocs is called from anywhere
     sys.path.insert(0, str(ROOT))
 
 from docs.generate.benchmarks import build_benchmarks  # noqa: E402
+from docs.generate.notebook import TUTORIAL, read_cells, render  # noqa: E402
 from docs.generate.recipes import build_recipe_menu, build_recipe_pages, list_summaries  # noqa: E402
 from docs.generate.tables import SCHEMAS, list_columns, list_manifest_keys  # noqa: E402
 
@@ -60,6 +61,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """
     for name, text in build_recipe_pages().items():
         files.append(File.generated(config, f"recipes/{name}", content=text))
+    # Beside it the notebook itself, to be downloaded.
+    files.append(File.generated(config, "tutorial.md", content=render(read_cells(TUTORIAL))))
     for name in ("wall.png", "playground.png"):
         files.append(File.generated(config, f"images/{name}", abs_src_path=str(ROOT / ".github" / name)))
     return files
