@@ -5,6 +5,8 @@ A line ``<!-- generated: NAME -->`` in a page is replaced by what :data:`PARTS` 
 
 import re
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -16,9 +18,17 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:  # mkdocs is called from anywhere
     sys.path.insert(0, str(ROOT))
 
+from docs.generate.benchmarks import build_benchmarks  # noqa: E402
+from docs.generate.notebook import TUTORIAL, read_cells, render  # noqa: E402
 from docs.generate.recipes import build_recipe_menu, build_recipe_pages, list_summaries  # noqa: E402
+from docs.generate.tables import SCHEMAS, list_columns, list_manifest_keys  # noqa: E402
 
-PARTS = {"commands": list_summaries}
+PARTS: dict[str, Callable[[], str]] = {
+    "benchmarks": build_benchmarks,
+    "commands": list_summaries,
+    "manifest": list_manifest_keys,
+    **{name: partial(list_columns, name) for name in SCHEMAS},
+}
 """What a page may ask for, and the function that writes it."""
 
 _PART = re.compile(r"^<!-- generated: ([\w-]+) -->$", re.MULTILINE)
@@ -51,6 +61,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """
     for name, text in build_recipe_pages().items():
         files.append(File.generated(config, f"recipes/{name}", content=text))
+    # Beside it the notebook itself, to be downloaded.
+    files.append(File.generated(config, "tutorial.md", content=render(read_cells(TUTORIAL))))
     for name in ("wall.png", "playground.png"):
         files.append(File.generated(config, f"images/{name}", abs_src_path=str(ROOT / ".github" / name)))
     return files
