@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.helpers.models_roles import write_roles
+from tests.helpers.training_data import random_rows, write_triplets
 from tests.helpers.video_files import marked_frame, write_video
 from wm.images import encode_png
 
@@ -30,6 +31,9 @@ def write_guide_data(tiny_base: Path, root: Path) -> dict[str, str]:
     (root / "epic.csv").write_text(EPIC_TABLE)
     _write_aurora(root / "aurora")
     (root / "table.png").write_bytes(encode_png(_noise(99)))
+    image = {"bytes": encode_png(_noise(98)), "path": None}
+    rows = random_rows(roles / "base", 4, split="test", source_image=image, target_image=image)
+    write_triplets(rows, root / "held_out" / "triplets")
     return {
         "MODEL": str(roles / "base"),
         "IDM": str(roles / "idm"),
@@ -39,6 +43,7 @@ def write_guide_data(tiny_base: Path, root: Path) -> dict[str, str]:
         "EPIC": str(root / "epic"),
         "EPIC_CSV": str(root / "epic.csv"),
         "IMAGE": str(root / "table.png"),
+        "HELD_OUT": str(root / "held_out"),
     }
 
 
