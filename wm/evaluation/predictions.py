@@ -101,6 +101,9 @@ class PredictionFacts(TypedDict):
     candidates: list[int]
     chosen_at: list[int]
     pixels_sha256: str
+    width_px: int
+    height_px: int
+    verifier_logprob: float | None
     view: View
     file: str
     row: int
