@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from jobs.judge.recipe import JudgeRecipe
 from wm.errors import InputError, to_line
@@ -33,20 +34,21 @@ class Reply:
 class JudgeClient:
     """An endpoint. Safe to use from several threads."""
 
-    def __init__(self, recipe: JudgeRecipe) -> None:
+    def __init__(self, recipe: JudgeRecipe, base_url: str) -> None:
         """Build the client; nothing is asked yet.
 
         Args:
-            recipe: Endpoint, limits.
+            recipe: Key, limits.
+            base_url: Of the endpoint; empty: OpenAI's own.
 
         Raises:
             InputError: OpenAI's own endpoint is meant and its key is not in the environment.
         """
-        from openai import OpenAI
+        from openai import DefaultHttpxClient, OpenAI
 
         key = os.environ.get(recipe.api_key_variable, "")
         # Before any work: a run without a key would fail at its first request, hours later.
-        if not key and not recipe.base_url:
+        if not key and not base_url:
             raise InputError(
                 f"{recipe.api_key_variable} is not set: OpenAI's API needs a key; set it in the environment, or give "
                 "base_url of an endpoint of your own"
@@ -54,11 +56,13 @@ class JudgeClient:
         self.client: OpenAI = OpenAI(
             # The client refuses to be built without a key; an endpoint of one's own may ignore it.
             api_key=key or "none",
-            base_url=recipe.base_url or None,
+            base_url=base_url or None,
             max_retries=recipe.max_retries,
             timeout=recipe.timeout_s,
+            # A proxy of the environment knows no other machine's loopback.
+            http_client=DefaultHttpxClient(trust_env=False) if _is_loopback(base_url) else None,
         )
-        self._where = recipe.base_url or "OpenAI's API"
+        self._where = base_url or "OpenAI's API"
         self._recipe = recipe
         self.is_structured = recipe.structured_output == "auto"
 
@@ -127,6 +131,10 @@ def to_reply(completion: Mapping[str, Any]) -> Reply:
         input_tokens=usage.get("prompt_tokens"),
         output_tokens=usage.get("completion_tokens"),
     )
+
+
+def _is_loopback(url: str) -> bool:
+    return urlsplit(url).hostname in {"127.0.0.1", "localhost", "::1"}
 
 
 def _is_about_format(error: Exception) -> bool:

@@ -4,7 +4,8 @@ Replies are stored line by line in OUT/judgements: nothing is asked twice, a kil
 The API's key is read from the environment (OPENAI_API_KEY).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from jobs.judge import report
 from jobs.judge.asking import JudgeSession, ask_all, estimate_cost, list_pending, spent_so_far
 from jobs.judge.batches import ask_in_batches
 from jobs.judge.client import JudgeClient
-from jobs.judge.recipe import JudgeRecipe
+from jobs.judge.recipe import NANO_JUDGE, JudgeRecipe
 from wm.cli import main as cli_main
 from wm.cli import progress_bar
 from wm.errors import InputError
@@ -91,13 +92,14 @@ def run(recipe: JudgeRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     report.print_plan(len(keyed), (len(questions), len(pending)), tokens, price=price, spent=spent)
     if dry_run:
         return {}
-    client = JudgeClient(recipe)
-    # 3. Ask. The folder may hold judgements of a run that was stopped.
-    stage.start()
-    ask = ask_in_batches if recipe.mode == "batch" else ask_all
-    with stage.timed("ask_s"), store.writing(), progress_bar(len(pending), "question", "judge") as bar:
+    with _endpoint(recipe) as base_url:
+        client = JudgeClient(recipe, base_url)
+        # 3. Ask. The folder may hold judgements of a run that was stopped.
+        stage.start()
         session = JudgeSession(bench, template, settings, client, store, recipe)
-        unanswered = ask(session, pending, bar.update)
+        ask = ask_in_batches if recipe.mode == "batch" else ask_all
+        with stage.timed("ask_s"), store.writing(), progress_bar(len(pending), "question", "judge") as bar:
+            unanswered = ask(session, pending, bar.update)
     if unanswered:
         raise InputError(
             f"{len(unanswered):,} of {len(questions):,} questions got no answer; what is judged is kept, the same "
@@ -119,6 +121,18 @@ def run(recipe: JudgeRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     report.print_table(table)
     print(f"judge: {len(scores) - unjudged:,} of {len(scores):,} judged by {recipe.model}: {recipe.out}/scores.parquet")
     return record
+
+
+@contextmanager
+def _endpoint(recipe: JudgeRecipe) -> Iterator[str]:
+    """Yield the endpoint's base URL, empty for OpenAI's own; the nano world's judge is served meanwhile."""
+    if recipe.model != NANO_JUDGE:
+        yield recipe.base_url
+        return
+    from wm.nano.judge_endpoint import serve_judge
+
+    with serve_judge() as url:
+        yield url
 
 
 def _list_scores(keyed: Sequence[tuple[str, JudgeItem, int]], bench: Bench, store: JudgementStore) -> list[ItemScore]:

@@ -2,12 +2,15 @@
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from wm.config import Recipe
 from wm.evaluation.heldout import SubsetColumn
 from wm.evaluation.judge.requests import Detail, JudgeSettings
 from wm.paths import InputPath, OptionalInputPath, OutputPath
+
+NANO_JUDGE = "nano:oracle"
+"""Name of the judge that reads images of the nano world back into states."""
 
 
 class JudgeRecipe(Recipe):
@@ -46,7 +49,8 @@ class JudgeRecipe(Recipe):
     """as_seen: where a prediction shows the centre-cropped square only, the source is cropped likewise, so that the
     crop is not judged as an edit. full: the source as it is."""
     model: str = Field(default="gpt-4o-2024-11-20", min_length=1)
-    """Name of the judge at the endpoint; the default is the paper's."""
+    """Name of the judge at the endpoint; the default is the paper's. nano:oracle: the nano world's own judge, which is
+    served on loopback while the command runs and costs nothing."""
     base_url: str = ""
     """Of an endpoint that speaks OpenAI's chat API; empty: OpenAI's own."""
     api_key_variable: str = Field(default="OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
@@ -94,6 +98,14 @@ class JudgeRecipe(Recipe):
             raise ValueError("expected different names")
         return values
 
+    @model_validator(mode="after")
+    def _check_nano_judge(self) -> "JudgeRecipe":
+        if self.model == NANO_JUDGE and (self.base_url or self.mode == "batch"):
+            raise ValueError(
+                f"model = {NANO_JUDGE!r} is served by the command itself: leave out base_url and batch mode"
+            )
+        return self
+
     def settings(self) -> JudgeSettings:
         """Build what decides a reply besides template, images and action."""
         return JudgeSettings(
@@ -107,5 +119,7 @@ class JudgeRecipe(Recipe):
             input_tokens: Of text and images.
             output_tokens: Of replies.
         """
+        if self.model == NANO_JUDGE:
+            return 0.0
         share = 0.5 if self.mode == "batch" else 1.0
         return share * (input_tokens * self.input_price + output_tokens * self.output_price) / 1e6

@@ -18,6 +18,9 @@ from tests.helpers.judge_server import Answer, JudgeServer, completion, failure,
 from tests.helpers.triplet_files import picture, triplet, write_output
 from wm.errors import InputError
 from wm.evaluation.predictions import prediction_row, predictions_folder, write_predictions
+from wm.images import encode_png
+from wm.nano.world.oracle import judge
+from wm.nano.world.triplets import sample_triplet
 from wm.runs import write_json
 
 SIZE = 6
@@ -344,3 +347,29 @@ def test_bad_keys_and_sets_are_named(bench: Path, predictions: Path, tmp_path: P
         with pytest.raises(InputError, match="made for another one"):
             run(recipe(other, predictions, server, tmp_path / "j"))
         assert server.bodies == []
+
+
+def test_the_nano_judge_gives_the_oracles_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A proxy that answers nothing stands between this machine and the world, not before its own loopback.
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    rng = np.random.default_rng(3)
+    triplets = [sample_triplet(rng) for _ in range(4)]
+    rows = [
+        triplet(number, class_label="nano", action=action, source_image={"bytes": encode_png(source), "path": None})
+        for number, (source, action, _) in enumerate(triplets)
+    ]
+    bench = write_output(tmp_path / "bench", rows)
+    predicted = [triplets[0][2], triplets[1][0], triplets[2][2], triplets[0][2]]
+    predictions = [
+        prediction_row(image, triplet_id=f"{number:024x}", system="mine", view="full", origin="external")
+        for number, image in enumerate(predicted)
+    ]
+    write_predictions(predictions, predictions_folder(tmp_path / "p") / "part-00000.parquet")
+    write_json(tmp_path / "p" / "run.json", {"stage": "collect"})
+    record = run(recipe(bench, tmp_path / "p", None, tmp_path / "j", model="nano:oracle"))
+    expected = [judge(source, target, image) for (source, _, target), image in zip(triplets, predicted, strict=True)]
+    figures = {row["system"]: row["figures"]["final"]["all items"]["mean"] for row in record["figures"]}
+    assert figures == {"mine": pytest.approx(np.mean([score.final for score in expected])), "Copy": 0.0}
+    assert record["cost"] == 0.0
+    with pytest.raises(InputError, match="served by the command itself"):
+        recipe(bench, tmp_path / "p", None, tmp_path / "x", model="nano:oracle", mode="batch")
