@@ -33,6 +33,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "predict": "the image after an action or several, each prediction verified",
         "serve": "OpenAI's image and chat API over both models, with a playground",
         "evaluate": "text and image metrics, preference probe, verification at several N",
+        "judge": "a vision-language model scores predicted images: editing success and minimal editing",
         "report": "one HTML page of a run",
         "benchmark": "measure this machine",
     },

@@ -9,13 +9,19 @@ from jobs.evaluate.entries import build_entries
 from jobs.evaluate.recipe import EvaluateRecipe
 from jobs.evaluate.workers import run_units
 from wm import cli
+from wm.datasets.card import write_dataset_card
 from wm.evaluation.adaptive import adaptive_rows
 from wm.evaluation.gallery import write_gallery
+from wm.evaluation.predictions import predictions_folder
 from wm.evaluation.rows import Tables
 from wm.evaluation.tables import Collected, build_tables
 from wm.evaluation.units import collect, list_units
 from wm.records import SEED_SCHEME
 from wm.runs import Run, digest_of, read_run, write_json
+from wm.tables import open_parquet, table_files
+
+MAX_KEPT_ITEMS = 1000
+"""Triplets up to which predicted images are kept where the recipe leaves it open."""
 
 
 def run(recipe: EvaluateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
@@ -53,8 +59,12 @@ def run(recipe: EvaluateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
     # 2. Ask every model, a file a unit.
     job.start()
     parts = job.out / "parts"
+    keeps_images = len(bench.held_out) <= MAX_KEPT_ITEMS if recipe.keep_images is None else recipe.keep_images
+    images = (
+        predictions_folder(job.out) if keeps_images and "fdm" in {entry.role for entry in entries.values()} else None
+    )
     with job.timed("models"), cli.progress_bar(len(units), "unit", "evaluate") as bar:
-        for unit in run_units(recipe, bench, units, parts):
+        for unit in run_units(recipe, bench, units, parts, images):
             bar.set_postfix_str(f"{unit.entry} {unit.ask}")
             bar.update()
     # 3. Make tables of the files alone: a resumed run gives what an uninterrupted one would.
@@ -64,6 +74,9 @@ def run(recipe: EvaluateRecipe, *, dry_run: bool = False) -> dict[str, Any]:
         examples = write_gallery(bench, units, parts, job.out, recipe.examples)
         write_json(job.out / "examples.json", examples)
     counts["examples"] = len(examples)
+    if images is not None:
+        counts["predictions"] = sum(open_parquet(file).metadata.num_rows for file in table_files(images))
+        write_dataset_card(job.out, title="predictions of an evaluation", split="test")
     record = job.finish(counts)
     report.print_tables(tables, counts, job.out / "tables.json")
     return record

@@ -12,10 +12,13 @@ from jobs.evaluate.bench import build_bench
 from jobs.evaluate.recipe import EvaluateRecipe
 from jobs.shared.tasks import each
 from wm.evaluation.bench import Bench
+from wm.evaluation.unit_predictions import write_unit_predictions
 from wm.evaluation.units import Unit, run_unit
 
 
-def run_units(recipe: EvaluateRecipe, bench: Bench, units: Sequence[Unit], parts: Path) -> Iterator[Unit]:
+def run_units(
+    recipe: EvaluateRecipe, bench: Bench, units: Sequence[Unit], parts: Path, images: Path | None = None
+) -> Iterator[Unit]:
     """Run every unit, in this process or in Ray tasks.
 
     Args:
@@ -23,6 +26,7 @@ def run_units(recipe: EvaluateRecipe, bench: Bench, units: Sequence[Unit], parts
         bench: For this process.
         units: What to ask.
         parts: Folder of the units' files.
+        images: Folder of the files of predicted images; None: they are not kept.
 
     Yields:
         Each unit when its file exists.
@@ -32,26 +36,35 @@ def run_units(recipe: EvaluateRecipe, bench: Bench, units: Sequence[Unit], parts
     """
     if recipe.resources.num_workers == 0:
         for unit in units:
-            run_unit(bench, unit, parts)
+            _run_unit(recipe, bench, unit, parts, images)
             yield unit
         return
     # As text it keys each worker's cache; paths are absolute, since workers run in another folder.
     recipe_json = json.dumps(recipe.with_absolute_paths().model_dump(mode="json"))
     inputs = [(unit,) for unit in units]
-    shared = (str(parts.resolve()), recipe_json)
+    shared = (str(parts.resolve()), None if images is None else str(images.resolve()), recipe_json)
     # No more at a time than asked for: each worker holds models of its own.
     num_workers = recipe.resources.num_workers
     with closing(each(_run_remote_unit, inputs, *shared, on_ray=True, max_running=num_workers)) as results:
         yield from results
 
 
-def _run_remote_unit(unit: Unit, parts: str, recipe_json: str) -> Unit:
+def _run_remote_unit(unit: Unit, parts: str, images: str | None, recipe_json: str) -> Unit:
     """Run a unit in a worker process; return it."""
     torch.set_num_threads(1)  # as many tasks as cores run at a time
-    run_unit(_build_worker_bench(recipe_json), unit, Path(parts))
+    recipe, bench = _build_worker_bench(recipe_json)
+    _run_unit(recipe, bench, unit, Path(parts), None if images is None else Path(images))
     return unit
 
 
+def _run_unit(recipe: EvaluateRecipe, bench: Bench, unit: Unit, parts: Path, images: Path | None) -> None:
+    run_unit(bench, unit, parts)
+    # Of the unit's file, so that a run stopped between the two writes the images when it resumes.
+    if images is not None:
+        write_unit_predictions(bench, unit, parts, images, recipe.search.num_candidates)
+
+
 @lru_cache(maxsize=1)
-def _build_worker_bench(recipe_json: str) -> Bench:
-    return build_bench(EvaluateRecipe.model_validate_json(recipe_json))
+def _build_worker_bench(recipe_json: str) -> tuple[EvaluateRecipe, Bench]:
+    recipe = EvaluateRecipe.model_validate_json(recipe_json)
+    return recipe, build_bench(recipe)

@@ -14,6 +14,8 @@ from wm.tables import open_parquet, table_files
 
 TABLES: dict[str, str] = {
     "triplets": "source image, action, target image",
+    "predictions": "one row a distinct predicted image of a triplet, with system, run and candidates",
+    "actions": "actions that a system read from the pairs of a bench",
     "rejects": "what was left out, at which stage, and why",
     "clips": "one row a video: size, length, key-frames, motion curve",
     "pairs": "one row a proposed pair, kept or not, with the filters' scores",
@@ -128,7 +130,7 @@ def _body(folder: Path, title: str, license: str, tables: Sequence[str], counts:
         lines += [f"Licence: {licence}. Every triplet carries its own in `license`.", ""]
     # 2. How to load them.
     lines += ["```python", "from datasets import load_dataset", ""]
-    images = "; images come as PIL images" if tables[0] == "triplets" else ""
+    images = "; images come as PIL images" if tables[0] in ("triplets", "predictions") else ""
     lines += [f'{tables[0]} = load_dataset("{folder.name}")  # the path of this folder{images}']
     lines += [f'{name} = load_dataset("{folder.name}", "{name}")' for name in tables[1:]]
     lines += ["```", ""]

@@ -11,6 +11,7 @@ from tests.helpers.evaluate_data import ITEMS, noise_pair, recipe_of
 from tests.helpers.models_roles import write_roles
 from wm.errors import InputError
 from wm.evaluation import bench
+from wm.evaluation.predictions import list_predictions
 from wm.evaluation.units import load_part, run_unit
 from wm.models import checkpoints
 from wm.sampling.llama_runner import LlamaRunner
@@ -19,7 +20,10 @@ from wm.sampling.llama_runner import LlamaRunner
 def test_all_tables_and_examples_are_written(tiny_base, triplets, tmp_path, capsys):
     recipe = recipe_of(tiny_base, triplets, tmp_path / "out")
     record = evaluate.run(recipe)
-    assert record["counts"] == {"triplets": ITEMS, "models": 5, "units": 16, "examples": 3}
+    predictions = len(list_predictions(tmp_path / "out"))
+    assert record["counts"] == {
+        "triplets": ITEMS, "models": 5, "units": 16, "examples": 3, "predictions": predictions
+    }  # fmt: skip
     tables = json.loads((tmp_path / "out/tables.json").read_text())
     rows = {(row["label"], row["choice"], row["k"]): row for row in tables["fdm"]}
     assert rows["Copy", "none", 1]["metrics"]["unchanged_tokens"]["mean"] == 1.0

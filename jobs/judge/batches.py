@@ -1,0 +1,181 @@
+"""Ask through OpenAI's Batch API: files of requests, answered within 24 hours for half the price.
+
+Batches that were sent are listed in ``batches.json`` of the store's folder before anything waits for them, so that a
+killed run finds them again instead of sending its requests twice.
+"""
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final, TypedDict
+
+from jobs.judge.asking import CostReachedError, JudgeSession, Pending, build_line
+from jobs.judge.client import JudgeClient, Reply, to_reply
+from wm.errors import InputError
+from wm.runs import parse_json, write_json
+
+# OpenAI's guide to the Batch API: at most 50,000 requests and 200 MB a file. A margin is left.
+_MAX_REQUESTS = 50_000
+_MAX_BYTES = 190_000_000
+_ENDPOINT: Final = "/v1/chat/completions"
+_FINISHED = {"completed", "failed", "expired", "cancelled"}
+
+
+class _BatchFailedError(Exception):
+    """A batch of which no request was answered."""
+
+
+class SentBatch(TypedDict):
+    """A batch on its way."""
+
+    id: str
+    keys: list[str]
+
+
+def ask_in_batches(session: JudgeSession, pending: Sequence[Pending], on_judged: Callable[[], object]) -> list[Pending]:
+    """Send all questions in batches, wait, and repeat those whose reply held no scores.
+
+    Args:
+        session: Its store is open for writing; the store's folder holds ``batches.json``.
+        pending: The questions.
+        on_judged: Called once a question is judged or given up.
+
+    Returns:
+        Questions that got no answer; asked again by the next run.
+
+    Raises:
+        CostReachedError: The questions may cost more than is left of ``max_cost``; none of them is sent.
+        InputError: No request can succeed, or a batch failed as a whole.
+    """
+    path = session.store.folder / "batches.json"
+    waiting, unanswered = {question.key: question for question in pending}, dict[str, Pending]()
+    while waiting:
+        # 1. Batches of a run that was stopped are waited for, and not sent again.
+        sent = _load_sent(path)
+        underway = {key for batch in sent for key in batch["keys"]}
+        rest = [question for key, question in waiting.items() if key not in underway]
+        _check_cost(session, list(waiting.values()))
+        for file, keys in _write_files(session, rest):
+            sent.append({"id": _send(session.client, file), "keys": keys})
+            write_json(path, sent)
+        # 2. Each batch's replies are stored before its name is removed.
+        while sent:
+            try:
+                replies = _receive(session.client, sent[0], session.recipe.poll_s)
+            except _BatchFailedError as error:
+                # Forgotten, so that the next run sends its questions anew.
+                write_json(path, sent[1:])
+                raise InputError(f"{error}; the same command sends it again") from error
+            for key in sent[0]["keys"]:
+                if key in waiting:
+                    _take_reply(session, waiting, unanswered, key, replies.get(key))
+                    if key not in waiting and key not in unanswered:
+                        on_judged()
+            sent = sent[1:]
+            write_json(path, sent)
+    path.unlink(missing_ok=True)
+    return list(unanswered.values())
+
+
+def _check_cost(session: JudgeSession, questions: Sequence[Pending]) -> None:
+    """Raise :class:`CostReachedError` if questions may cost too much: a batch is sent as a whole."""
+    price, spent = sum(session.max_price(question.item) for question in questions), session.spent()
+    max_cost = session.recipe.max_cost
+    if max_cost and spent + price > max_cost:
+        raise CostReachedError(
+            f"max_cost = {max_cost:g}: {len(questions):,} questions may cost {price:.4f}, {spent:.4f} are spent; "
+            "nothing further was sent"
+        )
+
+
+def _take_reply(
+    session: JudgeSession, waiting: dict[str, Pending], unanswered: dict[str, Pending], key: str, reply: Reply | None
+) -> None:
+    """Store a reply; its question leaves ``waiting`` unless it is to be asked again."""
+    question = waiting.pop(key)
+    # A batch that expired has no line for it.
+    if reply is None:
+        unanswered[key] = question
+        return
+    line = build_line(key, reply)
+    session.store.append(line)
+    if line["failure"] is not None and question.attempts + 1 < session.recipe.max_attempts:
+        waiting[key] = Pending(key, question.item, question.attempts + 1)
+
+
+def _load_sent(path: Path) -> list[SentBatch]:
+    if not path.is_file():
+        return []
+    batches: list[SentBatch] = parse_json(path.read_bytes(), str(path))
+    return batches
+
+
+def _write_files(session: JudgeSession, questions: Sequence[Pending]) -> Iterator[tuple[Path, list[str]]]:
+    """Write the requests into files within the limits; each is removed once the caller asks for the next one."""
+    with tempfile.TemporaryDirectory(prefix="wm-judge-") as folder:
+        path, keys, size = Path(folder) / "requests.jsonl", list[str](), 0
+        for question in questions:
+            request = {"custom_id": question.key, "method": "POST", "url": _ENDPOINT}
+            line = json.dumps(request | {"body": session.body(question.item)}) + "\n"
+            if keys and (len(keys) == _MAX_REQUESTS or size + len(line) > _MAX_BYTES):
+                yield path, keys
+                path.unlink()
+                keys, size = [], 0
+            with path.open("a", encoding="utf-8") as file:
+                file.write(line)
+            keys.append(question.key)
+            size += len(line)
+        if keys:
+            yield path, keys
+
+
+def _send(client: JudgeClient, path: Path) -> str:
+    import openai
+
+    try:
+        file = client.client.files.create(file=path, purpose="batch")
+        return client.client.batches.create(input_file_id=file.id, endpoint=_ENDPOINT, completion_window="24h").id
+    except openai.APIError as error:
+        cause = client.explain(error)
+        # A file that was not sent costs nothing; the run ends with what it has.
+        raise cause if isinstance(cause, InputError) else InputError(f"no batch could be sent: {cause}") from error
+
+
+def _receive(client: JudgeClient, sent: SentBatch, poll_s: float) -> dict[str, Reply | None]:
+    """Wait for a batch; return the reply to each request, None for one that was not answered."""
+    import openai
+
+    replies: dict[str, Reply | None] = {}
+    try:
+        batch = client.client.batches.retrieve(sent["id"])
+        while batch.status not in _FINISHED:
+            time.sleep(poll_s)
+            batch = client.client.batches.retrieve(sent["id"])
+        if batch.status == "failed":
+            problems = "; ".join(str(item.message) for item in (batch.errors.data or [])) if batch.errors else ""
+            raise _BatchFailedError(f"batch {sent['id']} failed as a whole: {problems:.300}")
+        # Both files have a line a request: replies, and requests that were refused.
+        for file_id in (batch.output_file_id, batch.error_file_id):
+            data = client.client.files.content(file_id).content if file_id else b""
+            for number, text in enumerate(data.splitlines(), 1):
+                line = parse_json(text, f"line {number} of file {file_id} of batch {sent['id']}")
+                replies[str(line.get("custom_id"))] = _to_reply(line)
+    except openai.APIError as error:
+        cause = client.explain(error)
+        raise cause if isinstance(cause, InputError) else InputError(f"batch {sent['id']}: {cause}") from error
+    return replies
+
+
+def _to_reply(line: dict[str, Any]) -> Reply | None:
+    response = line.get("response") or {}
+    body = response.get("body") or {}
+    status = response.get("status_code")
+    if status == 200:
+        return to_reply(body)
+    # A refused request would be refused again; anything else may succeed another time.
+    if status is not None and 400 <= status < 500 and status != 429:
+        message = (body.get("error") or {}).get("message") or "status " + str(status)
+        return Reply(None, refusal=f"bad request: {message:.200}")
+    return None

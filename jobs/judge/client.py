@@ -1,0 +1,141 @@
+"""Ask a judge over OpenAI's chat API, with OpenAI's own client. Knows nothing of files and figures."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from jobs.judge.recipe import JudgeRecipe
+from wm.errors import InputError, to_line
+
+if TYPE_CHECKING:
+    pass
+
+_SHOWN_CHARS = 200
+
+
+class UnansweredError(Exception):
+    """A request got no answer after all its repeats; asking later may help."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the endpoint answered to one request."""
+
+    text: str | None
+    refusal: str | None = None
+    finish_reason: str | None = None
+    model: str = ""
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+
+
+class JudgeClient:
+    """An endpoint. Safe to use from several threads."""
+
+    def __init__(self, recipe: JudgeRecipe, base_url: str) -> None:
+        """Build the client; nothing is asked yet.
+
+        Args:
+            recipe: Key, limits.
+            base_url: Of the endpoint; empty: OpenAI's own.
+
+        Raises:
+            InputError: OpenAI's own endpoint is meant and its key is not in the environment.
+        """
+        from openai import DefaultHttpxClient, OpenAI
+
+        key = os.environ.get(recipe.api_key_variable, "")
+        # Before any work: a run without a key would fail at its first request, hours later.
+        if not key and not base_url:
+            raise InputError(
+                f"{recipe.api_key_variable} is not set: OpenAI's API needs a key; set it in the environment, or give "
+                "base_url of an endpoint of your own"
+            )
+        self.client: OpenAI = OpenAI(
+            # The client refuses to be built without a key; an endpoint of one's own may ignore it.
+            api_key=key or "none",
+            base_url=base_url or None,
+            max_retries=recipe.max_retries,
+            timeout=recipe.timeout_s,
+            # A proxy of the environment knows no other machine's loopback.
+            http_client=DefaultHttpxClient(trust_env=False) if _is_loopback(base_url) else None,
+        )
+        self._where = base_url or "OpenAI's API"
+        self._recipe = recipe
+        self.is_structured = recipe.structured_output == "auto"
+
+    def ask(self, body: Mapping[str, object]) -> Reply:
+        """Ask once; rate limits, server errors and lost connections are repeated by OpenAI's client.
+
+        Args:
+            body: Of the request.
+
+        Returns:
+            The reply. A request that the endpoint refuses for its content is a reply with a ``refusal``.
+
+        Raises:
+            InputError: No request can succeed: key, model or address are wrong, or the account is empty.
+            UnansweredError: This request got no answer.
+        """
+        import openai
+
+        fields = dict(body)
+        while True:
+            if not self.is_structured:
+                fields.pop("response_format", None)
+            try:
+                return to_reply(self.client.chat.completions.create(**fields).model_dump())  # type: ignore[call-overload]
+            except openai.BadRequestError as error:
+                # An endpoint without structured output says so once; the others follow.
+                if "response_format" in fields and _is_about_format(error):
+                    self.is_structured = False
+                    continue
+                return Reply(None, refusal=f"bad request: {to_line(error, _SHOWN_CHARS)}")
+            except openai.APIError as error:
+                raise self.explain(error) from error
+
+    def explain(self, error: Exception) -> Exception:
+        """Convert an error of the client: :class:`InputError` where the run must end, else :class:`UnansweredError`."""
+        import openai
+
+        detail = to_line(error, _SHOWN_CHARS)
+        if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
+            return InputError(f"{self._where} refuses the key in {self._recipe.api_key_variable}: {detail}")
+        if isinstance(error, openai.NotFoundError):
+            return InputError(f"model = {self._recipe.model!r:.100} is not known to {self._where}: {detail}")
+        if isinstance(error, openai.RateLimitError) and error.code == "insufficient_quota":
+            return InputError(f"{self._where}: the account has no credit left: {detail}")
+        if isinstance(error, openai.APIConnectionError) and not isinstance(error, openai.APITimeoutError):
+            return InputError(f"{self._where} cannot be reached ({self._recipe.max_retries} repeats): {detail}")
+        return UnansweredError(detail)
+
+
+def to_reply(completion: Mapping[str, Any]) -> Reply:
+    """Convert a chat completion.
+
+    Args:
+        completion: Its JSON; endpoints other than OpenAI's leave fields out.
+
+    Returns:
+        Text, refusal, model and tokens; absent ones are None.
+    """
+    choice = (completion.get("choices") or [{}])[0] or {}
+    message, usage = choice.get("message") or {}, completion.get("usage") or {}
+    return Reply(
+        text=message.get("content"),
+        refusal=message.get("refusal"),
+        finish_reason=choice.get("finish_reason"),
+        model=str(completion.get("model") or ""),
+        input_tokens=usage.get("prompt_tokens"),
+        output_tokens=usage.get("completion_tokens"),
+    )
+
+
+def _is_loopback(url: str) -> bool:
+    return urlsplit(url).hostname in {"127.0.0.1", "localhost", "::1"}
+
+
+def _is_about_format(error: Exception) -> bool:
+    return any(word in str(error) for word in ("response_format", "json_schema", "structured", "Structured"))
