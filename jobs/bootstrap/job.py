@@ -55,10 +55,10 @@ def run(recipe: BootstrapRecipe, *, dry_run: bool = False) -> dict[str, RunRecor
     if dry_run:
         report.print_plan(graph, out)
         return {}
-    with _sole_run(out) as held:
+    with _sole_run(out) as lock:
         times = Times(graph, load_expected(recipe))
         run_all = _run_here if recipe.max_stages == 1 else _run_in_processes
-        run_all(graph, out, held, times)
+        run_all(graph, out, lock, times)
         times.store(recipe)
     report.print_result(recipe, graph, times)
     return {stage.name: read_run(out / stage.name) for stage in stages}
@@ -122,7 +122,7 @@ def _lock(descriptor: int) -> bool:
     return True
 
 
-def _run_here(graph: Graph, out: Path, held: int, times: Times) -> None:
+def _run_here(graph: Graph, out: Path, lock: int, times: Times) -> None:
     """Run one stage after another in this process."""
     finished = set[str]()
     for stage in graph.stages:
@@ -133,12 +133,12 @@ def _run_here(graph: Graph, out: Path, held: int, times: Times) -> None:
         report.show_preview(stage, out)
 
 
-def _run_in_processes(graph: Graph, out: Path, held: int, times: Times) -> None:
+def _run_in_processes(graph: Graph, out: Path, lock: int, times: Times) -> None:
     """Run stages side by side, each in a process of its own."""
     console = Console([stage.name for stage in graph.stages])
     work = functools.partial(run_stage, out=out)
     show = functools.partial(report.show_preview, out=out)
-    run_side_by_side(graph, work, console, held=held, times=times, on_finish=show)
+    run_side_by_side(graph, work, console, lock=lock, times=times, on_finish=show)
 
 
 def run_stage(stage: Stage, out: Path) -> None:

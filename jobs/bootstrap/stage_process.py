@@ -1,6 +1,6 @@
-"""Run a stage in a process of its own: its output to the console, its error to the caller, its end when told.
+"""Run a stage in a process of its own: its output to the console, its error to the caller, its end when asked.
 
-Own processes, and not threads: training sets the random numbers, threads and signals of its whole process, and a
+Own processes, and not threads: training sets the random numbers, threads and signals of its process, and a
 thread that waits for Ray cannot be stopped.
 """
 
@@ -58,7 +58,13 @@ class StageProcess:
     """A stage that runs in a process of its own."""
 
     def __init__(
-        self, stage: Stage, work: Callable[[Stage], object], console: Console, *, gpus: Sequence[str], held: int
+        self,
+        stage: Stage,
+        work: Callable[[Stage], object],
+        console: Console,
+        *,
+        gpus: Sequence[str],
+        lock_descriptor: int,
     ) -> None:
         """Start the process.
 
@@ -67,7 +73,7 @@ class StageProcess:
             work: Runs it; a function of a module.
             console: Shows its output.
             gpus: GPUs that it sees; empty: those that this process sees.
-            held: File descriptor with a lock, which is held until this process and the stage's have ended.
+            lock_descriptor: File descriptor with a lock, which is held until this process and the stage's have ended.
         """
         self.stage = stage
         self._console = console
@@ -78,7 +84,7 @@ class StageProcess:
             variables["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
         if console.is_terminal:
             variables[PROGRESS_INTERVAL] = _REDRAW_S
-        lock = Connection(os.dup(held), writable=False)  # as such it can be sent
+        lock = Connection(os.dup(lock_descriptor), writable=False)  # as such it can be sent
         _context.set_forkserver_preload([_WARM])
         surroundings = _Surroundings(str(Path.cwd()), variables, their_output, their_result, lock)
         self._process = _context.Process(target=_run_in_child, args=(stage, work, surroundings), name=stage.name)
@@ -148,6 +154,8 @@ def _run_in_child(stage: Stage, work: Callable[[Stage], object], surroundings: _
     """Run the stage in this process, which is a fork of the fork server; what it raises is sent to the caller."""
     # 1. A session of its own: Ctrl-C reaches the run alone, which then ends its stages, each once.
     os.setsid()
+    # A run in the background of a script ignores Ctrl-C, and so would its children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     _take_over(surroundings)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # 2. The stage.

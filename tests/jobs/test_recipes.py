@@ -236,7 +236,7 @@ def test_own_data_and_base_replace_the_nano_world(tmp_path: Path) -> None:
     assert stages["triplets"]["codec"] == "models/anole"
 
 
-def test_the_preview_samples_as_the_evaluation_unless_it_says_otherwise() -> None:
+def test_the_preview_samples_as_the_evaluation_by_default() -> None:
     settings = [
         "evaluate.resources.device=cuda:1",
         "evaluate.resources.num_workers=2",

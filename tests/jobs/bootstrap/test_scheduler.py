@@ -28,7 +28,7 @@ def run(out: Path, recipes: dict[str, FakeRecipe], held: int, **more: Any) -> li
         graph,
         run_stage,
         Console(list(recipes)),
-        held=held,
+        lock=held,
         times=times,
         on_finish=lambda stage: finished.append(stage.name),
     )
