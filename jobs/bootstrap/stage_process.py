@@ -27,6 +27,7 @@ from wm.cli import PROGRESS_INTERVAL, cause_to_report
 from wm.errors import InputError
 
 _WARM = "jobs.bootstrap.warm"
+_GPU_DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/kfd"))
 _INTERRUPTED = 130
 _STOP_S = 30.0
 """A stage that has not ended so long after an interrupt is killed."""
@@ -85,7 +86,7 @@ class StageProcess:
         if console.is_terminal:
             variables[PROGRESS_INTERVAL] = _REDRAW_S
         lock = Connection(os.dup(lock_descriptor), writable=False)  # as such it can be sent
-        _context.set_forkserver_preload([_WARM])
+        _context.set_forkserver_preload(list_preloads())
         surroundings = _Surroundings(str(Path.cwd()), variables, their_output, their_result, lock)
         self._process = _context.Process(target=_run_in_child, args=(stage, work, surroundings), name=stage.name)
         self._process.start()
@@ -133,6 +134,16 @@ class StageProcess:
             self._process.join()
         self._reader.join(timeout=1.0)
         self._console.end(self.stage.name)
+
+
+def list_preloads(drivers: Sequence[Path] = _GPU_DRIVERS) -> list[str]:
+    """List what the fork server imports.
+
+    Args:
+        drivers: Files that are there on a machine with a GPU.
+    """
+    # A library that looks for a GPU when it is imported leaves one that no fork can use.
+    return [] if any(path.exists() for path in drivers) else [_WARM]
 
 
 def _describe_end(code: int) -> str:
