@@ -1,7 +1,7 @@
 """Import what the stages need, once: the fork server loads this module, and every stage's process is a fork of it.
 
-Importing takes each stage about 6 s of a slow core otherwise. Nothing is started here, no thread and no session, which a
-fork could not take over; on a machine with a GPU this module is not loaded. DeepSpeed is absent, since it chooses its
+Importing takes each stage about 6 s of a slow core otherwise. Nothing is started here, no thread and no session, which
+a fork could not take over; on a machine with a GPU this module is not loaded. DeepSpeed is absent, since it chooses its
 accelerator when it is imported.
 """
 
