@@ -15,6 +15,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("wm", "jobs", "serve_apps")
 
+WITHOUT_EXTRAS = """
+from importlib.machinery import PathFinder
+absent = "av decord deepspeed fastapi openai pandas ray rouge_score sacrebleu tensorboardX".split()
+find = PathFinder.find_spec
+PathFinder.find_spec = lambda name, *more: None if name in absent else find(name, *more)
+"""
+"""What is missing where the package is installed without an extra."""
+
 SERVED = """
 import sys
 from importlib.resources import files
@@ -80,7 +88,9 @@ def test_an_empty_environment_predicts_with_the_shipped_models(wheel, tmp_path):
     (site / "dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n{sysconfig.get_path('platlib')}\n")
     run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-compile", wheel, cwd=elsewhere)
     assert "predict" in run(home / "bin" / "wm", "--help", cwd=elsewhere)
+    (site / "sitecustomize.py").write_text(WITHOUT_EXTRAS)
     printed = run(home / "bin" / "wm", "predict", "nano/predict", cwd=elsewhere)
+    (site / "sitecustomize.py").unlink()
     out = elsewhere / "runs" / "predict"
     assert f"8 candidates: {Path('runs/predict/storyboard.png')}" in printed
     record = json.loads((out / "prediction.json").read_text())
