@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -86,7 +87,7 @@ class StageProcess:
         if console.is_terminal:
             variables[PROGRESS_INTERVAL] = _REDRAW_S
         lock = Connection(os.dup(lock_descriptor), writable=False)  # as such it can be sent
-        _context.set_forkserver_preload(list_preloads())
+        warm_up()
         surroundings = _Surroundings(str(Path.cwd()), variables, their_output, their_result, lock)
         self._process = _context.Process(target=_run_in_child, args=(stage, work, surroundings), name=stage.name)
         self._process.start()
@@ -134,6 +135,12 @@ class StageProcess:
             self._process.join()
         self._reader.join(timeout=1.0)
         self._console.end(self.stage.name)
+
+
+def warm_up() -> None:
+    """Start the fork server, unless it runs; it imports while this process does something else."""
+    _context.set_forkserver_preload(list_preloads())
+    forkserver.ensure_running()
 
 
 def list_preloads(drivers: Sequence[Path] = _GPU_DRIVERS) -> list[str]:
